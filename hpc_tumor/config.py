@@ -1,0 +1,240 @@
+"""Frozen, validated settings: what to run (`Experiment`) and where (`ClusterProfile`).
+
+Everything is refused at construction, with a message that names the setting, the value and what is allowed.
+"""
+
+from __future__ import annotations
+
+import re
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from hpc_tumor.errors import UsageError
+
+Task = Literal["classification", "segmentation"]
+SPLITS: dict[str, tuple[str, ...]] = {
+    "classification": ("deduplicated", "published"),
+    "segmentation": ("by-patient", "published"),
+}
+LOSSES: dict[str, tuple[str, ...]] = {"classification": ("cross-entropy",), "segmentation": ("bce",)}
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, and an unknown key is an error rather than a silent default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class ModelSettings(Settings):
+    """Which network."""
+
+    name: str = Field(description="one of the seven networks")
+    filters: int | None = Field(None, ge=1, le=1024, description="first filters of a U-Net; absent: the published 32")
+
+
+class DataSettings(Settings):
+    """Which store, and what of it."""
+
+    store: Path = Field(description="Zarr store made by prepare-data")
+    split: str | None = Field(None, description="by-patient, deduplicated or published; absent: the task's default")
+    fold: int | None = Field(None, ge=0, description="which of `folds` parts is the test part; absent: one split")
+    folds: int = Field(5, ge=2, le=100, description="number of folds, where `fold` is given")
+    val_fraction: float = Field(
+        0.1, ge=0, lt=1, description="share of the training cases held out to choose the best epoch"
+    )
+    test_fraction: float = Field(0.1, gt=0, lt=1, description="share of the cases held out for the scores")
+    slices: float = Field(
+        0.5, gt=0, le=1, description="middle share of the axial slices of a case; the published study takes 0.5"
+    )
+    image_size: int | None = Field(
+        None,
+        ge=16,
+        le=2048,
+        description="pixels per side for training; absent: 128 for classification, as stored for segmentation",
+    )
+
+
+class Recipe(Settings):
+    """How to train."""
+
+    epochs: int = Field(20, ge=1, le=100_000)
+    batch_size: int = Field(32, ge=1, le=65_536, description="global batch, divided among the ranks")
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    learning_rate: float = Field(1e-3, gt=0, le=10)
+    weight_decay: float = Field(0.0, ge=0, le=1, description="L2 for adam and sgd, decoupled for adamw")
+    schedule: Literal["none", "step", "exponential"] = "none"
+    step_epochs: int = Field(10, ge=1, description="epochs between two steps of the step schedule")
+    gamma: float = Field(0.5, gt=0, le=1, description="factor of the step and exponential schedules")
+    augment: bool = False
+    loss: str | None = Field(None, description="cross-entropy or bce; absent: the task's")
+
+
+class HardwareSettings(Settings):
+    """On what."""
+
+    gpus: int = Field(1, ge=1, le=4096, description="ranks: one per GPU, or CPU processes where there is no GPU")
+    precision: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    channels_last: bool = True
+    deterministic: bool = Field(False, description="same bits on every run, at a cost on GPUs")
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads of a rank; absent: the CPUs given, divided by the ranks of the node"
+    )
+    timeout_minutes: float = Field(15, gt=0, description="after which a collective that does not end is an error")
+
+
+class Experiment(Settings):
+    """One run: everything that decides what is trained, on what data, and how."""
+
+    model: ModelSettings
+    data: DataSettings
+    recipe: Recipe = Recipe()
+    hardware: HardwareSettings = HardwareSettings()
+    seed: int = Field(0, ge=0, lt=2**31)
+    task: Task
+    limit_batches: int | None = Field(None, ge=1, description="at most so many batches per epoch and part (debugging)")
+    checkpoint_minutes: float = Field(
+        10, gt=0, description="at most so long between two checkpoints; one follows each epoch too"
+    )
+
+    @model_validator(mode="after")
+    def _choices_of_the_task(self) -> Self:
+        for what, value, allowed in (
+            ("data.split", self.data.split, SPLITS[self.task]),
+            ("recipe.loss", self.recipe.loss, LOSSES[self.task]),
+        ):
+            if value is not None and value not in allowed:
+                raise ValueError(f"{what} = {value!r} is not for {self.task}: choose {' or '.join(allowed)}")
+        if self.data.fold is not None and self.data.fold >= self.data.folds:
+            raise ValueError(
+                f"data.fold = {self.data.fold} of {self.data.folds} folds: choose 0 to {self.data.folds - 1}"
+            )
+        if self.recipe.batch_size < self.hardware.gpus:
+            raise ValueError(
+                f"recipe.batch_size = {self.recipe.batch_size} cannot be divided among {self.hardware.gpus} GPUs:"
+                " choose fewer GPUs or a larger batch"
+            )
+        return self
+
+    @property
+    def split(self) -> str:
+        """The split in use: the one asked for, else the task's default."""
+        return self.data.split or SPLITS[self.task][0]
+
+    @property
+    def loss(self) -> str:
+        """The loss in use: the one asked for, else the task's."""
+        return self.recipe.loss or LOSSES[self.task][0]
+
+
+def _minutes(value: Any) -> Any:
+    """Walltime as SLURM writes it (`MM`, `HH:MM:SS`, `D-HH:MM:SS`, …) or with units (`90m`, `2h`) → minutes."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip().lower()
+    if match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", text):
+        return max(1, round(float(match[1]) * {"s": 1 / 60, "m": 1, "h": 60, "d": 1440}[match[2]]))
+    if match := re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text):
+        days, first, second, third = (int(group) if group else 0 for group in match.groups())
+        if match[1]:  # D-HH[:MM[:SS]]
+            return days * 1440 + first * 60 + second + (third + 59) // 60
+        if match[4]:  # HH:MM:SS
+            return first * 60 + second + (third + 59) // 60
+        return first + (1 if second else 0)  # MM[:SS]
+    raise ValueError(f"{value!r} is not a time: write 02:00:00, 1-12:00:00, 90m or 2h")
+
+
+Minutes = Annotated[int, BeforeValidator(_minutes), Field(ge=1)]
+
+
+class SlurmSettings(Settings):
+    """How this site wants to be asked."""
+
+    partition: str | None = None
+    account: str | None = Field(None, description='"required" where the site demands one and the user names it')
+    qos: str | None = None
+    constraint: str | None = None
+    reservation: str | None = None
+    gpu_request: Literal["gres", "gpus-per-node", "none"] = "gres"
+    gpu_type: str | None = Field(None, description="type in a typed request, as V100 in --gres=gpu:V100:2")
+    requeue: bool = Field(True, description="whether the site lets a job be requeued")
+    extra: dict[str, str | int | bool] = Field({}, description="further sbatch options, by their long names")
+
+
+class NodeSettings(Settings):
+    """One node, as much of it as a job may have."""
+
+    gpus: int = Field(1, ge=0)
+    gpu_model: str | None = None
+    cpus: int = Field(1, ge=1)
+    memory_gb: float = Field(4, gt=0)
+
+
+class LimitSettings(Settings):
+    """What a user may ask for here."""
+
+    walltime: Minutes = 120
+    nodes: int | None = Field(None, ge=1)
+    running_jobs: int | None = Field(None, ge=1)
+    queued_jobs: int | None = Field(None, ge=1)
+
+
+class EnvironmentSettings(Settings):
+    """What a job needs before Python starts."""
+
+    modules: tuple[str, ...] = ()
+    setup: tuple[str, ...] = ()
+    variables: dict[str, str] = {}
+    scratch: str | None = None
+    master_suffix: str = Field("", description="appended to the first node's name for the rendezvous (JUWELS: i)")
+
+
+class ClusterProfile(Settings):
+    """Where to train: one TOML file in slurm_templates/, or the user's own."""
+
+    name: str
+    description: str
+    slurm: SlurmSettings = SlurmSettings()
+    node: NodeSettings = NodeSettings()
+    limits: LimitSettings = LimitSettings()
+    environment: EnvironmentSettings = EnvironmentSettings()
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def build(kind: type[S], values: dict[str, Any], where: str) -> S:
+    """`kind` made of `values`; else a UsageError that says what is wrong, `where`, and what is allowed."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(f"{where}: {'; '.join(_explain(kind, item) for item in error.errors())}") from None
+
+
+def _explain(kind: type[BaseModel], error: Any) -> str:
+    name = ".".join(str(part) for part in error["loc"] if part != "function-before[_minutes(), int]")
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        known = sorted(fields_of(kind))
+        near = get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        return f"unknown setting {name!r}.{hint} Known: {', '.join(known)}."
+    if error["type"] == "missing":
+        return f"{name} is missing"
+    if not name:
+        return message
+    return f"{name} = {error['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def fields_of(kind: type[BaseModel]) -> dict[str, Any]:
+    """Dotted names of all settings in `kind` with their fields: `recipe.epochs`, `data.store`, `seed`."""
+    found: dict[str, Any] = {}
+    for name, field in kind.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            found.update({f"{name}.{key}": value for key, value in fields_of(inner).items()})
+        else:
+            found[name] = field
+    return found

@@ -1,0 +1,50 @@
+"""The errors a user can cause. Each names the value, what is allowed and the way out; the CLI prints only that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class HpcTumorError(Exception):
+    """Base of all errors with a clear way out. `exit_code` is what the command ends with."""
+
+    exit_code = 1
+
+
+class UsageError(HpcTumorError, ValueError):
+    """A wrong option, setting, model, profile or combination of them."""
+
+    exit_code = 2
+
+
+class DataError(HpcTumorError, ValueError):
+    """Data refused: unreadable, incomplete, of another kind, leaking, or of a newer schema."""
+
+    exit_code = 3
+
+
+class ClusterError(HpcTumorError, RuntimeError):
+    """SLURM is not there, or refused the request."""
+
+    exit_code = 4
+
+
+class PartialFailure(HpcTumorError, RuntimeError):  # noqa: N818 - a part failing is not the whole being in error
+    """Some of many runs failed."""
+
+    exit_code = 5
+
+
+class TrainingError(HpcTumorError, RuntimeError):
+    """Training could not go on: a non-finite loss, a lost rank, no memory left."""
+
+    exit_code = 1
+
+
+def unknown(what: str, value: object, known: Iterable[str]) -> UsageError:
+    """Error for a name that is not among the `known` ones; suggests the nearest."""
+    names = sorted(known)
+    near = get_close_matches(str(value).lower(), names, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return UsageError(f"unknown {what} {value!r}.{hint} Known: {', '.join(names)}.")

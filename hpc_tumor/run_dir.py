@@ -1,0 +1,178 @@
+"""The one place that knows every file name inside a run directory, and how each is written and read.
+
+runs/<run>/            <run> = date-time, model, short id
+  config.json          every setting, resolved
+  job.json             the scheduler's handle: cluster, job id, shape of the request
+  provenance.json      versions, git commit, command line, host, GPUs, store fingerprint
+  status.json          heartbeat, replaced atomically
+  metrics.jsonl        one line per epoch and part
+  events.jsonl         what happened to the run, in order
+  checkpoints/         last.pt, best.pt
+  cases.csv            one row per test case or image
+  figures/  logs/
+  result.json          written last: its absence means unfinished
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import time
+from datetime import datetime
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from hpc_tumor import atomic
+from hpc_tumor.config import Experiment, build
+from hpc_tumor.errors import UsageError
+
+_RUN_NAME = re.compile(r"\d{8}-\d{6}-[a-z0-9-]+-[0-9a-f]{4,}")
+
+
+class RunDir:
+    """One run's directory. Reading never fails on files that are absent, half-written or foreign: it gives nothing."""
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+        self.config = self.path / "config.json"
+        self.job = self.path / "job.json"
+        self.provenance = self.path / "provenance.json"
+        self.status = self.path / "status.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.events = self.path / "events.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.last_checkpoint = self.checkpoints / "last.pt"
+        self.best_checkpoint = self.checkpoints / "best.pt"
+        self.cases = self.path / "cases.csv"
+        self.figures = self.path / "figures"
+        self.logs = self.path / "logs"
+        self.submission = self.logs / "submission"
+        self.result = self.path / "result.json"
+
+    def __repr__(self) -> str:
+        return f"RunDir({str(self.path)!r})"
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @classmethod
+    def create(cls, runs: Path, experiment: Experiment) -> RunDir:
+        """New run directory under `runs` holding the resolved settings; it appears with them or not at all."""
+        runs.mkdir(parents=True, exist_ok=True)
+        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+        name = f"{stamp}-{experiment.model.name}-{secrets.token_hex(3)}"
+        beside = runs / f".{name}"
+        for folder in ("checkpoints", "figures", "logs/submission"):
+            (beside / folder).mkdir(parents=True)
+        atomic.write_json(beside / "config.json", experiment.model_dump(mode="json"))
+        beside.rename(runs / name)
+        return cls(runs / name)
+
+    def experiment(self) -> Experiment:
+        """The settings this run was made with. UsageError where there are none that can be read."""
+        values = read_json(self.config)
+        if values is None:
+            raise UsageError(f"{self.path} is not a run directory: it holds no readable {self.config.name}.")
+        return build(Experiment, values, where=str(self.config))
+
+    def write_status(self, **values: Any) -> None:
+        """Replace the heartbeat, stamped with the time in seconds since 1970."""
+        atomic.write_json(self.status, {"time": time.time(), **values})
+
+    def add_event(self, event: str, **values: Any) -> None:
+        """Append one line to what happened to this run."""
+        _append_json(self.events, {"time": time.time(), "event": event, **values})
+
+    def add_metrics(self, epoch: int, part: str, **values: Any) -> None:
+        """Append the scores of one epoch on one part (train, val, test)."""
+        _append_json(self.metrics, {"epoch": epoch, "part": part, **values})
+
+    def keep_metrics(self, up_to_epoch: int) -> None:
+        """Drop the lines of later epochs, which a resumed run is about to write again."""
+        lines = [line for line in read_json_lines(self.metrics) if line.get("epoch", 0) <= up_to_epoch]
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        atomic.write_text(self.metrics, text)
+
+    def read_events(self, event: str | None = None) -> list[dict[str, Any]]:
+        """All events in order, or those of one kind."""
+        return [line for line in read_json_lines(self.events) if event is None or line.get("event") == event]
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All lines of metrics in order."""
+        return read_json_lines(self.metrics)
+
+    def is_finished(self) -> bool:
+        """Whether the run has written its result."""
+        return read_json(self.result) is not None
+
+
+def find_runs(runs: Path, patterns: list[str] | None = None) -> list[RunDir]:
+    """Run directories under `runs` by name, oldest first: all, or those whose name fits a pattern (name, part or glob).
+
+    Raises:
+        UsageError: there is no such directory, or a pattern fits no run.
+    """
+    if not runs.is_dir():
+        raise UsageError(f"there is no runs directory {runs}. Submit a run first, or name another one with --runs.")
+    found = [RunDir(path) for path in sorted(runs.iterdir()) if is_run(path)]
+    if not patterns or patterns == ["all"]:
+        return found
+    chosen: dict[str, RunDir] = {}
+    for pattern in patterns:
+        fitting = [run for run in found if fnmatchcase(run.name, pattern)] or [
+            run for run in found if pattern in run.name
+        ]
+        if not fitting:
+            raise UsageError(f"no run in {runs} fits {pattern!r}. `hpc-tumor status` lists the runs.")
+        chosen.update((run.name, run) for run in fitting)
+    return [chosen[name] for name in sorted(chosen)]
+
+
+def is_run(path: Path) -> bool:
+    """Whether `path` looks like a run directory: by its name, or by the settings it holds."""
+    return (
+        path.is_dir()
+        and not path.name.startswith(".")
+        and (_RUN_NAME.fullmatch(path.name) is not None or (path / "config.json").is_file())
+    )
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The JSON object in `path`; None where it is absent, half-written or something else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects in `path`, one a line; lines that are none (a torn last one) are left out."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    values = []
+    for line in text.splitlines():
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(value, dict):
+            values.append(value)
+    return values
+
+
+def _append_json(path: Path, value: dict[str, Any]) -> None:
+    # One write of one whole line to a file opened for appending: lines of two writers never mix.
+    line = json.dumps(atomic.plain(value), ensure_ascii=False, allow_nan=False) + "\n"
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        os.write(handle, line.encode())
+        os.fsync(handle)
+    finally:
+        os.close(handle)
