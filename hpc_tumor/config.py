@@ -162,6 +162,15 @@ class SlurmSettings(Settings):
     requeue: bool = Field(True, description="whether the site lets a job be requeued")
     extra: dict[str, str | int | bool] = Field({}, description="further sbatch options, by their long names")
 
+    @model_validator(mode="after")
+    def _one_line_each(self) -> Self:
+        for name, value in [*self.extra.items(), *((key, getattr(self, key)) for key in type(self).model_fields)]:
+            if isinstance(value, str) and not value.isprintable():
+                raise ValueError(f"{name} = {value!r} holds a line end or another control character")
+        if wrong := [name for name in self.extra if not re.fullmatch(r"[a-z][a-z0-9_-]*", name)]:
+            raise ValueError(f"extra {wrong[0]!r} is not the long name of an sbatch option, such as mail-type")
+        return self
+
 
 class NodeSettings(Settings):
     """One node, as much of it as a job may have."""
@@ -189,6 +198,12 @@ class EnvironmentSettings(Settings):
     variables: dict[str, str] = {}
     scratch: str | None = None
     master_suffix: str = Field("", description="appended to the first node's name for the rendezvous (JUWELS: i)")
+
+    @model_validator(mode="after")
+    def _names_of_variables(self) -> Self:
+        if wrong := [name for name in self.variables if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name)]:
+            raise ValueError(f"{wrong[0]!r} is not a name of an environment variable: use letters, digits and _")
+        return self
 
 
 class ClusterProfile(Settings):

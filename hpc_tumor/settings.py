@@ -140,6 +140,8 @@ def resolve(overrides: Mapping[str, Any], job: Mapping[str, Any] | None = None, 
     name = upper.get("model", {}).get("name")
     if name is None:
         raise UsageError(f"which model? Name one with --model: {', '.join(MODELS)}.")
+    if "store" not in upper.get("data", {}):
+        raise UsageError("which data? Name a store made by `hpc-tumor prepare-data` with --data.")
     values = merge(preset(str(name)), upper, {"task": MODELS[str(name)].task})
     return build(Experiment, values, where=where)
 

@@ -1,0 +1,7 @@
+"""`python -m hpc_tumor`: the same as `hpc-tumor`."""
+
+import sys
+
+from hpc_tumor.cli import main
+
+sys.exit(main())

@@ -1,0 +1,338 @@
+"""Every command in one place: parse, call one function, show the result.
+
+The commands import what they need when they are called: `hpc-tumor --help` waits for nothing, and only the commands that
+convert or train load torch or zarr.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hpc_tumor.console import out
+from hpc_tumor.errors import HpcTumorError, UsageError
+
+if TYPE_CHECKING:
+    from hpc_tumor.run_dir import RunDir
+
+app = typer.Typer(
+    help="Train and compare brain-tumour networks, on SLURM clusters and on one machine.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line. Gives the exit code: 0 done, 1 failed, 2 usage, 3 data, 4 SLURM, 5 some failed, 130 interrupted."""
+    out.json = out.verbose = False
+    try:
+        code = app(args=arguments, prog_name="hpc-tumor", standalone_mode=False)
+    except typer.TyperException as error:
+        out.error(error.format_message())
+        path = getattr(getattr(error, "ctx", None), "command_path", "hpc-tumor")
+        out.note(f"`{path} --help` shows what there is.")
+        return 2
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    except Exception as error:
+        return _failed(error)
+    if code == 130:
+        out.note("interrupted")
+    return code if isinstance(code, int) else 0
+
+
+def _failed(error: Exception) -> int:
+    if out.verbose:
+        import traceback
+
+        traceback.print_exception(error)
+    if isinstance(error, HpcTumorError):
+        out.error(str(error))
+        return error.exit_code
+    text = " ".join(str(error).split())
+    out.error(f"{type(error).__name__}: {text}" if text else type(error).__name__)
+    if not out.verbose:
+        out.note("This was not foreseen: the same command with --verbose shows where it happened.")
+    return 1
+
+
+# -- options that several commands share ------------------------------------------------------------------------------
+
+
+def _set_json(value: bool) -> bool:
+    out.json = out.json or value
+    return value
+
+
+def _set_verbose(value: bool) -> bool:
+    out.verbose = out.verbose or value
+    return value
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        from hpc_tumor import __version__
+
+        out.text(__version__)
+        raise typer.Exit
+
+
+def _complete_models() -> list[str]:
+    from hpc_tumor.models import MODELS
+
+    return list(MODELS)
+
+
+def _complete_clusters() -> list[str]:
+    from hpc_tumor.cluster.profiles import LOCAL, profile_files
+
+    return [LOCAL, *profile_files()]
+
+
+Json = Annotated[bool, typer.Option("--json", callback=_set_json, help="The result as JSON on standard output.")]
+Verbose = Annotated[bool, typer.Option("--verbose", callback=_set_verbose, help="Errors with their traceback.")]
+Runs = Annotated[
+    Path | None, typer.Option("--runs", help="Folder of the run directories.", show_default="./runs", metavar="DIR")
+]
+Patterns = Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs by name, part of a name, glob, or 'all'.")]
+AnyPatterns = Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs by name, part of a name, or glob.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+# -- data -------------------------------------------------------------------------------------------------------------
+
+
+@app.command(rich_help_panel="Data")
+def phantom(
+    directory: Annotated[Path, typer.Argument(help="New folder to write to.")],
+    dataset: Annotated[str, typer.Option(help="brats or brain-mri: whose raw layout to write.")],
+    cases: Annotated[int, typer.Option(min=1, help="Patients, or images.")],
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same data.")] = 0,
+    shape: Annotated[
+        str | None, typer.Option(metavar="X,Y,Z", help="Voxels of a brats patient.", show_default="240,240,155")
+    ] = None,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Make up a raw dataset, to try everything on.
+
+    Example: hpc-tumor phantom scratch/raw --dataset brats --cases 8 --seed 1
+    """
+    from hpc_tumor.data.phantom import make_phantom
+
+    try:
+        voxels = tuple(int(n) for n in shape.split(",")) if shape else None
+    except ValueError:
+        raise UsageError(f"--shape {shape!r} is not a shape: write it as 240,240,155.") from None
+    unit = "patients" if dataset == "brats" else "images"
+    with out.progress("making up", unit) as progress:
+        written = make_phantom(directory, dataset, cases, seed, shape=voxels, progress=progress)
+    out.result(
+        {"directory": directory, "dataset": dataset, "cases": len(written), "seed": seed},
+        show=lambda: out.text(f"{directory}: {len(written):,} made-up {unit} in the layout of {dataset}"),
+    )
+    out.hints("Next:", [(f"hpc-tumor prepare-data {directory} {directory}.zarr", "convert it to a store")])
+
+
+# -- runs -------------------------------------------------------------------------------------------------------------
+
+
+@app.command(rich_help_panel="Runs")
+def submit(
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", "-m", autocompletion=_complete_models, help="Network; several make several runs."),
+    ] = None,
+    data: Annotated[
+        list[Path] | None, typer.Option("--data", "-d", help="Store; one per task where the models are of both.")
+    ] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="GPUs of a run, on as many nodes as that takes.")] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(autocompletion=_complete_clusters, help="Cluster profile; local: this machine, no SLURM."),
+    ] = None,
+    job: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Job file with settings and sweeps: many runs at once.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as recipe.epochs=2.")
+    ] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Seed; several make several runs.")] = None,
+    runs: Runs = None,
+    account: Annotated[str | None, typer.Option(help="Account that pays.")] = None,
+    partition: Annotated[str | None, typer.Option(help="Partition.")] = None,
+    qos: Annotated[str | None, typer.Option(help="Quality of service.")] = None,
+    constraint: Annotated[str | None, typer.Option(help="Node features.")] = None,
+    time: Annotated[
+        str | None, typer.Option("--time", "--walltime", help="Walltime: 02:00:00, 90m or 2h.")
+    ] = None,
+    memory: Annotated[float | None, typer.Option(help="Main memory of a node in GB.")] = None,
+    cpus: Annotated[int | None, typer.Option(min=1, help="CPUs of a task, that is, of a GPU.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Stay until the runs have ended, and show how they do.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and the script; submit nothing.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="One process in the foreground, a few batches; breakpoint() works.")
+    ] = False,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Train: on a cluster, or on this machine. Returns at once.
+
+    Examples:
+
+    hpc-tumor submit --model unet --gpus 4 --data brats.zarr --cluster orfeo-gpu
+
+    hpc-tumor submit --job jobs/comparison.toml --data brats.zarr --data brain-mri.zarr
+
+    hpc-tumor submit --model cnn --data brain-mri.zarr --debug
+    """
+    from hpc_tumor import launch
+    from hpc_tumor.request import Request, make_experiments
+
+    if debug and cluster not in (None, "local"):
+        raise UsageError(f"--debug runs in the foreground on this machine: leave out --cluster {cluster}.")
+    experiments = make_experiments(Request(job, model or [], seed or [], data or [], gpus, settings or [], debug))
+    if debug:
+        launch.debug(experiments, _folder(runs))
+        return
+    profile = launch.choose_profile(cluster)
+    planned = launch.plan(
+        experiments, profile, walltime=time, memory_gb=memory, cpus=cpus, account=account, partition=partition,
+        qos=qos, constraint=constraint,
+    )  # fmt: skip
+    if dry_run:
+        launch.show_scripts(planned, profile, _folder(runs))
+    else:
+        launch.submit(planned, profile, _folder(runs), wait)
+
+
+@app.command(rich_help_panel="Runs")
+def status(
+    patterns: AnyPatterns = None,
+    runs: Runs = None,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on showing until all have ended.")] = False,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Where the runs are: queue, progress, scores so far."""
+    from hpc_tumor.cluster.queue import read_states
+    from hpc_tumor.launch import show_states, watch_runs
+
+    found = _find(runs, patterns)
+    if not found:
+        out.note(f"no runs in {_folder(runs)} yet")
+    show_states(watch_runs(found) if watch else read_states(found))
+
+
+@app.command(rich_help_panel="Runs")
+def logs(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Run by name, part of a name, or glob.")],
+    runs: Runs = None,
+    rank: Annotated[int, typer.Option(min=0, help="Which rank's output.")] = 0,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is printed, until the end.")] = False,
+    errors: Annotated[bool, typer.Option("--errors", help="Why it failed: the first rank's traceback.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """What a run printed, over all of its restarts."""
+    from hpc_tumor.cluster.logs import log_text
+
+    found = _find(runs, [run])
+    if len(found) > 1:
+        raise UsageError(f"{run!r} fits {len(found)} runs: {', '.join(item.name for item in found)}. Name one.")
+    if follow and not errors:
+        from hpc_tumor.launch import follow_log
+
+        follow_log(found[0], rank)
+        return
+    text = log_text(found[0], rank=rank, errors=errors)
+    if text:
+        out.text(text.rstrip("\n"))
+    else:
+        out.note(f"{found[0].name}: no {'errors' if errors else f'output of rank {rank}'} so far")
+
+
+@app.command(rich_help_panel="Runs")
+def cancel(
+    patterns: Patterns, runs: Runs = None, yes: Yes = False, json: Json = False, verbose: Verbose = False
+) -> None:
+    """End runs. What they have learned so far stays, and `resume` goes on from there."""
+    from hpc_tumor.launch import cancel_runs
+
+    cancel_runs(_find(runs, patterns), yes)
+
+
+@app.command(rich_help_panel="Runs")
+def resume(
+    patterns: Patterns, runs: Runs = None, yes: Yes = False, json: Json = False, verbose: Verbose = False
+) -> None:
+    """Start runs again that ended without a result; they go on from their last checkpoint."""
+    from hpc_tumor.launch import resume_runs
+
+    resume_runs(_find(runs, patterns), yes)
+
+
+@app.command(rich_help_panel="Runs")
+def clusters(json: Json = False, verbose: Verbose = False) -> None:
+    """The cluster profiles that --cluster takes."""
+    from hpc_tumor.cluster.profiles import list_profiles
+    from hpc_tumor.views import clusters_table
+
+    profiles = list_profiles()
+    out.result(
+        [profile.model_dump(mode="json") for profile in profiles], show=lambda: out.table(clusters_table(profiles))
+    )
+
+
+# -- results ----------------------------------------------------------------------------------------------------------
+
+
+@app.command(rich_help_panel="Results")
+def collect(
+    runs: Annotated[
+        Path | None, typer.Argument(metavar="[RUNS]", help="Folder of the run directories.", show_default="./runs")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Folder for comparison.csv, .json and .md.")
+    ] = None,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Compare the runs, finished or not: a table here, and files where --output says."""
+    from hpc_tumor.cluster.queue import read_states
+    from hpc_tumor.results.collect import collect_runs
+    from hpc_tumor.results.tables import comparison_json, terminal_tables, write_tables
+
+    found = _find(runs, None)
+    states = read_states([run for run in found if not run.is_finished()])
+    comparison = collect_runs(found, queue={state.name: state.state for state in states})
+    written = write_tables(comparison, output) if output else []
+    if not found:
+        out.note(f"no runs in {_folder(runs)} yet")
+    out.result(comparison_json(comparison), show=lambda: out.tables(terminal_tables(comparison, out.width)))
+    if written:
+        out.note(f"\nwritten: {', '.join(str(path) for path in written)}")
+
+
+def _folder(runs: Path | None) -> Path:
+    from hpc_tumor.settings import user_default
+
+    return runs or Path(user_default("runs") or "runs")
+
+
+def _find(runs: Path | None, patterns: list[str] | None) -> list[RunDir]:
+    from hpc_tumor.run_dir import find_runs
+
+    return find_runs(_folder(runs), patterns)

@@ -1,0 +1,206 @@
+"""TrainingJob: the small picklable callable that SLURM, or this machine's own queue, runs as one rank.
+
+`python -m hpc_tumor.cluster.job RUN` runs it as a rank of the local queue, with the variables that torchrun sets.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from hpc_tumor.cluster.orphans import end_with_parent
+from hpc_tumor.cluster.slurm import requeue
+from hpc_tumor.errors import ClusterError, HpcTumorError
+from hpc_tumor.run_dir import RunDir, read_json
+
+MOST_RESTARTS = 100
+_WAIT_FOR_END = 60.0  # seconds in which SLURM ends the ranks of a job that was requeued
+
+
+class StopFlag:
+    """Which signal has come. The handlers only note it: the ranks agree after a step, and save together."""
+
+    def __init__(self, run: RunDir | None = None) -> None:
+        self._came: list[str] = []
+        self._run = run  # where the first signal is recorded: rank 0 only
+
+    def install(self) -> None:
+        """Listen to USR2 (time limit, preemption), TERM (cancelled, or the end of the grace time) and INT."""
+        for name in ("USR2", "TERM", "INT"):
+            signal.signal(signal.Signals[f"SIG{name}"], self._note)
+
+    def __call__(self) -> str | None:
+        """The reason to stop, or None. TERM outweighs USR2: what was cancelled by hand is not requeued."""
+        if not self._came:
+            return None
+        reason = next((name for name in self._came if name != "USR2"), "USR2")
+        if self._run is not None:
+            self._run.add_event("signal", signal=reason)
+            self._run = None
+        return reason
+
+    def wait(self, seconds: float, after: str | None = None) -> str | None:
+        """The reason to stop; waits for one other than `after` where none has come yet."""
+        end = time.monotonic() + seconds
+        while self() == after and time.monotonic() < end:
+            time.sleep(0.05)
+        return self()
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        self._came.append(signal.Signals(number).name.removeprefix("SIG"))
+
+
+class TrainingJob:
+    """One rank of a run, to be pickled: it holds a path and no more, and imports torch only when called."""
+
+    def __init__(self, run_path: Path) -> None:
+        self.run_path = Path(run_path)
+
+    def __call__(self) -> str:
+        """Train; "finished" or "stopped". Any error is recorded in the run directory and raised again."""
+        run = RunDir(self.run_path)
+        job = read_json(run.job) or {}
+        start = int(job.get("start", 0))
+        under_slurm = os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
+        if under_slurm:
+            start += int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+            rank = int(os.environ.get("SLURM_PROCID") or 0)
+            _write_to(run.logs / f"rank-{rank}.{start}.out")
+            _prepare_slurm(run, job)
+        rank = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
+        stop = StopFlag(run if rank == 0 else None)
+        stop.install()
+        try:
+            outcome = _train(run, stop)
+        except Exception as error:
+            (run.logs / f"rank-{rank}.{start}.error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+            record_failure(run, start, rank, _in_one_line(error))
+            raise
+        if outcome == "stopped" and under_slurm:
+            _after_stop(run, job, stop, rank)
+        return outcome
+
+
+def record_failure(run: RunDir, start: int, rank: int | None, reason: str, *, overrule: bool = False) -> None:
+    """Record why this start of the run failed: event, and status. The first rank to say so is believed.
+
+    Those that follow mostly report that they lost the first one. `overrule` is for who watches from outside.
+    """
+    mark = run.logs / f"failure.{start}.json"
+    try:
+        handle = os.open(mark, os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if overrule else os.O_EXCL), 0o666)
+    except FileExistsError:
+        return
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        json.dump({"rank": rank, "reason": reason}, file)
+    run.add_event("failed", reason=reason, rank=rank)
+    status = read_json(run.status) or {}
+    status.pop("time", None)
+    run.write_status(**{**status, "state": "failed"})
+
+
+def rendezvous(variables: Mapping[str, str], suffix: str = "") -> tuple[str, int]:
+    """Address and port at which the ranks of a SLURM job meet: the first node, and a port of this job and restart.
+
+    The port lies below 32768, where Linux begins to hand out ports to outgoing connections.
+    """
+    number = int(variables["SLURM_JOB_ID"]) * 7 + int(variables.get("SLURM_RESTART_COUNT") or 0) * 101
+    port = 20_000 + number % 12_000
+    if int(variables.get("SLURM_JOB_NUM_NODES") or 1) == 1:
+        return "127.0.0.1", port
+    nodes = variables["SLURM_JOB_NODELIST"]
+    done = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=False)
+    if done.returncode != 0 or not done.stdout.strip():
+        raise ClusterError(f"scontrol cannot name the nodes of {nodes!r}: {done.stderr.strip()}")
+    return done.stdout.split()[0] + suffix, port
+
+
+def _prepare_slurm(run: RunDir, job: dict[str, Any]) -> None:
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):  # SLURM's own variables say it
+        os.environ.pop(name, None)
+    if given := os.environ.get("SLURM_CPUS_PER_TASK"):
+        os.environ.setdefault("OMP_NUM_THREADS", given)
+    suffix = job.get("profile", {}).get("environment", {}).get("master_suffix", "")
+    address, port = rendezvous(os.environ, suffix)
+    os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port))
+    # A start that was killed while submitit wrote its result leaves this file, and submitit refuses to write again.
+    mine = f"{os.environ['SLURM_JOB_ID']}_{os.environ.get('SLURM_PROCID', '0')}_result.pkl.save_tmp"
+    (run.submission / mine).unlink(missing_ok=True)
+
+
+def _train(run: RunDir, stop: StopFlag) -> str:
+    from hpc_tumor.training.distributed import init_distributed
+    from hpc_tumor.training.loop import train
+
+    experiment = run.experiment()
+    distributed = init_distributed(experiment.hardware.timeout_minutes, experiment.hardware.threads)
+    print(f"rank {distributed.rank} of {distributed.world_size} on {socket.gethostname()}, {distributed.device}")
+    outcome = train(experiment, run, distributed, stop)
+    distributed.shutdown()
+    return outcome
+
+
+def _after_stop(run: RunDir, job: dict[str, Any], stop: StopFlag, rank: int) -> None:
+    """After a warning (USR2): back into the queue. After TERM the job is SLURM's or the user's to end."""
+    if stop.wait(2.0) != "USR2":
+        return
+    restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+    allowed = job.get("profile", {}).get("slurm", {}).get("requeue", True)
+    if not allowed or restarts >= MOST_RESTARTS:
+        if rank == 0:
+            why = f"was restarted {restarts} times already" if allowed else "may not be requeued on this cluster"
+            run.add_event("stopped", reason=f"the time limit came and the job {why}: go on with hpc-tumor resume")
+        return
+    if rank == 0:
+        run.add_event("requeued", restart=restarts + 1)
+        try:
+            requeue(os.environ["SLURM_JOB_ID"])
+        except ClusterError as error:  # harmless where SLURM has preempted, and so requeued, the job by itself
+            print(f"not requeued: {error}", file=sys.stderr)
+    stop.wait(_WAIT_FOR_END, after="USR2")
+
+
+def _in_one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    said = text if isinstance(error, HpcTumorError) else f"{type(error).__name__}: {text}"
+    return said if len(said) <= 500 else f"{said[:500]} …"
+
+
+def _write_to(path: Path) -> None:
+    """Let everything this process prints go to `path`, also what libraries print below Python."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    os.close(handle)
+
+
+def main(arguments: list[str]) -> int:
+    """One rank on this machine: it ends with the process that started it."""
+    end_with_parent(signal.SIGKILL, expected=os.environ.get("HPC_TUMOR_PARENT"))
+    try:
+        print(TrainingJob(Path(arguments[0]))())
+    except HpcTumorError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except Exception:
+        with suppress(OSError):
+            traceback.print_exc()
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

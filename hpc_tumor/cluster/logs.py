@@ -1,0 +1,136 @@
+"""The log files of a run: which belongs to which rank and start, the errors first, followed live across restarts.
+
+logs/rank-<rank>.<start>.out          what a rank printed; start 0 is the first, one more after each restart or resume
+logs/rank-<rank>.<start>.error.txt    the traceback of a rank that failed
+logs/failure.<start>.json             which rank failed first, and why
+logs/submission/                      the job script, and what SLURM or submitit said before the ranks could
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from hpc_tumor.run_dir import RunDir, read_json
+
+_RANK = re.compile(r"rank-(\d+)\.(\d+)\.(out|error\.txt)")
+_LAUNCH = re.compile(r"(\d+)_(\d+)_log\.(out|err)|controller\.out")
+
+
+@dataclass(frozen=True)
+class LogFile:
+    """One log. `rank` and `start` are None for what the launcher said."""
+
+    path: Path
+    kind: Literal["output", "error", "launch"]
+    rank: int | None = None
+    start: int | None = None
+
+
+def list_logs(run: RunDir) -> list[LogFile]:
+    """All logs of a run that hold something: by start, then rank; the launcher's last."""
+    found = []
+    for path in run.logs.glob("rank-*"):
+        if (match := _RANK.fullmatch(path.name)) and _size(path):
+            kind: Literal["output", "error"] = "output" if match[3] == "out" else "error"
+            found.append(LogFile(path, kind, rank=int(match[1]), start=int(match[2])))
+    found.sort(key=lambda log: (log.start or 0, log.rank or 0, log.kind == "error"))
+    launch = [path for path in run.submission.glob("*") if _LAUNCH.fullmatch(path.name) and _size(path)]
+    return found + [LogFile(path, "launch") for path in sorted(launch, key=lambda path: path.stat().st_mtime)]
+
+
+def log_text(run: RunDir, rank: int = 0, errors: bool = False, start: int | None = None) -> str:
+    """What a rank printed, over all starts or in one. With `errors`: why the run failed, the first rank's traceback.
+
+    Empty where there is nothing yet. Where no rank ever came to print, this is what the launcher said.
+    """
+    logs = list_logs(run)
+    if errors:
+        return _errors(run, logs, start)
+    chosen = [
+        log for log in logs if log.kind == "output" and log.rank == rank and (start is None or log.start == start)
+    ]  # fmt: skip
+    if not chosen and not any(log.kind == "output" for log in logs):
+        chosen = [log for log in logs if log.kind == "launch"]
+    if len(chosen) < 2:
+        return "".join(_read(log.path) for log in chosen)
+    return "".join(f"{_heading(log)}\n{_read(log.path)}" for log in chosen)
+
+
+def follow(run: RunDir, rank: int = 0, ended: Callable[[], bool] = lambda: False, every: float = 0.5) -> Iterator[str]:
+    """What a rank prints, piece by piece as it comes, from the last start on and through later restarts.
+
+    Ends once `ended()` is true and everything was given.
+    """
+    start: int | None = None
+    position = 0
+    while True:
+        last = ended()  # asked before reading: what was printed before the end is still given
+        starts = sorted(log.start or 0 for log in list_logs(run) if log.kind == "output" and log.rank == rank)
+        if start is None and starts:
+            start = starts[-1]
+        while start is not None:
+            text, position = _read_on(run.logs / f"rank-{rank}.{start}.out", position)
+            if text:
+                yield text
+            later = [number for number in starts if number > start]
+            if not later:
+                break
+            start, position = later[0], 0
+        if last:
+            return
+        time.sleep(every)
+
+
+def _errors(run: RunDir, logs: list[LogFile], start: int | None) -> str:
+    failures = sorted(run.logs.glob("failure.*.json"), key=lambda path: int(path.name.split(".")[1]))
+    if start is None and failures:
+        start = int(failures[-1].name.split(".")[1])
+    failure = read_json(run.logs / f"failure.{start}.json") or {}
+    tracebacks = [log for log in logs if log.kind == "error" and log.start == start]
+    tracebacks.sort(key=lambda log: log.rank != failure.get("rank"))
+    parts = [f"{failure['reason']}\n"] if failure.get("reason") else []
+    parts += [f"{_heading(log)}\n{_read(log.path)}" for log in tracebacks]
+    if not tracebacks:
+        parts += [f"--- {log.path.name}\n{_read(log.path)}" for log in logs if log.kind == "launch"]
+    return "".join(parts)
+
+
+def _heading(log: LogFile) -> str:
+    return f"--- rank {log.rank}" + (f", restart {log.start}" if log.start else "")
+
+
+def _read(path: Path) -> str:
+    return _read_on(path, 0)[0]
+
+
+def _read_on(path: Path, position: int) -> tuple[str, int]:
+    """The text after `position`, up to the last whole character, and where it ends."""
+    try:
+        with path.open("rb") as file:
+            file.seek(position)
+            data = file.read()
+    except OSError:
+        return "", position
+    whole = data.decode("utf-8", errors="ignore") if _is_torn(data) else data.decode("utf-8", errors="replace")
+    return whole, position + (len(whole.encode()) if _is_torn(data) else len(data))
+
+
+def _is_torn(data: bytes) -> bool:
+    """Whether `data` is UTF-8 but for a last character of which bytes are still to come."""
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        return error.reason == "unexpected end of data"
+    return False
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0

@@ -1,0 +1,159 @@
+"""GPUs asked for → nodes × GPUs × CPUs × memory × time that this cluster can give."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from hpc_tumor.cluster.profiles import LOCAL
+from hpc_tumor.config import ClusterProfile, LimitSettings, build
+from hpc_tumor.errors import UsageError
+from hpc_tumor.settings import user_configuration
+
+_SIGNAL_DELAYS = (120, 600)  # seconds before the limit: enough to save, and a twentieth of the walltime between these
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one run asks a cluster for: one task per GPU; memory in GB per node, walltime in minutes."""
+
+    cluster: str
+    nodes: int
+    tasks_per_node: int
+    cpus_per_task: int
+    memory_gb: float
+    walltime: int
+    gpus_per_node: int
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+
+    @property
+    def gpus(self) -> int:
+        """Ranks of the run: GPUs, or CPU processes where the nodes have none."""
+        return self.nodes * self.tasks_per_node
+
+    @property
+    def signal_delay(self) -> int:
+        """Seconds before the time limit at which the run is warned, so that it can save and be requeued."""
+        least, most = _SIGNAL_DELAYS
+        return min(max(least, self.walltime * 60 // 20), most, self.walltime * 30)
+
+    @property
+    def shape(self) -> str:
+        """`2 nodes × 2 GPUs`, or `1 node × 2 processes` where there are no GPUs."""
+        what = "GPU" if self.gpus_per_node else "process"
+        plural = "" if self.tasks_per_node == 1 else "s" if self.gpus_per_node else "es"
+        return f"{self.nodes} node{'s' if self.nodes > 1 else ''} × {self.tasks_per_node} {what}{plural}"
+
+    def describe(self) -> str:
+        """The plan in one line, for people."""
+        if self.cluster == LOCAL:
+            return f"this machine: {self.shape.split(' × ')[1]}"
+        hours = f"{self.walltime // 60}:{self.walltime % 60:02d} h"
+        where = f" in {self.partition}" if self.partition else ""
+        share = f"{self.cpus_per_task} CPUs per task, {self.memory_gb:g} GB per node"
+        return f"{self.cluster}: {self.shape}, {share}, {hours}{where}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """All fields, for job.json; `Plan(**values)` makes the plan again."""
+        return asdict(self)
+
+
+def make_plan(
+    profile: ClusterProfile,
+    gpus: int,
+    *,
+    walltime: str | int | None = None,
+    memory_gb: float | None = None,
+    cpus: int | None = None,
+    account: str | None = None,
+    partition: str | None = None,
+    qos: str | None = None,
+    constraint: str | None = None,
+) -> Plan:
+    """Plan for `gpus` ranks. `cpus` is per task, `memory_gb` per node; both default to the GPUs' share of a node.
+
+    Raises:
+        UsageError: the cluster cannot give this; the message names the nearest possible counts, or the limit.
+    """
+    nodes, tasks = _shape(profile, gpus)
+    node = profile.node
+    share = tasks / node.gpus if node.gpus else 1.0
+    cpus_per_task = cpus or max(1, node.cpus // (node.gpus or tasks))
+    memory = memory_gb or node.memory_gb * share
+    if cpus_per_task * tasks > node.cpus:
+        raise UsageError(
+            f"--cpus {cpus_per_task} × {tasks} tasks is more than the {node.cpus} CPUs of a node of"
+            f" {profile.name}: ask for at most {node.cpus // tasks}."
+        )
+    if memory > node.memory_gb:
+        raise UsageError(f"--memory {memory:g} GB is more than the {node.memory_gb:g} GB of a node of {profile.name}.")
+    return Plan(
+        cluster=profile.name,
+        nodes=nodes,
+        tasks_per_node=tasks,
+        cpus_per_task=cpus_per_task,
+        memory_gb=int(memory * 1024) / 1024,
+        walltime=_walltime(profile, walltime),
+        gpus_per_node=tasks if node.gpus else 0,
+        partition=partition or profile.slurm.partition,
+        account=_account(profile, account),
+        qos=qos or profile.slurm.qos,
+        constraint=constraint or profile.slurm.constraint,
+    )
+
+
+def _shape(profile: ClusterProfile, gpus: int) -> tuple[int, int]:
+    """Nodes and tasks per node: as few nodes as can hold them, each with the same number of tasks."""
+    per_node = profile.node.gpus or profile.node.cpus
+    limit = 1 if profile.name == LOCAL else profile.limits.nodes
+
+    def nodes_for(count: int) -> int | None:
+        nodes = -(-count // per_node)
+        return nodes if count % nodes == 0 and (limit is None or nodes <= limit) else None
+
+    nodes = nodes_for(gpus) if gpus >= 1 else None
+    if nodes is not None:
+        return nodes, gpus // nodes
+    what = f"{per_node} GPU{'s' if per_node > 1 else ''}" if profile.node.gpus else f"room for {per_node} processes"
+    most = f", and at most {limit} node{'s' if limit > 1 else ''}" if limit else ""
+    near = _nearest(gpus, per_node, limit, nodes_for)
+    raise UsageError(f"--gpus {gpus} is not possible on {profile.name}: a node has {what}{most}. Nearest: {near}.")
+
+
+def _nearest(gpus: int, per_node: int, limit: int | None, nodes_for: Callable[[int], int | None]) -> str:
+    top = per_node * limit if limit else max(gpus, 1) + per_node
+    below = next((count for count in range(min(gpus - 1, top), 0, -1) if nodes_for(count)), None)
+    above = next((count for count in range(max(gpus, 0) + 1, top + 1) if nodes_for(count)), None)
+    return " or ".join(str(count) for count in (below, above) if count)
+
+
+def _walltime(profile: ClusterProfile, asked: str | int | None) -> int:
+    limit = profile.limits.walltime
+    if asked is None:
+        return limit
+    minutes = build(LimitSettings, {"walltime": asked}, where="--walltime").walltime
+    if minutes > limit:
+        raise UsageError(
+            f"--walltime {asked} is longer than {profile.name} allows: at most {limit // 60}:{limit % 60:02d} h"
+            " per job. A run that needs longer is requeued and goes on from its checkpoint."
+        )
+    return minutes
+
+
+def _account(profile: ClusterProfile, asked: str | None) -> str | None:
+    if profile.name == LOCAL:
+        return None
+    needed = profile.slurm.account == "required"
+    stated = None if needed else profile.slurm.account
+    chosen = asked or os.environ.get("HPC_TUMOR_ACCOUNT") or stated or user_configuration().get("account")
+    if chosen is None and needed:
+        raise UsageError(
+            f"{profile.name} wants to know which account pays: name it with --account, or once and for all with the"
+            " variable HPC_TUMOR_ACCOUNT."
+        )
+    return None if chosen is None else str(chosen)

@@ -1,0 +1,243 @@
+"""How the runs are doing: what the scheduler says, what each run last wrote, and in one state and one reason."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from hpc_tumor.cluster import slurm, tickets
+from hpc_tumor.cluster.profiles import LOCAL
+from hpc_tumor.cluster.slurm import JobRecord
+from hpc_tumor.errors import ClusterError, UsageError
+from hpc_tumor.run_dir import RunDir, read_json
+
+State = Literal[
+    "queued", "running", "finished", "failed", "cancelled", "timeout", "node-fail", "out-of-memory", "requeued",
+    "stopped", "lost", "unknown",
+]  # fmt: skip
+STALE_SECONDS = 600.0  # without a heartbeat; longer than the validation of a large store
+_RESUME = "hpc-tumor resume goes on from its last checkpoint"
+_STAGES = {"CONFIGURING": "its nodes are being prepared", "COMPLETING": "is ending", "SUSPENDED": "suspended"}
+_ENDS: dict[str, tuple[State, str]] = {
+    "TIMEOUT": ("timeout", f"its time was up; {_RESUME}"),
+    "DEADLINE": ("timeout", f"its deadline passed; {_RESUME}"),
+    "NODE_FAIL": ("node-fail", f"a node failed; {_RESUME}"),
+    "BOOT_FAIL": ("node-fail", f"a node did not start; {_RESUME}"),
+    "OUT_OF_MEMORY": ("out-of-memory", "more main memory was needed than asked for: submit with more --memory"),
+    "PREEMPTED": ("stopped", f"preempted by a job of higher priority; {_RESUME}"),
+    "REVOKED": ("stopped", f"revoked by another cluster; {_RESUME}"),
+}
+
+
+@dataclass(frozen=True)
+class RunState:
+    """One run: where it is, how far it has come, and why. Times in seconds, `rate` in samples per second."""
+
+    run: RunDir
+    cluster: str
+    job_id: str | None
+    state: State
+    reason: str = ""
+    alive: bool = False  # whether the scheduler still holds a job of it
+    nodes: int | None = None
+    gpus: int | None = None
+    elapsed: float | None = None
+    restarts: int = 0
+    epoch: int | None = None
+    epochs: int | None = None
+    step: int | None = None
+    steps: int | None = None
+    loss: float | None = None
+    best: float | None = None
+    rate: float | None = None
+    eta: float | None = None
+    heartbeat_age: float | None = None
+
+    @property
+    def name(self) -> str:
+        return self.run.name
+
+    def as_dict(self) -> dict[str, Any]:
+        """All fields as JSON types."""
+        return {**asdict(self), "run": self.run.name, "path": str(self.run.path)}
+
+
+def read_states(runs: Sequence[RunDir]) -> list[RunState]:
+    """The state of each run, in order: one squeue for all jobs, one sacct for those that left.
+
+    Works without accounting, and without SLURM: then by what the runs themselves wrote last.
+    """
+    jobs = [read_json(run.job) or {} for run in runs]
+    submitted = {
+        str(job["job_id"]) for job in jobs if job.get("job_id") and job.get("cluster") != LOCAL
+    }  # fmt: skip
+    queue = slurm.read_queue(submitted)
+    open_jobs = {
+        str(job["job_id"])
+        for run, job in zip(runs, jobs, strict=True)
+        if str(job.get("job_id")) in submitted and not run.is_finished()
+    }
+    left = {job_id for job_id in open_jobs if queue is None or not _is_alive(queue.get(job_id))}
+    records = {**(queue or {}), **slurm.read_accounting(left)}
+    places: dict[Path, dict[str, int]] = {}
+    states = []
+    for run, job in zip(runs, jobs, strict=True):
+        if job.get("cluster") == LOCAL and run.path.parent not in places:
+            places[run.path.parent] = tickets.positions(run.path.parent)
+        position = places.get(run.path.parent, {}).get(run.name)
+        states.append(_read_state(run, job, records.get(str(job.get("job_id"))), position, queue is not None))
+    return states
+
+
+def cancel(state: RunState) -> None:
+    """End a queued or running run; it stays resumable.
+
+    Raises:
+        UsageError: the run is neither queued nor running.
+        ClusterError: SLURM refuses.
+    """
+    if not state.alive or state.job_id is None:
+        raise UsageError(f"{state.name} is {state.state}: there is nothing to cancel.")
+    if state.cluster == LOCAL:
+        try:
+            os.kill(int(state.job_id), signal.SIGTERM)
+        except (ProcessLookupError, PermissionError) as error:
+            raise ClusterError(f"{state.name}: process {state.job_id} cannot be ended: {error.strerror}.") from None
+    else:
+        slurm.cancel_job(state.job_id)
+    state.run.add_event("cancelled", job_id=state.job_id)
+
+
+@dataclass(frozen=True)
+class _Story:
+    """What the events since the last submission tell."""
+
+    submitted: float | None = None
+    began: float | None = None
+    failed: str | None = None
+    stopped: str | None = None
+    cancelled: bool = False
+
+
+def _read_story(run: RunDir) -> _Story:
+    story: dict[str, Any] = {}
+    for line in run.read_events():
+        event = line.get("event")
+        if event == "submitted":
+            story = {"submitted": line.get("time")}
+        elif event in ("started", "resumed"):
+            story = {"submitted": story.get("submitted"), "began": line.get("time")}
+        elif event in ("failed", "stopped"):
+            story[event] = str(line.get("reason") or event)
+        elif event == "cancelled":
+            story["cancelled"] = True
+    return _Story(**story)
+
+
+def _read_state(
+    run: RunDir, job: dict[str, Any], record: JobRecord | None, position: int | None, answered: bool
+) -> RunState:
+    status = read_json(run.status) or {}
+    story = _read_story(run)
+    local = job.get("cluster") == LOCAL
+    alive = position is not None if local else _is_alive(record)
+    age = time.time() - status["time"] if isinstance(status.get("time"), int | float) else None
+    state: State
+    if run.is_finished():
+        state, reason = "finished", ""
+    elif not job.get("job_id"):
+        state, reason = _by_record_alone(status, story, age, f"was never submitted; {_RESUME}")
+    elif local:
+        state, reason = _local_state(position, story, status, age)
+    elif record is not None:
+        state, reason = _slurm_state(record, story, status, age)
+    else:
+        why = "SLURM knows nothing of it any more" if answered else "SLURM does not answer"
+        state, reason = _by_record_alone(status, story, age, why)
+    plan = job.get("plan") or {}
+    elapsed: float | None = record.elapsed_s if record is not None else None
+    if record is None and story.began is not None:
+        elapsed = (time.time() if alive else status.get("time", story.began)) - story.began
+    return RunState(
+        run=run,
+        cluster=str(job.get("cluster", "")),
+        job_id=str(job["job_id"]) if job.get("job_id") else None,
+        state=state,
+        reason=reason,
+        alive=alive,
+        nodes=plan.get("nodes"),
+        gpus=plan["nodes"] * plan["tasks_per_node"] if "nodes" in plan and "tasks_per_node" in plan else None,
+        elapsed=elapsed,
+        restarts=status.get("restarts") or 0,
+        eta=status.get("eta_s"),
+        heartbeat_age=age,
+        **{key: status.get(key) for key in ("epoch", "epochs", "step", "steps", "loss", "best", "rate")},
+    )
+
+
+def _slurm_state(record: JobRecord, story: _Story, status: dict[str, Any], age: float | None) -> tuple[State, str]:
+    if story.cancelled or record.state == "CANCELLED":
+        by = f" {record.reason}" if record.reason.startswith("by ") else ""
+        return "cancelled", "is ending" if _is_alive(record) else f"cancelled{by}; {_RESUME}"
+    if record.state in slurm.WAITING:
+        words = slurm.explain(record.reason, record.job_id)
+        if record.start:
+            words += f"; expected to start {record.start.replace('T', ' ')}"
+        return ("requeued" if story.began else "queued"), words.removeprefix("; ")
+    if record.state in _ENDS and (story.failed is None or record.state not in ("TIMEOUT", "DEADLINE")):
+        return _ENDS[record.state]  # ranks that lose another one say so, but SLURM knows what took it
+    if story.failed is not None:
+        return "failed", story.failed
+    if record.state in slurm.ALIVE:
+        return "running", _STAGES.get(record.state) or _silence(status, age, record.elapsed_s)
+    if status.get("state") == "stopped":
+        return "stopped", story.stopped or _RESUME
+    code = f" (exit code {record.exit_code})" if record.exit_code and record.exit_code != "0:0" else ""
+    return "failed", f"the job ended without a result{code}: hpc-tumor logs --errors tells more"
+
+
+def _local_state(position: int | None, story: _Story, status: dict[str, Any], age: float | None) -> tuple[State, str]:
+    if story.cancelled:
+        return "cancelled", f"cancelled; {_RESUME}" if position is None else "is ending"
+    if story.failed is not None:
+        return "failed", story.failed
+    if position is None:
+        return _by_record_alone(status, story, None, f"its processes are gone; {_RESUME}")
+    if position > 0:
+        return "queued", f"waits for {position} earlier run{'s' if position > 1 else ''} on this machine"
+    return "running", _silence(status, age, None if story.began is None else time.time() - story.began)
+
+
+def _by_record_alone(status: dict[str, Any], story: _Story, age: float | None, why: str) -> tuple[State, str]:
+    """The state of a run of which the scheduler says nothing; `age` of a heartbeat that may still be believed."""
+    if story.failed is not None:
+        return "failed", story.failed
+    if story.cancelled:
+        return "cancelled", f"cancelled; {_RESUME}"
+    if status.get("state") == "stopped":
+        return "stopped", story.stopped or _RESUME
+    if status and age is not None and age < STALE_SECONDS:
+        return "running", f"by its heartbeat; {why}"
+    return ("unknown" if "does not answer" in why else "lost"), why
+
+
+def _silence(status: dict[str, Any], age: float | None, running: float | None) -> str:
+    """What a missing or an old heartbeat of a running job means."""
+    if running is not None and running < STALE_SECONDS:
+        return ""
+    if age is None:
+        return "" if running is None else f"running for {_duration(running)}, but has not reported yet"
+    return f"no heartbeat for {_duration(age)}: it may hang" if age > STALE_SECONDS else ""
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _is_alive(record: JobRecord | None) -> bool:
+    return record is not None and record.state in slurm.WAITING | slurm.ALIVE

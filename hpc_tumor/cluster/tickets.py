@@ -1,0 +1,103 @@
+"""The local queue: runs of one runs directory go one after another, in the order in which they were submitted.
+
+Each run has a ticket, a file in `<runs>/.queue/` that its owner keeps locked (flock) for as long as it lives. A ticket
+whose lock can be taken belongs to nobody any more, whatever ended its owner, and is removed by the next in the queue.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+_QUEUE = ".queue"
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """A locked place in the queue; whoever inherits `handle` holds it too."""
+
+    path: Path
+    handle: int
+
+    def hand_over(self) -> None:
+        """Forget the lock here, where another process has inherited it."""
+        os.close(self.handle)
+
+
+def take_ticket(runs: Path, run_name: str) -> Ticket:
+    """A new ticket at the end of the queue of `runs`."""
+    (runs / _QUEUE).mkdir(exist_ok=True)
+    with _locked(runs):
+        last = max((_number(path) for path in _tickets(runs)), default=0)
+        path = runs / _QUEUE / f"{last + 1:08d}-{run_name}"
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    return Ticket(path, handle)
+
+
+def is_turn(runs: Path, run_name: str) -> bool:
+    """Whether no living run stands before this one. Removes the tickets of dead ones."""
+    with _locked(runs):
+        for path in _tickets(runs):
+            if _name(path) == run_name:
+                return True
+            if _is_held(path):
+                return False
+            path.unlink(missing_ok=True)
+    return True
+
+
+def give_back(runs: Path, run_name: str) -> None:
+    """Remove the ticket of a run that has ended."""
+    with _locked(runs):
+        for path in _tickets(runs):
+            if _name(path) == run_name:
+                path.unlink(missing_ok=True)
+
+
+def positions(runs: Path) -> dict[str, int]:
+    """Living runs in the queue → how many stand before them; 0 is the one at work. Changes nothing."""
+    held = [path for path in _tickets(runs) if _is_held(path)]
+    return {_name(path): position for position, path in enumerate(held)}
+
+
+@contextmanager
+def _locked(runs: Path) -> Iterator[None]:
+    handle = os.open(runs / _QUEUE / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _tickets(runs: Path) -> list[Path]:
+    return sorted(path for path in (runs / _QUEUE).glob("[0-9]*-*") if path.is_file())
+
+
+def _number(path: Path) -> int:
+    return int(path.name.partition("-")[0])
+
+
+def _name(path: Path) -> str:
+    return path.name.partition("-")[2]
+
+
+def _is_held(path: Path) -> bool:
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    except OSError:  # somebody else's, and closed to us: take it for alive
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
+    return False

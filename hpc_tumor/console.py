@@ -1,0 +1,226 @@
+"""How a person is spoken to: results on stdout, messages and progress on stderr, and JSON where a machine reads.
+
+Colours and live bars appear on terminals only; a log gets a plain line every few seconds instead. rich is imported where
+it is used, so that a command that draws nothing does not wait for it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TextIO
+
+from hpc_tumor import atomic
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from hpc_tumor.results.layout import Table
+
+LOG_SECONDS = 5.0  # at least so long between two plain lines of progress
+LOG_WIDTH = 200  # columns where no window limits them
+_STYLES = {
+    "running": "cyan", "finished": "green", "queued": "yellow", "requeued": "yellow", "stopped": "yellow",
+    "cancelled": "yellow", "failed": "red", "lost": "red", "timeout": "red", "node-fail": "red", "out-of-memory": "red",
+}  # fmt: skip
+Progress = Callable[[int, int], None]
+
+
+@dataclass
+class Output:
+    """The two streams of a command, and what it was asked to show on them."""
+
+    json: bool = False
+    verbose: bool = False
+
+    @property
+    def width(self) -> int:
+        """Columns of the window that results are shown in; ample where there is none."""
+        return _console(sys.stdout).width
+
+    @property
+    def error_width(self) -> int:
+        """The same for messages and progress."""
+        return _console(sys.stderr).width
+
+    def result(self, value: Any, *, show: Callable[[], object]) -> None:
+        """The result of a command: as JSON on stdout where that was asked for, else as `show()` puts it."""
+        if self.json:
+            print(json.dumps(atomic.plain(value), indent=2, ensure_ascii=False, allow_nan=False), flush=True)
+        else:
+            show()
+
+    def text(self, line: str = "", end: str = "\n") -> None:
+        """One line of the result."""
+        print(line, end=end, flush=True)
+
+    def note(self, line: str = "") -> None:
+        """One line beside the result."""
+        print(line, file=sys.stderr, flush=True)
+
+    def warning(self, line: str) -> None:
+        """Something that is not as one would expect."""
+        self.note(f"{_paint('warning:', '33')} {line}")
+
+    def error(self, line: str) -> None:
+        """Why the command could not do what it was asked."""
+        self.note(f"{_paint('error:', '1;31')} {line}")
+
+    def hints(self, title: str, commands: Sequence[tuple[str, str]]) -> None:
+        """The next commands to type, each with what it does. Left out where a machine reads."""
+        if self.json:
+            return
+        self.note(f"\n{title}")
+        width = max(len(command) for command, _ in commands)
+        for command, what in commands:
+            self.note(f"  {command:<{width}}   {_paint(what, '2')}")
+
+    def table(self, table: Table) -> None:
+        """A table on stdout, with as many of its columns as the window holds."""
+        console = _console(sys.stdout)
+        console.print(draw(table.fit(console.width)), soft_wrap=False)
+
+    def tables(self, tables: Sequence[Table]) -> None:
+        """Several tables, one below the other."""
+        for number, table in enumerate(tables):
+            if number:
+                self.text()
+            self.table(table)
+
+    def confirm(self, question: str) -> bool:
+        """Whether the person agrees. Where there is no terminal to answer at, nobody is asked and the answer is yes."""
+        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+            return True
+        print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+    @contextmanager
+    def progress(self, label: str, unit: str) -> Iterator[Progress]:
+        """A function to call with (done, total): a live bar on a terminal, else a line now and then."""
+        console = _console(sys.stderr)
+        if not console.is_terminal:
+            yield _LogProgress(label, unit, self.note)
+            return
+        from rich import progress
+
+        columns = (
+            progress.TextColumn(label),
+            progress.BarColumn(bar_width=None),
+            progress.MofNCompleteColumn(),
+            progress.TextColumn(unit),
+            progress.TimeElapsedColumn(),
+            progress.TimeRemainingColumn(compact=True),
+        )
+        with progress.Progress(*columns, console=console, transient=True, expand=True) as bar:
+            task = bar.add_task(label, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+
+    def watch(self, read: Callable[[], View], seconds: float) -> None:
+        """Show what `read()` gives every so many seconds until it is over: in place on a terminal, else as lines."""
+        console = _console(sys.stderr)
+        view = read()
+        if not console.is_terminal:
+            self.note(view.line)
+            while not view.over:
+                time.sleep(max(seconds, LOG_SECONDS))
+                before, view = view, read()
+                if view.line != before.line:
+                    self.note(view.line)
+            return
+        from rich.live import Live
+
+        def shown() -> RenderableType:
+            return draw(view.table.fit(console.width))
+
+        with Live(shown(), console=console, auto_refresh=False, transient=True) as live:
+            while not view.over:
+                time.sleep(seconds)
+                view = read()
+                live.update(shown(), refresh=True)
+
+
+@dataclass(frozen=True)
+class View:
+    """What is shown while one waits: a table on a terminal, a line in a log; and whether the waiting is over."""
+
+    table: Table
+    line: str
+    over: bool
+
+
+out = Output()
+
+
+def draw(table: Table) -> RenderableType:
+    """`table` as rich draws it: no frame, the title above, the notes below."""
+    from rich.console import Group
+    from rich.table import Table as Grid
+    from rich.text import Text
+
+    grid = Grid(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column in table.columns:
+        grid.add_column(Text(column.title), justify=column.align, overflow="fold")
+    for row in table.rows:
+        grid.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
+    title = [Text(table.title, style="bold")] if table.title else []
+    return Group(*title, grid, *(Text(note, style="dim") for note in table.notes))
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as a person says them: `8.2 s`, `4 min`, `2 h 05 min`; nothing for None."""
+    if seconds is None:
+        return ""
+    if seconds < 99.5:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 100:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def size(count: float) -> str:
+    """Bytes as a person says them: `14.2 MB`."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 run`, `3 runs`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+class _LogProgress:
+    """Progress in a log: a line every few seconds, and the last."""
+
+    def __init__(self, label: str, unit: str, write: Callable[[str], None]):
+        self.label, self.unit, self.write = label, unit, write
+        self.begun = self.written = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if done < total and now - self.written < LOG_SECONDS:
+            return
+        self.written = now
+        left = f", about {duration((total - done) * (now - self.begun) / done)} left" if 0 < done < total else ""
+        self.write(f"{self.label}: {done} of {total} {self.unit}{left}")
+
+
+def _console(stream: TextIO) -> Console:
+    from rich.console import Console
+
+    width = None if stream.isatty() or "COLUMNS" in os.environ else LOG_WIDTH
+    return Console(file=stream, width=width, highlight=False)
+
+
+def _paint(text: str, code: str) -> str:
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not sys.stderr.isatty()
+    return text if plain else f"\x1b[{code}m{text}\x1b[0m"

@@ -1,0 +1,64 @@
+"""OME-Zarr 0.5 metadata of a BraTS case (https://ngff.openmicroscopy.org/0.5), so that any of its viewers opens it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hpc_tumor.data.brain import BrainStatistics
+from hpc_tumor.data.case import LABELS, MODALITIES
+
+VERSION = "0.5"
+# Red, green, blue, opacity; as BraTS figures usually show NCR/NET, ED and ET.
+_LABEL_COLORS = {1: (228, 26, 28, 255), 2: (77, 175, 74, 255), 3: (255, 217, 47, 255)}
+_CONTRAST = (-2.0, 3.0)  # standard deviations around the brain's mean
+
+
+def image_metadata(name: str, spacing: Sequence[float], brain: BrainStatistics) -> dict[str, Any]:
+    """`ome` attribute of an image `(c, z, y, x)` with `spacing` along z, y, x in mm."""
+    axes = [{"name": "c", "type": "channel"}, *_space_axes()]
+    return {
+        "version": VERSION,
+        "multiscales": [_multiscale(name, axes, [1.0, *spacing])],
+        "omero": {"channels": [_channel(index, brain) for index in range(len(MODALITIES))]},
+    }
+
+
+def label_metadata(spacing: Sequence[float]) -> dict[str, Any]:
+    """`ome` attribute of the label image `(z, y, x)`."""
+    return {
+        "version": VERSION,
+        "multiscales": [_multiscale("seg", _space_axes(), list(spacing))],
+        "image-label": {
+            "colors": [{"label-value": value, "rgba": list(color)} for value, color in _LABEL_COLORS.items()],
+            "properties": [{"label-value": value, "name": LABELS[value]} for value in _LABEL_COLORS],
+            "source": {"image": "../../"},
+        },
+    }
+
+
+def _space_axes() -> list[dict[str, str]]:
+    return [{"name": name, "type": "space", "unit": "millimeter"} for name in "zyx"]
+
+
+def _multiscale(name: str, axes: list[dict[str, str]], scale: list[float]) -> dict[str, Any]:
+    transform = [{"type": "scale", "scale": scale}]
+    return {"name": name, "axes": axes, "datasets": [{"path": "0", "coordinateTransformations": transform}]}
+
+
+def _channel(index: int, brain: BrainStatistics) -> dict[str, Any]:
+    low, high = (float(value) for value in brain.extent[index])
+    mean, deviation = brain.moments[index]
+    start, end = (float(mean + factor * deviation) for factor in _CONTRAST)
+    start, end = max(low, start), min(high, end)
+    if start >= end:
+        start, end = low, max(high, low + 1)
+    return {
+        "label": MODALITIES[index],
+        "color": "FFFFFF",
+        "active": index == 0,
+        "coefficient": 1,
+        "family": "linear",
+        "inverted": False,
+        "window": {"min": low, "max": max(high, low + 1), "start": start, "end": end},
+    }

@@ -1,0 +1,78 @@
+"""What a folder holds, found by looking."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpc_tumor.data import brain_mri, brats
+from hpc_tumor.data.brain_mri import BrainMRIReader
+from hpc_tumor.data.brats import BraTSReader
+from hpc_tumor.data.case import Case, CaseReader, Listing, no_cases, walk
+from hpc_tumor.errors import DataError, unknown
+
+READERS: dict[str, type[CaseReader]] = {"brats": BraTSReader, "brain-mri": BrainMRIReader}
+
+
+@dataclass(frozen=True)
+class SourceReport:
+    """What was found in a source, before anything is read.
+
+    Attributes:
+        bytes: of the files that belong to cases.
+        groups: cases by edition (BraTS), or by part and class (Brain MRI).
+        links_out: links that lead out of the source and were not followed.
+    """
+
+    source: Path
+    reader: CaseReader
+    cases: list[Case]
+    bytes: int
+    groups: dict[str, int]
+    links_out: int
+
+    @property
+    def dataset(self) -> str:
+        return self.reader.name
+
+
+def detect_reader(source: Path) -> CaseReader:
+    """The reader for what `source` holds. Raises DataError where it holds no known dataset, or both."""
+    return _detect(walk(source))[0]
+
+
+def inspect_source(source: Path, dataset: str = "auto") -> SourceReport:
+    """List what `source` holds; `dataset` is "auto" or a reader's name.
+
+    Raises:
+        UsageError: unknown dataset.
+        DataError: no such dataset there, or both where the kind was left to be found.
+    """
+    if dataset != "auto" and dataset not in READERS:
+        raise unknown("dataset", dataset, ["auto", *READERS])
+    listing = walk(source)
+    if dataset == "auto":
+        reader, cases = _detect(listing)
+    else:
+        reader = READERS[dataset]()
+        cases = reader.find(listing)
+        if not cases:
+            raise no_cases(listing, brats.WANTED if dataset == "brats" else brain_mri.WANTED)
+    groups = Counter(str(case.meta.get("edition") or f"{case.meta['part']}/{case.meta['class']}") for case in cases)
+    size = sum(case.bytes for case in cases)
+    return SourceReport(Path(source), reader, cases, size, dict(sorted(groups.items())), len(listing.links_out))
+
+
+def _detect(listing: Listing) -> tuple[CaseReader, list[Case]]:
+    found: list[tuple[CaseReader, list[Case]]] = []
+    for kind in READERS.values():
+        reader = kind()
+        if cases := reader.find(listing):
+            found.append((reader, cases))
+    if not found:
+        raise no_cases(listing, f"{brats.WANTED}, and {brain_mri.WANTED}")
+    if len(found) > 1:
+        kinds = " and ".join(f"{len(cases)} {reader.name} cases" for reader, cases in found)
+        raise DataError(f"{listing.source} holds {kinds}: say which with --dataset, or name the folder of one.")
+    return found[0]

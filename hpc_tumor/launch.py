@@ -1,0 +1,205 @@
+"""From experiments to runs that go: plan, submit, wait, watch, cancel, resume; and debugging in the foreground."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hpc_tumor import atomic
+from hpc_tumor.cluster.logs import follow
+from hpc_tumor.cluster.plan import Plan, make_plan
+from hpc_tumor.cluster.profiles import LOCAL, default_profile, find_profile
+from hpc_tumor.cluster.queue import RunState, cancel, read_states
+from hpc_tumor.config import ClusterProfile, Experiment
+from hpc_tumor.console import View, counted, out
+from hpc_tumor.errors import HpcTumorError, PartialFailure, TrainingError, UsageError
+from hpc_tumor.provenance import collect_provenance
+from hpc_tumor.run_dir import RunDir
+from hpc_tumor.views import OPEN, runs_table, runs_view, submissions_table
+
+LOCAL_SECONDS, SLURM_SECONDS = 2.0, 10.0  # between two looks at the runs; a scheduler is asked less often
+Planned = list[tuple[Experiment, Plan]]
+
+
+def choose_profile(cluster: str | None) -> ClusterProfile:
+    """The profile named, else the user's default; which one that is, and why, is said."""
+    if cluster is not None:
+        return find_profile(cluster)
+    profile, why = default_profile()
+    out.note(why)
+    return profile
+
+
+def plan(experiments: Sequence[Experiment], profile: ClusterProfile, **options: Any) -> Planned:
+    """Each experiment with what it asks of the cluster. UsageError where the cluster cannot give it."""
+    return [(experiment, make_plan(profile, experiment.hardware.gpus, **options)) for experiment in experiments]
+
+
+def show_scripts(planned: Planned, profile: ClusterProfile, runs: Path) -> None:
+    """Plan and script of each run; nothing is submitted."""
+    from hpc_tumor.cluster.submit import job_script
+
+    shown = [
+        {"model": experiment.model.name, "seed": experiment.seed, "plan": plan.as_dict(),
+         "script": job_script(experiment, profile, plan, runs)}
+        for experiment, plan in planned
+    ]  # fmt: skip
+
+    def show() -> None:
+        for (experiment, plan), item in zip(planned, shown, strict=True):
+            out.note(f"{experiment.model.name}, seed {experiment.seed}, on {plan.describe()}")
+            out.text(item["script"].rstrip())
+
+    out.result(shown, show=show)
+    out.note(f"Nothing was submitted: dry run of {counted(len(planned), 'run')}.")
+
+
+def submit(planned: Planned, profile: ClusterProfile, runs: Path, wait: bool) -> None:
+    """Submit all, show what was submitted and what to type next; or stay until the runs have ended.
+
+    Raises:
+        ClusterError: SLURM is not there, or refused the first run.
+        PartialFailure: some were submitted before one was refused; or, having waited, some failed.
+        TrainingError: having waited, all failed.
+    """
+    from hpc_tumor.cluster.submit import Submission, submit_experiment
+
+    done: list[Submission] = []
+    refused: HpcTumorError | None = None
+    for experiment, plan in planned:
+        try:
+            done.append(submit_experiment(experiment, profile, plan, runs))
+        except HpcTumorError as error:
+            if not done:
+                raise
+            refused = error
+            break
+    values = [
+        {"run": item.run.name, "path": item.run.path, "cluster": item.cluster, "job_id": item.job_id,
+         "plan": item.plan.as_dict()}
+        for item in done
+    ]  # fmt: skip
+    if wait and refused is None:
+        out.note(f"{counted(len(done), 'run')} submitted to {runs}; Ctrl-C leaves them going.")
+        show_states(states := watch_runs([item.run for item in done]))
+        _refuse_failures(states)
+        return
+    out.result(values, show=lambda: out.table(submissions_table(done)))
+    if refused is not None:
+        raise PartialFailure(f"{len(done)} of {len(planned)} runs were submitted, then: {refused}") from refused
+    _show_next(done[0].run.name if len(done) == 1 else None, runs)
+
+
+def _show_next(run: str | None, runs: Path) -> None:
+    option = "" if runs == Path("runs") else f" --runs {runs}"
+    out.hints("Next:", [
+        (f"hpc-tumor status{option} --watch", "how it goes"),
+        (f"hpc-tumor logs {run or 'RUN'}{option} --follow", "what a run prints"),
+        (f"hpc-tumor cancel {run or 'all'}{option}", "end it; resume goes on later"),
+        (f"hpc-tumor collect {runs} --output results", "the comparison"),
+    ])  # fmt: skip
+
+
+def show_states(states: Sequence[RunState]) -> None:
+    """One table of all runs."""
+    out.result([state.as_dict() for state in states], show=lambda: out.table(runs_table(states, out.width)))
+
+
+def watch_runs(runs: Sequence[RunDir]) -> list[RunState]:
+    """The states of the runs once all have ended, shown until then. Ctrl-C ends the showing, not the runs."""
+    states = read_states(runs)
+    seconds = LOCAL_SECONDS if all(state.cluster == LOCAL for state in states) else SLURM_SECONDS
+
+    def read() -> View:
+        nonlocal states
+        states = read_states(runs)
+        return runs_view(states, out.error_width)
+
+    try:
+        out.watch(read, seconds)
+    except KeyboardInterrupt:
+        out.note("The runs go on: `hpc-tumor status` shows them, `hpc-tumor cancel` ends them.")
+        raise
+    return states
+
+
+def _refuse_failures(states: Sequence[RunState]) -> None:
+    failed = [state for state in states if state.state != "finished" and state.state not in OPEN]
+    if not failed:
+        return
+    said = f"{failed[0].name} {failed[0].state}: {failed[0].reason or 'its logs say more'}"
+    if len(states) == 1:
+        raise TrainingError(said)
+    message = f"{len(failed)} of {len(states)} runs did not finish. The first: {said}"
+    raise PartialFailure(message) if len(failed) < len(states) else TrainingError(message)
+
+
+def follow_log(run: RunDir, rank: int) -> None:
+    """Print what a rank prints, until the run has ended."""
+
+    def ended() -> bool:
+        return read_states([run])[0].state not in OPEN
+
+    try:
+        for text in follow(run, rank, ended=ended):
+            out.text(text, end="")
+    except KeyboardInterrupt:
+        out.note(f"\n{run.name} goes on.")
+        raise
+
+
+def cancel_runs(runs: Sequence[RunDir], yes: bool) -> None:
+    """End those of the runs that are queued or running."""
+    states = read_states(runs)
+    chosen = states if len(states) == 1 else [state for state in states if state.alive]
+    _for_each("cancel", "cancelled", [(state.run, lambda state=state: cancel(state)) for state in chosen], yes)
+
+
+def resume_runs(runs: Sequence[RunDir], yes: bool) -> None:
+    """Start those of the runs again that ended without a result."""
+    from hpc_tumor.cluster.submit import resume_run
+
+    states = read_states(runs)
+    chosen = states if len(states) == 1 else [state for state in states if state.state not in (*OPEN, "finished")]
+    _for_each("resume", "resumed", [(state.run, lambda state=state: resume_run(state.run)) for state in chosen], yes)
+
+
+def _for_each(verb: str, done: str, actions: list[tuple[RunDir, Callable[[], Any]]], yes: bool) -> None:
+    """Do something to several runs, after asking; one that fails does not keep the others from it."""
+    if not actions:
+        out.note(f"nothing to {verb}")
+    elif len(actions) > 1 and not yes and not out.confirm(f"{verb} {len(actions)} runs?"):
+        out.note("nothing was done")
+        return
+    errors: dict[str, HpcTumorError] = {}
+    for run, act in actions:
+        try:
+            act()
+        except HpcTumorError as error:
+            if len(actions) == 1:
+                raise
+            errors[run.name] = error
+    good = [run.name for run, _ in actions if run.name not in errors]
+    values = {done: good, "failed": {name: str(error) for name, error in errors.items()}}
+    out.result(values, show=lambda: [out.text(f"{name}  {done}") for name in good])
+    if errors:
+        name, error = next(iter(errors.items()))
+        raise PartialFailure(f"{len(errors)} of {len(actions)} runs could not be {done}. The first, {name}: {error}")
+
+
+def debug(experiments: Sequence[Experiment], runs: Path) -> None:
+    """One run in this process, with a few batches, where breakpoint() works."""
+    if len(experiments) != 1 or experiments[0].hardware.gpus != 1:
+        raise UsageError(
+            f"--debug is one run in one process, not {counted(len(experiments), 'run')} on"
+            f" {counted(experiments[0].hardware.gpus, 'GPU')}: name one model and leave out --gpus."
+        )
+    from hpc_tumor.training.debug import debug_run
+
+    # Below a folder of their own: a few batches are no result to compare.
+    run = RunDir.create(runs / "debug", experiments[0])
+    atomic.write_json(run.provenance, collect_provenance(experiments[0]))
+    outcome = debug_run(experiments[0], run)
+    values = {"run": run.name, "path": run.path, "outcome": outcome}
+    out.result(values, show=lambda: out.text(f"{outcome}: {run.path}"))

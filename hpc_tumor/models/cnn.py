@@ -1,0 +1,59 @@
+"""`cnn`: four convolutions with batch norm and Mish, then three dense layers. 3,001,156 parameters."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from hpc_tumor.models import checks
+
+SMALLEST = 69  # pixels per side that leave 1×1 after the last pooling
+
+
+def pooled_side(image_size: int) -> int:
+    """Pixels per side after the convolutions and poolings that `cnn` and `alexnet` share: 128 → 2."""
+    side = (image_size - 9) // 4 + 1
+    side = side // 2 - 4
+    return side // 2 // 2
+
+
+class CNN(nn.Module):
+    """The course project's own classifier: a narrow AlexNet with batch norm (Ioffe 2015) and Mish (Misra 2019).
+
+    `(N, in_channels, image_size, image_size)` in [0, 1] → logits `(N, classes)`. Sides below 69 pixels are refused
+    with UsageError; any other works, the first dense layer follows it.
+    """
+
+    def __init__(self, classes: int = 4, in_channels: int = 3, image_size: int = 128) -> None:
+        super().__init__()
+        checks.positive(classes=classes, in_channels=in_channels)
+        checks.at_least(image_size, SMALLEST, "cnn")
+        self.in_channels, self.image_size = in_channels, image_size
+        self.features = nn.Sequential(
+            *_normed(nn.Conv2d(in_channels, 96, 9, stride=4)),
+            nn.MaxPool2d(2),
+            *_normed(nn.Conv2d(96, 256, 5)),
+            nn.MaxPool2d(2),
+            *_normed(nn.Conv2d(256, 384, 3, padding=1)),
+            *_normed(nn.Conv2d(384, 256, 3, padding=1)),
+            nn.MaxPool2d(2),
+        )
+        self.classifier = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(256 * pooled_side(image_size) ** 2, 512),
+            nn.Mish(),
+            nn.Dropout(0.4),
+            nn.Linear(512, 128),
+            nn.Mish(),
+            nn.Dropout(0.4),
+            nn.Linear(128, classes),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        checks.input_shape(x.shape, self.in_channels, self.image_size, "cnn")
+        logits: Tensor = self.classifier(self.features(x))
+        return logits
+
+
+def _normed(conv: nn.Conv2d) -> tuple[nn.Module, ...]:
+    # The convolution keeps the bias that batch norm makes redundant: the published count includes it.
+    return conv, nn.BatchNorm2d(conv.out_channels), nn.Mish()

@@ -1,0 +1,87 @@
+"""`vit`: a vision transformer of ten pre-norm layers on 16×16 patches. 21,458,436 parameters."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hpc_tumor.models import checks
+
+PATCH = 16  # pixels per side
+WIDTH = 512
+HEADS = 8
+HIDDEN = 1024
+LAYERS = 10
+DROPOUT = 0.2
+
+
+class ViT(nn.Module):
+    """Vision transformer (Dosovitskiy 2021), class token and learned positions, Mish in the feed-forward part.
+
+    `(N, in_channels, image_size, image_size)` in [0, 1] → logits `(N, classes)`. Sides that are no multiple of 16
+    pixels are refused with UsageError.
+    """
+
+    def __init__(self, classes: int = 4, in_channels: int = 3, image_size: int = 128) -> None:
+        super().__init__()
+        checks.positive(classes=classes, in_channels=in_channels)
+        checks.multiple_of(image_size, PATCH, PATCH, "vit")
+        self.in_channels, self.image_size = in_channels, image_size
+        patches = (image_size // PATCH) ** 2
+        # A convolution whose kernel is its stride is the linear embedding of the flattened patches.
+        self.embedding = nn.Conv2d(in_channels, WIDTH, PATCH, stride=PATCH)
+        self.class_token = nn.Parameter(torch.zeros(1, 1, WIDTH))
+        self.positions = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, patches + 1, WIDTH), std=0.02))
+        self.dropout = nn.Dropout(DROPOUT)
+        self.layers = nn.ModuleList(EncoderLayer() for _ in range(LAYERS))
+        self.norm = nn.LayerNorm(WIDTH)
+        self.head = nn.Linear(WIDTH, classes)
+
+    def forward(self, x: Tensor, return_attention: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
+        """Logits; with `return_attention` also the weights of each layer, `(N, 8, T, T)` with the class token first.
+
+        T is 65 for 128×128 images; row i says how much token i takes from each token.
+        """
+        checks.input_shape(x.shape, self.in_channels, self.image_size, "vit")
+        patches = self.embedding(x).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.class_token.expand(len(x), -1, -1).to(patches.dtype), patches], dim=1)
+        tokens = self.dropout(tokens + self.positions)
+        weights: list[Tensor] = []
+        for layer in self.layers:
+            tokens, weight = layer(tokens, return_attention)
+            weights.append(weight)
+        logits: Tensor = self.head(self.norm(tokens[:, 0]))
+        return (logits, weights) if return_attention else logits
+
+
+class EncoderLayer(nn.Module):
+    """Attention and feed-forward, each normed before and added after: tokens `(N, T, 512)` → the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(WIDTH)
+        self.query_key_value = nn.Linear(WIDTH, 3 * WIDTH)
+        self.projection = nn.Linear(WIDTH, WIDTH)
+        self.feed_forward = nn.Sequential(
+            nn.LayerNorm(WIDTH),
+            nn.Linear(WIDTH, HIDDEN),
+            nn.Mish(),
+            nn.Dropout(DROPOUT),
+            nn.Linear(HIDDEN, WIDTH),
+            nn.Dropout(DROPOUT),
+        )
+        self.dropout = nn.Dropout(DROPOUT)
+
+    def forward(self, tokens: Tensor, return_attention: bool = False) -> tuple[Tensor, Tensor | None]:
+        """The tokens and, if asked for, the attention weights before dropout, `(N, 8, T, T)`."""
+        joint = self.query_key_value(self.attention_norm(tokens))
+        query, key, value = joint.unflatten(-1, (3, HEADS, WIDTH // HEADS)).permute(2, 0, 3, 1, 4).unbind(0)
+        rate = DROPOUT if self.training else 0.0
+        attended = F.scaled_dot_product_attention(query, key, value, dropout_p=rate)
+        tokens = tokens + self.dropout(self.projection(attended.transpose(1, 2).flatten(2)))
+        tokens = tokens + self.feed_forward(tokens)
+        if not return_attention:
+            return tokens, None
+        # The fused kernel does not give its weights away; they are worked out again, so that the logits stay the same.
+        return tokens, (query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5).softmax(-1)

@@ -1,0 +1,1 @@
+"""Training: one loop for both tasks, alone, under torchrun and under SLURM."""

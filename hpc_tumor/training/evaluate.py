@@ -1,0 +1,99 @@
+"""Scores of a network on one part: every sample once, whatever the number of ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from hpc_tumor.data.loader import BatchLoader, SlicePart
+from hpc_tumor.training import metrics
+from hpc_tumor.training.distributed import Distributed
+from hpc_tumor.training.recipe import Loss, Precision
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of a part, and what they were computed from.
+
+    Attributes:
+        scores: means over cases (segmentation) or over images (classification), with the loss.
+        details: segmentation `(cases, 4, 8)` histograms, classification `(images, classes)` probabilities.
+        counted: `(cases,)` slices scored of each case, or `(images,)` ones; 0 where a limit left it out.
+    """
+
+    scores: dict[str, float]
+    details: np.ndarray
+    counted: np.ndarray
+
+
+def network_input(images: torch.Tensor, channels_last: bool, channels: int) -> torch.Tensor:
+    """`(N, C, H, W)` as the network takes it: grey repeated to its channels, in the chosen memory layout."""
+    if images.shape[1] != channels:
+        images = images.expand(-1, channels, -1, -1)
+    return images.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    loader: BatchLoader,
+    loss: Loss,
+    precision: Precision,
+    distributed: Distributed,
+    *,
+    channels: int,
+    channels_last: bool = True,
+    classes: list[str] | None = None,
+    limit: int | None = None,
+    alive: Callable[[], None] = lambda: None,
+) -> Evaluation:
+    """Score `model` on a part.
+
+    Args:
+        classes: names of the classes of a classification part; None means segmentation.
+        limit: score the first so many batches only (debugging).
+        alive: called after each batch, so that a long evaluation does not look like a hang.
+    """
+    part = loader.part
+    rows = len(part.cases) if isinstance(part, SlicePart) else len(part)
+    shape = (rows, len(classes)) if classes else (rows, metrics.TRUE_LABELS, metrics.PREDICTIONS)
+    device = distributed.device
+    details = torch.zeros(shape, dtype=torch.float64 if classes else torch.int64, device=device)
+    counted = torch.zeros(rows, dtype=torch.int64, device=device)
+    # Each sample's loss has its own place, so that their sum does not depend on who computed which.
+    losses = torch.zeros(len(part), dtype=torch.float64, device=device)
+    was_training = model.training
+    model.eval()
+    for batch in loader.batches(np.arange(len(part)), limit=limit):
+        with precision.autocast():
+            logits = model(network_input(batch.images, channels_last, channels))
+        positions = torch.from_numpy(batch.positions).to(device)
+        losses[positions] = loss(logits, batch.targets).double()
+        if isinstance(part, SlicePart):
+            row = torch.from_numpy(part.case_of[batch.positions]).to(device)
+            details.index_add_(0, row, metrics.count_labels(logits, batch.targets))
+        else:
+            row = positions
+            details[row] = logits.float().softmax(1).double()
+        counted.index_add_(0, row, torch.ones_like(row))
+        alive()
+    model.train(was_training)
+    for tensor in (details, counted, losses):
+        distributed.sum(tensor)
+    scored = counted.cpu().numpy()
+    found = details.cpu().numpy()
+    scores = _scores(part, found, scored, classes)
+    scores["loss"] = float(losses.sum().item() / max(1, int(scored.sum())))
+    return Evaluation(scores, found, scored)
+
+
+def _scores(part: object, details: np.ndarray, counted: np.ndarray, classes: list[str] | None) -> dict[str, float]:
+    there = counted > 0
+    if classes is None:
+        return metrics.segmentation_scores(details[there])
+    labels = part.classes.numpy()[there]  # type: ignore[attr-defined]
+    return metrics.classification_scores(details[there], labels, classes)

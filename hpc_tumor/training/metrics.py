@@ -1,0 +1,151 @@
+"""Counts and scores.
+
+Segmentation is scored from a histogram of (true label, predicted labels) per case: 4 × 8 integers that decide every
+score of every label and region, add up over batches and ranks exactly, and cost one pass over the pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+
+LABELS = ("NCR", "ED", "ET")
+# Which true labels (0 background, 1 NCR/NET, 2 ED, 3 ET) make each structure; regions as BraTS scores them.
+STRUCTURES: dict[str, tuple[int, ...]] = {
+    "NCR": (1,), "ED": (2,), "ET": (3,), "WT": (1, 2, 3), "TC": (1, 3),
+}  # fmt: skip
+SCORES = ("dice", "iou", "precision", "recall", "fpr", "fnr", "accuracy")
+TRUE_LABELS = 4
+PREDICTIONS = 8  # three independent binary maps, as the bits of one number
+
+
+def count_labels(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Histogram of (true label, predicted bits) of each slice.
+
+    Args:
+        logits: `(N, 3, H, W)`; a label is predicted where its logit is above 0.
+        labels: `(N, H, W)` uint8, 0 to 3.
+
+    Returns:
+        `(N, 4, 8)` int64.
+    """
+    bits = (logits > 0).to(torch.uint8)
+    codes = labels * PREDICTIONS + bits[:, 0] + 2 * bits[:, 1] + 4 * bits[:, 2]
+    bins = TRUE_LABELS * PREDICTIONS
+    offset = torch.arange(len(codes), device=codes.device).mul_(bins).view(-1, 1, 1)
+    flat = (codes.long() + offset).flatten()
+    if flat.is_cuda:  # bincount would wait for the GPU to learn how many bins it needs
+        counts = torch.zeros(bins * len(codes), dtype=torch.int64, device=flat.device)
+        counts.index_add_(0, flat, torch.ones_like(flat))
+    else:
+        counts = torch.bincount(flat, minlength=bins * len(codes))
+    return counts.view(-1, TRUE_LABELS, PREDICTIONS)
+
+
+def confusion(histogram: np.ndarray, structure: str) -> np.ndarray:
+    """True positives, false positives, false negatives, true negatives of one structure.
+
+    Args:
+        histogram: `(..., 4, 8)` counts of (true label, predicted bits).
+
+    Returns:
+        `(..., 4)` integers.
+    """
+    members = STRUCTURES[structure]
+    truth = np.isin(np.arange(TRUE_LABELS), members)
+    wanted = sum(1 << (label - 1) for label in members)
+    predicted = (np.arange(PREDICTIONS) & wanted) > 0
+    pick = lambda rows, columns: histogram[..., rows, :][..., columns].sum((-2, -1))  # noqa: E731
+    return np.stack(
+        [pick(truth, predicted), pick(~truth, predicted), pick(truth, ~predicted), pick(~truth, ~predicted)], -1
+    )
+
+
+def structure_scores(counts: np.ndarray) -> dict[str, np.ndarray]:
+    """Every score from `(..., 4)` counts (TP, FP, FN, TN).
+
+    Empty structures as BraTS scores them: absent and not predicted is right (1), absent but predicted, or present
+    and missed, is wrong (0). Rates of errors that cannot happen (no voxel of that kind) are 0.
+    """
+    tp, fp, fn, tn = (counts[..., index].astype(np.float64) for index in range(4))
+    return {
+        "dice": _ratio(2 * tp, 2 * tp + fp + fn, empty=1),
+        "iou": _ratio(tp, tp + fp + fn, empty=1),
+        "precision": _ratio(tp, tp + fp, empty=(fn == 0)),
+        "recall": _ratio(tp, tp + fn, empty=(fp == 0)),
+        "fpr": _ratio(fp, fp + tn, empty=0),
+        "fnr": _ratio(fn, tp + fn, empty=0),
+        "accuracy": _ratio(tp + tn, tp + fp + fn + tn, empty=1),
+    }
+
+
+def case_status(counts: np.ndarray) -> str:
+    """What one case's (TP, FP, FN, TN) mean: ok, missed, false alarm, or empty (absent and not predicted)."""
+    tp, fp, fn, _ = (int(value) for value in counts)
+    if tp + fn == 0:
+        return "false alarm" if fp else "empty"
+    return "missed" if tp + fp == 0 else "ok"
+
+
+def segmentation_scores(histogram: np.ndarray) -> dict[str, float]:
+    """Mean over cases of each case's scores: per structure (`dice_ET`) and over the three labels (`dice`).
+
+    Args:
+        histogram: `(cases, 4, 8)`; a pooled score is that of one histogram summed over the cases, `(1, 4, 8)`.
+    """
+    values: dict[str, float] = {}
+    for structure in STRUCTURES:
+        scores = structure_scores(confusion(histogram, structure))
+        values.update({f"{score}_{structure}": float(np.mean(scores[score])) for score in SCORES})
+    means = {score: float(np.mean([values[f"{score}_{label}"] for label in LABELS])) for score in SCORES}
+    return {**means, **values}
+
+
+def segmentation_rows(histogram: np.ndarray, case_ids: Sequence[str], slices: Iterable[int]) -> list[dict[str, object]]:
+    """One row per case: how many slices were scored, and status and scores of every structure."""
+    rows: list[dict[str, object]] = []
+    for counts, case, n_slices in zip(histogram, case_ids, slices, strict=True):
+        row: dict[str, object] = {"case": case, "slices": int(n_slices)}
+        for structure in STRUCTURES:
+            of_structure = confusion(counts, structure)
+            row[f"status_{structure}"] = case_status(of_structure)
+            scores = structure_scores(of_structure)
+            row.update({f"{score}_{structure}": float(value) for score, value in scores.items()})
+        rows.append(row)
+    return rows
+
+
+def classification_scores(probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> dict[str, float]:
+    """Cross-entropy loss, accuracy, confidence (mean of the largest probability), and per-class scores.
+
+    Args:
+        probabilities: `(N, classes)` softmax values.
+        labels: `(N,)` true classes.
+    """
+    predicted = probabilities.argmax(1)
+    chosen = probabilities[np.arange(len(labels)), labels]
+    scores = {
+        "loss": float(-np.log(np.maximum(chosen, 1e-12)).mean()),
+        "accuracy": float((predicted == labels).mean()),
+        "confidence": float(probabilities.max(1).mean()),
+    }
+    per_class = []
+    for index, name in enumerate(classes):
+        tp = np.sum((predicted == index) & (labels == index))
+        precision = _ratio(tp, np.sum(predicted == index), empty=0)
+        recall = _ratio(tp, np.sum(labels == index), empty=0)
+        f1 = _ratio(2 * precision * recall, precision + recall, empty=0)
+        per_class.append((float(precision), float(recall), float(f1)))
+        scores.update(zip((f"precision_{name}", f"recall_{name}", f"f1_{name}"), per_class[-1], strict=True))
+    means = np.mean(per_class, axis=0)
+    scores.update(zip(("precision", "recall", "f1"), (float(mean) for mean in means), strict=True))
+    return scores
+
+
+def _ratio(numerator: np.ndarray | float, denominator: np.ndarray | float, empty: np.ndarray | float) -> np.ndarray:
+    """`numerator / denominator`, and `empty` where the denominator is 0."""
+    below = np.asarray(denominator, dtype=np.float64)
+    safe = np.where(below == 0, 1, below)
+    return np.where(below == 0, np.asarray(empty, dtype=np.float64), np.asarray(numerator) / safe)

@@ -1,0 +1,115 @@
+"""From a store and a split to the loaders of training, validation and test."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from hpc_tumor.config import Experiment
+from hpc_tumor.data.loader import BatchLoader, ImagePart, Part, SlicePart
+from hpc_tumor.data.splits import Split, make_split, middle_slices
+from hpc_tumor.data.store import Store
+from hpc_tumor.errors import DataError
+from hpc_tumor.training.distributed import Distributed
+
+IMAGE_SIZE = 128  # of classification in the published study
+EVALUATION_BATCH = 32  # global; fits every network, and changes no score
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The data of one run. `image_size` is (height, width) in pixels; `classes` is None for segmentation."""
+
+    store: Store
+    split: Split
+    train: BatchLoader
+    val: BatchLoader | None
+    test: BatchLoader
+    test_names: list[str]
+    image_size: tuple[int, int]
+    classes: list[str] | None
+
+    def counts(self) -> dict[str, int]:
+        """Cases (or images) of each part."""
+        return {
+            name: _cases(loader.part) if loader is not None else 0
+            for name, loader in (("train", self.train), ("val", self.val), ("test", self.test))
+        }
+
+    def describe(self) -> str:
+        """The sizes of the parts, in words."""
+        unit = "cases" if self.classes is None else "images"
+        sizes = ", ".join(f"{count} {name}" for name, count in self.counts().items())
+        slices = f"; {len(self.train.part)} slices to train on" if self.classes is None else ""
+        return f"{unit}: {sizes}{slices}" + ("; this split leaks between its parts" if self.split.leaks else "")
+
+
+def make_parts(experiment: Experiment, distributed: Distributed) -> Parts:
+    """Open the store, split it, and make the loaders.
+
+    Training takes the middle share of each case's slices, as published; validation and test take every slice of
+    their patients, so that the scores are of whole volumes. The published split draws single slices for both.
+
+    Raises:
+        DataError: the store cannot be opened, is of the other task, or is too small to split.
+    """
+    data = experiment.data
+    store = Store.open(data.store)
+    if store.task != experiment.task:
+        raise DataError(
+            f"{data.store} is a store for {store.task} ({store.dataset}), but {experiment.model.name} does"
+            f" {experiment.task}: choose another store or another model."
+        )
+    split = make_split(
+        store, experiment.split, experiment.seed, fold=data.fold, folds=data.folds,
+        val_fraction=data.val_fraction, test_fraction=data.test_fraction,
+    )  # fmt: skip
+    parts: Sequence[Part]
+    if experiment.task == "segmentation":
+        parts, names, image_size = _slice_parts(experiment, store, split, distributed.device)
+    else:
+        parts, names, image_size = _image_parts(experiment, store, split, distributed.device)
+    loaders = [
+        BatchLoader(part, size, distributed.rank, distributed.world_size)
+        for part, size in zip(parts, (experiment.recipe.batch_size, EVALUATION_BATCH, EVALUATION_BATCH), strict=True)
+    ]
+    train, val, test = loaders
+    for name, loader in (("train", train), ("test", test)):
+        if not len(loader.part):
+            raise DataError(f"{data.store} has nothing for the {name} part of the {experiment.split} split: add cases.")
+    classes = list(store.classes) if experiment.task == "classification" else None
+    return Parts(store, split, train, val if len(val.part) else None, test, names, image_size, classes)
+
+
+def _slice_parts(
+    experiment: Experiment, store: Store, split: Split, device: torch.device
+) -> tuple[list[SlicePart], list[str], tuple[int, int]]:
+    size = experiment.data.image_size
+    chosen = [_slices(store, cases, experiment.data.slices if part == 0 else 1.0)
+              for part, cases in enumerate((split.train, split.val, split.test))]  # fmt: skip
+    parts = [SlicePart(store, slices, device, size) for slices in chosen]
+    names = [store.case_ids[case] for case in parts[2].cases]
+    return parts, names, (size, size) if size else store.slice_shape
+
+
+def _slices(store: Store, cases: np.ndarray, share: float) -> np.ndarray:
+    """`(n, 2)` pairs of case and slice: those given, or the middle `share` of each of the given cases."""
+    if cases.ndim == 2:
+        return cases
+    pairs = [(case, z) for case in cases for z in middle_slices(store.slices(case), share)]
+    return np.array(pairs, dtype=np.int64).reshape(-1, 2)
+
+
+def _image_parts(
+    experiment: Experiment, store: Store, split: Split, device: torch.device
+) -> tuple[list[ImagePart], list[str], tuple[int, int]]:
+    size = experiment.data.image_size or IMAGE_SIZE
+    parts = [ImagePart(store, indices, device, size) for indices in (split.train, split.val, split.test)]
+    return parts, [store.paths[index] for index in split.test], (size, size)
+
+
+def _cases(part: Part) -> int:
+    return len(part.cases) if isinstance(part, SlicePart) else len(part)

@@ -1,0 +1,115 @@
+"""Loss, optimizer, schedule and precision, from settings and from what the hardware can do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import ExponentialLR, LambdaLR, LRScheduler, StepLR
+
+from hpc_tumor.config import Recipe
+from hpc_tumor.errors import UsageError
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def cross_entropy(logits: Tensor, classes: Tensor) -> Tensor:
+    """Cross-entropy of each image: logits `(N, C)` and true classes `(N,)` → `(N,)`, in float32."""
+    return F.cross_entropy(logits.float(), classes, reduction="none")
+
+
+def bce(logits: Tensor, labels: Tensor) -> Tensor:
+    """Binary cross-entropy of each slice, a mean over its pixels and its three independent maps.
+
+    Args:
+        logits: `(N, 3, H, W)`.
+        labels: `(N, H, W)` uint8: 0 background, 1 NCR/NET, 2 ED, 3 ET.
+
+    Returns:
+        `(N,)` float32.
+    """
+    wanted = torch.arange(1, logits.shape[1] + 1, dtype=labels.dtype, device=labels.device).view(1, -1, 1, 1)
+    truth = (labels.unsqueeze(1) == wanted).float()
+    return F.binary_cross_entropy_with_logits(logits.float(), truth, reduction="none").mean((1, 2, 3))
+
+
+LOSSES: dict[str, Loss] = {"cross-entropy": cross_entropy, "bce": bce}
+
+
+def build_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
+    """The recipe's optimizer, in its fused form: one kernel per step instead of one per tensor."""
+    rate, decay = recipe.learning_rate, recipe.weight_decay
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(parameters, rate, momentum=0.9, nesterov=True, weight_decay=decay, fused=True)
+    kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
+    return kind(parameters, rate, weight_decay=decay, fused=True)
+
+
+def build_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe) -> LRScheduler:
+    """The recipe's learning-rate schedule, stepped once per epoch."""
+    if recipe.schedule == "step":
+        return StepLR(optimizer, recipe.step_epochs, recipe.gamma)
+    if recipe.schedule == "exponential":
+        return ExponentialLR(optimizer, recipe.gamma)
+    return LambdaLR(optimizer, lambda epoch: 1.0)
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The number format of the forward and backward pass, and why it was chosen. Weights stay float32."""
+
+    name: str
+    reason: str
+    device_type: str
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Context in which the network runs."""
+        if self.name == "float32":
+            return nullcontext()
+        return torch.autocast(self.device_type, dtype=getattr(torch, self.name))
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """Gradient scaler: at work for float16 alone, whose range is too small for gradients."""
+        return torch.amp.GradScaler(self.device_type, enabled=self.name == "float16")
+
+
+def choose_precision(asked: str, device: torch.device) -> Precision:
+    """bfloat16 where the hardware computes in it, else float16 with a scaler on GPUs that have it, else float32.
+
+    Raises:
+        UsageError: the format asked for would be emulated, slower than float32, on this device.
+    """
+    name, able = _hardware(device)
+    if asked == "auto":
+        best = next(kind for kind in ("bfloat16", "float16", "float32") if kind in able)
+        return Precision(best, f"the best that {name} computes in", device.type)
+    if asked not in able:
+        raise UsageError(
+            f"hardware.precision = {asked!r}: {name} does not compute in it."
+            f" Choose {' or '.join(sorted(able))}, or leave it at auto."
+        )
+    return Precision(asked, "as asked", device.type)
+
+
+def _hardware(device: torch.device) -> tuple[str, set[str]]:
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        major = torch.cuda.get_device_capability(device)[0]
+        return name, {"float32"} | ({"float16"} if major >= 7 else set()) | ({"bfloat16"} if major >= 8 else set())
+    features = _cpu_features()
+    able = {"float32"} | ({"bfloat16"} if features & {"avx512_bf16", "amx_bf16", "arm_bf16"} else set())
+    return "this CPU", able
+
+
+def _cpu_features() -> set[str]:
+    try:
+        return {name for name, there in torch.cpu.get_capabilities().items() if there}
+    except (AttributeError, RuntimeError):  # torch before 2.10 does not tell; Linux does
+        information = Path("/proc/cpuinfo")
+        return set(information.read_text().split()) if information.exists() else set()

@@ -1,0 +1,52 @@
+"""What the launching tests share: a small experiment, a profile, and waiting for something to become true."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hpc_tumor.config import ClusterProfile, Experiment, build
+from hpc_tumor.run_dir import RunDir
+
+STAND_IN = Path(__file__).parent / "stand_in"
+
+
+def small_experiment(store: Path = Path("brats.zarr"), gpus: int = 1, **values: Any) -> Experiment:
+    settings = {
+        "model": {"name": "unet"},
+        "task": "segmentation",
+        "data": {"store": store},
+        "hardware": {"gpus": gpus},
+        **values,
+    }
+    return build(Experiment, settings, where="test")
+
+
+def profile_with(name: str = "two-gpu-nodes", **sections: Any) -> ClusterProfile:
+    """Nodes of 2 GPUs, 24 CPUs and 234 GB; two of them, for two hours."""
+    values = {
+        "name": name,
+        "description": "made up",
+        "slurm": {"partition": "GPU"},
+        "node": {"gpus": 2, "cpus": 24, "memory_gb": 234},
+        "limits": {"walltime": "2h", "nodes": 2},
+    }
+    for section, more in sections.items():
+        values[section] = {**values.get(section, {}), **more}  # type: ignore[dict-item]
+    return build(ClusterProfile, values, where="test")
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 30, every: float = 0.1) -> Any:
+    """What `condition` gives once that is true; the test fails where it does not become true."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if value := condition():
+            return value
+        time.sleep(every)
+    raise AssertionError(f"not true after {seconds} s: {condition}")
+
+
+def events(run: RunDir) -> list[str]:
+    return [line["event"] for line in run.read_events()]

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from launching import profile_with
+
+from hpc_tumor.cluster.plan import Plan, make_plan
+from hpc_tumor.cluster.profiles import local_profile
+from hpc_tumor.errors import UsageError
+
+
+def test_four_gpus_on_nodes_of_two() -> None:
+    plan = make_plan(profile_with(), 4)
+    assert (plan.nodes, plan.tasks_per_node, plan.gpus) == (2, 2, 4)
+    assert plan.cpus_per_task == 12
+    assert plan.memory_gb == 234
+    assert plan.walltime == 120
+    assert plan.shape == "2 nodes × 2 GPUs"
+
+
+def test_half_a_node_gets_half_of_it() -> None:
+    plan = make_plan(profile_with(), 1)
+    assert (plan.nodes, plan.tasks_per_node, plan.cpus_per_task, plan.memory_gb) == (1, 1, 12, 117)
+
+
+def test_six_gpus_on_nodes_of_four_are_two_times_three() -> None:
+    plan = make_plan(profile_with(node={"gpus": 4}, limits={"nodes": None}), 6)
+    assert (plan.nodes, plan.tasks_per_node) == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "nearest"), [(0, "Nearest: 1."), (-2, "Nearest: 1."), (3, "Nearest: 2 or 4."), (5, "Nearest: 4."), (900, "4.")]
+)
+def test_impossible_counts_name_the_nearest(gpus: int, nearest: str) -> None:
+    with pytest.raises(UsageError, match=rf"--gpus {gpus} .*2 GPUs, and at most 2 nodes\. .*{nearest}"):
+        make_plan(profile_with(), gpus)
+
+
+@given(gpus=st.integers(1, 200), per_node=st.integers(1, 8), limit=st.none() | st.integers(1, 12))
+def test_a_plan_has_the_gpus_asked_for_or_is_refused(gpus: int, per_node: int, limit: int | None) -> None:
+    profile = profile_with(node={"gpus": per_node}, limits={"nodes": limit})
+    try:
+        plan = make_plan(profile, gpus)
+    except UsageError as error:
+        nearest = [int(word) for word in str(error).rpartition("Nearest: ")[2].rstrip(".").split(" or ")]
+        assert nearest
+        assert all(make_plan(profile, count).gpus == count for count in nearest)
+        return
+    assert plan.gpus == gpus
+    assert plan.tasks_per_node <= per_node
+    assert limit is None or plan.nodes <= limit
+    assert plan.cpus_per_task * plan.tasks_per_node <= profile.node.cpus
+    assert plan.memory_gb <= profile.node.memory_gb
+
+
+def test_walltime() -> None:
+    assert make_plan(profile_with(), 1, walltime="30m").walltime == 30
+    with pytest.raises(UsageError, match=r"--walltime 3h is longer .*at most 2:00 h"):
+        make_plan(profile_with(), 1, walltime="3h")
+    with pytest.raises(UsageError, match="--walltime"):
+        make_plan(profile_with(), 1, walltime="soon")
+
+
+@pytest.mark.parametrize(("minutes", "delay"), [(1, 30), (10, 120), (120, 360), (1440, 600)])
+def test_warning_comes_early_enough_to_save(minutes: int, delay: int) -> None:
+    profile = profile_with(limits={"walltime": minutes})
+    assert make_plan(profile, 1).signal_delay == delay
+
+
+def test_more_than_a_node_has_is_refused() -> None:
+    with pytest.raises(UsageError, match="24 CPUs .* at most 12"):
+        make_plan(profile_with(), 2, cpus=16)
+    with pytest.raises(UsageError, match="300 GB is more than the 234 GB"):
+        make_plan(profile_with(), 2, memory_gb=300)
+    assert make_plan(profile_with(), 1, cpus=24, memory_gb=234).cpus_per_task == 24
+
+
+def test_account_where_the_site_demands_one(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
+    monkeypatch.setenv("HPC_TUMOR_CONFIG_DIR", str(tmp_path))
+    monkeypatch.delenv("HPC_TUMOR_ACCOUNT", raising=False)
+    profile = profile_with(slurm={"account": "required"})
+    with pytest.raises(UsageError, match=r"--account.*HPC_TUMOR_ACCOUNT"):
+        make_plan(profile, 1)
+    monkeypatch.setenv("HPC_TUMOR_ACCOUNT", "from-variable")
+    assert make_plan(profile, 1).account == "from-variable"
+    assert make_plan(profile, 1, account="from-flag").account == "from-flag"
+
+
+def test_this_machine_is_one_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    plan = make_plan(local_profile(), 2)
+    assert (plan.nodes, plan.tasks_per_node, plan.gpus_per_node) == (1, 2, 0)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with pytest.raises(UsageError, match=r"a node has 1 GPU, .*Nearest: 1\."):
+        make_plan(local_profile(), 2)
+
+
+def test_a_plan_survives_json() -> None:
+    plan = make_plan(profile_with(), 4)
+    assert Plan(**plan.as_dict()) == plan

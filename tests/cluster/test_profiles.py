@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hpc_tumor import settings
+from hpc_tumor.cluster import profiles
+from hpc_tumor.errors import UsageError
+
+TEXT = 'description = "mine"\n[slurm]\npartition = "{partition}"\n[node]\ngpus = 2\ncpus = 24\nmemory_gb = 234\n'
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's configuration directory, empty; the working directory is another."""
+    monkeypatch.setenv("HPC_TUMOR_CONFIG_DIR", str(tmp_path / "config"))
+    monkeypatch.delenv("HPC_TUMOR_CLUSTER", raising=False)
+    (tmp_path / "config" / "clusters").mkdir(parents=True)
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "config"
+
+
+def test_own_profile_goes_before_the_shipped_one(own: Path) -> None:
+    (own / "clusters" / "orfeo-gpu.toml").write_text(TEXT.format(partition="mine"))
+    profile = profiles.find_profile("orfeo-gpu")
+    assert profile.name == "orfeo-gpu"
+    assert profile.slurm.partition == "mine"
+
+
+def test_profile_by_path(own: Path, tmp_path: Path) -> None:
+    path = tmp_path / "elsewhere.toml"
+    path.write_text(TEXT.format(partition="there"))
+    assert profiles.find_profile(path).name == "elsewhere"
+
+
+@pytest.mark.parametrize("path", sorted(settings.shipped("slurm_templates").glob("*.toml")), ids=lambda path: path.stem)
+def test_shipped_profiles_are_valid(path: Path) -> None:
+    profile = profiles.load_profile(path)
+    assert profile.name == path.stem
+    assert profile.description
+
+
+def test_unknown_profile_names_the_nearest(own: Path) -> None:
+    (own / "clusters" / "leonardo.toml").write_text(TEXT.format(partition="x"))
+    with pytest.raises(UsageError, match=r"'leonrado'. Did you mean 'leonardo'\? Known: .*\blocal\b"):
+        profiles.find_profile("leonrado")
+
+
+def test_wrong_setting_names_file_and_neighbour(own: Path) -> None:
+    path = own / "clusters" / "typo.toml"
+    path.write_text(TEXT.format(partition="x").replace("gpus =", "gpu ="))
+    with pytest.raises(UsageError, match=r"typo.toml: unknown setting 'node.gpu'. Did you mean 'node.gpus'"):
+        profiles.find_profile("typo")
+
+
+@pytest.mark.parametrize(
+    "lines",
+    ['[slurm]\nqos = "a\\nb"', '[environment]\nvariables = {"A B" = "1"}', '[slurm]\nextra = {"x y" = 1}'],
+)
+def test_what_would_break_the_script_is_refused(own: Path, lines: str) -> None:
+    path = own / "clusters" / "bad.toml"
+    path.write_text(f'description = "d"\n{lines}\n')
+    with pytest.raises(UsageError, match=r"bad\.toml"):
+        profiles.find_profile("bad")
+
+
+def test_default_is_this_machine_where_there_is_no_sbatch(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    profile, reason = profiles.default_profile()
+    assert profile.name == "local"
+    assert "no sbatch" in reason
+
+
+def test_default_on_a_cluster_must_be_said(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profiles.shutil, "which", lambda name: f"/usr/bin/{name}")
+    with pytest.raises(UsageError, match="--cluster"):
+        profiles.default_profile()
+    (own / "clusters" / "mine.toml").write_text(TEXT.format(partition="x"))
+    (own / "config.toml").write_text('cluster = "mine"\n')
+    assert profiles.default_profile()[0].name == "mine"
+    monkeypatch.setenv("HPC_TUMOR_CLUSTER", "local")
+    profile, reason = profiles.default_profile()
+    assert profile.name == "local"
+    assert "HPC_TUMOR_CLUSTER" in reason
+
+
+@pytest.mark.parametrize(("visible", "count"), [("", 0), ("0,3", 2), ("-1", 0), ("GPU-8f2a,MIG-77", 2)])
+def test_gpus_are_counted_as_a_process_would_see_them(
+    monkeypatch: pytest.MonkeyPatch, visible: str, count: int
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert profiles.count_gpus() == count
+    assert profiles.local_profile().node.gpus == count

@@ -1,0 +1,110 @@
+"""Batches: every sample once whatever the number of ranks, and values as the recipe wants them."""
+
+from concurrent.futures import Future
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpc_tumor.data.loader import BatchLoader, ImagePart, SlicePart, epoch_order, resize
+
+CPU = torch.device("cpu")
+
+
+def done(value: Any) -> Future:
+    future: Future = Future()
+    future.set_result(value)
+    return future
+
+
+def slice_store() -> Any:
+    """Two cases of 3 slices, 4 modalities, 4 × 6 pixels; background 0, and -7 in the second case's last modality."""
+    rng = np.random.default_rng(0)
+    volumes = rng.integers(1, 900, (2, 4, 3, 4, 6)).astype(np.int16)
+    volumes[..., 0, :] = 0
+    volumes[1, 3][:, 0, :] = -7
+    labels = rng.integers(0, 4, (2, 3, 4, 6)).astype(np.uint8)
+    background = np.zeros((2, 4))
+    background[1, 3] = -7
+    brain = [[volumes[c, m][volumes[c, m] != background[c, m]] for m in range(4)] for c in range(2)]
+    statistics = np.array([[(voxels.mean(), voxels.std()) for voxels in case] for case in brain])
+
+    def read_slices(refs: np.ndarray) -> Future:
+        return done((np.stack([volumes[c, :, z] for c, z in refs]), np.stack([labels[c, z] for c, z in refs])))
+
+    return SimpleNamespace(
+        volumes=volumes, labels=labels, statistics=statistics, background=background, read_slices=read_slices
+    )
+
+
+def all_slices() -> np.ndarray:
+    return np.array([(case, z) for case in range(2) for z in range(3)])
+
+
+def test_slices_are_standardised_over_the_brain_of_their_case() -> None:
+    store = slice_store()
+    part = SlicePart(store, all_slices(), CPU)
+    (batch,) = BatchLoader(part, 6).batches(np.arange(6))
+    images = batch.images.numpy().reshape(2, 3, 4, 4, 6)
+    for case in range(2):
+        for modality in range(4):
+            raw = store.volumes[case, modality]
+            brain = raw != store.background[case, modality]
+            seen = images[case, :, modality]
+            assert seen[~brain].tolist() == [0.0] * int((~brain).sum())
+            assert seen[brain].mean() == pytest.approx(0, abs=1e-4)
+            assert seen[brain].std() == pytest.approx(1, abs=1e-4)
+    np.testing.assert_array_equal(batch.targets.numpy().reshape(2, 3, 4, 6), store.labels)
+
+
+def image_part(n: int) -> ImagePart:
+    store = SimpleNamespace(
+        label=np.arange(n) % 4,
+        read_images=lambda indices: done(np.stack([np.full((8, 8), index % 256, np.uint8) for index in indices])),
+    )
+    return ImagePart(store, np.arange(n), CPU, image_size=4)  # type: ignore[arg-type]
+
+
+@given(n=st.integers(1, 70), batch=st.integers(1, 20), world=st.integers(1, 5), start=st.integers(0, 3))
+def test_each_sample_reaches_the_same_step_once_whatever_the_ranks(n: int, batch: int, world: int, start: int) -> None:
+    order = epoch_order(n, seed=1, epoch=2)
+    expected = [sorted(order[at : at + batch].tolist()) for at in range(start * batch, n, batch)]
+    steps: dict[int, list[int]] = {}
+    for rank in range(world):
+        loader = BatchLoader(image_part(n), batch, rank, world)
+        seen = list(loader.batches(order, start=start, fill=True))
+        assert [b.step for b in seen] == list(range(start, loader.steps()))
+        for b in seen:
+            steps.setdefault(b.step, []).extend(b.positions[: b.counted].tolist())
+            assert b.total == len(order[b.step * batch : (b.step + 1) * batch])
+            assert len(b.images) == max(1, b.counted)
+    assert [sorted(steps[step]) for step in sorted(steps)] == expected
+
+
+def test_evaluation_leaves_a_rank_without_a_sample_out() -> None:
+    loaders = [BatchLoader(image_part(5), 4, rank, 4) for rank in range(4)]
+    counts = [sum(len(batch.images) for batch in loader.batches(np.arange(5))) for loader in loaders]
+    assert counts == [2, 1, 1, 1]
+
+
+def test_images_are_scaled_and_resized() -> None:
+    (batch,) = BatchLoader(image_part(3), 3).batches(np.array([2, 0, 1]))
+    assert batch.images.shape == (3, 1, 4, 4)
+    assert batch.images[:, 0, 0, 0].tolist() == pytest.approx([2 / 255, 0, 1 / 255])
+    assert batch.targets.tolist() == [2, 0, 1]
+
+
+def test_shrinking_keeps_the_mean() -> None:
+    images = torch.rand(2, 1, 256, 256)
+    torch.testing.assert_close(resize(images, 128).mean((2, 3)), images.mean((2, 3)), atol=1e-6, rtol=0)
+    assert resize(images, 300).shape == (2, 1, 300, 300)
+
+
+def test_epochs_have_orders_of_their_own() -> None:
+    assert sorted(epoch_order(50, 0, 0)) == list(range(50))
+    assert not np.array_equal(epoch_order(50, 0, 0), epoch_order(50, 0, 1))
+    assert not np.array_equal(epoch_order(50, 0, 0), epoch_order(50, 1, 0))

@@ -1,0 +1,229 @@
+"""The comparison on the terminal and in files."""
+
+import csv
+import io
+import json
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from made_runs import classification_run, segmentation_run, unfinished_run
+
+from hpc_tumor.errors import UsageError
+from hpc_tumor.results.collect import collect_runs
+from hpc_tumor.results.comparison import Comparison, Group, RunResult, group_runs
+from hpc_tumor.results.layout import Table
+from hpc_tumor.results.tables import terminal_tables, write_tables
+from hpc_tumor.run_dir import RunDir
+
+DICE = [(0.9, 0.8, 0.7), (0.5, 0.6, 0.7), (1.0, 0.9, 0.8)]
+
+
+@pytest.fixture
+def comparison(tmp_path: Path) -> Comparison:
+    runs = tmp_path / "runs"
+    return collect_runs(
+        [
+            segmentation_run(runs, "20250101-120000-unet-aaaaaa", DICE, model="attention-unet"),
+            segmentation_run(runs, "20250101-120000-unet-bbbbbb", DICE, seed=0),
+            segmentation_run(runs, "20250101-120000-unet-cccccc", DICE[:1] + DICE[:2], seed=1),
+            segmentation_run(runs, "20250101-120000-unet-dddddd", DICE, split="published", split_leaks=True),
+            classification_run(runs, "20250101-120000-cnn-eeeeee", [True] * 39 + [False], device="cpu"),
+            unfinished_run(runs, "20250101-120000-unet-ffffff", state="training", epoch=7, epochs=20, best=0.81),
+            RunDir(runs / "absent"),
+        ],
+        now=0,
+    )
+
+
+def cells(table: Table, row: int) -> dict[str, str]:
+    return dict(zip((column.title for column in table.columns), table.rows[row], strict=True))
+
+
+def test_terminal_tables_by_hand(comparison: Comparison) -> None:
+    classification, segmentation, leaking, unfinished, skipped = terminal_tables(comparison)
+    assert classification.title.startswith("Classification · a.zarr 0123456789ab · split deduplicated (does not leak)")
+    first = cells(classification, 0)
+    assert first["model"] == "cnn"
+    assert (first["train %"], first["test %"], first["last %"], first["conf. %"]) == ("99.9", "97.5", "96.5", "90.0")
+    assert (first["publ.† %"], first["GPUs"], first["time"], first["params"]) == ("99.0", "4 CPU", "13 min", "5.5 M")
+    low, high = (float(end) for end in first["95 % CI"].split("–"))
+    assert low < 97.5 <= high <= 100
+
+    assert [row[0] for row in segmentation.rows] == ["unet, 2 seeds", "  seed 0", "  seed 1", "attention-unet"]
+    mean = (2.3 / 3 + 2.2 / 3) / 2
+    assert cells(segmentation, 0)["Dice"] == f"{mean:.3f}"
+    assert cells(segmentation, 0)["CI or ± sd"] == f"± {(2.3 - 2.2) / 3 / math.sqrt(2):.3f}"
+    assert cells(segmentation, 3)["CI or ± sd"] == "0.600–0.900"
+    assert (cells(segmentation, 3)["publ.†"], cells(segmentation, 3)["ET"]) == ("0.924", "0.733")
+    assert "(leaks)" in leaking.title
+    assert any("too good" in note and "This split leaks" in note for note in leaking.notes)
+    assert not any("This split leaks" in note for note in segmentation.notes)
+    assert any(note.startswith("† Published figures") and "leaks" in note for note in segmentation.notes)
+    assert unfinished.rows == (("20250101-120000-unet-ffffff", "unet", "7/20", "Dice 0.810", "training"),)
+    assert skipped.rows[0][0].endswith("absent")
+
+
+@pytest.mark.parametrize("width", [80, 100, 120, 200])
+def test_terminal_tables_fit(comparison: Comparison, width: int) -> None:
+    for table in terminal_tables(comparison, width)[:3]:
+        assert table.width <= width
+        titles = [column.title for column in table.columns]
+        assert titles[0] == "model"
+        assert {"Dice", "test %"} & set(titles)
+        assert any(title.startswith("publ.") for title in titles)
+        left_out = [note for note in table.notes if note.startswith("Left out")]
+        assert len(left_out) == (len(titles) < (10 if "test %" in titles else 14))
+        assert not left_out or width < 120
+
+
+def test_runs_tested_on_other_cases_are_marked(tmp_path: Path) -> None:
+    same = [segmentation_run(tmp_path, name, DICE) for name in ("a", "b")]
+    (table,) = terminal_tables(collect_runs(same))
+    assert not any("different sets of cases" in note for note in table.notes)
+    assert [row[0] for row in table.rows] == ["unet a", "unet b"]
+    other = segmentation_run(tmp_path, "c", DICE * 2)
+    (table,) = terminal_tables(collect_runs([*same, other]))
+    assert any("2 different sets of cases" in note for note in table.notes)
+    assert "3–6 test patients" in table.title
+
+
+def test_files(comparison: Comparison, tmp_path: Path) -> None:
+    output = tmp_path / "new" / "results"
+    paths = write_tables(comparison, output)
+    assert [path.name for path in paths] == ["comparison.csv", "comparison.json", "comparison.md"]
+    assert sorted(output.iterdir()) == paths
+    before = [path.read_bytes() for path in paths]
+    write_tables(comparison, output)
+    assert [path.read_bytes() for path in paths] == before
+
+
+def test_csv(comparison: Comparison, tmp_path: Path) -> None:
+    rows = list(csv.DictReader(write_tables(comparison, tmp_path)[0].open(encoding="utf-8", newline="")))
+    kinds = [row["kind"] for row in rows]
+    assert (kinds.count("run"), kinds.count("unfinished"), kinds.count("published")) == (5, 1, 7)
+    by_run = {row["run"]: row for row in rows if row["run"]}
+    assert by_run["20250101-120000-unet-ffffff"]["state"] == "training"
+    assert float(by_run["20250101-120000-unet-ffffff"]["val_best"]) == 0.81
+    for result in comparison.results:
+        row = by_run[result.run]
+        for name, value in result.best.items():
+            assert float(row[f"best_{name}"]) == value
+        assert float(row["gpu_hours"]) == 0.84
+        assert row["split_leaks"] == str(result.split_leaks)
+    published = {row["model"]: row for row in rows if row["kind"] == "published"}
+    assert (published["unet"]["best_dice"], published["unet"]["split_leaks"]) == ("0.861", "True")
+
+
+def test_json(comparison: Comparison, tmp_path: Path) -> None:
+    values = json.loads(write_tables(comparison, tmp_path)[1].read_text(encoding="utf-8"))
+    assert values["schema"] == 1
+    assert [len(group["runs"]) for group in values["groups"]] == [1, 3, 1]
+    (seeds,) = values["groups"][1]["seeds"]
+    assert seeds["runs"] == ["20250101-120000-unet-bbbbbb", "20250101-120000-unet-cccccc"]
+    interval = values["groups"][0]["runs"][0]["intervals"]["accuracy"]
+    assert interval["low"] < interval["mean"] == 0.975 <= interval["high"]
+    assert interval["n"] == 40
+    assert (len(values["published"]), len(values["unfinished"]), len(values["skipped"])) == (7, 1, 1)
+
+
+def test_markdown(comparison: Comparison, tmp_path: Path) -> None:
+    text = write_tables(comparison, tmp_path)[2].read_text(encoding="utf-8")
+    assert text.count("\n## ") == 5
+    assert "unet: published (leaking split)" in text
+    assert "cnn: published (leaking split)" in text
+    assert "WT" in text
+    assert "alexnet" not in text  # no run of it stands beside
+    check_tables(text)
+
+
+def check_tables(text: str) -> None:
+    """Every row of every table has as many unescaped bars as its header."""
+    for block in text.split("\n\n"):
+        bars = {
+            line.replace("\\\\", "").replace("\\|", "").count("|") for line in block.splitlines() if line[:1] == "|"
+        }
+        assert len(bars) <= 1
+
+
+def test_hostile_names(tmp_path: Path) -> None:
+    names = [
+        "a|b`<script>alert(1)</script>",
+        "=cmd|' /C calc'!A0",
+        'quo"te,\nnew',
+        "back\\",
+        "@sum",
+        "[x](http://y) *z*",
+    ]
+    runs = [
+        segmentation_run(tmp_path / str(index), name.replace("/", "∕"), DICE, model=name, store=name)
+        for index, name in enumerate(names)
+    ]
+    comparison = collect_runs([*runs, RunDir(tmp_path / "|gone|")])
+    assert len(comparison.results) == len(names)
+    _, _, markdown = write_tables(comparison, tmp_path / "out")
+    text = markdown.read_text(encoding="utf-8")
+    check_tables(text)
+    assert "<script>" not in text
+    assert "[x](" not in text.replace("\\[x\\](", "")
+    rows = list(csv.reader((tmp_path / "out" / "comparison.csv").open(encoding="utf-8", newline="")))
+    assert len({len(row) for row in rows}) == 1
+    assert not any(cell[:1] in ("=", "+", "-", "@") for row in rows for cell in row)
+    assert all("\n" not in cell for table in terminal_tables(comparison) for row in table.rows for cell in row)
+
+
+def test_runs_without_scores_and_no_runs_at_all(tmp_path: Path) -> None:
+    run = segmentation_run(tmp_path / "runs", "r", DICE)
+    values = json.loads(run.result.read_text())
+    values["best"]["test"] = {"dice": math.nan}
+    values["last"] = None
+    run.result.write_text(json.dumps(values))
+    (table,) = terminal_tables(collect_runs([run]))
+    assert cells(table, 0)["Dice"] == cells(table, 0)["last"] == cells(table, 0)["95 % CI"] == "–"
+    write_tables(collect_runs([run]), tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "comparison.json").read_text())["groups"][0]["runs"][0]["best"] == {
+        "dice": None
+    }
+    assert terminal_tables(collect_runs([])) == []
+    write_tables(collect_runs([]), tmp_path / "empty")
+    assert "No finished runs" in (tmp_path / "empty" / "comparison.md").read_text()
+
+
+def test_output_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    for output in (tmp_path / "out", tmp_path / "out" / "deeper"):
+        with pytest.raises(UsageError, match="cannot be a directory"):
+            write_tables(Comparison(), output)
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+@given(
+    score=st.floats(0, 1),
+    seconds=st.floats(0, 1e9),
+    text=st.text(st.characters(categories=["L", "N", "P", "S", "Zs"]), min_size=1, max_size=30),
+)
+def test_csv_round_trips(tmp_path_factory: pytest.TempPathFactory, score: float, seconds: float, text: str) -> None:
+    folder = tmp_path_factory.mktemp("trip")
+    result = made_result(text, score, seconds)
+    comparison = Comparison(groups=group_runs([result]))
+    path = write_tables(comparison, folder)[0]
+    row = next(iter(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"), newline=""))))
+    assert row["run"].removeprefix("'" if text[0] in "=+-@" else "") == text
+    assert float(row["best_dice"]) == score
+    assert float(row["seconds"]) == seconds
+    assert row["gpus"] == ""
+
+
+def made_result(run: str, score: float, seconds: float) -> RunResult:
+    values: dict[str, object] = dict.fromkeys(RunResult.__dataclass_fields__)
+    values |= {"run": run, "path": run, "task": "segmentation", "model": "unet", "split": "by-patient", "store": run}
+    values |= {"seconds": seconds, "best": {"dice": score}, "last": {}, "last_train": {}, "intervals": {}}
+    return RunResult(**{**values, "settings": "", "remarks": ()})  # type: ignore[arg-type]
+
+
+def test_titles_of_groups_name_what_is_not_known() -> None:
+    (group,) = group_runs([made_result("r", 0.5, 1.0)])
+    assert isinstance(group, Group)
+    assert group.title == "Segmentation · r · split by-patient (not known whether it leaks) · unknown test patients"

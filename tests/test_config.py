@@ -1,0 +1,112 @@
+"""Settings are refused at construction, with the setting, the value and what is allowed."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpc_tumor.config import ClusterProfile, Experiment, LimitSettings, build, fields_of
+from hpc_tumor.errors import UsageError, unknown
+
+UNET = {"model": {"name": "unet"}, "data": {"store": "a.zarr"}, "task": "segmentation"}
+
+
+def refusal(**changes: object) -> str:
+    with pytest.raises(UsageError) as caught:
+        build(Experiment, {**UNET, **changes}, where="here")
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+def test_defaults_follow_the_task() -> None:
+    segmentation = build(Experiment, UNET, where="here")
+    assert (segmentation.split, segmentation.loss) == ("by-patient", "bce")
+    classification = build(Experiment, {**UNET, "task": "classification"}, where="here")
+    assert (classification.split, classification.loss) == ("deduplicated", "cross-entropy")
+
+
+def test_unknown_setting_names_the_nearest_and_all_known() -> None:
+    message = refusal(recipe={"epoch": 3})
+    assert "here: unknown setting 'recipe.epoch'" in message
+    assert "Did you mean 'recipe.epochs'?" in message
+    assert "recipe.batch_size" in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"recipe": {"epochs": 0}}, ("recipe.epochs = 0", "greater than or equal to 1")),
+        ({"recipe": {"optimizer": "lion"}}, ("recipe.optimizer = 'lion'", "'adam'", "'sgd'")),
+        ({"recipe": {"loss": "cross-entropy"}}, ("recipe.loss", "not for segmentation", "bce")),
+        ({"data": {"store": "a", "split": "deduplicated"}}, ("data.split", "by-patient or published")),
+        ({"data": {"store": "a", "fold": 5}}, ("data.fold = 5 of 5 folds", "0 to 4")),
+        ({"recipe": {"batch_size": 2}, "hardware": {"gpus": 4}}, ("recipe.batch_size = 2", "4 GPUs")),
+        ({"data": {}}, ("data.store is missing",)),
+    ],
+)
+def test_refusals_name_the_setting_and_what_is_allowed(changes: dict[str, object], parts: tuple[str, ...]) -> None:
+    message = refusal(**changes)
+    assert all(part in message for part in parts), message
+    assert "\n" not in message
+
+
+def test_settings_cannot_be_changed() -> None:
+    experiment = build(Experiment, UNET, where="here")
+    with pytest.raises(ValueError, match="frozen"):
+        experiment.seed = 3  # type: ignore[misc]
+
+
+def test_settings_survive_their_record() -> None:
+    experiment = build(Experiment, {**UNET, "recipe": {"epochs": 7}, "seed": 11}, where="here")
+    assert build(Experiment, experiment.model_dump(mode="json"), where="record") == experiment
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"),
+    [
+        ("30", 30),
+        ("02:00:00", 120),
+        ("30:00", 30),
+        ("1-12:00:00", 2160),
+        ("2-00", 2880),
+        ("00:00:01", 1),
+        ("90m", 90),
+        ("2h", 120),
+        ("1.5h", 90),
+        ("3d", 4320),
+        ("20s", 1),
+    ],
+)
+def test_walltime_is_read_as_slurm_writes_it(text: str, minutes: int) -> None:
+    # The forms of sbatch's manual: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]].
+    assert LimitSettings(walltime=text).walltime == minutes  # type: ignore[arg-type]
+
+
+@given(st.integers(0, 20), st.integers(0, 23), st.integers(0, 59), st.integers(0, 59))
+def test_walltime_never_asks_for_less_than_written(days: int, hours: int, minutes: int, seconds: int) -> None:
+    exact = days * 1440 + hours * 60 + minutes + seconds / 60
+    if exact == 0:
+        return
+    read = LimitSettings(walltime=f"{days}-{hours:02d}:{minutes:02d}:{seconds:02d}").walltime  # type: ignore[arg-type]
+    assert exact <= read < exact + 1
+
+
+@pytest.mark.parametrize("text", ["soon", "1:2:3:4", "-5", "0", "2 weeks"])
+def test_a_walltime_that_is_none_is_refused(text: str) -> None:
+    values = {"name": "x", "description": "x", "limits": {"walltime": text}}
+    with pytest.raises(UsageError, match=r"limits\.walltime"):
+        build(ClusterProfile, values, where="x.toml")
+
+
+def test_dotted_names_cover_every_setting() -> None:
+    names = set(fields_of(Experiment))
+    assert {"model.name", "data.store", "recipe.epochs", "hardware.gpus", "seed", "task"} <= names
+    assert not names & {"model", "data", "recipe", "hardware"}
+
+
+def test_unknown_suggests_the_nearest() -> None:
+    message = str(unknown("model", "atention-unet", ["unet", "attention-unet", "cnn"]))
+    assert "Did you mean 'attention-unet'?" in message
+    assert message.endswith("Known: attention-unet, cnn, unet.")
+    assert "Did you mean" not in str(unknown("model", "xyzzy", ["unet", "cnn"]))

@@ -1,0 +1,119 @@
+"""The record of a run: complete files only, and readers that take whatever they find."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+
+from hpc_tumor import atomic
+from hpc_tumor.config import Experiment, build
+from hpc_tumor.errors import UsageError
+from hpc_tumor.run_dir import RunDir, find_runs, is_run, read_json, read_json_lines
+
+
+@pytest.fixture
+def experiment() -> Experiment:
+    values = {"model": {"name": "unet"}, "data": {"store": "a.zarr"}, "task": "segmentation", "seed": 4}
+    return build(Experiment, values, where="here")
+
+
+def test_a_new_run_holds_its_settings(tmp_path: Path, experiment: Experiment) -> None:
+    run = RunDir.create(tmp_path / "runs", experiment)
+    assert run.experiment() == experiment
+    assert "-unet-" in run.name
+    assert is_run(run.path)
+    assert not run.is_finished()
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [run.name]
+
+
+def test_runs_made_in_the_same_second_are_different(tmp_path: Path, experiment: Experiment) -> None:
+    assert len({RunDir.create(tmp_path, experiment).name for _ in range(20)}) == 20
+
+
+def test_reading_takes_what_is_absent_torn_or_foreign(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "foreign")
+    run.path.mkdir()
+    assert (read_json(run.status), run.read_metrics(), run.read_events(), run.is_finished()) == (None, [], [], False)
+    run.status.write_text('{"epoch": ')
+    run.result.write_text("[1, 2]")
+    run.metrics.write_bytes(b'{"epoch": 1, "part": "train"}\n\xff\xfe\n[]\n{"epoch": 2, "par')
+    assert read_json(run.status) is None
+    assert not run.is_finished()
+    assert run.read_metrics() == [{"epoch": 1, "part": "train"}]
+    with pytest.raises(UsageError, match="is not a run directory"):
+        run.experiment()
+
+
+def test_scores_that_are_no_numbers_become_null(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    run.add_metrics(1, "val", dice=math.nan, loss=math.inf)
+    assert json.loads(run.metrics.read_text()) == {"epoch": 1, "part": "val", "dice": None, "loss": None}
+
+
+def test_metrics_beyond_the_checkpoint_are_dropped(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    for epoch in (1, 2, 3):
+        run.add_metrics(epoch, "train", loss=1 / epoch)
+    run.keep_metrics(up_to_epoch=2)
+    assert [line["epoch"] for line in run.read_metrics()] == [1, 2]
+
+
+def _append(path: str, writer: int) -> None:
+    for i in range(100):
+        RunDir(Path(path)).add_event("beat", writer=writer, i=i, filling="x" * 500)
+
+
+def test_lines_of_several_writers_do_not_mix(tmp_path: Path) -> None:
+    context = get_context("fork")
+    writers = [context.Process(target=_append, args=(str(tmp_path), n)) for n in range(3)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    events = RunDir(tmp_path).read_events("beat")
+    assert len(events) == 300
+    for n in range(3):
+        assert [event["i"] for event in events if event["writer"] == n] == list(range(100))
+
+
+def test_runs_are_found_by_name_part_and_glob(tmp_path: Path) -> None:
+    names = ["20260101-120000-unet-aaaaaa", "20260101-120001-cnn-bbbbbb", "20260102-120000-unet-cccccc"]
+    for name in (*names, ".20260103-120000-unet-dddddd", "notes"):
+        (tmp_path / name).mkdir()
+    assert [run.name for run in find_runs(tmp_path)] == names
+    assert [run.name for run in find_runs(tmp_path, ["all"])] == names
+    assert [run.name for run in find_runs(tmp_path, ["*unet*"])] == [names[0], names[2]]
+    assert [run.name for run in find_runs(tmp_path, ["bbbbbb", names[0]])] == names[:2]
+    with pytest.raises(UsageError, match="no run in .* fits 'vit'"):
+        find_runs(tmp_path, ["cnn", "vit"])
+    with pytest.raises(UsageError, match="there is no runs directory"):
+        find_runs(tmp_path / "elsewhere")
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    file = tmp_path / "status.json"
+    atomic.write_json(file, {"epoch": 1})
+    with pytest.raises(RuntimeError, match="interrupted"), atomic.atomic_file(file) as half:
+        half.write(b'{"epoch"')
+        raise RuntimeError("interrupted")
+    assert read_json(file) == {"epoch": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
+
+
+def test_files_get_the_permissions_that_the_user_asked_for(tmp_path: Path) -> None:
+    old = os.umask(0o027)
+    try:
+        atomic.write_text(tmp_path / "a", "")
+    finally:
+        os.umask(old)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+
+
+def test_lines_of_json_leave_out_what_is_none(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text('{"a": 1}\n\nnull\n"text"\n{"a": 2}\n')
+    assert read_json_lines(tmp_path / "a") == [{"a": 1}, {"a": 2}]

@@ -1,0 +1,134 @@
+"""Where settings come from, and which source wins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hpc_tumor.errors import UsageError
+from hpc_tumor.models import MODELS
+from hpc_tumor.settings import full_name, merge, parse_assignments, preset, read_job_file, read_toml, resolve
+
+STORE = {"data": {"store": "a.zarr"}}
+UNET = merge(STORE, {"model": {"name": "unet"}})
+
+
+@pytest.fixture(autouse=True)
+def user_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    directory = tmp_path / "configuration"
+    directory.mkdir()
+    monkeypatch.setenv("HPC_TUMOR_CONFIG_DIR", str(directory))
+    return directory
+
+
+def test_each_source_wins_over_the_next(user_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve(UNET).recipe.epochs == 20  # preset: the published recipe
+    (user_directory / "config.toml").write_text('cluster = "local"\n[recipe]\nepochs = 21\n')
+    assert resolve(UNET).recipe.epochs == 21
+    job = {"recipe": {"epochs": 22}}
+    assert resolve(UNET, job).recipe.epochs == 22
+    monkeypatch.setenv("HPC_TUMOR_RECIPE_EPOCHS", "23")
+    assert resolve(UNET, job).recipe.epochs == 23
+    assert resolve(merge(UNET, {"recipe": {"epochs": 24}}), job).recipe.epochs == 24
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        # epochs, global batch, learning rate, weight decay, schedule, gamma where one is used, augmentation
+        ("cnn", (50, 64, 1e-4, 1e-5, "step", 0.5, True)),
+        ("alexnet", (50, 64, 1e-4, 1e-5, "step", 0.5, False)),
+        ("vgg16", (50, 64, 1e-4, 0.0, "none", None, False)),
+        ("vit", (50, 64, 1e-4, 1e-5, "step", 0.5, True)),
+        ("unet", (20, 32, 2e-3, 1e-2, "exponential", 0.9, False)),
+        ("improved-unet", (20, 32, 2e-3, 1e-2, "exponential", 0.9, False)),
+        ("attention-unet", (20, 32, 2e-3, 1e-2, "exponential", 0.9, False)),
+    ],
+)
+def test_presets_are_the_published_recipes(model: str, expected: tuple[object, ...]) -> None:
+    recipe = resolve(merge(STORE, {"model": {"name": model}})).recipe
+    gamma = None if recipe.schedule == "none" else recipe.gamma
+    assert recipe.optimizer == "adam"
+    assert expected == (
+        recipe.epochs, recipe.batch_size, recipe.learning_rate, recipe.weight_decay, recipe.schedule, gamma,
+        recipe.augment,
+    )  # fmt: skip
+
+
+def test_every_network_has_a_preset_of_its_own_name() -> None:
+    for model in MODELS:
+        assert preset(model)["model"] == {"name": model}
+
+
+def test_assignments_are_typed_and_may_leave_out_the_section() -> None:
+    values = parse_assignments(["epochs=3", "recipe.learning_rate=1e-3", "augment=true", "seed=7", "split=published"])
+    assert values == {
+        "recipe": {"epochs": 3, "learning_rate": 1e-3, "augment": True},
+        "seed": 7,
+        "data": {"split": "published"},
+    }
+    assert parse_assignments(["store=a=b"]) == {"data": {"store": "a=b"}}
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("epochs", ("'epochs'", "KEY=VALUE")),
+        ("epoch=3", ("unknown setting 'epoch'", "Did you mean", "recipe.epochs")),
+        ("recipe.lr=3", ("unknown setting 'recipe.lr'", "recipe.learning_rate")),
+    ],
+)
+def test_wrong_assignments_are_refused(text: str, parts: tuple[str, ...]) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_assignments([text])
+    assert all(part in str(caught.value) for part in parts), caught.value
+
+
+def test_the_task_is_the_networks_and_cannot_be_set() -> None:
+    assert resolve(UNET).task == "segmentation"
+    with pytest.raises(UsageError, match="unknown setting 'task'"):
+        full_name("task")
+
+
+def test_the_comparison_is_seven_networks_with_three_seeds_by_their_recipes() -> None:
+    job = read_job_file(Path("comparison"))
+    experiments = [resolve(STORE, variant) for variant in job.variants()]
+    assert len(experiments) == 21
+    assert {(e.model.name, e.seed) for e in experiments} == {(name, seed) for name in MODELS for seed in range(3)}
+    assert {e.recipe.epochs for e in experiments if e.task == "segmentation"} == {20}
+
+
+def test_a_sweep_combines_all_values(tmp_path: Path) -> None:
+    file = tmp_path / "job.toml"
+    file.write_text('model = "unet"\n[sweep]\n"data.fold" = [0, 1, 2]\nlearning_rate = [1e-3, 1e-4]\n')
+    found = [resolve(STORE, variant) for variant in read_job_file(file).variants()]
+    assert {(e.data.fold, e.recipe.learning_rate) for e in found} == {(f, r) for f in range(3) for r in (1e-3, 1e-4)}
+
+
+@pytest.mark.parametrize(
+    ("contents", "part"),
+    [
+        ("[sweep]\nseed = 3\n", "sweep.seed = 3 is not a list"),
+        ("[sweep]\nseeds = [3]\n", "unknown setting 'seeds'"),
+        ("[recipe\n", "cannot be read as TOML"),
+    ],
+)
+def test_wrong_job_files_are_refused(tmp_path: Path, contents: str, part: str) -> None:
+    file = tmp_path / "job.toml"
+    file.write_text(contents)
+    with pytest.raises(UsageError) as caught:
+        read_job_file(file)
+    assert part in str(caught.value)
+
+
+def test_a_job_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"there is no file .*nowhere\.toml"):
+        read_toml(tmp_path / "nowhere.toml")
+
+
+def test_unknown_model_lists_the_seven() -> None:
+    with pytest.raises(UsageError) as caught:
+        resolve(merge(STORE, {"model": {"name": "u-net"}}))
+    assert "Did you mean 'unet'?" in str(caught.value)
+    assert all(name in str(caught.value) for name in MODELS)

@@ -1,0 +1,55 @@
+"""Ranks from the variables of torchrun and of SLURM; part of them is an error."""
+
+import pytest
+
+from hpc_tumor.errors import UsageError
+from hpc_tumor.training.distributed import Distributed, _cpus_of_rank, _read_ranks
+
+MASTER = {"MASTER_ADDR": "gpu001", "MASTER_PORT": "20001"}
+
+
+def test_alone_without_variables() -> None:
+    assert _read_ranks({}) == (0, 0, 1, 1)
+
+
+def test_torchrun() -> None:
+    variables = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", **MASTER}
+    assert _read_ranks(variables) == (3, 1, 4, 2)
+
+
+def test_slurm_step_over_two_nodes() -> None:
+    variables = {"SLURM_PROCID": "2", "SLURM_LOCALID": "0", "SLURM_NTASKS": "4", **MASTER}
+    assert _read_ranks({**variables, "SLURM_STEP_TASKS_PER_NODE": "2(x2)"}) == (2, 0, 4, 2)
+
+
+def test_torchrun_inside_a_slurm_job_counts_as_torchrun() -> None:
+    slurm = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "8"}
+    torchrun = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", **MASTER}
+    assert _read_ranks({**slurm, **torchrun})[:3] == (1, 1, 2)
+
+
+def test_single_task_job_is_alone() -> None:
+    assert _read_ranks({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}) == (0, 0, 1, 1)
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [{"RANK": "0"}, {"WORLD_SIZE": "2", "RANK": "0", **MASTER}, {"SLURM_PROCID": "0", "SLURM_NTASKS": "2", **MASTER}],
+)
+def test_part_of_the_variables_is_an_error(variables: dict[str, str]) -> None:
+    with pytest.raises(UsageError, match="only part of the rank variables"):
+        _read_ranks(variables)
+
+
+def test_alone_collectives_are_the_identity() -> None:
+    alone = Distributed()
+    assert alone.any(True, False) == [True, False]
+    assert alone.gather("x") == ["x"]
+
+
+def test_cpus_are_those_that_slurm_gave(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
+    assert _cpus_of_rank(2) == 4
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "3")
+    assert _cpus_of_rank(2) == 3

@@ -1,0 +1,97 @@
+"""Scores against values worked out by hand and against the textbook formulas on the masks themselves."""
+
+import numpy as np
+import pytest
+import torch
+
+from hpc_tumor.training import metrics
+
+
+def masks_of(labels: np.ndarray, structure: str) -> np.ndarray:
+    return np.isin(labels, metrics.STRUCTURES[structure])
+
+
+@pytest.fixture
+def slices() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(5, 3, 12, 10, generator=generator)
+    labels = torch.randint(0, 4, (5, 12, 10), generator=generator).to(torch.uint8)
+    labels[4] = 0
+    return logits, labels
+
+
+def test_histogram_gives_the_scores_of_the_masks_themselves(slices: tuple[torch.Tensor, torch.Tensor]) -> None:
+    logits, labels = slices
+    histogram = metrics.count_labels(logits, labels).numpy()
+    predicted = (logits > 0).numpy()
+    for structure, members in metrics.STRUCTURES.items():
+        truth = masks_of(labels.numpy(), structure)
+        guess = predicted[:, [member - 1 for member in members]].any(1)
+        tp, fp, fn, tn = ((truth & guess).sum((1, 2)), (~truth & guess).sum((1, 2)),
+                          (truth & ~guess).sum((1, 2)), (~truth & ~guess).sum((1, 2)))  # fmt: skip
+        np.testing.assert_array_equal(metrics.confusion(histogram, structure), np.stack([tp, fp, fn, tn], -1))
+        both = truth.sum((1, 2)) + guess.sum((1, 2))
+        np.testing.assert_allclose(
+            metrics.structure_scores(metrics.confusion(histogram, structure))["dice"], 2 * tp / both
+        )
+
+
+def test_histogram_counts_every_pixel_once(slices: tuple[torch.Tensor, torch.Tensor]) -> None:
+    histogram = metrics.count_labels(*slices)
+    assert histogram.sum((1, 2)).tolist() == [120] * 5
+
+
+def test_scores_by_hand() -> None:
+    scores = metrics.structure_scores(np.array([6, 2, 4, 88]))
+    assert scores["dice"] == pytest.approx(12 / 18)
+    assert scores["iou"] == pytest.approx(6 / 12)
+    assert scores["precision"] == pytest.approx(6 / 8)
+    assert scores["recall"] == pytest.approx(6 / 10)
+    assert scores["fpr"] == pytest.approx(2 / 90)
+    assert scores["fnr"] == pytest.approx(4 / 10)
+    assert scores["accuracy"] == pytest.approx(94 / 100)
+
+
+@pytest.mark.parametrize(
+    ("counts", "dice", "precision", "recall", "status"),
+    [
+        ((0, 0, 0, 50), 1, 1, 1, "empty"),
+        ((0, 3, 0, 47), 0, 0, 0, "false alarm"),
+        ((0, 0, 3, 47), 0, 0, 0, "missed"),
+        ((3, 0, 0, 47), 1, 1, 1, "ok"),
+    ],
+)
+def test_empty_structures_as_brats_scores_them(
+    counts: tuple[int, ...], dice: float, precision: float, recall: float, status: str
+) -> None:
+    scores = metrics.structure_scores(np.array(counts))
+    assert (scores["dice"], scores["precision"], scores["recall"]) == (dice, precision, recall)
+    assert metrics.case_status(np.array(counts)) == status
+
+
+def test_mean_is_over_cases_not_over_pixels() -> None:
+    large, small = np.zeros((4, 8), dtype=int), np.zeros((4, 8), dtype=int)
+    large[1, 1] = 1000  # NCR found entirely
+    small[1, 0] = 10  # NCR missed entirely
+    scores = metrics.segmentation_scores(np.stack([large, small]))
+    assert scores["dice_NCR"] == 0.5
+    pooled = metrics.segmentation_scores((large + small)[None])
+    assert pooled["dice_NCR"] == pytest.approx(2000 / 2010)
+
+
+def test_one_row_per_case_marks_missed_structures() -> None:
+    missed = np.zeros((1, 4, 8), dtype=int)
+    missed[0, 3, 0] = 5
+    (row,) = metrics.segmentation_rows(missed, ["a"], [155])
+    assert (row["status_ET"], row["status_NCR"], row["dice_ET"]) == ("missed", "empty", 0.0)
+
+
+def test_classification_scores_by_hand() -> None:
+    probabilities = np.array([[0.7, 0.2, 0.1], [0.4, 0.5, 0.1], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]])
+    scores = metrics.classification_scores(probabilities, np.array([0, 0, 1, 2]), ["a", "b", "c"])
+    assert scores["accuracy"] == 0.75
+    assert scores["confidence"] == pytest.approx((0.7 + 0.5 + 0.8 + 0.6) / 4)
+    assert scores["loss"] == pytest.approx(-np.log([0.7, 0.4, 0.8, 0.6]).mean())
+    assert (scores["precision_a"], scores["recall_a"]) == (1.0, 0.5)
+    assert (scores["precision_b"], scores["recall_b"]) == (0.5, 1.0)
+    assert scores["f1_b"] == pytest.approx(2 / 3)
