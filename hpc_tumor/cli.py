@@ -1,13 +1,15 @@
 """Every command in one place: parse, call one function, show the result.
 
-The commands import what they need when they are called: `hpc-tumor --help` waits for nothing, and only the commands that
-convert or train load torch or zarr.
+The commands import what they need when they are called: `hpc-tumor --help` waits for nothing, and only the commands
+that convert or train load torch or zarr.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,7 +29,7 @@ app = typer.Typer(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line. Gives the exit code: 0 done, 1 failed, 2 usage, 3 data, 4 SLURM, 5 some failed, 130 interrupted."""
+    """Run one command; gives its exit code: 0 done, 130 interrupted, else that of the error (see errors.py)."""
     out.json = out.verbose = False
     try:
         code = app(args=arguments, prog_name="hpc-tumor", standalone_mode=False)
@@ -93,20 +95,26 @@ def _complete_clusters() -> list[str]:
     return [LOCAL, *profile_files()]
 
 
-Json = Annotated[bool, typer.Option("--json", callback=_set_json, help="The result as JSON on standard output.")]
-Verbose = Annotated[bool, typer.Option("--verbose", callback=_set_verbose, help="Errors with their traceback.")]
-Runs = Annotated[
-    Path | None, typer.Option("--runs", help="Folder of the run directories.", show_default="./runs", metavar="DIR")
-]
+def _flag(*names: str, text: str, panel: str | None = None, callback: Callable[[bool], bool] | None = None) -> Any:
+    """An option that is given or not; the blank keeps `<bool>` out of the help."""
+    return typer.Option(*names, metavar=" ", help=text, rich_help_panel=panel, callback=callback)
+
+
+_WHERE, _HOW, _SHOW = "Where", "How", "Output"
+Json = Annotated[bool, _flag("--json", text="The result as JSON on standard output.", panel=_SHOW, callback=_set_json)]
+Verbose = Annotated[bool, _flag("--verbose", text="Errors with their traceback.", panel=_SHOW, callback=_set_verbose)]
+Runs = Annotated[Path | None, typer.Option("--runs", metavar="DIR", help="Folder of the run directories; ./runs.")]
 Patterns = Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs by name, part of a name, glob, or 'all'.")]
-AnyPatterns = Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs by name, part of a name, or glob.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+AnyPatterns = Annotated[
+    list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs by name, part of a name, or glob; all.")
+]
+Yes = Annotated[bool, _flag("--yes", "-y", text="Do not ask.")]
 
 
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, metavar=" ", help="Print the version.")
     ] = False,
 ) -> None:
     pass
@@ -118,12 +126,10 @@ def _root(
 @app.command(rich_help_panel="Data")
 def phantom(
     directory: Annotated[Path, typer.Argument(help="New folder to write to.")],
-    dataset: Annotated[str, typer.Option(help="brats or brain-mri: whose raw layout to write.")],
-    cases: Annotated[int, typer.Option(min=1, help="Patients, or images.")],
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same data.")] = 0,
-    shape: Annotated[
-        str | None, typer.Option(metavar="X,Y,Z", help="Voxels of a brats patient.", show_default="240,240,155")
-    ] = None,
+    dataset: Annotated[str, typer.Option(metavar="KIND", help="brats or brain-mri: whose raw layout to write.")],
+    cases: Annotated[int, typer.Option(min=1, metavar="N", help="Patients, or images.")],
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="The same seed gives the same data.")] = 0,
+    shape: Annotated[str | None, typer.Option(metavar="X,Y,Z", help="Voxels of a brats patient; 240,240,155.")] = None,
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -154,41 +160,57 @@ def phantom(
 def submit(
     model: Annotated[
         list[str] | None,
-        typer.Option("--model", "-m", autocompletion=_complete_models, help="Network; several make several runs."),
+        typer.Option(
+            "--model", "-m", metavar="NAME", autocompletion=_complete_models, help="Network; several: as many runs."
+        ),
     ] = None,
     data: Annotated[
-        list[Path] | None, typer.Option("--data", "-d", help="Store; one per task where the models are of both.")
+        list[Path] | None,
+        typer.Option("--data", "-d", metavar="STORE", help="Store; one per task where networks of both are named."),
     ] = None,
-    gpus: Annotated[int | None, typer.Option(min=1, help="GPUs of a run, on as many nodes as that takes.")] = None,
-    cluster: Annotated[
-        str | None,
-        typer.Option(autocompletion=_complete_clusters, help="Cluster profile; local: this machine, no SLURM."),
-    ] = None,
-    job: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Job file with settings and sweeps: many runs at once.")
-    ] = None,
+    seed: Annotated[list[int] | None, typer.Option(metavar="N", help="Seed; several: as many runs.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as recipe.epochs=2.")
     ] = None,
-    seed: Annotated[list[int] | None, typer.Option(help="Seed; several make several runs.")] = None,
-    runs: Runs = None,
-    account: Annotated[str | None, typer.Option(help="Account that pays.")] = None,
-    partition: Annotated[str | None, typer.Option(help="Partition.")] = None,
-    qos: Annotated[str | None, typer.Option(help="Quality of service.")] = None,
-    constraint: Annotated[str | None, typer.Option(help="Node features.")] = None,
-    time: Annotated[
-        str | None, typer.Option("--time", "--walltime", help="Walltime: 02:00:00, 90m or 2h.")
+    job: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Job file: settings, and sweeps over them, for many runs.")
     ] = None,
-    memory: Annotated[float | None, typer.Option(help="Main memory of a node in GB.")] = None,
-    cpus: Annotated[int | None, typer.Option(min=1, help="CPUs of a task, that is, of a GPU.")] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Stay until the runs have ended, and show how they do.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and the script; submit nothing.")] = False,
+    runs: Runs = None,
+    gpus: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", rich_help_panel=_WHERE, help="GPUs of a run, on as many nodes as it takes."),
+    ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PROFILE", autocompletion=_complete_clusters, rich_help_panel=_WHERE,
+            help="Cluster profile; local: this machine, without SLURM.",
+        ),
+    ] = None,
+    account: Annotated[str | None, typer.Option(metavar="NAME", rich_help_panel=_WHERE, help="Who pays.")] = None,
+    partition: Annotated[str | None, typer.Option(metavar="NAME", rich_help_panel=_WHERE, help="Partition.")] = None,
+    qos: Annotated[str | None, typer.Option(metavar="NAME", rich_help_panel=_WHERE, help="Quality of service.")] = None,
+    constraint: Annotated[
+        str | None, typer.Option(metavar="TEXT", rich_help_panel=_WHERE, help="Features of the nodes.")
+    ] = None,
+    time: Annotated[
+        str | None,
+        typer.Option("--time", "--walltime", metavar="TIME", rich_help_panel=_WHERE, help="02:00:00, 90m or 2h."),
+    ] = None,
+    memory: Annotated[
+        float | None, typer.Option(metavar="GB", rich_help_panel=_WHERE, help="Main memory on each node.")
+    ] = None,
+    cpus: Annotated[
+        int | None, typer.Option(min=1, metavar="N", rich_help_panel=_WHERE, help="CPUs for each GPU.")
+    ] = None,
+    wait: Annotated[bool, _flag("--wait", text="Stay, and show progress, to the end.", panel=_HOW)] = False,
+    dry_run: Annotated[bool, _flag("--dry-run", text="Print plan and script; submit nothing.", panel=_HOW)] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help="One process in the foreground, a few batches; breakpoint() works.")
+        bool, _flag("--debug", text="One process in the foreground, a few batches; breakpoint() works.", panel=_HOW)
     ] = False,
     json: Json = False,
     verbose: Verbose = False,
-) -> None:
+) -> None:  # fmt: skip
     """Train: on a cluster, or on this machine. Returns at once.
 
     Examples:
@@ -223,7 +245,7 @@ def submit(
 def status(
     patterns: AnyPatterns = None,
     runs: Runs = None,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on showing until all have ended.")] = False,
+    watch: Annotated[bool, _flag("--watch", "-w", text="Go on showing until all have ended.")] = False,
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -241,9 +263,9 @@ def status(
 def logs(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Run by name, part of a name, or glob.")],
     runs: Runs = None,
-    rank: Annotated[int, typer.Option(min=0, help="Which rank's output.")] = 0,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is printed, until the end.")] = False,
-    errors: Annotated[bool, typer.Option("--errors", help="Why it failed: the first rank's traceback.")] = False,
+    rank: Annotated[int, typer.Option(min=0, metavar="N", help="Which rank's output.")] = 0,
+    follow: Annotated[bool, _flag("--follow", "-f", text="Go on until the run ends.")] = False,
+    errors: Annotated[bool, _flag("--errors", text="Why it failed: the first rank's traceback.")] = False,
     verbose: Verbose = False,
 ) -> None:
     """What a run printed, over all of its restarts."""
@@ -302,7 +324,7 @@ def clusters(json: Json = False, verbose: Verbose = False) -> None:
 @app.command(rich_help_panel="Results")
 def collect(
     runs: Annotated[
-        Path | None, typer.Argument(metavar="[RUNS]", help="Folder of the run directories.", show_default="./runs")
+        Path | None, typer.Argument(metavar="[RUNS]", help="Folder of the run directories; ./runs.")
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="Folder for comparison.csv, .json and .md.")
@@ -313,7 +335,7 @@ def collect(
     """Compare the runs, finished or not: a table here, and files where --output says."""
     from hpc_tumor.cluster.queue import read_states
     from hpc_tumor.results.collect import collect_runs
-    from hpc_tumor.results.tables import comparison_json, terminal_tables, write_tables
+    from hpc_tumor.results.tables import terminal_tables, write_tables
 
     found = _find(runs, None)
     states = read_states([run for run in found if not run.is_finished()])
@@ -321,7 +343,7 @@ def collect(
     written = write_tables(comparison, output) if output else []
     if not found:
         out.note(f"no runs in {_folder(runs)} yet")
-    out.result(comparison_json(comparison), show=lambda: out.tables(terminal_tables(comparison, out.width)))
+    out.result(asdict(comparison), show=lambda: out.tables(terminal_tables(comparison, out.width)))
     if written:
         out.note(f"\nwritten: {', '.join(str(path) for path in written)}")
 

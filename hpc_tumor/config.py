@@ -41,6 +41,9 @@ class DataSettings(Settings):
     store: Path = Field(description="Zarr store made by prepare-data")
     split: str | None = Field(None, description="by-patient, deduplicated or published; absent: the task's default")
     fold: int | None = Field(None, ge=0, description="which of `folds` parts is the test part; absent: one split")
+    split_seed: int = Field(
+        0, ge=0, lt=2**31, description="of the split alone, so that runs of many seeds test the same cases"
+    )
     folds: int = Field(5, ge=2, le=100, description="number of folds, where `fold` is given")
     val_fraction: float = Field(
         0.1, ge=0, lt=1, description="share of the training cases held out to choose the best epoch"

@@ -1,7 +1,7 @@
 """How a person is spoken to: results on stdout, messages and progress on stderr, and JSON where a machine reads.
 
-Colours and live bars appear on terminals only; a log gets a plain line every few seconds instead. rich is imported where
-it is used, so that a command that draws nothing does not wait for it.
+Colours and live bars appear on terminals only; a log gets a plain line every few seconds instead. rich is imported
+where it is used, so that a command that draws nothing does not wait for it.
 """
 
 from __future__ import annotations

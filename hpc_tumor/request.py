@@ -11,10 +11,8 @@ from typing import Any
 from hpc_tumor.config import Experiment
 from hpc_tumor.errors import DataError, UsageError, unknown
 from hpc_tumor.models import MODELS
-from hpc_tumor.run_dir import read_json
 from hpc_tumor.settings import JobFile, merge, parse_assignments, read_job_file, resolve
 
-SCHEMA = 1  # the newest store that this version reads
 DEBUG_BATCHES = 3  # of each part, where --debug is not told otherwise
 
 
@@ -41,13 +39,14 @@ def make_experiments(request: Request) -> list[Experiment]:
     for name in request.models:
         if name not in MODELS:
             raise unknown("model", name, MODELS)
-    stores = _by_task(request.stores)
+    tasks = _Tasks()
+    stores = _by_task(request.stores, tasks)
     job = read_job_file(Path(request.job)) if request.job else None
     where = str(job.path) if job else "settings"
     experiments = []
     for flags, variant in _combinations(request, job):
         experiment = resolve(_with_store(flags, variant, stores), variant, where=where)
-        _check(experiment)
+        _check(experiment, tasks)
         if experiment not in experiments:  # a variable or a flag may have made two of them equal
             experiments.append(experiment)
     return experiments
@@ -80,10 +79,20 @@ def _holds(values: dict[str, Any], dotted: str) -> bool:
     return True
 
 
-def _by_task(stores: list[Path]) -> dict[str, Path]:
+class _Tasks(dict[Path, str]):
+    """What each store is for; every store is opened once."""
+
+    def __missing__(self, store: Path) -> str:
+        from hpc_tumor.data.store import Store  # here, because --help of the commands should not wait for TensorStore
+
+        self[store] = Store.open(store).task
+        return self[store]
+
+
+def _by_task(stores: list[Path], tasks: _Tasks) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for store in stores:
-        task = read_task(store)
+        task = tasks[store]
         if task in found:
             raise UsageError(f"--data {found[task]} and --data {store} are both for {task}: name one store per task.")
         found[task] = store.resolve()
@@ -104,26 +113,11 @@ def _with_store(flags: dict[str, Any], job: dict[str, Any], stores: dict[str, Pa
     return merge(flags, {"data": {"store": str(stores[task])}})
 
 
-def _check(experiment: Experiment) -> None:
+def _check(experiment: Experiment, tasks: _Tasks) -> None:
     """Refuse what the settings alone cannot see."""
     name, store = experiment.model.name, experiment.data.store
-    if (task := read_task(store)) != experiment.task:
+    if (task := tasks[store]) != experiment.task:
         raise DataError(f"{name} does {experiment.task}, but {store} is for {task}. Name another store with --data.")
     if experiment.model.filters is not None and "filters" not in MODELS[name].options:
         takers = ", ".join(key for key, spec in MODELS.items() if "filters" in spec.options)
         raise UsageError(f"model.filters = {experiment.model.filters} is not for {name}: only {takers} take it.")
-
-
-def read_task(store: Path) -> str:
-    """The task that a store is for, from its root metadata alone. DataError where it is no store that can be read."""
-    if not store.exists():
-        raise DataError(f"there is no store {store}. Make one: hpc-tumor prepare-data SOURCE {store}")
-    attributes = (read_json(store / "zarr.json") or {}).get("attributes", {})
-    about = attributes.get("hpc_tumor") if isinstance(attributes, dict) else None
-    if not isinstance(about, dict) or not isinstance(about.get("schema"), int):
-        raise DataError(f"{store} is not a store of hpc-tumor. Make one: hpc-tumor prepare-data SOURCE STORE")
-    if about["schema"] > SCHEMA:
-        raise DataError(
-            f"{store} has schema {about['schema']}; this version reads up to {SCHEMA}. Update hpc-tumor, or convert again."
-        )
-    return str(about.get("task"))

@@ -86,7 +86,7 @@ def clusters_table(profiles: Sequence[ClusterProfile]) -> Table:
         node, limits = profile.node, profile.limits
         longest = "" if profile.name == "local" else f"{limits.walltime // 60}:{limits.walltime % 60:02d} h"
         rows.append((
-            profile.name, str(node.gpus or "none"), node.gpu_model or "", str(node.cpus), f"{node.memory_gb:g}",
+            profile.name, str(node.gpus or "none"), node.gpu_model or "", str(node.cpus), f"{node.memory_gb:.0f}",
             longest, profile.slurm.account or "", profile.description,
         ))  # fmt: skip
     return Table("", columns, tuple(rows), ("GPUs, CPUs and memory: of one node.",))

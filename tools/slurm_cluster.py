@@ -184,7 +184,7 @@ def up(root: Path, etc: Path, install: bool) -> None:
     with locked(root):
         began = time.monotonic()
         layout = find_layout(root)
-        if layout and _is_up(layout):
+        if layout and _is_current(layout) and _is_whole(layout):
             say(f"already up in {root}")
         else:
             layout = (layout and _repair(layout)) or _start_afresh(root)
@@ -192,9 +192,8 @@ def up(root: Path, etc: Path, install: bool) -> None:
     print(f"export SLURM_CONF={layout.slurm_conf}")
 
 
-def _is_up(layout: Layout) -> bool:
-    all_run = len(running_daemons(layout)) == len(layout.daemons)
-    return all_run and _is_current(layout) and nodes_ready(layout)
+def _is_whole(layout: Layout) -> bool:
+    return len(running_daemons(layout)) == len(layout.daemons) and nodes_ready(layout)
 
 
 def _is_current(layout: Layout) -> bool:
@@ -263,7 +262,7 @@ def status(root: Path) -> None:
         raise ClusterError(f"the SLURM in {root} does not answer: `{sys.argv[0]} up` repairs it.")
     for form in (("-N", "-o", "%.8N %.10P %.10T %.5c %.8m %.12G"), ("-o", "%.10P %.6a %.10l %.6D %.10p %N")):
         print("\n" + run(layout, "sinfo", *form), end="")
-    if not _is_up(layout):
+    if not _is_whole(layout):
         raise ClusterError(f"the SLURM in {root} is not whole: `{sys.argv[0]} up` repairs it.")
 
 

@@ -108,7 +108,7 @@ def _watch(ranks: list[subprocess.Popen[bytes]], signals: _Signals) -> int | Non
     """Wait for all ranks; the first that failed, if any. It ends the rest, and signals are passed on to all."""
     failed: int | None = None
     deadline = float("inf")
-    while any(process.poll() is None for process in ranks):
+    while None in [process.poll() for process in ranks]:  # each is asked: that is how its end is noticed
         while signals.pending:
             _send(ranks, signals.pending.pop(0))
             deadline = min(deadline, time.monotonic() + _SECONDS_TO_SAVE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -134,9 +135,9 @@ def _tumour(
 ) -> tuple[NDArray[np.uint8], dict[str, Floats]]:
     """Flat labels of one tumour, NCR within ET within ED, and the weight of each part's signal with soft borders."""
     turn, height, far = rng.uniform(0, 2 * np.pi), rng.uniform(-0.3, 0.45), rng.uniform(0.3, 0.62)
-    centre = (far * np.cos(turn), far * np.sin(turn), height)
+    centre = (far * math.cos(turn), far * math.sin(turn), height)
     radius, core, necrosis = rng.uniform(0.34, 0.52), rng.uniform(0.52, 0.72), rng.uniform(0.58, 0.76)
-    stretch = rng.uniform(0.85, 1.2, 3)
+    stretch = rng.uniform(0.85, 1.2, 3).tolist()
     offsets = [(a - c) / (radius * s) for a, c, s in zip((brain.x, brain.y, brain.z), centre, stretch, strict=True)]
     distance = np.sqrt(offsets[0] ** 2 + offsets[1] ** 2 + offsets[2] ** 2)
     near = smooth_noise(rng, brain.mask.shape, (6, 7, 6), octaves=2)[brain.mask]
@@ -145,11 +146,12 @@ def _tumour(
     spread = distance * (1 + 0.55 * near + 0.2 * fine) + 0.25 * brain.grey + 0.3 * brain.csf
     solid = distance * (1 + 0.45 * near + 0.3 * fine) / core
     hollow = solid * (1 - 0.35 * fine) / necrosis
-    inner = _volume(solid < 1, brain)
+    heart = distance == distance.min()  # keeps a core of a few voxels in volumes too coarse for the radii
+    inner = _volume(solid < 1, brain) | ndimage.binary_dilation(_volume(heart, brain), mask=brain.mask)
     outer = ndimage.binary_dilation(inner, mask=brain.mask) | _volume(spread < 1, brain)
     hull = ndimage.binary_erosion(inner if with_et else outer)  # what is necrotic has a rim on all sides
     ed, tc = outer[brain.mask], inner[brain.mask]
-    dead = (hull[brain.mask] & ((hollow < 1) if with_et else tc)) if with_ncr else np.zeros_like(tc)
+    dead = (hull[brain.mask] & ((hollow < 1) | heart if with_et else tc)) if with_ncr else np.zeros_like(tc)
     labels = np.where(dead, _NCR, np.where(tc if with_et else False, _ET, np.where(ed, _ED, 0))).astype(np.uint8)
     return labels, _soft(labels, brain)
 

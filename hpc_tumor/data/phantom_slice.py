@@ -50,7 +50,7 @@ class _Canvas:
 
     def disc(self, x: float, y: float, radius: float, edge: float = 0.15, rough: float | Floats = 0.0) -> Floats:
         """Weight of a disc about (x, y) whose border is shifted by `rough`, relative to its radius."""
-        return inside(np.hypot(self.x - x, self.y - y) / np.float32(radius) * (1 + rough), edge)
+        return inside(np.hypot(self.x - np.float32(x), self.y - np.float32(y)) / np.float32(radius) * (1 + rough), edge)
 
     def paint(self, weight: Floats, value: float | Floats) -> None:
         """Blend `value` in by `weight`."""

@@ -95,12 +95,13 @@ def _finished(run: RunDir, result: Mapping[str, Any]) -> RunResult:
     best_test = scores(best.get("test"))
     task = str(result["task"])
     cases = read_test_cases(run.cases, task)
-    remarks = []
-    if problem := cases.disagreement(best_test, integer(counts.get("test")), MAIN_SCORE[task]):
-        remarks.append(f"{problem}: no interval")
-        cases = TestCases()
+    remarks, tested = [], integer(counts.get("test"))
     if (limit := integer(config.get("limit_batches"))) is not None:
         remarks.append(f"saw at most {limit} batches per epoch and part (limit_batches)")
+        tested = cases.n or tested  # fewer were scored than the part holds
+    if problem := cases.disagreement(best_test, tested, MAIN_SCORE[task]):
+        remarks.append(f"{problem}: no interval")
+        cases = TestCases()
     leaks = result.get("split_leaks")
     return RunResult(
         run=word(run.name),
@@ -129,7 +130,7 @@ def _finished(run: RunDir, result: Mapping[str, Any]) -> RunResult:
         peak_memory_gb=number(result.get("peak_memory_gb")),
         train_cases=integer(counts.get("train")),
         val_cases=integer(counts.get("val")),
-        test_cases=integer(counts.get("test")),
+        test_cases=tested,
         chosen_by=text(result.get("chosen_by")),
         best_epoch=integer(best.get("epoch")),
         best=best_test,

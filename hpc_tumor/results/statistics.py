@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -47,13 +48,17 @@ def bootstrap_means(values: np.ndarray, groups: Sequence[str] | None = None) -> 
     np.add.at(totals, codes, np.where(valid, values, 0))
     np.add.at(counts, codes, valid)
     tail = 50 * (1 - LEVEL)
+    means = _resampled_means(totals, counts)
+    ends = np.percentile(means, [tail, 100 - tail], axis=0)
     intervals: list[Interval | None] = []
-    for total, count, means in zip(totals.T, counts.T, _resampled_means(totals, counts).T, strict=True):
+    for index, (total, count) in enumerate(zip(totals.T, counts.T, strict=True)):
         units = int((count > 0).sum())
         if units < 2:
             intervals.append(None)
             continue
-        low, high = np.nanpercentile(means, [tail, 100 - tail])
+        low, high = ends[:, index]
+        if math.isnan(low):  # some resamples drew no case that has this score
+            low, high = np.nanpercentile(means[:, index], [tail, 100 - tail])
         mean = float(total.sum() / count.sum())
         # Equal values differ in the last bit by the order of adding: an interval always holds its mean.
         intervals.append(Interval(mean, min(float(low), mean), max(float(high), mean), int(count.sum()), units))
@@ -63,16 +68,21 @@ def bootstrap_means(values: np.ndarray, groups: Sequence[str] | None = None) -> 
 def _resampled_means(totals: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """`(RESAMPLES, scores)`: means of units drawn with replacement; NaN where no drawn unit has the score."""
     units = len(totals)
-    generator = np.random.default_rng(_SEED)
     block = max(1, min(RESAMPLES, _BLOCK // units))
     means = []
     for start in range(0, RESAMPLES, block):
-        rows = min(block, RESAMPLES - start)
-        drawn = generator.integers(0, units, size=(rows, units)) + units * np.arange(rows)[:, None]
-        times = np.bincount(drawn.ravel(), minlength=rows * units).reshape(rows, units).astype(np.float64)
+        times = _times_drawn(units, start, min(block, RESAMPLES - start))
         below = times @ counts
         means.append(np.divide(times @ totals, below, out=np.full_like(below, np.nan), where=below > 0))
     return np.concatenate(means)
+
+
+@lru_cache(maxsize=4)  # the runs of one comparison mostly have as many test cases as each other
+def _times_drawn(units: int, start: int, resamples: int) -> np.ndarray:
+    """`(resamples, units)`: how often each unit is drawn in each resample, from number `start` on."""
+    drawn = np.random.default_rng([_SEED, start]).integers(0, units, size=(resamples, units))
+    drawn += units * np.arange(resamples)[:, None]
+    return np.bincount(drawn.ravel(), minlength=resamples * units).reshape(resamples, units).astype(np.float64)
 
 
 def mean_and_sd(rows: Sequence[Mapping[str, float | None]]) -> tuple[dict[str, float], dict[str, float]]:

@@ -64,7 +64,7 @@ def make_parts(experiment: Experiment, distributed: Distributed) -> Parts:
             f" {experiment.task}: choose another store or another model."
         )
     split = make_split(
-        store, experiment.split, experiment.seed, fold=data.fold, folds=data.folds,
+        store, experiment.split, data.split_seed, fold=data.fold, folds=data.folds,
         val_fraction=data.val_fraction, test_fraction=data.test_fraction,
     )  # fmt: skip
     parts: Sequence[Part]

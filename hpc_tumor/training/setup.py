@@ -211,6 +211,8 @@ def _identity(experiment: Experiment, parts: Parts) -> dict[str, Any]:
         "filters": experiment.model.filters,
         "store fingerprint": parts.store.fingerprint,
         "split": experiment.split,
+        "split seed": experiment.data.split_seed,
+        "fold": experiment.data.fold,
         "seed": experiment.seed,
         "batch size": experiment.recipe.batch_size,
     }

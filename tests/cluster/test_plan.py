@@ -30,7 +30,8 @@ def test_six_gpus_on_nodes_of_four_are_two_times_three() -> None:
 
 
 @pytest.mark.parametrize(
-    ("gpus", "nearest"), [(0, "Nearest: 1."), (-2, "Nearest: 1."), (3, "Nearest: 2 or 4."), (5, "Nearest: 4."), (900, "4.")]
+    ("gpus", "nearest"),
+    [(0, "Nearest: 1."), (-2, "Nearest: 1."), (3, "Nearest: 2 or 4."), (5, "Nearest: 4."), (900, "4.")],
 )
 def test_impossible_counts_name_the_nearest(gpus: int, nearest: str) -> None:
     with pytest.raises(UsageError, match=rf"--gpus {gpus} .*2 GPUs, and at most 2 nodes\. .*{nearest}"):
@@ -69,7 +70,7 @@ def test_warning_comes_early_enough_to_save(minutes: int, delay: int) -> None:
 
 
 def test_more_than_a_node_has_is_refused() -> None:
-    with pytest.raises(UsageError, match="24 CPUs .* at most 12"):
+    with pytest.raises(UsageError, match=r"24 CPUs .* at most 12"):
         make_plan(profile_with(), 2, cpus=16)
     with pytest.raises(UsageError, match="300 GB is more than the 234 GB"):
         make_plan(profile_with(), 2, memory_gb=300)

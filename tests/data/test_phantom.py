@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from hpc_tumor.data.phantom import BRATS_SHAPE, make_brain_mri_phantom, make_brats_phantom, make_phantom
+from hpc_tumor.data.phantom import BRATS_SHAPE, SMALLEST_SHAPE, make_brain_mri_phantom, make_brats_phantom, make_phantom
 from hpc_tumor.data.phantom_patient import patient, smooth_noise
 from hpc_tumor.data.phantom_slice import _PAINT_SIGN, CLASSES, _Canvas, _paint_head
 from hpc_tumor.errors import UsageError
@@ -157,7 +157,7 @@ def test_brats_header_is_that_of_a_real_patient(tmp_path: Path) -> None:
     assert (np.asanyarray(ours.dataobj) != 0).mean() == pytest.approx(brain, rel=0.25)
 
 
-@pytest.mark.parametrize("shape", [TINY, SMALL, (40, 80, 30)])
+@pytest.mark.parametrize("shape", [SMALLEST_SHAPE, TINY, SMALL, (40, 80, 30)])
 @pytest.mark.parametrize("seed", range(4))
 def test_brats_labels_are_nested_in_one_brain(seed: int, shape: tuple[int, ...]) -> None:
     for index in range(3):

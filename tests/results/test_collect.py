@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_runs import classification_run, config_of, segmentation_run, unfinished_run
+from made_runs import classification_run, config_of, segmentation_run, unfinished_run, write_rows
 
 from hpc_tumor.results.collect import collect_runs
 from hpc_tumor.results.published import PUBLISHED
@@ -301,8 +301,28 @@ def test_names_that_are_no_utf8_are_shown(tmp_path: Path) -> None:
 
 def test_part_of_the_data_is_remarked(tmp_path: Path) -> None:
     config = config_of("unet", "segmentation", limit_batches=3)
-    (result,) = collect_runs([segmentation_run(tmp_path, "r", DICE, config=config)]).results
+    counts = {"train": 300, "val": 32, "test": 37}
+    (result,) = collect_runs([segmentation_run(tmp_path, "r", DICE, config=config, cases=counts)]).results
     assert "at most 3 batches" in result.remarks[0]
+    assert result.test_cases == 3
+    assert result.interval is not None
+
+
+def test_cases_as_training_writes_them(tmp_path: Path) -> None:
+    metrics = pytest.importorskip("hpc_tumor.training.metrics")
+    histogram = np.random.default_rng(0).integers(0, 50, size=(6, 4, 8))
+    histogram[0, 3] = 0  # a patient without enhancing tumour
+    run = segmentation_run(tmp_path, "r", DICE * 2)
+    result = json.loads(run.result.read_text())
+    result["best"]["test"] = metrics.segmentation_scores(histogram)
+    run.result.write_text(json.dumps(result))
+    write_rows(run.cases, metrics.segmentation_rows(histogram, list("abcdef"), [155] * 6))
+    (found,) = collect_runs([run]).results
+    assert found.remarks == ()
+    assert set(found.intervals) == set(result["best"]["test"])
+    for name, interval in found.intervals.items():
+        assert interval.mean == pytest.approx(result["best"]["test"][name])
+        assert interval.n == 6
 
 
 def test_published_figures_are_consistent() -> None:

@@ -21,7 +21,9 @@ def train(_experiment: Any, run: Any, distributed: Any, stop: Any) -> str:
     mine = distributed.rank == int(about or 0)
     if distributed.rank == 0:
         run.add_event("started")
-        run.write_status(state="training", epoch=1, epochs=3, step=2, steps=9, loss=0.5, best=None, rate=8.0, restarts=0)
+        run.write_status(
+            state="training", epoch=1, epochs=3, step=2, steps=9, loss=0.5, best=None, rate=8.0, restarts=0
+        )
     if task == "refuse" and mine:
         from hpc_tumor.errors import DataError
 

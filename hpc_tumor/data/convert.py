@@ -1,0 +1,146 @@
+"""What a worker process does: read cases, and leave what is to be committed in the staging folder."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpc_tumor.atomic import plain
+from hpc_tumor.data.brain import BrainStatistics, brain_statistics, label_counts
+from hpc_tumor.data.case import Case, CaseData, CaseReader
+from hpc_tumor.data.ome import image_metadata, label_metadata
+from hpc_tumor.data.store import write_array, write_file, write_group
+from hpc_tumor.data.target import disk_error
+from hpc_tumor.errors import DataError
+
+Row = dict[str, Any]  # what the store keeps of a case, as JSON
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Cases converted and committed together: one patient, or some images. `staged` is where the result goes."""
+
+    reader: CaseReader
+    cases: Sequence[Case]
+    staged: Path
+    threads: int
+
+
+@dataclass(frozen=True)
+class UnitResult:
+    """Rows of the cases converted, and (case, reason) of those refused."""
+
+    unit: Unit
+    rows: Sequence[Row]
+    failed: Sequence[tuple[str, str]] = field(default_factory=list)
+
+
+def convert_unit(unit: Unit) -> UnitResult:
+    """Convert one unit. DataError where the result cannot be written; bad cases are in the result."""
+    rows: list[Row] = []
+    failed: list[tuple[str, str]] = []
+    pixels: list[NDArray[np.uint8]] = []
+    for case in unit.cases:
+        try:
+            data = unit.reader.read_case(case)
+        except DataError as error:
+            failed.append((case.id, str(error)))
+            continue
+        except MemoryError:
+            failed.append((case.id, f"{case.folder} needs more memory than there is."))
+            continue
+        try:
+            if unit.reader.task == "segmentation":
+                rows.append(_write_volume(unit, case, data))
+            else:
+                rows.append({"case": case.id, "signature": case.signature, "bytes": case.bytes, **data.meta})
+                pixels.append(data.image)
+        except OSError as error:
+            raise disk_error(error, case.id, unit.staged.parents[1]) from error
+    if pixels:
+        try:
+            write_file(unit.staged, pack_images(rows, pixels))
+        except OSError as error:
+            raise disk_error(error, f"images from {unit.cases[0].id} on", unit.staged.parents[1]) from error
+    return UnitResult(unit, rows, failed)
+
+
+def pack_images(rows: Sequence[Row], pixels: Sequence[NDArray[np.uint8]]) -> bytes:
+    """Some converted images as one file."""
+    buffer = io.BytesIO()
+    text = np.frombuffer(json.dumps(list(rows)).encode(), np.uint8)
+    np.savez(buffer, rows=text, pixels=np.stack(pixels))
+    return buffer.getvalue()
+
+
+def unpack_images(path: Path) -> tuple[list[Row], NDArray[np.uint8]]:
+    """Inverse of `pack_images`."""
+    with np.load(path) as file:
+        return json.loads(file["rows"].tobytes()), file["pixels"]
+
+
+def _write_volume(unit: Unit, case: Case, data: CaseData) -> Row:
+    """Write one patient as an OME-Zarr image with its labels: seven files."""
+    assert data.label is not None and data.spacing is not None and data.affine is not None
+    brain = brain_statistics(data.image)
+    row = _row(case, data, brain)
+    folder = unit.staged
+    image, label = data.image, data.label
+    write_group(folder, {"ome": image_metadata(data.id, data.spacing, brain), "hpc_tumor": row})
+    write_group(folder / "labels", {"ome": {"version": "0.5", "labels": ["seg"]}})
+    write_group(folder / "labels" / "seg", {"ome": label_metadata(data.spacing)})
+    channels, depth, height, width = image.shape
+    write_array(
+        folder / "0", [image], image.shape, image.dtype, chunk=(channels, 1, height, width), shard=image.shape,
+        names="czyx", threads=unit.threads,
+    )  # fmt: skip
+    write_array(
+        folder / "labels" / "seg" / "0", [label], label.shape, label.dtype, chunk=(1, height, width),
+        shard=(depth, height, width), names="zyx", threads=unit.threads,
+    )  # fmt: skip
+    return row
+
+
+def _row(case: Case, data: CaseData, brain: BrainStatistics) -> Row:
+    assert data.label is not None
+    digests: Mapping[str, str] = data.meta["sha256"]
+    files = {
+        role: {"path": file.relative, "size": file.size, "mtime_ns": file.mtime_ns, "sha256": digests.get(role)}
+        for role, file in sorted(case.files.items())
+    }
+    row = plain({
+        "case": case.id,
+        "signature": case.signature,
+        "bytes": case.bytes,
+        "source": files,
+        "shape": data.label.shape,
+        "dtype": data.image.dtype.name,
+        "spacing": data.spacing,
+        "affine": data.affine,
+        "header": base64.b64encode(data.header).decode(),
+        "background": brain.background,
+        "statistics": brain.moments,
+        "brain_voxels": brain.voxels,
+        "label_counts": label_counts(data.label),
+        "content": _content(data),
+        "meta": {key: value for key, value in data.meta.items() if key != "sha256"},
+    })  # fmt: skip
+    return row  # type: ignore[no-any-return]
+
+
+def _content(data: CaseData) -> str:
+    """SHA-256 of what the case is, whatever its files were packed with."""
+    assert data.label is not None and data.affine is not None
+    digest = hashlib.sha256(repr((data.image.dtype.str, data.image.shape)).encode())
+    for array in (data.image, data.label, np.round(data.affine, 6)):
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

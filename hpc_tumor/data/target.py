@@ -1,0 +1,180 @@
+"""The folder that a store is made in: who may write there, where unfinished work lies, and when it counts as whole."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import socket
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from hpc_tumor.atomic import is_disk_full, write_bytes
+from hpc_tumor.data.store import GROUP_FILE, SCHEMA, group_json, read_about
+from hpc_tumor.errors import DataError
+
+LOCK = ".prepare.lock"
+STAGING = ".staging-"
+
+
+class Target:
+    """A store in the making, held by this process alone.
+
+    Attributes:
+        staging: a folder of this run, on the same disk; gone when the run ends. What is complete is renamed out of it.
+        existing: what a store that was there before says of itself.
+    """
+
+    def __init__(self, path: Path, identity: dict[str, Any], *, overwrite: bool):
+        self.path = path
+        self.identity = identity
+        self.overwrite = overwrite
+        self.existing = None if overwrite else read_about(path)
+        self.staging = path / f"{STAGING}{uuid.uuid4().hex[:8]}"
+        self.begun = False
+
+    def begin(self) -> None:
+        """Say that the store is unfinished from here on. With `overwrite`, what was there goes."""
+        if self.begun:
+            return
+        self.begun = True
+        self._write({**self.identity, "complete": False})
+        if self.overwrite:
+            for entry in self.path.iterdir():
+                if entry.name != GROUP_FILE and not entry.name.startswith("."):
+                    remove(entry)
+
+    def replace(self, staged: Path, place: Path) -> None:
+        """Move `staged` to `place` in the store; what was there goes."""
+        self.begin()
+        if place.exists():
+            place.rename(self.staging / f"old-{uuid.uuid4().hex[:8]}")
+        place.parent.mkdir(exist_ok=True)
+        staged.rename(place)
+
+    def finish(self, about: dict[str, Any]) -> None:
+        """Say that the store is whole."""
+        self._write({**self.identity, "complete": True, **about})
+
+    def _write(self, about: dict[str, Any]) -> None:
+        write_bytes(self.path / GROUP_FILE, group_json({"hpc_tumor": about}))
+
+
+@contextmanager
+def open_target(path: Path, identity: dict[str, Any], *, overwrite: bool) -> Iterator[Target]:
+    """Hold the folder `path` to make a store there with this `identity` (schema, dataset, task, options).
+
+    On leaving, the staging folder goes; so does everything this call made, where no case was committed.
+
+    Raises:
+        DataError: something else is there, a store of other identity (unless `overwrite`), or another conversion runs.
+    """
+    path = Path(path)
+    _check(path, identity, overwrite)
+    made = _make(path)
+    try:
+        with _locked(path):
+            _check(path, identity, overwrite)
+            for stale in path.glob(f"{STAGING}*"):
+                remove(stale)
+            target = Target(path, identity, overwrite=overwrite)
+            target.staging.mkdir()
+            try:
+                yield target
+            finally:
+                remove(target.staging)
+    finally:
+        for folder in made:
+            with suppress(OSError):  # not empty: a store was begun there
+                folder.rmdir()
+
+
+def identity_of(dataset: str, task: str, options: dict[str, Any]) -> dict[str, Any]:
+    """What a store must have in common with a conversion that goes on with it."""
+    return {"schema": SCHEMA, "dataset": dataset, "task": task, "options": options}
+
+
+def disk_error(error: OSError, what: str, store: Path) -> DataError:
+    """The error for a write that failed, naming what was being written."""
+    why = "no space is left on its disk" if is_disk_full(error) else f"it cannot be written ({error.strerror or error})"
+    return DataError(f"{what} could not be stored in {store}: {why}. What was committed stays; the same command goes on.")
+
+
+def remove(path: Path) -> None:
+    """Remove a file or folder; one that something still writes into goes with the next conversion."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _check(path: Path, identity: dict[str, Any], overwrite: bool) -> None:
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise DataError(f"{path} is a file, not a store: choose another name. It was left untouched.")
+    about = read_about(path)
+    if about is None:
+        if any(entry.name != LOCK and not entry.name.startswith(STAGING) for entry in path.iterdir()):
+            raise DataError(f"{path} is not empty and no store of hpc-tumor: choose another name. It was left untouched.")
+        return
+    if overwrite:
+        return
+    way = "Choose another name, or convert all anew with --overwrite."
+    if about["schema"] != identity["schema"]:
+        age = "newer" if about["schema"] > identity["schema"] else "older"
+        raise DataError(f"{path} has the {age} schema {about['schema']}; this version writes {identity['schema']}. {way}")
+    if about.get("dataset") != identity["dataset"]:
+        raise DataError(f"{path} is a store of {about.get('dataset')}, the source is {identity['dataset']}. {way}")
+    if about.get("options") != identity["options"]:
+        raise DataError(
+            f"{path} was converted with the options {about.get('options')}, now they are {identity['options']}. {way}"
+        )
+
+
+def _make(path: Path) -> list[Path]:
+    """Make the folder; gives the ones that were not there, innermost first."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"the folder {path} cannot be made: {error.strerror}.") from error
+    return missing
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock file. The system frees the lock however its holder ends, so none is ever stale."""
+    file = path / LOCK
+    try:
+        handle = _acquire(file)
+    except BlockingIOError:
+        with suppress(OSError):
+            holder = file.read_text().strip()
+            raise DataError(f"{path} is being converted by {holder or 'another process'}: wait for it, or stop it.") from None
+        raise DataError(f"{path} is being converted by another process: wait for it, or stop it.") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be locked: {error.strerror}.") from error
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _acquire(file: Path) -> int:
+    while True:
+        handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if file.exists() and os.path.samestat(os.fstat(handle), file.stat()):
+                os.ftruncate(handle, 0)
+                os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
+                return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)  # its holder removed the file between open and lock: try the new one

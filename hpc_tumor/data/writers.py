@@ -1,0 +1,248 @@
+"""From converted cases to a finished store: one writer per kind of dataset, both driven by prepare.py.
+
+A writer says which cases are still to be done, commits each result by a rename, and writes the index at the end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpc_tumor.data.brain_mri import CLASSES
+from hpc_tumor.data.case import LABELS, MODALITIES, Case, CaseReader
+from hpc_tumor.data.convert import Row, Unit, UnitResult, unpack_images
+from hpc_tumor.data.store import GROUP_FILE, Store, read_attributes, write_array, write_group
+from hpc_tumor.data.target import Target, remove
+from hpc_tumor.errors import DataError
+
+IMAGES_PER_UNIT = 64
+IMAGES_PER_SHARD = 1024
+_INDEX_ROWS = 4096  # of one chunk of an index column
+_CONVERTED = ".converted"  # images done, before they are put together
+
+
+class Writer(Protocol):
+    """How a store of one kind is made."""
+
+    rows: dict[str, Row]  # of all cases kept or committed
+
+    def units(self, cases: Sequence[Case], threads: int) -> list[Unit]:
+        """What is to be converted; `rows` then has what is kept."""
+
+    def commit(self, result: UnitResult) -> None:
+        """Take a result over, as one rename."""
+
+    def finish(self, cases: Sequence[Case], about: dict[str, Any]) -> bool:
+        """Write the index of the cases in `rows`, and declare the store whole; False where nothing had changed."""
+
+
+def make_writer(target: Target, reader: CaseReader) -> Writer:
+    """The writer for what `reader` reads."""
+    return VolumeWriter(target, reader) if reader.task == "segmentation" else ImageWriter(target, reader)
+
+
+def fingerprint(identity: dict[str, Any], contents: Sequence[tuple[str, str]]) -> str:
+    """SHA-256 over schema, dataset, options and every case's content: equal for equal stores."""
+    return hashlib.sha256(json.dumps([identity, sorted(contents)], sort_keys=True).encode()).hexdigest()
+
+
+class VolumeWriter:
+    """Patients: a folder each."""
+
+    def __init__(self, target: Target, reader: CaseReader):
+        self.target = target
+        self.reader = reader
+        self.rows: dict[str, Row] = {}
+        self.folder = target.path / "cases"
+
+    def units(self, cases: Sequence[Case], threads: int) -> list[Unit]:
+        staging = self.target.staging
+        todo: list[Unit] = []
+        for case in cases:
+            row = None if self.target.overwrite else (read_attributes(self.folder / case.id) or {}).get("hpc_tumor")
+            if isinstance(row, dict) and row.get("signature") == case.signature:
+                self.rows[case.id] = row
+            else:
+                todo.append(Unit(self.reader, [case], staging / case.id, threads))
+        return todo
+
+    def commit(self, result: UnitResult) -> None:
+        for row in result.rows:
+            if not (self.folder / GROUP_FILE).exists() or self.target.overwrite:
+                self.target.begin()
+            if not (self.folder / GROUP_FILE).exists():
+                write_group(self.folder, {})
+            self.target.replace(result.unit.staged, self.folder / row["case"])
+            self.rows[row["case"]] = row
+
+    def finish(self, cases: Sequence[Case], about: dict[str, Any]) -> bool:
+        rows = [self.rows[key] for key in sorted(self.rows)]
+        for entry in self.folder.iterdir():
+            if entry.is_dir() and entry.name not in self.rows:
+                self.target.begin()
+                remove(entry)
+        about = {
+            "cases": len(rows),
+            "fingerprint": fingerprint(self.target.identity, [(row["case"], row["content"]) for row in rows]),
+            **about,
+        }
+        if _unchanged(self.target, about):
+            return False
+        index = self.target.staging / "index"
+        write_group(index, {
+            "case_ids": [row["case"] for row in rows],
+            "dtypes": [row["dtype"] for row in rows],
+            "contents": [row["content"] for row in rows],
+            "channels": MODALITIES,
+            "labels": LABELS,
+        })  # fmt: skip
+        depth = max(row["shape"][0] for row in rows)
+        counts = np.zeros((len(rows), depth, len(LABELS)), np.int32)
+        for row, into in zip(rows, counts, strict=True):
+            into[: row["shape"][0]] = row["label_counts"]
+        _write_column(index, "label_counts", counts)
+        for name, key, dtype in (
+            ("shape", "shape", np.int32),
+            ("spacing", "spacing", np.float64),
+            ("background", "background", np.float64),
+            ("statistics", "statistics", np.float64),
+        ):
+            _write_column(index, name, np.array([row[key] for row in rows], dtype))
+        self.target.replace(index, self.target.path / "index")
+        self.target.finish(about)
+        return True
+
+
+class ImageWriter:
+    """Images: all in one array. Until all are done, they wait in small files, which a conversion that was stopped
+    finds again."""
+
+    def __init__(self, target: Target, reader: CaseReader):
+        self.target = target
+        self.reader = reader
+        self.rows: dict[str, Row] = {}
+        self.waiting = target.path / _CONVERTED
+        self._places: dict[str, tuple[Path | None, int]] = {}  # file and position; the old store where None
+        self._old: Store | None = None
+
+    def units(self, cases: Sequence[Case], threads: int) -> list[Unit]:
+        signatures = {case.id: case.signature for case in cases}
+        if self.target.overwrite:
+            remove(self.waiting)
+        else:
+            self._keep_old(signatures)
+            self._keep_waiting(signatures)
+        todo = [case for case in cases if case.id not in self.rows]
+        staging = self.target.staging
+        units = []
+        for start in range(0, len(todo), IMAGES_PER_UNIT):
+            some = todo[start : start + IMAGES_PER_UNIT]
+            name = hashlib.sha256("".join(case.signature for case in some).encode()).hexdigest()[:32]
+            units.append(Unit(self.reader, some, staging / f"{name}.npz", threads))
+        return units
+
+    def commit(self, result: UnitResult) -> None:
+        if not result.rows:
+            return
+        if self.target.existing is None and not self.target.overwrite:
+            self.target.begin()
+        self.waiting.mkdir(exist_ok=True)
+        file = self.waiting / result.unit.staged.name
+        result.unit.staged.replace(file)
+        self._take(result.rows, file)
+
+    def finish(self, cases: Sequence[Case], about: dict[str, Any]) -> bool:
+        names = sorted(self.rows)
+        rows = [self.rows[name] for name in names]
+        contents = [(row["case"], f"{row['class']} {row['part']} {row['sha256']}") for row in rows]
+        about = {"cases": len(rows), "fingerprint": fingerprint(self.target.identity, contents), **about}
+        if _unchanged(self.target, about) and all(self._places[name] == (None, i) for i, name in enumerate(names)):
+            remove(self.waiting)
+            return False
+        staging, size = self.target.staging, self.target.identity["options"]["size"]
+        write_array(
+            staging / "images", self._pixels(names), (len(rows), size, size), np.dtype(np.uint8), chunk=(1, size, size),
+            shard=(min(IMAGES_PER_SHARD, len(rows)), size, size), names=("image", "y", "x"),
+        )  # fmt: skip
+        self._write_index(staging / "index", rows)
+        self.target.replace(staging / "images", self.target.path / "images")
+        self.target.replace(staging / "index", self.target.path / "index")
+        remove(self.waiting)
+        self.target.finish(about)
+        return True
+
+    def _write_index(self, index: Path, rows: Sequence[Row]) -> None:
+        write_group(index, {
+            "case_ids": [row["case"] for row in rows],
+            "classes": CLASSES,
+            "parts": ["train", "test"],
+            **{name: [row[name] for row in rows] for name in ("mode", "sha256", "signature", "bytes")},
+        })  # fmt: skip
+        for name, values, dtype in (
+            ("label", [CLASSES.index(row["class"]) for row in rows], np.uint8),
+            ("part", [row["part"] == "test" for row in rows], np.uint8),
+            ("group", duplicate_groups([row["sha256"] for row in rows]), np.int32),
+            ("size", [row["size"] for row in rows], np.int32),
+            ("box", [row["box"] for row in rows], np.int32),
+        ):
+            _write_column(index, name, np.array(values, dtype))
+
+    def _keep_old(self, signatures: dict[str, str]) -> None:
+        if not (self.target.existing or {}).get("complete"):
+            return
+        try:
+            old = self._old = Store.open(self.target.path)
+            sizes, boxes = old._column("size").tolist(), old._column("box").tolist()
+        except DataError:
+            return
+        texts = {name: old.image_column(name) for name in ("mode", "sha256", "signature", "bytes")}
+        for i, name in enumerate(old.paths):
+            if signatures.get(name) == texts["signature"][i]:
+                row = {key: values[i] for key, values in texts.items()}
+                kind, part = old.classes[old.label[i]], str(old.part[i])
+                self.rows[name] = {"case": name, "class": kind, "part": part, "size": sizes[i], "box": boxes[i], **row}
+                self._places[name] = (None, i)
+
+    def _keep_waiting(self, signatures: dict[str, str]) -> None:
+        for file in sorted(self.waiting.glob("*.npz")):
+            rows = unpack_images(file)[0]
+            self._take(rows, file, signatures)
+
+    def _take(self, rows: Sequence[Row], file: Path, signatures: dict[str, str] | None = None) -> None:
+        for i, row in enumerate(rows):
+            if signatures is None or signatures.get(row["case"]) == row["signature"]:
+                self.rows[row["case"]] = row
+                self._places[row["case"]] = (file, i)
+
+    def _pixels(self, names: Sequence[str]) -> Iterator[NDArray[np.uint8]]:
+        """The images of one shard after the other, `(n, H, W)`."""
+        for start in range(0, len(names), IMAGES_PER_SHARD):
+            places = [self._places[name] for name in names[start : start + IMAGES_PER_SHARD]]
+            files = {file: unpack_images(file)[1] for file, _ in places if file is not None}
+            old = [i for file, i in places if file is None]
+            again = iter(self._old.read_images(old).result() if self._old is not None and old else [])
+            yield np.stack([next(again) if file is None else files[file][i] for file, i in places])
+
+
+def duplicate_groups(digests: Sequence[str]) -> list[int]:
+    """A number per image, the same for images of identical pixels, counted in order of appearance."""
+    numbers: dict[str, int] = {}
+    return [numbers.setdefault(digest, len(numbers)) for digest in digests]
+
+
+def _write_column(index: Path, name: str, values: NDArray[Any]) -> None:
+    shape = (min(_INDEX_ROWS, len(values)), *values.shape[1:])
+    parts = (values[start : start + shape[0]] for start in range(0, len(values), shape[0]))
+    names = ("case", *(f"axis_{i}" for i in range(1, values.ndim)))
+    write_array(index / name, parts, values.shape, values.dtype, chunk=shape, shard=shape, names=names)
+
+
+def _unchanged(target: Target, about: dict[str, Any]) -> bool:
+    """Whether the store that was there is whole and says the same of itself."""
+    return not target.begun and target.existing == {**target.identity, "complete": True, **about}

@@ -1,0 +1,47 @@
+"""A real SLURM for the tests that ask for the fixture `slurm`: two nodes on this machine, from tools/slurm_cluster.py."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "slurm_cluster.py"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "slurm" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.cluster)
+
+
+def slurm_tool(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(TOOL), *arguments], capture_output=True, text=True, timeout=400, check=False
+    )
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[dict[str, str]]:
+    """Environment in which SLURM's commands reach the test cluster; it is stopped at the end only if it was started here.
+
+    Where it cannot be started the tests are skipped, or fail if HPC_TUMOR_REQUIRE_SLURM=1. Packages are installed only then.
+    """
+    required = os.environ.get("HPC_TUMOR_REQUIRE_SLURM") == "1"
+    was_up = slurm_tool("status").returncode == 0
+    started = slurm_tool("up") if required else slurm_tool("up", "--no-install")
+    if started.returncode:
+        message = started.stderr.strip() or f"tools/slurm_cluster.py up ended with {started.returncode}"
+        if required:
+            pytest.fail(message)
+        pytest.skip(f"no local SLURM ({message.splitlines()[-1]}); HPC_TUMOR_REQUIRE_SLURM=1 as root installs one")
+    conf = started.stdout.strip().removeprefix("export SLURM_CONF=")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_"))}
+    yield {**inherited, "SLURM_CONF": conf}
+    if not was_up:
+        stopped = slurm_tool("down")
+        assert stopped.returncode == 0, stopped.stderr

@@ -1,0 +1,166 @@
+"""Runs on this machine, with ranks that stand in for training: real processes, signals, files and locks, no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from launching import STAND_IN, events, small_experiment, wait_for
+
+from hpc_tumor.cluster import tickets
+from hpc_tumor.cluster.logs import log_text
+from hpc_tumor.cluster.plan import make_plan
+from hpc_tumor.cluster.profiles import local_profile
+from hpc_tumor.cluster.queue import cancel, read_states
+from hpc_tumor.cluster.submit import resume_run, submit_experiment
+from hpc_tumor.errors import UsageError
+from hpc_tumor.run_dir import RunDir, read_json
+
+Submit = Callable[..., RunDir]
+
+
+@pytest.fixture
+def submit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Submit:
+    """Submits a run whose ranks do as they are told."""
+    monkeypatch.setenv("PYTHONPATH", str(STAND_IN))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.chdir(tmp_path)
+
+    def started(task: str, gpus: int = 1) -> RunDir:
+        monkeypatch.setenv("STAND_IN", task)
+        profile = local_profile()
+        return submit_experiment(small_experiment(gpus=gpus), profile, make_plan(profile, gpus), Path("my runs")).run
+
+    return started
+
+
+def state_of(run: RunDir) -> str:
+    return read_states([run])[0].state
+
+
+def processes_of(run: RunDir) -> list[int]:
+    """Living processes whose command line names the run."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            text = path.read_bytes()
+        except OSError:
+            continue
+        if str(run.path).encode() in text:
+            found.append(int(path.parent.name))
+    return found
+
+
+def ended(run: RunDir) -> bool:
+    return run.name not in tickets.positions(run.path.parent) and not processes_of(run)
+
+
+def test_two_ranks_finish(submit: Submit) -> None:
+    run = submit("finish", gpus=2)
+    wait_for(lambda: ended(run))
+    assert state_of(run) == "finished"
+    assert events(run) == ["submitted", "started", "finished"]
+    assert read_json(run.result) == {"run": run.name, "gpus": 2}
+    assert "rank 1 of 2" in log_text(run, rank=1)
+    assert list((run.path.parent / ".queue").glob("0*")) == []
+
+
+def test_runs_go_one_after_another(submit: Submit) -> None:
+    first, second, third = submit("wait"), submit("finish"), submit("finish")
+    wait_for(lambda: "started" in events(first))
+    states = read_states([first, second, third])
+    assert [state.state for state in states] == ["running", "queued", "queued"]
+    assert states[2].reason == "waits for 2 earlier runs on this machine"
+    cancel(states[1])  # while it waits
+    cancel(states[0])  # at work: it saves, and the next one goes on
+    wait_for(lambda: state_of(third) == "finished")
+    assert [state_of(first), state_of(second)] == ["cancelled", "cancelled"]
+    assert events(first) == ["submitted", "started", "cancelled", "signal"] or events(first)[-2:] == [
+        "signal",
+        "cancelled",
+    ]
+    assert events(second) == ["submitted", "cancelled"]
+    assert (read_json(first.status) or {})["state"] == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("task", "reason"),
+    [
+        ("refuse:1", "the store is of a newer schema."),
+        ("crash:1", "ValueError: a defect in two lines"),
+        ("die:1", "rank 1 was killed (SIGKILL): by hand, or by the system because memory ran out"),
+    ],
+)
+def test_first_failing_rank_ends_the_rest(submit: Submit, task: str, reason: str) -> None:
+    run = submit(task, gpus=3)
+    wait_for(lambda: ended(run))
+    state = read_states([run])[0]
+    assert (state.state, state.reason) == ("failed", reason)
+    assert (read_json(run.status) or {})["state"] == "failed"
+    assert not run.result.exists()
+    assert (run.logs / "rank-1.0.error.txt").exists() == (task != "die:1")
+    assert log_text(run, errors=True).startswith(reason)
+    assert ("Traceback" in log_text(run, errors=True)) == (task != "die:1")
+
+
+def test_ranks_end_with_their_controller(submit: Submit) -> None:
+    run = submit("deaf", gpus=2)
+    wait_for(lambda: "started" in events(run))
+    job = read_json(run.job) or {}
+    os.kill(int(job["job_id"]), signal.SIGKILL)
+    wait_for(lambda: ended(run), seconds=90)
+    assert state_of(run) in ("lost", "running")  # running by a heartbeat that is still young
+
+
+def test_a_dead_run_lets_the_next_one_go(submit: Submit) -> None:
+    first, second = submit("wait"), submit("finish")
+    wait_for(lambda: "started" in events(first))
+    os.kill(int((read_json(first.job) or {})["job_id"]), signal.SIGKILL)
+    wait_for(lambda: state_of(second) == "finished")
+
+
+def test_resume(submit: Submit, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = submit("wait")
+    wait_for(lambda: "started" in events(run))
+    with pytest.raises(UsageError, match="is running"):
+        resume_run(run)
+    cancel(read_states([run])[0])
+    wait_for(lambda: ended(run))
+    monkeypatch.setenv("STAND_IN", "finish")
+    resume_run(run)
+    wait_for(lambda: state_of(run) == "finished")
+    assert (read_json(run.job) or {})["start"] == 1
+    assert "restart 1" in log_text(run)
+    with pytest.raises(UsageError, match="is finished"):
+        resume_run(run)
+    with pytest.raises(UsageError, match="nothing to cancel"):
+        wait_for(lambda: ended(run)) and cancel(read_states([run])[0])
+
+
+def test_survives_logout(submit: Submit) -> None:
+    run = submit("wait")
+    job_id = int(json.loads(run.job.read_text())["job_id"])
+    assert os.getsid(job_id) == job_id != os.getsid(0)
+    wait_for(lambda: "started" in events(run))
+    ranks = [process for process in processes_of(run) if process != job_id]
+    assert {os.getsid(process) for process in ranks} == {job_id}
+    cancel(read_states([run])[0])
+    wait_for(lambda: ended(run))
+
+
+def test_gpus_are_left_as_they_were(submit: Submit, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = submit("wait", gpus=2)
+    wait_for(lambda: "started" in events(run))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    other = submit("wait", gpus=2)
+    cancel(read_states([run])[0])
+    wait_for(lambda: "started" in events(other))
+    environments = [Path(f"/proc/{process}/environ").read_bytes().split(b"\0") for process in processes_of(other)]
+    assert all(b"CUDA_VISIBLE_DEVICES=2,3" in environment for environment in environments)
+    assert {b"RANK=0", b"RANK=1"} <= {entry for environment in environments for entry in environment}
+    cancel(read_states([other])[0])
+    wait_for(lambda: ended(other))

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from launching import small_experiment
+
+from hpc_tumor.cluster import queue, slurm
+from hpc_tumor.cluster.queue import read_states
+from hpc_tumor.run_dir import RunDir
+
+
+class MadeUpSlurm:
+    """squeue and sacct that print what a test wrote, and count how often they are called."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name in ("squeue", "sacct"):
+            command = folder / name
+            command.write_text(f'#!/bin/sh\necho "$@" >> {folder}/{name}.calls\ncat {folder}/{name}.says\n')
+            command.chmod(0o755)
+            self.says(name, "")
+
+    def says(self, name: str, text: str) -> None:
+        (self.folder / f"{name}.says").write_text(text)
+
+    def calls(self, name: str) -> list[str]:
+        path = self.folder / f"{name}.calls"
+        return path.read_text().splitlines() if path.exists() else []
+
+
+@pytest.fixture
+def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MadeUpSlurm:
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    return MadeUpSlurm(tmp_path / "bin")
+
+
+def submitted(runs: Path, job_id: str = "42", **job: Any) -> RunDir:
+    run = RunDir.create(runs, small_experiment(gpus=4))
+    plan = {"nodes": 2, "tasks_per_node": 2}
+    run.job.write_text(json.dumps({"cluster": "orfeo", "job_id": job_id, "plan": plan, **job}))
+    run.add_event("submitted", job_id=job_id)
+    return run
+
+
+def state_of(run: RunDir) -> tuple[str, str]:
+    state = read_states([run])[0]
+    return state.state, state.reason
+
+
+def test_waiting_is_explained(tmp_path: Path, made_up: MadeUpSlurm) -> None:
+    run = submitted(tmp_path)
+    made_up.says("squeue", "42|PENDING|0:00|2|2026-12-01T08:30:00||AssocMaxJobsLimit\n")
+    state, reason = state_of(run)
+    assert state == "queued"
+    assert "no more of your jobs" in reason
+    assert "2026-12-01 08:30:00" in reason
+    made_up.says("squeue", "42|PENDING|0:00|2|N/A||launch failed requeued held\n")
+    assert "scontrol release 42" in state_of(run)[1]
+
+
+@pytest.mark.parametrize(
+    "reason", ["Priority", "Resources", "QOSMaxGRESPerUser", "ReqNodeNotAvail, UnavailableNodes:n1"]
+)
+def test_frequent_reasons_are_put_into_words(reason: str) -> None:
+    assert slurm.explain(reason) != reason
+
+
+def test_running_with_progress(tmp_path: Path, made_up: MadeUpSlurm) -> None:
+    run = submitted(tmp_path)
+    run.add_event("started")
+    run.write_status(
+        state="training", epoch=3, epochs=20, step=4, steps=9, loss=0.25, best=0.8, rate=50.0, eta_s=60, restarts=1
+    )
+    made_up.says("squeue", "42|RUNNING|1-02:03:04|2|2026-12-01T08:30:00|gpu[001-002]|None\n")
+    state = read_states([run])[0]
+    assert (state.state, state.reason, state.alive) == ("running", "", True)
+    assert (state.nodes, state.gpus, state.elapsed) == (2, 4, 93_784)
+    assert (state.epoch, state.loss, state.best, state.eta, state.restarts) == (3, 0.25, 0.8, 60, 1)
+    assert state.heartbeat_age is not None
+    assert state.heartbeat_age < 5
+    json.dumps(state.as_dict())
+
+
+def test_silence_of_a_running_job_is_named(tmp_path: Path, made_up: MadeUpSlurm) -> None:
+    run = submitted(tmp_path)
+    made_up.says("squeue", "42|RUNNING|30:00|1|N/A|gpu001|None\n")
+    assert state_of(run) == ("running", "running for 30 min, but has not reported yet")
+    run.status.write_text(json.dumps({"time": time.time() - 1200, "state": "training"}))
+    assert state_of(run) == ("running", "no heartbeat for 20 min: it may hang")
+
+
+@pytest.mark.parametrize(
+    ("line", "state", "words"),
+    [
+        ("42|TIMEOUT|7200|2|0:0|gpu001", "timeout", "resume"),
+        ("42|NODE_FAIL|10|2|0:0|gpu001", "node-fail", "resume"),
+        ("42|FAILED|10|2|0:9|gpu001\n42.0|OUT_OF_MEMORY|10|2|0:125|gpu001", "out-of-memory", "--memory"),
+        ("42|CANCELLED by 1000|10|2|0:0|gpu001", "cancelled", "by 1000"),
+        ("42|FAILED|10|2|2:0|gpu001", "failed", "exit code 2:0"),
+        ("42|COMPLETED|10|2|0:0|gpu001", "failed", "without a result"),
+    ],
+)
+def test_ends_that_only_accounting_knows(
+    tmp_path: Path, made_up: MadeUpSlurm, line: str, state: str, words: str
+) -> None:
+    run = submitted(tmp_path)
+    made_up.says("sacct", f"{line}\n")
+    found, reason = state_of(run)
+    assert found == state
+    assert words in reason
+
+
+def test_what_the_run_says_of_its_failure(tmp_path: Path, made_up: MadeUpSlurm) -> None:
+    run = submitted(tmp_path)
+    run.add_event("started")
+    run.add_event("failed", reason="the loss is no longer finite")
+    made_up.says("sacct", "42|FAILED|10|2|1:0|gpu001\n")
+    assert state_of(run) == ("failed", "the loss is no longer finite")
+    made_up.says("sacct", "42|NODE_FAIL|10|2|1:0|gpu001\n")  # ranks that lose a node fail too: SLURM knows why
+    assert state_of(run)[0] == "node-fail"
+    run.add_event("submitted")
+    made_up.says("squeue", "42|PENDING|0:00|2|N/A||Priority\n")
+    assert state_of(run)[0] == "queued"
+
+
+def test_without_accounting_the_heartbeat_counts(tmp_path: Path, made_up: MadeUpSlurm) -> None:
+    run = submitted(tmp_path)
+    assert state_of(run)[0] == "lost"
+    run.write_status(state="stopped")
+    assert state_of(run)[0] == "stopped"
+    run.write_status(state="training")
+    assert state_of(run)[0] == "running"
+    run.result.write_text("{}")
+    assert state_of(run)[0] == "finished"
+
+
+def test_no_answer_is_not_an_end(tmp_path: Path, made_up: MadeUpSlurm) -> None:
+    run = submitted(tmp_path)
+    (made_up.folder / "squeue").write_text(
+        "#!/bin/sh\necho 'squeue: error: Unable to contact slurm controller' >&2; exit 1\n"
+    )
+    (made_up.folder / "sacct").write_text("#!/bin/sh\nexit 1\n")
+    assert state_of(run) == ("unknown", "SLURM does not answer")
+
+
+def test_one_call_for_all(tmp_path: Path, made_up: MadeUpSlurm) -> None:
+    runs = [submitted(tmp_path, job_id=str(number)) for number in range(100, 130)]
+    for run in runs[:5]:
+        run.result.write_text("{}")
+    lines = [f"{number}|RUNNING|0:10|1|N/A|gpu001|None" for number in range(110, 130)]
+    made_up.says("squeue", "\n".join(lines))
+    made_up.says("sacct", "".join(f"{number}|TIMEOUT|60|1|0:0|gpu001\n" for number in range(105, 110)))
+    states = [state.state for state in read_states(runs)]
+    assert states == ["finished"] * 5 + ["timeout"] * 5 + ["running"] * 20
+    assert len(made_up.calls("squeue")) == 1
+    assert len(made_up.calls("sacct")) == 1
+    assert "--jobs=105,106,107,108,109 " in made_up.calls("sacct")[0]
+
+
+def test_no_slurm_command_is_run_for_runs_on_this_machine(tmp_path: Path, made_up: MadeUpSlurm) -> None:
+    run = submitted(tmp_path, cluster="local")
+    assert state_of(run) == ("lost", f"its processes are gone; {queue._RESUME}")
+    assert made_up.calls("squeue") == []

@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from launching import events, profile_with, small_experiment
+
+from hpc_tumor.cluster.plan import make_plan
+from hpc_tumor.cluster.submit import job_script, resume_run, submit_experiment
+from hpc_tumor.errors import ClusterError, UsageError
+
+ACCEPTS = '#!/bin/sh\ncp "$1" "$0.script"; env > "$0.env"; echo "Submitted batch job 42"\n'
+REFUSES = (
+    "#!/bin/sh\n"
+    "echo 'sbatch: error: Batch job submission failed: Invalid account or account/partition combination' >&2\n"
+    "exit 1\n"
+)
+
+
+def made_up_sbatch(folder: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> Path:
+    sbatch = folder / "bin" / "sbatch"
+    sbatch.parent.mkdir()
+    sbatch.write_text(text)
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{sbatch.parent}:/usr/bin:/bin")
+    return sbatch
+
+
+def directives(script: str) -> dict[str, str]:
+    lines = [line.removeprefix("#SBATCH --") for line in script.splitlines() if line.startswith("#SBATCH")]
+    return {line.partition("=")[0]: "".join(shlex.split(line.partition("=")[2])) for line in lines}
+
+
+def test_script_asks_for_the_plan(tmp_path: Path) -> None:
+    profile = profile_with(slurm={"account": "physics", "gpu_type": "V100", "reservation": "course"})
+    script = job_script(small_experiment(gpus=4), profile, make_plan(profile, 4), tmp_path)
+    asked = directives(script)
+    assert asked["nodes"] == "2"
+    assert asked["ntasks-per-node"] == "2"
+    assert asked["gres"] == "gpu:V100:2"
+    assert asked["cpus-per-task"] == "12"
+    assert asked["mem"] == f"{234 * 1024}M"
+    assert asked["time"] == "120"
+    assert asked["signal"] == "USR2@360"
+    assert asked["account"] == "physics"
+    assert asked["reservation"] == "course"
+    assert asked["open-mode"] == "append"
+    assert "requeue" in asked
+    assert "wckey" not in asked
+    srun = next(line for line in script.splitlines() if line.startswith("srun "))
+    assert {"--cpus-per-task=12", "--kill-on-bad-exit=1", "--wait=60", sys.executable} <= set(shlex.split(srun))
+
+
+def test_other_ways_to_ask_for_gpus(tmp_path: Path) -> None:
+    for request, key, value in (("gpus-per-node", "gpus-per-node", "2"), ("none", None, None)):
+        profile = profile_with(slurm={"gpu_request": request, "requeue": False})
+        asked = directives(job_script(small_experiment(gpus=2), profile, make_plan(profile, 2), tmp_path))
+        assert {name: asked[name] for name in ("gres", "gpus-per-node") if name in asked} == (
+            {key: value} if key else {}
+        )
+        assert "no-requeue" in asked
+        assert "requeue" not in asked
+
+
+def test_extra_options_replace_ours_once(tmp_path: Path) -> None:
+    profile = profile_with(
+        slurm={"extra": {"cpus-per-task": 3, "mail_type": "FAIL", "exclusive": True, "spread-job": False}}
+    )
+    script = job_script(small_experiment(), profile, make_plan(profile, 1), tmp_path)
+    assert script.count("#SBATCH --cpus-per-task=") == 1
+    assert directives(script)["cpus-per-task"] == "3"
+    assert directives(script)["mail-type"] == "FAIL"
+    assert "#SBATCH --exclusive\n" in script
+    assert "spread-job" not in script
+
+
+def test_variables_and_modules_are_quoted(tmp_path: Path) -> None:
+    nasty = 'it\'s $(touch OOPS); "x"\nsecond línea'
+    profile = profile_with(environment={"modules": ["cuda/12.4; touch OOPS"], "variables": {"NOTE": nasty}})
+    script = job_script(small_experiment(), profile, make_plan(profile, 1), tmp_path)
+    setup = script.partition("# setup\n")[2].partition("# command")[0]
+    setup = setup.replace("module load", "echo module load")
+    done = subprocess.run(
+        ["bash", "-c", f'{setup}\nprintf %s "$NOTE"'], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.endswith(nasty)
+    assert not (tmp_path / "OOPS").exists()
+
+
+def test_dry_run_writes_nothing_and_needs_no_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    profile = profile_with()
+    script = job_script(small_experiment(), profile, make_plan(profile, 1), tmp_path / "runs")
+    assert script.startswith("#!/bin/bash")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_submitted_is_what_the_dry_run_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sbatch = made_up_sbatch(tmp_path, monkeypatch, ACCEPTS)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")  # as if submitted from inside a job
+    monkeypatch.setenv("SLURM_CPU_BIND", "quiet,mask_cpu:0x1")
+    monkeypatch.setenv("SBATCH_PARTITION", "of-the-other-job")
+    monkeypatch.setenv("SLURM_CONF", "/etc/there/slurm.conf")
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.chdir(tmp_path)
+    profile, experiment = profile_with(), small_experiment(gpus=4)
+    plan = make_plan(profile, 4)
+    submission = submit_experiment(experiment, profile, plan, Path("my runs"))
+    script = Path(f"{sbatch}.script").read_text()
+    assert script == job_script(experiment, profile, plan, tmp_path / "my runs", submission.run.name)
+    given = Path(f"{sbatch}.env").read_text().splitlines()
+    assert "SLURM_CONF=/etc/there/slurm.conf" in given
+    assert not any(line.startswith(("SLURM_JOB_ID", "SLURM_CPU_BIND", "SBATCH_", "RANK=")) for line in given)
+    assert os.environ["RANK"] == "3"
+
+    run = submission.run
+    assert submission.job_id == "42"
+    assert events(run) == ["submitted"]
+    assert run.experiment().data.store == tmp_path / "brats.zarr"
+    job = json.loads(run.job.read_text())
+    assert (job["cluster"], job["job_id"], job["start"], job["plan"]["nodes"]) == (profile.name, "42", 0, 2)
+    provenance = json.loads(run.provenance.read_text())
+    assert provenance["script"] == script
+    assert provenance["versions"]["torch"]
+    assert directives(script)["job-name"] == run.name
+
+
+def test_no_sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    profile = profile_with()
+    with pytest.raises(ClusterError, match="no sbatch on this machine") as caught:
+        submit_experiment(small_experiment(), profile, make_plan(profile, 1), tmp_path / "runs")
+    assert caught.value.exit_code == 4
+    assert not (tmp_path / "runs").exists()
+
+
+def test_refusal_is_told_in_slurms_words_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    made_up_sbatch(tmp_path, monkeypatch, REFUSES)
+    profile = profile_with()
+    with pytest.raises(
+        ClusterError, match=r"refused .*two-gpu-nodes: .*Invalid account or account/partition"
+    ) as caught:
+        submit_experiment(small_experiment(), profile, make_plan(profile, 1), tmp_path / "runs")
+    assert "sbatch: error" not in str(caught.value)
+    assert capfd.readouterr().err == ""
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_path_that_slurm_would_misread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made_up_sbatch(tmp_path, monkeypatch, ACCEPTS)
+    profile = profile_with()
+    with pytest.raises(UsageError, match="--runs"):
+        submit_experiment(small_experiment(), profile, make_plan(profile, 1), tmp_path / "100%j")
+
+
+def test_resume_goes_into_the_same_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sbatch = made_up_sbatch(tmp_path, monkeypatch, ACCEPTS)
+    profile = profile_with()
+    run = submit_experiment(small_experiment(), profile, make_plan(profile, 1), tmp_path / "runs").run
+    (run.logs / "rank-0.0.out").write_text("first\n")
+    (run.logs / "rank-0.1.out").write_text("requeued once\n")
+    again = resume_run(run)
+    job = json.loads(run.job.read_text())
+    assert again.run.path == run.path
+    assert (job["start"], job["earlier"]) == (2, ["42"])
+    assert events(run) == ["submitted", "submitted"]
+
+    sbatch.write_text(REFUSES)
+    with pytest.raises(ClusterError):
+        resume_run(run)
+    assert json.loads(run.job.read_text()) == job
+
+    run.result.write_text("{}")
+    with pytest.raises(UsageError, match="is finished"):
+        resume_run(run)

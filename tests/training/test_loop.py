@@ -1,0 +1,120 @@
+"""The loop: what it leaves behind, and that interruptions and ranks change nothing."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from training_runs import new_run, scores, train_here, train_ranks, weights
+
+from hpc_tumor.errors import DataError, TrainingError
+from hpc_tumor.run_dir import RunDir
+
+
+def same(first: RunDir, second: RunDir) -> bool:
+    ours, theirs = weights(first), weights(second)
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_a_run_leaves_the_whole_record(tmp_path: Path, slice_store: Path) -> None:
+    run = new_run(tmp_path, slice_store, "unet")
+    assert train_here(run) == "finished"
+    result = json.loads(run.result.read_text())
+    assert result["cases"] == {"train": 3, "val": 1, "test": 1}
+    assert result["epochs"] == 2
+    assert result["parameters"] > 0
+    assert [(line["epoch"], line["part"]) for line in run.read_metrics()] == [
+        (1, "train"), (1, "val"), (2, "train"), (2, "val"),
+    ]  # fmt: skip
+    events = [event["event"] for event in run.read_events()]
+    assert events[0] == "started"
+    assert events[-1] == "finished"
+    assert json.loads(run.status.read_text())["state"] == "finished"
+    rows = list(csv.DictReader(run.cases.open()))
+    assert len(rows) == 1
+    assert rows[0]["slices"] == "12"  # whole volumes are scored, though training took the middle half
+    assert float(rows[0]["dice_ET"]) == pytest.approx(result["best"]["test"]["dice_ET"])
+    assert not list(run.path.rglob("*.tmp"))
+
+
+def test_classification_scores_every_test_image_once(tmp_path: Path, image_store: Path) -> None:
+    run = new_run(tmp_path, image_store, "cnn")
+    train_here(run)
+    result = json.loads(run.result.read_text())
+    rows = list(csv.DictReader(run.cases.open()))
+    assert len(rows) == len({row["case"] for row in rows}) == result["cases"]["test"]
+    right = sum(row["label"] == row["prediction"] for row in rows)
+    assert right / len(rows) == pytest.approx(result["best"]["test"]["accuracy"])
+
+
+@pytest.mark.parametrize(("model", "stops"), [("cnn", (3, 5)), ("cnn", (1, 0, 2)), ("attention-unet", (2,))])
+def test_interrupted_anywhere_ends_with_the_same_bits(
+    tmp_path: Path, image_store: Path, slice_store: Path, model: str, stops: tuple[int, ...]
+) -> None:
+    store = image_store if model == "cnn" else slice_store
+    whole, broken = (new_run(tmp_path / name, store, model) for name in ("whole", "broken"))
+    train_here(whole)
+    for looks in stops:
+        assert train_here(broken, stop_at=looks) == "stopped"
+    assert train_here(broken) == "finished"
+    assert same(whole, broken)
+    assert scores(whole) == scores(broken)
+    assert json.loads(broken.result.read_text())["restarts"] == len(stops)
+
+
+@pytest.mark.slow
+def test_two_ranks_train_like_one(tmp_path: Path, image_store: Path) -> None:
+    """AlexNet has neither batch norm nor dropout: only the order of additions differs between one and two ranks."""
+    alone, shared = (new_run(tmp_path / name, image_store, "alexnet", recipe={"batch_size": 9}) for name in "ab")
+    train_here(alone)
+    train_ranks(shared, 2)
+    for one, two in zip(scores(alone), scores(shared), strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
+        assert one["accuracy"] == two["accuracy"]
+    assert json.loads(shared.result.read_text())["gpus"] == 2
+
+
+@pytest.mark.slow
+def test_two_interrupted_ranks_end_with_the_same_bits(tmp_path: Path, image_store: Path) -> None:
+    whole, broken = (new_run(tmp_path / name, image_store, "cnn") for name in ("whole", "broken"))
+    train_ranks(whole, 2)
+    train_ranks(broken, 2, stop_at=3)
+    assert not broken.is_finished()
+    train_ranks(broken, 2)
+    assert same(whole, broken)
+    assert scores(whole) == scores(broken)
+
+
+@pytest.mark.slow
+def test_going_on_with_another_number_of_ranks(tmp_path: Path, slice_store: Path) -> None:
+    """The classic U-Net has neither batch norm nor dropout: two ranks may go on where one stopped."""
+    whole, moved = (new_run(tmp_path / name, slice_store, "unet") for name in ("whole", "moved"))
+    train_here(whole)
+    train_here(moved, stop_at=2)
+    train_ranks(moved, 2)
+    for one, two in zip(scores(whole), scores(moved), strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
+    assert [line["part"] for line in moved.read_metrics()] == ["train", "val"] * 2
+
+
+def test_non_finite_loss_ends_the_run_with_its_place(tmp_path: Path, image_store: Path) -> None:
+    run = new_run(tmp_path, image_store, "alexnet", recipe={"optimizer": "sgd", "learning_rate": 10.0, "epochs": 20})
+    with pytest.raises(TrainingError, match=r"no longer finite at epoch \d+, step \d+"):
+        train_here(run)
+    assert not run.is_finished()
+
+
+def test_a_changed_store_is_refused_on_resume(tmp_path: Path, image_store: Path, slice_store: Path) -> None:
+    run = new_run(tmp_path, image_store, "cnn")
+    train_here(run, stop_at=1)
+    settings = json.loads(run.config.read_text())
+    settings["data"]["store"] = str(slice_store)
+    run.config.write_text(json.dumps(settings))
+    with pytest.raises(DataError, match="store for segmentation"):
+        train_here(run)
+    settings["data"]["store"] = str(image_store)
+    settings["seed"] = 7
+    run.config.write_text(json.dumps(settings))
+    with pytest.raises(DataError, match="made with seed 0"):
+        train_here(run)

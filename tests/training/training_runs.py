@@ -1,0 +1,83 @@
+"""Runs for the tests of training: tiny experiments, alone or as several gloo ranks on this machine."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.multiprocessing as multiprocessing
+
+from hpc_tumor.run_dir import RunDir
+from hpc_tumor.settings import merge, resolve
+from hpc_tumor.training.distributed import init_distributed
+from hpc_tumor.training.loop import train
+
+
+def new_run(runs: Path, store: Path, model: str, **overrides: Any) -> RunDir:
+    """A run directory with a tiny experiment: two epochs in float32, deterministic."""
+    settings = {
+        "model": {"name": model},
+        "data": {"store": str(store)},
+        "recipe": {"epochs": 2, "batch_size": 8},
+        "hardware": {"precision": "float32", "deterministic": True, "threads": 1},
+    }
+    if model in ("unet", "improved-unet", "attention-unet"):
+        settings["model"]["filters"] = 4
+    return RunDir.create(runs, resolve(merge(settings, overrides)))
+
+
+class StopAt:
+    """A stop signal that arrives before the n-th time anybody looks."""
+
+    def __init__(self, looks: int | None):
+        self.left = looks
+
+    def __call__(self) -> str | None:
+        if self.left is None:
+            return None
+        self.left -= 1
+        return "USR2" if self.left < 0 else None
+
+
+def train_here(run: RunDir, stop_at: int | None = None) -> str:
+    """Train in this process, alone."""
+    distributed = init_distributed(1, threads=1, alone=True)
+    return train(run.experiment(), run, distributed, StopAt(stop_at))
+
+
+def train_ranks(run: RunDir, ranks: int, stop_at: int | None = None) -> None:
+    """Train as `ranks` processes with gloo. The stop signal reaches the last rank only."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    multiprocessing.spawn(_rank, (ranks, port, run.path, stop_at), nprocs=ranks)
+
+
+def _rank(rank: int, ranks: int, port: int, path: Path, stop_at: int | None) -> None:
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    run = RunDir(path)
+    distributed = init_distributed(1, threads=1)
+    train(run.experiment(), run, distributed, StopAt(stop_at if rank == ranks - 1 else None))
+    distributed.shutdown()
+
+
+def weights(run: RunDir) -> dict[str, torch.Tensor]:
+    """The last weights of a run, with the optimizer's moments."""
+    contents = torch.load(run.last_checkpoint, weights_only=True)
+    moments = {
+        f"{index}.{name}": value
+        for index, values in contents["optimizer"]["state"].items()
+        for name, value in values.items()
+    }
+    return {**contents["model"], **moments}
+
+
+def scores(run: RunDir) -> list[dict[str, Any]]:
+    """The metrics of a run, without what depends on the clock."""
+    clock = ("seconds", "rate", "data_wait")
+    return [{key: value for key, value in line.items() if key not in clock} for line in run.read_metrics()]
