@@ -226,11 +226,12 @@ def submit(
 
     if debug and cluster not in (None, "local"):
         raise UsageError(f"--debug runs in the foreground on this machine: leave out --cluster {cluster}.")
-    experiments = make_experiments(Request(job, model or [], seed or [], data or [], gpus, settings or [], debug))
+    request = Request(job, model or [], seed or [], data or [], gpus, settings or [], debug)
     if debug:
-        launch.debug(experiments, _folder(runs))
+        launch.debug(make_experiments(request), _folder(runs))
         return
     profile = launch.choose_profile(cluster)
+    experiments = make_experiments(request)
     planned = launch.plan(
         experiments, profile, walltime=time, memory_gb=memory, cpus=cpus, account=account, partition=partition,
         qos=qos, constraint=constraint,

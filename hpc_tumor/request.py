@@ -39,17 +39,17 @@ def make_experiments(request: Request) -> list[Experiment]:
     for name in request.models:
         if name not in MODELS:
             raise unknown("model", name, MODELS)
+    job = read_job_file(Path(request.job)) if request.job else None
+    combinations = list(_combinations(request, job))
     tasks = _Tasks()
     stores = _by_task(request.stores, tasks)
-    job = read_job_file(Path(request.job)) if request.job else None
     where = str(job.path) if job else "settings"
-    experiments = []
-    for flags, variant in _combinations(request, job):
+    experiments: dict[str, Experiment] = {}
+    for flags, variant in combinations:
         experiment = resolve(_with_store(flags, variant, stores), variant, where=where)
         _check(experiment, tasks)
-        if experiment not in experiments:  # a variable or a flag may have made two of them equal
-            experiments.append(experiment)
-    return experiments
+        experiments[experiment.model_dump_json()] = experiment  # a variable may have made two of them equal
+    return list(experiments.values())
 
 
 def _combinations(request: Request, job: JobFile | None) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:

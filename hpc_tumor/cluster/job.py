@@ -105,6 +105,11 @@ def record_failure(run: RunDir, start: int, rank: int | None, reason: str, *, ov
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         json.dump({"rank": rank, "reason": reason}, file)
     run.add_event("failed", reason=reason, rank=rank)
+    set_failed(run)
+
+
+def set_failed(run: RunDir) -> None:
+    """Let the heartbeat say that the run failed; how far it had come stays."""
     status = read_json(run.status) or {}
     status.pop("time", None)
     run.write_status(**{**status, "state": "failed"})

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from hpc_tumor.cluster.job import record_failure
+from hpc_tumor.cluster.job import record_failure, set_failed
 from hpc_tumor.cluster.orphans import end_with_parent
 from hpc_tumor.cluster.profiles import available_cpus
 from hpc_tumor.cluster.tickets import give_back, is_turn
@@ -32,10 +32,9 @@ class LocalRun:
         self.run_path = Path(run_path)
 
     def __call__(self) -> str:
-        """Wait for this run's turn, then train: "finished", "stopped", or "cancelled" while it waited.
+        """Wait for this run's turn, then train: "finished", "stopped", "failed", or "cancelled" while it waited.
 
-        Raises:
-            TrainingError: a rank failed; the reason is recorded in the run directory.
+        Why it failed is recorded in the run directory, by the rank itself or here.
         """
         end_with_parent(signal.SIGTERM)
         run, signals = RunDir(self.run_path), _Signals()
@@ -58,7 +57,8 @@ class LocalRun:
             reason = _describe(failed, code)
             # A rank that was killed could not say so; what the others said is that they lost it.
             record_failure(run, start, failed, reason, overrule=code < 0)
-            raise TrainingError(reason)
+            set_failed(run)  # a rank that was still at work may have written its heartbeat since
+            return "failed"
         return "finished" if run.is_finished() else "stopped"
 
 

@@ -96,6 +96,8 @@ def _errors(run: RunDir, logs: list[LogFile], start: int | None) -> str:
     parts = [f"{failure['reason']}\n"] if failure.get("reason") else []
     parts += [f"{_heading(log)}\n{_read(log.path)}" for log in tracebacks]
     if not tracebacks:
+        last = [log for log in logs if log.kind == "output" and (log.rank, log.start) == (failure.get("rank"), start)]
+        parts += [f"{_heading(log)}\n{_read(log.path)}" for log in last]
         parts += [f"--- {log.path.name}\n{_read(log.path)}" for log in logs if log.kind == "launch"]
     return "".join(parts)
 

@@ -117,33 +117,40 @@ def cancel(state: RunState) -> None:
 class _Story:
     """What the events since the last submission tell."""
 
-    submitted: float | None = None
     began: float | None = None
     failed: str | None = None
     stopped: str | None = None
     cancelled: bool = False
 
 
-def _read_story(run: RunDir) -> _Story:
-    story: dict[str, Any] = {}
+def _read_story(run: RunDir, job: dict[str, Any]) -> _Story:
+    story: dict[str, Any] = {"failed": last_failure(run, job)}
     for line in run.read_events():
         event = line.get("event")
         if event == "submitted":
-            story = {"submitted": line.get("time")}
+            story = {"failed": story["failed"]}
         elif event in ("started", "resumed"):
-            story = {"submitted": story.get("submitted"), "began": line.get("time")}
-        elif event in ("failed", "stopped"):
-            story[event] = str(line.get("reason") or event)
+            story["began"] = line.get("time")
+        elif event == "stopped":
+            story["stopped"] = str(line.get("reason") or "")
         elif event == "cancelled":
             story["cancelled"] = True
     return _Story(**story)
+
+
+def last_failure(run: RunDir, job: dict[str, Any]) -> str | None:
+    """Why the last start of the run failed; None where it did not. One rank may fail before others begin to write."""
+    starts = [int(path.name.split(".")[1]) for path in run.logs.glob("rank-*.*.out")]
+    start = max([int(job.get("start") or 0), *starts])
+    failure = read_json(run.logs / f"failure.{start}.json")
+    return None if failure is None else str(failure.get("reason") or "no reason was given")
 
 
 def _read_state(
     run: RunDir, job: dict[str, Any], record: JobRecord | None, position: int | None, answered: bool
 ) -> RunState:
     status = read_json(run.status) or {}
-    story = _read_story(run)
+    story = _read_story(run, job)
     local = job.get("cluster") == LOCAL
     alive = position is not None if local else _is_alive(record)
     age = time.time() - status["time"] if isinstance(status.get("time"), int | float) else None

@@ -43,17 +43,21 @@ class Target:
         self.begun = True
         self._write({**self.identity, "complete": False})
         if self.overwrite:
-            for entry in self.path.iterdir():
-                if entry.name != GROUP_FILE and not entry.name.startswith("."):
-                    remove(entry)
+            for entry in list(self.path.iterdir()):
+                if entry.name not in (GROUP_FILE, LOCK) and entry != self.staging:
+                    self.discard(entry)
 
     def replace(self, staged: Path, place: Path) -> None:
         """Move `staged` to `place` in the store; what was there goes."""
         self.begin()
         if place.exists():
-            place.rename(self.staging / f"old-{uuid.uuid4().hex[:8]}")
+            self.discard(place)
         place.parent.mkdir(exist_ok=True)
         staged.rename(place)
+
+    def discard(self, place: Path) -> None:
+        """Take `place` out of the store at once, in one rename; its files go with the staging folder."""
+        place.rename(self.staging / f"old-{uuid.uuid4().hex[:8]}")
 
     def finish(self, about: dict[str, Any]) -> None:
         """Say that the store is whole."""

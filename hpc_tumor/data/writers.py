@@ -38,7 +38,7 @@ class Writer(Protocol):
     def commit(self, result: UnitResult) -> None:
         """Take a result over, as one rename."""
 
-    def finish(self, cases: Sequence[Case], about: dict[str, Any]) -> bool:
+    def finish(self, about: dict[str, Any]) -> bool:
         """Write the index of the cases in `rows`, and declare the store whole; False where nothing had changed."""
 
 
@@ -74,19 +74,18 @@ class VolumeWriter:
 
     def commit(self, result: UnitResult) -> None:
         for row in result.rows:
-            if not (self.folder / GROUP_FILE).exists() or self.target.overwrite:
-                self.target.begin()
+            self.target.begin()
             if not (self.folder / GROUP_FILE).exists():
                 write_group(self.folder, {})
             self.target.replace(result.unit.staged, self.folder / row["case"])
             self.rows[row["case"]] = row
 
-    def finish(self, cases: Sequence[Case], about: dict[str, Any]) -> bool:
+    def finish(self, about: dict[str, Any]) -> bool:
         rows = [self.rows[key] for key in sorted(self.rows)]
-        for entry in self.folder.iterdir():
+        for entry in list(self.folder.iterdir()):
             if entry.is_dir() and entry.name not in self.rows:
                 self.target.begin()
-                remove(entry)
+                self.target.discard(entry)
         about = {
             "cases": len(rows),
             "fingerprint": fingerprint(self.target.identity, [(row["case"], row["content"]) for row in rows]),
@@ -130,6 +129,8 @@ class ImageWriter:
         self.waiting = target.path / _CONVERTED
         self._places: dict[str, tuple[Path | None, int]] = {}  # file and position; the old store where None
         self._old: Store | None = None
+        # Files that wait were made with these options, or are not taken.
+        self._options = hashlib.sha256(json.dumps(target.identity, sort_keys=True).encode()).hexdigest()[:8]
 
     def units(self, cases: Sequence[Case], threads: int) -> list[Unit]:
         signatures = {case.id: case.signature for case in cases}
@@ -144,20 +145,20 @@ class ImageWriter:
         for start in range(0, len(todo), IMAGES_PER_UNIT):
             some = todo[start : start + IMAGES_PER_UNIT]
             name = hashlib.sha256("".join(case.signature for case in some).encode()).hexdigest()[:32]
-            units.append(Unit(self.reader, some, staging / f"{name}.npz", threads))
+            units.append(Unit(self.reader, some, staging / f"{self._options}-{name}.npz", threads))
         return units
 
     def commit(self, result: UnitResult) -> None:
         if not result.rows:
             return
-        if self.target.existing is None and not self.target.overwrite:
-            self.target.begin()
+        if read_attributes(self.target.path) is None:
+            self.target.begin()  # so that what waits is known as part of a store
         self.waiting.mkdir(exist_ok=True)
         file = self.waiting / result.unit.staged.name
         result.unit.staged.replace(file)
         self._take(result.rows, file)
 
-    def finish(self, cases: Sequence[Case], about: dict[str, Any]) -> bool:
+    def finish(self, about: dict[str, Any]) -> bool:
         names = sorted(self.rows)
         rows = [self.rows[name] for name in names]
         contents = [(row["case"], f"{row['class']} {row['part']} {row['sha256']}") for row in rows]
@@ -210,7 +211,7 @@ class ImageWriter:
                 self._places[name] = (None, i)
 
     def _keep_waiting(self, signatures: dict[str, str]) -> None:
-        for file in sorted(self.waiting.glob("*.npz")):
+        for file in sorted(self.waiting.glob(f"{self._options}-*.npz")):
             rows = unpack_images(file)[0]
             self._take(rows, file, signatures)
 

@@ -1,4 +1,4 @@
-"""A real SLURM for the tests that ask for the fixture `slurm`: two nodes on this machine, from tools/slurm_cluster.py."""
+"""A real SLURM for tests that ask for the fixture `slurm`: tools/slurm_cluster.py starts it on this machine."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ def slurm_tool(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="session")
 def slurm() -> Iterator[dict[str, str]]:
-    """Environment in which SLURM's commands reach the test cluster; it is stopped at the end only if it was started here.
+    """Environment in which SLURM's commands reach the test cluster, which is stopped at the end if it was started here.
 
-    Where it cannot be started the tests are skipped, or fail if HPC_TUMOR_REQUIRE_SLURM=1. Packages are installed only then.
+    Where it cannot be started the tests are skipped. With HPC_TUMOR_REQUIRE_SLURM=1 they fail, and packages that are
+    missing are installed first.
     """
     required = os.environ.get("HPC_TUMOR_REQUIRE_SLURM") == "1"
     was_up = slurm_tool("status").returncode == 0

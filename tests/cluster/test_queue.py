@@ -9,6 +9,7 @@ import pytest
 from launching import small_experiment
 
 from hpc_tumor.cluster import queue, slurm
+from hpc_tumor.cluster.job import record_failure
 from hpc_tumor.cluster.queue import read_states
 from hpc_tumor.run_dir import RunDir
 
@@ -118,11 +119,16 @@ def test_ends_that_only_accounting_knows(
 def test_what_the_run_says_of_its_failure(tmp_path: Path, made_up: MadeUpSlurm) -> None:
     run = submitted(tmp_path)
     run.add_event("started")
-    run.add_event("failed", reason="the loss is no longer finite")
+    record_failure(run, 0, 1, "the loss is no longer finite")
+    record_failure(run, 0, 0, "RuntimeError: Connection closed by peer")
     made_up.says("sacct", "42|FAILED|10|2|1:0|gpu001\n")
     assert state_of(run) == ("failed", "the loss is no longer finite")
     made_up.says("sacct", "42|NODE_FAIL|10|2|1:0|gpu001\n")  # ranks that lose a node fail too: SLURM knows why
     assert state_of(run)[0] == "node-fail"
+    run.add_event("started")  # rank 0 may get so far after rank 1 failed
+    made_up.says("squeue", "42|RUNNING|0:10|2|N/A|gpu001|None\n")
+    assert state_of(run)[0] == "failed"
+    run.job.write_text(json.dumps({**json.loads(run.job.read_text()), "start": 1}))
     run.add_event("submitted")
     made_up.says("squeue", "42|PENDING|0:00|2|N/A||Priority\n")
     assert state_of(run)[0] == "queued"

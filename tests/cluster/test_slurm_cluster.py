@@ -21,6 +21,13 @@ import slurm_cluster
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 sys.exit(slurm_cluster.main(sys.argv[2:]))
 """
+WITHOUT_PROGRAMS = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import slurm_cluster, slurm_cluster_config
+slurm_cluster_config.SYSTEM_PATH = "/nowhere"
+sys.exit(slurm_cluster.main(sys.argv[2:]))
+"""
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 
@@ -96,9 +103,8 @@ def test_accounting_knows_how_jobs_ended(slurm: dict[str, str], tmp_path: Path) 
     bad = submit(slurm, "exit 3", "--output=/dev/null")
 
     def ended() -> dict[str, list[str]]:
-        rows = call(
-            slurm, "sacct", "-X", "-n", "-P", "-j", f"{good},{bad}", "-o", "JobID,State,ExitCode,Account,AllocTRES"
-        )
+        columns = "JobID,State,ExitCode,Account,AllocTRES"
+        rows = call(slurm, "sacct", "-X", "-n", "-P", "-j", f"{good},{bad}", "-o", columns)
         return {row.split("|")[0]: row.split("|")[1:] for row in rows.splitlines()}
 
     wait_for("both jobs end", lambda: [row[0] for row in ended().values()] == ["COMPLETED", "FAILED"])
@@ -165,16 +171,20 @@ def test_up_repairs_and_down_leaves_no_trace(slurm: dict[str, str], second_dir: 
     own = {**slurm, "SLURM_CONF": str(second_dir / "slurm.conf")}
     kept = call(own, "srun", "bash", "-c", "echo $SLURM_JOB_ID").strip()
 
-    pids = {
-        line.split()[0]: int(line.split()[-1]) for line in tool("status", "--dir", second_dir).stdout.splitlines()[:6]
-    }
+    def accounted() -> list[str]:
+        return call(own, "sacct", "-X", "-n", "-j", kept, "-o", "State").split()
+
+    wait_for("the job is accounted for", lambda: accounted() == ["COMPLETED"])
+
+    daemons = tool("status", "--dir", second_dir).stdout.split("\n\n")[0].splitlines()
+    pids = {line.split()[0]: int(line.split()[-1]) for line in daemons}
     for name in ("slurmctld", "slurmd-gpu002"):
         os.kill(pids[name], signal.SIGKILL)
     wait_for("the cluster is seen to be broken", lambda: tool("status", "--dir", second_dir).returncode == 4)
     repaired = tool("up", "--dir", second_dir)
     assert repaired.returncode == 0, repaired.stderr
     assert "repairing" in repaired.stderr
-    assert kept in call(own, "sacct", "-X", "-n", "-P", "-o", "JobID").split()
+    assert accounted() == ["COMPLETED"]
 
     # A job that ignores TERM must not outlive the cluster, nor its files.
     marker = second_dir / "job-runs"
@@ -240,11 +250,7 @@ def test_user_without_root_is_told_what_is_needed() -> None:
 
 @needs_root
 def test_missing_packages_are_named(tmp_path: Path) -> None:
-    script = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import slurm_cluster_config as c; c.SYSTEM_PATH = '/nowhere'; "
-    )
-    script += "import slurm_cluster; sys.exit(slurm_cluster.main(sys.argv[2:]))"
-    command = [sys.executable, "-c", script, str(TOOL.parent), "up", "--dir", str(tmp_path / "state")]
+    command = [sys.executable, "-c", WITHOUT_PROGRAMS, str(TOOL.parent), "up", "--dir", str(tmp_path / "state")]
     refused = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert refused.returncode == 4
     assert "no apt-get" in refused.stderr

@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# The whole road on made-up data, on this machine, without SLURM and without a GPU: raw scans, stores, training of all seven
+# networks, comparison. Some four minutes on two cores, once the environment is there. Everything is written to demo/.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source tools/environment.sh
+
+step() { printf '\n\033[1m%s\033[0m\n' "$*" >&2; }
+[[ -t 2 && -z "${NO_COLOR:-}" ]] || step() { printf '\n%s\n' "$*" >&2; }
+run() {
+    printf '$ hpc-tumor %s\n' "$*" >&2
+    hpc-tumor "$@"
+}
+
+step "1/5  Environment"
+environment
+
+step "2/5  Raw scans, made up: BraTS-like patients and Brain-MRI-like images"
+rm -rf demo
+run phantom demo/raw/brats --dataset brats --cases 16 --seed 1 --shape 96,96,48
+run phantom demo/raw/brain-mri --dataset brain-mri --cases 480 --seed 1
+
+step "3/5  Stores"
+run prepare-data demo/raw/brats demo/brats.zarr
+run prepare-data demo/raw/brain-mri demo/brain-mri.zarr
+
+step "4/5  Training: seven runs on this machine, one after another"
+common=(--cluster local --runs demo/runs)
+run submit "${common[@]}" --data demo/brain-mri.zarr --model cnn --model alexnet --set epochs=8
+run submit "${common[@]}" --data demo/brain-mri.zarr --model vgg16 --model vit --set epochs=8 --set image_size=64
+run submit "${common[@]}" --data demo/brats.zarr --model unet --gpus 2 --set filters=8 --set epochs=6
+run submit "${common[@]}" --data demo/brats.zarr --model improved-unet --model attention-unet --set filters=8 --set epochs=6
+run status --runs demo/runs --watch
+
+step "5/5  Comparison"
+run collect demo/runs --output demo/results
+finished=$(find demo/runs -mindepth 2 -maxdepth 2 -name result.json | wc -l)
+if ((finished < 7)); then
+    say "error: only $finished of 7 runs finished; hpc-tumor logs RUN --runs demo/runs --errors says why."
+    exit 1
+fi
+say "All seven networks are trained and compared. The tables are in demo/results."
