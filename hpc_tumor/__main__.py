@@ -4,4 +4,5 @@ import sys
 
 from hpc_tumor.cli import main
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

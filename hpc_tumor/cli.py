@@ -123,6 +123,37 @@ def _root(
 # -- data -------------------------------------------------------------------------------------------------------------
 
 
+@app.command("prepare-data", rich_help_panel="Data")
+def prepare_data(
+    source: Annotated[Path, typer.Argument(help="Folder with the raw scans.")],
+    store: Annotated[Path, typer.Argument(help="Zarr store to make, or to bring up to date.")],
+    dataset: Annotated[
+        str, typer.Option(metavar="KIND", help="auto, brats or brain-mri; auto looks what the folder holds.")
+    ] = "auto",
+    workers: Annotated[int | None, typer.Option(metavar="N", help="Processes; one per CPU.")] = None,
+    overwrite: Annotated[bool, _flag("--overwrite", text="Convert everything anew, whatever the store holds.")] = False,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Convert raw scans to a Zarr store. Cases that are there and have not changed are kept.
+
+    Example: hpc-tumor prepare-data MICCAI_BraTS2020_TrainingData scratch/brats.zarr
+    """
+    from hpc_tumor.data.prepare import inspect_source, prepare_dataset
+    from hpc_tumor.views import refused_cases, source_lines, summary_lines
+
+    report = inspect_source(source, dataset)
+    for line in source_lines(report):
+        out.note(line)
+    with out.progress("converting", "cases") as progress:
+        summary = prepare_dataset(report.reader, source, store, workers=workers, overwrite=overwrite, progress=progress)
+    out.result(asdict(summary), show=lambda: out.pairs(summary_lines(summary)))
+    if summary.failed:
+        raise refused_cases(summary)
+    model = "unet" if summary.dataset == "brats" else "cnn"
+    out.hints("Next:", [(f"hpc-tumor submit --model {model} --data {store}", "train a network on it")])
+
+
 @app.command(rich_help_panel="Data")
 def phantom(
     directory: Annotated[Path, typer.Argument(help="New folder to write to.")],
@@ -274,7 +305,8 @@ def logs(
 
     found = _find(runs, [run])
     if len(found) > 1:
-        raise UsageError(f"{run!r} fits {len(found)} runs: {', '.join(item.name for item in found)}. Name one.")
+        latest = ", ".join(item.name for item in found[-3:])
+        raise UsageError(f"{run!r} fits {len(found)} runs; name one of them. The latest: {latest}.")
     if follow and not errors:
         from hpc_tumor.launch import follow_log
 

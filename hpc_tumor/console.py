@@ -85,6 +85,12 @@ class Output:
         console = _console(sys.stdout)
         console.print(draw(table.fit(console.width)), soft_wrap=False)
 
+    def pairs(self, pairs: Sequence[tuple[str, str]]) -> None:
+        """Names and what they stand for, one pair a line."""
+        width = max(len(name) for name, _ in pairs)
+        for name, value in pairs:
+            self.text(f"{name:<{width}}  {value}")
+
     def tables(self, tables: Sequence[Table]) -> None:
         """Several tables, one below the other."""
         for number, table in enumerate(tables):

@@ -4,17 +4,68 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hpc_tumor.cluster.queue import RunState
 from hpc_tumor.config import ClusterProfile
-from hpc_tumor.console import View, counted, duration
+from hpc_tumor.console import View, counted, duration, out, size
+from hpc_tumor.errors import DataError
 from hpc_tumor.results.layout import Column, Table
 
 if TYPE_CHECKING:
     from hpc_tumor.cluster.submit import Submission
+    from hpc_tumor.data.prepare import PrepareSummary, SourceReport
 
+MOST_REFUSED = 20  # cases named one by one
 OPEN = ("queued", "running", "requeued", "unknown")  # states that may still change by themselves
+
+
+def source_lines(report: SourceReport) -> list[str]:
+    """What was found in a folder of raw scans, before anything is converted."""
+    groups = ", ".join(f"{group} {count:,}" for group, count in report.groups.items())
+    lines = [
+        f"{report.source}: {report.dataset}, {counted(len(report.cases), 'case')}, {size(report.bytes)} ({groups})"
+    ]
+    if report.links_out:
+        lines.append(f"{counted(report.links_out, 'link')} out of this folder not followed")
+    return lines
+
+
+def summary_lines(summary: PrepareSummary) -> list[tuple[str, str]]:
+    """What a conversion did, and what the store holds."""
+    images = summary.dataset != "brats"
+    changes = [("converted", summary.converted), ("kept as they were", summary.kept), ("removed", summary.removed)]
+    what = ", ".join(f"{count:,} {verb}" for verb, count in changes if count)
+    classes = ", ".join(f"{name} {count:,}" for name, count in summary.classes.items())
+    lines = [
+        ("store", f"{summary.store}: {size(summary.bytes_after)}, from {size(summary.bytes_before)}"),
+        ("images" if images else "cases", f"{summary.cases:,} ({what})"),
+    ]
+    if images:
+        lines.append(("classes", classes))
+        lines.append(("published parts", ", ".join(f"{part} {count:,}" for part, count in summary.parts.items())))
+        twins = f"; {counted(summary.leaking, 'test image')} with a twin among the training images"
+        lines.append(("duplicates", f"{counted(summary.duplicates, 'image')}{twins if summary.leaking else ''}"))
+    else:
+        lines.append(("slices", f"{summary.slices:,}"))
+        lines.append(("labels", f"{classes} (slices that show them)"))
+    lines.append(("fingerprint", summary.fingerprint))
+    lines.append(("time", duration(summary.seconds)))
+    return lines
+
+
+def refused_cases(summary: PrepareSummary) -> DataError:
+    """The error for cases that could not be converted, after each of them was named."""
+    for _, reason in summary.failed[:MOST_REFUSED]:
+        out.warning(reason)
+    if len(summary.failed) > MOST_REFUSED:
+        out.warning(f"and {len(summary.failed) - MOST_REFUSED} more; --json names all of them")
+    all_cases = summary.cases + len(summary.failed)
+    return DataError(
+        f"{len(summary.failed)} of {counted(all_cases, 'case')} refused, see above; the others are in the store."
+        " Repair or remove the refused ones, and the same command takes in what changed."
+    )
 
 
 def submissions_table(submissions: Sequence[Submission]) -> Table:
@@ -26,8 +77,10 @@ def submissions_table(submissions: Sequence[Submission]) -> Table:
 
 def runs_table(states: Sequence[RunState], width: int) -> Table:
     """How the runs are doing. Reasons stand in the last column, or below where it would be too wide."""
-    wide = _runs_table(states, reasons_below=False)
-    return wide if wide.width <= width else _runs_table(states, reasons_below=True)
+    table = _runs_table(states, reasons_below=False)
+    if table.width > width:
+        table = _runs_table(states, reasons_below=True)
+    return replace(table.fit(width), notes=table.notes)  # which columns are left out is nobody's worry here
 
 
 def _runs_table(states: Sequence[RunState], reasons_below: bool) -> Table:
@@ -38,7 +91,7 @@ def _runs_table(states: Sequence[RunState], reasons_below: bool) -> Table:
         "loss": ("right", 40, lambda state: _digits(state.loss)),
         "best": ("right", 50, lambda state: _digits(state.best)),
         "left": ("right", 60, lambda state: duration(state.eta) if state.state == "running" else ""),
-        "for": ("right", 20, lambda state: duration(state.elapsed)),
+        "elapsed": ("right", 20, lambda state: duration(state.elapsed)),
         "samples/s": ("right", 30, lambda state: "" if state.rate is None else f"{state.rate:.4g}"),
         "GPUs": ("right", 25, _shape),
         "restarts": ("right", 15, lambda state: str(state.restarts or "")),

@@ -204,8 +204,9 @@ def _is_current(layout: Layout) -> bool:
 
 def _repair(layout: Layout) -> Layout | None:
     """Start what has stopped; jobs and accounting are kept. None where that does not help."""
-    if layout.slurm_conf.read_text() != layout.config_files["slurm.conf"]:
-        return None
+    saved = (layout.root / "state" / "job_state").exists() or "slurmctld" in running_daemons(layout)
+    if not saved or layout.slurm_conf.read_text() != layout.config_files["slurm.conf"]:
+        return None  # without its state slurmctld would give job numbers again, which the nodes refuse
     say(f"repairing the SLURM in {layout.root} ...")
     try:
         _start(layout)

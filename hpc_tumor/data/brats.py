@@ -148,7 +148,7 @@ def _labels(volume: Nifti, path: Path) -> NDArray[np.uint8]:
     low, high = values.min(), values.max()
     if low < 0 or high > 4:
         raise DataError(f"{path} holds labels from {low:g} to {high:g}; allowed are 0, 1, 2 and 4 (or 3) alone.")
-    label = np.ascontiguousarray(values, dtype=np.uint8)
+    label = np.array(values, dtype=np.uint8, order="C")
     four = label == 4
     if four.any():
         if (label == 3).any():

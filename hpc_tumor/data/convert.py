@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,7 +90,8 @@ def unpack_images(path: Path) -> tuple[list[Row], NDArray[np.uint8]]:
 
 def _write_volume(unit: Unit, case: Case, data: CaseData) -> Row:
     """Write one patient as an OME-Zarr image with its labels: seven files."""
-    assert data.label is not None and data.spacing is not None and data.affine is not None
+    assert data.label is not None  # a reader of patients gives all three
+    assert data.spacing is not None
     brain = brain_statistics(data.image)
     row = _row(case, data, brain)
     folder = unit.staged
@@ -117,7 +118,7 @@ def _row(case: Case, data: CaseData, brain: BrainStatistics) -> Row:
         role: {"path": file.relative, "size": file.size, "mtime_ns": file.mtime_ns, "sha256": digests.get(role)}
         for role, file in sorted(case.files.items())
     }
-    row = plain({
+    return cast(Row, plain({
         "case": case.id,
         "signature": case.signature,
         "bytes": case.bytes,
@@ -133,13 +134,13 @@ def _row(case: Case, data: CaseData, brain: BrainStatistics) -> Row:
         "label_counts": label_counts(data.label),
         "content": _content(data),
         "meta": {key: value for key, value in data.meta.items() if key != "sha256"},
-    })  # fmt: skip
-    return row  # type: ignore[no-any-return]
+    }))  # fmt: skip
 
 
 def _content(data: CaseData) -> str:
     """SHA-256 of what the case is, whatever its files were packed with."""
-    assert data.label is not None and data.affine is not None
+    assert data.label is not None
+    assert data.affine is not None
     digest = hashlib.sha256(repr((data.image.dtype.str, data.image.shape)).encode())
     for array in (data.image, data.label, np.round(data.affine, 6)):
         digest.update(np.ascontiguousarray(array).data)

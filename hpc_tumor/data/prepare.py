@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hpc_tumor.data.case import LABELS, Case, CaseReader
+from hpc_tumor.data.case import LABELS, CaseReader
 from hpc_tumor.data.convert import Unit, UnitResult, convert_unit
 from hpc_tumor.data.sources import READERS, SourceReport, detect_reader, inspect_source
 from hpc_tumor.data.store import Store, read_about

@@ -104,7 +104,7 @@ def identity_of(dataset: str, task: str, options: dict[str, Any]) -> dict[str, A
 def disk_error(error: OSError, what: str, store: Path) -> DataError:
     """The error for a write that failed, naming what was being written."""
     why = "no space is left on its disk" if is_disk_full(error) else f"it cannot be written ({error.strerror or error})"
-    return DataError(f"{what} could not be stored in {store}: {why}. What was committed stays; the same command goes on.")
+    return DataError(f"{what} could not be stored in {store}: {why}. What was committed stays: run it again.")
 
 
 def remove(path: Path) -> None:
@@ -119,18 +119,19 @@ def _check(path: Path, identity: dict[str, Any], overwrite: bool) -> None:
     if not path.exists():
         return
     if not path.is_dir():
-        raise DataError(f"{path} is a file, not a store: choose another name. It was left untouched.")
+        raise DataError(f"{path} is a file, not a store: choose another name. It is untouched.")
     about = read_about(path)
     if about is None:
         if any(entry.name != LOCK and not entry.name.startswith(STAGING) for entry in path.iterdir()):
-            raise DataError(f"{path} is not empty and no store of hpc-tumor: choose another name. It was left untouched.")
+            raise DataError(f"{path} is no store of hpc-tumor and not empty: choose another name. It is untouched.")
         return
     if overwrite:
         return
     way = "Choose another name, or convert all anew with --overwrite."
     if about["schema"] != identity["schema"]:
         age = "newer" if about["schema"] > identity["schema"] else "older"
-        raise DataError(f"{path} has the {age} schema {about['schema']}; this version writes {identity['schema']}. {way}")
+        schema = f"the {age} schema {about['schema']}"
+        raise DataError(f"{path} has {schema}; this version writes {identity['schema']}. {way}")
     if about.get("dataset") != identity["dataset"]:
         raise DataError(f"{path} is a store of {about.get('dataset')}, the source is {identity['dataset']}. {way}")
     if about.get("options") != identity["options"]:
@@ -156,10 +157,10 @@ def _locked(path: Path) -> Iterator[None]:
     try:
         handle = _acquire(file)
     except BlockingIOError:
+        holder = "another process"
         with suppress(OSError):
-            holder = file.read_text().strip()
-            raise DataError(f"{path} is being converted by {holder or 'another process'}: wait for it, or stop it.") from None
-        raise DataError(f"{path} is being converted by another process: wait for it, or stop it.") from None
+            holder = file.read_text().strip() or holder
+        raise DataError(f"{path} is being converted by {holder}: wait for it, or stop it.") from None
     except OSError as error:
         raise DataError(f"{path} cannot be locked: {error.strerror}.") from error
     try:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from hpc_tumor.data.brain_mri import CLASSES
 from hpc_tumor.data.case import LABELS, MODALITIES, Case, CaseReader
 from hpc_tumor.data.convert import Row, Unit, UnitResult, unpack_images
-from hpc_tumor.data.store import GROUP_FILE, Store, read_attributes, write_array, write_group
+from hpc_tumor.data.store import GROUP_FILE, IMAGE_COMPRESSION, Store, read_attributes, write_array, write_group
 from hpc_tumor.data.target import Target, remove
 from hpc_tumor.errors import DataError
 
@@ -170,6 +170,7 @@ class ImageWriter:
         write_array(
             staging / "images", self._pixels(names), (len(rows), size, size), np.dtype(np.uint8), chunk=(1, size, size),
             shard=(min(IMAGES_PER_SHARD, len(rows)), size, size), names=("image", "y", "x"),
+            compression=IMAGE_COMPRESSION,
         )  # fmt: skip
         self._write_index(staging / "index", rows)
         self.target.replace(staging / "images", self.target.path / "images")
@@ -225,9 +226,9 @@ class ImageWriter:
         """The images of one shard after the other, `(n, H, W)`."""
         for start in range(0, len(names), IMAGES_PER_SHARD):
             places = [self._places[name] for name in names[start : start + IMAGES_PER_SHARD]]
-            files = {file: unpack_images(file)[1] for file, _ in places if file is not None}
+            files = {file: unpack_images(file)[1] for file in {file for file, _ in places} if file is not None}
             old = [i for file, i in places if file is None]
-            again = iter(self._old.read_images(old).result() if self._old is not None and old else [])
+            again: Iterator[Any] = iter(self._old.read_images(old).result() if self._old is not None and old else [])
             yield np.stack([next(again) if file is None else files[file][i] for file, i in places])
 
 

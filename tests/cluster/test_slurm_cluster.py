@@ -175,6 +175,7 @@ def test_up_repairs_and_down_leaves_no_trace(slurm: dict[str, str], second_dir: 
         return call(own, "sacct", "-X", "-n", "-j", kept, "-o", "State").split()
 
     wait_for("the job is accounted for", lambda: accounted() == ["COMPLETED"])
+    wait_for("slurmctld saves its state", (second_dir / "state" / "job_state").exists)
 
     daemons = tool("status", "--dir", second_dir).stdout.split("\n\n")[0].splitlines()
     pids = {line.split()[0]: int(line.split()[-1]) for line in daemons}

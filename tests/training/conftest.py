@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hpc_tumor.data.phantom import make_phantom
-from hpc_tumor.data.prepare import prepare
-from hpc_tumor.data.sources import find_reader
+from hpc_tumor.data.prepare import prepare_dataset
+from hpc_tumor.data.sources import inspect_source
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +22,10 @@ def image_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def slice_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """5 made-up patients of 12 slices, 32 × 32 pixels."""
     return _store(tmp_path_factory.mktemp("slices"), "brats", 5, shape=(32, 32, 12))
+
+
+def _store(folder: Path, dataset: str, cases: int, **options: Any) -> Path:
+    make_phantom(folder / "raw", dataset, cases, seed=1, **options)
+    report = inspect_source(folder / "raw")
+    prepare_dataset(report.reader, folder / "raw", folder / "store.zarr", workers=1)
+    return folder / "store.zarr"
