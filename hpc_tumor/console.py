@@ -133,7 +133,7 @@ class Output:
         if not console.is_terminal:
             self.note(view.line)
             while not view.over:
-                time.sleep(max(seconds, LOG_SECONDS))
+                time.sleep(max(seconds, 2 * LOG_SECONDS))
                 before, view = view, read()
                 if view.line != before.line:
                     self.note(view.line)
@@ -210,13 +210,17 @@ class _LogProgress:
     def __init__(self, label: str, unit: str, write: Callable[[str], None]):
         self.label, self.unit, self.write = label, unit, write
         self.begun = self.written = time.monotonic()
+        self.first: int | None = None  # done before we began: it took no time
 
     def __call__(self, done: int, total: int) -> None:
         now = time.monotonic()
+        if self.first is None:
+            self.first = done
         if done < total and now - self.written < LOG_SECONDS:
             return
         self.written = now
-        left = f", about {duration((total - done) * (now - self.begun) / done)} left" if 0 < done < total else ""
+        seconds = (total - done) * (now - self.begun) / max(done - self.first, 1)
+        left = f", about {duration(seconds)} left" if self.first < done < total else ""
         self.write(f"{self.label}: {done} of {total} {self.unit}{left}")
 
 

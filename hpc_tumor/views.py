@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from hpc_tumor.cluster.profiles import LOCAL
 from hpc_tumor.cluster.queue import RunState
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.console import View, counted, duration, out, size
@@ -102,7 +103,7 @@ def _runs_table(states: Sequence[RunState], reasons_below: bool) -> Table:
     notes: tuple[str, ...] = ()
     if reasons_below:
         del columns["why"]
-        notes = tuple(f"{state.name}: {state.reason}" for state in states if state.reason)
+        notes = tuple(f"{state.name}: {state.reason}" for state in states if state.reason and not _waits_here(state))
     cells = {name: [cell(state) for state in states] for name, (_, _, cell) in columns.items()}
     kept = [name for name in columns if any(cells[name])]
     return Table(
@@ -137,12 +138,17 @@ def clusters_table(profiles: Sequence[ClusterProfile]) -> Table:
     rows = []
     for profile in profiles:
         node, limits = profile.node, profile.limits
-        longest = "" if profile.name == "local" else f"{limits.walltime // 60}:{limits.walltime % 60:02d} h"
+        longest = "" if profile.name == LOCAL else f"{limits.walltime // 60}:{limits.walltime % 60:02d} h"
         rows.append((
             profile.name, str(node.gpus or "none"), node.gpu_model or "", str(node.cpus), f"{node.memory_gb:.0f}",
             longest, profile.slurm.account or "", profile.description,
         ))  # fmt: skip
     return Table("", columns, tuple(rows), ("GPUs, CPUs and memory: of one node.",))
+
+
+def _waits_here(state: RunState) -> bool:
+    """Whether a run only waits for its turn on this machine, which the table shows without words."""
+    return state.cluster == LOCAL and state.state == "queued"
 
 
 def _epoch(state: RunState) -> str:

@@ -89,18 +89,23 @@ def test_runs_are_found_by_name_part_and_glob(tmp_path: Path) -> None:
     assert [run.name for run in find_runs(tmp_path, ["all"])] == names
     assert [run.name for run in find_runs(tmp_path, ["*unet*"])] == [names[0], names[2]]
     assert [run.name for run in find_runs(tmp_path, ["bbbbbb", names[0]])] == names[:2]
-    with pytest.raises(UsageError, match="no run in .* fits 'vit'"):
+    with pytest.raises(UsageError, match=r"no run in .* fits 'vit'"):
         find_runs(tmp_path, ["cnn", "vit"])
     with pytest.raises(UsageError, match="there is no runs directory"):
         find_runs(tmp_path / "elsewhere")
 
 
+def _write_half(file: Path) -> None:
+    with atomic.atomic_file(file) as half:
+        half.write(b'{"epoch"')
+        raise RuntimeError("interrupted")
+
+
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     file = tmp_path / "status.json"
     atomic.write_json(file, {"epoch": 1})
-    with pytest.raises(RuntimeError, match="interrupted"), atomic.atomic_file(file) as half:
-        half.write(b'{"epoch"')
-        raise RuntimeError("interrupted")
+    with pytest.raises(RuntimeError, match="interrupted"):
+        _write_half(file)
     assert read_json(file) == {"epoch": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
 

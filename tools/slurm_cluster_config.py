@@ -91,7 +91,7 @@ class Layout:
 
     @property
     def folders(self) -> tuple[Path, ...]:
-        names = ("log", "munge", "dev", "spool", "state")
+        names = ("log", "munge", "dev", "spool", "state", "tmp")
         return tuple(self.root / name for name in names)
 
     @property
@@ -114,7 +114,8 @@ class Layout:
         )  # fmt: skip
         mariadbd = (
             program("mariadbd"), "--no-defaults", "--user=root", f"--datadir={self.database}",
-            f"--socket={self.database_socket}", f"--pid-file={self.root}/mariadbd.pid", "--skip-networking",
+            f"--socket={self.database_socket}", f"--pid-file={self.root}/mariadbd.pid", f"--tmpdir={self.root}/tmp",
+            "--skip-networking",
             # slurmdbd asks for the long lock time-out; the rest keeps a test database small and quick.
             "--innodb-lock-wait-timeout=900", "--innodb-buffer-pool-size=64M", "--innodb-log-file-size=16M",
             "--innodb-flush-log-at-trx-commit=0", "--innodb-use-native-aio=0",

@@ -32,10 +32,14 @@ def read_processes() -> Iterator[tuple[int, int, str, list[str]]]:
 
 
 def running_daemons(layout: Layout) -> dict[str, int]:
-    """Name → pid of those of the cluster's daemons that run, recognised by their exact command line."""
-    wanted = {daemon.argv: daemon.name for daemon in layout.daemons}
-    found = ((wanted.get(tuple(argv)), pid) for pid, _, _, argv in read_processes())
-    return {name: pid for name, pid in found if name}
+    """Name → pid of the cluster's daemons that run, known by their program and the directory that they name."""
+    found = {}
+    for pid, _, _, argv in read_processes():
+        words = [part for word in argv for part in (word, word.partition("=")[2])]
+        if any(word.startswith(f"{layout.root}/") for word in words):
+            name = Path(argv[0]).name
+            found[f"{name}-{argv[-1]}" if "-N" in argv else name] = pid
+    return {daemon.name: found[daemon.name] for daemon in layout.daemons if daemon.name in found}
 
 
 def run(layout: Layout, *command: str, check: bool = True) -> str:
@@ -80,6 +84,7 @@ def write_files(layout: Layout) -> None:
         run(
             layout, program("mariadb-install-db"), "--no-defaults", "--user=root", f"--datadir={draft}",
             "--auth-root-authentication-method=socket", "--skip-test-db",
+            f"--tmpdir={layout.root}/tmp",  # in a shared one, another server at its start removes this one's tables
         )  # fmt: skip
         draft.rename(layout.database)
 

@@ -90,7 +90,10 @@ def read_states(runs: Sequence[RunDir]) -> list[RunState]:
         if job.get("cluster") == LOCAL and run.path.parent not in places:
             places[run.path.parent] = tickets.positions(run.path.parent)
         position = places.get(run.path.parent, {}).get(run.name)
-        states.append(_read_state(run, job, records.get(str(job.get("job_id"))), position, queue is not None))
+        record = records.get(str(job.get("job_id")))
+        if record is not None and record.name != run.name:  # numbers are given again, as after a new installation
+            record = None
+        states.append(_read_state(run, job, record, position, queue is not None))
     return states
 
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from hpc_tumor.errors import ClusterError
 
 _SECONDS = 30  # that a command may take
-_SQUEUE_FIELDS = ("%i", "%T", "%M", "%D", "%S", "%N", "%r")  # the reason last: it may hold anything
-_SACCT_FIELDS = ("JobID", "State", "ElapsedRaw", "NNodes", "ExitCode", "NodeList")
+_SQUEUE_FIELDS = ("%i", "%j", "%T", "%M", "%D", "%S", "%N", "%r")  # the reason last: it may hold anything
+_SACCT_FIELDS = ("JobID", "JobName", "State", "ElapsedRaw", "NNodes", "ExitCode", "NodeList")
 
 WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"})
 ALIVE = frozenset(
@@ -25,6 +25,7 @@ class JobRecord:
     """What SLURM knows of one job; `state` and `reason` in its own words."""
 
     job_id: str
+    name: str
     state: str
     reason: str = ""
     elapsed_s: int | None = None
@@ -47,9 +48,9 @@ def read_queue(job_ids: Iterable[str]) -> dict[str, JobRecord] | None:
     for line in text.splitlines():
         parts = line.strip().split("|", len(_SQUEUE_FIELDS) - 1)
         if len(parts) == len(_SQUEUE_FIELDS):
-            job_id, state, elapsed, nodes, start, node_list, reason = parts
+            job_id, name, state, elapsed, nodes, start, node_list, reason = parts
             records[job_id] = JobRecord(
-                job_id, state, "" if reason == "None" else reason, _seconds(elapsed), _count(nodes), node_list,
+                job_id, name, state, "" if reason == "None" else reason, _seconds(elapsed), _count(nodes), node_list,
                 "" if start == "N/A" else start,
             )  # fmt: skip
     return records
@@ -70,10 +71,11 @@ def read_accounting(job_ids: Iterable[str]) -> dict[str, JobRecord]:
         if len(parts) != len(_SACCT_FIELDS):
             continue
         job_id, _, step = parts[0].partition(".")
-        state, elapsed, nodes, exit_code, node_list = parts[1:]
+        name, state, elapsed, nodes, exit_code, node_list = parts[1:]
         if not step:
             word, _, by = state.partition(" ")  # "CANCELLED by 1000"
-            records[job_id] = JobRecord(job_id, word, by, _count(elapsed), _count(nodes), node_list, "", exit_code)
+            counts = _count(elapsed), _count(nodes)
+            records[job_id] = JobRecord(job_id, name, word, by, *counts, node_list, "", exit_code)
         elif state == "OUT_OF_MEMORY" and job_id in records:  # told of the step only
             records[job_id] = JobRecord(**{**records[job_id].__dict__, "state": state})
     return records

@@ -23,7 +23,7 @@ IMAGE_SIZE = 256  # pixels per side, as in the published study
 MOST_PIXELS = 10**8  # a header that claims more is refused before anything is decoded
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 _PARTS = {"training": "train", "train": "train", "testing": "test", "test": "test"}
-_FORMATS = ("JPEG", "MPO", "PNG")
+_FORMATS = ("JPEG", "PNG")
 _ORIENTATION = 0x0112  # EXIF tag
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -32,6 +32,7 @@ _TURNS = {
 }  # fmt: skip
 _THUMBNAIL = 192  # pixels; the head's outline needs no more
 _BRIGHT = 0.15  # of the 99th percentile; background noise stays well below
+_GAP = 0.02  # of the shorter side, on either side of a gap
 _SMALLEST_HEAD = 0.05  # of the picture; less is a letter or a scratch
 
 
@@ -150,12 +151,13 @@ def head_box(grey: Image.Image) -> tuple[int, int, int, int]:
     factor = max(1, min(grey.size) // _THUMBNAIL)
     small = np.asarray(grey.reduce(factor) if factor > 1 else grey)
     bright = small > max(_BRIGHT * float(np.percentile(small, 99)), 8)
-    regions, count = ndimage.label(bright)
+    # The skull is often a ring of its own around a dark gap: regions that near count as one.
+    regions, count = ndimage.label(ndimage.maximum_filter(bright, 2 * round(_GAP * min(bright.shape)) + 1))
     whole = (0, 0, grey.width, grey.height)
     if not count:
         return whole
-    largest = int(np.argmax(np.bincount(regions.ravel())[1:])) + 1
-    rows, columns = ndimage.find_objects(regions, max_label=largest)[largest - 1]
+    largest = int(np.argmax(np.bincount(regions[bright])[1:])) + 1
+    rows, columns = ndimage.find_objects((regions == largest) & bright, max_label=1)[0]
     if (rows.stop - rows.start) * (columns.stop - columns.start) < _SMALLEST_HEAD * small.size:
         return whole
     return (

@@ -65,7 +65,7 @@ def make_parts(experiment: Experiment, distributed: Distributed) -> Parts:
         )
     split = make_split(
         store, experiment.split, data.split_seed, fold=data.fold, folds=data.folds,
-        val_fraction=data.val_fraction, test_fraction=data.test_fraction,
+        val_fraction=data.val_fraction, test_fraction=data.test_fraction, slices=data.slices,
     )  # fmt: skip
     parts: Sequence[Part]
     if experiment.task == "segmentation":

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 
@@ -29,20 +31,31 @@ def slurm_tool(*arguments: str) -> subprocess.CompletedProcess[str]:
 def slurm() -> Iterator[dict[str, str]]:
     """Environment in which SLURM's commands reach the test cluster, which is stopped at the end if it was started here.
 
-    Where it cannot be started the tests are skipped. With HPC_TUMOR_REQUIRE_SLURM=1 they fail, and packages that are
-    missing are installed first.
+    Where it may not be started (no root, no packages, another SLURM) the tests are skipped. Where
+    HPC_TUMOR_REQUIRE_SLURM=1 they fail instead, and packages that are missing are installed.
     """
     required = os.environ.get("HPC_TUMOR_REQUIRE_SLURM") == "1"
     was_up = slurm_tool("status").returncode == 0
     started = slurm_tool("up") if required else slurm_tool("up", "--no-install")
     if started.returncode:
-        message = started.stderr.strip() or f"tools/slurm_cluster.py up ended with {started.returncode}"
-        if required:
-            pytest.fail(message)
-        pytest.skip(f"no local SLURM ({message.splitlines()[-1]}); HPC_TUMOR_REQUIRE_SLURM=1 as root installs one")
+        message = started.stderr.strip()
+        if required or started.returncode != 4:  # 4: it may not be started here
+            pytest.fail(f"tools/slurm_cluster.py up ended with {started.returncode}: {message}")
+        pytest.skip(f"no local SLURM ({message}); HPC_TUMOR_REQUIRE_SLURM=1 as root installs one")
     conf = started.stdout.strip().removeprefix("export SLURM_CONF=")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_"))}
-    yield {**inherited, "SLURM_CONF": conf}
-    if not was_up:
-        stopped = slurm_tool("down")
-        assert stopped.returncode == 0, stopped.stderr
+    with TOOL.open() as users:
+        fcntl.flock(users, fcntl.LOCK_SH)
+        yield {**inherited, "SLURM_CONF": conf}
+        if not was_up and _is_last(users):
+            stopped = slurm_tool("down")
+            assert stopped.returncode == 0, stopped.stderr
+
+
+def _is_last(users: TextIO) -> bool:
+    """Whether no other test session on this machine uses the cluster."""
+    try:
+        fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -11,7 +11,7 @@ from launching import small_experiment
 from hpc_tumor.cluster import queue, slurm
 from hpc_tumor.cluster.job import record_failure
 from hpc_tumor.cluster.queue import read_states
-from hpc_tumor.run_dir import RunDir
+from hpc_tumor.run_dir import RunDir, read_json
 
 
 class MadeUpSlurm:
@@ -25,8 +25,10 @@ class MadeUpSlurm:
             command.chmod(0o755)
             self.says(name, "")
 
-    def says(self, name: str, text: str) -> None:
-        (self.folder / f"{name}.says").write_text(text)
+    def says(self, name: str, text: str, run: RunDir | None = None) -> None:
+        """What the command prints, for jobs named after `run`."""
+        lines = [line.replace("|", f"|{run.name}|", 1) if run else line for line in text.splitlines()]
+        (self.folder / f"{name}.says").write_text("".join(f"{line}\n" for line in lines))
 
     def calls(self, name: str) -> list[str]:
         path = self.folder / f"{name}.calls"
@@ -55,12 +57,12 @@ def state_of(run: RunDir) -> tuple[str, str]:
 
 def test_waiting_is_explained(tmp_path: Path, made_up: MadeUpSlurm) -> None:
     run = submitted(tmp_path)
-    made_up.says("squeue", "42|PENDING|0:00|2|2026-12-01T08:30:00||AssocMaxJobsLimit\n")
+    made_up.says("squeue", "42|PENDING|0:00|2|2026-12-01T08:30:00||AssocMaxJobsLimit\n", run)
     state, reason = state_of(run)
     assert state == "queued"
     assert "no more of your jobs" in reason
     assert "2026-12-01 08:30:00" in reason
-    made_up.says("squeue", "42|PENDING|0:00|2|N/A||launch failed requeued held\n")
+    made_up.says("squeue", "42|PENDING|0:00|2|N/A||launch failed requeued held\n", run)
     assert "scontrol release 42" in state_of(run)[1]
 
 
@@ -77,7 +79,7 @@ def test_running_with_progress(tmp_path: Path, made_up: MadeUpSlurm) -> None:
     run.write_status(
         state="training", epoch=3, epochs=20, step=4, steps=9, loss=0.25, best=0.8, rate=50.0, eta_s=60, restarts=1
     )
-    made_up.says("squeue", "42|RUNNING|1-02:03:04|2|2026-12-01T08:30:00|gpu[001-002]|None\n")
+    made_up.says("squeue", "42|RUNNING|1-02:03:04|2|2026-12-01T08:30:00|gpu[001-002]|None\n", run)
     state = read_states([run])[0]
     assert (state.state, state.reason, state.alive) == ("running", "", True)
     assert (state.nodes, state.gpus, state.elapsed) == (2, 4, 93_784)
@@ -89,7 +91,7 @@ def test_running_with_progress(tmp_path: Path, made_up: MadeUpSlurm) -> None:
 
 def test_silence_of_a_running_job_is_named(tmp_path: Path, made_up: MadeUpSlurm) -> None:
     run = submitted(tmp_path)
-    made_up.says("squeue", "42|RUNNING|30:00|1|N/A|gpu001|None\n")
+    made_up.says("squeue", "42|RUNNING|30:00|1|N/A|gpu001|None\n", run)
     assert state_of(run) == ("running", "running for 30 min, but has not reported yet")
     run.status.write_text(json.dumps({"time": time.time() - 1200, "state": "training"}))
     assert state_of(run) == ("running", "no heartbeat for 20 min: it may hang")
@@ -110,7 +112,7 @@ def test_ends_that_only_accounting_knows(
     tmp_path: Path, made_up: MadeUpSlurm, line: str, state: str, words: str
 ) -> None:
     run = submitted(tmp_path)
-    made_up.says("sacct", f"{line}\n")
+    made_up.says("sacct", f"{line}\n", run)
     found, reason = state_of(run)
     assert found == state
     assert words in reason
@@ -121,16 +123,16 @@ def test_what_the_run_says_of_its_failure(tmp_path: Path, made_up: MadeUpSlurm) 
     run.add_event("started")
     record_failure(run, 0, 1, "the loss is no longer finite")
     record_failure(run, 0, 0, "RuntimeError: Connection closed by peer")
-    made_up.says("sacct", "42|FAILED|10|2|1:0|gpu001\n")
+    made_up.says("sacct", "42|FAILED|10|2|1:0|gpu001\n", run)
     assert state_of(run) == ("failed", "the loss is no longer finite")
-    made_up.says("sacct", "42|NODE_FAIL|10|2|1:0|gpu001\n")  # ranks that lose a node fail too: SLURM knows why
+    made_up.says("sacct", "42|NODE_FAIL|10|2|1:0|gpu001\n", run)  # ranks that lose a node fail too: SLURM knows why
     assert state_of(run)[0] == "node-fail"
     run.add_event("started")  # rank 0 may get so far after rank 1 failed
-    made_up.says("squeue", "42|RUNNING|0:10|2|N/A|gpu001|None\n")
+    made_up.says("squeue", "42|RUNNING|0:10|2|N/A|gpu001|None\n", run)
     assert state_of(run)[0] == "failed"
     run.job.write_text(json.dumps({**json.loads(run.job.read_text()), "start": 1}))
     run.add_event("submitted")
-    made_up.says("squeue", "42|PENDING|0:00|2|N/A||Priority\n")
+    made_up.says("squeue", "42|PENDING|0:00|2|N/A||Priority\n", run)
     assert state_of(run)[0] == "queued"
 
 
@@ -158,9 +160,10 @@ def test_one_call_for_all(tmp_path: Path, made_up: MadeUpSlurm) -> None:
     runs = [submitted(tmp_path, job_id=str(number)) for number in range(100, 130)]
     for run in runs[:5]:
         run.result.write_text("{}")
-    lines = [f"{number}|RUNNING|0:10|1|N/A|gpu001|None" for number in range(110, 130)]
+    names = {int(str((read_json(run.job) or {})["job_id"])): run.name for run in runs}
+    lines = [f"{number}|{names[number]}|RUNNING|0:10|1|N/A|gpu001|None" for number in range(110, 130)]
     made_up.says("squeue", "\n".join(lines))
-    made_up.says("sacct", "".join(f"{number}|TIMEOUT|60|1|0:0|gpu001\n" for number in range(105, 110)))
+    made_up.says("sacct", "".join(f"{number}|{names[number]}|TIMEOUT|60|1|0:0|gpu001\n" for number in range(105, 110)))
     states = [state.state for state in read_states(runs)]
     assert states == ["finished"] * 5 + ["timeout"] * 5 + ["running"] * 20
     assert len(made_up.calls("squeue")) == 1
@@ -172,3 +175,10 @@ def test_no_slurm_command_is_run_for_runs_on_this_machine(tmp_path: Path, made_u
     run = submitted(tmp_path, cluster="local")
     assert state_of(run) == ("lost", f"its processes are gone; {queue._RESUME}")
     assert made_up.calls("squeue") == []
+
+
+def test_a_number_that_now_is_another_job(tmp_path: Path, made_up: MadeUpSlurm) -> None:
+    run = submitted(tmp_path)
+    made_up.says("squeue", "42|someone-elses|RUNNING|0:10|1|N/A|gpu001|None\n")
+    state = read_states([run])[0]
+    assert (state.state, state.alive) == ("lost", False)

@@ -43,7 +43,7 @@ def call(slurm: dict[str, str], *command: str) -> str:
 
 
 def submit(slurm: dict[str, str], script: str, *options: str) -> str:
-    return call(slurm, "sbatch", "--parsable", "--mem=500M", *options, "--wrap", script).strip()
+    return call(slurm, "sbatch", "--parsable", "--mem=500M", "--chdir=/", *options, "--wrap", script).strip()
 
 
 def wait_for(what: str, condition: Callable[[], object], seconds: float = 40) -> None:
@@ -58,7 +58,7 @@ def text(path: Path) -> str:
 
 
 def processes_naming(folder: Path) -> list[str]:
-    listing = subprocess.run(["ps", "-eo", "pid,stat,args"], capture_output=True, text=True, check=True).stdout
+    listing = subprocess.run(["ps", "-eww", "-o", "pid,stat,args"], capture_output=True, text=True, check=True).stdout
     lines = (line for line in listing.splitlines() if str(folder) in line)
     return [line for line in lines if line.split()[1][0] != "Z" and "slurm_cluster.py" not in line]
 
@@ -189,7 +189,8 @@ def test_up_repairs_and_down_leaves_no_trace(slurm: dict[str, str], second_dir: 
 
     # A job that ignores TERM must not outlive the cluster, nor its files.
     marker = second_dir / "job-runs"
-    submit(own, f"trap '' TERM; touch {marker}; srun bash -c \"trap '' TERM; while :; do sleep 1; : {marker}; done\"")
+    stubborn = f"trap '' TERM; touch {marker}; srun bash -c \"trap '' TERM; while :; do sleep 1; : {marker}; done\""
+    submit(own, stubborn, "--output=/dev/null")
     wait_for("the job runs", lambda: marker.exists() and len(processes_naming(marker)) > 0)
     stopped = tool("down", "--dir", second_dir)
     assert stopped.returncode == 0, stopped.stderr

@@ -12,7 +12,8 @@ from typing import Any
 
 
 def init_distributed(*_arguments: object) -> Any:
-    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    rank = int(os.environ.get("RANK") or os.environ["SLURM_PROCID"])
+    world_size = int(os.environ.get("WORLD_SIZE") or os.environ["SLURM_NTASKS"])
     return types.SimpleNamespace(rank=rank, world_size=world_size, device="cpu", shutdown=lambda: None)
 
 

@@ -1,0 +1,170 @@
+"""The main job, and what happens to runs, on the real SLURM that tools/slurm_cluster.py starts."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from launching import STAND_IN, events, small_experiment, wait_for
+
+from hpc_tumor.cluster.logs import log_text
+from hpc_tumor.cluster.plan import make_plan
+from hpc_tumor.cluster.profiles import find_profile
+from hpc_tumor.cluster.queue import RunState, cancel, read_states
+from hpc_tumor.cluster.submit import job_script, resume_run, submit_experiment
+from hpc_tumor.data.prepare import prepare_dataset
+from hpc_tumor.data.sources import detect_reader
+from hpc_tumor.errors import ClusterError, UsageError
+from hpc_tumor.run_dir import RunDir, read_json
+from hpc_tumor.settings import shipped
+
+pytestmark = pytest.mark.slow
+PROFILE = shipped("slurm_templates") / "local-test.toml"
+Submit = Callable[..., RunDir]
+
+
+@pytest.fixture
+def on_slurm(slurm: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """SLURM's commands reach the test cluster from this process."""
+    monkeypatch.setenv("SLURM_CONF", slurm["SLURM_CONF"])
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv("HPC_TUMOR_ACCOUNT", raising=False)
+
+
+@pytest.fixture
+def submit(on_slurm: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Submits a run; where it is told a task, its ranks only stand in for training. Leaves no job behind."""
+    runs: list[RunDir] = []
+
+    def started(gpus: int, task: str | None = None, **settings: Any) -> RunDir:
+        if task is None:
+            monkeypatch.delenv("STAND_IN", raising=False)
+        else:
+            monkeypatch.setenv("STAND_IN", task)
+            monkeypatch.setenv("PYTHONPATH", str(STAND_IN))
+        profile = find_profile(PROFILE)
+        plan = make_plan(profile, gpus, memory_gb=7 if gpus > 2 else 3.5 * gpus)
+        experiment = small_experiment(gpus=gpus, **settings)
+        runs.append(submit_experiment(experiment, profile, plan, tmp_path / "it's the runs").run)
+        return runs[-1]
+
+    yield started
+    for state in read_states(runs):
+        if state.alive and state.job_id:
+            command("scancel", "--full", state.job_id)
+
+
+def command(*words: str) -> str:
+    return subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+def state_of(run: RunDir) -> RunState:
+    return read_states([run])[0]
+
+
+def ended(run: RunDir) -> RunState | None:
+    state = state_of(run)
+    return None if state.alive else state
+
+
+def real_store(name: str, folder: Path) -> Path:
+    """A store made of the real sample of that name."""
+    data = os.environ.get("HPC_TUMOR_REAL_DATA")
+    if not data:
+        pytest.skip("HPC_TUMOR_REAL_DATA does not name the folder of the real samples")
+    source = Path(data) / name
+    prepare_dataset(detect_reader(source), source, folder / f"{name}.zarr", workers=2)
+    return folder / f"{name}.zarr"
+
+
+def test_main_job_on_real_data(submit: Submit, tmp_path: Path) -> None:
+    unet = submit(
+        4, store=real_store("brats", tmp_path), model={"name": "unet", "filters": 8},
+        recipe={"epochs": 1, "batch_size": 8}, limit_batches=2,
+    )  # fmt: skip
+    cnn = submit(
+        2, store=real_store("brain-mri", tmp_path), model={"name": "cnn"}, task="classification",
+        recipe={"epochs": 1, "batch_size": 64}, limit_batches=2,
+    )  # fmt: skip
+    for run in (unet, cnn):
+        state = wait_for(lambda run=run: ended(run), seconds=240, every=1)
+        assert state.state == "finished", log_text(run, errors=True) or log_text(run)
+    result = read_json(unet.result) or {}
+    assert (result["gpus"], result["nodes"]) == (4, 2)
+    assert result["cases"] == {"train": 1, "val": 0, "test": 1}
+    assert 0 <= result["best"]["test"]["dice"] <= 1
+    result = read_json(cnn.result) or {}
+    assert (result["gpus"], result["nodes"]) == (2, 1)
+    assert 0 <= result["best"]["test"]["accuracy"] <= 1
+    assert log_text(unet, rank=3).startswith("rank 3 of 4 ")
+    submitted = next(unet.submission.glob("*_submission.sh")).read_text()
+    profile = find_profile(PROFILE)
+    plan = make_plan(profile, 4)
+    assert submitted == job_script(unet.experiment(), profile, plan, unet.path.parent, unet.name)
+
+
+def test_a_warned_run_is_requeued_and_resumes(submit: Submit, tmp_path: Path) -> None:
+    """Warned as at the time limit, then requeued by hand: it goes on twice, and no epoch is lost or repeated."""
+    store = real_store("brain-mri", tmp_path)
+    epochs = 30
+    recipe = {"epochs": epochs, "batch_size": 16}
+    run = submit(2, store=store, model={"name": "cnn"}, task="classification", recipe=recipe, limit_batches=2)
+    job_id = str(state_of(run).job_id)
+    wait_for(lambda: len(run.read_metrics()) >= 2, seconds=90)
+    command("scancel", "--signal=USR2", job_id)
+    wait_for(lambda: state_of(run).state == "requeued", seconds=60)
+    assert "two minutes" in state_of(run).reason
+    assert events(run)[-2:] == ["signal", "requeued"]
+    assert (read_json(run.status) or {})["state"] == "stopped"
+    command("scontrol", "update", f"JobId={job_id}", "StartTime=now")
+    wait_for(lambda: "resumed" in events(run), seconds=90)
+    command("scontrol", "requeue", job_id)
+    wait_for(lambda: state_of(run).state == "requeued", seconds=60)
+    command("scontrol", "update", f"JobId={job_id}", "StartTime=now")
+    state = wait_for(lambda: ended(run), seconds=240, every=1)
+    assert state.state == "finished", log_text(run, errors=True) or log_text(run)
+    assert events(run).count("requeued") == 1
+    assert events(run).count("resumed") == 2
+    trained = [line["epoch"] for line in run.read_metrics() if line["part"] == "train"]
+    assert trained == list(range(1, epochs + 1))
+    assert "restart 2" in log_text(run)
+
+
+def test_cancelled_stays_cancelled_and_can_be_resumed(submit: Submit, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = submit(2, "wait")
+    wait_for(lambda: "started" in events(run), seconds=60)
+    with pytest.raises(UsageError, match="is running"):
+        resume_run(run)
+    cancel(state_of(run))
+    state = wait_for(lambda: ended(run), seconds=60)
+    assert state.state == "cancelled"
+    assert "requeued" not in events(run)
+    assert (read_json(run.status) or {})["state"] == "stopped"  # it saved before it ended
+    monkeypatch.setenv("STAND_IN", "finish")
+    again = resume_run(run)
+    assert again.job_id != state.job_id
+    assert wait_for(lambda: ended(run), seconds=60).state == "finished"
+
+
+@pytest.mark.parametrize(("task", "reason"), [("crash:3", "ValueError: a defect in two lines"), ("die:3", "exit code")])
+def test_one_lost_rank_ends_the_job(submit: Submit, task: str, reason: str) -> None:
+    run = submit(4, task)
+    state = wait_for(lambda: ended(run), seconds=90)
+    assert state.state == "failed"
+    assert reason in state.reason
+    assert ("Traceback" in log_text(run, errors=True)) == (task == "crash:3")
+    assert "requeued" not in events(run)
+
+
+@pytest.mark.parametrize(
+    ("option", "words"), [({"partition": "NONE"}, "invalid partition"), ({"account": "x"}, "account")]
+)
+def test_what_slurm_refuses(on_slurm: None, tmp_path: Path, option: dict[str, str], words: str) -> None:
+    profile = find_profile(PROFILE)
+    with pytest.raises(ClusterError, match=rf"(?i)SLURM refused .*{words}"):
+        submit_experiment(small_experiment(), profile, make_plan(profile, 1, **option), tmp_path / "runs")  # type: ignore[arg-type]
+    assert list((tmp_path / "runs").iterdir()) == []

@@ -1,0 +1,173 @@
+"""Splits never put one patient or one group of duplicates on two sides, whatever the store looks like."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from raw_samples import real_data
+
+from hpc_tumor.data.brain_mri import BrainMRIReader
+from hpc_tumor.data.prepare import prepare_dataset
+from hpc_tumor.data.splits import Split, make_split, middle_slices
+from hpc_tumor.data.store import Store
+from hpc_tumor.errors import DataError, UsageError
+
+
+def patients(n: int, depth: int = 155) -> Store:
+    return cast(Store, FakePatients([f"case_{i:03}" for i in range(n)], depth))
+
+
+class FakePatients(SimpleNamespace):
+    def __init__(self, ids: list[str], depth: int):
+        super().__init__(task="segmentation", path=Path("s.zarr"), case_ids=ids, slices=lambda case: depth)
+
+    def __len__(self) -> int:
+        return len(self.case_ids)
+
+
+class FakeImages(SimpleNamespace):
+    def __init__(self, label: Any, part: Any, group: Any):
+        super().__init__(
+            task="classification", path=Path("s.zarr"), label=np.array(label), part=np.array(part),
+            group=np.array(group), paths=[f"image {i:04}" for i in range(len(label))],
+        )  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+def images(rows: list[tuple[int, bool, int]]) -> Store:
+    """Rows of (class, test or not, group); images of one group share the class of its first."""
+    label, part, group = zip(*rows, strict=True)
+    first = {g: c for c, g in zip(reversed(label), reversed(group), strict=True)}
+    return cast(Store, FakeImages([first[g] for g in group], ["test" if p else "train" for p in part], group))
+
+
+def parts(split: Split) -> list[set[Any]]:
+    arrays = (split.train, split.val, split.test)
+    return [set(map(tuple, part.tolist())) if part.ndim == 2 else set(part.tolist()) for part in arrays]
+
+
+def disjoint(sets: list[set[Any]]) -> bool:
+    return sum(map(len, sets)) == len(set().union(*sets))
+
+
+@given(
+    n=st.integers(2, 60), seed=st.integers(0, 2**31 - 1), folds=st.integers(2, 8), data=st.data(),
+    val=st.floats(0, 0.9), test=st.floats(0.01, 0.9),
+)  # fmt: skip
+@settings(max_examples=150, deadline=None)
+def test_no_patient_is_on_two_sides(n: int, seed: int, folds: int, data: Any, val: float, test: float) -> None:
+    fold = data.draw(st.none() | st.integers(0, folds - 1)) if n >= folds else None
+    split = make_split(patients(n), "by-patient", seed, fold=fold, folds=folds, val_fraction=val, test_fraction=test)
+    assert disjoint(parts(split))
+    assert set().union(*parts(split)) == set(range(n))
+    assert len(split.train)
+    assert len(split.test)
+    assert len(split.val) == 0 if val == 0 or n - len(split.test) < 2 else len(split.val) > 0
+    assert not split.leaks
+
+
+rows = st.lists(st.tuples(st.integers(0, 3), st.booleans(), st.integers(0, 12)), min_size=4, max_size=60)
+
+
+@given(rows=rows, seed=st.integers(0, 1000), fold=st.none() | st.integers(0, 2))
+@settings(max_examples=200, deadline=None)
+def test_no_duplicate_group_is_on_two_sides(rows: list[tuple[int, bool, int]], seed: int, fold: int | None) -> None:
+    store = images(rows)
+    try:
+        split = make_split(store, "deduplicated", seed, fold=fold, folds=3)
+    except DataError:
+        trained = {g for g, p in zip(store.group, store.part, strict=True) if p == "train"}
+        tested = {g for g, p in zip(store.group, store.part, strict=True) if p == "test"}
+        assert len(trained | tested) < 3 or not trained - tested
+        return
+    assert disjoint([set(store.group[p].tolist()) for p in (split.train, split.val, split.test)])
+    published = set(np.flatnonzero(store.part == "test").tolist())
+    if fold is None and 0 < len(published) < len(store):
+        assert set(split.test.tolist()) == published
+    else:
+        assert len(set(store.group[split.test].tolist())) == len(split.test)
+    assert len(set(store.group[split.train].tolist())) == len(split.train)
+
+
+def test_folds_cover_everything_once() -> None:
+    tests = [make_split(patients(11), None, 3, fold=k, folds=4).test.tolist() for k in range(4)]
+    assert sorted(case for test in tests for case in test) == list(range(11))
+    assert sorted(map(len, tests)) == [2, 3, 3, 3]
+    store = images([(i % 4, i % 3 == 0, i // 2) for i in range(80)])
+    tests = [make_split(store, None, 3, fold=k, folds=4).test for k in range(4)]
+    assert sorted(store.group[np.concatenate(tests)].tolist()) == list(range(40))
+    for test in tests:
+        assert np.bincount(store.label[test], minlength=4).max() <= 6
+
+
+def test_a_split_follows_from_seed_and_names_alone() -> None:
+    a, b = make_split(patients(20), None, 5), make_split(patients(20), None, 5)
+    assert all((x == y).all() for x, y in zip((a.train, a.val, a.test), (b.train, b.val, b.test), strict=True))
+    assert parts(a) != parts(make_split(patients(20), None, 6))
+    turned = FakePatients([f"case_{i:03}" for i in reversed(range(20))], 155)
+    c = make_split(cast(Store, turned), None, 5)
+    assert sorted(19 - c.test) == a.test.tolist()
+    with_more_val = make_split(patients(20), None, 5, val_fraction=0.4)
+    assert with_more_val.test.tolist() == a.test.tolist()
+
+
+def test_two_patients_train_and_test() -> None:
+    split = make_split(patients(2), "by-patient", 0)
+    assert (len(split.train), len(split.val), len(split.test)) == (1, 0, 1)
+    with pytest.raises(DataError, match="has 1 cases"):
+        make_split(patients(1), "by-patient", 0)
+    with pytest.raises(DataError, match="5 folds need at least 5"):
+        make_split(patients(4), "by-patient", 0, fold=0)
+
+
+def test_published_slices_leak() -> None:
+    """369 patients give 28,413 slices, nine tenths of them to train (and validate), and share patients."""
+    split = make_split(patients(369), "published", 0, val_fraction=0)
+    assert len(split.train) + len(split.test) == 369 * 77 == 28_413
+    assert len(split.test) == 2841
+    assert disjoint(parts(split))
+    assert set(split.test[:, 0]) & set(split.train[:, 0])
+    assert split.leaks
+    assert set(split.train[:, 1]) == set(range(39, 116))
+
+
+def test_middle_slices() -> None:
+    assert middle_slices(155, 0.5) == range(39, 116)
+    assert middle_slices(155, 1.0) == range(155)
+    assert list(middle_slices(3, 0.01)) == [1]
+
+
+def test_refusals() -> None:
+    with pytest.raises(UsageError, match=r"unknown split for segmentation 'by-patiant'. Did you mean 'by-patient'\?"):
+        make_split(patients(3), "by-patiant", 0)
+    with pytest.raises(UsageError, match="Known: deduplicated, published"):
+        make_split(images([(0, False, 0)] * 4), "by-patient", 0)
+    with pytest.raises(UsageError, match="fold 5 of 5"):
+        make_split(patients(9), None, 0, fold=5)
+    with pytest.raises(UsageError, match="no folds"):
+        make_split(images([(0, bool(i), i) for i in range(4)]), "published", 0, fold=1)
+    with pytest.raises(DataError, match="no published training and test parts"):
+        make_split(images([(0, False, i) for i in range(4)]), "published", 0)
+
+
+def test_real_images_leak_as_published_and_not_when_deduplicated(tmp_path: Path) -> None:
+    """31 of the 224 sample test images have a twin of identical pixels among the training images."""
+    summary = prepare_dataset(BrainMRIReader(), real_data("brain-mri"), tmp_path / "s.zarr", workers=1)
+    store = Store.open(tmp_path / "s.zarr")
+    published = make_split(store, "published", 0, val_fraction=0)
+    clean = make_split(store, "deduplicated", 0, val_fraction=0)
+    assert (len(published.train), len(published.test)) == (587, 224)
+    assert np.isin(store.group[published.test], store.group[published.train]).sum() == summary.leaking == 31
+    assert not np.isin(store.group[clean.test], store.group[clean.train]).any()
+    assert clean.test.tolist() == published.test.tolist()
+    twins = np.isin(store.group[published.train], store.group[published.test]).sum()
+    repeated = len(published.train) - twins - len(clean.train)
+    assert (twins, repeated) == (31, 0)
