@@ -209,7 +209,7 @@ def submit(
     runs: Runs = None,
     gpus: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", rich_help_panel=_WHERE, help="GPUs of a run, on as many nodes as it takes."),
+        typer.Option(metavar="N", rich_help_panel=_WHERE, help="GPUs of a run, on as many nodes as it takes."),
     ] = None,
     cluster: Annotated[
         str | None,

@@ -39,6 +39,8 @@ def make_experiments(request: Request) -> list[Experiment]:
     for name in request.models:
         if name not in MODELS:
             raise unknown("model", name, MODELS)
+    if request.gpus is not None and request.gpus < 1:
+        raise UsageError(f"--gpus {request.gpus}: a run has at least 1, and where there is no GPU, 1 CPU process.")
     job = read_job_file(Path(request.job)) if request.job else None
     combinations = list(_combinations(request, job))
     tasks = _Tasks()

@@ -205,7 +205,7 @@ def _slurm_state(record: JobRecord, story: _Story, status: dict[str, Any], age: 
         return "failed", story.failed
     if record.state in slurm.ALIVE:
         return "running", _STAGES.get(record.state) or _silence(status, age, record.elapsed_s)
-    if status.get("state") == "stopped":
+    if status.get("state") == "stopped" and record.state == "COMPLETED":
         return "stopped", story.stopped or _RESUME
     code = f" (exit code {record.exit_code})" if record.exit_code and record.exit_code != "0:0" else ""
     return "failed", f"the job ended without a result{code}: hpc-tumor logs --errors tells more"

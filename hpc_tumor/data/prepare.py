@@ -80,7 +80,7 @@ def prepare_dataset(
     ends, leaves a store that says it is unfinished and that the same call completes.
 
     Args:
-        workers: processes; absent: one per CPU of this process. Memory grows with them, by some 300 MB each.
+        workers: processes; absent: one per CPU of this process. Memory grows with them, by some 500 MB each for BraTS.
         overwrite: convert everything anew, also where the store is of another kind, schema or options.
 
     Raises:

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hpc_tumor.config import SPLITS
 from hpc_tumor.data.store import Store
 from hpc_tumor.errors import DataError, UsageError, unknown
 
-KINDS = {"segmentation": ("by-patient", "published"), "classification": ("deduplicated", "published")}
 PUBLISHED_SLICES = 0.5  # the published study takes the middle 77 of 155
 
 Indices = NDArray[np.int64]
@@ -67,9 +67,9 @@ def make_split(
         UsageError: unknown kind, a fold outside `folds`, fractions outside [0, 1), or folds of the published images.
         DataError: too few cases, or no published test part where that is asked for.
     """
-    kind = kind or KINDS[store.task][0]
-    if kind not in KINDS[store.task]:
-        raise unknown(f"split for {store.task}", kind, KINDS[store.task])
+    kind = kind or SPLITS[store.task][0]
+    if kind not in SPLITS[store.task]:
+        raise unknown(f"split for {store.task}", kind, SPLITS[store.task])
     if not (0 <= val_fraction < 1 and 0 < test_fraction < 1):
         raise UsageError(f"val_fraction {val_fraction} and test_fraction {test_fraction} must lie between 0 and 1.")
     if fold is not None and not 0 <= fold < folds:

@@ -85,7 +85,10 @@ def open_target(path: Path, identity: dict[str, Any], *, overwrite: bool) -> Ite
             for stale in path.glob(f"{STAGING}*"):
                 remove(stale)
             target = Target(path, identity, overwrite=overwrite)
-            target.staging.mkdir()
+            try:
+                target.staging.mkdir()
+            except OSError as error:
+                raise disk_error(error, "the converted cases", path) from error
             try:
                 yield target
             finally:

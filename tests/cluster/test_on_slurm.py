@@ -40,11 +40,11 @@ def submit(on_slurm: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> A
     """Submits a run; where it is told a task, its ranks only stand in for training. Leaves no job behind."""
     runs: list[RunDir] = []
 
-    def started(gpus: int, task: str | None = None, **settings: Any) -> RunDir:
-        if task is None:
+    def started(gpus: int, stand_in: str | None = None, **settings: Any) -> RunDir:
+        if stand_in is None:
             monkeypatch.delenv("STAND_IN", raising=False)
         else:
-            monkeypatch.setenv("STAND_IN", task)
+            monkeypatch.setenv("STAND_IN", stand_in)
             monkeypatch.setenv("PYTHONPATH", str(STAND_IN))
         profile = find_profile(PROFILE)
         plan = make_plan(profile, gpus, memory_gb=7 if gpus > 2 else 3.5 * gpus)
@@ -91,7 +91,7 @@ def test_main_job_on_real_data(submit: Submit, tmp_path: Path) -> None:
         recipe={"epochs": 1, "batch_size": 64}, limit_batches=2,
     )  # fmt: skip
     for run in (unet, cnn):
-        state = wait_for(lambda run=run: ended(run), seconds=240, every=1)
+        state = wait_for(lambda run=run: ended(run), seconds=150, every=0.5)
         assert state.state == "finished", log_text(run, errors=True) or log_text(run)
     result = read_json(unet.result) or {}
     assert (result["gpus"], result["nodes"]) == (4, 2)
@@ -125,7 +125,7 @@ def test_a_warned_run_is_requeued_and_resumes(submit: Submit, tmp_path: Path) ->
     command("scontrol", "requeue", job_id)
     wait_for(lambda: state_of(run).state == "requeued", seconds=60)
     command("scontrol", "update", f"JobId={job_id}", "StartTime=now")
-    state = wait_for(lambda: ended(run), seconds=240, every=1)
+    state = wait_for(lambda: ended(run), seconds=150, every=0.5)
     assert state.state == "finished", log_text(run, errors=True) or log_text(run)
     assert events(run).count("requeued") == 1
     assert events(run).count("resumed") == 2
@@ -150,7 +150,7 @@ def test_cancelled_stays_cancelled_and_can_be_resumed(submit: Submit, monkeypatc
     assert wait_for(lambda: ended(run), seconds=60).state == "finished"
 
 
-@pytest.mark.parametrize(("task", "reason"), [("crash:3", "ValueError: a defect in two lines"), ("die:3", "exit code")])
+@pytest.mark.parametrize(("task", "reason"), [("crash:3", "ValueError: a defect in two lines"), ("die:3", "without a result")])
 def test_one_lost_rank_ends_the_job(submit: Submit, task: str, reason: str) -> None:
     run = submit(4, task)
     state = wait_for(lambda: ended(run), seconds=90)

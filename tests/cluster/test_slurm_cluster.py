@@ -124,6 +124,7 @@ def test_requeued_job_runs_again(slurm: dict[str, str], tmp_path: Path) -> None:
         return call(slurm, "squeue", "-h", "-t", "all", "-j", job, "-o", "%T").strip()
 
     wait_for("the job is pending again", lambda: state() == "PENDING")
+    time.sleep(2)  # in the second of the requeue, nodes still refuse the job: "Job credential revoked"
     call(slurm, "scontrol", "update", f"JobId={job}", "StartTime=now")  # SLURM would wait two minutes
     wait_for("the job runs again", lambda: "start 1" in text(output))
     wait_for("the job completes", lambda: state() == "COMPLETED")

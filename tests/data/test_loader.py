@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpc_tumor.data.loader import BatchLoader, ImagePart, SlicePart, epoch_order, resize
@@ -69,6 +69,7 @@ def image_part(n: int) -> ImagePart:
     return ImagePart(store, np.arange(n), CPU, image_size=4)  # type: ignore[arg-type]
 
 
+@settings(deadline=None)
 @given(n=st.integers(1, 70), batch=st.integers(1, 20), world=st.integers(1, 5), start=st.integers(0, 3))
 def test_each_sample_reaches_the_same_step_once_whatever_the_ranks(n: int, batch: int, world: int, start: int) -> None:
     order = epoch_order(n, seed=1, epoch=2)

@@ -1,0 +1,336 @@
+"""The command line: what it refuses and how, its exit codes, its streams, and what it must not load."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from hpc_tumor import cli
+from hpc_tumor.cluster.queue import RunState
+from hpc_tumor.data.phantom import make_phantom
+from hpc_tumor.data.prepare import READERS, prepare_dataset
+from hpc_tumor.errors import PartialFailure, TrainingError
+from hpc_tumor.launch import _refuse_failures
+from hpc_tumor.run_dir import RunDir
+
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """brats.zarr and brain-mri.zarr, beside the made-up raw data that they were made from."""
+    folder = tmp_path_factory.mktemp("data")
+    make_phantom(folder / "raw-brats", "brats", 3, seed=1, shape=(32, 32, 12))
+    make_phantom(folder / "raw-brain-mri", "brain-mri", 20, seed=1)
+    for kind in ("brats", "brain-mri"):
+        prepare_dataset(READERS[kind](), folder / f"raw-{kind}", folder / f"{kind}.zarr", workers=1)
+    newer = json.loads((folder / "brats.zarr" / "zarr.json").read_text())
+    newer["attributes"]["hpc_tumor"]["schema"] = 99
+    (folder / "newer.zarr").mkdir()
+    (folder / "newer.zarr" / "zarr.json").write_text(json.dumps(newer))
+    (folder / "empty").mkdir()
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def work(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory from which `data/` leads to the stores, on a machine without SLURM."""
+    for name in [name for name in os.environ if name.startswith("HPC_TUMOR_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HPC_TUMOR_CONFIG_DIR", str(tmp_path / "configuration"))
+    monkeypatch.setenv("PATH", str(tmp_path / "no-programs"))
+    folder = tmp_path / "work"
+    folder.mkdir()
+    (folder / "data").symlink_to(data)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def python(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], env={**os.environ, **variables}, capture_output=True, text=True, check=False,
+        stdin=subprocess.DEVNULL, timeout=120,
+    )  # fmt: skip
+
+
+def snapshot(folder: Path) -> set[Path]:
+    return set(folder.rglob("*"))
+
+
+# -- what is refused --------------------------------------------------------------------------------------------------
+
+UNET = ("submit", "--model", "unet", "--data", "data/brats.zarr")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "parts"),
+    [
+        (("submit", "--model", "u-net", "--data", "data/brats.zarr"), 2, ("unknown model 'u-net'", "'unet'", "vgg16")),
+        ((*UNET, "--set", "epoch=2"), 2, ("unknown setting 'epoch'", "recipe.epochs")),
+        ((*UNET, "--set", "recipe.epochs=none"), 2, ("recipe.epochs = 'none'", "integer")),
+        ((*UNET, "--cluster", "orfeo"), 2, ("unknown cluster profile 'orfeo'", "'orfeo-", "leonardo-booster")),
+        ((*UNET, "--gpus", "0"), 2, ("--gpus 0", "at least 1")),
+        ((*UNET, "--gpus", "3", "--cluster", "local-test"), 2, ("--gpus 3", "2 GPUs", "2 or 4")),
+        ((*UNET, "--gpus", "6", "--cluster", "orfeo-gpu"), 2, ("--gpus 6", "at most 2 nodes", "4")),
+        ((*UNET, "--cluster", "orfeo-gpu"), 2, ("--account", "orfeo-gpu")),
+        ((*UNET, "--cluster", "local-test", "--time", "90h"), 2, ("90h", "at most")),
+        ((*UNET, "--cluster", "local-test", "--memory", "4000"), 2, ("4000 GB",)),
+        ((*UNET, "--cluster", "local-test"), 4, ("no sbatch", "--cluster local")),
+        ((*UNET, "--debug", "--cluster", "local-test"), 2, ("--debug", "leave out --cluster local-test")),
+        ((*UNET, "--debug", "--gpus", "2"), 2, ("--debug is one run in one process", "2 GPUs")),
+        ((*UNET, "--model", "improved-unet", "--debug"), 2, ("2 runs",)),
+        ((*UNET, "--job", "nowhere.toml"), 2, ("there is no file nowhere.toml",)),
+        ((*UNET, "--gpu", "2"), 2, ("No such option", "--gpu")),
+        (("submit", "--model", "unet"), 2, ("which data?", "--data")),
+        (("submit", "--data", "data/brats.zarr"), 2, ("which model?", "attention-unet")),
+        (("submit", "--model", "unet", "--data", "data/none.zarr"), 3, ("there is no store data/none.zarr", "prepare")),
+        (("submit", "--model", "unet", "--data", "data/empty"), 3, ("data/empty is not a store",)),
+        (("submit", "--model", "unet", "--data", "data/newer.zarr"), 3, ("schema 99", "reads 1", "Update")),
+        (("submit", "--model", "cnn", "--data", "data/brats.zarr"), 3, ("cnn does classification", "segmentation")),
+        (("submit", "--model", "unet", "--data", "data/brain-mri.zarr"), 3, ("unet does segmentation",)),
+        (("prepare-data", "data/empty", "new.zarr"), 3, ("data/empty",)),
+        (("prepare-data", "data/nowhere", "new.zarr"), 3, ("data/nowhere",)),
+        (("prepare-data", "data/raw-brats", "new.zarr", "--dataset", "mri"), 2, ("unknown dataset", "brain-mri")),
+        (("prepare-data", "data/raw-brats", "new.zarr", "--dataset", "brain-mri"), 3, ("data/raw-brats",)),
+        (("prepare-data", "data/raw-brats", "new.zarr", "--workers", "0"), 2, ("--workers 0",)),
+        (("phantom", "new", "--dataset", "bratz", "--cases", "1"), 2, ("'bratz'", "Did you mean 'brats'")),
+        (("phantom", "new", "--dataset", "brats", "--cases", "0"), 2, ("--cases",)),
+        (("phantom", "new", "--dataset", "brats", "--cases", "1", "--shape", "9x9"), 2, ("--shape '9x9'",)),
+        (("phantom", "data/raw-brats", "--dataset", "brats", "--cases", "1"), 2, ("is not empty",)),
+        (("status", "--runs", "nowhere"), 2, ("there is no runs directory nowhere",)),
+        (("collect", "nowhere"), 2, ("there is no runs directory nowhere",)),
+        (("logs", "unet", "--runs", "data/empty"), 2, ("no run in data/empty fits 'unet'",)),
+        (("cancel",), 2, ("RUN",)),
+        (("statu",), 2, ("No such command 'statu'", "status")),
+    ],
+)  # fmt: skip
+def test_what_is_refused(
+    arguments: tuple[str, ...], code: int, parts: tuple[str, ...], capsys: Captured, work: Path, data: Path
+) -> None:
+    before = snapshot(work), snapshot(data)
+    assert cli.main(list(arguments)) == code
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    errors = shown.err[shown.err.index("error: ") :]
+    assert len(errors.splitlines()) <= 2, errors
+    assert all(part in errors for part in parts), errors
+    assert "Traceback" not in shown.err
+    assert (snapshot(work), snapshot(data)) == before
+
+
+def test_one_bad_case_among_many_is_named_and_the_rest_converted(capsys: Captured, work: Path, data: Path) -> None:
+    raw = work / "raw"
+    for path in sorted((data / "raw-brain-mri").rglob("*.jpg")):
+        target = raw / path.relative_to(data / "raw-brain-mri")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    bad = sorted(raw.rglob("*.jpg"))[3]
+    bad.write_bytes(b"this is not an image")
+    assert cli.main(["prepare-data", "raw", "new.zarr", "--workers", "1", "--json"]) == 3
+    shown = capsys.readouterr()
+    summary = json.loads(shown.out)
+    assert (summary["cases"], len(summary["failed"])) == (19, 1)
+    assert bad.name in shown.err
+    assert "1 of 20 cases refused" in shown.err
+    bad.unlink()
+    assert cli.main(["prepare-data", "raw", "new.zarr", "--workers", "1"]) == 0
+    assert "19 kept as they were" in capsys.readouterr().out
+
+
+def test_a_truncated_patient_is_refused_by_name_and_nothing_is_left(capsys: Captured, work: Path, data: Path) -> None:
+    raw = work / "raw" / "BraTS20_Training_001"
+    raw.mkdir(parents=True)
+    for path in (data / "raw-brats" / raw.name).iterdir():
+        (raw / path.name).write_bytes(path.read_bytes()[: 200 if "t1ce" in path.name else None])
+    before = snapshot(work)
+    assert cli.main(["prepare-data", "raw", "new.zarr", "--workers", "1"]) == 3
+    error = capsys.readouterr().err
+    assert "BraTS20_Training_001_t1ce.nii.gz" in error
+    assert "Traceback" not in error
+    assert not [path for path in snapshot(work) - before if path.name == "0"]  # no image was committed
+
+
+# -- streams and formats ----------------------------------------------------------------------------------------------
+
+
+def test_json_of_every_command_that_shows_a_result(capsys: Captured, work: Path) -> None:
+    (work / "runs").mkdir()
+    commands = {
+        ("phantom", "raw", "--dataset", "brats", "--cases", "1", "--shape", "32,32,12"): dict,
+        ("prepare-data", "raw", "new.zarr", "--workers", "1"): dict,
+        (*UNET, "--cluster", "local-test", "--gpus", "4", "--dry-run"): list,
+        ("status",): list,
+        ("clusters",): list,
+        ("collect",): dict,
+    }
+    for command, kind in commands.items():
+        assert cli.main([*command, "--json"]) == 0, command
+        assert isinstance(json.loads(capsys.readouterr().out), kind), command
+
+
+def test_a_dry_run_prints_the_script_and_writes_nothing(capsys: Captured, work: Path) -> None:
+    before = snapshot(work)
+    assert cli.main([*UNET, "--gpus", "4", "--cluster", "orfeo-gpu", "--account", "dssc", "--dry-run"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.startswith("#!/bin/bash")
+    for line in ("#SBATCH --nodes=2", "#SBATCH --ntasks-per-node=2", "#SBATCH --account=dssc", "#SBATCH --gres=gpu:"):
+        assert line in shown.out
+    assert "2 nodes × 2 GPUs" in shown.err
+    assert "Nothing was submitted" in shown.err
+    assert snapshot(work) == before
+
+
+def test_without_slurm_a_run_stays_here_and_says_so(capsys: Captured) -> None:
+    assert cli.main([*UNET, "--dry-run"]) == 0
+    assert "no sbatch here" in capsys.readouterr().err
+
+
+def test_verbose_adds_the_traceback(capsys: Captured) -> None:
+    for option, expected in (((), False), (("--verbose",), True)):
+        assert cli.main(["submit", "--model", "nonet", *option]) == 2
+        error = capsys.readouterr().err
+        assert ("Traceback" in error) is expected
+        assert "error: unknown model 'nonet'" in error
+
+
+def test_what_was_not_foreseen_is_one_line(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise ZeroDivisionError("division\nby zero")
+
+    monkeypatch.setattr("hpc_tumor.cluster.profiles.list_profiles", fail)
+    assert cli.main(["clusters"]) == 1
+    error = capsys.readouterr().err.splitlines()
+    assert error[0] == "error: ZeroDivisionError: division by zero"
+    assert "--verbose" in error[1]
+    assert len(error) == 2
+
+
+def test_interrupted(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hpc_tumor.cluster.profiles.list_profiles", interrupt)
+    assert cli.main(["clusters"]) == 130
+    assert capsys.readouterr().err.strip() == "interrupted"
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    command = f"'{sys.executable}' -m hpc_tumor clusters | :"
+    done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, check=False, timeout=60)
+    assert done.stderr == ""
+
+
+def test_colours_only_on_a_terminal_that_wants_them() -> None:
+    assert "\x1b" not in python("-m", "hpc_tumor", "clusters").stdout
+    assert "\x1b" in _on_a_terminal()
+    assert "\x1b" not in _on_a_terminal(NO_COLOR="1").replace("\x1b[1m", "")  # bold is no colour
+
+
+def _on_a_terminal(**variables: str) -> str:
+    leader, follower = pty.openpty()
+    subprocess.run(
+        [sys.executable, "-m", "hpc_tumor", "submit", "--model", "x"], stdin=follower, stdout=follower,
+        stderr=follower, env={**os.environ, "TERM": "xterm", **variables}, check=False, timeout=60,
+    )  # fmt: skip
+    os.close(follower)
+    shown = os.read(leader, 100_000).decode()
+    os.close(leader)
+    return shown
+
+
+# -- speed ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--help",), (*UNET, "--dry-run", "--cluster", "local-test"), ("status",), ("collect",), ("clusters",)],
+    ids=lambda arguments: arguments[0],
+)
+def test_torch_is_not_loaded(arguments: tuple[str, ...], work: Path) -> None:
+    (work / "runs").mkdir()
+    done = python(
+        "-c", "import sys; from hpc_tumor.cli import main; code = main(sys.argv[1:]);"
+        " sys.exit(code or 10 * ('torch' in sys.modules) or 11 * ('zarr' in sys.modules))",
+        *arguments,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_submitting_here_does_not_load_torch(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = (
+        "import sys, subprocess; from pathlib import Path; from hpc_tumor.cli import main;"
+        f" code = main({[*UNET, '--cluster', 'local']!r}); loaded = 'torch' in sys.modules;"
+        " main(['cancel', 'all', '--yes']); sys.exit(code or 10 * loaded)"
+    )
+    done = python("-c", program)
+    assert done.returncode == 0, done.stderr
+    assert "hpc-tumor status" in done.stderr  # the next commands to type
+    (run,) = (work / "runs").glob("2*-unet-*")
+    assert run.name in done.stdout
+
+
+def test_help_comes_at_once() -> None:
+    def seconds_of_cpu() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert python("-m", "hpc_tumor", "--help").returncode == 0
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert min(seconds_of_cpu() for _ in range(5)) < 0.3
+
+
+# -- what commands do with runs ---------------------------------------------------------------------------------------
+
+
+def test_debugging_is_one_short_run_in_this_process(
+    capsys: Captured, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def debug_run(experiment: object, run: RunDir) -> str:
+        seen.append((experiment, run, os.getpid()))
+        return "finished"
+
+    monkeypatch.setitem(sys.modules, "hpc_tumor.training.debug", SimpleNamespace(debug_run=debug_run))
+    assert cli.main([*UNET, "--debug"]) == 0
+    ((experiment, run, pid),) = seen
+    assert pid == os.getpid()
+    assert (experiment.recipe.epochs, experiment.limit_batches) == (1, 3)  # type: ignore[attr-defined]
+    assert run.provenance.is_file()
+    assert run.path.parent == Path("runs/debug")
+    capsys.readouterr()
+    assert cli.main(["status", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == []  # not among the runs that are compared
+
+
+def state(name: str, what: str) -> RunState:
+    return RunState(RunDir(Path(name)), "local", "1", what, reason="because")  # type: ignore[arg-type]
+
+
+def test_having_waited_the_exit_code_says_how_it_went() -> None:
+    _refuse_failures([state("a", "finished"), state("b", "finished")])
+    with pytest.raises(PartialFailure, match=r"1 of 2 runs did not finish. The first: b failed: because"):
+        _refuse_failures([state("a", "finished"), state("b", "failed")])
+    with pytest.raises(TrainingError, match="a lost: because"):
+        _refuse_failures([state("a", "lost")])
+    with pytest.raises(TrainingError, match="2 of 2"):
+        _refuse_failures([state("a", "failed"), state("b", "cancelled")])
+    assert (PartialFailure.exit_code, TrainingError.exit_code) == (5, 1)
+
+
+def test_a_run_that_ended_is_not_cancelled(capsys: Captured, work: Path) -> None:
+    run = work / "runs" / "20260101-000000-unet-aaaaaa"
+    run.mkdir(parents=True)
+    (run / "result.json").write_text('{"run": "x"}')
+    assert cli.main(["cancel", "aaaaaa"]) == 2
+    assert "there is nothing to cancel" in capsys.readouterr().err
+    assert cli.main(["resume", "aaaaaa"]) == 2
+    assert "error: " in capsys.readouterr().err
