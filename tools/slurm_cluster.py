@@ -252,6 +252,7 @@ def down(root: Path) -> None:
 
 
 def status(root: Path) -> None:
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `status | head` ends quietly
     layout = find_layout(root)
     if layout is None:
         raise ClusterError(f"nothing is up in {root}: `{sys.argv[0]} up` starts it.")

@@ -160,7 +160,7 @@ def _validate(setup: Setup, heartbeat: Heartbeat) -> None:
         return
     heartbeat.write("evaluating")
     before = time.perf_counter()
-    scores = setup.evaluate(setup.val).scores
+    scores = setup.evaluate(setup.val, heartbeat.alive).scores
     heartbeat.validated(scores, seconds=time.perf_counter() - before)
     score, loss = scores[setup.main_score], scores["loss"]
     if state.best_score is None or (score, -loss) > (state.best_score, -(state.best_loss or math.inf)):

@@ -110,7 +110,7 @@ def test_main_job_on_real_data(submit: Submit, tmp_path: Path) -> None:
 def test_a_warned_run_is_requeued_and_resumes(submit: Submit, tmp_path: Path) -> None:
     """Warned as at the time limit, then requeued by hand: it goes on twice, and no epoch is lost or repeated."""
     store = real_store("brain-mri", tmp_path)
-    epochs = 30
+    epochs = 5
     recipe = {"epochs": epochs, "batch_size": 16}
     run = submit(2, store=store, model={"name": "cnn"}, task="classification", recipe=recipe, limit_batches=2)
     job_id = str(state_of(run).job_id)
@@ -134,6 +134,20 @@ def test_a_warned_run_is_requeued_and_resumes(submit: Submit, tmp_path: Path) ->
     assert "restart 2" in log_text(run)
 
 
+def test_a_preempted_run_is_requeued_once(submit: Submit) -> None:
+    run = submit(4, "wait")
+    job_id = str(state_of(run).job_id)
+    wait_for(lambda: "started" in events(run), seconds=60)
+    request = ("--account=hpc", "--partition=HIGH", "--nodes=2", "--gres=gpu:2", "--output=/dev/null")
+    other = command("sbatch", "--parsable", *request, "--wrap=sleep 60").strip()
+    wait_for(lambda: state_of(run).state == "requeued", seconds=90)
+    command("scancel", other)
+    command("scontrol", "update", f"JobId={job_id}", "StartTime=now")
+    wait_for(lambda: events(run).count("started") == 2, seconds=60)
+    assert "Restarts=1 " in command("scontrol", "show", "job", job_id)
+    assert events(run) == ["submitted", "started", "signal", "requeued", "started"]
+
+
 def test_cancelled_stays_cancelled_and_can_be_resumed(submit: Submit, monkeypatch: pytest.MonkeyPatch) -> None:
     run = submit(2, "wait")
     wait_for(lambda: "started" in events(run), seconds=60)
@@ -150,7 +164,9 @@ def test_cancelled_stays_cancelled_and_can_be_resumed(submit: Submit, monkeypatc
     assert wait_for(lambda: ended(run), seconds=60).state == "finished"
 
 
-@pytest.mark.parametrize(("task", "reason"), [("crash:3", "ValueError: a defect in two lines"), ("die:3", "without a result")])
+@pytest.mark.parametrize(
+    ("task", "reason"), [("crash:3", "ValueError: a defect in two lines"), ("die:3", "without a result")]
+)
 def test_one_lost_rank_ends_the_job(submit: Submit, task: str, reason: str) -> None:
     run = submit(4, task)
     state = wait_for(lambda: ended(run), seconds=90)
