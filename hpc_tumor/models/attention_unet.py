@@ -62,9 +62,11 @@ class AttentionGate(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.from_decoder = nn.Conv2d(width, width, 1)
-        self.from_skip = nn.Conv2d(width, width, 1, stride=2)
+        self.from_skip = nn.Conv2d(width, width, 1)  # of stride 2: see forward
         self.to_map = nn.Conv2d(width, 1, 1)
 
     def forward(self, decoder: Tensor, skip: Tensor) -> Tensor:
-        joint = F.relu(self.from_decoder(decoder) + self.from_skip(skip))
+        # A 1×1 convolution of stride 2 is one of stride 1 on every second pixel. Taken literally, its bfloat16
+        # backward pass in oneDNN writes beyond its buffer for fewer than 16 channels (seen with torch 2.14 on AVX-512).
+        joint = F.relu(self.from_decoder(decoder) + self.from_skip(skip[..., ::2, ::2]))
         return upsample(self.to_map(joint).sigmoid())

@@ -242,3 +242,22 @@ def test_the_table_of_models_does_without_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split()[0] == "cnn:classification:128"
     assert done.stdout.split()[-1] == "attention-unet:segmentation:240"
+
+
+@pytest.mark.skipif(not torch.cpu.get_capabilities().get("avx512_bf16"), reason="this CPU has no bfloat16 instructions")
+def test_narrow_attention_gates_survive_bfloat16_training_on_a_cpu() -> None:
+    """A 1×1 convolution of stride 2 on fewer than 16 channels corrupts memory there: the process must live."""
+    program = """if True:
+        import torch
+        from hpc_tumor.models import build_model
+        torch.set_num_threads(1)
+        model = build_model("attention-unet", filters=8, image_size=96).to(memory_format=torch.channels_last)
+        images = torch.randn(4, 4, 96, 96).contiguous(memory_format=torch.channels_last)
+        for _ in range(12):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                logits = model(images)
+            logits.float().square().mean().backward()
+    """
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
