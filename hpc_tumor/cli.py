@@ -258,11 +258,11 @@ def submit(
     if debug and cluster not in (None, "local"):
         raise UsageError(f"--debug runs in the foreground on this machine: leave out --cluster {cluster}.")
     request = Request(job, model or [], seed or [], data or [], gpus, settings or [], debug)
+    experiments = make_experiments(request)
     if debug:
-        launch.debug(make_experiments(request), _folder(runs))
+        launch.debug(experiments, _folder(runs))
         return
     profile = launch.choose_profile(cluster)
-    experiments = make_experiments(request)
     planned = launch.plan(
         experiments, profile, walltime=time, memory_gb=memory, cpus=cpus, account=account, partition=partition,
         qos=qos, constraint=constraint,

@@ -199,7 +199,7 @@ class EnvironmentSettings(Settings):
     modules: tuple[str, ...] = ()
     setup: tuple[str, ...] = ()
     variables: dict[str, str] = {}
-    scratch: str | None = None
+    scratch: str | None = Field(None, description="fast storage; submit says where a store lies elsewhere")
     master_suffix: str = Field("", description="appended to the first node's name for the rendezvous (JUWELS: i)")
 
     @model_validator(mode="after")

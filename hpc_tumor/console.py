@@ -72,13 +72,12 @@ class Output:
         self.note(f"{_paint('error:', '1;31')} {line}")
 
     def hints(self, title: str, commands: Sequence[tuple[str, str]]) -> None:
-        """The next commands to type, each with what it does. Left out where a machine reads."""
-        if self.json:
+        """The next commands to type, each with what it does; not for machines, nor where HPC_TUMOR_HINTS=0."""
+        if self.json or os.environ.get("HPC_TUMOR_HINTS") == "0":
             return
         self.note(f"\n{title}")
-        width = max(len(command) for command, _ in commands)
         for command, what in commands:
-            self.note(f"  {command:<{width}}   {_paint(what, '2')}")
+            self.note(f"  {command}  {_paint(f'# {what}', '2')}")
 
     def table(self, table: Table) -> None:
         """A table on stdout, with as many of its columns as the window holds."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +35,26 @@ def choose_profile(cluster: str | None) -> ClusterProfile:
 
 def plan(experiments: Sequence[Experiment], profile: ClusterProfile, **options: Any) -> Planned:
     """Each experiment with what it asks of the cluster. UsageError where the cluster cannot give it."""
+    _look_at_scratch(profile, {experiment.data.store for experiment in experiments})
     return [(experiment, make_plan(profile, experiment.hardware.gpus, **options)) for experiment in experiments]
+
+
+def _look_at_scratch(profile: ClusterProfile, stores: set[Path]) -> None:
+    """Say where a store does not lie on the cluster's fast storage."""
+    scratch = os.path.expandvars(profile.environment.scratch or "")
+    if not scratch or "$" in scratch:  # none, or known on the cluster alone
+        return
+    fast = Path(scratch).expanduser().resolve()
+    for store in sorted(stores):
+        if not store.resolve().is_relative_to(fast):
+            out.note(f"{store} does not lie in {scratch}, the fast storage of {profile.name}: reading it may be slow")
 
 
 def show_scripts(planned: Planned, profile: ClusterProfile, runs: Path) -> None:
     """Plan and script of each run; nothing is submitted."""
     from hpc_tumor.cluster.submit import job_script
 
-    shown = [
+    shown: list[dict[str, Any]] = [
         {"model": experiment.model.name, "seed": experiment.seed, "plan": plan.as_dict(),
          "script": job_script(experiment, profile, plan, runs)}
         for experiment, plan in planned
@@ -153,7 +167,7 @@ def cancel_runs(runs: Sequence[RunDir], yes: bool) -> None:
     """End those of the runs that are queued or running."""
     states = read_states(runs)
     chosen = states if len(states) == 1 else [state for state in states if state.alive]
-    _for_each("cancel", "cancelled", [(state.run, lambda state=state: cancel(state)) for state in chosen], yes)
+    _for_each("cancel", "cancelled", [(state.run, partial(cancel, state)) for state in chosen], yes)
 
 
 def resume_runs(runs: Sequence[RunDir], yes: bool) -> None:
@@ -162,7 +176,7 @@ def resume_runs(runs: Sequence[RunDir], yes: bool) -> None:
 
     states = read_states(runs)
     chosen = states if len(states) == 1 else [state for state in states if state.state not in (*OPEN, "finished")]
-    _for_each("resume", "resumed", [(state.run, lambda state=state: resume_run(state.run)) for state in chosen], yes)
+    _for_each("resume", "resumed", [(state.run, partial(resume_run, state.run)) for state in chosen], yes)
 
 
 def _for_each(verb: str, done: str, actions: list[tuple[RunDir, Callable[[], Any]]], yes: bool) -> None:
@@ -182,10 +196,10 @@ def _for_each(verb: str, done: str, actions: list[tuple[RunDir, Callable[[], Any
             errors[run.name] = error
     good = [run.name for run, _ in actions if run.name not in errors]
     values = {done: good, "failed": {name: str(error) for name, error in errors.items()}}
-    out.result(values, show=lambda: [out.text(f"{name}  {done}") for name in good])
+    out.result(values, show=lambda: out.text("\n".join(f"{name}  {done}" for name in good)) if good else None)
     if errors:
-        name, error = next(iter(errors.items()))
-        raise PartialFailure(f"{len(errors)} of {len(actions)} runs could not be {done}. The first, {name}: {error}")
+        first, why = next(iter(errors.items()))
+        raise PartialFailure(f"{len(errors)} of {len(actions)} runs could not be {done}. The first, {first}: {why}")
 
 
 def debug(experiments: Sequence[Experiment], runs: Path) -> None:

@@ -19,7 +19,7 @@ _PACKAGE = Path(__file__).parent
 
 
 def shipped(folder: str) -> Path:
-    """The folder of presets (`jobs`) or profiles (`slurm_templates`): inside an installed package, else the checkout's."""
+    """The folder of presets (`jobs`) or profiles (`slurm_templates`), in an installed package or in the checkout."""
     inside = _PACKAGE / folder
     return inside if inside.is_dir() else _PACKAGE.parent / folder
 

@@ -24,10 +24,12 @@ OPEN = ("queued", "running", "requeued", "unknown")  # states that may still cha
 
 def source_lines(report: SourceReport) -> list[str]:
     """What was found in a folder of raw scans, before anything is converted."""
-    groups = ", ".join(f"{group} {count:,}" for group, count in report.groups.items())
-    lines = [
-        f"{report.source}: {report.dataset}, {counted(len(report.cases), 'case')}, {size(report.bytes)} ({groups})"
-    ]
+    lines = [f"{report.source}: {report.dataset}, {counted(len(report.cases), 'case')}, {size(report.bytes)}"]
+    parts: dict[str, list[str]] = {}
+    for group, count in report.groups.items():
+        part, _, name = group.rpartition("/")
+        parts.setdefault(part or "edition", []).append(f"{name} {count:,}" if part else f"{name} ({count:,})")
+    lines += [f"  {part:<7}  {', '.join(groups)}" for part, groups in parts.items()]
     if report.links_out:
         lines.append(f"{counted(report.links_out, 'link')} out of this folder not followed")
     return lines
@@ -51,7 +53,7 @@ def summary_lines(summary: PrepareSummary) -> list[tuple[str, str]]:
     else:
         lines.append(("slices", f"{summary.slices:,}"))
         lines.append(("labels", f"{classes} (slices that show them)"))
-    lines.append(("fingerprint", summary.fingerprint))
+    lines.append(("fingerprint", summary.fingerprint[:12]))
     lines.append(("time", duration(summary.seconds)))
     return lines
 
@@ -81,7 +83,7 @@ def runs_table(states: Sequence[RunState], width: int) -> Table:
     table = _runs_table(states, reasons_below=False)
     if table.width > width:
         table = _runs_table(states, reasons_below=True)
-    return replace(table.fit(width), notes=table.notes)  # which columns are left out is nobody's worry here
+    return replace(table.fit(width), notes=table.notes)  # nobody misses the columns left out
 
 
 def _runs_table(states: Sequence[RunState], reasons_below: bool) -> Table:
@@ -133,7 +135,7 @@ def clusters_table(profiles: Sequence[ClusterProfile]) -> Table:
     columns = (
         Column("cluster", "left"), Column("GPUs", keep=80), Column("model", "left", 60), Column("CPUs", keep=40),
         Column("memory, GB", keep=40), Column("longest", keep=50), Column("account", "left", 30),
-        Column("description", "left", 70),
+        Column("description", "left", 5),
     )  # fmt: skip
     rows = []
     for profile in profiles:

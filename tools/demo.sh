@@ -7,6 +7,7 @@ source tools/environment.sh
 
 step() { printf '\n\033[1m%s\033[0m\n' "$*" >&2; }
 [[ -t 2 && -z "${NO_COLOR:-}" ]] || step() { printf '\n%s\n' "$*" >&2; }
+export HPC_TUMOR_HINTS=0 # what to type next is written below
 run() {
     printf '$ hpc-tumor %s\n' "$*" >&2
     hpc-tumor "$@"
@@ -31,7 +32,7 @@ run submit "${images[@]}" --model cnn --set epochs=6 --set learning_rate=1e-3
 run submit "${images[@]}" --model alexnet --set epochs=6
 run submit "${images[@]}" --model vgg16 --set epochs=8 --set image_size=32 --set learning_rate=2e-4
 run submit "${images[@]}" --model vit --set epochs=16 --set image_size=32 --set learning_rate=5e-5 --set augment=false
-volumes=(--cluster local --runs demo/runs --data demo/brats.zarr --set batch_size=4 --set filters=8 --set epochs=8)
+volumes=(--cluster local --runs demo/runs --data demo/brats.zarr --set batch_size=4 --set filters=8 --set epochs=10)
 volumes+=(--set learning_rate=5e-3 --set weight_decay=0 --set schedule=none)
 run submit "${volumes[@]}" --model unet --gpus 2
 run submit "${volumes[@]}" --model improved-unet --model attention-unet

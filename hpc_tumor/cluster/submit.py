@@ -56,6 +56,7 @@ def submit_experiment(experiment: Experiment, profile: ClusterProfile, plan: Pla
     """
     runs = _checked(runs, profile)
     experiment = _settled(experiment, plan)
+    first = not runs.exists()
     run = RunDir.create(runs, experiment)
     try:
         provenance = collect_provenance(experiment, plan=plan.as_dict(), script=_script(run, profile, plan))
@@ -63,6 +64,9 @@ def submit_experiment(experiment: Experiment, profile: ClusterProfile, plan: Pla
         return _launch(run, profile, plan, start=0)
     except BaseException:
         shutil.rmtree(run.path, ignore_errors=True)
+        if first:
+            with contextlib.suppress(OSError):
+                runs.rmdir()
         raise
 
 

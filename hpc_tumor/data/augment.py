@@ -16,7 +16,8 @@ JITTER = 0.2  # of brightness and contrast
 
 
 def draw_parameters(n: int, seed: int, epoch: int, step: int) -> np.ndarray:
-    """Parameters of `n` images: flip (0 or 1), rotation in radians (counter-clockwise), brightness and contrast factors: `(n, 4)`."""
+    """Parameters of `n` images, `(n, 4)`: flip (0 or 1), rotation in radians (counter-clockwise), factors of
+    brightness and contrast."""
     draw = np.random.default_rng([seed, epoch, step, 0xA06]).random((n, 4))
     flip = draw[:, 0] < 0.5
     angle = np.radians((2 * draw[:, 1] - 1) * MAX_ROTATION)

@@ -141,9 +141,7 @@ def walk(source: Path) -> Listing:
                     pending.append(path)
             elif entry.is_file():
                 stat = entry.stat()
-                files.append(
-                    SourceFile(path, path.relative_to(source).as_posix(), stat.st_size, stat.st_mtime_ns)
-                )
+                files.append(SourceFile(path, path.relative_to(source).as_posix(), stat.st_size, stat.st_mtime_ns))
     return Listing(source, sorted(files, key=lambda file: file.relative), links_out)
 
 

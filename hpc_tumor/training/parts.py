@@ -72,11 +72,10 @@ def make_parts(experiment: Experiment, distributed: Distributed) -> Parts:
         parts, names, image_size = _slice_parts(experiment, store, split, distributed.device)
     else:
         parts, names, image_size = _image_parts(experiment, store, split, distributed.device)
-    loaders = [
-        BatchLoader(part, size, distributed.rank, distributed.world_size)
-        for part, size in zip(parts, (experiment.recipe.batch_size, EVALUATION_BATCH, EVALUATION_BATCH), strict=True)
-    ]
-    train, val, test = loaders
+    sizes = (experiment.recipe.batch_size, EVALUATION_BATCH, EVALUATION_BATCH)
+    train, val, test = (
+        BatchLoader(parts[index], size, distributed.rank, distributed.world_size) for index, size in enumerate(sizes)
+    )
     for name, loader in (("train", train), ("test", test)):
         if not len(loader.part):
             raise DataError(f"{data.store} has nothing for the {name} part of the {experiment.split} split: add cases.")

@@ -138,9 +138,7 @@ def test_other_axes_are_brought_to_lps(tmp_path: Path, axes: str) -> None:
     lps = write_case(tmp_path / "a" / "case")
     for file in lps.iterdir():
         image = nib.load(file)
-        turn = nib.orientations.ornt_transform(
-            nib.io_orientation(image.affine), nib.orientations.axcodes2ornt(axes)
-        )
+        turn = nib.orientations.ornt_transform(nib.io_orientation(image.affine), nib.orientations.axcodes2ornt(axes))
         turned = image.as_reoriented(turn)
         assert "".join(nib.aff2axcodes(turned.affine)) == axes
         save(tmp_path / "b" / "case" / file.name, np.asarray(turned.dataobj), turned.affine)
