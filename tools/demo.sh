@@ -27,11 +27,12 @@ run prepare-data demo/raw/brain-mri demo/brain-mri.zarr
 
 step "4/5  Training: seven runs on this machine, one after another"
 # Not the published recipes: smaller images, fewer filters, small batches, and few epochs, so that two cores do.
-images=(--cluster local --runs demo/runs --data demo/brain-mri.zarr --set batch_size=16)
-run submit "${images[@]}" --model cnn --set epochs=6 --set learning_rate=1e-3
-run submit "${images[@]}" --model alexnet --set epochs=6
-run submit "${images[@]}" --model vgg16 --set epochs=8 --set image_size=32 --set learning_rate=2e-4
-run submit "${images[@]}" --model vit --set epochs=16 --set image_size=32 --set learning_rate=5e-5 --set augment=false
+images=(--cluster local --runs demo/runs --data demo/brain-mri.zarr)
+run submit "${images[@]}" --model cnn --set epochs=6 --set batch_size=16 --set learning_rate=1e-3
+run submit "${images[@]}" --model alexnet --set epochs=8 --set batch_size=16
+images+=(--set image_size=32 --set batch_size=32)
+run submit "${images[@]}" --model vgg16 --set epochs=8 --set learning_rate=2e-4
+run submit "${images[@]}" --model vit --set epochs=16 --set learning_rate=5e-5 --set augment=false
 volumes=(--cluster local --runs demo/runs --data demo/brats.zarr --set batch_size=4 --set filters=8 --set epochs=10)
 volumes+=(--set learning_rate=5e-3 --set weight_decay=0 --set schedule=none)
 run submit "${volumes[@]}" --model unet --gpus 2
