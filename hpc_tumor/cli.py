@@ -368,7 +368,7 @@ def collect(
     """Compare the runs, finished or not: a table here, and files where --output says."""
     from hpc_tumor.cluster.queue import read_states
     from hpc_tumor.results.collect import collect_runs
-    from hpc_tumor.results.tables import terminal_tables, write_tables
+    from hpc_tumor.results.tables import as_json, terminal_tables, write_tables
 
     found = _find(runs, None)
     states = read_states([run for run in found if not run.is_finished()])
@@ -376,7 +376,7 @@ def collect(
     written = write_tables(comparison, output) if output else []
     if not found:
         out.note(f"no runs in {_folder(runs)} yet")
-    out.result(asdict(comparison), show=lambda: out.tables(terminal_tables(comparison, out.width)))
+    out.result(as_json(comparison), show=lambda: out.tables(terminal_tables(comparison, out.width)))
     if written:
         out.note(f"\nwritten: {', '.join(str(path) for path in written)}")
 

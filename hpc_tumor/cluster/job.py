@@ -20,6 +20,7 @@ from types import FrameType
 from typing import Any
 
 from hpc_tumor.cluster.orphans import end_with_parent
+from hpc_tumor.cluster.profiles import available_cpus
 from hpc_tumor.cluster.slurm import requeue
 from hpc_tumor.errors import ClusterError, HpcTumorError
 from hpc_tumor.run_dir import RunDir, read_json
@@ -134,8 +135,8 @@ def rendezvous(variables: Mapping[str, str], suffix: str = "") -> tuple[str, int
 def _prepare_slurm(run: RunDir, job: dict[str, Any]) -> None:
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):  # SLURM's own variables say it
         os.environ.pop(name, None)
-    if given := os.environ.get("SLURM_CPUS_PER_TASK"):
-        os.environ.setdefault("OMP_NUM_THREADS", given)
+    if (given := os.environ.get("SLURM_CPUS_PER_TASK", "")).isdigit():
+        os.environ.setdefault("OMP_NUM_THREADS", str(min(int(given), available_cpus())))
     suffix = job.get("profile", {}).get("environment", {}).get("master_suffix", "")
     address, port = rendezvous(os.environ, suffix)
     os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port))

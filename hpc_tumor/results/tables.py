@@ -49,11 +49,12 @@ def write_tables(comparison: Comparison, output: Path) -> list[Path]:
     texts = {"comparison.csv": _csv(comparison), "comparison.md": _markdown(comparison)}
     for name, text in texts.items():
         atomic.write_text(output / name, text)
-    atomic.write_json(output / "comparison.json", _json(comparison))
+    atomic.write_json(output / "comparison.json", as_json(comparison))
     return [output / name for name in ("comparison.csv", "comparison.json", "comparison.md")]
 
 
-def _json(comparison: Comparison) -> dict[str, Any]:
+def as_json(comparison: Comparison) -> dict[str, Any]:
+    """All there is to know of a comparison, with intervals and the published figures."""
     """Everything, scores as fractions; groups with title, runs (with intervals) and means over seeds (by run names)."""
     groups = []
     for group in comparison.groups:

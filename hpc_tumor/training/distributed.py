@@ -72,7 +72,7 @@ def init_distributed(timeout_minutes: float = 15, threads: int | None = None, *,
 
     Args:
         timeout_minutes: after which a collective that does not end is an error.
-        threads: CPU threads of this rank; by default the CPUs given divided by the ranks of the node.
+        threads: CPU threads of this rank; by default OMP_NUM_THREADS, else the CPUs given.
         alone: be one process whatever the rank variables say (debugging inside a job).
 
     Raises:
@@ -128,6 +128,8 @@ def _device(local_rank: int, ranks_here: int) -> torch.device:
 
 
 def _cpus_of_rank(ranks_here: int) -> int:
+    if (chosen := os.environ.get("OMP_NUM_THREADS", "")).isdigit() and int(chosen) > 0:
+        return int(chosen)
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     given = os.environ.get("SLURM_CPUS_PER_TASK")
     return min(int(given), usable) if given and given.isdigit() else usable // ranks_here

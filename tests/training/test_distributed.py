@@ -50,6 +50,9 @@ def test_alone_collectives_are_the_identity() -> None:
 def test_cpus_are_those_that_slurm_gave(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)))
     monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert _cpus_of_rank(2) == 4
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "3")
     assert _cpus_of_rank(2) == 3
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert _cpus_of_rank(2) == 2
