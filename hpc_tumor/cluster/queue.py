@@ -21,6 +21,7 @@ State = Literal[
     "stopped", "lost", "unknown",
 ]  # fmt: skip
 STALE_SECONDS = 600.0  # without a heartbeat; longer than the validation of a large store
+_UNNAMED = "allocation"  # what sacct calls a job for a moment, before its name reaches the accounting
 _RESUME = "hpc-tumor resume goes on from its last checkpoint"
 _STAGES = {"CONFIGURING": "its nodes are being prepared", "COMPLETING": "is ending", "SUSPENDED": "suspended"}
 _ENDS: dict[str, tuple[State, str]] = {
@@ -83,7 +84,7 @@ def read_states(runs: Sequence[RunDir]) -> list[RunState]:
         if str(job.get("job_id")) in submitted and not run.is_finished()
     }
     left = {job_id for job_id in open_jobs if queue is None or not _is_alive(queue.get(job_id))}
-    records = {**(queue or {}), **slurm.read_accounting(left)}
+    records = _merged(queue or {}, slurm.read_accounting(left))
     places: dict[Path, dict[str, int]] = {}
     states = []
     for run, job in zip(runs, jobs, strict=True):
@@ -91,10 +92,16 @@ def read_states(runs: Sequence[RunDir]) -> list[RunState]:
             places[run.path.parent] = tickets.positions(run.path.parent)
         position = places.get(run.path.parent, {}).get(run.name)
         record = records.get(str(job.get("job_id")))
-        if record is not None and record.name != run.name:  # numbers are given again, as after a new installation
-            record = None
+        if record is not None and record.name not in (run.name, _UNNAMED):
+            record = None  # numbers are given again, as after a new installation
         states.append(_read_state(run, job, record, position, queue is not None))
     return states
+
+
+def _merged(queue: dict[str, JobRecord], accounting: dict[str, JobRecord]) -> dict[str, JobRecord]:
+    """squeue knows a job that just ended best; sacct is late, but it alone tells of a step that lacked memory."""
+    short = {job_id: record for job_id, record in accounting.items() if record.state == "OUT_OF_MEMORY"}
+    return {**accounting, **queue, **short}
 
 
 def cancel(state: RunState) -> None:

@@ -170,7 +170,7 @@ def test_cancelled_stays_cancelled_and_can_be_resumed(submit: Submit, monkeypatc
 def test_one_lost_rank_ends_the_job(submit: Submit, task: str, reason: str) -> None:
     run = submit(4, task)
     state = wait_for(lambda: ended(run), seconds=90)
-    assert state.state == "failed"
+    assert state.state == "failed", state.reason
     assert reason in state.reason
     assert ("Traceback" in log_text(run, errors=True)) == (task == "crash:3")
     assert "requeued" not in events(run)

@@ -118,6 +118,17 @@ def test_ends_that_only_accounting_knows(
     assert words in reason
 
 
+def test_accounting_that_has_no_name_yet_does_not_hide_the_end(tmp_path: Path, made_up: MadeUpSlurm) -> None:
+    """For a moment sacct calls a job that just ended `allocation`, while squeue knows it well."""
+    run = submitted(tmp_path)
+    run.write_status(state="stopped")  # by the ranks that were ended because one was lost
+    made_up.says("squeue", "42|FAILED|0:10|2|N/A|gpu001|NonZeroExitCode\n", run)
+    made_up.says("sacct", "42|allocation|FAILED|10|2|9:0|gpu001\n")
+    assert state_of(run)[0] == "failed"
+    made_up.says("squeue", "")
+    assert state_of(run)[0] == "failed"
+
+
 def test_what_the_run_says_of_its_failure(tmp_path: Path, made_up: MadeUpSlurm) -> None:
     run = submitted(tmp_path)
     run.add_event("started")
