@@ -110,6 +110,8 @@ class Experiment(Settings):
         ):
             if value is not None and value not in allowed:
                 raise ValueError(f"{what} = {value!r} is not for {self.task}: choose {' or '.join(allowed)}")
+        if self.recipe.augment and self.task == "segmentation":
+            raise ValueError("recipe.augment = true is for classification alone: leave it out for segmentation")
         if self.data.fold is not None and self.data.fold >= self.data.folds:
             raise ValueError(
                 f"data.fold = {self.data.fold} of {self.data.folds} folds: choose 0 to {self.data.folds - 1}"

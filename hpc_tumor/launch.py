@@ -35,6 +35,14 @@ def choose_profile(cluster: str | None) -> ClusterProfile:
 
 def plan(experiments: Sequence[Experiment], profile: ClusterProfile, **options: Any) -> Planned:
     """Each experiment with what it asks of the cluster. UsageError where the cluster cannot give it."""
+    queued, running = profile.limits.queued_jobs, profile.limits.running_jobs
+    if queued is not None and len(experiments) > queued:
+        raise UsageError(
+            f"{counted(len(experiments), 'run')} at once are more than {profile.name} lets one user queue: {queued}."
+            " Submit them in parts, by --model or --seed."
+        )
+    if running is not None and len(experiments) > running:
+        out.note(f"{profile.name} runs {running} jobs of one user at once: the others wait for their turn")
     _look_at_scratch(profile, {experiment.data.store for experiment in experiments})
     return [(experiment, make_plan(profile, experiment.hardware.gpus, **options)) for experiment in experiments]
 

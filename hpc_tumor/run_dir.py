@@ -15,6 +15,7 @@ runs/<run>/            <run> = date-time, model, short id
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -105,6 +106,12 @@ class RunDir:
         """All lines of metrics in order."""
         return read_json_lines(self.metrics)
 
+    def remove_leftovers(self) -> None:
+        """Remove what a start that was killed in the middle of a write left behind."""
+        for folder in (self.path, self.checkpoints):
+            for leftover in folder.glob(".*.tmp"):
+                leftover.unlink(missing_ok=True)
+
     def is_finished(self) -> bool:
         """Whether the run has written its result."""
         return read_json(self.result) is not None
@@ -169,10 +176,14 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 def _append_json(path: Path, value: dict[str, Any]) -> None:
     # One write of one whole line to a file opened for appending: lines of two writers never mix.
-    line = json.dumps(atomic.plain(value), ensure_ascii=False, allow_nan=False) + "\n"
-    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    line = (json.dumps(atomic.plain(value), ensure_ascii=False, allow_nan=False) + "\n").encode()
+    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
     try:
-        os.write(handle, line.encode())
+        size = os.fstat(handle).st_size
+        if size and os.pread(handle, 1, size - 1) != b"\n":  # a writer was killed here: its torn line stays its own
+            line = b"\n" + line
+        if os.write(handle, line) < len(line):
+            raise OSError(errno.ENOSPC, "only part of a line could be written", str(path))
         os.fsync(handle)
     finally:
         os.close(handle)

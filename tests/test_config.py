@@ -110,3 +110,10 @@ def test_unknown_suggests_the_nearest() -> None:
     assert "Did you mean 'attention-unet'?" in message
     assert message.endswith("Known: attention-unet, cnn, unet.")
     assert "Did you mean" not in str(unknown("model", "xyzzy", ["unet", "cnn"]))
+
+
+def test_augmentation_of_segmentation_is_refused() -> None:
+    """It would turn the images and leave the masks."""
+    values = {"model": {"name": "unet"}, "data": {"store": "a"}, "task": "segmentation", "recipe": {"augment": True}}
+    with pytest.raises(UsageError, match="classification alone"):
+        build(Experiment, values, where="settings")

@@ -122,3 +122,12 @@ def test_files_get_the_permissions_that_the_user_asked_for(tmp_path: Path) -> No
 def test_lines_of_json_leave_out_what_is_none(tmp_path: Path) -> None:
     (tmp_path / "a").write_text('{"a": 1}\n\nnull\n"text"\n{"a": 2}\n')
     assert read_json_lines(tmp_path / "a") == [{"a": 1}, {"a": 2}]
+
+
+def test_a_torn_line_does_not_swallow_the_next(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    run.add_event("started")
+    with run.events.open("a") as file:
+        file.write('{"event": "checkp')  # killed in the middle of a write
+    run.add_event("resumed")
+    assert [event["event"] for event in run.read_events()] == ["started", "resumed"]

@@ -76,17 +76,21 @@ class TrainingJob:
         under_slurm = os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
         if under_slurm:
             start += int(os.environ.get("SLURM_RESTART_COUNT") or 0)
-            rank = int(os.environ.get("SLURM_PROCID") or 0)
-            _write_to(run.logs / f"rank-{rank}.{start}.out")
-            _prepare_slurm(run, job)
+            os.environ.pop("RANK", None)  # inherited: SLURM's own variables say it
         rank = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
         stop = StopFlag(run if rank == 0 else None)
         stop.install()
         try:
+            if under_slurm:
+                _write_to(run.logs / f"rank-{rank}.{start}.out")
+                _prepare_slurm(run, job)
             outcome = _train(run, stop)
         except Exception as error:
-            (run.logs / f"rank-{rank}.{start}.error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-            record_failure(run, start, rank, _in_one_line(error))
+            text = traceback.format_exc()
+            with suppress(OSError):  # the disk that made it fail may refuse these, too
+                (run.logs / f"rank-{rank}.{start}.error.txt").write_text(text, encoding="utf-8")
+            with suppress(OSError):
+                record_failure(run, start, rank, _in_one_line(error))
             raise
         if outcome == "stopped" and under_slurm:
             _after_stop(run, job, stop, rank)
@@ -133,7 +137,7 @@ def rendezvous(variables: Mapping[str, str], suffix: str = "") -> tuple[str, int
 
 
 def _prepare_slurm(run: RunDir, job: dict[str, Any]) -> None:
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):  # SLURM's own variables say it
+    for name in ("LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
         os.environ.pop(name, None)
     if (given := os.environ.get("SLURM_CPUS_PER_TASK", "")).isdigit():
         os.environ.setdefault("OMP_NUM_THREADS", str(min(int(given), available_cpus())))
@@ -172,8 +176,8 @@ def _after_stop(run: RunDir, job: dict[str, Any], stop: StopFlag, rank: int) -> 
         run.add_event("requeued", restart=restarts + 1)
         try:
             requeue(os.environ["SLURM_JOB_ID"])
-        except ClusterError as error:  # harmless where SLURM has preempted, and so requeued, the job by itself
-            print(f"not requeued: {error}", file=sys.stderr)
+        except ClusterError as error:  # where SLURM has preempted the job, it requeues it by itself, whatever we record
+            run.add_event("stopped", reason=f"SLURM did not requeue the job ({error}): go on with hpc-tumor resume")
     stop.wait(_WAIT_FOR_END, after="USR2")
 
 

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ State = Literal[
     "stopped", "lost", "unknown",
 ]  # fmt: skip
 STALE_SECONDS = 600.0  # without a heartbeat; longer than the validation of a large store
+_CLOCKS_DIFFER = 2.0  # seconds that this machine's clock and the file system's may be apart
 _UNNAMED = "allocation"  # what sacct calls a job for a moment, before its name reaches the accounting
 _RESUME = "hpc-tumor resume goes on from its last checkpoint"
 _STAGES = {"CONFIGURING": "its nodes are being prepared", "COMPLETING": "is ending", "SUSPENDED": "suspended"}
@@ -129,16 +130,19 @@ class _Story:
 
     began: float | None = None
     failed: str | None = None
+    failed_at: float = 0.0
     stopped: str | None = None
     cancelled: bool = False
 
 
 def _read_story(run: RunDir, job: dict[str, Any]) -> _Story:
-    story: dict[str, Any] = {"failed": last_failure(run, job)}
+    reason, when = last_failure(run, job)
+    known = {"failed": reason, "failed_at": when}
+    story: dict[str, Any] = known.copy()
     for line in run.read_events():
         event = line.get("event")
         if event == "submitted":
-            story = {"failed": story["failed"]}
+            story = known.copy()
         elif event in ("started", "resumed"):
             story["began"] = line.get("time")
         elif event == "stopped":
@@ -148,12 +152,18 @@ def _read_story(run: RunDir, job: dict[str, Any]) -> _Story:
     return _Story(**story)
 
 
-def last_failure(run: RunDir, job: dict[str, Any]) -> str | None:
-    """Why the last start of the run failed; None where it did not. One rank may fail before others begin to write."""
+def last_failure(run: RunDir, job: dict[str, Any]) -> tuple[str | None, float]:
+    """Why and when the last start of the run failed, None and 0 where it did not.
+
+    One rank may fail before others begin to write.
+    """
     starts = [int(path.name.split(".")[1]) for path in run.logs.glob("rank-*.*.out")]
     start = max([int(job.get("start") or 0), *starts])
-    failure = read_json(run.logs / f"failure.{start}.json")
-    return None if failure is None else str(failure.get("reason") or "no reason was given")
+    path = run.logs / f"failure.{start}.json"
+    failure = read_json(path)
+    if failure is None:
+        return None, 0.0
+    return str(failure.get("reason") or "no reason was given"), path.stat().st_mtime
 
 
 def _read_state(
@@ -206,6 +216,8 @@ def _slurm_state(record: JobRecord, story: _Story, status: dict[str, Any], age: 
         if record.start:
             words += f"; expected to start {record.start.replace('T', ' ')}"
         return ("requeued" if story.began else "queued"), words.removeprefix("; ")
+    if record.state in slurm.ALIVE and story.failed_at < time.time() - (record.elapsed_s or 0) - _CLOCKS_DIFFER:
+        story = replace(story, failed=None)  # of an earlier start: this one has not begun to write
     if record.state in _ENDS and (story.failed is None or record.state not in ("TIMEOUT", "DEADLINE")):
         return _ENDS[record.state]  # ranks that lose another one say so, but SLURM knows what took it
     if story.failed is not None:

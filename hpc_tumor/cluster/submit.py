@@ -7,6 +7,7 @@ import io
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ from submitit.slurm.slurm import SlurmExecutor
 import hpc_tumor
 from hpc_tumor import atomic
 from hpc_tumor.cluster.job import TrainingJob
-from hpc_tumor.cluster.local import LocalRun
+from hpc_tumor.cluster.local import LocalRun, rank_variables
 from hpc_tumor.cluster.plan import Plan
 from hpc_tumor.cluster.profiles import LOCAL
 from hpc_tumor.cluster.queue import read_states
@@ -118,7 +119,9 @@ def _launch(
         atomic.write_json(run.job, {**job, "job_id": job_id})
         run.add_event("submitted", cluster=profile.name, job_id=job_id, gpus=plan.gpus, nodes=plan.nodes)
     except BaseException:
-        if profile.name != LOCAL:
+        if profile.name == LOCAL:
+            os.kill(int(job_id), signal.SIGTERM)
+        else:
             cancel_job(job_id)
         raise
     return Submission(run, profile.name, job_id, plan)
@@ -193,12 +196,13 @@ def _script(run: RunDir, profile: ClusterProfile, plan: Plan) -> str:
     if profile.name != LOCAL:
         return _executor(run, profile, plan).script()
     command = [sys.executable, "-u", "-m", "hpc_tumor.cluster.job", str(run.path)]
+    assigned = " ".join(f"{name}={value}" for name, value in rank_variables(0, plan.gpus, 29_500).items())
     ranks = f"ranks 0 to {plan.gpus - 1}, started together" if plan.gpus > 1 else "one process"
     exports = [f"export {name}={shlex.quote(value)}" for name, value in _variables().items()]
     return "\n".join([
         f"# on this machine, in the background, after earlier runs of {run.path.parent}: {ranks}",
         *exports,
-        f"RANK=0 WORLD_SIZE={plan.gpus} {shlex.join(command)}",
+        f"{assigned} {shlex.join(command)}",
         "",
     ])  # fmt: skip
 

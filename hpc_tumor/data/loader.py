@@ -32,7 +32,8 @@ class Batch:
         positions: `(n,)` which samples of the part these are.
         step: number of the global batch in this pass.
         total: samples in the global batch, over all ranks.
-        counted: how many of the n count: all, or none where the global batch had no sample left for this rank.
+        counted: how many of the n count: all, or none where the global batch had no sample left for this rank. One
+            that does not count has no gradient; batch norm synchronised over GPUs still sees it.
     """
 
     images: Tensor

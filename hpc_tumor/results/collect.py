@@ -21,6 +21,7 @@ _STATES = {
     "resumed": "started",
     "signal": "stopping",
     "requeued": "requeued",
+    "stopped": "stopped",
     "failed": "failed",
     "finished": "finished without a result",
 }

@@ -54,7 +54,6 @@ def write_tables(comparison: Comparison, output: Path) -> list[Path]:
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
-    """All there is to know of a comparison, with intervals and the published figures."""
     """Everything, scores as fractions; groups with title, runs (with intervals) and means over seeds (by run names)."""
     groups = []
     for group in comparison.groups:

@@ -12,6 +12,7 @@ from torch import nn
 from hpc_tumor.config import Experiment
 from hpc_tumor.data.loader import epoch_order
 from hpc_tumor.run_dir import RunDir
+from hpc_tumor.training.checkpoint import random_state, set_random_state
 from hpc_tumor.training.distributed import init_distributed
 from hpc_tumor.training.evaluate import network_input
 from hpc_tumor.training.loop import Outcome, train_to_end
@@ -34,6 +35,7 @@ def debug_run(experiment: Experiment, run: RunDir) -> Outcome:
 
 def _walk_through(setup: Setup) -> None:
     """One forward and backward pass that changes nothing, with the shapes of every layer."""
+    before = random_state(setup.distributed.device)
     began = time.perf_counter()
     batch = next(setup.train.batches(epoch_order(len(setup.train.part), setup.experiment.seed, 0), limit=1))
     read = time.perf_counter()
@@ -59,6 +61,7 @@ def _walk_through(setup: Setup) -> None:
     times = f"forward {_ms(forward - read)}  backward {_ms(backward - forward)}"
     _say(f"{times}  memory {peak_memory_gb(logits.device):.2f} GB")
     setup.bare.zero_grad(set_to_none=True)
+    set_random_state(before, setup.distributed.device)
     with torch.no_grad():
         for name, value in setup.bare.named_buffers():
             value.copy_(buffers[name])

@@ -38,6 +38,11 @@ class Distributed:
             dist.all_reduce(tensor)
         return tensor
 
+    def broadcast(self, tensor: torch.Tensor) -> None:
+        """Rank 0's `tensor` on every rank, in place."""
+        if self.world_size > 1:
+            dist.broadcast(tensor, src=0)
+
     def any(self, *flags: bool) -> list[bool]:
         """For each flag, whether any rank raised it. On the CPU: it never waits for a GPU."""
         if self.world_size == 1:
@@ -79,7 +84,7 @@ def init_distributed(timeout_minutes: float = 15, threads: int | None = None, *,
         UsageError: only part of the rank variables is set, or there are fewer GPUs than ranks on this node.
     """
     rank, local_rank, world_size, ranks_here = (0, 0, 1, 1) if alone else _read_ranks(os.environ)
-    place = _device(local_rank, ranks_here)
+    place = _device(local_rank, ranks_here, shared="RANK" in os.environ and not alone)
     torch.set_num_threads(threads or max(1, _cpus_of_rank(ranks_here)))
     if place.type == "cuda":
         torch.cuda.set_device(place)
@@ -113,11 +118,12 @@ def _all_or_none(variables: Mapping[str, str], names: tuple[str, ...]) -> list[s
     return [variables[name] for name in names]
 
 
-def _device(local_rank: int, ranks_here: int) -> torch.device:
+def _device(local_rank: int, ranks_here: int, shared: bool) -> torch.device:
+    """This rank's GPU, or the CPU. `shared`: all ranks of this node see the same GPUs, as under torchrun."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     seen = torch.cuda.device_count()
-    if seen == 1:  # SLURM shows each task its own GPU, or there is one rank here
+    if seen == 1 and not shared:  # SLURM may show each task its own GPU
         return torch.device("cuda", 0)
     if local_rank >= seen:
         raise UsageError(

@@ -60,11 +60,13 @@ def train_to_end(setup: Setup, stop: Callable[[], str | None] = never) -> Outcom
         _validate(setup, heartbeat)
         setup.save_last()
         heartbeat.checkpoint_written()
-        if setup.distributed.any(stop() is not None)[0] and state.epoch < epochs:
+        if setup.distributed.any(stop() is not None)[0]:
             heartbeat.write("stopped")
             return "stopped"
     heartbeat.write("evaluating")
-    write_result(setup, heartbeat)
+    if not write_result(setup, heartbeat, stop):
+        heartbeat.write("stopped")
+        return "stopped"
     return "finished"
 
 
@@ -163,6 +165,6 @@ def _validate(setup: Setup, heartbeat: Heartbeat) -> None:
     scores = setup.evaluate(setup.val, heartbeat.alive).scores
     heartbeat.validated(scores, seconds=time.perf_counter() - before)
     score, loss = scores[setup.main_score], scores["loss"]
-    if state.best_score is None or (score, -loss) > (state.best_score, -(state.best_loss or math.inf)):
+    if state.best_score is None or state.best_loss is None or (score, -loss) > (state.best_score, -state.best_loss):
         state.best_score, state.best_loss, state.best_epoch = score, loss, state.epoch
         setup.save_best()

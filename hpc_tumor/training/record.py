@@ -7,6 +7,7 @@ import io
 import resource
 import sys
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -73,6 +74,12 @@ class Heartbeat:
         if not self.distributed.is_main:
             return
         self._written = time.monotonic()
+        try:
+            self._write(state)
+        except OSError as error:  # a full disk, or a network file system that stumbles, is no reason to stop training
+            say(f"the heartbeat cannot be written: {error}")
+
+    def _write(self, state: str) -> None:
         self.run.write_status(
             state=state, epoch=self.state.epoch + (state == "training"), epochs=self.experiment.recipe.epochs,
             step=self.state.step, steps=self.steps, loss=self.loss, rate=self.rate, eta_s=self._remaining(),
@@ -131,26 +138,37 @@ def say(text: str) -> None:
     print(time.strftime("%H:%M:%S"), text, file=sys.stderr, flush=True)
 
 
-def write_result(setup: Setup, heartbeat: Heartbeat) -> None:
-    """Score the test part with the last and the best weights; write cases.csv, and result.json as the last file."""
+def write_result(setup: Setup, heartbeat: Heartbeat, stop: Callable[[], str | None]) -> bool:
+    """Score the test part with the last and the best weights; write cases.csv, and result.json as the last file.
+
+    False: a stop was asked for before the scores were complete. The last checkpoint leads back here.
+    """
     state, main = setup.state, setup.distributed.is_main
     seconds, memory = setup.seconds(), max(setup.distributed.gather(peak_memory_gb(setup.distributed.device)))
     last = best = setup.evaluate(setup.parts.test, heartbeat.alive)
+    if setup.distributed.any(stop() is not None)[0]:
+        return False
     if setup.val is None:
         setup.save_best()
     elif state.best_epoch != state.epoch:
         setup.load_best()
         best = setup.evaluate(setup.parts.test, heartbeat.alive)
-    if not main:
-        setup.distributed.barrier()
-        return
+    if main:
+        _write_result(setup, heartbeat, last, best, seconds, memory)
+    setup.distributed.barrier()
+    return True
+
+
+def _write_result(
+    setup: Setup, heartbeat: Heartbeat, last: Evaluation, best: Evaluation, seconds: float, memory: float
+) -> None:
+    state = setup.state
     _write_cases(setup, best)
     atomic.write_json(setup.run.result, _result(setup, last, best, seconds, memory))
     setup.run.add_event("finished", epoch=state.epoch, seconds=seconds)
     heartbeat.write("finished")
     score = best.scores[setup.main_score]
     say(f"finished: test {setup.main_score} {score:.3f} with the weights of epoch {state.best_epoch}")
-    setup.distributed.barrier()
 
 
 def _result(setup: Setup, last: Evaluation, best: Evaluation, seconds: float, memory: float) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -14,10 +15,12 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LRScheduler
 
+from hpc_tumor import atomic
 from hpc_tumor.config import Experiment
 from hpc_tumor.data.loader import BatchLoader
+from hpc_tumor.errors import TrainingError
 from hpc_tumor.models import MODELS, build_model
-from hpc_tumor.run_dir import RunDir
+from hpc_tumor.run_dir import RunDir, read_json
 from hpc_tumor.training import metrics
 from hpc_tumor.training.checkpoint import (
     TrainState,
@@ -82,7 +85,11 @@ class Setup:
         return time.perf_counter() - self.began
 
     def evaluate(self, loader: BatchLoader, alive: Callable[[], None] = lambda: None) -> Evaluation:
-        """Scores of the network as it is now."""
+        """Scores of the network as it is now: rank 0's, on every rank."""
+        for (
+            buffer
+        ) in self.bare.buffers():  # DDP brings rank 0's running means to the others before a training step only
+            self.distributed.broadcast(buffer)
         return evaluate(
             self.bare, loader, self.loss, self.precision, self.distributed, channels=self.channels,
             channels_last=self.experiment.hardware.channels_last, classes=self.classes,
@@ -133,6 +140,9 @@ class Setup:
         self.distributed.barrier()
         contents = load_checkpoint(self.run.best_checkpoint, self.distributed.device, self.identity)
         self.bare.load_state_dict(contents["model"])
+        # What these weights are is said by their own file: the last checkpoint may be older, or a redone epoch differ.
+        best: TrainState = contents["state"]
+        self.state.best_epoch, self.state.best_score, self.state.best_loss = best.epoch, best.best_score, best.best_loss
 
     def resume(self) -> bool:
         """Go on from the last checkpoint, if there is one."""
@@ -172,14 +182,22 @@ def set_up(experiment: Experiment, run: RunDir, distributed: Distributed) -> Set
     torch.manual_seed(experiment.seed + 1_000_003 * (distributed.rank + 1))  # dropout of its own on every rank
     setup = Setup(
         experiment, run, distributed, parts, bare, bare, optimizer, build_schedule(optimizer, experiment.recipe),
-        precision.scaler(), LOSSES[experiment.loss], precision, TrainState(), _identity(experiment, parts),
+        precision.scaler(), LOSSES[experiment.loss], precision, TrainState(), _identity(experiment, parts, precision),
         MODELS[experiment.model.name].in_channels, time.perf_counter(),
     )  # fmt: skip
     resumed = setup.resume()
+    if len(set(distributed.gather((setup.state.epoch, setup.state.step)))) > 1:
+        raise TrainingError(
+            f"the ranks do not see the same checkpoint in {run.checkpoints}: its file system is slow to agree."
+            " Resume the run in a minute."
+        )
+    places = distributed.gather(f"{socket.gethostname()}: {_name(distributed)}")
     if distributed.world_size > 1:
         setup.model = _data_parallel(bare, distributed)
     if distributed.is_main:
+        run.remove_leftovers()
         _announce(setup, resumed)
+        atomic.write_json(run.provenance, {**(read_json(run.provenance) or {}), "ranks": places})
     return setup
 
 
@@ -197,7 +215,9 @@ def _prepare_backend(experiment: Experiment, distributed: Distributed) -> None:
         torch.use_deterministic_algorithms(True)
     if distributed.device.type == "cuda":
         torch.backends.cudnn.benchmark = not experiment.hardware.deterministic
-        torch.set_float32_matmul_precision("high")
+        exact = experiment.hardware.precision == "float32"  # asked for, so not in TensorFloat-32
+        torch.set_float32_matmul_precision("highest" if exact else "high")
+        torch.backends.cudnn.allow_tf32 = not exact
 
 
 def _data_parallel(bare: nn.Module, distributed: Distributed) -> nn.Module:
@@ -205,8 +225,9 @@ def _data_parallel(bare: nn.Module, distributed: Distributed) -> nn.Module:
     return DistributedDataParallel(bare, device_ids=devices, gradient_as_bucket_view=True)
 
 
-def _identity(experiment: Experiment, parts: Parts) -> dict[str, Any]:
+def _identity(experiment: Experiment, parts: Parts, precision: Precision) -> dict[str, Any]:
     return {
+        "precision": precision.name,
         "network": experiment.model.name,
         "filters": experiment.model.filters,
         "store fingerprint": parts.store.fingerprint,
@@ -221,7 +242,7 @@ def _identity(experiment: Experiment, parts: Parts) -> dict[str, Any]:
 def _announce(setup: Setup, resumed: bool) -> None:
     """Say once, in the log, what was chosen; and record the start."""
     experiment, distributed, parts = setup.experiment, setup.distributed, setup.parts
-    place = "CPU" if distributed.device.type == "cpu" else torch.cuda.get_device_name(distributed.device)
+    place = _name(distributed)
     ranks = f"{distributed.world_size} rank{'s' * (distributed.world_size > 1)} on {distributed.nodes} node(s)"
     layout = "channels-last" if experiment.hardware.channels_last else "contiguous"
     lines = [
@@ -244,6 +265,11 @@ def _announce(setup: Setup, resumed: bool) -> None:
         "resumed" if resumed else "started", epoch=state.epoch, step=state.step, ranks=distributed.world_size,
         nodes=distributed.nodes, device=place, precision=setup.precision.name,
     )  # fmt: skip
+
+
+def _name(distributed: Distributed) -> str:
+    """What this rank computes on."""
+    return "CPU" if distributed.device.type == "cpu" else torch.cuda.get_device_name(distributed.device)
 
 
 def _has_batch_norm(model: nn.Module) -> bool:

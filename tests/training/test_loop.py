@@ -2,14 +2,18 @@
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from training_runs import new_run, scores, train_here, train_ranks, weights
 
-from hpc_tumor.errors import DataError, TrainingError
+from hpc_tumor.errors import DataError, TrainingError, UsageError
 from hpc_tumor.run_dir import RunDir
+from hpc_tumor.training.distributed import Distributed
+from hpc_tumor.training.setup import set_up
 
 
 def same(first: RunDir, second: RunDir) -> bool:
@@ -91,6 +95,16 @@ def test_two_interrupted_ranks_end_with_the_same_bits(tmp_path: Path, image_stor
 
 
 @pytest.mark.slow
+def test_torchrun_trains_the_same(tmp_path: Path, slice_store: Path) -> None:
+    ours, torchrun = (new_run(tmp_path / name, slice_store, "attention-unet") for name in ("ours", "torchrun"))
+    train_ranks(ours, 2)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    subprocess.run([*command, "-m", "hpc_tumor.cluster.job", str(torchrun.path)], check=True, timeout=120)
+    assert same(ours, torchrun)
+    assert scores(ours) == scores(torchrun)
+
+
+@pytest.mark.slow
 def test_going_on_with_another_number_of_ranks(tmp_path: Path, slice_store: Path) -> None:
     """The classic U-Net has neither batch norm nor dropout: two ranks may go on where one stopped."""
     recipe = {"optimizer": "sgd", "learning_rate": 1e-3}
@@ -122,4 +136,49 @@ def test_a_changed_store_is_refused_on_resume(tmp_path: Path, image_store: Path,
     settings["seed"] = 7
     run.config.write_text(json.dumps(settings))
     with pytest.raises(DataError, match="made with seed 0"):
+        train_here(run)
+
+
+@pytest.mark.slow
+def test_ranks_score_the_weights_that_are_kept(tmp_path: Path, image_store: Path) -> None:
+    """With batch norm every rank has running means of its own until they are brought together for the scores."""
+    run = new_run(tmp_path, image_store, "cnn", recipe={"batch_size": 6})
+    train_ranks(run, 2)
+    result = json.loads(run.result.read_text())
+    setup = set_up(run.experiment(), run, Distributed())
+    setup.bare.load_state_dict(torch.load(run.last_checkpoint, weights_only=True)["model"])
+    alone = setup.evaluate(setup.parts.test).scores
+    assert alone["loss"] == pytest.approx(result["last"]["test"]["loss"], rel=1e-5)
+    assert alone["accuracy"] == result["last"]["test"]["accuracy"]
+
+
+def test_best_weights_say_themselves_of_which_epoch_they_are(tmp_path: Path, slice_store: Path) -> None:
+    run = new_run(tmp_path, slice_store, "unet")
+    train_here(run, stop_at=1)
+    setup = set_up(run.experiment(), run, Distributed())
+    setup.state.epoch = setup.state.best_epoch = 7
+    setup.state.best_score = 0.5
+    setup.save_best()
+    setup.state.best_epoch, setup.state.best_score = 3, 0.4  # as in a last checkpoint that is older
+    setup.load_best()
+    assert (setup.state.best_epoch, setup.state.best_score) == (7, 0.5)
+
+
+def test_a_stop_in_the_last_epoch_is_heard(tmp_path: Path, slice_store: Path) -> None:
+    run = new_run(tmp_path, slice_store, "unet", recipe={"epochs": 1})
+    steps = 3  # of 18 slices in batches of 8; then one look after the epoch, and one between the scores
+    for looks in (steps, 0):
+        assert train_here(run, stop_at=looks) == "stopped"
+        assert not run.is_finished()
+    assert train_here(run) == "finished"
+    assert [line["part"] for line in run.read_metrics()] == ["train", "val"]
+
+
+def test_another_precision_on_resume_is_refused(tmp_path: Path, slice_store: Path) -> None:
+    run = new_run(tmp_path, slice_store, "unet")
+    train_here(run, stop_at=1)
+    settings = json.loads(run.config.read_text())
+    settings["hardware"]["precision"] = "bfloat16"
+    run.config.write_text(json.dumps(settings))
+    with pytest.raises((DataError, UsageError), match="precision"):
         train_here(run)
