@@ -86,9 +86,7 @@ class Setup:
 
     def evaluate(self, loader: BatchLoader, alive: Callable[[], None] = lambda: None) -> Evaluation:
         """Scores of the network as it is now: rank 0's, on every rank."""
-        for (
-            buffer
-        ) in self.bare.buffers():  # DDP brings rank 0's running means to the others before a training step only
+        for buffer in self.bare.buffers():  # DDP brings rank 0's running means to the others only when a step begins
             self.distributed.broadcast(buffer)
         return evaluate(
             self.bare, loader, self.loss, self.precision, self.distributed, channels=self.channels,

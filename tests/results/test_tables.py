@@ -44,9 +44,8 @@ def cells(table: Table, row: int) -> dict[str, str]:
 
 def test_terminal_tables_by_hand(comparison: Comparison) -> None:
     classification, segmentation, leaking, unfinished, skipped = terminal_tables(comparison)
-    assert classification.title.startswith(
-        "Classification · a.zarr 0123456789ab · split deduplicated (no image on two sides)"
-    )
+    split = "split deduplicated (no image on two sides)"
+    assert classification.title.startswith(f"Classification · a.zarr 0123456789ab · {split}")
     first = cells(classification, 0)
     assert first["model"] == "cnn"
     assert (first["train %"], first["test %"], first["last %"], first["conf. %"]) == ("99.9", "97.5", "96.5", "90.0")
