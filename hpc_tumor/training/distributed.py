@@ -127,7 +127,7 @@ def _device(local_rank: int, ranks_here: int, shared: bool) -> torch.device:
         return torch.device("cuda", 0)
     if local_rank >= seen:
         raise UsageError(
-            f"{ranks_here} ranks on this node, but only {seen} GPUs are visible:"
+            f"{ranks_here} ranks on this node, but only {seen} GPU{'s' * (seen > 1)} visible:"
             " ask for one GPU per rank, or for fewer ranks."
         )
     return torch.device("cuda", local_rank)

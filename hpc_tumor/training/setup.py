@@ -241,13 +241,17 @@ def _announce(setup: Setup, resumed: bool) -> None:
     """Say once, in the log, what was chosen; and record the start."""
     experiment, distributed, parts = setup.experiment, setup.distributed, setup.parts
     place = _name(distributed)
-    ranks = f"{distributed.world_size} rank{'s' * (distributed.world_size > 1)} on {distributed.nodes} node(s)"
+    threads = _plural(torch.get_num_threads(), "thread")
+    ranks = f"{_plural(distributed.world_size, 'rank')} on {_plural(distributed.nodes, 'node')}"
     layout = "channels-last" if experiment.hardware.channels_last else "contiguous"
     lines = [
-        f"{experiment.model.name}: {ranks}, {place}, {torch.get_num_threads()} threads each",
+        f"{experiment.model.name}: {ranks}, {place}, {threads} each",
         f"precision {setup.precision.name}, {setup.precision.reason}; memory layout {layout}",
         f"{experiment.split} split: {parts.describe()}",
     ]
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if distributed.device.type == "cpu" and given and given != "-1":
+        lines.append(f"GPUs were given (CUDA_VISIBLE_DEVICES={given}), but torch cannot use them: this is the CPU")
     if distributed.world_size > 1:
         lines.append(f"global batch of {experiment.recipe.batch_size} divided among the ranks")
     if setup.val is None:
@@ -263,6 +267,10 @@ def _announce(setup: Setup, resumed: bool) -> None:
         "resumed" if resumed else "started", epoch=state.epoch, step=state.step, ranks=distributed.world_size,
         nodes=distributed.nodes, device=place, precision=setup.precision.name,
     )  # fmt: skip
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def _name(distributed: Distributed) -> str:

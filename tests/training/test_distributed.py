@@ -3,7 +3,7 @@
 import pytest
 
 from hpc_tumor.errors import UsageError
-from hpc_tumor.training.distributed import Distributed, _cpus_of_rank, _read_ranks
+from hpc_tumor.training.distributed import Distributed, _cpus_of_rank, _device, _read_ranks
 
 MASTER = {"MASTER_ADDR": "gpu001", "MASTER_PORT": "20001"}
 
@@ -56,3 +56,15 @@ def test_cpus_are_those_that_slurm_gave(monkeypatch: pytest.MonkeyPatch) -> None
     assert _cpus_of_rank(2) == 3
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     assert _cpus_of_rank(2) == 2
+
+
+def test_each_rank_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert [_device(rank, 2, shared=True).index for rank in range(2)] == [0, 1]
+    with pytest.raises(UsageError, match="3 ranks on this node, but only 2 GPUs visible"):
+        _device(2, 3, shared=True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    assert _device(1, 2, shared=False).index == 0  # SLURM shows this task one GPU, its own
+    with pytest.raises(UsageError, match="2 ranks on this node, but only 1 GPU visible"):
+        _device(1, 2, shared=True)

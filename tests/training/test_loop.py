@@ -182,3 +182,16 @@ def test_another_precision_on_resume_is_refused(tmp_path: Path, slice_store: Pat
     run.config.write_text(json.dumps(settings))
     with pytest.raises((DataError, UsageError), match="precision"):
         train_here(run)
+
+
+def test_a_heartbeat_that_cannot_be_written_does_not_stop_training(
+    tmp_path: Path, slice_store: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = new_run(tmp_path, slice_store, "unet")
+
+    def stumble(*_: object, **__: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(RunDir, "write_status", stumble)
+    assert train_here(run) == "finished"
+    assert "the heartbeat cannot be written" in capfd.readouterr().err
