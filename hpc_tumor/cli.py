@@ -6,6 +6,7 @@ that convert or train load torch or zarr.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -151,7 +152,9 @@ def prepare_data(
     if summary.failed:
         raise refused_cases(summary)
     model = "unet" if summary.dataset == "brats" else "cnn"
-    out.hints("Next:", [(f"hpc-tumor submit --model {model} --data {store}", "train a network on it")])
+    out.hints(
+        "Next:", [(f"hpc-tumor submit --model {model} --data {shlex.quote(str(store))}", "train a network on it")]
+    )
 
 
 @app.command(rich_help_panel="Data")
@@ -174,14 +177,17 @@ def phantom(
         voxels = tuple(int(n) for n in shape.split(",")) if shape else None
     except ValueError:
         raise UsageError(f"--shape {shape!r} is not a shape: write it as 240,240,155.") from None
-    unit = "patients" if dataset == "brats" else "images"
+    unit = ("patient" if dataset == "brats" else "image") + "s" * (cases != 1)
     with out.progress("making up", unit) as progress:
         written = make_phantom(directory, dataset, cases, seed, shape=voxels, progress=progress)
     out.result(
         {"directory": directory, "dataset": dataset, "cases": len(written), "seed": seed},
         show=lambda: out.text(f"{directory}: {len(written):,} made-up {unit} in the layout of {dataset}"),
     )
-    out.hints("Next:", [(f"hpc-tumor prepare-data {directory} {directory}.zarr", "convert it to a store")])
+    out.hints(
+        "Next:",
+        [(shlex.join(["hpc-tumor", "prepare-data", str(directory), f"{directory}.zarr"]), "convert it to a store")],
+    )
 
 
 # -- runs -------------------------------------------------------------------------------------------------------------
@@ -255,18 +261,21 @@ def submit(
     from hpc_tumor import launch
     from hpc_tumor.request import Request, make_experiments
 
-    if debug and cluster not in (None, "local"):
-        raise UsageError(f"--debug runs in the foreground on this machine: leave out --cluster {cluster}.")
+    options = {
+        "walltime": time, "memory_gb": memory, "cpus": cpus, "account": account, "partition": partition, "qos": qos,
+        "constraint": constraint,
+    }  # fmt: skip
+    if debug:
+        launch.check_debug(cluster, dry_run, wait, options)
+    # Too many GPUs are refused by the cluster's limits, before the batch that could not be divided among them.
+    profile = launch.choose_profile(cluster, gpus) if gpus and not debug else None
     request = Request(job, model or [], seed or [], data or [], gpus, settings or [], debug)
     experiments = make_experiments(request)
     if debug:
         launch.debug(experiments, _folder(runs))
         return
-    profile = launch.choose_profile(cluster)
-    planned = launch.plan(
-        experiments, profile, walltime=time, memory_gb=memory, cpus=cpus, account=account, partition=partition,
-        qos=qos, constraint=constraint,
-    )  # fmt: skip
+    profile = profile or launch.choose_profile(cluster)
+    planned = launch.plan(experiments, profile, **options)
     if dry_run:
         launch.show_scripts(planned, profile, _folder(runs))
     else:
@@ -287,7 +296,7 @@ def status(
 
     found = _find(runs, patterns)
     if not found:
-        out.note(f"no runs in {_folder(runs)} yet")
+        out.note(_no_runs(_folder(runs)))
     show_states(watch_runs(found) if watch else read_states(found))
 
 
@@ -304,6 +313,8 @@ def logs(
     from hpc_tumor.cluster.logs import log_text
 
     found = _find(runs, [run])
+    if not found:
+        raise UsageError(f"{_no_runs(_folder(runs))}: nothing was printed.")
     if len(found) > 1:
         latest = ", ".join(item.name for item in found[-3:])
         raise UsageError(f"{run!r} fits {len(found)} runs; name one of them. The latest: {latest}.")
@@ -345,7 +356,9 @@ def clusters(json: Json = False, verbose: Verbose = False) -> None:
     from hpc_tumor.cluster.profiles import list_profiles
     from hpc_tumor.views import clusters_table
 
-    profiles = list_profiles()
+    profiles, broken = list_profiles()
+    for error in broken:
+        out.warning(f"left out: {error}")
     out.result(
         [profile.model_dump(mode="json") for profile in profiles], show=lambda: out.table(clusters_table(profiles))
     )
@@ -357,7 +370,7 @@ def clusters(json: Json = False, verbose: Verbose = False) -> None:
 @app.command(rich_help_panel="Results")
 def collect(
     runs: Annotated[
-        Path | None, typer.Argument(metavar="[RUNS]", help="Folder of the run directories; ./runs.")
+        Path | None, typer.Argument(metavar="[RUNS]", help="Folder of the run directories, or one of them; ./runs.")
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="Folder for comparison.csv, .json and .md.")
@@ -369,13 +382,15 @@ def collect(
     from hpc_tumor.cluster.queue import read_states
     from hpc_tumor.results.collect import collect_runs
     from hpc_tumor.results.tables import as_json, terminal_tables, write_tables
+    from hpc_tumor.run_dir import RunDir
 
-    found = _find(runs, None)
+    folder = _folder(runs)
+    found = [RunDir(folder)] if (folder / "config.json").is_file() else _find(folder, None)
     states = read_states([run for run in found if not run.is_finished()])
     comparison = collect_runs(found, queue={state.name: state.state for state in states})
-    written = write_tables(comparison, output) if output else []
+    written = write_tables(comparison, output) if output and found else []
     if not found:
-        out.note(f"no runs in {_folder(runs)} yet")
+        out.note(_no_runs(folder) + (": nothing was written" if output else ""))
     out.result(as_json(comparison), show=lambda: out.tables(terminal_tables(comparison, out.width)))
     if written:
         out.note(f"\nwritten: {', '.join(str(path) for path in written)}")
@@ -385,6 +400,11 @@ def _folder(runs: Path | None) -> Path:
     from hpc_tumor.settings import user_default
 
     return runs or Path(user_default("runs") or "runs")
+
+
+def _no_runs(folder: Path) -> str:
+    """What to say of a folder without runs: one that holds other things may not be the one that was meant."""
+    return f"no runs in {folder}" if any(folder.iterdir()) else f"no runs in {folder} yet"
 
 
 def _find(runs: Path | None, patterns: list[str] | None) -> list[RunDir]:

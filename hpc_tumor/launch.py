@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shlex
+import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,7 +13,7 @@ from typing import Any
 
 from hpc_tumor import atomic
 from hpc_tumor.cluster.logs import follow
-from hpc_tumor.cluster.plan import Plan, make_plan
+from hpc_tumor.cluster.plan import Plan, check_gpus, make_plan, refuse_options
 from hpc_tumor.cluster.profiles import LOCAL, default_profile, find_profile
 from hpc_tumor.cluster.queue import RunState, cancel, read_states
 from hpc_tumor.config import ClusterProfile, Experiment
@@ -24,17 +27,34 @@ LOCAL_SECONDS, SLURM_SECONDS = 2.0, 10.0  # between two looks at the runs; a sch
 Planned = list[tuple[Experiment, Plan]]
 
 
-def choose_profile(cluster: str | None) -> ClusterProfile:
-    """The profile named, else the user's default; which one that is, and why, is said."""
+def choose_profile(cluster: str | None, gpus: int | None = None) -> ClusterProfile:
+    """The profile named, else the user's default; which one that is, and why, is said.
+
+    Raises UsageError where there is no such profile, or its cluster cannot give so many GPUs.
+    """
     if cluster is not None:
-        return find_profile(cluster)
-    profile, why = default_profile()
-    out.note(why)
+        profile = find_profile(cluster)
+    else:
+        profile, why = default_profile()
+        out.note(why)
+    if gpus is not None and gpus > 0:
+        check_gpus(profile, gpus)
     return profile
+
+
+def check_debug(cluster: str | None, dry_run: bool, wait: bool, options: dict[str, Any]) -> None:
+    """Raises UsageError for what cannot go with --debug."""
+    if cluster not in (None, LOCAL):
+        raise UsageError(f"--debug runs in the foreground on this machine: leave out --cluster {cluster}.")
+    for option, given in (("--dry-run", dry_run), ("--wait", wait)):
+        if given:
+            raise UsageError(f"--debug trains in the foreground, now: leave out {option}.")
+    refuse_options("--debug stays on this machine", **options)
 
 
 def plan(experiments: Sequence[Experiment], profile: ClusterProfile, **options: Any) -> Planned:
     """Each experiment with what it asks of the cluster. UsageError where the cluster cannot give it."""
+    planned = [(experiment, make_plan(profile, experiment.hardware.gpus, **options)) for experiment in experiments]
     queued, running = profile.limits.queued_jobs, profile.limits.running_jobs
     if queued is not None and len(experiments) > queued:
         raise UsageError(
@@ -42,9 +62,9 @@ def plan(experiments: Sequence[Experiment], profile: ClusterProfile, **options: 
             " Submit them in parts, by --model or --seed."
         )
     if running is not None and len(experiments) > running:
-        out.note(f"{profile.name} runs {running} jobs of one user at once: the others wait for their turn")
+        out.note(f"{profile.name} runs {counted(running, 'job')} of one user at once: the others wait for their turn")
     _look_at_scratch(profile, {experiment.data.store for experiment in experiments})
-    return [(experiment, make_plan(profile, experiment.hardware.gpus, **options)) for experiment in experiments]
+    return planned
 
 
 def _look_at_scratch(profile: ClusterProfile, stores: set[Path]) -> None:
@@ -114,12 +134,12 @@ def submit(planned: Planned, profile: ClusterProfile, runs: Path, wait: bool) ->
 
 
 def _show_next(run: str | None, runs: Path) -> None:
-    option = "" if runs == Path("runs") else f" --runs {runs}"
+    option = "" if runs == Path("runs") else f" --runs {shlex.quote(str(runs))}"
     out.hints("Next:", [
         (f"hpc-tumor status{option} --watch", "how it goes"),
         (f"hpc-tumor logs {run or 'RUN'}{option} --follow", "what a run prints"),
         (f"hpc-tumor cancel {run or 'all'}{option}", "end it; resume goes on later"),
-        (f"hpc-tumor collect {runs} --output results", "the comparison"),
+        (f"hpc-tumor collect {shlex.quote(str(runs))} --output results", "the comparison"),
     ])  # fmt: skip
 
 
@@ -174,7 +194,7 @@ def follow_log(run: RunDir, rank: int) -> None:
 def cancel_runs(runs: Sequence[RunDir], yes: bool) -> None:
     """End those of the runs that are queued or running."""
     states = read_states(runs)
-    chosen = states if len(states) == 1 else [state for state in states if state.alive]
+    chosen = states if len(states) == 1 else [state for state in states if state.cancellable]
     _for_each("cancel", "cancelled", [(state.run, partial(cancel, state)) for state in chosen], yes)
 
 
@@ -211,7 +231,10 @@ def _for_each(verb: str, done: str, actions: list[tuple[RunDir, Callable[[], Any
 
 
 def debug(experiments: Sequence[Experiment], runs: Path) -> None:
-    """One run in this process, with a few batches, where breakpoint() works."""
+    """One run in this process, with a few batches, where breakpoint() works.
+
+    One that is refused before it trains leaves no directory.
+    """
     if len(experiments) != 1 or experiments[0].hardware.gpus != 1:
         raise UsageError(
             f"--debug is one run in one process, not {counted(len(experiments), 'run')} on"
@@ -220,8 +243,18 @@ def debug(experiments: Sequence[Experiment], runs: Path) -> None:
     from hpc_tumor.training.debug import debug_run
 
     # Below a folder of their own: a few batches are no result to compare.
-    run = RunDir.create(runs / "debug", experiments[0])
+    folder = runs / "debug"
+    new = [parent for parent in (folder, runs) if not parent.exists()]
+    run = RunDir.create(folder, experiments[0])
     atomic.write_json(run.provenance, collect_provenance(experiments[0]))
-    outcome = debug_run(experiments[0], run)
+    try:
+        outcome = debug_run(experiments[0], run)
+    except HpcTumorError:
+        if not run.read_events():
+            shutil.rmtree(run.path, ignore_errors=True)
+            for parent in new:
+                with contextlib.suppress(OSError):
+                    parent.rmdir()
+        raise
     values = {"run": run.name, "path": run.path, "outcome": outcome}
     out.result(values, show=lambda: out.text(f"{outcome}: {run.path}"))

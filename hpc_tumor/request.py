@@ -6,12 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hpc_tumor.config import Experiment
+from hpc_tumor.config import CLASSIFICATION_SIZE, Experiment
 from hpc_tumor.errors import DataError, UsageError, unknown
 from hpc_tumor.models import MODELS
-from hpc_tumor.settings import JobFile, merge, parse_assignments, read_job_file, resolve
+from hpc_tumor.settings import JobFile, holds, merge, parse_assignments, read_job_file, resolve
+
+if TYPE_CHECKING:
+    from hpc_tumor.data.store import Store
 
 DEBUG_BATCHES = 3  # of each part, where --debug is not told otherwise
 
@@ -28,13 +31,35 @@ class Request:
     assignments: list[str] = field(default_factory=list)
     debug: bool = False
 
+    def flag(self, name: str) -> str:
+        """The option by which the setting of that dotted name was given."""
+        return next((option for option, (key, value) in self._options.items() if key == name and value), "--set")
+
+    @property
+    def _options(self) -> dict[str, tuple[str, Any]]:
+        """Option → the setting that it stands for, and what was given."""
+        return {
+            "--model": ("model.name", self.models),
+            "--data": ("data.store", self.stores),
+            "--seed": ("seed", self.seeds),
+            "--gpus": ("hardware.gpus", self.gpus),
+        }
+
+    def assigned(self) -> dict[str, Any]:
+        """The settings that --set gives. UsageError where an option of its own gives one of them, too."""
+        values = parse_assignments(self.assignments)
+        for option, (name, given) in self._options.items():
+            if given and holds(values, name):
+                raise UsageError(f"{option} and --set {name} say the same thing twice: leave out one of them.")
+        return values
+
 
 def make_experiments(request: Request) -> list[Experiment]:
     """The runs that `request` means: every combination of its models and seeds and of the job file's sweep.
 
     Raises:
         UsageError: an unknown model or setting, a value that is not allowed, or no model or no store named.
-        DataError: a store that is not there, is of another task, or was written by a newer version.
+        DataError: a store that is not there, is of another task, was written by a newer version, or cannot be split.
     """
     for name in request.models:
         if name not in MODELS:
@@ -43,20 +68,20 @@ def make_experiments(request: Request) -> list[Experiment]:
         raise UsageError(f"--gpus {request.gpus}: a run has at least 1, and where there is no GPU, 1 CPU process.")
     job = read_job_file(Path(request.job)) if request.job else None
     combinations = list(_combinations(request, job))
-    tasks = _Tasks()
-    stores = _by_task(request.stores, tasks)
-    where = str(job.path) if job else "settings"
+    opened = _Stores()
+    stores = _by_task(request.stores, opened)
+    where = str(job.path) if job else "job file"
     experiments: dict[str, Experiment] = {}
     for flags, variant in combinations:
-        experiment = resolve(_with_store(flags, variant, stores), variant, where=where)
-        _check(experiment, tasks)
+        experiment = resolve(_with_store(flags, variant, stores), variant, where, request.flag)
+        _check(experiment, opened)
         experiments[experiment.model_dump_json()] = experiment  # a variable may have made two of them equal
     return list(experiments.values())
 
 
 def _combinations(request: Request, job: JobFile | None) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """(settings from flags, settings from the job file) of each run. A flag takes the place of the file's own list."""
-    given = parse_assignments(request.assignments)
+    given = request.assigned()
     if request.gpus is not None:
         given = merge(given, {"hardware": {"gpus": request.gpus}})
     if request.debug:
@@ -68,36 +93,31 @@ def _combinations(request: Request, job: JobFile | None) -> Iterator[tuple[dict[
         if job is None:
             yield flags, {}
             continue
-        kept = {key: values for key, values in job.sweep.items() if not _holds(flags, key)}
+        kept = {key: values for key, values in job.sweep.items() if not holds(flags, key)}
         for variant in job.model_copy(update={"sweep": kept}).variants():
             yield flags, variant
 
 
-def _holds(values: dict[str, Any], dotted: str) -> bool:
-    for part in dotted.split("."):
-        if not isinstance(values, dict) or part not in values:
-            return False
-        values = values[part]
-    return True
+class _Stores(dict[Path, "Store"]):
+    """The stores, each opened once, and which splits of them were tried."""
 
+    def __init__(self) -> None:
+        self.split: set[tuple[Any, ...]] = set()
 
-class _Tasks(dict[Path, str]):
-    """What each store is for; every store is opened once."""
-
-    def __missing__(self, store: Path) -> str:
+    def __missing__(self, path: Path) -> Store:
         from hpc_tumor.data.store import Store  # here, because --help of the commands should not wait for TensorStore
 
-        self[store] = Store.open(store).task
-        return self[store]
+        self[path] = self[path.resolve()] = store = Store.open(path)
+        return store
 
 
-def _by_task(stores: list[Path], tasks: _Tasks) -> dict[str, Path]:
+def _by_task(paths: list[Path], opened: _Stores) -> dict[str, Path]:
     found: dict[str, Path] = {}
-    for store in stores:
-        task = tasks[store]
+    for path in paths:
+        task = opened[path].task
         if task in found:
-            raise UsageError(f"--data {found[task]} and --data {store} are both for {task}: name one store per task.")
-        found[task] = store.resolve()
+            raise UsageError(f"--data {found[task]} and --data {path} are both for {task}: name one store per task.")
+        found[task] = path.resolve()
     return found
 
 
@@ -106,7 +126,7 @@ def _with_store(flags: dict[str, Any], job: dict[str, Any], stores: dict[str, Pa
     if not stores:
         return flags
     name = merge(job, flags).get("model", {}).get("name")
-    if name not in MODELS:
+    if not isinstance(name, str) or name not in MODELS:
         return merge(flags, {"data": {"store": str(next(iter(stores.values())))}})
     task = MODELS[name].task
     if task not in stores:
@@ -115,11 +135,43 @@ def _with_store(flags: dict[str, Any], job: dict[str, Any], stores: dict[str, Pa
     return merge(flags, {"data": {"store": str(stores[task])}})
 
 
-def _check(experiment: Experiment, tasks: _Tasks) -> None:
+def _check(experiment: Experiment, opened: _Stores) -> None:
     """Refuse what the settings alone cannot see."""
-    name, store = experiment.model.name, experiment.data.store
-    if (task := tasks[store]) != experiment.task:
-        raise DataError(f"{name} does {experiment.task}, but {store} is for {task}. Name another store with --data.")
+    name, path = experiment.model.name, experiment.data.store
+    store = opened[path]
+    if store.task != experiment.task:
+        raise DataError(
+            f"{name} does {experiment.task}, but {path} is for {store.task}. Name another store with --data."
+        )
     if experiment.model.filters is not None and "filters" not in MODELS[name].options:
         takers = ", ".join(key for key, spec in MODELS.items() if "filters" in spec.options)
         raise UsageError(f"model.filters = {experiment.model.filters} is not for {name}: only {takers} take it.")
+    for side in _sides(experiment, store):
+        MODELS[name].check_image_size(side)
+    _check_split(experiment, store, opened)
+
+
+def _sides(experiment: Experiment, store: Store) -> set[int]:
+    """Pixels per side that the network will be given."""
+    if experiment.data.image_size:
+        return {experiment.data.image_size}
+    return {CLASSIFICATION_SIZE} if experiment.task == "classification" else set(store.slice_shape)
+
+
+def _check_split(experiment: Experiment, store: Store, opened: _Stores) -> None:
+    """Refuse a store that has too little for the split, as training would."""
+    from hpc_tumor.data.splits import make_split
+
+    data = experiment.data
+    key = (store.path, experiment.split, data.split_seed, data.fold, data.folds, data.val_fraction, data.test_fraction,
+           data.slices)  # fmt: skip
+    if key in opened.split:
+        return
+    split = make_split(
+        store, experiment.split, data.split_seed, fold=data.fold, folds=data.folds,
+        val_fraction=data.val_fraction, test_fraction=data.test_fraction, slices=data.slices,
+    )  # fmt: skip
+    for part, cases in (("train", split.train), ("test", split.test)):
+        if not len(cases):
+            raise DataError(f"{data.store} has nothing for the {part} part of the {experiment.split} split: add cases.")
+    opened.split.add(key)

@@ -20,7 +20,10 @@ import json
 import os
 import re
 import secrets
+import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -28,7 +31,7 @@ from typing import Any
 
 from hpc_tumor import atomic
 from hpc_tumor.config import Experiment, build
-from hpc_tumor.errors import UsageError
+from hpc_tumor.errors import HpcTumorError, UsageError
 
 _RUN_NAME = re.compile(r"\d{8}-\d{6}-[a-z0-9-]+-[0-9a-f]{4,}")
 
@@ -62,15 +65,24 @@ class RunDir:
 
     @classmethod
     def create(cls, runs: Path, experiment: Experiment) -> RunDir:
-        """New run directory under `runs` holding the resolved settings; it appears with them or not at all."""
-        runs.mkdir(parents=True, exist_ok=True)
+        """New run directory under `runs` holding the resolved settings; it appears with them or not at all.
+
+        Raises:
+            UsageError: `runs` is not, cannot be made, or cannot be written as a folder.
+            HpcTumorError: the disk is full.
+        """
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
         name = f"{stamp}-{experiment.model.name}-{secrets.token_hex(3)}"
         beside = runs / f".{name}"
-        for folder in ("checkpoints", "figures", "logs/submission"):
-            (beside / folder).mkdir(parents=True)
-        atomic.write_json(beside / "config.json", experiment.model_dump(mode="json"))
-        beside.rename(runs / name)
+        with folder_to_write(runs, "a run"):
+            try:
+                for folder in ("checkpoints", "figures", "logs/submission"):
+                    (beside / folder).mkdir(parents=True)
+                atomic.write_json(beside / "config.json", experiment.model_dump(mode="json"))
+                beside.rename(runs / name)
+            except BaseException:
+                shutil.rmtree(beside, ignore_errors=True)
+                raise
         return cls(runs / name)
 
     def experiment(self) -> Experiment:
@@ -172,6 +184,43 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         if isinstance(value, dict):
             values.append(value)
     return values
+
+
+@contextmanager
+def folder_to_write(folder: Path, what: str) -> Iterator[None]:
+    """Make `folder` where it is not there, to write `what` into; empty folders made here go again where that fails.
+
+    Raises:
+        UsageError: it cannot be made or written: not a folder, read-only, no permission.
+        HpcTumorError: the disk is full.
+    """
+    made: list[Path] = []
+    try:
+        try:
+            made += [path for path in (folder, *folder.parents) if not path.exists()]
+            folder.mkdir(parents=True, exist_ok=True)
+            yield
+        except BaseException:
+            for path in made:
+                with suppress(OSError):  # not empty
+                    path.rmdir()
+            raise
+    except OSError as error:
+        raise write_error(error, folder, what) from error
+
+
+def write_error(error: OSError, folder: Path, what: str) -> HpcTumorError:
+    """The error for `what` that could not be written into `folder`, with the reason in plain words."""
+    if atomic.is_disk_full(error):
+        return HpcTumorError(f"{what} could not be written to {folder}: no space is left on its disk. Make room there.")
+    reason = error.strerror or str(error)
+    if error.errno == errno.EROFS:
+        reason = "its file system is read-only"
+    elif error.errno in (errno.EACCES, errno.EPERM):
+        reason = "permission denied"
+    elif error.errno in (errno.EEXIST, errno.ENOTDIR):
+        reason = f"{next((path for path in (folder, *folder.parents) if path.is_file()), folder)} is not a folder"
+    return UsageError(f"{what} cannot be written to {folder}: {reason}. Name another folder.")
 
 
 def _append_json(path: Path, value: dict[str, Any]) -> None:

@@ -5,17 +5,29 @@ from __future__ import annotations
 import json
 import os
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 
-from hpc_tumor.config import Experiment, Settings, build, fields_of
+from hpc_tumor.config import Experiment, Settings, build, fields_of, unknown_setting
 from hpc_tumor.errors import UsageError, unknown
 
 _PACKAGE = Path(__file__).parent
+_SECTIONS = ("model", "data", "recipe", "hardware")
+_USER_KEYS = ("cluster", "account", "runs")  # of config.toml, beside the sections
+_NAMES = [name for name in fields_of(Experiment) if name != "task"]  # the task is the network's
+_PREFIX = "HPC_TUMOR_"
+# Variables that are no settings: where things are, how this program speaks, what its tests need.
+_OTHER_VARIABLES = {
+    f"{_PREFIX}{name}"
+    for name in (
+        "CLUSTER", "ACCOUNT", "RUNS", "CONFIG_DIR", "HINTS", "REAL_DATA", "REQUIRE_SLURM", "PARENT",
+    )
+}  # fmt: skip
 
 
 def shipped(folder: str) -> Path:
@@ -41,8 +53,12 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def user_configuration() -> dict[str, Any]:
     """The user's `config.toml`: `cluster`, `account`, `runs` and any section of settings; empty where there is none."""
-    path = user_directory() / "config.toml"
-    return read_toml(path) if path.is_file() else {}
+    path = _user_file()
+    contents = read_toml(path) if path.is_file() else {}
+    for key in _USER_KEYS:
+        if key in contents and not isinstance(contents[key], str):
+            raise UsageError(f"{path}: {key} = {contents[key]!r} is not text: write it in quotes.")
+    return contents
 
 
 def user_default(key: str) -> str | None:
@@ -52,28 +68,30 @@ def user_default(key: str) -> str | None:
 
 
 def parse_assignments(texts: Sequence[str]) -> dict[str, Any]:
-    """`["recipe.epochs=2", "seed=1"]` as nested settings; the section may be left out where the name is unique.
+    """What --set was given, `["recipe.epochs=2", "seed=1"]`, as nested settings.
 
-    Values are read as JSON where they are that (numbers, true, null), else as text.
+    The section may be left out where the name is unique. Values are read as JSON where they are that (numbers, true,
+    null), else as text.
     """
     values: dict[str, Any] = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals:
             raise UsageError(f"--set {text!r} has no value: write it as KEY=VALUE, for example recipe.epochs=2.")
-        _put(values, full_name(key.strip()), _parse(value.strip()))
+        _put(values, full_name(key.strip(), "--set"), _parse(value.strip()))
     return values
 
 
-def full_name(key: str) -> str:
-    """`epochs` → `recipe.epochs`. UsageError for a name that is unknown or stands in two sections."""
-    names = [name for name in fields_of(Experiment) if name != "task"]
-    if key in names:
+def full_name(key: str, where: str) -> str:
+    """`epochs` → `recipe.epochs`. UsageError, naming `where`, for a name that is unknown or stands in two sections."""
+    if key in _NAMES:
         return key
-    fitting = [name for name in names if name.rpartition(".")[2] == key]
+    fitting = [name for name in _NAMES if name.rpartition(".")[2] == key]
     if len(fitting) == 1:
         return fitting[0]
-    raise unknown("setting", key, fitting or names)
+    if fitting:
+        raise UsageError(f"{where}: {key!r} may be {' or '.join(fitting)}: write the whole name.")
+    raise UsageError(f"{where}: {unknown_setting(key, _NAMES)}")
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,7 +110,8 @@ def preset(model: str) -> dict[str, Any]:
 
     if model not in MODELS:
         raise unknown("model", model, MODELS)
-    return _settings(read_toml(shipped("jobs") / f"{model}.toml"))
+    path = shipped("jobs") / f"{model}.toml"
+    return _settings(read_toml(path), str(path))
 
 
 class JobFile(Settings):
@@ -123,43 +142,102 @@ def read_job_file(path: Path) -> JobFile:
     contents = read_toml(path)
     sweep = contents.pop("sweep", {})
     lists: dict[str, list[Any]] = {}
-    for key, values in sweep.items() if isinstance(sweep, dict) else ():
-        name = "model.name" if key == "model" else full_name(key)
+    if not isinstance(sweep, dict):
+        raise UsageError(f"{path}: sweep = {sweep!r} is not a section: write [sweep] with lists of values below it.")
+    for key, values in sweep.items():
+        name = "model.name" if key == "model" else full_name(key, f"{path}, sweep")
         if not isinstance(values, list) or not values:
             raise UsageError(f"{path}: sweep.{key} = {values!r} is not a list of values; write {key} = [..., ...].")
         lists[name] = values
-    return JobFile(path=path, settings=_settings(contents), sweep=lists)
+    return JobFile(path=path, settings=_settings(contents, str(path)), sweep=lists)
 
 
-def resolve(overrides: Mapping[str, Any], job: Mapping[str, Any] | None = None, where: str = "settings") -> Experiment:
-    """The experiment of one run: `overrides` (flags) over variables over `job` over the user's file over the preset."""
+def resolve(
+    overrides: Mapping[str, Any],
+    job: Mapping[str, Any] | None = None,
+    where: str = "job file",
+    flag: Callable[[str], str] = lambda name: "--set",
+) -> Experiment:
+    """The experiment of one run: `overrides` (flags) over variables over `job` over the user's file over the preset.
+
+    `where` names the job file in errors; `flag` gives the option by which the user gave a setting.
+    """
     from hpc_tumor.models import MODELS
 
-    user = {key: value for key, value in user_configuration().items() if key not in ("cluster", "account", "runs")}
-    upper = merge(_settings(user), job or {}, _variables(), overrides)
-    name = upper.get("model", {}).get("name")
-    if name is None:
+    path = str(_user_file())
+    user = {key: value for key, value in user_configuration().items() if key not in _USER_KEYS}
+    layers: list[tuple[Mapping[str, Any], Callable[[str], str]]] = [
+        (_settings(user, path), lambda name: path),
+        (job or {}, lambda name: where),
+        (_variables(), _variable),
+        (overrides, flag),
+    ]
+    upper = merge(*(values for values, _ in layers))
+
+    def source(name: str) -> str:
+        return next((say(name) for values, say in reversed(layers) if holds(values, name)), "settings")
+
+    model = upper.get("model", {}).get("name")
+    if model is None:
         raise UsageError(f"which model? Name one with --model: {', '.join(MODELS)}.")
+    if not isinstance(model, str):
+        raise UsageError(f"{source('model.name')}: model.name = {model!r} is not the name of a network.")
+    if model not in MODELS:
+        raise UsageError(f"{source('model.name')}: {unknown('model', model, MODELS)}")
     if "store" not in upper.get("data", {}):
         raise UsageError("which data? Name a store made by `hpc-tumor prepare-data` with --data.")
-    values = merge(preset(str(name)), upper, {"task": MODELS[str(name)].task})
-    return build(Experiment, values, where=where)
+    return build(Experiment, merge(preset(model), upper, {"task": MODELS[model].task}), where=source)
 
 
-def _settings(contents: dict[str, Any]) -> dict[str, Any]:
+def holds(values: Mapping[str, Any], dotted: str) -> bool:
+    """Whether nested settings have one of that dotted name."""
+    inner: Any = values
+    for part in dotted.split("."):
+        if not isinstance(inner, Mapping) or part not in inner:
+            return False
+        inner = inner[part]
+    return True
+
+
+def _user_file() -> Path:
+    return user_directory() / "config.toml"
+
+
+def _settings(contents: dict[str, Any], where: str) -> dict[str, Any]:
+    """Settings as a file gives them; `model = "unet"` is short for the name of the network."""
     values = {key: value for key, value in contents.items() if key not in ("description", "sweep")}
     if isinstance(values.get("model"), str):
         values["model"] = {"name": values["model"]}
+    for section in _SECTIONS:
+        if not isinstance(values.get(section, {}), dict):
+            raise UsageError(
+                f"{where}: {section} = {values[section]!r} is not a section: write [{section}] with its settings below."
+            )
+    if "task" in values:
+        raise UsageError(f"{where}: task cannot be set: it is the network's.")
     return values
+
+
+def _variable(name: str) -> str:
+    return f"{_PREFIX}{name.replace('.', '_').upper()}"
 
 
 def _variables() -> dict[str, Any]:
+    settings = {_variable(name): name for name in _NAMES}
     values: dict[str, Any] = {}
-    for name in fields_of(Experiment):
-        text = os.environ.get(f"HPC_TUMOR_{name.replace('.', '_').upper()}")
-        if text is not None and name != "task":
-            _put(values, name, _parse(text))
+    for variable, text in os.environ.items():
+        if variable in settings:
+            _put(values, settings[variable], _parse(text))
+        elif variable.startswith(_PREFIX) and variable not in _OTHER_VARIABLES:
+            raise _unknown_variable(variable, [*settings, *_OTHER_VARIABLES])
     return values
+
+
+def _unknown_variable(variable: str, known: Sequence[str]) -> UsageError:
+    last = variable.removeprefix(_PREFIX)
+    near = [name for name in known if name.endswith(f"_{last}")] or get_close_matches(variable, known, cutoff=0.8)
+    nearest = f"Did you mean {' or '.join(near[:3])}?" if near else f"Settings are {_PREFIX}RECIPE_EPOCHS and the like."
+    return UsageError(f"unknown variable {variable}. {nearest} Correct or unset it.")
 
 
 def _parse(text: str) -> Any:

@@ -17,7 +17,7 @@ from hpc_tumor import cli
 from hpc_tumor.cluster.queue import RunState
 from hpc_tumor.data.phantom import make_phantom
 from hpc_tumor.data.prepare import READERS, prepare_dataset
-from hpc_tumor.errors import PartialFailure, TrainingError
+from hpc_tumor.errors import PartialFailure, TrainingError, UsageError
 from hpc_tumor.launch import _refuse_failures
 from hpc_tumor.run_dir import RunDir
 
@@ -87,6 +87,16 @@ UNET = ("submit", "--model", "unet", "--data", "data/brats.zarr")
         ((*UNET, "--debug", "--cluster", "local-test"), 2, ("--debug", "leave out --cluster local-test")),
         ((*UNET, "--debug", "--gpus", "2"), 2, ("--debug is one run in one process", "2 GPUs")),
         ((*UNET, "--model", "improved-unet", "--debug"), 2, ("2 runs",)),
+        ((*UNET, "--set", "image_size=100"), 2, ("image_size = 100 does not fit unet", "96 or 112")),
+        ((*UNET, "--set", "image_size=100", "--dry-run"), 2, ("image_size = 100",)),
+        ((*UNET, "--set", "image_size=100", "--debug"), 2, ("image_size = 100",)),
+        ((*UNET, "--set", "fold=0"), 3, ("5 folds need at least 5",)),
+        ((*UNET, "--debug", "--dry-run"), 2, ("--debug", "leave out --dry-run")),
+        ((*UNET, "--debug", "--time", "1h"), 2, ("--time", "--debug")),
+        ((*UNET, "--time", "1h"), 2, ("--time", "this machine")),
+        ((*UNET, "--gpus", "1000", "--cluster", "local-test"), 2, ("--gpus 1000", "local-test", "at most 2 nodes")),
+        ((*UNET, "--set", "store=x.zarr"), 2, ("--data and --set data.store",)),
+        (("logs", "all", "--runs", "data/empty"), 2, ("no runs in data/empty yet",)),
         ((*UNET, "--job", "nowhere.toml"), 2, ("there is no file nowhere.toml",)),
         ((*UNET, "--gpu", "2"), 2, ("No such option", "--gpu")),
         (("submit", "--model", "unet"), 2, ("which data?", "--data")),
@@ -334,3 +344,56 @@ def test_a_run_that_ended_is_not_cancelled(capsys: Captured, work: Path) -> None
     assert "there is nothing to cancel" in capsys.readouterr().err
     assert cli.main(["resume", "aaaaaa"]) == 2
     assert "error: " in capsys.readouterr().err
+
+
+def test_a_debug_run_refused_before_it_trains_leaves_nothing(
+    capsys: Captured, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(experiment: object, run: RunDir) -> str:
+        raise UsageError("no")
+
+    monkeypatch.setitem(sys.modules, "hpc_tumor.training.debug", SimpleNamespace(debug_run=refuse))
+    before = snapshot(work)
+    assert cli.main([*UNET, "--debug"]) == 2
+    assert snapshot(work) == before
+
+
+def test_settings_are_refused_before_the_cluster_is_asked_for(capsys: Captured, work: Path, tmp_path: Path) -> None:
+    sbatch = tmp_path / "no-programs" / "sbatch"
+    sbatch.parent.mkdir()
+    sbatch.touch(mode=0o755)
+    assert cli.main([*UNET, "--set", "epochs=0"]) == 2
+    assert "--set: recipe.epochs = 0" in capsys.readouterr().err
+    assert cli.main([*UNET]) == 2
+    assert "say which cluster it is" in capsys.readouterr().err
+
+
+def test_hints_can_be_pasted(capsys: Captured, work: Path) -> None:
+    arguments = ["--dataset", "brats", "--cases", "1", "--shape", "32,32,12"]
+    assert cli.main(["phantom", "my raw; data", *arguments]) == 0
+    assert "hpc-tumor prepare-data 'my raw; data' 'my raw; data.zarr'" in capsys.readouterr().err
+    assert cli.main(["prepare-data", "my raw; data", "a b.zarr", "--workers", "1"]) == 0
+    assert "--data 'a b.zarr'" in capsys.readouterr().err
+
+
+def test_one_broken_profile_does_not_hide_the_others(capsys: Captured, tmp_path: Path) -> None:
+    folder = tmp_path / "configuration" / "clusters"
+    folder.mkdir(parents=True)
+    (folder / "broken.toml").write_text("[slurm\n")
+    assert cli.main(["clusters"]) == 0
+    shown = capsys.readouterr()
+    assert "orfeo-gpu" in shown.out
+    assert "broken.toml" in shown.err
+
+
+def test_collect_takes_one_run_and_writes_nothing_for_none(capsys: Captured, work: Path) -> None:
+    run = work / "runs" / "20260101-000000-unet-aaaaaa"
+    run.mkdir(parents=True)
+    (run / "config.json").write_text("{}")
+    assert cli.main(["collect", str(run)]) == 0
+    assert run.name in capsys.readouterr().out
+    (work / "papers").mkdir()
+    (work / "papers" / "one.txt").write_text("x")
+    assert cli.main(["collect", "papers", "--output", "results"]) == 0
+    assert "no runs in papers: nothing was written" in capsys.readouterr().err
+    assert not (work / "results").exists()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import shutil
 from pathlib import Path
 
 import pytest
 
+from hpc_tumor.data.phantom import make_phantom
+from hpc_tumor.data.prepare import READERS, prepare_dataset
 from hpc_tumor.errors import DataError, UsageError
 from hpc_tumor.models import MODELS
 from hpc_tumor.request import Request, make_experiments
@@ -17,21 +19,15 @@ def _no_user_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HPC_TUMOR_CONFIG_DIR", str(tmp_path / "none"))
 
 
-def make_store(path: Path, task: str) -> Path:
-    """As much of a store as is read before a run is submitted."""
-    about = {
-        "schema": 1, "task": task, "dataset": "brats", "fingerprint": "f", "options": {}, "complete": True,
-    }  # fmt: skip
-    for folder, attributes in ((path, {"hpc_tumor": about}), (path / "index", {"case_ids": []})):
-        folder.mkdir(parents=True)
-        document = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
-        (folder / "zarr.json").write_text(json.dumps(document))
-    return path
-
-
-@pytest.fixture
-def stores(tmp_path: Path) -> list[Path]:
-    return [make_store(tmp_path / "a.zarr", "segmentation"), make_store(tmp_path / "b.zarr", "classification")]
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """a.zarr, three patients, and b.zarr, twenty images."""
+    folder = tmp_path_factory.mktemp("stores")
+    make_phantom(folder / "raw-brats", "brats", 3, seed=1, shape=(32, 32, 12))
+    make_phantom(folder / "raw-brain-mri", "brain-mri", 20, seed=1)
+    for kind, name in (("brats", "a"), ("brain-mri", "b")):
+        prepare_dataset(READERS[kind](), folder / f"raw-{kind}", folder / f"{name}.zarr", workers=1)
+    return [folder / "a.zarr", folder / "b.zarr"]
 
 
 def test_the_comparison_gives_each_network_the_store_of_its_task(stores: list[Path]) -> None:
@@ -80,7 +76,8 @@ def test_refusals(stores: list[Path], tmp_path: Path) -> None:
         make_experiments(Request(models=["cnn"], stores=[segmentation]))
     with pytest.raises(DataError, match=r"unet does segmentation, but .*b\.zarr is for classification"):
         make_experiments(Request(models=["unet"], assignments=[f"store={classification}"]))
-    twin = make_store(tmp_path / "c.zarr", "segmentation")
+    twin = tmp_path / "c.zarr"
+    shutil.copytree(segmentation, twin)
     with pytest.raises(UsageError, match="are both for segmentation"):
         make_experiments(Request(models=["unet"], stores=[segmentation, twin]))
     with pytest.raises(UsageError, match=r"model\.filters = 16 is not for cnn: only unet"):
@@ -89,3 +86,60 @@ def test_refusals(stores: list[Path], tmp_path: Path) -> None:
         make_experiments(Request(models=["unet"]))
     with pytest.raises(UsageError, match="which model"):
         make_experiments(Request(stores=stores))
+
+
+@pytest.mark.parametrize(
+    ("model", "assignments", "message"),
+    [
+        ("vit", ["image_size=100"], "image_size = 100 does not fit vit"),
+        ("cnn", ["image_size=17"], "image_size = 17 is too small for cnn"),
+        ("unet", ["image_size=100"], "image_size = 100 does not fit unet"),
+        ("unet", ["fold=0"], "3 cases: 5 folds need at least 5"),
+        ("cnn", ["fold=0", "split=published"], "fold"),
+    ],
+)
+def test_what_could_never_train_is_refused(
+    stores: list[Path], model: str, assignments: list[str], message: str
+) -> None:
+    with pytest.raises((UsageError, DataError), match=message):
+        make_experiments(Request(models=[model], stores=stores, assignments=assignments))
+
+
+def test_slices_that_the_network_cannot_take_are_refused(tmp_path: Path) -> None:
+    make_phantom(tmp_path / "raw", "brats", 2, seed=1, shape=(40, 32, 12))
+    prepare_dataset(READERS["brats"](), tmp_path / "raw", tmp_path / "odd.zarr", workers=1)
+    with pytest.raises(UsageError, match="image_size = 40 does not fit unet"):
+        make_experiments(Request(models=["unet"], stores=[tmp_path / "odd.zarr"]))
+    assert make_experiments(Request(models=["unet"], stores=[tmp_path / "odd.zarr"], assignments=["image_size=48"]))
+
+
+def test_an_option_and_an_assignment_of_the_same_setting_contradict(stores: list[Path]) -> None:
+    with pytest.raises(UsageError, match=r"--data and --set data\.store"):
+        make_experiments(Request(models=["unet"], stores=stores, assignments=["store=other.zarr"]))
+    with pytest.raises(UsageError, match="--seed and --set seed"):
+        make_experiments(Request(models=["unet"], stores=stores, seeds=[1], assignments=["seed=2"]))
+
+
+def test_errors_name_where_the_value_came_from(
+    stores: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusal(job: Path | None = None, *assignments: str, seeds: tuple[int, ...] = ()) -> str:
+        request = Request(
+            str(job) if job else None, ["unet"], list(seeds), stores, assignments=list(assignments)
+        )  # fmt: skip
+        with pytest.raises(UsageError) as caught:
+            make_experiments(request)
+        return str(caught.value)
+
+    assert refusal(None, "epochs=0").startswith("--set: recipe.epochs = 0")
+    assert refusal(None, seeds=(-1,)).startswith("--seed: seed = -1")
+    assert refusal(None, "split=deduplicated").startswith("--set: data.split")
+    job = tmp_path / "job.toml"
+    job.write_text("[sweep]\nepochs = [0, 1]\n")
+    assert refusal(job).startswith(f"{job}: recipe.epochs = 0")
+    user = tmp_path / "none"
+    user.mkdir()
+    (user / "config.toml").write_text("[recipe]\nepochs = 0\n")
+    assert refusal().startswith(f"{user / 'config.toml'}: recipe.epochs = 0")
+    monkeypatch.setenv("HPC_TUMOR_RECIPE_EPOCHS", "-1")
+    assert refusal().startswith("HPC_TUMOR_RECIPE_EPOCHS: recipe.epochs = -1")

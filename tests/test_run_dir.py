@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -12,7 +13,7 @@ import pytest
 
 from hpc_tumor import atomic
 from hpc_tumor.config import Experiment, build
-from hpc_tumor.errors import UsageError
+from hpc_tumor.errors import HpcTumorError, UsageError
 from hpc_tumor.run_dir import RunDir, find_runs, is_run, read_json, read_json_lines
 
 
@@ -131,3 +132,46 @@ def test_a_torn_line_does_not_swallow_the_next(tmp_path: Path) -> None:
         file.write('{"event": "checkp')  # killed in the middle of a write
     run.add_event("resumed")
     assert [event["event"] for event in run.read_events()] == ["started", "resumed"]
+
+
+@pytest.mark.parametrize(
+    ("number", "exit_code", "says"),
+    [
+        (errno.ENOSPC, 1, "no space is left"),
+        (errno.EDQUOT, 1, "no space is left"),
+        (errno.EROFS, 2, "read-only"),
+        (errno.EACCES, 2, "permission denied"),
+    ],
+)
+def test_a_disk_that_refuses_a_run(
+    tmp_path: Path, experiment: Experiment, monkeypatch: pytest.MonkeyPatch, number: int, exit_code: int, says: str
+) -> None:
+    def refuse(path: Path, value: object) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(atomic, "write_json", refuse)
+    (tmp_path / "old").mkdir()
+    for runs in (tmp_path / "old", tmp_path / "new" / "runs"):
+        with pytest.raises(HpcTumorError, match=f"{runs}: .*{says}") as caught:
+            RunDir.create(runs, experiment)
+        assert caught.value.exit_code == exit_code
+    assert [path.name for path in tmp_path.rglob("*")] == ["old"]
+
+
+def test_a_runs_folder_that_is_a_file(tmp_path: Path, experiment: Experiment) -> None:
+    (tmp_path / "runs").write_text("mine")
+    for runs in (tmp_path / "runs", tmp_path / "runs" / "deeper"):
+        with pytest.raises(UsageError, match=rf"{runs}: {tmp_path}/runs is not a folder"):
+            RunDir.create(runs, experiment)
+    assert (tmp_path / "runs").read_text() == "mine"
+
+
+def test_leftovers_of_a_killed_write_go_and_nothing_else(tmp_path: Path, experiment: Experiment) -> None:
+    run = RunDir.create(tmp_path, experiment)
+    kept = [run.config, run.last_checkpoint, run.path / "notes.tmp", run.path / ".hidden", run.logs / ".a.tmp"]
+    left = [run.path / ".status.json.x1.tmp", run.checkpoints / ".last.pt.y2.tmp"]
+    for path in kept[1:] + left:
+        path.write_text("half")
+    run.remove_leftovers()
+    assert all(path.exists() for path in kept)
+    assert not any(path.exists() for path in left)

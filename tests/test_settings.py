@@ -76,7 +76,7 @@ def test_assignments_are_typed_and_may_leave_out_the_section() -> None:
     [
         ("epochs", ("'epochs'", "KEY=VALUE")),
         ("epoch=3", ("unknown setting 'epoch'", "Did you mean", "recipe.epochs")),
-        ("recipe.lr=3", ("unknown setting 'recipe.lr'", "recipe.learning_rate")),
+        ("recipe.lr=3", ("unknown setting 'recipe.lr'", "learning_rate", "batch_size")),
     ],
 )
 def test_wrong_assignments_are_refused(text: str, parts: tuple[str, ...]) -> None:
@@ -88,7 +88,7 @@ def test_wrong_assignments_are_refused(text: str, parts: tuple[str, ...]) -> Non
 def test_the_task_is_the_networks_and_cannot_be_set() -> None:
     assert resolve(UNET).task == "segmentation"
     with pytest.raises(UsageError, match="unknown setting 'task'"):
-        full_name("task")
+        full_name("task", "--set")
 
 
 def test_the_comparison_is_seven_networks_with_three_seeds_by_their_recipes() -> None:
@@ -110,7 +110,12 @@ def test_a_sweep_combines_all_values(tmp_path: Path) -> None:
     ("contents", "part"),
     [
         ("[sweep]\nseed = 3\n", "sweep.seed = 3 is not a list"),
-        ("[sweep]\nseeds = [3]\n", "unknown setting 'seeds'"),
+        ("[sweep]\nseeds = [3]\n", "job.toml, sweep: unknown setting 'seeds'. Did you mean 'seed'?"),
+        ("sweep = 3\n", "job.toml: sweep = 3 is not a section"),
+        ("model = 3\n", "job.toml: model = 3 is not a section"),
+        ("data = 3\n", "job.toml: data = 3 is not a section"),
+        ('data = "pb.zarr"\n', "job.toml: data = 'pb.zarr' is not a section: write [data]"),
+        ('task = "segmentation"\n', "job.toml: task cannot be set"),
         ("[recipe\n", "cannot be read as TOML"),
     ],
 )
@@ -132,3 +137,55 @@ def test_unknown_model_lists_the_seven() -> None:
         resolve(merge(STORE, {"model": {"name": "u-net"}}))
     assert "Did you mean 'unet'?" in str(caught.value)
     assert all(name in str(caught.value) for name in MODELS)
+
+
+@pytest.mark.parametrize(
+    ("contents", "parts"),
+    [
+        ('runs = 3\n', ("runs = 3 is not text",)),
+        ('cluster = ["a"]\n', ("cluster = ['a'] is not text",)),
+        ('account = true\n', ("account = True is not text",)),
+        ('recipe = 3\n', ("recipe = 3 is not a section",)),
+        ('[model]\nname = ["unet"]\n', ("model.name = ['unet'] is not the name",)),
+        ('[recip]\nepochs = 3\n', ("unknown setting 'recip'", "Did you mean 'recipe'?")),
+    ],
+)  # fmt: skip
+def test_a_wrong_configuration_is_one_line_with_its_file(
+    user_directory: Path, contents: str, parts: tuple[str, ...]
+) -> None:
+    file = user_directory / "config.toml"
+    file.write_text(contents)
+    with pytest.raises(UsageError) as caught:
+        resolve(STORE if "[model]" in contents else UNET)
+    message = str(caught.value)
+    assert message.startswith(f"{file}: ")
+    assert "\n" not in message
+    assert all(part in message for part in parts), message
+
+
+@pytest.mark.parametrize(
+    ("variable", "nearest"),
+    [
+        ("HPC_TUMOR_RECIPE_EPOCH", "HPC_TUMOR_RECIPE_EPOCHS"),
+        ("HPC_TUMOR_EPOCHS", "HPC_TUMOR_RECIPE_EPOCHS"),
+        ("HPC_TUMOR_ACOUNT", "HPC_TUMOR_ACCOUNT"),
+        ("HPC_TUMOR_QQQ", "HPC_TUMOR_RECIPE_EPOCHS and the like"),
+    ],
+)
+def test_an_unknown_variable_is_refused(monkeypatch: pytest.MonkeyPatch, variable: str, nearest: str) -> None:
+    monkeypatch.setenv(variable, "2")
+    with pytest.raises(UsageError, match=f"unknown variable {variable}\\. .*{nearest}"):
+        resolve(UNET)
+
+
+def test_messages_of_unknown_settings_are_short() -> None:
+    for name in ("epoch", "recip", "recipe.epoch", "data.lr", "nothing.like.it"):
+        with pytest.raises(UsageError) as caught:
+            full_name(name, "--set")
+        assert len(f"error: {caught.value}") <= 2 * 80, caught.value
+
+
+@pytest.mark.parametrize("text", ["checkpoint_minutes=Infinity", "hardware.timeout_minutes=NaN", "gamma=1e999"])
+def test_numbers_are_finite(text: str) -> None:
+    with pytest.raises(UsageError, match="finite"):
+        resolve(merge(UNET, parse_assignments([text])))

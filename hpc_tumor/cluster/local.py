@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -16,7 +17,7 @@ from hpc_tumor.cluster.job import record_failure, set_failed
 from hpc_tumor.cluster.orphans import end_with_parent
 from hpc_tumor.cluster.profiles import available_cpus
 from hpc_tumor.cluster.tickets import give_back, is_turn
-from hpc_tumor.errors import TrainingError
+from hpc_tumor.errors import HpcTumorError, TrainingError
 from hpc_tumor.run_dir import RunDir, read_json
 
 _TICK = 0.1  # seconds between two looks at the ranks
@@ -44,6 +45,12 @@ class LocalRun:
                     return "cancelled"
                 time.sleep(_TURN_TICK)
             return "cancelled" if signals.asked_to_end else self._train(run, signals)
+        except Exception as error:  # before the ranks could say anything
+            said = str(error) if isinstance(error, HpcTumorError) else f"{type(error).__name__}: {error}"
+            start = int((read_json(run.job) or {}).get("start") or 0)
+            with suppress(OSError):
+                record_failure(run, start, None, " ".join(said.split()))
+            raise
         finally:
             give_back(run.path.parent, run.name)
 

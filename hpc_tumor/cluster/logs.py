@@ -19,6 +19,12 @@ from hpc_tumor.run_dir import RunDir, read_json
 
 _RANK = re.compile(r"rank-(\d+)\.(\d+)\.(out|error\.txt)")
 _LAUNCH = re.compile(r"(\d+)_(\d+)_log\.(out|err)|controller\.out")
+# What submitit and srun also say of a start that went well or was ended on purpose.
+_NO_ERROR = re.compile(
+    r"submitit INFO .*|.*Bypassing signal .*|srun: Job step aborted: .*|srun: (Terminated|Force Terminated) .*"
+    r"|srun: (forcing job termination|interrupt|sending Ctrl-C) ?.*"
+    r"|(srun|slurmstepd[^ ]*): error: \*\*\* (JOB|STEP) \S+ ON \S+ CANCELLED AT \S+ \*\*\*"
+)
 
 
 @dataclass(frozen=True)
@@ -98,8 +104,22 @@ def _errors(run: RunDir, logs: list[LogFile], start: int | None) -> str:
     if not tracebacks:
         last = [log for log in logs if log.kind == "output" and (log.rank, log.start) == (failure.get("rank"), start)]
         parts += [f"{_heading(log)}\n{_read(log.path)}" for log in last]
-        parts += [f"--- {log.path.name}\n{_read(log.path)}" for log in logs if log.kind == "launch"]
+        if failure or not _ended_on_purpose(run):
+            said = [(log, _without_noise(_read(log.path))) for log in logs if log.kind == "launch"]
+            parts += [f"--- {log.path.name}\n{text}" for log, text in said if text]
     return "".join(parts)
+
+
+def _ended_on_purpose(run: RunDir) -> bool:
+    """Whether the run has its result, or was cancelled since it was last submitted."""
+    events = [str(line.get("event")) for line in run.read_events()]
+    submitted = max((i for i, event in enumerate(events) if event == "submitted"), default=0)
+    return run.is_finished() or "cancelled" in events[submitted:]
+
+
+def _without_noise(text: str) -> str:
+    lines = [line for line in text.splitlines(keepends=True) if not _NO_ERROR.fullmatch(line.strip())]
+    return "".join(lines) if any(line.strip() for line in lines) else ""
 
 
 def _heading(log: LogFile) -> str:

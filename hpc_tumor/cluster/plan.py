@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from hpc_tumor.cluster.profiles import LOCAL
-from hpc_tumor.config import ClusterProfile, LimitSettings, build
+from hpc_tumor.config import ClusterProfile, LimitSettings
 from hpc_tumor.errors import UsageError
 from hpc_tumor.settings import user_configuration
 
+_LEAST_MEMORY = 0.1  # GB; Python alone needs as much
+_FLAGS = {
+    "walltime": "--time", "memory_gb": "--memory", "cpus": "--cpus", "account": "--account", "partition": "--partition",
+    "qos": "--qos", "constraint": "--constraint",
+}  # fmt: skip
 _SIGNAL_DELAYS = (120, 600)  # seconds before the limit: enough to save, and a twentieth of the walltime between these
 
 
@@ -55,7 +61,9 @@ class Plan:
             return f"this machine: {self.shape.split(' × ')[1]}"
         hours = f"{self.walltime // 60}:{self.walltime % 60:02d} h"
         where = f" in {self.partition}" if self.partition else ""
-        share = f"{self.cpus_per_task} CPUs per task, {self.memory_gb:g} GB per node"
+        share = (
+            f"{self.cpus_per_task} CPU{'s' if self.cpus_per_task > 1 else ''} per task, {self.memory_gb:g} GB per node"
+        )
         return f"{self.cluster}: {self.shape}, {share}, {hours}{where}"
 
     def as_dict(self) -> dict[str, Any]:
@@ -81,10 +89,21 @@ def make_plan(
         UsageError: the cluster cannot give this; the message names the nearest possible counts, or the limit.
     """
     nodes, tasks = _shape(profile, gpus)
+    if profile.name == LOCAL:
+        refuse_options(
+            "the run stays on this machine (--cluster local)", walltime=walltime, memory_gb=memory_gb,
+            cpus=cpus, account=account, partition=partition, qos=qos, constraint=constraint,
+        )  # fmt: skip
+    for flag, text in (("account", account), ("partition", partition), ("qos", qos), ("constraint", constraint)):
+        _check_text(_FLAGS[flag], text)
     node = profile.node
     share = tasks / node.gpus if node.gpus else 1.0
-    cpus_per_task = cpus or max(1, node.cpus // (node.gpus or tasks))
-    memory = memory_gb or node.memory_gb * share
+    cpus_per_task = max(1, node.cpus // (node.gpus or tasks)) if cpus is None else cpus
+    memory = node.memory_gb * share if memory_gb is None else memory_gb
+    if cpus_per_task < 1:
+        raise UsageError(f"--cpus {cpus}: a task has at least 1.")
+    if memory_gb is not None and not (math.isfinite(memory_gb) and memory_gb >= _LEAST_MEMORY):
+        raise UsageError(f"--memory {memory_gb:g}: name the GB on each node, at least {_LEAST_MEMORY:g}.")
     if cpus_per_task * tasks > node.cpus:
         raise UsageError(
             f"--cpus {cpus_per_task} × {tasks} tasks is more than the {node.cpus} CPUs of a node of"
@@ -107,6 +126,26 @@ def make_plan(
     )
 
 
+def refuse_options(why: str, **options: object) -> None:
+    """Raises UsageError for options of `make_plan` that were given although, as `why` says, no SLURM will read them."""
+    given = [_FLAGS[name] for name, value in options.items() if value is not None]
+    if given:
+        raise UsageError(
+            f"{', '.join(given)}: for SLURM clusters alone, but {why}: leave {'it' if len(given) == 1 else 'them'} out."
+        )
+
+
+def check_gpus(profile: ClusterProfile, gpus: int) -> None:
+    """Raises UsageError for a number of GPUs that the cluster cannot give; the message names the nearest it can."""
+    _shape(profile, gpus)
+
+
+def _check_text(source: str, text: str | None) -> None:
+    if text is not None and not (text.strip() and text.isprintable()):
+        what = "holds a line end or another control character" if text.strip() else "is empty"
+        raise UsageError(f"{source} {text!r} {what}.")
+
+
 def _shape(profile: ClusterProfile, gpus: int) -> tuple[int, int]:
     """Nodes and tasks per node: as few nodes as can hold them, each with the same number of tasks."""
     per_node = profile.node.gpus or profile.node.cpus
@@ -119,7 +158,11 @@ def _shape(profile: ClusterProfile, gpus: int) -> tuple[int, int]:
     nodes = nodes_for(gpus) if gpus >= 1 else None
     if nodes is not None:
         return nodes, gpus // nodes
-    what = f"{per_node} GPU{'s' if per_node > 1 else ''}" if profile.node.gpus else f"room for {per_node} processes"
+    what = (
+        f"{per_node} GPU{'s' if per_node > 1 else ''}"
+        if profile.node.gpus
+        else f"room for {per_node} process{'es' if per_node > 1 else ''}"
+    )
     most = f", and at most {limit} node{'s' if limit > 1 else ''}" if limit else ""
     near = _nearest(gpus, per_node, limit, nodes_for)
     raise UsageError(f"--gpus {gpus} is not possible on {profile.name}: a node has {what}{most}. Nearest: {near}.")
@@ -136,10 +179,13 @@ def _walltime(profile: ClusterProfile, asked: str | int | None) -> int:
     limit = profile.limits.walltime
     if asked is None:
         return limit
-    minutes = build(LimitSettings, {"walltime": asked}, where="--walltime").walltime
+    try:
+        minutes = LimitSettings(walltime=asked).walltime
+    except ValueError:
+        raise UsageError(f"--time {asked} is not a time: write 02:00:00, 1-12:00:00, 90m or 2h.") from None
     if minutes > limit:
         raise UsageError(
-            f"--walltime {asked} is longer than {profile.name} allows: at most {limit // 60}:{limit % 60:02d} h"
+            f"--time {asked} is longer than {profile.name} allows: at most {limit // 60}:{limit % 60:02d} h"
             " per job. A run that needs longer is requeued and goes on from its checkpoint."
         )
     return minutes
@@ -156,4 +202,5 @@ def _account(profile: ClusterProfile, asked: str | None) -> str | None:
             f"{profile.name} wants to know which account pays: name it with --account, or once and for all with the"
             " variable HPC_TUMOR_ACCOUNT."
         )
-    return None if chosen is None else str(chosen)
+    _check_text("account", chosen)
+    return chosen

@@ -35,12 +35,23 @@ def find_profile(name: str | Path) -> ClusterProfile:
 
 def load_profile(path: Path) -> ClusterProfile:
     """The profile in a TOML file; it is named after the file unless it names itself."""
-    return build(ClusterProfile, {"name": path.stem, **settings.read_toml(path)}, where=str(path))
+    profile = build(ClusterProfile, {"name": path.stem, **settings.read_toml(path)}, where=str(path))
+    if profile.name == LOCAL:
+        raise UsageError(
+            f"{path}: a profile cannot be called {LOCAL!r}, which is this machine without SLURM: rename it."
+        )
+    return profile
 
 
-def list_profiles() -> list[ClusterProfile]:
-    """All profiles by name, `local` first. UsageError for a file that is not valid."""
-    return [local_profile(), *(load_profile(path) for path in profile_files().values())]
+def list_profiles() -> tuple[list[ClusterProfile], list[UsageError]]:
+    """All profiles by name, `local` first; and why any others are not valid."""
+    profiles, broken = [local_profile()], []
+    for path in profile_files().values():
+        try:
+            profiles.append(load_profile(path))
+        except UsageError as error:
+            broken.append(error)
+    return profiles, broken
 
 
 def profile_files() -> dict[str, Path]:

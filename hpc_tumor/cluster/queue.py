@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import pwd
+import re
 import signal
 import time
 from collections.abc import Sequence
@@ -46,6 +48,7 @@ class RunState:
     state: State
     reason: str = ""
     alive: bool = False  # whether the scheduler still holds a job of it
+    cancellable: bool = False  # alive, or it may be: SLURM does not answer
     nodes: int | None = None
     gpus: int | None = None
     elapsed: float | None = None
@@ -92,10 +95,10 @@ def read_states(runs: Sequence[RunDir]) -> list[RunState]:
         if job.get("cluster") == LOCAL and run.path.parent not in places:
             places[run.path.parent] = tickets.positions(run.path.parent)
         position = places.get(run.path.parent, {}).get(run.name)
-        record = records.get(str(job.get("job_id")))
+        record, answered = records.get(str(job.get("job_id"))), queue is not None
         if record is not None and record.name not in (run.name, _UNNAMED):
-            record = None  # numbers are given again, as after a new installation
-        states.append(_read_state(run, job, record, position, queue is not None))
+            record, answered = None, True  # numbers are given again, as after a new installation
+        states.append(_read_state(run, job, record, position, answered))
     return states
 
 
@@ -106,13 +109,13 @@ def _merged(queue: dict[str, JobRecord], accounting: dict[str, JobRecord]) -> di
 
 
 def cancel(state: RunState) -> None:
-    """End a queued or running run; it stays resumable.
+    """End a queued or running run; it stays resumable. Where SLURM does not say whether it is, scancel is tried.
 
     Raises:
         UsageError: the run is neither queued nor running.
-        ClusterError: SLURM refuses.
+        ClusterError: SLURM refuses, or does not answer.
     """
-    if not state.alive or state.job_id is None:
+    if not state.cancellable or state.job_id is None:
         raise UsageError(f"{state.name} is {state.state}: there is nothing to cancel.")
     if state.cluster == LOCAL:
         try:
@@ -178,7 +181,8 @@ def _read_state(
     if run.is_finished():
         state, reason = "finished", ""
     elif not job.get("job_id"):
-        state, reason = _by_record_alone(status, story, age, f"was never submitted; {_RESUME}")
+        way = _RESUME if "plan" in job and "profile" in job else "submit it again"
+        state, reason = _by_record_alone(status, story, age, f"was never submitted; {way}")
     elif local:
         state, reason = _local_state(position, story, status, age)
     elif record is not None:
@@ -197,6 +201,8 @@ def _read_state(
         state=state,
         reason=reason,
         alive=alive,
+        cancellable=alive
+        or bool(job.get("job_id") and not local and record is None and not answered and state != "finished"),
         nodes=plan.get("nodes"),
         gpus=plan["nodes"] * plan["tasks_per_node"] if "nodes" in plan and "tasks_per_node" in plan else None,
         elapsed=elapsed,
@@ -209,8 +215,7 @@ def _read_state(
 
 def _slurm_state(record: JobRecord, story: _Story, status: dict[str, Any], age: float | None) -> tuple[State, str]:
     if story.cancelled or record.state == "CANCELLED":
-        by = f" {record.reason}" if record.reason.startswith("by ") else ""
-        return "cancelled", "is ending" if _is_alive(record) else f"cancelled{by}; {_RESUME}"
+        return "cancelled", "is ending" if _is_alive(record) else f"cancelled{_by(record.reason)}; {_RESUME}"
     if record.state in slurm.WAITING:
         words = slurm.explain(record.reason, record.job_id)
         if record.start:
@@ -228,6 +233,17 @@ def _slurm_state(record: JobRecord, story: _Story, status: dict[str, Any], age: 
         return "stopped", story.stopped or _RESUME
     code = f" (exit code {record.exit_code})" if record.exit_code and record.exit_code != "0:0" else ""
     return "failed", f"the job ended without a result{code}: hpc-tumor logs --errors tells more"
+
+
+def _by(reason: str) -> str:
+    """`by 1000` of the accounting → ` by anna`; nothing where it was this user."""
+    match = re.fullmatch(r"by (\d+)", reason)
+    if match is None or int(match[1]) == os.getuid():
+        return ""
+    try:
+        return f" by {pwd.getpwuid(int(match[1])).pw_name}"
+    except (KeyError, OverflowError):  # known on another machine only
+        return f" {reason}"
 
 
 def _local_state(position: int | None, story: _Story, status: dict[str, Any], age: float | None) -> tuple[State, str]:

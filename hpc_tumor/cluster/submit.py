@@ -33,7 +33,7 @@ from hpc_tumor.cluster.tickets import Ticket, take_ticket
 from hpc_tumor.config import ClusterProfile, Experiment, build
 from hpc_tumor.errors import ClusterError, UsageError
 from hpc_tumor.provenance import collect_provenance
-from hpc_tumor.run_dir import RunDir, read_json
+from hpc_tumor.run_dir import RunDir, read_json, write_error
 
 UNNAMED = "DATE-TIME-{model}-ID"  # stands for the run's name where nothing is submitted
 
@@ -63,11 +63,13 @@ def submit_experiment(experiment: Experiment, profile: ClusterProfile, plan: Pla
         provenance = collect_provenance(experiment, plan=plan.as_dict(), script=_script(run, profile, plan))
         atomic.write_json(run.provenance, provenance)
         return _launch(run, profile, plan, start=0)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(run.path, ignore_errors=True)
         if first:
             with contextlib.suppress(OSError):
                 runs.rmdir()
+        if isinstance(error, OSError):
+            raise write_error(error, runs, "the run") from error
         raise
 
 
@@ -258,7 +260,10 @@ def _variables() -> dict[str, str]:
     home = Path(hpc_tumor.__file__).resolve().parent.parent
     variables = {"PYTHONSAFEPATH": "1"}
     if home.name not in ("site-packages", "dist-packages"):
-        variables["PYTHONPATH"] = os.pathsep.join(filter(None, [str(home), os.environ.get("PYTHONPATH")]))
+        others = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        variables["PYTHONPATH"] = os.pathsep.join(
+            [str(home), *(path for path in others if path not in ("", str(home)))]
+        )
     return variables
 
 

@@ -18,8 +18,8 @@ from hpc_tumor.atomic import plain
 from hpc_tumor.data.brain import BrainStatistics, brain_statistics, label_counts
 from hpc_tumor.data.case import Case, CaseData, CaseReader
 from hpc_tumor.data.ome import image_metadata, label_metadata
-from hpc_tumor.data.store import write_array, write_file, write_group
 from hpc_tumor.data.target import disk_error
+from hpc_tumor.data.zarr_nodes import write_array, write_file, write_group
 from hpc_tumor.errors import DataError
 
 Row = dict[str, Any]  # what the store keeps of a case, as JSON

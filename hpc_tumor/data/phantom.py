@@ -10,7 +10,9 @@ from __future__ import annotations
 import gzip
 import io
 import math
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from hpc_tumor.atomic import write_bytes
 from hpc_tumor.data.phantom_patient import patient
 from hpc_tumor.data.phantom_slice import CLASSES, head_image
 from hpc_tumor.errors import UsageError, unknown
+from hpc_tumor.run_dir import folder_to_write, write_error
 
 Progress = Callable[[int, int], None]
 
@@ -31,6 +34,10 @@ SMALLEST_SHAPE = (32, 32, 12)
 # Identical pictures in the published dataset: 216 test images repeat a training image, of 7,023 images in all.
 DUPLICATES = 0.03
 JPEG_QUALITY = 90
+MAPPING_HEADER = (
+    "Grade,BraTS_2017_subject_ID,BraTS_2018_subject_ID,TCGA_TCIA_subject_ID,BraTS_2019_subject_ID,BraTS_2020_subject_ID"
+)
+SURVIVAL_HEADER = "Brats20ID,Age,Survival_days,Extent_of_Resection"
 
 
 def make_phantom(
@@ -46,8 +53,9 @@ def make_phantom(
     """Write `cases` made-up patients ("brats") or images ("brain-mri") below `directory`; gives their paths.
 
     `shape` (x, y, z) is for brats alone, `duplicates` for brain-mri alone. `progress` is called with (done, total)
-    after each case. Raises UsageError for an unknown dataset, an option of the other dataset, and all that
-    `make_brats_phantom` and `make_brain_mri_phantom` refuse.
+    after each case. A call that fails or is interrupted leaves nothing behind. Raises UsageError for an unknown
+    dataset, an option of the other dataset, a folder that cannot be written, and all that `make_brats_phantom` and
+    `make_brain_mri_phantom` refuse; HpcTumorError for a full disk.
     """
     if dataset == "brats":
         if duplicates is not None:
@@ -82,27 +90,19 @@ def make_brats_phantom(
         raise UsageError(f"shape {tuple(shape)} of a brats phantom must be (x, y, z) of at least {SMALLEST_SHAPE}.")
     _check_target(directory, cases, seed)
     folders, grades, survivals = [], [], []
-    for index in range(cases):
-        name = f"BraTS20_Training_{index + 1:03d}"
-        volumes = patient(np.random.default_rng([seed, 0, index]), size, index)
-        folders.append(directory / name)
-        folders[-1].mkdir()
-        for modality, volume in volumes.items():
-            write_bytes(folders[-1] / f"{name}_{modality}.nii.gz", _nifti(volume))
-        grade, survival = _clinical(np.random.default_rng([seed, 1, index]), name, bool((volumes["seg"] == 4).any()))
-        grades.append(grade)
-        survivals += survival
-        if progress:
-            progress(index + 1, cases)
-    _write_csv(
-        directory / "name_mapping.csv",
-        "Grade,BraTS_2017_subject_ID,BraTS_2018_subject_ID,TCGA_TCIA_subject_ID,"
-        "BraTS_2019_subject_ID,BraTS_2020_subject_ID",
-        grades,
-        newline="\n",
-    )
-    header = "Brats20ID,Age,Survival_days,Extent_of_Resection"
-    _write_csv(directory / "survival_info.csv", header, survivals, newline="\r\n")
+    with _whole(directory, "BraTS20_Training_*", ".BraTS20_Training_*", "name_mapping.csv", "survival_info.csv"):
+        for index in range(cases):
+            name = f"BraTS20_Training_{index + 1:03d}"
+            volumes = patient(np.random.default_rng([seed, 0, index]), size, index)
+            folders.append(_write_patient(directory, name, volumes))
+            enhancing = bool((volumes["seg"] == 4).any())
+            grade, survival = _clinical(np.random.default_rng([seed, 1, index]), name, enhancing)
+            grades.append(grade)
+            survivals += survival
+            if progress:
+                progress(index + 1, cases)
+        _write_csv(directory / "name_mapping.csv", MAPPING_HEADER, grades, newline="\n")
+        _write_csv(directory / "survival_info.csv", SURVIVAL_HEADER, survivals, newline="\r\n")
     return folders
 
 
@@ -125,17 +125,18 @@ def make_brain_mri_phantom(
     if not 0 <= duplicates <= 0.2:
         raise UsageError(f"duplicates {duplicates} must lie from 0 to 0.2: at most all test images, a fifth of all.")
     _check_target(directory, cases, seed)
-    for part in ("Training", "Testing"):
-        for name in CLASSES:
-            (directory / part / name).mkdir(parents=True)
     paths = []
-    for index in range(cases):
-        name, source = _head_file(index, duplicates)
-        image = head_image(np.random.default_rng([seed, 2, source]), CLASSES[index % len(CLASSES)])
-        write_bytes(directory / name, _jpeg(image, comment="" if source == index else "saved again"))
-        paths.append(directory / name)
-        if progress:
-            progress(index + 1, cases)
+    with _whole(directory, "Training", "Testing"):
+        for part in ("Training", "Testing"):
+            for name in CLASSES:
+                (directory / part / name).mkdir(parents=True)
+        for index in range(cases):
+            name, source = _head_file(index, duplicates)
+            image = head_image(np.random.default_rng([seed, 2, source]), CLASSES[index % len(CLASSES)])
+            write_bytes(directory / name, _jpeg(image, comment="" if source == index else "saved again"))
+            paths.append(directory / name)
+            if progress:
+                progress(index + 1, cases)
     return paths
 
 
@@ -144,11 +145,37 @@ def _check_target(directory: Path, cases: int, seed: int) -> None:
         raise UsageError(f"{cases} cases: a phantom needs at least 1.")
     if seed < 0:
         raise UsageError(f"seed {seed} must not be negative.")
-    if directory.exists() and not directory.is_dir():
-        raise UsageError(f"{directory} is a file: name a new or empty folder for the phantom.")
-    if directory.is_dir() and any(directory.iterdir()):
-        raise UsageError(f"{directory} is not empty: name a new folder for the phantom, or delete this one first.")
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        if directory.exists() and not directory.is_dir():
+            raise UsageError(f"{directory} is a file: name a new or empty folder for the phantom.")
+        if directory.is_dir() and any(directory.iterdir()):
+            raise UsageError(f"{directory} is not empty: name a new folder for the phantom, or delete this one first.")
+    except OSError as error:
+        raise write_error(error, directory, "the phantom") from error
+
+
+@contextmanager
+def _whole(directory: Path, *made: str) -> Iterator[None]:
+    """Make the empty folder `directory` if need be; where the block fails, all that fits the patterns `made` goes."""
+    with folder_to_write(directory, "the phantom"):
+        try:
+            yield
+        except BaseException:
+            for path in [path for pattern in made for path in directory.glob(pattern)]:
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+            raise
+
+
+def _write_patient(directory: Path, name: str, volumes: dict[str, NDArray[Any]]) -> Path:
+    """Write one patient's files; the folder appears with all of them."""
+    beside = directory / f".{name}"
+    beside.mkdir()
+    for modality, volume in volumes.items():
+        write_bytes(beside / f"{name}_{modality}.nii.gz", _nifti(volume))
+    return beside.rename(directory / name)
 
 
 def _head_file(index: int, duplicates: float) -> tuple[str, int]:

@@ -22,7 +22,7 @@ from hpc_tumor.data.case import LABELS, CaseReader
 from hpc_tumor.data.convert import Unit, UnitResult, convert_unit
 from hpc_tumor.data.sources import READERS, SourceReport, detect_reader, inspect_source
 from hpc_tumor.data.store import Store, read_about
-from hpc_tumor.data.target import disk_error, identity_of, open_target
+from hpc_tumor.data.target import ConversionError, disk_error, identity_of, open_target
 from hpc_tumor.data.writers import make_writer
 from hpc_tumor.errors import DataError, UsageError
 
@@ -113,7 +113,9 @@ def prepare_dataset(
                 raise DataError(_all_failed(source, failed))
             writer.finish({"refused": sorted(case for case, _ in failed)})
         except OSError as error:
-            raise disk_error(error, "the converted cases", store) from error
+            raise DataError(f"{disk_error(error, 'the converted cases', store)} {target.remains()}") from error
+        except ConversionError as error:
+            raise DataError(f"{error} {target.remains()}") from error
         rows = writer.rows
     return _summary(
         Store.open(store), sum(int(row["bytes"]) for row in rows.values()), failed=sorted(failed), kept=kept,
@@ -142,9 +144,8 @@ def _converted(units: Sequence[Unit], workers: int) -> Iterator[UnitResult]:
                 for future in finished:
                     yield future.result()
         except BrokenProcessPool as error:
-            raise DataError(
-                "a worker process was killed, most likely for lack of memory: run the same command again with fewer"
-                " --workers. What was committed stays, and the conversion goes on from there."
+            raise ConversionError(
+                "a worker process was killed, most likely for lack of memory: use fewer --workers."
             ) from error
 
 

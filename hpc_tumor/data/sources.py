@@ -73,6 +73,6 @@ def _detect(listing: Listing) -> tuple[CaseReader, list[Case]]:
     if not found:
         raise no_cases(listing, f"{brats.WANTED}, and {brain_mri.WANTED}")
     if len(found) > 1:
-        kinds = " and ".join(f"{len(cases)} {reader.name} cases" for reader, cases in found)
+        kinds = " and ".join(f"{len(cases)} {reader.name} case{'s' * (len(cases) > 1)}" for reader, cases in found)
         raise DataError(f"{listing.source} holds {kinds}: say which with --dataset, or name the folder of one.")
     return found[0]

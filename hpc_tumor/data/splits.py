@@ -119,7 +119,8 @@ class _Cut:
         least = max(2, self.folds if self.fold is not None else 0)
         if count < least:
             for_what = f"{self.folds} folds" if self.fold is not None else "a training and a test part"
-            raise DataError(f"{self.store.path} has {count} {what}: {for_what} need at least {least}.")
+            found = f"{count} {what if count != 1 else what.removesuffix('s')}"
+            raise DataError(f"{self.store.path} has {found}: {for_what} need at least {least}.")
 
 
 def _patients(store: Store, cut: _Cut) -> tuple[Indices, Indices, Indices]:

@@ -13,11 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from hpc_tumor.atomic import is_disk_full, write_bytes
-from hpc_tumor.data.store import GROUP_FILE, SCHEMA, group_json, read_about
+from hpc_tumor.data.store import SCHEMA, read_about
+from hpc_tumor.data.zarr_nodes import GROUP_FILE, group_json
 from hpc_tumor.errors import DataError
 
 LOCK = ".prepare.lock"
 STAGING = ".staging-"
+
+
+class ConversionError(DataError):
+    """A conversion cannot go on, through no fault of its source. Who holds the target adds what is left of it."""
 
 
 class Target:
@@ -63,6 +68,12 @@ class Target:
         """Say that the store is whole."""
         self._write({**self.identity, "complete": True, **about})
 
+    def remains(self) -> str:
+        """What a conversion that cannot go on leaves, in a sentence."""
+        if read_about(self.path) is None:
+            return "Nothing was left behind: run the same command again."
+        return "What was committed stays: run the same command again, and it goes on from there."
+
     def _write(self, about: dict[str, Any]) -> None:
         write_bytes(self.path / GROUP_FILE, group_json({"hpc_tumor": about}))
 
@@ -88,7 +99,7 @@ def open_target(path: Path, identity: dict[str, Any], *, overwrite: bool) -> Ite
             try:
                 target.staging.mkdir()
             except OSError as error:
-                raise disk_error(error, "the converted cases", path) from error
+                raise DataError(f"{disk_error(error, 'the converted cases', path)} {target.remains()}") from error
             try:
                 yield target
             finally:
@@ -104,10 +115,10 @@ def identity_of(dataset: str, task: str, options: dict[str, Any]) -> dict[str, A
     return {"schema": SCHEMA, "dataset": dataset, "task": task, "options": options}
 
 
-def disk_error(error: OSError, what: str, store: Path) -> DataError:
+def disk_error(error: OSError, what: str, store: Path) -> ConversionError:
     """The error for a write that failed, naming what was being written."""
     why = "no space is left on its disk" if is_disk_full(error) else f"it cannot be written ({error.strerror or error})"
-    return DataError(f"{what} could not be stored in {store}: {why}. What was committed stays: run it again.")
+    return ConversionError(f"{what} could not be stored in {store}: {why}.")
 
 
 def remove(path: Path) -> None:
@@ -179,8 +190,9 @@ def _acquire(file: Path) -> int:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if file.exists() and os.path.samestat(os.fstat(handle), file.stat()):
-                os.ftruncate(handle, 0)
-                os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
+                with suppress(OSError):  # a full disk: the name is a courtesy, the lock holds without
+                    os.ftruncate(handle, 0)
+                    os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
                 return handle
         except BaseException:
             os.close(handle)

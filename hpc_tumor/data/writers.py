@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from hpc_tumor.data.brain_mri import CLASSES
 from hpc_tumor.data.case import LABELS, MODALITIES, Case, CaseReader
 from hpc_tumor.data.convert import Row, Unit, UnitResult, unpack_images
-from hpc_tumor.data.store import GROUP_FILE, IMAGE_COMPRESSION, Store, read_attributes, write_array, write_group
+from hpc_tumor.data.store import Store
 from hpc_tumor.data.target import Target, remove
+from hpc_tumor.data.zarr_nodes import GROUP_FILE, IMAGE_COMPRESSION, read_attributes, write_array, write_group
 from hpc_tumor.errors import DataError
 
 IMAGES_PER_UNIT = 64

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 from hpc_tumor.errors import unknown
+from hpc_tumor.models import checks
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,6 +36,10 @@ class ModelSpec:
     task: Task
     options: Mapping[str, int]
     """Options that `build` takes, with their published values."""
+    smallest: int
+    """Fewest pixels per side of an input."""
+    step: int
+    """An input's sides are multiples of this."""
 
     @property
     def in_channels(self) -> int:
@@ -45,6 +50,13 @@ class ModelSpec:
     def image_size(self) -> int:
         """Pixels per side of the published network's input."""
         return self.options["image_size"]
+
+    def check_image_size(self, size: int) -> None:
+        """Raises UsageError for pixels per side that the network cannot have, as `build` would, without torch."""
+        if self.step == 1:
+            checks.at_least(size, self.smallest, self.name)
+        else:
+            checks.multiple_of(size, self.step, self.smallest, self.name)
 
     def build(self, **options: int | None) -> nn.Module:
         """The network with fresh weights; an option that is None counts as not given.
@@ -63,13 +75,13 @@ class ModelSpec:
 MODELS: dict[str, ModelSpec] = {
     spec.name: spec
     for spec in (
-        ModelSpec("cnn", "CNN", "classification", _CLASSIFICATION),
-        ModelSpec("alexnet", "AlexNet", "classification", _CLASSIFICATION),
-        ModelSpec("vgg16", "VGG16", "classification", _CLASSIFICATION),
-        ModelSpec("vit", "ViT", "classification", _CLASSIFICATION),
-        ModelSpec("unet", "UNet", "segmentation", _SEGMENTATION),
-        ModelSpec("improved-unet", "ImprovedUNet", "segmentation", _SEGMENTATION),
-        ModelSpec("attention-unet", "AttentionUNet", "segmentation", _SEGMENTATION),
+        ModelSpec("cnn", "CNN", "classification", _CLASSIFICATION, 69, 1),
+        ModelSpec("alexnet", "AlexNet", "classification", _CLASSIFICATION, 69, 1),
+        ModelSpec("vgg16", "VGG16", "classification", _CLASSIFICATION, 32, 1),
+        ModelSpec("vit", "ViT", "classification", _CLASSIFICATION, 16, 16),
+        ModelSpec("unet", "UNet", "segmentation", _SEGMENTATION, 32, 16),
+        ModelSpec("improved-unet", "ImprovedUNet", "segmentation", _SEGMENTATION, 32, 16),
+        ModelSpec("attention-unet", "AttentionUNet", "segmentation", _SEGMENTATION, 32, 16),
     )
 }
 

@@ -34,7 +34,7 @@ class TestCases:
         if self.problem:
             return self.problem
         if n is not None and self.n != n:
-            return f"cases.csv has {self.n} rows for {n} test cases"
+            return f"cases.csv has {self.n} row{'s' * (self.n != 1)} for {n} test case{'s' * (n != 1)}"
         score, mean = scores.get(main), self.means.get(main)
         if score is not None and mean is not None and abs(score - mean) > _TOLERANCE:
             return f"cases.csv gives a mean {main} of {mean:.4f}, result.json {score:.4f}"

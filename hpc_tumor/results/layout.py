@@ -178,14 +178,24 @@ def _published(row: Row, score: str) -> float | None:
     return PUBLISHED[row.model].test.get(score) if row.model in PUBLISHED else None
 
 
+_LAST_EPOCH = "last epoch"  # what chose the weights where nothing else could
+
+
+def _weights(chosen: list[str]) -> str:
+    """Of which epoch the tested weights are, by what chose it."""
+    by_score = [by for by in chosen if by != _LAST_EPOCH]
+    if chosen and not by_score:
+        return "the last epoch (there was no validation part)"
+    best = "the best epoch" + (f" (chosen by {' or '.join(by_score)})" if by_score else "")
+    if _LAST_EPOCH in chosen:
+        best += ", or of the last one where there was no validation part"
+    return f"{best}; last: with those of the last epoch"
+
+
 def _notes(group: Group, brief: bool) -> tuple[str, ...]:
     """What every figure of the table is a mean of, and what keeps its rows from being compared."""
     unit, chosen = CASES[group.task], sorted({run.chosen_by for run in group.runs if run.chosen_by})
-    notes = [
-        f"Scores: means over the test {unit}, with the weights of the best epoch"
-        + (f" (chosen by {' or '.join(chosen)})" if chosen else "")
-        + "; last: with those of the last epoch."
-    ]
+    notes = [f"Scores: means over the test {unit}, with the weights of {_weights(chosen)}."]
     if group.task == "segmentation":
         notes[0] += " Dice: mean over the labels NCR, ED and ET" + ("; WT and TC are in the files." if brief else ".")
     else:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import re
+import shutil
+import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from hpc_tumor import __version__, atomic
-from hpc_tumor.errors import UsageError
 from hpc_tumor.results.comparison import MAIN_SCORE, Comparison, RunResult
 from hpc_tumor.results.layout import NOTHING, Column, Table, results_table, skipped_table, unfinished_table
 from hpc_tumor.results.published import PUBLISHED
 from hpc_tumor.results.statistics import LEVEL, RESAMPLES
+from hpc_tumor.run_dir import folder_to_write
 
 __all__ = ["Column", "Table", "terminal_tables", "write_tables"]
 
@@ -37,20 +39,24 @@ def terminal_tables(comparison: Comparison, width: int = 120) -> list[Table]:
 
 
 def write_tables(comparison: Comparison, output: Path) -> list[Path]:
-    """Write comparison.csv, .json and .md into `output`, each whole or not at all, and give their paths.
+    """Write comparison.csv, .json and .md into `output`, all three whole or none, and give their paths.
 
     Raises:
-        UsageError: `output` is not, and cannot be made, a directory.
+        UsageError: `output` cannot be written: not a folder, read-only, no permission.
+        HpcTumorError: the disk is full.
     """
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
-        raise UsageError(f"--output {output} cannot be a directory: {error.strerror}. Name another one.") from None
-    texts = {"comparison.csv": _csv(comparison), "comparison.md": _markdown(comparison)}
-    for name, text in texts.items():
-        atomic.write_text(output / name, text)
-    atomic.write_json(output / "comparison.json", as_json(comparison))
-    return [output / name for name in ("comparison.csv", "comparison.json", "comparison.md")]
+    names = ("comparison.csv", "comparison.json", "comparison.md")
+    with folder_to_write(output, "the comparison"):
+        beside = Path(tempfile.mkdtemp(prefix=".comparison-", dir=output))
+        try:
+            atomic.write_text(beside / "comparison.csv", _csv(comparison))
+            atomic.write_json(beside / "comparison.json", as_json(comparison))
+            atomic.write_text(beside / "comparison.md", _markdown(comparison))
+            for name in names:
+                (beside / name).replace(output / name)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+    return [output / name for name in names]
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:

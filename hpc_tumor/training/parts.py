@@ -8,14 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from hpc_tumor.config import Experiment
+from hpc_tumor.config import CLASSIFICATION_SIZE, Experiment
 from hpc_tumor.data.loader import BatchLoader, ImagePart, Part, SlicePart
 from hpc_tumor.data.splits import Split, make_split, middle_slices
 from hpc_tumor.data.store import Store
 from hpc_tumor.errors import DataError
 from hpc_tumor.training.distributed import Distributed
 
-IMAGE_SIZE = 128  # of classification in the published study
 EVALUATION_BATCH = 32  # global; fits every network, and changes no score
 
 
@@ -105,7 +104,7 @@ def _slices(store: Store, cases: np.ndarray, share: float) -> np.ndarray:
 def _image_parts(
     experiment: Experiment, store: Store, split: Split, device: torch.device
 ) -> tuple[list[ImagePart], list[str], tuple[int, int]]:
-    size = experiment.data.image_size or IMAGE_SIZE
+    size = experiment.data.image_size or CLASSIFICATION_SIZE
     parts = [ImagePart(store, indices, device, size) for indices in (split.train, split.val, split.test)]
     return parts, [store.paths[index] for index in split.test], (size, size)
 

@@ -8,11 +8,12 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from launching import STAND_IN, events, small_experiment, wait_for
 
-from hpc_tumor.cluster import tickets
+from hpc_tumor.cluster import local, tickets
 from hpc_tumor.cluster.logs import log_text
 from hpc_tumor.cluster.plan import make_plan
 from hpc_tumor.cluster.profiles import local_profile
@@ -172,3 +173,20 @@ def test_gpus_are_left_as_they_were(submit: Submit, monkeypatch: pytest.MonkeyPa
     assert {b"RANK=0", b"RANK=1"} <= {entry for environment in environments for entry in environment}
     cancel(read_states([other])[0])
     wait_for(lambda: ended(other))
+
+
+def test_what_fails_before_the_ranks_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunDir.create(tmp_path, small_experiment())
+    run.job.write_text(json.dumps({"cluster": "local", "job_id": "1", "start": 2}))
+    tickets.take_ticket(tmp_path, run.name).hand_over()
+    run.config.write_text('{"model": ')
+    monkeypatch.setattr(local, "end_with_parent", lambda *_: None)
+    monkeypatch.setattr(local, "_Signals", lambda: SimpleNamespace(asked_to_end=False, pending=[]))
+    monkeypatch.setattr(local, "is_turn", lambda *_: True)
+    with pytest.raises(UsageError, match="no readable config"):
+        local.LocalRun(run.path)()
+    state = read_states([run])[0]
+    assert (state.state, state.reason) == (
+        "failed", f"{run.path} is not a run directory: it holds no readable config.json."
+    )  # fmt: skip
+    assert log_text(run, errors=True).startswith(state.reason)

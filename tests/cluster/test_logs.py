@@ -73,3 +73,29 @@ def test_followed_across_a_restart(run: RunDir) -> None:
     worker.join()
     assert "".join(pieces) == "one\ntumor: tumeur é\ntwo\n"
     assert len(pieces) >= 4
+
+
+NOISE = """submitit INFO (2026-11-23 07:51:22,001) - Starting with JobEnvironment(job_id=42, local_rank=0(2))
+submitit INFO (2026-11-23 07:51:22,002) - Loading pickle: /runs/42_submitted.pkl
+submitit WARNING (2026-11-23 07:52:00,000) - Bypassing signal SIGCONT
+srun: Job step aborted: Waiting up to 62 seconds for job step to finish.
+slurmstepd: error: *** STEP 42.0 ON gpu001 CANCELLED AT 2026-11-23T07:52:00 ***
+"""
+
+
+def test_a_run_without_error_has_none(run: RunDir) -> None:
+    log = run.submission / "42_0_log.out"
+    log.write_text(NOISE)
+    assert log_text(run, errors=True) == ""
+    assert log_text(run) == NOISE
+    real = "slurmstepd: error: *** STEP 42.0 ON gpu001 CANCELLED AT 2026-11-23T07:52:00 DUE TO TIME LIMIT ***\n"
+    log.write_text(NOISE + real)
+    assert log_text(run, errors=True) == f"--- {log.name}\n{real}"
+    log.write_text(NOISE + "srun: error: gpu001: task 0: Exited with exit code 1\n")
+    run.add_event("submitted")
+    run.add_event("cancelled")
+    assert log_text(run, errors=True) == ""
+    run.add_event("submitted")
+    assert "exit code 1" in log_text(run, errors=True)
+    run.result.write_text("{}")
+    assert log_text(run, errors=True) == ""

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -57,9 +59,9 @@ def test_a_plan_has_the_gpus_asked_for_or_is_refused(gpus: int, per_node: int, l
 
 def test_walltime() -> None:
     assert make_plan(profile_with(), 1, walltime="30m").walltime == 30
-    with pytest.raises(UsageError, match=r"--walltime 3h is longer .*at most 2:00 h"):
+    with pytest.raises(UsageError, match=r"--time 3h is longer .*at most 2:00 h"):
         make_plan(profile_with(), 1, walltime="3h")
-    with pytest.raises(UsageError, match="--walltime"):
+    with pytest.raises(UsageError, match="--time soon is not a time"):
         make_plan(profile_with(), 1, walltime="soon")
 
 
@@ -100,3 +102,40 @@ def test_this_machine_is_one_node(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_plan_survives_json() -> None:
     plan = make_plan(profile_with(), 4)
     assert Plan(**plan.as_dict()) == plan
+
+
+@pytest.mark.parametrize("memory", [0, -1, 0.01, float("nan"), float("inf")])
+def test_memory_is_a_sensible_number(memory: float) -> None:
+    with pytest.raises(UsageError, match=r"--memory .*at least 0\.1"):
+        make_plan(profile_with(), 1, memory_gb=memory)
+
+
+@pytest.mark.parametrize("option", ["account", "partition", "qos", "constraint"])
+@pytest.mark.parametrize("text", ["a\n#SBATCH --x", "a\x1bb", "", " "])
+def test_what_would_break_the_script_is_refused(option: str, text: str) -> None:
+    with pytest.raises(UsageError, match=f"--{option} "):
+        make_plan(profile_with(), 1, **{option: text})  # type: ignore[arg-type]
+
+
+def test_an_account_of_two_lines_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HPC_TUMOR_ACCOUNT", "a\nb")
+    with pytest.raises(UsageError, match=r"account .*line end"):
+        make_plan(profile_with(), 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "flag"),
+    [
+        ({"walltime": "99h"}, "--time"), ({"account": "a"}, "--account"), ({"partition": "p"}, "--partition"),
+        ({"qos": "q"}, "--qos"), ({"constraint": "c"}, "--constraint"), ({"memory_gb": 1e6}, "--memory"),
+        ({"cpus": 1}, "--cpus"),
+    ],
+)  # fmt: skip
+def test_options_of_slurm_are_refused_on_this_machine(options: dict[str, Any], flag: str) -> None:
+    with pytest.raises(UsageError, match=f"^{flag}: for SLURM clusters alone, but the run stays on this machine"):
+        make_plan(local_profile(), 1, **options)
+
+
+def test_one_is_no_plural() -> None:
+    text = make_plan(profile_with(), 1, cpus=1, memory_gb=1).describe()
+    assert "1 node × 1 GPU, 1 CPU per task" in text

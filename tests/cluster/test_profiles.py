@@ -93,3 +93,17 @@ def test_gpus_are_counted_as_a_process_would_see_them(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert profiles.count_gpus() == count
     assert profiles.local_profile().node.gpus == count
+
+
+def test_one_broken_profile_leaves_the_others(own: Path) -> None:
+    (own / "clusters" / "broken.toml").write_text("[slurm\n")
+    (own / "clusters" / "mine.toml").write_text(TEXT.format(partition="x"))
+    found, (error,) = profiles.list_profiles()
+    assert {"local", "mine", "orfeo-gpu"} <= {profile.name for profile in found}
+    assert "broken.toml" in str(error)
+
+
+def test_no_file_can_call_itself_this_machine(own: Path) -> None:
+    (own / "clusters" / "mine.toml").write_text('name = "local"\n' + TEXT.format(partition="x"))
+    with pytest.raises(UsageError, match=r"mine\.toml: .*'local'"):
+        profiles.find_profile("mine")

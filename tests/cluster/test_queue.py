@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import pwd
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from launching import small_experiment
 
 from hpc_tumor.cluster import queue, slurm
 from hpc_tumor.cluster.job import record_failure
-from hpc_tumor.cluster.queue import read_states
+from hpc_tumor.cluster.queue import cancel, read_states
+from hpc_tumor.errors import ClusterError, UsageError
 from hpc_tumor.run_dir import RunDir, read_json
 
 
@@ -103,7 +105,7 @@ def test_silence_of_a_running_job_is_named(tmp_path: Path, made_up: MadeUpSlurm)
         ("42|TIMEOUT|7200|2|0:0|gpu001", "timeout", "resume"),
         ("42|NODE_FAIL|10|2|0:0|gpu001", "node-fail", "resume"),
         ("42|FAILED|10|2|0:9|gpu001\n42.0|OUT_OF_MEMORY|10|2|0:125|gpu001", "out-of-memory", "--memory"),
-        ("42|CANCELLED by 1000|10|2|0:0|gpu001", "cancelled", "by 1000"),
+        ("42|CANCELLED by 987654|10|2|0:0|gpu001", "cancelled", "by 987654"),
         ("42|FAILED|10|2|2:0|gpu001", "failed", "exit code 2:0"),
         ("42|COMPLETED|10|2|0:0|gpu001", "failed", "without a result"),
     ],
@@ -193,3 +195,55 @@ def test_a_number_that_now_is_another_job(tmp_path: Path, made_up: MadeUpSlurm) 
     made_up.says("squeue", "42|someone-elses|RUNNING|0:10|1|N/A|gpu001|None\n")
     state = read_states([run])[0]
     assert (state.state, state.alive) == ("lost", False)
+
+
+def scancel_says(made_up: MadeUpSlurm, script: str) -> None:
+    command = made_up.folder / "scancel"
+    command.write_text(f'#!/bin/sh\necho "$@" >> {made_up.folder}/scancel.calls\n{script}\n')
+    command.chmod(0o755)
+
+
+def test_cancel_is_tried_where_slurm_does_not_say_how_it_is(tmp_path: Path, made_up: MadeUpSlurm) -> None:
+    silent, alive, done = submitted(tmp_path, "41"), submitted(tmp_path, "42"), submitted(tmp_path, "43")
+    alive.write_status(state="training")
+    done.result.write_text("{}")
+    for name in ("squeue", "sacct"):
+        (made_up.folder / name).write_text("#!/bin/sh\nexit 1\n")
+    states = {state.name: state for state in read_states([silent, alive, done])}
+    assert [states[run.name].state for run in (silent, alive, done)] == ["unknown", "running", "finished"]
+    assert [states[run.name].cancellable for run in (silent, alive, done)] == [True, True, False]
+    scancel_says(made_up, "echo 'scancel: error: Unable to contact slurm controller' >&2; exit 1")
+    with pytest.raises(ClusterError, match="Unable to contact"):
+        cancel(states[silent.name])
+    assert not silent.read_events("cancelled")
+    scancel_says(made_up, "")
+    cancel(states[alive.name])
+    assert alive.read_events("cancelled")
+    assert made_up.calls("scancel") == ["41", "42"]
+    with pytest.raises(UsageError, match="nothing to cancel"):
+        cancel(states[done.name])
+
+
+def test_no_other_job_is_cancelled(tmp_path: Path, made_up: MadeUpSlurm) -> None:
+    """squeue is silent, and the accounting knows the number as another job's."""
+    run = submitted(tmp_path)
+    (made_up.folder / "squeue").write_text("#!/bin/sh\nexit 1\n")
+    made_up.says("sacct", "42|someone-elses|RUNNING|10|1|0:0|gpu001\n")
+    assert not read_states([run])[0].cancellable
+
+
+def test_who_cancelled_it_has_a_name(tmp_path: Path, made_up: MadeUpSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = submitted(tmp_path)
+    root = pwd.getpwuid(0).pw_name
+    made_up.says("sacct", "42|CANCELLED by 0|10|2|0:0|gpu001\n", run)
+    for me, words in ((1234, f"cancelled by {root}; {queue._RESUME}"), (0, f"cancelled; {queue._RESUME}")):
+        monkeypatch.setattr(queue.os, "getuid", lambda me=me: me)
+        assert state_of(run) == ("cancelled", words)
+
+
+def test_what_was_never_submitted_is_not_sent_to_resume(tmp_path: Path, made_up: MadeUpSlurm) -> None:
+    run = submitted(tmp_path)
+    run.job.write_text('{"cluster": ')
+    assert state_of(run) == ("lost", "was never submitted; submit it again")
+    run.job.write_text(json.dumps({"cluster": "orfeo", "job_id": None, "plan": {}, "profile": {}}))
+    assert state_of(run) == ("lost", f"was never submitted; {queue._RESUME}")

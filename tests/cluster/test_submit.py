@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from launching import events, profile_with, small_experiment
 
+import hpc_tumor
 from hpc_tumor.cluster.plan import make_plan
 from hpc_tumor.cluster.submit import job_script, resume_run, submit_experiment
 from hpc_tumor.errors import ClusterError, UsageError
@@ -180,3 +181,10 @@ def test_resume_goes_into_the_same_directory(tmp_path: Path, monkeypatch: pytest
     run.result.write_text("{}")
     with pytest.raises(UsageError, match="is finished"):
         resume_run(run)
+
+
+def test_the_path_of_the_package_is_named_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = str(Path(hpc_tumor.__file__).resolve().parent.parent)
+    monkeypatch.setenv("PYTHONPATH", f"{home}:/elsewhere")
+    script = job_script(small_experiment(), profile_with(), make_plan(profile_with(), 1), tmp_path)
+    assert f"export PYTHONPATH={home}:/elsewhere\n" in script

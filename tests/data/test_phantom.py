@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections import Counter
@@ -13,10 +14,11 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
+from hpc_tumor.data import phantom
 from hpc_tumor.data.phantom import BRATS_SHAPE, SMALLEST_SHAPE, make_brain_mri_phantom, make_brats_phantom, make_phantom
 from hpc_tumor.data.phantom_patient import patient, smooth_noise
 from hpc_tumor.data.phantom_slice import _PAINT_SIGN, CLASSES, _Canvas, _paint_head
-from hpc_tumor.errors import UsageError
+from hpc_tumor.errors import HpcTumorError, UsageError
 
 SMALL = (64, 64, 24)
 TINY = (48, 48, 16)
@@ -104,6 +106,41 @@ def test_a_folder_in_use_is_left_alone(tmp_path: Path, make) -> None:
     with pytest.raises(UsageError, match="negative"):
         make(tmp_path / "new", 1, -1)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("dataset", ["brats", "brain-mri"])
+@pytest.mark.parametrize("writes", [0, 7])
+@pytest.mark.parametrize(
+    ("error", "raised", "says"),
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), HpcTumorError, "no space is left"),
+        (OSError(errno.EROFS, os.strerror(errno.EROFS)), UsageError, "read-only"),
+        (KeyboardInterrupt(), KeyboardInterrupt, None),
+    ],
+)
+def test_what_ends_early_leaves_nothing_and_can_be_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: str, writes: int, error, raised, says: str | None
+) -> None:
+    real, left = phantom.write_bytes, [writes]
+
+    def write_bytes(path: Path, data: bytes) -> None:
+        assert not (dataset == "brats" and path.parent.name.startswith("BraTS20"))  # no patient is seen half
+        left[0] -= 1
+        if left[0] < 0:
+            raise error
+        real(path, data)
+
+    options = {"shape": (32, 32, 12)} if dataset == "brats" else {}
+    (tmp_path / "there").mkdir()
+    with monkeypatch.context() as patched:
+        patched.setattr(phantom, "write_bytes", write_bytes)
+        for target in (tmp_path / "new" / "raw", tmp_path / "there"):
+            left[0] = writes
+            with pytest.raises(raised, match=says):
+                make_phantom(target, dataset, 9, 0, **options)
+    assert [path.name for path in tmp_path.rglob("*")] == ["there"]
+    assert len(make_phantom(tmp_path / "there", dataset, 2, 0, **options)) == 2
+    assert not list((tmp_path / "there").rglob(".*"))
 
 
 def test_progress_counts_every_case(tmp_path: Path) -> None:

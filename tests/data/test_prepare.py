@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 from raw_samples import picture, real_data, save, tree, tumour, write_case, write_patients, write_pictures
 
-from hpc_tumor.data import convert
-from hpc_tumor.data import store as store_module
+from hpc_tumor.data import convert, zarr_nodes
 from hpc_tumor.data.brain_mri import BrainMRIReader
 from hpc_tumor.data.brats import BraTSReader
 from hpc_tumor.data.prepare import PrepareSummary, prepare_dataset
-from hpc_tumor.data.store import Store, group_json, read_about
+from hpc_tumor.data.store import Store, read_about
+from hpc_tumor.data.zarr_nodes import group_json
 from hpc_tumor.errors import DataError, UsageError
 
 BRATS, BRAIN_MRI = BraTSReader(), BrainMRIReader(size=64)
@@ -189,7 +189,7 @@ def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: bool
     A patient takes seven files, all 40 images together one until the store is finished.
     """
     source, store = make_source(tmp_path / "raw", images), tmp_path / "s.zarr"
-    real, left = store_module.write_file, [writes]
+    real, left = zarr_nodes.write_file, [writes]
 
     def write_file(path: Path, data: bytes) -> None:
         left[0] -= 1
@@ -199,10 +199,12 @@ def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: bool
         real(path, data)
 
     with monkeypatch.context() as full:
-        for module in (store_module, convert):
+        for module in (zarr_nodes, convert):
             full.setattr(module, "write_file", write_file)
-        with pytest.raises(DataError, match=r"could not be stored in .*s\.zarr: no space is left"):
+        with pytest.raises(DataError, match=r"could not be stored in .*s\.zarr: no space is left") as caught:
             prepare(source, store, images=images)
+    assert ("Nothing was left behind" in str(caught.value)) == (not store.exists())
+    assert ("What was committed stays" in str(caught.value)) == store.exists()
     if store.exists():
         assert not list(store.glob(".staging*"))
         with pytest.raises(DataError, match="unfinished"):

@@ -122,7 +122,7 @@ def test_a_split_follows_from_seed_and_names_alone() -> None:
 def test_two_patients_train_and_test() -> None:
     split = make_split(patients(2), "by-patient", 0)
     assert (len(split.train), len(split.val), len(split.test)) == (1, 0, 1)
-    with pytest.raises(DataError, match="has 1 cases"):
+    with pytest.raises(DataError, match="has 1 case:"):
         make_split(patients(1), "by-patient", 0)
     with pytest.raises(DataError, match="5 folds need at least 5"):
         make_split(patients(4), "by-patient", 0, fold=0)

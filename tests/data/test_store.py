@@ -18,7 +18,8 @@ from raw_samples import LPS, brain, real_data, tumour, write_case, write_patient
 from hpc_tumor.data.brain_mri import BrainMRIReader
 from hpc_tumor.data.brats import BraTSReader
 from hpc_tumor.data.prepare import prepare_dataset
-from hpc_tumor.data.store import Store, group_json, write_array, write_group
+from hpc_tumor.data.store import Store
+from hpc_tumor.data.zarr_nodes import group_json, write_array, write_group
 from hpc_tumor.errors import DataError
 
 

@@ -82,12 +82,14 @@ def test_from_raw_scans_to_the_comparison(work: Path) -> None:
 
 def test_a_run_that_fails_is_told_by_exit_code_status_and_logs(work: Path) -> None:
     make_stores(work)
-    arguments = ("submit", "--model", "unet", "--data", "brats.zarr", "--cluster", "local", "--set", "image_size=50")
+    for shard in (work / "brats.zarr").glob("cases/*/0/c/0/0/0/0"):
+        shard.write_bytes(b"")
+    arguments = ("submit", "--model", "unet", "--data", "brats.zarr", "--cluster", "local")
     failed = hpc_tumor(work, *arguments, "--wait", code=1)
-    assert "image_size = 50" in failed.stderr.splitlines()[-1]
+    assert "is missing or damaged" in failed.stderr.splitlines()[-1]
     state = json.loads(hpc_tumor(work, "status", "--json").stdout)[0]
     assert state["state"] == "failed"
-    assert "image_size = 50" in hpc_tumor(work, "logs", "unet", "--errors").stdout
+    assert "is missing or damaged" in hpc_tumor(work, "logs", "unet", "--errors").stdout
     assert "failed" in hpc_tumor(work, "collect").stdout
 
 

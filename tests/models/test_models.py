@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -42,6 +43,21 @@ def biases_before_batch_norm(model: nn.Module) -> set[str]:
     """Names of the biases that batch norm subtracts again: their gradient is rounding noise around zero."""
     layers = list(model.named_modules())
     return {f"{name}.bias" for (name, _), (_, following) in pairwise(layers) if isinstance(following, nn.BatchNorm2d)}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("size", [-1, 0, 15, 16, 17, 31, 32, 33, 40, 48, 68, 69, 70, 100, 128])
+def test_sizes_are_refused_without_building_in_the_same_words(name: str, size: int) -> None:
+    def refusal(check: Callable[[], object]) -> str:
+        try:
+            check()
+        except UsageError as error:
+            return str(error)
+        return ""
+
+    with torch.device("meta"):
+        built = refusal(lambda: build_model(name, image_size=size))
+    assert refusal(lambda: MODELS[name].check_image_size(size)) == built
 
 
 @pytest.mark.parametrize(("name", "options", "parameters"), COUNTS)

@@ -1,9 +1,11 @@
 """The comparison on the terminal and in files."""
 
 import csv
+import errno
 import io
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -11,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_runs import classification_run, segmentation_run, unfinished_run
 
-from hpc_tumor.errors import UsageError
+from hpc_tumor import atomic
+from hpc_tumor.errors import HpcTumorError, UsageError
 from hpc_tumor.results.collect import collect_runs
 from hpc_tumor.results.comparison import Comparison, Group, RunResult, group_runs
-from hpc_tumor.results.layout import Table
+from hpc_tumor.results.layout import Table, _weights
 from hpc_tumor.results.tables import terminal_tables, write_tables
 from hpc_tumor.run_dir import RunDir
 
@@ -195,7 +198,7 @@ def test_runs_without_scores_and_no_runs_at_all(tmp_path: Path) -> None:
 def test_output_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("mine")
     for output in (tmp_path / "out", tmp_path / "out" / "deeper"):
-        with pytest.raises(UsageError, match="cannot be a directory"):
+        with pytest.raises(UsageError, match="out is not a folder"):
             write_tables(Comparison(), output)
     assert (tmp_path / "out").read_text() == "mine"
 
@@ -228,3 +231,44 @@ def test_titles_of_groups_name_what_is_not_known() -> None:
     (group,) = group_runs([made_result("r", 0.5, 1.0)])
     assert isinstance(group, Group)
     assert group.title == "Segmentation · r · split by-patient (not known whether it leaks) · unknown test patients"
+
+
+@pytest.mark.parametrize(
+    ("number", "exit_code", "says"), [(errno.ENOSPC, 1, "no space"), (errno.EROFS, 2, "read-only")]
+)
+def test_a_disk_that_refuses_leaves_the_earlier_files(
+    comparison: Comparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, exit_code: int, says: str
+) -> None:
+    write_tables(Comparison(), tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    real = atomic.write_bytes
+
+    def refuse(path: Path, data: bytes) -> None:
+        if path.suffix == ".md":
+            raise OSError(number, os.strerror(number), str(path))
+        real(path, data)
+
+    monkeypatch.setattr(atomic, "write_bytes", refuse)
+    for output in (tmp_path / "out", tmp_path / "new" / "deeper"):
+        with pytest.raises(HpcTumorError, match=f"{output}: .*{says}") as caught:
+            write_tables(comparison, output)
+        assert caught.value.exit_code == exit_code
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("chosen", "words"),
+    [
+        ([], "the best epoch; last: with those of the last epoch"),
+        (["val dice"], "the best epoch (chosen by val dice); last: with those of the last epoch"),
+        (["last epoch"], "the last epoch (there was no validation part)"),
+        (
+            ["last epoch", "val dice"],
+            "the best epoch (chosen by val dice), or of the last one where there was no validation part;"
+            " last: with those of the last epoch",
+        ),
+    ],
+)
+def test_whose_weights_were_tested(chosen: list[str], words: str) -> None:
+    assert _weights(chosen) == words
