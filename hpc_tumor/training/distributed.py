@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -13,6 +15,7 @@ import torch.distributed as dist
 
 from hpc_tumor.errors import UsageError
 
+_THREADS_END = 0.2  # seconds for threads of groups that something still holds to let go of their last work
 _TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _SLURM = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS", "MASTER_ADDR", "MASTER_PORT")
 
@@ -65,9 +68,18 @@ class Distributed:
             self.any(False)
 
     def shutdown(self) -> None:
-        """Leave the group of ranks."""
+        """Leave the group of ranks.
+
+        Gloo's threads may still hold a tensor when a collective has ended. One that lets go of it after the interpreter
+        has begun to end takes the whole process down (SIGABRT), so they are ended here: with the last reference to the
+        group, which a network in DDP holds, too.
+        """
         if self.world_size > 1 and dist.is_initialized():
+            self.barrier()
+            gc.collect()
             dist.destroy_process_group()
+            gc.collect()
+            time.sleep(_THREADS_END)
 
 
 def init_distributed(timeout_minutes: float = 15, threads: int | None = None, *, alone: bool = False) -> Distributed:
