@@ -160,18 +160,9 @@ def _sides(experiment: Experiment, store: Store) -> set[int]:
 
 def _check_split(experiment: Experiment, store: Store, opened: _Stores) -> None:
     """Refuse a store that has too little for the split, as training would."""
-    from hpc_tumor.data.splits import make_split
+    from hpc_tumor.data.splits import split_of
 
-    data = experiment.data
-    key = (store.path, experiment.split, data.split_seed, data.fold, data.folds, data.val_fraction, data.test_fraction,
-           data.slices)  # fmt: skip
-    if key in opened.split:
-        return
-    split = make_split(
-        store, experiment.split, data.split_seed, fold=data.fold, folds=data.folds,
-        val_fraction=data.val_fraction, test_fraction=data.test_fraction, slices=data.slices,
-    )  # fmt: skip
-    for part, cases in (("train", split.train), ("test", split.test)):
-        if not len(cases):
-            raise DataError(f"{data.store} has nothing for the {part} part of the {experiment.split} split: add cases.")
-    opened.split.add(key)
+    key = (experiment.split, experiment.data)
+    if key not in opened.split:
+        split_of(experiment, store)
+        opened.split.add(key)

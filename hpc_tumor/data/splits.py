@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_tumor.config import SPLITS
+from hpc_tumor.config import SPLITS, Experiment
 from hpc_tumor.data.store import Store
 from hpc_tumor.errors import DataError, UsageError, unknown
 
@@ -81,6 +81,19 @@ def make_split(
         parts = _published_images(store, cut) if kind == "published" else _deduplicated(store, cut)
     train, val, test = parts
     return Split(kind, seed, fold, train, val, test, leaks=kind == "published")
+
+
+def split_of(experiment: Experiment, store: Store) -> Split:
+    """The split that an experiment asks for. Raises as `make_split`, and DataError where a part has nothing in it."""
+    data = experiment.data
+    split = make_split(
+        store, experiment.split, data.split_seed, fold=data.fold, folds=data.folds,
+        val_fraction=data.val_fraction, test_fraction=data.test_fraction, slices=data.slices,
+    )  # fmt: skip
+    for part, cases in (("train", split.train), ("test", split.test)):
+        if not len(cases):
+            raise DataError(f"{data.store} has nothing for the {part} part of the {split.kind} split: add cases.")
+    return split
 
 
 def middle_slices(n_slices: int, fraction: float) -> range:

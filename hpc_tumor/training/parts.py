@@ -10,7 +10,7 @@ import torch
 
 from hpc_tumor.config import CLASSIFICATION_SIZE, Experiment
 from hpc_tumor.data.loader import BatchLoader, ImagePart, Part, SlicePart
-from hpc_tumor.data.splits import Split, make_split, middle_slices
+from hpc_tumor.data.splits import Split, middle_slices, split_of
 from hpc_tumor.data.store import Store
 from hpc_tumor.errors import DataError
 from hpc_tumor.training.distributed import Distributed
@@ -62,10 +62,7 @@ def make_parts(experiment: Experiment, distributed: Distributed) -> Parts:
             f"{data.store} is a store for {store.task} ({store.dataset}), but {experiment.model.name} does"
             f" {experiment.task}: choose another store or another model."
         )
-    split = make_split(
-        store, experiment.split, data.split_seed, fold=data.fold, folds=data.folds,
-        val_fraction=data.val_fraction, test_fraction=data.test_fraction, slices=data.slices,
-    )  # fmt: skip
+    split = split_of(experiment, store)
     parts: Sequence[Part]
     if experiment.task == "segmentation":
         parts, names, image_size = _slice_parts(experiment, store, split, distributed.device)
@@ -75,9 +72,6 @@ def make_parts(experiment: Experiment, distributed: Distributed) -> Parts:
     train, val, test = (
         BatchLoader(parts[index], size, distributed.rank, distributed.world_size) for index, size in enumerate(sizes)
     )
-    for name, loader in (("train", train), ("test", test)):
-        if not len(loader.part):
-            raise DataError(f"{data.store} has nothing for the {name} part of the {experiment.split} split: add cases.")
     classes = list(store.classes) if experiment.task == "classification" else None
     return Parts(store, split, train, val if len(val.part) else None, test, names, image_size, classes)
 
