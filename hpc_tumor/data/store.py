@@ -142,6 +142,11 @@ class Store:
             raise DataError(f"{self.path}: the slices of its cases differ in size ({text}): they cannot share a batch.")
         return int(sizes[0, 0]), int(sizes[0, 1])
 
+    @property
+    def clinical(self) -> list[dict[str, Any]]:
+        """What the tables beside the cases say of each: grade, age, survival …; empty where they say nothing."""
+        return list(self._index["clinical"])
+
     def slices(self, case: int) -> int:
         """Number of axial slices of the case."""
         return int(self.shapes[case, 0])
@@ -210,8 +215,13 @@ class Store:
         return np.where(self._column("part") == 1, "test", "train")
 
     @cached_property
+    def identical(self) -> NDArray[np.int64]:
+        """`(n,)`: images with one number have the same decoded pixels."""
+        return self._column("identical").astype(np.int64)
+
+    @cached_property
     def group(self) -> NDArray[np.int64]:
-        """`(n,)`: images with one number are duplicates of each other."""
+        """`(n,)`: images with one number are duplicates of each other, identical or nearly so."""
         return self._column("group").astype(np.int64)
 
     def image_column(self, name: str) -> list[Any]:

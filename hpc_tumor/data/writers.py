@@ -99,6 +99,7 @@ class VolumeWriter:
             "case_ids": [row["case"] for row in rows],
             "dtypes": [row["dtype"] for row in rows],
             "contents": [row["content"] for row in rows],
+            "clinical": [{} for _ in rows],
             "channels": MODALITIES,
             "labels": LABELS,
         })  # fmt: skip
@@ -190,6 +191,7 @@ class ImageWriter:
         for name, values, dtype in (
             ("label", [CLASSES.index(row["class"]) for row in rows], np.uint8),
             ("part", [row["part"] == "test" for row in rows], np.uint8),
+            ("identical", duplicate_groups([row["sha256"] for row in rows]), np.int32),
             ("group", duplicate_groups([row["sha256"] for row in rows]), np.int32),
             ("size", [row["size"] for row in rows], np.int32),
             ("box", [row["box"] for row in rows], np.int32),
