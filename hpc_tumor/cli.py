@@ -129,32 +129,103 @@ def prepare_data(
     source: Annotated[Path, typer.Argument(help="Folder with the raw scans.")],
     store: Annotated[Path, typer.Argument(help="Zarr store to make, or to bring up to date.")],
     dataset: Annotated[
-        str, typer.Option(metavar="KIND", help="auto, brats or brain-mri; auto looks what the folder holds.")
+        str, typer.Option(metavar="KIND", help="auto, brats, brats-h5 or brain-mri; auto looks what is there.")
     ] = "auto",
-    workers: Annotated[int | None, typer.Option(metavar="N", help="Processes; one per CPU.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", help="Processes, one per CPU; with --cluster: tasks of the array.")
+    ] = None,
     overwrite: Annotated[bool, _flag("--overwrite", text="Convert everything anew, whatever the store holds.")] = False,
+    strict: Annotated[bool, _flag("--strict", text="Stop at the first case that cannot be read.")] = False,
+    prune: Annotated[bool, _flag("--prune", text="Remove vanished cases, even most of the store's.")] = False,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PROFILE", autocompletion=_complete_clusters, rich_help_panel=_WHERE,
+            help="Convert in a SLURM array there, and wait for it. Without: on this machine.",
+        ),
+    ] = None,
+    account: Annotated[str | None, typer.Option(metavar="NAME", rich_help_panel=_WHERE, help="Who pays.")] = None,
+    partition: Annotated[
+        str | None, typer.Option(metavar="NAME", rich_help_panel=_WHERE, help="Partition, as one without GPUs.")
+    ] = None,
+    time: Annotated[
+        str | None,
+        typer.Option("--time", "--walltime", metavar="TIME", rich_help_panel=_WHERE, help="Of a task: 30m or 2h."),
+    ] = None,
     json: Json = False,
     verbose: Verbose = False,
-) -> None:
+) -> None:  # fmt: skip
     """Convert raw scans to a Zarr store. Cases that are there and have not changed are kept.
 
-    Example: hpc-tumor prepare-data MICCAI_BraTS2020_TrainingData scratch/brats.zarr
+    Examples:
+
+    hpc-tumor prepare-data MICCAI_BraTS2020_TrainingData scratch/brats.zarr
+
+    hpc-tumor prepare-data raw scratch/brats.zarr --cluster orfeo-gpu --account NAME
     """
+    from hpc_tumor.cluster.convert import conversion_on
     from hpc_tumor.data.prepare import inspect_source, prepare_dataset
     from hpc_tumor.views import refused_cases, source_lines, summary_lines
 
+    convert = conversion_on(cluster, workers, out.note, account=account, partition=partition, walltime=time)
     report = inspect_source(source, dataset)
     for line in source_lines(report):
         out.note(line)
+    for note in report.notes:
+        out.warning(note)
     with out.progress("converting", "cases") as progress:
-        summary = prepare_dataset(report.reader, source, store, workers=workers, overwrite=overwrite, progress=progress)
+        summary = prepare_dataset(
+            report.reader, source, store, workers=workers, overwrite=overwrite, strict=strict, prune=prune,
+            convert=convert, progress=progress,
+        )  # fmt: skip
+    for note in summary.notes:
+        out.warning(note)
     out.result(asdict(summary), show=lambda: out.pairs(summary_lines(summary)))
     if summary.failed:
         raise refused_cases(summary)
-    model = "unet" if summary.dataset == "brats" else "cnn"
+    model = "cnn" if summary.dataset == "brain-mri" else "unet"
     out.hints(
         "Next:", [(f"hpc-tumor submit --model {model} --data {shlex.quote(str(store))}", "train a network on it")]
     )
+
+
+@app.command(rich_help_panel="Data")
+def split(
+    store: Annotated[Path, typer.Argument(help="Store made by prepare-data.")],
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Which split: fold=0, split_seed=1 …")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="JSON file to keep the split in.")
+    ] = None,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Show what trains, validates and tests, and keep it in a file for --set split_file=FILE.
+
+    Examples:
+
+    hpc-tumor split brats.zarr --set fold=0 --output fold-0.json
+
+    hpc-tumor split brats.zarr --set split_file=mine.csv
+    """
+    from hpc_tumor.data.split_file import write_split
+    from hpc_tumor.data.splits import split_of
+    from hpc_tumor.data.store import Store
+    from hpc_tumor.request import experiment_for
+    from hpc_tumor.run_dir import folder_to_write
+    from hpc_tumor.views import split_summary, split_table
+
+    opened = Store.open(store)
+    found = split_of(experiment_for(opened, settings or []), opened)
+    if output is not None:
+        with folder_to_write(output.parent, "the split"):
+            write_split(output, found, opened)
+    out.result(split_summary(found, opened), show=lambda: out.table(split_table(found, opened)))
+    if output is not None:
+        model = "cnn" if opened.task == "classification" else "unet"
+        command = ["hpc-tumor", "submit", "--model", model, "--data", str(store), "--set", f"split_file={output}"]
+        out.hints("Next:", [(shlex.join(command), "train with it")])
 
 
 @app.command(rich_help_panel="Data")
@@ -188,6 +259,55 @@ def phantom(
         "Next:",
         [(shlex.join(["hpc-tumor", "prepare-data", str(directory), f"{directory}.zarr"]), "convert it to a store")],
     )
+
+
+@app.command(rich_help_panel="Data")
+def audit(
+    store: Annotated[Path, typer.Argument(help="Store made by prepare-data; it is only read.")],
+    split: Annotated[
+        str | None, typer.Option(metavar="KIND", help="Split in use: by-patient, deduplicated or published.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="How it is split, such as data.fold=0.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Page with pictures to write, as HTML.")
+    ] = None,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Look a dataset over: what it holds, what is in it twice, and what each split lets through.
+
+    Ends with exit code 3 where the split in use leaks.
+
+    Example: hpc-tumor audit brain-mri.zarr --split published --output audit.html
+    """
+    from hpc_tumor.audit_view import audit_tables, pairs, refusal, split_in_use
+    from hpc_tumor.data.audit.audit import as_json, audit_store
+    from hpc_tumor.data.audit.page import check_page, write_page
+    from hpc_tumor.data.store import Store
+
+    opened = Store.open(store)
+    experiment = split_in_use(opened, split, settings or [])
+    if output:
+        check_page(output, store)
+    with out.progress("looking over", "images" if opened.task == "classification" else "splits") as progress:
+        found = audit_store(opened, experiment, progress)
+
+    def show() -> None:
+        out.pairs(pairs(found))
+        out.text()
+        out.tables(audit_tables(found))
+
+    out.result(as_json(found), show=show)
+    if output:
+        write_page(found, opened, output)
+        out.note(f"\nwritten: {output}")
+    else:
+        command = shlex.join(["hpc-tumor", "audit", str(store), "--output", "audit.html"])
+        out.hints("Next:", [(command, "the same with pictures")])
+    if error := refusal(found):
+        raise error
 
 
 # -- runs -------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from hpc_tumor.errors import UsageError
 
@@ -42,6 +42,9 @@ class DataSettings(Settings):
 
     store: Path = Field(description="Zarr store made by prepare-data")
     split: str | None = Field(None, description="by-patient, deduplicated or published; absent: the task's default")
+    split_file: Annotated[Path, AfterValidator(Path.absolute)] | None = Field(
+        None, description="file that says what trains and tests, made by `split`; in the place of `split` and `fold`"
+    )
     fold: int | None = Field(None, ge=0, description="which of `folds` parts is the test part; absent: one split")
     split_seed: int = Field(
         0, ge=0, lt=2**31, description="of the split alone, so that runs of many seeds test the same cases"
@@ -53,6 +56,14 @@ class DataSettings(Settings):
     test_fraction: float = Field(0.1, gt=0, lt=1, description="share of the cases held out for the scores")
     slices: float = Field(
         0.5, gt=0, le=1, description="middle share of the axial slices of a case; the published study takes 0.5"
+    )
+    keep: Literal["auto", "gpu", "host", "none"] = Field(
+        "auto",
+        description="memory in which training and validation samples stay after the first epoch; auto: the GPU's where"
+        " they fit, else the host's, one copy per node, else none",
+    )
+    keep_gb: float | None = Field(
+        None, gt=0, description="most memory that `keep` takes; absent: 40 % of the GPU's, half of what a node has free"
     )
     image_size: int | None = Field(
         None,
@@ -114,6 +125,11 @@ class Experiment(Settings):
                 raise ValueError(f"{what} = {value!r} is not for {self.task}: choose {' or '.join(allowed)}")
         if self.recipe.augment and self.task == "segmentation":
             raise ValueError("recipe.augment = true is for classification alone: leave it out for segmentation")
+        for what in ("split", "fold"):
+            if self.data.split_file is not None and (value := getattr(self.data, what)) is not None:
+                raise ValueError(
+                    f"data.{what} = {value!r} and data.split_file both say what tests: leave out one of them"
+                )
         if self.data.fold is not None and self.data.fold >= self.data.folds:
             raise ValueError(
                 f"data.fold = {self.data.fold} of {self.data.folds} folds: choose 0 to {self.data.folds - 1}"

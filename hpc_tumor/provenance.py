@@ -16,7 +16,7 @@ from hpc_tumor.run_dir import read_json
 
 _PACKAGE = Path(__file__).resolve().parent
 _DISTRIBUTIONS = (
-    "hpc-tumor", "torch", "torchvision", "numpy", "zarr", "tensorstore", "nibabel", "pillow", "scipy", "submitit",
+    "hpc-tumor", "torch", "torchvision", "numpy", "zarr", "numcodecs", "nibabel", "pillow", "scipy", "submitit",
 )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpc_tumor.config import CLASSIFICATION_SIZE, Experiment
+from hpc_tumor.console import out
 from hpc_tumor.errors import DataError, UsageError, unknown
 from hpc_tumor.models import MODELS
 from hpc_tumor.settings import JobFile, holds, merge, parse_assignments, read_job_file, resolve
@@ -105,7 +106,7 @@ class _Stores(dict[Path, "Store"]):
         self.split: set[tuple[Any, ...]] = set()
 
     def __missing__(self, path: Path) -> Store:
-        from hpc_tumor.data.store import Store  # here, because --help of the commands should not wait for TensorStore
+        from hpc_tumor.data.store import Store  # here, because --help of the commands should not wait for what reads stores
 
         self[path] = self[path.resolve()] = store = Store.open(path)
         return store
@@ -164,5 +165,14 @@ def _check_split(experiment: Experiment, store: Store, opened: _Stores) -> None:
 
     key = (experiment.split, experiment.data)
     if key not in opened.split:
-        split_of(experiment, store)
+        split = split_of(experiment, store)
         opened.split.add(key)
+        if split.leaks:
+            out.warning(f"split {split.kind} of {store.path.name} leaks: every score of it is too good, and marked so")
+
+
+def experiment_for(store: Store, assignments: list[str]) -> Experiment:
+    """The settings that a run on `store` would have, for what is of its data alone. Raises UsageError as --set does."""
+    name = next(name for name, spec in MODELS.items() if spec.task == store.task)
+    given = merge(parse_assignments(assignments), {"data": {"store": str(store.path)}})
+    return resolve(merge({"model": {"name": name}}, given), {}, "job file")

@@ -4,6 +4,7 @@ runs/<run>/            <run> = date-time, model, short id
   config.json          every setting, resolved
   job.json             the scheduler's handle: cluster, job id, shape of the request
   provenance.json      versions, git commit, command line, host, GPUs, store fingerprint
+  split.json           which cases trained, validated and tested
   status.json          heartbeat, replaced atomically
   metrics.jsonl        one line per epoch and part
   events.jsonl         what happened to the run, in order
@@ -44,6 +45,7 @@ class RunDir:
         self.config = self.path / "config.json"
         self.job = self.path / "job.json"
         self.provenance = self.path / "provenance.json"
+        self.split = self.path / "split.json"
         self.status = self.path / "status.json"
         self.metrics = self.path / "metrics.jsonl"
         self.events = self.path / "events.jsonl"

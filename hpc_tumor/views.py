@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hpc_tumor.cluster.profiles import LOCAL
 from hpc_tumor.cluster.queue import RunState
@@ -17,6 +17,8 @@ from hpc_tumor.results.layout import Column, Table
 if TYPE_CHECKING:
     from hpc_tumor.cluster.submit import Submission
     from hpc_tumor.data.prepare import PrepareSummary, SourceReport
+    from hpc_tumor.data.splits import Split
+    from hpc_tumor.data.store import Store
 
 MOST_REFUSED = 20  # cases named one by one
 OPEN = ("queued", "running", "requeued", "unknown")  # states that may still change by themselves
@@ -37,7 +39,7 @@ def source_lines(report: SourceReport) -> list[str]:
 
 def summary_lines(summary: PrepareSummary) -> list[tuple[str, str]]:
     """What a conversion did, and what the store holds."""
-    images = summary.dataset != "brats"
+    images = summary.dataset == "brain-mri"
     changes = [("converted", summary.converted), ("kept as they were", summary.kept), ("removed", summary.removed)]
     what = ", ".join(f"{count:,} {verb}" for verb, count in changes if count)
     classes = ", ".join(f"{name} {count:,}" for name, count in summary.classes.items())
@@ -48,14 +50,27 @@ def summary_lines(summary: PrepareSummary) -> list[tuple[str, str]]:
     if images:
         lines.append(("classes", classes))
         lines.append(("published parts", ", ".join(f"{part} {count:,}" for part, count in summary.parts.items())))
-        twins = f"; {counted(summary.leaking, 'test image')} with a twin among the training images"
-        lines.append(("duplicates", f"{counted(summary.duplicates, 'image')}{twins if summary.leaking else ''}"))
+        twins = f"; {counted(summary.leaking, 'test image')} with a twin or near copy among the training images"
+        repeats = f"{counted(summary.duplicates, 'image')}, and {summary.near_duplicates:,} near copies"
+        lines.append(("duplicates", f"{repeats}{twins if summary.leaking else ''}"))
     else:
         lines.append(("slices", f"{summary.slices:,}"))
         lines.append(("labels", f"{classes} (slices that show them)"))
+        if any(summary.clinical.values()):
+            lines.append(("clinical", _clinical(summary.clinical)))
     lines.append(("fingerprint", summary.fingerprint[:12]))
     lines.append(("time", duration(summary.seconds)))
     return lines
+
+
+def _clinical(known: Mapping[str, int]) -> str:
+    alive = f" ({known['alive']:,} alive)" if known["alive"] else ""
+    parts = [
+        f"{name} of {known[name]:,}{alive if name == 'survival' else ''}"
+        for name in ("grade", "survival", "age", "resection")
+        if known[name]
+    ]
+    return ", ".join(parts)
 
 
 def refused_cases(summary: PrepareSummary) -> DataError:
@@ -69,6 +84,35 @@ def refused_cases(summary: PrepareSummary) -> DataError:
         f"{len(summary.failed)} of {counted(all_cases, 'case')} refused, see above; the others are in the store."
         " Repair or remove the refused ones, and the same command takes in what changed."
     )
+
+
+def split_summary(split: Split, store: Store) -> dict[str, Any]:
+    """The parts of a split: how many of what, in all and by class or grade."""
+    strata = _strata(store)
+    parts = {}
+    for name, numbers in split.parts.items():
+        cases = sorted(set(numbers[:, 0].tolist())) if numbers.ndim == 2 else numbers.tolist()
+        counts = Counter(strata[case] for case in cases)
+        slices = {"slices": len(numbers)} if numbers.ndim == 2 else {}
+        parts[name] = {"cases": len(cases), **slices, "strata": {key: counts[key] for key in sorted(set(strata))}}
+    about = {"store": store.path, "fingerprint": store.fingerprint, "split": split.kind, "seed": split.seed}
+    return {**about, "fold": split.fold, "leaks": split.leaks, "parts": parts}
+
+
+def split_table(split: Split, store: Store) -> Table:
+    """A row per part; a column per class or grade."""
+    values = split_summary(split, store)
+    unit = "images" if store.task == "classification" else "cases"
+    names = sorted(set(_strata(store)))
+    sizes = {"cases": unit, "slices": "slices"} if split.test.ndim == 2 else {"cases": unit}
+    columns = [Column("part", "left"), *map(Column, [*sizes.values(), *names])]
+    rows = []
+    for part, counts in values["parts"].items():
+        cells = [*(counts[size] for size in sizes), *(counts["strata"][name] for name in names)]
+        rows.append((part, *(f"{cell:,}" for cell in cells)))
+    fold = "" if split.fold is None else f", fold {split.fold}"
+    title = f"{store.path.name} · split {split.kind}{fold} ({'leaks' if split.leaks else 'does not leak'})"
+    return Table(title, tuple(columns), tuple(rows))
 
 
 def submissions_table(submissions: Sequence[Submission]) -> Table:
@@ -146,6 +190,13 @@ def clusters_table(profiles: Sequence[ClusterProfile]) -> Table:
             longest, profile.slurm.account or "", profile.description,
         ))  # fmt: skip
     return Table("", columns, tuple(rows), ("GPUs, CPUs and memory: of one node.",))
+
+
+def _strata(store: Store) -> list[str]:
+    """Class of each image, or grade of each case."""
+    if store.task == "classification":
+        return [store.classes[label] for label in store.label.tolist()]
+    return [str(facts.get("grade", "grade unknown")) for facts in store.clinical]
 
 
 def _waits_here(state: RunState) -> bool:

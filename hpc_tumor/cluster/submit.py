@@ -115,7 +115,7 @@ def _launch(
         "profile": profile.model_dump(mode="json"), "earlier": earlier or [],
     }  # fmt: skip
     atomic.write_json(run.job, job)  # the job may start, and read this, before its number is known here
-    with _clean_environment():
+    with clean_environment():
         job_id = _start_here(run) if profile.name == LOCAL else _sbatch(run, profile, plan)
     try:
         atomic.write_json(run.job, {**job, "job_id": job_id})
@@ -239,14 +239,15 @@ def _parameters(run: RunDir, profile: ClusterProfile, plan: Plan) -> dict[str, A
         "signal_delay_s": plan.signal_delay,
         "wckey": None,
         "stderr_to_stdout": True,
-        "setup": _setup_lines(profile),
+        "setup": setup_lines(profile),
         "additional_parameters": extra,
         # A step does not inherit --cpus-per-task (SLURM 22.05); one lost rank ends the others, which would wait for it.
         "srun_args": [f"--cpus-per-task={plan.cpus_per_task}", "--kill-on-bad-exit=1", "--wait=60"],
     }
 
 
-def _setup_lines(profile: ClusterProfile) -> list[str]:
+def setup_lines(profile: ClusterProfile) -> list[str]:
+    """What a job's script runs before Python: modules, the site's own lines, variables."""
     variables = {**_variables(), **profile.environment.variables}
     return [
         *(f"module load {shlex.quote(module)}" for module in profile.environment.modules),
@@ -295,7 +296,7 @@ def _absolute(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _clean_environment() -> Iterator[None]:
+def clean_environment() -> Iterator[None]:
     """Without the rank and SLURM variables of a job that this is submitted from, which would confuse the new one.
 
     What says where SLURM is stays; so do the user's own SBATCH_ defaults, unless they are those of a job.

@@ -92,7 +92,7 @@ def _write_volume(unit: Unit, case: Case, data: CaseData) -> Row:
     """Write one patient as an OME-Zarr image with its labels: seven files."""
     assert data.label is not None  # a reader of patients gives all three
     assert data.spacing is not None
-    brain = brain_statistics(data.image)
+    brain = brain_statistics(data.image, data.background)
     row = _row(case, data, brain)
     folder = unit.staged
     image, label = data.image, data.label
@@ -129,19 +129,21 @@ def _row(case: Case, data: CaseData, brain: BrainStatistics) -> Row:
         "affine": data.affine,
         "header": base64.b64encode(data.header).decode(),
         "background": brain.background,
+        **({} if data.background is None else {"slice_background": data.background.T}),
         "statistics": brain.moments,
         "brain_voxels": brain.voxels,
         "label_counts": label_counts(data.label),
-        "content": _content(data),
+        "content": _content(data, brain),
         "meta": {key: value for key, value in data.meta.items() if key != "sha256"},
     }))  # fmt: skip
 
 
-def _content(data: CaseData) -> str:
+def _content(data: CaseData, brain: BrainStatistics) -> str:
     """SHA-256 of what the case is, whatever its files were packed with."""
     assert data.label is not None
     assert data.affine is not None
-    digest = hashlib.sha256(repr((data.image.dtype.str, data.image.shape)).encode())
-    for array in (data.image, data.label, np.round(data.affine, 6)):
-        digest.update(np.ascontiguousarray(array).data)
+    tumour = data.label.reshape(len(data.label), -1).any(axis=1)
+    digest = hashlib.sha256(brain.digest.encode() + tumour.tobytes())
+    for array in (data.label[tumour], np.round(data.affine, 6)):
+        digest.update(np.ascontiguousarray(array))
     return digest.hexdigest()

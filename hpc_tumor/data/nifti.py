@@ -1,10 +1,12 @@
-"""NIfTI files as arrays: each read once, refused before anything is allocated that the file cannot hold."""
+"""NIfTI files as arrays: each read once and inflated in place, refused before anything is allocated that the file
+cannot hold."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,36 +23,50 @@ from nibabel.orientations import (
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
+from hpc_tumor.data.case import read_source
 from hpc_tumor.errors import DataError
 
 try:
     from isal import isal_zlib as _zlib  # three times as fast as zlib
+    from isal.igzip import IGzipFile as _GzipFile
 except ImportError:
     import zlib as _zlib  # type: ignore[no-redef]
+    from gzip import GzipFile as _GzipFile  # type: ignore[assignment]
 
 AXES = "LPS"  # the voxel order of all BraTS editions
 _GZIP = b"\x1f\x8b"
 _GZIP_RATIO = 1032  # deflate cannot shrink further (RFC 1951: a match of 258 bytes in two bits)
+_HEADER = 540  # bytes of the longer of the two kinds
+_STEP = 1 << 20  # bytes inflated at a time: what the file cannot fill of an array is never touched
 _SLACK = 1 << 20  # bytes that may follow the voxels
+MOST_VOXELS = 2**27  # 512³, fifteen times a BraTS volume
 
 
 @dataclass(frozen=True)
-class Nifti:
-    """A NIfTI volume.
+class NiftiFile:
+    """A NIfTI file whose header has been checked; `read` gives its voxels.
 
     Attributes:
-        array: `(Z, Y, X)` as stored in the file, or scaled to float where the header has a slope or intercept.
-        affine: `(4, 4)` from voxel (x, y, z) to mm.
-        axes: where x, y, z point, such as "LPS"; None where the header does not say.
+        shape: `(Z, Y, X)`, turned to the axes asked for.
+        dtype: of the values; float32 where the header scales them by a slope or intercept.
+        affine: `(4, 4)` from voxel (x, y, z) to mm, after turning.
+        axes: where x, y, z point after turning, such as "LPS"; None where the header does not say.
+        source_axes: the same before turning.
         header: its bytes.
         sha256: of the file.
     """
 
-    array: NDArray[Any]
+    path: Path
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
     affine: NDArray[np.float64]
     axes: str | None
+    source_axes: str | None
     header: bytes
     sha256: str
+    _data: bytes
+    _voxels: _Voxels
+    _turn: NDArray[Any] | None = None  # None: as in the file
 
     @property
     def spacing(self) -> tuple[float, float, float]:
@@ -58,68 +74,133 @@ class Nifti:
         x, y, z = (float(math.hypot(*self.affine[:3, axis])) for axis in range(3))
         return z, y, x
 
-    def oriented(self, axes: str = AXES) -> Nifti:
-        """The same volume with its voxels flipped or permuted to `axes`: nothing is resampled.
+    def turned(self, axes: str) -> NiftiFile:
+        """The same file, its voxels flipped or permuted to `axes` when read: nothing is resampled.
 
         A file that does not say where its axes point stays as it is.
         """
-        if self.axes is None or self.axes == axes:
+        if self.source_axes is None or self.axes == axes:
             return self
-        volume = self.array.T
         turn = ornt_transform(io_orientation(self.affine), axcodes2ornt(axes))
-        affine = self.affine @ inv_ornt_aff(turn, volume.shape)
-        return Nifti(apply_orientation(volume, turn).T, affine, axes, self.header, self.sha256)
+        affine = self.affine @ inv_ornt_aff(turn, self.shape[::-1])
+        target = turn[:, 0].astype(int).tolist()  # which axis x, y, z of the file become
+        shape = tuple(self.shape[::-1][target.index(axis)] for axis in range(3))[::-1]
+        return replace(self, shape=shape, affine=affine, axes=axes, _turn=turn)
+
+    def read(self, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """The voxels as `(Z, Y, X)`; into `out`, contiguous and of that shape, where given.
+
+        Raises DataError for a truncated or damaged file.
+        """
+        if out is None:
+            out = np.empty(self.shape, self.dtype)
+        stored = self._voxels
+        if self._turn is None and stored.scale is None and stored.dtype == out.dtype:
+            self._fill(out)
+            return out
+        raw = np.empty(stored.shape, stored.dtype)
+        self._fill(raw)
+        turned = raw if self._turn is None else apply_orientation(raw.T, self._turn).T
+        with np.errstate(over="ignore", invalid="ignore"):  # whoever needs finite numbers looks for them
+            for plane, into in zip(turned, out, strict=True):  # a plane at a time: float64 takes memory
+                scale = stored.scale
+                into[...] = plane if scale is None else plane.astype(np.float64) * scale[0] + scale[1]
+        return out
+
+    def _fill(self, raw: NDArray[Any]) -> None:
+        into, offset = memoryview(raw.reshape(-1).view(np.uint8)), self._voxels.offset
+        if self._data[:2] == _GZIP:
+            _inflate(self._data, offset, into, self.path)
+        else:
+            into[:] = memoryview(self._data)[offset : offset + len(into)]
+
+
+@dataclass(frozen=True)
+class _Voxels:
+    """How the values lie in the (inflated) file."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    offset: int
+    scale: tuple[float, float] | None  # slope, intercept
+
+
+@dataclass(frozen=True)
+class Nifti:
+    """A NIfTI volume as it lies in its file: `array` `(Z, Y, X)`, and what NiftiFile says of it."""
+
+    array: NDArray[Any]
+    affine: NDArray[np.float64]
+    axes: str | None
+    header: bytes
+    sha256: str
 
 
 def read_nifti(path: Path) -> Nifti:
     """Read `.nii` or `.nii.gz`. Raises DataError naming the file and the reason."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
-    digest = hashlib.sha256(data).hexdigest()
+    file = open_nifti(path)
+    return Nifti(file.read(), file.affine, file.axes, file.header, file.sha256)
+
+
+def open_nifti(path: Path) -> NiftiFile:
+    """Read the bytes of a `.nii` or `.nii.gz`, and its header. Raises DataError naming the file and the reason."""
+    data = read_source(path)
     packed = data[:2] == _GZIP
-    start = _inflate(data, 1024, path, whole=False) if packed else data
+    start = _start(data, path) if packed else data[:_HEADER]
     header, size = _parse_header(start, path)
     shape = _shape(header, path)
+    if math.prod(shape) > MOST_VOXELS:
+        claim = " × ".join(map(str, shape))
+        raise DataError(f"{path}: its header claims {claim} voxels: refused, over {MOST_VOXELS:,}.")
     dtype, offset = _layout(header, size, path)
     needed = offset + math.prod(shape) * dtype.itemsize
-    holds = len(data) * _GZIP_RATIO if packed else len(data)
-    if needed > holds:
+    if needed > (len(data) * _GZIP_RATIO if packed else len(data)):
         raise DataError(
             f"{path}: its header claims {' × '.join(map(str, shape))} voxels ({needed:,} bytes), more than the file"
             f" of {len(data):,} bytes can hold. It is truncated or damaged: fetch it again."
         )
-    raw = _inflate(data, needed + _SLACK, path, whole=True) if packed else data
-    if len(raw) < needed:
-        raise DataError(f"{path} is truncated: {len(raw):,} of {needed:,} bytes. Fetch it again.")
-    array = np.frombuffer(raw, dtype, math.prod(shape), offset).reshape(shape[::-1])
     affine, axes = _affine(header, path)
-    return Nifti(_scaled(array, header, path), affine, axes, bytes(raw[:size]), digest)
+    scale = _scale(header, path)
+    voxels = _Voxels(shape[::-1], dtype, offset, scale)
+    values = np.dtype(np.float32) if scale else dtype.newbyteorder("=")
+    digest = hashlib.sha256(data).hexdigest()
+    return NiftiFile(path, voxels.shape, values, affine, axes, axes, bytes(start[:size]), digest, data, voxels)
 
 
-def _inflate(data: bytes, limit: int, path: Path, *, whole: bool) -> bytes:
-    """Inflated bytes, at most `limit`; with `whole`, the members must end within it and pass their checksums."""
-    parts: list[bytes] = []
-    length = 0
-    while data[:2] == _GZIP:
-        stream = _zlib.decompressobj(wbits=31)
-        try:
-            part = stream.decompress(data, limit - length + 1)
-        except _zlib.error as error:  # type: ignore[misc]
-            raise DataError(f"{path} is not a sound gzip file ({error}). Fetch it again.") from error
-        parts.append(part)
-        length += len(part)
-        if length > limit:
-            if not whole:
-                break
-            raise DataError(f"{path} inflates to more than its header claims: refused.")
-        if not stream.eof:
-            if not whole:
-                break
-            raise DataError(f"{path} is truncated: its gzip stream ends early. Fetch it again.")
-        data = stream.unused_data
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+def _start(data: bytes, path: Path) -> bytes:
+    try:
+        with _GzipFile(fileobj=io.BytesIO(data), mode="rb") as file:
+            return file.read(_HEADER)
+    except EOFError as error:
+        raise DataError(f"{path} is truncated: its gzip stream ends early. Fetch it again.") from error
+    except (OSError, _zlib.error) as error:  # type: ignore[misc]
+        raise _unsound(path, error) from error
+
+
+def _inflate(data: bytes, offset: int, into: memoryview, path: Path) -> None:
+    """Fill `into` with what stands `offset` bytes from the start; the whole file must be sound and end soon after."""
+    try:
+        with _GzipFile(fileobj=io.BytesIO(data), mode="rb") as file:
+            file.seek(offset)
+            for start in range(0, len(into), _STEP):
+                piece = into[start : start + _STEP]
+                if file.readinto(piece) == len(piece):
+                    continue
+                needed = offset + len(into)
+                raise DataError(f"{path} is truncated: {file.tell():,} of {needed:,} bytes. Fetch it again.")
+            rest = 0
+            while after := file.read(_SLACK // 16):  # to the end, where the checksum stands
+                rest += len(after)
+                if rest > _SLACK:
+                    raise DataError(f"{path} inflates to more than its header claims: refused.")
+    except EOFError as error:
+        raise DataError(f"{path} is truncated: its gzip stream ends early. Fetch it again.") from error
+    except (OSError, _zlib.error) as error:  # type: ignore[misc]
+        raise _unsound(path, error) from error
+
+
+def _unsound(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path} is not a sound gzip file ({error}). Fetch it again.")
 
 
 def _parse_header(start: bytes, path: Path) -> tuple[Any, int]:
@@ -147,8 +228,8 @@ def _shape(header: Any, path: Path) -> tuple[int, ...]:
 def _layout(header: Any, size: int, path: Path) -> tuple[np.dtype[Any], int]:
     try:
         dtype = header.get_data_dtype()
-    except HeaderDataError as error:
-        raise DataError(f"{path} has an unknown data type: {error}.") from error
+    except (HeaderDataError, KeyError) as error:
+        raise DataError(f"{path} has the unknown data type {int(header['datatype'])}.") from error
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
         raise DataError(f"{path} holds {dtype} values: only integers and real numbers up to 64 bits are read.")
     offset = float(header["vox_offset"])
@@ -159,7 +240,8 @@ def _layout(header: Any, size: int, path: Path) -> tuple[np.dtype[Any], int]:
 
 def _affine(header: Any, path: Path) -> tuple[NDArray[np.float64], str | None]:
     try:
-        affine = np.asarray(header.get_best_affine(), dtype=np.float64)
+        with np.errstate(all="ignore"):
+            affine = np.asarray(header.get_best_affine(), dtype=np.float64)
     except (HeaderDataError, ValueError) as error:
         raise DataError(f"{path}: its header has no usable affine ({error}).") from error
     with np.errstate(all="ignore"):
@@ -170,11 +252,9 @@ def _affine(header: Any, path: Path) -> tuple[NDArray[np.float64], str | None]:
     return affine, "".join(aff2axcodes(affine)) if stated else None
 
 
-def _scaled(array: NDArray[Any], header: Any, path: Path) -> NDArray[Any]:
+def _scale(header: Any, path: Path) -> tuple[float, float] | None:
     try:
         slope, inter = header.get_slope_inter()
     except HeaderDataError as error:
         raise DataError(f"{path}: its header has no usable slope ({error}).") from error
-    if slope is None or (slope, inter) == (1, 0):
-        return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
-    return (array.astype(np.float64) * slope + inter).astype(np.float32)
+    return None if slope is None or (slope, inter) == (1, 0) else (float(slope), float(inter))

@@ -48,11 +48,12 @@ def _multiscale(name: str, axes: list[dict[str, str]], scale: list[float]) -> di
 
 def _channel(index: int, brain: BrainStatistics) -> dict[str, Any]:
     low, high = (float(value) for value in brain.extent[index])
+    high = max(high, low + max(1.0, 1e-6 * abs(low)))  # of one value, too, a viewer wants a range
     mean, deviation = brain.moments[index]
     start, end = (float(mean + factor * deviation) for factor in _CONTRAST)
     start, end = max(low, start), min(high, end)
     if start >= end:
-        start, end = low, max(high, low + 1)
+        start, end = low, high
     return {
         "label": MODALITIES[index],
         "color": "FFFFFF",
@@ -60,5 +61,5 @@ def _channel(index: int, brain: BrainStatistics) -> dict[str, Any]:
         "coefficient": 1,
         "family": "linear",
         "inverted": False,
-        "window": {"min": low, "max": max(high, low + 1), "start": start, "end": end},
+        "window": {"min": low, "max": high, "start": start, "end": end},
     }

@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from multiprocessing.connection import wait as wait_for_handles
 from pathlib import Path
 
 import numpy as np
 
-from hpc_tumor.data.case import LABELS, CaseReader
-from hpc_tumor.data.convert import Unit, UnitResult, convert_unit
+from hpc_tumor.data.case import LABELS, Case, CaseReader, walk
+from hpc_tumor.data.clinical import Clinical, clinical_counts, read_clinical
+from hpc_tumor.data.convert import Unit, UnitResult
 from hpc_tumor.data.sources import READERS, SourceReport, detect_reader, inspect_source
 from hpc_tumor.data.store import Store, read_about
-from hpc_tumor.data.target import ConversionError, disk_error, identity_of, open_target
-from hpc_tumor.data.writers import make_writer
+from hpc_tumor.data.target import ConversionError, Target, disk_error, identity_of, open_target
+from hpc_tumor.data.units import disagreements
+from hpc_tumor.data.vanished import refuse_vanished, why_unreadable
+from hpc_tumor.data.workers import available_cpus, convert_here, default_workers
+from hpc_tumor.data.writers import Writer, make_writer
 from hpc_tumor.errors import DataError, UsageError
 
 __all__ = ["READERS", "PrepareSummary", "SourceReport", "detect_reader", "inspect_source", "prepare_dataset"]
 
 Progress = Callable[[int, int], None]  # cases done (kept ones too), and all
+Convert = Callable[[Sequence[Unit]], Generator[UnitResult, None, None]]  # results in any order; closing it stops
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,11 @@ class PrepareSummary:
         classes: images per class (Brain MRI), or slices that show each label (BraTS).
         parts: images per published part; empty for BraTS.
         duplicates: images that repeat an earlier one of identical pixels.
-        leaking: test images with a twin of identical pixels among the training images.
+        near_duplicates: further images that are nearly one that stands before them by path.
+        leaking: published test images with a duplicate among the published training images, identical or nearly so.
+        clinical: of how many cases grade, survival, age, resection are known, and how many patients were last seen
+            alive; empty for Brain MRI.
+        notes: what was left out of the tables beside the cases, a line each.
         bytes_before: of the source files of the cases in the store; `bytes_after`: of the store.
     """
 
@@ -57,11 +59,14 @@ class PrepareSummary:
     classes: dict[str, int]
     parts: dict[str, int]
     duplicates: int
+    near_duplicates: int
     leaking: int
     bytes_before: int
     bytes_after: int
     seconds: float
     fingerprint: str
+    clinical: dict[str, int]
+    notes: list[str]
 
 
 def prepare_dataset(
@@ -71,6 +76,9 @@ def prepare_dataset(
     *,
     workers: int | None = None,
     overwrite: bool = False,
+    strict: bool = False,
+    prune: bool = False,
+    convert: Convert | None = None,
     progress: Progress | None = None,
 ) -> PrepareSummary:
     """Convert what `source` holds into the store, or go on where an earlier conversion stopped.
@@ -80,125 +88,140 @@ def prepare_dataset(
     ends, leaves a store that says it is unfinished and that the same call completes.
 
     Args:
-        workers: processes; absent: one per CPU of this process. Memory grows with them, by some 500 MB each for BraTS.
+        workers: processes; absent: one per CPU of this process, as far as its memory goes: 500 MB each for BraTS.
         overwrite: convert everything anew, also where the store is of another kind, schema or options.
+        strict: stop at the first case that cannot be read, with its error.
+        prune: remove vanished cases even where they are more than half of the store.
+        convert: how units are converted; absent: by `workers` on this machine.
 
     Raises:
-        DataError: no cases, none that can be read, a target that cannot or must not be written, or a full disk.
+        DataError: no cases, none that can be read, a target that cannot or must not be written, a full disk, a source
+            that went away, or most of the store's cases gone from it.
         UsageError: workers below 1.
     """
     if workers is not None and workers < 1:
         raise UsageError(f"--workers {workers}: at least 1 process is needed.")
     began = time.perf_counter()
-    store = Path(store)
-    cases = reader.list_cases(Path(source))
-    before = set(_ids(store))
-    failed: list[tuple[str, str]] = []
+    source, store = Path(source), Path(store)
+    listing = walk(source)
+    cases = reader.find(listing) or reader.list_cases(source)  # which says what it looked for
+    clinical = read_clinical(listing, cases) if reader.task == "segmentation" else Clinical()
     with open_target(store, identity_of(reader.name, reader.task, reader.options), overwrite=overwrite) as target:
-        writer = make_writer(target, reader)
-        count = workers or _cpus()
-        units = writer.units(cases, max(1, _cpus() // count))
-        kept = len(writer.rows)
-        done = kept
-        if progress:
-            progress(done, len(cases))
         try:
-            for result in _converted(units, count):
-                failed += result.failed
-                writer.commit(result)
-                done += len(result.unit.cases)
-                if progress:
-                    progress(done, len(cases))
+            before = _ids(store)
+            if not (overwrite or prune):
+                refuse_vanished(before, cases, source, store)
+            writer = make_writer(target, reader, clinical.facts)
+            count = workers or default_workers()
+            units = writer.units(cases, max(1, available_cpus() // count))
+            kept = len(writer.rows)
+            with closing(convert(units) if convert else convert_here(units, min(count, len(units)))) as results:
+                failed = _commit_all(writer, target, results, cases, source, strict, progress)
             if not writer.rows:
                 raise DataError(_all_failed(source, failed))
             writer.finish({"refused": sorted(case for case, _ in failed)})
         except OSError as error:
-            raise DataError(f"{disk_error(error, 'the converted cases', store)} {target.remains()}") from error
+            raise DataError(f"{disk_error(error, 'its cases', store)} {target.remains()}") from error
         except ConversionError as error:
             raise DataError(f"{error} {target.remains()}") from error
         rows = writer.rows
     return _summary(
         Store.open(store), sum(int(row["bytes"]) for row in rows.values()), failed=sorted(failed), kept=kept,
         removed=len(before - {case.id for case in cases}), seconds=time.perf_counter() - began,
+        notes=list(clinical.notes),
     )  # fmt: skip
 
 
-def _converted(units: Sequence[Unit], workers: int) -> Iterator[UnitResult]:
-    """Convert the units, in this process where one is enough, else in fresh ones: a fork could hang TensorStore."""
-    workers = min(workers, len(units))
-    if workers <= 1:
-        yield from map(convert_unit, units)
-        return
-    with ExitStack() as stack:
-        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
-        stack.callback(pool.shutdown, wait=True, cancel_futures=True)
-        running: set[Future[UnitResult]] = set()
-        waiting = iter(units)
+def _commit_all(
+    writer: Writer,
+    target: Target,
+    results: Generator[UnitResult, None, None],
+    cases: Sequence[Case],
+    source: Path,
+    strict: bool,
+    progress: Progress | None,
+) -> list[tuple[str, str]]:
+    """Commit results as they come; gives (case, reason) of those refused."""
+    failed: list[tuple[str, str]] = []
+    done = len(writer.rows)
+    if progress:
+        progress(done, len(cases))
+    for result in results:
         try:
-            while True:
-                while len(running) < 2 * workers and (unit := next(waiting, None)) is not None:
-                    running.add(pool.submit(convert_unit, unit))
-                if not running:
-                    return
-                finished, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    yield future.result()
-        except BrokenProcessPool as error:
-            raise ConversionError(
-                "a worker process was killed, most likely for lack of memory: use fewer --workers."
-            ) from error
+            writer.commit(result)
+        except OSError as error:
+            raise disk_error(error, result.unit.cases[0].id, target.path) from error
+        failed += result.failed
+        if result.failed:
+            _look_at_source(result.failed, failed, cases, source, strict)
+        done += len(result.unit.cases)
+        if progress:
+            progress(done, len(cases))
+    return failed
 
 
-def _start_worker() -> None:
-    """A worker leaves Ctrl-C to its parent, and does not outlive it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
-
-
-def _end_with(sentinel: int) -> None:
-    wait_for_handles([sentinel])
-    os._exit(1)
+def _look_at_source(
+    new: Sequence[tuple[str, str]],
+    failed: Sequence[tuple[str, str]],
+    cases: Sequence[Case],
+    source: Path,
+    strict: bool,
+) -> None:
+    """Raises ConversionError where cases were refused because the source went away, or where one is enough."""
+    case, reason = new[0]
+    if lost := why_unreadable(cases, {name for name, _ in failed}):
+        raise ConversionError(
+            f"{source} cannot be read any more ({lost}), first noticed at {case}: is its disk or network mount there?"
+        )
+    if strict:
+        raise ConversionError(f"{reason} Stopped there, as --strict asks.")
 
 
 def _summary(
-    store: Store, bytes_before: int, *, failed: list[tuple[str, str]], kept: int, removed: int, seconds: float
+    store: Store,
+    bytes_before: int,
+    *,
+    failed: list[tuple[str, str]],
+    kept: int,
+    removed: int,
+    seconds: float,
+    notes: list[str],
 ) -> PrepareSummary:
     parts: Counter[str] = Counter()
-    duplicates = leaking = 0
+    clinical: dict[str, int] = {}
+    duplicates = near = leaking = 0
     if store.task == "segmentation":
         slices = int(store.shapes[:, 0].sum())
         shown = (store.label_counts[:, :, 1:] > 0).sum(axis=(0, 1)).tolist()
         classes = dict(zip(LABELS[1:], shown, strict=True))
+        clinical = clinical_counts(store.clinical)
     else:
         slices = len(store)
         classes = {name: int((store.label == i).sum()) for i, name in enumerate(store.classes)}
         parts.update(store.part.tolist())
-        duplicates = slices - len(np.unique(store.group))
+        duplicates = slices - len(np.unique(store.identical))
+        near = slices - len(np.unique(store.group)) - duplicates
+        notes = [*notes, *disagreements(store)]
         test = store.part == "test"
         leaking = int(np.isin(store.group[test], store.group[~test]).sum())
     after = sum(file.stat().st_size for file in store.path.rglob("*") if file.is_file())
     return PrepareSummary(
         store.dataset, store.path, len(store), len(store) - kept, kept, removed, failed, slices, classes, dict(parts),
-        duplicates, leaking, bytes_before, after, seconds, store.fingerprint,
+        duplicates, near, leaking, bytes_before, after, seconds, store.fingerprint, clinical, notes,
     )  # fmt: skip
 
 
-def _ids(store: Path) -> list[str]:
-    """Cases of the finished store that was there before, if any."""
+def _ids(store: Path) -> set[str]:
+    """Cases in the store that was there before, finished or not."""
     if not (read_about(store) or {}).get("complete"):
-        return []
+        folder = store / "cases"
+        return {entry.name for entry in folder.iterdir() if entry.is_dir()} if folder.is_dir() else set()
     try:
-        return Store.open(store).case_ids
+        return set(Store.open(store).case_ids)
     except DataError:
-        return []
+        return set()
 
 
 def _all_failed(source: Path, failed: Sequence[tuple[str, str]]) -> str:
     more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
     return f"no case of {source} can be used: {failed[0][1]}{more}"
-
-
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

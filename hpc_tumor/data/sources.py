@@ -6,13 +6,15 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpc_tumor.data import brain_mri, brats
+from hpc_tumor.data import brain_mri, brats, brats_h5
 from hpc_tumor.data.brain_mri import BrainMRIReader
 from hpc_tumor.data.brats import BraTSReader
+from hpc_tumor.data.brats_h5 import BraTSH5Reader
 from hpc_tumor.data.case import Case, CaseReader, Listing, no_cases, walk
 from hpc_tumor.errors import DataError, unknown
 
-READERS: dict[str, type[CaseReader]] = {"brats": BraTSReader, "brain-mri": BrainMRIReader}
+READERS: dict[str, type[CaseReader]] = {"brats": BraTSReader, "brats-h5": BraTSH5Reader, "brain-mri": BrainMRIReader}
+_WANTED = {"brats": brats.WANTED, "brats-h5": brats_h5.WANTED, "brain-mri": brain_mri.WANTED}
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class SourceReport:
         bytes: of the files that belong to cases.
         groups: cases by edition (BraTS), or by part and class (Brain MRI).
         links_out: links that lead out of the source and were not followed.
+        notes: what a person should know before the conversion, a line each.
     """
 
     source: Path
@@ -31,6 +34,7 @@ class SourceReport:
     bytes: int
     groups: dict[str, int]
     links_out: int
+    notes: list[str]
 
     @property
     def dataset(self) -> str:
@@ -58,10 +62,11 @@ def inspect_source(source: Path, dataset: str = "auto") -> SourceReport:
         reader = READERS[dataset]()
         cases = reader.find(listing)
         if not cases:
-            raise no_cases(listing, brats.WANTED if dataset == "brats" else brain_mri.WANTED)
+            raise no_cases(listing, _WANTED[dataset])
     groups = Counter(str(case.meta.get("edition") or f"{case.meta['part']}/{case.meta['class']}") for case in cases)
     size = sum(case.bytes for case in cases)
-    return SourceReport(Path(source), reader, cases, size, dict(sorted(groups.items())), len(listing.links_out))
+    notes = reader.notes(listing)
+    return SourceReport(Path(source), reader, cases, size, dict(sorted(groups.items())), len(listing.links_out), notes)
 
 
 def _detect(listing: Listing) -> tuple[CaseReader, list[Case]]:
@@ -71,7 +76,7 @@ def _detect(listing: Listing) -> tuple[CaseReader, list[Case]]:
         if cases := reader.find(listing):
             found.append((reader, cases))
     if not found:
-        raise no_cases(listing, f"{brats.WANTED}, and {brain_mri.WANTED}")
+        raise no_cases(listing, ", ".join(_WANTED.values()))
     if len(found) > 1:
         kinds = " and ".join(f"{len(cases)} {reader.name} case{'s' * (len(cases) > 1)}" for reader, cases in found)
         raise DataError(f"{listing.source} holds {kinds}: say which with --dataset, or name the folder of one.")

@@ -8,34 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hpc_tumor.config import SPLITS, Experiment
+from hpc_tumor.data.dealing import Unit, deal, draw
+from hpc_tumor.data.split_file import Indices, Split, read_split
 from hpc_tumor.data.store import Store
+from hpc_tumor.data.units import image_units, patient_units
 from hpc_tumor.errors import DataError, UsageError, unknown
 
+__all__ = ["Split", "make_split", "middle_pairs", "middle_slices", "split_of"]
+
 PUBLISHED_SLICES = 0.5  # the published study takes the middle 77 of 155
-
-Indices = NDArray[np.int64]
-
-
-@dataclass(frozen=True, eq=False)
-class Split:
-    """A split of a store, each part sorted.
-
-    Attributes:
-        train, val, test: `(n,)` numbers of cases or images; `(n, 2)` pairs of case and slice for the published split
-            of slices. `val` may be empty, where there are too few cases or none were asked for.
-        leaks: whether the protocol lets one patient or picture be on two sides.
-    """
-
-    kind: str
-    seed: int
-    fold: int | None
-    train: Indices
-    val: Indices
-    test: Indices
-    leaks: bool
 
 
 def make_split(
@@ -49,12 +32,16 @@ def make_split(
     test_fraction: float = 0.1,
     slices: float = PUBLISHED_SLICES,
 ) -> Split:
-    """Split a store, the same way for the same seed and the same cases.
+    """Split a store, the same way for the same seed and the same cases, in whatever order they are stored.
 
-    - by-patient: whole patients.
-    - deduplicated: the published test images stay the test part, and training images with a twin there go; of twins
-      among the training images one stays. Stratified by class.
+    - by-patient: whole patients, all cases of one together (see `patient_units`), stratified by grade where known.
+    - deduplicated: whole groups of duplicate images, stratified by class. The published test images stay the test part
+      as they are, and training images of their groups go, from validation too. Of images of identical pixels among the
+      others one stays, since a repetition says nothing new; near copies stay together, on one side.
     - published: single slices at random (segmentation), or the published folders as they are (classification).
+
+    A case that is added moves one or two others between the parts of a split by fractions, but many between folds:
+    keep folds in a file where a store grows.
 
     Args:
         kind: absent: the task's first.
@@ -74,7 +61,7 @@ def make_split(
         raise UsageError(f"val_fraction {val_fraction} and test_fraction {test_fraction} must lie between 0 and 1.")
     if fold is not None and not 0 <= fold < folds:
         raise UsageError(f"fold {fold} of {folds} folds: choose 0 to {folds - 1}.")
-    cut = _Cut(np.random.default_rng(seed), fold, folds, val_fraction, test_fraction, store)
+    cut = _Cut(seed, fold, folds, val_fraction, test_fraction, store)
     if store.task == "segmentation":
         parts = _published_slices(store, cut, slices) if kind == "published" else _patients(store, cut)
     else:
@@ -84,12 +71,18 @@ def make_split(
 
 
 def split_of(experiment: Experiment, store: Store) -> Split:
-    """The split that an experiment asks for. Raises as `make_split`, and DataError where a part has nothing in it."""
+    """The split that an experiment asks for: made, or read from the file that it names.
+
+    Raises as `make_split` and `read_split`, and DataError where a part has nothing in it.
+    """
     data = experiment.data
-    split = make_split(
-        store, experiment.split, data.split_seed, fold=data.fold, folds=data.folds,
-        val_fraction=data.val_fraction, test_fraction=data.test_fraction, slices=data.slices,
-    )  # fmt: skip
+    if data.split_file is not None:
+        split = read_split(data.split_file, store)
+    else:
+        split = make_split(
+            store, experiment.split, data.split_seed, fold=data.fold, folds=data.folds,
+            val_fraction=data.val_fraction, test_fraction=data.test_fraction, slices=data.slices,
+        )  # fmt: skip
     for part, cases in (("train", split.train), ("test", split.test)):
         if not len(cases):
             raise DataError(f"{data.store} has nothing for the {part} part of the {split.kind} split: add cases.")
@@ -103,29 +96,38 @@ def middle_slices(n_slices: int, fraction: float) -> range:
     return range(start, start + count)
 
 
+def middle_pairs(store: Store, cases: Indices, fraction: float) -> Indices:
+    """`(n, 2)` pairs of case and slice: the middle `fraction` of each of the cases, in their order."""
+    if not len(cases):
+        return np.empty((0, 2), np.int64)
+    depths, inverse = np.unique(store.shapes[cases, 0], return_inverse=True)
+    middles = [middle_slices(int(depth), fraction) for depth in depths]
+    counts = np.array([len(middle) for middle in middles])[inverse]
+    starts = np.array([middle.start for middle in middles])[inverse]
+    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.stack([np.repeat(cases, counts), np.repeat(starts, counts) + within], axis=1)
+
+
 @dataclass(frozen=True)
 class _Cut:
-    """How many go where; one generator for all draws of a split."""
+    """How many go where. Test and validation are drawn apart: more validation leaves the test part as it is."""
 
-    draw: np.random.Generator
+    seed: int
     fold: int | None
     folds: int
     val_fraction: float
     test_fraction: float
     store: Store
 
-    def test_of(self, *classes: Sequence[int]) -> set[int]:
-        """Units that test: a fold, or a fraction of each class of units."""
-        orders = [self.draw.permutation(np.asarray(units, dtype=np.int64)) for units in classes]
+    def test_of(self, units: Sequence[Unit]) -> set[int]:
+        """Numbers of the units that test: a fold, or a fraction of each stratum."""
         if self.fold is not None:
-            # One class after the other: every fold gets its share of each, and sizes differ by one at most.
-            return set(np.concatenate(orders)[self.fold :: self.folds].tolist())
-        return set().union(*(_share(order, self.test_fraction) for order in orders))
+            return set(deal(units, self.folds, f"{self.seed} test")[self.fold])
+        return set(draw(units, self.test_fraction, f"{self.seed} test"))
 
-    def val_of(self, *classes: Sequence[int]) -> set[int]:
-        """Units that validate, from what does not test: a fraction of each class."""
-        orders = [self.draw.permutation(np.asarray(units, dtype=np.int64)) for units in classes]
-        return set().union(*(_share(order, self.val_fraction) for order in orders))
+    def val_of(self, units: Sequence[Unit]) -> set[int]:
+        """Numbers of the units that validate, of those that do not test."""
+        return set(draw(units, self.val_fraction, f"{self.seed} validation")) if self.val_fraction else set()
 
     def check(self, count: int, what: str) -> None:
         """Raises DataError where `count` units are too few."""
@@ -137,25 +139,29 @@ class _Cut:
 
 
 def _patients(store: Store, cut: _Cut) -> tuple[Indices, Indices, Indices]:
-    cut.check(len(store), "cases")
-    by_name = np.argsort(np.array(store.case_ids), kind="stable").tolist()
-    test = cut.test_of(by_name)
-    rest = [case for case in by_name if case not in test]
+    units = patient_units(store)
+    cut.check(len(units), "patients" if len(units) < len(store) else "cases")
+    tested = cut.test_of(units)
     # With two patients one trains and one tests; a third may validate.
-    val = cut.val_of(rest)
-    return _sorted(set(rest) - val), _sorted(val), _sorted(test)
+    train, val = _train_and_val([unit for i, unit in enumerate(units) if i not in tested], cut)
+    return train, val, _members(units[i] for i in tested)
 
 
 def _published_slices(store: Store, cut: _Cut, share: float) -> tuple[Indices, Indices, Indices]:
     by_name = np.argsort(np.array(store.case_ids), kind="stable").tolist()
-    pairs = np.array([(case, z) for case in by_name for z in middle_slices(store.slices(case), share)], dtype=np.int64)
-    cut.check(len(pairs), "slices")
-    test = cut.test_of(range(len(pairs)))
-    rest = [i for i in range(len(pairs)) if i not in test]
-    val = cut.val_of(rest)
-    parts = [pairs[_sorted(some)] for some in (set(rest) - val, val, test)]
-    train, validate, held_out = (part[np.lexsort((part[:, 1], part[:, 0]))] for part in parts)
-    return train, validate, held_out
+    slices = [(case, z) for case in by_name for z in middle_slices(store.slices(case), share)]
+    cut.check(len(slices), "slices")
+    pairs = np.array(slices, dtype=np.int64)
+    order = np.random.default_rng(cut.seed).permutation(len(pairs))
+    if cut.fold is not None:
+        tested = order[cut.fold :: cut.folds]
+    else:
+        tested = order[: min(max(1, round(cut.test_fraction * len(order))), len(order) - 1)]
+    rest = order[~np.isin(order, tested)]
+    count = min(max(1, round(cut.val_fraction * len(rest))), len(rest) - 1) if cut.val_fraction else 0
+    parts = (pairs[some] for some in (rest[count:], rest[:count], tested))
+    train, val, test = (part[np.lexsort((part[:, 1], part[:, 0]))] for part in parts)
+    return train, val, test
 
 
 def _published_images(store: Store, cut: _Cut) -> tuple[Indices, Indices, Indices]:
@@ -164,46 +170,33 @@ def _published_images(store: Store, cut: _Cut) -> tuple[Indices, Indices, Indice
     in_test = store.part == "test"
     if in_test.all() or not in_test.any():
         raise DataError(f"{store.path} has no published training and test parts: choose the deduplicated split.")
-    train = _by_name(store, np.flatnonzero(~in_test))
-    val = cut.val_of(*_by_class(train, store.label))
-    return _sorted(set(train) - val), _sorted(val), _sorted(np.flatnonzero(in_test).tolist())
+    train, val = _train_and_val(image_units(store, np.flatnonzero(~in_test), np.arange(len(store))), cut)
+    return train, val, np.flatnonzero(in_test)
 
 
 def _deduplicated(store: Store, cut: _Cut) -> tuple[Indices, Indices, Indices]:
-    group = store.group
-    first: dict[int, int] = {}  # of each group the image that stands for it
-    for image in _by_name(store, np.arange(len(store))):
-        first.setdefault(int(group[image]), image)
-    cut.check(len(first), "different images")
+    by_name = sorted(range(len(store)), key=store.paths.__getitem__)
+    different = np.unique(store.identical[by_name], return_index=True)[1]
+    units = image_units(store, np.array(by_name)[different], store.group)
+    cut.check(len(units), "different images")
     published = np.flatnonzero(store.part == "test")
     if cut.fold is None and 0 < len(published) < len(store):
-        test = set(published.tolist())
-        tested = set(group[published].tolist())
+        test = published
+        groups = set(store.group[published].tolist())
+        tested = {i for i, unit in enumerate(units) if int(store.group[unit.members[0]]) in groups}
     else:
-        test = cut.test_of(*_by_class(list(first.values()), store.label))
-        tested = {int(group[image]) for image in test}
-    rest = [image for number, image in first.items() if number not in tested]
+        tested = cut.test_of(units)
+        test = _members(units[i] for i in tested)
+    rest = [unit for i, unit in enumerate(units) if i not in tested]
     if not rest:
         raise DataError(f"{store.path} has no training image without a twin in the test part to train on.")
-    val = cut.val_of(*_by_class(rest, store.label))
-    return _sorted(set(rest) - val), _sorted(val), _sorted(test)
+    return *_train_and_val(rest, cut), test
 
 
-def _share(order: Indices, fraction: float) -> set[int]:
-    """The first `fraction` of the units, at least one where any is asked for, never all."""
-    count = min(max(1, round(fraction * len(order))), len(order) - 1) if fraction > 0 else 0
-    return set(order[:count].tolist())
+def _train_and_val(units: Sequence[Unit], cut: _Cut) -> tuple[Indices, Indices]:
+    val = cut.val_of(units)
+    return _members(unit for i, unit in enumerate(units) if i not in val), _members(units[i] for i in val)
 
 
-def _by_class(images: Sequence[int], label: Indices) -> list[list[int]]:
-    """The images of each class."""
-    return [[image for image in images if label[image] == kind] for kind in np.unique(label[list(images)])]
-
-
-def _by_name(store: Store, images: Any) -> list[int]:
-    """The images sorted by path, so that a split does not depend on the order in the store."""
-    return sorted((int(image) for image in images), key=store.paths.__getitem__)
-
-
-def _sorted(numbers: Any) -> Indices:
-    return np.array(sorted(numbers), dtype=np.int64)
+def _members(units: Any) -> Indices:
+    return np.array(sorted(member for unit in units for member in unit.members), dtype=np.int64)

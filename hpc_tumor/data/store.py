@@ -1,29 +1,27 @@
-"""The Zarr store, schema 1: `Store`, which reads it. Only this module and `zarr_nodes` import TensorStore.
-
-TensorStore runs threads of its own: never fork a process that has opened a store.
-"""
+"""The Zarr store, schema 1: `Store`, which reads it."""
 
 from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Callable, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
-import tensorstore as ts
 from numpy.typing import ArrayLike, NDArray
 
 from hpc_tumor.data.case import LABELS
-from hpc_tumor.data.zarr_nodes import context, read_attributes
+from hpc_tumor.data.shards import DamagedError, ShardFiles
+from hpc_tumor.data.zarr_nodes import ArrayLayout, read_array, read_attributes
 from hpc_tumor.errors import DataError
 
 SCHEMA = 1
-# Holds the shard indexes of 2,000 cases (5 MB) beside the slices in flight.
-_CACHE_BYTES = 100_000_000
+_LEAST_PER_THREAD = 4  # chunks: handing over fewer costs more than it gains
 T = TypeVar("T", covariant=True)
+Read = Callable[[], None]
 
 
 def read_about(path: Path) -> dict[str, Any] | None:
@@ -35,15 +33,18 @@ def read_about(path: Path) -> dict[str, Any] | None:
 class Pending(Generic[T]):
     """A read that was started. `result()` waits for it; DataError where the store is damaged."""
 
-    def __init__(self, finish: Callable[[], T], blame: Callable[[], DataError]):
-        self._finish = finish
-        self._blame = blame
+    def __init__(self, value: T, parts: Sequence[Future[None]]):
+        self._value = value
+        self._parts = parts
+
+    def done(self) -> bool:
+        """Whether `result` would not wait."""
+        return all(part.done() for part in self._parts)
 
     def result(self) -> T:
-        try:
-            return self._finish()
-        except (ValueError, OSError) as error:
-            raise self._blame() from error
+        for part in self._parts:
+            part.result()
+        return self._value
 
 
 class Store:
@@ -51,7 +52,7 @@ class Store:
 
     Attributes:
         task: segmentation or classification.
-        dataset: brats or brain-mri.
+        dataset: brats, brats-h5 or brain-mri.
         fingerprint: equal for equal content, whatever the order of conversion.
         options: those of the conversion.
         case_ids: of BraTS cases, or the images' paths.
@@ -69,13 +70,13 @@ class Store:
             raise DataError(f"{path} is damaged: its index is missing. Run prepare-data again with --overwrite.")
         self._index = index
         self.case_ids: list[str] = index["case_ids"]
-        self._context = context(threads, _CACHE_BYTES)
-        self._handles: dict[str, Any] = {}
-        self._process = os.getpid()
+        self._threads = threads or _cpus()
+        self._files = ShardFiles()
+        self._pool: tuple[int, ThreadPoolExecutor] | None = None
 
     @classmethod
     def open(cls, path: Path, *, threads: int | None = None) -> Store:
-        """Open the store at `path`; at most `threads` decode, all there are by default.
+        """Open the store at `path`; `threads` read and unpack, one per CPU by default.
 
         Raises DataError where it does not exist, is no store, is unfinished, damaged, or of another schema.
         """
@@ -122,6 +123,11 @@ class Store:
     def background(self) -> NDArray[np.float64]:
         """`(n, 4)`: the value outside the brain, per modality."""
         return self._column("background")
+
+    @cached_property
+    def slice_background(self) -> NDArray[np.float64] | None:
+        """`(n, largest Z, 4)`: the value outside the brain in each slice, where slices differ in it; else None."""
+        return self._column("slice_background") if self.dataset == "brats-h5" else None
 
     @cached_property
     def label_counts(self) -> NDArray[np.int32]:
@@ -171,26 +177,37 @@ class Store:
         """The NIfTI header as in the source."""
         return base64.b64decode(self.case_metadata(case)["header"])
 
-    def read_slices(self, refs: ArrayLike) -> Pending[tuple[NDArray[Any], NDArray[np.uint8]]]:
+    def read_slices(
+        self, refs: ArrayLike, into: Sequence[Any] | None = None
+    ) -> Pending[tuple[NDArray[Any], NDArray[np.uint8]]]:
         """Start reading axial slices given as `(n, 2)` pairs of case and z.
 
-        Gives images `(n, 4, Y, X)` in `dtype` and labels `(n, Y, X)` uint8. All reads of a batch are one request:
-        of the ways measured (a future per slice, grouping by case, filling a given array) the fastest.
+        Gives images `(n, 4, Y, X)` in `dtype` and labels `(n, Y, X)` uint8: new arrays, or the two given in `into`
+        (arrays, or lists with an array for each slice), which must be left alone until the result is there.
         """
         pairs = np.asarray(refs, dtype=np.int64).reshape(-1, 2)
         if not len(pairs):
             raise ValueError("read_slices needs at least one slice")
-        _ = self.slice_shape
+        image, label = into or self.empty_slices(len(pairs))
         places = pairs.tolist()
-        with ts.Batch() as batch:
-            image = ts.stack([self._image(case)[:, z] for case, z in places]).read(batch=batch)
-            label = ts.stack([self._label(case)[z] for case, z in places]).read(batch=batch)
-        return Pending(lambda: (image.result(), label.result()), lambda: self._blame(places))
+        for case, z in places:
+            if not (0 <= case < len(self) and 0 <= z < self._depths[case]):
+                raise IndexError(f"there is no slice {z} of case {case}")
+        reads = [partial(self._read_slice, case, z, image[i], label[i]) for i, (case, z) in enumerate(places)]
+        return Pending((image, label), self._start(reads))
+
+    def empty_slices(self, n: int) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+        """Arrays that take `n` slices and their labels. DataError where cases differ in the size of their slices."""
+        size = self.slice_shape
+        return np.empty((n, self._channels, *size), self.dtype), np.empty((n, *size), np.uint8)
 
     def read_volume(self, case: int) -> Pending[tuple[NDArray[Any], NDArray[np.uint8]]]:
         """Start reading a whole case: image `(4, Z, Y, X)` in `dtype` and labels `(Z, Y, X)` uint8."""
-        image, label = self._image(case).read(), self._label(case).read()
-        return Pending(lambda: (image.result(), label.result()), lambda: self._damaged(f"case {self.case_ids[case]}"))
+        depth, *size = self.shapes[case].tolist()
+        image = np.empty((self._channels, depth, *size), self.dtype)
+        label = np.empty((depth, *size), np.uint8)
+        reads = [partial(self._read_slice, case, z, image[:, z], label[z]) for z in range(depth)]
+        return Pending((image, label), self._start(reads))
 
     # Brain MRI: images
 
@@ -224,15 +241,38 @@ class Store:
         """`(n,)`: images with one number are duplicates of each other, identical or nearly so."""
         return self._column("group").astype(np.int64)
 
-    def image_column(self, name: str) -> list[Any]:
-        """A column of image metadata kept as text: modes or sha256."""
+    @cached_property
+    def sizes(self) -> NDArray[np.int64]:
+        """`(n, 2)`: height and width in pixels of each image's source."""
+        return self._column("size").astype(np.int64)
+
+    @cached_property
+    def boxes(self) -> NDArray[np.int64]:
+        """`(n, 4)`: left, top, right and bottom in pixels of the crop of each image's source."""
+        return self._column("box").astype(np.int64)
+
+    @cached_property
+    def thumbnails(self) -> NDArray[np.uint8]:
+        """`(n, 32, 32)`: each image's source, uncropped, as near duplicates are told by."""
+        return self._column("thumbnail")
+
+    def text_column(self, name: str) -> list[Any]:
+        """What the index keeps of each case or image as text: contents, dtypes; mode, sha256, signature, bytes."""
         return list(self._index[name])
 
-    def read_images(self, indices: ArrayLike) -> Pending[NDArray[np.uint8]]:
-        """Start reading images: `(n, H, W)` uint8."""
-        chosen = np.asarray(indices, dtype=np.int64).reshape(-1)
-        read = self._handle("images")[chosen].read()
-        return Pending(read.result, lambda: self._damaged("one of the images"))
+    def read_images(self, indices: ArrayLike, into: NDArray[np.uint8] | None = None) -> Pending[NDArray[np.uint8]]:
+        """Start reading images: `(n, H, W)` uint8, a new array or the one given, to be left alone until then."""
+        chosen = np.asarray(indices, dtype=np.int64).reshape(-1).tolist()
+        pixels = self.empty_images(len(chosen)) if into is None else into
+        for index in chosen:
+            if not 0 <= index < len(self):
+                raise IndexError(f"there is no image {index}")
+        reads = [partial(self._read_image, index, pixels[i]) for i, index in enumerate(chosen)]
+        return Pending(pixels, self._start(reads))
+
+    def empty_images(self, n: int) -> NDArray[np.uint8]:
+        """An array that takes `n` images."""
+        return np.empty((n, *self._images.shape[1:]), np.uint8)
 
     # Files behind it
 
@@ -240,49 +280,83 @@ class Store:
     def _spacing(self) -> NDArray[np.float64]:
         return self._column("spacing")
 
-    def _image(self, case: int) -> Any:
-        handle = self._handle(f"cases/{self.case_ids[case]}/0")
-        return handle if handle.dtype.numpy_dtype == self.dtype else ts.cast(handle, self.dtype)
+    @cached_property
+    def _depths(self) -> list[int]:
+        return cast(list[int], self.shapes[:, 0].tolist())
 
-    def _label(self, case: int) -> Any:
-        return self._handle(f"cases/{self.case_ids[case]}/labels/seg/0")
+    @property
+    def _channels(self) -> int:
+        return int(self.statistics.shape[1])
+
+    @cached_property
+    def _case_types(self) -> list[np.dtype[Any]]:
+        return [np.dtype(name) for name in self._index["dtypes"]]
+
+    @cached_property
+    def _images(self) -> ArrayLayout:
+        try:
+            layout = ArrayLayout.read(self.path / "images")
+        except (ValueError, OSError) as error:
+            raise self._damaged("the array of its images") from error
+        if layout.dtype != np.uint8 or len(layout.shape) != 3 or layout.chunk != (1, *layout.shape[1:]):
+            raise self._damaged("the array of its images")
+        return layout
+
+    def _read_slice(self, case: int, z: int, image: NDArray[Any], label: NDArray[np.uint8]) -> None:
+        """Read one slice into `image` `(4, Y, X)` and `label` `(Y, X)`."""
+        depth, folder = self._depths[case], self.path / "cases" / self.case_ids[case]
+        direct = image.flags.c_contiguous and image.dtype == self._case_types[case]
+        values = image if direct else np.empty(image.shape, self._case_types[case])
+        try:
+            self._files.read_chunk(folder.joinpath("0", "c", "0", "0", "0", "0"), depth, z, values)
+            self._files.read_chunk(folder.joinpath("labels", "seg", "0", "c", "0", "0", "0"), depth, z, label)
+        except DamagedError as error:
+            raise self._damaged(f"slice {z} of case {self.case_ids[case]}") from error
+        except OSError as error:
+            raise self._unreadable(f"slice {z} of case {self.case_ids[case]}", error) from error
+        if not direct:
+            image[...] = values
+
+    def _read_image(self, index: int, out: NDArray[np.uint8]) -> None:
+        layout = self._images
+        shard, position = divmod(index, layout.shard[0])
+        try:
+            self._files.read_chunk(layout.file(self.path / "images", shard), layout.chunks, position, out)
+        except DamagedError as error:
+            raise self._damaged(f"the image {self.case_ids[index]}") from error
+        except OSError as error:
+            raise self._unreadable(f"the image {self.case_ids[index]}", error) from error
+
+    def _start(self, reads: Sequence[Read]) -> list[Future[None]]:
+        """Hand the reads to the threads, in as many portions as there are threads to share them."""
+        if self._pool is None or self._pool[0] != os.getpid():  # threads do not live on in a forked process
+            self._pool = os.getpid(), ThreadPoolExecutor(self._threads, thread_name_prefix="store")
+        portion = max(_LEAST_PER_THREAD, -(-len(reads) // self._threads))
+        submit = self._pool[1].submit
+        return [submit(_run, reads[start : start + portion]) for start in range(0, len(reads), portion)]
 
     def _column(self, name: str) -> NDArray[Any]:
         try:
-            return cast(NDArray[Any], self._handle(f"index/{name}").read().result())
-        except (ValueError, OSError) as error:
+            return read_array(self.path / "index" / name, self._files)
+        except (ValueError, OSError, MemoryError) as error:
             raise self._damaged(f"the column {name} of its index") from error
-
-    def _handle(self, place: str) -> Any:
-        """The open array at `place`, opened once per process."""
-        if os.getpid() != self._process:
-            raise RuntimeError("a store was used after a fork: open it in the process that reads it")
-        if place not in self._handles:
-            spec = {
-                "driver": "zarr3",
-                "kvstore": {"driver": "file", "path": f"{(self.path / place).absolute()}/"},
-                "recheck_cached_data": False,
-                "recheck_cached_metadata": False,
-                "fill_missing_data_reads": False,
-            }
-            try:
-                self._handles[place] = ts.open(spec, open=True, read=True, context=self._context).result()
-            except (ValueError, OSError) as error:
-                raise self._damaged(place) from error
-        return self._handles[place]
-
-    def _blame(self, places: Sequence[Sequence[int]]) -> DataError:
-        """Which slice of a failed batch cannot be read."""
-        for case, z in places:
-            try:
-                self._image(case)[:, z].read().result()
-                self._label(case)[z].read().result()
-            except (ValueError, OSError):
-                return self._damaged(f"slice {z} of case {self.case_ids[case]}")
-        return self._damaged("a slice that could be read the second time")
 
     def _damaged(self, what: str) -> DataError:
         return DataError(
             f"{self.path}: {what} is missing or damaged. Remove the case's folder if one is named, and run"
             " prepare-data again; else convert anew with --overwrite."
         )
+
+    def _unreadable(self, what: str, error: OSError) -> DataError:
+        if isinstance(error, FileNotFoundError):
+            return self._damaged(what)
+        return DataError(f"{self.path}: {what} cannot be read: {error.strerror or error}. Is its disk still there?")
+
+
+def _run(reads: Iterable[Read]) -> None:
+    for read in reads:
+        read()
+
+
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

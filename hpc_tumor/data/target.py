@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -12,13 +13,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from hpc_tumor.atomic import is_disk_full, write_bytes
+from hpc_tumor.atomic import is_disk_full
 from hpc_tumor.data.store import SCHEMA, read_about
-from hpc_tumor.data.zarr_nodes import GROUP_FILE, group_json
+from hpc_tumor.data.zarr_nodes import GROUP_FILE, group_json, write_file
 from hpc_tumor.errors import DataError
 
 LOCK = ".prepare.lock"
 STAGING = ".staging-"
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # of file systems such as Lustre mounted without flock
 
 
 class ConversionError(DataError):
@@ -36,8 +38,10 @@ class Target:
     def __init__(self, path: Path, identity: dict[str, Any], *, overwrite: bool):
         self.path = path
         self.identity = identity
-        self.overwrite = overwrite
-        self.existing = None if overwrite else read_about(path)
+        existing = read_about(path) or {}
+        # Where clearing the store was cut short, what is left of the old one is not to be mixed with the new.
+        self.overwrite = overwrite or existing.get("clearing") is True
+        self.existing = None if self.overwrite else existing or None
         self.staging = path / f"{STAGING}{uuid.uuid4().hex[:8]}"
         self.begun = False
 
@@ -46,11 +50,13 @@ class Target:
         if self.begun:
             return
         self.begun = True
-        self._write({**self.identity, "complete": False})
-        if self.overwrite:
-            for entry in list(self.path.iterdir()):
-                if entry.name not in (GROUP_FILE, LOCK) and entry != self.staging:
-                    self.discard(entry)
+        unfinished = {**self.identity, "complete": False}
+        old = [entry for entry in self.path.iterdir() if entry.name not in (GROUP_FILE, LOCK) and entry != self.staging]
+        if self.overwrite and old:
+            self._write({**unfinished, "clearing": True})
+            for entry in old:
+                self.discard(entry)
+        self._write(unfinished)
 
     def replace(self, staged: Path, place: Path) -> None:
         """Move `staged` to `place` in the store; what was there goes."""
@@ -75,7 +81,9 @@ class Target:
         return "What was committed stays: run the same command again, and it goes on from there."
 
     def _write(self, about: dict[str, Any]) -> None:
-        write_bytes(self.path / GROUP_FILE, group_json({"hpc_tumor": about}))
+        staged = self.staging / f"about-{uuid.uuid4().hex[:8]}"
+        write_file(staged, group_json({"hpc_tumor": about}))
+        staged.replace(self.path / GROUP_FILE)
 
 
 @contextmanager
@@ -93,8 +101,7 @@ def open_target(path: Path, identity: dict[str, Any], *, overwrite: bool) -> Ite
     try:
         with _locked(path):
             _check(path, identity, overwrite)
-            for stale in path.glob(f"{STAGING}*"):
-                remove(stale)
+            _remove_staging(path)
             target = Target(path, identity, overwrite=overwrite)
             try:
                 target.staging.mkdir()
@@ -103,7 +110,7 @@ def open_target(path: Path, identity: dict[str, Any], *, overwrite: bool) -> Ite
             try:
                 yield target
             finally:
-                remove(target.staging)
+                _remove_staging(path)
     finally:
         for folder in made:
             with suppress(OSError):  # not empty: a store was begun there
@@ -122,22 +129,26 @@ def disk_error(error: OSError, what: str, store: Path) -> ConversionError:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or folder; one that something still writes into goes with the next conversion."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+    """Remove a file or folder; what cannot be removed now, as where it is written to, goes with the next conversion."""
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _remove_staging(path: Path) -> None:
+    with suppress(OSError):
+        for stale in path.glob(f"{STAGING}*"):
+            remove(stale)
 
 
 def _check(path: Path, identity: dict[str, Any], overwrite: bool) -> None:
-    if not path.exists():
-        return
-    if not path.is_dir():
-        raise DataError(f"{path} is a file, not a store: choose another name. It is untouched.")
-    about = read_about(path)
+    try:
+        about = _look(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}. It is untouched.") from error
     if about is None:
-        if any(entry.name != LOCK and not entry.name.startswith(STAGING) for entry in path.iterdir()):
-            raise DataError(f"{path} is no store of hpc-tumor and not empty: choose another name. It is untouched.")
         return
     if overwrite:
         return
@@ -154,10 +165,27 @@ def _check(path: Path, identity: dict[str, Any], overwrite: bool) -> None:
         )
 
 
+def _look(path: Path) -> dict[str, Any] | None:
+    """What the store at `path` says of itself; None where there is nothing yet. DataError for anything else."""
+    if not path.exists():
+        return None
+    if not path.is_dir():
+        raise DataError(f"{path} is a file, not a store: choose another name. It is untouched.")
+    others = [entry for entry in path.iterdir() if entry.name != LOCK and not entry.name.startswith(STAGING)]
+    if not others:
+        return None
+    if path / GROUP_FILE in others:
+        (path / GROUP_FILE).read_bytes()  # a file that the disk does not give is not one that is no store
+    about = read_about(path)
+    if about is None:
+        raise DataError(f"{path} is no store of hpc-tumor and not empty: choose another name. It is untouched.")
+    return about
+
+
 def _make(path: Path) -> list[Path]:
     """Make the folder; gives the ones that were not there, innermost first."""
-    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
+        missing = [folder for folder in (path, *path.parents) if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"the folder {path} cannot be made: {error.strerror}.") from error
@@ -176,11 +204,13 @@ def _locked(path: Path) -> Iterator[None]:
             holder = file.read_text().strip() or holder
         raise DataError(f"{path} is being converted by {holder}: wait for it, or stop it.") from None
     except OSError as error:
-        raise DataError(f"{path} cannot be locked: {error.strerror}.") from error
+        way = " Convert on another disk, and copy the store." if error.errno in _NO_LOCKS else ""
+        raise DataError(f"{path} cannot be locked: {error.strerror}.{way}") from error
     try:
         yield
     finally:
-        file.unlink(missing_ok=True)
+        with suppress(OSError):
+            file.unlink(missing_ok=True)
         os.close(handle)
 
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,14 +18,14 @@ from numpy.typing import NDArray
 from hpc_tumor.data.brain_mri import CLASSES
 from hpc_tumor.data.case import LABELS, MODALITIES, Case, CaseReader
 from hpc_tumor.data.convert import Row, Unit, UnitResult, unpack_images
-from hpc_tumor.data.store import Store
+from hpc_tumor.data.near_duplicates import SIDE, near_duplicate_groups
+from hpc_tumor.data.store import Store, read_about
 from hpc_tumor.data.target import Target, remove
-from hpc_tumor.data.zarr_nodes import GROUP_FILE, IMAGE_COMPRESSION, read_attributes, write_array, write_group
+from hpc_tumor.data.zarr_nodes import GROUP_FILE, IMAGE_COMPRESSION, read_attributes, write_array, write_column, write_group
 from hpc_tumor.errors import DataError
 
 IMAGES_PER_UNIT = 64
 IMAGES_PER_SHARD = 1024
-_INDEX_ROWS = 4096  # of one chunk of an index column
 _CONVERTED = ".converted"  # images done, before they are put together
 
 
@@ -43,9 +44,11 @@ class Writer(Protocol):
         """Write the index of the cases in `rows`, and declare the store whole; False where nothing had changed."""
 
 
-def make_writer(target: Target, reader: CaseReader) -> Writer:
-    """The writer for what `reader` reads."""
-    return VolumeWriter(target, reader) if reader.task == "segmentation" else ImageWriter(target, reader)
+def make_writer(target: Target, reader: CaseReader, clinical: Mapping[str, Row] | None = None) -> Writer:
+    """The writer for what `reader` reads; `clinical` has what is known of patients, by case."""
+    if reader.task == "segmentation":
+        return VolumeWriter(target, reader, clinical or {})
+    return ImageWriter(target, reader)
 
 
 def fingerprint(identity: dict[str, Any], contents: Sequence[tuple[str, str]]) -> str:
@@ -54,11 +57,12 @@ def fingerprint(identity: dict[str, Any], contents: Sequence[tuple[str, str]]) -
 
 
 class VolumeWriter:
-    """Patients: a folder each."""
+    """Patients: a folder each. What the tables beside them say stands in the index alone: it may change by itself."""
 
-    def __init__(self, target: Target, reader: CaseReader):
+    def __init__(self, target: Target, reader: CaseReader, clinical: Mapping[str, Row]):
         self.target = target
         self.reader = reader
+        self.clinical = clinical
         self.rows: dict[str, Row] = {}
         self.folder = target.path / "cases"
 
@@ -77,9 +81,15 @@ class VolumeWriter:
         for row in result.rows:
             self.target.begin()
             if not (self.folder / GROUP_FILE).exists():
-                write_group(self.folder, {})
+                self._begin_folder()
             self.target.replace(result.unit.staged, self.folder / row["case"])
             self.rows[row["case"]] = row
+
+    def _begin_folder(self) -> None:
+        staged = self.target.staging / "group"
+        write_group(staged, {})
+        self.folder.mkdir(exist_ok=True)
+        (staged / GROUP_FILE).replace(self.folder / GROUP_FILE)
 
     def finish(self, about: dict[str, Any]) -> bool:
         rows = [self.rows[key] for key in sorted(self.rows)]
@@ -87,11 +97,13 @@ class VolumeWriter:
             if entry.is_dir() and entry.name not in self.rows:
                 self.target.begin()
                 self.target.discard(entry)
-        about = {
-            "cases": len(rows),
-            "fingerprint": fingerprint(self.target.identity, [(row["case"], row["content"]) for row in rows]),
-            **about,
-        }
+        clinical = [self.clinical.get(row["case"], {}) for row in rows]
+        # Splits are made by grade: what is known of the patients is part of what the store is.
+        contents = [
+            (row["case"], row["content"] + (json.dumps(of, sort_keys=True) if of else ""))
+            for row, of in zip(rows, clinical, strict=True)
+        ]
+        about = {"cases": len(rows), "fingerprint": fingerprint(self.target.identity, contents), **about}
         if _unchanged(self.target, about):
             return False
         index = self.target.staging / "index"
@@ -99,7 +111,7 @@ class VolumeWriter:
             "case_ids": [row["case"] for row in rows],
             "dtypes": [row["dtype"] for row in rows],
             "contents": [row["content"] for row in rows],
-            "clinical": [{} for _ in rows],
+            "clinical": clinical,
             "channels": MODALITIES,
             "labels": LABELS,
         })  # fmt: skip
@@ -107,14 +119,19 @@ class VolumeWriter:
         counts = np.zeros((len(rows), depth, len(LABELS)), np.int32)
         for row, into in zip(rows, counts, strict=True):
             into[: row["shape"][0]] = row["label_counts"]
-        _write_column(index, "label_counts", counts)
+        write_column(index, "label_counts", counts)
+        if "slice_background" in rows[0]:  # of a dataset whose slices were standardised one by one
+            outside = np.zeros((len(rows), depth, len(MODALITIES)))
+            for row, into in zip(rows, outside, strict=True):
+                into[: row["shape"][0]] = row["slice_background"]
+            write_column(index, "slice_background", outside)
         for name, key, dtype in (
             ("shape", "shape", np.int32),
             ("spacing", "spacing", np.float64),
             ("background", "background", np.float64),
             ("statistics", "statistics", np.float64),
         ):
-            _write_column(index, name, np.array([row[key] for row in rows], dtype))
+            write_column(index, name, np.array([row[key] for row in rows], dtype))
         self.target.replace(index, self.target.path / "index")
         self.target.finish(about)
         return True
@@ -153,7 +170,7 @@ class ImageWriter:
     def commit(self, result: UnitResult) -> None:
         if not result.rows:
             return
-        if read_attributes(self.target.path) is None:
+        if (read_about(self.target.path) or {}).get("dataset") != self.reader.name:
             self.target.begin()  # so that what waits is known as part of a store
         self.waiting.mkdir(exist_ok=True)
         file = self.waiting / result.unit.staged.name
@@ -177,8 +194,8 @@ class ImageWriter:
         self._write_index(staging / "index", rows)
         self.target.replace(staging / "images", self.target.path / "images")
         self.target.replace(staging / "index", self.target.path / "index")
-        remove(self.waiting)
         self.target.finish(about)
+        remove(self.waiting)
         return True
 
     def _write_index(self, index: Path, rows: Sequence[Row]) -> None:
@@ -188,40 +205,49 @@ class ImageWriter:
             "parts": ["train", "test"],
             **{name: [row[name] for row in rows] for name in ("mode", "sha256", "signature", "bytes")},
         })  # fmt: skip
+        identical = duplicate_groups([row["sha256"] for row in rows])
+        pixels = b"".join(bytes.fromhex(row["thumbnail"]) for row in rows)
+        thumbnails = np.frombuffer(pixels, np.uint8).reshape(-1, SIDE, SIDE)
         for name, values, dtype in (
             ("label", [CLASSES.index(row["class"]) for row in rows], np.uint8),
             ("part", [row["part"] == "test" for row in rows], np.uint8),
-            ("identical", duplicate_groups([row["sha256"] for row in rows]), np.int32),
-            ("group", duplicate_groups([row["sha256"] for row in rows]), np.int32),
+            ("identical", identical, np.int32),
+            ("group", near_duplicate_groups(thumbnails, identical), np.int32),
+            ("thumbnail", thumbnails, np.uint8),
             ("size", [row["size"] for row in rows], np.int32),
             ("box", [row["box"] for row in rows], np.int32),
         ):
-            _write_column(index, name, np.array(values, dtype))
+            write_column(index, name, np.array(values, dtype))
 
     def _keep_old(self, signatures: dict[str, str]) -> None:
         if not (self.target.existing or {}).get("complete"):
             return
         try:
             old = self._old = Store.open(self.target.path)
-            sizes, boxes = old._column("size").tolist(), old._column("box").tolist()
+            sizes, boxes = old.sizes.tolist(), old.boxes.tolist()
+            thumbnails = old.thumbnails
         except DataError:
             return
-        texts = {name: old.image_column(name) for name in ("mode", "sha256", "signature", "bytes")}
+        texts = {name: old.text_column(name) for name in ("mode", "sha256", "signature", "bytes")}
         for i, name in enumerate(old.paths):
             if signatures.get(name) == texts["signature"][i]:
                 row = {key: values[i] for key, values in texts.items()}
                 kind, part = old.classes[old.label[i]], str(old.part[i])
-                self.rows[name] = {"case": name, "class": kind, "part": part, "size": sizes[i], "box": boxes[i], **row}
+                row |= {"case": name, "class": kind, "part": part, "size": sizes[i], "box": boxes[i]}
+                self.rows[name] = {**row, "thumbnail": thumbnails[i].tobytes().hex()}
                 self._places[name] = (None, i)
 
     def _keep_waiting(self, signatures: dict[str, str]) -> None:
         for file in sorted(self.waiting.glob(f"{self._options}-*.npz")):
-            rows = unpack_images(file)[0]
+            try:
+                rows = unpack_images(file)[0]
+            except (OSError, ValueError, KeyError, BadZipFile):  # what the disk does not give back is converted again
+                continue
             self._take(rows, file, signatures)
 
     def _take(self, rows: Sequence[Row], file: Path, signatures: dict[str, str] | None = None) -> None:
         for i, row in enumerate(rows):
-            if signatures is None or signatures.get(row["case"]) == row["signature"]:
+            if signatures is None or (row["case"] not in self.rows and signatures.get(row["case"]) == row["signature"]):
                 self.rows[row["case"]] = row
                 self._places[row["case"]] = (file, i)
 
@@ -239,13 +265,6 @@ def duplicate_groups(digests: Sequence[str]) -> list[int]:
     """A number per image, the same for images of identical pixels, counted in order of appearance."""
     numbers: dict[str, int] = {}
     return [numbers.setdefault(digest, len(numbers)) for digest in digests]
-
-
-def _write_column(index: Path, name: str, values: NDArray[Any]) -> None:
-    shape = (min(_INDEX_ROWS, len(values)), *values.shape[1:])
-    parts = (values[start : start + shape[0]] for start in range(0, len(values), shape[0]))
-    names = ("case", *(f"axis_{i}" for i in range(1, values.ndim)))
-    write_array(index / name, parts, values.shape, values.dtype, chunk=shape, shard=shape, names=names)
 
 
 def _unchanged(target: Target, about: dict[str, Any]) -> bool:

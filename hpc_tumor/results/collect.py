@@ -27,7 +27,7 @@ _STATES = {
 }
 # What cannot change a score, or stands in the key of a group already.
 _NOT_SETTINGS = {"seed", "checkpoint_minutes"}
-_NOT_DATA = {"store", "split", "fold"}
+_NOT_DATA = {"store", "split", "split_file", "fold"}
 _NOT_HARDWARE = {"threads", "timeout_minutes"}
 
 

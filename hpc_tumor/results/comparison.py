@@ -98,7 +98,7 @@ class Group:
         """Task, data, split and whether it leaks, number of test cases."""
         known = sorted({run.test_cases for run in self.runs if run.test_cases is not None})
         counts = "–".join(f"{count:,}" for count in (known[:1] + known[-1:] if len(known) > 1 else known)) or "unknown"
-        # Near-copies are no twins: what is said of the deduplicated split is what was looked for.
+        # Neither an image nor a near copy of it; other slices of its patient may be, since the data names no patients.
         clean = "no image on two sides" if self.split == "deduplicated" else "does not leak"
         leak = {True: "leaks", False: clean, None: "not known whether it leaks"}[self.split_leaks]
         fold = "" if self.fold is None else f", fold {self.fold}"

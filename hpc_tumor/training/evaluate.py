@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from hpc_tumor.data.loader import BatchLoader, SlicePart
+from hpc_tumor.data.loader import BatchLoader
+from hpc_tumor.data.samples import SlicePart
 from hpc_tumor.training import metrics
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.recipe import Loss, Precision

@@ -9,8 +9,10 @@ import numpy as np
 import torch
 
 from hpc_tumor.config import CLASSIFICATION_SIZE, Experiment
-from hpc_tumor.data.loader import BatchLoader, ImagePart, Part, SlicePart
-from hpc_tumor.data.splits import Split, middle_slices, split_of
+from hpc_tumor.data.keeping import Ranks, keep_rows
+from hpc_tumor.data.loader import BatchLoader
+from hpc_tumor.data.samples import ImagePart, Part, SlicePart
+from hpc_tumor.data.splits import Split, middle_pairs, split_of
 from hpc_tumor.data.store import Store
 from hpc_tumor.errors import DataError
 from hpc_tumor.training.distributed import Distributed
@@ -20,7 +22,13 @@ EVALUATION_BATCH = 32  # global; fits every network, and changes no score
 
 @dataclass(frozen=True)
 class Parts:
-    """The data of one run. `image_size` is (height, width) in pixels; `classes` is None for segmentation."""
+    """The data of one run.
+
+    Attributes:
+        image_size: (height, width) in pixels.
+        classes: None for segmentation.
+        kept: where the samples of a part stay between epochs, in words.
+    """
 
     store: Store
     split: Split
@@ -30,6 +38,7 @@ class Parts:
     test_names: list[str]
     image_size: tuple[int, int]
     classes: list[str] | None
+    kept: dict[str, str]
 
     def counts(self) -> dict[str, int]:
         """Cases (or images) of each part."""
@@ -73,7 +82,18 @@ def make_parts(experiment: Experiment, distributed: Distributed) -> Parts:
         BatchLoader(parts[index], size, distributed.rank, distributed.world_size) for index, size in enumerate(sizes)
     )
     classes = list(store.classes) if experiment.task == "classification" else None
-    return Parts(store, split, train, val if len(val.part) else None, test, names, image_size, classes)
+    kept = {name: _keep(experiment, loader.part, distributed) for name, loader in (("train", train), ("val", val))
+            if len(loader.part)}  # fmt: skip
+    return Parts(store, split, train, val if len(val.part) else None, test, names, image_size, classes, kept)
+
+
+def _keep(experiment: Experiment, part: Part, distributed: Distributed) -> str:
+    """Give the part memory to stay in after its first pass, if there will be a second one. Where, in words."""
+    data, rows = experiment.data, part.rows
+    where = "none" if experiment.recipe.epochs == 1 or experiment.limit_batches else data.keep
+    ranks = Ranks(distributed.rank, distributed.gather)
+    rows.kept, words = keep_rows(where, data.keep_gb, rows.like(), len(part), distributed.device, ranks)
+    return words
 
 
 def _slice_parts(
@@ -91,8 +111,7 @@ def _slices(store: Store, cases: np.ndarray, share: float) -> np.ndarray:
     """`(n, 2)` pairs of case and slice: those given, or the middle `share` of each of the given cases."""
     if cases.ndim == 2:
         return cases
-    pairs = [(case, z) for case in cases for z in middle_slices(store.slices(case), share)]
-    return np.array(pairs, dtype=np.int64).reshape(-1, 2)
+    return middle_pairs(store, cases, share)
 
 
 def _image_parts(

@@ -14,7 +14,8 @@ import torch
 
 from hpc_tumor import atomic
 from hpc_tumor.config import Experiment
-from hpc_tumor.data.loader import Batch, SlicePart
+from hpc_tumor.data.loader import Batch
+from hpc_tumor.data.samples import SlicePart
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.training import metrics
 from hpc_tumor.training.checkpoint import TrainState
@@ -183,8 +184,8 @@ def _result(setup: Setup, last: Evaluation, best: Evaluation, seconds: float, me
         "task": experiment.task,
         "dataset": parts.store.dataset,
         "seed": experiment.seed,
-        "split": experiment.split,
-        "split_seed": experiment.data.split_seed,
+        "split": parts.split.kind,
+        "split_seed": parts.split.seed,
         "split_leaks": parts.split.leaks,
         "fold": experiment.data.fold,
         "store": str(experiment.data.store),

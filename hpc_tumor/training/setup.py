@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from hpc_tumor import atomic
 from hpc_tumor.config import Experiment
 from hpc_tumor.data.loader import BatchLoader
+from hpc_tumor.data.split_file import write_split
 from hpc_tumor.errors import TrainingError
 from hpc_tumor.models import MODELS, build_model
 from hpc_tumor.run_dir import RunDir, read_json
@@ -194,6 +195,7 @@ def set_up(experiment: Experiment, run: RunDir, distributed: Distributed) -> Set
         setup.model = _data_parallel(bare, distributed)
     if distributed.is_main:
         run.remove_leftovers()
+        write_split(run.split, parts.split, parts.store)
         _announce(setup, resumed)
         atomic.write_json(run.provenance, {**(read_json(run.provenance) or {}), "ranks": places})
     return setup
@@ -229,8 +231,8 @@ def _identity(experiment: Experiment, parts: Parts, precision: Precision) -> dic
         "network": experiment.model.name,
         "filters": experiment.model.filters,
         "store fingerprint": parts.store.fingerprint,
-        "split": experiment.split,
-        "split seed": experiment.data.split_seed,
+        "split": parts.split.kind,
+        "split seed": parts.split.seed,
         "fold": experiment.data.fold,
         "seed": experiment.seed,
         "batch size": experiment.recipe.batch_size,
@@ -247,7 +249,8 @@ def _announce(setup: Setup, resumed: bool) -> None:
     lines = [
         f"{experiment.model.name}: {ranks}, {place}, {threads} each",
         f"precision {setup.precision.name}, {setup.precision.reason}; memory layout {layout}",
-        f"{experiment.split} split: {parts.describe()}",
+        f"split {parts.split.kind}: {parts.describe()}",
+        *(f"{name} samples: {where}" for name, where in parts.kept.items()),
     ]
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if distributed.device.type == "cpu" and given and given != "-1":

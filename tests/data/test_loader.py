@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpc_tumor.data.loader import BatchLoader, ImagePart, SlicePart, epoch_order, resize
+from hpc_tumor.data.loader import BatchLoader, epoch_order
+from hpc_tumor.data.samples import ImagePart, SlicePart, resize
 
 CPU = torch.device("cpu")
 
@@ -33,12 +34,18 @@ def slice_store() -> Any:
     brain = [[volumes[c, m][volumes[c, m] != background[c, m]] for m in range(4)] for c in range(2)]
     statistics = np.array([[(voxels.mean(), voxels.std()) for voxels in case] for case in brain])
 
-    def read_slices(refs: np.ndarray) -> Future:
-        return done((np.stack([volumes[c, :, z] for c, z in refs]), np.stack([labels[c, z] for c, z in refs])))
+    def read_slices(refs: np.ndarray, into: Any) -> Future:
+        for i, (c, z) in enumerate(refs):
+            into[0][i][...], into[1][i][...] = volumes[c, :, z], labels[c, z]
+        reads.append(len(refs))
+        return done(into)
 
+    reads: list[int] = []
     return SimpleNamespace(
-        volumes=volumes, labels=labels, statistics=statistics, background=background, read_slices=read_slices
-    )
+        volumes=volumes, labels=labels, statistics=statistics, background=background, read_slices=read_slices,
+        empty_slices=lambda n: (np.empty((n, 4, 4, 6), np.int16), np.empty((n, 4, 6), np.uint8)), reads=reads,
+        dtype=np.dtype(np.int16), slice_background=None,
+    )  # fmt: skip
 
 
 def all_slices() -> np.ndarray:
@@ -61,10 +68,42 @@ def test_slices_are_standardised_over_the_brain_of_their_case() -> None:
     np.testing.assert_array_equal(batch.targets.numpy().reshape(2, 3, 4, 6), store.labels)
 
 
+@pytest.mark.parametrize("dtype", ["uint16", "int32", "float32", "float64"])
+def test_every_stored_type_gives_the_same_values(dtype: str) -> None:
+    store = slice_store()
+    (whole,) = BatchLoader(SlicePart(store, all_slices()[:3], CPU), 3).batches(np.arange(3))
+    store.volumes = store.volumes.astype(dtype)
+    plain = store.read_slices
+    store.empty_slices = lambda n: (np.empty((n, 4, 4, 6), dtype), np.empty((n, 4, 6), np.uint8))
+    (batch,) = BatchLoader(SlicePart(store, all_slices()[:3], CPU), 3).batches(np.arange(3))
+    assert plain is store.read_slices
+    assert batch.images.dtype == torch.float32
+    torch.testing.assert_close(batch.images, whole.images)
+
+
+def test_batches_do_not_change_while_later_ones_are_read() -> None:
+    """Reads go into buffers that are used again; what was given must not lie in them."""
+    store = slice_store()
+    part = SlicePart(store, np.tile(all_slices(), (4, 1)), CPU)
+    given = list(BatchLoader(part, 2).batches(np.arange(24)))
+    for batch in given:
+        for image, target, position in zip(batch.images, batch.targets, batch.positions, strict=True):
+            case, z = part.slices[position]
+            raw = torch.from_numpy(store.volumes[case, :, z].astype(np.float32))
+            outside = raw == torch.from_numpy(store.background[case]).view(4, 1, 1)
+            mean, deviation = torch.from_numpy(store.statistics[case].astype(np.float32)).view(4, 2, 1, 1).unbind(1)
+            torch.testing.assert_close(image, ((raw - mean) / deviation).masked_fill(outside, 0))
+            np.testing.assert_array_equal(target.numpy(), store.labels[case, z])
+
+
 def image_part(n: int) -> ImagePart:
+    def read_images(indices: np.ndarray, into: Any) -> Future:
+        for i, index in enumerate(indices):
+            into[i][...] = index % 256
+        return done(into)
+
     store = SimpleNamespace(
-        label=np.arange(n) % 4,
-        read_images=lambda indices: done(np.stack([np.full((8, 8), index % 256, np.uint8) for index in indices])),
+        label=np.arange(n) % 4, read_images=read_images, empty_images=lambda n: np.empty((n, 8, 8), np.uint8)
     )
     return ImagePart(store, np.arange(n), CPU, image_size=4)  # type: ignore[arg-type]
 

@@ -1,0 +1,258 @@
+"""prepare-data on a cluster: an array of tasks converts, and the command that waits for them commits.
+
+The tasks leave their results in the store's staging folder, which all nodes must see; only the command itself writes
+to the store, as with workers on one machine, so the store is the same to the byte.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from hpc_tumor.cluster import slurm
+from hpc_tumor.cluster.board import Board
+from hpc_tumor.cluster.plan import Plan, make_plan, refuse_options
+from hpc_tumor.cluster.profiles import LOCAL, find_profile
+from hpc_tumor.cluster.slurm import JobRecord
+from hpc_tumor.config import ClusterProfile
+from hpc_tumor.data.convert import Unit, UnitResult
+from hpc_tumor.data.prepare import Convert
+from hpc_tumor.data.target import ConversionError
+from hpc_tumor.errors import ClusterError, UsageError
+
+CPUS, GB_PER_CPU = 4, 1.0  # of one task; a worker takes half a GB for a patient
+MOST_TASKS = 16  # where nobody says how many
+MOST_LOSSES = 3  # tasks that may be lost with a unit before it is given up
+LOOK_SECONDS, QUEUE_SECONDS = 2.0, 15.0  # between two looks at the results, and at the queue, at most
+_END_SECONDS = 60.0  # for the tasks to end in
+Say = Callable[[str], None]
+
+
+def conversion_on(
+    cluster: str | None,
+    tasks: int | None,
+    say: Say,
+    *,
+    account: str | None = None,
+    partition: str | None = None,
+    walltime: str | None = None,
+) -> Convert | None:
+    """How `prepare_dataset` is to convert on that cluster, with so many array tasks; None for this machine.
+
+    Raises:
+        UsageError: no such profile, or the cluster cannot give so much.
+        ClusterError: there is no SLURM here.
+    """
+    if cluster is None or cluster == LOCAL:
+        refuse_options(
+            "the cases are converted on this machine", walltime=walltime, account=account, partition=partition
+        )
+        return None
+    profile = find_profile(cluster)
+    cpus = min(CPUS, profile.node.cpus, max(1, int(profile.node.memory_gb / GB_PER_CPU)))
+    memory = min(cpus * GB_PER_CPU, profile.node.memory_gb)
+    options = {"account": account, "partition": partition, "walltime": walltime}
+    plan = replace(make_plan(profile, 1, cpus=cpus, memory_gb=memory, **options), gpus_per_node=0)
+    most = profile.limits.queued_jobs
+    if tasks is not None and (tasks < 1 or (most is not None and tasks > most)):
+        limit = f" {profile.name} lets one user queue at most {most}." if most else ""
+        raise UsageError(f"--workers {tasks}: that is the number of array tasks, at least 1.{limit}")
+    if shutil.which("sbatch") is None:
+        raise ClusterError(
+            f"no sbatch on this machine, which the cluster profile {profile.name} needs: log in to the cluster,"
+            " or leave out --cluster."
+        )
+    count = tasks or min(MOST_TASKS, profile.limits.running_jobs or MOST_TASKS, most or MOST_TASKS)
+
+    def convert(units: Sequence[Unit]) -> Generator[UnitResult, None, None]:
+        if units:
+            yield from _Conversion(profile, plan, count, units, say).results()
+
+    return convert
+
+
+class _Conversion:
+    """One conversion by array jobs: usually one, and others for what was lost with its tasks."""
+
+    def __init__(self, profile: ClusterProfile, plan: Plan, tasks: int, units: Sequence[Unit], say: Say):
+        self.profile, self.plan, self.tasks, self.units, self.say = profile, plan, tasks, units, say
+        self.board = Board.create(units[0].staged.parent.absolute() / "array", units)
+        self.open = set(range(len(units)))
+        self.losses: Counter[int] = Counter()
+        self.job: str | None = None
+        self.worth_another = True  # whether the latest array did anything, so that another one may do the rest
+        self.told: set[str] = set()
+
+    def results(self) -> Generator[UnitResult, None, None]:
+        """Results as they arrive. At the end, however it comes, no task is left.
+
+        Raises:
+            ClusterError: SLURM refused, or all tasks ended and none of them could convert anything.
+            ConversionError: a task could not write its results.
+        """
+        pause, looked = 0.1, 0.0
+        try:
+            self._submit()
+            while self.open:
+                self.board.beat()
+                found = list(self._arrived())
+                yield from found
+                pause = 0.1 if found else min(1.5 * pause, LOOK_SECONDS)
+                if self.open and not found and time.monotonic() - looked > QUEUE_SECONDS * min(1, pause / LOOK_SECONDS):
+                    yield from self._look_at_tasks()
+                    looked = time.monotonic()
+                if self.open:
+                    time.sleep(pause)
+        finally:
+            self._end()
+
+    def _arrived(self) -> Generator[UnitResult, None, None]:
+        for number, result in self.board.results(self.units):
+            if number in self.open:
+                self.open.discard(number)
+                self.worth_another = True
+                yield result
+
+    def _look_at_tasks(self) -> Generator[UnitResult, None, None]:
+        """Give what lost tasks had taken to others, and submit others where none is left."""
+        owners = self.board.owners()  # before the queue is read: who took something then was alive
+        records = slurm.read_queue([self.job] if self.job else [])
+        failures = self.board.failures()
+        if fatal := [failure["reason"] for failure in failures.values() if failure["fatal"]]:
+            raise ConversionError(fatal[0])
+        if records is None:
+            self._tell("SLURM does not answer: results may come all the same, or interrupt with Ctrl-C")
+            return
+        yield from self._arrived()
+        running = {name for name, record in records.items() if record.state in slurm.ALIVE}
+        for number, owner in owners.items():
+            if number in self.open and owner.partition(".")[0] not in running:
+                record, failure = records.get(owner.partition(".")[0]), failures.get(owner)
+                why = failure["reason"] if failure else f"state {record.state if record else 'unknown'}"
+                self.worth_another = self.worth_another or failure is None
+                yield from self._lost(number, owner, why)
+        if not any(_is_alive(record) for record in records.values()):
+            yield from self._arrived()
+            if self.open:
+                self._submit_again(records)
+        elif not running:
+            self._tell_wait(records)
+
+    def _lost(self, number: int, owner: str, why: str) -> Generator[UnitResult, None, None]:
+        """Give a unit of a task that was lost to another one, or up."""
+        self._tell(f"task {owner.partition('.')[0]} was lost ({why.rstrip('.')}): others convert what it had taken")
+        self.losses[number] += 1
+        if self.losses[number] < MOST_LOSSES:
+            self.board.put_back(number, owner)
+            return
+        self.open.discard(number)
+        self.board.finish(number)
+        unit, words = (
+            self.units[number],
+            f"was not converted: {MOST_LOSSES} tasks were lost with it, the last one: {why}",
+        )
+        yield UnitResult(unit, [], [(case.id, f"{case.folder} {words}") for case in unit.cases])
+
+    def _submit_again(self, records: dict[str, JobRecord]) -> None:
+        if any(record.state == "CANCELLED" for record in records.values()):
+            raise ConversionError(f"array job {self.job} was cancelled.")
+        if not self.worth_another:
+            reasons = [failure["reason"] for failure in self.board.failures().values()]
+            states = ", ".join(sorted({record.state for record in records.values()}))
+            why = reasons[-1] if reasons else self.board.last_words() or f"their state: {states or 'unknown'}"
+            raise ClusterError(f"the tasks of array job {self.job} ended before they had converted anything: {why}")
+        self._submit()
+
+    def _tell_wait(self, records: dict[str, JobRecord]) -> None:
+        reasons = {slurm.explain(r.reason, r.job_id) for r in records.values() if r.state in slurm.WAITING and r.reason}
+        words = "; ".join(sorted(reasons))
+        if words:
+            self._tell(f"array job {self.job} is queued: {words}")
+
+    def _tell(self, line: str) -> None:
+        if line not in self.told:
+            self.told.add(line)
+            self.say(line)
+
+    def _submit(self) -> None:
+        tasks = min(self.tasks, len(self.open))
+        self.job = _sbatch(self.profile, self.plan, self.board.path, tasks)
+        self.worth_another = False
+        plural = "s" if tasks > 1 else ""
+        hours = f"{self.plan.walltime // 60}:{self.plan.walltime % 60:02d} h"
+        self.say(
+            f"array job {self.job} on {self.profile.name}: {tasks} task{plural} of {self.plan.cpus_per_task} CPUs,"
+            f" {self.plan.memory_gb:g} GB, at most {hours}"
+        )
+
+    def _end(self) -> None:
+        """Let no task outlive this: the staging folder is removed next."""
+        if self.job is None:
+            return
+        end = time.monotonic() + _END_SECONDS
+        if self.open or any(_is_alive(record) for record in (slurm.read_queue([self.job]) or {}).values()):
+            with suppress(ClusterError):
+                slurm.cancel_job(self.job)
+        pause = 0.2
+        while time.monotonic() < end:
+            records = slurm.read_queue([self.job])
+            if records is not None and not any(_is_alive(record) for record in records.values()):
+                return
+            time.sleep(pause)
+            pause = min(2 * pause, 3.0)
+
+
+def _is_alive(record: JobRecord) -> bool:
+    return record.state in slurm.WAITING | slurm.ALIVE
+
+
+def _sbatch(profile: ClusterProfile, plan: Plan, board: Path, tasks: int) -> str:
+    """Submit the array; gives its job id. ClusterError with SLURM's words where it refuses."""
+    from hpc_tumor.cluster.submit import clean_environment, setup_lines
+
+    if any(sign in str(board) for sign in "%\n\\"):
+        raise UsageError(f"{str(board.parents[1])!r}: %, \\ and line ends mean something else to SLURM. Rename it.")
+    command = [sys.executable, "-u", "-m", "hpc_tumor.cluster.convert_task", str(board)]
+    script = "\n".join(["#!/bin/bash", *setup_lines(profile), f"exec {shlex.join(command)}", ""])
+    with clean_environment():
+        try:
+            done = subprocess.run(
+                ["sbatch", *_options(profile, plan, board, tasks)],
+                input=script, capture_output=True, text=True, timeout=60, check=False,
+            )  # fmt: skip
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise ClusterError(f"sbatch did not answer: {error}") from error
+    if done.returncode:
+        raise ClusterError(f"SLURM refused the job for {profile.name}: {slurm.slurm_words(done.stderr)}")
+    return done.stdout.strip().partition(";")[0]
+
+
+def _options(profile: ClusterProfile, plan: Plan, board: Path, tasks: int) -> list[str]:
+    options: dict[str, str | int | bool | None] = {
+        "array": f"0-{tasks - 1}",
+        "job-name": "hpc-tumor-prepare",
+        "nodes": 1,
+        "ntasks": 1,
+        "cpus-per-task": plan.cpus_per_task,
+        "mem": f"{int(plan.memory_gb * 1024)}M",
+        "time": plan.walltime,
+        "output": f"{board}/logs/%a.out",
+        "open-mode": "append",
+        "partition": plan.partition,
+        "account": plan.account,
+        "qos": plan.qos,
+        "constraint": plan.constraint,
+        "reservation": profile.slurm.reservation,
+        "requeue" if profile.slurm.requeue else "no-requeue": True,
+        **{key.replace("_", "-"): value for key, value in profile.slurm.extra.items()},
+    }
+    given = {name: value for name, value in options.items() if value is not None and value is not False}
+    return ["--parsable", *(f"--{name}" if value is True else f"--{name}={value}" for name, value in given.items())]

@@ -1,0 +1,66 @@
+"""One task of an array that converts: `python -m hpc_tumor.cluster.convert_task BOARD`, started by convert.py.
+
+It takes units from the board until none is left, with as many processes as it was given CPUs. Where the conversion is
+gone, it ends without a word.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from dataclasses import replace
+from pathlib import Path
+
+from hpc_tumor.cluster.board import Board
+from hpc_tumor.data.convert import Unit
+from hpc_tumor.data.target import STAGING, ConversionError, remove
+from hpc_tumor.data.vanished import why_unreadable
+from hpc_tumor.data.workers import convert_here, default_workers
+from hpc_tumor.errors import HpcTumorError
+
+
+def work(board: Board, owner: str, workers: int) -> None:
+    """Convert what can be taken. ConversionError where results cannot be written, or the source is not here."""
+    directory, units = board.read_units()
+    with suppress(OSError):
+        os.chdir(directory)  # paths may be relative to it
+    cases = [case for unit in units for case in unit.cases]
+
+    def taken() -> Iterator[Unit]:
+        for number in board.take(owner):
+            # A name of its own: a unit that was given to another task in the meantime is not written by two.
+            yield replace(units[number], staged=board.path.parent / f"{number}@{owner}", threads=1)
+
+    with closing(convert_here(taken(), workers)) as results:
+        for result in results:
+            if result.failed and (lost := why_unreadable(cases, {case for case, _ in result.failed})):
+                raise ConversionError(f"the source cannot be read on {socket.gethostname()}: {lost}.")
+            board.publish(int(result.unit.staged.name.partition("@")[0]), result)
+
+
+def main(arguments: list[str]) -> int:
+    """Exit code 0 also where the conversion is gone."""
+    board = Board(Path(arguments[0]))
+    staging = board.path.parent
+    job = os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ.get("SLURM_JOB_ID") or "0"
+    task, restart = os.environ.get("SLURM_ARRAY_TASK_ID", "0"), os.environ.get("SLURM_RESTART_COUNT", "0")
+    owner = f"{job}_{task}.{restart}"
+    try:
+        work(board, owner, default_workers())
+    except (HpcTumorError, OSError) as error:
+        if board.path.exists():
+            written = isinstance(error, ConversionError) and "could not be stored" in str(error)
+            board.give_up(owner, str(error), fatal=written)
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+    finally:
+        if not board.path.exists() and staging.name.startswith(STAGING):
+            remove(staging)  # what this task was writing when the folder was removed
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

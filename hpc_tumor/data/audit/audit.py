@@ -1,0 +1,94 @@
+"""A dataset looked over before it is trusted: its fingerprint, what is in it twice, and what each split lets through.
+
+The store is only read. `Audit` holds every number; page.py makes a page of it, audit_view.py the tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from hpc_tumor.config import Experiment
+from hpc_tumor.data.audit.duplicates import Duplicates, case_duplicates, image_duplicates, persons
+from hpc_tumor.data.audit.images import ImageFacts, image_facts, scan_images
+from hpc_tumor.data.audit.leakage import SplitAudit, audit_splits
+from hpc_tumor.data.audit.shortcuts import Shortcut, find_shortcuts
+from hpc_tumor.data.audit.text import verdict
+from hpc_tumor.data.audit.volumes import VolumeFacts, volume_facts
+from hpc_tumor.data.splits import split_of
+from hpc_tumor.data.store import SCHEMA, Store
+from hpc_tumor.errors import DataError
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Audit:
+    """All that was found out about a store.
+
+    Attributes:
+        facts: the fingerprint, of patients or of images.
+        splits: the one in use first.
+        shortcuts: what gives the class of an image away; empty for patients.
+    """
+
+    store: str
+    dataset: str
+    task: str
+    schema: int
+    fingerprint: str
+    cases: int
+    facts: VolumeFacts | ImageFacts
+    duplicates: tuple[Duplicates, ...]
+    splits: tuple[SplitAudit, ...]
+    shortcuts: tuple[Shortcut, ...]
+
+    @property
+    def in_use(self) -> SplitAudit:
+        """The split that training with these settings would take."""
+        return self.splits[0]
+
+
+def audit_store(store: Store, experiment: Experiment, progress: Progress | None = None) -> Audit:
+    """Look over `store` and every way to split it; `experiment` says which split is in use.
+
+    Raises:
+        UsageError: settings that no split takes, such as a fold of the published images.
+        DataError: the store is damaged.
+    """
+    with suppress(DataError):  # which becomes a verdict; what cannot be asked is refused before anything is read
+        split_of(experiment, store)
+    try:
+        return _audit(store, experiment, progress)
+    except KeyError as error:
+        raise DataError(
+            f"{store.path} is damaged: its index lacks {error}. Run prepare-data again with --overwrite."
+        ) from error
+
+
+def as_json(audit: Audit) -> dict[str, Any]:
+    """Every number, with the verdicts."""
+    value = asdict(audit)
+    for row, split in zip(value["splits"], audit.splits, strict=True):
+        row |= {"name": split.name, "leaks": split.leaks, "verdict": verdict(split)}
+    for row, shortcut in zip(value["shortcuts"], audit.shortcuts, strict=True):
+        row["notable"] = shortcut.notable
+    return value
+
+
+def _audit(store: Store, experiment: Experiment, progress: Progress | None) -> Audit:
+    facts: VolumeFacts | ImageFacts
+    shortcuts: tuple[Shortcut, ...] = ()
+    if store.task == "segmentation":
+        facts, duplicates = volume_facts(store), case_duplicates(store)
+        splits = audit_splits(experiment, store, persons(store, duplicates), None, progress)
+    else:
+        scan = scan_images(store, progress)
+        facts, duplicates, shortcuts = image_facts(store, scan), image_duplicates(store), find_shortcuts(store, scan)
+        splits = audit_splits(experiment, store, None, scan)
+    return Audit(
+        str(store.path), store.dataset, store.task, SCHEMA, store.fingerprint, len(store), facts, duplicates, splits,
+        shortcuts,
+    )  # fmt: skip

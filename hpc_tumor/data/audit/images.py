@@ -1,0 +1,144 @@
+"""The fingerprint of a store of images, and one pass over their pixels for what the rest of the audit needs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpc_tumor.data.store import Store
+
+Floats = NDArray[np.float32]
+Progress = Callable[[int, int], None]
+
+THUMBNAIL = 32  # pixels per side
+BATCH = 256  # images read at a time: 17 MB, twice that while the next ones are read
+_FRAME = 1 / 32  # of the side: the outermost pixels
+_BLANK = 1.0  # grey levels of standard deviation; less is no picture
+
+
+@dataclass(frozen=True)
+class ClassFacts:
+    """One class: its images by published part and by mode of the file, and their brightness as stored (0 to 255)."""
+
+    name: str
+    train: int
+    test: int
+    modes: dict[str, int]
+    brightness: float
+    contrast: float
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """The fingerprint of a store of images.
+
+    Attributes:
+        side: pixels per side as stored.
+        sizes: "height × width" of the files and their number, most frequent first.
+        square: files as high as they are wide.
+        blank: images of one brightness.
+    """
+
+    side: int
+    classes: tuple[ClassFacts, ...]
+    modes: dict[str, int]
+    sizes: dict[str, int]
+    square: int
+    blank: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class ImageScan:
+    """What one pass over the pixels gives, a row per image.
+
+    Attributes:
+        thumbnails: `(n, THUMBNAIL²)`, each of mean 0 and length 1: a product of two is their correlation.
+        moments: `(n, 2)` mean and standard deviation of the grey levels.
+        frame: `(n, 3)` mean of the outermost pixels, mean of the four corners, share of black in the frame.
+    """
+
+    thumbnails: Floats
+    moments: Floats
+    frame: Floats
+
+
+def scan_images(store: Store, progress: Progress | None = None) -> ImageScan:
+    """Read every image once, a batch ahead. Raises DataError where one is damaged."""
+    n = len(store)
+    thumbnails = np.empty((n, THUMBNAIL**2), np.float32)
+    moments, frame = np.empty((n, 2), np.float32), np.empty((n, 3), np.float32)
+    starts = list(range(0, n, BATCH))
+    pending = store.read_images(np.arange(min(BATCH, n)))
+    for start in starts:
+        images = pending.result()
+        after = start + BATCH
+        if after < n:
+            pending = store.read_images(np.arange(after, min(after + BATCH, n)))
+        rows = slice(start, start + len(images))
+        thumbnails[rows] = unit_rows(shrink(images, THUMBNAIL))
+        moments[rows] = np.stack([images.mean(axis=(1, 2)), images.std(axis=(1, 2), dtype=np.float32)], axis=1)
+        frame[rows] = _frame(images)
+        if progress:
+            progress(min(after, n), n)
+    return ImageScan(thumbnails, moments, frame)
+
+
+def image_facts(store: Store, scan: ImageScan) -> ImageFacts:
+    """The fingerprint, from the index and a pass over the pixels."""
+    modes = np.array(store.text_column("mode"))
+    sizes = store.sizes
+    classes = []
+    for number, name in enumerate(store.classes):
+        chosen = store.label == number
+        brightness, contrast = scan.moments[chosen].mean(axis=0).tolist() if chosen.any() else (0.0, 0.0)
+        classes.append(ClassFacts(
+            name, int((chosen & (store.part == "train")).sum()), int((chosen & (store.part == "test")).sum()),
+            _counted(modes[chosen].tolist()), brightness, contrast,
+        ))  # fmt: skip
+    return ImageFacts(
+        side=int(store.read_images([0]).result().shape[-1]),
+        classes=tuple(classes),
+        modes=_counted(modes.tolist()),
+        sizes=_counted([f"{height} × {width}" for height, width in sizes.tolist()]),
+        square=int((sizes[:, 0] == sizes[:, 1]).sum()),
+        blank=tuple(store.paths[i] for i in np.flatnonzero(scan.moments[:, 1] < _BLANK).tolist()),
+    )
+
+
+def shrink(images: NDArray[np.generic], side: int) -> Floats:
+    """`(..., Y, X)` to `(..., side, side)`: the mean over each cell of a grid laid over the picture."""
+    down, across = (_cells(length, side) for length in images.shape[-2:])
+    return np.matmul(np.matmul(down, images.astype(np.float32)), across.T)
+
+
+def unit_rows(values: Floats) -> Floats:
+    """`(n, ...)` as rows of mean 0 and length 1; rows of one value become 0."""
+    rows = values.reshape(len(values), -1)
+    rows = rows - rows.mean(axis=1, keepdims=True)
+    length = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.divide(rows, length, out=np.zeros_like(rows), where=length > 1e-6)
+
+
+def _cells(length: int, side: int) -> Floats:
+    """`(side, length)`: what each of `length` pixels adds to each of `side` cells of equal width; rows sum to 1."""
+    edges = np.linspace(0, length, side + 1)
+    pixels = np.arange(length)
+    overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
+    return (np.clip(overlap, 0, None) * side / length).astype(np.float32)
+
+
+def _frame(images: NDArray[np.uint8]) -> Floats:
+    width = max(1, round(images.shape[-1] * _FRAME))
+    edge = np.ones(images.shape[1:], bool)
+    edge[width:-width, width:-width] = False
+    around = images[:, edge]
+    corners = images[:, [0, 0, -1, -1], [0, -1, 0, -1]]
+    return np.stack([around.mean(axis=1), corners.mean(axis=1), (around < 8).mean(axis=1)], axis=1, dtype=np.float32)
+
+
+def _counted(values: list[str]) -> dict[str, int]:
+    return dict(Counter(values).most_common())

@@ -1,0 +1,221 @@
+"""Pictures for the audit's page, each a data URI: examples, duplicates, and what a memoriser answers with."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from hpc_tumor.data.audit.audit import Audit
+from hpc_tumor.data.audit.leakage import SplitAudit
+from hpc_tumor.data.audit.memoriser import Match
+from hpc_tumor.data.case import LABELS, MODALITIES
+from hpc_tumor.data.near_duplicates import features, similarity
+from hpc_tumor.data.ome import label_metadata
+from hpc_tumor.data.store import Store
+
+PER_CLASS = 6
+MOST_PAIRS = 12
+MOST_MATCHES = 4
+SIDE = 144  # pixels of an image
+_WINDOW = (-2.0, 3.0)  # standard deviations around the brain's mean
+_OPACITY = 0.55
+
+COLORS: dict[str, tuple[int, int, int]] = {
+    LABELS[item["label-value"]]: tuple(item["rgba"][:3]) for item in label_metadata((1, 1, 1))["image-label"]["colors"]
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image for a page: its data URI, what it shows in words, and its size in pixels."""
+
+    source: str
+    text: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Pictures that belong together; `lines` stand below them."""
+
+    pictures: tuple[Picture, ...]
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Figures under one heading. `legend`: whether they show labels in colour."""
+
+    title: str
+    lead: str
+    figures: tuple[Figure, ...]
+    legend: bool = False
+
+
+def galleries(store: Store, audit: Audit, seed: int = 0) -> list[Gallery]:
+    """All galleries that the store has pictures for. Raises DataError where one cannot be read."""
+    made = _of_images(store, audit, seed) if store.task == "classification" else _of_volumes(store, audit)
+    return [gallery for gallery in made if gallery.figures]
+
+
+def encode(pixels: NDArray[np.uint8], text: str) -> Picture:
+    """`(H, W)` or `(H, W, 3)` as JPEG."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=88, subsampling=0)
+    uri = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+    return Picture(uri, text, pixels.shape[1], pixels.shape[0])
+
+
+def overlay(grey: NDArray[np.uint8], label: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """`(H, W)` grey levels with the labels in their colours: `(H, W, 3)`."""
+    color = np.zeros((len(LABELS), 3))
+    for name, rgb in COLORS.items():
+        color[LABELS.index(name)] = rgb
+    mixed = np.repeat(grey[..., None].astype(np.float64), 3, axis=2)
+    inside = label > 0
+    mixed[inside] = (1 - _OPACITY) * mixed[inside] + _OPACITY * color[label[inside]]
+    return mixed.round().astype(np.uint8)
+
+
+def windowed(plane: NDArray[Any], mean: float, deviation: float, background: float) -> NDArray[np.uint8]:
+    """A slice as grey levels: from two deviations below the brain's mean to three above, the background black."""
+    low, high = (mean + end * (deviation or 1) for end in _WINDOW)
+    grey = (np.clip((plane - low) / (high - low), 0, 1) * 255).astype(np.uint8)
+    grey[plane == background] = 0
+    return grey
+
+
+def _of_images(store: Store, audit: Audit, seed: int) -> Iterator[Gallery]:
+    draw = np.random.default_rng(seed)
+    rows = []
+    for number, name in enumerate(store.classes):
+        there = np.flatnonzero(store.label == number)
+        chosen = np.sort(draw.choice(there, min(PER_CLASS, len(there)), replace=False))
+        if len(chosen):
+            rows.append(Figure(tuple(_images(store, chosen)), (f"{name}, {len(there):,} images",)))
+    yield Gallery("Examples", "Some images of each class, drawn by chance, as they are stored.", tuple(rows))
+    pairs = _duplicate_pairs(store)
+    lead = (
+        "Of each set one training and one test image. How alike they are is the correlation of their local contrast,"
+        " the largest over flips and turns."
+    )
+    yield Gallery("Duplicates across the published parts", lead, tuple(_pair(store, *pair) for pair in pairs))
+    split = audit.in_use
+    places = {name: i for i, name in enumerate(store.paths)}
+    matches = split.memoriser.matches[:MOST_PAIRS] if split.memoriser else ()
+    yield Gallery(
+        f"Most similar pictures on two sides of the {split.name} split",
+        "Each test image with its nearest neighbour among the others: pictures of one patient show here, if any.",
+        tuple(_pair(store, places[match.nearest], places[match.test]) for match in matches),
+    )
+
+
+def _images(store: Store, chosen: NDArray[np.int64]) -> Iterator[Picture]:
+    for place, pixels in zip(chosen.tolist(), store.read_images(chosen).result(), strict=True):
+        small = Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+        yield encode(np.asarray(small), f"{store.classes[store.label[place]]}: {store.paths[place]}")
+
+
+def _duplicate_pairs(store: Store) -> list[tuple[int, int]]:
+    """(training, test) of sets across both parts: different classes first, then some of the near copies, and some of
+    the identical ones."""
+    disagreeing: list[tuple[int, int]] = []
+    near: list[tuple[int, int]] = []
+    identical: list[tuple[int, int]] = []
+    train = {int(group): i for i, group in reversed(list(enumerate(store.group))) if store.part[i] == "train"}
+    seen: set[int] = set()
+    for test in np.flatnonzero(store.part == "test").tolist():
+        group = int(store.group[test])
+        if group in train and group not in seen:
+            seen.add(group)
+            known = train[group]
+            same = store.identical[known] == store.identical[test]
+            kind = disagreeing if store.label[known] != store.label[test] else identical if same else near
+            kind.append((known, test))
+    return [*disagreeing, *near[: MOST_PAIRS // 2], *identical, *near[MOST_PAIRS // 2 :]][:MOST_PAIRS]
+
+
+def _pair(store: Store, known: int, test: int) -> Figure:
+    both = np.array([known, test])
+    small = features(store.thumbnails[both])
+    alike = float(similarity(small[:1], small[1:])[0, 0])
+    what = "pixel-identical" if store.identical[known] == store.identical[test] else "not identical"
+    lines = [f"{store.part[place]}: {store.paths[place]}" for place in both.tolist()]
+    if store.label[known] != store.label[test]:
+        what += ", of different classes"
+    return Figure(tuple(_images(store, both)), (*lines, f"{alike:.4f} alike, {what}"))
+
+
+def _of_volumes(store: Store, audit: Audit) -> Iterator[Gallery]:
+    counts = store.label_counts[:, :, 1:].sum(axis=2)
+    order = np.argsort(counts.sum(axis=1), kind="stable")[::-1].tolist()
+    chosen = dict.fromkeys((order[0], order[len(order) // 2], order[-1]))
+    yield Gallery(
+        "Examples", "The case with the most tumour, one in the middle and the one with the least, each at its slice"
+        " with the most tumour.",
+        tuple(_case(store, case, int(counts[case].argmax())) for case in chosen), legend=True,
+    )  # fmt: skip
+    for split in audit.splits:
+        if split.memoriser and (split.leaks or split.in_use):
+            yield _memorised(store, split)
+
+
+def _case(store: Store, case: int, z: int) -> Figure:
+    name = store.case_ids[case]
+    planes, label = _planes(store, case, z)
+    shown = [encode(plane, f"{role} of {name}, slice {z}") for role, plane in zip(MODALITIES, planes, strict=True)]
+    shown.append(encode(overlay(planes[0], label), f"labels of {name} over FLAIR, slice {z}"))
+    return Figure(tuple(shown), (f"{name}, slice {z}: {', '.join(MODALITIES)}, labels over FLAIR",))
+
+
+def _memorised(store: Store, split: SplitAudit) -> Gallery:
+    assert split.memoriser is not None
+    places = {name: i for i, name in enumerate(store.case_ids)}
+    lead = (
+        "A test slice with its true labels; the most similar slice outside the test part with its own; and those laid"
+        " over the test slice, as the memoriser answers."
+    )
+    figures = tuple(_match(store, places, match) for match in _spread_out(split.memoriser.matches))
+    return Gallery(f"What a memoriser sees in the {split.name} split", lead, figures, legend=True)
+
+
+def _spread_out(matches: Sequence[Match]) -> list[Match]:
+    """The most similar match of each patient, some of them."""
+    first: dict[str, Match] = {}
+    for match in matches:
+        first.setdefault(match.test, match)
+    return list(first.values())[:MOST_MATCHES]
+
+
+def _match(store: Store, places: dict[str, int], match: Match) -> Figure:
+    assert match.slices is not None  # of patients
+    (planes, truth), (others, answer) = (
+        _planes(store, places[name], z) for name, z in zip((match.test, match.nearest), match.slices, strict=True)
+    )
+    test, known = f"{match.test}, slice {match.slices[0]}", f"{match.nearest}, slice {match.slices[1]}"
+    pictures = (
+        encode(overlay(planes[0], truth), f"true labels over FLAIR of {test}"),
+        encode(overlay(others[0], answer), f"labels over FLAIR of {known}"),
+        encode(overlay(planes[0], answer), f"labels of the second over FLAIR of {test}"),
+    )
+    return Figure(
+        pictures, (f"test: {test}", f"nearest: {known}", f"r = {match.similarity:.4f}, mean Dice {match.score:.3f}")
+    )
+
+
+def _planes(store: Store, case: int, z: int) -> tuple[list[NDArray[np.uint8]], NDArray[np.uint8]]:
+    volume, label = store.read_volume(case).result()
+    background = store.background[case].tolist()
+    shown = [
+        windowed(volume[c, z], mean, deviation, background[c])
+        for c, (mean, deviation) in enumerate(store.statistics[case].tolist())
+    ]
+    return shown, label[z]

@@ -1,0 +1,131 @@
+"""What gives the class away without a look at the brain: modes, sizes, crops, borders and file sizes.
+
+A small decision tree sees one kind of fact alone. It is scored by cross-validation, on one image of each group of
+duplicates, so that nothing it gets right can come from having seen the same picture.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpc_tumor.data.audit.images import ImageScan
+from hpc_tumor.data.store import Store
+
+FOLDS = 5
+DEPTH = 6
+LEAST = 5  # images in a leaf
+NOTABLE = 0.10  # above the majority's accuracy
+
+_Floats = NDArray[np.float64]
+_Tree = int | tuple[int, float, Any, Any]  # a class, or (feature, threshold, below, above)
+
+
+@dataclass(frozen=True)
+class Shortcut:
+    """How often the class follows from one kind of fact.
+
+    Attributes:
+        sees: the facts that the tree may use.
+        accuracy: cross-validated.
+        majority: that of always naming the largest class.
+        images: on so many.
+    """
+
+    name: str
+    sees: str
+    accuracy: float
+    majority: float
+    images: int
+
+    @property
+    def notable(self) -> bool:
+        """Whether the fact alone does clearly better than the majority."""
+        return self.accuracy > self.majority + NOTABLE
+
+
+def find_shortcuts(store: Store, scan: ImageScan, seed: int = 0) -> tuple[Shortcut, ...]:
+    """Every kind of fact, and all of them together; nothing where there are too few images to cross-validate."""
+    rows = np.unique(store.group, return_index=True)[1]
+    label = store.label[rows]
+    if len(rows) < FOLDS * LEAST or len(np.unique(label)) < 2:
+        return ()
+    kinds = _kinds(store, scan)
+    everything = np.concatenate([values for _, _, values in kinds], axis=1)
+    kinds.append(("all of these", "all of the above", everything))
+    fold = np.random.default_rng(seed).permutation(len(rows)) % FOLDS
+    majority = float(np.bincount(label).max() / len(label))
+    return tuple(
+        Shortcut(name, sees, cross_validate(values[rows], label, fold), majority, len(rows))
+        for name, sees, values in kinds
+    )
+
+
+def cross_validate(values: _Floats, label: NDArray[np.int64], fold: NDArray[np.int64]) -> float:
+    """Accuracy of trees of depth `DEPTH`, each on the fold that it has not seen."""
+    right = 0
+    classes = int(label.max()) + 1
+    for number in np.unique(fold):
+        seen, rest = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
+        tree = _grow(values, label, seen, classes, DEPTH)
+        right += int((_predict(tree, values, rest) == label[rest]).sum())
+    return right / len(label)
+
+
+def _kinds(store: Store, scan: ImageScan) -> list[tuple[str, str, _Floats]]:
+    mode = np.array(store.text_column("mode"))
+    height, width = store.sizes.astype(np.float64).T
+    left, top, right, bottom = store.boxes.astype(np.float64).T
+    area = height * width
+    size = np.array(store.text_column("bytes"), dtype=np.float64)
+    crop = [left / width, top / height, 1 - right / width, 1 - bottom / height, (right - left) * (bottom - top) / area,
+            (right - left) / np.maximum(bottom - top, 1)]  # fmt: skip
+    return [
+        ("mode", "the mode of the file (L, RGB …)", np.stack([mode == name for name in np.unique(mode)], 1) * 1.0),
+        ("size", "height, width and aspect of the file", np.stack([height, width, width / height], 1)),
+        ("crop", "where the head lies in the picture", np.stack(crop, 1)),
+        ("border", "brightness of the outermost pixels and corners", scan.frame.astype(np.float64)),
+        ("file size", "bytes of the file, and per pixel", np.stack([size, size / area], 1)),
+    ]
+
+
+def _grow(values: _Floats, label: NDArray[np.int64], rows: NDArray[np.int64], classes: int, depth: int) -> _Tree:
+    counts = np.bincount(label[rows], minlength=classes)
+    cut = _best_cut(values[rows], label[rows], classes) if depth and counts.max() < len(rows) else None
+    if cut is None:
+        return int(counts.argmax())
+    feature, threshold = cut
+    below = values[rows, feature] <= threshold
+    low, high = (_grow(values, label, rows[side], classes, depth - 1) for side in (below, ~below))
+    return feature, threshold, low, high
+
+
+def _best_cut(values: _Floats, label: NDArray[np.int64], classes: int) -> tuple[int, float] | None:
+    """The feature and threshold after which the two sides are purest (Gini), `LEAST` images on each at least."""
+    n = len(label)
+    best: tuple[float, int, float] | None = None
+    for feature in range(values.shape[1]):
+        order = np.argsort(values[:, feature], kind="stable")
+        ordered = values[order, feature]
+        places = np.flatnonzero(ordered[1:] > ordered[:-1]) + 1
+        places = places[(places >= LEAST) & (places <= n - LEAST)]
+        if not len(places):
+            continue
+        below = np.cumsum(np.eye(classes)[label[order]], axis=0)[places - 1]
+        above = np.bincount(label, minlength=classes) - below
+        purity = (below**2).sum(1) / places + (above**2).sum(1) / (n - places)
+        at = int(purity.argmax())
+        if best is None or purity[at] > best[0]:
+            best = (float(purity[at]), feature, float(ordered[places[at] - 1] + ordered[places[at]]) / 2)
+    return best[1:] if best else None
+
+
+def _predict(tree: _Tree, values: _Floats, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    if isinstance(tree, int):
+        return np.full(len(rows), tree)
+    feature, threshold, below, above = tree
+    left = values[rows, feature] <= threshold
+    return np.where(left, _predict(below, values, rows), _predict(above, values, rows))

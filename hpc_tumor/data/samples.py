@@ -1,0 +1,104 @@
+"""The samples of one part of a split, ready for the network: normalised, resized and labelled on the training device, a
+batch at a time."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hpc_tumor.data.rows import Request, Rows
+from hpc_tumor.data.store import Store
+
+
+class Part(Protocol):
+    """The samples of one part of a split (training, validation or test)."""
+
+    rows: Rows
+
+    def __len__(self) -> int: ...
+
+    def deliver(self, request: Request) -> tuple[Tensor, Tensor]:
+        """Images and targets on the device, of samples that were asked for; waits for them."""
+
+
+class SlicePart:
+    """Axial slices of BraTS cases, z-scored over the brain of their case, one modality at a time; background is 0."""
+
+    def __init__(self, store: Store, slices: np.ndarray, device: torch.device, image_size: int | None = None):
+        self.store = store
+        self.slices = np.asarray(slices, dtype=np.int64).reshape(-1, 2)
+        self.cases = np.unique(self.slices[:, 0])
+        self.case_of = np.searchsorted(self.cases, self.slices[:, 0])
+        self.device = device
+        self.image_size = image_size
+        self.rows = Rows(
+            store.empty_slices, lambda chosen, into: store.read_slices(self.slices[chosen], into), device
+        )  # fmt: skip
+        statistics = torch.as_tensor(np.asarray(store.statistics), dtype=torch.float32, device=device)
+        self.mean = statistics[:, :, 0]
+        self.scale = 1 / statistics[:, :, 1].clamp_min(1e-6)
+        # In a type that holds every stored value: a background that was rounded would equal nothing.
+        exact = torch.float64 if store.dtype.itemsize > 2 else torch.float32
+        each = store.slice_background  # slices standardised one by one have backgrounds of their own
+        self._each = each is not None
+        background = store.background if each is None else each[tuple(self.slices.T)]
+        self.background = torch.as_tensor(np.asarray(background), dtype=exact, device=device)
+
+    def __len__(self) -> int:
+        return len(self.slices)
+
+    def deliver(self, request: Request) -> tuple[Tensor, Tensor]:
+        values, labels = self.rows.take(request)
+        if not values.dtype.is_signed:  # torch computes little with unsigned integers
+            values = values.float()
+        case = torch.from_numpy(self.slices[request.positions, 0]).to(self.device)
+        shape = (len(case), -1, 1, 1)
+        rows = torch.from_numpy(request.positions).to(self.device) if self._each else case
+        outside = values == self.background[rows].view(shape)
+        images = torch.sub(values, self.mean[case].view(shape)).mul_(self.scale[case].view(shape)).float()
+        images.masked_fill_(outside, 0)
+        targets = labels.clone() if self.device.type == "cpu" else labels
+        self.rows.release(request)
+        if self.image_size is not None:
+            size = (self.image_size, self.image_size)
+            images = resize(images, self.image_size)
+            targets = F.interpolate(targets.unsqueeze(1), size, mode="nearest-exact").squeeze(1)
+        return images, targets
+
+
+class ImagePart:
+    """Brain MRI images in [0, 1], one grey channel."""
+
+    def __init__(self, store: Store, indices: np.ndarray, device: torch.device, image_size: int):
+        self.store = store
+        self.indices = np.asarray(indices, dtype=np.int64)
+        self.classes = torch.as_tensor(np.asarray(store.label)[self.indices], dtype=torch.int64)
+        self.device = device
+        self.image_size = image_size
+        self.rows = Rows(
+            lambda n: (store.empty_images(n),),
+            lambda chosen, into: store.read_images(self.indices[chosen], into[0]), device,
+        )  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def deliver(self, request: Request) -> tuple[Tensor, Tensor]:
+        (grey,) = self.rows.take(request)
+        images = resize(torch.div(grey.unsqueeze(1), 255), self.image_size)
+        self.rows.release(request)
+        return images, self.classes[torch.from_numpy(request.positions)].to(self.device)
+
+
+def resize(images: Tensor, size: int) -> Tensor:
+    """`(N, C, H, W)` → `(N, C, size, size)`: means over areas where it shrinks, bilinear where it grows."""
+    height, width = images.shape[-2:]
+    if (height, width) == (size, size):
+        return images
+    if size <= min(height, width):
+        return F.adaptive_avg_pool2d(images, size)
+    return F.interpolate(images, (size, size), mode="bilinear", align_corners=False)

@@ -1,0 +1,42 @@
+"""A disk that went away is not a dataset that became smaller: how the two are told apart."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from hpc_tumor.data.case import Case
+from hpc_tumor.errors import DataError
+
+_SAMPLE = 8  # cases looked at
+
+
+def refuse_vanished(before: Collection[str], cases: Sequence[Case], source: Path, store: Path) -> None:
+    """Raises DataError where more than half of the cases in the store are no longer in the source.
+
+    An unmounted disk leaves an empty or an older folder behind, and the store would shrink to what that holds.
+    """
+    gone = sorted(set(before) - {case.id for case in cases})
+    if 2 * len(gone) > len(before):
+        raise DataError(
+            f"{source} lacks {len(gone):,} of the {len(before):,} cases in {store}, such as {gone[0]}: is its disk"
+            " mounted? The store is untouched. To take these cases out of it, add --prune."
+        )
+
+
+def why_unreadable(cases: Sequence[Case], failed: Collection[str]) -> str | None:
+    """Why no case can be read any more, as after the loss of a network mount; None where others than `failed` can.
+
+    Looks at the first bytes of a few cases all over the dataset.
+    """
+    others = [case for case in cases if case.id not in failed and case.files]
+    reason = None
+    for case in others[:: max(1, -(-len(others) // _SAMPLE))]:
+        try:
+            with next(iter(case.files.values())).path.open("rb") as file:
+                file.read(1)
+        except OSError as error:
+            reason = error.strerror or str(error)
+        else:
+            return None
+    return reason

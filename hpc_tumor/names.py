@@ -1,0 +1,26 @@
+"""Names of files as one line of text: they come from others, and end in messages, in JSON and on terminals."""
+
+from __future__ import annotations
+
+import re
+
+# Control characters (a terminal obeys them), line ends, marks that turn the direction of writing (a name would read as
+# another), and the surrogates that stand for bytes which are not UTF-8.
+_UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def is_plain(text: str) -> bool:
+    """Whether `text` can be shown and stored as it is."""
+    return _UNFIT.search(text) is None
+
+
+def printable(text: str) -> str:
+    r"""`text` with what is not plain as escapes: `\x1b`, `\u202e`, and `\xff` for a byte that is not UTF-8."""
+    return _UNFIT.sub(_escape, text)
+
+
+def _escape(match: re.Match[str]) -> str:
+    code = ord(match.group())
+    if 0xDC80 <= code <= 0xDCFF:  # PEP 383
+        code -= 0xDC00
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"

@@ -1,0 +1,106 @@
+"""How a conversion and its tasks exchange units, and what prepare-data --cluster refuses; without SLURM."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from hpc_tumor.cluster import convert_task
+from hpc_tumor.cluster.board import BEAT_LIMIT, Board
+from hpc_tumor.cluster.convert import conversion_on
+from hpc_tumor.data.brats import BraTSReader
+from hpc_tumor.data.case import walk
+from hpc_tumor.data.convert import Unit
+from hpc_tumor.data.phantom import make_phantom
+from hpc_tumor.errors import ClusterError, UsageError
+from hpc_tumor.settings import shipped
+
+LOCAL_TEST = str(shipped("slurm_templates") / "local-test.toml")
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> Board:
+    """Two patients to be converted."""
+    make_phantom(tmp_path / "raw", "brats", 2, 1, shape=(32, 32, 12))
+    staging = tmp_path / "s.zarr" / ".staging-1"
+    reader = BraTSReader()
+    cases = reader.find(walk(tmp_path / "raw"))
+    return Board.create(staging / "array", [Unit(reader, [case], staging / case.id, 1) for case in cases])
+
+
+def test_each_unit_is_taken_once(board: Board) -> None:
+    one, other = board.take("1_0.0"), board.take("1_1.0")
+    assert [next(one), next(other)] == [0, 1]
+    assert list(one) == list(other) == []
+    assert board.owners() == {0: "1_0.0", 1: "1_1.0"}
+    board.put_back(1, "1_1.0")
+    assert list(board.take("1_2.0")) == [1]
+
+
+def test_results_are_given_once_though_two_tasks_made_them(board: Board) -> None:
+    units = board.read_units()[1]
+    convert_task.work(board, "1_0.0", workers=1)
+    (board.path / "todo" / "0").touch()  # as where the first one was taken to be lost
+    first = dict(board.results(units))
+    assert set(first) == {0, 1}
+    assert all(result.unit.staged.is_dir() and not result.failed for result in first.values())
+    assert [len(result.rows) for result in first.values()] == [1, 1]
+    assert list(board.results(units)) == []
+    assert list(board.take("1_1.0")) == []  # it was taken off
+
+
+def test_a_task_without_its_conversion_takes_nothing(board: Board) -> None:
+    beat = (board.path / "beat").stat().st_mtime - BEAT_LIMIT - 1
+    os.utime(board.path / "beat", (beat, beat))
+    assert list(board.take("1_0.0")) == []
+
+
+def test_a_task_that_comes_late_ends_quietly_and_leaves_nothing(tmp_path: Path) -> None:
+    store = tmp_path / "s.zarr"
+    store.mkdir()
+    assert convert_task.main([str(store / ".staging-1" / "array")]) == 0
+    assert list(store.iterdir()) == []
+
+
+def test_a_task_that_does_not_see_the_source_gives_up(board: Board, tmp_path: Path) -> None:
+    (tmp_path / "raw").rename(tmp_path / "away")
+    assert convert_task.main([str(board.path)]) == 1
+    (failure,) = board.failures().values()
+    assert "the source cannot be read on" in failure["reason"]
+    assert not failure["fatal"]  # another node may see it
+    assert not list((board.path / "done").iterdir())
+
+
+def test_refused_cases_are_results_too(board: Board) -> None:
+    units = board.read_units()[1]
+    broken = next(iter(units[0].cases[0].files.values())).path
+    broken.write_bytes(b"broken")
+    convert_task.work(board, "1_0.0", workers=1)
+    results = dict(board.results(units))
+    assert str(broken) in results[0].failed[0][1]
+    assert not results[0].rows
+    assert len(results[1].rows) == 1
+
+
+def test_what_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def ask(cluster: str | None, tasks: int | None = None, **options: str) -> None:
+        assert conversion_on(cluster, tasks, print, **options) is None
+
+    monkeypatch.delenv("HPC_TUMOR_ACCOUNT", raising=False)
+    ask(None)
+    ask("local", 3)
+    with pytest.raises(UsageError, match="--account: for SLURM clusters alone"):
+        ask("local", account="x")
+    with pytest.raises(UsageError, match="Did you mean 'local-test'"):
+        ask("local-tset")
+    with pytest.raises(UsageError, match="which account pays"):
+        ask("orfeo-gpu")
+    with pytest.raises(UsageError, match="--workers 0"):
+        ask(LOCAL_TEST, 0)
+    with pytest.raises(UsageError, match="queue at most 20"):
+        ask("orfeo-gpu", 21, account="x")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ClusterError, match="no sbatch on this machine"):
+        ask(LOCAL_TEST)

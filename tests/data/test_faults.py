@@ -1,0 +1,234 @@
+"""What goes wrong around a conversion: a source that goes away, disks that are full, workers that are killed."""
+
+from __future__ import annotations
+
+import errno
+import io
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from raw_samples import picture, tree, write_case, write_patients, write_pictures
+
+from hpc_tumor.data import workers
+from hpc_tumor.data.phantom import make_phantom
+from hpc_tumor.data.prepare import PrepareSummary, detect_reader, prepare_dataset
+from hpc_tumor.data.store import Store
+from hpc_tumor.errors import DataError
+
+KINDS = pytest.mark.parametrize("images", [False, True])
+
+
+def prepare(source: Path, store: Path, **options: Any) -> PrepareSummary:
+    return prepare_dataset(detect_reader(source), source, store, **{"workers": 1, **options})
+
+
+def make_source(root: Path, images: bool) -> Path:
+    return write_pictures(root, 12, twins=False) if images else write_patients(root, 4)
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, code: int, fails: Callable[[str], bool]) -> None:
+    """Let every attempt to open a file of which `fails(path)` is true end with this error."""
+    for module, name in ((os, "open"), (io, "open")):
+        real = getattr(module, name)
+
+        def opened(file: Any, *args: Any, real: Any = real, **kwargs: Any) -> Any:
+            if fails(str(file)):
+                raise OSError(code, os.strerror(code), str(file))
+            return real(file, *args, **kwargs)
+
+        monkeypatch.setattr(module, name, opened)
+
+
+@KINDS
+@pytest.mark.parametrize("code", [errno.ESTALE, errno.EIO, errno.ENOENT, errno.EACCES, errno.ENOTCONN])
+def test_a_source_that_goes_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: bool, code: int) -> None:
+    """Half-way, as a network mount does: one error that names the case; what is committed stays, also what changed."""
+    source, store = make_source(tmp_path / "raw", images), tmp_path / "s.zarr"
+    prepare(source, store)
+    if images:
+        picture(5).save(source / "Training" / "glioma" / "Tr-gl (3).png")
+    else:
+        write_case(source / "BraTS20_Training_002", seed=9)
+    before = Store.open(store).case_ids
+    with monkeypatch.context() as lost:
+        failing(lost, code, lambda path: path.startswith(str(source)))
+        with pytest.raises(DataError) as caught:
+            prepare(source, store)
+    name = "Training/glioma/Tr-gl (3).png" if images else "BraTS20_Training_002"
+    assert str(caught.value).startswith(f"{source} cannot be read any more ({os.strerror(code)}), first noticed at ")
+    assert f"noticed at {name}: is its disk or network mount there? What was committed stays" in str(caught.value)
+    assert Store.open(store).case_ids == before
+    assert prepare(source, store).converted == 1
+    prepare(source, tmp_path / "fresh.zarr")
+    assert tree(store) == tree(tmp_path / "fresh.zarr")
+
+
+@KINDS
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO])
+def test_one_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: bool, code: int) -> None:
+    source, store = make_source(tmp_path / "raw", images), tmp_path / "s.zarr"
+    bad = str(sorted(source.rglob("*.png" if images else "*_t1.nii.gz"))[2])
+    failing(monkeypatch, code, lambda path: path == bad)
+    ((case, reason),) = prepare(source, store).failed
+    assert case in bad
+    assert f"{bad} cannot be read" in reason
+    assert os.strerror(code) in reason
+    shutil.rmtree(store)
+    with pytest.raises(DataError, match="Stopped there, as --strict asks") as caught:
+        prepare(source, store, strict=True)
+    assert str(caught.value).startswith(reason)
+    assert tree(store) if images else {entry.name for entry in (store / "cases").iterdir()} > {"BraTS20_Training_001"}
+    monkeypatch.undo()
+    assert prepare(source, store, strict=True).kept > 0
+    prepare(source, tmp_path / "fresh.zarr")
+    assert tree(store) == tree(tmp_path / "fresh.zarr")
+
+
+@KINDS
+def test_an_emptied_source_empties_no_store(tmp_path: Path, images: bool) -> None:
+    """What an unmounted disk leaves behind is a small folder, or an empty one."""
+    source, store = make_source(tmp_path / "raw", images), tmp_path / "s.zarr"
+    prepare(source, store)
+    before = tree(store)
+    for folder in sorted(source.rglob("*/"))[2 if images else 1 :]:
+        shutil.rmtree(folder, ignore_errors=True)
+    with pytest.raises(DataError, match=r"lacks \d+ of the \d+ cases in .*is its disk mounted\? .*add --prune"):
+        prepare(source, store)
+    assert tree(store) == before
+    summary = prepare(source, store, prune=True)
+    assert summary.removed > summary.cases > 0
+    before = tree(store)
+    shutil.rmtree(source)
+    source.mkdir()
+    for options in ({}, {"prune": True}, {"overwrite": True}):
+        with pytest.raises(DataError, match="no such dataset"):
+            prepare(source, store, **options)
+    assert tree(store) == before
+
+
+@KINDS
+def test_a_folder_that_cannot_be_listed_hides_no_cases(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: bool
+) -> None:
+    source, store = make_source(tmp_path / "raw", images), tmp_path / "s.zarr"
+    prepare(source, store)
+    before, closed = tree(store), source / ("Training/glioma" if images else "BraTS20_Training_002")
+    real = os.scandir
+
+    def scandir(folder: Any) -> Any:
+        if str(folder) == str(closed):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+        return real(folder)
+
+    with monkeypatch.context() as denied:
+        denied.setattr(os, "scandir", scandir)
+        with pytest.raises(DataError, match=r"(?s)cannot be (listed|looked at|read).*Permission denied"):
+            prepare(source, store)
+    assert tree(store) == before
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 300 kB, where this machine lets one be mounted."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=300k", "none", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("a small disk can be mounted by root alone")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("kind", ["brats", "brain-mri"])
+def test_a_disk_that_is_really_full(tmp_path: Path, small_disk: Path, kind: str, count: int) -> None:
+    make_phantom(
+        tmp_path / "raw", kind, 12 if kind == "brats" else 40, 1, shape=(48, 48, 16) if kind == "brats" else None
+    )
+    store = small_disk / "s.zarr"
+    with pytest.raises(DataError, match=r"could not be stored in .*s\.zarr: no space is left on its disk\. ") as caught:
+        prepare(tmp_path / "raw", store, workers=count)
+    assert caught.value.exit_code == 3
+    if kind == "brats":
+        assert "BraTS20_Training_" in str(caught.value)
+        kept = len(list((store / "cases").glob("*/zarr.json")))
+        assert 2 < kept < 12
+        subprocess.run(["mount", "-o", "remount,size=2m", str(small_disk)], check=True)
+        assert prepare(tmp_path / "raw", store).kept == kept
+        prepare(tmp_path / "raw", tmp_path / "fresh.zarr")
+        assert tree(store) == tree(tmp_path / "fresh.zarr")
+    else:
+        assert not store.exists() or not list(store.glob(".staging*"))
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_one_error(tmp_path: Path) -> None:
+    make_phantom(tmp_path / "raw", "brats", 12, 1, shape=(48, 48, 16))
+
+    def kill(done: int, total: int) -> None:
+        if done == 2:
+            os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
+
+    with pytest.raises(DataError, match=r"a worker process was killed, .* at one of BraTS20_.*: use fewer --workers"):
+        prepare(tmp_path / "raw", tmp_path / "s.zarr", workers=2, progress=kill)
+    summary = prepare(tmp_path / "raw", tmp_path / "s.zarr")
+    assert summary.kept >= 2
+    prepare(tmp_path / "raw", tmp_path / "fresh.zarr")
+    assert tree(tmp_path / "s.zarr") == tree(tmp_path / "fresh.zarr")
+
+
+GB = 1024**3
+
+
+def write(path: Path, text: str | int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{text}\n")
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A made-up /proc and /sys with 8 CPUs and 64 GB free, without control groups."""
+    monkeypatch.setattr(workers, "_PROC", tmp_path / "proc")
+    monkeypatch.setattr(workers, "_CGROUPS", tmp_path / "groups")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    for name in ("SLURM_MEM_PER_NODE", "SLURM_MEM_PER_CPU"):
+        monkeypatch.delenv(name, raising=False)
+    write(tmp_path / "proc" / "meminfo", f"MemTotal: {90 * GB // 1024} kB\nMemAvailable: {64 * GB // 1024} kB")
+    return tmp_path
+
+
+def test_workers_by_cpus_and_memory(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (workers.available_memory(), workers.default_workers()) == (64 * GB, 8)
+    write(machine / "proc" / "meminfo", f"MemAvailable: {2 * GB // 1024} kB")
+    assert workers.default_workers() == 3
+    write(machine / "proc" / "meminfo", "MemAvailable: 10 kB")
+    assert workers.default_workers() == 1
+    write(machine / "proc" / "meminfo", f"MemAvailable: {64 * GB // 1024} kB")
+    monkeypatch.setenv("SLURM_MEM_PER_CPU", "1024")
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "2")
+    assert workers.available_memory() == 2 * GB
+
+
+def test_limits_of_control_groups(machine: Path) -> None:
+    job = machine / "groups" / "system.slice" / "job_7"
+    write(machine / "proc" / "self" / "cgroup", "0::/system.slice/job_7/step_0")
+    write(job / "memory.max", 4 * GB)
+    write(job / "memory.current", 3 * GB)
+    write(job / "memory.stat", f"anon 5\ninactive_file {GB}")
+    write(job / "step_0" / "memory.max", "max")
+    write(job / "cpu.max", "150000 100000")
+    assert workers.available_memory() == 2 * GB
+    assert workers.available_cpus() == 2
+    shutil.rmtree(machine / "groups")
+    old = machine / "groups" / "memory" / "slurm" / "job_8"
+    write(machine / "proc" / "self" / "cgroup", "4:memory:/slurm/job_8\n1:cpu,cpuacct:/\n0::/")
+    for name, value in (("limit_in_bytes", 3 * GB), ("usage_in_bytes", GB), ("stat", "total_inactive_file 0")):
+        write(old / f"memory.{name}", value)
+    assert workers.available_memory() == 2 * GB

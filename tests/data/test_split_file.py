@@ -1,0 +1,144 @@
+"""Split files: what is written is read again, and what leaks is refused unless it says so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from raw_samples import write_patients, write_pictures
+
+from hpc_tumor.cli import main
+from hpc_tumor.config import Experiment
+from hpc_tumor.data.brain_mri import BrainMRIReader
+from hpc_tumor.data.brats import BraTSReader
+from hpc_tumor.data.prepare import prepare_dataset
+from hpc_tumor.data.split_file import read_split, write_split
+from hpc_tumor.data.splits import make_split, split_of
+from hpc_tumor.data.store import Store
+from hpc_tumor.errors import DataError, UsageError
+
+
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    folder = tmp_path_factory.mktemp("volumes")
+    prepare_dataset(BraTSReader(), write_patients(folder / "raw", 6), folder / "s.zarr", workers=1)
+    return Store.open(folder / "s.zarr")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    folder = tmp_path_factory.mktemp("images")
+    prepare_dataset(BrainMRIReader(size=32), write_pictures(folder / "raw", 3), folder / "s.zarr", workers=1)
+    return Store.open(folder / "s.zarr")
+
+
+def write(path: Path, leaks: Any = False, **parts: Any) -> Path:
+    path.write_text(json.dumps({"schema": 1, "leaks": leaks, "parts": parts}))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["by-patient", "published"])
+def test_volumes_round_trip(volumes: Store, tmp_path: Path, kind: str) -> None:
+    split = make_split(volumes, kind, 3)
+    write_split(tmp_path / "a.json", split, volumes)
+    again = read_split(tmp_path / "a.json", volumes)
+    for part, numbers in split.parts.items():
+        assert again.parts[part].tolist() == numbers.tolist()
+    assert again.leaks == (kind == "published")
+    assert again.kind.startswith("a.json ")
+
+
+def test_images_round_trip_as_json_and_as_csv(images: Store, tmp_path: Path) -> None:
+    split = make_split(images, None, 3, fold=1, folds=3)
+    write_split(tmp_path / "a.json", split, images)
+    rows = [f"{images.paths[i]},{part}" for part, numbers in split.parts.items() for i in numbers.tolist()]
+    (tmp_path / "a.csv").write_text("\ufeffid,part\r\n" + "\r\n".join(rows))
+    for name in ("a.json", "a.csv"):
+        again = read_split(tmp_path / name, images)
+        for part, numbers in split.parts.items():
+            assert again.parts[part].tolist() == numbers.tolist()
+    # The hash in its name is of what it holds, not of how that is written.
+    assert read_split(tmp_path / "a.csv", images).kind[-8:] == read_split(tmp_path / "a.json", images).kind[-8:]
+
+
+def test_leaks_are_refused_unless_declared(volumes: Store, images: Store, tmp_path: Path) -> None:
+    a, b, c = volumes.case_ids[:3]
+    path = write(tmp_path / "s.json", train=[a, b], test=[b, c])
+    with pytest.raises(DataError, match=f"leaks: {b} is in train and in test"):
+        read_split(path, volumes)
+    assert read_split(write(path, True, train=[a, b], test=[b, c]), volumes).leaks
+    slices = write(path, train=[[a, 1], [b, 2]], test=[[a, 2]])
+    with pytest.raises(DataError, match=f"leaks: {a} is in train and in test"):
+        read_split(slices, volumes)
+    twins = [images.paths[i] for i in np.flatnonzero(images.group == images.group[0])]
+    assert len(twins) == 2
+    with pytest.raises(DataError, match="are the same picture or a near copy"):
+        read_split(write(path, train=[twins[0]], test=[twins[1]]), images)
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ({"train": ["who?"], "test": []}, r"who\? in train is not in"),
+        ({"train": ["0", "0"], "test": []}, "0 stands twice in train"),
+        ({"train": ["0"], "test": [["1", 1]]}, "whole cases and single slices"),
+        ({"train": [["0", 99]], "test": []}, "has no slice 99"),
+        ({"train": "0"}, "train is not a list"),
+        ({"train": [7]}, "7 in train is neither"),
+        ({"training": []}, "unknown part 'training'"),
+    ],
+)
+def test_what_is_wrong_is_named(volumes: Store, tmp_path: Path, parts: dict[str, Any], said: str) -> None:
+    text = json.dumps({"schema": 1, "parts": parts})
+    for i in (0, 1):
+        text = text.replace(f'"{i}"', f'"{volumes.case_ids[i]}"')
+    (tmp_path / "s.json").write_text(text)
+    with pytest.raises(DataError, match=said.replace("0 stands", f"{volumes.case_ids[0]} stands")):
+        read_split(tmp_path / "s.json", volumes)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000, '{"parts": 1}', '{"schema": 2, "parts": {}}', "\0"])
+@pytest.mark.parametrize("name", ["s.json", "s.csv"])
+def test_other_files_are_refused_in_a_line(volumes: Store, tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    if name == "s.csv":
+        text = "id,part\nx\n"
+        (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=r"s\.(json|csv)") as error:
+        read_split(tmp_path / name, volumes)
+    assert "\n" not in str(error.value)
+    with pytest.raises(DataError, match="there is no split file"):
+        read_split(tmp_path / "none.json", volumes)
+
+
+def experiment(store: Store, **data: Any) -> Experiment:
+    settings = {"store": store.path, **data}
+    return Experiment.model_validate({"model": {"name": "unet"}, "task": "segmentation", "data": settings})
+
+
+def test_the_setting_takes_the_place_of_split_and_fold(volumes: Store, tmp_path: Path) -> None:
+    write_split(tmp_path / "s.json", make_split(volumes, None, 0, fold=2, folds=3), volumes)
+    split = split_of(experiment(volumes, split_file=tmp_path / "s.json"), volumes)
+    assert split.test.tolist() == make_split(volumes, None, 0, fold=2, folds=3).test.tolist()
+    for other in ({"fold": 1}, {"split": "published"}):
+        with pytest.raises(ValueError, match="both say what tests"):
+            experiment(volumes, split_file="s.json", **other)
+    assert issubclass(UsageError, ValueError)
+
+
+def test_the_command_writes_and_checks(volumes: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, store = tmp_path / "new" / "s.json", str(volumes.path)
+    assert main(["split", store, "--set", "fold=1", "--set", "folds=3", "--output", str(file), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["split"], shown["fold"], shown["leaks"]) == ("by-patient", 1, False)
+    assert sum(part["cases"] for part in shown["parts"].values()) == 6
+    assert main(["split", store, "--set", f"split_file={file}"]) == 0
+    assert "does not leak" in capsys.readouterr().out
+    write(file, train=volumes.case_ids[:2], test=volumes.case_ids[1:])
+    assert main(["split", store, "--set", f"split_file={file}"]) == 3
+    error = capsys.readouterr().err
+    assert "leaks" in error
+    assert len(error.splitlines()) <= 2

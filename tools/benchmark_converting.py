@@ -1,0 +1,191 @@
+#!/usr/bin/env python3
+"""How fast raw files become a store, and how large it is, beside plain loops measured in the same run.
+
+    python tools/benchmark_converting.py                    real samples from HPC_TUMOR_REAL_DATA, or phantoms made here
+    python tools/benchmark_converting.py --data DIR         DIR/brats, DIR/brain-mri, DIR/brain-mri-native: what is there
+
+Every figure is CPU time of one process, so that other work on the machine counts for little; ours is the whole of
+`prepare-data` with one worker: listing, reading, checks, checksums, statistics, groups of duplicates, index, fsync.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from multiprocessing import get_context
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import zarr
+from benchmark_machine import describe_machine
+from PIL import Image
+
+from hpc_tumor.data.brain_mri import IMAGE_SIZE, BrainMRIReader
+from hpc_tumor.data.brats import BraTSReader
+from hpc_tumor.data.case import Case, CaseReader
+from hpc_tumor.data.convert import Unit, convert_unit
+from hpc_tumor.data.phantom import make_phantom
+from hpc_tumor.data.prepare import prepare_dataset
+
+BRATS_2020 = 369  # patients
+BRAIN_MRI = 7023  # images
+LEAST_IMAGES = 500  # fewer are converted several times over, so that the fixed costs count as in a real dataset
+Times = list[float]
+
+
+def main() -> None:
+    options = _options()
+    print(describe_machine())
+    with tempfile.TemporaryDirectory(prefix="benchmark-converting-") as name:
+        work = Path(name)
+        data = options.data or _phantoms(work / "phantoms")
+        print(f"Data: {'phantoms' if options.data is None else data}. {options.repeats} repeats: best (median).\n")
+        if (data / "brats").is_dir():
+            patients(data / "brats", work, options.repeats)
+        for folder in ("brain-mri-native", "brain-mri"):
+            if (data / folder).is_dir():
+                images(data / folder, work, options.repeats)
+
+
+def patients(source: Path, work: Path, repeats: int) -> None:
+    """Compare on BraTS patients, and print."""
+    cases = BraTSReader().list_cases(source)
+    plain, ours = alternate(
+        lambda: [plain_patient(case, work / "plain" / case.id) for case in cases],
+        lambda: prepare_dataset(BraTSReader(), source, work / "store", workers=1),
+        len(cases), work, repeats,
+    )  # fmt: skip
+    print(f"BraTS, {len(cases)} patients; CPU seconds per patient")
+    show("nibabel, get_fdata, zarr's defaults", plain)
+    show("prepare-data", ours)
+    print(f"  ratio                                {min(plain) / min(ours):6.2f} ({_ratio(plain, ours):.2f})")
+    seconds = BRATS_2020 * statistics.median(ours) / 2
+    print(f"  projected from these: {BRATS_2020} patients on two cores in {seconds:.0f} s, if the disk keeps up")
+    prepare_dataset(BraTSReader(), source, work / "store", workers=1)
+    folders = [work / "store" / "cases" / case.id for case in cases]
+    held, files = [_size(folder) for folder in folders], [len(_files(folder)) for folder in folders]
+    raw = sum(case.bytes for case in cases)
+    print(f"  store / source files                 {sum(held) / raw:6.3f} of {raw / 1e6:.1f} MB")
+    print(f"  files per patient                    {statistics.mean(files):6.1f}")
+    print(f"  peak memory of a worker              {worker_peak(BraTSReader(), cases, work / 'peak'):6.0f} MB\n")
+    shutil.rmtree(work / "store")
+
+
+def images(source: Path, work: Path, repeats: int) -> None:
+    """Compare on a tree of images, and print."""
+    once = len(BrainMRIReader().list_cases(source))
+    times = -(-LEAST_IMAGES // once)
+    many = work / "images"
+    for i in range(times):
+        shutil.copytree(source, many / f"copy_{i}")
+    cases = BrainMRIReader().list_cases(many)
+    plain, ours = alternate(
+        lambda: plain_images(cases, work / "plain"),
+        lambda: prepare_dataset(BrainMRIReader(), many, work / "store", workers=1),
+        len(cases), work, repeats,
+    )  # fmt: skip
+    pixels = [Image.open(case.files["image"].path).size for case in cases[:once]]
+    mean = statistics.mean(width * height for width, height in pixels)
+    print(f"{source.name}, {once} images, {times} times over, {mean / 1e6:.3f} megapixels each; images per CPU second")
+    show("Pillow, one .npy per image", plain, rate=True)
+    show("prepare-data", ours, rate=True)
+    print(f"  ratio                                {min(plain) / min(ours):6.2f} ({_ratio(plain, ours):.2f})")
+    print(f"  projected: {BRAIN_MRI} such images on two cores in {BRAIN_MRI * statistics.median(ours) / 2:.0f} s")
+    peak = worker_peak(BrainMRIReader(), cases[:64], work / "peak")
+    print(f"  peak memory of a worker              {peak:6.0f} MB\n")
+    shutil.rmtree(many)
+
+
+def plain_patient(case: Case, target: Path) -> None:
+    """The loop that people write: float64 from nibabel, an array per file, zarr's codec and chunks."""
+    group = zarr.open_group(target, mode="w")
+    for role, file in case.files.items():
+        group[role] = nib.load(file.path).get_fdata()
+
+
+def plain_images(cases: list[Case], target: Path) -> None:
+    """The loop that people write: decode, make grey, resize, save; no crop, no check, no hash."""
+    target.mkdir(parents=True)
+    for number, case in enumerate(cases):
+        grey = Image.open(case.files["image"].path).convert("L")
+        np.save(target / f"{number}.npy", np.asarray(grey.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR)))
+
+
+def alternate(
+    plain: Callable[[], object], ours: Callable[[], object], cases: int, work: Path, repeats: int
+) -> tuple[Times, Times]:
+    """CPU seconds per case of both, measured in turns; the first turn warms up and does not count."""
+    spent: tuple[Times, Times] = ([], [])
+    for turn in range(repeats + 1):
+        for run, times in zip((plain, ours), spent, strict=True):
+            began = time.process_time()
+            run()
+            if turn:
+                times.append((time.process_time() - began) / cases)
+            shutil.rmtree(work / "plain", ignore_errors=True)
+            shutil.rmtree(work / "store", ignore_errors=True)
+    return spent
+
+
+def worker_peak(reader: CaseReader, cases: list[Case], staged: Path) -> float:
+    """MB resident in a fresh process, as a worker is, at its highest."""
+    with get_context("spawn").Pool(1) as pool:
+        return pool.apply(_peak, (reader, cases, staged))
+
+
+def _peak(reader: CaseReader, cases: list[Case], staged: Path) -> float:
+    if reader.task == "segmentation":
+        for turn in range(3):
+            for case in cases:
+                convert_unit(Unit(reader, [case], staged / str(turn) / case.id, 1))
+    else:
+        convert_unit(Unit(reader, cases, staged / "images.npz", 1))
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1)
+    shutil.rmtree(staged)
+    return kilobytes * 1024 / 1e6
+
+
+def show(name: str, times: Times, *, rate: bool = False) -> None:
+    best, median = min(times), statistics.median(times)
+    if rate:
+        print(f"  {name:36} {1 / best:6.0f} ({1 / median:.0f})")
+    else:
+        print(f"  {name:36} {best:6.3f} ({median:.3f})")
+
+
+def _ratio(plain: Times, ours: Times) -> float:
+    return statistics.median(plain) / statistics.median(ours)
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in _files(folder))
+
+
+def _phantoms(folder: Path) -> Path:
+    make_phantom(folder / "brats", "brats", cases=2, seed=0)
+    make_phantom(folder / "brain-mri", "brain-mri", cases=64, seed=0)
+    return folder
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    given = os.environ.get("HPC_TUMOR_REAL_DATA")
+    parser.add_argument("--data", type=Path, default=Path(given) if given else None, help="folder of real samples")
+    parser.add_argument("--repeats", type=int, default=5)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,225 @@
+#!/usr/bin/env python3
+"""How fast slices reach the training step: from one H5 file per slice, from TensorStore, and from this package.
+
+    python tools/benchmark_feeding.py [--data DIR] [--networks cnn,unet | all | none] [--rounds N]
+
+DIR holds BraTS patients (default: brats/ in the folder that HPC_TUMOR_REAL_DATA names; else made-up ones), which are
+repeated until there are 700 slices. All ways read the same random batches of 32 slices, warm, in turns; the figure is
+slices per second of CPU time, the median of the rounds. Then each network trains a few steps on the store (the
+classifiers on images), and the share of time that it waits for data is shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from benchmark_machine import describe_machine
+
+from hpc_tumor.data.keeping import keep_rows
+from hpc_tumor.data.loader import READ_AHEAD, BatchLoader
+from hpc_tumor.data.phantom import make_phantom
+from hpc_tumor.data.prepare import detect_reader, prepare_dataset
+from hpc_tumor.data.samples import SlicePart
+from hpc_tumor.data.store import Store
+
+SLICES, BATCH = 700, 32
+CPU = torch.device("cpu")
+Pass = Callable[[np.ndarray], None]  # reads these (case, z) pairs
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--data", type=Path, default=_real("brats"), help="folder of BraTS patients")
+    options.add_argument("--images", type=Path, default=_real("brain-mri"), help="folder of Brain MRI images")
+    options.add_argument("--networks", default="all", help="that train a few steps: names, all or none")
+    options.add_argument("--rounds", type=int, default=5, help="repetitions of each measurement")
+    given = options.parse_args()
+    print(describe_machine())
+    with tempfile.TemporaryDirectory(prefix="benchmark-feeding-") as folder:
+        root = Path(folder)
+        store = _brats_store(root, given.data)
+        compare(root, store, given.rounds)
+        if given.networks != "none":
+            torch.set_num_threads(len(os.sched_getaffinity(0)))
+            measure_waiting(root, store.path, given.images, given.networks)
+
+
+def compare(root: Path, store: Store, rounds: int) -> None:
+    """Print the rate of every way to read, and what it is of the others."""
+    torch.set_num_threads(1)  # its threads spin while they wait, which would count as work
+    draw = np.random.default_rng(0)
+    refs = np.array([(case, z) for case in range(len(store)) for z in range(store.slices(case))])
+    print(f"\n{len(refs)} slices of {len(store)} patients; {store.path.name}: {_size(store.path) / 1e6:.0f} MB")
+    for kind, packing in (("gzip", {"compression": "gzip"}), ("plain", {})):
+        write_h5(root / kind, store, refs, packing)
+        print(f"one H5 file per slice, {kind}: {_size(root / kind) / 1e6:.0f} MB")
+    part = SlicePart(store, refs, CPU)
+    kept = SlicePart(store, refs, CPU)
+    kept.rows.kept, _ = keep_rows("host", None, kept.rows.like(), len(kept), CPU)
+    number = {(case, z): i for i, (case, z) in enumerate(refs.tolist())}
+    ways: dict[str, tuple[Pass, int]] = {
+        "H5 per slice, gzip": (lambda chosen: read_h5(root / "gzip", chosen), 4),
+        "H5 per slice, plain": (lambda chosen: read_h5(root / "plain", chosen), 16),
+        "TensorStore, bare": (_tensorstore(store), 50),
+        "store: arrays": (lambda chosen: read_store(store, chosen), 100),
+        "loader: ready tensors": (lambda chosen: read_loader(part, chosen, number), 50),
+        "loader: kept in memory": (lambda chosen: read_loader(kept, chosen, number), 50),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, (read, batches) in ways.items():
+            chosen = refs[draw.integers(0, len(refs), batches * BATCH)]
+            before = time.process_time()
+            read(chosen)
+            rates[name].append(len(chosen) / (time.process_time() - before))
+    middle = {name: statistics.median(values) for name, values in rates.items()}
+    columns = ("H5 per slice, gzip", "H5 per slice, plain", "TensorStore, bare")
+    print(f"\n{'slices per CPU-second':<26}{'median':>8}{'lowest':>8}{'highest':>8}{'× gzip':>9}{'× plain':>9}{'× TS':>7}")
+    for name, values in rates.items():
+        ratios = [middle[name] / middle[column] for column in columns]
+        print(f"{name:<26}{middle[name]:>8.0f}{min(values):>8.0f}{max(values):>8.0f}"
+              f"{ratios[0]:>9.1f}{ratios[1]:>9.1f}{ratios[2]:>7.2f}")  # fmt: skip
+
+
+def write_h5(folder: Path, store: Store, refs: np.ndarray, packing: dict[str, Any]) -> None:
+    """One file per slice as in the Kaggle edition: float64 `(240, 240, 4)`, standardised, and three masks."""
+    folder.mkdir()
+    for case in range(len(store)):
+        image, label = store.read_volume(case).result()
+        for z in refs[refs[:, 0] == case, 1].tolist():
+            values = image[:, z].astype(np.float64).transpose(1, 2, 0)
+            values = (values - values.mean((0, 1))) / (values.std((0, 1)) + 1e-9)
+            masks = np.stack([label[z] == value for value in (1, 2, 3)], -1).astype(np.uint8)
+            with h5py.File(folder / f"volume_{case}_slice_{z}.h5", "w") as file:
+                file.create_dataset("image", data=values, **packing)
+                file.create_dataset("mask", data=masks, **packing)
+
+
+def read_h5(folder: Path, chosen: np.ndarray) -> None:
+    """A file opened and read per slice, as the course project does, and stacked to batches."""
+    for start in range(0, len(chosen), BATCH):
+        images, masks = [], []
+        for case, z in chosen[start : start + BATCH].tolist():
+            with h5py.File(folder / f"volume_{case}_slice_{z}.h5", "r") as file:
+                images.append(file["image"][()])
+                masks.append(file["mask"][()])
+        np.stack(images), np.stack(masks)
+
+
+def _tensorstore(store: Store) -> Pass:
+    """Batches through TensorStore alone, read ahead as far as ours."""
+    import tensorstore as ts
+
+    def opened(place: str) -> Any:
+        spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{store.path / place}/"},
+                "recheck_cached_data": False, "recheck_cached_metadata": False}  # fmt: skip
+        return ts.open(spec, open=True, read=True, context=context).result()
+
+    context = ts.Context({"cache_pool": {"total_bytes_limit": 100_000_000}})  # for the shards' indexes
+    images = [opened(f"cases/{name}/0") for name in store.case_ids]
+    labels = [opened(f"cases/{name}/labels/seg/0") for name in store.case_ids]
+
+    def read(chosen: np.ndarray) -> None:
+        waiting: deque[tuple[Any, Any]] = deque()
+        for start in range(0, len(chosen), BATCH):
+            places = chosen[start : start + BATCH].tolist()
+            with ts.Batch() as batch:
+                waiting.append((ts.stack([images[case][:, z] for case, z in places]).read(batch=batch),
+                                ts.stack([labels[case][z] for case, z in places]).read(batch=batch)))  # fmt: skip
+            if len(waiting) == READ_AHEAD:
+                for future in waiting.popleft():
+                    future.result()
+        for pair in waiting:
+            for future in pair:
+                future.result()
+
+    return read
+
+
+def read_store(store: Store, chosen: np.ndarray) -> None:
+    """Batches as arrays, read ahead into buffers that are used in turn."""
+    buffers = deque(store.empty_slices(BATCH) for _ in range(READ_AHEAD))
+    waiting: deque[Any] = deque()
+    for start in range(0, len(chosen), BATCH):
+        if len(waiting) == READ_AHEAD:
+            buffers.append(waiting.popleft().result())
+        waiting.append(store.read_slices(chosen[start : start + BATCH], buffers.popleft()))
+    for pending in waiting:
+        pending.result()
+
+
+def read_loader(part: SlicePart, chosen: np.ndarray, number: dict[tuple[int, int], int]) -> None:
+    """Normalised float32 tensors and labels, as the training step gets them."""
+    order = np.array([number[case, z] for case, z in chosen.tolist()])
+    for _ in BatchLoader(part, BATCH).batches(order, limit=len(order) // BATCH):
+        pass
+
+
+def measure_waiting(root: Path, slices: Path, images: Path | None, networks: str) -> None:
+    """Train each network a few steps, and print the share of time that it waits for data."""
+    from hpc_tumor.config import Experiment
+    from hpc_tumor.models import MODELS
+    from hpc_tumor.run_dir import RunDir
+    from hpc_tumor.settings import resolve
+    from hpc_tumor.training.distributed import Distributed
+    from hpc_tumor.training.loop import train
+
+    source = images or root / "raw-images"
+    if images is None:
+        make_phantom(source, "brain-mri", 400, seed=0)
+    prepare_dataset(detect_reader(source), source, root / "images.zarr")
+    stores = {"segmentation": slices, "classification": root / "images.zarr"}
+    names = list(MODELS) if networks == "all" else networks.split(",")
+    print(f"\n{'network':<16}{'batch':>6}{'samples/s':>11}{'waiting':>9}   (training on the CPU)")
+    for name in names:
+        task = MODELS[name].task
+        steps = 4 if task == "segmentation" else 8
+        given = {"model": {"name": name}, "data": {"store": str(stores[task]), "keep": "none"}, "limit_batches": steps}
+        experiment: Experiment = resolve({**given, "recipe": {"epochs": 1}}, {}, "benchmark", lambda setting: "--set")
+        run = RunDir.create(root / "runs", experiment)
+        train(experiment, run, Distributed())
+        (line,) = [line for line in run.read_metrics() if line["part"] == "train"]
+        batch = experiment.recipe.batch_size
+        print(f"{name:<16}{batch:>6}{line['rate']:>11.1f}{100 * line['data_wait']:>8.2f}%", flush=True)
+
+
+def _brats_store(root: Path, data: Path | None) -> Store:
+    source = root / "raw"
+    source.mkdir()
+    if data is None:
+        make_phantom(root / "phantom", "brats", 2, seed=0)
+        data = root / "phantom"
+    patients = sorted(folder for folder in data.iterdir() if folder.is_dir())
+    for copy in range(-(-SLICES // (155 * len(patients)))):
+        for patient in patients:
+            folder = source / f"{copy:02}_{patient.name}"
+            folder.mkdir()
+            for file in patient.iterdir():
+                shutil.copy(file, folder / file.name)
+    prepare_dataset(detect_reader(source), source, root / "brats.zarr")
+    return Store.open(root / "brats.zarr")
+
+
+def _real(kind: str) -> Path | None:
+    root = os.environ.get("HPC_TUMOR_REAL_DATA")
+    return Path(root) / kind if root else None
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+if __name__ == "__main__":
+    main()
