@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
 from hpc_tumor import atomic
+from hpc_tumor.names import printable
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -65,11 +66,11 @@ class Output:
 
     def warning(self, line: str) -> None:
         """Something that is not as one would expect."""
-        self.note(f"{_paint('warning:', '33')} {line}")
+        self.note(f"{_paint('warning:', '33')} {_plain(line)}")
 
     def error(self, line: str) -> None:
         """Why the command could not do what it was asked."""
-        self.note(f"{_paint('error:', '1;31')} {line}")
+        self.note(f"{_paint('error:', '1;31')} {_plain(line)}")
 
     def hints(self, title: str, commands: Sequence[tuple[str, str]]) -> None:
         """The next commands to type, each with what it does; not for machines, nor where HPC_TUMOR_HINTS=0."""
@@ -88,7 +89,7 @@ class Output:
         """Names and what they stand for, one pair a line."""
         width = max(len(name) for name, _ in pairs)
         for name, value in pairs:
-            self.text(f"{name:<{width}}  {value}")
+            self.text(f"{name:<{width}}  {_plain(value)}")
 
     def tables(self, tables: Sequence[Table]) -> None:
         """Several tables, one below the other."""
@@ -228,6 +229,11 @@ def _console(stream: TextIO) -> Console:
 
     width = None if stream.isatty() or "COLUMNS" in os.environ else LOG_WIDTH
     return Console(file=stream, width=width, highlight=False)
+
+
+def _plain(text: str) -> str:
+    """Without what a terminal would obey: names of files and values from stores end in messages."""
+    return "\n".join(printable(line) for line in text.split("\n"))
 
 
 def _paint(text: str, code: str) -> str:

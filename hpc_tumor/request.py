@@ -106,7 +106,9 @@ class _Stores(dict[Path, "Store"]):
         self.split: set[tuple[Any, ...]] = set()
 
     def __missing__(self, path: Path) -> Store:
-        from hpc_tumor.data.store import Store  # here, because --help of the commands should not wait for what reads stores
+        from hpc_tumor.data.store import (
+            Store,  # here, because --help of the commands should not wait for what reads stores
+        )
 
         self[path] = self[path.resolve()] = store = Store.open(path)
         return store

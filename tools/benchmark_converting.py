@@ -2,9 +2,9 @@
 """How fast raw files become a store, and how large it is, beside plain loops measured in the same run.
 
     python tools/benchmark_converting.py                    real samples from HPC_TUMOR_REAL_DATA, or phantoms made here
-    python tools/benchmark_converting.py --data DIR         DIR/brats, DIR/brain-mri, DIR/brain-mri-native: what is there
+    python tools/benchmark_converting.py --data DIR         DIR/brats, DIR/brain-mri, DIR/brain-mri-native: any
 
-Every figure is CPU time of one process, so that other work on the machine counts for little; ours is the whole of
+Every figure is CPU time of one process on one core, so that other work on the machine counts for little; ours is the whole of
 `prepare-data` with one worker: listing, reading, checks, checksums, statistics, groups of duplicates, index, fsync.
 """
 
@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import shutil
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -37,13 +36,15 @@ from hpc_tumor.data.prepare import prepare_dataset
 
 BRATS_2020 = 369  # patients
 BRAIN_MRI = 7023  # images
-LEAST_IMAGES = 500  # fewer are converted several times over, so that the fixed costs count as in a real dataset
+LEAST_PATIENTS, LEAST_IMAGES = 6, 500  # fewer are repeated, so that what a store costs once does not count too much
 Times = list[float]
 
 
 def main() -> None:
     options = _options()
     print(describe_machine())
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     with tempfile.TemporaryDirectory(prefix="benchmark-converting-") as name:
         work = Path(name)
         data = options.data or _phantoms(work / "phantoms")
@@ -57,13 +58,15 @@ def main() -> None:
 
 def patients(source: Path, work: Path, repeats: int) -> None:
     """Compare on BraTS patients, and print."""
+    raw = sum(case.bytes for case in BraTSReader().list_cases(source))
+    once, source = _several(source, work / "patients", LEAST_PATIENTS)
     cases = BraTSReader().list_cases(source)
     plain, ours = alternate(
         lambda: [plain_patient(case, work / "plain" / case.id) for case in cases],
         lambda: prepare_dataset(BraTSReader(), source, work / "store", workers=1),
         len(cases), work, repeats,
     )  # fmt: skip
-    print(f"BraTS, {len(cases)} patients; CPU seconds per patient")
+    print(f"BraTS, {once} patients, {len(cases) // once} times over; CPU seconds per patient")
     show("nibabel, get_fdata, zarr's defaults", plain)
     show("prepare-data", ours)
     print(f"  ratio                                {min(plain) / min(ours):6.2f} ({_ratio(plain, ours):.2f})")
@@ -72,20 +75,17 @@ def patients(source: Path, work: Path, repeats: int) -> None:
     prepare_dataset(BraTSReader(), source, work / "store", workers=1)
     folders = [work / "store" / "cases" / case.id for case in cases]
     held, files = [_size(folder) for folder in folders], [len(_files(folder)) for folder in folders]
-    raw = sum(case.bytes for case in cases)
-    print(f"  store / source files                 {sum(held) / raw:6.3f} of {raw / 1e6:.1f} MB")
+    share = sum(held) / sum(case.bytes for case in cases)
+    print(f"  store / source files                 {share:6.3f} of {raw / 1e6:.1f} MB")
     print(f"  files per patient                    {statistics.mean(files):6.1f}")
     print(f"  peak memory of a worker              {worker_peak(BraTSReader(), cases, work / 'peak'):6.0f} MB\n")
     shutil.rmtree(work / "store")
+    shutil.rmtree(source)
 
 
 def images(source: Path, work: Path, repeats: int) -> None:
     """Compare on a tree of images, and print."""
-    once = len(BrainMRIReader().list_cases(source))
-    times = -(-LEAST_IMAGES // once)
-    many = work / "images"
-    for i in range(times):
-        shutil.copytree(source, many / f"copy_{i}")
+    once, many = _several(source, work / "images", LEAST_IMAGES)
     cases = BrainMRIReader().list_cases(many)
     plain, ours = alternate(
         lambda: plain_images(cases, work / "plain"),
@@ -94,7 +94,8 @@ def images(source: Path, work: Path, repeats: int) -> None:
     )  # fmt: skip
     pixels = [Image.open(case.files["image"].path).size for case in cases[:once]]
     mean = statistics.mean(width * height for width, height in pixels)
-    print(f"{source.name}, {once} images, {times} times over, {mean / 1e6:.3f} megapixels each; images per CPU second")
+    repeated = f"{once} images of {mean / 1e6:.3f} megapixels, {len(cases) // once} times over"
+    print(f"{source.name}, {repeated}; images per CPU second")
     show("Pillow, one .npy per image", plain, rate=True)
     show("prepare-data", ours, rate=True)
     print(f"  ratio                                {min(plain) / min(ours):6.2f} ({_ratio(plain, ours):.2f})")
@@ -137,8 +138,8 @@ def alternate(
 
 def worker_peak(reader: CaseReader, cases: list[Case], staged: Path) -> float:
     """MB resident in a fresh process, as a worker is, at its highest."""
-    with get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak, (reader, cases, staged))
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(_peak, reader, cases, staged).result()
 
 
 def _peak(reader: CaseReader, cases: list[Case], staged: Path) -> float:
@@ -148,9 +149,10 @@ def _peak(reader: CaseReader, cases: list[Case], staged: Path) -> float:
                 convert_unit(Unit(reader, [case], staged / str(turn) / case.id, 1))
     else:
         convert_unit(Unit(reader, cases, staged / "images.npz", 1))
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1)
     shutil.rmtree(staged)
-    return kilobytes * 1024 / 1e6
+    # Not ru_maxrss, which a new process takes over from the one that started it.
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM"))
 
 
 def show(name: str, times: Times, *, rate: bool = False) -> None:
@@ -163,6 +165,22 @@ def show(name: str, times: Times, *, rate: bool = False) -> None:
 
 def _ratio(plain: Times, ours: Times) -> float:
     return statistics.median(plain) / statistics.median(ours)
+
+
+def _several(source: Path, many: Path, least: int) -> tuple[int, Path]:
+    """How many cases `source` has, and a folder with so many copies of each that there are `least`."""
+    reader: CaseReader = BraTSReader() if least == LEAST_PATIENTS else BrainMRIReader()
+    cases = reader.list_cases(source)
+    for i in range(-(-least // len(cases))):
+        for case in cases:
+            for file in case.files.values():
+                inside = Path(file.relative)
+                to = many / f"copy_{i}" / inside
+                if reader.task == "segmentation":
+                    to = many / f"{case.id}_{i}" / inside.name
+                to.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file.path, to)
+    return len(cases), many
 
 
 def _files(folder: Path) -> list[Path]:

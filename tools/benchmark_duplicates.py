@@ -1,22 +1,25 @@
 """How well near copies of images are found: recall on copies made here, pairs to judge by eye, and speed.
 
-    python tools/benchmark_duplicates.py FOLDER... [--sheet pairs.png --low 0.955 --high 0.98] [--speed 7023 20000]
+    python tools/benchmark_duplicates.py [FOLDER...] [--sheet pairs.png --low 0.9 --high 0.97] [--speed 7023 20000]
 
-FOLDER is a Brain Tumor MRI tree. Recall: every image is copied in each of several ways, and is found where it is as
-alike to its copy as the threshold asks. Precision takes a reader: the sheet shows pairs side by side, the second turned
-as it fits best, above each its number and how alike the two are.
+FOLDER is a Brain Tumor MRI tree; those in the folder that HPC_TUMOR_REAL_DATA names, by default. Recall: every image is
+copied in each of several ways, and is found where it is as alike to its copy as the threshold asks. Precision takes a
+reader: the sheet shows pairs side by side, the second turned as it fits best, above each its number and how alike the
+two are.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import os
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from benchmark_machine import describe_machine
 from PIL import Image, ImageDraw
 
 from hpc_tumor.data.brain_mri import BrainMRIReader, decode_grey, thumbnail
@@ -33,10 +36,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="*", type=Path, metavar="FOLDER")
     parser.add_argument("--sheet", type=Path, metavar="PNG", help="write pairs between --low and --high side by side")
-    parser.add_argument("--low", type=float, default=0.955)
-    parser.add_argument("--high", type=float, default=0.98)
+    parser.add_argument("--low", type=float, default=0.9)
+    parser.add_argument("--high", type=float, default=0.97)
     parser.add_argument("--speed", type=int, nargs="*", default=[], metavar="N", help="time so many made-up images")
     options = parser.parse_args()
+    real = os.environ.get("HPC_TUMOR_REAL_DATA")
+    if not options.folders and real:
+        options.folders = [Path(real) / "brain-mri", Path(real) / "brain-mri-native"]
+    if not options.folders and not options.speed:
+        parser.error("name a folder of images, or set HPC_TUMOR_REAL_DATA")
+    print(describe_machine())
     cases = [case for folder in options.folders for case in BrainMRIReader().list_cases(folder)]
     if cases:
         pictures = [decode_grey(case.files["image"].path)[0] for case in cases]

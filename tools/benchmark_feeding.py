@@ -86,7 +86,8 @@ def compare(root: Path, store: Store, rounds: int) -> None:
             rates[name].append(len(chosen) / (time.process_time() - before))
     middle = {name: statistics.median(values) for name, values in rates.items()}
     columns = ("H5 per slice, gzip", "H5 per slice, plain", "TensorStore, bare")
-    print(f"\n{'slices per CPU-second':<26}{'median':>8}{'lowest':>8}{'highest':>8}{'× gzip':>9}{'× plain':>9}{'× TS':>7}")
+    heads = ("median", "lowest", "highest")
+    print(f"\n{'slices per CPU-second':<26}" + "".join(f"{head:>8}" for head in heads) + "   × gzip  × plain   × TS")
     for name, values in rates.items():
         ratios = [middle[name] / middle[column] for column in columns]
         print(f"{name:<26}{middle[name]:>8.0f}{min(values):>8.0f}{max(values):>8.0f}"

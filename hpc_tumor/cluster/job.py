@@ -20,9 +20,9 @@ from types import FrameType
 from typing import Any
 
 from hpc_tumor.cluster.orphans import end_with_parent
-from hpc_tumor.cluster.profiles import available_cpus
 from hpc_tumor.cluster.slurm import requeue
 from hpc_tumor.errors import ClusterError, HpcTumorError
+from hpc_tumor.resources import available_cpus
 from hpc_tumor.run_dir import RunDir, read_json
 
 MOST_RESTARTS = 100

@@ -15,9 +15,9 @@ from types import FrameType
 
 from hpc_tumor.cluster.job import record_failure, set_failed
 from hpc_tumor.cluster.orphans import end_with_parent
-from hpc_tumor.cluster.profiles import available_cpus
 from hpc_tumor.cluster.tickets import give_back, is_turn
 from hpc_tumor.errors import HpcTumorError, TrainingError
+from hpc_tumor.resources import available_cpus
 from hpc_tumor.run_dir import RunDir, read_json
 
 _TICK = 0.1  # seconds between two looks at the ranks

@@ -11,6 +11,7 @@ from pathlib import Path
 from hpc_tumor import settings
 from hpc_tumor.config import ClusterProfile, build
 from hpc_tumor.errors import UsageError, unknown
+from hpc_tumor.resources import available_cpus
 
 LOCAL = "local"
 _MOST_CPU_PROCESSES = 8  # several processes on few cores are slow but a fair rehearsal of a larger machine
@@ -93,12 +94,6 @@ def local_profile() -> ClusterProfile:
         "node": {"gpus": gpus, "cpus": cpus if gpus else max(cpus, _MOST_CPU_PROCESSES), "memory_gb": memory},
     }
     return build(ClusterProfile, values, where="this machine")
-
-
-def available_cpus() -> int:
-    """CPUs that this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def count_gpus() -> int:

@@ -49,7 +49,7 @@ def brain_statistics(image: NDArray[Any], outside: NDArray[Any] | None = None) -
     digest = hashlib.sha256(repr((image.dtype.name, image.shape)).encode() + _little(outside))
     for z in range(depth):
         values, mask = _brain(image[:, z].reshape(channels, -1), outside[:, z])
-        digest.update(np.packbits(mask))
+        digest.update(np.packbits(mask).data)
         if not values.size:
             continue
         digest.update(_little(values))

@@ -119,7 +119,7 @@ class BrainMRIReader:
         check_names(case)
         grey, mode = decode_grey(case.files["image"].path)
         digest = hashlib.sha256(repr((grey.height, grey.width)).encode())
-        digest.update(np.asarray(grey))
+        digest.update(np.asarray(grey).data)
         sketch = reduced(grey)
         box = head_box(grey, sketch)
         small = grey.resize((self.size, self.size), Image.Resampling.BILINEAR, box=box)

@@ -145,5 +145,5 @@ def _content(data: CaseData, brain: BrainStatistics) -> str:
     tumour = data.label.reshape(len(data.label), -1).any(axis=1)
     digest = hashlib.sha256(brain.digest.encode() + tumour.tobytes())
     for array in (data.label[tumour], np.round(data.affine, 6)):
-        digest.update(np.ascontiguousarray(array))
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()

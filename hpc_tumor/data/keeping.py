@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpc_tumor.data.workers import available_memory
 from hpc_tumor.errors import UsageError
+from hpc_tumor.resources import available_memory
 
 Where = Literal["auto", "gpu", "host", "none"]
 GPU_SHARE = 0.4  # of a GPU's memory; the network and its activations need the rest

@@ -40,6 +40,7 @@ _HEADER = 540  # bytes of the longer of the two kinds
 _STEP = 1 << 20  # bytes inflated at a time: what the file cannot fill of an array is never touched
 _SLACK = 1 << 20  # bytes that may follow the voxels
 MOST_VOXELS = 2**27  # 512³, fifteen times a BraTS volume
+_FINEST, _FARTHEST = 1e-6, 1e9  # of a voxel and of its place, in mm
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class NiftiFile:
         return out
 
     def _fill(self, raw: NDArray[Any]) -> None:
-        into, offset = memoryview(raw.reshape(-1).view(np.uint8)), self._voxels.offset
+        into, offset = raw.reshape(-1).view(np.uint8).data, self._voxels.offset
         if self._data[:2] == _GZIP:
             _inflate(self._data, offset, into, self.path)
         else:
@@ -149,9 +150,6 @@ def open_nifti(path: Path) -> NiftiFile:
     start = _start(data, path) if packed else data[:_HEADER]
     header, size = _parse_header(start, path)
     shape = _shape(header, path)
-    if math.prod(shape) > MOST_VOXELS:
-        claim = " × ".join(map(str, shape))
-        raise DataError(f"{path}: its header claims {claim} voxels: refused, over {MOST_VOXELS:,}.")
     dtype, offset = _layout(header, size, path)
     needed = offset + math.prod(shape) * dtype.itemsize
     if needed > (len(data) * _GZIP_RATIO if packed else len(data)):
@@ -159,6 +157,9 @@ def open_nifti(path: Path) -> NiftiFile:
             f"{path}: its header claims {' × '.join(map(str, shape))} voxels ({needed:,} bytes), more than the file"
             f" of {len(data):,} bytes can hold. It is truncated or damaged: fetch it again."
         )
+    if math.prod(shape) > MOST_VOXELS:
+        claim = " × ".join(map(str, shape))
+        raise DataError(f"{path}: its header claims {claim} voxels: refused, over {MOST_VOXELS:,}.")
     affine, axes = _affine(header, path)
     scale = _scale(header, path)
     voxels = _Voxels(shape[::-1], dtype, offset, scale)
@@ -244,10 +245,9 @@ def _affine(header: Any, path: Path) -> tuple[NDArray[np.float64], str | None]:
             affine = np.asarray(header.get_best_affine(), dtype=np.float64)
     except (HeaderDataError, ValueError) as error:
         raise DataError(f"{path}: its header has no usable affine ({error}).") from error
-    with np.errstate(all="ignore"):
-        sound = np.isfinite(affine).all() and np.isfinite(np.linalg.cond(affine[:3, :3]))
-    if not sound or np.linalg.cond(affine[:3, :3]) > 1e8:
-        raise DataError(f"{path}: its header has no usable affine (voxel sizes or directions are not finite numbers).")
+    sound = np.isfinite(affine).all() and np.abs(affine).max() < _FARTHEST
+    if not sound or np.linalg.norm(affine[:3, :3], axis=0).min() < _FINEST or np.linalg.cond(affine[:3, :3]) > 1e8:
+        raise DataError(f"{path}: its header has no usable affine (no scan has such voxel sizes, or such directions).")
     stated = int(header["qform_code"]) > 0 or int(header["sform_code"]) > 0
     return affine, "".join(aff2axcodes(affine)) if stated else None
 

@@ -19,9 +19,10 @@ from hpc_tumor.data.store import Store, read_about
 from hpc_tumor.data.target import ConversionError, Target, disk_error, identity_of, open_target
 from hpc_tumor.data.units import disagreements
 from hpc_tumor.data.vanished import refuse_vanished, why_unreadable
-from hpc_tumor.data.workers import available_cpus, convert_here, default_workers
+from hpc_tumor.data.workers import convert_here, default_workers
 from hpc_tumor.data.writers import Writer, make_writer
 from hpc_tumor.errors import DataError, UsageError
+from hpc_tumor.resources import available_cpus
 
 __all__ = ["READERS", "PrepareSummary", "SourceReport", "detect_reader", "inspect_source", "prepare_dataset"]
 

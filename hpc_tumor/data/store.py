@@ -3,48 +3,28 @@
 from __future__ import annotations
 
 import base64
-import os
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hpc_tumor.data.case import LABELS
+from hpc_tumor.data.index_check import index_fault
+from hpc_tumor.data.reading import Pending, ReadingThreads
 from hpc_tumor.data.shards import DamagedError, ShardFiles
 from hpc_tumor.data.zarr_nodes import ArrayLayout, read_array, read_attributes
 from hpc_tumor.errors import DataError
+from hpc_tumor.resources import available_cpus
 
 SCHEMA = 1
-_LEAST_PER_THREAD = 4  # chunks: handing over fewer costs more than it gains
-T = TypeVar("T", covariant=True)
-Read = Callable[[], None]
-
 
 def read_about(path: Path) -> dict[str, Any] | None:
     """What a store says of itself (schema, dataset, task, complete …); None where `path` is no store of ours."""
     about = (read_attributes(path) or {}).get("hpc_tumor")
     return about if isinstance(about, dict) and type(about.get("schema")) is int else None
-
-
-class Pending(Generic[T]):
-    """A read that was started. `result()` waits for it; DataError where the store is damaged."""
-
-    def __init__(self, value: T, parts: Sequence[Future[None]]):
-        self._value = value
-        self._parts = parts
-
-    def done(self) -> bool:
-        """Whether `result` would not wait."""
-        return all(part.done() for part in self._parts)
-
-    def result(self) -> T:
-        for part in self._parts:
-            part.result()
-        return self._value
 
 
 class Store:
@@ -68,11 +48,12 @@ class Store:
         index = read_attributes(path / "index")
         if index is None:
             raise DataError(f"{path} is damaged: its index is missing. Run prepare-data again with --overwrite.")
+        if fault := index_fault(about, index):
+            raise DataError(f"{path} is damaged: {fault}. Run prepare-data again with --overwrite.")
         self._index = index
         self.case_ids: list[str] = index["case_ids"]
-        self._threads = threads or _cpus()
+        self._threads = ReadingThreads(threads or available_cpus())
         self._files = ShardFiles()
-        self._pool: tuple[int, ThreadPoolExecutor] | None = None
 
     @classmethod
     def open(cls, path: Path, *, threads: int | None = None) -> Store:
@@ -165,17 +146,26 @@ class Store:
     def case_metadata(self, case: int) -> dict[str, Any]:
         """All that the store keeps of one case: source files, affine, meta … (read from the case itself)."""
         attributes = read_attributes(self.path / "cases" / self.case_ids[case])
-        if attributes is None or "hpc_tumor" not in attributes:
+        if attributes is None or not isinstance(attributes.get("hpc_tumor"), dict):
             raise self._damaged(f"the metadata of case {self.case_ids[case]}")
         return cast(dict[str, Any], attributes["hpc_tumor"])
 
     def affine(self, case: int) -> NDArray[np.float64]:
         """`(4, 4)` from voxel (x, y, z) of the stored volume to mm."""
-        return np.array(self.case_metadata(case)["affine"], dtype=np.float64)
+        try:
+            affine = np.array(self.case_metadata(case)["affine"], dtype=np.float64)
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._damaged(f"the affine of case {self.case_ids[case]}") from error
+        if affine.shape != (4, 4) or not np.isfinite(affine).all():
+            raise self._damaged(f"the affine of case {self.case_ids[case]}")
+        return affine
 
     def header(self, case: int) -> bytes:
         """The NIfTI header as in the source."""
-        return base64.b64decode(self.case_metadata(case)["header"])
+        try:
+            return base64.b64decode(self.case_metadata(case)["header"], validate=True)
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._damaged(f"the header of case {self.case_ids[case]}") from error
 
     def read_slices(
         self, refs: ArrayLike, into: Sequence[Any] | None = None
@@ -194,7 +184,7 @@ class Store:
             if not (0 <= case < len(self) and 0 <= z < self._depths[case]):
                 raise IndexError(f"there is no slice {z} of case {case}")
         reads = [partial(self._read_slice, case, z, image[i], label[i]) for i, (case, z) in enumerate(places)]
-        return Pending((image, label), self._start(reads))
+        return Pending((image, label), self._threads.start(reads))
 
     def empty_slices(self, n: int) -> tuple[NDArray[Any], NDArray[np.uint8]]:
         """Arrays that take `n` slices and their labels. DataError where cases differ in the size of their slices."""
@@ -207,7 +197,7 @@ class Store:
         image = np.empty((self._channels, depth, *size), self.dtype)
         label = np.empty((depth, *size), np.uint8)
         reads = [partial(self._read_slice, case, z, image[:, z], label[z]) for z in range(depth)]
-        return Pending((image, label), self._start(reads))
+        return Pending((image, label), self._threads.start(reads))
 
     # Brain MRI: images
 
@@ -268,7 +258,7 @@ class Store:
             if not 0 <= index < len(self):
                 raise IndexError(f"there is no image {index}")
         reads = [partial(self._read_image, index, pixels[i]) for i, index in enumerate(chosen)]
-        return Pending(pixels, self._start(reads))
+        return Pending(pixels, self._threads.start(reads))
 
     def empty_images(self, n: int) -> NDArray[np.uint8]:
         """An array that takes `n` images."""
@@ -327,19 +317,14 @@ class Store:
         except OSError as error:
             raise self._unreadable(f"the image {self.case_ids[index]}", error) from error
 
-    def _start(self, reads: Sequence[Read]) -> list[Future[None]]:
-        """Hand the reads to the threads, in as many portions as there are threads to share them."""
-        if self._pool is None or self._pool[0] != os.getpid():  # threads do not live on in a forked process
-            self._pool = os.getpid(), ThreadPoolExecutor(self._threads, thread_name_prefix="store")
-        portion = max(_LEAST_PER_THREAD, -(-len(reads) // self._threads))
-        submit = self._pool[1].submit
-        return [submit(_run, reads[start : start + portion]) for start in range(0, len(reads), portion)]
-
     def _column(self, name: str) -> NDArray[Any]:
         try:
-            return read_array(self.path / "index" / name, self._files)
+            values = read_array(self.path / "index" / name, self._files)
         except (ValueError, OSError, MemoryError) as error:
             raise self._damaged(f"the column {name} of its index") from error
+        if len(values) != len(self):
+            raise self._damaged(f"the column {name} of its index")
+        return values
 
     def _damaged(self, what: str) -> DataError:
         return DataError(
@@ -351,12 +336,3 @@ class Store:
         if isinstance(error, FileNotFoundError):
             return self._damaged(what)
         return DataError(f"{self.path}: {what} cannot be read: {error.strerror or error}. Is its disk still there?")
-
-
-def _run(reads: Iterable[Read]) -> None:
-    for read in reads:
-        read()
-
-
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from multiprocessing.connection import wait as wait_for_handles
-from pathlib import Path
 
 from hpc_tumor.data.convert import Unit, UnitResult, convert_unit
 from hpc_tumor.data.target import ConversionError
+from hpc_tumor.resources import available_cpus, available_memory
 
 WORKER_BYTES = 600_000_000  # of a worker with a case of 240 × 240 × 155, libraries included: 500 MB at its peak
-_CGROUPS = Path("/sys/fs/cgroup")
-_PROC = Path("/proc")
 
 
 def convert_here(units: Iterable[Unit], workers: int) -> Generator[UnitResult, None, None]:
@@ -57,66 +54,6 @@ def convert_here(units: Iterable[Unit], workers: int) -> Generator[UnitResult, N
 def default_workers() -> int:
     """One per CPU that this process may use, but no more than there is memory for."""
     return max(1, min(available_cpus(), available_memory() // WORKER_BYTES))
-
-
-def available_cpus() -> int:
-    """CPUs that this process may use: by its affinity, and by the share of its control group (as in a container)."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    for folder in _group_folders("cpu"):
-        with suppress(OSError, ValueError):
-            quota, period = (folder / "cpu.max").read_text().split()
-            if quota != "max":
-                cpus = min(cpus, math.ceil(int(quota) / int(period)))
-    return max(1, cpus)
-
-
-def available_memory() -> int:
-    """Bytes that this process may still take: what is free, within the limits of its control groups and SLURM job."""
-    free = [_slurm_limit(os.environ)]
-    with suppress(OSError, ValueError):
-        fields = dict(line.split(":") for line in (_PROC / "meminfo").read_text().splitlines())
-        free.append(int(fields["MemAvailable"].split()[0]) * 1024)
-    for folder in _group_folders("memory"):
-        free += [_left(folder, "memory.max", "memory.current", "inactive_file"),
-                 _left(folder, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")]  # fmt: skip
-    known = [count for count in free if count is not None]
-    return max(0, min(known)) if known else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-
-
-def _slurm_limit(variables: Mapping[str, str]) -> int | None:
-    """What the job was given, in bytes: some clusters count it only now and then, and kill what exceeds it."""
-    per_node, per_cpu = variables.get("SLURM_MEM_PER_NODE", ""), variables.get("SLURM_MEM_PER_CPU", "")
-    if per_node.isdigit() and int(per_node):
-        return int(per_node) * 1024**2
-    if per_cpu.isdigit() and int(per_cpu):
-        return int(per_cpu) * int(variables.get("SLURM_CPUS_ON_NODE") or 1) * 1024**2
-    return None
-
-
-def _group_folders(controller: str) -> list[Path]:
-    """Folders of the control groups that this process is in, up to the root; version 1 and 2."""
-    folders: list[Path] = []
-    with suppress(OSError):
-        for line in (_PROC / "self" / "cgroup").read_text().splitlines():
-            _, controllers, place = line.split(":", 2)
-            if controllers == "" or controller in controllers.split(","):
-                root = _CGROUPS / controllers if controllers else _CGROUPS
-                # A container sees its own group as the root, whatever it is called outside.
-                inside = root / place.strip("/")
-                folders += [folder for folder in (inside, *inside.parents) if folder.is_relative_to(root)]
-    return folders
-
-
-def _left(folder: Path, limit: str, used: str, cache: str) -> int | None:
-    """What a group may still take; cached file pages are given up when memory is needed."""
-    try:
-        statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-        most = (folder / limit).read_text().strip()
-        if most == "max":
-            return None
-        return int(most) - int((folder / used).read_text()) + int(statistics.get(cache, 0))
-    except (OSError, ValueError):
-        return None
 
 
 def _start_worker() -> None:

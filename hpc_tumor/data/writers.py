@@ -21,7 +21,14 @@ from hpc_tumor.data.convert import Row, Unit, UnitResult, unpack_images
 from hpc_tumor.data.near_duplicates import SIDE, near_duplicate_groups
 from hpc_tumor.data.store import Store, read_about
 from hpc_tumor.data.target import Target, remove
-from hpc_tumor.data.zarr_nodes import GROUP_FILE, IMAGE_COMPRESSION, read_attributes, write_array, write_column, write_group
+from hpc_tumor.data.zarr_nodes import (
+    GROUP_FILE,
+    IMAGE_COMPRESSION,
+    read_attributes,
+    write_array,
+    write_column,
+    write_group,
+)
 from hpc_tumor.errors import DataError
 
 IMAGES_PER_UNIT = 64
@@ -224,16 +231,15 @@ class ImageWriter:
             return
         try:
             old = self._old = Store.open(self.target.path)
-            sizes, boxes = old.sizes.tolist(), old.boxes.tolist()
-            thumbnails = old.thumbnails
-        except DataError:
+            sizes, boxes, thumbnails = old.sizes.tolist(), old.boxes.tolist(), old.thumbnails
+            classes, parts = [old.classes[label] for label in old.label], old.part.tolist()
+        except (DataError, IndexError):  # a store that is damaged is made anew
             return
         texts = {name: old.text_column(name) for name in ("mode", "sha256", "signature", "bytes")}
         for i, name in enumerate(old.paths):
             if signatures.get(name) == texts["signature"][i]:
                 row = {key: values[i] for key, values in texts.items()}
-                kind, part = old.classes[old.label[i]], str(old.part[i])
-                row |= {"case": name, "class": kind, "part": part, "size": sizes[i], "box": boxes[i]}
+                row |= {"case": name, "class": classes[i], "part": parts[i], "size": sizes[i], "box": boxes[i]}
                 self.rows[name] = {**row, "thumbnail": thumbnails[i].tobytes().hex()}
                 self._places[name] = (None, i)
 

@@ -13,8 +13,10 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -102,10 +104,27 @@ class Watch:
             os.close(stderr)
 
 
-def in_worker(task: Callable[..., Tally], *arguments: Any) -> Tally:
-    """Run `task(watch, *arguments)` in a fresh process that may not take more than ADDRESS_SPACE; gives its tally."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _limit) as pool:
-        return pool.submit(_run, task, arguments).result(timeout=500)
+def run(task: Callable[..., None], *arguments: Any, least: int) -> None:
+    """Run `task(watch, *arguments)` in the worker; it must read at least so many mutants, and all must go well."""
+    tally = in_worker(task, *arguments)
+    assert not tally.failures, "\n".join([f"{len(tally.failures)} of {tally.mutants}:", *tally.failures[:40]])
+    assert tally.mutants >= least
+    assert min(tally.refused, tally.read) > least / 50, tally  # the fuzzer is neither too coarse nor too fine
+
+
+def in_worker(task: Callable[..., None], *arguments: Any) -> Tally:
+    """Run `task(watch, *arguments)` in a process that may not take more than ADDRESS_SPACE; gives its tally."""
+    try:
+        return _worker().submit(_run, task, arguments).result(timeout=500)
+    except BrokenProcessPool:
+        _worker.cache_clear()
+        raise
+
+
+@cache
+def _worker() -> ProcessPoolExecutor:
+    """One for all tests of a session: to start takes longer than to read a thousand files."""
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _limit)
 
 
 def _run(task: Callable[..., None], arguments: tuple[Any, ...]) -> Tally:

@@ -11,7 +11,15 @@ import pytest
 from PIL import Image
 from raw_samples import picture, real_data, write_pictures
 
-from hpc_tumor.data.brain_mri import BrainMRIReader, class_of, decode_grey, head_box
+from hpc_tumor.data.brain_mri import (
+    BrainMRIReader,
+    _percentile,
+    class_of,
+    decode_grey,
+    head_box,
+    reduced,
+    thumbnail,
+)
 from hpc_tumor.data.case import CaseData
 from hpc_tumor.data.sources import detect_reader
 from hpc_tumor.errors import DataError
@@ -164,3 +172,42 @@ def test_bomb_is_refused_before_it_is_decoded(tmp_path: Path, side: int) -> None
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0))
     bomb = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
     refuse(tmp_path / "bomb.png", bomb, "claims")
+
+
+def test_luma_of_a_jpeg_is_its_grey(tmp_path: Path) -> None:
+    """Decoded without its colours, at full size: the same as through RGB, true colours up to rounding."""
+    grey = picture(5, (203, 151))
+    colours = Image.merge("RGB", [picture(seed, (203, 151)).reduce(8).resize((203, 151)) for seed in (1, 2, 3)])
+    for name, image, most in (("grey.jpg", grey.convert("RGB"), 0), ("colours.jpg", colours, 2)):
+        image.save(tmp_path / name, quality=90)
+        mine, mode = decode_grey(tmp_path / name)
+        with Image.open(tmp_path / name) as opened:
+            theirs = opened.convert("L")
+        assert (mode, mine.mode, mine.size) == ("RGB", "L", (203, 151))
+        fit = colours_fit(tmp_path / name)
+        assert fit.mean() > 0.5
+        assert np.abs(np.asarray(mine)[fit].astype(int) - np.asarray(theirs)[fit]).max() <= most
+
+
+def colours_fit(path: Path) -> np.ndarray:
+    """Where no colour was cut off at 0 or 255, so that grey can be made of them."""
+    with Image.open(path) as image:
+        pixels = np.asarray(image)
+    grey = (pixels == pixels[..., :1]).all(axis=-1)
+    return grey | ((pixels > 0) & (pixels < 255)).all(axis=-1)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.37, 0.99, 1.0])
+def test_percentile_of_a_histogram_is_numpys(share: float) -> None:
+    for seed, count in ((0, 1), (1, 2), (2, 999)):
+        values = np.random.default_rng(seed).integers(0, 256, count).astype(np.uint8)
+        expected = np.percentile(values, 100 * share)
+        assert _percentile(np.bincount(values, minlength=256).tolist(), share) == pytest.approx(expected)
+
+
+def test_sketch_gives_the_same_box_and_thumbnail() -> None:
+    large = picture(6, (1000, 760))
+    assert head_box(large) == head_box(large, reduced(large))
+    np.testing.assert_array_equal(thumbnail(large), thumbnail(large, reduced(large)))
+    exact = np.asarray(large.resize((32, 32), Image.Resampling.HAMMING)).astype(int)
+    assert np.abs(exact - thumbnail(large)).mean() < 1

@@ -8,12 +8,12 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from raw_samples import BRATS_2023, LPS, brain, real_data, save, tumour, write_case
+from raw_samples import BRATS_2023, LPS, SHAPE, brain, real_data, save, tumour, write_case
 
 from hpc_tumor.data.brain import brain_statistics, label_counts
 from hpc_tumor.data.brats import BraTSReader
 from hpc_tumor.data.case import CaseData
-from hpc_tumor.data.nifti import read_nifti
+from hpc_tumor.data.nifti import open_nifti, read_nifti
 from hpc_tumor.data.sources import detect_reader, inspect_source
 from hpc_tumor.errors import DataError, UsageError
 
@@ -221,7 +221,7 @@ def test_gzip_in_several_members_is_one_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("packed", [False, True])
 def test_header_that_claims_too_much_is_refused_before_allocation(tmp_path: Path, packed: bool) -> None:
     raw = bytearray(save(tmp_path / "a.nii", brain(0)).read_bytes())
-    raw[42:48] = np.array([30_000, 30_000, 30_000], "<i2").tobytes()  # 2.7 · 10¹³ voxels
+    raw[42:48] = np.array([500, 500, 500], "<i2").tobytes()
     path = tmp_path / ("a.nii.gz" if packed else "a.nii")
     path.write_bytes(gzip.compress(raw) if packed else raw)
     with pytest.raises(DataError, match="can hold"):
@@ -284,3 +284,14 @@ def test_links_out_of_the_source_are_not_followed(tmp_path: Path) -> None:
     (source / "case").symlink_to(tmp_path / "elsewhere" / "case")
     with pytest.raises(DataError, match="1 links lead out of it"):
         READER.list_cases(source)
+
+
+def test_voxels_are_read_into_the_array_given(tmp_path: Path) -> None:
+    """In place where the file lies as wanted, turned and scaled where not; the shape is known before."""
+    file = open_nifti(save(tmp_path / "a.nii.gz", brain(0))).turned("LPS")
+    out = np.empty(file.shape, file.dtype)
+    assert file.read(out) is out
+    np.testing.assert_array_equal(out, brain(0).T)
+    turned = open_nifti(tmp_path / "a.nii.gz").turned("SPR")
+    assert (turned.shape, turned.axes, turned.source_axes) == (SHAPE, "SPR", "LPS")
+    np.testing.assert_array_equal(turned.read(), brain(0)[::-1])  # its slices lie along x, towards the right

@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 from raw_samples import picture, tree, write_case, write_patients, write_pictures
 
-from hpc_tumor.data import workers
 from hpc_tumor.data.phantom import make_phantom
 from hpc_tumor.data.prepare import PrepareSummary, detect_reader, prepare_dataset
 from hpc_tumor.data.store import Store
@@ -190,45 +189,3 @@ GB = 1024**3
 def write(path: Path, text: str | int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"{text}\n")
-
-
-@pytest.fixture
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A made-up /proc and /sys with 8 CPUs and 64 GB free, without control groups."""
-    monkeypatch.setattr(workers, "_PROC", tmp_path / "proc")
-    monkeypatch.setattr(workers, "_CGROUPS", tmp_path / "groups")
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
-    for name in ("SLURM_MEM_PER_NODE", "SLURM_MEM_PER_CPU"):
-        monkeypatch.delenv(name, raising=False)
-    write(tmp_path / "proc" / "meminfo", f"MemTotal: {90 * GB // 1024} kB\nMemAvailable: {64 * GB // 1024} kB")
-    return tmp_path
-
-
-def test_workers_by_cpus_and_memory(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert (workers.available_memory(), workers.default_workers()) == (64 * GB, 8)
-    write(machine / "proc" / "meminfo", f"MemAvailable: {2 * GB // 1024} kB")
-    assert workers.default_workers() == 3
-    write(machine / "proc" / "meminfo", "MemAvailable: 10 kB")
-    assert workers.default_workers() == 1
-    write(machine / "proc" / "meminfo", f"MemAvailable: {64 * GB // 1024} kB")
-    monkeypatch.setenv("SLURM_MEM_PER_CPU", "1024")
-    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "2")
-    assert workers.available_memory() == 2 * GB
-
-
-def test_limits_of_control_groups(machine: Path) -> None:
-    job = machine / "groups" / "system.slice" / "job_7"
-    write(machine / "proc" / "self" / "cgroup", "0::/system.slice/job_7/step_0")
-    write(job / "memory.max", 4 * GB)
-    write(job / "memory.current", 3 * GB)
-    write(job / "memory.stat", f"anon 5\ninactive_file {GB}")
-    write(job / "step_0" / "memory.max", "max")
-    write(job / "cpu.max", "150000 100000")
-    assert workers.available_memory() == 2 * GB
-    assert workers.available_cpus() == 2
-    shutil.rmtree(machine / "groups")
-    old = machine / "groups" / "memory" / "slurm" / "job_8"
-    write(machine / "proc" / "self" / "cgroup", "4:memory:/slurm/job_8\n1:cpu,cpuacct:/\n0::/")
-    for name, value in (("limit_in_bytes", 3 * GB), ("usage_in_bytes", GB), ("stat", "total_inactive_file 0")):
-        write(old / f"memory.{name}", value)
-    assert workers.available_memory() == 2 * GB

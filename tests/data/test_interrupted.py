@@ -108,7 +108,7 @@ def test_command_killed_at_random(tmp_path: Path, kind: str) -> None:
     subprocess.run([*command, str(tmp_path / "fresh.zarr"), "--workers", "2"], check=True, env=variables)
     seconds, wanted = time.monotonic() - began, tree(tmp_path / "fresh.zarr")
     draw, kills = np.random.default_rng(3), 0
-    for round_ in range(20):
+    for round_ in range(15):
         if round_ % 5 == 4:
             shutil.rmtree(store, ignore_errors=True)
         options = {"env": variables, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -123,6 +123,6 @@ def test_command_killed_at_random(tmp_path: Path, kind: str) -> None:
             while (left := group_of(process)) and time.monotonic() < end:
                 time.sleep(0.05)
             assert not left
-    assert kills >= 10
+    assert kills >= 7
     subprocess.run([*command, str(store), "--workers", "2"], check=True, env=variables)
     assert tree(store) == wanted

@@ -5,14 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 from raw_samples import picture, real_data, save, tree, tumour, write_case, write_patients, write_pictures
 
@@ -243,43 +238,6 @@ def test_workers_below_one(source: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--workers 0"):
         prepare(source, tmp_path / "s.zarr", workers=0)
     assert not (tmp_path / "s.zarr").exists()
-
-
-CONVERT = """
-import sys
-from pathlib import Path
-from hpc_tumor.data.brain_mri import BrainMRIReader
-from hpc_tumor.data.brats import BraTSReader
-from hpc_tumor.data.prepare import prepare_dataset
-if __name__ == "__main__":
-    reader = BrainMRIReader(size=64) if sys.argv[1] == "images" else BraTSReader()
-    print("start", flush=True)
-    prepare_dataset(reader, Path(sys.argv[2]), Path(sys.argv[3]), workers=int(sys.argv[4]))
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("images", [False, True])
-def test_killed_at_random_and_run_again(tmp_path: Path, images: bool) -> None:
-    """kill -9 at many moments, with and without worker processes: the store ends as if nothing had happened."""
-    source = write_pictures(tmp_path / "raw", 40) if images else write_patients(tmp_path / "raw", 12)
-    script = tmp_path / "convert.py"
-    script.write_text(CONVERT)
-    prepare(source, tmp_path / "fresh.zarr", images=images)
-    wanted = outcome(tmp_path / "fresh.zarr")
-    draw, killed = np.random.default_rng(0), 0
-    for round_ in range(6):
-        store = tmp_path / f"s{round_}.zarr"
-        command = [sys.executable, script, "images" if images else "brats", source, store, str(1 + round_ % 2)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-            process.stdout.readline()
-            time.sleep(draw.uniform(0, 1.5 if round_ % 2 else 0.3))
-            process.send_signal(signal.SIGKILL)
-            killed += process.wait() == -signal.SIGKILL
-        summary = prepare(source, store, images=images)
-        assert not summary.failed
-        assert outcome(store) == wanted
-    assert killed >= 3
 
 
 @pytest.mark.slow
