@@ -7,15 +7,28 @@ that convert or train load torch or zarr.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hpc_tumor.console import out
 from hpc_tumor.errors import HpcTumorError, UsageError
+from hpc_tumor.options import (
+    HOW,
+    WHERE,
+    AnyPatterns,
+    Json,
+    Patterns,
+    Runs,
+    Verbose,
+    Yes,
+    complete_clusters,
+    complete_models,
+    flag,
+    show_version,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from hpc_tumor.run_dir import RunDir
@@ -63,59 +76,10 @@ def _failed(error: Exception) -> int:
     return 1
 
 
-# -- options that several commands share ------------------------------------------------------------------------------
-
-
-def _set_json(value: bool) -> bool:
-    out.json = out.json or value
-    return value
-
-
-def _set_verbose(value: bool) -> bool:
-    out.verbose = out.verbose or value
-    return value
-
-
-def _show_version(value: bool) -> None:
-    if value:
-        from hpc_tumor import __version__
-
-        out.text(__version__)
-        raise typer.Exit
-
-
-def _complete_models() -> list[str]:
-    from hpc_tumor.models import MODELS
-
-    return list(MODELS)
-
-
-def _complete_clusters() -> list[str]:
-    from hpc_tumor.cluster.profiles import LOCAL, profile_files
-
-    return [LOCAL, *profile_files()]
-
-
-def _flag(*names: str, text: str, panel: str | None = None, callback: Callable[[bool], bool] | None = None) -> Any:
-    """An option that is given or not; the blank keeps `<bool>` out of the help."""
-    return typer.Option(*names, metavar=" ", help=text, rich_help_panel=panel, callback=callback)
-
-
-_WHERE, _HOW, _SHOW = "Where", "How", "Output"
-Json = Annotated[bool, _flag("--json", text="The result as JSON on standard output.", panel=_SHOW, callback=_set_json)]
-Verbose = Annotated[bool, _flag("--verbose", text="Errors with their traceback.", panel=_SHOW, callback=_set_verbose)]
-Runs = Annotated[Path | None, typer.Option("--runs", metavar="DIR", help="Folder of the run directories; ./runs.")]
-Patterns = Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs by name, part of a name, glob, or 'all'.")]
-AnyPatterns = Annotated[
-    list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs by name, part of a name, or glob; all.")
-]
-Yes = Annotated[bool, _flag("--yes", "-y", text="Do not ask.")]
-
-
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, metavar=" ", help="Print the version.")
+        bool, typer.Option("--version", callback=show_version, is_eager=True, metavar=" ", help="Print the version.")
     ] = False,
 ) -> None:
     pass
@@ -134,23 +98,23 @@ def prepare_data(
     workers: Annotated[
         int | None, typer.Option(metavar="N", help="Processes, one per CPU; with --cluster: tasks of the array.")
     ] = None,
-    overwrite: Annotated[bool, _flag("--overwrite", text="Convert everything anew, whatever the store holds.")] = False,
-    strict: Annotated[bool, _flag("--strict", text="Stop at the first case that cannot be read.")] = False,
-    prune: Annotated[bool, _flag("--prune", text="Remove vanished cases, even most of the store's.")] = False,
+    overwrite: Annotated[bool, flag("--overwrite", text="Convert everything anew, whatever the store holds.")] = False,
+    strict: Annotated[bool, flag("--strict", text="Stop at the first case that cannot be read.")] = False,
+    prune: Annotated[bool, flag("--prune", text="Remove vanished cases, even most of the store's.")] = False,
     cluster: Annotated[
         str | None,
         typer.Option(
-            metavar="PROFILE", autocompletion=_complete_clusters, rich_help_panel=_WHERE,
+            metavar="PROFILE", autocompletion=complete_clusters, rich_help_panel=WHERE,
             help="Convert in a SLURM array there, and wait for it. Without: on this machine.",
         ),
     ] = None,
-    account: Annotated[str | None, typer.Option(metavar="NAME", rich_help_panel=_WHERE, help="Who pays.")] = None,
+    account: Annotated[str | None, typer.Option(metavar="NAME", rich_help_panel=WHERE, help="Who pays.")] = None,
     partition: Annotated[
-        str | None, typer.Option(metavar="NAME", rich_help_panel=_WHERE, help="Partition, as one without GPUs.")
+        str | None, typer.Option(metavar="NAME", rich_help_panel=WHERE, help="Partition, as one without GPUs.")
     ] = None,
     time: Annotated[
         str | None,
-        typer.Option("--time", "--walltime", metavar="TIME", rich_help_panel=_WHERE, help="Of a task: 30m or 2h."),
+        typer.Option("--time", "--walltime", metavar="TIME", rich_help_panel=WHERE, help="Of a task: 30m or 2h."),
     ] = None,
     json: Json = False,
     verbose: Verbose = False,
@@ -318,7 +282,7 @@ def submit(
     model: Annotated[
         list[str] | None,
         typer.Option(
-            "--model", "-m", metavar="NAME", autocompletion=_complete_models, help="Network; several: as many runs."
+            "--model", "-m", metavar="NAME", autocompletion=complete_models, help="Network; several: as many runs."
         ),
     ] = None,
     data: Annotated[
@@ -335,35 +299,35 @@ def submit(
     runs: Runs = None,
     gpus: Annotated[
         int | None,
-        typer.Option(metavar="N", rich_help_panel=_WHERE, help="GPUs of a run, on as many nodes as it takes."),
+        typer.Option(metavar="N", rich_help_panel=WHERE, help="GPUs of a run, on as many nodes as it takes."),
     ] = None,
     cluster: Annotated[
         str | None,
         typer.Option(
-            metavar="PROFILE", autocompletion=_complete_clusters, rich_help_panel=_WHERE,
+            metavar="PROFILE", autocompletion=complete_clusters, rich_help_panel=WHERE,
             help="Cluster profile; local: this machine, without SLURM.",
         ),
     ] = None,
-    account: Annotated[str | None, typer.Option(metavar="NAME", rich_help_panel=_WHERE, help="Who pays.")] = None,
-    partition: Annotated[str | None, typer.Option(metavar="NAME", rich_help_panel=_WHERE, help="Partition.")] = None,
-    qos: Annotated[str | None, typer.Option(metavar="NAME", rich_help_panel=_WHERE, help="Quality of service.")] = None,
+    account: Annotated[str | None, typer.Option(metavar="NAME", rich_help_panel=WHERE, help="Who pays.")] = None,
+    partition: Annotated[str | None, typer.Option(metavar="NAME", rich_help_panel=WHERE, help="Partition.")] = None,
+    qos: Annotated[str | None, typer.Option(metavar="NAME", rich_help_panel=WHERE, help="Quality of service.")] = None,
     constraint: Annotated[
-        str | None, typer.Option(metavar="TEXT", rich_help_panel=_WHERE, help="Features of the nodes.")
+        str | None, typer.Option(metavar="TEXT", rich_help_panel=WHERE, help="Features of the nodes.")
     ] = None,
     time: Annotated[
         str | None,
-        typer.Option("--time", "--walltime", metavar="TIME", rich_help_panel=_WHERE, help="02:00:00, 90m or 2h."),
+        typer.Option("--time", "--walltime", metavar="TIME", rich_help_panel=WHERE, help="02:00:00, 90m or 2h."),
     ] = None,
     memory: Annotated[
-        float | None, typer.Option(metavar="GB", rich_help_panel=_WHERE, help="Main memory on each node.")
+        float | None, typer.Option(metavar="GB", rich_help_panel=WHERE, help="Main memory on each node.")
     ] = None,
     cpus: Annotated[
-        int | None, typer.Option(min=1, metavar="N", rich_help_panel=_WHERE, help="CPUs for each GPU.")
+        int | None, typer.Option(min=1, metavar="N", rich_help_panel=WHERE, help="CPUs for each GPU.")
     ] = None,
-    wait: Annotated[bool, _flag("--wait", text="Stay, and show progress, to the end.", panel=_HOW)] = False,
-    dry_run: Annotated[bool, _flag("--dry-run", text="Print plan and script; submit nothing.", panel=_HOW)] = False,
+    wait: Annotated[bool, flag("--wait", text="Stay, and show progress, to the end.", panel=HOW)] = False,
+    dry_run: Annotated[bool, flag("--dry-run", text="Print plan and script; submit nothing.", panel=HOW)] = False,
     debug: Annotated[
-        bool, _flag("--debug", text="One process in the foreground, a few batches; breakpoint() works.", panel=_HOW)
+        bool, flag("--debug", text="One process in the foreground, a few batches; breakpoint() works.", panel=HOW)
     ] = False,
     json: Json = False,
     verbose: Verbose = False,
@@ -406,7 +370,7 @@ def submit(
 def status(
     patterns: AnyPatterns = None,
     runs: Runs = None,
-    watch: Annotated[bool, _flag("--watch", "-w", text="Go on showing until all have ended.")] = False,
+    watch: Annotated[bool, flag("--watch", "-w", text="Go on showing until all have ended.")] = False,
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -425,8 +389,8 @@ def logs(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Run by name, part of a name, or glob.")],
     runs: Runs = None,
     rank: Annotated[int, typer.Option(min=0, metavar="N", help="Which rank's output.")] = 0,
-    follow: Annotated[bool, _flag("--follow", "-f", text="Go on until the run ends.")] = False,
-    errors: Annotated[bool, _flag("--errors", text="Why it failed: the first rank's traceback.")] = False,
+    follow: Annotated[bool, flag("--follow", "-f", text="Go on until the run ends.")] = False,
+    errors: Annotated[bool, flag("--errors", text="Why it failed: the first rank's traceback.")] = False,
     verbose: Verbose = False,
 ) -> None:
     """What a run printed, over all of its restarts."""

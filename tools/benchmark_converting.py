@@ -4,8 +4,8 @@
     python tools/benchmark_converting.py                    real samples from HPC_TUMOR_REAL_DATA, or phantoms made here
     python tools/benchmark_converting.py --data DIR         DIR/brats, DIR/brain-mri, DIR/brain-mri-native: any
 
-Every figure is CPU time of one process on one core, so that other work on the machine counts for little; ours is the whole of
-`prepare-data` with one worker: listing, reading, checks, checksums, statistics, groups of duplicates, index, fsync.
+Every figure is CPU time of one process on one core, so that other work on the machine counts for little; ours is the
+whole of `prepare-data` with one worker: listing, reading, checks, checksums, statistics, groups of duplicates, index.
 """
 
 from __future__ import annotations

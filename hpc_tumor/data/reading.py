@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-_LEAST_PER_THREAD = 4  # reads: handing over fewer costs more than it gains
+_LEAST_PER_THREAD = 4  # handing over fewer costs more than it gains
 T = TypeVar("T", covariant=True)
-Read = Callable[[], None]
 
 
 class Pending(Generic[T]):
@@ -36,15 +35,10 @@ class ReadingThreads:
         self._count = count
         self._pool: tuple[int, ThreadPoolExecutor] | None = None
 
-    def start(self, reads: Sequence[Read]) -> list[Future[None]]:
-        """Hand the reads over, in as many portions as there are threads to share them."""
+    def start(self, read: Callable[..., None], n: int, *items: Any) -> list[Future[None]]:
+        """Call `read(*items)`, each of length `n`, a portion to each thread that it pays to share them with."""
         if self._pool is None or self._pool[0] != os.getpid():  # threads do not live on in a forked process
             self._pool = os.getpid(), ThreadPoolExecutor(self._count, thread_name_prefix="store")
-        portion = max(_LEAST_PER_THREAD, -(-len(reads) // self._count))
+        portion = max(_LEAST_PER_THREAD, -(-n // self._count))
         submit = self._pool[1].submit
-        return [submit(_run, reads[start : start + portion]) for start in range(0, len(reads), portion)]
-
-
-def _run(reads: Iterable[Read]) -> None:
-    for read in reads:
-        read()
+        return [submit(read, *(item[start : start + portion] for item in items)) for start in range(0, n, portion)]

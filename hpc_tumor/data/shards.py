@@ -11,9 +11,8 @@ import os
 import resource
 import struct
 import threading
-from collections import OrderedDict
 from collections.abc import Sequence
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
 import google_crc32c
@@ -29,7 +28,8 @@ _ENTRY = struct.Struct("<QQ")  # offset and size of a chunk
 _CHECKSUM = struct.Struct("<I")
 _SIZES = struct.Struct("<4xIII")  # of Blosc's header: bytes unpacked, of a block, packed
 _SHUFFLES = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
-_MOST_INDEXES = 20_000  # kept in memory, some 2.5 kB each
+_SOUND = 0x48674BC7  # CRC-32C of anything that its own CRC-32C follows
+_MOST_FILES = 16_384  # open in this process; each shard keeps an index of some 2.5 kB beside its file
 
 
 class DamagedError(ValueError):
@@ -55,15 +55,14 @@ def pack_shard(chunks: Sequence[bytes | None]) -> bytes:
 
 
 class ShardFiles:
-    """Shards open for reading, from any number of threads. As many files stay open as the system allows with ease."""
+    """Shards open for reading, from any number of threads. As many stay open as the system allows with ease."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._files: OrderedDict[Path, _File] = OrderedDict()
-        self._indexes: dict[Path, bytes] = {}
-        self._most_files = max(32, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+        self._shards: dict[str, _Shard] = {}
+        self._most = _files_at_once()
 
-    def read_chunk(self, path: Path, chunks: int, position: int, out: NDArray[Any]) -> None:
+    def read_chunk(self, path: str, chunks: int, position: int, out: NDArray[Any]) -> None:
         """Read chunk `position` of the `chunks` in the shard `path` into `out`, which is contiguous.
 
         Raises:
@@ -71,75 +70,67 @@ class ShardFiles:
             OSError: the file cannot be read.
         """
         try:
-            self._read_chunk(path, chunks, position, out)
+            (self._shards.get(path) or self._open(path, chunks)).read(position, out)
         except OSError:
-            self._forget(path)  # a file server that was away gives its files new handles
-            self._read_chunk(path, chunks, position, out)
+            self._shards.pop(path, None)  # a file server that was away gives its files new handles
+            self._open(path, chunks).read(position, out)
 
-    def _read_chunk(self, path: Path, chunks: int, position: int, out: NDArray[Any]) -> None:
-        file = self._open(path)
-        index = self._indexes.get(path) or self._read_index(path, file, chunks)
-        offset, size = _ENTRY.unpack_from(index, _ENTRY.size * position)
-        if offset == MISSING:
-            raise DamagedError(f"{path} lacks chunk {position}")
-        if offset + size > file.size:
-            raise DamagedError(f"{path} is cut short: chunk {position} lies beyond its end")
-        data = os.pread(file.handle, size, offset)
-        body = data[:-4]
-        if len(data) != size or size < 20 or _checksum(body) != data[-4:]:
-            raise DamagedError(f"{path}: chunk {position} does not have its checksum")
-        unpacked, _, packed = _SIZES.unpack_from(body)
-        if (unpacked, packed) != (out.nbytes, len(body)):
-            raise DamagedError(f"{path}: chunk {position} holds {unpacked} bytes, not {out.nbytes}")
-        try:
-            blosc.decompress(body, out)
-        except (ValueError, RuntimeError) as error:
-            raise DamagedError(f"{path}: chunk {position} cannot be unpacked") from error
-
-    def _open(self, path: Path) -> _File:
+    def _open(self, path: str, chunks: int) -> _Shard:
+        shard = _Shard(path, chunks)
         with self._lock:
-            file = self._files.get(path)
-            if file is not None:
-                self._files.move_to_end(path)
-                return file
-        file = _File(path)
-        with self._lock:
-            self._files[path] = file
-            while len(self._files) > self._most_files:  # closed when the last thread that reads from it lets go
-                self._files.popitem(last=False)
-        return file
-
-    def _read_index(self, path: Path, file: _File, chunks: int) -> bytes:
-        size = _ENTRY.size * chunks
-        if file.size < size + 4:
-            raise DamagedError(f"{path} is cut short: {file.size} bytes cannot hold {chunks} chunks")
-        data = os.pread(file.handle, size + 4, file.size - size - 4)
-        index = data[:-4]
-        if len(index) != size or _checksum(index) != data[-4:]:
-            raise DamagedError(f"{path}: its index does not have its checksum")
-        with self._lock:
-            if len(self._indexes) >= _MOST_INDEXES:
-                self._indexes.pop(next(iter(self._indexes)))
-            self._indexes[path] = index
-        return index
-
-    def _forget(self, path: Path) -> None:
-        with self._lock:
-            self._files.pop(path, None)
-            self._indexes.pop(path, None)
+            self._shards[path] = shard
+            while len(self._shards) > self._most:  # the oldest; closed when the last thread that reads lets go of it
+                self._shards.pop(next(iter(self._shards)))
+        return shard
 
 
-class _File:
-    """An open file; closed with the last reference to it, so never under a thread that reads."""
+class _Shard:
+    """An open shard and its index; closed with the last reference to it, so never under a thread that reads."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: str, chunks: int):
         self.handle = -1
+        self.path = path
         self.handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self.size = os.fstat(self.handle).st_size
+        length = _ENTRY.size * chunks + 4
+        if self.size < length:
+            raise DamagedError(f"{path} is cut short: {self.size} bytes cannot hold {chunks} chunks")
+        self.index = os.pread(self.handle, length, self.size - length)
+        if len(self.index) != length or google_crc32c.value(self.index) != _SOUND:
+            raise DamagedError(f"{path}: its index does not have its checksum")
+
+    def read(self, position: int, out: NDArray[Any]) -> None:
+        """Read one chunk into `out`. Every Python operation here counts: it holds up the other threads."""
+        offset, size = _ENTRY.unpack_from(self.index, _ENTRY.size * position)
+        if offset == MISSING:
+            raise DamagedError(f"{self.path} lacks chunk {position}")
+        if offset + size > self.size:
+            raise DamagedError(f"{self.path} is cut short: chunk {position} lies beyond its end")
+        data = os.pread(self.handle, size, offset)
+        if len(data) != size or size < 20 or google_crc32c.value(data) != _SOUND:
+            raise DamagedError(f"{self.path}: chunk {position} does not have its checksum")
+        unpacked, _, packed = _SIZES.unpack_from(data)
+        if unpacked != out.nbytes or packed != size - 4:
+            raise DamagedError(f"{self.path}: chunk {position} holds {unpacked} bytes, not {out.nbytes}")
+        try:
+            blosc.decompress(memoryview(data)[:-4], out)
+        except (ValueError, RuntimeError) as error:
+            raise DamagedError(f"{self.path}: chunk {position} cannot be unpacked") from error
 
     def __del__(self) -> None:
         if self.handle >= 0:
             os.close(self.handle)
+
+
+def _files_at_once() -> int:
+    """How many shards may be open: half of the files that this process may open, once it has asked for more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(_MOST_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+    return max(32, min(wanted, soft if soft != resource.RLIM_INFINITY else wanted) // 2)
 
 
 def _checksum(data: bytes) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +20,7 @@ from hpc_tumor.errors import DataError
 from hpc_tumor.resources import available_cpus
 
 SCHEMA = 1
+
 
 def read_about(path: Path) -> dict[str, Any] | None:
     """What a store says of itself (schema, dataset, task, complete …); None where `path` is no store of ours."""
@@ -120,7 +121,7 @@ class Store:
         """Type of the slices as read: that of the sources, or the smallest that holds all of them."""
         return np.result_type(*(np.dtype(name) for name in set(self._index["dtypes"])))
 
-    @property
+    @cached_property
     def slice_shape(self) -> tuple[int, int]:
         """(Y, X) of the slices. Raises DataError where cases differ in it."""
         sizes = np.unique(self.shapes[:, 1:], axis=0)
@@ -183,8 +184,7 @@ class Store:
         for case, z in places:
             if not (0 <= case < len(self) and 0 <= z < self._depths[case]):
                 raise IndexError(f"there is no slice {z} of case {case}")
-        reads = [partial(self._read_slice, case, z, image[i], label[i]) for i, (case, z) in enumerate(places)]
-        return Pending((image, label), self._threads.start(reads))
+        return Pending((image, label), self._threads.start(self._read_slices, len(places), places, image, label))
 
     def empty_slices(self, n: int) -> tuple[NDArray[Any], NDArray[np.uint8]]:
         """Arrays that take `n` slices and their labels. DataError where cases differ in the size of their slices."""
@@ -196,8 +196,9 @@ class Store:
         depth, *size = self.shapes[case].tolist()
         image = np.empty((self._channels, depth, *size), self.dtype)
         label = np.empty((depth, *size), np.uint8)
-        reads = [partial(self._read_slice, case, z, image[:, z], label[z]) for z in range(depth)]
-        return Pending((image, label), self._threads.start(reads))
+        places = [(case, z) for z in range(depth)]
+        slices = image.swapaxes(0, 1)
+        return Pending((image, label), self._threads.start(self._read_slices, depth, places, slices, label))
 
     # Brain MRI: images
 
@@ -257,8 +258,7 @@ class Store:
         for index in chosen:
             if not 0 <= index < len(self):
                 raise IndexError(f"there is no image {index}")
-        reads = [partial(self._read_image, index, pixels[i]) for i, index in enumerate(chosen)]
-        return Pending(pixels, self._threads.start(reads))
+        return Pending(pixels, self._threads.start(self._read_images, len(chosen), chosen, pixels))
 
     def empty_images(self, n: int) -> NDArray[np.uint8]:
         """An array that takes `n` images."""
@@ -274,13 +274,9 @@ class Store:
     def _depths(self) -> list[int]:
         return cast(list[int], self.shapes[:, 0].tolist())
 
-    @property
+    @cached_property
     def _channels(self) -> int:
         return int(self.statistics.shape[1])
-
-    @cached_property
-    def _case_types(self) -> list[np.dtype[Any]]:
-        return [np.dtype(name) for name in self._index["dtypes"]]
 
     @cached_property
     def _images(self) -> ArrayLayout:
@@ -292,30 +288,43 @@ class Store:
             raise self._damaged("the array of its images")
         return layout
 
-    def _read_slice(self, case: int, z: int, image: NDArray[Any], label: NDArray[np.uint8]) -> None:
-        """Read one slice into `image` `(4, Y, X)` and `label` `(Y, X)`."""
-        depth, folder = self._depths[case], self.path / "cases" / self.case_ids[case]
-        direct = image.flags.c_contiguous and image.dtype == self._case_types[case]
-        values = image if direct else np.empty(image.shape, self._case_types[case])
-        try:
-            self._files.read_chunk(folder.joinpath("0", "c", "0", "0", "0", "0"), depth, z, values)
-            self._files.read_chunk(folder.joinpath("labels", "seg", "0", "c", "0", "0", "0"), depth, z, label)
-        except DamagedError as error:
-            raise self._damaged(f"slice {z} of case {self.case_ids[case]}") from error
-        except OSError as error:
-            raise self._unreadable(f"slice {z} of case {self.case_ids[case]}", error) from error
-        if not direct:
-            image[...] = values
+    @cached_property
+    def _shards(self) -> list[tuple[str, str, np.dtype[Any]]]:
+        """The shards of each case's image and labels, and the image's type."""
+        cases = str(self.path / "cases")
+        return [
+            (f"{cases}/{name}/0/c/0/0/0/0", f"{cases}/{name}/labels/seg/0/c/0/0/0", np.dtype(dtype))
+            for name, dtype in zip(self.case_ids, self._index["dtypes"], strict=True)
+        ]
 
-    def _read_image(self, index: int, out: NDArray[np.uint8]) -> None:
+    def _read_slices(self, places: Sequence[tuple[int, int]], images: Any, labels: Any) -> None:
+        """Read slices, each into its `(4, Y, X)` of `images` and its `(Y, X)` of `labels`."""
+        read = self._files.read_chunk
+        for (case, z), image, label in zip(places, images, labels, strict=True):
+            depth, (image_shard, label_shard, dtype) = self._depths[case], self._shards[case]
+            direct = image.dtype == dtype and image.flags.c_contiguous
+            values = image if direct else np.empty(image.shape, dtype)
+            try:
+                read(image_shard, depth, z, values)
+                read(label_shard, depth, z, label)
+            except (DamagedError, OSError) as error:
+                raise self._unreadable(f"slice {z} of case {self.case_ids[case]}", error) from error
+            if not direct:
+                image[...] = values
+
+    def _read_images(self, indices: Sequence[int], pixels: Any) -> None:
+        """Read images, each into its `(H, W)` of `pixels`."""
         layout = self._images
-        shard, position = divmod(index, layout.shard[0])
-        try:
-            self._files.read_chunk(layout.file(self.path / "images", shard), layout.chunks, position, out)
-        except DamagedError as error:
-            raise self._damaged(f"the image {self.case_ids[index]}") from error
-        except OSError as error:
-            raise self._unreadable(f"the image {self.case_ids[index]}", error) from error
+        for index, out in zip(indices, pixels, strict=True):
+            shard, position = divmod(index, layout.shard[0])
+            try:
+                self._files.read_chunk(self._image_shards[shard], layout.chunks, position, out)
+            except (DamagedError, OSError) as error:
+                raise self._unreadable(f"the image {self.case_ids[index]}", error) from error
+
+    @cached_property
+    def _image_shards(self) -> list[str]:
+        return [str(self._images.file(self.path / "images", shard)) for shard in range(self._images.shards)]
 
     def _column(self, name: str) -> NDArray[Any]:
         try:
@@ -332,7 +341,7 @@ class Store:
             " prepare-data again; else convert anew with --overwrite."
         )
 
-    def _unreadable(self, what: str, error: OSError) -> DataError:
-        if isinstance(error, FileNotFoundError):
+    def _unreadable(self, what: str, error: Exception) -> DataError:
+        if not isinstance(error, OSError) or isinstance(error, FileNotFoundError):
             return self._damaged(what)
         return DataError(f"{self.path}: {what} cannot be read: {error.strerror or error}. Is its disk still there?")

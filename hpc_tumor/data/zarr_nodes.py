@@ -202,7 +202,7 @@ def read_array(folder: Path, files: ShardFiles) -> NDArray[Any]:
         part = values[shard * layout.shard[0] :][: layout.shard[0]]
         for position, box in enumerate(layout.boxes()):
             if shard * layout.shard[0] + box[0].start < layout.shape[0]:
-                files.read_chunk(layout.file(folder, shard), layout.chunks, position, chunk)
+                files.read_chunk(str(layout.file(folder, shard)), layout.chunks, position, chunk)
                 part[box] = chunk
     return values[: layout.shape[0]]
 

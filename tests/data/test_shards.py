@@ -69,8 +69,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "a"
 
 
-def shard_of(folder: Path, number: int = 0) -> Path:
-    return ArrayLayout.read(folder).file(folder, number)
+def shard_of(folder: Path) -> Path:
+    return ArrayLayout.read(folder).file(folder, 0)
 
 
 def test_every_flipped_bit_of_a_shard_is_noticed(folder: Path) -> None:
@@ -95,17 +95,17 @@ def test_every_cut_of_a_shard_is_noticed(folder: Path) -> None:
 
 def test_a_file_cut_short_after_it_was_opened(folder: Path) -> None:
     files, out = ShardFiles(), np.empty((1, 64), np.int16)
-    files.read_chunk(shard_of(folder), 5, 0, out)
+    files.read_chunk(str(shard_of(folder)), 5, 0, out)
     shard_of(folder).write_bytes(b"")
     with pytest.raises(DamagedError, match="does not have its checksum"):
-        files.read_chunk(shard_of(folder), 5, 1, out)
+        files.read_chunk(str(shard_of(folder)), 5, 1, out)
 
 
 def test_a_chunk_of_another_size_is_not_unpacked_beyond_its_place(folder: Path) -> None:
     """Sound checksums, and bytes enough to overrun the memory that was given."""
     small = np.zeros((1, 32), np.int16)
     with pytest.raises(DamagedError, match="holds 128 bytes, not 64"):
-        ShardFiles().read_chunk(shard_of(folder), 5, 0, small)
+        ShardFiles().read_chunk(str(shard_of(folder)), 5, 0, small)
 
 
 def open_files() -> int:
@@ -115,12 +115,12 @@ def open_files() -> int:
 def test_more_shards_than_files_may_be_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = DRAW.integers(0, 9, (120, 8)).astype(np.int16)
     write(tmp_path / "a", values, (1, 8), 1)
-    monkeypatch.setattr(shards.resource, "getrlimit", lambda _: (128, 128))
+    monkeypatch.setattr(shards.resource, "getrlimit", lambda _: (64, 64))
     before, files = open_files(), ShardFiles()
     outs = np.empty((120, 1, 8), np.int16)
 
     def read(row: int, files: ShardFiles = files) -> None:
-        files.read_chunk(tmp_path / "a" / "c" / str(row) / "0", 1, 0, outs[row])
+        files.read_chunk(f"{tmp_path}/a/c/{row}/0", 1, 0, outs[row])
 
     with ThreadPoolExecutor(4) as pool:
         for _ in range(3):
@@ -133,7 +133,7 @@ def test_more_shards_than_files_may_be_open(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_server_that_was_away_is_asked_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files, out = ShardFiles(), np.empty((1, 64), np.int16)
-    files.read_chunk(shard_of(folder), 5, 0, out)
+    files.read_chunk(str(shard_of(folder)), 5, 0, out)
     read, failures = os.pread, [OSError(errno.ESTALE, "Stale file handle")]
 
     def once_stale(*arguments: int) -> bytes:
@@ -142,11 +142,11 @@ def test_a_server_that_was_away_is_asked_again(folder: Path, monkeypatch: pytest
         return read(*arguments)
 
     monkeypatch.setattr(shards.os, "pread", once_stale)
-    files.read_chunk(shard_of(folder), 5, 3, out)
+    files.read_chunk(str(shard_of(folder)), 5, 3, out)
     np.testing.assert_array_equal(out[0], np.arange(3 * 64, 4 * 64))
     failures += [OSError(errno.EIO, "Input/output error")] * 2
     with pytest.raises(OSError, match="Input/output error"):
-        files.read_chunk(shard_of(folder), 5, 3, out)
+        files.read_chunk(str(shard_of(folder)), 5, 3, out)
 
 
 @pytest.mark.parametrize(
