@@ -1,0 +1,57 @@
+"""Options that several commands share, and what completes them on a command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hpc_tumor.console import out
+
+
+def set_json(value: bool) -> bool:
+    out.json = out.json or value
+    return value
+
+
+def set_verbose(value: bool) -> bool:
+    out.verbose = out.verbose or value
+    return value
+
+
+def show_version(value: bool) -> None:
+    if value:
+        from hpc_tumor import __version__
+
+        out.text(__version__)
+        raise typer.Exit
+
+
+def complete_models() -> list[str]:
+    from hpc_tumor.models import MODELS
+
+    return list(MODELS)
+
+
+def complete_clusters() -> list[str]:
+    from hpc_tumor.cluster.profiles import LOCAL, profile_files
+
+    return [LOCAL, *profile_files()]
+
+
+def flag(*names: str, text: str, panel: str | None = None, callback: Callable[[bool], bool] | None = None) -> Any:
+    """An option that is given or not; the blank keeps `<bool>` out of the help."""
+    return typer.Option(*names, metavar=" ", help=text, rich_help_panel=panel, callback=callback)
+
+
+WHERE, HOW, SHOW = "Where", "How", "Output"
+Json = Annotated[bool, flag("--json", text="The result as JSON on standard output.", panel=SHOW, callback=set_json)]
+Verbose = Annotated[bool, flag("--verbose", text="Errors with their traceback.", panel=SHOW, callback=set_verbose)]
+Runs = Annotated[Path | None, typer.Option("--runs", metavar="DIR", help="Folder of the run directories; ./runs.")]
+Patterns = Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs by name, part of a name, glob, or 'all'.")]
+AnyPatterns = Annotated[
+    list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs by name, part of a name, or glob; all.")
+]
+Yes = Annotated[bool, flag("--yes", "-y", text="Do not ask.")]
