@@ -94,6 +94,7 @@ def _write_volume(unit: Unit, case: Case, data: CaseData) -> Row:
     assert data.spacing is not None
     brain = brain_statistics(data.image, data.background)
     row = _row(case, data, brain)
+    row["checksum"] = _checksum(row)
     folder = unit.staged
     image, label = data.image, data.label
     write_group(folder, {"ome": image_metadata(data.id, data.spacing, brain), "hpc_tumor": row})
@@ -109,6 +110,15 @@ def _write_volume(unit: Unit, case: Case, data: CaseData) -> Row:
         shard=(depth, height, width), names="zyx", threads=unit.threads,
     )  # fmt: skip
     return row
+
+
+def is_whole(row: Row) -> bool:
+    """Whether a patient's row is still what `convert_unit` made."""
+    return row.get("checksum") == _checksum({key: value for key, value in row.items() if key != "checksum"})
+
+
+def _checksum(row: Row) -> str:
+    return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()
 
 
 def _row(case: Case, data: CaseData, brain: BrainStatistics) -> Row:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from hpc_tumor.data.brain_mri import CLASSES
 from hpc_tumor.data.case import LABELS, MODALITIES, Case, CaseReader
-from hpc_tumor.data.convert import Row, Unit, UnitResult, unpack_images
+from hpc_tumor.data.convert import Row, Unit, UnitResult, is_whole, unpack_images
 from hpc_tumor.data.near_duplicates import SIDE, near_duplicate_groups
 from hpc_tumor.data.store import Store, read_about
 from hpc_tumor.data.target import Target, remove
@@ -78,7 +78,7 @@ class VolumeWriter:
         todo: list[Unit] = []
         for case in cases:
             row = None if self.target.overwrite else (read_attributes(self.folder / case.id) or {}).get("hpc_tumor")
-            if isinstance(row, dict) and row.get("signature") == case.signature:
+            if isinstance(row, dict) and row.get("signature") == case.signature and is_whole(row):
                 self.rows[case.id] = row
             else:
                 todo.append(Unit(self.reader, [case], staging / case.id, threads))
@@ -232,8 +232,10 @@ class ImageWriter:
         try:
             old = self._old = Store.open(self.target.path)
             sizes, boxes, thumbnails = old.sizes.tolist(), old.boxes.tolist(), old.thumbnails
-            classes, parts = [old.classes[label] for label in old.label], old.part.tolist()
+            classes, parts = [CLASSES[label] for label in old.label], old.part.tolist()
         except (DataError, IndexError):  # a store that is damaged is made anew
+            return
+        if old.classes != list(CLASSES):
             return
         texts = {name: old.text_column(name) for name in ("mode", "sha256", "signature", "bytes")}
         for i, name in enumerate(old.paths):

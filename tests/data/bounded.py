@@ -86,6 +86,9 @@ class Watch:
             return None
         return result
 
+    def close(self) -> None:
+        self._errors.close()
+
     def wrong(self, name: str, text: str) -> None:
         """Note that what was read under `name` is not sound."""
         self.tally.read -= 1
@@ -129,7 +132,10 @@ def _worker() -> ProcessPoolExecutor:
 
 def _run(task: Callable[..., None], arguments: tuple[Any, ...]) -> Tally:
     watch = Watch()
-    task(watch, *arguments)
+    try:
+        task(watch, *arguments)
+    finally:
+        watch.close()
     return watch.tally
 
 
