@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,14 +11,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hpc_tumor.atomic import plain
 from hpc_tumor.data.brain import BrainStatistics, brain_statistics, label_counts
 from hpc_tumor.data.case import Case, CaseData, CaseReader
 from hpc_tumor.data.ome import image_metadata, label_metadata
+from hpc_tumor.data.shards import checksum, is_sound, pack_chunk
 from hpc_tumor.data.target import disk_error
-from hpc_tumor.data.zarr_nodes import write_array, write_file, write_group
+from hpc_tumor.data.zarr_nodes import IMAGE_COMPRESSION, write_array, write_file, write_group
 from hpc_tumor.errors import DataError
 
 Row = dict[str, Any]  # what the store keeps of a case, as JSON
@@ -48,7 +47,7 @@ def convert_unit(unit: Unit) -> UnitResult:
     """Convert one unit. DataError where the result cannot be written; bad cases are in the result."""
     rows: list[Row] = []
     failed: list[tuple[str, str]] = []
-    pixels: list[NDArray[np.uint8]] = []
+    chunks: list[bytes] = []
     for case in unit.cases:
         try:
             data = unit.reader.read_case(case)
@@ -63,29 +62,37 @@ def convert_unit(unit: Unit) -> UnitResult:
                 rows.append(_write_volume(unit, case, data))
             else:
                 rows.append({"case": case.id, "signature": case.signature, "bytes": case.bytes, **data.meta})
-                pixels.append(data.image)
+                chunks.append(pack_chunk(data.image, IMAGE_COMPRESSION))
         except OSError as error:
             raise disk_error(error, case.id, unit.staged.parents[1]) from error
-    if pixels:
+    if chunks:
         try:
-            write_file(unit.staged, pack_images(rows, pixels))
+            write_file(unit.staged, pack_images(rows, chunks))
         except OSError as error:
             raise disk_error(error, f"images from {unit.cases[0].id} on", unit.staged.parents[1]) from error
     return UnitResult(unit, rows, failed)
 
 
-def pack_images(rows: Sequence[Row], pixels: Sequence[NDArray[np.uint8]]) -> bytes:
-    """Some converted images as one file."""
-    buffer = io.BytesIO()
-    text = np.frombuffer(json.dumps(list(rows)).encode(), np.uint8)
-    np.savez(buffer, rows=text, pixels=np.stack(pixels))
-    return buffer.getvalue()
+def pack_images(rows: Sequence[Row], chunks: Sequence[bytes]) -> bytes:
+    """Some converted images as one file: their rows, and what will stand in a shard of the store."""
+    head = json.dumps({"rows": list(rows), "sizes": [len(chunk) for chunk in chunks]}).encode()
+    return b"".join([len(head).to_bytes(8, "little"), head, checksum(head), *chunks])
 
 
-def unpack_images(path: Path) -> tuple[list[Row], NDArray[np.uint8]]:
-    """Inverse of `pack_images`."""
-    with np.load(path) as file:
-        return json.loads(file["rows"].tobytes()), file["pixels"]
+def unpack_images(path: Path) -> tuple[list[Row], list[bytes]]:
+    """Inverse of `pack_images`. Raises ValueError where a byte is not as it was, OSError where it cannot be read."""
+    data = memoryview(path.read_bytes())
+    end = 8 + int.from_bytes(data[:8], "little")
+    if checksum(bytes(data[8:end])) != data[end : end + 4]:
+        raise ValueError(f"{path} is damaged")
+    head = json.loads(bytes(data[8:end]))
+    chunks, end = [], end + 4
+    for size in head["sizes"]:
+        chunks.append(bytes(data[end : end + size]))
+        end += size
+    if not all(is_sound(chunk) for chunk in chunks):
+        raise ValueError(f"{path} is damaged")
+    return head["rows"], chunks
 
 
 def _write_volume(unit: Unit, case: Case, data: CaseData) -> Row:

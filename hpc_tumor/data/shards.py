@@ -42,7 +42,7 @@ def pack_chunk(values: NDArray[Any], compression: dict[str, Any]) -> bytes:
         np.ascontiguousarray(values), compression["cname"].encode(), compression["clevel"],
         _SHUFFLES[compression["shuffle"]], compression["blocksize"],
     )  # fmt: skip
-    return packed + _CHECKSUM.pack(google_crc32c.value(packed))
+    return packed + checksum(packed)
 
 
 def pack_shard(chunks: Sequence[bytes | None]) -> bytes:
@@ -51,7 +51,7 @@ def pack_shard(chunks: Sequence[bytes | None]) -> bytes:
     for chunk in chunks:
         index += _ENTRY.pack(offset, len(chunk)) if chunk is not None else _ENTRY.pack(MISSING, MISSING)
         offset += len(chunk or b"")
-    return b"".join([*(chunk for chunk in chunks if chunk is not None), index, _checksum(bytes(index))])
+    return b"".join([*(chunk for chunk in chunks if chunk is not None), index, checksum(bytes(index))])
 
 
 class ShardFiles:
@@ -133,5 +133,11 @@ def _files_at_once() -> int:
     return max(32, min(wanted, soft if soft != resource.RLIM_INFINITY else wanted) // 2)
 
 
-def _checksum(data: bytes) -> bytes:
+def checksum(data: bytes) -> bytes:
+    """Four bytes that make `data` sound when they follow it (CRC-32C)."""
     return _CHECKSUM.pack(google_crc32c.value(data))
+
+
+def is_sound(data: bytes) -> bool:
+    """Whether `data` ends with its own checksum."""
+    return bool(google_crc32c.value(data) == _SOUND)

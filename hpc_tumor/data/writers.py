@@ -10,24 +10,24 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
-from zipfile import BadZipFile
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hpc_tumor.data.brain_mri import CLASSES
 from hpc_tumor.data.case import LABELS, MODALITIES, Case, CaseReader
 from hpc_tumor.data.convert import Row, Unit, UnitResult, is_whole, unpack_images
 from hpc_tumor.data.near_duplicates import SIDE, near_duplicate_groups
+from hpc_tumor.data.shards import pack_chunk
 from hpc_tumor.data.store import Store, read_about
 from hpc_tumor.data.target import Target, remove
 from hpc_tumor.data.zarr_nodes import (
     GROUP_FILE,
     IMAGE_COMPRESSION,
+    ArrayLayout,
     read_attributes,
-    write_array,
     write_column,
     write_group,
+    write_packed_array,
 )
 from hpc_tumor.errors import DataError
 
@@ -171,7 +171,7 @@ class ImageWriter:
         for start in range(0, len(todo), IMAGES_PER_UNIT):
             some = todo[start : start + IMAGES_PER_UNIT]
             name = hashlib.sha256("".join(case.signature for case in some).encode()).hexdigest()[:32]
-            units.append(Unit(self.reader, some, staging / f"{self._options}-{name}.npz", threads))
+            units.append(Unit(self.reader, some, staging / f"{self._options}-{name}.images", threads))
         return units
 
     def commit(self, result: UnitResult) -> None:
@@ -193,11 +193,11 @@ class ImageWriter:
             remove(self.waiting)
             return False
         staging, size = self.target.staging, self.target.identity["options"]["size"]
-        write_array(
-            staging / "images", self._pixels(names), (len(rows), size, size), np.dtype(np.uint8), chunk=(1, size, size),
-            shard=(min(IMAGES_PER_SHARD, len(rows)), size, size), names=("image", "y", "x"),
-            compression=IMAGE_COMPRESSION,
+        layout = ArrayLayout(
+            (len(rows), size, size), np.dtype(np.uint8), (1, size, size),
+            (min(IMAGES_PER_SHARD, len(rows)), size, size), ("image", "y", "x"), IMAGE_COMPRESSION,
         )  # fmt: skip
+        write_packed_array(staging / "images", layout, self._packed(names))
         self._write_index(staging / "index", rows)
         self.target.replace(staging / "images", self.target.path / "images")
         self.target.replace(staging / "index", self.target.path / "index")
@@ -246,10 +246,10 @@ class ImageWriter:
                 self._places[name] = (None, i)
 
     def _keep_waiting(self, signatures: dict[str, str]) -> None:
-        for file in sorted(self.waiting.glob(f"{self._options}-*.npz")):
+        for file in sorted(self.waiting.glob(f"{self._options}-*.images")):
             try:
                 rows = unpack_images(file)[0]
-            except (OSError, ValueError, KeyError, BadZipFile):  # what the disk does not give back is converted again
+            except (OSError, ValueError):  # what the disk does not give back is converted again
                 continue
             self._take(rows, file, signatures)
 
@@ -259,14 +259,14 @@ class ImageWriter:
                 self.rows[row["case"]] = row
                 self._places[row["case"]] = (file, i)
 
-    def _pixels(self, names: Sequence[str]) -> Iterator[NDArray[np.uint8]]:
-        """The images of one shard after the other, `(n, H, W)`."""
+    def _packed(self, names: Sequence[str]) -> Iterator[list[bytes]]:
+        """The images of one shard after the other, as they were packed by whoever converted them."""
         for start in range(0, len(names), IMAGES_PER_SHARD):
             places = [self._places[name] for name in names[start : start + IMAGES_PER_SHARD]]
             files = {file: unpack_images(file)[1] for file in {file for file, _ in places} if file is not None}
             old = [i for file, i in places if file is None]
             again: Iterator[Any] = iter(self._old.read_images(old).result() if self._old is not None and old else [])
-            yield np.stack([next(again) if file is None else files[file][i] for file, i in places])
+            yield [pack_chunk(next(again), IMAGE_COMPRESSION) if file is None else files[file][i] for file, i in places]
 
 
 def duplicate_groups(digests: Sequence[str]) -> list[int]:

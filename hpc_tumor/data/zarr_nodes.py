@@ -162,8 +162,14 @@ def write_array(
         each: Callable[..., Iterable[bytes | None]] = map
         if threads > 1:
             each = stack.enter_context(ThreadPoolExecutor(threads)).map
-        for number, part in enumerate(parts):
-            write_file(layout.file(folder, number), pack_shard(list(each(_packer(layout, part), layout.boxes()))))
+        write_packed_array(folder, layout, (each(_packer(layout, part), layout.boxes()) for part in parts))
+
+
+def write_packed_array(folder: Path, layout: ArrayLayout, shards: Iterable[Iterable[bytes | None]]) -> None:
+    """As `write_array`, from the packed chunks of each shard. Those of the last one may leave out what is beyond it."""
+    for number, chunks in enumerate(shards):
+        packed = list(chunks)
+        write_file(layout.file(folder, number), pack_shard([*packed, *[None] * (layout.chunks - len(packed))]))
     write_file(folder / ARRAY_FILE, layout.metadata())
 
 

@@ -15,6 +15,8 @@ from raw_samples import LPS, brain, real_data, save, tumour, write_case
 from hpc_tumor.data.brain import brain_statistics
 from hpc_tumor.data.brats import BraTSReader
 from hpc_tumor.data.convert import Row, Unit, convert_unit, pack_images, unpack_images
+from hpc_tumor.data.shards import pack_chunk
+from hpc_tumor.data.zarr_nodes import IMAGE_COMPRESSION
 
 READER = BraTSReader()
 
@@ -125,8 +127,15 @@ def test_background_of_each_slice() -> None:
 
 def test_images_are_packed_and_unpacked(tmp_path: Path) -> None:
     rows = [{"case": "a (1).jpg", "size": [3, 4]}, {"case": "ü.png", "size": [5, 6]}]
-    pixels = [np.full((4, 4), value, np.uint8) for value in (7, 9)]
-    (tmp_path / "x.npz").write_bytes(pack_images(rows, pixels))
-    again, stacked = unpack_images(tmp_path / "x.npz")
-    assert again == rows
-    np.testing.assert_array_equal(stacked, pixels)
+    chunks = [pack_chunk(np.full((4, 4), value, np.uint8), IMAGE_COMPRESSION) for value in (7, 9)]
+    data, file = pack_images(rows, chunks), tmp_path / "x.images"
+    file.write_bytes(data)
+    assert unpack_images(file) == (rows, chunks)
+    for place in range(len(data)):  # a byte that the disk gives back otherwise, anywhere
+        file.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
+        with pytest.raises(ValueError, match=r"damaged|Expecting|codec|Extra"):
+            unpack_images(file)
+    for length in range(len(data)):
+        file.write_bytes(data[:length])
+        with pytest.raises(ValueError, match=r"damaged|Expecting|codec|Extra"):
+            unpack_images(file)
