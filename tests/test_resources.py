@@ -34,7 +34,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_workers_by_cpus_and_memory(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (resources.available_memory(), default_workers()) == (64 * GB, 8)
     write(machine / "proc" / "meminfo", f"MemAvailable: {2 * GB // 1024} kB")
-    assert default_workers() == 3
+    assert default_workers() == 6
     write(machine / "proc" / "meminfo", "MemAvailable: 10 kB")
     assert default_workers() == 1
     write(machine / "proc" / "meminfo", f"MemAvailable: {64 * GB // 1024} kB")

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from hpc_tumor.data.case import read_source
 from hpc_tumor.errors import DataError
+from hpc_tumor.names import printable
 
 try:
     from isal import isal_zlib as _zlib  # three times as fast as zlib
@@ -56,7 +57,7 @@ def _plain(file: h5py.File, name: str, path: Path) -> h5py.Dataset:
     link = file.get(name, getlink=True)  # asks for the link alone: nothing is followed yet
     if link is None:
         there = ", ".join(itertools.islice(file.keys(), 8)) or "nothing"
-        raise DataError(f"{path} has no dataset {name}: it holds {there}.")
+        raise DataError(f"{path} has no dataset {name}: it holds {printable(there)}.")
     if not isinstance(link, h5py.HardLink):
         raise DataError(f"{path}: {name} is a link to another place: not followed.")
     dataset = file[name]

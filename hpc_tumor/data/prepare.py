@@ -89,7 +89,7 @@ def prepare_dataset(
     ends, leaves a store that says it is unfinished and that the same call completes.
 
     Args:
-        workers: processes; absent: one per CPU of this process, as far as its memory goes: 500 MB each for BraTS.
+        workers: processes; absent: one per CPU of this process, as far as its memory goes, 350 MB each.
         overwrite: convert everything anew, also where the store is of another kind, schema or options.
         strict: stop at the first case that cannot be read, with its error.
         prune: remove vanished cases even where they are more than half of the store.

@@ -16,7 +16,7 @@ from hpc_tumor.data.convert import Unit, UnitResult, convert_unit
 from hpc_tumor.data.target import ConversionError
 from hpc_tumor.resources import available_cpus, available_memory
 
-WORKER_BYTES = 600_000_000  # of a worker with a case of 240 × 240 × 155, libraries included: 500 MB at its peak
+WORKER_BYTES = 350_000_000  # of a worker with a case of 240 × 240 × 155: 234 MB at its peak, libraries included
 
 
 def convert_here(units: Iterable[Unit], workers: int) -> Generator[UnitResult, None, None]:
