@@ -282,12 +282,18 @@ def unknown_setting(name: str, known: Iterable[str]) -> str:
     sections = sorted({full.rpartition(".")[0] for full in known} - {""})
     if section in sections:
         names = {full.rpartition(".")[2]: full for full in known if full.rpartition(".")[0] == section}
-        others = f"{section} has: {', '.join(names)}."
+        others = f"{section} has: {_some(names)}."
     else:
         names = {**{full.rpartition(".")[2]: full for full in known}, **{item: item for item in sections}}
         others = f"There are {', '.join([*(full for full in known if '.' not in full), *sections])}."
     near = get_close_matches(last, names, n=1)
     return f"unknown setting {name!r}. " + (f"Did you mean {names[near[0]]!r}?" if near else others)
+
+
+def _some(names: Iterable[str]) -> str:
+    """As many of the names as fit a message of two lines."""
+    text = ", ".join(names)
+    return text if len(text) <= 90 else f"{text[: text.rindex(',', 0, 90)]} …"
 
 
 def fields_of(kind: type[BaseModel]) -> dict[str, Any]:

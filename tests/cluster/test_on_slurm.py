@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,12 @@ from hpc_tumor.settings import shipped
 pytestmark = pytest.mark.slow
 PROFILE = shipped("slurm_templates") / "local-test.toml"
 Submit = Callable[..., RunDir]
+
+
+def start_now(job_id: str) -> None:
+    """End the two minutes that a requeued job waits. In the second of its requeue the nodes still refuse it."""
+    time.sleep(2)
+    command("scontrol", "update", f"JobId={job_id}", "StartTime=now")
 
 
 @pytest.fixture
@@ -121,11 +128,11 @@ def test_a_warned_run_is_requeued_and_resumes(submit: Submit, tmp_path: Path) ->
     # In the middle of an epoch the checkpoint follows the signal; at its end it has been written already.
     assert [event for event in events(run) if event != "checkpoint"][-2:] == ["signal", "requeued"]
     assert (read_json(run.status) or {})["state"] == "stopped"
-    command("scontrol", "update", f"JobId={job_id}", "StartTime=now")
+    start_now(job_id)
     wait_for(lambda: "resumed" in events(run), seconds=90)
     command("scontrol", "requeue", job_id)
     wait_for(lambda: state_of(run).state == "requeued", seconds=60)
-    command("scontrol", "update", f"JobId={job_id}", "StartTime=now")
+    start_now(job_id)
     state = wait_for(lambda: ended(run), seconds=150, every=0.5)
     assert state.state == "finished", log_text(run, errors=True) or log_text(run)
     assert events(run).count("requeued") == 1
@@ -143,7 +150,7 @@ def test_a_preempted_run_is_requeued_once(submit: Submit) -> None:
     other = command("sbatch", "--parsable", *request, "--wrap=sleep 60").strip()
     wait_for(lambda: state_of(run).state == "requeued", seconds=90)
     command("scancel", other)
-    command("scontrol", "update", f"JobId={job_id}", "StartTime=now")
+    start_now(job_id)
     wait_for(lambda: events(run).count("started") == 2, seconds=60)
     assert "Restarts=1 " in command("scontrol", "show", "job", job_id)
     assert events(run) == ["submitted", "started", "signal", "requeued", "started"]

@@ -107,13 +107,19 @@ def test_killed_tasks_change_nothing(on_slurm: None, sources: Path, tmp_path: Pa
 
 
 def test_a_killed_task_leaves_its_work_to_the_other(on_slurm: None, sources: Path, tmp_path: Path) -> None:
-    store = tmp_path / "store.zarr"
+    store, killed = tmp_path / "store.zarr", []
 
     def kill_one() -> None:
-        os.kill(tasks_of(store)[0], signal.SIGKILL)
+        wait_for(lambda: list(store.glob(".staging-*/array/doing/*")), every=0.02)
+        for task in tasks_of(store)[:1]:
+            os.kill(task, signal.SIGKILL)
+            killed.append(task)
 
-    convert = conversion_on(str(PROFILE), 2, lambda line: None)
-    summary = prepare(sources / "brats", store, convert=convert, progress=at(1, kill_one))
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    summary = prepare(sources / "brats", store, convert=conversion_on(str(PROFILE), 2, lambda line: None))
+    killer.join()
+    assert killed
     assert not summary.failed
     assert tree(store) == tree(sources / "brats.zarr")
 

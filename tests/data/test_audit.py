@@ -369,7 +369,7 @@ def test_foreign_and_damaged_stores(twins: Path, tmp_path: Path, capsys: pytest.
     contents = json.loads(group.read_text())
     del contents["attributes"]["mode"]
     group.write_text(json.dumps(contents))
-    with pytest.raises(DataError, match="is damaged: its index lacks 'mode'"):
+    with pytest.raises(DataError, match="is damaged: the column mode of its index is not sound"):
         audited(broken)
     shutil.rmtree(broken / "images")
     with pytest.raises(DataError, match="damaged"):
