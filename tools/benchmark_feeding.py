@@ -4,8 +4,8 @@
     python tools/benchmark_feeding.py [--data DIR] [--networks cnn,unet | all | none] [--rounds N]
 
 DIR holds BraTS patients (default: brats/ in the folder that HPC_TUMOR_REAL_DATA names; else made-up ones), which are
-repeated until there are 700 slices. All ways read the same random batches of 32 slices, warm, in turns; the figure is
-slices per second of CPU time, the median of the rounds. Then each network trains a few steps on the store (the
+repeated until there are 700 slices. All ways read random batches of 32 slices, warm, in turns, on one core; the figure
+is slices per second of its time, the median of the rounds. Then each network trains a few steps on the store (the
 classifiers on images), and the share of time that it waits for data is shown.
 """
 
@@ -59,6 +59,8 @@ def main() -> None:
 def compare(root: Path, store: Store, rounds: int) -> None:
     """Print the rate of every way to read, and what it is of the others."""
     torch.set_num_threads(1)  # its threads spin while they wait, which would count as work
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})  # two threads on the two halves of a core are not two cores
     draw = np.random.default_rng(0)
     refs = np.array([(case, z) for case in range(len(store)) for z in range(store.slices(case))])
     print(f"\n{len(refs)} slices of {len(store)} patients; {store.path.name}: {_size(store.path) / 1e6:.0f} MB")
@@ -70,10 +72,10 @@ def compare(root: Path, store: Store, rounds: int) -> None:
     kept.rows.kept, _ = keep_rows("host", None, kept.rows.like(), len(kept), CPU)
     number = {(case, z): i for i, (case, z) in enumerate(refs.tolist())}
     ways: dict[str, tuple[Pass, int]] = {
-        "H5 per slice, gzip": (lambda chosen: read_h5(root / "gzip", chosen), 4),
-        "H5 per slice, plain": (lambda chosen: read_h5(root / "plain", chosen), 16),
-        "TensorStore, bare": (_tensorstore(store), 50),
-        "store: arrays": (lambda chosen: read_store(store, chosen), 100),
+        "H5 per slice, gzip": (lambda chosen: read_h5(root / "gzip", chosen), 8),
+        "H5 per slice, plain": (lambda chosen: read_h5(root / "plain", chosen), 40),
+        "TensorStore, bare": (_tensorstore(store), 100),
+        "store: arrays": (lambda chosen: read_store(store, chosen), 200),
         "loader: ready tensors": (lambda chosen: read_loader(part, chosen, number), 50),
         "loader: kept in memory": (lambda chosen: read_loader(kept, chosen, number), 50),
     }
@@ -84,6 +86,7 @@ def compare(root: Path, store: Store, rounds: int) -> None:
             before = time.process_time()
             read(chosen)
             rates[name].append(len(chosen) / (time.process_time() - before))
+    os.sched_setaffinity(0, cores)
     middle = {name: statistics.median(values) for name, values in rates.items()}
     columns = ("H5 per slice, gzip", "H5 per slice, plain", "TensorStore, bare")
     heads = ("median", "lowest", "highest")
@@ -210,7 +213,7 @@ def _brats_store(root: Path, data: Path | None) -> Store:
             for file in patient.iterdir():
                 shutil.copy(file, folder / file.name)
     prepare_dataset(detect_reader(source), source, root / "brats.zarr")
-    return Store.open(root / "brats.zarr")
+    return Store.open(root / "brats.zarr", threads=1)
 
 
 def _real(kind: str) -> Path | None:
