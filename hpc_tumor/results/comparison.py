@@ -99,7 +99,7 @@ class Group:
         known = sorted({run.test_cases for run in self.runs if run.test_cases is not None})
         counts = "–".join(f"{count:,}" for count in (known[:1] + known[-1:] if len(known) > 1 else known)) or "unknown"
         # Neither an image nor a near copy of it; other slices of its patient may be, since the data names no patients.
-        clean = "no image on two sides" if self.split == "deduplicated" else "does not leak"
+        clean = "no duplicates on two sides" if self.split == "deduplicated" else "does not leak"
         leak = {True: "leaks", False: clean, None: "not known whether it leaks"}[self.split_leaks]
         fold = "" if self.fold is None else f", fold {self.fold}"
         noun = CASES[self.task] if known != [1] else CASES[self.task].removesuffix("s")

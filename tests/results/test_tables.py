@@ -47,7 +47,7 @@ def cells(table: Table, row: int) -> dict[str, str]:
 
 def test_terminal_tables_by_hand(comparison: Comparison) -> None:
     classification, segmentation, leaking, unfinished, skipped = terminal_tables(comparison)
-    split = "split deduplicated (no image on two sides)"
+    split = "split deduplicated (no duplicates on two sides)"
     assert classification.title.startswith(f"Classification · a.zarr 0123456789ab · {split}")
     first = cells(classification, 0)
     assert first["model"] == "cnn"
