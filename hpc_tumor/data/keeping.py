@@ -85,7 +85,7 @@ def keep_rows(
     Raises UsageError where the place that was asked for does not exist or is too small.
     """
     need = n * sum(array.nbytes for array in like)
-    size = f"{need / 1e9:.1f} GB"
+    size = _in_words(need)
     if where == "gpu" and device.type != "cuda":
         raise UsageError("data.keep = 'gpu', but this run trains on the CPU: choose host, auto or none.")
     if where in ("auto", "gpu") and device.type == "cuda":
@@ -115,9 +115,13 @@ def keep_rows(
 
 def _too_small(where: str, size: str, room: float) -> UsageError:
     return UsageError(
-        f"data.keep = {where!r} needs {size}, but there is room for {room / 1e9:.1f} GB: set data.keep_gb if there is"
+        f"data.keep = {where!r} needs {size}, but there is room for {_in_words(room)}: set data.keep_gb if there is"
         " more, or data.keep to auto or none."
     )
+
+
+def _in_words(size: float) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
 def _share(size: int, room: float, ranks: Ranks) -> tuple[np.ndarray, int, int] | None:

@@ -92,13 +92,15 @@ class Heartbeat:
         if not self.distributed.is_main:
             return
         seconds = time.monotonic() - self._epoch_began
+        waiting = (waited - self._waited_at_epoch) / max(seconds, 1e-9)
         samples = self.state.samples - self._samples_at_epoch
         self.loss, self.rate = scores["loss"], samples / max(seconds, 1e-9)
         self.run.add_metrics(
             self.state.epoch + 1, "train", **scores, seconds=seconds, rate=self.rate, learning_rate=rate_of_learning,
-            data_wait=(waited - self._waited_at_epoch) / max(seconds, 1e-9),
+            data_wait=waiting,
         )  # fmt: skip
-        self._epoch_line("train", self.state.epoch + 1, scores, f"  {self.rate:.1f} samples/s")
+        tail = f"  {self.rate:.1f} samples/s, {waiting:.1%} waiting for data"
+        self._epoch_line("train", self.state.epoch + 1, scores, tail)
 
     def validated(self, scores: dict[str, float], seconds: float) -> None:
         """The validation scores of the epoch that just ended."""

@@ -84,7 +84,7 @@ def test_limits_are_kept() -> None:
     assert words == "read from the store in every epoch"
     assert keep_rows("none", None, like, 500, CPU)[0] is None
     with pytest.raises(
-        UsageError, match=r"data.keep = 'host' needs 0.0 GB, but there is room for 0.0 GB: set data.keep"
+        UsageError, match=r"data.keep = 'host' needs 0.5 MB, but there is room for 0.1 MB: set data.keep"
     ):
         keep_rows("host", 1e-4, like, 500, CPU)
     with pytest.raises(UsageError, match=r"this run trains on the CPU"):
