@@ -180,6 +180,8 @@ def split(
     from hpc_tumor.run_dir import folder_to_write
     from hpc_tumor.views import split_summary, split_table
 
+    if output is not None and output.suffix != ".json":
+        raise UsageError(f"--output {output}: a split is kept as JSON, so name a file that ends in .json.")
     opened = Store.open(store)
     found = split_of(experiment_for(opened, settings or []), opened)
     if output is not None:

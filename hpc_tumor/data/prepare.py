@@ -18,7 +18,7 @@ from hpc_tumor.data.sources import READERS, SourceReport, detect_reader, inspect
 from hpc_tumor.data.store import Store, read_about
 from hpc_tumor.data.target import ConversionError, Target, disk_error, identity_of, open_target
 from hpc_tumor.data.units import disagreements
-from hpc_tumor.data.vanished import refuse_vanished, why_unreadable
+from hpc_tumor.data.vanished import refuse_lost, refuse_vanished, why_unreadable
 from hpc_tumor.data.workers import convert_here, default_workers
 from hpc_tumor.data.writers import Writer, make_writer
 from hpc_tumor.errors import DataError, UsageError
@@ -35,7 +35,8 @@ class PrepareSummary:
     """What a conversion did, and what the store holds now.
 
     Attributes:
-        cases: in the store: `converted` in this run plus `kept` from before; `removed` had vanished from the source.
+        cases: in the store: `converted` in this run plus `kept` from before; `removed` were in it and can no longer be
+            found or read.
         failed: (case, reason) of each case that was refused.
         slices: axial slices (BraTS) or images.
         classes: images per class (Brain MRI), or slices that show each label (BraTS).
@@ -120,6 +121,8 @@ def prepare_dataset(
                 failed = _commit_all(writer, target, results, cases, source, strict, progress)
             if not writer.rows:
                 raise DataError(_all_failed(source, failed))
+            if not (overwrite or prune):
+                refuse_lost(before, writer.rows, failed, store)
             writer.finish({"refused": sorted(case for case, _ in failed)})
         except OSError as error:
             raise DataError(f"{disk_error(error, 'its cases', store)} {target.remains()}") from error
@@ -128,7 +131,7 @@ def prepare_dataset(
         rows = writer.rows
     return _summary(
         Store.open(store), sum(int(row["bytes"]) for row in rows.values()), failed=sorted(failed), kept=kept,
-        removed=len(before - {case.id for case in cases}), seconds=time.perf_counter() - began,
+        removed=len(before - set(rows)), seconds=time.perf_counter() - began,
         notes=list(clinical.notes),
     )  # fmt: skip
 

@@ -126,8 +126,9 @@ def _named(numbers: Indices, store: Store) -> list[Any]:
 
 
 def _read_json(path: Path) -> tuple[dict[str, list[Entry]], bool]:
+    text = _text(path)
     try:
-        value = json.loads(_text(path))
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not JSON ({error}). Write one with hpc-tumor split.") from None
     if not isinstance(value, dict) or not isinstance(value.get("parts"), dict):
@@ -147,6 +148,8 @@ def _read_csv(path: Path) -> tuple[dict[str, list[Entry]], bool]:
     parts: dict[str, list[Entry]] = {part: [] for part in PARTS}
     try:
         reader = csv.DictReader(io.StringIO(_text(path).removeprefix("\ufeff"), newline=""), strict=True)
+        if not {"id", "part"} <= set(reader.fieldnames or []):
+            raise DataError(f"{path}: its first line must name the columns, id,part.")
         for row in reader:
             if not row.get("id") or not row.get("part"):
                 raise DataError(f"{path}, line {reader.line_num}: no id or no part. Its columns are id and part.")

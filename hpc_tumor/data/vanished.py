@@ -24,6 +24,16 @@ def refuse_vanished(before: Collection[str], cases: Sequence[Case], source: Path
         )
 
 
+def refuse_lost(before: Collection[str], left: Collection[str], failed: Sequence[tuple[str, str]], store: Path) -> None:
+    """Raises DataError where more than half of the store's cases would go since they cannot be read now."""
+    lost = sorted(set(before) - set(left))
+    if failed and 2 * len(lost) > len(before):
+        raise DataError(
+            f"{len(lost):,} of the {len(before):,} cases in {store} cannot be converted again, such as {failed[0][0]}:"
+            f" {failed[0][1]} None was removed. Mend them and run the same command again, or remove them with --prune."
+        )
+
+
 def why_unreadable(cases: Sequence[Case], failed: Collection[str]) -> str | None:
     """Why no case can be read any more, as after the loss of a network mount; None where others than `failed` can.
 

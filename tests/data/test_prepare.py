@@ -255,3 +255,21 @@ def test_errors_of_workers_arrive(source: Path, tmp_path: Path) -> None:
     summary = prepare(source, tmp_path / "s.zarr", workers=2)
     assert [case for case, _ in summary.failed] == ["BraTS20_Training_003"]
     assert len(Store.open(tmp_path / "s.zarr")) == 3
+
+
+@pytest.mark.parametrize("images", [False, True])
+def test_cases_that_were_damaged_since_are_not_taken_out_in_silence(tmp_path: Path, images: bool) -> None:
+    source = write_pictures(tmp_path / "raw", 4, twins=False) if images else write_patients(tmp_path / "raw", 6)
+    store = tmp_path / "s.zarr"
+    before = prepare(source, store, images=images)
+    files = sorted(file for file in source.rglob("*") if file.is_file() and (images or "_t1." in file.name))
+    damaged = files[: len(files) * 2 // 3]
+    for file in damaged:
+        file.write_bytes(file.read_bytes()[:40])
+    with pytest.raises(DataError, match=r"cannot be converted again, such as .* None was removed.*--prune"):
+        prepare(source, store, images=images)
+    opened = Store.open(store)
+    assert (len(opened), opened.fingerprint) == (before.cases, before.fingerprint)
+    summary = prepare_dataset(BRAIN_MRI if images else BRATS, source, store, workers=1, prune=True)
+    assert (summary.removed, len(summary.failed)) == (len(damaged), len(damaged))
+    assert len(Store.open(store)) == before.cases - len(damaged)
