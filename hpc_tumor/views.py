@@ -51,7 +51,8 @@ def summary_lines(summary: PrepareSummary) -> list[tuple[str, str]]:
         lines.append(("classes", classes))
         lines.append(("published parts", ", ".join(f"{part} {count:,}" for part, count in summary.parts.items())))
         twins = f"; {counted(summary.leaking, 'test image')} with a twin or near copy among the training images"
-        repeats = f"{counted(summary.duplicates, 'image')}, and {summary.near_duplicates:,} near copies"
+        near = f"{summary.near_duplicates:,} near cop{'y' if summary.near_duplicates == 1 else 'ies'}"
+        repeats = f"{counted(summary.duplicates, 'image')} identical to an earlier one, and {near}"
         lines.append(("duplicates", f"{repeats}{twins if summary.leaking else ''}"))
     else:
         lines.append(("slices", f"{summary.slices:,}"))
@@ -112,7 +113,19 @@ def split_table(split: Split, store: Store) -> Table:
         rows.append((part, *(f"{cell:,}" for cell in cells)))
     fold = "" if split.fold is None else f", fold {split.fold}"
     title = f"{store.path.name} · split {split.kind}{fold} ({'leaks' if split.leaks else 'does not leak'})"
-    return Table(title, tuple(columns), tuple(rows))
+    return Table(title, tuple(columns), tuple(rows), _left_out(split, store))
+
+
+def _left_out(split: Split, store: Store) -> tuple[str, ...]:
+    """What a split of images leaves out, and where it has nothing to choose the best epoch by."""
+    notes = []
+    if store.task == "classification" and (rest := len(store) - sum(map(len, (split.train, split.val, split.test)))):
+        notes.append(
+            f"{counted(rest, 'image')} in no part: copies of others, or training images with one in the test part."
+        )
+    if not len(split.val):
+        notes.append("No validation part: the last epoch counts as the best.")
+    return tuple(notes)
 
 
 def submissions_table(submissions: Sequence[Submission]) -> Table:

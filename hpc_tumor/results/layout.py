@@ -56,7 +56,8 @@ class Table:
                 rows=tuple(row[:least] + row[least + 1 :] for row in table.rows),
             )
         if dropped:
-            note = f"Left out for want of room: {', '.join(dropped)}. A wider terminal and the files show all."
+            names = ", ".join(dropped).rstrip(".")
+            note = f"Left out for want of room: {names}. A wider terminal shows all."
             table = replace(table, notes=(*table.notes, note))
         return table
 

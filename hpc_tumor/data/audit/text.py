@@ -43,7 +43,8 @@ def fact_lines(audit: Audit) -> list[tuple[str, str]]:
     """The fingerprint as names and values."""
     facts = audit.facts
     lines = _image_lines(facts) if isinstance(facts, ImageFacts) else _volume_lines(facts)
-    lines += [("duplicates", text) for text in map(_duplicates, audit.duplicates)] or [("duplicates", "none found")]
+    found = [("duplicates" if row == 0 else "", _duplicates(kind)) for row, kind in enumerate(audit.duplicates)]
+    lines += found or [("duplicates", "none found")]
     return [*lines, ("fingerprint", audit.fingerprint)]
 
 
