@@ -57,7 +57,7 @@ class Rows:
         read: Callable[[np.ndarray, Sequence[Any]], Reading],
         device: torch.device,
     ):
-        """`empty` gives arrays for so many rows; `read` starts to read rows into arrays like these, or lists of rows.
+        """`empty` gives arrays for so many rows; `read` starts to read rows into arrays like these.
 
         `device` is where they are to go.
         """
@@ -75,7 +75,8 @@ class Rows:
         """Start reading the rows at `positions` that are not kept already."""
         missing = positions if self.kept is None else positions[~self.kept.has(positions)]
         buffer = self._buffer(len(positions))
-        reading = self._read(missing, self._target(missing, buffer)) if len(missing) else None
+        # Into memory of this process's own: unpacking writes a row more than once, and another rank may be copying it.
+        reading = self._read(missing, buffer.arrays(len(missing))) if len(missing) else None
         return Request(positions, missing, reading, buffer)
 
     def wait(self, request: Request) -> None:
@@ -94,13 +95,16 @@ class Rows:
                 places = torch.from_numpy(missing).to(self.device)
                 for tensor, new in zip(kept.tensors, request.buffer.tensors, strict=True):
                     tensor.index_copy_(0, places, self._to_device(new[: len(missing)]))
+            else:
+                for array, rows in zip(kept.arrays, request.buffer.arrays(len(missing)), strict=True):
+                    array[missing] = rows
             kept.add(missing)
         if kept.on_device:
             places = torch.from_numpy(request.positions).to(self.device)
             return tuple(tensor.index_select(0, places) for tensor in kept.tensors)
         places = torch.from_numpy(request.positions)
-        rows = zip(kept.tensors, request.buffer.tensors, strict=True)
-        gathered = [torch.index_select(tensor, 0, places, out=into[:n]) for tensor, into in rows]
+        pairs = zip(kept.tensors, request.buffer.tensors, strict=True)
+        gathered = [torch.index_select(tensor, 0, places, out=into[:n]) for tensor, into in pairs]
         return tuple(self._to_device(tensor) for tensor in gathered)
 
     def release(self, request: Request) -> None:
@@ -120,12 +124,6 @@ class Rows:
             self.wait(request)
             self.take(request)
             self.release(request)
-
-    def _target(self, missing: np.ndarray, buffer: Buffer) -> Sequence[Any]:
-        """Where rows are read to: their place in the host's memory if they are kept there, else the buffer."""
-        if self.kept is None or self.kept.on_device:
-            return buffer.arrays(len(missing))
-        return [[array[position] for position in missing.tolist()] for array in self.kept.arrays]
 
     def _buffer(self, n: int) -> Buffer:
         while self._free:
