@@ -72,7 +72,13 @@ class Kept:
 
 
 def keep_rows(
-    where: Where, limit_gb: float | None, like: Sequence[np.ndarray], n: int, device: torch.device, ranks: Ranks = ALONE
+    where: Where,
+    limit_gb: float | None,
+    like: Sequence[np.ndarray],
+    n: int,
+    device: torch.device,
+    ranks: Ranks = ALONE,
+    taken: int = 0,
 ) -> tuple[Kept | None, str]:
     """Memory to keep `n` rows in, each like `like[i][0]`, and where it is in words; None where they do not fit.
 
@@ -80,6 +86,7 @@ def keep_rows(
 
     Args:
         where: auto takes the GPU's memory where they fit, else the host's, else none.
+        taken: bytes that this run keeps already, within the same limit.
         limit_gb: most that may be used; absent: GPU_SHARE of the GPU, HOST_SHARE of what the node has free.
 
     Raises UsageError where the place that was asked for does not exist or is too small.
@@ -100,7 +107,7 @@ def keep_rows(
         if where == "gpu":
             raise _too_small(where, size, room)
     if where in ("auto", "host"):
-        room = limit_gb * 1e9 if limit_gb is not None else HOST_SHARE * available_memory()
+        room = limit_gb * 1e9 - taken if limit_gb is not None else HOST_SHARE * available_memory()
         shared = _share(need + n + _ALIGNED * (len(like) + 1), room, ranks)
         if shared is not None:
             memory, index, count = shared

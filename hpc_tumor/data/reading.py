@@ -18,10 +18,6 @@ class Pending(Generic[T]):
         self._value = value
         self._parts = parts
 
-    def done(self) -> bool:
-        """Whether `result` would not wait."""
-        return all(part.done() for part in self._parts)
-
     def result(self) -> T:
         for part in self._parts:
             part.result()

@@ -72,7 +72,8 @@ class ShardFiles:
         try:
             (self._shards.get(path) or self._open(path, chunks)).read(position, out)
         except OSError:
-            self._shards.pop(path, None)  # a file server that was away gives its files new handles
+            with self._lock:
+                self._shards.pop(path, None)  # a file server that was away gives its files new handles
             self._open(path, chunks).read(position, out)
 
     def _open(self, path: str, chunks: int) -> _Shard:

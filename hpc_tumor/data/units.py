@@ -25,8 +25,9 @@ def patient_units(store: Store) -> list[Unit]:
     keys: list[set[Hashable]] = []
     for name, content, facts in zip(store.case_ids, store.text_column("contents"), clinical, strict=True):
         timed = _TIMED.fullmatch(name)
-        others = facts.get("other_ids", {}).items()
-        keys.append({("content", content), ("patient", timed[1] if timed else name), *others})
+        # An id in another edition is that patient's name there: the store may hold both.
+        names = [timed[1] if timed else name, *facts.get("other_ids", {}).values()]
+        keys.append({("content", content), *(("patient", known.casefold()) for known in names)})
     units = []
     for members in connected(keys):
         by_name = sorted(members, key=store.case_ids.__getitem__)

@@ -82,18 +82,22 @@ def make_parts(experiment: Experiment, distributed: Distributed) -> Parts:
         BatchLoader(parts[index], size, distributed.rank, distributed.world_size) for index, size in enumerate(sizes)
     )
     classes = list(store.classes) if experiment.task == "classification" else None
-    kept = {name: _keep(experiment, loader.part, distributed) for name, loader in (("train", train), ("val", val))
-            if len(loader.part)}  # fmt: skip
+    kept: dict[str, str] = {}
+    taken = 0
+    for name, loader in (("train", train), ("val", val)):
+        if len(loader.part):
+            kept[name], size = _keep(experiment, loader.part, distributed, taken)
+            taken += size
     return Parts(store, split, train, val if len(val.part) else None, test, names, image_size, classes, kept)
 
 
-def _keep(experiment: Experiment, part: Part, distributed: Distributed) -> str:
-    """Give the part memory to stay in after its first pass, if there will be a second one. Where, in words."""
+def _keep(experiment: Experiment, part: Part, distributed: Distributed, taken: int) -> tuple[str, int]:
+    """Give the part memory to stay in after its first pass, if there will be a second. Where, and in how many bytes."""
     data, rows = experiment.data, part.rows
     where = "none" if experiment.recipe.epochs == 1 or experiment.limit_batches else data.keep
     ranks = Ranks(distributed.rank, distributed.gather)
-    rows.kept, words = keep_rows(where, data.keep_gb, rows.like(), len(part), distributed.device, ranks)
-    return words
+    rows.kept, words = keep_rows(where, data.keep_gb, rows.like(), len(part), distributed.device, ranks, taken)
+    return words, sum(tensor.nbytes for tensor in rows.kept.tensors) if rows.kept else 0
 
 
 def _slice_parts(

@@ -17,6 +17,7 @@ from hpc_tumor.data.dealing import Unit, deal, draw
 from hpc_tumor.data.prepare import prepare_dataset
 from hpc_tumor.data.splits import Split, make_split, middle_slices
 from hpc_tumor.data.store import Store
+from hpc_tumor.data.units import patient_units
 from hpc_tumor.errors import DataError, UsageError
 
 
@@ -253,3 +254,11 @@ def test_real_images_leak_as_published_and_not_when_deduplicated(tmp_path: Path)
     assert clean.test.tolist() == published.test.tolist()
     twins = np.isin(store.group[published.train], store.group[published.test]).sum()
     assert len(published.train) - twins == len(clean.train)  # no training image repeats another by pixels
+
+
+def test_one_patient_of_two_editions_is_one_unit() -> None:
+    """A row of name_mapping.csv that knows the 2019 and the 2020 id alone, and a store with both folders."""
+    store = cast(Any, FakePatients(["BraTS19_CBICA_AAB_1", "BraTS20_Training_001", "BraTS20_Training_002"], 155))
+    store.clinical[0] = {"other_ids": {"2020": "BraTS20_Training_001"}}
+    store.clinical[1] = {"other_ids": {"2019": "BraTS19_CBICA_AAB_1"}}
+    assert sorted(unit.members for unit in patient_units(store)) == [(0, 1), (2,)]
