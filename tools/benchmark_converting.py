@@ -148,7 +148,7 @@ def _peak(reader: CaseReader, cases: list[Case], staged: Path) -> float:
             for case in cases:
                 convert_unit(Unit(reader, [case], staged / str(turn) / case.id, 1))
     else:
-        convert_unit(Unit(reader, cases, staged / "images.npz", 1))
+        convert_unit(Unit(reader, cases, staged / "0.images", 1))
     shutil.rmtree(staged)
     # Not ru_maxrss, which a new process takes over from the one that started it.
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -28,7 +28,7 @@ from hpc_tumor.data.prepare import Convert
 from hpc_tumor.data.target import ConversionError
 from hpc_tumor.errors import ClusterError, UsageError
 
-CPUS, GB_PER_CPU = 4, 1.0  # of one task; a worker takes half a GB for a patient
+CPUS, GB_PER_CPU = 4, 1.0  # of one task; a worker takes a third of a GB for a patient
 MOST_TASKS = 16  # where nobody says how many
 MOST_LOSSES = 3  # tasks that may be lost with a unit before it is given up
 LOOK_SECONDS, QUEUE_SECONDS = 2.0, 15.0  # between two looks at the results, and at the queue, at most

@@ -19,7 +19,7 @@ from PIL import Image
 from scipy import ndimage
 
 from hpc_tumor.data import near_duplicates
-from hpc_tumor.data.case import Case, CaseData, Listing, check_names, no_cases, read_source, walk
+from hpc_tumor.data.case import Case, CaseData, Listing, cases_below, check_names, read_source
 from hpc_tumor.errors import DataError
 from hpc_tumor.names import printable
 
@@ -103,11 +103,7 @@ class BrainMRIReader:
 
     def list_cases(self, source: Path) -> list[Case]:
         """Images below the folder, sorted by path. Raises DataError where there is none."""
-        listing = walk(source)
-        cases = self.find(listing)
-        if not cases:
-            raise no_cases(listing, WANTED)
-        return cases
+        return cases_below(source, self.find, WANTED)
 
     def read_case(self, case: Case) -> CaseData:
         """Decode, turn, make grey, crop and resize one image to `(size, size)` uint8.

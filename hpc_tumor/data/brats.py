@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_tumor.data.case import MODALITIES, Case, CaseData, Listing, SourceFile, check_names, no_cases, walk
+from hpc_tumor.data.case import MODALITIES, Case, CaseData, Listing, SourceFile, cases_below, check_names
 from hpc_tumor.data.nifti import AXES, NiftiFile, open_nifti
 from hpc_tumor.data.unlabelled import without_labels
 from hpc_tumor.errors import DataError
@@ -70,11 +70,7 @@ class BraTSReader:
 
     def list_cases(self, source: Path) -> list[Case]:
         """Cases below the folder, sorted by id. Raises DataError where there is none."""
-        listing = walk(source)
-        cases = self.find(listing)
-        if not cases:
-            raise no_cases(listing, WANTED)
-        return cases
+        return cases_below(source, self.find, WANTED)
 
     def read_case(self, case: Case) -> CaseData:
         """Read the five files of a case.

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_tumor.data.case import MODALITIES, Case, CaseData, Listing, SourceFile, check_names, no_cases, walk
+from hpc_tumor.data.case import MODALITIES, Case, CaseData, Listing, SourceFile, cases_below, check_names
 from hpc_tumor.data.h5_apart import read_h5_apart
 from hpc_tumor.data.nifti import AXES
 from hpc_tumor.errors import DataError
@@ -70,11 +70,7 @@ class BraTSH5Reader:
 
     def list_cases(self, source: Path) -> list[Case]:
         """Cases below the folder, sorted by id. Raises DataError where there is none."""
-        listing = walk(source)
-        cases = self.find(listing)
-        if not cases:
-            raise no_cases(listing, WANTED)
-        return cases
+        return cases_below(source, self.find, WANTED)
 
     def notes(self, listing: Listing) -> list[str]:
         """What the edition lost."""

@@ -6,7 +6,7 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -208,6 +208,15 @@ def check_names(case: Case) -> None:
         if not is_plain(file.relative):
             where = printable(str(file.path))
             raise DataError(f"{where}: its name holds control characters or bytes that are not UTF-8. Rename it.")
+
+
+def cases_below(source: Path, find: Callable[[Listing], list[Case]], wanted: str) -> list[Case]:
+    """What `find` finds below the folder. DataError, which says what was looked for, where that is nothing."""
+    listing = walk(source)
+    cases = find(listing)
+    if not cases:
+        raise no_cases(listing, wanted)
+    return cases
 
 
 def no_cases(listing: Listing, wanted: str) -> DataError:

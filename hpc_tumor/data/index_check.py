@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from hpc_tumor.data.zarr_nodes import TYPES
 from hpc_tumor.names import is_plain
 
-TYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64")
 _TASKS = ("segmentation", "classification")
 Check = Callable[[Any], bool]
 

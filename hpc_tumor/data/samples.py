@@ -22,7 +22,7 @@ class Part(Protocol):
     def __len__(self) -> int: ...
 
     def deliver(self, request: Request) -> tuple[Tensor, Tensor]:
-        """Images and targets on the device, of samples that were asked for; waits for them."""
+        """Images and targets on the device, of samples that were asked for and waited for."""
 
 
 class SlicePart:

@@ -148,10 +148,9 @@ def _patients(store: Store, cut: _Cut) -> tuple[Indices, Indices, Indices]:
 
 
 def _published_slices(store: Store, cut: _Cut, share: float) -> tuple[Indices, Indices, Indices]:
-    by_name = np.argsort(np.array(store.case_ids), kind="stable").tolist()
-    slices = [(case, z) for case in by_name for z in middle_slices(store.slices(case), share)]
-    cut.check(len(slices), "slices")
-    pairs = np.array(slices, dtype=np.int64)
+    by_name = np.argsort(np.array(store.case_ids), kind="stable")
+    pairs = middle_pairs(store, by_name, share)
+    cut.check(len(pairs), "slices")
     order = np.random.default_rng(cut.seed).permutation(len(pairs))
     if cut.fold is not None:
         tested = order[cut.fold :: cut.folds]

@@ -173,8 +173,8 @@ class Store:
     ) -> Pending[tuple[NDArray[Any], NDArray[np.uint8]]]:
         """Start reading axial slices given as `(n, 2)` pairs of case and z.
 
-        Gives images `(n, 4, Y, X)` in `dtype` and labels `(n, Y, X)` uint8: new arrays, or the two given in `into`
-        (arrays, or lists with an array for each slice), which must be left alone until the result is there.
+        Gives images `(n, 4, Y, X)` in `dtype` and labels `(n, Y, X)` uint8: new arrays, or the two of that kind
+        given in `into`, which must be left alone until the result is there.
         """
         pairs = np.asarray(refs, dtype=np.int64).reshape(-1, 2)
         if not len(pairs):

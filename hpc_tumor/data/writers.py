@@ -113,7 +113,12 @@ class VolumeWriter:
         about = {"cases": len(rows), "fingerprint": fingerprint(self.target.identity, contents), **about}
         if _unchanged(self.target, about):
             return False
-        index = self.target.staging / "index"
+        self._write_index(self.target.staging / "index", rows, clinical)
+        self.target.replace(self.target.staging / "index", self.target.path / "index")
+        self.target.finish(about)
+        return True
+
+    def _write_index(self, index: Path, rows: Sequence[Row], clinical: Sequence[Row]) -> None:
         write_group(index, {
             "case_ids": [row["case"] for row in rows],
             "dtypes": [row["dtype"] for row in rows],
@@ -132,16 +137,9 @@ class VolumeWriter:
             for row, into in zip(rows, outside, strict=True):
                 into[: row["shape"][0]] = row["slice_background"]
             write_column(index, "slice_background", outside)
-        for name, key, dtype in (
-            ("shape", "shape", np.int32),
-            ("spacing", "spacing", np.float64),
-            ("background", "background", np.float64),
-            ("statistics", "statistics", np.float64),
-        ):
-            write_column(index, name, np.array([row[key] for row in rows], dtype))
-        self.target.replace(index, self.target.path / "index")
-        self.target.finish(about)
-        return True
+        write_column(index, "shape", np.array([row["shape"] for row in rows], np.int32))
+        for name in ("spacing", "background", "statistics"):
+            write_column(index, name, np.array([row[name] for row in rows], np.float64))
 
 
 class ImageWriter:

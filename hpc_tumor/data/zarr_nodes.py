@@ -30,7 +30,7 @@ VOLUME_COMPRESSION = {"cname": "lz4hc", "clevel": 3, "shuffle": "shuffle", "bloc
 IMAGE_COMPRESSION = {"cname": "lz4", "clevel": 5, "shuffle": "noshuffle", "blocksize": 0}
 _LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
 _CRC = {"name": "crc32c"}
-_TYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64")
+TYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64")
 _COLUMN_ROWS = 4096  # of one chunk of an index column
 _LARGEST_CHUNK = 2**31 - 17  # bytes that Blosc takes
 
@@ -115,7 +115,7 @@ class ArrayLayout:
 
     def _is_sound(self) -> bool:
         sizes = (*self.shape, *self.chunk, *self.shard)
-        if not self.shape or not all(type(n) is int and 0 < n < 2**40 for n in sizes) or self.dtype.name not in _TYPES:
+        if not self.shape or not all(type(n) is int and 0 < n < 2**40 for n in sizes) or self.dtype.name not in TYPES:
             return False
         if len(self.names) != len(self.shape) or not all(isinstance(name, str) for name in self.names):
             return False

@@ -16,6 +16,7 @@ from hpc_tumor.data.brats import BraTSReader
 from hpc_tumor.data.keeping import Ranks, keep_rows
 from hpc_tumor.data.loader import BatchLoader, epoch_order
 from hpc_tumor.data.prepare import prepare_dataset
+from hpc_tumor.data.rows import Rows
 from hpc_tumor.data.samples import SlicePart
 from hpc_tumor.data.store import Store
 from hpc_tumor.errors import UsageError
@@ -98,6 +99,34 @@ def test_more_than_the_memory_there_is_is_not_tried(monkeypatch: pytest.MonkeyPa
     like = (np.empty((1, 1000), np.uint8),)
     assert keep_rows("auto", None, like, 400, CPU)[0] is not None
     assert keep_rows("auto", None, like, 600, CPU)[0] is None
+
+
+class Unpacking:
+    """A read under way: its rows are half written until its result is asked for."""
+
+    def __init__(self, rows: np.ndarray, into: Any):
+        self.rows, self.into = rows, into
+        into[0][...] = 255
+
+    def result(self) -> None:
+        self.into[0][...] = self.rows[:, None]
+
+
+def test_a_row_that_another_rank_still_unpacks_is_given_whole() -> None:
+    like = (np.empty((1, 8), np.uint8),)
+    kept, _ = keep_rows("host", None, like, 4, CPU)
+    ranks = [Rows(lambda n: (np.empty((n, 8), np.uint8),), Unpacking, CPU) for _ in range(2)]
+    for rank in ranks:
+        rank.kept = kept
+    wanted = np.array([2, 0])
+    ready, late = (rank.request(wanted) for rank in ranks)
+    ranks[0].wait(ready)
+    assert ranks[0].take(ready)[0].numpy()[:, 0].tolist() == [2, 0]
+    again = ranks[0].request(wanted)
+    assert not len(again.missing)
+    assert ranks[0].take(again)[0].numpy()[:, 0].tolist() == [2, 0]
+    ranks[1].wait(late)
+    assert ranks[1].take(late)[0].numpy()[:, 0].tolist() == [2, 0]
 
 
 def test_ranks_of_two_nodes_have_a_copy_each() -> None:

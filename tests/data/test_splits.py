@@ -28,7 +28,8 @@ def patients(n: int, depth: int = 155) -> Store:
 class FakePatients(SimpleNamespace):
     def __init__(self, ids: list[str], depth: int):
         super().__init__(
-            task="segmentation", path=Path("s.zarr"), case_ids=ids, slices=lambda case: depth, fingerprint="f",
+            task="segmentation", path=Path("s.zarr"), case_ids=ids, fingerprint="f",
+            shapes=np.tile([[depth, 4, 4]], (len(ids), 1)),
             clinical=[{} for _ in ids], contents=[f"scans of {name}" for name in ids],
         )  # fmt: skip
 
