@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,14 +15,14 @@ from typing import IO, Any
 @contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """Binary file that replaces `path` when the block ends well, and leaves nothing behind when it does not."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    beside = Path(name)
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    # Made with the mode of any new file: to ask for the mask of modes is to change it, for all threads.
+    handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        beside.chmod(0o666 & ~_umask())
         beside.replace(path)
     except BaseException:
         beside.unlink(missing_ok=True)
@@ -64,12 +64,6 @@ def plain(value: Any) -> Any:
 def is_disk_full(error: OSError) -> bool:
     """Whether `error` says that there is no room left: the disk's, or the quota's."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _sync_directory(directory: Path) -> None:

@@ -21,7 +21,17 @@ SPLITS: dict[str, tuple[str, ...]] = {
     "segmentation": ("by-patient", "published"),
 }
 CLASSIFICATION_SIZE = 128  # pixels per side for training, in the published study
-LOSSES: dict[str, tuple[str, ...]] = {"classification": ("cross-entropy",), "segmentation": ("bce",)}
+LOSSES: dict[str, tuple[str, ...]] = {
+    "classification": ("cross-entropy", "focal"),
+    "segmentation": ("bce", "dice-bce", "dice-ce", "focal"),
+}
+# Validation scores of which more is better; and loss, of which less is.
+BEST_BY = {
+    "classification": r"loss|accuracy|confidence|(precision|recall|f1)(_[\w-]+)?",
+    "segmentation": r"loss|(dice|iou|precision|recall|accuracy)(_(NCR|ED|ET|WT|TC))?",
+}
+EXAMPLES = {"classification": "accuracy, f1, recall_glioma …", "segmentation": "dice, dice_WT, iou …"}
+OUTPUTS = {"classification": 4, "segmentation": 3}  # classes; labels NCR/NET, ED and ET
 
 
 class Settings(BaseModel):
@@ -81,11 +91,31 @@ class Recipe(Settings):
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     learning_rate: float = Field(1e-3, gt=0, le=10)
     weight_decay: float = Field(0.0, ge=0, le=1, description="L2 for adam and sgd, decoupled for adamw")
-    schedule: Literal["none", "step", "exponential"] = "none"
+    schedule: Literal["none", "step", "exponential", "cosine", "polynomial"] = Field(
+        "none", description="step and exponential change the rate once per epoch, cosine and polynomial in every step"
+    )
     step_epochs: int = Field(10, ge=1, description="epochs between two steps of the step schedule")
     gamma: float = Field(0.5, gt=0, le=1, description="factor of the step and exponential schedules")
-    augment: bool = False
-    loss: str | None = Field(None, description="cross-entropy or bce; absent: the task's")
+    power: float = Field(0.9, gt=0, le=10, description="of the polynomial schedule: (1 - progress) ** power")
+    warmup_epochs: float = Field(0, ge=0, description="epochs in which the rate grows from near 0 to the schedule's")
+    augment: bool = Field(False, description="the published set for images; flips, rotation, scaling … for slices")
+    loss: str | None = Field(
+        None, description="cross-entropy or focal; bce, dice-bce, dice-ce or focal; absent: the task's published one"
+    )
+    class_weights: Literal["balanced"] | tuple[float, ...] | None = Field(
+        None, description="weight in the loss of each class, or of each label (NCR/NET, ED, ET); balanced: by frequency"
+    )
+    focal_gamma: float = Field(2.0, ge=0, le=10, description="focus of the focal loss on what is hard")
+    clip_gradients: float | None = Field(None, gt=0, description="largest norm of all gradients together")
+    ema: float | None = Field(
+        None, gt=0, lt=1, description="decay per step of a running mean of the weights, which is then what is scored"
+    )
+    early_stopping: int | None = Field(
+        None, ge=1, description="epochs without a better validation score after which training ends"
+    )
+    skip_nonfinite: int = Field(
+        0, ge=0, description="steps of a run whose loss or gradients may be non-finite; each is left out, and said"
+    )
 
 
 class HardwareSettings(Settings):
@@ -94,11 +124,19 @@ class HardwareSettings(Settings):
     gpus: int = Field(1, ge=1, le=4096, description="ranks: one per GPU, or CPU processes where there is no GPU")
     precision: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     channels_last: bool = True
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto", description="torch.compile; auto: where it was measured to pay, for this network on this device"
+    )
+    accumulate: int = Field(
+        1, ge=1, le=4096, description="parts in which a rank works through its share of a batch, to need less memory"
+    )
     deterministic: bool = Field(False, description="same bits on every run, at a cost on GPUs")
     threads: int | None = Field(
         None, ge=1, description="CPU threads of a rank; absent: the CPUs given, divided by the ranks of the node"
     )
-    timeout_minutes: float = Field(15, gt=0, description="after which a collective that does not end is an error")
+    timeout_minutes: float = Field(
+        15, gt=0, description="without any progress, after which a rank counts as hung and the run ends"
+    )
 
 
 class Experiment(Settings):
@@ -114,6 +152,12 @@ class Experiment(Settings):
     checkpoint_minutes: float = Field(
         10, gt=0, description="at most so long between two checkpoints; one follows each epoch too"
     )
+    keep_every: int | None = Field(None, ge=1, description="epochs between two checkpoints that are kept for good")
+    best_by: str | None = Field(
+        None, description="validation score that chooses the best epoch, or loss; absent: dice or accuracy"
+    )
+    profile: bool = Field(False, description="write a trace of a few steps, for Perfetto or chrome://tracing")
+    tensorboard: bool = Field(False, description="mirror the metrics for TensorBoard; needs the extra `tensorboard`")
 
     @model_validator(mode="after")
     def _choices_of_the_task(self) -> Self:
@@ -123,13 +167,29 @@ class Experiment(Settings):
         ):
             if value is not None and value not in allowed:
                 raise ValueError(f"{what} = {value!r} is not for {self.task}: choose {' or '.join(allowed)}")
-        if self.recipe.augment and self.task == "segmentation":
-            raise ValueError("recipe.augment = true is for classification alone: leave it out for segmentation")
+        weights, outputs = self.recipe.class_weights, OUTPUTS[self.task]
+        if isinstance(weights, tuple) and (len(weights) != outputs or not all(weight > 0 for weight in weights)):
+            raise ValueError(
+                f"recipe.class_weights = {list(weights)} does not fit {self.task}: give {outputs} numbers above 0,"
+                " or balanced"
+            )
         for what in ("split", "fold"):
             if self.data.split_file is not None and (value := getattr(self.data, what)) is not None:
                 raise ValueError(
                     f"data.{what} = {value!r} and data.split_file both say what tests: leave out one of them"
                 )
+        recipe = self.recipe
+        if recipe.warmup_epochs >= recipe.epochs and recipe.warmup_epochs:
+            raise ValueError(f"recipe.warmup_epochs = {recipe.warmup_epochs:g} of {recipe.epochs} epochs: choose fewer")
+        if recipe.early_stopping and not self.data.val_fraction and self.data.split_file is None:
+            raise ValueError(
+                "recipe.early_stopping needs a validation part: set data.val_fraction above 0, or leave it out"
+            )
+        if self.best_by is not None and not re.fullmatch(BEST_BY[self.task], self.best_by):
+            raise ValueError(
+                f"best_by = {self.best_by!r} is no score of {self.task} to choose by:"
+                f" choose loss, {EXAMPLES[self.task]}"
+            )
         if self.data.fold is not None and self.data.fold >= self.data.folds:
             raise ValueError(
                 f"data.fold = {self.data.fold} of {self.data.folds} folds: choose 0 to {self.data.folds - 1}"

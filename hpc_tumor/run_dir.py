@@ -8,9 +8,10 @@ runs/<run>/            <run> = date-time, model, short id
   status.json          heartbeat, replaced atomically
   metrics.jsonl        one line per epoch and part
   events.jsonl         what happened to the run, in order
-  checkpoints/         last.pt, best.pt
+  checkpoints/         last.pt and the one before; best.safetensors; those kept for good; a batch that broke training
   cases.csv            one row per test case or image
   figures/  logs/
+  profile/  tensorboard/   traces and a mirror of the metrics, where they were asked for
   result.json          written last: its absence means unfinished
 """
 
@@ -51,11 +52,13 @@ class RunDir:
         self.events = self.path / "events.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.last_checkpoint = self.checkpoints / "last.pt"
-        self.best_checkpoint = self.checkpoints / "best.pt"
+        self.previous_checkpoint = self.checkpoints / "previous.pt"
+        self.best_weights = self.checkpoints / "best.safetensors"
         self.cases = self.path / "cases.csv"
         self.figures = self.path / "figures"
         self.logs = self.path / "logs"
         self.submission = self.logs / "submission"
+        self.tensorboard = self.path / "tensorboard"
         self.result = self.path / "result.json"
 
     def __repr__(self) -> str:
@@ -86,6 +89,18 @@ class RunDir:
                 shutil.rmtree(beside, ignore_errors=True)
                 raise
         return cls(runs / name)
+
+    def epoch_checkpoint(self, epoch: int) -> Path:
+        """The checkpoint after that epoch, where it is one of those that are kept for good."""
+        return self.checkpoints / f"epoch-{epoch:04}.pt"
+
+    def broken_batch(self, epoch: int, step: int, rank: int) -> Path:
+        """Where a rank keeps its share of a batch whose loss or gradients were not finite."""
+        return self.checkpoints / f"nonfinite-epoch-{epoch}-step-{step}.rank-{rank}.pt"
+
+    def trace(self, rank: int, start: int) -> Path:
+        """Where a rank writes what its profiler saw in one start of the run."""
+        return self.path / "profile" / f"rank-{rank}.{start}.trace.json.gz"
 
     def experiment(self) -> Experiment:
         """The settings this run was made with. UsageError where there are none that can be read."""

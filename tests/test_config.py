@@ -112,8 +112,19 @@ def test_unknown_suggests_the_nearest() -> None:
     assert "Did you mean" not in str(unknown("model", "xyzzy", ["unet", "cnn"]))
 
 
-def test_augmentation_of_segmentation_is_refused() -> None:
-    """It would turn the images and leave the masks."""
-    values = {"model": {"name": "unet"}, "data": {"store": "a"}, "task": "segmentation", "recipe": {"augment": True}}
-    with pytest.raises(UsageError, match="classification alone"):
-        build(Experiment, values, where="settings")
+@pytest.mark.parametrize(
+    ("task", "values", "said"),
+    [
+        ("segmentation", {"recipe": {"class_weights": [1, 1, 1, 1]}}, "give 3 numbers above 0"),
+        ("classification", {"recipe": {"class_weights": [1, 2, 3, -1]}}, "give 4 numbers above 0"),
+        ("classification", {"recipe": {"loss": "dice-bce"}}, "is not for classification"),
+        ("segmentation", {"recipe": {"epochs": 3, "warmup_epochs": 3}}, "warmup_epochs = 3 of 3 epochs"),
+        ("segmentation", {"recipe": {"early_stopping": 2}, "data": {"val_fraction": 0}}, "needs a validation part"),
+        ("segmentation", {"best_by": "fnr"}, "is no score of segmentation to choose by"),
+        ("classification", {"best_by": "dice"}, "choose loss, accuracy"),
+    ],
+)
+def test_settings_that_cannot_go_together_are_refused(task: str, values: dict, said: str) -> None:
+    data = {"store": "a", **values.pop("data", {})}
+    with pytest.raises(UsageError, match=said):
+        build(Experiment, {"model": {"name": "x"}, "data": data, "task": task, **values}, where="settings")

@@ -69,7 +69,11 @@ class TrainingJob:
         self.run_path = Path(run_path)
 
     def __call__(self) -> str:
-        """Train; "finished" or "stopped". Any error is recorded in the run directory and raised again."""
+        """Train; "finished" or "stopped". Any error is recorded in the run directory and raised again.
+
+        A rank that hangs ends them all with exit code 1 some ten seconds after `hardware.timeout_minutes`, and one that
+        dies ends them within seconds: srun and the local queue end the rest once one has failed.
+        """
         run = RunDir(self.run_path)
         job = read_json(run.job) or {}
         start = int(job.get("start", 0))
@@ -84,17 +88,41 @@ class TrainingJob:
             if under_slurm:
                 _write_to(run.logs / f"rank-{rank}.{start}.out")
                 _prepare_slurm(run, job)
-            outcome = _train(run, stop)
+            outcome = _train(run, stop, _Record(run, start, rank))
         except Exception as error:
-            text = traceback.format_exc()
-            with suppress(OSError):  # the disk that made it fail may refuse these, too
-                (run.logs / f"rank-{rank}.{start}.error.txt").write_text(text, encoding="utf-8")
-            with suppress(OSError):
-                record_failure(run, start, rank, _in_one_line(error))
+            _Record(run, start, rank).error(error)
             raise
         if outcome == "stopped" and under_slurm:
             _after_stop(run, job, stop, rank)
         return outcome
+
+
+class _Record:
+    """Where one rank leaves why it failed; the disk that made it fail may refuse that, too."""
+
+    def __init__(self, run: RunDir, start: int, rank: int) -> None:
+        self._run, self._start, self._rank = run, start, rank
+
+    def error(self, error: Exception) -> None:
+        """This rank raised `error`. Where that only says that another one was lost, that one is the cause."""
+        from hpc_tumor.training.watchdog import explain_loss
+
+        self._trace(traceback.format_exc())
+        lost = explain_loss(error)  # which gives the other rank the time to record why it failed
+        with suppress(OSError):
+            record_failure(
+                self._run, self._start, lost.rank if lost else self._rank, lost.reason if lost else _in_one_line(error)
+            )
+
+    def hang(self, reason: str, culprit: int | None, stack: str) -> None:
+        """The watchdog ends this rank, which was at `stack`, because of the `culprit`."""
+        self._trace(f"{reason}\n\nrank {self._rank} was in\n{stack}")
+        with suppress(OSError):
+            record_failure(self._run, self._start, culprit, reason)
+
+    def _trace(self, text: str) -> None:
+        with suppress(OSError):
+            (self._run.logs / f"rank-{self._rank}.{self._start}.error.txt").write_text(text, encoding="utf-8")
 
 
 def record_failure(run: RunDir, start: int, rank: int | None, reason: str, *, overrule: bool = False) -> None:
@@ -149,12 +177,12 @@ def _prepare_slurm(run: RunDir, job: dict[str, Any]) -> None:
     (run.submission / mine).unlink(missing_ok=True)
 
 
-def _train(run: RunDir, stop: StopFlag) -> str:
+def _train(run: RunDir, stop: StopFlag, record: _Record) -> str:
     from hpc_tumor.training.distributed import init_distributed
     from hpc_tumor.training.loop import train
 
     experiment = run.experiment()
-    distributed = init_distributed(experiment.hardware.timeout_minutes, experiment.hardware.threads)
+    distributed = init_distributed(experiment.hardware.timeout_minutes, experiment.hardware.threads, record.hang)
     print(f"rank {distributed.rank} of {distributed.world_size} on {socket.gethostname()}, {distributed.device}")
     outcome = train(experiment, run, distributed, stop)
     distributed.shutdown()

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -58,12 +59,17 @@ class LocalRun:
         job = read_json(run.job) or {}
         start, count = int(job.get("start", 0)), run.experiment().hardware.gpus
         ranks = _start_ranks(run, start, count)
-        failed = _watch(ranks, signals)
+
+        def record(rank: int, code: int) -> None:
+            if signals.asked_to_end:
+                return
+            with suppress(OSError):  # the other ranks are to be ended first; it is tried again below
+                # A rank that was killed could not say so; what the others said is that they lost it.
+                record_failure(run, start, rank, _describe(rank, code), overrule=code < 0)
+
+        failed = _watch(ranks, signals, record)
         if failed is not None and not signals.asked_to_end:
-            code = ranks[failed].returncode
-            reason = _describe(failed, code)
-            # A rank that was killed could not say so; what the others said is that they lost it.
-            record_failure(run, start, failed, reason, overrule=code < 0)
+            record_failure(run, start, failed, _describe(failed, ranks[failed].returncode))
             set_failed(run)  # a rank that was still at work may have written its heartbeat since
             return "failed"
         return "finished" if run.is_finished() else "stopped"
@@ -111,23 +117,30 @@ def _start_ranks(run: RunDir, start: int, count: int) -> list[subprocess.Popen[b
     return ranks
 
 
-def _watch(ranks: list[subprocess.Popen[bytes]], signals: _Signals) -> int | None:
-    """Wait for all ranks; the first that failed, if any. It ends the rest, and signals are passed on to all."""
+def _watch(ranks: list[subprocess.Popen[bytes]], signals: _Signals, record: Callable[[int, int], None]) -> int | None:
+    """Wait for all ranks; the first that failed, if any. It ends the rest, and signals are passed on to all.
+
+    The failure goes to `record`, as rank and exit code, at once: before the others, which notice that they lost that
+    rank, can say so. They end within 10 s.
+    """
     failed: int | None = None
     deadline = float("inf")
-    while None in [process.poll() for process in ranks]:  # each is asked: that is how its end is noticed
+    while True:
+        alive = None in [process.poll() for process in ranks]  # each is asked: that is how its end is noticed
         while signals.pending:
             _send(ranks, signals.pending.pop(0))
             deadline = min(deadline, time.monotonic() + _SECONDS_TO_SAVE)
         if failed is None:
             failed = _first_failed(ranks)
             if failed is not None:
+                record(failed, ranks[failed].returncode)
                 _send(ranks, signal.SIGTERM)
                 deadline = min(deadline, time.monotonic() + _SECONDS_TO_END)
+        if not alive:
+            return failed
         if time.monotonic() > deadline:
             _send(ranks, signal.SIGKILL)
         time.sleep(_TICK)
-    return _first_failed(ranks) if failed is None else failed
 
 
 def _first_failed(ranks: list[subprocess.Popen[bytes]]) -> int | None:

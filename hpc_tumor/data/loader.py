@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from torch import Tensor
@@ -18,6 +19,7 @@ from hpc_tumor.data.rows import Request
 from hpc_tumor.data.samples import Part
 
 READ_AHEAD = 4  # batches; bounds the memory that waiting batches take
+Share = tuple[int, int, int, np.ndarray]  # global batch, samples in it, how many of this rank's count, this rank's
 
 
 @dataclass(frozen=True)
@@ -72,30 +74,50 @@ class BatchLoader:
                 ranks take the same number of steps; else such a batch is left out.
         """
         order = np.asarray(order)
-        plan = deque(range(start, self.steps(limit)))
+        yield from self._read_ahead(self._shares(order, range(start, self.steps(limit)), fill))
+        if start == 0 and limit is None:
+            self._fill()
+
+    def whole_batches(self, order: Sequence[int] | np.ndarray, limit: int | None = None) -> Iterator[Batch]:
+        """Like `batches`, but each global batch goes to one rank as a whole: to every rank in turn.
+
+        What a network computes of a sample depends, in its last digit, on how many others it is computed with.
+        """
+        order = np.asarray(order)
+        steps = range(self.rank, self.steps(limit), self.world_size)
+        batches = ((step, self._together(order, step)) for step in steps)
+        yield from self._read_ahead((step, len(samples), len(samples), samples) for step, samples in batches)
+        if limit is None:
+            self._fill()
+
+    def _together(self, order: np.ndarray, step: int) -> np.ndarray:
+        return order[step * self.batch_size : (step + 1) * self.batch_size]
+
+    def _shares(self, order: np.ndarray, steps: range, fill: bool) -> Iterator[Share]:
+        for step in steps:
+            together = self._together(order, step)
+            mine = together[self.rank :: self.world_size]
+            if len(mine) or fill:
+                yield step, len(together), len(mine), mine if len(mine) else together[:1]
+
+    def _read_ahead(self, shares: Iterator[Share]) -> Iterator[Batch]:
         waiting: deque[tuple[int, int, int, Request]] = deque()
-        while plan or waiting:
-            while plan and len(waiting) < READ_AHEAD:
-                step = plan.popleft()
-                together = order[step * self.batch_size : (step + 1) * self.batch_size]
-                mine = together[self.rank :: self.world_size]
-                counted = len(mine)
-                if not counted and not fill:
-                    continue
-                positions = mine if counted else together[:1]
-                waiting.append((step, len(together), counted, self.part.rows.request(positions)))
+        while True:
+            for step, total, counted, positions in islice(shares, READ_AHEAD - len(waiting)):
+                waiting.append((step, total, counted, self.part.rows.request(positions)))
             if not waiting:
-                break
+                return
             step, total, counted, request = waiting.popleft()
             before = time.perf_counter()
             self.part.rows.wait(request)
             self.waited += time.perf_counter() - before
             images, targets = self.part.deliver(request)
             yield Batch(images, targets, request.positions, step, total, counted)
-        if start == 0 and limit is None:
-            before = time.perf_counter()
-            self.part.rows.fill()
-            self.waited += time.perf_counter() - before
+
+    def _fill(self) -> None:
+        before = time.perf_counter()
+        self.part.rows.fill()
+        self.waited += time.perf_counter() - before
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:

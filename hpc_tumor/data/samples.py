@@ -21,6 +21,9 @@ class Part(Protocol):
 
     def __len__(self) -> int: ...
 
+    def name(self, position: int) -> str:
+        """What a person calls the sample at `position`."""
+
     def deliver(self, request: Request) -> tuple[Tensor, Tensor]:
         """Images and targets on the device, of samples that were asked for and waited for."""
 
@@ -50,6 +53,10 @@ class SlicePart:
 
     def __len__(self) -> int:
         return len(self.slices)
+
+    def name(self, position: int) -> str:
+        case, number = self.slices[position].tolist()
+        return f"{self.store.case_ids[case]} slice {number}"
 
     def deliver(self, request: Request) -> tuple[Tensor, Tensor]:
         values, labels = self.rows.take(request)
@@ -86,6 +93,9 @@ class ImagePart:
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def name(self, position: int) -> str:
+        return str(self.store.paths[self.indices[position]])
 
     def deliver(self, request: Request) -> tuple[Tensor, Tensor]:
         (grey,) = self.rows.take(request)

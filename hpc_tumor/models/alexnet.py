@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from hpc_tumor.models import checks
 from hpc_tumor.models.cnn import SMALLEST, pooled_side
+from hpc_tumor.models.grey import FirstConv2d
 from hpc_tumor.models.initialise import he_normal
 
 
@@ -22,7 +23,7 @@ class AlexNet(nn.Module):
         checks.at_least(image_size, SMALLEST, "alexnet")
         self.in_channels, self.image_size = in_channels, image_size
         self.features = nn.Sequential(
-            nn.Conv2d(in_channels, 96, 9, stride=4),
+            FirstConv2d(in_channels, 96, 9, stride=4),
             nn.ReLU(inplace=True),
             nn.MaxPool2d(2),
             nn.Conv2d(96, 256, 5),

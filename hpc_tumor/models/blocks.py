@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from hpc_tumor.errors import UsageError
 from hpc_tumor.models import checks
+from hpc_tumor.models.depthwise import DepthwiseConv2d
 
 STEP = 16  # four poolings halve each side
 SMALLEST = 2 * STEP  # one pixel at the bottleneck would leave batch norm nothing to normalise in a batch of one
@@ -69,7 +70,7 @@ def inverted_bottleneck(in_channels: int, out: int, hidden: int) -> tuple[nn.Mod
     convolution keeps the bias that batch norm makes redundant: the published counts include it.
     """
     return (
-        nn.Conv2d(in_channels, in_channels, 7, padding=3, groups=in_channels),
+        DepthwiseConv2d(in_channels),
         nn.BatchNorm2d(in_channels),
         nn.Conv2d(in_channels, hidden, 1),
         nn.ReLU(inplace=True),

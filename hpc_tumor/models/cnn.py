@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from hpc_tumor.models import checks
+from hpc_tumor.models.dropout import Dropout
+from hpc_tumor.models.grey import FirstConv2d
 
 SMALLEST = 69  # pixels per side that leave 1×1 after the last pooling
 
@@ -29,22 +33,23 @@ class CNN(nn.Module):
         checks.at_least(image_size, SMALLEST, "cnn")
         self.in_channels, self.image_size = in_channels, image_size
         self.features = nn.Sequential(
-            *_normed(nn.Conv2d(in_channels, 96, 9, stride=4)),
-            nn.MaxPool2d(2),
+            *_normed(FirstConv2d(in_channels, 96, 9, stride=4)),
+            MishPool(),
             *_normed(nn.Conv2d(96, 256, 5)),
-            nn.MaxPool2d(2),
+            MishPool(),
             *_normed(nn.Conv2d(256, 384, 3, padding=1)),
+            nn.Mish(),
             *_normed(nn.Conv2d(384, 256, 3, padding=1)),
-            nn.MaxPool2d(2),
+            MishPool(),
         )
         self.classifier = nn.Sequential(
             nn.Flatten(),
             nn.Linear(256 * pooled_side(image_size) ** 2, 512),
             nn.Mish(),
-            nn.Dropout(0.4),
+            Dropout(0.4),
             nn.Linear(512, 128),
             nn.Mish(),
-            nn.Dropout(0.4),
+            Dropout(0.4),
             nn.Linear(128, classes),
         )
 
@@ -56,4 +61,15 @@ class CNN(nn.Module):
 
 def _normed(conv: nn.Conv2d) -> tuple[nn.Module, ...]:
     # The convolution keeps the bias that batch norm makes redundant: the published count includes it.
-    return conv, nn.BatchNorm2d(conv.out_channels), nn.Mish()
+    return conv, nn.BatchNorm2d(conv.out_channels)
+
+
+class MishPool(nn.Module):
+    """Mish, then a 2×2 max-pool."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu":
+            return F.max_pool2d(F.mish(x), 2)
+        # Mish falls to its minimum at -1.19 and rises from there: its largest value over a window is that of the
+        # window's largest or smallest input. So half as many values of an activation that is dear on CPUs will do.
+        return torch.maximum(F.mish(F.max_pool2d(x, 2)), F.mish(-F.max_pool2d(-x, 2)))

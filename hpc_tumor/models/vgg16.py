@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from hpc_tumor.models import checks
+from hpc_tumor.models.dropout import Dropout
+from hpc_tumor.models.grey import FirstConv2d
 from hpc_tumor.models.initialise import he_normal
 
 GROUPS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
@@ -27,7 +29,8 @@ class VGG16(nn.Module):
         width = in_channels
         for out, convolutions in GROUPS:
             for _ in range(convolutions):
-                layers += [nn.Conv2d(width, out, 3, padding=1), nn.ReLU(inplace=True)]
+                kind = nn.Conv2d if layers else FirstConv2d
+                layers += [kind(width, out, 3, padding=1), nn.ReLU(inplace=True)]
                 width = out
             layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)
@@ -35,10 +38,10 @@ class VGG16(nn.Module):
             nn.Flatten(),
             nn.Linear(width * (image_size // SMALLEST) ** 2, 4096),
             nn.ReLU(inplace=True),
-            nn.Dropout(0.5),
+            Dropout(0.5),
             nn.Linear(4096, 4096),
             nn.ReLU(inplace=True),
-            nn.Dropout(0.5),
+            Dropout(0.5),
             nn.Linear(4096, classes),
         )
         he_normal(self)

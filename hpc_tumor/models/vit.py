@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hpc_tumor.models import checks
+from hpc_tumor.models.dropout import Dropout, drop
+from hpc_tumor.models.grey import FirstConv2d
 
 PATCH = 16  # pixels per side
 WIDTH = 512
@@ -30,10 +32,10 @@ class ViT(nn.Module):
         self.in_channels, self.image_size = in_channels, image_size
         patches = (image_size // PATCH) ** 2
         # A convolution whose kernel is its stride is the linear embedding of the flattened patches.
-        self.embedding = nn.Conv2d(in_channels, WIDTH, PATCH, stride=PATCH)
+        self.embedding = FirstConv2d(in_channels, WIDTH, PATCH, stride=PATCH)
         self.class_token = nn.Parameter(torch.zeros(1, 1, WIDTH))
         self.positions = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, patches + 1, WIDTH), std=0.02))
-        self.dropout = nn.Dropout(DROPOUT)
+        self.dropout = Dropout(DROPOUT)
         self.layers = nn.ModuleList(EncoderLayer() for _ in range(LAYERS))
         self.norm = nn.LayerNorm(WIDTH)
         self.head = nn.Linear(WIDTH, classes)
@@ -67,21 +69,29 @@ class EncoderLayer(nn.Module):
             nn.LayerNorm(WIDTH),
             nn.Linear(WIDTH, HIDDEN),
             nn.Mish(),
-            nn.Dropout(DROPOUT),
+            Dropout(DROPOUT),
             nn.Linear(HIDDEN, WIDTH),
-            nn.Dropout(DROPOUT),
+            Dropout(DROPOUT),
         )
-        self.dropout = nn.Dropout(DROPOUT)
+        self.dropout = Dropout(DROPOUT)
 
     def forward(self, tokens: Tensor, return_attention: bool = False) -> tuple[Tensor, Tensor | None]:
         """The tokens and, if asked for, the attention weights before dropout, `(N, 8, T, T)`."""
         joint = self.query_key_value(self.attention_norm(tokens))
         query, key, value = joint.unflatten(-1, (3, HEADS, WIDTH // HEADS)).permute(2, 0, 3, 1, 4).unbind(0)
-        rate = DROPOUT if self.training else 0.0
-        attended = F.scaled_dot_product_attention(query, key, value, dropout_p=rate)
+        attended = attend(query, key, value, DROPOUT if self.training else 0.0)
         tokens = tokens + self.dropout(self.projection(attended.transpose(1, 2).flatten(2)))
         tokens = tokens + self.feed_forward(tokens)
         if not return_attention:
             return tokens, None
         # The fused kernel does not give its weights away; they are worked out again, so that the logits stay the same.
         return tokens, (query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5).softmax(-1)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, rate: float) -> Tensor:
+    """Scaled dot-product attention with dropout of its weights: three `(N, heads, T, width)` → the same."""
+    if rate == 0 or query.device.type != "cpu" or torch.compiler.is_compiling():
+        return F.scaled_dot_product_attention(query, key, value, dropout_p=rate)
+    # With dropout torch has no fused kernel for CPUs: it would take these very steps, with its slower dropout.
+    weights = (query * query.shape[-1] ** -0.5 @ key.transpose(-2, -1)).softmax(-1)
+    return drop(weights, rate) @ value

@@ -1,20 +1,26 @@
-"""Checkpoints: written whole or not at all, read as weights only, and enough to go on exactly where a run stopped."""
+"""Checkpoints: written whole or not at all, checked when read, never executed, and enough to go on exactly."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import random
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
+import safetensors.torch
 import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from hpc_tumor import atomic
-from hpc_tumor.errors import DataError, TrainingError
+from hpc_tumor.errors import DataError
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass
@@ -23,6 +29,8 @@ class TrainState:
 
     Attributes:
         totals: what each rank has added up of the epoch under way: loss, right answers, counts.
+        updates: steps taken over all epochs, those that were skipped among them.
+        skipped: steps that were left out because something in them was not finite.
         best_score: of the best epoch so far, larger is better; its loss breaks ties.
         seconds: training time so far, over all starts.
         restarts: how often the run went on from a checkpoint.
@@ -31,6 +39,8 @@ class TrainState:
     epoch: int = 0
     step: int = 0
     totals: list[dict[str, Any]] = field(default_factory=list)
+    updates: int = 0
+    skipped: int = 0
     best_epoch: int = 0
     best_score: float | None = None
     best_loss: float | None = None
@@ -62,45 +72,96 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
     random.setstate((version, tuple(internal), gauss))
 
 
-def save_checkpoint(path: Path, state: TrainState, identity: dict[str, Any], **parts: Any) -> None:
+def write_checkpoint(path: Path, state: TrainState, identity: dict[str, Any], parts: dict[str, Any]) -> None:
     """Write a checkpoint: `parts` are state dictionaries; `identity` is what a resume must agree with.
 
-    Raises:
-        TrainingError: the disk or the quota is full; the checkpoint that was there stays.
+    Raises OSError, or torch's RuntimeError about one; the checkpoint that was there stays.
     """
-    try:
-        with atomic.atomic_file(path) as file:
-            torch.save({"format": _FORMAT, "state": dataclasses.asdict(state), "identity": identity, **parts}, file)
-    except (OSError, RuntimeError) as error:  # torch turns a failed write into a RuntimeError of its own
-        cause = error if isinstance(error, OSError) else error.__context__
-        if isinstance(cause, OSError) and atomic.is_disk_full(cause):
-            raise TrainingError(
-                f"no room left to write {path}: free some space or quota, then `hpc-tumor resume` the run."
-            ) from error
-        raise
+    with atomic.atomic_file(path) as file:
+        torch.save({"format": _FORMAT, "state": dataclasses.asdict(state), "identity": identity, **parts}, file)
 
 
 def load_checkpoint(path: Path, device: torch.device, identity: dict[str, Any] | None = None) -> dict[str, Any]:
-    """What `save_checkpoint` wrote, with `state` as a TrainState. Nothing in the file is executed.
+    """What `write_checkpoint` wrote, with `state` as a TrainState. Nothing in the file is executed.
 
     Raises:
         DataError: the file is damaged, of another format, or of a run with other data or another network.
     """
+    if not is_whole(path):
+        raise _damaged(path)
     try:
         contents = torch.load(path, map_location=device, weights_only=True, mmap=False)
-        found, state = contents["format"], TrainState(**contents["state"])
+        found = contents["format"]
     except Exception as error:  # a damaged archive fails in many ways, all of which mean the same here
-        raise DataError(
-            f"{path} is not a checkpoint that can be read ({type(error).__name__}): it is damaged."
-            " Remove it to start this run again from its first epoch."
-        ) from error
+        raise _damaged(path) from error
     if found != _FORMAT:
-        raise DataError(f"{path} has checkpoint format {found}; this version reads {_FORMAT}. Update hpc-tumor.")
-    for key, wanted in (identity or {}).items():
-        was = contents["identity"].get(key)
-        if was != wanted:
+        raise DataError(f"{path} has checkpoint format {found}; this version reads {_FORMAT}. Submit a new run.")
+    _check_identity(path, contents["identity"], identity)
+    return {**contents, "state": TrainState(**contents["state"])}
+
+
+def is_whole(path: Path) -> bool:
+    """Whether every byte of a checkpoint's tensors is as it was written: torch writes their CRC-32, but never looks."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except Exception:  # what is damaged fails in many ways
+        return False
+
+
+def write_weights(path: Path, weights: dict[str, Tensor], state: TrainState, about: dict[str, Any]) -> None:
+    """Write weights as safetensors, which other tools read, with what they are of and a checksum in the header."""
+    weights = {name: tensor.detach().to("cpu").contiguous() for name, tensor in weights.items()}
+    kept = {key: value for key, value in dataclasses.asdict(state).items() if key != "totals"}
+    facts = {**about, "state": kept, "crc32c": _checksum(weights)}
+    metadata = {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
+    atomic.write_bytes(path, safetensors.torch.save(weights, metadata))
+
+
+def load_weights(path: Path, identity: dict[str, Any] | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The weights in `path` on the CPU, and what is said of them, with `state` as a TrainState.
+
+    Raises:
+        DataError: the file is damaged, or of a run with other data or another network.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            facts = {key: _parse(value) for key, value in (file.metadata() or {}).items()}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        whole = facts.pop("crc32c") == _checksum(weights)
+        facts["state"] = TrainState(**facts["state"])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise _damaged(path) from error
+    if not whole:
+        raise _damaged(path)
+    _check_identity(path, facts["identity"], identity)
+    return weights, facts
+
+
+def _check_identity(path: Path, found: dict[str, Any], wanted: dict[str, Any] | None) -> None:
+    for key, value in (wanted or {}).items():
+        was = found.get(key)
+        if was != value:
             raise DataError(
-                f"{path} was made with {key} {was}, but now it is {wanted}:"
+                f"{path} was made with {key} {was}, but now it is {value}:"
                 " going on would mix two experiments. Submit a new run."
             )
-    return {**contents, "state": state}
+
+
+def _damaged(path: Path) -> DataError:
+    return DataError(f"{path} cannot be read: it is damaged. Remove it to start this run again from its first epoch.")
+
+
+def _checksum(weights: dict[str, Tensor]) -> str:
+    check = google_crc32c.Checksum()
+    for name in sorted(weights):
+        check.update(name.encode())
+        check.update(weights[name].reshape(-1).view(torch.uint8).numpy().tobytes())
+    return check.hexdigest().decode()
+
+
+def _parse(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value

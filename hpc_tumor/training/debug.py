@@ -16,7 +16,7 @@ from hpc_tumor.training.checkpoint import random_state, set_random_state
 from hpc_tumor.training.distributed import init_distributed
 from hpc_tumor.training.evaluate import network_input
 from hpc_tumor.training.loop import Outcome, train_to_end
-from hpc_tumor.training.record import peak_memory_gb
+from hpc_tumor.training.memory import peak_memory_gb
 from hpc_tumor.training.setup import Setup, set_up
 
 

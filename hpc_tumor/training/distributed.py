@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
+import socket
+import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
@@ -14,7 +18,9 @@ import torch
 import torch.distributed as dist
 
 from hpc_tumor.errors import UsageError
+from hpc_tumor.training.watchdog import Mark, OnHang, Verdict, Watchdog
 
+_STORE_ENDS = 5.0  # seconds for a talk with the store to end
 _THREADS_END = 0.2  # seconds for threads of groups that something still holds to let go of their last work
 _TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _SLURM = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS", "MASTER_ADDR", "MASTER_PORT")
@@ -29,38 +35,66 @@ class Distributed:
     world_size: int = 1
     nodes: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    watchdog: Watchdog | None = field(default=None, repr=False, compare=False)
 
     @property
     def is_main(self) -> bool:
         """Whether this rank writes the record."""
         return self.rank == 0
 
+    def mark(self, phase: str, step: int | None = None) -> None:
+        """Note progress: `phase` begins, in `step`, counted over all epochs. For the main thread; it costs nothing.
+
+        A rank that marks nothing for `hardware.timeout_minutes` counts as hung. The collectives here mark themselves.
+        """
+        if self.watchdog is not None:
+            self.watchdog.mark(phase, step)
+
+    @contextmanager
+    def _waiting(self, phase: str) -> Iterator[None]:
+        if self.watchdog is None:
+            yield
+        else:
+            with self.watchdog.waiting(phase):
+                yield
+
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """`tensor` added up over all ranks, in place."""
-        if self.world_size > 1:
-            dist.all_reduce(tensor)
+        with self._waiting("sum"):
+            if self.world_size > 1:
+                dist.all_reduce(tensor)
+        return tensor
+
+    def largest(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The largest value over all ranks of each element of `tensor`, in place."""
+        with self._waiting("agree"):
+            if self.world_size > 1:
+                dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return tensor
 
     def broadcast(self, tensor: torch.Tensor) -> None:
         """Rank 0's `tensor` on every rank, in place."""
-        if self.world_size > 1:
-            dist.broadcast(tensor, src=0)
+        with self._waiting("broadcast"):
+            if self.world_size > 1:
+                dist.broadcast(tensor, src=0)
 
     def any(self, *flags: bool) -> list[bool]:
         """For each flag, whether any rank raised it. On the CPU: it never waits for a GPU."""
-        if self.world_size == 1:
-            return list(flags)
-        raised = torch.tensor(flags, dtype=torch.int32)
-        dist.all_reduce(raised, op=dist.ReduceOp.MAX)
-        return [bool(flag) for flag in raised]
+        with self._waiting("agree"):
+            if self.world_size == 1:
+                return list(flags)
+            raised = torch.tensor(flags, dtype=torch.int32)
+            dist.all_reduce(raised, op=dist.ReduceOp.MAX)
+            return [bool(flag) for flag in raised]
 
     def gather(self, value: Any) -> list[Any]:
         """The `value` of every rank, in order, on every rank."""
-        if self.world_size == 1:
-            return [value]
-        values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value)
-        return values
+        with self._waiting("gather"):
+            if self.world_size == 1:
+                return [value]
+            values: list[Any] = [None] * self.world_size
+            dist.all_gather_object(values, value)
+            return values
 
     def barrier(self) -> None:
         """Wait until all ranks are here."""
@@ -80,17 +114,23 @@ class Distributed:
             dist.destroy_process_group()
             gc.collect()
             time.sleep(_THREADS_END)
+        if self.watchdog is not None:
+            self.watchdog.stop()
 
 
-def init_distributed(timeout_minutes: float = 15, threads: int | None = None, *, alone: bool = False) -> Distributed:
+def init_distributed(
+    timeout_minutes: float = 15, threads: int | None = None, on_hang: OnHang | None = None, *, alone: bool = False
+) -> Distributed:
     """Join the ranks that torchrun or SLURM started, or be alone where neither did.
 
     NCCL carries the gradients between GPUs, gloo those between CPUs and all control messages.
 
     Args:
-        timeout_minutes: after which a collective that does not end is an error.
+        timeout_minutes: without any progress, after which this process ends with exit code 1; see watchdog.py. A
+            collective may take more than twice as long, so that a rank that hangs is named before it fails.
         threads: CPU threads of this rank; by default OMP_NUM_THREADS, else the CPUs given.
-        alone: be one process whatever the rank variables say (debugging inside a job).
+        on_hang: called before that with the reason, the rank that is the cause, and the stack of the main thread.
+        alone: be one process whatever the rank variables say, and watched by nobody (debugging inside a job).
 
     Raises:
         UsageError: only part of the rank variables is set, or there are fewer GPUs than ranks on this node.
@@ -100,11 +140,135 @@ def init_distributed(timeout_minutes: float = 15, threads: int | None = None, *,
     torch.set_num_threads(threads or max(1, _cpus_of_rank(ranks_here)))
     if place.type == "cuda":
         torch.cuda.set_device(place)
+    nodes = -(-world_size // ranks_here)
+    if alone:
+        return Distributed(rank, local_rank, world_size, nodes, place)
+    marks = Marks(rank, world_size, _store_client(os.environ)) if world_size > 1 else None
+    watchdog = Watchdog(rank, 60 * timeout_minutes, on_hang, marks)
+    watchdog.start()  # before the others are here: one that never comes is noticed, too
     if world_size > 1:
         backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
-        dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=timedelta(minutes=timeout_minutes))
-    nodes = -(-world_size // ranks_here)
-    return Distributed(rank, local_rank, world_size, nodes, place)
+        patience = timedelta(minutes=2 * timeout_minutes, seconds=60)
+        with watchdog.waiting("rendezvous"):
+            dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=patience)
+    return Distributed(rank, local_rank, world_size, nodes, place, watchdog)
+
+
+def _store_client(variables: Mapping[str, str]) -> Callable[[], dist.Store | None]:
+    """Gives a client of the store at which the ranks meet, None while it is not there.
+
+    A client of its own: what waits in one client, as the ranks do when they join, blocks all others that use it.
+    """
+    host, port = variables["MASTER_ADDR"], int(variables["MASTER_PORT"])
+    restart = variables.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun keeps its store over restarts
+
+    def connect() -> dist.Store | None:
+        try:
+            socket.create_connection((host, port), timeout=2).close()  # unlike torch's client, this tries in silence
+        except OSError:
+            return None
+        client = dist.TCPStore(host, port, None, False, timedelta(seconds=30), wait_for_workers=False)
+        return dist.PrefixStore(f"watchdog/{restart}", client)
+
+    return connect
+
+
+class Marks:
+    """The marks of all ranks, through their store: the `Exchange` of a watchdog.
+
+    It talks to the store in a thread of its own, which a store whose host was stopped may hold for good. Seconds are
+    those in which this process ran.
+    """
+
+    def __init__(self, rank: int, world_size: int, connect: Callable[[], Any]) -> None:
+        self.verdict: Verdict | None = None
+        self._rank, self._connect = rank, connect
+        self._every = 1.0
+        self._own: Callable[[], Mark] = lambda: Mark(rank, "")
+        self._marks: list[Mark | None] = [None] * world_size
+        self._changed = [0.0] * world_size  # when a new mark of each rank was read
+        self._clock = self._read_at = self._answered = 0.0
+        self._reading = False
+        self._proposal: Verdict | None = None
+        self._stop, self._wake = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name="marks", daemon=True)
+
+    def start(self, own: Callable[[], Mark], every: float) -> None:
+        """Begin to renew the mark that `own` gives, every so many seconds."""
+        self._own, self._every = own, every
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Renew it a last time, and end."""
+        self._stop.set()
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(_STORE_ENDS)
+
+    def tick(self, ran: float, reading: bool) -> None:
+        """`ran` seconds have passed; whether the marks of the others are of interest now."""
+        self._clock += ran
+        self._reading = reading
+
+    def marks(self) -> list[Mark | None]:
+        """What is known of each rank, this one's as it is now; None for one that never came."""
+        marks = [
+            mark and replace(mark, silent=self._read_at - self._changed[rank]) for rank, mark in enumerate(self._marks)
+        ]
+        marks[self._rank] = self._own()
+        if self._rank != 0 and marks[0] is not None:  # it keeps the store: no answer is no sign of life of rank 0
+            marks[0] = replace(marks[0], silent=max(marks[0].silent, self._clock - self._answered))
+        return marks
+
+    def agree(self, verdict: Verdict) -> Verdict:
+        """The verdict of whoever came first; this one, where the store does not answer."""
+        self._proposal = verdict
+        self._wake.set()
+        end = time.monotonic() + max(2.0, 3 * self._every)
+        while self.verdict is None and self._thread.is_alive() and time.monotonic() < end:
+            time.sleep(0.05)
+        return self.verdict or verdict
+
+    def _run(self) -> None:
+        store, beat = None, 0
+        try:
+            while not self._stop.is_set():
+                store, beat = store or self._connect(), beat + 1
+                if store:
+                    self._talk(store, beat)
+                self._wake.wait(self._every)
+                self._wake.clear()
+            if store:
+                self._renew(store, beat + 1)
+        except Exception:
+            return  # the store is gone with its host, which `marks` tells by the clock
+
+    def _talk(self, store: Any, beat: int) -> None:
+        self._renew(store, beat)
+        if self._proposal:
+            self.verdict = _verdict(store.compare_set("verdict", "", json.dumps(asdict(self._proposal))))
+        elif store.check(["verdict"]):
+            self.verdict = _verdict(store.multi_get(["verdict"])[0])
+        self._answered = self._clock
+        if self._reading or None in self._marks:
+            self._read(store)
+
+    def _renew(self, store: Any, beat: int) -> None:
+        store.set(str(self._rank), json.dumps(asdict(replace(self._own(), beat=beat))))
+
+    def _read(self, store: Any) -> None:
+        there = [rank for rank, mark in enumerate(self._marks) if mark is not None or store.check([str(rank)])]
+        now = self._clock
+        for rank, text in zip(there, store.multi_get([str(rank) for rank in there]), strict=True):
+            mark, before = Mark(**json.loads(text)), self._marks[rank]
+            if before is None or mark.beat != before.beat:
+                self._changed[rank] = now
+            self._marks[rank] = mark
+        self._read_at = now
+
+
+def _verdict(text: bytes) -> Verdict:
+    return Verdict(**json.loads(text))
 
 
 def _read_ranks(variables: Mapping[str, str]) -> tuple[int, int, int, int]:

@@ -13,7 +13,8 @@ from hpc_tumor.data.loader import BatchLoader
 from hpc_tumor.data.samples import SlicePart
 from hpc_tumor.training import metrics
 from hpc_tumor.training.distributed import Distributed
-from hpc_tumor.training.recipe import Loss, Precision
+from hpc_tumor.training.losses import Loss
+from hpc_tumor.training.recipe import Precision
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,9 @@ class Evaluation:
 
 
 def network_input(images: torch.Tensor, channels_last: bool, channels: int) -> torch.Tensor:
-    """`(N, C, H, W)` as the network takes it: grey repeated to its channels, in the chosen memory layout."""
+    """`(N, C, H, W)` as the network takes it: grey repeated to its channels, as a view, or in the memory layout."""
     if images.shape[1] != channels:
-        images = images.expand(-1, channels, -1, -1)
+        return images.expand(-1, channels, -1, -1)
     return images.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
@@ -49,13 +50,15 @@ def evaluate(
     channels: int,
     channels_last: bool = True,
     classes: list[str] | None = None,
+    exclusive: bool = False,
     limit: int | None = None,
     alive: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """Score `model` on a part.
+    """Score `model` on a part, a whole batch on one rank: so each sample is computed alike on any number of ranks.
 
     Args:
         classes: names of the classes of a classification part; None means segmentation.
+        exclusive: at most one label per pixel, as a network learns it from a softmax over the labels.
         limit: score the first so many batches only (debugging).
         alive: called after each batch, so that a long evaluation does not look like a hang.
     """
@@ -69,14 +72,14 @@ def evaluate(
     losses = torch.zeros(len(part), dtype=torch.float64, device=device)
     was_training = model.training
     model.eval()
-    for batch in loader.batches(np.arange(len(part)), limit=limit):
+    for batch in loader.whole_batches(np.arange(len(part)), limit):
         with precision.autocast():
             logits = model(network_input(batch.images, channels_last, channels))
         positions = torch.from_numpy(batch.positions).to(device)
         losses[positions] = loss(logits, batch.targets).double()
         if isinstance(part, SlicePart):
             row = torch.from_numpy(part.case_of[batch.positions]).to(device)
-            details.index_add_(0, row, metrics.count_labels(logits, batch.targets))
+            details.index_add_(0, row, metrics.count_labels(logits, batch.targets, exclusive=exclusive))
         else:
             row = positions
             details[row] = logits.float().softmax(1).double()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from typing import Any, Literal
@@ -10,21 +9,20 @@ from typing import Any, Literal
 import torch
 
 from hpc_tumor.config import Experiment
-from hpc_tumor.data.augment import augment_images, draw_parameters
-from hpc_tumor.data.loader import Batch, epoch_order
-from hpc_tumor.errors import TrainingError
+from hpc_tumor.data.loader import epoch_order
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.training import metrics
 from hpc_tumor.training.distributed import Distributed
-from hpc_tumor.training.evaluate import network_input
-from hpc_tumor.training.record import Heartbeat, write_result
+from hpc_tumor.training.heartbeat import Heartbeat, say
+from hpc_tumor.training.memory import is_out_of_memory, out_of_memory
+from hpc_tumor.training.mirror import Mirror
+from hpc_tumor.training.record import write_result
+from hpc_tumor.training.schedule import learning_rate
 from hpc_tumor.training.setup import Setup, set_up
+from hpc_tumor.training.step import train_step
+from hpc_tumor.training.tracing import Tracer
 
 Outcome = Literal["finished", "stopped"]
-HEARTBEAT_SECONDS = 2.0
-# How many steps apart the ranks agree on whether to stop. On a GPU each agreement reads the loss, which waits for
-# the step, so it is done rarely; on a CPU it costs nothing that can be measured.
-AGREE_EVERY = {"cpu": 1, "cuda": 10}
 
 
 def never() -> str | None:
@@ -42,24 +40,37 @@ def train(
 
     Raises:
         DataError: the store or the checkpoint cannot be used.
-        TrainingError: the loss is no longer finite, or a checkpoint cannot be written.
+        TrainingError: the loss is no longer finite, memory ran out, or a checkpoint cannot be written.
     """
     return train_to_end(set_up(experiment, run, distributed), stop)
 
 
 def train_to_end(setup: Setup, stop: Callable[[], str | None] = never) -> Outcome:
     """Train from where `setup` stands to the last epoch, then test."""
-    state, epochs = setup.state, setup.experiment.recipe.epochs
-    heartbeat = Heartbeat(setup.run, setup.experiment, state, setup.distributed, HEARTBEAT_SECONDS)
-    while state.epoch < epochs:
+    try:
+        outcome = _train_to_end(setup, stop)
+        setup.settle()
+        return outcome
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise out_of_memory(error, setup.experiment, setup.distributed.device) from error
+        raise
+    finally:
+        if setup.saver is not None:
+            setup.saver.close()
+
+
+def _train_to_end(setup: Setup, stop: Callable[[], str | None]) -> Outcome:
+    state, heartbeat, mirror = setup.state, Heartbeat(setup), Mirror(setup)
+    while state.epoch < setup.experiment.recipe.epochs and not _gave_up(setup):
         if not train_epoch(setup, heartbeat, stop):
             heartbeat.write("stopped")
             return "stopped"
         state.epoch, state.step, state.totals = state.epoch + 1, 0, []
-        setup.schedule.step()
         _validate(setup, heartbeat)
         setup.save_last()
         heartbeat.checkpoint_written()
+        mirror.update()
         if setup.distributed.any(stop() is not None)[0]:
             heartbeat.write("stopped")
             return "stopped"
@@ -72,70 +83,29 @@ def train_to_end(setup: Setup, stop: Callable[[], str | None] = never) -> Outcom
 
 def train_epoch(setup: Setup, heartbeat: Heartbeat, stop: Callable[[], str | None] = never) -> bool:
     """Train from the state's step to the end of its epoch. False: a stop was asked for, and a checkpoint written."""
-    experiment, state, distributed = setup.experiment, setup.state, setup.distributed
+    experiment, state = setup.experiment, setup.state
     order = epoch_order(len(setup.train.part), experiment.seed, state.epoch)
-    limit = experiment.limit_batches
-    steps, agree_every = setup.train.steps(limit), AGREE_EVERY[distributed.device.type]
     totals = setup.own_totals()
-    heartbeat.start_epoch(steps, waited=setup.train.waited)
-    setup.model.train()
-    for batch in setup.train.batches(order, start=state.step, limit=limit, fill=True):
-        loss = train_step(setup, batch, totals)
-        state.step, state.samples = batch.step + 1, state.samples + batch.total
-        if state.step % agree_every == 0 or state.step == steps:
-            stopping, lost, due = distributed.any(
-                stop() is not None, not math.isfinite(loss.item()), heartbeat.checkpoint_due()
-            )
-            if lost:
-                raise TrainingError(
-                    f"the loss is no longer finite at epoch {state.epoch + 1}, step {state.step}:"
-                    " lower recipe.learning_rate, or set hardware.precision to float32."
-                )
-            if (stopping or due) and state.step < steps:
+    heartbeat.start_epoch()
+    setup.bare.train()
+    with Tracer(setup) as tracer:
+        setup.mark("data")
+        for batch in setup.train.batches(order, start=state.step, limit=experiment.limit_batches, fill=True):
+            wishes = (stop() is not None, heartbeat.checkpoint_due())
+            stopping, due = train_step(setup, batch, totals, wishes)
+            state.step, state.samples = batch.step + 1, state.samples + batch.total
+            setup.guard.look(totals)
+            if (stopping or due) and state.step < setup.steps:
                 setup.save_last(totals)
                 heartbeat.checkpoint_written()
-            if stopping and state.step < steps:
+            if stopping and state.step < setup.steps:
                 return False
-        heartbeat.beat(loss, batch)
+            heartbeat.beat()
+            tracer.step()
+            setup.mark("data")
+    setup.guard.look(totals, everything=True)
     _record_training(setup, heartbeat, totals)
     return True
-
-
-def train_step(setup: Setup, batch: Batch, totals: dict[str, Any]) -> torch.Tensor:
-    """One step on this rank's share of a global batch; adds to `totals`, and gives this rank's mean loss."""
-    experiment, distributed = setup.experiment, setup.distributed
-    images = batch.images
-    if experiment.recipe.augment:
-        parameters = draw_parameters(batch.total, experiment.seed, setup.state.epoch, batch.step)
-        mine = parameters[distributed.rank :: distributed.world_size] if batch.counted else parameters[:1]
-        images = augment_images(images, mine)
-    setup.optimizer.zero_grad(set_to_none=True)
-    with setup.precision.autocast():
-        logits = setup.model(network_input(images, experiment.hardware.channels_last, setup.channels))
-    losses = setup.loss(logits, batch.targets)
-    if not batch.counted:
-        losses = losses * 0
-    # DDP averages gradients over ranks: scaled like this, the sum is the mean over the global batch, even where the
-    # ranks' shares are unequal.
-    setup.scaler.scale(losses.sum() * (distributed.world_size / batch.total)).backward()
-    setup.scaler.step(setup.optimizer)
-    setup.scaler.update()
-    _add_up(setup, totals, batch, logits.detach(), losses.detach())
-    return losses.detach().mean()
-
-
-@torch.no_grad()
-def _add_up(setup: Setup, totals: dict[str, Any], batch: Batch, logits: torch.Tensor, losses: torch.Tensor) -> None:
-    if not batch.counted:
-        return
-    totals["loss"] += losses.double().sum()
-    totals["samples"] += batch.counted
-    if setup.classes is None:
-        totals["histogram"] += metrics.count_labels(logits, batch.targets).sum(0)
-    else:
-        probabilities = logits.float().softmax(1)
-        totals["right"] += (probabilities.argmax(1) == batch.targets).sum()
-        totals["confidence"] += probabilities.max(1).values.double().sum()
 
 
 def _record_training(setup: Setup, heartbeat: Heartbeat, totals: dict[str, Any]) -> None:
@@ -151,7 +121,8 @@ def _record_training(setup: Setup, heartbeat: Heartbeat, totals: dict[str, Any])
         scores.update(metrics.segmentation_scores(summed["histogram"].cpu().numpy()[None]))
     else:
         scores.update(accuracy=summed["right"].item() / n, confidence=summed["confidence"].item() / n)
-    heartbeat.end_epoch(scores, rate_of_learning=setup.optimizer.param_groups[0]["lr"], waited=setup.train.waited)
+    last = learning_rate(setup.experiment.recipe, setup.state.epoch, setup.steps - 1, setup.steps)
+    heartbeat.end_epoch(scores, learning_rate=last)
 
 
 def _validate(setup: Setup, heartbeat: Heartbeat) -> None:
@@ -165,6 +136,18 @@ def _validate(setup: Setup, heartbeat: Heartbeat) -> None:
     scores = setup.evaluate(setup.val, heartbeat.alive).scores
     heartbeat.validated(scores, seconds=time.perf_counter() - before)
     score, loss = scores[setup.main_score], scores["loss"]
+    score = -score if setup.main_score == "loss" else score
     if state.best_score is None or state.best_loss is None or (score, -loss) > (state.best_score, -state.best_loss):
         state.best_score, state.best_loss, state.best_epoch = score, loss, state.epoch
         setup.save_best()
+
+
+def _gave_up(setup: Setup) -> bool:
+    """Whether so many epochs brought nothing better that the recipe ends training here."""
+    state, patience = setup.state, setup.experiment.recipe.early_stopping
+    if patience is None or state.epoch - state.best_epoch < patience:
+        return False
+    if setup.distributed.is_main:
+        say(f"no better validation {setup.main_score} since epoch {state.best_epoch}: training ends early")
+        setup.run.add_event("early stop", epoch=state.epoch, best_epoch=state.best_epoch)
+    return True

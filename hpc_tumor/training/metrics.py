@@ -6,7 +6,8 @@ score of every label and region, add up over batches and ranks exactly, and cost
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -21,27 +22,42 @@ TRUE_LABELS = 4
 PREDICTIONS = 8  # three independent binary maps, as the bits of one number
 
 
-def count_labels(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def count_labels(logits: torch.Tensor, labels: torch.Tensor, exclusive: bool = False) -> torch.Tensor:
     """Histogram of (true label, predicted bits) of each slice.
 
     Args:
         logits: `(N, 3, H, W)`; a label is predicted where its logit is above 0.
         labels: `(N, H, W)` uint8, 0 to 3.
+        exclusive: predict at most one label per pixel, that of the largest logit (of equal ones the first).
 
     Returns:
         `(N, 4, 8)` int64.
     """
-    bits = (logits > 0).to(torch.uint8)
-    codes = labels * PREDICTIONS + bits[:, 0] + 2 * bits[:, 1] + 4 * bits[:, 2]
+    codes = labels * PREDICTIONS
+    predicted = _largest(logits) if exclusive else (one > 0 for one in logits.unbind(1))
+    for bit, pixels in enumerate(predicted):
+        codes |= pixels.view(torch.uint8) << bit
     bins = TRUE_LABELS * PREDICTIONS
-    offset = torch.arange(len(codes), device=codes.device).mul_(bins).view(-1, 1, 1)
-    flat = (codes.long() + offset).flatten()
-    if flat.is_cuda:  # bincount would wait for the GPU to learn how many bins it needs
-        counts = torch.zeros(bins * len(codes), dtype=torch.int64, device=flat.device)
-        counts.index_add_(0, flat, torch.ones_like(flat))
-    else:
-        counts = torch.bincount(flat, minlength=bins * len(codes))
+    counts = torch.zeros(len(codes), bins, dtype=torch.int64, device=codes.device)
+    if codes.is_cuda:  # bincount would wait for the GPU to learn how many bins it needs
+        offset = torch.arange(len(codes), device=codes.device).mul_(bins).view(-1, 1, 1)
+        flat = (codes + offset).flatten()
+        counts.view(-1).index_add_(0, flat, torch.ones_like(flat))
+    else:  # slice by slice, in the codes' single bytes
+        for of_slice, pixels in zip(counts, codes.flatten(1), strict=True):
+            of_slice.copy_(torch.bincount(pixels, minlength=bins))
     return counts.view(-1, TRUE_LABELS, PREDICTIONS)
+
+
+def _largest(logits: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Of each map in turn, where its logit is above 0 and the largest: `(N, H, W)`, true in one map at most."""
+    maps = logits.unbind(1)
+    best = functools.reduce(torch.maximum, maps)
+    free = best > 0
+    for one in maps:
+        chosen = (one == best) & free
+        free ^= chosen
+        yield chosen
 
 
 def confusion(histogram: np.ndarray, structure: str) -> np.ndarray:

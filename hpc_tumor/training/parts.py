@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from hpc_tumor.config import CLASSIFICATION_SIZE, Experiment
 from hpc_tumor.data.keeping import Ranks, keep_rows
@@ -16,6 +17,7 @@ from hpc_tumor.data.splits import Split, middle_pairs, split_of
 from hpc_tumor.data.store import Store
 from hpc_tumor.errors import DataError
 from hpc_tumor.training.distributed import Distributed
+from hpc_tumor.training.losses import balanced_weights
 
 EVALUATION_BATCH = 32  # global; fits every network, and changes no score
 
@@ -89,6 +91,22 @@ def make_parts(experiment: Experiment, distributed: Distributed) -> Parts:
             kept[name], size = _keep(experiment, loader.part, distributed, taken)
             taken += size
     return Parts(store, split, train, val if len(val.part) else None, test, names, image_size, classes, kept)
+
+
+def class_weights(experiment: Experiment, parts: Parts, device: torch.device) -> Tensor | None:
+    """Weight in the loss of each class, or of each label, as the recipe has them; None where all count alike."""
+    wanted = experiment.recipe.class_weights
+    if wanted is None:
+        return None
+    if wanted != "balanced":
+        return torch.tensor(wanted, dtype=torch.float32, device=device)
+    part = parts.train.part
+    if isinstance(part, SlicePart):
+        voxels = parts.store.label_counts[part.slices[:, 0], part.slices[:, 1]].sum(0, dtype=np.int64)
+        counts = voxels[1:]  # without the background
+    else:
+        counts = np.bincount(part.classes.numpy(), minlength=len(parts.classes or []))  # type: ignore[attr-defined]
+    return balanced_weights(torch.from_numpy(counts.astype(np.float64))).float().to(device)
 
 
 def _keep(experiment: Experiment, part: Part, distributed: Distributed, taken: int) -> tuple[str, int]:

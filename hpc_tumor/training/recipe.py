@@ -1,45 +1,18 @@
-"""Loss, optimizer, schedule and precision, from settings and from what the hardware can do."""
+"""Optimizer and precision, from settings and from what the hardware can do."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.optim.lr_scheduler import ExponentialLR, LambdaLR, LRScheduler, StepLR
+from torch import nn
 
 from hpc_tumor.config import Recipe
 from hpc_tumor.errors import UsageError
-
-Loss = Callable[[Tensor, Tensor], Tensor]
-
-
-def cross_entropy(logits: Tensor, classes: Tensor) -> Tensor:
-    """Cross-entropy of each image: logits `(N, C)` and true classes `(N,)` → `(N,)`, in float32."""
-    return F.cross_entropy(logits.float(), classes, reduction="none")
-
-
-def bce(logits: Tensor, labels: Tensor) -> Tensor:
-    """Binary cross-entropy of each slice, a mean over its pixels and its three independent maps.
-
-    Args:
-        logits: `(N, 3, H, W)`.
-        labels: `(N, H, W)` uint8: 0 background, 1 NCR/NET, 2 ED, 3 ET.
-
-    Returns:
-        `(N,)` float32.
-    """
-    wanted = torch.arange(1, logits.shape[1] + 1, dtype=labels.dtype, device=labels.device).view(1, -1, 1, 1)
-    truth = (labels.unsqueeze(1) == wanted).float()
-    return F.binary_cross_entropy_with_logits(logits.float(), truth, reduction="none").mean((1, 2, 3))
-
-
-LOSSES: dict[str, Loss] = {"cross-entropy": cross_entropy, "bce": bce}
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
@@ -49,15 +22,6 @@ def build_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch
         return torch.optim.SGD(parameters, rate, momentum=0.9, nesterov=True, weight_decay=decay, fused=True)
     kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
     return kind(parameters, rate, weight_decay=decay, fused=True)
-
-
-def build_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe) -> LRScheduler:
-    """The recipe's learning-rate schedule, stepped once per epoch."""
-    if recipe.schedule == "step":
-        return StepLR(optimizer, recipe.step_epochs, recipe.gamma)
-    if recipe.schedule == "exponential":
-        return ExponentialLR(optimizer, recipe.gamma)
-    return LambdaLR(optimizer, lambda epoch: 1.0)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -108,11 +109,26 @@ def test_first_failing_rank_ends_the_rest(submit: Submit, task: str, reason: str
     wait_for(lambda: ended(run))
     state = read_states([run])[0]
     assert (state.state, state.reason) == ("failed", reason)
+    assert events(run).count("failed") == 1
     assert (read_json(run.status) or {})["state"] == "failed"
     assert not run.result.exists()
     assert (run.logs / "rank-1.0.error.txt").exists() == (task != "die:1")
     assert log_text(run, errors=True).startswith(reason)
     assert ("Traceback" in log_text(run, errors=True)) == (task != "die:1")
+
+
+def test_a_killed_rank_is_recorded_before_the_others_end() -> None:
+    """They notice that they lost it, and are to find it recorded already."""
+    doomed, survivor = (subprocess.Popen(["sleep", "30"]) for _ in range(2))
+    alive: list[bool] = []
+    signals = SimpleNamespace(pending=[], asked_to_end=False)
+    doomed.kill()
+    failed = local._watch(
+        [survivor, doomed],
+        signals,  # type: ignore[arg-type]
+        lambda rank, code: alive.append((rank, code) == (1, -signal.SIGKILL) and survivor.poll() is None),
+    )
+    assert (failed, alive, survivor.returncode) == (1, [True], -signal.SIGTERM)
 
 
 def test_ranks_end_with_what_started_them(submit: Submit) -> None:

@@ -41,6 +41,55 @@ def test_histogram_counts_every_pixel_once(slices: tuple[torch.Tensor, torch.Ten
     assert histogram.sum((1, 2)).tolist() == [120] * 5
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_histogram_counts_pixel_by_pixel(
+    slices: tuple[torch.Tensor, torch.Tensor], kind: torch.dtype, layout: torch.memory_format
+) -> None:
+    logits, labels = slices[0].to(kind).contiguous(memory_format=layout), slices[1]
+    logits[0, :, 0, 0] = torch.tensor([0.0, -0.0, 1e-30])  # on the threshold, and just above it
+    expected = np.zeros((5, 4, 8), dtype=int)
+    for n, row, column in np.ndindex(*labels.shape):
+        bits = sum(1 << k for k in range(3) if logits[n, k, row, column] > 0)
+        expected[n, labels[n, row, column], bits] += 1
+    found = metrics.count_labels(logits, labels)
+    assert found.dtype == torch.int64
+    np.testing.assert_array_equal(found.numpy(), expected)
+
+
+def test_exclusive_prediction_is_argmax_over_background_and_labels(slices: tuple[torch.Tensor, torch.Tensor]) -> None:
+    logits, labels = slices
+    logits = logits.to(torch.bfloat16).contiguous(memory_format=torch.channels_last)  # so coarse that some are equal
+    predicted = torch.cat([torch.zeros_like(logits[:, :1]), logits], 1).float().numpy().argmax(1)  # the first of equals
+    expected = np.zeros((5, 4, 8), dtype=int)
+    np.add.at(expected, (np.arange(5)[:, None, None], labels.numpy(), np.array([0, 1, 2, 4])[predicted]), 1)
+    np.testing.assert_array_equal(metrics.count_labels(logits, labels, exclusive=True).numpy(), expected)
+
+
+@pytest.mark.parametrize(
+    ("logits", "both", "exclusive"),
+    [
+        ((2.0, 1.0, -1.0), 0b011, 0b001),
+        ((1.0, 2.0, 3.0), 0b111, 0b100),
+        ((2.0, 2.0, 1.0), 0b111, 0b001),
+        ((-1.0, 0.5, 0.5), 0b110, 0b010),
+        ((0.0, -1.0, 0.0), 0, 0),
+        ((-3.0, -2.0, -1.0), 0, 0),
+        ((-3.0, float("nan"), 2.0), 0b100, 0),
+    ],
+)
+def test_exclusive_prediction_by_hand(logits: tuple[float, ...], both: int, exclusive: int) -> None:
+    maps, labels = torch.tensor(logits).view(1, 3, 1, 1), torch.tensor([[[3]]], dtype=torch.uint8)
+    for choice, bits in ((False, both), (True, exclusive)):
+        histogram = metrics.count_labels(maps, labels, exclusive=choice)
+        assert histogram[0, 3, bits] == histogram.sum() == 1
+
+
+def test_no_slice_has_no_histogram() -> None:
+    nothing = metrics.count_labels(torch.zeros(0, 3, 4, 4), torch.zeros(0, 4, 4, dtype=torch.uint8))
+    assert nothing.shape == (0, 4, 8)
+
+
 def test_scores_by_hand() -> None:
     scores = metrics.structure_scores(np.array([6, 2, 4, 88]))
     assert scores["dice"] == pytest.approx(12 / 18)

@@ -79,5 +79,5 @@ def weights(run: RunDir) -> dict[str, torch.Tensor]:
 
 def scores(run: RunDir) -> list[dict[str, Any]]:
     """The metrics of a run, without what depends on the clock."""
-    clock = ("seconds", "rate", "data_wait")
+    clock = ("seconds", "rate", "data_wait", "memory_gb")
     return [{key: value for key, value in line.items() if key not in clock} for line in run.read_metrics()]

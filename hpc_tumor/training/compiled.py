@@ -1,0 +1,135 @@
+"""torch.compile where it pays: decided by measurement, once per network and device, and kept."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import platformdirs
+import torch
+from torch import nn
+
+from hpc_tumor import atomic
+from hpc_tumor.data.loader import epoch_order
+from hpc_tumor.errors import UsageError
+from hpc_tumor.run_dir import read_json
+from hpc_tumor.training.checkpoint import random_state, set_random_state
+from hpc_tumor.training.evaluate import network_input
+
+if TYPE_CHECKING:
+    from hpc_tumor.training.setup import Setup
+
+_GAIN = 1.03  # times as fast: less is noise
+_STEPS = 5  # that each way is timed for
+_WORTH = 600.0  # seconds of training below which the compiling alone, a minute or so, costs more than it gains
+
+
+def choose(setup: Setup) -> tuple[bool, str]:
+    """Whether this run's training step is compiled, and why. All ranks call it together and get the same answer.
+
+    On CPUs the networks are not compiled unless asked: on two cores of an AMD EPYC with bfloat16 each of them was
+    slower with torch 2.14's code than with its own kernels (0.8 to 1.0 times as fast; tools/benchmark_step.py
+    --compile measures it). On GPUs both ways are timed, and the answer is kept in the user's cache.
+
+    Raises UsageError where compiling was asked for and there is nothing to compile with.
+    """
+    asked, device = setup.experiment.hardware.compile, setup.distributed.device
+    missing = _missing(device)
+    if asked == "on":
+        if missing:
+            raise UsageError(f"hardware.compile = 'on' needs {missing}: install it, or leave it at auto.")
+        return True, "as asked"
+    if asked == "off":
+        return False, "as asked"
+    if setup.was_compiled is not None:
+        return setup.was_compiled, "as before this run was interrupted"
+    if device.type == "cpu":
+        return False, "slower on CPUs"
+    if setup.experiment.hardware.deterministic:
+        return False, "a choice by the clock would not be deterministic"
+    if missing:
+        return False, f"{missing} missing"
+    answer = _measured(setup) if setup.distributed.is_main else None
+    faster, why = setup.distributed.gather(answer)[0]
+    return faster, why
+
+
+def compile_network(network: nn.Module) -> Callable[..., Any]:
+    """The network with a compiled forward and backward pass, for batches of one size."""
+    compiled: Callable[..., Any] = torch.compile(network, dynamic=False)
+    return compiled
+
+
+def _missing(device: torch.device) -> str | None:
+    if device.type == "cuda":
+        return None if find_spec("triton") else "the package triton"
+    return None if any(shutil.which(name) for name in ("g++", "c++", "clang++")) else "a C++ compiler (g++)"
+
+
+def _measured(setup: Setup) -> tuple[bool, str]:
+    """Rank 0's answer: from the cache, else by timing."""
+    path = _cache() / f"{_key(setup)}.json"
+    known = read_json(path)
+    if known is not None and "gain" in known:
+        return _answer(float(known["gain"]), "as measured before")
+    try:
+        plain, left = _seconds(setup, copy.deepcopy(setup.bare)), _steps_left(setup)
+        if plain * left < _WORTH:
+            return False, "too short a run to gain by it"
+        compiled = _seconds(setup, compile_network(copy.deepcopy(setup.bare)))
+    except Exception as error:  # what cannot be compiled here is trained as it is
+        return False, f"it failed ({type(error).__name__})"
+    gain = plain / compiled
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic.write_json(path, {"gain": gain, "network": setup.experiment.model.name, "torch": torch.__version__})
+    except OSError:  # a home that cannot be written: the next run measures again
+        pass
+    return _answer(gain, "measured now")
+
+
+def _answer(gain: float, how: str) -> tuple[bool, str]:
+    return gain >= _GAIN, f"{gain:.2f} × as fast, {how}"
+
+
+def _seconds(setup: Setup, network: Callable[..., Any]) -> float:
+    """One forward and backward pass of the network on a batch; nothing of the run changes."""
+    before = random_state(setup.distributed.device)
+    order = epoch_order(len(setup.train.part), setup.experiment.seed, 0)
+    batch = next(setup.train.batches(order, limit=1))
+    times = []
+    for _ in range(_STEPS + 3):
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        with setup.precision.autocast():
+            outputs = network(network_input(batch.images, setup.experiment.hardware.channels_last, setup.channels))
+        setup.loss(outputs, batch.targets).mean().backward()
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+    set_random_state(before, setup.distributed.device)
+    return sorted(times[3:])[_STEPS // 2]
+
+
+def _steps_left(setup: Setup) -> int:
+    return (setup.experiment.recipe.epochs - setup.state.epoch) * setup.steps - setup.state.step
+
+
+def _key(setup: Setup) -> str:
+    experiment = setup.experiment
+    facts = [
+        experiment.model.name, experiment.model.filters, setup.parts.image_size, experiment.recipe.batch_size,
+        setup.distributed.world_size, experiment.hardware.accumulate, setup.precision.name, torch.__version__,
+        torch.cuda.get_device_name(setup.distributed.device),
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:24]
+
+
+def _cache() -> Path:
+    return Path(platformdirs.user_cache_dir("hpc-tumor")) / "compile"
