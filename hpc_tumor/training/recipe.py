@@ -19,7 +19,11 @@ def build_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch
     """The recipe's optimizer, in its fused form: one kernel per step instead of one per tensor."""
     rate, decay = recipe.learning_rate, recipe.weight_decay
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(parameters, rate, momentum=0.9, nesterov=True, weight_decay=decay, fused=True)
+        optimizer = torch.optim.SGD(parameters, rate, momentum=0.9, nesterov=True, weight_decay=decay, fused=True)
+        for parameter in optimizer.param_groups[0]["params"]:
+            # Else the first step makes it, and leaves it unwritten where that step is skipped.
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return optimizer
     kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
     return kind(parameters, rate, weight_decay=decay, fused=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch.multiprocessing as multiprocessing
 
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.settings import merge, resolve
-from hpc_tumor.training.distributed import init_distributed
+from hpc_tumor.training.distributed import Distributed, init_distributed
 from hpc_tumor.training.loop import train
 
 
@@ -50,31 +51,52 @@ def train_here(run: RunDir, stop_at: int | None = None) -> str:
 
 def train_ranks(run: RunDir, ranks: int, stop_at: int | None = None) -> None:
     """Train as `ranks` processes with gloo. The stop signal reaches the last rank only."""
+    train_all([(run, [stop_at])], ranks)
+
+
+def train_all(work: Sequence[tuple[RunDir, Sequence[int | None]]], ranks: int) -> None:
+    """Train several runs one after another in the same `ranks` processes: each is started once for each of its stops.
+
+    A stop is the number of looks after which the signal comes, to the last rank only; None: it never comes.
+    """
+    spawn(_train_each, ranks, [(run.path, stops) for run, stops in work])
+
+
+def spawn(task: Callable[..., None], ranks: int, *arguments: Any) -> None:
+    """Call `task(distributed, *arguments)` in `ranks` processes that have found each other."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    multiprocessing.spawn(_rank, (ranks, port, run.path, stop_at), nprocs=ranks)
+    multiprocessing.spawn(_rank, (ranks, port, task, arguments), nprocs=ranks)
 
 
-def _rank(rank: int, ranks: int, port: int, path: Path, stop_at: int | None) -> None:
+def _rank(rank: int, ranks: int, port: int, task: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )
-    run = RunDir(path)
     distributed = init_distributed(1, threads=1)
-    train(run.experiment(), run, distributed, StopAt(stop_at if rank == ranks - 1 else None))
+    task(distributed, *arguments)
     distributed.shutdown()
 
 
+def _train_each(distributed: Distributed, work: Sequence[tuple[Path, Sequence[int | None]]]) -> None:
+    last = distributed.rank == distributed.world_size - 1
+    for path, stops in work:
+        for stop in stops:
+            run = RunDir(path)
+            train(run.experiment(), run, distributed, StopAt(stop if last else None))
+
+
 def weights(run: RunDir) -> dict[str, torch.Tensor]:
-    """The last weights of a run, with the optimizer's moments."""
+    """The last weights of a run, with the optimizer's moments and the running mean where there is one."""
     contents = torch.load(run.last_checkpoint, weights_only=True)
+    average = {f"average.{name}": value for name, value in (contents["average"] or {}).items()}
     moments = {
         f"{index}.{name}": value
         for index, values in contents["optimizer"]["state"].items()
         for name, value in values.items()
     }
-    return {**contents["model"], **moments}
+    return {**contents["model"], **moments, **average}
 
 
 def scores(run: RunDir) -> list[dict[str, Any]]:

@@ -1,0 +1,199 @@
+"""Checkpoints beside the training: in order, whole, the one before kept, and said where something is wrong."""
+
+import errno
+import json
+import os
+import threading
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from training_runs import new_run, scores, train_here, weights
+
+from hpc_tumor.errors import DataError, TrainingError
+from hpc_tumor.run_dir import RunDir
+from hpc_tumor.training import saving
+from hpc_tumor.training.checkpoint import TrainState, is_whole, load_checkpoint, load_weights, write_weights
+from hpc_tumor.training.distributed import Distributed
+from hpc_tumor.training.saving import Saver, find_last
+from hpc_tumor.training.setup import set_up
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    run = RunDir(tmp_path)
+    run.checkpoints.mkdir()
+    return run
+
+
+def test_what_is_written_is_the_moment_of_the_call(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = threading.Event()
+    write = saving._write_last
+    monkeypatch.setattr(saving, "_write_last", lambda *arguments: (go_on.wait(10), write(*arguments)))
+    saver, weight, state = Saver(run, {}), torch.zeros(3), TrainState(epoch=1, totals=[{"loss": torch.ones(1)}])
+    saver.save_last(state, {"model": {"w": weight}})
+    weight += 1  # training goes on
+    state.epoch = 2
+    state.totals[0]["loss"] += 5
+    go_on.set()
+    saver.close()
+    contents = load_checkpoint(run.last_checkpoint, CPU)
+    assert contents["model"]["w"].tolist() == [0, 0, 0]
+    assert (contents["state"].epoch, contents["state"].totals) == (1, [{"loss": torch.ones(1)}])
+    (event,) = run.read_events("checkpoint")
+    assert 0 <= event["stall_s"] <= event["seconds"]
+
+
+def test_the_one_before_and_those_for_good_are_kept(run: RunDir) -> None:
+    saver = Saver(run, {})
+    for epoch in (1, 2, 3):
+        saver.save_last(TrainState(epoch=epoch), {}, keep=epoch == 2)
+    saver.close()
+    epochs = {path.name: load_checkpoint(path, CPU)["state"].epoch for path in run.checkpoints.iterdir()}
+    assert epochs == {"last.pt": 3, "previous.pt": 2, "epoch-0002.pt": 2}
+
+
+def test_without_hard_links(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+    test_the_one_before_and_those_for_good_are_kept(run)
+
+
+def test_a_full_disk_is_said_and_leaves_the_checkpoint_before(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    saver = Saver(run, {})
+    saver.save_last(TrainState(epoch=1), {})
+    saver.wait()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    saver.save_last(TrainState(epoch=2), {})
+    with pytest.raises(TrainingError, match="no room left to write"):
+        saver.close()
+    monkeypatch.undo()
+    found, _ = find_last(run)
+    assert found is not None
+    assert load_checkpoint(found, CPU)["state"].epoch == 1
+    assert not list(run.checkpoints.glob(".*"))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_flipped_bit_is_noticed_or_changes_nothing(run: RunDir, seed: int) -> None:
+    saver = Saver(run, {})
+    saver.save_last(TrainState(epoch=1), {"model": {"w": torch.arange(500.0)}})
+    saver.close()
+    contents = bytearray(run.last_checkpoint.read_bytes())
+    contents[Random(seed).randrange(len(contents))] ^= 1 << seed % 8
+    run.last_checkpoint.write_bytes(contents)
+    try:
+        loaded = load_checkpoint(run.last_checkpoint, CPU)
+    except DataError:
+        return
+    assert torch.equal(loaded["model"]["w"], torch.arange(500.0))
+    assert loaded["state"] == TrainState(epoch=1)
+
+
+def spoil(path: Path) -> None:
+    contents = bytearray(path.read_bytes())
+    contents[len(contents) // 2] ^= 255
+    path.write_bytes(contents)
+
+
+def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(
+    tmp_path: Path, slice_store: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    whole, broken = (new_run(tmp_path / name, slice_store, "attention-unet") for name in ("whole", "broken"))
+    train_here(whole)
+    train_here(broken, stop_at=1)
+    train_here(broken, stop_at=0)
+    spoil(broken.last_checkpoint)
+    capfd.readouterr()
+    assert train_here(broken) == "finished"
+    assert "last.pt is damaged: going on from the checkpoint before" in capfd.readouterr().err
+    assert broken.read_events("checkpoint damaged")
+    ours, theirs = weights(whole), weights(broken)
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert scores(whole) == scores(broken)
+
+
+def test_two_damaged_checkpoints_are_refused(tmp_path: Path, slice_store: Path) -> None:
+    run = new_run(tmp_path, slice_store, "unet")
+    train_here(run, stop_at=1)
+    train_here(run, stop_at=0)
+    spoil(run.last_checkpoint)
+    spoil(run.previous_checkpoint)
+    with pytest.raises(DataError, match=r"last\.pt is damaged, and there is none before it: remove"):
+        train_here(run)
+
+
+def test_a_start_that_was_killed_between_two_names_goes_on(run: RunDir) -> None:
+    saver = Saver(run, {})
+    saver.save_last(TrainState(epoch=1), {})
+    saver.close()
+    run.last_checkpoint.rename(run.previous_checkpoint)
+    found, said = find_last(run)
+    assert found == run.previous_checkpoint
+    assert said is not None
+    assert "is missing" in said
+
+
+def test_best_weights_open_with_safetensors_alone(tmp_path: Path, slice_store: Path) -> None:
+    run = new_run(tmp_path, slice_store, "unet")
+    train_here(run)
+    plain = safetensors.torch.load_file(run.best_weights)
+    found, about = load_weights(run.best_weights)
+    assert found.keys() == plain.keys()
+    assert about["model"] == "unet"
+    assert about["classes"] == ["NCR", "ED", "ET"]
+    result = json.loads(run.result.read_text())
+    assert about["state"].best_epoch == result["best"]["epoch"]
+    setup = set_up(run.experiment(), run, Distributed())
+    setup.bare.load_state_dict(plain)
+    again = setup.evaluate_as_is(setup.parts.test).scores
+    assert again == result["best"]["test"]
+
+
+def test_damaged_weights_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "best.safetensors"
+    write_weights(path, {"w": torch.ones(100)}, TrainState(epoch=2), {"identity": {}})
+    assert load_weights(path)[1]["state"].epoch == 2
+    spoil(path)
+    with pytest.raises(DataError, match="damaged"):
+        load_weights(path)
+
+
+def test_kept_for_good_every_so_many_epochs(tmp_path: Path, slice_store: Path) -> None:
+    run = new_run(tmp_path, slice_store, "unet", recipe={"epochs": 4}, keep_every=2, checkpoint_minutes=1e-6)
+    train_here(run)
+    names = sorted(path.name for path in run.checkpoints.iterdir())
+    assert names == ["best.safetensors", "epoch-0002.pt", "epoch-0004.pt", "last.pt", "previous.pt"]
+    assert all(is_whole(path) for path in run.checkpoints.glob("*.pt"))
+
+
+def test_steps_in_an_epoch_are_saved_when_they_are_due(tmp_path: Path, slice_store: Path) -> None:
+    run = new_run(tmp_path, slice_store, "unet", checkpoint_minutes=1e-6)
+    train_here(run)
+    places = [(event["epoch"], event["step"]) for event in run.read_events("checkpoint")]
+    assert places == [(0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 0)]
+
+
+def test_events_come_before_the_end(tmp_path: Path, slice_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last checkpoint is written before the run says that it has finished."""
+    slow = saving._write_last
+
+    def slowly(*arguments: Any) -> None:
+        threading.Event().wait(0.3)
+        slow(*arguments)
+
+    monkeypatch.setattr(saving, "_write_last", slowly)
+    run = new_run(tmp_path, slice_store, "unet", recipe={"epochs": 1})
+    train_here(run)
+    assert [event["event"] for event in run.read_events()] == ["started", "checkpoint", "finished"]

@@ -1,0 +1,225 @@
+"""What the benchmarks of training share: each network as the course project would write it, and as it is trained here.
+
+Plain means float32 in torch's default memory layout, torch's own layers, losses and optimizer, and colour images that
+really are three channels. Ours is what `set_up` makes of the same settings.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
+
+from hpc_tumor.config import Experiment
+from hpc_tumor.data.loader import Batch, epoch_order
+from hpc_tumor.models import MODELS, build_model
+from hpc_tumor.models.attention_unet import AttentionGate
+from hpc_tumor.models.blocks import upsample
+from hpc_tumor.models.cnn import MishPool
+from hpc_tumor.models.depthwise import DepthwiseConv2d
+from hpc_tumor.models.dropout import Dropout
+from hpc_tumor.models.grey import FirstConv2d
+from hpc_tumor.models.vit import DROPOUT, HEADS, WIDTH, EncoderLayer
+from hpc_tumor.run_dir import RunDir
+from hpc_tumor.settings import merge, resolve
+from hpc_tumor.training.distributed import Distributed
+from hpc_tumor.training.parts import Parts
+from hpc_tumor.training.setup import Setup, set_up
+from hpc_tumor.training.step import train_step
+
+SIDES = (1024, 2048, 4096)  # of the matrices that a device's peak is measured with
+CPU_BATCH = {"classification": 64, "segmentation": 8}  # the published 32 slices take 13 GB in float32
+NO_WISHES = (False, False)
+
+
+class PlainMishPool(nn.Module):
+    """Every value through Mish, then the pool."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(F.mish(x), 2)
+
+
+class PlainGate(AttentionGate):
+    """The gate with its 1×1 convolution of stride 2."""
+
+    def forward(self, decoder: Tensor, skip: Tensor) -> Tensor:
+        weight, bias = self.from_skip.weight, self.from_skip.bias
+        joint = F.relu(self.from_decoder(decoder) + F.conv2d(skip, weight, bias, stride=2))
+        return upsample(self.to_map(joint).sigmoid())
+
+
+class PlainEncoderLayer(EncoderLayer):
+    """The layer with torch's attention, dropout of its weights included."""
+
+    def forward(self, tokens: Tensor, return_attention: bool = False) -> tuple[Tensor, Tensor | None]:
+        joint = self.query_key_value(self.attention_norm(tokens))
+        query, key, value = joint.unflatten(-1, (3, HEADS, WIDTH // HEADS)).permute(2, 0, 3, 1, 4).unbind(0)
+        rate = DROPOUT if self.training else 0.0
+        attended = F.scaled_dot_product_attention(query, key, value, dropout_p=rate)
+        tokens = tokens + self.dropout(self.projection(attended.transpose(1, 2).flatten(2)))
+        return tokens + self.feed_forward(tokens), None
+
+
+PLAIN_LAYERS: dict[type, type] = {
+    DepthwiseConv2d: nn.Conv2d, FirstConv2d: nn.Conv2d, Dropout: nn.Dropout, MishPool: PlainMishPool,
+    AttentionGate: PlainGate, EncoderLayer: PlainEncoderLayer,
+}  # fmt: skip
+
+
+def make_plain(network: nn.Module) -> nn.Module:
+    """`network` with torch's own layers in the place of ours, and the same weights. It is changed in place."""
+    for module in network.modules():
+        module.__class__ = PLAIN_LAYERS.get(type(module), type(module))
+    return network
+
+
+def plain_network(experiment: Experiment) -> nn.Module:
+    """The plain network of an experiment. SystemExit where it does not give the logits that ours gives."""
+    network = build_model(experiment.model.name, filters=experiment.model.filters).eval()
+    example = torch.rand(2, 1, *(2 * (64 if experiment.task == "segmentation" else 128,)))
+    repeated = example.expand(-1, MODELS[experiment.model.name].in_channels, -1, -1)
+    ours = network(repeated)  # with gradients: without them, some of our layers are torch's
+    plain = make_plain(network)(repeated.contiguous())
+    if not torch.allclose(ours, plain, rtol=1e-3, atol=1e-4):
+        raise SystemExit(f"{experiment.model.name}: the plain network gives other logits than ours")
+    return network.train()
+
+
+@dataclass
+class PlainTraining:
+    """The plain network in training: what a step needs."""
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    loss: nn.Module
+
+    def step(self, images: Tensor, targets: Tensor) -> Tensor:
+        """One step on images and targets as `plain_tensors` gives them; the logits."""
+        self.optimizer.zero_grad()
+        logits: Tensor = self.network(images)
+        self.loss(logits, targets).backward()
+        self.optimizer.step()
+        return logits.detach()
+
+
+def plain_training(experiment: Experiment, device: torch.device) -> PlainTraining:
+    """The plain network, torch's Adam as it comes, and the published loss."""
+    network, recipe = plain_network(experiment).to(device), experiment.recipe
+    optimizer = torch.optim.Adam(network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    loss = nn.BCEWithLogitsLoss() if experiment.task == "segmentation" else nn.CrossEntropyLoss()
+    return PlainTraining(network, optimizer, loss)
+
+
+def plain_tensors(batch: Batch, channels: int) -> tuple[Tensor, Tensor]:
+    """The same batch for the plain network: colours repeated, and three float masks instead of labels."""
+    targets = batch.targets
+    if targets.ndim == 3:
+        targets = torch.stack([targets == label for label in (1, 2, 3)], 1).float()
+    return batch.images.expand(-1, channels, -1, -1).contiguous(), targets
+
+
+def flops_of_sample(experiment: Experiment) -> float:
+    """Floating-point operations of the plain network's forward and backward pass on one sample."""
+    spec = MODELS[experiment.model.name]
+    with torch.device("meta"):
+        network = make_plain(build_model(experiment.model.name, filters=experiment.model.filters))
+        images = torch.empty(2, spec.in_channels, spec.image_size, spec.image_size)
+    # torch's own formula counts the filter gradient of a depthwise convolution as if it were a dense one.
+    mapping = {torch.ops.aten.convolution_backward: _flops_of_convolution_backward}
+    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
+        network(images).sum().backward()
+    return counter.get_total_flops() / len(images)
+
+
+def _flops_of_convolution_backward(
+    gradient: Any, x: Any, weight: Any, *rest: Any, out_shape: Any = None, **_: Any
+) -> int:
+    """As many for the input's gradient as in the forward pass, and as many for the filter's."""
+    wanted = rest[-1]
+    return conv_flop_count(x, weight, gradient) * (wanted[0] + wanted[1])
+
+
+def product_rate(kind: torch.dtype, device: torch.device, repeats: int = 3, sides: tuple[int, ...] = SIDES) -> float:
+    """FLOP/s of the fastest product of two large matrices: what a network's step is held against."""
+    best = 0.0
+    for side in sides:
+        a, b = (torch.randn(side, side, device=device).to(kind) for _ in range(2))
+        out = torch.mm(a, b)
+        calls = max(1, round(4e12 / (2 * side**3))) if device.type == "cuda" else max(1, (2048 // side) ** 3)
+        for _ in range(repeats):
+            began = now(device)
+            for _ in range(calls):
+                torch.mm(a, b, out=out)
+            best = max(best, calls * 2 * side**3 / (now(device) - began))
+    return best
+
+
+def now(device: torch.device) -> float:
+    """The time, once the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def experiment_of(name: str, store: Path, **settings: Any) -> Experiment:
+    """The published recipe of a network without augmentation, on a store; `settings` come last."""
+    given = {
+        "model": {"name": name},
+        "data": {"store": str(store), "keep": "none"},
+        "recipe": {"augment": False},
+        "hardware": {"compile": "off"},
+    }
+    experiment: Experiment = resolve(merge(given, settings), {}, "benchmark", lambda setting: "--set")
+    return experiment
+
+
+def first_batch(parts: Parts, seed: int = 0) -> Batch:
+    """The first batch of the first epoch, ready on its device."""
+    return next(parts.train.batches(epoch_order(len(parts.train.part), seed, 0), limit=1))
+
+
+@dataclass
+class OwnTraining:
+    """A network in training here, on one batch that is already there."""
+
+    setup: Setup
+    batch: Batch
+    totals: dict[str, Any]
+
+    def step(self) -> None:
+        """One step as `train_epoch` takes it."""
+        train_step(self.setup, self.batch, self.totals, NO_WISHES)
+        self.setup.guard.look(self.totals)
+
+
+def own_training(experiment: Experiment, runs: Path, distributed: Distributed) -> OwnTraining:
+    """A run made ready, and its first batch. `keep_freed_memory` counts for the whole process from now on."""
+    setup = set_up(experiment, RunDir.create(runs, experiment), distributed)
+    setup.bare.train()
+    return OwnTraining(setup, first_batch(setup.parts), setup.own_totals())
+
+
+def seconds_of(step: Callable[[], Any], device: torch.device, seconds: float) -> float:
+    """Mean seconds of a step, over about so many seconds of steps, and at least one."""
+    began, steps, passed = now(device), 0, 0.0
+    while passed < seconds:
+        step()
+        steps += 1
+        passed = time.perf_counter() - began
+    return (now(device) - began) / steps
+
+
+def names_of(text: str, among: Iterable[str] = MODELS) -> list[str]:
+    """Names as they are given on the command line, with commas between them, or `all`. SystemExit for an unknown one."""
+    known = list(among)
+    names = known if text == "all" else text.split(",")
+    if wrong := [name for name in names if name not in known]:
+        raise SystemExit(f"{wrong[0]!r} is not known: choose among {', '.join(known)}.")
+    return names

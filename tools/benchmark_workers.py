@@ -1,0 +1,128 @@
+"""Processes that measure in turns: what one does to its process (its memory, its threads) is nothing to the others.
+
+A benchmark starts itself again with `--worker JOB`, JOB in JSON. Such a worker prepares, then answers one line of
+question with one line of JSON at a time, so that nothing runs while another one measures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from benchmark_feeding import _brats_store, _real
+
+from hpc_tumor.data.phantom import make_phantom
+from hpc_tumor.data.prepare import detect_reader, prepare_dataset
+
+Job = dict[str, Any]
+Answer = Callable[[str], Any]
+_IMAGES = 800  # made up, of which some 500 train
+_SAID = 2000  # characters of a worker's last words
+
+
+class WorkerError(RuntimeError):
+    """A worker ended before it answered."""
+
+
+class Worker:
+    """Another process of the same benchmark. Close it, or use it as a context."""
+
+    def __init__(self, job: Job, variables: dict[str, str] | None = None) -> None:
+        self.job = job
+        self._said = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - open for as long as the process
+        self._process = subprocess.Popen(
+            [sys.executable, sys.argv[0], "--worker", json.dumps(job)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=self._said, text=True, env={**os.environ, **(variables or {})},
+        )  # fmt: skip
+
+    def ask(self, question: str = "") -> Any:
+        """The worker's answer. WorkerError where it ended instead."""
+        self.begin(question)
+        return self.answer()
+
+    def begin(self, question: str = "") -> None:
+        """Put a question, and do not wait: so that several workers can be at it together."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(question + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise self._ended() from None
+
+    def answer(self) -> Any:
+        """The answer to the question that was put."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise self._ended()
+        return json.loads(line)
+
+    def close(self) -> None:
+        """Let it end."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.close()
+        except BrokenPipeError:  # it ended by itself
+            pass
+        self._process.wait()
+        self._said.close()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if error is not None:
+            self._process.kill()
+        self.close()
+
+    def _ended(self) -> WorkerError:
+        code = self._process.wait()
+        self._said.seek(0)
+        return WorkerError(f"{self.job} ended with code {code}: {self._said.read()[-_SAID:].strip()}")
+
+
+def serve(prepare: Callable[[], Answer]) -> None:
+    """Be a worker: make ready, then answer until there are no more questions. What is printed meanwhile is a log."""
+    with os.fdopen(os.dup(1), "w") as channel:
+        os.dup2(2, 1)
+        answer = prepare()
+        for line in sys.stdin:
+            print(json.dumps(answer(line.strip())), file=channel, flush=True)
+
+
+def worker_option(options: argparse.ArgumentParser) -> None:
+    """The option by which a benchmark starts itself as a worker."""
+    options.add_argument("--worker", type=json.loads, help=argparse.SUPPRESS)
+
+
+def data_options(options: argparse.ArgumentParser) -> None:
+    """The options that say what samples are trained on."""
+    options.add_argument("--data", type=Path, default=_real("brats"), help="folder of BraTS patients; else made up")
+    options.add_argument("--images", type=Path, default=_real("brain-mri"), help="folder of Brain MRI images")
+
+
+def make_stores(root: Path, given: argparse.Namespace, tasks: set[str]) -> dict[str, str]:
+    """A store for each task, of the samples that `data_options` name or of made-up ones."""
+    stores: dict[str, str] = {}
+    if "segmentation" in tasks:
+        stores["segmentation"] = str(_brats_store(root, given.data).path)
+    if "classification" in tasks:
+        source = given.images or root / "raw-images"
+        if given.images is None:
+            make_phantom(source, "brain-mri", _IMAGES, seed=0)
+        prepare_dataset(detect_reader(source), source, root / "images.zarr")
+        stores["classification"] = str(root / "images.zarr")
+    return stores
+
+
+def cores() -> int:
+    """Cores of this process."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
