@@ -144,7 +144,7 @@ def test_all_ranks_stop_in_the_same_step_with_the_same_words(tmp_path: Path, sli
 
 
 def test_clipping_scales_all_gradients_to_the_norm(tmp_path: Path, slice_store: Path) -> None:
-    recipe = {"optimizer": "sgd", "learning_rate": 1.0, "epochs": 1, "batch_size": 64}
+    recipe = {"optimizer": "sgd", "learning_rate": 1.0, "epochs": 1, "batch_size": 64, "weight_decay": 0}
     moved = {}
     for limit in (None, 1e-3):
         run = new_run(tmp_path, slice_store, "unet", recipe={**recipe, "clip_gradients": limit})

@@ -102,12 +102,11 @@ def test_balanced_weights_are_those_of_the_training_part(tmp_path: Path, image_s
 
 
 def test_every_loss_trains(tmp_path: Path, image_store: Path, slice_store: Path) -> None:
-    for store, model, losses in (
-        (slice_store, "unet", ("bce", "dice-bce", "dice-ce", "focal")), (image_store, "cnn", ("cross-entropy", "focal")),
-    ):  # fmt: skip
+    stores = {"unet": slice_store, "cnn": image_store}
+    for model, losses in {"unet": ("bce", "dice-bce", "dice-ce", "focal"), "cnn": ("cross-entropy", "focal")}.items():
         for loss in losses:
             recipe = {"loss": loss, "epochs": 6, "learning_rate": 3e-3, "batch_size": 6}
-            run = new_run(tmp_path, store, model, recipe=recipe)
+            run = new_run(tmp_path, stores[model], model, recipe=recipe)
             train_here(run)
             lines = [line["loss"] for line in run.read_metrics() if line["part"] == "train"]
             assert lines[-1] < lines[0], (loss, lines)
