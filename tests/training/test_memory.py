@@ -1,0 +1,89 @@
+"""Too little memory: one message that says what was asked, what there was, and what to change."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from training_runs import new_run
+
+from hpc_tumor.training.memory import is_out_of_memory, out_of_memory
+
+CPU = torch.device("cpu")
+
+# A rank whose address space ends a little above what it has when training begins.
+_LIMITED = """
+import resource, sys
+from pathlib import Path
+from hpc_tumor.errors import TrainingError
+from hpc_tumor.run_dir import RunDir
+from hpc_tumor.training.distributed import Distributed
+from hpc_tumor.training.loop import train_to_end
+from hpc_tumor.training.setup import set_up
+run = RunDir(Path(sys.argv[1]))
+setup = set_up(run.experiment(), run, Distributed())
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+limit = pages * resource.getpagesize() + 60 * 2**20
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+try:
+    train_to_end(setup)
+except TrainingError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
+def test_a_step_that_does_not_fit_is_explained(tmp_path: Path, slice_store: Path) -> None:
+    run = new_run(
+        tmp_path, slice_store, "unet", model={"filters": 32}, recipe={"batch_size": 18}, data={"image_size": 256}
+    )
+    done = subprocess.run([sys.executable, "-c", _LIMITED, str(run.path)], capture_output=True, text=True, check=False)
+    said = done.stdout.strip()
+    assert said.startswith("out of memory on the host: this rank held "), (said, done.stderr)
+    assert "GB are free, and asked for 0." in said
+    assert "with 18 samples at a time (batch 18 on 1 rank)" in said
+    assert (
+        "Submit again with --accumulate 2 (the same batch in smaller parts), --set filters=16, --set precision=auto"
+        in said
+    )
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("error", "asked"),
+    [
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9216000000 bytes."), "9.2 GB"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has 15 GiB"), "2.5 GiB"),
+        (MemoryError(), "some"),
+    ],
+)  # fmt: skip
+def test_all_kinds_of_it_are_known(tmp_path: Path, slice_store: Path, error: Exception, asked: str) -> None:
+    assert is_out_of_memory(error)
+    said = str(out_of_memory(error, new_run(tmp_path, slice_store, "unet").experiment(), CPU))
+    assert f"and asked for {asked} more" in said
+
+
+def test_other_errors_are_left_alone() -> None:
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not is_out_of_memory(ValueError("out of memory"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_freed_memory_is_used_again_without_new_pages() -> None:
+    """In a process of its own, since it is for the whole process."""
+    code = """
+import resource, torch
+from hpc_tumor.training.memory import keep_freed_memory
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        torch.ones(30_000_000)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+plain = faults()
+print(plain, keep_freed_memory(), faults() and faults())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    plain, kept, after = done.stdout.split()
+    assert kept == "True"
+    assert int(after) < int(plain) / 10
