@@ -63,7 +63,7 @@ def out_of_memory(error: BaseException, experiment: Experiment, device: torch.de
         ways.append(f"--set filters={(experiment.model.filters or 32) // 2}")
     if hardware.precision == "float32":
         ways.append("--set precision=auto")
-    ways += ["--set batch_size" if share > 1 else "--set image_size", "more --gpus"]
+    ways += [f"--set batch_size={recipe.batch_size // 2}" if share > 1 else "a smaller --set image_size", "more --gpus"]
     return TrainingError(
         f"out of memory on {where}, and asked for {_asked(error)} more, with {parts} samples at a time"
         f" (batch {recipe.batch_size} on {hardware.gpus} rank{'s' * (hardware.gpus > 1)})."

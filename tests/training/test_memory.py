@@ -35,18 +35,13 @@ except TrainingError as error:
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
 def test_a_step_that_does_not_fit_is_explained(tmp_path: Path, slice_store: Path) -> None:
-    run = new_run(
-        tmp_path, slice_store, "unet", model={"filters": 32}, recipe={"batch_size": 18}, data={"image_size": 256}
-    )
+    run = new_run(tmp_path, slice_store, "unet", recipe={"batch_size": 18}, data={"image_size": 512})
     done = subprocess.run([sys.executable, "-c", _LIMITED, str(run.path)], capture_output=True, text=True, check=False)
     said = done.stdout.strip()
     assert said.startswith("out of memory on the host: this rank held "), (said, done.stderr)
     assert "GB are free, and asked for 0." in said
     assert "with 18 samples at a time (batch 18 on 1 rank)" in said
-    assert (
-        "Submit again with --accumulate 2 (the same batch in smaller parts), --set filters=16, --set precision=auto"
-        in said
-    )
+    assert "Submit again with --accumulate 2 (the same batch in smaller parts), --set precision=auto, --set" in said
     assert "\n" not in said
 
 
