@@ -6,14 +6,12 @@ Everything is refused at construction, with a message that names the setting, th
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from hpc_tumor.errors import UsageError
+from hpc_tumor.validation import Settings
 
 Task = Literal["classification", "segmentation"]
 SPLITS: dict[str, tuple[str, ...]] = {
@@ -32,12 +30,6 @@ BEST_BY = {
 }
 EXAMPLES = {"classification": "accuracy, f1, recall_glioma …", "segmentation": "dice, dice_WT, iou …"}
 OUTPUTS = {"classification": 4, "segmentation": 3}  # classes; labels NCR/NET, ED and ET
-
-
-class Settings(BaseModel):
-    """Base of all settings: frozen, and an unknown key is an error rather than a silent default."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 class ModelSettings(Settings):
@@ -298,71 +290,3 @@ class ClusterProfile(Settings):
     node: NodeSettings = NodeSettings()
     limits: LimitSettings = LimitSettings()
     environment: EnvironmentSettings = EnvironmentSettings()
-
-
-S = TypeVar("S", bound=Settings)
-
-
-def build(kind: type[S], values: dict[str, Any], where: str | Callable[[str], str]) -> S:
-    """`kind` made of `values`; else a UsageError that says what is wrong, where, and what is allowed.
-
-    `where` is what the values were read from, or a function from the dotted name of a setting to that.
-    """
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        said: dict[str, list[str]] = {}
-        for item in error.errors():
-            name, message = _explain(kind, item)
-            said.setdefault(where if isinstance(where, str) else where(name), []).append(message)
-        raise UsageError("; ".join(f"{place}: {'; '.join(messages)}" for place, messages in said.items())) from None
-
-
-def _explain(kind: type[BaseModel], error: Any) -> tuple[str, str]:
-    """The dotted name of the setting that is wrong, and what is wrong with it."""
-    name = ".".join(str(part) for part in error["loc"] if part != "function-before[_minutes(), int]")
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "extra_forbidden":
-        return name, unknown_setting(
-            name, [known for known in fields_of(kind) if known != "task"]
-        )  # the network's, never set
-    if error["type"] == "missing":
-        return name, f"{name} is missing"
-    if not name:  # of several settings: the message begins with the one to blame
-        return message.partition(" = ")[0], message
-    if error["type"] == "model_type":
-        return name, f"{name} = {error['input']!r} is not a section: write [{name}] with its settings below"
-    return name, f"{name} = {error['input']!r}: {message[0].lower()}{message[1:]}"
-
-
-def unknown_setting(name: str, known: Iterable[str]) -> str:
-    """What to say of a setting that is none of those `known` by their dotted names: the nearest, else its section's."""
-    known = list(known)
-    section, _, last = name.rpartition(".")
-    sections = sorted({full.rpartition(".")[0] for full in known} - {""})
-    if section in sections:
-        names = {full.rpartition(".")[2]: full for full in known if full.rpartition(".")[0] == section}
-        others = f"{section} has: {_some(names)}."
-    else:
-        names = {**{full.rpartition(".")[2]: full for full in known}, **{item: item for item in sections}}
-        others = f"There are {', '.join([*(full for full in known if '.' not in full), *sections])}."
-    near = get_close_matches(last, names, n=1)
-    return f"unknown setting {name!r}. " + (f"Did you mean {names[near[0]]!r}?" if near else others)
-
-
-def _some(names: Iterable[str]) -> str:
-    """As many of the names as fit a message of two lines."""
-    text = ", ".join(names)
-    return text if len(text) <= 90 else f"{text[: text.rindex(',', 0, 90)]} …"
-
-
-def fields_of(kind: type[BaseModel]) -> dict[str, Any]:
-    """Dotted names of all settings in `kind` with their fields: `recipe.epochs`, `data.store`, `seed`."""
-    found: dict[str, Any] = {}
-    for name, field in kind.model_fields.items():
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            found.update({f"{name}.{key}": value for key, value in fields_of(inner).items()})
-        else:
-            found[name] = field
-    return found

@@ -32,8 +32,9 @@ from pathlib import Path
 from typing import Any
 
 from hpc_tumor import atomic
-from hpc_tumor.config import Experiment, build
+from hpc_tumor.config import Experiment
 from hpc_tumor.errors import HpcTumorError, UsageError
+from hpc_tumor.validation import build
 
 _RUN_NAME = re.compile(r"\d{8}-\d{6}-[a-z0-9-]+-[0-9a-f]{4,}")
 

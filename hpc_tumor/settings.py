@@ -13,8 +13,9 @@ from typing import Any
 
 import platformdirs
 
-from hpc_tumor.config import Experiment, Settings, build, fields_of, unknown_setting
+from hpc_tumor.config import Experiment
 from hpc_tumor.errors import UsageError, unknown
+from hpc_tumor.validation import Settings, build, fields_of, unknown_setting
 
 _PACKAGE = Path(__file__).parent
 _SECTIONS = ("model", "data", "recipe", "hardware")

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpc_tumor.config import ClusterProfile, Experiment, LimitSettings, build, fields_of
+from hpc_tumor.config import ClusterProfile, Experiment, LimitSettings
 from hpc_tumor.errors import UsageError, unknown
+from hpc_tumor.validation import build, fields_of
 
 UNET = {"model": {"name": "unet"}, "data": {"store": "a.zarr"}, "task": "segmentation"}
 

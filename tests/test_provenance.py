@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from hpc_tumor import provenance
-from hpc_tumor.config import Experiment, build
+from hpc_tumor.config import Experiment
+from hpc_tumor.validation import build
 
 
 def experiment(store: Path) -> Experiment:

@@ -9,9 +9,10 @@ import subprocess
 from pathlib import Path
 
 from hpc_tumor import settings
-from hpc_tumor.config import ClusterProfile, build
+from hpc_tumor.config import ClusterProfile
 from hpc_tumor.errors import UsageError, unknown
 from hpc_tumor.resources import available_cpus
+from hpc_tumor.validation import build
 
 LOCAL = "local"
 _MOST_CPU_PROCESSES = 8  # several processes on few cores are slow but a fair rehearsal of a larger machine

@@ -30,10 +30,11 @@ from hpc_tumor.cluster.profiles import LOCAL
 from hpc_tumor.cluster.queue import read_states
 from hpc_tumor.cluster.slurm import cancel_job, slurm_words
 from hpc_tumor.cluster.tickets import Ticket, take_ticket
-from hpc_tumor.config import ClusterProfile, Experiment, build
+from hpc_tumor.config import ClusterProfile, Experiment
 from hpc_tumor.errors import ClusterError, UsageError
 from hpc_tumor.provenance import collect_provenance
 from hpc_tumor.run_dir import RunDir, read_json, write_error
+from hpc_tumor.validation import build
 
 UNNAMED = "DATE-TIME-{model}-ID"  # stands for the run's name where nothing is submitted
 

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hpc_tumor.config import ClusterProfile, Experiment, build
+from hpc_tumor.config import ClusterProfile, Experiment
 from hpc_tumor.run_dir import RunDir
+from hpc_tumor.validation import build
 
 STAND_IN = Path(__file__).parent / "stand_in"
 
