@@ -235,7 +235,9 @@ class SlurmSettings(Settings):
     gpu_request: Literal["gres", "gpus-per-node", "none"] = "gres"
     gpu_type: str | None = Field(None, description="type in a typed request, as V100 in --gres=gpu:V100:2")
     requeue: bool = Field(True, description="whether the site lets a job be requeued")
-    extra: dict[str, str | int | bool] = Field({}, description="further sbatch options, by their long names")
+    extra: dict[str, str | int | bool] = Field(
+        default_factory=dict, description="further sbatch options, by their long names"
+    )
 
     @model_validator(mode="after")
     def _one_line_each(self) -> Self:
@@ -270,7 +272,7 @@ class EnvironmentSettings(Settings):
 
     modules: tuple[str, ...] = ()
     setup: tuple[str, ...] = ()
-    variables: dict[str, str] = {}
+    variables: dict[str, str] = Field(default_factory=dict)
     scratch: str | None = Field(None, description="fast storage; submit says where a store lies elsewhere")
     master_suffix: str = Field("", description="appended to the first node's name for the rendezvous (JUWELS: i)")
 

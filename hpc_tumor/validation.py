@@ -62,7 +62,7 @@ def unknown_setting(name: str, known: Iterable[str]) -> str:
         others = f"{section} has: {_some(names)}."
     else:
         names = {**{full.rpartition(".")[2]: full for full in known}, **{item: item for item in sections}}
-        others = f"There are {', '.join([*(full for full in known if '.' not in full), *sections])}."
+        others = f"There are {_some([*sections, *(full for full in known if '.' not in full)])}."
     near = get_close_matches(last, names, n=1)
     return f"unknown setting {name!r}. " + (f"Did you mean {names[near[0]]!r}?" if near else others)
 
