@@ -107,8 +107,10 @@ class _Record:
         """This rank raised `error`. Where that only says that another one was lost, that one is the cause."""
         from hpc_tumor.training.watchdog import explain_loss
 
-        self._trace(traceback.format_exc())
         lost = explain_loss(error)  # which gives the other rank the time to record why it failed
+        if lost:
+            error.add_note(f"The cause: {lost.reason}")  # below the traceback, which tells of its consequence
+        self._trace("".join(traceback.format_exception(error)))
         with suppress(OSError):
             record_failure(
                 self._run, self._start, lost.rank if lost else self._rank, lost.reason if lost else _in_one_line(error)

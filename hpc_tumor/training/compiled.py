@@ -78,7 +78,7 @@ def _measured(setup: Setup) -> tuple[bool, str]:
     path = _cache() / f"{_key(setup)}.json"
     known = read_json(path)
     if known is not None and "gain" in known:
-        return _answer(float(known["gain"]), "as measured before")
+        return _answer(float(known["gain"]), "measured before")
     try:
         plain, left = _seconds(setup, copy.deepcopy(setup.bare)), _steps_left(setup)
         if plain * left < _WORTH:
