@@ -17,6 +17,7 @@ from hpc_tumor.console import out
 from hpc_tumor.errors import HpcTumorError, UsageError
 from hpc_tumor.options import (
     HOW,
+    LOOK,
     WHERE,
     AnyPatterns,
     Json,
@@ -326,10 +327,24 @@ def submit(
     cpus: Annotated[
         int | None, typer.Option(min=1, metavar="N", rich_help_panel=WHERE, help="CPUs for each GPU.")
     ] = None,
+    accumulate: Annotated[
+        int | None,
+        typer.Option(metavar="N", rich_help_panel=HOW, help="The same batch in N parts, which need less memory."),
+    ] = None,
     wait: Annotated[bool, flag("--wait", text="Stay, and show progress, to the end.", panel=HOW)] = False,
     dry_run: Annotated[bool, flag("--dry-run", text="Print plan and script; submit nothing.", panel=HOW)] = False,
     debug: Annotated[
-        bool, flag("--debug", text="One process in the foreground, a few batches; breakpoint() works.", panel=HOW)
+        bool, flag("--debug", text="One process in the foreground, a few batches; breakpoint() works.", panel=LOOK)
+    ] = False,
+    overfit: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", rich_help_panel=LOOK, help="With --debug: learn one batch, in N steps."),
+    ] = None,
+    anomaly: Annotated[
+        bool, flag("--anomaly", text="With --debug: name the layer that gives what is not finite.", panel=LOOK)
+    ] = False,
+    profile: Annotated[
+        bool, flag("--profile", text="Write a trace of a few steps, for ui.perfetto.dev.", panel=LOOK)
     ] = False,
     json: Json = False,
     verbose: Verbose = False,
@@ -342,7 +357,7 @@ def submit(
 
     hpc-tumor submit --job jobs/comparison.toml --data brats.zarr --data brain-mri.zarr
 
-    hpc-tumor submit --model cnn --data brain-mri.zarr --debug
+    hpc-tumor submit --model cnn --data brain-mri.zarr --debug --overfit 200
     """
     from hpc_tumor import launch
     from hpc_tumor.request import Request, make_experiments
@@ -353,19 +368,23 @@ def submit(
     }  # fmt: skip
     if debug:
         launch.check_debug(cluster, dry_run, wait, options)
+    else:
+        launch.check_no_debug(overfit, anomaly)
     # Too many GPUs are refused by the cluster's limits, before the batch that could not be divided among them.
-    profile = launch.choose_profile(cluster, gpus) if gpus and not debug else None
-    request = Request(job, model or [], seed or [], data or [], gpus, settings or [], debug)
+    chosen = launch.choose_profile(cluster, gpus) if gpus and not debug else None
+    request = Request(
+        job, model or [], seed or [], data or [], gpus, settings or [], debug, accumulate, profile, bool(overfit)
+    )
     experiments = make_experiments(request)
     if debug:
-        launch.debug(experiments, _folder(runs))
+        launch.debug(experiments, _folder(runs), overfit, anomaly)
         return
-    profile = profile or launch.choose_profile(cluster)
-    planned = launch.plan(experiments, profile, **options)
+    chosen = chosen or launch.choose_profile(cluster)
+    planned = launch.plan(experiments, chosen, **options)
     if dry_run:
-        launch.show_scripts(planned, profile, _folder(runs))
+        launch.show_scripts(planned, chosen, _folder(runs))
     else:
-        launch.submit(planned, profile, _folder(runs), wait)
+        launch.submit(planned, chosen, _folder(runs), wait)
 
 
 @app.command(rich_help_panel="Runs")

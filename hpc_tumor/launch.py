@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc_tumor import atomic
+from hpc_tumor.cluster.job import record_failure
 from hpc_tumor.cluster.logs import follow
 from hpc_tumor.cluster.plan import Plan, check_gpus, make_plan, refuse_options
 from hpc_tumor.cluster.profiles import LOCAL, default_profile, find_profile
@@ -50,6 +51,13 @@ def check_debug(cluster: str | None, dry_run: bool, wait: bool, options: dict[st
         if given:
             raise UsageError(f"--debug trains in the foreground, now: leave out {option}.")
     refuse_options("--debug stays on this machine", **options)
+
+
+def check_no_debug(overfit: int | None, anomaly: bool) -> None:
+    """Raises UsageError for what goes with --debug alone."""
+    for option, given in (("--overfit", overfit is not None), ("--anomaly", anomaly)):
+        if given:
+            raise UsageError(f"{option} is a way of debugging: add --debug, or leave it out.")
 
 
 def plan(experiments: Sequence[Experiment], profile: ClusterProfile, **options: Any) -> Planned:
@@ -230,10 +238,10 @@ def _for_each(verb: str, done: str, actions: list[tuple[RunDir, Callable[[], Any
         raise PartialFailure(f"{len(errors)} of {len(actions)} runs could not be {done}. The first, {first}: {why}")
 
 
-def debug(experiments: Sequence[Experiment], runs: Path) -> None:
-    """One run in this process, with a few batches, where breakpoint() works.
+def debug(experiments: Sequence[Experiment], runs: Path, overfit: int | None = None, anomaly: bool = False) -> None:
+    """One run in this process, with a few batches, where breakpoint() works; see `debug_run` for the other two.
 
-    One that is refused before it trains leaves no directory.
+    One that is refused before it trains leaves no directory; one that fails later says why in its own.
     """
     if len(experiments) != 1 or experiments[0].hardware.gpus != 1:
         raise UsageError(
@@ -248,9 +256,11 @@ def debug(experiments: Sequence[Experiment], runs: Path) -> None:
     run = RunDir.create(folder, experiments[0])
     atomic.write_json(run.provenance, collect_provenance(experiments[0]))
     try:
-        outcome = debug_run(experiments[0], run)
-    except HpcTumorError:
-        if not run.read_events():
+        outcome = debug_run(experiments[0], run, overfit, anomaly)
+    except HpcTumorError as error:
+        if run.read_events():
+            record_failure(run, 0, 0, str(error))
+        else:
             shutil.rmtree(run.path, ignore_errors=True)
             for parent in new:
                 with contextlib.suppress(OSError):

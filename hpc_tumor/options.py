@@ -46,7 +46,7 @@ def flag(*names: str, text: str, panel: str | None = None, callback: Callable[[b
     return typer.Option(*names, metavar=" ", help=text, rich_help_panel=panel, callback=callback)
 
 
-WHERE, HOW, SHOW = "Where", "How", "Output"
+WHERE, HOW, LOOK, SHOW = "Where", "How", "Debugging and profiling", "Output"
 Json = Annotated[bool, flag("--json", text="The result as JSON on standard output.", panel=SHOW, callback=set_json)]
 Verbose = Annotated[bool, flag("--verbose", text="Errors with their traceback.", panel=SHOW, callback=set_verbose)]
 Runs = Annotated[Path | None, typer.Option("--runs", metavar="DIR", help="Folder of the run directories; ./runs.")]

@@ -13,11 +13,16 @@ from hpc_tumor.console import out
 from hpc_tumor.errors import DataError, UsageError, unknown
 from hpc_tumor.models import MODELS
 from hpc_tumor.settings import JobFile, holds, merge, parse_assignments, read_job_file, resolve
+from hpc_tumor.training.mirror import check_tensorboard
 
 if TYPE_CHECKING:
     from hpc_tumor.data.store import Store
 
 DEBUG_BATCHES = 3  # of each part, where --debug is not told otherwise
+# One short epoch, in which a warm-up of several could not end.
+_DEBUG = {"recipe": {"epochs": 1, "warmup_epochs": 0}, "limit_batches": DEBUG_BATCHES, "hardware": {"gpus": 1}}
+# The same batch in each step is the same for the network, too, and nothing keeps it from learning it by heart.
+_OVERFIT = {"recipe": {"augment": False, "schedule": "none", "warmup_epochs": 0, "weight_decay": 0.0}}
 
 
 @dataclass(frozen=True)
@@ -31,10 +36,23 @@ class Request:
     gpus: int | None = None
     assignments: list[str] = field(default_factory=list)
     debug: bool = False
+    accumulate: int | None = None
+    profile: bool = False
+    overfit: bool = False
 
     def flag(self, name: str) -> str:
         """The option by which the setting of that dotted name was given."""
-        return next((option for option, (key, value) in self._options.items() if key == name and value), "--set")
+        return next((option for option, (key, _) in self._given.items() if key == name), "--set")
+
+    @property
+    def _given(self) -> dict[str, tuple[str, Any]]:
+        """Those of the options that were given."""
+        absent = (None, False)  # and empty lists; but 0 was given
+        return {
+            option: (name, value)
+            for option, (name, value) in self._options.items()
+            if value != [] and not any(value is nothing for nothing in absent)
+        }
 
     @property
     def _options(self) -> dict[str, tuple[str, Any]]:
@@ -44,14 +62,22 @@ class Request:
             "--data": ("data.store", self.stores),
             "--seed": ("seed", self.seeds),
             "--gpus": ("hardware.gpus", self.gpus),
+            "--accumulate": ("hardware.accumulate", self.accumulate),
+            "--profile": ("profile", self.profile),
         }
 
     def assigned(self) -> dict[str, Any]:
-        """The settings that --set gives. UsageError where an option of its own gives one of them, too."""
+        """What --set gives, and the options that each stand for one setting of all runs.
+
+        Raises UsageError where --set and an option of its own give the same setting.
+        """
         values = parse_assignments(self.assignments)
-        for option, (name, given) in self._options.items():
-            if given and holds(values, name):
+        for option, (name, value) in self._given.items():
+            if holds(values, name):
                 raise UsageError(f"{option} and --set {name} say the same thing twice: leave out one of them.")
+            section, _, last = name.rpartition(".")
+            if not isinstance(value, list):
+                values = merge(values, {section: {last: value}} if section else {last: value})
         return values
 
 
@@ -82,11 +108,7 @@ def make_experiments(request: Request) -> list[Experiment]:
 
 def _combinations(request: Request, job: JobFile | None) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """(settings from flags, settings from the job file) of each run. A flag takes the place of the file's own list."""
-    given = request.assigned()
-    if request.gpus is not None:
-        given = merge(given, {"hardware": {"gpus": request.gpus}})
-    if request.debug:
-        given = merge({"recipe": {"epochs": 1}, "limit_batches": DEBUG_BATCHES, "hardware": {"gpus": 1}}, given)
+    given = merge(_DEBUG if request.debug else {}, request.assigned(), _OVERFIT if request.overfit else {})
     models = [{"model": {"name": name}} for name in request.models] or [{}]
     seeds = [{"seed": seed} for seed in request.seeds] or [{}]
     for model, seed in product(models, seeds):
@@ -149,6 +171,8 @@ def _check(experiment: Experiment, opened: _Stores) -> None:
     if experiment.model.filters is not None and "filters" not in MODELS[name].options:
         takers = ", ".join(key for key, spec in MODELS.items() if "filters" in spec.options)
         raise UsageError(f"model.filters = {experiment.model.filters} is not for {name}: only {takers} take it.")
+    if experiment.tensorboard:
+        check_tensorboard()
     for side in _sides(experiment, store):
         MODELS[name].check_image_size(side)
     _check_split(experiment, store, opened)

@@ -15,6 +15,7 @@ import pytest
 
 from hpc_tumor import cli
 from hpc_tumor.cluster.queue import RunState
+from hpc_tumor.config import Experiment
 from hpc_tumor.data.phantom import make_phantom
 from hpc_tumor.data.prepare import READERS, prepare_dataset
 from hpc_tumor.errors import PartialFailure, TrainingError, UsageError
@@ -93,6 +94,11 @@ UNET = ("submit", "--model", "unet", "--data", "data/brats.zarr")
         ((*UNET, "--set", "fold=0"), 3, ("5 folds need at least 5",)),
         ((*UNET, "--debug", "--dry-run"), 2, ("--debug", "leave out --dry-run")),
         ((*UNET, "--debug", "--time", "1h"), 2, ("--time", "--debug")),
+        ((*UNET, "--overfit", "9"), 2, ("--overfit", "add --debug")),
+        ((*UNET, "--anomaly", "--dry-run"), 2, ("--anomaly", "add --debug")),
+        ((*UNET, "--debug", "--overfit", "0"), 2, ("--overfit",)),
+        ((*UNET, "--accumulate", "0"), 2, ("--accumulate: hardware.accumulate = 0",)),
+        ((*UNET, "--profile", "--set", "profile=false"), 2, ("--profile and --set profile",)),
         ((*UNET, "--time", "1h"), 2, ("--time", "this machine")),
         ((*UNET, "--gpus", "1000", "--cluster", "local-test"), 2, ("--gpus 1000", "local-test", "at most 2 nodes")),
         ((*UNET, "--set", "store=x.zarr"), 2, ("--data and --set data.store",)),
@@ -261,8 +267,15 @@ def _on_a_terminal(**variables: str) -> str:
 
 @pytest.mark.parametrize(
     "arguments",
-    [("--help",), (*UNET, "--dry-run", "--cluster", "local-test"), ("status",), ("collect",), ("clusters",)],
-    ids=lambda arguments: arguments[0],
+    [
+        ("--help",),
+        ("submit", "--help"),
+        (*UNET, "--dry-run", "--cluster", "local-test"),
+        ("status",),
+        ("collect",),
+        ("clusters",),
+    ],
+    ids=lambda arguments: " ".join(arguments[:2]),
 )
 def test_torch_is_not_loaded(arguments: tuple[str, ...], work: Path) -> None:
     (work / "runs").mkdir()
@@ -305,8 +318,9 @@ def test_debugging_is_one_short_run_in_this_process(
 ) -> None:
     seen = []
 
-    def debug_run(experiment: object, run: RunDir) -> str:
+    def debug_run(experiment: object, run: RunDir, overfit: int | None, anomaly: bool) -> str:
         seen.append((experiment, run, os.getpid()))
+        assert (overfit, anomaly) == (None, False)
         return "finished"
 
     monkeypatch.setitem(sys.modules, "hpc_tumor.training.debug", SimpleNamespace(debug_run=debug_run))
@@ -319,6 +333,38 @@ def test_debugging_is_one_short_run_in_this_process(
     capsys.readouterr()
     assert cli.main(["status", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == []  # not among the runs that are compared
+
+
+def test_one_batch_that_is_not_learned_is_a_failure_and_no_result(capsys: Captured, work: Path) -> None:
+    command = [*UNET, "--debug", "--overfit", "2", "--anomaly", "--set", "filters=4", "--set", "learning_rate=1e-9"]
+    assert cli.main(command) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "error: one batch was not learned in 2 steps" in shown.err
+    assert "Traceback" not in shown.err
+    (run,) = (work / "runs" / "debug").iterdir()
+    assert not (run / "result.json").exists()
+    assert cli.main(["status", "--runs", "runs/debug", "--json"]) == 0
+    (told,) = json.loads(capsys.readouterr().out)
+    assert told["state"] == "failed"
+    assert "not learned" in told["reason"]
+    assert cli.main(["collect", "runs/debug", "--json"]) == 0
+    collected = capsys.readouterr().out
+    assert run.name in collected
+    assert [item["run"] for item in json.loads(collected)["unfinished"]] == [run.name]
+
+
+def test_options_of_debugging_reach_it(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    def debug_run(experiment: Experiment, run: RunDir, overfit: int | None, anomaly: bool) -> str:
+        assert (experiment.hardware.accumulate, experiment.profile) == (2, True)
+        assert not experiment.recipe.weight_decay
+        assert (overfit, anomaly) == (7, True)
+        return "learned"
+
+    monkeypatch.setitem(sys.modules, "hpc_tumor.training.debug", SimpleNamespace(debug_run=debug_run))
+    options = ("--overfit", "7", "--anomaly", "--accumulate", "2", "--profile")
+    assert cli.main([*UNET, "--debug", *options, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["outcome"] == "learned"
 
 
 def state(name: str, what: str) -> RunState:
@@ -349,7 +395,7 @@ def test_a_run_that_ended_is_not_cancelled(capsys: Captured, work: Path) -> None
 def test_a_debug_run_refused_before_it_trains_leaves_nothing(
     capsys: Captured, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(experiment: object, run: RunDir) -> str:
+    def refuse(experiment: object, run: RunDir, overfit: int | None, anomaly: bool) -> str:
         raise UsageError("no")
 
     monkeypatch.setitem(sys.modules, "hpc_tumor.training.debug", SimpleNamespace(debug_run=refuse))

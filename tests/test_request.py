@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,52 @@ def test_debugging_is_short_unless_told_otherwise(stores: list[Path]) -> None:
     assert (told.recipe.epochs, told.limit_batches) == (2, None)
 
 
+def test_debugging_takes_a_recipe_with_a_warm_up(stores: list[Path], tmp_path: Path) -> None:
+    job = tmp_path / "job.toml"
+    job.write_text("[recipe]\nwarmup_epochs = 5\n")
+    (found,) = make_experiments(Request(str(job), models=["unet"], stores=stores, debug=True))
+    assert (found.recipe.epochs, found.recipe.warmup_epochs) == (1, 0)
+    (whole,) = make_experiments(Request(str(job), models=["unet"], stores=stores))
+    assert whole.recipe.warmup_epochs == 5
+
+
+def test_one_batch_is_learned_without_what_changes_or_hinders_it(stores: list[Path]) -> None:
+    (usual,) = make_experiments(Request(models=["vit"], stores=stores, debug=True))
+    assert (usual.recipe.augment, usual.recipe.schedule) == (True, "step")
+    for assignments in ([], ["augment=true"]):
+        request = Request(models=["vit"], stores=stores, assignments=assignments, debug=True, overfit=True)
+        (found,) = make_experiments(request)
+        assert (found.recipe.augment, found.recipe.schedule, found.recipe.weight_decay) == (False, "none", 0)
+        assert found.recipe.learning_rate == usual.recipe.learning_rate
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_options_for_parts_of_a_batch_and_for_a_trace(stores: list[Path], debug: bool) -> None:
+    (found,) = make_experiments(Request(models=["unet"], stores=stores, debug=debug, accumulate=4, profile=True))
+    assert (found.hardware.accumulate, found.profile) == (4, True)
+    (usual,) = make_experiments(Request(models=["unet"], stores=stores, debug=debug))
+    assert (usual.hardware.accumulate, usual.profile) == (1, False)
+    assigned = ["accumulate=2", "profile=true"]
+    (same,) = make_experiments(Request(models=["unet"], stores=stores, debug=debug, assignments=assigned))
+    assert (same.hardware.accumulate, same.profile) == (2, True)
+
+
+@pytest.mark.parametrize("parts", [0, -1, 5000])
+def test_a_wrong_number_of_parts_is_blamed_on_its_option(stores: list[Path], parts: int) -> None:
+    with pytest.raises(UsageError, match=rf"^--accumulate: hardware\.accumulate = {parts}: "):
+        make_experiments(Request(models=["unet"], stores=stores, accumulate=parts))
+
+
+def test_tensorboard_that_is_missing_is_refused_at_once(stores: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    request = Request(models=["unet"], stores=stores, assignments=["tensorboard=true"])
+    (found,) = make_experiments(request)
+    assert found.tensorboard
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(UsageError, match=r"pip install 'hpc-tumor\[tensorboard\]'"):
+        make_experiments(request)
+    assert make_experiments(Request(models=["unet"], stores=stores))
+
+
 def test_a_relative_store_is_made_absolute(stores: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(stores[0].parent)
     (experiment,) = make_experiments(Request(models=["unet"], stores=[Path("a.zarr")]))
@@ -118,6 +165,10 @@ def test_an_option_and_an_assignment_of_the_same_setting_contradict(stores: list
         make_experiments(Request(models=["unet"], stores=stores, assignments=["store=other.zarr"]))
     with pytest.raises(UsageError, match="--seed and --set seed"):
         make_experiments(Request(models=["unet"], stores=stores, seeds=[1], assignments=["seed=2"]))
+    with pytest.raises(UsageError, match=r"--accumulate and --set hardware\.accumulate"):
+        make_experiments(Request(models=["unet"], stores=stores, accumulate=2, assignments=["accumulate=2"]))
+    with pytest.raises(UsageError, match="--profile and --set profile"):
+        make_experiments(Request(models=["unet"], stores=stores, profile=True, assignments=["profile=false"]))
 
 
 def test_errors_name_where_the_value_came_from(

@@ -100,13 +100,14 @@ class PlainTraining:
     optimizer: torch.optim.Optimizer
     loss: nn.Module
 
-    def step(self, images: Tensor, targets: Tensor) -> Tensor:
-        """One step on images and targets as `plain_tensors` gives them; the logits."""
+    def step(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """One step on images and targets as `plain_tensors` gives them; the logits, and the loss."""
         self.optimizer.zero_grad()
-        logits: Tensor = self.network(images)
-        self.loss(logits, targets).backward()
+        logits = self.network(images)
+        loss = self.loss(logits, targets)
+        loss.backward()
         self.optimizer.step()
-        return logits.detach()
+        return logits.detach(), loss.detach()
 
 
 def plain_training(experiment: Experiment, device: torch.device) -> PlainTraining:
@@ -208,16 +209,15 @@ def own_training(experiment: Experiment, runs: Path, distributed: Distributed) -
 
 def seconds_of(step: Callable[[], Any], device: torch.device, seconds: float) -> float:
     """Mean seconds of a step, over about so many seconds of steps, and at least one."""
-    began, steps, passed = now(device), 0, 0.0
-    while passed < seconds:
+    began, steps = now(device), 0
+    while not steps or time.perf_counter() - began < seconds:
         step()
         steps += 1
-        passed = time.perf_counter() - began
     return (now(device) - began) / steps
 
 
 def names_of(text: str, among: Iterable[str] = MODELS) -> list[str]:
-    """Names as they are given on the command line, with commas between them, or `all`. SystemExit for an unknown one."""
+    """Names as they are given on the command line, with commas between them, or `all`. Unknown: SystemExit."""
     known = list(among)
     names = known if text == "all" else text.split(",")
     if wrong := [name for name in names if name not in known]:

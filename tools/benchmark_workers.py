@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -68,10 +69,8 @@ class Worker:
     def close(self) -> None:
         """Let it end."""
         assert self._process.stdin is not None
-        try:
+        with suppress(BrokenPipeError):  # it ended by itself
             self._process.stdin.close()
-        except BrokenPipeError:  # it ended by itself
-            pass
         self._process.wait()
         self._said.close()
 

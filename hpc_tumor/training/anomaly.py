@@ -97,10 +97,10 @@ class _Watch:
     def _after(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         entered, label, outputs = self._entered.pop(), self._labels[module], _tensors(output)
         if bad := _bad(outputs):
-            weights = _bad(list(module.parameters()))
-            why = (
-                f"its weights are not finite ({weights})" if weights else "what it was given is, and so are its weights"
-            )
+            weights = list(module.parameters())
+            why = f"what it was given is, up to {_largest(_tensors(inputs))}"
+            why += f", and so are its weights, up to {_largest(weights)}" if weights else ""
+            why = f"its weights are not finite either ({_bad(weights)})" if _bad(weights) else why
             raise TrainingError(f"the output of {label} is not finite {self.place()} ({bad}); {why}.")
         self._follow(outputs, entered, label)
 
@@ -147,6 +147,11 @@ def _bad(tensors: Iterable[Tensor | None]) -> str:
     there = [tensor for tensor in tensors if tensor is not None and tensor.is_floating_point()]
     bad = sum(int((~tensor.isfinite()).sum()) for tensor in there)
     return f"{bad:,} of {sum(tensor.numel() for tensor in there):,} values" if bad else ""
+
+
+@torch.no_grad()
+def _largest(tensors: Iterable[Tensor]) -> str:
+    return f"{max((float(tensor.abs().max()) for tensor in tensors if tensor.numel()), default=0.0):.3g}"
 
 
 @contextmanager

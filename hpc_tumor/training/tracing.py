@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -67,7 +68,11 @@ class Tracer:
             activities = [ProfilerActivity.CPU]
             if self._setup.distributed.device.type == "cuda":
                 activities.append(ProfilerActivity.CUDA)
-            self._profile = profile(activities=activities, record_shapes=True, profile_memory=True)
+            # Its library reports stages and missing drivers, in lines that mean nothing to a reader of the log.
+            os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+            # On CPUs torch warns of each block of memory that is freed in the trace, but was there before.
+            memory = self._setup.distributed.device.type == "cuda"
+            self._profile = profile(activities=activities, record_shapes=True, profile_memory=memory)
             self._profile.__enter__()
             self._watched, self._setup.watched = self._setup.watched, self._begin_part
 

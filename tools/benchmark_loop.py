@@ -1,0 +1,160 @@
+"""What benchmark_training.py measures of the training loop: the loop itself, augmentation, checkpoints."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from benchmark_networks import CPU_BATCH, OwnTraining, experiment_of, own_training, seconds_of
+from benchmark_workers import Answer, Job
+
+from hpc_tumor.config import Experiment
+from hpc_tumor.data.loader import Batch
+from hpc_tumor.models import MODELS
+from hpc_tumor.training.checkpoint import random_state, write_checkpoint
+from hpc_tumor.training.distributed import Distributed
+from hpc_tumor.training.evaluate import network_input
+from hpc_tumor.training.heartbeat import Heartbeat
+from hpc_tumor.training.loop import train_epoch
+from hpc_tumor.training.setup import Setup
+from hpc_tumor.training.step import augmented
+
+CPU = torch.device("cpu")
+MOST_STEPS = 8  # of an epoch
+WARM = 3  # steps before the first that counts
+
+
+def experiment_for(job: Job, **settings: Any) -> Experiment:
+    """The experiment that a job asks for."""
+    task = MODELS[job["network"]].task
+    return experiment_of(
+        job["network"], Path(job["store"]),
+        model={"filters": job["filters"]} if task == "segmentation" else {},
+        recipe={"batch_size": job["batch"] or CPU_BATCH[task], **settings.pop("recipe", {})}, **settings,
+    )  # fmt: skip
+
+
+class PartClock:
+    """Seconds of each part of the steps of an epoch, as `Setup.mark` names them; its first step stands apart."""
+
+    def __init__(self) -> None:
+        self._marks: list[tuple[str, float]] = []
+
+    def __call__(self, part: str) -> None:
+        self._marks.append((part, time.perf_counter()))
+
+    def read(self) -> dict[str, Any]:
+        """Seconds by part of all steps but the first, of the whole step, of the first, and of the epoch's end.
+
+        The last mark was made when the epoch was over; the part between backward and agree is called norm.
+        """
+        marks = self._marks
+        starts = [index for index, (part, _) in enumerate(marks) if part == "data"]
+        steps, began = len(starts) - 2, marks[starts[1]][1]
+        parts: dict[str, float] = {}
+        for (part, at), (following, then) in zip(
+            marks[starts[1] : starts[-1]], marks[starts[1] + 1 : starts[-1] + 1], strict=True
+        ):
+            name = "norm" if following == "agree" else part
+            parts[name] = parts.get(name, 0.0) + (then - at) / steps
+        of_steps = marks[starts[-1]][1] - began
+        step = of_steps / steps
+        first = began - marks[starts[0]][1] - step  # what it takes longer than the others
+        return {"parts": parts, "loop": step, "first": first, "end": marks[-1][1] - marks[starts[-1]][1]}
+
+
+def bare_step(setup: Setup, batch: Batch) -> None:
+    """The same network, precision, loss and optimizer, and nothing else."""
+    setup.optimizer.zero_grad(set_to_none=True)
+    with setup.precision.autocast():
+        outputs = setup.model(network_input(batch.images, setup.experiment.hardware.channels_last, setup.channels))
+    setup.loss(outputs, batch.targets).mean().backward()
+    setup.optimizer.found_inf = None  # type: ignore[attr-defined]  # a step of the loop leaves its own there
+    setup.optimizer.step()
+
+
+def loop_worker(job: Job) -> Answer:
+    """Seconds of a bare step and of one of the loop, in turns, and of the parts of the latter."""
+    training = _warm(experiment_for(job, limit_batches=MOST_STEPS), job)
+    setup = training.setup
+    whole = len(setup.train.part) // setup.experiment.recipe.batch_size
+    if whole < MOST_STEPS:  # no batch may be smaller than the others
+        if whole < 2:
+            raise SystemExit(
+                f"the store has only {len(setup.train.part)} samples to train on: choose a smaller --batch"
+            )
+        setup.experiment = setup.experiment.model_copy(update={"limit_batches": whole})
+        setup.steps = setup.train.steps(whole)
+    heartbeat = Heartbeat(setup)
+
+    def answer(_: str) -> dict[str, float]:
+        bare = seconds_of(lambda: bare_step(setup, training.batch), CPU, job["seconds"])
+        read: list[dict[str, Any]] = []
+        began = time.perf_counter()
+        while not read or time.perf_counter() - began < job["seconds"]:
+            read.append(_epoch(setup, heartbeat))
+        mean = {key: sum(one[key] for one in read) / len(read) for key in ("loop", "first", "end")}
+        parts = {part: sum(one["parts"][part] for one in read) / len(read) for part in read[0]["parts"]}
+        checks = parts["norm"] + parts["agree"]
+        return {"bare": bare, **mean, "data": parts["data"], "checks": checks, "metrics": parts["metrics"]}
+
+    return answer
+
+
+def _epoch(setup: Setup, heartbeat: Heartbeat) -> dict[str, Any]:
+    """One epoch of the loop, over and over the same one."""
+    clock = PartClock()
+    setup.watched = clock
+    train_epoch(setup, heartbeat)
+    clock("end")
+    setup.watched, setup.state.step = None, 0
+    return clock.read()
+
+
+def augmentation_worker(job: Job) -> Answer:
+    """Seconds of augmenting a batch, and of a step without that."""
+    training = _warm(experiment_for(job, recipe={"augment": True}), job)
+
+    def answer(_: str) -> dict[str, float]:
+        batch = seconds_of(lambda: augmented(training.setup, training.batch), CPU, job["seconds"] / 2)
+        step = seconds_of(lambda: bare_step(training.setup, training.batch), CPU, job["seconds"])
+        return {"augmentation": batch, "step": step}
+
+    return answer
+
+
+def checkpoint_worker(job: Job) -> Answer:
+    """Seconds that a checkpoint takes: for its copy, of training, if written at once, and of the steps beside it."""
+    training = _warm(experiment_for(job), job)
+    setup, run = training.setup, training.setup.run
+
+    def answer(_: str) -> dict[str, float]:
+        alone = seconds_of(training.step, CPU, job["seconds"])
+        before, began, steps = len(run.read_events("checkpoint")), time.perf_counter(), 0
+        setup.save_last()
+        stall = time.perf_counter() - began
+        while len(run.read_events("checkpoint")) == before:
+            training.step()
+            steps += 1
+        beside = time.perf_counter() - began - stall
+        setup.settle()
+        event = run.read_events("checkpoint")[-1]
+        began = time.perf_counter()
+        states = [random_state(CPU)]
+        write_checkpoint(run.checkpoints / "at-once.pt", setup.state, setup.identity, setup._contents(states))
+        written = time.perf_counter() - began
+        return {
+            "copy": event["stall_s"], "stall": stall, "written": written, "seconds": event["seconds"],
+            "taken": beside - steps * alone,
+        }  # fmt: skip
+
+    return answer
+
+
+def _warm(experiment: Experiment, job: Job) -> OwnTraining:
+    training = own_training(experiment, Path(job["runs"]), Distributed())
+    for _ in range(WARM):
+        training.step()
+    return training
