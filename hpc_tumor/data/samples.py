@@ -99,9 +99,23 @@ class ImagePart:
 
     def deliver(self, request: Request) -> tuple[Tensor, Tensor]:
         (grey,) = self.rows.take(request)
-        images = resize(torch.div(grey.unsqueeze(1), 255), self.image_size)
+        if grey.device.type == "cpu" and grey.shape[-2:] == (2 * self.image_size, 2 * self.image_size):
+            images = halve(grey).unsqueeze(1)
+        else:
+            images = resize(torch.div(grey.unsqueeze(1), 255), self.image_size)
         self.rows.release(request)
         return images, self.classes[torch.from_numpy(request.positions)].to(self.device)
+
+
+def halve(grey: Tensor) -> Tensor:
+    """Bytes `(N, 2h, 2w)` → means over 2×2 pixels in [0, 1], `(N, h, w)`, as `resize` gives them.
+
+    In a third of its time on a CPU: sums of rows are of 16 bits, and two neighbouring columns are one number of 32.
+    """
+    n, height, width = grey.shape
+    rows = grey.view(n, height // 2, 2, width)
+    sums = (rows[:, :, 0].to(torch.int16) + rows[:, :, 1]).view(torch.int32)
+    return ((sums & 0xFFFF) + (sums >> 16)).float().mul_(1 / (4 * 255))
 
 
 def resize(images: Tensor, size: int) -> Tensor:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from hpc_tumor.models import checks
 from hpc_tumor.models.dropout import Dropout
 from hpc_tumor.models.grey import FirstConv2d
+from hpc_tumor.models.mish_pool import MishPool
 
 SMALLEST = 69  # pixels per side that leave 1×1 after the last pooling
 
@@ -62,14 +61,3 @@ class CNN(nn.Module):
 def _normed(conv: nn.Conv2d) -> tuple[nn.Module, ...]:
     # The convolution keeps the bias that batch norm makes redundant: the published count includes it.
     return conv, nn.BatchNorm2d(conv.out_channels)
-
-
-class MishPool(nn.Module):
-    """Mish, then a 2×2 max-pool."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu":
-            return F.max_pool2d(F.mish(x), 2)
-        # Mish falls to its minimum at -1.19 and rises from there: its largest value over a window is that of the
-        # window's largest or smallest input. So half as many values of an activation that is dear on CPUs will do.
-        return torch.maximum(F.mish(F.max_pool2d(x, 2)), F.mish(-F.max_pool2d(-x, 2)))

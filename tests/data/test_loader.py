@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpc_tumor.data.loader import BatchLoader, epoch_order
-from hpc_tumor.data.samples import ImagePart, SlicePart, resize
+from hpc_tumor.data.samples import ImagePart, SlicePart, halve, resize
 
 CPU = torch.device("cpu")
 
@@ -142,6 +142,16 @@ def test_shrinking_keeps_the_mean() -> None:
     images = torch.rand(2, 1, 256, 256)
     torch.testing.assert_close(resize(images, 128).mean((2, 3)), images.mean((2, 3)), atol=1e-6, rtol=0)
     assert resize(images, 300).shape == (2, 1, 300, 300)
+
+
+@settings(max_examples=20, deadline=None)
+@given(n=st.integers(1, 3), height=st.integers(1, 9), width=st.integers(1, 9), seed=st.integers(0, 99))
+def test_halving_bytes_is_resizing_them(n: int, height: int, width: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    grey = torch.randint(0, 256, (n, 2 * height, 2 * width), generator=generator).to(torch.uint8)
+    expected = torch.nn.functional.avg_pool2d(grey.double().unsqueeze(1), 2).squeeze(1) / 255
+    torch.testing.assert_close(halve(grey), expected.float(), rtol=0, atol=1e-6)
+    assert halve(torch.full((1, 2, 2), 255, dtype=torch.uint8)).item() == pytest.approx(1, abs=1e-7)
 
 
 def test_epochs_have_orders_of_their_own() -> None:
