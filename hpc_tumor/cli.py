@@ -447,12 +447,20 @@ def cancel(
 
 @app.command(rich_help_panel="Runs")
 def resume(
-    patterns: Patterns, runs: Runs = None, yes: Yes = False, json: Json = False, verbose: Verbose = False
+    patterns: Patterns,
+    runs: Runs = None,
+    gpus: Annotated[int | None, typer.Option(min=1, metavar="N", help="Another number of GPUs from here on.")] = None,
+    yes: Yes = False,
+    json: Json = False,
+    verbose: Verbose = False,
 ) -> None:
-    """Start runs again that ended without a result; they go on from their last checkpoint."""
+    """Start runs again that ended without a result; they go on from their last checkpoint.
+
+    With --gpus N they go on at the same sample on another number of GPUs; the global batch stays.
+    """
     from hpc_tumor.launch import resume_runs
 
-    resume_runs(_find(runs, patterns), yes)
+    resume_runs(_find(runs, patterns), yes, gpus)
 
 
 @app.command(rich_help_panel="Runs")

@@ -6,11 +6,13 @@ Everything is refused at construction, with a message that names the setting, th
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from hpc_tumor.errors import UsageError
 from hpc_tumor.validation import Settings
 
 Task = Literal["classification", "segmentation"]
@@ -192,6 +194,12 @@ class Experiment(Settings):
                 " choose fewer GPUs or a larger batch"
             )
         return self
+
+    def check_classes(self, classes: Sequence[str]) -> None:
+        """Raises UsageError where the best epoch is to be chosen by a class that is none of a store's."""
+        name = (self.best_by or "").partition("_")[2]
+        if classes and name and name not in classes:
+            raise UsageError(f"best_by = {self.best_by!r}: the store has no class {name!r}, but {', '.join(classes)}.")
 
     @property
     def split(self) -> str:

@@ -206,13 +206,13 @@ def cancel_runs(runs: Sequence[RunDir], yes: bool) -> None:
     _for_each("cancel", "cancelled", [(state.run, partial(cancel, state)) for state in chosen], yes)
 
 
-def resume_runs(runs: Sequence[RunDir], yes: bool) -> None:
+def resume_runs(runs: Sequence[RunDir], yes: bool, gpus: int | None = None) -> None:
     """Start those of the runs again that ended without a result."""
     from hpc_tumor.cluster.submit import resume_run
 
     states = read_states(runs)
     chosen = states if len(states) == 1 else [state for state in states if state.state not in (*OPEN, "finished")]
-    _for_each("resume", "resumed", [(state.run, partial(resume_run, state.run)) for state in chosen], yes)
+    _for_each("resume", "resumed", [(state.run, partial(resume_run, state.run, gpus)) for state in chosen], yes)
 
 
 def _for_each(verb: str, done: str, actions: list[tuple[RunDir, Callable[[], Any]]], yes: bool) -> None:

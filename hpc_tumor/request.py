@@ -175,6 +175,8 @@ def _check(experiment: Experiment, opened: _Stores) -> None:
         check_tensorboard()
     for side in _sides(experiment, store):
         MODELS[name].check_image_size(side)
+    if experiment.task == "classification":
+        experiment.check_classes(store.classes)
     _check_split(experiment, store, opened)
 
 

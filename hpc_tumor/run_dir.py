@@ -95,6 +95,10 @@ class RunDir:
         """The checkpoint after that epoch, where it is one of those that are kept for good."""
         return self.checkpoints / f"epoch-{epoch:04}.pt"
 
+    def kept_checkpoints(self) -> list[Path]:
+        """The checkpoints that are kept for good, in no order."""
+        return list(self.checkpoints.glob("epoch-*.pt"))
+
     def broken_batch(self, epoch: int, step: int, rank: int) -> Path:
         """Where a rank keeps its share of a batch whose loss or gradients were not finite."""
         return self.checkpoints / f"nonfinite-epoch-{epoch}-step-{step}.rank-{rank}.pt"
@@ -109,6 +113,12 @@ class RunDir:
         if values is None:
             raise UsageError(f"{self.path} is not a run directory: it holds no readable {self.config.name}.")
         return build(Experiment, values, where=str(self.config))
+
+    def set_gpus(self, gpus: int) -> None:
+        """Change the number of ranks. UsageError where the batch cannot be divided among them."""
+        values = self.experiment().model_dump(mode="json")
+        values["hardware"]["gpus"] = gpus
+        atomic.write_json(self.config, build(Experiment, values, where="--gpus").model_dump(mode="json"))
 
     def write_status(self, **values: Any) -> None:
         """Replace the heartbeat, stamped with the time in seconds since 1970."""

@@ -47,8 +47,9 @@ class StopFlag:
             return None
         reason = next((name for name in self._came if name != "USR2"), "USR2")
         if self._run is not None:
-            self._run.add_event("signal", signal=reason)
-            self._run = None
+            run, self._run = self._run, None
+            with suppress(OSError):  # a full disk must not keep the checkpoint from being tried
+                run.add_event("signal", signal=reason)
         return reason
 
     def wait(self, seconds: float, after: str | None = None) -> str | None:

@@ -25,7 +25,7 @@ import hpc_tumor
 from hpc_tumor import atomic
 from hpc_tumor.cluster.job import TrainingJob
 from hpc_tumor.cluster.local import LocalRun, rank_variables
-from hpc_tumor.cluster.plan import Plan
+from hpc_tumor.cluster.plan import Plan, make_plan
 from hpc_tumor.cluster.profiles import LOCAL
 from hpc_tumor.cluster.queue import read_states
 from hpc_tumor.cluster.slurm import cancel_job, slurm_words
@@ -82,11 +82,14 @@ def job_script(
     return _script(run, profile, plan)
 
 
-def resume_run(run: RunDir) -> Submission:
+def resume_run(run: RunDir, gpus: int | None = None) -> Submission:
     """Start a run again in its own directory, with the same plan; it goes on from its last checkpoint.
 
+    Args:
+        gpus: as many from now on, in place of those that it had; the global batch stays.
+
     Raises:
-        UsageError: it is queued, running or finished, or was never submitted.
+        UsageError: it is queued, running or finished, or was never submitted; or so many GPUs cannot be had.
         ClusterError: SLURM is not there, or refuses; the run is left as it was.
     """
     job = read_json(run.job)
@@ -99,12 +102,27 @@ def resume_run(run: RunDir) -> Submission:
     _checked(run.path.parent, profile)
     logged = (int(path.name.split(".")[1]) for path in run.logs.glob("rank-*.*.out"))
     start = 1 + max([int(job.get("start", 0)), *logged])
-    before = run.job.read_bytes()
+    plan = Plan(**job["plan"])
+    before = {path: path.read_bytes() for path in (run.job, run.config)}
     try:
-        return _launch(run, profile, Plan(**job["plan"]), start, earlier=[*job.get("earlier", []), job.get("job_id")])
+        if gpus is not None and gpus != plan.gpus:
+            plan = _with_gpus(plan, profile, gpus)
+            run.set_gpus(gpus)
+        return _launch(run, profile, plan, start, earlier=[*job.get("earlier", []), job.get("job_id")])
     except BaseException:
-        atomic.write_bytes(run.job, before)
+        for path, contents in before.items():
+            atomic.write_bytes(path, contents)
         raise
+
+
+def _with_gpus(plan: Plan, profile: ClusterProfile, gpus: int) -> Plan:
+    """The plan for another number of GPUs, with the same time, on whose account and where."""
+    if profile.name == LOCAL:
+        return make_plan(profile, gpus)
+    return make_plan(
+        profile, gpus, walltime=plan.walltime, account=plan.account, partition=plan.partition, qos=plan.qos,
+        constraint=plan.constraint,
+    )  # fmt: skip
 
 
 def _launch(

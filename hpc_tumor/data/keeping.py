@@ -10,9 +10,10 @@ from __future__ import annotations
 import mmap
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -78,7 +79,7 @@ def keep_rows(
     n: int,
     device: torch.device,
     ranks: Ranks = ALONE,
-    taken: int = 0,
+    taken: Mapping[str, int] = MappingProxyType({}),
 ) -> tuple[Kept | None, str]:
     """Memory to keep `n` rows in, each like `like[i][0]`, and where it is in words; None where they do not fit.
 
@@ -86,7 +87,7 @@ def keep_rows(
 
     Args:
         where: auto takes the GPU's memory where they fit, else the host's, else none.
-        taken: bytes that this run keeps already, within the same limit.
+        taken: bytes that this run keeps already, by place ("gpu", "host"), within the same limit.
         limit_gb: most that may be used; absent: GPU_SHARE of the GPU, HOST_SHARE of what the node has free.
 
     Raises UsageError where the place that was asked for does not exist or is too small.
@@ -96,19 +97,15 @@ def keep_rows(
     if where == "gpu" and device.type != "cuda":
         raise UsageError("data.keep = 'gpu', but this run trains on the CPU: choose host, auto or none.")
     if where in ("auto", "gpu") and device.type == "cuda":
-        room = (
-            limit_gb * 1e9
-            if limit_gb is not None
-            else GPU_SHARE * torch.cuda.get_device_properties(device).total_memory
-        )
+        room = _room_on_gpu(limit_gb, device, taken.get("gpu", 0))
         if all(ranks.exchange(need <= room)):
             tensors = [torch.from_numpy(array[:0]).to(device).new_empty((n, *array.shape[1:])) for array in like]
             return Kept(tensors, np.zeros(n, np.uint8)), f"{size} kept in the GPU's memory"
         if where == "gpu":
             raise _too_small(where, size, room)
     if where in ("auto", "host"):
-        room = limit_gb * 1e9 - taken if limit_gb is not None else HOST_SHARE * available_memory()
-        shared = _share(need + n + _ALIGNED * (len(like) + 1), room, ranks)
+        limit = HOST_SHARE * available_memory() if limit_gb is None else limit_gb * 1e9 - taken.get("host", 0)
+        shared = _share(need + n + _ALIGNED * (len(like) + 1), limit, ranks)
         if shared is not None:
             memory, index, count = shared
             there, *arrays = _carve(memory, [np.empty((1, 1), np.uint8), *like], n)
@@ -116,8 +113,14 @@ def keep_rows(
             copies = "one copy for the ranks of a node" if count > 1 else "one copy"
             return Kept(tensors, there[:, 0], index=index, count=count), f"{size} kept in the host's memory, {copies}"
         if where == "host":
-            raise _too_small(where, size, room)
+            raise _too_small(where, size, limit)
     return None, "read from the store in every epoch"
+
+
+def _room_on_gpu(limit_gb: float | None, device: torch.device, taken: int) -> float:
+    """Bytes that may still be kept there: no more than are free, since others may be using it, too."""
+    free, total = torch.cuda.mem_get_info(device)
+    return min(free, (GPU_SHARE * total if limit_gb is None else limit_gb * 1e9) - taken)
 
 
 def _too_small(where: str, size: str, room: float) -> UsageError:

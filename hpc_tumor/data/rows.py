@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from hpc_tumor.data.keeping import Kept
+from hpc_tumor.data.per_image import on_device
 
 Arrays = tuple[np.ndarray, ...]
 FILL_AT_ONCE = 64  # samples
@@ -92,7 +93,7 @@ class Rows:
             return tuple(self._to_device(tensor[:n]) for tensor in request.buffer.tensors)
         if len(missing):
             if kept.on_device:
-                places = torch.from_numpy(missing).to(self.device)
+                places = on_device(missing, self.device)
                 for tensor, new in zip(kept.tensors, request.buffer.tensors, strict=True):
                     tensor.index_copy_(0, places, self._to_device(new[: len(missing)]))
             else:
@@ -100,7 +101,7 @@ class Rows:
                     array[missing] = rows
             kept.add(missing)
         if kept.on_device:
-            places = torch.from_numpy(request.positions).to(self.device)
+            places = on_device(request.positions, self.device)
             return tuple(tensor.index_select(0, places) for tensor in kept.tensors)
         places = torch.from_numpy(request.positions)
         pairs = zip(kept.tensors, request.buffer.tensors, strict=True)
@@ -114,8 +115,8 @@ class Rows:
             request.buffer.copied.record()
         self._free.append(request.buffer)
 
-    def fill(self) -> None:
-        """Read what is to be kept and no batch of this process has asked for."""
+    def fill(self, alive: Callable[[], None]) -> None:
+        """Read what is to be kept and no batch of this process has asked for. `alive` is called now and then."""
         if self.kept is None:
             return
         missing = self.kept.share_of_missing()
@@ -124,6 +125,7 @@ class Rows:
             self.wait(request)
             self.take(request)
             self.release(request)
+            alive()
 
     def _buffer(self, n: int) -> Buffer:
         while self._free:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hpc_tumor.data.per_image import on_device
 from hpc_tumor.data.rows import Request, Rows
 from hpc_tumor.data.store import Store
 
@@ -62,9 +63,9 @@ class SlicePart:
         values, labels = self.rows.take(request)
         if not values.dtype.is_signed:  # torch computes little with unsigned integers
             values = values.float()
-        case = torch.from_numpy(self.slices[request.positions, 0]).to(self.device)
+        case = on_device(self.slices[request.positions, 0], self.device)
         shape = (len(case), -1, 1, 1)
-        rows = torch.from_numpy(request.positions).to(self.device) if self._each else case
+        rows = on_device(request.positions, self.device) if self._each else case
         outside = values == self.background[rows].view(shape)
         images = torch.sub(values, self.mean[case].view(shape)).mul_(self.scale[case].view(shape)).float()
         images.masked_fill_(outside, 0)
@@ -84,6 +85,7 @@ class ImagePart:
         self.store = store
         self.indices = np.asarray(indices, dtype=np.int64)
         self.classes = torch.as_tensor(np.asarray(store.label)[self.indices], dtype=torch.int64)
+        self._classes = self.classes.to(device)
         self.device = device
         self.image_size = image_size
         self.rows = Rows(
@@ -104,7 +106,7 @@ class ImagePart:
         else:
             images = resize(torch.div(grey.unsqueeze(1), 255), self.image_size)
         self.rows.release(request)
-        return images, self.classes[torch.from_numpy(request.positions)].to(self.device)
+        return images, self._classes[on_device(request.positions, self.device)]
 
 
 def halve(grey: Tensor) -> Tensor:

@@ -131,9 +131,9 @@ def load_weights(path: Path, identity: dict[str, Any] | None = None) -> tuple[di
         whole = facts.pop("crc32c") == _checksum(weights)
         facts["state"] = TrainState(**facts["state"])
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise _damaged(path) from error
+        raise DataError(f"{path} cannot be read: it is missing or damaged.") from error
     if not whole:
-        raise _damaged(path)
+        raise DataError(f"{path} cannot be read: it is damaged.")
     _check_identity(path, facts["identity"], identity)
     return weights, facts
 

@@ -80,10 +80,10 @@ def _measured(setup: Setup) -> tuple[bool, str]:
     if known is not None and "gain" in known:
         return _answer(float(known["gain"]), "measured before")
     try:
-        plain, left = _seconds(setup, copy.deepcopy(setup.bare)), _steps_left(setup)
+        plain, left = _seconds(setup, _alone(setup.bare)), _steps_left(setup)
         if plain * left < _WORTH:
             return False, "too short a run to gain by it"
-        compiled = _seconds(setup, compile_network(copy.deepcopy(setup.bare)))
+        compiled = _seconds(setup, compile_network(_alone(setup.bare)))
     except Exception as error:  # what cannot be compiled here is trained as it is
         return False, f"it failed ({type(error).__name__})"
     gain = plain / compiled
@@ -99,21 +99,37 @@ def _answer(gain: float, how: str) -> tuple[bool, str]:
     return gain >= _GAIN, f"{gain:.2f} × as fast, {how}"
 
 
+def _alone(network: nn.Module) -> nn.Module:
+    """A copy that waits for no other rank: batch norm that is synchronised would, and only rank 0 measures."""
+    network = copy.deepcopy(network)
+    for module in network.modules():
+        if isinstance(module, nn.SyncBatchNorm):
+            module.__class__ = nn.BatchNorm2d  # type: ignore[assignment]
+    return network
+
+
 def _seconds(setup: Setup, network: Callable[..., Any]) -> float:
-    """One forward and backward pass of the network on a batch; nothing of the run changes."""
-    before = random_state(setup.distributed.device)
+    """One training step of the network on a batch, all parts of it; nothing of the run changes."""
+    device = setup.distributed.device
+    before = random_state(device)
     order = epoch_order(len(setup.train.part), setup.experiment.seed, 0)
     batch = next(setup.train.batches(order, limit=1))
+    parts = -(-len(batch.images) // setup.full_part)
+    images, targets = batch.images[: setup.full_part], batch.targets[: setup.full_part]
     times = []
-    for _ in range(_STEPS + 3):
-        torch.cuda.synchronize()
-        began = time.perf_counter()
-        with setup.precision.autocast():
-            outputs = network(network_input(batch.images, setup.experiment.hardware.channels_last, setup.channels))
-        setup.loss(outputs, batch.targets).mean().backward()
-        torch.cuda.synchronize()
-        times.append(time.perf_counter() - began)
-    set_random_state(before, setup.distributed.device)
+    try:
+        for _ in range(_STEPS + 3):
+            torch.cuda.synchronize()
+            began = time.perf_counter()
+            with setup.precision.autocast():
+                outputs = network(network_input(images, setup.experiment.hardware.channels_last, setup.channels))
+            setup.loss(outputs, targets).mean().backward()
+            torch.cuda.synchronize()
+            times.append(parts * (time.perf_counter() - began))
+            setup.mark("compile")
+    finally:
+        set_random_state(before, device)
+        torch.cuda.reset_peak_memory_stats(device)
     return sorted(times[3:])[_STEPS // 2]
 
 

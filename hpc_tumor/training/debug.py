@@ -9,8 +9,8 @@ from hpc_tumor.run_dir import RunDir
 from hpc_tumor.training.anomaly import anomalies_named
 from hpc_tumor.training.distributed import init_distributed
 from hpc_tumor.training.inspect_network import inspect_batch, show
-from hpc_tumor.training.loop import train_to_end
-from hpc_tumor.training.memory import is_out_of_memory, out_of_memory, peak_memory_gb
+from hpc_tumor.training.loop import explained, train_to_end
+from hpc_tumor.training.memory import peak_memory_gb
 from hpc_tumor.training.overfit import overfit
 from hpc_tumor.training.setup import Setup, set_up
 from hpc_tumor.training.step_times import measured
@@ -32,22 +32,19 @@ def debug_run(experiment: Experiment, run: RunDir, overfit_steps: int | None = N
         TrainingError: as training does; one batch was not learned; or a value was not finite.
     """
     distributed = init_distributed(experiment.hardware.timeout_minutes, experiment.hardware.threads, alone=True)
-    setup = set_up(experiment, run, distributed)
-    try:
-        inspect_batch(setup)
-        with anomalies_named(setup) if anomaly else nullcontext():
-            if overfit_steps is None:
-                outcome = _train(setup)
-            else:
-                overfit(setup, overfit_steps)
-                outcome = "learned"
-    except (RuntimeError, MemoryError) as error:
-        if is_out_of_memory(error):
-            raise out_of_memory(error, experiment, distributed.device) from error
-        raise
-    finally:
-        if setup.saver is not None:
-            setup.saver.close()
+    with explained(experiment, run, distributed):
+        setup = set_up(experiment, run, distributed)
+        try:
+            inspect_batch(setup)
+            with anomalies_named(setup) if anomaly else nullcontext():
+                if overfit_steps is None:
+                    outcome = _train(setup)
+                else:
+                    overfit(setup, overfit_steps)
+                    outcome = "learned"
+        finally:
+            if setup.saver is not None:
+                setup.saver.close()
     show(f"memory     peak {peak_memory_gb(distributed.device):.2f} GB")
     return outcome
 

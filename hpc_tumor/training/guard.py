@@ -77,11 +77,11 @@ class FiniteGuard:
                 setup.run.add_event("skipped", epoch=looked.epoch + 1, step=batch.step + 1, reason=what, cases=names)
             return
         path = setup.run.broken_batch(looked.epoch + 1, batch.step + 1, setup.distributed.rank)
-        self._keep(looked, path)
-        setup.distributed.barrier()
+        kept = all(setup.distributed.gather(self._keep(looked, path)))
+        where = f"The batch is kept in {path.parent}." if kept else "The batch could not be kept: no room on the disk."
         after = f", after {allowed} that were skipped" if allowed else ""
         raise TrainingError(
-            f"{what} no longer finite at {place}{after} ({names}). The batch is kept in {path.parent}. Lower"
+            f"{what} no longer finite at {place}{after} ({names}). {where} Lower"
             " recipe.learning_rate, set recipe.clip_gradients=1, hardware.precision=float32 or recipe.skip_nonfinite=N."
         )
 
@@ -98,13 +98,20 @@ class FiniteGuard:
         more = f" and {len(cases) - _NAMED} more" if len(cases) > _NAMED else ""
         return what, f"{', '.join(cases[:_NAMED])}{more}"
 
-    def _keep(self, looked: _Looked, path: Any) -> None:
+    def _keep(self, looked: _Looked, path: Any) -> bool:
         batch, setup = looked.batch, self._setup
         names = [setup.train.part.name(int(position)) for position in batch.positions]
         contents = {"images": batch.images, "targets": batch.targets, "cases": names, "losses": looked.losses}
         if setup.distributed.is_main:
-            contents["model"] = setup.bare.state_dict()  # as before the step
-        torch.save(contents, path)
+            # The broken step left the weights alone, but not batch norm's running statistics. On a GPU they are those
+            # after the step behind it.
+            contents["model"] = setup.bare.state_dict()
+        try:
+            torch.save(contents, path)
+        except (OSError, RuntimeError):  # torch turns a failed write into a RuntimeError
+            path.unlink(missing_ok=True)
+            return False
+        return True
 
 
 def total_norm(parameters: list[torch.nn.Parameter]) -> Tensor:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 
+from hpc_tumor import atomic
 from hpc_tumor.config import Experiment
 from hpc_tumor.data.loader import epoch_order
+from hpc_tumor.errors import TrainingError
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.training import metrics
 from hpc_tumor.training.distributed import Distributed
@@ -42,22 +46,36 @@ def train(
         DataError: the store or the checkpoint cannot be used.
         TrainingError: the loss is no longer finite, memory ran out, or a checkpoint cannot be written.
     """
-    return train_to_end(set_up(experiment, run, distributed), stop)
+    with explained(experiment, run, distributed):
+        setup = set_up(experiment, run, distributed)
+    return train_to_end(setup, stop)
 
 
 def train_to_end(setup: Setup, stop: Callable[[], str | None] = never) -> Outcome:
     """Train from where `setup` stands to the last epoch, then test."""
     try:
-        outcome = _train_to_end(setup, stop)
-        setup.settle()
-        return outcome
-    except (RuntimeError, MemoryError) as error:
-        if is_out_of_memory(error):
-            raise out_of_memory(error, setup.experiment, setup.distributed.device) from error
-        raise
+        with explained(setup.experiment, setup.run, setup.distributed):
+            outcome = _train_to_end(setup, stop)
+            setup.settle()
+            return outcome
     finally:
         if setup.saver is not None:
             setup.saver.close()
+
+
+@contextmanager
+def explained(experiment: Experiment, run: RunDir, distributed: Distributed) -> Iterator[None]:
+    """Raises TrainingError, with the way out, where memory or the disk is full in the block."""
+    try:
+        yield
+    except (OSError, RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise out_of_memory(error, experiment, distributed) from error
+        if isinstance(error, OSError) and atomic.is_disk_full(error):
+            raise TrainingError(
+                f"no room left to write to {run.path}: free some space or quota, then `hpc-tumor resume` the run."
+            ) from error
+        raise
 
 
 def _train_to_end(setup: Setup, stop: Callable[[], str | None]) -> Outcome:
@@ -114,7 +132,7 @@ def _record_training(setup: Setup, heartbeat: Heartbeat, totals: dict[str, Any])
         key: setup.distributed.sum(value.clone() if torch.is_tensor(value) else torch.tensor(value, device=device))
         for key, value in totals.items()
     }
-    n = max(1, int(summed["samples"].item()))
+    n = int(summed["samples"].item()) or math.nan  # all steps of the epoch may have been skipped
     scores = {"loss": summed["loss"].item() / n}
     if setup.classes is None:
         # Pooled over all slices of the epoch, while the network was changing: a diagnostic, not a result.
@@ -137,6 +155,8 @@ def _validate(setup: Setup, heartbeat: Heartbeat) -> None:
     heartbeat.validated(scores, seconds=time.perf_counter() - before)
     score, loss = scores[setup.main_score], scores["loss"]
     score = -score if setup.main_score == "loss" else score
+    score = score if math.isfinite(score) else -math.inf  # nothing would ever be better than what is no number
+    loss = loss if math.isfinite(loss) else math.inf
     if state.best_score is None or state.best_loss is None or (score, -loss) > (state.best_score, -state.best_loss):
         state.best_score, state.best_loss, state.best_epoch = score, loss, state.epoch
         setup.save_best()

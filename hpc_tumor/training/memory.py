@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import resource
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from hpc_tumor.config import Experiment
 from hpc_tumor.errors import TrainingError
 from hpc_tumor.resources import available_memory
+from hpc_tumor.training.distributed import Distributed
 
 _MMAP_MAX, _TRIM_THRESHOLD = -4, -1  # mallopt's names for these
 
@@ -45,16 +47,19 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` says that memory ran out, on a GPU or in the host."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
     text = str(error).lower()
     return isinstance(error, RuntimeError) and (
         "can't allocate memory" in text or "cannot allocate memory" in text or "out of memory" in text
     )
 
 
-def out_of_memory(error: BaseException, experiment: Experiment, device: torch.device) -> TrainingError:
+def out_of_memory(error: BaseException, experiment: Experiment, distributed: Distributed) -> TrainingError:
     """The error for a step that did not fit: what was asked, what there was, and what to change."""
     hardware, recipe = experiment.hardware, experiment.recipe
-    share = -(-recipe.batch_size // hardware.gpus)
+    device, ranks = distributed.device, distributed.world_size
+    share = -(-recipe.batch_size // ranks)
     parts = -(-share // hardware.accumulate)
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory / 1e9
@@ -71,7 +76,7 @@ def out_of_memory(error: BaseException, experiment: Experiment, device: torch.de
     ways += [f"--set batch_size={recipe.batch_size // 2}" if share > 1 else "a smaller --set image_size", "more --gpus"]
     return TrainingError(
         f"out of memory on {where}, and asked for {_asked(error)} more, with {parts} samples at a time"
-        f" (batch {recipe.batch_size} on {hardware.gpus} rank{'s' * (hardware.gpus > 1)})."
+        f" (batch {recipe.batch_size} on {ranks} rank{'s' * (ranks > 1)})."
         f" Submit again with {', '.join(ways[:-1])} or {ways[-1]}."
     )
 

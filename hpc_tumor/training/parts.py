@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -79,17 +80,18 @@ def make_parts(experiment: Experiment, distributed: Distributed) -> Parts:
         parts, names, image_size = _slice_parts(experiment, store, split, distributed.device)
     else:
         parts, names, image_size = _image_parts(experiment, store, split, distributed.device)
-    sizes = (experiment.recipe.batch_size, EVALUATION_BATCH, EVALUATION_BATCH)
+    # Whole batches go to one rank: where training has to work through parts, so has this.
+    evaluated = max(1, EVALUATION_BATCH // experiment.hardware.accumulate)
+    sizes = (experiment.recipe.batch_size, evaluated, evaluated)
     train, val, test = (
         BatchLoader(parts[index], size, distributed.rank, distributed.world_size) for index, size in enumerate(sizes)
     )
     classes = list(store.classes) if experiment.task == "classification" else None
     kept: dict[str, str] = {}
-    taken = 0
+    taken: Counter[str] = Counter()
     for name, loader in (("train", train), ("val", val)):
         if len(loader.part):
-            kept[name], size = _keep(experiment, loader.part, distributed, taken)
-            taken += size
+            kept[name] = _keep(experiment, loader.part, distributed, taken)
     return Parts(store, split, train, val if len(val.part) else None, test, names, image_size, classes, kept)
 
 
@@ -109,13 +111,15 @@ def class_weights(experiment: Experiment, parts: Parts, device: torch.device) ->
     return balanced_weights(torch.from_numpy(counts.astype(np.float64))).float().to(device)
 
 
-def _keep(experiment: Experiment, part: Part, distributed: Distributed, taken: int) -> tuple[str, int]:
-    """Give the part memory to stay in after its first pass, if there will be a second. Where, and in how many bytes."""
+def _keep(experiment: Experiment, part: Part, distributed: Distributed, taken: Counter[str]) -> str:
+    """Give the part memory to stay in after its first pass, if there will be a second: where. `taken` grows by it."""
     data, rows = experiment.data, part.rows
     where = "none" if experiment.recipe.epochs == 1 or experiment.limit_batches else data.keep
     ranks = Ranks(distributed.rank, distributed.gather)
     rows.kept, words = keep_rows(where, data.keep_gb, rows.like(), len(part), distributed.device, ranks, taken)
-    return words, sum(tensor.nbytes for tensor in rows.kept.tensors) if rows.kept else 0
+    if rows.kept:
+        taken["gpu" if rows.kept.on_device else "host"] += sum(tensor.nbytes for tensor in rows.kept.tensors)
+    return words
 
 
 def _slice_parts(

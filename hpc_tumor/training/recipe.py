@@ -47,13 +47,17 @@ class Precision:
         return torch.amp.GradScaler(self.device_type, enabled=self.name == "float16")
 
 
-def choose_precision(asked: str, device: torch.device) -> Precision:
+def choose_precision(asked: str, device: torch.device, before: str | None = None) -> Precision:
     """bfloat16 where the hardware computes in it, else float16 with a scaler on GPUs that have it, else float32.
+
+    A run that goes on keeps the format that it had `before`, where the device has it.
 
     Raises:
         UsageError: the format asked for would be emulated, slower than float32, on this device.
     """
     name, able = _hardware(device)
+    if asked == "auto" and before in able:
+        return Precision(before, "as before this run was interrupted", device.type)
     if asked == "auto":
         best = next(kind for kind in ("bfloat16", "float16", "float32") if kind in able)
         return Precision(best, f"the best that {name} computes in", device.type)

@@ -33,13 +33,26 @@ def write_result(setup: Setup, heartbeat: Heartbeat, stop: Callable[[], str | No
     if setup.val is None:
         setup.save_best()
     elif state.best_epoch != state.epoch:
-        setup.load_best()
-        best = setup.evaluate_as_is(setup.parts.test, heartbeat.alive)
+        lost = setup.load_best()
+        if lost is None:
+            best = setup.evaluate_as_is(setup.parts.test, heartbeat.alive)
+        else:
+            _go_without_best(setup, lost)
     setup.settle()
     if main:
         _write_result(setup, heartbeat, last, best, seconds, memory)
     setup.distributed.barrier()
     return True
+
+
+def _go_without_best(setup: Setup, lost: str) -> None:
+    """The last weights count as the best where those of the best epoch are gone."""
+    state = setup.state
+    if setup.distributed.is_main:
+        say(f"warning: {lost} The scores are those of the last epoch, {state.epoch}, not of epoch {state.best_epoch}.")
+        setup.run.add_event("best weights lost", reason=lost)
+    state.best_epoch, state.best_score, state.best_loss = state.epoch, None, None
+    setup.save_best()
 
 
 def _write_result(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,6 +27,7 @@ class Saver:
         self.run, self.identity = run, identity
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: list[Future[None]] = []
+        self._failure: BaseException | None = None
 
     def save_last(self, state: TrainState, parts: dict[str, Any], keep: bool = False) -> None:
         """Take a copy, and write it as the checkpoint to go on from. `keep` it for good, too.
@@ -39,6 +41,7 @@ class Saver:
         stall = time.perf_counter() - began
 
         def write() -> None:
+            self._refuse_after_failure()
             ready()
             _write_last(self.run, state, self.identity, parts, keep)
             seconds = time.perf_counter() - began
@@ -52,10 +55,20 @@ class Saver:
         state = dataclasses.replace(state, totals=[])
 
         def write() -> None:
+            self._refuse_after_failure()
             ready()
-            write_weights(self.run.best_weights, weights, state, {**about, "identity": self.identity})
+            try:
+                write_weights(self.run.best_weights, weights, state, {**about, "identity": self.identity})
+            except BaseException as error:
+                self._failure = error
+                raise
 
         self._writing.append(self._thread.submit(write))
+
+    def _refuse_after_failure(self) -> None:
+        """A checkpoint that knows of a better epoch must not outlive the loss of its weights."""
+        if self._failure is not None:
+            raise self._failure
 
     def wait(self) -> None:
         """Until all is written. Raises TrainingError where it could not be."""
@@ -75,34 +88,43 @@ class Saver:
             raise
 
     def close(self) -> None:
-        """Wait, and end the thread."""
+        """Wait, and end the thread. What could not be written is no news where another error is on its way."""
         try:
-            self.wait()
+            if sys.exc_info()[0] is None:
+                self.wait()
         finally:
             self._thread.shutdown()
 
 
-def find_last(run: RunDir) -> tuple[Path | None, str | None]:
-    """The checkpoint to go on from, and what is to be said where it is not the last one that was written.
+def find_last(run: RunDir) -> tuple[bool, str | None]:
+    """Whether there is a checkpoint to go on from, and what is to be said where it is not the last that was written.
+
+    Where that one is damaged, the newest that can be read takes its place.
 
     Raises DataError where there are checkpoints, but none that can be read.
     """
-    last, previous = run.last_checkpoint, run.previous_checkpoint
+    last = run.last_checkpoint
+    others = [run.previous_checkpoint, *sorted(run.kept_checkpoints(), reverse=True)]
     if last.exists() and is_whole(last):
-        return last, None
-    if not last.exists() and not previous.exists():
-        return None, None
-    what = f"{last} is damaged" if last.exists() else f"{last} is missing"
-    if previous.exists() and is_whole(previous):
-        return previous, f"{what}: going on from the checkpoint before, {previous.name}"
-    raise DataError(f"{what}, and there is none before it: remove {run.checkpoints} to start from the first epoch.")
+        return True, None
+    there = [path for path in (last, *others) if path.exists()]
+    if not there:
+        return False, None
+    what = f"{last} is {'damaged' if last.exists() else 'missing'}"
+    whole = next((path for path in others if path.exists() and is_whole(path)), None)
+    if whole is None:
+        names = ", ".join(path.name for path in there)
+        raise DataError(f"{what}, and none before it can be read: remove {names} there to start from the first epoch.")
+    _link(whole, last)
+    return True, f"{what}: going on from the checkpoint before, {whole.name}"
 
 
 def _write_last(run: RunDir, state: TrainState, identity: dict[str, Any], parts: dict[str, Any], keep: bool) -> None:
-    last = run.last_checkpoint
+    last, new = run.last_checkpoint, run.checkpoints / ".last.pt.new.tmp"
+    write_checkpoint(new, state, identity, parts)
     with suppress(FileNotFoundError):
         _link(last, run.previous_checkpoint)
-    write_checkpoint(last, state, identity, parts)
+    new.replace(last)
     if keep:
         _link(last, run.epoch_checkpoint(state.epoch))
 
@@ -131,7 +153,8 @@ def _copy(value: Any) -> tuple[Any, Callable[[], None]]:
         if isinstance(item, torch.Tensor):
             if not item.is_cuda:
                 return item.detach().clone()
-            beside = torch.empty(item.shape, dtype=item.dtype, pin_memory=True).copy_(item.detach(), non_blocking=True)
+            # Strides and all: fused optimizers compute with weights and moments in the order in which they lie.
+            beside = torch.empty_like(item, device="cpu", pin_memory=True).copy_(item.detach(), non_blocking=True)
             if not copied:
                 copied.append(torch.cuda.Event())
             return beside

@@ -44,7 +44,9 @@ def set_up(experiment: Experiment, run: RunDir, distributed: Distributed) -> Set
     parts = make_parts(experiment, distributed)
     if experiment.recipe.early_stopping and parts.val is None:
         raise UsageError("recipe.early_stopping needs a validation part, and this split has none: leave it out.")
-    precision = choose_precision(experiment.hardware.precision, distributed.device)
+    experiment.check_classes(parts.classes or [])
+    run.checkpoints.mkdir(exist_ok=True)  # somebody may have removed it to start again
+    precision = choose_precision(experiment.hardware.precision, distributed.device, _precision_before(run))
     torch.manual_seed(experiment.seed)  # the same initial weights on every rank
     bare = build_network(experiment, parts).to(distributed.device)
     if experiment.hardware.channels_last:
@@ -61,6 +63,9 @@ def set_up(experiment: Experiment, run: RunDir, distributed: Distributed) -> Set
         average=WeightAverage(bare, recipe.ema) if recipe.ema else None,
         saver=Saver(run, identity) if distributed.is_main else None,
     )  # fmt: skip
+    for loader in (parts.train, parts.val):
+        if loader is not None:
+            loader.alive = lambda: setup.mark("data")
     resumed = setup.resume()
     if len(set(distributed.gather((setup.state.epoch, setup.state.step)))) > 1:
         raise TrainingError(
@@ -75,6 +80,12 @@ def set_up(experiment: Experiment, run: RunDir, distributed: Distributed) -> Set
         announce(setup, resumed)
         atomic.write_json(run.provenance, {**(read_json(run.provenance) or {}), "ranks": places})
     return setup
+
+
+def _precision_before(run: RunDir) -> str | None:
+    """The number format in which this run has trained so far."""
+    started = run.read_events("started")
+    return str(started[0]["precision"]) if started and run.last_checkpoint.exists() else None
 
 
 def _speed_up(setup: Setup) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 # How many steps apart the ranks agree on whether to stop. The question goes through the host and so costs a GPU time
 # in every step; on a CPU it travels with the flag of the step.
+_SMALLEST_SCALE = 1.0  # of float16's gradients, which begins at 65536 and is halved in each step that overflows
 AGREE_EVERY = {"cpu": 1, "cuda": 10}
 
 
@@ -122,8 +123,8 @@ def _prepare_gradients(setup: Setup, losses: Tensor) -> Tensor:
     if scaled and largest is not None:
         setup.scaler.unscale_(setup.optimizer)
     norm = total_norm(setup.parameters)
-    if not scaled:  # there, gradients that overflow are the scaler's daily work
-        broken = broken | ~norm.isfinite()
+    # Gradients that overflow are the scaler's daily work, but a scale below 1 says that they always do.
+    broken = broken | (setup.scaler._scale < _SMALLEST_SCALE if scaled else ~norm.isfinite())  # type: ignore[operator]
     if largest is not None:
         torch._foreach_mul_([p.grad for p in setup.parameters if p.grad is not None], (largest / norm).clamp(max=1.0))
     return broken.float()

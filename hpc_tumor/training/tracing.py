@@ -14,7 +14,6 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from hpc_tumor import atomic
-from hpc_tumor.run_dir import read_json
 from hpc_tumor.training.heartbeat import say
 from hpc_tumor.training.step_times import PARTS
 
@@ -100,7 +99,7 @@ class Tracer:
 
     def _write(self, seen: Any) -> None:
         run, distributed = self._setup.run, self._setup.distributed
-        path = run.trace(distributed.rank, int((read_json(run.job) or {}).get("start") or 0))
+        path = run.trace(distributed.rank, self._setup.state.restarts)
         try:
             path.parent.mkdir(exist_ok=True)
             _export(seen, path)

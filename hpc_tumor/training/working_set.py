@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hpc_tumor.config import Experiment
 from hpc_tumor.data.loader import BatchLoader
-from hpc_tumor.errors import HpcTumorError
+from hpc_tumor.errors import DataError, HpcTumorError
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.training import metrics
 from hpc_tumor.training.average import WeightAverage
@@ -102,8 +102,14 @@ class Setup:
         """What gives the logits of so many samples: compiled code is made for the full size alone."""
         if self.fast is None:
             return self.model
-        share = self.experiment.recipe.batch_size / self.distributed.world_size
-        return self.fast if samples == share / self.experiment.hardware.accumulate else self.model
+        return self.fast if samples == self.full_part else self.model
+
+    @property
+    def full_part(self) -> int:
+        """Samples that this rank works through at once, where a batch is full: the first part of its share."""
+        rank, ranks = self.distributed.rank, self.distributed.world_size
+        share = len(range(rank, self.experiment.recipe.batch_size, ranks))
+        return -(-share // self.experiment.hardware.accumulate)
 
     def loss_now(self) -> float | None:
         """Mean loss of this rank's share of the last step. Waits for the device."""
@@ -115,10 +121,16 @@ class Setup:
 
     def evaluate(self, loader: BatchLoader, alive: Callable[[], None] = lambda: None) -> Evaluation:
         """Scores of the network as it is now: rank 0's, with the running mean of its weights where there is one."""
-        for buffer in self.bare.buffers():  # each rank has running statistics of its own
-            self.distributed.broadcast(buffer)
+        self._share_statistics()
         with self.average.applied() if self.average else nullcontext():
+            if self.average:
+                self._share_statistics()  # the mean of each rank's own
             return self.evaluate_as_is(loader, alive)
+
+    def _share_statistics(self) -> None:
+        """Batch norm's running statistics are those of each rank: let rank 0's count."""
+        for buffer in self.bare.buffers():
+            self.distributed.broadcast(buffer)
 
     def evaluate_as_is(self, loader: BatchLoader, alive: Callable[[], None] = lambda: None) -> Evaluation:
         """Scores of the weights that are in the network."""
@@ -204,27 +216,46 @@ class Setup:
             self.saver.wait()
         self.distributed.barrier()
 
-    def load_best(self) -> None:
-        """Put the weights of the best epoch into the network, and leave the running mean out of it."""
+    def load_best(self) -> str | None:
+        """Put the weights of the best epoch into the network, and leave the running mean out of it.
+
+        Gives what is to be said where any rank cannot read them: then the network stays as it is.
+        """
         self.settle()
-        weights, about = load_weights(self.run.best_weights, self.identity)
+        said = None
+        try:
+            weights, about = load_weights(self.run.best_weights, self.identity)
+        except DataError as error:
+            said = str(error)
+        said = next((reason for reason in self.distributed.gather(said) if reason), None)
+        if said is not None:
+            return said
         self.bare.load_state_dict(weights)
         # What these weights are is said by their own file: the last checkpoint may be older, or a redone epoch differ.
         best: TrainState = about["state"]
         self.state.best_epoch, self.state.best_score, self.state.best_loss = best.epoch, best.best_score, best.best_loss
+        return None
+
+    def _lay_moments_as_weights(self) -> None:
+        """Fused optimizers take weights and moments to lie in the same order; a checkpoint's may lie in another."""
+        for weights, values in self.optimizer.state.items():
+            for name, value in values.items():
+                if torch.is_tensor(value) and value.shape == weights.shape and value.stride() != weights.stride():
+                    values[name] = torch.empty_like(weights, dtype=value.dtype).copy_(value)
 
     def resume(self) -> bool:
         """Go on from the last checkpoint that can be read, if there is one. Every rank reads what rank 0 chose."""
         found, said = _of_rank_0(self.distributed, lambda: find_last(self.run))
-        if found is None:
+        if not found:
             return False
         device, ranks = self.distributed.device, self.distributed.world_size
         if said and self.distributed.is_main:
             print(f"warning: {said}", file=sys.stderr, flush=True)
             self.run.add_event("checkpoint damaged", reason=said)
-        contents = load_checkpoint(found, torch.device("cpu"), self.identity)
+        contents = load_checkpoint(self.run.last_checkpoint, torch.device("cpu"), self.identity)
         self.bare.load_state_dict(contents["model"])
         self.optimizer.load_state_dict(contents["optimizer"])
+        self._lay_moments_as_weights()
         self.scaler.load_state_dict(contents["scaler"])
         if self.average is not None:
             self.average.load_state_dict(contents["average"])

@@ -188,3 +188,20 @@ def test_the_path_of_the_package_is_named_once(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("PYTHONPATH", f"{home}:/elsewhere")
     script = job_script(small_experiment(), profile_with(), make_plan(profile_with(), 1), tmp_path)
     assert f"export PYTHONPATH={home}:/elsewhere\n" in script
+
+
+def test_resume_on_another_number_of_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sbatch = made_up_sbatch(tmp_path, monkeypatch, ACCEPTS)
+    profile = profile_with()
+    plan = make_plan(profile, 1, walltime="90m", account="physics")
+    run = submit_experiment(small_experiment(gpus=1), profile, plan, tmp_path / "runs").run
+    resume_run(run, 4)
+    asked = directives(sbatch.with_suffix(".script").read_text())
+    assert (asked["nodes"], asked["ntasks-per-node"]) == ("2", "2")
+    assert (asked["time"], asked["account"]) == ("90", "physics")
+    assert run.experiment().hardware.gpus == 4
+    assert run.experiment().recipe.batch_size == 32
+    before = run.config.read_bytes(), run.job.read_bytes()
+    with pytest.raises(UsageError, match="64 GPUs"):
+        resume_run(run, 64)
+    assert (run.config.read_bytes(), run.job.read_bytes()) == before

@@ -84,8 +84,8 @@ def test_limits_are_kept() -> None:
     assert kept is None
     assert words == "read from the store in every epoch"
     assert keep_rows("none", None, like, 500, CPU)[0] is None
-    assert keep_rows("auto", 1e-3, like, 500, CPU, taken=400_000)[0] is not None
-    assert keep_rows("auto", 1e-3, like, 500, CPU, taken=600_000)[0] is None
+    assert keep_rows("auto", 1e-3, like, 500, CPU, taken={"host": 400_000})[0] is not None
+    assert keep_rows("auto", 1e-3, like, 500, CPU, taken={"host": 600_000})[0] is None
     with pytest.raises(
         UsageError, match=r"data.keep = 'host' needs 0.5 MB, but there is room for 0.1 MB: set data.keep"
     ):

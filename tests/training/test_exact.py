@@ -193,3 +193,22 @@ def test_another_number_of_ranks_goes_on_at_the_same_sample(
     assert moved.read_events("resumed")[-1]["step"] == 2
     for one, other in zip(scores(whole), scores(moved), strict=True):
         assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_every_rank_scores_the_same_running_mean(tmp_path: Path, slice_store: Path) -> None:
+    """Each rank has running statistics of its own, and a mean of them. Here both ranks have something to score."""
+    recipe = {"epochs": 2, "batch_size": 4, "ema": 0.9}
+    data = {"store": str(slice_store), "val_fraction": 0.5}
+    runs = [
+        new_run(tmp_path / name, slice_store, "attention-unet", recipe=recipe, data=data, hardware={"accumulate": 4})
+        for name in ("whole", "broken")
+    ]
+    train_all([(runs[0], [None]), (runs[1], [1, None])], 2)
+    assert same(*runs)
+    setup = set_up(runs[0].experiment(), runs[0], Distributed())
+    assert setup.val is not None
+    assert len(setup.val.part) > 2 * setup.val.batch_size
+    alone = setup.evaluate(setup.val).scores
+    last = [line for line in runs[0].read_metrics() if line["part"] == "val"][-1]
+    assert {key: last[key] for key in alone} == alone

@@ -164,3 +164,42 @@ def test_a_run_that_diverges_by_itself_is_stopped(tmp_path: Path, image_store: P
     with pytest.raises(TrainingError, match=r"no longer finite at epoch \d+, step \d+"):
         train_here(run)
     assert all(value.isfinite().all() for value in weights(run).values()) if run.last_checkpoint.exists() else True
+
+
+def test_float16_that_always_overflows_is_noticed(tmp_path: Path, slice_store: Path) -> None:
+    """Its scaler skips steps in silence, and halves its scale each time."""
+    run = new_run(tmp_path, slice_store, "unet", recipe={"epochs": 20})
+    setup = prepared(run)
+    setup.scaler = torch.amp.GradScaler("cpu")
+    with pytest.raises(TrainingError, match="gradients are no longer finite at epoch 6, step 3"):  # after 17 halvings
+        train_to_end(spoiling(setup, list(range(99)), finite_loss_with_broken_gradient))
+
+
+def test_float16_that_overflows_at_first_goes_on(tmp_path: Path, slice_store: Path) -> None:
+    run = new_run(tmp_path, slice_store, "unet", recipe={"epochs": 2, "clip_gradients": 1.0})
+    setup = prepared(run)
+    setup.scaler = torch.amp.GradScaler("cpu")
+    before = setup.parameters[0].detach().clone()
+    assert train_to_end(spoiling(setup, [0, 1], finite_loss_with_broken_gradient)) == "finished"
+    assert not torch.equal(before, setup.parameters[0])
+
+
+def test_a_full_disk_does_not_hide_what_broke(
+    tmp_path: Path, slice_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    run = new_run(tmp_path, slice_store, "unet")
+    setup = spoiling(prepared(run), [0], infinite_first)
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(TrainingError, match=r"at epoch 1, step 1 .*could not be kept: no room on the disk"):
+        train_to_end(setup)
+
+
+def test_an_epoch_of_skipped_steps_has_no_loss(tmp_path: Path, slice_store: Path) -> None:
+    run = new_run(tmp_path, slice_store, "unet", recipe={"skip_nonfinite": 99, "epochs": 2})
+    assert train_to_end(spoiling(prepared(run), [0, 1, 2], infinite_first)) == "finished"
+    losses = [line["loss"] for line in run.read_metrics() if line["part"] == "train"]
+    assert losses[0] is None
+    assert losses[1] > 0

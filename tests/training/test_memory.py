@@ -8,9 +8,8 @@ import pytest
 import torch
 from training_runs import new_run
 
+from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.memory import is_out_of_memory, out_of_memory
-
-CPU = torch.device("cpu")
 
 # A rank whose address space ends a little above what it has when training begins.
 _LIMITED = """
@@ -55,7 +54,7 @@ def test_a_step_that_does_not_fit_is_explained(tmp_path: Path, slice_store: Path
 )  # fmt: skip
 def test_all_kinds_of_it_are_known(tmp_path: Path, slice_store: Path, error: Exception, asked: str) -> None:
     assert is_out_of_memory(error)
-    said = str(out_of_memory(error, new_run(tmp_path, slice_store, "unet").experiment(), CPU))
+    said = str(out_of_memory(error, new_run(tmp_path, slice_store, "unet").experiment(), Distributed()))
     assert f"and asked for {asked} more" in said
 
 

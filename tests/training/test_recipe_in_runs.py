@@ -13,6 +13,7 @@ from hpc_tumor.errors import UsageError
 from hpc_tumor.training.average import WeightAverage
 from hpc_tumor.training.checkpoint import load_checkpoint, load_weights
 from hpc_tumor.training.distributed import Distributed
+from hpc_tumor.training.loop import train_to_end
 from hpc_tumor.training.losses import balanced_weights
 from hpc_tumor.training.setup import set_up
 
@@ -119,3 +120,42 @@ def test_the_rate_of_each_epoch_is_the_schedules(tmp_path: Path, slice_store: Pa
     rates = [line["learning_rate"] for line in run.read_metrics() if line["part"] == "train"]
     assert rates[0] == pytest.approx(1e-2)
     assert rates[0] > rates[1] > rates[2] > 0
+
+
+def test_a_validation_that_is_no_number_is_not_the_best_for_good(
+    tmp_path: Path, slice_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = new_run(tmp_path, slice_store, "unet", recipe={"epochs": 3, "early_stopping": 2}, best_by="loss")
+    setup = set_up(run.experiment(), run, Distributed())
+    plain, seen = setup.evaluate, []
+
+    def evaluate(loader: object, alive: object) -> object:
+        found = plain(loader, alive)  # type: ignore[arg-type]
+        if loader is setup.val and not seen:
+            seen.append(1)
+            found.scores["loss"] = float("nan")
+        return found
+
+    monkeypatch.setattr(setup, "evaluate", evaluate)
+    assert train_to_end(setup) == "finished"
+    assert setup.state.best_epoch > 1
+
+
+def test_a_class_that_there_is_not_cannot_choose(tmp_path: Path, image_store: Path) -> None:
+    run = new_run(tmp_path, image_store, "cnn", best_by="recall_gliom")
+    with pytest.raises(UsageError, match="the store has no class 'gliom', but glioma, meningioma"):
+        train_here(run)
+
+
+def test_a_run_goes_on_in_the_precision_it_had(tmp_path: Path, slice_store: Path) -> None:
+    run = new_run(tmp_path, slice_store, "unet", hardware={"precision": "auto"})
+    train_here(run, stop_at=1)
+    (started,) = run.read_events("started")
+    other = "float32"
+    lines = run.events.read_text().replace(f'"precision": "{started["precision"]}"', f'"precision": "{other}"')
+    run.events.write_text(lines)
+    contents = torch.load(run.last_checkpoint, weights_only=True)
+    contents["identity"]["precision"] = other
+    torch.save(contents, run.last_checkpoint)
+    assert train_here(run) == "finished"
+    assert run.read_events("resumed")[0]["precision"] == other

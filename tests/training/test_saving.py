@@ -18,6 +18,7 @@ from hpc_tumor.run_dir import RunDir
 from hpc_tumor.training import saving
 from hpc_tumor.training.checkpoint import TrainState, is_whole, load_checkpoint, load_weights, write_weights
 from hpc_tumor.training.distributed import Distributed
+from hpc_tumor.training.loop import train_to_end
 from hpc_tumor.training.saving import Saver, find_last
 from hpc_tumor.training.setup import set_up
 
@@ -79,9 +80,8 @@ def test_a_full_disk_is_said_and_leaves_the_checkpoint_before(run: RunDir, monke
     with pytest.raises(TrainingError, match="no room left to write"):
         saver.close()
     monkeypatch.undo()
-    found, _ = find_last(run)
-    assert found is not None
-    assert load_checkpoint(found, CPU)["state"].epoch == 1
+    assert find_last(run) == (True, None)
+    assert load_checkpoint(run.last_checkpoint, CPU)["state"].epoch == 1
     assert not list(run.checkpoints.glob(".*"))
 
 
@@ -130,8 +130,12 @@ def test_two_damaged_checkpoints_are_refused(tmp_path: Path, slice_store: Path) 
     train_here(run, stop_at=0)
     spoil(run.last_checkpoint)
     spoil(run.previous_checkpoint)
-    with pytest.raises(DataError, match=r"last\.pt is damaged, and there is none before it: remove"):
+    with pytest.raises(DataError, match=r"none before it can be read: remove last\.pt, previous\.pt there to start"):
         train_here(run)
+    for path in run.checkpoints.iterdir():
+        path.unlink()
+    run.checkpoints.rmdir()  # more than was asked, and yet
+    assert train_here(run) == "finished"
 
 
 def test_a_start_that_was_killed_between_two_names_goes_on(run: RunDir) -> None:
@@ -140,9 +144,10 @@ def test_a_start_that_was_killed_between_two_names_goes_on(run: RunDir) -> None:
     saver.close()
     run.last_checkpoint.rename(run.previous_checkpoint)
     found, said = find_last(run)
-    assert found == run.previous_checkpoint
+    assert found
     assert said is not None
     assert "is missing" in said
+    assert load_checkpoint(run.last_checkpoint, CPU)["state"].epoch == 1
 
 
 def test_best_weights_open_with_safetensors_alone(tmp_path: Path, slice_store: Path) -> None:
@@ -197,3 +202,96 @@ def test_events_come_before_the_end(tmp_path: Path, slice_store: Path, monkeypat
     run = new_run(tmp_path, slice_store, "unet", recipe={"epochs": 1})
     train_here(run)
     assert [event["event"] for event in run.read_events()] == ["started", "checkpoint", "finished"]
+
+
+def test_a_fallback_survives_a_second_accident(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The damaged checkpoint is not rotated over the good one, whatever happens to the next."""
+    saver = Saver(run, {})
+    for epoch in (1, 2):
+        saver.save_last(TrainState(epoch=epoch), {"model": {"w": torch.ones(99)}})
+    saver.close()
+    spoil(run.last_checkpoint)
+    assert find_last(run)[0]
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    saver = Saver(run, {})
+    saver.save_last(TrainState(epoch=3), {})
+    with pytest.raises(TrainingError):
+        saver.close()
+    monkeypatch.undo()
+    assert find_last(run) == (True, None)
+    assert load_checkpoint(run.last_checkpoint, CPU)["state"].epoch == 1
+
+
+def test_those_kept_for_good_are_the_last_resort(run: RunDir) -> None:
+    saver = Saver(run, {})
+    for epoch in (1, 2, 3):
+        saver.save_last(TrainState(epoch=epoch), {"model": {"w": torch.ones(99)}}, keep=epoch < 3)
+    saver.close()
+    run.previous_checkpoint.unlink()
+    spoil(run.last_checkpoint)
+    found, said = find_last(run)
+    assert found
+    assert said is not None
+    assert said.endswith("epoch-0002.pt")
+    assert load_checkpoint(run.last_checkpoint, CPU)["state"].epoch == 2
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_moments_that_lie_in_another_order_are_laid_as_the_weights(
+    tmp_path: Path, slice_store: Path, optimizer: str
+) -> None:
+    """Fused optimizers take both to lie alike, and say nothing on CPUs where they do not."""
+    recipe = {"optimizer": optimizer}
+    whole, moved = (new_run(tmp_path / name, slice_store, "unet", recipe=recipe) for name in ("whole", "moved"))
+    train_here(whole)
+    train_here(moved, stop_at=1)
+    contents = torch.load(moved.last_checkpoint, weights_only=True)
+    for values in contents["optimizer"]["state"].values():
+        values.update({name: value.contiguous() for name, value in values.items()})
+    torch.save(contents, moved.last_checkpoint)
+    train_here(moved)
+    ours, theirs = weights(whole), weights(moved)
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_copies_lie_as_what_they_are_copies_of() -> None:
+    weight = torch.randn(4, 3, 5, 5).contiguous(memory_format=torch.channels_last)
+    copied, ready = saving._copy({"a": [weight]})
+    ready()
+    assert copied["a"][0].stride() == weight.stride()
+    assert torch.equal(copied["a"][0], weight)
+
+
+def test_lost_best_weights_do_not_keep_a_run_from_its_end(
+    tmp_path: Path, slice_store: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = new_run(tmp_path, slice_store, "unet", recipe={"epochs": 3, "learning_rate": 0.3, "optimizer": "sgd"})
+    setup = set_up(run.experiment(), run, Distributed())
+    setup.state.best_epoch, setup.state.best_score, setup.state.best_loss = 1, 9.0, 0.0  # nothing will be better
+    run.best_weights.write_bytes(b"no weights")
+    assert train_to_end(setup) == "finished"
+    assert "The scores are those of the last epoch, 3, not of epoch 1" in capfd.readouterr().err
+    result = json.loads(run.result.read_text())
+    assert result["best"]["test"] == result["last"]["test"]
+    assert load_weights(run.best_weights)[1]["state"].epoch == 3
+
+
+def test_no_later_checkpoint_outlives_the_loss_of_the_best_weights(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    saver = Saver(run, {})
+    with monkeypatch.context() as patched:
+        patched.setattr(saving, "write_weights", full)
+        saver.save_best(TrainState(epoch=1), {"w": torch.ones(1)}, {})
+        saver._thread.submit(lambda: None).result()
+    with pytest.raises(TrainingError, match="no room left"):
+        saver.save_last(TrainState(epoch=1), {})
+    saver.close()
+    assert not run.last_checkpoint.exists()
