@@ -34,7 +34,7 @@ images+=(--set image_size=32 --set batch_size=32)
 run submit "${images[@]}" --model vgg16 --set epochs=8 --set learning_rate=2e-4
 run submit "${images[@]}" --model vit --set epochs=16 --set learning_rate=5e-5 --set augment=false
 volumes=(--cluster local --runs demo/runs --data demo/brats.zarr --set batch_size=4 --set filters=8 --set epochs=10)
-volumes+=(--set learning_rate=5e-3 --set weight_decay=0 --set schedule=none)
+volumes+=(--set learning_rate=5e-3 --set weight_decay=0 --set schedule=cosine --set loss=dice-bce --set clip_gradients=1)
 run submit "${volumes[@]}" --model unet --gpus 2
 run submit "${volumes[@]}" --model improved-unet --model attention-unet
 run status --runs demo/runs --watch

@@ -202,6 +202,6 @@ def test_resume_on_another_number_of_gpus(tmp_path: Path, monkeypatch: pytest.Mo
     assert run.experiment().hardware.gpus == 4
     assert run.experiment().recipe.batch_size == 32
     before = run.config.read_bytes(), run.job.read_bytes()
-    with pytest.raises(UsageError, match="64 GPUs"):
+    with pytest.raises(UsageError, match="--gpus 64 is not possible"):
         resume_run(run, 64)
     assert (run.config.read_bytes(), run.job.read_bytes()) == before
