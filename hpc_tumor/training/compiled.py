@@ -34,9 +34,10 @@ _WORTH = 600.0  # seconds of training below which the compiling alone, a minute 
 def choose(setup: Setup) -> tuple[bool, str]:
     """Whether this run's training step is compiled, and why. All ranks call it together and get the same answer.
 
-    On CPUs the networks are not compiled unless asked: on two cores of an AMD EPYC with bfloat16 each of them was
-    slower with torch 2.14's code than with its own kernels (0.8 to 1.0 times as fast; tools/benchmark_step.py
-    --compile measures it). On GPUs both ways are timed, and the answer is kept in the user's cache.
+    On CPUs the networks are not compiled unless asked: on two cores of an AMD EPYC with bfloat16, torch 2.14's code was
+    slower than its own kernels for each that was tried (0.5 to 0.85 times as fast: cnn, alexnet, vit, unet,
+    improved-unet; tools/benchmark_step.py --compile measures it). On GPUs both ways are timed, and the answer is kept
+    in the user's cache.
 
     Raises UsageError where compiling was asked for and there is nothing to compile with.
     """
