@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 # How many steps apart the ranks agree on whether to stop. The question goes through the host and so costs a GPU time
 # in every step; on a CPU it travels with the flag of the step.
-_SMALLEST_SCALE = 1.0  # of float16's gradients, which begins at 65536 and is halved in each step that overflows
 AGREE_EVERY = {"cpu": 1, "cuda": 10}
+_SMALLEST_SCALE = 1.0  # of float16's gradients, which begins at 65536 and is halved in each step that overflows
 
 
 def train_step(setup: Setup, batch: Batch, totals: dict[str, Any], wishes: tuple[bool, bool]) -> tuple[bool, bool]:
