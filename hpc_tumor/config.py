@@ -77,6 +77,17 @@ class DataSettings(Settings):
     )
 
 
+def _weights(value: Any) -> Any:
+    """Weights as files give them, or with commas between them, as they are typed: `1,2,3`."""
+    if value is None or value == "balanced":
+        return value
+    parts = value.split(",") if isinstance(value, str) else value
+    try:
+        return tuple(float(part) for part in parts)
+    except (TypeError, ValueError):
+        raise ValueError("write balanced, or numbers with commas between them, such as 1,2,0.5") from None
+
+
 class Recipe(Settings):
     """How to train."""
 
@@ -96,7 +107,7 @@ class Recipe(Settings):
     loss: str | None = Field(
         None, description="cross-entropy or focal; bce, dice-bce, dice-ce or focal; absent: the task's published one"
     )
-    class_weights: Literal["balanced"] | tuple[float, ...] | None = Field(
+    class_weights: Annotated[Literal["balanced"] | tuple[float, ...] | None, BeforeValidator(_weights)] = Field(
         None, description="weight in the loss of each class, or of each label (NCR/NET, ED, ET); balanced: by frequency"
     )
     focal_gamma: float = Field(2.0, ge=0, le=10, description="focus of the focal loss on what is hard")

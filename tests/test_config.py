@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from hpc_tumor.config import ClusterProfile, Experiment, LimitSettings
 from hpc_tumor.errors import UsageError, unknown
+from hpc_tumor.settings import merge, parse_assignments, resolve
 from hpc_tumor.validation import build, fields_of
 
 UNET = {"model": {"name": "unet"}, "data": {"store": "a.zarr"}, "task": "segmentation"}
@@ -129,3 +130,13 @@ def test_settings_that_cannot_go_together_are_refused(task: str, values: dict, s
     data = {"store": "a", **values.pop("data", {})}
     with pytest.raises(UsageError, match=said):
         build(Experiment, {"model": {"name": "x"}, "data": data, "task": task, **values}, where="settings")
+
+
+@pytest.mark.parametrize("typed", ["1,2,0.5", "[1, 2, 0.5]", "1, 2, .5"])
+def test_weights_are_typed_with_commas(typed: str) -> None:
+    values = merge({"model": {"name": "unet"}, "data": {"store": "a"}}, parse_assignments([f"class_weights={typed}"]))
+    assert resolve(values).recipe.class_weights == (1, 2, 0.5)
+    for wrong in ("foo", "1;2;3", "true"):
+        values = merge(values, parse_assignments([f"class_weights={wrong}"]))
+        with pytest.raises(UsageError, match=r"^--set: recipe.class_weights = .*: write balanced, or numbers"):
+            resolve(values)

@@ -31,6 +31,13 @@ def announce(setup: Setup, resumed: bool) -> None:
         lines.append(f"GPUs were given (CUDA_VISIBLE_DEVICES={given}), but torch cannot use them: this is the CPU")
     if distributed.world_size > 1:
         lines.append(f"global batch of {experiment.recipe.batch_size} divided among the ranks")
+    if (
+        parts_of_batch := min(
+            experiment.hardware.accumulate, -(-experiment.recipe.batch_size // distributed.world_size)
+        )
+    ) > 1:
+        alone = ", and batch norm normalises each by itself" if _has_batch_norm(setup.bare) else ""
+        lines.append(f"each rank's share of a batch in {parts_of_batch} parts{alone}")
     if setup.val is None:
         lines.append("no validation part: the last epoch counts as the best")
     if distributed.world_size > 1 and distributed.device.type == "cpu" and _has_batch_norm(setup.bare):

@@ -72,7 +72,7 @@ class Heartbeat:
     def _write(self, state: str) -> None:
         self.setup.run.write_status(
             state=state, epoch=self.state.epoch + (state == "training"), epochs=self.epochs, step=self.state.step,
-            steps=self.steps, loss=self.loss, rate=self.rate, eta_s=self._remaining(), best=self.state.best_score,
+            steps=self.steps, loss=self.loss, rate=self.rate, eta_s=self._remaining(), best=self.setup.best_shown,
             best_epoch=self.state.best_epoch, restarts=self.state.restarts, data_wait=self._waiting(time.monotonic()),
             memory_gb=self._memory(), skipped_steps=self.state.skipped,
         )  # fmt: skip

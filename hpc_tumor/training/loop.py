@@ -136,7 +136,8 @@ def _record_training(setup: Setup, heartbeat: Heartbeat, totals: dict[str, Any])
     scores = {"loss": summed["loss"].item() / n}
     if setup.classes is None:
         # Pooled over all slices of the epoch, while the network was changing: a diagnostic, not a result.
-        scores.update(metrics.segmentation_scores(summed["histogram"].cpu().numpy()[None]))
+        pooled = metrics.segmentation_scores(summed["histogram"].cpu().numpy()[None])
+        scores.update(pooled if n == n else dict.fromkeys(pooled, math.nan))
     else:
         scores.update(accuracy=summed["right"].item() / n, confidence=summed["confidence"].item() / n)
     last = learning_rate(setup.experiment.recipe, setup.state.epoch, setup.steps - 1, setup.steps)

@@ -105,7 +105,7 @@ def _result(setup: Setup, last: Evaluation, best: Evaluation, seconds: float, me
         "stopped_early": state.epoch < experiment.recipe.epochs,
         "compiled": setup.fast is not None,
         "chosen_by": f"val {setup.main_score}" if setup.val is not None else "last epoch",
-        "best": {"epoch": state.best_epoch, "val": state.best_score, "test": best.scores},
+        "best": {"epoch": state.best_epoch, "val": setup.best_shown, "test": best.scores},
         "last": {"epoch": state.epoch, "train": train_scores, "test": last.scores},
     }
 

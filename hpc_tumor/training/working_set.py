@@ -92,6 +92,12 @@ class Setup:
         """The score that chooses the best epoch."""
         return self.experiment.best_by or ("dice" if self.classes is None else "accuracy")
 
+    @property
+    def best_shown(self) -> float | None:
+        """The best score so far as people read it: a loss is compared as its negative."""
+        best = self.state.best_score
+        return -best if best is not None and self.main_score == "loss" else best
+
     def mark(self, part: str) -> None:
         """A part of a step begins, or of what stands between steps: progress, for those who watch for hangs."""
         self.distributed.mark(part, self.state.updates)

@@ -81,6 +81,7 @@ def test_the_best_epoch_is_chosen_by_the_score_that_was_asked_for(
     result = json.loads(run.result.read_text())
     assert result["chosen_by"] == f"val {by}"
     assert values[result["best"]["epoch"]] == better(values.values())  # type: ignore[operator]
+    assert result["best"]["val"] == pytest.approx(values[result["best"]["epoch"]])
 
 
 def test_balanced_weights_are_those_of_the_training_part(tmp_path: Path, image_store: Path, slice_store: Path) -> None:
