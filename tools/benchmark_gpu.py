@@ -33,7 +33,7 @@ from benchmark_networks import (
     product_rate,
     seconds_of,
 )
-from benchmark_workers import Answer, Job, Worker, WorkerError, cores, make_stores, serve, worker_option
+from benchmark_workers import Answer, Job, Worker, WorkerError, cores, make_stores, network_options, serve
 
 from hpc_tumor.config import Experiment
 from hpc_tumor.models import MODELS
@@ -80,16 +80,14 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--networks", default="all", help="names with commas between them, or all")
     options.add_argument("--rounds", type=int, default=5, help="turns of each")
     options.add_argument("--seconds", type=float, default=1.0, help="of steps in a turn, at least")
     options.add_argument("--batch", type=int, help="absent: the published 64 images and 32 slices")
-    options.add_argument("--filters", type=int, help="first filters of the U-Nets; absent: the published 32")
     options.add_argument("--no-compile", action="store_true", help="without torch.compile")
     options.add_argument("--device", default="cuda", help="cuda, or cpu")
     options.add_argument("--quick", action="store_true", help="tiny batches and networks, one step of each, a trial")
     options.add_argument("--json", type=Path, metavar="FILE", help="write all figures there, too")
-    worker_option(options)
+    network_options(options)
     given = options.parse_args()
     given.steps = STEPS
     if given.quick:

@@ -18,8 +18,8 @@ from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.evaluate import network_input
 from hpc_tumor.training.heartbeat import Heartbeat
 from hpc_tumor.training.loop import train_epoch
-from hpc_tumor.training.setup import Setup
 from hpc_tumor.training.step import augmented
+from hpc_tumor.training.working_set import Setup
 
 CPU = torch.device("cpu")
 MOST_STEPS = 8  # of an epoch

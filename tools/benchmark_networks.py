@@ -31,8 +31,9 @@ from hpc_tumor.run_dir import RunDir
 from hpc_tumor.settings import merge, resolve
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.parts import Parts
-from hpc_tumor.training.setup import Setup, set_up
+from hpc_tumor.training.setup import set_up
 from hpc_tumor.training.step import train_step
+from hpc_tumor.training.working_set import Setup
 
 SIDES = (1024, 2048, 4096)  # of the matrices that a device's peak is measured with
 CPU_BATCH = {"classification": 64, "segmentation": 8}  # the published 32 slices take 13 GB in float32

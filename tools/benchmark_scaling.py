@@ -31,7 +31,7 @@ import torch.distributed as dist
 from benchmark_loop import experiment_for
 from benchmark_machine import describe_machine
 from benchmark_networks import OwnTraining, names_of, own_training
-from benchmark_workers import Answer, Job, Worker, cores, data_options, make_stores, serve, worker_option
+from benchmark_workers import Answer, Job, Worker, cores, data_options, make_stores, network_options, serve
 from torch.nn.parallel import DistributedDataParallel
 
 from hpc_tumor.models import MODELS
@@ -46,13 +46,11 @@ Group = list[Worker]
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--networks", default="all", help="names with commas between them, or all")
     options.add_argument("--rounds", type=int, default=5, help="turns of each")
     options.add_argument("--seconds", type=float, default=2.0, help="of steps in a turn, about, and at least one")
     options.add_argument("--batch", type=int, help="of all ranks together; absent: 64 images, 8 slices")
-    options.add_argument("--filters", type=int, help="first filters of the U-Nets; absent: the published 32")
     data_options(options)
-    worker_option(options)
+    network_options(options)
     given = options.parse_args()
     if given.worker:
         serve(lambda: _worker(given.worker))

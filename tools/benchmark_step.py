@@ -35,7 +35,7 @@ from benchmark_networks import (
     product_rate,
     seconds_of,
 )
-from benchmark_workers import Answer, Job, Worker, cores, data_options, make_stores, serve, worker_option
+from benchmark_workers import Answer, Job, Worker, cores, data_options, make_stores, network_options, serve
 
 from hpc_tumor.config import Experiment
 from hpc_tumor.models import MODELS
@@ -52,15 +52,13 @@ Times = dict[str, list[float]]
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--networks", default="all", help="names with commas between them, or all")
     options.add_argument("--rounds", type=int, default=5, help="turns of each")
     options.add_argument("--seconds", type=float, default=2.0, help="of steps in a turn, at least")
     options.add_argument("--batch", type=int, help="absent: 64 images; 8 slices on a CPU, 32 on a GPU")
-    options.add_argument("--filters", type=int, help="first filters of the U-Nets; absent: the published 32")
     options.add_argument("--compile", action="store_true", help="ours with torch.compile, too")
     options.add_argument("--device", default="cpu", help="cpu or cuda")
     data_options(options)
-    worker_option(options)
+    network_options(options)
     given = options.parse_args()
     torch.set_num_threads(cores())
     if given.worker:

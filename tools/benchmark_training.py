@@ -26,7 +26,7 @@ from benchmark_epoch import epoch_worker, write_slices
 from benchmark_loop import augmentation_worker, checkpoint_worker, loop_worker
 from benchmark_machine import describe_machine
 from benchmark_networks import names_of
-from benchmark_workers import Answer, Job, Worker, cores, data_options, make_stores, serve, worker_option
+from benchmark_workers import Answer, Job, Worker, cores, data_options, make_stores, network_options, serve
 
 from hpc_tumor.models import MODELS
 
@@ -37,14 +37,12 @@ U_NETS = [name for name, spec in MODELS.items() if spec.task == "segmentation"]
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--sections", default="all", help="names with commas between them, or all")
-    options.add_argument("--networks", default="all", help="names with commas between them, or all")
     options.add_argument("--rounds", type=int, default=5, help="turns of each; an epoch has at most 3")
     options.add_argument("--seconds", type=float, default=5.0, help="of steps in a turn, at least")
     options.add_argument("--batch", type=int, help="absent: 64 images, 8 slices")
-    options.add_argument("--filters", type=int, help="first filters of the U-Nets; absent: the published 32")
     options.add_argument("--slices", type=int, default=64, help="of an epoch; the plain loop takes a second or so each")
     data_options(options)
-    worker_option(options)
+    network_options(options)
     given = options.parse_args()
     torch.set_num_threads(cores())
     if given.worker:

@@ -97,8 +97,10 @@ def serve(prepare: Callable[[], Answer]) -> None:
             print(json.dumps(answer(line.strip())), file=channel, flush=True)
 
 
-def worker_option(options: argparse.ArgumentParser) -> None:
-    """The option by which a benchmark starts itself as a worker."""
+def network_options(options: argparse.ArgumentParser) -> None:
+    """Which networks, of what size; and the option by which a benchmark starts itself as a worker."""
+    options.add_argument("--networks", default="all", help="names with commas between them, or all")
+    options.add_argument("--filters", type=int, help="first filters of the U-Nets; absent: the published 32")
     options.add_argument("--worker", type=json.loads, help=argparse.SUPPRESS)
 
 

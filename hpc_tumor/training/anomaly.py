@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hpc_tumor.errors import HpcTumorError, TrainingError
 
 if TYPE_CHECKING:
-    from hpc_tumor.training.setup import Setup
+    from hpc_tumor.training.working_set import Setup
 
 _PACKAGE = Path(__file__).parent.parent
 _FRAME = re.compile(r'File "(?P<file>[^"\n]+)", line (?P<line>\d+), in \S+\n\s+(?P<code>[^\n]+)')

@@ -24,7 +24,7 @@ from hpc_tumor.training.checkpoint import random_state, set_random_state
 from hpc_tumor.training.evaluate import network_input
 
 if TYPE_CHECKING:
-    from hpc_tumor.training.setup import Setup
+    from hpc_tumor.training.working_set import Setup
 
 _GAIN = 1.03  # times as fast: less is noise
 _STEPS = 5  # that each way is timed for

@@ -12,8 +12,9 @@ from hpc_tumor.training.inspect_network import inspect_batch, show
 from hpc_tumor.training.loop import explained, train_to_end
 from hpc_tumor.training.memory import peak_memory_gb
 from hpc_tumor.training.overfit import overfit
-from hpc_tumor.training.setup import Setup, set_up
+from hpc_tumor.training.setup import set_up
 from hpc_tumor.training.step_times import measured
+from hpc_tumor.training.working_set import Setup
 
 
 def debug_run(experiment: Experiment, run: RunDir, overfit_steps: int | None = None, anomaly: bool = False) -> str:

@@ -14,7 +14,7 @@ from hpc_tumor.errors import TrainingError
 from hpc_tumor.training.heartbeat import say
 
 if TYPE_CHECKING:
-    from hpc_tumor.training.setup import Setup
+    from hpc_tumor.training.working_set import Setup
 
 _NAMED = 5  # cases, in the message
 _BEHIND = {"cpu": 0, "cuda": 1}  # steps that the look at a flag lags behind: a GPU is not waited for

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from hpc_tumor.training.memory import peak_memory_gb
 
 if TYPE_CHECKING:
-    from hpc_tumor.training.setup import Setup
+    from hpc_tumor.training.working_set import Setup
 
 STATUS_SECONDS = 2.0  # between two writings of status.json
 LOG_SECONDS = 15.0  # between two lines of progress in the log

@@ -22,7 +22,7 @@ from hpc_tumor.training import metrics
 from hpc_tumor.training.checkpoint import random_state, set_random_state
 from hpc_tumor.training.evaluate import network_input
 from hpc_tumor.training.memory import peak_memory_gb
-from hpc_tumor.training.setup import Setup
+from hpc_tumor.training.working_set import Setup
 
 WIDTH = 100  # columns
 _NAME, _KIND, _CHUNK = 24, 15, 2**22  # columns of names and types of layers; values looked at together

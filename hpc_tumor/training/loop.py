@@ -13,7 +13,6 @@ import torch
 from hpc_tumor import atomic
 from hpc_tumor.config import Experiment
 from hpc_tumor.data.loader import epoch_order
-from hpc_tumor.errors import TrainingError
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.training import metrics
 from hpc_tumor.training.distributed import Distributed
@@ -21,10 +20,12 @@ from hpc_tumor.training.heartbeat import Heartbeat, say
 from hpc_tumor.training.memory import is_out_of_memory, out_of_memory
 from hpc_tumor.training.mirror import Mirror
 from hpc_tumor.training.record import write_result
+from hpc_tumor.training.saving import no_room
 from hpc_tumor.training.schedule import learning_rate
-from hpc_tumor.training.setup import Setup, set_up
+from hpc_tumor.training.setup import set_up
 from hpc_tumor.training.step import train_step
 from hpc_tumor.training.tracing import Tracer
+from hpc_tumor.training.working_set import Setup
 
 Outcome = Literal["finished", "stopped"]
 
@@ -72,9 +73,7 @@ def explained(experiment: Experiment, run: RunDir, distributed: Distributed) -> 
         if is_out_of_memory(error):
             raise out_of_memory(error, experiment, distributed) from error
         if isinstance(error, OSError) and atomic.is_disk_full(error):
-            raise TrainingError(
-                f"no room left to write to {run.path}: free some space or quota, then `hpc-tumor resume` the run."
-            ) from error
+            raise no_room(run) from error
         raise
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hpc_tumor.errors import UsageError
 
 if TYPE_CHECKING:
-    from hpc_tumor.training.setup import Setup
+    from hpc_tumor.training.working_set import Setup
 
 _NO_SCORES = ("epoch", "part")
 _EVENTS = "events.out.tfevents.*"

@@ -12,7 +12,7 @@ from hpc_tumor.training.step import train_step
 from hpc_tumor.training.tracing import Tracer
 
 if TYPE_CHECKING:
-    from hpc_tumor.training.setup import Setup
+    from hpc_tumor.training.working_set import Setup
 
 LOSS_LEFT = 0.1  # of the first loss; only where a network that always says the same does not get there
 SCORES = {"accuracy": 0.95, "dice": 0.8}

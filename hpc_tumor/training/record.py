@@ -17,7 +17,7 @@ from hpc_tumor.training.heartbeat import Heartbeat, say
 from hpc_tumor.training.memory import peak_memory_gb
 
 if TYPE_CHECKING:
-    from hpc_tumor.training.setup import Setup
+    from hpc_tumor.training.working_set import Setup
 
 
 def write_result(setup: Setup, heartbeat: Heartbeat, stop: Callable[[], str | None]) -> bool:

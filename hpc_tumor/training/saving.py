@@ -81,10 +81,7 @@ class Saver:
         except (OSError, RuntimeError) as error:  # torch turns a failed write into a RuntimeError of its own
             cause = error if isinstance(error, OSError) else error.__context__
             if isinstance(cause, OSError) and atomic.is_disk_full(cause):
-                raise TrainingError(
-                    f"no room left to write {self.run.checkpoints}: free some space or quota, then `hpc-tumor resume`"
-                    " the run."
-                ) from error
+                raise no_room(self.run) from error
             raise
 
     def close(self) -> None:
@@ -94,6 +91,13 @@ class Saver:
                 self.wait()
         finally:
             self._thread.shutdown()
+
+
+def no_room(run: RunDir) -> TrainingError:
+    """The error for a disk or a quota that is full."""
+    return TrainingError(
+        f"no room left to write to {run.path}: free some space or quota, then `hpc-tumor resume` the run."
+    )
 
 
 def find_last(run: RunDir) -> tuple[bool, str | None]:

@@ -30,8 +30,6 @@ from hpc_tumor.training.recipe import Precision, build_optimizer, choose_precisi
 from hpc_tumor.training.saving import Saver
 from hpc_tumor.training.working_set import Setup, rank_seed
 
-__all__ = ["Setup", "build_network", "set_up"]
-
 
 def set_up(experiment: Experiment, run: RunDir, distributed: Distributed) -> Setup:
     """Build one rank's working set, and resume where the run left a checkpoint.
@@ -85,7 +83,7 @@ def set_up(experiment: Experiment, run: RunDir, distributed: Distributed) -> Set
 def _precision_before(run: RunDir) -> str | None:
     """The number format in which this run has trained so far."""
     started = run.read_events("started")
-    return str(started[0]["precision"]) if started and run.last_checkpoint.exists() else None
+    return str(started[-1]["precision"]) if started and run.last_checkpoint.exists() else None
 
 
 def _speed_up(setup: Setup) -> None:

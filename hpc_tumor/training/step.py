@@ -19,7 +19,7 @@ from hpc_tumor.training.guard import total_norm
 from hpc_tumor.training.schedule import learning_rate
 
 if TYPE_CHECKING:
-    from hpc_tumor.training.setup import Setup
+    from hpc_tumor.training.working_set import Setup
 
 # How many steps apart the ranks agree on whether to stop. The question goes through the host and so costs a GPU time
 # in every step; on a CPU it travels with the flag of the step.

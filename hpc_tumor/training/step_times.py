@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from hpc_tumor.training.setup import Setup
+    from hpc_tumor.training.working_set import Setup
 
 PARTS = ("data", "augment", "forward", "loss", "backward", "update", "agree", "metrics")  # a step ends with the last
 

@@ -18,7 +18,7 @@ from hpc_tumor.training.heartbeat import say
 from hpc_tumor.training.step_times import PARTS
 
 if TYPE_CHECKING:
-    from hpc_tumor.training.setup import Setup
+    from hpc_tumor.training.working_set import Setup
 
 _WARM, _TRACED = 2, 3  # steps before the trace, and in it
 _ROWS, _NAME = 12, 52  # operations in the log, and columns of their names

@@ -15,7 +15,8 @@ from hpc_tumor.run_dir import RunDir
 from hpc_tumor.training import compiled
 from hpc_tumor.training.checkpoint import load_checkpoint
 from hpc_tumor.training.distributed import Distributed
-from hpc_tumor.training.setup import Setup, set_up
+from hpc_tumor.training.setup import set_up
+from hpc_tumor.training.working_set import Setup
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler (g++)")
 

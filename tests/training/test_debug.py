@@ -18,9 +18,10 @@ from hpc_tumor.training.debug import debug_run
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.inspect_network import inspect_batch, number, statistics
 from hpc_tumor.training.overfit import Progress, _learned
-from hpc_tumor.training.setup import Setup, set_up
+from hpc_tumor.training.setup import set_up
 from hpc_tumor.training.step import train_step
 from hpc_tumor.training.step_times import PARTS, StepTimes
+from hpc_tumor.training.working_set import Setup
 
 Captured = pytest.CaptureFixture[str]
 

@@ -52,8 +52,6 @@ def test_the_mean_is_what_is_scored_and_kept(tmp_path: Path, slice_store: Path) 
 def test_training_ends_where_nothing_gets_better(tmp_path: Path, slice_store: Path) -> None:
     recipe = {"epochs": 9, "early_stopping": 2, "learning_rate": 1e-12, "optimizer": "sgd"}
     run = new_run(tmp_path, slice_store, "unet", recipe=recipe)
-    setup = set_up(run.experiment(), run, Distributed())
-    del setup
     assert train_here(run) == "finished"
     result = json.loads(run.result.read_text())
     assert result["epochs"] == result["best"]["epoch"] + 2 < 9
