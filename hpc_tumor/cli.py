@@ -397,7 +397,7 @@ def status(
 ) -> None:
     """Where the runs are: queue, progress, scores so far."""
     from hpc_tumor.cluster.queue import read_states
-    from hpc_tumor.launch import show_states, watch_runs
+    from hpc_tumor.control import show_states, watch_runs
 
     found = _find(runs, patterns)
     if not found:
@@ -424,7 +424,7 @@ def logs(
         latest = ", ".join(item.name for item in found[-3:])
         raise UsageError(f"{run!r} fits {len(found)} runs; name one of them. The latest: {latest}.")
     if follow and not errors:
-        from hpc_tumor.launch import follow_log
+        from hpc_tumor.control import follow_log
 
         follow_log(found[0], rank)
         return
@@ -440,7 +440,7 @@ def cancel(
     patterns: Patterns, runs: Runs = None, yes: Yes = False, json: Json = False, verbose: Verbose = False
 ) -> None:
     """End runs. What they have learned so far stays, and `resume` goes on from there."""
-    from hpc_tumor.launch import cancel_runs
+    from hpc_tumor.control import cancel_runs
 
     cancel_runs(_find(runs, patterns), yes)
 
@@ -458,7 +458,7 @@ def resume(
 
     With --gpus N they go on at the same sample on another number of GPUs; the global batch stays.
     """
-    from hpc_tumor.launch import resume_runs
+    from hpc_tumor.control import resume_runs
 
     resume_runs(_find(runs, patterns), yes, gpus)
 

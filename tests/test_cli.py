@@ -16,10 +16,10 @@ import pytest
 from hpc_tumor import cli
 from hpc_tumor.cluster.queue import RunState
 from hpc_tumor.config import Experiment
+from hpc_tumor.control import refuse_failures
 from hpc_tumor.data.phantom import make_phantom
 from hpc_tumor.data.prepare import READERS, prepare_dataset
 from hpc_tumor.errors import PartialFailure, TrainingError, UsageError
-from hpc_tumor.launch import _refuse_failures
 from hpc_tumor.run_dir import RunDir
 
 Captured = pytest.CaptureFixture[str]
@@ -372,13 +372,13 @@ def state(name: str, what: str) -> RunState:
 
 
 def test_having_waited_the_exit_code_says_how_it_went() -> None:
-    _refuse_failures([state("a", "finished"), state("b", "finished")])
+    refuse_failures([state("a", "finished"), state("b", "finished")])
     with pytest.raises(PartialFailure, match=r"1 of 2 runs did not finish. The first: b failed: because"):
-        _refuse_failures([state("a", "finished"), state("b", "failed")])
+        refuse_failures([state("a", "finished"), state("b", "failed")])
     with pytest.raises(TrainingError, match="a lost: because"):
-        _refuse_failures([state("a", "lost")])
+        refuse_failures([state("a", "lost")])
     with pytest.raises(TrainingError, match="2 of 2"):
-        _refuse_failures([state("a", "failed"), state("b", "cancelled")])
+        refuse_failures([state("a", "failed"), state("b", "cancelled")])
     assert (PartialFailure.exit_code, TrainingError.exit_code) == (5, 1)
 
 

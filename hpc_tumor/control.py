@@ -1,0 +1,104 @@
+"""What is done with runs that were started: show how they are, watch them, follow their logs, cancel and resume."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from hpc_tumor.cluster.logs import follow
+from hpc_tumor.cluster.profiles import LOCAL
+from hpc_tumor.cluster.queue import RunState, cancel, read_states
+from hpc_tumor.console import View, out
+from hpc_tumor.errors import HpcTumorError, PartialFailure, TrainingError
+from hpc_tumor.run_dir import RunDir
+from hpc_tumor.views import OPEN, runs_table, runs_view
+
+LOCAL_SECONDS, SLURM_SECONDS = 2.0, 10.0  # between two looks at the runs; a scheduler is asked less often
+
+
+def show_states(states: Sequence[RunState]) -> None:
+    """One table of all runs."""
+    out.result([state.as_dict() for state in states], show=lambda: out.table(runs_table(states, out.width)))
+
+
+def watch_runs(runs: Sequence[RunDir]) -> list[RunState]:
+    """The states of the runs once all have ended, shown until then. Ctrl-C ends the showing, not the runs."""
+    states = read_states(runs)
+    seconds = LOCAL_SECONDS if all(state.cluster == LOCAL for state in states) else SLURM_SECONDS
+
+    def read() -> View:
+        nonlocal states
+        states = read_states(runs)
+        return runs_view(states, out.error_width)
+
+    try:
+        out.watch(read, seconds)
+    except KeyboardInterrupt:
+        out.note("The runs go on: `hpc-tumor status` shows them, `hpc-tumor cancel` ends them.")
+        raise
+    return states
+
+
+def refuse_failures(states: Sequence[RunState]) -> None:
+    failed = [state for state in states if state.state != "finished" and state.state not in OPEN]
+    if not failed:
+        return
+    said = f"{failed[0].name} {failed[0].state}: {failed[0].reason or 'its logs say more'}"
+    if len(states) == 1:
+        raise TrainingError(said)
+    message = f"{len(failed)} of {len(states)} runs did not finish. The first: {said}"
+    raise PartialFailure(message) if len(failed) < len(states) else TrainingError(message)
+
+
+def follow_log(run: RunDir, rank: int) -> None:
+    """Print what a rank prints, until the run has ended."""
+
+    def ended() -> bool:
+        return read_states([run])[0].state not in OPEN
+
+    try:
+        for text in follow(run, rank, ended=ended):
+            out.text(text, end="")
+    except KeyboardInterrupt:
+        out.note(f"\n{run.name} goes on.")
+        raise
+
+
+def cancel_runs(runs: Sequence[RunDir], yes: bool) -> None:
+    """End those of the runs that are queued or running."""
+    states = read_states(runs)
+    chosen = states if len(states) == 1 else [state for state in states if state.cancellable]
+    _for_each("cancel", "cancelled", [(state.run, partial(cancel, state)) for state in chosen], yes)
+
+
+def resume_runs(runs: Sequence[RunDir], yes: bool, gpus: int | None = None) -> None:
+    """Start those of the runs again that ended without a result."""
+    from hpc_tumor.cluster.submit import resume_run
+
+    states = read_states(runs)
+    chosen = states if len(states) == 1 else [state for state in states if state.state not in (*OPEN, "finished")]
+    _for_each("resume", "resumed", [(state.run, partial(resume_run, state.run, gpus)) for state in chosen], yes)
+
+
+def _for_each(verb: str, done: str, actions: list[tuple[RunDir, Callable[[], Any]]], yes: bool) -> None:
+    """Do something to several runs, after asking; one that fails does not keep the others from it."""
+    if not actions:
+        out.note(f"nothing to {verb}")
+    elif len(actions) > 1 and not yes and not out.confirm(f"{verb} {len(actions)} runs?"):
+        out.note("nothing was done")
+        return
+    errors: dict[str, HpcTumorError] = {}
+    for run, act in actions:
+        try:
+            act()
+        except HpcTumorError as error:
+            if len(actions) == 1:
+                raise
+            errors[run.name] = error
+    good = [run.name for run, _ in actions if run.name not in errors]
+    values = {done: good, "failed": {name: str(error) for name, error in errors.items()}}
+    out.result(values, show=lambda: out.text("\n".join(f"{name}  {done}" for name in good)) if good else None)
+    if errors:
+        first, why = next(iter(errors.items()))
+        raise PartialFailure(f"{len(errors)} of {len(actions)} runs could not be {done}. The first, {first}: {why}")
