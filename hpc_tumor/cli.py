@@ -317,9 +317,21 @@ def submit(
     constraint: Annotated[
         str | None, typer.Option(metavar="TEXT", rich_help_panel=WHERE, help="Features of the nodes.")
     ] = None,
+    reservation: Annotated[str | None, typer.Option(metavar="NAME", rich_help_panel=WHERE, help="Reservation.")] = None,
+    sbatch: Annotated[
+        list[str] | None,
+        typer.Option(metavar="OPTION[=VALUE]", rich_help_panel=WHERE, help="Any further option: mail-type=END."),
+    ] = None,
     time: Annotated[
         str | None,
-        typer.Option("--time", "--walltime", metavar="TIME", rich_help_panel=WHERE, help="02:00:00, 90m or 2h."),
+        typer.Option(
+            "--time", "--walltime", metavar="TIME", rich_help_panel=WHERE,
+            help="02:00:00, 90m or 2h; more than a job may have is done in several.",
+        ),
+    ] = None,
+    at_once: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", rich_help_panel=WHERE, help="Of many runs, so many at the same time."),
     ] = None,
     memory: Annotated[
         float | None, typer.Option(metavar="GB", rich_help_panel=WHERE, help="Main memory on each node.")
@@ -332,6 +344,7 @@ def submit(
         typer.Option(metavar="N", rich_help_panel=HOW, help="The same batch in N parts, which need less memory."),
     ] = None,
     wait: Annotated[bool, flag("--wait", text="Stay, and show progress, to the end.", panel=HOW)] = False,
+    again: Annotated[bool, flag("--again", text="Also what is there already, just so.", panel=HOW)] = False,
     dry_run: Annotated[bool, flag("--dry-run", text="Print plan and script; submit nothing.", panel=HOW)] = False,
     debug: Annotated[
         bool, flag("--debug", text="One process in the foreground, a few batches; breakpoint() works.", panel=LOOK)
@@ -359,19 +372,19 @@ def submit(
 
     hpc-tumor submit --model cnn --data brain-mri.zarr --debug --overfit 200
     """
-    from hpc_tumor import launch
+    from hpc_tumor import launch, planning
     from hpc_tumor.request import Request, make_experiments
 
     options = {
         "walltime": time, "memory_gb": memory, "cpus": cpus, "account": account, "partition": partition, "qos": qos,
-        "constraint": constraint,
+        "constraint": constraint, "reservation": reservation, "options": planning.sbatch_options(sbatch or []),
     }  # fmt: skip
     if debug:
-        launch.check_debug(cluster, dry_run, wait, options)
+        planning.check_debug(cluster, dry_run, wait, {**options, "at_once": at_once})
     else:
-        launch.check_no_debug(overfit, anomaly)
+        planning.check_no_debug(overfit, anomaly)
     # Too many GPUs are refused by the cluster's limits, before the batch that could not be divided among them.
-    chosen = launch.choose_profile(cluster, gpus) if gpus and not debug else None
+    chosen = planning.choose_profile(cluster, gpus) if gpus and not debug else None
     request = Request(
         job, model or [], seed or [], data or [], gpus, settings or [], debug, accumulate, profile, bool(overfit)
     )
@@ -379,12 +392,12 @@ def submit(
     if debug:
         launch.debug(experiments, _folder(runs), overfit, anomaly)
         return
-    chosen = chosen or launch.choose_profile(cluster)
-    planned = launch.plan(experiments, chosen, **options)
+    chosen = chosen or planning.choose_profile(cluster)
+    planned = planning.plan(experiments, chosen, at_once, **options)
     if dry_run:
-        launch.show_scripts(planned, chosen, _folder(runs))
+        launch.show_scripts(planned, chosen, _folder(runs), at_once or 0)
     else:
-        launch.submit(planned, chosen, _folder(runs), wait)
+        launch.submit(planned, chosen, _folder(runs), wait=wait, again=again, at_once=at_once or 0)
 
 
 @app.command(rich_help_panel="Runs")
@@ -461,6 +474,16 @@ def resume(
     from hpc_tumor.control import resume_runs
 
     resume_runs(_find(runs, patterns), yes, gpus)
+
+
+@app.command(rich_help_panel="Runs")
+def rerun(
+    patterns: Patterns, runs: Runs = None, yes: Yes = False, json: Json = False, verbose: Verbose = False
+) -> None:
+    """Train runs again from the beginning, as new runs with the same settings; the old ones stay as they are."""
+    from hpc_tumor.launch import rerun as rerun_all
+
+    rerun_all(_find(runs, patterns), yes)
 
 
 @app.command(rich_help_panel="Runs")

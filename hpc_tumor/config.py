@@ -6,7 +6,7 @@ Everything is refused at construction, with a message that names the setting, th
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -240,7 +240,20 @@ def _minutes(value: Any) -> Any:
     raise ValueError(f"{value!r} is not a time: write 02:00:00, 1-12:00:00, 90m or 2h")
 
 
+# Options of sbatch on which the launching itself stands: where logs go, what is warned when, what is one of an array.
+OURS = frozenset(
+    {"array", "output", "error", "open-mode", "signal", "requeue", "no-requeue", "dependency", "wrap", "parsable"}
+)
 Minutes = Annotated[int, BeforeValidator(_minutes), Field(ge=1)]
+
+
+def check_sbatch_options(names: Iterable[str]) -> None:
+    """Raises ValueError for what cannot be a long name of an sbatch option, or is decided elsewhere."""
+    for name in names:
+        if not re.fullmatch(r"[a-z][a-z0-9_-]*", name):
+            raise ValueError(f"{name!r} is not the long name of an sbatch option, such as mail-type")
+        if name.replace("_", "-") in OURS:
+            raise ValueError(f"the option {name!r} of sbatch is decided by hpc-tumor: leave it out")
 
 
 class SlurmSettings(Settings):
@@ -254,6 +267,9 @@ class SlurmSettings(Settings):
     gpu_request: Literal["gres", "gpus-per-node", "none"] = "gres"
     gpu_type: str | None = Field(None, description="type in a typed request, as V100 in --gres=gpu:V100:2")
     requeue: bool = Field(True, description="whether the site lets a job be requeued")
+    chain: int = Field(
+        4, ge=1, le=100, description="jobs of a run, one after another, where the site does not let a job be requeued"
+    )
     extra: dict[str, str | int | bool] = Field(
         default_factory=dict, description="further sbatch options, by their long names"
     )
@@ -263,8 +279,7 @@ class SlurmSettings(Settings):
         for name, value in [*self.extra.items(), *((key, getattr(self, key)) for key in type(self).model_fields)]:
             if isinstance(value, str) and not value.isprintable():
                 raise ValueError(f"{name} = {value!r} holds a line end or another control character")
-        if wrong := [name for name in self.extra if not re.fullmatch(r"[a-z][a-z0-9_-]*", name)]:
-            raise ValueError(f"extra {wrong[0]!r} is not the long name of an sbatch option, such as mail-type")
+        check_sbatch_options(self.extra)
         return self
 
 

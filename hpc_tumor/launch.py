@@ -1,127 +1,81 @@
-"""From experiments to runs that go: plan, submit, wait; and debugging in the foreground."""
+"""From plans to runs that go: submit, wait, run again; and debugging in the foreground."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import shlex
 import shutil
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from hpc_tumor import atomic
+from hpc_tumor.cluster.existing import UNDER_WAY, find_same
 from hpc_tumor.cluster.job import record_failure
-from hpc_tumor.cluster.plan import Plan, check_gpus, make_plan, refuse_options
-from hpc_tumor.cluster.profiles import LOCAL, default_profile, find_profile
+from hpc_tumor.cluster.profiles import LOCAL
+from hpc_tumor.cluster.queue import RunState
+from hpc_tumor.cluster.slurm import count_own_jobs
+from hpc_tumor.cluster.submit import Wanted, array_script, grouped, job_script, submit_all, submitted_as
 from hpc_tumor.config import ClusterProfile, Experiment
 from hpc_tumor.console import counted, out
 from hpc_tumor.control import refuse_failures, show_states, watch_runs
-from hpc_tumor.errors import HpcTumorError, PartialFailure, UsageError
-from hpc_tumor.provenance import collect_provenance
+from hpc_tumor.errors import ClusterError, HpcTumorError, PartialFailure, UsageError
+from hpc_tumor.planning import Planned
+from hpc_tumor.provenance import collect_provenance, provenance_of
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.views import submissions_table
 
-Planned = list[tuple[Experiment, Plan]]
+MOST_NAMED = 7  # runs of an array, in its plan
 
 
-def choose_profile(cluster: str | None, gpus: int | None = None) -> ClusterProfile:
-    """The profile named, else the user's default; which one that is, and why, is said.
-
-    Raises UsageError where there is no such profile, or its cluster cannot give so many GPUs.
-    """
-    if cluster is not None:
-        profile = find_profile(cluster)
-    else:
-        profile, why = default_profile()
-        out.note(why)
-    if gpus is not None and gpus > 0:
-        check_gpus(profile, gpus)
-    return profile
-
-
-def check_debug(cluster: str | None, dry_run: bool, wait: bool, options: dict[str, Any]) -> None:
-    """Raises UsageError for what cannot go with --debug."""
-    if cluster not in (None, LOCAL):
-        raise UsageError(f"--debug runs in the foreground on this machine: leave out --cluster {cluster}.")
-    for option, given in (("--dry-run", dry_run), ("--wait", wait)):
-        if given:
-            raise UsageError(f"--debug trains in the foreground, now: leave out {option}.")
-    refuse_options("--debug stays on this machine", **options)
-
-
-def check_no_debug(overfit: int | None, anomaly: bool) -> None:
-    """Raises UsageError for what goes with --debug alone."""
-    for option, given in (("--overfit", overfit is not None), ("--anomaly", anomaly)):
-        if given:
-            raise UsageError(f"{option} is a way of debugging: add --debug, or leave it out.")
-
-
-def plan(experiments: Sequence[Experiment], profile: ClusterProfile, **options: Any) -> Planned:
-    """Each experiment with what it asks of the cluster. UsageError where the cluster cannot give it."""
-    planned = [(experiment, make_plan(profile, experiment.hardware.gpus, **options)) for experiment in experiments]
-    queued, running = profile.limits.queued_jobs, profile.limits.running_jobs
-    if queued is not None and len(experiments) > queued:
-        raise UsageError(
-            f"{counted(len(experiments), 'run')} at once are more than {profile.name} lets one user queue: {queued}."
-            " Submit them in parts, by --model or --seed."
-        )
-    if running is not None and len(experiments) > running:
-        out.note(f"{profile.name} runs {counted(running, 'job')} of one user at once: the others wait for their turn")
-    _look_at_scratch(profile, {experiment.data.store for experiment in experiments})
-    return planned
-
-
-def _look_at_scratch(profile: ClusterProfile, stores: set[Path]) -> None:
-    """Say where a store does not lie on the cluster's fast storage."""
-    scratch = os.path.expandvars(profile.environment.scratch or "")
-    if not scratch or "$" in scratch:  # none, or known on the cluster alone
-        return
-    fast = Path(scratch).expanduser().resolve()
-    for store in sorted(stores):
-        if not store.resolve().is_relative_to(fast):
-            out.note(f"{store} does not lie in {scratch}, the fast storage of {profile.name}: reading it may be slow")
-
-
-def show_scripts(planned: Planned, profile: ClusterProfile, runs: Path) -> None:
-    """Plan and script of each run; nothing is submitted."""
-    from hpc_tumor.cluster.submit import job_script
-
-    shown: list[dict[str, Any]] = [
-        {"model": experiment.model.name, "seed": experiment.seed, "plan": plan.as_dict(),
-         "script": job_script(experiment, profile, plan, runs)}
-        for experiment, plan in planned
+def show_scripts(planned: Planned, profile: ClusterProfile, runs: Path, at_once: int = 0) -> None:
+    """Plan and script of each job, an array for runs of one plan; nothing is submitted."""
+    groups = grouped(planned.wanted, profile, planned.most_tasks)
+    shown = [
+        {"runs": [{"model": item.experiment.model.name, "seed": item.experiment.seed} for item in group],
+         "plan": group[0].plan.as_dict(),
+         "script": job_script(group[0].experiment, profile, group[0].plan, runs) if len(group) == 1
+         else array_script(len(group), profile, group[0].plan, runs, at_once)}
+        for group in groups
     ]  # fmt: skip
 
     def show() -> None:
-        for (experiment, plan), item in zip(planned, shown, strict=True):
-            out.note(f"{experiment.model.name}, seed {experiment.seed}, on {plan.describe()}")
-            out.text(item["script"].rstrip())
+        for group, item in zip(groups, shown, strict=True):
+            what = "; ".join(f"{run.experiment.model.name}, seed {run.experiment.seed}" for run in group[:MOST_NAMED])
+            more = f" and {len(group) - MOST_NAMED} more" if len(group) > MOST_NAMED else ""
+            array = f"an array of {len(group)} runs: " if len(group) > 1 else ""
+            out.note(f"{array}{what}{more}, {'each ' if array else ''}on {group[0].plan.describe()}")
+            out.text(str(item["script"]).rstrip())
 
     out.result(shown, show=show)
-    out.note(f"Nothing was submitted: dry run of {counted(len(planned), 'run')}.")
+    out.note(f"Nothing was submitted: dry run of {counted(len(planned.wanted), 'run')}.")
 
 
-def submit(planned: Planned, profile: ClusterProfile, runs: Path, wait: bool) -> None:
-    """Submit all, show what was submitted and what to type next; or stay until the runs have ended.
+def submit(
+    planned: Planned, profile: ClusterProfile, runs: Path, *, wait: bool = False, again: bool = False, at_once: int = 0
+) -> None:
+    """Submit what is not there yet, show what was submitted and what to type next; or stay until the runs have ended.
+
+    Runs with the very same settings and data that are under way or finished are left out, those that ended without a
+    result go on in their own directories; `again` starts all of them anew.
 
     Raises:
+        UsageError: the one run that is asked for is there already.
         ClusterError: SLURM is not there, or refused the first run.
         PartialFailure: some were submitted before one was refused; or, having waited, some failed.
         TrainingError: having waited, all failed.
     """
-    from hpc_tumor.cluster.submit import Submission, submit_experiment
-
-    done: list[Submission] = []
-    refused: HpcTumorError | None = None
-    for experiment, plan in planned:
-        try:
-            done.append(submit_experiment(experiment, profile, plan, runs))
-        except HpcTumorError as error:
-            if not done:
-                raise
-            refused = error
-            break
+    wanted = planned.wanted if again else _missing(planned.wanted, runs)
+    if not wanted:
+        out.result([], show=lambda: None)
+        out.note("nothing is missing: hpc-tumor status shows the runs")
+        return
+    wanted, later = _that_fit(wanted, profile)
+    submitted = submit_all(wanted, profile, runs, at_once=at_once, most_tasks=planned.most_tasks)
+    done, refused = submitted.done, submitted.refused
+    if refused is not None and not done:
+        raise refused
     values = [
         {"run": item.run.name, "path": item.run.path, "cluster": item.cluster, "job_id": item.job_id,
          "plan": item.plan.as_dict()}
@@ -134,8 +88,85 @@ def submit(planned: Planned, profile: ClusterProfile, runs: Path, wait: bool) ->
         return
     out.result(values, show=lambda: out.table(submissions_table(done)))
     if refused is not None:
-        raise PartialFailure(f"{len(done)} of {len(planned)} runs were submitted, then: {refused}") from refused
+        raise PartialFailure(f"{len(done)} of {len(wanted)} runs were submitted, then: {refused}") from refused
+    if later:
+        out.note(
+            f"{counted(later, 'run')} not yet submitted, for {profile.name} lets one user queue"
+            f" {profile.limits.queued_jobs} jobs: the same command submits what is missing, once there is room"
+        )
     _show_next(done[0].run.name if len(done) == 1 else None, runs)
+
+
+def _missing(wanted: Sequence[Wanted], runs: Path) -> list[Wanted]:
+    """Those of the runs that are neither under way nor finished."""
+    same = find_same([item.experiment for item in wanted], runs)
+    if len(wanted) == 1:
+        return [] if _refuse_second(same[0]) else list(wanted)
+    there = Counter(state.state for state in same if state is not None and state.state in UNDER_WAY)
+    if there:
+        said = ", ".join(f"{count} {state}" for state, count in there.items())
+        out.note(f"{there.total()} of {len(wanted)} runs are there already ({said}); --again starts them once more")
+    again = [state for state in same if state is not None and state.state not in UNDER_WAY]
+    if again:
+        out.note(f"{counted(len(again), 'run')} that ended without a result will go on from the last checkpoint")
+    return [
+        item if state is None else replace(item, run=state.run)
+        for item, state in zip(wanted, same, strict=True)
+        if state is None or state.state not in UNDER_WAY
+    ]
+
+
+def _refuse_second(state: RunState | None) -> bool:
+    if state is None:
+        return False
+    if state.state in UNDER_WAY:
+        what = "has finished" if state.state == "finished" else f"is {state.state}"
+        raise UsageError(
+            f"{state.name} has the very same settings and data, and {what}: add --again to train once more, or give"
+            " another --seed."
+        )
+    out.note(f"{state.name} has the same settings and is {state.state}: hpc-tumor resume would go on from there")
+    return False
+
+
+def _that_fit(wanted: list[Wanted], profile: ClusterProfile) -> tuple[list[Wanted], int]:
+    """As many of the runs as this user may have in the queue, and how many are left for later."""
+    most, running = profile.limits.queued_jobs, profile.limits.running_jobs
+    if profile.name == LOCAL:
+        return wanted, 0
+    if most is not None:
+        room = most - (count_own_jobs() or 0)
+        fitting = room // wanted[0].plan.links
+        if fitting < 1:
+            raise ClusterError(
+                f"{profile.name} lets one user queue {most} jobs, and {counted(max(room, 0), 'place')} of them"
+                f" {'is' if room == 1 else 'are'} free: wait until some have ended, or cancel some."
+            )
+        wanted, later = wanted[:fitting], max(0, len(wanted) - fitting)
+    else:
+        later = 0
+    if running is not None and len(wanted) > running:
+        out.note(f"{profile.name} runs {counted(running, 'job')} of one user at once: the others wait for their turn")
+    return wanted, later
+
+
+def rerun(runs: Sequence[RunDir], yes: bool) -> None:
+    """Train the runs again from the beginning, with the same settings and requests, as new runs beside them.
+
+    Raises:
+        UsageError: a run was never submitted.
+        ClusterError: SLURM is not there, or refuses.
+    """
+    if len(runs) > 1 and not yes and not out.confirm(f"train {len(runs)} runs again from the beginning?"):
+        out.note("nothing was done")
+        return
+    by_profile: dict[str, tuple[ClusterProfile, list[Wanted]]] = {}
+    for run in runs:
+        profile, plan = submitted_as(run)
+        key = profile.model_dump_json()
+        by_profile.setdefault(key, (profile, []))[1].append(Wanted(run.experiment(), plan))
+    for profile, wanted in by_profile.values():
+        submit(Planned(wanted), profile, runs[0].path.parent, again=True)
 
 
 def _show_next(run: str | None, runs: Path) -> None:
@@ -164,7 +195,7 @@ def debug(experiments: Sequence[Experiment], runs: Path, overfit: int | None = N
     folder = runs / "debug"
     new = [parent for parent in (folder, runs) if not parent.exists()]
     run = RunDir.create(folder, experiments[0])
-    atomic.write_json(run.provenance, collect_provenance(experiments[0]))
+    atomic.write_json(run.provenance, {**collect_provenance(), **provenance_of(experiments[0].data.store)})
     try:
         outcome = debug_run(experiments[0], run, overfit, anomaly)
     except HpcTumorError as error:

@@ -1,8 +1,13 @@
-"""Where a run comes from: versions, commit, command line, host, the data's fingerprint. No environment, no secrets."""
+"""Where a run comes from: versions, commit and changes, command line, host, environment, the data's fingerprint.
+
+What looks like a secret is masked.
+"""
 
 from __future__ import annotations
 
+import os
 import platform
+import re
 import socket
 import subprocess
 import sys
@@ -11,27 +16,66 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from hpc_tumor.config import Experiment
+from hpc_tumor.config import ClusterProfile
 from hpc_tumor.run_dir import read_json
 
 _PACKAGE = Path(__file__).resolve().parent
+MASKED = "***"
+_LONGEST_DIFF = 200_000  # characters
+_MATTERS = re.compile(
+    r"(HPC_TUMOR|SLURM|SBATCH|CUDA|NVIDIA|NCCL|GLOO|TORCH|PYTORCH|OMP|MKL|KMP|PYTHON|CONDA|VIRTUAL_ENV|LOADEDMODULES|LD_"
+    r"|UCX|TMPDIR|PATH$)"
+)
+_SECRET = re.compile(r"TOKEN|PASSW|PASSPHRASE|SECRET|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE|AUTH", re.IGNORECASE)
 _DISTRIBUTIONS = (
     "hpc-tumor", "torch", "torchvision", "numpy", "zarr", "numcodecs", "nibabel", "pillow", "scipy", "submitit",
 )  # fmt: skip
 
 
-def collect_provenance(experiment: Experiment, **more: Any) -> dict[str, Any]:
-    """What provenance.json holds; `more` is added as it is (the plan, the script)."""
+def provenance_of(store: Path, **more: Any) -> dict[str, Any]:
+    """What provenance.json holds of one run: its data; `more` is added as it is (the plan, the script)."""
+    return {"store": {"path": str(store), **store_identity(store)}, **more}
+
+
+def collect_provenance() -> dict[str, Any]:
+    """What provenance.json holds of all runs that one command starts: who, where, with what code and environment."""
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "host": socket.gethostname(),
         "platform": platform.platform(),
         "versions": {"python": platform.python_version(), **versions()},
+        "packages": packages(),
+        "variables": environment_variables(),
         "git": git_state(),
-        "store": {"path": str(experiment.data.store), **store_identity(experiment.data.store)},
-        **more,
     }
+
+
+def environment_variables() -> dict[str, str]:
+    """The variables of this environment that may matter to a run, without the values of what looks like a secret."""
+    kept = {name: value for name, value in os.environ.items() if _MATTERS.match(name)}
+    return {name: MASKED if _SECRET.search(name) else without_passwords(kept[name]) for name in sorted(kept)}
+
+
+def without_secrets(profile: ClusterProfile) -> ClusterProfile:
+    """The profile as it may be shown to others: without the values of its variables that look like secrets."""
+    variables = {
+        name: MASKED if _SECRET.search(name) else without_passwords(value)
+        for name, value in profile.environment.variables.items()
+    }
+    environment = profile.environment.model_copy(update={"variables": variables})
+    return profile.model_copy(update={"environment": environment})
+
+
+def without_passwords(text: str) -> str:
+    """`text` without what stands as a password in an address: `https://anna:***@host`."""
+    return re.sub(r"(\w+://[^/\s:@]*:)[^/\s@]+@", rf"\1{MASKED}@", text)
+
+
+def packages() -> dict[str, str]:
+    """All installed packages with their versions."""
+    found = ((item.metadata["Name"], item.version) for item in metadata.distributions())
+    return {name: version for name, version in sorted(found, key=lambda item: str(item[0]).lower()) if name}
 
 
 def versions() -> dict[str, str | None]:
@@ -53,7 +97,12 @@ def git_state() -> dict[str, Any] | None:
     if commit is None:
         return None
     changes = _git("status", "--porcelain", "--untracked-files=no")
-    return {"commit": commit, "dirty": bool(changes) if changes is not None else None}
+    state: dict[str, Any] = {"commit": commit, "dirty": bool(changes) if changes is not None else None}
+    if changes:
+        diff = _git("diff", "HEAD") or ""
+        cut = f"\n… cut: {len(diff):,} characters" if len(diff) > _LONGEST_DIFF else ""
+        state["diff"] = diff[:_LONGEST_DIFF] + cut
+    return state
 
 
 def store_identity(store: Path) -> dict[str, Any]:

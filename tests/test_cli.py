@@ -82,7 +82,6 @@ UNET = ("submit", "--model", "unet", "--data", "data/brats.zarr")
         ((*UNET, "--gpus", "3", "--cluster", "local-test"), 2, ("--gpus 3", "2 GPUs", "2 or 4")),
         ((*UNET, "--gpus", "6", "--cluster", "orfeo-gpu"), 2, ("--gpus 6", "at most 2 nodes", "4")),
         ((*UNET, "--cluster", "orfeo-gpu"), 2, ("--account", "orfeo-gpu")),
-        ((*UNET, "--cluster", "local-test", "--time", "90h"), 2, ("90h", "at most")),
         ((*UNET, "--cluster", "local-test", "--memory", "4000"), 2, ("4000 GB",)),
         ((*UNET, "--cluster", "local-test"), 4, ("no sbatch", "--cluster local")),
         ((*UNET, "--debug", "--cluster", "local-test"), 2, ("--debug", "leave out --cluster local-test")),

@@ -6,26 +6,39 @@ from pathlib import Path
 import pytest
 
 from hpc_tumor import provenance
-from hpc_tumor.config import Experiment
+from hpc_tumor.config import ClusterProfile
 from hpc_tumor.validation import build
 
 
-def experiment(store: Path) -> Experiment:
-    settings = {"model": {"name": "unet"}, "task": "segmentation", "data": {"store": store}}
-    return build(Experiment, settings, where="test")
+def profile_with(**sections: object) -> ClusterProfile:
+    return build(ClusterProfile, {"name": "n", "description": "d", **sections}, where="test")
 
 
 def test_store_is_named_by_its_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     attributes = {"hpc_tumor": {"schema": 1, "dataset": "brats", "task": "segmentation", "fingerprint": "ab12", "x": 0}}
     (tmp_path / "zarr.json").write_text(json.dumps({"zarr_format": 3, "attributes": attributes}))
-    monkeypatch.setenv("SECRET_TOKEN", "hunter2")
-    found = provenance.collect_provenance(experiment(tmp_path), plan={"nodes": 2})
+    found = {**provenance.collect_provenance(), **provenance.provenance_of(tmp_path, plan={"nodes": 2})}
     assert found["store"] == {
         "path": str(tmp_path), "schema": 1, "dataset": "brats", "task": "segmentation", "fingerprint": "ab12",
     }  # fmt: skip
     assert found["plan"] == {"nodes": 2}
     assert found["versions"]["submitit"].startswith("1.")
-    assert "hunter2" not in json.dumps(found)
+
+
+def test_secrets_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SLURM_JWT_TOKEN", "HPC_TUMOR_PASSWORD", "WANDB_API_KEY", "PYTHON_KEYRING_SECRET"):
+        monkeypatch.setenv(name, "hunter2")
+    monkeypatch.setenv("TORCH_HOME", "https://anna:hunter2@host/cache")
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "ib0")
+    found = provenance.collect_provenance()
+    assert "hunter2" not in json.dumps(found["variables"])
+    assert found["variables"]["NCCL_SOCKET_IFNAME"] == "ib0"
+    assert found["variables"]["TORCH_HOME"] == "https://anna:***@host/cache"
+    assert "WANDB_API_KEY" not in found["variables"]
+
+    variables = {"WANDB_API_KEY": "hunter2", "NCCL_DEBUG": "INFO"}
+    shown = provenance.without_secrets(profile_with(environment={"variables": variables}))
+    assert shown.environment.variables == {"WANDB_API_KEY": "***", "NCCL_DEBUG": "INFO"}
 
 
 def test_outside_git_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,4 +57,6 @@ def test_changed_files_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(state["commit"]) == 40
     assert state["dirty"] is False
     (tmp_path / "__init__.py").write_text("changed = 1\n")
-    assert (provenance.git_state() or {})["dirty"] is True
+    state = provenance.git_state() or {}
+    assert state["dirty"] is True
+    assert "+changed = 1" in state["diff"]

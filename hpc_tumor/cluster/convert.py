@@ -19,7 +19,7 @@ from pathlib import Path
 
 from hpc_tumor.cluster import slurm
 from hpc_tumor.cluster.board import Board
-from hpc_tumor.cluster.plan import Plan, make_plan, refuse_options
+from hpc_tumor.cluster.plan import Plan, hours, make_plan, refuse_options
 from hpc_tumor.cluster.profiles import LOCAL, find_profile
 from hpc_tumor.cluster.slurm import JobRecord
 from hpc_tumor.config import ClusterProfile
@@ -60,7 +60,10 @@ def conversion_on(
     cpus = min(CPUS, profile.node.cpus, max(1, int(profile.node.memory_gb / GB_PER_CPU)))
     memory = min(cpus * GB_PER_CPU, profile.node.memory_gb)
     options = {"account": account, "partition": partition, "walltime": walltime}
-    plan = replace(make_plan(profile, 1, cpus=cpus, memory_gb=memory, **options), gpus_per_node=0)
+    planned = make_plan(profile, 1, cpus=cpus, memory_gb=memory, **options)  # type: ignore[arg-type]
+    plan = replace(planned, gpus_per_node=0)
+    if plan.total is not None:
+        raise UsageError(f"--time {walltime} is longer than {profile.name} allows: at most {hours(plan.walltime)}.")
     most = profile.limits.queued_jobs
     if tasks is not None and (tasks < 1 or (most is not None and tasks > most)):
         limit = f" {profile.name} lets one user queue at most {most}." if most else ""
@@ -187,10 +190,9 @@ class _Conversion:
         self.job = _sbatch(self.profile, self.plan, self.board.path, tasks)
         self.worth_another = False
         plural = "s" if tasks > 1 else ""
-        hours = f"{self.plan.walltime // 60}:{self.plan.walltime % 60:02d} h"
         self.say(
             f"array job {self.job} on {self.profile.name}: {tasks} task{plural} of {self.plan.cpus_per_task} CPUs,"
-            f" {self.plan.memory_gb:g} GB, at most {hours}"
+            f" {self.plan.memory_gb:g} GB, at most {hours(self.plan.walltime)}"
         )
 
     def _end(self) -> None:
@@ -216,7 +218,8 @@ def _is_alive(record: JobRecord) -> bool:
 
 def _sbatch(profile: ClusterProfile, plan: Plan, board: Path, tasks: int) -> str:
     """Submit the array; gives its job id. ClusterError with SLURM's words where it refuses."""
-    from hpc_tumor.cluster.submit import clean_environment, setup_lines
+    from hpc_tumor.cluster.executors import clean_environment
+    from hpc_tumor.cluster.script import setup_lines
 
     if any(sign in str(board) for sign in "%\n\\"):
         raise UsageError(f"{str(board.parents[1])!r}: %, \\ and line ends mean something else to SLURM. Rename it.")

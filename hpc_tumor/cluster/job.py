@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
-import time
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
@@ -20,13 +21,13 @@ from types import FrameType
 from typing import Any
 
 from hpc_tumor.cluster.orphans import end_with_parent
-from hpc_tumor.cluster.slurm import requeue
 from hpc_tumor.errors import ClusterError, HpcTumorError
 from hpc_tumor.resources import available_cpus
 from hpc_tumor.run_dir import RunDir, read_json
 
-MOST_RESTARTS = 100
-_WAIT_FOR_END = 60.0  # seconds in which SLURM ends the ranks of a job that was requeued
+# Errors of CUDA, NCCL and gloo that another node or another moment may not show.
+_PASSING = re.compile(r"NCCL|gloo|c10d|connection|socket|ECC|uncorrectable|unspecified launch failure", re.IGNORECASE)
+_LASTING = (errno.ENOSPC, errno.EDQUOT, errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class StopFlag:
@@ -52,13 +53,6 @@ class StopFlag:
                 run.add_event("signal", signal=reason)
         return reason
 
-    def wait(self, seconds: float, after: str | None = None) -> str | None:
-        """The reason to stop; waits for one other than `after` where none has come yet."""
-        end = time.monotonic() + seconds
-        while self() == after and time.monotonic() < end:
-            time.sleep(0.05)
-        return self()
-
     def _note(self, number: int, _frame: FrameType | None) -> None:
         self._came.append(signal.Signals(number).name.removeprefix("SIG"))
 
@@ -77,10 +71,9 @@ class TrainingJob:
         """
         run = RunDir(self.run_path)
         job = read_json(run.job) or {}
-        start = int(job.get("start", 0))
-        under_slurm = os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
+        start = start_here(job)
+        under_slurm = _under_slurm()
         if under_slurm:
-            start += int(os.environ.get("SLURM_RESTART_COUNT") or 0)
             os.environ.pop("RANK", None)  # inherited: SLURM's own variables say it
         rank = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
         stop = StopFlag(run if rank == 0 else None)
@@ -89,13 +82,25 @@ class TrainingJob:
             if under_slurm:
                 _write_to(run.logs / f"rank-{rank}.{start}.out")
                 _prepare_slurm(run, job)
-            outcome = _train(run, stop, _Record(run, start, rank))
+            return _train(run, stop, _Record(run, start, rank))
         except Exception as error:
             _Record(run, start, rank).error(error)
             raise
-        if outcome == "stopped" and under_slurm:
-            _after_stop(run, job, stop, rank)
-        return outcome
+
+
+def job_id_here() -> str:
+    """The number of the SLURM job that this process is in, as scontrol takes it: `42`, or `42_7` of an array."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ["SLURM_JOB_ID"]
+
+
+def start_here(job: dict[str, Any]) -> int:
+    """How often the run had begun before; `job` is what job.json holds."""
+    return int(job.get("start") or 0) + (int(os.environ.get("SLURM_RESTART_COUNT") or 0) if _under_slurm() else 0)
+
+
+def _under_slurm() -> bool:
+    return os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
 
 
 class _Record:
@@ -114,24 +119,28 @@ class _Record:
         self._trace("".join(traceback.format_exception(error)))
         with suppress(OSError):
             record_failure(
-                self._run, self._start, lost.rank if lost else self._rank, lost.reason if lost else _in_one_line(error)
-            )
+                self._run, self._start, lost.rank if lost else self._rank, lost.reason if lost else _in_one_line(error),
+                retry=lost is not None or _may_pass(error),
+            )  # fmt: skip
 
     def hang(self, reason: str, culprit: int | None, stack: str) -> None:
         """The watchdog ends this rank, which was at `stack`, because of the `culprit`."""
         self._trace(f"{reason}\n\nrank {self._rank} was in\n{stack}")
         with suppress(OSError):
-            record_failure(self._run, self._start, culprit, reason)
+            record_failure(self._run, self._start, culprit, reason, retry=True)
 
     def _trace(self, text: str) -> None:
         with suppress(OSError):
             (self._run.logs / f"rank-{self._rank}.{self._start}.error.txt").write_text(text, encoding="utf-8")
 
 
-def record_failure(run: RunDir, start: int, rank: int | None, reason: str, *, overrule: bool = False) -> None:
+def record_failure(
+    run: RunDir, start: int, rank: int | None, reason: str, *, overrule: bool = False, retry: bool = False
+) -> None:
     """Record why this start of the run failed: event, and status. The first rank to say so is believed.
 
-    Those that follow mostly report that they lost the first one. `overrule` is for who watches from outside.
+    Those that follow mostly report that they lost the first one. `overrule` is for who watches from outside; `retry`
+    says that another start may not meet it again.
     """
     mark = run.logs / f"failure.{start}.json"
     try:
@@ -139,7 +148,7 @@ def record_failure(run: RunDir, start: int, rank: int | None, reason: str, *, ov
     except FileExistsError:
         return
     with os.fdopen(handle, "w", encoding="utf-8") as file:
-        json.dump({"rank": rank, "reason": reason}, file)
+        json.dump({"rank": rank, "reason": reason, "retry": retry}, file)
     run.add_event("failed", reason=reason, rank=rank)
     set_failed(run)
 
@@ -176,8 +185,8 @@ def _prepare_slurm(run: RunDir, job: dict[str, Any]) -> None:
     address, port = rendezvous(os.environ, suffix)
     os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port))
     # A start that was killed while submitit wrote its result leaves this file, and submitit refuses to write again.
-    mine = f"{os.environ['SLURM_JOB_ID']}_{os.environ.get('SLURM_PROCID', '0')}_result.pkl.save_tmp"
-    (run.submission / mine).unlink(missing_ok=True)
+    mine = f"{job_id_here()}_{os.environ.get('SLURM_PROCID', '0')}_result.pkl.save_tmp"
+    (run.path.parent / job["folder"] if "folder" in job else run.submission).joinpath(mine).unlink(missing_ok=True)
 
 
 def _train(run: RunDir, stop: StopFlag, record: _Record) -> str:
@@ -192,24 +201,14 @@ def _train(run: RunDir, stop: StopFlag, record: _Record) -> str:
     return outcome
 
 
-def _after_stop(run: RunDir, job: dict[str, Any], stop: StopFlag, rank: int) -> None:
-    """After a warning (USR2): back into the queue. After TERM the job is SLURM's or the user's to end."""
-    if stop.wait(2.0) != "USR2":
-        return
-    restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
-    allowed = job.get("profile", {}).get("slurm", {}).get("requeue", True)
-    if not allowed or restarts >= MOST_RESTARTS:
-        if rank == 0:
-            why = f"was restarted {restarts} times already" if allowed else "may not be requeued on this cluster"
-            run.add_event("stopped", reason=f"the time limit came and the job {why}: go on with hpc-tumor resume")
-        return
-    if rank == 0:
-        run.add_event("requeued", restart=restarts + 1)
-        try:
-            requeue(os.environ["SLURM_JOB_ID"])
-        except ClusterError as error:  # where SLURM has preempted the job, it requeues it by itself, whatever we record
-            run.add_event("stopped", reason=f"SLURM did not requeue the job ({error}): go on with hpc-tumor resume")
-    stop.wait(_WAIT_FOR_END, after="USR2")
+def _may_pass(error: Exception) -> bool:
+    """Whether another start of the same run may not meet this error: it came from the network, a disk or a device."""
+    if isinstance(error, HpcTumorError | MemoryError):
+        return False
+    if isinstance(error, OSError):
+        return error.errno not in _LASTING
+    text = str(error)
+    return isinstance(error, RuntimeError) and "out of memory" not in text and _PASSING.search(text) is not None
 
 
 def _in_one_line(error: Exception) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from hpc_tumor.cluster.profiles import LOCAL
@@ -16,7 +16,8 @@ from hpc_tumor.settings import user_configuration
 _LEAST_MEMORY = 0.1  # GB; Python alone needs as much
 _FLAGS = {
     "walltime": "--time", "memory_gb": "--memory", "cpus": "--cpus", "account": "--account", "partition": "--partition",
-    "qos": "--qos", "constraint": "--constraint",
+    "qos": "--qos", "constraint": "--constraint", "reservation": "--reservation", "options": "--sbatch",
+    "at_once": "--at-once",
 }  # fmt: skip
 _SIGNAL_DELAYS = (120, 600)  # seconds before the limit: enough to save, and a twentieth of the walltime between these
 
@@ -36,6 +37,10 @@ class Plan:
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
+    reservation: str | None = None
+    options: dict[str, str | int | bool] = field(default_factory=dict)  # further ones of sbatch, by their long names
+    total: int | None = None  # minutes asked for in all, where they are more than one job may have
+    links: int = 1  # jobs submitted at once, each to begin when the one before has ended, where none may be requeued
 
     @property
     def gpus(self) -> int:
@@ -59,16 +64,41 @@ class Plan:
         """The plan in one line, for people."""
         if self.cluster == LOCAL:
             return f"this machine: {self.shape.split(' × ')[1]}"
-        hours = f"{self.walltime // 60}:{self.walltime % 60:02d} h"
         where = f" in {self.partition}" if self.partition else ""
         share = (
             f"{self.cpus_per_task} CPU{'s' if self.cpus_per_task > 1 else ''} per task, {self.memory_gb:g} GB per node"
         )
-        return f"{self.cluster}: {self.shape}, {share}, {hours}{where}"
+        return f"{self.cluster}: {self.shape}, {share}, {hours(self.walltime)}{where}{self._restarts()}"
+
+    def _restarts(self) -> str:
+        """How a run goes on that needs longer than one job may take."""
+        if self.total is not None:
+            whole = f"; {hours(self.total)} in all"
+            way = "a chain of dependent jobs" if self.links > 1 else "requeued at each limit"
+            return f"{whole}: {self.starts} starts, {way}"
+        return f"; a chain of up to {self.links} jobs" if self.links > 1 else ""
+
+    @property
+    def starts(self) -> int | None:
+        """How often the run may begin for the time that was asked for in all; None where nothing limits it."""
+        return None if self.total is None else -(-self.total // self.walltime)
+
+    def shortened(self, walltime: int, asked: bool) -> Plan:
+        """The plan with jobs of at most so many minutes; what was `asked` for in all stays, over several of them."""
+        if walltime >= self.walltime:
+            return self
+        total = self.total or (self.walltime if asked else None)
+        plan = replace(self, walltime=walltime, total=total)
+        return replace(plan, links=plan.starts or self.links) if self.links > 1 else plan
 
     def as_dict(self) -> dict[str, Any]:
         """All fields, for job.json; `Plan(**values)` makes the plan again."""
         return asdict(self)
+
+
+def hours(minutes: int) -> str:
+    """Minutes as `2:00 h`."""
+    return f"{minutes // 60}:{minutes % 60:02d} h"
 
 
 def make_plan(
@@ -82,8 +112,12 @@ def make_plan(
     partition: str | None = None,
     qos: str | None = None,
     constraint: str | None = None,
+    reservation: str | None = None,
+    options: dict[str, str | int | bool] | None = None,
 ) -> Plan:
     """Plan for `gpus` ranks. `cpus` is per task, `memory_gb` per node; both default to the GPUs' share of a node.
+
+    A walltime beyond what one job may have becomes several starts of jobs that take as long as they may.
 
     Raises:
         UsageError: the cluster cannot give this; the message names the nearest possible counts, or the limit.
@@ -93,8 +127,10 @@ def make_plan(
         refuse_options(
             "the run stays on this machine (--cluster local)", walltime=walltime, memory_gb=memory_gb,
             cpus=cpus, account=account, partition=partition, qos=qos, constraint=constraint,
+            reservation=reservation, options=options or None,
         )  # fmt: skip
-    for flag, text in (("account", account), ("partition", partition), ("qos", qos), ("constraint", constraint)):
+    texts = {"account": account, "partition": partition, "qos": qos, "constraint": constraint}
+    for flag, text in {**texts, "reservation": reservation}.items():
         _check_text(_FLAGS[flag], text)
     node = profile.node
     share = tasks / node.gpus if node.gpus else 1.0
@@ -111,24 +147,30 @@ def make_plan(
         )
     if memory > node.memory_gb:
         raise UsageError(f"--memory {memory:g} GB is more than the {node.memory_gb:g} GB of a node of {profile.name}.")
+    minutes, total = _walltime(profile, walltime)
+    links = 1 if profile.slurm.requeue or profile.name == LOCAL else profile.slurm.chain
     return Plan(
         cluster=profile.name,
         nodes=nodes,
         tasks_per_node=tasks,
         cpus_per_task=cpus_per_task,
         memory_gb=int(memory * 1024) / 1024,
-        walltime=_walltime(profile, walltime),
+        walltime=minutes,
         gpus_per_node=tasks if node.gpus else 0,
         partition=partition or profile.slurm.partition,
         account=_account(profile, account),
         qos=qos or profile.slurm.qos,
         constraint=constraint or profile.slurm.constraint,
+        reservation=reservation or profile.slurm.reservation,
+        options={**profile.slurm.extra, **(options or {})},
+        total=total,
+        links=-(-total // minutes) if total and links > 1 else links,
     )
 
 
 def refuse_options(why: str, **options: object) -> None:
     """Raises UsageError for options of `make_plan` that were given although, as `why` says, no SLURM will read them."""
-    given = [_FLAGS[name] for name, value in options.items() if value is not None]
+    given = [_FLAGS[name] for name, value in options.items() if value not in (None, {})]
     if given:
         raise UsageError(
             f"{', '.join(given)}: for SLURM clusters alone, but {why}: leave {'it' if len(given) == 1 else 'them'} out."
@@ -175,20 +217,16 @@ def _nearest(gpus: int, per_node: int, limit: int | None, nodes_for: Callable[[i
     return " or ".join(str(count) for count in (below, above) if count)
 
 
-def _walltime(profile: ClusterProfile, asked: str | int | None) -> int:
+def _walltime(profile: ClusterProfile, asked: str | int | None) -> tuple[int, int | None]:
+    """Minutes of one job, and in all where that is more."""
     limit = profile.limits.walltime
     if asked is None:
-        return limit
+        return limit, None
     try:
         minutes = LimitSettings(walltime=asked).walltime
     except ValueError:
         raise UsageError(f"--time {asked} is not a time: write 02:00:00, 1-12:00:00, 90m or 2h.") from None
-    if minutes > limit:
-        raise UsageError(
-            f"--time {asked} is longer than {profile.name} allows: at most {limit // 60}:{limit % 60:02d} h"
-            " per job. A run that needs longer is requeued and goes on from its checkpoint."
-        )
-    return minutes
+    return (minutes, None) if minutes <= limit else (limit, minutes)
 
 
 def _account(profile: ClusterProfile, asked: str | None) -> str | None:

@@ -81,6 +81,14 @@ def read_accounting(job_ids: Iterable[str]) -> dict[str, JobRecord]:
     return records
 
 
+def count_own_jobs() -> int | None:
+    """How many jobs of this user the queue holds, each task of an array as one; None where squeue does not answer."""
+    try:
+        return len(_run("squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i").splitlines())
+    except ClusterError:
+        return None
+
+
 def cancel_job(job_id: str) -> None:
     """scancel. ClusterError with SLURM's words where it refuses."""
     _run("scancel", job_id)

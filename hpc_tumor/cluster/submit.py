@@ -1,42 +1,38 @@
-"""Start a run on a cluster or on this machine. The only module that imports submitit."""
+"""Start runs on a cluster or on this machine: their directories, and what these say of their jobs.
+
+Runs of one shape become one array job. Each run's directory says in job.json which job it is.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import io
+import json
 import os
-import shlex
+import secrets
 import shutil
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from submitit.core.utils import FailedJobError, FailedSubmissionError
-from submitit.helpers import clean_env
-from submitit.local.local import LocalExecutor, LocalJob
-from submitit.slurm.slurm import SlurmExecutor
-
-import hpc_tumor
 from hpc_tumor import atomic
-from hpc_tumor.cluster.job import TrainingJob
-from hpc_tumor.cluster.local import LocalRun, rank_variables
+from hpc_tumor.cluster.executors import clean_environment, script_of, start_here, start_on_slurm, take_back
 from hpc_tumor.cluster.plan import Plan, make_plan
+from hpc_tumor.cluster.private import make_private, submissions_folder
 from hpc_tumor.cluster.profiles import LOCAL
 from hpc_tumor.cluster.queue import read_states
-from hpc_tumor.cluster.slurm import cancel_job, slurm_words
-from hpc_tumor.cluster.tickets import Ticket, take_ticket
+from hpc_tumor.cluster.snapshot import snapshot_path, take_snapshot
 from hpc_tumor.config import ClusterProfile, Experiment
-from hpc_tumor.errors import ClusterError, UsageError
-from hpc_tumor.provenance import collect_provenance
+from hpc_tumor.errors import ClusterError, HpcTumorError, UsageError
+from hpc_tumor.provenance import collect_provenance, provenance_of, without_secrets
 from hpc_tumor.run_dir import RunDir, read_json, write_error
 from hpc_tumor.validation import build
 
 UNNAMED = "DATE-TIME-{model}-ID"  # stands for the run's name where nothing is submitted
+MOST_TASKS = 1000  # of one array, where SLURM does not say how many it takes
+_CLAIM_SECONDS = 120.0  # after which a resume that never came to its end no longer keeps others from it
 
 
 @dataclass(frozen=True)
@@ -49,6 +45,40 @@ class Submission:
     plan: Plan
 
 
+@dataclass
+class Submitted:
+    """What became of many runs: those that were started, and why the rest was not."""
+
+    done: list[Submission] = field(default_factory=list)
+    refused: HpcTumorError | None = None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One run that is to be started: a new one, or one that has ended without a result and is to go on."""
+
+    experiment: Experiment
+    plan: Plan
+    run: RunDir | None = None
+
+
+@dataclass(frozen=True)
+class _Start:
+    """One run that is to begin, or to go on, after so many starts before and the jobs of those."""
+
+    run: RunDir
+    number: int = 0
+    earlier: tuple[str | None, ...] = ()
+
+    @classmethod
+    def again(cls, run: RunDir) -> _Start:
+        """The next start of a run that had some before."""
+        job = read_json(run.job) or {}
+        logged = (int(path.name.split(".")[1]) for path in run.logs.glob("rank-*.*.out"))
+        number = 1 + max([int(job.get("start") or 0), *logged])
+        return cls(run, number, (*job.get("earlier", []), job.get("job_id")))
+
+
 def submit_experiment(experiment: Experiment, profile: ClusterProfile, plan: Plan, runs: Path) -> Submission:
     """Make a run directory under `runs` and start the run; returns as soon as it stands in the queue.
 
@@ -56,22 +86,42 @@ def submit_experiment(experiment: Experiment, profile: ClusterProfile, plan: Pla
         ClusterError: SLURM is not there, or refuses. The run directory is gone again then.
         UsageError: the runs directory cannot be used.
     """
+    submitted = submit_all([Wanted(experiment, plan)], profile, runs)
+    if submitted.refused is not None:
+        raise submitted.refused
+    return submitted.done[0]
+
+
+def submit_all(
+    wanted: Sequence[Wanted], profile: ClusterProfile, runs: Path, *, at_once: int = 0, most_tasks: int | None = None
+) -> Submitted:
+    """Start runs, with new directories under `runs` or in their own; those of one plan go as one array.
+
+    Where SLURM refuses, the runs it took stay, the others leave nothing behind, and what it said is in the result.
+
+    Args:
+        at_once: runs of an array that may run at the same time; 0: as many as SLURM lets.
+        most_tasks: of one array.
+
+    Raises:
+        UsageError: the runs directory cannot be used, or the plan is not that of its experiment.
+        ClusterError: there is no SLURM here.
+    """
     runs = _checked(runs, profile)
-    experiment = _settled(experiment, plan)
+    settled = [replace(item, experiment=_settled(item.experiment, item.plan)) for item in wanted]
     first = not runs.exists()
-    run = RunDir.create(runs, experiment)
+    submitted, provenance = Submitted(), collect_provenance()
     try:
-        provenance = collect_provenance(experiment, plan=plan.as_dict(), script=_script(run, profile, plan))
-        atomic.write_json(run.provenance, provenance)
-        return _launch(run, profile, plan, start=0)
-    except BaseException as error:
-        shutil.rmtree(run.path, ignore_errors=True)
-        if first:
-            with contextlib.suppress(OSError):
-                runs.rmdir()
-        if isinstance(error, OSError):
-            raise write_error(error, runs, "the run") from error
-        raise
+        for group in grouped(settled, profile, most_tasks):
+            submitted.done += _submit_group(group, profile, runs, provenance, at_once)
+    except HpcTumorError as error:
+        submitted.refused = error
+    except OSError as error:
+        submitted.refused = write_error(error, runs, "the run")
+    finally:
+        if first and not submitted.done:
+            _remove_empty(runs)
+    return submitted
 
 
 def job_script(
@@ -79,7 +129,26 @@ def job_script(
 ) -> str:
     """The script that `submit_experiment` would submit, for a run of that name; nothing is written, no SLURM needed."""
     run = RunDir(_absolute(runs) / (run_name or UNNAMED.format(model=experiment.model.name)))
-    return _script(run, profile, plan)
+    return script_of([run], profile, plan, run.submission, run.name)
+
+
+def array_script(count: int, profile: ClusterProfile, plan: Plan, runs: Path, at_once: int = 0) -> str:
+    """The script of an array of so many runs of one plan; nothing is written, no SLURM needed."""
+    runs = _absolute(runs)
+    some = [RunDir(runs / "RUN")] * count
+    return script_of(some, profile, plan, submissions_folder(runs) / "DATE-TIME-ID", "hpc-tumor-ID", at_once)
+
+
+def grouped(wanted: Sequence[Wanted], profile: ClusterProfile, most_tasks: int | None = None) -> list[list[Wanted]]:
+    """The runs that go together as one array each; alone where there are no arrays."""
+    by_plan: dict[str, list[Wanted]] = {}
+    for number, item in enumerate(wanted):
+        # A task of an array cannot wait for one task of another, as the links of a chain do.
+        alone = profile.name == LOCAL or item.plan.links > 1
+        key = str(number) if alone else json.dumps(item.plan.as_dict(), sort_keys=True)
+        by_plan.setdefault(key, []).append(item)
+    most = most_tasks or MOST_TASKS
+    return [group[start : start + most] for group in by_plan.values() for start in range(0, len(group), most)]
 
 
 def resume_run(run: RunDir, gpus: int | None = None) -> Submission:
@@ -89,30 +158,48 @@ def resume_run(run: RunDir, gpus: int | None = None) -> Submission:
         gpus: as many from now on, in place of those that it had; the global batch stays.
 
     Raises:
-        UsageError: it is queued, running or finished, or was never submitted; or so many GPUs cannot be had.
+        UsageError: it is queued, running or finished, is somebody else's, or was never submitted; or so many GPUs
+            cannot be had.
         ClusterError: SLURM is not there, or refuses; the run is left as it was.
     """
-    job = read_json(run.job)
-    if job is None or "plan" not in job or "profile" not in job:
-        raise UsageError(f"{run.name} was never submitted: it holds no readable {run.job.name}.")
+    profile, plan = submitted_as(run)
     state = read_states([run])[0]
+    if getattr(state, "ending", False):
+        raise UsageError(f"{run.name} is still ending: try again in a few seconds.")
     if state.alive or state.state in ("finished", "running"):
         raise UsageError(f"{run.name} is {state.state}: only a run that has ended without a result can be resumed.")
-    profile = build(ClusterProfile, job["profile"], where=str(run.job))
     _checked(run.path.parent, profile)
-    logged = (int(path.name.split(".")[1]) for path in run.logs.glob("rank-*.*.out"))
-    start = 1 + max([int(job.get("start", 0)), *logged])
-    plan = Plan(**job["plan"])
-    before = {path: path.read_bytes() for path in (run.job, run.config)}
-    try:
+    with _claimed(run), _restored(run):
         if gpus is not None and gpus != plan.gpus:
             plan = _with_gpus(plan, profile, gpus)
             run.set_gpus(gpus)
-        return _launch(run, profile, plan, start, earlier=[*job.get("earlier", []), job.get("job_id")])
-    except BaseException:
-        for path, contents in before.items():
-            atomic.write_bytes(path, contents)
-        raise
+        return _launch([_Start.again(run)], profile, plan)[0]
+
+
+def submitted_as(run: RunDir) -> tuple[ClusterProfile, Plan]:
+    """Where a run was submitted to, and what it asked for. UsageError where it never was."""
+    job = read_json(run.job)
+    if job is None or "plan" not in job or "profile" not in job:
+        raise UsageError(f"{run.name} was never submitted: it holds no readable {run.job.name}.")
+    stated = read_json(run.submission / "profile.json") or job["profile"]
+    return build(ClusterProfile, stated, where=str(run.job)), Plan(**job["plan"])
+
+
+@contextlib.contextmanager
+def _claimed(run: RunDir) -> Iterator[None]:
+    """Of two that would start the same run at the same time, the second is refused."""
+    claim = make_private(run.submission) / "claim"
+    with contextlib.suppress(OSError):
+        if time.time() - claim.stat().st_mtime > _CLAIM_SECONDS:
+            claim.unlink()
+    try:
+        os.close(os.open(claim, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    except FileExistsError:
+        raise UsageError(f"{run.name} is being resumed by another command at this moment.") from None
+    try:
+        yield
+    finally:
+        claim.unlink(missing_ok=True)
 
 
 def _with_gpus(plan: Plan, profile: ClusterProfile, gpus: int) -> Plan:
@@ -120,171 +207,102 @@ def _with_gpus(plan: Plan, profile: ClusterProfile, gpus: int) -> Plan:
     if profile.name == LOCAL:
         return make_plan(profile, gpus)
     return make_plan(
-        profile, gpus, walltime=plan.walltime, account=plan.account, partition=plan.partition, qos=plan.qos,
-        constraint=plan.constraint,
+        profile, gpus, walltime=plan.total or plan.walltime, account=plan.account, partition=plan.partition,
+        qos=plan.qos, constraint=plan.constraint, reservation=plan.reservation, options=plan.options,
     )  # fmt: skip
 
 
+def _submit_group(
+    group: Sequence[Wanted], profile: ClusterProfile, runs: Path, provenance: dict[str, Any], at_once: int
+) -> list[Submission]:
+    made: list[RunDir] = []
+    old = [item.run for item in group if item.run is not None]
+    try:
+        with contextlib.ExitStack() as kept:
+            for run in old:
+                kept.enter_context(_claimed(run))
+                kept.enter_context(_restored(run))
+            starts = []
+            for item in group:
+                if item.run is not None:
+                    starts.append(_Start.again(item.run))
+                    continue
+                made.append(run := RunDir.create(runs, item.experiment))
+                starts.append(_Start(run))
+            return _launch(starts, profile, group[0].plan, at_once, provenance)
+    except BaseException:
+        for run in made:
+            shutil.rmtree(run.path, ignore_errors=True)
+        raise
+
+
+@contextlib.contextmanager
+def _restored(run: RunDir) -> Iterator[None]:
+    """Where what is done inside fails, the run's own record of its job and settings is as it was."""
+    before = {path: path.read_bytes() for path in (run.job, run.config)}
+    try:
+        yield
+    except BaseException:
+        for path, contents in before.items():
+            atomic.write_bytes(path, contents)
+        raise
+
+
 def _launch(
-    run: RunDir, profile: ClusterProfile, plan: Plan, start: int, earlier: list[str | None] | None = None
-) -> Submission:
-    """Submit the job of `run`; `start` is how many starts it had before, `earlier` their job ids."""
+    starts: Sequence[_Start], profile: ClusterProfile, plan: Plan, at_once: int = 0,
+    provenance: dict[str, Any] | None = None,
+) -> list[Submission]:  # fmt: skip
+    """Submit one job for one run, or an array for several."""
+    runs = [start.run for start in starts]
+    parent = runs[0].path.parent
+    code = take_snapshot(parent)
+    folder, name = _job_folder(runs)
+    atomic.write_json(folder / "runs.json", [run.name for run in runs])
+    new = [start.run for start in starts if not start.number]
+    if provenance is not None and new:
+        script = script_of(runs, without_secrets(profile), plan, folder, name, at_once)
+        for run in new:
+            store = run.experiment().data.store
+            more = provenance_of(store, code=code.name, plan=plan.as_dict(), script=script)
+            atomic.write_json(run.provenance, {**provenance, **more})
     job = {
-        "cluster": profile.name, "job_id": None, "start": start, "submitted": time.time(), "plan": plan.as_dict(),
-        "profile": profile.model_dump(mode="json"), "earlier": earlier or [],
+        "cluster": profile.name, "job_id": None, "job_name": name, "submitted": time.time(), "plan": plan.as_dict(),
+        "profile": without_secrets(profile).model_dump(mode="json"),
+        **({} if folder == runs[0].submission else {"folder": str(folder.relative_to(parent))}),
     }  # fmt: skip
-    atomic.write_json(run.job, job)  # the job may start, and read this, before its number is known here
+    jobs = [{**job, "start": start.number, "earlier": list(start.earlier)} for start in starts]
+    for run, values in zip(runs, jobs, strict=True):
+        make_private(run.submission)
+        atomic.write_json(run.submission / "profile.json", profile.model_dump(mode="json"))
+        atomic.write_json(run.job, values)  # the job may start, and read this, before its number is known here
     with clean_environment():
-        job_id = _start_here(run) if profile.name == LOCAL else _sbatch(run, profile, plan)
-    try:
-        atomic.write_json(run.job, {**job, "job_id": job_id})
-        run.add_event("submitted", cluster=profile.name, job_id=job_id, gpus=plan.gpus, nodes=plan.nodes)
-    except BaseException:
         if profile.name == LOCAL:
-            os.kill(int(job_id), signal.SIGTERM)
+            ids = [start_here(runs[0], code)]
         else:
-            cancel_job(job_id)
-        raise
-    return Submission(run, profile.name, job_id, plan)
-
-
-class _ScriptExecutor(SlurmExecutor):
-    """submitit's executor, able to write its script where there is no SLURM."""
-
-    @classmethod
-    def affinity(cls) -> int:
-        return 2
-
-    def script(self) -> str:
-        return self._make_submission_file_text(self._submitit_command_str, uid="")
-
-
-class _DetachedExecutor(LocalExecutor):
-    """submitit's executor with its controller in a session of its own, so that it survives logout.
-
-    The controller inherits the run's locked ticket, and the choice of GPUs as it is: submitit would overwrite it.
-    """
-
-    ticket: Ticket
-
-    def _submit_command(self, command: str) -> LocalJob[Any]:
-        variables = {
-            **os.environ,
-            **_variables(),
-            "SUBMITIT_EXECUTOR": "local",
-            "SUBMITIT_LOCAL_COMMAND": command,
-            "SUBMITIT_LOCAL_NTASKS": "1",
-            "SUBMITIT_LOCAL_NODEID": "0",
-            "SUBMITIT_LOCAL_JOB_NUM_NODES": "1",
-            "SUBMITIT_LOCAL_TIMEOUT_S": str(10 * 365 * 86_400),  # there is no limit on one's own machine
-            "SUBMITIT_LOCAL_SIGNAL_DELAY_S": "30",
-            "SUBMITIT_LOCAL_WITH_SHELL": "",
-            "SUBMITIT_STDERR_TO_STDOUT": "1",
-        }
-        with (self.folder / "controller.out").open("ab") as log:
-            controller = subprocess.Popen(
-                [sys.executable, "-m", "submitit.local._local", str(self.folder)],
-                env=variables, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                start_new_session=True, pass_fds=(self.ticket.handle,),
-            )  # fmt: skip
-        return LocalJob(folder=self.folder, job_id=str(controller.pid), process=controller)
-
-
-def _start_here(run: RunDir) -> str:
-    executor = _DetachedExecutor(folder=run.submission)
-    executor.ticket = take_ticket(run.path.parent, run.name)
+            try:
+                ids = start_on_slurm(runs, profile, plan, folder, name, at_once)
+            except BaseException:
+                if folder != runs[0].submission:
+                    shutil.rmtree(folder, ignore_errors=True)
+                raise
+    chain = ids[len(runs) :]
     try:
-        job: LocalJob[str] = executor.submit(LocalRun(run.path))  # type: ignore[assignment]
+        for run, values, job_id in zip(runs, jobs, ids, strict=False):
+            atomic.write_json(run.job, {**values, "job_id": job_id, "chain": chain})
+            run.add_event("submitted", cluster=profile.name, job_id=job_id, gpus=plan.gpus, nodes=plan.nodes)
     except BaseException:
-        executor.ticket.path.unlink(missing_ok=True)
+        take_back(ids, profile)
         raise
-    finally:
-        executor.ticket.hand_over()
-    return str(job.job_id)
+    return [Submission(run, profile.name, job_id, plan) for run, job_id in zip(runs, ids, strict=False)]
 
 
-def _sbatch(run: RunDir, profile: ClusterProfile, plan: Plan) -> str:
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):  # submitit prints what sbatch said before it raises it
-            return str(_executor(run, profile, plan).submit(TrainingJob(run.path)).job_id)
-    except (FailedJobError, FailedSubmissionError) as error:
-        words = slurm_words(str(error)) or slurm_words(said.getvalue())
-        raise ClusterError(f"SLURM refused the job for {profile.name}: {words}") from None
-
-
-def _script(run: RunDir, profile: ClusterProfile, plan: Plan) -> str:
-    if profile.name != LOCAL:
-        return _executor(run, profile, plan).script()
-    command = [sys.executable, "-u", "-m", "hpc_tumor.cluster.job", str(run.path)]
-    assigned = " ".join(f"{name}={value}" for name, value in rank_variables(0, plan.gpus, 29_500).items())
-    ranks = f"ranks 0 to {plan.gpus - 1}, started together" if plan.gpus > 1 else "one process"
-    exports = [f"export {name}={shlex.quote(value)}" for name, value in _variables().items()]
-    return "\n".join([
-        f"# on this machine, in the background, after earlier runs of {run.path.parent}: {ranks}",
-        *exports,
-        f"{assigned} {shlex.join(command)}",
-        "",
-    ])  # fmt: skip
-
-
-def _executor(run: RunDir, profile: ClusterProfile, plan: Plan) -> _ScriptExecutor:
-    """submitit's executor, set up for this run: it makes the script, for --dry-run and for the submission."""
-    executor = _ScriptExecutor(folder=run.submission, python=shlex.quote(sys.executable))
-    executor.update_parameters(**_parameters(run, profile, plan))
-    return executor
-
-
-def _parameters(run: RunDir, profile: ClusterProfile, plan: Plan) -> dict[str, Any]:
-    gpus = f"{profile.slurm.gpu_type}:{plan.gpus_per_node}" if profile.slurm.gpu_type else str(plan.gpus_per_node)
-    request = profile.slurm.gpu_request if plan.gpus_per_node else "none"
-    extra = {key.replace("-", "_"): value for key, value in profile.slurm.extra.items() if value is not False}
-    if profile.slurm.reservation:
-        extra["reservation"] = profile.slurm.reservation
-    extra.setdefault("requeue" if profile.slurm.requeue else "no_requeue", True)
-    return {
-        "job_name": run.name,
-        "partition": plan.partition,
-        "account": plan.account,
-        "qos": plan.qos,
-        "constraint": plan.constraint,
-        "nodes": plan.nodes,
-        "ntasks_per_node": plan.tasks_per_node,
-        "cpus_per_task": plan.cpus_per_task,
-        "mem": f"{int(plan.memory_gb * 1024)}M",
-        "time": plan.walltime,
-        "gres": f"gpu:{gpus}" if request == "gres" else None,
-        "gpus_per_node": gpus if request == "gpus-per-node" else None,
-        "signal_delay_s": plan.signal_delay,
-        "wckey": None,
-        "stderr_to_stdout": True,
-        "setup": setup_lines(profile),
-        "additional_parameters": extra,
-        # A step does not inherit --cpus-per-task (SLURM 22.05); one lost rank ends the others, which would wait for it.
-        "srun_args": [f"--cpus-per-task={plan.cpus_per_task}", "--kill-on-bad-exit=1", "--wait=60"],
-    }
-
-
-def setup_lines(profile: ClusterProfile) -> list[str]:
-    """What a job's script runs before Python: modules, the site's own lines, variables."""
-    variables = {**_variables(), **profile.environment.variables}
-    return [
-        *(f"module load {shlex.quote(module)}" for module in profile.environment.modules),
-        *profile.environment.setup,
-        *(f"export {name}={shlex.quote(value)}" for name, value in variables.items()),
-    ]
-
-
-def _variables() -> dict[str, str]:
-    """What lets a job import hpc_tumor from where it is, and nothing from the folder it happens to start in."""
-    home = Path(hpc_tumor.__file__).resolve().parent.parent
-    variables = {"PYTHONSAFEPATH": "1"}
-    if home.name not in ("site-packages", "dist-packages"):
-        others = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-        variables["PYTHONPATH"] = os.pathsep.join(
-            [str(home), *(path for path in others if path not in ("", str(home)))]
-        )
-    return variables
+def _job_folder(runs: Sequence[RunDir]) -> tuple[Path, str]:
+    """The folder of a job's pickle, script and logs, and the name it has in the queue."""
+    if len(runs) == 1:
+        return make_private(runs[0].submission), runs[0].name
+    some = secrets.token_hex(3)
+    above = make_private(submissions_folder(runs[0].path.parent))
+    return make_private(above / f"{datetime.now():%Y%m%d-%H%M%S}-{some}"), f"hpc-tumor-{some}"
 
 
 def _settled(experiment: Experiment, plan: Plan) -> Experiment:
@@ -310,18 +328,14 @@ def _checked(runs: Path, profile: ClusterProfile) -> Path:
     return runs
 
 
+def _remove_empty(runs: Path) -> None:
+    """Remove a folder of runs that was made for nothing, with the code that was kept in it."""
+    with contextlib.suppress(OSError):
+        snapshot_path(runs).unlink(missing_ok=True)
+        for folder in (*runs.glob(f".*-{os.getuid()}"), runs / ".queue", runs):
+            if folder.is_dir():
+                folder.rmdir()
+
+
 def _absolute(path: Path) -> Path:
     return Path(os.path.abspath(path.expanduser()))  # noqa: PTH100 - takes out `..`, and leaves links as they are
-
-
-@contextlib.contextmanager
-def clean_environment() -> Iterator[None]:
-    """Without the rank and SLURM variables of a job that this is submitted from, which would confuse the new one.
-
-    What says where SLURM is stays; so do the user's own SBATCH_ defaults, unless they are those of a job.
-    """
-    kept = ("SLURM_CONF", "SLURM_CLUSTERS", *(() if "SLURM_JOB_ID" in os.environ else ("SBATCH_",)))
-    keep = {name: value for name, value in os.environ.items() if name.startswith(kept)}
-    with clean_env():
-        os.environ.update(keep)
-        yield

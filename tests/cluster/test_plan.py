@@ -59,10 +59,31 @@ def test_a_plan_has_the_gpus_asked_for_or_is_refused(gpus: int, per_node: int, l
 
 def test_walltime() -> None:
     assert make_plan(profile_with(), 1, walltime="30m").walltime == 30
-    with pytest.raises(UsageError, match=r"--time 3h is longer .*at most 2:00 h"):
-        make_plan(profile_with(), 1, walltime="3h")
+    assert make_plan(profile_with(), 1, walltime="30m").total is None
     with pytest.raises(UsageError, match="--time soon is not a time"):
         make_plan(profile_with(), 1, walltime="soon")
+
+
+def test_more_time_than_a_job_may_have_is_several_starts() -> None:
+    plan = make_plan(profile_with(), 1, walltime="5h")
+    assert (plan.walltime, plan.total, plan.starts, plan.links) == (120, 300, 3, 1)
+    assert "5:00 h in all: 3 starts, requeued at each limit" in plan.describe()
+    shorter = plan.shortened(60, asked=True)
+    assert (shorter.walltime, shorter.total, shorter.starts) == (60, 300, 5)
+
+    forbidden = profile_with(slurm={"requeue": False})
+    plan = make_plan(forbidden, 1, walltime="5h")
+    assert (plan.walltime, plan.links) == (120, 3)
+    assert "a chain of dependent jobs" in plan.describe()
+    assert make_plan(forbidden, 1).links == 4
+    assert make_plan(profile_with(slurm={"requeue": False, "chain": 1}), 1).links == 1
+
+
+def test_a_shorter_limit_of_the_cluster_keeps_what_was_asked_for() -> None:
+    plan = make_plan(profile_with(), 1, walltime="90m")
+    assert plan.shortened(60, asked=True).total == 90
+    assert make_plan(profile_with(), 1).shortened(60, asked=False).total is None
+    assert plan.shortened(100, asked=True) == plan
 
 
 @pytest.mark.parametrize(("minutes", "delay"), [(1, 30), (10, 120), (120, 360), (1440, 600)])

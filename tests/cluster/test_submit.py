@@ -12,6 +12,8 @@ from launching import events, profile_with, small_experiment
 
 import hpc_tumor
 from hpc_tumor.cluster.plan import make_plan
+from hpc_tumor.cluster.script import setup_lines
+from hpc_tumor.cluster.snapshot import snapshot_path
 from hpc_tumor.cluster.submit import job_script, resume_run, submit_experiment
 from hpc_tumor.errors import ClusterError, UsageError
 
@@ -83,9 +85,7 @@ def test_extra_options_replace_ours_once(tmp_path: Path) -> None:
 def test_variables_and_modules_are_quoted(tmp_path: Path) -> None:
     nasty = 'it\'s $(touch OOPS); "x"\nsecond línea'
     profile = profile_with(environment={"modules": ["cuda/12.4; touch OOPS"], "variables": {"NOTE": nasty}})
-    script = job_script(small_experiment(), profile, make_plan(profile, 1), tmp_path)
-    setup = script.partition("# setup\n")[2].partition("# command")[0]
-    setup = setup.replace("module load", "echo module load")
+    setup = "\n".join(setup_lines(profile)).replace("module load", "echo module load")
     done = subprocess.run(
         ["bash", "-c", f'{setup}\nprintf %s "$NOTE"'], cwd=tmp_path, capture_output=True, text=True, check=True
     )
@@ -183,11 +183,13 @@ def test_resume_goes_into_the_same_directory(tmp_path: Path, monkeypatch: pytest
         resume_run(run)
 
 
-def test_the_path_of_the_package_is_named_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_imports_the_snapshot_and_then_what_the_user_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     home = str(Path(hpc_tumor.__file__).resolve().parent.parent)
     monkeypatch.setenv("PYTHONPATH", f"{home}:/elsewhere")
     script = job_script(small_experiment(), profile_with(), make_plan(profile_with(), 1), tmp_path)
-    assert f"export PYTHONPATH={home}:/elsewhere\n" in script
+    assert f"export PYTHONPATH={snapshot_path(tmp_path)}:/elsewhere\n" in script
 
 
 def test_resume_on_another_number_of_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

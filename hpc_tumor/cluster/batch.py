@@ -1,0 +1,231 @@
+"""What a job's batch script does around its ranks: before them, may they begin; after them, must they begin again?
+
+`python -m hpc_tumor.cluster.batch before FOLDER` ends with 0 where the ranks are to begin, 10 where there is nothing to
+do, and 1 where this job is not the run's. `… after FOLDER CODE` is told srun's exit code, and ends with the job's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from hpc_tumor import atomic
+from hpc_tumor.cluster import slurm
+from hpc_tumor.cluster.job import job_id_here, record_failure, start_here
+from hpc_tumor.cluster.plan import Plan, hours
+from hpc_tumor.cluster.private import runs_of
+from hpc_tumor.errors import ClusterError
+from hpc_tumor.run_dir import RunDir, read_json
+
+NOTHING_TO_DO = 10
+MOST_RESTARTS = 100
+MOST_TRIES = 3  # starts that fail without any progress between them
+_RESUME = "go on with hpc-tumor resume"
+_NUMBER_SECONDS = 60.0  # for the command that submitted this job to write down its number
+_PATIENCE_SECONDS = 60.0  # with a controller that does not answer
+_END_SECONDS = 60.0  # in which SLURM ends a job that was requeued
+_MARK = "--- start "
+# What the next start would meet again.
+_LASTING = re.compile(r"ModuleNotFoundError|ImportError|oom.?kill|out.?of.?memory|No space left|quota exceeded", re.I)
+_LOST = re.compile(r"srun: error: (\S+): tasks? ([\d,-]+): (Killed|Terminated|Aborted|Segmentation fault|Bus error)")
+_NO_CONTACT = re.compile(r"contact|connect|timed out|did not answer|socket|try again", re.IGNORECASE)
+
+
+def before(folder: Path) -> int:
+    """Whether the ranks are to begin; the next job of a chain makes itself the run's."""
+    run = _run(folder)
+    job = _numbered(run)
+    mine, jobs = job_id_here(), [job.get("job_id"), *job.get("chain", [])]
+    if mine not in jobs:
+        print(f"error: job {mine} is not the job of {run.name}, which is {jobs[0]}: nothing is done.", file=sys.stderr)
+        return 1
+    if run.is_finished():
+        print(f"{run.name} has its result: nothing is left to do")
+        return NOTHING_TO_DO
+    place = jobs.index(mine)
+    if place:
+        if _was_cancelled(run, str(jobs[place - 1])):
+            print(f"{run.name} was cancelled: its chain of jobs ends here")
+            _cancel_chain(jobs[place + 1 :])
+            return NOTHING_TO_DO
+        logged = (int(path.name.split(".")[1]) for path in run.logs.glob("rank-*.*.out"))
+        start = 1 + max([int(job.get("start") or 0), *logged])
+        earlier = [*job.get("earlier", []), *jobs[:place]]
+        job = {**job, "job_id": mine, "chain": jobs[place + 1 :], "start": start, "earlier": earlier}
+        atomic.write_json(run.job, job)
+    nodes = os.environ.get("SLURM_JOB_NODELIST", "")
+    print(f"{_MARK}{start_here(job)} of {run.name}, job {mine} on {nodes}, {time.strftime('%Y-%m-%d %H:%M:%S')}")
+    return 0
+
+
+def after(folder: Path, code: int) -> int:
+    """The job's exit code, once srun has ended with `code`; a job that is to begin again does not return."""
+    run = _run(folder)
+    job = read_json(run.job) or {}
+    if job.get("job_id") != job_id_here():
+        return code
+    if run.is_finished():
+        _cancel_chain(job.get("chain", []))
+        return 0
+    events = _since(run, "submitted")
+    if any(event.get("event") == "cancelled" for event in events):
+        return code
+    if code == 0:
+        signals = [event.get("signal") for event in _since(run, "started", "resumed") if event.get("event") == "signal"]
+        return _go_on(run, job, events) if signals[-1:] == ["USR2"] else 0
+    said = _said(folder)
+    start, reason = start_here(job), f"its ranks ended with exit code {code}"
+    failure = read_json(run.logs / f"failure.{start}.json")
+    if failure is None:
+        rank, words = _lost_rank(said)
+        failure = {"rank": rank, "reason": words or reason, "retry": _LASTING.search(said) is None}
+        with suppress(OSError):
+            record_failure(run, start, rank, failure["reason"])
+    if not failure.get("retry") or _LASTING.search(said):
+        _cancel_chain(job.get("chain", []))
+        return code
+    return _try_again(run, job, events, failure, code)
+
+
+def _go_on(run: RunDir, job: dict[str, Any], events: list[dict[str, Any]]) -> int:
+    """After a warning: back into the queue, as long as there is time left of what was asked for in all."""
+    plan = Plan(**job["plan"])
+    warned = sum(event.get("event") == "requeued" and event.get("because") == "warned" for event in events)
+    if plan.total is not None and plan.starts is not None and warned + 1 >= plan.starts:
+        _cancel_chain(job.get("chain", []))
+        _stop(run, f"the {hours(plan.total)} that were asked for are used up: {_RESUME}")
+    else:
+        _requeue(run, job, because="warned", reason="its time limit came, or a job of higher priority")
+    return 0
+
+
+def _try_again(
+    run: RunDir, job: dict[str, Any], events: list[dict[str, Any]], failure: dict[str, Any], code: int
+) -> int:
+    """After a failure that may not come again: requeue, unless several starts in a row have come no further."""
+    status = read_json(run.status) or {}
+    place = [status.get("epoch") or 0, status.get("step") or 0]
+    tries = 1
+    for event in reversed([event for event in events if event.get("because") == "failed"]):
+        if event.get("at", [0, 0]) < place:
+            break
+        tries += 1
+    if tries < MOST_TRIES:
+        _requeue(
+            run, job, because="failed", reason=failure["reason"], attempt=tries + 1, of=MOST_TRIES, at=place
+        )  # fmt: skip
+        return code
+    _cancel_chain(job.get("chain", []))
+    given_up = f"{failure['reason'].rstrip('.')}; given up after {MOST_TRIES} starts without progress"
+    record_failure(run, start_here(job), failure.get("rank"), given_up, overrule=True)
+    return code
+
+
+def _requeue(run: RunDir, job: dict[str, Any], because: str, reason: str, **more: Any) -> None:
+    """Back into the queue; the next job of a chain begins by itself."""
+    restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+    allowed = job.get("profile", {}).get("slurm", {}).get("requeue", True)
+    if (allowed and restarts >= MOST_RESTARTS) or (not allowed and not job.get("chain")):
+        why = f"was restarted {restarts} times already" if allowed else "may not be requeued on this cluster"
+        if because == "warned":
+            _stop(run, f"the time limit came and the job {why}: {_RESUME}")
+        return
+    run.add_event("requeued", restart=start_here(job) + 1, because=because, reason=reason, **more)
+    if not allowed:
+        return
+    try:
+        _ask_for_requeue()
+    except ClusterError as error:  # where SLURM has preempted the job, it requeues it by itself, whatever we record
+        _stop(run, f"SLURM did not requeue the job ({error}): {_RESUME}")
+        return
+    time.sleep(_END_SECONDS)
+
+
+def _ask_for_requeue() -> None:
+    end = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            slurm.requeue(job_id_here())
+            return
+        except ClusterError as error:
+            if time.monotonic() > end or not _NO_CONTACT.search(str(error)):
+                raise
+            time.sleep(3)
+
+
+def _stop(run: RunDir, reason: str) -> None:
+    run.add_event("stopped", reason=reason)
+
+
+def _cancel_chain(jobs: list[Any]) -> None:
+    for job_id in jobs:
+        with suppress(ClusterError):  # it would find that nothing is left to do
+            slurm.cancel_job(str(job_id))
+
+
+def _was_cancelled(run: RunDir, earlier: str) -> bool:
+    """Whether the user ended the job before this one of a chain, here or with scancel."""
+    if any(event.get("event") == "cancelled" for event in _since(run, "submitted")):
+        return True
+    record = (slurm.read_queue([earlier]) or {}).get(earlier)
+    return record is not None and record.state == "CANCELLED"
+
+
+def _lost_rank(said: str) -> tuple[int | None, str]:
+    """Which rank srun says was lost, and in words; a rank that was killed could not say so itself."""
+    match = _LOST.search(said)
+    if match is None:
+        return None, ""
+    node, ranks, how = match.groups()
+    several = not ranks.isdigit()
+    who = f"ranks {ranks}" if several else f"rank {ranks}"
+    words = f"{who} on {node} {'were' if several else 'was'} killed: by hand, or by the system for want of memory"
+    if how != "Killed":
+        words = f"{who} on {node} ended: {how.lower()}"
+    return None if several else int(ranks), words
+
+
+def _said(folder: Path) -> str:
+    """What the launcher and the first rank printed in this start, before they had files of their own."""
+    log = folder / f"{job_id_here()}_0_log.out"
+    with suppress(OSError):
+        return log.read_text(encoding="utf-8", errors="replace").rpartition(f"\n{_MARK}")[2]
+    return ""
+
+
+def _since(run: RunDir, *names: str) -> list[dict[str, Any]]:
+    """The events after the last one of these names."""
+    events = run.read_events()
+    last = max((number for number, event in enumerate(events) if event.get("event") in names), default=-1)
+    return events[last + 1 :]
+
+
+def _run(folder: Path) -> RunDir:
+    names = json.loads((folder / "runs.json").read_text(encoding="utf-8"))
+    return RunDir(runs_of(folder) / names[int(os.environ.get("SLURM_ARRAY_TASK_ID") or 0)])
+
+
+def _numbered(run: RunDir) -> dict[str, Any]:
+    """The run's job as it stands in its directory, once that says which one it is."""
+    end = time.monotonic() + _NUMBER_SECONDS
+    while True:
+        job = read_json(run.job) or {}
+        if job.get("job_id") or time.monotonic() > end:
+            return job
+        time.sleep(0.5)
+
+
+def main(arguments: list[str]) -> int:
+    os.environ["SUBMITIT_EXECUTOR"] = "slurm"  # as the script tells the ranks
+    folder = Path(arguments[1])
+    return before(folder) if arguments[0] == "before" else after(folder, int(arguments[2]))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,44 @@
+"""Which of the runs that are asked for are there already, so that the same request twice trains nothing twice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hpc_tumor.cluster.queue import RunState, read_states
+from hpc_tumor.config import Experiment
+from hpc_tumor.provenance import store_identity
+from hpc_tumor.run_dir import RunDir, is_run, read_json
+
+UNDER_WAY = ("queued", "running", "requeued", "unknown", "finished")
+
+
+def find_same(experiments: Sequence[Experiment], runs: Path) -> list[RunState | None]:
+    """For each experiment the run below `runs` with the very same settings and data, where there is one.
+
+    Of several, one that is under way or finished goes before one that has ended without a result, and the latest first.
+    """
+    if not runs.is_dir():
+        return [None] * len(experiments)
+    wanted = {_key(experiment.model_dump(mode="json")): None for experiment in experiments}
+    fitting: dict[str, list[RunDir]] = {key: [] for key in wanted}
+    prints = {str(experiment.data.store): store_identity(experiment.data.store) for experiment in experiments}
+    for path in sorted(runs.iterdir()):
+        settings = read_json(path / "config.json") if is_run(path) else None
+        if settings is not None and (key := _key(settings)) in fitting:
+            run = RunDir(path)
+            then = (read_json(run.provenance) or {}).get("store") or {}
+            now = prints[str(settings["data"]["store"])]
+            if then.get("fingerprint") == now.get("fingerprint"):
+                fitting[key].append(run)
+    states = {state.run.path: state for state in read_states([run for found in fitting.values() for run in found])}
+
+    def best(found: list[RunDir]) -> RunState | None:
+        ranked = sorted((states[run.path] for run in found), key=lambda state: state.state in UNDER_WAY)
+        return ranked[-1] if ranked else None
+
+    return [best(fitting[_key(experiment.model_dump(mode="json"))]) for experiment in experiments]
+
+
+def _key(settings: dict[str, object]) -> str:
+    return repr(sorted((name, repr(value)) for name, value in settings.items()))
