@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +21,7 @@ def find_same(experiments: Sequence[Experiment], runs: Path) -> list[RunState | 
     """
     if not runs.is_dir():
         return [None] * len(experiments)
+    experiments = [with_absolute_store(experiment) for experiment in experiments]
     wanted = {_key(experiment.model_dump(mode="json")): None for experiment in experiments}
     fitting: dict[str, list[RunDir]] = {key: [] for key in wanted}
     prints = {str(experiment.data.store): store_identity(experiment.data.store) for experiment in experiments}
@@ -38,6 +40,17 @@ def find_same(experiments: Sequence[Experiment], runs: Path) -> list[RunState | 
         return ranked[-1] if ranked else None
 
     return [best(fitting[_key(experiment.model_dump(mode="json"))]) for experiment in experiments]
+
+
+def with_absolute_store(experiment: Experiment) -> Experiment:
+    """The experiment as a run directory keeps it: true from any working directory."""
+    data = experiment.data.model_copy(update={"store": absolute(experiment.data.store)})
+    return experiment.model_copy(update={"data": data})
+
+
+def absolute(path: Path) -> Path:
+    """`path` from the root on, without `..`; links are left as they are."""
+    return Path(os.path.abspath(path.expanduser()))  # noqa: PTH100 - Path.absolute keeps `..`, Path.resolve no links
 
 
 def _key(settings: dict[str, object]) -> str:

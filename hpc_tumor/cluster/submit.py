@@ -19,6 +19,7 @@ from typing import Any
 
 from hpc_tumor import atomic
 from hpc_tumor.cluster.executors import clean_environment, script_of, start_here, start_on_slurm, take_back
+from hpc_tumor.cluster.existing import absolute, with_absolute_store
 from hpc_tumor.cluster.plan import Plan, make_plan
 from hpc_tumor.cluster.private import make_private, submissions_folder
 from hpc_tumor.cluster.profiles import LOCAL
@@ -128,13 +129,13 @@ def job_script(
     experiment: Experiment, profile: ClusterProfile, plan: Plan, runs: Path, run_name: str | None = None
 ) -> str:
     """The script that `submit_experiment` would submit, for a run of that name; nothing is written, no SLURM needed."""
-    run = RunDir(_absolute(runs) / (run_name or UNNAMED.format(model=experiment.model.name)))
+    run = RunDir(absolute(runs) / (run_name or UNNAMED.format(model=experiment.model.name)))
     return script_of([run], profile, plan, run.submission, run.name)
 
 
 def array_script(count: int, profile: ClusterProfile, plan: Plan, runs: Path, at_once: int = 0) -> str:
     """The script of an array of so many runs of one plan; nothing is written, no SLURM needed."""
-    runs = _absolute(runs)
+    runs = absolute(runs)
     some = [RunDir(runs / "RUN")] * count
     return script_of(some, profile, plan, submissions_folder(runs) / "DATE-TIME-ID", "hpc-tumor-ID", at_once)
 
@@ -309,13 +310,12 @@ def _settled(experiment: Experiment, plan: Plan) -> Experiment:
     """The experiment as the run directory keeps it: true from any working directory, for the ranks planned."""
     if experiment.hardware.gpus != plan.gpus:
         raise UsageError(f"the plan has {plan.gpus} ranks, the experiment hardware.gpus = {experiment.hardware.gpus}.")
-    data = experiment.data.model_copy(update={"store": _absolute(experiment.data.store)})
-    return experiment.model_copy(update={"data": data})
+    return with_absolute_store(experiment)
 
 
 def _checked(runs: Path, profile: ClusterProfile) -> Path:
     """`runs` as an absolute path that SLURM can write its logs to; and SLURM itself is there, where it is needed."""
-    runs = _absolute(runs)
+    runs = absolute(runs)
     if profile.name == LOCAL:
         return runs
     if any(sign in str(runs) for sign in "%\n\\"):
@@ -335,7 +335,3 @@ def _remove_empty(runs: Path) -> None:
         for folder in (*runs.glob(f".*-{os.getuid()}"), runs / ".queue", runs):
             if folder.is_dir():
                 folder.rmdir()
-
-
-def _absolute(path: Path) -> Path:
-    return Path(os.path.abspath(path.expanduser()))  # noqa: PTH100 - takes out `..`, and leaves links as they are

@@ -1,0 +1,262 @@
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from launching import events, profile_with, small_experiment
+
+from hpc_tumor import atomic
+from hpc_tumor.cluster import batch
+from hpc_tumor.cluster.job import record_failure
+from hpc_tumor.cluster.plan import make_plan
+from hpc_tumor.run_dir import RunDir, read_json
+
+
+class Job:
+    """A run and its job as the batch script finds them; SLURM's commands note what they were asked."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, **job: Any):
+        self.monkeypatch, self.asked = monkeypatch, folder / "asked"
+        profile = profile_with(slurm={"requeue": not job.get("chain")})
+        self.run = RunDir.create(folder / "runs", small_experiment())
+        self.folder = self.run.submission
+        atomic.write_json(self.folder / "runs.json", [self.run.name])
+        values = {
+            "cluster": "c", "job_id": "42", "start": 0, "plan": make_plan(profile, 1).as_dict(),
+            "profile": profile.model_dump(mode="json"), **job,
+        }  # fmt: skip
+        atomic.write_json(self.run.job, values)
+        self.run.add_event("submitted")
+        tools = folder / "bin"
+        tools.mkdir()
+        for name in ("scontrol", "scancel", "squeue"):
+            (tools / name).write_text(f'#!/bin/sh\necho "{name} $*" >> {self.asked}\n[ -f "$0.rc" ] && . "$0.rc"; exit 0\n')
+            (tools / name).chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
+        monkeypatch.setattr(batch, "_END_SECONDS", 0.0)
+        self.begin("42")
+
+    def begin(self, job_id: str, restarts: int = 0) -> None:
+        """This process is the batch script of that job."""
+        self.monkeypatch.setenv("SLURM_JOB_ID", job_id)
+        self.monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
+        self.monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+
+    def answers(self, name: str, script: str) -> None:
+        (self.asked.parent / "bin" / f"{name}.rc").write_text(script)
+
+    def log(self, text: str) -> None:
+        (self.folder / "42_0_log.out").write_text(f"\n--- start 0 of it\n{text}")
+
+    def progress(self, epoch: int, step: int) -> None:
+        self.run.add_event("started")
+        self.run.write_status(state="training", epoch=epoch, step=step)
+
+    def after(self, code: int) -> int:
+        return batch.main(["after", str(self.folder), str(code)])
+
+    def before(self) -> int:
+        return batch.main(["before", str(self.folder)])
+
+    @property
+    def commands(self) -> list[str]:
+        lines = self.asked.read_text().splitlines() if self.asked.exists() else []
+        return [line for line in lines if not line.startswith("squeue")]
+
+    def last(self, event: str) -> dict[str, Any]:
+        return self.run.read_events(event)[-1]
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+    return Job(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def chained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+    return Job(tmp_path, monkeypatch, chain=["43", "44"])
+
+
+def test_a_warned_run_is_requeued(job: Job) -> None:
+    job.progress(1, 5)
+    job.run.add_event("signal", signal="USR2")
+    assert job.after(0) == 0
+    assert job.commands == ["scontrol requeue 42"]
+    assert (job.last("requeued")["because"], job.last("requeued")["restart"]) == ("warned", 1)
+
+
+@pytest.mark.parametrize("signals", [["TERM"], ["USR2", "TERM"], []])
+def test_what_was_ended_or_ended_by_itself_is_not(job: Job, signals: list[str]) -> None:
+    job.progress(1, 5)
+    for signal in signals:
+        job.run.add_event("signal", signal=signal)
+    assert job.after(0) == 0
+    assert job.commands == []
+
+
+def test_an_older_warning_is_not_this_starts(job: Job) -> None:
+    job.progress(1, 5)
+    job.run.add_event("signal", signal="USR2")
+    job.run.add_event("resumed")
+    assert job.after(0) == 0
+    assert job.commands == []
+
+
+def test_a_cancelled_run_is_not_requeued_whatever_happened(job: Job) -> None:
+    job.progress(1, 5)
+    job.run.add_event("signal", signal="USR2")
+    job.run.add_event("cancelled")
+    assert (job.after(0), job.after(137)) == (0, 137)
+    assert job.commands == []
+
+
+def test_the_time_asked_for_in_all_is_not_exceeded(job: Job) -> None:
+    values = read_json(job.run.job) or {}
+    plan = make_plan(profile_with(), 1, walltime="4h")
+    atomic.write_json(job.run.job, {**values, "plan": plan.as_dict()})
+    for restart in range(2):
+        job.begin("42", restart)
+        job.run.add_event("resumed")
+        job.run.add_event("signal", signal="USR2")
+        assert job.after(0) == 0
+    assert job.commands == ["scontrol requeue 42"]
+    assert "4:00 h that were asked for are used up" in job.last("stopped")["reason"]
+
+
+def test_a_killed_rank_is_named_and_tried_again(job: Job) -> None:
+    job.progress(2, 7)
+    job.log("srun: error: gpu002: task 3: Killed\nsrun: Terminating StepId=42.0\n")
+    assert job.after(137) == 137
+    assert job.commands == ["scontrol requeue 42"]
+    event = job.last("requeued")
+    assert (event["because"], event["attempt"], event["of"], event["at"]) == ("failed", 2, 3, [2, 7])
+    assert event["reason"].startswith("rank 3 on gpu002 was killed")
+    assert job.last("failed")["rank"] == 3
+
+
+def test_three_failures_without_progress_are_enough(job: Job) -> None:
+    job.progress(1, 0)
+    for restart in range(3):
+        job.begin("42", restart)
+        assert job.after(1) == 1
+    assert job.commands == ["scontrol requeue 42"] * 2
+    assert "given up after 3 starts without progress" in job.last("failed")["reason"]
+    assert (read_json(job.run.status) or {})["state"] == "failed"
+
+
+def test_progress_begins_the_count_anew(job: Job) -> None:
+    for restart in range(6):
+        job.begin("42", restart)
+        job.progress(1, restart)
+        assert job.after(1) == 1
+    assert job.commands == ["scontrol requeue 42"] * 6
+
+
+@pytest.mark.parametrize("said", ["slurmstepd: error: Detected 1 oom_kill event in StepId=42.0.", "ImportError: x"])
+def test_what_would_come_again_is_not_tried_again(job: Job, said: str) -> None:
+    job.progress(1, 5)
+    job.log(f"{said}\nsrun: error: gpu001: task 0: Killed\n")
+    assert job.after(137) == 137
+    assert job.commands == []
+    assert job.last("failed")["reason"]
+
+
+@pytest.mark.parametrize("retry", [True, False])
+def test_the_ranks_say_whether_it_may_pass(job: Job, retry: bool) -> None:
+    job.progress(1, 5)
+    record_failure(job.run, 0, 1, "a reason", retry=retry)
+    assert job.after(1) == 1
+    assert (job.commands == ["scontrol requeue 42"]) == retry
+    assert len(job.run.read_events("failed")) == 1
+
+
+def test_a_controller_that_is_away_is_waited_for(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    naps: list[float] = []
+    monkeypatch.setattr(time, "sleep", naps.append)
+    job.answers(
+        "scontrol",
+        f"[ $(grep -c scontrol {job.asked}) -gt 2 ] ||"
+        " { echo 'slurm_update error: Unable to contact slurm controller (connect failure)' >&2; exit 1; }\n",
+    )
+    job.progress(1, 5)
+    job.run.add_event("signal", signal="USR2")
+    assert job.after(0) == 0
+    assert job.commands == ["scontrol requeue 42"] * 3
+    assert "stopped" not in events(job.run)
+
+
+def test_a_refused_requeue_is_said(job: Job) -> None:
+    job.answers("scontrol", "echo 'Requested operation is presently disabled' >&2; exit 1\n")
+    job.progress(1, 5)
+    job.run.add_event("signal", signal="USR2")
+    assert job.after(0) == 0
+    assert "presently disabled): go on with hpc-tumor resume" in job.last("stopped")["reason"]
+
+
+def test_another_job_leaves_the_run_alone(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    job.begin("41")
+    assert job.before() == 1
+    assert "job 41 is not the job of" in capsys.readouterr().err
+    assert job.after(1) == 1
+    assert events(job.run) == ["submitted"]
+
+
+def test_a_finished_run_needs_no_ranks(job: Job) -> None:
+    assert job.before() == 0
+    job.run.result.write_text("{}")
+    assert job.before() == batch.NOTHING_TO_DO
+    assert job.after(134) == 0  # what broke after the result is no failure of the run
+
+
+def test_the_number_of_the_job_is_waited_for(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = read_json(job.run.job) or {}
+    atomic.write_json(job.run.job, {**values, "job_id": None})
+    monkeypatch.setattr(time, "sleep", lambda _: atomic.write_json(job.run.job, values))
+    assert job.before() == 0
+
+
+def test_the_next_job_of_a_chain_makes_itself_the_runs(chained: Job) -> None:
+    (chained.run.logs / "rank-0.0.out").write_text("")
+    chained.begin("43")
+    assert chained.before() == 0
+    job = read_json(chained.run.job) or {}
+    assert (job["job_id"], job["chain"], job["start"], job["earlier"]) == ("43", ["44"], 1, ["42"])
+    chained.begin("42")
+    assert chained.before() == 1  # its time has passed
+
+
+def test_a_chain_goes_on_by_itself_and_ends_with_the_run(chained: Job) -> None:
+    chained.progress(1, 5)
+    chained.run.add_event("signal", signal="USR2")
+    assert chained.after(0) == 0
+    assert chained.last("requeued")["because"] == "warned"
+    assert chained.commands == []
+    chained.run.result.write_text("{}")
+    assert chained.after(0) == 0
+    assert chained.commands == ["scancel 43", "scancel 44"]
+
+
+def test_a_chain_ends_with_a_cancelled_link(chained: Job) -> None:
+    chained.answers("squeue", "echo '42|name|CANCELLED|1:00|1|N/A|gpu001|None'\n")
+    chained.begin("43")
+    assert chained.before() == batch.NOTHING_TO_DO
+    assert chained.commands == ["scancel 44"]
+
+
+def test_a_task_of_an_array_finds_its_run(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = RunDir.create(job.run.path.parent, small_experiment())
+    folder = job.run.path.parent / ".submissions-0" / "x"
+    folder.mkdir(parents=True)
+    (folder / "runs.json").write_text(json.dumps([job.run.name, other.name]))
+    atomic.write_json(other.job, {**(read_json(job.run.job) or {}), "job_id": "40_1"})
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "40")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
+    other.add_event("started")
+    other.add_event("signal", signal="USR2")
+    assert batch.main(["before", str(folder)]) == 0
+    assert batch.main(["after", str(folder), "0"]) == 0
+    assert job.commands == ["scontrol requeue 40_1"]
+    assert "requeued" not in events(job.run)

@@ -1,0 +1,216 @@
+"""Many runs: arrays, what is there already, limits; and the code that was submitted is the code that runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from launching import events, profile_with, small_experiment
+
+import hpc_tumor
+from hpc_tumor import atomic, launch
+from hpc_tumor.cluster import snapshot
+from hpc_tumor.cluster.plan import make_plan
+from hpc_tumor.cluster.private import make_private
+from hpc_tumor.cluster.submit import Wanted, array_script, grouped, resume_run, submit_all
+from hpc_tumor.config import ClusterProfile
+from hpc_tumor.errors import ClusterError, PartialFailure, UsageError
+from hpc_tumor.planning import Planned
+from hpc_tumor.run_dir import RunDir, find_runs, read_json
+
+COUNTS = '#!/bin/sh\necho x >> "$0.calls"; cp "$1" "$0.script"\necho "Submitted batch job $(wc -l < "$0.calls")"\n'
+
+
+@pytest.fixture
+def sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An sbatch that numbers the jobs and takes all of them; beside it a squeue that says they all run."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name, text in (
+        ("sbatch", COUNTS),
+        ("srun", "#!/bin/sh\n"),
+        ("scancel", '#!/bin/sh\necho "$*" >> "$0.asked"\n'),
+    ):
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
+    return tools / "sbatch"
+
+
+def wanted(seeds: range, profile: ClusterProfile, gpus: int = 1) -> list[Wanted]:
+    return [Wanted(small_experiment(seed=seed, gpus=gpus), make_plan(profile, gpus)) for seed in seeds]
+
+
+def jobs(runs: Path) -> list[str]:
+    return [(read_json(run.job) or {})["job_id"] for run in find_runs(runs)]
+
+
+def test_runs_of_one_shape_are_one_array(tmp_path: Path, sbatch: Path) -> None:
+    profile, runs = profile_with(), tmp_path / "runs"
+    submitted = submit_all([*wanted(range(3), profile), *wanted(range(2), profile, gpus=2)], profile, runs, at_once=2)
+    assert [item.job_id for item in submitted.done] == ["1_0", "1_1", "1_2", "2_0", "2_1"]
+    assert sbatch.with_suffix(".script").read_text().count("#SBATCH --array=0-1%2\n") == 1
+    run = submitted.done[1].run
+    job = read_json(run.job) or {}
+    folder = runs / job["folder"]
+    assert json.loads((folder / "runs.json").read_text())[1] == run.name
+    assert (folder / "1_1_submitted.pkl").is_file()
+    assert events(run) == ["submitted"]
+    script = (read_json(run.provenance) or {})["script"]
+    assert script == next(folder.glob("*_submission.sh")).read_text()
+    assert job["job_name"] in script
+    for private in (folder, folder.parent, run.submission, runs / f".code-{os.getuid()}"):
+        assert stat.S_IMODE(private.stat().st_mode) == 0o700
+
+
+def test_arrays_are_no_larger_than_slurm_takes(tmp_path: Path, sbatch: Path) -> None:
+    profile = profile_with()
+    many = wanted(range(5), profile)
+    assert [len(group) for group in grouped(many, profile, most_tasks=2)] == [2, 2, 1]
+    submitted = submit_all(many, profile, tmp_path / "runs", most_tasks=2)
+    assert [item.job_id for item in submitted.done] == ["1_0", "1_1", "2_0", "2_1", "3"]
+
+
+def test_where_requeue_is_forbidden_each_run_has_a_chain(tmp_path: Path, sbatch: Path) -> None:
+    profile = profile_with(slurm={"requeue": False, "chain": 3})
+    submitted = submit_all(wanted(range(2), profile), profile, tmp_path / "runs")
+    assert [(read_json(item.run.job) or {})["chain"] for item in submitted.done] == [["2", "3"], ["5", "6"]]
+    assert "#SBATCH --dependency=afterany:5\n" in sbatch.with_suffix(".script").read_text()
+
+
+def test_what_slurm_refuses_leaves_nothing_and_the_rest_stays(tmp_path: Path, sbatch: Path) -> None:
+    profile, runs = profile_with(), tmp_path / "runs"
+    sbatch.write_text(
+        COUNTS.replace("echo x", '[ -e "$0.calls" ] && { echo "sbatch: error: no" >&2; exit 1; }\necho x')
+    )
+    planned = Planned([*wanted(range(2), profile), *wanted(range(2), profile, gpus=2)])
+    with pytest.raises(PartialFailure, match=r"2 of 4 runs were submitted, then: SLURM refused"):
+        launch.submit(planned, profile, runs)
+    assert len(find_runs(runs)) == 2
+    assert len(list((runs / f".submissions-{os.getuid()}").iterdir())) == 1
+
+
+def test_the_dry_run_shows_the_array(tmp_path: Path, sbatch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    profile, runs = profile_with(), tmp_path / "runs"
+    launch.show_scripts(Planned(wanted(range(9), profile)), profile, runs, at_once=4)
+    said = capsys.readouterr()
+    assert said.out.rstrip() == array_script(9, profile, make_plan(profile, 1), runs, 4).rstrip()
+    assert "--array=0-8%4" in said.out
+    assert "unet, seed 6 and 2 more, each on two-gpu-nodes: 1 node × 1 GPU" in said.err
+    assert not runs.exists()
+
+
+def finish(run: RunDir) -> None:
+    run.result.write_text("{}")
+
+
+def test_the_same_request_again_starts_only_what_is_missing(
+    tmp_path: Path, sbatch: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    profile, runs = profile_with(), tmp_path / "runs"
+    planned = Planned(wanted(range(3), profile))
+    launch.submit(planned, profile, runs)
+    first, second, third = find_runs(runs)
+    for run in (first, second):
+        finish(run)
+    third.add_event("failed", reason="x")
+    (third.logs / "failure.0.json").write_text('{"reason": "x"}')
+    capsys.readouterr()
+    launch.submit(Planned(wanted(range(4), profile)), profile, runs)
+    said = capsys.readouterr().err
+    assert "2 of 4 runs are there already (2 finished)" in said
+    assert "1 run that ended without a result will go on" in said
+    assert len(find_runs(runs)) == 4
+    assert jobs(runs)[:2] == [(read_json(run.job) or {})["job_id"] for run in (first, second)]
+    job = read_json(third.job) or {}
+    assert (job["job_id"].partition("_")[0], job["start"]) == ("2", 1)
+
+    for run in find_runs(runs):
+        finish(run)
+    launch.submit(Planned(wanted(range(4), profile)), profile, runs)
+    assert "nothing is missing" in capsys.readouterr().err
+    launch.submit(Planned(wanted(range(4), profile)), profile, runs, again=True)
+    assert len(find_runs(runs)) == 8
+
+
+def test_the_same_run_twice_is_refused(tmp_path: Path, sbatch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    profile, runs = profile_with(), tmp_path / "runs"
+    planned = Planned(wanted(range(1), profile))
+    launch.submit(planned, profile, runs)
+    (run,) = find_runs(runs)
+    finish(run)
+    with pytest.raises(UsageError, match=rf"{run.name} has the very same settings and data, and has finished"):
+        launch.submit(planned, profile, runs)
+    launch.submit(Planned(wanted(range(7, 8), profile)), profile, runs)  # another seed is another run
+    atomic.write_json(run.provenance, {"store": {"fingerprint": "of other data"}})
+    launch.submit(planned, profile, runs)
+    assert len(find_runs(runs)) == 3
+
+
+def test_two_commands_cannot_resume_one_run(tmp_path: Path, sbatch: Path) -> None:
+    profile, runs = profile_with(), tmp_path / "runs"
+    run = submit_all(wanted(range(1), profile), profile, runs).done[0].run
+    claim = run.submission / "claim"
+    claim.write_text("")
+    with pytest.raises(UsageError, match="being resumed by another command"):
+        resume_run(run)
+    os.utime(claim, (0, 0))  # of a command that was killed long ago
+    resume_run(run)
+    assert not claim.exists()
+
+
+def test_only_as_many_as_the_queue_takes(tmp_path: Path, sbatch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    profile, runs = profile_with(limits={"queued_jobs": 5}), tmp_path / "runs"
+    squeue = sbatch.with_name("squeue")
+    squeue.write_text("#!/bin/sh\ncase $* in *--user=*) echo 9; echo 10;; esac\n")
+    squeue.chmod(0o755)
+    launch.submit(Planned(wanted(range(7), profile)), profile, runs)
+    assert len(find_runs(runs)) == 3
+    assert "4 runs not yet submitted" in capsys.readouterr().err
+    squeue.write_text("#!/bin/sh\nseq 5\n")
+    with pytest.raises(ClusterError, match="0 places of them are free"):
+        launch.submit(Planned(wanted(range(7, 9), profile)), profile, runs)
+
+
+def test_rerun_is_new_runs_as_the_old_ones_were_asked_for(tmp_path: Path, sbatch: Path) -> None:
+    profile, runs = profile_with(environment={"variables": {"SITE_TOKEN": "hunter2"}}), tmp_path / "runs"
+    old = submit_all(wanted(range(2), profile), profile, runs).done
+    launch.rerun([item.run for item in old], yes=True)
+    new = find_runs(runs)
+    assert len(new) == 4
+    assert sorted(run.experiment().seed for run in new) == [0, 0, 1, 1]
+    assert "export SITE_TOKEN=hunter2" in sbatch.with_suffix(".script").read_text()
+    for run in new:  # what others may read does not hold it
+        for path in (run.job, run.provenance, run.config):
+            assert "hunter2" not in path.read_text()
+
+
+def test_a_snapshot_is_the_code_as_it_was(tmp_path: Path) -> None:
+    path = snapshot.take_snapshot(tmp_path)
+    assert path == snapshot.snapshot_path(tmp_path) == snapshot.take_snapshot(tmp_path)
+    code = "import hpc_tumor.cluster.job, hpc_tumor.training.schedule; print(hpc_tumor.__file__)"
+    variables = {**os.environ, "PYTHONPATH": str(path), "PYTHONSAFEPATH": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=variables)
+    assert done.stdout.strip() == f"{path}/hpc_tumor/__init__.py"
+    package = Path(hpc_tumor.__file__).parent
+    with zipfile.ZipFile(path) as archive:
+        packed = {name.removeprefix("hpc_tumor/") for name in archive.namelist()}
+        assert archive.read("hpc_tumor/run_dir.py") == (package / "run_dir.py").read_bytes()
+    there = {file.relative_to(package).as_posix() for file in package.rglob("*") if file.is_file()}
+    assert packed == {name for name in there if "__pycache__" not in name}
+
+
+def test_a_folder_of_somebody_else_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert make_private(tmp_path / "mine") == make_private(tmp_path / "mine")
+    (tmp_path / "link").symlink_to(tmp_path / "mine")
+    with pytest.raises(UsageError, match="not a folder of yours"):
+        make_private(tmp_path / "link")
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    with pytest.raises(UsageError, match="not a folder of yours"):
+        make_private(tmp_path / "mine")
