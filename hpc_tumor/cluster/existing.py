@@ -18,6 +18,7 @@ def find_same(experiments: Sequence[Experiment], runs: Path) -> list[RunState | 
     """For each experiment the run below `runs` with the very same settings and data, where there is one.
 
     Of several, one that is under way or finished goes before one that has ended without a result, and the latest first.
+    Those that others began and that have ended are not for this user to go on with.
     """
     if not runs.is_dir():
         return [None] * len(experiments)
@@ -36,10 +37,16 @@ def find_same(experiments: Sequence[Experiment], runs: Path) -> list[RunState | 
     states = {state.run.path: state for state in read_states([run for found in fitting.values() for run in found])}
 
     def best(found: list[RunDir]) -> RunState | None:
-        ranked = sorted((states[run.path] for run in found), key=lambda state: state.state in UNDER_WAY)
+        open_to_us = [states[run.path] for run in found if states[run.path].state in UNDER_WAY or is_own(run)]
+        ranked = sorted(open_to_us, key=lambda state: state.state in UNDER_WAY)
         return ranked[-1] if ranked else None
 
     return [best(fitting[_key(experiment.model_dump(mode="json"))]) for experiment in experiments]
+
+
+def is_own(run: RunDir) -> bool:
+    """Whether this user began the run."""
+    return run.path.stat().st_uid == os.getuid()
 
 
 def with_absolute_store(experiment: Experiment) -> Experiment:

@@ -12,7 +12,11 @@ import hpc_tumor
 from hpc_tumor.cluster.plan import Plan
 from hpc_tumor.config import ClusterProfile
 
-_REFUSAL = "belongs to somebody else: nothing of it is run"
+# A folder that is shared can be moved by others: pickle and code are used only where this user made them.
+_OWNED = (
+    'for each in "$hpc_tumor_job" "$hpc_tumor_code"; do'
+    ' [ -O "$each" ] || { echo "error: $each is not yours: it is not run" >&2; exit 1; }; done'
+)
 
 
 def sbatch_parameters(
@@ -51,8 +55,12 @@ def sbatch_parameters(
         "array_parallelism": at_once or 1_000_000,
         "wckey": None,
         "stderr_to_stdout": True,
-        "setup": [*_owned(folder, code), *setup_lines(profile, code), *_before(folder)],
-        "teardown": _after(folder),
+        "setup": [
+            *_guard(folder, code),
+            *setup_lines(profile, code),
+            f"{_batch('before')} || exit $(($? == 10 ? 0 : $?))",
+        ],
+        "teardown": [f"{_batch('after')} $?"],
         "additional_parameters": extra,
         # A step does not inherit --cpus-per-task (SLURM 22.05); one lost rank ends the others, which would wait for it.
         "srun_args": [f"--cpus-per-task={plan.cpus_per_task}", "--kill-on-bad-exit=1", "--wait=60"],
@@ -77,22 +85,10 @@ def python_variables(code: Path | None = None) -> dict[str, str]:
     return {"PYTHONSAFEPATH": "1", **({"PYTHONPATH": os.pathsep.join(first + others)} if first else {})}
 
 
-def _owned(folder: Path, code: Path) -> list[str]:
-    """The pickle and the code are run only where this user made them: a shared folder can be moved by others."""
-    return [
-        f"[ -O {shlex.quote(str(path))} ] || {{ echo {shlex.quote(f'error: {path} {_REFUSAL}')} >&2; exit 1; }}"
-        for path in (folder, code)
-    ]
-
-
-def _before(folder: Path) -> list[str]:
+def _guard(folder: Path, code: Path) -> list[str]:
     # The warning before the time limit is for the ranks; this shell only has to outlive it.
-    return ["trap : USR2", f"{_batch('before', folder)} || exit $(( $? == 10 ? 0 : $? ))"]
+    return [f"hpc_tumor_job={shlex.quote(str(folder))} hpc_tumor_code={shlex.quote(str(code))}", _OWNED, "trap : USR2"]
 
 
-def _after(folder: Path) -> list[str]:
-    return [f"{_batch('after', folder)} $?"]
-
-
-def _batch(when: str, folder: Path) -> str:
-    return shlex.join([sys.executable, "-m", "hpc_tumor.cluster.batch", when, str(folder)])
+def _batch(when: str) -> str:
+    return f'{shlex.quote(sys.executable)} -m hpc_tumor.cluster.batch {when} "$hpc_tumor_job"'

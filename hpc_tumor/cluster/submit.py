@@ -19,7 +19,7 @@ from typing import Any
 
 from hpc_tumor import atomic
 from hpc_tumor.cluster.executors import clean_environment, script_of, start_here, start_on_slurm, take_back
-from hpc_tumor.cluster.existing import absolute, with_absolute_store
+from hpc_tumor.cluster.existing import absolute, is_own, with_absolute_store
 from hpc_tumor.cluster.plan import Plan, make_plan
 from hpc_tumor.cluster.private import make_private, submissions_folder
 from hpc_tumor.cluster.profiles import LOCAL
@@ -164,6 +164,11 @@ def resume_run(run: RunDir, gpus: int | None = None) -> Submission:
         ClusterError: SLURM is not there, or refuses; the run is left as it was.
     """
     profile, plan = submitted_as(run)
+    if not is_own(run):
+        raise UsageError(
+            f"{run.name} belongs to {run.path.owner()}, and nobody else can resume it; hpc-tumor rerun trains it as a"
+            " run of your own."
+        )
     state = read_states([run])[0]
     if getattr(state, "ending", False):
         raise UsageError(f"{run.name} is still ending: try again in a few seconds.")
@@ -332,6 +337,6 @@ def _remove_empty(runs: Path) -> None:
     """Remove a folder of runs that was made for nothing, with the code that was kept in it."""
     with contextlib.suppress(OSError):
         snapshot_path(runs).unlink(missing_ok=True)
-        for folder in (*runs.glob(f".*-{os.getuid()}"), runs / ".queue", runs):
+        for folder in (*runs.glob(f".*-{os.getuid()}"), runs):
             if folder.is_dir():
                 folder.rmdir()

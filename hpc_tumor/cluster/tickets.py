@@ -1,6 +1,6 @@
-"""The local queue: runs of one runs directory go one after another, in the order in which they were submitted.
+"""The local queue: a user's runs of one runs directory go one after another, in the order in which they were submitted.
 
-Each run has a ticket, a file in `<runs>/.queue/` that its owner keeps locked (flock) for as long as it lives. A ticket
+Each run has a ticket, a file in `<runs>/.queue-<uid>/` that its owner keeps locked (flock) for as long as it lives. A ticket
 whose lock can be taken belongs to nobody any more, whatever ended its owner, and is removed by the next in the queue.
 """
 
@@ -13,7 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-_QUEUE = ".queue"
+
+def _queue(runs: Path) -> Path:
+    """Each user has a queue of their own, for nobody can write the files of another in a folder that they share."""
+    return runs / f".queue-{os.getuid()}"
 
 
 @dataclass(frozen=True)
@@ -30,10 +33,10 @@ class Ticket:
 
 def take_ticket(runs: Path, run_name: str) -> Ticket:
     """A new ticket at the end of the queue of `runs`."""
-    (runs / _QUEUE).mkdir(exist_ok=True)
+    _queue(runs).mkdir(exist_ok=True)
     with _locked(runs):
-        last = max((_number(path) for path in _tickets(runs)), default=0)
-        path = runs / _QUEUE / f"{last + 1:08d}-{run_name}"
+        last = max((_number(path) for path in _tickets(_queue(runs))), default=0)
+        path = _queue(runs) / f"{last + 1:08d}-{run_name}"
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         fcntl.flock(handle, fcntl.LOCK_EX)
     return Ticket(path, handle)
@@ -42,7 +45,7 @@ def take_ticket(runs: Path, run_name: str) -> Ticket:
 def is_turn(runs: Path, run_name: str) -> bool:
     """Whether no living run stands before this one. Removes the tickets of dead ones."""
     with _locked(runs):
-        for path in _tickets(runs):
+        for path in _tickets(_queue(runs)):
             if _name(path) == run_name:
                 return True
             if _is_held(path):
@@ -54,20 +57,23 @@ def is_turn(runs: Path, run_name: str) -> bool:
 def give_back(runs: Path, run_name: str) -> None:
     """Remove the ticket of a run that has ended."""
     with _locked(runs):
-        for path in _tickets(runs):
+        for path in _tickets(_queue(runs)):
             if _name(path) == run_name:
                 path.unlink(missing_ok=True)
 
 
 def positions(runs: Path) -> dict[str, int]:
-    """Living runs in the queue → how many stand before them; 0 is the one at work. Changes nothing."""
-    held = [path for path in _tickets(runs) if _is_held(path)]
-    return {_name(path): position for position, path in enumerate(held)}
+    """Living runs in the queues of all users → how many stand before them; 0 is the one at work. Changes nothing."""
+    found: dict[str, int] = {}
+    for queue in runs.glob(".queue-*"):
+        held = [path for path in _tickets(queue) if _is_held(path)]
+        found.update((_name(path), position) for position, path in enumerate(held))
+    return found
 
 
 @contextmanager
 def _locked(runs: Path) -> Iterator[None]:
-    handle = os.open(runs / _QUEUE / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+    handle = os.open(_queue(runs) / "lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
@@ -75,8 +81,8 @@ def _locked(runs: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _tickets(runs: Path) -> list[Path]:
-    return sorted(path for path in (runs / _QUEUE).glob("[0-9]*-*") if path.is_file())
+def _tickets(queue: Path) -> list[Path]:
+    return sorted(path for path in queue.glob("[0-9]*-*") if path.is_file())
 
 
 def _number(path: Path) -> int:

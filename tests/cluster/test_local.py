@@ -75,7 +75,7 @@ def test_two_ranks_finish(submit: Submit) -> None:
     assert events(run) == ["submitted", "started", "finished"]
     assert read_json(run.result) == {"run": run.name, "gpus": 2}
     assert "rank 1 of 2" in log_text(run, rank=1)
-    assert list((run.path.parent / ".queue").glob("0*")) == []
+    assert list((run.path.parent / f".queue-{os.getuid()}").glob("0*")) == []
 
 
 def test_runs_go_one_after_another(submit: Submit) -> None:

@@ -157,8 +157,9 @@ def test_refusal_is_told_in_slurms_words_and_leaves_nothing(
 def test_path_that_slurm_would_misread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made_up_sbatch(tmp_path, monkeypatch, ACCEPTS)
     profile = profile_with()
-    with pytest.raises(UsageError, match="--runs"):
-        submit_experiment(small_experiment(), profile, make_plan(profile, 1), tmp_path / "100%j")
+    for name in ("100%j", "back\\slash", "two\nlines"):
+        with pytest.raises(UsageError, match="--runs"):
+            submit_experiment(small_experiment(), profile, make_plan(profile, 1), tmp_path / name)
 
 
 def test_resume_goes_into_the_same_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

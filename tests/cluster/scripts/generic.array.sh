@@ -1,0 +1,32 @@
+#!/bin/bash
+
+# Parameters
+#SBATCH --account=physics
+#SBATCH --array=0-20%4
+#SBATCH --cpus-per-task=8
+#SBATCH --gres=gpu:4
+#SBATCH --job-name=hpc-tumor-ID
+#SBATCH --mem=245760M
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=4
+#SBATCH --open-mode=append
+#SBATCH --output=/somewhere/runs/.submissions-UID/DATE-TIME-ID/%A_%a_0_log.out
+#SBATCH --requeue
+#SBATCH --signal=USR2@600
+#SBATCH --time=720
+
+# setup
+hpc_tumor_job=/somewhere/runs/.submissions-UID/DATE-TIME-ID hpc_tumor_code=/somewhere/runs/.code-UID/CODE.zip
+for each in "$hpc_tumor_job" "$hpc_tumor_code"; do [ -O "$each" ] || { echo "error: $each is not yours: it is not run" >&2; exit 1; }; done
+trap : USR2
+export PYTHONSAFEPATH=1
+export PYTHONPATH=/somewhere/runs/.code-UID/CODE.zip
+PYTHON -m hpc_tumor.cluster.batch before "$hpc_tumor_job" || exit $(($? == 10 ? 0 : $?))
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output /somewhere/runs/.submissions-UID/DATE-TIME-ID/%A_%a_%t_log.out --cpus-per-task=8 --kill-on-bad-exit=1 --wait=60 PYTHON -u -m submitit.core._submit /somewhere/runs/.submissions-UID/DATE-TIME-ID
+
+
+# teardown
+PYTHON -m hpc_tumor.cluster.batch after "$hpc_tumor_job" $?

@@ -1,0 +1,32 @@
+#!/bin/bash
+
+# Parameters
+#SBATCH --account=physics
+#SBATCH --cpus-per-task=12
+#SBATCH --gres=gpu:2
+#SBATCH --job-name=DATE-TIME-unet-ID
+#SBATCH --mem=239616M
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=2
+#SBATCH --open-mode=append
+#SBATCH --output=/somewhere/runs/DATE-TIME-unet-ID/logs/submission/%j_0_log.out
+#SBATCH --partition=GPU
+#SBATCH --requeue
+#SBATCH --signal=USR2@360
+#SBATCH --time=120
+
+# setup
+hpc_tumor_job=/somewhere/runs/DATE-TIME-unet-ID/logs/submission hpc_tumor_code=/somewhere/runs/.code-UID/CODE.zip
+for each in "$hpc_tumor_job" "$hpc_tumor_code"; do [ -O "$each" ] || { echo "error: $each is not yours: it is not run" >&2; exit 1; }; done
+trap : USR2
+export PYTHONSAFEPATH=1
+export PYTHONPATH=/somewhere/runs/.code-UID/CODE.zip
+PYTHON -m hpc_tumor.cluster.batch before "$hpc_tumor_job" || exit $(($? == 10 ? 0 : $?))
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output /somewhere/runs/DATE-TIME-unet-ID/logs/submission/%j_%t_log.out --cpus-per-task=12 --kill-on-bad-exit=1 --wait=60 PYTHON -u -m submitit.core._submit /somewhere/runs/DATE-TIME-unet-ID/logs/submission
+
+
+# teardown
+PYTHON -m hpc_tumor.cluster.batch after "$hpc_tumor_job" $?
