@@ -41,7 +41,9 @@ def read_queue(job_ids: Iterable[str]) -> dict[str, JobRecord] | None:
     if not ids:
         return {}
     try:
-        text = _run("squeue", "--noheader", "--states=all", f"--jobs={ids}", f"--format={'|'.join(_SQUEUE_FIELDS)}")
+        text = run_slurm(
+            "squeue", "--noheader", "--states=all", f"--jobs={ids}", f"--format={'|'.join(_SQUEUE_FIELDS)}"
+        )
     except ClusterError as error:
         return {} if "Invalid job id" in str(error) else None  # said where there is one job, and it left
     records = {}
@@ -62,7 +64,7 @@ def read_accounting(job_ids: Iterable[str]) -> dict[str, JobRecord]:
     if not ids:
         return {}
     try:
-        text = _run("sacct", "--noheader", "--parsable2", f"--jobs={ids}", f"--format={','.join(_SACCT_FIELDS)}")
+        text = run_slurm("sacct", "--noheader", "--parsable2", f"--jobs={ids}", f"--format={','.join(_SACCT_FIELDS)}")
     except ClusterError:
         return {}
     records: dict[str, JobRecord] = {}
@@ -84,19 +86,19 @@ def read_accounting(job_ids: Iterable[str]) -> dict[str, JobRecord]:
 def count_own_jobs() -> int | None:
     """How many jobs of this user the queue holds, each task of an array as one; None where squeue does not answer."""
     try:
-        return len(_run("squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i").splitlines())
+        return len(run_slurm("squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i").splitlines())
     except ClusterError:
         return None
 
 
 def cancel_job(job_id: str) -> None:
     """scancel. ClusterError with SLURM's words where it refuses."""
-    _run("scancel", job_id)
+    run_slurm("scancel", job_id)
 
 
 def requeue(job_id: str) -> None:
     """scontrol requeue: the job ends and goes back into the queue. ClusterError with SLURM's words where it refuses."""
-    _run("scontrol", "requeue", job_id)
+    run_slurm("scontrol", "requeue", job_id)
 
 
 def explain(reason: str, job_id: str = "ID") -> str:
@@ -146,16 +148,17 @@ _REASONS = (
 )
 
 
-def _run(*command: str) -> str:
+def run_slurm(*command: str, seconds: float = _SECONDS) -> str:
+    """What one of SLURM's commands prints. ClusterError with its words where it fails, is missing, or takes too long."""
     # %S and the like are printed in a fixed form, whatever the user's taste.
     variables = {key: value for key, value in os.environ.items() if not key.startswith(("SQUEUE_", "SACCT_"))}
     variables["SLURM_TIME_FORMAT"] = "standard"
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, env=variables, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=variables, check=False)
     except FileNotFoundError:
         raise ClusterError(f"no {command[0]} on this machine.") from None
     except subprocess.TimeoutExpired:
-        raise ClusterError(f"{command[0]} did not answer within {_SECONDS} seconds.") from None
+        raise ClusterError(f"{command[0]} did not answer within {seconds:.0f} seconds.") from None
     if done.returncode != 0:
         raise ClusterError(slurm_words(done.stderr) or f"{command[0]} ended with exit code {done.returncode}.")
     return done.stdout

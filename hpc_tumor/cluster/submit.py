@@ -119,6 +119,7 @@ def submit_all(
         submitted.refused = error
     except OSError as error:
         submitted.refused = write_error(error, runs, "the run")
+        submitted.refused.__cause__ = error
     finally:
         if first and not submitted.done:
             _remove_empty(runs)

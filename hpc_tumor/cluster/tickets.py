@@ -1,7 +1,7 @@
-"""The local queue: a user's runs of one runs directory go one after another, in the order in which they were submitted.
+"""The local queue: a user's runs of one folder go one after another, in the order in which they were submitted.
 
-Each run has a ticket, a file in `<runs>/.queue-<uid>/` that its owner keeps locked (flock) for as long as it lives. A ticket
-whose lock can be taken belongs to nobody any more, whatever ended its owner, and is removed by the next in the queue.
+Each run has a ticket, a file in `<runs>/.queue-<uid>/` that its owner keeps locked (flock) for as long as it lives. A
+ticket whose lock can be taken belongs to nobody any more, whatever ended its owner: the next in the queue removes it.
 """
 
 from __future__ import annotations

@@ -1,0 +1,292 @@
+"""The facts of the machine that this runs on: packages, torch, GPUs, limits. They are judged elsewhere.
+
+`python -m hpc_tumor.doctor.probe FILE` writes them to a file. They are gathered in a process of their own, because an
+import may crash it or never end.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import json
+import os
+import platform
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from hpc_tumor.resources import available_cpus
+
+# What hpc-tumor needs, by the name that is installed and the name that is imported. The large ones last.
+IMPORTS = {
+    "numpy": "numpy", "numcodecs": "numcodecs", "google-crc32c": "google_crc32c", "zarr": "zarr", "nibabel": "nibabel",
+    "h5py": "h5py", "isal": "isal", "pillow": "PIL", "safetensors": "safetensors", "scipy": "scipy",
+    "submitit": "submitit", "typer": "typer", "rich": "rich", "pydantic": "pydantic", "platformdirs": "platformdirs",
+    "jinja2": "jinja2", "torch": "torch", "torchvision": "torchvision",
+}  # fmt: skip
+_SECONDS = 180  # that all imports may take: from a cold shared file system they are slow
+_LIMITS = {"open_files": "RLIMIT_NOFILE", "memory": "RLIMIT_AS", "locked_memory": "RLIMIT_MEMLOCK"}
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU. `capability` as (9, 0), None where it was not told; memory in GB (2^30 bytes)."""
+
+    name: str
+    capability: tuple[int, int] | None = None
+    memory_gb: float | None = None
+
+
+@dataclass(frozen=True)
+class TorchFacts:
+    """What the torch that is installed says of itself and of the GPUs that it sees.
+
+    Attributes:
+        cuda: version of CUDA that it was built for; None for a build without.
+        archs: code that it brings, as ("sm_80", "compute_90").
+        refusal: why it cannot use a GPU, in its own words; "" where it can, or sees none.
+        precision: what `auto` chooses here, and why.
+    """
+
+    version: str
+    cuda: str | None = None
+    hip: str | None = None
+    archs: tuple[str, ...] = ()
+    gpus: tuple[Gpu, ...] = ()
+    refusal: str = ""
+    nccl: str | None = None
+    precision: tuple[str, str] = ("", "")
+    threads: int = 0
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One machine. `failed`: module → why it could not be imported. `limits`: None where there is no limit."""
+
+    host: str
+    python: str
+    executable: str
+    versions: dict[str, str | None]
+    failed: dict[str, str] = field(default_factory=dict)
+    torch: TorchFacts | None = None
+    vision_needs: str | None = None  # the version of torch that torchvision was built for
+    gpus: tuple[Gpu, ...] | None = None  # that nvidia-smi lists; None where there is none
+    driver: str | None = None
+    cpus: int = 0
+    limits: dict[str, int | None] = field(default_factory=dict)
+    shared_memory: int | None = None  # bytes of /dev/shm
+    interfaces: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """All fields; `probe_from` makes a Probe of them again."""
+        return asdict(self)
+
+
+def probe_from(values: Mapping[str, Any]) -> Probe:
+    """A Probe from what was written as JSON."""
+
+    def gpus(items: Sequence[Mapping[str, Any]] | None) -> tuple[Gpu, ...] | None:
+        if items is None:
+            return None
+        return tuple(
+            Gpu(**{**item, "capability": tuple(item["capability"]) if item["capability"] else None}) for item in items
+        )
+
+    torch = values["torch"]
+    if torch is not None:
+        lists = {"archs": tuple(torch["archs"]), "precision": tuple(torch["precision"]), "gpus": gpus(torch["gpus"])}
+        torch = TorchFacts(**{**torch, **lists})
+    own = {"torch": torch, "gpus": gpus(values["gpus"]), "interfaces": tuple(values["interfaces"])}
+    return Probe(**{**values, **own})
+
+
+def probe_here() -> Probe:
+    """The facts of this machine, as a job's Python would find them. Never raises: what fails is in the answer."""
+    with tempfile.NamedTemporaryFile(prefix="hpc-tumor-probe-", suffix=".json") as file:
+        command = [sys.executable, "-m", "hpc_tumor.doctor.probe", file.name]
+        try:
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_SECONDS, check=False,
+                env=_variables(),
+            )  # fmt: skip
+            code, said = done.returncode, done.stderr
+        except subprocess.TimeoutExpired as error:
+            code, said = None, (error.stderr or b"").decode(errors="replace")
+        except OSError as error:
+            code, said = 1, str(error)
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            if code == 0:
+                return probe_from(json.loads(Path(file.name).read_text(encoding="utf-8")))
+    return _without_imports(code, said)
+
+
+def gather() -> Probe:
+    """The facts, gathered in this process: it imports everything, and says on standard error what comes next."""
+    failed = {}
+    for name in IMPORTS.values():
+        print(f"importing {name}", file=sys.stderr, flush=True)
+        try:
+            importlib.import_module(name)
+        except (Exception, SystemExit) as error:
+            failed[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    torch = None
+    if "torch" not in failed:
+        print("asking torch", file=sys.stderr, flush=True)
+        torch = _torch_facts()
+    return _machine(failed, torch)
+
+
+def _machine(failed: dict[str, str], torch: TorchFacts | None) -> Probe:
+    gpus, driver = _nvidia_smi()
+    return Probe(
+        host=socket.gethostname().partition(".")[0],
+        python=platform.python_version(),
+        executable=sys.executable,
+        versions={name: _version(name) for name in ("hpc-tumor", *IMPORTS)},
+        failed=failed,
+        torch=torch,
+        vision_needs=_needed_torch(),
+        gpus=gpus,
+        driver=driver,
+        cpus=available_cpus(),
+        limits={name: _limit(constant) for name, constant in _LIMITS.items()},
+        shared_memory=_size_of(Path("/dev/shm")),
+        interfaces=tuple(sorted(path.name for path in Path("/sys/class/net").glob("*") if path.name != "lo")),
+    )
+
+
+def _torch_facts() -> TorchFacts:
+    import torch
+
+    gpus, refusal = [], ""
+    try:
+        for number in range(torch.cuda.device_count()):
+            about = torch.cuda.get_device_properties(number)
+            gpus.append(Gpu(about.name, (about.major, about.minor), about.total_memory / 1024**3))
+        if torch.version.cuda and not torch.cuda.is_available():
+            torch.cuda.init()
+    except Exception as error:
+        refusal = " ".join(str(error).split())[:300]
+    flags = getattr(torch._C, "_cuda_getArchFlags", lambda: "")  # get_arch_list() says nothing where there is no GPU
+    return TorchFacts(
+        version=torch.__version__,
+        cuda=torch.version.cuda,
+        hip=torch.version.hip,
+        archs=tuple((flags() or "").split()),
+        gpus=tuple(gpus),
+        refusal=refusal,
+        nccl=_nccl(torch),
+        precision=_precision(torch),
+        threads=torch.get_num_threads(),
+    )
+
+
+def _nccl(torch: Any) -> str | None:
+    with suppress(Exception):
+        if torch.distributed.is_available() and torch.distributed.is_nccl_available():
+            return ".".join(map(str, torch.cuda.nccl.version()))
+    return None
+
+
+def _precision(torch: Any) -> tuple[str, str]:
+    with suppress(Exception):
+        from hpc_tumor.training.recipe import choose_precision
+
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        chosen = choose_precision("auto", device)
+        return chosen.name, chosen.reason
+    return "", ""
+
+
+def _without_imports(code: int | None, said: str) -> Probe:
+    """Where the process that imports everything came to no end of its own: what it was at."""
+    lines = [line for line in said.splitlines() if line.strip()]
+    at = next((line for line in reversed(lines) if line.startswith(("importing ", "asking "))), "")
+    module = at.rpartition(" ")[2] or "hpc_tumor"
+    if code is None:
+        why = f"did not come to an end within {_SECONDS} s"
+    elif code < 0:
+        why = f"killed by {signal.Signals(-code).name}"
+    else:
+        why = lines[-1] if lines else f"ended with exit code {code}"
+    return _machine({module: why}, None)
+
+
+def _nvidia_smi() -> tuple[tuple[Gpu, ...] | None, str | None]:
+    """The GPUs that the driver knows, and its version; None where it is not there or does not answer."""
+    if shutil.which("nvidia-smi") is None:
+        return None, None
+    for query in ("name,memory.total,driver_version,compute_cap", "name,memory.total,driver_version"):
+        with suppress(OSError, subprocess.TimeoutExpired):
+            done = subprocess.run(
+                ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits"],
+                capture_output=True, text=True, timeout=30, check=False,
+            )  # fmt: skip
+            if done.returncode == 0:  # older ones do not know the last field
+                rows = [[cell.strip() for cell in row] for row in csv.reader(done.stdout.splitlines()) if row]
+                gpus = tuple(Gpu(row[0], _capability(row[3:]), _gigabytes(row[1])) for row in rows)
+                return gpus, rows[0][2] if rows else None
+    return None, None
+
+
+def _capability(cells: Sequence[str]) -> tuple[int, int] | None:
+    parts = cells[0].split(".") if cells else []
+    return (int(parts[0]), int(parts[1])) if len(parts) == 2 and all(part.isdigit() for part in parts) else None
+
+
+def _gigabytes(text: str) -> float | None:
+    return int(text) / 1024 if text.isdigit() else None
+
+
+def _version(name: str) -> str | None:
+    with suppress(metadata.PackageNotFoundError):
+        return metadata.version(name)
+    return None
+
+
+def _needed_torch() -> str | None:
+    """The very version of torch that the installed torchvision asks for."""
+    with suppress(metadata.PackageNotFoundError):
+        for text in metadata.requires("torchvision") or []:
+            name, _, version = text.partition("==")
+            if name.strip().lower() == "torch":
+                return version.partition(";")[0].strip()
+    return None
+
+
+def _limit(constant: str) -> int | None:
+    soft = resource.getrlimit(getattr(resource, constant))[0]
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
+def _size_of(folder: Path) -> int | None:
+    with suppress(OSError):
+        found = os.statvfs(folder)
+        return found.f_blocks * found.f_frsize
+    return None
+
+
+def _variables() -> dict[str, str]:
+    from hpc_tumor.cluster.script import python_variables
+
+    return {**os.environ, **python_variables()}
+
+
+def main(arguments: list[str]) -> int:
+    """Write the facts of this machine to the file that is named."""
+    Path(arguments[0]).write_text(json.dumps(gather().as_dict()), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
