@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import platform
+import re
 import resource
 import shutil
 import signal
@@ -79,7 +80,7 @@ class Probe:
     versions: dict[str, str | None]
     failed: dict[str, str] = field(default_factory=dict)
     torch: TorchFacts | None = None
-    vision_needs: str | None = None  # the version of torch that torchvision was built for
+    too_old: dict[str, str] = field(default_factory=dict)  # package → the version that is needed at least
     gpus: tuple[Gpu, ...] | None = None  # that nvidia-smi lists; None where there is none
     driver: str | None = None
     cpus: int = 0
@@ -155,7 +156,7 @@ def _machine(failed: dict[str, str], torch: TorchFacts | None) -> Probe:
         versions={name: _version(name) for name in ("hpc-tumor", *IMPORTS)},
         failed=failed,
         torch=torch,
-        vision_needs=_needed_torch(),
+        too_old=_too_old(),
         gpus=gpus,
         driver=driver,
         cpus=available_cpus(),
@@ -254,14 +255,21 @@ def _version(name: str) -> str | None:
     return None
 
 
-def _needed_torch() -> str | None:
-    """The very version of torch that the installed torchvision asks for."""
+def _too_old() -> dict[str, str]:
+    """Packages older than hpc-tumor asks for, as far as its own metadata is there to say so."""
+    needed = {}
     with suppress(metadata.PackageNotFoundError):
-        for text in metadata.requires("torchvision") or []:
-            name, _, version = text.partition("==")
-            if name.strip().lower() == "torch":
-                return version.partition(";")[0].strip()
-    return None
+        for text in metadata.requires("hpc-tumor") or []:
+            match = re.match(r"([\w.-]+)\s*\(?>=\s*([\d.]+)\)?\s*(?:;(?!.*extra)|$)", text)
+            if match and (there := _version(match[1])) and _numbers(there) < _numbers(match[2]):
+                needed[match[1]] = match[2]
+    return needed
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """`2.14.1+cu130` → (2, 14, 1)."""
+    match = re.match(r"\d+(?:\.\d+)*", version)
+    return tuple(map(int, match[0].split("."))) if match else ()
 
 
 def _limit(constant: str) -> int | None:

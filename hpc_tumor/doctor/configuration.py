@@ -1,0 +1,83 @@
+"""Configuration files: the user's own, the profiles, and which cluster is meant."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+from hpc_tumor import settings
+from hpc_tumor.cluster.profiles import default_profile, find_profile, list_profiles, profile_files
+from hpc_tumor.config import ClusterProfile
+from hpc_tumor.doctor.finding import Finding, error, ok, warning
+from hpc_tumor.errors import UsageError
+
+
+def choose_cluster(name: str | None) -> tuple[ClusterProfile | None, Finding]:
+    """The profile that is meant, and a line on why; None where nothing says which. UsageError for a wrong `name`."""
+    if name is not None:
+        return find_profile(name), ok(f"cluster {name}, as --cluster says")
+    try:
+        profile, why = default_profile()
+        return profile, ok(why)
+    except UsageError as problem:
+        text = str(problem).partition(" Known:")[0].rstrip(".")
+        if "this machine has SLURM" in text:
+            way = "doctor --cluster NAME; hpc-tumor clusters lists them; HPC_TUMOR_CLUSTER=NAME makes it the default"
+            return None, warning("SLURM is here, and nothing says which profile describes it", way)
+        return None, error(text, "hpc-tumor clusters lists the profiles there are")
+
+
+def check_configuration() -> list[Finding]:
+    """The user's configuration file, the variables, and all profiles that can be found."""
+    path = settings.user_directory() / "config.toml"
+    findings = []
+    problems = {kind: text for kind, model in _MODELS.items() if (text := _problem(lambda model=model: _resolve(model)))}
+    if len(set(problems.values())) == 1 and len(problems) == len(_MODELS):
+        findings.append(error(next(iter(problems.values())), "correct it: no run can be submitted before"))
+    else:
+        findings += [warning(f"runs of {kind}: {text}", "correct it") for kind, text in problems.items()]
+    profiles, broken = list_profiles()
+    findings += [warning(f"profile left out: {problem}", "correct the file, or remove it") for problem in broken]
+    if not findings:
+        where = f"{path} is valid" if path.is_file() else f"no {_home(path)}, which is fine"
+        findings.append(ok(f"{_home(Path(where))}; {len(profiles)} cluster profiles, all valid"))
+    return findings
+
+
+def runs_folder(given: Path | None) -> Path:
+    """The folder of runs: what was given, else the user's default, else ./runs."""
+    if given is None:
+        try:
+            given = Path(settings.user_default("runs") or "runs")
+        except UsageError:  # the configuration is broken, which is said elsewhere
+            given = Path("runs")
+    return given.expanduser().absolute()
+
+
+def line_to_change(profile: ClusterProfile, section: str, line: str) -> str:
+    """Where to write what into the file of a profile."""
+    file = profile_files().get(profile.name)
+    place = shlex.quote(_home(file)) if file else f"the profile {profile.name}"
+    return f"in {place}, [{section}]: {line}"
+
+
+_MODELS = {"segmentation": "unet", "classification": "cnn"}
+
+
+def _resolve(model: str) -> object:
+    return settings.resolve({"model": {"name": model}, "data": {"store": "store.zarr"}})
+
+
+def _problem(action: Callable[[], object]) -> str:
+    try:
+        action()
+    except UsageError as problem:
+        return str(problem).rstrip(".")
+    return ""
+
+
+def _home(path: Path) -> str:
+    """`path` with ~ for the home directory."""
+    text, home = str(path), str(Path.home())
+    return text.replace(f"{home}/", "~/", 1) if text.startswith(f"{home}/") else text

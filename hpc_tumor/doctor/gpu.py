@@ -1,0 +1,164 @@
+"""GPUs: those of this machine and those of a cluster's nodes, against the torch that is installed."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from hpc_tumor.console import counted
+from hpc_tumor.doctor.finding import Finding, error, ok, warning
+from hpc_tumor.doctor.gpu_models import Capability, capability_of, least_driver, precision_on, runs_on, sm
+from hpc_tumor.doctor.probe import Gpu, Probe, TorchFacts
+
+_WHERE = "pytorch.org/get-started has the line"
+_WAY_OUT_OF_CPU = f"install a torch with CUDA, of the GPUs' generation: {_WHERE}"
+
+
+def check_gpus(probe: Probe, visible: str | None = None) -> list[Finding]:
+    """The GPUs of one machine; `visible` is its CUDA_VISIBLE_DEVICES."""
+    if probe.torch is None:
+        return [warning("GPUs: not looked at, because torch does not import", "repair that first, see above")]
+    if not probe.gpus and not probe.torch.gpus:
+        return _none(probe, visible)
+    there = probe.gpus or probe.torch.gpus
+    if visible is not None and not _visible(visible):
+        return [
+            warning(
+                f"{_names(there)}: hidden by CUDA_VISIBLE_DEVICES='{visible}', so runs use the CPU",
+                "unset CUDA_VISIBLE_DEVICES",
+            )
+        ]
+    findings = _driver(probe)
+    refused = {gpu.name: refusal for gpu in there if (refusal := _no_code(probe.torch, gpu.name, _capability(gpu)))}
+    findings += refused.values()
+    if probe.torch.gpus:
+        seen = len(probe.torch.gpus)
+        of = f" of {len(there)} (CUDA_VISIBLE_DEVICES={visible})" if seen < len(there) and visible else ""
+        if seen < len(there) and not visible:
+            findings.append(
+                warning(
+                    f"nvidia-smi lists {counted(len(there), 'GPU')}, torch sees {seen}",
+                    "one may be broken or partitioned (MIG): nvidia-smi -L",
+                )
+            )
+        if not refused:
+            findings.append(ok(f"{_names(probe.torch.gpus)}{of}: this torch has code for {_archs(there)}"))
+            findings.append(ok(f"precision auto is {probe.torch.precision[0]}, {probe.torch.precision[1]}"))
+    elif not findings:
+        findings.append(
+            error(
+                f"{_names(there)}, but torch cannot use {'it' if len(there) == 1 else 'them'}:"
+                f" {probe.torch.refusal or 'it does not say why'}",
+                "nvidia-smi tells whether the driver is well; else ask an administrator",
+            )
+        )
+    return [*findings, *_nccl(probe.torch)]
+
+
+def check_model(torch: TorchFacts | None, model: str | None, cluster: str, tried: bool = False) -> list[Finding]:
+    """Whether the torch that is installed runs on the GPUs that a cluster profile names; `tried`: a job will tell."""
+    if torch is None:
+        return []
+    if torch.cuda is None and torch.hip is None:
+        return [error(f"torch {torch.version} is built for CPUs: the GPUs of {cluster} stay idle", _WAY_OUT_OF_CPU)]
+    capability = capability_of(model)
+    if capability is None:
+        if tried:
+            return []
+        named = f"the GPUs of {cluster}, {model!r}, are not known here" if model else f"{cluster} names no GPU model"
+        return [warning(f"{named}: whether torch runs on them is open", "--submit tries it on a node")]
+    if refusal := _no_code(torch, f"{model} of {cluster}", capability):
+        return [refusal]
+    format_ = precision_on(capability)
+    rest = {"bfloat16": "", "float16": ", for they have no bfloat16"}.get(format_, ", for they have no fast half")
+    return [
+        ok(f"{model} of {cluster} ({sm(capability)}): torch has code for it; precision auto is {format_}{rest}"),
+        *_nccl(torch),
+    ]
+
+
+def _none(probe: Probe, visible: str | None) -> list[Finding]:
+    if visible is not None and _visible(visible):
+        text = f"CUDA_VISIBLE_DEVICES={visible}, but there is no GPU here that torch can use: runs use the CPU"
+        return [warning(text, "unset CUDA_VISIBLE_DEVICES, or look with nvidia-smi where the GPUs are")]
+    precision = f"; precision auto on its CPU is {probe.torch.precision[0]}" if probe.torch else ""
+    return [ok(f"no GPU on this machine{precision}")]
+
+
+def _driver(probe: Probe) -> list[Finding]:
+    torch = probe.torch
+    if torch is None or torch.cuda is None or probe.driver is None:
+        return []
+    least = least_driver(torch.cuda)
+    major = probe.driver.partition(".")[0]
+    if least is None or not major.isdigit() or int(major) >= least:
+        return []
+    best = max((cuda for cuda in (11, 12, 13) if (least_driver(str(cuda)) or 0) <= int(major)), default=None)
+    older = f"install a torch for CUDA {best} ({_WHERE})" if best else "install an older torch"
+    return [
+        error(
+            f"driver {probe.driver} is too old for torch {torch.version}: CUDA {torch.cuda} needs {least} or newer",
+            f"{older}, or a newer driver",
+        )
+    ]
+
+
+def _no_code(torch: TorchFacts, name: str, capability: Capability | None) -> Finding | None:
+    """The error for a GPU that this torch brings no code for; None where it does, or where that is not known."""
+    if torch.cuda is None and torch.hip is None:
+        return error(f"{name}: torch {torch.version} is built for CPUs, and cannot use it", _WAY_OUT_OF_CPU)
+    if capability is None or not torch.archs or torch.hip or runs_on(torch.archs, capability):
+        return None
+    build = f"torch {torch.version.partition('+')[0]} for CUDA {torch.cuda}"
+    text = f"{name} ({sm(capability)}): {build} has no code for it, only for {_range(torch.archs)}"
+    return error(text, _other_torch(torch, capability))
+
+
+def _other_torch(torch: TorchFacts, capability: Capability) -> str:
+    newest = max((arch for arch in torch.archs if arch.startswith("sm_")), key=_number, default="")
+    if newest and capability > divmod(_number(newest), 10):
+        return f"install a newer torch, for a newer CUDA: {_WHERE}"
+    if capability < (5, 0):
+        return "no torch that hpc-tumor runs with supports it any more: choose other GPUs"
+    # Builds for CUDA 12.6 keep Maxwell, Pascal and Volta; those for 12.8 kept Volta to torch 2.10.
+    return f"install a torch built for CUDA 12.6 (cu126), which still has it: {_WHERE}"
+
+
+def _nccl(torch: TorchFacts) -> list[Finding]:
+    if torch.cuda and torch.nccl is None:
+        return [
+            error(
+                f"torch {torch.version} has no NCCL: runs on more than one GPU cannot start",
+                f"install the official build of torch: {_WHERE}",
+            )
+        ]
+    return []
+
+
+def _visible(text: str) -> list[str]:
+    return [item for item in text.split(",") if item.strip() and not item.strip().startswith("-")]
+
+
+def _capability(gpu: Gpu) -> Capability | None:
+    return gpu.capability or capability_of(gpu.name)
+
+
+def _archs(gpus: Sequence[Gpu]) -> str:
+    return ", ".join(sorted({sm(found) for gpu in gpus if (found := _capability(gpu))})) or "them"
+
+
+def _names(gpus: Sequence[Gpu]) -> str:
+    """`2 × NVIDIA A100-SXM4-40GB`."""
+    counts = Counter(gpu.name for gpu in gpus)
+    return ", ".join(f"{count} × {name}" if count > 1 else name for name, count in counts.items())
+
+
+def _range(archs: Sequence[str]) -> str:
+    known = sorted((arch for arch in archs if arch.startswith("sm_")), key=_number)
+    return f"{known[0]} to {known[-1]}" if len(known) > 2 else ", ".join(known or archs)
+
+
+def _number(arch: str) -> int:
+    return int(re.sub(r"\D", "", arch) or 0)
+

@@ -1,0 +1,78 @@
+"""Python and the packages: whether they are there, import, and fit each other."""
+
+from __future__ import annotations
+
+import re
+
+from hpc_tumor.doctor.finding import Finding, error, ok, warning
+from hpc_tumor.doctor.probe import IMPORTS, Probe
+
+_SAME = 'in the environment of hpc-tumor: pip install --upgrade --force-reinstall "{name}"'
+
+
+def check_packages(probe: Probe) -> list[Finding]:
+    """Whether all that hpc-tumor needs can be imported by the Python of `probe`."""
+    findings = [_import_failed(probe, module, why) for module, why in probe.failed.items()]
+    for name, needed in probe.too_old.items():
+        findings.append(
+            error(
+                f"{name} {probe.versions.get(name)} is too old: hpc-tumor needs {needed}",
+                f'pip install "{name}>={needed}"',
+            )
+        )
+    findings += _torchvision(probe)
+    if not probe.failed:
+        torch = probe.torch.version if probe.torch else "?"
+        vision = probe.versions.get("torchvision") or "?"
+        own = probe.versions.get("hpc-tumor")
+        build = f" for CUDA {probe.torch.cuda}" if probe.torch and probe.torch.cuda else ""
+        findings.insert(
+            0,
+            ok(f"Python {probe.python}, hpc-tumor {own or 'from its folder'}; all {len(IMPORTS)} packages import"),
+        )
+        findings.insert(1, ok(f"torch {torch.partition('+')[0]}{build}, torchvision {vision.partition('+')[0]}"))
+    return findings
+
+
+def _import_failed(probe: Probe, module: str, why: str) -> Finding:
+    name = next((key for key, value in IMPORTS.items() if value == module), module)
+    if "No module named" in why and probe.versions.get(name) is None:
+        return error(f"{name} is not installed", f'pip install "{name}", with {probe.executable}')
+    if "killed by SIGILL" in why:
+        return error(f"{module}: {why}: it was built for another kind of CPU", _SAME.format(name=name))
+    if "GLIBC" in why or "CXXABI" in why:
+        way = "its wheel is too new for this system, or LD_LIBRARY_PATH leads to other libraries: unset that first"
+        return error(f"{module} does not import: {why}", way)
+    if "not come to an end" in why:
+        return error(f"importing {module} {why}", "the file system of the Python environment may hang: look at its load")
+    return error(f"{module} does not import: {why}", _SAME.format(name=name))
+
+
+def _torchvision(probe: Probe) -> list[Finding]:
+    """Torch 2.6 belongs to torchvision 0.21, and so on, one by one."""
+    torch, vision = (re.match(r"(\d+)\.(\d+)", probe.versions.get(name) or "") for name in ("torch", "torchvision"))
+    if torch is None or vision is None or torch[1] != "2" or vision[1] != "0":
+        return []
+    fitting = int(torch[2]) + 15
+    if int(vision[2]) == fitting:
+        return []
+    text = f"torchvision {probe.versions['torchvision']} does not belong to torch {probe.versions['torch']}"
+    return [warning(text, f'pip install "torchvision==0.{fitting}.*"')]
+
+
+def compare_packages(here: Probe, there: Probe) -> list[Finding]:
+    """Whether a node has the same Python and packages as the machine that submits."""
+    if here.python != there.python or here.executable != there.executable:
+        text = (
+            f"the node runs {there.executable} ({there.python}), this machine {here.executable} ({here.python})"
+        )
+        return [error(text, "let both use one environment on a shared file system")]
+    differing = [
+        f"{name} {there.versions.get(name)} (here {version})"
+        for name, version in here.versions.items()
+        if there.versions.get(name) != version
+    ]
+    if differing:
+        text = f"the node has other versions: {', '.join(differing)}"
+        return [warning(text, "look whether a module, PYTHONPATH or ~/.local puts others before yours")]
+    return []

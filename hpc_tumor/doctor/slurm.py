@@ -1,0 +1,175 @@
+"""SLURM here: its commands, and what it gives this account, against what the profile asks for."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+
+from hpc_tumor.cluster.facts import Facts, Limits, Partition
+from hpc_tumor.cluster.plan import hours, make_plan
+from hpc_tumor.config import ClusterProfile
+from hpc_tumor.console import counted
+from hpc_tumor.doctor.configuration import line_to_change
+from hpc_tumor.doctor.finding import Finding, error, ok, warning
+from hpc_tumor.errors import UsageError
+
+NEEDED = ("sbatch", "srun", "squeue", "scontrol", "scancel")
+
+
+def check_commands(facts: Facts | None) -> list[Finding]:
+    """SLURM's commands: those without which nothing goes, and those without which less is known."""
+    missing = [name for name in NEEDED if shutil.which(name) is None]
+    if missing:
+        many = "are" if len(missing) > 1 else "is"
+        way = "log in to the cluster, load its SLURM module, or put its bin folder on the PATH"
+        return [error(f"{', '.join(missing)} {many} not here", way)]
+    if facts is None or (facts.partitions is None and facts.version is None):
+        way = "sinfo says why; on a login node, the controller may be restarting: try again in a minute"
+        return [error("SLURM's controller does not answer", way)]
+    version = f"SLURM {facts.version or ''}".strip() + (f" of {facts.cluster}" if facts.cluster else "")
+    findings = [ok(f"{version} answers; its commands are all here")]
+    if shutil.which("sacct") is None or any(name.startswith("sacctmgr") for name in facts.missing):
+        findings[0] = ok(f"{version} answers")
+        findings.append(
+            warning(
+                "no accounting (sacct, sacctmgr): what your account may is not known, nor how jobs ended that left"
+                " the queue",
+                "runs say themselves how they ended; nothing needs to be done",
+            )
+        )
+    return findings
+
+
+def check_account(profile: ClusterProfile, facts: Facts, account: str | None) -> list[Finding]:
+    """Who pays: named where the site wants it, and open to this user."""
+    mine = ", ".join(sorted(facts.accounts or ()))
+    try:
+        chosen = make_plan(profile, 1, account=account).account
+    except UsageError:
+        yours = f"; yours: {mine}" if mine else ""
+        way = f"--account NAME, HPC_TUMOR_ACCOUNT=NAME, or account = \"NAME\" in config.toml{yours}"
+        return [error(f"{profile.name} wants to know which account pays", way)]
+    if chosen and facts.accounts and chosen.lower() not in facts.accounts:
+        return [error(f"the account {chosen} is not yours here", f"--account with one of {mine}")]
+    if chosen:
+        known = "" if facts.accounts else ", which cannot be checked here"
+        return [ok(f"account {chosen} pays{known}")]
+    if facts.accounts is not None and facts.default_account is None:
+        return [warning("no default account", f"--account with one of {mine}")]
+    return [ok(f"account {facts.default_account} pays, your default")] if facts.default_account else []
+
+
+def check_partition(
+    profile: ClusterProfile, facts: Facts, name: str | None, account: str | None = None
+) -> list[Finding]:
+    """The partition as this account sees it, against what the profile asks for."""
+    if facts.partitions is None:
+        return [warning("sinfo does not answer: partitions not looked at", "try again in a minute")]
+    wanted = name or profile.slurm.partition
+    if wanted and "," in wanted:
+        known = [part for part in wanted.split(",") if part in facts.partitions]
+        return [
+            ok(f"partitions {wanted}: SLURM chooses")
+            if known
+            else error(f"no partition of {wanted}", _known(facts.partitions))
+        ]
+    partition = facts.partitions.get(wanted) if wanted else facts.default_partition
+    if partition is None:
+        if wanted:
+            change = line_to_change(profile, "slurm", 'partition = "NAME"') if name is None else "--partition NAME"
+            return [error(f"no partition {wanted} here", f"{change}; {_known(facts.partitions)}")]
+        return [warning("no default partition", f"--partition NAME; {_known(facts.partitions)}")]
+    findings = _closed(partition, account or facts.default_account, profile.slurm.qos)
+    findings += _differences(profile, partition, facts)
+    if not any(finding.level == "error" for finding in findings):
+        findings.insert(0, ok(_describe(partition)))
+    return findings
+
+
+def describe_partitions(facts: Facts) -> list[Finding]:
+    """All partitions with GPUs, where no profile says which is meant."""
+    with_gpus = [part for part in (facts.partitions or {}).values() if part.largest.gpus]
+    return [ok(_describe(part)) for part in with_gpus[:6]]
+
+
+def _closed(partition: Partition, account: str | None, qos: str | None) -> list[Finding]:
+    if not partition.up:
+        return [error(f"the partition {partition.name} is closed for now", "--partition NAME, or wait: sinfo tells")]
+    if partition.accounts and account and account not in partition.accounts:
+        text = f"the partition {partition.name} is not open to the account {account}"
+        return [error(text, f"only to {', '.join(partition.accounts)}: --account, or another --partition")]
+    if partition.qos and qos and qos not in partition.qos:
+        return [error(f"the QOS {qos} is not for {partition.name}", f"--qos with one of {', '.join(partition.qos)}")]
+    return []
+
+
+def _differences(profile: ClusterProfile, partition: Partition, facts: Facts) -> list[Finding]:
+    """Where the profile asks for more than there is; with the line to change."""
+    node, there, findings = profile.node, partition.largest, []
+
+    def less(what: str, section: str, line: str) -> None:
+        findings.append(warning(f"{profile.name} {what}", line_to_change(profile, section, line)))
+
+    limits = _limits(profile, partition, facts)
+    longest = min((each for each in (partition.walltime, *(item.walltime for item in limits)) if each), default=None)
+    if longest and longest < profile.limits.walltime:
+        what = f"asks for {hours(profile.limits.walltime)}, but a job in {partition.name} may take {hours(longest)}"
+        less(what, "limits", f'walltime = "{longest // 60:02d}:{longest % 60:02d}:00"')
+    if partition.kinds:
+        if profile.slurm.gpu_request != "none" and there.gpus < node.gpus:
+            less(
+                f"says {counted(node.gpus, 'GPU')} a node, {partition.name} has {there.gpus or 'none'}",
+                "node", f"gpus = {there.gpus}",
+            )  # fmt: skip
+        if there.cpus and there.cpus < node.cpus:
+            less(f"says {node.cpus} CPUs a node, {partition.name} has {there.cpus}", "node", f"cpus = {there.cpus}")
+        if there.memory_gb and there.memory_gb < node.memory_gb:
+            less(
+                f"says {node.memory_gb:g} GB a node, {partition.name} gives {there.memory_gb:.4g}",
+                "node", f"memory_gb = {int(there.memory_gb)}",
+            )  # fmt: skip
+    nodes = [each for each in (partition.max_nodes, partition.nodes, *(item.nodes for item in limits)) if each]
+    if profile.limits.nodes and nodes and min(nodes) < profile.limits.nodes:
+        less(
+            f"lets a run have {profile.limits.nodes} nodes, {partition.name} gives at most {min(nodes)}",
+            "limits", f"nodes = {min(nodes)}",
+        )  # fmt: skip
+    for field, mine in (("running_jobs", profile.limits.running_jobs), ("queued_jobs", profile.limits.queued_jobs)):
+        most = [each for item in limits if (each := item.running if field == "running_jobs" else item.queued)]
+        if mine and most and min(most) < mine:
+            less(f"says {field} = {mine}, your account may have {min(most)}", "limits", f"{field} = {min(most)}")
+    if profile.slurm.requeue and facts.requeue is False:
+        less(
+            "requeues jobs, which this cluster does not do by itself",
+            "slurm", "requeue = false, where `scontrol requeue` is refused",
+        )  # fmt: skip
+    return findings
+
+
+def _limits(profile: ClusterProfile, partition: Partition, facts: Facts) -> list[Limits]:
+    qos, accounts = facts.qos or {}, facts.accounts or {}
+    account = profile.slurm.account if profile.slurm.account != "required" else None
+    names = (profile.slurm.qos, partition.own_qos)
+    return [
+        *(qos[name] for name in names if name in qos),
+        *(accounts[name] for name in (account or facts.default_account,) if name in accounts),
+    ]  # fmt: skip
+
+
+def _describe(partition: Partition) -> str:
+    kind = partition.largest
+    gpus = f", {kind.gpus} GPUs{_types(kind.gpu_types)}" if kind.gpus else ", no GPUs"
+    longest = hours(partition.walltime) if partition.walltime else "without limit"
+    return (
+        f"partition {partition.name}: {counted(partition.nodes, 'node')} of {kind.cpus} CPUs,"
+        f" {kind.memory_gb:.4g} GB{gpus}; at most {longest}"
+    )
+
+
+def _types(types: Iterable[str]) -> str:
+    text = ", ".join(types)
+    return f" ({text})" if text else ""
+
+
+def _known(partitions: Iterable[str]) -> str:
+    return f"here: {', '.join(sorted(partitions))}"
