@@ -23,10 +23,12 @@ from hpc_tumor.options import (
     Json,
     Patterns,
     Runs,
+    State,
     Verbose,
     Yes,
     complete_clusters,
     complete_models,
+    complete_runs,
     flag,
     show_version,
 )  # fmt: skip
@@ -404,64 +406,98 @@ def submit(
 def status(
     patterns: AnyPatterns = None,
     runs: Runs = None,
+    state: State = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", autocompletion=complete_models, help="Runs of this network alone.")
+    ] = None,
+    sort: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="name, state, epoch, left, best or heartbeat.")
+    ] = None,
     watch: Annotated[bool, flag("--watch", "-w", text="Go on showing until all have ended.")] = False,
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Where the runs are: queue, progress, scores so far."""
+    """Where the runs are: queue, progress, scores so far, and why they wait or ended.
+
+    Examples:
+
+    hpc-tumor status --watch
+
+    hpc-tumor status --state failed,lost --model unet
+    """
     from hpc_tumor.cluster.queue import read_states
     from hpc_tumor.control import show_states, watch_runs
+    from hpc_tumor.runs_view import choose
 
     found = _find(runs, patterns)
     if not found:
         out.note(_no_runs(_folder(runs)))
-    show_states(watch_runs(found) if watch else read_states(found))
+    choose([], state, model, sort)  # what is not there to choose by is refused before one waits
+    if watch:
+        found = [item.run for item in choose(read_states(found), state, model)]
+    states = choose(watch_runs(found) if watch else read_states(found), None if watch else state, model, sort)
+    if found and not states:
+        out.note(f"none of {len(found)} runs is of that kind")
+    show_states(states)
 
 
 @app.command(rich_help_panel="Runs")
 def logs(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Run by name, part of a name, or glob.")],
+    patterns: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN...", autocompletion=complete_runs, help="Runs by name, part of a name, or glob."),
+    ],
     runs: Runs = None,
     rank: Annotated[int, typer.Option(min=0, metavar="N", help="Which rank's output.")] = 0,
-    follow: Annotated[bool, flag("--follow", "-f", text="Go on until the run ends.")] = False,
-    errors: Annotated[bool, flag("--errors", text="Why it failed: the first rank's traceback.")] = False,
+    restart: Annotated[int | None, typer.Option(min=0, metavar="N", help="Of this start alone; 0: the first.")] = None,
+    follow: Annotated[bool, flag("--follow", "-f", text="Go on until the run ends, across restarts.")] = False,
+    errors: Annotated[bool, flag("--errors", text="Why it failed; the traceback of the first rank to fail.")] = False,
+    launcher: Annotated[bool, flag("--launcher", text="What SLURM and the job script said.")] = False,
+    tail: Annotated[int | None, typer.Option("--tail", "-n", min=1, metavar="N", help="The last N lines.")] = None,
     verbose: Verbose = False,
 ) -> None:
-    """What a run printed, over all of its restarts."""
-    from hpc_tumor.cluster.logs import log_text
+    """What runs printed, over all of their restarts.
 
-    found = _find(runs, [run])
+    Examples:
+
+    hpc-tumor logs unet --follow
+
+    hpc-tumor logs '*' --errors
+    """
+    from hpc_tumor.control import follow_log, print_logs
+
+    found = _find(runs, patterns)
     if not found:
         raise UsageError(f"{_no_runs(_folder(runs))}: nothing was printed.")
-    if len(found) > 1:
+    if len(found) > 1 and not errors:
         latest = ", ".join(item.name for item in found[-3:])
-        raise UsageError(f"{run!r} fits {len(found)} runs; name one of them. The latest: {latest}.")
-    if follow and not errors:
-        from hpc_tumor.control import follow_log
-
+        raise UsageError(f"{' '.join(patterns)!r} fits {len(found)} runs; name one of them. The latest: {latest}.")
+    if follow and not (errors or launcher):
         follow_log(found[0], rank)
-        return
-    text = log_text(found[0], rank=rank, errors=errors)
-    if text:
-        out.text(text.rstrip("\n"))
     else:
-        out.note(f"{found[0].name}: no {'errors' if errors else f'output of rank {rank}'} so far")
+        print_logs(found, rank, restart, errors, launcher, tail)
 
 
 @app.command(rich_help_panel="Runs")
 def cancel(
-    patterns: Patterns, runs: Runs = None, yes: Yes = False, json: Json = False, verbose: Verbose = False
+    patterns: Patterns,
+    runs: Runs = None,
+    state: State = None,
+    yes: Yes = False,
+    json: Json = False,
+    verbose: Verbose = False,
 ) -> None:
     """End runs. What they have learned so far stays, and `resume` goes on from there."""
     from hpc_tumor.control import cancel_runs
 
-    cancel_runs(_find(runs, patterns), yes)
+    cancel_runs(_find(runs, patterns), yes, state)
 
 
 @app.command(rich_help_panel="Runs")
 def resume(
     patterns: Patterns,
     runs: Runs = None,
+    state: State = None,
     gpus: Annotated[int | None, typer.Option(min=1, metavar="N", help="Another number of GPUs from here on.")] = None,
     yes: Yes = False,
     json: Json = False,
@@ -470,20 +506,30 @@ def resume(
     """Start runs again that ended without a result; they go on from their last checkpoint.
 
     With --gpus N they go on at the same sample on another number of GPUs; the global batch stays.
+
+    Example: hpc-tumor resume all --state failed,timeout
     """
     from hpc_tumor.control import resume_runs
 
-    resume_runs(_find(runs, patterns), yes, gpus)
+    resume_runs(_find(runs, patterns), yes, gpus, state)
 
 
 @app.command(rich_help_panel="Runs")
 def rerun(
-    patterns: Patterns, runs: Runs = None, yes: Yes = False, json: Json = False, verbose: Verbose = False
+    patterns: Patterns,
+    runs: Runs = None,
+    state: State = None,
+    yes: Yes = False,
+    json: Json = False,
+    verbose: Verbose = False,
 ) -> None:
     """Train runs again from the beginning, as new runs with the same settings; the old ones stay as they are."""
+    from hpc_tumor.cluster.queue import read_states
     from hpc_tumor.launch import rerun as rerun_all
+    from hpc_tumor.runs_view import choose
 
-    rerun_all(_find(runs, patterns), yes)
+    found = _find(runs, patterns)
+    rerun_all([item.run for item in choose(read_states(found), state)] if state else found, yes)
 
 
 @app.command(rich_help_panel="Runs")
@@ -498,6 +544,42 @@ def clusters(json: Json = False, verbose: Verbose = False) -> None:
     out.result(
         [profile.model_dump(mode="json") for profile in profiles], show=lambda: out.table(clusters_table(profiles))
     )
+
+
+@app.command(rich_help_panel="Setup")
+def doctor(
+    cluster: Annotated[
+        str | None,
+        typer.Option(metavar="PROFILE", autocompletion=complete_clusters, help="Cluster profile; else your default."),
+    ] = None,
+    data: Annotated[Path | None, typer.Option("--data", "-d", metavar="STORE", help="Store to look at, too.")] = None,
+    runs: Runs = None,
+    account: Annotated[str | None, typer.Option(metavar="NAME", help="Who pays.")] = None,
+    partition: Annotated[str | None, typer.Option(metavar="NAME", help="Partition.")] = None,
+    submit: Annotated[bool, flag("--submit", text="Try it on a node as well, by a job of a minute.")] = False,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Whether this machine, this cluster and its GPUs are fit to run; and if not, what to do.
+
+    Ends with 0 where nothing is an error, 4 where something of the cluster is, else 1. Warnings do not count.
+
+    Example: hpc-tumor doctor --cluster orfeo-gpu --account NAME --submit
+    """
+    from hpc_tumor.doctor.examine import examine
+    from hpc_tumor.doctor.finding import as_json, exit_code
+    from hpc_tumor.doctor.view import Waiting, show_all, summary
+
+    waiting = Waiting()
+    found = show_all(
+        examine(
+            cluster=cluster, data=data, runs=runs, account=account, partition=partition, submit=submit, say=waiting
+        ),
+        waiting,
+    )
+    out.result(as_json(found), show=lambda: out.text(f"\n{summary(found)}"))
+    if code := exit_code(found):
+        raise typer.Exit(code)
 
 
 # -- results ----------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from hpc_tumor.cluster.queue import RunState, cancel, read_states
 from hpc_tumor.console import View, out
 from hpc_tumor.errors import HpcTumorError, PartialFailure, TrainingError
 from hpc_tumor.run_dir import RunDir
-from hpc_tumor.views import OPEN, runs_table, runs_view
+from hpc_tumor.runs_view import OPEN, choose, runs_table, runs_view
 
 LOCAL_SECONDS, SLURM_SECONDS = 2.0, 10.0  # between two looks at the runs; a scheduler is asked less often
 
@@ -65,20 +65,43 @@ def follow_log(run: RunDir, rank: int) -> None:
         raise
 
 
-def cancel_runs(runs: Sequence[RunDir], yes: bool) -> None:
-    """End those of the runs that are queued or running."""
-    states = read_states(runs)
-    chosen = states if len(states) == 1 else [state for state in states if state.cancellable]
+def cancel_runs(runs: Sequence[RunDir], yes: bool, wanted: str | None = None) -> None:
+    """End those of the runs, in one of the `wanted` states, that are queued or running."""
+    states = choose(read_states(runs), wanted)
+    chosen = states if len(runs) == 1 else [state for state in states if state.cancellable]
     _for_each("cancel", "cancelled", [(state.run, partial(cancel, state)) for state in chosen], yes)
 
 
-def resume_runs(runs: Sequence[RunDir], yes: bool, gpus: int | None = None) -> None:
-    """Start those of the runs again that ended without a result."""
+def resume_runs(runs: Sequence[RunDir], yes: bool, gpus: int | None = None, wanted: str | None = None) -> None:
+    """Start those of the runs, in one of the `wanted` states, again that ended without a result."""
     from hpc_tumor.cluster.submit import resume_run
 
-    states = read_states(runs)
-    chosen = states if len(states) == 1 else [state for state in states if state.state not in (*OPEN, "finished")]
+    states = choose(read_states(runs), wanted)
+    chosen = states if len(runs) == 1 else [state for state in states if state.state not in (*OPEN, "finished")]
     _for_each("resume", "resumed", [(state.run, partial(resume_run, state.run, gpus)) for state in chosen], yes)
+
+
+def print_logs(
+    runs: Sequence[RunDir], rank: int, start: int | None, errors: bool, launcher: bool, tail: int | None
+) -> None:
+    """What the runs printed, one after another where there are several."""
+    from hpc_tumor.cluster.logs import launcher_text, log_text
+
+    reasons = {state.run.path: state.reason for state in read_states(runs)} if errors else {}
+    for number, run in enumerate(runs):
+        if launcher:
+            text, what = launcher_text(run), "output of the launcher"
+        elif errors:
+            text, what = log_text(run, errors=True, start=start, reason=reasons[run.path]), "errors"
+        else:
+            text, what = log_text(run, rank=rank, start=start), f"output of rank {rank}"
+        if len(runs) > 1:
+            out.text(f"{chr(10) if number else ''}=== {run.name}")
+        if text:
+            lines = text.rstrip("\n").split("\n")
+            out.text("\n".join(lines[-tail:] if tail else lines))
+        else:
+            out.note(f"{run.name}: no {what} so far")
 
 
 def _for_each(verb: str, done: str, actions: list[tuple[RunDir, Callable[[], Any]]], yes: bool) -> None:

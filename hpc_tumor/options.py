@@ -41,6 +41,25 @@ def complete_clusters() -> list[str]:
     return [LOCAL, *profile_files()]
 
 
+def complete_runs(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Names of the runs in the folder that is named on the line, newest first; read from their names alone."""
+    import os
+
+    folder = Path(ctx.params.get("runs") or os.environ.get("HPC_TUMOR_RUNS") or "runs")
+    try:
+        names = sorted((entry.name for entry in os.scandir(folder) if entry.name[:1].isdigit()), reverse=True)
+    except OSError:
+        return []
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def complete_states(incomplete: str) -> list[str]:
+    from hpc_tumor.runs_view import STATES
+
+    before, comma, last = incomplete.rpartition(",")
+    return [f"{before}{comma}{state}" for state in (*STATES, "open", "ended") if state.startswith(last)]
+
+
 def flag(*names: str, text: str, panel: str | None = None, callback: Callable[[bool], bool] | None = None) -> Any:
     """An option that is given or not; the blank keeps `<bool>` out of the help."""
     return typer.Option(*names, metavar=" ", help=text, rich_help_panel=panel, callback=callback)
@@ -50,8 +69,20 @@ WHERE, HOW, LOOK, SHOW = "Where", "How", "Debugging and profiling", "Output"
 Json = Annotated[bool, flag("--json", text="The result as JSON on standard output.", panel=SHOW, callback=set_json)]
 Verbose = Annotated[bool, flag("--verbose", text="Errors with their traceback.", panel=SHOW, callback=set_verbose)]
 Runs = Annotated[Path | None, typer.Option("--runs", metavar="DIR", help="Folder of the run directories; ./runs.")]
-Patterns = Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs by name, part of a name, glob, or 'all'.")]
+Patterns = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RUN...", autocompletion=complete_runs, help="Runs by name, part of a name, glob, or 'all'."
+    ),
+]
 AnyPatterns = Annotated[
-    list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs by name, part of a name, or glob; all.")
+    list[str] | None,
+    typer.Argument(
+        metavar="[RUN]...", autocompletion=complete_runs, help="Runs by name, part of a name, or glob; all."
+    ),
+]
+State = Annotated[
+    str | None,
+    typer.Option(metavar="STATE,...", autocompletion=complete_states, help="failed, running …; open or ended."),
 ]
 Yes = Annotated[bool, flag("--yes", "-y", text="Do not ask.")]

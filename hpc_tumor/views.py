@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hpc_tumor.cluster.profiles import LOCAL
-from hpc_tumor.cluster.queue import RunState
 from hpc_tumor.config import ClusterProfile
-from hpc_tumor.console import View, counted, duration, out, size
+from hpc_tumor.console import counted, duration, out, size
 from hpc_tumor.errors import DataError
 from hpc_tumor.results.layout import Column, Table
 
@@ -21,7 +19,6 @@ if TYPE_CHECKING:
     from hpc_tumor.data.store import Store
 
 MOST_REFUSED = 20  # cases named one by one
-OPEN = ("queued", "running", "requeued", "unknown")  # states that may still change by themselves
 
 
 def source_lines(report: SourceReport) -> list[str]:
@@ -135,58 +132,6 @@ def submissions_table(submissions: Sequence[Submission]) -> Table:
     return Table("", columns, rows)
 
 
-def runs_table(states: Sequence[RunState], width: int) -> Table:
-    """How the runs are doing. Reasons stand in the last column, or below where it would be too wide."""
-    table = _runs_table(states, reasons_below=False)
-    if table.width > width:
-        table = _runs_table(states, reasons_below=True)
-    return replace(table.fit(width), notes=table.notes)  # nobody misses the columns left out
-
-
-def _runs_table(states: Sequence[RunState], reasons_below: bool) -> Table:
-    columns = {
-        "run": ("left", 99, lambda state: state.name),
-        "state": ("left", 99, lambda state: state.state),
-        "epoch": ("right", 99, _epoch),
-        "loss": ("right", 40, lambda state: _digits(state.loss)),
-        "best": ("right", 50, lambda state: _digits(state.best)),
-        "left": ("right", 60, lambda state: duration(state.eta) if state.state == "running" else ""),
-        "elapsed": ("right", 20, lambda state: duration(state.elapsed)),
-        "samples/s": ("right", 30, lambda state: "" if state.rate is None else f"{state.rate:.4g}"),
-        "GPUs": ("right", 25, _shape),
-        "restarts": ("right", 15, lambda state: str(state.restarts or "")),
-        "heartbeat": ("right", 10, lambda state: _age(state)),
-        "job": ("left", 35, lambda state: "" if state.job_id is None else f"{state.cluster} {state.job_id}"),
-        "why": ("left", 99, lambda state: state.reason),
-    }
-    notes: tuple[str, ...] = ()
-    if reasons_below:
-        del columns["why"]
-        notes = tuple(f"{state.name}: {state.reason}" for state in states if state.reason and not _waits_here(state))
-    cells = {name: [cell(state) for state in states] for name, (_, _, cell) in columns.items()}
-    kept = [name for name in columns if any(cells[name])]
-    return Table(
-        "",
-        tuple(Column(name, columns[name][0], columns[name][1]) for name in kept),  # type: ignore[arg-type]
-        tuple(zip(*(cells[name] for name in kept), strict=True)),
-        notes,
-    )
-
-
-def runs_view(states: Sequence[RunState], width: int) -> View:
-    """What is shown while one waits for runs."""
-    counts = Counter(state.state for state in states)
-    line = ", ".join(f"{count} {state}" for state, count in counts.items())
-    for state in states:
-        if state.state == "running" and state.epoch is not None:
-            parts = [f"{state.name} epoch {_epoch(state)}"]
-            parts += [f"loss {_digits(state.loss)}"] if state.loss is not None else []
-            parts += [f"about {duration(state.eta)} left"] if state.eta else []
-            line += f"; {', '.join(parts)}"
-    over = not any(state.state in OPEN for state in states)
-    return View(runs_table(states, width), f"{counted(len(states), 'run')}: {line}", over)
-
-
 def clusters_table(profiles: Sequence[ClusterProfile]) -> Table:
     """The profiles that `--cluster` takes."""
     columns = (
@@ -210,28 +155,3 @@ def _strata(store: Store) -> list[str]:
     if store.task == "classification":
         return [store.classes[label] for label in store.label.tolist()]
     return [str(facts.get("grade", "grade unknown")) for facts in store.clinical]
-
-
-def _waits_here(state: RunState) -> bool:
-    """Whether a run only waits for its turn on this machine, which the table shows without words."""
-    return state.cluster == LOCAL and state.state == "queued"
-
-
-def _epoch(state: RunState) -> str:
-    return "" if state.epoch is None else f"{state.epoch}/{state.epochs}"
-
-
-def _shape(state: RunState) -> str:
-    if state.gpus is None:
-        return ""
-    return str(state.gpus) if state.nodes in (None, 1) else f"{state.nodes} × {state.gpus // (state.nodes or 1)}"
-
-
-def _age(state: RunState) -> str:
-    if state.heartbeat_age is None or state.state not in OPEN:
-        return ""
-    return f"{duration(state.heartbeat_age)} ago"
-
-
-def _digits(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"

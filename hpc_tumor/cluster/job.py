@@ -121,6 +121,7 @@ class _Record:
             record_failure(
                 self._run, self._start, lost.rank if lost else self._rank, lost.reason if lost else _in_one_line(error),
                 retry=lost is not None or _may_pass(error),
+                expected=lost is None and isinstance(error, HpcTumorError),
             )  # fmt: skip
 
     def hang(self, reason: str, culprit: int | None, stack: str) -> None:
@@ -135,12 +136,13 @@ class _Record:
 
 
 def record_failure(
-    run: RunDir, start: int, rank: int | None, reason: str, *, overrule: bool = False, retry: bool = False
-) -> None:
+    run: RunDir, start: int, rank: int | None, reason: str, *, overrule: bool = False, retry: bool = False,
+    expected: bool = False,
+) -> None:  # fmt: skip
     """Record why this start of the run failed: event, and status. The first rank to say so is believed.
 
     Those that follow mostly report that they lost the first one. `overrule` is for who watches from outside; `retry`
-    says that another start may not meet it again.
+    says that another start may not meet it again, `expected` that the reason explains itself, without a traceback.
     """
     mark = run.logs / f"failure.{start}.json"
     try:
@@ -148,7 +150,7 @@ def record_failure(
     except FileExistsError:
         return
     with os.fdopen(handle, "w", encoding="utf-8") as file:
-        json.dump({"rank": rank, "reason": reason, "retry": retry}, file)
+        json.dump({"rank": rank, "reason": reason, "retry": retry, "expected": expected}, file)
     run.add_event("failed", reason=reason, rank=rank)
     set_failed(run)
 

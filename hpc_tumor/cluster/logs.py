@@ -18,10 +18,11 @@ from typing import Literal
 from hpc_tumor.run_dir import RunDir, read_json
 
 _RANK = re.compile(r"rank-(\d+)\.(\d+)\.(out|error\.txt)")
-_LAUNCH = re.compile(r"(\d+)_(\d+)_log\.(out|err)|controller\.out")
+_LAUNCH = re.compile(r"(\d+(?:_\d+)?)_(\d+)_log\.(out|err)|controller\.out")
 # What submitit and srun also say of a start that went well or was ended on purpose.
 _NO_ERROR = re.compile(
-    r"submitit INFO .*|.*Bypassing signal .*|srun: Job step aborted: .*|srun: (Terminated|Force Terminated) .*"
+    r"submitit INFO .*|--- start \d+ of .*|.*Bypassing signal .*|srun: Job step aborted: .*"
+    r"|srun: (Terminated|Force Terminated) .*"
     r"|srun: (forcing job termination|interrupt|sending Ctrl-C) ?.*"
     r"|(srun|slurmstepd[^ ]*): error: \*\*\* (JOB|STEP) \S+ ON \S+ CANCELLED AT \S+ \*\*\*"
 )
@@ -45,18 +46,36 @@ def list_logs(run: RunDir) -> list[LogFile]:
             kind: Literal["output", "error"] = "output" if match[3] == "out" else "error"
             found.append(LogFile(path, kind, rank=int(match[1]), start=int(match[2])))
     found.sort(key=lambda log: (log.start or 0, log.rank or 0, log.kind == "error"))
-    launch = [path for path in run.submission.glob("*") if _LAUNCH.fullmatch(path.name) and _size(path)]
+    launch = [path for path in _launcher_files(run) if _LAUNCH.fullmatch(path.name) and _size(path)]
     return found + [LogFile(path, "launch") for path in sorted(launch, key=lambda path: path.stat().st_mtime)]
 
 
-def log_text(run: RunDir, rank: int = 0, errors: bool = False, start: int | None = None) -> str:
+def _launcher_files(run: RunDir) -> list[Path]:
+    """What may be of the launcher: in the run's own folder, and in that of the array which it is a task of."""
+    files = list(run.submission.glob("*"))
+    job = read_json(run.job) or {}
+    if "folder" in job and job.get("job_id"):
+        files += (run.path.parent / str(job["folder"])).glob(f"{job['job_id']}_*")
+    return files
+
+
+def launcher_text(run: RunDir) -> str:
+    """What SLURM, submitit and the job script said, in the order in which it was written last."""
+    logs = [log for log in list_logs(run) if log.kind == "launch"]
+    return "".join(f"--- {log.path.name}\n{_read(log.path)}" for log in logs)
+
+
+def log_text(
+    run: RunDir, rank: int = 0, errors: bool = False, start: int | None = None, reason: str | None = None
+) -> str:
     """What a rank printed, over all starts or in one. With `errors`: why the run failed, the first rank's traceback.
 
-    Empty where there is nothing yet. Where no rank ever came to print, this is what the launcher said.
+    `reason` is what the queue knows better than the run itself, to be said first. Empty where there is nothing yet.
+    Where no rank ever came to print, this is what the launcher said.
     """
     logs = list_logs(run)
     if errors:
-        return _errors(run, logs, start)
+        return _errors(run, logs, start, reason)
     chosen = [
         log for log in logs if log.kind == "output" and log.rank == rank and (start is None or log.start == start)
     ]  # fmt: skip
@@ -92,21 +111,30 @@ def follow(run: RunDir, rank: int = 0, ended: Callable[[], bool] = lambda: False
         time.sleep(every)
 
 
-def _errors(run: RunDir, logs: list[LogFile], start: int | None) -> str:
+def _errors(run: RunDir, logs: list[LogFile], start: int | None, reason: str | None) -> str:
     failures = sorted(run.logs.glob("failure.*.json"), key=lambda path: int(path.name.split(".")[1]))
     if start is None and failures:
         start = int(failures[-1].name.split(".")[1])
     failure = read_json(run.logs / f"failure.{start}.json") or {}
+    said = str(reason or failure.get("reason") or "")
     tracebacks = [log for log in logs if log.kind == "error" and log.start == start]
     tracebacks.sort(key=lambda log: log.rank != failure.get("rank"))
-    parts = [f"{failure['reason']}\n"] if failure.get("reason") else []
-    parts += [f"{_heading(log)}\n{_read(log.path)}" for log in tracebacks]
+    parts = [f"{said}\n"] if said else []
+    first, others = tracebacks[:1], tracebacks[1:]
+    for log in first:
+        text = _read(log.path)
+        if failure.get("expected"):  # what its message says is all there is to know
+            parts.append(f"(the traceback of rank {log.rank}: {log.path})\n")
+        else:
+            parts.append(f"{_heading(log)}\n{text}")
+    if others:
+        parts.append(f"(of {len(others)} more, which mostly lost it: {', '.join(log.path.name for log in others)})\n")
     if not tracebacks:
         last = [log for log in logs if log.kind == "output" and (log.rank, log.start) == (failure.get("rank"), start)]
         parts += [f"{_heading(log)}\n{_read(log.path)}" for log in last]
         if failure or not _ended_on_purpose(run):
-            said = [(log, _without_noise(_read(log.path))) for log in logs if log.kind == "launch"]
-            parts += [f"--- {log.path.name}\n{text}" for log, text in said if text]
+            launched = [(log, _without_noise(_read(log.path))) for log in logs if log.kind == "launch"]
+            parts += [f"--- {log.path.name}\n{text}" for log, text in launched if text]
     return "".join(parts)
 
 

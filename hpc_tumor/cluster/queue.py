@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pwd
 import re
@@ -9,6 +10,7 @@ import signal
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +24,9 @@ State = Literal[
     "queued", "running", "finished", "failed", "cancelled", "timeout", "node-fail", "out-of-memory", "requeued",
     "stopped", "lost", "unknown",
 ]  # fmt: skip
+_ENDED: dict[str, JobRecord] = {}  # jobs that ended for good, so that --watch does not ask for them again and again
+_NOTHING = JobRecord("", "", "")
+_FOR_GOOD = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "DEADLINE"})
 STALE_SECONDS = 600.0  # without a heartbeat; longer than the validation of a large store
 _CLOCKS_DIFFER = 2.0  # seconds that this machine's clock and the file system's may be apart
 _UNNAMED = "allocation"  # what sacct calls a job for a moment, before its name reaches the accounting
@@ -48,10 +53,13 @@ class RunState:
     state: State
     reason: str = ""
     alive: bool = False  # whether the scheduler still holds a job of it
+    ending: bool = False  # alive, but cancelled or about to be gone
     cancellable: bool = False  # alive, or it may be: SLURM does not answer
     nodes: int | None = None
     gpus: int | None = None
-    elapsed: float | None = None
+    elapsed: float | None = None  # of this start
+    limit: float | None = None  # of one start
+    expected_start: str | None = None
     restarts: int = 0
     epoch: int | None = None
     epochs: int | None = None
@@ -62,6 +70,19 @@ class RunState:
     rate: float | None = None
     eta: float | None = None
     heartbeat_age: float | None = None
+    checkpoint_age: float | None = None
+
+    @property
+    def more_starts(self) -> int:
+        """Starts after this one that the run will need, as fast as it is now."""
+        if self.eta is None or self.limit is None or self.elapsed is None or self.state != "running":
+            return 0
+        return max(0, math.ceil((self.eta - max(self.limit - self.elapsed, 0)) / self.limit))
+
+    @property
+    def model(self) -> str:
+        """The network, by the run's name."""
+        return "-".join(self.run.name.split("-")[2:-1])
 
     @property
     def name(self) -> str:
@@ -78,28 +99,43 @@ def read_states(runs: Sequence[RunDir]) -> list[RunState]:
     Works without accounting, and without SLURM: then by what the runs themselves wrote last.
     """
     jobs = [read_json(run.job) or {} for run in runs]
-    submitted = {
-        str(job["job_id"]) for job in jobs if job.get("job_id") and job.get("cluster") != LOCAL
-    }  # fmt: skip
-    queue = slurm.read_queue(submitted)
-    open_jobs = {
-        str(job["job_id"])
-        for run, job in zip(runs, jobs, strict=True)
-        if str(job.get("job_id")) in submitted and not run.is_finished()
+    finished = [run.is_finished() for run in runs]
+    wanted = {
+        job_id
+        for job, done in zip(jobs, finished, strict=True)
+        if job.get("cluster") != LOCAL and not done
+        for job_id in _job_ids(job)
     }
-    left = {job_id for job_id in open_jobs if queue is None or not _is_alive(queue.get(job_id))}
-    records = _merged(queue or {}, slurm.read_accounting(left))
+    queue = slurm.read_queue(wanted - _ENDED.keys())
+    left = {job_id for job_id in wanted - _ENDED.keys() if queue is None or not _is_alive(queue.get(job_id))}
+    records = {**_ENDED, **_merged(queue or {}, slurm.read_accounting(left))}
+    if queue is not None:  # a job that squeue has forgotten cannot come back
+        forgotten = {job_id: records.get(job_id, _NOTHING) for job_id in left - queue.keys()}
+        _ENDED.update((job_id, record) for job_id, record in forgotten.items() if record.state in _FOR_GOOD)
     places: dict[Path, dict[str, int]] = {}
     states = []
-    for run, job in zip(runs, jobs, strict=True):
+    for run, job, done in zip(runs, jobs, finished, strict=True):
         if job.get("cluster") == LOCAL and run.path.parent not in places:
             places[run.path.parent] = tickets.positions(run.path.parent)
         position = places.get(run.path.parent, {}).get(run.name)
-        record, answered = records.get(str(job.get("job_id"))), queue is not None
-        if record is not None and record.name not in (run.name, _UNNAMED):
+        record, answered = _record_of(job, records), queue is not None
+        if record is not None and record.name not in (job.get("job_name", run.name), run.name, _UNNAMED):
             record, answered = None, True  # numbers are given again, as after a new installation
-        states.append(_read_state(run, job, record, position, answered))
+        states.append(_read_state(run, job, record, position, answered, done))
     return states
+
+
+def _job_ids(job: dict[str, Any]) -> list[str]:
+    """The job of a run, and those that follow it in a chain."""
+    return [str(job_id) for job_id in (job.get("job_id"), *job.get("chain", [])) if job_id]
+
+
+def _record_of(job: dict[str, Any], records: dict[str, JobRecord]) -> JobRecord | None:
+    """What SLURM says of the run's job; of the next one in its chain, where that one has ended."""
+    own = records.get(str(job.get("job_id")))
+    if own is None or not _is_alive(own):
+        return next((found for link in job.get("chain", []) if _is_alive(found := records.get(str(link)))), own)
+    return own
 
 
 def _merged(queue: dict[str, JobRecord], accounting: dict[str, JobRecord]) -> dict[str, JobRecord]:
@@ -123,7 +159,8 @@ def cancel(state: RunState) -> None:
         except (ProcessLookupError, PermissionError) as error:
             raise ClusterError(f"{state.name}: process {state.job_id} cannot be ended: {error.strerror}.") from None
     else:
-        slurm.cancel_job(state.job_id)
+        for job_id in _job_ids(read_json(state.run.job) or {"job_id": state.job_id})[::-1]:  # none may begin meanwhile
+            slurm.cancel_job(job_id)
     state.run.add_event("cancelled", job_id=state.job_id)
 
 
@@ -136,6 +173,7 @@ class _Story:
     failed_at: float = 0.0
     stopped: str | None = None
     cancelled: bool = False
+    retry: str = ""  # in words, where it is to begin again after a failure
 
 
 def _read_story(run: RunDir, job: dict[str, Any]) -> _Story:
@@ -148,6 +186,9 @@ def _read_story(run: RunDir, job: dict[str, Any]) -> _Story:
             story = known.copy()
         elif event in ("started", "resumed"):
             story["began"] = line.get("time")
+            story.pop("retry", None)
+        elif event == "requeued" and line.get("because") == "failed":
+            story["retry"] = f"attempt {line.get('attempt')} of {line.get('of')} after: {line.get('reason')}"
         elif event == "stopped":
             story["stopped"] = str(line.get("reason") or "")
         elif event == "cancelled":
@@ -170,7 +211,7 @@ def last_failure(run: RunDir, job: dict[str, Any]) -> tuple[str | None, float]:
 
 
 def _read_state(
-    run: RunDir, job: dict[str, Any], record: JobRecord | None, position: int | None, answered: bool
+    run: RunDir, job: dict[str, Any], record: JobRecord | None, position: int | None, answered: bool, finished: bool
 ) -> RunState:
     status = read_json(run.status) or {}
     story = _read_story(run, job)
@@ -178,7 +219,7 @@ def _read_state(
     alive = position is not None if local else _is_alive(record)
     age = time.time() - status["time"] if isinstance(status.get("time"), int | float) else None
     state: State
-    if run.is_finished():
+    if finished:
         state, reason = "finished", ""
     elif not job.get("job_id"):
         way = _RESUME if "plan" in job and "profile" in job else "submit it again"
@@ -201,11 +242,15 @@ def _read_state(
         state=state,
         reason=reason,
         alive=alive,
+        ending=alive and (state == "cancelled" or (record is not None and record.state == "COMPLETING")),
         cancellable=alive
         or bool(job.get("job_id") and not local and record is None and not answered and state != "finished"),
         nodes=plan.get("nodes"),
         gpus=plan["nodes"] * plan["tasks_per_node"] if "nodes" in plan and "tasks_per_node" in plan else None,
         elapsed=elapsed,
+        limit=None if local or "walltime" not in plan else plan["walltime"] * 60.0,
+        expected_start=record.start or None if record is not None and record.state in slurm.WAITING else None,
+        checkpoint_age=_age_of(run.last_checkpoint),
         restarts=status.get("restarts") or 0,
         eta=status.get("eta_s"),
         heartbeat_age=age,
@@ -217,10 +262,8 @@ def _slurm_state(record: JobRecord, story: _Story, status: dict[str, Any], age: 
     if story.cancelled or record.state == "CANCELLED":
         return "cancelled", "is ending" if _is_alive(record) else f"cancelled{_by(record.reason)}; {_RESUME}"
     if record.state in slurm.WAITING:
-        words = slurm.explain(record.reason, record.job_id)
-        if record.start:
-            words += f"; expected to start {record.start.replace('T', ' ')}"
-        return ("requeued" if story.began else "queued"), words.removeprefix("; ")
+        words = [story.retry, slurm.explain(record.reason, record.job_id), _expected(record.start)]
+        return ("requeued" if story.began or story.retry else "queued"), "; ".join(filter(None, words))
     if record.state in slurm.ALIVE and story.failed_at < time.time() - (record.elapsed_s or 0) - _CLOCKS_DIFFER:
         story = replace(story, failed=None)  # of an earlier start: this one has not begun to write
     if record.state in _ENDS and (story.failed is None or record.state not in ("TIMEOUT", "DEADLINE")):
@@ -233,6 +276,26 @@ def _slurm_state(record: JobRecord, story: _Story, status: dict[str, Any], age: 
         return "stopped", story.stopped or _RESUME
     code = f" (exit code {record.exit_code})" if record.exit_code and record.exit_code != "0:0" else ""
     return "failed", f"the job ended without a result{code}: hpc-tumor logs --errors tells more"
+
+
+def _expected(start: str) -> str:
+    """When SLURM thinks that a job starts, in words."""
+    try:
+        when = datetime.fromisoformat(start)
+    except ValueError:
+        return ""
+    wait = (when - datetime.now()).total_seconds()
+    if wait <= 0:
+        return ""
+    day = "" if wait < 20 * 3600 else f"{when:%a %d %b} "
+    return f"starts about {day}{when:%H:%M}, in {_duration(wait)}"
+
+
+def _age_of(path: Path) -> float | None:
+    try:
+        return time.time() - path.stat().st_mtime
+    except OSError:
+        return None
 
 
 def _by(reason: str) -> str:

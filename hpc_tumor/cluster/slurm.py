@@ -37,13 +37,12 @@ class JobRecord:
 
 def read_queue(job_ids: Iterable[str]) -> dict[str, JobRecord] | None:
     """What squeue says of these jobs; jobs that left its memory are absent. None where it does not answer."""
-    ids = ",".join(sorted(set(job_ids)))
+    ids = _bases(job_ids)
     if not ids:
         return {}
+    form = f"--format={'|'.join(_SQUEUE_FIELDS)}"
     try:
-        text = run_slurm(
-            "squeue", "--noheader", "--states=all", f"--jobs={ids}", f"--format={'|'.join(_SQUEUE_FIELDS)}"
-        )
+        text = run_slurm("squeue", "--noheader", "--array", "--states=all", f"--jobs={ids}", form)
     except ClusterError as error:
         return {} if "Invalid job id" in str(error) else None  # said where there is one job, and it left
     records = {}
@@ -60,7 +59,7 @@ def read_queue(job_ids: Iterable[str]) -> dict[str, JobRecord] | None:
 
 def read_accounting(job_ids: Iterable[str]) -> dict[str, JobRecord]:
     """What sacct knows of these jobs; empty where there is no accounting."""
-    ids = ",".join(sorted(set(job_ids)))
+    ids = _bases(job_ids)
     if not ids:
         return {}
     try:
@@ -81,6 +80,11 @@ def read_accounting(job_ids: Iterable[str]) -> dict[str, JobRecord]:
         elif state == "OUT_OF_MEMORY" and job_id in records:  # told of the step only
             records[job_id] = JobRecord(**{**records[job_id].__dict__, "state": state})
     return records
+
+
+def _bases(job_ids: Iterable[str]) -> str:
+    """The jobs as SLURM's commands take them: an array by its number, however many its tasks."""
+    return ",".join(sorted({job_id.partition("_")[0] for job_id in job_ids}))
 
 
 def count_own_jobs() -> int | None:
@@ -107,10 +111,15 @@ def explain(reason: str, job_id: str = "ID") -> str:
         return f"a node could not start it, and SLURM holds it: scontrol release {job_id}"
     for beginning, words in _REASONS:
         if reason.startswith(beginning):
-            return words.format(job_id=job_id)
+            never = "will not start by itself: " if beginning in _NEVER else ""
+            return never + words.format(job_id=job_id)
     return reason
 
 
+_NEVER = frozenset({
+    "DependencyNeverSatisfied", "QOSMaxWall", "AssocMaxWall", "PartitionTimeLimit", "PartitionNodeLimit",
+    "JobHeldUser", "JobHeldAdmin", "InvalidAccount", "InvalidQOS", "BadConstraints",
+})  # fmt: skip
 _REASONS = (
     ("Priority", "jobs of higher priority go first"),
     ("Resources", "waits until enough nodes are free"),
@@ -149,7 +158,7 @@ _REASONS = (
 
 
 def run_slurm(*command: str, seconds: float = _SECONDS) -> str:
-    """What one of SLURM's commands prints. ClusterError with its words where it fails, is missing, or takes too long."""
+    """What one of SLURM's commands prints. ClusterError, with its words, where it fails, is missing or is slow."""
     # %S and the like are printed in a fixed form, whatever the user's taste.
     variables = {key: value for key, value in os.environ.items() if not key.startswith(("SQUEUE_", "SACCT_"))}
     variables["SLURM_TIME_FORMAT"] = "standard"

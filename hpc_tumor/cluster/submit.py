@@ -171,7 +171,7 @@ def resume_run(run: RunDir, gpus: int | None = None) -> Submission:
             " run of your own."
         )
     state = read_states([run])[0]
-    if getattr(state, "ending", False):
+    if state.ending:
         raise UsageError(f"{run.name} is still ending: try again in a few seconds.")
     if state.alive or state.state in ("finished", "running"):
         raise UsageError(f"{run.name} is {state.state}: only a run that has ended without a result can be resumed.")

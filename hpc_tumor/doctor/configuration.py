@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 
 from hpc_tumor import settings
@@ -13,30 +12,34 @@ from hpc_tumor.doctor.finding import Finding, error, ok, warning
 from hpc_tumor.errors import UsageError
 
 
-def choose_cluster(name: str | None) -> tuple[ClusterProfile | None, Finding]:
-    """The profile that is meant, and a line on why; None where nothing says which. UsageError for a wrong `name`."""
+def choose_cluster(name: str | None) -> tuple[ClusterProfile | None, list[Finding]]:
+    """The profile that is meant, and why where it was not named; None where nothing says which.
+
+    Raises:
+        UsageError: there is no profile of that `name`, or it is not valid.
+    """
     if name is not None:
-        return find_profile(name), ok(f"cluster {name}, as --cluster says")
+        return find_profile(name), []
     try:
         profile, why = default_profile()
-        return profile, ok(why)
+        return profile, [ok(why)]
     except UsageError as problem:
         text = str(problem).partition(" Known:")[0].rstrip(".")
         if "this machine has SLURM" in text:
             way = "doctor --cluster NAME; hpc-tumor clusters lists them; HPC_TUMOR_CLUSTER=NAME makes it the default"
-            return None, warning("SLURM is here, and nothing says which profile describes it", way)
-        return None, error(text, "hpc-tumor clusters lists the profiles there are")
+            return None, [warning("SLURM is here, and nothing says which profile describes it", way)]
+        return None, [error(text, "hpc-tumor clusters lists the profiles there are")]
 
 
 def check_configuration() -> list[Finding]:
     """The user's configuration file, the variables, and all profiles that can be found."""
     path = settings.user_directory() / "config.toml"
     findings = []
-    problems = {kind: text for kind, model in _MODELS.items() if (text := _problem(lambda model=model: _resolve(model)))}
+    problems = {task: text for task, model in _MODELS.items() if (text := _problem(model))}
     if len(set(problems.values())) == 1 and len(problems) == len(_MODELS):
         findings.append(error(next(iter(problems.values())), "correct it: no run can be submitted before"))
     else:
-        findings += [warning(f"runs of {kind}: {text}", "correct it") for kind, text in problems.items()]
+        findings += [warning(f"runs of {task}: {text}", "correct it") for task, text in problems.items()]
     profiles, broken = list_profiles()
     findings += [warning(f"profile left out: {problem}", "correct the file, or remove it") for problem in broken]
     if not findings:
@@ -65,13 +68,10 @@ def line_to_change(profile: ClusterProfile, section: str, line: str) -> str:
 _MODELS = {"segmentation": "unet", "classification": "cnn"}
 
 
-def _resolve(model: str) -> object:
-    return settings.resolve({"model": {"name": model}, "data": {"store": "store.zarr"}})
-
-
-def _problem(action: Callable[[], object]) -> str:
+def _problem(model: str) -> str:
+    """Why a run of that network could not be set up with the user's files and variables; "" where it could."""
     try:
-        action()
+        settings.resolve({"model": {"name": model}, "data": {"store": "store.zarr"}})
     except UsageError as problem:
         return str(problem).rstrip(".")
     return ""

@@ -161,4 +161,3 @@ def _range(archs: Sequence[str]) -> str:
 
 def _number(arch: str) -> int:
     return int(re.sub(r"\D", "", arch) or 0)
-

@@ -19,7 +19,8 @@ LEAST_ADDRESSES = 64 * 1024**3  # bytes of addresses; CUDA maps more than the GP
 
 def check_machine(probe: Probe, variables: Mapping[str, str], profile: ClusterProfile | None) -> list[Finding]:
     """What a login may hand on to runs that will break them: its variables, limits and mask."""
-    findings = [*_variables(variables, profile), *check_limits(probe), *_umask()]
+    cpus, gpus = (profile.node.cpus, profile.node.gpus) if profile else (probe.cpus, len(probe.gpus or ()))
+    findings = [*_variables(variables, profile, max(1, cpus // max(1, gpus))), *check_limits(probe), *_umask()]
     return findings or [ok("no variable, limit or file mask of this login stands in the way of a run")]
 
 
@@ -45,7 +46,8 @@ def check_limits(probe: Probe) -> list[Finding]:
     return findings
 
 
-def _variables(variables: Mapping[str, str], profile: ClusterProfile | None) -> list[Finding]:
+def _variables(variables: Mapping[str, str], profile: ClusterProfile | None, cpus: int) -> list[Finding]:
+    """Variables that reach the ranks, each of which has so many `cpus`."""
     findings = []
     own = profile.environment.variables if profile else {}
 
@@ -68,29 +70,16 @@ def _variables(variables: Mapping[str, str], profile: ClusterProfile | None) -> 
     found("PYTHONHOME", "Python looks for its own library there, and does not start where that is another version")
     found("LD_PRELOAD", "is loaded into every process of a job, and nodes may not have it")
     found("PYTHONOPTIMIZE", "leaves out checks that packages rely on")
-    cpus = _cpus_of_task(profile)
-    if (threads := variables.get("OMP_NUM_THREADS")) and "OMP_NUM_THREADS" not in own:
-        if not threads.isdigit() or int(threads) != cpus:
-            findings.append(
-                warning(
-                    f"OMP_NUM_THREADS={_short(threads)}: so many threads compute in each rank, not one for each"
-                    f" of its {counted(cpus, 'CPU')}",
-                    "unset OMP_NUM_THREADS: ranks set it from the CPUs that they are given",
-                )
-            )
+    threads = variables.get("OMP_NUM_THREADS", "")
+    if threads and "OMP_NUM_THREADS" not in own and threads != str(cpus):
+        text = f"OMP_NUM_THREADS={_short(threads)}: so many threads compute in a rank, which has {counted(cpus, 'CPU')}"
+        findings.append(warning(text, "unset OMP_NUM_THREADS: ranks set it from the CPUs that they are given"))
     defaults = sorted(name for name in variables if name.startswith("SBATCH_") and name != "SBATCH_EXPORT")
     if defaults and profile is not None:
         text = f"{', '.join(defaults)}: used for what the profile does not say"
         findings.append(warning(text, f"unset {' '.join(defaults)}, unless it is meant"))
     found("SBATCH_EXPORT", "a job gets only those variables of this login", "unset SBATCH_EXPORT, unless it is meant")
     return findings
-
-
-def _cpus_of_task(profile: ClusterProfile | None) -> int:
-    from hpc_tumor.cluster.profiles import local_profile
-
-    node = (profile or local_profile()).node
-    return max(1, node.cpus // max(1, node.gpus))
 
 
 def _foreign_paths(text: str) -> str:

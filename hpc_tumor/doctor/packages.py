@@ -44,7 +44,9 @@ def _import_failed(probe: Probe, module: str, why: str) -> Finding:
         way = "its wheel is too new for this system, or LD_LIBRARY_PATH leads to other libraries: unset that first"
         return error(f"{module} does not import: {why}", way)
     if "not come to an end" in why:
-        return error(f"importing {module} {why}", "the file system of the Python environment may hang: look at its load")
+        return error(
+            f"importing {module} {why}", "the file system of the Python environment may hang: look at its load"
+        )
     return error(f"{module} does not import: {why}", _SAME.format(name=name))
 
 
@@ -63,9 +65,7 @@ def _torchvision(probe: Probe) -> list[Finding]:
 def compare_packages(here: Probe, there: Probe) -> list[Finding]:
     """Whether a node has the same Python and packages as the machine that submits."""
     if here.python != there.python or here.executable != there.executable:
-        text = (
-            f"the node runs {there.executable} ({there.python}), this machine {here.executable} ({here.python})"
-        )
+        text = f"the node runs {there.executable} ({there.python}), this machine {here.executable} ({here.python})"
         return [error(text, "let both use one environment on a shared file system")]
     differing = [
         f"{name} {there.versions.get(name)} (here {version})"

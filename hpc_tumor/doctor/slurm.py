@@ -5,13 +5,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable
 
-from hpc_tumor.cluster.facts import Facts, Limits, Partition
+from hpc_tumor.cluster.facts import SECONDS, Facts, Limits, Partition
 from hpc_tumor.cluster.plan import hours, make_plan
+from hpc_tumor.cluster.slurm import run_slurm
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.console import counted
 from hpc_tumor.doctor.configuration import line_to_change
 from hpc_tumor.doctor.finding import Finding, error, ok, warning
-from hpc_tumor.errors import UsageError
+from hpc_tumor.errors import ClusterError, UsageError
 
 NEEDED = ("sbatch", "srun", "squeue", "scontrol", "scancel")
 
@@ -24,20 +25,26 @@ def check_commands(facts: Facts | None) -> list[Finding]:
         way = "log in to the cluster, load its SLURM module, or put its bin folder on the PATH"
         return [error(f"{', '.join(missing)} {many} not here", way)]
     if facts is None or (facts.partitions is None and facts.version is None):
-        way = "sinfo says why; on a login node, the controller may be restarting: try again in a minute"
-        return [error("SLURM's controller does not answer", way)]
+        return [error(f"SLURM does not answer: {_words()}", "it may be restarting: try again in a minute; else ask")]
     version = f"SLURM {facts.version or ''}".strip() + (f" of {facts.cluster}" if facts.cluster else "")
     findings = [ok(f"{version} answers; its commands are all here")]
-    if shutil.which("sacct") is None or any(name.startswith("sacctmgr") for name in facts.missing):
-        findings[0] = ok(f"{version} answers")
-        findings.append(
-            warning(
-                "no accounting (sacct, sacctmgr): what your account may is not known, nor how jobs ended that left"
-                " the queue",
-                "runs say themselves how they ended; nothing needs to be done",
-            )
-        )
+    silent = [name for name in facts.missing if name.startswith("sacctmgr")]
+    if shutil.which("sacct") is None:
+        text = "no accounting here (sacct): how jobs ended that left the queue is known from the runs alone"
+        findings = [ok(f"{version} answers"), warning(text, "nothing needs to be done")]
+    elif silent:
+        text = "the accounting (sacctmgr) does not answer: what your account may have was not looked at"
+        findings = [ok(f"{version} answers"), warning(text, "jobs start without it; try again later")]
     return findings
+
+
+def _words() -> str:
+    """What sinfo says where it does not answer."""
+    try:
+        run_slurm("sinfo", "--noheader", seconds=SECONDS)
+    except ClusterError as problem:
+        return str(problem).rstrip(".")
+    return "some of its commands do, others do not"
 
 
 def check_account(profile: ClusterProfile, facts: Facts, account: str | None) -> list[Finding]:
@@ -47,7 +54,7 @@ def check_account(profile: ClusterProfile, facts: Facts, account: str | None) ->
         chosen = make_plan(profile, 1, account=account).account
     except UsageError:
         yours = f"; yours: {mine}" if mine else ""
-        way = f"--account NAME, HPC_TUMOR_ACCOUNT=NAME, or account = \"NAME\" in config.toml{yours}"
+        way = f'--account NAME, HPC_TUMOR_ACCOUNT=NAME, or account = "NAME" in config.toml{yours}'
         return [error(f"{profile.name} wants to know which account pays", way)]
     if chosen and facts.accounts and chosen.lower() not in facts.accounts:
         return [error(f"the account {chosen} is not yours here", f"--account with one of {mine}")]
@@ -125,7 +132,7 @@ def _differences(profile: ClusterProfile, partition: Partition, facts: Facts) ->
             less(f"says {node.cpus} CPUs a node, {partition.name} has {there.cpus}", "node", f"cpus = {there.cpus}")
         if there.memory_gb and there.memory_gb < node.memory_gb:
             less(
-                f"says {node.memory_gb:g} GB a node, {partition.name} gives {there.memory_gb:.4g}",
+                f"says {node.memory_gb:g} GB a node, {partition.name} gives {_gb(there.memory_gb)}",
                 "node", f"memory_gb = {int(there.memory_gb)}",
             )  # fmt: skip
     nodes = [each for each in (partition.max_nodes, partition.nodes, *(item.nodes for item in limits)) if each]
@@ -138,11 +145,6 @@ def _differences(profile: ClusterProfile, partition: Partition, facts: Facts) ->
         most = [each for item in limits if (each := item.running if field == "running_jobs" else item.queued)]
         if mine and most and min(most) < mine:
             less(f"says {field} = {mine}, your account may have {min(most)}", "limits", f"{field} = {min(most)}")
-    if profile.slurm.requeue and facts.requeue is False:
-        less(
-            "requeues jobs, which this cluster does not do by itself",
-            "slurm", "requeue = false, where `scontrol requeue` is refused",
-        )  # fmt: skip
     return findings
 
 
@@ -162,8 +164,12 @@ def _describe(partition: Partition) -> str:
     longest = hours(partition.walltime) if partition.walltime else "without limit"
     return (
         f"partition {partition.name}: {counted(partition.nodes, 'node')} of {kind.cpus} CPUs,"
-        f" {kind.memory_gb:.4g} GB{gpus}; at most {longest}"
+        f" {_gb(kind.memory_gb)} GB{gpus}; at most {longest}"
     )
+
+
+def _gb(memory: float) -> str:
+    return f"{memory:.0f}" if memory >= 100 else f"{memory:.2g}"
 
 
 def _types(types: Iterable[str]) -> str:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pwd
 import time
 from pathlib import Path
@@ -41,6 +42,7 @@ class MadeUpSlurm:
 def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MadeUpSlurm:
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    monkeypatch.setattr(queue, "_ENDED", {})
     return MadeUpSlurm(tmp_path / "bin")
 
 
@@ -59,11 +61,11 @@ def state_of(run: RunDir) -> tuple[str, str]:
 
 def test_waiting_is_explained(tmp_path: Path, made_up: MadeUpSlurm) -> None:
     run = submitted(tmp_path)
-    made_up.says("squeue", "42|PENDING|0:00|2|2026-12-01T08:30:00||AssocMaxJobsLimit\n", run)
+    made_up.says("squeue", "42|PENDING|0:00|2|2099-12-01T08:30:00||AssocMaxJobsLimit\n", run)
     state, reason = state_of(run)
     assert state == "queued"
     assert "no more of your jobs" in reason
-    assert "2026-12-01 08:30:00" in reason
+    assert "starts about Tue 01 Dec 08:30, in " in reason
     made_up.says("squeue", "42|PENDING|0:00|2|N/A||launch failed requeued held\n", run)
     assert "scontrol release 42" in state_of(run)[1]
 
@@ -138,6 +140,7 @@ def test_what_the_run_says_of_its_failure(tmp_path: Path, made_up: MadeUpSlurm) 
     record_failure(run, 0, 0, "RuntimeError: Connection closed by peer")
     made_up.says("sacct", "42|FAILED|10|2|1:0|gpu001\n", run)
     assert state_of(run) == ("failed", "the loss is no longer finite")
+    queue._ENDED.clear()
     made_up.says("sacct", "42|NODE_FAIL|10|2|1:0|gpu001\n", run)  # ranks that lose a node fail too: SLURM knows why
     assert state_of(run)[0] == "node-fail"
     run.add_event("started")  # rank 0 may get so far after rank 1 failed
@@ -247,3 +250,81 @@ def test_what_was_never_submitted_is_not_sent_to_resume(tmp_path: Path, made_up:
     assert state_of(run) == ("lost", "was never submitted; submit it again")
     run.job.write_text(json.dumps({"cluster": "orfeo", "job_id": None, "plan": {}, "profile": {}}))
     assert state_of(run) == ("lost", f"was never submitted; {queue._RESUME}")
+
+
+def test_an_array_is_asked_for_by_its_number(tmp_path: Path, made_up: MadeUpSlurm) -> None:
+    runs = [submitted(tmp_path, f"42_{task}", job_name="hpc-tumor-ab12") for task in range(3)]
+    made_up.says(
+        "squeue",
+        "42_0|hpc-tumor-ab12|RUNNING|1:00|1|N/A|gpu001|None\n42_1|hpc-tumor-ab12|PENDING|0:00|1|N/A||Priority\n",
+    )
+    made_up.says("sacct", "42_2|hpc-tumor-ab12|TIMEOUT|7200|1|0:0|gpu001\n42_2.0|x|CANCELLED|1|1|0:0|gpu001\n")
+    assert [state.state for state in read_states(runs)] == ["running", "queued", "timeout"]
+    (asked,) = (made_up.folder / "squeue.calls").read_text().splitlines()
+    assert "--jobs=42 " in f"{asked} "
+    assert "--array" in asked
+
+
+def test_what_ended_long_ago_is_not_asked_for_again(tmp_path: Path, made_up: MadeUpSlurm) -> None:
+    run = submitted(tmp_path)
+    made_up.says("sacct", "42|FAILED|10|2|1:0|gpu001\n", run)
+    for _ in range(3):
+        assert state_of(run)[0] == "failed"
+    assert len(made_up.calls("sacct")) == 1
+
+
+def test_a_chain_is_in_the_state_of_its_living_job(tmp_path: Path, made_up: MadeUpSlurm) -> None:
+    run = submitted(tmp_path, chain=["43", "44"])
+    made_up.says("squeue", "42|RUNNING|1:00|1|N/A|gpu001|None\n43|PENDING|0:00|1|N/A||Dependency\n", run)
+    assert state_of(run)[0] == "running"
+    run.add_event("started")
+    made_up.says("squeue", "42|TIMEOUT|2:00:00|1|N/A|gpu001|None\n43|PENDING|0:00|1|N/A||Priority\n", run)
+    assert state_of(run)[0] == "requeued"
+    made_up.says("squeue", "")
+    made_up.says("sacct", "42|TIMEOUT|7200|1|0:0|gpu001\n43|CANCELLED|0|1|0:0|gpu001\n", run)
+    assert state_of(run)[0] == "timeout"
+
+
+def test_another_try_after_a_failure_is_explained(tmp_path: Path, made_up: MadeUpSlurm) -> None:
+    run = submitted(tmp_path)
+    run.add_event("started")
+    record_failure(run, 0, 1, "rank 1 was killed", retry=True)
+    run.add_event("requeued", because="failed", attempt=2, of=3, reason="rank 1 was killed")
+    made_up.says("squeue", "42|PENDING|0:00|1|N/A||BeginTime\n", run)
+    state, reason = state_of(run)
+    assert state == "requeued"
+    assert reason.startswith("attempt 2 of 3 after: rank 1 was killed; not yet allowed to start")
+
+
+@pytest.mark.parametrize("reason", ["PartitionTimeLimit", "BadConstraints", "JobHeldUser", "InvalidAccount"])
+def test_what_will_never_start_is_said(reason: str) -> None:
+    assert slurm.explain(reason, "42").startswith("will not start by itself: ")
+    assert not slurm.explain("Priority").startswith("will not")
+
+
+def test_starts_that_are_still_needed(tmp_path: Path, made_up: MadeUpSlurm) -> None:
+    run = submitted(tmp_path, plan={"nodes": 1, "tasks_per_node": 2, "walltime": 120})
+    run.add_event("started")
+    made_up.says("squeue", "42|RUNNING|1:00:00|1|N/A|gpu001|None\n", run)
+    for eta, more in ((1800, 0), (3599, 0), (3601, 1), (3 * 3600, 1), (3.1 * 3600, 2)):
+        run.write_status(state="training", eta_s=eta)
+        assert read_states([run])[0].more_starts == more
+
+
+def test_the_age_of_the_checkpoint_is_told(tmp_path: Path, made_up: MadeUpSlurm) -> None:
+    run = submitted(tmp_path)
+    assert read_states([run])[0].checkpoint_age is None
+    run.last_checkpoint.write_bytes(b"")
+    os.utime(run.last_checkpoint, (time.time() - 90,) * 2)
+    age = read_states([run])[0].checkpoint_age
+    assert age is not None
+    assert 89 < age < 120
+
+
+def test_a_cancelled_run_that_still_ends_is_ending(tmp_path: Path, made_up: MadeUpSlurm) -> None:
+    run = submitted(tmp_path)
+    run.add_event("cancelled")
+    made_up.says("squeue", "42|COMPLETING|1:00|1|N/A|gpu001|None\n", run)
+    assert read_states([run])[0].ending
+    made_up.says("squeue", "42|CANCELLED|1:00|1|N/A|gpu001|None\n", run)
+    assert not read_states([run])[0].ending

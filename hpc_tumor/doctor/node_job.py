@@ -1,0 +1,261 @@
+"""The test job: asked for as runs ask, with the profile's own setup lines; waited for, and taken back at the end."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from hpc_tumor import atomic
+from hpc_tumor.cluster import slurm
+from hpc_tumor.cluster.plan import Plan, make_plan
+from hpc_tumor.cluster.private import make_private
+from hpc_tumor.cluster.script import sbatch_parameters, setup_lines
+from hpc_tumor.cluster.snapshot import take_snapshot
+from hpc_tumor.config import ClusterProfile
+from hpc_tumor.doctor.filesystems import existing
+from hpc_tumor.doctor.node_task import QUESTION, TOKEN, answer_path, meeting_path
+from hpc_tumor.errors import ClusterError, UsageError
+from hpc_tumor.run_dir import read_json
+
+MINUTES = 5  # that the job may take; it needs about one
+PATIENCE = 300.0  # seconds in the queue
+_LOOK_SECONDS = 2.0
+_LATE_SECONDS = 20.0  # that a shared file system may take to show what a node wrote
+_MOST_CPUS, _MOST_GB = 4, 8.0  # small, so that it starts soon
+_END_SECONDS = 10.0  # that the job may take to end once it has answered
+_LEFTOVER_SECONDS = 3600.0
+_OPTIONS = (
+    "job_name", "partition", "account", "qos", "constraint", "nodes", "ntasks_per_node", "cpus_per_task", "mem", "time",
+    "gres", "gpus_per_node",
+)  # fmt: skip
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of the test job.
+
+    Attributes:
+        answers: of each task that answered, by rank.
+        meetings: whether each task could talk with the others, by rank.
+        state: SLURM's last word on the job, "" where it does not answer.
+        waited: whether it was given up while still in the queue.
+        said: the last lines that its script and tasks printed.
+        queued_s: seconds from submission to the start, or to the end of the waiting.
+    """
+
+    job_id: str
+    plan: Plan
+    token: str
+    folder: Path
+    answers: dict[int, dict[str, Any]]
+    meetings: dict[int, dict[str, Any]]
+    state: str = ""
+    reason: str = ""
+    exit_code: str = ""
+    nodes: str = ""
+    waited: bool = False
+    said: str = ""
+    queued_s: float = 0.0
+
+
+def plan_of(profile: ClusterProfile, nodes_there: int | None, **options: str | None) -> Plan:
+    """What the test job asks for: a GPU on each of two nodes, where runs may use two; else two GPUs of one node.
+
+    Raises:
+        UsageError: the profile wants an account, and none is named.
+    """
+    one = make_plan(profile, 1, walltime=min(MINUTES, profile.limits.walltime), **options)  # type: ignore[arg-type]
+    two_nodes = profile.limits.nodes != 1 and (nodes_there is None or nodes_there > 1)
+    tasks = 1 if two_nodes else min(2, max(1, profile.node.gpus))
+    return replace(
+        one,
+        nodes=2 if two_nodes else 1,
+        tasks_per_node=tasks,
+        gpus_per_node=tasks if profile.node.gpus else 0,
+        cpus_per_task=min(one.cpus_per_task, _MOST_CPUS),
+        memory_gb=min(one.memory_gb * tasks, _MOST_GB * tasks),
+        total=None,
+        links=1,
+    )
+
+
+def try_on_node(profile: ClusterProfile, plan: Plan, runs: Path, store: Path | None, say: Say) -> Outcome:
+    """Submit the test job, wait for it, and read its answers. However this ends, nothing of it is left.
+
+    Raises:
+        ClusterError: SLURM refuses the job.
+        UsageError: the runs folder cannot be written.
+    """
+    above = existing(runs)
+    _remove_leftovers(above)
+    folder = make_private(above / f".doctor-{os.getuid()}-{secrets.token_hex(4)}")
+    job_id = ""
+    with _signals_interrupt():
+        try:
+            token = secrets.token_hex(16)
+            (folder / TOKEN).write_text(token, encoding="utf-8")
+            question = {"store": str(store.absolute()) if store else None,
+                        "master_suffix": profile.environment.master_suffix}  # fmt: skip
+            atomic.write_json(folder / QUESTION, question)
+            job_id = _submit(profile, plan, folder)
+            outcome = _wait(Outcome(job_id, plan, token, folder, {}, {}), say)
+            if outcome.answers:
+                _ended(job_id, _END_SECONDS)  # by itself, so that it counts as completed
+            return outcome
+        finally:
+            _take_back(job_id)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def job_script(profile: ClusterProfile, plan: Plan, folder: Path, code: Path) -> str:
+    """The script of the test job: the profile's setup lines, as runs have them, then a task for each GPU."""
+    task = [sys.executable, "-u", "-m", "hpc_tumor.doctor.node_task", str(folder)]
+    srun = ["srun", f"--cpus-per-task={plan.cpus_per_task}", "--kill-on-bad-exit=0", "--wait=120"]
+    return "\n".join([
+        "#!/bin/bash",
+        *setup_lines(profile, code),
+        "echo 'setup done'",
+        f"[ -x {shlex.quote(sys.executable)} ] || {{ echo no python at {shlex.quote(sys.executable)}; exit 97; }}",
+        shlex.join([*srun, *task]),
+        "",
+    ])  # fmt: skip
+
+
+def _submit(profile: ClusterProfile, plan: Plan, folder: Path) -> str:
+    from hpc_tumor.cluster.executors import clean_environment
+
+    if any(sign in str(folder) for sign in "%\n\\"):
+        raise UsageError(f"{str(folder.parent)!r}: %, \\ and line ends mean something else to SLURM: another --runs.")
+    code = take_snapshot(folder)
+    asked = sbatch_parameters("hpc-tumor-doctor", profile, plan, folder, code)
+    options = {name: asked[name] for name in _OPTIONS} | asked["additional_parameters"]
+    options |= {"output": folder / "said.out", "open_mode": "append", "no_requeue": True}
+    options.pop("requeue", None)
+    given = {name.replace("_", "-"): value for name, value in options.items() if value is not None}
+    flags = [f"--{name}" if value is True else f"--{name}={value}" for name, value in given.items()]
+    with clean_environment():
+        try:
+            done = subprocess.run(
+                ["sbatch", "--parsable", *flags], input=job_script(profile, plan, folder, code),
+                capture_output=True, text=True, timeout=60, check=False, cwd=folder,
+            )  # fmt: skip
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise ClusterError(f"sbatch did not answer: {error}") from error
+    if done.returncode:
+        raise ClusterError(f"SLURM refused the test job for {profile.name}: {slurm.slurm_words(done.stderr)}")
+    return done.stdout.strip().partition(";")[0]
+
+
+def _wait(outcome: Outcome, say: Say) -> Outcome:
+    """Look until the job has ended or has waited too long in the queue."""
+    begun, started, silent = time.monotonic(), None, 0
+    while True:
+        records = slurm.read_queue([outcome.job_id])
+        silent = silent + 1 if records is None else 0
+        record = (records or {}).get(outcome.job_id)
+        now = time.monotonic()
+        if record is not None:
+            waiting = record.state in slurm.WAITING
+            reason = slurm.explain(record.reason, outcome.job_id) if record.reason else ""
+            started = started or (None if waiting else now)
+            outcome = replace(
+                outcome, state=record.state, reason=reason, exit_code=record.exit_code,
+                nodes=record.node_list or outcome.nodes, queued_s=(started or now) - begun,
+            )  # fmt: skip
+            why = f": {reason}" if waiting and reason else ""
+            say(f"test job {outcome.job_id} {'is queued' if waiting else 'runs'}{why}")
+        is_over = record is None and records is not None
+        is_over = is_over or (record is not None and record.state not in slurm.WAITING | slurm.ALIVE)
+        if is_over or _complete(outcome):
+            return _read(outcome)
+        if (started is None and now - begun > PATIENCE) or (started and now - started > 60 * (MINUTES + 1)):
+            return _read(replace(outcome, waited=started is None))
+        if silent > 15:
+            return _read(outcome)
+        time.sleep(_LOOK_SECONDS)
+
+
+def _complete(outcome: Outcome) -> bool:
+    tasks = outcome.plan.nodes * outcome.plan.tasks_per_node
+    paths = [answer_path, meeting_path] if tasks > 1 else [answer_path]
+    return all(path(outcome.folder, rank).exists() for path in paths for rank in range(tasks))
+
+
+def _read(outcome: Outcome) -> Outcome:
+    """The answers that are there, once all are or no more will come."""
+    end = time.monotonic() + (0 if outcome.waited else _LATE_SECONDS)
+    while not _complete(outcome) and outcome.state == "COMPLETED" and time.monotonic() < end:
+        os.scandir(outcome.folder).close()  # which makes NFS look again
+        time.sleep(0.5)
+    tasks = range(outcome.plan.nodes * outcome.plan.tasks_per_node)
+    answers = {rank: found for rank in tasks if (found := read_json(answer_path(outcome.folder, rank)))}
+    meetings = {rank: found for rank in tasks if (found := read_json(meeting_path(outcome.folder, rank)))}
+    said = ""
+    with suppress(OSError):
+        said = (outcome.folder / "said.out").read_text(encoding="utf-8", errors="replace")
+    return replace(outcome, answers=answers, meetings=meetings, said=said[-4000:], exit_code=_exit_code(outcome))
+
+
+def _exit_code(outcome: Outcome) -> str:
+    record = slurm.read_accounting([outcome.job_id]).get(outcome.job_id)
+    return record.exit_code if record else outcome.exit_code
+
+
+def _take_back(job_id: str) -> None:
+    """End the job, if it has not, and wait until it writes no more."""
+    if not job_id:
+        return
+    if _ended(job_id, 0):
+        return
+    with suppress(ClusterError):
+        slurm.cancel_job(job_id)
+    _ended(job_id, 30)
+
+
+def _ended(job_id: str, seconds: float) -> bool:
+    """Whether the job has ended, or does within so many seconds."""
+    end = time.monotonic() + seconds
+    while True:
+        records = slurm.read_queue([job_id])
+        record = (records or {}).get(job_id)
+        if records is not None and (record is None or record.state not in slurm.WAITING | slurm.ALIVE):
+            return True
+        if time.monotonic() >= end:
+            return False
+        time.sleep(0.5)
+
+
+def _remove_leftovers(above: Path) -> None:
+    """Folders of test jobs whose command was killed."""
+    for folder in above.glob(f".doctor-{os.getuid()}-*"):
+        with suppress(OSError):
+            if time.time() - folder.stat().st_mtime > _LEFTOVER_SECONDS and folder.stat().st_uid == os.getuid():
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """A closed terminal or a kill ends the waiting as Ctrl-C does, so that the job is taken back."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
