@@ -17,6 +17,7 @@ from typing import Any
 
 from hpc_tumor import atomic
 from hpc_tumor.cluster import slurm
+from hpc_tumor.cluster.causes import NO_ROOM
 from hpc_tumor.cluster.job import job_id_here, record_failure, start_here
 from hpc_tumor.cluster.plan import Plan, hours
 from hpc_tumor.cluster.private import runs_of
@@ -34,7 +35,8 @@ _MARK = "--- start "
 # What the next start would meet again.
 _LASTING = re.compile(r"ModuleNotFoundError|ImportError|oom.?kill|out.?of.?memory|No space left|quota exceeded", re.I)
 _LOST = re.compile(r"srun: error: (\S+): tasks? ([\d,-]+): (Killed|Terminated|Aborted|Segmentation fault|Bus error)")
-_NO_CONTACT = re.compile(r"contact|connect|timed out|did not answer|socket|try again", re.IGNORECASE)
+# Anything else that scontrol says may come of a controller that is away: it has many words for that.
+_REFUSED = re.compile(r"disabled|denied|not permitted|invalid job|on this machine", re.IGNORECASE)
 
 
 def before(folder: Path) -> int:
@@ -84,7 +86,10 @@ def after(folder: Path, code: int) -> int:
     failure = read_json(run.logs / f"failure.{start}.json")
     if failure is None:
         rank, words = _lost_rank(said)
-        failure = {"rank": rank, "reason": words or reason, "retry": _LASTING.search(said) is None}
+        full = _is_full(run)  # then the ranks could not say so themselves
+        failure = {"rank": rank, "reason": words or reason, "retry": _LASTING.search(said) is None and not full}
+        if full:
+            code = NO_ROOM  # which is all that can still be said
         with suppress(OSError):
             record_failure(run, start, rank, failure["reason"])
     if not failure.get("retry") or _LASTING.search(said):
@@ -154,7 +159,7 @@ def _ask_for_requeue() -> None:
             slurm.requeue(job_id_here())
             return
         except ClusterError as error:
-            if time.monotonic() > end or not _NO_CONTACT.search(str(error)):
+            if time.monotonic() > end or _REFUSED.search(str(error)):
                 raise
             time.sleep(3)
 
@@ -175,6 +180,18 @@ def _was_cancelled(run: RunDir, earlier: str) -> bool:
         return True
     record = (slurm.read_queue([earlier]) or {}).get(earlier)
     return record is not None and record.state == "CANCELLED"
+
+
+def _is_full(run: RunDir) -> bool:
+    """Whether the disk, or the quota, of the run takes nothing more."""
+    probe = run.path / f".probe-{os.getpid()}.tmp"
+    try:
+        atomic.write_bytes(probe, bytes(65_536))
+    except OSError as error:
+        return atomic.is_disk_full(error)
+    finally:
+        probe.unlink(missing_ok=True)
+    return False
 
 
 def _lost_rank(said: str) -> tuple[int | None, str]:

@@ -21,6 +21,7 @@ from submitit.helpers import clean_env
 from submitit.local.local import LocalExecutor, LocalJob
 from submitit.slurm.slurm import SlurmExecutor
 
+from hpc_tumor.cluster.causes import remedy
 from hpc_tumor.cluster.job import TrainingJob
 from hpc_tumor.cluster.local import LocalRun, rank_variables
 from hpc_tumor.cluster.plan import Plan
@@ -73,7 +74,10 @@ def start_on_slurm(
         with contextlib.suppress(ClusterError):
             take_back(ids, profile)
         words = slurm_words(str(error)) or slurm_words(said.getvalue())
-        raise ClusterError(f"SLURM refused the job for {profile.name}: {words}") from None
+        way = remedy(words)
+        raise ClusterError(
+            f"SLURM refused the job for {profile.name}: {words.rstrip('.')}{f': {way}' if way else ''}."
+        ) from None
     return ids
 
 

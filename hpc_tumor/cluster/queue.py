@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hpc_tumor.cluster import slurm, tickets
+from hpc_tumor.cluster.causes import NO_ROOM, recognise, recognise_in
+from hpc_tumor.cluster.logs import list_logs
 from hpc_tumor.cluster.profiles import LOCAL
 from hpc_tumor.cluster.slurm import JobRecord
 from hpc_tumor.errors import ClusterError, UsageError
@@ -29,6 +31,7 @@ _NOTHING = JobRecord("", "", "")
 _FOR_GOOD = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "DEADLINE"})
 STALE_SECONDS = 600.0  # without a heartbeat; longer than the validation of a large store
 _CLOCKS_DIFFER = 2.0  # seconds that this machine's clock and the file system's may be apart
+_UNSAID = "the job ended without a result"
 _UNNAMED = "allocation"  # what sacct calls a job for a moment, before its name reaches the accounting
 _RESUME = "hpc-tumor resume goes on from its last checkpoint"
 _STAGES = {"CONFIGURING": "its nodes are being prepared", "COMPLETING": "is ending", "SUSPENDED": "suspended"}
@@ -141,7 +144,9 @@ def _record_of(job: dict[str, Any], records: dict[str, JobRecord]) -> JobRecord 
 def _merged(queue: dict[str, JobRecord], accounting: dict[str, JobRecord]) -> dict[str, JobRecord]:
     """squeue knows a job that just ended best; sacct is late, but it alone tells of a step that lacked memory."""
     short = {job_id: record for job_id, record in accounting.items() if record.state == "OUT_OF_MEMORY"}
-    return {**accounting, **queue, **short}
+    codes = {job_id: record.exit_code for job_id, record in accounting.items()}
+    known = {job_id: replace(record, exit_code=codes.get(job_id, "")) for job_id, record in queue.items()}
+    return {**accounting, **known, **short}
 
 
 def cancel(state: RunState) -> None:
@@ -173,7 +178,8 @@ class _Story:
     failed_at: float = 0.0
     stopped: str | None = None
     cancelled: bool = False
-    retry: str = ""  # in words, where it is to begin again after a failure
+    requeued: bool = False  # since it last began
+    retry: str = ""  # in words, where that was after a failure
 
 
 def _read_story(run: RunDir, job: dict[str, Any]) -> _Story:
@@ -186,9 +192,11 @@ def _read_story(run: RunDir, job: dict[str, Any]) -> _Story:
             story = known.copy()
         elif event in ("started", "resumed"):
             story["began"] = line.get("time")
-            story.pop("retry", None)
-        elif event == "requeued" and line.get("because") == "failed":
-            story["retry"] = f"attempt {line.get('attempt')} of {line.get('of')} after: {line.get('reason')}"
+            story.update(requeued=False, retry="")
+        elif event == "requeued":
+            story["requeued"] = True
+            if line.get("because") == "failed":
+                story["retry"] = f"attempt {line.get('attempt')} of {line.get('of')} after: {line.get('reason')}"
         elif event == "stopped":
             story["stopped"] = str(line.get("reason") or "")
         elif event == "cancelled":
@@ -201,7 +209,9 @@ def last_failure(run: RunDir, job: dict[str, Any]) -> tuple[str | None, float]:
 
     One rank may fail before others begin to write.
     """
-    starts = [int(path.name.split(".")[1]) for path in run.logs.glob("rank-*.*.out")]
+    starts = [
+        int(path.name.split(".")[1]) for kind in ("rank-*.*.out", "failure.*.json") for path in run.logs.glob(kind)
+    ]
     start = max([int(job.get("start") or 0), *starts])
     path = run.logs / f"failure.{start}.json"
     failure = read_json(path)
@@ -231,6 +241,8 @@ def _read_state(
     else:
         why = "SLURM knows nothing of it any more" if answered else "SLURM does not answer"
         state, reason = _by_record_alone(status, story, age, why)
+    if state == "failed":
+        reason = _with_cause(run, reason)
     plan = job.get("plan") or {}
     elapsed: float | None = record.elapsed_s if record is not None else None
     if record is None and story.began is not None:
@@ -264,18 +276,35 @@ def _slurm_state(record: JobRecord, story: _Story, status: dict[str, Any], age: 
     if record.state in slurm.WAITING:
         words = [story.retry, slurm.explain(record.reason, record.job_id), _expected(record.start)]
         return ("requeued" if story.began or story.retry else "queued"), "; ".join(filter(None, words))
+    if record.state in slurm.ALIVE and story.retry:
+        story = replace(story, failed=None)
     if record.state in slurm.ALIVE and story.failed_at < time.time() - (record.elapsed_s or 0) - _CLOCKS_DIFFER:
         story = replace(story, failed=None)  # of an earlier start: this one has not begun to write
     if record.state in _ENDS and (story.failed is None or record.state not in ("TIMEOUT", "DEADLINE")):
         return _ENDS[record.state]  # ranks that lose another one say so, but SLURM knows what took it
     if story.failed is not None:
         return "failed", story.failed
+    if record.state in slurm.ALIVE and story.requeued:
+        return "requeued", story.retry or "is on its way back into the queue"
     if record.state in slurm.ALIVE:
         return "running", _STAGES.get(record.state) or _silence(status, age, record.elapsed_s)
     if status.get("state") == "stopped" and record.state == "COMPLETED":
         return "stopped", story.stopped or _RESUME
+    if record.exit_code == f"{NO_ROOM}:0":
+        return (
+            "failed",
+            f"no room was left on the disk, or of the quota, of its folder: make room, then hpc-tumor resume",
+        )
     code = f" (exit code {record.exit_code})" if record.exit_code and record.exit_code != "0:0" else ""
-    return "failed", f"the job ended without a result{code}: hpc-tumor logs --errors tells more"
+    return "failed", f"{_UNSAID}{code}: hpc-tumor logs --errors tells more"
+
+
+def _with_cause(run: RunDir, reason: str) -> str:
+    """Why a run failed, and what to do about it where its words, or the launcher's, tell of something known."""
+    if not reason.startswith(_UNSAID):
+        cause = recognise(reason)
+        return reason if cause is None or cause.partition(":")[0] in reason else f"{reason.rstrip('.')} – {cause}"
+    return recognise_in([log.path for log in list_logs(run)]) or reason
 
 
 def _expected(start: str) -> str:
@@ -323,6 +352,8 @@ def _local_state(position: int | None, story: _Story, status: dict[str, Any], ag
 
 def _by_record_alone(status: dict[str, Any], story: _Story, age: float | None, why: str) -> tuple[State, str]:
     """The state of a run of which the scheduler says nothing; `age` of a heartbeat that may still be believed."""
+    if story.requeued and not story.cancelled and "does not answer" in why:
+        return "requeued", why
     if story.failed is not None:
         return "failed", story.failed
     if story.cancelled:

@@ -71,7 +71,7 @@ def setup_lines(profile: ClusterProfile, code: Path | None = None) -> list[str]:
     """What a job's script runs before Python: modules, the site's own lines, variables; it imports from `code`."""
     variables = {**python_variables(code), **profile.environment.variables}
     return [
-        *(f"module load {shlex.quote(module)}" for module in profile.environment.modules),
+        *(f"module load {shlex.quote(module)} || exit 1" for module in profile.environment.modules),
         *profile.environment.setup,
         *(f"export {name}={shlex.quote(value)}" for name, value in variables.items()),
     ]

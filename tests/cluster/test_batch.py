@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ from launching import events, profile_with, small_experiment
 
 from hpc_tumor import atomic
 from hpc_tumor.cluster import batch
+from hpc_tumor.cluster.causes import NO_ROOM
 from hpc_tumor.cluster.job import record_failure
 from hpc_tumor.cluster.plan import make_plan
 from hpc_tumor.run_dir import RunDir, read_json
@@ -33,7 +35,8 @@ class Job:
         tools = folder / "bin"
         tools.mkdir()
         for name in ("scontrol", "scancel", "squeue"):
-            (tools / name).write_text(f'#!/bin/sh\necho "{name} $*" >> {self.asked}\n[ -f "$0.rc" ] && . "$0.rc"; exit 0\n')
+            text = f'echo "{name} $*" >> {self.asked}\n[ -f "$0.rc" ] && . "$0.rc"\nexit 0\n'
+            (tools / name).write_text(f"#!/bin/sh\n{text}")
             (tools / name).chmod(0o755)
         monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
         monkeypatch.setattr(batch, "_END_SECONDS", 0.0)
@@ -162,6 +165,18 @@ def test_what_would_come_again_is_not_tried_again(job: Job, said: str) -> None:
     assert job.after(137) == 137
     assert job.commands == []
     assert job.last("failed")["reason"]
+
+
+def test_a_full_disk_is_not_tried_again(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ranks could not write down why they failed, so that the batch script has to find out."""
+
+    def no_room(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    job.progress(1, 5)
+    monkeypatch.setattr(atomic, "write_bytes", no_room)
+    assert job.after(1) == NO_ROOM
+    assert job.commands == []
 
 
 @pytest.mark.parametrize("retry", [True, False])

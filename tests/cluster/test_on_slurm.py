@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,23 +14,17 @@ from launching import STAND_IN, events, small_experiment, wait_for
 from hpc_tumor.cluster.logs import log_text
 from hpc_tumor.cluster.plan import make_plan
 from hpc_tumor.cluster.profiles import find_profile
-from hpc_tumor.cluster.queue import RunState, cancel, read_states
-from hpc_tumor.cluster.submit import job_script, resume_run, submit_experiment
+from hpc_tumor.cluster.queue import RunState, read_states
+from hpc_tumor.cluster.submit import job_script, submit_experiment
 from hpc_tumor.data.prepare import prepare_dataset
 from hpc_tumor.data.sources import detect_reader
-from hpc_tumor.errors import ClusterError, UsageError
+from hpc_tumor.errors import ClusterError
 from hpc_tumor.run_dir import RunDir, read_json
 from hpc_tumor.settings import shipped
 
 pytestmark = pytest.mark.slow
 PROFILE = shipped("slurm_templates") / "local-test.toml"
 Submit = Callable[..., RunDir]
-
-
-def start_now(job_id: str) -> None:
-    """End the two minutes that a requeued job waits. In the second of its requeue the nodes still refuse it."""
-    time.sleep(2)
-    command("scontrol", "update", f"JobId={job_id}", "StartTime=now")
 
 
 @pytest.fixture
@@ -114,64 +107,6 @@ def test_main_job_on_real_data(submit: Submit, tmp_path: Path) -> None:
     assert submitted == job_script(unet.experiment(), profile, plan, unet.path.parent, unet.name)
 
 
-def test_a_warned_run_is_requeued_and_resumes(submit: Submit, tmp_path: Path) -> None:
-    """Warned as at the time limit, then requeued by hand: it goes on twice, and no epoch is lost or repeated."""
-    store = real_store("brain-mri", tmp_path)
-    epochs = 5
-    recipe = {"epochs": epochs, "batch_size": 16}
-    run = submit(2, store=store, model={"name": "cnn"}, task="classification", recipe=recipe, limit_batches=2)
-    job_id = str(state_of(run).job_id)
-    wait_for(lambda: len(run.read_metrics()) >= 2, seconds=90)
-    command("scancel", "--signal=USR2", job_id)
-    wait_for(lambda: state_of(run).state == "requeued", seconds=60)
-    assert "two minutes" in state_of(run).reason
-    # In the middle of an epoch the checkpoint follows the signal; at its end it has been written already.
-    assert [event for event in events(run) if event != "checkpoint"][-2:] == ["signal", "requeued"]
-    assert (read_json(run.status) or {})["state"] == "stopped"
-    start_now(job_id)
-    wait_for(lambda: "resumed" in events(run), seconds=90)
-    command("scontrol", "requeue", job_id)
-    wait_for(lambda: state_of(run).state == "requeued", seconds=60)
-    start_now(job_id)
-    state = wait_for(lambda: ended(run), seconds=150, every=0.5)
-    assert state.state == "finished", log_text(run, errors=True) or log_text(run)
-    assert events(run).count("requeued") == 1
-    assert events(run).count("resumed") == 2
-    trained = [line["epoch"] for line in run.read_metrics() if line["part"] == "train"]
-    assert trained == list(range(1, epochs + 1))
-    assert "restart 2" in log_text(run)
-
-
-def test_a_preempted_run_is_requeued_once(submit: Submit) -> None:
-    run = submit(4, "wait")
-    job_id = str(state_of(run).job_id)
-    wait_for(lambda: "started" in events(run), seconds=60)
-    request = ("--account=hpc", "--partition=HIGH", "--nodes=2", "--gres=gpu:2", "--output=/dev/null")
-    other = command("sbatch", "--parsable", *request, "--wrap=sleep 60").strip()
-    wait_for(lambda: state_of(run).state == "requeued", seconds=90)
-    command("scancel", other)
-    start_now(job_id)
-    wait_for(lambda: events(run).count("started") == 2, seconds=60)
-    assert "Restarts=1 " in command("scontrol", "show", "job", job_id)
-    assert events(run) == ["submitted", "started", "signal", "requeued", "started"]
-
-
-def test_cancelled_stays_cancelled_and_can_be_resumed(submit: Submit, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = submit(2, "wait")
-    wait_for(lambda: "started" in events(run), seconds=60)
-    with pytest.raises(UsageError, match="is running"):
-        resume_run(run)
-    cancel(state_of(run))
-    state = wait_for(lambda: ended(run), seconds=60)
-    assert state.state == "cancelled"
-    assert "requeued" not in events(run)
-    assert (read_json(run.status) or {})["state"] == "stopped"  # it saved before it ended
-    monkeypatch.setenv("STAND_IN", "finish")
-    again = resume_run(run)
-    assert again.job_id != state.job_id
-    assert wait_for(lambda: ended(run), seconds=60).state == "finished"
-
-
 def test_one_lost_rank_ends_the_job(submit: Submit) -> None:
     """An error of the run's own is not tried again: it would only come again."""
     run = submit(4, "crash:3")
@@ -180,6 +115,17 @@ def test_one_lost_rank_ends_the_job(submit: Submit) -> None:
     assert "ValueError: a defect in two lines" in state.reason
     assert "Traceback" in log_text(run, errors=True)
     assert "requeued" not in events(run)
+
+
+def test_a_module_that_is_not_there_is_explained(on_slurm: None, tmp_path: Path) -> None:
+    profile = find_profile(PROFILE)
+    environment = profile.environment.model_copy(update={"modules": ("cuda/99.1",)})
+    profile = profile.model_copy(update={"environment": environment})
+    run = submit_experiment(small_experiment(), profile, make_plan(profile, 1), tmp_path / "runs").run
+    state = wait_for(lambda: ended(run), seconds=60)
+    assert state.state == "failed"
+    assert "the node knows no `module`" in state.reason
+    assert log_text(run, errors=True, reason=state.reason).startswith("the node knows no `module`")
 
 
 @pytest.mark.parametrize(
