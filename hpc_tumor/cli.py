@@ -533,6 +533,21 @@ def rerun(
 
 
 @app.command(rich_help_panel="Runs")
+def efficiency(patterns: AnyPatterns = None, runs: Runs = None, json: Json = False, verbose: Verbose = False) -> None:
+    """What runs asked for and what they used, and the options to ask for next time.
+
+    Example: hpc-tumor efficiency unet
+    """
+    from hpc_tumor.cluster.efficiency import read_efficiency
+    from hpc_tumor.efficiency_view import show_efficiency
+
+    found = _find(runs, patterns)
+    if not found:
+        out.note(_no_runs(_folder(runs)))
+    show_efficiency(read_efficiency(found))
+
+
+@app.command(rich_help_panel="Runs")
 def clusters(json: Json = False, verbose: Verbose = False) -> None:
     """The cluster profiles that --cluster takes."""
     from hpc_tumor.cluster.profiles import list_profiles
@@ -577,7 +592,7 @@ def doctor(
         ),
         waiting,
     )
-    out.result(as_json(found), show=lambda: out.text(f"\n{summary(found)}"))
+    out.result(as_json(found), show=lambda: out.text("\n" + summary(found)))
     if code := exit_code(found):
         raise typer.Exit(code)
 

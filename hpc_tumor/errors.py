@@ -45,6 +45,7 @@ class TrainingError(HpcTumorError, RuntimeError):
 def unknown(what: str, value: object, known: Iterable[str]) -> UsageError:
     """Error for a name that is not among the `known` ones; suggests the nearest."""
     names = sorted(known)
-    near = get_close_matches(str(value).lower(), names, n=1, cutoff=0.5)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    lower = {name.lower(): name for name in names}
+    near = get_close_matches(str(value).lower(), lower, n=1, cutoff=0.5)
+    hint = f" Did you mean {lower[near[0]]!r}?" if near else ""
     return UsageError(f"unknown {what} {value!r}.{hint} Known: {', '.join(names)}.")

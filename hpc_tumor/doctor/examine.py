@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from hpc_tumor.cluster.causes import remedy
 from hpc_tumor.cluster.facts import Facts, read_facts
 from hpc_tumor.cluster.profiles import LOCAL
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.doctor import node, slurm
 from hpc_tumor.doctor.configuration import check_configuration, choose_cluster, runs_folder
-from hpc_tumor.doctor.finding import Finding, Section, error, exit_code
+from hpc_tumor.doctor.finding import Finding, Section, error, exit_code, warning
 from hpc_tumor.doctor.gpu import check_gpus, check_model
 from hpc_tumor.doctor.machine import check_machine
 from hpc_tumor.doctor.node_job import plan_of, try_on_node
@@ -54,9 +55,9 @@ def examine(
         facts = asked.result() if asked else None
     gpus = check_gpus(here, visible)
     if on_slurm and profile and profile.node.gpus:
-        gpus += [
-            item for item in check_model(here.torch, profile.node.gpu_model, profile.name, submit) if item not in gpus
-        ]
+        known = {item.way_out for item in gpus if item.level == "error"}  # the same trouble is told once
+        named = check_model(here.torch, profile.node.gpu_model, profile.name, submit)
+        gpus += [item for item in named if item.way_out not in known]
     yield Section("python", "Python and packages", check_packages(here))
     yield Section("gpu", "GPUs", gpus)
     machine = check_machine(here, os.environ, profile if on_slurm else None)
@@ -69,7 +70,7 @@ def examine(
     yield Section("storage", "Folders", check_storage(folder, data, profile, submit))
     if submit and profile is not None:
         if exit_code([Section("slurm", "", cluster_findings)]):
-            skipped = error("not submitted, because of the errors of the cluster above", "put them right first")
+            skipped = warning("not submitted, because of the errors of the cluster above", "put them right first")
             yield Section("job", "Test job", [skipped])
         else:
             yield _job(profile, facts, folder, data, here, account, partition, say)
@@ -98,14 +99,12 @@ def _job(
     account: str | None, partition: str | None, say: Say,
 ) -> Section:  # fmt: skip
     """The test job and what it found."""
-    wanted = partition or profile.slurm.partition
-    there = facts.partitions.get(wanted) if facts and facts.partitions and wanted else None
     began = time.time()
     try:
-        plan = plan_of(profile, there.nodes if there else None, account=account, partition=partition)
+        plan = plan_of(profile, facts or Facts(), account=account, partition=partition)
         outcome = try_on_node(profile, plan, runs, data, say)
     except ClusterError as problem:
-        way = "hpc-tumor submit would be refused alike: correct what SLURM says, in the profile or by an option"
+        way = remedy(str(problem)) or "runs would be refused alike: correct it in the profile, or by an option"
         return Section("job", "Test job", [error(str(problem).rstrip("."), way)])
     except (UsageError, OSError) as problem:
         return Section("job", "Test job", [error(str(problem).rstrip("."), "name another folder with --runs")])

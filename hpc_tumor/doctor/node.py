@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hpc_tumor.cluster.causes import recognise
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.console import counted, duration, size
 from hpc_tumor.doctor.configuration import line_to_change
@@ -14,27 +15,13 @@ from hpc_tumor.doctor.finding import Finding, error, ok, warning
 from hpc_tumor.doctor.gpu import check_gpus
 from hpc_tumor.doctor.gpu_models import capability_of
 from hpc_tumor.doctor.machine import check_limits
-from hpc_tumor.doctor.node_job import PATIENCE, Outcome
+from hpc_tumor.doctor.node_job import MINUTES, PATIENCE, Outcome
 from hpc_tumor.doctor.packages import check_packages, compare_packages
 from hpc_tumor.doctor.probe import Probe, probe_from
 
 _LITTLE_DISK = 10_000_000_000
 _MOST_SKEW = 10.0  # seconds between the clocks of two machines
-# What a script or a task says that failed before it could answer, and what that means.
-_SAYINGS = (
-    (r"(?i)module.*(unknown|not found|cannot|unable to locate)|unable to locate a modulefile|Lmod has detected",
-     "a module of the profile cannot be loaded", "module avail, on a node, lists them: [environment] modules"),
-    (r"no python at (.+)", "the node does not see this Python",
-     "put the environment of hpc-tumor on a file system that all nodes see"),
-    (r"module: command not found", "the node has no `module` command",
-     'add the line that makes it known to [environment] setup, such as "source /etc/profile.d/modules.sh"'),
-    (r"(?i)conda: command not found|CondaError|EnvironmentNameNotFound", "conda is not there, or not that environment",
-     "leave conda out of [environment] setup: jobs use this very Python by its path"),
-    (r"No module named '?([\w.]+)", "Python on the node misses a module",
-     "put the environment of hpc-tumor on a file system that all nodes see"),
-    (r"(?i)permission denied", "the node may not read or run something", "look at the line above, and at ls -l there"),
-    (r"(?i)command not found", "a setup line names a command that the node lacks", "correct [environment] setup"),
-)  # fmt: skip
+_SETUP_DONE = "setup done"  # what the script prints then
 
 
 def judge(outcome: Outcome, here: Probe, profile: ClusterProfile, began: float) -> list[Finding]:
@@ -43,11 +30,11 @@ def judge(outcome: Outcome, here: Probe, profile: ClusterProfile, began: float) 
         return [_still_queued(outcome)]
     if not outcome.answers:
         return [_no_answer(outcome)]
-    findings = [_visible(outcome), *_missing(outcome), *_clocks(outcome, began)]
-    probes = {rank: probe_from(found["probe"]) for rank, found in outcome.answers.items()}
-    by_node = {probe.host: (probe, outcome.answers[rank]) for rank, probe in probes.items()}
-    per_node = {host: _node(probe, found, here, profile) for host, (probe, found) in by_node.items()}
-    findings += _together(per_node)
+    findings = [_visible(outcome), *_setup(outcome), *_missing(outcome), *_clocks(outcome, began)]
+    by_node = {found["node"]: found for found in outcome.answers.values()}
+    findings += _together(
+        {name: _node(probe_from(found["probe"]), found, here, profile) for name, found in by_node.items()}
+    )
     findings += _meeting(outcome)
     return findings
 
@@ -61,20 +48,35 @@ def _still_queued(outcome: Outcome) -> Finding:
 
 
 def _no_answer(outcome: Outcome) -> Finding:
-    ended = f"test job {outcome.job_id} ended ({outcome.state or 'unknown'}"
-    ended += f", exit code {outcome.exit_code})" if outcome.exit_code and outcome.exit_code != "0:0" else ")"
+    code = outcome.exit_code.removesuffix(":0")
+    how = (outcome.state or "it is not known how") + (f", exit code {code}" if code not in ("", "0") else "")
+    ended = f"test job {outcome.job_id} ended ({how})"
+    if outcome.state == "TIMEOUT":
+        way = "the file system of the Python environment may be slow, or a setup line waits: look at their load"
+        return error(f"test job {outcome.job_id} did not answer within {MINUTES} minutes", way)
     if not outcome.said.strip():
         return error(
             f"{ended} without a word: {outcome.nodes or 'the node'} seems not to see {outcome.folder.parent}",
             "name a folder on a file system that all nodes see with --runs, as one on the scratch",
         )
-    line = _last_line(outcome.said)
-    for pattern, meaning, way in _SAYINGS:
-        if match := re.search(pattern, outcome.said):
-            said = next(text for text in outcome.said.splitlines() if match[0].splitlines()[0] in text)
-            return error(f"{ended}: {meaning} ({said.strip()[:160]})", way)
-    stage = "after its setup lines" if "setup done" in outcome.said else "in its setup lines"
-    return error(f"{ended} {stage}; its last line: {line}", "correct what it says, in [environment] of the profile")
+    if cause := recognise(outcome.said):
+        return error(f"{ended}: {_in_two(cause)[0]}", _in_two(cause)[1])
+    stage = "after its setup lines" if _SETUP_DONE in outcome.said else "in its setup lines"
+    way = "correct what it says, in [environment] of the profile"
+    return error(f"{ended} {stage}; its last line: {_last_line(outcome.said)}", way)
+
+
+def _in_two(cause: str) -> tuple[str, str]:
+    """A sentence of causes.py: what is wrong, and what to do."""
+    what, _, way = cause.partition(": ")
+    return what, way or "look at the lines above"
+
+
+def _setup(outcome: Outcome) -> list[Finding]:
+    """A warning for setup lines that failed, although the job went on."""
+    before, done, _ = outcome.said.partition(_SETUP_DONE)
+    cause = recognise(before) if done else None
+    return [warning(f"a setup line failed: {_in_two(cause)[0]}", _in_two(cause)[1])] if cause else []
 
 
 def _visible(outcome: Outcome) -> Finding:
@@ -184,7 +186,8 @@ def _meeting(outcome: Outcome) -> list[Finding]:
         f" NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME, one of {', '.join(interfaces) or 'those of ip link'}"
     )
     if failed or len(met) < tasks:
-        why = failed or "they did not meet before the job ended"
+        # gloo begins with where in its source it is
+        why = re.sub(r"\[enforce fail at [^\]]*\] (.*?nullptr\. )?", "", failed or "they did not meet in time")
         return [error(f"{where} could not talk with each other: {why}", way)]
     if not all(item["right"] for item in met):
         return [error(f"{where} added up a number wrongly", "tell an administrator: the network may be damaged")]
@@ -203,5 +206,10 @@ def _together(per_node: Mapping[str, Sequence[Finding]]) -> list[Finding]:
 
 
 def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip() and line.strip() != "setup done"]
+    lines = [line for line in map(_plain, text.splitlines()) if line and line != _SETUP_DONE]
     return lines[-1][:200] if lines else "nothing was printed"
+
+
+def _plain(line: str) -> str:
+    """A line without the path of the script that bash puts before it."""
+    return re.sub(r"^\S*/slurm_script: (line \d+: )?", "", line.strip())

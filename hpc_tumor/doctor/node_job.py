@@ -19,6 +19,8 @@ from typing import Any
 
 from hpc_tumor import atomic
 from hpc_tumor.cluster import slurm
+from hpc_tumor.cluster.facts import Facts
+from hpc_tumor.cluster.fit import fit_to_cluster
 from hpc_tumor.cluster.plan import Plan, make_plan
 from hpc_tumor.cluster.private import make_private
 from hpc_tumor.cluster.script import sbatch_parameters, setup_lines
@@ -71,25 +73,27 @@ class Outcome:
     queued_s: float = 0.0
 
 
-def plan_of(profile: ClusterProfile, nodes_there: int | None, **options: str | None) -> Plan:
+def plan_of(profile: ClusterProfile, facts: Facts, **options: str | None) -> Plan:
     """What the test job asks for: a GPU on each of two nodes, where runs may use two; else two GPUs of one node.
 
     Raises:
-        UsageError: the profile wants an account, and none is named.
+        UsageError: the profile wants an account, and none is named; or the cluster cannot give so little.
     """
     one = make_plan(profile, 1, walltime=min(MINUTES, profile.limits.walltime), **options)  # type: ignore[arg-type]
-    two_nodes = profile.limits.nodes != 1 and (nodes_there is None or nodes_there > 1)
+    there = (facts.partitions or {}).get(one.partition or "", facts.default_partition)
+    two_nodes = profile.limits.nodes != 1 and (there is None or there.nodes > 1) and (not there or there.max_nodes != 1)
     tasks = 1 if two_nodes else min(2, max(1, profile.node.gpus))
-    return replace(
+    plan = replace(
         one,
         nodes=2 if two_nodes else 1,
         tasks_per_node=tasks,
         gpus_per_node=tasks if profile.node.gpus else 0,
         cpus_per_task=min(one.cpus_per_task, _MOST_CPUS),
-        memory_gb=min(one.memory_gb * tasks, _MOST_GB * tasks),
+        memory_gb=min(one.memory_gb, _MOST_GB) * tasks,
         total=None,
         links=1,
     )
+    return fit_to_cluster(plan, profile, facts, set()).plan
 
 
 def try_on_node(profile: ClusterProfile, plan: Plan, runs: Path, store: Path | None, say: Say) -> Outcome:
@@ -123,12 +127,13 @@ def try_on_node(profile: ClusterProfile, plan: Plan, runs: Path, store: Path | N
 def job_script(profile: ClusterProfile, plan: Plan, folder: Path, code: Path) -> str:
     """The script of the test job: the profile's setup lines, as runs have them, then a task for each GPU."""
     task = [sys.executable, "-u", "-m", "hpc_tumor.doctor.node_task", str(folder)]
+    python = shlex.quote(sys.executable)
     srun = ["srun", f"--cpus-per-task={plan.cpus_per_task}", "--kill-on-bad-exit=0", "--wait=120"]
     return "\n".join([
         "#!/bin/bash",
         *setup_lines(profile, code),
         "echo 'setup done'",
-        f"[ -x {shlex.quote(sys.executable)} ] || {{ echo no python at {shlex.quote(sys.executable)}; exit 97; }}",
+        f"[ -x {python} ] || {{ echo {python}: No such file or directory; exit 97; }}",
         shlex.join([*srun, *task]),
         "",
     ])  # fmt: skip

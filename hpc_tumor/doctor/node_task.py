@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 import tempfile
 import time
@@ -39,6 +40,7 @@ def answer(folder: Path) -> dict[str, Any]:
     store = question.get("store")
     return {
         "token": (folder / TOKEN).read_text(encoding="utf-8"),
+        "node": os.environ.get("SLURMD_NODENAME") or socket.gethostname().partition(".")[0],
         "time": time.time(),
         "asked_cpus": int(os.environ.get("SLURM_CPUS_PER_TASK") or 0),
         "visible": os.environ.get("CUDA_VISIBLE_DEVICES"),

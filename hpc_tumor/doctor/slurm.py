@@ -5,13 +5,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable
 
-from hpc_tumor.cluster.facts import SECONDS, Facts, Limits, Partition
+from hpc_tumor.cluster.facts import SECONDS, Facts, Limits, NodeKind, Partition
 from hpc_tumor.cluster.plan import hours, make_plan
 from hpc_tumor.cluster.slurm import run_slurm
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.console import counted
 from hpc_tumor.doctor.configuration import line_to_change
 from hpc_tumor.doctor.finding import Finding, error, ok, warning
+from hpc_tumor.doctor.gpu_models import capability_of
 from hpc_tumor.errors import ClusterError, UsageError
 
 NEEDED = ("sbatch", "srun", "squeue", "scontrol", "scancel")
@@ -112,7 +113,8 @@ def _closed(partition: Partition, account: str | None, qos: str | None) -> list[
 
 def _differences(profile: ClusterProfile, partition: Partition, facts: Facts) -> list[Finding]:
     """Where the profile asks for more than there is; with the line to change."""
-    node, there, findings = profile.node, partition.largest, []
+    node, findings = profile.node, []
+    there = _largest(profile, partition)
 
     def less(what: str, section: str, line: str) -> None:
         findings.append(warning(f"{profile.name} {what}", line_to_change(profile, section, line)))
@@ -122,19 +124,19 @@ def _differences(profile: ClusterProfile, partition: Partition, facts: Facts) ->
     if longest and longest < profile.limits.walltime:
         what = f"asks for {hours(profile.limits.walltime)}, but a job in {partition.name} may take {hours(longest)}"
         less(what, "limits", f'walltime = "{longest // 60:02d}:{longest % 60:02d}:00"')
-    if partition.kinds:
+    if there is not None:
         if profile.slurm.gpu_request != "none" and there.gpus < node.gpus:
-            less(
-                f"says {counted(node.gpus, 'GPU')} a node, {partition.name} has {there.gpus or 'none'}",
-                "node", f"gpus = {there.gpus}",
-            )  # fmt: skip
-        if there.cpus and there.cpus < node.cpus:
+            what = f"says {counted(node.gpus, 'GPU')} a node, {partition.name} has {there.gpus or 'none'}"
+            less(what, "node", f"gpus = {there.gpus}")
+        if 0 < there.cpus < node.cpus:
             less(f"says {node.cpus} CPUs a node, {partition.name} has {there.cpus}", "node", f"cpus = {there.cpus}")
-        if there.memory_gb and there.memory_gb < node.memory_gb:
-            less(
-                f"says {node.memory_gb:g} GB a node, {partition.name} gives {_gb(there.memory_gb)}",
-                "node", f"memory_gb = {int(there.memory_gb)}",
-            )  # fmt: skip
+        if 0 < there.memory_gb < node.memory_gb:
+            what = f"says {node.memory_gb:g} GB a node, {partition.name} gives {_gb(there.memory_gb)}"
+            less(what, "node", f"memory_gb = {int(there.memory_gb)}")
+        generations = {found for name in there.gpu_types if (found := capability_of(name))}
+        if generations and (said := capability_of(node.gpu_model)) and said not in generations:
+            types = ", ".join(there.gpu_types)
+            less(f"says {node.gpu_model}, {partition.name} has {types}", "node", f'gpu_model = "{types}"')
     nodes = [each for each in (partition.max_nodes, partition.nodes, *(item.nodes for item in limits)) if each]
     if profile.limits.nodes and nodes and min(nodes) < profile.limits.nodes:
         less(
@@ -146,6 +148,20 @@ def _differences(profile: ClusterProfile, partition: Partition, facts: Facts) ->
         if mine and most and min(most) < mine:
             less(f"says {field} = {mine}, your account may have {min(most)}", "limits", f"{field} = {min(most)}")
     return findings
+
+
+def _largest(profile: ClusterProfile, partition: Partition) -> NodeKind | None:
+    """The most that a node of the partition has of each, of those that the profile's constraint chooses."""
+    wanted = profile.slurm.constraint
+    kinds = [kind for kind in partition.kinds if wanted in kind.features] or list(partition.kinds)
+    if not kinds:
+        return None
+    gpus = max(kind.gpus for kind in kinds)
+    kinds = [kind for kind in kinds if kind.gpus >= min(gpus, profile.node.gpus)]
+    types = tuple(dict.fromkeys(name for kind in kinds for name in kind.gpu_types))
+    return NodeKind(
+        len(kinds), max(kind.cpus for kind in kinds), max(kind.memory_gb for kind in kinds), gpus, types
+    )  # fmt: skip
 
 
 def _limits(profile: ClusterProfile, partition: Partition, facts: Facts) -> list[Limits]:

@@ -45,6 +45,10 @@ def check_writing(runs: Path, trial: Trial) -> list[Finding]:
         findings.append(
             error(f"a file that is replaced in {runs} is not there at once", "name a folder of another file system")
         )
+    if trial.locks is None:
+        findings.append(
+            warning(f"files cannot be locked in {runs}", "runs by SLURM go on without; those of --cluster local cannot")
+        )
     if trial.locks is False:
         findings.append(
             warning(
@@ -69,8 +73,7 @@ def check_writing(runs: Path, trial: Trial) -> list[Finding]:
         )
     if findings:
         return findings
-    locks = "" if trial.locks else " (no locks there, which only the runs of this machine alone need)"
-    return [ok(f"writing, syncing, replacing{' and locking' if trial.locks else ''} files works for runs{locks}")]
+    return [ok("writing, syncing, replacing and locking files works for runs")]
 
 
 @dataclass(frozen=True)

@@ -51,16 +51,16 @@ def show(section: Section) -> None:
 
 
 def summary(sections: Sequence[Section]) -> str:
-    """The verdict in one line."""
+    """The verdict in one sentence."""
     keys = {section.key for section in sections}
     levels = [finding.level for section in sections for finding in section.findings]
     errors, warnings = levels.count("error"), levels.count("warning")
-    counts = [counted(errors, "error")] if errors else []
-    counts += [counted(warnings, "warning")] if warnings else []
+    told = f" and {counted(warnings, 'warning')}" if warnings else ""
     if errors:
-        return f"{' and '.join(counts)}: runs will fail until the errors are put right"
-    said = f"Fit to run, with {counts[0]}" if counts else "Fit to run"
-    return said + ("; --submit tries it on a node" if "slurm" in keys and "job" not in keys else "")
+        return f"{counted(errors, 'error')}{told}: runs will fail until what is in error is put right"
+    untried = "slurm" in keys and "job" not in keys
+    said = f"No errors, {counted(warnings, 'warning')}" if warnings else "Fit to run"
+    return f"{said}; --submit tries it on a node, too" if untried else said
 
 
 class Waiting:

@@ -1,0 +1,110 @@
+"""doctor --submit on the real SLURM that tools/slurm_cluster.py starts: what a node sees, and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from launching import wait_for
+
+from hpc_tumor.settings import shipped
+
+pytestmark = pytest.mark.slow
+PROFILE = shipped("slurm_templates") / "local-test.toml"
+NAME = "hpc-tumor-doctor"
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    folder = tmp_path / "work"
+    folder.mkdir()
+    return folder
+
+
+def profile(folder: Path, old: str, new: str) -> Path:
+    path = folder.parent / "changed.toml"
+    path.write_text(PROFILE.read_text().replace(old, new))
+    assert path.read_text() != PROFILE.read_text()
+    return path
+
+
+def command(cluster: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "hpc_tumor", "doctor", "--cluster", str(cluster), "--submit", "--json", *more]
+
+
+def doctor(slurm: dict[str, str], work: Path, cluster: Path = PROFILE) -> tuple[int, list[dict[str, Any]]]:
+    """Exit code, and the findings of the test job."""
+    done = subprocess.run(
+        command(cluster), env=slurm, cwd=work, capture_output=True, text=True, timeout=300, check=False
+    )
+    sections = {item["section"]: item["findings"] for item in json.loads(done.stdout)["sections"]}
+    assert list(work.iterdir()) == []
+    assert queued(slurm) == ""
+    return done.returncode, sections["job"]
+
+
+def queued(slurm: dict[str, str]) -> str:
+    ask = ["squeue", "--noheader", f"--name={NAME}", "--format=%i"]
+    return subprocess.run(ask, env=slurm, capture_output=True, text=True, check=True).stdout
+
+
+def texts(findings: list[dict[str, Any]], level: str) -> str:
+    return "\n".join(item["text"] for item in findings if item["level"] == level)
+
+
+def test_both_nodes_answer(slurm: dict[str, str], work: Path) -> None:
+    code, findings = doctor(slurm, work)
+    assert code == 0, findings
+    well = texts(findings, "ok")
+    assert f"what is written in {work} is read on the nodes, and back" in well
+    assert "the same Python, torch and packages as here" in well
+    assert "two nodes talk with each other, by gloo" in well
+    assert "SLURM gave the GPU 0, but no driver answers there" in texts(findings, "warning")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("setup = []", "setup = ['echo no licence for this; exit 3']", "in its setup lines; its last line: no licence"),
+        ("modules = []", 'modules = ["cuda/99"]', "module"),
+        ("variables = {", "variables = { GLOO_SOCKET_IFNAME = 'ib7',", "Unable to find address for: ib7"),
+    ],
+)  # fmt: skip
+def test_profiles_that_break_jobs(slurm: dict[str, str], work: Path, old: str, new: str, words: str) -> None:
+    code, findings = doctor(slurm, work, profile(work, old, new))
+    assert code == 4
+    assert words in texts(findings, "error")
+
+
+def test_a_folder_that_nodes_do_not_see(slurm: dict[str, str], work: Path) -> None:
+    """A file system of its own for the command alone, as the disk of a login node."""
+    if os.getuid() or subprocess.run(["unshare", "-m", "true"], check=False).returncode:
+        pytest.skip("needs a mount namespace")
+    script = 'mount -t tmpfs tmpfs "$0" && cd "$0" && exec "$@"'
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", script, str(work), *command(PROFILE)],
+        env=slurm, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 4, done.stderr
+    assert "seems not to see" in done.stdout
+    assert queued(slurm) == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_interrupted_it_takes_its_job_back(slurm: dict[str, str], work: Path, number: signal.Signals) -> None:
+    waits = profile(work, 'gpu_request = "gres"', 'gpu_request = "gres"\nextra = { begin = "now+1hour" }')
+    with subprocess.Popen(
+        command(waits), env=slurm, cwd=work, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        wait_for(lambda: queued(slurm), seconds=60)
+        process.send_signal(number)
+        process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert queued(slurm) == ""
+    assert list(work.iterdir()) == []

@@ -1,0 +1,164 @@
+"""The command as a whole, on a machine without SLURM; what its lines look like; and answers of nodes, made up."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpc_tumor import cli
+from hpc_tumor.cluster.plan import Plan
+from hpc_tumor.config import ClusterProfile
+from hpc_tumor.doctor.finding import Finding, Section, error
+from hpc_tumor.doctor.node import judge
+from hpc_tumor.doctor.node_job import Outcome
+from hpc_tumor.doctor.probe import Gpu, Probe, TorchFacts
+from hpc_tumor.doctor.view import show
+from hpc_tumor.validation import build
+
+Captured = pytest.CaptureFixture[str]
+PLAN = Plan("p", 2, 1, 4, 8.0, 5, 1)
+TORCH = TorchFacts(
+    "2.14.1+cu130", cuda="13.0", archs=("sm_80",), nccl="2.30.7", precision=("bfloat16", "the best"),
+    gpus=(Gpu("NVIDIA A100-SXM4-40GB", (8, 0)),),
+)  # fmt: skip
+HERE = Probe("login", "3.11.7", sys.executable, {"torch": "2.14.1"}, torch=TORCH, cpus=4)
+PROFILE = build(
+    ClusterProfile,
+    {"name": "p", "description": "d", "node": {"gpus": 4, "gpu_model": "A100 SXM 40 GB", "cpus": 32}},
+    "test",
+)
+
+
+@pytest.fixture(autouse=True)
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, on a machine without SLURM."""
+    monkeypatch.setenv("HPC_TUMOR_CONFIG_DIR", str(tmp_path / "configuration"))
+    for name in ("HPC_TUMOR_CLUSTER", "HPC_TUMOR_RUNS", "PYTHONPATH", "LD_PRELOAD", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setenv("COLUMNS", "80")
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "work"
+
+
+def test_this_machine(capsys: Captured, work: Path) -> None:
+    assert cli.main(["doctor"]) == 0
+    said = capsys.readouterr()
+    assert all(len(line) <= 80 or " " not in line.strip() for line in said.out.splitlines())  # a path is not broken
+    assert said.out.splitlines()[-1].startswith(("Fit to run", "No errors"))
+    assert said.err == ""
+    assert list(work.iterdir()) == []
+
+
+def test_json_and_exit_code_of_a_cluster_that_is_not_here(capsys: Captured, work: Path) -> None:
+    assert cli.main(["doctor", "--cluster", "orfeo-gpu", "--json"]) == 4
+    found = json.loads(capsys.readouterr().out)
+    assert found["exit_code"] == 4
+    sections = {section["section"]: section["findings"] for section in found["sections"]}
+    assert list(sections) == ["python", "gpu", "machine", "configuration", "slurm", "storage"]
+    assert sections["slurm"][0]["level"] == "error"
+    assert all(item["way_out"] for items in sections.values() for item in items if item["level"] != "ok")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--submit"], ["--submit", "--cluster", "local"], ["--cluster", "orfeo"]], ids=" ".join
+)
+def test_what_is_refused(capsys: Captured, arguments: list[str]) -> None:
+    assert cli.main(["doctor", *arguments]) == 2
+
+
+def test_a_broken_configuration_is_a_finding_not_the_end(capsys: Captured, tmp_path: Path) -> None:
+    (tmp_path / "configuration").mkdir()
+    (tmp_path / "configuration" / "config.toml").write_text("[recipe\n")
+    assert cli.main(["doctor"]) == 1
+    said = capsys.readouterr().out
+    assert "cannot be read as TOML" in said
+    assert "Folders" in said
+
+
+def test_long_lines_are_broken_and_hostile_ones_harmless(capsys: Captured) -> None:
+    show(Section("x", "X", [error(f"{'word ' * 40}\x1b[2J", f"do {'this ' * 40}")]))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "\x1b" not in "".join(lines)
+    assert lines[1].startswith("  error    word")
+    assert lines[2].startswith("           word")
+
+
+# -- answers of nodes -------------------------------------------------------------------------------------------------
+
+
+def outcome(**changes: Any) -> Outcome:
+    """Two nodes that answered well."""
+    answers = {
+        rank: {
+            "token": "t", "node": f"gpu00{rank + 1}", "time": time.time(), "asked_cpus": 4, "visible": "0",
+            "store": None, "local": {"path": "/tmp", "kind": "xfs", "bytes_left": 10**12}, "probe": HERE.as_dict(),
+        }
+        for rank in (0, 1)
+    }  # fmt: skip
+    met = {rank: {"backend": "NCCL and gloo", "seconds": 1.0, "right": True} for rank in (0, 1)}
+    whole = Outcome("42", PLAN, "t", Path("/scratch/.doctor-0-1"), answers, met, "COMPLETED", said="setup done\n")
+    return replace(whole, nodes="gpu[001-002]", **changes)
+
+
+def found(result: Outcome, here: Probe = HERE) -> dict[str, list[Finding]]:
+    by_level: dict[str, list[Finding]] = {"ok": [], "warning": [], "error": []}
+    for item in judge(result, here, PROFILE, time.time() - 10):
+        by_level[item.level].append(item)
+        assert item.level == "ok" or item.way_out
+    return by_level
+
+
+def with_answer(rank: int, **changes: Any) -> Outcome:
+    good = outcome()
+    return replace(good, answers={**good.answers, rank: {**good.answers[rank], **changes}})
+
+
+def test_nodes_that_are_fit() -> None:
+    levels = found(outcome())
+    assert not levels["warning"]
+    assert not levels["error"]
+    assert not any("gpu001" in item.text for item in levels["ok"])  # what both have is said once
+
+
+@pytest.mark.parametrize(
+    ("result", "level", "words"),
+    [
+        (outcome(waited=True, reason="jobs of higher priority go first", answers={}), "warning", "still queued"),
+        (outcome(answers={}, meetings={}, said="", state="FAILED", exit_code="0:53"), "error", "seems not to see"),
+        (outcome(answers={}, said="setup done\n", state="TIMEOUT"), "error", "did not answer within 5 minutes"),
+        (outcome(answers={}, said="a: b: No such file\n", state="FAILED"), "error", "in its setup lines; its last"),
+        (outcome(answers={}, said="bash: module: command not found\n", state="FAILED"), "error", "knows no `module`"),
+        (outcome(answers={}, said=f"{sys.executable}: No such file or directory\n"), "error", "no Python at"),
+        (outcome(answers={}, said="setup done\nNo module named 'numpy'\n"), "error", "cannot import numpy"),
+        (outcome(said="bash: conda: command not found\nsetup done\n"), "warning", "a setup line failed: conda"),
+        (with_answer(1, token="other"), "error", "another file"),
+        (with_answer(1, time=time.time() - 500), "warning", "behind"),
+        (with_answer(1, time=time.time() + 500), "warning", "ahead"),
+        (with_answer(1, visible=None, probe=replace(HERE, torch=replace(TORCH, gpus=())).as_dict()), "error",
+         "gpu002: SLURM gave no GPU"),
+        (with_answer(0, probe=replace(HERE, cpus=1).as_dict()), "warning", "gpu001: a task may use 1 CPU, though 4"),
+        (with_answer(0, store="Permission denied"), "error", "the store cannot be read"),
+        (with_answer(0, probe=replace(HERE, versions={"torch": "2.6.0"}).as_dict()), "warning", "other versions"),
+        (with_answer(0, probe=replace(HERE, torch=replace(TORCH, gpus=(Gpu("Tesla V100", (7, 0)),))).as_dict()),
+         "error", "Tesla V100 (sm_70)"),
+        (outcome(meetings={0: {"error": "RuntimeError: Unable to find address for: ib7"}}), "error", "ib7"),
+        (outcome(meetings={}), "error", "could not talk"),
+    ],
+)  # fmt: skip
+def test_nodes_that_are_not(result: Outcome, level: str, words: str) -> None:
+    assert any(words in item.text for item in found(result)[level]), found(result)
+
+
+def test_another_gpu_than_the_profile_says() -> None:
+    h100 = replace(TORCH, gpus=(Gpu("NVIDIA H100", (9, 0)),), archs=("sm_90",))
+    (item,) = found(with_answer(0, probe=replace(HERE, torch=h100).as_dict()))["warning"]
+    assert "the profile says A100 SXM 40 GB, but the node has NVIDIA H100" in item.text

@@ -1,0 +1,191 @@
+"""GPUs against builds of torch: what runs on what, as plain facts; and the facts of a made-up nvidia-smi."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hpc_tumor.cluster.profiles import list_profiles
+from hpc_tumor.doctor import probe as probe_module
+from hpc_tumor.doctor.finding import Finding
+from hpc_tumor.doctor.gpu import check_gpus, check_model
+from hpc_tumor.doctor.gpu_models import capability_of, least_driver, precision_on, runs_on
+from hpc_tumor.doctor.probe import Gpu, Probe, TorchFacts
+
+# The support matrix of PyTorch 2.11: of its builds for CUDA 12.6, 12.8 and 13.0.
+CUDA_126 = ("sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90")
+CUDA_130 = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120")
+NEW = TorchFacts("2.14.1+cu130", cuda="13.0", archs=CUDA_130, nccl="2.30.7", precision=("bfloat16", "the best"))
+OLD = TorchFacts("2.11.0+cu126", cuda="12.6", archs=CUDA_126, nccl="2.27.5", precision=("float16", "the best"))
+V100, A100 = Gpu("Tesla V100-PCIE-32GB", (7, 0), 32.0), Gpu("NVIDIA A100-SXM4-40GB", (8, 0), 40.0)
+
+
+def machine(torch: TorchFacts | None, *gpus: Gpu, driver: str | None = "580.65.06") -> Probe:
+    """A machine with these GPUs, all of which torch sees."""
+    facts = replace(torch, gpus=gpus) if torch else None
+    return Probe("node", "3.11.7", "/env/bin/python", {}, torch=facts, gpus=gpus or None, driver=driver)
+
+
+def levels(findings: list[Finding]) -> list[str]:
+    return [finding.level for finding in findings]
+
+
+def test_v100_and_a_build_for_cuda_13() -> None:
+    """Said before a job is submitted, from the profile's text alone."""
+    (found,) = check_model(NEW, "V100 PCIe 32 GB", "orfeo-gpu")
+    assert found.level == "error"
+    assert "(sm_70)" in found.text
+    assert "for CUDA 13.0 has no code for it, only for sm_75 to sm_120" in found.text
+    assert "CUDA 12.6" in found.way_out
+
+
+def test_v100_and_a_build_for_cuda_12_6() -> None:
+    (found,) = check_model(OLD, "V100 PCIe 32 GB", "orfeo-gpu")
+    assert found.level == "ok"
+    assert "float16, for they have no bfloat16" in found.text
+
+
+def test_a_gpu_that_is_newer_than_the_build() -> None:
+    (found,) = check_model(replace(OLD, archs=CUDA_126), "B200", "new-cluster")
+    assert found.level == "error"
+    assert "a newer torch" in found.way_out
+
+
+def test_a_build_without_cuda_is_no_use_on_a_cluster_with_gpus() -> None:
+    (found,) = check_model(TorchFacts("2.14.1+cpu"), "A100 SXM 40 GB", "leonardo-booster")
+    assert found.level == "error"
+    assert "built for CPUs" in found.text
+
+
+def test_a_model_that_is_not_known_is_not_called_fit() -> None:
+    (found,) = check_model(NEW, "Foo 3000", "mine")
+    assert found.level == "warning"
+    assert "--submit" in found.way_out
+    assert check_model(NEW, "Foo 3000", "mine", tried=True) == []
+
+
+@pytest.mark.parametrize(
+    ("archs", "capability", "runs"),
+    [
+        (("sm_80",), (8, 6), True),  # machine code runs on later ones of its generation
+        (("sm_86",), (8, 0), False),
+        (("sm_80",), (9, 0), False),
+        (("compute_80",), (9, 0), True),  # intermediate code on all later ones
+        (("compute_90",), (8, 0), False),
+        (("sm_90a",), (9, 0), True),
+        (("sm_100a",), (10, 3), False),
+        (("sm_100",), (10, 3), True),
+        (("sm_120",), (10, 0), False),
+        ((), (8, 0), False),
+    ],
+)
+def test_which_code_runs_on_which_gpu(archs: tuple[str, ...], capability: tuple[int, int], runs: bool) -> None:
+    assert runs_on(archs, capability) is runs
+
+
+@pytest.mark.parametrize(
+    ("name", "capability"),
+    [
+        ("V100 SXM2 16 or 32 GB", (7, 0)), ("Tesla V100-PCIE-32GB", (7, 0)), ("A100 SXM 64 GB", (8, 0)),
+        ("NVIDIA A100-SXM4-40GB", (8, 0)), ("NVIDIA H100 80GB HBM3", (9, 0)), ("GH200 480GB", (9, 0)),
+        ("NVIDIA A40", (8, 6)), ("NVIDIA A10", (8, 6)), ("NVIDIA RTX A6000", (8, 6)), ("NVIDIA L40S", (8, 9)),
+        ("NVIDIA L4", (8, 9)), ("NVIDIA RTX 6000 Ada Generation", (8, 9)), ("NVIDIA GeForce RTX 3090", (8, 6)),
+        ("Tesla T4", (7, 5)), ("Tesla P100-PCIE-16GB", (6, 0)), ("NVIDIA B200", (10, 0)), ("NVIDIA GB300", (10, 3)),
+        ("NVIDIA RTX PRO 6000 Blackwell Server Edition", (12, 0)), ("Tesla K80", (3, 7)), ("AMD MI250X", None),
+        ("none (made up)", None), (None, None),
+    ],
+)  # fmt: skip
+def test_models_by_name(name: str | None, capability: tuple[int, int] | None) -> None:
+    assert capability_of(name) == capability
+
+
+def test_the_gpus_of_all_shipped_profiles_are_known() -> None:
+    profiles, _ = list_profiles()
+    named = [p.node.gpu_model for p in profiles if p.node.gpu_model and "made up" not in p.node.gpu_model]
+    assert len(named) > 5
+    assert all(capability_of(model) for model in named)
+
+
+@pytest.mark.parametrize("capability", [(6, 1), (7, 0), (7, 5), (8, 0), (8, 9), (9, 0), (12, 0)])
+def test_precision_is_what_training_chooses(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) -> None:
+    import torch
+
+    from hpc_tumor.training.recipe import choose_precision
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "made up")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert choose_precision("auto", torch.device("cuda")).name == precision_on(capability)
+
+
+def test_gpus_that_fit_say_so_in_two_lines() -> None:
+    found = check_gpus(machine(NEW, A100, A100))
+    assert levels(found) == ["ok", "ok"]
+    assert found[0].text == "2 × NVIDIA A100-SXM4-40GB: this torch has code for sm_80"
+    assert "bfloat16" in found[1].text
+
+
+def test_v100_here() -> None:
+    found = check_gpus(machine(NEW, V100))
+    assert levels(found) == ["error"]
+    assert "sm_70" in found[0].text
+
+
+@pytest.mark.parametrize(("driver", "fits"), [("550.54.15", False), ("580.65.06", True), ("595.10", True)])
+def test_drivers_that_are_too_old(driver: str, fits: bool) -> None:
+    found = check_gpus(machine(NEW, A100, driver=driver))
+    assert ("error" not in levels(found)) is fits
+    if not fits:
+        assert "needs 580" in found[0].text
+        assert "CUDA 12" in found[0].way_out
+
+
+def test_cuda_that_is_not_in_the_table_is_not_judged() -> None:
+    assert least_driver("12.6") == 525
+    assert least_driver("14.0") is None
+
+
+def test_fewer_visible_than_there_are() -> None:
+    seen = replace(machine(NEW, A100), gpus=(A100,) * 4)
+    assert levels(check_gpus(seen)) == ["warning", "ok", "ok"]
+    found = check_gpus(seen, visible="2")
+    assert levels(found) == ["ok", "ok"]
+    assert "of 4 (CUDA_VISIBLE_DEVICES=2)" in found[0].text
+    assert check_gpus(seen, visible="-1")[0].text.startswith("4 × NVIDIA A100-SXM4-40GB: hidden")
+
+
+def test_why_torch_cannot_use_them_is_said() -> None:
+    silent = replace(machine(replace(NEW, refusal="CUDA driver initialization failed"), A100), driver="580.10")
+    silent = replace(silent, torch=replace(silent.torch or NEW, gpus=()))
+    (found,) = check_gpus(silent)
+    assert found.level == "error"
+    assert "CUDA driver initialization failed" in found.text
+
+
+def test_no_nccl() -> None:
+    found = check_gpus(machine(replace(NEW, nccl=None), A100))
+    assert levels(found)[-1] == "error"
+    assert "NCCL" in found[-1].text
+
+
+def test_nvidia_smi_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also an old one, which does not know how to tell the capability."""
+    command = tmp_path / "nvidia-smi"
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    command.write_text("#!/bin/sh\nprintf 'NVIDIA H100 80GB HBM3, 81559, 570.86.15, 9.0\\n'\n")
+    command.chmod(0o755)
+    gpus, driver = probe_module._nvidia_smi()
+    assert (gpus, driver) == ((Gpu("NVIDIA H100 80GB HBM3", (9, 0), 81559 / 1024),), "570.86.15")
+    command.write_text(
+        '#!/bin/sh\ncase "$*" in *compute_cap*) echo \'Field "compute_cap" is not a valid field\'; exit 2;; esac\n'
+        "printf 'Tesla V100-PCIE-32GB, 32510, 450.80.02\\n'\n"
+    )
+    assert probe_module._nvidia_smi()[0] == (Gpu("Tesla V100-PCIE-32GB", None, 32510 / 1024),)
+    command.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed'; exit 9\n")
+    assert probe_module._nvidia_smi() == (None, None)
+
+
+def test_no_gpu_is_no_fault() -> None:
+    assert levels(check_gpus(machine(NEW))) == ["ok"]
+    assert levels(check_gpus(machine(NEW), visible="0")) == ["warning"]
