@@ -547,18 +547,56 @@ def efficiency(patterns: AnyPatterns = None, runs: Runs = None, json: Json = Fal
     show_efficiency(read_efficiency(found))
 
 
-@app.command(rich_help_panel="Runs")
-def clusters(json: Json = False, verbose: Verbose = False) -> None:
-    """The cluster profiles that --cluster takes."""
+clusters_app = typer.Typer(invoke_without_command=True)
+app.add_typer(clusters_app, name="clusters", rich_help_panel="Setup")
+
+
+@clusters_app.callback()
+def clusters(context: typer.Context, json: Json = False, verbose: Verbose = False) -> None:
+    """The cluster profiles that --cluster takes; `clusters discover` writes a first one."""
     from hpc_tumor.cluster.profiles import list_profiles
     from hpc_tumor.views import clusters_table
 
+    if context.invoked_subcommand:
+        return
     profiles, broken = list_profiles()
     for error in broken:
         out.warning(f"left out: {error}")
     out.result(
         [profile.model_dump(mode="json") for profile in profiles], show=lambda: out.table(clusters_table(profiles))
     )
+
+
+@clusters_app.command("discover")
+def clusters_discover(
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="Of the profile; else the cluster's own.")] = None,
+    partition: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Partition to describe; else the one with the most GPUs.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Else among your own profiles.")
+    ] = None,
+    overwrite: Annotated[bool, flag("--overwrite", text="Replace a profile that is there.")] = False,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write a first profile of the cluster that this runs on, from what its SLURM says.
+
+    Example: hpc-tumor clusters discover --name mine
+    """
+    from hpc_tumor.cluster.discover import discover
+    from hpc_tumor.views import discovery_lines
+
+    found = discover(name, partition, output, overwrite)
+    for note in found.notes:
+        out.note(note)
+    values = {"name": found.name, "path": found.path, "partition": found.partition.name, "notes": found.notes}
+    out.result(values, show=lambda: out.pairs(discovery_lines(found)))
+    chosen = shlex.quote(str(found.path) if output else found.name)
+    out.hints("Next:", [
+        (f"hpc-tumor doctor --cluster {chosen} --submit", "try it on a node"),
+        (f"hpc-tumor submit --cluster {chosen} --dry-run …", "see what would be asked for"),
+    ])  # fmt: skip
 
 
 @app.command(rich_help_panel="Setup")

@@ -308,6 +308,9 @@ class EnvironmentSettings(Settings):
     setup: tuple[str, ...] = ()
     variables: dict[str, str] = Field(default_factory=dict)
     scratch: str | None = Field(None, description="fast storage; submit says where a store lies elsewhere")
+    node_disk: str | None = Field(
+        None, description="disk of each node itself, such as $TMPDIR: the store is copied there once, and read there"
+    )
     master_suffix: str = Field("", description="appended to the first node's name for the rendezvous (JUWELS: i)")
 
     @model_validator(mode="after")

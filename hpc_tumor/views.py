@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from hpc_tumor.cluster.plan import hours
 from hpc_tumor.cluster.profiles import LOCAL
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.console import counted, duration, out, size
@@ -13,6 +14,7 @@ from hpc_tumor.errors import DataError
 from hpc_tumor.results.layout import Column, Table
 
 if TYPE_CHECKING:
+    from hpc_tumor.cluster.discover import Discovery
     from hpc_tumor.cluster.submit import Submission
     from hpc_tumor.data.prepare import PrepareSummary, SourceReport
     from hpc_tumor.data.splits import Split
@@ -148,6 +150,15 @@ def clusters_table(profiles: Sequence[ClusterProfile]) -> Table:
             longest, profile.slurm.account or "", profile.description,
         ))  # fmt: skip
     return Table("", columns, tuple(rows), ("GPUs, CPUs and memory: of one node.",))
+
+
+def discovery_lines(found: Discovery) -> list[tuple[str, str]]:
+    """What was found of a cluster, and where it stands now."""
+    node, part = found.partition.largest, found.partition
+    gpus = f"{counted(node.gpus, 'GPU')}{f' ({node.gpu_types[0]})' if node.gpu_types else ''}, " if node.gpus else ""
+    longest = "no limit" if part.walltime is None else f"at most {hours(part.walltime)}"
+    about = f"{counted(part.nodes, 'node')} of {gpus}{node.cpus} CPUs, {node.memory_gb:.0f} GB; {longest}"
+    return [("written", str(found.path)), (f"partition {part.name}", about)]
 
 
 def _strata(store: Store) -> list[str]:

@@ -6,11 +6,13 @@ import fcntl
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
 import pytest
+
+from hpc_tumor.cluster.facts import Facts, read_facts
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "slurm_cluster.py"
 
@@ -59,3 +61,20 @@ def _is_last(users: TextIO) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], Facts]:
+    """The facts of a cluster whose commands say this: a text, or a script after `case`."""
+
+    def read(commands: dict[str, str]) -> Facts:
+        tools = tmp_path / "bin"
+        tools.mkdir(exist_ok=True)
+        for name, text in commands.items():
+            script = text if text.startswith(("case", "exit", "sleep")) else f"cat <<'END'\n{text}END"
+            (tools / name).write_text(f"#!/bin/sh\n{script}\n")
+            (tools / name).chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
+        return read_facts(seconds=2)
+
+    return read

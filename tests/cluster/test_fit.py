@@ -4,54 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-from launching import profile_with
+from launching import ORFEO, profile_with
 
-from hpc_tumor.cluster.facts import Facts, Limits, read_facts, read_gres
+from hpc_tumor.cluster.facts import Facts, Limits, read_gres
 from hpc_tumor.cluster.fit import fit_to_cluster
 from hpc_tumor.cluster.plan import make_plan
 from hpc_tumor.errors import UsageError
-
-ORFEO = {
-    "sinfo": """GPU|up|18:00:00|4|24|240000|gpu:2|(null)
-DGX|up|6-06:00:00|2|128|1000000|gpu:a100:8(S:0-7)|dgx,a100
-MIXED|up|infinite|3+|112|1000000|gpu:h100:8,shard:16|h100
-MIXED|up|infinite|10|64|500000|(null)|cpu
-EPYC|inact|6-06:00:00|8|128|512000|(null)|(null)
-""",
-    "scontrol": """case "$*" in
-*partition*) cat <<'END'
-PartitionName=GPU AllowAccounts=dssc,lade AllowQos=ALL Default=YES MaxNodes=2 MaxTime=18:00:00 QoS=gpuq State=UP
-PartitionName=DGX AllowAccounts=lade AllowQos=normal,long Default=NO MaxTime=6-06:00:00 QoS=N/A State=UP
-END
-;;
-*) printf 'ClusterName = orfeo\\nJobRequeue = 1\\nMaxArraySize = 501\\nSLURM_VERSION = 23.11.4\\n' ;;
-esac""",
-    "sacctmgr": """case "$*" in
-*assoc*) echo 'dssc||normal,gpuq|5|20|2:00:00' ;;
-*user*) echo dssc ;;
-*qos*) printf 'normal||||||\\nlong|6-00:00:00|||||\\ngpuq|12:00:00|cpu=96,gres/gpu=4|5|20|node=2|\\n' | sed 's/|$//' ;;
-esac""",
-}
-
-
-@pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], Facts]:
-    """The facts of a cluster whose commands say this: a text, or a script after `case`."""
-
-    def read(commands: dict[str, str]) -> Facts:
-        tools = tmp_path / "bin"
-        tools.mkdir(exist_ok=True)
-        for name, text in commands.items():
-            script = text if text.startswith(("case", "exit", "sleep")) else f"cat <<'END'\n{text}END"
-            (tools / name).write_text(f"#!/bin/sh\n{script}\n")
-            (tools / name).chmod(0o755)
-        monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
-        return read_facts(seconds=2)
-
-    return read
 
 
 @pytest.mark.parametrize(

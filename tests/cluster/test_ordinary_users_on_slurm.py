@@ -1,4 +1,4 @@
-"""Two ordinary users with a store and a folder of runs in common, the package installed from a wheel, no home to write."""
+"""Two ordinary users share a store and a folder of runs: the package from a wheel, and no home that can be written."""
 
 from __future__ import annotations
 
