@@ -14,6 +14,7 @@ from hpc_tumor.errors import HpcTumorError, PartialFailure, TrainingError
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.runs_view import OPEN, choose, runs_table, runs_view
 
+_FAILURES = ("failed", "timeout", "node-fail", "out-of-memory")
 LOCAL_SECONDS, SLURM_SECONDS = 2.0, 10.0  # between two looks at the runs; a scheduler is asked less often
 
 
@@ -87,21 +88,26 @@ def print_logs(
     """What the runs printed, one after another where there are several."""
     from hpc_tumor.cluster.logs import launcher_text, log_text
 
-    reasons = {state.run.path: state.reason for state in read_states(runs)} if errors else {}
-    for number, run in enumerate(runs):
+    known = read_states(runs) if errors else []
+    reasons = {state.run.path: state.reason if state.state in _FAILURES else None for state in known}
+    said = {}
+    for run in runs:
         if launcher:
-            text, what = launcher_text(run), "output of the launcher"
+            said[run.name] = launcher_text(run)
         elif errors:
-            text, what = log_text(run, errors=True, start=start, reason=reasons[run.path]), "errors"
+            said[run.name] = log_text(run, errors=True, start=start, reason=reasons[run.path])
         else:
-            text, what = log_text(run, rank=rank, start=start), f"output of rank {rank}"
+            said[run.name] = log_text(run, rank=rank, start=start)
+    what = "output of the launcher" if launcher else "errors" if errors else f"output of rank {rank}"
+    silent = [name for name, text in said.items() if not text]
+    for number, name in enumerate(name for name in said if said[name]):
         if len(runs) > 1:
-            out.text(f"{chr(10) if number else ''}=== {run.name}")
-        if text:
-            lines = text.rstrip("\n").split("\n")
-            out.text("\n".join(lines[-tail:] if tail else lines))
-        else:
-            out.note(f"{run.name}: no {what} so far")
+            out.text(f"{chr(10) if number else ''}=== {name}")
+        lines = said[name].rstrip("\n").split("\n")
+        out.text("\n".join(lines[-tail:] if tail else lines))
+    if silent:
+        who = silent[0] if len(silent) == 1 else f"{len(silent)} of {len(runs)} runs"
+        out.note(f"{who}: no {what} so far")
 
 
 def _for_each(verb: str, done: str, actions: list[tuple[RunDir, Callable[[], Any]]], yes: bool) -> None:

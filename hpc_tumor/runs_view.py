@@ -146,7 +146,7 @@ def _left(state: RunState) -> str:
     if state.state != "running" or state.eta is None:
         return ""
     more = state.more_starts
-    return duration(state.eta) + (f", {counted(more, 'more start')}" if more else "")
+    return duration(state.eta) + (f", +{counted(more, 'start')}" if more else "")
 
 
 def _elapsed(state: RunState) -> str:

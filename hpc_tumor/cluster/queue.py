@@ -293,7 +293,7 @@ def _slurm_state(record: JobRecord, story: _Story, status: dict[str, Any], age: 
     if record.exit_code == f"{NO_ROOM}:0":
         return (
             "failed",
-            f"no room was left on the disk, or of the quota, of its folder: make room, then hpc-tumor resume",
+            "no room was left on the disk, or of the quota, of its folder: make room, then hpc-tumor resume",
         )
     code = f" (exit code {record.exit_code})" if record.exit_code and record.exit_code != "0:0" else ""
     return "failed", f"{_UNSAID}{code}: hpc-tumor logs --errors tells more"
