@@ -107,6 +107,10 @@ class RunDir:
         """Where a rank writes what its profiler saw in one start of the run."""
         return self.path / "profile" / f"rank-{rank}.{start}.trace.json.gz"
 
+    def usage(self, rank: int, start: int) -> Path:
+        """Where a rank writes what it uses in one start of the run."""
+        return self.logs / f"usage-{rank}.{start}.json"
+
     def experiment(self) -> Experiment:
         """The settings this run was made with. UsageError where there are none that can be read."""
         values = read_json(self.config)

@@ -82,7 +82,7 @@ class TrainingJob:
             if under_slurm:
                 _write_to(run.logs / f"rank-{rank}.{start}.out")
                 _prepare_slurm(run, job)
-            return _train(run, stop, _Record(run, start, rank))
+            return _train(run, job, stop, _Record(run, start, rank), start)
         except Exception as error:
             _Record(run, start, rank).error(error)
             raise
@@ -191,14 +191,21 @@ def _prepare_slurm(run: RunDir, job: dict[str, Any]) -> None:
     (run.path.parent / job["folder"] if "folder" in job else run.submission).joinpath(mine).unlink(missing_ok=True)
 
 
-def _train(run: RunDir, stop: StopFlag, record: _Record) -> str:
+def _train(run: RunDir, job: dict[str, Any], stop: StopFlag, record: _Record, start: int) -> str:
+    from hpc_tumor.data.staging import staged
     from hpc_tumor.training.distributed import init_distributed
+    from hpc_tumor.training.heartbeat import say
     from hpc_tumor.training.loop import train
 
     experiment = run.experiment()
     distributed = init_distributed(experiment.hardware.timeout_minutes, experiment.hardware.threads, record.hang)
     print(f"rank {distributed.rank} of {distributed.world_size} on {socket.gethostname()}, {distributed.device}")
-    outcome = train(experiment, run, distributed, stop)
+    disk = job.get("profile", {}).get("environment", {}).get("node_disk")
+    with staged(
+        experiment.data.store, disk, say, leads=distributed.local_rank == 0, agree=distributed.any, stop=stop,
+        patience=60 * experiment.hardware.timeout_minutes,
+    ) as copy:  # fmt: skip
+        outcome = train(experiment, run, distributed, stop, start=start, read_from=copy)
     distributed.shutdown()
     return outcome
 

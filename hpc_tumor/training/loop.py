@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -25,6 +26,7 @@ from hpc_tumor.training.schedule import learning_rate
 from hpc_tumor.training.setup import set_up
 from hpc_tumor.training.step import train_step
 from hpc_tumor.training.tracing import Tracer
+from hpc_tumor.training.usage import Usage
 from hpc_tumor.training.working_set import Setup
 
 Outcome = Literal["finished", "stopped"]
@@ -36,20 +38,33 @@ def never() -> str | None:
 
 
 def train(
-    experiment: Experiment, run: RunDir, distributed: Distributed, stop: Callable[[], str | None] = never
+    experiment: Experiment,
+    run: RunDir,
+    distributed: Distributed,
+    stop: Callable[[], str | None] = never,
+    *,
+    start: int | None = None,
+    read_from: Path | None = None,
 ) -> Outcome:
     """Train and test one network; go on from the run's last checkpoint where there is one.
 
     All ranks call this together. Once `stop()` gives a reason on any rank, all of them finish the step under way,
     save a checkpoint together and return "stopped".
 
+    Args:
+        start: which start of the run this is, where what it uses is to be recorded.
+        read_from: a copy of the store, to be read in its place.
+
     Raises:
         DataError: the store or the checkpoint cannot be used.
         TrainingError: the loss is no longer finite, memory ran out, or a checkpoint cannot be written.
     """
-    with explained(experiment, run, distributed):
-        setup = set_up(experiment, run, distributed)
-    return train_to_end(setup, stop)
+    with Usage(None if start is None else run.usage(distributed.rank, start), distributed) as usage:
+        with explained(experiment, run, distributed):
+            setup = set_up(experiment, run, distributed, read_from)
+        usage.follow(setup)
+        outcome = usage.outcome = train_to_end(setup, stop)
+    return outcome
 
 
 def train_to_end(setup: Setup, stop: Callable[[], str | None] = never) -> Outcome:

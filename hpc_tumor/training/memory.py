@@ -33,14 +33,18 @@ def keep_freed_memory() -> bool:
 
 def peak_memory_gb(device: torch.device) -> float:
     """Most memory this process has held, in GB: on its GPU, else in the host."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
+    return torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else own_memory()[0] / 1e9
+
+
+def own_memory() -> tuple[int, int]:
+    """Most main memory that this process has held, and how much it shares with others now, in bytes."""
     try:  # Linux counts a process's own here; getrusage begins with what its parent had
         status = Path("/proc/self/status").read_text()
-        return int(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e9
+        most, shared = (int(status.partition(f"{name}:")[2].split()[0]) * 1024 for name in ("VmHWM", "RssShmem"))
+        return most, shared
     except (OSError, IndexError, ValueError):
         unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, 0
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -58,17 +59,20 @@ class Parts:
         return f"{unit}: {sizes}{slices}" + ("; this split leaks between its parts" if self.split.leaks else "")
 
 
-def make_parts(experiment: Experiment, distributed: Distributed) -> Parts:
+def make_parts(experiment: Experiment, distributed: Distributed, read_from: Path | None = None) -> Parts:
     """Open the store, split it, and make the loaders.
 
     Training takes the middle share of each case's slices, as published; validation and test take every slice of
     their patients, so that the scores are of whole volumes. The published split draws single slices for both.
 
+    Args:
+        read_from: a copy of the store, to be read in its place.
+
     Raises:
         DataError: the store cannot be opened, is of the other task, or is too small to split.
     """
     data = experiment.data
-    store = Store.open(data.store)
+    store = Store.open(read_from or data.store)
     if store.task != experiment.task:
         raise DataError(
             f"{data.store} is a store for {store.task} ({store.dataset}), but {experiment.model.name} does"

@@ -6,6 +6,7 @@ import inspect
 import os
 import socket
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,15 +32,18 @@ from hpc_tumor.training.saving import Saver
 from hpc_tumor.training.working_set import Setup, rank_seed
 
 
-def set_up(experiment: Experiment, run: RunDir, distributed: Distributed) -> Setup:
+def set_up(experiment: Experiment, run: RunDir, distributed: Distributed, read_from: Path | None = None) -> Setup:
     """Build one rank's working set, and resume where the run left a checkpoint.
+
+    Args:
+        read_from: a copy of the store, to be read in its place.
 
     Raises:
         DataError: the store, the split or the checkpoint cannot be used.
         UsageError: the network or the precision does not fit the data or the device.
     """
     _prepare_backend(experiment, distributed)
-    parts = make_parts(experiment, distributed)
+    parts = make_parts(experiment, distributed, read_from)
     if experiment.recipe.early_stopping and parts.val is None:
         raise UsageError("recipe.early_stopping needs a validation part, and this split has none: leave it out.")
     experiment.check_classes(parts.classes or [])

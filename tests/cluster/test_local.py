@@ -114,7 +114,7 @@ def test_first_failing_rank_ends_the_rest(submit: Submit, task: str, reason: str
     assert not run.result.exists()
     assert (run.logs / "rank-1.0.error.txt").exists() == (task != "die:1")
     assert log_text(run, errors=True).startswith(reason)
-    assert ("Traceback" in log_text(run, errors=True)) == (task != "die:1")
+    assert ("Traceback" in log_text(run, errors=True)) == (task == "crash:1")
 
 
 def test_a_killed_rank_is_recorded_before_the_others_end() -> None:

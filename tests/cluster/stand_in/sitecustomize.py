@@ -14,10 +14,12 @@ from typing import Any
 def init_distributed(*_arguments: object) -> Any:
     rank = int(os.environ.get("RANK") or os.environ["SLURM_PROCID"])
     world_size = int(os.environ.get("WORLD_SIZE") or os.environ["SLURM_NTASKS"])
-    return types.SimpleNamespace(rank=rank, world_size=world_size, device="cpu", shutdown=lambda: None)
+    return types.SimpleNamespace(
+        rank=rank, local_rank=rank, world_size=world_size, device="cpu", shutdown=lambda: None, any=None
+    )
 
 
-def train(_experiment: Any, run: Any, distributed: Any, stop: Any) -> str:
+def train(_experiment: Any, run: Any, distributed: Any, stop: Any, **_more: Any) -> str:
     task, _, about = os.environ["STAND_IN"].partition(":")
     mine = distributed.rank == int(about or 0)
     if distributed.rank == 0:
@@ -47,8 +49,12 @@ def train(_experiment: Any, run: Any, distributed: Any, stop: Any) -> str:
     return "stopped"
 
 
+def say(line: str) -> None:
+    print(line)
+
+
 if "STAND_IN" in os.environ:
-    for name, function in (("distributed", init_distributed), ("loop", train)):
+    for name, function in (("distributed", init_distributed), ("loop", train), ("heartbeat", say)):
         module = types.ModuleType(f"hpc_tumor.training.{name}")
         setattr(module, function.__name__, function)
         sys.modules[module.__name__] = module
