@@ -19,7 +19,7 @@ from hpc_tumor.cluster.queue import read_states
 from hpc_tumor.run_dir import RunDir, find_runs
 
 pytestmark = pytest.mark.slow
-HOSTILE = "it's; a \"$(touch OOPS)\" `touch OOPS` & né\nfolder"
+HOSTILE = 'it\'s; a "$(touch OOPS)" `touch OOPS` & né\nfolder'
 RUNS = HOSTILE.replace("\n", " ")  # SLURM's own file names cannot hold a line end
 
 
