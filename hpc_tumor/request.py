@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from hpc_tumor.config import CLASSIFICATION_SIZE, Experiment
 from hpc_tumor.console import out
 from hpc_tumor.errors import DataError, UsageError, unknown
+from hpc_tumor.job_file import JobFile, read_job_file
 from hpc_tumor.models import MODELS
-from hpc_tumor.settings import JobFile, holds, merge, parse_assignments, read_job_file, resolve
+from hpc_tumor.settings import holds, merge, parse_assignments, resolve
 from hpc_tumor.training.mirror import check_tensorboard
 
 if TYPE_CHECKING:
@@ -116,8 +117,7 @@ def _combinations(request: Request, job: JobFile | None) -> Iterator[tuple[dict[
         if job is None:
             yield flags, {}
             continue
-        kept = {key: values for key, values in job.sweep.items() if not holds(flags, key)}
-        for variant in job.model_copy(update={"sweep": kept}).variants():
+        for variant in job.without({name for name in job.many if holds(flags, name)}).variants():
             yield flags, variant
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import platformdirs
 
 from hpc_tumor.config import Experiment
 from hpc_tumor.errors import UsageError, unknown
-from hpc_tumor.validation import Settings, build, fields_of, unknown_setting
+from hpc_tumor.validation import build, fields_of, unknown_setting
 
 _PACKAGE = Path(__file__).parent
 _SECTIONS = ("model", "data", "recipe", "hardware")
@@ -79,7 +78,7 @@ def parse_assignments(texts: Sequence[str]) -> dict[str, Any]:
         key, equals, value = text.partition("=")
         if not equals:
             raise UsageError(f"--set {text!r} has no value: write it as KEY=VALUE, for example recipe.epochs=2.")
-        _put(values, full_name(key.strip(), "--set"), _parse(value.strip()))
+        put(values, full_name(key.strip(), "--set"), _parse(value.strip()))
     return values
 
 
@@ -96,12 +95,13 @@ def full_name(key: str, where: str) -> str:
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dictionaries laid over each other, the later over the earlier."""
+    """Nested dictionaries laid over each other, the later over the earlier; shares none of them with the layers."""
     merged: dict[str, Any] = {}
     for layer in layers:
         for key, value in layer.items():
             old = merged.get(key)
-            merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
+            nested = isinstance(value, Mapping)
+            merged[key] = merge(old if isinstance(old, dict) else {}, value) if nested else value
     return merged
 
 
@@ -112,45 +112,7 @@ def preset(model: str) -> dict[str, Any]:
     if model not in MODELS:
         raise unknown("model", model, MODELS)
     path = shipped("jobs") / f"{model}.toml"
-    return _settings(read_toml(path), str(path))
-
-
-class JobFile(Settings):
-    """A job file: settings for all of its runs, and the `sweep` of values that makes many runs of them."""
-
-    path: Path
-    settings: dict[str, Any]
-    sweep: dict[str, list[Any]]
-
-    def variants(self) -> Iterator[dict[str, Any]]:
-        """The settings of each run: one per combination of the sweep's values."""
-        keys = list(self.sweep)
-        for combination in product(*self.sweep.values()):
-            values = merge(self.settings)
-            for key, value in zip(keys, combination, strict=True):
-                _put(values, key, value)
-            yield values
-
-
-def read_job_file(path: Path) -> JobFile:
-    """A job file, by its path or by the name of a preset. Its `[sweep]` maps settings to lists of values."""
-    if (
-        not path.exists()
-        and (shipped("jobs") / f"{path.stem}.toml").is_file()
-        and path.parent in (Path(), Path("jobs"))
-    ):
-        path = shipped("jobs") / f"{path.stem}.toml"
-    contents = read_toml(path)
-    sweep = contents.pop("sweep", {})
-    lists: dict[str, list[Any]] = {}
-    if not isinstance(sweep, dict):
-        raise UsageError(f"{path}: sweep = {sweep!r} is not a section: write [sweep] with lists of values below it.")
-    for key, values in sweep.items():
-        name = "model.name" if key == "model" else full_name(key, f"{path}, sweep")
-        if not isinstance(values, list) or not values:
-            raise UsageError(f"{path}: sweep.{key} = {values!r} is not a list of values; write {key} = [..., ...].")
-        lists[name] = values
-    return JobFile(path=path, settings=_settings(contents, str(path)), sweep=lists)
+    return settings_in(read_toml(path), str(path))
 
 
 def resolve(
@@ -168,7 +130,7 @@ def resolve(
     path = str(_user_file())
     user = {key: value for key, value in user_configuration().items() if key not in _USER_KEYS}
     layers: list[tuple[Mapping[str, Any], Callable[[str], str]]] = [
-        (_settings(user, path), lambda name: path),
+        (settings_in(user, path), lambda name: path),
         (job or {}, lambda name: where),
         (_variables(), _variable),
         (overrides, flag),
@@ -204,9 +166,9 @@ def _user_file() -> Path:
     return user_directory() / "config.toml"
 
 
-def _settings(contents: dict[str, Any], where: str) -> dict[str, Any]:
+def settings_in(contents: dict[str, Any], where: str) -> dict[str, Any]:
     """Settings as a file gives them; `model = "unet"` is short for the name of the network."""
-    values = {key: value for key, value in contents.items() if key not in ("description", "sweep")}
+    values = {key: value for key, value in contents.items() if key not in ("description", "sweep", "random")}
     if isinstance(values.get("model"), str):
         values["model"] = {"name": values["model"]}
     for section in _SECTIONS:
@@ -228,7 +190,7 @@ def _variables() -> dict[str, Any]:
     values: dict[str, Any] = {}
     for variable, text in os.environ.items():
         if variable in settings:
-            _put(values, settings[variable], _parse(text))
+            put(values, settings[variable], _parse(text))
         elif variable.startswith(_PREFIX) and variable not in _OTHER_VARIABLES:
             raise _unknown_variable(variable, [*settings, *_OTHER_VARIABLES])
     return values
@@ -248,7 +210,8 @@ def _parse(text: str) -> Any:
         return text
 
 
-def _put(values: dict[str, Any], dotted: str, value: Any) -> None:
+def put(values: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set one nested setting by its dotted name."""
     *sections, last = dotted.split(".")
     for section in sections:
         values = values.setdefault(section, {})

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from hpc_tumor.errors import UsageError
+from hpc_tumor.job_file import read_job_file
 from hpc_tumor.models import MODELS
-from hpc_tumor.settings import full_name, merge, parse_assignments, preset, read_job_file, read_toml, resolve
+from hpc_tumor.settings import full_name, merge, parse_assignments, preset, read_toml, resolve
 
 STORE = {"data": {"store": "a.zarr"}}
 UNET = merge(STORE, {"model": {"name": "unet"}})
@@ -189,3 +190,63 @@ def test_messages_of_unknown_settings_are_short() -> None:
 def test_numbers_are_finite(text: str) -> None:
     with pytest.raises(UsageError, match="finite"):
         resolve(merge(UNET, parse_assignments([text])))
+
+
+def test_values_of_a_sweep_do_not_run_into_each_other(tmp_path: Path) -> None:
+    """Each run has its own value, also where the file has a section of the same name."""
+    path = tmp_path / "grid.toml"
+    path.write_text('[recipe]\nepochs = 2\n[sweep]\n"recipe.learning_rate" = [1e-3, 1e-4]\nseed = [0, 1]\n')
+    variants = list(read_job_file(path).variants())
+    assert [(values["recipe"]["learning_rate"], values["seed"]) for values in variants] == [
+        (1e-3, 0), (1e-3, 1), (1e-4, 0), (1e-4, 1),
+    ]  # fmt: skip
+
+
+RANDOM = """
+[random]
+runs = 30
+seed = 7
+learning_rate = { low = 1e-5, high = 1e-2, scale = "log" }
+batch_size = { low = 8, high = 64 }
+optimizer = ["adam", "sgd"]
+"""
+
+
+def test_values_drawn_at_random_are_the_same_each_time(tmp_path: Path) -> None:
+    path = tmp_path / "search.toml"
+    path.write_text(f'model = "unet"\n{RANDOM}[sweep]\nseed = [0, 1]\n')
+    variants = list(read_job_file(path).variants())
+    assert variants == list(read_job_file(path).variants())
+    assert len(variants) == 60
+    rates = [values["recipe"]["learning_rate"] for values in variants[:30]]
+    assert variants[30]["recipe"]["learning_rate"] == rates[0]  # the same draws for each seed
+    assert all(1e-5 <= rate <= 1e-2 for rate in rates)
+    assert 8 < sum(rate < 10**-3.5 for rate in rates) < 22  # half of them below the middle of the logarithm
+    sizes = {values["recipe"]["batch_size"] for values in variants}
+    assert sizes <= set(range(8, 65))
+    assert len(sizes) > 10
+    assert {values["recipe"]["optimizer"] for values in variants} == {"adam", "sgd"}
+    path.write_text(path.read_text().replace("runs = 30", "runs = 40"))
+    assert list(read_job_file(path).variants())[:30] == variants[:30]  # more runs leave those that are there
+    assert all(resolve(STORE, values).recipe.learning_rate for values in variants[:3])
+
+
+@pytest.mark.parametrize(
+    ("contents", "part"),
+    [
+        ("[random]\nruns = 3\n", "names no setting to draw"),
+        ("[random]\nlearning_rate = [1]\n", "runs is missing"),
+        ("[random]\nruns = 3\nlearning_rate = 3\n", "neither a list nor a range"),
+        ("[random]\nruns = 3\nlearning_rate = { low = 3, high = 1 }\n", "low = 3 is not below high = 1"),
+        ('[random]\nruns = 3\nlearning_rate = { low = 0, high = 1, scale = "log" }\n', "above 0 for a log scale"),
+        ("[random]\nruns = 3\nrate = [3]\n", "unknown setting 'rate'"),
+        ("[random]\nruns = 3\nepochs = [3]\n[sweep]\nepochs = [1]\n", "in [sweep] and in [random]"),
+        ("random = 3\n", "random = 3 is not a section"),
+    ],
+)
+def test_wrong_draws_are_refused(tmp_path: Path, contents: str, part: str) -> None:
+    file = tmp_path / "job.toml"
+    file.write_text(contents)
+    with pytest.raises(UsageError) as caught:
+        read_job_file(file)
+    assert part in str(caught.value)

@@ -117,6 +117,34 @@ def test_one_lost_rank_ends_the_job(submit: Submit) -> None:
     assert "requeued" not in events(run)
 
 
+def test_a_task_of_an_array_is_requeued_alone(submit: Submit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STAND_IN", "wait")
+    monkeypatch.setenv("PYTHONPATH", str(STAND_IN))
+    profile = find_profile(PROFILE)
+    plan = make_plan(profile, 1, memory_gb=2)
+    runs = tmp_path / "runs"
+    done = submit_all([Wanted(small_experiment(seed=seed), plan) for seed in range(3)], profile, runs).done
+    try:
+        first, second, third = (item.run for item in done)
+        for run in (first, second, third):
+            wait_for(lambda run=run: "started" in events(run), seconds=60)
+        task = done[1].job_id
+        assert task.endswith("_1")
+        command("scancel", "--signal=USR2", task)
+        wait_for(lambda: "requeued" in events(second), seconds=60)
+        wait_for(lambda: state_of(second).state == "requeued", seconds=60)
+        assert [state_of(run).state for run in (first, third)] == ["running", "running"]
+        time.sleep(2)  # in the second of its requeue the nodes still refuse it
+        command("scontrol", "update", f"JobId={task}", "StartTime=now")
+        wait_for(lambda: events(second).count("started") == 2, seconds=60)
+        assert (second.logs / "rank-0.1.out").exists()
+        cancel(state_of(third))
+        assert wait_for(lambda: ended(third), seconds=60).state == "cancelled"
+        assert state_of(first).state == "running"
+    finally:
+        command("scancel", "--full", done[0].job_id.partition("_")[0])
+
+
 def test_a_module_that_is_not_there_is_explained(on_slurm: None, tmp_path: Path) -> None:
     profile = find_profile(PROFILE)
     environment = profile.environment.model_copy(update={"modules": ("cuda/99.1",)})
