@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from launching import STAND_IN, events, small_experiment, wait_for
 from hpc_tumor.cluster.logs import log_text
 from hpc_tumor.cluster.plan import make_plan
 from hpc_tumor.cluster.profiles import find_profile
-from hpc_tumor.cluster.queue import RunState, read_states
-from hpc_tumor.cluster.submit import job_script, submit_experiment
+from hpc_tumor.cluster.queue import RunState, cancel, read_states
+from hpc_tumor.cluster.submit import Wanted, job_script, submit_all, submit_experiment
 from hpc_tumor.data.prepare import prepare_dataset
 from hpc_tumor.data.sources import detect_reader
 from hpc_tumor.errors import ClusterError
