@@ -171,7 +171,7 @@ class Experiment(Settings):
             ("recipe.loss", self.recipe.loss, LOSSES[self.task]),
         ):
             if value is not None and value not in allowed:
-                raise ValueError(f"{what} = {value!r} is not for {self.task}: choose {' or '.join(allowed)}")
+                raise ValueError(f"{what} = {value!r} is not for {self.task}: choose {_either(allowed)}")
         weights, outputs = self.recipe.class_weights, OUTPUTS[self.task]
         if isinstance(weights, tuple) and (len(weights) != outputs or not all(weight > 0 for weight in weights)):
             raise ValueError(
@@ -221,6 +221,11 @@ class Experiment(Settings):
     def loss(self) -> str:
         """The loss in use: the one asked for, else the task's."""
         return self.recipe.loss or LOSSES[self.task][0]
+
+
+def _either(names: Sequence[str]) -> str:
+    """`a, b or c`."""
+    return " or ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
 
 
 def _minutes(value: Any) -> Any:

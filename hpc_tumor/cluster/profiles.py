@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 from hpc_tumor import settings
@@ -36,13 +37,38 @@ def find_profile(name: str | Path) -> ClusterProfile:
 
 
 def load_profile(path: Path) -> ClusterProfile:
-    """The profile in a TOML file; it is named after the file unless it names itself."""
+    """The profile in a TOML file; it is named after the file unless it names itself.
+
+    Raises:
+        UsageError: it is not valid, or somebody else's with lines that would run as this user.
+    """
     profile = build(ClusterProfile, {"name": path.stem, **settings.read_toml(path)}, where=str(path))
     if profile.name == LOCAL:
         raise UsageError(
             f"{path}: a profile cannot be called {LOCAL!r}, which is this machine without SLURM: rename it."
         )
+    environment = profile.environment
+    if (environment.setup or environment.modules or environment.variables) and not _is_trusted(path):
+        raise UsageError(
+            f"{path} belongs to {_owner(path)}, and what it sets up would run as you: read it, and copy it to"
+            f" {settings.user_directory() / 'clusters'}."
+        )
     return profile
+
+
+def _is_trusted(path: Path) -> bool:
+    """Whether a file is of this user, of the system, or of whoever installed this package."""
+    trusted = {os.getuid(), 0}
+    with suppress(OSError):  # code in an archive has no owner of its own
+        trusted.add(Path(__file__).stat().st_uid)
+    return path.stat().st_uid in trusted
+
+
+def _owner(path: Path) -> str:
+    try:
+        return path.owner()
+    except KeyError:
+        return f"user {path.stat().st_uid}"
 
 
 def list_profiles() -> tuple[list[ClusterProfile], list[UsageError]]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+import os
+import time
 import zipfile
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from hpc_tumor import atomic
 from hpc_tumor.cluster.private import code_folder, make_private
 
 _KINDS = ("*.py", "*.toml", "*.j2", "*.html", "*.css", "*.js")
+_KEPT_DAYS = 180  # since it was last submitted; a run that is resumed takes the code as it is then
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the same files give the same archive, whenever they were written
 
 
@@ -32,10 +35,15 @@ def take_snapshot(runs: Path) -> Path:
         UsageError: the folder for it belongs to somebody else.
         OSError: it cannot be written.
     """
-    make_private(code_folder(runs))
+    folder = make_private(code_folder(runs))
     path = snapshot_path(runs)
-    if not path.exists():
+    if path.exists():
+        os.utime(path)
+    else:
         atomic.write_bytes(path, _archive())
+    for other in folder.glob("*.zip"):
+        if time.time() - other.stat().st_mtime > _KEPT_DAYS * 86_400:
+            other.unlink(missing_ok=True)
     return path
 
 

@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import hpc_tumor
 from hpc_tumor import atomic, launch
 from hpc_tumor.cluster import snapshot
 from hpc_tumor.cluster.plan import make_plan
-from hpc_tumor.cluster.private import make_private
+from hpc_tumor.cluster.private import code_folder, make_private
 from hpc_tumor.cluster.submit import Wanted, array_script, grouped, resume_run, submit_all
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.errors import ClusterError, PartialFailure, UsageError
@@ -193,7 +194,12 @@ def test_rerun_is_new_runs_as_the_old_ones_were_asked_for(tmp_path: Path, sbatch
 
 
 def test_a_snapshot_is_the_code_as_it_was(tmp_path: Path) -> None:
+    old = make_private(code_folder(tmp_path)) / "0123.zip"
+    for name, days in ((old, 200), (old.with_name("4567.zip"), 100)):
+        name.touch()
+        os.utime(name, (time.time() - days * 86_400,) * 2)
     path = snapshot.take_snapshot(tmp_path)
+    assert {found.name for found in path.parent.iterdir()} == {path.name, "4567.zip"}
     assert path == snapshot.snapshot_path(tmp_path) == snapshot.take_snapshot(tmp_path)
     code = "import hpc_tumor.cluster.job, hpc_tumor.training.schedule; print(hpc_tumor.__file__)"
     variables = {**os.environ, "PYTHONPATH": str(path), "PYTHONSAFEPATH": "1"}
