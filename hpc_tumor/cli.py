@@ -319,7 +319,7 @@ def submit(
     constraint: Annotated[
         str | None, typer.Option(metavar="TEXT", rich_help_panel=WHERE, help="Features of the nodes.")
     ] = None,
-    reservation: Annotated[str | None, typer.Option(metavar="NAME", rich_help_panel=WHERE, help="Reservation.")] = None,
+    reservation: Annotated[str | None, typer.Option(metavar="NAME", rich_help_panel=WHERE, help="Reservation of nodes.")] = None,
     sbatch: Annotated[
         list[str] | None,
         typer.Option(metavar="OPTION[=VALUE]", rich_help_panel=WHERE, help="Any further option: mail-type=END."),
@@ -346,7 +346,7 @@ def submit(
         typer.Option(metavar="N", rich_help_panel=HOW, help="The same batch in N parts, which need less memory."),
     ] = None,
     wait: Annotated[bool, flag("--wait", text="Stay, and show progress, to the end.", panel=HOW)] = False,
-    again: Annotated[bool, flag("--again", text="Also what is there already, just so.", panel=HOW)] = False,
+    again: Annotated[bool, flag("--again", text="Start also what is there already.", panel=HOW)] = False,
     dry_run: Annotated[bool, flag("--dry-run", text="Print plan and script; submit nothing.", panel=HOW)] = False,
     debug: Annotated[
         bool, flag("--debug", text="One process in the foreground, a few batches; breakpoint() works.", panel=LOOK)
@@ -466,13 +466,17 @@ def logs(
     """
     from hpc_tumor.control import follow_log, print_logs
 
+    if follow and (errors or launcher or tail is not None or restart is not None):
+        raise UsageError(
+            "--follow shows what a rank prints from now on: leave out the options that choose other output."
+        )
     found = _find(runs, patterns)
     if not found:
         raise UsageError(f"{_no_runs(_folder(runs))}: nothing was printed.")
     if len(found) > 1 and not errors:
         latest = ", ".join(item.name for item in found[-3:])
         raise UsageError(f"{' '.join(patterns)!r} fits {len(found)} runs; name one of them. The latest: {latest}.")
-    if follow and not (errors or launcher):
+    if follow:
         follow_log(found[0], rank)
     else:
         print_logs(found, rank, restart, errors, launcher, tail)

@@ -246,9 +246,13 @@ def _minutes(value: Any) -> Any:
 
 
 # Options of sbatch on which the launching itself stands: where logs go, what is warned when, what is one of an array.
-OURS = frozenset(
-    {"array", "output", "error", "open-mode", "signal", "requeue", "no-requeue", "dependency", "wrap", "parsable"}
-)
+# And those that have an option of their own here.
+OURS = frozenset({
+    "array", "output", "error", "open-mode", "signal", "requeue", "no-requeue", "dependency", "wrap", "parsable",
+    "job-name", "time", "nodes", "ntasks", "ntasks-per-node", "cpus-per-task", "mem", "mem-per-cpu", "mem-per-gpu",
+    "gres", "gpus", "gpus-per-node", "gpus-per-task", "account", "partition", "qos", "constraint", "reservation",
+    "export", "chdir", "test-only", "clusters", "wait",
+})  # fmt: skip
 Minutes = Annotated[int, BeforeValidator(_minutes), Field(ge=1)]
 
 
@@ -258,7 +262,7 @@ def check_sbatch_options(names: Iterable[str]) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9_-]*", name):
             raise ValueError(f"{name!r} is not the long name of an sbatch option, such as mail-type")
         if name.replace("_", "-") in OURS:
-            raise ValueError(f"the option {name!r} of sbatch is decided by hpc-tumor: leave it out")
+            raise ValueError(f"the option {name!r} of sbatch is decided elsewhere: leave it out")
 
 
 class SlurmSettings(Settings):

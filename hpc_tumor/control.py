@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
+import time
+from collections.abc import Mapping, Sequence
 
 from hpc_tumor.cluster.logs import follow
 from hpc_tumor.cluster.profiles import LOCAL
 from hpc_tumor.cluster.queue import RunState, cancel, read_states
 from hpc_tumor.console import View, out
 from hpc_tumor.errors import HpcTumorError, PartialFailure, TrainingError
-from hpc_tumor.run_dir import RunDir
+from hpc_tumor.run_dir import RunDir, read_json
 from hpc_tumor.runs_view import OPEN, choose, runs_table, runs_view
 
 _FAILURES = ("failed", "timeout", "node-fail", "out-of-memory")
@@ -54,9 +53,14 @@ def refuse_failures(states: Sequence[RunState]) -> None:
 
 def follow_log(run: RunDir, rank: int) -> None:
     """Print what a rank prints, until the run has ended."""
+    looked, over = 0.0, False
 
     def ended() -> bool:
-        return read_states([run])[0].state not in OPEN
+        nonlocal looked, over
+        local = (read_json(run.job) or {}).get("cluster") == LOCAL
+        if time.monotonic() - looked > (LOCAL_SECONDS if local else SLURM_SECONDS):
+            looked, over = time.monotonic(), read_states([run])[0].state not in OPEN
+        return over
 
     try:
         for text in follow(run, rank, ended=ended):
@@ -70,16 +74,31 @@ def cancel_runs(runs: Sequence[RunDir], yes: bool, wanted: str | None = None) ->
     """End those of the runs, in one of the `wanted` states, that are queued or running."""
     states = choose(read_states(runs), wanted)
     chosen = states if len(runs) == 1 else [state for state in states if state.cancellable]
-    _for_each("cancel", "cancelled", [(state.run, partial(cancel, state)) for state in chosen], yes)
+    if _agreed("cancel", [state.run for state in chosen], yes):
+        errors: dict[str, HpcTumorError] = dict(cancel(*chosen))
+        _show_done("cancelled", [state.name for state in chosen], errors)
 
 
 def resume_runs(runs: Sequence[RunDir], yes: bool, gpus: int | None = None, wanted: str | None = None) -> None:
-    """Start those of the runs, in one of the `wanted` states, again that ended without a result."""
-    from hpc_tumor.cluster.submit import resume_run
+    """Start those of the runs, in one of the `wanted` states, again that ended without a result; many as arrays."""
+    from hpc_tumor.cluster.submit import resume_all, resume_run
 
     states = choose(read_states(runs), wanted)
-    chosen = states if len(runs) == 1 else [state for state in states if state.state not in (*OPEN, "finished")]
-    _for_each("resume", "resumed", [(state.run, partial(resume_run, state.run, gpus)) for state in chosen], yes)
+    chosen = [
+        state.run for state in states if len(runs) == 1 or (state.state not in (*OPEN, "finished") and not state.ending)
+    ]
+    if not _agreed("resume", chosen, yes):
+        return
+    if len(chosen) == 1 or gpus is not None:
+        errors: dict[str, HpcTumorError] = {}
+        for run in chosen:
+            try:
+                resume_run(run, gpus)
+            except HpcTumorError as error:
+                errors[run.name] = error
+    else:
+        errors = resume_all(chosen)
+    _show_done("resumed", [run.name for run in chosen], errors)
 
 
 def print_logs(
@@ -110,24 +129,26 @@ def print_logs(
         out.note(f"{who}: no {what} so far")
 
 
-def _for_each(verb: str, done: str, actions: list[tuple[RunDir, Callable[[], Any]]], yes: bool) -> None:
-    """Do something to several runs, after asking; one that fails does not keep the others from it."""
-    if not actions:
+def _agreed(verb: str, runs: Sequence[RunDir], yes: bool) -> bool:
+    """Whether there is something to do, and the person agrees where it is done to several runs."""
+    if not runs:
         out.note(f"nothing to {verb}")
-    elif len(actions) > 1 and not yes and not out.confirm(f"{verb} {len(actions)} runs?"):
+    elif len(runs) > 1 and not yes and not out.confirm(f"{verb} {len(runs)} runs?"):
         out.note("nothing was done")
-        return
-    errors: dict[str, HpcTumorError] = {}
-    for run, act in actions:
-        try:
-            act()
-        except HpcTumorError as error:
-            if len(actions) == 1:
-                raise
-            errors[run.name] = error
-    good = [run.name for run, _ in actions if run.name not in errors]
+        return False
+    return bool(runs)
+
+
+def _show_done(done: str, names: Sequence[str], errors: Mapping[str, HpcTumorError]) -> None:
+    """What was done, and to which runs it could not be done: one that failed did not keep the others from it.
+
+    Raises the error of a single run, or a PartialFailure.
+    """
+    if len(names) == 1 and errors:
+        raise next(iter(errors.values()))
+    good = [name for name in names if name not in errors]
     values = {done: good, "failed": {name: str(error) for name, error in errors.items()}}
     out.result(values, show=lambda: out.text("\n".join(f"{name}  {done}" for name in good)) if good else None)
     if errors:
         first, why = next(iter(errors.items()))
-        raise PartialFailure(f"{len(errors)} of {len(actions)} runs could not be {done}. The first, {first}: {why}")
+        raise PartialFailure(f"{len(errors)} of {len(names)} runs could not be {done}. The first, {first}: {why}")

@@ -21,7 +21,7 @@ from hpc_tumor.config import ClusterProfile, Experiment
 from hpc_tumor.console import counted, out
 from hpc_tumor.control import refuse_failures, show_states, watch_runs
 from hpc_tumor.errors import ClusterError, HpcTumorError, PartialFailure, UsageError
-from hpc_tumor.planning import Planned
+from hpc_tumor.planning import Planned, fit
 from hpc_tumor.provenance import collect_provenance, provenance_of
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.views import submissions_table
@@ -57,8 +57,8 @@ def submit(
 ) -> None:
     """Submit what is not there yet, show what was submitted and what to type next; or stay until the runs have ended.
 
-    Runs with the very same settings and data that are under way or finished are left out, those that ended without a
-    result go on in their own directories; `again` starts all of them anew.
+    Runs with the very same settings and data that are under way or finished are left out. Of many, those that ended
+    without a result go on in their own directories; a single one begins anew, which is said. `again` starts all anew.
 
     Raises:
         UsageError: the one run that is asked for is there already.
@@ -72,6 +72,11 @@ def submit(
         out.note("nothing is missing: hpc-tumor status shows the runs")
         return
     wanted, later = _that_fit(wanted, profile)
+    if later:
+        out.note(
+            f"{counted(later, 'run')} not submitted, for {profile.name} lets one user queue"
+            f" {profile.limits.queued_jobs} jobs: the same command submits what is missing, once there is room"
+        )
     submitted = submit_all(wanted, profile, runs, at_once=at_once, most_tasks=planned.most_tasks)
     done, refused = submitted.done, submitted.refused
     if refused is not None and not done:
@@ -89,11 +94,6 @@ def submit(
     out.result(values, show=lambda: out.table(submissions_table(done)))
     if refused is not None:
         raise PartialFailure(f"{len(done)} of {len(wanted)} runs were submitted, then: {refused}") from refused
-    if later:
-        out.note(
-            f"{counted(later, 'run')} not yet submitted, for {profile.name} lets one user queue"
-            f" {profile.limits.queued_jobs} jobs: the same command submits what is missing, once there is room"
-        )
     _show_next(done[0].run.name if len(done) == 1 else None, runs)
 
 
@@ -166,7 +166,7 @@ def rerun(runs: Sequence[RunDir], yes: bool) -> None:
         key = profile.model_dump_json()
         by_profile.setdefault(key, (profile, []))[1].append(Wanted(run.experiment(), plan))
     for profile, wanted in by_profile.values():
-        submit(Planned(wanted), profile, runs[0].path.parent, again=True)
+        submit(fit(wanted, profile, set()), profile, runs[0].path.parent, again=True)
 
 
 def _show_next(run: str | None, runs: Path) -> None:

@@ -85,12 +85,27 @@ def plan(
     if profile.name == LOCAL:
         refuse_options("runs on this machine go one after another (--cluster local)", at_once=at_once)
     wanted = [Wanted(experiment, make_plan(profile, experiment.hardware.gpus, **options)) for experiment in experiments]
+    if at_once is not None and any(item.plan.links > 1 for item in wanted):
+        raise UsageError(
+            f"--at-once: {profile.name} lets no job be requeued, so that each run is a chain, not an array."
+        )
     _look_at_scratch(profile, {experiment.data.store for experiment in experiments})
+    return fit(wanted, profile, {name for name, value in options.items() if value})
+
+
+def fit(wanted: Sequence[Wanted], profile: ClusterProfile, asked: set[str]) -> Planned:
+    """The runs with plans that the cluster itself can give, as far as it says so.
+
+    Args:
+        asked: names of the options of `make_plan` that were given by hand.
+
+    Raises UsageError where it cannot give one.
+    """
     if profile.name == LOCAL or shutil.which("sbatch") is None:
-        return Planned(wanted)
+        return Planned(list(wanted))
     from hpc_tumor.cluster.facts import read_facts
 
-    facts, asked = read_facts(), {name for name, value in options.items() if value}
+    facts = read_facts()
     fitted: dict[str, Plan] = {}
     for item in wanted:
         key = repr(item.plan)

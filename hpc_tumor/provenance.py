@@ -26,7 +26,8 @@ _MATTERS = re.compile(
     r"(HPC_TUMOR|SLURM|SBATCH|CUDA|NVIDIA|NCCL|GLOO|TORCH|PYTORCH|OMP|MKL|KMP|PYTHON|CONDA|VIRTUAL_ENV|LOADEDMODULES|LD_"
     r"|UCX|TMPDIR|PATH$)"
 )
-_SECRET = re.compile(r"TOKEN|PASSW|PASSPHRASE|SECRET|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE|AUTH", re.IGNORECASE)
+_SECRET = re.compile(r"TOKEN|JWT|PASSW|PASSPHRASE|_PWD|SECRET|CREDENTIAL|_KEY|APIKEY|PRIVATE|AUTH", re.IGNORECASE)
+_SET = re.compile(r"\b(\w+)=(\"[^\"]*\"|'[^']*'|[^\s,;'\"]+)")
 _DISTRIBUTIONS = (
     "hpc-tumor", "torch", "torchvision", "numpy", "zarr", "numcodecs", "nibabel", "pillow", "scipy", "submitit",
 )  # fmt: skip
@@ -41,7 +42,7 @@ def collect_provenance() -> dict[str, Any]:
     """What provenance.json holds of all runs that one command starts: who, where, with what code and environment."""
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name, *map(without_passwords, sys.argv[1:])],
         "host": socket.gethostname(),
         "platform": platform.platform(),
         "versions": {"python": platform.python_version(), **versions()},
@@ -63,13 +64,15 @@ def without_secrets(profile: ClusterProfile) -> ClusterProfile:
         name: MASKED if _SECRET.search(name) else without_passwords(value)
         for name, value in profile.environment.variables.items()
     }
-    environment = profile.environment.model_copy(update={"variables": variables})
+    setup = tuple(map(without_passwords, profile.environment.setup))
+    environment = profile.environment.model_copy(update={"variables": variables, "setup": setup})
     return profile.model_copy(update={"environment": environment})
 
 
 def without_passwords(text: str) -> str:
-    """`text` without what stands as a password in an address: `https://anna:***@host`."""
-    return re.sub(r"(\w+://[^/\s:@]*:)[^/\s@]+@", rf"\1{MASKED}@", text)
+    """`text` without the values of what is set in it and looks like a secret, and without who logs in at an address."""
+    kept = _SET.sub(lambda found: f"{found[1]}={MASKED}" if _SECRET.search(found[1]) else found[0], text)
+    return re.sub(r"(\w+://)[^/\s]*@", rf"\1{MASKED}@", kept)
 
 
 def packages() -> dict[str, str]:

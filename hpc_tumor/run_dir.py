@@ -111,6 +111,13 @@ class RunDir:
         """Where a rank writes what it uses in one start of the run."""
         return self.logs / f"usage-{rank}.{start}.json"
 
+    def last_start(self) -> int:
+        """The number of the latest start that left something in the logs, 0 where none did."""
+        found = [
+            path.name.split(".")[1] for kind in ("rank-*.*.out", "failure.*.json") for path in self.logs.glob(kind)
+        ]
+        return max((int(number) for number in found if number.isdigit()), default=0)
+
     def experiment(self) -> Experiment:
         """The settings this run was made with. UsageError where there are none that can be read."""
         values = read_json(self.config)

@@ -26,19 +26,36 @@ def test_store_is_named_by_its_fingerprint(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_secrets_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("SLURM_JWT_TOKEN", "HPC_TUMOR_PASSWORD", "WANDB_API_KEY", "PYTHON_KEYRING_SECRET"):
+    for name in ("SLURM_JWT_TOKEN", "HPC_TUMOR_PASSWORD", "WANDB_API_KEY", "SLURM_JWT"):
         monkeypatch.setenv(name, "hunter2")
     monkeypatch.setenv("TORCH_HOME", "https://anna:hunter2@host/cache")
     monkeypatch.setenv("NCCL_SOCKET_IFNAME", "ib0")
     found = provenance.collect_provenance()
     assert "hunter2" not in json.dumps(found["variables"])
     assert found["variables"]["NCCL_SOCKET_IFNAME"] == "ib0"
-    assert found["variables"]["TORCH_HOME"] == "https://anna:***@host/cache"
+    assert found["variables"]["TORCH_HOME"] == "https://***@host/cache"
     assert "WANDB_API_KEY" not in found["variables"]
 
     variables = {"WANDB_API_KEY": "hunter2", "NCCL_DEBUG": "INFO"}
-    shown = provenance.without_secrets(profile_with(environment={"variables": variables}))
+    setup = ["export COMET_KEY='hunter 2' OMP_NUM_THREADS=1", "source ~/site.sh"]
+    shown = provenance.without_secrets(profile_with(environment={"variables": variables, "setup": setup}))
     assert shown.environment.variables == {"WANDB_API_KEY": "***", "NCCL_DEBUG": "INFO"}
+    assert shown.environment.setup == ("export COMET_KEY=*** OMP_NUM_THREADS=1", "source ~/site.sh")
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("https://u:p@ss@host/x", "https://***@host/x"),
+        ("https://token@host", "https://***@host"),
+        ("https://host/a@b", "https://host/a@b"),
+        ("DB_PWD=x SLURM_JWT=y", "DB_PWD=*** SLURM_JWT=***"),
+        ("recipe.epochs=2", "recipe.epochs=2"),
+        ("--set=learning_rate=1e-3", "--set=learning_rate=1e-3"),
+    ],
+)
+def test_passwords_in_texts_are_masked(text: str, kept: str) -> None:
+    assert provenance.without_passwords(text) == kept
 
 
 def test_outside_git_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

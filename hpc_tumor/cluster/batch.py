@@ -19,14 +19,15 @@ from hpc_tumor import atomic
 from hpc_tumor.cluster import slurm
 from hpc_tumor.cluster.causes import NO_ROOM
 from hpc_tumor.cluster.job import job_id_here, record_failure, start_here
-from hpc_tumor.cluster.plan import Plan, hours
+from hpc_tumor.cluster.plan import Plan, hours, read_plan
 from hpc_tumor.cluster.private import runs_of
-from hpc_tumor.errors import ClusterError
+from hpc_tumor.errors import ClusterError, HpcTumorError
 from hpc_tumor.run_dir import RunDir, read_json
 
 NOTHING_TO_DO = 10
 MOST_RESTARTS = 100
 MOST_TRIES = 3  # starts that fail without any progress between them
+MOST_WARNINGS = 10  # starts that are warned before they have made any
 _RESUME = "go on with hpc-tumor resume"
 _NUMBER_SECONDS = 60.0  # for the command that submitted this job to write down its number
 _PATIENCE_SECONDS = 60.0  # with a controller that does not answer
@@ -34,6 +35,7 @@ _END_SECONDS = 60.0  # in which SLURM ends a job that was requeued
 _MARK = "--- start "
 # What the next start would meet again.
 _LASTING = re.compile(r"ModuleNotFoundError|ImportError|oom.?kill|out.?of.?memory|No space left|quota exceeded", re.I)
+_WARNED = re.compile(r"srun: error: .*User defined signal 2")  # it came before a rank could listen
 _LOST = re.compile(r"srun: error: (\S+): tasks? ([\d,-]+): (Killed|Terminated|Aborted|Segmentation fault|Bus error)")
 # Anything else that scontrol says may come of a controller that is away: it has many words for that.
 _REFUSED = re.compile(r"disabled|denied|not permitted|invalid job|on this machine", re.IGNORECASE)
@@ -42,7 +44,7 @@ _REFUSED = re.compile(r"disabled|denied|not permitted|invalid job|on this machin
 def before(folder: Path) -> int:
     """Whether the ranks are to begin; the next job of a chain makes itself the run's."""
     run = _run(folder)
-    job = _numbered(run)
+    job = _numbered(run, folder)
     mine, jobs = job_id_here(), [job.get("job_id"), *job.get("chain", [])]
     if mine not in jobs:
         print(f"error: job {mine} is not the job of {run.name}, which is {jobs[0]}: nothing is done.", file=sys.stderr)
@@ -56,8 +58,7 @@ def before(folder: Path) -> int:
             print(f"{run.name} was cancelled: its chain of jobs ends here")
             _cancel_chain(jobs[place + 1 :])
             return NOTHING_TO_DO
-        logged = (int(path.name.split(".")[1]) for path in run.logs.glob("rank-*.*.out"))
-        start = 1 + max([int(job.get("start") or 0), *logged])
+        start = 1 + max(int(job.get("start") or 0), run.last_start())
         earlier = [*job.get("earlier", []), *jobs[:place]]
         job = {**job, "job_id": mine, "chain": jobs[place + 1 :], "start": start, "earlier": earlier}
         atomic.write_json(run.job, job)
@@ -69,7 +70,7 @@ def before(folder: Path) -> int:
 def after(folder: Path, code: int) -> int:
     """The job's exit code, once srun has ended with `code`; a job that is to begin again does not return."""
     run = _run(folder)
-    job = read_json(run.job) or {}
+    job = _numbered(run, folder)
     if job.get("job_id") != job_id_here():
         return code
     if run.is_finished():
@@ -78,12 +79,14 @@ def after(folder: Path, code: int) -> int:
     events = _since(run, "submitted")
     if any(event.get("event") == "cancelled" for event in events):
         return code
+    said, start = _said(folder), start_here(job)
+    reason, failure = f"its ranks ended with exit code {code}", read_json(run.logs / f"failure.{start}.json")
+    # Where a user cancels the job, this shell is ended before its ranks are: what came here came from SLURM.
+    warned = any(event.get("event") == "signal" and event.get("start") == start for event in events)
+    if (code == 0 and warned) or (code and failure is None and _WARNED.search(said)):
+        return _go_on(run, job, events)
     if code == 0:
-        signals = [event.get("signal") for event in _since(run, "started", "resumed") if event.get("event") == "signal"]
-        return _go_on(run, job, events) if signals[-1:] == ["USR2"] else 0
-    said = _said(folder)
-    start, reason = start_here(job), f"its ranks ended with exit code {code}"
-    failure = read_json(run.logs / f"failure.{start}.json")
+        return 0
     if failure is None:
         rank, words = _lost_rank(said)
         full = _is_full(run)  # then the ranks could not say so themselves
@@ -100,27 +103,53 @@ def after(folder: Path, code: int) -> int:
 
 def _go_on(run: RunDir, job: dict[str, Any], events: list[dict[str, Any]]) -> int:
     """After a warning: back into the queue, as long as there is time left of what was asked for in all."""
-    plan = Plan(**job["plan"])
-    warned = sum(event.get("event") == "requeued" and event.get("because") == "warned" for event in events)
-    if plan.total is not None and plan.starts is not None and warned + 1 >= plan.starts:
+    plan = read_plan(job.get("plan"), str(run.job))
+    place = _place(events)
+    if plan.total is not None and _minutes_used(events, plan) >= plan.total:
         _cancel_chain(job.get("chain", []))
         _stop(run, f"the {hours(plan.total)} that were asked for are used up: {_RESUME}")
+    elif _tries(events, "warned", place) > MOST_WARNINGS:
+        _cancel_chain(job.get("chain", []))
+        _stop(run, f"{MOST_WARNINGS} starts in a row were too short to come any further: ask for more --time")
     else:
-        _requeue(run, job, because="warned", reason="its time limit came, or a job of higher priority")
+        _requeue(run, job, because="warned", reason="its time limit came, or a job of higher priority", at=place)
     return 0
+
+
+def _minutes_used(events: list[dict[str, Any]], plan: Plan) -> float:
+    """Of the time that was asked for in all: each start up to its end, with what the warning left of it."""
+    used, began = 0.0, None
+    for event in [*events, {"event": "requeued", "time": time.time()}]:
+        if event.get("event") in ("started", "resumed"):
+            began = float(event.get("time") or 0)
+        elif event.get("event") == "requeued" and began is not None:
+            used += min(plan.walltime, (float(event.get("time") or 0) - began + plan.signal_delay) / 60)
+            began = None
+    return used
+
+
+def _place(events: list[dict[str, Any]]) -> list[int]:
+    """Epoch and step of the last checkpoint: what was learned after it is not kept."""
+    kept = [event for event in events if event.get("event") == "checkpoint"]
+    return [int(kept[-1].get("epoch") or 0), int(kept[-1].get("step") or 0)] if kept else [0, 0]
+
+
+def _tries(events: list[dict[str, Any]], because: str, place: list[int]) -> int:
+    """How many starts in a row, this one among them, ended for that reason and came no further."""
+    tries = 1
+    for event in reversed([event for event in events if event.get("because") == because]):
+        if event.get("at", [0, 0]) < place:
+            break
+        tries += 1
+    return tries
 
 
 def _try_again(
     run: RunDir, job: dict[str, Any], events: list[dict[str, Any]], failure: dict[str, Any], code: int
 ) -> int:
     """After a failure that may not come again: requeue, unless several starts in a row have come no further."""
-    status = read_json(run.status) or {}
-    place = [status.get("epoch") or 0, status.get("step") or 0]
-    tries = 1
-    for event in reversed([event for event in events if event.get("because") == "failed"]):
-        if event.get("at", [0, 0]) < place:
-            break
-        tries += 1
+    place = _place(events)
+    tries = _tries(events, "failed", place)
     if tries < MOST_TRIES:
         _requeue(
             run, job, because="failed", reason=failure["reason"], attempt=tries + 1, of=MOST_TRIES, at=place
@@ -141,7 +170,8 @@ def _requeue(run: RunDir, job: dict[str, Any], because: str, reason: str, **more
         if because == "warned":
             _stop(run, f"the time limit came and the job {why}: {_RESUME}")
         return
-    run.add_event("requeued", restart=start_here(job) + 1, because=because, reason=reason, **more)
+    with suppress(OSError):  # a full disk is no reason to stay out of the queue
+        run.add_event("requeued", restart=start_here(job) + 1, because=because, reason=reason, **more)
     if not allowed:
         return
     try:
@@ -178,7 +208,7 @@ def _was_cancelled(run: RunDir, earlier: str) -> bool:
     """Whether the user ended the job before this one of a chain, here or with scancel."""
     if any(event.get("event") == "cancelled" for event in _since(run, "submitted")):
         return True
-    record = (slurm.read_queue([earlier]) or {}).get(earlier)
+    record = (slurm.read_queue([earlier]) or slurm.read_accounting([earlier])).get(earlier)
     return record is not None and record.state == "CANCELLED"
 
 
@@ -228,20 +258,31 @@ def _run(folder: Path) -> RunDir:
     return RunDir(runs_of(folder) / names[int(os.environ.get("SLURM_ARRAY_TASK_ID") or 0)])
 
 
-def _numbered(run: RunDir) -> dict[str, Any]:
-    """The run's job as it stands in its directory, once that says which one it is."""
+def _numbered(run: RunDir, folder: Path) -> dict[str, Any]:
+    """The run's job as it stands in its directory, once that says which one it is.
+
+    The folder of an array is of one submission alone: a job that has it is the run's, written down or not. That of a
+    single job is the run's own, so that its number must be waited for; in the end it may have gone unwritten.
+    """
     end = time.monotonic() + _NUMBER_SECONDS
     while True:
         job = read_json(run.job) or {}
-        if job.get("job_id") or time.monotonic() > end:
+        ours = str(folder.relative_to(runs_of(folder))) == job.get("folder")
+        if job.get("job_id") or not job:
             return job
+        if ours or time.monotonic() > end:
+            return {**job, "job_id": job_id_here()}
         time.sleep(0.5)
 
 
 def main(arguments: list[str]) -> int:
     os.environ["SUBMITIT_EXECUTOR"] = "slurm"  # as the script tells the ranks
     folder = Path(arguments[1])
-    return before(folder) if arguments[0] == "before" else after(folder, int(arguments[2]))
+    try:
+        return before(folder) if arguments[0] == "before" else after(folder, int(arguments[2]))
+    except HpcTumorError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -70,6 +71,10 @@ def start_on_slurm(
             for link in range(plan.links):
                 after = ids[-1] if link else None
                 ids.append(str(_executor(folder, profile, plan, name, after).submit(calls[0]).job_id))
+    except (KeyboardInterrupt, OSError):
+        with contextlib.suppress(ClusterError):
+            take_back(ids, profile)
+        raise
     except (FailedJobError, FailedSubmissionError) as error:
         with contextlib.suppress(ClusterError):
             take_back(ids, profile)
@@ -164,14 +169,27 @@ def _executor(
     return executor
 
 
+# Defaults of sbatch from the user's environment go before what its script says: none of these may.
+_DECIDED = re.compile(
+    r"SBATCH_(JOB_NAME|TIMELIMIT|SIGNAL|OUTPUT|ERROR|OPEN_MODE|(NO_)?REQUEUE|ARRAY_INX|WAIT.*|EXPORT|MEM_.*|GRES|GPUS.*"
+    r"|CPUS_PER_.*|NUM_.*|DEPENDENCY)"
+)
+
+
 @contextlib.contextmanager
-def clean_environment() -> Iterator[None]:
+def clean_environment(plan: Plan | None = None) -> Iterator[None]:
     """Without the rank and SLURM variables of a job that this is submitted from, which would confuse the new one.
 
-    What says where SLURM is stays; so do the user's own SBATCH_ defaults, unless they are those of a job.
+    What says where SLURM is stays; so do the user's own SBATCH_ defaults, unless they are those of a job, or the
+    script, by the `plan`, says something else.
     """
-    kept = ("SLURM_CONF", "SLURM_CLUSTERS", *(() if "SLURM_JOB_ID" in os.environ else ("SBATCH_",)))
-    keep = {name: value for name, value in os.environ.items() if name.startswith(kept)}
+    inside = "SLURM_JOB_ID" in os.environ
+    keep = {name: value for name, value in os.environ.items() if name in ("SLURM_CONF", "SLURM_CLUSTERS")}
+    asked = {name for name in ("account", "partition", "qos", "constraint", "reservation") if getattr(plan, name, None)}
+    defaults = {name: value for name, value in os.environ.items() if name.startswith("SBATCH_") and not inside}
+    for name in [*defaults]:
+        if _DECIDED.fullmatch(name) or name.removeprefix("SBATCH_").lower() in asked:
+            del defaults[name]
     with clean_env():
-        os.environ.update(keep)
+        os.environ.update(keep | defaults)
         yield

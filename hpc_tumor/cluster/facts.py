@@ -93,8 +93,8 @@ def read_facts(seconds: float = SECONDS) -> Facts:
     """Ask all commands at once; takes no longer than the slowest, and never fails."""
     user = _user()
     commands = {
-        "sinfo": ("sinfo", "--noheader", "--exact", f"--format={_SINFO}"),
-        "scontrol show partition": ("scontrol", "--oneliner", "show", "partition"),
+        "sinfo": ("sinfo", "--all", "--noheader", "--exact", f"--format={_SINFO}"),
+        "scontrol show partition": ("scontrol", "--all", "--oneliner", "show", "partition"),
         "scontrol show config": ("scontrol", "show", "config"),
         "sacctmgr show assoc": ("sacctmgr", "-nP", "show", "assoc", f"user={user}", f"format={','.join(_ASSOCIATION)}"),
         "sacctmgr show user": ("sacctmgr", "-nP", "show", "user", user, "format=DefaultAccount"),
@@ -128,10 +128,11 @@ def _user() -> str:
 
 
 def _accounts(associations: list[list[str]] | None) -> dict[str, Limits] | None:
-    found = {
-        account: Limits(_minutes(walltime), running=_count(running), queued=_count(queued))
-        for account, _, _, running, queued, walltime in associations or ()
-    }
+    found: dict[str, Limits] = {}
+    for account, partition, _, running, queued, walltime in associations or ():
+        if not partition:
+            found[account] = Limits(_minutes(walltime), running=_count(running), queued=_count(queued))
+        found.setdefault(account, Limits())  # with limits of one partition only
     return found or None
 
 
@@ -147,7 +148,7 @@ def _partitions(sinfo: str | None, scontrol: str | None) -> dict[str, Partition]
     states: dict[str, tuple[bool, int | None]] = {}
     for line in (sinfo or "").splitlines():
         parts = line.strip().split("|")
-        if len(parts) != len(_SINFO.split("|")):
+        if len(parts) != len(_SINFO.split("|")) or not parts[0]:
             continue
         name, state, walltime, nodes, cpus, memory, gres, features = parts
         gpus, types = read_gres(gres)

@@ -37,7 +37,7 @@ def fit_to_cluster(plan: Plan, profile: ClusterProfile, facts: Facts, asked: set
         plan = _on_nodes(plan, profile, partition, asked, notes)
     limits = _limits(plan, partition, facts)
     _check_counts(plan, partition, limits)
-    longest = [partition.walltime if partition else None, *(each.walltime for each in limits)]
+    longest = [partition.walltime if partition else None, _first(each.walltime for each in limits)]
     shortest = min((limit for limit in longest if limit), default=plan.walltime)
     if shortest < plan.walltime:
         notes.append(f"a job here may take {hours(shortest)}, not the {hours(plan.walltime)} of {profile.name}")
@@ -129,9 +129,10 @@ def _with_gpus(plan: Plan, profile: ClusterProfile, partition: Partition) -> lis
 
 
 def _limits(plan: Plan, partition: Partition | None, facts: Facts) -> list[Limits]:
-    """The limits that hold for the job: of its QOS, of its partition's, of its account."""
+    """The limits that hold for the job, the first that says something going before the rest: of the partition's QOS, of
+    its own, of its account."""
     qos, found = facts.qos or {}, []
-    for name in (plan.qos, partition.own_qos if partition else None):
+    for name in (partition.own_qos if partition else None, plan.qos):
         if name in qos:
             found.append(qos[name])
     account = plan.account or facts.default_account
@@ -142,16 +143,21 @@ def _limits(plan: Plan, partition: Partition | None, facts: Facts) -> list[Limit
 
 def _check_counts(plan: Plan, partition: Partition | None, limits: list[Limits]) -> None:
     gpus = plan.nodes * plan.gpus_per_node
-    most = min((each.gpus for each in limits if each.gpus is not None), default=None)
+    most = _first(each.gpus for each in limits)
     if most is not None and gpus > most:
         raise UsageError(f"{gpus} GPUs are more than one user may ever have here at once: ask for at most {most}.")
-    counts = [each.nodes for each in limits if each.nodes is not None]
+    known = [_first(each.nodes for each in limits)]
     if partition is not None:
-        counts += [count for count in (partition.max_nodes, partition.nodes) if count]
+        known += [partition.max_nodes, partition.nodes]
+    counts = [count for count in known if count]
     if counts and plan.nodes > min(counts):
         where = f" in {partition.name}" if partition else ""
         per_node = f", with {plan.tasks_per_node} GPUs each" if plan.gpus_per_node else ""
         raise UsageError(f"{plan.nodes} nodes are more than a job may have{where}: at most {min(counts)}{per_node}.")
+
+
+def _first(values: Iterable[int | None]) -> int | None:
+    return next((value for value in values if value is not None), None)
 
 
 def _some(names: Iterable[str]) -> str:

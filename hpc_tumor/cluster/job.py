@@ -33,8 +33,9 @@ _LASTING = (errno.ENOSPC, errno.EDQUOT, errno.ENOENT, errno.EACCES, errno.EPERM,
 class StopFlag:
     """Which signal has come. The handlers only note it: the ranks agree after a step, and save together."""
 
-    def __init__(self, run: RunDir | None = None) -> None:
+    def __init__(self, run: RunDir | None = None, start: int = 0) -> None:
         self._came: list[str] = []
+        self._start = start
         self._run = run  # where the first signal is recorded: rank 0 only
 
     def install(self) -> None:
@@ -50,7 +51,7 @@ class StopFlag:
         if self._run is not None:
             run, self._run = self._run, None
             with suppress(OSError):  # a full disk must not keep the checkpoint from being tried
-                run.add_event("signal", signal=reason)
+                run.add_event("signal", signal=reason, start=self._start)
         return reason
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
@@ -76,7 +77,7 @@ class TrainingJob:
         if under_slurm:
             os.environ.pop("RANK", None)  # inherited: SLURM's own variables say it
         rank = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
-        stop = StopFlag(run if rank == 0 else None)
+        stop = StopFlag(run if rank == 0 else None, start)
         stop.install()
         try:
             if under_slurm:

@@ -54,8 +54,10 @@ def _launcher_files(run: RunDir) -> list[Path]:
     """What may be of the launcher: in the run's own folder, and in that of the array which it is a task of."""
     files = list(run.submission.glob("*"))
     job = read_json(run.job) or {}
-    if "folder" in job and job.get("job_id"):
-        files += (run.path.parent / str(job["folder"])).glob(f"{job['job_id']}_*")
+    jobs = zip(job.get("earlier", []), job.get("earlier_folders", []), strict=False)
+    for job_id, folder in [*jobs, (job.get("job_id"), job.get("folder"))]:
+        if job_id and folder:
+            files += (run.path.parent / str(folder)).glob(f"{job_id}_*")
     return files
 
 

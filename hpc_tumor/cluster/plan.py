@@ -96,6 +96,14 @@ class Plan:
         return asdict(self)
 
 
+def read_plan(values: Any, where: str) -> Plan:
+    """The plan that job.json holds. UsageError where it is none, as of another version."""
+    try:
+        return Plan(**values)
+    except TypeError:
+        raise UsageError(f"{where}: its plan is not one that this version of hpc-tumor can read.") from None
+
+
 def hours(minutes: int) -> str:
     """Minutes as `2:00 h`."""
     return f"{minutes // 60}:{minutes % 60:02d} h"

@@ -30,6 +30,7 @@ _ENDED: dict[str, JobRecord] = {}  # jobs that ended for good, so that --watch d
 _NOTHING = JobRecord("", "", "")
 _FOR_GOOD = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "DEADLINE"})
 STALE_SECONDS = 600.0  # without a heartbeat; longer than the validation of a large store
+_SUBMIT_SECONDS = 600.0  # that the submission of many runs may take, on a slow file system and a busy SLURM
 _CLOCKS_DIFFER = 2.0  # seconds that this machine's clock and the file system's may be apart
 _UNSAID = "the job ended without a result"
 _UNNAMED = "allocation"  # what sacct calls a job for a moment, before its name reaches the accounting
@@ -149,24 +150,46 @@ def _merged(queue: dict[str, JobRecord], accounting: dict[str, JobRecord]) -> di
     return {**accounting, **known, **short}
 
 
-def cancel(state: RunState) -> None:
-    """End a queued or running run; it stays resumable. Where SLURM does not say whether it is, scancel is tried.
+def cancel(*states: RunState) -> dict[str, ClusterError]:
+    """End queued or running runs, with one call to SLURM; they stay resumable.
+
+    Where SLURM does not say whether they are queued, scancel is tried. Gives the errors by the names of the runs.
 
     Raises:
-        UsageError: the run is neither queued nor running.
-        ClusterError: SLURM refuses, or does not answer.
+        UsageError: a run is neither queued nor running.
+        ClusterError: the one run that was given cannot be ended.
     """
-    if not state.cancellable or state.job_id is None:
-        raise UsageError(f"{state.name} is {state.state}: there is nothing to cancel.")
-    if state.cluster == LOCAL:
-        try:
-            os.kill(int(state.job_id), signal.SIGTERM)
-        except (ProcessLookupError, PermissionError) as error:
-            raise ClusterError(f"{state.name}: process {state.job_id} cannot be ended: {error.strerror}.") from None
-    else:
-        for job_id in _job_ids(read_json(state.run.job) or {"job_id": state.job_id})[::-1]:  # none may begin meanwhile
-            slurm.cancel_job(job_id)
-    state.run.add_event("cancelled", job_id=state.job_id)
+    for state in states:
+        if not state.cancellable or state.job_id is None:
+            raise UsageError(f"{state.name} is {state.state}: there is nothing to cancel.")
+    errors: dict[str, ClusterError] = {}
+    on_slurm = [state for state in states if state.cluster != LOCAL]
+    # The links of a chain from the last on: none may begin meanwhile.
+    jobs = {state.name: _job_ids(read_json(state.run.job) or {"job_id": state.job_id})[::-1] for state in on_slurm}
+    try:
+        if jobs:
+            slurm.cancel_job(*(job_id for ids in jobs.values() for job_id in ids))
+    except ClusterError as error:
+        errors = dict.fromkeys(jobs, error)
+        for name, ids in jobs.items() if len(jobs) > 1 else ():
+            try:
+                slurm.cancel_job(*ids)
+                del errors[name]
+            except ClusterError as own:
+                errors[name] = own
+    for state in states:
+        if state.cluster == LOCAL:
+            try:
+                os.kill(int(str(state.job_id)), signal.SIGTERM)
+            except (ProcessLookupError, PermissionError) as error:
+                errors[state.name] = ClusterError(
+                    f"{state.name}: process {state.job_id} cannot be ended: {error.strerror}."
+                )
+        if state.name not in errors:
+            state.run.add_event("cancelled", job_id=state.job_id)
+    if len(states) == 1 and errors:
+        raise errors[states[0].name]
+    return errors
 
 
 @dataclass(frozen=True)
@@ -192,7 +215,7 @@ def _read_story(run: RunDir, job: dict[str, Any]) -> _Story:
             story = known.copy()
         elif event in ("started", "resumed"):
             story["began"] = line.get("time")
-            story.update(requeued=False, retry="")
+            story.update(requeued=False, retry="", stopped=None)
         elif event == "requeued":
             story["requeued"] = True
             if line.get("because") == "failed":
@@ -209,10 +232,7 @@ def last_failure(run: RunDir, job: dict[str, Any]) -> tuple[str | None, float]:
 
     One rank may fail before others begin to write.
     """
-    starts = [
-        int(path.name.split(".")[1]) for kind in ("rank-*.*.out", "failure.*.json") for path in run.logs.glob(kind)
-    ]
-    start = max([int(job.get("start") or 0), *starts])
+    start = max(int(job.get("start") or 0), run.last_start())
     path = run.logs / f"failure.{start}.json"
     failure = read_json(path)
     if failure is None:
@@ -231,6 +251,8 @@ def _read_state(
     state: State
     if finished:
         state, reason = "finished", ""
+    elif not job.get("job_id") and time.time() - (job.get("submitted") or 0) < _SUBMIT_SECONDS:
+        state, reason = "queued", "is being submitted at this moment"
     elif not job.get("job_id"):
         way = _RESUME if "plan" in job and "profile" in job else "submit it again"
         state, reason = _by_record_alone(status, story, age, f"was never submitted; {way}")

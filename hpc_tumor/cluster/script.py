@@ -69,11 +69,14 @@ def sbatch_parameters(
 
 def setup_lines(profile: ClusterProfile, code: Path | None = None) -> list[str]:
     """What a job's script runs before Python: modules, the site's own lines, variables; it imports from `code`."""
-    variables = {**python_variables(code), **profile.environment.variables}
+    ours = python_variables(code)
+    path = ours.pop("PYTHONPATH", None)
     return [
         *(f"module load {shlex.quote(module)} || exit 1" for module in profile.environment.modules),
         *profile.environment.setup,
-        *(f"export {name}={shlex.quote(value)}" for name, value in variables.items()),
+        *(f"export {name}={shlex.quote(value)}" for name, value in {**ours, **profile.environment.variables}.items()),
+        # Last and first: whatever the site or the profile puts on the path, the code is that which was submitted.
+        *([f'export PYTHONPATH={shlex.quote(path)}"${{PYTHONPATH:+:$PYTHONPATH}}"'] if path else []),
     ]
 
 

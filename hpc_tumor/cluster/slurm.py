@@ -1,4 +1,4 @@
-"""SLURM's own commands: squeue and sacct in one call for all jobs, scancel, scontrol; and its words in plain ones."""
+"""SLURM's own commands: squeue and sacct in one call for all jobs, scancel, scontrol."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import os
 import re
 import subprocess
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from hpc_tumor.cluster.reasons import explain as explain
 from hpc_tumor.errors import ClusterError
 
+_MOST_IDS = 5_000  # jobs that one command is asked for
 _SECONDS = 30  # that a command may take
 _SQUEUE_FIELDS = ("%i", "%j", "%T", "%M", "%D", "%S", "%N", "%r")  # the reason last: it may hold anything
 _SACCT_FIELDS = ("JobID", "JobName", "State", "ElapsedRaw", "NNodes", "ExitCode", "NodeList")
@@ -37,54 +39,74 @@ class JobRecord:
 
 def read_queue(job_ids: Iterable[str]) -> dict[str, JobRecord] | None:
     """What squeue says of these jobs; jobs that left its memory are absent. None where it does not answer."""
-    ids = _bases(job_ids)
-    if not ids:
-        return {}
+    records: dict[str, JobRecord] = {}
     form = f"--format={'|'.join(_SQUEUE_FIELDS)}"
-    try:
-        text = run_slurm("squeue", "--noheader", "--array", "--states=all", f"--jobs={ids}", form)
-    except ClusterError as error:
-        return {} if "Invalid job id" in str(error) else None  # said where there is one job, and it left
-    records = {}
-    for line in text.splitlines():
-        parts = line.strip().split("|", len(_SQUEUE_FIELDS) - 1)
-        if len(parts) == len(_SQUEUE_FIELDS):
-            job_id, name, state, elapsed, nodes, start, node_list, reason = parts
-            records[job_id] = JobRecord(
-                job_id, name, state, "" if reason == "None" else reason, _seconds(elapsed), _count(nodes), node_list,
-                "" if start == "N/A" else start,
-            )  # fmt: skip
+    for ids in _bases(job_ids):
+        try:
+            text = run_slurm("squeue", "--noheader", "--array", "--states=all", f"--jobs={ids}", form)
+        except ClusterError as error:
+            if "Invalid job id" in str(error):  # said where there is one job, and it left
+                continue
+            return None
+        for line in text.splitlines():
+            parts = line.strip().split("|", len(_SQUEUE_FIELDS) - 1)
+            if len(parts) == len(_SQUEUE_FIELDS):
+                job_id, name, state, elapsed, nodes, start, node_list, reason = parts
+                records[job_id] = JobRecord(
+                    job_id, name, state, "" if reason == "None" else reason, _seconds(elapsed), _count(nodes),
+                    node_list, "" if start == "N/A" else start,
+                )  # fmt: skip
     return records
 
 
 def read_accounting(job_ids: Iterable[str]) -> dict[str, JobRecord]:
     """What sacct knows of these jobs; empty where there is no accounting."""
-    ids = _bases(job_ids)
-    if not ids:
-        return {}
-    try:
-        text = run_slurm("sacct", "--noheader", "--parsable2", f"--jobs={ids}", f"--format={','.join(_SACCT_FIELDS)}")
-    except ClusterError:
-        return {}
-    records: dict[str, JobRecord] = {}
-    for line in text.splitlines():
-        parts = line.split("|")
-        if len(parts) != len(_SACCT_FIELDS):
+    wanted, records = set(job_ids), dict[str, JobRecord]()
+    for ids in _bases(wanted):
+        try:
+            fields = ",".join(_SACCT_FIELDS)
+            text = run_slurm("sacct", "--noheader", "--parsable2", f"--jobs={ids}", f"--format={fields}")
+        except ClusterError:
             continue
-        job_id, _, step = parts[0].partition(".")
-        name, state, elapsed, nodes, exit_code, node_list = parts[1:]
-        if not step:
-            word, _, by = state.partition(" ")  # "CANCELLED by 1000"
-            counts = _count(elapsed), _count(nodes)
-            records[job_id] = JobRecord(job_id, name, word, by, *counts, node_list, "", exit_code)
-        elif state == "OUT_OF_MEMORY" and job_id in records:  # told of the step only
-            records[job_id] = JobRecord(**{**records[job_id].__dict__, "state": state})
+        for line in text.splitlines():
+            _take_account(line.split("|"), records)
+    for job_id in wanted - records.keys():  # tasks that were cancelled before they began stand in one line
+        base, _, task = job_id.partition("_")
+        if task and base in records:
+            records[job_id] = records[base]
     return records
 
 
-def _bases(job_ids: Iterable[str]) -> str:
-    """The jobs as SLURM's commands take them: an array by its number, however many its tasks."""
-    return ",".join(sorted({job_id.partition("_")[0] for job_id in job_ids}))
+def _take_account(parts: list[str], records: dict[str, JobRecord]) -> None:
+    if len(parts) != len(_SACCT_FIELDS):
+        return
+    job_id, _, step = parts[0].partition(".")
+    name, state, elapsed, nodes, exit_code, node_list = parts[1:]
+    if not step:
+        word, _, by = state.partition(" ")  # "CANCELLED by 1000"
+        counts = _count(elapsed), _count(nodes)
+        for each in _tasks(job_id):
+            records[each] = JobRecord(each, name, word, by, *counts, node_list, "", exit_code)
+    elif state == "OUT_OF_MEMORY" and job_id in records:  # told of the step only
+        records[job_id] = replace(records[job_id], state=state)
+
+
+def _tasks(job_id: str) -> list[str]:
+    """`42_[0-2,7%4]` → each of the tasks; other numbers as they are."""
+    match = re.fullmatch(r"(\d+)_\[([\d,-]+)(?:%\d+)?\]", job_id)
+    if match is None:
+        return [job_id]
+    found: list[str] = []
+    for part in match[2].split(","):
+        first, _, last = part.partition("-")
+        found += (f"{match[1]}_{number}" for number in range(int(first), int(last or first) + 1))
+    return found
+
+
+def _bases(job_ids: Iterable[str]) -> list[str]:
+    """The jobs as SLURM's commands take them, in pieces that fit a command line: an array by its number alone."""
+    bases = sorted({job_id.partition("_")[0] for job_id in job_ids})
+    return [",".join(bases[start : start + _MOST_IDS]) for start in range(0, len(bases), _MOST_IDS)]
 
 
 def count_own_jobs() -> int | None:
@@ -95,66 +117,14 @@ def count_own_jobs() -> int | None:
         return None
 
 
-def cancel_job(job_id: str) -> None:
-    """scancel. ClusterError with SLURM's words where it refuses."""
-    run_slurm("scancel", job_id)
+def cancel_job(*job_ids: str) -> None:
+    """scancel, of all at once. ClusterError with SLURM's words where it refuses."""
+    run_slurm("scancel", *job_ids)
 
 
 def requeue(job_id: str) -> None:
     """scontrol requeue: the job ends and goes back into the queue. ClusterError with SLURM's words where it refuses."""
     run_slurm("scontrol", "requeue", job_id)
-
-
-def explain(reason: str, job_id: str = "ID") -> str:
-    """A pending reason of SLURM's in plain words, with what to do where something can be done."""
-    if "launch failed" in reason or "requeued held" in reason.replace("_", " "):
-        return f"a node could not start it, and SLURM holds it: scontrol release {job_id}"
-    for beginning, words in _REASONS:
-        if reason.startswith(beginning):
-            never = "will not start by itself: " if beginning in _NEVER else ""
-            return never + words.format(job_id=job_id)
-    return reason
-
-
-_NEVER = frozenset({
-    "DependencyNeverSatisfied", "QOSMaxWall", "AssocMaxWall", "PartitionTimeLimit", "PartitionNodeLimit",
-    "JobHeldUser", "JobHeldAdmin", "InvalidAccount", "InvalidQOS", "BadConstraints",
-})  # fmt: skip
-_REASONS = (
-    ("Priority", "jobs of higher priority go first"),
-    ("Resources", "waits until enough nodes are free"),
-    ("BeginTime", "not yet allowed to start: SLURM lets a requeued job wait about two minutes"),
-    ("DependencyNeverSatisfied", "the job it waits for did not end as it should: cancel and submit it again"),
-    ("Dependency", "waits for another job to end"),
-    ("QOSMaxJobs", "the QOS lets no more of your jobs run at once"),
-    ("QOSMaxWall", "asks for more time than the QOS allows: submit with a shorter --walltime"),
-    ("QOSMax", "asks for more than the QOS allows one user at once: waits, or ask for less"),
-    ("QOSGrp", "the QOS as a whole is used up for now"),
-    ("QOS", "a limit of the QOS"),
-    ("AssocMaxJobsLimit", "the account lets no more of your jobs run at once"),
-    ("AssocMaxWall", "asks for more time than the account allows: submit with a shorter --walltime"),
-    ("AssocGrpGRESMinutes", "the account has used up its GPU hours"),
-    ("AssocGrpCPUMinutes", "the account has used up its CPU hours"),
-    ("AssocGrpBilling", "the account has used up its budget"),
-    ("AssocGrp", "the account as a whole uses all it may at once"),
-    ("Assoc", "a limit of the account"),
-    ("ReqNodeNotAvail", "nodes it needs are down, drained or reserved, often for a maintenance: sinfo -R tells"),
-    ("Nodes required for job are DOWN", "nodes it needs are down, drained or reserved: sinfo -R tells"),
-    ("NodeDown", "a node it needs is down"),
-    ("PartitionTimeLimit", "asks for more time than the partition allows: submit with a shorter --walltime"),
-    ("PartitionNodeLimit", "asks for more nodes than the partition allows: submit with fewer --gpus"),
-    ("PartitionDown", "the partition is closed for now"),
-    ("PartitionInactive", "the partition is closed for now"),
-    ("JobHeldUser", "held by its user: scontrol release {job_id}"),
-    ("JobHeldAdmin", "held by an administrator: ask them"),
-    ("JobArrayTaskLimit", "the array lets no more of its tasks run at once"),
-    ("Reservation", "waits for its reservation to begin"),
-    ("Licenses", "waits for a licence"),
-    ("InvalidAccount", "the account is not valid here: cancel, and submit with another --account"),
-    ("InvalidQOS", "the QOS is not valid here: cancel, and submit with another --qos"),
-    ("BadConstraints", "no node can ever fit the request: cancel, and ask for less"),
-    ("Cleaning", "its previous start is still being cleaned up"),
-)
 
 
 def run_slurm(*command: str, seconds: float = _SECONDS) -> str:
@@ -166,6 +136,8 @@ def run_slurm(*command: str, seconds: float = _SECONDS) -> str:
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=variables, check=False)
     except FileNotFoundError:
         raise ClusterError(f"no {command[0]} on this machine.") from None
+    except OSError as error:
+        raise ClusterError(f"{command[0]} cannot be run: {error.strerror}.") from None
     except subprocess.TimeoutExpired:
         raise ClusterError(f"{command[0]} did not answer within {seconds:.0f} seconds.") from None
     if done.returncode != 0:

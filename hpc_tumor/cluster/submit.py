@@ -6,6 +6,7 @@ Runs of one shape become one array job. Each run's directory says in job.json wh
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import secrets
@@ -20,20 +21,19 @@ from typing import Any
 from hpc_tumor import atomic
 from hpc_tumor.cluster.executors import clean_environment, script_of, start_here, start_on_slurm, take_back
 from hpc_tumor.cluster.existing import absolute, is_own, with_absolute_store
-from hpc_tumor.cluster.plan import Plan, make_plan
+from hpc_tumor.cluster.plan import Plan, make_plan, read_plan
 from hpc_tumor.cluster.private import make_private, submissions_folder
 from hpc_tumor.cluster.profiles import LOCAL
 from hpc_tumor.cluster.queue import read_states
 from hpc_tumor.cluster.snapshot import snapshot_path, take_snapshot
 from hpc_tumor.config import ClusterProfile, Experiment
 from hpc_tumor.errors import ClusterError, HpcTumorError, UsageError
-from hpc_tumor.provenance import collect_provenance, provenance_of, without_secrets
+from hpc_tumor.provenance import MASKED, collect_provenance, provenance_of, without_passwords, without_secrets
 from hpc_tumor.run_dir import RunDir, read_json, write_error
 from hpc_tumor.validation import build
 
 UNNAMED = "DATE-TIME-{model}-ID"  # stands for the run's name where nothing is submitted
 MOST_TASKS = 1000  # of one array, where SLURM does not say how many it takes
-_CLAIM_SECONDS = 120.0  # after which a resume that never came to its end no longer keeps others from it
 
 
 @dataclass(frozen=True)
@@ -70,14 +70,14 @@ class _Start:
     run: RunDir
     number: int = 0
     earlier: tuple[str | None, ...] = ()
+    folders: tuple[str | None, ...] = ()  # in which those jobs left their logs; None: the run's own
 
     @classmethod
     def again(cls, run: RunDir) -> _Start:
         """The next start of a run that had some before."""
         job = read_json(run.job) or {}
-        logged = (int(path.name.split(".")[1]) for path in run.logs.glob("rank-*.*.out"))
-        number = 1 + max([int(job.get("start") or 0), *logged])
-        return cls(run, number, (*job.get("earlier", []), job.get("job_id")))
+        number = 1 + max(int(job.get("start") or 0), run.last_start())
+        return cls(run, number, (*job.get("earlier", []), job.get("job_id")), _folders(job))
 
 
 def submit_experiment(experiment: Experiment, profile: ClusterProfile, plan: Plan, runs: Path) -> Submission:
@@ -114,7 +114,8 @@ def submit_all(
     submitted, provenance = Submitted(), collect_provenance()
     try:
         for group in grouped(settled, profile, most_tasks):
-            submitted.done += _submit_group(group, profile, runs, provenance, at_once)
+            share = max(1, at_once * len(group) // len(settled)) if at_once else 0
+            submitted.done += _submit_group(group, profile, runs, provenance, share)
     except HpcTumorError as error:
         submitted.refused = error
     except OSError as error:
@@ -149,7 +150,7 @@ def grouped(wanted: Sequence[Wanted], profile: ClusterProfile, most_tasks: int |
         alone = profile.name == LOCAL or item.plan.links > 1
         key = str(number) if alone else json.dumps(item.plan.as_dict(), sort_keys=True)
         by_plan.setdefault(key, []).append(item)
-    most = most_tasks or MOST_TASKS
+    most = MOST_TASKS if most_tasks is None else max(1, most_tasks)
     return [group[start : start + most] for group in by_plan.values() for start in range(0, len(group), most)]
 
 
@@ -164,23 +165,46 @@ def resume_run(run: RunDir, gpus: int | None = None) -> Submission:
             cannot be had.
         ClusterError: SLURM is not there, or refuses; the run is left as it was.
     """
-    profile, plan = submitted_as(run)
+    profile, plan = _own(run)
+    _checked(run.path.parent, profile)
+    with _claimed(run), _restored(run):
+        _refuse_what_goes_on([run])
+        if gpus is not None and gpus != plan.gpus:
+            plan = _with_gpus(plan, profile, gpus)
+            run.set_gpus(gpus)
+        return _launch([_Start.again(run)], profile, plan)[0]
+
+
+def resume_all(runs: Sequence[RunDir]) -> dict[str, HpcTumorError]:
+    """Start several runs again, those of one plan as one array. Gives the errors by the names of the runs."""
+    errors: dict[str, HpcTumorError] = {}
+    by_profile: dict[str, tuple[ClusterProfile, list[Wanted]]] = {}
+    for run in runs:
+        try:
+            profile, plan = _own(run)
+            by_profile.setdefault(profile.model_dump_json(), (profile, []))[1].append(
+                Wanted(run.experiment(), plan, run)
+            )
+        except HpcTumorError as error:
+            errors[run.name] = error
+    for profile, wanted in by_profile.values():
+        submitted = submit_all(wanted, profile, runs[0].path.parent)
+        started = {item.run.name for item in submitted.done}
+        for item in wanted:
+            if item.run is not None and item.run.name not in started and submitted.refused is not None:
+                errors[item.run.name] = submitted.refused
+    return errors
+
+
+def _own(run: RunDir) -> tuple[ClusterProfile, Plan]:
+    """Where a run of this user's was submitted to, and what it asked for. UsageError where it is not theirs."""
+    found = submitted_as(run)
     if not is_own(run):
         raise UsageError(
             f"{run.name} belongs to {run.path.owner()}, and nobody else can resume it; hpc-tumor rerun trains it as a"
             " run of your own."
         )
-    state = read_states([run])[0]
-    if state.ending:
-        raise UsageError(f"{run.name} is still ending: try again in a few seconds.")
-    if state.alive or state.state in ("finished", "running"):
-        raise UsageError(f"{run.name} is {state.state}: only a run that has ended without a result can be resumed.")
-    _checked(run.path.parent, profile)
-    with _claimed(run), _restored(run):
-        if gpus is not None and gpus != plan.gpus:
-            plan = _with_gpus(plan, profile, gpus)
-            run.set_gpus(gpus)
-        return _launch([_Start.again(run)], profile, plan)[0]
+    return found
 
 
 def submitted_as(run: RunDir) -> tuple[ClusterProfile, Plan]:
@@ -189,24 +213,44 @@ def submitted_as(run: RunDir) -> tuple[ClusterProfile, Plan]:
     if job is None or "plan" not in job or "profile" not in job:
         raise UsageError(f"{run.name} was never submitted: it holds no readable {run.job.name}.")
     stated = read_json(run.submission / "profile.json") or job["profile"]
-    return build(ClusterProfile, stated, where=str(run.job)), Plan(**job["plan"])
+    profile = build(ClusterProfile, stated, where=str(run.job))
+    hidden = [name for name, value in profile.environment.variables.items() if MASKED in value]
+    names = f" ({', '.join(hidden)})" if hidden else ""
+    if hidden or any(MASKED in line for line in profile.environment.setup):
+        raise UsageError(
+            f"{run.name} was submitted with settings of {run.path.owner()}'s that others may not see"
+            f"{names}: submit it with a profile of your own."
+        )
+    return profile, read_plan(job["plan"], str(run.job))
+
+
+def _refuse_what_goes_on(runs: Sequence[RunDir]) -> None:
+    """Raises UsageError for the first of the runs that may still do something by itself."""
+    for state in read_states(runs) if runs else ():
+        if state.ending:
+            raise UsageError(f"{state.name} is still ending: try again in a few seconds.")
+        if state.state == "unknown" or "does not answer" in state.reason:
+            raise UsageError(f"SLURM does not say whether {state.name} still goes on: try again when it answers.")
+        if state.alive or state.state in ("queued", "running", "requeued", "finished"):
+            raise UsageError(
+                f"{state.name} is {state.state}: only a run that has ended without a result can be resumed."
+            )
 
 
 @contextlib.contextmanager
 def _claimed(run: RunDir) -> Iterator[None]:
     """Of two that would start the same run at the same time, the second is refused."""
-    claim = make_private(run.submission) / "claim"
-    with contextlib.suppress(OSError):
-        if time.time() - claim.stat().st_mtime > _CLAIM_SECONDS:
-            claim.unlink()
+    handle = os.open(make_private(run.submission) / "claim", os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        os.close(os.open(claim, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-    except FileExistsError:
-        raise UsageError(f"{run.name} is being resumed by another command at this moment.") from None
-    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"{run.name} is being resumed by another command at this moment.") from None
+        except OSError:  # a file system without locks: the job itself still looks whether it is the run's
+            pass
         yield
     finally:
-        claim.unlink(missing_ok=True)
+        os.close(handle)
 
 
 def _with_gpus(plan: Plan, profile: ClusterProfile, gpus: int) -> Plan:
@@ -229,6 +273,7 @@ def _submit_group(
             for run in old:
                 kept.enter_context(_claimed(run))
                 kept.enter_context(_restored(run))
+            _refuse_what_goes_on(old)
             starts = []
             for item in group:
                 if item.run is not None:
@@ -246,12 +291,15 @@ def _submit_group(
 @contextlib.contextmanager
 def _restored(run: RunDir) -> Iterator[None]:
     """Where what is done inside fails, the run's own record of its job and settings is as it was."""
-    before = {path: path.read_bytes() for path in (run.job, run.config)}
+    before = {path: path.read_bytes() if path.exists() else None for path in (run.job, run.config)}
     try:
         yield
     except BaseException:
         for path, contents in before.items():
-            atomic.write_bytes(path, contents)
+            if contents is None:
+                path.unlink(missing_ok=True)
+            else:
+                atomic.write_bytes(path, contents)
         raise
 
 
@@ -259,48 +307,65 @@ def _launch(
     starts: Sequence[_Start], profile: ClusterProfile, plan: Plan, at_once: int = 0,
     provenance: dict[str, Any] | None = None,
 ) -> list[Submission]:  # fmt: skip
-    """Submit one job for one run, or an array for several."""
+    """Submit one job for one run, or an array for several. `provenance` is for those that are new."""
     runs = [start.run for start in starts]
-    parent = runs[0].path.parent
-    code = take_snapshot(parent)
+    code = take_snapshot(runs[0].path.parent)
     folder, name = _job_folder(runs)
-    atomic.write_json(folder / "runs.json", [run.name for run in runs])
-    new = [start.run for start in starts if not start.number]
-    if provenance is not None and new:
-        script = script_of(runs, without_secrets(profile), plan, folder, name, at_once)
-        for run in new:
-            store = run.experiment().data.store
-            more = provenance_of(store, code=code.name, plan=plan.as_dict(), script=script)
-            atomic.write_json(run.provenance, {**provenance, **more})
-    job = {
-        "cluster": profile.name, "job_id": None, "job_name": name, "submitted": time.time(), "plan": plan.as_dict(),
-        "profile": without_secrets(profile).model_dump(mode="json"),
-        **({} if folder == runs[0].submission else {"folder": str(folder.relative_to(parent))}),
-    }  # fmt: skip
-    jobs = [{**job, "start": start.number, "earlier": list(start.earlier)} for start in starts]
-    for run, values in zip(runs, jobs, strict=True):
-        make_private(run.submission)
-        atomic.write_json(run.submission / "profile.json", profile.model_dump(mode="json"))
-        atomic.write_json(run.job, values)  # the job may start, and read this, before its number is known here
-    with clean_environment():
-        if profile.name == LOCAL:
-            ids = [start_here(runs[0], code)]
-        else:
-            try:
-                ids = start_on_slurm(runs, profile, plan, folder, name, at_once)
-            except BaseException:
-                if folder != runs[0].submission:
-                    shutil.rmtree(folder, ignore_errors=True)
-                raise
-    chain = ids[len(runs) :]
     try:
-        for run, values, job_id in zip(runs, jobs, ids, strict=False):
-            atomic.write_json(run.job, {**values, "job_id": job_id, "chain": chain})
+        atomic.write_json(folder / "runs.json", [run.name for run in runs])
+        new = [start.run for start in starts if not start.number]
+        if provenance is not None and new:
+            script = without_passwords(script_of(runs, without_secrets(profile), plan, folder, name, at_once))
+            for run in new:
+                more = provenance_of(run.experiment().data.store, code=code.name, plan=plan.as_dict(), script=script)
+                atomic.write_json(run.provenance, {**provenance, **more})
+        jobs = _write_jobs(starts, profile, plan, folder, name)
+        with clean_environment(plan):
+            if profile.name == LOCAL:
+                ids = [start_here(runs[0], code)]
+            else:
+                ids = start_on_slurm(runs, profile, plan, folder, name, at_once)
+    except BaseException:
+        if folder != runs[0].submission:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    try:
+        for run, job, job_id in zip(runs, jobs, ids, strict=False):
+            atomic.write_json(run.job, {**job, "job_id": job_id, "chain": ids[len(runs) :]})
             run.add_event("submitted", cluster=profile.name, job_id=job_id, gpus=plan.gpus, nodes=plan.nodes)
     except BaseException:
         take_back(ids, profile)
         raise
     return [Submission(run, profile.name, job_id, plan) for run, job_id in zip(runs, ids, strict=False)]
+
+
+def _write_jobs(
+    starts: Sequence[_Start], profile: ClusterProfile, plan: Plan, folder: Path, name: str
+) -> list[dict[str, Any]]:
+    """What each run's directory says of its job before that has a number: it may start, and read this, sooner."""
+    shown = without_secrets(profile).model_dump(mode="json")
+    job = {
+        "cluster": profile.name, "job_id": None, "job_name": name, "submitted": time.time(), "plan": plan.as_dict(),
+        "profile": shown,
+    }  # fmt: skip
+    jobs = []
+    for start in starts:
+        run = start.run
+        of_run = {"start": start.number, "earlier": list(start.earlier), "earlier_folders": list(start.folders)}
+        if folder != run.submission:
+            of_run["folder"] = str(folder.relative_to(run.path.parent))
+        make_private(run.submission)
+        atomic.write_json(run.submission / "profile.json", profile.model_dump(mode="json"))
+        atomic.write_json(run.job, {**job, **of_run})
+        jobs.append({**job, **of_run})
+    return jobs
+
+
+def _folders(job: dict[str, Any]) -> tuple[str | None, ...]:
+    """Where the jobs of a run left their logs so far, the latest last."""
+    known = list(job.get("earlier_folders", []))
+    missing = len(job.get("earlier", [])) - len(known)
+    return (*[None] * missing, *known, job.get("folder"))
 
 
 def _job_folder(runs: Sequence[RunDir]) -> tuple[Path, str]:

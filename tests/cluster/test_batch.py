@@ -56,7 +56,10 @@ class Job:
 
     def progress(self, epoch: int, step: int) -> None:
         self.run.add_event("started")
-        self.run.write_status(state="training", epoch=epoch, step=step)
+        self.run.add_event("checkpoint", epoch=epoch, step=step)
+
+    def signal(self, name: str = "USR2", start: int = 0) -> None:
+        self.run.add_event("signal", signal=name, start=start)
 
     def after(self, code: int) -> int:
         return batch.main(["after", str(self.folder), str(code)])
@@ -85,48 +88,76 @@ def chained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
 
 def test_a_warned_run_is_requeued(job: Job) -> None:
     job.progress(1, 5)
-    job.run.add_event("signal", signal="USR2")
+    job.signal()
     assert job.after(0) == 0
     assert job.commands == ["scontrol requeue 42"]
     assert (job.last("requeued")["because"], job.last("requeued")["restart"]) == ("warned", 1)
 
 
-@pytest.mark.parametrize("signals", [["TERM"], ["USR2", "TERM"], []])
-def test_what_was_ended_or_ended_by_itself_is_not(job: Job, signals: list[str]) -> None:
+def test_so_is_one_that_was_ended_by_slurm_in_its_grace_time(job: Job) -> None:
+    """Without a warning before it: a user's own scancel ends this shell before the ranks."""
     job.progress(1, 5)
-    for signal in signals:
-        job.run.add_event("signal", signal=signal)
+    job.signal("TERM")
+    assert job.after(0) == 0
+    assert job.commands == ["scontrol requeue 42"]
+
+
+def test_one_that_ended_by_itself_is_not(job: Job) -> None:
+    job.progress(1, 5)
     assert job.after(0) == 0
     assert job.commands == []
 
 
-def test_an_older_warning_is_not_this_starts(job: Job) -> None:
-    job.progress(1, 5)
-    job.run.add_event("signal", signal="USR2")
+def test_an_older_warning_is_not_this_starts_and_one_before_training_is(job: Job) -> None:
+    job.signal()  # while the store was copied to the node
+    job.run.add_event("started")
+    assert job.after(0) == 0
+    assert job.commands == ["scontrol requeue 42"]
+    job.begin("42", restarts=1)
     job.run.add_event("resumed")
     assert job.after(0) == 0
-    assert job.commands == []
+    assert job.commands == ["scontrol requeue 42"]
+
+
+def test_a_warning_before_the_ranks_could_listen_is_one(job: Job) -> None:
+    job.log("srun: error: gpu001: tasks 0-1: User defined signal 2\n")
+    assert job.after(140) == 0
+    assert job.last("requeued")["because"] == "warned"
 
 
 def test_a_cancelled_run_is_not_requeued_whatever_happened(job: Job) -> None:
     job.progress(1, 5)
-    job.run.add_event("signal", signal="USR2")
+    job.signal()
     job.run.add_event("cancelled")
     assert (job.after(0), job.after(137)) == (0, 137)
     assert job.commands == []
 
 
-def test_the_time_asked_for_in_all_is_not_exceeded(job: Job) -> None:
+def test_the_time_asked_for_in_all_is_not_exceeded(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four hours are two starts of two, or more of them where some were cut short."""
     values = read_json(job.run.job) or {}
     plan = make_plan(profile_with(), 1, walltime="4h")
     atomic.write_json(job.run.job, {**values, "plan": plan.as_dict()})
-    for restart in range(2):
+    clock = [time.time()]
+    monkeypatch.setattr(time, "time", lambda: clock[0])
+    for restart, minutes in enumerate((1, 114, 114)):  # preempted at once, then warned six minutes before the limit
         job.begin("42", restart)
-        job.run.add_event("resumed")
-        job.run.add_event("signal", signal="USR2")
+        job.progress(1, restart)
+        clock[0] += 60 * minutes
+        job.signal(start=restart)
         assert job.after(0) == 0
-    assert job.commands == ["scontrol requeue 42"]
+    assert job.commands == ["scontrol requeue 42"] * 2
     assert "4:00 h that were asked for are used up" in job.last("stopped")["reason"]
+
+
+def test_starts_that_are_too_short_to_come_further_end(job: Job) -> None:
+    job.progress(1, 5)
+    for restart in range(batch.MOST_WARNINGS + 1):
+        job.begin("42", restart)
+        job.signal(start=restart)
+        assert job.after(0) == 0
+    assert job.commands == ["scontrol requeue 42"] * batch.MOST_WARNINGS
+    assert "ask for more --time" in job.last("stopped")["reason"]
 
 
 def test_a_killed_rank_is_named_and_tried_again(job: Job) -> None:
@@ -144,6 +175,7 @@ def test_three_failures_without_progress_are_enough(job: Job) -> None:
     job.progress(1, 0)
     for restart in range(3):
         job.begin("42", restart)
+        job.run.write_status(state="training", epoch=1, step=restart)  # the heartbeat is no checkpoint
         assert job.after(1) == 1
     assert job.commands == ["scontrol requeue 42"] * 2
     assert "given up after 3 starts without progress" in job.last("failed")["reason"]
@@ -197,7 +229,7 @@ def test_a_controller_that_is_away_is_waited_for(job: Job, monkeypatch: pytest.M
         " { echo 'slurm_update error: Unable to contact slurm controller (connect failure)' >&2; exit 1; }\n",
     )
     job.progress(1, 5)
-    job.run.add_event("signal", signal="USR2")
+    job.signal()
     assert job.after(0) == 0
     assert job.commands == ["scontrol requeue 42"] * 3
     assert "stopped" not in events(job.run)
@@ -206,7 +238,7 @@ def test_a_controller_that_is_away_is_waited_for(job: Job, monkeypatch: pytest.M
 def test_a_refused_requeue_is_said(job: Job) -> None:
     job.answers("scontrol", "echo 'Requested operation is presently disabled' >&2; exit 1\n")
     job.progress(1, 5)
-    job.run.add_event("signal", signal="USR2")
+    job.signal()
     assert job.after(0) == 0
     assert "presently disabled): go on with hpc-tumor resume" in job.last("stopped")["reason"]
 
@@ -226,10 +258,41 @@ def test_a_finished_run_needs_no_ranks(job: Job) -> None:
     assert job.after(134) == 0  # what broke after the result is no failure of the run
 
 
+def test_a_full_disk_does_not_keep_a_run_out_of_the_queue(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    job.progress(1, 5)
+    job.signal()
+
+    def no_room(*_: object, **__: object) -> None:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr(RunDir, "add_event", no_room)
+    assert job.after(0) == 0
+    assert job.commands == ["scontrol requeue 42"]
+
+
+def test_a_plan_of_another_version_is_said(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    values = read_json(job.run.job) or {}
+    atomic.write_json(job.run.job, {**values, "plan": {**values["plan"], "new": 1}})
+    job.progress(1, 5)
+    job.signal()
+    assert job.after(0) == 2
+    assert "not one that this version of hpc-tumor can read" in capsys.readouterr().err
+
+
 def test_the_number_of_the_job_is_waited_for(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     values = read_json(job.run.job) or {}
     atomic.write_json(job.run.job, {**values, "job_id": None})
     monkeypatch.setattr(time, "sleep", lambda _: atomic.write_json(job.run.job, values))
+    assert job.before() == 0
+
+
+def test_a_number_that_never_came_is_this_jobs(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever submitted it was killed before it could write the number down."""
+    values = read_json(job.run.job) or {}
+    atomic.write_json(job.run.job, {**values, "job_id": None})
+    monkeypatch.setattr(batch, "_NUMBER_SECONDS", 0.0)
+    assert job.before() == 0
+    atomic.write_json(job.run.job, {**values, "job_id": None, "folder": ".submissions-0/of another array"})
     assert job.before() == 0
 
 
@@ -245,7 +308,7 @@ def test_the_next_job_of_a_chain_makes_itself_the_runs(chained: Job) -> None:
 
 def test_a_chain_goes_on_by_itself_and_ends_with_the_run(chained: Job) -> None:
     chained.progress(1, 5)
-    chained.run.add_event("signal", signal="USR2")
+    chained.signal()
     assert chained.after(0) == 0
     assert chained.last("requeued")["because"] == "warned"
     assert chained.commands == []
@@ -270,7 +333,7 @@ def test_a_task_of_an_array_finds_its_run(job: Job, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "40")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
     other.add_event("started")
-    other.add_event("signal", signal="USR2")
+    other.add_event("signal", signal="USR2", start=0)
     assert batch.main(["before", str(folder)]) == 0
     assert batch.main(["after", str(folder), "0"]) == 0
     assert job.commands == ["scontrol requeue 40_1"]

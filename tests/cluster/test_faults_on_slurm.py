@@ -19,7 +19,7 @@ from launching import events, small_experiment, wait_for
 from hpc_tumor.cluster.logs import log_text
 from hpc_tumor.cluster.plan import make_plan
 from hpc_tumor.cluster.profiles import find_profile
-from hpc_tumor.cluster.queue import RunState, cancel, read_states
+from hpc_tumor.cluster.queue import RunState, read_states
 from hpc_tumor.cluster.submit import resume_run, submit_experiment
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.data.phantom import make_phantom
@@ -211,9 +211,10 @@ def test_requeued_by_hand(launch: Launcher, quiet: RunDir) -> None:
 
 
 def test_cancelled_by_hand_and_resumed(launch: Launcher, quiet: RunDir) -> None:
+    """With SLURM's own command: what was learned is saved, and nothing starts it again but its user."""
     run = launch(checkpoint_minutes=60)
     wait_for(lambda: (read_json(run.status) or {}).get("step", 0) >= 2, seconds=90)
-    cancel(state_of(run))
+    command("scancel", job_of(run))
     state = wait_for(lambda: not (state := state_of(run)).alive and state, seconds=60)
     assert state.state == "cancelled"
     assert "requeued" not in events(run)
@@ -222,6 +223,19 @@ def test_cancelled_by_hand_and_resumed(launch: Launcher, quiet: RunDir) -> None:
     resume_run(run)
     finishes_like(run, quiet)
     assert went_on_from(run) == (before["epoch"], before["step"])
+
+
+def test_ended_by_slurm_without_a_warning(launch: Launcher, quiet: RunDir) -> None:
+    """As in the grace time of a preemption where SLURM is not told to warn: the ranks get TERM, and that is all."""
+    run = launch(checkpoint_minutes=60)
+    wait_for(lambda: (read_json(run.status) or {}).get("step", 0) >= 2, seconds=90)
+    for pid in faults.ranks(job_of(run)).values():
+        faults.send(pid, signal.SIGTERM)
+    wait_for(lambda: "requeued" in events(run), seconds=60)
+    launch.let_go()
+    start_now(job_of(run))
+    finishes_like(run, quiet)
+    assert went_on_from(run) == last_checkpoint_before_requeue(run)
 
 
 def test_one_rank_killed(launch: Launcher, quiet: RunDir) -> None:
@@ -275,7 +289,7 @@ def test_the_batch_script_is_killed(launch: Launcher, quiet: RunDir) -> None:
     run = launch()
     faults.kill_batch_script(at_work(run))
     state = wait_for(lambda: not (state := state_of(run)).alive and state, seconds=60)
-    assert state.state in ("failed", "stopped", "cancelled"), state
+    assert state.state == "failed", state
     launch.let_go()
     wait_for(lambda: resumed(run), seconds=60, every=2)
     finishes_like(run, quiet)

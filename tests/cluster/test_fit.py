@@ -56,7 +56,7 @@ def test_commands_that_fail_are_named_and_the_rest_is_known(site: Callable[[dict
 
 def test_nonsense_is_no_fact(site: Callable[[dict[str, str]], Facts]) -> None:
     facts = site({"sinfo": "a|b\n\n|||||||\n", "scontrol": "?\n", "sacctmgr": "what\n"})
-    assert facts.max_array is None
+    assert facts.partitions is facts.accounts is facts.qos is facts.own_qos is facts.max_array is facts.requeue is None
 
 
 STUDENT = profile_with(slurm={"partition": "GPU", "account": "dssc"})
@@ -103,7 +103,8 @@ def test_what_only_the_profile_asks_for_is_lowered_and_said(site: Callable[[dict
     facts = site(ORFEO)
     large = profile_with(node={"cpus": 48, "memory_gb": 500}, limits={"walltime": "24h"})
     fitted = fit_to_cluster(make_plan(large, 2), large, facts, set())
-    assert (fitted.plan.cpus_per_task, round(fitted.plan.memory_gb), fitted.plan.walltime) == (12, 234, 120)
+    assert (fitted.plan.cpus_per_task, round(fitted.plan.memory_gb), fitted.plan.walltime) == (12, 234, 720)
+    # The partition's QOS goes before the account.
     assert len(fitted.notes) == 3
     with pytest.raises(UsageError, match="--memory 400 GB is more than a node of GPU has: at most 234"):
         fit_to_cluster(make_plan(large, 2, memory_gb=400), large, facts, {"memory_gb"})

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import secrets
 import stat
 import subprocess
 import sys
@@ -15,30 +17,29 @@ import pytest
 from launching import events, profile_with, small_experiment
 
 import hpc_tumor
-from hpc_tumor import atomic, launch
+from hpc_tumor import atomic, control, launch
 from hpc_tumor.cluster import snapshot
+from hpc_tumor.cluster.existing import find_same
 from hpc_tumor.cluster.plan import make_plan
 from hpc_tumor.cluster.private import code_folder, make_private
+from hpc_tumor.cluster.queue import read_states
 from hpc_tumor.cluster.submit import Wanted, array_script, grouped, resume_run, submit_all
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.errors import ClusterError, PartialFailure, UsageError
 from hpc_tumor.planning import Planned
 from hpc_tumor.run_dir import RunDir, find_runs, read_json
 
+SECRET = secrets.token_hex(8)
 COUNTS = '#!/bin/sh\necho x >> "$0.calls"; cp "$1" "$0.script"\necho "Submitted batch job $(wc -l < "$0.calls")"\n'
 
 
 @pytest.fixture
 def sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An sbatch that numbers the jobs and takes all of them; beside it a squeue that says they all run."""
+    """An sbatch that numbers the jobs and takes all of them; a squeue and a sacct that have forgotten them."""
     tools = tmp_path / "bin"
     tools.mkdir()
-    for name, text in (
-        ("sbatch", COUNTS),
-        ("srun", "#!/bin/sh\n"),
-        ("scancel", '#!/bin/sh\necho "$*" >> "$0.asked"\n'),
-    ):
-        (tools / name).write_text(text)
+    for name in ("sbatch", "srun", "scancel", "squeue", "sacct"):
+        (tools / name).write_text(COUNTS if name == "sbatch" else "#!/bin/sh\n")
         (tools / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
     return tools / "sbatch"
@@ -54,7 +55,7 @@ def jobs(runs: Path) -> list[str]:
 
 def test_runs_of_one_shape_are_one_array(tmp_path: Path, sbatch: Path) -> None:
     profile, runs = profile_with(), tmp_path / "runs"
-    submitted = submit_all([*wanted(range(3), profile), *wanted(range(2), profile, gpus=2)], profile, runs, at_once=2)
+    submitted = submit_all([*wanted(range(3), profile), *wanted(range(2), profile, gpus=2)], profile, runs, at_once=5)
     assert [item.job_id for item in submitted.done] == ["1_0", "1_1", "1_2", "2_0", "2_1"]
     assert sbatch.with_suffix(".script").read_text().count("#SBATCH --array=0-1%2\n") == 1
     run = submitted.done[1].run
@@ -158,13 +159,64 @@ def test_the_same_run_twice_is_refused(tmp_path: Path, sbatch: Path, capsys: pyt
 def test_two_commands_cannot_resume_one_run(tmp_path: Path, sbatch: Path) -> None:
     profile, runs = profile_with(), tmp_path / "runs"
     run = submit_all(wanted(range(1), profile), profile, runs).done[0].run
-    claim = run.submission / "claim"
-    claim.write_text("")
-    with pytest.raises(UsageError, match="being resumed by another command"):
+    with (run.submission / "claim").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(UsageError, match="being resumed by another command"):
+            resume_run(run)
+    resume_run(run)  # what the other command left behind does not matter
+
+
+def test_what_may_still_go_on_is_not_resumed(tmp_path: Path, sbatch: Path) -> None:
+    profile, runs = profile_with(), tmp_path / "runs"
+    run = submit_all(wanted(range(1), profile), profile, runs).done[0].run
+    job = read_json(run.job) or {}
+    sbatch.with_name("squeue").write_text("#!/bin/sh\nexit 1\n")
+    with pytest.raises(UsageError, match="SLURM does not say whether"):
         resume_run(run)
-    os.utime(claim, (0, 0))  # of a command that was killed long ago
-    resume_run(run)
-    assert not claim.exists()
+    run.add_event("requeued", because="warned")
+    with pytest.raises(UsageError, match="SLURM does not say whether"):
+        resume_run(run)
+    sbatch.with_name("squeue").write_text("#!/bin/sh\n")
+    atomic.write_json(run.job, {**job, "job_id": None, "submitted": time.time()})  # by a command that waits for sbatch
+    with pytest.raises(UsageError, match="is queued"):
+        resume_run(run)
+    assert read_states([run])[0].reason == "is being submitted at this moment"
+    assert find_same([run.experiment()], runs)[0] is not None
+    assert len(sbatch.with_suffix(".calls").read_text()) == 2
+
+
+def test_a_run_without_a_job_can_be_asked_for_again(tmp_path: Path, sbatch: Path) -> None:
+    profile, runs = profile_with(), tmp_path / "runs"
+    first = RunDir.create(runs, small_experiment(seed=1, store=tmp_path / "brats.zarr"))
+    launch.submit(
+        Planned([Wanted(first.experiment(), make_plan(profile, 1)), *wanted(range(5, 6), profile)]), profile, runs
+    )
+    assert (read_json(first.job) or {})["job_id"] == "1_0"
+
+
+def test_many_are_resumed_as_one_array_and_cancelled_with_one_call(tmp_path: Path, sbatch: Path) -> None:
+    profile, runs = profile_with(), tmp_path / "runs"
+    submit_all(wanted(range(3), profile), profile, runs)
+    found = find_runs(runs)
+    control.resume_runs(found, yes=True)
+    assert sorted(jobs(runs)) == ["2_0", "2_1", "2_2"]
+    names = {run.name for run in found}
+    name = (read_json(found[0].job) or {})["job_name"]
+    lines = [f"2_{task}|{name}|RUNNING|1:00|1|N/A|n1|None" for task in range(3)]
+    sbatch.with_name("squeue").write_text("#!/bin/sh\ncat <<END\n" + "\n".join(lines) + "\nEND\n")
+    sbatch.with_name("scancel").write_text('#!/bin/sh\necho "$*" >> "$0.asked"\n')
+    control.cancel_runs(found, yes=True)
+    (asked,) = sbatch.with_name("scancel.asked").read_text().splitlines()
+    assert sorted(asked.split()) == ["2_0", "2_1", "2_2"]
+    assert {run.name for run in found if "cancelled" in events(run)} == names
+
+
+def test_what_others_may_not_see_is_not_submitted_by_them(tmp_path: Path, sbatch: Path) -> None:
+    profile, runs = profile_with(environment={"variables": {"SITE_TOKEN": SECRET}}), tmp_path / "runs"
+    run = submit_all(wanted(range(1), profile), profile, runs).done[0].run
+    (run.submission / "profile.json").unlink()  # which others cannot read
+    with pytest.raises(UsageError, match=r"others may not see \(SITE_TOKEN\)"):
+        launch.rerun([run], yes=True)
 
 
 def test_only_as_many_as_the_queue_takes(tmp_path: Path, sbatch: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -174,23 +226,23 @@ def test_only_as_many_as_the_queue_takes(tmp_path: Path, sbatch: Path, capsys: p
     squeue.chmod(0o755)
     launch.submit(Planned(wanted(range(7), profile)), profile, runs)
     assert len(find_runs(runs)) == 3
-    assert "4 runs not yet submitted" in capsys.readouterr().err
+    assert "4 runs not submitted" in capsys.readouterr().err
     squeue.write_text("#!/bin/sh\nseq 5\n")
     with pytest.raises(ClusterError, match="0 places of them are free"):
         launch.submit(Planned(wanted(range(7, 9), profile)), profile, runs)
 
 
 def test_rerun_is_new_runs_as_the_old_ones_were_asked_for(tmp_path: Path, sbatch: Path) -> None:
-    profile, runs = profile_with(environment={"variables": {"SITE_TOKEN": "hunter2"}}), tmp_path / "runs"
+    profile, runs = profile_with(environment={"variables": {"SITE_TOKEN": SECRET}}), tmp_path / "runs"
     old = submit_all(wanted(range(2), profile), profile, runs).done
     launch.rerun([item.run for item in old], yes=True)
     new = find_runs(runs)
     assert len(new) == 4
     assert sorted(run.experiment().seed for run in new) == [0, 0, 1, 1]
-    assert "export SITE_TOKEN=hunter2" in sbatch.with_suffix(".script").read_text()
+    assert f"export SITE_TOKEN={SECRET}" in sbatch.with_suffix(".script").read_text()
     for run in new:  # what others may read does not hold it
         for path in (run.job, run.provenance, run.config):
-            assert "hunter2" not in path.read_text()
+            assert SECRET not in path.read_text()
 
 
 def test_a_snapshot_is_the_code_as_it_was(tmp_path: Path) -> None:

@@ -273,6 +273,17 @@ def test_what_ended_long_ago_is_not_asked_for_again(tmp_path: Path, made_up: Mad
     assert len(made_up.calls("sacct")) == 1
 
 
+def test_tasks_that_were_cancelled_before_they_began(tmp_path: Path, made_up: MadeUpSlurm) -> None:
+    """sacct gives them in one line, and without a name."""
+    runs = [submitted(tmp_path, f"42_{task}", job_name="hpc-tumor-ab12") for task in (0, 1, 5, 9)]
+    made_up.says(
+        "sacct",
+        "42_0|hpc-tumor-ab12|COMPLETED|10|1|0:0|n1\n42_[1,4-6%2]|allocation|CANCELLED by 0|0|1|0:0|None\n"
+        "42|allocation|CANCELLED by 0|0|1|0:0|None\n",
+    )
+    assert [state.state for state in read_states(runs)] == ["failed", "cancelled", "cancelled", "cancelled"]
+
+
 def test_a_chain_is_in_the_state_of_its_living_job(tmp_path: Path, made_up: MadeUpSlurm) -> None:
     run = submitted(tmp_path, chain=["43", "44"])
     made_up.says("squeue", "42|RUNNING|1:00|1|N/A|gpu001|None\n43|PENDING|0:00|1|N/A||Dependency\n", run)

@@ -16,6 +16,7 @@ from hpc_tumor.cluster.script import setup_lines
 from hpc_tumor.cluster.snapshot import snapshot_path
 from hpc_tumor.cluster.submit import job_script, resume_run, submit_experiment
 from hpc_tumor.errors import ClusterError, UsageError
+from hpc_tumor.planning import sbatch_options
 
 ACCEPTS = '#!/bin/sh\ncp "$1" "$0.script"; env > "$0.env"; echo "Submitted batch job 42"\n'
 REFUSES = (
@@ -28,8 +29,13 @@ REFUSES = (
 def made_up_sbatch(folder: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> Path:
     sbatch = folder / "bin" / "sbatch"
     sbatch.parent.mkdir()
-    sbatch.write_text(text)
-    sbatch.chmod(0o755)
+    for path, script in (
+        (sbatch, text),
+        (sbatch.with_name("squeue"), "#!/bin/sh\n"),
+        (sbatch.with_name("sacct"), "#!/bin/sh\n"),
+    ):
+        path.write_text(script)
+        path.chmod(0o755)
     monkeypatch.setenv("PATH", f"{sbatch.parent}:/usr/bin:/bin")
     return sbatch
 
@@ -72,11 +78,12 @@ def test_other_ways_to_ask_for_gpus(tmp_path: Path) -> None:
 
 def test_extra_options_replace_ours_once(tmp_path: Path) -> None:
     profile = profile_with(
-        slurm={"extra": {"cpus-per-task": 3, "mail_type": "FAIL", "exclusive": True, "spread-job": False}}
+        slurm={"extra": {"comment": "ours", "mail_type": "FAIL", "exclusive": True, "spread-job": False}}
     )
-    script = job_script(small_experiment(), profile, make_plan(profile, 1), tmp_path)
-    assert script.count("#SBATCH --cpus-per-task=") == 1
-    assert directives(script)["cpus-per-task"] == "3"
+    plan = make_plan(profile, 1, options={"comment": "mine"})
+    script = job_script(small_experiment(), profile, plan, tmp_path)
+    assert script.count("#SBATCH --comment=") == 1
+    assert directives(script)["comment"] == "mine"
     assert directives(script)["mail-type"] == "FAIL"
     assert "#SBATCH --exclusive\n" in script
     assert "spread-job" not in script
@@ -129,6 +136,28 @@ def test_what_is_submitted_is_what_the_dry_run_shows(tmp_path: Path, monkeypatch
     assert provenance["script"] == script
     assert provenance["versions"]["torch"]
     assert directives(script)["job-name"] == run.name
+
+
+def test_defaults_of_the_user_stay_where_the_script_says_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sbatch lets its variables go before what a script says."""
+    sbatch = made_up_sbatch(tmp_path, monkeypatch, ACCEPTS)
+    for name in ("ACCOUNT", "PARTITION", "JOB_NAME", "TIMELIMIT", "SIGNAL", "NO_REQUEUE", "QOS", "EXCLUSIVE"):
+        monkeypatch.setenv(f"SBATCH_{name}", "mine")
+    profile = profile_with(slurm={"account": "physics"})
+    submit_experiment(small_experiment(), profile, make_plan(profile, 1), tmp_path / "runs")
+    given = {line.partition("=")[0] for line in Path(f"{sbatch}.env").read_text().splitlines()}
+    assert {name for name in given if name.startswith("SBATCH_")} == {"SBATCH_QOS", "SBATCH_EXCLUSIVE"}
+    assert os.environ["SBATCH_ACCOUNT"] == "mine"
+
+
+@pytest.mark.parametrize("option", ["job-name", "time", "nodes", "export", "cpus_per_task", "signal"])
+def test_options_on_which_the_launching_stands_are_refused(option: str) -> None:
+    with pytest.raises(UsageError, match="decided elsewhere"):
+        profile_with(slurm={"extra": {option: "x"}})
+    with pytest.raises(UsageError, match="decided elsewhere"):
+        sbatch_options([f"--{option}=x"])
 
 
 def test_no_sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +219,13 @@ def test_a_job_imports_the_snapshot_and_then_what_the_user_named(
     home = str(Path(hpc_tumor.__file__).resolve().parent.parent)
     monkeypatch.setenv("PYTHONPATH", f"{home}:/elsewhere")
     script = job_script(small_experiment(), profile_with(), make_plan(profile_with(), 1), tmp_path)
-    assert f"export PYTHONPATH={snapshot_path(tmp_path)}:/elsewhere\n" in script
+    assert f'export PYTHONPATH={snapshot_path(tmp_path)}:/elsewhere"${{PYTHONPATH:+:$PYTHONPATH}}"\n' in script
+
+    theirs = profile_with(environment={"variables": {"PYTHONPATH": "/theirs"}})
+    setup = "\n".join(setup_lines(theirs, snapshot_path(tmp_path)))
+    command = ["bash", "-c", f"{setup}\nprintf %s $PYTHONPATH"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{snapshot_path(tmp_path)}:/elsewhere:/theirs"
 
 
 def test_resume_on_another_number_of_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
