@@ -319,7 +319,7 @@ def submit(
     constraint: Annotated[
         str | None, typer.Option(metavar="TEXT", rich_help_panel=WHERE, help="Features of the nodes.")
     ] = None,
-    reservation: Annotated[str | None, typer.Option(metavar="NAME", rich_help_panel=WHERE, help="Reservation of nodes.")] = None,
+    reservation: Annotated[str | None, typer.Option(metavar="NAME", rich_help_panel=WHERE, help="A reservation.")] = None,
     sbatch: Annotated[
         list[str] | None,
         typer.Option(metavar="OPTION[=VALUE]", rich_help_panel=WHERE, help="Any further option: mail-type=END."),
@@ -594,9 +594,10 @@ def clusters_discover(
     found = discover(name, partition, output, overwrite)
     for note in found.notes:
         out.note(note)
-    values = {"name": found.name, "path": found.path, "partition": found.partition.name, "notes": found.notes}
+    values = {"path": found.path, "profile": found.profile.model_dump(mode="json"), "notes": found.notes}
     out.result(values, show=lambda: out.pairs(discovery_lines(found)))
-    chosen = shlex.quote(str(found.path) if output else found.name)
+    chosen = shlex.quote(str(found.path) if output else found.profile.name)
+    chosen += " --account NAME" if found.profile.slurm.account == "required" else ""
     out.hints("Next:", [
         (f"hpc-tumor doctor --cluster {chosen} --submit", "try it on a node"),
         (f"hpc-tumor submit --cluster {chosen} --dry-run …", "see what would be asked for"),

@@ -153,12 +153,27 @@ def clusters_table(profiles: Sequence[ClusterProfile]) -> Table:
 
 
 def discovery_lines(found: Discovery) -> list[tuple[str, str]]:
-    """What was found of a cluster, and where it stands now."""
-    node, part = found.partition.largest, found.partition
-    gpus = f"{counted(node.gpus, 'GPU')}{f' ({node.gpu_types[0]})' if node.gpu_types else ''}, " if node.gpus else ""
-    longest = "no limit" if part.walltime is None else f"at most {hours(part.walltime)}"
-    about = f"{counted(part.nodes, 'node')} of {gpus}{node.cpus} CPUs, {node.memory_gb:.0f} GB; {longest}"
-    return [("written", str(found.path)), (f"partition {part.name}", about)]
+    """What the profile says that was written of a cluster, and where it stands now."""
+    slurm, node, limits = found.profile.slurm, found.profile.node, found.profile.limits
+    model = f" ({node.gpu_model})" if node.gpu_model else ""
+    gpus = f"{counted(node.gpus, 'GPU')}{model}" if node.gpus else "no GPUs"
+    jobs = ((limits.nodes, "nodes"), (limits.running_jobs, "running jobs"), (limits.queued_jobs, "queued jobs"))
+    most = "".join(f", {number} {what}" for number, what in jobs if number)
+    asked = [
+        ("account", slurm.account),
+        ("QOS", slurm.qos),
+        ("GPU type", slurm.gpu_type),
+        ("feature", slurm.constraint),
+    ]
+    return [
+        ("written", str(found.path)),
+        ("partition", slurm.partition or ""),
+        ("a node", f"{gpus}, {node.cpus} CPUs, {node.memory_gb:.0f} GB"),
+        ("at most", f"{hours(limits.walltime)}{most}"),
+        *((name, value) for name, value in asked if value),
+        *([("requeue", "not here: a long run is a chain of jobs")] if not slurm.requeue else []),
+        *([("scratch", found.profile.environment.scratch)] if found.profile.environment.scratch else []),
+    ]
 
 
 def _strata(store: Store) -> list[str]:

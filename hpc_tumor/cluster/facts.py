@@ -1,92 +1,29 @@
-"""What a cluster says of itself and of this account: partitions and their nodes, accounts, QOS, limits.
+"""What a cluster says of itself and of this account, asked of sinfo, scontrol and sacctmgr.
 
 Any of SLURM's commands may be missing or fail; what it would have said is None then, and the command is named.
 """
 
 from __future__ import annotations
 
+import grp
 import os
 import pwd
 import re
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import replace
 from functools import partial
 
+from hpc_tumor.cluster import slurm_text
+from hpc_tumor.cluster.site import Facts, Limits, NodeKind, Partition
 from hpc_tumor.cluster.slurm import run_slurm
 from hpc_tumor.errors import ClusterError
 
 SECONDS = 5.0  # that a command may take
-_SINFO = "%R|%a|%l|%D|%c|%m|%G|%f"
-_ASSOCIATION = ("Account", "Partition", "QOS", "MaxJobs", "MaxSubmit", "MaxWall")
-_QOS = ("Name", "MaxWall", "MaxTRESPU", "MaxJobsPU", "MaxSubmitPU", "MaxTRES")
-
-
-@dataclass(frozen=True)
-class NodeKind:
-    """Nodes of a partition that are alike; memory in GB as SLURM gives it."""
-
-    nodes: int
-    cpus: int
-    memory_gb: float
-    gpus: int = 0
-    gpu_types: tuple[str, ...] = ()
-    features: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Partition:
-    """A partition: who may use it, for how many minutes and nodes (None: no limit), and what its nodes are."""
-
-    name: str
-    up: bool = True
-    default: bool = False
-    walltime: int | None = None
-    max_nodes: int | None = None
-    accounts: tuple[str, ...] | None = None  # that may use it; None: all
-    qos: tuple[str, ...] | None = None
-    own_qos: str | None = None  # whose limits hold for all of its jobs
-    kinds: tuple[NodeKind, ...] = ()
-
-    @property
-    def nodes(self) -> int:
-        return sum(kind.nodes for kind in self.kinds)
-
-    @property
-    def largest(self) -> NodeKind:
-        """The kind with the most GPUs, then the most memory."""
-        return max(self.kinds, key=lambda kind: (kind.gpus, kind.memory_gb, kind.cpus), default=NodeKind(0, 0, 0.0))
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a QOS, or an account, lets one user have; None: no limit."""
-
-    walltime: int | None = None
-    gpus: int | None = None
-    nodes: int | None = None
-    running: int | None = None
-    queued: int | None = None
-
-
-@dataclass(frozen=True)
-class Facts:
-    """All that could be learned; None for what no command told."""
-
-    partitions: dict[str, Partition] | None = None
-    accounts: dict[str, Limits] | None = None  # of this user
-    default_account: str | None = None
-    qos: dict[str, Limits] | None = None
-    own_qos: tuple[str, ...] | None = None  # that this user may name
-    max_array: int | None = None
-    requeue: bool | None = None
-    cluster: str | None = None
-    version: str | None = None
-    missing: tuple[str, ...] = field(default=())
-
-    @property
-    def default_partition(self) -> Partition | None:
-        """The one that a job without a partition goes to."""
-        return next((part for part in (self.partitions or {}).values() if part.default), None)
+_SINFO = "%P|%a|%l|%D|%c|%m|%d|%G|%f"
+_ASSOCIATION = (
+    "Cluster", "Account", "Partition", "QOS", "DefaultQOS", "MaxJobs", "MaxSubmit", "MaxWall", "MaxTRES", "GrpTRES",
+)  # fmt: skip
+_QOS = ("Name", "Flags", "MaxJobsPU", "MaxSubmitPU", "MaxWall", "MaxTRES", "MaxTRESPU", "GrpTRES")
 
 
 def read_facts(seconds: float = SECONDS) -> Facts:
@@ -102,21 +39,24 @@ def read_facts(seconds: float = SECONDS) -> Facts:
     }
     with ThreadPoolExecutor(len(commands)) as pool:
         said = dict(zip(commands, pool.map(partial(_ask, seconds), commands.values()), strict=True))
-    config = _config(said["scontrol show config"])
-    associations = _rows(said["sacctmgr show assoc"], len(_ASSOCIATION))
-    default = (said["sacctmgr show user"] or "").strip()
-    named = {name for row in associations or () for name in row[2].split(",") if name}
+    config = slurm_text.settings(said["scontrol show config"])
+    cluster, plugins = config.get("ClusterName"), config.get("JobSubmitPlugins", "unknown")
+    general, in_partition = _accounts(slurm_text.rows(said["sacctmgr show assoc"], len(_ASSOCIATION)), cluster)
+    default = next(iter((said["sacctmgr show user"] or "").split()), None)
     return Facts(
         partitions=_partitions(said["sinfo"], said["scontrol show partition"]),
-        accounts=_accounts(associations),
-        default_account=default or None,
-        qos=_qos(_rows(said["sacctmgr show qos"], len(_QOS))),
-        own_qos=tuple(sorted(named)) or None,
-        max_array=_count(config.get("MaxArraySize", "")),
+        accounts=general,
+        default_account=default,
+        qos=_qos(slurm_text.rows(said["sacctmgr show qos"], len(_QOS))),
+        max_array=slurm_text.count(config.get("MaxArraySize", "")),
         requeue=None if "JobRequeue" not in config else config["JobRequeue"] == "1",
-        cluster=config.get("ClusterName"),
+        cluster=cluster,
         version=config.get("SLURM_VERSION"),
         missing=tuple(name for name, text in said.items() if text is None),
+        accounts_in=in_partition,
+        enforced=_enforced(config.get("AccountingStorageEnforce")),
+        chosen_by_site=plugins not in ("(null)", ""),
+        tmp=config.get("TmpFS"),
     )  # fmt: skip
 
 
@@ -127,109 +67,139 @@ def _user() -> str:
         return os.environ.get("USER", str(os.getuid()))
 
 
-def _accounts(associations: list[list[str]] | None) -> dict[str, Limits] | None:
-    found: dict[str, Limits] = {}
-    for account, partition, _, running, queued, walltime in associations or ():
-        if not partition:
-            found[account] = Limits(_minutes(walltime), running=_count(running), queued=_count(queued))
-        found.setdefault(account, Limits())  # with limits of one partition only
-    return found or None
-
-
 def _ask(seconds: float, command: tuple[str, ...]) -> str | None:
     try:
         return run_slurm(*command, seconds=seconds)
-    except ClusterError:
+    except (ClusterError, OSError, ValueError):  # not there, not for us to run, or not text
         return None
 
 
-def _partitions(sinfo: str | None, scontrol: str | None) -> dict[str, Partition] | None:
-    kinds: dict[str, list[NodeKind]] = {}
-    states: dict[str, tuple[bool, int | None]] = {}
-    for line in (sinfo or "").splitlines():
-        parts = line.strip().split("|")
-        if len(parts) != len(_SINFO.split("|")) or not parts[0]:
+def _enforced(text: str | None) -> frozenset[str] | None:
+    """`associations,limits,qos,safe` → what of it is checked; each of the others brings associations along."""
+    if text is None:
+        return None
+    found = {
+        name for name in re.split(r"[,\s]+", text.lower()) if name not in ("", "none", "(null)", "nojobs", "nosteps")
+    }
+    if found & {"safe", "all"}:
+        found |= {"limits"}
+    if "all" in found:
+        found |= {"qos"}
+    return frozenset(found | {"associations"} if found else found)
+
+
+def _accounts(
+    associations: list[list[str]] | None, cluster: str | None
+) -> tuple[dict[str, Limits] | None, dict[tuple[str, str], Limits]]:
+    """Limits of this user's accounts on this cluster, in all partitions, and in those that have others."""
+    general: dict[str, Limits] = {}
+    in_partition: dict[tuple[str, str], Limits] = {}
+    for of, account, partition, qos, default_qos, running, queued, walltime, per_job, in_all in associations or ():
+        if cluster and of.lower() != cluster.lower():  # one database may hold several
             continue
-        name, state, walltime, nodes, cpus, memory, gres, features = parts
-        gpus, types = read_gres(gres)
-        states[name] = state == "up", _minutes(walltime)
-        kinds.setdefault(name, []).append(
-            NodeKind(_first(nodes), _first(cpus), _first(memory) / 1024, gpus, types, _names(features) or ())
-        )
-    told = {}
-    for line in (scontrol or "").splitlines():
-        values = dict(re.findall(r"(\w+)=(\S+)", line))
-        if "PartitionName" in values:
-            told[values["PartitionName"]] = values
-    names = [*states, *(name for name in told if name not in states)]
-    if not names:
-        return None
-    found = {}
-    for name in names:
-        values = told.get(name, {})
-        up, walltime = states.get(name, (values.get("State") == "UP", _minutes(values.get("MaxTime", ""))))
-        found[name] = Partition(
-            name, up, values.get("Default") == "YES", walltime, _count(values.get("MaxNodes", "")),
-            _names(values.get("AllowAccounts", "ALL")), _names(values.get("AllowQos", "ALL")),
-            None if values.get("QoS", "N/A") == "N/A" else values["QoS"], tuple(kinds.get(name, ())),
+        limits = replace(
+            _limits(walltime, running, queued, per_job, in_all),
+            qos=slurm_text.names(qos), default_qos=default_qos or None,
         )  # fmt: skip
-    return found
-
-
-def read_gres(text: str) -> tuple[int, tuple[str, ...]]:
-    """`gpu:a100:4(S:0-1),shard:8` → the number of GPUs and their types."""
-    gpus, types = 0, []
-    for match in re.finditer(r"(?:^|,)gpu(?::([A-Za-z][^:,(]*))?(?::(\d+))?", re.sub(r"\([^)]*\)", "", text)):
-        gpus += int(match[2] or 1)
-        if match[1]:
-            types.append(match[1])
-    return gpus, tuple(dict.fromkeys(types))
+        if partition:
+            in_partition[account.lower(), partition] = limits
+            general.setdefault(account.lower(), Limits())
+        else:
+            general[account.lower()] = limits
+    return general or None, in_partition
 
 
 def _qos(rows: list[list[str]] | None) -> dict[str, Limits] | None:
-    if not rows:
-        return None
+    """By their names in small letters; how they are written does not matter to SLURM."""
+    return {
+        name.lower(): replace(_limits(walltime, running, queued, *amounts), flags=slurm_text.names(flags) or ())
+        for name, flags, running, queued, walltime, *amounts in rows or ()
+    } or None
+
+
+def _limits(walltime: str, running: str, queued: str, *amounts: str) -> Limits:
+    """`amounts` are limits on resources, of which the least holds."""
+    said = [slurm_text.resources(text) for text in amounts]
+
+    def least(name: str) -> float | None:
+        return min((each[name] for each in said if name in each), default=None)
+
+    def whole(name: str) -> int | None:
+        return None if (number := least(name)) is None else int(number)
+
+    return Limits(
+        slurm_text.minutes(walltime), whole("gres/gpu"), whole("node"), slurm_text.count(running),
+        slurm_text.count(queued), whole("cpu"), least("mem"),
+    )  # fmt: skip
+
+
+def _partitions(sinfo: str | None, scontrol: str | None) -> dict[str, Partition] | None:
+    """From sinfo come the nodes, from scontrol who may use them; either may be missing."""
+    seen, told, groups = _seen(sinfo), _told(scontrol), _groups()
     found = {}
-    for name, walltime, per_user, running, queued, per_job in rows:
-        user, job = (dict(re.findall(r"([\w/:]+)=(\d+)", text)) for text in (per_user, per_job))
-        gpus = [int(limits["gres/gpu"]) for limits in (user, job) if "gres/gpu" in limits]
-        nodes = [int(limits["node"]) for limits in (user, job) if "node" in limits]
-        found[name] = Limits(
-            _minutes(walltime), min(gpus, default=None), min(nodes, default=None), _count(running), _count(queued)
+    for name in dict.fromkeys([*seen, *told]):
+        values = told.get(name, {})
+        stated = Partition(
+            name,
+            values.get("State") == "UP",
+            values.get("Default") == "YES",
+            slurm_text.minutes(values.get("MaxTime", "")),
         )
+        part = seen.get(name, stated)
+        allowed = slurm_text.names(values.get("AllowGroups", ""))
+        closed = values.get("RootOnly") == "YES" or (allowed is not None and not groups & set(allowed))
+        found[name] = replace(
+            part,
+            default=part.default or stated.default,
+            max_nodes=slurm_text.count(values.get("MaxNodes", "")),
+            accounts=slurm_text.names(values.get("AllowAccounts", "")),
+            qos=slurm_text.names(values.get("AllowQos", "")),
+            own_qos=next(iter(slurm_text.names(values.get("QoS", "")) or ()), None),
+            kinds=tuple(_within(kind, values) for kind in part.kinds),
+            denied_accounts=slurm_text.names(values.get("DenyAccounts", "")) or (),
+            denied_qos=slurm_text.names(values.get("DenyQos", "")) or (),
+            for_my_group=os.getuid() == 0 or not closed,
+        )
+    return found or None
+
+
+def _seen(sinfo: str | None) -> dict[str, Partition]:
+    """Partitions with their kinds of nodes, as sinfo shows them."""
+    found: dict[str, Partition] = {}
+    for row in slurm_text.rows(sinfo, _SINFO.count("|") + 1) or ():
+        name, state, walltime, nodes, cpus, memory, disk, gres, features = row
+        default, name = name.endswith("*"), name.removesuffix("*")
+        number, cores, memory_mb, disk_mb = map(slurm_text.first_number, (nodes, cpus, memory, disk))
+        gpus, types = slurm_text.gres(gres)
+        names = slurm_text.names(features) or ()
+        kind = NodeKind(number, cores, memory_mb / 1024, gpus, types, names, disk_mb / 1024)
+        part = found.setdefault(name, Partition(name, state == "up", default, slurm_text.minutes(walltime)))
+        found[name] = replace(part, kinds=(*part.kinds, kind))
     return found
 
 
-def _config(text: str | None) -> dict[str, str]:
-    pairs = (line.partition("=") for line in (text or "").splitlines() if "=" in line)
-    return {name.strip(): value.strip() for name, _, value in pairs}
+def _told(scontrol: str | None) -> dict[str, dict[str, str]]:
+    """Settings of each partition, as scontrol shows them."""
+    lines = [dict(re.findall(r"(\w+)=(\S+)", line)) for line in (scontrol or "").splitlines()]
+    return {values["PartitionName"]: values for values in lines if "PartitionName" in values}
 
 
-def _rows(text: str | None, columns: int) -> list[list[str]] | None:
-    if text is None:
-        return None
-    return [row for line in text.splitlines() if len(row := line.split("|")) == columns and row[0]]
+def _within(kind: NodeKind, partition: dict[str, str]) -> NodeKind:
+    """As much of a node as the partition lets a job have."""
+    cpus, memory = (slurm_text.count(partition.get(name, "")) for name in ("MaxCPUsPerNode", "MaxMemPerNode"))
+    return replace(
+        kind,
+        cpus=min(kind.cpus, cpus or kind.cpus),
+        memory_gb=min(kind.memory_gb, memory / 1024 if memory else kind.memory_gb),
+    )
 
 
-def _names(text: str) -> tuple[str, ...] | None:
-    """`a,b` → both; None for ALL and for nothing."""
-    return None if text in ("", "ALL", "(null)") else tuple(text.split(","))
-
-
-def _first(text: str) -> int:
-    """`128+` and `24` → the number."""
-    match = re.match(r"\d+", text)
-    return int(match[0]) if match else 0
-
-
-def _count(text: str) -> int | None:
-    return int(text) if text.isdigit() else None
-
-
-def _minutes(text: str) -> int | None:
-    """`2:00:00`, `6-06:00:00`, `30:00` → minutes; None for UNLIMITED, infinite and nothing."""
-    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", text.strip())
-    if match is None:
-        return None
-    days, hours, minutes = (int(group or 0) for group in match.groups()[:3])
-    return (days * 24 + hours) * 60 + minutes
+def _groups() -> set[str]:
+    """This user's groups by name."""
+    found = set()
+    for number in {os.getgid(), *os.getgroups()}:
+        try:
+            found.add(grp.getgrgid(number).gr_name)
+        except KeyError:  # known to the directory of another machine only
+            continue
+    return found

@@ -130,7 +130,7 @@ def requeue(job_id: str) -> None:
 def run_slurm(*command: str, seconds: float = _SECONDS) -> str:
     """What one of SLURM's commands prints. ClusterError, with its words, where it fails, is missing or is slow."""
     # %S and the like are printed in a fixed form, whatever the user's taste.
-    variables = {key: value for key, value in os.environ.items() if not key.startswith(("SQUEUE_", "SACCT_"))}
+    variables = {key: value for key, value in os.environ.items() if not key.startswith(("SQUEUE_", "SACCT_", "SINFO_"))}
     variables["SLURM_TIME_FORMAT"] = "standard"
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=variables, check=False)

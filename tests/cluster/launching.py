@@ -12,28 +12,6 @@ from hpc_tumor.run_dir import RunDir
 from hpc_tumor.validation import build
 
 STAND_IN = Path(__file__).parent / "stand_in"
-# What the commands of a cluster print: a text, or a script that begins with `case`.
-ORFEO = {
-    "sinfo": """GPU|up|18:00:00|4|24|240000|gpu:2|(null)
-DGX|up|6-06:00:00|2|128|1000000|gpu:a100:8(S:0-7)|dgx,a100
-MIXED|up|infinite|3+|112|1000000|gpu:h100:8,shard:16|h100
-MIXED|up|infinite|10|64|500000|(null)|cpu
-EPYC|inact|6-06:00:00|8|128|512000|(null)|(null)
-""",
-    "scontrol": """case "$*" in
-*partition*) cat <<'END'
-PartitionName=GPU AllowAccounts=dssc,lade AllowQos=ALL Default=YES MaxNodes=2 MaxTime=18:00:00 QoS=gpuq State=UP
-PartitionName=DGX AllowAccounts=lade AllowQos=normal,long Default=NO MaxTime=6-06:00:00 QoS=N/A State=UP
-END
-;;
-*) printf 'ClusterName = orfeo\\nJobRequeue = 1\\nMaxArraySize = 501\\nSLURM_VERSION = 23.11.4\\n' ;;
-esac""",
-    "sacctmgr": """case "$*" in
-*assoc*) echo 'dssc||normal,gpuq|5|20|2:00:00' ;;
-*user*) echo dssc ;;
-*qos*) printf 'normal||||||\\nlong|6-00:00:00|||||\\ngpuq|12:00:00|cpu=96,gres/gpu=4|5|20|node=2|\\n' | sed 's/|$//' ;;
-esac""",
-}
 
 
 def small_experiment(store: Path = Path("brats.zarr"), gpus: int = 1, **values: Any) -> Experiment:
