@@ -319,7 +319,9 @@ def submit(
     constraint: Annotated[
         str | None, typer.Option(metavar="TEXT", rich_help_panel=WHERE, help="Features of the nodes.")
     ] = None,
-    reservation: Annotated[str | None, typer.Option(metavar="NAME", rich_help_panel=WHERE, help="A reservation.")] = None,
+    reservation: Annotated[
+        str | None, typer.Option(metavar="NAME", rich_help_panel=WHERE, help="Reservation of nodes.")
+    ] = None,
     sbatch: Annotated[
         list[str] | None,
         typer.Option(metavar="OPTION[=VALUE]", rich_help_panel=WHERE, help="Any further option: mail-type=END."),
