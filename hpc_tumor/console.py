@@ -172,7 +172,7 @@ def draw(table: Table) -> RenderableType:
     for column in table.columns:
         grid.add_column(Text(column.title), justify=column.align, overflow="fold")
     for row in table.rows:
-        grid.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
+        grid.add_row(*(Text(printable(cell), style=_STYLES.get(cell, "")) for cell in row))
     title = [Text(table.title, style="bold")] if table.title else []
     return Group(*title, grid, *(Text(note, style="dim") for note in table.notes))
 

@@ -108,7 +108,10 @@ def print_logs(
     from hpc_tumor.cluster.logs import launcher_text, log_text
 
     known = read_states(runs) if errors else []
-    reasons = {state.run.path: state.reason if state.state in _FAILURES else None for state in known}
+    reasons = {
+        state.run.path: state.reason if state.state in _FAILURES and "logs --errors" not in state.reason else None
+        for state in known
+    }
     said = {}
     for run in runs:
         if launcher:

@@ -14,9 +14,9 @@ from hpc_tumor import atomic
 from hpc_tumor.cluster.existing import UNDER_WAY, find_same
 from hpc_tumor.cluster.job import record_failure
 from hpc_tumor.cluster.profiles import LOCAL
-from hpc_tumor.cluster.queue import RunState
+from hpc_tumor.cluster.queue import RunState, read_states
 from hpc_tumor.cluster.slurm import count_own_jobs
-from hpc_tumor.cluster.submit import Wanted, array_script, grouped, job_script, submit_all, submitted_as
+from hpc_tumor.cluster.submit import Wanted, array_script, grouped, job_script, submit_all, submitted_as, submitting
 from hpc_tumor.config import ClusterProfile, Experiment
 from hpc_tumor.console import counted, out
 from hpc_tumor.control import refuse_failures, show_states, watch_runs
@@ -24,6 +24,7 @@ from hpc_tumor.errors import ClusterError, HpcTumorError, PartialFailure, UsageE
 from hpc_tumor.planning import Planned, fit
 from hpc_tumor.provenance import collect_provenance, provenance_of
 from hpc_tumor.run_dir import RunDir
+from hpc_tumor.runs_view import OPEN
 from hpc_tumor.views import submissions_table
 
 MOST_NAMED = 7  # runs of an array, in its plan
@@ -66,18 +67,23 @@ def submit(
         PartialFailure: some were submitted before one was refused; or, having waited, some failed.
         TrainingError: having waited, all failed.
     """
-    wanted = planned.wanted if again else _missing(planned.wanted, runs)
-    if not wanted:
-        out.result([], show=lambda: None)
-        out.note("nothing is missing: hpc-tumor status shows the runs")
-        return
-    wanted, later = _that_fit(wanted, profile)
-    if later:
-        out.note(
-            f"{counted(later, 'run')} not submitted, for {profile.name} lets one user queue"
-            f" {profile.limits.queued_jobs} jobs: the same command submits what is missing, once there is room"
-        )
-    submitted = submit_all(wanted, profile, runs, at_once=at_once, most_tasks=planned.most_tasks)
+    with submitting(runs):
+        wanted = planned.wanted if again else _missing(planned.wanted, runs)
+        if not wanted:
+            out.result([], show=lambda: None)
+            out.note("nothing is missing: hpc-tumor status shows the runs")
+            return
+        wanted, later = _that_fit(wanted, profile)
+        if later:
+            out.note(
+                f"{counted(later, 'run')} not submitted, for {profile.name} lets one user queue"
+                f" {profile.limits.queued_jobs} jobs: the same command submits what is missing, once there is room"
+            )
+        try:
+            submitted = submit_all(wanted, profile, runs, at_once=at_once, most_tasks=planned.most_tasks)
+        except KeyboardInterrupt:
+            out.note("what SLURM had taken before stays in the queue: hpc-tumor status shows it, cancel ends it")
+            raise
     done, refused = submitted.done, submitted.refused
     if refused is not None and not done:
         raise refused
@@ -160,8 +166,15 @@ def rerun(runs: Sequence[RunDir], yes: bool) -> None:
     if len(runs) > 1 and not yes and not out.confirm(f"train {len(runs)} runs again from the beginning?"):
         out.note("nothing was done")
         return
+    going = [state for state in read_states(runs) if state.state in OPEN]
+    if going and len(going) == len(runs):
+        raise UsageError(f"{going[0].name} is {going[0].state}: it can be trained again once it has ended.")
+    if going:
+        out.note(f"{counted(len(going), 'run')} still going on: left out")
     by_profile: dict[str, tuple[ClusterProfile, list[Wanted]]] = {}
     for run in runs:
+        if run.path in {state.run.path for state in going}:
+            continue
         profile, plan = submitted_as(run)
         key = profile.model_dump_json()
         by_profile.setdefault(key, (profile, []))[1].append(Wanted(run.experiment(), plan))

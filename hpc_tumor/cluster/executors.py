@@ -80,6 +80,8 @@ def start_on_slurm(
             take_back(ids, profile)
         words = slurm_words(str(error)) or slurm_words(said.getvalue())
         way = remedy(words)
+        if _NOT_THERE.search(words):
+            raise ClusterError(f"SLURM cannot be reached for {profile.name}: {words.rstrip('.')}.") from None
         raise ClusterError(
             f"SLURM refused the job for {profile.name}: {words.rstrip('.')}{f': {way}' if way else ''}."
         ) from None
@@ -169,6 +171,7 @@ def _executor(
     return executor
 
 
+_NOT_THERE = re.compile(r"parse_file|configuration source|contact slurm controller|No such file", re.IGNORECASE)
 # Defaults of sbatch from the user's environment go before what its script says: none of these may.
 _DECIDED = re.compile(
     r"SBATCH_(JOB_NAME|TIMELIMIT|SIGNAL|OUTPUT|ERROR|OPEN_MODE|(NO_)?REQUEUE|ARRAY_INX|WAIT.*|EXPORT|MEM_.*|GRES|GPUS.*"

@@ -35,7 +35,7 @@ _NEVER = _table(  # until somebody changes the job or the cluster, however long 
 _FOR_NOW = _table(
     ("Priority", "jobs of higher priority go first"),
     ("Resources", "waits until enough nodes are free"),
-    ("BeginTime", "not yet allowed to start: SLURM lets a requeued job wait about two minutes"),
+    ("BeginTime", "not yet allowed to start (SLURM lets a job wait about two minutes after a requeue)"),
     ("Dependency", "waits for another job to end"),
     ("SchedDefer", "SLURM looks at it in its next round"),
     ("Prolog", "its nodes are being prepared"),

@@ -22,14 +22,14 @@ from hpc_tumor import atomic
 from hpc_tumor.cluster.executors import clean_environment, script_of, start_here, start_on_slurm, take_back
 from hpc_tumor.cluster.existing import absolute, is_own, with_absolute_store
 from hpc_tumor.cluster.plan import Plan, make_plan, read_plan
-from hpc_tumor.cluster.private import make_private, submissions_folder
+from hpc_tumor.cluster.private import code_folder, make_private, submissions_folder
 from hpc_tumor.cluster.profiles import LOCAL
 from hpc_tumor.cluster.queue import read_states
 from hpc_tumor.cluster.snapshot import snapshot_path, take_snapshot
 from hpc_tumor.config import ClusterProfile, Experiment
 from hpc_tumor.errors import ClusterError, HpcTumorError, UsageError
 from hpc_tumor.provenance import MASKED, collect_provenance, provenance_of, without_passwords, without_secrets
-from hpc_tumor.run_dir import RunDir, read_json, write_error
+from hpc_tumor.run_dir import RunDir, is_run, read_json, write_error
 from hpc_tumor.validation import build
 
 UNNAMED = "DATE-TIME-{model}-ID"  # stands for the run's name where nothing is submitted
@@ -125,6 +125,30 @@ def submit_all(
         if first and not submitted.done:
             _remove_empty(runs)
     return submitted
+
+
+@contextlib.contextmanager
+def submitting(runs: Path) -> Iterator[None]:
+    """One command of this user at a time looks what is there in `runs`, and adds to it: none trains the same twice.
+
+    Raises:
+        UsageError: `runs` cannot be made or written.
+    """
+    runs = absolute(runs)
+    first = not runs.exists()
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+        handle = os.open(make_private(code_folder(runs)) / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise write_error(error, runs, "a run") from error
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+        if first and not any(is_run(path) for path in runs.iterdir()):
+            _remove_empty(runs)
 
 
 def job_script(
@@ -402,7 +426,8 @@ def _checked(runs: Path, profile: ClusterProfile) -> Path:
 def _remove_empty(runs: Path) -> None:
     """Remove a folder of runs that was made for nothing, with the code that was kept in it."""
     with contextlib.suppress(OSError):
-        snapshot_path(runs).unlink(missing_ok=True)
+        for file in (snapshot_path(runs), code_folder(runs) / "lock"):
+            file.unlink(missing_ok=True)
         for folder in (*runs.glob(f".*-{os.getuid()}"), runs):
             if folder.is_dir():
                 folder.rmdir()

@@ -273,3 +273,32 @@ def test_a_folder_of_somebody_else_is_not_trusted(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(os, "getuid", lambda: 12345)
     with pytest.raises(UsageError, match="not a folder of yours"):
         make_private(tmp_path / "mine")
+
+
+def test_two_commands_at_the_same_moment_start_a_run_once(tmp_path: Path, sbatch: Path) -> None:
+    """The second waits until the first has written down what it started, and then refuses."""
+    sbatch.write_text(COUNTS.replace("echo x", "sleep 1\necho x"))
+    sbatch.with_name("squeue").write_text("#!/bin/sh\nexit 1\n")  # what it does not say may well go on
+    code = (
+        "import sys; sys.path[:0] = sys.argv[1:3]\n"
+        "from pathlib import Path; from launching import profile_with, small_experiment\n"
+        "from hpc_tumor import launch; from hpc_tumor.cluster.plan import make_plan\n"
+        "from hpc_tumor.cluster.submit import Wanted; from hpc_tumor.planning import Planned\n"
+        "profile = profile_with()\n"
+        "launch.submit(Planned([Wanted(small_experiment(), make_plan(profile, 1))]), profile, Path('runs'))\n"
+    )
+    command = [sys.executable, "-c", code, str(Path(__file__).parent), str(Path(hpc_tumor.__file__).parent.parent)]
+    both = [subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate()[1] for process in both]
+    assert sorted(process.returncode for process in both) == [0, 1]
+    assert any("has the very same settings and data, and is unknown" in text for text in said), said
+    assert len(find_runs(tmp_path / "runs")) == 1
+
+
+def test_what_still_goes_on_is_not_rerun(tmp_path: Path, sbatch: Path) -> None:
+    profile, runs = profile_with(), tmp_path / "runs"
+    run = submit_all(wanted(range(1), profile), profile, runs).done[0].run
+    name = (read_json(run.job) or {})["job_name"]
+    sbatch.with_name("squeue").write_text(f"#!/bin/sh\necho '1|{name}|RUNNING|1:00|1|N/A|n1|None'\n")
+    with pytest.raises(UsageError, match="is running: it can be trained again once it has ended"):
+        launch.rerun([run], yes=True)
