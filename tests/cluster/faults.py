@@ -36,7 +36,7 @@ def ranks(job_id: str) -> dict[int, int]:
     found = {}
     for rank in range(8):
         for pid, command in processes(SLURM_JOB_ID=job_id, SLURM_PROCID=str(rank)).items():
-            if "submitit.core._submit" in command:
+            if "submitit.core._submit" in command and not command.startswith("srun "):
                 found[rank] = pid
     return found
 
