@@ -560,11 +560,11 @@ app.add_typer(clusters_app, name="clusters", rich_help_panel="Setup")
 @clusters_app.callback()
 def clusters(context: typer.Context, json: Json = False, verbose: Verbose = False) -> None:
     """The cluster profiles that --cluster takes; `clusters discover` writes a first one."""
+    if context.invoked_subcommand:
+        return
     from hpc_tumor.cluster.profiles import list_profiles
     from hpc_tumor.views import clusters_table
 
-    if context.invoked_subcommand:
-        return
     profiles, broken = list_profiles()
     for error in broken:
         out.warning(f"left out: {error}")
