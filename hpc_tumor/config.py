@@ -144,6 +144,17 @@ class HardwareSettings(Settings):
     )
 
 
+class ScoringSettings(Settings):
+    """How the finished network is tested. Validation during training is always plain."""
+
+    flips: bool = Field(False, description="average the logits over the flips of each sample")
+    clean: bool = Field(
+        False,
+        description="remove small pieces of predicted tumour, and enhancing tumour below a threshold; both thresholds"
+        " are chosen on the validation patients",
+    )
+
+
 class Experiment(Settings):
     """One run: everything that decides what is trained, on what data, and how."""
 
@@ -151,6 +162,7 @@ class Experiment(Settings):
     data: DataSettings
     recipe: Recipe = Recipe()
     hardware: HardwareSettings = HardwareSettings()
+    scoring: ScoringSettings = ScoringSettings()
     seed: int = Field(0, ge=0, lt=2**31)
     task: Task
     limit_batches: int | None = Field(None, ge=1, description="at most so many batches per epoch and part (debugging)")
@@ -190,6 +202,8 @@ class Experiment(Settings):
             raise ValueError(
                 "recipe.early_stopping needs a validation part: set data.val_fraction above 0, or leave it out"
             )
+        if self.scoring.clean and (self.task != "segmentation" or not (self.data.val_fraction or self.data.split_file)):
+            raise ValueError("scoring.clean = True is for segmentation with validation patients: set it to false")
         if self.best_by is not None and not re.fullmatch(BEST_BY[self.task], self.best_by):
             raise ValueError(
                 f"best_by = {self.best_by!r} is no score of {self.task} to choose by:"

@@ -17,7 +17,7 @@ from hpc_tumor.errors import UsageError, unknown
 from hpc_tumor.validation import build, fields_of, unknown_setting
 
 _PACKAGE = Path(__file__).parent
-_SECTIONS = ("model", "data", "recipe", "hardware")
+_SECTIONS = ("model", "data", "recipe", "hardware", "scoring")
 _USER_KEYS = ("cluster", "account", "runs")  # of config.toml, beside the sections
 _NAMES = [name for name in fields_of(Experiment) if name != "task"]  # the task is the network's
 _PREFIX = "HPC_TUMOR_"

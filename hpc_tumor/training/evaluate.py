@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,10 +11,12 @@ from torch import nn
 
 from hpc_tumor.data.loader import BatchLoader
 from hpc_tumor.data.samples import SlicePart
+from hpc_tumor.scores import classification_scores
 from hpc_tumor.training import metrics
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.losses import Loss
 from hpc_tumor.training.recipe import Precision
+from hpc_tumor.training.volumes import Volumes
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,15 @@ class Evaluation:
         scores: means over cases (segmentation) or over images (classification), with the loss.
         details: segmentation `(cases, 4, 8)` histograms, classification `(images, classes)` probabilities.
         counted: `(cases,)` slices scored of each case, or `(images,)` ones; 0 where a limit left it out.
+        surfaces: `(cases, structures, 2)` HD95 and NSD where they were measured; not-a-number without a whole volume.
+        volumes: what was predicted, where it was kept; every rank has all of it.
     """
 
     scores: dict[str, float]
     details: np.ndarray
     counted: np.ndarray
+    surfaces: np.ndarray | None = None
+    volumes: Volumes | None = None
 
 
 def network_input(images: torch.Tensor, channels_last: bool, channels: int) -> torch.Tensor:
@@ -53,6 +59,8 @@ def evaluate(
     exclusive: bool = False,
     limit: int | None = None,
     alive: Callable[[], None] = lambda: None,
+    flips: bool = False,
+    final: bool = False,
 ) -> Evaluation:
     """Score `model` on a part, a whole batch on one rank: so each sample is computed alike on any number of ranks.
 
@@ -61,6 +69,8 @@ def evaluate(
         exclusive: at most one label per pixel, as a network learns it from a softmax over the labels.
         limit: score the first so many batches only (debugging).
         alive: called after each batch, so that a long evaluation does not look like a hang.
+        flips: the mean of the logits over the flips of a sample: two of an image, four of a slice.
+        final: keep what was predicted for slices, as volumes; and every score of images, not the quick ones alone.
     """
     part = loader.part
     rows = len(part.cases) if isinstance(part, SlicePart) else len(part)
@@ -70,16 +80,22 @@ def evaluate(
     counted = torch.zeros(rows, dtype=torch.int64, device=device)
     # Each sample's loss has its own place, so that their sum does not depend on who computed which.
     losses = torch.zeros(len(part), dtype=torch.float64, device=device)
+    volumes = Volumes(part) if final and isinstance(part, SlicePart) else None
+    turned = ((), (3,), (2,), (2, 3)) if classes is None else ((), (3,))
     was_training = model.training
     model.eval()
     for batch in loader.whole_batches(np.arange(len(part)), limit):
         with precision.autocast():
-            logits = model(network_input(batch.images, channels_last, channels))
+            images = network_input(batch.images, channels_last, channels)
+            logits = flipped(model, images, turned) if flips else model(images)
         positions = torch.from_numpy(batch.positions).to(device)
         losses[positions] = loss(logits, batch.targets).double()
         if isinstance(part, SlicePart):
             row = torch.from_numpy(part.case_of[batch.positions]).to(device)
-            details.index_add_(0, row, metrics.count_labels(logits, batch.targets, exclusive=exclusive))
+            codes = metrics.label_codes(logits, batch.targets, exclusive=exclusive)
+            details.index_add_(0, row, metrics.count_codes(codes))
+            if volumes is not None:
+                volumes.add(batch.positions, codes.cpu().numpy())
         else:
             row = positions
             details[row] = logits.float().softmax(1).double()
@@ -90,14 +106,25 @@ def evaluate(
         distributed.sum(tensor)
     scored = counted.cpu().numpy()
     found = details.cpu().numpy()
-    scores = _scores(part, found, scored, classes)
-    scores["loss"] = float(losses.sum().item() / max(1, int(scored.sum())))
-    return Evaluation(scores, found, scored)
-
-
-def _scores(part: object, details: np.ndarray, counted: np.ndarray, classes: list[str] | None) -> dict[str, float]:
-    there = counted > 0
+    if volumes is not None:
+        volumes.share(distributed)
+    there = scored > 0
     if classes is None:
-        return metrics.segmentation_scores(details[there])
-    labels = part.classes.numpy()[there]  # type: ignore[attr-defined]
-    return metrics.classification_scores(details[there], labels, classes)
+        scores = metrics.segmentation_scores(found[there])
+    else:
+        labels = part.classes.numpy()[there]  # type: ignore[attr-defined]
+        scores = classification_scores(found[there], labels, classes, brief=not final)
+    scores["loss"] = float(losses.sum().item() / max(1, int(scored.sum())))
+    return Evaluation(scores, found, scored, volumes=volumes)
+
+
+def flipped(model: nn.Module, images: torch.Tensor, turned: Sequence[tuple[int, ...]]) -> torch.Tensor:
+    """Mean over flips of the logits of `(N, C, H, W)` images, each turned back where logits are maps."""
+    total = None
+    for axes in turned:
+        logits = model(images.flip(axes) if axes else images).float()
+        if axes and logits.ndim == images.ndim:
+            logits = logits.flip(axes)
+        total = logits if total is None else total + logits
+    assert total is not None
+    return total / len(turned)

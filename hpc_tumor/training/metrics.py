@@ -18,12 +18,13 @@ STRUCTURES: dict[str, tuple[int, ...]] = {
     "NCR": (1,), "ED": (2,), "ET": (3,), "WT": (1, 2, 3), "TC": (1, 3),
 }  # fmt: skip
 SCORES = ("dice", "iou", "precision", "recall", "fpr", "fnr", "accuracy")
+SURFACES = ("hd95", "nsd")  # mm, and share of the surface; see surfaces.py
 TRUE_LABELS = 4
 PREDICTIONS = 8  # three independent binary maps, as the bits of one number
 
 
-def count_labels(logits: torch.Tensor, labels: torch.Tensor, exclusive: bool = False) -> torch.Tensor:
-    """Histogram of (true label, predicted bits) of each slice.
+def label_codes(logits: torch.Tensor, labels: torch.Tensor, exclusive: bool = False) -> torch.Tensor:
+    """True label × 8 + predicted bits of each pixel.
 
     Args:
         logits: `(N, 3, H, W)`; a label is predicted where its logit is above 0.
@@ -31,12 +32,22 @@ def count_labels(logits: torch.Tensor, labels: torch.Tensor, exclusive: bool = F
         exclusive: predict at most one label per pixel, that of the largest logit (of equal ones the first).
 
     Returns:
-        `(N, 4, 8)` int64.
+        `(N, H, W)` uint8.
     """
     codes = labels * PREDICTIONS
     predicted = _largest(logits) if exclusive else (one > 0 for one in logits.unbind(1))
     for bit, pixels in enumerate(predicted):
         codes |= pixels.view(torch.uint8) << bit
+    return codes
+
+
+def count_labels(logits: torch.Tensor, labels: torch.Tensor, exclusive: bool = False) -> torch.Tensor:
+    """Histogram `(N, 4, 8)` int64 of (true label, predicted bits) of each slice; arguments as `label_codes` takes."""
+    return count_codes(label_codes(logits, labels, exclusive))
+
+
+def count_codes(codes: torch.Tensor) -> torch.Tensor:
+    """Histogram `(N, 4, 8)` int64 of the `(N, H, W)` codes of each slice."""
     bins = TRUE_LABELS * PREDICTIONS
     counts = torch.zeros(len(codes), bins, dtype=torch.int64, device=codes.device)
     if codes.is_cuda:  # bincount would wait for the GPU to learn how many bins it needs
@@ -105,59 +116,42 @@ def case_status(counts: np.ndarray) -> str:
     return "missed" if tp + fp == 0 else "ok"
 
 
-def segmentation_scores(histogram: np.ndarray) -> dict[str, float]:
+def segmentation_scores(histogram: np.ndarray, surfaces: np.ndarray | None = None) -> dict[str, float]:
     """Mean over cases of each case's scores: per structure (`dice_ET`) and over the three labels (`dice`).
 
     Args:
         histogram: `(cases, 4, 8)`; a pooled score is that of one histogram summed over the cases, `(1, 4, 8)`.
+        surfaces: `(cases, structures, 2)` HD95 in mm and NSD, not-a-number for a case without a whole volume: then
+            there is no mean of them.
     """
     values: dict[str, float] = {}
-    for structure in STRUCTURES:
+    for index, structure in enumerate(STRUCTURES):
         scores = structure_scores(confusion(histogram, structure))
         values.update({f"{score}_{structure}": float(np.mean(scores[score])) for score in SCORES})
-    means = {score: float(np.mean([values[f"{score}_{label}"] for label in LABELS])) for score in SCORES}
-    return {**means, **values}
+        if surfaces is not None and np.isfinite(surfaces).all():
+            means = surfaces[:, index].mean(0)
+            values.update({f"{score}_{structure}": float(mean) for score, mean in zip(SURFACES, means, strict=True)})
+    measured = [score for score in (*SCORES, *SURFACES) if f"{score}_{LABELS[0]}" in values]
+    return {**{score: float(np.mean([values[f"{score}_{label}"] for label in LABELS])) for score in measured}, **values}
 
 
-def segmentation_rows(histogram: np.ndarray, case_ids: Sequence[str], slices: Iterable[int]) -> list[dict[str, object]]:
+def segmentation_rows(
+    histogram: np.ndarray, case_ids: Sequence[str], slices: Iterable[int], surfaces: np.ndarray | None = None
+) -> list[dict[str, object]]:
     """One row per case: how many slices were scored, and status and scores of every structure."""
     rows: list[dict[str, object]] = []
-    for counts, case, n_slices in zip(histogram, case_ids, slices, strict=True):
+    for number, (counts, case, n_slices) in enumerate(zip(histogram, case_ids, slices, strict=True)):
         row: dict[str, object] = {"case": case, "slices": int(n_slices)}
-        for structure in STRUCTURES:
+        for index, structure in enumerate(STRUCTURES):
             of_structure = confusion(counts, structure)
             row[f"status_{structure}"] = case_status(of_structure)
             scores = structure_scores(of_structure)
             row.update({f"{score}_{structure}": float(value) for score, value in scores.items()})
+            if surfaces is not None:
+                distances = zip(SURFACES, surfaces[number, index].tolist(), strict=True)
+                row.update({f"{score}_{structure}": "" if value != value else value for score, value in distances})
         rows.append(row)
     return rows
-
-
-def classification_scores(probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> dict[str, float]:
-    """Cross-entropy loss, accuracy, confidence (mean of the largest probability), and per-class scores.
-
-    Args:
-        probabilities: `(N, classes)` softmax values.
-        labels: `(N,)` true classes.
-    """
-    predicted = probabilities.argmax(1)
-    chosen = probabilities[np.arange(len(labels)), labels]
-    scores = {
-        "loss": float(-np.log(np.maximum(chosen, 1e-12)).mean()),
-        "accuracy": float((predicted == labels).mean()),
-        "confidence": float(probabilities.max(1).mean()),
-    }
-    per_class = []
-    for index, name in enumerate(classes):
-        tp = np.sum((predicted == index) & (labels == index))
-        precision = _ratio(tp, np.sum(predicted == index), empty=0)
-        recall = _ratio(tp, np.sum(labels == index), empty=0)
-        f1 = _ratio(2 * precision * recall, precision + recall, empty=0)
-        per_class.append((float(precision), float(recall), float(f1)))
-        scores.update(zip((f"precision_{name}", f"recall_{name}", f"f1_{name}"), per_class[-1], strict=True))
-    means = np.mean(per_class, axis=0)
-    scores.update(zip(("precision", "recall", "f1"), (float(mean) for mean in means), strict=True))
-    return scores
 
 
 def _ratio(numerator: np.ndarray | float, denominator: np.ndarray | float, empty: np.ndarray | float) -> np.ndarray:

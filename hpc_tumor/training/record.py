@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,9 @@ from hpc_tumor.training import metrics
 from hpc_tumor.training.evaluate import Evaluation
 from hpc_tumor.training.heartbeat import Heartbeat, say
 from hpc_tumor.training.memory import peak_memory_gb
+from hpc_tumor.training.neighbour import Neighbour, nearest_neighbour
+from hpc_tumor.training.surfaces import method
+from hpc_tumor.training.testing import Tested, score_test_part
 
 if TYPE_CHECKING:
     from hpc_tumor.training.working_set import Setup
@@ -27,22 +31,36 @@ def write_result(setup: Setup, heartbeat: Heartbeat, stop: Callable[[], str | No
     """
     state, main = setup.state, setup.distributed.is_main
     seconds, memory = setup.seconds(), max(setup.distributed.gather(peak_memory_gb(setup.distributed.device)))
-    last = best = setup.evaluate(setup.parts.test, heartbeat.alive)
+    best = None
+    with setup.weights_to_score():
+        if setup.val is None or state.best_epoch == state.epoch:
+            best = score_test_part(setup, heartbeat.alive)
+            last = best.plain
+        else:
+            last = setup.evaluate_as_is(setup.parts.test, heartbeat.alive, final=True)
     if setup.distributed.any(stop() is not None)[0]:
         return False
-    if setup.val is None:
+    if best is None and (lost := setup.load_best()) is not None:
+        _go_without_best(setup, lost)
+        with setup.weights_to_score():
+            best = score_test_part(setup, heartbeat.alive)
+    elif best is None:
+        best = score_test_part(setup, heartbeat.alive)
+    elif setup.val is None:
         setup.save_best()
-    elif state.best_epoch != state.epoch:
-        lost = setup.load_best()
-        if lost is None:
-            best = setup.evaluate_as_is(setup.parts.test, heartbeat.alive)
-        else:
-            _go_without_best(setup, lost)
     setup.settle()
     if main:
-        _write_result(setup, heartbeat, last, best, seconds, memory)
+        _write_result(setup, heartbeat, last, best, Spent(seconds, memory))
     setup.distributed.barrier()
     return True
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Seconds of training, and the most memory that a rank took in GB."""
+
+    seconds: float
+    memory_gb: float
 
 
 def _go_without_best(setup: Setup, lost: str) -> None:
@@ -55,19 +73,18 @@ def _go_without_best(setup: Setup, lost: str) -> None:
     setup.save_best()
 
 
-def _write_result(
-    setup: Setup, heartbeat: Heartbeat, last: Evaluation, best: Evaluation, seconds: float, memory: float
-) -> None:
+def _write_result(setup: Setup, heartbeat: Heartbeat, last: Evaluation, best: Tested, spent: Spent) -> None:
     state = setup.state
-    _write_cases(setup, best)
-    atomic.write_json(setup.run.result, _result(setup, last, best, seconds, memory))
-    setup.run.add_event("finished", epoch=state.epoch, seconds=seconds)
+    neighbour = nearest_neighbour(setup.parts) if setup.classes is not None else None
+    _write_cases(setup, best.final, neighbour)
+    atomic.write_json(setup.run.result, _result(setup, last, best, spent))
+    setup.run.add_event("finished", epoch=state.epoch, seconds=spent.seconds)
     heartbeat.write("finished")
-    score = best.scores[setup.main_score]
+    score = best.final.scores[setup.main_score]
     say(f"finished: test {setup.main_score} {score:.3f} with the weights of epoch {state.best_epoch}")
 
 
-def _result(setup: Setup, last: Evaluation, best: Evaluation, seconds: float, memory: float) -> dict[str, Any]:
+def _result(setup: Setup, last: Evaluation, best: Tested, spent: Spent) -> dict[str, Any]:
     experiment, distributed, parts, state = setup.experiment, setup.distributed, setup.parts, setup.state
     gpu = distributed.device.type == "cuda"
     training = [line for line in setup.run.read_metrics() if line["part"] == "train"]
@@ -94,29 +111,38 @@ def _result(setup: Setup, last: Evaluation, best: Evaluation, seconds: float, me
         "batch_size": experiment.recipe.batch_size,
         "image_size": list(parts.image_size),
         "limit_batches": experiment.limit_batches,
-        "seconds": seconds,
-        "gpu_hours": seconds / 3600 * distributed.world_size if gpu else 0.0,
+        "seconds": spent.seconds,
+        "gpu_hours": spent.seconds / 3600 * distributed.world_size if gpu else 0.0,
         "restarts": state.restarts,
         "samples_per_second": sum(line["rate"] for line in training) / len(training) if training else None,
         "data_wait": sum(line["data_wait"] for line in training) / len(training) if training else None,
-        "peak_memory_gb": memory,
+        "peak_memory_gb": spent.memory_gb,
         "cases": parts.counts(),
         "skipped_steps": state.skipped,
         "stopped_early": state.epoch < experiment.recipe.epochs,
         "compiled": setup.fast is not None,
+        "surfaces": method() if best.final.surfaces is not None else None,
+        "cleaning": asdict(best.cleaning) if best.cleaning else None,
+        "flips": experiment.scoring.flips,
         "chosen_by": f"val {setup.main_score}" if setup.val is not None else "last epoch",
-        "best": {"epoch": state.best_epoch, "val": setup.best_shown, "test": best.scores},
+        "best": {
+            "epoch": state.best_epoch,
+            "val": setup.best_shown,
+            "test": best.final.scores,
+            **({"test_before_cleaning": best.plain.scores} if best.cleaning else {}),
+        },
         "last": {"epoch": state.epoch, "train": train_scores, "test": last.scores},
     }
 
 
-def _write_cases(setup: Setup, best: Evaluation) -> None:
+def _write_cases(setup: Setup, best: Evaluation, neighbour: Neighbour | None) -> None:
     there = best.counted > 0
     names = [name for name, counted in zip(setup.parts.test_names, there, strict=True) if counted]
-    if setup.classes is None:
-        rows = metrics.segmentation_rows(best.details[there], names, best.counted[there])
+    if neighbour is None:
+        surfaces = None if best.surfaces is None else best.surfaces[there]
+        rows = metrics.segmentation_rows(best.details[there], names, best.counted[there], surfaces)
     else:
-        rows = _image_rows(setup, best.details, [int(index) for index in there.nonzero()[0]])
+        rows = _image_rows(setup, best.details, [int(index) for index in there.nonzero()[0]], neighbour)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]) if rows else ["case"], lineterminator="\n")
     writer.writeheader()
@@ -124,7 +150,9 @@ def _write_cases(setup: Setup, best: Evaluation) -> None:
     atomic.write_text(setup.run.cases, text.getvalue())
 
 
-def _image_rows(setup: Setup, probabilities: Any, positions: list[int]) -> list[dict[str, object]]:
+def _image_rows(
+    setup: Setup, probabilities: Any, positions: list[int], neighbour: Neighbour
+) -> list[dict[str, object]]:
     part, classes = setup.parts.test.part, setup.classes or []
     assert not isinstance(part, SlicePart)
     rows: list[dict[str, object]] = []
@@ -135,6 +163,7 @@ def _image_rows(setup: Setup, probabilities: Any, positions: list[int]) -> list[
             "case": setup.parts.test_names[position], "label": classes[label], "prediction": classes[predicted],
             "correct": int(predicted == label), "confidence": float(chances.max()),
             "group": int(setup.parts.store.group[part.indices[position]]),  # type: ignore[attr-defined]
+            "known": int(neighbour.known[position]), "nearest": classes[neighbour.answer[position]],
             **{f"p_{name}": float(chance) for name, chance in zip(classes, chances, strict=True)},
         })  # fmt: skip
     return rows

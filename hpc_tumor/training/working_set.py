@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -127,23 +127,32 @@ class Setup:
 
     def evaluate(self, loader: BatchLoader, alive: Callable[[], None] = lambda: None) -> Evaluation:
         """Scores of the network as it is now: rank 0's, with the running mean of its weights where there is one."""
+        with self.weights_to_score():
+            return self.evaluate_as_is(loader, alive)
+
+    @contextmanager
+    def weights_to_score(self) -> Iterator[None]:
+        """In the block the network has the weights that are scored: see `evaluate`. All ranks call it together."""
         self._share_statistics()
         with self.average.applied() if self.average else nullcontext():
             if self.average:
                 self._share_statistics()  # the mean of each rank's own
-            return self.evaluate_as_is(loader, alive)
+            yield
 
     def _share_statistics(self) -> None:
         """Batch norm's running statistics are those of each rank: let rank 0's count."""
         for buffer in self.bare.buffers():
             self.distributed.broadcast(buffer)
 
-    def evaluate_as_is(self, loader: BatchLoader, alive: Callable[[], None] = lambda: None) -> Evaluation:
-        """Scores of the weights that are in the network."""
+    def evaluate_as_is(
+        self, loader: BatchLoader, alive: Callable[[], None] = lambda: None, final: bool = False
+    ) -> Evaluation:
+        """Scores of the weights that are in the network; `final` ones as the recipe wants the test part scored."""
         return evaluate(
             self.bare, loader, self.loss, self.precision, self.distributed, channels=self.channels,
             channels_last=self.experiment.hardware.channels_last, classes=self.classes, exclusive=self.exclusive,
-            limit=self.experiment.limit_batches, alive=alive,
+            limit=self.experiment.limit_batches, alive=alive, final=final,
+            flips=final and self.experiment.scoring.flips,
         )  # fmt: skip
 
     def own_totals(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from hpc_tumor.scores import classification_scores
 from hpc_tumor.training import metrics
 
 
@@ -137,7 +138,7 @@ def test_one_row_per_case_marks_missed_structures() -> None:
 
 def test_classification_scores_by_hand() -> None:
     probabilities = np.array([[0.7, 0.2, 0.1], [0.4, 0.5, 0.1], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]])
-    scores = metrics.classification_scores(probabilities, np.array([0, 0, 1, 2]), ["a", "b", "c"])
+    scores = classification_scores(probabilities, np.array([0, 0, 1, 2]), ["a", "b", "c"])
     assert scores["accuracy"] == 0.75
     assert scores["confidence"] == pytest.approx((0.7 + 0.5 + 0.8 + 0.6) / 4)
     assert scores["loss"] == pytest.approx(-np.log([0.7, 0.4, 0.8, 0.6]).mean())

@@ -1,0 +1,76 @@
+"""The final scores of a run: on whole volumes, with distances between surfaces, cleaned where that was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from hpc_tumor.data.loader import BatchLoader
+from hpc_tumor.training import metrics
+from hpc_tumor.training.cleaning import Cleaning, choose_cleaning, histogram
+from hpc_tumor.training.distributed import Distributed
+from hpc_tumor.training.evaluate import Evaluation
+from hpc_tumor.training.surfaces import case_surfaces
+
+if TYPE_CHECKING:
+    from hpc_tumor.training.working_set import Setup
+
+
+@dataclass(frozen=True)
+class Tested:
+    """Final scores of the test part.
+
+    Attributes:
+        plain: as the network predicts.
+        final: cleaned, where that was asked for, and with surface scores; else `plain`.
+        cleaning: the thresholds that validation chose; None where nothing was to be cleaned.
+    """
+
+    plain: Evaluation
+    final: Evaluation
+    cleaning: Cleaning | None = None
+
+
+def score_test_part(setup: Setup, alive: Callable[[], None]) -> Tested:
+    """Score the weights that are in the network on the test part. All ranks call this together."""
+    plain = setup.evaluate_as_is(setup.parts.test, alive, final=True)
+    if setup.classes is not None or plain.volumes is None:
+        return Tested(plain, plain)
+    cleaning = None
+    if setup.experiment.scoring.clean and setup.val is not None:
+        cleaning = _chosen(setup, setup.val, alive)
+    return Tested(plain, score_volumes(plain, setup.distributed, cleaning, alive), cleaning)
+
+
+def _chosen(setup: Setup, val: BatchLoader, alive: Callable[[], None]) -> Cleaning:
+    found = setup.evaluate_as_is(val, alive, final=True)
+    if found.volumes is None:
+        return Cleaning()
+    return choose_cleaning(found.volumes, len(found.counted), setup.distributed, alive)
+
+
+def score_volumes(
+    plain: Evaluation, distributed: Distributed, cleaning: Cleaning | None, alive: Callable[[], None] = lambda: None
+) -> Evaluation:
+    """`plain` with the surface scores of its whole cases, each measured on one rank, after `cleaning` them."""
+    assert plain.volumes is not None
+    rows = len(plain.counted)
+    surfaces = np.zeros((rows, len(metrics.STRUCTURES), 2))
+    details, whole = np.zeros_like(plain.details), np.zeros(rows, dtype=np.int64)
+    for row, codes, spacing in plain.volumes.cases(distributed.rank, distributed.world_size):
+        cleaned = cleaning(codes, float(np.prod(spacing))) if cleaning else codes
+        surfaces[row] = case_surfaces(cleaned, spacing)
+        details[row], whole[row] = histogram(cleaned), 1
+        alive()
+    surfaces, details, whole = (
+        distributed.sum(torch.from_numpy(array).to(distributed.device)).cpu().numpy()
+        for array in (surfaces, details, whole)
+    )
+    surfaces[whole == 0] = np.nan
+    details = np.where((whole > 0)[:, None, None], details, plain.details)
+    scores = metrics.segmentation_scores(details[plain.counted > 0], surfaces[plain.counted > 0])
+    return replace(plain, scores={**scores, "loss": plain.scores["loss"]}, details=details, surfaces=surfaces)
