@@ -13,6 +13,7 @@ Cell = tuple[int, int]  # row and column, both from 0
 
 WIDEST = 120  # characters: 6 points high in the 345 points of an article's line
 SPANNING = 5  # a table with more columns goes over both columns of a two-column paper
+MOST_WAITING = 15  # floats; LaTeX fails where more than 18 (52 since 2015) wait for a page
 
 _HEAD = r"""% Written by hpc-tumor; the next comparison written to this folder replaces it.
 %
@@ -99,10 +100,11 @@ def latex_document(tables: Sequence[Table], bold: Sequence[Collection[Cell]] = (
     if len(bold) > len(tables):
         raise ValueError(f"bold cells for {len(bold)} tables, but there are {len(tables)}")
     cells = [*bold, *([()] * (len(tables) - len(bold)))]
-    floats = [
-        latex_table(table, chosen, f"tab:hpc-tumor-{number}")
-        for number, (table, chosen) in enumerate(zip(tables, cells, strict=True), 1)
-    ]
+    floats = []
+    for number, (table, chosen) in enumerate(zip(tables, cells, strict=True), 1):
+        floats.append(latex_table(table, chosen, f"tab:hpc-tumor-{number}"))
+        if number % MOST_WAITING == 0:
+            floats.append("\\clearpage\n")
     # Alone, a document without a page is no document.
     return "\n".join([_HEAD, *(floats or ["No results.\n"]), r"\hpctumorend", ""])
 
