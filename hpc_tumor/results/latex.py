@@ -169,29 +169,23 @@ def _tabular(table: Table, bold: Collection[Cell]) -> list[str]:
     wrapping = sum(column.wrap for column in table.columns)
     share = f"p{{{(0.9 if wrapping == len(table.columns) else 0.5) / max(1, wrapping):.2f}\\linewidth}}"
     kinds = "".join(share if column.wrap else column.align[0] for column in table.columns)
-    titles = [_cell(column.title, column) for column in table.columns]
-    lines = [
-        r"  \sbox{0}{%",
-        rf"  \begin{{tabular}}{{@{{}}{kinds}@{{}}}}",
-        r"    \toprule",
-        _line(titles),
-        r"    \midrule",
-    ]
+    end = r"\tabularnewline" if wrapping else r"\\"  # \raggedright has another meaning for \\
+    lines = [r"  \sbox{0}{%", rf"  \begin{{tabular}}{{@{{}}{kinds}@{{}}}}", r"    \toprule"]
+    lines += [_line((_cell(column.title, column) for column in table.columns), end), r"    \midrule"]
     for number, row in enumerate(table.rows):
         cells = [_cell(text, column) for text, column in zip(row, table.columns, strict=True)]
-        lines.append(
-            _line(rf"\textbf{{{cell}}}" if (number, index) in bold else cell for index, cell in enumerate(cells))
-        )
+        chosen = (rf"\textbf{{{cell}}}" if (number, index) in bold else cell for index, cell in enumerate(cells))
+        lines.append(_line(chosen, end))
     return [*lines, r"    \bottomrule", r"  \end{tabular}}%"]
 
 
-def _line(cells: Iterable[str]) -> str:
-    return rf"    {' & '.join(cells)} \\"
+def _line(cells: Iterable[str], end: str) -> str:
+    return rf"    {' & '.join(cells)} {end}"
 
 
 def _cell(text: str, column: Column) -> str:
     if column.wrap:
-        return rf"{{\raggedright {latex_text(_breakable(text))}\par}}"
+        return rf"\raggedright {latex_text(_breakable(text))}"
     indent = r"\quad " if text.startswith("  ") else ""
     text = text.strip() or NOTHING
     return indent + latex_text(re.sub(r"^-(?=\.?\d)", "−", text))
