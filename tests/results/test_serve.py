@@ -33,7 +33,7 @@ def report(tmp_path: Path) -> Path:
 @pytest.fixture
 def server(report: Path) -> Iterator[ReportServer]:
     with ReportServer(report) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         yield server
         server.shutdown()
