@@ -183,6 +183,15 @@ def test_booktabs_alone_is_enough_for_what_is_narrow(tmp_path: Path) -> None:
 
 
 @pytest.mark.latex
+def test_characters_that_babel_makes_commands(tmp_path: Path) -> None:
+    quoted = Table('Say "a" > <b>', (Column('"a'), Column(">")), (('"', "<"),), ('"o > <<',))
+    (tmp_path / "comparison.tex").write_text(latex_document([PAPER, quoted]))
+    packages = r"\documentclass{article}\usepackage{booktabs,graphicx}"
+    active = "".join(rf"\catcode`\{character}=13 \def{character}{{\undefined}}" for character in '"<>')
+    compile_alone(tmp_path, rf"{packages}\begin{{document}}{active}\input{{comparison}}\end{{document}}", "paper")
+
+
+@pytest.mark.latex
 def test_no_tables_give_a_page(tmp_path: Path) -> None:
     compile_alone(tmp_path, latex_document([]))
 
