@@ -21,13 +21,13 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from debian_packages import InstallError, install, say
 from slurm_cluster_config import (
     FIRST_PORT,
     NODES,
@@ -57,10 +57,6 @@ SLURM_DAEMONS = ("slurmctld", "slurmd", "slurmdbd", "sackd")
 LONGEST_DIR = 80  # a Unix socket's path ends at 107 characters
 
 
-def say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
-
-
 # -- may it run here? -------------------------------------------------------------------------------------------------
 
 
@@ -70,24 +66,17 @@ def require_root() -> None:
         raise ClusterError(f"the local SLURM needs root (daemons, device files, packages {packages}): use sudo.")
 
 
-def require_packages(install: bool) -> None:
+def require_packages(may_install: bool) -> None:
     """Install SLURM, munge and MariaDB where a program of theirs is missing; refuse where that is not possible."""
     packages = " ".join(PACKAGES)
     if not (missing := _missing_programs()):
         return
-    if not install or program("apt-get") == "apt-get":
-        why = "there is no apt-get" if install else "--no-install was given"
-        raise ClusterError(f"{missing[0]} is not installed and {why}: install the packages {packages}.")
-    say(f"installing {packages} ...")
-    apt = [program("apt-get"), "-o", "DPkg::Lock::Timeout=120", "-q", "-y"]
-    for command in (["update"], ["install", "--no-install-recommends", *PACKAGES]):
-        done = subprocess.run(
-            apt + command, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"}, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", check=False,
-        )  # fmt: skip
-        if done.returncode:
-            say("\n".join(done.stdout.splitlines()[-15:]))
-            raise ClusterError(f"apt-get {command[0]} failed (see above): install the packages {packages} by hand.")
+    try:
+        if not may_install or program("apt-get") == "apt-get":
+            raise InstallError("there is no apt-get" if may_install else "--no-install was given")
+        install(PACKAGES)
+    except InstallError as error:
+        raise ClusterError(f"{missing[0]} is not installed and {error}: install the packages {packages}.") from None
     if missing := _missing_programs():
         raise ClusterError(f"{', '.join(missing)} still missing after the packages {packages} were installed.")
 
@@ -177,10 +166,10 @@ def clear(root: Path) -> None:
 # -- commands ---------------------------------------------------------------------------------------------------------
 
 
-def up(root: Path, etc: Path, install: bool) -> None:
+def up(root: Path, etc: Path, may_install: bool) -> None:
     require_root()
     refuse_foreign_slurm(root, etc)
-    require_packages(install)
+    require_packages(may_install)
     with locked(root):
         began = time.monotonic()
         layout = find_layout(root)
@@ -286,7 +275,7 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a killed `up` cleans up as an interrupted one does
     try:
         if options.command == "up":
-            up(root, options.etc_dir, install=not options.no_install)
+            up(root, options.etc_dir, may_install=not options.no_install)
         else:
             {"down": down, "status": status, "env": env}[options.command](root)
     except ClusterError as error:

@@ -2,23 +2,28 @@
 # All tests, in an environment that this script makes.
 #
 #   bash tools/test.sh               everything; tests of clusters need a machine on which a local SLURM may be started
-#   bash tools/test.sh --quick       without the slow tests and those that need SLURM; under four minutes
+#   bash tools/test.sh --quick       without slow tests and those that need SLURM, a browser, LaTeX; under four minutes
 #   bash tools/test.sh -k store -x   further arguments go to pytest
 #
 # Tests on real scans take them from the folder that HPC_TUMOR_REAL_DATA names, and are skipped where it is not set.
 # With HPC_TUMOR_REQUIRE_SLURM=1 the cluster tests fail, rather than being skipped, where no SLURM can be started.
+# Chromium and pdflatex are installed where they are missing, if this is root on Debian. Without them tests are skipped;
+# with HPC_TUMOR_REQUIRE_PROGRAMS=1 they fail.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source tools/environment.sh
 
+quick=
 arguments=()
 for argument in "$@"; do
     if [[ "$argument" == --quick ]]; then
-        arguments+=(-m "not slow and not cluster")
+        quick=1
+        arguments+=(-m "not slow and not cluster and not browser and not latex")
     else
         arguments+=("$argument")
     fi
 done
 
 environment dev
+[[ -n "$quick" ]] || python tools/debian_packages.py
 exec python -m pytest ${arguments[@]+"${arguments[@]}"}
