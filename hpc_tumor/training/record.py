@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,8 +14,10 @@ from hpc_tumor import atomic
 from hpc_tumor.data.samples import SlicePart
 from hpc_tumor.training import metrics
 from hpc_tumor.training.evaluate import Evaluation
+from hpc_tumor.training.flops import forward_gflop
 from hpc_tumor.training.heartbeat import Heartbeat, say
 from hpc_tumor.training.memory import peak_memory_gb
+from hpc_tumor.training.pictures import write_pictures
 
 if TYPE_CHECKING:
     from hpc_tumor.training.working_set import Setup
@@ -60,6 +63,9 @@ def _write_result(
 ) -> None:
     state = setup.state
     _write_cases(setup, best)
+    # The weights that were scored: those of the best epoch lie in the network, unless the last are the best.
+    with setup.average.applied() if setup.average and best is last else nullcontext():
+        write_pictures(setup, best)
     atomic.write_json(setup.run.result, _result(setup, last, best, seconds, memory))
     setup.run.add_event("finished", epoch=state.epoch, seconds=seconds)
     heartbeat.write("finished")
@@ -86,6 +92,7 @@ def _result(setup: Setup, last: Evaluation, best: Evaluation, seconds: float, me
         "store": str(experiment.data.store),
         "fingerprint": parts.store.fingerprint,
         "parameters": sum(weights.numel() for weights in setup.bare.parameters() if weights.requires_grad),
+        "gflop_per_sample": forward_gflop(setup.bare, setup.channels, parts.image_size),
         "gpus": distributed.world_size,
         "nodes": distributed.nodes,
         "device": torch.cuda.get_device_name(distributed.device) if gpu else "cpu",
@@ -101,6 +108,7 @@ def _result(setup: Setup, last: Evaluation, best: Evaluation, seconds: float, me
         "data_wait": sum(line["data_wait"] for line in training) / len(training) if training else None,
         "peak_memory_gb": memory,
         "cases": parts.counts(),
+        "class_counts": parts.class_counts(),
         "skipped_steps": state.skipped,
         "stopped_early": state.epoch < experiment.recipe.epochs,
         "compiled": setup.fast is not None,
