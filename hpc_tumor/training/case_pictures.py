@@ -94,7 +94,8 @@ class Seen:
     attention: list[np.ndarray]
 
 
-def look_at(setup: Setup, position: int, attention: bool) -> Seen:
+@torch.inference_mode()
+def look_at(setup: Setup, position: int, attention: bool = False) -> Seen:
     """A slice of the test part as it was scored: in its own batch, since the last digit depends on the others there.
 
     Args:
