@@ -26,8 +26,9 @@ LONGEST = 256  # pixels per side of a picture; larger ones are thinned out, whic
 def write_pictures(setup: Setup, best: Evaluation) -> None:
     """Write `figures/pictures.npz`: for rank 0 alone, with the weights in the network of which `best` are the scores.
 
-    Arrays are uint8 where nothing else is said; a rising value is 0 to 255. `about` is JSON in an array without axes:
-    format, run, model, image_size [height, width], and every: each so many-th pixel of a row and a column is shown.
+    Arrays are uint8 where nothing else is said: brightness, probability and attention from 0 to 1 are 0 to 255. `about`
+    is JSON in an array without axes: format, run, model, image_size [height, width] that the network sees, and every:
+    pictures show each so many-th pixel of a row and of a column, 1 but for images of more than 256 pixels per side.
 
     Segmentation, one slice of the test case with the `best`, `median` and `worst` mean Dice of the labels (of one
     case: best alone; of two: best and worst); H, W in pixels:
@@ -69,7 +70,7 @@ def _write(setup: Setup, arrays: dict[str, np.ndarray], about: dict[str, Any]) -
     }  # fmt: skip
     shown = {name: array[..., ::every, ::every] if _is_picture(array) else array for name, array in arrays.items()}
     data = io.BytesIO()
-    text = json.dumps(atomic.plain(about), ensure_ascii=False, allow_nan=False)
+    text = json.dumps(atomic.plain(about), allow_nan=False)
     np.savez_compressed(data, about=np.array(text), **shown)  # type: ignore[arg-type]
     setup.run.figures.mkdir(exist_ok=True)
     atomic.write_bytes(setup.run.pictures, data.getvalue())

@@ -67,6 +67,13 @@ def test_counting_changes_nothing() -> None:
     assert {parameter.device.type for parameter in network.parameters()} == {"cpu"}
 
 
+def test_batch_norm_of_several_gpus_is_counted_on_one() -> None:
+    network = build_model("cnn")
+    alone = forward_gflop(network, 3, (128, 128))
+    assert alone is not None
+    assert forward_gflop(nn.SyncBatchNorm.convert_sync_batchnorm(network), 3, (128, 128)) == alone
+
+
 def test_what_cannot_be_counted_is_not() -> None:
     network = build_model("cnn").train()
     assert forward_gflop(network, 1, (128, 128)) is None
