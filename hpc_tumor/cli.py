@@ -651,27 +651,60 @@ def collect(
         Path | None, typer.Argument(metavar="[RUNS]", help="Folder of the run directories, or one of them; ./runs.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Folder for comparison.csv, .json and .md.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Folder for the tables, figures and report.html."),
     ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", "-m", metavar="NAME", autocompletion=complete_models, help="Runs of these networks."),
+    ] = None,
+    where: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Runs with this setting, such as loss=dice-bce.")
+    ] = None,
+    by: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY", help="Settings that make an entry of the comparison; else all that differ."),
+    ] = None,
+    sort: Annotated[
+        str | None, typer.Option(metavar="SCORE", help="Order of the entries: dice, hd95_WT, accuracy, parameters …")
+    ] = None,
+    serve: Annotated[
+        bool, flag("--serve", text="Serve report.html on this machine alone, for a browser behind an ssh tunnel.")
+    ] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of --serve; 0: any that is free.")] = 0,
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Compare the runs, finished or not: a table here, and files where --output says."""
+    """Compare the runs, finished or not: a table here, and files, figures and a report where --output says.
+
+    Example: hpc-tumor collect --output results --serve
+    """
     from hpc_tumor.cluster.queue import read_states
     from hpc_tumor.results.collect import collect_runs
-    from hpc_tumor.results.tables import as_json, terminal_tables, write_tables
+    from hpc_tumor.results.as_json import as_json
+    from hpc_tumor.results.brief_tables import terminal_tables
+    from hpc_tumor.results.wishes import make_wishes
     from hpc_tumor.run_dir import RunDir
 
+    if serve and output is None:
+        raise UsageError("--serve needs the report: name a folder for it with --output.")
+    wishes = make_wishes(model or [], where or [], by or [], sort)
     folder = _folder(runs)
     found = [RunDir(folder)] if (folder / "config.json").is_file() else _find(folder, None)
     states = read_states([run for run in found if not run.is_finished()])
-    comparison = collect_runs(found, queue={state.name: state.state for state in states})
-    written = write_tables(comparison, output) if output and found else []
+    comparison = collect_runs(found, queue={state.name: state.state for state in states}, wishes=wishes)
+    written = write_results(comparison, output) if output and found else []
     if not found:
         out.note(_no_runs(folder) + (": nothing was written" if output else ""))
     out.result(as_json(comparison), show=lambda: out.tables(terminal_tables(comparison, out.width)))
-    if written:
-        out.note(f"\nwritten: {', '.join(str(path) for path in written)}")
+    if comparison.left_out:
+        out.note(f"\n{counted(comparison.left_out, 'finished run')} left out by --model or --where")
+    if written and output:
+        out.note(f"\nwritten to {output}: {', '.join(written)}")
+    if serve and written and output:
+        from hpc_tumor.results.serve import serve_report
+
+        serve_report(output / "report.html", port, out.note)
 
 
 def _folder(runs: Path | None) -> Path:

@@ -10,7 +10,8 @@ runs/<run>/            <run> = date-time, model, short id
   events.jsonl         what happened to the run, in order
   checkpoints/         last.pt and the one before; best.safetensors; those kept for good; a batch that broke training
   cases.csv            one row per test case or image
-  figures/  logs/
+  figures/             pictures.npz: what a report draws of the best weights
+  logs/
   profile/  tensorboard/   traces and a mirror of the metrics, where they were asked for
   result.json          written last: its absence means unfinished
 """
@@ -57,6 +58,7 @@ class RunDir:
         self.best_weights = self.checkpoints / "best.safetensors"
         self.cases = self.path / "cases.csv"
         self.figures = self.path / "figures"
+        self.pictures = self.figures / "pictures.npz"
         self.logs = self.path / "logs"
         self.submission = self.logs / "submission"
         self.tensorboard = self.path / "tensorboard"
@@ -159,7 +161,7 @@ class RunDir:
 
     def remove_leftovers(self) -> None:
         """Remove what a start that was killed in the middle of a write left behind."""
-        for folder in (self.path, self.checkpoints):
+        for folder in (self.path, self.checkpoints, self.figures):
             for leftover in folder.glob(".*.tmp"):
                 leftover.unlink(missing_ok=True)
 

@@ -95,3 +95,18 @@ def attend(query: Tensor, key: Tensor, value: Tensor, rate: float) -> Tensor:
     # With dropout torch has no fused kernel for CPUs: it would take these very steps, with its slower dropout.
     weights = (query * query.shape[-1] ** -0.5 @ key.transpose(-2, -1)).softmax(-1)
     return drop(weights, rate) @ value
+
+
+def rollout(weights: list[Tensor]) -> Tensor:
+    """How much of each token every token is made of after all layers: attention rollout (Abnar & Zuidema 2020).
+
+    The layers' attention weights `(N, heads, T, T)`, first layer first → `(N, T, T)` float32 whose rows sum to 1. The
+    mean over the heads stands for a layer's attention, and half of a token goes on past it, through the residual.
+    """
+    tokens = weights[0].shape[-1]
+    residual = torch.eye(tokens, device=weights[0].device)
+    joint = residual.expand(len(weights[0]), -1, -1)
+    for layer in weights:
+        mixed = (layer.float().mean(1) + residual) / 2
+        joint = mixed / mixed.sum(-1, keepdim=True) @ joint  # weights in 16 bits sum to 1 only nearly
+    return joint

@@ -1,4 +1,4 @@
-"""The test cases of one run, from its cases.csv: intervals of the scores over them."""
+"""The test cases of a run, from its cases.csv; and of several runs together: means over seeds, folds side by side."""
 
 from __future__ import annotations
 
@@ -10,24 +10,65 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from hpc_tumor.results.statistics import Interval, bootstrap_means
+from hpc_tumor.scores import case_brier, case_nll
 
 LABELS = ("NCR", "ED", "ET")
+STRUCTURES = (*LABELS, "WT", "TC")
 _TOLERANCE = 1e-3  # between the mean over cases.csv and the score in result.json, which may be rounded
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Images:
+    """What was said of each test image: `labels`, `predicted` `(n,)` and `probabilities` `(n, classes)`.
+
+    Attributes:
+        known: `(n,)` whether a copy of the image is in training or validation; None where nobody looked.
+        nearest: `(n,)` class of the nearest image that was not tested; None where nobody looked.
+    """
+
+    classes: tuple[str, ...]
+    labels: NDArray[np.int64]
+    predicted: NDArray[np.int64]
+    probabilities: Floats
+    known: NDArray[np.bool_] | None = None
+    nearest: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
 class TestCases:
-    """What cases.csv says: `n` rows, score → interval of its mean, and a hash of which cases they are."""
+    """Scores of single cases.
+
+    Attributes:
+        ids: names of the cases.
+        values: score → `(n,)`, not-a-number where a case has none.
+        status: structure → `(n,)` of ok, missed, false alarm or empty.
+        groups: `(n,)` names; copies share one. None where every case is alone.
+        identity: a hash of which cases they are.
+        problem: why there is nothing; None where there is.
+    """
 
     __test__ = False  # no test class, whatever pytest makes of the name
 
-    n: int = 0
-    means: Mapping[str, float] = field(default_factory=dict)
-    intervals: Mapping[str, Interval] = field(default_factory=dict)
+    ids: tuple[str, ...] = ()
+    values: Mapping[str, Floats] = field(default_factory=dict)
+    status: Mapping[str, NDArray[np.str_]] = field(default_factory=dict)
+    groups: NDArray[np.str_] | None = None
+    images: Images | None = None
     identity: str | None = None
     problem: str | None = None
+
+    @property
+    def n(self) -> int:
+        """How many cases there are."""
+        return len(self.ids)
+
+    def mean(self, score: str) -> float | None:
+        """Mean of a score over the cases that have it."""
+        known = self.values[score][~np.isnan(self.values[score])] if score in self.values else np.empty(0)
+        return math.fsum(known) / len(known) if len(known) else None
 
     def disagreement(self, scores: Mapping[str, float | None], n: int | None, main: str) -> str | None:
         """Why these cases cannot be those that `scores` were measured on; None where they can."""
@@ -35,18 +76,10 @@ class TestCases:
             return self.problem
         if n is not None and self.n != n:
             return f"cases.csv has {self.n} row{'s' * (self.n != 1)} for {n} test case{'s' * (n != 1)}"
-        score, mean = scores.get(main), self.means.get(main)
+        score, mean = scores.get(main), self.mean(main)
         if score is not None and mean is not None and abs(score - mean) > _TOLERANCE:
             return f"cases.csv gives a mean {main} of {mean:.4f}, result.json {score:.4f}"
         return None
-
-    def intervals_of(self, scores: Mapping[str, float | None]) -> dict[str, Interval]:
-        """The intervals of those `scores` that these cases give the same mean of."""
-        return {
-            name: interval
-            for name, interval in self.intervals.items()
-            if (score := scores.get(name)) is not None and abs(score - interval.mean) <= _TOLERANCE
-        }
 
 
 def read_test_cases(path: Path, task: str) -> TestCases:
@@ -55,61 +88,141 @@ def read_test_cases(path: Path, task: str) -> TestCases:
         return TestCases(problem="there is no cases.csv")
     try:
         with path.open(newline="", encoding="utf-8", errors="replace") as file:
-            reader = csv.DictReader(file, strict=True)
-            rows = list(reader)
+            head, *rows = list(csv.reader(file, strict=True)) or [[]]
     except csv.Error as error:
         return TestCases(problem=f"cases.csv cannot be read ({error})")
-    if not rows or "case" not in rows[0]:
+    if not rows or "case" not in head:
         return TestCases(problem="cases.csv holds no test cases")
-    if any(None in row or None in row.values() for row in rows):
+    if any(len(row) != len(head) for row in rows):
         return TestCases(problem="cases.csv is torn")
-    columns = _segmentation(rows) if task == "segmentation" else _classification(rows)
-    groups = _groups(rows) if task == "classification" else None
-    intervals: dict[str, Interval] = {}
-    means: dict[str, float] = {}
-    if columns:
-        values = np.array(list(columns.values()), dtype=np.float64).T
-        for name, column, interval in zip(columns, values.T, bootstrap_means(values, groups), strict=True):
-            known = column[~np.isnan(column)]
-            if len(known):
-                means[name] = math.fsum(known) / len(known)
-            if interval is not None:
-                intervals[name] = interval
-    identity = "\n".join(sorted(f"{row['case']}\t{row.get('slices', '')}" for row in rows))
-    return TestCases(len(rows), means, intervals, hashlib.sha256(identity.encode()).hexdigest()[:16])
+    columns = dict(zip(head, zip(*rows, strict=True), strict=True))
+    ids = columns["case"]
+    slices = columns.get("slices", ("",) * len(ids))
+    identity = "\n".join(sorted(f"{case}\t{count}" for case, count in zip(ids, slices, strict=True)))
+    key = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    if task == "segmentation":
+        status = {
+            name.removeprefix("status_"): np.array(cells) for name, cells in columns.items() if name[:7] == "status_"
+        }
+        return TestCases(ids, _segmentation(columns), status, identity=key)
+    images = _images(columns)
+    return TestCases(ids, _classification(columns, images), {}, _groups(ids, columns.get("group")), images, key)
 
 
-def _segmentation(rows: Sequence[Mapping[str, str]]) -> dict[str, list[float]]:
+def _segmentation(columns: Mapping[str, Sequence[str]]) -> dict[str, Floats]:
     """Every score of every structure, and its mean over the three labels case by case."""
-    columns = {
-        name: [_number(row[name]) for row in rows] for name in rows[0] if "_" in name and not name.startswith("status_")
+    values = {
+        name: _numbers(cells) for name, cells in columns.items() if "_" in name and not name.startswith("status_")
     }
-    for score in sorted({name.rpartition("_")[0] for name in columns}):
-        parts = [columns.get(f"{score}_{label}") for label in LABELS]
-        if all(part is not None for part in parts):
-            columns[score] = np.mean([part for part in parts if part is not None], axis=0).tolist()
-    return columns
+    for score in sorted({name.rpartition("_")[0] for name in values}):
+        parts = [values[f"{score}_{label}"] for label in LABELS if f"{score}_{label}" in values]
+        if len(parts) == len(LABELS):
+            values[score] = np.mean(parts, axis=0)
+    return values
 
 
-def _classification(rows: Sequence[Mapping[str, str]]) -> dict[str, list[float]]:
-    columns = {}
-    if "correct" in rows[0]:
-        columns["accuracy"] = [_number(row["correct"]) for row in rows]
-    if "confidence" in rows[0]:
-        columns["confidence"] = [_number(row["confidence"]) for row in rows]
-    return columns
+def _classification(columns: Mapping[str, Sequence[str]], images: Images | None) -> dict[str, Floats]:
+    values = {name: _numbers(columns[cell]) for name, cell in _IMAGE_SCORES.items() if cell in columns}
+    if images is not None:
+        values["nll"] = case_nll(images.probabilities, images.labels)
+        values["brier"] = case_brier(images.probabilities, images.labels)
+        if images.known is not None and "accuracy" in values:
+            values["accuracy_new"] = np.where(images.known, np.nan, values["accuracy"])
+    return values
 
 
-def _groups(rows: Sequence[Mapping[str, str]]) -> list[str]:
+_IMAGE_SCORES = {"accuracy": "correct", "confidence": "confidence"}
+
+
+def _images(columns: Mapping[str, Sequence[str]]) -> Images | None:
+    """Labels and probabilities, where the file has all of them."""
+    classes = tuple(name.removeprefix("p_") for name in columns if name.startswith("p_"))
+    place = {name: index for index, name in enumerate(classes)}
+    named = [columns.get("label"), columns.get("prediction")]
+    if not classes or any(cells is None or not set(cells) <= place.keys() for cells in named):
+        return None
+    labels, predicted = (np.array([place[cell] for cell in cells or ()], dtype=np.int64) for cells in named)
+    probabilities = np.stack([_numbers(columns[f"p_{name}"]) for name in classes], 1)
+    if np.isnan(probabilities).any():
+        return None
+    near = columns.get("nearest")
+    nearest = None if near is None or not set(near) <= place.keys() else np.array([place[cell] for cell in near])
+    known = None if "known" not in columns else _numbers(columns["known"]) > 0
+    return Images(classes, labels, predicted, probabilities, known, nearest)
+
+
+def _groups(ids: Sequence[str], cells: Sequence[str] | None) -> NDArray[np.str_]:
     """The duplicate group of each image; an image without one is alone."""
-    return [f"case {row['case']}" if row.get("group", "") in ("", "-1") else f"group {row['group']}" for row in rows]
+    groups = cells or [""] * len(ids)
+    return np.array([
+        f"case {case}" if group in ("", "-1") else f"group {group}" for case, group in zip(ids, groups, strict=True)
+    ])  # fmt: skip
+
+
+def _numbers(cells: Sequence[str]) -> Floats:
+    """Cells as numbers; not-a-number for what is none, or not finite."""
+    try:
+        values = np.array(list(map(float, cells)))
+    except ValueError:
+        values = np.array([_number(cell) for cell in cells])
+    return np.where(np.isfinite(values), values, np.nan)
 
 
 def _number(cell: str) -> float:
     words = {"true": 1.0, "false": 0.0}
     try:
         value = words.get(cell.strip().lower())
-        value = float(cell) if value is None else value
+        return float(cell) if value is None else value
     except ValueError:
         return math.nan
-    return value if math.isfinite(value) else math.nan
+
+
+def mean_of_seeds(runs: Sequence[TestCases]) -> TestCases:
+    """Values of each case, averaged over runs that were tested on the same cases; the status where all agree.
+
+    Cases without anything, and a `problem`, where the runs were tested on different cases.
+    """
+    if len(runs) == 1:
+        return runs[0]
+    if problem := next((run.problem for run in runs if run.problem), None):
+        return TestCases(problem=problem)
+    if len({run.identity for run in runs}) > 1:
+        return TestCases(problem="its seeds were tested on different cases")
+    first = runs[0]
+    orders = [np.argsort(run.ids) for run in runs]
+    ids = tuple(first.ids[index] for index in orders[0])
+    names = [name for name in first.values if all(name in run.values for run in runs)]
+    values = {
+        name: np.mean([run.values[name][order] for run, order in zip(runs, orders, strict=True)], axis=0)
+        for name in names
+    }
+    status = {}
+    for name in first.status:
+        seen = [run.status[name][order] for run, order in zip(runs, orders, strict=True) if name in run.status]
+        agreed = np.all([one == seen[0] for one in seen], axis=0)
+        status[name] = np.where(agreed, seen[0], "differs")
+    groups = None if first.groups is None else first.groups[orders[0]]
+    return TestCases(ids, values, status, groups, None, first.identity)
+
+
+def side_by_side(folds: Sequence[TestCases]) -> TestCases:
+    """The cases of all folds, each of which was tested once."""
+    if len(folds) == 1:
+        return folds[0]
+    if problem := next((fold.problem for fold in folds if fold.problem), None):
+        return TestCases(problem=problem)
+    ids = tuple(case for fold in folds for case in fold.ids)
+    if len(set(ids)) < len(ids):
+        return TestCases(problem="its folds share test cases")
+    names = [name for name in folds[0].values if all(name in fold.values for fold in folds)]
+    structures = [name for name in folds[0].status if all(name in fold.status for fold in folds)]
+    groups = [fold.groups for fold in folds]
+    identity = hashlib.sha256("\n".join(sorted(fold.identity or "" for fold in folds)).encode()).hexdigest()[:16]
+    return TestCases(
+        ids,
+        {name: np.concatenate([fold.values[name] for fold in folds]) for name in names},
+        {name: np.concatenate([fold.status[name] for fold in folds]) for name in structures},
+        None if any(one is None for one in groups) else np.concatenate([one for one in groups if one is not None]),
+        None,
+        identity,
+    )

@@ -2,116 +2,134 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import PurePath
+from typing import Any
 
-from hpc_tumor.results.published import PUBLISHED
-from hpc_tumor.results.statistics import Interval, mean_and_sd
+from hpc_tumor.results.cases import TestCases
+from hpc_tumor.results.entries import Entry
+from hpc_tumor.results.measures import CASES, MAIN_SCORE, REGIONS, measure
+from hpc_tumor.results.paired import PairedTest, paired_tests
+from hpc_tumor.results.ranks import Ranking, aggregate_then_rank, rank_then_aggregate
+from hpc_tumor.results.run_result import RunResult
 
-MAIN_SCORE = {"classification": "accuracy", "segmentation": "dice"}
-CASES = {"classification": "images", "segmentation": "patients"}
-Scores = Mapping[str, float | None]
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """One finished run. Scores are fractions: `best` with the weights of the best epoch, `last` of the last."""
-
-    run: str
-    path: str
-    task: str
-    model: str
-    filters: int | None
-    seed: int | None
-    split: str
-    split_leaks: bool | None
-    fold: int | None
-    dataset: str | None
-    store: str
-    fingerprint: str | None
-    parameters: int | None
-    gpus: int | None
-    nodes: int | None
-    device: str | None
-    precision: str | None
-    epochs: int | None
-    batch_size: int | None
-    seconds: float | None
-    gpu_hours: float | None
-    restarts: int | None
-    samples_per_second: float | None
-    peak_memory_gb: float | None
-    train_cases: int | None
-    val_cases: int | None
-    test_cases: int | None
-    chosen_by: str | None
-    best_epoch: int | None
-    best: Scores
-    last_epoch: int | None
-    last: Scores
-    last_train: Scores
-    intervals: Mapping[str, Interval]  # of `best`, over test cases
-    test_set: str | None  # hash of the test cases: equal where two runs were tested on the same ones
-    settings: str  # hash of all that was set, but for the seed and what cannot change a score
-    remarks: tuple[str, ...] = ()
-
-    @property
-    def score(self) -> float | None:
-        """The main score of the best weights: mean Dice over the labels NCR, ED and ET, or accuracy."""
-        return self.best.get(MAIN_SCORE[self.task])
-
-    @property
-    def interval(self) -> Interval | None:
-        """The interval of the main score."""
-        return self.intervals.get(MAIN_SCORE[self.task])
-
-
-@dataclass(frozen=True)
-class SeedMean:
-    """Seeds of one model with the same settings on the same data: means, and standard deviations over the seeds."""
-
-    runs: tuple[RunResult, ...]
-    seeds: tuple[int, ...]
-    best: Mapping[str, float]
-    best_sd: Mapping[str, float]
-    last: Mapping[str, float]
-    last_train: Mapping[str, float]
+MOST_TESTED = 20  # entries between which all pairs are tested: the best ones, where there are more
 
 
 @dataclass(frozen=True)
 class Group:
-    """Finished runs that may stand in one table: same task, same data, same split. Runs in the order of the models."""
+    """Finished runs that may stand in one table: same task, same data, same split. Entries in the order of the models.
+
+    Attributes:
+        folds: into how many the split is cut, where its runs are of folds; else None.
+        by: the settings that make an entry; empty: all of them.
+    """
 
     task: str
     split: str
     split_leaks: bool | None
-    fold: int | None
+    folds: int | None
     dataset: str | None
     store: str
     fingerprint: str | None
-    runs: tuple[RunResult, ...]
-    seeds: tuple[SeedMean, ...]
+    entries: tuple[Entry, ...]
+    by: tuple[str, ...] = ()
+
+    @property
+    def runs(self) -> tuple[RunResult, ...]:
+        """Every run of the group, entry by entry, also those that were run again."""
+        return tuple(run for entry in self.entries for run in entry.all_runs)
+
+    @property
+    def main(self) -> str:
+        """The score that decides: mean Dice over the labels NCR, ED and ET, or accuracy."""
+        return MAIN_SCORE[self.task]
+
+    @cached_property
+    def compared(self) -> tuple[Entry, ...]:
+        """Entries that were tested on the same cases, those of most entries; the best ones where there are many."""
+        known = [entry.cases.identity for entry in self.entries if entry.cases.problem is None]
+        if not known:
+            return ()
+        usual = max(known, key=lambda identity: (known.count(identity), -known.index(identity)))
+        same = [entry for entry in self.entries if entry.cases.problem is None and entry.cases.identity == usual]
+        best = sorted(same, key=lambda entry: -(entry.score or 0))[:MOST_TESTED]
+        return tuple(entry for entry in same if entry in best)
+
+    @property
+    def elsewhere(self) -> tuple[Entry, ...]:
+        """Entries whose test cases are known and are not those of the others."""
+        usual = {entry.cases.identity for entry in self.compared}
+        return tuple(
+            entry for entry in self.entries if entry.cases.problem is None and entry.cases.identity not in usual
+        )
+
+    @cached_property
+    def tests(self) -> tuple[PairedTest, ...]:
+        """All pairs of the compared entries; `first` and `second` are places in `compared`."""
+        if len(self.compared) < 2:
+            return ()
+        names = self._common([self.main, *(f"dice_{region}" for region in REGIONS)])
+        larger = [measure(self.task, name).larger_is_better for name in names]
+        cases = [entry.cases for entry in self.compared]
+        return tuple(paired_tests(cases, names, larger, self.task == "classification"))
+
+    @cached_property
+    def ranking(self) -> Ranking | None:
+        """Ranks of the compared entries, in their order."""
+        if len(self.compared) < 2:
+            return None
+        cases = [entry.cases for entry in self.compared]
+        names = self.ranked_by
+        if not names:
+            return None
+        if self.task == "classification":
+            return aggregate_then_rank(cases, names[0], True)
+        return rank_then_aggregate(cases, names, [measure(self.task, name).larger_is_better for name in names])
+
+    @cached_property
+    def ranked_by(self) -> list[str]:
+        """The scores that decide the ranks: Dice and HD95 of WT, TC and ET, or what of them all have."""
+        if self.task == "classification":
+            return self._common([self.main])
+        names = self._common([f"{score}_{region}" for score in ("dice", "hd95") for region in REGIONS])
+        return names or self._common([self.main])
+
+    @cached_property
+    def neighbour(self) -> TestCases | None:
+        """What the nearest neighbour would have answered on the test images; None where nobody looked."""
+        return next((near for entry in self.compared if (near := entry.neighbour) is not None), None)
 
     @property
     def title(self) -> str:
         """Task, data, split and whether it leaks, number of test cases."""
-        known = sorted({run.test_cases for run in self.runs if run.test_cases is not None})
+        known = sorted({entry.n for entry in self.entries if entry.n is not None})
         counts = "–".join(f"{count:,}" for count in (known[:1] + known[-1:] if len(known) > 1 else known)) or "unknown"
         # Neither an image nor a near copy of it; other slices of its patient may be, since the data names no patients.
         clean = "no duplicates on two sides" if self.split == "deduplicated" else "does not leak"
         leak = {True: "leaks", False: clean, None: "not known whether it leaks"}[self.split_leaks]
-        fold = "" if self.fold is None else f", fold {self.fold}"
+        folds = "" if self.folds is None else f", {self.folds} folds"
         noun = CASES[self.task] if known != [1] else CASES[self.task].removesuffix("s")
         fingerprint = f" {self.fingerprint[:12]}" if self.fingerprint else ""
         store = PurePath(self.store).name or self.store
         data = (f"{self.dataset}, {store}" if self.dataset else store) + fingerprint
-        return f"{self.task.capitalize()} · {data} · split {self.split}{fold} ({leak}) · {counts} test {noun}"
+        return f"{self.task.capitalize()} · {data} · split {self.split}{folds} ({leak}) · {counts} test {noun}"
+
+    def _common(self, names: list[str]) -> list[str]:
+        return [name for name in names if all(name in entry.cases.values for entry in self.compared)]
 
 
 @dataclass(frozen=True)
 class UnfinishedRun:
-    """A run without a result, as far as it came. `best` is a validation score, `heartbeat` seconds since 1970."""
+    """A run without a result, as far as it came.
+
+    Attributes:
+        best: the best validation score so far; `best_by` says which.
+        heartbeat: seconds since 1970.
+        config: settings by dotted name.
+    """
 
     run: str
     path: str
@@ -123,8 +141,11 @@ class UnfinishedRun:
     epoch: int | None
     epochs: int | None
     best: float | None
+    best_by: str | None
     best_epoch: int | None
     heartbeat: float | None
+    skipped_steps: int | None = None
+    config: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
@@ -138,67 +159,14 @@ class SkippedFolder:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that was collected."""
+    """All that was collected. `left_out`: finished runs that the wishes of the user leave out, counted."""
 
     groups: tuple[Group, ...] = ()
     unfinished: tuple[UnfinishedRun, ...] = ()
     skipped: tuple[SkippedFolder, ...] = ()
+    left_out: int = 0
 
     @property
     def results(self) -> list[RunResult]:
         """Every finished run, group by group."""
         return [run for group in self.groups for run in group.runs]
-
-
-def group_runs(results: Sequence[RunResult]) -> tuple[Group, ...]:
-    """Groups of comparable runs. Another task, store, split or fold is another group: never mixed."""
-    members: dict[tuple[object, ...], list[RunResult]] = {}
-    for result in sorted(results, key=_order):
-        data = result.fingerprint or result.store
-        key = (result.task, data, result.split, result.split_leaks, result.fold)
-        members.setdefault(key, []).append(result)
-    groups = []
-    for runs in members.values():
-        one = runs[0]
-        groups.append(
-            Group(
-                task=one.task,
-                split=one.split,
-                split_leaks=one.split_leaks,
-                fold=one.fold,
-                dataset=one.dataset,
-                store=one.store,
-                fingerprint=one.fingerprint,
-                runs=tuple(runs),
-                seeds=tuple(_seed_means(runs)),
-            )
-        )
-    groups.sort(
-        key=lambda one: (one.task, one.store, one.fingerprint or "", one.split, -1 if one.fold is None else one.fold)
-    )
-    return tuple(groups)
-
-
-def _seed_means(runs: Sequence[RunResult]) -> list[SeedMean]:
-    same: dict[tuple[object, ...], dict[int, RunResult]] = {}
-    for run in runs:
-        if run.seed is not None:
-            # A seed that was run again counts once, with its latest run.
-            same.setdefault((run.model, run.filters, run.settings, run.precision), {})[run.seed] = run
-    means = []
-    for by_seed in same.values():
-        if len(by_seed) < 2:
-            continue
-        chosen = [by_seed[seed] for seed in sorted(by_seed)]
-        best, best_sd = mean_and_sd([run.best for run in chosen])
-        last, _ = mean_and_sd([run.last for run in chosen])
-        train, _ = mean_and_sd([run.last_train for run in chosen])
-        means.append(SeedMean(tuple(chosen), tuple(sorted(by_seed)), best, best_sd, last, train))
-    return means
-
-
-def _order(result: RunResult) -> tuple[object, ...]:
-    models = list(PUBLISHED)
-    rank = models.index(result.model) if result.model in models else len(models)
-    seed = -1 if result.seed is None else result.seed
-    return rank, result.model, result.filters or 0, result.settings, seed, result.run, result.path

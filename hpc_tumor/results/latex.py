@@ -5,13 +5,11 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import replace
 
 from hpc_tumor.results.layout import NOTHING, Column, Table
 
 Cell = tuple[int, int]  # row and column, both from 0
 
-WIDEST = 120  # characters: 6 points high in the 345 points of an article's line
 SPANNING = 5  # a table with more columns goes over both columns of a two-column paper
 MOST_WAITING = 15  # floats; LaTeX fails where more than 18 (52 since 2015) wait for a page
 
@@ -112,8 +110,8 @@ def latex_document(tables: Sequence[Table], bold: Sequence[Collection[Cell]] = (
 def latex_table(table: Table, bold: Collection[Cell] = (), label: str = "") -> str:
     r"""One float: caption, rules and rows, notes below; the cells in `bold`, as (row, column), in bold type.
 
-    What is wider than the line is scaled down to it. Where that would make letters too small to read, the columns with
-    the smallest `keep` are left out, and a note names them. `label` is what \ref takes.
+    What is wider than the line is scaled down to it, and no column is left out: with 125 characters a row (see
+    Table.width), letters are 6 points high in an article's line of 345 points. `label` is what \ref takes.
 
     Raises:
         ValueError: a bold cell is not in the table.
@@ -121,7 +119,7 @@ def latex_table(table: Table, bold: Collection[Cell] = (), label: str = "") -> s
     for row, column in bold:
         if not (0 <= row < len(table.rows) and 0 <= column < len(table.columns)):
             raise ValueError(f"no cell at row {row}, column {column} of {table.title!r}")
-    table, bold = _narrow(table, set(bold))
+    bold = set(bold)
     name = "table*" if len(table.columns) > SPANNING else "table"
     lines = [rf"\begin{{{name}}}[tbp]", r"  \centering", rf"  \caption{{{latex_text(_breakable(table.title))}}}"]
     if label:
@@ -195,30 +193,3 @@ def _breakable(text: str) -> str:
     """`text` with breaks allowed within paths and names, and within what is too long for a line."""
     text = re.sub(r"(?<=\S)([/_]+)(?=\S)", rf"\1{_BREAK}", text)
     return re.sub(r"[^\s\u200b-]{31,}", lambda word: re.sub(r"(.{10})(?=.)", rf"\1{_BREAK}", word[0]), text)
-
-
-def _narrow(table: Table, bold: Collection[Cell]) -> tuple[Table, Collection[Cell]]:
-    """The table without the columns, smallest `keep` first, that make it wider than can be read; and its bold cells."""
-    dropped: list[str] = []
-    while _characters(table) > WIDEST and min(column.keep for column in table.columns) < 99:
-        least = min(range(len(table.columns)), key=lambda index: table.columns[index].keep)
-        dropped.append(table.columns[least].title)
-        table = replace(
-            table,
-            columns=table.columns[:least] + table.columns[least + 1 :],
-            rows=tuple(row[:least] + row[least + 1 :] for row in table.rows),
-        )
-        bold = {(row, column - (column > least)) for row, column in bold if column != least}
-    if dropped:
-        names = ", ".join(dropped).rstrip(".")
-        table = replace(table, notes=(*table.notes, f"Left out for want of room: {names}."))
-    return table, bold
-
-
-def _characters(table: Table) -> int:
-    """Width of a row in characters, as far as its cells are not broken into lines."""
-    return sum(
-        max(len(text) for text in (column.title, *(row[index] for row in table.rows))) + 1
-        for index, column in enumerate(table.columns)
-        if not column.wrap
-    )

@@ -1,59 +1,109 @@
-"""What one row of a table of results shows: a run, the mean over seeds, or published figures."""
+"""What one row of a table of results shows: an entry, one run of it, the nearest neighbour, or published figures."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from hpc_tumor.results.comparison import MAIN_SCORE, Group, RunResult, Scores, SeedMean
-from hpc_tumor.results.published import PublishedResult
-from hpc_tumor.results.statistics import Interval
+from hpc_tumor.results.comparison import Group
+from hpc_tumor.results.entries import Entry
+from hpc_tumor.results.published import PUBLISHED, PublishedResult
+from hpc_tumor.results.run_result import RunResult, Scores
+from hpc_tumor.results.statistics import Statistic, bootstrap_means
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row: `name` says all, `label` is shorter where the row stands below the row of its model's seeds."""
+    """One row: `name` says all, `label` is shorter where the row stands below that of its entry."""
 
-    kind: Literal["run", "seeds", "published"]
+    kind: Literal["entry", "run", "neighbour", "published"]
     name: str
     label: str
+    task: str
     model: str
-    run: str = ""
-    seeds: tuple[int, ...] = ()
-    parameters: int | None = None
-    gpus: str = ""
-    seconds: float | None = None
-    gpu_hours: float | None = None
-    samples_per_second: float | None = None
-    peak_memory_gb: float | None = None
-    epochs: int | None = None
-    best_epoch: int | None = None
-    best: Scores = field(default_factory=dict)
+    statistics: Mapping[str, Statistic] = field(default_factory=dict)
     last: Scores = field(default_factory=dict)
     train: Scores = field(default_factory=dict)
-    interval: Interval | None = None
-    sd: float | None = None
+    runs: tuple[RunResult, ...] = ()
+    parameters: int | None = None
+    epochs: str = ""
+    entry: Entry | None = None
+
+    def value(self, score: str) -> float | None:
+        """Mean of a score."""
+        found = self.statistics.get(score)
+        return found.mean if found else None
+
+    @property
+    def gpus(self) -> str:
+        """GPUs of each run; `2 CPU` are two processes on CPUs."""
+        shown = {_gpus(run) for run in self.runs}
+        return shown.pop() if len(shown) == 1 else "mixed" if shown else ""
+
+    def mean(self, name: str) -> float | None:
+        """Mean over the runs of what one of them took: `seconds`, `peak_memory_gb` …; None where one does not say."""
+        values = [getattr(run, name) for run in self.runs]
+        return sum(values) / len(values) if values and None not in values else None
+
+    def total(self, name: str) -> float | None:
+        """As `mean`, added up."""
+        mean = self.mean(name)
+        return None if mean is None else mean * len(self.runs)
 
 
-def group_rows(group: Group) -> list[Row]:
-    """Rows of one group, in the order of its runs; the mean over seeds stands above its runs."""
-    means = {mean.runs[0].path: mean for mean in group.seeds}
-    seeded = {run.path for mean in group.seeds for run in mean.runs}
-    counted = Counter(model_name(run) for run in group.runs)
+def group_rows(group: Group, *, runs: bool = True, published: bool = False) -> list[Row]:
+    """Rows of one group: entries in their order, with their `runs` where there are several, and others beside them."""
     rows = []
-    for run in group.runs:
-        name = model_name(run)
-        if run.path in means:
-            mean = means[run.path]
-            rows.append(_mean_row(mean))
-            rows += [_run_row(one, f"{name}, seed {one.seed}", f"  seed {one.seed}") for one in mean.runs]
-        elif run.path not in seeded:
-            if counted[name] > 1:  # told apart by the short id at the end of the run's name
-                name = f"{name} {run.run.rpartition('-')[2][:8]}"
-            rows.append(_run_row(run, name, name))
+    last = {entry.model: entry for entry in group.entries}
+    for entry in group.entries:
+        rows.append(entry_row(entry))
+        if runs and len(entry.runs) > 1:
+            rows += [run_row(entry, run) for run in entry.runs]
+        if published and last[entry.model] is entry and entry.model in PUBLISHED:
+            rows.append(published_row(PUBLISHED[entry.model]))
+    if (neighbour := neighbour_row(group)) is not None:
+        rows.append(neighbour)
     return rows
+
+
+def entry_row(entry: Entry) -> Row:
+    """The row of all runs of an entry."""
+    over = "" if len(entry.runs) == 1 else f", {_counts(entry)}"
+    return Row(
+        kind="entry",
+        name=entry.name + over,
+        label=entry.name + over,
+        task=entry.task,
+        model=entry.model,
+        statistics=entry.statistics,
+        last=_means([run.last for run in entry.runs]),
+        train=_means([run.last_train for run in entry.runs]),
+        runs=entry.runs,
+        parameters=entry.runs[0].parameters,
+        epochs=_epochs(entry.runs),
+        entry=entry,
+    )
+
+
+def run_row(entry: Entry, run: RunResult) -> Row:
+    """The row of one run, below that of its entry."""
+    parts = [f"seed {run.seed}" if run.seed is not None else "", f"fold {run.fold}" if run.fold is not None else ""]
+    which = ", ".join(part for part in parts if part)
+    return Row(
+        kind="run",
+        name=f"{entry.name}, {which}",
+        label=f"  {which}",
+        task=run.task,
+        model=run.model,
+        statistics={name: Statistic(value) for name, value in run.best.items() if value is not None},
+        last=run.last,
+        train=run.last_train,
+        runs=(run,),
+        parameters=run.parameters,
+        epochs=_epochs([run]),
+        entry=entry,
+    )
 
 
 def published_row(result: PublishedResult) -> Row:
@@ -62,64 +112,30 @@ def published_row(result: PublishedResult) -> Row:
         kind="published",
         name=f"{result.model}: published{' (leaking split)' if result.split_leaks else ''}",
         label="published",
+        task=result.task,
         model=result.model,
-        parameters=result.parameters,
-        epochs=result.epochs,
-        best=result.test,
+        statistics={name: Statistic(value) for name, value in result.test.items()},
         train=result.train,
+        parameters=result.parameters,
+        epochs=str(result.epochs),
     )
 
 
-def model_name(run: RunResult) -> str:
-    """The model, with its first filters where they were set."""
-    return run.model if run.filters is None else f"{run.model}, {run.filters} filters"
-
-
-def _run_row(run: RunResult, name: str, label: str) -> Row:
-    return Row(
-        kind="run",
-        name=name,
-        label=label,
-        model=run.model,
-        run=run.run,
-        seeds=() if run.seed is None else (run.seed,),
-        parameters=run.parameters,
-        gpus=_gpus(run),
-        seconds=run.seconds,
-        gpu_hours=run.gpu_hours,
-        samples_per_second=run.samples_per_second,
-        peak_memory_gb=run.peak_memory_gb,
-        epochs=run.epochs,
-        best_epoch=run.best_epoch,
-        best=run.best,
-        last=run.last,
-        train=run.last_train,
-        interval=run.interval,
-    )
-
-
-def _mean_row(mean: SeedMean) -> Row:
-    one = mean.runs[0]
-    name = f"{model_name(one)}, {len(mean.seeds)} seeds"
-    gpus = {_gpus(run) for run in mean.runs}
-    return Row(
-        kind="seeds",
-        name=f"{name}: mean ± sd",
-        label=name,
-        model=one.model,
-        seeds=mean.seeds,
-        parameters=one.parameters,
-        gpus=gpus.pop() if len(gpus) == 1 else "mixed",
-        seconds=_mean(run.seconds for run in mean.runs),
-        gpu_hours=_mean(run.gpu_hours for run in mean.runs),
-        samples_per_second=_mean(run.samples_per_second for run in mean.runs),
-        peak_memory_gb=_mean(run.peak_memory_gb for run in mean.runs),
-        epochs=one.epochs,
-        best=mean.best,
-        last=mean.last,
-        train=mean.last_train,
-        sd=mean.best_sd.get(MAIN_SCORE[one.task]),
-    )
+def neighbour_row(group: Group) -> Row | None:
+    """What answering with the class of the nearest image scores on the same test images."""
+    cases = group.neighbour
+    if cases is None:
+        return None
+    groups = None if cases.groups is None else cases.groups.tolist()
+    statistics = {}
+    for score, values in cases.values.items():
+        (interval,) = bootstrap_means(values[:, None], groups)
+        if interval is not None:
+            statistics[score] = Statistic(
+                interval.mean, interval.low, interval.high, n=interval.n, units=interval.units
+            )  # fmt: skip
+    name = "nearest neighbour (no network)"
+    return Row("neighbour", name, name, group.task, "", statistics)
 
 
 def _gpus(run: RunResult) -> str:
@@ -128,7 +144,31 @@ def _gpus(run: RunResult) -> str:
     return f"{run.gpus} CPU" if run.device == "cpu" else str(run.gpus)
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = list(values)
-    present = [value for value in known if value is not None]
-    return sum(present) / len(present) if present and len(present) == len(known) else None
+def _counts(entry: Entry) -> str:
+    """`3 seeds`, `5 folds`, `3 seeds × 5 folds`."""
+    if entry.pooled:
+        return f"{len(entry.runs)} runs"
+    seeds, folds = len(entry.seeds), len(entry.folds)
+    parts = [f"{count} {word}" for count, word in ((seeds, "seeds"), (folds, "folds")) if count > 1]
+    whole = len(entry.runs) == max(1, seeds) * max(1, folds)
+    return " × ".join(parts) if parts and whole else f"{len(entry.runs)} runs"
+
+
+def _epochs(runs: Sequence[RunResult]) -> str:
+    """Epochs trained: one number, or from – to."""
+    known = sorted({run.epochs for run in runs if run.epochs is not None})
+    if not known:
+        return ""
+    return f"{known[0]:,}" if len(known) == 1 else f"{known[0]:,}–{known[-1]:,}"
+
+
+def _means(scores: Sequence[Scores]) -> dict[str, float | None]:
+    """Mean of every score that all of them have."""
+    names: Iterable[str] = scores[0] if scores else ()
+    found: dict[str, float | None] = {}
+    for name in names:
+        values = [one.get(name) for one in scores]
+        known = [value for value in values if value is not None]
+        if len(known) == len(values):
+            found[name] = sum(known) / len(known)
+    return found

@@ -1,9 +1,9 @@
-"""Intervals over test cases, and spread over seeds."""
+"""Intervals and quartiles over test cases, and spread over runs."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -26,6 +26,29 @@ class Interval:
     units: int
 
 
+@dataclass(frozen=True)
+class Statistic:
+    """A score of one entry of a comparison: `mean` over its runs, the rest over test cases (means over seeds of each).
+
+    Attributes:
+        low, high: 95 % interval of the mean over test cases; None where there can be none.
+        median, q1, q3: quartiles over test cases; None for a score that no single case has.
+        n: test cases.
+        units: independent ones among them: copies count once.
+        sd: standard deviation over the runs (n - 1); None of a single one.
+    """
+
+    mean: float
+    low: float | None = None
+    high: float | None = None
+    median: float | None = None
+    q1: float | None = None
+    q3: float | None = None
+    n: int | None = None
+    units: int | None = None
+    sd: float | None = None
+
+
 def bootstrap_means(values: np.ndarray, groups: Sequence[str] | None = None) -> list[Interval | None]:
     """Percentile-bootstrap interval (Efron 1979) of each column's mean; fixed seed, whatever the order of rows.
 
@@ -38,18 +61,9 @@ def bootstrap_means(values: np.ndarray, groups: Sequence[str] | None = None) -> 
     """
     if len(values) == 0:
         return [None] * values.shape[1]
-    order = np.lexsort(values.T)
-    values = values[order]
-    names = np.arange(len(values)) if groups is None else np.asarray(groups)[order]
-    codes = np.unique(names, return_inverse=True)[1]
-    valid = ~np.isnan(values)
-    totals = np.zeros((codes.max() + 1, values.shape[1]))
-    counts = np.zeros_like(totals)
-    np.add.at(totals, codes, np.where(valid, values, 0))
-    np.add.at(counts, codes, valid)
-    tail = 50 * (1 - LEVEL)
-    means = _resampled_means(totals, counts)
-    ends = np.percentile(means, [tail, 100 - tail], axis=0)
+    totals, counts = unit_sums(values, groups)
+    means = resampled_means(totals, counts)
+    ends = _ends(means)
     intervals: list[Interval | None] = []
     for index, (total, count) in enumerate(zip(totals.T, counts.T, strict=True)):
         units = int((count > 0).sum())
@@ -58,14 +72,40 @@ def bootstrap_means(values: np.ndarray, groups: Sequence[str] | None = None) -> 
             continue
         low, high = ends[:, index]
         if math.isnan(low):  # some resamples drew no case that has this score
-            low, high = np.nanpercentile(means[:, index], [tail, 100 - tail])
+            low, high = _ends(means[~np.isnan(means[:, index]), index])
         mean = float(total.sum() / count.sum())
         # Equal values differ in the last bit by the order of adding: an interval always holds its mean.
         intervals.append(Interval(mean, min(float(low), mean), max(float(high), mean), int(count.sum()), units))
     return intervals
 
 
-def _resampled_means(totals: np.ndarray, counts: np.ndarray) -> np.ndarray:
+def unit_sums(values: np.ndarray, groups: Sequence[str] | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Sum and number of the values of each unit of resampling: `(units, scores)` each, in an order of their own.
+
+    The order depends on the values alone, so that the same cases in any order give the same resamples.
+    """
+    order = np.lexsort(values.T)
+    values = values[order]
+    names = np.arange(len(values)) if groups is None else np.asarray(groups)[order]
+    codes = np.unique(names, return_inverse=True)[1]
+    valid = ~np.isnan(values)
+    if groups is None:
+        return np.where(valid, values, 0), valid.astype(np.float64)
+    totals = np.zeros((codes.max() + 1, values.shape[1]))
+    counts = np.zeros_like(totals)
+    np.add.at(totals, codes, np.where(valid, values, 0))
+    np.add.at(counts, codes, valid)
+    return totals, counts
+
+
+def _ends(means: np.ndarray) -> np.ndarray:
+    """Percentiles of `(resamples, ...)` that enclose the level: `(2, ...)`."""
+    tail = 50 * (1 - LEVEL)
+    ends: np.ndarray = np.percentile(means, [tail, 100 - tail], axis=0, overwrite_input=False)
+    return ends
+
+
+def resampled_means(totals: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """`(RESAMPLES, scores)`: means of units drawn with replacement; NaN where no drawn unit has the score."""
     units = len(totals)
     block = max(1, min(RESAMPLES, _BLOCK // units))
@@ -85,14 +125,25 @@ def _times_drawn(units: int, start: int, resamples: int) -> np.ndarray:
     return np.bincount(drawn.ravel(), minlength=resamples * units).reshape(resamples, units).astype(np.float64)
 
 
-def mean_and_sd(rows: Sequence[Mapping[str, float | None]]) -> tuple[dict[str, float], dict[str, float]]:
-    """Mean and standard deviation (n − 1) of every score that all `rows` have."""
-    means: dict[str, float] = {}
-    spread: dict[str, float] = {}
-    for name in rows[0] if rows else ():
-        values = [value for row in rows if (value := row.get(name)) is not None]
-        if len(values) == len(rows):
-            means[name] = math.fsum(values) / len(values)
-            squares = math.fsum((value - means[name]) ** 2 for value in values)
-            spread[name] = math.sqrt(squares / (len(values) - 1)) if len(values) > 1 else math.nan
-    return means, spread
+def times_drawn(units: int) -> np.ndarray:
+    """`(RESAMPLES, units)`: how often each unit is drawn in each resample."""
+    block = max(1, min(RESAMPLES, _BLOCK // units))
+    parts = [_times_drawn(units, start, min(block, RESAMPLES - start)) for start in range(0, RESAMPLES, block)]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def interval_of(resampled: np.ndarray, value: float) -> tuple[float, float]:
+    """The 95 % interval of a statistic from its `(RESAMPLES,)` values; it always holds `value`, that of the sample."""
+    low, high = _ends(resampled[~np.isnan(resampled)])
+    return min(float(low), value), max(float(high), value)
+
+
+def mean_and_sd(values: Sequence[float | None]) -> tuple[float | None, float | None]:
+    """Mean and standard deviation (n - 1); None where a value is missing, no deviation of fewer than two."""
+    known = [value for value in values if value is not None]
+    if not known or len(known) < len(values):
+        return None, None
+    mean = math.fsum(known) / len(known)
+    if len(known) == 1:
+        return mean, None
+    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in known) / (len(known) - 1))

@@ -1,4 +1,4 @@
-"""The comparison on the terminal, and as CSV, JSON and Markdown files."""
+"""The comparison as files: CSV wide and long, JSON, Markdown, LaTeX, and every test case in one table."""
 
 from __future__ import annotations
 
@@ -7,51 +7,50 @@ import io
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from hpc_tumor import __version__, atomic
-from hpc_tumor.results.comparison import MAIN_SCORE, Comparison, RunResult
-from hpc_tumor.results.layout import NOTHING, Column, Table, results_table, skipped_table, unfinished_table
+from hpc_tumor.results.as_json import as_json
+from hpc_tumor.results.brief_tables import skipped_table, unfinished_table
+from hpc_tumor.results.comparison import Comparison
+from hpc_tumor.results.entries import Entry
+from hpc_tumor.results.full_tables import group_tables
+from hpc_tumor.results.latex import latex_document
+from hpc_tumor.results.layout import NOTHING, Table
+from hpc_tumor.results.notes import conclusions
 from hpc_tumor.results.published import PUBLISHED
-from hpc_tumor.results.statistics import LEVEL, RESAMPLES
+from hpc_tumor.results.run_result import RunResult
 from hpc_tumor.run_dir import folder_to_write
 
-__all__ = ["Column", "Table", "terminal_tables", "write_tables"]
-
-SCHEMA = 1
-_NESTED = {"best", "last", "last_train", "intervals", "remarks", "settings", "test_set"}
-
-
-def terminal_tables(comparison: Comparison, width: int = 120) -> list[Table]:
-    """Tables to print in `width` characters: one per group of comparable runs, unfinished runs, skipped folders.
-
-    Of each group only as many columns as fit, with two blanks between them; the last two tables have cells to break.
-    """
-    tables = [results_table(group, brief=True).fit(width) for group in comparison.groups]
-    if comparison.unfinished:
-        tables.append(unfinished_table(comparison))
-    if comparison.skipped:
-        tables.append(skipped_table(comparison))
-    return tables
+__all__ = ["write_tables"]
+_NESTED = {"best", "last", "last_train", "cases", "config", "remarks", "settings", "class_counts", "cleaning"}
+_IN_PAPER = ("results", "parts", "tests", "ranks", "cost")
 
 
 def write_tables(comparison: Comparison, output: Path) -> list[Path]:
-    """Write comparison.csv, .json and .md into `output`, all three whole or none, and give their paths.
+    """Write the tables of the comparison into `output`, all of them whole or none, and give their paths.
+
+    comparison.csv has a row for each run, entry and published result; comparison-long.csv one for each score of each
+    entry; cases.csv one for each test case of each run; comparison.json, .md and .tex all of it, for programs, people
+    and papers.
 
     Raises:
         UsageError: `output` cannot be written: not a folder, read-only, no permission.
         HpcTumorError: the disk is full.
     """
-    names = ("comparison.csv", "comparison.json", "comparison.md")
     with folder_to_write(output, "the comparison"):
         beside = Path(tempfile.mkdtemp(prefix=".comparison-", dir=output))
         try:
-            atomic.write_text(beside / "comparison.csv", _csv(comparison))
+            atomic.write_text(beside / "comparison.csv", _wide(comparison))
+            atomic.write_text(beside / "comparison-long.csv", _long(comparison))
             atomic.write_json(beside / "comparison.json", as_json(comparison))
             atomic.write_text(beside / "comparison.md", _markdown(comparison))
+            atomic.write_text(beside / "comparison.tex", _latex(comparison))
+            atomic.write_text(beside / "cases.csv", _cases(comparison))
+            names = sorted(path.name for path in beside.iterdir())
             for name in names:
                 (beside / name).replace(output / name)
         finally:
@@ -59,53 +58,114 @@ def write_tables(comparison: Comparison, output: Path) -> list[Path]:
     return [output / name for name in names]
 
 
-def as_json(comparison: Comparison) -> dict[str, Any]:
-    """Everything, scores as fractions; groups with title, runs (with intervals) and means over seeds (by run names)."""
-    groups = []
+def _wide(comparison: Comparison) -> str:
+    """One row per entry, run (finished or not) and published result; the column `kind` tells them apart."""
+    rows: list[dict[str, Any]] = []
     for group in comparison.groups:
-        values = asdict(group)
-        for mean, seeds in zip(values["seeds"], group.seeds, strict=True):
-            mean["runs"] = [run.run for run in seeds.runs]
-        groups.append({"title": group.title, "notes": results_table(group, brief=False).notes, **values})
-    return {
-        "schema": SCHEMA,
-        "made_by": f"hpc-tumor {__version__}",
-        "interval": {"level": LEVEL, "method": "percentile bootstrap over test cases", "resamples": RESAMPLES},
-        "groups": groups,
-        "unfinished": [asdict(run) for run in comparison.unfinished],
-        "skipped": [asdict(item) for item in comparison.skipped],
-        "published": [asdict(result) for result in PUBLISHED.values()],
-    }
-
-
-def _csv(comparison: Comparison) -> str:
-    """One row per run, finished or not, and per published result; the column `kind` tells them apart."""
-    rows = [_run_values(run) for run in comparison.results]
+        for entry in group.entries:
+            rows.append(_entry_values(entry))
+            rows += [_run_values(run, entry) for run in entry.all_runs]
     for unfinished in comparison.unfinished:
-        values = asdict(unfinished)
+        values = {name: value for name, value in vars(unfinished).items() if name != "config"}
         values["val_best"] = values.pop("best")
         rows.append({"kind": "unfinished", **values})
     for result in PUBLISHED.values():
         values = asdict(result)
         train, test = values.pop("train"), values.pop("test")
         rows.append({"kind": "published", **values, **_named("best", test), **_named("last_train", train)})
-    first = ["kind", "run", "state", *(name for name in RunResult.__dataclass_fields__ if name not in _NESTED)]
+    first = ["kind", "entry", "run", "state", *(name for name in RunResult.__dataclass_fields__ if name not in _NESTED)]
     rest = sorted({name for row in rows for name in row} - set(first))
-    columns = list(dict.fromkeys([*first, *rest]))
-    file = io.StringIO()
-    writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: _harmless(value) for name, value in row.items()} for row in rows)
-    return file.getvalue()
+    return _csv(list(dict.fromkeys([*first, *rest])), rows)
 
 
-def _run_values(run: RunResult) -> dict[str, Any]:
-    values = {name: value for name, value in asdict(run).items() if name not in _NESTED}
-    main, interval = MAIN_SCORE[run.task], run.interval
-    if interval is not None:
-        values |= {f"best_{main}_low": interval.low, f"best_{main}_high": interval.high, f"best_{main}_n": interval.n}
+def _entry_values(entry: Entry) -> dict[str, Any]:
+    one = entry.runs[0]
+    values: dict[str, Any] = {
+        "kind": "entry", "entry": entry.name, "task": one.task, "model": one.model, "filters": one.filters,
+        "split": one.split, "split_leaks": one.split_leaks, "dataset": one.dataset, "store": one.store,
+        "fingerprint": one.fingerprint, "parameters": one.parameters, "gflop_per_sample": one.gflop_per_sample,
+        "runs": len(entry.runs), "seeds": len(entry.seeds), "folds": len(entry.folds) or None, "sd_over": entry.sd_over,
+        "test_cases": entry.n,
+    }  # fmt: skip
+    for name, found in entry.statistics.items():
+        values |= {f"best_{name}": found.mean, f"sd_{name}": found.sd}
+        values |= {f"low_{name}": found.low, f"high_{name}": found.high} if found.low is not None else {}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _run_values(run: RunResult, entry: Entry) -> dict[str, Any]:
+    values = {name: value for name, value in vars(run).items() if name not in _NESTED}
     values |= {**_named("best", run.best), **_named("last", run.last), **_named("last_train", run.last_train)}
-    return {"kind": "run", "state": "finished", **values}
+    return {"kind": "run", "entry": entry.name, "state": "finished", **values}
+
+
+def _long(comparison: Comparison) -> str:
+    """One row per entry and score: what statistics programs take."""
+    columns = [
+        "task", "dataset", "fingerprint", "split", "split_leaks", "entry", "model", "seeds", "folds", "score",
+        "structure", "mean", "low", "high", "median", "q1", "q3", "sd", "sd_over", "n", "units", "empty", "missed",
+        "false_alarms",
+    ]  # fmt: skip
+    rows = []
+    for group in comparison.groups:
+        for entry in group.entries:
+            about = {
+                "task": group.task, "dataset": group.dataset, "fingerprint": group.fingerprint, "split": group.split,
+                "split_leaks": group.split_leaks, "entry": entry.name, "model": entry.model, "seeds": len(entry.seeds),
+                "folds": len(entry.folds) or None, "sd_over": entry.sd_over,
+            }  # fmt: skip
+            for name, found in entry.statistics.items():
+                score, _, part = name.rpartition("_")
+                counts = entry.counted(part)
+                row = {**about, **vars(found), "score": name, "structure": None}
+                if counts:
+                    row |= {"score": score, "structure": part, "empty": counts["empty"], "missed": counts["missed"]}
+                    row["false_alarms"] = counts["false alarm"]
+                rows.append(row)
+    return _csv(columns, rows)
+
+
+def _cases(comparison: Comparison) -> str:
+    """One row per run and test case: every score of every case, as the runs wrote them."""
+    rows = list(_case_rows(comparison))
+    first = ["task", "entry", "model", "run", "seed", "fold", "case", "group", "label", "prediction", "nearest"]
+    seen = dict.fromkeys(name for row in rows for name in row)
+    return _csv([*(name for name in first if name in seen), *(name for name in seen if name not in first)], rows)
+
+
+def _case_rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
+    for group in comparison.groups:
+        for entry in group.entries:
+            for run in entry.runs:
+                cases, images = run.cases, run.cases.images
+                about = {
+                    "task": run.task, "entry": entry.name, "model": run.model, "run": run.run, "seed": run.seed,
+                    "fold": run.fold,
+                }  # fmt: skip
+                for index, case in enumerate(cases.ids):
+                    row: dict[str, Any] = {**about, "case": case}
+                    row |= {f"status_{name}": status[index] for name, status in cases.status.items()}
+                    if images is not None:
+                        row["label"] = images.classes[images.labels[index]]
+                        row["prediction"] = images.classes[images.predicted[index]]
+                        if images.nearest is not None:
+                            row["nearest"] = images.classes[images.nearest[index]]
+                    if cases.groups is not None:
+                        row["group"] = cases.groups[index]
+                    row |= {name: _number(values[index]) for name, values in cases.values.items()}
+                    yield row
+
+
+def _number(value: float) -> float | None:
+    return None if value != value else float(value)
+
+
+def _csv(columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> str:
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([_harmless(row.get(name)) for name in columns] for row in rows)
+    return file.getvalue()
 
 
 def _named(prefix: str, scores: dict[str, Any] | Any) -> dict[str, Any]:
@@ -117,16 +177,29 @@ def _harmless(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@") else value
 
 
+def _latex(comparison: Comparison) -> str:
+    tables = []
+    for group in comparison.groups:
+        found = group_tables(group)
+        tables += [found[name] for name in _IN_PAPER if name in found]
+    return latex_document(tables)
+
+
 def _markdown(comparison: Comparison) -> str:
-    tables = [results_table(group, brief=False) for group in comparison.groups]
-    tables += [table for table in (unfinished_table(comparison), skipped_table(comparison)) if table.rows]
+    parts = [f"# Comparison\n\nMade by hpc-tumor {__version__}.\n"]
+    for group in comparison.groups:
+        first, *rest = group_tables(group).values()
+        parts.append(_markdown_table(first))
+        parts += [f"{_escape(line)}\n" for line in conclusions(group)]
+        parts += [_markdown_table(table, level=3) for table in rest]
+    tables = [table for table in (unfinished_table(comparison), skipped_table(comparison)) if table.rows]
     if not comparison.groups:
         tables.insert(0, Table("No finished runs", (), ()))
-    return "# Comparison\n\n" + "\n".join(_markdown_table(table) for table in tables)
+    return "\n".join([*parts, *(_markdown_table(table) for table in tables)])
 
 
-def _markdown_table(table: Table) -> str:
-    lines = [f"## {_escape(table.title)}", ""]
+def _markdown_table(table: Table, level: int = 2) -> str:
+    lines = [f"{'#' * level} {_escape(table.title)}", ""]
     if table.rows:
         rules = ["---:" if column.align == "right" else ":---" for column in table.columns]
         lines += [_line(_escape(column.title) for column in table.columns), _line(rules)]

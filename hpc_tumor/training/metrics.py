@@ -34,6 +34,7 @@ def label_codes(logits: torch.Tensor, labels: torch.Tensor, exclusive: bool = Fa
     Returns:
         `(N, H, W)` uint8.
     """
+<<<<<<< .merge_file_BtHQAc
     codes = labels * PREDICTIONS
     predicted = _largest(logits) if exclusive else (one > 0 for one in logits.unbind(1))
     for bit, pixels in enumerate(predicted):
@@ -48,6 +49,9 @@ def count_labels(logits: torch.Tensor, labels: torch.Tensor, exclusive: bool = F
 
 def count_codes(codes: torch.Tensor) -> torch.Tensor:
     """Histogram `(N, 4, 8)` int64 of the `(N, H, W)` codes of each slice."""
+=======
+    codes = labels * PREDICTIONS | predicted_bits(logits, exclusive)
+>>>>>>> .merge_file_vrZC1M
     bins = TRUE_LABELS * PREDICTIONS
     counts = torch.zeros(len(codes), bins, dtype=torch.int64, device=codes.device)
     if codes.is_cuda:  # bincount would wait for the GPU to learn how many bins it needs
@@ -58,6 +62,19 @@ def count_codes(codes: torch.Tensor) -> torch.Tensor:
         for of_slice, pixels in zip(counts, codes.flatten(1), strict=True):
             of_slice.copy_(torch.bincount(pixels, minlength=bins))
     return counts.view(-1, TRUE_LABELS, PREDICTIONS)
+
+
+def predicted_bits(logits: torch.Tensor, exclusive: bool = False) -> torch.Tensor:
+    """The labels predicted in each pixel, `(N, 3, H, W)` logits → `(N, H, W)` uint8: bits 1 NCR, 2 ED, 4 ET.
+
+    Args:
+        exclusive: at most one label per pixel, that of the largest logit (of equal ones the first).
+    """
+    bits = torch.zeros(logits[:, 0].shape, dtype=torch.uint8, device=logits.device)
+    predicted = _largest(logits) if exclusive else (one > 0 for one in logits.unbind(1))
+    for bit, pixels in enumerate(predicted):
+        bits |= pixels.view(torch.uint8) << bit
+    return bits
 
 
 def _largest(logits: torch.Tensor) -> Iterator[torch.Tensor]:

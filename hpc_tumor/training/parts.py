@@ -51,6 +51,17 @@ class Parts:
             for name, loader in (("train", self.train), ("val", self.val), ("test", self.test))
         }
 
+    def class_counts(self) -> dict[str, dict[str, int]] | None:
+        """Images of each class in each part, by their names; None for segmentation."""
+        if self.classes is None:
+            return None
+        counts = {}
+        for name, loader in (("train", self.train), ("val", self.val), ("test", self.test)):
+            labels = loader.part.classes.numpy() if loader is not None else np.empty(0, np.int64)  # type: ignore[attr-defined]
+            counted = np.bincount(labels, minlength=len(self.classes))
+            counts[name] = {label: int(count) for label, count in zip(self.classes, counted, strict=True)}
+        return counts
+
     def describe(self) -> str:
         """The sizes of the parts, in words."""
         unit = "cases" if self.classes is None else "images"

@@ -5,7 +5,11 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable
+<<<<<<< .merge_file_LZS5Ht
 from dataclasses import asdict, dataclass
+=======
+from contextlib import nullcontext
+>>>>>>> .merge_file_JRD68m
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,11 +18,16 @@ from hpc_tumor import atomic
 from hpc_tumor.data.samples import SlicePart
 from hpc_tumor.training import metrics
 from hpc_tumor.training.evaluate import Evaluation
+from hpc_tumor.training.flops import forward_gflop
 from hpc_tumor.training.heartbeat import Heartbeat, say
 from hpc_tumor.training.memory import peak_memory_gb
+<<<<<<< .merge_file_LZS5Ht
 from hpc_tumor.training.neighbour import Neighbour, nearest_neighbour
 from hpc_tumor.training.surfaces import method
 from hpc_tumor.training.testing import Tested, score_test_part
+=======
+from hpc_tumor.training.pictures import write_pictures
+>>>>>>> .merge_file_JRD68m
 
 if TYPE_CHECKING:
     from hpc_tumor.training.working_set import Setup
@@ -75,10 +84,19 @@ def _go_without_best(setup: Setup, lost: str) -> None:
 
 def _write_result(setup: Setup, heartbeat: Heartbeat, last: Evaluation, best: Tested, spent: Spent) -> None:
     state = setup.state
+<<<<<<< .merge_file_LZS5Ht
     neighbour = nearest_neighbour(setup.parts) if setup.classes is not None else None
     _write_cases(setup, best.final, neighbour)
     atomic.write_json(setup.run.result, _result(setup, last, best, spent))
     setup.run.add_event("finished", epoch=state.epoch, seconds=spent.seconds)
+=======
+    _write_cases(setup, best)
+    # The weights that were scored: those of the best epoch lie in the network, unless the last are the best.
+    with setup.average.applied() if setup.average and best is last else nullcontext():
+        write_pictures(setup, best)
+    atomic.write_json(setup.run.result, _result(setup, last, best, seconds, memory))
+    setup.run.add_event("finished", epoch=state.epoch, seconds=seconds)
+>>>>>>> .merge_file_JRD68m
     heartbeat.write("finished")
     score = best.final.scores[setup.main_score]
     say(f"finished: test {setup.main_score} {score:.3f} with the weights of epoch {state.best_epoch}")
@@ -103,6 +121,7 @@ def _result(setup: Setup, last: Evaluation, best: Tested, spent: Spent) -> dict[
         "store": str(experiment.data.store),
         "fingerprint": parts.store.fingerprint,
         "parameters": sum(weights.numel() for weights in setup.bare.parameters() if weights.requires_grad),
+        "gflop_per_sample": forward_gflop(setup.bare, setup.channels, parts.image_size),
         "gpus": distributed.world_size,
         "nodes": distributed.nodes,
         "device": torch.cuda.get_device_name(distributed.device) if gpu else "cpu",
@@ -118,6 +137,7 @@ def _result(setup: Setup, last: Evaluation, best: Tested, spent: Spent) -> dict[
         "data_wait": sum(line["data_wait"] for line in training) / len(training) if training else None,
         "peak_memory_gb": spent.memory_gb,
         "cases": parts.counts(),
+        "class_counts": parts.class_counts(),
         "skipped_steps": state.skipped,
         "stopped_early": state.epoch < experiment.recipe.epochs,
         "compiled": setup.fast is not None,

@@ -150,17 +150,6 @@ def test_bold_cells_must_be_there() -> None:
         latex_document([SMALL], [(), ()])
 
 
-def test_columns_that_leave_no_room_go_by_keep_and_bold_follows() -> None:
-    wide = Table(
-        "Wide",
-        (Column("model", "left"), Column("run", "left", keep=1), Column("Dice"), Column("note", keep=2)),
-        (("unet", "r" * 100, "0.9", "n" * 20),),
-    )
-    tex = latex_table(wide, bold={(0, 1), (0, 2)})
-    assert r"unet & \textbf{0.9} & nnnnnnnnnnnnnnnnnnnn \\" in tex
-    assert "Left out for want of room: run." in tex
-
-
 @pytest.mark.latex
 def test_alone_and_in_papers(tmp_path: Path) -> None:
     tex = latex_document([PAPER, SMALL, Table("No finished runs", (), ())], [{(6, 1), (0, 10)}])

@@ -24,6 +24,12 @@ def slice_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _store(tmp_path_factory.mktemp("slices"), "brats", 5, shape=(32, 32, 12))
 
 
+@pytest.fixture(scope="session")
+def more_slices(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """15 made-up patients of 12 slices, 32 × 32 pixels: three of them are tested."""
+    return _store(tmp_path_factory.mktemp("more"), "brats", 15, shape=(32, 32, 12))
+
+
 def _store(folder: Path, dataset: str, cases: int, **options: Any) -> Path:
     make_phantom(folder / "raw", dataset, cases, seed=1, **options)
     report = inspect_source(folder / "raw")

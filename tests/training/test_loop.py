@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,8 @@ def test_a_run_leaves_the_whole_record(tmp_path: Path, slice_store: Path) -> Non
     assert result["cases"] == {"train": 3, "val": 1, "test": 1}
     assert result["epochs"] == 2
     assert result["parameters"] > 0
+    assert result["gflop_per_sample"] > 0
+    assert result["class_counts"] is None
     assert [(line["epoch"], line["part"]) for line in run.read_metrics()] == [
         (1, "train"), (1, "val"), (2, "train"), (2, "val"),
     ]  # fmt: skip
@@ -48,6 +51,8 @@ def test_classification_scores_every_test_image_once(tmp_path: Path, image_store
     result = json.loads(run.result.read_text())
     rows = list(csv.DictReader(run.cases.open()))
     assert len(rows) == len({row["case"] for row in rows}) == result["cases"]["test"]
+    assert {name: sum(counts.values()) for name, counts in result["class_counts"].items()} == result["cases"]
+    assert result["class_counts"]["test"] == Counter(row["label"] for row in rows)
     right = sum(row["label"] == row["prediction"] for row in rows)
     assert right / len(rows) == pytest.approx(result["best"]["test"]["accuracy"])
 

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import os
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.multiprocessing as multiprocessing
 
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.settings import merge, resolve
 from hpc_tumor.training.distributed import Distributed, init_distributed
+from hpc_tumor.training.evaluate import Evaluation
 from hpc_tumor.training.loop import train
+from hpc_tumor.training.setup import set_up
+from hpc_tumor.training.working_set import Setup
 
 
 def new_run(runs: Path, store: Path, model: str, **overrides: Any) -> RunDir:
@@ -103,3 +109,24 @@ def scores(run: RunDir) -> list[dict[str, Any]]:
     """The metrics of a run, without what depends on the clock."""
     clock = ("seconds", "rate", "data_wait", "memory_gb")
     return [{key: value for key, value in line.items() if key not in clock} for line in run.read_metrics()]
+
+
+def read_cases(run: RunDir) -> dict[str, dict[str, str]]:
+    """The rows of cases.csv by case."""
+    return {row["case"]: row for row in csv.DictReader(run.cases.open())}
+
+
+def read_pictures(run: RunDir) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays of a run's pictures, and what is said about them."""
+    with np.load(run.pictures, allow_pickle=False) as file:
+        arrays = dict(file)
+    return arrays, json.loads(str(arrays.pop("about")))
+
+
+def set_up_again(run: RunDir, best: bool = True) -> tuple[Setup, Evaluation]:
+    """A run set up with its best weights, in evaluation, and their scores; else with those that it begins with."""
+    setup = set_up(run.experiment(), run, Distributed())
+    if best:
+        assert setup.load_best() is None
+    setup.bare.eval()
+    return setup, setup.evaluate_as_is(setup.parts.test)

@@ -1,0 +1,130 @@
+"""Is one entry better than another on the same test cases? Paired tests with Holm's correction and effect sizes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+import numpy as np
+
+from hpc_tumor.results.cases import TestCases
+from hpc_tumor.results.statistics import bootstrap_means
+
+LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """`first` against `second` (indices of entries) by one score, case by case.
+
+    Attributes:
+        difference: mean of first − second, with its 95 % bootstrap interval `low`, `high` (None of a single unit).
+        p: two-sided: Wilcoxon's signed-rank test (1945), or the exact McNemar test (1947), where units are images or
+            groups of copies: the sign test over those on which the two differ.
+        p_holm: after Holm's step-down correction (1979) over all tests of the family.
+        effect: rank-biserial correlation of matched pairs (Kerby 2014), −1 to 1: the share of the evidence for
+            `first` less that against it. Of McNemar's test: (wins − losses) / (wins + losses).
+        wins, losses: units on which first is better, and worse.
+        n: units compared.
+    """
+
+    first: int
+    second: int
+    score: str
+    difference: float
+    low: float | None
+    high: float | None
+    p: float
+    p_holm: float
+    effect: float
+    wins: int
+    losses: int
+    n: int
+
+    @property
+    def significant(self) -> bool:
+        """Whether it is below 5 % after correction."""
+        return self.p_holm < LEVEL
+
+
+def paired_tests(
+    entries: Sequence[TestCases], scores: Sequence[str], larger_is_better: Sequence[bool], binary: bool
+) -> list[PairedTest]:
+    """All pairs of entries by all scores: one family for Holm's correction.
+
+    Args:
+        entries: tested on the same cases, in any order of them.
+        binary: the scores say right or wrong (McNemar), or how well (Wilcoxon).
+    """
+    orders = [np.argsort(cases.ids) for cases in entries]
+    groups = entries[0].groups
+    grouped = None if groups is None else groups[orders[0]]
+    tests = []
+    for score, larger in zip(scores, larger_is_better, strict=True):
+        columns = [cases.values[score][order] for cases, order in zip(entries, orders, strict=True)]
+        for first, second in combinations(range(len(entries)), 2):
+            found = _compare(columns[first] - columns[second], grouped, larger, binary)
+            if found is not None:
+                tests.append(replace(found, first=first, second=second, score=score))
+    corrected = holm([test.p for test in tests])
+    return [replace(test, p_holm=p) for test, p in zip(tests, corrected, strict=True)]
+
+
+def _compare(
+    difference: np.ndarray, groups: np.ndarray | None, larger_is_better: bool, binary: bool
+) -> PairedTest | None:
+    """One test; None where no case has the score of both."""
+    there = ~np.isnan(difference)
+    difference, groups = difference[there], groups[there] if groups is not None else None
+    if not len(difference):
+        return None
+    (interval,) = bootstrap_means(difference[:, None], None if groups is None else groups.tolist())
+    units = _unit_means(difference, groups)
+    signed = units if larger_is_better else -units
+    wins, losses = int((signed > 0).sum()), int((signed < 0).sum())
+    p, effect = _mcnemar(wins, losses) if binary else _wilcoxon(signed)
+    low, high = (interval.low, interval.high) if interval else (None, None)
+    return PairedTest(-1, -1, "", float(difference.mean()), low, high, p, p, effect, wins, losses, len(units))
+
+
+def _unit_means(values: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
+    """Mean of each group of copies; rounded, so that equal things differ in nothing."""
+    if groups is not None:
+        codes = np.unique(groups, return_inverse=True)[1]
+        values = np.bincount(codes, weights=values) / np.bincount(codes)
+    return np.round(values, 12)
+
+
+def _wilcoxon(signed: np.ndarray) -> tuple[float, float]:
+    """p and rank-biserial correlation; cases without a difference are left out, as Wilcoxon does."""
+    from scipy import stats
+
+    differing = signed[signed != 0]
+    if not len(differing):
+        return 1.0, 0.0
+    ranks = stats.rankdata(np.abs(differing))
+    effect = float((ranks[differing > 0].sum() - ranks[differing < 0].sum()) / ranks.sum())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # few cases, ties: its own choice of the distribution is the right one
+        return float(stats.wilcoxon(differing, method="auto").pvalue), effect
+
+
+def _mcnemar(wins: int, losses: int) -> tuple[float, float]:
+    from scipy import stats
+
+    if wins + losses == 0:
+        return 1.0, 0.0
+    return float(stats.binomtest(wins, wins + losses).pvalue), (wins - losses) / (wins + losses)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's corrected p-values, in the order given: never smaller than p, in the same order as p, at most 1."""
+    order = np.argsort(p, kind="stable")
+    corrected = [0.0] * len(order)
+    largest = 0.0
+    for place, index in enumerate(order.tolist()):
+        largest = max(largest, min(1.0, (len(order) - place) * float(p[index])))
+        corrected[index] = largest
+    return corrected

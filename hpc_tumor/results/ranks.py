@@ -1,0 +1,87 @@
+"""Which entry comes first, and would it on other test cases? Ranks with their stability under the bootstrap."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hpc_tumor.results.cases import TestCases
+from hpc_tumor.results.statistics import LEVEL, times_drawn
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Ranks of entries, 1 the best; equal ones share the mean of their places.
+
+    Attributes:
+        mean_ranks: `(entries,)` mean over cases and scores of the rank on each; or the mean score.
+        ranks: `(entries,)` by those.
+        shares: `(entries, entries)`: how often each entry (row) has each place (column) over the resamples.
+        low, high: `(entries,)` 95 % interval of the rank.
+        n: cases; `units`: independent ones among them.
+    """
+
+    mean_ranks: tuple[float, ...]
+    ranks: tuple[float, ...]
+    shares: tuple[tuple[float, ...], ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    n: int
+    units: int
+
+
+def rank_then_aggregate(
+    entries: Sequence[TestCases], scores: Sequence[str], larger_is_better: Sequence[bool]
+) -> Ranking:
+    """As BraTS ranks (Bakas 2018): on every case and by every score, then the mean of these ranks."""
+    orders = [np.argsort(cases.ids) for cases in entries]
+    per_case = []
+    for score, larger in zip(scores, larger_is_better, strict=True):
+        values = np.stack([cases.values[score][order] for cases, order in zip(entries, orders, strict=True)], 1)
+        per_case.append(_ranks(-values if larger else values))
+    return _ranking(np.mean(per_case, axis=0), _sorted_groups(entries[0], orders[0]))
+
+
+def aggregate_then_rank(entries: Sequence[TestCases], score: str, larger_is_better: bool) -> Ranking:
+    """By the mean of one score: for what is merely right or wrong on a case, where ranks would mostly be ties."""
+    orders = [np.argsort(cases.ids) for cases in entries]
+    values = np.stack([cases.values[score][order] for cases, order in zip(entries, orders, strict=True)], 1)
+    return _ranking(-values if larger_is_better else values, _sorted_groups(entries[0], orders[0]))
+
+
+def _sorted_groups(cases: TestCases, order: np.ndarray) -> np.ndarray | None:
+    return None if cases.groups is None else cases.groups[order]
+
+
+def _ranking(values: np.ndarray, groups: np.ndarray | None) -> Ranking:
+    """Of `(cases, entries)` values of which less is better."""
+    codes = np.arange(len(values)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    units = int(codes.max()) + 1
+    totals = np.zeros((units, values.shape[1]))
+    np.add.at(totals, codes, values)
+    counts = np.bincount(codes).astype(np.float64)
+    drawn = times_drawn(units)
+    means = np.round((drawn @ totals) / (drawn @ counts)[:, None], 10)
+    resampled = _ranks(means)
+    entries = values.shape[1]
+    places = np.arange(1, entries + 1)
+    # A shared place, such as 1.5, counts half for each of the two.
+    shares = np.maximum(0, 1 - np.abs(resampled[:, :, None] - places)).mean(0)
+    tail = 50 * (1 - LEVEL)
+    low, high = np.percentile(resampled, [tail, 100 - tail], axis=0)
+    overall = np.round(values.mean(0), 10)
+    return Ranking(
+        tuple(np.abs(overall).tolist()), tuple(_ranks(overall[None])[0].tolist()),
+        tuple(tuple(row) for row in shares.tolist()), tuple(low.tolist()), tuple(high.tolist()), len(values), units,
+    )  # fmt: skip
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks along the last axis, the smallest value 1, equal values the mean of their places, no number the last."""
+    values = np.where(np.isnan(values), np.inf, values)
+    smaller = (values[..., None, :] < values[..., :, None]).sum(-1)
+    equal = (values[..., None, :] == values[..., :, None]).sum(-1)
+    ranks: np.ndarray = smaller + (equal + 1) / 2
+    return ranks

@@ -1,0 +1,128 @@
+"""One finished run from its files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hpc_tumor.results.cases import TestCases, read_test_cases
+from hpc_tumor.results.measures import MAIN_SCORE
+from hpc_tumor.results.run_result import RunResult
+from hpc_tumor.results.values import integer, number, scores, section, text, word
+from hpc_tumor.run_dir import RunDir, read_json, read_json_lines
+
+# What cannot change a score, or stands in the key of a group already.
+_NOT_SETTINGS = {
+    "seed", "checkpoint_minutes", "keep_every", "profile", "tensorboard", "data.store", "data.split", "data.split_file",
+    "data.fold", "data.keep", "data.keep_gb", "hardware.threads", "hardware.timeout_minutes",
+}  # fmt: skip
+
+
+def json_object(path: Path) -> dict[str, Any] | None:
+    """The JSON object in `path`. A pipe or a device under one of these names would be waited for without end."""
+    return read_json(path) if path.is_file() else None
+
+
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects in `path`, one a line."""
+    return read_json_lines(path) if path.is_file() else []
+
+
+def what_is_wrong(result: Mapping[str, Any]) -> str | None:
+    """Why `result` cannot be that of a run of this tool; None where it can."""
+    task = result.get("task")
+    if not isinstance(task, str) or task not in MAIN_SCORE:
+        return f"result.json is not of this tool: its task is {text(repr(task))}, not {' or '.join(MAIN_SCORE)}"
+    if text(result.get("model")) is None:
+        return "result.json is not of this tool: it names no model"
+    if MAIN_SCORE[task] not in section(section(result.get("best")).get("test")):
+        return f"result.json is not of this tool: it has no best.test.{MAIN_SCORE[task]}"
+    return None
+
+
+def read_finished(run: RunDir, result: Mapping[str, Any]) -> RunResult:
+    """The run whose result.json is `result`."""
+    config = json_object(run.config) or {}
+    settings = flat(config)
+    data = section(config.get("data"))
+    best, last, counts = section(result.get("best")), section(result.get("last")), section(result.get("cases"))
+    best_test = scores(best.get("test"))
+    task = str(result["task"])
+    cases = read_test_cases(run.cases, task)
+    remarks, tested = [], integer(counts.get("test"))
+    if (limit := integer(config.get("limit_batches"))) is not None:
+        remarks.append(f"saw at most {limit} batches per epoch and part (limit_batches)")
+        tested = cases.n or tested  # fewer were scored than the part holds
+    if problem := cases.disagreement(best_test, tested, MAIN_SCORE[task]):
+        remarks.append(f"{problem}: no interval")
+        cases = TestCases(problem=problem)
+    leaks = result.get("split_leaks")
+    return RunResult(
+        run=word(run.name),
+        path=word(str(run.path)),
+        task=task,
+        model=word(result.get("model")),
+        filters=integer(section(config.get("model")).get("filters")),
+        seed=integer(result.get("seed", config.get("seed"))),
+        split=text(result.get("split")) or text(data.get("split")) or "unknown",
+        split_leaks=leaks if isinstance(leaks, bool) else None,
+        split_seed=integer(result.get("split_seed")),
+        fold=integer(result.get("fold")),
+        folds=integer(data.get("folds")),
+        dataset=text(result.get("dataset")),
+        store=text(result.get("store")) or text(data.get("store")) or "unknown store",
+        fingerprint=text(result.get("fingerprint")),
+        parameters=integer(result.get("parameters")),
+        gflop_per_sample=number(result.get("gflop_per_sample")),
+        gpus=integer(result.get("gpus")),
+        nodes=integer(result.get("nodes")),
+        device=text(result.get("device")),
+        precision=text(result.get("precision")),
+        epochs=integer(result.get("epochs")),
+        batch_size=integer(result.get("batch_size")),
+        seconds=number(result.get("seconds")),
+        gpu_hours=number(result.get("gpu_hours")),
+        restarts=integer(result.get("restarts")),
+        samples_per_second=number(result.get("samples_per_second")),
+        peak_memory_gb=number(result.get("peak_memory_gb")),
+        train_cases=integer(counts.get("train")),
+        val_cases=integer(counts.get("val")),
+        test_cases=tested,
+        chosen_by=text(result.get("chosen_by")),
+        best_epoch=integer(best.get("epoch")),
+        best=best_test,
+        last_epoch=integer(last.get("epoch")),
+        last=scores(last.get("test")),
+        last_train=scores(last.get("train")),
+        stopped_early=stopped if isinstance(stopped := result.get("stopped_early"), bool) else None,
+        skipped_steps=integer(result.get("skipped_steps")),
+        surfaces=text(result.get("surfaces")),
+        cleaning=scores(result.get("cleaning")) or None,
+        flips=flips if isinstance(flips := result.get("flips"), bool) else None,
+        settings=hashlib.sha256(json.dumps(settings, sort_keys=True, default=repr).encode()).hexdigest()[:12],
+        config=settings,
+        class_counts=_class_counts(result.get("class_counts")),
+        cases=cases,
+        remarks=tuple(remarks),
+    )
+
+
+def flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by dotted name, without what cannot change a score."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        inner = {f"{key}.{name}": one for name, one in value.items()} if isinstance(value, dict) else {key: value}
+        found |= {word(name): one for name, one in inner.items() if name not in _NOT_SETTINGS}
+    return found
+
+
+def _class_counts(value: object) -> dict[str, dict[str, int]] | None:
+    """Images of each class in each part."""
+    counts = {
+        word(part): {word(name): count for name, one in section(classes).items() if (count := integer(one)) is not None}
+        for part, classes in section(value).items()
+    }
+    return counts or None

@@ -1,0 +1,83 @@
+"""One finished run, as its files tell it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from hpc_tumor.results.cases import TestCases
+from hpc_tumor.results.measures import MAIN_SCORE
+
+Scores = Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """One finished run. Scores are fractions or mm: `best` with the weights of the best epoch, `last` of the last.
+
+    Attributes:
+        config: settings by dotted name, without the seed and what cannot change a score.
+        settings: a hash of them: equal where two runs were set alike.
+        cases: scores of each test case, with the weights of the best epoch.
+        remarks: what keeps the run from being compared, or is to be known of it.
+    """
+
+    run: str
+    path: str
+    task: str
+    model: str
+    filters: int | None
+    seed: int | None
+    split: str
+    split_leaks: bool | None
+    split_seed: int | None
+    fold: int | None
+    folds: int | None
+    dataset: str | None
+    store: str
+    fingerprint: str | None
+    parameters: int | None
+    gflop_per_sample: float | None
+    gpus: int | None
+    nodes: int | None
+    device: str | None
+    precision: str | None
+    epochs: int | None
+    batch_size: int | None
+    seconds: float | None
+    gpu_hours: float | None
+    restarts: int | None
+    samples_per_second: float | None
+    peak_memory_gb: float | None
+    train_cases: int | None
+    val_cases: int | None
+    test_cases: int | None
+    chosen_by: str | None
+    best_epoch: int | None
+    best: Scores
+    last_epoch: int | None
+    last: Scores
+    last_train: Scores
+    stopped_early: bool | None
+    skipped_steps: int | None
+    surfaces: str | None
+    cleaning: Mapping[str, float | None] | None
+    flips: bool | None
+    settings: str
+    config: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    class_counts: Mapping[str, Mapping[str, int]] | None = field(default=None, repr=False)
+    cases: TestCases = field(default_factory=TestCases, repr=False)
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def score(self) -> float | None:
+        """The main score of the best weights: mean Dice over the labels NCR, ED and ET, or accuracy."""
+        return self.best.get(MAIN_SCORE[self.task])
+
+    @property
+    def compute_hours(self) -> float | None:
+        """GPU-hours; on CPUs hours of all its processes together."""
+        if self.gpu_hours or self.seconds is None:
+            return self.gpu_hours
+        return self.seconds / 3600 * (self.gpus or 1)
