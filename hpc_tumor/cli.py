@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hpc_tumor.console import out
+from hpc_tumor.console import counted, out
 from hpc_tumor.errors import HpcTumorError, UsageError
 from hpc_tumor.options import (
     HOW,
@@ -680,10 +680,11 @@ def collect(
     Example: hpc-tumor collect --output results --serve
     """
     from hpc_tumor.cluster.queue import read_states
-    from hpc_tumor.results.collect import collect_runs
     from hpc_tumor.results.as_json import as_json
     from hpc_tumor.results.brief_tables import terminal_tables
+    from hpc_tumor.results.collect import collect_runs
     from hpc_tumor.results.wishes import make_wishes
+    from hpc_tumor.results.writing import write_results
     from hpc_tumor.run_dir import RunDir
 
     if serve and output is None:

@@ -34,12 +34,7 @@ def label_codes(logits: torch.Tensor, labels: torch.Tensor, exclusive: bool = Fa
     Returns:
         `(N, H, W)` uint8.
     """
-<<<<<<< .merge_file_BtHQAc
-    codes = labels * PREDICTIONS
-    predicted = _largest(logits) if exclusive else (one > 0 for one in logits.unbind(1))
-    for bit, pixels in enumerate(predicted):
-        codes |= pixels.view(torch.uint8) << bit
-    return codes
+    return labels * PREDICTIONS | predicted_bits(logits, exclusive)
 
 
 def count_labels(logits: torch.Tensor, labels: torch.Tensor, exclusive: bool = False) -> torch.Tensor:
@@ -49,9 +44,6 @@ def count_labels(logits: torch.Tensor, labels: torch.Tensor, exclusive: bool = F
 
 def count_codes(codes: torch.Tensor) -> torch.Tensor:
     """Histogram `(N, 4, 8)` int64 of the `(N, H, W)` codes of each slice."""
-=======
-    codes = labels * PREDICTIONS | predicted_bits(logits, exclusive)
->>>>>>> .merge_file_vrZC1M
     bins = TRUE_LABELS * PREDICTIONS
     counts = torch.zeros(len(codes), bins, dtype=torch.int64, device=codes.device)
     if codes.is_cuda:  # bincount would wait for the GPU to learn how many bins it needs

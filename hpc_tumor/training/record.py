@@ -5,11 +5,8 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable
-<<<<<<< .merge_file_LZS5Ht
-from dataclasses import asdict, dataclass
-=======
 from contextlib import nullcontext
->>>>>>> .merge_file_JRD68m
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,13 +18,10 @@ from hpc_tumor.training.evaluate import Evaluation
 from hpc_tumor.training.flops import forward_gflop
 from hpc_tumor.training.heartbeat import Heartbeat, say
 from hpc_tumor.training.memory import peak_memory_gb
-<<<<<<< .merge_file_LZS5Ht
 from hpc_tumor.training.neighbour import Neighbour, nearest_neighbour
+from hpc_tumor.training.pictures import write_pictures
 from hpc_tumor.training.surfaces import method
 from hpc_tumor.training.testing import Tested, score_test_part
-=======
-from hpc_tumor.training.pictures import write_pictures
->>>>>>> .merge_file_JRD68m
 
 if TYPE_CHECKING:
     from hpc_tumor.training.working_set import Setup
@@ -53,6 +47,7 @@ def write_result(setup: Setup, heartbeat: Heartbeat, stop: Callable[[], str | No
         _go_without_best(setup, lost)
         with setup.weights_to_score():
             best = score_test_part(setup, heartbeat.alive)
+            last = best.plain
     elif best is None:
         best = score_test_part(setup, heartbeat.alive)
     elif setup.val is None:
@@ -84,19 +79,13 @@ def _go_without_best(setup: Setup, lost: str) -> None:
 
 def _write_result(setup: Setup, heartbeat: Heartbeat, last: Evaluation, best: Tested, spent: Spent) -> None:
     state = setup.state
-<<<<<<< .merge_file_LZS5Ht
     neighbour = nearest_neighbour(setup.parts) if setup.classes is not None else None
     _write_cases(setup, best.final, neighbour)
+    # The weights that were scored: those of the best epoch lie in the network, unless the last are the best.
+    with setup.average.applied() if setup.average and best.plain is last else nullcontext():
+        write_pictures(setup, best.final)
     atomic.write_json(setup.run.result, _result(setup, last, best, spent))
     setup.run.add_event("finished", epoch=state.epoch, seconds=spent.seconds)
-=======
-    _write_cases(setup, best)
-    # The weights that were scored: those of the best epoch lie in the network, unless the last are the best.
-    with setup.average.applied() if setup.average and best is last else nullcontext():
-        write_pictures(setup, best)
-    atomic.write_json(setup.run.result, _result(setup, last, best, seconds, memory))
-    setup.run.add_event("finished", epoch=state.epoch, seconds=seconds)
->>>>>>> .merge_file_JRD68m
     heartbeat.write("finished")
     score = best.final.scores[setup.main_score]
     say(f"finished: test {setup.main_score} {score:.3f} with the weights of epoch {state.best_epoch}")
