@@ -668,6 +668,9 @@ def collect(
     sort: Annotated[
         str | None, typer.Option(metavar="SCORE", help="Order of the entries: dice, hd95_WT, accuracy, parameters …")
     ] = None,
+    figures: Annotated[
+        bool, typer.Option("--figures/--no-figures", help="Draw figures and write the report, beside the tables.")
+    ] = True,
     serve: Annotated[
         bool, flag("--serve", text="Serve report.html on this machine alone, for a browser behind an ssh tunnel.")
     ] = False,
@@ -684,17 +687,17 @@ def collect(
     from hpc_tumor.results.brief_tables import terminal_tables
     from hpc_tumor.results.collect import collect_runs
     from hpc_tumor.results.wishes import make_wishes
-    from hpc_tumor.results.writing import write_results
+    from hpc_tumor.results.writing import serve_results, write_results
     from hpc_tumor.run_dir import RunDir
 
-    if serve and output is None:
-        raise UsageError("--serve needs the report: name a folder for it with --output.")
+    if serve and not figures:
+        raise UsageError("--serve shows the report, which --no-figures leaves out: leave out one of them.")
     wishes = make_wishes(model or [], where or [], by or [], sort)
     folder = _folder(runs)
     found = [RunDir(folder)] if (folder / "config.json").is_file() else _find(folder, None)
     states = read_states([run for run in found if not run.is_finished()])
     comparison = collect_runs(found, queue={state.name: state.state for state in states}, wishes=wishes)
-    written = write_results(comparison, output) if output and found else []
+    written = write_results(comparison, output, folder, figures=figures) if output and found else []
     if not found:
         out.note(_no_runs(folder) + (": nothing was written" if output else ""))
     out.result(as_json(comparison), show=lambda: out.tables(terminal_tables(comparison, out.width)))
@@ -702,10 +705,8 @@ def collect(
         out.note(f"\n{counted(comparison.left_out, 'finished run')} left out by --model or --where")
     if written and output:
         out.note(f"\nwritten to {output}: {', '.join(written)}")
-    if serve and written and output:
-        from hpc_tumor.results.serve import serve_report
-
-        serve_report(output / "report.html", port, out.note)
+    if serve and found:
+        serve_results(comparison, output, folder, port, out.note)
 
 
 def _folder(runs: Path | None) -> Path:

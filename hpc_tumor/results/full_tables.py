@@ -34,8 +34,8 @@ def group_tables(group: Group) -> dict[str, Table]:
 
 
 def results_table(group: Group) -> Table:
-    """Entries with their runs, the nearest neighbour, and published figures as rows: the scores."""
-    rows = group_rows(group, published=True)
+    """Entries, the nearest neighbour, and published figures as rows: the scores."""
+    rows = group_rows(group, runs=False, published=True)
     classification = group.task == "classification"
     specs = _classification(group) if classification else _segmentation(group)
     table = table_of(group.title, rows, [(Column("model", "left"), lambda row: row.name), *specs])

@@ -1,0 +1,195 @@
+"""The report: one HTML file with every table and figure of a comparison, which needs nothing but a browser."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from hpc_tumor import __version__
+from hpc_tumor.results.brief_tables import skipped_table, unfinished_table
+from hpc_tumor.results.comparison import Comparison, Group
+from hpc_tumor.results.figures import Drawing
+from hpc_tumor.results.full_tables import group_tables
+from hpc_tumor.results.layout import Table
+from hpc_tumor.results.measures import CASES, measure
+from hpc_tumor.results.notes import conclusions
+from hpc_tumor.results.origin import read_origin
+from hpc_tumor.results.statistics import RESAMPLES
+
+_PAGE = Path(__file__).parent / "page"
+MOST_ORIGINS = 60  # runs whose settings are shown; comparison.csv has all
+
+
+@dataclass(frozen=True)
+class Part:
+    """A heading of a group's section with its tables and figures; `first` says which of them come first."""
+
+    key: str
+    title: str
+    text: str
+    tables: tuple[tuple[str, Table], ...]
+    sections: tuple[str, ...]
+    first: str
+    layout: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """One group of comparable runs, in words, tables and figures."""
+
+    key: str
+    title: str
+    short: str
+    verdict: str
+    data: tuple[str, ...]
+    leaks: bool
+    parts: tuple[Part, ...]
+    drawings: tuple[Drawing, ...]
+
+
+# Heading, what it says, tables, figures, and which of the two come first.
+_PARTS = {
+    "segmentation": (
+        ("Scores", "", ("results",), ("scores",), "tables"),
+        ("Are the differences real?", "", ("tests",), (), "tables"),
+        ("Ranks", "", ("ranks",), ("ranks",), "tables"),
+        ("Labels and regions", "", ("parts",), ("distributions",), "figures"),
+        ("Best, median and worst patients", "", (), ("cases",), "figures"),
+        ("Where the gates look", "", (), ("attention",), "figures"),
+        ("Learning curves", "", (), ("curves",), "figures"),
+        ("What it costs", "", ("cost",), ("tradeoffs",), "figures"),
+        ("The data", "", (), ("samples", "data"), "figures"),
+        ("Runs", "", ("runs",), (), "tables"),
+    ),
+    "classification": (
+        ("Scores", "", ("results",), ("scores",), "tables"),
+        ("Are the differences real?", "", ("tests",), (), "tables"),
+        ("Ranks", "", ("ranks",), ("ranks",), "tables"),
+        ("Classes", "", ("parts",), ("confusion",), "figures"),
+        ("Can its confidence be believed?", "", (), ("calibration", "distributions"), "figures"),
+        ("Wrong, and sure of it", "", (), ("mistakes",), "figures"),
+        ("Where it looks, what its first layer sees", "", (), ("attention", "filters"), "figures"),
+        ("Learning curves", "", (), ("curves",), "figures"),
+        ("What it costs", "", ("cost",), ("tradeoffs",), "figures"),
+        ("The data", "", (), ("samples", "data"), "figures"),
+        ("Runs", "", ("runs",), (), "tables"),
+    ),
+}
+_QUESTION = {
+    "segmentation": "Which network outlines tumours best?",
+    "classification": "Which network tells tumours apart best?",
+}
+
+
+def render_report(comparison: Comparison, drawings: Sequence[Drawing], made: datetime, folder: str) -> str:
+    """The report as HTML.
+
+    Args:
+        drawings: the figures, each with the index of its group.
+        made: when; shown in the last line.
+        folder: where the runs lie, in words.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(_PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
+    groups = [
+        _section(group, index, [drawing for drawing in drawings if drawing.group == index])
+        for index, group in enumerate(comparison.groups)
+    ]
+    origins = [(run, entry.name) for group in comparison.groups for entry in group.entries for run in entry.all_runs]
+    return environment.get_template("report.html.j2").render(
+        title=_title(comparison.groups),
+        over=_over(comparison),
+        groups=groups,
+        others=[table for table in (unfinished_table(comparison), skipped_table(comparison)) if table.rows],
+        origins=[read_origin(run, name) for run, name in origins[:MOST_ORIGINS]],
+        origins_left=max(0, len(origins) - MOST_ORIGINS),
+        version=__version__,
+        made=f"{made:%Y-%m-%d %H:%M}",
+        folder=folder,
+        resamples=f"{RESAMPLES:,}",
+    )
+
+
+def _title(groups: Sequence[Group]) -> str:
+    tasks = list(dict.fromkeys(group.task for group in groups))
+    return " ".join(_QUESTION[task] for task in tasks) or "Comparison"
+
+
+def _over(comparison: Comparison) -> str:
+    runs, entries = len(comparison.results), sum(len(group.entries) for group in comparison.groups)
+    parts = [f"{runs} finished run{'s' * (runs != 1)} of {entries} network{'s' * (entries != 1)}"]
+    if comparison.unfinished:
+        parts.append(f"{len(comparison.unfinished)} unfinished")
+    if comparison.skipped:
+        parts.append(f"{len(comparison.skipped)} skipped")
+    if comparison.left_out:
+        parts.append(f"{comparison.left_out} left out as asked")
+    return ", ".join(parts)
+
+
+def _section(group: Group, index: int, drawings: Sequence[Drawing]) -> Section:
+    key = f"group-{index + 1}"
+    tables = group_tables(group)
+    there = {drawing.section for drawing in drawings}
+    parts = []
+    for number, (title, words, names, sections, first) in enumerate(_PARTS[group.task]):
+        chosen = tuple((name, tables[name]) for name in names if name in tables)
+        if chosen or there & set(sections):
+            parts.append(Part(f"{key}-{number + 1}", title, words, chosen, sections, first))
+    return Section(
+        key, group.title, _short(group), " ".join(_verdict(group)), tuple(_data(group)), group.split_leaks is True,
+        tuple(parts), tuple(drawings),
+    )  # fmt: skip
+
+
+def _short(group: Group) -> str:
+    folds = f", {group.folds} folds" if group.folds else ""
+    return f"{group.task.capitalize()}, split {group.split}{folds}"
+
+
+def _verdict(group: Group) -> Iterable[str]:
+    """What a reader in a hurry takes home."""
+    if found := conclusions(group):
+        yield from found
+        return
+    for entry in group.entries[:3]:
+        score = measure(group.task, group.main)
+        found_score = entry.statistics.get(group.main)
+        if found_score is not None:
+            low, high = found_score.low, found_score.high
+            between = f" (95 % interval {score.show(low)} to {score.show(high)})" if low is not None else ""
+            yield f"{entry.name}: {score.title} {score.show(found_score.mean)}{between}."
+
+
+_DATASETS = {"brats": "BraTS", "brats-h5": "BraTS (H5 edition)", "brain-mri": "Brain Tumor MRI"}
+_SPLITS = {
+    "by-patient": "No patient is on two sides of the split.",
+    "deduplicated": "No image, and no near copy of one, is on two sides of the split; other slices of a patient may be,"
+    " since the data names no patients.",
+    "published": "The split is the published one.",
+}
+
+
+def _data(group: Group) -> Iterable[str]:
+    """What was trained and tested on, and what leaks."""
+    one = group.runs[0]
+    unit = CASES[group.task]
+    dataset = {"brats": "BraTS", "brain-mri": "Brain Tumor MRI"}.get(
+        group.dataset or "", group.dataset or "Unknown data"
+    )
+    sizes = [
+        f"{count:,} to {what}" for count, what in ((one.train_cases, "train"), (one.val_cases, "validate")) if count
+    ]
+    tested = sorted({entry.n for entry in group.entries if entry.n is not None})
+    sizes += [f"{tested[-1]:,} to test"] if tested else []
+    yield f"{dataset}: {unit}, {', '.join(sizes)}." if sizes else f"{dataset}."
+    yield _SPLITS.get(group.split, f"The split is from a file ({group.split}).")
+    if group.folds:
+        yield f"{group.folds} folds: over all of them each of the {unit} is tested once."
