@@ -73,8 +73,8 @@ def metadata(facts: Facts) -> dict[str, str]:
     }  # fmt: skip
     if facts.task == "classification":
         about["input"] = (
-            f"grey images cropped to the head, resized to {IMAGE_SIZE} x {IMAGE_SIZE} pixels (bilinear, antialiased), then"
-            f" to {facts.resized} x {facts.resized} (means over areas), from 0 to 1, the same in all channels"
+            f"grey images cropped to the head, resized to {IMAGE_SIZE} x {IMAGE_SIZE} pixels (bilinear, antialiased),"
+            f" then to {facts.resized} x {facts.resized} (means over areas), from 0 to 1, the same in all channels"
         )
         about["output"] = "logits of the classes: their softmax gives probabilities"
     else:
@@ -147,8 +147,8 @@ def _difference(data: bytes, network: nn.Module, shape: tuple[int, int, int]) ->
         allowed = TOLERANCE * max(1.0, float(wanted.abs().max()))
         if not difference <= allowed:  # NaN is not
             raise HpcTumorError(
-                f"onnxruntime gives other logits than torch: they differ by up to {difference:.2g}, and {allowed:.2g} is"
-                " allowed. Nothing was written. Try other versions of torch, onnxscript and onnxruntime."
+                f"onnxruntime gives other logits than torch: they differ by up to {difference:.2g}, allowed are"
+                f" {allowed:.2g}. Nothing was written. Try other versions of torch, onnxscript and onnxruntime."
             )
         largest = max(largest, difference)
     return largest

@@ -95,12 +95,12 @@ def chances(trained: Trained, pixels: Sequence[Pixels]) -> NDArray[np.float64]:
 def _classify(
     trained: Trained, files: Sequence[SourceFile], read: Sequence[Pixels | DataError], results: ImageResults
 ) -> None:
-    good = [(file, one) for file, one in zip(files, read, strict=True) if not isinstance(one, DataError)]
-    results.failed += [
-        (printable(file.relative), str(one))
-        for file, one in zip(files, read, strict=True)
-        if isinstance(one, DataError)
-    ]
+    good: list[tuple[SourceFile, Pixels]] = []
+    for file, one in zip(files, read, strict=True):
+        if isinstance(one, DataError):
+            results.failed.append((printable(file.relative), str(one)))
+        else:
+            good.append((file, one))
     if good:
         found = chances(trained, [pixels for _, pixels in good])
         results.rows += [_row(file, of, trained.facts.classes) for (file, _), of in zip(good, found, strict=True)]

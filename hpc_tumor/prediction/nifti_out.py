@@ -20,9 +20,7 @@ except ImportError:
     from gzip import compress as _compress  # type: ignore[assignment]
 
     _LEVEL = 6
-BRATS_LABELS = np.array(
-    [0, 1, 2, 4], np.uint8
-)  # background, NCR/NET, ED, ET as the files of BraTS up to 2021 have them
+BRATS_LABELS = np.array([0, 1, 2, 4], np.uint8)  # background, NCR/NET, ED, ET as in BraTS up to 2021
 _NO_EXTENSION = b"\0\0\0\0"
 
 

@@ -26,7 +26,7 @@ def output_folder(output: Path, names: Iterable[str], overwrite: bool) -> Iterat
     if there:
         more = f" and {len(there) - 1} more" if len(there) > 1 else ""
         raise UsageError(
-            f"{output / there[0]}{more} is there already: name another folder, or replace what is there with --overwrite."
+            f"{output / there[0]}{more} is there already: name another folder, or replace it with --overwrite."
         )
     with folder_to_write(output, "the prediction"):
         if not os.access(output, os.W_OK | os.X_OK):  # said now, and not when all is computed

@@ -92,9 +92,7 @@ def _segment(
     cases = all_cases(listing)
     if not cases:
         if _images(listing):
-            raise DataError(
-                f"{kind} labels patients, and {_name(listing)} holds images. Name a run that classifies them."
-            )
+            raise DataError(f"{kind} labels patients, but {_name(listing)} holds images: name a run of a classifier.")
         raise no_cases(listing, WANTED)
     if output.resolve().is_relative_to(listing.source.resolve()):
         raise UsageError(
@@ -115,9 +113,7 @@ def _classify(
     files = _images(listing)
     if not files:
         if any(file.relative.lower().endswith(_VOLUMES) for file in listing.files):
-            raise DataError(
-                f"{kind} classifies images, and {_name(listing)} holds volumes. Name a run that labels them."
-            )
+            raise DataError(f"{kind} classifies images, but {_name(listing)} holds volumes: name a run of a U-Net.")
         raise no_cases(listing, _IMAGES_WANTED)
     with bar("predicting", "images") as progress:
         results = predict_images(trained, files, output, options, progress)

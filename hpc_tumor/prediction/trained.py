@@ -84,7 +84,7 @@ def load_trained(run: RunDir, device: str = "auto", precision: str = "auto") -> 
     facts, network = load_network(run)
     channels_last = run.experiment().hardware.channels_last
     if channels_last:
-        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = network.to(memory_format=torch.channels_last)
     if chosen.type == "cpu":
         torch.set_num_threads(available_cpus())
         keep_freed_memory()
@@ -122,9 +122,7 @@ def load_network(run: RunDir) -> tuple[Facts, nn.Module]:
 def no_weights(run: RunDir) -> UsageError:
     """The error for a run that has no weights to predict with."""
     if run.is_finished():
-        return UsageError(
-            f"{run.best_weights} is gone: its weights were removed. Train the run again: hpc-tumor rerun."
-        )
+        return UsageError(f"{run.best_weights} is gone: somebody removed it. Train again: hpc-tumor rerun.")
     return UsageError(
         f"{run.path} has no weights yet: it is unfinished, and the first are written after its first epoch."
         f" `hpc-tumor status` shows how it is doing."
@@ -150,7 +148,5 @@ def _device(asked: str) -> torch.device:
         raise unknown("device", asked, DEVICES)
     there = torch.cuda.is_available()
     if asked == "cuda" and not there:
-        raise UsageError(
-            "--device cuda: torch sees no GPU here. Leave it at auto, or see what `hpc-tumor doctor` says."
-        )
+        raise UsageError("--device cuda: torch sees no GPU here. Leave it at auto, or ask `hpc-tumor doctor` why.")
     return torch.device("cuda" if there and asked != "cpu" else "cpu")

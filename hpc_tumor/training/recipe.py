@@ -52,7 +52,7 @@ def choose_precision(
 ) -> Precision:
     """bfloat16 where the hardware computes in it, else float16 with a scaler on GPUs that have it, else float32.
 
-    A run that goes on keeps the format that it had `before`, where the device has it. An error names the setting as it is
+    A run that goes on keeps the format that it had `before`, where the device has it. Errors name the setting as
     `called`.
 
     Raises:
