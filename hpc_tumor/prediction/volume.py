@@ -17,7 +17,6 @@ from hpc_tumor.models import MODELS
 from hpc_tumor.prediction.trained import Trained
 
 _FLIPS: tuple[tuple[int, ...], ...] = ((), (3,), (2,), (2, 3))  # axes of `(N, C, H, W)`
-_NOTHING = np.uint8(0)
 
 
 @dataclass(frozen=True)
@@ -128,14 +127,15 @@ def decide(scores: Tensor, exclusive: bool) -> tuple[Tensor, Tensor]:
 
     Both are `(N, H, W)` uint8; `exclusive` leaves one bit at most. Of equal scores the first counts.
     """
-    best = scores.amax(1)
-    labels = torch.where(best > 0, scores.argmax(1) + 1, 0).to(torch.uint8)
-    if exclusive:
-        return torch.where(labels > 0, 1 << (labels.int() - 1).clamp_min(0), 0).to(torch.uint8), labels
-    bits = torch.zeros_like(labels)
-    for label, score in enumerate(scores.unbind(1)):
-        bits |= (score > 0).to(torch.uint8) << label
-    return bits, labels
+    first, *others = scores.contiguous().unbind(1)
+    best, labels = first, torch.ones_like(first, dtype=torch.uint8)
+    bits = (first > 0).to(torch.uint8)
+    for label, score in enumerate(others, 2):
+        labels.masked_fill_(score > best, label)
+        best = torch.maximum(best, score)
+        bits |= (score > 0).to(torch.uint8) << (label - 1)
+    labels.masked_fill_(best <= 0, 0)
+    return ((1 << labels.int()) >> 1).to(torch.uint8) if exclusive else bits, labels
 
 
 def chances_of(logits: Tensor, exclusive: bool) -> Tensor:
