@@ -104,7 +104,9 @@ def test_decisions_are_those_that_are_scored(exclusive: bool) -> None:
     assert labels[0, 0, :3].tolist() == [0, 1, 1]
     chosen = labels > 0
     assert torch.equal(chosen, (scores > 0).any(1))
-    assert torch.equal(scores.gather(1, (labels.long() - 1).clamp_min(0)[:, None])[:, 0][chosen], scores.amax(1)[chosen])
+    assert torch.equal(
+        scores.gather(1, (labels.long() - 1).clamp_min(0)[:, None])[:, 0][chosen], scores.amax(1)[chosen]
+    )
 
 
 def test_exclusive_probabilities_leave_room_for_the_background() -> None:
