@@ -69,7 +69,7 @@ def test_scores_are_those_of_the_run(patients: Path, unet_run: RunDir, tmp_path:
     assert found["slices"] == wanted["slices"] == "12"
     assert float(found["recall_WT"]) > 0
     for name, value in wanted.items():
-        # A run also looks at slices without brain, and what it finds there is wrong: of hits and misses nothing changes.
+        # A run also looks at slices without brain. What it finds there is wrong: hits and misses stay the same.
         if name.startswith(("recall", "fnr")):
             assert float(found[name]) == pytest.approx(float(value), abs=2e-3), name  # a pixel on the threshold
         elif name.startswith(("dice", "iou", "accuracy", "precision")):
