@@ -21,6 +21,7 @@ from hpc_tumor.options import (
     WHERE,
     AnyPatterns,
     Json,
+    OneRun,
     Patterns,
     Runs,
     State,
@@ -709,6 +710,71 @@ def collect(
         serve_results(comparison, output, folder, port, out.note)
 
 
+@app.command(rich_help_panel="Results")
+def predict(
+    run: OneRun,
+    source: Annotated[
+        Path, typer.Argument(metavar="INPUT", help="Folder of a patient or of many; an image or a folder of images.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write to.")],
+    runs: Runs = None,
+    flips: Annotated[
+        bool, flag("--flips", text="Mean over the four flips of a slice; takes four times as long.")
+    ] = False,
+    probabilities: Annotated[bool, flag("--probabilities", text="Write those of NCR, ED and ET as well.")] = False,
+    overwrite: Annotated[bool, flag("--overwrite", text="Replace predictions that are there.")] = False,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, metavar="N", rich_help_panel=HOW, help="Slices or images at once.")
+    ] = None,
+    precision: Annotated[
+        str, typer.Option(metavar="NAME", rich_help_panel=HOW, help="auto, bfloat16, float16 or float32.")
+    ] = "auto",
+    device: Annotated[str, typer.Option(metavar="NAME", rich_help_panel=HOW, help="auto, cpu or cuda.")] = "auto",
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Let a trained network label patients, or classify images.
+
+    A patient gives CASE-seg.nii.gz in the space of its scans, labels as in BraTS; images give predictions.csv. Where
+    the patients come with labels, or the images in folders of classes, they are scored, too.
+
+    Examples:
+
+    hpc-tumor predict improved-unet patients/BraTS2021_01657 --output predicted
+
+    hpc-tumor predict runs/20250131-120000-cnn-1a2b3c Testing --output predicted
+    """
+    from hpc_tumor.prediction.options import Options
+    from hpc_tumor.prediction.predict import predict as predict_source
+    from hpc_tumor.prediction_view import show_prediction
+
+    found = _one_run(runs, run)
+    options = Options(device, precision, batch_size, flips, probabilities, overwrite)
+    result = predict_source(found, source, output, options, out.progress)
+    if not found.is_finished():
+        out.warning(f"{found.name} is unfinished: these are its best weights so far, of epoch {result.facts.epoch}.")
+    show_prediction(result)
+
+
+@app.command(rich_help_panel="Results")
+def export(
+    run: OneRun,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="File to write: NAME.onnx.")],
+    runs: Runs = None,
+    overwrite: Annotated[bool, flag("--overwrite", text="Replace the file if it is there.")] = False,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write a trained network as ONNX, for programs without torch; compared with torch where onnxruntime is there.
+
+    Example: hpc-tumor export improved-unet --output improved-unet.onnx
+    """
+    from hpc_tumor.prediction.export import export_onnx
+    from hpc_tumor.prediction_view import show_export
+
+    show_export(export_onnx(_one_run(runs, run), output, overwrite))
+
+
 def _folder(runs: Path | None) -> Path:
     from hpc_tumor.settings import user_default
 
@@ -724,3 +790,16 @@ def _find(runs: Path | None, patterns: list[str] | None) -> list[RunDir]:
     from hpc_tumor.run_dir import find_runs
 
     return find_runs(_folder(runs), patterns)
+
+
+def _one_run(runs: Path | None, name: str) -> RunDir:
+    """The run at this path, else the one below the folder of runs that the name fits."""
+    from hpc_tumor.run_dir import RunDir, is_run
+
+    if is_run(Path(name)):
+        return RunDir(Path(name))
+    found = _find(runs, [name])
+    if len(found) > 1:
+        latest = ", ".join(item.name for item in found[-3:])
+        raise UsageError(f"{name!r} fits {len(found)} runs; name one of them. The latest: {latest}.")
+    return found[0]

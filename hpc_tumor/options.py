@@ -69,6 +69,12 @@ WHERE, HOW, LOOK, SHOW = "Where", "How", "Debugging and profiling", "Output"
 Json = Annotated[bool, flag("--json", text="The result as JSON on standard output.", panel=SHOW, callback=set_json)]
 Verbose = Annotated[bool, flag("--verbose", text="Errors with their traceback.", panel=SHOW, callback=set_verbose)]
 Runs = Annotated[Path | None, typer.Option("--runs", metavar="DIR", help="Folder of the run directories; ./runs.")]
+OneRun = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN", autocompletion=complete_runs, help="Run directory, or a run by name or part of a name."
+    ),
+]
 Patterns = Annotated[
     list[str],
     typer.Argument(

@@ -32,7 +32,7 @@ MOST_PIXELS = 2**25
 MOST_SIDE = 2**14
 _MOST_SCANNED = 2**32  # pixels times scans: a progressive JPEG can go over all its pixels again for every ten bytes
 _PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT")  # chunks that decide them
-_SUFFIXES = (".jpg", ".jpeg", ".png")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 _PARTS = {"training": "train", "train": "train", "testing": "test", "test": "test"}
 _FORMATS = ("JPEG", "PNG")
 _ORIENTATION = 0x0112  # EXIF tag
@@ -75,7 +75,7 @@ class BrainMRIReader:
 
         Raises DataError for a folder of an unknown class beside known ones.
         """
-        images = [file for file in listing.files if PurePosixPath(file.relative).suffix.lower() in _SUFFIXES]
+        images = [file for file in listing.files if PurePosixPath(file.relative).suffix.lower() in IMAGE_SUFFIXES]
         cases: list[Case] = []
         strange: dict[PurePosixPath, str] = {}
         for file in images:

@@ -53,7 +53,7 @@ class BraTSReader:
         Validation and test data published without labels is left out. Raises DataError where there is nothing else,
         where two folders have one name, or a folder holds one modality twice.
         """
-        cases = _all_cases(listing)
+        cases = all_cases(listing)
         left_out = without_labels(cases, LABEL)
         if cases and len(left_out) == len(cases):
             raise DataError(
@@ -64,7 +64,7 @@ class BraTSReader:
 
     def notes(self, listing: Listing) -> list[str]:
         """How many cases are left out, since they were published without labels."""
-        count = len(without_labels(_all_cases(listing), LABEL))
+        count = len(without_labels(all_cases(listing), LABEL))
         cases = f"{count:,} case{'s' * (count > 1)}"
         return [f"{cases} of validation or test data left out: published without labels"] if count else []
 
@@ -81,29 +81,47 @@ class BraTSReader:
         check_names(case)
         if not case.id.strip(".") or case.id.startswith("__") or case.id == "zarr.json":
             raise DataError(f"{case.folder}: a Zarr group cannot be called {case.id!r}. Rename the folder.")
-        for role in (*MODALITIES, LABEL):
-            if role not in case.files:
-                there = ", ".join(sorted(file.path.name for file in case.files.values())) or "none"
-                what = "its labels (seg)" if role == LABEL else f"the modality {role}"
-                raise DataError(f"{case.folder} lacks {what}: found only {there}.")
-        files = {role: open_nifti(case.files[role].path).turned(AXES) for role in (*MODALITIES, LABEL)}
-        _check_shapes(files)
+        files = open_case(case, (*MODALITIES, LABEL))
         first = files[MODALITIES[0]]
-        label = _labels(files[LABEL])
-        image = _intensities([files[role] for role in MODALITIES])
-        shifted = [role for role, file in files.items() if not np.allclose(file.affine, first.affine, atol=1e-2)]
+        label = read_labels(files[LABEL])
+        image = read_intensities([files[role] for role in MODALITIES])
         meta = {
             "edition": case.meta["edition"],
             "axes": first.axes,
             "source_axes": {role: file.source_axes for role, file in files.items()},
-            "other_affine": shifted,
+            "other_affine": lying_elsewhere(files),
             "mask": "empty" if not label.any() else "full" if label.all() else "tumour",
             "sha256": {role: file.sha256 for role, file in files.items()},
         }
         return CaseData(case.id, image, label, first.spacing, first.affine, first.header, meta)
 
 
-def _all_cases(listing: Listing) -> list[Case]:
+def open_case(case: Case, roles: Sequence[str]) -> dict[str, NiftiFile]:
+    """The files of a case that play these roles, turned to the axes LPS, their voxels not yet read.
+
+    Raises DataError for a missing file, one whose header cannot be read, and shapes that differ.
+    """
+    for role in roles:
+        if role not in case.files:
+            there = ", ".join(sorted(file.path.name for file in case.files.values())) or "none"
+            what = "its labels (seg)" if role == LABEL else f"the modality {role}"
+            raise DataError(f"{case.folder} lacks {what}: found only {there}.")
+    files = {role: open_nifti(case.files[role].path).turned(AXES) for role in roles}
+    _check_shapes(files)
+    return files
+
+
+def lying_elsewhere(files: Mapping[str, NiftiFile]) -> list[str]:
+    """The roles of files whose affine is not that of the first modality."""
+    first = files[MODALITIES[0]]
+    return [role for role, file in files.items() if not np.allclose(file.affine, first.affine, atol=1e-2)]
+
+
+def all_cases(listing: Listing) -> list[Case]:
+    """Every folder with a NIfTI file named after a modality or the labels, complete or not, sorted by id.
+
+    Raises DataError where two folders have one name, or a folder holds one modality twice.
+    """
     folders: dict[Path, dict[str, SourceFile]] = {}
     for file in listing.files:
         match = _NAME.search(Path(file.relative).name)
@@ -146,7 +164,7 @@ def _check_shapes(files: Mapping[str, NiftiFile]) -> None:
             )
 
 
-def _intensities(files: Sequence[NiftiFile]) -> NDArray[Any]:
+def read_intensities(files: Sequence[NiftiFile]) -> NDArray[Any]:
     """`(4, Z, Y, X)` in the type of the files, or in the smallest that holds all four without loss."""
     image = np.empty((len(files), *files[0].shape), np.result_type(*(file.dtype for file in files)))
     for channel, file in zip(image, files, strict=True):
@@ -160,7 +178,7 @@ def _intensities(files: Sequence[NiftiFile]) -> NDArray[Any]:
     return image
 
 
-def _labels(file: NiftiFile) -> NDArray[np.uint8]:
+def read_labels(file: NiftiFile) -> NDArray[np.uint8]:
     """`(Z, Y, X)` uint8 0 to 3. Float labels are rounded: a slope can turn 1 into 0.99999997."""
     values = file.read()
     if values.dtype.kind == "f":

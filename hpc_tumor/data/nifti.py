@@ -108,6 +108,13 @@ class NiftiFile:
                 into[...] = plane if scale is None else plane.astype(np.float64) * scale[0] + scale[1]
         return out
 
+    def as_stored(self, volume: NDArray[Any]) -> NDArray[Any]:
+        """A volume `(Z, Y, X)` that lies as `read` gives it, with its voxels as they lie in the file."""
+        if self._turn is None:
+            return volume
+        back = ornt_transform(io_orientation(self.affine), axcodes2ornt(self.source_axes))
+        return np.asarray(apply_orientation(volume.T, back).T)
+
     def _fill(self, raw: NDArray[Any]) -> None:
         into, offset = raw.reshape(-1).view(np.uint8).data, self._voxels.offset
         if self._data[:2] == _GZIP:

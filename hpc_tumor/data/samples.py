@@ -3,7 +3,7 @@ batch at a time."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -42,15 +42,11 @@ class SlicePart:
         self.rows = Rows(
             store.empty_slices, lambda chosen, into: store.read_slices(self.slices[chosen], into), device
         )  # fmt: skip
-        statistics = torch.as_tensor(np.asarray(store.statistics), dtype=torch.float32, device=device)
-        self.mean = statistics[:, :, 0]
-        self.scale = 1 / statistics[:, :, 1].clamp_min(1e-6)
-        # In a type that holds every stored value: a background that was rounded would equal nothing.
-        exact = torch.float64 if store.dtype.itemsize > 2 else torch.float32
+        self.mean, self.scale = mean_and_scale(store.statistics, device)
         each = store.slice_background  # slices standardised one by one have backgrounds of their own
         self._each = each is not None
         background = store.background if each is None else each[tuple(self.slices.T)]
-        self.background = torch.as_tensor(np.asarray(background), dtype=exact, device=device)
+        self.background = exact_background(background, store.dtype, device)
 
     def __len__(self) -> int:
         return len(self.slices)
@@ -61,14 +57,11 @@ class SlicePart:
 
     def deliver(self, request: Request) -> tuple[Tensor, Tensor]:
         values, labels = self.rows.take(request)
-        if not values.dtype.is_signed:  # torch computes little with unsigned integers
-            values = values.float()
         case = on_device(self.slices[request.positions, 0], self.device)
         shape = (len(case), -1, 1, 1)
         rows = on_device(request.positions, self.device) if self._each else case
-        outside = values == self.background[rows].view(shape)
-        images = torch.sub(values, self.mean[case].view(shape)).mul_(self.scale[case].view(shape)).float()
-        images.masked_fill_(outside, 0)
+        background, mean, scale = self.background[rows], self.mean[case], self.scale[case]
+        images = standardise(values, background.view(shape), mean.view(shape), scale.view(shape))
         targets = labels.clone() if self.device.type == "cpu" else labels
         self.rows.release(request)
         if self.image_size is not None:
@@ -101,12 +94,37 @@ class ImagePart:
 
     def deliver(self, request: Request) -> tuple[Tensor, Tensor]:
         (grey,) = self.rows.take(request)
-        if grey.device.type == "cpu" and grey.shape[-2:] == (2 * self.image_size, 2 * self.image_size):
-            images = halve(grey).unsqueeze(1)
-        else:
-            images = resize(torch.div(grey.unsqueeze(1), 255), self.image_size)
+        images = unit_images(grey, self.image_size)
         self.rows.release(request)
         return images, self._classes[on_device(request.positions, self.device)]
+
+
+def mean_and_scale(statistics: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
+    """From `(..., 2)` means and standard deviations over a brain: the means, and what a z-score multiplies by."""
+    values = torch.as_tensor(np.asarray(statistics), dtype=torch.float32, device=device)
+    return values[..., 0], 1 / values[..., 1].clamp_min(1e-6)
+
+
+def exact_background(background: np.ndarray, kind: np.dtype[Any], device: torch.device) -> Tensor:
+    """The values outside the brain, in a type that holds every voxel of type `kind`: rounded, they would equal none."""
+    exact = torch.float64 if kind.itemsize > 2 else torch.float32
+    return torch.as_tensor(np.asarray(background), dtype=exact, device=device)
+
+
+def standardise(values: Tensor, background: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+    """Voxels of any type as float32 z-scores, 0 where they are the background; all four are broadcast."""
+    if not values.dtype.is_signed:  # torch computes little with unsigned integers
+        values = values.float()
+    outside = values == background
+    images = torch.sub(values, mean).mul_(scale).float()
+    return images.masked_fill_(outside, 0)
+
+
+def unit_images(grey: Tensor, size: int) -> Tensor:
+    """Bytes `(N, H, W)` → `(N, 1, size, size)` in [0, 1]."""
+    if grey.device.type == "cpu" and grey.shape[-2:] == (2 * size, 2 * size):
+        return halve(grey).unsqueeze(1)
+    return resize(torch.div(grey.unsqueeze(1), 255), size)
 
 
 def halve(grey: Tensor) -> Tensor:

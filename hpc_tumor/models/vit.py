@@ -47,7 +47,7 @@ class ViT(nn.Module):
         """
         checks.input_shape(x.shape, self.in_channels, self.image_size, "vit")
         patches = self.embedding(x).flatten(2).transpose(1, 2)
-        tokens = torch.cat([self.class_token.expand(len(x), -1, -1).to(patches.dtype), patches], dim=1)
+        tokens = torch.cat([self.class_token.expand(x.shape[0], -1, -1).to(patches.dtype), patches], dim=1)
         tokens = self.dropout(tokens + self.positions)
         weights: list[Tensor] = []
         for layer in self.layers:

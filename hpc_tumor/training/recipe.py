@@ -47,10 +47,13 @@ class Precision:
         return torch.amp.GradScaler(self.device_type, enabled=self.name == "float16")
 
 
-def choose_precision(asked: str, device: torch.device, before: str | None = None) -> Precision:
+def choose_precision(
+    asked: str, device: torch.device, before: str | None = None, called: str = "hardware.precision"
+) -> Precision:
     """bfloat16 where the hardware computes in it, else float16 with a scaler on GPUs that have it, else float32.
 
-    A run that goes on keeps the format that it had `before`, where the device has it.
+    A run that goes on keeps the format that it had `before`, where the device has it. Errors name the setting as
+    `called`.
 
     Raises:
         UsageError: the format asked for would be emulated, slower than float32, on this device.
@@ -63,7 +66,7 @@ def choose_precision(asked: str, device: torch.device, before: str | None = None
         return Precision(best, f"the best that {name} computes in", device.type)
     if asked not in able:
         raise UsageError(
-            f"hardware.precision = {asked!r}: {name} does not compute in it."
+            f"{called} = {asked!r}: {name} does not compute in it."
             f" Choose {' or '.join(sorted(able))}, or leave it at auto."
         )
     return Precision(asked, "as asked", device.type)

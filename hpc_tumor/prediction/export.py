@@ -1,0 +1,154 @@
+"""A run's network as an ONNX file, for programs without this package; compared with torch before it counts."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hpc_tumor import __version__, atomic
+from hpc_tumor.data.brain_mri import IMAGE_SIZE
+from hpc_tumor.data.case import MODALITIES
+from hpc_tumor.errors import HpcTumorError, UsageError
+from hpc_tumor.models import MODELS
+from hpc_tumor.prediction.trained import Facts, load_network
+from hpc_tumor.run_dir import RunDir, folder_to_write
+
+TOLERANCE = 1e-4  # of the logits, relative to the largest of them where that is above 1
+_CHECKED = (1, 3)  # samples in a batch: other numbers than it was traced with
+INPUT, OUTPUT = "images", "logits"
+
+
+@dataclass(frozen=True)
+class Export:
+    """An ONNX file that was written.
+
+    Attributes:
+        shape: (channels, height, width) of its input; the number of images is free.
+        difference: largest difference of a logit from torch's; None where onnxruntime is not installed.
+    """
+
+    file: Path
+    facts: Facts
+    shape: tuple[int, int, int]
+    bytes: int
+    difference: float | None
+
+
+def export_onnx(run: RunDir, file: Path, overwrite: bool = False) -> Export:
+    """Write the network of `run`, with its best weights, in float32 to the ONNX file `file`.
+
+    Input `images` `(N, C, H, W)`, output `logits`: `(N, classes)`, or `(N, 3, H, W)`. What they mean, and how images
+    are prepared, stands in the metadata of the file.
+
+    Raises:
+        UsageError: the run has no weights; `file` is there already, or cannot be written; onnx is not installed.
+        HpcTumorError: onnxruntime computes other logits than torch. Nothing is written.
+    """
+    _check(file, overwrite)
+    facts, network = load_network(run)
+    height, width = facts.image_size
+    shape = (MODELS[facts.model].in_channels, height, width)
+    with folder_to_write(file.parent, "the network"):
+        data = _as_onnx(network, shape, metadata(facts))
+        difference = _difference(data, network, shape)
+        atomic.write_bytes(file, data)
+    return Export(file, facts, shape, len(data), difference)
+
+
+def metadata(facts: Facts) -> dict[str, str]:
+    """What somebody needs to use the network: names of its outputs, what they mean, and how its input is prepared."""
+    about: dict[str, Any] = {
+        "format": "hpc-tumor network", "version": __version__, "run": facts.run, "epoch": facts.epoch,
+        "model": facts.model, "task": facts.task, "classes": list(facts.classes),
+        "image_size": list(facts.image_size),
+    }  # fmt: skip
+    if facts.task == "classification":
+        about["input"] = (
+            f"grey images cropped to the head, resized to {IMAGE_SIZE} x {IMAGE_SIZE} pixels (bilinear, antialiased),"
+            f" then to {facts.resized} x {facts.resized} (means over areas), from 0 to 1, the same in all channels"
+        )
+        about["output"] = "logits of the classes: their softmax gives probabilities"
+    else:
+        about["channels"] = list(MODALITIES)
+        about["exclusive"] = facts.exclusive
+        about["input"] = (
+            "axial slices in the axes LPS, each modality z-scored by mean and standard deviation over the brain of its"
+            " patient (voxels where any modality differs from its background), background 0"
+        )
+        about["output"] = (
+            "logits of the labels beside a background whose logit is 0: their softmax gives probabilities"
+            if facts.exclusive
+            else "a logit for each label by itself: its sigmoid gives the probability; predicted where above 0"
+        )
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
+
+
+def _check(file: Path, overwrite: bool) -> None:
+    missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
+    if missing:
+        raise UsageError(f"export needs {' and '.join(missing)}: pip install 'hpc-tumor[onnx]'")
+    if file.suffix != ".onnx":
+        raise UsageError(f"--output {file}: name a file that ends in .onnx.")
+    if file.exists() and not overwrite:
+        raise UsageError(f"{file} is there already: name another file, or replace it with --overwrite.")
+
+
+def _as_onnx(network: nn.Module, shape: tuple[int, int, int], about: dict[str, str]) -> bytes:
+    """The network in ONNX's own format, with a free number of images."""
+    import onnx
+
+    example = torch.zeros(2, *shape)  # of one image, torch would take the number as given for good
+    silent = logging.getLogger("torch.onnx"), logging.getLogger("onnxscript"), logging.getLogger("onnx_ir")
+    before = [logger.level for logger in silent]
+    for logger in silent:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of deprecations within torch and onnxscript
+            program = torch.onnx.export(
+                network, (example,), dynamo=True, verbose=False, optimize=True, input_names=[INPUT],
+                output_names=[OUTPUT], dynamic_shapes=({0: torch.export.Dim("N", min=1)},),
+            )  # fmt: skip
+    finally:
+        for logger, level in zip(silent, before, strict=True):
+            logger.setLevel(level)
+    assert program is not None  # it is, where dynamo exports
+    proto = program.model_proto
+    onnx.helper.set_model_props(proto, about)
+    onnx.checker.check_model(proto)
+    data: bytes = proto.SerializeToString()
+    return data
+
+
+@torch.inference_mode()
+def _difference(data: bytes, network: nn.Module, shape: tuple[int, int, int]) -> float | None:
+    """Largest difference of a logit between onnxruntime and torch; None without onnxruntime. HpcTumorError beyond."""
+    if find_spec("onnxruntime") is None:
+        return None
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    generator = torch.Generator().manual_seed(0)
+    largest = 0.0
+    for count in _CHECKED:
+        images = torch.randn(count, *shape, generator=generator)
+        wanted: Tensor = network(images)
+        (found,) = session.run([OUTPUT], {INPUT: images.numpy()})
+        difference = float(np.abs(found - wanted.numpy()).max())
+        allowed = TOLERANCE * max(1.0, float(wanted.abs().max()))
+        if not difference <= allowed:  # NaN is not
+            raise HpcTumorError(
+                f"onnxruntime gives other logits than torch: they differ by up to {difference:.2g}, allowed are"
+                f" {allowed:.2g}. Nothing was written. Try other versions of torch, onnxscript and onnxruntime."
+            )
+        largest = max(largest, difference)
+    return largest

@@ -1,0 +1,181 @@
+"""Patients: from the folder of their scans to labels in the space of the scans, one after another."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpc_tumor.data.brain import BrainStatistics, brain_statistics
+from hpc_tumor.data.brats import LABEL, lying_elsewhere, open_case, read_intensities, read_labels
+from hpc_tumor.data.case import MODALITIES, Case, check_names
+from hpc_tumor.data.nifti import NiftiFile
+from hpc_tumor.errors import DataError
+from hpc_tumor.prediction.nifti_out import write_labels, write_volumes
+from hpc_tumor.prediction.options import Options
+from hpc_tumor.prediction.outputs import output_folder, write_table
+from hpc_tumor.prediction.scoring import score_case
+from hpc_tumor.prediction.trained import Trained
+from hpc_tumor.prediction.volume import Segmentation, segment
+from hpc_tumor.training.metrics import LABELS
+
+SCORES = "scores.csv"
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Patient:
+    """The scans of one patient, read.
+
+    Attributes:
+        image: `(4, Z, Y, X)` with the axes LPS, in the source's type.
+        label: `(Z, Y, X)` 0 to 3, where the folder holds a segmentation.
+        scan: the file whose space is the patient's: FLAIR.
+        elsewhere: modalities whose files lie elsewhere in space.
+    """
+
+    id: str
+    image: NDArray[Any]
+    label: NDArray[np.uint8] | None
+    scan: NiftiFile
+    brain: BrainStatistics
+    elsewhere: Sequence[str]
+
+
+@dataclass
+class PatientResults:
+    """What was predicted: a row per patient, the rows of their scores, and (case, reason) of those refused."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    scores: list[dict[str, object]] = field(default_factory=list)
+    failed: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def labels_file(case: str) -> str:
+    """Name of the labels of a patient, as BraTS has them handed in."""
+    return f"{case}-seg.nii.gz"
+
+
+def probabilities_file(case: str) -> str:
+    """Name of the probabilities of a patient: three volumes along a fourth axis, NCR, ED and ET."""
+    return f"{case}-probabilities.nii.gz"
+
+
+def file_names(cases: Sequence[Case]) -> list[str]:
+    """The files that a prediction of these patients may write."""
+    return [SCORES, *(name(case.id) for case in cases for name in (labels_file, probabilities_file))]
+
+
+def predict_patients(
+    trained: Callable[[], Trained], cases: Sequence[Case], output: Path, options: Options, progress: Progress
+) -> PatientResults:
+    """Label every patient and write the result to the folder `output`; a patient that cannot be read is left out.
+
+    Args:
+        trained: gives the network; asked for when the folder can be written to.
+        progress: told of slices where there is one patient, else of patients.
+
+    Raises:
+        DataError: no patient could be read.
+        UsageError: `output` cannot be written, or holds such files that are not to be replaced.
+    """
+    results = PatientResults()
+    with output_folder(output, file_names(cases), options.overwrite):
+        network = trained()
+        for done, (case, patient) in enumerate(_read_ahead(cases), 1):
+            if isinstance(patient, DataError):
+                results.failed.append((case.id, str(patient)))
+            else:
+                _predict(network, patient, output, options, results, progress if len(cases) == 1 else None)
+            if len(cases) > 1:
+                progress(done, len(cases))
+        if not results.rows:
+            more = f" So are the other {len(cases) - 1} patients." if len(cases) > 1 else ""
+            raise DataError(f"{results.failed[0][1]}{more}")
+        if results.scores:
+            write_table(output / SCORES, results.scores)
+        else:
+            (output / SCORES).unlink(missing_ok=True)
+    return results
+
+
+def read_patient(case: Case) -> Patient:
+    """Read the scans of a patient, and its labels where there are some.
+
+    Raises DataError for a missing or unreadable file, shapes that differ, and values that are none.
+    """
+    check_names(case)
+    files = open_case(case, (*MODALITIES, *([LABEL] if LABEL in case.files else [])))
+    image = read_intensities([files[role] for role in MODALITIES])
+    label = read_labels(files[LABEL]) if LABEL in files else None
+    brain = brain_statistics(image)
+    if not brain.voxels:
+        raise DataError(f"{case.folder} holds no brain: every voxel of its scans has one and the same value.")
+    return Patient(case.id, image, label, files[MODALITIES[0]], brain, lying_elsewhere(files))
+
+
+def _read_ahead(cases: Sequence[Case]) -> Iterator[tuple[Case, Patient | DataError]]:
+    """Each case, read by a thread while the one before is predicted; or why it cannot be."""
+
+    def read(case: Case) -> Patient | DataError:
+        try:
+            return read_patient(case)
+        except DataError as error:
+            return error
+
+    with ThreadPoolExecutor(1, thread_name_prefix="patients") as pool:
+        pending = pool.submit(read, cases[0])
+        for number, case in enumerate(cases):
+            patient = pending.result()
+            if number + 1 < len(cases):
+                pending = pool.submit(read, cases[number + 1])
+            yield case, patient
+
+
+def _predict(
+    trained: Trained,
+    patient: Patient,
+    output: Path,
+    options: Options,
+    results: PatientResults,
+    progress: Progress | None,
+) -> None:
+    begun = time.perf_counter()
+    found = segment(
+        trained, patient.image, patient.brain, batch_size=options.batch_size, flips=options.flips,
+        keep_probabilities=options.probabilities, progress=progress or (lambda done, total: None),
+    )  # fmt: skip
+    path = output / labels_file(patient.id)
+    write_labels(path, found.labels, patient.scan)
+    _write_probabilities(output / probabilities_file(patient.id), found, patient.scan)
+    row: dict[str, Any] = {"case": patient.id, "file": path, "slices": found.slices, **_volumes(found, patient.scan)}
+    if patient.label is not None:
+        scores = score_case(patient.label, found.bits, patient.scan.spacing)
+        results.scores.append({"case": patient.id, **scores})
+        row["scores"] = scores
+    if patient.elsewhere:
+        where = ", ".join(patient.elsewhere)
+        results.notes.append(f"{patient.id}: {where} lie elsewhere in space than FLAIR, by their headers")
+    row["seconds"] = time.perf_counter() - begun
+    results.rows.append(row)
+
+
+def _write_probabilities(path: Path, found: Segmentation, scan: NiftiFile) -> None:
+    if found.probabilities is not None:
+        write_volumes(path, list(found.probabilities), scan, f"probabilities of {', '.join(LABELS)}")
+    else:
+        path.unlink(missing_ok=True)  # of another prediction than the labels beside it
+
+
+def _volumes(found: Segmentation, scan: NiftiFile) -> dict[str, float]:
+    """Volume of each label in millilitres."""
+    voxel = float(np.prod(scan.spacing)) / 1000
+    counts = np.bincount(found.labels.ravel(), minlength=len(LABELS) + 1)
+    return {f"ml_{name}": float(count * voxel) for name, count in zip(LABELS, counts[1:], strict=True)}

@@ -1,0 +1,153 @@
+"""One prediction: what the input holds, whether it is what the run was trained for, and what comes of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from hpc_tumor.data.brain_mri import IMAGE_SUFFIXES
+from hpc_tumor.data.brats import WANTED, all_cases
+from hpc_tumor.data.case import Listing, SourceFile, no_cases, walk
+from hpc_tumor.errors import DataError, HpcTumorError, UsageError
+from hpc_tumor.names import printable
+from hpc_tumor.prediction.options import Options
+from hpc_tumor.run_dir import RunDir
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from hpc_tumor.prediction.trained import Facts, Trained
+
+_VOLUMES = (".nii", ".nii.gz")
+_IMAGES_WANTED = "JPEG or PNG images"
+Progress = Callable[[int, int], None]
+Bar = Callable[[str, str], AbstractContextManager[Progress]]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was predicted.
+
+    Attributes:
+        facts: of the network.
+        rows: one per patient or image.
+        failed: (case or path, reason) of those that could not be read.
+        accuracy: over the images that lie in the folder of a class; None where there are none.
+    """
+
+    facts: Facts
+    device: str
+    precision: str
+    output: Path
+    seconds: float
+    rows: list[dict[str, Any]]
+    failed: list[tuple[str, str]]
+    notes: list[str] = field(default_factory=list)
+    accuracy: float | None = None
+    labelled: int = 0
+
+
+def predict(run: RunDir, source: Path, output: Path, options: Options, bar: Bar) -> Prediction:
+    """Predict what lies at `source` with the best weights of `run`, and write it to the folder `output`.
+
+    Args:
+        source: the folder of a patient or of many; an image, or a folder with images at any depth.
+        bar: makes a progress from a label and a unit.
+
+    Raises:
+        UsageError: the run has no weights; wrong options; `output` cannot be written or holds predictions.
+        DataError: the source is not there, holds nothing of what the run was trained for, or nothing can be read.
+    """
+    experiment, begun = run.experiment(), time.perf_counter()
+    if not run.best_weights.is_file():
+        from hpc_tumor.prediction.trained import no_weights
+
+        raise no_weights(run)
+    loaded: list[Trained] = []
+
+    def trained() -> Trained:
+        from hpc_tumor.prediction.trained import load_trained
+
+        loaded.append(load_trained(run, options.device, options.precision))
+        return loaded[0]
+
+    listing, kind = _list(source), f"{run.name} ({experiment.model.name})"
+    work = _segment if experiment.task == "segmentation" else _classify
+    with _memory_suffices():
+        fields = work(kind, listing, output, options, trained, bar)
+    network = loaded[0]
+    seconds = time.perf_counter() - begun
+    return Prediction(network.facts, network.device.type, network.precision.name, output, seconds, **fields)
+
+
+def _segment(
+    kind: str, listing: Listing, output: Path, options: Options, trained: Callable[[], Trained], bar: Bar
+) -> dict[str, Any]:
+    from hpc_tumor.prediction.patients import predict_patients
+
+    cases = all_cases(listing)
+    if not cases:
+        if _images(listing):
+            raise DataError(f"{kind} labels patients, but {_name(listing)} holds images: name a run of a classifier.")
+        raise no_cases(listing, WANTED)
+    if output.resolve().is_relative_to(listing.source.resolve()):
+        raise UsageError(
+            f"--output {output} lies in {listing.source}: the labels written there would be taken for those of its"
+            " patients. Name a folder outside."
+        )
+    with bar("predicting", "slices" if len(cases) == 1 else "patients") as progress:
+        results = predict_patients(trained, cases, output, options, progress)
+    return {"rows": results.rows, "failed": results.failed, "notes": results.notes}
+
+
+def _classify(
+    kind: str, listing: Listing, output: Path, options: Options, trained: Callable[[], Trained], bar: Bar
+) -> dict[str, Any]:
+    from hpc_tumor.prediction.images import predict_images
+
+    options.check_images()
+    files = _images(listing)
+    if not files:
+        if any(file.relative.lower().endswith(_VOLUMES) for file in listing.files):
+            raise DataError(f"{kind} classifies images, but {_name(listing)} holds volumes: name a run of a U-Net.")
+        raise no_cases(listing, _IMAGES_WANTED)
+    with bar("predicting", "images") as progress:
+        results = predict_images(trained, files, output, options, progress)
+    return {
+        "rows": results.rows, "failed": results.failed, "accuracy": results.accuracy,
+        "labelled": len(results.labelled),
+    }  # fmt: skip
+
+
+def _list(source: Path) -> Listing:
+    """What a folder holds; a single file counts as a folder with it alone."""
+    if not source.is_file():
+        return walk(source)
+    found = source.stat()
+    if source.name.lower().endswith(_VOLUMES):
+        raise DataError(f"{printable(str(source))} is one scan: name the folder of the patient, with all four of them.")
+    return Listing(source.parent, [SourceFile(source, source.name, found.st_size, found.st_mtime_ns)], [])
+
+
+def _images(listing: Listing) -> list[SourceFile]:
+    return [file for file in listing.files if PurePosixPath(file.relative).suffix.lower() in IMAGE_SUFFIXES]
+
+
+def _name(listing: Listing) -> str:
+    return printable(str(listing.source))
+
+
+@contextmanager
+def _memory_suffices() -> Iterator[None]:
+    from hpc_tumor.training.memory import is_out_of_memory
+
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, HpcTumorError) or not is_out_of_memory(error):
+            raise
+        raise HpcTumorError("the memory does not suffice: try a smaller --batch-size, or --device cpu.") from error

@@ -1,0 +1,152 @@
+"""A run's network with the weights of its best epoch, ready to predict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hpc_tumor.errors import DataError, UsageError, unknown
+from hpc_tumor.models import MODELS, build_model
+from hpc_tumor.resources import available_cpus
+from hpc_tumor.run_dir import RunDir
+from hpc_tumor.training.checkpoint import load_weights
+from hpc_tumor.training.evaluate import network_input
+from hpc_tumor.training.memory import keep_freed_memory
+from hpc_tumor.training.recipe import Precision, choose_precision
+
+PRECISIONS = ("auto", "bfloat16", "float16", "float32")
+DEVICES = ("auto", "cpu", "cuda")
+_BATCH = {"cpu": 8, "cuda": 32}  # on CPUs, what fits the caches
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a run's weights are, as they say themselves, and how its slices were resized for training.
+
+    Attributes:
+        filters: None for classifiers.
+        classes: of a classifier; the labels NCR, ED, ET of a segmentation network.
+        exclusive: whether it was taught to give at most one label to a pixel.
+        image_size: (height, width) in pixels of the training images.
+        resized: side to which slices and images were resized; None where slices kept their size.
+        epoch: whose weights these are.
+    """
+
+    run: str
+    model: str
+    filters: int | None
+    task: str
+    classes: tuple[str, ...]
+    exclusive: bool
+    image_size: tuple[int, int]
+    resized: int | None
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network in evaluation mode on its device, and the number format that it computes in."""
+
+    facts: Facts
+    network: nn.Module
+    device: torch.device
+    precision: Precision
+    channels_last: bool
+
+    @property
+    def batch_size(self) -> int:
+        """Slices or images at once, where nobody asks for another number."""
+        return _BATCH[self.device.type]
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits in float32 of images as the training parts give them: `(N, 4, H, W)`, or grey `(N, 1, H, W)`."""
+        channels = MODELS[self.facts.model].in_channels
+        with self.precision.autocast():
+            found: Tensor = self.network(network_input(images, self.channels_last, channels))
+        return found.float()
+
+
+def load_trained(run: RunDir, device: str = "auto", precision: str = "auto") -> Trained:
+    """The network of `run` with its best weights.
+
+    Raises:
+        UsageError: unknown or unavailable device or precision; the run has no weights, or no readable settings.
+        DataError: the weights are damaged, or are not those of the network that they name.
+    """
+    chosen = _device(device)
+    if precision not in PRECISIONS:
+        raise unknown("precision", precision, PRECISIONS)
+    number_format = choose_precision(precision, chosen, called="--precision")
+    facts, network = load_network(run)
+    channels_last = run.experiment().hardware.channels_last
+    if channels_last:
+        network = network.to(memory_format=torch.channels_last)
+    if chosen.type == "cpu":
+        torch.set_num_threads(available_cpus())
+        keep_freed_memory()
+    else:
+        exact = precision == "float32"  # asked for, so not in TensorFloat-32
+        torch.set_float32_matmul_precision("highest" if exact else "high")
+        torch.backends.cudnn.allow_tf32 = not exact
+    return Trained(facts, network.to(chosen), chosen, number_format, channels_last)
+
+
+def load_network(run: RunDir) -> tuple[Facts, nn.Module]:
+    """The network of `run` with its best weights in evaluation mode on the CPU, in float32, and what it is.
+
+    Raises:
+        UsageError: the run has no weights, or no readable settings.
+        DataError: the weights are damaged, or are not those of the network that they name.
+    """
+    experiment = run.experiment()
+    if not run.best_weights.is_file():
+        raise no_weights(run)
+    weights, about = load_weights(run.best_weights)
+    try:
+        task, filters = about["task"], about["filters"] or None
+        height, width = about["image_size"]
+        resized = width if task == "classification" else experiment.data.image_size
+        facts = Facts(
+            run.name, about["model"], filters, task, tuple(about["classes"]), about["exclusive"], (height, width),
+            resized, about["state"].best_epoch,
+        )  # fmt: skip
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{run.best_weights} does not say what its weights are of: {error!r} is missing.") from error
+    return facts, _network(facts, weights, run.best_weights)
+
+
+def no_weights(run: RunDir) -> UsageError:
+    """The error for a run that has no weights to predict with."""
+    if run.is_finished():
+        return UsageError(f"{run.best_weights} is gone: somebody removed it. Train again: hpc-tumor rerun.")
+    return UsageError(
+        f"{run.path} has no weights yet: it is unfinished, and the first are written after its first epoch."
+        f" `hpc-tumor status` shows how it is doing."
+    )
+
+
+def _network(facts: Facts, weights: dict[str, Tensor], path: Path) -> nn.Module:
+    size = max(facts.image_size)
+    options: dict[str, Any] = {"image_size": size, "filters": facts.filters}
+    if facts.task == "classification":
+        options = {"image_size": size, "classes": len(facts.classes)}
+    try:
+        network = build_model(facts.model, **options)
+        network.load_state_dict(weights)
+    except (RuntimeError, UsageError) as error:
+        first = str(error).splitlines()[0]
+        raise DataError(f"{path} does not hold the weights of {facts.model} as this version has it: {first}") from error
+    return network.eval()
+
+
+def _device(asked: str) -> torch.device:
+    if asked not in DEVICES:
+        raise unknown("device", asked, DEVICES)
+    there = torch.cuda.is_available()
+    if asked == "cuda" and not there:
+        raise UsageError("--device cuda: torch sees no GPU here. Leave it at auto, or ask `hpc-tumor doctor` why.")
+    return torch.device("cuda" if there and asked != "cpu" else "cpu")

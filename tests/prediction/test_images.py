@@ -1,0 +1,136 @@
+"""`hpc-tumor predict` on images: prepared as in a store, classified as in a run."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hpc_tumor import cli
+from hpc_tumor.data.loader import BatchLoader
+from hpc_tumor.data.samples import ImagePart
+from hpc_tumor.data.store import Store
+from hpc_tumor.prediction.images import read_pixels
+from hpc_tumor.prediction.predict import _images, _list
+from hpc_tumor.prediction.trained import load_trained
+from hpc_tumor.run_dir import RunDir
+
+IN_FLOAT32 = ("--precision", "float32", "--device", "cpu")
+
+
+def predict(run: RunDir, source: Path, output: Path, *options: str) -> int:
+    return cli.main(["predict", str(run.path), str(source), "--output", str(output), *IN_FLOAT32, *options])
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_probabilities_are_those_of_the_run(
+    images: Path, cnn_run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert predict(cnn_run, images, tmp_path) == 0
+    found = {row["path"]: row for row in rows_of(tmp_path / "predictions.csv")}
+    assert len(found) == 60
+    tested = rows_of(cnn_run.cases)
+    assert len(tested) > 5
+    for wanted in tested:
+        row = found[wanted["case"]]
+        for name in ("label", "prediction", "correct"):
+            assert row[name] == wanted[name]
+        for name in ("confidence", "p_glioma", "p_meningioma", "p_notumor", "p_pituitary"):
+            assert float(row[name]) == pytest.approx(float(wanted[name]), abs=1e-5)
+    accuracy = np.mean([int(row["correct"]) for row in found.values()])
+    assert f"accuracy {100 * accuracy:.1f} % of the 60 images" in capsys.readouterr().out
+
+
+def test_pixels_are_those_of_the_store(images: Path) -> None:
+    store = Store.open(images.with_suffix(".zarr"))
+    files = {file.relative: file for file in _images(_list(images))}
+    stored = store.read_images(np.arange(len(store))).result()
+    for path, pixels in zip(store.paths, stored, strict=True):
+        np.testing.assert_array_equal(read_pixels(files[path]), pixels)
+
+
+def test_sizes_that_do_not_halve(images: Path, cnn_run: RunDir) -> None:
+    from hpc_tumor.data.samples import unit_images
+
+    store = Store.open(images.with_suffix(".zarr"))
+    part = ImagePart(store, np.arange(4), torch.device("cpu"), 96)
+    (batch,) = BatchLoader(part, 4).whole_batches(np.arange(4))
+    grey = torch.from_numpy(store.read_images(np.arange(4)).result())
+    assert torch.equal(unit_images(grey, 96), batch.images)
+    assert load_trained(cnn_run, "cpu", "float32").facts.resized == 128
+
+
+@pytest.mark.parametrize("batch_size", ["1", "7"])
+def test_one_image_and_small_batches(images: Path, cnn_run: RunDir, tmp_path: Path, batch_size: str) -> None:
+    folder = next(path for path in images.rglob("glioma*") if path.is_dir())
+    assert predict(cnn_run, folder, tmp_path / "folder", "--batch-size", batch_size) == 0
+    rows = rows_of(tmp_path / "folder" / "predictions.csv")
+    image = folder / rows[0]["path"]
+    assert predict(cnn_run, image, tmp_path / "image") == 0
+    (row,) = rows_of(tmp_path / "image" / "predictions.csv")
+    assert row["path"] == image.name
+    assert row["label"] == "glioma"
+    assert float(row["confidence"]) == pytest.approx(float(rows[0]["confidence"]), abs=1e-5)
+
+
+def test_images_whose_class_nobody_says(
+    images: Path, cnn_run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "glioma" / "new scans" / "deep"
+    source.mkdir(parents=True)
+    for number, path in enumerate(sorted(images.rglob("*.jpg"))[:3]):
+        shutil.copy(path, source / f"{number}.JPG")
+    assert predict(cnn_run, source.parent, tmp_path / "out", "--json") == 0
+    said = capsys.readouterr()
+    shown = json.loads(said.out)
+    assert shown["accuracy"] is None
+    rows = rows_of(tmp_path / "out" / "predictions.csv")
+    assert [row["path"] for row in rows] == ["deep/0.JPG", "deep/1.JPG", "deep/2.JPG"]
+    assert list(rows[0]) == [
+        "path", "prediction", "confidence", "p_glioma", "p_meningioma", "p_notumor", "p_pituitary",
+    ]  # fmt: skip
+    assert sum(float(rows[0][name]) for name in rows[0] if name.startswith("p_")) == pytest.approx(1)
+
+
+def test_a_damaged_image_is_named_and_the_rest_classified(
+    images: Path, cnn_run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "scans" / "no_tumor"
+    source.mkdir(parents=True)
+    for number, path in enumerate(sorted(images.rglob("*.jpg"))[:3]):
+        shutil.copy(path, source / f"{number}.jpg")
+    (source / "1.jpg").write_bytes(b"no image")
+    Image.new("RGBA", (300, 200), "grey").save(source / "3.png")
+    assert predict(cnn_run, source.parent, tmp_path / "out", "--batch-size", "2") == 3
+    assert "1.jpg is not a JPEG or PNG" in capsys.readouterr().err
+    rows = rows_of(tmp_path / "out" / "predictions.csv")
+    assert [row["path"] for row in rows] == ["no_tumor/0.jpg", "no_tumor/2.jpg", "no_tumor/3.png"]
+    assert {row["label"] for row in rows} == {"notumor"}
+
+
+def test_refusals(
+    images: Path, patients: Path, cnn_run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert predict(cnn_run, patients, tmp_path / "out") == 3
+    assert "holds volumes: name a run of a U-Net" in capsys.readouterr().err
+    assert predict(cnn_run, images, tmp_path / "out", "--flips") == 2
+    assert "--flips is for patients" in capsys.readouterr().err
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "one.png").write_bytes(b"")
+    assert predict(cnn_run, tmp_path / "bad", tmp_path / "out") == 3
+    assert "one.png" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "predictions.csv").write_text("mine")
+    assert predict(cnn_run, images, tmp_path / "there") == 2
+    assert (tmp_path / "there" / "predictions.csv").read_text() == "mine"
+    assert predict(cnn_run, images, tmp_path / "there", "--overwrite") == 0
+    assert len(rows_of(tmp_path / "there" / "predictions.csv")) == 60
