@@ -1,27 +1,53 @@
-"""Figures."""
+"""Every figure of a comparison: drawn from what its runs left behind, whatever part of it is there."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Iterator
+
+from hpc_tumor.results.comparison import Comparison, Group
+from hpc_tumor.results.figures.drawing import SECTIONS, Drawing, Plan
+from hpc_tumor.results.figures.files import write_figures
+from hpc_tumor.results.figures.planning import PLANNERS
+
+__all__ = ["SECTIONS", "Drawing", "draw_figures", "write_figures"]
+
+Failed = Callable[[str, Exception], None]
 
 
-@dataclass(frozen=True)
-class Drawing:
-    name: str
-    section: str
-    group: int
-    title: str
-    caption: str
-    svg: str
-    png: bytes
-    width: int
-    height: int
-    raster: bool
+def draw_figures(comparison: Comparison, failed: Failed | None = None) -> list[Drawing]:
+    """All figures of all groups, group by group in the order of SECTIONS.
+
+    What a figure needs and no run has, leaves that figure out. One that fails is left out too.
+
+    Args:
+        failed: is told the name of each figure that failed, and why; by default the log is.
+    """
+    from hpc_tumor.results.figures.render import render
+
+    tell = failed or _log
+    drawings = []
+    for number, group in enumerate(comparison.groups):
+        for plan in _plans(group, f"{group.task}-{number + 1}", tell):
+            name = f"{group.task}-{number + 1}-{plan.name}"
+            try:
+                drawings.append(render(plan, name, number))
+            except Exception as error:  # of whatever kind: one figure is not worth all others
+                tell(name, error)
+    return drawings
 
 
-def draw_figures(comparison):
-    return []
+def _plans(group: Group, prefix: str, tell: Failed) -> Iterator[Plan]:
+    for section, planners in PLANNERS.items():
+        for planner in planners:
+            try:
+                plans = planner(group)
+            except Exception as error:
+                tell(f"{prefix}-{section}", error)
+                continue
+            yield from plans
 
 
-def write_figures(drawings, folder):
-    return []
+def _log(name: str, error: Exception) -> None:
+    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    logging.getLogger(__name__).warning("warning: figure %s is left out: %s", name, reason)

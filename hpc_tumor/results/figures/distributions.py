@@ -1,0 +1,168 @@
+"""Where the scores of single cases lie: every patient, or how sure a network was of right and wrong images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hpc_tumor.results.cases import Floats
+from hpc_tumor.results.comparison import Group
+from hpc_tumor.results.entries import Entry
+from hpc_tumor.results.figures.drawing import Plan
+from hpc_tumor.results.figures.palette import INK, Look
+from hpc_tumor.results.figures.rowed import Rows, cases_note, limit_note, rows_of, runs_note
+from hpc_tumor.results.figures.sheet import SMALL, WIDTH, Sheet, mark_of
+from hpc_tumor.results.measures import REGIONS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_MOST_DOTS = 80  # of an entry in a panel; of more cases evenly spaced quantiles are drawn
+_HD95_TICKS = (0, 1, 3, 10, 30, 100, 300)
+_PANELS = {"dice_WT": "WT", "dice_TC": "TC", "dice_ET": "ET", "dice": "mean of NCR, ED, ET"}
+
+
+def plan_distributions(group: Group) -> list[Plan]:
+    """Dice and HD95 of every patient; or confidence of right and wrong images."""
+    if group.task == "classification":
+        return _of_images(group)
+    plans = []
+    for score, panels in (("dice", _PANELS), ("hd95", {f"hd95_{region}": region for region in REGIONS})):
+        names = {name: said for name, said in panels.items() if any(name in one.cases.values for one in group.entries)}
+        there = [entry for entry in group.entries if any(name in entry.cases.values for name in names)]
+        rows = rows_of(group, there, 0.36)
+        if names:
+            plans.append(_of_patients(group, rows, score, names, len(there)))
+    return plans
+
+
+def _of_patients(group: Group, rows: Rows, score: str, names: dict[str, str], there: int) -> Plan:
+    title = {"dice": "Dice of every patient", "hd95": "HD95 of every patient"}[score]
+    many = any((entry.n or 0) > _MOST_DOTS for entry in rows.entries)
+    caption = (
+        f"{'Dice' if score == 'dice' else 'HD95 in mm, less is better'}: a dot is "
+        + (f"one of {_MOST_DOTS} evenly spaced quantiles of the patients" if many else "a patient")
+        + "; box: quartiles, stroke: median, whiskers: 5th and 95th percentile."
+        + (" Crosses: the region was missed, or predicted where there is none." if score == "hd95" else "")
+        + f" {cases_note(rows.entries, group.task)}.{runs_note(rows.entries)}"
+        + ("" if len(rows.entries) == there else limit_note(rows.entries, group.entries))
+    )
+    return Plan(f"distributions-{score}", "distributions", title, caption, lambda: _panels(rows, score, names))
+
+
+def _panels(rows: Rows, score: str, names: dict[str, str]) -> Sheet:
+    left, gap, top = rows.left(), 0.18, 0.3
+    wide = (WIDTH - left - 0.16 - gap * (len(names) - 1)) / len(names)
+    sheet = Sheet(top + rows.total + 0.34)
+    for place, (name, said) in enumerate(names.items()):
+        axes = sheet.axes(left + place * (wide + gap), top, wide, rows.total)
+        rows.prepare(axes)
+        _scale(axes, score)
+        axes.set_title(said if place or score != "hd95" else f"{said}, mm")
+        for y, entry in enumerate(rows.entries):
+            if name in entry.cases.values:
+                lost = _lost(entry, name) if score == "hd95" else None
+                _strip(axes, y, entry.cases.values[name], rows.look(entry), lost)
+    rows.write(sheet, top)
+    return sheet
+
+
+def _scale(axes: Axes, score: str) -> None:
+    from matplotlib.ticker import FixedFormatter, FixedLocator
+
+    if score == "dice":
+        axes.set(xlim=(-0.03, 1.03), xticks=[0, 0.5, 1], xticklabels=["0", "0.5", "1"])
+        return
+    axes.set_xscale("symlog", linthresh=1.0, linscale=0.5)
+    axes.set_xlim(-0.15, 520)
+    axes.xaxis.set_major_locator(FixedLocator(_HD95_TICKS))
+    axes.xaxis.set_major_formatter(FixedFormatter([str(tick) for tick in _HD95_TICKS]))
+    axes.xaxis.set_minor_locator(FixedLocator([]))
+
+
+def _lost(entry: Entry, name: str) -> np.ndarray | None:
+    """Cases in which the structure was missed, or predicted where there is none: their distance is a penalty."""
+    status = entry.cases.status.get(name.rpartition("_")[2])
+    return None if status is None else np.isin(status, ("missed", "false alarm"))
+
+
+def _strip(axes: Axes, y: float, values: Floats, look: Look, lost: np.ndarray | None = None, tall: float = 0.3) -> None:
+    """Dots below, box above; the place of a dot across its strip means nothing."""
+    there = ~np.isnan(values)
+    lost = np.zeros(len(values), bool) if lost is None else lost
+    dots, crosses = values[there & ~lost], values[there & lost]
+    # A box of all: a penalty is a value as any other.
+    box(axes, y - tall * 0.45, values[there], look, tall * 0.62)
+    for some, mark in ((_thinned(dots), mark_of(look, markersize=2.4, markeredgewidth=0, alpha=0.5, markerfacecolor=look.colour)),
+                       (crosses, {"marker": "x", "color": INK, "markersize": 3.4, "linestyle": "none", "markeredgewidth": 0.9})):  # fmt: skip
+        if len(some):
+            axes.plot(some, y + tall * (0.5 + 0.42 * _spread(len(some))), clip_on=False, **{**mark, "marker": mark["marker"] if mark["marker"] == "x" else "o"})
+
+
+def box(axes: Axes, y: float, values: Floats, look: Look, tall: float) -> None:
+    """Quartiles as a box, the median as a stroke, whiskers from the 5th to the 95th percentile."""
+    from matplotlib.patches import Rectangle
+
+    if not len(values):
+        return
+    low, q1, median, q3, high = np.percentile(values, [5, 25, 50, 75, 95])
+    axes.plot([low, high], [y, y], color=look.colour, linewidth=0.9, solid_capstyle="butt")
+    axes.add_patch(Rectangle((q1, y - tall / 2), q3 - q1, tall, facecolor=look.colour, alpha=0.4, linewidth=0))
+    axes.plot([median, median], [y - tall / 2, y + tall / 2], color=look.colour, linewidth=2.2, solid_capstyle="butt")
+
+
+def _thinned(values: Floats) -> Floats:
+    if len(values) <= _MOST_DOTS:
+        return np.sort(values)
+    quantiles: Floats = np.quantile(values, (np.arange(_MOST_DOTS) + 0.5) / _MOST_DOTS)
+    return quantiles
+
+
+def _spread(count: int) -> Floats:
+    """`(count,)` places from -1 to 1 that are even, the same every time, and no pattern to see: of the golden ratio."""
+    places: Floats = 2 * (np.arange(count) * 0.618034 % 1) - 1
+    return places
+
+
+def _of_images(group: Group) -> list[Plan]:
+    known = [entry for entry in group.entries if _sure(entry) is not None]
+    rows = rows_of(group, known, 0.5)
+    if not known:
+        return []
+    caption = (
+        "Confidence, the largest softmax value, in right and in wrong test images: box: quartiles, stroke: median,"
+        " whiskers: 5th and 95th percentile, dots: images"
+        f" (at most {_MOST_DOTS} evenly spaced quantiles). Images of all runs of an entry together."
+        + limit_note(rows.entries, known)
+    )
+    title = "Confidence in right and wrong images"
+    return [Plan("distributions-confidence", "distributions", title, caption, lambda: _confidence(rows))]
+
+
+def _sure(entry: Entry) -> tuple[Floats, Floats] | None:
+    """Confidence in right and in wrong images of all runs."""
+    cases: Sequence[Any] = [run.cases.values for run in entry.runs]
+    if any("confidence" not in one or "accuracy" not in one for one in cases):
+        return None
+    confidence = np.concatenate([one["confidence"] for one in cases])
+    right = np.concatenate([one["accuracy"] for one in cases]) > 0.5
+    known = ~np.isnan(confidence)
+    return confidence[known & right], confidence[known & ~right]
+
+
+def _confidence(rows: Rows) -> Sheet:
+    left, top, beside = rows.left() + 0.1, 0.1, 0.95
+    sheet = Sheet(top + rows.total + 0.5)
+    axes = sheet.axes(left, top, WIDTH - left - beside, rows.total)
+    rows.prepare(axes)
+    for place, entry in enumerate(rows.entries):
+        look = rows.look(entry)
+        for shift, said, values in zip((-0.24, 0.2), ("right", "wrong"), _sure(entry) or (), strict=True):
+            _strip(axes, place + shift, values, look, tall=0.19)
+            y = top + (place + 0.5 + shift) * rows.height
+            sheet.text(WIDTH - 0.02, y, f"{said}  {len(values):,}", ha="right", fontsize=SMALL)
+    axes.set(xlim=(0, 1.01), xlabel="confidence")
+    rows.write(sheet, top)
+    return sheet

@@ -1,0 +1,70 @@
+"""The learning curves of runs, from the lines of their metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from hpc_tumor.results.entries import Entry
+from hpc_tumor.results.reading import json_lines
+from hpc_tumor.results.values import integer, number
+from hpc_tumor.run_dir import RunDir
+
+MOST_BYTES = 64 * 2**20  # of a file of metrics: what is larger is none
+MOST_POINTS = 240  # of a curve
+PARTS = ("train", "val")
+Curve = Mapping[int, float]  # epoch → value
+
+
+@dataclass(frozen=True)
+class History:
+    """One run: `curves[part, score]`, and its best epoch."""
+
+    curves: Mapping[tuple[str, str], Curve] = field(default_factory=dict)
+    best_epoch: int | None = None
+
+    def curve(self, part: str, score: str) -> Curve:
+        """Values by epoch; none where there are none."""
+        return self.curves.get((part, score), {})
+
+
+def read_history(path: str, scores: Sequence[str], best_epoch: int | None = None) -> History:
+    """Train and val of these scores; of an epoch that was run again, the later line counts."""
+    file = RunDir(Path(path)).metrics
+    curves: dict[tuple[str, str], dict[int, float]] = {}
+    if not file.is_file() or file.stat().st_size > MOST_BYTES:
+        return History()
+    for line in json_lines(file):
+        epoch, part = integer(line.get("epoch")), line.get("part")
+        if epoch is None or not isinstance(part, str) or part not in PARTS:
+            continue
+        for score in scores:
+            if (value := number(line.get(score))) is not None:
+                curves.setdefault((part, score), {})[epoch] = value
+    return History(curves, best_epoch)
+
+
+def histories(entry: Entry, scores: Sequence[str]) -> list[History]:
+    """Of each run of an entry that counts; of those that have any."""
+    found = [read_history(run.path, scores, run.best_epoch) for run in entry.runs]
+    return [one for one in found if one.curves]
+
+
+def mean_curve(curves: Sequence[Curve]) -> Curve:
+    """The mean at every epoch that all of them have."""
+    known = [curve for curve in curves if curve]
+    if not known:
+        return {}
+    epochs = set.intersection(*(set(curve) for curve in known))
+    return {epoch: float(np.mean([curve[epoch] for curve in known])) for epoch in sorted(epochs)}
+
+
+def points(curve: Curve) -> tuple[list[int], list[float]]:
+    """Epochs and values in order; of a long curve evenly chosen ones, the last among them."""
+    epochs = sorted(curve)
+    if len(epochs) > MOST_POINTS:
+        epochs = [epochs[place] for place in np.linspace(0, len(epochs) - 1, MOST_POINTS).round().astype(int)]
+    return epochs, [curve[epoch] for epoch in epochs]

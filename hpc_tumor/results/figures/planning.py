@@ -1,0 +1,19 @@
+"""Which figures there are: planners by section. A planner says what can be drawn of a group; it draws nothing yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from hpc_tumor.results.comparison import Group
+from hpc_tumor.results.figures import curves, distributions, ranks, scores, tradeoffs
+from hpc_tumor.results.figures.drawing import Plan
+
+Planner = Callable[[Group], list[Plan]]
+
+PLANNERS: Mapping[str, tuple[Planner, ...]] = {
+    "scores": (scores.plan_main, scores.plan_all),
+    "ranks": (ranks.plan_ranks,),
+    "curves": (curves.plan_curves,),
+    "distributions": (distributions.plan_distributions,),
+    "tradeoffs": (tradeoffs.plan_costs, tradeoffs.plan_filters),
+}

@@ -1,0 +1,194 @@
+"""What a score costs: parameters, operations, compute; and how many parameters how many filters make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hpc_tumor.results.comparison import Group
+from hpc_tumor.results.entries import Entry
+from hpc_tumor.results.figures.drawing import Plan
+from hpc_tumor.results.figures.palette import INK, Look, looks
+from hpc_tumor.results.figures.rowed import Rows, best_of, cases_note, factor, limit_note, limits, rows_of
+from hpc_tumor.results.figures.sheet import SMALL, WIDTH, Sheet, apart, mark_of, text_width
+from hpc_tumor.results.figures.wording import short_number, wrapped
+from hpc_tumor.results.measures import measure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Trainable parameters of the published networks by their first filters: four modalities in, three labels out.
+KNOWN: Mapping[str, Mapping[int, int]] = {
+    "unet": {16: 1_375_043, 32: 5_496_451},
+    "improved-unet": {16: 799_075, 32: 3_082_739},
+    "attention-unet": {16: 843_319, 32: 3_258_263},
+}
+_DEFAULT_FILTERS = 32
+_MOST = 24
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None and value > 0]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
+
+
+_COSTS: Mapping[str, Callable[[Entry], float | None]] = {
+    "parameters": lambda entry: _mean([run.parameters for run in entry.runs]),
+    "GFLOP per sample": lambda entry: _mean([run.gflop_per_sample for run in entry.runs]),
+    "hours": lambda entry: _mean([run.compute_hours for run in entry.runs]),
+}
+
+
+def plan_costs(group: Group) -> list[Plan]:
+    """The main score against each cost."""
+    scored = [entry for entry in group.entries if entry.score is not None]
+    rows = rows_of(group, best_of(scored, _MOST))
+    costs = [name for name, cost in _COSTS.items() if any(cost(entry) is not None for entry in rows.entries)]
+    if not costs:
+        return []
+    title = measure(group.task, group.main).title
+    caption = (
+        f"Test {title} (mean with its 95 % bootstrap interval, {cases_note(rows.entries, group.task)}) against trainable"
+        f" parameters, operations of a forward pass for one sample, and {_hours(rows.entries)} of a run (mean over runs)."
+        + limit_note(rows.entries, scored)
+    )
+    return [Plan("tradeoffs", "tradeoffs", f"{title} against its cost", caption, lambda: _panels(group, rows, costs))]
+
+
+def _hours(entries: Sequence[Entry]) -> str:
+    on_cpu = {run.device == "cpu" for entry in entries for run in entry.runs}
+    return {(True,): "process hours on CPUs", (False,): "GPU-hours"}.get(tuple(on_cpu), "GPU-hours or process hours on CPUs")
+
+
+def _panels(group: Group, rows: Rows, costs: Sequence[str]) -> Sheet:
+    names = [wrapped(entry.name, 24) for entry in rows.entries]
+    size = SMALL if len(names) <= 12 else 6.0
+    beside = min(1.75, max(text_width(name, size) for name in names)) + 0.3
+    left, gap, top, tall = 0.55, 0.18, 0.12, max(2.1, 0.2 * len(names))
+    wide = (WIDTH - left - beside - gap * (len(costs) - 1)) / len(costs)
+    sheet = Sheet(top + tall + 0.5)
+    how = measure(group.task, group.main)
+    scored = [entry.statistics[group.main] for entry in rows.entries]
+    times = factor(how)
+    ends = [times * value for one in scored for value in (one.mean, one.low, one.high) if value is not None]
+    bounds = limits(ends, how)
+    for place, cost in enumerate(costs):
+        axes = sheet.axes(left + place * (wide + gap), top, wide, tall)
+        _panel(axes, group, rows, cost)
+        axes.set(ylim=bounds, xlabel=_hours(rows.entries).replace(" on CPUs", ", CPU") if cost == "hours" else cost)
+        if place:
+            axes.tick_params(labelleft=False)
+        else:
+            axes.set_ylabel(how.heading)
+    _names(sheet, rows, names, [times * one.mean for one in scored], bounds, (WIDTH - beside, top, tall, size))
+    return sheet
+
+
+def _names(
+    sheet: Sheet, rows: Rows, names: Sequence[str], scores: Sequence[float], bounds: tuple[float, float],
+    place: tuple[float, float, float, float],
+) -> None:  # fmt: skip
+    """Mark and name of each entry beside the panels, as high as its score, moved apart where they would meet."""
+    x, top, tall, size = place
+    heights = [top + tall * (bounds[1] - score) / (bounds[1] - bounds[0]) for score in scores]
+    step = min(0.25 if any("\n" in name for name in names) else 0.17, (tall + 0.3) / max(1, len(names)))
+    moved = apart(heights, step)
+    shift = max(0.0, max(moved) - sheet.height + 0.15) or min(0.0, min(moved) - 0.1)
+    for entry, name, y in zip(rows.entries, names, moved, strict=True):
+        sheet.page.plot([x + 0.15], [y - shift], **mark_of(rows.look(entry)))
+        sheet.text(x + 0.27, y - shift, name, fontsize=size, linespacing=0.95)
+
+
+def _panel(axes: Axes, group: Group, rows: Rows, cost: str) -> None:
+    times = factor(measure(group.task, group.main))
+    places = []
+    for entry in rows.entries:
+        where, found, look = _COSTS[cost](entry), entry.statistics[group.main], rows.look(entry)
+        if where is None:
+            continue
+        places.append(where)
+        if found.low is not None and found.high is not None:
+            axes.plot([where] * 2, [times * found.low, times * found.high], color=look.colour, linewidth=1.0, alpha=0.7)
+        axes.plot([where], [times * found.mean], **mark_of(look, markersize=5.5))
+    axes.grid(axis="both")
+    _log(axes, places)
+
+
+def _log(axes: Axes, values: Sequence[float], of_y: bool = False) -> None:
+    """A logarithmic axis around `values`, with ticks at 1, 2 and 5 of every decade, fewer over many."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    axis = axes.yaxis if of_y else axes.xaxis
+    low, high = (min(values), max(values)) if values else (1.0, 10.0)
+    low, high = low / 1.3, high * 1.3
+    decades = np.log10(high / low)
+    steps = (1.0,) if decades > 3 else (1.0, 3.0) if decades > 1.3 else (1.0, 2.0, 5.0)
+    ticks = [step * 10.0**power for power in range(-9, 16) for step in steps if low <= step * 10.0**power <= high]
+    if len(ticks) > 6:
+        ticks = ticks[:: -(-len(ticks) // 6)]
+    if len(ticks) < 2:
+        ticks = sorted({float(f"{value:.2g}") for value in (low * 1.2, (low * high) ** 0.5, high / 1.2)})[:: 2 if decades < 0.3 else 1]
+    if of_y:
+        axes.set(yscale="log", ylim=(low, high))
+    else:
+        axes.set(xscale="log", xlim=(low, high))
+    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
+
+
+def plan_filters(group: Group) -> list[Plan]:
+    """Parameters against first filters, for U-Nets."""
+    if group.task != "segmentation":
+        return []
+    own: dict[str, dict[int, int]] = {}
+    for run in group.runs:
+        if run.model in KNOWN and run.parameters:
+            own.setdefault(run.model, {})[run.filters or _DEFAULT_FILTERS] = run.parameters
+    if not own:
+        return []
+    by_model = {entry.model: look for entry, look in _first_looks(group)}
+    caption = "Trainable parameters by the number of first filters. Filled: these runs; hollow: the published networks."
+    return [Plan("tradeoffs-filters", "tradeoffs", "Parameters by first filters", caption, lambda: _filters(own, by_model))]
+
+
+def _first_looks(group: Group) -> list[tuple[Entry, Look]]:
+    by_name, seen = looks(group.entries), set()
+    found = []
+    for entry in group.entries:
+        if entry.model not in seen:
+            seen.add(entry.model)
+            found.append((entry, by_name[entry.name]))
+    return found
+
+
+def _filters(own: Mapping[str, Mapping[int, int]], by_model: Mapping[str, Look]) -> Sheet:
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    left, top, wide, tall = 0.65, 0.12, 2.7, 2.1
+    sheet = Sheet(top + tall + 0.5, left + wide + 1.3)
+    axes = sheet.axes(left, top, wide, tall)
+    every = sorted({count for one in (*own.values(), *KNOWN.values()) for count in one})
+    counts = [count for model, some in own.items() for count in (*some.values(), *KNOWN[model].values())]
+    _log(axes, counts, of_y=True)
+    axes.set(xscale="log", xlim=(every[0] / 1.2, every[-1] * 1.2), xlabel="first filters", ylabel="parameters")
+    axes.xaxis.set_major_locator(FixedLocator(every))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticklabels([str(count) for count in every])
+    axes.grid(axis="both")
+    ends = []
+    for model, some in own.items():
+        look, line = by_model[model], {**KNOWN[model], **some}
+        xs = sorted(line)
+        axes.plot(xs, [line[x] for x in xs], color=look.colour, linewidth=1.0, alpha=0.7)
+        axes.plot(list(KNOWN[model]), list(KNOWN[model].values()), **mark_of(look, markerfacecolor="none", markersize=7))
+        axes.plot(list(some), list(some.values()), **mark_of(look, markerfacecolor=look.colour, markersize=4.5))
+        ends.append(line[xs[-1]])
+    low, high = axes.get_ylim()
+    heights = apart([top + tall * (1 - np.log(end / low) / np.log(high / low)) for end in ends], 0.17)
+    for model, y in zip(own, heights, strict=True):
+        sheet.page.plot([left + wide + 0.1], [y], **mark_of(by_model[model], markerfacecolor=by_model[model].colour))
+        sheet.text(left + wide + 0.2, y, model, fontsize=SMALL, color=INK)
+    return sheet
