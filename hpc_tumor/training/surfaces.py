@@ -15,6 +15,7 @@ from importlib.metadata import version
 import numpy as np
 
 from hpc_tumor.training.metrics import PREDICTIONS, STRUCTURES
+from hpc_tumor.training.volumes import box
 
 TOLERANCE = 1.0  # mm, of the NSD
 
@@ -43,7 +44,7 @@ def case_surfaces(codes: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
 def masks(codes: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """True and predicted voxels of every structure, cropped to where any of them are: boolean arrays of one shape."""
     # One background voxel all around keeps a surface at the border a surface.
-    some = np.pad(codes[_box(codes != 0)], 1)
+    some = np.pad(codes[box(codes != 0)], 1)
     tables = {name: _tables(members) for name, members in STRUCTURES.items()}
     truth = {name: table[some] for name, (table, _) in tables.items()}
     predicted = {name: table[some] for name, (_, table) in tables.items()}
@@ -78,12 +79,3 @@ def _tables(members: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     codes = np.arange(256)
     wanted = sum(1 << (label - 1) for label in members)
     return np.isin(codes // PREDICTIONS, members), (codes % PREDICTIONS & wanted) > 0
-
-
-def _box(there: np.ndarray) -> tuple[slice, ...]:
-    """The smallest box that holds all true voxels; an empty one where there are none."""
-    ranges = []
-    for axis in range(there.ndim):
-        places = np.flatnonzero(there.any(axis=tuple(other for other in range(there.ndim) if other != axis)))
-        ranges.append(slice(int(places[0]), int(places[-1]) + 1) if len(places) else slice(0, 0))
-    return tuple(ranges)
