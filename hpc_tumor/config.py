@@ -27,7 +27,7 @@ LOSSES: dict[str, tuple[str, ...]] = {
 }
 # Validation scores of which more is better; and loss, of which less is.
 BEST_BY = {
-    "classification": r"loss|accuracy|confidence|(precision|recall|f1)(_[\w-]+)?",
+    "classification": r"loss|accuracy|confidence|balanced_accuracy|mcc|(precision|recall|f1)(_[\w-]+)?",
     "segmentation": r"loss|(dice|iou|precision|recall|accuracy)(_(NCR|ED|ET|WT|TC))?",
 }
 EXAMPLES = {"classification": "accuracy, f1, recall_glioma …", "segmentation": "dice, dice_WT, iou …"}
@@ -222,7 +222,7 @@ class Experiment(Settings):
 
     def check_classes(self, classes: Sequence[str]) -> None:
         """Raises UsageError where the best epoch is to be chosen by a class that is none of a store's."""
-        name = (self.best_by or "").partition("_")[2]
+        name = (self.best_by or "").partition("_")[2] if self.best_by != "balanced_accuracy" else ""
         if classes and name and name not in classes:
             raise UsageError(f"best_by = {self.best_by!r}: the store has no class {name!r}, but {', '.join(classes)}.")
 

@@ -32,8 +32,6 @@ def classification_scores(
         confidence (mean of the largest probability), balanced_accuracy, mcc, brier, ece, auroc; precision, recall and
         f1 of each class (`f1_glioma`) and their means; auroc of each class. Not-a-number where one is not defined.
     """
-    from sklearn import metrics
-
     counts = confusion_counts(probabilities.argmax(1), labels, len(classes))
     nll = float(case_nll(probabilities, labels).mean())
     accuracy, confidence = float(np.trace(counts) / counts.sum()), float(probabilities.max(1).mean())
@@ -43,14 +41,18 @@ def classification_scores(
         return scores
     scores |= {"nll": nll, "brier": float(case_brier(probabilities, labels).mean())}
     scores["ece"] = expected_calibration_error(probabilities, labels)
-    each = []
-    for index, name in enumerate(classes):
-        truth = labels == index
-        defined = 0 < truth.sum() < len(labels)
-        each.append(float(metrics.roc_auc_score(truth, probabilities[:, index])) if defined else float("nan"))
-        scores[f"auroc_{name}"] = each[-1]
-    scores["auroc"] = float(np.mean(each))
-    return scores
+    each = [_auroc(labels == index, probabilities[:, index]) for index in range(len(classes))]
+    scores |= {f"auroc_{name}": value for name, value in zip(classes, each, strict=True)}
+    return {**scores, "auroc": float(np.mean(each))}
+
+
+def _auroc(truth: NDArray[np.bool_], chances: Floats) -> float:
+    """Of one class against the rest; not-a-number where either is absent, or where the network gave no numbers."""
+    from sklearn.metrics import roc_auc_score
+
+    if not 0 < truth.sum() < len(truth) or not np.isfinite(chances).all():
+        return float("nan")
+    return float(roc_auc_score(truth, chances))
 
 
 def confusion_counts(predicted: NDArray[np.int64], labels: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
@@ -97,7 +99,12 @@ def case_brier(probabilities: Floats, labels: NDArray[np.int64]) -> Floats:
 
 
 def expected_calibration_error(probabilities: Floats, labels: NDArray[np.int64], bins: int = ECE_BINS) -> float:
-    """Mean distance between confidence and accuracy over bins of equal width, weighted by their images."""
+    """Mean distance between confidence and accuracy over bins of equal width, weighted by their images.
+
+    Not-a-number where a probability is none.
+    """
+    if not np.isfinite(probabilities).all():
+        return float("nan")
     _, confidence, accuracy, counts = reliability(probabilities, labels, bins)
     return float((np.abs(confidence - accuracy) * counts).sum() / max(1, counts.sum()))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from hpc_tumor.training import metrics
 from hpc_tumor.training.distributed import Distributed
-from hpc_tumor.training.volumes import Volumes
+from hpc_tumor.training.volumes import Volumes, Watch, box
 
 # Candidates in mm³. Enhancing tumour below a threshold is taken for necrosis, as Isensee 2020 (arXiv 2011.00848) does.
 COMPONENTS = (0.0, 30.0, 100.0, 300.0, 1000.0)
@@ -34,36 +34,41 @@ class Cleaning:
         )
 
 
-def choose_cleaning(
-    volumes: Volumes, cases: int, distributed: Distributed, alive: Callable[[], None] = lambda: None
-) -> Cleaning:
+def choose_cleaning(volumes: Volumes, cases: int, distributed: Distributed, watch: Watch = Watch()) -> Cleaning:
     """The thresholds with the largest mean Dice over these cases, one after the other; of equal ones the smaller.
 
-    All ranks call this together, each works on its share of the cases.
+    All ranks call this together, each works on its share of the cases. Without a whole volume both are 0.
 
     Args:
         volumes: of the validation part, shared among the ranks.
         cases: how many the part has.
     """
-    component = COMPONENTS[_best([Cleaning(mm3) for mm3 in COMPONENTS], volumes, cases, distributed, alive)]
-    choices = [Cleaning(component, mm3) for mm3 in ENHANCING]
-    return choices[_best(choices, volumes, cases, distributed, alive)]
+    pieces = [Cleaning(mm3) for mm3 in COMPONENTS]
+    component = pieces[_best(_counts(pieces, volumes, cases, distributed, watch))].component_mm3
+    both = [Cleaning(component, mm3) for mm3 in ENHANCING]
+    return both[_best(_counts(both, volumes, cases, distributed, watch))]
 
 
-def _best(
-    choices: Sequence[Cleaning], volumes: Volumes, cases: int, distributed: Distributed, alive: Callable[[], None]
-) -> int:
+def _counts(
+    choices: Sequence[Cleaning], volumes: Volumes, cases: int, distributed: Distributed, watch: Watch
+) -> np.ndarray:
+    """`(choices, cases, 4, 8)` histograms of the whole cases, cleaned in each way; 0 for the others."""
     shape = (len(choices), cases, metrics.TRUE_LABELS, metrics.PREDICTIONS)
-    counts = torch.zeros(shape, dtype=torch.int64, device=distributed.device)
-    for row, codes, spacing in volumes.cases(distributed.rank, distributed.world_size):
+    counts = torch.zeros(shape, dtype=torch.int64)
+    for row, codes, spacing in volumes.cases(distributed, watch):
+        some, voxel_mm3 = codes[box(codes != 0)], float(np.prod(spacing))
         for index, cleaning in enumerate(choices):
-            counts[index, row] = torch.from_numpy(histogram(cleaning(codes, float(np.prod(spacing)))))
-        alive()
-    found = distributed.sum(counts).cpu().numpy()
-    whole = found[0].sum((1, 2)) > 0
+            counts[index, row] = torch.from_numpy(histogram(cleaning(some, voxel_mm3)))
+        counts[:, row, 0, 0] += codes.size - some.size  # what lies outside is background in both
+    return distributed.sum(counts.to(distributed.device)).cpu().numpy()
+
+
+def _best(counts: np.ndarray) -> int:
+    """Which of the choices has the largest mean Dice over the cases that are whole: the first of equal ones."""
+    whole = counts[0].sum((1, 2)) > 0
     if not whole.any():
         return 0
-    return int(np.argmax([metrics.segmentation_scores(of_choice[whole])["dice"] for of_choice in found]))
+    return int(np.argmax([metrics.segmentation_scores(of_choice[whole])["dice"] for of_choice in counts]))
 
 
 def histogram(codes: np.ndarray) -> np.ndarray:

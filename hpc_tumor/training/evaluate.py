@@ -61,6 +61,7 @@ def evaluate(
     alive: Callable[[], None] = lambda: None,
     flips: bool = False,
     final: bool = False,
+    volumes: bool = False,
 ) -> Evaluation:
     """Score `model` on a part, a whole batch on one rank: so each sample is computed alike on any number of ranks.
 
@@ -70,7 +71,8 @@ def evaluate(
         limit: score the first so many batches only (debugging).
         alive: called after each batch, so that a long evaluation does not look like a hang.
         flips: the mean of the logits over the flips of a sample: two of an image, four of a slice.
-        final: keep what was predicted for slices, as volumes; and every score of images, not the quick ones alone.
+        final: every score of images, not the quick ones alone.
+        volumes: keep what was predicted for slices.
     """
     part = loader.part
     rows = len(part.cases) if isinstance(part, SlicePart) else len(part)
@@ -80,7 +82,7 @@ def evaluate(
     counted = torch.zeros(rows, dtype=torch.int64, device=device)
     # Each sample's loss has its own place, so that their sum does not depend on who computed which.
     losses = torch.zeros(len(part), dtype=torch.float64, device=device)
-    volumes = Volumes(part) if final and isinstance(part, SlicePart) else None
+    kept = Volumes(part) if volumes and isinstance(part, SlicePart) else None
     turned = ((), (3,), (2,), (2, 3)) if classes is None else ((), (3,))
     was_training = model.training
     model.eval()
@@ -94,8 +96,8 @@ def evaluate(
             row = torch.from_numpy(part.case_of[batch.positions]).to(device)
             codes = metrics.label_codes(logits, batch.targets, exclusive=exclusive)
             details.index_add_(0, row, metrics.count_codes(codes))
-            if volumes is not None:
-                volumes.add(batch.positions, codes.cpu().numpy())
+            if kept is not None:
+                kept.add(batch.positions, codes.cpu().numpy())
         else:
             row = positions
             details[row] = logits.float().softmax(1).double()
@@ -106,8 +108,8 @@ def evaluate(
         distributed.sum(tensor)
     scored = counted.cpu().numpy()
     found = details.cpu().numpy()
-    if volumes is not None:
-        volumes.share(distributed)
+    if kept is not None:
+        kept.share(distributed)
     there = scored > 0
     if classes is None:
         scores = metrics.segmentation_scores(found[there])
@@ -115,7 +117,7 @@ def evaluate(
         labels = part.classes.numpy()[there]  # type: ignore[attr-defined]
         scores = classification_scores(found[there], labels, classes, brief=not final)
     scores["loss"] = float(losses.sum().item() / max(1, int(scored.sum())))
-    return Evaluation(scores, found, scored, volumes=volumes)
+    return Evaluation(scores, found, scored, volumes=kept)
 
 
 def flipped(model: nn.Module, images: torch.Tensor, turned: Sequence[tuple[int, ...]]) -> torch.Tensor:

@@ -21,7 +21,8 @@ from hpc_tumor.training.memory import peak_memory_gb
 from hpc_tumor.training.neighbour import Neighbour, nearest_neighbour
 from hpc_tumor.training.pictures import write_pictures
 from hpc_tumor.training.surfaces import method
-from hpc_tumor.training.testing import Tested, score_test_part
+from hpc_tumor.training.testing import StopError, Tested, score_test_part
+from hpc_tumor.training.volumes import Watch
 
 if TYPE_CHECKING:
     from hpc_tumor.training.working_set import Setup
@@ -32,31 +33,42 @@ def write_result(setup: Setup, heartbeat: Heartbeat, stop: Callable[[], str | No
 
     False: a stop was asked for before the scores were complete. The last checkpoint leads back here.
     """
-    state, main = setup.state, setup.distributed.is_main
     seconds, memory = setup.seconds(), max(setup.distributed.gather(peak_memory_gb(setup.distributed.device)))
-    best = None
-    with setup.weights_to_score():
-        if setup.val is None or state.best_epoch == state.epoch:
-            best = score_test_part(setup, heartbeat.alive)
-            last = best.plain
-        else:
-            last = setup.evaluate_as_is(setup.parts.test, heartbeat.alive, final=True)
-    if setup.distributed.any(stop() is not None)[0]:
+
+    def look() -> None:
+        if setup.distributed.any(stop() is not None)[0]:
+            raise StopError
+
+    try:
+        last, best = _score(setup, Watch(heartbeat.alive, look))
+    except StopError:
         return False
-    if best is None and (lost := setup.load_best()) is not None:
-        _go_without_best(setup, lost)
-        with setup.weights_to_score():
-            best = score_test_part(setup, heartbeat.alive)
-            last = best.plain
-    elif best is None:
-        best = score_test_part(setup, heartbeat.alive)
-    elif setup.val is None:
-        setup.save_best()
     setup.settle()
-    if main:
+    if setup.distributed.is_main:
         _write_result(setup, heartbeat, last, best, Spent(seconds, memory))
     setup.distributed.barrier()
     return True
+
+
+def _score(setup: Setup, watch: Watch) -> tuple[Evaluation, Tested]:
+    """The test part with the last weights, and with the best, which are in the network afterwards."""
+    state = setup.state
+    with setup.weights_to_score():
+        if setup.val is None or state.best_epoch == state.epoch:
+            best = score_test_part(setup, watch)
+        else:
+            best, last = None, setup.evaluate_as_is(setup.parts.test, watch.alive, final=True)
+            watch.look()
+    if best is not None:
+        if setup.val is None:
+            setup.save_best()
+        return best.plain, best
+    if (lost := setup.load_best()) is None:
+        return last, score_test_part(setup, watch)
+    _go_without_best(setup, lost)
+    with setup.weights_to_score():
+        best = score_test_part(setup, watch)
+    return best.plain, best
 
 
 @dataclass(frozen=True)
@@ -79,7 +91,7 @@ def _go_without_best(setup: Setup, lost: str) -> None:
 
 def _write_result(setup: Setup, heartbeat: Heartbeat, last: Evaluation, best: Tested, spent: Spent) -> None:
     state = setup.state
-    neighbour = nearest_neighbour(setup.parts) if setup.classes is not None else None
+    neighbour = nearest_neighbour(setup.parts, heartbeat.alive) if setup.classes is not None else None
     _write_cases(setup, best.final, neighbour)
     # The weights that were scored: those of the best epoch lie in the network, unless the last are the best.
     with setup.average.applied() if setup.average and best.plain is last else nullcontext():

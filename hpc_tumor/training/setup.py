@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hpc_tumor import atomic
 from hpc_tumor.config import Experiment
+from hpc_tumor.data.samples import SlicePart
 from hpc_tumor.data.split_file import write_split
 from hpc_tumor.errors import TrainingError, UsageError
 from hpc_tumor.models import MODELS, build_model
@@ -29,6 +30,7 @@ from hpc_tumor.training.memory import keep_freed_memory
 from hpc_tumor.training.parts import Parts, class_weights, make_parts
 from hpc_tumor.training.recipe import Precision, build_optimizer, choose_precision
 from hpc_tumor.training.saving import Saver
+from hpc_tumor.training.volumes import whole_cases
 from hpc_tumor.training.working_set import Setup, rank_seed
 
 
@@ -44,8 +46,7 @@ def set_up(experiment: Experiment, run: RunDir, distributed: Distributed, read_f
     """
     _prepare_backend(experiment, distributed)
     parts = make_parts(experiment, distributed, read_from)
-    if experiment.recipe.early_stopping and parts.val is None:
-        raise UsageError("recipe.early_stopping needs a validation part, and this split has none: leave it out.")
+    _check_validation(experiment, parts)
     experiment.check_classes(parts.classes or [])
     run.checkpoints.mkdir(exist_ok=True)  # somebody may have removed it to start again
     precision = choose_precision(experiment.hardware.precision, distributed.device, _precision_before(run))
@@ -82,6 +83,18 @@ def set_up(experiment: Experiment, run: RunDir, distributed: Distributed, read_f
         announce(setup, resumed)
         atomic.write_json(run.provenance, {**(read_json(run.provenance) or {}), "ranks": places})
     return setup
+
+
+def _check_validation(experiment: Experiment, parts: Parts) -> None:
+    """Raises UsageError where something is to be chosen by a validation part that cannot tell."""
+    if experiment.recipe.early_stopping and parts.val is None:
+        raise UsageError("recipe.early_stopping needs a validation part, and this split has none: leave it out.")
+    val = parts.val.part if parts.val is not None else None
+    if experiment.scoring.clean and not (isinstance(val, SlicePart) and whole_cases(val).any()):
+        raise UsageError(
+            "scoring.clean chooses its thresholds on whole validation volumes, and this split has none:"
+            " set it to false, or choose another split."
+        )
 
 
 def _precision_before(run: RunDir) -> str | None:

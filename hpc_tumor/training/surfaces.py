@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from functools import cache
 from importlib.metadata import version
+from types import ModuleType
+from typing import cast
 
 import numpy as np
 
 from hpc_tumor.training.metrics import PREDICTIONS, STRUCTURES
+from hpc_tumor.training.volumes import box
 
 TOLERANCE = 1.0  # mm, of the NSD
 
@@ -43,7 +47,7 @@ def case_surfaces(codes: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
 def masks(codes: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """True and predicted voxels of every structure, cropped to where any of them are: boolean arrays of one shape."""
     # One background voxel all around keeps a surface at the border a surface.
-    some = np.pad(codes[_box(codes != 0)], 1)
+    some = np.pad(codes[box(codes != 0)], 1)
     tables = {name: _tables(members) for name, members in STRUCTURES.items()}
     truth = {name: table[some] for name, (table, _) in tables.items()}
     predicted = {name: table[some] for name, (_, table) in tables.items()}
@@ -52,8 +56,7 @@ def masks(codes: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, np.ndarra
 
 def surface_scores(truth: np.ndarray, predicted: np.ndarray, spacing: Sequence[float]) -> tuple[float, float]:
     """HD95 in mm and NSD of two boolean `(Z, Y, X)` masks; not-a-number where one of them alone is empty."""
-    import surface_distance
-
+    library = _library()
     there, given = bool(truth.any()), bool(predicted.any())
     if not there and not given:
         return 0.0, 1.0
@@ -63,9 +66,29 @@ def surface_scores(truth: np.ndarray, predicted: np.ndarray, spacing: Sequence[f
         return 0.0, 1.0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of the library's own use of SciPy
-        distances = surface_distance.compute_surface_distances(truth, predicted, tuple(spacing))
-    hd95 = surface_distance.compute_robust_hausdorff(distances, 95)
-    return float(hd95), float(surface_distance.compute_surface_dice_at_tolerance(distances, TOLERANCE))
+        distances = library.compute_surface_distances(truth, predicted, tuple(spacing))
+    hd95 = library.compute_robust_hausdorff(distances, 95)
+    return float(hd95), float(library.compute_surface_dice_at_tolerance(distances, TOLERANCE))
+
+
+@cache
+def _library() -> ModuleType:
+    """The surface-distance package, with a faster sort in the place of its own.
+
+    That one makes three Python objects of each surface element: a third of the time for a tumour, and minutes and
+    gigabytes for a network that predicts noise.
+    """
+    from surface_distance import metrics
+
+    if hasattr(metrics, "_sort_distances_surfels"):
+        metrics._sort_distances_surfels = _by_distance
+    return cast(ModuleType, metrics)
+
+
+def _by_distance(distances: np.ndarray, areas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both in the order of distance; where that is equal, of area."""
+    order = np.lexsort((areas, distances))
+    return distances[order], areas[order]
 
 
 def diagonal(shape: Sequence[int], spacing: Sequence[float]) -> float:
@@ -78,12 +101,3 @@ def _tables(members: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     codes = np.arange(256)
     wanted = sum(1 << (label - 1) for label in members)
     return np.isin(codes // PREDICTIONS, members), (codes % PREDICTIONS & wanted) > 0
-
-
-def _box(there: np.ndarray) -> tuple[slice, ...]:
-    """The smallest box that holds all true voxels; an empty one where there are none."""
-    ranges = []
-    for axis in range(there.ndim):
-        places = np.flatnonzero(there.any(axis=tuple(other for other in range(there.ndim) if other != axis)))
-        ranges.append(slice(int(places[0]), int(places[-1]) + 1) if len(places) else slice(0, 0))
-    return tuple(ranges)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from hpc_tumor.data.loader import BatchLoader
 from hpc_tumor.training import metrics
 from hpc_tumor.training.cleaning import Cleaning, choose_cleaning, histogram
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.evaluate import Evaluation
 from hpc_tumor.training.surfaces import case_surfaces
+from hpc_tumor.training.volumes import Watch
 
 if TYPE_CHECKING:
     from hpc_tumor.training.working_set import Setup
@@ -35,37 +34,39 @@ class Tested:
     cleaning: Cleaning | None = None
 
 
-def score_test_part(setup: Setup, alive: Callable[[], None]) -> Tested:
+class StopError(Exception):
+    """A stop was asked for before all was scored; raised on all ranks together."""
+
+
+def score_test_part(setup: Setup, watch: Watch) -> Tested:
     """Score the weights that are in the network on the test part. All ranks call this together."""
-    plain = setup.evaluate_as_is(setup.parts.test, alive, final=True)
-    if setup.classes is not None or plain.volumes is None:
+    plain = setup.evaluate_as_is(setup.parts.test, watch.alive, final=True, volumes=True)
+    watch.look()
+    if plain.volumes is None or not plain.volumes.any_whole:  # images, or single slices
+        plain = replace(plain, volumes=None)
         return Tested(plain, plain)
     cleaning = None
     if setup.experiment.scoring.clean and setup.val is not None:
-        cleaning = _chosen(setup, setup.val, alive)
-    return Tested(plain, score_volumes(plain, setup.distributed, cleaning, alive), cleaning)
-
-
-def _chosen(setup: Setup, val: BatchLoader, alive: Callable[[], None]) -> Cleaning:
-    found = setup.evaluate_as_is(val, alive, final=True)
-    if found.volumes is None:
-        return Cleaning()
-    return choose_cleaning(found.volumes, len(found.counted), setup.distributed, alive)
+        val = setup.evaluate_as_is(setup.val, watch.alive, final=True, volumes=True)
+        watch.look()
+        assert val.volumes is not None
+        cleaning = choose_cleaning(val.volumes, len(val.counted), setup.distributed, watch)
+    final = score_volumes(plain, setup.distributed, cleaning, watch)
+    return Tested(replace(plain, volumes=None), replace(final, volumes=None), cleaning)
 
 
 def score_volumes(
-    plain: Evaluation, distributed: Distributed, cleaning: Cleaning | None, alive: Callable[[], None] = lambda: None
+    plain: Evaluation, distributed: Distributed, cleaning: Cleaning | None = None, watch: Watch = Watch()
 ) -> Evaluation:
     """`plain` with the surface scores of its whole cases, each measured on one rank, after `cleaning` them."""
     assert plain.volumes is not None
     rows = len(plain.counted)
     surfaces = np.zeros((rows, len(metrics.STRUCTURES), 2))
     details, whole = np.zeros_like(plain.details), np.zeros(rows, dtype=np.int64)
-    for row, codes, spacing in plain.volumes.cases(distributed.rank, distributed.world_size):
+    for row, codes, spacing in plain.volumes.cases(distributed, watch):
         cleaned = cleaning(codes, float(np.prod(spacing))) if cleaning else codes
         surfaces[row] = case_surfaces(cleaned, spacing)
         details[row], whole[row] = histogram(cleaned), 1
-        alive()
     surfaces, details, whole = (
         distributed.sum(torch.from_numpy(array).to(distributed.device)).cpu().numpy()
         for array in (surfaces, details, whole)

@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
 from hpc_tumor.data.samples import SlicePart
 from hpc_tumor.training.distributed import Distributed
+
+_LOOK = 8  # cases of each rank between two looks whether to stop: ranks wait for each other there
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who is told while cases are worked through.
+
+    Attributes:
+        alive: called after each case, so that it does not look like a hang.
+        look: called now and then by all ranks together; what it raises there ends the work on all of them.
+    """
+
+    alive: Callable[[], None] = lambda: None
+    look: Callable[[], None] = lambda: None
 
 
 class Volumes:
@@ -34,18 +50,22 @@ class Volumes:
         self._packed = {position: packed for rank, _ in everywhere for position, packed in rank.items()}
         self._shape = max(shape for _, shape in everywhere)
 
-    def cases(self, rank: int = 0, ranks: int = 1) -> Iterator[tuple[int, np.ndarray, tuple[float, float, float]]]:
+    def cases(
+        self, distributed: Distributed, watch: Watch = Watch()
+    ) -> Iterator[tuple[int, np.ndarray, tuple[float, float, float]]]:
         """Row, `(Z, Y, X)` codes and spacing in mm (z, y, x) of those cases that are whole: this rank's share of them.
 
         A case of which slices were left out, as by a limit or a split of single slices, has no volume.
         """
-        positions: list[list[int]] = [[] for _ in self._part.cases]
-        for position in sorted(self._packed):
-            positions[int(self._part.case_of[position])].append(position)
-        for row in range(rank, len(positions), ranks):
-            case = int(self._part.cases[row])
-            if len(positions[row]) == self._part.store.slices(case) > 0:
-                yield row, self._volume(positions[row]), self.spacing(case)
+        positions = np.array(sorted(self._packed), dtype=np.int64)
+        rows, whole = self._part.case_of[positions], whole_cases(self._part, positions)
+        for turn, first in enumerate(range(0, len(whole), distributed.world_size)):
+            if turn % _LOOK == _LOOK - 1:
+                watch.look()
+            row = first + distributed.rank
+            if row < len(whole) and whole[row]:
+                yield row, self._volume(positions[rows == row]), self.spacing(int(self._part.cases[row]))
+                watch.alive()
 
     def spacing(self, case: int) -> tuple[float, float, float]:
         """Millimetres between predicted voxels along z, y, x: wider than the source's where slices were shrunk."""
@@ -53,7 +73,28 @@ class Volumes:
         height, width = self._part.store.slice_shape
         return z, y * height / self._shape[0], x * width / self._shape[1]
 
-    def _volume(self, positions: list[int]) -> np.ndarray:
-        in_order = sorted(positions, key=lambda position: int(self._part.slices[position, 1]))
+    @property
+    def any_whole(self) -> bool:
+        """Whether any case has all of its slices here."""
+        return bool(whole_cases(self._part, np.array(sorted(self._packed), dtype=np.int64)).any())
+
+    def _volume(self, positions: np.ndarray) -> np.ndarray:
+        in_order = positions[np.argsort(self._part.slices[positions, 1])].tolist()
         flat = np.frombuffer(b"".join(zlib.decompress(self._packed[position]) for position in in_order), np.uint8)
         return flat.reshape(len(in_order), *self._shape)
+
+
+def whole_cases(part: SlicePart, positions: np.ndarray | None = None) -> np.ndarray:
+    """`(cases,)` bool: whether all slices of each case of the part are among the samples at `positions`, or in it."""
+    rows = part.case_of if positions is None else part.case_of[positions]
+    whole: np.ndarray = np.bincount(rows, minlength=len(part.cases)) == part.store.shapes[part.cases, 0]
+    return whole
+
+
+def box(there: np.ndarray) -> tuple[slice, ...]:
+    """The smallest box that holds all true elements; an empty one where there are none."""
+    ranges = []
+    for axis in range(there.ndim):
+        places = np.flatnonzero(there.any(axis=tuple(other for other in range(there.ndim) if other != axis)))
+        ranges.append(slice(int(places[0]), int(places[-1]) + 1) if len(places) else slice(0, 0))
+    return tuple(ranges)

@@ -145,13 +145,23 @@ class Setup:
             self.distributed.broadcast(buffer)
 
     def evaluate_as_is(
-        self, loader: BatchLoader, alive: Callable[[], None] = lambda: None, final: bool = False
+        self,
+        loader: BatchLoader,
+        alive: Callable[[], None] = lambda: None,
+        *,
+        final: bool = False,
+        volumes: bool = False,
     ) -> Evaluation:
-        """Scores of the weights that are in the network; `final` ones as the recipe wants the test part scored."""
+        """Scores of the weights that are in the network.
+
+        Args:
+            final: as the settings want the test part scored.
+            volumes: keep what was predicted for slices.
+        """
         return evaluate(
             self.bare, loader, self.loss, self.precision, self.distributed, channels=self.channels,
             channels_last=self.experiment.hardware.channels_last, classes=self.classes, exclusive=self.exclusive,
-            limit=self.experiment.limit_batches, alive=alive, final=final,
+            limit=self.experiment.limit_batches, alive=alive, final=final, volumes=volumes,
             flips=final and self.experiment.scoring.flips,
         )  # fmt: skip
 
