@@ -38,7 +38,7 @@ class StopError(Exception):
     """A stop was asked for before all was scored; raised on all ranks together."""
 
 
-def score_test_part(setup: Setup, watch: Watch) -> Tested:
+def score_test_part(setup: Setup, watch: Watch = Watch()) -> Tested:
     """Score the weights that are in the network on the test part. All ranks call this together."""
     plain = setup.evaluate_as_is(setup.parts.test, watch.alive, final=True, volumes=True)
     watch.look()
