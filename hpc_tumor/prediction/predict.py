@@ -15,7 +15,7 @@ from hpc_tumor.data.case import Listing, SourceFile, no_cases, walk
 from hpc_tumor.errors import DataError, HpcTumorError, UsageError
 from hpc_tumor.names import printable
 from hpc_tumor.prediction.options import Options
-from hpc_tumor.run_dir import RunDir
+from hpc_tumor.run_dir import RunDir, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,6 +80,7 @@ def predict(run: RunDir, source: Path, output: Path, options: Options, bar: Bar)
     with _memory_suffices():
         fields = work(kind, listing, output, options, trained, bar)
     network = loaded[0]
+    fields["notes"] = [*fields.get("notes", []), *_differences(run)]
     seconds = time.perf_counter() - begun
     return Prediction(network.facts, network.device.type, network.precision.name, output, seconds, **fields)
 
@@ -121,6 +122,16 @@ def _classify(
         "rows": results.rows, "failed": results.failed, "accuracy": results.accuracy,
         "labelled": len(results.labelled),
     }  # fmt: skip
+
+
+def _differences(run: RunDir) -> list[str]:
+    """How what the network was trained on differs from what is predicted here."""
+    if (read_json(run.result) or {}).get("dataset") != "brats-h5":
+        return []
+    return [
+        f"{run.name} was trained on brats-h5, whose slices were standardised one by one; here a patient is standardised"
+        " as a whole, so its labels may be worse than the run's scores say"
+    ]
 
 
 def _list(source: Path) -> Listing:

@@ -1,6 +1,7 @@
 """`hpc-tumor predict` on patients: files in the space of the scans, scores, and what is refused."""
 
 import csv
+import errno
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from trained_runs import untrained_run
 
-from hpc_tumor import cli
+from hpc_tumor import atomic, cli
 from hpc_tumor.data.brain import brain_statistics
 from hpc_tumor.data.brats import all_cases
 from hpc_tumor.data.case import walk
@@ -203,6 +204,32 @@ def test_nothing_is_left_where_nothing_can_be_read(
     assert predict(unet_run, source, tmp_path / "out") == 3
     assert "must have one shape" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_nothing_half_written_is_left_on_a_full_disk(
+    patients: Path,
+    unet_run: RunDir,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(atomic.os, "fsync", full)
+    assert predict(unet_run, folders(patients)[0], tmp_path / "out") == 1
+    assert "no space is left" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_slices_standardised_one_by_one_are_mentioned(
+    patients: Path, unet_run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = RunDir(tmp_path / unet_run.name)
+    shutil.copytree(unet_run.path, copy.path)
+    copy.result.write_text(json.dumps({"dataset": "brats-h5"}))
+    assert predict(copy, folders(patients)[0], tmp_path / "out") == 0
+    assert "standardised one by one" in capsys.readouterr().err
 
 
 def refused(arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> str:
