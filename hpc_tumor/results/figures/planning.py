@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from hpc_tumor.results.comparison import Group
-from hpc_tumor.results.figures import curves, distributions, ranks, scores, tradeoffs
+from hpc_tumor.results.figures import confusion, curves, distributions, ranks, scores, tradeoffs
 from hpc_tumor.results.figures.drawing import Plan
 
 Planner = Callable[[Group], list[Plan]]
@@ -16,4 +16,7 @@ PLANNERS: Mapping[str, tuple[Planner, ...]] = {
     "curves": (curves.plan_curves,),
     "distributions": (distributions.plan_distributions,),
     "tradeoffs": (tradeoffs.plan_costs, tradeoffs.plan_filters),
+    "confusion": (confusion.plan_confusion,),
+    "calibration": (confusion.plan_calibration,),
+    "data": (confusion.plan_data,),
 }
