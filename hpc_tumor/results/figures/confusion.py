@@ -61,7 +61,7 @@ def _matrices(known: Sequence[tuple[Entry, list[Images]]], by_name: Mapping[str,
     abreast = min(_ABREAST if len(classes) <= 5 else 2, len(known))
     left = min(1.2, max(text_width(name, SMALL) for name in named)) + 0.15
     gap, top = 0.18, 0.28
-    side = min(0.42 * len(classes), (WIDTH - left - gap * (abreast - 1)) / abreast, 3.3)
+    side = min(0.42 * len(classes), (WIDTH - left - 0.1 - gap * abreast) / abreast, 3.3)
     below = min(0.9, max(text_width(name, SMALL) for name in named)) * 0.75 + 0.2
     step = side + top + 0.14
     bands = -(-len(known) // abreast)
@@ -154,7 +154,8 @@ def _diagram(upper: Axes, lower: Axes, images: Sequence[Images], look: Look) -> 
     lower.bar(edges[:-1], counts, width=0.9 / len(counts), align="edge", color=look.colour, alpha=0.6, linewidth=0)
     lower.set(xlim=(0, 1), xticks=[0, 0.5, 1], xticklabels=["0", "0.5", "1"], yticks=[])
     lower.spines["left"].set_visible(False)
-    lower.text(0.0, 1.0, f"max. {counts.max():,}", transform=lower.transAxes, fontsize=6, va="top", alpha=0.8)
+    x, ha = (1.0, "right") if counts.argmax() < len(counts) / 2 else (0.0, "left")  # where no high bar is
+    lower.text(x, 1.0, f"max. {counts.max():,}", transform=lower.transAxes, fontsize=6, va="top", ha=ha, alpha=0.8)
     return float(np.mean([expected_calibration_error(one.probabilities, one.labels) for one in images]))
 
 
