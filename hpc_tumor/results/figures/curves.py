@@ -89,7 +89,7 @@ def _losses(found: Sequence[_Curves]) -> set[str]:
 
 
 def _together(group: Group, found: Sequence[_Curves]) -> Sheet:
-    names = [wrapped(one.entry.name, 24) for one in found]
+    names = [wrapped(one.entry.name, 26) for one in found]
     beside = min(_WIDE_NAMES, max(text_width(name, SMALL) for name in names)) + 0.2
     tall, left, gap, top = max(2.3, 0.24 * len(found)), 0.55, 0.62, 0.3
     wide = (WIDTH - left - gap - beside) / 2

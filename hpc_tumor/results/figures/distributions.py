@@ -45,7 +45,7 @@ def _of_patients(group: Group, rows: Rows, score: str, names: dict[str, str], th
         f"{'Dice' if score == 'dice' else 'HD95 in mm, less is better'}: a dot is "
         + (f"one of {_MOST_DOTS} evenly spaced quantiles of the patients" if many else "a patient")
         + "; box: quartiles, stroke: median, whiskers: 5th and 95th percentile."
-        + (" Crosses: the region was missed, or predicted where there is none." if score == "hd95" else "")
+        + (" Crosses: the region was missed, or predicted where there is none, by one run at least." if score == "hd95" else "")
         + f" {cases_note(rows.entries, group.task)}.{runs_note(rows.entries)}"
         + ("" if len(rows.entries) == there else limit_note(rows.entries, group.entries))
     )
@@ -56,10 +56,12 @@ def _panels(rows: Rows, score: str, names: dict[str, str]) -> Sheet:
     left, gap, top = rows.left(), 0.18, 0.3
     wide = (WIDTH - left - 0.16 - gap * (len(names) - 1)) / len(names)
     sheet = Sheet(top + rows.total + 0.34)
+    shown = [entry.cases.values[name] for entry in rows.entries for name in names if name in entry.cases.values]
+    lowest = [float(np.nanmin(values)) for values in shown if not np.isnan(values).all()]
     for place, (name, said) in enumerate(names.items()):
         axes = sheet.axes(left + place * (wide + gap), top, wide, rows.total)
         rows.prepare(axes)
-        _scale(axes, score)
+        _scale(axes, score, min(lowest, default=0.0))
         axes.set_title(said if place or score != "hd95" else f"{said}, mm")
         for y, entry in enumerate(rows.entries):
             if name in entry.cases.values:
@@ -69,11 +71,13 @@ def _panels(rows: Rows, score: str, names: dict[str, str]) -> Sheet:
     return sheet
 
 
-def _scale(axes: Axes, score: str) -> None:
-    from matplotlib.ticker import FixedFormatter, FixedLocator
+def _scale(axes: Axes, score: str, lowest: float) -> None:
+    from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator
 
     if score == "dice":
-        axes.set(xlim=(-0.03, 1.03), xticks=[0, 0.5, 1], xticklabels=["0", "0.5", "1"])
+        low = np.floor(10 * max(0.0, lowest)) / 10
+        axes.set_xlim(low - 0.02 * (1 - low), 1 + 0.03 * (1 - low))
+        axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
         return
     axes.set_xscale("symlog", linthresh=1.0, linscale=0.5)
     axes.set_xlim(-0.15, 520)
@@ -83,9 +87,9 @@ def _scale(axes: Axes, score: str) -> None:
 
 
 def _lost(entry: Entry, name: str) -> np.ndarray | None:
-    """Cases in which the structure was missed, or predicted where there is none: their distance is a penalty."""
+    """Cases in which the structure was missed, or predicted where there is none, by one run at least: a penalty."""
     status = entry.cases.status.get(name.rpartition("_")[2])
-    return None if status is None else np.isin(status, ("missed", "false alarm"))
+    return None if status is None else np.isin(status, ("missed", "false alarm", "differs"))
 
 
 def _strip(axes: Axes, y: float, values: Floats, look: Look, lost: np.ndarray | None = None, tall: float = 0.3) -> None:

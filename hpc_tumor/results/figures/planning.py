@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from hpc_tumor.results.comparison import Group
-from hpc_tumor.results.figures import curves, distributions, ranks, scores, tradeoffs
+from hpc_tumor.results.figures import (
+    attention,
+    cases,
+    confusion,
+    curves,
+    distributions,
+    images,
+    ranks,
+    scores,
+    tradeoffs,
+)
 from hpc_tumor.results.figures.drawing import Plan
 
 Planner = Callable[[Group], list[Plan]]
@@ -16,4 +26,12 @@ PLANNERS: Mapping[str, tuple[Planner, ...]] = {
     "curves": (curves.plan_curves,),
     "distributions": (distributions.plan_distributions,),
     "tradeoffs": (tradeoffs.plan_costs, tradeoffs.plan_filters),
+    "cases": (cases.plan_cases,),
+    "attention": (attention.plan_attention,),
+    "confusion": (confusion.plan_confusion,),
+    "calibration": (confusion.plan_calibration,),
+    "mistakes": (images.plan_mistakes,),
+    "filters": (images.plan_filters,),
+    "samples": (images.plan_samples, cases.plan_samples),
+    "data": (confusion.plan_data,),
 }

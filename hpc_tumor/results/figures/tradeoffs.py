@@ -63,10 +63,10 @@ def _hours(entries: Sequence[Entry]) -> str:
 
 
 def _panels(group: Group, rows: Rows, costs: Sequence[str]) -> Sheet:
-    names = [wrapped(entry.name, 24) for entry in rows.entries]
+    names = [wrapped(entry.name, 26) for entry in rows.entries]
     size = SMALL if len(names) <= 12 else 6.0
-    beside = min(1.75, max(text_width(name, size) for name in names)) + 0.3
-    left, gap, top, tall = 0.55, 0.18, 0.12, max(2.1, 0.2 * len(names))
+    beside = min(1.75, max(text_width(name, size) for name in names)) + 0.34
+    left, gap, top, tall = 0.55, 0.18, 0.2, max(2.1, 0.2 * len(names))
     wide = (WIDTH - left - beside - gap * (len(costs) - 1)) / len(costs)
     sheet = Sheet(top + tall + 0.5)
     how = measure(group.task, group.main)
@@ -95,7 +95,7 @@ def _names(
     heights = [top + tall * (bounds[1] - score) / (bounds[1] - bounds[0]) for score in scores]
     step = min(0.25 if any("\n" in name for name in names) else 0.17, (tall + 0.3) / max(1, len(names)))
     moved = apart(heights, step)
-    shift = max(0.0, max(moved) - sheet.height + 0.15) or min(0.0, min(moved) - 0.1)
+    shift = max(0.0, max(moved) - sheet.height + 0.15) or min(0.0, min(moved) - 0.16)
     for entry, name, y in zip(rows.entries, names, moved, strict=True):
         sheet.page.plot([x + 0.15], [y - shift], **mark_of(rows.look(entry)))
         sheet.text(x + 0.27, y - shift, name, fontsize=size, linespacing=0.95)

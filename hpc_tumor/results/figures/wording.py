@@ -22,7 +22,7 @@ def wrapped(text: object, width: int, lines: int = 2) -> str:
     rest = words(text, width * lines)
     found: list[str] = []
     while rest and len(found) < lines - 1 and len(rest) > width:
-        cut = rest.rfind(" ", 0, width + 1)
+        cut = rest.rfind(", ", width // 3, width) + 1 or rest.rfind(" ", 0, width + 1)
         cut = cut if cut > width // 3 else width
         found.append(rest[:cut].rstrip())
         rest = rest[cut:].lstrip()

@@ -1,0 +1,211 @@
+"""The best, the median and the worst test case of each segmentation network, beside the truth; and samples of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hpc_tumor.results.comparison import Group
+from hpc_tumor.results.entries import Entry
+from hpc_tumor.results.figures.drawing import Plan
+from hpc_tumor.results.figures.overlays import (
+    grey,
+    predicted_masks,
+    show,
+    truth_masks,
+    window_of,
+    with_difference,
+    with_labels,
+)
+from hpc_tumor.results.figures.palette import FALSE_NEGATIVE, FALSE_POSITIVE, LABELS, OTHER, RIGHT
+from hpc_tumor.results.figures.pictures import WHICH, Pictures, pictures_of, raster_plan, shown_number
+from hpc_tumor.results.figures.rowed import best_of
+from hpc_tumor.results.figures.sheet import SIZE, SMALL, WIDTH, Sheet
+from hpc_tumor.results.figures.wording import slug, words
+
+MOST_ENTRIES = 12  # with pictures
+_MODALITIES = ("FLAIR", "T1", "T1ce", "T2")
+_GAP = 0.04
+
+
+@dataclass(frozen=True)
+class Case:
+    """One slice of a case, cut to the head: images `(4, h, w)`, truth and prediction `(h, w)`, probabilities `(3, h, w)`."""
+
+    which: str
+    said: Mapping[str, Any]
+    images: np.ndarray
+    truth: np.ndarray
+    prediction: np.ndarray
+    probabilities: np.ndarray | None
+
+    @property
+    def words(self) -> str:
+        """Which case, which slice, how good."""
+        place = self.said.get("slice")
+        dice = ", ".join(f"{label} {shown_number(self.said, f'dice_{label}')}" for label in LABELS)
+        return (
+            f"{words(self.said.get('case', '?'), 44)}, slice {place if isinstance(place, int) else '?'}"
+            f" · Dice {shown_number(self.said, 'dice')} ({dice})"
+        )
+
+
+def cases_of(pictures: Pictures, cut: bool = True) -> list[Case]:
+    """Those cases whose arrays are there and fit each other, cut to the head or whole."""
+    return [case for which in WHICH if (case := _case_of(pictures, which, cut)) is not None]
+
+
+def _case_of(pictures: Pictures, which: str, cut: bool) -> Case | None:
+    """The best, median or worst case; None where it is not there, or damaged."""
+    images, truth = pictures.get(f"{which}_images", 3), pictures.get(f"{which}_truth", 2)
+    prediction, likely = pictures.get(f"{which}_prediction", 2), pictures.get(f"{which}_probabilities", 3)
+    if images is None or truth is None or prediction is None or len(images) != len(_MODALITIES):
+        return None
+    if not images.shape[1:] == truth.shape == prediction.shape:
+        return None
+    if likely is not None and likely.shape != (len(LABELS), *truth.shape):
+        likely = None
+    rows, columns = window_of(images) if cut else (slice(None), slice(None))
+    return Case(
+        which, pictures.case(which), images[:, rows, columns], truth[rows, columns], prediction[rows, columns],
+        None if likely is None else likely[:, rows, columns],
+    )  # fmt: skip
+
+
+def shown_entries(group: Group) -> Iterator[tuple[int, Entry, Pictures]]:
+    """Entries with pictures, with their number in the group from 1; the best ones where there are many."""
+    found = [(entry, pictures) for entry in group.entries if (pictures := pictures_of(entry)) is not None]
+    kept = {id(entry) for entry in best_of([entry for entry, _ in found], MOST_ENTRIES)}
+    for number, entry in enumerate(group.entries, 1):
+        for one, pictures in found:
+            if one is entry and id(entry) in kept:
+                yield number, entry, pictures
+
+
+def plan_cases(group: Group) -> list[Plan]:
+    """Of each entry: its cases, and the probabilities of one of them."""
+    if group.task != "segmentation":
+        return []
+    plans = []
+    for number, entry, pictures in shown_entries(group):
+        cases = cases_of(pictures)
+        if not cases:
+            continue
+        which, name = f"{number}-{slug(entry.model)}", words(entry.name, 80)
+        caption = (
+            f"{name}: the slice with most tumour of the {', '.join(case.which for case in cases)} test case by mean Dice of the"
+            " labels, of one run. Dice is that of the whole case. Truth and prediction over T1ce, difference over FLAIR."
+        )
+        plans.append(raster_plan(f"cases-{which}", "cases", f"Test cases of {name}", caption, _Drawer(cases)))
+        middle = next((case for case in cases if case.which == "median"), cases[0])
+        if middle.probabilities is not None:
+            said = f"{name}: {middle.which} case, {middle.words}. What the network gives each label, and what it decides."
+            title = f"Probabilities of {name}"
+            plans.append(raster_plan(f"cases-{which}-probabilities", "cases", title, said, _Likely(middle)))
+    return plans
+
+
+@dataclass(frozen=True)
+class _Drawer:
+    cases: list[Case]
+
+    def __call__(self) -> Sheet:
+        side = (WIDTH - 6 * _GAP) / 7
+        head, top, step = 0.2, 0.22, side + 0.27
+        sheet = Sheet(top + step * len(self.cases) + 0.3)
+        columns = (*_MODALITIES, "truth", "prediction", "difference")
+        for place, name in enumerate(columns):
+            sheet.text(place * (side + _GAP) + side / 2, 0.1, name, ha="center", fontsize=SMALL)
+        for row, case in enumerate(self.cases):
+            y = top + row * step
+            sheet.text(0, y + head / 2, case.which, fontsize=SMALL, fontweight="bold")
+            sheet.text(0.55, y + head / 2, case.words, fontsize=SMALL)
+            for place, picture in enumerate(_pictures(case)):
+                show(sheet.axes(place * (side + _GAP), y + head, side, side), picture)
+        legend(sheet, 0.0, sheet.height - 0.14, difference=True)
+        return sheet
+
+
+def _pictures(case: Case) -> list[np.ndarray]:
+    flair, enhanced = case.images[0], case.images[2]
+    return [
+        *(grey(image) for image in case.images),
+        with_labels(enhanced, truth_masks(case.truth)),
+        with_labels(enhanced, predicted_masks(case.prediction)),
+        with_difference(flair, case.truth, case.prediction),
+    ]
+
+
+def legend(sheet: Sheet, x: float, y: float, difference: bool = False) -> None:
+    """The colours of the labels, and those of the difference."""
+    labels = {"NCR": "NCR/NET, necrotic", "ED": "ED, oedema", "ET": "ET, enhancing"}
+    keys = [(labels[name], {"patch": colour}) for name, colour in LABELS.items()]
+    if difference:
+        keys += [
+            ("agreement", {"patch": RIGHT}), ("false positive", {"patch": FALSE_POSITIVE}),
+            ("false negative", {"patch": FALSE_NEGATIVE}), ("another label", {"patch": OTHER}),
+        ]  # fmt: skip
+    sheet.keys(x, y, keys)
+
+
+@dataclass(frozen=True)
+class _Likely:
+    case: Case
+
+    def __call__(self) -> Sheet:
+        case, enhanced = self.case, self.case.images[2]
+        assert case.probabilities is not None
+        side = (WIDTH - 0.55 - 4 * _GAP) / 5
+        top = 0.22
+        sheet = Sheet(top + side + 0.3)
+        places = [place * (side + _GAP) for place in range(5)]
+        show(sheet.axes(places[0], top, side, side), with_labels(enhanced, truth_masks(case.truth)))
+        picture = None
+        for place, likely in zip(places[1:4], case.probabilities, strict=True):
+            axes = sheet.axes(place, top, side, side)
+            picture = axes.imshow(likely / 255.0, cmap="magma", vmin=0, vmax=1, interpolation="nearest")
+            axes.set_axis_off()
+        show(sheet.axes(places[4], top, side, side), with_labels(enhanced, predicted_masks(case.prediction)))
+        for place, name in zip(places, ("truth", *(f"p({label})" for label in LABELS), "prediction"), strict=True):
+            sheet.text(place + side / 2, 0.1, name, ha="center", fontsize=SMALL)
+        scale = sheet.axes(places[4] + side + 0.1, top, 0.09, side)
+        bar = sheet.figure.colorbar(picture, cax=scale, ticks=[0, 0.5, 1])  # type: ignore[arg-type]
+        bar.outline.set_visible(False)  # type: ignore[operator]
+        legend(sheet, 0.0, sheet.height - 0.14)
+        return sheet
+
+
+def plan_samples(group: Group) -> list[Plan]:
+    """The four modalities of one case, and where each label is."""
+    if group.task != "segmentation":
+        return []
+    for _, entry, pictures in shown_entries(group):
+        cases = cases_of(pictures)
+        if cases:
+            caption = (
+                f"{words(cases[0].said.get('case', '?'))}, a test case: four modalities as the networks see them, the true"
+                f" labels over T1ce, and each by itself. ({words(entry.name)} is best at it.)"
+            )
+            return [raster_plan("samples", "samples", "A case and its labels", caption, lambda: _sample(cases[0]))]
+    return []
+
+
+def _sample(case: Case) -> Sheet:
+    side = (WIDTH - 3 * 0.06) / 4
+    head, step = 0.2, side + 0.22
+    sheet = Sheet(2 * step + 0.24)
+    masks, enhanced = truth_masks(case.truth), case.images[2]
+    pictures = [
+        *zip(_MODALITIES, map(grey, case.images), strict=True),
+        ("all labels", with_labels(enhanced, masks)),
+        *((label, with_labels(enhanced, {label: masks[label]})) for label in LABELS),
+    ]
+    for place, (name, picture) in enumerate(pictures):
+        x, y = (place % 4) * (side + 0.06), (place // 4) * step
+        sheet.text(x + side / 2, y + 0.1, name, ha="center", fontsize=SIZE)
+        show(sheet.axes(x, y + head, side, side), picture)
+    legend(sheet, 0.0, sheet.height - 0.11)
+    return sheet

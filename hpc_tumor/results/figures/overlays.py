@@ -1,0 +1,91 @@
+"""Slices as pictures: brain in grey, labels and disagreement in colour over it, gates and probabilities as heat."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hpc_tumor.results.figures.palette import FALSE_NEGATIVE, FALSE_POSITIVE, LABELS, OTHER, RIGHT, rgb
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_OPAQUE = 0.72
+_BITS = {"NCR": 1, "ED": 2, "ET": 4}  # of a prediction; labels of the truth are 1, 2, 3 in this order
+_ON_TOP = ("ED", "NCR", "ET")  # where bits overlap, the last one is seen
+Window = tuple[slice, slice]
+
+
+def window_of(images: np.ndarray, margin: float = 0.04) -> Window:
+    """The square around everything that is not black in `(n, H, W)`, cut at the edges."""
+    there = (images > 0).any(0)
+    height, width = there.shape
+    if not there.any():
+        return slice(0, height), slice(0, width)
+    rows, columns = np.flatnonzero(there.any(1)), np.flatnonzero(there.any(0))
+    side = max(np.ptp(rows), np.ptp(columns)) + 1
+    side = int(side * (1 + 2 * margin)) + 1
+    found = []
+    for places, length in ((rows, height), (columns, width)):
+        start = int((places[0] + places[-1] + 1 - side) // 2)
+        start = max(0, min(start, length - side))
+        found.append(slice(start, min(length, start + side)))
+    return found[0], found[1]
+
+
+def grey(image: np.ndarray) -> np.ndarray:
+    """`(H, W)` uint8 → `(H, W, 3)` from 0 to 1."""
+    return np.repeat(image[..., None] / 255.0, 3, axis=2)
+
+
+def truth_masks(truth: np.ndarray) -> dict[str, np.ndarray]:
+    """Labels 0 to 3 → where each label is."""
+    return {name: truth == place for place, name in enumerate(_BITS, 1)}
+
+
+def predicted_masks(bits: np.ndarray) -> dict[str, np.ndarray]:
+    """Bits → where each label is predicted; they may overlap."""
+    return {name: bits & bit > 0 for name, bit in _BITS.items()}
+
+
+def with_labels(image: np.ndarray, masks: Mapping[str, np.ndarray]) -> np.ndarray:
+    """A grey image with labels in their colours over it."""
+    return _over(image, [(masks[name], LABELS[name]) for name in _ON_TOP if name in masks])
+
+
+def with_difference(image: np.ndarray, truth: np.ndarray, bits: np.ndarray) -> np.ndarray:
+    """Where prediction and truth agree, where one has tumour and the other none, and where the label is another."""
+    is_so, said = truth > 0, bits > 0
+    as_bits = np.array([0, *_BITS.values()], np.uint8)[np.clip(truth, 0, 3)]
+    return _over(image, [
+        (is_so & said & (as_bits == bits), RIGHT), (is_so & said & (as_bits != bits), OTHER),
+        (~is_so & said, FALSE_POSITIVE), (is_so & ~said, FALSE_NEGATIVE),
+    ])  # fmt: skip
+
+
+def _over(image: np.ndarray, layers: Sequence[tuple[np.ndarray, str]]) -> np.ndarray:
+    picture = grey(image)
+    for mask, colour in layers:
+        picture[mask] = (1 - _OPAQUE) * picture[mask] + _OPAQUE * np.array(rgb(colour))
+    return picture
+
+
+def show(axes: Axes, picture: np.ndarray, title: str = "", size: float = 7.5) -> None:
+    """A picture without axes around it. `(H, W)` uint8 is grey, `(H, W, 3)` colours."""
+    values = grey(picture) if picture.ndim == 2 else picture
+    axes.imshow(values, interpolation="nearest" if max(values.shape[:2]) <= 128 else "antialiased", aspect="equal")
+    axes.set_axis_off()
+    if title:
+        axes.set_title(title, fontsize=size, pad=3, loc="center")
+
+
+def show_heat(axes: Axes, image: np.ndarray, heat: np.ndarray, opacity: float = 0.55) -> None:
+    """Heat from 0 to 255, of any size, smoothed over all of a grey image."""
+    height, width = image.shape
+    show(axes, image)
+    axes.imshow(
+        heat, cmap="inferno", vmin=0, vmax=255, alpha=opacity, interpolation="bilinear",
+        extent=(-0.5, width - 0.5, height - 0.5, -0.5), aspect="equal",
+    )  # fmt: skip

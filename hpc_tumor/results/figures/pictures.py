@@ -1,0 +1,122 @@
+"""The pictures that a run left for its report, read with care: the file may be torn, foreign or made to do harm."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpc_tumor.results.entries import Entry
+from hpc_tumor.results.figures.drawing import Plan
+from hpc_tumor.results.figures.wording import words
+from hpc_tumor.results.values import number, section
+from hpc_tumor.run_dir import RunDir
+
+FORMAT = "hpc-tumor pictures 1"
+_MOST_FILE = 64 * 2**20  # bytes; ours have 3 MB
+_MOST_ARRAY = 32 * 2**20
+_MOST_ALL = 96 * 2**20
+_MOST_ARRAYS = 64
+LONGEST = 1024  # pixels per side
+WHICH = ("best", "median", "worst")
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The arrays of one file by name, and what is said about them."""
+
+    arrays: Mapping[str, np.ndarray]
+    about: Mapping[str, Any]
+
+    def get(self, name: str, axes: int, kind: str = "uint8") -> np.ndarray | None:
+        """An array with so many axes, none of them empty or too long; None where there is no such one."""
+        array = self.arrays.get(name)
+        fits = array is not None and array.dtype == kind and array.ndim == axes and 0 < min(array.shape, default=0)
+        return array if fits and array is not None and max(array.shape) <= LONGEST else None
+
+    def listed(self, name: str, count: int) -> list[Mapping[str, Any]]:
+        """What is said of each of `count` pictures; nothing of those that nothing is said of."""
+        said = self.about.get(name)
+        found = [section(one) for one in said[:count]] if isinstance(said, list) else []
+        return found + [{}] * (count - len(found))
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        """A list of words."""
+        said = self.about.get(name)
+        return tuple(words(one, 40) for one in said[:64]) if isinstance(said, list) else ()
+
+    def case(self, which: str) -> Mapping[str, Any]:
+        """What is said of the best, median or worst case."""
+        return section(section(self.about.get("cases")).get(which))
+
+
+def pictures_of(entry: Entry) -> Pictures | None:
+    """Those of the first run of an entry that has any."""
+    return next((found for run in entry.runs if (found := read_pictures(run.path)) is not None), None)
+
+
+def read_pictures(run: str) -> Pictures | None:
+    """The pictures of the run directory `run`; None where there are none that can be used."""
+    file = RunDir(Path(run)).pictures
+    try:
+        status = file.stat()
+        if not file.is_file() or status.st_size > _MOST_FILE:
+            return None
+        return _read(str(file), status.st_mtime_ns, status.st_size)
+    except (OSError, ValueError):
+        return None
+
+
+@lru_cache(maxsize=32)  # some figures are made of one file
+def _read(file: str, changed: int, size: int) -> Pictures | None:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+            if len(members) > _MOST_ARRAYS or sum(one.file_size for one in members) > _MOST_ALL:
+                return None
+            arrays = {one.filename.removesuffix(".npy"): _array(archive, one) for one in members}
+        about = json.loads(str(arrays.pop("about")))
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, NotImplementedError, RecursionError,
+            zipfile.BadZipFile, zlib.error):  # fmt: skip
+        return None
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        return None
+    return Pictures(arrays, about)
+
+
+def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    """One array. ValueError for one that claims more than it holds, which numpy would first make room for."""
+    if member.file_size > _MOST_ARRAY:
+        raise ValueError("too large")
+    data = io.BytesIO(archive.read(member))
+    version = np.lib.format.read_magic(data)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError("unknown version")
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(data)
+    count = 1
+    for length in shape:
+        count *= length
+    if dtype.hasobject or dtype.kind not in "uifU" or count < 0 or count * dtype.itemsize > _MOST_ARRAY:
+        raise ValueError("no picture")
+    values = np.frombuffer(data.read(), dtype, count)
+    return values.reshape(shape, order="F" if fortran else "C")
+
+
+def shown_number(said: Mapping[str, Any], name: str) -> str:
+    """A share as `0.912`; a question mark for none."""
+    value = number(said.get(name))
+    return "?" if value is None else f"{value:.3f}"
+
+
+def raster_plan(name: str, section_: str, title: str, caption: str, draw: Any) -> Plan:
+    """A plan of a figure that is made of images."""
+    return Plan(name, section_, title, caption, draw, raster=True)
