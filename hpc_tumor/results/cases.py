@@ -74,6 +74,8 @@ class TestCases:
         """Why these cases cannot be those that `scores` were measured on; None where they can."""
         if self.problem:
             return self.problem
+        if scores.get(main) is None:
+            return f"result.json gives no number for {main}"
         if n is not None and self.n != n:
             return f"cases.csv has {self.n} row{'s' * (self.n != 1)} for {n} test case{'s' * (n != 1)}"
         score, mean = scores.get(main), self.mean(main)
@@ -95,8 +97,12 @@ def read_test_cases(path: Path, task: str) -> TestCases:
         return TestCases(problem="cases.csv holds no test cases")
     if any(len(row) != len(head) for row in rows):
         return TestCases(problem="cases.csv is torn")
+    place = head.index("case")
+    rows.sort(key=lambda row: row[place])  # from here on, the order in which they were written means nothing
     columns = dict(zip(head, zip(*rows, strict=True), strict=True))
     ids = columns["case"]
+    if len(set(ids)) < len(ids):
+        return TestCases(problem="cases.csv names a case twice")
     slices = columns.get("slices", ("",) * len(ids))
     identity = "\n".join(sorted(f"{case}\t{count}" for case, count in zip(ids, slices, strict=True)))
     key = hashlib.sha256(identity.encode()).hexdigest()[:16]
