@@ -114,7 +114,9 @@ class Group:
         fingerprint = f" {self.fingerprint[:12]}" if self.fingerprint else ""
         store = PurePath(self.store).name or self.store
         data = (f"{self.dataset}, {store}" if self.dataset else store) + fingerprint
-        return f"{self.task.capitalize()} · {data} · split {self.split}{self._of_folds()} ({leak}) · {counts} test {noun}"
+        return (
+            f"{self.task.capitalize()} · {data} · split {self.split}{self._of_folds()} ({leak}) · {counts} test {noun}"
+        )
 
     def _of_folds(self) -> str:
         """Which folds of how many its runs were tested on; nothing where the split is not cut into folds."""

@@ -121,7 +121,9 @@ class Entry:
         mean, sd = mean_and_sd([run.best.get(name) for run in self.runs])
         of_cases = self._of_cases.get(name)
         # A distance that some patient has not is no mean: it would be one over other patients than its neighbours'.
-        if mean is None and (any(name in run.best and run.best[name] is None for run in self.runs) or self._lacks(of_cases)):
+        if mean is None and (
+            any(name in run.best and run.best[name] is None for run in self.runs) or self._lacks(of_cases)
+        ):
             return None
         if of_cases is not None and (mean is None or len(self.folds) > 1 or abs(mean - of_cases.mean) <= _TOLERANCE):
             return replace(of_cases, mean=of_cases.mean if mean is None or len(self.folds) > 1 else mean, sd=sd)

@@ -18,16 +18,15 @@ from hpc_tumor.results.brief_tables import skipped_table, unfinished_table
 from hpc_tumor.results.comparison import Comparison
 from hpc_tumor.results.entries import Entry
 from hpc_tumor.results.full_tables import group_tables
-from hpc_tumor.results.latex import latex_document
 from hpc_tumor.results.layout import NOTHING, Table
 from hpc_tumor.results.notes import conclusions
+from hpc_tumor.results.paper_tables import paper
 from hpc_tumor.results.published import PUBLISHED
 from hpc_tumor.results.run_result import RunResult
 from hpc_tumor.run_dir import folder_to_write
 
 __all__ = ["write_tables"]
 _NESTED = {"best", "last", "last_train", "cases", "config", "remarks", "settings", "class_counts", "cleaning"}
-_IN_PAPER = ("results", "parts", "tests", "ranks", "cost")
 
 
 def write_tables(comparison: Comparison, output: Path) -> list[Path]:
@@ -48,7 +47,7 @@ def write_tables(comparison: Comparison, output: Path) -> list[Path]:
             atomic.write_text(beside / "comparison-long.csv", _long(comparison))
             atomic.write_json(beside / "comparison.json", as_json(comparison))
             atomic.write_text(beside / "comparison.md", _markdown(comparison))
-            atomic.write_text(beside / "comparison.tex", _latex(comparison))
+            atomic.write_text(beside / "comparison.tex", paper(comparison))
             atomic.write_text(beside / "cases.csv", _cases(comparison))
             names = sorted(path.name for path in beside.iterdir())
             for name in names:
@@ -175,14 +174,6 @@ def _named(prefix: str, scores: dict[str, Any] | Any) -> dict[str, Any]:
 def _harmless(value: Any) -> Any:
     # A spreadsheet would run a text that begins like a formula; a leading apostrophe makes it text.
     return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@") else value
-
-
-def _latex(comparison: Comparison) -> str:
-    tables = []
-    for group in comparison.groups:
-        found = group_tables(group)
-        tables += [found[name] for name in _IN_PAPER if name in found]
-    return latex_document(tables)
 
 
 def _markdown(comparison: Comparison) -> str:
