@@ -32,6 +32,8 @@ class Row:
 
     def value(self, score: str) -> float | None:
         """Mean of a score."""
+        if self.kind == "entry" and self.entry is not None:
+            return self.entry.value(score)
         found = self.statistics.get(score)
         return found.mean if found else None
 
