@@ -169,8 +169,10 @@ def draw(table: Table) -> RenderableType:
     from rich.text import Text
 
     grid = Grid(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    wraps = any(column.wrap for column in table.columns)
     for column in table.columns:
-        grid.add_column(Text(column.title), justify=column.align, overflow="fold")
+        whole = wraps and not column.wrap  # it is the long texts that are broken into lines
+        grid.add_column(Text(column.title), justify=column.align, overflow="fold", no_wrap=whole)
     for row in table.rows:
         grid.add_row(*(Text(printable(cell), style=_STYLES.get(cell, "")) for cell in row))
     title = [Text(table.title, style="bold")] if table.title else []

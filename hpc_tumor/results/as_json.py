@@ -47,7 +47,7 @@ def _group(group: Group) -> dict[str, Any]:
         "fingerprint": group.fingerprint,
         "by": list(group.by),
         "main_score": group.main,
-        "notes": [*group_notes(group, brief=False), *conclusions(group)],
+        "notes": [*group_notes(group), *conclusions(group)],
         "entries": [_entry(entry) for entry in group.entries],
         "runs": [_run(run) for run in group.runs],
         "tests": [{**vars(test), "first": names[test.first], "second": names[test.second]} for test in group.tests],

@@ -3,64 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from hpc_tumor.results.comparison import Comparison, Group
-from hpc_tumor.results.formats import percent, short, three, time
-from hpc_tumor.results.layout import NOTHING, Column, Table
-from hpc_tumor.results.measures import MAIN_SCORE, measure
-from hpc_tumor.results.notes import conclusions, group_notes
+from hpc_tumor.results.formats import percent, short, significant, three, time
+from hpc_tumor.results.layout import Column, Table
+from hpc_tumor.results.making import Spec, plain_table, table_of
+from hpc_tumor.results.measures import MAIN_SCORE, REGIONS, measure
+from hpc_tumor.results.notes import brief_notes, conclusions
 from hpc_tumor.results.published import PUBLISHED
 from hpc_tumor.results.rows import Row, group_rows
 
 Cell = Callable[[Row], str]
-Spec = tuple[Column, Cell]
 MOST_RUNS = 30  # rows of single runs below their entries; of more, the entries alone
 
 
 def terminal_tables(comparison: Comparison, width: int = 120) -> list[Table]:
     """Tables to print in `width` characters: one per group of comparable runs, unfinished runs, skipped folders.
 
-    Of each group only as many columns as fit, with two blanks between them; the last two tables have cells to break.
+    Of each only as many columns as fit, with two blanks between them; the last two tables have cells to break.
     """
     tables = [brief_table(group).fit(width) for group in comparison.groups]
     if comparison.unfinished:
-        tables.append(unfinished_table(comparison))
+        tables.append(unfinished_table(comparison).fit(width))
     if comparison.skipped:
         tables.append(skipped_table(comparison))
     return tables
 
 
 def brief_table(group: Group) -> Table:
-    """The finished runs of one group, with what matters most."""
+    """The finished runs of one group, with what matters most; what follows from it is the last note."""
     rows = group_rows(group, runs=len(group.runs) <= MOST_RUNS)
-    classification = group.task == "classification"
     specs: list[Spec] = [
         (Column("model", "left"), lambda row: row.label),
-        (Column("params", keep=5), lambda row: short(row.parameters)),
+        *(_classification(group) if group.task == "classification" else _segmentation(group)),
+        (Column("params", keep=16), lambda row: short(row.parameters)),
         (Column("GPUs", keep=6), lambda row: row.gpus),
-        (Column("time", keep=7), lambda row: time(row.mean("seconds"))),
+        (Column("time", keep=18), lambda row: time(row.mean("seconds"))),
+        (Column("GB", keep=5), lambda row: significant(row.mean("peak_memory_gb"))),
         (Column("ep.", keep=3), lambda row: row.epochs),
-        *(_classification(group) if classification else _segmentation(group)),
     ]
-    cells = [tuple(cell(row) or NOTHING for _, cell in specs) for row in rows]
-    columns = [column for column, _ in specs]
-    # A column in which no row has anything is left out.
-    kept = [index for index in range(len(specs)) if any(line[index] != NOTHING for line in cells)]
-    return Table(
-        group.title,
-        tuple(columns[index] for index in kept),
-        tuple(tuple(line[index] for index in kept) for line in cells),
-        (*group_notes(group, brief=True), *conclusions(group)),
-    )
+    table = table_of(group.title, rows, specs)
+    return replace(table, notes=(*brief_notes(group), *conclusions(group)))
 
 
 def unfinished_table(comparison: Comparison) -> Table:
     """Runs without a result, with their state."""
     columns = (
         Column("run", "left"),
-        Column("model", "left"),
+        Column("model", "left", keep=20),
         Column("epoch"),
-        Column("best so far", "left"),
+        Column("best so far", "left", keep=30),
         Column("state", "left", wrap=True),
     )
     rows = []
@@ -71,8 +64,9 @@ def unfinished_table(comparison: Comparison) -> Table:
         state = f"{run.state}: {run.reason}" if run.reason else run.state
         if run.skipped_steps:
             state += f" ({run.skipped_steps} steps skipped)"
-        rows.append(tuple(cell or NOTHING for cell in (run.run, run.model or "", epoch, best, state)))
-    return Table("Unfinished runs", columns, tuple(rows), ("Best so far: on validation data.",))
+        rows.append((run.run, run.model or "", epoch, best, state))
+    notes = ("Best so far: on validation data.",) if any(run.best is not None for run in comparison.unfinished) else ()
+    return plain_table("Unfinished runs", columns, rows, notes)
 
 
 def skipped_table(comparison: Comparison) -> Table:
@@ -81,13 +75,14 @@ def skipped_table(comparison: Comparison) -> Table:
     return Table("Skipped", columns, tuple((item.path, item.reason) for item in comparison.skipped))
 
 
-def spread_columns(group: Group, main: str) -> list[Spec]:
+def spread_columns(group: Group, main: str, brief: bool = False) -> list[Spec]:
     """The interval over test cases, and what ± means: the standard deviation over seeds, folds or runs."""
     shown = measure(group.task, main)
     specs: list[Spec] = [(Column("95 % CI", keep=60), lambda row: interval(row, main))]
     over = sorted({entry.sd_over for entry in group.entries if entry.sd_over})
     if over:
-        title = f"± sd over {over[0] if len(over) == 1 else 'runs'}"
+        what = over[0] if len(over) == 1 else "runs"
+        title = f"± sd ({what})" if brief else f"± sd over {what}"
         specs.append((Column(title, keep=55), lambda row: _deviation(row, main, 100 if shown.form == "percent" else 1)))
     return specs
 
@@ -110,33 +105,33 @@ def _deviation(row: Row, score: str, factor: int) -> str:
 
 def _classification(group: Group) -> list[Spec]:
     return [
-        (Column("train %", keep=10), lambda row: percent(row.train.get("accuracy"))),
         (Column("test %"), lambda row: percent(row.value("accuracy"))),
-        *spread_columns(group, "accuracy"),
+        *spread_columns(group, "accuracy", brief=True),
         (Column("new %", keep=40), lambda row: percent(row.value("accuracy_new"))),
-        (Column("bal. %", keep=9), lambda row: percent(row.value("balanced_accuracy"))),
-        (Column("AUROC", keep=8), lambda row: three(row.value("auroc"))),
-        (Column("ECE", keep=8), lambda row: three(row.value("ece"))),
-        (Column("last %", keep=7), lambda row: percent(row.last.get("accuracy"))),
+        (Column("publ.† %", keep=50), lambda row: percent(_published(row, "accuracy"))),
+        (Column("bal. %", keep=25), lambda row: percent(row.value("balanced_accuracy"))),
+        (Column("AUROC", keep=24), lambda row: three(row.value("auroc"))),
+        (Column("ECE", keep=22), lambda row: three(row.value("ece"))),
         (Column("conf. %", keep=4), lambda row: percent(row.value("confidence"))),
-        (Column("publ.† %", keep=30), lambda row: percent(_published(row, "accuracy"))),
+        (Column("last %", keep=7), lambda row: percent(row.last.get("accuracy"))),
+        (Column("train %", keep=20), lambda row: percent(row.train.get("accuracy"))),
     ]
 
 
 def _segmentation(group: Group) -> list[Spec]:
-    specs: list[Spec] = [(Column("Dice"), _score("dice")), *spread_columns(group, "dice")]
-    specs += [(Column(label, keep=50), _score(f"dice_{label}")) for label in ("NCR", "ED", "ET")]
-    specs += [(Column(label, keep=45), _score(f"dice_{label}")) for label in ("WT", "TC")]
-    specs += [
-        (Column("HD95", keep=40), lambda row: _millimetres(row.value("hd95"))),
-        (Column("NSD", keep=15), _score("nsd")),
-        (Column("IoU", keep=1), _score("iou")),
-        (Column("prec.", keep=1), _score("precision")),
-        (Column("recall", keep=1), _score("recall")),
-        (Column("last", keep=20), lambda row: three(row.last.get("dice"))),
-        (Column("publ.†", keep=30), lambda row: three(_published(row, "dice"))),
+    return [
+        (Column("Dice"), _score("dice")),
+        *spread_columns(group, "dice", brief=True),
+        *((Column(part, keep=40, family="regions"), _score(f"dice_{part}")) for part in REGIONS),
+        *((Column(part, keep=10, family="labels"), _score(f"dice_{part}")) for part in ("NCR", "ED")),
+        (Column("HD95", keep=45), lambda row: _millimetres(row.value("hd95"))),
+        (Column("NSD", keep=30), _score("nsd")),
+        (Column("publ.†", keep=50), lambda row: three(_published(row, "dice"))),
+        (Column("IoU", keep=2), _score("iou")),
+        (Column("prec.", keep=1, family="errors"), _score("precision")),
+        (Column("recall", keep=1, family="errors"), _score("recall")),
+        (Column("last", keep=8), lambda row: three(row.last.get("dice"))),
     ]
-    return specs
 
 
 def _millimetres(value: float | None) -> str:

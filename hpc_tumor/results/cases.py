@@ -7,6 +7,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,16 @@ class TestCases:
     identity: str | None = None
     problem: str | None = None
 
+    @cached_property
+    def order(self) -> NDArray[np.intp]:
+        """Places of the cases in the order of their names."""
+        return _order(self.ids)
+
+    @cached_property
+    def units(self) -> NDArray[np.intp]:
+        """`(n,)` the number of the group of each case, in the order of the groups' names."""
+        return np.arange(self.n) if self.groups is None else _codes(tuple(self.groups.tolist()))
+
     @property
     def n(self) -> int:
         """How many cases there are."""
@@ -74,6 +85,8 @@ class TestCases:
         """Why these cases cannot be those that `scores` were measured on; None where they can."""
         if self.problem:
             return self.problem
+        if scores.get(main) is None:
+            return f"result.json gives no number for {main}"
         if n is not None and self.n != n:
             return f"cases.csv has {self.n} row{'s' * (self.n != 1)} for {n} test case{'s' * (n != 1)}"
         score, mean = scores.get(main), self.mean(main)
@@ -95,11 +108,14 @@ def read_test_cases(path: Path, task: str) -> TestCases:
         return TestCases(problem="cases.csv holds no test cases")
     if any(len(row) != len(head) for row in rows):
         return TestCases(problem="cases.csv is torn")
+    place = head.index("case")
+    rows.sort(key=lambda row: row[place])  # from here on, the order in which they were written means nothing
     columns = dict(zip(head, zip(*rows, strict=True), strict=True))
     ids = columns["case"]
+    if len(set(ids)) < len(ids):
+        return TestCases(problem="cases.csv names a case twice")
     slices = columns.get("slices", ("",) * len(ids))
-    identity = "\n".join(sorted(f"{case}\t{count}" for case, count in zip(ids, slices, strict=True)))
-    key = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    key = _identity(ids, slices)
     if task == "segmentation":
         status = {
             name.removeprefix("status_"): np.array(cells) for name, cells in columns.items() if name[:7] == "status_"
@@ -109,7 +125,24 @@ def read_test_cases(path: Path, task: str) -> TestCases:
     return TestCases(ids, _classification(columns, images), {}, _groups(ids, columns.get("group")), images, key)
 
 
-def _segmentation(columns: Mapping[str, Sequence[str]]) -> dict[str, Floats]:
+# Most runs of a comparison have the same test cases: what follows from their names alone is worked out once.
+@lru_cache(maxsize=64)
+def _identity(ids: tuple[str, ...], slices: tuple[str, ...]) -> str:
+    identity = "\n".join(sorted(f"{case}\t{count}" for case, count in zip(ids, slices, strict=True)))
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+
+@lru_cache(maxsize=64)
+def _order(ids: tuple[str, ...]) -> NDArray[np.intp]:
+    return np.array(sorted(range(len(ids)), key=ids.__getitem__), dtype=np.intp)
+
+
+@lru_cache(maxsize=64)
+def _codes(groups: tuple[str, ...]) -> NDArray[np.intp]:
+    return np.unique(np.array(groups), return_inverse=True)[1]
+
+
+def _segmentation(columns: Mapping[str, tuple[str, ...]]) -> dict[str, Floats]:
     """Every score of every structure, and its mean over the three labels case by case."""
     values = {
         name: _numbers(cells) for name, cells in columns.items() if "_" in name and not name.startswith("status_")
@@ -121,7 +154,7 @@ def _segmentation(columns: Mapping[str, Sequence[str]]) -> dict[str, Floats]:
     return values
 
 
-def _classification(columns: Mapping[str, Sequence[str]], images: Images | None) -> dict[str, Floats]:
+def _classification(columns: Mapping[str, tuple[str, ...]], images: Images | None) -> dict[str, Floats]:
     values = {name: _numbers(columns[cell]) for name, cell in _IMAGE_SCORES.items() if cell in columns}
     if images is not None:
         values["nll"] = case_nll(images.probabilities, images.labels)
@@ -151,7 +184,8 @@ def _images(columns: Mapping[str, Sequence[str]]) -> Images | None:
     return Images(classes, labels, predicted, probabilities, known, nearest)
 
 
-def _groups(ids: Sequence[str], cells: Sequence[str] | None) -> NDArray[np.str_]:
+@lru_cache(maxsize=64)
+def _groups(ids: tuple[str, ...], cells: tuple[str, ...] | None) -> NDArray[np.str_]:
     """The duplicate group of each image; an image without one is alone."""
     groups = cells or [""] * len(ids)
     return np.array([
@@ -189,7 +223,7 @@ def mean_of_seeds(runs: Sequence[TestCases]) -> TestCases:
     if len({run.identity for run in runs}) > 1:
         return TestCases(problem="its seeds were tested on different cases")
     first = runs[0]
-    orders = [np.argsort(run.ids) for run in runs]
+    orders = [run.order for run in runs]
     ids = tuple(first.ids[index] for index in orders[0])
     names = [name for name in first.values if all(name in run.values for run in runs)]
     values = {

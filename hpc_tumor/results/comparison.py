@@ -110,12 +110,22 @@ class Group:
         # Neither an image nor a near copy of it; other slices of its patient may be, since the data names no patients.
         clean = "no duplicates on two sides" if self.split == "deduplicated" else "does not leak"
         leak = {True: "leaks", False: clean, None: "not known whether it leaks"}[self.split_leaks]
-        folds = "" if self.folds is None else f", {self.folds} folds"
         noun = CASES[self.task] if known != [1] else CASES[self.task].removesuffix("s")
         fingerprint = f" {self.fingerprint[:12]}" if self.fingerprint else ""
         store = PurePath(self.store).name or self.store
         data = (f"{self.dataset}, {store}" if self.dataset else store) + fingerprint
-        return f"{self.task.capitalize()} · {data} · split {self.split}{folds} ({leak}) · {counts} test {noun}"
+        return (
+            f"{self.task.capitalize()} · {data} · split {self.split}{self._of_folds()} ({leak}) · {counts} test {noun}"
+        )
+
+    def _of_folds(self) -> str:
+        """Which folds of how many its runs were tested on; nothing where the split is not cut into folds."""
+        seen = {fold for entry in self.entries for fold in entry.folds}
+        if not seen:
+            return ""
+        if len(seen) == 1:
+            return f", fold {min(seen)}" + ("" if self.folds is None else f" of {self.folds}")
+        return f", {len(seen)}{'' if self.folds in (None, len(seen)) else f' of {self.folds}'} folds"
 
     def _common(self, names: list[str]) -> list[str]:
         return [name for name in names if all(name in entry.cases.values for entry in self.compared)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -15,7 +15,7 @@ from hpc_tumor.results.cases import TestCases, mean_of_seeds, side_by_side
 from hpc_tumor.results.measures import MAIN_SCORE
 from hpc_tumor.results.published import PUBLISHED
 from hpc_tumor.results.run_result import RunResult
-from hpc_tumor.results.statistics import Statistic, bootstrap_means, interval_of, mean_and_sd, times_drawn
+from hpc_tumor.results.statistics import Statistic, add_up, bootstrap_means, interval_of, mean_and_sd, times_drawn
 from hpc_tumor.scores import confusion_counts, of_confusion
 
 _TOLERANCE = 1e-3  # between a mean over cases.csv and that in result.json, which may be rounded
@@ -84,13 +84,18 @@ class Entry:
     @property
     def score(self) -> float | None:
         """The main score."""
-        found = self.statistics.get(MAIN_SCORE[self.task])
-        return found.mean if found else None
+        return self.value(MAIN_SCORE[self.task])
 
     def value(self, score: str) -> float | None:
-        """Mean of a score."""
-        found = self.statistics.get(score)
-        return found.mean if found else None
+        """Mean of a score: over the cases where folds stand side by side, else over the runs."""
+        mean, _ = mean_and_sd([run.best.get(score) for run in self.runs])
+        if mean is not None and len(self.folds) < 2:
+            return mean
+        known = self.cases.values[score][~np.isnan(self.cases.values[score])] if score in self.cases.values else ()
+        # A distance that some patient has not is no mean: it would be one over other patients than its neighbours'.
+        partly = self.task == "segmentation" and len(known) < self.cases.n
+        unsaid = mean is None and any(score in run.best and run.best[score] is None for run in self.runs)
+        return mean if not len(known) or partly or unsaid else math.fsum(known) / len(known)
 
     def counted(self, structure: str) -> Counter[str]:
         """How many test cases are ok, missed, a false alarm or empty by this structure."""
@@ -98,8 +103,10 @@ class Entry:
 
     @cached_property
     def statistics(self) -> Mapping[str, Statistic]:
-        """Every score that all its runs have, and those that its cases alone have."""
-        return {name: found for name in self._names() if (found := self._statistic(name)) is not None}
+        """Every score that all its runs have, and those that its cases alone have; each worked out when asked for."""
+        common = [name for name in self.runs[0].best if all(run.best.get(name) is not None for run in self.runs)]
+        names = dict.fromkeys([*common, *self.cases.values])
+        return _WhenAsked({name for name in names if self.value(name) is not None}, names, self._statistic)
 
     @cached_property
     def neighbour(self) -> TestCases | None:
@@ -113,17 +120,13 @@ class Entry:
             values["accuracy_new"] = np.where(cases.images.known, np.nan, right)
         return replace(cases, values=values)
 
-    def _names(self) -> list[str]:
-        common = [name for name in self.runs[0].best if all(run.best.get(name) is not None for run in self.runs)]
-        return list(dict.fromkeys([*common, *self.cases.values]))
-
-    def _statistic(self, name: str) -> Statistic | None:
-        mean, sd = mean_and_sd([run.best.get(name) for run in self.runs])
+    def _statistic(self, name: str) -> Statistic:
+        mean = self.value(name)
+        assert mean is not None
+        _, sd = mean_and_sd([run.best.get(name) for run in self.runs])
         of_cases = self._of_cases.get(name)
-        if of_cases is not None and (mean is None or len(self.folds) > 1 or abs(mean - of_cases.mean) <= _TOLERANCE):
-            return replace(of_cases, mean=of_cases.mean if mean is None or len(self.folds) > 1 else mean, sd=sd)
-        if mean is None:
-            return None
+        if of_cases is not None and abs(mean - of_cases.mean) <= _TOLERANCE:
+            return replace(of_cases, mean=mean, sd=sd)
         low, high = self._of_confusions.get(name, (None, None))
         return Statistic(mean, low, high, sd=sd, n=self.n)
 
@@ -133,7 +136,7 @@ class Entry:
         if not names:
             return {}
         columns = np.stack([self.cases.values[name] for name in names], 1)
-        groups = None if self.cases.groups is None else self.cases.groups.tolist()
+        groups = None if self.cases.groups is None else self.cases.units
         found = {}
         for name, column, interval in zip(names, columns.T, bootstrap_means(columns, groups), strict=True):
             known = column[~np.isnan(column)]
@@ -153,14 +156,10 @@ class Entry:
             return {}
         resampled: list[dict[str, np.ndarray]] = []
         for run in self.runs:
-            one, groups = run.cases.images, run.cases.groups
+            one = run.cases.images
             assert one is not None
-            if groups is None:
-                return {}
-            codes = np.unique(groups, return_inverse=True)[1]
             k = len(one.classes)
-            units = np.zeros((int(codes.max()) + 1, k * k))
-            np.add.at(units, (codes, one.labels * k + one.predicted), 1)
+            units = add_up(run.cases.units, np.eye(k * k)[one.labels * k + one.predicted])
             if len(units) < 2:
                 return {}
             drawn = (times_drawn(len(units)) @ units).reshape(-1, k, k)
@@ -173,6 +172,28 @@ class Entry:
             if mean is not None:
                 found[name] = interval_of(np.mean([one[name] for one in resampled], axis=0) + mean, mean)
         return found
+
+
+class _WhenAsked(Mapping[str, Statistic]):
+    """Statistics by name, in an order, each of them made when it is first asked for."""
+
+    def __init__(self, there: Collection[str], order: Iterable[str], make: Callable[[str], Statistic]):
+        self._names = {name: None for name in order if name in there}
+        self._make = make
+        self._made: dict[str, Statistic] = {}
+
+    def __getitem__(self, name: str) -> Statistic:
+        if name not in self._names:
+            raise KeyError(name)
+        if name not in self._made:
+            self._made[name] = self._make(name)
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def make_entries(runs: Sequence[RunResult], by: Sequence[str] = ()) -> tuple[Entry, ...]:

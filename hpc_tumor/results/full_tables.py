@@ -39,7 +39,7 @@ def results_table(group: Group) -> Table:
     classification = group.task == "classification"
     specs = _classification(group) if classification else _segmentation(group)
     table = table_of(group.title, rows, [(Column("model", "left"), lambda row: row.name), *specs])
-    return replace(table, notes=group_notes(group, brief=False))
+    return replace(table, notes=group_notes(group))
 
 
 def structures_table(group: Group) -> Table:

@@ -7,19 +7,22 @@ from typing import Literal
 
 NOTHING = "–"
 GAP = 2  # blanks between two columns on a terminal
+WRAPPED = 30  # characters that a column of long texts has at least, where they are longer
 
 
 @dataclass(frozen=True)
 class Column:
     """One column: how it is aligned, and whether its cells may be broken into lines where there is no room.
 
-    Where a terminal is too narrow, the columns with the smallest `keep` are left out first.
+    Where a terminal is too narrow, the columns with the smallest `keep` are left out first, those of one `family`
+    together.
     """
 
     title: str
     align: Literal["left", "right"] = "right"
     keep: int = 99
     wrap: bool = False
+    family: str = ""
 
 
 @dataclass(frozen=True)
@@ -37,9 +40,10 @@ class Table:
 
     @property
     def width(self) -> int:
-        """Characters that a row takes on a terminal, with two blanks between columns."""
+        """Characters that a row takes on a terminal, with two blanks between columns; of long texts the least."""
         lines = [[column.title for column in self.columns], *self.rows]
         widths = [max(len(line[index]) for line in lines) for index in range(len(self.columns))]
+        widths = [min(width, WRAPPED) if one.wrap else width for width, one in zip(widths, self.columns, strict=True)]
         return sum(widths) + GAP * (len(widths) - 1)
 
     def without(self, index: int) -> Table:
@@ -56,10 +60,13 @@ class Table:
         table, dropped = self, []
         while table.width > width and min(column.keep for column in table.columns) < 99:
             least = min(range(len(table.columns)), key=lambda index: table.columns[index].keep)
-            dropped.append(table.columns[least].title)
-            table = table.without(least)
+            family = table.columns[least].family
+            for index in range(len(table.columns) - 1, -1, -1):
+                if index == least or (family and table.columns[index].family == family):
+                    dropped.append(table.columns[index].title)
+                    table = table.without(index)
         if dropped:
-            names = ", ".join(dropped).rstrip(".")
+            names = ", ".join(reversed(dropped)).rstrip(".")
             note = f"Left out for want of room: {names}. A wider terminal shows all."
-            table = replace(table, notes=(*table.notes, note))
+            table = replace(table, notes=(note, *table.notes))
         return table

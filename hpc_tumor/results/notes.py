@@ -14,30 +14,65 @@ from hpc_tumor.results.statistics import RESAMPLES
 _LAST_EPOCH = "last epoch"  # what chose the weights where nothing else could
 
 
-def group_notes(group: Group, brief: bool) -> tuple[str, ...]:
-    """What every figure of the table is a mean of, and what keeps its rows from being compared."""
-    unit, chosen = CASES[group.task], sorted({run.chosen_by for run in group.runs if run.chosen_by})
-    notes = [f"Scores: means over the test {unit}, with the weights of {weights(chosen)}."]
+def group_notes(group: Group) -> tuple[str, ...]:
+    """What every figure of the full tables is a mean of, and what keeps their rows from being compared."""
+    notes = [f"Scores: means over the test {CASES[group.task]}, with the weights of {_weights_of(group)}."]
     if group.task == "segmentation":
-        notes[0] += " Dice: mean over the labels NCR, ED and ET" + ("; more is in the files." if brief else ".")
+        notes[0] += " Dice: mean over the labels NCR, ED and ET."
         notes += list(_surfaces(group))
     else:
-        notes[0] += " Train: accuracy in the last epoch; conf.: mean of the largest softmax value."
-        if any("accuracy_new" in entry.cases.values for entry in group.entries):
+        notes[0] += " Train: accuracy in the last epoch; confidence: mean of the largest softmax value."
+        if _looked_for_copies(group):
             notes.append("New: accuracy on the test images of which no copy, identical or near, trained or validated.")
-    if any(group.main in entry.statistics and entry.statistics[group.main].low is not None for entry in group.entries):
+    if _has_intervals(group):
         what = "groups of duplicate images" if group.task == "classification" else "test patients"
         notes.append(f"95 % CI: percentile bootstrap of the mean over {what}, {RESAMPLES:,} resamples.")
-    if over := sorted({entry.sd_over for entry in group.entries if entry.sd_over}):
-        notes.append(f"± sd: standard deviation of the runs' scores over {' or '.join(over)} (n − 1); no interval.")
-    if any(run.device == "cpu" for run in group.runs) and brief:
-        notes.append("GPUs: “2 CPU” means two processes on CPUs.")
-    if group.split_leaks:
-        notes.append("This split leaks: test cases have near-copies in the training part, and every score is too good.")
+    if over := _spread(group):
+        notes.append(f"± sd: standard deviation of the runs' scores over {over} (n − 1); no interval.")
     notes += list(_unequal(group))
     if any(entry.model in PUBLISHED for entry in group.entries):
-        notes.append(("† " if brief else "") + LEAKS[group.task])
+        notes.append(LEAKS[group.task])
     return tuple(notes)
+
+
+def brief_notes(group: Group) -> tuple[str, ...]:
+    """The same in few words, for a terminal."""
+    segmentation = group.task == "segmentation"
+    notes = [f"Means over test {CASES[group.task]}, weights of {_weights_of(group)}."]
+    if segmentation:
+        notes.append("Dice, HD95 (mm), NSD: means over NCR, ED and ET; HD95 of a missed tumour: the volume's diagonal.")
+        if not any(run.surfaces for run in group.runs):
+            notes[-1] = "Dice: mean over NCR, ED and ET."
+    elif _looked_for_copies(group):
+        notes.append("new: on images of which no copy, identical or near, trained or validated.")
+    spread = f" ± sd: of the scores of {over} (n − 1)." if (over := _spread(group)) else ""
+    what = "patients" if segmentation else "groups of copies"
+    interval = f"95 % CI: bootstrap over {what}, {RESAMPLES:,} resamples." if _has_intervals(group) else ""
+    if interval or spread:
+        notes.append((interval + spread).strip())
+    if any(run.device == "cpu" for run in group.runs):
+        notes.append("GPUs: “2 CPU” means two processes on CPUs.")
+    notes += list(_unequal(group))
+    if any(entry.model in PUBLISHED for entry in group.entries):
+        notes.append("† Published figures: October 2024 course project, on a split that leaks: no target for another.")
+    return tuple(notes)
+
+
+def _weights_of(group: Group) -> str:
+    return weights(sorted({run.chosen_by for run in group.runs if run.chosen_by}))
+
+
+def _looked_for_copies(group: Group) -> bool:
+    return any("accuracy_new" in entry.cases.values for entry in group.entries)
+
+
+def _has_intervals(group: Group) -> bool:
+    main = [entry.statistics.get(group.main) for entry in group.entries]
+    return any(found is not None and found.low is not None for found in main)
+
+
+def _spread(group: Group) -> str:
+    return " or ".join(sorted({entry.sd_over for entry in group.entries if entry.sd_over}))
 
 
 def weights(chosen: Sequence[str]) -> str:
@@ -59,64 +94,74 @@ def _surfaces(group: Group) -> Iterator[str]:
         )
     cleaned = [entry.name for entry in group.entries if any(run.cleaning for run in entry.runs)]
     if cleaned:
-        yield f"Small pieces removed, by thresholds chosen on validation patients: {', '.join(cleaned)}."
+        yield f"Small pieces removed, by thresholds chosen on validation patients: {some(cleaned)}."
     flipped = [entry.name for entry in group.entries if any(run.flips for run in entry.runs)]
     if flipped:
-        yield f"Logits averaged over flips: {', '.join(flipped)}."
+        yield f"Logits averaged over flips: {some(flipped)}."
 
 
 def _unequal(group: Group) -> Iterator[str]:
     """What makes rows of this table unequal."""
+    if group.split_leaks:
+        yield "This split leaks: test cases have near-copies in the training part, and every score is too good."
     tested = {entry.cases.identity for entry in group.entries if entry.cases.identity}
     if len(tested) > 1:
-        names = ", ".join(entry.name for entry in group.elsewhere)
         yield (
             f"These runs were tested on {len(tested)} different sets of cases, which is part of why scores differ;"
-            f" not compared with the others: {names}."
+            f" not compared with the others: {some([entry.name for entry in group.elsewhere])}."
         )
     for entry in group.entries:
         if entry.cases.problem and len(entry.runs) > 1:
             yield f"{entry.name}: {entry.cases.problem}: no interval, and not compared."
         if entry.pooled:
-            yield f"{entry.name}: its runs differ in {', '.join(entry.pooled[:6])}."
+            yield f"{entry.name}: its runs differ in {some(entry.pooled)}."
         if entry.repeated:
-            again = ", ".join(run.run for run in entry.repeated)
+            again = some([run.run for run in entry.repeated])
             yield f"{entry.name}: a seed that was run again counts once, with its latest run; not counted: {again}."
+    remarks: dict[str, list[str]] = {}
     for run in group.runs:
         for remark in run.remarks:
-            yield f"{run.run}: {remark}."
-        if run.skipped_steps:
-            yield f"{run.run}: {run.skipped_steps} steps were left out, since loss or gradients were not finite."
-        if run.stopped_early:
-            yield f"{run.run}: training ended early, after epoch {run.epochs}."
+            remarks.setdefault(remark, []).append(run.run)
+    for remark, names in remarks.items():
+        yield f"{some(names)}: {remark}."
+    if skipped := [f"{run.run} ({run.skipped_steps})" for run in group.runs if run.skipped_steps]:
+        yield f"Steps left out, since loss or gradients were not finite: {some(skipped)}."
+    if early := [f"{run.run} ({run.epochs})" for run in group.runs if run.stopped_early]:
+        yield f"Training ended early, after the epoch in brackets: {some(early)}."
+
+
+def some(names: Sequence[str], most: int = 3) -> str:
+    """Names with commas; of many the first and how many more."""
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most:,} more"
 
 
 def conclusions(group: Group) -> tuple[str, ...]:
     """In a sentence or two: who is ahead by the main score, and of whom that can be said."""
+    if len(group.entries) < 2:
+        return ()
     tests = [test for test in group.tests if test.score == group.main]
     if not tests:
-        return ()
+        return ("Not compared: no two entries have scores of the same test cases.",)
     names = [entry.name for entry in group.compared]
     best = max(range(len(names)), key=lambda index: group.compared[index].score or 0)
-    better: list[tuple[str, PairedTest | None]] = []
-    open_: list[tuple[str, PairedTest | None]] = []
-    for index, name in enumerate(names):
-        if index == best:
-            continue
+    better: list[str] = []
+    not_shown: list[str] = []
+    for index in sorted(range(len(names)), key=lambda index: -(group.compared[index].score or 0)):
         test = next((one for one in tests if {one.first, one.second} == {best, index}), None)
-        (better if test is not None and test.significant else open_).append((name, test))
-    title = measure(group.task, group.main).title
-    parts = [f"{names[best]} has the largest {title}"]
+        if test is not None:
+            (better if test.significant else not_shown).append(f"{names[index]} ({_p(test)})")
+    others = len(group.compared) < len(group.entries)
+    among = f" of the {len(names)} that were tested on the same cases" if others else ""
+    parts = [f"{names[best]} has the largest {measure(group.task, group.main).title}{among}"]
     if better:
-        parts.append("better than " + ", ".join(f"{name} ({_p(test)})" for name, test in better))
-    if open_:
-        parts.append("not shown to be better than " + ", ".join(f"{name} ({_p(test)})" for name, test in open_))
+        parts.append(f"better than {some(better, 6)}")
+    if not_shown:
+        parts.append(f"not shown to be better than {some(not_shown, 6)}")
     return (f"{'; '.join(parts)}. {method(group)}",)
 
 
-def _p(test: PairedTest | None) -> str:
-    if test is None:
-        return "no test"
+def _p(test: PairedTest) -> str:
     return f"p {p_value(test.p_holm)}" if test.p_holm < 0.001 else f"p = {test.p_holm:.3f}"
 
 
@@ -124,5 +169,5 @@ def method(group: Group) -> str:
     """How entries were tested against each other."""
     count = len(group.tests)
     name = "exact McNemar over groups of copies" if group.task == "classification" else "paired Wilcoxon over patients"
-    many = f" Of {len(group.entries)} entries the best {MOST_TESTED}." if len(group.entries) > MOST_TESTED else ""
+    many = f" Of {len(group.entries)} entries the best {MOST_TESTED}." if len(group.compared) == MOST_TESTED else ""
     return f"{name[0].upper()}{name[1:]}, Holm-corrected over {count} test{'s' * (count != 1)}.{many}"

@@ -10,7 +10,7 @@ from itertools import combinations
 import numpy as np
 
 from hpc_tumor.results.cases import TestCases
-from hpc_tumor.results.statistics import bootstrap_means
+from hpc_tumor.results.statistics import Interval, bootstrap_means
 
 LEVEL = 0.05
 
@@ -58,43 +58,40 @@ def paired_tests(
         entries: tested on the same cases, in any order of them.
         binary: the scores say right or wrong (McNemar), or how well (Wilcoxon).
     """
-    orders = [np.argsort(cases.ids) for cases in entries]
-    groups = entries[0].groups
-    grouped = None if groups is None else groups[orders[0]]
+    units = entries[0].units[entries[0].order]
+    pairs = list(combinations(range(len(entries)), 2))
     tests = []
     for score, larger in zip(scores, larger_is_better, strict=True):
-        columns = [cases.values[score][order] for cases, order in zip(entries, orders, strict=True)]
-        for first, second in combinations(range(len(entries)), 2):
-            found = _compare(columns[first] - columns[second], grouped, larger, binary)
-            if found is not None:
+        columns = np.stack([cases.values[score][cases.order] for cases in entries], 1)
+        differences = np.stack([columns[:, first] - columns[:, second] for first, second in pairs], 1)
+        intervals = bootstrap_means(differences, units)
+        for (first, second), difference, interval in zip(pairs, differences.T, intervals, strict=True):
+            if (found := _compare(difference, interval, units, larger, binary)) is not None:
                 tests.append(replace(found, first=first, second=second, score=score))
     corrected = holm([test.p for test in tests])
     return [replace(test, p_holm=p) for test, p in zip(tests, corrected, strict=True)]
 
 
 def _compare(
-    difference: np.ndarray, groups: np.ndarray | None, larger_is_better: bool, binary: bool
+    difference: np.ndarray, interval: Interval | None, units: np.ndarray, larger_is_better: bool, binary: bool
 ) -> PairedTest | None:
     """One test; None where no case has the score of both."""
     there = ~np.isnan(difference)
-    difference, groups = difference[there], groups[there] if groups is not None else None
-    if not len(difference):
+    if not there.any():
         return None
-    (interval,) = bootstrap_means(difference[:, None], None if groups is None else groups.tolist())
-    units = _unit_means(difference, groups)
-    signed = units if larger_is_better else -units
+    means = _unit_means(difference[there], units[there])
+    signed = means if larger_is_better else -means
     wins, losses = int((signed > 0).sum()), int((signed < 0).sum())
     p, effect = _mcnemar(wins, losses) if binary else _wilcoxon(signed)
     low, high = (interval.low, interval.high) if interval else (None, None)
-    return PairedTest(-1, -1, "", float(difference.mean()), low, high, p, p, effect, wins, losses, len(units))
+    return PairedTest(-1, -1, "", float(difference[there].mean()), low, high, p, p, effect, wins, losses, len(means))
 
 
-def _unit_means(values: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
+def _unit_means(values: np.ndarray, units: np.ndarray) -> np.ndarray:
     """Mean of each group of copies; rounded, so that equal things differ in nothing."""
-    if groups is not None:
-        codes = np.unique(groups, return_inverse=True)[1]
-        values = np.bincount(codes, weights=values) / np.bincount(codes)
-    return np.round(values, 12)
+    counts = np.bincount(units)
+    there = counts > 0
+    return np.round(np.bincount(units, weights=values)[there] / counts[there], 12)
 
 
 def _wilcoxon(signed: np.ndarray) -> tuple[float, float]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpc_tumor.results.cases import TestCases
-from hpc_tumor.results.statistics import LEVEL, times_drawn
+from hpc_tumor.results.statistics import LEVEL, add_up, times_drawn
 
 
 @dataclass(frozen=True)
@@ -36,31 +36,23 @@ def rank_then_aggregate(
     entries: Sequence[TestCases], scores: Sequence[str], larger_is_better: Sequence[bool]
 ) -> Ranking:
     """As BraTS ranks (Bakas 2018): on every case and by every score, then the mean of these ranks."""
-    orders = [np.argsort(cases.ids) for cases in entries]
     per_case = []
     for score, larger in zip(scores, larger_is_better, strict=True):
-        values = np.stack([cases.values[score][order] for cases, order in zip(entries, orders, strict=True)], 1)
+        values = np.stack([cases.values[score][cases.order] for cases in entries], 1)
         per_case.append(_ranks(-values if larger else values))
-    return _ranking(np.mean(per_case, axis=0), _sorted_groups(entries[0], orders[0]))
+    return _ranking(np.mean(per_case, axis=0), entries[0].units[entries[0].order])
 
 
 def aggregate_then_rank(entries: Sequence[TestCases], score: str, larger_is_better: bool) -> Ranking:
     """By the mean of one score: for what is merely right or wrong on a case, where ranks would mostly be ties."""
-    orders = [np.argsort(cases.ids) for cases in entries]
-    values = np.stack([cases.values[score][order] for cases, order in zip(entries, orders, strict=True)], 1)
-    return _ranking(-values if larger_is_better else values, _sorted_groups(entries[0], orders[0]))
+    values = np.stack([cases.values[score][cases.order] for cases in entries], 1)
+    return _ranking(-values if larger_is_better else values, entries[0].units[entries[0].order])
 
 
-def _sorted_groups(cases: TestCases, order: np.ndarray) -> np.ndarray | None:
-    return None if cases.groups is None else cases.groups[order]
-
-
-def _ranking(values: np.ndarray, groups: np.ndarray | None) -> Ranking:
-    """Of `(cases, entries)` values of which less is better."""
-    codes = np.arange(len(values)) if groups is None else np.unique(groups, return_inverse=True)[1]
+def _ranking(values: np.ndarray, codes: np.ndarray) -> Ranking:
+    """Of `(cases, entries)` values of which less is better; cases with the same code are copies."""
     units = int(codes.max()) + 1
-    totals = np.zeros((units, values.shape[1]))
-    np.add.at(totals, codes, values)
+    totals = add_up(codes, values)
     counts = np.bincount(codes).astype(np.float64)
     drawn = times_drawn(units)
     means = np.round((drawn @ totals) / (drawn @ counts)[:, None], 10)

@@ -32,6 +32,8 @@ class Row:
 
     def value(self, score: str) -> float | None:
         """Mean of a score."""
+        if self.kind == "entry" and self.entry is not None:
+            return self.entry.value(score)
         found = self.statistics.get(score)
         return found.mean if found else None
 
@@ -88,7 +90,8 @@ def entry_row(entry: Entry) -> Row:
 
 def run_row(entry: Entry, run: RunResult) -> Row:
     """The row of one run, below that of its entry."""
-    parts = [f"seed {run.seed}" if run.seed is not None else "", f"fold {run.fold}" if run.fold is not None else ""]
+    seed = "" if run.seed is None or (len(entry.seeds) == 1 and run.fold is not None) else f"seed {run.seed}"
+    parts = [seed, "" if run.fold is None else f"fold {run.fold}", run.run if entry.pooled else ""]
     which = ", ".join(part for part in parts if part)
     return Row(
         kind="run",

@@ -7,7 +7,7 @@ import io
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,19 +15,19 @@ from typing import Any
 from hpc_tumor import __version__, atomic
 from hpc_tumor.results.as_json import as_json
 from hpc_tumor.results.brief_tables import skipped_table, unfinished_table
+from hpc_tumor.results.case_rows import harmless, write_case_rows
 from hpc_tumor.results.comparison import Comparison
 from hpc_tumor.results.entries import Entry
 from hpc_tumor.results.full_tables import group_tables
-from hpc_tumor.results.latex import latex_document
 from hpc_tumor.results.layout import NOTHING, Table
 from hpc_tumor.results.notes import conclusions
+from hpc_tumor.results.paper_tables import paper
 from hpc_tumor.results.published import PUBLISHED
 from hpc_tumor.results.run_result import RunResult
 from hpc_tumor.run_dir import folder_to_write
 
 __all__ = ["write_tables"]
 _NESTED = {"best", "last", "last_train", "cases", "config", "remarks", "settings", "class_counts", "cleaning"}
-_IN_PAPER = ("results", "parts", "tests", "ranks", "cost")
 
 
 def write_tables(comparison: Comparison, output: Path) -> list[Path]:
@@ -48,8 +48,9 @@ def write_tables(comparison: Comparison, output: Path) -> list[Path]:
             atomic.write_text(beside / "comparison-long.csv", _long(comparison))
             atomic.write_json(beside / "comparison.json", as_json(comparison))
             atomic.write_text(beside / "comparison.md", _markdown(comparison))
-            atomic.write_text(beside / "comparison.tex", _latex(comparison))
-            atomic.write_text(beside / "cases.csv", _cases(comparison))
+            atomic.write_text(beside / "comparison.tex", paper(comparison))
+            with atomic.atomic_file(beside / "cases.csv") as file:
+                write_case_rows(comparison, file)
             names = sorted(path.name for path in beside.iterdir())
             for name in names:
                 (beside / name).replace(output / name)
@@ -125,64 +126,16 @@ def _long(comparison: Comparison) -> str:
     return _csv(columns, rows)
 
 
-def _cases(comparison: Comparison) -> str:
-    """One row per run and test case: every score of every case, as the runs wrote them."""
-    rows = list(_case_rows(comparison))
-    first = ["task", "entry", "model", "run", "seed", "fold", "case", "group", "label", "prediction", "nearest"]
-    seen = dict.fromkeys(name for row in rows for name in row)
-    return _csv([*(name for name in first if name in seen), *(name for name in seen if name not in first)], rows)
-
-
-def _case_rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
-    for group in comparison.groups:
-        for entry in group.entries:
-            for run in entry.runs:
-                cases, images = run.cases, run.cases.images
-                about = {
-                    "task": run.task, "entry": entry.name, "model": run.model, "run": run.run, "seed": run.seed,
-                    "fold": run.fold,
-                }  # fmt: skip
-                for index, case in enumerate(cases.ids):
-                    row: dict[str, Any] = {**about, "case": case}
-                    row |= {f"status_{name}": status[index] for name, status in cases.status.items()}
-                    if images is not None:
-                        row["label"] = images.classes[images.labels[index]]
-                        row["prediction"] = images.classes[images.predicted[index]]
-                        if images.nearest is not None:
-                            row["nearest"] = images.classes[images.nearest[index]]
-                    if cases.groups is not None:
-                        row["group"] = cases.groups[index]
-                    row |= {name: _number(values[index]) for name, values in cases.values.items()}
-                    yield row
-
-
-def _number(value: float) -> float | None:
-    return None if value != value else float(value)
-
-
 def _csv(columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(columns)
-    writer.writerows([_harmless(row.get(name)) for name in columns] for row in rows)
+    writer.writerows([harmless(row.get(name)) for name in columns] for row in rows)
     return file.getvalue()
 
 
 def _named(prefix: str, scores: dict[str, Any] | Any) -> dict[str, Any]:
     return {f"{prefix}_{name}": value for name, value in scores.items()}
-
-
-def _harmless(value: Any) -> Any:
-    # A spreadsheet would run a text that begins like a formula; a leading apostrophe makes it text.
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@") else value
-
-
-def _latex(comparison: Comparison) -> str:
-    tables = []
-    for group in comparison.groups:
-        found = group_tables(group)
-        tables += [found[name] for name in _IN_PAPER if name in found]
-    return latex_document(tables)
 
 
 def _markdown(comparison: Comparison) -> str:

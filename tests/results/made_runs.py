@@ -8,7 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hpc_tumor.run_dir import RunDir
+from hpc_tumor.scores import classification_scores
 
 LABELS = ("NCR", "ED", "ET")
 
@@ -128,3 +131,101 @@ def unfinished_run(runs: Path, name: str, task: str = "segmentation", **status: 
     if status:
         run.status.write_text(json.dumps(status))
     return run
+
+
+STRUCTURES = (*LABELS, "WT", "TC")
+SEGMENTERS = {"unet": 0.78, "improved-unet": 0.82, "attention-unet": 0.825}  # with their mean Dice
+CLASSIFIERS = {"cnn": 2.4, "alexnet": 1.6, "vgg16": 2.0, "vit": 1.4}  # with how far the right class stands out
+CLASSES = ("glioma", "meningioma", "notumor", "pituitary")
+
+
+def full_segmentation_run(
+    runs: Path, name: str, model: str, seed: int = 0, patients: int = 74, fold: int | None = None, **values: Any
+) -> RunDir:
+    """As training leaves it: every score of every structure, surfaces too; patients are as hard for all networks."""
+    hard = np.random.default_rng([1, fold or 0]).normal(0, 0.08, patients)
+    noise = np.random.default_rng([2, fold or 0, seed, *model.encode()])
+    rows: list[dict[str, Any]] = []
+    for index in range(patients):
+        row: dict[str, Any] = {"case": f"patient-{fold or 0}-{index:03}", "slices": 60 + index % 50}
+        for structure in STRUCTURES:
+            dice = float(np.clip(SEGMENTERS.get(model, 0.8) + hard[index] + noise.normal(0, 0.03), 0.01, 1))
+            row |= {f"status_{structure}": "ok", f"dice_{structure}": dice, f"iou_{structure}": dice / (2 - dice)}
+            row |= {f"precision_{structure}": dice, f"recall_{structure}": dice, f"fpr_{structure}": 0.001}
+            row |= {f"fnr_{structure}": 1 - dice, f"accuracy_{structure}": 0.99}
+            row |= {f"hd95_{structure}": 20 * (1.1 - dice), f"nsd_{structure}": min(1.0, dice + 0.05)}
+        rows.append(row)
+    test = {key: _mean([row[key] for row in rows]) for key in rows[0] if "_" in key and key[:6] != "status"}
+    for score in ("dice", "iou", "precision", "recall", "fpr", "fnr", "accuracy", "hd95", "nsd"):
+        test[score] = _mean([test[f"{score}_{label}"] for label in LABELS])
+    data = {"store": "scratch/brats.zarr", "split": "by-patient", "fold": fold, "folds": 5}
+    made = {
+        "config": config_of(model, "segmentation", seed, data=data),
+        "split": "by-patient", "fold": fold, "dataset": "BraTS 2020", "store": "scratch/brats.zarr",
+        "surfaces": "surface-distance 0.1, tolerance 1 mm", "gflop_per_sample": 12.3, "skipped_steps": 0,
+        "stopped_early": False,
+    }  # fmt: skip
+    return _full_run(runs, name, rows, test, "segmentation", model, seed, made | values)
+
+
+def full_classification_run(
+    runs: Path, name: str, model: str, seed: int = 0, images: int = 300, fold: int | None = None, **values: Any
+) -> RunDir:
+    """As training leaves it: probabilities of every image, groups of copies, the nearest neighbour."""
+    shared, noise = np.random.default_rng([3, fold or 0]), np.random.default_rng([4, fold or 0, seed, *model.encode()])
+    labels = shared.integers(0, len(CLASSES), images)
+    logits = shared.normal(0, 1, (images, len(CLASSES))) + noise.normal(0, 0.5, (images, len(CLASSES)))
+    logits[np.arange(images), labels] += CLASSIFIERS.get(model, 2.0)
+    chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    rows = [
+        {
+            "case": f"image-{fold or 0}-{index:04}", "label": CLASSES[label], "prediction": CLASSES[row.argmax()],
+            "correct": int(row.argmax() == label), "confidence": float(row.max()),
+            "group": index // 2 if index < images // 5 else -1, "known": int(index % 7 == 0),
+            "nearest": CLASSES[(label + (index % 9 == 0)) % 4],
+            **{f"p_{one}": float(chance) for one, chance in zip(CLASSES, row, strict=True)},
+        }
+        for index, (label, row) in enumerate(zip(labels.tolist(), chances, strict=True))
+    ]  # fmt: skip
+    test = classification_scores(chances, labels, CLASSES)
+    data = {"store": "scratch/mri.zarr", "split": "deduplicated", "fold": fold, "folds": 5}
+    made = {
+        "config": config_of(model, "classification", seed, data=data),
+        "fold": fold, "dataset": "Brain Tumor MRI", "store": "scratch/mri.zarr", "gflop_per_sample": 0.7,
+        "class_counts": {"test": {one: int((labels == place).sum()) for place, one in enumerate(CLASSES)}},
+    }  # fmt: skip
+    return _full_run(runs, name, rows, test, "classification", model, seed, made | values)
+
+
+def seven_models(runs: Path, seeds: Sequence[int] = (0, 1, 2), folds: Sequence[int | None] = (None,)) -> list[RunDir]:
+    """Runs of all networks, in every seed and fold."""
+    made = []
+    for seed in seeds:
+        for fold in folds:
+            end = f"{seed:03x}{fold or 0:03x}"
+            for model in SEGMENTERS:
+                made.append(full_segmentation_run(runs, f"20250101-120000-{model}-{end}", model, seed, fold=fold))
+            for model in CLASSIFIERS:
+                made.append(full_classification_run(runs, f"20250101-120000-{model}-{end}", model, seed, fold=fold))
+    return made
+
+
+def _full_run(
+    runs: Path, name: str, rows: list[dict[str, Any]], test: dict[str, float], task: str, model: str, seed: int,
+    values: dict[str, Any],
+) -> RunDir:  # fmt: skip
+    run = RunDir(runs / name)
+    run.path.mkdir(parents=True)
+    run.config.write_text(json.dumps(values.pop("config")))
+    main = "dice" if task == "segmentation" else "accuracy"
+    last = {"epoch": 20, "train": {main: 0.97}, "test": {**test, main: test[main] - 0.01}}
+    best = {"epoch": 18, "test": test}
+    run.result.write_text(
+        json.dumps(_result(run, model, task, len(rows), **{"seed": seed, "best": best, "last": last} | values))
+    )
+    write_rows(run.cases, rows)
+    return run
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

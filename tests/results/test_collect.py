@@ -12,12 +12,21 @@ import numpy as np
 import pytest
 from made_runs import classification_run, config_of, segmentation_run, unfinished_run, write_rows
 
+from hpc_tumor.results.as_json import as_json
 from hpc_tumor.results.collect import collect_runs
+from hpc_tumor.results.entries import Entry
 from hpc_tumor.results.published import PUBLISHED
 from hpc_tumor.results.statistics import bootstrap_means
 from hpc_tumor.run_dir import RunDir
 
 DICE = [(0.9, 0.8, 0.7), (0.5, 0.6, 0.7), (1.0, 0.9, 0.8)]
+
+
+def only_entry(run: RunDir) -> Entry:
+    """The one entry of the comparison of one run."""
+    (group,) = collect_runs([run]).groups
+    (entry,) = group.entries
+    return entry
 
 
 def test_result_by_hand(tmp_path: Path) -> None:
@@ -30,21 +39,23 @@ def test_result_by_hand(tmp_path: Path) -> None:
     assert result.last_train["dice"] == 0.95
     assert (result.best_epoch, result.last_epoch, result.gpus, result.parameters) == (18, 20, 4, 5_496_451)
     assert group.title == "Segmentation · a.zarr 0123456789ab · split by-patient (does not leak) · 3 test patients"
-    interval = result.interval
-    assert interval is not None
-    assert (interval.n, interval.units) == (3, 3)
-    assert interval.mean == pytest.approx(result.score)
+    (entry,) = group.entries
+    dice = entry.statistics["dice"]
+    assert (dice.n, dice.units, dice.sd) == (3, 3, None)
+    assert dice.mean == pytest.approx(result.score)
     # The lowest and highest mean that three draws can give; 1 of 27 draws each, so both lie within the 95 %.
-    assert (interval.low, interval.high) == pytest.approx((0.6, 0.9))
-    assert result.intervals["dice_ET"].mean == pytest.approx(np.mean([0.7, 0.7, 0.8]))
+    assert (dice.low, dice.high) == pytest.approx((0.6, 0.9))
+    assert (dice.q1, dice.median, dice.q3) == pytest.approx((0.7, 0.8, 0.85))
+    assert entry.statistics["dice_ET"].mean == pytest.approx(np.mean([0.7, 0.7, 0.8]))
 
 
 def test_accuracy_by_hand(tmp_path: Path) -> None:
     run = classification_run(tmp_path, "r", [True] * 90 + [False] * 10)
-    (result,) = collect_runs([run]).results
-    assert result.score == 0.9
-    interval = result.interval
-    assert interval is not None
+    entry = only_entry(run)
+    assert entry.score == 0.9
+    interval = entry.statistics["accuracy"]
+    assert interval.low is not None
+    assert interval.high is not None
     # Binomial: 0.9 ± 1.96 · sqrt(0.9 · 0.1 / 100) = 0.9 ± 0.0588
     assert interval.low == pytest.approx(0.9 - 0.0588, abs=0.012)
     assert interval.high == pytest.approx(0.9 + 0.0588, abs=0.012)
@@ -55,10 +66,12 @@ def test_copies_are_drawn_together(tmp_path: Path) -> None:
     alone = classification_run(tmp_path, "alone", correct)
     grouped = classification_run(tmp_path, "grouped", correct, [str(index // 5) for index in range(100)])
     width = {}
-    for result in collect_runs([alone, grouped]).results:
-        assert result.interval is not None
-        width[result.run] = result.interval.high - result.interval.low
-        assert result.interval.units == (100 if result.run == "alone" else 20)
+    for run in (alone, grouped):
+        interval = only_entry(run).statistics["accuracy"]
+        assert interval.low is not None
+        assert interval.high is not None
+        width[run.name] = interval.high - interval.low
+        assert (interval.n, interval.units) == (100, 100 if run is alone else 20)
     # Groups of five equal images: the information of a fifth as many, so sqrt(5) times as wide.
     assert width["grouped"] / width["alone"] == pytest.approx(math.sqrt(5), rel=0.2)
 
@@ -100,9 +113,9 @@ def test_missing_scores_are_left_out_of_their_mean() -> None:
 
 
 def test_one_test_case_has_no_interval(tmp_path: Path) -> None:
-    (result,) = collect_runs([segmentation_run(tmp_path, "r", DICE[:1])]).results
-    assert result.interval is None
-    assert result.remarks == ()
+    entry = only_entry(segmentation_run(tmp_path, "r", DICE[:1]))
+    assert (entry.statistics["dice"].low, entry.statistics["dice"].high) == (None, None)
+    assert entry.runs[0].remarks == ()
 
 
 def test_order_of_runs_and_cases_changes_nothing(tmp_path: Path) -> None:
@@ -113,12 +126,12 @@ def test_order_of_runs_and_cases_changes_nothing(tmp_path: Path) -> None:
         unfinished_run(tmp_path, "d", state="training", epoch=2),
         RunDir(tmp_path / "nothing"),
     ]
-    first = collect_runs(runs, now=0)
-    assert all(collect_runs(order, now=0) == first for order in itertools.permutations(runs))
-    assert collect_runs(runs + runs, now=0) == first
+    first = as_json(collect_runs(runs, now=0))
+    assert all(as_json(collect_runs(order, now=0)) == first for order in itertools.permutations(runs))
+    assert as_json(collect_runs(runs + runs, now=0)) == first
     lines = (tmp_path / "c" / "cases.csv").read_text().splitlines()
     (tmp_path / "c" / "cases.csv").write_text("\n".join([lines[0], *lines[:0:-1]]))
-    assert collect_runs(runs, now=0) == first
+    assert as_json(collect_runs(runs, now=0)) == first
 
 
 def test_unequal_runs_are_not_mixed(tmp_path: Path) -> None:
@@ -149,16 +162,23 @@ def test_mean_over_seeds(tmp_path: Path) -> None:
     runs.append(segmentation_run(tmp_path, "other-settings", [(0.1,) * 3] * 2, seed=3, config=longer))
     runs.append(segmentation_run(tmp_path, "other-model", [(0.2,) * 3] * 2, model="improved-unet", seed=4))
     (group,) = collect_runs(runs).groups
-    (mean,) = group.seeds
-    assert mean.seeds == (0, 1, 2)
-    assert mean.best["dice"] == pytest.approx(0.83)
-    assert mean.best_sd["dice"] == pytest.approx(np.std(means, ddof=1))
+    entries = {entry.seeds: entry for entry in group.entries}
+    assert set(entries) == {(0, 1, 2), (3,), (4,)}
+    mean = entries[0, 1, 2]
+    assert mean.sd_over == "seeds"
+    assert mean.statistics["dice"].mean == pytest.approx(0.83)
+    assert mean.statistics["dice"].sd == pytest.approx(np.std(means, ddof=1))
+    assert [entries[3,].statistics["dice"].sd, entries[4,].statistics["dice"].sd] == [None, None]
 
 
 def test_same_seed_again_is_no_second_seed(tmp_path: Path) -> None:
     runs = [segmentation_run(tmp_path, name, DICE) for name in ("first", "second")]
     (group,) = collect_runs(runs).groups
-    assert group.seeds == ()
+    (entry,) = group.entries
+    assert entry.sd_over is None
+    assert entry.statistics["dice"].sd is None
+    assert [run.run for run in entry.runs] == ["second"]
+    assert [run.run for run in entry.repeated] == ["first"]
     assert len(group.runs) == 2
 
 
@@ -236,9 +256,10 @@ def test_scores_that_are_no_numbers(tmp_path: Path) -> None:
     result["best"]["test"] |= {"dice": math.nan, "dice_ET": None, "iou": "high", "recall": True, "precision": 10**400}
     result |= {"seconds": math.inf, "parameters": "many", "seed": 1.5, "gpus": None, "last": [], "cases": 7}
     run.result.write_text(json.dumps(result))
-    (found,) = collect_runs([run]).results
+    entry = only_entry(run)
+    (found,) = entry.runs
     assert found.score is None
-    assert found.interval is None
+    assert all(isinstance(one.mean, float) and math.isfinite(one.mean) for one in entry.statistics.values())
     assert [found.best[name] for name in ("dice_ET", "iou", "recall", "precision")] == [None] * 4
     assert (found.seconds, found.parameters, found.seed, found.gpus, found.last, found.test_cases) == (
         None, None, None, None, {}, None,
@@ -261,9 +282,11 @@ def test_cases_that_do_not_fit_give_no_interval(tmp_path: Path, cases: str | Non
     run.cases.unlink()
     if cases is not None:
         run.cases.write_text(cases)
-    (result,) = collect_runs([run]).results
-    assert result.score == pytest.approx(2.3 / 3)
-    assert result.intervals == {}
+    entry = only_entry(run)
+    (result,) = entry.runs
+    assert result.score == entry.score == pytest.approx(2.3 / 3)
+    assert result.cases.values == {}
+    assert all(found.low is found.high is found.median is None for found in entry.statistics.values())
     assert remark in result.remarks[0]
 
 
@@ -302,10 +325,11 @@ def test_names_that_are_no_utf8_are_shown(tmp_path: Path) -> None:
 def test_part_of_the_data_is_remarked(tmp_path: Path) -> None:
     config = config_of("unet", "segmentation", limit_batches=3)
     counts = {"train": 300, "val": 32, "test": 37}
-    (result,) = collect_runs([segmentation_run(tmp_path, "r", DICE, config=config, cases=counts)]).results
+    entry = only_entry(segmentation_run(tmp_path, "r", DICE, config=config, cases=counts))
+    (result,) = entry.runs
     assert "at most 3 batches" in result.remarks[0]
     assert result.test_cases == 3
-    assert result.interval is not None
+    assert entry.statistics["dice"].low is not None
 
 
 def test_cases_as_training_writes_them(tmp_path: Path) -> None:
@@ -317,12 +341,13 @@ def test_cases_as_training_writes_them(tmp_path: Path) -> None:
     result["best"]["test"] = metrics.segmentation_scores(histogram)
     run.result.write_text(json.dumps(result))
     write_rows(run.cases, metrics.segmentation_rows(histogram, list("abcdef"), [155] * 6))
-    (found,) = collect_runs([run]).results
-    assert found.remarks == ()
-    assert set(found.intervals) == set(result["best"]["test"])
-    for name, interval in found.intervals.items():
-        assert interval.mean == pytest.approx(result["best"]["test"][name])
-        assert interval.n == 6
+    entry = only_entry(run)
+    assert entry.runs[0].remarks == ()
+    assert set(entry.statistics) == set(result["best"]["test"])
+    for name, found in entry.statistics.items():
+        assert found.mean == pytest.approx(result["best"]["test"][name])
+        assert found.low is not None
+        assert found.n == 6
 
 
 def test_published_figures_are_consistent() -> None:

@@ -9,16 +9,20 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_runs import classification_run, segmentation_run, unfinished_run
 
 from hpc_tumor import atomic
 from hpc_tumor.errors import HpcTumorError, UsageError
-from hpc_tumor.results.collect import collect_runs
-from hpc_tumor.results.comparison import Comparison, Group, RunResult, group_runs
-from hpc_tumor.results.layout import Table, _weights
-from hpc_tumor.results.tables import terminal_tables, write_tables
+from hpc_tumor.results.brief_tables import terminal_tables
+from hpc_tumor.results.cases import TestCases
+from hpc_tumor.results.collect import collect_runs, group_runs
+from hpc_tumor.results.comparison import Comparison, Group
+from hpc_tumor.results.layout import Table
+from hpc_tumor.results.notes import weights
+from hpc_tumor.results.run_result import RunResult
+from hpc_tumor.results.tables import write_tables
 from hpc_tumor.run_dir import RunDir
 
 DICE = [(0.9, 0.8, 0.7), (0.5, 0.6, 0.7), (1.0, 0.9, 0.8)]
@@ -41,6 +45,11 @@ def comparison(tmp_path: Path) -> Comparison:
     )
 
 
+def written(comparison: Comparison, output: Path, name: str) -> Path:
+    """The file of that name, of all that are written."""
+    return next(path for path in write_tables(comparison, output) if path.name == name)
+
+
 def cells(table: Table, row: int) -> dict[str, str]:
     return dict(zip((column.title for column in table.columns), table.rows[row], strict=True))
 
@@ -59,8 +68,11 @@ def test_terminal_tables_by_hand(comparison: Comparison) -> None:
     assert [row[0] for row in segmentation.rows] == ["unet, 2 seeds", "  seed 0", "  seed 1", "attention-unet"]
     mean = (2.3 / 3 + 2.2 / 3) / 2
     assert cells(segmentation, 0)["Dice"] == f"{mean:.3f}"
-    assert cells(segmentation, 0)["CI or ± sd"] == f"± {(2.3 - 2.2) / 3 / math.sqrt(2):.3f}"
-    assert cells(segmentation, 3)["CI or ± sd"] == "0.600–0.900"
+    assert cells(segmentation, 0)["± sd (seeds)"] == f"± {(2.3 - 2.2) / 3 / math.sqrt(2):.3f}"
+    assert cells(segmentation, 3)["± sd (seeds)"] == "–"
+    assert cells(segmentation, 3)["95 % CI"] == "0.600–0.900"
+    # Over patients, of their means over the seeds: 0.8, 0.7, 0.75.
+    assert cells(segmentation, 0)["95 % CI"] == "0.700–0.800"
     assert (cells(segmentation, 3)["publ.†"], cells(segmentation, 3)["ET"]) == ("0.924", "0.733")
     assert "(leaks)" in leaking.title
     assert any("too good" in note and "This split leaks" in note for note in leaking.notes)
@@ -78,26 +90,32 @@ def test_terminal_tables_fit(comparison: Comparison, width: int) -> None:
         assert titles[0] == "model"
         assert {"Dice", "test %"} & set(titles)
         assert any(title.startswith("publ.") for title in titles)
+        assert "95 % CI" in titles
+        assert {"WT", "ET"} & set(titles) in (set(), {"WT", "ET"})  # all of them or none
         left_out = [note for note in table.notes if note.startswith("Left out")]
-        assert len(left_out) == (len(titles) < (10 if "test %" in titles else 14))
-        assert not left_out or width < 120
+        complete = next(full for full in terminal_tables(comparison, 1000) if full.title == table.title)
+        assert len(left_out) == (len(titles) < len(complete.columns))
+        assert not left_out or width < 200
+        assert table.notes[:1] == tuple(left_out) or not left_out
 
 
 def test_runs_tested_on_other_cases_are_marked(tmp_path: Path) -> None:
-    same = [segmentation_run(tmp_path, name, DICE) for name in ("a", "b")]
+    same = [segmentation_run(tmp_path, model, DICE, model=model) for model in ("unet", "improved-unet")]
     (table,) = terminal_tables(collect_runs(same))
     assert not any("different sets of cases" in note for note in table.notes)
-    assert [row[0] for row in table.rows] == ["unet a", "unet b"]
-    other = segmentation_run(tmp_path, "c", DICE * 2)
+    assert [row[0] for row in table.rows] == ["unet", "improved-unet"]
+    other = segmentation_run(tmp_path, "c", DICE * 2, model="attention-unet")
     (table,) = terminal_tables(collect_runs([*same, other]))
-    assert any("2 different sets of cases" in note for note in table.notes)
+    assert any("2 different sets of cases" in note and "attention-unet" in note for note in table.notes)
     assert "3–6 test patients" in table.title
 
 
 def test_files(comparison: Comparison, tmp_path: Path) -> None:
     output = tmp_path / "new" / "results"
     paths = write_tables(comparison, output)
-    assert [path.name for path in paths] == ["comparison.csv", "comparison.json", "comparison.md"]
+    assert [path.name for path in paths] == [
+        "cases.csv", "comparison-long.csv", "comparison.csv", "comparison.json", "comparison.md", "comparison.tex",
+    ]  # fmt: skip
     assert sorted(output.iterdir()) == paths
     before = [path.read_bytes() for path in paths]
     write_tables(comparison, output)
@@ -105,7 +123,7 @@ def test_files(comparison: Comparison, tmp_path: Path) -> None:
 
 
 def test_csv(comparison: Comparison, tmp_path: Path) -> None:
-    rows = list(csv.DictReader(write_tables(comparison, tmp_path)[0].open(encoding="utf-8", newline="")))
+    rows = list(csv.DictReader(written(comparison, tmp_path, "comparison.csv").open(encoding="utf-8", newline="")))
     kinds = [row["kind"] for row in rows]
     assert (kinds.count("run"), kinds.count("unfinished"), kinds.count("published")) == (5, 1, 7)
     by_run = {row["run"]: row for row in rows if row["run"]}
@@ -122,20 +140,25 @@ def test_csv(comparison: Comparison, tmp_path: Path) -> None:
 
 
 def test_json(comparison: Comparison, tmp_path: Path) -> None:
-    values = json.loads(write_tables(comparison, tmp_path)[1].read_text(encoding="utf-8"))
-    assert values["schema"] == 1
+    values = json.loads(written(comparison, tmp_path, "comparison.json").read_text(encoding="utf-8"))
+    assert values["schema"] == 2
     assert [len(group["runs"]) for group in values["groups"]] == [1, 3, 1]
-    (seeds,) = values["groups"][1]["seeds"]
+    seeds, alone = values["groups"][1]["entries"]
     assert seeds["runs"] == ["20250101-120000-unet-bbbbbb", "20250101-120000-unet-cccccc"]
-    interval = values["groups"][0]["runs"][0]["intervals"]["accuracy"]
+    assert alone["runs"] == ["20250101-120000-unet-aaaaaa"]
+    assert (seeds["seeds"], seeds["sd_over"], alone["sd_over"]) == ([0, 1], "seeds", None)
+    assert values["groups"][1]["ranking"]["entries"] == [seeds["name"], alone["name"]] == ["unet", "attention-unet"]
+    interval = values["groups"][0]["entries"][0]["statistics"]["accuracy"]
     assert interval["low"] < interval["mean"] == 0.975 <= interval["high"]
     assert interval["n"] == 40
     assert (len(values["published"]), len(values["unfinished"]), len(values["skipped"])) == (7, 1, 1)
 
 
 def test_markdown(comparison: Comparison, tmp_path: Path) -> None:
-    text = write_tables(comparison, tmp_path)[2].read_text(encoding="utf-8")
+    text = written(comparison, tmp_path, "comparison.md").read_text(encoding="utf-8")
     assert text.count("\n## ") == 5
+    assert text.count("\n### Cost") == text.count("\n### Runs") == 3
+    assert text.count("\n### Are the differences real?") == text.count("\n### Ranks") == 1
     assert "unet: published (leaking split)" in text
     assert "cnn: published (leaking split)" in text
     assert "WT" in text
@@ -167,15 +190,22 @@ def test_hostile_names(tmp_path: Path) -> None:
     ]
     comparison = collect_runs([*runs, RunDir(tmp_path / "|gone|")])
     assert len(comparison.results) == len(names)
-    _, _, markdown = write_tables(comparison, tmp_path / "out")
-    text = markdown.read_text(encoding="utf-8")
+    text = written(comparison, tmp_path / "out", "comparison.md").read_text(encoding="utf-8")
     check_tables(text)
     assert "<script>" not in text
     assert "[x](" not in text.replace("\\[x\\](", "")
-    rows = list(csv.reader((tmp_path / "out" / "comparison.csv").open(encoding="utf-8", newline="")))
-    assert len({len(row) for row in rows}) == 1
-    assert not any(cell[:1] in ("=", "+", "-", "@") for row in rows for cell in row)
+    for path in (tmp_path / "out").glob("*.csv"):
+        rows = list(csv.reader(path.open(encoding="utf-8", newline="")))
+        assert len({len(row) for row in rows}) == 1
+        assert not any(cell[:1] in ("=", "+", "-", "@") for row in rows for cell in row if not is_number(cell))
     assert all("\n" not in cell for table in terminal_tables(comparison) for row in table.rows for cell in row)
+
+
+def is_number(cell: str) -> bool:
+    try:
+        return math.isfinite(float(cell))
+    except ValueError:
+        return False
 
 
 def test_runs_without_scores_and_no_runs_at_all(tmp_path: Path) -> None:
@@ -185,7 +215,8 @@ def test_runs_without_scores_and_no_runs_at_all(tmp_path: Path) -> None:
     values["last"] = None
     run.result.write_text(json.dumps(values))
     (table,) = terminal_tables(collect_runs([run]))
-    assert cells(table, 0)["Dice"] == cells(table, 0)["last"] == cells(table, 0)["95 % CI"] == "–"
+    assert {"Dice", "last", "95 % CI"}.isdisjoint(cells(table, 0))  # columns without a figure are left out
+    assert any("gives no number for dice: no interval" in note for note in table.notes)
     write_tables(collect_runs([run]), tmp_path / "out")
     assert json.loads((tmp_path / "out" / "comparison.json").read_text())["groups"][0]["runs"][0]["best"] == {
         "dice": None
@@ -203,6 +234,7 @@ def test_output_that_is_a_file(tmp_path: Path) -> None:
     assert (tmp_path / "out").read_text() == "mine"
 
 
+@settings(deadline=None)
 @given(
     score=st.floats(0, 1),
     seconds=st.floats(0, 1e9),
@@ -212,8 +244,8 @@ def test_csv_round_trips(tmp_path_factory: pytest.TempPathFactory, score: float,
     folder = tmp_path_factory.mktemp("trip")
     result = made_result(text, score, seconds)
     comparison = Comparison(groups=group_runs([result]))
-    path = write_tables(comparison, folder)[0]
-    row = next(iter(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"), newline=""))))
+    text_of_file = written(comparison, folder, "comparison.csv").read_text(encoding="utf-8")
+    row = next(row for row in csv.DictReader(io.StringIO(text_of_file, newline="")) if row["kind"] == "run")
     assert row["run"].removeprefix("'" if text[0] in "=+-@" else "") == text
     assert float(row["best_dice"]) == score
     assert float(row["seconds"]) == seconds
@@ -223,7 +255,8 @@ def test_csv_round_trips(tmp_path_factory: pytest.TempPathFactory, score: float,
 def made_result(run: str, score: float, seconds: float) -> RunResult:
     values: dict[str, object] = dict.fromkeys(RunResult.__dataclass_fields__)
     values |= {"run": run, "path": run, "task": "segmentation", "model": "unet", "split": "by-patient", "store": run}
-    values |= {"seconds": seconds, "best": {"dice": score}, "last": {}, "last_train": {}, "intervals": {}}
+    values |= {"seconds": seconds, "best": {"dice": score}, "last": {}, "last_train": {}}
+    values |= {"config": {}, "cases": TestCases(problem="there is no cases.csv")}
     return RunResult(**{**values, "settings": "", "remarks": ()})  # type: ignore[arg-type]
 
 
@@ -271,4 +304,4 @@ def test_a_disk_that_refuses_leaves_the_earlier_files(
     ],
 )
 def test_whose_weights_were_tested(chosen: list[str], words: str) -> None:
-    assert _weights(chosen) == words
+    assert weights(chosen) == words
