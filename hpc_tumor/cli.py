@@ -719,8 +719,13 @@ def predict(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write to.")],
     runs: Runs = None,
     flips: Annotated[
-        bool, flag("--flips", text="Mean over the four flips of a slice; takes four times as long.")
-    ] = False,
+        bool | None,
+        typer.Option("--flips/--no-flips", help="Mean over the flips of a slice or image; else as the run was tested."),
+    ] = None,
+    clean: Annotated[
+        bool | None,
+        typer.Option("--clean/--no-clean", help="Without small pieces of tumour; else as the run was tested."),
+    ] = None,
     probabilities: Annotated[bool, flag("--probabilities", text="Write those of NCR, ED and ET as well.")] = False,
     overwrite: Annotated[bool, flag("--overwrite", text="Replace predictions that are there.")] = False,
     batch_size: Annotated[
@@ -749,7 +754,7 @@ def predict(
     from hpc_tumor.prediction_view import show_prediction
 
     found = _one_run(runs, run)
-    options = Options(device, precision, batch_size, flips, probabilities, overwrite)
+    options = Options(device, precision, batch_size, flips, clean, probabilities, overwrite)
     result = predict_source(found, source, output, options, out.progress)
     if not found.is_finished():
         out.warning(f"{found.name} is unfinished: these are its best weights so far, of epoch {result.facts.epoch}.")

@@ -13,19 +13,24 @@ class Options:
 
     Attributes:
         batch_size: slices or images at once; None: what suits the device.
-        flips: mean over the four ways to flip a slice. Patients only.
+        flips: mean of the logits over the flips of a slice or image; None: as the run was tested.
+        clean: without small pieces of tumour, by the thresholds of the run; None: as the run was tested. Patients only.
         probabilities: write them beside the labels. Patients only.
     """
 
     device: str = "auto"
     precision: str = "auto"
     batch_size: int | None = None
-    flips: bool = False
+    flips: bool | None = None
+    clean: bool | None = None
     probabilities: bool = False
     overwrite: bool = False
 
     def check_images(self) -> None:
         """Raises UsageError for what images do not have."""
-        for name, given in (("--flips", self.flips), ("--probabilities", self.probabilities)):
-            if given:
-                raise UsageError(f"{name} is for patients; the probabilities of images are in predictions.csv anyway.")
+        if self.clean:
+            raise UsageError("--clean is for patients: images have no small pieces to remove.")
+        if self.probabilities:
+            raise UsageError(
+                "--probabilities is for patients; the probabilities of images are in predictions.csv anyway."
+            )

@@ -16,13 +16,13 @@ from hpc_tumor.data.brain import BrainStatistics, brain_statistics
 from hpc_tumor.data.brats import LABEL, lying_elsewhere, open_case, read_intensities, read_labels
 from hpc_tumor.data.case import MODALITIES, Case, check_names
 from hpc_tumor.data.nifti import NiftiFile
-from hpc_tumor.errors import DataError
+from hpc_tumor.errors import DataError, UsageError
 from hpc_tumor.prediction.nifti_out import write_labels, write_volumes
 from hpc_tumor.prediction.options import Options
 from hpc_tumor.prediction.outputs import output_folder, write_table
 from hpc_tumor.prediction.scoring import score_case
 from hpc_tumor.prediction.trained import Trained
-from hpc_tumor.prediction.volume import Segmentation, segment
+from hpc_tumor.prediction.volume import Segmentation, cleaned, segment
 from hpc_tumor.training.metrics import LABELS
 
 SCORES = "scores.csv"
@@ -89,6 +89,10 @@ def predict_patients(
     results = PatientResults()
     with output_folder(output, file_names(cases), options.overwrite):
         network = trained()
+        if options.clean and network.facts.cleaning is None:
+            raise UsageError(
+                "--clean: validation chose no thresholds for this run. Train with --set clean=true to have them."
+            )
         for done, (case, patient) in enumerate(_read_ahead(cases), 1):
             if isinstance(patient, DataError):
                 results.failed.append((case.id, str(patient)))
@@ -149,9 +153,11 @@ def _predict(
 ) -> None:
     begun = time.perf_counter()
     found = segment(
-        trained, patient.image, patient.brain, batch_size=options.batch_size, flips=options.flips,
+        trained, patient.image, patient.brain, batch_size=options.batch_size,
         keep_probabilities=options.probabilities, progress=progress or (lambda done, total: None),
     )  # fmt: skip
+    if trained.facts.cleaning is not None and options.clean is not False:
+        found = cleaned(found, trained.facts.cleaning, float(np.prod(patient.scan.spacing)))
     path = output / labels_file(patient.id)
     write_labels(path, found.labels, patient.scan)
     _write_probabilities(output / probabilities_file(patient.id), found, patient.scan)

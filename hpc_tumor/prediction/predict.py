@@ -72,7 +72,7 @@ def predict(run: RunDir, source: Path, output: Path, options: Options, bar: Bar)
     def trained() -> Trained:
         from hpc_tumor.prediction.trained import load_trained
 
-        loaded.append(load_trained(run, options.device, options.precision))
+        loaded.append(load_trained(run, options.device, options.precision, options.flips))
         return loaded[0]
 
     listing, kind = _list(source), f"{run.name} ({experiment.model.name})"

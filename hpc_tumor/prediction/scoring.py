@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpc_tumor.training import metrics
+from hpc_tumor.training.surfaces import case_surfaces
 
 
 def score_case(
@@ -19,7 +20,7 @@ def score_case(
         spacing: voxel size along z, y, x in mm.
     """
     bins = metrics.TRUE_LABELS * metrics.PREDICTIONS
-    codes = (truth * np.uint8(metrics.PREDICTIONS) + predicted_bits).ravel()
-    histogram = np.bincount(codes, minlength=bins).reshape(1, metrics.TRUE_LABELS, metrics.PREDICTIONS)
-    (row,) = metrics.segmentation_rows(histogram, [""], [len(truth)])
+    codes = truth * np.uint8(metrics.PREDICTIONS) + predicted_bits
+    histogram = np.bincount(codes.ravel(), minlength=bins).reshape(1, metrics.TRUE_LABELS, metrics.PREDICTIONS)
+    (row,) = metrics.segmentation_rows(histogram, [""], [len(truth)], case_surfaces(codes, spacing)[None])
     return {name: value for name, value in row.items() if name != "case"}

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from hpc_tumor.errors import DataError, UsageError, unknown
 from hpc_tumor.models import MODELS, build_model
 from hpc_tumor.resources import available_cpus
-from hpc_tumor.run_dir import RunDir
+from hpc_tumor.run_dir import RunDir, read_json
 from hpc_tumor.training.checkpoint import load_weights
-from hpc_tumor.training.evaluate import network_input
+from hpc_tumor.training.cleaning import Cleaning
+from hpc_tumor.training.evaluate import flipped, network_input
 from hpc_tumor.training.memory import keep_freed_memory
 from hpc_tumor.training.recipe import Precision, choose_precision
 
@@ -34,6 +35,8 @@ class Facts:
         image_size: (height, width) in pixels of the training images.
         resized: side to which slices and images were resized; None where slices kept their size.
         epoch: whose weights these are.
+        flips: whether the run was tested on the mean over flips.
+        cleaning: the thresholds that its validation patients chose; None where they chose none.
     """
 
     run: str
@@ -45,6 +48,8 @@ class Facts:
     image_size: tuple[int, int]
     resized: int | None
     epoch: int
+    flips: bool = False
+    cleaning: Cleaning | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,7 @@ class Trained:
     device: torch.device
     precision: Precision
     channels_last: bool
+    flips: bool = False
 
     @property
     def batch_size(self) -> int:
@@ -64,14 +70,14 @@ class Trained:
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits in float32 of images as the training parts give them: `(N, 4, H, W)`, or grey `(N, 1, H, W)`."""
-        channels = MODELS[self.facts.model].in_channels
+        entered = network_input(images, self.channels_last, MODELS[self.facts.model].in_channels)
         with self.precision.autocast():
-            found: Tensor = self.network(network_input(images, self.channels_last, channels))
+            found: Tensor = flipped(self.network, entered, self.facts.task) if self.flips else self.network(entered)
         return found.float()
 
 
-def load_trained(run: RunDir, device: str = "auto", precision: str = "auto") -> Trained:
-    """The network of `run` with its best weights.
+def load_trained(run: RunDir, device: str = "auto", precision: str = "auto", flips: bool | None = None) -> Trained:
+    """The network of `run` with its best weights; with `flips` its logits are means, None: as the run was tested.
 
     Raises:
         UsageError: unknown or unavailable device or precision; the run has no weights, or no readable settings.
@@ -92,7 +98,8 @@ def load_trained(run: RunDir, device: str = "auto", precision: str = "auto") -> 
         exact = precision == "float32"  # asked for, so not in TensorFloat-32
         torch.set_float32_matmul_precision("highest" if exact else "high")
         torch.backends.cudnn.allow_tf32 = not exact
-    return Trained(facts, network.to(chosen), chosen, number_format, channels_last)
+    turned = facts.flips if flips is None else flips
+    return Trained(facts, network.to(chosen), chosen, number_format, channels_last, turned)
 
 
 def load_network(run: RunDir) -> tuple[Facts, nn.Module]:
@@ -112,11 +119,20 @@ def load_network(run: RunDir) -> tuple[Facts, nn.Module]:
         resized = width if task == "classification" else experiment.data.image_size
         facts = Facts(
             run.name, about["model"], filters, task, tuple(about["classes"]), about["exclusive"], (height, width),
-            resized, about["state"].best_epoch,
+            resized, about["state"].best_epoch, experiment.scoring.flips, _cleaning(run),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{run.best_weights} does not say what its weights are of: {error!r} is missing.") from error
     return facts, _network(facts, weights, run.best_weights)
+
+
+def _cleaning(run: RunDir) -> Cleaning | None:
+    """The thresholds by which the predictions of this run were cleaned before they were scored."""
+    chosen = (read_json(run.result) or {}).get("cleaning")
+    try:
+        return Cleaning(float(chosen["component_mm3"]), float(chosen["enhancing_mm3"])) if chosen else None
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def no_weights(run: RunDir) -> UsageError:

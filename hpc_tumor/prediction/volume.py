@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,8 +15,9 @@ from hpc_tumor.data.brain import BrainStatistics
 from hpc_tumor.data.samples import exact_background, mean_and_scale, resize, standardise
 from hpc_tumor.models import MODELS
 from hpc_tumor.prediction.trained import Trained
+from hpc_tumor.training.cleaning import Cleaning
 
-_FLIPS: tuple[tuple[int, ...], ...] = ((), (3,), (2,), (2, 3))  # axes of `(N, C, H, W)`
+_ET = 4  # the bit of enhancing tumour
 
 
 @dataclass(frozen=True)
@@ -78,14 +79,12 @@ def segment(
     brain: BrainStatistics,
     *,
     batch_size: int | None = None,
-    flips: bool = False,
     keep_probabilities: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Segmentation:
     """Label the volume `image` `(4, Z, Y, X)` with the axes LPS, whose statistics are `brain`.
 
-    Slices without brain are all background, and the network is not asked. With `flips`, probabilities are means over
-    the four ways to flip a slice. `progress` is told of slices done.
+    Slices without brain are all background, and the network is not asked. `progress` is told of slices done.
     """
     shape = image.shape[1:]
     bits, labels = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
@@ -94,10 +93,11 @@ def segment(
     grid = Grid(shape[1], shape[2], trained.facts.resized, spec.step, spec.smallest)
     chosen, done = slices_with_brain(image, brain.background), 0
     for some, images in standardised(image, brain, chosen, batch_size or trained.batch_size, trained.device):
-        scores, chances = _look(trained, grid, images, flips, keep_probabilities)
-        found, single = decide(scores, trained.facts.exclusive)
+        logits = grid.leave(trained.logits(grid.enter(images)))
+        found, single = decide(logits, trained.facts.exclusive)
         bits[some], labels[some] = found.cpu().numpy(), single.cpu().numpy()
-        if probabilities is not None and chances is not None:
+        if probabilities is not None:
+            chances = chances_of(logits, trained.facts.exclusive)
             probabilities[:, some] = chances.swapaxes(0, 1).cpu().numpy()
         done += len(some)
         progress(done, len(chosen))
@@ -145,16 +145,9 @@ def chances_of(logits: Tensor, exclusive: bool) -> Tensor:
     return F.pad(logits, (0, 0, 0, 0, 1, 0)).softmax(1)[:, 1:]
 
 
-def _look(trained: Trained, grid: Grid, images: Tensor, flips: bool, keep: bool) -> tuple[Tensor, Tensor | None]:
-    """Scores of slices, which are above 0 where a label is predicted; and its probabilities where they are needed."""
-    entered, exclusive = grid.enter(images), trained.facts.exclusive
-    if not flips:
-        logits = grid.leave(trained.logits(entered))
-        return logits, chances_of(logits, exclusive) if keep else None
-    total = torch.zeros(())
-    for axes in _FLIPS:
-        chances = chances_of(trained.logits(entered.flip(axes)), exclusive).flip(axes)
-        total = chances if not axes else total + chances
-    chances = grid.leave(total / len(_FLIPS))
-    # Against the background's probability, or against that of the label not being there.
-    return chances - (1 - chances.sum(1, keepdim=True) if exclusive else 0.5), chances
+def cleaned(found: Segmentation, cleaning: Cleaning, voxel_mm3: float) -> Segmentation:
+    """`found` without small pieces of tumour, and with too little enhancing tumour called NCR/NET."""
+    bits = cleaning(found.bits, voxel_mm3)
+    labels = np.where(bits == 0, np.uint8(0), found.labels)
+    labels[(found.bits & _ET > 0) & (bits & _ET == 0) & (labels == 3)] = 1
+    return replace(found, bits=bits, labels=labels)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,13 +83,13 @@ def evaluate(
     # Each sample's loss has its own place, so that their sum does not depend on who computed which.
     losses = torch.zeros(len(part), dtype=torch.float64, device=device)
     kept = Volumes(part) if volumes and isinstance(part, SlicePart) else None
-    turned = ((), (3,), (2,), (2, 3)) if classes is None else ((), (3,))
+    task = "segmentation" if classes is None else "classification"
     was_training = model.training
     model.eval()
     for batch in loader.whole_batches(np.arange(len(part)), limit):
         with precision.autocast():
             images = network_input(batch.images, channels_last, channels)
-            logits = flipped(model, images, turned) if flips else model(images)
+            logits = flipped(model, images, task) if flips else model(images)
         positions = torch.from_numpy(batch.positions).to(device)
         losses[positions] = loss(logits, batch.targets).double()
         if isinstance(part, SlicePart):
@@ -120,9 +120,15 @@ def evaluate(
     return Evaluation(scores, found, scored, volumes=kept)
 
 
-def flipped(model: nn.Module, images: torch.Tensor, turned: Sequence[tuple[int, ...]]) -> torch.Tensor:
-    """Mean over flips of the logits of `(N, C, H, W)` images, each turned back where logits are maps."""
-    total = None
+# Axes of `(N, C, H, W)`: a head seen from below may be mirrored, upside down it is another picture.
+_FLIPS: dict[str, tuple[tuple[int, ...], ...]] = {
+    "segmentation": ((), (3,), (2,), (2, 3)), "classification": ((), (3,)),
+}  # fmt: skip
+
+
+def flipped(model: nn.Module, images: torch.Tensor, task: str) -> torch.Tensor:
+    """Mean over flips of the logits of `(N, C, H, W)` images: four of a slice, each turned back, two of an image."""
+    total, turned = None, _FLIPS[task]
     for axes in turned:
         logits = model(images.flip(axes) if axes else images).float()
         if axes and logits.ndim == images.ndim:

@@ -121,8 +121,8 @@ def test_refusals(
 ) -> None:
     assert predict(cnn_run, patients, tmp_path / "out") == 3
     assert "holds volumes: name a run of a U-Net" in capsys.readouterr().err
-    assert predict(cnn_run, images, tmp_path / "out", "--flips") == 2
-    assert "--flips is for patients" in capsys.readouterr().err
+    assert predict(cnn_run, images, tmp_path / "out", "--clean") == 2
+    assert "--clean is for patients" in capsys.readouterr().err
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "one.png").write_bytes(b"")
     assert predict(cnn_run, tmp_path / "bad", tmp_path / "out") == 3

@@ -10,7 +10,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from trained_runs import untrained_run
+from trained_runs import trained_run, untrained_run
 
 from hpc_tumor import atomic, cli
 from hpc_tumor.data.brain import brain_statistics
@@ -75,6 +75,36 @@ def test_scores_are_those_of_the_run(patients: Path, unet_run: RunDir, tmp_path:
             assert float(found[name]) == pytest.approx(float(value), abs=2e-3), name  # a pixel on the threshold
         elif name.startswith(("dice", "iou", "accuracy", "precision")):
             assert float(found[name]) >= float(value) - 2e-3, name
+
+
+def test_what_the_run_was_tested_with_is_what_predicts(
+    patients: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {
+        "model": {"name": "unet", "filters": 4}, "recipe": {"epochs": 4}, "data": {"val_fraction": 0.3},
+        "scoring": {"flips": True, "clean": True},
+    }  # fmt: skip
+    run = trained_run(tmp_path / "runs", patients.with_suffix(".zarr"), settings)
+    (wanted,) = rows_of(run.cases)
+    folder = next(path for path in folders(patients) if path.name == wanted["case"])
+    result = json.loads(run.result.read_text())
+    result["cleaning"] = {"component_mm3": 5.0, "enhancing_mm3": 1e6}
+    run.result.write_text(json.dumps(result))
+    assert predict(run, folder, tmp_path / "as-tested") == 0
+    assert predict(run, folder, tmp_path / "plain", "--no-flips", "--no-clean") == 0
+    assert predict(run, folder, tmp_path / "again", "--flips", "--clean") == 0
+    tested, plain, again = (
+        np.asarray(nib.load(tmp_path / name / f"{folder.name}-seg.nii.gz").dataobj)
+        for name in ("as-tested", "plain", "again")
+    )
+    np.testing.assert_array_equal(tested, again)
+    assert 4 not in tested
+    assert (tested != plain).any()
+    del result["cleaning"]
+    run.result.write_text(json.dumps(result))
+    assert predict(run, folder, tmp_path / "none", "--clean") == 2
+    assert "validation chose no thresholds" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
 
 
 def test_scores_by_hand() -> None:

@@ -1,7 +1,6 @@
 """Volumes through a network: the input is that of training, and the maps come back to where they belong."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +15,19 @@ from hpc_tumor.data.samples import SlicePart
 from hpc_tumor.data.store import Store
 from hpc_tumor.prediction.patients import Patient, read_patient
 from hpc_tumor.prediction.trained import Trained, load_trained
-from hpc_tumor.prediction.volume import Grid, chances_of, decide, segment, slices_with_brain, standardised
+from hpc_tumor.prediction.volume import (
+    Grid,
+    Segmentation,
+    chances_of,
+    cleaned,
+    decide,
+    segment,
+    slices_with_brain,
+    standardised,
+)
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.training import metrics
+from hpc_tumor.training.cleaning import Cleaning
 
 
 def read(patients: Path, number: int) -> Patient:
@@ -120,21 +129,35 @@ def test_exclusive_probabilities_leave_room_for_the_background() -> None:
 @pytest.mark.parametrize("exclusive", [False, True])
 def test_flips_are_a_mean_over_four(patients: Path, tmp_path: Path, exclusive: bool) -> None:
     run = untrained_run(tmp_path, "improved-unet", 32, filters=4, exclusive=exclusive)
-    trained, patient = load_trained(run, "cpu", "float32"), read(patients, 0)
+    trained, patient = load_trained(run, "cpu", "float32", flips=True), read(patients, 0)
     image = patient.image[:, 4:7]
-    found = segment(trained, image, patient.brain, flips=True, keep_probabilities=True)
+    found = segment(trained, image, patient.brain, keep_probabilities=True)
     ((_, x),) = standardised(image, patient.brain, np.arange(3), 3, torch.device("cpu"))
     with torch.inference_mode():
-        views: list[Any] = [
-            chances_of(trained.network(x.flip(axes)), exclusive).flip(axes).numpy() for axes in ((), (2,), (3,), (2, 3))
-        ]
-    mean = np.mean(views, axis=0).swapaxes(0, 1)
-    np.testing.assert_allclose(found.probabilities, mean, atol=1e-5)
-    assert np.abs(views[0] - views[3]).max() > 1e-3
-    sure = np.abs(mean - (1 - mean.sum(0) if exclusive else 0.5)).min(0) > 1e-4
-    wanted = mean.argmax(0) + 1
-    wanted[mean.max(0) <= (1 - mean.sum(0) if exclusive else 0.5)] = 0
-    np.testing.assert_array_equal(found.labels[sure], wanted[sure])
+        views = [trained.network(x.flip(axes)).flip(axes) for axes in ((), (2,), (3,), (2, 3))]
+        logits = torch.stack(views).mean(0)
+    assert (views[0] - views[3]).abs().max() > 1e-3
+    wanted = chances_of(logits, exclusive).numpy().swapaxes(0, 1)
+    np.testing.assert_allclose(found.probabilities, wanted, atol=1e-5)
+    sure = (logits.abs().amin(1) > 1e-4).numpy()
+    labels = np.where(logits.amax(1).numpy() > 0, logits.argmax(1).numpy() + 1, 0)
+    np.testing.assert_array_equal(found.labels[sure], labels[sure])
+
+
+def test_cleaned_labels_agree_with_cleaned_bits() -> None:
+    bits, labels = np.zeros((6, 8, 8), np.uint8), np.zeros((6, 8, 8), np.uint8)
+    bits[1:4, 1:5, 1:5], labels[1:4, 1:5, 1:5] = 2, 2
+    bits[2, 2, 2:5], labels[2, 2, 2:5] = 4 | 2, 3  # three voxels of enhancing tumour inside
+    bits[5, 7, 7], labels[5, 7, 7] = 1, 1  # a piece by itself
+    found = cleaned(Segmentation(bits, labels, None, 6), Cleaning(component_mm3=2, enhancing_mm3=4), 1.0)
+    assert found.labels[5, 7, 7] == found.bits[5, 7, 7] == 0
+    assert set(found.labels[2, 2, 2:5].tolist()) == {1}
+    assert set(found.bits[2, 2, 2:5].tolist()) == {1 | 2}
+    untouched = np.ones(bits.shape, bool)
+    untouched[2, 2, 2:5] = untouched[5, 7, 7] = False
+    np.testing.assert_array_equal(found.labels[untouched], labels[untouched])
+    same = cleaned(Segmentation(bits, labels, None, 6), Cleaning(component_mm3=2, enhancing_mm3=4), 2.0)
+    np.testing.assert_array_equal(same.labels[2], labels[2])  # twice as large voxels: enough of it
 
 
 def test_slices_that_training_resized_come_back(patients: Path, tmp_path: Path) -> None:

@@ -45,7 +45,11 @@ def _of_patients(group: Group, rows: Rows, score: str, names: dict[str, str], th
         f"{'Dice' if score == 'dice' else 'HD95 in mm, less is better'}: a dot is "
         + (f"one of {_MOST_DOTS} evenly spaced quantiles of the patients" if many else "a patient")
         + "; box: quartiles, stroke: median, whiskers: 5th and 95th percentile."
-        + (" Crosses: the region was missed, or predicted where there is none, by one run at least." if score == "hd95" else "")
+        + (
+            " Crosses: the region was missed, or predicted where there is none, by one run at least."
+            if score == "hd95"
+            else ""
+        )
         + f" {cases_note(rows.entries, group.task)}.{runs_note(rows.entries)}"
         + ("" if len(rows.entries) == there else limit_note(rows.entries, group.entries))
     )
@@ -102,7 +106,12 @@ def _strip(axes: Axes, y: float, values: Floats, look: Look, lost: np.ndarray | 
     for some, mark in ((_thinned(dots), mark_of(look, markersize=2.4, markeredgewidth=0, alpha=0.5, markerfacecolor=look.colour)),
                        (crosses, {"marker": "x", "color": INK, "markersize": 3.4, "linestyle": "none", "markeredgewidth": 0.9})):  # fmt: skip
         if len(some):
-            axes.plot(some, y + tall * (0.5 + 0.42 * _spread(len(some))), clip_on=False, **{**mark, "marker": mark["marker"] if mark["marker"] == "x" else "o"})
+            axes.plot(
+                some,
+                y + tall * (0.5 + 0.42 * _spread(len(some))),
+                clip_on=False,
+                **{**mark, "marker": mark["marker"] if mark["marker"] == "x" else "o"},
+            )
 
 
 def box(axes: Axes, y: float, values: Floats, look: Look, tall: float) -> None:

@@ -80,7 +80,11 @@ def plan_samples(group: Group) -> list[Plan]:
     """One image of each class, as the entry with the largest images sees them."""
     if group.task != "classification":
         return []
-    found = [(entry, pictures, images) for _, entry, pictures in shown_entries(group) if (images := pictures.get("sample_images", 3)) is not None]
+    found = [
+        (entry, pictures, images)
+        for _, entry, pictures in shown_entries(group)
+        if (images := pictures.get("sample_images", 3)) is not None
+    ]
     if not found:
         return []
     # Of equal size the one with most classes, then the first.
@@ -89,7 +93,11 @@ def plan_samples(group: Group) -> list[Plan]:
     said = [said_of(one) for one in pictures.listed("samples", len(images))]
     lines = [(label, case) for label, _, _, case in said]
     caption = f"Test images, one of each class: those that {words(entry.name)} is rightly surest of, as it sees them."
-    return [raster_plan("samples", "samples", "A sample of each class", caption, Gallery(images, lines, max(4, min(6, len(images)))))]
+    return [
+        raster_plan(
+            "samples", "samples", "A sample of each class", caption, Gallery(images, lines, max(4, min(6, len(images))))
+        )
+    ]
 
 
 def plan_filters(group: Group) -> list[Plan]:

@@ -46,7 +46,11 @@ def _strips(rows: Rows, ranking: Ranking, order: list[int]) -> Sheet:
     for y, place in enumerate(order):
         colour = rows.look(rows.entries[y]).colour
         for x, share in enumerate(ranking.shares[place], 1):
-            axes.add_patch(Rectangle((x - 0.48, y - 0.45), 0.96, 0.9, facecolor=colour, alpha=max(0.04, _DEEPEST * share), linewidth=0))
+            axes.add_patch(
+                Rectangle(
+                    (x - 0.48, y - 0.45), 0.96, 0.9, facecolor=colour, alpha=max(0.04, _DEEPEST * share), linewidth=0
+                )
+            )
             if share >= _SHOWN and wide / count > 0.24:
                 axes.text(x, y, f"{100 * share:.0f}", ha="center", va="center", fontsize=size)
         low, high, rank = ranking.low[place], ranking.high[place], ranking.ranks[place]

@@ -70,7 +70,9 @@ class Sheet:
         """Words whose left middle is there, unless `ha` and `va` say otherwise."""
         self.page.text(x, y, words, **{"va": "center", "ha": "left", **values})
 
-    def keys(self, x: float, y: float, items: Sequence[tuple[str, dict[str, Any]]], right: float | None = None) -> float:
+    def keys(
+        self, x: float, y: float, items: Sequence[tuple[str, dict[str, Any]]], right: float | None = None
+    ) -> float:
         """A legend in a line, or more: `items` are words and how their mark looks. Gives y below it."""
         start, end = x, self.width if right is None else right
         for said, mark in items:
