@@ -46,4 +46,4 @@ if ((finished < 7)); then
     say "error: only $finished of 7 runs finished; hpc-tumor logs RUN --runs demo/runs --errors says why."
     exit 1
 fi
-say "All seven networks are trained and compared. The tables are in demo/results."
+say "All seven networks are trained and compared. Open demo/results/report.html in a browser; tables and figures lie beside it."

@@ -76,8 +76,17 @@ def test_from_raw_scans_to_the_comparison(work: Path) -> None:
         rows = [row for row in csv.DictReader(file) if row["kind"] == "run"]
     assert {(row["model"], row["gpus"]) for row in rows} == {("unet", "2"), ("cnn", "1")}
     assert {path.name for path in (work / "results").iterdir()} == {
-        "comparison.csv", "comparison.json", "comparison.md"
+        "cases.csv", "comparison-long.csv", "comparison.csv", "comparison.json", "comparison.md", "comparison.tex",
+        "figures", "report.html",
     }  # fmt: skip
+    # Every kind of picture that these two networks leave is drawn, as both kinds of file, and stands in the report.
+    drawn = {path.stem for path in (work / "results" / "figures").glob("*.svg")}
+    assert drawn == {path.stem for path in (work / "results" / "figures").glob("*.png")}
+    for part in ("scores", "curves", "distributions", "tradeoffs", "cases", "confusion", "calibration", "filters"):
+        assert any(f"-{part}" in name for name in drawn), part
+    report = (work / "results" / "report.html").read_text(encoding="utf-8")
+    assert report.count("<figure") == len(drawn)
+    assert report.count("data:image/png;base64,") >= 3
 
 
 def test_a_run_that_fails_is_told_by_exit_code_status_and_logs(work: Path) -> None:
