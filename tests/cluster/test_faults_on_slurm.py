@@ -168,6 +168,13 @@ def last_checkpoint_before_requeue(run: RunDir) -> tuple[int, int]:
     return event["epoch"], event["step"]
 
 
+def saved_after_the_warning(run: RunDir) -> bool:
+    """Whether a checkpoint was written between the first signal and the requeue: not merely at the epoch before."""
+    names = events(run)
+    signal, end = names.index("signal"), names.index("requeued")
+    return "checkpoint" in names[signal:end]
+
+
 def steps_seen(run: RunDir) -> tuple[int, int]:
     status = read_json(run.status) or {}
     return status["epoch"], status["step"]
@@ -183,6 +190,7 @@ def test_warned_before_the_time_limit(launch: Launcher, quiet: RunDir) -> None:
     start_now(job_of(run))
     finishes_like(run, quiet)
     assert run.read_events("requeued")[0]["because"] == "warned"
+    assert saved_after_the_warning(run)
     assert went_on_from(run) == last_checkpoint_before_requeue(run)
 
 
@@ -197,6 +205,7 @@ def test_preempted(launch: Launcher, quiet: RunDir) -> None:
     start_now(job_of(run))
     finishes_like(run, quiet)
     assert events(run).count("requeued") == 1
+    assert saved_after_the_warning(run)
     assert went_on_from(run) == last_checkpoint_before_requeue(run)
 
 
