@@ -208,7 +208,7 @@ def _groups(ids: tuple[str, ...], cells: tuple[str, ...] | None) -> NDArray[np.s
 def _numbers(cells: Sequence[str]) -> Floats:
     """Cells as numbers; not-a-number for what is none, or not finite."""
     if len(together := "".join(cells)) == len(cells) and set(together) <= {"0", "1"}:
-        return np.frombuffer(together.encode(), dtype=np.uint8) - 48.0
+        return (np.frombuffer(together.encode(), dtype=np.uint8) == ord("1")).astype(np.float64)
     try:
         values = np.array(list(map(float, cells)))
     except ValueError:
