@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -99,18 +100,9 @@ def read_test_cases(path: Path, task: str) -> TestCases:
     """The test cases in `path`; one with a `problem` where the file is absent, torn or of something else."""
     if not path.is_file():
         return TestCases(problem="there is no cases.csv")
-    try:
-        with path.open(newline="", encoding="utf-8", errors="replace") as file:
-            head, *rows = list(csv.reader(file, strict=True)) or [[]]
-    except csv.Error as error:
-        return TestCases(problem=f"cases.csv cannot be read ({error})")
-    if not rows or "case" not in head:
-        return TestCases(problem="cases.csv holds no test cases")
-    if any(len(row) != len(head) for row in rows):
-        return TestCases(problem="cases.csv is torn")
-    place = head.index("case")
-    rows.sort(key=lambda row: row[place])  # from here on, the order in which they were written means nothing
-    columns = dict(zip(head, zip(*rows, strict=True), strict=True))
+    columns = _columns(path.read_text(encoding="utf-8-sig", errors="replace"))
+    if isinstance(columns, str):
+        return TestCases(problem=columns)
     ids = columns["case"]
     if len(set(ids)) < len(ids):
         return TestCases(problem="cases.csv names a case twice")
@@ -123,6 +115,26 @@ def read_test_cases(path: Path, task: str) -> TestCases:
         return TestCases(ids, _segmentation(columns), status, identity=key)
     images = _images(columns)
     return TestCases(ids, _classification(columns, images), {}, _groups(ids, columns.get("group")), images, key)
+
+
+def _columns(text: str) -> dict[str, tuple[str, ...]] | str:
+    """The cells of each column, in the order of the cases' names; or what is wrong with the file."""
+    head, *rest = text.split("\n", 1)
+    names = head.split(",")
+    if '"' in text or "\r" in text:
+        try:
+            names, *rows = list(csv.reader(text.splitlines(keepends=True), strict=True)) or [[]]
+        except csv.Error as error:
+            return f"cases.csv cannot be read ({error})"
+    else:  # several times as fast, and as right where nothing is quoted
+        rows = [line.split(",") for line in "".join(rest).removesuffix("\n").split("\n")] if any(rest) else []
+    if not rows or "case" not in names:
+        return "cases.csv holds no test cases"
+    if any(len(row) != len(names) for row in rows) or len(set(names)) < len(names):
+        return "cases.csv is torn"
+    place = names.index("case")
+    rows.sort(key=itemgetter(place))  # from here on, the order in which they were written means nothing
+    return dict(zip(names, zip(*rows, strict=True), strict=True))
 
 
 # Most runs of a comparison have the same test cases: what follows from their names alone is worked out once.
@@ -195,6 +207,8 @@ def _groups(ids: tuple[str, ...], cells: tuple[str, ...] | None) -> NDArray[np.s
 
 def _numbers(cells: Sequence[str]) -> Floats:
     """Cells as numbers; not-a-number for what is none, or not finite."""
+    if len(together := "".join(cells)) == len(cells) and set(together) <= {"0", "1"}:
+        return (np.frombuffer(together.encode(), dtype=np.uint8) == ord("1")).astype(np.float64)
     try:
         values = np.array(list(map(float, cells)))
     except ValueError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -126,7 +127,9 @@ class Entry:
         _, sd = mean_and_sd([run.best.get(name) for run in self.runs])
         of_cases = self._of_cases.get(name)
         if of_cases is not None and abs(mean - of_cases.mean) <= _TOLERANCE:
-            return replace(of_cases, mean=mean, sd=sd)
+            if of_cases.low is None or of_cases.high is None:
+                return replace(of_cases, mean=mean, sd=sd)
+            return replace(of_cases, mean=mean, sd=sd, low=min(of_cases.low, mean), high=max(of_cases.high, mean))
         low, high = self._of_confusions.get(name, (None, None))
         return Statistic(mean, low, high, sd=sd, n=self.n)
 
@@ -206,7 +209,8 @@ def make_entries(runs: Sequence[RunResult], by: Sequence[str] = ()) -> tuple[Ent
     for run in sorted(runs, key=_order):
         members.setdefault(_key(run, by), []).append(run)
     names = _names(list(members.values()), by)
-    return tuple(_entry(name, some, by) for name, some in zip(names, members.values(), strict=True))
+    entries = [_entry(name, some, by) for name, some in zip(names, members.values(), strict=True)]
+    return tuple(sorted(entries, key=lambda entry: (*_order(entry.runs[0])[:3], _natural(entry.name))))
 
 
 def _key(run: RunResult, by: Sequence[str]) -> tuple[object, ...]:
@@ -258,6 +262,12 @@ def _differing(runs: Sequence[RunResult]) -> list[str]:
     """Settings of which not all runs have the same value."""
     keys = sorted({key for run in runs for key in run.config})
     return [key for key in keys if len({_plain(run.config.get(key)) for run in runs}) > 1]
+
+
+def _natural(name: str) -> list[tuple[float, str]]:
+    """`name` as what to sort by: 8 before 32."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", name)
+    return [(float(part), "") if index % 2 else (-1.0, part) for index, part in enumerate(parts)]
 
 
 def _plain(value: Any) -> str:

@@ -57,10 +57,7 @@ def _ranking(values: np.ndarray, codes: np.ndarray) -> Ranking:
     drawn = times_drawn(units)
     means = np.round((drawn @ totals) / (drawn @ counts)[:, None], 10)
     resampled = _ranks(means)
-    entries = values.shape[1]
-    places = np.arange(1, entries + 1)
-    # A shared place, such as 1.5, counts half for each of the two.
-    shares = np.maximum(0, 1 - np.abs(resampled[:, :, None] - places)).mean(0)
+    shares = _shares(means)
     tail = 50 * (1 - LEVEL)
     low, high = np.percentile(resampled, [tail, 100 - tail], axis=0)
     overall = np.round(values.mean(0), 10)
@@ -70,10 +67,25 @@ def _ranking(values: np.ndarray, codes: np.ndarray) -> Ranking:
     )  # fmt: skip
 
 
+def _shares(values: np.ndarray) -> np.ndarray:
+    """`(entries, places)` how often each entry has each place; those that are equal share theirs evenly."""
+    smaller, equal = _compared(values)
+    places = np.arange(values.shape[1])
+    among = (places >= smaller[..., None]) & (places < (smaller + equal)[..., None])
+    shares: np.ndarray = (among / equal[..., None]).mean(0)
+    return shares
+
+
 def _ranks(values: np.ndarray) -> np.ndarray:
     """Ranks along the last axis, the smallest value 1, equal values the mean of their places, no number the last."""
+    smaller, equal = _compared(values)
+    ranks: np.ndarray = smaller + (equal + 1) / 2
+    return ranks
+
+
+def _compared(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How many values along the last axis are smaller than each, and how many equal to it, with itself."""
     values = np.where(np.isnan(values), np.inf, values)
     smaller = (values[..., None, :] < values[..., :, None]).sum(-1)
     equal = (values[..., None, :] == values[..., :, None]).sum(-1)
-    ranks: np.ndarray = smaller + (equal + 1) / 2
-    return ranks
+    return smaller, equal
