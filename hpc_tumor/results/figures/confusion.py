@@ -98,7 +98,9 @@ def _matrix(axes: Axes, counts: np.ndarray, look: Look, side: float) -> None:
             said = f"{counts[row, column]:,}"
             size = fitting(said, 0.88 * cell, SIZE if cell > 0.36 else SMALL - 0.5, 4.5)
             axes.text(column, row - 0.12, said, ha="center", va="center", fontsize=size)
-            axes.text(column, row + 0.26, f"{100 * share:.0f} %", ha="center", va="center", fontsize=min(size, 5.5), alpha=0.8)
+            axes.text(
+                column, row + 0.26, f"{100 * share:.0f} %", ha="center", va="center", fontsize=min(size, 5.5), alpha=0.8
+            )
 
 
 def plan_calibration(group: Group) -> list[Plan]:
@@ -108,8 +110,8 @@ def plan_calibration(group: Group) -> list[Plan]:
         return []
     caption = (
         f"Accuracy against confidence, the largest softmax value, in {ECE_BINS} bins of equal width; on the dashed line"
-        " a network is as often right as it says. Below: how many images are in each bin. ECE: mean distance from the line,"
-        " weighted by images (of several runs the mean of theirs)."
+        " a network is as often right as it says. Below: images in each bin. ECE: mean distance from the line, weighted"
+        " by images (of several runs the mean of theirs)."
         + _summed(known) + limit_note([entry for entry, _ in known], group.entries)
     )  # fmt: skip
     by_name = looks(group.entries)
@@ -150,7 +152,9 @@ def _diagram(upper: Axes, lower: Axes, images: Sequence[Images], look: Look) -> 
     upper.plot(confidence[there], accuracy[there], color=look.colour, linewidth=1.2)
     sizes = 6 + 40 * counts[there] / counts.max()
     upper.scatter(confidence[there], accuracy[there], s=sizes, color=look.colour, zorder=3, clip_on=False, linewidth=0)
-    upper.set(xlim=(0, 1), ylim=(0, 1), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1], xticklabels=[], yticklabels=["0", "0.5", "1"])
+    upper.set(
+        xlim=(0, 1), ylim=(0, 1), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1], xticklabels=[], yticklabels=["0", "0.5", "1"]
+    )
     lower.bar(edges[:-1], counts, width=0.9 / len(counts), align="edge", color=look.colour, alpha=0.6, linewidth=0)
     lower.set(xlim=(0, 1), xticks=[0, 0.5, 1], xticklabels=["0", "0.5", "1"], yticks=[])
     lower.spines["left"].set_visible(False)
@@ -169,11 +173,14 @@ def plan_data(group: Group) -> list[Plan]:
     parts = [part for part in ("train", "val", "test") if part in counts]
     if not names or not parts:
         return []
-    caption = (
-        f"Images of each class in training, validation and test, as the run {words(run.run)} had them"
-        + (" (another fold has others)." if run.fold is not None else ".")
+    caption = f"Images of each class in training, validation and test, as the run {words(run.run)} had them" + (
+        " (another fold has others)." if run.fold is not None else "."
     )
-    return [Plan("data-classes", "data", "Classes in each part of the data", caption, lambda: _classes(counts, names, parts))]
+    return [
+        Plan(
+            "data-classes", "data", "Classes in each part of the data", caption, lambda: _classes(counts, names, parts)
+        )
+    ]
 
 
 def _classes(counts: Mapping[str, Mapping[str, int]], names: Sequence[str], parts: Sequence[str]) -> Sheet:

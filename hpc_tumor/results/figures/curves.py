@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hpc_tumor.results.comparison import Group
 from hpc_tumor.results.entries import Entry
@@ -48,16 +48,16 @@ def plan_curves(group: Group) -> list[Plan]:
     if not found:
         return []
     title, main = measure(group.task, group.main).title, group.main
-    runs = sum(len(one.runs) for one in found)
+    count = sum(len(one.runs) for one in found)
     several = any(len(one.runs) > 1 for one in found)
-    brief = len(found) > _MOST_DETAILED
     said = "Solid: validation; dashed: training." + (" Faint: single runs; strong: their mean." if several else "")
+    marked = "Mark: the best epoch, whose weights were tested."
+    brief = "Validation: the mean over the runs of an entry." if len(found) > _MOST_DETAILED else f"{said} {marked}"
     losses = " Losses of different recipes cannot be compared." if len(_losses(found)) > 1 else ""
     together, apart_ = _best(found, _MOST_TOGETHER), _best(found, _MOST_APART)
     plans = [Plan(
         f"curves-{main}", "curves", f"Loss and {title} over epochs",
-        ("Validation: the mean over the runs of an entry. " if brief else f"{said} Mark: the best epoch, whose weights were tested. ")
-        + f"{capital(counted(runs, 'run'))}.{losses}"
+        f"{brief} {capital(counted(count, 'run'))}.{losses}"
         + _limit(together, found),
         lambda: _together(group, together),
     )]  # fmt: skip
@@ -103,7 +103,10 @@ def _together(group: Group, found: Sequence[_Curves]) -> Sheet:
     for axes in (loss, score):
         _epochs(axes)
     _name_ends(score, found, names, ends[1])
-    keys = [("validation", {"color": INK, "linestyle": "-"}), ("training", {"color": INK, "linestyle": (0, (3, 2))})]
+    keys: list[tuple[str, dict[str, Any]]] = [
+        ("validation", {"color": INK, "linestyle": "-"}),
+        ("training", {"color": INK, "linestyle": (0, (3, 2))}),
+    ]
     sheet.keys(left + wide + gap + min(1.0, wide / 2), 0.17, keys[: 1 if len(found) > _MOST_DETAILED else 2])
     return sheet
 
@@ -128,7 +131,7 @@ def _draw(axes: Axes, found: Sequence[_Curves], score: str, times: float) -> lis
 def _best_epochs(axes: Axes, one: _Curves, score: str, times: float) -> None:
     for run in one.runs:
         curve = run.curve("val", score)
-        if run.best_epoch in curve:
+        if run.best_epoch is not None and run.best_epoch in curve:
             axes.plot(
                 [run.best_epoch], [times * curve[run.best_epoch]], marker=one.look.marker, color=one.look.colour,
                 markersize=4, markerfacecolor=one.look.fill, linestyle="none", alpha=1 if len(one.runs) == 1 else MUTED,

@@ -45,7 +45,11 @@ def _of_patients(group: Group, rows: Rows, score: str, names: dict[str, str], th
         f"{'Dice' if score == 'dice' else 'HD95 in mm, less is better'}: a dot is "
         + (f"one of {_MOST_DOTS} evenly spaced quantiles of the patients" if many else "a patient")
         + "; box: quartiles, stroke: median, whiskers: 5th and 95th percentile."
-        + (" Crosses: the region was missed, or predicted where there is none, by one run at least." if score == "hd95" else "")
+        + (
+            " Crosses: the region was missed, or predicted where there is none, by one run at least."
+            if score == "hd95"
+            else ""
+        )
         + f" {cases_note(rows.entries, group.task)}.{runs_note(rows.entries)}"
         + ("" if len(rows.entries) == there else limit_note(rows.entries, group.entries))
     )
@@ -99,10 +103,11 @@ def _strip(axes: Axes, y: float, values: Floats, look: Look, lost: np.ndarray | 
     dots, crosses = values[there & ~lost], values[there & lost]
     # A box of all: a penalty is a value as any other.
     box(axes, y - tall * 0.45, values[there], look, tall * 0.62)
-    for some, mark in ((_thinned(dots), mark_of(look, markersize=2.4, markeredgewidth=0, alpha=0.5, markerfacecolor=look.colour)),
-                       (crosses, {"marker": "x", "color": INK, "markersize": 3.4, "linestyle": "none", "markeredgewidth": 0.9})):  # fmt: skip
+    dot = mark_of(look, marker="o", markersize=2.4, markeredgewidth=0, alpha=0.5, markerfacecolor=look.colour)
+    cross = {"marker": "x", "color": INK, "markersize": 3.4, "linestyle": "none", "markeredgewidth": 0.9}
+    for some, mark in ((_thinned(dots), dot), (crosses, cross)):
         if len(some):
-            axes.plot(some, y + tall * (0.5 + 0.42 * _spread(len(some))), clip_on=False, **{**mark, "marker": mark["marker"] if mark["marker"] == "x" else "o"})
+            axes.plot(some, y + tall * (0.5 + 0.42 * _spread(len(some))), clip_on=False, **mark)
 
 
 def box(axes: Axes, y: float, values: Floats, look: Look, tall: float) -> None:
@@ -118,10 +123,10 @@ def box(axes: Axes, y: float, values: Floats, look: Look, tall: float) -> None:
 
 
 def _thinned(values: Floats) -> Floats:
+    """All values in order, or of many evenly spaced quantiles."""
     if len(values) <= _MOST_DOTS:
         return np.sort(values)
-    quantiles: Floats = np.quantile(values, (np.arange(_MOST_DOTS) + 0.5) / _MOST_DOTS)
-    return quantiles
+    return np.quantile(values, (np.arange(_MOST_DOTS) + 0.5) / _MOST_DOTS).astype(np.float64)
 
 
 def _spread(count: int) -> Floats:

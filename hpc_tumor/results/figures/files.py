@@ -42,7 +42,11 @@ def write_figures(drawings: Sequence[Drawing], folder: Path) -> list[Path]:
 def _listed(folder: Path) -> set[str]:
     """Files in the folder that an earlier call wrote."""
     names = (read_json(folder / LIST) or {}).get("files")
-    return {name for name in names if isinstance(name, str) and _OURS.fullmatch(name)} if isinstance(names, list) else set()
+    return (
+        {name for name in names if isinstance(name, str) and _OURS.fullmatch(name)}
+        if isinstance(names, list)
+        else set()
+    )
 
 
 def _write_list(folder: Path, drawings: Sequence[Drawing], files: list[str]) -> None:

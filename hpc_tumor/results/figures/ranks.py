@@ -29,7 +29,7 @@ def plan_ranks(group: Group) -> list[Plan]:
     )
     caption = (
         f"Share of 2,000 bootstrap resamples of the test cases in which an entry has a place, ranked {how}."
-        f" Right: rank over all cases, with its 95 % interval; n = {ranking.n:,}, {ranking.units:,} of them independent."
+        f" Right: rank over all cases, with its 95 % interval; n = {ranking.n:,}, {ranking.units:,} independent."
     )
     return [Plan("ranks", "ranks", "Stability of the ranks", caption, lambda: _strips(rows, ranking, order))]
 
@@ -46,7 +46,11 @@ def _strips(rows: Rows, ranking: Ranking, order: list[int]) -> Sheet:
     for y, place in enumerate(order):
         colour = rows.look(rows.entries[y]).colour
         for x, share in enumerate(ranking.shares[place], 1):
-            axes.add_patch(Rectangle((x - 0.48, y - 0.45), 0.96, 0.9, facecolor=colour, alpha=max(0.04, _DEEPEST * share), linewidth=0))
+            axes.add_patch(
+                Rectangle(
+                    (x - 0.48, y - 0.45), 0.96, 0.9, facecolor=colour, alpha=max(0.04, _DEEPEST * share), linewidth=0
+                )
+            )
             if share >= _SHOWN and wide / count > 0.24:
                 axes.text(x, y, f"{100 * share:.0f}", ha="center", va="center", fontsize=size)
         low, high, rank = ranking.low[place], ranking.high[place], ranking.ranks[place]

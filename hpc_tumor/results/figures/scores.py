@@ -26,7 +26,18 @@ from hpc_tumor.results.published import PUBLISHED
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_IMAGE_SCORES = ("balanced_accuracy", "f1", "precision", "recall", "accuracy_new", "mcc", "auroc", "ece", "nll", "brier")
+_IMAGE_SCORES = (
+    "balanced_accuracy",
+    "f1",
+    "precision",
+    "recall",
+    "accuracy_new",
+    "mcc",
+    "auroc",
+    "ece",
+    "nll",
+    "brier",
+)
 _REGION_SCORES = ("dice", "iou", "precision", "recall", "nsd", "hd95")
 _REGION_MARKS = dict(zip(REGIONS, ("o", "s", "^"), strict=True))
 _SHORT = {"balanced_accuracy": "bal. accuracy %", "accuracy_new": "acc., new images %"}
@@ -49,7 +60,15 @@ def plan_main(group: Group) -> list[Plan]:
         + (" Dashed: what the class of the nearest training image would score." if near is not None else "")
         + limit_note(rows.entries, group.entries)
     )
-    return [Plan(f"scores-{group.main}", "scores", f"{capital(title)} with its interval", caption, lambda: _forest(group, rows, near))]
+    return [
+        Plan(
+            f"scores-{group.main}",
+            "scores",
+            f"{capital(title)} with its interval",
+            caption,
+            lambda: _forest(group, rows, near),
+        )
+    ]
 
 
 def _published(entries: Sequence[Entry]) -> bool:

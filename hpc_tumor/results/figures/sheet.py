@@ -38,7 +38,8 @@ def style() -> Iterator[None]:
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # says that a cache is built, or a glyph not there
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_STYLE)
+        for name, value in _STYLE.items():
+            matplotlib.rcParams[name] = value  # type: ignore[index]
         yield
 
 
@@ -70,7 +71,9 @@ class Sheet:
         """Words whose left middle is there, unless `ha` and `va` say otherwise."""
         self.page.text(x, y, words, **{"va": "center", "ha": "left", **values})
 
-    def keys(self, x: float, y: float, items: Sequence[tuple[str, dict[str, Any]]], right: float | None = None) -> float:
+    def keys(
+        self, x: float, y: float, items: Sequence[tuple[str, dict[str, Any]]], right: float | None = None
+    ) -> float:
         """A legend in a line, or more: `items` are words and how their mark looks. Gives y below it."""
         start, end = x, self.width if right is None else right
         for said, mark in items:

@@ -50,16 +50,18 @@ def plan_costs(group: Group) -> list[Plan]:
         return []
     title = measure(group.task, group.main).title
     caption = (
-        f"Test {title} (mean with its 95 % bootstrap interval, {cases_note(rows.entries, group.task)}) against trainable"
-        f" parameters, operations of a forward pass for one sample, and {_hours(rows.entries)} of a run (mean over runs)."
-        + limit_note(rows.entries, scored)
+        f"Test {title} (mean with its 95 % bootstrap interval, {cases_note(rows.entries, group.task)}) against"
+        f" trainable parameters, operations of a forward pass for one sample, and {_hours(rows.entries)} of a run (mean"
+        " over runs)." + limit_note(rows.entries, scored)
     )
     return [Plan("tradeoffs", "tradeoffs", f"{title} against its cost", caption, lambda: _panels(group, rows, costs))]
 
 
 def _hours(entries: Sequence[Entry]) -> str:
     on_cpu = {run.device == "cpu" for entry in entries for run in entry.runs}
-    return {(True,): "process hours on CPUs", (False,): "GPU-hours"}.get(tuple(on_cpu), "GPU-hours or process hours on CPUs")
+    if len(on_cpu) > 1:
+        return "GPU-hours or process hours on CPUs"
+    return "process hours on CPUs" if True in on_cpu else "GPU-hours"
 
 
 def _panels(group: Group, rows: Rows, costs: Sequence[str]) -> Sheet:
@@ -129,7 +131,9 @@ def _log(axes: Axes, values: Sequence[float], of_y: bool = False) -> None:
     if len(ticks) > 6:
         ticks = ticks[:: -(-len(ticks) // 6)]
     if len(ticks) < 2:
-        ticks = sorted({float(f"{value:.2g}") for value in (low * 1.2, (low * high) ** 0.5, high / 1.2)})[:: 2 if decades < 0.3 else 1]
+        ticks = sorted({float(f"{value:.2g}") for value in (low * 1.2, (low * high) ** 0.5, high / 1.2)})[
+            :: 2 if decades < 0.3 else 1
+        ]
     if of_y:
         axes.set(yscale="log", ylim=(low, high))
     else:
@@ -151,7 +155,9 @@ def plan_filters(group: Group) -> list[Plan]:
         return []
     by_model = {entry.model: look for entry, look in _first_looks(group)}
     caption = "Trainable parameters by the number of first filters. Filled: these runs; hollow: the published networks."
-    return [Plan("tradeoffs-filters", "tradeoffs", "Parameters by first filters", caption, lambda: _filters(own, by_model))]
+    return [
+        Plan("tradeoffs-filters", "tradeoffs", "Parameters by first filters", caption, lambda: _filters(own, by_model))
+    ]
 
 
 def _first_looks(group: Group) -> list[tuple[Entry, Look]]:
@@ -183,7 +189,9 @@ def _filters(own: Mapping[str, Mapping[int, int]], by_model: Mapping[str, Look])
         look, line = by_model[model], {**KNOWN[model], **some}
         xs = sorted(line)
         axes.plot(xs, [line[x] for x in xs], color=look.colour, linewidth=1.0, alpha=0.7)
-        axes.plot(list(KNOWN[model]), list(KNOWN[model].values()), **mark_of(look, markerfacecolor="none", markersize=7))
+        axes.plot(
+            list(KNOWN[model]), list(KNOWN[model].values()), **mark_of(look, markerfacecolor="none", markersize=7)
+        )
         axes.plot(list(some), list(some.values()), **mark_of(look, markerfacecolor=look.colour, markersize=4.5))
         ends.append(line[xs[-1]])
     low, high = axes.get_ylim()
