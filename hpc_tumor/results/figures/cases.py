@@ -106,9 +106,7 @@ def plan_cases(group: Group) -> list[Plan]:
         plans.append(raster_plan(f"cases-{which}", "cases", f"Test cases of {name}", caption, _Drawer(cases)))
         middle = next((case for case in cases if case.which == "median"), cases[0])
         if middle.probabilities is not None:
-            said = (
-                f"{name}: {middle.which} case, {middle.words}. What the network gives each label, and what it decides."
-            )
+            said = f"{name}: {middle.which} case, {middle.words}. What it gives each label, and what it says."
             title = f"Probabilities of {name}"
             plans.append(raster_plan(f"cases-{which}-probabilities", "cases", title, said, _Likely(middle)))
     return plans
