@@ -32,6 +32,7 @@ from hpc_tumor.results.comparison import Comparison
 from hpc_tumor.results.figures import SECTIONS, Drawing, draw_figures, write_figures
 from hpc_tumor.results.figures.palette import INK
 from hpc_tumor.results.figures.pictures import read_pictures
+from hpc_tumor.results.figures.scales import log_ticks
 from hpc_tumor.results.figures.sheet import apart
 from hpc_tumor.results.figures.tradeoffs import KNOWN
 from hpc_tumor.results.figures.wording import short_number, words, wrapped
@@ -118,6 +119,7 @@ def texts(drawing: Drawing) -> str:
 
 
 def test_every_section_is_drawn(drawings: list[Drawing]) -> None:
+    assert "$" not in "".join(one.svg for one in drawings)  # of matplotlib's own ticks
     assert [one.group for one in drawings] == sorted(one.group for one in drawings)
     by_task = {task: {one.section for one in drawings if one.name.startswith(task)} for task in ("segm", "class")}
     assert by_task["segm"] == set(SECTIONS) - {"confusion", "calibration", "mistakes", "filters", "data"}
@@ -344,6 +346,7 @@ def test_many_entries_and_seeds(tmp_path: Path) -> None:
     assert {one.section for one in found} == {"scores", "ranks", "curves", "distributions", "tradeoffs"}
     assert sum(len(one.svg) for one in found) < 3e6
     for one in found:
+        assert "$" not in one.svg
         for text in ElementTree.fromstring(one.svg).iter(f"{SVG}text"):
             assert 0 <= float(text.get("x") or 1) <= 518.4
 
@@ -383,6 +386,14 @@ def test_apart(places: list[float]) -> None:
     assert all(gaps >= 0.5 - 1e-9)
     assert np.argsort(moved, kind="stable").tolist() == np.argsort(places, kind="stable").tolist()
     assert np.mean(moved or [0]) == pytest.approx(np.mean(places or [0]))
+
+
+@pytest.mark.parametrize(("low", "high"), [(1, 1.01), (0.01, 3e9), (2e5, 6e6), (1e-4, 2e-4), (9, 11)])
+def test_ticks_of_logarithms(low: float, high: float) -> None:
+    ticks = log_ticks(low, high)
+    assert 1 <= len(ticks) <= 6
+    assert ticks == sorted(set(ticks))
+    assert all(0.99 * low <= tick <= 1.01 * high for tick in ticks)
 
 
 def test_short_numbers() -> None:

@@ -100,8 +100,8 @@ def plan_cases(group: Group) -> list[Plan]:
         found = listed([case.which for case in cases])
         which, name = f"{number}-{slug(entry.model)}", words(entry.name, 80)
         caption = (
-            f"{name}, one run: the slice with most tumour of the {found} test case by mean"
-            " Dice of the labels, which is that of the whole case. Truth and prediction over T1ce, difference over FLAIR."
+            f"{name}, one run: the slice with most tumour of the {found} test case by mean Dice"
+            " of the labels, which is that of the whole case. Truth and prediction over T1ce, difference over FLAIR."
         )
         plans.append(raster_plan(f"cases-{which}", "cases", f"Test cases of {name}", caption, _Drawer(cases)))
         middle = next((case for case in cases if case.which == "median"), cases[0])

@@ -13,6 +13,7 @@ from hpc_tumor.results.figures.drawing import Plan
 from hpc_tumor.results.figures.history import Curve, History, histories, mean_curve, points
 from hpc_tumor.results.figures.palette import INK, Look, looks
 from hpc_tumor.results.figures.rowed import best_of, factor, limit_note
+from hpc_tumor.results.figures.scales import log_scale
 from hpc_tumor.results.figures.sheet import MUTED, SIZE, SMALL, WIDTH, Sheet, apart, bare, fitting, text_width
 from hpc_tumor.results.figures.wording import capital, counted, words, wrapped
 from hpc_tumor.results.measures import measure
@@ -24,7 +25,7 @@ _MOST_TOGETHER = 12  # entries over each other that can still be told apart
 _MOST_DETAILED = 7  # with training and single runs
 _MOST_APART = 24
 _ABREAST = 4
-_FAINT = 0.28
+_FAINT = 0.4
 _SPREAD = 30  # largest loss over smallest from which the axis is logarithmic
 _WIDE_NAMES = 1.75  # inches
 
@@ -147,13 +148,9 @@ def _line(axes: Axes, curve: Curve, look: Look, times: float, **values: object) 
 
 
 def _log_loss(axes: Axes, found: Sequence[_Curves]) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator
-
     values = [value for one in found for part in ("train", "val") for value in one.mean(part, "loss").values()]
     if values and min(values) > 0 and max(values) / min(values) > _SPREAD:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(10, numticks=6))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        log_scale(axes, values, of_y=True)
 
 
 def _epochs(axes: Axes) -> None:
@@ -202,7 +199,7 @@ def _apart(group: Group, shown: Sequence[_Curves], found: Sequence[_Curves]) -> 
         for other in found:
             if other is not one:
                 epochs, heights = points(other.mean("val", group.main))
-                axes.plot(epochs, [factor(how) * height for height in heights], color=INK, alpha=0.14, linewidth=0.7)
+                axes.plot(epochs, [factor(how) * height for height in heights], color=INK, alpha=0.2, linewidth=0.7)
         _draw(axes, [one], group.main, factor(how))
         _epochs(axes)
         axes.set(xlim=bounds[0], ylim=bounds[1], xlabel="epoch" if place + abreast >= len(shown) else "")
