@@ -14,6 +14,7 @@ from hpc_tumor.run_dir import RunDir
 from hpc_tumor.scores import classification_scores
 
 LABELS = ("NCR", "ED", "ET")
+CLASSES = ("glioma", "meningioma", "notumor", "pituitary")
 
 
 def config_of(model: str, task: str, seed: int = 0, **sections: Any) -> dict[str, Any]:
@@ -136,7 +137,6 @@ def unfinished_run(runs: Path, name: str, task: str = "segmentation", **status: 
 STRUCTURES = (*LABELS, "WT", "TC")
 SEGMENTERS = {"unet": 0.78, "improved-unet": 0.82, "attention-unet": 0.825}  # with their mean Dice
 CLASSIFIERS = {"cnn": 2.4, "alexnet": 1.6, "vgg16": 2.0, "vit": 1.4}  # with how far the right class stands out
-CLASSES = ("glioma", "meningioma", "notumor", "pituitary")
 
 
 def full_segmentation_run(
@@ -229,3 +229,93 @@ def _full_run(
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
+
+
+def write_curves(run: RunDir, task: str, epochs: int = 6) -> None:
+    """Metrics of a run that learns, with a torn line at the end."""
+    score = "dice" if task == "segmentation" else "accuracy"
+    for epoch in range(1, epochs + 1):
+        for part, gap in (("train", 0.0), ("val", 0.1)):
+            run.add_metrics(epoch, part, loss=1 / epoch + gap, **{score: 1 - 1 / (epoch + 1) - gap})
+    with run.metrics.open("a") as file:
+        file.write('{"epoch": 7, "part": "tr')
+
+
+def write_region_cases(run: RunDir, dice: Sequence[Sequence[float]]) -> None:
+    """cases.csv with every score of regions and labels; the last patient is missed."""
+    rows = dice_rows(dice)
+    for place, row in enumerate(rows):
+        for region in ("WT", "TC", *LABELS):
+            lost = place == len(rows) - 1
+            value = row.get(f"dice_{region}", 0.9 - 0.1 * place / len(rows))
+            row |= {f"status_{region}": "missed" if lost else "ok", f"dice_{region}": value, f"iou_{region}": value / 2}
+            row |= {f"{score}_{region}": value for score in ("precision", "recall", "nsd")}
+            row[f"hd95_{region}"] = 373.13 if lost else 2.0 + place
+    write_rows(run.cases, rows)
+
+
+def write_image_cases(run: RunDir, correct: Sequence[bool], classes: Sequence[str] = CLASSES) -> None:
+    """cases.csv with the probabilities of each class, and what the nearest image would have said."""
+    rows = []
+    for place, right in enumerate(correct):
+        label = classes[place % len(classes)]
+        said = label if right else classes[(place + 1) % len(classes)]
+        sure = 0.6 + 0.39 * (place % 7) / 7
+        row = {"case": f"image-{place}", "label": label, "prediction": said, "correct": int(right)}
+        row |= {"confidence": sure, "group": "", "known": place % 2, "nearest": classes[0]}
+        row |= {f"p_{name}": sure if name == said else (1 - sure) / (len(classes) - 1) for name in classes}
+        rows.append(row)
+    write_rows(run.cases, rows)
+
+
+def write_pictures(run: RunDir, about: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+    """pictures.npz as training leaves it."""
+    run.figures.mkdir(exist_ok=True)
+    said = {"format": "hpc-tumor pictures 1", "run": run.name, "image_size": [48, 48], "every": 1, **about}
+    np.savez_compressed(run.pictures, about=np.array(json.dumps(said)), **arrays)  # type: ignore[arg-type]
+
+
+def case_pictures(run: RunDir, case: str = "patient-0", side: int = 48) -> None:
+    """Best, median and worst case with noise for a brain, and the gates of an Attention U-Net."""
+    rng = np.random.default_rng(0)
+    arrays: dict[str, np.ndarray] = {}
+    said: dict[str, Any] = {"cases": {}}
+    for place, which in enumerate(("best", "median", "worst")):
+        truth = np.zeros((side, side), np.uint8)
+        truth[side // 4 : side // 2, side // 4 : side // 2] = 2
+        truth[side // 3 : side // 2, side // 3 : side // 2] = 1 + 2 * (place % 2)
+        images = rng.integers(1, 255, (4, side, side), np.uint8)
+        images[:, :5] = 0
+        prediction = np.roll(np.array([0, 1, 2, 4], np.uint8)[truth], place, 0)
+        arrays |= {f"{which}_images": images, f"{which}_truth": truth, f"{which}_prediction": prediction}
+        arrays[f"{which}_probabilities"] = np.stack([(prediction & bit > 0) * np.uint8(200) for bit in (1, 2, 4)])
+        dice = {f"dice_{label}": 0.8 for label in LABELS}
+        said["cases"][which] = {"case": case, "slice": 70 + place, "dice": 0.8, **dice}
+    said["attention"] = {"case": case, "slice": 71}
+    arrays |= {f"attention_{gate}": rng.integers(0, 255, (3 * 2**gate,) * 2, np.uint8) for gate in range(1, 5)}
+    write_pictures(run, said, arrays)
+
+
+def image_pictures(run: RunDir, classes: Sequence[str] = CLASSES, attention: bool = False, side: int = 48) -> None:
+    """Samples, mistakes and filters of a classifier; of a ViT attention instead of filters."""
+    rng = np.random.default_rng(1)
+    arrays = {
+        "sample_images": rng.integers(0, 255, (len(classes), side, side), np.uint8),
+        "wrong_images": rng.integers(0, 255, (5, side, side), np.uint8),
+    }
+    if attention:
+        arrays |= {
+            f"{name}_attention": rng.integers(0, 255, (n, 3, 3), np.uint8)
+            for name, n in (("sample", len(classes)), ("wrong", 5))
+        }
+    else:
+        arrays["filters"] = rng.normal(size=(20, 3, 5, 5)).astype(np.float16)
+    said = [
+        {"case": f"image-{place}", "label": name, "prediction": name, "confidence": 0.9}
+        for place, name in enumerate(classes)
+    ]
+    wrong = [
+        {"case": f"image-{place}", "label": classes[0], "prediction": classes[1], "confidence": 0.8}
+        for place in range(5)
+    ]
+    write_pictures(run, {"classes": list(classes), "samples": said, "wrong": wrong}, arrays)

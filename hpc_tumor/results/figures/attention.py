@@ -13,7 +13,7 @@ from hpc_tumor.results.entries import Entry
 from hpc_tumor.results.figures.cases import Case, cases_of, shown_entries
 from hpc_tumor.results.figures.drawing import Plan
 from hpc_tumor.results.figures.images import MOST_IMAGES, said_of
-from hpc_tumor.results.figures.overlays import show, show_heat, truth_masks, window_of, with_labels
+from hpc_tumor.results.figures.overlays import heat_scale, show, show_heat, truth_masks, window_of, with_labels
 from hpc_tumor.results.figures.pictures import Pictures, raster_plan
 from hpc_tumor.results.figures.sheet import MUTED, SMALL, WIDTH, Sheet, fitting
 from hpc_tumor.results.figures.wording import slug, words
@@ -40,8 +40,8 @@ def _gates(name: str, entry: Entry, pictures: Pictures) -> list[Plan]:
         return []
     said = words(entry.name, 80)
     caption = (
-        f"{said}: the gates through which its skips pass, from coarse to fine, over {case.words}. Bright: passed on; dark: held"
-        " back. Numbers: mean of a gate."
+        f"{said}: the gates through which its skips pass, from coarse to fine, over {case.words}. Bright: passed"
+        " on; dark: held back. Numbers: pixels, and the mean of a gate."
     )
     return [raster_plan(name, "attention", f"Attention gates of {said}", caption, _Gates(case, gates))]
 
@@ -70,7 +70,7 @@ class _Gates:
         sheet.text(side / 2, 0.1, "truth, FLAIR", ha="center", fontsize=SMALL)
         for place, gate in enumerate(self.gates, 1):
             axes = sheet.axes(place * (side + _GAP), top, side, side)
-            show_heat(axes, flair, gate, 0.6)
+            show_heat(axes, flair, gate)
             said = f"gate {place}: {gate.shape[0]} × {gate.shape[1]}, {gate.mean() / 255:.2f}"
             sheet.text(place * (side + _GAP) + side / 2, 0.1, said, ha="center", fontsize=fitting(said, side, SMALL))
         for axes in sheet.figure.axes:
@@ -80,15 +80,6 @@ class _Gates:
         return sheet
 
 
-def heat_scale(sheet: Sheet, x: float, y: float, tall: float) -> None:
-    """What the colours of heat mean, 0 to 1."""
-    axes = sheet.axes(x, y, 0.09, tall)
-    axes.imshow(np.linspace(1, 0, 128)[:, None], cmap="inferno", aspect="auto", extent=(0, 1, 0, 1))
-    axes.set(xticks=[], yticks=[0, 0.5, 1], yticklabels=["0", "0.5", "1"])
-    axes.yaxis.tick_right()
-    axes.spines[:].set_visible(False)
-
-
 def _patches(name: str, entry: Entry, pictures: Pictures) -> list[Plan]:
     plans, said = [], words(entry.name, 80)
     for kind, key, title in (("sample", "samples", "rightly classified"), ("wrong", "wrong", "wrong")):
@@ -96,8 +87,8 @@ def _patches(name: str, entry: Entry, pictures: Pictures) -> list[Plan]:
         if images is None or heat is None or len(images) != len(heat):
             continue
         caption = (
-            f"{said}: from which patches its class token draws, over all layers (attention rollout), in {title} test images;"
-            " 1: the patch it draws from most."
+            f"{said}: from which patches its class token draws, over all layers (attention rollout), in {title} test"
+            " images; 1: the patch it draws from most."
         )
         about = pictures.listed(key, len(images))[:MOST_IMAGES]
         draw = _Patches(images[:MOST_IMAGES], heat[:MOST_IMAGES], about)
@@ -122,7 +113,7 @@ class _Patches:
         for place, (image, heat, one) in enumerate(zip(self.images, self.heat, self.about, strict=True)):
             x, y = (place % pairs) * (2 * side + 0.03 + gap), (place // pairs) * step
             show(sheet.axes(x, y, side, side), image)
-            show_heat(sheet.axes(x + side + 0.03, y, side, side), image, heat, 0.6)
+            show_heat(sheet.axes(x + side + 0.03, y, side, side), image, heat)
             label, prediction, sure, _ = said_of(one)
             said = f"{label}, {sure} sure" if label == prediction else f"{label} → {prediction}, {sure} sure"
             sheet.text(x, y + side + 0.1, said, fontsize=fitting(said, 2 * side, SMALL, 4.5), alpha=max(MUTED, 0.9))

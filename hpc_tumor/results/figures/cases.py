@@ -1,9 +1,10 @@
-"""The best, the median and the worst test case of each segmentation network, beside the truth; and samples of the data."""
+"""The best, the median and the worst test case of each network, beside the truth; and a sample of the data."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from hpc_tumor.results.entries import Entry
 from hpc_tumor.results.figures.drawing import Plan
 from hpc_tumor.results.figures.overlays import (
     grey,
+    heat_colours,
+    heat_scale,
     predicted_masks,
     show,
     truth_masks,
@@ -24,7 +27,7 @@ from hpc_tumor.results.figures.palette import FALSE_NEGATIVE, FALSE_POSITIVE, LA
 from hpc_tumor.results.figures.pictures import WHICH, Pictures, pictures_of, raster_plan, shown_number
 from hpc_tumor.results.figures.rowed import best_of
 from hpc_tumor.results.figures.sheet import SIZE, SMALL, WIDTH, Sheet
-from hpc_tumor.results.figures.wording import slug, words
+from hpc_tumor.results.figures.wording import listed, slug, words
 
 MOST_ENTRIES = 12  # with pictures
 _MODALITIES = ("FLAIR", "T1", "T1ce", "T2")
@@ -33,7 +36,7 @@ _GAP = 0.04
 
 @dataclass(frozen=True)
 class Case:
-    """One slice of a case, cut to the head: images `(4, h, w)`, truth and prediction `(h, w)`, probabilities `(3, h, w)`."""
+    """One slice of a case: images `(4, h, w)`, truth and prediction `(h, w)`, probabilities `(3, h, w)`."""
 
     which: str
     said: Mapping[str, Any]
@@ -94,17 +97,16 @@ def plan_cases(group: Group) -> list[Plan]:
         cases = cases_of(pictures)
         if not cases:
             continue
+        found = listed([case.which for case in cases])
         which, name = f"{number}-{slug(entry.model)}", words(entry.name, 80)
         caption = (
-            f"{name}: the slice with most tumour of the {', '.join(case.which for case in cases)} test case by mean Dice of the"
-            " labels, of one run. Dice is that of the whole case. Truth and prediction over T1ce, difference over FLAIR."
+            f"{name}, one run: the slice with most tumour of the {found} test case by mean Dice"
+            " of the labels, which is that of the whole case. Truth and prediction over T1ce, difference over FLAIR."
         )
         plans.append(raster_plan(f"cases-{which}", "cases", f"Test cases of {name}", caption, _Drawer(cases)))
         middle = next((case for case in cases if case.which == "median"), cases[0])
         if middle.probabilities is not None:
-            said = (
-                f"{name}: {middle.which} case, {middle.words}. What the network gives each label, and what it decides."
-            )
+            said = f"{name}: {middle.which} case, {middle.words}. What it gives each label, and what it says."
             title = f"Probabilities of {name}"
             plans.append(raster_plan(f"cases-{which}-probabilities", "cases", title, said, _Likely(middle)))
     return plans
@@ -143,8 +145,7 @@ def _pictures(case: Case) -> list[np.ndarray]:
 
 def legend(sheet: Sheet, x: float, y: float, difference: bool = False) -> None:
     """The colours of the labels, and those of the difference."""
-    labels = {"NCR": "NCR/NET, necrotic", "ED": "ED, oedema", "ET": "ET, enhancing"}
-    keys = [(labels[name], {"patch": colour}) for name, colour in LABELS.items()]
+    keys = [("NCR/NET" if name == "NCR" else name, {"patch": colour}) for name, colour in LABELS.items()]
     if difference:
         keys += [
             ("agreement", {"patch": RIGHT}), ("false positive", {"patch": FALSE_POSITIVE}),
@@ -165,17 +166,12 @@ class _Likely:
         sheet = Sheet(top + side + 0.3)
         places = [place * (side + _GAP) for place in range(5)]
         show(sheet.axes(places[0], top, side, side), with_labels(enhanced, truth_masks(case.truth)))
-        picture = None
         for place, likely in zip(places[1:4], case.probabilities, strict=True):
-            axes = sheet.axes(place, top, side, side)
-            picture = axes.imshow(likely / 255.0, cmap="magma", vmin=0, vmax=1, interpolation="nearest")
-            axes.set_axis_off()
+            show(sheet.axes(place, top, side, side), heat_colours(likely))
         show(sheet.axes(places[4], top, side, side), with_labels(enhanced, predicted_masks(case.prediction)))
         for place, name in zip(places, ("truth", *(f"p({label})" for label in LABELS), "prediction"), strict=True):
             sheet.text(place + side / 2, 0.1, name, ha="center", fontsize=SMALL)
-        scale = sheet.axes(places[4] + side + 0.1, top, 0.09, side)
-        bar = sheet.figure.colorbar(picture, cax=scale, ticks=[0, 0.5, 1])  # type: ignore[arg-type]
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        heat_scale(sheet, places[4] + side + 0.1, top, side)
         legend(sheet, 0.0, sheet.height - 0.14)
         return sheet
 
@@ -188,10 +184,10 @@ def plan_samples(group: Group) -> list[Plan]:
         cases = cases_of(pictures)
         if cases:
             caption = (
-                f"{words(cases[0].said.get('case', '?'))}, a test case: four modalities as the networks see them, the true"
-                f" labels over T1ce, and each by itself. ({words(entry.name)} is best at it.)"
+                f"{words(cases[0].said.get('case', '?'))}, a test case: four modalities as the networks see them, the"
+                f" true labels over T1ce, and each by itself. ({words(entry.name)} is best at it.)"
             )
-            return [raster_plan("samples", "samples", "A case and its labels", caption, lambda: _sample(cases[0]))]
+            return [raster_plan("samples", "samples", "A case and its labels", caption, partial(_sample, cases[0]))]
     return []
 
 

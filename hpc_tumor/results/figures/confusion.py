@@ -110,8 +110,8 @@ def plan_calibration(group: Group) -> list[Plan]:
         return []
     caption = (
         f"Accuracy against confidence, the largest softmax value, in {ECE_BINS} bins of equal width; on the dashed line"
-        " a network is as often right as it says. Below: how many images are in each bin. ECE: mean distance from the line,"
-        " weighted by images (of several runs the mean of theirs)."
+        " a network is as often right as it says. Below: images in each bin. ECE: mean distance from the line, weighted"
+        " by images (of several runs the mean of theirs)."
         + _summed(known) + limit_note([entry for entry, _ in known], group.entries)
     )  # fmt: skip
     by_name = looks(group.entries)
@@ -120,7 +120,7 @@ def plan_calibration(group: Group) -> list[Plan]:
 
 def _diagrams(known: Sequence[tuple[Entry, list[Images]]], by_name: Mapping[str, Look]) -> Sheet:
     abreast = min(_ABREAST, len(known))
-    left, gap, top, foot = 0.55, 0.22, 0.3, 0.3
+    left, gap, top, foot = 0.55, 0.22, 0.3, 0.34
     side = (WIDTH - left - 0.12 - gap * (_ABREAST - 1)) / _ABREAST
     step = top + side + foot + 0.36
     bands = -(-len(known) // abreast)
@@ -157,6 +157,7 @@ def _diagram(upper: Axes, lower: Axes, images: Sequence[Images], look: Look) -> 
     )
     lower.bar(edges[:-1], counts, width=0.9 / len(counts), align="edge", color=look.colour, alpha=0.6, linewidth=0)
     lower.set(xlim=(0, 1), xticks=[0, 0.5, 1], xticklabels=["0", "0.5", "1"], yticks=[])
+    lower.set_ylim(0, 1.5 * counts.max())
     lower.spines["left"].set_visible(False)
     x, ha = (1.0, "right") if counts.argmax() < len(counts) / 2 else (0.0, "left")  # where no high bar is
     lower.text(x, 1.0, f"max. {counts.max():,}", transform=lower.transAxes, fontsize=6, va="top", ha=ha, alpha=0.8)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hpc_tumor.results.comparison import Group
 from hpc_tumor.results.entries import Entry
@@ -13,6 +13,7 @@ from hpc_tumor.results.figures.drawing import Plan
 from hpc_tumor.results.figures.history import Curve, History, histories, mean_curve, points
 from hpc_tumor.results.figures.palette import INK, Look, looks
 from hpc_tumor.results.figures.rowed import best_of, factor, limit_note
+from hpc_tumor.results.figures.scales import log_scale
 from hpc_tumor.results.figures.sheet import MUTED, SIZE, SMALL, WIDTH, Sheet, apart, bare, fitting, text_width
 from hpc_tumor.results.figures.wording import capital, counted, words, wrapped
 from hpc_tumor.results.measures import measure
@@ -24,7 +25,7 @@ _MOST_TOGETHER = 12  # entries over each other that can still be told apart
 _MOST_DETAILED = 7  # with training and single runs
 _MOST_APART = 24
 _ABREAST = 4
-_FAINT = 0.28
+_FAINT = 0.4
 _SPREAD = 30  # largest loss over smallest from which the axis is logarithmic
 _WIDE_NAMES = 1.75  # inches
 
@@ -48,16 +49,16 @@ def plan_curves(group: Group) -> list[Plan]:
     if not found:
         return []
     title, main = measure(group.task, group.main).title, group.main
-    runs = sum(len(one.runs) for one in found)
+    count = sum(len(one.runs) for one in found)
     several = any(len(one.runs) > 1 for one in found)
-    brief = len(found) > _MOST_DETAILED
     said = "Solid: validation; dashed: training." + (" Faint: single runs; strong: their mean." if several else "")
+    marked = "Mark: the best epoch, whose weights were tested."
+    brief = "Validation: the mean over the runs of an entry." if len(found) > _MOST_DETAILED else f"{said} {marked}"
     losses = " Losses of different recipes cannot be compared." if len(_losses(found)) > 1 else ""
     together, apart_ = _best(found, _MOST_TOGETHER), _best(found, _MOST_APART)
     plans = [Plan(
         f"curves-{main}", "curves", f"Loss and {title} over epochs",
-        ("Validation: the mean over the runs of an entry. " if brief else f"{said} Mark: the best epoch, whose weights were tested. ")
-        + f"{capital(counted(runs, 'run'))}.{losses}"
+        f"{brief} {capital(counted(count, 'run'))}.{losses}"
         + _limit(together, found),
         lambda: _together(group, together),
     )]  # fmt: skip
@@ -103,7 +104,10 @@ def _together(group: Group, found: Sequence[_Curves]) -> Sheet:
     for axes in (loss, score):
         _epochs(axes)
     _name_ends(score, found, names, ends[1])
-    keys = [("validation", {"color": INK, "linestyle": "-"}), ("training", {"color": INK, "linestyle": (0, (3, 2))})]
+    keys: list[tuple[str, dict[str, Any]]] = [
+        ("validation", {"color": INK, "linestyle": "-"}),
+        ("training", {"color": INK, "linestyle": (0, (3, 2))}),
+    ]
     sheet.keys(left + wide + gap + min(1.0, wide / 2), 0.17, keys[: 1 if len(found) > _MOST_DETAILED else 2])
     return sheet
 
@@ -128,7 +132,7 @@ def _draw(axes: Axes, found: Sequence[_Curves], score: str, times: float) -> lis
 def _best_epochs(axes: Axes, one: _Curves, score: str, times: float) -> None:
     for run in one.runs:
         curve = run.curve("val", score)
-        if run.best_epoch in curve:
+        if run.best_epoch is not None and run.best_epoch in curve:
             axes.plot(
                 [run.best_epoch], [times * curve[run.best_epoch]], marker=one.look.marker, color=one.look.colour,
                 markersize=4, markerfacecolor=one.look.fill, linestyle="none", alpha=1 if len(one.runs) == 1 else MUTED,
@@ -144,13 +148,9 @@ def _line(axes: Axes, curve: Curve, look: Look, times: float, **values: object) 
 
 
 def _log_loss(axes: Axes, found: Sequence[_Curves]) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator
-
     values = [value for one in found for part in ("train", "val") for value in one.mean(part, "loss").values()]
     if values and min(values) > 0 and max(values) / min(values) > _SPREAD:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(10, numticks=6))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        log_scale(axes, values, of_y=True)
 
 
 def _epochs(axes: Axes) -> None:
@@ -199,7 +199,7 @@ def _apart(group: Group, shown: Sequence[_Curves], found: Sequence[_Curves]) -> 
         for other in found:
             if other is not one:
                 epochs, heights = points(other.mean("val", group.main))
-                axes.plot(epochs, [factor(how) * height for height in heights], color=INK, alpha=0.14, linewidth=0.7)
+                axes.plot(epochs, [factor(how) * height for height in heights], color=INK, alpha=0.2, linewidth=0.7)
         _draw(axes, [one], group.main, factor(how))
         _epochs(axes)
         axes.set(xlim=bounds[0], ylim=bounds[1], xlabel="epoch" if place + abreast >= len(shown) else "")

@@ -13,6 +13,7 @@ from hpc_tumor.results.entries import Entry
 from hpc_tumor.results.figures.drawing import Plan
 from hpc_tumor.results.figures.palette import INK, Look
 from hpc_tumor.results.figures.rowed import Rows, cases_note, limit_note, rows_of, runs_note
+from hpc_tumor.results.figures.scales import few_ticks
 from hpc_tumor.results.figures.sheet import SMALL, WIDTH, Sheet, mark_of
 from hpc_tumor.results.measures import REGIONS
 
@@ -76,12 +77,12 @@ def _panels(rows: Rows, score: str, names: dict[str, str]) -> Sheet:
 
 
 def _scale(axes: Axes, score: str, lowest: float) -> None:
-    from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator
+    from matplotlib.ticker import FixedFormatter, FixedLocator
 
     if score == "dice":
         low = np.floor(10 * max(0.0, lowest)) / 10
         axes.set_xlim(low - 0.02 * (1 - low), 1 + 0.03 * (1 - low))
-        axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+        few_ticks(axes, 4)
         return
     axes.set_xscale("symlog", linthresh=1.0, linscale=0.5)
     axes.set_xlim(-0.15, 520)
@@ -103,15 +104,11 @@ def _strip(axes: Axes, y: float, values: Floats, look: Look, lost: np.ndarray | 
     dots, crosses = values[there & ~lost], values[there & lost]
     # A box of all: a penalty is a value as any other.
     box(axes, y - tall * 0.45, values[there], look, tall * 0.62)
-    for some, mark in ((_thinned(dots), mark_of(look, markersize=2.4, markeredgewidth=0, alpha=0.5, markerfacecolor=look.colour)),
-                       (crosses, {"marker": "x", "color": INK, "markersize": 3.4, "linestyle": "none", "markeredgewidth": 0.9})):  # fmt: skip
+    dot = mark_of(look, marker="o", markersize=2.4, markeredgewidth=0, alpha=0.5, markerfacecolor=look.colour)
+    cross = {"marker": "x", "color": INK, "markersize": 3.4, "linestyle": "none", "markeredgewidth": 0.9}
+    for some, mark in ((_thinned(dots), dot), (crosses, cross)):
         if len(some):
-            axes.plot(
-                some,
-                y + tall * (0.5 + 0.42 * _spread(len(some))),
-                clip_on=False,
-                **{**mark, "marker": mark["marker"] if mark["marker"] == "x" else "o"},
-            )
+            axes.plot(some, y + tall * (0.5 + 0.42 * _spread(len(some))), clip_on=False, **mark)
 
 
 def box(axes: Axes, y: float, values: Floats, look: Look, tall: float) -> None:
@@ -127,16 +124,16 @@ def box(axes: Axes, y: float, values: Floats, look: Look, tall: float) -> None:
 
 
 def _thinned(values: Floats) -> Floats:
-    if len(values) <= _MOST_DOTS:
-        return np.sort(values)
-    quantiles: Floats = np.quantile(values, (np.arange(_MOST_DOTS) + 0.5) / _MOST_DOTS)
-    return quantiles
+    """All values, or of many evenly spaced quantiles; in order."""
+    shown: Floats = values
+    if len(values) > _MOST_DOTS:
+        shown = np.array(np.quantile(values, (np.arange(_MOST_DOTS) + 0.5) / _MOST_DOTS), np.float64)
+    return np.sort(shown)
 
 
 def _spread(count: int) -> Floats:
     """`(count,)` places from -1 to 1 that are even, the same every time, and no pattern to see: of the golden ratio."""
-    places: Floats = 2 * (np.arange(count) * 0.618034 % 1) - 1
-    return places
+    return np.array(2 * (np.arange(count) * 0.618034 % 1) - 1, np.float64)
 
 
 def _of_images(group: Group) -> list[Plan]:

@@ -42,10 +42,9 @@ class Gallery:
             x, y = (place % self.abreast) * (side + _GAP), (place // self.abreast) * (tall + foot) + 0.02
             show(sheet.axes(x, y, side, tall), image)
             for row, line in enumerate(lines):
-                sheet.text(
-                    x + side / 2, y + tall + 0.09 + 0.15 * row, line, ha="center",
-                    fontsize=fitting(line, side, SMALL if row == 0 else SMALL - 1, 4.5), alpha=1 if row == 0 else MUTED,
-                )  # fmt: skip
+                size = fitting(line, 0.95 * side, SMALL if row == 0 else SMALL - 1, 4.5)
+                y_of = y + tall + 0.09 + 0.15 * row
+                sheet.text(x + side / 2, y_of, line, ha="center", fontsize=size, alpha=1 if row == 0 else MUTED)
         return sheet
 
 
@@ -53,7 +52,12 @@ def said_of(one: Mapping[str, Any]) -> tuple[str, str, str, str]:
     """Label, prediction, confidence and case of an image, fit to be shown."""
     sure = number(one.get("confidence"))
     shown = "?" if sure is None else f"{100 * sure:.1f} %"
-    return words(one.get("label"), 18), words(one.get("prediction"), 18), shown, words(one.get("case"), 30)
+    return (
+        words(one.get("label"), 18),
+        words(one.get("prediction"), 18),
+        shown,
+        words(str(one.get("case")).rpartition("/")[2], 28),
+    )
 
 
 def plan_mistakes(group: Group) -> list[Plan]:
@@ -69,10 +73,9 @@ def plan_mistakes(group: Group) -> list[Plan]:
         said = [said_of(one) for one in pictures.listed("wrong", len(images))]
         lines = [(f"{label} → {prediction}", f"{sure} sure", case) for label, prediction, sure, case in said]
         name = words(entry.name, 80)
-        caption = f"{name}: the {counted(len(images), 'test image')} that were wrong with most confidence: class → prediction."
-        plans.append(raster_plan(
-            f"mistakes-{place}-{slug(entry.model)}", "mistakes", f"Surest mistakes of {name}", caption, Gallery(images, lines)
-        ))  # fmt: skip
+        caption = f"{name}: {counted(len(images), 'wrong test image')}, the surest first: true → predicted class."
+        stem, title = f"mistakes-{place}-{slug(entry.model)}", f"Surest mistakes of {name}"
+        plans.append(raster_plan(stem, "mistakes", title, caption, Gallery(images, lines)))
     return plans
 
 
@@ -109,8 +112,9 @@ def plan_filters(group: Group) -> list[Plan]:
             continue
         name, (count, channels, height, width) = words(entry.name, 80), filters.shape
         caption = (
-            f"{name}: {min(count, _MOST_FILTERS)} of {counted(count, 'filter')} of the first convolution, {height} × {width}"
-            f" pixels{', channels as red, green and blue' if channels == 3 else ''}; each from its least to its greatest weight."
+            f"{name}: {min(count, _MOST_FILTERS)} of the {counted(count, 'filter')} of the first convolution,"
+            f" {height} × {width} pixels{', channels as red, green and blue' if channels == 3 else ''}; each scaled"
+            " from its least to its greatest weight."
         )
         plans.append(raster_plan(
             f"filters-{place}-{slug(entry.model)}", "filters", f"First filters of {name}", caption, _Filters(filters)

@@ -12,6 +12,8 @@ from hpc_tumor.results.figures.palette import FALSE_NEGATIVE, FALSE_POSITIVE, LA
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from hpc_tumor.results.figures.sheet import Sheet
+
 _OPAQUE = 0.72
 _BITS = {"NCR": 1, "ED": 2, "ET": 4}  # of a prediction; labels of the truth are 1, 2, 3 in this order
 _ON_TOP = ("ED", "NCR", "ET")  # where bits overlap, the last one is seen
@@ -20,13 +22,12 @@ Window = tuple[slice, slice]
 
 def window_of(images: np.ndarray, margin: float = 0.04) -> Window:
     """The square around everything that is not black in `(n, H, W)`, cut at the edges."""
-    there = (images > 0).any(0)
+    there = np.any(images > 0, axis=0)
     height, width = there.shape
     if not there.any():
         return slice(0, height), slice(0, width)
     rows, columns = np.flatnonzero(there.any(1)), np.flatnonzero(there.any(0))
-    side = max(np.ptp(rows), np.ptp(columns)) + 1
-    side = int(side * (1 + 2 * margin)) + 1
+    side = int((max(np.ptp(rows), np.ptp(columns)) + 1) * (1 + 2 * margin)) + 1
     found = []
     for places, length in ((rows, height), (columns, width)):
         start = int((places[0] + places[-1] + 1 - side) // 2)
@@ -81,11 +82,35 @@ def show(axes: Axes, picture: np.ndarray, title: str = "", size: float = 7.5) ->
         axes.set_title(title, fontsize=size, pad=3, loc="center")
 
 
-def show_heat(axes: Axes, image: np.ndarray, heat: np.ndarray, opacity: float = 0.55) -> None:
-    """Heat from 0 to 255, of any size, smoothed over all of a grey image."""
-    height, width = image.shape
-    show(axes, image)
-    axes.imshow(
-        heat, cmap="inferno", vmin=0, vmax=255, alpha=opacity, interpolation="bilinear",
-        extent=(-0.5, width - 0.5, height - 0.5, -0.5), aspect="equal",
-    )  # fmt: skip
+def show_heat(axes: Axes, image: np.ndarray, heat: np.ndarray) -> None:
+    """Heat from 0 to 255, of any size, as colour; the grey image as the light that falls on it."""
+    show(axes, heat_colours(enlarged(heat, image.shape)) * (0.45 + 0.55 * grey(image)))
+
+
+def heat_colours(heat: np.ndarray) -> np.ndarray:
+    """`(H, W)` from 0 to 255 → `(H, W, 3)`."""
+    import matplotlib
+
+    colours: np.ndarray = matplotlib.colormaps["inferno"](heat / 255.0)[..., :3]
+    return colours
+
+
+def enlarged(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """`(h, w)` → `shape`, linear between the middles of the pixels."""
+    for axis, length in enumerate(shape):
+        places = (np.arange(length) + 0.5) * values.shape[axis] / length - 0.5
+        places = places.clip(0, values.shape[axis] - 1)
+        low = np.floor(places).astype(int)
+        high = np.minimum(low + 1, values.shape[axis] - 1)
+        part = (places - low)[:, None] if axis == 0 else (places - low)[None]
+        values = np.take(values, low, axis) * (1 - part) + np.take(values, high, axis) * part
+    return values
+
+
+def heat_scale(sheet: Sheet, x: float, y: float, tall: float) -> None:
+    """What the colours of heat mean, 0 to 1."""
+    axes = sheet.axes(x, y + 0.06, 0.09, tall - 0.12)
+    axes.imshow(heat_colours(np.linspace(255, 0, 128)[:, None]), aspect="auto", extent=(0, 1, 0, 1))
+    axes.set(xticks=[], yticks=[0, 0.5, 1], yticklabels=["0", "0.5", "1"])
+    axes.yaxis.tick_right()
+    axes.spines[:].set_visible(False)

@@ -22,7 +22,7 @@ _NETWORKS = {
 _OTHERS = (("#7a8288", "v"), ("#8c6d46", "P"), ("#2f8f9d", "X"), ("#6b8e23", "p"))
 _LINES = ("-", "--", ":", "-.")
 _LIGHTER = (0.0, 0.14, -0.14, 0.07)
-_DARK, _LIGHT = 0.1, 0.32  # relative luminance within which a colour can be seen on near-black and on white
+_DARK, _LIGHT = 0.13, 0.32  # relative luminance within which a colour can be seen on near-black and on white
 
 LABELS = {"NCR": "#d55e00", "ED": "#56b4e9", "ET": "#f0e442"}  # on grey brain: vermilion, sky blue, yellow
 RIGHT, FALSE_POSITIVE, FALSE_NEGATIVE, OTHER = "#009e73", "#e69f00", "#cc79a7", "#0072b2"

@@ -39,7 +39,7 @@ class Pictures:
     def get(self, name: str, axes: int, kind: str = "uint8") -> np.ndarray | None:
         """An array with so many axes, none of them empty or too long; None where there is no such one."""
         array = self.arrays.get(name)
-        fits = array is not None and array.dtype == kind and array.ndim == axes and 0 < min(array.shape, default=0)
+        fits = array is not None and array.dtype == kind and array.ndim == axes and min(array.shape, default=0) > 0
         return array if fits and array is not None and max(array.shape) <= LONGEST else None
 
     def listed(self, name: str, count: int) -> list[Mapping[str, Any]]:

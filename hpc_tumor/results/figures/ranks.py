@@ -29,7 +29,7 @@ def plan_ranks(group: Group) -> list[Plan]:
     )
     caption = (
         f"Share of 2,000 bootstrap resamples of the test cases in which an entry has a place, ranked {how}."
-        f" Right: rank over all cases, with its 95 % interval; n = {ranking.n:,}, {ranking.units:,} of them independent."
+        f" Right: rank over all cases, with its 95 % interval; n = {ranking.n:,}, {ranking.units:,} independent."
     )
     return [Plan("ranks", "ranks", "Stability of the ranks", caption, lambda: _strips(rows, ranking, order))]
 

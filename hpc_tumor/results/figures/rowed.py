@@ -62,7 +62,7 @@ class Rows:
 
 
 def rows_of(group: Group, entries: Iterable[Entry], height: float = 0.3) -> Rows:
-    """Rows of some entries of a group, of the best ones where there are too many; looks are those of the whole group."""
+    """Rows of some entries of a group, of the best where there are too many; looks are those of the whole group."""
     chosen = tuple(entries)
     if len(chosen) > MOST_ROWS:
         best = sorted(chosen, key=lambda entry: -(entry.score or 0))[:MOST_ROWS]

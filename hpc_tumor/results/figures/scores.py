@@ -18,6 +18,7 @@ from hpc_tumor.results.figures.rowed import (
     rows_of,
     runs_note,
 )
+from hpc_tumor.results.figures.scales import few_ticks
 from hpc_tumor.results.figures.sheet import MUTED, SMALL, WIDTH, Sheet, fitting, mark_of
 from hpc_tumor.results.figures.wording import capital
 from hpc_tumor.results.measures import REGIONS, measure
@@ -183,8 +184,6 @@ def _panels(group: Group, rows: Rows, panels: Sequence[str]) -> Sheet:
 
 
 def _panel(axes: Axes, group: Group, rows: Rows, name: str, wide: float) -> None:
-    from matplotlib.ticker import MaxNLocator
-
     segments, how = group.task == "segmentation", measure(group.task, name)
     times, seen = factor(how), []
     rows.prepare(axes)
@@ -200,4 +199,4 @@ def _panel(axes: Axes, group: Group, rows: Rows, name: str, wide: float) -> None
     axes.set_xlim(limits(seen, how))
     title = capital(_SHORT.get(name, how.heading))
     axes.set_title(title, fontsize=fitting(title, wide))
-    axes.xaxis.set_major_locator(MaxNLocator(3 if wide < 1.4 else 5, steps=[1, 2, 5, 10]))
+    few_ticks(axes, 3 if wide < 1.4 else 5)

@@ -38,7 +38,8 @@ def style() -> Iterator[None]:
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # says that a cache is built, or a glyph not there
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_STYLE)
+        for name, value in _STYLE.items():
+            matplotlib.rcParams[name] = value  # type: ignore[index]
         yield
 
 

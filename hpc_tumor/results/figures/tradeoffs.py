@@ -12,8 +12,9 @@ from hpc_tumor.results.entries import Entry
 from hpc_tumor.results.figures.drawing import Plan
 from hpc_tumor.results.figures.palette import INK, Look, looks
 from hpc_tumor.results.figures.rowed import Rows, best_of, cases_note, factor, limit_note, limits, rows_of
+from hpc_tumor.results.figures.scales import log_scale
 from hpc_tumor.results.figures.sheet import SMALL, WIDTH, Sheet, apart, mark_of, text_width
-from hpc_tumor.results.figures.wording import short_number, wrapped
+from hpc_tumor.results.figures.wording import wrapped
 from hpc_tumor.results.measures import measure
 
 if TYPE_CHECKING:
@@ -50,18 +51,18 @@ def plan_costs(group: Group) -> list[Plan]:
         return []
     title = measure(group.task, group.main).title
     caption = (
-        f"Test {title} (mean with its 95 % bootstrap interval, {cases_note(rows.entries, group.task)}) against trainable"
-        f" parameters, operations of a forward pass for one sample, and {_hours(rows.entries)} of a run (mean over runs)."
-        + limit_note(rows.entries, scored)
+        f"Test {title} (mean with its 95 % bootstrap interval, {cases_note(rows.entries, group.task)}) against"
+        f" trainable parameters, operations of a forward pass for one sample, and {_hours(rows.entries)} of a run (mean"
+        " over runs)." + limit_note(rows.entries, scored)
     )
     return [Plan("tradeoffs", "tradeoffs", f"{title} against its cost", caption, lambda: _panels(group, rows, costs))]
 
 
 def _hours(entries: Sequence[Entry]) -> str:
     on_cpu = {run.device == "cpu" for entry in entries for run in entry.runs}
-    return {(True,): "process hours on CPUs", (False,): "GPU-hours"}.get(
-        tuple(on_cpu), "GPU-hours or process hours on CPUs"
-    )
+    if len(on_cpu) > 1:
+        return "GPU-hours or process hours on CPUs"
+    return "process hours on CPUs" if True in on_cpu else "GPU-hours"
 
 
 def _panels(group: Group, rows: Rows, costs: Sequence[str]) -> Sheet:
@@ -115,32 +116,7 @@ def _panel(axes: Axes, group: Group, rows: Rows, cost: str) -> None:
             axes.plot([where] * 2, [times * found.low, times * found.high], color=look.colour, linewidth=1.0, alpha=0.7)
         axes.plot([where], [times * found.mean], **mark_of(look, markersize=5.5))
     axes.grid(axis="both")
-    _log(axes, places)
-
-
-def _log(axes: Axes, values: Sequence[float], of_y: bool = False) -> None:
-    """A logarithmic axis around `values`, with ticks at 1, 2 and 5 of every decade, fewer over many."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-
-    axis = axes.yaxis if of_y else axes.xaxis
-    low, high = (min(values), max(values)) if values else (1.0, 10.0)
-    low, high = low / 1.3, high * 1.3
-    decades = np.log10(high / low)
-    steps = (1.0,) if decades > 3 else (1.0, 3.0) if decades > 1.3 else (1.0, 2.0, 5.0)
-    ticks = [step * 10.0**power for power in range(-9, 16) for step in steps if low <= step * 10.0**power <= high]
-    if len(ticks) > 6:
-        ticks = ticks[:: -(-len(ticks) // 6)]
-    if len(ticks) < 2:
-        ticks = sorted({float(f"{value:.2g}") for value in (low * 1.2, (low * high) ** 0.5, high / 1.2)})[
-            :: 2 if decades < 0.3 else 1
-        ]
-    if of_y:
-        axes.set(yscale="log", ylim=(low, high))
-    else:
-        axes.set(xscale="log", xlim=(low, high))
-    axis.set_major_locator(FixedLocator(ticks))
-    axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
+    log_scale(axes, places)
 
 
 def plan_filters(group: Group) -> list[Plan]:
@@ -178,7 +154,7 @@ def _filters(own: Mapping[str, Mapping[int, int]], by_model: Mapping[str, Look])
     axes = sheet.axes(left, top, wide, tall)
     every = sorted({count for one in (*own.values(), *KNOWN.values()) for count in one})
     counts = [count for model, some in own.items() for count in (*some.values(), *KNOWN[model].values())]
-    _log(axes, counts, of_y=True)
+    log_scale(axes, counts, of_y=True)
     axes.set(xscale="log", xlim=(every[0] / 1.2, every[-1] * 1.2), xlabel="first filters", ylabel="parameters")
     axes.xaxis.set_major_locator(FixedLocator(every))
     axes.xaxis.set_minor_locator(NullLocator())
