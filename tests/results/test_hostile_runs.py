@@ -34,7 +34,8 @@ from hpc_tumor.run_dir import RunDir
 DICE = [(0.9, 0.8, 0.7), (0.5, 0.6, 0.7), (1.0, 0.9, 0.8)]
 HOSTILE: list[Any] = [
     None, True, -1, 0, 1.5, 10**400, -(10**30), 1e308, math.nan, math.inf, -math.inf, "", "nan", "x" * 5000,
-    "<script>alert(1)</script>", "=cmd|' /C calc'!A0", "\x1b[31mred\x07\x00", "\ud800", "a,b\n\"c\"", r"\input{/etc/passwd}",
+    "<script>alert(1)</script>", "=cmd|' /C calc'!A0", "\x1b[31mred\x07\x00", "\ud800", "a,b\n\"c\"",
+    r"\input{/etc/passwd}",
     [], {}, ["a"], {"a": {"b": [1]}}, {"": None}, [[[]]],
 ]  # fmt: skip
 CELLS = ["", "nan", "inf", "-1e400", "1e308", "=1+1", "\x1b[2J", '"', "a\x00b", "é" * 300, "1_000", "０", ",", "missed"]
