@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from hpc_tumor.results.measures import MAIN_SCORE
 from hpc_tumor.results.published import PUBLISHED
 from hpc_tumor.results.run_result import RunResult
 from hpc_tumor.results.statistics import Statistic, add_up, bootstrap_means, interval_of, mean_and_sd, times_drawn
+from hpc_tumor.results.when_asked import WhenAsked
 from hpc_tumor.scores import confusion_counts, of_confusion
 
 _TOLERANCE = 1e-3  # between a mean over cases.csv and that in result.json, which may be rounded
@@ -92,7 +93,7 @@ class Entry:
         mean, _ = mean_and_sd([run.best.get(score) for run in self.runs])
         if mean is not None and len(self.folds) < 2:
             return mean
-        known = self.cases.values[score][~np.isnan(self.cases.values[score])] if score in self.cases.values else ()
+        known = self.cases.known(score)
         # A distance that some patient has not is no mean: it would be one over other patients than its neighbours'.
         partly = self.task == "segmentation" and len(known) < self.cases.n
         unsaid = mean is None and any(score in run.best and run.best[score] is None for run in self.runs)
@@ -106,8 +107,7 @@ class Entry:
     def statistics(self) -> Mapping[str, Statistic]:
         """Every score that all its runs have, and those that its cases alone have; each worked out when asked for."""
         common = [name for name in self.runs[0].best if all(run.best.get(name) is not None for run in self.runs)]
-        names = dict.fromkeys([*common, *self.cases.values])
-        return _WhenAsked({name for name in names if self.value(name) is not None}, names, self._statistic)
+        return WhenAsked({name: partial(self._statistic, name) for name in [*common, *self.cases.values]})
 
     @cached_property
     def neighbour(self) -> TestCases | None:
@@ -121,11 +121,12 @@ class Entry:
             values["accuracy_new"] = np.where(cases.images.known, np.nan, right)
         return replace(cases, values=values)
 
-    def _statistic(self, name: str) -> Statistic:
+    def _statistic(self, name: str) -> Statistic | None:
         mean = self.value(name)
-        assert mean is not None
+        if mean is None:
+            return None
         _, sd = mean_and_sd([run.best.get(name) for run in self.runs])
-        of_cases = self._of_cases.get(name)
+        of_cases = (self._of_main if name == MAIN_SCORE[self.task] else self._of_others).get(name)
         if of_cases is not None and abs(mean - of_cases.mean) <= _TOLERANCE:
             if of_cases.low is None or of_cases.high is None:
                 return replace(of_cases, mean=mean, sd=sd)
@@ -134,8 +135,14 @@ class Entry:
         return Statistic(mean, low, high, sd=sd, n=self.n)
 
     @cached_property
-    def _of_cases(self) -> dict[str, Statistic]:
-        names = list(self.cases.values)
+    def _of_main(self) -> dict[str, Statistic]:
+        return self._of_cases([name for name in self.cases.values if name == MAIN_SCORE[self.task]])
+
+    @cached_property
+    def _of_others(self) -> dict[str, Statistic]:
+        return self._of_cases([name for name in self.cases.values if name != MAIN_SCORE[self.task]])
+
+    def _of_cases(self, names: Sequence[str]) -> dict[str, Statistic]:
         if not names:
             return {}
         columns = np.stack([self.cases.values[name] for name in names], 1)
@@ -175,28 +182,6 @@ class Entry:
             if mean is not None:
                 found[name] = interval_of(np.mean([one[name] for one in resampled], axis=0) + mean, mean)
         return found
-
-
-class _WhenAsked(Mapping[str, Statistic]):
-    """Statistics by name, in an order, each of them made when it is first asked for."""
-
-    def __init__(self, there: Collection[str], order: Iterable[str], make: Callable[[str], Statistic]):
-        self._names = {name: None for name in order if name in there}
-        self._make = make
-        self._made: dict[str, Statistic] = {}
-
-    def __getitem__(self, name: str) -> Statistic:
-        if name not in self._names:
-            raise KeyError(name)
-        if name not in self._made:
-            self._made[name] = self._make(name)
-        return self._made[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
 
 def make_entries(runs: Sequence[RunResult], by: Sequence[str] = ()) -> tuple[Entry, ...]:

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hpc_tumor.results.cases import TestCases, read_test_cases
+from hpc_tumor.results.case_file import read_test_cases
+from hpc_tumor.results.cases import TestCases
 from hpc_tumor.results.measures import MAIN_SCORE
 from hpc_tumor.results.run_result import RunResult
 from hpc_tumor.results.values import integer, number, scores, section, text, word

@@ -112,7 +112,8 @@ def resampled_means(totals: np.ndarray, counts: np.ndarray) -> np.ndarray:
     means = []
     for start in range(0, RESAMPLES, block):
         times = _times_drawn(units, start, min(block, RESAMPLES - start))
-        below = times @ counts
+        alike = bool((counts == counts[:, :1]).all())  # every case has every score: one column says it all
+        below = np.broadcast_to(times @ counts[:, :1], (len(times), counts.shape[1])) if alike else times @ counts
         means.append(np.divide(times @ totals, below, out=np.full_like(below, np.nan), where=below > 0))
     return np.concatenate(means)
 

@@ -30,6 +30,8 @@ def text(value: object) -> str | None:
     """A text on one line without control characters (a terminal obeys them), of bounded length; None for no text."""
     if not isinstance(value, str) or not value:
         return None
+    if len(value) <= _LONGEST and value.isprintable():
+        return value
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in value[: _LONGEST + 1])
     return shown if len(shown) <= _LONGEST else shown[: _LONGEST - 1] + "…"
 
