@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import os
+import shutil
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -103,3 +106,24 @@ def scores(run: RunDir) -> list[dict[str, Any]]:
     """The metrics of a run, without what depends on the clock."""
     clock = ("seconds", "rate", "data_wait", "memory_gb")
     return [{key: value for key, value in line.items() if key not in clock} for line in run.read_metrics()]
+
+
+def to_test_again(run: RunDir, folder: Path, **settings: dict[str, Any]) -> RunDir:
+    """A copy of a finished run with other settings, as if stopped before its final test."""
+    copy = RunDir(Path(shutil.copytree(run.path, folder / "run")))
+    copy.result.unlink()
+    copy.cases.unlink()
+    config = json.loads(copy.config.read_text())
+    for group, values in settings.items():
+        config[group] = {**config[group], **values} if isinstance(values, dict) else values
+    copy.config.write_text(json.dumps(config))
+    return copy
+
+
+def result_of(run: RunDir) -> dict[str, Any]:
+    return json.loads(run.result.read_text())
+
+
+def rows_of(run: RunDir) -> list[dict[str, str]]:
+    with run.cases.open() as file:
+        return list(csv.DictReader(file))

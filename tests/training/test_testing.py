@@ -1,0 +1,269 @@
+"""The final test of a run, against scores worked out anew from its weights and its store on another way."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import surface_distance
+import torch
+from safetensors.torch import load_file
+from scipy import ndimage
+from training_runs import new_run, result_of, rows_of, to_test_again, train_here, train_ranks
+
+from hpc_tumor.data.store import Store
+from hpc_tumor.models import build_model
+from hpc_tumor.run_dir import RunDir
+from hpc_tumor.training import testing
+from hpc_tumor.training.cleaning import COMPONENTS, ENHANCING, Cleaning
+from hpc_tumor.training.distributed import Distributed
+from hpc_tumor.training.evaluate import flipped
+from hpc_tumor.training.setup import set_up
+from hpc_tumor.training.volumes import Watch
+
+STRUCTURES = {"NCR": [1], "ED": [2], "ET": [3], "WT": [1, 2, 3], "TC": [1, 3]}
+RECIPE = {
+    "epochs": 20, "batch_size": 4, "learning_rate": 1e-2, "weight_decay": 0, "loss": "dice-bce", "schedule": "cosine",
+    "warmup_epochs": 1,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, slice_store: Path) -> RunDir:
+    """A finished run that finds some of each tumour; two patients test, one validates."""
+    folder = tmp_path_factory.mktemp("trained")
+    names = Store.open(slice_store).case_ids
+    parts = ["train", "test", "val", "train", "test"]
+    (folder / "split.csv").write_text(
+        "id,part\n" + "".join(f"{name},{part}\n" for name, part in zip(names, parts, strict=True))
+    )
+    run = new_run(
+        folder,
+        slice_store,
+        "improved-unet",
+        recipe=RECIPE,
+        data={"split_file": str(folder / "split.csv"), "slices": 1.0},
+    )
+    assert train_here(run) == "finished"
+    return run
+
+
+# Segmentation, another way
+
+
+def predict(run: RunDir, case: int, flips: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """True labels `(Z, Y, X)` and the predicted maps `(3, Z, Y, X)` of a case, by the weights that were kept."""
+    store = Store.open(run.experiment().data.store)
+    image, labels = store.read_volume(case).result()
+    mean, deviation = (store.statistics[case, :, index].reshape(4, 1, 1, 1) for index in (0, 1))
+    brain = image != store.background[case].reshape(4, 1, 1, 1)
+    values = torch.from_numpy(np.where(brain, (image - mean) / deviation, 0).astype(np.float32)).transpose(0, 1)
+    network = build_model("improved-unet", image_size=32, filters=4).eval()
+    network.load_state_dict(load_file(run.best_weights))
+    with torch.no_grad():
+        logits = network(values)
+        if flips:
+            for axes in ([2], [3], [2, 3]):
+                logits = logits + torch.flip(network(torch.flip(values, axes)), axes)
+    return labels, (logits > 0).transpose(0, 1).numpy()
+
+
+def score(truth: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    """Dice, HD95 and NSD of two masks of 1 mm voxels."""
+    one, two = truth.any(), predicted.any()
+    if not one and not two:
+        return {"dice": 1, "hd95": 0, "nsd": 1}
+    if one != two:
+        return {"dice": 0, "hd95": float(np.sqrt(sum(n**2 for n in truth.shape))), "nsd": 0}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        found = surface_distance.compute_surface_distances(truth, predicted, (1, 1, 1))
+    return {
+        "dice": 2 * (truth & predicted).sum() / (truth.sum() + predicted.sum()),
+        "hd95": surface_distance.compute_robust_hausdorff(found, 95),
+        "nsd": surface_distance.compute_surface_dice_at_tolerance(found, 1.0),
+    }
+
+
+def check(run: RunDir, volumes: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    """cases.csv holds the scores of these volumes, by name of the case, and result.json their means."""
+    rows, scores = {row["case"]: row for row in rows_of(run)}, result_of(run)["best"]["test"]
+    assert rows.keys() == volumes.keys()
+    for name in STRUCTURES:
+        expected = []
+        for case, (labels, maps) in volumes.items():
+            members = STRUCTURES[name]
+            expected.append(score(np.isin(labels, members), maps[[label - 1 for label in members]].any(0)))
+            for kind, value in expected[-1].items():
+                assert float(rows[case][f"{kind}_{name}"]) == pytest.approx(value, rel=1e-12), (case, kind, name)
+        for kind in ("dice", "hd95", "nsd"):
+            assert scores[f"{kind}_{name}"] == pytest.approx(np.mean([one[kind] for one in expected]), rel=1e-12)
+    for kind in ("dice", "hd95", "nsd"):
+        assert scores[kind] == pytest.approx(np.mean([scores[f"{kind}_{label}"] for label in ("NCR", "ED", "ET")]))
+
+
+def predictions(run: RunDir, flips: bool = False) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    names = Store.open(run.experiment().data.store).case_ids
+    return {names[case]: predict(run, case, flips) for case in (1, 4)}
+
+
+def test_cases_are_scored_as_whole_volumes(trained: RunDir) -> None:
+    result = result_of(trained)
+    check(trained, predictions(trained))
+    statuses = {row[f"status_{name}"] for row in rows_of(trained) for name in STRUCTURES}
+    assert "ok" in statuses  # something was found, so that there are distances to measure
+    assert any(0 < float(row["hd95_WT"]) < 46 for row in rows_of(trained))
+    assert result["surfaces"] == "surface-distance 0.1, NSD at 1 mm"
+    assert (result["cleaning"], result["flips"]) == (None, False)
+    assert "test_before_cleaning" not in result["best"]
+
+
+def test_flips_are_the_mean_of_the_logits(trained: RunDir, tmp_path: Path) -> None:
+    run = to_test_again(trained, tmp_path, scoring={"flips": True})
+    assert train_here(run) == "finished"
+    assert result_of(run)["flips"]
+    check(run, predictions(run, flips=True))
+    assert run.cases.read_text() != trained.cases.read_text()
+
+
+def test_flips_of_maps_are_turned_back_and_those_of_classes_are_not() -> None:
+    torch.manual_seed(0)
+    network, images = torch.nn.Conv2d(4, 3, 3, padding=1), torch.randn(2, 4, 6, 8)
+    by_hand = network(images)
+    for axes in ((3,), (2,), (2, 3)):
+        by_hand = by_hand + network(images.flip(axes)).flip(axes)
+    torch.testing.assert_close(flipped(network, images, ((), (3,), (2,), (2, 3))), by_hand / 4)
+    classify = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4 * 6 * 8, 4))
+    mean = (classify(images) + classify(images.flip(3))) / 2
+    torch.testing.assert_close(flipped(classify, images, ((), (3,))), mean)
+
+
+def cleaned(maps: np.ndarray, component: float, enhancing: float) -> np.ndarray:
+    """Maps of 1 mm voxels cleaned, piece by piece."""
+    maps = maps.copy()
+    pieces, n = ndimage.label(maps.any(0), np.ones((3, 3, 3)))
+    for piece in range(1, n + 1):
+        if (pieces == piece).sum() < component:
+            maps[:, pieces == piece] = False
+    if maps[2].sum() < enhancing:
+        maps[0] |= maps[2]
+        maps[2] = False
+    return maps
+
+
+def mean_dice(labels: np.ndarray, maps: np.ndarray) -> float:
+    return float(np.mean([score(labels == label, maps[label - 1])["dice"] for label in (1, 2, 3)]))
+
+
+@pytest.mark.parametrize("forced", [None, Cleaning(700, 0), Cleaning(0, 1e6), Cleaning(400, 1e6)])
+def test_cleaning_is_recorded_with_the_scores_before_it(
+    trained: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forced: Cleaning | None
+) -> None:
+    """With the thresholds that are the best for the validation patient, and with some that change more."""
+    run = to_test_again(trained, tmp_path, scoring={"clean": True})
+    if forced is not None:
+        monkeypatch.setattr(testing, "choose_cleaning", lambda *_: forced)
+    assert train_here(run) == "finished"
+    result, (labels, maps) = result_of(run), predict(run, 2)
+    component, enhancing = result["cleaning"]["component_mm3"], result["cleaning"]["enhancing_mm3"]
+    if forced is None:
+        assert component == max(COMPONENTS, key=lambda mm3: mean_dice(labels, cleaned(maps, mm3, 0)))
+        assert enhancing == max(ENHANCING, key=lambda mm3: mean_dice(labels, cleaned(maps, component, mm3)))
+    else:
+        assert (component, enhancing) == (forced.component_mm3, forced.enhancing_mm3)
+        assert run.cases.read_text() != trained.cases.read_text()
+    check(
+        run, {case: (truth, cleaned(found, component, enhancing)) for case, (truth, found) in predictions(run).items()}
+    )
+    plain = result_of(trained)["best"]["test"]
+    assert result["best"]["test_before_cleaning"] == {
+        name: value for name, value in plain.items() if not name.startswith(("hd95", "nsd"))
+    }
+    assert result["best"]["test"]["loss"] == plain["loss"]
+
+
+@pytest.mark.slow
+def test_two_ranks_score_as_one(trained: RunDir, tmp_path: Path) -> None:
+    scoring = {"clean": True, "flips": True}
+    alone, shared = (to_test_again(trained, tmp_path / name, scoring=scoring) for name in "ab")
+    train_here(alone)
+    train_ranks(shared, 2)
+    assert shared.cases.read_bytes() == alone.cases.read_bytes()
+    one, two = result_of(alone), result_of(shared)
+    assert two["gpus"] == 2
+    for key in ("best", "last", "cleaning", "surfaces"):
+        assert two[key] == one[key]
+
+
+def test_a_stop_during_the_final_test_loses_nothing(trained: RunDir, tmp_path: Path) -> None:
+    whole, broken = (to_test_again(trained, tmp_path / name, scoring={"clean": True}) for name in ("whole", "broken"))
+    assert train_here(whole) == "finished"
+    stops = 0
+    while train_here(broken, stop_at=stops) == "stopped":
+        assert not broken.is_finished()
+        assert not broken.cases.exists()
+        stops += 1
+    assert stops >= 2
+    assert broken.cases.read_bytes() == whole.cases.read_bytes()
+    one, two = result_of(whole), result_of(broken)
+    assert (two["best"], two["last"], two["cleaning"]) == (one["best"], one["last"], one["cleaning"])
+
+
+def test_a_case_that_is_scored_in_part_has_no_distances(trained: RunDir, tmp_path: Path) -> None:
+    run = to_test_again(trained, tmp_path, limit_batches=2, hardware={"accumulate": 4})  # 16 slices: of cases of 12
+    assert train_here(run) == "finished"
+    whole, part = rows_of(run)
+    before = rows_of(trained)[0]
+    assert (whole["slices"], part["slices"]) == ("12", "4")
+    assert {name: float(value) for name, value in whole.items() if name.startswith(("hd95", "nsd", "dice"))} == {
+        name: pytest.approx(float(value)) for name, value in before.items() if name.startswith(("hd95", "nsd", "dice"))
+    }
+    assert all(value == "" for name, value in part.items() if name.startswith(("hd95", "nsd")))
+    assert not any(name.startswith(("hd95", "nsd")) for name in result_of(run)["best"]["test"])
+
+
+def test_single_slices_have_no_distances(tmp_path: Path, slice_store: Path) -> None:
+    run = new_run(tmp_path, slice_store, "unet", data={"split": "published"}, recipe={"epochs": 1})
+    assert train_here(run) == "finished"
+    result, rows = result_of(run), rows_of(run)
+    assert len(rows) > 1
+    assert all(int(row["slices"]) < 12 for row in rows)
+    assert result["surfaces"] is None
+    assert not any(name.startswith(("hd95", "nsd")) for name in (*result["best"]["test"], *rows[0]))
+
+
+def test_resized_slices_are_measured_in_millimetres(tmp_path: Path, slice_store: Path) -> None:
+    """What is missed or made up is so by the diagonal of the volume as it was."""
+    run = new_run(tmp_path, slice_store, "unet", data={"image_size": 64}, recipe={"epochs": 1, "learning_rate": 1e-12})
+    setup = set_up(run.experiment(), run, Distributed())
+    found = setup.evaluate_as_is(setup.parts.test, volumes=True)
+    assert found.volumes is not None
+    ((_, codes, spacing),) = found.volumes.cases(Distributed())
+    assert (codes.shape, spacing) == ((12, 64, 64), (1.0, 0.5, 0.5))
+    setup.bare.requires_grad_(False).apply(lambda module: getattr(module, "bias", None) is not None
+                                           and module.bias.fill_(-100.0))  # fmt: skip
+    result = testing.score_test_part(setup, Watch()).final
+    assert result.surfaces is not None
+    lost = result.surfaces[..., 0][result.surfaces[..., 0] > 0]
+    assert len(lost)
+    assert lost.tolist() == [pytest.approx(np.sqrt(12**2 + 2 * 32**2))] * len(lost)
+
+
+def test_early_stop_with_a_running_mean_and_then_the_best_weights_lost(tmp_path: Path, slice_store: Path) -> None:
+    recipe = {"epochs": 9, "early_stopping": 2, "learning_rate": 1e-12, "optimizer": "sgd", "ema": 0.9}
+    run = new_run(tmp_path / "a", slice_store, "unet", recipe=recipe)
+    train_here(run)
+    result = result_of(run)
+    assert result["best"]["epoch"] == result["last"]["epoch"] - 2
+    assert result["best"]["test"]["hd95"] >= 0
+    assert "hd95" not in result["last"]["test"]
+    lost = to_test_again(run, tmp_path / "b")
+    lost.best_weights.unlink()
+    assert train_here(lost) == "finished"
+    again = result_of(lost)
+    assert again["best"]["epoch"] == again["last"]["epoch"] == result["last"]["epoch"]
+    assert {name: again["best"]["test"][name] for name in again["last"]["test"]} == again["last"]["test"]
+    assert again["last"]["test"] == result["last"]["test"]
+    assert again["best"]["test"]["hd95"] == pytest.approx(result["best"]["test"]["hd95"], rel=0.2)
