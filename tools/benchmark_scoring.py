@@ -7,8 +7,8 @@ Of each patient of FOLDER (the brats samples in the folder that HPC_TUMOR_REAL_D
 network predicts: one that was not trained predicts noise, and a patient of noise everywhere is timed, too, to say what
 the worst costs. The network itself is timed with weights at random, as `evaluate` runs it.
 
-Surfaces: HD95 and NSD of all five structures. Plain ways, in turns with ours: the surface-distance package with its own
-sort, and MONAI's HD95 and surface Dice, all on whole volumes. Ratios are of medians over rounds and patients, with the
+Surfaces: HD95 and NSD of all five structures. Plain ways, in turns with ours: the surface-distance package as it is,
+and MONAI's HD95 and surface Dice, all on whole volumes. Ratios are of medians over rounds and patients, with the
 lowest and highest of single ones.
 """
 
@@ -20,7 +20,6 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +50,6 @@ from hpc_tumor.training.volumes import Volumes
 
 CPU = torch.device("cpu")
 BITS = np.array([0, 1, 2, 4], dtype=np.uint8)  # of one predicted label
-PLAIN_SORT = surface_distance.metrics._sort_distances_surfels  # before surfaces.py first puts its own there
 SPECKS = 30  # around a tumour, of eight voxels each
 Times = dict[str, list[float]]
 
@@ -162,7 +160,7 @@ def masks(codes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 def by_the_package(codes: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
     """`(structures, 2)` HD95 and NSD of a case in which no structure is empty on one side alone."""
     found = np.tile([0.0, 1.0], (len(metrics.STRUCTURES), 1))
-    with warnings.catch_warnings(), own_sort():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for row, (truth, predicted) in enumerate(masks(codes)):
             if truth.any() and predicted.any():
@@ -170,18 +168,6 @@ def by_the_package(codes: np.ndarray, spacing: tuple[float, float, float]) -> np
                 nsd = surface_distance.compute_surface_dice_at_tolerance(distances, TOLERANCE)
                 found[row] = surface_distance.compute_robust_hausdorff(distances, 95), nsd
     return found
-
-
-@contextmanager
-def own_sort() -> Iterator[None]:
-    """In the block the package sorts as it does where nobody has put another sort in its place."""
-    inside = surface_distance.metrics
-    kept = inside._sort_distances_surfels
-    inside._sort_distances_surfels = PLAIN_SORT
-    try:
-        yield
-    finally:
-        inside._sort_distances_surfels = kept
 
 
 def by_monai(codes: np.ndarray, spacing: tuple[float, float, float]) -> None:
