@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hpc_tumor.data.loader import BatchLoader
-from hpc_tumor.data.samples import SlicePart
+from hpc_tumor.data.samples import Part, SlicePart
 from hpc_tumor.scores import classification_scores
 from hpc_tumor.training import metrics
 from hpc_tumor.training.distributed import Distributed
@@ -110,14 +110,18 @@ def evaluate(
     found = details.cpu().numpy()
     if kept is not None:
         kept.share(distributed)
-    there = scored > 0
-    if classes is None:
-        scores = metrics.segmentation_scores(found[there])
-    else:
-        labels = part.classes.numpy()[there]  # type: ignore[attr-defined]
-        scores = classification_scores(found[there], labels, classes, brief=not final)
+    scores = _scores(part, found, scored > 0, classes, final)
     scores["loss"] = float(losses.sum().item() / max(1, int(scored.sum())))
     return Evaluation(scores, found, scored, volumes=kept)
+
+
+def _scores(
+    part: Part, details: np.ndarray, there: np.ndarray, classes: list[str] | None, final: bool
+) -> dict[str, float]:
+    if classes is None:
+        return metrics.segmentation_scores(details[there])
+    labels = part.classes.numpy()[there]  # type: ignore[attr-defined]
+    return classification_scores(details[there], labels, classes, brief=not final)
 
 
 # Axes of `(N, C, H, W)`: a head seen from below may be mirrored, upside down it is another picture.

@@ -145,19 +145,9 @@ class Setup:
             self.distributed.broadcast(buffer)
 
     def evaluate_as_is(
-        self,
-        loader: BatchLoader,
-        alive: Callable[[], None] = lambda: None,
-        *,
-        final: bool = False,
-        volumes: bool = False,
+        self, loader: BatchLoader, alive: Callable[[], None] = lambda: None, final: bool = False, volumes: bool = False
     ) -> Evaluation:
-        """Scores of the weights that are in the network.
-
-        Args:
-            final: as the settings want the test part scored.
-            volumes: keep what was predicted for slices.
-        """
+        """Scores of the weights that are in the network; `final` ones as the settings want the test part scored."""
         return evaluate(
             self.bare, loader, self.loss, self.precision, self.distributed, channels=self.channels,
             channels_last=self.experiment.hardware.channels_last, classes=self.classes, exclusive=self.exclusive,

@@ -194,22 +194,22 @@ def test_the_package_itself_gives_the_same(spacing: tuple[float, float, float]) 
             assert tuple(found) == by_the_library(truth, predicted, spacing)
 
 
-def test_the_sort_in_use_gives_what_the_package_would(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its own sort, of pairs of Python numbers, is what ours took the place of."""
-    truth, predicted = blobs(1), blobs(2)
-    ours = surfaces.surface_scores(truth, predicted, THICK)
-    called = []
-
-    def slowly(distances: np.ndarray, areas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        called.append(1)
-        pairs = np.array(sorted(zip(distances, areas, strict=True)))
-        for found, expected in zip(surfaces._by_distance(distances, areas), pairs.T, strict=True):
-            np.testing.assert_array_equal(found, expected)
-        return pairs[:, 0], pairs[:, 1]
-
-    monkeypatch.setattr(surface_distance.metrics, "_sort_distances_surfels", slowly)
-    assert surfaces.surface_scores(truth, predicted, THICK) == ours
-    assert called
+@pytest.mark.parametrize("search", [0, 30, 1e9])
+@pytest.mark.parametrize("spacing", [ISOTROPIC, THICK, (0.5, 2, 1.25)])
+def test_surfaces_and_distances_are_those_of_the_package_to_the_bit(
+    spacing: tuple[float, float, float], search: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a search alone, by a map alone, and as it is chosen; with a false voxel far away, and cut at the border."""
+    monkeypatch.setattr(surfaces, "_SEARCH", search)
+    far = cube((40, 60, 70), (4, 5, 6), 12), cube((40, 60, 70), (5, 5, 5), 12) | cube((40, 60, 70), (39, 59, 69), 1)
+    for truth, predicted in [*random_pairs(), far]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            expected = surface_distance.compute_surface_distances(truth, predicted, spacing)
+        found = surfaces.surface_distances(truth, predicted, spacing)
+        assert found.keys() == expected.keys()
+        for name, values in expected.items():
+            np.testing.assert_array_equal(found[name], values, err_msg=name)
 
 
 def monai_scores(truth: np.ndarray, predicted: np.ndarray, spacing: tuple[float, float, float]) -> tuple[float, float]:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import json
-import shutil
 import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +11,8 @@ import surface_distance
 import torch
 from safetensors.torch import load_file
 from scipy import ndimage
-from training_runs import new_run, train_here, train_ranks
+from training_runs import new_run, result_of, rows_of, to_test_again, train_here, train_ranks
 
-from hpc_tumor.data.audit.images import scan_images
-from hpc_tumor.data.audit.memoriser import memorise_images
 from hpc_tumor.data.store import Store
 from hpc_tumor.models import build_model
 from hpc_tumor.run_dir import RunDir
@@ -54,27 +48,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory, slice_store: Path) -> RunD
     )
     assert train_here(run) == "finished"
     return run
-
-
-def to_test_again(run: RunDir, folder: Path, **settings: dict[str, Any]) -> RunDir:
-    """A copy of a finished run with other settings, as if stopped before its final test."""
-    copy = RunDir(Path(shutil.copytree(run.path, folder / "run")))
-    copy.result.unlink()
-    copy.cases.unlink()
-    config = json.loads(copy.config.read_text())
-    for group, values in settings.items():
-        config[group] = {**config[group], **values} if isinstance(values, dict) else values
-    copy.config.write_text(json.dumps(config))
-    return copy
-
-
-def result_of(run: RunDir) -> dict[str, Any]:
-    return json.loads(run.result.read_text())
-
-
-def rows_of(run: RunDir) -> list[dict[str, str]]:
-    with run.cases.open() as file:
-        return list(csv.DictReader(file))
 
 
 # Segmentation, another way
@@ -184,7 +157,7 @@ def mean_dice(labels: np.ndarray, maps: np.ndarray) -> float:
     return float(np.mean([score(labels == label, maps[label - 1])["dice"] for label in (1, 2, 3)]))
 
 
-@pytest.mark.parametrize("forced", [None, Cleaning(60, 0), Cleaning(0, 1e6), Cleaning(250, 1e6)])
+@pytest.mark.parametrize("forced", [None, Cleaning(700, 0), Cleaning(0, 1e6), Cleaning(400, 1e6)])
 def test_cleaning_is_recorded_with_the_scores_before_it(
     trained: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forced: Cleaning | None
 ) -> None:
@@ -294,79 +267,3 @@ def test_early_stop_with_a_running_mean_and_then_the_best_weights_lost(tmp_path:
     assert {name: again["best"]["test"][name] for name in again["last"]["test"]} == again["last"]["test"]
     assert again["last"]["test"] == result["last"]["test"]
     assert again["best"]["test"]["hd95"] == pytest.approx(result["best"]["test"]["hd95"], rel=0.2)
-
-
-# Classification
-
-
-@pytest.fixture(scope="session")
-def classifier(tmp_path_factory: pytest.TempPathFactory, image_store: Path) -> RunDir:
-    """A finished run on the published split, which has copies of test images in training."""
-    run = new_run(tmp_path_factory.mktemp("classifier"), image_store, "cnn", data={"split": "published"})
-    assert train_here(run) == "finished"
-    return run
-
-
-def test_every_image_says_what_a_memoriser_would(classifier: RunDir) -> None:
-    store, rows = Store.open(classifier.experiment().data.store), rows_of(classifier)
-    split = json.loads(classifier.split.read_text())["parts"]
-    place = {path: index for index, path in enumerate(store.paths)}
-    test, known = ([place[path] for part in parts for path in split[part]] for parts in (["test"], ["train", "val"]))
-    groups = {int(store.group[index]) for index in known}
-    scan = scan_images(store)
-    for row in rows:
-        index = place[row["case"]]
-        assert int(row["group"]) == store.group[index]
-        assert row["known"] == str(int(store.group[index] in groups))
-        likeness = [float(np.corrcoef(scan.thumbnails[index], scan.thumbnails[other])[0, 1]) for other in known]
-        assert row["nearest"] == store.classes[store.label[known[int(np.argmax(likeness))]]]
-    assert {row["known"] for row in rows} == {"0", "1"}
-    right = np.mean([row["nearest"] == row["label"] for row in rows])
-    assert right == pytest.approx(memorise_images(store, scan, np.array(test), np.array(known)).score)
-
-
-def test_no_copy_of_a_test_image_is_known_on_the_deduplicated_split(tmp_path: Path, image_store: Path) -> None:
-    run = new_run(tmp_path, image_store, "cnn", recipe={"epochs": 1}, scoring={"flips": True})
-    train_here(run)
-    assert {row["known"] for row in rows_of(run)} == {"0"}
-    assert result_of(run)["flips"]
-
-
-def test_every_score_of_classes_is_that_of_the_rows(classifier: RunDir) -> None:
-    from hpc_tumor.scores import classification_scores
-
-    rows, classes = rows_of(classifier), Store.open(classifier.experiment().data.store).classes
-    chances = np.array([[float(row[f"p_{name}"]) for name in classes] for row in rows])
-    labels = np.array([classes.index(row["label"]) for row in rows])
-    result = result_of(classifier)
-    scores = {**classification_scores(chances, labels, classes)}
-    del scores["loss"]
-    found = {name: value for name, value in result["best"]["test"].items() if name != "loss"}
-    assert found == {name: pytest.approx(value) for name, value in scores.items()}
-    assert {"balanced_accuracy", "mcc", "auroc", "ece", "brier", "nll"} <= found.keys()
-    assert result["last"]["test"].keys() == result["best"]["test"].keys()
-    assert result["surfaces"] is None
-
-
-@pytest.mark.slow
-def test_two_ranks_score_images_as_one(classifier: RunDir, tmp_path: Path) -> None:
-    alone, shared = (to_test_again(classifier, tmp_path / name, scoring={"flips": True}) for name in "ab")
-    train_here(alone)
-    train_ranks(shared, 2)
-    assert shared.cases.read_bytes() == alone.cases.read_bytes()
-    assert result_of(shared)["best"] == result_of(alone)["best"]
-
-
-def test_the_neighbour_needs_only_the_images_of_the_parts(
-    tmp_path: Path, image_store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An image that the split left out may be damaged: at the end of a run nobody reads it."""
-    from hpc_tumor.training.neighbour import nearest_neighbour
-
-    run = new_run(tmp_path, image_store, "cnn")
-    parts = set_up(run.experiment(), run, Distributed()).parts
-    read, plain = [], parts.store.read_images
-    monkeypatch.setattr(parts.store, "read_images", lambda chosen: read.extend(chosen) or plain(chosen))
-    found = nearest_neighbour(parts)
-    assert sorted(read) == sorted(np.concatenate([parts.split.train, parts.split.val, parts.split.test]).tolist())
-    assert len(found.answer) == len(found.known) == len(parts.split.test)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -130,3 +131,24 @@ def set_up_again(run: RunDir, best: bool = True) -> tuple[Setup, Evaluation]:
         assert setup.load_best() is None
     setup.bare.eval()
     return setup, setup.evaluate_as_is(setup.parts.test)
+
+
+def to_test_again(run: RunDir, folder: Path, **settings: dict[str, Any]) -> RunDir:
+    """A copy of a finished run with other settings, as if stopped before its final test."""
+    copy = RunDir(Path(shutil.copytree(run.path, folder / "run")))
+    copy.result.unlink()
+    copy.cases.unlink()
+    config = json.loads(copy.config.read_text())
+    for group, values in settings.items():
+        config[group] = {**config[group], **values} if isinstance(values, dict) else values
+    copy.config.write_text(json.dumps(config))
+    return copy
+
+
+def result_of(run: RunDir) -> dict[str, Any]:
+    return json.loads(run.result.read_text())
+
+
+def rows_of(run: RunDir) -> list[dict[str, str]]:
+    with run.cases.open() as file:
+        return list(csv.DictReader(file))
