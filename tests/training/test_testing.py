@@ -134,10 +134,10 @@ def test_flips_of_maps_are_turned_back_and_those_of_classes_are_not() -> None:
     by_hand = network(images)
     for axes in ((3,), (2,), (2, 3)):
         by_hand = by_hand + network(images.flip(axes)).flip(axes)
-    torch.testing.assert_close(flipped(network, images, ((), (3,), (2,), (2, 3))), by_hand / 4)
+    torch.testing.assert_close(flipped(network, images, "segmentation"), by_hand / 4)
     classify = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4 * 6 * 8, 4))
     mean = (classify(images) + classify(images.flip(3))) / 2
-    torch.testing.assert_close(flipped(classify, images, ((), (3,))), mean)
+    torch.testing.assert_close(flipped(classify, images, "classification"), mean)
 
 
 def cleaned(maps: np.ndarray, component: float, enhancing: float) -> np.ndarray:

@@ -148,7 +148,8 @@ def _line(axes: Axes, curve: Curve, look: Look, times: float, **values: object) 
 
 
 def _log_loss(axes: Axes, found: Sequence[_Curves]) -> None:
-    values = [value for one in found for part in ("train", "val") for value in one.mean(part, "loss").values()]
+    parts = ("train", "val") if len(found) <= _MOST_DETAILED else ("val",)
+    values = [value for one in found for part in parts for value in one.mean(part, "loss").values()]
     if values and min(values) > 0 and max(values) / min(values) > _SPREAD:
         log_scale(axes, values, of_y=True)
 

@@ -84,7 +84,8 @@ def show(axes: Axes, picture: np.ndarray, title: str = "", size: float = 7.5) ->
 
 def show_heat(axes: Axes, image: np.ndarray, heat: np.ndarray) -> None:
     """Heat from 0 to 255, of any size, as colour; the grey image as the light that falls on it."""
-    show(axes, heat_colours(enlarged(heat, image.shape)) * (0.45 + 0.55 * grey(image)))
+    colours, light = heat_colours(enlarged(heat, image.shape)), grey(image)
+    show(axes, colours * (0.55 + 0.45 * light) + 0.3 * light * (1 - colours))
 
 
 def heat_colours(heat: np.ndarray) -> np.ndarray:

@@ -63,10 +63,7 @@ class Rows:
 
 def rows_of(group: Group, entries: Iterable[Entry], height: float = 0.3) -> Rows:
     """Rows of some entries of a group, of the best where there are too many; looks are those of the whole group."""
-    chosen = tuple(entries)
-    if len(chosen) > MOST_ROWS:
-        best = sorted(chosen, key=lambda entry: -(entry.score or 0))[:MOST_ROWS]
-        chosen = tuple(entry for entry in chosen if entry in best)
+    chosen = best_of(tuple(entries), MOST_ROWS)
     return Rows(chosen, looks(group.entries), height)
 
 
