@@ -22,6 +22,7 @@ from hpc_tumor.training.loop import train_to_end
 from hpc_tumor.training.saving import Saver, find_last
 from hpc_tumor.training.setup import set_up
 from hpc_tumor.training.testing import score_test_part
+from hpc_tumor.training.volumes import Watch
 
 CPU = torch.device("cpu")
 
@@ -163,9 +164,8 @@ def test_best_weights_open_with_safetensors_alone(tmp_path: Path, slice_store: P
     assert about["state"].best_epoch == result["best"]["epoch"]
     setup = set_up(run.experiment(), run, Distributed())
     setup.bare.load_state_dict(plain)
-    again = score_test_part(setup).final.scores
+    again = score_test_part(setup, Watch()).final.scores
     assert again == result["best"]["test"]
-    assert again["hd95_WT"] > 0
 
 
 def test_damaged_weights_are_refused(tmp_path: Path) -> None:
@@ -278,7 +278,7 @@ def test_lost_best_weights_do_not_keep_a_run_from_its_end(
     assert train_to_end(setup) == "finished"
     assert "The scores are those of the last epoch, 3, not of epoch 1" in capfd.readouterr().err
     result = json.loads(run.result.read_text())
-    assert result["last"]["test"].items() <= result["best"]["test"].items()
+    assert result["best"]["test"].items() > result["last"]["test"].items()  # of the best there are distances, too
     assert load_weights(run.best_weights)[1]["state"].epoch == 3
 
 
