@@ -12,7 +12,7 @@ from hpc_tumor.results.case_file import read_test_cases
 from hpc_tumor.results.cases import TestCases
 from hpc_tumor.results.measures import MAIN_SCORE
 from hpc_tumor.results.run_result import RunResult, Scores
-from hpc_tumor.results.values import integer, number, scores, section, text, word
+from hpc_tumor.results.values import integer, number, plain, scores, section, text, word
 from hpc_tumor.run_dir import RunDir, read_json, read_json_lines
 
 # What cannot change a score, or stands in the key of a group already.
@@ -130,7 +130,7 @@ def flat(config: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in config.items():
         inner = {f"{key}.{name}": one for name, one in value.items()} if isinstance(value, dict) else {key: value}
-        found |= {word(name): one for name, one in inner.items() if name not in _NOT_SETTINGS}
+        found |= {word(name): plain(one) for name, one in inner.items() if name not in _NOT_SETTINGS}
     return found
 
 
