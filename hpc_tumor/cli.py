@@ -701,7 +701,9 @@ def collect(
     written = write_results(comparison, output, folder, figures=figures) if output and found else []
     if not found:
         out.note(_no_runs(folder) + (": nothing was written" if output else ""))
-    out.result(as_json(comparison), show=lambda: out.tables(terminal_tables(comparison, out.width)))
+    # Everything is much more than is shown: it is worked out for machines alone.
+    values = as_json(comparison) if json else None
+    out.result(values, show=lambda: out.tables(terminal_tables(comparison, out.width)))
     if comparison.left_out:
         out.note(f"\n{counted(comparison.left_out, 'finished run')} left out by --model or --where")
     if written and output:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpc_tumor.results.cases import LABELS, Floats, Images, TestCases
+from hpc_tumor.results.values import LARGEST
 from hpc_tumor.results.when_asked import WhenAsked
 from hpc_tumor.scores import case_brier, case_nll
 
@@ -138,14 +139,14 @@ def _groups(ids: tuple[str, ...], cells: tuple[str, ...] | None) -> NDArray[np.s
 
 
 def _numbers(cells: Sequence[str]) -> Floats:
-    """Cells as numbers; not-a-number for what is none, or not finite."""
+    """Cells as numbers; not-a-number for what is none, not finite, or beyond all sense."""
     if len(together := "".join(cells)) == len(cells) and set(together) <= {"0", "1"}:
         return (np.frombuffer(together.encode(), dtype=np.uint8) == ord("1")).astype(np.float64)
     try:
         values = np.array(list(map(float, cells)))
     except ValueError:
         values = np.array([_number(cell) for cell in cells])
-    return np.where(np.isfinite(values), values, np.nan)
+    return np.where(np.abs(values) <= LARGEST, values, np.nan)
 
 
 def _number(cell: str) -> float:

@@ -48,20 +48,24 @@ class Group:
         return MAIN_SCORE[self.task]
 
     @cached_property
-    def compared(self) -> tuple[Entry, ...]:
-        """Entries that were tested on the same cases, those of most entries; the best ones where there are many."""
+    def alike(self) -> tuple[Entry, ...]:
+        """Entries that were tested on the same cases: those of most entries."""
         known = [entry.cases.identity for entry in self.entries if entry.cases.problem is None]
         if not known:
             return ()
         usual = max(known, key=lambda identity: (known.count(identity), -known.index(identity)))
-        same = [entry for entry in self.entries if entry.cases.problem is None and entry.cases.identity == usual]
-        best = sorted(same, key=lambda entry: -(entry.score or 0))[:MOST_TESTED]
-        return tuple(entry for entry in same if entry in best)
+        return tuple(entry for entry in self.entries if entry.cases.problem is None and entry.cases.identity == usual)
+
+    @cached_property
+    def compared(self) -> tuple[Entry, ...]:
+        """The entries of `alike`; the best ones where there are many."""
+        best = {id(entry) for entry in sorted(self.alike, key=lambda entry: -(entry.score or 0))[:MOST_TESTED]}
+        return tuple(entry for entry in self.alike if id(entry) in best)
 
     @property
     def elsewhere(self) -> tuple[Entry, ...]:
         """Entries whose test cases are known and are not those of the others."""
-        usual = {entry.cases.identity for entry in self.compared}
+        usual = {entry.cases.identity for entry in self.alike}
         return tuple(
             entry for entry in self.entries if entry.cases.problem is None and entry.cases.identity not in usual
         )

@@ -38,7 +38,8 @@ def tests_table(group: Group) -> Table:
 
 def _about_tests(group: Group) -> Iterator[str]:
     unit = "groups of copies" if group.task == "classification" else "patients"
-    yield f"{method(group)} * below 0.05 after correction. Means over seeds are compared, {unit} by {unit}."
+    each = "image by image" if group.task == "classification" else "patient by patient"
+    yield f"{method(group)} * below 0.05 after correction. What is compared are means over seeds, {each}."
     yield (
         "Effect size: rank-biserial correlation of matched pairs, −1 to 1: 0 where neither is better, 1 where the first"
         " is better wherever they differ."

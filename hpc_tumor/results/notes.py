@@ -151,8 +151,8 @@ def conclusions(group: Group) -> tuple[str, ...]:
         test = next((one for one in tests if {one.first, one.second} == {best, index}), None)
         if test is not None:
             (better if test.significant else not_shown).append(f"{names[index]} ({_p(test)})")
-    others = len(group.compared) < len(group.entries)
-    among = f" of the {len(names)} that were tested on the same cases" if others else ""
+    others = len(group.alike) < len(group.entries)
+    among = f" of the {len(group.alike)} that were tested on the same cases" if others else ""
     parts = [f"{names[best]} has the largest {measure(group.task, group.main).title}{among}"]
     if better:
         parts.append(f"better than {some(better, 6)}")
@@ -169,5 +169,5 @@ def method(group: Group) -> str:
     """How entries were tested against each other."""
     count = len(group.tests)
     name = "exact McNemar over groups of copies" if group.task == "classification" else "paired Wilcoxon over patients"
-    many = f" Of {len(group.entries)} entries the best {MOST_TESTED}." if len(group.compared) == MOST_TESTED else ""
+    many = f" Of {len(group.alike)} entries the best {MOST_TESTED}." if len(group.alike) > MOST_TESTED else ""
     return f"{name[0].upper()}{name[1:]}, Holm-corrected over {count} test{'s' * (count != 1)}.{many}"

@@ -11,8 +11,8 @@ from typing import Any
 from hpc_tumor.results.case_file import read_test_cases
 from hpc_tumor.results.cases import TestCases
 from hpc_tumor.results.measures import MAIN_SCORE
-from hpc_tumor.results.run_result import RunResult
-from hpc_tumor.results.values import integer, number, scores, section, text, word
+from hpc_tumor.results.run_result import RunResult, Scores
+from hpc_tumor.results.values import integer, number, plain, scores, section, text, word
 from hpc_tumor.run_dir import RunDir, read_json, read_json_lines
 
 # What cannot change a score, or stands in the key of a group already.
@@ -49,17 +49,8 @@ def read_finished(run: RunDir, result: Mapping[str, Any]) -> RunResult:
     config = json_object(run.config) or {}
     settings = flat(config)
     data = section(config.get("data"))
-    best, last, counts = section(result.get("best")), section(result.get("last")), section(result.get("cases"))
-    best_test = scores(best.get("test"))
-    task = str(result["task"])
-    cases = read_test_cases(run.cases, task)
-    remarks, tested = [], integer(counts.get("test"))
-    if (limit := integer(config.get("limit_batches"))) is not None:
-        remarks.append(f"saw at most {limit} batches per epoch and part (limit_batches)")
-        tested = cases.n or tested  # fewer were scored than the part holds
-    if problem := cases.disagreement(best_test, tested, MAIN_SCORE[task]):
-        remarks.append(f"{problem}: no interval")
-        cases = TestCases(problem=problem)
+    task, best = str(result["task"]), scores(section(result.get("best")).get("test"))
+    cases, tested, remarks = _tested(run, task, best, result, config)
     leaks = result.get("split_leaks")
     return RunResult(
         run=word(run.name),
@@ -76,39 +67,62 @@ def read_finished(run: RunDir, result: Mapping[str, Any]) -> RunResult:
         dataset=text(result.get("dataset")),
         store=text(result.get("store")) or text(data.get("store")) or "unknown store",
         fingerprint=text(result.get("fingerprint")),
-        parameters=integer(result.get("parameters")),
-        gflop_per_sample=number(result.get("gflop_per_sample")),
-        gpus=integer(result.get("gpus")),
-        nodes=integer(result.get("nodes")),
-        device=text(result.get("device")),
-        precision=text(result.get("precision")),
-        epochs=integer(result.get("epochs")),
-        batch_size=integer(result.get("batch_size")),
-        seconds=number(result.get("seconds")),
-        gpu_hours=number(result.get("gpu_hours")),
-        restarts=integer(result.get("restarts")),
-        samples_per_second=number(result.get("samples_per_second")),
-        peak_memory_gb=number(result.get("peak_memory_gb")),
-        train_cases=integer(counts.get("train")),
-        val_cases=integer(counts.get("val")),
         test_cases=tested,
-        chosen_by=text(result.get("chosen_by")),
-        best_epoch=integer(best.get("epoch")),
-        best=best_test,
-        last_epoch=integer(last.get("epoch")),
-        last=scores(last.get("test")),
-        last_train=scores(last.get("train")),
-        stopped_early=stopped if isinstance(stopped := result.get("stopped_early"), bool) else None,
-        skipped_steps=integer(result.get("skipped_steps")),
-        surfaces=text(result.get("surfaces")),
-        cleaning=scores(result.get("cleaning")) or None,
-        flips=flips if isinstance(flips := result.get("flips"), bool) else None,
+        best=best,
         settings=hashlib.sha256(json.dumps(settings, sort_keys=True, default=repr).encode()).hexdigest()[:12],
         config=settings,
         class_counts=_class_counts(result.get("class_counts")),
         cases=cases,
-        remarks=tuple(remarks),
+        remarks=remarks,
+        **_cost(result),
+        **_training(result),
     )
+
+
+def _tested(
+    run: RunDir, task: str, best: Scores, result: Mapping[str, Any], config: Mapping[str, Any]
+) -> tuple[TestCases, int | None, tuple[str, ...]]:
+    """The test cases where they are those of the scores, how many there are, and what is to be known of them."""
+    cases, tested = read_test_cases(run.cases, task), integer(section(result.get("cases")).get("test"))
+    remarks = []
+    if (limit := integer(config.get("limit_batches"))) is not None:
+        remarks.append(f"saw at most {limit} batches per epoch and part (limit_batches)")
+        tested = cases.n or tested  # fewer were scored than the part holds
+    if problem := cases.disagreement(best, tested, MAIN_SCORE[task]):
+        remarks.append(f"{problem}: no interval")
+        cases = TestCases(problem=problem)
+    return cases, tested, tuple(remarks)
+
+
+def _cost(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What the run took, and on what."""
+    whole = ("parameters", "gpus", "nodes", "epochs", "batch_size", "restarts")
+    numbers = ("gflop_per_sample", "seconds", "gpu_hours", "samples_per_second", "peak_memory_gb")
+    return {
+        **{name: integer(result.get(name)) for name in whole},
+        **{name: number(result.get(name)) for name in numbers},
+        **{name: text(result.get(name)) for name in ("device", "precision")},
+    }
+
+
+def _training(result: Mapping[str, Any]) -> dict[str, Any]:
+    """How training went, and how its weights were chosen and tested."""
+    best, last, counts = section(result.get("best")), section(result.get("last")), section(result.get("cases"))
+    stopped, flips = result.get("stopped_early"), result.get("flips")
+    return {
+        "train_cases": integer(counts.get("train")),
+        "val_cases": integer(counts.get("val")),
+        "chosen_by": text(result.get("chosen_by")),
+        "best_epoch": integer(best.get("epoch")),
+        "last_epoch": integer(last.get("epoch")),
+        "last": scores(last.get("test")),
+        "last_train": scores(last.get("train")),
+        "stopped_early": stopped if isinstance(stopped, bool) else None,
+        "skipped_steps": integer(result.get("skipped_steps")),
+        "surfaces": text(result.get("surfaces")),
+        "cleaning": scores(result.get("cleaning")) or None,
+        "flips": flips if isinstance(flips, bool) else None,
+    }
 
 
 def flat(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,7 +130,7 @@ def flat(config: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in config.items():
         inner = {f"{key}.{name}": one for name, one in value.items()} if isinstance(value, dict) else {key: value}
-        found |= {word(name): one for name, one in inner.items() if name not in _NOT_SETTINGS}
+        found |= {word(name): plain(one) for name, one in inner.items() if name not in _NOT_SETTINGS}
     return found
 
 

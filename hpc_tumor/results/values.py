@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 _LONGEST = 300
+LARGEST = 1e100  # that a score may be: sums and squares of these are numbers still
 
 
 def number(value: object) -> float | None:
@@ -41,11 +42,23 @@ def word(value: object) -> str:
     return text(value) or "?"
 
 
+def plain(value: object, depth: int = 4) -> Any:
+    """A setting as it may be shown and written: texts made printable, what is nested too deep as text."""
+    if isinstance(value, str):
+        return text(value) or ""
+    if isinstance(value, dict | list) and not depth:
+        return word(repr(value))
+    if isinstance(value, dict):
+        return {word(name): plain(one, depth - 1) for name, one in value.items()}
+    return [plain(one, depth - 1) for one in value] if isinstance(value, list) else value
+
+
 def section(value: object) -> Mapping[str, Any]:
     """`value` as a mapping; an empty one where it is none."""
     return value if isinstance(value, dict) else {}
 
 
 def scores(value: object) -> dict[str, float | None]:
-    """Name → score, by name; None where a score is null, NaN or no number."""
-    return {word(name): number(score) for name, score in sorted(section(value).items())}
+    """Name → score, by name; None where a score is null, NaN, no number or beyond all sense."""
+    found = {word(name): number(score) for name, score in sorted(section(value).items())}
+    return {name: score if score is None or abs(score) <= LARGEST else None for name, score in found.items()}

@@ -16,7 +16,6 @@ from hpc_tumor.results.as_json import as_json
 from hpc_tumor.results.collect import collect_runs
 from hpc_tumor.results.entries import Entry
 from hpc_tumor.results.published import PUBLISHED
-from hpc_tumor.results.statistics import bootstrap_means
 from hpc_tumor.run_dir import RunDir
 
 DICE = [(0.9, 0.8, 0.7), (0.5, 0.6, 0.7), (1.0, 0.9, 0.8)]
@@ -74,42 +73,6 @@ def test_copies_are_drawn_together(tmp_path: Path) -> None:
         assert (interval.n, interval.units) == (100, 100 if run is alone else 20)
     # Groups of five equal images: the information of a fifth as many, so sqrt(5) times as wide.
     assert width["grouped"] / width["alone"] == pytest.approx(math.sqrt(5), rel=0.2)
-
-
-def test_intervals_hold_the_mean_and_shrink_with_n() -> None:
-    generator = np.random.default_rng(1)
-    widths = []
-    for n in (5, 50, 500):
-        values = generator.uniform(size=(n, 3))
-        intervals = bootstrap_means(values)
-        for column, interval in zip(values.T, intervals, strict=True):
-            assert interval is not None
-            assert interval.low < interval.mean < interval.high
-            assert interval.mean == pytest.approx(column.mean())
-        widths.append(np.mean([one.high - one.low for one in intervals if one]))
-    assert widths[0] > 2 * widths[1] > 4 * widths[2]
-
-
-def test_intervals_cover_what_they_claim() -> None:
-    generator = np.random.default_rng(2)
-    values = generator.beta(8, 2, size=(60, 400))  # 400 studies of 60 patients with a true mean of 0.8
-    covered = [one.low <= 0.8 <= one.high for one in bootstrap_means(values) if one]
-    assert 0.90 <= np.mean(covered) <= 0.98
-
-
-def test_interval_of_equal_values_is_that_value() -> None:
-    (interval,) = bootstrap_means(np.full((7, 1), 0.1))
-    assert interval is not None
-    assert interval.low <= interval.mean <= interval.high
-    assert interval.high - interval.low < 1e-12
-
-
-def test_missing_scores_are_left_out_of_their_mean() -> None:
-    values = np.array([[1.0, math.nan], [0.0, math.nan], [math.nan, 0.5]])
-    first, second = bootstrap_means(values)
-    assert first is not None
-    assert (first.n, first.mean) == (2, 0.5)
-    assert second is None  # one patient is no sample
 
 
 def test_one_test_case_has_no_interval(tmp_path: Path) -> None:

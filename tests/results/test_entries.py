@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,8 @@ from hpc_tumor.results.collect import collect_runs
 from hpc_tumor.results.comparison import Group
 from hpc_tumor.results.entries import Entry
 from hpc_tumor.results.notes import conclusions, group_notes
-from hpc_tumor.results.statistics import bootstrap_means
 from hpc_tumor.results.wishes import make_wishes
 from hpc_tumor.run_dir import RunDir
-from hpc_tumor.scores import of_confusion
 
 DICE = [(0.9, 0.8, 0.7), (0.5, 0.6, 0.7), (1.0, 0.9, 0.8)]
 
@@ -255,63 +252,3 @@ def test_no_conclusion_where_nothing_was_tested_on_the_same_cases(tmp_path: Path
     assert conclusions(the_group(runs)) == ("Not compared: no two entries have scores of the same test cases.",)
     runs.append(segmentation_run(tmp_path, "c", DICE, model="attention-unet"))
     assert "of the 2 that were tested on the same cases" in conclusions(the_group(runs))[0]
-
-
-@pytest.mark.parametrize("n", [30, 60])
-def test_intervals_of_means_cover_what_they_claim(n: int) -> None:
-    generator = np.random.default_rng(n)
-    values = generator.beta(8, 2, size=(n, 600))
-    covered = [one.low <= 0.8 <= one.high for one in bootstrap_means(values) if one]
-    assert 0.90 <= np.mean(covered) <= 0.98
-
-
-def test_intervals_of_groups_of_copies_cover_what_they_claim() -> None:
-    generator = np.random.default_rng(11)
-    groups = [f"g{index:02}" for index in range(60) for _ in range(1 + index % 3)]
-    codes = np.unique(groups, return_inverse=True)[1]
-    values = generator.beta(8, 2, size=(60, 600))[codes]  # copies have one score
-    covered = [one.low <= 0.8 <= one.high for one in bootstrap_means(values, groups) if one]
-    assert 0.90 <= np.mean(covered) <= 0.98
-    naive = [one.low <= 0.8 <= one.high for one in bootstrap_means(values) if one]
-    assert np.mean(naive) < np.mean(covered) - 0.03  # as if the copies were evidence
-
-
-@pytest.mark.slow
-def test_intervals_from_confusions_cover_what_they_claim(tmp_path: Path) -> None:
-    """Balanced accuracy and F1 of simulated studies, of which the truth is known from a study of very many images."""
-    generator = np.random.default_rng(12)
-    rates = np.array([[0.8, 0.15, 0.05], [0.1, 0.7, 0.2], [0.05, 0.05, 0.9]])
-    priors = np.array([0.5, 0.3, 0.2])
-    truth = of_confusion(priors[:, None] * rates, ("a", "b", "c"))
-    covered: dict[str, list[bool]] = {name: [] for name in ("balanced_accuracy", "mcc", "f1", "recall_a")}
-    for study in range(120):
-        labels = generator.choice(3, 150, p=priors)
-        said = np.array([generator.choice(3, p=rates[label]) for label in labels])
-        run = _confused_run(tmp_path, f"r{study}", labels, said)
-        statistics = the_entry([run]).statistics
-        for name, kept in covered.items():
-            found = statistics[name]
-            assert found.low is not None
-            assert found.high is not None
-            kept.append(bool(found.low <= float(truth[name]) <= found.high))
-    for name, kept in covered.items():
-        assert 0.88 <= np.mean(kept) <= 0.99, name
-
-
-def _confused_run(tmp_path: Path, name: str, labels: np.ndarray, said: np.ndarray) -> RunDir:
-    run = classification_run(tmp_path, name, (labels == said).tolist())
-    chances = np.full((len(labels), 3), 0.1)
-    chances[np.arange(len(said)), said] = 0.8
-    rows = [
-        {"case": f"i{index:04}", "label": "abc"[label], "prediction": "abc"[guess], "correct": int(label == guess),
-         "confidence": 0.8, "group": -1, "p_a": row[0], "p_b": row[1], "p_c": row[2]}
-        for index, (label, guess, row) in enumerate(zip(labels, said, chances, strict=True))
-    ]  # fmt: skip
-    write_rows(run.cases, rows)
-
-    counts = np.zeros((3, 3))
-    np.add.at(counts, (labels, said), 1)
-    result = json.loads(run.result.read_text())
-    result["best"]["test"] |= {key: float(value) for key, value in of_confusion(counts, ("a", "b", "c")).items()}
-    run.result.write_text(json.dumps(result))
-    return run
