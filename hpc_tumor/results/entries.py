@@ -17,7 +17,7 @@ from hpc_tumor.results.measures import MAIN_SCORE
 from hpc_tumor.results.published import PUBLISHED
 from hpc_tumor.results.run_result import RunResult
 from hpc_tumor.results.statistics import Statistic, add_up, bootstrap_means, interval_of, mean_and_sd, times_drawn
-from hpc_tumor.results.when_asked import WhenAsked
+from hpc_tumor.results.when_asked import WhereThere
 from hpc_tumor.scores import confusion_counts, of_confusion
 
 _TOLERANCE = 1e-3  # between a mean over cases.csv and that in result.json, which may be rounded
@@ -107,7 +107,7 @@ class Entry:
     def statistics(self) -> Mapping[str, Statistic]:
         """Every score that all its runs have, and those that its cases alone have; each worked out when asked for."""
         common = [name for name in self.runs[0].best if all(run.best.get(name) is not None for run in self.runs)]
-        return WhenAsked({name: partial(self._statistic, name) for name in [*common, *self.cases.values]})
+        return WhereThere({name: partial(self._statistic, name) for name in [*common, *self.cases.values]})
 
     @cached_property
     def neighbour(self) -> TestCases | None:

@@ -9,22 +9,41 @@ Value = TypeVar("Value")
 
 
 class WhenAsked(Mapping[str, Value], Generic[Value]):
-    """A mapping of what functions give, in the order of their names; a name whose function gives None is not in it."""
+    """A mapping of what functions give, in the order of their names; which names there are costs nothing to ask."""
 
-    def __init__(self, make: Mapping[str, Callable[[], Value | None]]):
+    def __init__(self, make: Mapping[str, Callable[[], Value]]):
         self._make = dict(make)
-        self._made: dict[str, Value | None] = {}
+        self._made: dict[str, Value] = {}
 
     def __getitem__(self, name: str) -> Value:
         if name not in self._made:
             self._made[name] = self._make[name]()
-        value = self._made[name]
+        return self._made[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._make
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._make)
+
+    def __len__(self) -> int:
+        return len(self._make)
+
+
+class WhereThere(Mapping[str, Value], Generic[Value]):
+    """The same without the names whose functions give None; which those are is told by working them out."""
+
+    def __init__(self, make: Mapping[str, Callable[[], Value | None]]):
+        self._all: WhenAsked[Value | None] = WhenAsked(make)
+
+    def __getitem__(self, name: str) -> Value:
+        value = self._all[name]
         if value is None:
             raise KeyError(name)
         return value
 
     def __iter__(self) -> Iterator[str]:
-        return (name for name in self._make if name in self)
+        return (name for name, value in self._all.items() if value is not None)
 
     def __len__(self) -> int:
         return sum(1 for _ in self)

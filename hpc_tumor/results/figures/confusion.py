@@ -202,5 +202,6 @@ def _classes(counts: Mapping[str, Mapping[str, int]], names: Sequence[str], part
         axes.axvline(0, color=INK, linewidth=0.6)
         axes.set_title(f"{ {'train': 'Training', 'val': 'Validation', 'test': 'Test'}[part] }  n = {whole:,}")
     for y, name in enumerate(said):
-        sheet.text(left - 0.1, top + (y + 0.5) * height, name, ha="right")
+        size = fitting(name, left - 0.14)
+        sheet.text(left - 0.1, top + (y + 0.5) * height, name, ha="right", fontsize=size)
     return sheet

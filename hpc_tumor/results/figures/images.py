@@ -53,8 +53,8 @@ def said_of(one: Mapping[str, Any]) -> tuple[str, str, str, str]:
     sure = number(one.get("confidence"))
     shown = "?" if sure is None else f"{100 * sure:.1f} %"
     return (
-        words(one.get("label"), 18),
-        words(one.get("prediction"), 18),
+        words(one.get("label"), 14),
+        words(one.get("prediction"), 14),
         shown,
         words(str(one.get("case")).rpartition("/")[2], 28),
     )

@@ -199,4 +199,4 @@ def _panel(axes: Axes, group: Group, rows: Rows, name: str, wide: float) -> None
     axes.set_xlim(limits(seen, how))
     title = capital(_SHORT.get(name, how.heading))
     axes.set_title(title, fontsize=fitting(title, wide))
-    few_ticks(axes, 3 if wide < 1.4 else 5)
+    few_ticks(axes, 2 if wide < 0.85 else 3 if wide < 1.4 else 5)
