@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import threading
 from datetime import datetime
 from pathlib import Path
@@ -11,7 +10,16 @@ from typing import Any
 
 import pytest
 from browser import Browser, Page
-from made_runs import classification_run, config_of, segmentation_run, unfinished_run
+from made_runs import (
+    case_pictures,
+    classification_run,
+    config_of,
+    image_pictures,
+    segmentation_run,
+    seven_models,
+    unfinished_run,
+    write_curves,
+)
 
 from hpc_tumor.results.collect import collect_runs
 from hpc_tumor.results.report import render_report
@@ -20,49 +28,22 @@ from hpc_tumor.results.writing import write_results
 from hpc_tumor.run_dir import RunDir, find_runs
 
 HOSTILE = ["<script>window.hacked = 1</script>\"'>", '"><img src=x onerror="window.hacked = 1">', "{{ 7 * 7 }}</style>"]
-SEVEN = {
-    "cnn": 0.9,
-    "alexnet": 0.8,
-    "vgg16": 0.85,
-    "vit": 0.7,
-    "unet": 0.8,
-    "improved-unet": 0.85,
-    "attention-unet": 0.87,
-}
-
-
-def seven_models(runs: Path) -> list[RunDir]:
-    """Runs of all networks, the U-Nets in three seeds, with learning curves."""
-    for model, quality in SEVEN.items():
-        draw = random.Random(model)
-        for seed in range(3 if "unet" in model else 1):
-            name = f"20250101-12000{seed}-{model}-{seed}a{len(model)}f0d"
-            if "unet" in model:
-                dice = [[min(1, max(0, draw.gauss(quality, 0.1))) for _ in range(3)] for _ in range(37)]
-                run = segmentation_run(runs, name, dice, model=model, seed=seed)
-            else:
-                run = classification_run(runs, name, [draw.random() < quality for _ in range(200)], model=model)
-            lines = [
-                {
-                    "epoch": epoch,
-                    "part": part,
-                    "loss": 1 / epoch,
-                    "accuracy": 1 - 1 / (1 + epoch),
-                    "dice": 1 - 1 / epoch,
-                }
-                for epoch in range(1, 21)
-                for part in ("train", "val")
-            ]
-            run.metrics.write_text("\n".join(map(json.dumps, lines)))
-    return find_runs(runs)
+HEADS = "return [...document.getElementById(arguments[0]).tHead.rows[0].cells].map(c => c.textContent.trim())"
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of all networks in three seeds, with learning curves and pictures of the size that real ones have."""
     folder = tmp_path_factory.mktemp("report")
-    runs = seven_models(folder / "runs")
+    for run in seven_models(folder / "runs"):
+        task = json.loads(run.config.read_text())["task"]
+        write_curves(run, task)
+        if task == "segmentation":
+            case_pictures(run, side=240)
+        else:
+            image_pictures(run, attention="vit" in run.name, side=128)
     unfinished_run(folder / "runs", "20250101-120000-unet-ffffff", state="training", epoch=7, epochs=20, best=0.81)
-    write_results(collect_runs([*runs, *find_runs(folder / "runs")]), folder / "out", folder / "runs")
+    write_results(collect_runs(find_runs(folder / "runs")), folder / "out", folder / "runs")
     return folder / "out" / "report.html"
 
 
@@ -99,6 +80,7 @@ def test_it_opens_from_disk_and_asks_for_nothing(browser: Browser, report: Path,
             ".then(all => all.filter(Boolean))"
         )
         assert broken == []
+        assert page.run("return document.images.length") > 15
         heights = page.run(
             "return [...document.querySelectorAll('figure svg')].map(s => s.getBoundingClientRect().height)"
         )
@@ -109,10 +91,7 @@ def test_it_opens_from_disk_and_asks_for_nothing(browser: Browser, report: Path,
 def test_tables_are_sorted_by_number(browser: Browser, report: Path) -> None:
     with browser.open_page(report) as page:
         table = "group-1-1-results"
-        heads = page.run(
-            "return [...document.getElementById(arguments[0]).tHead.rows[0].cells].map(c => c.textContent.trim())",
-            table,
-        )
+        heads = page.run(HEADS, table)
         place = heads.index("accuracy %")
         before = column(page, table, place)
         assert press(page, table, place) == "ascending"
@@ -133,10 +112,7 @@ def test_tables_are_sorted_by_number(browser: Browser, report: Path) -> None:
 def test_parameters_and_times_are_sorted_by_what_they_mean(browser: Browser, report: Path) -> None:
     with browser.open_page(report) as page:
         table = page.run("return [...document.querySelectorAll('table')].find(t => t.id.endsWith('-cost')).id")
-        heads = page.run(
-            "return [...document.getElementById(arguments[0]).tHead.rows[0].cells].map(c => c.textContent.trim())",
-            table,
-        )
+        heads = page.run(HEADS, table)
         press(page, table, heads.index("parameters"))
         numbers = [int(cell.replace(",", "")) for cell in column(page, table, heads.index("parameters"))]
         assert numbers == sorted(numbers)
@@ -150,9 +126,9 @@ def test_filter_hides_rows(browser: Browser, report: Path) -> None:
             "const field = document.querySelector(`[data-filters='${arguments[0]}']`); field.value = arguments[1];"
             "field.dispatchEvent(new Event('input'))"
         )
-        page.run(script, table, "Attention-UNET 120002")
+        page.run(script, table, "Attention-UNET 001000")
         (left,) = column(page, table, 0)
-        assert left.startswith("20250101-120002-attention-unet")
+        assert left == "20250101-120000-attention-unet-001000"
         page.run(script, table, "")
         assert column(page, table, 0) == everything
         assert len(everything) == 9
