@@ -138,13 +138,13 @@ def measure(folder: Path, profile: Path | None) -> dict[str, float]:
         start = time.perf_counter()
         comparison = collect_runs(find_runs(runs))
         found["collect_runs"] = time.perf_counter() - start
-        write_results(comparison, folder / "again")
+        write_results(comparison, folder / "again", runs)
         found["write_results"] = time.perf_counter() - start - found["collect_runs"]
     if profile and kept:
         kept.dump_stats(profile)
     found["entries"] = sum(len(group.entries) for group in comparison.groups)
     found["unfinished"], found["skipped"] = len(comparison.unfinished), len(comparison.skipped)
-    found["MB of files"] = sum(path.stat().st_size for path in Path(output).iterdir()) / 1e6
+    found["MB of files"] = sum(path.stat().st_size for path in Path(output).rglob("*")) / 1e6
     return {name: round(value, 2) for name, value in found.items()}
 
 
