@@ -698,7 +698,6 @@ def collect(
     found = [RunDir(folder)] if (folder / "config.json").is_file() else _find(folder, None)
     states = read_states([run for run in found if not run.is_finished()])
     comparison = collect_runs(found, queue={state.name: state.state for state in states}, wishes=wishes)
-    written = write_results(comparison, output, folder, figures=figures) if output and found else []
     if not found:
         out.note(_no_runs(folder) + (": nothing was written" if output else ""))
     # Everything is much more than is shown: it is worked out for machines alone.
@@ -706,7 +705,9 @@ def collect(
     out.result(values, show=lambda: out.tables(terminal_tables(comparison, out.width)))
     if comparison.left_out:
         out.note(f"\n{counted(comparison.left_out, 'finished run')} left out by --model or --where")
-    if written and output:
+    if output and found:
+        with out.progress("drawing", "figures") as progress:
+            written = write_results(comparison, output, folder, figures=figures, progress=progress)
         out.note(f"\nwritten to {output}: {', '.join(written)}")
     if serve and found:
         serve_results(comparison, output, folder, port, out.note)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hpc_tumor import atomic
 from hpc_tumor.results.comparison import Comparison
-from hpc_tumor.results.figures import draw_figures, write_figures
+from hpc_tumor.results.figures import Progress, draw_figures, write_figures
 from hpc_tumor.results.report import render_report
 from hpc_tumor.results.tables import write_tables
 from hpc_tumor.run_dir import folder_to_write
@@ -17,12 +17,19 @@ from hpc_tumor.run_dir import folder_to_write
 REPORT = "report.html"
 
 
-def write_results(comparison: Comparison, output: Path, runs: Path, *, figures: bool = True) -> list[str]:
+def _silent(done: int, total: int) -> None:
+    """Progress that nobody watches."""
+
+
+def write_results(
+    comparison: Comparison, output: Path, runs: Path, *, figures: bool = True, progress: Progress = _silent
+) -> list[str]:
     """Write all of it into `output`, and give the names of what was written.
 
     Args:
         runs: where the runs lie, for the report to say.
         figures: draw figures and write the report, beside the tables.
+        progress: is told of figures drawn.
 
     Raises:
         UsageError: `output` cannot be written: not a folder, read-only, no permission.
@@ -31,7 +38,7 @@ def write_results(comparison: Comparison, output: Path, runs: Path, *, figures: 
     written = [path.name for path in write_tables(comparison, output)]
     if not figures:
         return written
-    drawings = draw_figures(comparison)
+    drawings = draw_figures(comparison, progress=progress)
     page = render_report(comparison, drawings, datetime.now(), str(runs))
     with folder_to_write(output, "the report"):
         atomic.write_text(output / REPORT, page)

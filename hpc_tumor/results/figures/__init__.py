@@ -10,30 +10,38 @@ from hpc_tumor.results.figures.drawing import SECTIONS, Drawing, Plan
 from hpc_tumor.results.figures.files import write_figures
 from hpc_tumor.results.figures.planning import PLANNERS
 
-__all__ = ["SECTIONS", "Drawing", "draw_figures", "write_figures"]
+__all__ = ["SECTIONS", "Drawing", "Progress", "draw_figures", "write_figures"]
 
 Failed = Callable[[str, Exception], None]
+Progress = Callable[[int, int], None]
 
 
-def draw_figures(comparison: Comparison, failed: Failed | None = None) -> list[Drawing]:
+def draw_figures(
+    comparison: Comparison, failed: Failed | None = None, progress: Progress = lambda done, total: None
+) -> list[Drawing]:
     """All figures of all groups, group by group in the order of SECTIONS.
 
     What a figure needs and no run has, leaves that figure out. One that fails is left out too.
 
     Args:
         failed: is told the name of each figure that failed, and why; by default the log is.
+        progress: is told of figures done.
     """
     from hpc_tumor.results.figures.render import render
 
     tell = failed or _log
+    planned = [
+        (number, f"{group.task}-{number + 1}-{plan.name}", plan)
+        for number, group in enumerate(comparison.groups)
+        for plan in _plans(group, f"{group.task}-{number + 1}", tell)
+    ]
     drawings = []
-    for number, group in enumerate(comparison.groups):
-        for plan in _plans(group, f"{group.task}-{number + 1}", tell):
-            name = f"{group.task}-{number + 1}-{plan.name}"
-            try:
-                drawings.append(render(plan, name, number))
-            except Exception as error:  # of whatever kind: one figure is not worth all others
-                tell(name, error)
+    for done, (number, name, plan) in enumerate(planned, 1):
+        try:
+            drawings.append(render(plan, name, number))
+        except Exception as error:  # of whatever kind: one figure is not worth all others
+            tell(name, error)
+        progress(done, len(planned))
     return drawings
 
 
