@@ -191,5 +191,8 @@ def _data(group: Group) -> Iterable[str]:
     sizes += [f"{tested[-1]:,} to test"] if tested else []
     yield f"{dataset}: {unit}, {', '.join(sizes)}." if sizes else f"{dataset}."
     yield _SPLITS.get(group.split, f"The split is from a file ({group.split}).")
+    images = one.cases.images
+    if images is not None and images.known is not None and (copies := int(images.known.sum())):
+        yield f"{copies:,} of the test images have a copy, identical or near, in training or validation."
     if group.folds:
         yield f"{group.folds} folds: over all of them each of the {unit} is tested once."
