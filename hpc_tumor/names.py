@@ -19,6 +19,11 @@ def printable(text: str) -> str:
     return _UNFIT.sub(_escape, text)
 
 
+def harmless(value: object) -> object:
+    """`value` as a cell of CSV: an apostrophe keeps a spreadsheet from running a text that begins like a formula."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+
+
 def _escape(match: re.Match[str]) -> str:
     code = ord(match.group())
     if 0xDC80 <= code <= 0xDCFF:  # PEP 383

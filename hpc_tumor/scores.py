@@ -1,7 +1,8 @@
 """Scores of classified images: from probabilities and true classes alone, without torch.
 
-Definitions: Brodersen 2010 (balanced accuracy), Gorodkin 2004 (multi-class MCC), Hand and Till 2001 (AUROC of one class
-against the rest, averaged), Naeini 2015 (ECE), Brier 1950 in its original form: the sum over classes, 0 to 2.
+Definitions: Brodersen 2010 (balanced accuracy), Gorodkin 2004 (multi-class MCC), Provost and Domingos 2000 (AUROC
+of one class against the rest, averaged), Naeini 2015 (ECE), Brier 1950 in its original form: the sum over classes, 0
+to 2.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -84,11 +84,16 @@ def metadata(facts: Facts) -> dict[str, str]:
             "axial slices in the axes LPS, each modality z-scored by mean and standard deviation over the brain of its"
             " patient (voxels where any modality differs from its background), background 0"
         )
+        if facts.resized is not None:
+            about["input"] += f"; resized to {facts.resized} x {facts.resized} pixels (means over areas)"
         about["output"] = (
             "logits of the labels beside a background whose logit is 0: their softmax gives probabilities"
             if facts.exclusive
             else "a logit for each label by itself: its sigmoid gives the probability; predicted where above 0"
         )
+    # What was done around the network when its scores were measured: it is no part of the file.
+    about["tested_over_flips"] = facts.flips
+    about["tested_cleaned"] = None if facts.cleaning is None else asdict(facts.cleaning)
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from hpc_tumor import atomic
 from hpc_tumor.errors import UsageError
+from hpc_tumor.names import harmless
 from hpc_tumor.run_dir import folder_to_write
 
 
@@ -39,5 +40,5 @@ def write_table(path: Path, rows: Sequence[dict[str, object]]) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: harmless(value) for name, value in row.items()} for row in rows)
     atomic.write_text(path, text.getvalue())

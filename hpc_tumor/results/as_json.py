@@ -72,4 +72,4 @@ def _entry(entry: Entry) -> dict[str, Any]:
 
 
 def _run(run: RunResult) -> dict[str, Any]:
-    return {name: value for name, value in vars(run).items() if name != "cases"}
+    return {name: value for name, value in vars(run).items() if name not in ("cases", "place")}

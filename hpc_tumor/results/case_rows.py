@@ -10,17 +10,13 @@ from typing import IO
 
 import numpy as np
 
+from hpc_tumor.names import harmless
 from hpc_tumor.results.cases import TestCases
 from hpc_tumor.results.comparison import Comparison
 from hpc_tumor.results.entries import Entry
 from hpc_tumor.results.run_result import RunResult
 
 _ABOUT = ("task", "entry", "model", "run", "seed", "fold", "case", "group", "label", "prediction", "nearest")
-
-
-def harmless(value: object) -> object:
-    """A spreadsheet would run a text that begins like a formula; a leading apostrophe makes it text."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@") else value
 
 
 def write_case_rows(comparison: Comparison, file: IO[bytes]) -> None:

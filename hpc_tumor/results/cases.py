@@ -115,7 +115,7 @@ def _codes(groups: tuple[str, ...]) -> NDArray[np.intp]:
 
 
 def mean_of_seeds(runs: Sequence[TestCases]) -> TestCases:
-    """Values of each case, averaged over runs that were tested on the same cases; the status where all agree.
+    """Values of each case, averaged over runs that were tested on the same cases; the worst status of each.
 
     Cases without anything, and a `problem`, where the runs were tested on different cases.
     """
@@ -134,7 +134,7 @@ def mean_of_seeds(runs: Sequence[TestCases]) -> TestCases:
     for name in first.status:
         seen = [run.status[name][order] for run, order in zip(runs, orders, strict=True) if name in run.status]
         agreed = np.all([one == seen[0] for one in seen], axis=0)
-        status[name] = np.where(agreed, seen[0], "differs")
+        status[name] = np.where(agreed, seen[0], _worst(seen))
     groups = None if first.groups is None else first.groups[orders[0]]
     return TestCases(ids, values, status, groups, None, first.identity)
 
@@ -146,6 +146,12 @@ def _mean_of(runs: Sequence[TestCases], name: str) -> Floats:
 
 def _beside(folds: Sequence[TestCases], name: str) -> Floats:
     return np.concatenate([fold.values[name] for fold in folds])
+
+
+def _worst(seen: Sequence[NDArray[np.str_]]) -> NDArray[np.str_]:
+    """Where runs differ on a case: missed, or a false alarm, by one of them at least."""
+    missed = np.any([one == "missed" for one in seen], axis=0)
+    return np.where(missed, "missed", "false alarm")
 
 
 def side_by_side(folds: Sequence[TestCases]) -> TestCases:

@@ -12,11 +12,19 @@ from typing import Any
 
 import numpy as np
 
-from hpc_tumor.results.cases import TestCases, mean_of_seeds, side_by_side
-from hpc_tumor.results.measures import MAIN_SCORE
+from hpc_tumor.results.cases import Images, TestCases, mean_of_seeds, side_by_side
+from hpc_tumor.results.measures import MAIN_SCORE, RIGHT_OR_WRONG
 from hpc_tumor.results.published import PUBLISHED
-from hpc_tumor.results.run_result import RunResult
-from hpc_tumor.results.statistics import Statistic, add_up, bootstrap_means, interval_of, mean_and_sd, times_drawn
+from hpc_tumor.results.run_result import NOT_SETTINGS, RunResult
+from hpc_tumor.results.statistics import (
+    Statistic,
+    add_up,
+    bootstrap_means,
+    exact_interval,
+    interval_of,
+    mean_and_sd,
+    times_drawn,
+)
 from hpc_tumor.results.when_asked import WhereThere
 from hpc_tumor.scores import confusion_counts, of_confusion
 
@@ -104,6 +112,18 @@ class Entry:
         return Counter(self.cases.status[structure].tolist()) if structure in self.cases.status else Counter()
 
     @cached_property
+    def tested_images(self) -> tuple[Images, ...]:
+        """What was said of the test images, by one run of each fold; nothing where one does not say."""
+        first = {run.fold: run.cases.images for run in reversed(self.runs)}
+        known = [images for images in first.values() if images is not None]
+        return tuple(known) if len(known) == len(first) else ()
+
+    def images_of(self, name: str) -> int | None:
+        """Test images of that class; None where nobody said."""
+        found = [images for images in self.tested_images if name in images.classes]
+        return sum(int((images.labels == images.classes.index(name)).sum()) for images in found) if found else None
+
+    @cached_property
     def statistics(self) -> Mapping[str, Statistic]:
         """Every score that all its runs have, and those that its cases alone have; each worked out when asked for."""
         common = [name for name in self.runs[0].best if all(run.best.get(name) is not None for run in self.runs)]
@@ -155,6 +175,8 @@ class Entry:
             q1, median, q3 = np.percentile(known, [25, 50, 75]).tolist()
             low, high, units = (interval.low, interval.high, interval.units) if interval else (None, None, len(known))
             mean = math.fsum(known) / len(known)
+            if low is not None and low == high:  # no resample can differ where all cases are equal
+                low, high = exact_interval(mean, units) if name in RIGHT_OR_WRONG else (None, None)
             found[name] = Statistic(mean, low, high, median, q1, q3, len(known), units)
         return found
 
@@ -163,6 +185,8 @@ class Entry:
         """Intervals of the scores that a confusion matrix decides, where the runs share their test images."""
         images = [run.cases.images for run in self.runs]
         if len(self.folds) > 1 or self.cases.groups is None or any(one is None for one in images):
+            return {}
+        if len({tuple(sorted(one.classes)) for one in images if one is not None}) > 1:
             return {}
         resampled: list[dict[str, np.ndarray]] = []
         for run in self.runs:
@@ -245,7 +269,7 @@ def _names(entries: Sequence[Sequence[RunResult]], by: Sequence[str]) -> list[st
 
 def _differing(runs: Sequence[RunResult]) -> list[str]:
     """Settings of which not all runs have the same value."""
-    keys = sorted({key for run in runs for key in run.config})
+    keys = sorted({key for run in runs for key in run.config} - NOT_SETTINGS)
     return [key for key in keys if len({_plain(run.config.get(key)) for run in runs}) > 1]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from hpc_tumor.results.brief_tables import interval, spread_columns
@@ -13,9 +13,9 @@ from hpc_tumor.results.evidence_tables import ranks_table, tests_table
 from hpc_tumor.results.formats import percent, three, whole
 from hpc_tumor.results.layout import Column, Table
 from hpc_tumor.results.making import Spec, plain_table, table_of
-from hpc_tumor.results.measures import OF_STRUCTURES, Measure, measure
+from hpc_tumor.results.measures import OF_IMAGES, OF_STRUCTURES, Measure, measure
 from hpc_tumor.results.notes import group_notes
-from hpc_tumor.results.rows import Row, group_rows
+from hpc_tumor.results.rows import Row, best_places, group_rows
 from hpc_tumor.results.run_tables import cost_table, runs_table
 from hpc_tumor.results.statistics import Statistic
 
@@ -35,11 +35,23 @@ def group_tables(group: Group) -> dict[str, Table]:
 
 def results_table(group: Group) -> Table:
     """Entries, the nearest neighbour, and published figures as rows: the scores."""
-    rows = group_rows(group, runs=False, published=True)
-    classification = group.task == "classification"
-    specs = _classification(group) if classification else _segmentation(group)
+    rows = group_rows(group, runs=False, published=True, new=True)
+    specs = _classification(group) if group.task == "classification" else _segmentation(group)
     table = table_of(group.title, rows, [(Column("model", "left"), lambda row: row.name), *specs])
-    return replace(table, notes=group_notes(group))
+    return replace(table, notes=group_notes(group), strong=_strong(group, rows, table))
+
+
+def _strong(group: Group, rows: Sequence[Row], table: Table) -> frozenset[tuple[int, int]]:
+    """The best value of each column that shows a score."""
+    names = [*OF_IMAGES, *OF_STRUCTURES, *(f"dice_{structure}" for structure in STRUCTURES)]
+    scores = {measure(group.task, name).heading: name for name in names if name != "confidence"}
+    scores |= {structure: f"dice_{structure}" for structure in STRUCTURES}
+    return frozenset(
+        (place, index)
+        for index, column in enumerate(table.columns)
+        if column.title in scores
+        for place in best_places(group, rows, scores[column.title])
+    )
 
 
 def structures_table(group: Group) -> Table:
@@ -54,8 +66,8 @@ def structures_table(group: Group) -> Table:
         if f"dice_{structure}" in entry.statistics
     ]
     notes = (
-        "Empty: absent and not predicted; missed: present and not predicted; false alarm: absent but predicted."
-        " IQR: from the first to the third quartile over patients.",
+        "Empty: absent and not predicted; missed: present and not predicted; false alarm: absent but predicted; by one"
+        " of several seeds at least. IQR: from the first to the third quartile over patients.",
     )
     return plain_table("Scores of each label (NCR, ED, ET) and region (WT, TC, ET)", columns, lines, notes)
 
@@ -88,8 +100,7 @@ def classes_table(group: Group) -> Table:
 
 
 def _class_line(entry: Entry, name: str) -> tuple[str, ...]:
-    images = entry.runs[0].cases.images
-    count = int((images.labels == images.classes.index(name)).sum()) if images and name in images.classes else None
+    count = entry.images_of(name)
     line = [entry.name, name, whole(count)]
     for score in ("precision", "recall", "f1"):
         found, shown = entry.statistics.get(f"{score}_{name}"), measure(entry.task, score)

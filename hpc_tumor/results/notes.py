@@ -11,6 +11,7 @@ from hpc_tumor.results.paired import PairedTest
 from hpc_tumor.results.published import LEAKS, PUBLISHED
 from hpc_tumor.results.statistics import RESAMPLES
 
+FEW = 10  # test cases, below which intervals are not to be relied on
 _LAST_EPOCH = "last epoch"  # what chose the weights where nothing else could
 
 
@@ -27,9 +28,11 @@ def group_notes(group: Group) -> tuple[str, ...]:
     if _has_intervals(group):
         what = "groups of duplicate images" if group.task == "classification" else "test patients"
         notes.append(f"95 % CI: percentile bootstrap of the mean over {what}, {RESAMPLES:,} resamples.")
+        if group.task == "classification":
+            notes[-1] += " AUROC and ECE have none."
     if over := _spread(group):
         notes.append(f"± sd: standard deviation of the runs' scores over {over} (n − 1); no interval.")
-    notes += list(_unequal(group))
+    notes += [*_few(group), *_unequal(group)]
     if any(entry.model in PUBLISHED for entry in group.entries):
         notes.append(LEAKS[group.task])
     return tuple(notes)
@@ -52,10 +55,17 @@ def brief_notes(group: Group) -> tuple[str, ...]:
         notes.append((interval + spread).strip())
     if any(run.device == "cpu" for run in group.runs):
         notes.append("GPUs: “2 CPU” means two processes on CPUs.")
-    notes += list(_unequal(group))
+    notes += [*_few(group), *_unequal(group)]
     if any(entry.model in PUBLISHED for entry in group.entries):
         notes.append("† Published figures: October 2024 course project, on a split that leaks: no target for another.")
     return tuple(notes)
+
+
+def _few(group: Group) -> Iterator[str]:
+    """A word of caution where bootstrap intervals are known to be too narrow."""
+    tested = [entry.n for entry in group.entries if entry.n is not None]
+    if _has_intervals(group) and tested and min(tested) < FEW:
+        yield f"Of so few test {CASES[group.task]} ({min(tested)}) a bootstrap interval is too narrow."
 
 
 def _weights_of(group: Group) -> str:
@@ -147,15 +157,21 @@ def conclusions(group: Group) -> tuple[str, ...]:
     best = max(range(len(names)), key=lambda index: group.compared[index].score or 0)
     better: list[str] = []
     not_shown: list[str] = []
+    against: list[str] = []
     for index in sorted(range(len(names)), key=lambda index: -(group.compared[index].score or 0)):
         test = next((one for one in tests if {one.first, one.second} == {best, index}), None)
         if test is not None:
-            (better if test.significant else not_shown).append(f"{names[index]} ({_p(test)})")
+            # The larger mean may be that of the one which is worse on most cases, and much better on a few.
+            ahead = (test.effect if test.first == best else -test.effect) > 0
+            said = not_shown if not test.significant else better if ahead else against
+            said.append(f"{names[index]} ({_p(test)})")
     others = len(group.alike) < len(group.entries)
     among = f" of the {len(group.alike)} that were tested on the same cases" if others else ""
     parts = [f"{names[best]} has the largest {measure(group.task, group.main).title}{among}"]
     if better:
         parts.append(f"better than {some(better, 6)}")
+    if against:
+        parts.append(f"but on most {CASES[group.task]} worse than {some(against, 6)}")
     if not_shown:
         parts.append(f"not shown to be better than {some(not_shown, 6)}")
     return (f"{'; '.join(parts)}. {method(group)}",)

@@ -6,7 +6,6 @@ import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from hpc_tumor.config import Experiment
@@ -35,7 +34,7 @@ class Origin:
 
 def read_origin(run: RunResult, entry: str) -> Origin:
     """The origin of a run from its files; what they do not say is left out."""
-    place = RunDir(Path(run.path))
+    place = RunDir(run.place)
     config, provenance = json_object(place.config) or {}, json_object(place.provenance) or {}
     git, versions = section(provenance.get("git")), section(provenance.get("versions"))
     store, command = section(provenance.get("store")), provenance.get("command")

@@ -14,7 +14,8 @@ from hpc_tumor.results.making import Spec, table_of
 from hpc_tumor.results.measures import measure
 from hpc_tumor.results.notes import conclusions, group_notes
 from hpc_tumor.results.paired import PairedTest
-from hpc_tumor.results.rows import Row, group_rows
+from hpc_tumor.results.rows import Row, best_places, group_rows
+from hpc_tumor.results.run_tables import on_cpus
 
 # What stands in the table of results, after the main score with its interval.
 _SCORES = {
@@ -58,7 +59,7 @@ def _results(group: Group) -> Table:
         (place, column)
         for score in scores
         if (column := _place(table, _spec(group, score)[0].title)) is not None
-        for place in _best(group, rows, score)
+        for place in best_places(group, rows, score)
     }
     return replace(table, notes=_notes(group, rows), strong=frozenset(strong))
 
@@ -105,21 +106,6 @@ def _place(table: Table, title: str) -> int | None:
     return next((index for index, column in enumerate(table.columns) if column.title == title), None)
 
 
-def _best(group: Group, rows: Sequence[Row], score: str) -> list[int]:
-    """Places of the entries with the best value as it is written, of those tested on the same cases."""
-    shown = measure(group.task, score)
-    compared = {entry.name for entry in group.compared}
-    values = {
-        place: value
-        for place, row in enumerate(rows)
-        if row.kind == "entry" and row.entry and row.entry.name in compared and (value := row.value(score)) is not None
-    }
-    if len(values) < 2:
-        return []
-    best = shown.show((max if shown.larger_is_better else min)(values.values()))
-    return [place for place, value in values.items() if shown.show(value) == best]
-
-
 def _cost(group: Group) -> Table:
     specs: list[Spec] = [
         (Column("model", "left"), lambda row: row.name),
@@ -128,8 +114,8 @@ def _cost(group: Group) -> Table:
         (Column("epochs"), lambda row: row.epochs),
         (Column("GPUs"), lambda row: row.gpus),
         (Column("time"), lambda row: time(row.mean("seconds"))),
-        (Column("GPU-hours"), lambda row: "" if _on_cpus(row) else significant(row.total("gpu_hours"))),
-        (Column("CPU-hours"), lambda row: significant(row.total("compute_hours")) if _on_cpus(row) else ""),
+        (Column("GPU-hours"), lambda row: "" if on_cpus(row) else significant(row.total("gpu_hours"))),
+        (Column("CPU-hours"), lambda row: significant(row.total("compute_hours")) if on_cpus(row) else ""),
         (Column("samples/s"), lambda row: significant(row.mean("samples_per_second"))),
         (Column("memory, GB"), lambda row: significant(row.mean("peak_memory_gb"))),
     ]
@@ -138,10 +124,6 @@ def _cost(group: Group) -> Table:
         " together; time, samples/s and memory: means over runs. Memory: of the rank that took most.",
     )
     return replace(table_of("Cost", _rows(group, ("entry", "published")), specs), notes=notes)
-
-
-def _on_cpus(row: Row) -> bool:
-    return any(run.device == "cpu" for run in row.runs)
 
 
 def _tests(group: Group) -> Table:

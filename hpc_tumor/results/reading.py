@@ -11,15 +11,11 @@ from typing import Any
 from hpc_tumor.results.case_file import read_test_cases
 from hpc_tumor.results.cases import TestCases
 from hpc_tumor.results.measures import MAIN_SCORE
-from hpc_tumor.results.run_result import RunResult, Scores
+from hpc_tumor.results.run_result import NOT_SETTINGS, RunResult, Scores
 from hpc_tumor.results.values import integer, number, plain, scores, section, text, word
 from hpc_tumor.run_dir import RunDir, read_json, read_json_lines
 
-# What cannot change a score, or stands in the key of a group already.
-_NOT_SETTINGS = {
-    "seed", "checkpoint_minutes", "keep_every", "profile", "tensorboard", "data.store", "data.split", "data.split_file",
-    "data.fold", "data.keep", "data.keep_gb", "hardware.threads", "hardware.timeout_minutes",
-}  # fmt: skip
+_LATER = ("scoring.flips", "scoring.clean")
 
 
 def json_object(path: Path) -> dict[str, Any] | None:
@@ -55,6 +51,7 @@ def read_finished(run: RunDir, result: Mapping[str, Any]) -> RunResult:
     return RunResult(
         run=word(run.name),
         path=word(str(run.path)),
+        place=run.path,
         task=task,
         model=word(result.get("model")),
         filters=integer(section(config.get("model")).get("filters")),
@@ -69,7 +66,7 @@ def read_finished(run: RunDir, result: Mapping[str, Any]) -> RunResult:
         fingerprint=text(result.get("fingerprint")),
         test_cases=tested,
         best=best,
-        settings=hashlib.sha256(json.dumps(settings, sort_keys=True, default=repr).encode()).hexdigest()[:12],
+        settings=_digest(settings),
         config=settings,
         class_counts=_class_counts(result.get("class_counts")),
         cases=cases,
@@ -126,12 +123,17 @@ def _training(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by dotted name, without what cannot change a score."""
-    found: dict[str, Any] = {}
+    """Settings by dotted name; those that runs of earlier versions did not have yet are as they were then."""
+    found: dict[str, Any] = dict.fromkeys(_LATER, False) if config else {}
     for key, value in config.items():
         inner = {f"{key}.{name}": one for name, one in value.items()} if isinstance(value, dict) else {key: value}
-        found |= {word(name): plain(one) for name, one in inner.items() if name not in _NOT_SETTINGS}
+        found |= {word(name): plain(one) for name, one in inner.items()}
     return found
+
+
+def _digest(settings: Mapping[str, Any]) -> str:
+    kept = {name: value for name, value in settings.items() if name not in NOT_SETTINGS}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=repr).encode()).hexdigest()[:12]
 
 
 def _class_counts(value: object) -> dict[str, dict[str, int]] | None:

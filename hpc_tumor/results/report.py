@@ -22,7 +22,7 @@ from hpc_tumor.results.origin import read_origin
 from hpc_tumor.results.statistics import RESAMPLES
 
 _PAGE = Path(__file__).parent / "page"
-MOST_ORIGINS = 60  # runs whose settings are shown; comparison.csv has all
+MOST_ORIGINS = 200  # runs whose settings are shown
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,9 @@ class Part:
 
     key: str
     title: str
-    text: str
     tables: tuple[tuple[str, Table], ...]
     sections: tuple[str, ...]
     first: str
-    layout: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,32 +50,32 @@ class Section:
     drawings: tuple[Drawing, ...]
 
 
-# Heading, what it says, tables, figures, and which of the two come first.
+# Heading, tables, figures, and which of the two come first.
 _PARTS = {
     "segmentation": (
-        ("Scores", "", ("results",), ("scores",), "tables"),
-        ("Are the differences real?", "", ("tests",), (), "tables"),
-        ("Ranks", "", ("ranks",), ("ranks",), "tables"),
-        ("Labels and regions", "", ("parts",), ("distributions",), "figures"),
-        ("Best, median and worst patients", "", (), ("cases",), "figures"),
-        ("Where the gates look", "", (), ("attention",), "figures"),
-        ("Learning curves", "", (), ("curves",), "figures"),
-        ("What it costs", "", ("cost",), ("tradeoffs",), "figures"),
-        ("The data", "", (), ("samples", "data"), "figures"),
-        ("Runs", "", ("runs",), (), "tables"),
+        ("Scores", ("results",), ("scores",), "tables"),
+        ("Are the differences real?", ("tests",), (), "tables"),
+        ("Ranks", ("ranks",), ("ranks",), "tables"),
+        ("Labels and regions", ("parts",), ("distributions",), "figures"),
+        ("Best, median and worst patients", (), ("cases",), "figures"),
+        ("Where the gates look", (), ("attention",), "figures"),
+        ("Learning curves", (), ("curves",), "figures"),
+        ("What it costs", ("cost",), ("tradeoffs",), "figures"),
+        ("The data", (), ("samples", "data"), "figures"),
+        ("Runs", ("runs",), (), "tables"),
     ),
     "classification": (
-        ("Scores", "", ("results",), ("scores",), "tables"),
-        ("Are the differences real?", "", ("tests",), (), "tables"),
-        ("Ranks", "", ("ranks",), ("ranks",), "tables"),
-        ("Classes", "", ("parts",), ("confusion",), "figures"),
-        ("Can its confidence be believed?", "", (), ("calibration", "distributions"), "figures"),
-        ("Wrong, and sure of it", "", (), ("mistakes",), "figures"),
-        ("Where it looks, what its first layer sees", "", (), ("attention", "filters"), "figures"),
-        ("Learning curves", "", (), ("curves",), "figures"),
-        ("What it costs", "", ("cost",), ("tradeoffs",), "figures"),
-        ("The data", "", (), ("samples", "data"), "figures"),
-        ("Runs", "", ("runs",), (), "tables"),
+        ("Scores", ("results",), ("scores",), "tables"),
+        ("Are the differences real?", ("tests",), (), "tables"),
+        ("Ranks", ("ranks",), ("ranks",), "tables"),
+        ("Classes", ("parts",), ("confusion",), "figures"),
+        ("Can its confidence be believed?", (), ("calibration", "distributions"), "figures"),
+        ("Wrong, and sure of it", (), ("mistakes",), "figures"),
+        ("Where it looks, what its first layer sees", (), ("attention", "filters"), "figures"),
+        ("Learning curves", (), ("curves",), "figures"),
+        ("What it costs", ("cost",), ("tradeoffs",), "figures"),
+        ("The data", (), ("samples", "data"), "figures"),
+        ("Runs", ("runs",), (), "tables"),
     ),
 }
 _QUESTION = {
@@ -139,10 +137,10 @@ def _section(group: Group, index: int, drawings: Sequence[Drawing]) -> Section:
     tables = group_tables(group)
     there = {drawing.section for drawing in drawings}
     parts = []
-    for number, (title, words, names, sections, first) in enumerate(_PARTS[group.task]):
+    for number, (title, names, sections, first) in enumerate(_PARTS[group.task]):
         chosen = tuple((name, tables[name]) for name in names if name in tables)
         if chosen or there & set(sections):
-            parts.append(Part(f"{key}-{number + 1}", title, words, chosen, sections, first))
+            parts.append(Part(f"{key}-{number + 1}", title, chosen, sections, first))
     return Section(
         key, group.title, _short(group), " ".join(_verdict(group)), tuple(_data(group)), group.split_leaks is True,
         tuple(parts), tuple(drawings),
@@ -181,18 +179,20 @@ def _data(group: Group) -> Iterable[str]:
     """What was trained and tested on, and what leaks."""
     one = group.runs[0]
     unit = CASES[group.task]
-    dataset = {"brats": "BraTS", "brain-mri": "Brain Tumor MRI"}.get(
-        group.dataset or "", group.dataset or "Unknown data"
-    )
-    sizes = [
-        f"{count:,} to {what}" for count, what in ((one.train_cases, "train"), (one.val_cases, "validate")) if count
-    ]
+    dataset = _DATASETS.get(group.dataset or "", group.dataset or "Unknown data")
+    each = " in a fold" if group.folds else ""
+    counts = ((one.train_cases, "train"), (one.val_cases, "validate"))
+    sizes = [f"{count:,} to {what}{each}" for count, what in counts if count]
     tested = sorted({entry.n for entry in group.entries if entry.n is not None})
     sizes += [f"{tested[-1]:,} to test"] if tested else []
     yield f"{dataset}: {unit}, {', '.join(sizes)}." if sizes else f"{dataset}."
     yield _SPLITS.get(group.split, f"The split is from a file ({group.split}).")
-    images = one.cases.images
-    if images is not None and images.known is not None and (copies := int(images.known.sum())):
+    known = [images.known for images in group.entries[0].tested_images if images.known is not None]
+    if copies := sum(int(some.sum()) for some in known):
         yield f"{copies:,} of the test images have a copy, identical or near, in training or validation."
     if group.folds:
-        yield f"{group.folds} folds: over all of them each of the {unit} is tested once."
+        there = sorted({fold for entry in group.entries for fold in entry.folds})
+        if len(there) == group.folds:
+            yield f"{group.folds} folds: over all of them each of the {unit} is tested once."
+        else:
+            yield f"Of {group.folds} folds {len(there)} {'was' if len(there) == 1 else 'were'} run."

@@ -8,16 +8,20 @@ from typing import Literal
 
 from hpc_tumor.results.comparison import Group
 from hpc_tumor.results.entries import Entry
+from hpc_tumor.results.measures import measure
 from hpc_tumor.results.published import PUBLISHED, PublishedResult
-from hpc_tumor.results.run_result import RunResult, Scores
-from hpc_tumor.results.statistics import Statistic, bootstrap_means
+from hpc_tumor.results.run_result import RunResult, Scores, mean_of
+from hpc_tumor.results.statistics import Statistic, bootstrap_means, mean_and_sd
+from hpc_tumor.scores import classification_scores, confusion_counts, of_confusion
+
+_OF_ANSWERS = ("balanced_accuracy", "precision", "recall", "f1", "mcc")  # which need no probabilities
 
 
 @dataclass(frozen=True)
 class Row:
     """One row: `name` says all, `label` is shorter where the row stands below that of its entry."""
 
-    kind: Literal["entry", "run", "neighbour", "published"]
+    kind: Literal["entry", "new", "run", "neighbour", "published"]
     name: str
     label: str
     task: str
@@ -45,8 +49,7 @@ class Row:
 
     def mean(self, name: str) -> float | None:
         """Mean over the runs of what one of them took: `seconds`, `peak_memory_gb` …; None where one does not say."""
-        values = [getattr(run, name) for run in self.runs]
-        return sum(values) / len(values) if values and None not in values else None
+        return mean_of(self.runs, name)
 
     def total(self, name: str) -> float | None:
         """As `mean`, added up."""
@@ -54,12 +57,17 @@ class Row:
         return None if mean is None else mean * len(self.runs)
 
 
-def group_rows(group: Group, *, runs: bool = True, published: bool = False) -> list[Row]:
-    """Rows of one group: entries in their order, with their `runs` where there are several, and others beside them."""
+def group_rows(group: Group, *, runs: bool = True, published: bool = False, new: bool = False) -> list[Row]:
+    """Rows of one group: entries in their order, with their `runs` where there are several, and others beside them.
+
+    `new`: below each entry its scores on images without a copy, where there are others.
+    """
     rows = []
     last = {entry.model: entry for entry in group.entries}
     for entry in group.entries:
         rows.append(entry_row(entry))
+        if new and (alone := new_images_row(entry)) is not None:
+            rows.append(alone)
         if runs and len(entry.runs) > 1:
             rows += [run_row(entry, run) for run in entry.runs]
         if published and last[entry.model] is entry and entry.model in PUBLISHED:
@@ -86,6 +94,43 @@ def entry_row(entry: Entry) -> Row:
         epochs=_epochs(entry.runs),
         entry=entry,
     )
+
+
+def new_images_row(entry: Entry) -> Row | None:
+    """Every score on the test images without a copy in training or validation; None where all are new, or none is."""
+    images = [run.cases.images for run in entry.runs]
+    known = [one.known for one in images if one is not None and one.known is not None]
+    if len(known) < len(entry.runs) or not any(some.any() for some in known) or any(some.all() for some in known):
+        return None
+    each = [
+        classification_scores(one.probabilities[~one.known], one.labels[~one.known], one.classes)
+        for one in images
+        if one is not None and one.known is not None
+    ]
+    statistics = {}
+    for name in each[0]:
+        mean, sd = mean_and_sd([None if (value := one.get(name)) != value else value for one in each])
+        if mean is not None and name != "loss":
+            statistics[name] = Statistic(mean, sd=sd)
+    if (accuracy := entry.statistics.get("accuracy_new")) is not None:
+        statistics["accuracy"] = accuracy
+    name = f"{entry.name}: new images alone"
+    return Row("new", name, "  new images alone", entry.task, entry.model, statistics, entry=entry)
+
+
+def best_places(group: Group, rows: Sequence[Row], score: str) -> list[int]:
+    """Places of the entries with the best value as it is written, of those tested on the same cases."""
+    shown = measure(group.task, score)
+    compared = {entry.name for entry in group.compared}
+    values = {
+        place: value
+        for place, row in enumerate(rows)
+        if row.kind == "entry" and row.entry and row.entry.name in compared and (value := row.value(score)) is not None
+    }
+    if len(values) < 2:
+        return []
+    best = shown.show((max if shown.larger_is_better else min)(values.values()))
+    return [place for place, value in values.items() if shown.show(value) == best]
 
 
 def run_row(entry: Entry, run: RunResult) -> Row:
@@ -137,6 +182,11 @@ def neighbour_row(group: Group) -> Row | None:
             statistics[score] = Statistic(
                 interval.mean, interval.low, interval.high, n=interval.n, units=interval.units
             )  # fmt: skip
+    images = cases.images
+    if images is not None and images.nearest is not None:
+        counts = confusion_counts(images.nearest, images.labels, len(images.classes))
+        of_counts = of_confusion(counts, images.classes)
+        statistics |= {score: Statistic(float(of_counts[score])) for score in _OF_ANSWERS}
     name = "nearest neighbour (no network)"
     return Row("neighbour", name, name, group.task, "", statistics)
 

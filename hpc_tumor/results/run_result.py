@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from hpc_tumor.results.cases import TestCases
 from hpc_tumor.results.measures import MAIN_SCORE
 
 Scores = Mapping[str, float | None]
+# Settings that cannot change a score, or stand in the key of a group already: entries do not differ in them.
+NOT_SETTINGS = frozenset({
+    "seed", "checkpoint_minutes", "keep_every", "profile", "tensorboard", "data.store", "data.split", "data.split_file",
+    "data.fold", "data.keep", "data.keep_gb", "hardware.threads", "hardware.timeout_minutes",
+})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -17,8 +23,9 @@ class RunResult:
     """One finished run. Scores are fractions or mm: `best` with the weights of the best epoch, `last` of the last.
 
     Attributes:
-        config: settings by dotted name, without the seed and what cannot change a score.
-        settings: a hash of them: equal where two runs were set alike.
+        path: of its directory, fit to be shown; `place` is where it is.
+        config: settings by dotted name.
+        settings: a hash of them but for NOT_SETTINGS: equal where two runs were set alike.
         cases: scores of each test case, with the weights of the best epoch.
         remarks: what keeps the run from being compared, or is to be known of it.
     """
@@ -65,6 +72,7 @@ class RunResult:
     cleaning: Mapping[str, float | None] | None
     flips: bool | None
     settings: str
+    place: Path = field(default_factory=Path, repr=False)
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
     class_counts: Mapping[str, Mapping[str, int]] | None = field(default=None, repr=False)
     cases: TestCases = field(default_factory=TestCases, repr=False)
@@ -81,3 +89,9 @@ class RunResult:
         if self.gpu_hours or self.seconds is None:
             return self.gpu_hours
         return self.seconds / 3600 * (self.gpus or 1)
+
+
+def mean_of(runs: Sequence[RunResult], name: str) -> float | None:
+    """Mean over runs of what one of them took: `seconds`, `peak_memory_gb` …; None where one does not say."""
+    values = [getattr(run, name) for run in runs]
+    return sum(values) / len(values) if values and None not in values else None

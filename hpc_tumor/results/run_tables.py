@@ -25,8 +25,8 @@ def cost_table(group: Group) -> Table:
         (Column("best epoch"), lambda row: _range([run.best_epoch for run in row.runs])),
         (Column("GPUs"), lambda row: row.gpus),
         (Column("time of a run"), lambda row: time(row.mean("seconds"))),
-        (Column("GPU-hours"), lambda row: "" if _on_cpus(row) else significant(row.total("gpu_hours"))),
-        (Column("CPU-process-hours"), lambda row: significant(row.total("compute_hours")) if _on_cpus(row) else ""),
+        (Column("GPU-hours"), lambda row: "" if on_cpus(row) else significant(row.total("gpu_hours"))),
+        (Column("CPU-process-hours"), lambda row: significant(row.total("compute_hours")) if on_cpus(row) else ""),
         (Column("samples/s"), lambda row: significant(row.mean("samples_per_second"))),
         (Column("peak memory, GB"), lambda row: significant(row.mean("peak_memory_gb"))),
         (Column("precision", "left"), lambda row: ", ".join(sorted({run.precision or "" for run in row.runs}))),
@@ -73,5 +73,6 @@ def _device(run: RunResult) -> str:
     return f"{count}{run.device}" if run.device else ""
 
 
-def _on_cpus(row: Row) -> bool:
-    return any(run.device == "cpu" for run in row.runs)
+def on_cpus(row: Row) -> bool:
+    """Whether all its runs were on CPUs: what they took are then hours of processes, not of GPUs."""
+    return bool(row.runs) and all(run.device == "cpu" for run in row.runs)

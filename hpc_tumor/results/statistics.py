@@ -139,6 +139,12 @@ def interval_of(resampled: np.ndarray, value: float) -> tuple[float, float]:
     return min(float(low), value), max(float(high), value)
 
 
+def exact_interval(share: float, units: int) -> tuple[float | None, float | None]:
+    """The 95 % interval of Clopper and Pearson (1934) of a share that is 0 or 1 of so many units; else nothing."""
+    tail = float(((1 - LEVEL) / 2) ** (1 / units))
+    return {0.0: (0.0, 1 - tail), 1.0: (tail, 1.0)}.get(share, (None, None))
+
+
 def mean_and_sd(values: Sequence[float | None]) -> tuple[float | None, float | None]:
     """Mean and standard deviation (n - 1); None where a value is missing, no deviation of fewer than two."""
     known = [value for value in values if value is not None]

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from hpc_tumor import __version__, atomic
+from hpc_tumor.names import harmless
 from hpc_tumor.results.as_json import as_json
 from hpc_tumor.results.brief_tables import skipped_table, unfinished_table
-from hpc_tumor.results.case_rows import harmless, write_case_rows
+from hpc_tumor.results.case_rows import write_case_rows
 from hpc_tumor.results.comparison import Comparison
 from hpc_tumor.results.entries import Entry
 from hpc_tumor.results.full_tables import group_tables
@@ -27,7 +28,7 @@ from hpc_tumor.results.run_result import RunResult
 from hpc_tumor.run_dir import folder_to_write
 
 __all__ = ["write_tables"]
-_NESTED = {"best", "last", "last_train", "cases", "config", "remarks", "settings", "class_counts", "cleaning"}
+_NESTED = {"place", "best", "last", "last_train", "cases", "config", "remarks", "settings", "class_counts", "cleaning"}
 
 
 def write_tables(comparison: Comparison, output: Path) -> list[Path]:

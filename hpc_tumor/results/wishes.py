@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from hpc_tumor.errors import UsageError, unknown
 from hpc_tumor.models import MODELS
+from hpc_tumor.results.cases import STRUCTURES
 from hpc_tumor.results.measures import OF_IMAGES, OF_STRUCTURES, measure
+from hpc_tumor.results.run_result import mean_of
 from hpc_tumor.settings import full_name
 
 if TYPE_CHECKING:
@@ -80,17 +82,21 @@ def make_wishes(models: Sequence[str], where: Sequence[str], by: Sequence[str], 
             raise UsageError(f"--where {text!r} has no value: write it as KEY=VALUE, for example loss=dice-bce.")
         wanted.append((full_name(key.strip(), "--where"), _parsed(value.strip())))
     known = {*OF_IMAGES, *OF_STRUCTURES, *_SORTS, "loss"}
-    if sort is not None and sort not in known and sort.rpartition("_")[0] not in known:
-        raise UsageError(f"--sort: {unknown('score', sort, sorted(known))}")
+    parts = {f"{score}_{part}" for score in OF_STRUCTURES for part in STRUCTURES}
+    of_class = sort is not None and sort.partition("_")[0] in ("precision", "recall", "f1", "auroc")
+    if sort is not None and sort not in known | parts and not of_class:
+        raise UsageError(f"--sort: {unknown('score', sort, sorted(known | parts))}")
     return Wishes(tuple(models), tuple(wanted), tuple(full_name(key, "--by") for key in by), sort)
 
 
 def _costs(entry: Entry) -> dict[str, float | None]:
-    one = entry.runs[0]
-    return {
-        "parameters": one.parameters, "gflop": one.gflop_per_sample, "gpu-hours": one.compute_hours,
-        "time": one.seconds, "memory": one.peak_memory_gb, "samples/s": one.samples_per_second,
+    names = {
+        "parameters": "parameters", "gflop": "gflop_per_sample", "gpu-hours": "compute_hours", "time": "seconds",
+        "memory": "peak_memory_gb", "samples/s": "samples_per_second",
     }  # fmt: skip
+    found = {name: mean_of(entry.runs, field) for name, field in names.items()}
+    hours = found["gpu-hours"]
+    return found | {"gpu-hours": None if hours is None else hours * len(entry.runs)}
 
 
 def _parsed(text: str) -> Any:

@@ -13,7 +13,7 @@ from hpc_tumor.data.case import MODALITIES
 from hpc_tumor.data.loader import Batch, BatchLoader
 from hpc_tumor.data.samples import SlicePart
 from hpc_tumor.training import metrics
-from hpc_tumor.training.evaluate import Evaluation, network_input
+from hpc_tumor.training.evaluate import Evaluation, flipped, network_input
 
 if TYPE_CHECKING:
     from hpc_tumor.training.working_set import Setup
@@ -118,7 +118,13 @@ def look_at(setup: Setup, position: int, attention: bool = False) -> Seen:
 def _logits(setup: Setup, batch: Batch, attention: bool = False) -> tuple[Tensor, list[Tensor]]:
     images = network_input(batch.images, setup.experiment.hardware.channels_last, setup.channels)
     with setup.precision.autocast():
-        return setup.bare(images, return_attention=True) if attention else (setup.bare(images), [])
+        if attention:
+            logits, maps = setup.bare(images, return_attention=True)
+        else:
+            logits, maps = setup.bare(images), []
+        if setup.experiment.scoring.flips:
+            logits = flipped(setup.bare, images, "segmentation")
+        return logits, maps
 
 
 def _probabilities(logits: Tensor, exclusive: bool) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 
 from hpc_tumor import atomic
 from hpc_tumor.data.samples import SlicePart
+from hpc_tumor.errors import DataError
 from hpc_tumor.training import metrics
 from hpc_tumor.training.evaluate import Evaluation
 from hpc_tumor.training.flops import forward_gflop
@@ -91,7 +92,7 @@ def _go_without_best(setup: Setup, lost: str) -> None:
 
 def _write_result(setup: Setup, heartbeat: Heartbeat, last: Evaluation, best: Tested, spent: Spent) -> None:
     state = setup.state
-    neighbour = nearest_neighbour(setup.parts, heartbeat.alive) if setup.classes is not None else None
+    neighbour = _neighbour(setup, heartbeat) if setup.classes is not None else None
     _write_cases(setup, best.final, neighbour)
     # The weights that were scored: those of the best epoch lie in the network, unless the last are the best.
     with setup.average.applied() if setup.average and best.plain is last else nullcontext():
@@ -156,10 +157,20 @@ def _result(setup: Setup, last: Evaluation, best: Tested, spent: Spent) -> dict[
     }
 
 
+def _neighbour(setup: Setup, heartbeat: Heartbeat) -> Neighbour | None:
+    """What the nearest image would answer; None where the images can no longer be read: that is worth no run."""
+    try:
+        return nearest_neighbour(setup.parts, heartbeat.alive)
+    except DataError as error:
+        say(f"warning: without the nearest neighbour of the test images: {error}")
+        setup.run.add_event("nearest neighbour left out", reason=str(error))
+        return None
+
+
 def _write_cases(setup: Setup, best: Evaluation, neighbour: Neighbour | None) -> None:
     there = best.counted > 0
     names = [name for name, counted in zip(setup.parts.test_names, there, strict=True) if counted]
-    if neighbour is None:
+    if setup.classes is None:
         surfaces = None if best.surfaces is None else best.surfaces[there]
         rows = metrics.segmentation_rows(best.details[there], names, best.counted[there], surfaces)
     else:
@@ -172,7 +183,7 @@ def _write_cases(setup: Setup, best: Evaluation, neighbour: Neighbour | None) ->
 
 
 def _image_rows(
-    setup: Setup, probabilities: Any, positions: list[int], neighbour: Neighbour
+    setup: Setup, probabilities: Any, positions: list[int], neighbour: Neighbour | None
 ) -> list[dict[str, object]]:
     part, classes = setup.parts.test.part, setup.classes or []
     assert not isinstance(part, SlicePart)
@@ -184,7 +195,13 @@ def _image_rows(
             "case": setup.parts.test_names[position], "label": classes[label], "prediction": classes[predicted],
             "correct": int(predicted == label), "confidence": float(chances.max()),
             "group": int(setup.parts.store.group[part.indices[position]]),  # type: ignore[attr-defined]
-            "known": int(neighbour.known[position]), "nearest": classes[neighbour.answer[position]],
+            **_known(neighbour, position, classes),
             **{f"p_{name}": float(chance) for name, chance in zip(classes, chances, strict=True)},
         })  # fmt: skip
     return rows
+
+
+def _known(neighbour: Neighbour | None, position: int, classes: list[str]) -> dict[str, object]:
+    if neighbour is None:
+        return {}
+    return {"known": int(neighbour.known[position]), "nearest": classes[neighbour.answer[position]]}

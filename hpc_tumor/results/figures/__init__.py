@@ -9,6 +9,7 @@ from hpc_tumor.results.comparison import Comparison, Group
 from hpc_tumor.results.figures.drawing import SECTIONS, Drawing, Plan
 from hpc_tumor.results.figures.files import write_figures
 from hpc_tumor.results.figures.planning import PLANNERS
+from hpc_tumor.results.values import word
 
 __all__ = ["SECTIONS", "Drawing", "Progress", "draw_figures", "write_figures"]
 
@@ -57,5 +58,5 @@ def _plans(group: Group, prefix: str, tell: Failed) -> Iterator[Plan]:
 
 
 def _log(name: str, error: Exception) -> None:
-    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    reason = word(f"{type(error).__name__}: {error}".splitlines()[0])
     logging.getLogger(__name__).warning("warning: figure %s is left out: %s", name, reason)

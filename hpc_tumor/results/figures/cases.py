@@ -102,6 +102,7 @@ def plan_cases(group: Group) -> list[Plan]:
         caption = (
             f"{name}, one run: the slice with most tumour of the {found} test case by mean Dice"
             " of the labels, which is that of the whole case. Truth and prediction over T1ce, difference over FLAIR."
+            + (" Shown before small pieces are removed." if any(run.cleaning for run in entry.runs) else "")
         )
         plans.append(raster_plan(f"cases-{which}", "cases", f"Test cases of {name}", caption, _Drawer(cases)))
         middle = next((case for case in cases if case.which == "median"), cases[0])

@@ -55,6 +55,11 @@ def plan_curves(group: Group) -> list[Plan]:
     marked = "Mark: the best epoch, whose weights were tested."
     brief = "Validation: the mean over the runs of an entry." if len(found) > _MOST_DETAILED else f"{said} {marked}"
     losses = " Losses of different recipes cannot be compared." if len(_losses(found)) > 1 else ""
+    if group.task == "segmentation":
+        losses += (
+            " Training Dice is pooled over the voxels of the epoch, validation Dice a mean over patients: a gap between"
+            " them is no overfitting by itself."
+        )
     together, apart_ = _best(found, _MOST_TOGETHER), _best(found, _MOST_APART)
     plans = [Plan(
         f"curves-{main}", "curves", f"Loss and {title} over epochs",

@@ -94,7 +94,7 @@ def _scale(axes: Axes, score: str, lowest: float) -> None:
 def _lost(entry: Entry, name: str) -> np.ndarray | None:
     """Cases in which the structure was missed, or predicted where there is none, by one run at least: a penalty."""
     status = entry.cases.status.get(name.rpartition("_")[2])
-    return None if status is None else np.isin(status, ("missed", "false alarm", "differs"))
+    return None if status is None else np.isin(status, ("missed", "false alarm"))
 
 
 def _strip(axes: Axes, y: float, values: Floats, look: Look, lost: np.ndarray | None = None, tall: float = 0.3) -> None:

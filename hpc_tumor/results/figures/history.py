@@ -31,9 +31,9 @@ class History:
         return self.curves.get((part, score), {})
 
 
-def read_history(path: str, scores: Sequence[str], best_epoch: int | None = None) -> History:
+def read_history(path: Path, scores: Sequence[str], best_epoch: int | None = None) -> History:
     """Train and val of these scores; of an epoch that was run again, the later line counts."""
-    file = RunDir(Path(path)).metrics
+    file = RunDir(path).metrics
     curves: dict[tuple[str, str], dict[int, float]] = {}
     if not file.is_file() or file.stat().st_size > MOST_BYTES:
         return History()
@@ -49,7 +49,7 @@ def read_history(path: str, scores: Sequence[str], best_epoch: int | None = None
 
 def histories(entry: Entry, scores: Sequence[str]) -> list[History]:
     """Of each run of an entry that counts; of those that have any."""
-    found = [read_history(run.path, scores, run.best_epoch) for run in entry.runs]
+    found = [read_history(run.place, scores, run.best_epoch) for run in entry.runs]
     return [one for one in found if one.curves]
 
 

@@ -60,12 +60,12 @@ class Pictures:
 
 def pictures_of(entry: Entry) -> Pictures | None:
     """Those of the first run of an entry that has any."""
-    return next((found for run in entry.runs if (found := read_pictures(run.path)) is not None), None)
+    return next((found for run in entry.runs if (found := read_pictures(run.place)) is not None), None)
 
 
-def read_pictures(run: str) -> Pictures | None:
+def read_pictures(run: Path) -> Pictures | None:
     """The pictures of the run directory `run`; None where there are none that can be used."""
-    file = RunDir(Path(run)).pictures
+    file = RunDir(run).pictures
     try:
         status = file.stat()
         if not file.is_file() or status.st_size > _MOST_FILE:

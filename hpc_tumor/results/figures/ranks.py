@@ -8,6 +8,7 @@ from hpc_tumor.results.figures.rowed import Rows, rows_of
 from hpc_tumor.results.figures.sheet import SIZE, SMALL, WIDTH, Sheet
 from hpc_tumor.results.measures import measure
 from hpc_tumor.results.ranks import Ranking
+from hpc_tumor.results.statistics import RESAMPLES
 
 _SHOWN = 0.005  # share of resamples below which a cell stays empty
 _DEEPEST = 0.6  # opacity of a cell that holds all: ink stays readable on it, on light and dark
@@ -28,7 +29,7 @@ def plan_ranks(group: Group) -> list[Plan]:
         + ", then by the mean of these ranks"
     )
     caption = (
-        f"Share of 2,000 bootstrap resamples of the test cases in which an entry has a place, ranked {how}."
+        f"Share of {RESAMPLES:,} bootstrap resamples of the test cases in which an entry has a place, ranked {how}."
         f" Right: rank over all cases, with its 95 % interval; n = {ranking.n:,}, {ranking.units:,} independent."
     )
     return [Plan("ranks", "ranks", "Stability of the ranks", caption, lambda: _strips(rows, ranking, order))]

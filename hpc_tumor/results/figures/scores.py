@@ -55,10 +55,10 @@ def plan_main(group: Group) -> list[Plan]:
     what = "mean Dice over NCR, ED and ET" if group.task == "segmentation" else "accuracy"
     near = group.neighbour.mean(group.main) if group.neighbour else None
     caption = (
-        f"Test {what}, with the weights of the best epoch: mean with its 95 % bootstrap interval over test cases"
+        f"Test {what}: mean with its 95 % bootstrap interval over test cases"
         f" ({cases_note(rows.entries, group.task)}); small dots: single runs."
         + (" Hollow: published, measured on a split that leaks." if _published(rows.entries) else "")
-        + (" Dashed: what the class of the nearest training image would score." if near is not None else "")
+        + (" Dashed: what the class of the nearest other image would score." if near is not None else "")
         + limit_note(rows.entries, group.entries)
     )
     return [
@@ -144,11 +144,11 @@ def plan_all(group: Group) -> list[Plan]:
     if not panels:
         return []
     caption = (
-        "Means over test cases with their 95 % bootstrap intervals"
+        "Scores of the test cases with their 95 % bootstrap intervals"
         + (" for whole tumour (WT), tumour core (TC) and enhancing tumour (ET)" if segments else "")
         + f"; {cases_note(rows.entries, group.task)}."
         + (" HD95 in mm: less is better." if "hd95" in panels else "")
-        + ("" if segments else " Of ECE, NLL and Brier less is better.")
+        + ("" if segments else " AUROC and ECE have none. Of ECE, NLL and Brier less is better.")
         + runs_note(rows.entries)
         + limit_note(rows.entries, group.entries)
     )
