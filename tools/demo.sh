@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole road on made-up data, on this machine, without SLURM and without a GPU: raw scans, stores, training of all seven
-# networks, comparison. Some four minutes on two cores, once the environment is there. Everything is written to demo/.
+# networks, comparison, prediction. Some four minutes on two cores, once the environment is there. Everything is written to demo/.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source tools/environment.sh
@@ -13,19 +13,19 @@ run() {
     hpc-tumor "$@"
 }
 
-step "1/5  Environment"
+step "1/6  Environment"
 environment
 
-step "2/5  Raw scans, made up: BraTS-like patients and Brain-MRI-like images"
+step "2/6  Raw scans, made up: BraTS-like patients and Brain-MRI-like images"
 rm -rf demo
 run phantom demo/raw/brats --dataset brats --cases 24 --seed 1 --shape 64,64,32
 run phantom demo/raw/brain-mri --dataset brain-mri --cases 480 --seed 1
 
-step "3/5  Stores"
+step "3/6  Stores"
 run prepare-data demo/raw/brats demo/brats.zarr
 run prepare-data demo/raw/brain-mri demo/brain-mri.zarr
 
-step "4/5  Training: seven runs on this machine, one after another"
+step "4/6  Training: seven runs on this machine, one after another"
 # Not the published recipes: smaller images, fewer filters, small batches, and few epochs, so that two cores do.
 images=(--cluster local --runs demo/runs --data demo/brain-mri.zarr)
 run submit "${images[@]}" --model cnn --set epochs=6 --set batch_size=16 --set learning_rate=1e-3
@@ -39,11 +39,16 @@ run submit "${volumes[@]}" --model unet --gpus 2
 run submit "${volumes[@]}" --model improved-unet --model attention-unet
 run status --runs demo/runs --watch
 
-step "5/5  Comparison"
+step "5/6  Comparison"
 run collect demo/runs --output demo/results
 finished=$(find demo/runs -mindepth 2 -maxdepth 2 -name result.json | wc -l)
 if ((finished < 7)); then
     say "error: only $finished of 7 runs finished; hpc-tumor logs RUN --runs demo/runs --errors says why."
     exit 1
 fi
+
+step "6/6  Prediction: the labels of one patient, in the space of its scans"
+flair=$(find demo/raw/brats -name '*_flair.nii*' | sort | head -n 1)
+run predict improved-unet "$(dirname "$flair")" --runs demo/runs --output demo/predicted
+
 say "All seven networks are trained and compared. Open demo/results/report.html in a browser; tables and figures lie beside it."

@@ -20,6 +20,8 @@ SEGMENTATION = [
     ("attention-unet", {"recipe": {"epochs": 2, "learning_rate": 0.01, "loss": "dice-bce"}}),
     # The mean of the weights is scored; where the last epoch is the best, it is not what lies in the network then.
     ("improved-unet", {"recipe": {"epochs": 1, "learning_rate": 0.01, "ema": 0.9, "loss": "dice-ce"}}),
+    # Scored over flips: so is what is shown.
+    ("unet", {"recipe": {"epochs": 1, "learning_rate": 0.01, "loss": "dice-bce"}, "scoring": {"flips": True}}),
 ]
 
 

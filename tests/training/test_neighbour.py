@@ -12,8 +12,10 @@ from training_runs import new_run, result_of, rows_of, to_test_again, train_here
 from hpc_tumor.data.audit.images import scan_images
 from hpc_tumor.data.audit.memoriser import memorise_images
 from hpc_tumor.data.store import Store
+from hpc_tumor.errors import DataError
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.scores import classification_scores
+from hpc_tumor.training import record
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.neighbour import nearest_neighbour
 from hpc_tumor.training.setup import set_up
@@ -86,3 +88,19 @@ def test_the_neighbour_needs_only_the_images_of_the_parts(
     found = nearest_neighbour(parts)
     assert sorted(read) == sorted(np.concatenate([parts.split.train, parts.split.val, parts.split.test]).tolist())
     assert len(found.answer) == len(found.known) == len(parts.split.test)
+
+
+def test_images_that_can_no_longer_be_read_spoil_no_run(
+    tmp_path: Path, image_store: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def damaged(*_: object) -> None:
+        raise DataError("the image a.jpg is missing or damaged.")
+
+    monkeypatch.setattr(record, "nearest_neighbour", damaged)
+    run = new_run(tmp_path, image_store, "cnn", recipe={"epochs": 1})
+    assert train_here(run) == "finished"
+    assert result_of(run)["best"]["test"]["accuracy"] >= 0
+    assert not {"known", "nearest"} & set(rows_of(run)[0])
+    assert "p_glioma" in rows_of(run)[0]
+    assert run.read_events("nearest neighbour left out")[0]["reason"] == "the image a.jpg is missing or damaged."
+    assert "without the nearest neighbour" in capfd.readouterr().err

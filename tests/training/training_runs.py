@@ -130,7 +130,7 @@ def set_up_again(run: RunDir, best: bool = True) -> tuple[Setup, Evaluation]:
     if best:
         assert setup.load_best() is None
     setup.bare.eval()
-    return setup, setup.evaluate_as_is(setup.parts.test)
+    return setup, setup.evaluate_as_is(setup.parts.test, final=True)
 
 
 def to_test_again(run: RunDir, folder: Path, **settings: dict[str, Any]) -> RunDir:
