@@ -48,7 +48,7 @@ if ((finished < 7)); then
 fi
 
 step "6/6  Prediction: the labels of one patient, in the space of its scans"
-flair=$(find demo/raw/brats -name '*_flair.nii*' | sort | head -n 1)
+flair=$(find demo/raw/brats -name '*_flair.nii*' | sort | sed -n 1p)
 run predict improved-unet "$(dirname "$flair")" --runs demo/runs --output demo/predicted
 
 say "All seven networks are trained and compared. Open demo/results/report.html in a browser; tables and figures lie beside it."
