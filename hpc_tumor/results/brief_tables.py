@@ -15,6 +15,7 @@ from hpc_tumor.results.published import PUBLISHED
 from hpc_tumor.results.rows import Row, group_rows
 
 Cell = Callable[[Row], str]
+_ABOUT = {"GPUs": "GPUs:", "new %": "new:"}  # how the note on a column begins
 MOST_RUNS = 30  # rows of single runs below their entries; of more, the entries alone
 
 
@@ -23,12 +24,20 @@ def terminal_tables(comparison: Comparison, width: int = 120) -> list[Table]:
 
     Of each only as many columns as fit, with two blanks between them; the last two tables have cells to break.
     """
-    tables = [brief_table(group).fit(width) for group in comparison.groups]
+    tables = [_fitting(brief_table(group), width) for group in comparison.groups]
     if comparison.unfinished:
         tables.append(unfinished_table(comparison).fit(width))
     if comparison.skipped:
         tables.append(skipped_table(comparison))
     return tables
+
+
+def _fitting(table: Table, width: int) -> Table:
+    """The table in that width, without the notes on columns that are left out."""
+    fitted = table.fit(width)
+    lost = {column.title for column in table.columns} - {column.title for column in fitted.columns}
+    gone = tuple(start for title, start in _ABOUT.items() if title in lost)
+    return replace(fitted, notes=tuple(note for note in fitted.notes if not (gone and note.startswith(gone))))
 
 
 def brief_table(group: Group) -> Table:

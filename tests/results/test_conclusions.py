@@ -11,6 +11,7 @@ import pytest
 from made_runs import classification_run, config_of, full_classification_run, full_segmentation_run, segmentation_run
 
 from hpc_tumor.results.as_json import as_json
+from hpc_tumor.results.brief_tables import terminal_tables
 from hpc_tumor.results.collect import collect_runs
 from hpc_tumor.results.full_tables import group_tables
 from hpc_tumor.results.layout import Table
@@ -149,3 +150,14 @@ def test_a_long_path_loses_nothing(tmp_path: Path) -> None:
     (result,) = collect_runs([run]).results
     assert result.path.endswith("…")
     assert RunDir(result.place).read_metrics()
+
+
+def test_nothing_is_said_of_columns_that_are_left_out(tmp_path: Path) -> None:
+    run = full_classification_run(tmp_path, "r", "cnn", device="cpu")
+    comparison = collect_runs([run])
+    said = {width: " ".join(terminal_tables(comparison, width)[0].notes) for width in (70, 300)}
+    titles = {width: [one.title for one in terminal_tables(comparison, width)[0].columns] for width in said}
+    assert "GPUs" in titles[300]
+    assert "GPUs:" in said[300]
+    assert "GPUs" not in titles[70]
+    assert "GPUs:" not in said[70]
