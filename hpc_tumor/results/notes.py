@@ -147,9 +147,9 @@ def some(names: Sequence[str], most: int = 3) -> str:
 
 
 def conclusions(group: Group) -> tuple[str, ...]:
-    """In a sentence or two: who is ahead by the main score, and of whom that can be said."""
+    """In a sentence or two: who is ahead by the main score, of whom that can be said, and whether it says anything."""
     if len(group.entries) < 2:
-        return ()
+        return tuple(_no_better_than_memory(group))
     tests = [test for test in group.tests if test.score == group.main]
     if not tests:
         return ("Not compared: no two entries have scores of the same test cases.",)
@@ -174,7 +174,17 @@ def conclusions(group: Group) -> tuple[str, ...]:
         parts.append(f"but on most {CASES[group.task]} worse than {some(against, 6)}")
     if not_shown:
         parts.append(f"not shown to be better than {some(not_shown, 6)}")
-    return (f"{'; '.join(parts)}. {method(group)}",)
+    return (f"{'; '.join(parts)}. {method(group)}", *_no_better_than_memory(group))
+
+
+def _no_better_than_memory(group: Group) -> Iterator[str]:
+    """A warning where answering with the nearest image scores as well as the best network."""
+    near = group.neighbour.mean(group.main) if group.neighbour is not None else None
+    best = max((entry.score for entry in group.compared if entry.score is not None), default=None)
+    if near is not None and best is not None and near >= best:
+        shown = measure(group.task, group.main)
+        value = shown.show(near) + (" %" if shown.form == "percent" else "")
+        yield f"No network does better than the nearest neighbour, which has learned nothing: {shown.title} {value}."
 
 
 def _p(test: PairedTest) -> str:

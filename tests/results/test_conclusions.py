@@ -161,3 +161,23 @@ def test_nothing_is_said_of_columns_that_are_left_out(tmp_path: Path) -> None:
     assert "GPUs:" in said[300]
     assert "GPUs" not in titles[70]
     assert "GPUs:" not in said[70]
+
+
+@pytest.mark.parametrize("warned", [True, False])
+def test_networks_that_know_no_more_than_the_nearest_image(tmp_path: Path, warned: bool) -> None:
+    """The neighbour is right on eight of nine images; the network guesses, or is always right."""
+    run = full_classification_run(tmp_path, "r", "cnn", images=90)
+    with run.cases.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    if not warned:
+        for row in rows:
+            row |= {"prediction": row["label"], "correct": "1"}
+    with run.cases.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    result = json.loads(run.result.read_text())
+    result["best"]["test"]["accuracy"] = np.mean([row["correct"] == "1" for row in rows])
+    run.result.write_text(json.dumps(result))
+    said = " ".join(conclusions(collect_runs([run]).groups[0]))
+    assert ("No network does better than the nearest neighbour" in said) is warned
