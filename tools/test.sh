@@ -2,7 +2,7 @@
 # All tests, in an environment that this script makes.
 #
 #   bash tools/test.sh               everything; tests of clusters need a machine on which a local SLURM may be started
-#   bash tools/test.sh --quick       without slow tests and those that need SLURM, a browser, LaTeX; under four minutes
+#   bash tools/test.sh --quick       without slow tests and those that need SLURM, a browser, LaTeX; some six minutes
 #   bash tools/test.sh -k store -x   further arguments go to pytest
 #
 # Tests on real scans take them from the folder that HPC_TUMOR_REAL_DATA names, and are skipped where it is not set.
