@@ -693,6 +693,8 @@ def collect(
 
     if serve and not figures:
         raise UsageError("--serve shows the report, which --no-figures leaves out: leave out one of them.")
+    if port and not serve:
+        raise UsageError(f"--port {port} is for --serve: add it, or leave out --port.")
     wishes = make_wishes(model or [], where or [], by or [], sort)
     folder = _folder(runs)
     found = [RunDir(folder)] if (folder / "config.json").is_file() else _find(folder, None)

@@ -86,13 +86,12 @@ def skipped_table(comparison: Comparison) -> Table:
 
 def spread_columns(group: Group, main: str, brief: bool = False) -> list[Spec]:
     """The interval over test cases, and what ± means: the standard deviation over seeds, folds or runs."""
-    shown = measure(group.task, main)
     specs: list[Spec] = [(Column("95 % CI", keep=60), lambda row: interval(row, main))]
     over = sorted({entry.sd_over for entry in group.entries if entry.sd_over})
     if over:
         what = over[0] if len(over) == 1 else "runs"
         title = f"± sd ({what})" if brief else f"± sd over {what}"
-        specs.append((Column(title, keep=55), lambda row: _deviation(row, main, 100 if shown.form == "percent" else 1)))
+        specs.append((Column(title, keep=55), lambda row: _deviation(row, main)))
     return specs
 
 
@@ -105,11 +104,11 @@ def interval(row: Row, score: str) -> str:
     return f"{shown.show(found.low)}–{shown.show(found.high)}"
 
 
-def _deviation(row: Row, score: str, factor: int) -> str:
+def _deviation(row: Row, score: str) -> str:
     found = row.statistics.get(score)
     if found is None or found.sd is None:
         return ""
-    return f"± {factor * found.sd:.{1 if factor == 100 else 3}f}"
+    return f"± {measure(row.task, score).show(found.sd)}"
 
 
 def _classification(group: Group) -> list[Spec]:

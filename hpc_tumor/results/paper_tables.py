@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from hpc_tumor.results.brief_tables import spread_columns
 from hpc_tumor.results.comparison import Comparison, Group
 from hpc_tumor.results.evidence_tables import ranks_table, tests_table
-from hpc_tumor.results.formats import significant, time, whole
 from hpc_tumor.results.latex import latex_document
 from hpc_tumor.results.layout import Column, Table
 from hpc_tumor.results.making import Spec, table_of
@@ -15,7 +15,7 @@ from hpc_tumor.results.measures import measure
 from hpc_tumor.results.notes import conclusions, group_notes
 from hpc_tumor.results.paired import PairedTest
 from hpc_tumor.results.rows import Row, best_places, group_rows
-from hpc_tumor.results.run_tables import on_cpus
+from hpc_tumor.results.run_tables import cost_columns
 
 # What stands in the table of results, after the main score with its interval.
 _SCORES = {
@@ -28,6 +28,12 @@ _TITLES = {
     "balanced_accuracy": "balanced",
     "f1": "F1",
 }  # shorter than elsewhere
+# What stands in the table of costs, and is called shorter than elsewhere.
+_COST = {
+    "model": "model", "parameters": "parameters", "GFLOP per sample": "GFLOP", "epochs": "epochs", "GPUs": "GPUs",
+    "time of a run": "time", "GPU-hours": "GPU-hours", "CPU-process-hours": "CPU-hours", "samples/s": "samples/s",
+    "peak memory, GB": "memory, GB",
+}  # fmt: skip
 MOST_ROWS = 40  # that a float holds
 
 
@@ -50,10 +56,7 @@ def _results(group: Group) -> Table:
     rows = _rows(group)
     scores = (group.main, *_SCORES[group.task])
     specs = [(Column("model", "left"), lambda row: row.name), *(_spec(group, score) for score in scores)]
-    over = sorted({entry.sd_over for entry in group.entries if entry.sd_over})
-    if over:
-        what = over[0] if len(over) == 1 else "runs"
-        specs.insert(2, (Column(f"± sd over {what}"), lambda row: _deviation(row, group)))
+    specs[2:2] = spread_columns(group, group.main)[1:]  # the interval stands beside the score
     table = table_of(group.title, rows, specs)
     strong = {
         (place, column)
@@ -95,29 +98,13 @@ def _with_interval(row: Row, score: str, show: Callable[[float | None], str]) ->
     return f"{show(found.mean)}{ends}"
 
 
-def _deviation(row: Row, group: Group) -> str:
-    found = row.statistics.get(group.main)
-    if found is None or found.sd is None:
-        return ""
-    return f"± {measure(group.task, group.main).show(found.sd)}"
-
-
 def _place(table: Table, title: str) -> int | None:
     return next((index for index, column in enumerate(table.columns) if column.title == title), None)
 
 
 def _cost(group: Group) -> Table:
-    specs: list[Spec] = [
-        (Column("model", "left"), lambda row: row.name),
-        (Column("parameters"), lambda row: whole(row.parameters)),
-        (Column("GFLOP"), lambda row: significant(row.mean("gflop_per_sample"))),
-        (Column("epochs"), lambda row: row.epochs),
-        (Column("GPUs"), lambda row: row.gpus),
-        (Column("time"), lambda row: time(row.mean("seconds"))),
-        (Column("GPU-hours"), lambda row: "" if on_cpus(row) else significant(row.total("gpu_hours"))),
-        (Column("CPU-hours"), lambda row: significant(row.total("compute_hours")) if on_cpus(row) else ""),
-        (Column("samples/s"), lambda row: significant(row.mean("samples_per_second"))),
-        (Column("memory, GB"), lambda row: significant(row.mean("peak_memory_gb"))),
+    specs = [
+        (replace(column, title=_COST[column.title]), cell) for column, cell in cost_columns() if column.title in _COST
     ]
     notes = (
         "GFLOP: one forward pass of one sample, a multiplication and an addition counted as two. Hours: all runs"

@@ -17,7 +17,17 @@ from hpc_tumor.results.run_result import RunResult
 def cost_table(group: Group) -> Table:
     """What each entry took to train, and what it takes to run."""
     rows = [row for row in group_rows(group, runs=False, published=True) if row.kind in ("entry", "published")]
-    specs: list[Spec] = [
+    notes = (
+        "GFLOP per sample: one forward pass, a multiplication and an addition counted as two. Hours: all runs together;"
+        " time, samples/s and memory: means over runs. Peak memory: of the rank that took most. “2 CPU”: two processes"
+        " on CPUs.",
+    )
+    return replace(table_of("Cost", rows, cost_columns()), notes=notes)
+
+
+def cost_columns() -> list[Spec]:
+    """What is shown of the cost of each row."""
+    return [
         (Column("model", "left"), lambda row: row.name),
         (Column("parameters"), lambda row: whole(row.parameters)),
         (Column("GFLOP per sample"), lambda row: significant(row.mean("gflop_per_sample"))),
@@ -25,19 +35,13 @@ def cost_table(group: Group) -> Table:
         (Column("best epoch"), lambda row: _range([run.best_epoch for run in row.runs])),
         (Column("GPUs"), lambda row: row.gpus),
         (Column("time of a run"), lambda row: time(row.mean("seconds"))),
-        (Column("GPU-hours"), lambda row: "" if on_cpus(row) else significant(row.total("gpu_hours"))),
-        (Column("CPU-process-hours"), lambda row: significant(row.total("compute_hours")) if on_cpus(row) else ""),
+        (Column("GPU-hours"), lambda row: "" if _on_cpus(row) else significant(row.total("gpu_hours"))),
+        (Column("CPU-process-hours"), lambda row: significant(row.total("compute_hours")) if _on_cpus(row) else ""),
         (Column("samples/s"), lambda row: significant(row.mean("samples_per_second"))),
         (Column("peak memory, GB"), lambda row: significant(row.mean("peak_memory_gb"))),
         (Column("precision", "left"), lambda row: ", ".join(sorted({run.precision or "" for run in row.runs}))),
         (Column("restarts"), lambda row: _range([run.restarts for run in row.runs])),
     ]
-    notes = (
-        "GFLOP per sample: one forward pass, a multiplication and an addition counted as two. Hours: all runs together;"
-        " time, samples/s and memory: means over runs. Peak memory: of the rank that took most. “2 CPU”: two processes"
-        " on CPUs.",
-    )
-    return replace(table_of("Cost", rows, specs), notes=notes)
 
 
 def runs_table(group: Group) -> Table:
@@ -73,6 +77,6 @@ def _device(run: RunResult) -> str:
     return f"{count}{run.device}" if run.device else ""
 
 
-def on_cpus(row: Row) -> bool:
+def _on_cpus(row: Row) -> bool:
     """Whether all its runs were on CPUs: what they took are then hours of processes, not of GPUs."""
     return bool(row.runs) and all(run.device == "cpu" for run in row.runs)

@@ -55,6 +55,7 @@ def test_tables_figures_and_report(runs: Path, capsys: pytest.CaptureFixture[str
     ("options", "says"),
     [
         (("--serve", "--no-figures"), "leave out one of them"),
+        (("--port", "8080"), "is for --serve"),
         (("--where", "loss"), "has no value"),
         (("--where", "los=bce"), "unknown setting 'los'"),
         (("--by", "nothing"), "unknown setting 'nothing'"),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import colorsys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hpc_tumor.results.entries import Entry
@@ -61,12 +61,6 @@ def rgb(colour: str) -> tuple[float, float, float]:
     """`#rrggbb` as three numbers from 0 to 1."""
     red, green, blue = (int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5))
     return red, green, blue
-
-
-def label_colours(labels: Sequence[str]) -> Mapping[str, str]:
-    """A colour for each label of a segmentation."""
-    spare = [colour for name, colour in LABELS.items() if name not in labels]
-    return {label: LABELS.get(label) or (spare or ["#cc79a7"])[0] for label in labels}
 
 
 def _shifted(colour: str, by: float) -> str:
