@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from hpc_tumor.data.loader import BatchLoader
+from hpc_tumor.data.loader import Batch, BatchLoader
 from hpc_tumor.data.samples import Part, SlicePart
 from hpc_tumor.scores import classification_scores
 from hpc_tumor.training import metrics
@@ -75,14 +75,7 @@ def evaluate(
         volumes: keep what was predicted for slices.
     """
     part = loader.part
-    rows = len(part.cases) if isinstance(part, SlicePart) else len(part)
-    shape = (rows, len(classes)) if classes else (rows, metrics.TRUE_LABELS, metrics.PREDICTIONS)
-    device = distributed.device
-    details = torch.zeros(shape, dtype=torch.float64 if classes else torch.int64, device=device)
-    counted = torch.zeros(rows, dtype=torch.int64, device=device)
-    # Each sample's loss has its own place, so that their sum does not depend on who computed which.
-    losses = torch.zeros(len(part), dtype=torch.float64, device=device)
-    kept = Volumes(part) if volumes and isinstance(part, SlicePart) else None
+    tally = _Tally(part, classes, exclusive, volumes, distributed.device)
     task = "segmentation" if classes is None else "classification"
     was_training = model.training
     model.eval()
@@ -90,29 +83,50 @@ def evaluate(
         with precision.autocast():
             images = network_input(batch.images, channels_last, channels)
             logits = flipped(model, images, task) if flips else model(images)
-        positions = torch.from_numpy(batch.positions).to(device)
-        losses[positions] = loss(logits, batch.targets).double()
-        if isinstance(part, SlicePart):
-            row = torch.from_numpy(part.case_of[batch.positions]).to(device)
-            codes = metrics.label_codes(logits, batch.targets, exclusive=exclusive)
-            details.index_add_(0, row, metrics.count_codes(codes))
-            if kept is not None:
-                kept.add(batch.positions, codes.cpu().numpy())
-        else:
-            row = positions
-            details[row] = logits.float().softmax(1).double()
-        counted.index_add_(0, row, torch.ones_like(row))
+        tally.add(batch, logits, loss(logits, batch.targets))
         alive()
     model.train(was_training)
-    for tensor in (details, counted, losses):
-        distributed.sum(tensor)
-    scored = counted.cpu().numpy()
-    found = details.cpu().numpy()
-    if kept is not None:
-        kept.share(distributed)
+    tally.share(distributed)
+    scored, found = tally.counted.cpu().numpy(), tally.details.cpu().numpy()
     scores = _scores(part, found, scored > 0, classes, final)
-    scores["loss"] = float(losses.sum().item() / max(1, int(scored.sum())))
-    return Evaluation(scores, found, scored, volumes=kept)
+    scores["loss"] = float(tally.losses.sum().item() / max(1, int(scored.sum())))
+    return Evaluation(scores, found, scored, volumes=tally.volumes)
+
+
+class _Tally:
+    """What is added up of a part, batch by batch: for `details` and `counted` see Evaluation."""
+
+    def __init__(self, part: Part, classes: list[str] | None, exclusive: bool, volumes: bool, device: torch.device):
+        self.part, self.exclusive = part, exclusive
+        rows = len(part.cases) if isinstance(part, SlicePart) else len(part)
+        shape = (rows, len(classes)) if classes else (rows, metrics.TRUE_LABELS, metrics.PREDICTIONS)
+        self.details = torch.zeros(shape, dtype=torch.float64 if classes else torch.int64, device=device)
+        self.counted = torch.zeros(rows, dtype=torch.int64, device=device)
+        # Each sample's loss has its own place, so that their sum does not depend on who computed which.
+        self.losses = torch.zeros(len(part), dtype=torch.float64, device=device)
+        self.volumes = Volumes(part) if volumes and isinstance(part, SlicePart) else None
+
+    def add(self, batch: Batch, logits: torch.Tensor, losses: torch.Tensor) -> None:
+        """A batch that this rank worked through."""
+        device = self.losses.device
+        row = positions = torch.from_numpy(batch.positions).to(device)
+        self.losses[positions] = losses.double()
+        if isinstance(self.part, SlicePart):
+            row = torch.from_numpy(self.part.case_of[batch.positions]).to(device)
+            codes = metrics.label_codes(logits, batch.targets, exclusive=self.exclusive)
+            self.details.index_add_(0, row, metrics.count_codes(codes))
+            if self.volumes is not None:
+                self.volumes.add(batch.positions, codes.cpu().numpy())
+        else:
+            self.details[row] = logits.float().softmax(1).double()
+        self.counted.index_add_(0, row, torch.ones_like(row))
+
+    def share(self, distributed: Distributed) -> None:
+        """Let every rank have what all ranks added up. All ranks call this together."""
+        for tensor in (self.details, self.counted, self.losses):
+            distributed.sum(tensor)
+        if self.volumes is not None:
+            self.volumes.share(distributed)
 
 
 def _scores(
