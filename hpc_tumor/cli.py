@@ -147,7 +147,8 @@ def prepare_data(
             convert=convert, progress=progress,
         )  # fmt: skip
     for note in summary.notes:
-        out.warning(note)
+        if note not in report.notes:
+            out.warning(note)
     out.result(asdict(summary), show=lambda: out.pairs(summary_lines(summary)))
     if summary.failed:
         raise refused_cases(summary)

@@ -31,8 +31,8 @@ def source_lines(report: SourceReport) -> list[str]:
         part, _, name = group.rpartition("/")
         parts.setdefault(part or "edition", []).append(f"{name} {count:,}" if part else f"{name} ({count:,})")
     lines += [f"  {part:<7}  {', '.join(groups)}" for part, groups in parts.items()]
-    if report.links_out:
-        lines.append(f"{counted(report.links_out, 'link')} out of this folder not followed")
+    if report.not_taken:
+        lines.append(f"not taken: {', '.join(f'{count:,} {kind}' for kind, count in report.not_taken.items())}")
     return lines
 
 
@@ -79,10 +79,12 @@ def refused_cases(summary: PrepareSummary) -> DataError:
         out.warning(reason)
     if len(summary.failed) > MOST_REFUSED:
         out.warning(f"and {len(summary.failed) - MOST_REFUSED} more; --json names all of them")
-    all_cases = summary.cases + len(summary.failed)
+    still = len(summary.still_stored)
+    all_cases = summary.cases + len(summary.failed) - still
+    stay = f" ({still:,} of them stay{'s' * (still == 1)} in the store as converted before)" if still else ""
     return DataError(
-        f"{len(summary.failed)} of {counted(all_cases, 'case')} refused, see above; the others are in the store."
-        " Repair or remove the refused ones, and the same command takes in what changed."
+        f"{len(summary.failed):,} of {counted(all_cases, 'case')} refused, see above{stay}; the others are in the store."
+        " Repair the refused ones, or take them out of the source, and the same command takes in what changed."
     )
 
 

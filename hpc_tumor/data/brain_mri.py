@@ -1,13 +1,11 @@
-"""The Brain Tumor MRI tree: `Training/` and `Testing/`, a folder per class, JPEG or PNG of any size and mode."""
+"""The Brain Tumor MRI tree: `Training/` and `Testing/`, a folder per class, images of any size and mode."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import math
 import re
-import warnings
-import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path, PurePosixPath
@@ -19,28 +17,19 @@ from PIL import Image
 from scipy import ndimage
 
 from hpc_tumor.data import near_duplicates
-from hpc_tumor.data.case import Case, CaseData, Listing, cases_below, check_names, read_source
+from hpc_tumor.data.case import Case, CaseData, Found, Listing, SourceFile, check_names
+from hpc_tumor.data.classes import CLASSES, class_of
+from hpc_tumor.data.file_kind import IMAGE_FORMATS
+from hpc_tumor.data.image_files import decode_grey
+from hpc_tumor.data.leftovers import cases_below
 from hpc_tumor.errors import DataError
 from hpc_tumor.names import printable
 
-WANTED = "Brain Tumor MRI images ([Training|Testing]/glioma|meningioma|notumor|pituitary/*.jpg|png)"
-CLASSES = ("glioma", "meningioma", "notumor", "pituitary")
+WANTED = "Brain Tumor MRI images ([Training|Testing]/glioma|meningioma|notumor|pituitary/*.jpg|png|…)"
 IMAGE_SIZE = 256  # pixels per side, as in the published study
-# A header that claims more is refused before anything is decoded. A screen of 8K fits; decoding takes up to 21 bytes a
-# pixel (16 bits, grey). The limit on a side keeps `head_box`, which reduces by the shorter side, from long strips.
-MOST_PIXELS = 2**25
-MOST_SIDE = 2**14
-_MOST_SCANNED = 2**32  # pixels times scans: a progressive JPEG can go over all its pixels again for every ten bytes
-_PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT")  # chunks that decide them
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+IMAGE_SUFFIXES = tuple(IMAGE_FORMATS)
 _PARTS = {"training": "train", "train": "train", "testing": "test", "test": "test"}
-_FORMATS = ("JPEG", "PNG")
-_ORIENTATION = 0x0112  # EXIF tag
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}  # fmt: skip
+_NOT_IMAGES = re.compile(r"mask|segment|^seg|label|annot|truth|predict|overlay|contour|heat.?map|border", re.IGNORECASE)
 _SKETCH = 192  # pixels of the shorter side
 _BRIGHT = 0.15  # of the 99th percentile; background noise stays well below
 _CELL = 0.01  # of the shorter side; regions with three cells or fewer between them count as one
@@ -70,36 +59,40 @@ class BrainMRIReader:
             "near_duplicates": near_duplicates.MEASURE,
         }
 
-    def find(self, listing: Listing) -> list[Case]:
-        """One case per image in a class folder; its id is its path below the source.
+    @property
+    def wanted(self) -> str:
+        return WANTED
 
-        Raises DataError for a folder of an unknown class beside known ones.
+    def find(self, listing: Listing) -> Found:
+        """One case per image below a class folder, the nearest one; its id is its path below the source.
+
+        Images in folders of masks and the like are left over. Raises DataError for a folder of an unknown class beside
+        known ones.
         """
-        images = [file for file in listing.files if PurePosixPath(file.relative).suffix.lower() in IMAGE_SUFFIXES]
+        images = [file for file in listing.entries if file.suffix in IMAGE_FORMATS]
         cases: list[Case] = []
-        strange: dict[PurePosixPath, str] = {}
+        beside: set[tuple[str, ...]] = set()  # folders that hold class folders
+        others: list[tuple[str, ...]] = []
         for file in images:
             parents = PurePosixPath(file.relative).parent.parts
-            # A source that is itself a class folder would otherwise have no class.
-            name = parents[-1] if parents else listing.source.resolve().name
-            part = next((_PARTS[p.lower()] for p in reversed(parents[:-1]) if p.lower() in _PARTS), None)
-            kind = class_of(name)
-            if kind is not None:
-                meta = {"class": kind, "part": part or "train"}
-                cases.append(Case(printable(file.relative), {"image": file}, file.path, meta))
-            elif part is not None:
-                strange[PurePosixPath(file.relative).parent] = name
-        if cases and strange:
-            folder, name = next(iter(strange.items()))
+            at = next((i for i in reversed(range(len(parents))) if class_of(parents[i])), None)
+            if at is None or any(_NOT_IMAGES.search(folder) for folder in parents[at + 1 :]):
+                others.append(parents)
+                continue
+            beside.add(parents[:at])
+            cases.append(_case(file, str(class_of(parents[at])), parents))
+        if not cases and (kind := class_of(listing.source.resolve().name)):
+            # A source that is itself a class folder.
+            cases = [_case(file, kind, PurePosixPath(file.relative).parent.parts) for file in images]
+        elif cases and (folder := _unknown_class(others, beside)):
+            where, name = printable(str(listing.source / folder)), printable(folder.name)
             raise DataError(
-                f"{printable(str(listing.source / folder))} is a folder of the unknown class {printable(name)!r}."
-                f" Known: {', '.join(CLASSES)} (also as glioma_tumor, no_tumor). Rename it or move it out."
+                f"{where} is a folder of the unknown class {name!r}."
+                f" Known: {', '.join(CLASSES)} (also as glioma_tumor, no_tumor, normal). Rename it or move it out."
             )
-        return cases
-
-    def notes(self, listing: Listing) -> list[str]:
-        """Nothing: all that is found is read."""
-        return []
+        there = {case.meta["class"] for case in cases}
+        lacking = [name for name in CLASSES if name not in there]
+        return Found.sort_out(cases, notes=[f"no image of the class {' or '.join(lacking)}"] if lacking else [])
 
     def list_cases(self, source: Path) -> list[Case]:
         """Images below the folder, sorted by path. Raises DataError where there is none."""
@@ -109,8 +102,8 @@ class BrainMRIReader:
         """Decode, turn, make grey, crop and resize one image to `(size, size)` uint8.
 
         `meta` has the original (height, width) and mode, the crop box (left, top, right, bottom), and of the grey
-        pixels before the crop their SHA-256 and their thumbnail in hexadecimal. Raises DataError for what is not a
-        JPEG or PNG, is truncated, or is too large.
+        pixels before the crop their SHA-256 and their thumbnail in hexadecimal. Raises DataError for what is not an
+        image that is read, is truncated, or is too large.
         """
         check_names(case)
         grey, mode = decode_grey(case.files["image"].path)
@@ -131,41 +124,32 @@ class BrainMRIReader:
         return CaseData(case.id, np.asarray(small), meta=meta)
 
 
-def class_of(folder: str) -> str | None:
-    """The class that a folder's name stands for: glioma, glioma_tumor, Glioma Tumor, no_tumor …; None if none."""
-    plain = re.sub(r"[^a-z]", "", folder.lower())
-    if plain in CLASSES:
-        return plain
-    stem = plain.removesuffix("tumor").removesuffix("tumour")
-    return "notumor" if stem == "no" else stem if stem in CLASSES else None
+def refuse_one_class(cases: Sequence[Case], source: Path) -> None:
+    """Raises DataError where all images are of one class, so that there is nothing to tell apart."""
+    kinds = {case.meta["class"] for case in cases}
+    if len(kinds) > 1:
+        return
+    (kind,), folder = kinds, source.resolve()
+    way = f"Name the folder above it, {folder.parent}" if class_of(folder.name) else "Name a folder"
+    raise DataError(
+        printable(f"{source} holds images of one class only, {kind}: there is nothing to tell apart. {way}")
+        + ", which holds a folder for each class."
+    )
 
 
-def decode_grey(path: Path) -> tuple[Image.Image, str]:
-    """The image upright in mode L, and the mode that it had.
+def _case(file: SourceFile, kind: str, parents: Sequence[str]) -> Case:
+    part = next((_PARTS[parent.lower()] for parent in reversed(parents) if parent.lower() in _PARTS), "train")
+    return Case(printable(file.relative), {"image": file}, file.path, {"class": kind, "part": part})
 
-    Colour becomes ITU-R 601 luma, transparency black, more than 8 bits are scaled by the brightest pixel.
-    """
-    data = read_source(path, most=4 * MOST_PIXELS)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of sizes, which are checked here, and of damage beside the picture
-            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-                _check(image, data, path)
-                mode = image.mode
-                if image.format == "JPEG":
-                    # Its luma alone, at full size: the same, up to rounding, as making RGB of it and then grey of that.
-                    image.draft("L", None)
-                grey = _grey(image)
-                turn = _TURNS.get(_orientation(image))
-        return (grey.transpose(turn) if turn is not None else grey), mode
-    except DataError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise DataError(f"{path} claims more pixels than the {MOST_PIXELS:,} allowed: refused.") from error
-    except Image.UnidentifiedImageError as error:
-        raise DataError(f"{path} is not a JPEG or PNG image. Remove or replace it.") from error
-    except Exception as error:  # on damaged files Pillow's plugins raise whatever their parsing ran into
-        raise DataError(f"{path} cannot be decoded ({error}). It may be truncated: fetch it again.") from error
+
+def _unknown_class(others: Sequence[tuple[str, ...]], beside: set[tuple[str, ...]]) -> PurePosixPath | None:
+    """A folder with images that stands where folders of classes do, and whose name is none."""
+    for parents in others:
+        for depth, name in enumerate(parents):
+            is_place = parents[:depth] in beside or (depth and parents[depth - 1].lower() in _PARTS)
+            if is_place and name.lower() not in _PARTS and not class_of(name) and not _NOT_IMAGES.search(name):
+                return PurePosixPath(*parents[: depth + 1])
+    return None
 
 
 def reduced(grey: Image.Image) -> Image.Image:
@@ -243,53 +227,3 @@ def _widened(cells: NDArray[np.bool_]) -> NDArray[np.bool_]:
     padded[2:-1, 2:-1] = cells
     rows = padded[:-3] | padded[1:-2] | padded[2:-1] | padded[3:]
     return rows[:, :-3] | rows[:, 1:-2] | rows[:, 2:-1] | rows[:, 3:]
-
-
-def _check(image: Image.Image, data: bytes, path: Path) -> None:
-    """Refuse what would take too long or too much memory to decode, and PNGs whose pixels fail their checksums."""
-    pixels = image.width * image.height
-    if pixels > MOST_PIXELS or max(image.size) > MOST_SIDE:
-        allowed = f"{MOST_PIXELS:,} and {MOST_SIDE:,} on a side"
-        raise DataError(f"{path} claims {image.width} × {image.height} pixels: refused, over {allowed}.")
-    if image.format != "PNG":
-        if pixels * data.count(b"\xff\xda") > _MOST_SCANNED:
-            raise DataError(f"{path} goes over its pixels in too many scans: refused. Save it again as a plain JPEG.")
-        return
-    start = 8
-    while start + 12 <= len(data):  # Pillow does not look at the checksums of pixels
-        end = start + 8 + int.from_bytes(data[start : start + 4], "big")
-        kind = data[start + 4 : start + 8]
-        if kind in _PNG_PIXELS and zlib.crc32(memoryview(data)[start + 4 : end]).to_bytes(4) != data[end : end + 4]:
-            raise DataError(f"{path} is damaged or truncated: a checksum of its pixels differs. Fetch it again.")
-        if kind == b"IEND":
-            return
-        start = end + 4
-
-
-def _grey(image: Image.Image) -> Image.Image:
-    if image.mode.startswith(("I", "F")):
-        return _from_deep(np.asarray(image))
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        layers = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layers.size, "black"), layers).convert("L")
-    if image.mode == "L":
-        image.load()
-        return image
-    if image.mode in ("RGB", "1"):
-        return image.convert("L")
-    return image.convert("RGB").convert("L")
-
-
-def _from_deep(values: NDArray[Any]) -> Image.Image:
-    if not np.isfinite(values).all():
-        raise ValueError("it holds values that are not finite")
-    scaled = np.clip(values.astype(np.float64), 0, None)
-    scaled *= 255 / max(float(scaled.max()), 1.0)
-    return Image.fromarray(np.rint(scaled).astype(np.uint8))
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        return int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # damaged EXIF says nothing about the picture, which has been decoded by now
-        return 1

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,19 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_tumor.data.case import MODALITIES, Case, CaseData, Listing, SourceFile, cases_below, check_names
+from hpc_tumor.data.case import MODALITIES, Case, CaseData, Found, Listing, check_names
+from hpc_tumor.data.leftovers import cases_below
 from hpc_tumor.data.nifti import AXES, NiftiFile, open_nifti
+from hpc_tumor.data.patient_folders import LABEL, PatientFiles, find_patients
 from hpc_tumor.data.unlabelled import without_labels
 from hpc_tumor.errors import DataError
-from hpc_tumor.names import printable
 
 WANTED = "BraTS patients (<case>/<case>_flair|t1|t1ce|t2|seg.nii[.gz], or -t2f -t1n -t1c -t2w -seg)"
-LABEL = "label"
 MOST_INTENSITY = 1e18  # far beyond any scanner's; the square of no value overflows in float32
-_SUFFIXES = {"flair": "FLAIR", "t2f": "FLAIR", "t1": "T1", "t1n": "T1", "t1ce": "T1ce", "t1c": "T1ce",
-             "t1gd": "T1ce", "t2": "T2", "t2w": "T2", "seg": LABEL, "segm": LABEL}  # fmt: skip
-# Case 355 of 2020 calls its labels W39_1998.09.19_Segm.nii.
-_NAME = re.compile(r"(?:^|[_\-.])([a-z0-9]+)\.nii(?:\.gz)?$", re.IGNORECASE)
 _EDITIONS = ((r"BraTS20_", "BraTS 2020"), (r"BraTS2021_", "BraTS 2021"), (r"BraTS-[A-Z]+-", "BraTS 2023 or later"),
              (r"BraTS19_", "BraTS 2019"), (r"Brats18_", "BraTS 2018"), (r"Brats17_", "BraTS 2017"))  # fmt: skip
 # ET is 4 up to 2021 and 3 from 2023; the store has 3.
@@ -47,26 +41,28 @@ class BraTSReader:
     def options(self) -> dict[str, Any]:
         return {"axes": AXES}
 
-    def find(self, listing: Listing) -> list[Case]:
-        """One case per folder that holds a NIfTI file named after a modality or the labels.
+    @property
+    def wanted(self) -> str:
+        return WANTED
 
-        Validation and test data published without labels is left out. Raises DataError where there is nothing else,
-        where two folders have one name, or a folder holds one modality twice.
+    def find(self, listing: Listing) -> Found:
+        """One case per folder, or per name in a flat folder, with NIfTI files named after a modality or the labels.
+
+        Validation and test data published without labels is left out. Raises DataError where there is nothing else.
         """
-        cases = all_cases(listing)
+        cases, refused = _cases(listing)
         left_out = without_labels(cases, LABEL)
         if cases and len(left_out) == len(cases):
             raise DataError(
                 f"{listing.source} holds validation or test data alone ({len(cases)} cases without labels): nothing to"
                 " train on. Name the folder of the training data."
             )
-        return [case for case in cases if case.id not in left_out]
-
-    def notes(self, listing: Listing) -> list[str]:
-        """How many cases are left out, since they were published without labels."""
-        count = len(without_labels(all_cases(listing), LABEL))
-        cases = f"{count:,} case{'s' * (count > 1)}"
-        return [f"{cases} of validation or test data left out: published without labels"] if count else []
+        notes = []
+        if left_out:
+            count = f"{len(left_out):,} case{'s' * (len(left_out) > 1)}"
+            notes.append(f"{count} of validation or test data left out: published without labels")
+        kept, others = ([case for case in cases if (case.id in left_out) is out] for out in (False, True))
+        return Found.sort_out(kept, refused, others, notes)
 
     def list_cases(self, source: Path) -> list[Case]:
         """Cases below the folder, sorted by id. Raises DataError where there is none."""
@@ -118,40 +114,25 @@ def lying_elsewhere(files: Mapping[str, NiftiFile]) -> list[str]:
 
 
 def all_cases(listing: Listing) -> list[Case]:
-    """Every folder with a NIfTI file named after a modality or the labels, complete or not, sorted by id.
-
-    Raises DataError where two folders have one name, or a folder holds one modality twice.
-    """
-    folders: dict[Path, dict[str, SourceFile]] = {}
-    for file in listing.files:
-        match = _NAME.search(Path(file.relative).name)
-        role = _SUFFIXES.get(match.group(1).lower()) if match else None
-        if role is None:
-            continue
-        folder = file.path.parent
-        if folder.suffix in (".nii", ".gz"):  # an edition on Kaggle has a folder around each file
-            folder = folder.parent
-        roles = folders.setdefault(folder, {})
-        if role in roles:
-            twice = f"holds {role} twice: {roles[role].path.name} and {file.path.name}. Keep one."
-            raise DataError(printable(f"{folder} {twice}"))
-        roles[role] = file
-    cases = [_case(folder, files) for folder, files in folders.items()]
-    by_id: dict[str, Case] = {}
-    for case in cases:
-        key = unicodedata.normalize("NFC", case.id).casefold()  # on some disks such names are one
-        if key in by_id:
-            both = f"{by_id[key].folder} and {case.folder}"
-            raise DataError(printable(f"two folders hold a case {case.id}: {both}. Keep or rename one."))
-        by_id[key] = case
-    return sorted(by_id.values(), key=lambda case: case.id)
+    """The patients that can be read, with a segmentation or without, sorted by id; see `all_patients`."""
+    return all_patients(listing).cases
 
 
-def _case(folder: Path, files: Mapping[str, SourceFile]) -> Case:
-    # The source itself may be given as "." or "..", which are no names.
-    name = printable(folder.name if folder.name.strip(".") else Path(os.path.realpath(folder)).name)
+def all_patients(listing: Listing) -> Found:
+    """Every patient, with a segmentation or without, complete or not."""
+    return Found.sort_out(*_cases(listing))
+
+
+def _cases(listing: Listing) -> tuple[list[Case], list[tuple[Case, str]]]:
+    """All patients, and (patient, reason) of those that their files' names alone refuse."""
+    patients, refused = find_patients(listing)
+    return [_case(patient) for patient in patients], [(_case(patient), reason) for patient, reason in refused]
+
+
+def _case(patient: PatientFiles) -> Case:
+    name = patient.name
     edition = next((text for pattern, text in _EDITIONS if re.match(pattern, name, re.IGNORECASE)), "unknown edition")
-    return Case(name, dict(files), folder, {"edition": edition})
+    return Case(patient.id, dict(patient.files), patient.folder, {"edition": edition})
 
 
 def _check_shapes(files: Mapping[str, NiftiFile]) -> None:

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_tumor.data.case import MODALITIES, Case, CaseData, Listing, SourceFile, cases_below, check_names
+from hpc_tumor.data.case import MODALITIES, Case, CaseData, Found, Listing, SourceFile, check_names
 from hpc_tumor.data.h5_apart import read_h5_apart
+from hpc_tumor.data.leftovers import cases_below
 from hpc_tumor.data.nifti import AXES
 from hpc_tumor.errors import DataError
 from hpc_tumor.names import printable
@@ -53,10 +54,15 @@ class BraTSH5Reader:
             "standardised": "each slice and modality by itself, over all pixels, in the source",
         }
 
-    def find(self, listing: Listing) -> list[Case]:
-        """One case per volume. Raises DataError where a slice is there twice."""
+    @property
+    def wanted(self) -> str:
+        return WANTED
+
+    def find(self, listing: Listing) -> Found:
+        """One case per volume; a volume with a slice that is there twice is refused. The note says what is lost."""
         volumes: dict[int, dict[str, SourceFile]] = {}
-        for file in listing.files:
+        twice: dict[int, str] = {}
+        for file in listing.entries:
             match = _NAME.match(Path(file.relative).name)
             if match is None:
                 continue
@@ -64,17 +70,18 @@ class BraTSH5Reader:
             slices = volumes.setdefault(volume, {})
             if role in slices:
                 both = f"{slices[role].path} and {file.path}"
-                raise DataError(printable(f"one slice is there twice: {both}. Keep one."))
+                twice.setdefault(volume, printable(
+                    f"one slice is there twice: {both}. Which is meant is not told: move the other out of the source."
+                ))  # fmt: skip
+                role = f"{role}, {file.relative}"
             slices[role] = file
-        return [_case(volume, volumes[volume]) for volume in sorted(volumes)]
+        cases = {volume: _case(volume, files) for volume, files in volumes.items()}
+        good = [case for volume, case in cases.items() if volume not in twice]
+        return Found.sort_out(good, [(cases[volume], why) for volume, why in twice.items()], notes=[LOST])
 
     def list_cases(self, source: Path) -> list[Case]:
         """Cases below the folder, sorted by id. Raises DataError where there is none."""
         return cases_below(source, self.find, WANTED)
-
-    def notes(self, listing: Listing) -> list[str]:
-        """What the edition lost."""
-        return [LOST]
 
     def read_case(self, case: Case) -> CaseData:
         """Read the 155 files of a volume.

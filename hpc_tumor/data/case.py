@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import os
-import stat
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,25 +11,15 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from hpc_tumor.data.listing import Listing, SourceFile, content_absent, read_source, walk
 from hpc_tumor.errors import DataError
 from hpc_tumor.names import is_plain, printable
 
+__all__ = ["LABELS", "MODALITIES", "Case", "CaseData", "CaseReader", "Found", "Listing", "SourceFile", "check_names",
+           "read_source", "walk"]  # fmt: skip
+
 MODALITIES = ("FLAIR", "T1", "T1ce", "T2")
 LABELS = ("background", "NCR/NET", "ED", "ET")
-MOST_BYTES = 2**30 + 2**20  # of a source file: 512³ voxels of 64 bits, and what stands around them
-
-
-@dataclass(frozen=True)
-class SourceFile:
-    """A file of the raw dataset as it was found. `relative` is its path below the source, with slashes.
-
-    Names are those of the file system, whatever they hold: see `check_names`.
-    """
-
-    path: Path
-    relative: str
-    size: int  # bytes
-    mtime_ns: int
 
 
 @dataclass(frozen=True)
@@ -87,12 +74,50 @@ class CaseData:
 
 
 @dataclass(frozen=True)
-class Listing:
-    """All visible files below a source. `links_out` lead out of it and were not followed."""
+class Found:
+    """The cases that a reader finds in a listing.
 
-    source: Path
-    files: Sequence[SourceFile]
-    links_out: Sequence[str]
+    Attributes:
+        cases: to be read, sorted by id.
+        absent: cases some of whose content is not here: links that are not followed, and pointers to content.
+        refused: (case, reason) of those that their files' names alone refuse.
+        taken: paths below the source of the files of all these cases, and of those left out on purpose.
+        notes: what a person should know before the conversion, a line each.
+    """
+
+    cases: list[Case]
+    absent: list[Case] = field(default_factory=list)
+    refused: list[tuple[str, str]] = field(default_factory=list)
+    taken: frozenset[str] = frozenset()
+    notes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def sort_out(
+        cls,
+        cases: Iterable[Case],
+        refused: Iterable[tuple[Case, str]] = (),
+        left_out: Iterable[Case] = (),
+        notes: Sequence[str] = (),
+    ) -> Found:
+        """Tell cases whose content is not here from those that can be read."""
+        groups: tuple[list[Case], list[Case]] = [], []
+        for case in sorted(cases, key=lambda case: case.id):
+            groups[any(content_absent(file) for file in case.files.values())].append(case)
+        refused = list(refused)
+        everything = [*groups[0], *groups[1], *left_out, *(case for case, _ in refused)]
+        taken = frozenset(file.relative for case in everything for file in case.files.values())
+        reasons = list(dict.fromkeys((case.id, reason) for case, reason in refused))
+        return cls(*groups, reasons, taken, list(notes))
+
+    @property
+    def ids(self) -> set[str]:
+        """Ids of all cases that are there, refused ones too."""
+        return {case.id for case in (*self.cases, *self.absent)} | {case for case, _ in self.refused}
+
+    @property
+    def failed(self) -> list[tuple[str, str]]:
+        """(case, reason) of those that are not to be read."""
+        return sorted([*self.refused, *((case.id, _absence(case)) for case in self.absent)])
 
 
 class CaseReader(Protocol):
@@ -110,122 +135,36 @@ class CaseReader(Protocol):
     def options(self) -> dict[str, Any]:
         """What decides the stored values, as JSON. Other options make another store."""
 
-    def find(self, listing: Listing) -> list[Case]:
-        """Cases among the files, sorted by id; none where the files are of another layout."""
+    @property
+    def wanted(self) -> str:
+        """The files that `find` looks for, for the error where there are none."""
 
-    def notes(self, listing: Listing) -> list[str]:
-        """What a person should know of the files before they are converted: what is left out, or lacking."""
+    def find(self, listing: Listing) -> Found:
+        """Cases among the files; none where the files are of another layout."""
 
     def list_cases(self, source: Path) -> list[Case]:
-        """Cases below the folder. DataError where there is none."""
+        """Cases below the folder that can be read. DataError where there is none."""
 
     def read_case(self, case: Case) -> CaseData:
         """Raises DataError naming the file and the reason where the case cannot be used."""
 
 
-def walk(source: Path) -> Listing:
-    """List the files below `source`, hidden ones left out; links are followed only where they stay inside.
-
-    Raises DataError where the folder does not exist, is no folder, or cannot be read.
-    """
-    source = Path(source)
-    shown = printable(str(source))
-    try:
-        is_folder = stat.S_ISDIR(source.stat().st_mode)
-    except (OSError, ValueError) as error:  # ValueError: a null character
-        gone = isinstance(error, FileNotFoundError)
-        what = "does not exist" if gone else f"cannot be read ({getattr(error, 'strerror', None) or error})"
-        raise DataError(f"the source {shown} {what}: name the folder that holds the raw dataset.") from error
-    if not is_folder:
-        raise DataError(f"the source {shown} is not a folder: name the folder that holds the raw dataset.")
-    root = os.path.realpath(source)
-    files: list[SourceFile] = []
-    links_out: list[str] = []
-    pending = [source]
-    while pending:
-        folder = pending.pop()
-        try:
-            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-        except OSError as error:
-            raise DataError(f"{printable(str(folder))} cannot be listed: {error.strerror}.") from error
-        for entry in entries:
-            if entry.name.startswith((".", "__MACOSX")):
-                continue
-            path = folder / entry.name
-            relative = path.relative_to(source).as_posix()
-            kind, size, mtime_ns = _look(entry, root)
-            if kind == "out":
-                links_out.append(relative)
-            elif kind == "folder":
-                pending.append(path)
-            elif kind == "file":
-                files.append(SourceFile(path, relative, size, mtime_ns))
-    return Listing(source, sorted(files, key=lambda file: file.relative), links_out)
-
-
-def _look(entry: os.DirEntry[str], root: str) -> tuple[str, int, int]:
-    """What an entry is ("file", "folder", a link "out" of `root`, or "" for what is passed over), its size and time."""
-    try:
-        if entry.is_symlink() and not Path(os.path.realpath(entry.path)).is_relative_to(root):
-            return "out", 0, 0
-        if entry.is_dir():
-            # A linked folder inside the source is listed where it stands.
-            return "" if entry.is_symlink() else "folder", 0, 0
-        if entry.is_file():
-            found = entry.stat()
-            return "file", found.st_size, found.st_mtime_ns
-    except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ELOOP):  # gone since it was listed; links in a circle
-            raise DataError(f"{printable(entry.path)} cannot be looked at: {error.strerror}.") from error
-    return "", 0, 0  # a pipe, a socket, a device, a link to nothing
-
-
-def read_source(path: Path, most: int = MOST_BYTES) -> bytes:
-    """What a source file holds, at most `most` bytes.
-
-    Raises DataError where it is no regular file (a pipe would be waited for without end), holds more, cannot be read,
-    or changes while it is read.
-    """
-    try:
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            before = os.fstat(file.fileno())
-            if not stat.S_ISREG(before.st_mode):
-                raise DataError(f"{path} is not a regular file. Remove it, or put the file itself in its place.")
-            if before.st_size > most:
-                raise DataError(f"{path} holds {before.st_size:,} bytes: refused, over {most:,}.")
-            data = file.read(before.st_size + 1)
-            after = os.fstat(file.fileno())
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
-    if len(data) != after.st_size or (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-        raise DataError(f"{path} changed while it was read. Run the same command again when it is complete.")
-    return data
+def _absence(case: Case) -> str:
+    """Why a case cannot be read now, and what to do."""
+    absent = [(file, kind) for file in case.files.values() if (kind := content_absent(file))]
+    file, kind = min(absent, key=lambda item: item[0].relative)
+    more = f" (so are {len(absent) - 1} more of its files)" if len(absent) > 1 else ""
+    return f"{printable(str(file.path))} is {kind.text}{more}. {kind.advice}"
 
 
 def check_names(case: Case) -> None:
-    """Refuse a case whose files have names that cannot be shown and stored as they are. Raises DataError."""
+    """Refuse a case whose files have names that cannot be shown and stored as they are, or are links not followed.
+
+    Raises DataError.
+    """
     for file in case.files.values():
+        where = printable(str(file.path))
         if not is_plain(file.relative):
-            where = printable(str(file.path))
             raise DataError(f"{where}: its name holds control characters or bytes that are not UTF-8. Rename it.")
-
-
-def cases_below(source: Path, find: Callable[[Listing], list[Case]], wanted: str) -> list[Case]:
-    """What `find` finds below the folder. DataError, which says what was looked for, where that is nothing."""
-    listing = walk(source)
-    cases = find(listing)
-    if not cases:
-        raise no_cases(listing, wanted)
-    return cases
-
-
-def no_cases(listing: Listing, wanted: str) -> DataError:
-    """The error for a folder without cases: what was looked for, and what is there."""
-    suffixes: dict[str, int] = {}
-    for file in listing.files:
-        suffix = printable("".join(Path(file.relative).suffixes[-2:]).lower()) or "no suffix"
-        suffixes[suffix] = suffixes.get(suffix, 0) + 1
-    common = sorted(suffixes.items(), key=lambda item: (-item[1], item[0]))[:4]
-    found = ", ".join(f"{count} × {suffix}" for suffix, count in common) or "no files"
-    links = f" {len(listing.links_out)} links lead out of it and were not followed." if listing.links_out else ""
-    return DataError(f"{listing.source} holds no such dataset: looked for {wanted}; found {found}.{links}")
+        if file.absent is not None:
+            raise DataError(f"{where} is {file.absent.text}. {file.absent.advice}")

@@ -12,9 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hpc_tumor.data.case import Case, Listing
+from hpc_tumor.data.case import Case, Listing, SourceFile
 from hpc_tumor.data.clinical_table import Row, Table, read_table
 from hpc_tumor.errors import DataError
+from hpc_tumor.names import printable
 
 _TABLE = re.compile(r"(?:name_mapping|survival)[^/]*\.csv$", re.IGNORECASE)
 _NOT_TRAINING = re.compile(r"validation|evaluation|testing", re.IGNORECASE)
@@ -65,6 +66,11 @@ def read_clinical(listing: Listing, cases: Sequence[Case]) -> Clinical:
     return Clinical({case: dict(sorted(values.items())) for case, values in facts.items()}, notes)
 
 
+def is_table(file: SourceFile) -> bool:
+    """Whether a file is called as the tables are that say something of patients."""
+    return _TABLE.search(file.relative) is not None
+
+
 def clinical_counts(clinical: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     """Of how many cases each fact is known, and how many patients were last seen alive."""
     facts = list(clinical)
@@ -79,8 +85,11 @@ def _tables(listing: Listing) -> tuple[dict[bool, list[Table]], list[str]]:
     """Tables of training cases (False) and of others (True)."""
     tables: dict[bool, list[Table]] = {False: [], True: []}
     notes = []
-    for file in listing.files:
-        if not _TABLE.search(file.relative):
+    for file in listing.entries:
+        if not is_table(file):
+            continue
+        if file.absent is not None:
+            notes.append(f"left out: {printable(file.relative)} is {file.absent.text}. {file.absent.advice}")
             continue
         try:
             table = read_table(file)

@@ -23,7 +23,8 @@ from nibabel.orientations import (
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
-from hpc_tumor.data.case import read_source
+from hpc_tumor.data.file_kind import NIFTI, START, wrong_kind
+from hpc_tumor.data.listing import read_source
 from hpc_tumor.errors import DataError
 
 try:
@@ -36,7 +37,6 @@ except ImportError:
 AXES = "LPS"  # the voxel order of all BraTS editions
 _GZIP = b"\x1f\x8b"
 _GZIP_RATIO = 1032  # deflate cannot shrink further (RFC 1951: a match of 258 bytes in two bits)
-_HEADER = 540  # bytes of the longer of the two kinds
 _STEP = 1 << 20  # bytes inflated at a time: what the file cannot fill of an array is never touched
 _SLACK = 1 << 20  # bytes that may follow the voxels
 MOST_VOXELS = 2**27  # 512³, fifteen times a BraTS volume
@@ -154,7 +154,7 @@ def open_nifti(path: Path) -> NiftiFile:
     """Read the bytes of a `.nii` or `.nii.gz`, and its header. Raises DataError naming the file and the reason."""
     data = read_source(path)
     packed = data[:2] == _GZIP
-    start = _start(data, path) if packed else data[:_HEADER]
+    start = _start(data, path) if packed else data[:START]
     header, size = _parse_header(start, path)
     shape = _shape(header, path)
     dtype, offset = _layout(header, size, path)
@@ -178,7 +178,7 @@ def open_nifti(path: Path) -> NiftiFile:
 def _start(data: bytes, path: Path) -> bytes:
     try:
         with _GzipFile(fileobj=io.BytesIO(data), mode="rb") as file:
-            return file.read(_HEADER)
+            return file.read(START)
     except EOFError as error:
         raise DataError(f"{path} is truncated: its gzip stream ends early. Fetch it again.") from error
     except (OSError, _zlib.error) as error:  # type: ignore[misc]
@@ -220,7 +220,8 @@ def _parse_header(start: bytes, path: Path) -> tuple[Any, int]:
             for order in ("<", ">"):
                 if int.from_bytes(start[:4], "little" if order == "<" else "big") == size:
                     return kind(start[:size], endianness=order, check=False), size
-    raise DataError(f"{path} is not a NIfTI file: its header has another magic. Fetch it again, or leave it out.")
+    otherwise = ": its header has the wrong magic number. Fetch it again, or leave it out."
+    raise wrong_kind(path, "a NIfTI file", bytes(start), otherwise, [NIFTI])
 
 
 def _shape(header: Any, path: Path) -> tuple[int, ...]:

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
+from hpc_tumor.data.brain_mri import refuse_one_class
 from hpc_tumor.data.case import LABELS, Case, CaseReader, walk
 from hpc_tumor.data.clinical import Clinical, clinical_counts, read_clinical
 from hpc_tumor.data.convert import Unit, UnitResult
-from hpc_tumor.data.sources import READERS, SourceReport, detect_reader, inspect_source
+from hpc_tumor.data.sources import READERS, SourceReport, detect_reader, examine, inspect_source
 from hpc_tumor.data.store import Store, read_about
 from hpc_tumor.data.target import ConversionError, Target, disk_error, identity_of, open_target
 from hpc_tumor.data.units import disagreements
@@ -38,6 +39,7 @@ class PrepareSummary:
         cases: in the store: `converted` in this run plus `kept` from before; `removed` were in it and can no longer be
             found or read.
         failed: (case, reason) of each case that was refused.
+        still_stored: those of them that stay in the store as they were, since their content is only absent now.
         slices: axial slices (BraTS) or images.
         classes: images per class (Brain MRI), or slices that show each label (BraTS).
         parts: images per published part; empty for BraTS.
@@ -46,7 +48,8 @@ class PrepareSummary:
         leaking: published test images with a duplicate among the published training images, identical or nearly so.
         clinical: of how many cases grade, survival, age, resection are known, and how many patients were last seen
             alive; empty for Brain MRI.
-        notes: what was left out of the tables beside the cases, a line each.
+        not_taken: number of files in the source that belong to no case, by kind.
+        notes: what is left out or lacking in the source, and in the tables beside the cases, a line each.
         bytes_before: of the source files of the cases in the store; `bytes_after`: of the store.
     """
 
@@ -68,6 +71,8 @@ class PrepareSummary:
     seconds: float
     fingerprint: str
     clinical: dict[str, int]
+    not_taken: dict[str, int]
+    still_stored: list[str]
     notes: list[str]
 
 
@@ -106,34 +111,63 @@ def prepare_dataset(
     began = time.perf_counter()
     source, store = Path(source), Path(store)
     listing = walk(source)
-    cases = reader.find(listing) or reader.list_cases(source)  # which says what it looked for
-    clinical = read_clinical(listing, cases) if reader.task == "segmentation" else Clinical()
+    report = examine(listing, reader)
+    if strict and report.failed:
+        raise DataError(f"{report.failed[0][1]} Stopped there, as --strict asks.")
+    cases, notes = report.cases, [*report.notes, *_inside(store, source)]
     with open_target(store, identity_of(reader.name, reader.task, reader.options), overwrite=overwrite) as target:
         try:
             before = _ids(store)
+            there = {case.id for case in (*cases, *report.absent)} | {case for case, _ in report.failed}
             if not (overwrite or prune):
-                refuse_vanished(before, cases, source, store)
+                refuse_vanished(before, there, source, store)
+            if reader.task == "classification":
+                refuse_one_class([*cases, *report.absent], source)
+            # Behind a link that is not followed may lie what cannot be found.
+            unseen = sorted(before - there) if report.links and not (overwrite or prune) else []
+            kept_as_they_are = [*report.absent, *(Case(name, {}, Path(name)) for name in unseen)]
+            clinical = Clinical()
+            if reader.task == "segmentation":
+                clinical = read_clinical(listing, [*cases, *kept_as_they_are])
             writer = make_writer(target, reader, clinical.facts)
             count = workers or default_workers()
-            units = writer.units(cases, max(1, available_cpus() // count))
+            ids = [case.id for case in kept_as_they_are]
+            units = writer.units(cases, max(1, available_cpus() // count), ids)
             kept = len(writer.rows)
+            if unseen:
+                notes.append(_kept_unseen(unseen))
             with closing(convert(units) if convert else convert_here(units, min(count, len(units)))) as results:
                 failed = _commit_all(writer, target, results, cases, source, strict, progress)
+            failed = sorted([*report.failed, *failed])
             if not writer.rows:
                 raise DataError(_all_failed(source, failed))
             if not (overwrite or prune):
                 refuse_lost(before, writer.rows, failed, store)
-            writer.finish({"refused": sorted(case for case, _ in failed)})
+            writer.finish({"refused": sorted({case for case, _ in failed} - writer.rows.keys())})
         except OSError as error:
             raise DataError(f"{disk_error(error, 'its cases', store)} {target.remains()}") from error
         except ConversionError as error:
             raise DataError(f"{error} {target.remains()}") from error
         rows = writer.rows
     return _summary(
-        Store.open(store), sum(int(row["bytes"]) for row in rows.values()), failed=sorted(failed), kept=kept,
-        removed=len(before - set(rows)), seconds=time.perf_counter() - began,
-        notes=list(clinical.notes),
+        Store.open(store), sum(int(row["bytes"]) for row in rows.values()), failed=failed, kept=kept,
+        removed=len(before - set(rows)), seconds=time.perf_counter() - began, not_taken=report.not_taken,
+        still_stored=sorted({case for case, _ in failed} & set(rows)), notes=[*notes, *clinical.notes],
     )  # fmt: skip
+
+
+def _inside(store: Path, source: Path) -> list[str]:
+    """A note on a store that is made in its own source."""
+    if not store.resolve().is_relative_to(source.resolve()):
+        return []
+    return [f"the store {store} lies in its own source: whoever copies or removes the one takes the other along"]
+
+
+def _kept_unseen(cases: Sequence[str]) -> str:
+    return (
+        f"{len(cases):,} case{'s' * (len(cases) > 1)} of the store, such as {cases[0]}, cannot be found now and stay"
+        " there: they may lie behind the links that are not followed"
+    )
 
 
 def _commit_all(
@@ -148,8 +182,9 @@ def _commit_all(
     """Commit results as they come; gives (case, reason) of those refused."""
     failed: list[tuple[str, str]] = []
     done = len(writer.rows)
+    total = len({case.id for case in cases} | writer.rows.keys())
     if progress:
-        progress(done, len(cases))
+        progress(done, total)
     for result in results:
         try:
             writer.commit(result)
@@ -160,7 +195,7 @@ def _commit_all(
             _look_at_source(result.failed, failed, cases, source, strict)
         done += len(result.unit.cases)
         if progress:
-            progress(done, len(cases))
+            progress(done, total)
     return failed
 
 
@@ -189,6 +224,8 @@ def _summary(
     kept: int,
     removed: int,
     seconds: float,
+    not_taken: dict[str, int],
+    still_stored: list[str],
     notes: list[str],
 ) -> PrepareSummary:
     parts: Counter[str] = Counter()
@@ -211,7 +248,8 @@ def _summary(
     after = sum(file.stat().st_size for file in store.path.rglob("*") if file.is_file())
     return PrepareSummary(
         store.dataset, store.path, len(store), len(store) - kept, kept, removed, failed, slices, classes, dict(parts),
-        duplicates, near, leaking, bytes_before, after, seconds, store.fingerprint, clinical, notes,
+        duplicates, near, leaking, bytes_before, after, seconds, store.fingerprint, clinical, not_taken,
+        still_stored, notes,
     )  # fmt: skip
 
 

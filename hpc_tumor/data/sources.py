@@ -6,34 +6,41 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpc_tumor.data import brain_mri, brats, brats_h5
 from hpc_tumor.data.brain_mri import BrainMRIReader
 from hpc_tumor.data.brats import BraTSReader
 from hpc_tumor.data.brats_h5 import BraTSH5Reader
-from hpc_tumor.data.case import Case, CaseReader, Listing, no_cases, walk
+from hpc_tumor.data.case import Case, CaseReader, Found, Listing, walk
+from hpc_tumor.data.clinical import is_table
+from hpc_tumor.data.leftovers import leftovers, no_cases, usable
 from hpc_tumor.errors import DataError, unknown
 
 READERS: dict[str, type[CaseReader]] = {"brats": BraTSReader, "brats-h5": BraTSH5Reader, "brain-mri": BrainMRIReader}
-_WANTED = {"brats": brats.WANTED, "brats-h5": brats_h5.WANTED, "brain-mri": brain_mri.WANTED}
 
 
 @dataclass(frozen=True)
 class SourceReport:
-    """What was found in a source, before anything is read.
+    """The contents of a source, before anything is read.
 
     Attributes:
+        cases: to be read.
+        absent: cases some of whose content is not here; what a store has of them stays.
+        failed: (case, reason) of those that are not to be read: the absent ones, those refused, and `links`.
+        links: (path, reason) of links that are not followed, in whose place cases may have been meant.
         bytes: of the files that belong to cases.
         groups: cases by edition (BraTS), or by part and class (Brain MRI).
-        links_out: links that lead out of the source and were not followed.
+        not_taken: number of other files by kind: a suffix, "link", "hidden", "Zarr store" …
         notes: what a person should know before the conversion, a line each.
     """
 
     source: Path
     reader: CaseReader
     cases: list[Case]
+    absent: list[Case]
+    failed: list[tuple[str, str]]
+    links: list[tuple[str, str]]
     bytes: int
     groups: dict[str, int]
-    links_out: int
+    not_taken: dict[str, int]
     notes: list[str]
 
     @property
@@ -57,27 +64,35 @@ def inspect_source(source: Path, dataset: str = "auto") -> SourceReport:
         raise unknown("dataset", dataset, ["auto", *READERS])
     listing = walk(source)
     if dataset == "auto":
-        reader, cases = _detect(listing)
-    else:
-        reader = READERS[dataset]()
-        cases = reader.find(listing)
-        if not cases:
-            raise no_cases(listing, _WANTED[dataset])
-    groups = Counter(str(case.meta.get("edition") or f"{case.meta['part']}/{case.meta['class']}") for case in cases)
-    size = sum(case.bytes for case in cases)
-    notes = reader.notes(listing)
-    return SourceReport(Path(source), reader, cases, size, dict(sorted(groups.items())), len(listing.links_out), notes)
+        return _report(listing, *_detect(listing))
+    return examine(listing, READERS[dataset]())
 
 
-def _detect(listing: Listing) -> tuple[CaseReader, list[Case]]:
-    found: list[tuple[CaseReader, list[Case]]] = []
-    for kind in READERS.values():
-        reader = kind()
-        if cases := reader.find(listing):
-            found.append((reader, cases))
-    if not found:
-        raise no_cases(listing, ", ".join(_WANTED.values()))
-    if len(found) > 1:
-        kinds = " and ".join(f"{len(cases)} {reader.name} case{'s' * (len(cases) > 1)}" for reader, cases in found)
+def examine(listing: Listing, reader: CaseReader) -> SourceReport:
+    """What `reader` finds in a listing. Raises DataError where that is no case that can be read."""
+    return _report(listing, reader, usable(listing, reader.find(listing), reader.wanted))
+
+
+def _report(listing: Listing, reader: CaseReader, found: Found) -> SourceReport:
+    tables = {file.relative for file in listing.entries if reader.task == "segmentation" and is_table(file)}
+    rest = leftovers(listing, found.taken | tables, reader.task)
+    kinds = (str(case.meta.get("edition") or f"{case.meta['part']}/{case.meta['class']}") for case in found.cases)
+    size = sum(case.bytes for case in found.cases)
+    return SourceReport(
+        listing.source, reader, found.cases, found.absent, sorted([*found.failed, *rest.refused]), rest.refused, size,
+        dict(sorted(Counter(kinds).items())), rest.counts, [*found.notes, *(f"not taken: {note}" for note in rest.notes)],
+    )  # fmt: skip
+
+
+def _detect(listing: Listing) -> tuple[CaseReader, Found]:
+    """The reader that finds cases which can be read, and what it finds; else the error of one that finds others."""
+    found = [(reader, reader.find(listing)) for reader in (kind() for kind in READERS.values())]
+    good = [(reader, those) for reader, those in found if those.cases]
+    if len(good) > 1:
+        kinds = " and ".join(
+            f"{len(those.cases)} {reader.name} case{'s' * (len(those.cases) > 1)}" for reader, those in good
+        )
         raise DataError(f"{listing.source} holds {kinds}: say which with --dataset, or name the folder of one.")
-    return found[0]
+    for reader, those in good or [(reader, those) for reader, those in found if those.failed]:
+        return reader, usable(listing, those, reader.wanted)
+    raise no_cases(listing, ", ".join(reader.wanted for reader, _ in found))

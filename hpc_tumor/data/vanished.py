@@ -11,12 +11,12 @@ from hpc_tumor.errors import DataError
 _SAMPLE = 8  # cases looked at
 
 
-def refuse_vanished(before: Collection[str], cases: Sequence[Case], source: Path, store: Path) -> None:
-    """Raises DataError where more than half of the cases in the store are no longer in the source.
+def refuse_vanished(before: Collection[str], there: Collection[str], source: Path, store: Path) -> None:
+    """Raises DataError where more than half of the cases in the store are no longer `there`, in the source.
 
     An unmounted disk leaves an empty or an older folder behind, and the store would shrink to what that holds.
     """
-    gone = sorted(set(before) - {case.id for case in cases})
+    gone = sorted(set(before) - set(there))
     if 2 * len(gone) > len(before):
         raise DataError(
             f"{source} lacks {len(gone):,} of the {len(before):,} cases in {store}, such as {gone[0]}: is its disk"

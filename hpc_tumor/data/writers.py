@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,8 +41,8 @@ class Writer(Protocol):
 
     rows: dict[str, Row]  # of all cases kept or committed
 
-    def units(self, cases: Sequence[Case], threads: int) -> list[Unit]:
-        """What is to be converted; `rows` then has what is kept."""
+    def units(self, cases: Sequence[Case], threads: int, kept: Collection[str] = ()) -> list[Unit]:
+        """What is to be converted; `rows` then has what is kept: what did not change, and the ids `kept` as they are."""
 
     def commit(self, result: UnitResult) -> None:
         """Take a result over, as one rename."""
@@ -73,16 +73,22 @@ class VolumeWriter:
         self.rows: dict[str, Row] = {}
         self.folder = target.path / "cases"
 
-    def units(self, cases: Sequence[Case], threads: int) -> list[Unit]:
+    def units(self, cases: Sequence[Case], threads: int, kept: Collection[str] = ()) -> list[Unit]:
         staging = self.target.staging
         todo: list[Unit] = []
         for case in cases:
-            row = None if self.target.overwrite else (read_attributes(self.folder / case.id) or {}).get("hpc_tumor")
-            if isinstance(row, dict) and row.get("signature") == case.signature and is_whole(row):
+            row = self._stored(case.id)
+            if row is not None and row.get("signature") == case.signature:
                 self.rows[case.id] = row
             else:
                 todo.append(Unit(self.reader, [case], staging / case.id, threads))
+        self.rows.update({case: row for case in kept if (row := self._stored(case)) is not None})
         return todo
+
+    def _stored(self, case: str) -> Row | None:
+        """What the store has of a case, where that is whole and not to be made anew."""
+        row = None if self.target.overwrite else (read_attributes(self.folder / case) or {}).get("hpc_tumor")
+        return row if isinstance(row, dict) and is_whole(row) else None
 
     def commit(self, result: UnitResult) -> None:
         for row in result.rows:
@@ -156,8 +162,8 @@ class ImageWriter:
         # Files that wait were made with these options, or are not taken.
         self._options = hashlib.sha256(json.dumps(target.identity, sort_keys=True).encode()).hexdigest()[:8]
 
-    def units(self, cases: Sequence[Case], threads: int) -> list[Unit]:
-        signatures = {case.id: case.signature for case in cases}
+    def units(self, cases: Sequence[Case], threads: int, kept: Collection[str] = ()) -> list[Unit]:
+        signatures: dict[str, str | None] = {**{case.id: case.signature for case in cases}, **dict.fromkeys(kept)}
         if self.target.overwrite:
             remove(self.waiting)
         else:
@@ -224,7 +230,8 @@ class ImageWriter:
         ):
             write_column(index, name, np.array(values, dtype))
 
-    def _keep_old(self, signatures: dict[str, str]) -> None:
+    def _keep_old(self, signatures: Mapping[str, str | None]) -> None:
+        """Keep the images of the old store that have these signatures, None for any."""
         if not (self.target.existing or {}).get("complete"):
             return
         try:
@@ -237,13 +244,13 @@ class ImageWriter:
             return
         texts = {name: old.text_column(name) for name in ("mode", "sha256", "signature", "bytes")}
         for i, name in enumerate(old.paths):
-            if signatures.get(name) == texts["signature"][i]:
+            if name in signatures and signatures[name] in (None, texts["signature"][i]):
                 row = {key: values[i] for key, values in texts.items()}
                 row |= {"case": name, "class": classes[i], "part": parts[i], "size": sizes[i], "box": boxes[i]}
                 self.rows[name] = {**row, "thumbnail": thumbnails[i].tobytes().hex()}
                 self._places[name] = (None, i)
 
-    def _keep_waiting(self, signatures: dict[str, str]) -> None:
+    def _keep_waiting(self, signatures: Mapping[str, str | None]) -> None:
         for file in sorted(self.waiting.glob(f"{self._options}-*.images")):
             try:
                 rows = unpack_images(file)[0]
@@ -251,11 +258,14 @@ class ImageWriter:
                 continue
             self._take(rows, file, signatures)
 
-    def _take(self, rows: Sequence[Row], file: Path, signatures: dict[str, str] | None = None) -> None:
+    def _take(self, rows: Sequence[Row], file: Path, signatures: Mapping[str, str | None] | None = None) -> None:
         for i, row in enumerate(rows):
-            if signatures is None or (row["case"] not in self.rows and signatures.get(row["case"]) == row["signature"]):
-                self.rows[row["case"]] = row
-                self._places[row["case"]] = (file, i)
+            name = row["case"]
+            if signatures is not None and (name in self.rows or name not in signatures):
+                continue
+            if signatures is None or signatures[name] in (None, row["signature"]):
+                self.rows[name] = row
+                self._places[name] = (file, i)
 
     def _packed(self, names: Sequence[str]) -> Iterator[list[bytes]]:
         """The images of one shard after the other, as they were packed by whoever converted them."""

@@ -1,0 +1,142 @@
+"""The kind of a file by its first bytes or by its link, for files that are not what their names promise."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpc_tumor.errors import DataError
+from hpc_tumor.names import printable
+
+START = 1024  # first bytes by which a kind is told
+# Images that are read, by their names; a JPEG may be called PNG, and the other way round.
+IMAGE_FORMATS = {
+    ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".png": "PNG",
+    ".bmp": "BMP", ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FileKind:
+    """A kind of file.
+
+    Attributes:
+        text: with its article, such as "an HTML page".
+        advice: what to do with such a file in the place of a scan or an image, as a sentence.
+        absent: the file stands for content that is elsewhere, so nothing is known of the content itself.
+        packed: other files are packed in it.
+    """
+
+    text: str
+    advice: str
+    absent: bool = False
+    packed: bool = False
+
+
+_AGAIN = "Fetch it again."
+_DOWNLOAD = "The download was answered with a message, not with the file: read it, log in if it asks, and fetch again."
+_SCAN = "Convert it to NIfTI."
+EMPTY = FileKind("an empty file", _AGAIN)
+DICOM = FileKind("a DICOM file", "Convert DICOM series to NIfTI with dcm2niix, one folder per patient.")
+NIFTI = FileKind("a NIfTI file", "A patient is a folder with four scans and a segmentation.")
+HDF5 = FileKind("an HDF5 file", "Name files of HDF5 so that they end in .h5.")
+JPEG = FileKind("a JPEG image", "Rename it to end in .jpg.")
+PNG = FileKind("a PNG image", "Rename it to end in .png.")
+BMP = FileKind("a BMP image", "Rename it to end in .bmp.")
+TIFF = FileKind("a TIFF image", "Rename it to end in .tif.")
+WEBP = FileKind("a WebP image", "Rename it to end in .webp.")
+
+
+def _archive(text: str) -> FileKind:
+    return FileKind(text, "Unpack it, and name the folder that comes out.", packed=True)
+
+
+_LFS = FileKind("a Git LFS pointer, not the content", "Run `git lfs pull` in its dataset.", absent=True)
+_ANNEX = FileKind("git-annex content that was not fetched",
+                  "Run `git annex get .` in its dataset (DataLad: `datalad get .`).", absent=True)  # fmt: skip
+_DVC = FileKind("DVC content that was not fetched", "Run `dvc pull` in its dataset.", absent=True)
+
+_STARTS = (
+    (0, b"version https://git-lfs", _LFS), (0, b"version https://hawser", _LFS),
+    (0, b"/annex/objects/", _ANNEX), (0, b"outs:\n- md5:", _DVC),
+    (128, b"DICM", DICOM),
+    (344, b"n+1\0", NIFTI), (344, b"ni1\0", NIFTI), (4, b"n+2\0", NIFTI),
+    (0, b"\x89HDF\r\n\x1a\n", HDF5),
+    (0, b"\xff\xd8\xff", JPEG), (0, b"\x89PNG\r\n\x1a\n", PNG), (8, b"WEBP", WEBP),
+    (0, b"II*\0", TIFF), (0, b"MM\0*", TIFF), (0, b"II+\0", TIFF), (0, b"MM\0+", TIFF), (0, b"BM", BMP),
+    (0, b"GIF8", FileKind("a GIF image", "Save it as PNG.")),
+    (4, b"ftyp", FileKind("a HEIC, AVIF or video file", "Save it as PNG.")),
+    (0, b"\0\0\0\x0cjP  ", FileKind("a JPEG 2000 image", "Save it as PNG.")),
+    (0, b"PK\x03\x04", _archive("a zip archive")), (0, b"PK\x05\x06", _archive("a zip archive")),
+    (257, b"ustar", _archive("a tar archive")),
+    (0, b"7z\xbc\xaf\x27\x1c", _archive("a 7-Zip archive")),
+    (0, b"Rar!\x1a\x07", _archive("a RAR archive")),
+    (0, b"\x1f\x8b", _archive("a gzip file")), (0, b"BZh", _archive("a bzip2 file")),
+    (0, b"\xfd7zXZ\0", _archive("an xz file")), (0, b"\x28\xb5\x2f\xfd", _archive("a Zstandard file")),
+    (0, b"%PDF", FileKind("a PDF document", "Take it out of the dataset.")),
+    (0, b"NRRD000", FileKind("an NRRD scan", _SCAN)), (0, b"ObjectType =", FileKind("a MetaImage scan", _SCAN)),
+    (0, b"MATLAB 5.0 MAT-file", FileKind("a MATLAB file", _SCAN)),
+    (0, b"\x93NUMPY", FileKind("a NumPy array", _SCAN)),
+)  # fmt: skip
+_HTML = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype\s+html|html|head|body)\b", re.IGNORECASE)
+_XML = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:\?xml|error)\b", re.IGNORECASE)
+_JSON = re.compile(rb"(?:\xef\xbb\xbf)?\s*\{\s*(?:\"|\}|$)")
+_ANNEXED = re.compile(r"(?:^|/)\.git/annex/objects/|(?:^|/)annex/objects/")
+_DVC_CACHED = re.compile(r"(?:^|/)\.dvc/cache/|/files/md5/[0-9a-f]{2}/")
+
+
+def kind_of(start: bytes) -> FileKind | None:
+    """Return the kind of a file that begins with these bytes, at most `START` of them; None where it is unknown."""
+    if not start:
+        return EMPTY
+    for offset, magic, kind in _STARTS:
+        if start[offset : offset + len(magic)] == magic:
+            return kind
+    if _HTML.match(start):
+        return FileKind("an HTML page", _DOWNLOAD)
+    if _XML.match(start):
+        return FileKind("XML text", _DOWNLOAD)
+    if _JSON.match(start):
+        return FileKind("JSON text", _DOWNLOAD)
+    if not any(start):
+        return FileKind("a file of zeros", "It was not copied whole: fetch it again.")
+    return None
+
+
+def wrong_kind(path: Path, wanted: str, start: bytes, otherwise: str, own: Collection[FileKind] = ()) -> DataError:
+    """The error for a file that is not `wanted`: it says what the file is instead, where its first bytes tell.
+
+    Args:
+        wanted: with its article, such as "a NIfTI file".
+        start: the file's first bytes, unpacked where it is packed.
+        otherwise: how the sentence ends where that is unknown, or one of the kinds `own`.
+    """
+    kind = kind_of(start[:START])
+    if kind is None or kind in own:
+        return DataError(f"{path} is not {wanted}{otherwise}")
+    return DataError(f"{path} is not {wanted} but {kind.text}. {kind.advice}")
+
+
+def kind_of_link(target: str, real: str, there: bool) -> FileKind:
+    """The kind of a link that is not followed: it leads out of the source, or to nothing.
+
+    Args:
+        target: where it leads to, as the link says.
+        real: the same, resolved.
+        there: something is at that place.
+    """
+    shown = printable(target)
+    for pattern, kind in ((_ANNEXED, _ANNEX), (_DVC_CACHED, _DVC)):
+        if not there and (pattern.search(target) or pattern.search(real)):
+            return FileKind(f"a link to {kind.text}", kind.advice, absent=True)
+    if there:
+        text, advice = f"a link out of the source, to {shown}, and not followed", (
+            "Name the folder that it leads to, or copy the dataset with `cp -rL` and name the copy."
+        )  # fmt: skip
+    else:
+        text, advice = f"a link to {shown}, which is not there", (
+            "Mount the disk that it leads to, or fetch the dataset again, links followed (`cp -rL`, `rsync -L`)."
+        )  # fmt: skip
+    return FileKind(text, advice, absent=True)

@@ -1,0 +1,209 @@
+"""Files of a source that belong to no case: counted by kind, and named, with what to do, where they look like data."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from hpc_tumor.data.case import Case, Found, SourceFile
+from hpc_tumor.data.classes import CLASSES
+from hpc_tumor.data.file_kind import DICOM, IMAGE_FORMATS, FileKind, kind_of
+from hpc_tumor.data.listing import Listing, content_absent, first_bytes, walk
+from hpc_tumor.errors import DataError
+from hpc_tumor.names import printable
+
+_NIFTI = (".nii", ".nii.gz")
+_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".7z", ".rar", ".gz", ".zst")
+_OTHER_IMAGES = (".gif", ".heic", ".heif", ".avif", ".jp2", ".j2k", ".pgm", ".ppm", ".svg", ".psd", ".raw")
+_OTHER_SCANS = (".mha", ".mhd", ".nrrd", ".nhdr", ".img", ".hdr", ".mgz", ".mgh", ".mnc", ".mat", ".npy", ".npz")
+_TEXTS = (".txt", ".md", ".rst", ".csv", ".tsv", ".xls", ".xlsx", ".json", ".xml", ".yaml", ".yml", ".pdf", ".html",
+          ".py", ".ipynb", ".sh", ".m", ".log", ".bib", ".cff", ".doc", ".docx", ".bval", ".bvec")  # fmt: skip
+_TEXT_NAMES = re.compile(r"(?:readme|license|licence|changes|changelog|citation|makefile)$", re.IGNORECASE)
+_BARE = re.compile(r"(?:^|/)(?:[^/.]+|[\d.]+)$")  # names such as IM_0001 and 1.2.840.113619.2.5
+_MOST_NAMED, _MOST_OPENED = 3, 64
+_PLACES = "in a folder of its own, with names that end in _flair, _t1, _t1ce, _t2 and _seg"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A layout of NIfTI files that is known by its names and not read."""
+
+    name: str
+    pattern: re.Pattern[str]  # of paths below the source
+    advice: str
+
+
+BIDS = Layout(
+    "BIDS", re.compile(r"(?:^|/)sub-[^/_]+_[^/]*(?:T1w|T2w|FLAIR|PDw|T2star|dseg|dwi|bold)\.nii(?:\.gz)?$"),
+    f"Copy the scans of each session {_PLACES}.",
+)  # fmt: skip
+LAYOUTS = (
+    BIDS,
+    Layout(
+        "nnU-Net", re.compile(r"(?:^|/)images(?:Tr|Ts|Val)/[^/]+_\d{4}\.nii(?:\.gz)?$"),
+        f"Copy the scans of each case {_PLACES}; its dataset.json says which number is which modality.",
+    ),
+    Layout(
+        "the Medical Segmentation Decathlon or nnU-Net",
+        re.compile(r"(?:^|/)(?:images|labels)(?:Tr|Ts|Val)/[^/]+\.nii(?:\.gz)?$"),
+        f"Copy the modalities of each case {_PLACES}; its dataset.json gives their order.",
+    ),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Leftovers:
+    """What of a source is not taken.
+
+    Attributes:
+        counts: by kind: a suffix, "without suffix", "link", "hidden", "Zarr store", "pipe, socket or device".
+        notes: on what looks like data, a line each.
+        refused: (path, reason) of links in whose place a case may have been meant.
+    """
+
+    counts: dict[str, int]
+    notes: list[str]
+    refused: list[tuple[str, str]]
+
+
+def leftovers(listing: Listing, taken: Collection[str], task: str) -> Leftovers:
+    """Count and judge the files and links that are not `taken`, for a dataset of this task."""
+    files = [file for file in listing.files if file.relative not in taken]
+    links = [link for link in listing.links if link.relative not in taken]
+    counts = Counter(printable(file.suffix) or "without suffix" for file in files)
+    counts["link"] += len(links)
+    counts["hidden"] += listing.hidden
+    counts["Zarr store"] += len(listing.stores)
+    counts["pipe, socket or device"] += listing.special
+    refused = [(printable(link.relative), _refusal(link, link.absent)) for link in links if _may_be_data(link, task)]
+    shown = {kind: count for kind, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])) if count}
+    return Leftovers(shown, _signs_of_data(files, task), refused)
+
+
+def cases_below(source: Path, find: Callable[[Listing], Found], wanted: str) -> list[Case]:
+    """The cases that `find` finds below the folder and that can be read.
+
+    Raises DataError, which says what was looked for, where there is none.
+    """
+    listing = walk(source)
+    return usable(listing, find(listing), wanted).cases
+
+
+def usable(listing: Listing, found: Found, wanted: str) -> Found:
+    """`found`, where a case of it can be read. Raises DataError, which says why, where there is none."""
+    if found.cases:
+        return found
+    if not found.failed:
+        raise no_cases(listing, wanted)
+    source, failed = printable(str(listing.source)), found.failed
+    more = f" (and {len(failed) - 1:,} more)" if len(failed) > 1 else ""
+    if found.absent and not found.refused:
+        count = f"its {len(failed):,} cases" if more else "its only case"
+        raise DataError(f"{source}: the content of {count} is not here: {failed[0][1]}")
+    raise DataError(f"no case of {source} can be used: {failed[0][1]}{more}")
+
+
+def no_cases(listing: Listing, wanted: str) -> DataError:
+    """The error for a folder without cases: what it holds instead and what to do, or what was looked for."""
+    source = f"{printable(str(listing.source))} holds no such dataset"
+    pointers = [(file, kind) for file in listing.entries if (kind := content_absent(file))]
+    if pointers and 2 * len(pointers) > len(listing.entries):
+        file, kind = pointers[0]
+        count = f"{len(pointers):,} of its files are links or pointers"
+        return DataError(f"{source}: {count}. {_refusal(file, kind)}")
+    if signs := _signs_of_data(listing.files, None):
+        return DataError(f"{source}. {' '.join(f'{sign[:1].upper()}{sign[1:]}' for sign in signs)}")
+    counts = Counter(printable(file.suffix) or "no suffix" for file in listing.files)
+    common = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:4]
+    there = ", ".join(f"{count} × {suffix}" for suffix, count in common) or "no files"
+    stores = f", and the Zarr store {printable(listing.stores[0])}" if listing.stores else ""
+    return DataError(f"{source}: looked for {wanted}; found {there}{stores}.")
+
+
+def _refusal(file: SourceFile, kind: FileKind | None) -> str:
+    assert kind is not None
+    return f"{printable(str(file.path))} is {kind.text}. {kind.advice}"
+
+
+def _may_be_data(link: SourceFile, task: str) -> bool:
+    """Whether a case, a folder of cases or of a class may have been meant by a link that no case has."""
+    suffix = link.suffix
+    if suffix in _TEXTS or _TEXT_NAMES.search(link.path.name):
+        return False
+    images = (*IMAGE_FORMATS, *_OTHER_IMAGES)
+    return suffix not in (images if task == "segmentation" else (*_NIFTI, *_OTHER_SCANS))
+
+
+def _signs_of_data(files: Sequence[SourceFile], task: str | None) -> list[str]:
+    """A line on each kind of files that look like data: how many there are, where, and what to do.
+
+    Args:
+        task: what images and volumes are looked at for; None for both.
+    """
+    by_suffix: dict[str, list[SourceFile]] = {}
+    for file in files:
+        by_suffix.setdefault(file.suffix, []).append(file)
+
+    def of(suffixes: Collection[str]) -> list[SourceFile]:
+        return [file for suffix in sorted(by_suffix) if suffix in suffixes for file in by_suffix[suffix]]
+
+    lines = []
+    if dicom := _dicom(files):
+        lines.append(f"{_counted(dicom, 'DICOM file')}, such as {_names(dicom[:1])}. {DICOM.advice}")
+    if archives := of(_ARCHIVES):
+        lines.append(f"{_counted(archives, 'archive')} not unpacked: {_names(archives)}. Unpack what belongs to it.")
+    lines += _volumes(of(_NIFTI))
+    if scans := of(_OTHER_SCANS):
+        lines.append(
+            f"{_counted(scans, 'file')} of formats that are not read: {_names(scans)}. Convert scans to NIfTI."
+        )
+    if others := of((".h5", ".hdf5")):
+        lines.append(
+            f"{_counted(others, 'HDF5 file')} with other names than volume_<n>_slice_<n>.h5: {_names(others)}."
+        )
+    if task == "segmentation":
+        return lines
+    if images := of(IMAGE_FORMATS):
+        folders = Counter(str(PurePosixPath(file.relative).parent) for file in images)
+        named = [f"{'the folder itself' if at == '.' else at} ({n:,})" for at, n in sorted(folders.items())]
+        more = f" and {len(named) - _MOST_NAMED:,} more" if len(named) > _MOST_NAMED else ""
+        where = printable(", ".join(named[:_MOST_NAMED])) + more
+        known = ", ".join(CLASSES)
+        lines.append(f"{_counted(images, 'image')} in no folder of a known class ({known}): {where}.")
+    if images := of(_OTHER_IMAGES):
+        lines.append(f"{_counted(images, 'image')} of formats that are not read: {_names(images)}. Save them as PNG.")
+    return lines
+
+
+def _volumes(files: Sequence[SourceFile]) -> list[str]:
+    lines = []
+    left = {file.relative: file for file in files}
+    for layout in LAYOUTS:
+        if those := [file for file in left.values() if layout.pattern.search(file.relative)]:
+            left = {name: file for name, file in left.items() if not layout.pattern.search(name)}
+            files_of = f"{_counted(those, 'NIfTI file')} laid out as {layout.name}, which is not read: {_names(those)}"
+            lines.append(f"{files_of}. {layout.advice}")
+    if left:
+        others = list(left.values())
+        lines.append(f"{_counted(others, 'NIfTI file')} named after no modality and no segmentation: {_names(others)}.")
+    return lines
+
+
+def _dicom(files: Sequence[SourceFile]) -> list[SourceFile]:
+    """Files that are DICOM by their suffix; or that have none, as is usual, where one of those opened is DICOM."""
+    named = [file for file in files if file.suffix in (".dcm", ".dicom", ".ima")]
+    bare = [file for file in files if _BARE.search(file.relative) and not _TEXT_NAMES.search(file.path.name)]
+    opened = bare[:: max(1, -(-len(bare) // _MOST_OPENED))]
+    return named + (bare if any(kind_of(first_bytes(file.path)) == DICOM for file in opened) else [])
+
+
+def _counted(files: Sequence[SourceFile], noun: str) -> str:
+    return f"{len(files):,} {noun}{'s' * (len(files) > 1)}"
+
+
+def _names(files: Sequence[SourceFile]) -> str:
+    names = ", ".join(printable(file.relative) for file in files[:_MOST_NAMED])
+    return names + (f" and {len(files) - _MOST_NAMED:,} more" if len(files) > _MOST_NAMED else "")

@@ -1,0 +1,189 @@
+"""Walking a raw dataset: its files, links and stores, each looked at and none followed out of it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpc_tumor.data.file_kind import DICOM, NIFTI, START, FileKind, kind_of, kind_of_link
+from hpc_tumor.errors import DataError
+from hpc_tumor.names import printable
+
+MOST_BYTES = 2**30 + 2**20  # of a source file: 512³ voxels of 64 bits, and what stands around them
+_ZARR = "zarr.json"  # in every folder of a Zarr store
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file of the raw dataset as it was found. `relative` is its path below the source, with slashes.
+
+    Names are those of the file system, whatever they hold: see `check_names`. `absent` says of a link that is not
+    followed why its content is not here.
+    """
+
+    path: Path
+    relative: str
+    size: int  # bytes
+    mtime_ns: int
+    absent: FileKind | None = None
+
+    @property
+    def suffix(self) -> str:
+        """The end of its name from the last dot, or from the one before `.gz`, in lower case."""
+        name = self.path.name.lower()
+        packed = ".gz" if name.endswith(".gz") else ""
+        return Path(name.removesuffix(packed)).suffix + packed
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What lies below a source.
+
+    Attributes:
+        files: all visible files.
+        links: links that are not followed, since they lead out of the source or to nothing.
+        stores: folders that are Zarr stores: nothing in them is listed.
+        hidden: number of hidden files and folders, passed over.
+        special: number of pipes, sockets and devices.
+    """
+
+    source: Path
+    files: Sequence[SourceFile]
+    links: Sequence[SourceFile] = ()
+    stores: Sequence[str] = ()
+    hidden: int = 0
+    special: int = 0
+
+    @property
+    def entries(self) -> list[SourceFile]:
+        """Files and links by path: a link may stand where a file of a case should be."""
+        return sorted([*self.files, *self.links], key=lambda file: file.relative)
+
+
+def walk(source: Path) -> Listing:
+    """List the files below `source`, hidden ones left out; links are followed only where they stay inside.
+
+    Raises DataError where the folder does not exist, is no folder, or cannot be read.
+    """
+    source = Path(source)
+    shown = printable(str(source))
+    try:
+        is_folder = stat.S_ISDIR(source.stat().st_mode)
+    except (OSError, ValueError) as error:  # ValueError: a null character
+        gone = isinstance(error, FileNotFoundError)
+        what = "does not exist" if gone else f"cannot be read ({getattr(error, 'strerror', None) or error})"
+        raise DataError(f"the source {shown} {what}: name the folder that holds the raw dataset.") from error
+    if not is_folder:
+        raise DataError(f"the source {shown} is not a folder{_instead(source)}")
+    root = os.path.realpath(source)
+    files: list[SourceFile] = []
+    links: list[SourceFile] = []
+    stores: list[str] = []
+    hidden = special = 0
+    pending = [source]
+    while pending:
+        folder = pending.pop()
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError as error:
+            raise DataError(f"{printable(str(folder))} cannot be listed: {error.strerror}.") from error
+        if folder != source and any(entry.name == _ZARR for entry in entries):
+            stores.append(folder.relative_to(source).as_posix())
+            continue
+        for entry in entries:
+            if entry.name.startswith((".", "__MACOSX")):
+                hidden += 1
+                continue
+            path = folder / entry.name
+            kind, found = _look(entry, root)
+            file = SourceFile(path, path.relative_to(source).as_posix(), *found)
+            if kind == "link":
+                links.append(file)
+            elif kind == "folder":
+                pending.append(path)
+            elif kind == "file":
+                files.append(file)
+            special += kind == "special"
+    return Listing(source, *(sorted(of, key=lambda f: f.relative) for of in (files, links)), stores, hidden, special)
+
+
+def _look(entry: os.DirEntry[str], root: str) -> tuple[str, tuple[int, int, FileKind | None]]:
+    """The sort of an entry ("file", "folder", "link" for one that is not followed, "special", or "" for a linked folder
+    inside the source, which is listed where it stands), its size, its time, and why its content is not here."""
+    nothing = (0, 0, None)
+    try:
+        if entry.is_symlink():
+            real = os.path.realpath(entry.path)
+            there = os.path.exists(real) and os.path.exists(entry.path)  # links in a circle are resolved to themselves
+            if not there or not Path(real).is_relative_to(root):
+                return "link", (0, 0, kind_of_link(os.readlink(entry.path), real, there))
+        if entry.is_dir():
+            return "" if entry.is_symlink() else "folder", nothing
+        if entry.is_file():
+            found = entry.stat()
+            return "file", (found.st_size, found.st_mtime_ns, None)
+    except OSError as error:
+        if error.errno != errno.ENOENT:  # gone since it was listed
+            raise DataError(f"{printable(entry.path)} cannot be looked at: {error.strerror}.") from error
+        return "", nothing
+    return "special", nothing
+
+
+def _instead(source: Path) -> str:
+    """How the sentence goes on for a source that is not a folder."""
+    kind = kind_of(first_bytes(source)) if source.is_file() else None
+    name = source.name.lower()
+    if kind == NIFTI or name.endswith((".nii", ".nii.gz")):
+        return (
+            " but one scan: name the folder that holds the patients, a folder with four scans and a segmentation each."
+        )
+    if kind == DICOM:
+        return f" but a DICOM file. {DICOM.advice} Then name the folder of the patients."
+    if kind is None:
+        return ": name the folder that holds the raw dataset."
+    if kind.packed:
+        return f" but {kind.text}. {kind.advice}"
+    return f" but {kind.text}: name the folder that holds the raw dataset."
+
+
+def read_source(path: Path, most: int = MOST_BYTES) -> bytes:
+    """What a source file holds, at most `most` bytes.
+
+    Raises DataError where it is no regular file (a pipe would be waited for without end), holds more, cannot be read,
+    or changes while it is read.
+    """
+    try:
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            before = os.fstat(file.fileno())
+            if not stat.S_ISREG(before.st_mode):
+                raise DataError(f"{path} is not a regular file. Remove it, or put the file itself in its place.")
+            if before.st_size > most:
+                raise DataError(f"{path} holds {before.st_size:,} bytes: refused, over {most:,}.")
+            data = file.read(before.st_size + 1)
+            after = os.fstat(file.fileno())
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
+    if len(data) != after.st_size or (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise DataError(f"{path} changed while it was read. Run the same command again when it is complete.")
+    return data
+
+
+def first_bytes(path: Path) -> bytes:
+    """The first bytes of a file, as many as its kind is told by; none where it cannot be read, or is no regular file."""
+    try:
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            return file.read(START) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""
+    except OSError:
+        return b""
+
+
+def content_absent(file: SourceFile) -> FileKind | None:
+    """What stands in the place of the file's content: a link that is not followed, or a pointer; None for a file."""
+    if file.absent is not None or not 0 < file.size <= START:
+        return file.absent
+    kind = kind_of(first_bytes(file.path))
+    return kind if kind is not None and kind.absent else None
