@@ -80,10 +80,10 @@ def refused_cases(summary: PrepareSummary) -> DataError:
     if len(summary.failed) > MOST_REFUSED:
         out.warning(f"and {len(summary.failed) - MOST_REFUSED} more; --json names all of them")
     still = len(summary.still_stored)
-    all_cases = summary.cases + len(summary.failed) - still
+    total = counted(summary.cases + len(summary.failed) - still, "case")
     stay = f" ({still:,} of them stay{'s' * (still == 1)} in the store as converted before)" if still else ""
     return DataError(
-        f"{len(summary.failed):,} of {counted(all_cases, 'case')} refused, see above{stay}; the others are in the store."
+        f"{len(summary.failed):,} of {total} refused, see above{stay}; the others are in the store."
         " Repair the refused ones, or take them out of the source, and the same command takes in what changed."
     )
 

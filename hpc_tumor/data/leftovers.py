@@ -172,7 +172,8 @@ def _signs_of_data(files: Sequence[SourceFile], task: str | None) -> list[str]:
         more = f" and {len(named) - _MOST_NAMED:,} more" if len(named) > _MOST_NAMED else ""
         where = printable(", ".join(named[:_MOST_NAMED])) + more
         known = ", ".join(CLASSES)
-        lines.append(f"{_counted(images, 'image')} in no folder of a known class ({known}): {where}.")
+        files_of = f"{_counted(images, 'image')} in no folder of a known class ({known}): {where}"
+        lines.append(f"{files_of}. Name each folder after the class that it holds.")
     if images := of(_OTHER_IMAGES):
         lines.append(f"{_counted(images, 'image')} of formats that are not read: {_names(images)}. Save them as PNG.")
     return lines

@@ -117,10 +117,10 @@ def _look(entry: os.DirEntry[str], root: str) -> tuple[str, tuple[int, int, File
     nothing = (0, 0, None)
     try:
         if entry.is_symlink():
-            real = os.path.realpath(entry.path)
-            there = os.path.exists(real) and os.path.exists(entry.path)  # links in a circle are resolved to themselves
+            link, real = Path(entry.path), os.path.realpath(entry.path)
+            there = link.exists()
             if not there or not Path(real).is_relative_to(root):
-                return "link", (0, 0, kind_of_link(os.readlink(entry.path), real, there))
+                return "link", (0, 0, kind_of_link(str(link.readlink()), real, there))
         if entry.is_dir():
             return "" if entry.is_symlink() else "folder", nothing
         if entry.is_file():
@@ -173,7 +173,7 @@ def read_source(path: Path, most: int = MOST_BYTES) -> bytes:
 
 
 def first_bytes(path: Path) -> bytes:
-    """The first bytes of a file, as many as its kind is told by; none where it cannot be read, or is no regular file."""
+    """The first bytes of a file, by which its kind is told; none where it cannot be read, or is no regular file."""
     try:
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             return file.read(START) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""

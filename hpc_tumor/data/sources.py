@@ -78,9 +78,10 @@ def _report(listing: Listing, reader: CaseReader, found: Found) -> SourceReport:
     rest = leftovers(listing, found.taken | tables, reader.task)
     kinds = (str(case.meta.get("edition") or f"{case.meta['part']}/{case.meta['class']}") for case in found.cases)
     size = sum(case.bytes for case in found.cases)
+    notes = [*found.notes, *(f"not taken: {note}" for note in rest.notes)]
     return SourceReport(
         listing.source, reader, found.cases, found.absent, sorted([*found.failed, *rest.refused]), rest.refused, size,
-        dict(sorted(Counter(kinds).items())), rest.counts, [*found.notes, *(f"not taken: {note}" for note in rest.notes)],
+        dict(sorted(Counter(kinds).items())), rest.counts, notes,
     )  # fmt: skip
 
 

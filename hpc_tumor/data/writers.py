@@ -42,7 +42,7 @@ class Writer(Protocol):
     rows: dict[str, Row]  # of all cases kept or committed
 
     def units(self, cases: Sequence[Case], threads: int, kept: Collection[str] = ()) -> list[Unit]:
-        """What is to be converted; `rows` then has what is kept: what did not change, and the ids `kept` as they are."""
+        """What is to be converted; `rows` then has what did not change, and of the ids `kept` whatever is there."""
 
     def commit(self, result: UnitResult) -> None:
         """Take a result over, as one rename."""

@@ -24,12 +24,13 @@ from raw_samples import write_case
 
 from hpc_tumor.atomic import plain
 from hpc_tumor.data.brain import brain_statistics
-from hpc_tumor.data.brain_mri import MOST_PIXELS, BrainMRIReader
+from hpc_tumor.data.brain_mri import BrainMRIReader
 from hpc_tumor.data.brats import BraTSReader
 from hpc_tumor.data.case import Case, SourceFile
 from hpc_tumor.data.clinical_table import read_table
 from hpc_tumor.data.h5_apart import H5Process, read_h5_apart
 from hpc_tumor.data.h5_slice import read_h5
+from hpc_tumor.data.image_files import MOST_PIXELS
 from hpc_tumor.data.nifti import MOST_VOXELS, read_nifti
 from hpc_tumor.data.ome import image_metadata
 from hpc_tumor.errors import DataError

@@ -18,11 +18,11 @@ from fuzzing_images import hollow_png, png_chunks, png_joined
 from raw_samples import brain, picture, save, tree, write_case, write_patients, write_pictures
 from test_hostile_names import ODD, refused
 
-from hpc_tumor.data import case as case_module
+from hpc_tumor.data import listing as listing_module
 from hpc_tumor.data.brain import brain_statistics
 from hpc_tumor.data.brain_mri import decode_grey
 from hpc_tumor.data.brats import BraTSReader
-from hpc_tumor.data.case import MOST_BYTES, read_source
+from hpc_tumor.data.listing import MOST_BYTES, read_source
 from hpc_tumor.data.nifti import MOST_VOXELS, read_nifti
 from hpc_tumor.data.ome import image_metadata
 from hpc_tumor.data.store import Store
@@ -41,7 +41,7 @@ def test_files_that_grow_while_they_are_read(tmp_path: Path, monkeypatch: pytest
         calls.append(handle)
         return real(handle)
 
-    monkeypatch.setattr(case_module.os, "fstat", fstat)
+    monkeypatch.setattr(listing_module.os, "fstat", fstat)
     refused(lambda: read_source(path), "changed while it was read")
 
 

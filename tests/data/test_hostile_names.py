@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from raw_samples import picture, write_case, write_pictures
 
-from hpc_tumor.data import case as case_module
+from hpc_tumor.data import listing as listing_module
 from hpc_tumor.data.brain_mri import BrainMRIReader, decode_grey
 from hpc_tumor.data.brats import BraTSReader
-from hpc_tumor.data.case import read_source, walk
+from hpc_tumor.data.listing import read_source, walk
 from hpc_tumor.data.nifti import read_nifti
 from hpc_tumor.data.prepare import prepare_dataset
 from hpc_tumor.data.store import Store
@@ -176,7 +176,7 @@ def test_files_that_vanish_while_the_folder_is_listed(tmp_path: Path, monkeypatc
         def stat(self) -> os.stat_result:
             raise OSError(self.error, os.strerror(self.error))
 
-    monkeypatch.setattr(case_module.os, "scandir", lambda _: [Entry()])
+    monkeypatch.setattr(listing_module.os, "scandir", lambda _: [Entry()])
     assert walk(tmp_path).files == []
     Entry.error = errno.ESTALE
     refused(lambda: walk(tmp_path), "a.jpg cannot be looked at")
