@@ -176,8 +176,19 @@ def _check(experiment: Experiment, opened: _Stores) -> None:
     for side in _sides(experiment, store):
         MODELS[name].check_image_size(side)
     if experiment.task == "classification":
+        _check_classes(store)
         experiment.check_classes(store.classes)
     _check_split(experiment, store, opened)
+
+
+def _check_classes(store: Store) -> None:
+    """Refuse a store whose images are all of one class."""
+    there = sorted({store.classes[label] for label in store.label.tolist()})
+    if len(there) < 2:
+        raise DataError(
+            f"{store.path} holds images of one class only, {', '.join(there)}: there is nothing to tell apart. Convert"
+            " a folder that holds a folder for each class."
+        )
 
 
 def _sides(experiment: Experiment, store: Store) -> set[int]:

@@ -130,10 +130,10 @@ def refuse_one_class(cases: Sequence[Case], source: Path) -> None:
     if len(kinds) > 1:
         return
     (kind,), folder = kinds, source.resolve()
-    way = f"Name the folder above it, {folder.parent}" if class_of(folder.name) else "Name a folder"
+    way = f"the folder above it, {folder.parent}, which" if class_of(folder.name) else "a folder that"
     raise DataError(
-        printable(f"{source} holds images of one class only, {kind}: there is nothing to tell apart. {way}")
-        + ", which holds a folder for each class."
+        printable(f"{source} holds images of one class only, {kind}: there is nothing to tell apart. Name {way}")
+        + " holds a folder for each class."
     )
 
 

@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpc_tumor.data.brain_mri import IMAGE_SUFFIXES
-from hpc_tumor.data.brats import WANTED, all_cases
-from hpc_tumor.data.case import Listing, SourceFile, no_cases, walk
+from hpc_tumor.data.brats import WANTED, all_patients
+from hpc_tumor.data.case import Listing, SourceFile, walk
+from hpc_tumor.data.leftovers import no_cases, usable
 from hpc_tumor.errors import DataError, HpcTumorError, UsageError
 from hpc_tumor.names import printable
 from hpc_tumor.prediction.options import Options
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from hpc_tumor.prediction.trained import Facts, Trained
 
 _VOLUMES = (".nii", ".nii.gz")
-_IMAGES_WANTED = "JPEG or PNG images"
+_IMAGES_WANTED = f"images ({', '.join(IMAGE_SUFFIXES)})"
 Progress = Callable[[int, int], None]
 Bar = Callable[[str, str], AbstractContextManager[Progress]]
 
@@ -90,11 +91,10 @@ def _segment(
 ) -> dict[str, Any]:
     from hpc_tumor.prediction.patients import predict_patients
 
-    cases = all_cases(listing)
-    if not cases:
-        if _images(listing):
-            raise DataError(f"{kind} labels patients, but {_name(listing)} holds images: name a run of a classifier.")
-        raise no_cases(listing, WANTED)
+    found = all_patients(listing)
+    if not found.cases and _images(listing):
+        raise DataError(f"{kind} labels patients, but {_name(listing)} holds images: name a run of a classifier.")
+    cases = usable(listing, found, WANTED).cases
     if output.resolve().is_relative_to(listing.source.resolve()):
         raise UsageError(
             f"--output {output} lies in {listing.source}: the labels written there would be taken for those of its"
@@ -102,7 +102,7 @@ def _segment(
         )
     with bar("predicting", "slices" if len(cases) == 1 else "patients") as progress:
         results = predict_patients(trained, cases, output, options, progress)
-    return {"rows": results.rows, "failed": results.failed, "notes": results.notes}
+    return {"rows": results.rows, "failed": sorted([*results.failed, *found.failed]), "notes": results.notes}
 
 
 def _classify(
@@ -141,11 +141,11 @@ def _list(source: Path) -> Listing:
     found = source.stat()
     if source.name.lower().endswith(_VOLUMES):
         raise DataError(f"{printable(str(source))} is one scan: name the folder of the patient, with all four of them.")
-    return Listing(source.parent, [SourceFile(source, source.name, found.st_size, found.st_mtime_ns)], [])
+    return Listing(source.parent, [SourceFile(source, source.name, found.st_size, found.st_mtime_ns)])
 
 
 def _images(listing: Listing) -> list[SourceFile]:
-    return [file for file in listing.files if PurePosixPath(file.relative).suffix.lower() in IMAGE_SUFFIXES]
+    return [file for file in listing.entries if file.suffix in IMAGE_SUFFIXES]
 
 
 def _name(listing: Listing) -> str:

@@ -134,7 +134,11 @@ def test_links_that_lead_out_or_in_circles(tmp_path: Path) -> None:
     listing = walk(source)
     assert [file.relative for file in listing.files] == ["a.jpg", "inside.jpg", "returns.jpg"]
     led_out = {"file.jpg", "folder", "dots.jpg", "one.jpg", "two.jpg", "null.jpg", "zero.jpg", "up"}
-    assert set(listing.links_out) == led_out
+    to_nothing = {"circle.jpg", "left", "right", "gone.jpg"}
+    assert {link.relative for link in listing.links} == led_out | to_nothing
+    for link in listing.links:
+        assert link.absent is not None
+        assert ("out of the source" in link.absent.text) == (link.relative in led_out)
 
 
 def test_a_source_that_is_a_link_is_taken_for_what_it_is(tmp_path: Path) -> None:
