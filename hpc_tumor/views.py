@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hpc_tumor.data.store import Store
 
 MOST_REFUSED = 20  # cases named one by one
+NOUNS = ("link", "Zarr store")  # kinds of what is not taken; the others are suffixes and the like
 
 
 def source_lines(report: SourceReport) -> list[str]:
@@ -32,7 +33,10 @@ def source_lines(report: SourceReport) -> list[str]:
         parts.setdefault(part or "edition", []).append(f"{name} {count:,}" if part else f"{name} ({count:,})")
     lines += [f"  {part:<7}  {', '.join(groups)}" for part, groups in parts.items()]
     if report.not_taken:
-        lines.append(f"not taken: {', '.join(f'{count:,} {kind}' for kind, count in report.not_taken.items())}")
+        kinds = report.not_taken.items()
+        lines.append(
+            f"not taken: {', '.join(counted(n, kind) if kind in NOUNS else f'{n:,} {kind}' for kind, n in kinds)}"
+        )
     return lines
 
 

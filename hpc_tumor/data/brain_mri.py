@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -18,7 +17,7 @@ from scipy import ndimage
 
 from hpc_tumor.data import near_duplicates
 from hpc_tumor.data.case import Case, CaseData, Found, Listing, SourceFile, check_names
-from hpc_tumor.data.classes import CLASSES, class_of
+from hpc_tumor.data.classes import CLASSES, class_of, is_of_masks
 from hpc_tumor.data.file_kind import IMAGE_FORMATS
 from hpc_tumor.data.image_files import decode_grey
 from hpc_tumor.data.leftovers import cases_below
@@ -29,7 +28,6 @@ WANTED = "Brain Tumor MRI images ([Training|Testing]/glioma|meningioma|notumor|p
 IMAGE_SIZE = 256  # pixels per side, as in the published study
 IMAGE_SUFFIXES = tuple(IMAGE_FORMATS)
 _PARTS = {"training": "train", "train": "train", "testing": "test", "test": "test"}
-_NOT_IMAGES = re.compile(r"mask|segment|^seg|label|annot|truth|predict|overlay|contour|heat.?map|border", re.IGNORECASE)
 _SKETCH = 192  # pixels of the shorter side
 _BRIGHT = 0.15  # of the 99th percentile; background noise stays well below
 _CELL = 0.01  # of the shorter side; regions with three cells or fewer between them count as one
@@ -76,7 +74,7 @@ class BrainMRIReader:
         for file in images:
             parents = PurePosixPath(file.relative).parent.parts
             at = next((i for i in reversed(range(len(parents))) if class_of(parents[i])), None)
-            if at is None or any(_NOT_IMAGES.search(folder) for folder in parents[at + 1 :]):
+            if at is None or any(is_of_masks(folder) for folder in parents[at + 1 :]):
                 others.append(parents)
                 continue
             beside.add(parents[:at])
@@ -92,7 +90,7 @@ class BrainMRIReader:
             )
         there = {case.meta["class"] for case in cases}
         lacking = [name for name in CLASSES if name not in there]
-        return Found.sort_out(cases, notes=[f"no image of the class {' or '.join(lacking)}"] if lacking else [])
+        return Found.sort_out(cases, notes=[f"no image of {' or '.join(lacking)}"] if lacking else [])
 
     def list_cases(self, source: Path) -> list[Case]:
         """Images below the folder, sorted by path. Raises DataError where there is none."""
@@ -147,7 +145,7 @@ def _unknown_class(others: Sequence[tuple[str, ...]], beside: set[tuple[str, ...
     for parents in others:
         for depth, name in enumerate(parents):
             is_place = parents[:depth] in beside or (depth and parents[depth - 1].lower() in _PARTS)
-            if is_place and name.lower() not in _PARTS and not class_of(name) and not _NOT_IMAGES.search(name):
+            if is_place and name.lower() not in _PARTS and not class_of(name) and not is_of_masks(name):
                 return PurePosixPath(*parents[: depth + 1])
     return None
 

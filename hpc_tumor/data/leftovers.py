@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from hpc_tumor.data.case import Case, Found, SourceFile
-from hpc_tumor.data.classes import CLASSES
+from hpc_tumor.data.classes import CLASSES, is_of_masks
 from hpc_tumor.data.file_kind import DICOM, IMAGE_FORMATS, FileKind, kind_of
 from hpc_tumor.data.listing import Listing, content_absent, first_bytes, walk
 from hpc_tumor.errors import DataError
@@ -24,7 +24,7 @@ _TEXTS = (".txt", ".md", ".rst", ".csv", ".tsv", ".xls", ".xlsx", ".json", ".xml
 _TEXT_NAMES = re.compile(r"(?:readme|license|licence|changes|changelog|citation|makefile)$", re.IGNORECASE)
 _BARE = re.compile(r"(?:^|/)(?:[^/.]+|[\d.]+)$")  # names such as IM_0001 and 1.2.840.113619.2.5
 _MOST_NAMED, _MOST_OPENED = 3, 64
-_PLACES = "in a folder of its own, with names that end in _flair, _t1, _t1ce, _t2 and _seg"
+_PLACES = "into a folder of its own, with names that end in _flair, _t1, _t1ce, _t2 and _seg"
 
 
 @dataclass(frozen=True)
@@ -40,17 +40,14 @@ BIDS = Layout(
     "BIDS", re.compile(r"(?:^|/)sub-[^/_]+_[^/]*(?:T1w|T2w|FLAIR|PDw|T2star|dseg|dwi|bold)\.nii(?:\.gz)?$"),
     f"Copy the scans of each session {_PLACES}.",
 )  # fmt: skip
-LAYOUTS = (
-    BIDS,
-    Layout(
-        "nnU-Net", re.compile(r"(?:^|/)images(?:Tr|Ts|Val)/[^/]+_\d{4}\.nii(?:\.gz)?$"),
-        f"Copy the scans of each case {_PLACES}; its dataset.json says which number is which modality.",
-    ),
-    Layout(
-        "the Medical Segmentation Decathlon or nnU-Net",
-        re.compile(r"(?:^|/)(?:images|labels)(?:Tr|Ts|Val)/[^/]+\.nii(?:\.gz)?$"),
-        f"Copy the modalities of each case {_PLACES}; its dataset.json gives their order.",
-    ),
+_DECATHLON = re.compile(r"(?:^|/)(?:images|labels)(?:Tr|Ts|Val)/[^/]+\.nii(?:\.gz)?$")
+_NNUNET = Layout(
+    "nnU-Net", re.compile(r"(?:^|/)images(?:Tr|Ts|Val)/[^/]+_\d{4}\.nii(?:\.gz)?$"),
+    f"Copy the scans of each case {_PLACES}; its dataset.json says which number is which modality.",
+)  # fmt: skip
+_MSD = Layout(
+    "the Medical Segmentation Decathlon", _DECATHLON,
+    f"Split the scans, and copy the modalities of each case {_PLACES}; its dataset.json gives their order.",
 )  # fmt: skip
 
 
@@ -74,11 +71,11 @@ def leftovers(listing: Listing, taken: Collection[str], task: str) -> Leftovers:
     files = [file for file in listing.files if file.relative not in taken]
     links = [link for link in listing.links if link.relative not in taken]
     counts = Counter(printable(file.suffix) or "without suffix" for file in files)
-    counts["link"] += len(links)
     counts["hidden"] += listing.hidden
     counts["Zarr store"] += len(listing.stores)
     counts["pipe, socket or device"] += listing.special
     refused = [(printable(link.relative), _refusal(link, link.absent)) for link in links if _may_be_data(link, task)]
+    counts["link"] += len(links) - len(refused)
     shown = {kind: count for kind, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])) if count}
     return Leftovers(shown, _signs_of_data(files, task), refused)
 
@@ -112,9 +109,11 @@ def no_cases(listing: Listing, wanted: str) -> DataError:
     pointers = [(file, kind) for file in listing.entries if (kind := content_absent(file))]
     if pointers and 2 * len(pointers) > len(listing.entries):
         file, kind = pointers[0]
-        return DataError(f"{source}: {len(pointers):,} of {len(listing.entries):,} are not here. {_refusal(file, kind)}")
+        return DataError(
+            f"{source}: {len(pointers):,} of {len(listing.entries):,} are not here. {_refusal(file, kind)}"
+        )
     if signs := _signs_of_data(listing.files, None):
-        return DataError(f"{source}. {' '.join(f'{sign[:1].upper()}{sign[1:]}' for sign in signs)}")
+        return DataError(f"{source}, but {' '.join(signs)}")
     counts = Counter(printable(file.suffix) or "no suffix" for file in listing.files)
     common = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:4]
     there = ", ".join(f"{count} × {suffix}" for suffix, count in common) or "no files"
@@ -153,7 +152,9 @@ def _signs_of_data(files: Sequence[SourceFile], task: str | None) -> list[str]:
     if dicom := _dicom(files):
         lines.append(f"{_counted(dicom, 'DICOM file')}, such as {_names(dicom[:1])}. {DICOM.advice}")
     if archives := of(_ARCHIVES):
-        lines.append(f"{_counted(archives, 'archive')} not unpacked: {_names(archives)}. Unpack what belongs to it.")
+        lines.append(
+            f"{_counted(archives, 'archive')} not unpacked: {_names(archives)}. Unpack what belongs to the dataset."
+        )
     lines += _volumes(of(_NIFTI))
     if scans := of(_OTHER_SCANS):
         lines.append(
@@ -165,13 +166,13 @@ def _signs_of_data(files: Sequence[SourceFile], task: str | None) -> list[str]:
         )
     if task == "segmentation":
         return lines
-    if images := of(IMAGE_FORMATS):
-        folders = Counter(str(PurePosixPath(file.relative).parent) for file in images)
-        named = [f"{'the folder itself' if at == '.' else at} ({n:,})" for at, n in sorted(folders.items())]
-        more = f" and {len(named) - _MOST_NAMED:,} more" if len(named) > _MOST_NAMED else ""
-        where = printable(", ".join(named[:_MOST_NAMED])) + more
+    images = of(IMAGE_FORMATS)
+    in_masks = [any(is_of_masks(part) for part in PurePosixPath(file.relative).parts[:-1]) for file in images]
+    if masks := [file for file, inside in zip(images, in_masks, strict=True) if inside]:
+        lines.append(f"{_counted(masks, 'image')} in folders of masks or labels: {_folders(masks)}.")
+    if rest := [file for file, inside in zip(images, in_masks, strict=True) if not inside]:
         known = ", ".join(CLASSES)
-        files_of = f"{_counted(images, 'image')} in no folder of a known class ({known}): {where}"
+        files_of = f"{_counted(rest, 'image')} in no folder of a known class ({known}): {_folders(rest)}"
         lines.append(f"{files_of}. Name each folder after the class that it holds.")
     if images := of(_OTHER_IMAGES):
         lines.append(f"{_counted(images, 'image')} of formats that are not read: {_names(images)}. Save them as PNG.")
@@ -179,15 +180,18 @@ def _signs_of_data(files: Sequence[SourceFile], task: str | None) -> list[str]:
 
 
 def _volumes(files: Sequence[SourceFile]) -> list[str]:
+    """Lines on NIfTI files, by layout; the labels of nnU-Net and of the Decathlon are called alike."""
+    bids = [file for file in files if BIDS.pattern.search(file.relative)]
+    tens = [file for file in files if _DECATHLON.search(file.relative)]
+    known = {file.relative for file in (*bids, *tens)}
+    others = [file for file in files if file.relative not in known]
+    which = _NNUNET if any(_NNUNET.pattern.search(file.relative) for file in tens) else _MSD
     lines = []
-    left = {file.relative: file for file in files}
-    for layout in LAYOUTS:
-        if those := [file for file in left.values() if layout.pattern.search(file.relative)]:
-            left = {name: file for name, file in left.items() if not layout.pattern.search(name)}
+    for layout, those in ((BIDS, bids), (which, tens)):
+        if those:
             files_of = f"{_counted(those, 'NIfTI file')} laid out as {layout.name}, which is not read: {_names(those)}"
             lines.append(f"{files_of}. {layout.advice}")
-    if left:
-        others = list(left.values())
+    if others:
         lines.append(f"{_counted(others, 'NIfTI file')} named after no modality and no segmentation: {_names(others)}.")
     return lines
 
@@ -202,6 +206,14 @@ def _dicom(files: Sequence[SourceFile]) -> list[SourceFile]:
 
 def _counted(files: Sequence[SourceFile], noun: str) -> str:
     return f"{len(files):,} {noun}{'s' * (len(files) > 1)}"
+
+
+def _folders(files: Sequence[SourceFile]) -> str:
+    """The folders that the files lie in, each with how many."""
+    folders = Counter(str(PurePosixPath(file.relative).parent) for file in files)
+    named = [f"{'the source itself' if at == '.' else at} ({count:,})" for at, count in sorted(folders.items())]
+    more = f" and {len(named) - _MOST_NAMED:,} more" if len(named) > _MOST_NAMED else ""
+    return printable(", ".join(named[:_MOST_NAMED])) + more
 
 
 def _names(files: Sequence[SourceFile]) -> str:
