@@ -46,7 +46,7 @@ def decode_grey(path: Path) -> tuple[Image.Image, str]:
             warnings.simplefilter("ignore")  # of sizes, which are checked here, and of damage beside the picture
             with Image.open(io.BytesIO(data), formats=formats) as image:
                 _check_size(image, path)
-                _CHECKS[image.format](image, data, path)
+                _CHECKS[str(image.format)](image, data, path)
                 mode = image.mode
                 if image.format == "JPEG":
                     # Its luma alone, at full size: the same, up to rounding, as making RGB of it and then grey of that.

@@ -109,9 +109,8 @@ def no_cases(listing: Listing, wanted: str) -> DataError:
     pointers = [(file, kind) for file in listing.entries if (kind := content_absent(file))]
     if pointers and 2 * len(pointers) > len(listing.entries):
         file, kind = pointers[0]
-        return DataError(
-            f"{source}: {len(pointers):,} of {len(listing.entries):,} are not here. {_refusal(file, kind)}"
-        )
+        count = f"{len(pointers):,} of its {len(listing.entries):,} files are not here"
+        return DataError(f"{source}: {count}. {_refusal(file, kind)}")
     if signs := _signs_of_data(listing.files, None):
         return DataError(f"{source}, but {' '.join(signs)}")
     counts = Counter(printable(file.suffix) or "no suffix" for file in listing.files)

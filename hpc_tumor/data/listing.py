@@ -99,8 +99,8 @@ def walk(source: Path) -> Listing:
                 hidden += 1
                 continue
             path = folder / entry.name
-            kind, found = _look(entry, root)
-            file = SourceFile(path, path.relative_to(source).as_posix(), *found)
+            kind, about = _look(entry, root)
+            file = SourceFile(path, path.relative_to(source).as_posix(), *about)
             if kind == "link":
                 links.append(file)
             elif kind == "folder":
@@ -108,7 +108,9 @@ def walk(source: Path) -> Listing:
             elif kind == "file":
                 files.append(file)
             special += kind == "special"
-    return Listing(source, *(sorted(of, key=lambda f: f.relative) for of in (files, links)), stores, hidden, special)
+    for found in (files, links):
+        found.sort(key=lambda file: file.relative)
+    return Listing(source, files, links, stores, hidden, special)
 
 
 def _look(entry: os.DirEntry[str], root: str) -> tuple[str, tuple[int, int, FileKind | None]]:
@@ -117,8 +119,7 @@ def _look(entry: os.DirEntry[str], root: str) -> tuple[str, tuple[int, int, File
     nothing = (0, 0, None)
     try:
         if entry.is_symlink():
-            link, real = Path(entry.path), os.path.realpath(entry.path)
-            there = link.exists()
+            link, real, there = Path(entry.path), os.path.realpath(entry.path), _leads_somewhere(entry)
             if not there or not Path(real).is_relative_to(root):
                 return "link", (0, 0, kind_of_link(str(link.readlink()), real, there))
         if entry.is_dir():
@@ -131,6 +132,14 @@ def _look(entry: os.DirEntry[str], root: str) -> tuple[str, tuple[int, int, File
             raise DataError(f"{printable(entry.path)} cannot be looked at: {error.strerror}.") from error
         return "", nothing
     return "special", nothing
+
+
+def _leads_somewhere(link: os.DirEntry[str]) -> bool:
+    try:
+        link.stat()
+    except OSError as error:  # others than these say that something is there
+        return error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+    return True
 
 
 def _instead(source: Path) -> str:

@@ -94,14 +94,19 @@ def _patients_of(folder: Path, members: Sequence[_Member]) -> _Groups:
     patients, refused = [], []
     for stem, some in by_stem.items():
         good, bad = _one_patient(PatientFiles(printable(stem), printable(stem), folder / stem, {}), some)
-        longer = next((other for other in by_stem if re.match(re.escape(stem) + r"[_\-.]", other)), None)
-        if longer is not None:
-            whose = f"names that begin with {stem!r} and with {longer!r}: whether they are one patient's is not told"
+        like = next((other for other in by_stem if _one_begins_with_the_other(stem, other)), None)
+        if like is not None:
+            whose = f"names that begin with {stem} and with {like}: whether they are one patient's is not told"
             reason = printable(f"{folder} holds files with {whose}. Give each patient a folder of its own.")
             good, bad = [], [(patient, reason) for patient in (*good, *(patient for patient, _ in bad))]
         patients += good
         refused += bad
     return patients, refused
+
+
+def _one_begins_with_the_other(stem: str, other: str) -> bool:
+    short, long = sorted((stem, other), key=len)
+    return re.match(re.escape(short) + r"[_\-.]", long) is not None
 
 
 def _one_patient(patient: PatientFiles, members: Sequence[_Member]) -> _Groups:

@@ -1,0 +1,290 @@
+"""What a source holds beside good cases: links, pointers, bad folders, other layouts and files; each said, none lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from raw_samples import brain, save, tumour, write_case, write_patients, write_pictures
+from test_hostile_names import refused
+
+from hpc_tumor.cli import main
+from hpc_tumor.data.listing import walk
+from hpc_tumor.data.prepare import PrepareSummary, inspect_source, prepare_dataset
+from hpc_tumor.data.store import Store
+from hpc_tumor.errors import DataError
+from hpc_tumor.views import refused_cases
+
+ANNEXED = "../.git/annex/objects/ab/absent"
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n"
+
+
+def prepare(source: Path, store: Path, **options: Any) -> PrepareSummary:
+    return prepare_dataset(inspect_source(source).reader, source, store, **{"workers": 1, **options})
+
+
+def relink(path: Path, target: str) -> None:
+    path.unlink()
+    path.symlink_to(target)
+
+
+# -- content that is not here ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("target", "remedy"), [
+    (ANNEXED, "`git annex get .`"), ("/elsewhere/.dvc/cache/files/md5/ab/cd", "`dvc pull`"),
+    ("/mnt/gone/scan.nii.gz", "Mount the disk"),
+])  # fmt: skip
+def test_a_patient_of_dangling_links_is_named_and_the_others_converted(
+    tmp_path: Path, target: str, remedy: str
+) -> None:
+    source = write_patients(tmp_path / "raw", 3)
+    for file in (source / "BraTS20_Training_002").iterdir():
+        relink(file, target)
+    summary = prepare(source, tmp_path / "s.zarr")
+    ((case, reason),) = summary.failed
+    assert (case, summary.cases, summary.still_stored) == ("BraTS20_Training_002", 2, [])
+    assert "BraTS20_Training_002_flair.nii.gz is a link to" in reason
+    assert "so are 4 more of its files" in reason
+    assert remedy in reason
+
+
+def test_dangling_links_among_images_and_slices_are_named(tmp_path: Path) -> None:
+    source = write_pictures(tmp_path / "raw", 2)
+    relink(source / "Testing" / "glioma" / "Te-gl (1).png", ANNEXED)
+    (source / "Training" / "pituitary" / "more").symlink_to("/mnt/gone")  # a folder of images may have been meant
+    (source / "README.md").symlink_to("/mnt/gone")
+    summary = prepare(source, tmp_path / "s.zarr")
+    assert [case for case, _ in summary.failed] == ["Testing/glioma/Te-gl (1).png", "Training/pituitary/more"]
+    assert (summary.cases, summary.not_taken) == (15, {"link": 1})
+    slices = tmp_path / "h5"
+    slices.mkdir()
+    (slices / "volume_1_slice_0.h5").symlink_to(ANNEXED)
+    refused(lambda: inspect_source(slices), "the content of its only case is not here", "volume_1_slice_0.h5", "annex")
+
+
+@pytest.mark.parametrize("images", [False, True])
+@pytest.mark.parametrize("absent", ["link", "pointer"])
+def test_a_stored_case_whose_content_went_stays(tmp_path: Path, images: bool, absent: str) -> None:
+    source = write_pictures(tmp_path / "raw", 2) if images else write_patients(tmp_path / "raw", 3)
+    if not images:
+        (source / "survival_info.csv").write_text("Brats20ID,Age\nBraTS20_Training_002,61\n")
+    before = prepare(source, tmp_path / "s.zarr")
+    name = "Testing/glioma/Te-gl (1).png" if images else "BraTS20_Training_002"
+    for file in [source / name] if images else list((source / name).iterdir()):
+        if absent == "link":
+            relink(file, ANNEXED)
+        else:
+            file.write_text(POINTER)
+    summary = prepare(source, tmp_path / "s.zarr")
+    assert (summary.removed, summary.kept, summary.fingerprint) == (0, before.cases, before.fingerprint)
+    assert [case for case, _ in summary.failed] == summary.still_stored == [name]
+    assert name in Store.open(tmp_path / "s.zarr").case_ids
+    said = str(refused_cases(summary))
+    assert said.startswith(f"1 of {before.cases} cases refused, see above (1 of them stays in the store")
+    fresh = prepare(source, tmp_path / "s.zarr", overwrite=True)
+    assert (fresh.cases, fresh.still_stored) == (before.cases - 1, [])
+
+
+def test_stored_cases_that_may_lie_behind_a_link_stay(tmp_path: Path) -> None:
+    source = write_patients(tmp_path / "raw", 5)
+    before = prepare(source, tmp_path / "s.zarr")
+    shutil.move(source / "BraTS20_Training_004", tmp_path / "BraTS20_Training_004")
+    (source / "more").symlink_to(tmp_path / "BraTS20_Training_004")
+    summary = prepare(source, tmp_path / "s.zarr")
+    assert (summary.removed, summary.fingerprint) == (0, before.fingerprint)
+    assert [case for case, _ in summary.failed] == ["more"]
+    assert "1 case of the store, such as BraTS20_Training_004, cannot be found now and stay" in " ".join(summary.notes)
+    assert prepare(source, tmp_path / "s.zarr", prune=True).removed == 1
+
+
+def test_a_source_of_nothing_but_links_gets_the_remedy(tmp_path: Path) -> None:
+    source = write_patients(tmp_path / "raw", 2)
+    (tmp_path / "links").mkdir()
+    for folder in source.iterdir():
+        (tmp_path / "links" / folder.name).symlink_to(folder)
+    refused(lambda: inspect_source(tmp_path / "links"), "2 of its 2 files are not here", f"to {source}", "`cp -rL`")
+    for file in source.glob("*/*"):
+        relink(file, ANNEXED)
+    refused(lambda: inspect_source(source), "the content of its 2 cases is not here", "`git annex get .`")
+    for file in source.glob("*/*"):
+        file.unlink()
+        file.write_text(POINTER)
+    refused(lambda: inspect_source(source), "the content of its 2 cases is not here", "`git lfs pull`")
+
+
+def test_a_file_that_leads_out_of_the_source_refuses_its_case(tmp_path: Path) -> None:
+    source = write_patients(tmp_path / "raw", 2)
+    scan = source / "BraTS20_Training_001" / "BraTS20_Training_001_t1.nii.gz"
+    scan.rename(tmp_path / "t1.nii.gz")
+    scan.symlink_to(tmp_path / "t1.nii.gz")
+    ((case, reason),) = inspect_source(source).failed
+    assert case == "BraTS20_Training_001"
+    assert f"t1.nii.gz is a link out of the source, to {tmp_path / 't1.nii.gz'}" in reason
+
+
+def test_absent_tables_are_said(tmp_path: Path) -> None:
+    source = write_patients(tmp_path / "raw", 2)
+    (source / "survival_info.csv").symlink_to(ANNEXED)
+    summary = prepare(source, tmp_path / "s.zarr")
+    assert summary.failed == []
+    assert any("survival_info.csv is a link to git-annex content" in note for note in summary.notes)
+
+
+# -- one bad folder ----------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_with_two_segmentations_refuses_itself_only(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    source = write_patients(tmp_path / "raw", 3)
+    save(source / "BraTS20_Training_002" / "BraTS20_Training_002_pred_seg.nii.gz", tumour())
+    assert main(["prepare-data", str(source), str(tmp_path / "s.zarr"), "--json"]) == 3
+    shown = capsys.readouterr()
+    ((case, reason),) = json.loads(shown.out)["failed"]
+    assert case == "BraTS20_Training_002"
+    assert "holds label twice" in reason
+    assert reason in shown.err
+    assert "Keep" not in reason
+    assert Store.open(tmp_path / "s.zarr").case_ids == ["BraTS20_Training_001", "BraTS20_Training_003"]
+    with pytest.raises(DataError, match="holds label twice.*Stopped there, as --strict asks"):
+        prepare(source, tmp_path / "strict.zarr", strict=True)
+    assert not (tmp_path / "strict.zarr").exists()
+
+
+def test_two_folders_of_one_name_refuse_each_other_only(tmp_path: Path) -> None:
+    for name in ("a/P1", "b/p1", "b/P2"):
+        write_case(tmp_path / name)
+    report = inspect_source(tmp_path)
+    assert [case.id for case in report.cases] == ["P2"]
+    assert {case.casefold() for case, _ in report.failed} == {"p1"}
+    assert all(str(tmp_path / "a/P1") in why and str(tmp_path / "b/p1") in why for _, why in report.failed)
+
+
+def test_a_flat_folder_is_read_by_names(tmp_path: Path) -> None:
+    flat = tmp_path / "raw"
+    for folder in write_patients(tmp_path / "folders", 3).iterdir():
+        for file in folder.iterdir():
+            flat.mkdir(exist_ok=True)
+            shutil.copy2(file, flat)
+    summary = prepare(flat, tmp_path / "s.zarr")
+    assert (summary.cases, summary.failed, summary.not_taken) == (3, [], {})
+    assert summary.fingerprint == prepare(tmp_path / "folders", tmp_path / "f.zarr").fingerprint
+
+
+def test_two_sets_of_scans_of_one_patient_are_not_two_patients(tmp_path: Path) -> None:
+    """In a folder named after the patient, and in a flat one where names begin alike."""
+    write_case(tmp_path / "a" / "P1")
+    for file in list((tmp_path / "a" / "P1").iterdir()):
+        shutil.copy(file, file.with_name(file.name.replace("P1_", "P1_raw_")))
+    refused(lambda: inspect_source(tmp_path / "a"), "twice")
+    (tmp_path / "a" / "P1").rename(tmp_path / "a" / "scans")
+    write_case(tmp_path / "a" / "P2", seed=2)
+    report = inspect_source(tmp_path / "a")
+    assert ([case.id for case in report.cases], [case for case, _ in report.failed]) == (["P2"], ["P1", "P1_raw"])
+
+
+def test_time_points_are_called_after_their_patient(tmp_path: Path) -> None:
+    for name in ("A/time01", "A/time02", "B/time01", "C/ses-1", "D/week-044", "E/2019-03-04", "F"):
+        write_case(tmp_path / name)
+    ids = [case.id for case in inspect_source(tmp_path).cases]
+    assert ids == ["A_time01", "A_time02", "B_time01", "C_ses-1", "D_week-044", "E_2019-03-04", "F"]
+    for name in ("A/1", "A/2", "B/1"):
+        write_case(tmp_path / "numbers" / name)
+    assert [case.id for case in inspect_source(tmp_path / "numbers").cases] == ["A_1", "A_2", "B_1"]
+
+
+def test_layouts_that_are_known_are_named(tmp_path: Path) -> None:
+    for modality in ("T1w", "ce-gad_T1w", "T2w", "FLAIR"):
+        save(tmp_path / "bids" / "sub-01" / "ses-1" / "anat" / f"sub-01_ses-1_{modality}.nii.gz", brain(1))
+    save(tmp_path / "msd" / "imagesTr" / "BRATS_001.nii.gz", brain(1))
+    for channel in range(4):
+        save(tmp_path / "nnunet" / "imagesTr" / f"BRATS_001_000{channel}.nii.gz", brain(1))
+    for name in ("msd", "nnunet"):
+        save(tmp_path / name / "labelsTr" / "BRATS_001.nii.gz", tumour())
+    for name, words in (("bids", "BIDS ("), ("msd", "the Medical Segmentation Decathlon, "), ("nnunet", "nnU-Net, ")):
+        said = refused(lambda name=name: inspect_source(tmp_path / name), f"laid out as {words}", "not read", "_flair")
+        assert "Keep" not in said
+    write_case(tmp_path / "bids" / "P1")
+    ((case, reason),) = inspect_source(tmp_path / "bids").failed
+    assert (case, "BIDS" in reason) == ("sub-01_ses-1", True)
+
+
+# -- what is not taken -------------------------------------------------------------------------------------------------
+
+
+def test_what_is_not_taken_is_counted_and_named_where_it_looks_like_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    source = write_patients(tmp_path / "raw", 2)
+    for name in ("a.txt", "b.txt", "more.zip", "preview.png", ".hidden", "name_mapping.csv"):
+        (source / name).write_bytes(b"x")
+    save(source / "BraTS20_Training_001" / "BraTS20_Training_001_adc.nii.gz", brain(1))
+    (source / "series").mkdir()
+    (source / "series" / "IM0001").write_bytes(bytes(128) + b"DICM" + bytes(500))
+    os.mkfifo(source / "pipe")
+    assert main(["prepare-data", str(source), str(tmp_path / "s.zarr"), "--json"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["not_taken"] == {
+        ".txt": 2, ".nii.gz": 1, ".png": 1, ".zip": 1, "hidden": 1, "pipe, socket or device": 1, "without suffix": 1
+    }  # fmt: skip
+    assert "not taken: 2 .txt, 1 .nii.gz, 1 .png, 1 .zip, 1 hidden, 1 pipe" in shown.err
+    for words in ("archive not unpacked: more.zip", "DICOM file, such as series/IM0001", "_adc.nii.gz"):
+        assert sum(words in line for line in shown.err.splitlines()) == 1, words
+        assert any(words in note for note in json.loads(shown.out)["notes"])
+    assert "preview.png" not in shown.err
+
+
+def test_a_store_in_its_own_source_is_not_read_and_warned_of(tmp_path: Path) -> None:
+    source = write_patients(tmp_path / "raw", 2)
+    first = prepare(source, source / "s.zarr")
+    assert "lies in its own source" in " ".join(first.notes)
+    listing = walk(source)
+    assert (len(listing.files), listing.stores) == (10, ["s.zarr"])
+    second = prepare(source, source / "s.zarr")
+    assert (second.kept, second.converted, second.not_taken) == (2, 0, {"Zarr store": 1})
+    assert prepare(source, tmp_path / "other.zarr").fingerprint == first.fingerprint
+    assert "own source" not in " ".join(prepare(source, tmp_path / "other.zarr").notes)
+
+
+# -- a source that is something else -----------------------------------------------------------------------------------
+
+
+def test_other_things_than_a_dataset_get_the_sentence_that_helps(tmp_path: Path) -> None:
+    source = write_patients(tmp_path / "raw", 1)
+    archive = Path(shutil.make_archive(str(tmp_path / "packed"), "zip", source))
+    (tmp_path / "downloads").mkdir()
+    shutil.copy(archive, tmp_path / "downloads")
+    packed = Path(shutil.make_archive(str(tmp_path / "packed"), "gztar", source))
+    (tmp_path / "dicom" / "series").mkdir(parents=True)
+    for number in range(3):
+        (tmp_path / "dicom" / "series" / f"1.2.840.{number}").write_bytes(bytes(128) + b"DICM" + bytes(99))
+    scan = next(source.rglob("*_t1.nii.gz"))
+    for path, *words in (
+        (archive, "is not a folder but a zip archive. Unpack it"), (packed, "is not a folder but a gzip file. Unpack"),
+        (tmp_path / "downloads", "1 archive not unpacked: packed.zip"),
+        (scan, "one scan: name the folder that holds the patients"),
+        (tmp_path / "dicom", "3 DICOM files, such as series/1.2.840.0", "dcm2niix"),
+        (tmp_path / "dicom" / "series" / "1.2.840.0", "but a DICOM file", "dcm2niix"),
+    ):  # fmt: skip
+        refused(lambda path=path: inspect_source(path), str(path), *words)
+
+
+@pytest.mark.parametrize(("content", "kind"), [
+    (b"", "an empty file"), (b"<!DOCTYPE html><html>", "an HTML page"), (b"\n<html lang='en'>", "an HTML page"),
+    (POINTER.encode() + b"x" * 2000, "a Git LFS pointer"), (b"PK\x03\x04" + bytes(500), "a zip archive"),
+    (b'{"message": "Not Found"}', "JSON text"), (bytes(3000), "a file of zeros"),
+])  # fmt: skip
+def test_files_are_called_what_they_are_by_every_reader(tmp_path: Path, content: bytes, kind: str) -> None:
+    from hpc_tumor.data.brain_mri import decode_grey
+    from hpc_tumor.data.h5_slice import read_h5
+    from hpc_tumor.data.nifti import read_nifti
+
+    for name, read in (
+        ("a.nii", read_nifti), ("a.nii.gz", read_nifti), ("a.jpg", decode_grey), ("a.tif", decode_grey),
+        ("volume_1_slice_0.h5", lambda path: read_h5(path, {"image": "f"})),
+    ):  # fmt: skip
+        (tmp_path / name).write_bytes(content)
+        refused(lambda read=read, name=name: read(tmp_path / name), str(tmp_path / name), f" but {kind}")
