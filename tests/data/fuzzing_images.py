@@ -1,4 +1,4 @@
-"""JPEGs and PNGs that lie, made from sound ones by a fixed seed."""
+"""Images that lie, made from sound ones by a fixed seed."""
 
 from __future__ import annotations
 
@@ -178,3 +178,71 @@ def hollow_png(width: int, height: int, bits: int = 8, pixels: bytes = b"") -> b
     """A grey PNG of that size on paper."""
     header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
     return png_joined([(b"IHDR", header), (b"IDAT", zlib.compress(pixels or bytes(1000))), (b"IEND", b"")])
+
+
+# -- TIFF, BMP, WebP ---------------------------------------------------------------------------------------------------
+
+_TAGS = (256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 320, 322, 323, 324, 325, 338, 339, 347, 700, 34665)
+
+
+def tiff(seed: int, count: int) -> Iterator[Mutant]:
+    """TIFFs with entries that lie in tag, type, count or value, or with damaged bytes; packed ones among them."""
+    random, samples = np.random.default_rng([seed, 6]), []
+    grey = picture(3, (64, 48))
+    deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 200)
+    for image in (grey, deep, *(grey.convert(mode) for mode in ("RGB", "RGBA", "P", "1", "F"))):
+        samples += [_saved(image, "TIFF", compression=packed) for packed in (None, None, None, "tiff_lzw")]
+    for _ in range(count):
+        sample = samples[random.integers(len(samples))]
+        if random.random() < 0.3:
+            yield damaged(random, sample)
+            continue
+        data, changes = bytearray(sample), []
+        first = int.from_bytes(data[4:8], "little")
+        entries = int.from_bytes(data[first : first + 2], "little")
+        for _ in range(int(random.integers(1, 4))):
+            at = first + 2 + 12 * int(random.integers(entries))
+            what = str(random.choice(("value", "value", "value", "count", "type", "tag")))
+            number = int(NUMBERS[random.integers(len(NUMBERS))]) % 2**32
+            if what in ("value", "count"):
+                start = at + (8 if what == "value" else 4)
+                data[start : start + 4] = number.to_bytes(4, "little")
+            elif what == "type":
+                data[at + 2 : at + 4] = int(random.integers(14)).to_bytes(2, "little")
+            else:
+                data[at : at + 2] = int(random.choice(_TAGS)).to_bytes(2, "little")
+            changes.append(f"{what} of entry {(at - first) // 12}")
+        yield f"TIFF with another {', '.join(changes)}", bytes(data)
+
+
+def bmp(seed: int, count: int) -> Iterator[Mutant]:
+    """BMPs whose headers lie, or with damaged bytes."""
+    modes = ("L", "RGB", "P", "1", "RGBA")
+    yield from _lying(seed, count, [_saved(picture(3, (64, 48)).convert(mode), "BMP") for mode in modes], 60)
+
+
+def webp(seed: int, count: int) -> Iterator[Mutant]:
+    """WebP images, with loss and without, whose headers lie, or with damaged bytes."""
+    samples = [
+        _saved(picture(3, (64, 48)).convert(mode), "WEBP", lossless=lossless)
+        for mode in ("RGB", "RGBA") for lossless in (True, False)
+    ]  # fmt: skip
+    yield from _lying(seed, count, samples, 40)
+
+
+def _lying(seed: int, count: int, samples: list[bytes], header: int) -> Iterator[Mutant]:
+    random = np.random.default_rng([seed, 7])
+    for _ in range(count):
+        sample = samples[random.integers(len(samples))]
+        if random.random() < 0.4:
+            yield damaged(random, sample)
+            continue
+        at = int(random.integers(header))
+        number = int(NUMBERS[random.integers(len(NUMBERS))]) % 2**32
+        yield f"{number} at byte {at}", sample[:at] + number.to_bytes(4, "little") + sample[at + 4 :]
+
+
+def _saved(image: Image.Image, kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import struct
 import zlib
 from pathlib import Path
@@ -21,7 +22,8 @@ from hpc_tumor.data.brain_mri import (
     thumbnail,
 )
 from hpc_tumor.data.case import CaseData
-from hpc_tumor.data.sources import detect_reader
+from hpc_tumor.data.prepare import prepare_dataset
+from hpc_tumor.data.sources import detect_reader, inspect_source
 from hpc_tumor.errors import DataError
 
 READER = BrainMRIReader()
@@ -119,8 +121,13 @@ def test_names_that_stand_for_classes() -> None:
     assert [class_of(n) for n in ("glioma_tumor", "Glioma", "no_tumor", "notumor", "No Tumor", "pituitary_tumor")] == [
         "glioma", "glioma", "notumor", "notumor", "notumor", "pituitary",
     ]  # fmt: skip
-    assert class_of("cats") is None
-    assert class_of("tumor") is None
+    for names, kind in (
+        (("512Glioma", "Brain_Glioma", "2 - glioma (1)", "gliomas"), "glioma"),
+        (("512Normal", "normal", "Healthy", "no", "None", "non-tumor", "No Tumour", "NORMAL_BRAIN_MRI"), "notumor"),
+        (("Pituitary Adenoma", "pituitary_tumors"), "pituitary"), (("meningioma_scans",), "meningioma"),
+        (("cats", "tumor", "yes", "1", "normal pituitary", "no_glioma", "glioblastoma", "brain", ""), None),
+    ):  # fmt: skip
+        assert {name: class_of(name) for name in names} == dict.fromkeys(names, kind)
 
 
 def test_hidden_folders_and_other_files_are_not_images(tmp_path: Path) -> None:
@@ -146,6 +153,117 @@ def test_unknown_class_beside_known_ones(tmp_path: Path) -> None:
     picture(0).save(tmp_path / "Training" / "cats" / "a.png")
     with pytest.raises(DataError, match=r"cats is a folder of the unknown class 'cats'\. Known: glioma"):
         READER.list_cases(tmp_path)
+
+
+def test_folder_beside_known_classes_is_never_dropped(tmp_path: Path) -> None:
+    """Also where there is no Training or Testing, and where the image lies deeper."""
+    source = write_pictures(tmp_path / "x", 1) / "Training"
+    (source / "notumor").rename(source / "512Normal")
+    assert {case.meta["class"] for case in READER.list_cases(source)} == {
+        "glioma",
+        "meningioma",
+        "notumor",
+        "pituitary",
+    }
+    for name in ("cats", "yes"):
+        (source / "512Normal").rename(source / name)
+        with pytest.raises(DataError, match=f"{name} is a folder of the unknown class '{name}'"):
+            READER.list_cases(source)
+        (source / name / "deep").mkdir()
+        next((source / name).glob("*.png")).rename(source / name / "deep" / "a.png")
+        with pytest.raises(DataError, match=f"{name} is a folder of the unknown class '{name}'"):
+            READER.list_cases(source)
+        shutil.rmtree(source / name / "deep")
+        picture(0).save(source / name / "a.png")
+        (source / name).rename(source / "512Normal")
+
+
+def test_images_below_a_class_folder_are_of_that_class(tmp_path: Path) -> None:
+    source = write_pictures(tmp_path, 1)
+    for folder in ("Training/glioma/part 1/axial", "Testing/notumor/sub", "Training/glioma/masks"):
+        (source / folder).mkdir(parents=True)
+        picture(0).save(source / folder / "deep.png")
+    report = inspect_source(source)
+    deep = {case.id: (case.meta["class"], case.meta["part"]) for case in report.cases if case.id.endswith("deep.png")}
+    assert deep == {
+        "Training/glioma/part 1/axial/deep.png": ("glioma", "train"),
+        "Testing/notumor/sub/deep.png": ("notumor", "test"),
+    }
+    assert report.notes == ["not taken: 1 image in folders of masks or labels: Training/glioma/masks (1)."]
+    assert report.not_taken == {".png": 1}
+
+
+def test_a_source_whose_classes_do_not_map_is_asked_for(tmp_path: Path) -> None:
+    for name in ("1", "2", "3"):
+        (tmp_path / name).mkdir()
+        picture(0).save(tmp_path / name / "a.png")
+    with pytest.raises(DataError, match=r"3 images in no folder of a known class .*: 1 \(1\), 2 \(1\), 3 \(1\)"):
+        inspect_source(tmp_path)
+    picture(0).save(tmp_path / "loose.gif")
+    with pytest.raises(DataError, match=r"1 image of formats that are not read: loose\.gif\. Save them as PNG"):
+        inspect_source(tmp_path)
+
+
+def test_one_class_is_no_dataset(tmp_path: Path) -> None:
+    source = write_pictures(tmp_path / "raw", 2) / "Training" / "glioma"
+    with pytest.raises(DataError, match=r"one class only, glioma: .* Name the folder above it, .*Training, which"):
+        prepare_dataset(READER, source, tmp_path / "s.zarr", workers=1)
+    assert not (tmp_path / "s.zarr").exists()
+    shutil.rmtree(source.parent / "notumor")
+    report = inspect_source(source.parent)
+    assert report.notes == ["no image of notumor"]
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "1", "P", "RGBA"])
+@pytest.mark.parametrize("ending", ["bmp", "tif", "tiff", "webp", "jfif", "jpe", "PNG"])
+def test_every_suffix_gives_the_same_picture(tmp_path: Path, ending: str, mode: str) -> None:
+    lossy = ending in ("jfif", "jpe")
+    if lossy and mode not in ("L", "RGB"):
+        pytest.skip("JPEG has no such mode")
+    image = picture(1, (160, 120)).convert(mode)
+    options = {"webp": {"lossless": True}, "jfif": {"format": "JPEG"}, "jpe": {"format": "JPEG"}}.get(ending, {})
+    image.save(tmp_path / f"a.{ending}", **options)
+    grey, _ = decode_grey(tmp_path / f"a.{ending}")
+    expected = np.asarray(image.convert("RGB").convert("L")).astype(int)
+    assert np.abs(np.asarray(grey) - expected).max() <= (40 if lossy else 1)
+
+
+def test_orientation_of_a_tiff_is_applied_once(tmp_path: Path) -> None:
+    upright = np.asarray(picture(2))
+    ways = {
+        2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1], 5: upright.T, 6: np.rot90(upright, -1),
+        7: upright[::-1, ::-1].T, 8: np.rot90(upright),
+    }  # fmt: skip
+    for orientation, expected in ways.items():
+        picture(2).save(tmp_path / "a.tif", tiffinfo={0x0112: orientation})
+        np.testing.assert_array_equal(np.asarray(decode_grey(tmp_path / "a.tif")[0]), expected)
+
+
+def test_tiffs_of_sixteen_bits_and_of_real_numbers(tmp_path: Path) -> None:
+    values = np.asarray(picture(1)).astype(np.uint16) * 16
+    grey = np.asarray(picture(1)).astype(int)
+    for name, array in (("deep.tif", values), ("real.tif", values.astype(np.float32))):
+        Image.fromarray(array).save(tmp_path / name)
+        scaled = np.asarray(decode_grey(tmp_path / name)[0])
+        assert np.abs(scaled - np.rint(grey * 255 / grey.max())).max() <= 1
+
+
+def test_images_that_are_not_read_safely_are_named(tmp_path: Path) -> None:
+    grey = picture(1)
+    grey.save(tmp_path / "pages.tif", save_all=True, append_images=[picture(2)])
+    grey.save(tmp_path / "moves.webp", save_all=True, append_images=[picture(2)], lossless=True)
+    grey.save(tmp_path / "packed.tif", compression="tiff_lzw")
+    grey.save(tmp_path / "webp.jpg", "WEBP")
+    grey.save(tmp_path / "bmp.png", "BMP")
+    grey.save(tmp_path / "cut.bmp")
+    (tmp_path / "cut.bmp").write_bytes((tmp_path / "cut.bmp").read_bytes()[:-9])
+    for name, words in (
+        ("pages.tif", "holds several pages"), ("moves.webp", "holds several pictures"),
+        ("packed.tif", "packed with tiff_lzw; only unpacked ones are read. Save it as PNG"),
+        ("webp.jpg", "but a WebP image. Rename it to end in .webp"), ("bmp.png", "but a BMP image"),
+        ("cut.bmp", "is truncated"),
+    ):  # fmt: skip
+        refuse(tmp_path / name, (tmp_path / name).read_bytes(), words)
 
 
 def refuse(path: Path, data: bytes, words: str) -> None:

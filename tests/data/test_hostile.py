@@ -127,10 +127,10 @@ def test_patients_with_one_file_that_lies(tmp_path: Path) -> None:
 
 
 def read_images(watch: Watch, folder: Path, source: Source, seed: int, count: int) -> None:
-    path = folder / "mutant.jpg"
+    path = folder / f"mutant.{source.__name__}"
     for name, data in source(seed, count):
         path.write_bytes(data)
-        case = Case("mutant.jpg", {"image": source_file(path)}, path, {"class": "glioma", "part": "train"})
+        case = Case(path.name, {"image": source_file(path)}, path, {"class": "glioma", "part": "train"})
         holds = 2 * len(data) + PIXEL_BYTES * min(8 * GZIP_RATIO * len(data), MOST_PIXELS)
         image = watch.read(name, lambda: BrainMRIReader(64).read_case(case), names=str(path), holds=holds)  # noqa: B023
         if image is not None and (image.image.shape, image.image.dtype) != ((64, 64), np.uint8):
@@ -143,6 +143,11 @@ def test_jpegs(tmp_path: Path) -> None:
 
 def test_pngs(tmp_path: Path) -> None:
     run(read_images, tmp_path, fuzzing_images.png, 5, 600, least=600)
+
+
+@pytest.mark.parametrize("source", [fuzzing_images.tiff, fuzzing_images.bmp, fuzzing_images.webp])
+def test_other_images(tmp_path: Path, source: Source) -> None:
+    run(read_images, tmp_path, source, 8, 400, least=400)
 
 
 # -- tables and HDF5 ---------------------------------------------------------------------------------------------------
@@ -219,7 +224,9 @@ def test_h5_file_that_takes_its_reader_along(tmp_path: Path) -> None:
     [
         (read_volumes, (fuzzing.nifti, 101, 10_000)), (read_volumes, (fuzzing.packed, 102, 4000)),
         (read_patients, (103, 2000)), (read_images, (fuzzing_images.jpeg, 104, 5000)),
-        (read_images, (fuzzing_images.png, 105, 5000)), (read_tables, (106, 2000)), (read_h5s, (107, 5000)),
+        (read_images, (fuzzing_images.png, 105, 5000)), (read_images, (fuzzing_images.tiff, 108, 5000)),
+        (read_images, (fuzzing_images.bmp, 109, 3000)), (read_images, (fuzzing_images.webp, 110, 3000)),
+        (read_tables, (106, 2000)), (read_h5s, (107, 5000)),
     ],
     ids=lambda value: value.__name__ if callable(value) else None,
 )  # fmt: skip

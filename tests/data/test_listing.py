@@ -1,4 +1,4 @@
-"""What a source holds beside good cases: links, pointers, bad folders, other layouts and files; each said, none lost."""
+"""A source beside its good cases: links, pointers, bad folders, other layouts and files; each said, none lost."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_a_folder_with_two_segmentations_refuses_itself_only(tmp_path: Path, cap
     assert reason in shown.err
     assert "Keep" not in reason
     assert Store.open(tmp_path / "s.zarr").case_ids == ["BraTS20_Training_001", "BraTS20_Training_003"]
-    with pytest.raises(DataError, match="holds label twice.*Stopped there, as --strict asks"):
+    with pytest.raises(DataError, match=r"holds label twice.*Stopped there, as --strict asks"):
         prepare(source, tmp_path / "strict.zarr", strict=True)
     assert not (tmp_path / "strict.zarr").exists()
 
