@@ -6,10 +6,12 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hpc_tumor.data.phantom import make_phantom
 from hpc_tumor.data.prepare import READERS, prepare_dataset
+from hpc_tumor.data.store import Store
 from hpc_tumor.errors import DataError, UsageError
 from hpc_tumor.models import MODELS
 from hpc_tumor.request import Request, make_experiments
@@ -194,3 +196,17 @@ def test_errors_name_where_the_value_came_from(
     assert refusal().startswith(f"{user / 'config.toml'}: recipe.epochs = 0")
     monkeypatch.setenv("HPC_TUMOR_RECIPE_EPOCHS", "-1")
     assert refusal().startswith("HPC_TUMOR_RECIPE_EPOCHS: recipe.epochs = -1")
+
+
+def test_a_store_of_one_class_is_refused(tmp_path: Path) -> None:
+    """As versions before made it of the folder of one class; prepare-data refuses that now."""
+    from hpc_tumor.data.zarr_nodes import write_column
+
+    make_phantom(tmp_path / "raw", "brain-mri", 8, seed=1)
+    prepare_dataset(READERS["brain-mri"](), tmp_path / "raw", tmp_path / "one.zarr", workers=1)
+    make_experiments(Request(models=["cnn"], stores=[tmp_path / "one.zarr"]))
+    count = len(Store.open(tmp_path / "one.zarr"))
+    shutil.rmtree(tmp_path / "one.zarr" / "index" / "label")
+    write_column(tmp_path / "one.zarr" / "index", "label", np.full(count, 2, np.uint8))
+    with pytest.raises(DataError, match=r"one\.zarr holds images of one class only, notumor"):
+        make_experiments(Request(models=["cnn"], stores=[tmp_path / "one.zarr"]))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hpc_tumor.data.brain_mri import IMAGE_SUFFIXES
 from hpc_tumor.data.brats import WANTED, all_patients
 from hpc_tumor.data.case import Listing, SourceFile, walk
-from hpc_tumor.data.leftovers import no_cases, usable
+from hpc_tumor.data.leftovers import leftovers, no_cases, usable
 from hpc_tumor.errors import DataError, HpcTumorError, UsageError
 from hpc_tumor.names import printable
 from hpc_tumor.prediction.options import Options
@@ -102,7 +102,8 @@ def _segment(
         )
     with bar("predicting", "slices" if len(cases) == 1 else "patients") as progress:
         results = predict_patients(trained, cases, output, options, progress)
-    return {"rows": results.rows, "failed": sorted([*results.failed, *found.failed]), "notes": results.notes}
+    failed = sorted([*results.failed, *found.failed, *leftovers(listing, found.taken, "segmentation").refused])
+    return {"rows": results.rows, "failed": failed, "notes": results.notes}
 
 
 def _classify(
@@ -118,8 +119,9 @@ def _classify(
         raise no_cases(listing, _IMAGES_WANTED)
     with bar("predicting", "images") as progress:
         results = predict_images(trained, files, output, options, progress)
+    links = leftovers(listing, {file.relative for file in files}, "classification").refused
     return {
-        "rows": results.rows, "failed": results.failed, "accuracy": results.accuracy,
+        "rows": results.rows, "failed": [*results.failed, *links], "accuracy": results.accuracy,
         "labelled": len(results.labelled),
     }  # fmt: skip
 

@@ -350,3 +350,24 @@ def test_a_real_patient(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         np.testing.assert_array_equal(found.header[field], given.header[field])
     np.testing.assert_array_equal(found.header["pixdim"][:4], given.header["pixdim"][:4])
     assert 100 < shown["predictions"][0]["slices"] < 155
+
+
+def test_a_patient_that_cannot_be_read_refuses_no_other(
+    patients: Path, unet_run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Absent content, two segmentations, a link out of the folder: each named, and the good patient labelled."""
+    good = folders(patients)[0]
+    for name in (good.name, "absent", "twice"):
+        shutil.copytree(good, tmp_path / "in" / name)
+    for file in (tmp_path / "in" / "absent").iterdir():
+        file.unlink()
+        file.symlink_to("../.git/annex/objects/absent")
+    scan = next((tmp_path / "in" / "twice").glob("*_t1.nii.gz"))
+    shutil.copy(scan, scan.with_name("other_t1.nii.gz"))
+    (tmp_path / "in" / "linked").symlink_to(folders(patients)[1])
+    arguments = ["predict", str(unet_run.path), str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--json"]
+    assert cli.main([*arguments, *IN_FLOAT32]) == 3
+    shown = capsys.readouterr()
+    assert [item["case"] for item in json.loads(shown.out)["failed"]] == ["absent", "linked", "twice"]
+    assert "git annex get" in shown.err
+    assert (tmp_path / "out" / f"{good.name}-seg.nii.gz").is_file()
