@@ -150,7 +150,7 @@ class CaseReader(Protocol):
 
 
 def _absence(case: Case) -> str:
-    """Why a case cannot be read now, and what to do."""
+    """The reason why a case cannot be read now, and the remedy."""
     absent = [(file, kind) for file in case.files.values() if (kind := content_absent(file))]
     file, kind = min(absent, key=lambda item: item[0].relative)
     more = f" (so are {len(absent) - 1} more of its files)" if len(absent) > 1 else ""

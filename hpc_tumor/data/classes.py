@@ -21,5 +21,5 @@ def class_of(folder: str) -> str | None:
 
 
 def is_of_masks(folder: str) -> bool:
-    """Whether a folder, by its name, holds masks or other drawings of images rather than images."""
+    """Return whether a folder, by its name, holds masks or other drawings of images rather than images."""
     return _MASKS.search(folder) is not None

@@ -67,7 +67,7 @@ def read_clinical(listing: Listing, cases: Sequence[Case]) -> Clinical:
 
 
 def is_table(file: SourceFile) -> bool:
-    """Whether a file is called as the tables are that say something of patients."""
+    """Return whether a file has the name of a table that says something of patients."""
     return _TABLE.search(file.relative) is not None
 
 

@@ -116,6 +116,8 @@ def no_cases(listing: Listing, wanted: str) -> DataError:
     counts = Counter(printable(file.suffix) or "no suffix" for file in listing.files)
     common = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:4]
     there = ", ".join(f"{count} × {suffix}" for suffix, count in common) or "no files"
+    if any(file.relative == "zarr.json" for file in listing.files):
+        return DataError(f"{source}, but is a Zarr store itself: name the folder of the raw scans or images.")
     stores = f", and the Zarr store {printable(listing.stores[0])}" if listing.stores else ""
     return DataError(f"{source}: looked for {wanted}; found {there}{stores}.")
 
@@ -126,7 +128,7 @@ def _refusal(file: SourceFile, kind: FileKind | None) -> str:
 
 
 def _may_be_data(link: SourceFile, task: str) -> bool:
-    """Whether a case, a folder of cases or of a class may have been meant by a link that no case has."""
+    """Return whether a link that no case has may have been meant for a case, or a folder of cases or of a class."""
     suffix = link.suffix
     if suffix in _TEXTS or _TEXT_NAMES.search(link.path.name):
         return False

@@ -143,7 +143,7 @@ def _leads_somewhere(link: os.DirEntry[str]) -> bool:
 
 
 def _instead(source: Path) -> str:
-    """How the sentence goes on for a source that is not a folder."""
+    """The rest of the sentence for a source that is not a folder: what it is, and what to name."""
     kind = kind_of(first_bytes(source)) if source.is_file() else None
     name = source.name.lower()
     if kind == NIFTI or name.endswith((".nii", ".nii.gz")):
@@ -191,7 +191,7 @@ def first_bytes(path: Path) -> bytes:
 
 
 def content_absent(file: SourceFile) -> FileKind | None:
-    """What stands in the place of the file's content: a link that is not followed, or a pointer; None for a file."""
+    """The kind of link or pointer that stands in the place of the file's content; None where the content is here."""
     if file.absent is not None or not 0 < file.size <= START:
         return file.absent
     kind = kind_of(first_bytes(file.path))

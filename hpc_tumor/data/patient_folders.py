@@ -1,4 +1,4 @@
-"""Which NIfTI files are one patient's: by folder, by the beginning of their names in a flat folder, by time point."""
+"""Grouping NIfTI files by patient: by folder, by the beginning of names in a flat folder, by time point."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def _twice(members: Sequence[_Member]) -> tuple[str, SourceFile, SourceFile] | N
 
 
 def _is_flat(folder: str, by_stem: Mapping[str, Sequence[_Member]]) -> bool:
-    """Whether a folder holds the files of several patients, none of whom it is named after."""
+    """Return whether a folder holds the files of several patients, none of whom it is named after."""
     sets = [stem for stem, members in by_stem.items() if len({role for _, role, _ in members if role != LABEL}) > 1]
     return len(sets) > 1 and all(by_stem) and not any(stem.casefold().startswith(folder.casefold()) for stem in by_stem)
 

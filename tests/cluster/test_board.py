@@ -26,7 +26,7 @@ def board(tmp_path: Path) -> Board:
     make_phantom(tmp_path / "raw", "brats", 2, 1, shape=(32, 32, 12))
     staging = tmp_path / "s.zarr" / ".staging-1"
     reader = BraTSReader()
-    cases = reader.find(walk(tmp_path / "raw"))
+    cases = reader.find(walk(tmp_path / "raw")).cases
     return Board.create(staging / "array", [Unit(reader, [case], staging / case.id, 1) for case in cases])
 
 

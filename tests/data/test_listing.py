@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from raw_samples import brain, save, tumour, write_case, write_patients, write_p
 from test_hostile_names import refused
 
 from hpc_tumor.cli import main
+from hpc_tumor.data.convert import Unit, UnitResult, convert_unit
 from hpc_tumor.data.listing import walk
 from hpc_tumor.data.prepare import PrepareSummary, inspect_source, prepare_dataset
 from hpc_tumor.data.store import Store
@@ -152,6 +154,28 @@ def test_a_folder_with_two_segmentations_refuses_itself_only(tmp_path: Path, cap
     with pytest.raises(DataError, match=r"holds label twice.*Stopped there, as --strict asks"):
         prepare(source, tmp_path / "strict.zarr", strict=True)
     assert not (tmp_path / "strict.zarr").exists()
+
+
+def test_converting_elsewhere_refuses_and_keeps_the_same(tmp_path: Path) -> None:
+    """As --cluster does: the results come from others, everything else from here."""
+    source = write_patients(tmp_path / "raw", 4)
+    here = prepare(source, tmp_path / "here.zarr")
+    for folder in ("BraTS20_Training_002", "BraTS20_Training_003"):
+        for file in (source / folder).iterdir():
+            relink(file, ANNEXED)
+    save(source / "BraTS20_Training_004" / "other_seg.nii.gz", tumour())
+    prepare(write_patients(tmp_path / "old", 4), tmp_path / "there.zarr")
+
+    def elsewhere(units: Sequence[Unit]) -> Generator[UnitResult, None, None]:
+        yield from map(convert_unit, units)
+
+    summaries = [
+        prepare(source, tmp_path / "here.zarr"), prepare(source, tmp_path / "there.zarr", convert=elsewhere)
+    ]  # fmt: skip
+    assert here.cases == 4
+    for summary in summaries:
+        assert (summary.cases, len(summary.failed), len(summary.still_stored)) == (3, 3, 2)
+    assert summaries[0].fingerprint == summaries[1].fingerprint
 
 
 def test_two_folders_of_one_name_refuse_each_other_only(tmp_path: Path) -> None:
