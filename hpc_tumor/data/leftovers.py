@@ -53,7 +53,7 @@ _MSD = Layout(
 
 @dataclass(frozen=True)
 class Leftovers:
-    """What of a source is not taken.
+    """The part of a source that is not taken.
 
     Attributes:
         counts: by kind: a suffix, "without suffix", "link", "hidden", "Zarr store", "pipe, socket or device".

@@ -41,7 +41,7 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Listing:
-    """What lies below a source.
+    """The contents of a source, by kind.
 
     Attributes:
         files: all visible files.
