@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hpc_tumor.data.editions import EDITIONS, USUAL, Edition
 from hpc_tumor.errors import DataError, UsageError, unknown
 from hpc_tumor.models import MODELS, build_model
 from hpc_tumor.resources import available_cpus
@@ -37,6 +38,7 @@ class Facts:
         epoch: whose weights these are.
         flips: whether the run was tested on the mean over flips.
         cleaning: the thresholds that its validation patients chose; None where they chose none.
+        edition: whose numbers most segmentations had that it was trained on.
     """
 
     run: str
@@ -50,6 +52,7 @@ class Facts:
     epoch: int
     flips: bool = False
     cleaning: Cleaning | None = None
+    edition: Edition = USUAL
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,7 @@ def load_network(run: RunDir) -> tuple[Facts, nn.Module]:
         facts = Facts(
             run.name, about["model"], filters, task, tuple(about["classes"]), about["exclusive"], (height, width),
             resized, about["state"].best_epoch, experiment.scoring.flips, _cleaning(run),
+            EDITIONS.get(str(about.get("edition")), USUAL),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{run.best_weights} does not say what its weights are of: {error!r} is missing.") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from hpc_tumor.config import Experiment
 from hpc_tumor.data.loader import BatchLoader
+from hpc_tumor.data.store import Store
 from hpc_tumor.errors import DataError, HpcTumorError
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.training import metrics
@@ -222,6 +224,7 @@ class Setup:
             "format": "hpc-tumor weights", "run": self.run.name, "model": model.name, "filters": model.filters or "",
             "task": self.experiment.task, "classes": self.classes or list(metrics.LABELS),
             "exclusive": self.exclusive, "image_size": [height, width],
+            **({"edition": _most_common_edition(self.parts.store)} if self.classes is None else {}),
         }  # fmt: skip
 
     def settle(self) -> None:
@@ -283,6 +286,11 @@ class Setup:
         else:  # new draws of dropout, but not those of the first steps again
             torch.manual_seed(rank_seed(self.experiment.seed + self.state.updates, self.distributed))
         return True
+
+
+def _most_common_edition(store: Store) -> str:
+    """The name of the edition that most cases of a store of patients are of."""
+    return Counter(edition.name for edition in store.editions).most_common(1)[0][0]
 
 
 def _of_rank_0(distributed: Distributed, ask: Callable[[], Any]) -> Any:

@@ -44,7 +44,8 @@ def volume(store: Store, case: int = 0) -> tuple[np.ndarray, np.ndarray]:
 def test_every_year_names_its_files_in_its_own_way(
     tmp_path: Path, name: str, joint: str, suffixes: tuple[str, ...], edition: str
 ) -> None:
-    write_case(tmp_path / "raw" / "HGG" / name, joint=joint, suffixes=suffixes)
+    labels = tumour(enhancing=3 if joint == "-" else 4)
+    write_case(tmp_path / "raw" / "HGG" / name, joint=joint, suffixes=suffixes, labels=labels)
     assert inspect_source(tmp_path / "raw").groups == {edition: 1}
     store = store_of(tmp_path / "raw", tmp_path / "s.zarr")
     assert store.clinical == [{"grade": "HGG"}]
