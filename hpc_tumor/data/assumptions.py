@@ -16,33 +16,33 @@ def assumptions(rows: Sequence[dict[str, Any]]) -> list[str]:
     kinds = (
         (
             lambda row: row["meta"].get("labels_assumed"),
-            f"have names of no edition: their labels were read as {USUAL.meaning}; name another with --labels",
+            f"with names of no edition: their labels are read as {USUAL.meaning}; another edition: --labels",
         ),
-        (_is_renamed, "were read in other numbers than their names say, as --labels asks"),
+        (_is_renamed, "of which labels are read in other numbers than their names say, as --labels asks"),
         (
             lambda row: row["meta"].get("without_axes"),
-            "have headers that do not say where the axes point: taken to be in the voxel order of the other files of"
+            "with headers that do not say where the axes point: taken to be in the voxel order of the other files of"
             f" the case, or in {AXES} where no file says it",
         ),
         (
             lambda row: row["meta"].get("other_affine"),
-            "have a file whose header places it elsewhere than FLAIR: taken to lie voxel on voxel",
+            "with a file whose header places it elsewhere than FLAIR: taken to lie voxel on voxel",
         ),
         (
             lambda row: any(row["tolerance"]),
-            "have noise around the brain: values that stray from the background by less than 0.1 to 2 % of the range"
+            "with noise around the brain: values that stray from the background by less than 0.1 to 2 % of the range"
             " count as background",
         ),
         (
             lambda row: any(any(counts[TUMOUR_LABELS:]) for counts in row["label_counts"]),
-            "have a resection cavity: stored as label 4, background for the networks, which learn NCR/NET, ED and ET",
+            "with a resection cavity: stored as label 4, background for the networks, which learn NCR/NET, ED and ET",
         ),
     )
     lines = []
     for applies, text in kinds:
         names = [str(row["case"]) for row in rows if applies(row)]
         if names:
-            lines.append(f"{len(names):,} of {len(rows):,} cases {text} ({listed(names)}).")
+            lines.append(f"{len(names):,} of {len(rows):,} cases ({listed(names)}) {text}.")
     return lines
 
 

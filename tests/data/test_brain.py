@@ -84,7 +84,7 @@ def test_training_and_the_store_see_the_same_brain(tmp_path: Path, capsys: pytes
         assert cli.main(["prepare-data", str(tmp_path / name), str(tmp_path / f"{name}.zarr"), "--workers", "1"]) == 0
         stores.append(Store.open(tmp_path / f"{name}.zarr"))
     said = capsys.readouterr().err
-    assert said.count("1 of 1 cases have noise around the brain") == 1
+    assert said.count("with noise around the brain") == 1
     clean, with_noise = stores
     np.testing.assert_array_equal(with_noise.read_volume(0).result()[0][0], noisy(brain(0, "float32"), 1e-4, 0).T)
     np.testing.assert_allclose(with_noise.statistics, clean.statistics, rtol=1e-6)

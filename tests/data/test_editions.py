@@ -85,7 +85,7 @@ def test_a_resection_cavity_is_no_enhancing_tumour(tmp_path: Path, capsys: pytes
     write_case(tmp_path / "raw" / YEAR_2021, seed=1)
     assert prepare(tmp_path / "raw", tmp_path / "s.zarr") == 0
     said = capsys.readouterr().err
-    assert "1 of 2 cases have a resection cavity: stored as label 4, background for the networks" in said
+    assert "1 of 2 cases (BraTS-GLI-02063-100) with a resection cavity: stored as label 4, background" in said
     store = Store.open(tmp_path / "s.zarr")
     assert store.labels == ("background", "NCR/NET", "ED", "ET", "resection cavity")
     assert [edition.name for edition in store.editions] == ["brats-2024", "brats-2017-2021"]
@@ -121,12 +121,15 @@ def test_what_names_do_not_tell_is_said(tmp_path: Path, capsys: pytest.CaptureFi
     write_case(tmp_path / "raw" / "patient")
     assert prepare(tmp_path / "raw", tmp_path / "s.zarr") == 0
     meaning = "brats-2017-2021 (1 NCR/NET, 2 ED, 4 ET)"
-    assert f"1 of 1 cases have names of no edition: their labels were read as {meaning}" in capsys.readouterr().err
+    assert (
+        f"1 of 1 cases (patient) with names of no edition: their labels are read as {meaning}"
+        in capsys.readouterr().err
+    )
     write_case(tmp_path / "known" / YEAR_2021)
     assert prepare(tmp_path / "known", tmp_path / "k.zarr", "--labels", "brats-2012-2016") == 0
     assert "other numbers" not in capsys.readouterr().err  # 1, 2 and 4 mean the same in both
     assert prepare(tmp_path / "known", tmp_path / "l.zarr", "--labels", "brats-2024") == 0
-    assert "1 of 1 cases were read in other numbers than their names say" in capsys.readouterr().err
+    assert "of which labels are read in other numbers than their names say" in capsys.readouterr().err
 
 
 def test_labels_of_what_has_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
