@@ -16,8 +16,8 @@ LEVEL = 0.05
 
 
 @dataclass(frozen=True)
-class PairedTest:
-    """`first` against `second` (indices of entries) by one score, case by case.
+class Difference:
+    """Two series of scores of the same test cases, case by case, with a paired test.
 
     Attributes:
         difference: mean of first − second, with its 95 % bootstrap interval `low`, `high` (None of a single unit).
@@ -30,8 +30,6 @@ class PairedTest:
         n: units compared.
     """
 
-    first: int
-    second: int
     score: str
     difference: float
     low: float | None
@@ -49,6 +47,14 @@ class PairedTest:
         return self.p_holm < LEVEL
 
 
+@dataclass(frozen=True, kw_only=True)
+class PairedTest(Difference):
+    """`first` against `second`, indices of entries."""
+
+    first: int
+    second: int
+
+
 def paired_tests(
     entries: Sequence[TestCases], scores: Sequence[str], larger_is_better: Sequence[bool], binary: bool
 ) -> list[PairedTest]:
@@ -58,23 +64,50 @@ def paired_tests(
         entries: tested on the same cases, in any order of them.
         binary: the scores say right or wrong (McNemar), or how well (Wilcoxon).
     """
-    units = entries[0].units[entries[0].order]
     pairs = list(combinations(range(len(entries)), 2))
     tests = []
     for score, larger in zip(scores, larger_is_better, strict=True):
-        columns = np.stack([cases.values[score][cases.order] for cases in entries], 1)
-        differences = np.stack([columns[:, first] - columns[:, second] for first, second in pairs], 1)
-        intervals = bootstrap_means(differences, units)
-        for (first, second), difference, interval in zip(pairs, differences.T, intervals, strict=True):
-            if (found := _compare(difference, interval, units, larger, binary)) is not None:
-                tests.append(replace(found, first=first, second=second, score=score))
+        firsts, seconds = ([entries[pair[place]] for pair in pairs] for place in (0, 1))
+        for (first, second), found in zip(
+            pairs, differences(firsts, seconds, score, larger_is_better=larger, binary=binary), strict=True
+        ):
+            if found is not None:
+                tests.append(PairedTest(**vars(found), first=first, second=second))
     corrected = holm([test.p for test in tests])
     return [replace(test, p_holm=p) for test, p in zip(tests, corrected, strict=True)]
 
 
+def differences(
+    firsts: Sequence[TestCases], seconds: Sequence[TestCases], score: str, *, larger_is_better: bool, binary: bool
+) -> list[Difference | None]:
+    """Each of `firsts` against the one of `seconds` in its place, not corrected; None where no case has both scores.
+
+    All were tested on the same cases, in any order of them.
+    """
+    if not firsts:
+        return []
+    units = firsts[0].units[firsts[0].order]
+    values = np.stack(
+        [
+            first.values[score][first.order] - second.values[score][second.order]
+            for first, second in zip(firsts, seconds, strict=True)
+        ],
+        1,
+    )
+    return [
+        _compare(score, column, interval, units, larger_is_better, binary)
+        for column, interval in zip(values.T, bootstrap_means(values, units), strict=True)
+    ]
+
+
 def _compare(
-    difference: np.ndarray, interval: Interval | None, units: np.ndarray, larger_is_better: bool, binary: bool
-) -> PairedTest | None:
+    score: str,
+    difference: np.ndarray,
+    interval: Interval | None,
+    units: np.ndarray,
+    larger_is_better: bool,
+    binary: bool,
+) -> Difference | None:
     """One test; None where no case has the score of both."""
     there = ~np.isnan(difference)
     if not there.any():
@@ -84,7 +117,7 @@ def _compare(
     wins, losses = int((signed > 0).sum()), int((signed < 0).sum())
     p, effect = _mcnemar(wins, losses) if binary else _wilcoxon(signed)
     low, high = (interval.low, interval.high) if interval else (None, None)
-    return PairedTest(-1, -1, "", float(difference[there].mean()), low, high, p, p, effect, wins, losses, len(means))
+    return Difference(score, float(difference[there].mean()), low, high, p, p, effect, wins, losses, len(means))
 
 
 def _unit_means(values: np.ndarray, units: np.ndarray) -> np.ndarray:

@@ -13,9 +13,10 @@ from made_runs import classification_run, config_of, full_classification_run, fu
 from hpc_tumor.results.as_json import as_json
 from hpc_tumor.results.brief_tables import terminal_tables
 from hpc_tumor.results.collect import collect_runs
+from hpc_tumor.results.conclusions import conclusions
 from hpc_tumor.results.full_tables import group_tables
 from hpc_tumor.results.layout import Table
-from hpc_tumor.results.notes import brief_notes, conclusions
+from hpc_tumor.results.notes import brief_notes
 from hpc_tumor.results.rows import new_images_row
 from hpc_tumor.results.statistics import exact_interval
 from hpc_tumor.results.wishes import make_wishes

@@ -10,8 +10,8 @@ from test_latex import compile_alone
 
 from hpc_tumor.results.collect import collect_runs
 from hpc_tumor.results.comparison import Comparison
+from hpc_tumor.results.conclusions import conclusions
 from hpc_tumor.results.layout import Table
-from hpc_tumor.results.notes import conclusions
 from hpc_tumor.results.paper_tables import MOST_ROWS, paper, paper_tables
 
 MOST = 125  # characters a row: letters 6 points high in an article
