@@ -36,9 +36,9 @@ def verdict(test: Difference) -> Verdict:
 def method(group: Group) -> str:
     """How entries were tested against each other."""
     count = len(group.tests)
-    name = "exact McNemar over groups of copies" if group.task == "classification" else "paired Wilcoxon over patients"
+    name = "McNemar over groups of copies" if group.task == "classification" else "Paired Wilcoxon over patients"
     many = f" Of {len(group.alike)} entries the best {MOST_TESTED}." if len(group.alike) > MOST_TESTED else ""
-    return f"{name[0].upper()}{name[1:]}, Holm-corrected over {count} test{'s' * (count != 1)}.{many}"
+    return f"{name}, Holm-corrected over {count} test{'s' * (count != 1)}.{many}"
 
 
 def _best(group: Group) -> Iterator[str]:
@@ -153,20 +153,22 @@ def _who_beats_it(group: Group, names: Mapping[Verdict, Sequence[str]]) -> str:
         ((name, test),) = tests.items()
         words = {"better": "is better", "not shown": "is not shown to be better", "worse": "is worse"}
         return f"{name} {words[verdict(test)]} than {than}: {_p(test)}."
+    all_of_them = f"{'Both' if len(tests) == 2 else f'All {len(tests)}'} networks are"
     if len(names["better"]) == len(tests):
-        all_of_them = "Both" if len(tests) == 2 else f"All {len(tests)}"
-        return f"{all_of_them} networks are better than {than}: {_at_most(tests)}."
-    others = [f"not shown to be better: {not_shown}"] if not_shown else []
-    others += [f"worse: {worse}"] if worse else []
-    if better:
-        return f"Against {than}: better: {better}; {'; '.join(others)}."
-    return f"No network is shown to be better than {than}: {'; '.join(others)}."
+        return f"{all_of_them} better than {than}: {_at_most(tests)}."
+    if len(names["worse"]) == len(tests):
+        return f"{all_of_them} worse than {than}: {worse}."
+    behind = f"; worse: {worse}" if worse else ""
+    if not better:
+        return f"No network is shown to be better than {than}: {not_shown}{behind}."
+    unsure = f"; not shown to be better: {not_shown}" if not_shown else ""
+    return f"Against {than}: better: {better}{unsure}{behind}."
 
 
 def _how(group: Group) -> str:
     """How they were tested; in few words where the sentence on the best one has said it."""
     tests = group.neighbour_tests
-    parts = ["Tested likewise" if group.tests else "Exact McNemar over groups of copies"]
+    parts = ["Tested likewise" if group.tests else "McNemar over groups of copies"]
     if len(group.alike) < len(group.entries):
         parts.append("each on its own test images")
     if len(tests) > 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from hpc_tumor.results.comparison import Group
 from hpc_tumor.results.conclusions import method
@@ -43,17 +43,24 @@ def tests_table(group: Group) -> Table:
 def _about_tests(group: Group) -> Iterator[str]:
     unit = "groups of copies" if group.task == "classification" else "patients"
     each = "image by image" if group.task == "classification" else "patient by patient"
-    how = method(group) if group.tests else "Exact McNemar over groups of copies."
+    how = method(group) if group.tests else "McNemar over groups of copies."
     if against := len(group.neighbour_tests):
         how += f" Against the nearest neighbour: Holm-corrected over these {against} test{'s' * (against != 1)}."
     yield f"{how} * below 0.05 after correction. What is compared are means over seeds, {each}."
+    if group.task == "classification":
+        yield (
+            "McNemar: exact where all differences are equally large; else, of means over seeds or copies, that for"
+            " clustered pairs (Durkalski 2003)."
+        )
     yield (
         "Effect size: rank-biserial correlation of matched pairs, −1 to 1: 0 where neither is better, 1 where the first"
         " is better wherever they differ."
     )
-    if group.tests and 0.5 ** (group.tests[0].n - 1) * len(group.tests) > LEVEL:
+    tests: Sequence[Difference] = group.tests or tuple(group.neighbour_tests.values())
+    if tests and 0.5 ** (tests[0].n - 1) * len(tests) > LEVEL:
+        count = f"{len(tests)} test{'s' * (len(tests) != 1)}"
         yield (
-            f"With {group.tests[0].n} {unit} and {len(group.tests)} tests no difference could be significant:"
+            f"With {tests[0].n} {unit} and {count} no difference could be significant:"
             " test on more of them, for example by folds."
         )
 

@@ -43,7 +43,7 @@ class Section:
     key: str
     title: str
     short: str
-    verdict: str
+    verdict: tuple[str, ...]
     data: tuple[str, ...]
     leaks: bool
     parts: tuple[Part, ...]
@@ -142,7 +142,7 @@ def _section(group: Group, index: int, drawings: Sequence[Drawing]) -> Section:
         if chosen or there & set(sections):
             parts.append(Part(f"{key}-{number + 1}", title, chosen, sections, first))
     return Section(
-        key, group.title, _short(group), " ".join(_verdict(group)), tuple(_data(group)), group.split_leaks is True,
+        key, group.title, _short(group), tuple(_verdict(group)), tuple(_data(group)), group.split_leaks is True,
         tuple(parts), tuple(drawings),
     )  # fmt: skip
 
