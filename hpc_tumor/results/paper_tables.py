@@ -119,16 +119,20 @@ def _tests(group: Group) -> Table:
 
     Below them the entries against the nearest neighbour; of many the best.
     """
+    compared = {entry.name for entry in group.compared}
+    against = [
+        index
+        for index, name in enumerate(group.neighbour_tests, len(group.tests))
+        if len(group.neighbour_tests) <= MOST_TESTED or name in compared
+    ]
+    most = MOST_ROWS - len(against)
     chosen = list(range(len(group.tests)))
-    if len(chosen) > MOST_ROWS:
+    if len(chosen) > most:
         chosen = [index for index in chosen if group.tests[index].score == group.main]
-    if len(chosen) > MOST_ROWS:
+    if len(chosen) > most:
         best = max(range(len(group.compared)), key=lambda index: group.compared[index].score or 0)
         chosen = [index for index in chosen if best in _pair(group.tests[index])]
-    compared = {entry.name for entry in group.compared}
-    for index, name in enumerate(group.neighbour_tests, len(group.tests)):
-        if len(group.neighbour_tests) <= MOST_TESTED or name in compared:
-            chosen.append(index)
+    chosen += against
     table = tests_table(group)
     titles = [column.title for column in table.columns]
     wanted = ("score", "first", "second", "difference", "95 % CI", "p, Holm", "effect size")

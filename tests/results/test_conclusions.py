@@ -6,6 +6,7 @@ import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +30,10 @@ from hpc_tumor.results.conclusions import conclusions
 from hpc_tumor.results.full_tables import group_tables
 from hpc_tumor.results.layout import Table
 from hpc_tumor.results.notes import brief_notes
+from hpc_tumor.results.report import render_report
 from hpc_tumor.results.rows import new_images_row
 from hpc_tumor.results.statistics import exact_interval
+from hpc_tumor.results.tables import write_tables
 from hpc_tumor.results.wishes import make_wishes
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.scores import classification_scores
@@ -233,6 +236,21 @@ def test_every_network_is_compared_with_the_nearest_neighbour(tmp_path: Path) ->
         ("cnn", "nearest neighbour", "+50.0"), ("alexnet", "nearest neighbour", "+10.0"),
         ("vgg16", "nearest neighbour", "-50.0"),
     ]  # fmt: skip
+
+
+def test_every_form_of_the_comparison_says_it(tmp_path: Path) -> None:
+    comparison = collect_runs(answers(tmp_path, {"cnn": [True] * 20, "vit": [False] * 20}))
+    written = [path.read_text() for path in write_tables(comparison, tmp_path / "out") if path.suffix != ".csv"]
+    written.append(render_report(comparison, [], datetime(2025, 1, 1), "runs"))
+    written.append(" ".join(terminal_tables(comparison)[0].notes))
+    assert len(written) == 5
+    assert all("better: cnn (p = 0.004); worse: vit (p = 0.004)" in text for text in written)
+
+
+def test_the_report_on_one_network_gives_its_score_and_what_it_is_worth(tmp_path: Path) -> None:
+    page = render_report(collect_runs(answers(tmp_path, {"cnn": [True] * 20})), [], datetime(2025, 1, 1), "runs")
+    assert '<p class="verdict">cnn: accuracy 100.0 (95 % interval 83.2 to 100.0).</p>' in page
+    assert '<p class="verdict">cnn is better than the nearest neighbour' in page
 
 
 @pytest.mark.parametrize(
