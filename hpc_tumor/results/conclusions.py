@@ -80,12 +80,20 @@ def _two_bests(group: Group) -> Iterator[str]:
         return
     names = group.compared[found.by_score].name, group.compared[found.by_rank].name
     shown = measure(group.task, group.main)
-    (ahead, behind), (rank_behind, rank_ahead) = found.means, found.mean_ranks
     yield (
-        f"By BraTS ranks the best is {names[1]} (mean rank {rank_ahead:.2f} against {rank_behind:.2f}),"
-        f" by {shown.title} {names[0]} ({shown.show(ahead)} against {shown.show(behind)})."
+        f"By BraTS ranks the best is {names[1]} (mean rank {_told_apart(*found.mean_ranks[::-1], 2)}),"
+        f" by {shown.title} {names[0]} ({_told_apart(*found.means, 3)})."
         f" {_what_decides(group, found, names)}"
     )
+
+
+def _told_apart(first: float, second: float, digits: int) -> str:
+    """`0.891 against 0.856`, with as many digits as tell the two apart, or three more than asked for."""
+    for count in range(digits, digits + 4):
+        text = f"{first:.{count}f} against {second:.{count}f}"
+        if f"{first:.{count}f}" != f"{second:.{count}f}":
+            break
+    return text
 
 
 def _what_decides(group: Group, found: Disagreement, names: tuple[str, str]) -> str:
@@ -100,7 +108,7 @@ def _what_decides(group: Group, found: Disagreement, names: tuple[str, str]) -> 
     ranked = f"{names[1]} ranks better by {why}"
     if found.score_cases is None:
         return f"On no single patient has {names[0]} the smaller {shown.title}; {ranked}."
-    first = f" (first {', '.join(case.case for case in by_score[:3])})" if len(by_score) > 3 else ""
+    first = f" (it gains most without {', '.join(case.case for case in by_score[:3])})" if len(by_score) > 3 else ""
     return (
         f"This is not due to a few {unit}: {names[1]} has the larger {shown.title} as well only without"
         f" {len(by_score)} of {found.n}{first}; {ranked}."
@@ -179,8 +187,8 @@ def _how(group: Group) -> str:
 def _at_most(tests: Mapping[str, Difference]) -> str:
     """The largest p as a bound on them all."""
     largest = max(tests.values(), key=lambda test: test.p_holm)
-    return f"each {_p(largest).replace('=', '≤')}"
+    return f"each {_p(largest, '≤')}"
 
 
-def _p(test: Difference) -> str:
-    return f"p {p_value(test.p_holm)}" if test.p_holm < 0.001 else f"p = {test.p_holm:.3f}"
+def _p(test: Difference, sign: str = "=") -> str:
+    return f"p {p_value(test.p_holm)}" if test.p_holm < 0.001 else f"p {sign} {test.p_holm:.3f}"

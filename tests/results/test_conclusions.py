@@ -346,7 +346,7 @@ def test_a_missed_tumour_decides_between_dice_and_ranks(tmp_path: Path) -> None:
          " unet has the better mean rank as well."),
         # 24 : 16 turns without nine: too many to name.
         (16, 24, "This is not due to a few patients: improved-unet has the larger Dice as well only without 16 of 40"
-         " (first patient-0, patient-1, patient-10); improved-unet ranks better by Dice ET."),
+         " (it gains most without patient-0, patient-1, patient-10); improved-unet ranks better by Dice ET."),
     ],
 )  # fmt: skip
 def test_the_fewest_patients_decide(tmp_path: Path, ahead: int, behind: int, end: str) -> None:
@@ -362,6 +362,11 @@ def test_dice_and_ranks_by_other_structures_need_no_patient_to_disagree(tmp_path
     )
     values = as_json(comparison)["groups"][0]["disagreement"]
     assert (values["score_cases"], values["rank_cases"]) == (None, None)
+
+
+def test_a_small_lead_is_shown_with_the_digits_that_tell_it(tmp_path: Path) -> None:
+    comparison = two_networks(tmp_path, [(0.8002, 0.8, 0.7)] * 6, [(0.7, 0.8, 0.8)] * 6)
+    assert "by Dice unet (0.76673 against 0.76667)" in conclusions(comparison.groups[0])[1]
 
 
 def test_nothing_is_said_where_dice_and_ranks_agree(tmp_path: Path) -> None:
