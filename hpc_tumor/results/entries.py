@@ -131,15 +131,14 @@ class Entry:
 
     @cached_property
     def neighbour(self) -> TestCases | None:
-        """Right or wrong on each test image, by the class of its nearest neighbour."""
-        cases = self.runs[0].cases
-        if len(self.runs) > len(self.seeds or self.runs[:1]) or cases.images is None or cases.images.nearest is None:
+        """Right or wrong on each test image by the class of its nearest neighbour, folds side by side.
+
+        None where the runs of a fold did not record it.
+        """
+        first = {run.fold: answer for run in reversed(self.runs) if (answer := run.cases.neighbour) is not None}
+        if len(first) < len({run.fold for run in self.runs}):
             return None
-        right = (cases.images.nearest == cases.images.labels).astype(np.float64)
-        values = {"accuracy": right}
-        if cases.images.known is not None:
-            values["accuracy_new"] = np.where(cases.images.known, np.nan, right)
-        return replace(cases, values=values)
+        return side_by_side([answer for _, answer in sorted(first.items(), key=lambda item: item[0] or 0)])
 
     def _statistic(self, name: str) -> Statistic | None:
         mean = self.value(name)

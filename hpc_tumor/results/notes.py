@@ -1,13 +1,11 @@
-"""What is to be known of a table: what every figure is a mean of, what keeps rows from being compared, what follows."""
+"""Notes on a table: what every figure is a mean of, and what keeps rows from being compared."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from hpc_tumor.results.comparison import MOST_TESTED, Group
-from hpc_tumor.results.formats import p_value
-from hpc_tumor.results.measures import CASES, measure
-from hpc_tumor.results.paired import PairedTest
+from hpc_tumor.results.comparison import Group
+from hpc_tumor.results.measures import CASES
 from hpc_tumor.results.published import LEAKS, PUBLISHED
 from hpc_tumor.results.statistics import RESAMPLES
 
@@ -144,56 +142,3 @@ def some(names: Sequence[str], most: int = 3) -> str:
     """Names with commas; of many the first and how many more."""
     shown = ", ".join(names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most:,} more"
-
-
-def conclusions(group: Group) -> tuple[str, ...]:
-    """In a sentence or two: who is ahead by the main score, of whom that can be said, and whether it says anything."""
-    if len(group.entries) < 2:
-        return tuple(_no_better_than_memory(group))
-    tests = [test for test in group.tests if test.score == group.main]
-    if not tests:
-        return ("Not compared: no two entries have scores of the same test cases.",)
-    names = [entry.name for entry in group.compared]
-    best = max(range(len(names)), key=lambda index: group.compared[index].score or 0)
-    better: list[str] = []
-    not_shown: list[str] = []
-    against: list[str] = []
-    for index in sorted(range(len(names)), key=lambda index: -(group.compared[index].score or 0)):
-        test = next((one for one in tests if {one.first, one.second} == {best, index}), None)
-        if test is not None:
-            # The larger mean may be that of the one which is worse on most cases, and much better on a few.
-            ahead = (test.effect if test.first == best else -test.effect) > 0
-            said = not_shown if not test.significant else better if ahead else against
-            said.append(f"{names[index]} ({_p(test)})")
-    others = len(group.alike) < len(group.entries)
-    among = f" of the {len(group.alike)} that were tested on the same cases" if others else ""
-    parts = [f"{names[best]} has the largest {measure(group.task, group.main).title}{among}"]
-    if better:
-        parts.append(f"better than {some(better, 6)}")
-    if against:
-        parts.append(f"but on most {CASES[group.task]} worse than {some(against, 6)}")
-    if not_shown:
-        parts.append(f"not shown to be better than {some(not_shown, 6)}")
-    return (f"{'; '.join(parts)}. {method(group)}", *_no_better_than_memory(group))
-
-
-def _no_better_than_memory(group: Group) -> Iterator[str]:
-    """A warning where answering with the nearest image scores as well as the best network."""
-    near = group.neighbour.mean(group.main) if group.neighbour is not None else None
-    best = max((entry.score for entry in group.compared if entry.score is not None), default=None)
-    if near is not None and best is not None and near >= best:
-        shown = measure(group.task, group.main)
-        value = shown.show(near) + (" %" if shown.form == "percent" else "")
-        yield f"No network does better than the nearest neighbour, which has learned nothing: {shown.title} {value}."
-
-
-def _p(test: PairedTest) -> str:
-    return f"p {p_value(test.p_holm)}" if test.p_holm < 0.001 else f"p = {test.p_holm:.3f}"
-
-
-def method(group: Group) -> str:
-    """How entries were tested against each other."""
-    count = len(group.tests)
-    name = "exact McNemar over groups of copies" if group.task == "classification" else "paired Wilcoxon over patients"
-    many = f" Of {len(group.alike)} entries the best {MOST_TESTED}." if len(group.alike) > MOST_TESTED else ""
-    return f"{name[0].upper()}{name[1:]}, Holm-corrected over {count} test{'s' * (count != 1)}.{many}"

@@ -18,10 +18,10 @@ from hpc_tumor.results.as_json import as_json
 from hpc_tumor.results.brief_tables import skipped_table, unfinished_table
 from hpc_tumor.results.case_rows import write_case_rows
 from hpc_tumor.results.comparison import Comparison
+from hpc_tumor.results.conclusions import conclusions
 from hpc_tumor.results.entries import Entry
 from hpc_tumor.results.full_tables import group_tables
 from hpc_tumor.results.layout import NOTHING, Table
-from hpc_tumor.results.notes import conclusions
 from hpc_tumor.results.paper_tables import paper
 from hpc_tumor.results.published import PUBLISHED
 from hpc_tumor.results.run_result import RunResult
