@@ -161,3 +161,16 @@ def test_pictures_of_one_name_in_several_folders_are_several(tmp_path: Path) -> 
     picture(9).save(tmp_path / "raw/Training/glioma/.ipynb_checkpoints/image (1)-checkpoint.jpg")
     prepare_dataset(BrainMRIReader(size=32), tmp_path / "raw", tmp_path / "s.zarr", workers=1)
     assert Store.open(tmp_path / "s.zarr").paths == paths
+
+
+def test_a_file_that_lies_elsewhere_is_said_at_once(tmp_path: Path) -> None:
+    """Not only by an audit: the origin of a mask is far off, its axes are those of the scans."""
+    for case in ("BraTS20_Training_001", "BraTS20_Training_002"):
+        folder = write_case(tmp_path / "raw" / case)
+    moved = LPS.copy()
+    moved[0, 3] = 40
+    save(folder / "BraTS20_Training_002_seg.nii.gz", tumour(), moved)
+    (said,) = prepare_dataset(BraTSReader(), tmp_path / "raw", tmp_path / "s.zarr", workers=1).notes
+    assert said.startswith(
+        "1 of 2 cases (BraTS20_Training_002) with a file whose header places it elsewhere than FLAIR"
+    )
