@@ -38,7 +38,7 @@ from hpc_tumor.config import Experiment
 from hpc_tumor.errors import HpcTumorError, UsageError
 from hpc_tumor.validation import build
 
-Damage = Literal["damaged", "missing"]  # what became of the weights of a best epoch
+Damage = Literal["damaged", "missing"]  # to the weights of a best epoch
 _RUN_NAME = re.compile(r"\d{8}-\d{6}-[a-z0-9-]+-[0-9a-f]{4,}")
 
 
@@ -187,6 +187,11 @@ class RunDir:
     def scored_weights(self) -> Path:
         """The weights whose scores stand in the result: of the best epoch, of the last where those were lost."""
         return self.last_weights if self.last_weights.is_file() and self.weights_lost() else self.best_weights
+
+
+def without_best(damage: Damage, run: str = "its") -> str:
+    """Say how a run was scored whose best weights were lost; `run` is "their" of several."""
+    return f"scored with the weights of {run} last epoch: those of {run} best were {damage}"
 
 
 def find_runs(runs: Path, patterns: list[str] | None = None) -> list[RunDir]:
