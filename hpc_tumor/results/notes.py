@@ -73,7 +73,7 @@ def _few(group: Group) -> Iterator[str]:
 
 
 def _weights_of(group: Group) -> str:
-    runs = [run for run in group.runs if not run.weights_lost]
+    runs = [run for entry in group.entries for run in entry.runs if not run.weights_lost]
     if not runs:
         return "the last epoch"
     return weights(sorted({run.chosen_by for run in runs if run.chosen_by}))
@@ -82,7 +82,7 @@ def _weights_of(group: Group) -> str:
 def _lost(group: Group) -> Iterator[str]:
     """Runs whose scores are those of another epoch than the others'."""
     for damage in get_args(Damage):
-        if names := [run.run for run in group.runs if run.weights_lost == damage]:
+        if names := [run.run for entry in group.entries for run in entry.lost if run.weights_lost == damage]:
             yield f"{some(names, 6)}: {without_best(damage, 'its' if len(names) == 1 else 'their')}."
 
 

@@ -109,7 +109,7 @@ def _training(result: Mapping[str, Any], lost: Damage | None) -> dict[str, Any]:
     return {
         "train_cases": integer(counts.get("train")),
         "val_cases": integer(counts.get("val")),
-        "chosen_by": text(result.get("chosen_by")),
+        "chosen_by": "last epoch" if lost else text(result.get("chosen_by")),
         "best_epoch": None if lost else integer(best.get("epoch")),
         "weights_lost": lost,
         "last_epoch": integer(last.get("epoch")),

@@ -140,7 +140,7 @@ def load_weights(path: Path, identity: dict[str, Any] | None = None) -> tuple[di
     except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read: it is damaged.") from error
     if not whole:
-        raise DataError(f"{path} cannot be read: it is damaged, its checksum is another.")
+        raise DataError(f"{path} cannot be read: it is damaged, its checksum differs.")
     _check_identity(path, found, identity)
     return weights, facts
 

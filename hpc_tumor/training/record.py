@@ -153,7 +153,7 @@ def _result(setup: Setup, last: Evaluation, best: Tested, lost: Damage | None, s
         "surfaces": method() if best.final.surfaces is not None else None,
         "cleaning": asdict(best.cleaning) if best.cleaning else None,
         "flips": experiment.scoring.flips,
-        "chosen_by": f"val {setup.main_score}" if setup.val is not None else "last epoch",
+        "chosen_by": f"val {setup.main_score}" if setup.val is not None and lost is None else "last epoch",
         "weights_lost": lost,  # then the scores below, "best" ones too, are of the last epoch
         "best": {
             "epoch": state.best_epoch,
