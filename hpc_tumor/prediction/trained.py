@@ -35,7 +35,7 @@ class Facts:
         image_size: (height, width) in pixels of the training images.
         resized: side to which slices and images were resized; None where slices kept their size.
         epoch: whose weights these are.
-        weights_lost: what became of the weights of the best epoch, where the run was scored with those of its last.
+        weights_lost: damage to the weights of the best epoch, where the run was scored with those of its last.
         flips: whether the run was tested on the mean over flips.
         cleaning: the thresholds that its validation patients chose; None where they chose none.
     """
@@ -55,7 +55,7 @@ class Facts:
 
     @property
     def notes(self) -> list[str]:
-        """What is to be known of the weights."""
+        """Remarks on the weights, in sentences."""
         if self.weights_lost is None:
             return []
         return [

@@ -128,7 +128,7 @@ def _long(comparison: Comparison) -> str:
 
 
 def _lost(entry: Entry) -> str | None:
-    """What became of the best weights of its runs, where that is to be known."""
+    """Damage to the best weights of its runs; None where they were scored with them."""
     return ", ".join(sorted({str(run.weights_lost) for run in entry.lost})) or None
 
 

@@ -55,7 +55,7 @@ def write_result(setup: Setup, heartbeat: Heartbeat, stop: Callable[[], str | No
 def _score(setup: Setup, watch: Watch) -> tuple[Evaluation, Tested, Damage | None]:
     """The test part with the last weights, and with the best, which are in the network afterwards.
 
-    Where those of the best epoch are lost, the last ones count in their place: then what became of them, too.
+    Where those of the best epoch are lost, the last ones count in their place: then the damage to them, too.
     """
     state = setup.state
     with setup.weights_to_score():

@@ -242,8 +242,8 @@ class Setup:
     def load_best(self) -> tuple[Damage, str] | None:
         """Put the weights of the best epoch into the network, and leave the running mean out of it.
 
-        Gives what became of them, and that in a sentence, where any rank cannot read them: then the network stays as
-        it is, and so does the file.
+        Returns the damage, and what is wrong in a sentence, where any rank cannot read them: then the network stays
+        as it is, and so does the file.
         """
         self.settle()
         lost: tuple[Damage, str] | None = None
