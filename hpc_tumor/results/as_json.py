@@ -108,6 +108,7 @@ def _entry(entry: Entry) -> dict[str, Any]:
         "name": entry.name,
         "model": entry.model,
         "runs": [run.run for run in entry.runs],
+        "weights_lost": [run.run for run in entry.lost],
         "repeated": [run.run for run in entry.repeated],
         "seeds": list(entry.seeds),
         "folds": list(entry.folds),

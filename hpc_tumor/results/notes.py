@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import get_args
 
 from hpc_tumor.results.comparison import Group
 from hpc_tumor.results.measures import CASES
 from hpc_tumor.results.published import LEAKS, PUBLISHED
 from hpc_tumor.results.statistics import RESAMPLES
+from hpc_tumor.run_dir import Damage, without_best
 
 FEW = 10  # test cases, below which intervals are not to be relied on
 _LAST_EPOCH = "last epoch"  # what chose the weights where nothing else could
@@ -31,6 +33,7 @@ def group_notes(group: Group) -> tuple[str, ...]:
     if over := _spread(group):
         notes.append(f"± sd: standard deviation of the runs' scores over {over} (n − 1); no interval.")
     notes += [*_few(group), *_unequal(group)]
+    notes[1:1] = _lost(group)
     if any(entry.model in PUBLISHED for entry in group.entries):
         notes.append(LEAKS[group.task])
     return tuple(notes)
@@ -54,6 +57,7 @@ def brief_notes(group: Group) -> tuple[str, ...]:
     if any(run.device == "cpu" for run in group.runs):
         notes.append("GPUs: “2 CPU” means two processes on CPUs.")
     notes += [*_few(group), *_unequal(group)]
+    notes[1:1] = _lost(group)
     if any(entry.model in PUBLISHED for entry in group.entries):
         notes.append("† Published figures: October 2024 course project, on a split that leaks: no target for another.")
     return tuple(notes)
@@ -67,7 +71,17 @@ def _few(group: Group) -> Iterator[str]:
 
 
 def _weights_of(group: Group) -> str:
-    return weights(sorted({run.chosen_by for run in group.runs if run.chosen_by}))
+    runs = [run for entry in group.entries for run in entry.runs if not run.weights_lost]
+    if not runs:
+        return "the last epoch"
+    return weights(sorted({run.chosen_by for run in runs if run.chosen_by}))
+
+
+def _lost(group: Group) -> Iterator[str]:
+    """Runs whose scores are those of another epoch than the others'."""
+    for damage in get_args(Damage):
+        if names := [run.run for entry in group.entries for run in entry.lost if run.weights_lost == damage]:
+            yield f"{some(names, 6)}: {without_best(damage, 'its' if len(names) == 1 else 'their')}."
 
 
 def _looked_for_copies(group: Group) -> bool:
