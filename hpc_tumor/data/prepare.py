@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from hpc_tumor.data.assumptions import assumptions
 from hpc_tumor.data.brain_mri import refuse_one_class
-from hpc_tumor.data.case import LABELS, Case, CaseReader, walk
+from hpc_tumor.data.case import Case, CaseReader, walk
 from hpc_tumor.data.clinical import Clinical, clinical_counts, read_clinical
 from hpc_tumor.data.convert import Unit, UnitResult
 from hpc_tumor.data.sources import READERS, SourceReport, detect_reader, examine, inspect_source
@@ -149,10 +150,11 @@ def prepare_dataset(
         except ConversionError as error:
             raise DataError(f"{error} {target.remains()}") from error
         rows = writer.rows
+    assumed = assumptions(list(rows.values())) if reader.task == "segmentation" else []
     return _summary(
         Store.open(store), sum(int(row["bytes"]) for row in rows.values()), failed=failed, kept=kept,
         removed=len(before - set(rows)), seconds=time.perf_counter() - began, not_taken=report.not_taken,
-        still_stored=sorted({case for case, _ in failed} & set(rows)), notes=[*notes, *clinical.notes],
+        still_stored=sorted({case for case, _ in failed} & set(rows)), notes=[*notes, *clinical.notes, *assumed],
     )  # fmt: skip
 
 
@@ -234,7 +236,7 @@ def _summary(
     if store.task == "segmentation":
         slices = int(store.shapes[:, 0].sum())
         shown = (store.label_counts[:, :, 1:] > 0).sum(axis=(0, 1)).tolist()
-        classes = dict(zip(LABELS[1:], shown, strict=True))
+        classes = dict(zip(store.labels[1:], shown, strict=True))
         clinical = clinical_counts(store.clinical)
     else:
         slices = len(store)

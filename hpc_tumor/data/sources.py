@@ -11,8 +11,9 @@ from hpc_tumor.data.brats import BraTSReader
 from hpc_tumor.data.brats_h5 import BraTSH5Reader
 from hpc_tumor.data.case import Case, CaseReader, Found, Listing, walk
 from hpc_tumor.data.clinical import is_table
+from hpc_tumor.data.editions import edition_called
 from hpc_tumor.data.leftovers import leftovers, no_cases, usable
-from hpc_tumor.errors import DataError, unknown
+from hpc_tumor.errors import DataError, UsageError, unknown
 
 READERS: dict[str, type[CaseReader]] = {"brats": BraTSReader, "brats-h5": BraTSH5Reader, "brain-mri": BrainMRIReader}
 
@@ -53,19 +54,31 @@ def detect_reader(source: Path) -> CaseReader:
     return _detect(walk(source))[0]
 
 
-def inspect_source(source: Path, dataset: str = "auto") -> SourceReport:
+def inspect_source(source: Path, dataset: str = "auto", labels: str | None = None) -> SourceReport:
     """List what `source` holds; `dataset` is "auto" or a reader's name.
 
+    Args:
+        labels: name of the edition whose numbers the segmentations have; absent: that of each case's name.
+
     Raises:
-        UsageError: unknown dataset.
+        UsageError: unknown dataset or edition, or an edition for what has no such segmentations.
         DataError: no such dataset there, or both where the kind was left to be found.
     """
     if dataset != "auto" and dataset not in READERS:
         raise unknown("dataset", dataset, ["auto", *READERS])
+    if labels is not None:
+        edition_called(labels)
     listing = walk(source)
     if dataset == "auto":
-        return _report(listing, *_detect(listing))
-    return examine(listing, READERS[dataset]())
+        reader, found = _detect(listing)
+    else:
+        reader = READERS[dataset]()
+        found = usable(listing, reader.find(listing), reader.wanted)
+    if labels is not None:
+        if not isinstance(reader, BraTSReader):
+            raise UsageError(f"--labels {labels}: {source} holds {reader.name}, whose labels have one meaning.")
+        reader = BraTSReader(labels)
+    return _report(listing, reader, found)
 
 
 def examine(listing: Listing, reader: CaseReader) -> SourceReport:
