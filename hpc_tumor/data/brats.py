@@ -194,7 +194,8 @@ def _cases(listing: Listing) -> tuple[list[Case], list[tuple[Case, str]]]:
 
 
 def _case(patient: PatientFiles) -> Case:
-    return Case(patient.id, dict(patient.files), patient.folder, {"edition": edition_of(patient.name).title})
+    known = {"patient": patient.patient} if patient.patient else {}
+    return Case(patient.id, dict(patient.files), patient.folder, {"edition": edition_of(patient.name).title, **known})
 
 
 def _check_shapes(files: Mapping[str, NiftiFile]) -> None:

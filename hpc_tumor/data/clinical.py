@@ -28,7 +28,8 @@ class Clinical:
     """Facts by case id, and notes on what was left out.
 
     Facts (absent where unknown): grade "HGG" or "LGG"; age in years; survival_days; alive, true where the patient was
-    last seen alive after those days (censored); resection "GTR" or "STR"; other_ids, by edition ("2019", "TCGA").
+    last seen alive after those days (censored); resection "GTR" or "STR"; other_ids, by edition ("2019", "TCGA"), and
+    by "folder" where sessions lie in the folder of their patient.
     """
 
     facts: Mapping[str, dict[str, Any]] = field(default_factory=dict)
@@ -51,6 +52,8 @@ def read_clinical(listing: Listing, cases: Sequence[Case]) -> Clinical:
         folder = case.folder.parent.name.upper()
         if folder in ("HGG", "LGG"):
             said[case.id]["grade"][_FOLDER] = folder
+        if patient := case.meta.get("patient"):
+            said[case.id]["other_ids folder"][_FOLDER] = patient  # by which the sessions of a patient stay together
     facts: dict[str, dict[str, Any]] = defaultdict(dict)
     for group in (tables[False], tables[True]):
         for table in group:

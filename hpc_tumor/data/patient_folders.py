@@ -37,12 +37,14 @@ class PatientFiles:
         name: what the folder, or the beginning of the files' names, is called.
         folder: what an error about the patient as a whole names.
         files: by role: a modality or "label".
+        patient: name of the folder above, where this is one session of a patient; else empty.
     """
 
     id: str
     name: str
     folder: Path
     files: Mapping[str, SourceFile]
+    patient: str = ""
 
 
 _Member = tuple[str, str, SourceFile]  # beginning of the name, role, file
@@ -153,7 +155,7 @@ def _with_parents(patients: Sequence[PatientFiles], source: Path) -> list[Patien
         session = _TIME_POINT.fullmatch(patient.name) or (numbered and _NUMBER.fullmatch(patient.name))
         if session and patient.folder != source and parent != source:
             name = f"{printable(parent.name)}_{patient.name}"
-            patient = replace(patient, id=name, name=name)
+            patient = replace(patient, id=name, name=name, patient=printable(parent.name))
         named.append(patient)
     return named
 

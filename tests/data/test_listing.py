@@ -18,6 +18,7 @@ from hpc_tumor.data.convert import Unit, UnitResult, convert_unit
 from hpc_tumor.data.listing import walk
 from hpc_tumor.data.prepare import PrepareSummary, inspect_source, prepare_dataset
 from hpc_tumor.data.store import Store
+from hpc_tumor.data.units import patient_units
 from hpc_tumor.errors import DataError
 from hpc_tumor.views import refused_cases
 
@@ -178,6 +179,16 @@ def test_converting_elsewhere_refuses_and_keeps_the_same(tmp_path: Path) -> None
     assert summaries[0].fingerprint == summaries[1].fingerprint
 
 
+def test_a_slice_that_is_there_twice_refuses_its_volume_only(tmp_path: Path) -> None:
+    (tmp_path / "again").mkdir()
+    for name in ("volume_1_slice_0.h5", "volume_2_slice_0.h5", "again/volume_02_slice_0.h5"):
+        (tmp_path / name).touch()
+    report = inspect_source(tmp_path)
+    assert [case.id for case in report.cases] == ["volume_001"]
+    ((case, reason),) = report.failed
+    assert (case, "one slice is there twice" in reason, report.not_taken) == ("volume_002", True, {})
+
+
 def test_two_folders_of_one_name_refuse_each_other_only(tmp_path: Path) -> None:
     for name in ("a/P1", "b/p1", "b/P2"):
         write_case(tmp_path / name)
@@ -210,11 +221,15 @@ def test_two_sets_of_scans_of_one_patient_are_not_two_patients(tmp_path: Path) -
     assert ([case.id for case in report.cases], [case for case, _ in report.failed]) == (["P2"], ["P1", "P1_raw"])
 
 
-def test_time_points_are_called_after_their_patient(tmp_path: Path) -> None:
-    for name in ("A/time01", "A/time02", "B/time01", "C/ses-1", "D/week-044", "E/2019-03-04", "F"):
-        write_case(tmp_path / name)
+def test_time_points_are_called_after_their_patient_and_stay_together(tmp_path: Path) -> None:
+    names = ("A/time01", "A/time02", "B/time01", "C/ses-1", "D/week-044", "E/2019-03-04", "F")
+    for seed, name in enumerate(names):
+        write_case(tmp_path / name, seed=seed)
     ids = [case.id for case in inspect_source(tmp_path).cases]
     assert ids == ["A_time01", "A_time02", "B_time01", "C_ses-1", "D_week-044", "E_2019-03-04", "F"]
+    prepare(tmp_path, tmp_path / "s.zarr")
+    together = [unit.members for unit in patient_units(Store.open(tmp_path / "s.zarr"))]
+    assert (0, 1) in together
     for name in ("A/1", "A/2", "B/1"):
         write_case(tmp_path / "numbers" / name)
     assert [case.id for case in inspect_source(tmp_path / "numbers").cases] == ["A_1", "A_2", "B_1"]
