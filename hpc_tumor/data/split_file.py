@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from hpc_tumor import __version__, atomic
 from hpc_tumor.data.store import Store
-from hpc_tumor.data.units import patient_numbers
+from hpc_tumor.data.units import patient_numbers, ties
 from hpc_tumor.errors import DataError
 from hpc_tumor.names import printable
 
@@ -106,9 +106,16 @@ def leak_of(parts: dict[str, Indices], store: Store) -> str | None:
                 name, twin = store.case_ids[case], store.case_ids[other]
                 if case == other:
                     return f"{name} is in {before} and in {part}"
-                same = "the same patient" if store.task == "segmentation" else "the same picture or a near copy"
-                return f"{twin} in {before} and {name} in {part} are {same}"
+                return f"{twin} in {before} and {name} in {part} are {_alike(store, other, case)}"
     return None
+
+
+def _alike(store: Store, one: int, other: int) -> str:
+    """What two cases or images of one unit are to each other, in words."""
+    if store.task == "classification":
+        return "the same picture or a near copy"
+    why = (reason for reason, keys in ties(store).items() if keys[one] & keys[other])
+    return f"the same patient ({next(why, 'through other cases')})"
 
 
 def _named(numbers: Indices, store: Store) -> list[Any]:

@@ -6,7 +6,7 @@ another sees none.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,12 @@ from hpc_tumor.data.store import Store
 
 SAME_SCANS, NEAR_SCANS = "the same scans", "nearly the same scans"
 NAME, OTHER_ID = "one patient by name", "one patient by its id in another edition"
+_WORDS = {
+    SAME_SCANS: "with the same scans as another",
+    NEAR_SCANS: "with nearly the same scans as another",
+    NAME: "of the patient of another by name",
+    OTHER_ID: "known as another in another edition",
+}
 
 
 def ties(store: Store) -> dict[str, list[set[Hashable]]]:
@@ -55,6 +61,30 @@ def patient_units(store: Store) -> list[Unit]:
         grade = next((grade for grade in grades if grade), "")
         units.append(Unit(store.case_ids[by_name[0]], grade, tuple(by_name)))
     return sorted(units, key=lambda unit: unit.name)
+
+
+def repeated_cases(store: Store) -> dict[str, int]:
+    """Number of cases that each reason adds to a patient who has one already; reasons that add none are left out.
+
+    A case counts under the first reason that ties it. The store has as many patients as cases that are not counted.
+    """
+    keys: list[set[Hashable]] = [{case} for case in range(len(store))]
+    counts, patients = {}, len(store)
+    for reason, sets in ties(store).items():
+        for case, own in enumerate(sets):
+            keys[case] |= {(reason, key) for key in own}
+        before, patients = patients, len(connected(keys))
+        if patients < before:
+            counts[reason] = before - patients
+    return counts
+
+
+def describe_patients(cases: int, repeated: Mapping[str, int]) -> str:
+    """`8 patients, 12 cases: 4 with the same scans as another`, from `repeated_cases`."""
+    patients = cases - sum(repeated.values())
+    why = ", ".join(f"{count:,} {_WORDS[reason]}" for reason, count in repeated.items())
+    text = f"{patients:,} patient{'s' * (patients != 1)}, {cases:,} case{'s' * (cases != 1)}"
+    return f"{text}: {why}" if why else text
 
 
 def patient_numbers(store: Store) -> NDArray[np.int64]:
