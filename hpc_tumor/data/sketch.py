@@ -66,7 +66,7 @@ def sketch(image: NDArray[Any], brain: BrainStatistics, outside: NDArray[Any] | 
         lowest = float(brain.extent[channel, 0])
         if outside is not None:
             scan, background, lowest = scan - outside[channel, :: steps[0], None, None], 0.0, -math.inf
-        floor = _FLOOR * float(brain.moments[channel, 1])
+        floor = max(_FLOOR * float(brain.moments[channel, 1]), float(brain.tolerance[channel]))
         cells[channel] = _contrast(scan, background, floor, lowest, [*steps, 1])
     return np.clip(np.rint(cells * _UNIT), -127, 127).astype(np.int8)
 
