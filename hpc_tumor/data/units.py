@@ -20,8 +20,8 @@ NAME, OTHER_ID = "one patient by name", "one patient by its id in another editio
 _WORDS = {
     SAME_SCANS: "with the same scans as another",
     NEAR_SCANS: "with nearly the same scans as another",
-    NAME: "of the patient of another by name",
-    OTHER_ID: "known as another in another edition",
+    NAME: "with the name of another's patient",
+    OTHER_ID: "with the id of another in other editions",
 }
 
 

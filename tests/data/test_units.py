@@ -21,6 +21,7 @@ from hpc_tumor.data.split_file import leak_of
 from hpc_tumor.data.splits import make_split
 from hpc_tumor.data.store import Store
 from hpc_tumor.data.units import connected, describe_patients, patient_numbers, patient_units, repeated_cases
+from hpc_tumor.errors import DataError
 from hpc_tumor.request import experiment_for
 
 Change = Callable[[np.ndarray], np.ndarray]
@@ -89,6 +90,13 @@ def test_folds_have_no_patient_on_two_sides(years: Store) -> None:
         assert sum(map(len, sides)) == len(set.union(*sides)) == 8
 
 
+def test_too_few_patients_are_refused_with_the_reason_they_are_fewer_than_cases(years: Store) -> None:
+    with pytest.raises(
+        DataError, match=r"too few patients \(8 patients, 12 cases: 1 with the same scans as another, 3 "
+    ):
+        make_split(years, None, 0, fold=0, folds=9)
+
+
 class MadeUp(SimpleNamespace):
     """A store of some cases, tied at random: by digest, near copies, name and ids in other editions."""
 
@@ -139,7 +147,7 @@ def test_the_audit_and_a_split_file_see_a_leak_exactly_where_a_split_keeps_cases
         ({}, "12 patients, 12 cases"),
         ({"the same scans": 4}, "8 patients, 12 cases: 4 with the same scans as another"),
         ({"nearly the same scans": 10, "one patient by name": 1},
-         "1 patient, 12 cases: 10 with nearly the same scans as another, 1 of the patient of another by name"),
+         "1 patient, 12 cases: 10 with nearly the same scans as another, 1 with the name of another's patient"),
     ],
 )  # fmt: skip
 def test_patients_are_counted_in_words(repeated: dict[str, int], text: str) -> None:
