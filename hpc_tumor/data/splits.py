@@ -13,7 +13,7 @@ from hpc_tumor.config import SPLITS, Experiment
 from hpc_tumor.data.dealing import Unit, deal, draw
 from hpc_tumor.data.split_file import Indices, Split, read_split
 from hpc_tumor.data.store import Store
-from hpc_tumor.data.units import image_units, patient_units
+from hpc_tumor.data.units import describe_patients, image_units, patient_units, repeated_cases
 from hpc_tumor.errors import DataError, UsageError, unknown
 
 __all__ = ["Split", "make_split", "middle_pairs", "middle_slices", "split_of"]
@@ -135,6 +135,8 @@ class _Cut:
         if count < least:
             for_what = f"{self.folds} folds" if self.fold is not None else "a training and a test part"
             found = f"{count} {what if count != 1 else what.removesuffix('s')}"
+            if what == "patients":
+                found = f"too few patients ({describe_patients(len(self.store), repeated_cases(self.store))})"
             raise DataError(f"{self.store.path} has {found}: {for_what} need at least {least}.")
 
 

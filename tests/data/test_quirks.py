@@ -165,8 +165,8 @@ def test_pictures_of_one_name_in_several_folders_are_several(tmp_path: Path) -> 
 
 def test_a_file_that_lies_elsewhere_is_said_at_once(tmp_path: Path) -> None:
     """Not only by an audit: the origin of a mask is far off, its axes are those of the scans."""
-    for case in ("BraTS20_Training_001", "BraTS20_Training_002"):
-        folder = write_case(tmp_path / "raw" / case)
+    for seed, case in enumerate(("BraTS20_Training_001", "BraTS20_Training_002")):
+        folder = write_case(tmp_path / "raw" / case, seed=seed)
     moved = LPS.copy()
     moved[0, 3] = 40
     save(folder / "BraTS20_Training_002_seg.nii.gz", tumour(), moved)
