@@ -20,6 +20,7 @@ from hpc_tumor.run_dir import RunDir, read_json
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from hpc_tumor.prediction.known import Known
     from hpc_tumor.prediction.trained import Facts, Trained
 
 _VOLUMES = (".nii", ".nii.gz")
@@ -36,7 +37,10 @@ class Prediction:
         facts: of the network.
         rows: one per patient or image.
         failed: (case or path, reason) of those that could not be read.
-        accuracy: over the images that lie in the folder of a class; None where there are none.
+        labelled: images in the folder of a class, or patients with a segmentation.
+        scored: those of them that the run neither trained nor validated on.
+        accuracy: over the `scored` images; None where there are none.
+        told_by: by what the run knows its cases: content, ids, or None: it does not.
     """
 
     facts: Facts
@@ -49,6 +53,8 @@ class Prediction:
     notes: list[str] = field(default_factory=list)
     accuracy: float | None = None
     labelled: int = 0
+    scored: int = 0
+    told_by: str | None = None
 
 
 def predict(run: RunDir, source: Path, output: Path, options: Options, bar: Bar) -> Prediction:
@@ -75,18 +81,22 @@ def predict(run: RunDir, source: Path, output: Path, options: Options, bar: Bar)
         loaded.append(load_trained(run, options.device, options.precision, options.flips))
         return loaded[0]
 
+    from hpc_tumor.prediction.known import load_known
+
     listing, kind = _list(source), f"{run.name} ({experiment.model.name})"
     work = _segment if experiment.task == "segmentation" else _classify
+    known = load_known(run)
     with _memory_suffices():
-        fields = work(kind, listing, output, options, trained, bar)
+        fields = work(kind, listing, output, options, known, trained, bar)
     network = loaded[0]
-    fields["notes"] = [*fields.get("notes", []), *_differences(run)]
+    notes = [*([known.note] if known.note else []), *fields.pop("notes"), *_differences(run)]
+    fields |= {"notes": notes, "told_by": known.told_by}
     seconds = time.perf_counter() - begun
     return Prediction(network.facts, network.device.type, network.precision.name, output, seconds, **fields)
 
 
 def _segment(
-    kind: str, listing: Listing, output: Path, options: Options, trained: Callable[[], Trained], bar: Bar
+    kind: str, listing: Listing, output: Path, options: Options, known: Known, trained: Callable[[], Trained], bar: Bar
 ) -> dict[str, Any]:
     from hpc_tumor.prediction.patients import predict_patients
 
@@ -106,7 +116,7 @@ def _segment(
 
 
 def _classify(
-    kind: str, listing: Listing, output: Path, options: Options, trained: Callable[[], Trained], bar: Bar
+    kind: str, listing: Listing, output: Path, options: Options, known: Known, trained: Callable[[], Trained], bar: Bar
 ) -> dict[str, Any]:
     from hpc_tumor.prediction.images import predict_images
 
@@ -117,10 +127,10 @@ def _classify(
             raise DataError(f"{kind} classifies images, but {_name(listing)} holds volumes: name a run of a U-Net.")
         raise no_cases(listing, _IMAGES_WANTED)
     with bar("predicting", "images") as progress:
-        results = predict_images(trained, files, output, options, progress)
+        results = predict_images(trained, files, output, options, known, progress)
     return {
-        "rows": results.rows, "failed": results.failed, "accuracy": results.accuracy,
-        "labelled": len(results.labelled),
+        "rows": results.rows, "failed": results.failed, "notes": results.notes, "accuracy": results.accuracy,
+        "labelled": len(results.labelled), "scored": len(results.scored),
     }  # fmt: skip
 
 
