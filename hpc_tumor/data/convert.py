@@ -15,6 +15,7 @@ import numpy as np
 from hpc_tumor.atomic import plain
 from hpc_tumor.data.brain import BrainStatistics, brain_statistics, label_counts
 from hpc_tumor.data.case import Case, CaseData, CaseReader
+from hpc_tumor.data.contrast import NUMBERS, contrast
 from hpc_tumor.data.ome import image_metadata, label_metadata
 from hpc_tumor.data.shards import checksum, is_sound, pack_chunk
 from hpc_tumor.data.target import disk_error
@@ -149,6 +150,8 @@ def _row(case: Case, data: CaseData, brain: BrainStatistics) -> Row:
         **({} if data.background is None else {"slice_background": data.background.T}),
         "statistics": brain.moments,
         "brain_voxels": brain.voxels,
+        # Slices that were standardised one by one have lost how bright they are beside each other.
+        "contrast": [None] * NUMBERS if data.background is not None else contrast(data.image, brain.background),
         "label_counts": label_counts(data.label),
         "content": _content(data, brain),
         "meta": {key: value for key, value in data.meta.items() if key != "sha256"},

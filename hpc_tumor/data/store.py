@@ -107,6 +107,16 @@ class Store:
         return self._column("background")
 
     @cached_property
+    def brain_voxels(self) -> NDArray[np.int64]:
+        """`(n,)`: voxels of the brain."""
+        return self._column("brain_voxels").astype(np.int64)
+
+    @cached_property
+    def contrast(self) -> NDArray[np.float64]:
+        """`(n, 14)`: what `data.contrast` tells exchanged modalities by; not-a-number where a case has none."""
+        return self._column("contrast")
+
+    @cached_property
     def slice_background(self) -> NDArray[np.float64] | None:
         """`(n, largest Z, 4)`: the value outside the brain in each slice, where slices differ in it; else None."""
         return self._column("slice_background") if self.dataset == "brats-h5" else None

@@ -138,7 +138,7 @@ class VolumeWriter:
                 into[: row["shape"][0]] = row["slice_background"]
             write_column(index, "slice_background", outside)
         write_column(index, "shape", np.array([row["shape"] for row in rows], np.int32))
-        for name in ("spacing", "background", "statistics"):
+        for name in ("spacing", "background", "statistics", "brain_voxels", "contrast"):
             write_column(index, name, np.array([row[name] for row in rows], np.float64))
 
 

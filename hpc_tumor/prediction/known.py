@@ -12,10 +12,14 @@ from numpy.typing import NDArray
 
 from hpc_tumor.data.known_cases import TRAINED, VALIDATED, KnownCases, ids_of_split, read_known_cases
 from hpc_tumor.data.near_duplicates import nearest
+from hpc_tumor.data.sketch import THRESHOLD, similarity
+from hpc_tumor.data.units import patient_of
 from hpc_tumor.run_dir import RunDir
 
 CANNOT_TELL = "cannot tell"
-ID, CONTENT, COPY = "id", "content", "copy"
+CONTENT, COPY, ID, PATIENT = "content", "copy", "id", "patient"
+_ORDER = (CONTENT, COPY, ID, PATIENT)
+COLUMNS = ("known", "known_as", "known_by")
 MOST_NAMED = 3  # cases in a line
 
 
@@ -26,7 +30,8 @@ class Match:
     Attributes:
         part: `trained on` or `validated on`; `cannot tell` where the run did not keep its cases.
         case: its id in the run.
-        by: by what it was found: `id`, `content` (the same pixels), or `copy` (nearly the same).
+        by: by what it was found: `content` (the same pixels or scans), `copy` (nearly the same), `id`, or `patient`
+            (by its name the same patient at another time or in another edition).
     """
 
     part: str
@@ -68,28 +73,57 @@ class Known:
             return [Match(CANNOT_TELL)] * len(ids)
         found: list[list[tuple[int, str]]] = [[] for _ in ids]
         for by, values, keys in ((CONTENT, digests, self.cases.digests), (ID, ids, self.cases.ids)):
-            numbers = _first(keys or ())
+            numbers = _first(() if keys is None else keys.tolist())
             for matches, value in zip(found, values, strict=True):
                 if (number := numbers.get(value)) is not None:
                     matches.append((number, by))
-        self._add_copies(found, thumbnails)
+        if self.cases.thumbnails is not None:
+            first = int(self.cases.trained.sum())
+            for start, among in ((0, self.cases.thumbnails[:first]), (first, self.cases.thumbnails[first:])):
+                for matches, number in zip(found, nearest(thumbnails, among).tolist(), strict=True):
+                    if number >= 0:
+                        matches.append((start + number, COPY))
         return [self._best(matches) for matches in found]
 
-    def _add_copies(self, found: list[list[tuple[int, str]]], thumbnails: NDArray[np.uint8]) -> None:
-        if self.cases is None or self.cases.thumbnails is None:
-            return
-        split = int(self.cases.trained.sum())
-        for first, among in ((0, self.cases.thumbnails[:split]), (split, self.cases.thumbnails[split:])):
-            for matches, number in zip(found, nearest(thumbnails, among).tolist(), strict=True):
-                if number >= 0:
-                    matches.append((first + number, COPY))
+    def find_patient(self, name: str, digest: str, sketch: NDArray[np.int8]) -> Match | None:
+        """The case of the run that a patient is, by its scans, as a copy of them, or by its name; None for a new one.
+
+        Args:
+            digest: SHA-256 of the scans, of `BrainStatistics`.
+            sketch: `(4, 16, 16, 16)`, see `data.sketch`.
+        """
+        if self.cases is None:
+            return Match(CANNOT_TELL)
+        cases, found = self.cases, []
+        if cases.digests is not None:
+            found += [(number, CONTENT) for number in np.flatnonzero(cases.digests == digest).tolist()]
+        if cases.sketches is not None and len(cases.sketches):
+            values = similarity(sketch[None], cases.sketches)[0]
+            alike = np.flatnonzero(values >= THRESHOLD)
+            found += [(number, COPY) for number in alike[np.argsort(-values[alike], kind="stable")].tolist()]
+        key = name.casefold()
+        for number, case in self._names():
+            if case.casefold() == key:
+                found.append((number, ID))
+            elif patient_of(case) == patient_of(name):
+                found.append((number, PATIENT))
+        return self._best(found)
+
+    def _names(self) -> list[tuple[int, str]]:
+        """The names of each case: its id, and those in other editions."""
+        assert self.cases is not None
+        names = list(enumerate(self.cases.ids.tolist()))
+        if self.cases.other_ids is not None and self.cases.other_of is not None:
+            names += zip(self.cases.other_of.tolist(), self.cases.other_ids.tolist(), strict=True)
+        return names
 
     def _best(self, matches: Sequence[tuple[int, str]]) -> Match | None:
+        """The first of: trained on, before validated on; then in the order of `_ORDER`."""
         if not matches or self.cases is None:
             return None
-        trained, order = self.cases.trained, (CONTENT, COPY, ID)
-        number, by = min(matches, key=lambda match: (not trained[match[0]], order.index(match[1])))
-        return Match(self.cases.part(number), self.cases.ids[number], by)
+        trained = self.cases.trained
+        number, by = min(matches, key=lambda match: (not trained[match[0]], _ORDER.index(match[1])))
+        return Match(self.cases.part(number), str(self.cases.ids[number]), by)
 
 
 def load_known(run: RunDir) -> Known:
@@ -109,10 +143,8 @@ def load_known(run: RunDir) -> Known:
 
 def columns(match: Match | None) -> dict[str, str | None]:
     """What a row says of it: `known` (trained on, validated on, cannot tell), `known_as` (its id), `known_by`."""
-    return {
-        "known": match.part if match else None, "known_as": match.case if match else None,
-        "known_by": match.by if match else None,
-    }  # fmt: skip
+    values = (match.part, match.case, match.by) if match else (None, None, None)
+    return dict(zip(COLUMNS, values, strict=True))
 
 
 def is_known(row: Mapping[str, Any]) -> bool:
@@ -129,7 +161,7 @@ def known_counts(rows: Sequence[Mapping[str, Any]], told_by: str | None) -> dict
 
 def by_name_alone(rows: Sequence[Mapping[str, Any]], names: Sequence[str], noun: str) -> list[str]:
     """A line on the cases that are known by their name alone, though their content is that of no known case."""
-    found = [name for row, name in zip(rows, names, strict=True) if row["known_by"] == ID]
+    found = [name for row, name in zip(rows, names, strict=True) if row["known_by"] in (ID, PATIENT)]
     if not found:
         return []
     return [

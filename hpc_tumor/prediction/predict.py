@@ -111,8 +111,11 @@ def _segment(
             " patients. Name a folder outside."
         )
     with bar("predicting", "slices" if len(cases) == 1 else "patients") as progress:
-        results = predict_patients(trained, cases, output, options, progress)
-    return {"rows": results.rows, "failed": results.failed, "notes": results.notes}
+        results = predict_patients(trained, cases, output, options, known, progress)
+    return {
+        "rows": results.rows, "failed": results.failed, "notes": results.notes, "labelled": len(results.labelled),
+        "scored": len(results.scored),
+    }  # fmt: skip
 
 
 def _classify(

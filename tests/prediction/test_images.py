@@ -117,7 +117,7 @@ def test_every_kind_of_input_gives_a_table_and_json(
         (source / place).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, source / place)
     monkeypatch.chdir(source)
-    given = {"one": source / "a.jpg", "one here": Path("a.jpg"), "nested": Path(".")}.get(kind, source)
+    given = {"one": source / "a.jpg", "one here": Path("a.jpg"), "nested": Path()}.get(kind, source)
     assert predict(cnn_run, given, tmp_path / "out", *mode) == 0
     said = capsys.readouterr()
     rows = rows_of(tmp_path / "out" / "predictions.csv")
