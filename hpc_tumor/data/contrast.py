@@ -120,7 +120,7 @@ def exchanged(order: tuple[int, ...]) -> str:
     names = [(MODALITIES[place], MODALITIES[order[place]]) for place in wrong]
     pairs = [name for name in names if name[::-1] in names and MODALITIES.index(name[0]) < MODALITIES.index(name[1])]
     if 2 * len(pairs) == len(names):
-        return " and ".join(f"{one} and {other}" for one, other in pairs) + " look exchanged"
+        return ", ".join(f"{one} and {other}" for one, other in pairs) + " look exchanged"
     return ", ".join(f"{one} looks like {other}" for one, other in names)
 
 
