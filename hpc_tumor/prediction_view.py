@@ -106,15 +106,15 @@ def mean_scores(found: Prediction) -> dict[str, float] | None:
 def _show(found: Prediction) -> None:
     if found.facts.task == "segmentation":
         out.table(patients_table(found))
-        if (means := mean_scores(found)) is not None:
+        if len(found.rows) > 1 and (means := mean_scores(found)) is not None:
             dice = ", ".join(f"{name} {means[f'dice_{name}']:.3f}" for name in _STRUCTURES)
-            out.text(f"mean Dice over {counted(found.scored, 'patient')} with labels: {dice}")
+            out.text(f"mean Dice of {counted(found.scored, f'{_new(found)}patient')} with labels: {dice}")
     else:
         out.table(images_table(found))
         counts = Counter(row["prediction"] for row in found.rows)
         out.text(", ".join(f"{name} {counts[name]:,}" for name in found.facts.classes))
         if found.accuracy is not None:
-            of = counted(found.scored, "image")
+            of = counted(found.scored, f"{_new(found)}image")
             out.text(f"accuracy {100 * found.accuracy:.1f} % of the {of} in the folder of a class")
     for line in _known_lines(found):
         out.text(line)
@@ -123,6 +123,10 @@ def _show(found: Prediction) -> None:
 def _known_column(found: Prediction) -> list[Column]:
     """Which cases the run knows; no column where it knows none."""
     return [Column("known", "left")] if any(row["known"] for row in found.rows) else []
+
+
+def _new(found: Prediction) -> str:
+    return "new " if found.scored < found.labelled else ""
 
 
 def _known_lines(found: Prediction) -> list[str]:

@@ -82,7 +82,7 @@ def _modalities(trained: Contrasts | None, scans: Sequence[ScanFacts]) -> list[s
         for pair in same:
             found.setdefault(f"{' and '.join(pair)} are one and the same scan", []).append(one)
         if trained is not None and not same and (order := trained.order(one.contrast)) != tuple(range(len(order))):
-            found.setdefault(f"{exchanged(order)}, beside the cases trained on", []).append(one)
+            found.setdefault(f"{exchanged(order)}, compared with the cases trained on", []).append(one)
     return [f"{what}: {_names(cases)}" for what, cases in found.items()]
 
 

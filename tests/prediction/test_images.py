@@ -47,7 +47,7 @@ def test_probabilities_are_those_of_the_run(
             assert float(row[name]) == pytest.approx(float(wanted[name]), abs=1e-5)
     new = [int(row["correct"]) for row in found.values() if not row["known"]]
     assert len(new) < 60
-    assert f"accuracy {100 * np.mean(new):.1f} % of the {len(new)} images" in capsys.readouterr().out
+    assert f"accuracy {100 * np.mean(new):.1f} % of the {len(new)} new images" in capsys.readouterr().out
 
 
 def test_pixels_are_those_of_the_store(images: Path) -> None:
