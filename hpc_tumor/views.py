@@ -88,31 +88,40 @@ def refused_cases(summary: PrepareSummary) -> DataError:
 
 def split_summary(split: Split, store: Store) -> dict[str, Any]:
     """The parts of a split: how many of what, in all and by class or grade."""
+    from hpc_tumor.data.units import patient_numbers
+
     strata = _strata(store)
+    patients = patient_numbers(store) if store.task == "segmentation" else None
     parts = {}
     for name, numbers in split.parts.items():
         cases = sorted(set(numbers[:, 0].tolist())) if numbers.ndim == 2 else numbers.tolist()
         counts = Counter(strata[case] for case in cases)
-        slices = {"slices": len(numbers)} if numbers.ndim == 2 else {}
-        parts[name] = {"cases": len(cases), **slices, "strata": {key: counts[key] for key in sorted(set(strata))}}
+        sizes = {} if patients is None else {"patients": len(set(patients[cases].tolist()))}
+        sizes |= {"cases": len(cases)} | ({"slices": len(numbers)} if numbers.ndim == 2 else {})
+        parts[name] = {**sizes, "strata": {key: counts[key] for key in sorted(set(strata))}}
     about = {"store": store.path, "fingerprint": store.fingerprint, "split": split.kind, "seed": split.seed}
     return {**about, "fold": split.fold, "leaks": split.leaks, "parts": parts}
 
 
 def split_table(split: Split, store: Store) -> Table:
     """A row per part; a column per class or grade."""
+    from hpc_tumor.data.units import describe_patients, repeated_cases
+
     values = split_summary(split, store)
     unit = "images" if store.task == "classification" else "cases"
     names = sorted(set(_strata(store)))
-    sizes = {"cases": unit, "slices": "slices"} if split.test.ndim == 2 else {"cases": unit}
+    repeated = repeated_cases(store) if store.task == "segmentation" else {}
+    sizes = {"patients": "patients"} if repeated else {}
+    sizes |= {"cases": unit, "slices": "slices"} if split.test.ndim == 2 else {"cases": unit}
     columns = [Column("part", "left"), *map(Column, [*sizes.values(), *names])]
     rows = []
     for part, counts in values["parts"].items():
         cells = [*(counts[size] for size in sizes), *(counts["strata"][name] for name in names)]
         rows.append((part, *(f"{cell:,}" for cell in cells)))
     fold = "" if split.fold is None else f", fold {split.fold}"
+    shared = [f"{describe_patients(len(store), repeated)}."] if repeated else []
     title = f"{store.path.name} · split {split.kind}{fold} ({'leaks' if split.leaks else 'does not leak'})"
-    return Table(title, tuple(columns), tuple(rows), _left_out(split, store))
+    return Table(title, tuple(columns), tuple(rows), (*shared, *_left_out(split, store)))
 
 
 def _left_out(split: Split, store: Store) -> tuple[str, ...]:

@@ -51,7 +51,7 @@ def write_index(store: Path, n: int) -> None:
     write_group(store / "index", {
         "case_ids": names,
         "dtypes": ["int16"] * n,
-        "contents": [f"{value:064x}" for value in draw.integers(0, 2**62, n).tolist()],
+        "scans": [f"{value:064x}" for value in draw.integers(0, 2**62, n).tolist()],
         "clinical": [{"grade": "HGG" if i % 4 else "LGG"} for i in range(n)],
         "channels": MODALITIES,
         "labels": LABELS,
@@ -60,6 +60,7 @@ def write_index(store: Path, n: int) -> None:
     write_column(store / "index", "spacing", np.ones((n, 3)))
     write_column(store / "index", "background", np.zeros((n, 4)))
     write_column(store / "index", "statistics", draw.normal(500, 200, (n, 4, 2)))
+    write_column(store / "index", "group", np.arange(n, dtype=np.int32))
     counts = np.zeros((n, DEPTH, 4), np.int32)
     counts[:, 40:110] = draw.integers(0, 4000, (min(n, 500), 70, 4))[np.arange(n) % 500]
     write_column(store / "index", "label_counts", counts)

@@ -18,6 +18,7 @@ from hpc_tumor.data.case import Case, CaseData, CaseReader
 from hpc_tumor.data.contrast import NUMBERS, contrast
 from hpc_tumor.data.ome import image_metadata, label_metadata
 from hpc_tumor.data.shards import checksum, is_sound, pack_chunk
+from hpc_tumor.data.sketch import Sketches, sketch
 from hpc_tumor.data.target import disk_error
 from hpc_tumor.data.zarr_nodes import IMAGE_COMPRESSION, write_array, write_file, write_group
 from hpc_tumor.errors import DataError
@@ -101,7 +102,7 @@ def _write_volume(unit: Unit, case: Case, data: CaseData) -> Row:
     assert data.label is not None  # a reader of patients gives all three
     assert data.spacing is not None
     brain = brain_statistics(data.image, data.background)
-    row = _row(case, data, brain)
+    row = _row(case, data, brain, sketch(data.image, brain, data.background))
     row["checksum"] = _checksum(row)
     folder = unit.staged
     image, label = data.image, data.label
@@ -129,7 +130,7 @@ def _checksum(row: Row) -> str:
     return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()
 
 
-def _row(case: Case, data: CaseData, brain: BrainStatistics) -> Row:
+def _row(case: Case, data: CaseData, brain: BrainStatistics, sketches: Sketches) -> Row:
     assert data.label is not None
     digests: Mapping[str, str] = data.meta["sha256"]
     files = {
@@ -154,6 +155,8 @@ def _row(case: Case, data: CaseData, brain: BrainStatistics) -> Row:
         "contrast": [None] * NUMBERS if data.background is not None else contrast(data.image, brain.background),
         "label_counts": label_counts(data.label),
         "content": _content(data, brain),
+        "scans": brain.digest,
+        "sketch": base64.b64encode(sketches.tobytes()).decode(),
         "meta": {key: value for key, value in data.meta.items() if key != "sha256"},
     }))  # fmt: skip
 

@@ -29,7 +29,7 @@ def index_fault(about: Mapping[str, Any], index: Mapping[str, Any]) -> str | Non
     if volumes and not all(_is_folder(key) for key in ids):
         return "the list of its cases holds what is no folder's name"
     columns: dict[str, Check] = (
-        {"dtypes": _is_type, "contents": _is_text, "clinical": _is_facts}
+        {"dtypes": _is_type, "scans": _is_text, "clinical": _is_facts}
         if volumes
         else {"mode": _is_text, "sha256": _is_text, "signature": _is_text, "bytes": _is_count}
     )

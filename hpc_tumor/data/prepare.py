@@ -17,7 +17,7 @@ from hpc_tumor.data.convert import Unit, UnitResult
 from hpc_tumor.data.sources import READERS, SourceReport, detect_reader, inspect_source
 from hpc_tumor.data.store import Store, read_about
 from hpc_tumor.data.target import ConversionError, Target, disk_error, identity_of, open_target
-from hpc_tumor.data.units import disagreements
+from hpc_tumor.data.units import describe_patients, disagreements, repeated_cases
 from hpc_tumor.data.vanished import refuse_lost, refuse_vanished, why_unreadable
 from hpc_tumor.data.workers import convert_here, default_workers
 from hpc_tumor.data.writers import Writer, make_writer
@@ -199,6 +199,8 @@ def _summary(
         shown = (store.label_counts[:, :, 1:] > 0).sum(axis=(0, 1)).tolist()
         classes = dict(zip(LABELS[1:], shown, strict=True))
         clinical = clinical_counts(store.clinical)
+        if repeated := repeated_cases(store):
+            notes = [*notes, f"{describe_patients(len(store), repeated)}; a split keeps each patient on one side."]
     else:
         slices = len(store)
         classes = {name: int((store.label == i).sum()) for i, name in enumerate(store.classes)}

@@ -13,7 +13,7 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from hpc_tumor import __version__, atomic
 from hpc_tumor.data.store import Store
-from hpc_tumor.data.units import patient_units
+from hpc_tumor.data.units import patient_numbers, ties
 from hpc_tumor.errors import DataError
 from hpc_tumor.names import printable
 
@@ -97,8 +97,8 @@ def read_split(path: Path, store: Store) -> Split:
 
 def leak_of(parts: dict[str, Indices], store: Store) -> str | None:
     """The first patient or duplicate group that is in two of the `parts`, in words; None where there is none."""
-    owner = _owners(store)
-    seen: dict[Hashable, tuple[str, int]] = {}
+    owner = (store.group if store.task == "classification" else patient_numbers(store)).tolist()
+    seen: dict[int, tuple[str, int]] = {}
     for part, numbers in parts.items():
         for case in np.unique(numbers[:, 0] if numbers.ndim == 2 else numbers).tolist():
             before, other = seen.setdefault(owner[case], (part, case))
@@ -106,17 +106,16 @@ def leak_of(parts: dict[str, Indices], store: Store) -> str | None:
                 name, twin = store.case_ids[case], store.case_ids[other]
                 if case == other:
                     return f"{name} is in {before} and in {part}"
-                same = "the same patient" if store.task == "segmentation" else "the same picture or a near copy"
-                return f"{twin} in {before} and {name} in {part} are {same}"
+                return f"{twin} in {before} and {name} in {part} are {_alike(store, other, case)}"
     return None
 
 
-def _owners(store: Store) -> list[Hashable]:
-    """Of each case its patient, or of each image its duplicate group."""
+def _alike(store: Store, one: int, other: int) -> str:
+    """What two cases or images of one unit are to each other, in words."""
     if store.task == "classification":
-        return list(store.group.tolist())
-    owner: dict[int, Hashable] = {case: unit.name for unit in patient_units(store) for case in unit.members}
-    return [owner[case] for case in range(len(store))]
+        return "the same picture or a near copy"
+    why = (reason for reason, keys in ties(store).items() if keys[one] & keys[other])
+    return f"the same patient ({next(why, 'through other cases')})"
 
 
 def _named(numbers: Indices, store: Store) -> list[Any]:

@@ -84,6 +84,11 @@ class Store:
     def __len__(self) -> int:
         return len(self.case_ids)
 
+    @cached_property
+    def group(self) -> NDArray[np.int64]:
+        """`(n,)`: images or cases with one number are the same picture, or have the same scans, identical or nearly."""
+        return self._column("group").astype(np.int64)
+
     # BraTS: axial slices of cases
 
     @property
@@ -139,6 +144,11 @@ class Store:
             text = ", ".join(f"{y} × {x}" for y, x in sizes.tolist()[:4])
             raise DataError(f"{self.path}: the slices of its cases differ in size ({text}): they cannot share a batch.")
         return int(sizes[0, 0]), int(sizes[0, 1])
+
+    @cached_property
+    def sketches(self) -> NDArray[np.int8]:
+        """`(n, 4, 16, 16, 16)`: descriptors of each case's scans, by which copies are recognised: see sketch.py."""
+        return self._column("sketch")
 
     @property
     def clinical(self) -> list[dict[str, Any]]:
@@ -238,11 +248,6 @@ class Store:
         return self._column("identical").astype(np.int64)
 
     @cached_property
-    def group(self) -> NDArray[np.int64]:
-        """`(n,)`: images with one number are duplicates of each other, identical or nearly so."""
-        return self._column("group").astype(np.int64)
-
-    @cached_property
     def sizes(self) -> NDArray[np.int64]:
         """`(n, 2)`: height and width in pixels of each image's source."""
         return self._column("size").astype(np.int64)
@@ -258,7 +263,7 @@ class Store:
         return self._column("thumbnail")
 
     def text_column(self, name: str) -> list[Any]:
-        """What the index keeps of each case or image as text: contents, dtypes; mode, sha256, signature, bytes."""
+        """What the index keeps of each case or image as text: scans, dtypes; mode, sha256, signature, bytes."""
         return list(self._index[name])
 
     def read_images(self, indices: ArrayLike, into: NDArray[np.uint8] | None = None) -> Pending[NDArray[np.uint8]]:

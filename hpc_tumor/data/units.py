@@ -1,33 +1,59 @@
-"""What stays together in a split: a patient with all its scans, an image with all its copies."""
+"""What stays together in a split: a patient with all its scans, an image with all its copies.
+
+Splits, split files, training, cross-validation and the audit all ask here, so that none of them can see a leak where
+another sees none.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hpc_tumor.data.dealing import Unit
+from hpc_tumor.data.patient_names import patient_of
 from hpc_tumor.data.store import Store
 
-# BraTS-GLI-00005-100: patient 5 at the second time (BraTS 2023 and later).
-_TIMED = re.compile(r"(BraTS-[A-Za-z0-9]+-\d+)-\d{3}")
+SAME_SCANS, NEAR_SCANS = "the same scans", "nearly the same scans"
+NAME, OTHER_ID = "one patient by name", "one patient by its id in another edition"
+_WORDS = {
+    SAME_SCANS: "with the same scans as another",
+    NEAR_SCANS: "with nearly the same scans as another",
+    NAME: "of the patient of another by name",
+    OTHER_ID: "known as another in another edition",
+}
+
+
+def ties(store: Store) -> dict[str, list[set[Hashable]]]:
+    """For each reason to hold cases for one patient, the keys of each case: cases that share one are tied.
+
+    The scans decide, whatever the masks: those that agree in every voxel, and those that are nearly the same (see
+    sketch.py). Names tie the times of a patient (see patient_names.py) and the ids of other editions.
+    """
+    names: list[set[Hashable]] = [{patient_of(name)} for name in store.case_ids]
+    return {
+        SAME_SCANS: [{digest} for digest in store.text_column("scans")],
+        NEAR_SCANS: [{group} for group in store.group.tolist()],
+        NAME: names,
+        # An id in another edition is that patient's name there: the store may hold both.
+        OTHER_ID: [
+            own | {patient_of(known) for known in facts.get("other_ids", {}).values()}
+            for own, facts in zip(names, store.clinical, strict=True)
+        ],
+    }
 
 
 def patient_units(store: Store) -> list[Unit]:
     """The patients by name, each with its cases; the stratum is the grade, "" where it is not known.
 
-    Cases are of one patient where their content is the same, where they have one id in another edition, or where their
-    names say that they are two times of one patient.
+    Cases are of one patient where any of the `ties` holds, directly or through others.
     """
     clinical = store.clinical
-    keys: list[set[Hashable]] = []
-    for name, content, facts in zip(store.case_ids, store.text_column("contents"), clinical, strict=True):
-        timed = _TIMED.fullmatch(name)
-        # An id in another edition is that patient's name there: the store may hold both.
-        names = [timed[1] if timed else name, *facts.get("other_ids", {}).values()]
-        keys.append({("content", content), *(("patient", known.casefold()) for known in names)})
+    keys: list[set[Hashable]] = [set() for _ in store.case_ids]
+    for reason, sets in ties(store).items():
+        for case, own in enumerate(sets):
+            keys[case] |= {(reason, key) for key in own}
     units = []
     for members in connected(keys):
         by_name = sorted(members, key=store.case_ids.__getitem__)
@@ -35,6 +61,38 @@ def patient_units(store: Store) -> list[Unit]:
         grade = next((grade for grade in grades if grade), "")
         units.append(Unit(store.case_ids[by_name[0]], grade, tuple(by_name)))
     return sorted(units, key=lambda unit: unit.name)
+
+
+def repeated_cases(store: Store) -> dict[str, int]:
+    """Number of cases that each reason adds to a patient who has one already; reasons that add none are left out.
+
+    A case counts under the first reason that ties it. The store has as many patients as cases that are not counted.
+    """
+    keys: list[set[Hashable]] = [{case} for case in range(len(store))]
+    counts, patients = {}, len(store)
+    for reason, sets in ties(store).items():
+        for case, own in enumerate(sets):
+            keys[case] |= {(reason, key) for key in own}
+        before, patients = patients, len(connected(keys))
+        if patients < before:
+            counts[reason] = before - patients
+    return counts
+
+
+def describe_patients(cases: int, repeated: Mapping[str, int]) -> str:
+    """`8 patients, 12 cases: 4 with the same scans as another`, from `repeated_cases`."""
+    patients = cases - sum(repeated.values())
+    why = ", ".join(f"{count:,} {_WORDS[reason]}" for reason, count in repeated.items())
+    text = f"{patients:,} patient{'s' * (patients != 1)}, {cases:,} case{'s' * (cases != 1)}"
+    return f"{text}: {why}" if why else text
+
+
+def patient_numbers(store: Store) -> NDArray[np.int64]:
+    """`(n,)`: cases with one number are one patient, a unit of `patient_units`."""
+    numbers = np.empty(len(store), np.int64)
+    for number, unit in enumerate(patient_units(store)):
+        numbers[list(unit.members)] = number
+    return numbers
 
 
 def image_units(store: Store, images: NDArray[np.int64], group: NDArray[np.int64]) -> list[Unit]:

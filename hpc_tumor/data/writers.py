@@ -5,6 +5,7 @@ A writer says which cases are still to be done, commits each result by a rename,
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,8 @@ from hpc_tumor.data.case import LABELS, MODALITIES, Case, CaseReader
 from hpc_tumor.data.convert import Row, Unit, UnitResult, is_whole, unpack_images
 from hpc_tumor.data.near_duplicates import SIDE, near_duplicate_groups
 from hpc_tumor.data.shards import pack_chunk
+from hpc_tumor.data.sketch import SIDE as SKETCH_SIDE
+from hpc_tumor.data.sketch import same_scans
 from hpc_tumor.data.store import Store, read_about
 from hpc_tumor.data.target import Target, remove
 from hpc_tumor.data.zarr_nodes import (
@@ -122,7 +125,7 @@ class VolumeWriter:
         write_group(index, {
             "case_ids": [row["case"] for row in rows],
             "dtypes": [row["dtype"] for row in rows],
-            "contents": [row["content"] for row in rows],
+            "scans": [row["scans"] for row in rows],
             "clinical": clinical,
             "channels": MODALITIES,
             "labels": LABELS,
@@ -140,6 +143,10 @@ class VolumeWriter:
         write_column(index, "shape", np.array([row["shape"] for row in rows], np.int32))
         for name in ("spacing", "background", "statistics", "brain_voxels", "contrast"):
             write_column(index, name, np.array([row[name] for row in rows], np.float64))
+        kept = b"".join(base64.b64decode(row["sketch"]) for row in rows)
+        sketches = np.frombuffer(kept, np.int8).reshape(len(rows), len(MODALITIES), *[SKETCH_SIDE] * 3)
+        write_column(index, "sketch", sketches)
+        write_column(index, "group", same_scans(sketches, [row["scans"] for row in rows]))
 
 
 class ImageWriter:

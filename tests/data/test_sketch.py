@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from raw_samples import real_data
 
 from hpc_tumor.data.brain import brain_statistics
 from hpc_tumor.data.brats import BraTSReader
 from hpc_tumor.data.phantom_patient import patient
 from hpc_tumor.data.sketch import THRESHOLD, Sketches, alike, same_scans, similarity, sketch
-from tests.data.raw_samples import real_data
 
 Image = NDArray[Any]
 SHAPE = (12, 20, 24)

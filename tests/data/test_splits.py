@@ -30,14 +30,15 @@ class FakePatients(SimpleNamespace):
         super().__init__(
             task="segmentation", path=Path("s.zarr"), case_ids=ids, fingerprint="f",
             shapes=np.tile([[depth, 4, 4]], (len(ids), 1)),
-            clinical=[{} for _ in ids], contents=[f"scans of {name}" for name in ids],
+            clinical=[{} for _ in ids], scans=[f"scans of {name}" for name in ids], group=np.arange(len(ids)),
         )  # fmt: skip
 
     def __len__(self) -> int:
         return len(self.case_ids)
 
     def text_column(self, name: str) -> list[Any]:
-        return self.contents
+        assert name == "scans"
+        return self.scans
 
 
 class FakeImages(SimpleNamespace):
@@ -173,13 +174,14 @@ def test_grades_are_in_every_fold_as_in_all() -> None:
 
 
 def test_cases_of_one_patient_stay_together() -> None:
-    """The same scans under two ids, one id in another edition, and two times of one patient."""
+    """The same scans under two ids, nearly the same, one id in another edition, and two times of one patient."""
     names = [f"BraTS-GLI-{i:05}-{t:03}" for i in range(10) for t in (0, 100)]
     store = cast(Any, FakePatients([*names, *(f"case_{i:02}" for i in range(20))], 155))
-    store.contents[25] = store.contents[31]
+    store.scans[25] = store.scans[31]
+    store.group[24] = store.group[38]
     store.clinical[22] = {"other_ids": {"BraTS 2019": "one"}}
     store.clinical[27] = {"other_ids": {"BraTS 2019": "one"}}
-    same = [*((i, i + 1) for i in range(0, 20, 2)), (25, 31), (22, 27)]
+    same = [*((i, i + 1) for i in range(0, 20, 2)), (25, 31), (24, 38), (22, 27)]
     for k in range(5):
         sets = parts(make_split(store, None, 1, fold=k))
         assert disjoint(sets)

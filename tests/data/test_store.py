@@ -221,12 +221,13 @@ def test_two_thousand_patients_are_opened_and_split_without_a_look_at_their_fold
     }  # fmt: skip
     write_group(tmp_path, {"hpc_tumor": about})
     names = [f"BraTS2021_{i:05}" for i in range(n)]
-    facts = {"dtypes": ["int16"] * n, "contents": names, "clinical": [{}] * n}
+    facts = {"dtypes": ["int16"] * n, "scans": names, "clinical": [{}] * n}
     write_group(tmp_path / "index", {"case_ids": names, **facts})
     columns = {
         "shape": np.tile(np.array([[depth, 240, 240]], np.int32), (n, 1)),
         "statistics": np.ones((n, 4, 2)),
         "background": np.zeros((n, 4)),
+        "group": np.arange(n, dtype=np.int32),
         "label_counts": np.random.default_rng(0).integers(0, 9, (n, depth, 4)).astype(np.int32),
     }
     for name, values in columns.items():

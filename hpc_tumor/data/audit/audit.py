@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from hpc_tumor.config import Experiment
-from hpc_tumor.data.audit.duplicates import Duplicates, case_duplicates, image_duplicates, persons
+from hpc_tumor.data.audit.duplicates import Duplicates, case_duplicates, image_duplicates
 from hpc_tumor.data.audit.images import ImageFacts, image_facts, scan_images
 from hpc_tumor.data.audit.leakage import SplitAudit, audit_splits
 from hpc_tumor.data.audit.shortcuts import Shortcut, find_shortcuts
@@ -19,6 +19,7 @@ from hpc_tumor.data.audit.text import verdict
 from hpc_tumor.data.audit.volumes import VolumeFacts, volume_facts
 from hpc_tumor.data.splits import split_of
 from hpc_tumor.data.store import SCHEMA, Store
+from hpc_tumor.data.units import patient_numbers
 from hpc_tumor.errors import DataError
 
 Progress = Callable[[int, int], None]
@@ -83,7 +84,7 @@ def _audit(store: Store, experiment: Experiment, progress: Progress | None) -> A
     shortcuts: tuple[Shortcut, ...] = ()
     if store.task == "segmentation":
         facts, duplicates = volume_facts(store), case_duplicates(store)
-        splits = audit_splits(experiment, store, persons(store, duplicates), None, progress)
+        splits = audit_splits(experiment, store, patient_numbers(store), None, progress)
     else:
         scan = scan_images(store, progress)
         facts, duplicates, shortcuts = image_facts(store, scan), image_duplicates(store), find_shortcuts(store, scan)

@@ -1,18 +1,16 @@
-"""What is in a store twice: images by their pixels; patients by content, intensities, and ids of other editions."""
+"""Images and patients that are in a store twice: images by their pixels, patients by all that ties their cases."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hpc_tumor.data.store import Store
-from hpc_tumor.data.units import connected, patient_units
+from hpc_tumor.data.units import connected, ties
 
 IDENTICAL, NEAR = "pixel-identical", "identical or nearly identical"
-CONTENT, INTENSITIES, OTHER_ID = "the same content", "the same intensities", "one id in another edition"
 
 
 @dataclass(frozen=True)
@@ -45,41 +43,19 @@ def image_duplicates(store: Store) -> tuple[Duplicates, ...]:
 
 
 def case_duplicates(store: Store) -> tuple[Duplicates, ...]:
-    """Cases that hold one patient under two ids, by three measures; kinds that nothing shows are left out."""
-    names = store.case_ids
-    statistics = store.statistics.reshape(len(names), -1)
-    if len(np.unique(statistics, axis=0)) == 1:  # intensities that were standardised tell nobody apart
-        statistics = np.zeros_like(statistics)
-    editions = (set(item.get("other_ids", {}).items()) for item in store.clinical)
-    keys: dict[str, list[set[Hashable]]] = {
-        CONTENT: [{content} for content in store.text_column("contents")],
-        # Eight means and deviations that agree in every digit are those of one image, whatever its labels.
-        INTENSITIES: [{tuple(row)} if any(row) else set() for row in statistics.tolist()],
-        OTHER_ID: [set(items) for items in editions],
-    }
-    kinds = []
-    for kind, sets in keys.items():
-        rows = [tuple(names[i] for i in members) for members in connected(sets) if len(members) > 1]
-        if rows:
-            kinds.append(Duplicates(kind, tuple(rows)))
+    """Cases that are one patient, by each reason that ties them in a split; reasons that nothing shows are left out.
+
+    A set is listed under the first reason that ties it whole.
+    """
+    kinds: list[Duplicates] = []
+    listed: list[set[int]] = []
+    for reason, keys in ties(store).items():
+        sets = [members for members in connected(keys) if len(members) > 1]
+        new = [members for members in sets if not any(known.issuperset(members) for known in listed)]
+        if new:
+            kinds.append(Duplicates(reason, tuple(tuple(store.case_ids[case] for case in members) for members in new)))
+        listed += map(set, new)
     return tuple(kinds)
-
-
-def persons(store: Store, duplicates: Iterable[Duplicates]) -> NDArray[np.int64]:
-    """`(n,)`: cases with one number are one patient: those that a split keeps together, and all `duplicates`."""
-    keys: list[set[Hashable]] = [set() for _ in store.case_ids]
-    for unit in patient_units(store):
-        for case in unit.members:
-            keys[case].add(unit.name)
-    places = {name: i for i, name in enumerate(store.case_ids)}
-    for kind in duplicates:
-        for number, members in enumerate(kind.members):
-            for name in members:
-                keys[places[name]].add((kind.kind, number))
-    numbers = np.empty(len(store), np.int64)
-    for number, cases in enumerate(connected(keys)):
-        numbers[cases] = number
-    return numbers
 
 
 def _images(store: Store, kind: str, column: NDArray[np.int64]) -> Duplicates:

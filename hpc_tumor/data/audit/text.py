@@ -10,6 +10,7 @@ from hpc_tumor.data.audit.images import ImageFacts
 from hpc_tumor.data.audit.leakage import Leakage, SplitAudit
 from hpc_tumor.data.audit.memoriser import SIMILAR
 from hpc_tumor.data.audit.volumes import OUTLIER, Spread, VolumeFacts
+from hpc_tumor.data.units import describe_patients
 from hpc_tumor.names import printable
 
 if TYPE_CHECKING:
@@ -159,6 +160,7 @@ def _image_lines(facts: ImageFacts) -> list[tuple[str, str]]:
 def _volume_lines(facts: VolumeFacts) -> list[tuple[str, str]]:
     tumour = facts.tumour_slices
     lines = [
+        ("patients", describe_patients(len(facts.volumes), facts.repeated)),
         ("editions", counted(facts.editions)),
         ("voxels, z × y × x", counted(facts.shapes)),
         ("spacing, mm", counted(facts.spacings)),

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from hpc_tumor.data.case import LABELS, MODALITIES
 from hpc_tumor.data.store import Store
+from hpc_tumor.data.units import repeated_cases
 from hpc_tumor.data.zarr_nodes import read_attributes
 from hpc_tumor.errors import DataError
 
@@ -72,6 +73,7 @@ class VolumeFacts:
     """The fingerprint of a store of patients.
 
     Attributes:
+        repeated: by reason, the cases of patients that have another case already.
         shapes, spacings: "z × y × x" (voxels, mm) and the number of cases.
         volumes: ml of each label per case, in the order of `labels`.
         tumour_slices: slices of a case that show any label, over the cases.
@@ -79,6 +81,7 @@ class VolumeFacts:
         clinical: what the tables beside the cases say, as counts and spreads; empty where there were none.
     """
 
+    repeated: dict[str, int]
     slices: int
     shapes: dict[str, int]
     spacings: dict[str, int]
@@ -105,6 +108,7 @@ def volume_facts(store: Store) -> VolumeFacts:
     names = store.case_ids
     metas = [item.get("meta", {}) for item in about]
     return VolumeFacts(
+        repeated=repeated_cases(store),
         slices=int(store.shapes[:, 0].sum()),
         shapes=_counted(" × ".join(map(str, shape)) for shape in store.shapes.tolist()),
         spacings=_counted(" × ".join(f"{mm:.4g}" for mm in spacing) for spacing in spacings.tolist()),
