@@ -28,6 +28,7 @@ from hpc_tumor.options import (
     Verbose,
     Yes,
     complete_clusters,
+    complete_editions,
     complete_models,
     complete_runs,
     flag,
@@ -99,6 +100,14 @@ def prepare_data(
     dataset: Annotated[
         str, typer.Option(metavar="KIND", help="auto, brats, brats-h5 or brain-mri; auto looks what is there.")
     ] = "auto",
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="EDITION", autocompletion=complete_editions,
+            help="Edition whose label numbers the segmentations have, where the names of the cases do not tell it:"
+            " brats-2017-2021, brats-2023, msd …",
+        ),
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(metavar="N", help="Processes, one per CPU; with --cluster: tasks of the array.")
     ] = None,
@@ -136,7 +145,7 @@ def prepare_data(
     from hpc_tumor.views import refused_cases, source_lines, summary_lines
 
     convert = conversion_on(cluster, workers, out.note, account=account, partition=partition, walltime=time)
-    report = inspect_source(source, dataset)
+    report = inspect_source(source, dataset, labels)
     for line in source_lines(report):
         out.note(line)
     for note in report.notes:
@@ -732,6 +741,15 @@ def predict(
         typer.Option("--clean/--no-clean", help="Without small pieces of tumour; else as the run was tested."),
     ] = None,
     probabilities: Annotated[bool, flag("--probabilities", text="Write those of NCR, ED and ET as well.")] = False,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="EDITION",
+            autocompletion=complete_editions,
+            help="Edition whose label numbers are read and written, such as brats-2023; else that of a patient's name,"
+            " or of the data trained on.",
+        ),
+    ] = None,
     overwrite: Annotated[bool, flag("--overwrite", text="Replace predictions that are there.")] = False,
     batch_size: Annotated[
         int | None, typer.Option(min=1, metavar="N", rich_help_panel=HOW, help="Slices or images at once.")
@@ -759,7 +777,7 @@ def predict(
     from hpc_tumor.prediction_view import show_prediction
 
     found = _one_run(runs, run)
-    options = Options(device, precision, batch_size, flips, clean, probabilities, overwrite)
+    options = Options(device, precision, batch_size, flips, clean, probabilities, overwrite, labels)
     result = predict_source(found, source, output, options, out.progress)
     if not found.is_finished():
         out.warning(f"{found.name} is unfinished: these are its best weights so far, of epoch {result.facts.epoch}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 # Control characters (a terminal obeys them), line ends, marks that turn the direction of writing (a name would read as
 # another), and the surrogates that stand for bytes which are not UTF-8.
@@ -17,6 +18,12 @@ def is_plain(text: str) -> bool:
 def printable(text: str) -> str:
     r"""`text` with what is not plain as escapes: `\x1b`, `\u202e`, and `\xff` for a byte that is not UTF-8."""
     return _UNFIT.sub(_escape, text)
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """The first few names as one line, and how many more there are."""
+    rest = len(names) - most
+    return ", ".join(map(printable, names[:most])) + (f" and {rest:,} more" if rest > 0 else "")
 
 
 def harmless(value: object) -> object:

@@ -41,6 +41,12 @@ def complete_clusters() -> list[str]:
     return [LOCAL, *profile_files()]
 
 
+def complete_editions() -> list[str]:
+    from hpc_tumor.data.editions import EDITIONS
+
+    return list(EDITIONS)
+
+
 def complete_runs(ctx: typer.Context, incomplete: str) -> list[str]:
     """Names of the runs in the folder that is named on the line, newest first; read from their names alone."""
     import os

@@ -36,8 +36,9 @@ def prediction_values(found: Prediction) -> dict[str, Any]:
     """A prediction as JSON values."""
     facts = found.facts
     values: dict[str, Any] = {
-        "run": facts.run, "model": facts.model, "epoch": facts.epoch, "task": facts.task, "device": found.device,
-        "precision": found.precision, "output": found.output, "seconds": found.seconds,
+        "run": facts.run, "model": facts.model, "epoch": facts.epoch, "weights_lost": facts.weights_lost,
+        "task": facts.task, "device": found.device, "precision": found.precision, "output": found.output,
+        "seconds": found.seconds,
     }  # fmt: skip
     values |= {"labelled": found.labelled, "scored": found.scored, "known": known_counts(found.rows, found.told_by)}
     if facts.task == "classification":
@@ -79,8 +80,10 @@ def show_export(found: Export) -> None:
     facts, (channels, height, width) = found.facts, found.shape
     values = {
         "file": found.file, "bytes": found.bytes, "run": facts.run, "model": facts.model, "epoch": facts.epoch,
-        "input": ["N", channels, height, width], "difference": found.difference,
+        "weights_lost": facts.weights_lost, "input": ["N", channels, height, width], "difference": found.difference,
     }  # fmt: skip
+    for note in facts.notes:
+        out.warning(note)
     agreed = "not compared with torch: onnxruntime is not installed"
     if found.difference is not None:
         agreed = f"onnxruntime's logits differ from torch's by at most {found.difference:.1g}"

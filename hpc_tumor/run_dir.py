@@ -9,7 +9,8 @@ runs/<run>/            <run> = date-time, model, short id
   status.json          heartbeat, replaced atomically
   metrics.jsonl        one line per epoch and part
   events.jsonl         what happened to the run, in order
-  checkpoints/         last.pt and the one before; best.safetensors; those kept for good; a batch that broke training
+  checkpoints/         last.pt and the one before; best.safetensors; those kept for good; a batch that broke training;
+                       last.safetensors where the weights of the best epoch were lost
   cases.csv            one row per test case or image
   figures/             pictures.npz: what a report draws of the best weights
   logs/
@@ -31,13 +32,14 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from hpc_tumor import atomic
 from hpc_tumor.config import Experiment
 from hpc_tumor.errors import HpcTumorError, UsageError
 from hpc_tumor.validation import build
 
+Damage = Literal["damaged", "missing"]  # to the weights of a best epoch
 _RUN_NAME = re.compile(r"\d{8}-\d{6}-[a-z0-9-]+-[0-9a-f]{4,}")
 
 
@@ -58,6 +60,7 @@ class RunDir:
         self.last_checkpoint = self.checkpoints / "last.pt"
         self.previous_checkpoint = self.checkpoints / "previous.pt"
         self.best_weights = self.checkpoints / "best.safetensors"
+        self.last_weights = self.checkpoints / "last.safetensors"
         self.cases = self.path / "cases.csv"
         self.figures = self.path / "figures"
         self.pictures = self.figures / "pictures.npz"
@@ -170,6 +173,27 @@ class RunDir:
     def is_finished(self) -> bool:
         """Whether the run has written its result."""
         return read_json(self.result) is not None
+
+    def weights_lost(self) -> Damage | None:
+        """Return the damage to the weights of the best epoch where a finished run was scored without them, else None."""
+        result = read_json(self.result) or {}
+        lost = result.get("weights_lost")
+        if "weights_lost" in result:
+            return lost if lost in get_args(Damage) else None
+        # Earlier versions wrote an event alone, and the last weights over the best.
+        best, last = result.get("best"), result.get("last")
+        if not isinstance(best, dict) or not isinstance(last, dict) or best.get("epoch") != last.get("epoch"):
+            return None
+        return "damaged" if self.events.is_file() and self.read_events("best weights lost") else None
+
+    def scored_weights(self) -> Path:
+        """Path of the weights whose scores stand in the result: of the best epoch, of the last where those were lost."""
+        return self.last_weights if self.last_weights.is_file() and self.weights_lost() else self.best_weights
+
+
+def without_best(damage: Damage, run: str = "its") -> str:
+    """Say how a run was scored whose best weights were lost; `run` is "their" of several."""
+    return f"scored with the weights of {run} last epoch: those of {run} best were {damage}"
 
 
 def find_runs(runs: Path, patterns: list[str] | None = None) -> list[RunDir]:

@@ -96,6 +96,9 @@ def _reasons(states: Sequence[RunState]) -> list[str]:
             said.setdefault(state.reason, []).append(state)
     lines, ended = [], 0
     for reason, which in sorted(said.items(), key=lambda item: item[1][-1].name, reverse=True):
+        if which[0].state == "finished":  # what is to be known of its scores: nobody is to miss it
+            lines.append(f"{', '.join(state.name for state in which)}: {reason}")
+            continue
         if which[0].state not in OPEN:
             ended += 1
             if ended > MOST_REASONS:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -14,12 +13,13 @@ import platformdirs
 
 from hpc_tumor.config import Experiment
 from hpc_tumor.errors import UsageError, unknown
-from hpc_tumor.validation import build, fields_of, unknown_setting
+from hpc_tumor.validation import build, fields_of, parse_text, unknown_setting
 
 _PACKAGE = Path(__file__).parent
 _SECTIONS = ("model", "data", "recipe", "hardware", "scoring")
 _USER_KEYS = ("cluster", "account", "runs")  # of config.toml, beside the sections
-_NAMES = [name for name in fields_of(Experiment) if name != "task"]  # the task is the network's
+_FIELDS = {name: field for name, field in fields_of(Experiment).items() if name != "task"}  # the task is the network's
+_NAMES = list(_FIELDS)
 _PREFIX = "HPC_TUMOR_"
 # Variables that are no settings: where things are, how this program speaks, what its tests need.
 _OTHER_VARIABLES = {
@@ -71,16 +71,22 @@ def user_default(key: str) -> str | None:
 def parse_assignments(texts: Sequence[str]) -> dict[str, Any]:
     """What --set was given, `["recipe.epochs=2", "seed=1"]`, as nested settings.
 
-    The section may be left out where the name is unique. Values are read as JSON where they are that (numbers, true,
-    null), else as text.
+    The section may be left out where the name is unique. The type of the setting decides how its value is read, see
+    `parse_value`.
     """
     values: dict[str, Any] = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals:
             raise UsageError(f"--set {text!r} has no value: write it as KEY=VALUE, for example recipe.epochs=2.")
-        put(values, full_name(key.strip(), "--set"), _parse(value.strip()))
+        name = full_name(key.strip(), "--set")
+        put(values, name, parse_value(name, value.strip()))
     return values
+
+
+def parse_value(name: str, text: str) -> Any:
+    """Read the value of the setting `name` as it was typed: texts and paths stay texts, whatever they look like."""
+    return parse_text(_FIELDS[name], text)
 
 
 def full_name(key: str, where: str) -> str:
@@ -191,7 +197,7 @@ def _variables() -> dict[str, Any]:
     values: dict[str, Any] = {}
     for variable, text in os.environ.items():
         if variable in settings:
-            put(values, settings[variable], _parse(text))
+            put(values, settings[variable], parse_value(settings[variable], text))
         elif variable.startswith(_PREFIX) and variable not in _OTHER_VARIABLES:
             raise _unknown_variable(variable, [*settings, *_OTHER_VARIABLES])
     return values
@@ -202,13 +208,6 @@ def _unknown_variable(variable: str, known: Sequence[str]) -> UsageError:
     near = [name for name in known if name.endswith(f"_{last}")] or get_close_matches(variable, known, cutoff=0.8)
     nearest = f"Did you mean {' or '.join(near[:3])}?" if near else f"Settings are {_PREFIX}RECIPE_EPOCHS and the like."
     return UsageError(f"unknown variable {variable}. {nearest} Correct or unset it.")
-
-
-def _parse(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 def put(values: dict[str, Any], dotted: str, value: Any) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import json
+from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
-from typing import Any, TypeVar
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 
 from hpc_tumor.errors import UsageError
 
@@ -49,6 +53,8 @@ def _explain(kind: type[BaseModel], error: Any) -> tuple[str, str]:
         return message.partition(" = ")[0], message
     if error["type"] == "model_type":
         return name, f"{name} = {error['input']!r} is not a section: write [{name}] with its settings below"
+    if error["type"] in ("string_type", "path_type") and isinstance(error["input"], int | float):
+        return name, f"{name} = {error['input']!r} is not text: write it in quotes"
     return name, f"{name} = {error['input']!r}: {message[0].lower()}{message[1:]}"
 
 
@@ -73,9 +79,40 @@ def _some(names: Iterable[str]) -> str:
     return text if len(text) <= 90 else f"{text[: text.rindex(',', 0, 90)]} …"
 
 
-def fields_of(kind: type[BaseModel]) -> dict[str, Any]:
+def parse_text(field: FieldInfo, text: str) -> Any:
+    """Read a value that was typed. The type of the setting decides, not the look of the text.
+
+    Texts and paths stay as they are typed: a store called `1e5` is no number. Numbers, true and false and lists are
+    read as JSON where they are that, and so is `null` where a setting may be absent, and a text in quotes.
+    """
+    kinds = set(_kinds(field.annotation))
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    fits = isinstance(value, str) or type(value) in kinds
+    if not fits and (kinds <= {str, Path, NoneType} or isinstance(value, bool)):
+        return text
+    return value
+
+
+def _kinds(annotation: Any) -> Iterator[type]:
+    """The types that a value of this annotation may have."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        yield from _kinds(inner[0])
+    elif origin is Literal:
+        yield from map(type, inner)
+    elif origin in (Union, UnionType):
+        for one in inner:
+            yield from _kinds(one)
+    else:
+        yield origin or annotation
+
+
+def fields_of(kind: type[BaseModel]) -> dict[str, FieldInfo]:
     """Dotted names of all settings in `kind` with their fields: `recipe.epochs`, `data.store`, `seed`."""
-    found: dict[str, Any] = {}
+    found: dict[str, FieldInfo] = {}
     for name, field in kind.model_fields.items():
         inner = field.annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel):

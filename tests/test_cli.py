@@ -108,7 +108,7 @@ UNET = ("submit", "--model", "unet", "--data", "data/brats.zarr")
         (("submit", "--data", "data/brats.zarr"), 2, ("which model?", "attention-unet")),
         (("submit", "--model", "unet", "--data", "data/none.zarr"), 3, ("there is no store data/none.zarr", "prepare")),
         (("submit", "--model", "unet", "--data", "data/empty"), 3, ("data/empty is not a store",)),
-        (("submit", "--model", "unet", "--data", "data/newer.zarr"), 3, ("schema 99", "reads 1", "Update")),
+        (("submit", "--model", "unet", "--data", "data/newer.zarr"), 3, ("schema 99", "reads 2", "Update")),
         (("submit", "--model", "cnn", "--data", "data/brats.zarr"), 3, ("cnn does classification", "segmentation")),
         (("submit", "--model", "unet", "--data", "data/brain-mri.zarr"), 3, ("unet does segmentation",)),
         (("prepare-data", "data/empty", "new.zarr"), 3, ("data/empty",)),

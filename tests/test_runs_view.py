@@ -69,6 +69,16 @@ def test_of_many_failures_the_latest_are_told_and_equal_ones_once() -> None:
     assert runs_table(alike, 40).notes[1:] == ("20 runs timeout: its time was up",)
 
 
+def test_runs_that_lost_their_best_weights_are_named_however_many_failed() -> None:
+    states = [state(number, "failed", reason=f"reason {number}") for number in range(30, 50)]
+    marked = "scored with the weights of its last epoch: those of its best were damaged"
+    lost = [state(number, "finished", reason=marked, weights_lost="damaged") for number in (1, 2)]
+    (note,) = [note for note in runs_table([*lost, *states], 60).notes if marked in note]
+    assert all(item.name in note for item in lost)
+    assert cells(lost[0])["why"] == marked
+    assert lost[0].as_dict()["weights_lost"] == "damaged"
+
+
 def test_of_many_runs_those_at_work_are_watched() -> None:
     states = [state(number % 60, "finished" if number < 90 else "running") for number in range(100)]
     view = runs_view(states, 200)

@@ -86,6 +86,40 @@ def test_wrong_assignments_are_refused(text: str, parts: tuple[str, ...]) -> Non
     assert all(part in str(caught.value) for part in parts), caught.value
 
 
+LIKE_NUMBERS = ("878e3718", "1e5", "00123", "2024", "Infinity", "NaN", "true", "null", "[1]", "{}")
+
+
+@pytest.mark.parametrize("text", LIKE_NUMBERS)
+def test_texts_and_paths_stay_as_they_are_typed(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The type of the setting decides what a value is, not what it looks like."""
+    typed = parse_assignments([f"data.store={text}", f"model.name={text}", f"keep={text}"])
+    assert typed == {"data": {"store": text, "keep": text}, "model": {"name": text}}
+    assert resolve(merge(UNET, parse_assignments([f"store={text}"]))).data.store == Path(text)
+    monkeypatch.setenv("HPC_TUMOR_DATA_STORE", text)
+    assert resolve({"model": {"name": "unet"}}).data.store == Path(text)
+    if text != "null":  # of a setting that may be absent
+        assert parse_assignments([f"split_file={text}"]) == {"data": {"split_file": text}}
+
+
+def test_other_values_are_what_they_say() -> None:
+    typed = ["split_file=null", "filters=null", "best_by='x'", 'loss="bce"', "epochs=2", "learning_rate=1e-3"]
+    values = parse_assignments([*typed, "augment=true", "class_weights=[1,2,3]", "compile=on"])
+    assert values == {
+        "data": {"split_file": None}, "model": {"filters": None}, "best_by": "'x'", "hardware": {"compile": "on"},
+        "recipe": {"loss": "bce", "epochs": 2, "learning_rate": 0.001, "augment": True, "class_weights": [1, 2, 3]},
+    }  # fmt: skip
+    with pytest.raises(UsageError, match="epochs = 'true'"):  # which is not 1
+        resolve(merge(UNET, parse_assignments(["epochs=true"])))
+
+
+@pytest.mark.parametrize("contents", ["[data]\nstore = 2024", '[sweep]\n"data.store" = [1e5]'])
+def test_a_number_in_a_file_where_text_belongs_is_to_be_quoted(tmp_path: Path, contents: str) -> None:
+    path = tmp_path / "job.toml"
+    path.write_text(f'model.name = "unet"\n{contents}\n')
+    with pytest.raises(UsageError, match="is not text: write it in quotes"):
+        resolve({}, next(read_job_file(path).variants()), where=str(path))
+
+
 def test_the_task_is_the_networks_and_cannot_be_set() -> None:
     assert resolve(UNET).task == "segmentation"
     with pytest.raises(UsageError, match="unknown setting 'task'"):

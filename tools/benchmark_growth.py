@@ -21,7 +21,7 @@ from hpc_tumor.data.case import LABELS, MODALITIES
 from hpc_tumor.data.loader import epoch_order
 from hpc_tumor.data.samples import SlicePart
 from hpc_tumor.data.splits import make_split, middle_pairs
-from hpc_tumor.data.store import SCHEMA, Store
+from hpc_tumor.data.store import SCHEMAS, Store
 from hpc_tumor.data.zarr_nodes import write_column, write_group
 
 DEPTH = 155
@@ -44,8 +44,8 @@ def main() -> None:
 def write_index(store: Path, n: int) -> None:
     """The index of a store of `n` patients."""
     draw = np.random.default_rng(0)
-    about = {"schema": SCHEMA, "dataset": "brats", "task": "segmentation", "options": {}, "complete": True,
-             "fingerprint": "made up"}  # fmt: skip
+    about = {"schema": SCHEMAS["segmentation"], "dataset": "brats", "task": "segmentation", "options": {},
+             "complete": True, "fingerprint": "made up"}  # fmt: skip
     write_group(store, {"hpc_tumor": about})
     names = [f"BraTS2021_{i:06}" for i in range(n)]
     write_group(store / "index", {
@@ -55,10 +55,12 @@ def write_index(store: Path, n: int) -> None:
         "clinical": [{"grade": "HGG" if i % 4 else "LGG"} for i in range(n)],
         "channels": MODALITIES,
         "labels": LABELS,
+        "editions": ["brats-2017-2021"] * n,
     })  # fmt: skip
     write_column(store / "index", "shape", np.tile(np.array([[DEPTH, 240, 240]], np.int32), (n, 1)))
     write_column(store / "index", "spacing", np.ones((n, 3)))
-    write_column(store / "index", "background", np.zeros((n, 4)))
+    for name in ("background", "tolerance"):
+        write_column(store / "index", name, np.zeros((n, 4)))
     write_column(store / "index", "statistics", draw.normal(500, 200, (n, 4, 2)))
     write_column(store / "index", "group", np.arange(n, dtype=np.int32))
     counts = np.zeros((n, DEPTH, 4), np.int32)

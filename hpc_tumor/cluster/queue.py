@@ -20,7 +20,7 @@ from hpc_tumor.cluster.logs import list_logs
 from hpc_tumor.cluster.profiles import LOCAL
 from hpc_tumor.cluster.slurm import JobRecord
 from hpc_tumor.errors import ClusterError, UsageError
-from hpc_tumor.run_dir import RunDir, read_json
+from hpc_tumor.run_dir import Damage, RunDir, read_json, without_best
 
 State = Literal[
     "queued", "running", "finished", "failed", "cancelled", "timeout", "node-fail", "out-of-memory", "requeued",
@@ -75,6 +75,7 @@ class RunState:
     eta: float | None = None
     heartbeat_age: float | None = None
     checkpoint_age: float | None = None
+    weights_lost: Damage | None = None  # then a finished run was scored with the weights of its last epoch
 
     @property
     def more_starts(self) -> int:
@@ -249,8 +250,9 @@ def _read_state(
     alive = position is not None if local else _is_alive(record)
     age = time.time() - status["time"] if isinstance(status.get("time"), int | float) else None
     state: State
+    lost = run.weights_lost() if finished else None
     if finished:
-        state, reason = "finished", ""
+        state, reason = "finished", without_best(lost) if lost else ""
     elif not job.get("job_id") and time.time() - (job.get("submitted") or 0) < _SUBMIT_SECONDS:
         state, reason = "queued", "is being submitted at this moment"
     elif not job.get("job_id"):
@@ -288,6 +290,7 @@ def _read_state(
         restarts=status.get("restarts") or 0,
         eta=status.get("eta_s"),
         heartbeat_age=age,
+        weights_lost=lost,
         **{key: status.get(key) for key in ("epoch", "epochs", "step", "steps", "loss", "best", "rate")},
     )
 

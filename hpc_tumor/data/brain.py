@@ -9,16 +9,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+_NOISE = 1e-3  # of the range of a modality; what strays less from the background is none of its tissue
+_LOUDEST = 20  # times that: louder noise cannot be told from tissue
+_RANGE = 0.999  # quantile of the distance from the background, which a few bright voxels do not move
+_CLEAN = 0.9  # of the voxels near the background; where so many equal it, there is no noise
+_SAMPLED = 48  # voxels looked at along an axis, or up to twice as many
+
 
 @dataclass(frozen=True)
 class BrainStatistics:
     """Per modality, over the voxels of the brain.
 
     A voxel is brain where any modality differs from its background: not by sign, since some files hold negative
-    intensities. A modality's background is the value most common at the corners of its slices, 0 in BraTS.
+    intensities. A modality's background is the value most common at the corners of its slices, 0 in BraTS. Resampling
+    and conversion can leave noise there, far below any tissue: then values within `tolerance` of it are background too.
 
     Attributes:
         background: `(C,)` float64.
+        tolerance: `(C,)` float64, 0 where nothing but the background itself lies outside the brain.
         moments: `(C, 2)` float64: mean and standard deviation; the background and 0 where there is no brain.
         extent: `(C, 2)` float64: smallest and largest value of the volume.
         voxels: number of brain voxels.
@@ -26,6 +34,7 @@ class BrainStatistics:
     """
 
     background: NDArray[np.float64]
+    tolerance: NDArray[np.float64]
     moments: NDArray[np.float64]
     extent: NDArray[np.float64]
     voxels: int
@@ -39,16 +48,19 @@ def brain_statistics(image: NDArray[Any], outside: NDArray[Any] | None = None) -
     median of those, and no more than a rough figure.
     """
     channels, depth = image.shape[:2]
+    tolerance = np.zeros(channels)
     if outside is None:
-        background = np.array([_background(channel) for channel in image], dtype=image.dtype)
-        outside = np.repeat(background[:, None], depth, axis=1)
+        background, tolerance = map(np.array, zip(*map(_background, image), strict=True))
+        outside = np.repeat(background.astype(image.dtype)[:, None], depth, axis=1)
     centre = np.median(outside, axis=1).astype(np.float64)
     sums, squares, voxels = np.zeros(channels), np.zeros(channels), 0
     low, high = outside.min(axis=1), outside.max(axis=1)
     # The background and what differs from it are all there is: a third of the time of hashing the whole volume.
     digest = hashlib.sha256(repr((image.dtype.name, image.shape)).encode() + _little(outside))
+    if tolerance.any():
+        digest.update(_little(np.ascontiguousarray(image)))
     for z in range(depth):
-        values, mask = _brain(image[:, z].reshape(channels, -1), outside[:, z])
+        values, mask = _brain(image[:, z].reshape(channels, -1), outside[:, z], tolerance)
         digest.update(np.packbits(mask).data)
         if not values.size:
             continue
@@ -62,10 +74,11 @@ def brain_statistics(image: NDArray[Any], outside: NDArray[Any] | None = None) -
     mean = sums / max(voxels, 1)
     deviation = np.sqrt(np.maximum(squares / max(voxels, 1) - mean**2, 0))
     extent = np.stack([low, high], axis=1).astype(np.float64)
-    return BrainStatistics(centre, np.stack([mean + centre, deviation], axis=1), extent, voxels, digest.hexdigest())
+    moments = np.stack([mean + centre, deviation], axis=1)
+    return BrainStatistics(centre, tolerance, moments, extent, voxels, digest.hexdigest())
 
 
-def label_counts(label: NDArray[np.uint8], labels: int = 4) -> NDArray[np.int32]:
+def label_counts(label: NDArray[np.uint8], labels: int) -> NDArray[np.int32]:
     """Voxels of each label in each slice of `label` `(Z, Y, X)`: `(Z, labels)` int32."""
     counts = np.zeros((label.shape[0], labels), np.int32)
     for z in np.flatnonzero(label.reshape(len(label), -1).max(axis=1)):
@@ -74,11 +87,22 @@ def label_counts(label: NDArray[np.uint8], labels: int = 4) -> NDArray[np.int32]
     return counts
 
 
-def _brain(plane: NDArray[Any], outside: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+def is_outside(
+    channel: NDArray[Any], background: float | np.generic, tolerance: float | np.generic = 0
+) -> NDArray[np.bool_]:
+    """Mark the voxels of one modality that are its background, in any shape."""
+    if not tolerance:
+        return np.asarray(channel == background)
+    return np.asarray(np.abs(channel.astype(np.float64) - np.float64(background)) <= tolerance)
+
+
+def _brain(
+    plane: NDArray[Any], outside: NDArray[Any], tolerance: NDArray[np.float64]
+) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """Of a slice `(C, Y·X)`: its brain voxels `(C, n)`, and where they lie `(Y·X)`."""
-    mask = plane[0] != outside[0]
-    for channel, value in zip(plane[1:], outside[1:], strict=True):
-        mask |= channel != value
+    mask = ~is_outside(plane[0], outside[0], tolerance[0])
+    for channel, value, within in zip(plane[1:], outside[1:], tolerance[1:], strict=True):
+        mask |= ~is_outside(channel, value, within)
     return np.compress(mask, plane, axis=1), mask
 
 
@@ -86,7 +110,20 @@ def _little(values: NDArray[Any]) -> bytes:
     return values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
 
 
-def _background(channel: NDArray[Any]) -> Any:
+def _background(channel: NDArray[Any]) -> tuple[float, float]:
+    """The value outside the brain of a modality `(Z, Y, X)`, and how far noise strays from it there.
+
+    There is noise where most voxels that nearly equal the background do not equal it, on a sample of them.
+    """
     corners = channel[:, [0, 0, -1, -1], [0, -1, 0, -1]]
     values, counts = np.unique(corners, return_counts=True)
-    return values[np.argmax(counts)]
+    background = float(values[np.argmax(counts)])
+    steps = (slice(None, None, max(1, size // _SAMPLED)) for size in channel.shape)
+    distance = np.abs(channel[tuple(steps)].astype(np.float64) - background)
+    tolerance = _NOISE * float(np.quantile(distance, _RANGE))
+    near = np.count_nonzero(distance <= tolerance)
+    if np.count_nonzero(distance == 0) >= _CLEAN * near:
+        return background, 0.0
+    middle = float(np.sort(corners, axis=None)[corners.size // 2])
+    deviation = 1.4826 * float(np.median(np.abs(corners.astype(np.float64) - middle)))  # of a normal distribution
+    return middle, min(max(tolerance, 6 * deviation), tolerance * _LOUDEST)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpc_tumor.data.case import MODALITIES, Case, CaseData, Listing, SourceFile, cases_below, check_names
+from hpc_tumor.data.editions import Edition, UncertainLabels, edition_of, meaning_of
 from hpc_tumor.data.nifti import AXES, NiftiFile, open_nifti
 from hpc_tumor.data.unlabelled import without_labels
 from hpc_tumor.errors import DataError
@@ -21,19 +22,23 @@ from hpc_tumor.names import printable
 
 WANTED = "BraTS patients (<case>/<case>_flair|t1|t1ce|t2|seg.nii[.gz], or -t2f -t1n -t1c -t2w -seg)"
 LABEL = "label"
+MOST_LABEL = 4
 MOST_INTENSITY = 1e18  # far beyond any scanner's; the square of no value overflows in float32
 _SUFFIXES = {"flair": "FLAIR", "t2f": "FLAIR", "t1": "T1", "t1n": "T1", "t1ce": "T1ce", "t1c": "T1ce",
              "t1gd": "T1ce", "t2": "T2", "t2w": "T2", "seg": LABEL, "segm": LABEL}  # fmt: skip
 # Case 355 of 2020 calls its labels W39_1998.09.19_Segm.nii.
 _NAME = re.compile(r"(?:^|[_\-.])([a-z0-9]+)\.nii(?:\.gz)?$", re.IGNORECASE)
-_EDITIONS = ((r"BraTS20_", "BraTS 2020"), (r"BraTS2021_", "BraTS 2021"), (r"BraTS-[A-Z]+-", "BraTS 2023 or later"),
-             (r"BraTS19_", "BraTS 2019"), (r"Brats18_", "BraTS 2018"), (r"Brats17_", "BraTS 2017"))  # fmt: skip
-# ET is 4 up to 2021 and 3 from 2023; the store has 3.
 
 
 @dataclass(frozen=True)
 class BraTSReader:
-    """Reads BraTS folders; voxels are brought to the axes LPS, intensities stay as they are."""
+    """Reads BraTS folders; voxels are brought to the axes LPS, intensities stay as they are.
+
+    Attributes:
+        labels: the edition whose numbers the segmentations have; absent: that of each case's name.
+    """
+
+    labels: str | None = None
 
     @property
     def name(self) -> str:
@@ -45,7 +50,7 @@ class BraTSReader:
 
     @property
     def options(self) -> dict[str, Any]:
-        return {"axes": AXES}
+        return {"axes": AXES, "labels": self.labels}
 
     def find(self, listing: Listing) -> list[Case]:
         """One case per folder that holds a NIfTI file named after a modality or the labels.
@@ -76,19 +81,22 @@ class BraTSReader:
         """Read the five files of a case.
 
         Raises DataError for a missing file, one that cannot be read, shapes that differ, intensities that are not
-        finite, and labels outside 0, 1, 2, 4 (or 3).
+        finite, labels outside 0 to 4 or of uncertain meaning, and headers that contradict each other.
         """
         check_names(case)
         if not case.id.strip(".") or case.id.startswith("__") or case.id == "zarr.json":
             raise DataError(f"{case.folder}: a Zarr group cannot be called {case.id!r}. Rename the folder.")
         files = open_case(case, (*MODALITIES, LABEL))
         first = files[MODALITIES[0]]
-        label = read_labels(files[LABEL])
+        label, edition = read_labels(files[LABEL], case.id, self.labels)
         image = read_intensities([files[role] for role in MODALITIES])
         meta = {
             "edition": case.meta["edition"],
             "axes": first.axes,
+            "labels": edition.name,
+            "labels_assumed": self.labels is None and edition_of(case.id).usual,
             "source_axes": {role: file.source_axes for role, file in files.items()},
+            "without_axes": [role for role, file in files.items() if not file.oriented],
             "other_affine": lying_elsewhere(files),
             "mask": "empty" if not label.any() else "full" if label.all() else "tumour",
             "sha256": {role: file.sha256 for role, file in files.items()},
@@ -99,16 +107,73 @@ class BraTSReader:
 def open_case(case: Case, roles: Sequence[str]) -> dict[str, NiftiFile]:
     """The files of a case that play these roles, turned to the axes LPS, their voxels not yet read.
 
-    Raises DataError for a missing file, one whose header cannot be read, and shapes that differ.
+    A file whose header does not say where its axes point has the voxel order of those that do.
+
+    Raises DataError for a missing file, one whose header cannot be read, shapes that differ, and headers by which a
+    file would be mirrored against the others, or may be.
     """
     for role in roles:
         if role not in case.files:
             there = ", ".join(sorted(file.path.name for file in case.files.values())) or "none"
             what = "its labels (seg)" if role == LABEL else f"the modality {role}"
             raise DataError(f"{case.folder} lacks {what}: found only {there}.")
-    files = {role: open_nifti(case.files[role].path).turned(AXES) for role in roles}
+    files = _oriented({role: open_nifti(case.files[role].path) for role in roles})
+    files = {role: file.turned(AXES) for role, file in files.items()}
     _check_shapes(files)
+    _check_sides(files)
     return files
+
+
+def _oriented(files: Mapping[str, NiftiFile]) -> dict[str, NiftiFile]:
+    """The files, those that do not say where their axes point with the affine of those that do.
+
+    Raises DataError where that is not certain: others differ in their axes, or have another shape or voxel size.
+    """
+    oriented = [file for file in files.values() if file.oriented]
+    found = dict(files)
+    for role, file in files.items():
+        if not oriented or file.oriented:
+            continue
+        like = oriented[0]
+        other = next((one for one in oriented if one.axes != like.axes), None)
+        says = f"{file.path}: its header does not say where its axes point"
+        if other is not None:
+            raise DataError(
+                f"{says}, and {like.path.name} ({like.axes}) and {other.path.name} ({other.axes}) differ: it may be"
+                " mirrored against them. Copy the header of the scan that it belongs to into it."
+            )
+        if file.shape != like.shape or not np.allclose(file.spacing, like.spacing, rtol=1e-2):
+            raise DataError(
+                f"{says}, and it has {_voxels(file)}, {like.path.name} has {_voxels(like)}: it may be mirrored"
+                " or turned against it. Copy the header of the scan that it belongs to into it."
+            )
+        found[role] = file.placed_as(like)
+    return found
+
+
+def _voxels(file: NiftiFile) -> str:
+    """Shape and voxel size in words, x first."""
+    return (
+        f"{' × '.join(map(str, file.shape[::-1]))} voxels of {' × '.join(f'{mm:.4g}' for mm in file.spacing[::-1])} mm"
+    )
+
+
+def _check_sides(files: Mapping[str, NiftiFile]) -> None:
+    """Raises DataError where a file was turned otherwise than the first, and yet does not lie where that one lies.
+
+    A segmentation saved with an affine that somebody made up, such as the identity, would be mirrored in silence.
+    """
+    first = files[MODALITIES[0]]
+    middle = np.array([*first.shape[::-1], 1]) / 2 - np.array([0.5, 0.5, 0.5, 0])
+    extent = np.array(first.spacing[::-1]) * first.shape[::-1]
+    for file in files.values():
+        apart = np.abs((file.affine - first.affine) @ middle)[:3]
+        if file.source_axes != first.source_axes and (apart > extent / 10).any():
+            raise DataError(
+                f"{file.path} has the axes {file.source_axes}, {first.path.name} {first.source_axes}, and their headers"
+                f" place them {apart.max():.0f} mm apart: one of them may be mirrored against the other. Correct the"
+                " header that is wrong."
+            )
 
 
 def lying_elsewhere(files: Mapping[str, NiftiFile]) -> list[str]:
@@ -150,8 +215,7 @@ def all_cases(listing: Listing) -> list[Case]:
 def _case(folder: Path, files: Mapping[str, SourceFile]) -> Case:
     # The source itself may be given as "." or "..", which are no names.
     name = printable(folder.name if folder.name.strip(".") else Path(os.path.realpath(folder)).name)
-    edition = next((text for pattern, text in _EDITIONS if re.match(pattern, name, re.IGNORECASE)), "unknown edition")
-    return Case(name, dict(files), folder, {"edition": edition})
+    return Case(name, dict(files), folder, {"edition": edition_of(name).title})
 
 
 def _check_shapes(files: Mapping[str, NiftiFile]) -> None:
@@ -178,8 +242,17 @@ def read_intensities(files: Sequence[NiftiFile]) -> NDArray[Any]:
     return image
 
 
-def read_labels(file: NiftiFile) -> NDArray[np.uint8]:
-    """`(Z, Y, X)` uint8 0 to 3. Float labels are rounded: a slope can turn 1 into 0.99999997."""
+def read_labels(file: NiftiFile, case: str, asked: str | None = None) -> tuple[NDArray[np.uint8], Edition]:
+    """`(Z, Y, X)` uint8 labels as a store has them, and the edition by which the numbers of the file were read.
+
+    Float labels are rounded: a slope can turn 1 into 0.99999997.
+
+    Args:
+        case: whose name says what the numbers mean.
+        asked: name of an edition that counts instead.
+
+    Raises DataError for what is no label, and UncertainLabels where the meaning of the numbers is not certain.
+    """
     values = file.read()
     if values.dtype.kind == "f":
         with np.errstate(invalid="ignore"):
@@ -189,11 +262,14 @@ def read_labels(file: NiftiFile) -> NDArray[np.uint8]:
             raise DataError(f"{file.path} holds labels that are not whole numbers, such as {float(values[off][0])}.")
         values = rounded
     low, high = values.min(), values.max()
-    if low < 0 or high > 4:
-        raise DataError(f"{file.path} holds labels from {low:g} to {high:g}; allowed are 0, 1, 2 and 4 (or 3) alone.")
+    if low < 0 or high > MOST_LABEL:
+        raise DataError(f"{file.path} holds labels from {low:g} to {high:g}: only 0 to {MOST_LABEL} are known.")
     label = values.astype(np.uint8)
-    if high == 4:
-        if (label == 3).any():
-            raise DataError(f"{file.path} holds both labels 3 and 4, so which is ET cannot be told: relabel ET as 4.")
-        np.minimum(label, 3, out=label)
-    return label
+    numbers = np.flatnonzero(np.bincount(label.ravel(), minlength=MOST_LABEL + 1)).tolist()
+    try:
+        edition = meaning_of(case, set(numbers) - {0}, asked)
+    except UncertainLabels as error:
+        raise UncertainLabels(f"{file.path} {error}") from None
+    table = np.zeros(MOST_LABEL + 1, np.uint8)
+    table[list(edition.values)] = list(edition.values.values())
+    return table[label], edition

@@ -107,6 +107,7 @@ class BraTSH5Reader:
         meta = {
             **case.meta,
             "axes": AXES,
+            "labels": "brats-2017-2021",
             "assumed": ["affine", "axes", "spacing", "same_as"],
             "undefined": undefined,
             "mask": "empty" if not label.any() else "full" if label.all() else "tumour",

@@ -18,7 +18,9 @@ from hpc_tumor.errors import DataError
 from hpc_tumor.names import is_plain, printable
 
 MODALITIES = ("FLAIR", "T1", "T1ce", "T2")
-LABELS = ("background", "NCR/NET", "ED", "ET")
+LABELS = ("background", "NCR/NET", "ED", "ET")  # by their values in a store
+CAVITY = "resection cavity"  # value 4, in stores of an edition that labels it
+TUMOUR_LABELS = len(LABELS)  # values below are background and tumour: what networks learn and scores count
 MOST_BYTES = 2**30 + 2**20  # of a source file: 512³ voxels of 64 bits, and what stands around them
 
 
@@ -68,7 +70,7 @@ class CaseData:
 
     Attributes:
         image: `(C, Z, Y, X)` in the source's type, or `(H, W)` uint8 for an image.
-        label: `(Z, Y, X)` uint8 with 0 background, 1 NCR/NET, 2 ED, 3 ET; None for an image.
+        label: `(Z, Y, X)` uint8 with 0 background, 1 NCR/NET, 2 ED, 3 ET, 4 resection cavity; None for an image.
         spacing: voxel size along z, y, x in mm.
         affine: `(4, 4)`, from voxel (x, y, z) of `image` to mm in scanner space (RAS+).
         header: the NIfTI header as in the file of the first modality.

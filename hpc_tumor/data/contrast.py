@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hpc_tumor.data.brain import BrainStatistics, is_outside
 from hpc_tumor.data.case import MODALITIES
 
 MARGIN, MOST = 10.0, 100.0
@@ -45,24 +46,20 @@ _ORDERS = tuple(permutations(range(len(MODALITIES))))
 Floats = NDArray[np.float64]
 
 
-def contrast(image: NDArray[Any], background: Floats, tolerance: Floats | None = None) -> Floats:
+def contrast(image: NDArray[Any], brain: BrainStatistics) -> Floats:
     """Describe the scans of a patient, `image` `(4, Z, Y, X)`, by 14 numbers; not-a-number where that is impossible.
 
     It is where there are fewer than `LEAST_VOXELS` of brain, or a scan has the same value nearly all over it.
-
-    Args:
-        background: `(4,)`, the value outside the brain.
-        tolerance: `(4,)`, how far a voxel outside may stray from it.
     """
     flat = image.reshape(len(image), -1)
-    flat = flat[:, :: max(1, flat.shape[1] // _SAMPLED)].astype(np.float64)
-    within = np.zeros(len(flat)) if tolerance is None else tolerance
-    brain = flat[:, (np.abs(flat - background[:, None]) > within[:, None]).any(axis=0)]
-    if brain.shape[1] < LEAST_VOXELS:
+    flat = flat[:, :: max(1, flat.shape[1] // _SAMPLED)]
+    outside = [is_outside(*of) for of in zip(flat, brain.background, brain.tolerance, strict=True)]
+    values = flat[:, ~np.logical_and.reduce(outside)].astype(np.float64)
+    if values.shape[1] < LEAST_VOXELS:
         return np.full(NUMBERS, np.nan)
-    low, quarter, median, three_quarters, high, highest = np.quantile(brain, _QUANTILES, axis=1)
+    low, quarter, median, three_quarters, high, highest = np.quantile(values, _QUANTILES, axis=1)
     middle, above, below = three_quarters - quarter, high - median, median - low
-    ranks = np.stack([_ranks(scan) for scan in brain])
+    ranks = np.stack([_ranks(scan) for scan in values])
     if min(middle.min(), above.min(), below.min()) <= 0:
         return np.full(NUMBERS, np.nan)
     tail = np.log(np.maximum((highest - median) / middle, 0.1))

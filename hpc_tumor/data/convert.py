@@ -14,8 +14,9 @@ import numpy as np
 
 from hpc_tumor.atomic import plain
 from hpc_tumor.data.brain import BrainStatistics, brain_statistics, label_counts
-from hpc_tumor.data.case import Case, CaseData, CaseReader
+from hpc_tumor.data.case import TUMOUR_LABELS, Case, CaseData, CaseReader
 from hpc_tumor.data.contrast import NUMBERS, contrast
+from hpc_tumor.data.editions import EDITIONS
 from hpc_tumor.data.ome import image_metadata, label_metadata
 from hpc_tumor.data.shards import checksum, is_sound, pack_chunk
 from hpc_tumor.data.sketch import Sketches, sketch
@@ -108,7 +109,7 @@ def _write_volume(unit: Unit, case: Case, data: CaseData) -> Row:
     image, label = data.image, data.label
     write_group(folder, {"ome": image_metadata(data.id, data.spacing, brain), "hpc_tumor": row})
     write_group(folder / "labels", {"ome": {"version": "0.5", "labels": ["seg"]}})
-    write_group(folder / "labels" / "seg", {"ome": label_metadata(data.spacing)})
+    write_group(folder / "labels" / "seg", {"ome": label_metadata(data.spacing, EDITIONS[data.meta["labels"]])})
     channels, depth, height, width = image.shape
     write_array(
         folder / "0", [image], image.shape, image.dtype, chunk=(channels, 1, height, width), shard=image.shape,
@@ -148,12 +149,13 @@ def _row(case: Case, data: CaseData, brain: BrainStatistics, sketches: Sketches)
         "affine": data.affine,
         "header": base64.b64encode(data.header).decode(),
         "background": brain.background,
+        "tolerance": brain.tolerance,
         **({} if data.background is None else {"slice_background": data.background.T}),
         "statistics": brain.moments,
         "brain_voxels": brain.voxels,
         # Slices that were standardised one by one have lost how bright they are beside each other.
-        "contrast": [None] * NUMBERS if data.background is not None else contrast(data.image, brain.background),
-        "label_counts": label_counts(data.label),
+        "contrast": [None] * NUMBERS if data.background is not None else contrast(data.image, brain),
+        "label_counts": label_counts(data.label, TUMOUR_LABELS + 1),
         "content": _content(data, brain),
         "scans": brain.digest,
         "sketch": base64.b64encode(sketches.tobytes()).decode(),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from hpc_tumor.data.case import CAVITY, LABELS
+from hpc_tumor.data.editions import EDITIONS
 from hpc_tumor.data.zarr_nodes import TYPES
 from hpc_tumor.names import is_plain
 
@@ -29,7 +31,7 @@ def index_fault(about: Mapping[str, Any], index: Mapping[str, Any]) -> str | Non
     if volumes and not all(_is_folder(key) for key in ids):
         return "the list of its cases holds what is no folder's name"
     columns: dict[str, Check] = (
-        {"dtypes": _is_type, "scans": _is_text, "clinical": _is_facts}
+        {"dtypes": _is_type, "scans": _is_text, "clinical": _is_facts, "editions": _is_edition}
         if volumes
         else {"mode": _is_text, "sha256": _is_text, "signature": _is_text, "bytes": _is_count}
     )
@@ -37,6 +39,8 @@ def index_fault(about: Mapping[str, Any], index: Mapping[str, Any]) -> str | Non
         values = index.get(name)
         if not isinstance(values, list) or len(values) != len(ids) or not all(map(check, values)):
             return f"the column {name} of its index is not sound"
+    if volumes and index.get("labels") not in ([*LABELS], [*LABELS, CAVITY]):
+        return "the list of its labels is not sound"
     classes = index.get("classes")
     if not volumes and not (isinstance(classes, list) and all(map(_is_text, classes))):
         return "the list of its classes is not sound"
@@ -53,6 +57,10 @@ def _is_folder(name: str) -> bool:
 
 def _is_type(value: Any) -> bool:
     return value in TYPES
+
+
+def _is_edition(value: Any) -> bool:
+    return isinstance(value, str) and value in EDITIONS
 
 
 def _is_facts(value: Any) -> bool:

@@ -52,7 +52,7 @@ class NiftiFile:
         dtype: of the values; float32 where the header scales them by a slope or intercept.
         affine: `(4, 4)` from voxel (x, y, z) to mm, after turning.
         axes: where x, y, z point after turning, such as "LPS"; None where the header does not say.
-        source_axes: the same before turning.
+        source_axes: what the header says; None where it does not.
         header: its bytes.
         sha256: of the file.
     """
@@ -68,6 +68,12 @@ class NiftiFile:
     _data: bytes
     _voxels: _Voxels
     _turn: NDArray[Any] | None = None  # None: as in the file
+    _stored_axes: str | None = None  # before they were turned
+
+    @property
+    def oriented(self) -> bool:
+        """Whether the file itself says where its axes point."""
+        return self.source_axes is not None
 
     @property
     def spacing(self) -> tuple[float, float, float]:
@@ -80,13 +86,17 @@ class NiftiFile:
 
         A file that does not say where its axes point stays as it is.
         """
-        if self.source_axes is None or self.axes == axes:
+        if self.axes is None or self.axes == axes:
             return self
         turn = ornt_transform(io_orientation(self.affine), axcodes2ornt(axes))
         affine = self.affine @ inv_ornt_aff(turn, self.shape[::-1])
         target = turn[:, 0].astype(int).tolist()  # which axis x, y, z of the file become
         shape = tuple(self.shape[::-1][target.index(axis)] for axis in range(3))[::-1]
-        return replace(self, shape=shape, affine=affine, axes=axes, _turn=turn)
+        return replace(self, shape=shape, affine=affine, axes=axes, _turn=turn, _stored_axes=self.axes)
+
+    def placed_as(self, other: NiftiFile) -> NiftiFile:
+        """The same file with the affine and the axes of `other`, before either is turned."""
+        return replace(self, affine=other.affine, axes=other.axes)
 
     def read(self, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """The voxels as `(Z, Y, X)`; into `out`, contiguous and of that shape, where given.
@@ -112,7 +122,7 @@ class NiftiFile:
         """A volume `(Z, Y, X)` that lies as `read` gives it, with its voxels as they lie in the file."""
         if self._turn is None:
             return volume
-        back = ornt_transform(io_orientation(self.affine), axcodes2ornt(self.source_axes))
+        back = ornt_transform(io_orientation(self.affine), axcodes2ornt(self._stored_axes))
         return np.asarray(apply_orientation(volume.T, back).T)
 
     def _fill(self, raw: NDArray[Any]) -> None:

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from hpc_tumor.data.brain import BrainStatistics
-from hpc_tumor.data.case import LABELS, MODALITIES
+from hpc_tumor.data.case import CAVITY, LABELS, MODALITIES
+from hpc_tumor.data.editions import Edition
 
 VERSION = "0.5"
-# Red, green, blue, opacity; as BraTS figures usually show NCR/NET, ED and ET.
-_LABEL_COLORS = {1: (228, 26, 28, 255), 2: (77, 175, 74, 255), 3: (255, 217, 47, 255)}
+# Red, green, blue, opacity; NCR/NET, ED and ET as BraTS figures usually show them.
+_LABEL_COLORS = {1: (228, 26, 28, 255), 2: (77, 175, 74, 255), 3: (255, 217, 47, 255), 4: (152, 78, 163, 255)}
 _CONTRAST = (-2.0, 3.0)  # standard deviations around the brain's mean
 
 
@@ -24,14 +25,26 @@ def image_metadata(name: str, spacing: Sequence[float], brain: BrainStatistics) 
     }
 
 
-def label_metadata(spacing: Sequence[float]) -> dict[str, Any]:
-    """`ome` attribute of the label image `(z, y, x)`."""
+def label_colors() -> dict[str, tuple[int, int, int]]:
+    """Red, green and blue of each label by its name."""
+    return {name: _LABEL_COLORS[value][:3] for value, name in enumerate((*LABELS, CAVITY)) if value}
+
+
+def label_metadata(spacing: Sequence[float], edition: Edition) -> dict[str, Any]:
+    """`ome` attribute of the label image `(z, y, x)`; each label with the numbers that it had in its edition."""
+    numbers: dict[int, list[int]] = {}
+    for number, value in edition.values.items():
+        numbers.setdefault(value, []).append(number)
+    names = dict(enumerate((*LABELS, CAVITY)))
     return {
         "version": VERSION,
         "multiscales": [_multiscale("seg", _space_axes(), list(spacing))],
         "image-label": {
-            "colors": [{"label-value": value, "rgba": list(color)} for value, color in _LABEL_COLORS.items()],
-            "properties": [{"label-value": value, "name": LABELS[value]} for value in _LABEL_COLORS],
+            "colors": [{"label-value": value, "rgba": list(_LABEL_COLORS[value])} for value in sorted(numbers)],
+            "properties": [
+                {"label-value": value, "name": names[value], "edition": edition.name, "numbers": numbers[value]}
+                for value in sorted(numbers)
+            ],
             "source": {"image": "../../"},
         },
     }

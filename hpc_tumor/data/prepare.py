@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from hpc_tumor.data.case import LABELS, Case, CaseReader, walk
+from hpc_tumor.data.assumptions import assumptions
+from hpc_tumor.data.case import Case, CaseReader, walk
 from hpc_tumor.data.clinical import Clinical, clinical_counts, read_clinical
 from hpc_tumor.data.convert import Unit, UnitResult
 from hpc_tumor.data.sources import READERS, SourceReport, detect_reader, inspect_source
@@ -132,7 +133,7 @@ def prepare_dataset(
     return _summary(
         Store.open(store), sum(int(row["bytes"]) for row in rows.values()), failed=sorted(failed), kept=kept,
         removed=len(before - set(rows)), seconds=time.perf_counter() - began,
-        notes=list(clinical.notes),
+        notes=[*clinical.notes, *(assumptions(list(rows.values())) if reader.task == "segmentation" else [])],
     )  # fmt: skip
 
 
@@ -197,7 +198,7 @@ def _summary(
     if store.task == "segmentation":
         slices = int(store.shapes[:, 0].sum())
         shown = (store.label_counts[:, :, 1:] > 0).sum(axis=(0, 1)).tolist()
-        classes = dict(zip(LABELS[1:], shown, strict=True))
+        classes = dict(zip(store.labels[1:], shown, strict=True))
         clinical = clinical_counts(store.clinical)
         if repeated := repeated_cases(store):
             notes = [*notes, f"{describe_patients(len(store), repeated)}; a split keeps each patient on one side."]

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hpc_tumor.data.case import TUMOUR_LABELS
 from hpc_tumor.data.per_image import on_device
 from hpc_tumor.data.rows import Request, Rows
 from hpc_tumor.data.store import Store
@@ -47,6 +48,10 @@ class SlicePart:
         self._each = each is not None
         background = store.background if each is None else each[tuple(self.slices.T)]
         self.background = exact_background(background, store.dtype, device)
+        noisy = store.tolerance.any()
+        self.tolerance = torch.as_tensor(store.tolerance, device=device) if noisy else None
+        # A resection cavity is no part of the tumour: networks learn NCR/NET, ED and ET.
+        self._other_labels = len(store.labels) > TUMOUR_LABELS
 
     def __len__(self) -> int:
         return len(self.slices)
@@ -61,8 +66,11 @@ class SlicePart:
         shape = (len(case), -1, 1, 1)
         rows = on_device(request.positions, self.device) if self._each else case
         background, mean, scale = self.background[rows], self.mean[case], self.scale[case]
-        images = standardise(values, background.view(shape), mean.view(shape), scale.view(shape))
+        tolerance = None if self.tolerance is None else self.tolerance[case].view(shape)
+        images = standardise(values, background.view(shape), mean.view(shape), scale.view(shape), tolerance)
         targets = labels.clone() if self.device.type == "cpu" else labels
+        if self._other_labels:
+            targets.masked_fill_(targets >= TUMOUR_LABELS, 0)
         self.rows.release(request)
         if self.image_size is not None:
             size = (self.image_size, self.image_size)
@@ -111,11 +119,16 @@ def exact_background(background: np.ndarray, kind: np.dtype[Any], device: torch.
     return torch.as_tensor(np.asarray(background), dtype=exact, device=device)
 
 
-def standardise(values: Tensor, background: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
-    """Voxels of any type as float32 z-scores, 0 where they are the background; all four are broadcast."""
+def standardise(
+    values: Tensor, background: Tensor, mean: Tensor, scale: Tensor, tolerance: Tensor | None = None
+) -> Tensor:
+    """Voxels of any type as float32 z-scores, 0 where they are the background; all are broadcast.
+
+    `tolerance` is how far the background may stray; see BrainStatistics.
+    """
     if not values.dtype.is_signed:  # torch computes little with unsigned integers
         values = values.float()
-    outside = values == background
+    outside = values == background if tolerance is None else (values.double() - background).abs_() <= tolerance
     images = torch.sub(values, mean).mul_(scale).float()
     return images.masked_fill_(outside, 0)
 

@@ -11,7 +11,8 @@ from hpc_tumor.data.brain_mri import BrainMRIReader
 from hpc_tumor.data.brats import BraTSReader
 from hpc_tumor.data.brats_h5 import BraTSH5Reader
 from hpc_tumor.data.case import Case, CaseReader, Listing, no_cases, walk
-from hpc_tumor.errors import DataError, unknown
+from hpc_tumor.data.editions import edition_called
+from hpc_tumor.errors import DataError, UsageError, unknown
 
 READERS: dict[str, type[CaseReader]] = {"brats": BraTSReader, "brats-h5": BraTSH5Reader, "brain-mri": BrainMRIReader}
 _WANTED = {"brats": brats.WANTED, "brats-h5": brats_h5.WANTED, "brain-mri": brain_mri.WANTED}
@@ -46,15 +47,20 @@ def detect_reader(source: Path) -> CaseReader:
     return _detect(walk(source))[0]
 
 
-def inspect_source(source: Path, dataset: str = "auto") -> SourceReport:
+def inspect_source(source: Path, dataset: str = "auto", labels: str | None = None) -> SourceReport:
     """List what `source` holds; `dataset` is "auto" or a reader's name.
 
+    Args:
+        labels: name of the edition whose numbers the segmentations have; absent: that of each case's name.
+
     Raises:
-        UsageError: unknown dataset.
+        UsageError: unknown dataset or edition, or an edition for what has no such segmentations.
         DataError: no such dataset there, or both where the kind was left to be found.
     """
     if dataset != "auto" and dataset not in READERS:
         raise unknown("dataset", dataset, ["auto", *READERS])
+    if labels is not None:
+        edition_called(labels)
     listing = walk(source)
     if dataset == "auto":
         reader, cases = _detect(listing)
@@ -63,6 +69,10 @@ def inspect_source(source: Path, dataset: str = "auto") -> SourceReport:
         cases = reader.find(listing)
         if not cases:
             raise no_cases(listing, _WANTED[dataset])
+    if labels is not None:
+        if not isinstance(reader, BraTSReader):
+            raise UsageError(f"--labels {labels}: {source} holds {reader.name}, whose labels have one meaning.")
+        reader = BraTSReader(labels)
     groups = Counter(str(case.meta.get("edition") or f"{case.meta['part']}/{case.meta['class']}") for case in cases)
     size = sum(case.bytes for case in cases)
     notes = reader.notes(listing)

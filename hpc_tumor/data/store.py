@@ -1,4 +1,4 @@
-"""The Zarr store, schema 1: `Store`, which reads it."""
+"""The Zarr store: `Store`, which reads it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hpc_tumor.data.case import LABELS
+from hpc_tumor.data.editions import EDITIONS, Edition
 from hpc_tumor.data.index_check import index_fault
 from hpc_tumor.data.reading import Pending, ReadingThreads
 from hpc_tumor.data.shards import DamagedError, ShardFiles
@@ -19,7 +19,8 @@ from hpc_tumor.data.zarr_nodes import ArrayLayout, read_array, read_attributes
 from hpc_tumor.errors import DataError
 from hpc_tumor.resources import available_cpus
 
-SCHEMA = 1
+# Schema 2 of patients has the meaning of their labels, noise around the brain, and what scans are recognised by.
+SCHEMAS = {"segmentation": 2, "classification": 1}
 
 
 def read_about(path: Path) -> dict[str, Any] | None:
@@ -68,10 +69,11 @@ class Store:
         about = read_about(path)
         if about is None:
             raise DataError(f"{path} is not a store of hpc-tumor. Make one: hpc-tumor prepare-data SOURCE STORE")
-        if about["schema"] != SCHEMA:
-            way = "Update hpc-tumor, or" if about["schema"] > SCHEMA else "Please"
+        readable = SCHEMAS.get(str(about.get("task")), about["schema"])  # of another task: see index_fault
+        if about["schema"] != readable:
+            way = "Update hpc-tumor, or" if about["schema"] > readable else "Please"
             raise DataError(
-                f"{path} has schema {about['schema']}; this version reads {SCHEMA}."
+                f"{path} has schema {about['schema']}; this version reads {readable}."
                 f" {way} convert again: hpc-tumor prepare-data SOURCE {path} --overwrite"
             )
         if about.get("complete") is not True:
@@ -93,8 +95,13 @@ class Store:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Names of the label values 0 to 3."""
-        return LABELS
+        """Names of the label values, from 0 on: of the tumour, and the resection cavity where a case has one."""
+        return tuple(self._index["labels"])
+
+    @property
+    def editions(self) -> list[Edition]:
+        """Of each case, the edition whose numbers its segmentation had."""
+        return [EDITIONS[name] for name in self._index["editions"]]
 
     @cached_property
     def shapes(self) -> NDArray[np.int64]:
@@ -122,13 +129,18 @@ class Store:
         return self._column("contrast")
 
     @cached_property
+    def tolerance(self) -> NDArray[np.float64]:
+        """`(n, 4)`: how far a voxel outside the brain may stray from the background, per modality; mostly 0."""
+        return self._column("tolerance")
+
+    @cached_property
     def slice_background(self) -> NDArray[np.float64] | None:
         """`(n, largest Z, 4)`: the value outside the brain in each slice, where slices differ in it; else None."""
         return self._column("slice_background") if self.dataset == "brats-h5" else None
 
     @cached_property
     def label_counts(self) -> NDArray[np.int32]:
-        """`(n, largest Z, 4)`: voxels of each label in each slice; 0 beyond a case's last slice."""
+        """`(n, largest Z, labels)`: voxels of each of `labels` in each slice; 0 beyond a case's last slice."""
         return self._column("label_counts")
 
     @cached_property

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc_tumor.atomic import is_disk_full
-from hpc_tumor.data.store import SCHEMA, read_about
+from hpc_tumor.data.store import SCHEMAS, read_about
 from hpc_tumor.data.zarr_nodes import GROUP_FILE, group_json, write_file
 from hpc_tumor.errors import DataError
 
@@ -119,7 +119,7 @@ def open_target(path: Path, identity: dict[str, Any], *, overwrite: bool) -> Ite
 
 def identity_of(dataset: str, task: str, options: dict[str, Any]) -> dict[str, Any]:
     """What a store must have in common with a conversion that goes on with it."""
-    return {"schema": SCHEMA, "dataset": dataset, "task": task, "options": options}
+    return {"schema": SCHEMAS[task], "dataset": dataset, "task": task, "options": options}
 
 
 def disk_error(error: OSError, what: str, store: Path) -> ConversionError:
@@ -153,12 +153,12 @@ def _check(path: Path, identity: dict[str, Any], overwrite: bool) -> None:
     if overwrite:
         return
     way = "Choose another name, or convert all anew with --overwrite."
+    if about.get("dataset") != identity["dataset"]:
+        raise DataError(f"{path} is a store of {about.get('dataset')}, the source is {identity['dataset']}. {way}")
     if about["schema"] != identity["schema"]:
         age = "newer" if about["schema"] > identity["schema"] else "older"
         schema = f"the {age} schema {about['schema']}"
         raise DataError(f"{path} has {schema}; this version writes {identity['schema']}. {way}")
-    if about.get("dataset") != identity["dataset"]:
-        raise DataError(f"{path} is a store of {about.get('dataset')}, the source is {identity['dataset']}. {way}")
     if about.get("options") != identity["options"]:
         raise DataError(
             f"{path} was converted with the options {about.get('options')}, now they are {identity['options']}. {way}"

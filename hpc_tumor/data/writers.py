@@ -15,8 +15,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from hpc_tumor.data.brain_mri import CLASSES
-from hpc_tumor.data.case import LABELS, MODALITIES, Case, CaseReader
+from hpc_tumor.data.case import CAVITY, LABELS, MODALITIES, TUMOUR_LABELS, Case, CaseReader
 from hpc_tumor.data.convert import Row, Unit, UnitResult, is_whole, unpack_images
+from hpc_tumor.data.editions import EDITIONS
 from hpc_tumor.data.near_duplicates import SIDE, near_duplicate_groups
 from hpc_tumor.data.shards import pack_chunk
 from hpc_tumor.data.sketch import SIDE as SKETCH_SIDE
@@ -122,18 +123,23 @@ class VolumeWriter:
         return True
 
     def _write_index(self, index: Path, rows: Sequence[Row], clinical: Sequence[Row]) -> None:
+        cavity = any(sum(counts[TUMOUR_LABELS] for counts in row["label_counts"]) for row in rows)
+        labels = (*LABELS, CAVITY) if cavity else LABELS
+        editions = [row["meta"]["labels"] for row in rows]
         write_group(index, {
             "case_ids": [row["case"] for row in rows],
             "dtypes": [row["dtype"] for row in rows],
             "scans": [row["scans"] for row in rows],
             "clinical": clinical,
             "channels": MODALITIES,
-            "labels": LABELS,
+            "labels": labels,
+            "editions": editions,
+            "numbers": {name: EDITIONS[name].words for name in sorted(set(editions))},
         })  # fmt: skip
         depth = max(row["shape"][0] for row in rows)
-        counts = np.zeros((len(rows), depth, len(LABELS)), np.int32)
+        counts = np.zeros((len(rows), depth, len(labels)), np.int32)
         for row, into in zip(rows, counts, strict=True):
-            into[: row["shape"][0]] = row["label_counts"]
+            into[: row["shape"][0]] = np.array(row["label_counts"])[:, : len(labels)]
         write_column(index, "label_counts", counts)
         if "slice_background" in rows[0]:  # of a dataset whose slices were standardised one by one
             outside = np.zeros((len(rows), depth, len(MODALITIES)))
@@ -141,7 +147,7 @@ class VolumeWriter:
                 into[: row["shape"][0]] = row["slice_background"]
             write_column(index, "slice_background", outside)
         write_column(index, "shape", np.array([row["shape"] for row in rows], np.int32))
-        for name in ("spacing", "background", "statistics", "brain_voxels", "contrast"):
+        for name in ("spacing", "background", "tolerance", "statistics", "brain_voxels", "contrast"):
             write_column(index, name, np.array([row[name] for row in rows], np.float64))
         kept = b"".join(base64.b64decode(row["sketch"]) for row in rows)
         sketches = np.frombuffer(kept, np.int8).reshape(len(rows), len(MODALITIES), *[SKETCH_SIDE] * 3)

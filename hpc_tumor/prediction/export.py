@@ -44,7 +44,7 @@ class Export:
 
 
 def export_onnx(run: RunDir, file: Path, overwrite: bool = False) -> Export:
-    """Write the network of `run`, with its best weights, in float32 to the ONNX file `file`.
+    """Write the network of `run`, with the weights of its scores, in float32 to the ONNX file `file`.
 
     Input `images` `(N, C, H, W)`, output `logits`: `(N, classes)`, or `(N, 3, H, W)`. What they mean, and how images
     are prepared, stands in the metadata of the file.
@@ -93,6 +93,8 @@ def metadata(facts: Facts) -> dict[str, str]:
         )
     # What was done around the network when its scores were measured: it is no part of the file.
     about["tested_over_flips"] = facts.flips
+    if facts.weights_lost is not None:
+        about["weights_lost"] = facts.weights_lost
     about["tested_cleaned"] = None if facts.cleaning is None else asdict(facts.cleaning)
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,8 @@ from numpy.typing import NDArray
 
 from hpc_tumor.data.known_cases import TRAINED, VALIDATED, KnownCases, ids_of_split, read_known_cases
 from hpc_tumor.data.near_duplicates import nearest
+from hpc_tumor.data.patient_names import patient_of
 from hpc_tumor.data.sketch import THRESHOLD, similarity
-from hpc_tumor.data.units import patient_of
 from hpc_tumor.run_dir import RunDir
 
 CANNOT_TELL = "cannot tell"
@@ -101,21 +102,22 @@ class Known:
             values = similarity(sketch[None], cases.sketches)[0]
             alike = np.flatnonzero(values >= THRESHOLD)
             found += [(number, COPY) for number in alike[np.argsort(-values[alike], kind="stable")].tolist()]
-        key = name.casefold()
-        for number, case in self._names():
-            if case.casefold() == key:
+        own = name.casefold(), patient_of(name)
+        for number, case, patient in self._names:
+            if own[0] == case:
                 found.append((number, ID))
-            elif patient_of(case) == patient_of(name):
+            elif own[1] == patient:
                 found.append((number, PATIENT))
         return self._best(found)
 
-    def _names(self) -> list[tuple[int, str]]:
-        """The names of each case: its id, and those in other editions."""
+    @cached_property
+    def _names(self) -> list[tuple[int, str, str]]:
+        """The names of each patient, own and of other editions: its number, the name in lower case, its patient."""
         assert self.cases is not None
         names = list(enumerate(self.cases.ids.tolist()))
         if self.cases.other_ids is not None and self.cases.other_of is not None:
             names += zip(self.cases.other_of.tolist(), self.cases.other_ids.tolist(), strict=True)
-        return names
+        return [(number, case.casefold(), patient_of(case)) for number, case in names]
 
     def _best(self, matches: Sequence[tuple[int, str]]) -> Match | None:
         """The first of: trained on, before validated on; then in the order of `_ORDER`."""

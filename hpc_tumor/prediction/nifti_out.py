@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpc_tumor import atomic
+from hpc_tumor.data.case import LABELS, TUMOUR_LABELS
+from hpc_tumor.data.editions import Edition
 from hpc_tumor.data.nifti import NiftiFile
 
 try:
@@ -20,16 +22,17 @@ except ImportError:
     from gzip import compress as _compress  # type: ignore[assignment]
 
     _LEVEL = 6
-BRATS_LABELS = np.array([0, 1, 2, 4], np.uint8)  # background, NCR/NET, ED, ET as in BraTS up to 2021
 _NO_EXTENSION = b"\0\0\0\0"
 
 
-def write_labels(path: Path, labels: NDArray[np.uint8], like: NiftiFile) -> None:
-    """Write `(Z, Y, X)` labels 0 to 3 as BraTS does (0, 1, 2, 4), uint8. `like` is the scan, turned as they are.
+def write_labels(path: Path, labels: NDArray[np.uint8], like: NiftiFile, edition: Edition) -> None:
+    """Write `(Z, Y, X)` labels 0 to 3 in the numbers of an edition of BraTS, uint8. `like` is the scan, turned as they.
 
     Shape, orientation, voxel size, qform and sform are those of the scan's file. Raises OSError.
     """
-    write_volumes(path, [BRATS_LABELS[labels]], like, "labels: 1 NCR/NET, 2 ED, 4 ET")
+    numbers = np.array([0, *map(edition.number, range(1, TUMOUR_LABELS))], np.uint8)
+    meaning = ", ".join(f"{number} {name}" for number, name in zip(numbers[1:], LABELS[1:], strict=True))
+    write_volumes(path, [numbers[labels]], like, f"labels: {meaning}")
 
 
 def write_volumes(path: Path, volumes: list[NDArray[Any]] | NDArray[Any], like: NiftiFile, text: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hpc_tumor.data.editions import edition_called
 from hpc_tumor.errors import UsageError
 
 
@@ -16,6 +17,8 @@ class Options:
         flips: mean of the logits over the flips of a slice or image; None: as the run was tested.
         clean: without small pieces of tumour, by the thresholds of the run; None: as the run was tested. Patients only.
         probabilities: write them beside the labels. Patients only.
+        labels: edition whose numbers segmentations have, those that are read and those that are written; None: that of
+            each patient's name, else that of the data trained on. Patients only.
     """
 
     device: str = "auto"
@@ -25,11 +28,19 @@ class Options:
     clean: bool | None = None
     probabilities: bool = False
     overwrite: bool = False
+    labels: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for an unknown edition."""
+        if self.labels is not None:
+            edition_called(self.labels)
 
     def check_images(self) -> None:
         """Raises UsageError for what images do not have."""
         if self.clean:
             raise UsageError("--clean is for patients: images have no small pieces to remove.")
+        if self.labels is not None:
+            raise UsageError("--labels is for patients: images have no labels to write.")
         if self.probabilities:
             raise UsageError(
                 "--probabilities is for patients; the probabilities of images are in predictions.csv anyway."

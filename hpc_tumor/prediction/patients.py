@@ -16,6 +16,7 @@ from hpc_tumor.data.brain import BrainStatistics, brain_statistics
 from hpc_tumor.data.brats import LABEL, lying_elsewhere, open_case, read_intensities, read_labels
 from hpc_tumor.data.case import MODALITIES, Case, check_names
 from hpc_tumor.data.contrast import contrast
+from hpc_tumor.data.editions import EDITIONS, Edition, UncertainLabels, edition_of
 from hpc_tumor.data.nifti import NiftiFile
 from hpc_tumor.data.sketch import sketch
 from hpc_tumor.errors import DataError, UsageError
@@ -39,7 +40,7 @@ class Patient:
 
     Attributes:
         image: `(4, Z, Y, X)` with the axes LPS, in the source's type.
-        label: `(Z, Y, X)` 0 to 3, where the folder holds a segmentation.
+        label: `(Z, Y, X)` 0 to 4, where the folder holds a segmentation whose numbers have a certain meaning.
         scan: the file whose space is the patient's: FLAIR.
         elsewhere: modalities whose files lie elsewhere in space.
         sketch: `(4, 16, 16, 16)` int8, by which copies of the scans are found.
@@ -54,6 +55,7 @@ class Patient:
     elsewhere: Sequence[str]
     sketch: NDArray[np.int8]
     facts: ScanFacts
+    unscored: str | None = None  # why the segmentation that is there is not read
 
 
 @dataclass
@@ -114,7 +116,7 @@ def predict_patients(
             raise UsageError(
                 "--clean: validation chose no thresholds for this run. Train with --set clean=true to have them."
             )
-        for done, (case, patient) in enumerate(_read_ahead(cases), 1):
+        for done, (case, patient) in enumerate(_read_ahead(cases, options.labels), 1):
             if isinstance(patient, DataError):
                 results.failed.append((case.id, str(patient)))
             else:
@@ -134,31 +136,34 @@ def predict_patients(
     return results
 
 
-def read_patient(case: Case) -> Patient:
-    """Read the scans of a patient, and its labels where there are some.
+def read_patient(case: Case, labels: str | None = None) -> Patient:
+    """Read the scans of a patient, and its labels where there are some, in the numbers of the edition `labels`.
 
     Raises DataError for a missing or unreadable file, shapes that differ, and values that are none.
     """
     check_names(case)
     files = open_case(case, (*MODALITIES, *([LABEL] if LABEL in case.files else [])))
     image = read_intensities([files[role] for role in MODALITIES])
-    label = read_labels(files[LABEL]) if LABEL in files else None
+    label, unscored = None, None
+    if LABEL in files:
+        try:
+            label, _ = read_labels(files[LABEL], case.id, labels)
+        except UncertainLabels as error:
+            unscored = str(error)
     brain = brain_statistics(image)
     if not brain.voxels:
         raise DataError(f"{case.folder} holds no brain: every voxel of its scans has one and the same value.")
     scan, (depth, height, width) = files[MODALITIES[0]], image.shape[1:]
-    facts = ScanFacts(
-        case.id, scan.spacing, (depth, height, width), brain.voxels, contrast(image, brain.background)
-    )  # fmt: skip
-    return Patient(case.id, image, label, scan, brain, lying_elsewhere(files), sketch(image, brain), facts)
+    facts = ScanFacts(case.id, scan.spacing, (depth, height, width), brain.voxels, contrast(image, brain))
+    return Patient(case.id, image, label, scan, brain, lying_elsewhere(files), sketch(image, brain), facts, unscored)
 
 
-def _read_ahead(cases: Sequence[Case]) -> Iterator[tuple[Case, Patient | DataError]]:
+def _read_ahead(cases: Sequence[Case], labels: str | None) -> Iterator[tuple[Case, Patient | DataError]]:
     """Each case, read by a thread while the one before is predicted; or why it cannot be."""
 
     def read(case: Case) -> Patient | DataError:
         try:
-            return read_patient(case)
+            return read_patient(case, labels)
         except DataError as error:
             return error
 
@@ -188,7 +193,7 @@ def _predict(
     if trained.facts.cleaning is not None and options.clean is not False:
         found = cleaned(found, trained.facts.cleaning, float(np.prod(patient.scan.spacing)))
     path = output / labels_file(patient.id)
-    write_labels(path, found.labels, patient.scan)
+    write_labels(path, found.labels, patient.scan, _edition(patient.id, options, trained))
     _write_probabilities(output / probabilities_file(patient.id), found, patient.scan)
     row: dict[str, Any] = {"case": patient.id, "file": path, "slices": found.slices, **_volumes(found, patient.scan)}
     row |= columns(known.find_patient(patient.id, patient.brain.digest, patient.sketch))
@@ -197,11 +202,20 @@ def _predict(
         scores = score_case(patient.label, found.bits, patient.scan.spacing)
         results.scores.append({"case": patient.id, **scores, **{name: row[name] for name in COLUMNS}})
         row["scores"] = scores
+    if patient.unscored:
+        results.notes.append(f"{patient.id} is not scored: {patient.unscored}")
     if patient.elsewhere:
         where = ", ".join(patient.elsewhere)
         results.notes.append(f"{patient.id}: {where} lie elsewhere in space than FLAIR, by their headers")
     row["seconds"] = time.perf_counter() - begun
     results.rows.append(row)
+
+
+def _edition(case: str, options: Options, trained: Trained) -> Edition:
+    """The edition whose numbers are written: as asked, of the patient's name, of the data trained on."""
+    if options.labels is not None:
+        return EDITIONS[options.labels]
+    return edition_of(case).edition or trained.facts.edition
 
 
 def _write_probabilities(path: Path, found: Segmentation, scan: NiftiFile) -> None:

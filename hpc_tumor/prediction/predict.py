@@ -58,7 +58,7 @@ class Prediction:
 
 
 def predict(run: RunDir, source: Path, output: Path, options: Options, bar: Bar) -> Prediction:
-    """Predict what lies at `source` with the best weights of `run`, and write it to the folder `output`.
+    """Predict what lies at `source` with the weights that `run` was scored with, and write it to the folder `output`.
 
     Args:
         source: the folder of a patient or of many; an image, or a folder with images at any depth.
@@ -69,7 +69,7 @@ def predict(run: RunDir, source: Path, output: Path, options: Options, bar: Bar)
         DataError: the source is not there, holds nothing of what the run was trained for, or nothing can be read.
     """
     experiment, begun = run.experiment(), time.perf_counter()
-    if not run.best_weights.is_file():
+    if not run.scored_weights().is_file():
         from hpc_tumor.prediction.trained import no_weights
 
         raise no_weights(run)
@@ -89,7 +89,8 @@ def predict(run: RunDir, source: Path, output: Path, options: Options, bar: Bar)
     with _memory_suffices():
         fields = work(kind, listing, output, options, known, trained, bar)
     network = loaded[0]
-    notes = [*([known.note] if known.note else []), *fields.pop("notes"), *_differences(run)]
+    said = [known.note] if known.note else []
+    notes = [*network.facts.notes, *said, *fields.pop("notes"), *_differences(run)]
     fields |= {"notes": notes, "told_by": known.told_by}
     seconds = time.perf_counter() - begun
     return Prediction(network.facts, network.device.type, network.precision.name, output, seconds, **fields)

@@ -15,12 +15,12 @@ def score_case(
     """Status and scores of every label and region of one patient, as in a run's cases.csv.
 
     Args:
-        truth: `(Z, Y, X)` labels 0 background, 1 NCR/NET, 2 ED, 3 ET.
+        truth: `(Z, Y, X)` labels 0 background, 1 NCR/NET, 2 ED, 3 ET; a resection cavity, 4, counts as background.
         predicted_bits: `(Z, Y, X)` the labels predicted of each voxel: 1 NCR, 2 ED, 4 ET, added up.
         spacing: voxel size along z, y, x in mm.
     """
     bins = metrics.TRUE_LABELS * metrics.PREDICTIONS
-    codes = truth * np.uint8(metrics.PREDICTIONS) + predicted_bits
+    codes = np.where(truth < metrics.TRUE_LABELS, truth, 0) * np.uint8(metrics.PREDICTIONS) + predicted_bits
     histogram = np.bincount(codes.ravel(), minlength=bins).reshape(1, metrics.TRUE_LABELS, metrics.PREDICTIONS)
     (row,) = metrics.segmentation_rows(histogram, [""], [len(truth)], case_surfaces(codes, spacing)[None])
     return {name: value for name, value in row.items() if name != "case"}

@@ -1,4 +1,4 @@
-"""A run's network with the weights of its best epoch, ready to predict."""
+"""A run's network with the weights that it was scored with, ready to predict."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hpc_tumor.data.editions import EDITIONS, USUAL, Edition
 from hpc_tumor.errors import DataError, UsageError, unknown
 from hpc_tumor.models import MODELS, build_model
 from hpc_tumor.resources import available_cpus
-from hpc_tumor.run_dir import RunDir, read_json
+from hpc_tumor.run_dir import Damage, RunDir, read_json, without_best
 from hpc_tumor.training.checkpoint import load_weights
 from hpc_tumor.training.cleaning import Cleaning
 from hpc_tumor.training.evaluate import flipped, network_input
@@ -35,8 +36,10 @@ class Facts:
         image_size: (height, width) in pixels of the training images.
         resized: side to which slices and images were resized; None where slices kept their size.
         epoch: whose weights these are.
+        weights_lost: damage to the weights of the best epoch, where the run was scored with those of its last.
         flips: whether the run was tested on the mean over flips.
         cleaning: the thresholds that its validation patients chose; None where they chose none.
+        edition: whose numbers most segmentations had that it was trained on.
     """
 
     run: str
@@ -50,6 +53,18 @@ class Facts:
     epoch: int
     flips: bool = False
     cleaning: Cleaning | None = None
+    edition: Edition = USUAL
+    weights_lost: Damage | None = None
+
+    @property
+    def notes(self) -> list[str]:
+        """Remarks on the weights, in sentences."""
+        if self.weights_lost is None:
+            return []
+        return [
+            f"{self.run} was {without_best(self.weights_lost)}. Those of epoch {self.epoch}, its last, are used here,"
+            f" too. To train it again: hpc-tumor rerun {self.run}"
+        ]
 
 
 @dataclass(frozen=True)
@@ -77,7 +92,7 @@ class Trained:
 
 
 def load_trained(run: RunDir, device: str = "auto", precision: str = "auto", flips: bool | None = None) -> Trained:
-    """The network of `run` with its best weights; with `flips` its logits are means, None: as the run was tested.
+    """The network of `run` with the weights of its scores; `flips`: its logits are means, None: as it was tested.
 
     Raises:
         UsageError: unknown or unavailable device or precision; the run has no weights, or no readable settings.
@@ -103,16 +118,21 @@ def load_trained(run: RunDir, device: str = "auto", precision: str = "auto", fli
 
 
 def load_network(run: RunDir) -> tuple[Facts, nn.Module]:
-    """The network of `run` with its best weights in evaluation mode on the CPU, in float32, and what it is.
+    """The network of `run` with the weights of its scores, in evaluation mode on the CPU in float32, and what it is.
 
     Raises:
         UsageError: the run has no weights, or no readable settings.
         DataError: the weights are damaged, or are not those of the network that they name.
     """
     experiment = run.experiment()
-    if not run.best_weights.is_file():
+    path = run.scored_weights()
+    if not path.is_file():
         raise no_weights(run)
-    weights, about = load_weights(run.best_weights)
+    try:
+        weights, about = load_weights(path)
+    except DataError as error:
+        again = "train again: hpc-tumor rerun" if run.is_finished() else "go on with it: hpc-tumor resume"
+        raise DataError(f"{error} Put a good copy in its place, or {again} {run.name}.") from error
     try:
         task, filters = about["task"], about["filters"] or None
         height, width = about["image_size"]
@@ -120,10 +140,11 @@ def load_network(run: RunDir) -> tuple[Facts, nn.Module]:
         facts = Facts(
             run.name, about["model"], filters, task, tuple(about["classes"]), about["exclusive"], (height, width),
             resized, about["state"].best_epoch, experiment.scoring.flips, _cleaning(run),
+            EDITIONS.get(str(about.get("edition")), USUAL), run.weights_lost(),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{run.best_weights} does not say what its weights are of: {error!r} is missing.") from error
-    return facts, _network(facts, weights, run.best_weights)
+        raise DataError(f"{path} does not say what its weights are of: {error!r} is missing.") from error
+    return facts, _network(facts, weights, path)
 
 
 def _cleaning(run: RunDir) -> Cleaning | None:

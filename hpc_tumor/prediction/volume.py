@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hpc_tumor.data.brain import BrainStatistics
+from hpc_tumor.data.brain import BrainStatistics, is_outside
 from hpc_tumor.data.samples import exact_background, mean_and_scale, resize, standardise
 from hpc_tumor.models import MODELS
 from hpc_tumor.prediction.trained import Trained
@@ -91,7 +91,7 @@ def segment(
     probabilities = np.zeros((len(trained.facts.classes), *shape), np.float32) if keep_probabilities else None
     spec = MODELS[trained.facts.model]
     grid = Grid(shape[1], shape[2], trained.facts.resized, spec.step, spec.smallest)
-    chosen, done = slices_with_brain(image, brain.background), 0
+    chosen, done = slices_with_brain(image, brain), 0
     for some, images in standardised(image, brain, chosen, batch_size or trained.batch_size, trained.device):
         logits = grid.leave(trained.logits(grid.enter(images)))
         found, single = decide(logits, trained.facts.exclusive)
@@ -104,10 +104,13 @@ def segment(
     return Segmentation(bits, labels, probabilities, len(chosen))
 
 
-def slices_with_brain(image: NDArray[np.generic], background: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Which slices of `(C, Z, Y, X)` hold a voxel that is not its modality's value outside the brain."""
-    outside = background.astype(image.dtype)[:, None, None]
-    return np.flatnonzero([bool((image[:, z] != outside).any()) for z in range(image.shape[1])])
+def slices_with_brain(image: NDArray[np.generic], brain: BrainStatistics) -> NDArray[np.int64]:
+    """Numbers of the slices of `(C, Z, Y, X)` that hold a voxel of the brain."""
+    outside = list(zip(brain.background.astype(image.dtype), brain.tolerance, strict=True))
+    return np.flatnonzero([
+        not all(is_outside(plane, *values).all() for plane, values in zip(image[:, z], outside, strict=True))
+        for z in range(image.shape[1])
+    ])  # fmt: skip
 
 
 def standardised(
@@ -116,10 +119,12 @@ def standardised(
     """Batches of the chosen slices of `image` `(C, Z, Y, X)`: their numbers, and z-scores `(N, C, Y, X)`."""
     mean, scale = (values.view(1, -1, 1, 1) for values in mean_and_scale(brain.moments, device))
     background = exact_background(brain.background, image.dtype, device).view(1, -1, 1, 1)
+    noisy = brain.tolerance.any()
+    tolerance = torch.as_tensor(brain.tolerance, device=device).view(1, -1, 1, 1) if noisy else None
     for start in range(0, len(chosen), batch_size):
         some = chosen[start : start + batch_size]
         values = torch.from_numpy(np.ascontiguousarray(image[:, some].swapaxes(0, 1))).to(device)
-        yield some, standardise(values, background, mean, scale)
+        yield some, standardise(values, background, mean, scale, tolerance)
 
 
 def decide(scores: Tensor, exclusive: bool) -> tuple[Tensor, Tensor]:

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from hpc_tumor.results.comparison import Comparison, Group
+from hpc_tumor.results.conclusions import conclusions
 from hpc_tumor.results.formats import percent, short, significant, three, time
 from hpc_tumor.results.layout import Column, Table
 from hpc_tumor.results.making import Spec, plain_table, table_of
 from hpc_tumor.results.measures import MAIN_SCORE, REGIONS, measure
-from hpc_tumor.results.notes import brief_notes, conclusions
+from hpc_tumor.results.notes import brief_notes
 from hpc_tumor.results.published import PUBLISHED
 from hpc_tumor.results.rows import Row, group_rows
 

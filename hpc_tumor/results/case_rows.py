@@ -16,13 +16,16 @@ from hpc_tumor.results.comparison import Comparison
 from hpc_tumor.results.entries import Entry
 from hpc_tumor.results.run_result import RunResult
 
-_ABOUT = ("task", "entry", "model", "run", "seed", "fold", "case", "group", "label", "prediction", "nearest")
+_ABOUT = (
+    "task", "entry", "model", "run", "seed", "fold", "case", "group", "label", "prediction", "nearest",
+    "weights_lost",
+)  # fmt: skip
 
 
 def write_case_rows(comparison: Comparison, file: IO[bytes]) -> None:
     """Write every score of every case of the runs that count, as the runs wrote them."""
     runs = [(entry, run) for group in comparison.groups for entry in group.entries for run in entry.runs]
-    seen = dict.fromkeys(name for _, run in runs for name in _names(run.cases))
+    seen = dict.fromkeys(name for _, run in runs for name in _names(run))
     columns = [*(name for name in _ABOUT if name in seen), *(name for name in seen if name not in _ABOUT)]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -34,11 +37,14 @@ def write_case_rows(comparison: Comparison, file: IO[bytes]) -> None:
         text.truncate()
 
 
-def _names(cases: TestCases) -> Iterator[str]:
-    """The columns that these cases fill."""
+def _names(run: RunResult) -> Iterator[str]:
+    """The columns that the cases of a run fill."""
+    cases = run.cases
     if not cases.n:
         return
     yield from ("task", "entry", "model", "run", "seed", "fold", "case")
+    if run.weights_lost:
+        yield "weights_lost"
     yield from (f"status_{name}" for name in cases.status)
     if cases.groups is not None:
         yield "group"
@@ -53,6 +59,7 @@ def _rows(entry: Entry, run: RunResult, columns: Iterable[str]) -> Iterator[tupl
     cases, filled = run.cases, _columns(run.cases)
     about = {
         "task": run.task, "entry": entry.name, "model": run.model, "run": run.run, "seed": run.seed, "fold": run.fold,
+        "weights_lost": run.weights_lost,
     }  # fmt: skip
     cells = [filled[name] if name in filled else repeat(harmless(about.get(name, "")), cases.n) for name in columns]
     return zip(*cells, strict=True)

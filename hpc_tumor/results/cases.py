@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
 
 import numpy as np
@@ -88,6 +88,20 @@ class TestCases:
         """The values of a score, of the cases that have it."""
         values = self.values.get(score)
         return np.empty(0) if values is None else values[~np.isnan(values)]
+
+    @cached_property
+    def neighbour(self) -> TestCases | None:
+        """The same images answered with the class of the nearest image that was not tested; None where nobody looked.
+
+        Its values are 1 and 0: right and wrong.
+        """
+        if self.images is None or self.images.nearest is None:
+            return None
+        right = (self.images.nearest == self.images.labels).astype(np.float64)
+        values = {"accuracy": right}
+        if self.images.known is not None:
+            values["accuracy_new"] = np.where(self.images.known, np.nan, right)
+        return replace(self, values=values)
 
     def disagreement(self, scores: Mapping[str, float | None], n: int | None, main: str) -> str | None:
         """Why these cases cannot be those that `scores` were measured on; None where they can."""

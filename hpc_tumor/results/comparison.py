@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import PurePath
 from typing import Any
 
 from hpc_tumor.results.cases import TestCases
+from hpc_tumor.results.disagreement import Disagreement, disagreement
 from hpc_tumor.results.entries import Entry
 from hpc_tumor.results.measures import CASES, MAIN_SCORE, REGIONS, measure
-from hpc_tumor.results.paired import PairedTest, paired_tests
+from hpc_tumor.results.paired import Difference, PairedTest, differences, holm, paired_tests
 from hpc_tumor.results.ranks import Ranking, aggregate_then_rank, rank_then_aggregate
 from hpc_tumor.results.run_result import RunResult
 
@@ -102,9 +103,63 @@ class Group:
         return names or self._common([self.main])
 
     @cached_property
+    def disagreement(self) -> Disagreement | None:
+        """Where the largest mean Dice and BraTS' ranks name different entries as the best, those two; else None."""
+        if self.task != "segmentation" or self.ranking is None or not self._common([self.main]):
+            return None
+        return disagreement(
+            [entry.cases for entry in self.compared],
+            [entry.score or 0.0 for entry in self.compared],
+            self.ranking.ranks,
+            main=self.main,
+            ranked_by=self.ranked_by,
+            larger_is_better=[measure(self.task, name).larger_is_better for name in self.ranked_by],
+        )
+
+    @cached_property
     def neighbour(self) -> TestCases | None:
-        """What the nearest neighbour would have answered on the test images; None where nobody looked."""
-        return next((near for entry in self.compared if (near := entry.neighbour) is not None), None)
+        """The nearest neighbour's answers on the test images of `compared`; None where no run recorded them."""
+        return self._neighbours.get(self.compared[0].cases.identity) if self.compared else None
+
+    @cached_property
+    def neighbour_tests(self) -> dict[str, Difference]:
+        """Every entry, by name, against the nearest neighbour on the entry's own test images, by the main score.
+
+        A family of its own for Holm's correction. Entries without known test images, or of which no run recorded the
+        neighbour's answers, are missing.
+        """
+        by_images: dict[str | None, list[Entry]] = {}
+        for entry in self.entries:
+            if entry.cases.problem is None and self.main in entry.cases.values:
+                by_images.setdefault(entry.cases.identity, []).append(entry)
+        tests: dict[str, Difference] = {}
+        for identity, entries in by_images.items():
+            answers = self._neighbours.get(identity)
+            if answers is None:
+                continue
+            found = differences(
+                [entry.cases for entry in entries],
+                [answers] * len(entries),
+                self.main,
+                larger_is_better=measure(self.task, self.main).larger_is_better,
+                binary=True,
+            )
+            tests |= {entry.name: test for entry, test in zip(entries, found, strict=True) if test is not None}
+        corrected = dict(zip(tests, holm([test.p for test in tests.values()]), strict=True))
+        return {
+            entry.name: replace(tests[entry.name], p_holm=corrected[entry.name])
+            for entry in self.entries
+            if entry.name in tests
+        }
+
+    @cached_property
+    def _neighbours(self) -> dict[str | None, TestCases]:
+        """Answers of the nearest neighbour, by the identity of the test images."""
+        found: dict[str | None, TestCases] = {}
+        for entry in self.entries:
+            if entry.cases.problem is None and entry.cases.identity not in found and entry.neighbour is not None:
+                found[entry.cases.identity] = entry.neighbour
+        return found
 
     @property
     def title(self) -> str:

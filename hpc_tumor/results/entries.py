@@ -38,7 +38,8 @@ class Entry:
     """Runs that differ in seed and fold alone: one row of a comparison.
 
     Attributes:
-        name: unique in its group: the network, its filters where set, and the settings in which it differs.
+        name: unique in its group: the network, its filters where set, and the settings in which it differs; marked
+            where runs of it were scored with the weights of their last epoch, those of their best being lost.
         runs: one of each seed and fold, the latest.
         repeated: earlier runs of a seed and fold that was run again: they do not count.
         cases: values of the test cases: means over seeds, folds side by side.
@@ -55,6 +56,11 @@ class Entry:
     def all_runs(self) -> tuple[RunResult, ...]:
         """The runs that count and those that do not."""
         return (*self.runs, *self.repeated)
+
+    @property
+    def lost(self) -> tuple[RunResult, ...]:
+        """The runs that count and were scored without the weights of their best epoch."""
+        return tuple(run for run in self.runs if run.weights_lost)
 
     @property
     def task(self) -> str:
@@ -131,15 +137,14 @@ class Entry:
 
     @cached_property
     def neighbour(self) -> TestCases | None:
-        """Right or wrong on each test image, by the class of its nearest neighbour."""
-        cases = self.runs[0].cases
-        if len(self.runs) > len(self.seeds or self.runs[:1]) or cases.images is None or cases.images.nearest is None:
+        """Right or wrong on each test image by the class of its nearest neighbour, folds side by side.
+
+        None where the runs of a fold did not record it.
+        """
+        first = {run.fold: answer for run in reversed(self.runs) if (answer := run.cases.neighbour) is not None}
+        if len(first) < len({run.fold for run in self.runs}):
             return None
-        right = (cases.images.nearest == cases.images.labels).astype(np.float64)
-        values = {"accuracy": right}
-        if cases.images.known is not None:
-            values["accuracy_new"] = np.where(cases.images.known, np.nan, right)
-        return replace(cases, values=values)
+        return side_by_side([answer for _, answer in sorted(first.items(), key=lambda item: item[0] or 0)])
 
     def _statistic(self, name: str) -> Statistic | None:
         mean = self.value(name)
@@ -240,6 +245,9 @@ def _entry(name: str, runs: Sequence[RunResult], by: Sequence[str]) -> Entry:
         by_fold.setdefault(run.fold, []).append(run.cases)
     cases = side_by_side([mean_of_seeds(some) for _, some in sorted(by_fold.items(), key=lambda item: item[0] or 0)])
     pooled = tuple(_differing(chosen)) if by else ()
+    lost = sum(run.weights_lost is not None for run in chosen)
+    if lost:
+        name += " (last epoch)" if lost == len(chosen) else f" ({lost} of {len(chosen)} runs: last epoch)"
     return Entry(name, tuple(chosen), tuple(run for run in runs if id(run) not in kept), cases, pooled)
 
 

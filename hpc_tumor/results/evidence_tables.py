@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from hpc_tumor.results.comparison import Group
+from hpc_tumor.results.conclusions import method
 from hpc_tumor.results.formats import p_value, percent, whole
 from hpc_tumor.results.layout import Column, Table
 from hpc_tumor.results.making import plain_table
 from hpc_tumor.results.measures import CASES, measure
-from hpc_tumor.results.notes import method
-from hpc_tumor.results.paired import LEVEL
+from hpc_tumor.results.paired import LEVEL, Difference
 from hpc_tumor.results.ranks import Ranking
 from hpc_tumor.results.statistics import RESAMPLES
 
@@ -18,17 +18,21 @@ _MOST_PLACES = 7
 
 
 def tests_table(group: Group) -> Table:
-    """All pairs of entries: difference, p before and after correction, effect size."""
+    """All pairs of entries, and each classifier against the nearest neighbour: difference, p, effect size."""
     columns = [Column("score", "left"), Column("first", "left"), Column("second", "left"), Column("difference")]
     columns += [Column("95 % CI"), Column("better on"), Column("worse on"), Column("n"), Column("p"), Column("p, Holm")]
     columns.append(Column("effect size"))
     lines = []
-    for test in group.tests:
+    pairs: list[tuple[str, str, Difference]] = [
+        (group.compared[test.first].name, group.compared[test.second].name, test) for test in group.tests
+    ]
+    pairs += [(name, "nearest neighbour", test) for name, test in group.neighbour_tests.items()]
+    for first, second, test in pairs:
         shown = measure(group.task, test.score)
         factor, digits = (100, 1) if shown.form == "percent" else (1, 3)
         low, high = ("" if end is None else f"{factor * end:+.{digits}f}" for end in (test.low, test.high))
         lines.append((
-            shown.heading, group.compared[test.first].name, group.compared[test.second].name,
+            shown.heading, first, second,
             f"{factor * test.difference:+.{digits}f}", f"{low} to {high}" if low else "",
             whole(test.wins), whole(test.losses), whole(test.n),
             p_value(test.p), p_value(test.p_holm) + (" *" if test.significant else ""), f"{test.effect:+.2f}",
@@ -39,14 +43,24 @@ def tests_table(group: Group) -> Table:
 def _about_tests(group: Group) -> Iterator[str]:
     unit = "groups of copies" if group.task == "classification" else "patients"
     each = "image by image" if group.task == "classification" else "patient by patient"
-    yield f"{method(group)} * below 0.05 after correction. What is compared are means over seeds, {each}."
+    how = method(group) if group.tests else "McNemar over groups of copies."
+    if against := len(group.neighbour_tests):
+        how += f" Against the nearest neighbour: Holm-corrected over these {against} test{'s' * (against != 1)}."
+    yield f"{how} * below 0.05 after correction. What is compared are means over seeds, {each}."
+    if group.task == "classification":
+        yield (
+            "McNemar: exact where all differences are equally large; else, of means over seeds or copies, that for"
+            " clustered pairs (Durkalski 2003)."
+        )
     yield (
         "Effect size: rank-biserial correlation of matched pairs, −1 to 1: 0 where neither is better, 1 where the first"
         " is better wherever they differ."
     )
-    if group.tests and 0.5 ** (group.tests[0].n - 1) * len(group.tests) > LEVEL:
+    tests: Sequence[Difference] = group.tests or tuple(group.neighbour_tests.values())
+    if tests and 0.5 ** (tests[0].n - 1) * len(tests) > LEVEL:
+        count = f"{len(tests)} test{'s' * (len(tests) != 1)}"
         yield (
-            f"With {group.tests[0].n} {unit} and {len(group.tests)} tests no difference could be significant:"
+            f"With {tests[0].n} {unit} and {count} no difference could be significant:"
             " test on more of them, for example by folds."
         )
 

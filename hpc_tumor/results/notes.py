@@ -1,15 +1,15 @@
-"""What is to be known of a table: what every figure is a mean of, what keeps rows from being compared, what follows."""
+"""Notes on a table: what every figure is a mean of, and what keeps rows from being compared."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import get_args
 
-from hpc_tumor.results.comparison import MOST_TESTED, Group
-from hpc_tumor.results.formats import p_value
-from hpc_tumor.results.measures import CASES, measure
-from hpc_tumor.results.paired import PairedTest
+from hpc_tumor.results.comparison import Group
+from hpc_tumor.results.measures import CASES
 from hpc_tumor.results.published import LEAKS, PUBLISHED
 from hpc_tumor.results.statistics import RESAMPLES
+from hpc_tumor.run_dir import Damage, without_best
 
 FEW = 10  # test cases, below which intervals are not to be relied on
 _LAST_EPOCH = "last epoch"  # what chose the weights where nothing else could
@@ -33,6 +33,7 @@ def group_notes(group: Group) -> tuple[str, ...]:
     if over := _spread(group):
         notes.append(f"± sd: standard deviation of the runs' scores over {over} (n − 1); no interval.")
     notes += [*_few(group), *_unequal(group)]
+    notes[1:1] = _lost(group)
     if any(entry.model in PUBLISHED for entry in group.entries):
         notes.append(LEAKS[group.task])
     return tuple(notes)
@@ -56,6 +57,7 @@ def brief_notes(group: Group) -> tuple[str, ...]:
     if any(run.device == "cpu" for run in group.runs):
         notes.append("GPUs: “2 CPU” means two processes on CPUs.")
     notes += [*_few(group), *_unequal(group)]
+    notes[1:1] = _lost(group)
     if any(entry.model in PUBLISHED for entry in group.entries):
         notes.append("† Published figures: October 2024 course project, on a split that leaks: no target for another.")
     return tuple(notes)
@@ -69,7 +71,17 @@ def _few(group: Group) -> Iterator[str]:
 
 
 def _weights_of(group: Group) -> str:
-    return weights(sorted({run.chosen_by for run in group.runs if run.chosen_by}))
+    runs = [run for entry in group.entries for run in entry.runs if not run.weights_lost]
+    if not runs:
+        return "the last epoch"
+    return weights(sorted({run.chosen_by for run in runs if run.chosen_by}))
+
+
+def _lost(group: Group) -> Iterator[str]:
+    """Runs whose scores are those of another epoch than the others'."""
+    for damage in get_args(Damage):
+        if names := [run.run for entry in group.entries for run in entry.lost if run.weights_lost == damage]:
+            yield f"{some(names, 6)}: {without_best(damage, 'its' if len(names) == 1 else 'their')}."
 
 
 def _looked_for_copies(group: Group) -> bool:
@@ -144,56 +156,3 @@ def some(names: Sequence[str], most: int = 3) -> str:
     """Names with commas; of many the first and how many more."""
     shown = ", ".join(names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most:,} more"
-
-
-def conclusions(group: Group) -> tuple[str, ...]:
-    """In a sentence or two: who is ahead by the main score, of whom that can be said, and whether it says anything."""
-    if len(group.entries) < 2:
-        return tuple(_no_better_than_memory(group))
-    tests = [test for test in group.tests if test.score == group.main]
-    if not tests:
-        return ("Not compared: no two entries have scores of the same test cases.",)
-    names = [entry.name for entry in group.compared]
-    best = max(range(len(names)), key=lambda index: group.compared[index].score or 0)
-    better: list[str] = []
-    not_shown: list[str] = []
-    against: list[str] = []
-    for index in sorted(range(len(names)), key=lambda index: -(group.compared[index].score or 0)):
-        test = next((one for one in tests if {one.first, one.second} == {best, index}), None)
-        if test is not None:
-            # The larger mean may be that of the one which is worse on most cases, and much better on a few.
-            ahead = (test.effect if test.first == best else -test.effect) > 0
-            said = not_shown if not test.significant else better if ahead else against
-            said.append(f"{names[index]} ({_p(test)})")
-    others = len(group.alike) < len(group.entries)
-    among = f" of the {len(group.alike)} that were tested on the same cases" if others else ""
-    parts = [f"{names[best]} has the largest {measure(group.task, group.main).title}{among}"]
-    if better:
-        parts.append(f"better than {some(better, 6)}")
-    if against:
-        parts.append(f"but on most {CASES[group.task]} worse than {some(against, 6)}")
-    if not_shown:
-        parts.append(f"not shown to be better than {some(not_shown, 6)}")
-    return (f"{'; '.join(parts)}. {method(group)}", *_no_better_than_memory(group))
-
-
-def _no_better_than_memory(group: Group) -> Iterator[str]:
-    """A warning where answering with the nearest image scores as well as the best network."""
-    near = group.neighbour.mean(group.main) if group.neighbour is not None else None
-    best = max((entry.score for entry in group.compared if entry.score is not None), default=None)
-    if near is not None and best is not None and near >= best:
-        shown = measure(group.task, group.main)
-        value = shown.show(near) + (" %" if shown.form == "percent" else "")
-        yield f"No network does better than the nearest neighbour, which has learned nothing: {shown.title} {value}."
-
-
-def _p(test: PairedTest) -> str:
-    return f"p {p_value(test.p_holm)}" if test.p_holm < 0.001 else f"p = {test.p_holm:.3f}"
-
-
-def method(group: Group) -> str:
-    """How entries were tested against each other."""
-    count = len(group.tests)
-    name = "exact McNemar over groups of copies" if group.task == "classification" else "paired Wilcoxon over patients"
-    many = f" Of {len(group.alike)} entries the best {MOST_TESTED}." if len(group.alike) > MOST_TESTED else ""
-    return f"{name[0].upper()}{name[1:]}, Holm-corrected over {count} test{'s' * (count != 1)}.{many}"

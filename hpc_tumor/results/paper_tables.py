@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from hpc_tumor.results.brief_tables import spread_columns
-from hpc_tumor.results.comparison import Comparison, Group
+from hpc_tumor.results.comparison import MOST_TESTED, Comparison, Group
+from hpc_tumor.results.conclusions import conclusions
 from hpc_tumor.results.evidence_tables import ranks_table, tests_table
 from hpc_tumor.results.latex import latex_document
 from hpc_tumor.results.layout import Column, Table
 from hpc_tumor.results.making import Spec, table_of
 from hpc_tumor.results.measures import measure
-from hpc_tumor.results.notes import conclusions, group_notes
+from hpc_tumor.results.notes import group_notes
 from hpc_tumor.results.paired import PairedTest
 from hpc_tumor.results.rows import Row, best_places, group_rows
 from hpc_tumor.results.run_tables import cost_columns
@@ -114,13 +115,24 @@ def _cost(group: Group) -> Table:
 
 
 def _tests(group: Group) -> Table:
-    """The pairs of entries; where these are too many, only those by the main score, or those of the best entry."""
+    """The pairs of entries; where these are too many, only those by the main score, or those of the best entry.
+
+    Below them the entries against the nearest neighbour; of many the best.
+    """
+    compared = {entry.name for entry in group.compared}
+    against = [
+        index
+        for index, name in enumerate(group.neighbour_tests, len(group.tests))
+        if len(group.neighbour_tests) <= MOST_TESTED or name in compared
+    ]
+    most = MOST_ROWS - len(against)
     chosen = list(range(len(group.tests)))
-    if len(chosen) > MOST_ROWS:
+    if len(chosen) > most:
         chosen = [index for index in chosen if group.tests[index].score == group.main]
-    if len(chosen) > MOST_ROWS:
+    if len(chosen) > most:
         best = max(range(len(group.compared)), key=lambda index: group.compared[index].score or 0)
         chosen = [index for index in chosen if best in _pair(group.tests[index])]
+    chosen += against
     table = tests_table(group)
     titles = [column.title for column in table.columns]
     wanted = ("score", "first", "second", "difference", "95 % CI", "p, Holm", "effect size")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hpc_tumor.results.cases import TestCases
 from hpc_tumor.results.statistics import LEVEL, add_up, times_drawn
@@ -36,11 +37,22 @@ def rank_then_aggregate(
     entries: Sequence[TestCases], scores: Sequence[str], larger_is_better: Sequence[bool]
 ) -> Ranking:
     """As BraTS ranks (Bakas 2018): on every case and by every score, then the mean of these ranks."""
-    per_case = []
+    per_case = case_ranks(entries, scores, larger_is_better)
+    return _ranking(per_case.mean(0), entries[0].units[entries[0].order])
+
+
+def case_ranks(
+    entries: Sequence[TestCases], scores: Sequence[str], larger_is_better: Sequence[bool]
+) -> NDArray[np.float64]:
+    """Rank of each entry among all of them on every case, 1 the best: `(scores, cases, entries)`.
+
+    Cases are in the order of their names. No case changes the ranks on another.
+    """
+    per_score = []
     for score, larger in zip(scores, larger_is_better, strict=True):
         values = np.stack([cases.values[score][cases.order] for cases in entries], 1)
-        per_case.append(_ranks(-values if larger else values))
-    return _ranking(np.mean(per_case, axis=0), entries[0].units[entries[0].order])
+        per_score.append(_ranks(-values if larger else values))
+    return np.stack(per_score)
 
 
 def aggregate_then_rank(entries: Sequence[TestCases], score: str, larger_is_better: bool) -> Ranking:

@@ -13,7 +13,7 @@ from hpc_tumor.results.cases import TestCases
 from hpc_tumor.results.measures import MAIN_SCORE
 from hpc_tumor.results.run_result import NOT_SETTINGS, RunResult, Scores
 from hpc_tumor.results.values import integer, number, plain, scores, section, text, word
-from hpc_tumor.run_dir import RunDir, read_json, read_json_lines
+from hpc_tumor.run_dir import Damage, RunDir, read_json, read_json_lines
 
 _LATER = ("scoring.flips", "scoring.clean")
 
@@ -72,7 +72,7 @@ def read_finished(run: RunDir, result: Mapping[str, Any]) -> RunResult:
         cases=cases,
         remarks=remarks,
         **_cost(result),
-        **_training(result),
+        **_training(result, run.weights_lost()),
     )
 
 
@@ -102,15 +102,16 @@ def _cost(result: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _training(result: Mapping[str, Any]) -> dict[str, Any]:
+def _training(result: Mapping[str, Any], lost: Damage | None) -> dict[str, Any]:
     """How training went, and how its weights were chosen and tested."""
     best, last, counts = section(result.get("best")), section(result.get("last")), section(result.get("cases"))
     stopped, flips = result.get("stopped_early"), result.get("flips")
     return {
         "train_cases": integer(counts.get("train")),
         "val_cases": integer(counts.get("val")),
-        "chosen_by": text(result.get("chosen_by")),
-        "best_epoch": integer(best.get("epoch")),
+        "chosen_by": "last epoch" if lost else text(result.get("chosen_by")),
+        "best_epoch": None if lost else integer(best.get("epoch")),
+        "weights_lost": lost,
         "last_epoch": integer(last.get("epoch")),
         "last": scores(last.get("test")),
         "last_train": scores(last.get("train")),

@@ -13,11 +13,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from hpc_tumor import __version__
 from hpc_tumor.results.brief_tables import skipped_table, unfinished_table
 from hpc_tumor.results.comparison import Comparison, Group
+from hpc_tumor.results.conclusions import conclusions
 from hpc_tumor.results.figures import Drawing
 from hpc_tumor.results.full_tables import group_tables
 from hpc_tumor.results.layout import Table
 from hpc_tumor.results.measures import CASES, measure
-from hpc_tumor.results.notes import conclusions
 from hpc_tumor.results.origin import read_origin
 from hpc_tumor.results.statistics import RESAMPLES
 
@@ -43,7 +43,7 @@ class Section:
     key: str
     title: str
     short: str
-    verdict: str
+    verdict: tuple[str, ...]
     data: tuple[str, ...]
     leaks: bool
     parts: tuple[Part, ...]
@@ -142,7 +142,7 @@ def _section(group: Group, index: int, drawings: Sequence[Drawing]) -> Section:
         if chosen or there & set(sections):
             parts.append(Part(f"{key}-{number + 1}", title, chosen, sections, first))
     return Section(
-        key, group.title, _short(group), " ".join(_verdict(group)), tuple(_data(group)), group.split_leaks is True,
+        key, group.title, _short(group), tuple(_verdict(group)), tuple(_data(group)), group.split_leaks is True,
         tuple(parts), tuple(drawings),
     )  # fmt: skip
 
@@ -153,17 +153,16 @@ def _short(group: Group) -> str:
 
 
 def _verdict(group: Group) -> Iterable[str]:
-    """What a reader in a hurry takes home."""
-    if found := conclusions(group):
-        yield from found
-        return
-    for entry in group.entries[:3]:
+    """Sentences for a reader in a hurry: the conclusions, below the score where there is a single entry."""
+    if len(group.entries) == 1:
+        (entry,) = group.entries
         score = measure(group.task, group.main)
-        found_score = entry.statistics.get(group.main)
-        if found_score is not None:
-            low, high = found_score.low, found_score.high
+        found = entry.statistics.get(group.main)
+        if found is not None:
+            low, high = found.low, found.high
             between = f" (95 % interval {score.show(low)} to {score.show(high)})" if low is not None else ""
-            yield f"{entry.name}: {score.title} {score.show(found_score.mean)}{between}."
+            yield f"{entry.name}: {score.title} {score.show(found.mean)}{between}."
+    yield from conclusions(group)
 
 
 _DATASETS = {"brats": "BraTS", "brats-h5": "BraTS (H5 edition)", "brain-mri": "Brain Tumor MRI"}

@@ -137,7 +137,7 @@ def run_row(entry: Entry, run: RunResult) -> Row:
     """The row of one run, below that of its entry."""
     seed = "" if run.seed is None or (len(entry.seeds) == 1 and run.fold is not None) else f"seed {run.seed}"
     parts = [seed, "" if run.fold is None else f"fold {run.fold}", run.run if entry.pooled else ""]
-    which = ", ".join(part for part in parts if part)
+    which = ", ".join(part for part in parts if part) + (" (last epoch)" if run.weights_lost else "")
     return Row(
         kind="run",
         name=f"{entry.name}, {which}",

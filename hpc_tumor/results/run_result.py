@@ -9,6 +9,7 @@ from typing import Any
 
 from hpc_tumor.results.cases import TestCases
 from hpc_tumor.results.measures import MAIN_SCORE
+from hpc_tumor.run_dir import Damage
 
 Scores = Mapping[str, float | None]
 # Settings that cannot change a score, or stand in the key of a group already: entries do not differ in them.
@@ -27,6 +28,8 @@ class RunResult:
         config: settings by dotted name.
         settings: a hash of them but for NOT_SETTINGS: equal where two runs were set alike.
         cases: scores of each test case, with the weights of the best epoch.
+        weights_lost: damage to the weights of the best epoch, where it was scored without them: then `best` and the cases
+            are of the last epoch, and `best_epoch` is None.
         remarks: what keeps the run from being compared, or is to be known of it.
     """
 
@@ -62,6 +65,7 @@ class RunResult:
     test_cases: int | None
     chosen_by: str | None
     best_epoch: int | None
+    weights_lost: Damage | None
     best: Scores
     last_epoch: int | None
     last: Scores

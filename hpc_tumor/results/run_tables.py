@@ -12,6 +12,7 @@ from hpc_tumor.results.making import Spec, plain_table, table_of
 from hpc_tumor.results.measures import measure
 from hpc_tumor.results.rows import Row, group_rows
 from hpc_tumor.results.run_result import RunResult
+from hpc_tumor.run_dir import without_best
 
 
 def cost_table(group: Group) -> Table:
@@ -54,6 +55,7 @@ def runs_table(group: Group) -> Table:
     for entry in group.entries:
         for run in entry.all_runs:
             remarks = [*run.remarks, *(["ended early"] if run.stopped_early else [])]
+            remarks += [without_best(run.weights_lost)] if run.weights_lost else []
             remarks += ["run again: not counted"] if run in entry.repeated else []
             lines.append((
                 run.run, entry.name, _text(run.seed), _text(run.fold), whole(run.epochs), whole(run.best_epoch),

@@ -18,10 +18,10 @@ from hpc_tumor.results.as_json import as_json
 from hpc_tumor.results.brief_tables import skipped_table, unfinished_table
 from hpc_tumor.results.case_rows import write_case_rows
 from hpc_tumor.results.comparison import Comparison
+from hpc_tumor.results.conclusions import conclusions
 from hpc_tumor.results.entries import Entry
 from hpc_tumor.results.full_tables import group_tables
 from hpc_tumor.results.layout import NOTHING, Table
-from hpc_tumor.results.notes import conclusions
 from hpc_tumor.results.paper_tables import paper
 from hpc_tumor.results.published import PUBLISHED
 from hpc_tumor.results.run_result import RunResult
@@ -87,7 +87,7 @@ def _entry_values(entry: Entry) -> dict[str, Any]:
         "split": one.split, "split_leaks": one.split_leaks, "dataset": one.dataset, "store": one.store,
         "fingerprint": one.fingerprint, "parameters": one.parameters, "gflop_per_sample": one.gflop_per_sample,
         "runs": len(entry.runs), "seeds": len(entry.seeds), "folds": len(entry.folds) or None, "sd_over": entry.sd_over,
-        "test_cases": entry.n,
+        "test_cases": entry.n, "weights_lost": _lost(entry),
     }  # fmt: skip
     for name, found in entry.statistics.items():
         values |= {f"best_{name}": found.mean, f"sd_{name}": found.sd}
@@ -106,7 +106,7 @@ def _long(comparison: Comparison) -> str:
     columns = [
         "task", "dataset", "fingerprint", "split", "split_leaks", "entry", "model", "seeds", "folds", "score",
         "structure", "mean", "low", "high", "median", "q1", "q3", "sd", "sd_over", "n", "units", "empty", "missed",
-        "false_alarms",
+        "false_alarms", "weights_lost",
     ]  # fmt: skip
     rows = []
     for group in comparison.groups:
@@ -114,7 +114,7 @@ def _long(comparison: Comparison) -> str:
             about = {
                 "task": group.task, "dataset": group.dataset, "fingerprint": group.fingerprint, "split": group.split,
                 "split_leaks": group.split_leaks, "entry": entry.name, "model": entry.model, "seeds": len(entry.seeds),
-                "folds": len(entry.folds) or None, "sd_over": entry.sd_over,
+                "folds": len(entry.folds) or None, "sd_over": entry.sd_over, "weights_lost": _lost(entry),
             }  # fmt: skip
             for name, found in entry.statistics.items():
                 score, _, part = name.rpartition("_")
@@ -125,6 +125,11 @@ def _long(comparison: Comparison) -> str:
                     row["false_alarms"] = counts["false alarm"]
                 rows.append(row)
     return _csv(columns, rows)
+
+
+def _lost(entry: Entry) -> str | None:
+    """Damage to the best weights of its runs; None where they were scored with them."""
+    return ", ".join(sorted({str(run.weights_lost) for run in entry.lost})) or None
 
 
 def _csv(columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> str:

@@ -30,13 +30,13 @@ class Wishes:
 
     Attributes:
         models: networks; none: all of them.
-        where: settings by dotted name, with the value that a run must have.
+        where: settings by dotted name, with the value that a run must have, as it was typed.
         by: settings that make an entry; none: all of them.
         sort: a score, name, parameters, gflop, gpu-hours, time, memory or samples/s; None: in the order of the models.
     """
 
     models: tuple[str, ...] = ()
-    where: tuple[tuple[str, Any], ...] = ()
+    where: tuple[tuple[str, str], ...] = ()
     by: tuple[str, ...] = ()
     sort: str | None = None
 
@@ -80,7 +80,7 @@ def make_wishes(models: Sequence[str], where: Sequence[str], by: Sequence[str], 
         key, equals, value = text.partition("=")
         if not equals:
             raise UsageError(f"--where {text!r} has no value: write it as KEY=VALUE, for example loss=dice-bce.")
-        wanted.append((full_name(key.strip(), "--where"), _parsed(value.strip())))
+        wanted.append((full_name(key.strip(), "--where"), value.strip()))
     known = {*OF_IMAGES, *OF_STRUCTURES, *_SORTS, "loss"}
     parts = {f"{score}_{part}" for score in OF_STRUCTURES for part in STRUCTURES}
     of_class = sort is not None and sort.partition("_")[0] in ("precision", "recall", "f1", "auroc")
@@ -99,12 +99,12 @@ def _costs(entry: Entry) -> dict[str, float | None]:
     return found | {"gpu-hours": None if hours is None else hours * len(entry.runs)}
 
 
-def _parsed(text: str) -> Any:
+def _same(value: Any, typed: str) -> bool:
+    """Whether a run's value is the one that was typed. The run's own decides: of texts, `1e5` is not `100000.0`."""
     try:
-        return json.loads(text)
+        wanted = json.loads(typed)
     except ValueError:
-        return text
-
-
-def _same(value: Any, wanted: Any) -> bool:
-    return bool(value == wanted) or str(value) == str(wanted)
+        wanted = typed
+    if isinstance(value, str) and not isinstance(wanted, str):
+        return value == typed
+    return bool(value == wanted) or str(value) == typed

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpc_tumor.data.case import MODALITIES
+from hpc_tumor.data.case import MODALITIES, TUMOUR_LABELS
 from hpc_tumor.data.loader import Batch, BatchLoader
 from hpc_tumor.data.samples import SlicePart
 from hpc_tumor.training import metrics
@@ -140,7 +140,7 @@ def _slice_to_show(setup: Setup, row: int) -> int:
     scored = np.arange(len(part))[: None if limit is None else limit * test.batch_size]
     positions = scored[part.case_of[scored] == row]
     case, numbers = part.slices[positions].T
-    tumour = part.store.label_counts[case, numbers][:, 1:].sum(1, dtype=np.int64)
+    tumour = part.store.label_counts[case, numbers][:, 1:TUMOUR_LABELS].sum(1, dtype=np.int64)
     if not tumour.any():
         tumour = _predicted(setup, positions)
     return int(positions[tumour.argmax() if tumour.any() else len(positions) // 2])

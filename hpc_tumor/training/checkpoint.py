@@ -21,6 +21,8 @@ from hpc_tumor import atomic
 from hpc_tumor.errors import DataError
 
 _FORMAT = 2
+# Metadata of weights, which safetensors keeps as texts: these are JSON, all others are the text itself.
+_JSON_FACTS = frozenset({"filters", "classes", "exclusive", "image_size", "identity", "state"})
 
 
 @dataclass
@@ -114,27 +116,32 @@ def write_weights(path: Path, weights: dict[str, Tensor], state: TrainState, abo
     weights = {name: tensor.detach().to("cpu").contiguous() for name, tensor in weights.items()}
     kept = {key: value for key, value in dataclasses.asdict(state).items() if key != "totals"}
     facts = {**about, "state": kept, "crc32c": _checksum(weights)}
-    metadata = {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
+    metadata = {key: json.dumps(value) if key in _JSON_FACTS else value for key, value in facts.items()}
     atomic.write_bytes(path, safetensors.torch.save(weights, metadata))
 
 
 def load_weights(path: Path, identity: dict[str, Any] | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The weights in `path` on the CPU, and what is said of them, with `state` as a TrainState.
+    """Return the weights in `path` on the CPU, and what the file says of them, with `state` as a TrainState.
 
     Raises:
-        DataError: the file is damaged, or of a run with other data or another network.
+        DataError: the file is missing or damaged, or of a run with other data or another network.
     """
     try:
         with safe_open(path, "pt") as file:
-            facts = {key: _parse(value) for key, value in (file.metadata() or {}).items()}
+            facts = {key: _fact(key, text) for key, text in (file.metadata() or {}).items()}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         whole = facts.pop("crc32c") == _checksum(weights)
         facts["state"] = TrainState(**facts["state"])
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: it is missing or damaged.") from error
+        found = dict(facts["identity"])
+    except FileNotFoundError as error:
+        raise DataError(f"{path} cannot be read: it is missing.") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}.") from error
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read: it is damaged.") from error
     if not whole:
-        raise DataError(f"{path} cannot be read: it is damaged.")
-    _check_identity(path, facts["identity"], identity)
+        raise DataError(f"{path} cannot be read: it is damaged, its checksum differs.")
+    _check_identity(path, found, identity)
     return weights, facts
 
 
@@ -160,8 +167,8 @@ def _checksum(weights: dict[str, Tensor]) -> str:
     return check.hexdigest().decode()
 
 
-def _parse(value: str) -> Any:
-    try:
-        return json.loads(value)
-    except ValueError:
-        return value
+def _fact(key: str, text: str) -> Any:
+    """A value of the metadata. Which are JSON is decided by the key: a checksum such as 48336e25 is no number."""
+    if key not in _JSON_FACTS:
+        return text
+    return json.loads(text) if text else None  # earlier versions wrote no number of filters as an empty text

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hpc_tumor.config import CLASSIFICATION_SIZE, Experiment
+from hpc_tumor.data.case import TUMOUR_LABELS
 from hpc_tumor.data.keeping import Ranks, keep_rows
 from hpc_tumor.data.loader import BatchLoader
 from hpc_tumor.data.samples import ImagePart, Part, SlicePart
@@ -67,7 +68,9 @@ class Parts:
         unit = "cases" if self.classes is None else "images"
         sizes = ", ".join(f"{count} {name}" for name, count in self.counts().items())
         slices = f"; {len(self.train.part)} slices to train on" if self.classes is None else ""
-        return f"{unit}: {sizes}{slices}" + ("; this split leaks between its parts" if self.split.leaks else "")
+        leaks = "; this split leaks between its parts" if self.split.leaks else ""
+        cavity = self.classes is None and len(self.store.labels) > TUMOUR_LABELS
+        return f"{unit}: {sizes}{slices}{leaks}" + ("; resection cavities count as background" if cavity else "")
 
 
 def make_parts(experiment: Experiment, distributed: Distributed, read_from: Path | None = None) -> Parts:
@@ -120,7 +123,7 @@ def class_weights(experiment: Experiment, parts: Parts, device: torch.device) ->
     part = parts.train.part
     if isinstance(part, SlicePart):
         voxels = parts.store.label_counts[part.slices[:, 0], part.slices[:, 1]].sum(0, dtype=np.int64)
-        counts = voxels[1:]  # without the background
+        counts = voxels[1:TUMOUR_LABELS]
     else:
         counts = np.bincount(part.classes.numpy(), minlength=len(parts.classes or []))  # type: ignore[attr-defined]
     return balanced_weights(torch.from_numpy(counts.astype(np.float64))).float().to(device)

@@ -14,6 +14,7 @@ import torch
 from hpc_tumor import atomic
 from hpc_tumor.data.samples import SlicePart
 from hpc_tumor.errors import DataError
+from hpc_tumor.run_dir import Damage
 from hpc_tumor.training import metrics
 from hpc_tumor.training.evaluate import Evaluation
 from hpc_tumor.training.flops import forward_gflop
@@ -41,18 +42,21 @@ def write_result(setup: Setup, heartbeat: Heartbeat, stop: Callable[[], str | No
             raise StopError
 
     try:
-        last, best = _score(setup, Watch(heartbeat.alive, look))
+        last, best, lost = _score(setup, Watch(heartbeat.alive, look))
     except StopError:
         return False
     setup.settle()
     if setup.distributed.is_main:
-        _write_result(setup, heartbeat, last, best, Spent(seconds, memory))
+        _write_result(setup, heartbeat, last, best, lost, Spent(seconds, memory))
     setup.distributed.barrier()
     return True
 
 
-def _score(setup: Setup, watch: Watch) -> tuple[Evaluation, Tested]:
-    """The test part with the last weights, and with the best, which are in the network afterwards."""
+def _score(setup: Setup, watch: Watch) -> tuple[Evaluation, Tested, Damage | None]:
+    """The test part with the last weights, and with the best, which are in the network afterwards.
+
+    Where those of the best epoch are lost, the last ones count in their place: then the damage to them, too.
+    """
     state = setup.state
     with setup.weights_to_score():
         if setup.val is None or state.best_epoch == state.epoch:
@@ -63,13 +67,13 @@ def _score(setup: Setup, watch: Watch) -> tuple[Evaluation, Tested]:
     if best is not None:
         if setup.val is None:
             setup.save_best()
-        return best.plain, best
+        return best.plain, best, None
     if (lost := setup.load_best()) is None:
-        return last, score_test_part(setup, watch)
-    _go_without_best(setup, lost)
+        return last, score_test_part(setup, watch), None
+    _go_without_best(setup, lost[1])
     with setup.weights_to_score():
         best = score_test_part(setup, watch)
-    return best.plain, best
+    return best.plain, best, lost[0]
 
 
 @dataclass(frozen=True)
@@ -81,30 +85,33 @@ class Spent:
 
 
 def _go_without_best(setup: Setup, lost: str) -> None:
-    """The last weights count as the best where those of the best epoch are gone."""
+    """Let the last weights count as the best, and keep them in a file of their own: that of the best stays as it is."""
     state = setup.state
     if setup.distributed.is_main:
         say(f"warning: {lost} The scores are those of the last epoch, {state.epoch}, not of epoch {state.best_epoch}.")
-        setup.run.add_event("best weights lost", reason=lost)
+        setup.run.add_event("best weights lost", epoch=state.best_epoch, reason=lost)
     state.best_epoch, state.best_score, state.best_loss = state.epoch, None, None
-    setup.save_best()
+    setup.save_last_weights()
 
 
-def _write_result(setup: Setup, heartbeat: Heartbeat, last: Evaluation, best: Tested, spent: Spent) -> None:
+def _write_result(
+    setup: Setup, heartbeat: Heartbeat, last: Evaluation, best: Tested, lost: Damage | None, spent: Spent
+) -> None:
     state = setup.state
     neighbour = _neighbour(setup, heartbeat) if setup.classes is not None else None
     _write_cases(setup, best.final, neighbour)
     # The weights that were scored: those of the best epoch lie in the network, unless the last are the best.
     with setup.average.applied() if setup.average and best.plain is last else nullcontext():
         write_pictures(setup, best.final)
-    atomic.write_json(setup.run.result, _result(setup, last, best, spent))
+    atomic.write_json(setup.run.result, _result(setup, last, best, lost, spent))
     setup.run.add_event("finished", epoch=state.epoch, seconds=spent.seconds)
     heartbeat.write("finished")
     score = best.final.scores[setup.main_score]
-    say(f"finished: test {setup.main_score} {score:.3f} with the weights of epoch {state.best_epoch}")
+    but = f", the last: those of the best are {lost}" if lost else ""
+    say(f"finished: test {setup.main_score} {score:.3f} with the weights of epoch {state.best_epoch}{but}")
 
 
-def _result(setup: Setup, last: Evaluation, best: Tested, spent: Spent) -> dict[str, Any]:
+def _result(setup: Setup, last: Evaluation, best: Tested, lost: Damage | None, spent: Spent) -> dict[str, Any]:
     experiment, distributed, parts, state = setup.experiment, setup.distributed, setup.parts, setup.state
     gpu = distributed.device.type == "cuda"
     training = [line for line in setup.run.read_metrics() if line["part"] == "train"]
@@ -146,7 +153,8 @@ def _result(setup: Setup, last: Evaluation, best: Tested, spent: Spent) -> dict[
         "surfaces": method() if best.final.surfaces is not None else None,
         "cleaning": asdict(best.cleaning) if best.cleaning else None,
         "flips": experiment.scoring.flips,
-        "chosen_by": f"val {setup.main_score}" if setup.val is not None else "last epoch",
+        "chosen_by": f"val {setup.main_score}" if setup.val is not None and lost is None else "last epoch",
+        "weights_lost": lost,  # then the scores below, "best" ones too, are of the last epoch
         "best": {
             "epoch": state.best_epoch,
             "val": setup.best_shown,

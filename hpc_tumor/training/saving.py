@@ -49,8 +49,8 @@ class Saver:
 
         self._writing.append(self._thread.submit(write))
 
-    def save_best(self, state: TrainState, weights: dict[str, Any], about: dict[str, Any]) -> None:
-        """Take a copy of the weights, and write it as the best so far."""
+    def save_weights(self, path: Path, state: TrainState, weights: dict[str, Any], about: dict[str, Any]) -> None:
+        """Take a copy of the weights, and write it to `path`."""
         weights, ready = _copy(weights)
         state = dataclasses.replace(state, totals=[])
 
@@ -58,7 +58,7 @@ class Saver:
             self._refuse_after_failure()
             ready()
             try:
-                write_weights(self.run.best_weights, weights, state, {**about, "identity": self.identity})
+                write_weights(path, weights, state, {**about, "identity": self.identity})
             except BaseException as error:
                 self._failure = error
                 raise

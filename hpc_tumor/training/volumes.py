@@ -92,9 +92,9 @@ def whole_cases(part: SlicePart, positions: np.ndarray | None = None) -> np.ndar
 
 
 def box(there: np.ndarray) -> tuple[slice, ...]:
-    """The smallest box that holds all true elements; an empty one where there are none."""
+    """Return the smallest box that holds all true elements, and one element where none is: a box is never empty."""
     ranges = []
     for axis in range(there.ndim):
         places = np.flatnonzero(there.any(axis=tuple(other for other in range(there.ndim) if other != axis)))
-        ranges.append(slice(int(places[0]), int(places[-1]) + 1) if len(places) else slice(0, 0))
+        ranges.append(slice(int(places[0]), int(places[-1]) + 1) if len(places) else slice(0, 1))
     return tuple(ranges)

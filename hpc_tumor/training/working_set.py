@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,8 +16,9 @@ from torch import Tensor, nn
 
 from hpc_tumor.config import Experiment
 from hpc_tumor.data.loader import BatchLoader
+from hpc_tumor.data.store import Store
 from hpc_tumor.errors import DataError, HpcTumorError
-from hpc_tumor.run_dir import RunDir
+from hpc_tumor.run_dir import Damage, RunDir
 from hpc_tumor.training import metrics
 from hpc_tumor.training.average import WeightAverage
 from hpc_tumor.training.checkpoint import (
@@ -211,17 +214,25 @@ class Setup:
 
     def save_best(self) -> None:
         """Keep the weights of the best epoch so far: those that were scored."""
+        self._save_weights(self.run.best_weights)
+
+    def save_last_weights(self) -> None:
+        """Keep the weights of the last epoch, to be scored where those of the best were lost."""
+        self._save_weights(self.run.last_weights)
+
+    def _save_weights(self, path: Path) -> None:
         if self.saver is not None:
             with self.average.applied() if self.average else nullcontext():
-                self.saver.save_best(self.state, self.bare.state_dict(), self._about())
+                self.saver.save_weights(path, self.state, self.bare.state_dict(), self._about())
 
     def _about(self) -> dict[str, Any]:
         """What somebody needs to use the weights."""
         model, (height, width) = self.experiment.model, self.parts.image_size
         return {
-            "format": "hpc-tumor weights", "run": self.run.name, "model": model.name, "filters": model.filters or "",
+            "format": "hpc-tumor weights", "run": self.run.name, "model": model.name, "filters": model.filters,
             "task": self.experiment.task, "classes": self.classes or list(metrics.LABELS),
             "exclusive": self.exclusive, "image_size": [height, width],
+            **({"edition": _most_common_edition(self.parts.store)} if self.classes is None else {}),
         }  # fmt: skip
 
     def settle(self) -> None:
@@ -231,20 +242,21 @@ class Setup:
             self.saver.wait()
         self.distributed.barrier()
 
-    def load_best(self) -> str | None:
+    def load_best(self) -> tuple[Damage, str] | None:
         """Put the weights of the best epoch into the network, and leave the running mean out of it.
 
-        Gives what is to be said where any rank cannot read them: then the network stays as it is.
+        Returns the damage, and what is wrong in a sentence, where any rank cannot read them: then the network stays
+        as it is, and so does the file.
         """
         self.settle()
-        said = None
+        lost: tuple[Damage, str] | None = None
         try:
             weights, about = load_weights(self.run.best_weights, self.identity)
         except DataError as error:
-            said = str(error)
-        said = next((reason for reason in self.distributed.gather(said) if reason), None)
-        if said is not None:
-            return said
+            lost = ("missing" if isinstance(error.__cause__, FileNotFoundError) else "damaged"), str(error)
+        lost = next((found for found in self.distributed.gather(lost) if found), None)
+        if lost is not None:
+            return lost
         self.bare.load_state_dict(weights)
         # What these weights are is said by their own file: the last checkpoint may be older, or a redone epoch differ.
         best: TrainState = about["state"]
@@ -283,6 +295,11 @@ class Setup:
         else:  # new draws of dropout, but not those of the first steps again
             torch.manual_seed(rank_seed(self.experiment.seed + self.state.updates, self.distributed))
         return True
+
+
+def _most_common_edition(store: Store) -> str:
+    """The name of the edition that most cases of a store of patients are of."""
+    return Counter(edition.name for edition in store.editions).most_common(1)[0][0]
 
 
 def _of_rank_0(distributed: Distributed, ask: Callable[[], Any]) -> Any:

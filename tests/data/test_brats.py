@@ -68,9 +68,9 @@ def test_folders_around_each_file(tmp_path: Path) -> None:
 
 
 def test_et_of_both_conventions_is_three(tmp_path: Path) -> None:
-    for year, value in (("a", 4), ("b", 3)):
-        write_case(tmp_path / year / "case", labels=tumour(enhancing=value))
-    a, b = read(tmp_path / "a"), read(tmp_path / "b")
+    for case, value in (("BraTS2021_00001", 4), ("BraTS-GLI-00001-000", 3)):
+        write_case(tmp_path / case[:8] / case, labels=tumour(enhancing=value))
+    a, b = read(tmp_path / "BraTS202"), read(tmp_path / "BraTS-GL")
     np.testing.assert_array_equal(a.label, b.label)
     assert set(np.unique(a.label)) == {0, 1, 2, 3}
 
@@ -118,14 +118,6 @@ def test_bad_labels_are_named(tmp_path: Path, value: float, words: str) -> None:
     assert words in str(caught.value)
 
 
-def test_three_and_four_together_are_refused(tmp_path: Path) -> None:
-    labels = tumour()
-    labels[0, 0, 0] = 3
-    write_case(tmp_path / "case", labels=labels)
-    with pytest.raises(DataError, match="both labels 3 and 4"):
-        read(tmp_path)
-
-
 @pytest.mark.parametrize(("fill", "mask"), [(0, "empty"), (2, "full")])
 def test_degenerate_masks_are_kept_and_marked(tmp_path: Path, fill: int, mask: str) -> None:
     write_case(tmp_path / "case", labels=np.full_like(tumour(), fill))
@@ -155,6 +147,59 @@ def test_files_without_axes_stay_as_they_are(tmp_path: Path) -> None:
     data = read(tmp_path)
     assert data.meta["source_axes"]["label"] is None
     np.testing.assert_array_equal(data.label > 0, tumour().T > 0)
+
+
+@pytest.mark.parametrize("axes", ["RAS", "LPS"])
+@pytest.mark.parametrize("silent", [("seg",), ("t1ce", "t2"), ("flair",), ("flair", "seg")])
+def test_files_without_axes_have_the_voxel_order_of_the_others(
+    tmp_path: Path, axes: str, silent: tuple[str, ...]
+) -> None:
+    affine = LPS if axes == "LPS" else np.eye(4)
+    write_case(tmp_path / "a" / "case", affine=affine)
+    folder = write_case(tmp_path / "b" / "case", affine=affine)
+    for suffix in silent:
+        file = folder / f"case_{suffix}.nii.gz"
+        save(file, np.asarray(nib.load(file).dataobj), affine, code=0)
+    a, b = read(tmp_path / "a"), read(tmp_path / "b")
+    np.testing.assert_array_equal(a.image, b.image)
+    np.testing.assert_array_equal(a.label, b.label)
+    np.testing.assert_array_equal(a.affine, b.affine)
+    assert b.meta["without_axes"] == [
+        {"flair": "FLAIR", "t1ce": "T1ce", "t2": "T2", "seg": "label"}[suffix] for suffix in silent
+    ]
+    assert not b.meta["other_affine"]
+
+
+def test_a_file_without_axes_is_refused_where_the_others_differ(tmp_path: Path) -> None:
+    folder = write_case(tmp_path / "case")
+    image = nib.load(folder / "case_t1.nii.gz")
+    turned = image.as_reoriented(nib.io_orientation(image.affine))  # RAS, in the same place
+    save(folder / "case_t1.nii.gz", np.asarray(turned.dataobj), turned.affine)
+    read(tmp_path)
+    save(folder / "case_seg.nii.gz", tumour(), LPS, code=0)
+    with pytest.raises(DataError, match=r"case_seg.* does not say where .* \(LPS\) and case_t1.* \(RAS\) differ"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("zooms", [(1, 1, 1), (2, 1, 1)])
+def test_a_file_without_axes_and_of_other_voxels_is_refused(tmp_path: Path, zooms: tuple[int, ...]) -> None:
+    folder = write_case(tmp_path / "case")
+    mask = tumour() if zooms != (1, 1, 1) else tumour().transpose(1, 0, 2)
+    save(folder / "case_seg.nii.gz", mask, np.diag([*zooms, 1.0]), code=0)
+    with pytest.raises(DataError, match=r"case_seg.* does not say where its axes point, and it has \d+ × 1. × 6"):
+        read(tmp_path)
+
+
+def test_a_made_up_affine_that_would_mirror_is_refused(tmp_path: Path) -> None:
+    """A mask saved with the identity states RAS: turned by that, it would be mirrored against the scans in LPS."""
+    folder = write_case(tmp_path / "case")
+    save(folder / "case_seg.nii.gz", tumour(), np.eye(4))
+    with pytest.raises(DataError, match=r"case_seg.* has the axes RAS, case_flair\.nii\.gz LPS, .* mm apart"):
+        read(tmp_path)
+    moved = LPS.copy()
+    moved[:3, 3] += 50  # elsewhere, but not turned: voxel on voxel, which is said
+    save(folder / "case_seg.nii.gz", tumour(), moved)
+    assert read(tmp_path).meta["other_affine"] == ["label"]
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
@@ -257,7 +302,7 @@ def test_brain_is_not_told_by_sign() -> None:
 
 def test_label_counts_add_up() -> None:
     labels = np.where(tumour() == 4, 3, tumour()).T.astype(np.uint8)
-    counts = label_counts(labels)
+    counts = label_counts(labels, 4)
     assert (counts.sum(1) == labels[0].size).all()
     assert counts.sum(0).tolist() == np.bincount(labels.ravel(), minlength=4).tolist()
 

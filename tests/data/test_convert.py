@@ -21,10 +21,10 @@ from hpc_tumor.data.zarr_nodes import IMAGE_COMPRESSION
 READER = BraTSReader()
 
 
-def convert(source: Path, store: Path) -> Row:
+def convert(source: Path, store: Path, reader: BraTSReader = READER) -> Row:
     """Convert the only case below `source` into the folder `store`; gives its row."""
-    (case,) = READER.list_cases(source)
-    result = convert_unit(Unit(READER, [case], store, 1))
+    (case,) = reader.list_cases(source)
+    result = convert_unit(Unit(reader, [case], store, 1))
     assert not result.failed
     return result.rows[0]
 
@@ -72,16 +72,16 @@ def test_big_endian_and_a_slope(tmp_path: Path) -> None:
     np.testing.assert_array_equal(stored[3], (brain(2).T * 0.5 - 3).astype(np.float32))
 
 
-def content(root: Path, name: str, **how: object) -> str:
+def content(root: Path, name: str, reader: BraTSReader = READER, **how: object) -> str:
     """Digest of a case written with `how`."""
     write_case(root / name / "raw" / "case", **how)
-    return convert(root / name / "raw", root / name / "store")["content"]
+    return convert(root / name / "raw", root / name / "store", reader)["content"]
 
 
 def test_content_is_the_same_however_it_is_packed(tmp_path: Path) -> None:
     packed = content(tmp_path, "a")
     assert packed == content(tmp_path, "b", ending=".nii")
-    assert packed == content(tmp_path, "c", labels=tumour(enhancing=3))  # the convention of 2023
+    assert packed == content(tmp_path, "c", BraTSReader("brats-2023"), labels=tumour(enhancing=3))
 
 
 def test_content_differs_with_any_voxel_label_type_or_place(tmp_path: Path) -> None:

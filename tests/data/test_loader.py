@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hpc_tumor.data.case import LABELS
 from hpc_tumor.data.loader import BatchLoader, epoch_order
 from hpc_tumor.data.samples import ImagePart, SlicePart, halve, resize
 
@@ -42,9 +43,10 @@ def slice_store() -> Any:
 
     reads: list[int] = []
     return SimpleNamespace(
-        volumes=volumes, labels=labels, statistics=statistics, background=background, read_slices=read_slices,
+        volumes=volumes, truth=labels, labels=LABELS, statistics=statistics, background=background,
+        read_slices=read_slices,
         empty_slices=lambda n: (np.empty((n, 4, 4, 6), np.int16), np.empty((n, 4, 6), np.uint8)), reads=reads,
-        dtype=np.dtype(np.int16), slice_background=None,
+        dtype=np.dtype(np.int16), slice_background=None, tolerance=np.zeros((2, 4)),
     )  # fmt: skip
 
 
@@ -65,7 +67,7 @@ def test_slices_are_standardised_over_the_brain_of_their_case() -> None:
             assert seen[~brain].tolist() == [0.0] * int((~brain).sum())
             assert seen[brain].mean() == pytest.approx(0, abs=1e-4)
             assert seen[brain].std() == pytest.approx(1, abs=1e-4)
-    np.testing.assert_array_equal(batch.targets.numpy().reshape(2, 3, 4, 6), store.labels)
+    np.testing.assert_array_equal(batch.targets.numpy().reshape(2, 3, 4, 6), store.truth)
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "int32", "float32", "float64"])
@@ -93,7 +95,7 @@ def test_batches_do_not_change_while_later_ones_are_read() -> None:
             outside = raw == torch.from_numpy(store.background[case]).view(4, 1, 1)
             mean, deviation = torch.from_numpy(store.statistics[case].astype(np.float32)).view(4, 2, 1, 1).unbind(1)
             torch.testing.assert_close(image, ((raw - mean) / deviation).masked_fill(outside, 0))
-            np.testing.assert_array_equal(target.numpy(), store.labels[case, z])
+            np.testing.assert_array_equal(target.numpy(), store.truth[case, z])
 
 
 def image_part(n: int) -> ImagePart:

@@ -44,7 +44,8 @@ def volume(store: Store, case: int = 0) -> tuple[np.ndarray, np.ndarray]:
 def test_every_year_names_its_files_in_its_own_way(
     tmp_path: Path, name: str, joint: str, suffixes: tuple[str, ...], edition: str
 ) -> None:
-    write_case(tmp_path / "raw" / "HGG" / name, joint=joint, suffixes=suffixes)
+    labels = tumour(enhancing=3 if joint == "-" else 4)
+    write_case(tmp_path / "raw" / "HGG" / name, joint=joint, suffixes=suffixes, labels=labels)
     assert inspect_source(tmp_path / "raw").groups == {edition: 1}
     store = store_of(tmp_path / "raw", tmp_path / "s.zarr")
     assert store.clinical == [{"grade": "HGG"}]
@@ -160,3 +161,16 @@ def test_pictures_of_one_name_in_several_folders_are_several(tmp_path: Path) -> 
     picture(9).save(tmp_path / "raw/Training/glioma/.ipynb_checkpoints/image (1)-checkpoint.jpg")
     prepare_dataset(BrainMRIReader(size=32), tmp_path / "raw", tmp_path / "s.zarr", workers=1)
     assert Store.open(tmp_path / "s.zarr").paths == paths
+
+
+def test_a_file_that_lies_elsewhere_is_said_at_once(tmp_path: Path) -> None:
+    """Not only by an audit: the origin of a mask is far off, its axes are those of the scans."""
+    for case in ("BraTS20_Training_001", "BraTS20_Training_002"):
+        folder = write_case(tmp_path / "raw" / case)
+    moved = LPS.copy()
+    moved[0, 3] = 40
+    save(folder / "BraTS20_Training_002_seg.nii.gz", tumour(), moved)
+    (said,) = prepare_dataset(BraTSReader(), tmp_path / "raw", tmp_path / "s.zarr", workers=1).notes
+    assert said.startswith(
+        "1 of 2 cases (BraTS20_Training_002) with a file whose header places it elsewhere than FLAIR"
+    )

@@ -17,6 +17,7 @@ from raw_samples import LPS, brain, real_data, tumour, write_case, write_patient
 
 from hpc_tumor.data.brain_mri import BrainMRIReader
 from hpc_tumor.data.brats import BraTSReader
+from hpc_tumor.data.case import LABELS
 from hpc_tumor.data.loader import BatchLoader, epoch_order
 from hpc_tumor.data.prepare import prepare_dataset
 from hpc_tumor.data.samples import SlicePart
@@ -167,10 +168,13 @@ def rewrite_root(path: Path, **changes: object) -> None:
 
 
 def test_newer_schema_and_unfinished_stores(own_path: Path) -> None:
-    rewrite_root(own_path, schema=2)
-    with pytest.raises(DataError, match=r"has schema 2; this version reads 1\. Update hpc-tumor, or convert again"):
+    rewrite_root(own_path, schema=3)
+    with pytest.raises(DataError, match=r"has schema 3; this version reads 2\. Update hpc-tumor, or convert again"):
         Store.open(own_path)
-    rewrite_root(own_path, schema=1, complete=False)
+    rewrite_root(own_path, schema=1)  # whose labels and sides may be wrong
+    with pytest.raises(DataError, match=r"schema 1; this version reads 2\. Please convert again: .* --overwrite"):
+        Store.open(own_path)
+    rewrite_root(own_path, schema=2, complete=False)
     with pytest.raises(DataError, match="unfinished: run the same hpc-tumor prepare-data again"):
         Store.open(own_path)
 
@@ -217,17 +221,19 @@ def test_two_thousand_patients_are_opened_and_split_without_a_look_at_their_fold
     """There are none: all that a split and the start of an epoch need is in the index."""
     n, depth = 2000, 155
     about = {
-        "schema": 1, "dataset": "brats", "task": "segmentation", "options": {}, "complete": True, "fingerprint": "x",
+        "schema": 2, "dataset": "brats", "task": "segmentation", "options": {}, "complete": True, "fingerprint": "x",
     }  # fmt: skip
     write_group(tmp_path, {"hpc_tumor": about})
     names = [f"BraTS2021_{i:05}" for i in range(n)]
-    facts = {"dtypes": ["int16"] * n, "scans": names, "clinical": [{}] * n}
+    facts = {"dtypes": ["int16"] * n, "scans": names, "clinical": [{}] * n, "labels": LABELS}
+    facts["editions"] = ["brats-2017-2021"] * n
     write_group(tmp_path / "index", {"case_ids": names, **facts})
     columns = {
         "shape": np.tile(np.array([[depth, 240, 240]], np.int32), (n, 1)),
         "statistics": np.ones((n, 4, 2)),
         "background": np.zeros((n, 4)),
         "group": np.arange(n, dtype=np.int32),
+        "tolerance": np.zeros((n, 4)),
         "label_counts": np.random.default_rng(0).integers(0, 9, (n, depth, 4)).astype(np.int32),
     }
     for name, values in columns.items():

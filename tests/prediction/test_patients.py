@@ -302,14 +302,42 @@ def test_refusals(
     assert "holds no" in said(3, run, tmp_path / "empty", "--output", out)
 
 
-def test_damaged_weights_are_named(unet_run: RunDir, patients: Path, tmp_path: Path) -> None:
+def test_damaged_weights_are_named(
+    unet_run: RunDir, patients: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     copy = RunDir(tmp_path / unet_run.name)
     shutil.copytree(unet_run.path, copy.path)
     data = bytearray(copy.best_weights.read_bytes())
     data[-9] ^= 64
     copy.best_weights.write_bytes(data)
-    assert predict(copy, folders(patients)[0], tmp_path / "out") == 3
+    said = refused(["predict", str(copy.path), str(folders(patients)[0]), "-o", str(tmp_path / "out")], 3, capsys)
+    assert "best.safetensors cannot be read: it is damaged" in said
+    assert f"train again: hpc-tumor rerun {copy.name}" in said
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_lost_its_best_weights_predicts_with_those_it_was_scored_with(
+    unet_run: RunDir, patients: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = RunDir(tmp_path / unet_run.name)
+    shutil.copytree(unet_run.path, copy.path)
+    result = json.loads(copy.result.read_text())
+    copy.result.write_text(json.dumps({**result, "weights_lost": "damaged"}))
+    copy.best_weights.rename(copy.last_weights)
+    copy.best_weights.write_bytes(b"<html>quota exceeded</html>")
+    marked = f"{copy.name} was scored with the weights of its last epoch: those of its best were damaged"
+    capsys.readouterr()
+    source, output = str(folders(patients)[0]), str(tmp_path / "out")
+    assert cli.main(["predict", str(copy.path), source, "-o", output, "--json", *IN_FLOAT32]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["weights_lost"] == "damaged"
+    assert marked in json.loads(said.out)["notes"][0]
+    assert marked in " ".join(said.err.split())
+    assert cli.main(["export", str(copy.path), "-o", str(tmp_path / "network.onnx")]) == 0
+    assert marked in " ".join(capsys.readouterr().err.split())
+    copy.last_weights.unlink()  # then nothing is left to predict with
+    said = refused(["predict", str(copy.path), source, "-o", str(tmp_path / "other")], 3, capsys)
+    assert "best.safetensors cannot be read" in said
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

@@ -60,7 +60,7 @@ def test_the_input_is_what_training_sees(patients: Path, case: int) -> None:
 def test_labels_are_those_of_the_network_on_what_training_sees(patients: Path, trained: Trained) -> None:
     patient = read(patients, 2)
     images, _ = from_store(patients, 2)
-    chosen = slices_with_brain(patient.image, patient.brain.background)
+    chosen = slices_with_brain(patient.image, patient.brain)
     found = segment(trained, patient.image, patient.brain, batch_size=4)
     assert found.slices == len(chosen) > 4
     with torch.inference_mode():

@@ -4,20 +4,36 @@ from __future__ import annotations
 
 import csv
 import json
+import math
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
-from made_runs import classification_run, config_of, full_classification_run, full_segmentation_run, segmentation_run
+from made_runs import (
+    classification_run,
+    config_of,
+    dice_rows,
+    full_classification_run,
+    full_segmentation_run,
+    segmentation_run,
+    write_image_cases,
+    write_rows,
+)
 
 from hpc_tumor.results.as_json import as_json
 from hpc_tumor.results.brief_tables import terminal_tables
 from hpc_tumor.results.collect import collect_runs
+from hpc_tumor.results.comparison import Comparison
+from hpc_tumor.results.conclusions import conclusions
 from hpc_tumor.results.full_tables import group_tables
 from hpc_tumor.results.layout import Table
-from hpc_tumor.results.notes import brief_notes, conclusions
+from hpc_tumor.results.notes import brief_notes
+from hpc_tumor.results.report import render_report
 from hpc_tumor.results.rows import new_images_row
 from hpc_tumor.results.statistics import exact_interval
+from hpc_tumor.results.tables import write_tables
 from hpc_tumor.results.wishes import make_wishes
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.scores import classification_scores
@@ -36,9 +52,10 @@ def test_a_larger_mean_is_not_better_where_the_test_says_the_opposite(tmp_path: 
     segmentation_run(tmp_path, "b", [[value] * 3 for value in gambler], model="improved-unet")
     (group,) = collect_runs([RunDir(tmp_path / name) for name in "ab"]).groups
     assert group.entries[0].score > group.entries[1].score  # type: ignore[operator]
-    (said,) = conclusions(group)
+    said, ranks = conclusions(group)
     assert "unet has the largest Dice; but on most patients worse than improved-unet (p < 0.001)" in said
     assert "; better than" not in said
+    assert "3 patients decide: without patient-2 (" in ranks
 
 
 def test_images_of_a_class_are_those_of_all_folds(tmp_path: Path) -> None:
@@ -164,7 +181,7 @@ def test_nothing_is_said_of_columns_that_are_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("warned", [True, False])
-def test_networks_that_know_no_more_than_the_nearest_image(tmp_path: Path, warned: bool) -> None:
+def test_a_single_network_is_compared_with_the_nearest_neighbour(tmp_path: Path, warned: bool) -> None:
     """The neighbour is right on eight of nine images; the network guesses, or is always right."""
     run = full_classification_run(tmp_path, "r", "cnn", images=90)
     with run.cases.open(newline="") as file:
@@ -179,5 +196,180 @@ def test_networks_that_know_no_more_than_the_nearest_image(tmp_path: Path, warne
     result = json.loads(run.result.read_text())
     result["best"]["test"]["accuracy"] = np.mean([row["correct"] == "1" for row in rows])
     run.result.write_text(json.dumps(result))
-    said = " ".join(conclusions(collect_runs([run]).groups[0]))
-    assert ("No network does better than the nearest neighbour" in said) is warned
+    (said,) = conclusions(collect_runs([run]).groups[0])
+    words = "is not shown to be better" if warned else "is better"
+    assert said.startswith(f"cnn {words} than the nearest neighbour, which learns nothing (accuracy 88.9 %): p ")
+
+
+def answers(folder: Path, right: Mapping[str, Sequence[bool]], seed: int = 0) -> list[RunDir]:
+    """Runs of networks that are right on some images; the nearest neighbour is on the first, third, fifth …"""
+    runs = []
+    for model, correct in right.items():
+        config = config_of(model, "classification", seed)
+        runs.append(classification_run(folder, f"{model}-{seed}", correct, model=model, seed=seed, config=config))
+        write_image_cases(runs[-1], correct, ("glioma", "notumor"))
+    return runs
+
+
+def test_every_network_is_compared_with_the_nearest_neighbour(tmp_path: Path) -> None:
+    """Of 20 images the neighbour is right on 10; of the others cnn is right on all, alexnet on two."""
+    right = {"cnn": [True] * 20, "alexnet": [index < 4 or index % 2 == 0 for index in range(20)], "vgg16": [False] * 20}
+    comparison = collect_runs(answers(tmp_path, right))
+    (group,) = comparison.groups
+    # 2 of 2^10 ways, times three tests; 2 of 2^2; the second smallest of Holm's is never below the smallest.
+    expected = {"cnn": (6 / 1024, "better"), "alexnet": (0.5, "not shown"), "vgg16": (6 / 1024, "worse")}
+    near = as_json(comparison)["groups"][0]["neighbour"]
+    assert {test["entry"]: (pytest.approx(test["p_holm"]), test["verdict"]) for test in near["tests"]} == expected
+    assert [(test["wins"], test["losses"], test["n"]) for test in near["tests"]] == [
+        (10, 0, 20),
+        (2, 0, 20),
+        (0, 10, 20),
+    ]
+    assert near["mean"] == 0.5
+    assert near["not_compared"] == []
+    assert conclusions(group)[-1] == (
+        "Against the nearest neighbour, which learns nothing (accuracy 50.0 %): better: cnn (p = 0.006); not shown to"
+        " be better: alexnet (p = 0.500); worse: vgg16 (p = 0.006). Tested likewise, Holm-corrected over these 3 tests."
+    )
+    rows = group_tables(group)["tests"].rows
+    assert [row[1:4] for row in rows if row[2] == "nearest neighbour"] == [
+        ("cnn", "nearest neighbour", "+50.0"), ("alexnet", "nearest neighbour", "+10.0"),
+        ("vgg16", "nearest neighbour", "-50.0"),
+    ]  # fmt: skip
+
+
+def test_every_form_of_the_comparison_says_it(tmp_path: Path) -> None:
+    comparison = collect_runs(answers(tmp_path, {"cnn": [True] * 20, "vit": [False] * 20}))
+    written = [path.read_text() for path in write_tables(comparison, tmp_path / "out") if path.suffix != ".csv"]
+    written.append(render_report(comparison, [], datetime(2025, 1, 1), "runs"))
+    written.append(" ".join(terminal_tables(comparison)[0].notes))
+    assert len(written) == 5
+    assert all("better: cnn (p = 0.004); worse: vit (p = 0.004)" in text for text in written)
+
+
+def test_the_report_on_one_network_gives_its_score_and_what_it_is_worth(tmp_path: Path) -> None:
+    page = render_report(collect_runs(answers(tmp_path, {"cnn": [True] * 20})), [], datetime(2025, 1, 1), "runs")
+    assert '<p class="verdict">cnn: accuracy 100.0 (95 % interval 83.2 to 100.0).</p>' in page
+    assert '<p class="verdict">cnn is better than the nearest neighbour' in page
+
+
+@pytest.mark.parametrize(
+    ("right", "sentence"),
+    [
+        ({"cnn": 20, "alexnet": 20}, "Both networks are better than {}: each p ≤ 0.004."),
+        ({"cnn": 0, "alexnet": 0}, "Both networks are worse than {}: alexnet (p = 0.004), cnn (p = 0.004)."),
+        ({"cnn": 10, "alexnet": 10}, "No network is shown to be better than {}: alexnet (p = 1.000), cnn (p = 1.000)."),
+        ({"cnn": 0, "alexnet": 10}, "No network is shown to be better than {}: alexnet (p = 1.000); worse: cnn"),
+    ],
+)
+def test_one_sentence_on_the_nearest_neighbour(tmp_path: Path, right: dict[str, int], sentence: str) -> None:
+    runs = answers(tmp_path, {model: [index < count for index in range(20)] for model, count in right.items()})
+    near = "the nearest neighbour, which learns nothing (accuracy 50.0 %)"
+    assert conclusions(collect_runs(runs).groups[0])[-1].startswith(sentence.format(near))
+
+
+def test_seeds_that_err_on_other_images_are_no_losses_to_the_nearest_neighbour(tmp_path: Path) -> None:
+    """Each of five seeds errs on a fifth of the images: 80 % right, but on every image one is wrong."""
+    runs = []
+    for seed in range(5):
+        runs += answers(tmp_path, {"cnn": [index // 2 % 5 != seed for index in range(100)]}, seed)
+    (group,) = collect_runs(runs).groups
+    test = group.neighbour_tests["cnn"]
+    assert (test.wins, test.losses) == (50, 50)
+    assert test.difference == pytest.approx(0.3)
+    assert test.p == pytest.approx(math.erfc(30 / math.sqrt(2 * (50 * 0.8**2 + 50 * 0.2**2))))
+    assert conclusions(group)[-1].startswith("cnn is better than the nearest neighbour")
+
+
+def test_folds_are_compared_with_the_nearest_neighbours_of_their_images(tmp_path: Path) -> None:
+    runs = [full_classification_run(tmp_path, f"r{fold}", "cnn", images=90, fold=fold) for fold in range(2)]
+    (group,) = collect_runs(runs).groups
+    assert group.neighbour is not None
+    assert (group.neighbour.n, group.neighbour.mean("accuracy")) == (180, pytest.approx(8 / 9))
+    accuracy = np.mean([json.loads(run.result.read_text())["best"]["test"]["accuracy"] for run in runs])
+    assert group.neighbour_tests["cnn"].difference == pytest.approx(accuracy - 8 / 9)
+
+
+def test_networks_that_are_not_compared_with_the_nearest_neighbour_are_named(tmp_path: Path) -> None:
+    runs = answers(tmp_path, {"cnn": [True] * 20})
+    assert conclusions(collect_runs([classification_run(tmp_path, "old", [True] * 4)]).groups[0]) == (
+        "Not compared with the nearest neighbour: no run recorded its answers.",
+    )
+    runs.append(classification_run(tmp_path, "other", [True] * 19, model="vit"))  # tested on other images
+    comparison = collect_runs(runs)
+    assert as_json(comparison)["groups"][0]["neighbour"]["not_compared"] == ["vit"]
+    assert conclusions(comparison.groups[0])[-1].endswith("their test images are unknown: vit.")
+
+
+def two_networks(folder: Path, unet: Sequence[Sequence[float]], improved: Sequence[Sequence[float]]) -> Comparison:
+    """Dice of NCR, ED and ET of each patient; the ranks are by ET alone."""
+    runs = [segmentation_run(folder, "a", unet), segmentation_run(folder, "b", improved, model="improved-unet")]
+    rows = dice_rows(improved)
+    for row in rows:
+        row["status_ET"] = "ok" if row["dice_ET"] else "missed"
+    write_rows(runs[1].cases, rows)
+    return collect_runs(runs)
+
+
+def test_a_missed_tumour_decides_between_dice_and_ranks(tmp_path: Path) -> None:
+    """improved-unet is better on four of five patients by 0.05, and misses ET of the last one."""
+    unet, improved = [(0.8,) * 3] * 5, [*[(0.85,) * 3] * 4, (0.15, 0.15, 0.0)]
+    comparison = two_networks(tmp_path, unet, improved)
+    sentence = (
+        "By BraTS ranks the best is improved-unet (mean rank 1.20 against 1.80), by Dice unet (0.800 against 0.700)."
+        " One patient decides: without patient-4 (Dice 0.800 against 0.100, ET missed), improved-unet has the larger"
+        " Dice as well."
+    )
+    assert conclusions(comparison.groups[0])[1:] == (sentence,)
+    assert sentence in terminal_tables(comparison)[0].notes
+    values = json.loads(json.dumps(as_json(comparison)["groups"][0]["disagreement"]))
+    (decides,) = values.pop("score_cases")
+    assert decides == {
+        "case": "patient-4", "faults": {"ET": "missed"},
+        "values": {"unet": pytest.approx(0.8), "improved-unet": pytest.approx(0.1)},
+    }  # fmt: skip
+    # By ranks four patients lead to one: the lead of three is lost without the four.
+    assert [case["case"] for case in values.pop("rank_cases")] == [f"patient-{index}" for index in range(4)]
+    assert values == {
+        "best_by_score": "unet", "best_by_ranks": "improved-unet", "score": "dice", "n": 5,
+        "means": {"unet": pytest.approx(0.8), "improved-unet": pytest.approx(0.7)},
+        "mean_ranks": {"unet": pytest.approx(1.8), "improved-unet": pytest.approx(1.2)},
+        "ranks_better_in": ["dice_ET"],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("ahead", "behind", "end"),
+    [
+        # A lead of 4 : 3 in ranks turns without two of the four; that in Dice only without all three.
+        (3, 4, "2 patients decide: without patient-3 (rank 1.0 against 2.0), patient-4 (1.0 against 2.0),"
+         " unet has the better mean rank as well."),
+        # 24 : 16 turns without nine: too many to name.
+        (16, 24, "This is not due to a few patients: improved-unet has the larger Dice as well only without 16 of 40"
+         " (it gains most without patient-0, patient-1, patient-10); improved-unet ranks better by Dice ET."),
+    ],
+)  # fmt: skip
+def test_the_fewest_patients_decide(tmp_path: Path, ahead: int, behind: int, end: str) -> None:
+    unet = [*[(0.9,) * 3] * ahead, *[(0.8,) * 3] * behind]
+    comparison = two_networks(tmp_path, unet, [*[(0.6,) * 3] * ahead, *[(0.81,) * 3] * behind])
+    assert conclusions(comparison.groups[0])[1].endswith(f". {end}")
+
+
+def test_dice_and_ranks_by_other_structures_need_no_patient_to_disagree(tmp_path: Path) -> None:
+    comparison = two_networks(tmp_path, [(0.9, 0.9, 0.7)] * 6, [(0.7, 0.7, 0.8)] * 6)
+    assert conclusions(comparison.groups[0])[1].endswith(
+        "On no single patient has unet the smaller Dice; improved-unet ranks better by Dice ET."
+    )
+    values = as_json(comparison)["groups"][0]["disagreement"]
+    assert (values["score_cases"], values["rank_cases"]) == (None, None)
+
+
+def test_a_small_lead_is_shown_with_the_digits_that_tell_it(tmp_path: Path) -> None:
+    comparison = two_networks(tmp_path, [(0.8002, 0.8, 0.7)] * 6, [(0.7, 0.8, 0.8)] * 6)
+    assert "by Dice unet (0.76673 against 0.76667)" in conclusions(comparison.groups[0])[1]
+
+
+def test_nothing_is_said_where_dice_and_ranks_agree(tmp_path: Path) -> None:
+    comparison = two_networks(tmp_path, [(0.9,) * 3] * 6, [(0.7,) * 3] * 6)
+    assert len(conclusions(comparison.groups[0])) == 1
+    assert as_json(comparison)["groups"][0]["disagreement"] is None

@@ -18,8 +18,9 @@ from made_runs import (
 
 from hpc_tumor.results.collect import collect_runs
 from hpc_tumor.results.comparison import Group
+from hpc_tumor.results.conclusions import conclusions
 from hpc_tumor.results.entries import Entry
-from hpc_tumor.results.notes import conclusions, group_notes
+from hpc_tumor.results.notes import group_notes
 from hpc_tumor.results.wishes import make_wishes
 from hpc_tumor.run_dir import RunDir
 

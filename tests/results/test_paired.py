@@ -92,6 +92,17 @@ def test_groups_of_copies_count_once() -> None:
     assert one_test(first, second, binary=True).p < test.p
 
 
+def test_differences_of_unequal_size_count_by_their_size() -> None:
+    # Of the 16 ways to deal signs to 1, 0.5, 0.5 and 0.5, 8 give a sum as far from 0 as 1.5; three wins of four do not.
+    test = one_test([1.0, 0.5, 0.5, 0.0], [0.0, 0.0, 0.0, 0.5], binary=True)
+    assert test.p == pytest.approx(8 / 16)
+    assert test.effect == pytest.approx(1.5 / 2.5)
+    assert (test.wins, test.losses) == (3, 1)
+    # Of more: the sum over the root of the sum of squares is normal, here 5 / √(20 · 0.25 + 20 · 0.0625) = 2.
+    test = one_test([1.0] * 20 + [0.0] * 20, [0.5] * 20 + [0.25] * 20, binary=True)
+    assert test.p == pytest.approx(math.erfc(2 / math.sqrt(2)))
+
+
 def test_equal_entries_differ_in_nothing() -> None:
     values = np.random.default_rng(0).uniform(size=50)
     for binary in (False, True):

@@ -5,13 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from made_runs import SEGMENTERS, classification_run, full_segmentation_run, segmentation_run, seven_models
+from made_runs import (
+    SEGMENTERS,
+    classification_run,
+    full_segmentation_run,
+    segmentation_run,
+    seven_models,
+    write_image_cases,
+)
 from test_latex import compile_alone
 
 from hpc_tumor.results.collect import collect_runs
 from hpc_tumor.results.comparison import Comparison
+from hpc_tumor.results.conclusions import conclusions
 from hpc_tumor.results.layout import Table
-from hpc_tumor.results.notes import conclusions
 from hpc_tumor.results.paper_tables import MOST_ROWS, paper, paper_tables
 
 MOST = 125  # characters a row: letters 6 points high in an article
@@ -82,6 +89,21 @@ def test_many_entries_make_no_table_longer_than_a_page(tmp_path: Path) -> None:
     assert results.notes[0] == f"The best {MOST_ROWS} of 60 entries."
     assert {"net-59", "net-20"} <= {row[0] for row in results.rows}
     assert "net-19" not in {row[0] for row in results.rows}
+
+
+@pytest.mark.parametrize("entries", [9, 25])
+def test_many_classifiers_against_each_other_and_the_neighbour_fit_a_page(tmp_path: Path, entries: int) -> None:
+    runs = []
+    for index in range(entries):
+        right = [place < 4 + index for place in range(40)]
+        runs.append(classification_run(tmp_path, f"r{index}", right, model=f"net-{index:02}"))
+        write_image_cases(runs[-1], right)
+    (group,) = collect_runs(runs).groups
+    rows = [row[1:3] for row in paper_tables(group)[2].rows]
+    assert len(rows) <= MOST_ROWS
+    assert [row[0] for row in rows if row[1] == "nearest neighbour"] == [
+        f"net-{index:02}" for index in range(max(0, entries - 20), entries)
+    ]
 
 
 @pytest.mark.latex

@@ -71,6 +71,16 @@ def test_runs_are_chosen_by_a_setting(tmp_path: Path, where: str, kept: list[str
     assert comparison.left_out == 5 - len(kept)
 
 
+def test_a_setting_that_is_text_is_found_whatever_it_looks_like(tmp_path: Path) -> None:
+    stores, some = ("878e3718", "1e5", "100000.0", "00123", "123", "true", "null"), []
+    for number, store in enumerate(stores):
+        config = config_of("unet", "segmentation") | {"data": {"store": store}}
+        some.append(segmentation_run(tmp_path, f"run-{number}", DICE, config=config, store=store))
+    for number, store in enumerate(stores):
+        found = collect_runs(some, wishes=make_wishes([], [f"store={store}"], [], None))
+        assert [run.run for run in found.results] == [f"run-{number}"]
+
+
 def test_all_wishes_must_hold(tmp_path: Path) -> None:
     some = [with_recipe(tmp_path, "a", loss="dice-bce", epochs=50), with_recipe(tmp_path, "b", loss="dice-bce")]
     wishes = make_wishes([], ["loss=dice-bce", "epochs=50"], [], None)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -49,6 +52,39 @@ def test_tables_figures_and_report(runs: Path, capsys: pytest.CaptureFixture[str
     assert after < before
     assert (output / "figures" / "mine.svg").stat().st_size == kept
     assert not any(name.startswith("segmentation") for name in after)
+
+
+def test_a_run_that_lost_its_best_weights_is_marked_everywhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs, output = tmp_path / "runs", tmp_path / "results"
+    lost = full_segmentation_run(runs, "20250101-120000-unet-000001", "unet", patients=6, weights_lost="damaged")
+    full_segmentation_run(runs, "20250101-120000-improved-unet-000002", "improved-unet", patients=6)
+    marked = f"{lost.name}: scored with the weights of its last epoch: those of its best were damaged"
+    assert cli.main(["collect", str(runs), "--output", str(output)]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    pages = {path.name: path.read_text() for path in output.iterdir() if path.is_file()}
+    plain = {"terminal": shown, "comparison.md": pages["comparison.md"], "report.html": pages["report.html"]}
+    for name, page in plain.items():
+        assert marked in page, name
+        assert "unet (last epoch)" in page, name
+        assert "improved-unet (last epoch)" not in page, name
+    assert marked in pages["comparison.tex"].replace(r"\allowbreak{}", "").replace("{}", "")
+    assert "unet (last epoch)" in pages["comparison.tex"]
+    (group,) = json.loads(pages["comparison.json"])["groups"]
+    assert any(marked in note for note in group["notes"])
+    assert {run["run"]: (run["weights_lost"], run["best_epoch"]) for run in group["runs"]} == {
+        lost.name: ("damaged", None), "20250101-120000-improved-unet-000002": (None, 18),
+    }  # fmt: skip
+    assert [entry["weights_lost"] for entry in group["entries"]] == [[lost.name], []]
+    for name in ("comparison.csv", "comparison-long.csv", "cases.csv"):
+        rows = list(csv.DictReader(pages[name].splitlines()))
+        assert {row["entry"]: row["weights_lost"] for row in rows if row["entry"]} == {
+            "unet (last epoch)": "damaged", "improved-unet": "",
+        }, name  # fmt: skip
+    shutil.rmtree(runs / "20250101-120000-improved-unet-000002")
+    assert cli.main(["collect", str(runs)]) == 0
+    assert "the best epoch" not in " ".join(capsys.readouterr().out.split())  # now that it is said of nobody
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,9 @@ from hpc_tumor.errors import UsageError
 from hpc_tumor.settings import merge, resolve
 from hpc_tumor.training.cleaning import COMPONENTS, ENHANCING, Cleaning, choose_cleaning, histogram
 from hpc_tumor.training.distributed import Distributed
+from hpc_tumor.training.metrics import STRUCTURES
 from hpc_tumor.training.setup import set_up
+from hpc_tumor.training.surfaces import case_surfaces
 from hpc_tumor.training.testing import score_test_part
 from hpc_tumor.training.volumes import Watch
 
@@ -115,6 +117,17 @@ def test_where_nothing_helps_nothing_is_cleaned(spoilt: str) -> None:
         truth = volume((ET, (3, 3, 3), (1, 2, 4)), (ED, (8, 8, 8), (1, 3, 3)))
         codes = codes_of(truth, truth)
     assert choose_cleaning(volumes_of([codes]), 1, Distributed()) == Cleaning(0, 0)
+
+
+def test_a_volume_with_neither_truth_nor_prediction_counts_as_right() -> None:
+    nothing = codes_of(volume(), volume())
+    assert choose_cleaning(volumes_of([nothing]), 1, Distributed()) == Cleaning(0, 0)
+    assert choose_cleaning(volumes_of([*with_specks(), nothing]), 3, Distributed()) == Cleaning(100, 0)
+    speck = codes_of(volume(), volume((ET, (1, 14, 14), (1, 5, 8))))  # 40 voxels where there is no tumour
+    assert choose_cleaning(volumes_of([nothing, speck]), 2, Distributed()) == Cleaning(100, 0)
+    np.testing.assert_array_equal(Cleaning(100, 100)(nothing, 1), nothing)
+    assert histogram(nothing)[0, 0] == nothing.size == histogram(nothing).sum()
+    np.testing.assert_array_equal(case_surfaces(nothing, (1, 1, 1)), [[0, 1]] * len(STRUCTURES))
 
 
 def test_without_a_whole_volume_nothing_is_chosen() -> None:

@@ -1,18 +1,22 @@
 """Checkpoints beside the training: in order, whole, the one before kept, and said where something is wrong."""
 
 import errno
-import json
 import os
+import re
 import threading
+from collections import Counter
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import google_crc32c
 import pytest
+import safetensors
 import safetensors.torch
 import torch
-from training_runs import new_run, scores, train_here, weights
+from training_runs import new_run, result_of, scores, train_here, weights
 
+from hpc_tumor import atomic
 from hpc_tumor.errors import DataError, TrainingError
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.training import saving
@@ -160,7 +164,7 @@ def test_best_weights_open_with_safetensors_alone(tmp_path: Path, slice_store: P
     assert found.keys() == plain.keys()
     assert about["model"] == "unet"
     assert about["classes"] == ["NCR", "ED", "ET"]
-    result = json.loads(run.result.read_text())
+    result = result_of(run)
     assert about["state"].best_epoch == result["best"]["epoch"]
     setup = set_up(run.experiment(), run, Distributed())
     setup.bare.load_state_dict(plain)
@@ -175,6 +179,88 @@ def test_damaged_weights_are_refused(tmp_path: Path) -> None:
     spoil(path)
     with pytest.raises(DataError, match="damaged"):
         load_weights(path)
+
+
+def test_no_checksum_and_no_name_is_taken_for_a_number(tmp_path: Path) -> None:
+    """One checksum in 28 looks like a number to JSON."""
+    path, looks = tmp_path / "best.safetensors", Counter[str]()
+    for number in range(3000):
+        weights = {"w": torch.tensor([number])}
+        write_weights(path, weights, TrainState(epoch=2), {"identity": {}})
+        assert torch.equal(load_weights(path)[0]["w"], weights["w"]), number
+        with safetensors.safe_open(path, "pt") as file:
+            checksum = file.metadata()["crc32c"]
+        looks["digits"] += checksum.isdigit()
+        looks["exponent"] += re.fullmatch(r"\d+e\d+", checksum) is not None
+        looks["leading zero"] += checksum.startswith("0")
+    assert min(looks[kind] for kind in ("digits", "exponent", "leading zero")) > 20
+    names = ("1e5", "878e3718", "00123", "123", "true", "null", "Infinity", "NaN", '"quoted"', "[1]", "")
+    for name in names:
+        about = {"identity": {}, "run": name, "model": name, "task": name, "classes": [*names], "filters": None}
+        write_weights(path, {"w": torch.ones(1)}, TrainState(), about)
+        found = load_weights(path)[1]
+        assert {key: found[key] for key in about} == about
+
+
+def test_weights_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    """They wrote a text for every value that was one, no filters as an empty one, and JSON for all others."""
+    path = tmp_path / "best.safetensors"
+    write_weights(path, {"w": torch.ones(3)}, TrainState(epoch=2, best_epoch=2), {"identity": {"seed": 1}})
+    with safetensors.safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    for filters, expected in (("", None), ("32", 32)):
+        old = {**metadata, "model": "unet", "filters": filters, "exclusive": "false", "image_size": "[64, 48]"}
+        safetensors.torch.save_file({"w": torch.ones(3)}, path, old)
+        weights, about = load_weights(path, {"seed": 1})
+        assert weights["w"].tolist() == [1, 1, 1]
+        assert (about["model"], about["filters"], about["exclusive"]) == ("unet", expected, False)
+        assert (about["image_size"], about["state"].best_epoch) == ([64, 48], 2)
+
+
+@pytest.mark.parametrize("metadata", [
+    None, {"crc32c": "0"}, {"identity": "[1]"}, {"identity": "3"}, {"state": "null"}, {"state": "[" * 100_000},
+    {"identity": "["},
+])  # fmt: skip
+def test_weights_that_say_nonsense_are_refused(tmp_path: Path, metadata: dict[str, str] | None) -> None:
+    path = tmp_path / "best.safetensors"
+    write_weights(path, {"w": torch.ones(3)}, TrainState(epoch=2), {"identity": {}})
+    with safetensors.safe_open(path, "pt") as file:
+        changed = None if metadata is None else {**file.metadata(), **metadata}
+    safetensors.torch.save_file({"w": torch.ones(3)}, path, changed)
+    with pytest.raises(DataError, match=r"best\.safetensors cannot be read: it is damaged"):
+        load_weights(path)
+    with pytest.raises(DataError, match=r"none\.safetensors cannot be read: it is missing"):
+        load_weights(tmp_path / "none.safetensors")
+
+
+class _Forced:
+    """Every checksum is the same, and looks like a number."""
+
+    def update(self, data: bytes) -> None:
+        """Whatever it is."""
+
+    def hexdigest(self) -> bytes:
+        return b"878e3718"
+
+
+STANDING_STILL = {"epochs": 2, "learning_rate": 1e-12, "optimizer": "sgd"}  # nothing gets better after epoch 1
+
+
+def test_a_run_whose_checksum_looks_like_a_number_is_scored_with_its_best_weights(
+    tmp_path: Path, slice_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(google_crc32c, "Checksum", _Forced)
+    run = new_run(tmp_path, slice_store, "unet", recipe=STANDING_STILL)
+    train_here(run)
+    with safetensors.safe_open(run.best_weights, "pt") as file:
+        assert file.metadata()["crc32c"] == "878e3718"
+    result = result_of(run)
+    assert (result["best"]["epoch"], result["last"]["epoch"], result["weights_lost"]) == (1, 2, None)
+    assert load_weights(run.best_weights)[1]["state"].epoch == 1
+    assert not run.last_weights.exists()
+    assert run.weights_lost() is None
+    assert run.scored_weights() == run.best_weights
+    assert not run.read_events("best weights lost")
 
 
 def test_kept_for_good_every_so_many_epochs(tmp_path: Path, slice_store: Path) -> None:
@@ -268,18 +354,55 @@ def test_copies_lie_as_what_they_are_copies_of() -> None:
     assert torch.equal(copied["a"][0], weight)
 
 
-def test_lost_best_weights_do_not_keep_a_run_from_its_end(
-    tmp_path: Path, slice_store: Path, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("damage", ["damaged", "missing"])
+def test_lost_best_weights_are_marked_and_never_overwritten(
+    tmp_path: Path, slice_store: Path, capfd: pytest.CaptureFixture[str], damage: str
 ) -> None:
     run = new_run(tmp_path, slice_store, "unet", recipe={"epochs": 3, "learning_rate": 0.3, "optimizer": "sgd"})
     setup = set_up(run.experiment(), run, Distributed())
     setup.state.best_epoch, setup.state.best_score, setup.state.best_loss = 1, 9.0, 0.0  # nothing will be better
-    run.best_weights.write_bytes(b"no weights")
+    if damage == "damaged":
+        run.best_weights.write_bytes(b"no weights")
     assert train_to_end(setup) == "finished"
-    assert "The scores are those of the last epoch, 3, not of epoch 1" in capfd.readouterr().err
-    result = json.loads(run.result.read_text())
+    said = capfd.readouterr().err
+    assert "The scores are those of the last epoch, 3, not of epoch 1" in said
+    assert f"with the weights of epoch 3, the last: those of the best are {damage}" in said
+    result = result_of(run)
     assert result["best"]["test"].items() > result["last"]["test"].items()  # of the best there are distances, too
-    assert load_weights(run.best_weights)[1]["state"].epoch == 3
+    assert (result["best"]["epoch"], result["best"]["val"], result["weights_lost"]) == (3, None, damage)
+    assert run.weights_lost() == damage
+    assert run.read_events("best weights lost")[0]["epoch"] == 1
+    assert (run.best_weights.read_bytes() if run.best_weights.exists() else None) == (
+        b"no weights" if damage == "damaged" else None
+    )
+    assert run.scored_weights() == run.last_weights
+    assert load_weights(run.last_weights)[1]["state"].epoch == 3
+
+
+def test_a_run_is_scored_again_once_its_best_weights_are_back(tmp_path: Path, slice_store: Path) -> None:
+    run = new_run(tmp_path, slice_store, "unet", recipe=STANDING_STILL)
+    train_here(run)
+    first, healthy = result_of(run), run.best_weights.read_bytes()
+    spoil(run.best_weights)
+    for _ in range(2):  # also after an end in between, as of a time limit before the result
+        run.result.unlink()
+        train_here(run)
+        assert (result_of(run)["weights_lost"], result_of(run)["best"]["epoch"]) == ("damaged", 2)
+    run.best_weights.write_bytes(healthy)
+    run.result.unlink()
+    train_here(run)
+    assert (result_of(run)["weights_lost"], result_of(run)["best"]) == (None, first["best"])
+    assert run.scored_weights() == run.best_weights
+    assert run.best_weights.read_bytes() == healthy
+
+
+def test_a_run_of_an_earlier_version_that_lost_its_best_weights_is_known(run: RunDir) -> None:
+    for best, last, expected in ((2, 3, None), (3, 3, "damaged")):
+        atomic.write_json(run.result, {"best": {"epoch": best}, "last": {"epoch": last}})
+        assert run.weights_lost() is None
+        run.add_event("best weights lost", reason="it is damaged")
+        assert run.weights_lost() == expected
+        run.events.unlink()
 
 
 def test_no_later_checkpoint_outlives_the_loss_of_the_best_weights(
@@ -291,7 +414,7 @@ def test_no_later_checkpoint_outlives_the_loss_of_the_best_weights(
     saver = Saver(run, {})
     with monkeypatch.context() as patched:
         patched.setattr(saving, "write_weights", full)
-        saver.save_best(TrainState(epoch=1), {"w": torch.ones(1)}, {})
+        saver.save_weights(run.best_weights, TrainState(epoch=1), {"w": torch.ones(1)}, {})
         saver._thread.submit(lambda: None).result()
     with pytest.raises(TrainingError, match="no room left"):
         saver.save_last(TrainState(epoch=1), {})

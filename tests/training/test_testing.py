@@ -264,6 +264,7 @@ def test_early_stop_with_a_running_mean_and_then_the_best_weights_lost(tmp_path:
     assert train_here(lost) == "finished"
     again = result_of(lost)
     assert again["best"]["epoch"] == again["last"]["epoch"] == result["last"]["epoch"]
+    assert again["weights_lost"] == "missing"
     assert {name: again["best"]["test"][name] for name in again["last"]["test"]} == again["last"]["test"]
     assert again["last"]["test"] == result["last"]["test"]
     assert again["best"]["test"]["hd95"] == pytest.approx(result["best"]["test"]["hd95"], rel=0.2)

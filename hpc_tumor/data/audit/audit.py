@@ -18,7 +18,7 @@ from hpc_tumor.data.audit.shortcuts import Shortcut, find_shortcuts
 from hpc_tumor.data.audit.text import verdict
 from hpc_tumor.data.audit.volumes import VolumeFacts, volume_facts
 from hpc_tumor.data.splits import split_of
-from hpc_tumor.data.store import SCHEMA, Store
+from hpc_tumor.data.store import SCHEMAS, Store
 from hpc_tumor.data.units import patient_numbers
 from hpc_tumor.errors import DataError
 
@@ -90,6 +90,6 @@ def _audit(store: Store, experiment: Experiment, progress: Progress | None) -> A
         facts, duplicates, shortcuts = image_facts(store, scan), image_duplicates(store), find_shortcuts(store, scan)
         splits = audit_splits(experiment, store, None, scan)
     return Audit(
-        str(store.path), store.dataset, store.task, SCHEMA, store.fingerprint, len(store), facts, duplicates, splits,
-        shortcuts,
+        str(store.path), store.dataset, store.task, SCHEMAS[store.task], store.fingerprint, len(store), facts,
+        duplicates, splits, shortcuts,
     )  # fmt: skip

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpc_tumor.data.audit.images import Floats, ImageScan, shrink, unit_rows
+from hpc_tumor.data.case import TUMOUR_LABELS
 from hpc_tumor.data.store import Store
 
 SIMILAR = 0.999  # correlation of thumbnails; above it two pictures look the same
@@ -89,7 +90,7 @@ def memorise_slices(store: Store, test: _Pairs, known: _Pairs, seed: int) -> Mem
     left to test.
     """
     draw = np.random.default_rng(seed)
-    tumour = store.label_counts[:, :, 1:].sum(axis=2) > 0
+    tumour = store.label_counts[:, :, 1:TUMOUR_LABELS].sum(axis=2) > 0
     test = test[tumour[test[:, 0], test[:, 1]]]
     if not len(test) or not len(known):
         return None

@@ -15,9 +15,9 @@ from PIL import Image
 from hpc_tumor.data.audit.audit import Audit
 from hpc_tumor.data.audit.leakage import SplitAudit
 from hpc_tumor.data.audit.memoriser import Match
-from hpc_tumor.data.case import LABELS, MODALITIES
+from hpc_tumor.data.case import MODALITIES, TUMOUR_LABELS
 from hpc_tumor.data.near_duplicates import features, similarity
-from hpc_tumor.data.ome import label_metadata
+from hpc_tumor.data.ome import label_colors
 from hpc_tumor.data.store import Store
 
 PER_CLASS = 6
@@ -27,9 +27,7 @@ SIDE = 144  # pixels of an image
 _WINDOW = (-2.0, 3.0)  # standard deviations around the brain's mean
 _OPACITY = 0.55
 
-COLORS: dict[str, tuple[int, int, int]] = {
-    LABELS[item["label-value"]]: tuple(item["rgba"][:3]) for item in label_metadata((1, 1, 1))["image-label"]["colors"]
-}
+COLORS = label_colors()
 
 
 @dataclass(frozen=True)
@@ -76,9 +74,7 @@ def encode(pixels: NDArray[np.uint8], text: str) -> Picture:
 
 def overlay(grey: NDArray[np.uint8], label: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """`(H, W)` grey levels with the labels in their colours: `(H, W, 3)`."""
-    color = np.zeros((len(LABELS), 3))
-    for name, rgb in COLORS.items():
-        color[LABELS.index(name)] = rgb
+    color = np.array([(0, 0, 0), *COLORS.values()])
     mixed = np.repeat(grey[..., None].astype(np.float64), 3, axis=2)
     inside = label > 0
     mixed[inside] = (1 - _OPACITY) * mixed[inside] + _OPACITY * color[label[inside]]
@@ -155,7 +151,7 @@ def _pair(store: Store, known: int, test: int) -> Figure:
 
 
 def _of_volumes(store: Store, audit: Audit) -> Iterator[Gallery]:
-    counts = store.label_counts[:, :, 1:].sum(axis=2)
+    counts = store.label_counts[:, :, 1:TUMOUR_LABELS].sum(axis=2)
     order = np.argsort(counts.sum(axis=1), kind="stable")[::-1].tolist()
     chosen = dict.fromkeys((order[0], order[len(order) // 2], order[-1]))
     yield Gallery(

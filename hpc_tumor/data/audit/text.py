@@ -99,7 +99,7 @@ def label_table(facts: VolumeFacts) -> tuple[list[str], list[list[str]]]:
          _number(item.volume.median), _number(item.volume.high)]
         for item in facts.labels
     ]  # fmt: skip
-    return ["label", "cases", "slices", "share of tumour", "least, ml", "median, ml", "most, ml"], rows
+    return ["label", "cases", "slices", "share of labels", "least, ml", "median, ml", "most, ml"], rows
 
 
 def modality_table(facts: VolumeFacts) -> tuple[list[str], list[list[str]]]:

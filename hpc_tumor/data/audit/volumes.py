@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_tumor.data.case import LABELS, MODALITIES
+from hpc_tumor.data.case import MODALITIES, TUMOUR_LABELS
 from hpc_tumor.data.store import Store
 from hpc_tumor.data.units import repeated_cases
 from hpc_tumor.data.zarr_nodes import read_attributes
@@ -76,7 +76,7 @@ class VolumeFacts:
         repeated: by reason, the cases of patients that have another case already.
         shapes, spacings: "z × y × x" (voxels, mm) and the number of cases.
         volumes: ml of each label per case, in the order of `labels`.
-        tumour_slices: slices of a case that show any label, over the cases.
+        tumour_slices: slices of a case that show any label of the tumour, over the cases.
         other_affine: cases of which a file lies elsewhere than the first modality, and which files.
         clinical: what the tables beside the cases say, as counts and spreads; empty where there were none.
     """
@@ -104,7 +104,7 @@ def volume_facts(store: Store) -> VolumeFacts:
     spacings = np.array([store.spacing(case) for case in range(len(store))])
     volumes = counts.sum(axis=1)[:, 1:] * spacings.prod(axis=1)[:, None] / 1000
     about, extents = _read_cases(store)
-    tumour = (counts[:, :, 1:].sum(axis=2) > 0).sum(axis=1)
+    tumour = (counts[:, :, 1:TUMOUR_LABELS].sum(axis=2) > 0).sum(axis=1)
     names = store.case_ids
     metas = [item.get("meta", {}) for item in about]
     return VolumeFacts(
@@ -115,7 +115,7 @@ def volume_facts(store: Store) -> VolumeFacts:
         dtypes=_counted(store.text_column("dtypes")),
         editions=_counted(meta.get("edition", "unknown edition") for meta in metas),
         modalities=_modalities(store, extents),
-        labels=_labels(names, counts, volumes),
+        labels=_labels(store, counts, volumes),
         volumes={name: tuple(row) for name, row in zip(names, volumes.tolist(), strict=True)},
         tumour_slices=spread(tumour),
         empty_masks=tuple(name for name, meta in zip(names, metas, strict=True) if meta.get("mask") == "empty"),
@@ -125,7 +125,7 @@ def volume_facts(store: Store) -> VolumeFacts:
             for name, meta in zip(names, metas, strict=True)
             if meta.get("other_affine")
         },
-        outliers=find_outliers(names, _respects(store, volumes, tumour)),
+        outliers=find_outliers(names, _respects(store, volumes[:, : TUMOUR_LABELS - 1], tumour)),
         clinical=clinical_facts(store.clinical),
     )
 
@@ -200,15 +200,15 @@ def _modalities(store: Store, extents: NDArray[np.float64]) -> tuple[Modality, .
     )  # fmt: skip
 
 
-def _labels(names: Sequence[str], counts: NDArray[np.int64], volumes: NDArray[np.float64]) -> tuple[Label, ...]:
+def _labels(store: Store, counts: NDArray[np.int64], volumes: NDArray[np.float64]) -> tuple[Label, ...]:
     totals = counts.sum(axis=(0, 1))[1:]
     labels = []
-    for i, name in enumerate(LABELS[1:]):
+    for i, name in enumerate(store.labels[1:]):
         there = volumes[:, i] > 0
         labels.append(Label(
             name, int(there.sum()), int((counts[:, :, i + 1] > 0).sum()),
             float(totals[i] / totals.sum()) if totals.sum() else 0.0, spread(volumes[:, i]),
-            tuple(case for case, has in zip(names, there.tolist(), strict=True) if not has),
+            tuple(case for case, has in zip(store.case_ids, there.tolist(), strict=True) if not has),
         ))  # fmt: skip
     return tuple(labels)
 

@@ -53,6 +53,8 @@ def plan_curves(group: Group) -> list[Plan]:
     several = any(len(one.runs) > 1 for one in found)
     said = "Solid: validation; dashed: training." + (" Faint: single runs; strong: their mean." if several else "")
     marked = "Mark: the best epoch, whose weights were tested."
+    if any(run.weights_lost for entry in group.entries for run in entry.runs):
+        marked = "Mark: the best epoch, whose weights were tested; none where the last epoch's were."
     brief = "Validation: the mean over the runs of an entry." if len(found) > _MOST_DETAILED else f"{said} {marked}"
     losses = " Losses of different recipes cannot be compared." if len(_losses(found)) > 1 else ""
     if group.task == "segmentation":

@@ -1,0 +1,52 @@
+"""Assumptions under which patients were read, in words: nothing of what files leave open is decided in silence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hpc_tumor.data.case import TUMOUR_LABELS
+from hpc_tumor.data.editions import EDITIONS, USUAL, edition_of
+from hpc_tumor.data.nifti import AXES
+from hpc_tumor.names import listed
+
+
+def assumptions(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """A line for each kind of assumption, with the cases it was made of. `rows` are what a store keeps of patients."""
+    kinds = (
+        (
+            lambda row: row["meta"].get("labels_assumed"),
+            f"with names of no edition: their labels are read as {USUAL.meaning}; another edition: --labels",
+        ),
+        (_is_renamed, "of which labels are read in other numbers than their names say, as --labels asks"),
+        (
+            lambda row: row["meta"].get("without_axes"),
+            "with headers that do not say where the axes point: taken to be in the voxel order of the other files of"
+            f" the case, or in {AXES} where no file says it",
+        ),
+        (
+            lambda row: row["meta"].get("other_affine"),
+            "with a file whose header places it elsewhere than FLAIR: taken to lie voxel on voxel",
+        ),
+        (
+            lambda row: any(row["tolerance"]),
+            "with noise around the brain: values that stray from the background by less than 0.1 to 2 % of the range"
+            " count as background",
+        ),
+        (
+            lambda row: any(any(counts[TUMOUR_LABELS:]) for counts in row["label_counts"]),
+            "with a resection cavity: stored as label 4, background for the networks, which learn NCR/NET, ED and ET",
+        ),
+    )
+    lines = []
+    for applies, text in kinds:
+        names = [str(row["case"]) for row in rows if applies(row)]
+        if names:
+            lines.append(f"{len(names):,} of {len(rows):,} cases ({listed(names)}) {text}.")
+    return lines
+
+
+def _is_renamed(row: dict[str, Any]) -> bool:
+    """Whether a number of the case means something else than in the edition of its name."""
+    own, read = edition_of(row["case"]).edition, EDITIONS[row["meta"]["labels"]]
+    return own is not None and any(own.values.get(number, value) != value for number, value in read.values.items())

@@ -1,0 +1,132 @@
+"""Editions of BraTS: what the numbers in a segmentation mean. One number meant several things over the years.
+
+Sources: Menze 2015 (10.1109/TMI.2014.2377694) for 2012 to 2016; Bakas 2018 (arXiv 1811.02629) and Baid 2021 (arXiv
+2107.02314) for 2017 to 2021; Adewole 2023 (arXiv 2305.19369) and Kazerooni 2023 (arXiv 2305.17033) for 2023; de Verdier
+2024 (arXiv 2405.18368) for adult gliomas after treatment, 2024; Kazerooni 2024 (arXiv 2404.15009) for children, 2024;
+Antonelli 2022 (10.1038/s41467-022-30695-9) for the Medical Segmentation Decathlon.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+from hpc_tumor.errors import DataError, unknown
+
+NCR, ED, ET, CAVITY = 1, 2, 3, 4  # values in a store
+
+
+@dataclass(frozen=True)
+class Edition:
+    """The meaning of the numbers in the segmentations of an edition.
+
+    Attributes:
+        name: as `--labels` takes it.
+        values: from a number in the file to the value in the store.
+        words: the edition's own words for its numbers.
+    """
+
+    name: str
+    values: Mapping[int, int]
+    words: Mapping[int, str]
+
+    @property
+    def meaning(self) -> str:
+        """Its name and its numbers in words."""
+        return f"{self.name} ({', '.join(f'{number} {word}' for number, word in self.words.items())})"
+
+    def number(self, value: int) -> int:
+        """The number that stands for a value of the store: where the edition has several, the first."""
+        return next((number for number, own in self.values.items() if own == value), value)
+
+
+EDITIONS: dict[str, Edition] = {
+    edition.name: edition
+    for edition in (
+        Edition("brats-2012-2016", {1: NCR, 2: ED, 3: NCR, 4: ET}, {1: "NCR", 2: "ED", 3: "NET", 4: "ET"}),
+        Edition("brats-2017-2021", {1: NCR, 2: ED, 4: ET}, {1: "NCR/NET", 2: "ED", 4: "ET"}),
+        Edition("brats-2023", {1: NCR, 2: ED, 3: ET}, {1: "NCR/NET", 2: "ED", 3: "ET"}),
+        Edition(
+            "brats-2024", {1: NCR, 2: ED, 3: ET, 4: CAVITY}, {1: "NCR/NET", 2: "ED", 3: "ET", 4: "resection cavity"}
+        ),
+        Edition("brats-ped-2024", {1: ET, 2: NCR, 3: NCR, 4: ED}, {1: "ET", 2: "NET", 3: "cyst", 4: "ED"}),
+        Edition("msd", {1: ED, 2: NCR, 3: ET}, {1: "ED", 2: "NCR/NET", 3: "ET"}),
+    )
+}
+USUAL = EDITIONS["brats-2017-2021"]
+
+# From the name of a case: the edition in words, and whose numbers it has; None where the same names were given to
+# segmentations of several meanings. Under BraTS-GLI, 2024 only added a number to those of 2023.
+_NAMES: tuple[tuple[str, str, str | None], ...] = (
+    (r"BraTS20_", "BraTS 2020", "brats-2017-2021"),
+    (r"BraTS2021_", "BraTS 2021", "brats-2017-2021"),
+    (r"BraTS19_", "BraTS 2019", "brats-2017-2021"),
+    (r"Brats18_", "BraTS 2018", "brats-2017-2021"),
+    (r"Brats17_", "BraTS 2017", "brats-2017-2021"),
+    (r"BraTS-GLI-", "BraTS 2023 or later", "brats-2024"),
+    (r"BraTS-SSA-", "BraTS 2023 or later", "brats-2023"),
+    (r"brats_(2013|tcia)_", "BraTS 2012 to 2016", "brats-2012-2016"),
+)
+_OTHERS = re.compile(r"BraTS-([A-Za-z]+)-", re.IGNORECASE)  # children, meningioma, metastases …
+
+
+@dataclass(frozen=True)
+class Named:
+    """What the name of a case says of its edition.
+
+    Attributes:
+        title: the edition in words.
+        edition: whose numbers it has; None where the name does not tell.
+        usual: whether the numbers 1, 2 and 4 can be taken as those of 2017 to 2021, which most data has.
+    """
+
+    title: str
+    edition: Edition | None
+    usual: bool = False
+
+
+def edition_of(case: str) -> Named:
+    """What the name of a case says of its edition."""
+    for pattern, title, name in _NAMES:
+        if re.match(pattern, case, re.IGNORECASE):
+            return Named(title, EDITIONS[name] if name else None)
+    if other := _OTHERS.match(case):
+        return Named(f"BraTS-{other[1]} 2023 or later", None)
+    return Named("unknown edition", None, usual=True)
+
+
+class UncertainLabels(DataError):  # noqa: N818 - a kind of refusal
+    """The meaning of the numbers in a segmentation is not certain."""
+
+
+def edition_called(name: str) -> Edition:
+    """The edition of that name. UsageError where there is none."""
+    if name not in EDITIONS:
+        raise unknown("edition for --labels", name, EDITIONS)
+    return EDITIONS[name]
+
+
+def meaning_of(case: str, numbers: Collection[int], asked: str | None = None) -> Edition:
+    """The edition by which the `numbers` of a case's segmentation (without 0) are read.
+
+    `asked` is the name of an edition that counts whatever the name of the case says. Raises UncertainLabels, which
+    names the meanings that are possible.
+    """
+    named = edition_of(case)
+    edition = EDITIONS[asked] if asked else named.edition or (USUAL if named.usual else None)
+    if edition is not None and set(numbers) <= set(edition.values):
+        return edition
+    why = named.title if asked is None else f"--labels {asked} has {_listed(EDITIONS[asked].values)}"
+    if asked is None and named.edition is not None:
+        why += f" has {_listed(named.edition.values)}"
+    possible = [edition.meaning for edition in EDITIONS.values() if set(numbers) <= set(edition.values)]
+    raise UncertainLabels(
+        f"holds the labels {_listed(numbers)}, and what they mean is not certain ({why})."
+        f" Name their edition with --labels: {' or '.join(possible)}."
+    )
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    *first, last = map(str, sorted(numbers))
+    return f"{', '.join(first)} and {last}" if first else last
