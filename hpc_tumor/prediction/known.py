@@ -79,11 +79,11 @@ class Known:
                 if (number := numbers.get(value)) is not None:
                     matches.append((number, by))
         if self.cases.thumbnails is not None:
-            first = int(self.cases.trained.sum())
-            for start, among in ((0, self.cases.thumbnails[:first]), (first, self.cases.thumbnails[first:])):
-                for matches, number in zip(found, nearest(thumbnails, among).tolist(), strict=True):
-                    if number >= 0:
-                        matches.append((start + number, COPY))
+            for part in (self.cases.trained, ~self.cases.trained):
+                numbers_of = np.flatnonzero(part)
+                for matches, place in zip(found, nearest(thumbnails, self.cases.thumbnails[part]), strict=True):
+                    if place >= 0:
+                        matches.append((int(numbers_of[place]), COPY))
         return [self._best(matches) for matches in found]
 
     def find_patient(self, name: str, digest: str, sketch: NDArray[np.int8]) -> Match | None:

@@ -3,15 +3,18 @@
 import csv
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
 
 from hpc_tumor import cli
-from hpc_tumor.data.known_cases import read_known_cases
+from hpc_tumor.data.known_cases import KnownCases, read_known_cases
+from hpc_tumor.prediction.known import Known, Match, load_known
 from hpc_tumor.run_dir import RunDir
 
 IN_FLOAT32 = ("--precision", "float32", "--device", "cpu")
@@ -146,6 +149,92 @@ def test_a_damaged_record_of_known_cases_is_said_and_predicts_all_the_same(
     assert "damaged" in note
     assert "cannot be told" in note
     assert found["accuracy"] is not None
+
+
+def folders(patients: Path) -> dict[str, Path]:
+    return {path.parent.name: path.parent for path in patients.rglob("*_flair.nii*")}
+
+
+def copied(folder: Path, to: Path, change: Callable[[Any], Any] = lambda image: image) -> Path:
+    """A copy of a patient under another name, each scan changed."""
+    to.mkdir(parents=True)
+    for path in folder.glob("*.nii*"):
+        role = path.name.removeprefix(folder.name).split(".")[0]
+        image = nib.load(path)
+        nib.save(image if role == "_seg" else change(image), to / f"{to.name}{role}.nii.gz")
+    return to
+
+
+def test_patients_of_the_run_are_marked_and_the_mean_is_over_the_others(
+    patients: Path, unet_run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = shown(without_store(unet_run, tmp_path), patients, tmp_path / "out", capsys)
+    known = {row["case"]: row["known"] for row in found["predictions"]}
+    parts = parts_of(unet_run)
+    assert {known[name] for name in parts["train"]} == {"trained on"}
+    assert {known[name] for name in parts["val"]} == {"validated on"}
+    assert {known[name] for name in parts["test"]} == {None}
+    (new,) = (row for row in found["predictions"] if row["known"] is None)
+    assert found["mean"] == {f"dice_{name}": new["scores"][f"dice_{name}"] for name in ("NCR", "ED", "ET", "WT", "TC")}
+    assert (found["labelled"], found["scored"]) == (5, 1)
+    assert found["known"] == {"told_by": "content", "trained_on": 3, "validated_on": 1, "new": 1}
+    assert found["notes"] == []
+    rows = rows_of(tmp_path / "out" / "scores.csv")
+    assert {row["case"]: row["known"] or None for row in rows} == known
+    assert predict(unet_run, patients, tmp_path / "again") == 0
+    said = capsys.readouterr().out
+    assert "mean Dice of 1 new patient with labels" in said
+    assert "known to the run: 4 of 5 patients (3 trained on, 1 validated on), counted in no mean" in said
+
+
+def test_copies_of_patients_under_other_names_are_known(
+    patients: Path, unet_run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts, source = parts_of(unet_run), tmp_path / "scans"
+    folder = folders(patients)[parts["train"][0]]
+    copied(folder, source / "a-same")
+    copied(folder, source / "b-float", lambda image: nib.Nifti1Image(image.get_fdata(dtype=np.float32), image.affine))
+    copied(
+        folder, source / "c-shifted",
+        lambda image: nib.Nifti1Image(np.roll(np.asarray(image.dataobj), 1, axis=1), image.affine),
+    )  # fmt: skip
+    (source / "a-same" / "a-same_seg.nii.gz").unlink()  # the scans decide, not the mask
+    copied(folders(patients)[parts["test"][0]], source / "d-tested")
+    found = shown(unet_run, source, tmp_path / "out", capsys)
+    assert [row["known"] for row in found["predictions"]] == [*["trained on"] * 3, None]
+    assert [row["known_by"] for row in found["predictions"]] == ["content", "copy", "copy", None]
+    assert {row["known_as"] for row in found["predictions"][:3]} == {parts["train"][0]}
+
+
+def test_patients_are_known_by_name_at_other_times_and_in_other_editions() -> None:
+    known = Known(
+        KnownCases(
+            np.array(["BraTS-GLI-00005-000", "BraTS20_Training_007", "case_1"]), np.array([True, True, False]),
+            digests=np.array(["a", "b", "c"]), sketches=np.zeros((3, 4, 16, 16, 16), np.int8),
+            other_ids=np.array(["BraTS2021_00412"]), other_of=np.array([1]),
+        )
+    )  # fmt: skip
+
+    def find(name: str, digest: str = "new") -> Match | None:
+        return known.find_patient(name, digest, np.zeros((4, 16, 16, 16), np.int8))
+
+    assert find("BraTS-GLI-00005-101") == Match("trained on", "BraTS-GLI-00005-000", "patient")
+    assert find("brats2021_00412") == Match("trained on", "BraTS20_Training_007", "id")
+    assert find("case_1") == Match("validated on", "case_1", "id")
+    assert find("case_1", "b") == Match("trained on", "BraTS20_Training_007", "content")
+    assert find("case_2") is None
+    assert find("BraTS-GLI-00006-000") is None
+
+
+def test_slices_of_a_case_that_trained_make_it_trained_on(unet_run: RunDir, tmp_path: Path) -> None:
+    run = without_store(unet_run, tmp_path)
+    run.known_cases.unlink()
+    parts = {"train": [["a", 3], ["a", 4]], "val": [["a", 5], ["b", 1]], "test": [["c", 2]]}
+    run.split.write_text(json.dumps({"parts": parts}))
+    known = load_known(run)
+    nothing = np.zeros((4, 16, 16, 16), np.int8)
+    found = [known.find_patient(name, "", nothing) for name in "abc"]
+    assert [match.part if match else None for match in found] == ["trained on", "validated on", None]
 
 
 def test_known_cases_are_kept_compactly(images: Path, cnn_run: RunDir) -> None:
