@@ -63,7 +63,8 @@ def contrast(image: NDArray[Any], brain: BrainStatistics) -> Floats:
     if min(middle.min(), above.min(), below.min()) <= 0:
         return np.full(NUMBERS, np.nan)
     tail = np.log(np.maximum((highest - median) / middle, 0.1))
-    return np.concatenate([np.corrcoef(ranks)[_PAIRS], tail, np.log(above / below)])
+    correlations = np.asarray(np.corrcoef(ranks))
+    return np.concatenate([correlations[_PAIRS], tail, np.log(above / below)])
 
 
 def twins(numbers: Floats) -> list[tuple[str, str]]:

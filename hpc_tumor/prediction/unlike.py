@@ -45,9 +45,8 @@ def unlike_notes(known: KnownCases | None, scans: Sequence[ScanFacts]) -> list[s
         return []
     if known.contrast is None or not known.trained.any():
         return []
-    spacing, shape, ml, contrast = (
-        values[known.trained] for values in (known.spacing, known.shape, known.brain_ml, known.contrast)
-    )
+    spacing, shape = known.spacing[known.trained], known.shape[known.trained]
+    ml, contrast = known.brain_ml[known.trained], known.contrast[known.trained]
     notes = []
     share = ml * 1000 / (spacing.prod(axis=1) * shape.prod(axis=1))
     filled = [one for one in scans if one.brain_share > _FILLED and share.max() < _CROPPED]
