@@ -175,7 +175,7 @@ class RunDir:
         return read_json(self.result) is not None
 
     def weights_lost(self) -> Damage | None:
-        """Return the damage to the weights of the best epoch where a finished run was scored without them, else None."""
+        """Damage to the weights of the best epoch where a finished run was scored without them, else None."""
         result = read_json(self.result) or {}
         lost = result.get("weights_lost")
         if "weights_lost" in result:
@@ -187,7 +187,7 @@ class RunDir:
         return "damaged" if self.events.is_file() and self.read_events("best weights lost") else None
 
     def scored_weights(self) -> Path:
-        """Path of the weights whose scores stand in the result: of the best epoch, of the last where those were lost."""
+        """Weights whose scores stand in the result: of the best epoch, of the last where those were lost."""
         return self.last_weights if self.last_weights.is_file() and self.weights_lost() else self.best_weights
 
 

@@ -28,8 +28,8 @@ class RunResult:
         config: settings by dotted name.
         settings: a hash of them but for NOT_SETTINGS: equal where two runs were set alike.
         cases: scores of each test case, with the weights of the best epoch.
-        weights_lost: damage to the weights of the best epoch, where it was scored without them: then `best` and the cases
-            are of the last epoch, and `best_epoch` is None.
+        weights_lost: damage to the weights of the best epoch, where it was scored without them: then `best` and the
+            cases are of the last epoch, and `best_epoch` is None.
         remarks: what keeps the run from being compared, or is to be known of it.
     """
 
