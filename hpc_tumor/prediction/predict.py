@@ -83,7 +83,8 @@ def predict(run: RunDir, source: Path, output: Path, options: Options, bar: Bar)
 
     from hpc_tumor.prediction.known import load_known
 
-    listing, kind = _list(source), f"{run.name} ({experiment.model.name})"
+    kind = f"{run.name} ({experiment.model.name})"
+    listing = _list(source, kind, experiment.task)
     work = _segment if experiment.task == "segmentation" else _classify
     known = load_known(run)
     with _memory_suffices():
@@ -148,13 +149,16 @@ def _differences(run: RunDir) -> list[str]:
     ]
 
 
-def _list(source: Path) -> Listing:
+def _list(source: Path, kind: str, task: str) -> Listing:
     """What a folder holds; a single file counts as a folder with it alone."""
     if not source.is_file():
         return walk(source)
     found = source.stat()
     if source.name.lower().endswith(_VOLUMES):
-        raise DataError(f"{printable(str(source))} is one scan: name the folder of the patient, with all four of them.")
+        shown = printable(str(source))
+        if task == "classification":
+            raise DataError(f"{kind} classifies images, but {shown} is a volume: name a run of a U-Net.")
+        raise DataError(f"{shown} is one scan: name the folder of the patient, with all four of them.")
     return Listing(source.parent, [SourceFile(source, source.name, found.st_size, found.st_mtime_ns)], [])
 
 

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 
 from hpc_tumor import cli
+from hpc_tumor.data.case import walk
 from hpc_tumor.data.loader import BatchLoader
 from hpc_tumor.data.samples import ImagePart
 from hpc_tumor.data.store import Store
 from hpc_tumor.prediction.images import read_picture
-from hpc_tumor.prediction.predict import _images, _list
 from hpc_tumor.prediction.trained import load_trained
 from hpc_tumor.run_dir import RunDir
 
@@ -52,7 +52,7 @@ def test_probabilities_are_those_of_the_run(
 
 def test_pixels_are_those_of_the_store(images: Path) -> None:
     store = Store.open(images.with_suffix(".zarr"))
-    files = {file.relative: file for file in _images(_list(images))}
+    files = {file.relative: file for file in walk(images).files}
     stored = store.read_images(np.arange(len(store))).result()
     for path, pixels in zip(store.paths, stored, strict=True):
         np.testing.assert_array_equal(read_picture(files[path]).pixels, pixels)
@@ -154,6 +154,8 @@ def test_refusals(
 ) -> None:
     assert predict(cnn_run, patients, tmp_path / "out") == 3
     assert "holds volumes: name a run of a U-Net" in capsys.readouterr().err
+    assert predict(cnn_run, next(patients.rglob("*_flair.nii*")), tmp_path / "out") == 3
+    assert "is a volume: name a run of a U-Net" in capsys.readouterr().err
     assert predict(cnn_run, images, tmp_path / "out", "--clean") == 2
     assert "--clean is for patients" in capsys.readouterr().err
     (tmp_path / "bad").mkdir()
