@@ -18,13 +18,14 @@ from hpc_tumor.data.near_duplicates import SIDE
 from hpc_tumor.data.samples import unit_images
 from hpc_tumor.errors import DataError
 from hpc_tumor.names import printable
-from hpc_tumor.prediction.known import Known, by_name_alone, columns, is_known
+from hpc_tumor.prediction.known import Known, by_name_alone, columns, is_known, named
 from hpc_tumor.prediction.options import Options
 from hpc_tumor.prediction.outputs import output_folder, write_table
 from hpc_tumor.prediction.trained import Trained
 from hpc_tumor.resources import available_cpus
 
 PREDICTIONS = "predictions.csv"
+_LEAST_CONTRAST = 4  # grey levels of a thumbnail
 Pixels = NDArray[np.uint8]
 
 
@@ -144,6 +145,9 @@ def _mark_known(results: ImageResults, marks: Sequence[tuple[str, Pixels]], know
     results.rows = [{**row, **columns(match)} for row, match in zip(results.rows, matches, strict=True)]
     if known.told_by == "content":
         results.notes += by_name_alone(results.rows, paths, "pixels")
+    blank = [path for path, thumbnail in zip(paths, thumbnails, strict=True) if np.ptp(thumbnail) < _LEAST_CONTRAST]
+    if blank:
+        results.notes.append(f"of a single grey, so that nothing can be told of them: {named(blank)}")
 
 
 def _row(file: SourceFile, found: NDArray[np.float64], classes: Sequence[str]) -> dict[str, Any]:

@@ -134,7 +134,9 @@ def load_known(run: RunDir) -> Known:
         return Known(read_known_cases(run.known_cases))
     except FileNotFoundError:
         why = f"{run.name} keeps no {run.known_cases.name} (an earlier version made it, or the file was removed)"
-    except (OSError, ValueError):
+    except OSError as error:
+        why = f"{run.known_cases} cannot be read ({error.strerror or error})"
+    except ValueError:
         why = f"{run.known_cases} is damaged"
     cases = ids_of_split(run.split)
     if cases is None:

@@ -133,6 +133,18 @@ def test_every_kind_of_input_gives_a_table_and_json(
         assert ("label" in said.out.splitlines()[1]) == (labels is not None)
 
 
+def test_blank_images_are_named(
+    images: Path, cnn_run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "scans"
+    source.mkdir()
+    Image.new("L", (200, 200), 90).save(source / "blank.png")
+    shutil.copy(next(images.rglob("*.jpg")), source / "head.jpg")
+    assert predict(cnn_run, source, tmp_path / "out", "--json") == 0
+    notes = json.loads(capsys.readouterr().out)["notes"]
+    assert notes == ["of a single grey, so that nothing can be told of them: blank.png"]
+
+
 def test_a_damaged_image_is_named_and_the_rest_classified(
     images: Path, cnn_run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
