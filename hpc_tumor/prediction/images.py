@@ -151,14 +151,20 @@ def _mark_known(results: ImageResults, marks: Sequence[tuple[str, Pixels]], know
 
 
 def _row(file: SourceFile, found: NDArray[np.float64], classes: Sequence[str]) -> dict[str, Any]:
-    folder = PurePosixPath(file.relative).parent.name or file.path.parent.resolve().name
-    label, predicted = class_of(folder), classes[int(found.argmax())]
+    label, predicted = _class_of(file), classes[int(found.argmax())]
     known = label in classes
     return {
         "path": printable(file.relative), "label": label if known else "", "prediction": predicted,
         "correct": int(predicted == label) if known else "", "confidence": float(found.max()),
         **{f"p_{name}": float(chance) for name, chance in zip(classes, found, strict=True)},
     }  # fmt: skip
+
+
+def _class_of(file: SourceFile) -> str | None:
+    """The class of the nearest folder around an image that is named after one, up to the source's own."""
+    folders = PurePosixPath(file.relative).parent.parts
+    source = file.path.parents[len(folders)].resolve().name
+    return next((kind for name in (*reversed(folders), source) if (kind := class_of(name))), None)
 
 
 def _read_ahead(

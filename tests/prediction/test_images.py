@@ -103,7 +103,7 @@ def test_images_whose_class_nobody_says(
 
 
 @pytest.mark.parametrize("mode", [(), ("--json",)], ids=["table", "json"])
-@pytest.mark.parametrize("kind", ["folder", "one", "one here", "nested", "mixed", "of a class"])
+@pytest.mark.parametrize("kind", ["folder", "one", "one here", "nested", "mixed", "of a class", "below"])
 def test_every_kind_of_input_gives_a_table_and_json(
     images: Path, cnn_run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str], kind: str, mode: tuple[str, ...],
@@ -111,6 +111,7 @@ def test_every_kind_of_input_gives_a_table_and_json(
     places = {
         "folder": ["a.jpg", "b.jpg"], "one": ["a.jpg"], "one here": ["a.jpg"], "nested": ["x/y/a.jpg", "x/b.jpg"],
         "mixed": ["glioma/a.jpg", "b.jpg"], "of a class": ["no_tumor/a.jpg", "glioma_tumor/b.jpg"],
+        "below": ["pituitary/axial/a.jpg", "glioma/x/y/b.jpg"],
     }[kind]  # fmt: skip
     source = tmp_path / "loose"
     for place, path in zip(places, sorted(images.rglob("*.jpg")), strict=False):
@@ -122,7 +123,7 @@ def test_every_kind_of_input_gives_a_table_and_json(
     said = capsys.readouterr()
     rows = rows_of(tmp_path / "out" / "predictions.csv")
     assert [row["path"] for row in rows] == sorted(places)
-    labels = {"mixed": ["", "glioma"], "of a class": ["glioma", "notumor"]}.get(kind)
+    labels = {"mixed": ["", "glioma"], "of a class": ["glioma", "notumor"], "below": ["glioma", "pituitary"]}.get(kind)
     assert [row.get("label") for row in rows] == (labels or [None] * len(places))
     if mode:
         shown = json.loads(said.out)
