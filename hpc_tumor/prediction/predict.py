@@ -145,8 +145,8 @@ def _differences(run: RunDir) -> list[str]:
         return []
     return [
         f"{run.name} was trained on brats-h5, whose slices were standardised one by one; here a patient is standardised"
-        " as a whole, so its labels may be worse than the run's scores say, and patients that it trained on are known by"
-        " name alone"
+        " as a whole, so its labels may be worse than the run's scores say, and patients that it trained on are known"
+        " by name alone"
     ]
 
 
