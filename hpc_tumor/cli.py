@@ -765,7 +765,8 @@ def predict(
     """Let a trained network label patients, or classify images.
 
     A patient gives CASE-seg.nii.gz in the space of its scans, labels as in BraTS; images give predictions.csv. Where
-    the patients come with labels, or the images in folders of classes, they are scored, too.
+    the patients come with labels, or the images in folders of classes, they are scored, too. Cases that the run
+    trained or validated on are marked, and count in no mean.
 
     Examples:
 

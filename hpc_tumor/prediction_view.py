@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from hpc_tumor.console import counted, duration, out, size
+from hpc_tumor.data.known_cases import TRAINED, VALIDATED
 from hpc_tumor.errors import DataError
+from hpc_tumor.prediction.known import is_known, known_counts
 from hpc_tumor.results.layout import NOTHING, Column, Table
 
 if TYPE_CHECKING:
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
 MOST_ROWS = 20  # shown one by one; all are in the files
 _STRUCTURES = ("NCR", "ED", "ET", "WT", "TC")
+_PARTS = (("trained_on", TRAINED), ("validated_on", VALIDATED))
 
 
 def show_prediction(found: Prediction) -> None:
@@ -37,8 +40,11 @@ def prediction_values(found: Prediction) -> dict[str, Any]:
         "task": facts.task, "device": found.device, "precision": found.precision, "output": found.output,
         "seconds": found.seconds,
     }  # fmt: skip
+    values |= {"labelled": found.labelled, "scored": found.scored, "known": known_counts(found.rows, found.told_by)}
     if facts.task == "classification":
-        values |= {"classes": facts.classes, "labelled": found.labelled, "accuracy": found.accuracy}
+        values |= {"classes": facts.classes, "accuracy": found.accuracy}
+    else:
+        values["mean"] = mean_scores(found)
     failed = [{"case": case, "reason": reason} for case, reason in found.failed]
     return {**values, "predictions": found.rows, "failed": failed, "notes": found.notes}
 
@@ -49,20 +55,23 @@ def patients_table(found: Prediction) -> Table:
     columns = [Column("patient", "left"), *(Column(f"{name} ml") for name in found.facts.classes)]
     if scored:
         columns += [Column(f"Dice {name}" if name == _STRUCTURES[0] else name) for name in _STRUCTURES]
-    columns.append(Column("time", keep=1))
-    rows = [_patient(row, scored, found.facts.classes) for row in found.rows[:MOST_ROWS]]
+    known = _known_column(found)
+    columns += [*known, Column("time", keep=1)]
+    rows = [_patient(row, scored, found.facts.classes, bool(known)) for row in found.rows[:MOST_ROWS]]
     return Table(_title(found), tuple(columns), tuple(rows), tuple(_more(found.rows)))
 
 
 def images_table(found: Prediction) -> Table:
     """What each image shows, and what it should where its folder says so."""
-    labelled = found.labelled > 0
+    labelled, known = found.labelled > 0, _known_column(found)
     columns = [Column("image", "left"), Column("prediction", "left"), Column("confidence")]
-    columns += [Column("label", "left")] * labelled
-    rows = [
-        (row["path"], row["prediction"], f"{100 * row['confidence']:.1f} %", *([row["label"] or NOTHING] * labelled))
-        for row in found.rows[:MOST_ROWS]
-    ]
+    columns += [*([Column("label", "left")] if labelled else []), *known]
+    rows = []
+    for row in found.rows[:MOST_ROWS]:
+        cells = [row["path"], row["prediction"], f"{100 * row['confidence']:.1f} %"]
+        cells += [row["label"] or NOTHING] if labelled else []
+        cells += [row["known"] or NOTHING] if known else []
+        rows.append(tuple(cells))
     return Table(_title(found), tuple(columns), tuple(rows), tuple(_more(found.rows)))
 
 
@@ -88,16 +97,49 @@ def show_export(found: Export) -> None:
     out.result(values, show=lambda: out.pairs(lines))
 
 
+def mean_scores(found: Prediction) -> dict[str, float] | None:
+    """Mean Dice of each label and region over the patients that are `scored`; None where there are none."""
+    scores = [row["scores"] for row in found.rows if "scores" in row and not is_known(row)]
+    if not scores:
+        return None
+    names = [f"dice_{name}" for name in _STRUCTURES]
+    return {name: sum(of[name] for of in scores) / len(scores) for name in names}
+
+
 def _show(found: Prediction) -> None:
     if found.facts.task == "segmentation":
         out.table(patients_table(found))
-        return
-    out.table(images_table(found))
-    counts = Counter(row["prediction"] for row in found.rows)
-    out.text(", ".join(f"{name} {counts[name]:,}" for name in found.facts.classes))
-    if found.accuracy is not None:
-        of = counted(found.labelled, "image")
-        out.text(f"accuracy {100 * found.accuracy:.1f} % of the {of} in the folder of a class")
+        if len(found.rows) > 1 and (means := mean_scores(found)) is not None:
+            dice = ", ".join(f"{name} {means[f'dice_{name}']:.3f}" for name in _STRUCTURES)
+            out.text(f"mean Dice of {counted(found.scored, f'{_new(found)}patient')} with labels: {dice}")
+    else:
+        out.table(images_table(found))
+        counts = Counter(row["prediction"] for row in found.rows)
+        out.text(", ".join(f"{name} {counts[name]:,}" for name in found.facts.classes))
+        if found.accuracy is not None:
+            of = counted(found.scored, f"{_new(found)}image")
+            out.text(f"accuracy {100 * found.accuracy:.1f} % of the {of} in the folder of a class")
+    for line in _known_lines(found):
+        out.text(line)
+
+
+def _known_column(found: Prediction) -> list[Column]:
+    """Which cases the run knows; no column where it knows none."""
+    return [Column("known", "left")] if any(row["known"] for row in found.rows) else []
+
+
+def _new(found: Prediction) -> str:
+    return "new " if found.scored < found.labelled else ""
+
+
+def _known_lines(found: Prediction) -> list[str]:
+    counts = known_counts(found.rows, found.told_by)
+    known = (counts["trained_on"] or 0) + (counts["validated_on"] or 0)
+    if not known:
+        return []
+    unit, mean = ("patient", "no mean") if found.facts.task == "segmentation" else ("image", "no accuracy")
+    parts = [f"{counts[key]:,} {words}" for key, words in _PARTS if counts[key]]
+    return [f"known to the run: {known:,} of {counted(len(found.rows), unit)} ({', '.join(parts)}), counted in {mean}"]
 
 
 def _title(found: Prediction) -> str:
@@ -105,10 +147,11 @@ def _title(found: Prediction) -> str:
     return f"{facts.model}, epoch {facts.epoch} of {facts.run} · {found.device}, {found.precision}"
 
 
-def _patient(row: dict[str, Any], scored: bool, labels: Sequence[str]) -> tuple[str, ...]:
+def _patient(row: dict[str, Any], scored: bool, labels: Sequence[str], known: bool) -> tuple[str, ...]:
     dice = [f"{row['scores'][f'dice_{name}']:.3f}" if "scores" in row else NOTHING for name in _STRUCTURES]
     volumes = (f"{row[f'ml_{name}']:.1f}" for name in labels)
-    return (row["case"], *volumes, *(dice if scored else ()), duration(row["seconds"]))
+    part = (row["known"] or NOTHING,) if known else ()
+    return (row["case"], *volumes, *(dice if scored else ()), *part, duration(row["seconds"]))
 
 
 def _more(rows: Sequence[Any]) -> list[str]:

@@ -5,6 +5,7 @@ runs/<run>/            <run> = date-time, model, short id
   job.json             the scheduler's handle: cluster, job id, shape of the request
   provenance.json      versions, git commit, command line, host, GPUs, store fingerprint
   split.json           which cases trained, validated and tested
+  known_cases.npz      by what a prediction knows the cases that trained and validated, and scans unlike them
   status.json          heartbeat, replaced atomically
   metrics.jsonl        one line per epoch and part
   events.jsonl         what happened to the run, in order
@@ -51,6 +52,7 @@ class RunDir:
         self.job = self.path / "job.json"
         self.provenance = self.path / "provenance.json"
         self.split = self.path / "split.json"
+        self.known_cases = self.path / "known_cases.npz"
         self.status = self.path / "status.json"
         self.metrics = self.path / "metrics.jsonl"
         self.events = self.path / "events.jsonl"

@@ -47,8 +47,9 @@ if ((finished < 7)); then
     exit 1
 fi
 
-step "6/6  Prediction: the labels of one patient, in the space of its scans"
-flair=$(find demo/raw/brats -name '*_flair.nii*' | sort | sed -n 1p)
-run predict improved-unet "$(dirname "$flair")" --runs demo/runs --output demo/predicted
+step "6/6  Prediction: the labels of one patient that the run has never seen, in the space of its scans"
+split=$(find demo/runs -path '*-improved-unet-*/split.json')
+patient=$(python -c 'import json, sys; print(json.load(open(sys.argv[1]))["parts"]["test"][0])' "$split")
+run predict improved-unet "$(find demo/raw/brats -type d -name "$patient")" --runs demo/runs --output demo/predicted
 
 say "All seven networks are trained and compared. Open demo/results/report.html in a browser; tables and figures lie beside it."

@@ -15,6 +15,7 @@ import numpy as np
 from hpc_tumor.atomic import plain
 from hpc_tumor.data.brain import BrainStatistics, brain_statistics, label_counts
 from hpc_tumor.data.case import TUMOUR_LABELS, Case, CaseData, CaseReader
+from hpc_tumor.data.contrast import NUMBERS, contrast
 from hpc_tumor.data.editions import EDITIONS
 from hpc_tumor.data.ome import image_metadata, label_metadata
 from hpc_tumor.data.shards import checksum, is_sound, pack_chunk
@@ -152,6 +153,8 @@ def _row(case: Case, data: CaseData, brain: BrainStatistics, sketches: Sketches)
         **({} if data.background is None else {"slice_background": data.background.T}),
         "statistics": brain.moments,
         "brain_voxels": brain.voxels,
+        # Slices that were standardised one by one have lost how bright they are beside each other.
+        "contrast": [None] * NUMBERS if data.background is not None else contrast(data.image, brain),
         "label_counts": label_counts(data.label, TUMOUR_LABELS + 1),
         "content": _content(data, brain),
         "scans": brain.digest,

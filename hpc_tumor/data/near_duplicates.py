@@ -72,6 +72,21 @@ def alike(thumbnails: NDArray[np.uint8], threshold: float) -> Iterator[tuple[Pai
                 yield np.stack([i + row, j + column], axis=1), values[i, j]
 
 
+def nearest(thumbnails: NDArray[np.uint8], among: NDArray[np.uint8], threshold: float = THRESHOLD) -> NDArray[np.int64]:
+    """`(n,)`: for each of the `(n, 32, 32)` thumbnails the number of the most alike `among`; -1 below the threshold."""
+    best = np.full(len(thumbnails), -1, np.int64)
+    for row in range(0, len(thumbnails), _BLOCK):
+        left = features(thumbnails[row : row + _BLOCK])
+        closest = np.full(len(left), threshold, np.float32)
+        for column in range(0, len(among), _BLOCK):
+            values = similarity(left, features(among[column : column + _BLOCK]))
+            largest = values.max(axis=1)
+            better = largest >= closest
+            best[row : row + _BLOCK][better] = values[better].argmax(axis=1) + column
+            closest[better] = largest[better]
+    return best
+
+
 def features(thumbnails: NDArray[np.uint8]) -> NDArray[np.float32]:
     """`(n, 32, 32)`: cosine transforms of local contrast, of length 1; 0 for pictures of a single grey.
 

@@ -119,6 +119,16 @@ class Store:
         return self._column("background")
 
     @cached_property
+    def brain_voxels(self) -> NDArray[np.int64]:
+        """`(n,)`: voxels of the brain."""
+        return self._column("brain_voxels").astype(np.int64)
+
+    @cached_property
+    def contrast(self) -> NDArray[np.float64]:
+        """`(n, 14)`: what `data.contrast` tells exchanged modalities by; not-a-number where a case has none."""
+        return self._column("contrast")
+
+    @cached_property
     def tolerance(self) -> NDArray[np.float64]:
         """`(n, 4)`: how far a voxel outside the brain may stray from the background, per modality; mostly 0."""
         return self._column("tolerance")

@@ -153,7 +153,7 @@ class VolumeWriter:
                 into[: row["shape"][0]] = row["slice_background"]
             write_column(index, "slice_background", outside)
         write_column(index, "shape", np.array([row["shape"] for row in rows], np.int32))
-        for name in ("spacing", "background", "tolerance", "statistics"):
+        for name in ("spacing", "background", "tolerance", "statistics", "brain_voxels", "contrast"):
             write_column(index, name, np.array([row[name] for row in rows], np.float64))
         kept = b"".join(base64.b64decode(row["sketch"]) for row in rows)
         sketches = np.frombuffer(kept, np.int8).reshape(len(rows), len(MODALITIES), *[SKETCH_SIDE] * 3)

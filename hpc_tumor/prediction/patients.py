@@ -15,14 +15,18 @@ from numpy.typing import NDArray
 from hpc_tumor.data.brain import BrainStatistics, brain_statistics
 from hpc_tumor.data.brats import LABEL, lying_elsewhere, open_case, read_intensities, read_labels
 from hpc_tumor.data.case import MODALITIES, Case, check_names
+from hpc_tumor.data.contrast import contrast
 from hpc_tumor.data.editions import EDITIONS, Edition, UncertainLabels, edition_of
 from hpc_tumor.data.nifti import NiftiFile
+from hpc_tumor.data.sketch import sketch
 from hpc_tumor.errors import DataError, UsageError
+from hpc_tumor.prediction.known import COLUMNS, Known, by_name_alone, columns, is_known
 from hpc_tumor.prediction.nifti_out import write_labels, write_volumes
 from hpc_tumor.prediction.options import Options
 from hpc_tumor.prediction.outputs import output_folder, write_table
 from hpc_tumor.prediction.scoring import score_case
 from hpc_tumor.prediction.trained import Trained
+from hpc_tumor.prediction.unlike import ScanFacts, unlike_notes
 from hpc_tumor.prediction.volume import Segmentation, cleaned, segment
 from hpc_tumor.training.metrics import LABELS
 
@@ -39,6 +43,8 @@ class Patient:
         label: `(Z, Y, X)` 0 to 4, where the folder holds a segmentation whose numbers have a certain meaning.
         scan: the file whose space is the patient's: FLAIR.
         elsewhere: modalities whose files lie elsewhere in space.
+        sketch: `(4, 16, 16, 16)` int8, by which copies of the scans are found.
+        facts: by which scans unlike those trained on are found.
     """
 
     id: str
@@ -47,6 +53,8 @@ class Patient:
     scan: NiftiFile
     brain: BrainStatistics
     elsewhere: Sequence[str]
+    sketch: NDArray[np.int8]
+    facts: ScanFacts
     unscored: str | None = None  # why the segmentation that is there is not read
 
 
@@ -58,6 +66,17 @@ class PatientResults:
     scores: list[dict[str, object]] = field(default_factory=list)
     failed: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    scans: list[ScanFacts] = field(default_factory=list)
+
+    @property
+    def labelled(self) -> list[dict[str, Any]]:
+        """The rows of patients that came with labels."""
+        return [row for row in self.rows if "scores" in row]
+
+    @property
+    def scored(self) -> list[dict[str, Any]]:
+        """The labelled rows without those of patients that the run trained or validated on."""
+        return [row for row in self.labelled if not is_known(row)]
 
 
 def labels_file(case: str) -> str:
@@ -76,12 +95,14 @@ def file_names(cases: Sequence[Case]) -> list[str]:
 
 
 def predict_patients(
-    trained: Callable[[], Trained], cases: Sequence[Case], output: Path, options: Options, progress: Progress
-) -> PatientResults:
+    trained: Callable[[], Trained], cases: Sequence[Case], output: Path, options: Options, known: Known,
+    progress: Progress,
+) -> PatientResults:  # fmt: skip
     """Label every patient and write the result to the folder `output`; a patient that cannot be read is left out.
 
     Args:
         trained: gives the network; asked for when the folder can be written to.
+        known: the cases that the run trained and validated on.
         progress: told of slices where there is one patient, else of patients.
 
     Raises:
@@ -99,7 +120,7 @@ def predict_patients(
             if isinstance(patient, DataError):
                 results.failed.append((case.id, str(patient)))
             else:
-                _predict(network, patient, output, options, results, progress if len(cases) == 1 else None)
+                _predict(network, patient, output, options, known, results, progress if len(cases) == 1 else None)
             if len(cases) > 1:
                 progress(done, len(cases))
         if not results.rows:
@@ -109,6 +130,9 @@ def predict_patients(
             write_table(output / SCORES, results.scores)
         else:
             (output / SCORES).unlink(missing_ok=True)
+    if known.told_by == "content":
+        results.notes += by_name_alone(results.rows, [row["case"] for row in results.rows], "scans")
+    results.notes += unlike_notes(known.cases, results.scans)
     return results
 
 
@@ -129,7 +153,9 @@ def read_patient(case: Case, labels: str | None = None) -> Patient:
     brain = brain_statistics(image)
     if not brain.voxels:
         raise DataError(f"{case.folder} holds no brain: every voxel of its scans has one and the same value.")
-    return Patient(case.id, image, label, files[MODALITIES[0]], brain, lying_elsewhere(files), unscored)
+    scan, (depth, height, width) = files[MODALITIES[0]], image.shape[1:]
+    facts = ScanFacts(case.id, scan.spacing, (depth, height, width), brain.voxels, contrast(image, brain))
+    return Patient(case.id, image, label, scan, brain, lying_elsewhere(files), sketch(image, brain), facts, unscored)
 
 
 def _read_ahead(cases: Sequence[Case], labels: str | None) -> Iterator[tuple[Case, Patient | DataError]]:
@@ -155,6 +181,7 @@ def _predict(
     patient: Patient,
     output: Path,
     options: Options,
+    known: Known,
     results: PatientResults,
     progress: Progress | None,
 ) -> None:
@@ -169,9 +196,11 @@ def _predict(
     write_labels(path, found.labels, patient.scan, _edition(patient.id, options, trained))
     _write_probabilities(output / probabilities_file(patient.id), found, patient.scan)
     row: dict[str, Any] = {"case": patient.id, "file": path, "slices": found.slices, **_volumes(found, patient.scan)}
+    row |= columns(known.find_patient(patient.id, patient.brain.digest, patient.sketch))
+    results.scans.append(patient.facts)
     if patient.label is not None:
         scores = score_case(patient.label, found.bits, patient.scan.spacing)
-        results.scores.append({"case": patient.id, **scores})
+        results.scores.append({"case": patient.id, **scores, **{name: row[name] for name in COLUMNS}})
         row["scores"] = scores
     if patient.unscored:
         results.notes.append(f"{patient.id} is not scored: {patient.unscored}")

@@ -21,6 +21,7 @@ from hpc_tumor.run_dir import RunDir, read_json
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from hpc_tumor.prediction.known import Known
     from hpc_tumor.prediction.trained import Facts, Trained
 
 _VOLUMES = (".nii", ".nii.gz")
@@ -37,7 +38,10 @@ class Prediction:
         facts: of the network.
         rows: one per patient or image.
         failed: (case or path, reason) of those that could not be read.
-        accuracy: over the images that lie in the folder of a class; None where there are none.
+        labelled: images in the folder of a class, or patients with a segmentation.
+        scored: those of them that the run neither trained nor validated on.
+        accuracy: over the `scored` images; None where there are none.
+        told_by: by what the run knows its cases: content, ids, or None: it does not.
     """
 
     facts: Facts
@@ -50,6 +54,8 @@ class Prediction:
     notes: list[str] = field(default_factory=list)
     accuracy: float | None = None
     labelled: int = 0
+    scored: int = 0
+    told_by: str | None = None
 
 
 def predict(run: RunDir, source: Path, output: Path, options: Options, bar: Bar) -> Prediction:
@@ -76,18 +82,24 @@ def predict(run: RunDir, source: Path, output: Path, options: Options, bar: Bar)
         loaded.append(load_trained(run, options.device, options.precision, options.flips))
         return loaded[0]
 
-    listing, kind = _list(source), f"{run.name} ({experiment.model.name})"
+    from hpc_tumor.prediction.known import load_known
+
+    kind = f"{run.name} ({experiment.model.name})"
+    listing = _list(source, kind, experiment.task)
     work = _segment if experiment.task == "segmentation" else _classify
+    known = load_known(run)
     with _memory_suffices():
-        fields = work(kind, listing, output, options, trained, bar)
+        fields = work(kind, listing, output, options, known, trained, bar)
     network = loaded[0]
-    fields["notes"] = [*network.facts.notes, *fields.get("notes", []), *_differences(run)]
+    said = [known.note] if known.note else []
+    notes = [*network.facts.notes, *said, *fields.pop("notes"), *_differences(run)]
+    fields |= {"notes": notes, "told_by": known.told_by}
     seconds = time.perf_counter() - begun
     return Prediction(network.facts, network.device.type, network.precision.name, output, seconds, **fields)
 
 
 def _segment(
-    kind: str, listing: Listing, output: Path, options: Options, trained: Callable[[], Trained], bar: Bar
+    kind: str, listing: Listing, output: Path, options: Options, known: Known, trained: Callable[[], Trained], bar: Bar
 ) -> dict[str, Any]:
     from hpc_tumor.prediction.patients import predict_patients
 
@@ -101,13 +113,16 @@ def _segment(
             " patients. Name a folder outside."
         )
     with bar("predicting", "slices" if len(cases) == 1 else "patients") as progress:
-        results = predict_patients(trained, cases, output, options, progress)
-    failed = sorted([*results.failed, *found.failed, *leftovers(listing, found.taken, "segmentation").refused])
-    return {"rows": results.rows, "failed": failed, "notes": results.notes}
+        results = predict_patients(trained, cases, output, options, known, progress)
+    rest = leftovers(listing, found.taken, "segmentation")
+    return {
+        "rows": results.rows, "failed": sorted([*results.failed, *found.failed, *rest.refused]),
+        "notes": results.notes, "labelled": len(results.labelled), "scored": len(results.scored),
+    }  # fmt: skip
 
 
 def _classify(
-    kind: str, listing: Listing, output: Path, options: Options, trained: Callable[[], Trained], bar: Bar
+    kind: str, listing: Listing, output: Path, options: Options, known: Known, trained: Callable[[], Trained], bar: Bar
 ) -> dict[str, Any]:
     from hpc_tumor.prediction.images import predict_images
 
@@ -118,11 +133,11 @@ def _classify(
             raise DataError(f"{kind} classifies images, but {_name(listing)} holds volumes: name a run of a U-Net.")
         raise no_cases(listing, _IMAGES_WANTED)
     with bar("predicting", "images") as progress:
-        results = predict_images(trained, files, output, options, progress)
-    links = leftovers(listing, {file.relative for file in files}, "classification").refused
+        results = predict_images(trained, files, output, options, known, progress)
+    rest = leftovers(listing, {file.relative for file in files}, "classification")
     return {
-        "rows": results.rows, "failed": [*results.failed, *links], "accuracy": results.accuracy,
-        "labelled": len(results.labelled),
+        "rows": results.rows, "failed": [*results.failed, *rest.refused], "notes": results.notes,
+        "accuracy": results.accuracy, "labelled": len(results.labelled), "scored": len(results.scored),
     }  # fmt: skip
 
 
@@ -132,17 +147,21 @@ def _differences(run: RunDir) -> list[str]:
         return []
     return [
         f"{run.name} was trained on brats-h5, whose slices were standardised one by one; here a patient is standardised"
-        " as a whole, so its labels may be worse than the run's scores say"
+        " as a whole, so its labels may be worse than the run's scores say, and patients that it trained on are known"
+        " by name alone"
     ]
 
 
-def _list(source: Path) -> Listing:
+def _list(source: Path, kind: str, task: str) -> Listing:
     """What a folder holds; a single file counts as a folder with it alone."""
     if not source.is_file():
         return walk(source)
     found = source.stat()
     if source.name.lower().endswith(_VOLUMES):
-        raise DataError(f"{printable(str(source))} is one scan: name the folder of the patient, with all four of them.")
+        shown = printable(str(source))
+        if task == "classification":
+            raise DataError(f"{kind} classifies images, but {shown} is a volume: name a run of a U-Net.")
+        raise DataError(f"{shown} is one scan: name the folder of the patient, with all four of them.")
     return Listing(source.parent, [SourceFile(source, source.name, found.st_size, found.st_mtime_ns)])
 
 

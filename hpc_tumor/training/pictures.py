@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import io
-import json
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from hpc_tumor import atomic
+from hpc_tumor.npz import write_arrays
 from hpc_tumor.training.case_pictures import case_pictures
 from hpc_tumor.training.evaluate import Evaluation
 from hpc_tumor.training.heartbeat import say
@@ -69,11 +67,8 @@ def _write(setup: Setup, arrays: dict[str, np.ndarray], about: dict[str, Any]) -
         "image_size": list(setup.parts.image_size), "every": every, **about,
     }  # fmt: skip
     shown = {name: array[..., ::every, ::every] if _is_picture(array) else array for name, array in arrays.items()}
-    data = io.BytesIO()
-    text = json.dumps(atomic.plain(about), allow_nan=False)
-    np.savez_compressed(data, about=np.array(text), **shown)  # type: ignore[arg-type]
     setup.run.figures.mkdir(exist_ok=True)
-    atomic.write_bytes(setup.run.pictures, data.getvalue())
+    write_arrays(setup.run.pictures, about, shown)
 
 
 def _is_picture(array: np.ndarray) -> bool:

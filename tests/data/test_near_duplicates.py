@@ -13,7 +13,7 @@ from scipy.ndimage import gaussian_filter
 
 from hpc_tumor.data import near_duplicates
 from hpc_tumor.data.brain_mri import BrainMRIReader, decode_grey, thumbnail
-from hpc_tumor.data.near_duplicates import BLUR, SIDE, THRESHOLD, features, near_duplicate_groups, similarity
+from hpc_tumor.data.near_duplicates import BLUR, SIDE, THRESHOLD, features, near_duplicate_groups, nearest, similarity
 
 Turn = Image.Transpose
 
@@ -119,3 +119,13 @@ def test_a_chain_is_one_group() -> None:
     ends = similarity(features(mixed[0][None]), features(mixed[-1][None])).item()
     assert ends < THRESHOLD
     assert set(near_duplicate_groups(np.stack(mixed), np.arange(12)).tolist()) == {0}
+
+
+def test_the_nearest_of_others_is_found_in_whatever_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    among = np.stack([thumbnail(head) for head in heads(7)])
+    asked = np.stack([thumbnail(encoded(head, 60)) for head in (*heads(9)[5:], *heads(2))])
+    asked = np.concatenate([asked, np.full((1, SIDE, SIDE), 90, np.uint8)])
+    for block in (2, 1024):
+        monkeypatch.setattr(near_duplicates, "_BLOCK", block)
+        assert nearest(asked, among).tolist() == [5, 6, -1, -1, 0, 1, -1]
+    assert nearest(asked, among[:0]).tolist() == [-1] * 7

@@ -65,7 +65,7 @@ def test_scores_are_those_of_the_run(patients: Path, unet_run: RunDir, tmp_path:
     folder = next(path for path in folders(patients) if path.name == wanted["case"])
     assert predict(unet_run, folder, tmp_path) == 0
     (found,) = rows_of(tmp_path / "scores.csv")
-    assert list(found) == list(wanted)
+    assert list(found) == [*wanted, "known", "known_as", "known_by"]
     assert found["case"] == wanted["case"]
     assert found["slices"] == wanted["slices"] == "12"
     assert float(found["recall_WT"]) > 0
@@ -197,6 +197,35 @@ def test_big_endian_and_scaled_scans(patients: Path, unet_run: RunDir, tmp_path:
     chances = np.asarray(nib.load(tmp_path / "out" / f"{folder.name}-probabilities.nii.gz").dataobj)
     assert 0 <= chances.min() < chances.max() <= 1
     assert not (tmp_path / "out" / "scores.csv").exists()  # without labels there is nothing to score
+
+
+@pytest.mark.parametrize("mode", [(), ("--json",)], ids=["table", "json"])
+@pytest.mark.parametrize("kind", ["unlabelled", "here", "one labelled", "nested"])
+def test_every_kind_of_input_gives_a_table_and_json(
+    patients: Path, unet_run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], kind: str, mode: tuple[str, ...],
+) -> None:  # fmt: skip
+    source = tmp_path / "scans"
+    chosen = folders(patients)[: 1 if kind == "here" else 2]
+    for number, folder in enumerate(chosen):
+        place = source / ("deep/er" if kind == "nested" else "") / folder.name
+        shutil.copytree(folder, place)
+        if kind != "one labelled" or number:
+            next(place.glob("*_seg.nii*")).unlink()
+    given = source
+    if kind == "here":
+        monkeypatch.chdir(source / chosen[0].name)
+        given = Path()
+    assert predict(unet_run, given, tmp_path / "out", *mode) == 0
+    said = capsys.readouterr()
+    assert (tmp_path / "out" / "scores.csv").exists() == (kind == "one labelled")
+    if mode:
+        shown = json.loads(said.out)
+        assert [row["case"] for row in shown["predictions"]] == [folder.name for folder in chosen]
+        assert shown["labelled"] == (kind == "one labelled")
+    else:
+        assert all(folder.name in said.out for folder in chosen)
+        assert ("Dice NCR" in said.out) == (kind == "one labelled")
 
 
 def test_the_same_input_gives_the_same_bytes(patients: Path, unet_run: RunDir, tmp_path: Path) -> None:

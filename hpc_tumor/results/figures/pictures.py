@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from hpc_tumor.npz import read_arrays
 from hpc_tumor.results.entries import Entry
 from hpc_tumor.results.figures.drawing import Plan
 from hpc_tumor.results.figures.wording import words
@@ -22,9 +19,7 @@ from hpc_tumor.run_dir import RunDir
 
 FORMAT = "hpc-tumor pictures 1"
 _MOST_FILE = 64 * 2**20  # bytes; ours have 3 MB
-_MOST_ARRAY = 32 * 2**20
 _MOST_ALL = 96 * 2**20
-_MOST_ARRAYS = 64
 LONGEST = 1024  # pixels per side
 WHICH = ("best", "median", "worst")
 
@@ -77,38 +72,8 @@ def read_pictures(run: Path) -> Pictures | None:
 
 @lru_cache(maxsize=32)  # some figures are made of one file
 def _read(file: str, changed: int, size: int) -> Pictures | None:
-    try:
-        with zipfile.ZipFile(file) as archive:
-            members = archive.infolist()
-            if len(members) > _MOST_ARRAYS or sum(one.file_size for one in members) > _MOST_ALL:
-                return None
-            arrays = {one.filename.removesuffix(".npy"): _array(archive, one) for one in members}
-        about = json.loads(str(arrays.pop("about")))
-    except (OSError, ValueError, KeyError, EOFError, RuntimeError, NotImplementedError, RecursionError,
-            zipfile.BadZipFile, zlib.error):  # fmt: skip
-        return None
-    if not isinstance(about, dict) or about.get("format") != FORMAT:
-        return None
-    return Pictures(arrays, about)
-
-
-def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
-    """One array. ValueError for one that claims more than it holds, which numpy would first make room for."""
-    if member.file_size > _MOST_ARRAY:
-        raise ValueError("too large")
-    data = io.BytesIO(archive.read(member))
-    version = np.lib.format.read_magic(data)
-    if version not in ((1, 0), (2, 0)):
-        raise ValueError("unknown version")
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(data)
-    count = 1
-    for length in shape:
-        count *= length
-    if dtype.hasobject or dtype.kind not in "uifU" or count < 0 or count * dtype.itemsize > _MOST_ARRAY:
-        raise ValueError("no picture")
-    values = np.frombuffer(data.read(), dtype, count)
-    return values.reshape(shape, order="F" if fortran else "C")
+    about, arrays = read_arrays(Path(file), _MOST_FILE, _MOST_ALL)
+    return Pictures(arrays, about) if about.get("format") == FORMAT else None
 
 
 def shown_number(said: Mapping[str, Any], name: str) -> str:
