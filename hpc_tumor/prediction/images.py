@@ -17,8 +17,8 @@ from hpc_tumor.data.case import Case, SourceFile
 from hpc_tumor.data.near_duplicates import SIDE
 from hpc_tumor.data.samples import unit_images
 from hpc_tumor.errors import DataError
-from hpc_tumor.names import printable
-from hpc_tumor.prediction.known import Known, by_name_alone, columns, is_known, named
+from hpc_tumor.names import listed, printable
+from hpc_tumor.prediction.known import Known, by_name_alone, columns, is_known
 from hpc_tumor.prediction.options import Options
 from hpc_tumor.prediction.outputs import output_folder, write_table
 from hpc_tumor.prediction.trained import Trained
@@ -147,7 +147,7 @@ def _mark_known(results: ImageResults, marks: Sequence[tuple[str, Pixels]], know
         results.notes += by_name_alone(results.rows, paths, "pixels")
     blank = [path for path, thumbnail in zip(paths, thumbnails, strict=True) if np.ptp(thumbnail) < _LEAST_CONTRAST]
     if blank:
-        results.notes.append(f"of a single grey, so that nothing can be told of them: {named(blank)}")
+        results.notes.append(f"of a single grey, so that nothing can be told of them: {listed(blank)}")
 
 
 def _row(file: SourceFile, found: NDArray[np.float64], classes: Sequence[str]) -> dict[str, Any]:

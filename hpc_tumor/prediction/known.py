@@ -15,13 +15,13 @@ from hpc_tumor.data.known_cases import TRAINED, VALIDATED, KnownCases, ids_of_sp
 from hpc_tumor.data.near_duplicates import nearest
 from hpc_tumor.data.patient_names import patient_of
 from hpc_tumor.data.sketch import THRESHOLD, similarity
+from hpc_tumor.names import listed
 from hpc_tumor.run_dir import RunDir
 
 CANNOT_TELL = "cannot tell"
 CONTENT, COPY, ID, PATIENT = "content", "copy", "id", "patient"
 _ORDER = (CONTENT, COPY, ID, PATIENT)
 COLUMNS = ("known", "known_as", "known_by")
-MOST_NAMED = 3  # cases in a line
 
 
 @dataclass(frozen=True)
@@ -169,15 +169,9 @@ def by_name_alone(rows: Sequence[Mapping[str, Any]], names: Sequence[str], noun:
     if not found:
         return []
     return [
-        f"{named(found)}: counted as known for the name alone, the {noun} are others; if they are of other people,"
+        f"{listed(found)}: counted as known for the name alone, the {noun} are others; if they are of other people,"
         " give them other names"
     ]
-
-
-def named(cases: Sequence[str]) -> str:
-    """The first of `cases`, and how many more there are."""
-    more = len(cases) - MOST_NAMED
-    return ", ".join(cases[:MOST_NAMED]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def _first(keys: Sequence[str]) -> dict[str, int]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hpc_tumor.data.contrast import Contrasts, exchanged, twins
 from hpc_tumor.data.known_cases import KnownCases
-from hpc_tumor.prediction.known import named
+from hpc_tumor.names import listed
 
 _VOLUME = 1.7  # times the largest brain trained on: a head is more than twice its brain; brains differ by less
 _FILLED = 0.9  # of the volume: nothing around the brain
@@ -86,7 +86,7 @@ def _modalities(trained: Contrasts | None, scans: Sequence[ScanFacts]) -> list[s
 
 
 def _names(scans: Sequence[ScanFacts]) -> str:
-    return named([one.case for one in scans])
+    return listed([one.case for one in scans])
 
 
 def _largest(scans: Sequence[ScanFacts]) -> str:

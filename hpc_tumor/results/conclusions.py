@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal
 
+from hpc_tumor.names import listed
 from hpc_tumor.results.comparison import MOST_TESTED, Group
 from hpc_tumor.results.disagreement import DecidingCase, Disagreement
 from hpc_tumor.results.formats import p_value
 from hpc_tumor.results.measures import CASES, measure
-from hpc_tumor.results.notes import some
 from hpc_tumor.results.paired import Difference
 
 Verdict = Literal["better", "not shown", "worse"]
@@ -65,11 +65,11 @@ def _best(group: Group) -> Iterator[str]:
     among = f" of the {len(group.alike)} that were tested on the same cases" if others else ""
     parts = [f"{names[best]} has the largest {measure(group.task, group.main).title}{among}"]
     if better:
-        parts.append(f"better than {some(better, _MOST_OTHERS)}")
+        parts.append(f"better than {listed(better, _MOST_OTHERS)}")
     if against:
-        parts.append(f"but on most {CASES[group.task]} worse than {some(against, _MOST_OTHERS)}")
+        parts.append(f"but on most {CASES[group.task]} worse than {listed(against, _MOST_OTHERS)}")
     if not_shown:
-        parts.append(f"not shown to be better than {some(not_shown, _MOST_OTHERS)}")
+        parts.append(f"not shown to be better than {listed(not_shown, _MOST_OTHERS)}")
     yield f"{'; '.join(parts)}. {method(group)}"
 
 
@@ -104,7 +104,7 @@ def _what_decides(group: Group, found: Disagreement, names: tuple[str, str]) -> 
         return _decide(by_score, unit, f"{names[1]} has the larger {shown.title}", shown.title, shown.show)
     if _few(by_rank, found.n):
         return _decide(by_rank, unit, f"{names[0]} has the better mean rank", "rank", lambda value: f"{value:.1f}")
-    why = some([measure(group.task, name).title for name in found.ranks_better_in], _MOST_OTHERS)
+    why = listed([measure(group.task, name).title for name in found.ranks_better_in], _MOST_OTHERS)
     ranked = f"{names[1]} ranks better by {why}"
     if found.score_cases is None:
         return f"On no single patient has {names[0]} the smaller {shown.title}; {ranked}."
@@ -144,7 +144,7 @@ def _against_neighbour(group: Group) -> Iterator[str]:
         names[verdict(tests[name])].append(name)
     yield f"{_who_beats_it(group, names)} {_how(group)}"
     if missing := [entry.name for entry in group.entries if entry.name not in tests]:
-        yield f"Not compared with it, as its answers for their test images are unknown: {some(missing, _MOST_NAMED)}."
+        yield f"Not compared with it, as its answers for their test images are unknown: {listed(missing, _MOST_NAMED)}."
 
 
 def _who_beats_it(group: Group, names: Mapping[Verdict, Sequence[str]]) -> str:
@@ -154,7 +154,7 @@ def _who_beats_it(group: Group, names: Mapping[Verdict, Sequence[str]]) -> str:
     value = "" if near is None else f" ({shown.title} {shown.show(near)}{' %' * (shown.form == 'percent')})"
     than = f"the nearest neighbour, which learns nothing{value}"
     better, not_shown, worse = (
-        some([f"{name} ({_p(tests[name])})" for name in names[kind]], _MOST_NAMED)
+        listed([f"{name} ({_p(tests[name])})" for name in names[kind]], _MOST_NAMED)
         for kind in ("better", "not shown", "worse")
     )
     if len(tests) == 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import get_args
 
+from hpc_tumor.names import listed
 from hpc_tumor.results.comparison import Group
 from hpc_tumor.results.measures import CASES
 from hpc_tumor.results.published import LEAKS, PUBLISHED
@@ -81,7 +82,7 @@ def _lost(group: Group) -> Iterator[str]:
     """Runs whose scores are those of another epoch than the others'."""
     for damage in get_args(Damage):
         if names := [run.run for entry in group.entries for run in entry.lost if run.weights_lost == damage]:
-            yield f"{some(names, 6)}: {without_best(damage, 'its' if len(names) == 1 else 'their')}."
+            yield f"{listed(names, 6)}: {without_best(damage, 'its' if len(names) == 1 else 'their')}."
 
 
 def _looked_for_copies(group: Group) -> bool:
@@ -116,10 +117,10 @@ def _surfaces(group: Group) -> Iterator[str]:
         )
     cleaned = [entry.name for entry in group.entries if any(run.cleaning for run in entry.runs)]
     if cleaned:
-        yield f"Small pieces removed, by thresholds chosen on validation patients: {some(cleaned)}."
+        yield f"Small pieces removed, by thresholds chosen on validation patients: {listed(cleaned)}."
     flipped = [entry.name for entry in group.entries if any(run.flips for run in entry.runs)]
     if flipped:
-        yield f"Logits averaged over flips: {some(flipped)}."
+        yield f"Logits averaged over flips: {listed(flipped)}."
 
 
 def _unequal(group: Group) -> Iterator[str]:
@@ -130,29 +131,23 @@ def _unequal(group: Group) -> Iterator[str]:
     if len(tested) > 1:
         yield (
             f"These runs were tested on {len(tested)} different sets of cases, which is part of why scores differ;"
-            f" not compared with the others: {some([entry.name for entry in group.elsewhere])}."
+            f" not compared with the others: {listed([entry.name for entry in group.elsewhere])}."
         )
     for entry in group.entries:
         if entry.cases.problem and len(entry.runs) > 1:
             yield f"{entry.name}: {entry.cases.problem}: no interval, and not compared."
         if entry.pooled:
-            yield f"{entry.name}: its runs differ in {some(entry.pooled)}."
+            yield f"{entry.name}: its runs differ in {listed(entry.pooled)}."
         if entry.repeated:
-            again = some([run.run for run in entry.repeated])
+            again = listed([run.run for run in entry.repeated])
             yield f"{entry.name}: a seed that was run again counts once, with its latest run; not counted: {again}."
     remarks: dict[str, list[str]] = {}
     for run in group.runs:
         for remark in run.remarks:
             remarks.setdefault(remark, []).append(run.run)
     for remark, names in remarks.items():
-        yield f"{some(names)}: {remark}."
+        yield f"{listed(names)}: {remark}."
     if skipped := [f"{run.run} ({run.skipped_steps})" for run in group.runs if run.skipped_steps]:
-        yield f"Steps left out, since loss or gradients were not finite: {some(skipped)}."
+        yield f"Steps left out, since loss or gradients were not finite: {listed(skipped)}."
     if early := [f"{run.run} ({run.epochs})" for run in group.runs if run.stopped_early]:
-        yield f"Training ended early, after the epoch in brackets: {some(early)}."
-
-
-def some(names: Sequence[str], most: int = 3) -> str:
-    """Names with commas; of many the first and how many more."""
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most:,} more"
+        yield f"Training ended early, after the epoch in brackets: {listed(early)}."

@@ -148,11 +148,11 @@ def test_a_folder_with_two_segmentations_refuses_itself_only(tmp_path: Path, cap
     shown = capsys.readouterr()
     ((case, reason),) = json.loads(shown.out)["failed"]
     assert case == "BraTS20_Training_002"
-    assert "holds label twice" in reason
+    assert "holds its labels twice" in reason
     assert reason in shown.err
     assert "Keep" not in reason
     assert Store.open(tmp_path / "s.zarr").case_ids == ["BraTS20_Training_001", "BraTS20_Training_003"]
-    with pytest.raises(DataError, match=r"holds label twice.*Stopped there, as --strict asks"):
+    with pytest.raises(DataError, match=r"holds its labels twice.*Stopped there, as --strict asks"):
         prepare(source, tmp_path / "strict.zarr", strict=True)
     assert not (tmp_path / "strict.zarr").exists()
 

@@ -11,14 +11,13 @@ from hpc_tumor.data.audit.leakage import Leakage, SplitAudit
 from hpc_tumor.data.audit.memoriser import SIMILAR
 from hpc_tumor.data.audit.volumes import OUTLIER, Spread, VolumeFacts
 from hpc_tumor.data.units import describe_patients
-from hpc_tumor.names import printable
+from hpc_tumor.names import listed
 
 if TYPE_CHECKING:
     from hpc_tumor.data.audit.audit import Audit
 
 NOTHING = "–"
 _CLINICAL = {"age": "age, years", "survival_days": "survival, days", "alive": "alive when last seen"}
-_MOST_NAMED = 4
 _MOST_COUNTED = 4
 
 
@@ -120,12 +119,6 @@ def shortcut_table(audit: Audit) -> tuple[list[str], list[list[str]]]:
     return ["fact", "sees", "accuracy", "majority", "gives the class away"], rows
 
 
-def some(names: Sequence[str]) -> str:
-    """The first few names, and how many more there are."""
-    rest = len(names) - _MOST_NAMED
-    return ", ".join(map(printable, names[:_MOST_NAMED])) + (f" and {rest:,} more" if rest > 0 else "")
-
-
 def _images(found: Leakage) -> str:
     of = f"{found.tested:,} test image{'s' * (found.tested != 1)}"
     if not found.shared:
@@ -153,7 +146,7 @@ def _image_lines(facts: ImageFacts) -> list[tuple[str, str]]:
         ("modes", counted(facts.modes)),
     ]
     if facts.blank:
-        lines.append(("blank", some(facts.blank)))
+        lines.append(("blank", listed(facts.blank)))
     return lines
 
 
@@ -169,14 +162,16 @@ def _volume_lines(facts: VolumeFacts) -> list[tuple[str, str]]:
     ]
     for item in facts.labels:
         if item.without:
-            lines.append((f"without {item.name}", some(item.without)))
+            lines.append((f"without {item.name}", listed(item.without)))
     for name, cases in (("empty masks", facts.empty_masks), ("all labelled", facts.full_masks)):
         if cases:
-            lines.append((name, some(cases)))
+            lines.append((name, listed(cases)))
     if facts.other_affine:
-        lines.append(("shifted files", some([f"{case} ({', '.join(at)})" for case, at in facts.other_affine.items()])))
+        lines.append(
+            ("shifted files", listed([f"{case} ({', '.join(at)})" for case, at in facts.other_affine.items()]))
+        )
     if facts.outliers:
-        worst = some([f"{item.case} ({item.what}, z {item.score:+.1f})" for item in facts.outliers])
+        worst = listed([f"{item.case} ({item.what}, z {item.score:+.1f})" for item in facts.outliers])
         lines.append(("unlike the others", f"{worst}; |z| over {OUTLIER}"))
     lines += [(_CLINICAL.get(key, key), _clinical(value)) for key, value in facts.clinical.items()]
     return lines
@@ -193,7 +188,7 @@ def _duplicates(found: Duplicates) -> str:
     if not found.members:
         return f"no {found.kind} images"
     if not (found.train or found.test or found.across):
-        return f"{found.kind}: " + some([" = ".join(names) for names in found.members])
+        return f"{found.kind}: " + listed([" = ".join(names) for names in found.members])
     disagree = f"; {len(found.disagreeing):,} of different classes" if found.disagreeing else ""
     return (
         f"{found.images:,} {found.kind} images in {len(found.members):,} sets, {found.train:,} within training,"
