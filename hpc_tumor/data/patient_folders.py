@@ -120,8 +120,8 @@ def _one_patient(patient: PatientFiles, members: Sequence[_Member]) -> _Groups:
     # All files go along, so that none counts as left over.
     patient = replace(patient, files={f"{role} {number}": file for number, (_, role, file) in enumerate(members)})
     reason = printable(
-        f"{patient.folder} holds {'its labels' if role == LABEL else role} twice: {first.path.name} and {second.path.name}. Which of them is meant is not"
-        " told: move the other one out of the source."
+        f"{patient.folder} holds {'its labels' if role == LABEL else role} twice: {first.path.name} and"
+        f" {second.path.name}. Which of them is meant is not told: move the other one out of the source."
     )
     return [], [(patient, reason)]
 
