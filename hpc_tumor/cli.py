@@ -104,8 +104,8 @@ def prepare_data(
         str | None,
         typer.Option(
             metavar="EDITION", autocompletion=complete_editions,
-            help="Edition whose label numbers the segmentations have, where the names of the cases do not tell it:"
-            " brats-2017-2021, brats-2023, msd …",
+            help="Edition whose label numbers all segmentations have: brats-2023, msd …; else the names of the cases"
+            " tell it.",
         ),
     ] = None,
     workers: Annotated[

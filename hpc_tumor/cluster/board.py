@@ -79,7 +79,10 @@ class Board:
 
     def publish(self, number: int, result: UnitResult) -> None:
         """Hand a result over. FileNotFoundError where the conversion is gone."""
-        value = {"staged": result.unit.staged.name, "rows": result.rows, "failed": result.failed}
+        value = {
+            "staged": result.unit.staged.name, "rows": result.rows, "failed": result.failed,
+            "uncertain": result.uncertain,
+        }  # fmt: skip
         write_json(self.path / "done" / f"{number}.json", value)
 
     def give_up(self, owner: str, reason: str, *, fatal: bool) -> None:
@@ -104,7 +107,8 @@ class Board:
             if rows:
                 (unit.staged.parent / value["staged"]).rename(unit.staged)
             self.finish(number)
-            yield number, UnitResult(unit, rows, [(case, reason) for case, reason in value["failed"]])
+            failed = [(case, reason) for case, reason in value["failed"]]
+            yield number, UnitResult(unit, rows, failed, value["uncertain"])
 
     def finish(self, number: int) -> None:
         """Take a unit off the board, whoever is at work on it."""

@@ -6,17 +6,22 @@ from collections.abc import Sequence
 from typing import Any
 
 from hpc_tumor.data.case import TUMOUR_LABELS
-from hpc_tumor.data.editions import EDITIONS, USUAL, edition_of
+from hpc_tumor.data.editions import EDITIONS, edition_of
 from hpc_tumor.data.nifti import AXES
 from hpc_tumor.names import listed
 
 
 def assumptions(rows: Sequence[dict[str, Any]]) -> list[str]:
     """A line for each kind of assumption, with the cases it was made of. `rows` are what a store keeps of patients."""
+    assumed = {row["meta"]["labels"] for row in rows if row["meta"].get("labels_assumed")}
     kinds = (
-        (
-            lambda row: row["meta"].get("labels_assumed"),
-            f"with names of no edition: their labels are read as {USUAL.meaning}; another edition: --labels",
+        *(
+            (
+                lambda row, name=name: row["meta"].get("labels_assumed") and row["meta"]["labels"] == name,
+                f"with names of no edition: their labels are read as {EDITIONS[name].meaning}; another edition:"
+                " --labels",
+            )
+            for name in sorted(assumed)
         ),
         (_is_renamed, "of which labels are read in other numbers than their names say, as --labels asks"),
         (
@@ -35,7 +40,7 @@ def assumptions(rows: Sequence[dict[str, Any]]) -> list[str]:
         ),
         (
             lambda row: any(any(counts[TUMOUR_LABELS:]) for counts in row["label_counts"]),
-            "with a resection cavity: stored as label 4, background for the networks, which learn NCR/NET, ED and ET",
+            "with a resection cavity, 4 in a store: background for the networks, which learn NCR/NET, ED and ET",
         ),
     )
     lines = []
@@ -47,6 +52,8 @@ def assumptions(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _is_renamed(row: dict[str, Any]) -> bool:
-    """Whether a number of the case means something else than in the edition of its name."""
-    own, read = edition_of(row["case"]).edition, EDITIONS[row["meta"]["labels"]]
-    return own is not None and any(own.values.get(number, value) != value for number, value in read.values.items())
+    """Return True where a number of the case means something else than in the edition of its name."""
+    own, read = edition_of(row["case"]).edition, EDITIONS.get(row["meta"]["labels"])
+    if own is None or read is None:
+        return False
+    return any(own.values.get(number, value) != value for number, value in read.values.items())

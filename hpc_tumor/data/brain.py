@@ -125,5 +125,8 @@ def _background(channel: NDArray[Any]) -> tuple[float, float]:
     if np.count_nonzero(distance == 0) >= _CLEAN * near:
         return background, 0.0
     middle = float(np.sort(corners, axis=None)[corners.size // 2])
-    deviation = 1.4826 * float(np.median(np.abs(corners.astype(np.float64) - middle)))  # of a normal distribution
-    return middle, min(max(tolerance, 6 * deviation), tolerance * _LOUDEST)
+    away = np.abs(corners.astype(np.float64) - middle)
+    deviation = 1.4826 * float(np.median(away))  # of a normal distribution
+    tolerance = min(max(tolerance, 6 * deviation), tolerance * _LOUDEST)
+    # Corners that lie in tissue, as of a scan that was cropped, are far apart: there is no background to tell.
+    return (middle, tolerance) if np.count_nonzero(away <= tolerance) >= _CLEAN * away.size else (background, 0.0)

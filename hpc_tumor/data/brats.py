@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpc_tumor.data.case import MODALITIES, Case, CaseData, Found, Listing, check_names
-from hpc_tumor.data.editions import Edition, UncertainLabels, edition_of, meaning_of
+from hpc_tumor.data.editions import USUAL, Edition, UncertainLabels, edition_of, meaning_of
 from hpc_tumor.data.leftovers import cases_below
 from hpc_tumor.data.nifti import AXES, NiftiFile, open_nifti
 from hpc_tumor.data.patient_folders import LABEL, PatientFiles, find_patients
@@ -88,15 +88,22 @@ class BraTSReader:
         meta = {
             "edition": case.meta["edition"],
             "axes": first.axes,
-            "labels": edition.name,
-            "labels_assumed": self.labels is None and edition_of(case.id).usual,
+            **assumed_of(case.id, files, edition, self.labels),
             "source_axes": {role: file.source_axes for role, file in files.items()},
-            "without_axes": [role for role, file in files.items() if not file.oriented],
-            "other_affine": lying_elsewhere(files),
             "mask": "empty" if not label.any() else "full" if label.all() else "tumour",
             "sha256": {role: file.sha256 for role, file in files.items()},
         }
         return CaseData(case.id, image, label, first.spacing, first.affine, first.header, meta)
+
+
+def assumed_of(case: str, files: Mapping[str, NiftiFile], edition: Edition | None, asked: str | None) -> dict[str, Any]:
+    """What the files of a case leave open, and was assumed: see assumptions.py. `edition` is None without labels."""
+    return {
+        "labels": edition and edition.name,
+        "labels_assumed": edition is not None and asked is None and edition_of(case).usual,
+        "without_axes": [role for role, file in files.items() if not file.oriented],
+        "other_affine": lying_elsewhere(files),
+    }
 
 
 def open_case(case: Case, roles: Sequence[str]) -> dict[str, NiftiFile]:
@@ -222,7 +229,9 @@ def read_intensities(files: Sequence[NiftiFile]) -> NDArray[Any]:
     return image
 
 
-def read_labels(file: NiftiFile, case: str, asked: str | None = None) -> tuple[NDArray[np.uint8], Edition]:
+def read_labels(
+    file: NiftiFile, case: str, asked: str | None = None, usual: Edition = USUAL
+) -> tuple[NDArray[np.uint8], Edition]:
     """`(Z, Y, X)` uint8 labels as a store has them, and the edition by which the numbers of the file were read.
 
     Float labels are rounded: a slope can turn 1 into 0.99999997.
@@ -230,6 +239,7 @@ def read_labels(file: NiftiFile, case: str, asked: str | None = None) -> tuple[N
     Args:
         case: whose name says what the numbers mean.
         asked: name of an edition that counts instead.
+        usual: the edition that is assumed where neither tells it.
 
     Raises DataError for what is no label, and UncertainLabels where the meaning of the numbers is not certain.
     """
@@ -247,7 +257,7 @@ def read_labels(file: NiftiFile, case: str, asked: str | None = None) -> tuple[N
     label = values.astype(np.uint8)
     numbers = np.flatnonzero(np.bincount(label.ravel(), minlength=MOST_LABEL + 1)).tolist()
     try:
-        edition = meaning_of(case, set(numbers) - {0}, asked)
+        edition = meaning_of(case, set(numbers) - {0}, asked, usual)
     except UncertainLabels as error:
         raise UncertainLabels(f"{file.path} {error}") from None
     table = np.zeros(MOST_LABEL + 1, np.uint8)

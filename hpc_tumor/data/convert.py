@@ -16,7 +16,7 @@ from hpc_tumor.atomic import plain
 from hpc_tumor.data.brain import BrainStatistics, brain_statistics, label_counts
 from hpc_tumor.data.case import TUMOUR_LABELS, Case, CaseData, CaseReader
 from hpc_tumor.data.contrast import NUMBERS, contrast
-from hpc_tumor.data.editions import EDITIONS
+from hpc_tumor.data.editions import EDITIONS, UncertainLabels
 from hpc_tumor.data.ome import image_metadata, label_metadata
 from hpc_tumor.data.shards import checksum, is_sound, pack_chunk
 from hpc_tumor.data.sketch import Sketches, sketch
@@ -39,11 +39,15 @@ class Unit:
 
 @dataclass(frozen=True)
 class UnitResult:
-    """Rows of the cases converted, and (case, reason) of those refused."""
+    """Rows of the cases converted, and (case, reason) of those refused.
+
+    `uncertain` is true where the meaning of a case's labels is not certain.
+    """
 
     unit: Unit
     rows: Sequence[Row]
     failed: Sequence[tuple[str, str]] = field(default_factory=list)
+    uncertain: bool = False
 
 
 def convert_unit(unit: Unit) -> UnitResult:
@@ -51,11 +55,13 @@ def convert_unit(unit: Unit) -> UnitResult:
     rows: list[Row] = []
     failed: list[tuple[str, str]] = []
     chunks: list[bytes] = []
+    uncertain = False
     for case in unit.cases:
         try:
             data = unit.reader.read_case(case)
         except DataError as error:
             failed.append((case.id, str(error)))
+            uncertain |= isinstance(error, UncertainLabels)
             continue
         except MemoryError:
             failed.append((case.id, f"{case.folder} needs more memory than there is."))
@@ -73,7 +79,7 @@ def convert_unit(unit: Unit) -> UnitResult:
             write_file(unit.staged, pack_images(rows, chunks))
         except OSError as error:
             raise disk_error(error, f"images from {unit.cases[0].id} on", unit.staged.parents[1]) from error
-    return UnitResult(unit, rows, failed)
+    return UnitResult(unit, rows, failed, uncertain)
 
 
 def pack_images(rows: Sequence[Row], chunks: Sequence[bytes]) -> bytes:

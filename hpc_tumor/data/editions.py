@@ -107,14 +107,17 @@ def edition_called(name: str) -> Edition:
     return EDITIONS[name]
 
 
-def meaning_of(case: str, numbers: Collection[int], asked: str | None = None) -> Edition:
+def meaning_of(case: str, numbers: Collection[int], asked: str | None = None, usual: Edition = USUAL) -> Edition:
     """The edition by which the `numbers` of a case's segmentation (without 0) are read.
 
-    `asked` is the name of an edition that counts whatever the name of the case says. Raises UncertainLabels, which
-    names the meanings that are possible.
+    Args:
+        asked: name of an edition that counts whatever the name of the case says.
+        usual: what is assumed where the name says nothing.
+
+    Raises UncertainLabels, which names the meanings that are possible.
     """
     named = edition_of(case)
-    edition = EDITIONS[asked] if asked else named.edition or (USUAL if named.usual else None)
+    edition = EDITIONS[asked] if asked else named.edition or (usual if named.usual else None)
     if edition is not None and set(numbers) <= set(edition.values):
         return edition
     why = named.title if asked is None else f"--labels {asked} has {_listed(EDITIONS[asked].values)}"

@@ -16,6 +16,7 @@ from hpc_tumor.data.brain_mri import refuse_one_class
 from hpc_tumor.data.case import Case, CaseReader, walk
 from hpc_tumor.data.clinical import Clinical, clinical_counts, read_clinical
 from hpc_tumor.data.convert import Unit, UnitResult
+from hpc_tumor.data.editions import USUAL, edition_of
 from hpc_tumor.data.sources import READERS, SourceReport, detect_reader, examine, inspect_source
 from hpc_tumor.data.store import Store, read_about
 from hpc_tumor.data.target import ConversionError, Target, disk_error, identity_of, open_target
@@ -183,6 +184,7 @@ def _commit_all(
 ) -> list[tuple[str, str]]:
     """Commit results as they come; gives (case, reason) of those refused."""
     failed: list[tuple[str, str]] = []
+    uncertain: str | None = None
     done = len(writer.rows)
     total = len({case.id for case in cases} | writer.rows.keys())
     if progress:
@@ -193,12 +195,27 @@ def _commit_all(
         except OSError as error:
             raise disk_error(error, result.unit.cases[0].id, target.path) from error
         failed += result.failed
+        if result.uncertain and uncertain is None and edition_of(result.failed[0][0]).usual:
+            uncertain = result.failed[0][1]
         if result.failed:
             _look_at_source(result.failed, failed, cases, source, strict)
         done += len(result.unit.cases)
         if progress:
             progress(done, total)
-    return failed
+    return failed if uncertain is None else failed + _without_assumed(writer, uncertain)
+
+
+def _without_assumed(writer: Writer, uncertain: str) -> list[tuple[str, str]]:
+    """Take cases back whose labels were read by assumption: one whose name tells as little shows that it may be wrong.
+
+    Gives (case, reason) of them; `uncertain` is why the other one was refused. Case by case, a dataset with label 3 in
+    some of its cases would be stored with two meanings.
+    """
+    read = [name for name, row in writer.rows.items() if row["meta"].get("labels_assumed")]
+    wrong = [name for name in read if writer.rows[name]["meta"]["mask"] != "empty"]
+    for name in wrong:
+        del writer.rows[name]
+    return [(name, f"{name}: its labels may not be those of {USUAL.meaning}, since {uncertain}") for name in wrong]
 
 
 def _look_at_source(

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hpc_tumor.data.assumptions import assumptions
 from hpc_tumor.data.brain import BrainStatistics, brain_statistics
-from hpc_tumor.data.brats import LABEL, lying_elsewhere, open_case, read_intensities, read_labels
-from hpc_tumor.data.case import MODALITIES, Case, check_names
+from hpc_tumor.data.brats import LABEL, assumed_of, open_case, read_intensities, read_labels
+from hpc_tumor.data.case import MODALITIES, TUMOUR_LABELS, Case, check_names
 from hpc_tumor.data.contrast import contrast
-from hpc_tumor.data.editions import EDITIONS, Edition, UncertainLabels, edition_of
+from hpc_tumor.data.editions import EDITIONS, USUAL, Edition, UncertainLabels, edition_of
 from hpc_tumor.data.nifti import NiftiFile
 from hpc_tumor.data.sketch import sketch
 from hpc_tumor.errors import DataError, UsageError
@@ -42,7 +43,7 @@ class Patient:
         image: `(4, Z, Y, X)` with the axes LPS, in the source's type.
         label: `(Z, Y, X)` 0 to 4, where the folder holds a segmentation whose numbers have a certain meaning.
         scan: the file whose space is the patient's: FLAIR.
-        elsewhere: modalities whose files lie elsewhere in space.
+        assumed: what was assumed of its files, as a store keeps it: see assumptions.py.
         sketch: `(4, 16, 16, 16)` int8, by which copies of the scans are found.
         facts: by which scans unlike those trained on are found.
     """
@@ -52,7 +53,7 @@ class Patient:
     label: NDArray[np.uint8] | None
     scan: NiftiFile
     brain: BrainStatistics
-    elsewhere: Sequence[str]
+    assumed: dict[str, Any]
     sketch: NDArray[np.int8]
     facts: ScanFacts
     unscored: str | None = None  # why the segmentation that is there is not read
@@ -67,6 +68,7 @@ class PatientResults:
     failed: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     scans: list[ScanFacts] = field(default_factory=list)
+    assumed: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def labelled(self) -> list[dict[str, Any]]:
@@ -116,7 +118,7 @@ def predict_patients(
             raise UsageError(
                 "--clean: validation chose no thresholds for this run. Train with --set clean=true to have them."
             )
-        for done, (case, patient) in enumerate(_read_ahead(cases, options.labels), 1):
+        for done, (case, patient) in enumerate(_read_ahead(cases, options.labels, network.facts.edition), 1):
             if isinstance(patient, DataError):
                 results.failed.append((case.id, str(patient)))
             else:
@@ -132,22 +134,25 @@ def predict_patients(
             (output / SCORES).unlink(missing_ok=True)
     if known.told_by == "content":
         results.notes += by_name_alone(results.rows, [row["case"] for row in results.rows], "scans")
+    results.notes += assumptions(results.assumed)
     results.notes += unlike_notes(known.cases, results.scans)
     return results
 
 
-def read_patient(case: Case, labels: str | None = None) -> Patient:
-    """Read the scans of a patient, and its labels where there are some, in the numbers of the edition `labels`.
+def read_patient(case: Case, labels: str | None = None, usual: Edition = USUAL) -> Patient:
+    """Read the scans of a patient, and its labels where there are some.
+
+    These are in the numbers of the edition `labels`, else of the patient's name, else of `usual`.
 
     Raises DataError for a missing or unreadable file, shapes that differ, and values that are none.
     """
     check_names(case)
     files = open_case(case, (*MODALITIES, *([LABEL] if LABEL in case.files else [])))
     image = read_intensities([files[role] for role in MODALITIES])
-    label, unscored = None, None
+    label, edition, unscored = None, None, None
     if LABEL in files:
         try:
-            label, _ = read_labels(files[LABEL], case.id, labels)
+            label, edition = read_labels(files[LABEL], case.id, labels, usual)
         except UncertainLabels as error:
             unscored = str(error)
     brain = brain_statistics(image)
@@ -155,15 +160,21 @@ def read_patient(case: Case, labels: str | None = None) -> Patient:
         raise DataError(f"{case.folder} holds no brain: every voxel of its scans has one and the same value.")
     scan, (depth, height, width) = files[MODALITIES[0]], image.shape[1:]
     facts = ScanFacts(case.id, scan.spacing, (depth, height, width), brain.voxels, contrast(image, brain))
-    return Patient(case.id, image, label, scan, brain, lying_elsewhere(files), sketch(image, brain), facts, unscored)
+    assumed = {
+        "case": case.id, "meta": assumed_of(case.id, files, edition, labels), "tolerance": brain.tolerance,
+        "label_counts": [] if label is None else [np.bincount(label.ravel(), minlength=TUMOUR_LABELS + 1)],
+    }  # fmt: skip
+    return Patient(case.id, image, label, scan, brain, assumed, sketch(image, brain), facts, unscored)
 
 
-def _read_ahead(cases: Sequence[Case], labels: str | None) -> Iterator[tuple[Case, Patient | DataError]]:
+def _read_ahead(
+    cases: Sequence[Case], labels: str | None, usual: Edition
+) -> Iterator[tuple[Case, Patient | DataError]]:
     """Each case, read by a thread while the one before is predicted; or why it cannot be."""
 
     def read(case: Case) -> Patient | DataError:
         try:
-            return read_patient(case, labels)
+            return read_patient(case, labels, usual)
         except DataError as error:
             return error
 
@@ -204,9 +215,7 @@ def _predict(
         row["scores"] = scores
     if patient.unscored:
         results.notes.append(f"{patient.id} is not scored: {patient.unscored}")
-    if patient.elsewhere:
-        where = ", ".join(patient.elsewhere)
-        results.notes.append(f"{patient.id}: {where} lie elsewhere in space than FLAIR, by their headers")
+    results.assumed.append(patient.assumed)
     row["seconds"] = time.perf_counter() - begun
     results.rows.append(row)
 

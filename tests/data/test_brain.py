@@ -49,6 +49,15 @@ def test_noise_inside_a_frame_of_zeros() -> None:
     assert brain_statistics(image).voxels == brain_statistics(clean).voxels
 
 
+def test_a_scan_that_tissue_fills_has_no_tolerance() -> None:
+    """Cropped to its inside, without any background: near the median of its corners lies tissue, not noise."""
+    waves = np.sin(np.indices(SHAPE[::-1]).sum(0) / 9) * 300 + 500
+    image = np.stack([waves + np.random.default_rng(i).normal(0, 5, waves.shape) for i in range(4)]).astype("float32")
+    found = brain_statistics(image)
+    assert not found.tolerance.any()
+    assert found.voxels == image[0].size
+
+
 @pytest.mark.parametrize("dtype", ["int16", "uint8", "float64"])
 def test_clean_scans_have_no_tolerance(dtype: str) -> None:
     """Dark brain next to the background stays brain, whatever the type."""

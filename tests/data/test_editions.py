@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -85,7 +86,7 @@ def test_a_resection_cavity_is_no_enhancing_tumour(tmp_path: Path, capsys: pytes
     write_case(tmp_path / "raw" / YEAR_2021, seed=1)
     assert prepare(tmp_path / "raw", tmp_path / "s.zarr") == 0
     said = capsys.readouterr().err
-    assert "1 of 2 cases (BraTS-GLI-02063-100) with a resection cavity: stored as label 4, background" in said
+    assert "1 of 2 cases (BraTS-GLI-02063-100) with a resection cavity, 4 in a store: background" in said
     store = Store.open(tmp_path / "s.zarr")
     assert store.labels == ("background", "NCR/NET", "ED", "ET", "resection cavity")
     assert [edition.name for edition in store.editions] == ["brats-2024", "brats-2017-2021"]
@@ -157,3 +158,25 @@ def test_old_masks_with_non_enhancing_tumour(tmp_path: Path) -> None:
     wanted = np.array([0, 1, 2, 1, 3])[labels].T
     np.testing.assert_array_equal(stored, wanted)
     assert np.asarray(nib.load(folder / "patient_seg.nii.gz").dataobj).max() == 4
+
+
+def test_one_uncertain_case_leaves_no_other_read_by_assumption(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A Decathlon's cases without a 3 look like those of 2021, with oedema and core exchanged."""
+    numbers = np.array([0, 2, 1, 0, 3], np.uint8)
+    for case, labels in (("BRATS_001", tumour()), ("BRATS_002", np.where(tumour() == 4, 0, tumour()))):
+        write_case(tmp_path / "raw" / case, labels=numbers[labels], seed=int(case[-1]))
+    write_case(tmp_path / "raw" / "BRATS_003", labels=np.zeros_like(tumour()), seed=3)
+    write_case(tmp_path / "raw" / YEAR_2021, seed=4)
+    assert prepare(tmp_path / "raw", tmp_path / "s.zarr", "--json") == 3
+    shown = capsys.readouterr()
+    failed = json.loads(shown.out)["failed"]
+    assert [case for case, _ in failed] == ["BRATS_001", "BRATS_002"]
+    assert all("Name their edition with --labels: " in reason for _, reason in failed)
+    assert Store.open(tmp_path / "s.zarr").case_ids == ["BRATS_003", YEAR_2021]
+    shutil.rmtree(tmp_path / "raw" / YEAR_2021)
+    assert prepare(tmp_path / "raw", tmp_path / "asked.zarr", "--labels", "msd") == 0
+    store = Store.open(tmp_path / "asked.zarr")
+    _, stored = store.read_volume(1).result()
+    np.testing.assert_array_equal(stored, np.where(tumour() == 4, 0, tumour()).T)

@@ -79,6 +79,47 @@ def test_segmentations_of_uncertain_meaning_are_not_scored(
     assert asked["scores"] == named["scores"]
 
 
+def test_names_that_tell_nothing_have_the_numbers_of_the_data_trained_on(
+    patients: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Read and written alike: trained on the Decathlon's numbers, a 1 is oedema in both."""
+    msd = (0, 2, 1, 3, 3)
+    raw = tmp_path / "raw"
+    for folder in {path.parent for path in patients.rglob("*_flair.nii*")}:
+        shutil.copytree(folder, raw / folder.name.replace("BraTS20_Training", "BRATS"))
+    for file in sorted(raw.rglob("*.nii*")):
+        file.rename(file.with_name(file.name.replace("BraTS20_Training", "BRATS")))
+    for mask in raw.rglob("*_seg.nii*"):
+        image = nib.load(mask)
+        numbers = np.array(msd, np.uint8)[np.asarray(image.dataobj)]
+        nib.save(nib.Nifti1Image(numbers, image.affine, image.header), mask)
+    prepare_dataset(inspect_source(raw, labels="msd").reader, raw, raw.with_suffix(".zarr"), workers=1)
+    run = trained_run(tmp_path / "runs", raw.with_suffix(".zarr"), {"model": {"name": "unet", "filters": 4}})
+    with run.cases.open() as file:
+        (tested,) = csv.DictReader(file)
+    assert predict(run, raw / tested["case"], tmp_path / "out", "--json") == 0
+    said = capsys.readouterr()
+    (row,) = json.loads(said.out)["predictions"]
+    assert "their labels are read as msd (1 ED, 2 NCR/NET, 3 ET)" in said.err
+    for name in ("NCR", "ED", "ET"):
+        assert row["scores"][f"recall_{name}"] == pytest.approx(float(tested[f"recall_{name}"]), abs=2e-3)
+    written = nib.load(tmp_path / "out" / f"{tested['case']}-seg.nii.gz")
+    assert written.header["descrip"].item().decode() == "labels: 2 NCR/NET, 1 ED, 3 ET"
+
+
+def test_what_headers_leave_open_is_said(
+    patients: Path, unet_run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = patient(patients, tmp_path / "BraTS2021_00001")
+    for file in (*folder.glob("*_t1ce.nii*"), *folder.glob("*_seg.nii*")):
+        image = nib.load(file)
+        image.set_qform(image.affine, 0)
+        image.set_sform(image.affine, 0)
+        nib.save(image, file)
+    assert predict(unet_run, folder, tmp_path / "out") == 0
+    assert "1 of 1 cases (BraTS2021_00001) with headers that do not say where the axes point" in capsys.readouterr().err
+
+
 def test_a_network_learns_no_cavity_and_is_not_scored_on_it(patients: Path, tmp_path: Path) -> None:
     """With the cavity where ET was: stored as itself, background in training, in the run's test and in predict."""
     raw = tmp_path / "raw"
