@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+_BRIGHT = 0.97  # quantile of the distance from the background that is taken for the range: bright tissue
 _NOISE = 1e-3  # of the range of a modality; what strays less from the background is none of its tissue
-_LOUDEST = 20  # times that: louder noise cannot be told from tissue
-_RANGE = 0.999  # quantile of the distance from the background, which a few bright voxels do not move
-_CLEAN = 0.9  # of the voxels near the background; where so many equal it, there is no noise
+_NOISE_OF_INTEGERS = 0.1  # voxel values; where that share of the range is less, steps of 1 may be tissue
+_LOUDEST = 0.02  # of the range; louder noise cannot be told from tissue
+_STRAY = 0.005  # of the voxels near the background; fewer that do not equal it are no noise
 _SAMPLED = 48  # voxels looked at along an axis, or up to twice as many
 
 
@@ -113,20 +114,28 @@ def _little(values: NDArray[Any]) -> bytes:
 def _background(channel: NDArray[Any]) -> tuple[float, float]:
     """The value outside the brain of a modality `(Z, Y, X)`, and how far noise strays from it there.
 
-    There is noise where most voxels that nearly equal the background do not equal it, on a sample of them.
+    There is noise where voxels that nearly equal the background, but not quite, are more than a few, on a sample of
+    all. In two patients of BraTS 2021 they are at most 0.004 % of those near the background.
     """
     corners = channel[:, [0, 0, -1, -1], [0, -1, 0, -1]]
     values, counts = np.unique(corners, return_counts=True)
     background = float(values[np.argmax(counts)])
     steps = (slice(None, None, max(1, size // _SAMPLED)) for size in channel.shape)
-    distance = np.abs(channel[tuple(steps)].astype(np.float64) - background)
-    tolerance = _NOISE * float(np.quantile(distance, _RANGE))
-    near = np.count_nonzero(distance <= tolerance)
-    if np.count_nonzero(distance == 0) >= _CLEAN * near:
+    sample = channel[tuple(steps)].astype(np.float64)
+    range_ = float(np.quantile(np.abs(sample - background), _BRIGHT))
+    least = _NOISE * range_
+    if channel.dtype.kind in "iu" and least >= _NOISE_OF_INTEGERS:
+        least = max(least, 1)
+    near = np.abs(sample - background) <= least
+    exact = np.count_nonzero(sample == background)
+    if exact >= (1 - _STRAY) * np.count_nonzero(near):
         return background, 0.0
-    middle = float(np.sort(corners, axis=None)[corners.size // 2])
-    away = np.abs(corners.astype(np.float64) - middle)
-    deviation = 1.4826 * float(np.median(away))  # of a normal distribution
-    tolerance = min(max(tolerance, 6 * deviation), tolerance * _LOUDEST)
+    if exact < np.count_nonzero(near) / 2:  # the value most common is one of the noise
+        background = float(np.sort(corners, axis=None)[corners.size // 2])
+    away = np.abs(sample - background)
+    stray = away[(away > 0) & (away <= _LOUDEST * range_)]
+    deviation = 1.4826 * float(np.median(stray)) if stray.size else 0.0  # of a normal distribution
+    tolerance = min(max(least, 6 * deviation), _LOUDEST * range_)
     # Corners that lie in tissue, as of a scan that was cropped, are far apart: there is no background to tell.
-    return (middle, tolerance) if np.count_nonzero(away <= tolerance) >= _CLEAN * away.size else (background, 0.0)
+    outside = np.count_nonzero(np.abs(corners.astype(np.float64) - background) <= tolerance)
+    return (background, tolerance) if outside >= 0.9 * corners.size else (float(values[np.argmax(counts)]), 0.0)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from raw_samples import brain, save, write_case
+from scipy import ndimage
 
 from hpc_tumor import cli
 from hpc_tumor.data.brain import brain_statistics, is_outside
@@ -56,6 +57,34 @@ def test_a_scan_that_tissue_fills_has_no_tolerance() -> None:
     found = brain_statistics(image)
     assert not found.tolerance.any()
     assert found.voxels == image[0].size
+
+
+@pytest.mark.parametrize("rim", [2, 6])
+def test_noise_right_around_the_brain_alone(rim: int) -> None:
+    """As an interpolation leaves it: exact zeros everywhere else, the corners too."""
+    clean = np.stack([brain(seed, "float32", (60, 50, 30)).T for seed in range(4)])
+    around = ndimage.binary_dilation(clean[0] != 0, iterations=rim) & (clean[0] == 0)
+    image = np.where(around, np.random.default_rng(0).normal(0, 1e-4, clean.shape), clean).astype("float32")
+    image[:, :, :1, :1] = image[:, :, -1:, -1:] = 0
+    found = brain_statistics(image)
+    assert found.voxels == brain_statistics(clean).voxels
+
+
+def test_noise_of_whole_numbers() -> None:
+    clean = scans("int16")
+    noise = np.random.default_rng(0).integers(-3, 4, clean.shape)
+    found = brain_statistics(np.where(clean == 0, noise, clean).astype("int16"))
+    assert found.voxels == brain_statistics(clean).voxels
+    np.testing.assert_allclose(found.moments, brain_statistics(clean).moments)
+
+
+def test_a_bright_artefact_hides_no_brain() -> None:
+    clean = scans()
+    image = noisy(clean, 1e-4)
+    image[:, 5, 9, 5:12] = 1e6
+    found = brain_statistics(image)
+    assert found.voxels == brain_statistics(clean).voxels
+    assert (found.tolerance < 20).all()
 
 
 @pytest.mark.parametrize("dtype", ["int16", "uint8", "float64"])
