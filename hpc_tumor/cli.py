@@ -104,8 +104,8 @@ def prepare_data(
         str | None,
         typer.Option(
             metavar="EDITION", autocompletion=complete_editions,
-            help="Edition whose label numbers all segmentations have: brats-2023, msd …; else the names of the cases"
-            " tell it.",
+            help="Edition whose label numbers segmentations have, where the names of their cases do not tell it:"
+            " brats-2023, msd …",
         ),
     ] = None,
     workers: Annotated[

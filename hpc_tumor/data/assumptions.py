@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from hpc_tumor.data.case import TUMOUR_LABELS
-from hpc_tumor.data.editions import EDITIONS, edition_of
+from hpc_tumor.data.editions import EDITIONS, Edition, edition_of
 from hpc_tumor.data.nifti import AXES
 from hpc_tumor.names import listed
 
@@ -23,7 +25,8 @@ def assumptions(rows: Sequence[dict[str, Any]]) -> list[str]:
             )
             for name in sorted(assumed)
         ),
-        (_is_renamed, "of which labels are read in other numbers than their names say, as --labels asks"),
+        (is_renamed, "of which labels are read as --labels asks: the edition of their names does not have them"),
+        (_is_not_asked, "of which labels are read in the numbers of their names, not in those of --labels"),
         (
             lambda row: row["meta"].get("without_axes"),
             "with headers that do not say where the axes point: taken to be in the voxel order of the other files of"
@@ -51,9 +54,19 @@ def assumptions(rows: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _is_renamed(row: dict[str, Any]) -> bool:
-    """Return True where a number of the case means something else than in the edition of its name."""
-    own, read = edition_of(row["case"]).edition, EDITIONS.get(row["meta"]["labels"])
-    if own is None or read is None:
-        return False
-    return any(own.values.get(number, value) != value for number, value in read.values.items())
+def is_renamed(row: dict[str, Any]) -> bool:
+    """Return True where the labels of a case were not read by the edition of its name."""
+    own = edition_of(row["case"]).edition
+    return own is not None and row["meta"]["labels"] not in (own.name, None)
+
+
+def _is_not_asked(row: dict[str, Any]) -> bool:
+    """Return True where the labels of a case have another meaning than --labels says."""
+    asked, read = EDITIONS.get(row["meta"].get("labels_asked")), EDITIONS.get(row["meta"]["labels"])
+    return asked is not None and read is not None and differs(row, read, asked)
+
+
+def differs(row: dict[str, Any], read: Edition, other: Edition) -> bool:
+    """Return True where a label of a case, read by one edition, has or may have another meaning in another one."""
+    values = np.flatnonzero(np.sum(row["label_counts"], axis=0)).tolist() if len(row["label_counts"]) else []
+    return any(other.values.get(number) != value for number, value in read.values.items() if value in values)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_BRIGHT = 0.97  # quantile of the distance from the background that is taken for the range: bright tissue
+_BRIGHT = 0.97  # quantile of all other distances from the background that is taken for the range: bright tissue
 _NOISE = 1e-3  # of the range of a modality; what strays less from the background is none of its tissue
 _NOISE_OF_INTEGERS = 0.1  # voxel values; where that share of the range is less, steps of 1 may be tissue
 _LOUDEST = 0.02  # of the range; louder noise cannot be told from tissue
@@ -122,17 +122,17 @@ def _background(channel: NDArray[Any]) -> tuple[float, float]:
     background = float(values[np.argmax(counts)])
     steps = (slice(None, None, max(1, size // _SAMPLED)) for size in channel.shape)
     sample = channel[tuple(steps)].astype(np.float64)
-    range_ = float(np.quantile(np.abs(sample - background), _BRIGHT))
+    away = np.abs(sample - background)
+    range_ = float(np.quantile(away[away > 0], _BRIGHT)) if away.any() else 0.0
     least = _NOISE * range_
     if channel.dtype.kind in "iu" and least >= _NOISE_OF_INTEGERS:
         least = max(least, 1)
-    near = np.abs(sample - background) <= least
-    exact = np.count_nonzero(sample == background)
-    if exact >= (1 - _STRAY) * np.count_nonzero(near):
+    near, exact = np.count_nonzero(away <= least), np.count_nonzero(away == 0)
+    if exact >= (1 - _STRAY) * near:
         return background, 0.0
-    if exact < np.count_nonzero(near) / 2:  # the value most common is one of the noise
+    if exact < near / 2:  # the value most common is one of the noise
         background = float(np.sort(corners, axis=None)[corners.size // 2])
-    away = np.abs(sample - background)
+        away = np.abs(sample - background)
     stray = away[(away > 0) & (away <= _LOUDEST * range_)]
     deviation = 1.4826 * float(np.median(stray)) if stray.size else 0.0  # of a normal distribution
     tolerance = min(max(least, 6 * deviation), _LOUDEST * range_)

@@ -88,7 +88,8 @@ class BraTSReader:
         meta = {
             "edition": case.meta["edition"],
             "axes": first.axes,
-            **assumed_of(case.id, files, edition, self.labels),
+            **assumed_of(case.id, files, edition if label.any() else None, self.labels),
+            "labels": edition.name,
             "source_axes": {role: file.source_axes for role, file in files.items()},
             "mask": "empty" if not label.any() else "full" if label.all() else "tumour",
             "sha256": {role: file.sha256 for role, file in files.items()},
@@ -97,10 +98,11 @@ class BraTSReader:
 
 
 def assumed_of(case: str, files: Mapping[str, NiftiFile], edition: Edition | None, asked: str | None) -> dict[str, Any]:
-    """What the files of a case leave open, and was assumed: see assumptions.py. `edition` is None without labels."""
+    """Assumptions that a case was read under: see assumptions.py. `edition` is None where nothing is labelled."""
     return {
         "labels": edition and edition.name,
-        "labels_assumed": edition is not None and asked is None and edition_of(case).usual,
+        "labels_asked": asked,
+        "labels_assumed": edition is not None and asked is None and edition_of(case).edition is None,
         "without_axes": [role for role, file in files.items() if not file.oriented],
         "other_affine": lying_elsewhere(files),
     }
@@ -238,8 +240,7 @@ def read_labels(
 
     Args:
         case: whose name says what the numbers mean.
-        asked: name of an edition that counts instead.
-        usual: the edition that is assumed where neither tells it.
+        asked, usual: see `meaning_of`.
 
     Raises DataError for what is no label, and UncertainLabels where the meaning of the numbers is not certain.
     """

@@ -67,6 +67,7 @@ _NAMES: tuple[tuple[str, str, str | None], ...] = (
     (r"BraTS-GLI-", "BraTS 2023 or later", "brats-2024"),
     (r"BraTS-SSA-", "BraTS 2023 or later", "brats-2023"),
     (r"brats_(2013|tcia)_", "BraTS 2012 to 2016", "brats-2012-2016"),
+    (r"BRATS_\d{3}$", "named as in the Decathlon", None),
 )
 _OTHERS = re.compile(r"BraTS-([A-Za-z]+)-", re.IGNORECASE)  # children, meningioma, metastases …
 
@@ -111,21 +112,23 @@ def meaning_of(case: str, numbers: Collection[int], asked: str | None = None, us
     """The edition by which the `numbers` of a case's segmentation (without 0) are read.
 
     Args:
-        asked: name of an edition that counts whatever the name of the case says.
-        usual: what is assumed where the name says nothing.
+        asked: name of the edition where the name of the case tells none, or one that lacks a number.
+        usual: what is assumed where neither tells it: the usual one is not assumed of names that stand for several.
 
     Raises UncertainLabels, which names the meanings that are possible.
     """
     named = edition_of(case)
-    edition = EDITIONS[asked] if asked else named.edition or (usual if named.usual else None)
-    if edition is not None and set(numbers) <= set(edition.values):
-        return edition
-    why = named.title if asked is None else f"--labels {asked} has {_listed(EDITIONS[asked].values)}"
-    if asked is None and named.edition is not None:
-        why += f" has {_listed(named.edition.values)}"
+    assumed = usual if named.usual or usual is not USUAL or not numbers else None
+    choices = [named.edition, EDITIONS[asked]] if asked else [named.edition or assumed]
+    for edition in choices:
+        if edition is not None and set(numbers) <= set(edition.values):
+            return edition
+    why = named.title if named.edition is None else f"{named.title} has {_listed(named.edition.values)}"
+    if asked:
+        why += f", --labels {asked} {_listed(EDITIONS[asked].values)}"
     possible = [edition.meaning for edition in EDITIONS.values() if set(numbers) <= set(edition.values)]
     raise UncertainLabels(
-        f"holds the labels {_listed(numbers)}, and what they mean is not certain ({why})."
+        f"holds the label{'s' * (len(numbers) > 1)} {_listed(numbers)}, of a meaning that is not certain ({why})."
         f" Name their edition with --labels: {' or '.join(possible)}."
     )
 

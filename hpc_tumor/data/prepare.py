@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from hpc_tumor.data.assumptions import assumptions
+from hpc_tumor.data.assumptions import assumptions, differs, is_renamed
 from hpc_tumor.data.brain_mri import refuse_one_class
 from hpc_tumor.data.case import Case, CaseReader, walk
 from hpc_tumor.data.clinical import Clinical, clinical_counts, read_clinical
 from hpc_tumor.data.convert import Unit, UnitResult
-from hpc_tumor.data.editions import USUAL, edition_of
+from hpc_tumor.data.editions import EDITIONS, edition_of
 from hpc_tumor.data.sources import READERS, SourceReport, detect_reader, examine, inspect_source
 from hpc_tumor.data.store import Store, read_about
 from hpc_tumor.data.target import ConversionError, Target, disk_error, identity_of, open_target
@@ -202,20 +202,31 @@ def _commit_all(
         done += len(result.unit.cases)
         if progress:
             progress(done, total)
-    return failed if uncertain is None else failed + _without_assumed(writer, uncertain)
+    return [*failed, *_without_doubtful(writer, uncertain)]
 
 
-def _without_assumed(writer: Writer, uncertain: str) -> list[tuple[str, str]]:
-    """Take cases back whose labels were read by assumption: one whose name tells as little shows that it may be wrong.
+def _without_doubtful(writer: Writer, uncertain: str | None) -> list[tuple[str, str]]:
+    """Take cases back that another case shows to be read in a meaning that may be wrong; gives (case, reason) of them.
 
-    Gives (case, reason) of them; `uncertain` is why the other one was refused. Case by case, a dataset with label 3 in
-    some of its cases would be stored with two meanings.
+    Case by case, a dataset with label 3 in some of its cases would be stored with two meanings. Doubtful are labels
+    that were read by assumption, where a case whose name tells as little was refused (`uncertain` says why), and those
+    read by the edition of a name, where names turn out to be of another edition than the labels.
     """
-    read = [name for name, row in writer.rows.items() if row["meta"].get("labels_assumed")]
-    wrong = [name for name in read if writer.rows[name]["meta"]["mask"] != "empty"]
-    for name in wrong:
+    doubtful = {}
+    volumes = {name: row for name, row in writer.rows.items() if "label_counts" in row}
+    renamed = next((name for name, row in volumes.items() if is_renamed(row)), None)
+    for name, row in volumes.items():
+        read, asked = EDITIONS[row["meta"]["labels"]], EDITIONS.get(row["meta"]["labels_asked"])
+        if uncertain is not None and row["meta"]["labels_assumed"]:
+            doubtful[name] = f"its labels may not be those of {read.meaning}, since {uncertain}"
+        elif renamed and asked and edition_of(name).edition == read and differs(row, read, asked):
+            doubtful[name] = (
+                f"by its name its labels are those of {read.meaning}, but {renamed} has others, as of --labels"
+                f" {asked.meaning}. Give cases names that tell no edition, or convert them to a store of their own."
+            )
+    for name in doubtful:
         del writer.rows[name]
-    return [(name, f"{name}: its labels may not be those of {USUAL.meaning}, since {uncertain}") for name in wrong]
+    return [(name, f"{name}: {reason}") for name, reason in doubtful.items()]
 
 
 def _look_at_source(

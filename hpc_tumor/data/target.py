@@ -159,10 +159,15 @@ def _check(path: Path, identity: dict[str, Any], overwrite: bool) -> None:
         age = "newer" if about["schema"] > identity["schema"] else "older"
         schema = f"the {age} schema {about['schema']}"
         raise DataError(f"{path} has {schema}; this version writes {identity['schema']}. {way}")
-    if about.get("options") != identity["options"]:
-        raise DataError(
-            f"{path} was converted with the options {about.get('options')}, now they are {identity['options']}. {way}"
+    before, now = about.get("options"), identity["options"]
+    if before == now:
+        return
+    if isinstance(before, dict) and {**before, "labels": now.get("labels")} == now:
+        was, is_ = (
+            f"with --labels {one['labels']}" if one.get("labels") else "without --labels" for one in (before, now)
         )
+        raise DataError(f"{path} was converted {was}, this time {is_}: repeat it as it was. Or: {way.lower()}")
+    raise DataError(f"{path} was converted with the options {before}, now they are {now}. {way}")
 
 
 def _look(path: Path) -> dict[str, Any] | None:

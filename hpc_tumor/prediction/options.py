@@ -17,8 +17,8 @@ class Options:
         flips: mean of the logits over the flips of a slice or image; None: as the run was tested.
         clean: without small pieces of tumour, by the thresholds of the run; None: as the run was tested. Patients only.
         probabilities: write them beside the labels. Patients only.
-        labels: edition whose numbers segmentations have, those that are read and those that are written; None: that of
-            each patient's name, else that of the data trained on. Patients only.
+        labels: edition whose numbers are written, and those of segmentations whose patient's name tells none; None: in
+            both that of the name, else that of the data trained on. Patients only.
     """
 
     device: str = "auto"

@@ -33,6 +33,7 @@ GLI, YEAR_2021 = "BraTS-GLI-02063-100", "BraTS2021_00001"
         ("BraTS-PED-00001-000", {1, 2, 4}, "brats-ped-2024", "brats-ped-2024"),
         (YEAR_2021, {1, 2, 3}, "brats-2023", "brats-2023"),  # relabelled by somebody who says so
         ("patient", set(), None, "brats-2017-2021"),
+        ("BraTS-PED-00001-000", set(), None, "brats-2017-2021"),
     ],
 )
 def test_meanings_that_are_certain(case: str, numbers: set[int], asked: str | None, edition: str) -> None:
@@ -54,6 +55,7 @@ def test_meanings_that_are_certain(case: str, numbers: set[int], asked: str | No
             {"brats-2012-2016", "brats-2023", "brats-2024", "brats-ped-2024", "msd"},
         ),
         ("BraTS-MEN-00004-000", {1, 2}, None, set(EDITIONS)),
+        ("BRATS_001", {1, 2}, None, set(EDITIONS)),  # the Decathlon's own names, and others'
         ("BraTS-MET-00001-000", {4}, None, set(EDITIONS) - {"brats-2023", "msd"}),
         ("patient", {1, 4}, "brats-2023", set(EDITIONS) - {"brats-2023", "msd"}),
     ],
@@ -106,7 +108,7 @@ def test_labels_are_asked_for_and_then_read_as_asked(tmp_path: Path, capsys: pyt
     write_case(tmp_path / "raw" / "patient", labels=labels)
     assert prepare(tmp_path / "raw", tmp_path / "s.zarr") == 3
     said = capsys.readouterr().err
-    assert "patient_seg.nii.gz holds the labels 1, 2 and 3, and what they mean is not certain" in said
+    assert "patient_seg.nii.gz holds the labels 1, 2 and 3, of a meaning that is not certain" in said
     assert "--labels: " in said
     assert "msd (1 ED, 2 NCR/NET, 3 ET)" in said
     assert not (tmp_path / "s.zarr").exists()
@@ -115,7 +117,7 @@ def test_labels_are_asked_for_and_then_read_as_asked(tmp_path: Path, capsys: pyt
     np.testing.assert_array_equal(stored, np.where(tumour() == 4, 3, tumour()).T)
     # The meaning is part of what the store is: without it the store is not gone on with.
     assert prepare(tmp_path / "raw", tmp_path / "s.zarr") == 3
-    assert "'labels': 'msd'" in capsys.readouterr().err
+    assert "was converted with --labels msd, this time without --labels: repeat it" in capsys.readouterr().err
 
 
 def test_what_names_do_not_tell_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,9 +130,47 @@ def test_what_names_do_not_tell_is_said(tmp_path: Path, capsys: pytest.CaptureFi
     )
     write_case(tmp_path / "known" / YEAR_2021)
     assert prepare(tmp_path / "known", tmp_path / "k.zarr", "--labels", "brats-2012-2016") == 0
-    assert "other numbers" not in capsys.readouterr().err  # 1, 2 and 4 mean the same in both
+    assert "of which labels" not in capsys.readouterr().err  # 1, 2 and 4 mean the same in both
     assert prepare(tmp_path / "known", tmp_path / "l.zarr", "--labels", "brats-2024") == 0
-    assert "of which labels are read in other numbers than their names say" in capsys.readouterr().err
+    assert "read in the numbers of their names, not in those of --labels" in capsys.readouterr().err
+    assert not Store.open(tmp_path / "l.zarr").label_counts[..., 4:].any()
+
+
+def test_a_source_of_several_editions_is_one_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Names tell their editions, --labels that of the others; without a label there is nothing to be uncertain of."""
+    meaning = {YEAR_2021: (0, 1, 2, 3, 4), GLI: (0, 1, 2, 3, 3), "BraTS-PED-00001-000": (0, 2, 4, 3, 1)}
+    for seed, (case, numbers) in enumerate(meaning.items()):
+        write_case(tmp_path / "raw" / case, labels=np.array(numbers, np.uint8)[tumour()], seed=seed)
+    write_case(tmp_path / "raw" / "BraTS-MEN-00001-000", labels=np.zeros_like(tumour()), seed=9)
+    assert prepare(tmp_path / "raw", tmp_path / "s.zarr") == 3
+    said = capsys.readouterr().err
+    assert "1 of 4 cases refused" in said
+    assert "BraTS-PED 2023 or later" in said
+    assert prepare(tmp_path / "raw", tmp_path / "t.zarr", "--labels", "brats-ped-2024") == 0
+    store = Store.open(tmp_path / "t.zarr")
+    for case in map(store.case_ids.index, meaning):
+        _, stored = store.read_volume(case).result()
+        np.testing.assert_array_equal(stored, np.where(tumour() == 4, 3, tumour()).T)
+
+
+def test_labels_that_contradict_their_names_leave_no_other_read_by_its_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Relabelled as the Decathlon does: the 3 of one case shows that the 1 of the other is no core either."""
+    numbers = np.array([0, 2, 1, 0, 3], np.uint8)
+    write_case(tmp_path / "raw" / "BraTS2021_00001", labels=numbers[tumour()])
+    write_case(tmp_path / "raw" / "BraTS2021_00002", labels=numbers[np.where(tumour() == 4, 0, tumour())], seed=1)
+    assert prepare(tmp_path / "raw", tmp_path / "s.zarr", "--labels", "msd") == 3
+    said = capsys.readouterr().err
+    assert "BraTS2021_00002: by its name its labels are those of brats-2017-2021" in said
+    assert "(BraTS2021_00001) of which labels are read as --labels asks" in said
+    assert Store.open(tmp_path / "s.zarr").case_ids == ["BraTS2021_00001"]
+    shutil.rmtree(tmp_path / "raw" / "BraTS2021_00002")
+    labels = np.where(tumour() == 4, 3, tumour())  # the usual change: 4 to 3, and nothing else
+    for case in (1, 3):
+        labels_of = np.where(labels == 3, 0, labels) if case == 3 else labels
+        write_case(tmp_path / "usual" / f"BraTS2021_0000{case}", labels=labels_of, seed=case)
+    assert prepare(tmp_path / "usual", tmp_path / "u.zarr", "--labels", "brats-2023") == 0
 
 
 def test_labels_of_what_has_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -165,18 +205,17 @@ def test_one_uncertain_case_leaves_no_other_read_by_assumption(
 ) -> None:
     """A Decathlon's cases without a 3 look like those of 2021, with oedema and core exchanged."""
     numbers = np.array([0, 2, 1, 0, 3], np.uint8)
-    for case, labels in (("BRATS_001", tumour()), ("BRATS_002", np.where(tumour() == 4, 0, tumour()))):
+    for case, labels in (("case_001", tumour()), ("case_002", np.where(tumour() == 4, 0, tumour()))):
         write_case(tmp_path / "raw" / case, labels=numbers[labels], seed=int(case[-1]))
-    write_case(tmp_path / "raw" / "BRATS_003", labels=np.zeros_like(tumour()), seed=3)
+    write_case(tmp_path / "raw" / "case_003", labels=np.zeros_like(tumour()), seed=3)
     write_case(tmp_path / "raw" / YEAR_2021, seed=4)
     assert prepare(tmp_path / "raw", tmp_path / "s.zarr", "--json") == 3
     shown = capsys.readouterr()
     failed = json.loads(shown.out)["failed"]
-    assert [case for case, _ in failed] == ["BRATS_001", "BRATS_002"]
+    assert [case for case, _ in failed] == ["case_001", "case_002"]
     assert all("Name their edition with --labels: " in reason for _, reason in failed)
-    assert Store.open(tmp_path / "s.zarr").case_ids == ["BRATS_003", YEAR_2021]
-    shutil.rmtree(tmp_path / "raw" / YEAR_2021)
+    assert Store.open(tmp_path / "s.zarr").case_ids == [YEAR_2021, "case_003"]
     assert prepare(tmp_path / "raw", tmp_path / "asked.zarr", "--labels", "msd") == 0
     store = Store.open(tmp_path / "asked.zarr")
-    _, stored = store.read_volume(1).result()
+    _, stored = store.read_volume(store.case_ids.index("case_002")).result()
     np.testing.assert_array_equal(stored, np.where(tumour() == 4, 0, tumour()).T)
