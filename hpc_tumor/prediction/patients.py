@@ -56,6 +56,7 @@ class Patient:
     sketch: NDArray[np.int8]
     facts: ScanFacts
     unscored: str | None = None  # why the segmentation that is there is not read
+    folder: str = ""  # name of the patient whose folder holds this session, where one does
 
 
 @dataclass
@@ -155,7 +156,10 @@ def read_patient(case: Case, labels: str | None = None) -> Patient:
         raise DataError(f"{case.folder} holds no brain: every voxel of its scans has one and the same value.")
     scan, (depth, height, width) = files[MODALITIES[0]], image.shape[1:]
     facts = ScanFacts(case.id, scan.spacing, (depth, height, width), brain.voxels, contrast(image, brain))
-    return Patient(case.id, image, label, scan, brain, lying_elsewhere(files), sketch(image, brain), facts, unscored)
+    return Patient(
+        case.id, image, label, scan, brain, lying_elsewhere(files), sketch(image, brain), facts, unscored,
+        str(case.meta.get("patient", "")),
+    )  # fmt: skip
 
 
 def _read_ahead(cases: Sequence[Case], labels: str | None) -> Iterator[tuple[Case, Patient | DataError]]:
@@ -196,7 +200,7 @@ def _predict(
     write_labels(path, found.labels, patient.scan, _edition(patient.id, options, trained))
     _write_probabilities(output / probabilities_file(patient.id), found, patient.scan)
     row: dict[str, Any] = {"case": patient.id, "file": path, "slices": found.slices, **_volumes(found, patient.scan)}
-    row |= columns(known.find_patient(patient.id, patient.brain.digest, patient.sketch))
+    row |= columns(known.find_patient(patient.id, patient.brain.digest, patient.sketch, patient.folder))
     results.scans.append(patient.facts)
     if patient.label is not None:
         scores = score_case(patient.label, found.bits, patient.scan.spacing)

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 
 from hpc_tumor import cli
-from hpc_tumor.data.known_cases import KnownCases, read_known_cases
+from hpc_tumor.data.known_cases import KnownCases, read_known_cases, write_known_cases
 from hpc_tumor.prediction.known import Known, Match, load_known
 from hpc_tumor.run_dir import RunDir
 
@@ -224,6 +225,23 @@ def test_patients_are_known_by_name_at_other_times_and_in_other_editions() -> No
     assert find("case_1", "b") == Match("trained on", "BraTS20_Training_007", "content")
     assert find("case_2") is None
     assert find("BraTS-GLI-00006-000") is None
+
+
+def test_a_session_is_known_by_the_folder_of_its_patient(
+    patients: Path, unet_run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The names alone tie no two sessions of `alice`: there is no number in them."""
+    run = without_store(unet_run, tmp_path)
+    known = replace(read_known_cases(run.known_cases), other_ids=np.array(["alice"]), other_of=np.array([0]))
+    write_known_cases(run.known_cases, known)
+    tested = folders(patients)[parts_of(run)["test"][0]]
+    for name in ("alice", "bob"):
+        copied(tested, tmp_path / "scans" / name / "followup")
+    found = shown(run, tmp_path / "scans", tmp_path / "out", capsys)
+    alice, bob = found["predictions"]
+    assert (alice["case"], alice["known"], alice["known_by"]) == ("alice_followup", "trained on", "patient")
+    assert (alice["known_as"], bob["known"], found["scored"]) == (str(known.ids[0]), None, 1)
+    assert ["alice_followup" in note and "for the name alone" in note for note in found["notes"]] == [True]
 
 
 def test_slices_of_a_case_that_trained_make_it_trained_on(unet_run: RunDir, tmp_path: Path) -> None:
