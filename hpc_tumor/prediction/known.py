@@ -132,7 +132,11 @@ class Known:
 def load_known(run: RunDir) -> Known:
     """What `run` kept; of runs of earlier versions, or where it is damaged, the ids of its split."""
     try:
-        return Known(read_known_cases(run.known_cases))
+        known = read_known_cases(run.known_cases)
+        if known.can_tell_copies:
+            return Known(known)
+        why = f"{run.name} trained on too many cases to keep what tells copies of them"
+        return Known(known, f"{why}: those that it trained on are known by name and by equal content alone")
     except FileNotFoundError:
         why = f"{run.name} keeps no {run.known_cases.name} (an earlier version made it, or the file was removed)"
     except OSError as error:
