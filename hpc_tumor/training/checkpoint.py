@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import random
 import zipfile
@@ -18,12 +19,15 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from hpc_tumor import atomic
-from hpc_tumor.errors import DataError
+from hpc_tumor.errors import DataError, TrainingError
 from hpc_tumor.run_dir import Damage
 
 _FORMAT = 2
 # Metadata of weights, which safetensors keeps as texts: these are JSON, all others are the text itself.
 _JSON_FACTS = frozenset({"filters", "classes", "exclusive", "image_size", "identity", "state"})
+
+# Of a file that is none, or is cut so that its archive points to before its beginning; all others are of the disk.
+_OF_THE_FILE = (None, errno.ENOENT, errno.EISDIR, errno.EINVAL)
 
 
 class DamagedWeights(DataError):  # noqa: N818 - what is wrong with them is the error
@@ -105,6 +109,7 @@ def load_checkpoint(path: Path, device: torch.device, identity: dict[str, Any] |
 
     Raises:
         DataError: the file is damaged, of another format, or of a run with other data or another network.
+        TrainingError: the disk does not give it.
     """
     if not is_whole(path):
         raise _damaged(path)
@@ -120,10 +125,19 @@ def load_checkpoint(path: Path, device: torch.device, identity: dict[str, Any] |
 
 
 def is_whole(path: Path) -> bool:
-    """Whether every byte of a checkpoint's tensors is as it was written: torch writes their CRC-32, but never looks."""
+    """Whether every byte of a checkpoint's tensors is as it was written: torch writes their CRC-32, but never looks.
+
+    Raises TrainingError where the disk does not give it at this moment: nobody knows whether it is whole.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
+    except OSError as error:
+        if error.errno in _OF_THE_FILE:
+            return False
+        raise TrainingError(
+            f"{path} cannot be read: {error.strerror or error}. `hpc-tumor resume` the run once its disk is back."
+        ) from error
     except Exception:  # what is damaged fails in many ways
         return False
 

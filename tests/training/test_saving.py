@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import threading
+import zipfile
 from collections import Counter
 from pathlib import Path
 from random import Random
@@ -300,6 +301,29 @@ def test_best_weights_that_the_disk_does_not_give_are_not_lost(
     assert not run.read_events("best weights lost")
     assert train_here(run) == "finished"
     assert (result_of(run)["best"]["epoch"], result_of(run)["weights_lost"]) == (1, None)
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EACCES, errno.EIO])
+def test_a_checkpoint_that_the_disk_does_not_give_is_not_replaced_by_the_one_before(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    saver = Saver(run, {})
+    for epoch in (1, 2):
+        saver.save_last(TrainState(epoch=epoch), {"model": {"w": torch.ones(99)}})
+    saver.close()
+    real = zipfile.ZipFile
+
+    def refuse(path: Path) -> zipfile.ZipFile:
+        if path == run.last_checkpoint:
+            raise OSError(number, os.strerror(number), str(path))
+        return real(path)
+
+    with monkeypatch.context() as disk:
+        disk.setattr(zipfile, "ZipFile", refuse)
+        with pytest.raises(TrainingError, match=f"{os.strerror(number)}.*`hpc-tumor resume`"):
+            find_last(run)
+    assert find_last(run) == (True, None)
+    assert load_checkpoint(run.last_checkpoint, CPU)["state"].epoch == 2
 
 
 def _load_best_where_rank_1_cannot(distributed: Distributed, folder: Path) -> None:
