@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from hpc_tumor import atomic
 
 Arrays = dict[str, NDArray[Any]]
 _MOST_ARRAYS = 64
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 def write_arrays(path: Path, about: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -45,10 +47,12 @@ def read_arrays(path: Path, most_file: int, most_all: int) -> tuple[dict[str, An
             members = archive.infolist()
             if len(members) > _MOST_ARRAYS or sum(one.file_size for one in members) > most_all:
                 raise ValueError(f"{path} holds too much")
+            if any(one.compress_type not in _COMPRESSIONS for one in members):
+                raise ValueError(f"{path} is compressed in another way than numpy's")
             arrays = {one.filename.removesuffix(".npy"): _array(archive, one, most_all) for one in members}
         about = json.loads(str(arrays.pop("about")))
-    except (KeyError, EOFError, RuntimeError, NotImplementedError, RecursionError, zipfile.BadZipFile,
-            zlib.error) as error:  # fmt: skip
+    except (KeyError, EOFError, RuntimeError, NotImplementedError, RecursionError, OverflowError,
+            tokenize.TokenError, SyntaxError, zipfile.BadZipFile, zlib.error) as error:  # fmt: skip
         raise ValueError(f"{path} is damaged: {error}") from error
     if not isinstance(about, dict):
         raise ValueError(f"{path} does not say what it holds")
@@ -66,7 +70,8 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, most: int) -> NDAr
     count = 1
     for length in shape:
         count *= length
-    if dtype.hasobject or dtype.kind not in "buifU" or count < 0 or count * dtype.itemsize > most:
+    sized = dtype.itemsize > 0 and 0 <= count * dtype.itemsize <= most
+    if dtype.hasobject or dtype.kind not in "buifU" or not sized:
         raise ValueError("no array of numbers or of text")
     values = np.frombuffer(data.read(), dtype, count)
     return values.reshape(shape, order="F" if fortran else "C")

@@ -174,9 +174,14 @@ class RunDir:
         """Whether the run has written its result."""
         return read_json(self.result) is not None
 
-    def weights_lost(self) -> Damage | None:
-        """Damage to the weights of the best epoch where a finished run was scored without them, else None."""
-        result = read_json(self.result) or {}
+    def weights_lost(
+        self, result: dict[str, Any] | None = None, events: list[dict[str, Any]] | None = None
+    ) -> Damage | None:
+        """Damage to the weights of the best epoch where a finished run was scored without them, else None.
+
+        `result` and `events` are what the files hold, where they have been read.
+        """
+        result = (read_json(self.result) or {}) if result is None else result
         lost = result.get("weights_lost")
         if "weights_lost" in result:
             return lost if lost in get_args(Damage) else None
@@ -184,7 +189,8 @@ class RunDir:
         best, last = result.get("best"), result.get("last")
         if not isinstance(best, dict) or not isinstance(last, dict) or best.get("epoch") != last.get("epoch"):
             return None
-        return "damaged" if self.events.is_file() and self.read_events("best weights lost") else None
+        events = self.read_events() if events is None else events
+        return "damaged" if any(line.get("event") == "best weights lost" for line in events) else None
 
     def scored_weights(self) -> Path:
         """Weights whose scores stand in the result: of the best epoch, of the last where those were lost."""

@@ -104,11 +104,11 @@ def read_states(runs: Sequence[RunDir]) -> list[RunState]:
     Works without accounting, and without SLURM: then by what the runs themselves wrote last.
     """
     jobs = [read_json(run.job) or {} for run in runs]
-    finished = [run.is_finished() for run in runs]
+    results = [read_json(run.result) for run in runs]  # None: unfinished
     wanted = {
         job_id
-        for job, done in zip(jobs, finished, strict=True)
-        if job.get("cluster") != LOCAL and not done
+        for job, result in zip(jobs, results, strict=True)
+        if job.get("cluster") != LOCAL and result is None
         for job_id in _job_ids(job)
     }
     queue = slurm.read_queue(wanted - _ENDED.keys())
@@ -119,14 +119,14 @@ def read_states(runs: Sequence[RunDir]) -> list[RunState]:
         _ENDED.update((job_id, record) for job_id, record in forgotten.items() if record.state in _FOR_GOOD)
     places: dict[Path, dict[str, int]] = {}
     states = []
-    for run, job, done in zip(runs, jobs, finished, strict=True):
+    for run, job, result in zip(runs, jobs, results, strict=True):
         if job.get("cluster") == LOCAL and run.path.parent not in places:
             places[run.path.parent] = tickets.positions(run.path.parent)
         position = places.get(run.path.parent, {}).get(run.name)
         record, answered = _record_of(job, records), queue is not None
         if record is not None and record.name not in (job.get("job_name", run.name), run.name, _UNNAMED):
             record, answered = None, True  # numbers are given again, as after a new installation
-        states.append(_read_state(run, job, record, position, answered, done))
+        states.append(_read_state(run, job, record, position, answered, result))
     return states
 
 
@@ -206,11 +206,11 @@ class _Story:
     retry: str = ""  # in words, where that was after a failure
 
 
-def _read_story(run: RunDir, job: dict[str, Any]) -> _Story:
+def _read_story(run: RunDir, job: dict[str, Any], events: list[dict[str, Any]]) -> _Story:
     reason, when = last_failure(run, job)
     known = {"failed": reason, "failed_at": when}
     story: dict[str, Any] = known.copy()
-    for line in run.read_events():
+    for line in events:
         event = line.get("event")
         if event == "submitted":
             story = known.copy()
@@ -242,16 +242,22 @@ def last_failure(run: RunDir, job: dict[str, Any]) -> tuple[str | None, float]:
 
 
 def _read_state(
-    run: RunDir, job: dict[str, Any], record: JobRecord | None, position: int | None, answered: bool, finished: bool
+    run: RunDir,
+    job: dict[str, Any],
+    record: JobRecord | None,
+    position: int | None,
+    answered: bool,
+    result: dict[str, Any] | None,
 ) -> RunState:
     status = read_json(run.status) or {}
-    story = _read_story(run, job)
+    events = run.read_events()
+    story = _read_story(run, job, events)
     local = job.get("cluster") == LOCAL
     alive = position is not None if local else _is_alive(record)
     age = time.time() - status["time"] if isinstance(status.get("time"), int | float) else None
     state: State
-    lost = run.weights_lost() if finished else None
-    if finished:
+    lost = run.weights_lost(result, events) if result is not None else None
+    if result is not None:
         state, reason = "finished", without_best(lost) if lost else ""
     elif not job.get("job_id") and time.time() - (job.get("submitted") or 0) < _SUBMIT_SECONDS:
         state, reason = "queued", "is being submitted at this moment"

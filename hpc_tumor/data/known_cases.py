@@ -5,7 +5,9 @@ A run keeps them in its directory: the store may be gone, or have changed, when 
 
 from __future__ import annotations
 
+import hashlib
 import json
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,10 @@ from hpc_tumor.npz import read_arrays, write_arrays
 
 FORMAT = "hpc-tumor known cases 1"
 TRAINED, VALIDATED = "trained on", "validated on"
-_MOST_FILE, _MOST_ALL = 2**28, 2**29  # bytes; those of 7,000 images have 5 and 10 MB
+_MOST_ALL = 2**29  # bytes of all arrays; those of 7,000 images have 10 MB, those of 2,000 patients 35 MB
+_MOST_FILE = _MOST_ALL + 2**20  # what cannot be compressed takes a little more
+_HEADERS = 2**16  # bytes of the archive beside its arrays, at most
+_LEFT_OUT = ("sketches", "thumbnails", "digests")  # in this order, where there are too many cases to keep all
 # Kind and shape of each array beside the number of its cases; those of `other_ids` have a number of their own.
 _KINDS: dict[str, tuple[str, tuple[int, ...]]] = {
     "ids": ("U", ()), "trained": ("b", ()), "digests": ("U", ()), "thumbnails": ("u", (SIDE, SIDE)),
@@ -61,6 +66,11 @@ class KnownCases:
     brain_ml: NDArray[np.float64] | None = None
     contrast: NDArray[np.float64] | None = None
 
+    @property
+    def can_tell_copies(self) -> bool:
+        """Whether copies of cases that are not equal in every pixel or voxel are found."""
+        return self.thumbnails is not None or self.sketches is not None
+
     def part(self, number: int) -> str:
         """`trained on` or `validated on`."""
         return TRAINED if self.trained[number] else VALIDATED
@@ -68,19 +78,12 @@ class KnownCases:
 
 def known_cases(store: Store, split: Split) -> KnownCases:
     """Those of `store` that train and validate in `split`. A case of which one slice trains has trained."""
-    train, val = (_cases(numbers) for numbers in (split.train, split.val))
-    chosen = np.concatenate([train, np.setdiff1d(val, train)])
+    chosen, trained = _chosen(split)
     ids = np.array([store.case_ids[case] for case in chosen], np.str_)
-    trained = np.arange(len(chosen)) < len(train)
     if store.task == "classification":
         digests = store.text_column("sha256")
         return KnownCases(ids, trained, np.array([digests[case] for case in chosen], np.str_), store.thumbnails[chosen])
-    scans, clinical = store.text_column("scans"), store.clinical
-    others = [
-        (number, name)
-        for number, case in enumerate(chosen)
-        for name in map(str, clinical[case].get("other_ids", {}).values())
-    ]
+    scans, others = store.text_column("scans"), _others(store, chosen)
     spacing = np.array([store.spacing(case) for case in chosen])
     return KnownCases(
         ids, trained, np.array([scans[case] for case in chosen], np.str_), sketches=store.sketches[chosen],
@@ -90,14 +93,35 @@ def known_cases(store: Store, split: Split) -> KnownCases:
     )  # fmt: skip
 
 
-def write_known_cases(path: Path, known: KnownCases) -> None:
-    """Replace `path` with `known`, whole or not at all. Raises OSError."""
-    arrays = {field.name: getattr(known, field.name) for field in fields(known)}
-    write_arrays(path, {"format": FORMAT}, {name: array for name, array in arrays.items() if array is not None})
+def keep_known_cases(path: Path, store: Store, split: Split) -> None:
+    """Write the known cases of `split` to `path`, unless it holds them already. Raises OSError."""
+    stamp = _stamp(store, split)
+    with suppress(OSError, ValueError):
+        if _read(path)[0].get("stamp") == stamp:
+            return
+    write_known_cases(path, known_cases(store, split), stamp)
+
+
+def write_known_cases(path: Path, known: KnownCases, stamp: str = "") -> None:
+    """Replace `path` with `known`, whole or not at all; `stamp` says what they are of. Raises OSError.
+
+    What tells copies is left out where there are too many cases to keep it: of more than 32,000 patients, or 300,000
+    images.
+    """
+    every = {field.name: getattr(known, field.name) for field in fields(known)}
+    arrays = {name: array for name, array in every.items() if array is not None}
+    for name in _LEFT_OUT:
+        if sum(array.nbytes for array in arrays.values()) > _MOST_ALL - _HEADERS:
+            arrays.pop(name, None)
+    write_arrays(path, {"format": FORMAT, "stamp": stamp}, arrays)
 
 
 def read_known_cases(path: Path) -> KnownCases:
     """What `write_known_cases` wrote. Raises FileNotFoundError, other OSErrors, and ValueError for any other file."""
+    return _read(path)[1]
+
+
+def _read(path: Path) -> tuple[dict[str, Any], KnownCases]:
     about, arrays = read_arrays(path, _MOST_FILE, _MOST_ALL)
     if about.get("format") != FORMAT:
         raise ValueError(f"{path} is of another format")
@@ -113,7 +137,8 @@ def read_known_cases(path: Path) -> KnownCases:
         _check(path, "other_of", numbers, "i", (names.size,))
         if ((numbers < 0) | (numbers >= count)).any():
             raise ValueError(f"{path}: its other_of name cases that are not there")
-    return KnownCases(**{field.name: arrays.get(field.name) for field in fields(KnownCases)})  # type: ignore[arg-type]
+    known = {field.name: arrays.get(field.name) for field in fields(KnownCases)}
+    return about, KnownCases(**known)  # type: ignore[arg-type]
 
 
 def ids_of_split(path: Path) -> KnownCases | None:
@@ -134,6 +159,29 @@ def _ids(entries: Any) -> list[str]:
     if not all(isinstance(name, str) for name in names):
         raise ValueError("a split names something else than ids")
     return list(dict.fromkeys(names))
+
+
+def _chosen(split: Split) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """The cases that train, then those that only validate; and whether each trains."""
+    train, val = (_cases(numbers) for numbers in (split.train, split.val))
+    chosen = np.concatenate([train, np.setdiff1d(val, train)])
+    return chosen, np.arange(len(chosen)) < len(train)
+
+
+def _others(store: Store, chosen: NDArray[np.int64]) -> list[tuple[int, str]]:
+    """The ids of patients in other editions, each after the number of its case among those chosen."""
+    clinical = store.clinical
+    others = (clinical[case].get("other_ids", {}).values() for case in chosen)
+    return [(number, str(name)) for number, names in enumerate(others) for name in names]
+
+
+def _stamp(store: Store, split: Split) -> str:
+    """A hash of what known cases are of: the store, and the cases of it that train and validate."""
+    chosen, trained = _chosen(split)
+    others = _others(store, chosen) if store.task == "segmentation" else []
+    cases = [store.case_ids[case] for case in chosen]
+    said = json.dumps([store.fingerprint, cases, int(trained.sum()), others])
+    return hashlib.sha256(said.encode()).hexdigest()
 
 
 def _cases(numbers: NDArray[np.int64]) -> NDArray[np.int64]:

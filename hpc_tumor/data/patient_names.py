@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+LONGEST = 255  # characters of a name that is taken apart: no file can be named after a longer one
+
 
 @dataclass(frozen=True)
 class Naming:
@@ -87,8 +89,11 @@ NAMINGS = (
 
 
 def patient_of(case: str) -> str:
-    """Name of the patient that the name of a case tells; the whole of it where no naming fits. Lower case."""
-    for naming in NAMINGS:
+    """Name of the patient that the name of a case tells; the whole of it where no naming fits. Lower case.
+
+    The time that a naming takes grows with the square of the length: names over `LONGEST` stay whole.
+    """
+    for naming in NAMINGS if len(case) <= LONGEST else ():
         if match := naming.pattern.fullmatch(case):
             return match.expand(naming.patient).casefold()
     return case.casefold()

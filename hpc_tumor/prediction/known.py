@@ -32,7 +32,7 @@ class Match:
         part: `trained on` or `validated on`; `cannot tell` where the run did not keep its cases.
         case: its id in the run.
         by: by what it was found: `content` (the same pixels or scans), `copy` (nearly the same), `id`, or `patient`
-            (by its name the same patient at another time or in another edition).
+            (by its name, or the folder of its sessions, the same patient at another time or in another edition).
     """
 
     part: str
@@ -86,12 +86,13 @@ class Known:
                         matches.append((int(numbers_of[place]), COPY))
         return [self._best(matches) for matches in found]
 
-    def find_patient(self, name: str, digest: str, sketch: NDArray[np.int8]) -> Match | None:
+    def find_patient(self, name: str, digest: str, sketch: NDArray[np.int8], folder: str = "") -> Match | None:
         """The case of the run that a patient is, by its scans, as a copy of them, or by its name; None for a new one.
 
         Args:
             digest: SHA-256 of the scans, of `BrainStatistics`.
             sketch: `(4, 16, 16, 16)`, see `data.sketch`.
+            folder: name of the patient whose folder holds the session; empty where none does.
         """
         if self.cases is None:
             return Match(CANNOT_TELL)
@@ -102,11 +103,11 @@ class Known:
             values = similarity(sketch[None], cases.sketches)[0]
             alike = np.flatnonzero(values >= THRESHOLD)
             found += [(number, COPY) for number in alike[np.argsort(-values[alike], kind="stable")].tolist()]
-        own = name.casefold(), patient_of(name)
+        own = {patient_of(one) for one in (name, folder) if one}
         for number, case, patient in self._names:
-            if own[0] == case:
+            if name.casefold() == case:
                 found.append((number, ID))
-            elif own[1] == patient:
+            elif patient in own:
                 found.append((number, PATIENT))
         return self._best(found)
 
@@ -131,7 +132,11 @@ class Known:
 def load_known(run: RunDir) -> Known:
     """What `run` kept; of runs of earlier versions, or where it is damaged, the ids of its split."""
     try:
-        return Known(read_known_cases(run.known_cases))
+        known = read_known_cases(run.known_cases)
+        if known.can_tell_copies:
+            return Known(known)
+        why = f"{run.name} trained on too many cases to keep what tells copies of them"
+        return Known(known, f"{why}: those that it trained on are known by name and by equal content alone")
     except FileNotFoundError:
         why = f"{run.name} keeps no {run.known_cases.name} (an earlier version made it, or the file was removed)"
     except OSError as error:

@@ -57,6 +57,7 @@ class Patient:
     sketch: NDArray[np.int8]
     facts: ScanFacts
     unscored: str | None = None  # why the segmentation that is there is not read
+    folder: str = ""  # name of the patient whose folder holds this session, where one does
 
 
 @dataclass
@@ -164,7 +165,10 @@ def read_patient(case: Case, labels: str | None = None, usual: Edition = USUAL) 
         "case": case.id, "meta": assumed_of(case.id, files, edition, labels), "tolerance": brain.tolerance,
         "label_counts": [] if label is None else [np.bincount(label.ravel(), minlength=TUMOUR_LABELS + 1)],
     }  # fmt: skip
-    return Patient(case.id, image, label, scan, brain, assumed, sketch(image, brain), facts, unscored)
+    return Patient(
+        case.id, image, label, scan, brain, assumed, sketch(image, brain), facts, unscored,
+        str(case.meta.get("patient", "")),
+    )  # fmt: skip
 
 
 def _read_ahead(
@@ -207,7 +211,7 @@ def _predict(
     write_labels(path, found.labels, patient.scan, _edition(patient.id, options, trained))
     _write_probabilities(output / probabilities_file(patient.id), found, patient.scan)
     row: dict[str, Any] = {"case": patient.id, "file": path, "slices": found.slices, **_volumes(found, patient.scan)}
-    row |= columns(known.find_patient(patient.id, patient.brain.digest, patient.sketch))
+    row |= columns(known.find_patient(patient.id, patient.brain.digest, patient.sketch, patient.folder))
     results.scans.append(patient.facts)
     if patient.label is not None:
         scores = score_case(patient.label, found.bits, patient.scan.spacing)

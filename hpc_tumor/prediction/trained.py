@@ -14,7 +14,7 @@ from hpc_tumor.errors import DataError, UsageError, unknown
 from hpc_tumor.models import MODELS, build_model
 from hpc_tumor.resources import available_cpus
 from hpc_tumor.run_dir import Damage, RunDir, read_json, without_best
-from hpc_tumor.training.checkpoint import load_weights
+from hpc_tumor.training.checkpoint import DamagedWeights, load_weights
 from hpc_tumor.training.cleaning import Cleaning
 from hpc_tumor.training.evaluate import flipped, network_input
 from hpc_tumor.training.memory import keep_freed_memory
@@ -122,7 +122,7 @@ def load_network(run: RunDir) -> tuple[Facts, nn.Module]:
 
     Raises:
         UsageError: the run has no weights, or no readable settings.
-        DataError: the weights are damaged, or are not those of the network that they name.
+        DataError: the weights are damaged or cannot be read, or are not those of the network that they name.
     """
     experiment = run.experiment()
     path = run.scored_weights()
@@ -130,7 +130,7 @@ def load_network(run: RunDir) -> tuple[Facts, nn.Module]:
         raise no_weights(run)
     try:
         weights, about = load_weights(path)
-    except DataError as error:
+    except DamagedWeights as error:
         again = "train again: hpc-tumor rerun" if run.is_finished() else "go on with it: hpc-tumor resume"
         raise DataError(f"{error} Put a good copy in its place, or {again} {run.name}.") from error
     try:

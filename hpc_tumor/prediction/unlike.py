@@ -18,7 +18,7 @@ _CROPPED = 0.7  # of the volume: training cases cropped so closely that a volume
 _SPACING = 0.05  # of a voxel's side, by which spacings may differ
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ScanFacts:
     """One patient's scans in numbers: voxel size along z, y, x in mm, voxels, and the brain; `contrast` as in data."""
 
@@ -49,8 +49,8 @@ def unlike_notes(known: KnownCases | None, scans: Sequence[ScanFacts]) -> list[s
     ml, contrast = known.brain_ml[known.trained], known.contrast[known.trained]
     notes = []
     share = ml * 1000 / (spacing.prod(axis=1) * shape.prod(axis=1))
-    filled = [one for one in scans if one.brain_share > _FILLED and share.max() < _CROPPED]
-    heads = [one for one in scans if one in filled or one.brain_ml > _VOLUME * ml.max()]
+    filled = {one.case for one in scans if one.brain_share > _FILLED and share.max() < _CROPPED}
+    heads = [one for one in scans if one.case in filled or one.brain_ml > _VOLUME * ml.max()]
     parts = [one for one in scans if one.brain_ml < ml.min() / _VOLUME]
     trained_ml = _range(ml)
     if heads:
@@ -70,7 +70,8 @@ def unlike_notes(known: KnownCases | None, scans: Sequence[ScanFacts]) -> list[s
             f"other shapes, {_sizes(one.shape for one in strange)} voxels (z × y × x), than trained on,"
             f" {_sizes(shape.tolist())}: {_names(strange)}"
         )
-    return notes + _modalities(Contrasts.of(contrast), [one for one in scans if one not in heads])
+    with_heads = {one.case for one in heads}
+    return notes + _modalities(Contrasts.of(contrast), [one for one in scans if one.case not in with_heads])
 
 
 def _modalities(trained: Contrasts | None, scans: Sequence[ScanFacts]) -> list[str]:

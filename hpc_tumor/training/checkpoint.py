@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import random
 import zipfile
@@ -14,15 +15,35 @@ import google_crc32c
 import numpy as np
 import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from hpc_tumor import atomic
-from hpc_tumor.errors import DataError
+from hpc_tumor.errors import DataError, TrainingError
+from hpc_tumor.run_dir import Damage
 
 _FORMAT = 2
 # Metadata of weights, which safetensors keeps as texts: these are JSON, all others are the text itself.
 _JSON_FACTS = frozenset({"filters", "classes", "exclusive", "image_size", "identity", "state"})
+
+# Of a file that is none, or is cut so that its archive points to before its beginning; all others are of the disk.
+_OF_THE_FILE = (None, errno.ENOENT, errno.EISDIR, errno.EINVAL)
+
+
+class DamagedWeights(DataError):  # noqa: N818 - what is wrong with them is the error
+    """Weights that are gone for good: the file is missing, or its content is not what was written."""
+
+    damage: Damage = "damaged"
+
+
+class MissingWeights(DamagedWeights):
+    """There is no such file."""
+
+    damage: Damage = "missing"
+
+
+class UnreadableWeights(DataError):  # noqa: N818 - as above
+    """Weights that the disk does not give at this moment: they may be whole."""
 
 
 @dataclass
@@ -88,6 +109,7 @@ def load_checkpoint(path: Path, device: torch.device, identity: dict[str, Any] |
 
     Raises:
         DataError: the file is damaged, of another format, or of a run with other data or another network.
+        TrainingError: the disk does not give it.
     """
     if not is_whole(path):
         raise _damaged(path)
@@ -103,10 +125,19 @@ def load_checkpoint(path: Path, device: torch.device, identity: dict[str, Any] |
 
 
 def is_whole(path: Path) -> bool:
-    """Whether every byte of a checkpoint's tensors is as it was written: torch writes their CRC-32, but never looks."""
+    """Whether every byte of a checkpoint's tensors is as it was written: torch writes their CRC-32, but never looks.
+
+    Raises TrainingError where the disk does not give it at this moment: nobody knows whether it is whole.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
+    except OSError as error:
+        if error.errno in _OF_THE_FILE:
+            return False
+        raise TrainingError(
+            f"{path} cannot be read: {error.strerror or error}. `hpc-tumor resume` the run once its disk is back."
+        ) from error
     except Exception:  # what is damaged fails in many ways
         return False
 
@@ -124,23 +155,27 @@ def load_weights(path: Path, identity: dict[str, Any] | None = None) -> tuple[di
     """Return the weights in `path` on the CPU, and what the file says of them, with `state` as a TrainState.
 
     Raises:
-        DataError: the file is missing or damaged, or of a run with other data or another network.
+        DamagedWeights: the file is missing or damaged.
+        UnreadableWeights: the disk does not give it.
+        DataError: it is of a run with other data or another network.
     """
     try:
-        with safe_open(path, "pt") as file:
-            facts = {key: _fact(key, text) for key, text in (file.metadata() or {}).items()}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        data = path.read_bytes()  # safetensors says of every file that it cannot open that it is not there
+    except FileNotFoundError as error:
+        raise MissingWeights(f"{path} cannot be read: it is missing.") from error
+    except OSError as error:
+        raise UnreadableWeights(f"{path} cannot be read: {error.strerror or error}.") from error
+    try:
+        weights = safetensors.torch.load(data)
+        texts = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
+        facts = {key: _fact(key, text) for key, text in texts.items()}
         whole = facts.pop("crc32c") == _checksum(weights)
         facts["state"] = TrainState(**facts["state"])
         found = dict(facts["identity"])
-    except FileNotFoundError as error:
-        raise DataError(f"{path} cannot be read: it is missing.") from error
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error}.") from error
     except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise DataError(f"{path} cannot be read: it is damaged.") from error
+        raise DamagedWeights(f"{path} cannot be read: it is damaged.") from error
     if not whole:
-        raise DataError(f"{path} cannot be read: it is damaged, its checksum differs.")
+        raise DamagedWeights(f"{path} cannot be read: it is damaged, its checksum differs.")
     _check_identity(path, found, identity)
     return weights, facts
 

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hpc_tumor import atomic
 from hpc_tumor.config import Experiment
-from hpc_tumor.data.known_cases import known_cases, write_known_cases
+from hpc_tumor.data.known_cases import keep_known_cases
 from hpc_tumor.data.samples import SlicePart
 from hpc_tumor.data.split_file import write_split
 from hpc_tumor.errors import TrainingError, UsageError
@@ -81,7 +81,7 @@ def set_up(experiment: Experiment, run: RunDir, distributed: Distributed, read_f
     if distributed.is_main:
         run.remove_leftovers()
         write_split(run.split, parts.split, parts.store)
-        write_known_cases(run.known_cases, known_cases(parts.store, parts.split))
+        keep_known_cases(run.known_cases, parts.store, parts.split)
         announce(setup, resumed)
         atomic.write_json(run.provenance, {**(read_json(run.provenance) or {}), "ranks": places})
     return setup

@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from hpc_tumor.config import Experiment
 from hpc_tumor.data.loader import BatchLoader
 from hpc_tumor.data.store import Store
-from hpc_tumor.errors import DataError, HpcTumorError
+from hpc_tumor.errors import DataError, HpcTumorError, TrainingError
 from hpc_tumor.run_dir import Damage, RunDir
 from hpc_tumor.training import metrics
 from hpc_tumor.training.average import WeightAverage
 from hpc_tumor.training.checkpoint import (
+    DamagedWeights,
     TrainState,
+    UnreadableWeights,
     load_checkpoint,
     load_weights,
     random_state,
@@ -245,16 +247,31 @@ class Setup:
     def load_best(self) -> tuple[Damage, str] | None:
         """Put the weights of the best epoch into the network, and leave the running mean out of it.
 
-        Returns the damage, and what is wrong in a sentence, where any rank cannot read them: then the network stays
-        as it is, and so does the file.
+        Returns the damage, and what is wrong in a sentence, where they are lost to any rank: then the network stays as
+        it is, and so does the file.
+
+        Raises, on every rank where it is so on any:
+            TrainingError: the disk does not give them at this moment, so that nobody knows whether they are lost.
+            DataError: they are of a run with other data or another network.
         """
         self.settle()
         lost: tuple[Damage, str] | None = None
+        refused: HpcTumorError | None = None
         try:
             weights, about = load_weights(self.run.best_weights, self.identity)
+        except DamagedWeights as error:
+            lost = error.damage, str(error)
+        except UnreadableWeights as error:
+            refused = TrainingError(
+                f"{error} The training is done, only its scores are missing: `hpc-tumor resume` the run once its disk"
+                " is back."
+            )
         except DataError as error:
-            lost = ("missing" if isinstance(error.__cause__, FileNotFoundError) else "damaged"), str(error)
-        lost = next((found for found in self.distributed.gather(lost) if found), None)
+            refused = error
+        found = self.distributed.gather((lost, refused))
+        if refused := next((error for _, error in found if error is not None), None):
+            raise refused
+        lost = next((lost for lost, _ in found if lost is not None), None)
         if lost is not None:
             return lost
         self.bare.load_state_dict(weights)

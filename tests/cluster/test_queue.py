@@ -70,6 +70,23 @@ def test_waiting_is_explained(tmp_path: Path, made_up: MadeUpSlurm) -> None:
     assert "scontrol release 42" in state_of(run)[1]
 
 
+def test_a_finished_run_is_read_once(tmp_path: Path, made_up: MadeUpSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one of an earlier version, whose events alone tell that it lost its best weights."""
+    run = submitted(tmp_path)
+    run.result.write_text(json.dumps({"best": {"epoch": 3}, "last": {"epoch": 3}}))
+    run.add_event("best weights lost", reason="it is damaged")
+    read, real = [], Path.read_text
+
+    def noted(path: Path, **how: Any) -> str:
+        read.append(path)
+        return real(path, **how)
+
+    monkeypatch.setattr(Path, "read_text", noted)
+    state = read_states([run])[0]
+    assert (state.state, state.weights_lost) == ("finished", "damaged")
+    assert [read.count(path) for path in (run.result, run.events)] == [1, 1]
+
+
 @pytest.mark.parametrize(
     "reason", ["Priority", "Resources", "QOSMaxGRESPerUser", "ReqNodeNotAvail, UnavailableNodes:n1"]
 )

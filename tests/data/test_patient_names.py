@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import time
 
 import pytest
 from raw_samples import real_data
@@ -69,6 +70,12 @@ def test_all_names_of_a_patient_are_one(names: tuple[str, ...], patient: str) ->
 )
 def test_names_that_say_too_little_are_not_joined(names: tuple[str, ...]) -> None:
     assert len({patient_of(name) for name in names}) == len(names)
+
+
+def test_a_name_of_any_length_is_read_at_once() -> None:
+    begun = time.perf_counter()
+    assert patient_of("P1_" * 100_000) == "p1_" * 100_000
+    assert time.perf_counter() - begun < 1
 
 
 def test_the_published_table_of_names_gives_a_patient_a_row() -> None:

@@ -1,9 +1,13 @@
 """`hpc-tumor predict` on what a run trained on: known by name, by content and as a copy, and counted in no mean."""
 
 import csv
+import io
 import json
+import os
 import shutil
+import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,9 @@ import pytest
 from PIL import Image
 
 from hpc_tumor import cli
-from hpc_tumor.data.known_cases import KnownCases, read_known_cases
+from hpc_tumor.data.known_cases import KnownCases, keep_known_cases, read_known_cases, write_known_cases
+from hpc_tumor.data.split_file import read_split
+from hpc_tumor.data.store import Store
 from hpc_tumor.prediction.known import Known, Match, load_known
 from hpc_tumor.run_dir import RunDir
 
@@ -126,7 +132,14 @@ def test_a_run_of_an_earlier_version_knows_ids_alone_and_says_so(
     assert shown(run, copy, tmp_path / "one", capsys)["predictions"][0]["known"] is None
 
 
-@pytest.mark.parametrize("damage", ["cut", "text", "empty", "folder", "other"])
+def npy_header(kind: str, shape: tuple[int, ...]) -> bytes:
+    """An array without its values."""
+    data = io.BytesIO()
+    np.lib.format.write_array_header_1_0(data, {"descr": kind, "fortran_order": False, "shape": shape})
+    return data.getvalue()
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "empty", "folder", "other", "endless", "lzma"])
 def test_a_damaged_record_of_known_cases_is_said_and_predicts_all_the_same(
     images: Path, cnn_run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
 ) -> None:
@@ -138,6 +151,15 @@ def test_a_damaged_record_of_known_cases_is_said_and_predicts_all_the_same(
     elif damage == "other":
         with run.known_cases.open("wb") as file:
             np.savez(file, about=np.array(json.dumps({"format": "hpc-tumor known cases 1"})), ids=np.arange(3))
+    elif damage == "endless":
+        with zipfile.ZipFile(run.known_cases, "w") as archive:
+            archive.writestr("ids.npy", npy_header("<U0", (10**30,)))
+    elif damage == "lzma":
+        with zipfile.ZipFile(run.known_cases, "w", zipfile.ZIP_LZMA) as archive:
+            archive.writestr("ids.npy", b"x" * 999)
+        packed = bytearray(run.known_cases.read_bytes())
+        packed[50:60] = b"\xff" * 10
+        run.known_cases.write_bytes(packed)
     else:
         run.known_cases.write_bytes({"cut": data[: len(data) // 2], "text": b"no archive", "empty": b""}[damage])
     run.split.write_text("{}")
@@ -226,6 +248,23 @@ def test_patients_are_known_by_name_at_other_times_and_in_other_editions() -> No
     assert find("BraTS-GLI-00006-000") is None
 
 
+def test_a_session_is_known_by_the_folder_of_its_patient(
+    patients: Path, unet_run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The names alone tie no two sessions of `alice`: there is no number in them."""
+    run = without_store(unet_run, tmp_path)
+    known = replace(read_known_cases(run.known_cases), other_ids=np.array(["alice"]), other_of=np.array([0]))
+    write_known_cases(run.known_cases, known)
+    tested = folders(patients)[parts_of(run)["test"][0]]
+    for name in ("alice", "bob"):
+        copied(tested, tmp_path / "scans" / name / "followup")
+    found = shown(run, tmp_path / "scans", tmp_path / "out", capsys)
+    alice, bob = found["predictions"]
+    assert (alice["case"], alice["known"], alice["known_by"]) == ("alice_followup", "trained on", "patient")
+    assert (alice["known_as"], bob["known"], found["scored"]) == (str(known.ids[0]), None, 1)
+    assert ["alice_followup" in note and "for the name alone" in note for note in found["notes"]] == [True]
+
+
 def test_slices_of_a_case_that_trained_make_it_trained_on(unet_run: RunDir, tmp_path: Path) -> None:
     run = without_store(unet_run, tmp_path)
     run.known_cases.unlink()
@@ -235,6 +274,43 @@ def test_slices_of_a_case_that_trained_make_it_trained_on(unet_run: RunDir, tmp_
     nothing = np.zeros((4, 16, 16, 16), np.int8)
     found = [known.find_patient(name, "", nothing) for name in "abc"]
     assert [match.part if match else None for match in found] == ["trained on", "validated on", None]
+
+
+def test_of_very_many_patients_all_but_the_sketches_is_kept_and_said(unet_run: RunDir, tmp_path: Path) -> None:
+    run, count = without_store(unet_run, tmp_path), 33_000
+    ids = np.array([f"case {number}" for number in range(count)])
+    digests = np.array([f"{number:064x}" for number in range(count)])
+    sketches = np.broadcast_to(np.int8(1), (count, 4, 16, 16, 16))
+    write_known_cases(run.known_cases, KnownCases(ids, np.full(count, True), digests, sketches=sketches))
+    known = load_known(run)
+    assert known.told_by == "content"
+    assert known.note is not None
+    assert "too many cases" in known.note
+    assert known.find_patient("new", f"{7:064x}", sketches[0]) == Match("trained on", "case 7", "content")
+    assert known.find_patient("case 8", "", sketches[0]) == Match("trained on", "case 8", "id")
+    assert known.find_patient("new", "", sketches[0]) is None
+
+
+def test_known_cases_are_written_once_for_a_split_of_a_store(images: Path, cnn_run: RunDir, tmp_path: Path) -> None:
+    store, path = Store.open(images.with_suffix(".zarr")), tmp_path / "known_cases.npz"
+    split = read_split(cnn_run.split, store)
+
+    def written() -> bool:
+        """Whether it is written again."""
+        os.utime(path, (1, 1))
+        keep_known_cases(path, store, split)
+        return path.stat().st_mtime != 1
+
+    keep_known_cases(path, store, split)
+    assert set(read_known_cases(path).ids) == set(read_known_cases(cnn_run.known_cases).ids)
+    assert not written()
+    split = replace(split, train=split.train[1:])
+    assert written()
+    assert not written()
+    path.write_bytes(path.read_bytes()[:-99])
+    assert written()
+    write_known_cases(path, read_known_cases(path))  # of an earlier version
+    assert written()
 
 
 def test_known_cases_are_kept_compactly(images: Path, cnn_run: RunDir) -> None:

@@ -56,6 +56,13 @@ def test_many_cases_are_one_line_with_the_first_named() -> None:
     assert note.endswith("than trained on, 1 × 1 × 1 mm: case 0, case 1, case 2 and 6 more")
 
 
+def test_scans_are_told_apart_by_their_case_alone() -> None:
+    """The same facts as new objects, with heads: nothing is said of their modalities."""
+    same = ScanFacts("head", (1.0, 1.0, 1.0), (155, 240, 240), 4_000_000, np.ones(14))
+    assert len(unlike_notes(trained_on(USUAL), [same])) == 1
+    assert same in {same}
+
+
 def test_nothing_is_said_where_the_run_kept_nothing() -> None:
     assert unlike_notes(None, [USUAL]) == []
     assert unlike_notes(KnownCases(np.array(["a"]), np.array([True])), [replace(USUAL, spacing=(9, 9, 9))]) == []

@@ -250,6 +250,14 @@ def _flipped(path: Path) -> None:
     path.write_bytes(bytes(data))
 
 
+def _lzma(path: Path) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("about.npy", ABOUT)
+    data = bytearray(path.read_bytes())
+    data[55:65] = b"\xff" * 10
+    path.write_bytes(data)
+
+
 def _with(path: Path, **members: bytes) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         for name, data in members.items():
@@ -277,6 +285,9 @@ ABOUT = _npy(json.dumps({"format": "hpc-tumor pictures 1", "cases": []}))
         lambda path: _with(path, about=_npy('{"format": "other"}')),
         lambda path: _with(path, about=ABOUT, best_images=_npy(np.zeros((4, 8, 8), np.uint8), "(9999999999999999, 1)")),
         lambda path: _with(path, about=ABOUT, best_images=b"\x80\x04K\x01."),
+        lambda path: _with(path, about=ABOUT, best_images=_npy(np.zeros((4, 8, 8), np.str_), f"({10**30},)")),
+        lambda path: _with(path, about=ABOUT, best_images=_npy(np.zeros((4, 8, 8), np.uint8), "(4,((((")),
+        _lzma,
         lambda path: np.savez(path, about=np.array({"a": 1}, dtype=object)),
         lambda path: _with(path, about=ABOUT, **{f"a{n}": _npy(np.zeros(2**22)) for n in range(8)}),
     ],

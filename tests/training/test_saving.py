@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import threading
+import zipfile
 from collections import Counter
 from pathlib import Path
 from random import Random
@@ -14,13 +15,21 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
-from training_runs import new_run, result_of, scores, train_here, weights
+from training_runs import new_run, result_of, scores, spawn, train_here, weights
 
 from hpc_tumor import atomic
 from hpc_tumor.errors import DataError, TrainingError
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.training import saving
-from hpc_tumor.training.checkpoint import TrainState, is_whole, load_checkpoint, load_weights, write_weights
+from hpc_tumor.training.checkpoint import (
+    DamagedWeights,
+    TrainState,
+    UnreadableWeights,
+    is_whole,
+    load_checkpoint,
+    load_weights,
+    write_weights,
+)
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.loop import train_to_end
 from hpc_tumor.training.saving import Saver, find_last
@@ -260,6 +269,93 @@ def test_a_run_whose_checksum_looks_like_a_number_is_scored_with_its_best_weight
     assert not run.last_weights.exists()
     assert run.weights_lost() is None
     assert run.scored_weights() == run.best_weights
+    assert not run.read_events("best weights lost")
+
+
+class UnansweringDisk:
+    """A disk that does not give the best weights, whoever asks; all else is read as ever."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+        real = Path.read_bytes
+
+        def read_bytes(path: Path) -> bytes:
+            if path.name == "best.safetensors":
+                raise OSError(number, os.strerror(number), str(path))
+            return real(path)
+
+        monkeypatch.setattr(Path, "read_bytes", read_bytes)
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EACCES, errno.EIO])
+def test_best_weights_that_the_disk_does_not_give_are_not_lost(
+    tmp_path: Path, slice_store: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    run = new_run(tmp_path, slice_store, "unet", recipe=STANDING_STILL)
+    with monkeypatch.context() as disk:
+        UnansweringDisk(disk, number)
+        with pytest.raises(TrainingError, match=f"{os.strerror(number)}.*`hpc-tumor resume`"):
+            train_here(run)
+        with pytest.raises(UnreadableWeights, match=os.strerror(number)):
+            load_weights(run.best_weights)
+    assert not run.is_finished()
+    assert not run.read_events("best weights lost")
+    assert train_here(run) == "finished"
+    assert (result_of(run)["best"]["epoch"], result_of(run)["weights_lost"]) == (1, None)
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EACCES, errno.EIO])
+def test_a_checkpoint_that_the_disk_does_not_give_is_not_replaced_by_the_one_before(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    saver = Saver(run, {})
+    for epoch in (1, 2):
+        saver.save_last(TrainState(epoch=epoch), {"model": {"w": torch.ones(99)}})
+    saver.close()
+    real = zipfile.ZipFile
+
+    def refuse(path: Path) -> zipfile.ZipFile:
+        if path == run.last_checkpoint:
+            raise OSError(number, os.strerror(number), str(path))
+        return real(path)
+
+    with monkeypatch.context() as disk:
+        disk.setattr(zipfile, "ZipFile", refuse)
+        with pytest.raises(TrainingError, match=f"{os.strerror(number)}.*`hpc-tumor resume`"):
+            find_last(run)
+    assert find_last(run) == (True, None)
+    assert load_checkpoint(run.last_checkpoint, CPU)["state"].epoch == 2
+
+
+def _load_best_where_rank_1_cannot(distributed: Distributed, folder: Path) -> None:
+    run = RunDir(folder)
+    setup = set_up(run.experiment(), run, distributed)
+    setup.save_best()
+    with pytest.MonkeyPatch.context() as disk:
+        if distributed.rank == 1:
+            UnansweringDisk(disk, errno.ESTALE)
+        with pytest.raises(TrainingError, match="hpc-tumor resume"):
+            setup.load_best()
+    assert setup.load_best() is None
+
+
+def test_no_rank_waits_for_one_that_cannot_read_the_best_weights(tmp_path: Path, slice_store: Path) -> None:
+    run = new_run(tmp_path, slice_store, "unet")
+    spawn(_load_best_where_rank_1_cannot, 2, run.path)
+
+
+def test_best_weights_of_another_experiment_are_refused_and_not_called_damaged(
+    tmp_path: Path, slice_store: Path
+) -> None:
+    run = new_run(tmp_path, slice_store, "unet", recipe=STANDING_STILL)
+    train_here(run)
+    found, about = load_weights(run.best_weights)
+    state = about.pop("state")
+    write_weights(run.best_weights, found, state, {**about, "identity": {**about["identity"], "seed": 99}})
+    run.result.unlink()
+    with pytest.raises(DataError, match="would mix two experiments") as refused:
+        train_here(run)
+    assert not isinstance(refused.value, DamagedWeights)
+    assert not run.is_finished()
     assert not run.read_events("best weights lost")
 
 
