@@ -2,8 +2,8 @@
 
 A name is taken apart in two cases only: it has the form of a known dataset, or it is a plausible id of a patient and
 behind it a word for a time (`P07_visit2`, `P07_preop`) or a date. A plausible id ends in a number; the letters right
-before that number are no word for a group of patients, for a scan or for a time (`site1`, `BraTS2021`, `week3`); and the
-number is not a year (`case2020`), unless these letters mean a patient (`patient2020`).
+before that number are no word for a group of patients, for a scan or for a time (`site1`, `BraTS2021`, `week3`); and
+the number is not a year (`case2020`), unless these letters mean a patient (`patient2020`).
 
 Where that is not certain, names do not join, nor by a number at the end alone (`case_1`, `case_2`): whether two such
 cases are one patient is left to their scans.
