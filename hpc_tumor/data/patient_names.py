@@ -1,15 +1,37 @@
 """The patient that the name of a case tells, where datasets name the time of a scan too: one rule per naming.
 
-A name is only taken apart where its dataset, or a word for a time in it, leaves no doubt. A number at the end alone
-(`case_1`, `case_2`) says nothing: whether two such cases are one patient is left to their scans.
+A name is taken apart in two cases only: it has the form of a known dataset, or it is a plausible id of a patient and
+behind it a word for a time (`P07_visit2`, `P07_preop`) or a date. A plausible id ends in a number; the letters right
+before that number are no word for a group of patients, for a scan or for a time (`site1`, `BraTS2021`, `week3`); and
+the number is not a year (`case2020`), unless these letters mean a patient (`patient2020`).
+
+Where that is not certain, names do not join, nor by a number at the end alone (`case_1`, `case_2`): whether two such
+cases are one patient is left to their scans.
 """
 
 from __future__ import annotations
 
 import re
+import string
 from dataclasses import dataclass
 
-LONGEST = 255  # characters of a name that is taken apart: no file can be named after a longer one
+# Words for a time, in any case: those that need a number behind them, and those that stand alone, too. Folders of the
+# times of a patient are named by the same words.
+TIME_WORDS = r"(?:ses(?:sion)?|time(?:[-_ ]?point)?|tp|visit|days?|weeks?|wk|months?|years?|fu|follow[-_ ]?up)"
+STAGE_WORDS = r"(?:baseline|follow[-_ ]?up|(?:pre|post)(?:[-_ ]?op(?:erati(?:ve|on))?)?)"
+DATE = "(?:" + "|".join(
+    rf"(?:19|20)\d\d{between}(?:0[1-9]|1[0-2]){between}(?:0[1-9]|[12]\d|3[01])" for between in ("", "-", "_", r"\.")
+) + ")"  # fmt: skip
+
+# Words before a number that counts something else than patients.
+_NO_PATIENT = re.compile(
+    rf"{TIME_WORDS}|{STAGE_WORDS}|point|up|(?:site|study|trial|arm|project|protocol|phase|hospital|clinic|cent(?:er|re)"
+    r"|institut(?:e|ion)|university|department|ward|country|region|cohort|group|dataset|data|set|collection|brats"
+    r"|challenge|task|edition|release|version|v|batch|part|fold|split|series|run|scan|scanner|machine|vendor|mri?|t"
+    r"|rater|reader)(?:s|id)?",
+    re.IGNORECASE,
+)
+_PATIENT_WORDS = ("p", "pat", "patient", "patientid", "sub", "subj", "subject", "subjectid")
 
 
 @dataclass(frozen=True)
@@ -18,25 +40,46 @@ class Naming:
 
     Attributes:
         source: the dataset that names its cases so.
-        pattern: of the whole name, in any case.
+        pattern: of the whole name, in any case. Matching takes time in proportion to the name's length.
         patient: template of the patient's name, of groups of the pattern.
         example: two names of one patient.
+        of_one_dataset: the pattern alone says that it is a patient; else its group "patient" must be a plausible id.
     """
 
     source: str
     pattern: re.Pattern[str]
     patient: str
     example: tuple[str, str]
+    of_one_dataset: bool
+
+    def patient_of(self, case: str) -> str | None:
+        """Return the name of the patient, in lower case; None where the case is not named so."""
+        match = self.pattern.fullmatch(case)
+        if match is None or not (self.of_one_dataset or _may_be_a_patient(match["patient"])):
+            return None
+        return match.expand(self.patient).casefold()
 
 
-def _naming(source: str, pattern: str, *example: str, patient: str = r"\g<patient>") -> Naming:
+def _may_be_a_patient(name: str) -> bool:
+    before = name.rstrip(string.digits)
+    number, before = name[len(before) :], before.rstrip("-_. ")
+    word = before[len(before.rstrip(string.ascii_letters)) :].casefold()
+    if not number or _NO_PATIENT.fullmatch(word):
+        return False
+    return word in _PATIENT_WORDS or not (len(number) == 4 and number.startswith(("19", "20")))
+
+
+def _naming(
+    source: str, pattern: str, *example: str, patient: str = r"\g<patient>", of_one_dataset: bool = True
+) -> Naming:
     first, second = example
-    return Naming(source, re.compile(pattern, re.IGNORECASE | re.ASCII), patient, (first, second))
+    return Naming(source, re.compile(pattern, re.IGNORECASE | re.ASCII), patient, (first, second), of_one_dataset)
 
 
-# With a number in it: a prefix without one may be that of every patient, as in patient_visit2.
-_PATIENT = r"(?P<patient>.*?\d.*?)"
-_DATE = r"(?:19|20)\d\d(?P<between>[.-])\d\d(?P=between)\d\d"
+# The shortest beginning that is followed by times only: a visit may have its date behind it.
+_COUNTED = rf"{TIME_WORDS}[-_ ]?\d{{1,4}}d?"
+_STAGE = rf"{STAGE_WORDS}(?:[-_ ]?\d{{1,4}})?"
+_BEGINNING = rf"(?P<patient>.+?)(?:[-_. ](?:{_COUNTED}|{_STAGE}|{DATE}))?[-_. ]"
 
 NAMINGS = (
     _naming(
@@ -69,31 +112,37 @@ NAMINGS = (
         r"(?P<patient>Patient-\d{3})_week-\d{3}(?:-\d)?", "Patient-003_week-000-1", "Patient-003_week-044",
     ),
     _naming(
+        "UCSD-PTGBM: a number per time point after treatment (TCIA collection UCSD-PTGBM)",
+        r"(?P<patient>UCSD-PTGBM-\d{4})_\d{2}", "UCSD-PTGBM-0002_01", "UCSD-PTGBM-0002_02",
+    ),
+    _naming(
+        "RHUH-GBM: 0 before the operation, 1 early afterwards, 2 the follow-up (TCIA collection RHUH-GBM)",
+        r"(?P<patient>RHUH-\d{4})_\d", "RHUH-0001_0", "RHUH-0001_2",
+    ),
+    _naming(
+        "TCGA-GBM and TCGA-LGG, also behind BraTS: site, patient and date (TCIA collections; LGG on Kaggle)",
+        rf"TCGA[-_](?P<site>[A-Z0-9]{{2}})[-_](?P<number>[A-Z0-9]{{4}})(?:_{DATE})?",
+        "TCGA-02-0006_1996.08.23", "TCGA_02_0006_19961105", patient=r"TCGA-\g<site>-\g<number>",
+    ),
+    _naming(
         "BIDS: sessions of a subject (bids-specification, entities sub and ses)",
         r"(?P<patient>sub-[A-Za-z0-9]+)_ses-[A-Za-z0-9]+", "sub-01_ses-01", "sub-01_ses-02",
     ),
     _naming(
-        "a date at the end, as in the TCIA collections behind BraTS",
-        rf"{_PATIENT}_{_DATE}", "TCGA-02-0006_1996.08.23", "TCGA-02-0006_1996-11-05",
+        "a date at the end, as case 355 of BraTS 2020 has it",
+        rf"{_BEGINNING}{DATE}", "W39_1998.09.19", "W39_1999-02-03", of_one_dataset=False,
     ),
     _naming(
-        "a word for a time, and its number",
-        rf"{_PATIENT}[_-](?:time|timepoint|time-point|tp|visit|ses|session|week|month|follow-?up|fu)"
-        r"[_-]?\d{1,4}", "PatientID_0003_Timepoint_1", "PatientID_0003_Timepoint_2",
+        "a word for a time, and its number, as in MU-Glioma-Post (TCIA collection)",
+        rf"{_BEGINNING}{_COUNTED}", "PatientID_0003_Timepoint_1", "PatientID_0003_Timepoint_2", of_one_dataset=False,
     ),
     _naming(
-        "baseline and follow-up",
-        rf"{_PATIENT}[_-](?:baseline|follow-?up)", "P07_baseline", "P07_followup",
+        "baseline and follow-up, before and after the operation (words in common use)",
+        rf"{_BEGINNING}{_STAGE}", "P07_preop", "P07_postop", of_one_dataset=False,
     ),
 )  # fmt: skip
 
 
 def patient_of(case: str) -> str:
-    """Name of the patient that the name of a case tells; the whole of it where no naming fits. Lower case.
-
-    The time that a naming takes grows with the square of the length: names over `LONGEST` stay whole.
-    """
-    for naming in NAMINGS if len(case) <= LONGEST else ():
-        if match := naming.pattern.fullmatch(case):
-            return match.expand(naming.patient).casefold()
-    return case.casefold()
+    """Name of the patient that the name of a case tells; the whole of it where no naming fits. Lower case."""
+    return next((patient for naming in NAMINGS if (patient := naming.patient_of(case))), case.casefold())

@@ -14,7 +14,7 @@ from hpc_tumor.data.patient_names import NAMINGS, Naming, patient_of
 @pytest.mark.parametrize("naming", NAMINGS, ids=lambda naming: naming.source)
 def test_times_of_one_patient_are_one_patient_by_this_rule_alone(naming: Naming) -> None:
     for name in naming.example:
-        assert next(rule for rule in NAMINGS if rule.pattern.fullmatch(name)) is naming
+        assert next(rule for rule in NAMINGS if rule.patient_of(name)) is naming
     assert patient_of(naming.example[0]) == patient_of(naming.example[1])
 
 
@@ -33,6 +33,16 @@ def test_times_of_one_patient_are_one_patient_by_this_rule_alone(naming: Naming)
         (("UPENN-GBM-00001_11", "UPENN-GBM-00001_21", "UPENN-GBM-00001"), "upenn-gbm-00001"),
         (("Patient-003_week-044", "Patient-003_week-000-1", "Patient-003_week-000-2", "Patient-003"), "patient-003"),
         (("sub-01_ses-01", "sub-01_ses-02", "sub-01_ses-followup", "sub-01"), "sub-01"),
+        (("UCSD-PTGBM-0002_01", "UCSD-PTGBM-0002_02", "UCSD-PTGBM-0002"), "ucsd-ptgbm-0002"),
+        (("RHUH-0001_0", "RHUH-0001_1", "RHUH-0001_2", "RHUH-0001"), "rhuh-0001"),
+        (("TCGA-02-0006_19960823", "TCGA-02-0006_1996.08.23", "TCGA_02_0006_1996-11-05", "TCGA-02-0006"),
+         "tcga-02-0006"),
+        (("TCGA_DU_A5TP_19970614", "TCGA-DU-A5TP_1997.03.11"), "tcga-du-a5tp"),
+        (("P1_preop", "P1_postop", "P1_pre", "P1_post", "P1_pre-op", "P1_post_op_2", "P1"), "p1"),
+        (("P01_day0", "P01_day30", "P01_year1", "P01_year2", "P01_wk4", "P01_wk8", "P01_month_06"), "p01"),
+        (("P01_FU001d", "P01_FU012d", "P01_19960823", "P01_1996_08_23", "P01_visit1_2019-04-03"), "p01"),
+        (("site1_007_visit1", "site1_007_visit2"), "site1_007"),
+        (("Patient2001_visit1", "Patient2001_visit2"), "patient2001"),
         (("P07_time-2", "P07_tp02", "P07_visit2", "P07_baseline", "P07_followup1", "P07_follow-up", "P07-week-12"),
          "p07"),
     ],
@@ -66,16 +76,35 @@ def test_all_names_of_a_patient_are_one(names: tuple[str, ...], patient: str) ->
         ("volume_001", "volume_002"),
         ("P07_scan", "P07_seg"),
         ("site1_20190403", "site1_20190404"),
+        ("site1_week_001", "site1_week_002"),
+        ("study2_fu_001", "study2_fu_002"),
+        ("hospital2_session_1", "hospital2_session_2"),
+        ("Center-3_visit_1", "Center-3_visit_2"),
+        ("cohort1_followup_01", "cohort1_followup_02"),
+        ("BraTS2021_visit_1", "BraTS2021_visit_2"),
+        ("BraTS20_2020-01-02", "BraTS20_2020-02-03"),
+        ("case2020_2021-01-01", "case2020_2022-01-01"),
+        ("data_2020_20210101", "data_2020_20210102"),
+        ("3T_fu_001", "3T_fu_002"),
+        ("T1_pre", "T1_post"),
+        ("week1_visit1", "week1_visit2"),
+        ("site1_visit1_20190403", "site1_visit2_20190403"),
+        ("P07_19961399", "P07_19961398"),
+        ("UCSD-PTGBM-0002_01", "UCSD-PTGBM-0003_01", "UCSD-PTGBM-0002_001"),
+        ("RHUH-0001_0", "RHUH-0002_0", "RHUH-0001_10"),
+        ("TCGA-02-0006_19960823", "TCGA-02-0009_19960823", "TCGA-06-0006_19960823"),
     ],
 )
 def test_names_that_say_too_little_are_not_joined(names: tuple[str, ...]) -> None:
     assert len({patient_of(name) for name in names}) == len(names)
 
 
-def test_a_name_of_any_length_is_read_at_once() -> None:
-    begun = time.perf_counter()
-    assert patient_of("P1_" * 100_000) == "p1_" * 100_000
-    assert time.perf_counter() - begun < 1
+@pytest.mark.parametrize("piece", ["1", "a", "_", "1_", "a1-", "P07_visit1_", "sub-", "_2019"])
+def test_a_long_name_takes_no_time_worth_mentioning(piece: str) -> None:
+    name = piece * (200_000 // len(piece)) + "!"
+    start = time.process_time()
+    assert patient_of(name) == name.casefold()
+    assert time.process_time() - start < 5  # a pattern of quadratic time would take minutes
 
 
 def test_the_published_table_of_names_gives_a_patient_a_row() -> None:
