@@ -49,10 +49,11 @@ def read_clinical(listing: Listing, cases: Sequence[Case]) -> Clinical:
     known = _by_name(cases)
     said: dict[str, dict[str, dict[str, Any]]] = defaultdict(lambda: defaultdict(dict))  # case, fact, where → value
     for case in cases:
-        folder = case.folder.parent.name.upper()
+        patient = case.meta.get("patient")
+        folder = (case.folder.parent.parent if patient else case.folder.parent).name.upper()
         if folder in ("HGG", "LGG"):
             said[case.id]["grade"][_FOLDER] = folder
-        if patient := case.meta.get("patient"):
+        if patient:
             said[case.id]["other_ids folder"][_FOLDER] = patient  # by which the sessions of a patient stay together
     facts: dict[str, dict[str, Any]] = defaultdict(dict)
     for group in (tables[False], tables[True]):

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from hpc_tumor.data.case import Listing, SourceFile
 from hpc_tumor.data.leftovers import BIDS
+from hpc_tumor.data.patient_names import DATE, STAGE_WORDS, TIME_WORDS, may_be_a_patient
 from hpc_tumor.names import printable
 
 LABEL = "label"
@@ -19,13 +20,18 @@ _SUFFIXES = {"flair": "FLAIR", "t2f": "FLAIR", "t1": "T1", "t1n": "T1", "t1ce": 
              "t1gd": "T1ce", "t2": "T2", "t2w": "T2", "seg": LABEL, "segm": LABEL}  # fmt: skip
 # Case 355 of 2020 calls its labels W39_1998.09.19_Segm.nii.
 _NAME = re.compile(r"(?:^|[_\-.])([a-z0-9]+)\.nii(?:\.gz)?$", re.IGNORECASE)
-# Folders of one session, in the folder of the patient.
+# Folders of one session, in the folder of the patient. A number alone says nothing: it may be the patient's.
 _TIME_POINT = re.compile(
-    r"(?:ses(?:sion)?|time(?:[-_ ]?point)?|tp|visit|week|day|month|year|fu|follow[-_ ]?up)[-_ ]?\d[\w.-]*"
-    r"|(?:baseline|follow[-_ ]?up|pre[-_ ]?op|post[-_ ]?op)[\w.-]*|(?:19|20)\d\d[-_.]?[01]\d[-_.]?[0-3]\d",
+    rf"{TIME_WORDS}[-_ ]?\d{{1,4}}d?(?:[-_]\d{{1,2}})?|{STAGE_WORDS}(?:[-_ ]?\d{{1,2}})?|{DATE}",
     re.IGNORECASE | re.ASCII,
 )
-_NUMBER = re.compile(r"\d{1,3}", re.ASCII)
+# Folders of many patients: siteA, HGG, Training_2.
+_GROUP = re.compile(
+    r"(?:training|train|testing|test|validation|val|hgg|lgg|raw|data(?:set)?|images?|scans?|niftis?|cases|patients"
+    r"|subjects|all|sites?|stud(?:y|ies)|trials?|cohorts?|cent(?:er|re)s?|hospitals?|clinics?|institut(?:e|ion)s?"
+    r"|groups?|batch(?:es)?|folds?|brats|gliomas?|tumou?rs?|releases?|versions?)[a-z]?(?![a-z])",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,7 @@ def find_patients(listing: Listing) -> _Groups:
             good, bad = _patients_of(folder, members)
             patients += good
             refused += bad
-    patients, alike = _told_apart(_with_parents(patients, listing.source))
+    patients, alike = _told_apart(_with_parents(patients))
     return patients, refused + alike
 
 
@@ -139,21 +145,22 @@ def _twice(members: Sequence[_Member]) -> tuple[str, SourceFile, SourceFile] | N
 def _is_flat(folder: str, by_stem: Mapping[str, Sequence[_Member]]) -> bool:
     """Return whether a folder holds the files of several patients, none of whom it is named after."""
     sets = [stem for stem, members in by_stem.items() if len({role for _, role, _ in members if role != LABEL}) > 1]
-    return len(sets) > 1 and all(by_stem) and not any(stem.casefold().startswith(folder.casefold()) for stem in by_stem)
+    return len(sets) > 1 and all(by_stem) and not any(stem.casefold() == folder.casefold() for stem in by_stem)
 
 
-def _with_parents(patients: Sequence[PatientFiles], source: Path) -> list[PatientFiles]:
+def _with_parents(patients: Sequence[PatientFiles]) -> list[PatientFiles]:
     """The patients, those in the folders of time points with the names of the folders above before their own.
 
-    A number counts as a time point where two folders have the same.
+    A folder counts as that of a patient where its name is a plausible one, or where others hold time points as well;
+    folders that are named after a group of patients never do.
     """
-    numbers = [patient.name for patient in patients if _NUMBER.fullmatch(patient.name)]
-    numbered = len(set(numbers)) < len(numbers)
+    sessions = [patient for patient in patients if _TIME_POINT.fullmatch(patient.name)]
+    holding = {patient.folder.resolve().parent for patient in sessions}
     named = []
     for patient in patients:
-        parent = patient.folder.parent
-        session = _TIME_POINT.fullmatch(patient.name) or (numbered and _NUMBER.fullmatch(patient.name))
-        if session and patient.folder != source and parent != source:
+        parent = patient.folder.resolve().parent
+        certain = may_be_a_patient(parent.name) or len(holding) > 1
+        if patient in sessions and certain and not _GROUP.match(parent.name):
             name = f"{printable(parent.name)}_{patient.name}"
             patient = replace(patient, id=name, name=name, patient=printable(parent.name))
         named.append(patient)

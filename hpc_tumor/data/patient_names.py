@@ -55,12 +55,12 @@ class Naming:
     def patient_of(self, case: str) -> str | None:
         """Return the name of the patient, in lower case; None where the case is not named so."""
         match = self.pattern.fullmatch(case)
-        if match is None or not (self.of_one_dataset or _may_be_a_patient(match["patient"])):
+        if match is None or not (self.of_one_dataset or may_be_a_patient(match["patient"])):
             return None
         return match.expand(self.patient).casefold()
 
 
-def _may_be_a_patient(name: str) -> bool:
+def may_be_a_patient(name: str) -> bool:
     before = name.rstrip(string.digits)
     number, before = name[len(before) :], before.rstrip("-_. ")
     word = before[len(before.rstrip(string.ascii_letters)) :].casefold()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -131,7 +132,8 @@ def prepare_dataset(
             clinical = Clinical()
             if reader.task == "segmentation":
                 clinical = read_clinical(listing, [*cases, *kept_as_they_are])
-            writer = make_writer(target, reader, clinical.facts)
+            # Nothing is known now of cases that cannot be seen: what was known of them stays.
+            writer = make_writer(target, reader, {**clinical.facts, **_clinical_before(store, unseen)})
             count = workers or default_workers()
             ids = [case.id for case in kept_as_they_are]
             units = writer.units(cases, max(1, available_cpus() // count), ids)
@@ -283,6 +285,16 @@ def _summary(
         duplicates, near, leaking, bytes_before, after, seconds, store.fingerprint, clinical, not_taken,
         still_stored, notes,
     )  # fmt: skip
+
+
+def _clinical_before(store: Path, cases: Sequence[str]) -> dict[str, Any]:
+    """What the store that was there says of these cases beside their scans."""
+    if not cases or not (read_about(store) or {}).get("complete"):
+        return {}
+    before = Store.open(store)
+    if before.task == "classification":
+        return {}
+    return {name: facts for name, facts in zip(before.case_ids, before.clinical, strict=True) if name in cases}
 
 
 def _ids(store: Path) -> set[str]:

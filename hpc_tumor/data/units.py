@@ -6,7 +6,8 @@ another sees none.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +18,13 @@ from hpc_tumor.data.store import Store
 
 SAME_SCANS, NEAR_SCANS = "the same scans", "nearly the same scans"
 NAME, OTHER_ID = "one patient by name", "one patient by its id in another edition"
+FOLDER = "one patient by the folder of its sessions"
 _WORDS = {
     SAME_SCANS: "with the same scans as another",
     NEAR_SCANS: "with nearly the same scans as another",
     NAME: "with the name of another's patient",
     OTHER_ID: "with the id of another in other editions",
+    FOLDER: "in the folder of another's patient",
 }
 
 
@@ -38,10 +41,18 @@ def ties(store: Store) -> dict[str, list[set[Hashable]]]:
         NAME: names,
         # An id in another edition is that patient's name there: the store may hold both.
         OTHER_ID: [
-            own | {patient_of(known) for known in facts.get("other_ids", {}).values()}
+            own | {patient_of(known) for where, known in _other_ids(facts) if where != "folder"}
+            for own, facts in zip(names, store.clinical, strict=True)
+        ],
+        FOLDER: [
+            own | {patient_of(known) for where, known in _other_ids(facts) if where == "folder"}
             for own, facts in zip(names, store.clinical, strict=True)
         ],
     }
+
+
+def _other_ids(facts: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    return facts.get("other_ids", {}).items()
 
 
 def patient_units(store: Store) -> list[Unit]:

@@ -14,9 +14,11 @@ from raw_samples import brain, save, tumour, write_case, write_patients, write_p
 from test_hostile_names import refused
 
 from hpc_tumor.cli import main
+from hpc_tumor.data.brats import BraTSReader
 from hpc_tumor.data.convert import Unit, UnitResult, convert_unit
 from hpc_tumor.data.listing import walk
 from hpc_tumor.data.prepare import PrepareSummary, inspect_source, prepare_dataset
+from hpc_tumor.data.sources import examine
 from hpc_tumor.data.store import Store
 from hpc_tumor.data.units import patient_units
 from hpc_tumor.errors import DataError
@@ -230,9 +232,66 @@ def test_time_points_are_called_after_their_patient_and_stay_together(tmp_path: 
     prepare(tmp_path, tmp_path / "s.zarr")
     together = [unit.members for unit in patient_units(Store.open(tmp_path / "s.zarr"))]
     assert (0, 1) in together
-    for name in ("A/1", "A/2", "B/1"):
-        write_case(tmp_path / "numbers" / name)
-    assert [case.id for case in inspect_source(tmp_path / "numbers").cases] == ["A_1", "A_2", "B_1"]
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ("train/TP001", "train/TP002"), ("HGG/FU0001", "HGG/FU0002", "LGG/FU0003"), ("siteA/week01", "siteB/week02"),
+        ("Training/20190112", "Training/20190212"), ("cohort/preop_P01", "cohort/preop_P02"),
+    ],
+)  # fmt: skip
+def test_patients_named_like_times_are_patients(tmp_path: Path, folders: tuple[str, ...]) -> None:
+    for seed, folder in enumerate(folders):
+        write_case(tmp_path / "raw" / folder, seed=seed)
+    cases = BraTSReader().list_cases(tmp_path / "raw")
+    assert [case.id for case in cases] == sorted(Path(folder).name for folder in folders)
+    assert not any("patient" in case.meta for case in cases)
+
+
+def test_numbers_under_groups_are_never_one_patient(tmp_path: Path) -> None:
+    for seed, folder in enumerate(("siteA/001", "siteA/002", "siteB/001", "siteB/003")):
+        write_case(tmp_path / "raw" / folder, seed=seed)
+    found = examine(walk(tmp_path / "raw"), BraTSReader())
+    assert [case.id for case in found.cases] == ["002", "003"]
+    ((case, reason),) = found.failed
+    assert case == "001"
+    assert "If they are two patients, rename one" in reason
+
+
+def test_a_flat_folder_may_be_called_like_the_beginning_of_its_files(tmp_path: Path) -> None:
+    for case in ("BraTS2021_00001", "BraTS2021_00002"):
+        write_case(tmp_path / case)
+        for file in (tmp_path / case).iterdir():
+            (tmp_path / "raw" / "BraTS2021").mkdir(parents=True, exist_ok=True)
+            file.rename(tmp_path / "raw" / "BraTS2021" / file.name)
+    cases = BraTSReader().list_cases(tmp_path / "raw")
+    assert [case.id for case in cases] == ["BraTS2021_00001", "BraTS2021_00002"]
+
+
+def test_sessions_have_the_grade_and_the_name_of_their_patient_wherever_one_looks(tmp_path: Path) -> None:
+    for seed, session in enumerate(("ses-01", "ses-02")):
+        write_case(tmp_path / "raw" / "HGG" / "P01" / session, seed=seed)
+    write_case(tmp_path / "raw" / "LGG" / "P02", seed=5)
+    summary = prepare_dataset(BraTSReader(), tmp_path / "raw", tmp_path / "s.zarr", workers=1)
+    store = Store.open(tmp_path / "s.zarr")
+    assert [facts["grade"] for facts in store.clinical] == ["HGG", "HGG", "LGG"]
+    assert any("1 in the folder of another's patient" in note or "name" in note for note in summary.notes)
+    for source in (tmp_path / "raw" / "HGG" / "P01", tmp_path / "raw" / "HGG" / "P01" / "ses-01"):
+        assert {case.meta["patient"] for case in BraTSReader().list_cases(source)} == {"P01"}
+
+
+def test_a_case_that_cannot_be_seen_keeps_what_was_known_of_it(tmp_path: Path) -> None:
+    for seed, case in enumerate(("P1", "P2", "P3")):
+        write_case(tmp_path / "raw" / "HGG" / case, seed=seed)
+    prepare_dataset(BraTSReader(), tmp_path / "raw", tmp_path / "s.zarr", workers=1)
+    before = Store.open(tmp_path / "s.zarr")
+    (tmp_path / "raw" / "HGG" / "P1").rename(tmp_path / "aside")
+    (tmp_path / "raw" / "HGG" / "P1").symlink_to(tmp_path / "nowhere")
+    prepare_dataset(BraTSReader(), tmp_path / "raw", tmp_path / "s.zarr", workers=1)
+    after = Store.open(tmp_path / "s.zarr")
+    assert (after.case_ids, after.clinical) == (before.case_ids, before.clinical)
+    assert after.fingerprint == before.fingerprint
 
 
 def test_layouts_that_are_known_are_named(tmp_path: Path) -> None:
