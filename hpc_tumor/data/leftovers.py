@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from hpc_tumor.data.case import Case, Found, SourceFile
-from hpc_tumor.data.classes import CLASSES, is_of_masks
+from hpc_tumor.data.classes import CLASSES, class_of, is_aside, is_of_masks
 from hpc_tumor.data.file_kind import DICOM, IMAGE_FORMATS, FileKind, kind_of
 from hpc_tumor.data.listing import DVC_SUFFIX, Listing, content_absent, first_bytes, walk
 from hpc_tumor.errors import DataError
@@ -176,7 +176,19 @@ def _signs_of_data(files: Sequence[SourceFile], task: str | None) -> list[str]:
     in_masks = [any(is_of_masks(part) for part in PurePosixPath(file.relative).parts[:-1]) for file in images]
     if masks := [file for file, inside in zip(images, in_masks, strict=True) if inside]:
         lines.append(f"{_counted(masks, 'image')} in folders of masks or labels: {_folders(masks)}.")
-    if rest := [file for file, inside in zip(images, in_masks, strict=True) if not inside]:
+    images = [file for file, inside in zip(images, in_masks, strict=True) if not inside]
+    aside, beside, rest = [], [], []
+    for file in images:
+        folders = PurePosixPath(file.relative).parts[:-1]
+        if any(map(class_of, folders)):
+            beside.append(file)
+        else:
+            (aside if task and any(map(is_aside, folders)) else rest).append(file)
+    if beside:
+        lines.append(f"{_counted(beside, 'image')} named as the mask of an image beside it: {_names(beside)}.")
+    if aside:
+        lines.append(f"{_counted(aside, 'image')} in folders of figures, samples and the like: {_folders(aside)}.")
+    if rest:
         known = ", ".join(CLASSES)
         files_of = f"{_counted(rest, 'image')} in no folder of a known class ({known}): {_folders(rest)}"
         lines.append(f"{files_of}. Name each folder after the class that it holds.")

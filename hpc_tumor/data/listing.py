@@ -8,7 +8,7 @@ import re
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from hpc_tumor.data.file_kind import DICOM, DVC, LOOP, NIFTI, START, FileKind, kind_of, kind_of_link
 from hpc_tumor.errors import DataError
@@ -117,7 +117,7 @@ def walk(source: Path) -> Listing:
             if kind == "link":
                 links.append(file)
             elif kind == "folder":
-                pending.append((path, os.path.realpath(path) if entry.is_symlink() else os.path.join(real, entry.name)))
+                pending.append((path, os.path.realpath(path) if entry.is_symlink() else f"{real}/{entry.name}"))
             elif kind == "file":
                 files.append(file)
             special += kind == "special"
@@ -170,8 +170,8 @@ def _not_fetched(files: Sequence[SourceFile], source: Path) -> Iterator[SourceFi
     named: set[str] = set()
     for file in files:
         for target in _targets(file) if file.suffix == DVC_SUFFIX else ():
-            relative = os.path.normpath(os.path.join(os.path.dirname(file.relative), target))
-            outside = os.path.isabs(relative) or relative.split(os.sep)[0] in ("..", ".")
+            relative = os.path.normpath(PurePosixPath(file.relative).parent / target)
+            outside = relative == "." or relative.startswith(("/", "../"))
             if relative not in named and not outside and not os.path.lexists(source / relative):
                 named.add(relative)
                 yield SourceFile(source / relative, relative, 0, 0, DVC)
@@ -186,8 +186,8 @@ def _targets(file: SourceFile) -> list[str]:
             if match["path"] and section == "outs":
                 targets.append(match["path"].strip("'\""))
             elif section == "wdir" and match["key"]:
-                folder = line.partition(":")[2].strip(" '\"")
-    return [os.path.join(folder, target) for target in targets] or [file.path.name[: -len(DVC_SUFFIX)]]
+                folder = line.partition(":")[2].strip(" '\"") + "/"
+    return [f"{folder}{target}" for target in targets] or [file.path.name[: -len(DVC_SUFFIX)]]
 
 
 def _instead(source: Path) -> str:
