@@ -84,15 +84,15 @@ class BrainMRIReader:
         for file, parents, at, above in placed:
             if above > least:
                 continue
-            kind = str(class_of(parents[at]))
-            if other := next((name for name in parents[:at] if class_of(name) not in (None, kind)), None):
+            name = str(class_of(parents[at]))
+            if other := next((folder for folder in parents[:at] if class_of(folder) not in (None, name)), None):
                 where = printable(str(listing.source.joinpath(*parents[: at + 1])))
                 raise DataError(
-                    f"{where} is a folder of the class {kind} in {printable(other)}, one of the class"
+                    f"{where} is a folder of the class {name} in {printable(other)}, one of the class"
                     f" {class_of(other)}: which is meant is not told. Move it beside the other, or out of the source."
                 )
             beside.add(parents[:at])
-            cases.append(_case(file, kind, parents))
+            cases.append(_case(file, name, parents))
         if not cases and (kind := class_of(listing.source.resolve().name)):
             # A source that is itself a class folder.
             for file in images:
@@ -166,9 +166,7 @@ def _unknown_classes(others: Sequence[tuple[str, ...]], beside: set[tuple[str, .
     for parents in others:
         for depth, name in enumerate(parents):
             is_place = parents[:depth] in beside or (depth and parents[depth - 1].lower() in _PARTS)
-            if not is_place:
-                continue
-            if name.lower() in _PARTS or class_of(name):
+            if not is_place or name.lower() in _PARTS or class_of(name):
                 continue
             if not is_of_masks(name) and not is_aside(name):
                 found.add(PurePosixPath(*parents[: depth + 1]))

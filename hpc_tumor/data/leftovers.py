@@ -177,7 +177,9 @@ def _signs_of_data(files: Sequence[SourceFile], task: str | None) -> list[str]:
     if masks := [file for file, inside in zip(images, in_masks, strict=True) if inside]:
         lines.append(f"{_counted(masks, 'image')} in folders of masks or labels: {_folders(masks)}.")
     images = [file for file, inside in zip(images, in_masks, strict=True) if not inside]
-    aside, beside, rest = [], [], []
+    aside: list[SourceFile] = []
+    beside: list[SourceFile] = []
+    rest: list[SourceFile] = []
     for file in images:
         folders = PurePosixPath(file.relative).parts[:-1]
         if any(map(class_of, folders)):
