@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path, PurePosixPath
@@ -17,7 +17,7 @@ from scipy import ndimage
 
 from hpc_tumor.data import near_duplicates
 from hpc_tumor.data.case import Case, CaseData, Found, Listing, SourceFile, check_names
-from hpc_tumor.data.classes import CLASSES, class_of, is_of_masks
+from hpc_tumor.data.classes import CLASSES, class_of, is_aside, is_mask_of, is_of_masks
 from hpc_tumor.data.file_kind import IMAGE_FORMATS
 from hpc_tumor.data.image_files import decode_grey
 from hpc_tumor.data.leftovers import cases_below
@@ -64,30 +64,43 @@ class BrainMRIReader:
     def find(self, listing: Listing) -> Found:
         """One case per image below a class folder, the nearest one; its id is its path below the source.
 
-        Images in folders of masks and the like are left over. Raises DataError for a folder of an unknown class beside
-        known ones.
+        Images in folders of masks and the like are left over, and so are masks beside their images. Raises DataError
+        for folders of unknown classes beside known ones, and for a class folder in that of another class.
         """
         images = [file for file in listing.entries if file.suffix in IMAGE_FORMATS]
+        stems = {str(PurePosixPath(file.relative).with_suffix("")) for file in images}
         cases: list[Case] = []
         beside: set[tuple[str, ...]] = set()  # folders that hold class folders
         others: list[tuple[str, ...]] = []
+        placed: list[tuple[SourceFile, tuple[str, ...], int, int]] = []
         for file in images:
             parents = PurePosixPath(file.relative).parent.parts
             at = next((i for i in reversed(range(len(parents))) if class_of(parents[i])), None)
             if at is None or any(is_of_masks(folder) for folder in parents[at + 1 :]):
                 others.append(parents)
+            elif not _is_mask(file, stems):
+                placed.append((file, parents, at, sum(map(is_of_masks, parents[:at]))))
+        least = min((above for *_, above in placed), default=0)  # the whole dataset may lie in a "labelled" one
+        for file, parents, at, above in placed:
+            if above > least:
                 continue
+            name = str(class_of(parents[at]))
+            if other := next((folder for folder in parents[:at] if class_of(folder) not in (None, name)), None):
+                where = printable(str(listing.source.joinpath(*parents[: at + 1])))
+                raise DataError(
+                    f"{where} is a folder of the class {name} in {printable(other)}, one of the class"
+                    f" {class_of(other)}: which is meant is not told. Move it beside the other, or out of the source."
+                )
             beside.add(parents[:at])
-            cases.append(_case(file, str(class_of(parents[at])), parents))
+            cases.append(_case(file, name, parents))
         if not cases and (kind := class_of(listing.source.resolve().name)):
             # A source that is itself a class folder.
-            cases = [_case(file, kind, PurePosixPath(file.relative).parent.parts) for file in images]
-        elif cases and (folder := _unknown_class(others, beside)):
-            where, name = printable(str(listing.source / folder)), printable(folder.name)
-            raise DataError(
-                f"{where} is a folder of the unknown class {name!r}."
-                f" Known: {', '.join(CLASSES)} (also as glioma_tumor, no_tumor, normal). Rename it or move it out."
-            )
+            for file in images:
+                parents = PurePosixPath(file.relative).parent.parts
+                if not any(is_of_masks(folder) for folder in parents) and not _is_mask(file, stems):
+                    cases.append(_case(file, kind, parents))
+        elif cases and (folders := _unknown_classes(others, beside)):
+            raise _unknown(listing.source, folders)
         there = {case.meta["class"] for case in cases}
         lacking = [name for name in CLASSES if name not in there]
         return Found.sort_out(cases, notes=[f"no image of {' or '.join(lacking)}"] if lacking else [])
@@ -140,14 +153,36 @@ def _case(file: SourceFile, kind: str, parents: Sequence[str]) -> Case:
     return Case(printable(file.relative), {"image": file}, file.path, {"class": kind, "part": part})
 
 
-def _unknown_class(others: Sequence[tuple[str, ...]], beside: set[tuple[str, ...]]) -> PurePosixPath | None:
-    """A folder with images that stands where folders of classes do, and whose name is none."""
+def _is_mask(file: SourceFile, stems: Collection[str]) -> bool:
+    """Return whether a file is, by its name, the mask of an image beside it; `stems` are all paths without suffix."""
+    path = PurePosixPath(file.relative)
+    image = is_mask_of(path.stem)
+    return image is not None and str(path.parent / image) in stems
+
+
+def _unknown_classes(others: Sequence[tuple[str, ...]], beside: set[tuple[str, ...]]) -> list[PurePosixPath]:
+    """Folders with images that stand where folders of classes do, and whose names are none."""
+    found = set()
     for parents in others:
         for depth, name in enumerate(parents):
             is_place = parents[:depth] in beside or (depth and parents[depth - 1].lower() in _PARTS)
-            if is_place and name.lower() not in _PARTS and not class_of(name) and not is_of_masks(name):
-                return PurePosixPath(*parents[: depth + 1])
-    return None
+            if not is_place or name.lower() in _PARTS or class_of(name):
+                continue
+            if not is_of_masks(name) and not is_aside(name):
+                found.add(PurePosixPath(*parents[: depth + 1]))
+            break
+    return sorted(found)
+
+
+def _unknown(source: Path, folders: Sequence[PurePosixPath]) -> DataError:
+    known = f"Known: {', '.join(CLASSES)} (also as glioma_tumor, no_tumor, normal)."
+    if len(folders) > 1:
+        names = printable(", ".join(map(str, folders)))
+        return DataError(
+            f"{printable(str(source))} holds folders of unknown classes: {names}. {known} Rename or move them out."
+        )
+    where, name = printable(str(source / folders[0])), printable(folders[0].name)
+    return DataError(f"{where} is a folder of the unknown class {name!r}. {known} Rename it or move it out.")
 
 
 def reduced(grey: Image.Image) -> Image.Image:

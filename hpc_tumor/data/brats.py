@@ -58,8 +58,9 @@ class BraTSReader:
         left_out = without_labels(cases, LABEL)
         if cases and len(left_out) == len(cases):
             raise DataError(
-                f"{listing.source} holds validation or test data alone ({len(cases)} cases without labels): nothing to"
-                " train on. Name the folder of the training data."
+                f"{listing.source} holds validation or test data alone ({len(cases)}"
+                f" case{'s' * (len(cases) > 1)} without labels): nothing to train on."
+                " Name the folder of the training data."
             )
         notes = []
         if left_out:

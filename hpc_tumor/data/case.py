@@ -155,7 +155,8 @@ def _absence(case: Case) -> str:
     """The reason why a case cannot be read now, and the remedy."""
     absent = [(file, kind) for file in case.files.values() if (kind := content_absent(file))]
     file, kind = min(absent, key=lambda item: item[0].relative)
-    more = f" (so are {len(absent) - 1} more of its files)" if len(absent) > 1 else ""
+    others = len(absent) - 1
+    more = f" (so {'are' if others > 1 else 'is'} {others} more of its files)" if others else ""
     return f"{printable(str(file.path))} is {kind.text}{more}. {kind.advice}"
 
 

@@ -56,11 +56,11 @@ def _archive(text: str) -> FileKind:
 _LFS = FileKind("a Git LFS pointer, not the content", "Run `git lfs pull` in its dataset.", absent=True)
 _ANNEX = FileKind("git-annex content that was not fetched",
                   "Run `git annex get .` in its dataset (DataLad: `datalad get .`).", absent=True)  # fmt: skip
-_DVC = FileKind("DVC content that was not fetched", "Run `dvc pull` in its dataset.", absent=True)
+DVC = FileKind("DVC content that was not fetched", "Run `dvc pull` in its dataset.", absent=True)
 
 _STARTS = (
     (0, b"version https://git-lfs", _LFS), (0, b"version https://hawser", _LFS),
-    (0, b"/annex/objects/", _ANNEX), (0, b"outs:\n- md5:", _DVC),
+    (0, b"/annex/objects/", _ANNEX), (0, b"outs:\n- md5:", DVC),
     (128, b"DICM", DICOM),
     (344, b"n+1\0", NIFTI), (344, b"ni1\0", NIFTI), (4, b"n+2\0", NIFTI),
     (0, b"\x89HDF\r\n\x1a\n", HDF5),
@@ -80,6 +80,8 @@ _STARTS = (
     (0, b"MATLAB 5.0 MAT-file", FileKind("a MATLAB file", _SCAN)),
     (0, b"\x93NUMPY", FileKind("a NumPy array", _SCAN)),
 )  # fmt: skip
+LOOP = FileKind("a link that leads back to itself", "Remove it, or put the file or folder itself in its place.",
+                absent=True)  # fmt: skip
 _HTML = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype\s+html|html|head|body)\b", re.IGNORECASE)
 _XML = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:\?xml|error)\b", re.IGNORECASE)
 _JSON = re.compile(rb"(?:\xef\xbb\xbf)?\s*\{\s*(?:\"|\}|$)")
@@ -128,7 +130,7 @@ def kind_of_link(target: str, real: str, there: bool) -> FileKind:
         there: something is at that place.
     """
     shown = printable(target)
-    for pattern, kind in ((_ANNEXED, _ANNEX), (_DVC_CACHED, _DVC)):
+    for pattern, kind in ((_ANNEXED, _ANNEX), (_DVC_CACHED, DVC)):
         if not there and (pattern.search(target) or pattern.search(real)):
             return FileKind(f"a link to {kind.text}", kind.advice, absent=True)
     if there:

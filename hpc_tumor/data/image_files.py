@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import warnings
 import zlib
 from pathlib import Path
@@ -30,6 +31,8 @@ _TURNS = {
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
+
+logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what it logs of damaged files is said in the errors here
 
 
 def decode_grey(path: Path) -> tuple[Image.Image, str]:

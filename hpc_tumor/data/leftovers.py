@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from hpc_tumor.data.case import Case, Found, SourceFile
-from hpc_tumor.data.classes import CLASSES, is_of_masks
+from hpc_tumor.data.classes import CLASSES, class_of, is_aside, is_of_masks
 from hpc_tumor.data.file_kind import DICOM, IMAGE_FORMATS, FileKind, kind_of
-from hpc_tumor.data.listing import Listing, content_absent, first_bytes, walk
+from hpc_tumor.data.listing import DVC_SUFFIX, Listing, content_absent, first_bytes, walk
 from hpc_tumor.errors import DataError
 from hpc_tumor.names import printable
 
@@ -56,7 +56,8 @@ class Leftovers:
     """The part of a source that is not taken.
 
     Attributes:
-        counts: by kind: a suffix, "without suffix", "link", "hidden", "Zarr store", "pipe, socket or device".
+        counts: by kind: a suffix, "without suffix", "link", "link to a folder above it", "hidden", "Zarr store",
+            "pipe, socket or device".
         notes: on what looks like data, a line each.
         refused: (path, reason) of links in whose place a case may have been meant.
     """
@@ -74,6 +75,7 @@ def leftovers(listing: Listing, taken: Collection[str], task: str) -> Leftovers:
     counts["hidden"] += listing.hidden
     counts["Zarr store"] += len(listing.stores)
     counts["pipe, socket or device"] += listing.special
+    counts["link to a folder above it"] += listing.upward
     refused = [(printable(link.relative), _refusal(link, link.absent)) for link in links if _may_be_data(link, task)]
     counts["link"] += len(links) - len(refused)
     shown = {kind: count for kind, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])) if count}
@@ -106,10 +108,13 @@ def usable(listing: Listing, found: Found, wanted: str) -> Found:
 def no_cases(listing: Listing, wanted: str) -> DataError:
     """The error for a folder without cases: what it holds instead and what to do, or what was looked for."""
     source = f"{printable(str(listing.source))} holds no such dataset"
-    pointers = [(file, kind) for file in listing.entries if (kind := content_absent(file))]
-    if pointers and 2 * len(pointers) > len(listing.entries):
+    entries = [file for file in listing.entries if file.suffix != DVC_SUFFIX]
+    pointers = [(file, kind) for file in entries if (kind := content_absent(file))]
+    if pointers and 2 * len(pointers) > len(entries):
         file, kind = pointers[0]
-        count = f"{len(pointers):,} of its {len(listing.entries):,} files are not here"
+        count = f"{len(pointers):,} of its {len(entries):,} files are not here"
+        if len(entries) == 1:
+            count = "its only file is not here"
         return DataError(f"{source}: {count}. {_refusal(file, kind)}")
     if signs := _signs_of_data(listing.files, None):
         return DataError(f"{source}, but {' '.join(signs)}")
@@ -171,7 +176,21 @@ def _signs_of_data(files: Sequence[SourceFile], task: str | None) -> list[str]:
     in_masks = [any(is_of_masks(part) for part in PurePosixPath(file.relative).parts[:-1]) for file in images]
     if masks := [file for file, inside in zip(images, in_masks, strict=True) if inside]:
         lines.append(f"{_counted(masks, 'image')} in folders of masks or labels: {_folders(masks)}.")
-    if rest := [file for file, inside in zip(images, in_masks, strict=True) if not inside]:
+    images = [file for file, inside in zip(images, in_masks, strict=True) if not inside]
+    aside: list[SourceFile] = []
+    beside: list[SourceFile] = []
+    rest: list[SourceFile] = []
+    for file in images:
+        folders = PurePosixPath(file.relative).parts[:-1]
+        if any(map(class_of, folders)):
+            beside.append(file)
+        else:
+            (aside if task and any(map(is_aside, folders)) else rest).append(file)
+    if beside:
+        lines.append(f"{_counted(beside, 'image')} named as the mask of an image beside it: {_names(beside)}.")
+    if aside:
+        lines.append(f"{_counted(aside, 'image')} in folders of figures, samples and the like: {_folders(aside)}.")
+    if rest:
         known = ", ".join(CLASSES)
         files_of = f"{_counted(rest, 'image')} in no folder of a known class ({known}): {_folders(rest)}"
         lines.append(f"{files_of}. Name each folder after the class that it holds.")

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from hpc_tumor.data.file_kind import DICOM, NIFTI, START, FileKind, kind_of, kind_of_link
+from hpc_tumor.data.file_kind import DICOM, DVC, LOOP, NIFTI, START, FileKind, kind_of, kind_of_link
 from hpc_tumor.errors import DataError
 from hpc_tumor.names import printable
 
 MOST_BYTES = 2**30 + 2**20  # of a source file: 512³ voxels of 64 bits, and what stands around them
+DVC_SUFFIX = ".dvc"
 _ZARR = "zarr.json"  # in every folder of a Zarr store
+_HIDDEN = (".", "__MACOSX")  # how names begin that are passed over
+_KEY = re.compile(r"(?P<key>\w+):|\s*(?:- )?\s*path:\s*(?P<path>\S.*?)\s*$")  # a line of a .dvc file
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,7 @@ class SourceFile:
     """A file of the raw dataset as it was found. `relative` is its path below the source, with slashes.
 
     Names are those of the file system, whatever they hold: see `check_names`. `absent` says of a link that is not
-    followed why its content is not here.
+    followed, and of content under DVC that was not fetched, why it is not here.
     """
 
     path: Path
@@ -45,10 +49,12 @@ class Listing:
 
     Attributes:
         files: all visible files.
-        links: links that are not followed, since they lead out of the source or to nothing.
+        links: links that are not followed, since they lead out of the source or to nothing; and files and folders in
+            whose place a .dvc file stands.
         stores: folders that are Zarr stores: nothing in them is listed.
         hidden: number of hidden files and folders, passed over.
         special: number of pipes, sockets and devices.
+        upward: number of links to a folder that they lie in, or to one above the source; nothing new is behind them.
     """
 
     source: Path
@@ -57,6 +63,7 @@ class Listing:
     stores: Sequence[str] = ()
     hidden: int = 0
     special: int = 0
+    upward: int = 0
 
     @property
     def entries(self) -> list[SourceFile]:
@@ -66,6 +73,8 @@ class Listing:
 
 def walk(source: Path) -> Listing:
     """List the files below `source`, hidden ones left out; links are followed only where they stay inside.
+
+    A linked folder inside is listed where it stands; where that is hidden, by the link.
 
     Raises DataError where the folder does not exist, is no folder, or cannot be read.
     """
@@ -83,10 +92,14 @@ def walk(source: Path) -> Listing:
     files: list[SourceFile] = []
     links: list[SourceFile] = []
     stores: list[str] = []
-    hidden = special = 0
-    pending = [source]
+    hidden = special = upward = 0
+    pending = [(source, root)]
+    seen: set[str] = set()
     while pending:
-        folder = pending.pop()
+        folder, real = pending.pop()
+        if real in seen:
+            continue
+        seen.add(real)
         try:
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError as error:
@@ -95,35 +108,44 @@ def walk(source: Path) -> Listing:
             stores.append(folder.relative_to(source).as_posix())
             continue
         for entry in entries:
-            if entry.name.startswith((".", "__MACOSX")):
+            if entry.name.startswith(_HIDDEN):
                 hidden += 1
                 continue
             path = folder / entry.name
-            kind, about = _look(entry, root)
+            kind, about = _look(entry, root, real)
             file = SourceFile(path, path.relative_to(source).as_posix(), *about)
             if kind == "link":
                 links.append(file)
             elif kind == "folder":
-                pending.append(path)
+                pending.append((path, os.path.realpath(path) if entry.is_symlink() else f"{real}/{entry.name}"))
             elif kind == "file":
                 files.append(file)
             special += kind == "special"
+            upward += kind == "upward"
+    links += _not_fetched(files, source)
     for found in (files, links):
         found.sort(key=lambda file: file.relative)
-    return Listing(source, files, links, stores, hidden, special)
+    return Listing(source, files, links, stores, hidden, special, upward)
 
 
-def _look(entry: os.DirEntry[str], root: str) -> tuple[str, tuple[int, int, FileKind | None]]:
-    """The sort of an entry ("file", "folder", "link" for one that is not followed, "special", or "" for a linked folder
-    inside the source, which is listed where it stands), its size, its time, and why its content is not here."""
+def _look(entry: os.DirEntry[str], root: str, folder: str) -> tuple[str, tuple[int, int, FileKind | None]]:
+    """The sort of an entry ("file", "folder", "link" for one that is not followed, "upward" for one to a folder above
+    it, "special", or "" for a linked folder inside the source, which is listed where it stands), its size, its time,
+    and why its content is not here. `folder` is the one that it lies in, resolved."""
     nothing = (0, 0, None)
     try:
         if entry.is_symlink():
             link, real, there = Path(entry.path), os.path.realpath(entry.path), _leads_somewhere(entry)
+            if there is None:
+                return "link", (0, 0, LOOP)
+            if there and any(Path(below).is_relative_to(real) for below in (folder, root)):
+                return "upward", nothing
             if not there or not Path(real).is_relative_to(root):
                 return "link", (0, 0, kind_of_link(str(link.readlink()), real, there))
         if entry.is_dir():
-            return "" if entry.is_symlink() else "folder", nothing
+            if entry.is_symlink() and not any(part.startswith(_HIDDEN) for part in Path(real).relative_to(root).parts):
+                return "", nothing
+            return "folder", nothing
         if entry.is_file():
             found = entry.stat()
             return "file", (found.st_size, found.st_mtime_ns, None)
@@ -134,12 +156,38 @@ def _look(entry: os.DirEntry[str], root: str) -> tuple[str, tuple[int, int, File
     return "special", nothing
 
 
-def _leads_somewhere(link: os.DirEntry[str]) -> bool:
+def _leads_somewhere(link: os.DirEntry[str]) -> bool | None:
+    """Return whether something is at the place that a link leads to; None where it leads back to itself."""
     try:
         link.stat()
     except OSError as error:  # others than these say that something is there
-        return error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+        return None if error.errno == errno.ELOOP else error.errno not in (errno.ENOENT, errno.ENOTDIR)
     return True
+
+
+def _not_fetched(files: Sequence[SourceFile], source: Path) -> Iterator[SourceFile]:
+    """Files and folders inside the source that are under DVC and not there, each once."""
+    named: set[str] = set()
+    for file in files:
+        for target in _targets(file) if file.suffix == DVC_SUFFIX else ():
+            relative = os.path.normpath(PurePosixPath(file.relative).parent / target)
+            outside = relative == "." or relative.startswith(("/", "../"))
+            if relative not in named and not outside and not os.path.lexists(source / relative):
+                named.add(relative)
+                yield SourceFile(source / relative, relative, 0, 0, DVC)
+
+
+def _targets(file: SourceFile) -> list[str]:
+    """Paths of the content that a .dvc file stands for, below its folder; by its own name where it does not tell."""
+    section, targets, folder = "", [], ""
+    for line in first_bytes(file.path).decode("utf-8", "replace").splitlines():
+        if match := _KEY.match(line):
+            section = match["key"] or section
+            if match["path"] and section == "outs":
+                targets.append(match["path"].strip("'\""))
+            elif section == "wdir" and match["key"]:
+                folder = line.partition(":")[2].strip(" '\"") + "/"
+    return [f"{folder}{target}" for target in targets] or [file.path.name[: -len(DVC_SUFFIX)]]
 
 
 def _instead(source: Path) -> str:

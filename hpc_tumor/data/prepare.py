@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -121,12 +121,14 @@ def prepare_dataset(
     with open_target(store, identity_of(reader.name, reader.task, reader.options), overwrite=overwrite) as target:
         try:
             before = _ids(store)
-            there = {case.id for case in (*cases, *report.absent)} | {case for case, _ in report.failed}
+            refused = set(report.failed) - set(report.links)  # links go by their paths, which may read like an id
+            there = {case.id for case in (*cases, *report.absent)} | {case for case, _ in refused}
             if not (overwrite or prune):
-                refuse_vanished(before, there, source, store)
+                named = {PurePosixPath(path).name for path, _ in report.links}
+                refuse_vanished(before, there | named, source, store)
             if reader.task == "classification":
                 refuse_one_class([*cases, *report.absent], source)
-            # Behind a link that is not followed may lie what cannot be found.
+            # What cannot be found may lie behind a link that is not followed, or in content that was not fetched.
             unseen = sorted(before - there) if report.links and not (overwrite or prune) else []
             kept_as_they_are = [*report.absent, *(Case(name, {}, Path(name)) for name in unseen)]
             clinical = Clinical()
@@ -169,9 +171,12 @@ def _inside(store: Path, source: Path) -> list[str]:
 
 
 def _kept_unseen(cases: Sequence[str]) -> str:
+    behind = "behind what is linked and not followed, or not fetched"
+    if len(cases) == 1:
+        return f"1 case of the store, {cases[0]}, cannot be found now and stays there: it may lie {behind}"
     return (
-        f"{len(cases):,} case{'s' * (len(cases) > 1)} of the store, such as {cases[0]}, cannot be found now and stay"
-        " there: they may lie behind the links that are not followed"
+        f"{len(cases):,} cases of the store, such as {cases[0]}, cannot be found now and stay there: they may lie"
+        f" {behind}"
     )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -178,6 +180,57 @@ def test_folder_beside_known_classes_is_never_dropped(tmp_path: Path) -> None:
         (source / name).rename(source / "512Normal")
 
 
+def test_all_unknown_classes_are_named_at_once(tmp_path: Path) -> None:
+    source = write_pictures(tmp_path, 1)
+    for name in ("Training/cats", "Testing/dogs", "Training/1"):
+        (source / name).mkdir()
+        picture(0).save(source / name / "a.png")
+    with pytest.raises(DataError, match="folders of unknown classes: Testing/dogs, Training/1, Training/cats"):
+        READER.list_cases(source)
+
+
+@pytest.mark.parametrize("parts", [False, True])
+def test_folders_of_figures_beside_class_folders_are_left_out_and_named(tmp_path: Path, parts: bool) -> None:
+    source = write_pictures(tmp_path, 1) / ("" if parts else "Training")
+    for name in ("figures", "docs", "images_preview", "Sample Images"):
+        (source / name).mkdir()
+        picture(0).save(source / name / "a.png")
+    report = inspect_source(source)
+    assert (len(report.cases), report.not_taken) == (8 if parts else 4, {".png": 4})
+    assert report.notes == [
+        "not taken: 4 images in folders of figures, samples and the like:"
+        " Sample Images (1), docs (1), figures (1) and 1 more."
+    ]
+
+
+def test_a_class_folder_in_that_of_another_class_is_refused(tmp_path: Path) -> None:
+    source = write_pictures(tmp_path, 1)
+    (source / "Training" / "glioma" / "normal").mkdir()
+    picture(0).save(source / "Training" / "glioma" / "normal" / "a.png")
+    with pytest.raises(DataError, match=r"glioma/normal is a folder of the class notumor in glioma, .* not told"):
+        READER.list_cases(source)
+    (source / "Training" / "glioma" / "normal").rename(source / "Training" / "glioma" / "glioma_tumor")
+    assert len(READER.list_cases(source)) == 9
+
+
+def test_masks_above_the_classes_and_beside_their_images_are_no_images(tmp_path: Path) -> None:
+    for part in ("images", "masks"):
+        write_pictures(tmp_path / "labelled" / part, 1)
+    beside = tmp_path / "labelled" / "images" / "Training" / "glioma"
+    picture(0).save(beside / "0.jpg")
+    for name in ("0_mask.png", "mask-0.png"):
+        picture(0).save(beside / name)
+    picture(7).save(beside / "7_mask.png")  # an image of that name, since there is no 7
+    report = inspect_source(tmp_path / "labelled")
+    assert len(report.cases) == 10
+    assert {case.id.split("/")[0] for case in report.cases} == {"images"}
+    assert {case.files["image"].path.name for case in report.cases} >= {"0.jpg", "7_mask.png"}
+    masks, named = report.notes
+    assert masks.startswith("not taken: 8 images in folders of masks or labels: masks/")
+    assert "2 images named as the mask of an image beside it: images/Training/glioma/0_mask.png, images" in named
+    assert len(inspect_source(tmp_path).cases) == 18 - 8  # a name such as "labelled" above everything says nothing
+
+
 def test_images_below_a_class_folder_are_of_that_class(tmp_path: Path) -> None:
     source = write_pictures(tmp_path, 1)
     for folder in ("Training/glioma/part 1/axial", "Testing/notumor/sub", "Training/glioma/masks"):
@@ -264,6 +317,25 @@ def test_images_that_are_not_read_safely_are_named(tmp_path: Path) -> None:
         ("cut.bmp", "is truncated"),
     ):  # fmt: skip
         refuse(tmp_path / name, (tmp_path / name).read_bytes(), words)
+
+
+def test_damaged_images_print_nothing(tmp_path: Path) -> None:
+    """In a process of its own, where no handler of log records stands in the way."""
+    picture(1).save(tmp_path / "a.tif", tiffinfo={277: 9})
+    data = bytearray((tmp_path / "a.tif").read_bytes())
+    for tag in range(int.from_bytes(data[8:10], "little")):
+        at = 10 + 12 * tag
+        if data[at : at + 2] == (277).to_bytes(2, "little"):
+            data[at + 8 : at + 10] = (9).to_bytes(2, "little")  # samples per pixel
+    (tmp_path / "a.tif").write_bytes(data)
+    code = (
+        "import sys; from pathlib import Path; from hpc_tumor.data.image_files import decode_grey\n"
+        "from hpc_tumor.errors import DataError\n"
+        "try: decode_grey(Path(sys.argv[1]))\n"
+        "except DataError: print('refused')"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "a.tif"], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("refused\n", "")
 
 
 def refuse(path: Path, data: bytes, words: str) -> None:

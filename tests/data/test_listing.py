@@ -103,8 +103,80 @@ def test_stored_cases_that_may_lie_behind_a_link_stay(tmp_path: Path) -> None:
     summary = prepare(source, tmp_path / "s.zarr")
     assert (summary.removed, summary.fingerprint) == (0, before.fingerprint)
     assert [case for case, _ in summary.failed] == ["more"]
-    assert "1 case of the store, such as BraTS20_Training_004, cannot be found now and stay" in " ".join(summary.notes)
+    assert "1 case of the store, BraTS20_Training_004, cannot be found now and stays there: it" in " ".join(
+        summary.notes
+    )
     assert prepare(source, tmp_path / "s.zarr", prune=True).removed == 1
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_stored_patient_whose_folder_became_a_link_stays(tmp_path: Path, there: bool) -> None:
+    source = write_patients(tmp_path / "raw", 4)
+    before = prepare(source, tmp_path / "s.zarr")
+    name = "BraTS20_Training_004"
+    shutil.move(source / name, tmp_path / "aside")
+    (source / name).symlink_to(tmp_path / "aside" if there else "/nowhere")
+    summary = prepare(source, tmp_path / "s.zarr")
+    assert (summary.removed, summary.fingerprint) == (0, before.fingerprint)
+    assert [case for case, _ in summary.failed] == summary.still_stored == [name]
+
+
+def put_under_dvc(path: Path) -> None:
+    """As `dvc add` leaves it where the content was not fetched."""
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    beside = path.with_name(path.name + ".dvc")
+    beside.write_text(f"outs:\n- md5: 0123.dir\n  size: 12\n  hash: md5\n  path: {path.name}\n")
+
+
+def test_content_under_dvc_that_was_not_fetched_is_named(tmp_path: Path) -> None:
+    source = write_patients(tmp_path / "raw", 4)
+    before = prepare(source, tmp_path / "s.zarr")
+    scan = source / "BraTS20_Training_002" / "BraTS20_Training_002_t1.nii.gz"
+    scan.with_name(scan.name + ".dvc").write_text(f"outs:\n- path: {scan.name}\n")
+    assert inspect_source(source).failed == []  # beside its content
+    scan.unlink()
+    put_under_dvc(source / "BraTS20_Training_003")
+    (source / "more.dvc").write_text("wdir: .\ndeps:\n- path: not/mine\nouts:\n- md5: a\n  path: all/of it\n")
+    summary = prepare(source, tmp_path / "s.zarr")
+    names = ["BraTS20_Training_002", "BraTS20_Training_003", "all/of it"]
+    assert [case for case, _ in summary.failed] == names
+    assert all("is DVC content that was not fetched. Run `dvc pull`" in reason for _, reason in summary.failed)
+    assert (summary.removed, summary.still_stored, summary.fingerprint) == (0, names[:2], before.fingerprint)
+    for patient in ("BraTS20_Training_001", "BraTS20_Training_004"):
+        put_under_dvc(source / patient)
+    refused(lambda: inspect_source(source), "is not here", "`dvc pull`")
+
+
+def test_a_link_to_a_hidden_folder_of_the_source_is_followed_once(tmp_path: Path) -> None:
+    source = write_patients(tmp_path / "raw", 3)
+    whole = prepare(source, tmp_path / "whole.zarr")
+    (source / ".cache").mkdir()
+    (source / "BraTS20_Training_003").rename(source / ".cache" / "x")
+    (source / "BraTS20_Training_003").symlink_to(".cache/x")
+    (source / "again").symlink_to("BraTS20_Training_001")  # listed where it stands
+    (source / ".cache" / "x" / "back").symlink_to("../y")
+    (source / ".cache" / "y").mkdir()
+    (source / ".cache" / "y" / "forth").symlink_to("../x")
+    summary = prepare(source, tmp_path / "s.zarr")
+    assert (summary.cases, summary.failed, summary.fingerprint) == (3, [], whole.fingerprint)
+
+
+def test_links_to_themselves_and_to_folders_above_are_called_so(tmp_path: Path) -> None:
+    source = write_patients(tmp_path / "raw", 2)
+    for name, target in (("up", ".."), ("all", "."), ("BraTS20_Training_001/home", "../BraTS20_Training_001")):
+        (source / name).symlink_to(target)
+    summary = prepare(source, tmp_path / "s.zarr")
+    assert (summary.failed, summary.not_taken) == ([], {"link to a folder above it": 3})
+    (source / "a").symlink_to("b")
+    (source / "b").symlink_to("a")
+    failed = prepare(source, tmp_path / "s.zarr").failed
+    assert [case for case, _ in failed] == ["a", "b"]
+    assert all("is a link that leads back to itself. Remove it" in reason for _, reason in failed)
+
+
+def test_one_file_is_counted_in_the_singular(tmp_path: Path) -> None:
+    (tmp_path / "P1").symlink_to(ANNEXED)
+    assert "its only file is not here" in refused(lambda: inspect_source(tmp_path), "annex")
 
 
 def test_a_source_of_nothing_but_links_gets_the_remedy(tmp_path: Path) -> None:
