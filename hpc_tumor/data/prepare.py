@@ -223,8 +223,8 @@ def _without_doubtful(writer: Writer, uncertain: str | None) -> list[tuple[str, 
     volumes = {name: row for name, row in writer.rows.items() if "label_counts" in row}
     renamed = next((name for name, row in volumes.items() if is_renamed(row)), None)
     for name, row in volumes.items():
-        read, asked = EDITIONS[row["meta"]["labels"]], EDITIONS.get(row["meta"]["labels_asked"])
-        if uncertain is not None and row["meta"]["labels_assumed"]:
+        read, asked = EDITIONS[row["meta"]["labels"]], EDITIONS.get(row["meta"].get("labels_asked"))
+        if uncertain is not None and row["meta"].get("labels_assumed"):
             doubtful[name] = f"its labels may not be those of {read.meaning}, since {uncertain}"
         elif renamed and asked and edition_of(name).edition == read and differs(row, read, asked):
             doubtful[name] = (
