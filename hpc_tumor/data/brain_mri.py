@@ -27,7 +27,7 @@ from hpc_tumor.names import printable
 WANTED = "Brain Tumor MRI images ([Training|Testing]/glioma|meningioma|notumor|pituitary/*.jpg|png|…)"
 IMAGE_SIZE = 256  # pixels per side, as in the published study
 IMAGE_SUFFIXES = tuple(IMAGE_FORMATS)
-_PARTS = {"training": "train", "train": "train", "testing": "test", "test": "test"}
+PARTS = {"training": "train", "train": "train", "testing": "test", "test": "test"}
 _SKETCH = 192  # pixels of the shorter side
 _BRIGHT = 0.15  # of the 99th percentile; background noise stays well below
 _CELL = 0.01  # of the shorter side; regions with three cells or fewer between them count as one
@@ -149,7 +149,7 @@ def refuse_one_class(cases: Sequence[Case], source: Path) -> None:
 
 
 def _case(file: SourceFile, kind: str, parents: Sequence[str]) -> Case:
-    part = next((_PARTS[parent.lower()] for parent in reversed(parents) if parent.lower() in _PARTS), "train")
+    part = next((PARTS[parent.lower()] for parent in reversed(parents) if parent.lower() in PARTS), "train")
     return Case(printable(file.relative), {"image": file}, file.path, {"class": kind, "part": part})
 
 
@@ -165,8 +165,8 @@ def _unknown_classes(others: Sequence[tuple[str, ...]], beside: set[tuple[str, .
     found = set()
     for parents in others:
         for depth, name in enumerate(parents):
-            is_place = parents[:depth] in beside or (depth and parents[depth - 1].lower() in _PARTS)
-            if not is_place or name.lower() in _PARTS or class_of(name):
+            is_place = parents[:depth] in beside or (depth and parents[depth - 1].lower() in PARTS)
+            if not is_place or name.lower() in PARTS or class_of(name):
                 continue
             if not is_of_masks(name) and not is_aside(name):
                 found.add(PurePosixPath(*parents[: depth + 1]))

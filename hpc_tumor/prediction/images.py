@@ -87,7 +87,7 @@ def predict_images(
     with output_folder(output, [PREDICTIONS], options.overwrite):
         network = trained()
         done = 0
-        marks: list[tuple[str, Pixels]] = []
+        marks: list[tuple[str, Pixels, str]] = []
         for some, read in _read_ahead(files, options.batch_size or network.batch_size):
             marks += _classify(network, some, read, results)
             done += len(some)
@@ -123,8 +123,8 @@ def chances(trained: Trained, pixels: Sequence[Pixels]) -> NDArray[np.float64]:
 
 def _classify(
     trained: Trained, files: Sequence[SourceFile], read: Sequence[Picture | DataError], results: ImageResults
-) -> list[tuple[str, Pixels]]:
-    """Add the rows of those that could be read; gives the digest and the thumbnail of each."""
+) -> list[tuple[str, Pixels, str]]:
+    """Add the rows of those that could be read; gives the digest, the thumbnail and the absolute path of each."""
     good: list[tuple[SourceFile, Picture]] = []
     for file, one in zip(files, read, strict=True):
         if isinstance(one, DataError):
@@ -134,14 +134,14 @@ def _classify(
     if good:
         found = chances(trained, [picture.pixels for _, picture in good])
         results.rows += [_row(file, of, trained.facts.classes) for (file, _), of in zip(good, found, strict=True)]
-    return [(picture.digest, picture.thumbnail) for _, picture in good]
+    return [(picture.digest, picture.thumbnail, printable(str(file.path.absolute()))) for file, picture in good]
 
 
-def _mark_known(results: ImageResults, marks: Sequence[tuple[str, Pixels]], known: Known) -> None:
+def _mark_known(results: ImageResults, marks: Sequence[tuple[str, Pixels, str]], known: Known) -> None:
     """Say in each row whether the run trained or validated on its image."""
     paths = [str(row["path"]) for row in results.rows]
-    digests, thumbnails = zip(*marks, strict=True)
-    matches = known.find_images(paths, digests, np.stack(thumbnails))
+    digests, thumbnails, places = zip(*marks, strict=True)
+    matches = known.find_images(paths, digests, np.stack(thumbnails), places)
     results.rows = [{**row, **columns(match)} for row, match in zip(results.rows, matches, strict=True)]
     if known.told_by == "content":
         results.notes += by_name_alone(results.rows, paths, "pixels")

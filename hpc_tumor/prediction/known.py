@@ -6,11 +6,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hpc_tumor.data.brain_mri import PARTS
 from hpc_tumor.data.known_cases import TRAINED, VALIDATED, KnownCases, ids_of_split, read_known_cases
 from hpc_tumor.data.near_duplicates import nearest
 from hpc_tumor.data.patient_names import patient_of
@@ -60,7 +62,7 @@ class Known:
         return "ids" if self.cases.digests is None else "content"
 
     def find_images(
-        self, ids: Sequence[str], digests: Sequence[str], thumbnails: NDArray[np.uint8]
+        self, ids: Sequence[str], digests: Sequence[str], thumbnails: NDArray[np.uint8], places: Sequence[str] = ()
     ) -> list[Match | None]:
         """For each image the one of the run that it is, by its path, its pixels or as a near copy; None for new ones.
 
@@ -69,6 +71,7 @@ class Known:
         Args:
             digests: SHA-256 of decoded pixels, as in the metadata of a read image.
             thumbnails: `(n, 32, 32)` uint8.
+            places: absolute paths, by whose ends images are known where the run kept nothing but ids.
         """
         if self.cases is None:
             return [Match(CANNOT_TELL)] * len(ids)
@@ -78,6 +81,9 @@ class Known:
             for matches, value in zip(found, values, strict=True):
                 if (number := numbers.get(value)) is not None:
                     matches.append((number, by))
+        if self.cases.digests is None:
+            for matches, place in zip(found, places, strict=bool(places)):
+                matches += [(number, ID) for number in self._at(PurePosixPath(place).parts)]
         if self.cases.thumbnails is not None:
             for part in (self.cases.trained, ~self.cases.trained):
                 numbers_of = np.flatnonzero(part)
@@ -85,6 +91,29 @@ class Known:
                     if place >= 0:
                         matches.append((int(numbers_of[place]), COPY))
         return [self._best(matches) for matches in found]
+
+    def _at(self, parts: Sequence[str]) -> list[int]:
+        """Numbers of the images whose ids end a path of these parts, or share its folder and name.
+
+        The source that was trained from may have stood above or below the one that is predicted. A path in the other
+        published part (Training, Testing) than that of the id is another image.
+        """
+        numbers = []
+        for number, own in self._by_end.get(tuple(parts[-2:]), ()):
+            elsewhere = len(parts) > 2 and len(own) > 2 and parts[-3].lower() != own[-3].lower()
+            if not (elsewhere and parts[-3].lower() in PARTS):
+                numbers.append(number)
+        return numbers
+
+    @cached_property
+    def _by_end(self) -> dict[tuple[str, ...], list[tuple[int, tuple[str, ...]]]]:
+        """The number and the parts of each id, by its last two parts."""
+        assert self.cases is not None
+        ends: dict[tuple[str, ...], list[tuple[int, tuple[str, ...]]]] = {}
+        for number, case in enumerate(self.cases.ids.tolist()):
+            parts = PurePosixPath(case).parts
+            ends.setdefault(parts[-2:], []).append((number, parts))
+        return ends
 
     def find_patient(self, name: str, digest: str, sketch: NDArray[np.int8], folder: str = "") -> Match | None:
         """The case of the run that a patient is, by its scans, as a copy of them, or by its name; None for a new one.

@@ -130,6 +130,14 @@ def test_a_run_of_an_earlier_version_knows_ids_alone_and_says_so(
     copy = tmp_path / "copy.jpg"
     shutil.copy(images / parts["train"][0], copy)
     assert shown(run, copy, tmp_path / "one", capsys)["predictions"][0]["known"] is None
+    # The input may be any folder of the source, or one image of it; the other published part has other images.
+    for number, name in enumerate(("Training", "Testing")):
+        found = shown(run, images / name, tmp_path / f"part-{number}", capsys)
+        wanted = {path.removeprefix(f"{name}/") for path in parts["train"] if path.startswith(f"{name}/")}
+        assert {row["path"] for row in found["predictions"] if row["known"] == "trained on"} == wanted
+    one = images / parts["train"][0]
+    assert shown(run, one, tmp_path / "alone", capsys)["predictions"][0]["known"] == "trained on"
+    assert shown(run, one.parent, tmp_path / "class", capsys)["known"]["trained_on"] > 0
 
 
 def npy_header(kind: str, shape: tuple[int, ...]) -> bytes:
