@@ -25,8 +25,8 @@ def assumptions(rows: Sequence[dict[str, Any]]) -> list[str]:
             )
             for name in sorted(assumed)
         ),
-        (is_renamed, "of which labels are read as --labels asks: the edition of their names does not have them"),
-        (_is_not_asked, "of which labels are read in the numbers of their names, not in those of --labels"),
+        (is_renamed, "whose labels are read as --labels asks: the edition of their names does not have them"),
+        (_is_not_asked, "whose labels are read in the numbers of their names, not in those of --labels"),
         (
             lambda row: row["meta"].get("without_axes"),
             "with headers that do not say where the axes point: taken to be in the voxel order of the other files of"

@@ -21,6 +21,7 @@ from hpc_tumor.data.editions import EDITIONS, USUAL, Edition, UncertainLabels, e
 from hpc_tumor.data.nifti import NiftiFile
 from hpc_tumor.data.sketch import sketch
 from hpc_tumor.errors import DataError, UsageError
+from hpc_tumor.names import listed
 from hpc_tumor.prediction.known import COLUMNS, Known, by_name_alone, columns, is_known
 from hpc_tumor.prediction.nifti_out import write_labels, write_volumes
 from hpc_tumor.prediction.options import Options
@@ -70,6 +71,7 @@ class PatientResults:
     notes: list[str] = field(default_factory=list)
     scans: list[ScanFacts] = field(default_factory=list)
     assumed: list[dict[str, Any]] = field(default_factory=list)
+    overlapping: list[str] = field(default_factory=list)
 
     @property
     def labelled(self) -> list[dict[str, Any]]:
@@ -136,6 +138,11 @@ def predict_patients(
     if known.told_by == "content":
         results.notes += by_name_alone(results.rows, [row["case"] for row in results.rows], "scans")
     results.notes += assumptions(results.assumed)
+    if results.overlapping:
+        results.notes.append(
+            f"labels overlap in {listed(results.overlapping)}: scores are of each label by itself, as a run is tested;"
+            " the files have the likeliest one of each voxel, and other scores"
+        )
     results.notes += unlike_notes(known.cases, results.scans)
     return results
 
@@ -217,6 +224,8 @@ def _predict(
         scores = score_case(patient.label, found.bits, patient.scan.spacing)
         results.scores.append({"case": patient.id, **scores, **{name: row[name] for name in COLUMNS}})
         row["scores"] = scores
+        if (found.bits != (1 << found.labels.astype(np.uint8)) >> 1).any():
+            results.overlapping.append(patient.id)
     if patient.unscored:
         results.notes.append(f"{patient.id} is not scored: {patient.unscored}")
     results.assumed.append(patient.assumed)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hpc_tumor.data.brain_mri import IMAGE_SUFFIXES
 from hpc_tumor.data.brats import WANTED, all_patients
 from hpc_tumor.data.case import Listing, SourceFile, walk
-from hpc_tumor.data.leftovers import leftovers, no_cases, usable
+from hpc_tumor.data.leftovers import Leftovers, leftovers, no_cases, usable
 from hpc_tumor.errors import DataError, HpcTumorError, UsageError
 from hpc_tumor.names import printable
 from hpc_tumor.prediction.options import Options
@@ -117,7 +117,8 @@ def _segment(
     rest = leftovers(listing, found.taken, "segmentation")
     return {
         "rows": results.rows, "failed": sorted([*results.failed, *found.failed, *rest.refused]),
-        "notes": results.notes, "labelled": len(results.labelled), "scored": len(results.scored),
+        "notes": [*results.notes, *_not_taken(rest)], "labelled": len(results.labelled),
+        "scored": len(results.scored),
     }  # fmt: skip
 
 
@@ -136,9 +137,15 @@ def _classify(
         results = predict_images(trained, files, output, options, known, progress)
     rest = leftovers(listing, {file.relative for file in files}, "classification")
     return {
-        "rows": results.rows, "failed": [*results.failed, *rest.refused], "notes": results.notes,
+        "rows": results.rows, "failed": [*results.failed, *rest.refused],
+        "notes": [*results.notes, *_not_taken(rest)],
         "accuracy": results.accuracy, "labelled": len(results.labelled), "scored": len(results.scored),
     }  # fmt: skip
+
+
+def _not_taken(rest: Leftovers) -> list[str]:
+    """Lines on files beside the cases that look like data."""
+    return [f"not taken: {note}" for note in rest.notes]
 
 
 def _differences(run: RunDir) -> list[str]:

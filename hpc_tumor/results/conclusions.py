@@ -97,20 +97,24 @@ def _told_apart(first: float, second: float, digits: int) -> str:
 
 
 def _what_decides(group: Group, found: Disagreement, names: tuple[str, str]) -> str:
-    """The few cases without which the two would agree; else how many these are, and which scores tell them apart."""
+    """The few cases without which the order of the two turns; else how many, and which scores tell them apart."""
     shown, unit = measure(group.task, group.main), CASES[group.task]
     by_score, by_rank = found.score_cases or (), found.rank_cases or ()
     if _few(by_score, found.n) and not (_few(by_rank, found.n) and len(by_rank) < len(by_score)):
-        return _decide(by_score, unit, f"{names[1]} has the larger {shown.title}", shown.title, shown.show)
+        return _decide(
+            by_score, unit, f"{names[1]} has a larger {shown.title} than {names[0]}", shown.title, shown.show
+        )
     if _few(by_rank, found.n):
-        return _decide(by_rank, unit, f"{names[0]} has the better mean rank", "rank", lambda value: f"{value:.1f}")
+        return _decide(
+            by_rank, unit, f"{names[0]} has a better mean rank than {names[1]}", "rank", lambda value: f"{value:.1f}"
+        )
     why = listed([measure(group.task, name).title for name in found.ranks_better_in], _MOST_OTHERS)
     ranked = f"{names[1]} ranks better by {why}"
     if found.score_cases is None:
         return f"On no single patient has {names[0]} the smaller {shown.title}; {ranked}."
     first = f" (it gains most without {', '.join(case.case for case in by_score[:3])})" if len(by_score) > 3 else ""
     return (
-        f"This is not due to a few {unit}: {names[1]} has the larger {shown.title} as well only without"
+        f"This is not due to a few {unit}: {names[1]} has a larger {shown.title} than {names[0]} only without"
         f" {len(by_score)} of {found.n}{first}; {ranked}."
     )
 
@@ -122,7 +126,7 @@ def _few(cases: Sequence[DecidingCase], n: int) -> bool:
 def _decide(cases: Sequence[DecidingCase], unit: str, then: str, title: str, show: Callable[[float], str]) -> str:
     count = f"{len(cases)} {unit} decide" if len(cases) > 1 else f"One {unit.removesuffix('s')} decides"
     named = [_case(case, "" if index else f"{title} ", show) for index, case in enumerate(cases)]
-    return f"{count}: without {', '.join(named)}, {then} as well."
+    return f"{count}: without {', '.join(named)}, {then}."
 
 
 def _case(case: DecidingCase, title: str, show: Callable[[float], str]) -> str:

@@ -36,9 +36,9 @@ class Disagreement:
     Attributes:
         by_score, by_rank: the two entries, as places in the list that was given.
         means, mean_ranks: of `by_score` and of `by_rank`.
-        score_cases: the fewest cases without which `by_rank` would have the larger mean score as well, those on which
-            `by_score` gains most first; None where it would not without any.
-        rank_cases: the fewest cases without which `by_score` would have the better mean rank as well; or None.
+        score_cases: the fewest cases without which `by_rank` would have a larger mean score than `by_score`, those on
+            which `by_score` gains most first; None where it would not without any.
+        rank_cases: the fewest cases without which `by_score` would have a better mean rank than `by_rank`; or None.
         ranks_better_in: scores by which `by_rank` has the better mean rank of the two.
         n: cases.
     """

@@ -130,7 +130,7 @@ def test_what_names_do_not_tell_is_said(tmp_path: Path, capsys: pytest.CaptureFi
     )
     write_case(tmp_path / "known" / YEAR_2021)
     assert prepare(tmp_path / "known", tmp_path / "k.zarr", "--labels", "brats-2012-2016") == 0
-    assert "of which labels" not in capsys.readouterr().err  # 1, 2 and 4 mean the same in both
+    assert "whose labels" not in capsys.readouterr().err  # 1, 2 and 4 mean the same in both
     assert prepare(tmp_path / "known", tmp_path / "l.zarr", "--labels", "brats-2024") == 0
     assert "read in the numbers of their names, not in those of --labels" in capsys.readouterr().err
     assert not Store.open(tmp_path / "l.zarr").label_counts[..., 4:].any()
@@ -163,7 +163,7 @@ def test_labels_that_contradict_their_names_leave_no_other_read_by_its_name(
     assert prepare(tmp_path / "raw", tmp_path / "s.zarr", "--labels", "msd") == 3
     said = capsys.readouterr().err
     assert "BraTS2021_00002: by its name its labels are those of brats-2017-2021" in said
-    assert "(BraTS2021_00001) of which labels are read as --labels asks" in said
+    assert "(BraTS2021_00001) whose labels are read as --labels asks" in said
     assert Store.open(tmp_path / "s.zarr").case_ids == ["BraTS2021_00001"]
     shutil.rmtree(tmp_path / "raw" / "BraTS2021_00002")
     labels = np.where(tumour() == 4, 3, tumour())  # the usual change: 4 to 3, and nothing else

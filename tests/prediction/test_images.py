@@ -182,3 +182,17 @@ def test_refusals(
     assert (tmp_path / "there" / "predictions.csv").read_text() == "mine"
     assert predict(cnn_run, images, tmp_path / "there", "--overwrite") == 0
     assert len(rows_of(tmp_path / "there" / "predictions.csv")) == 60
+
+
+def test_data_beside_images_is_named(
+    images: Path, cnn_run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "mix"
+    source.mkdir()
+    shutil.copy(next(images.rglob("*.jpg")), source / "one.jpg")
+    (source / "scan.dcm").write_bytes(bytes(128) + b"DICM")
+    (source / "more.zip").write_bytes(b"PK\x03\x04")
+    assert predict(cnn_run, source, tmp_path / "out", "--json") == 0
+    notes = json.loads(capsys.readouterr().out)["notes"]
+    assert any(note.startswith("not taken: 1 DICOM file, such as scan.dcm") for note in notes)
+    assert any(note.startswith("not taken: 1 archive not unpacked: more.zip") for note in notes)
