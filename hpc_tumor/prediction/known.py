@@ -16,7 +16,7 @@ from hpc_tumor.data.brain_mri import PARTS
 from hpc_tumor.data.known_cases import TRAINED, VALIDATED, KnownCases, ids_of_split, read_known_cases
 from hpc_tumor.data.near_duplicates import nearest
 from hpc_tumor.data.patient_names import patient_of
-from hpc_tumor.data.sketch import THRESHOLD, similarity
+from hpc_tumor.data.sketch import THRESHOLD, likeness
 from hpc_tumor.names import listed
 from hpc_tumor.run_dir import RunDir
 
@@ -129,7 +129,7 @@ class Known:
         if cases.digests is not None:
             found += [(number, CONTENT) for number in np.flatnonzero(cases.digests == digest).tolist()]
         if cases.sketches is not None and len(cases.sketches):
-            values = similarity(sketch[None], cases.sketches)[0]
+            values = likeness(sketch, cases.sketches)
             alike = np.flatnonzero(values >= THRESHOLD)
             found += [(number, COPY) for number in alike[np.argsort(-values[alike], kind="stable")].tolist()]
         own = {patient_of(one) for one in (name, folder) if one}

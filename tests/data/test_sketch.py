@@ -13,7 +13,7 @@ from raw_samples import real_data
 from hpc_tumor.data.brain import brain_statistics
 from hpc_tumor.data.brats import BraTSReader
 from hpc_tumor.data.phantom_patient import patient
-from hpc_tumor.data.sketch import THRESHOLD, Sketches, alike, same_scans, similarity, sketch
+from hpc_tumor.data.sketch import THRESHOLD, Sketches, alike, likeness, same_scans, similarity, sketch
 
 Image = NDArray[Any]
 SHAPE = (12, 20, 24)
@@ -115,3 +115,17 @@ def test_two_real_patients_in_one_atlas_are_told_apart_and_a_shifted_biased_copy
     one, other, again = map(described, (first, second, copy))
     assert similarity(one, other).item() < 0.5
     assert similarity(one, again).item() > 0.98
+
+
+def test_the_two_real_patients_are_told_apart_in_any_order_and_on_either_side() -> None:
+    """Exchanged files and mirrored volumes are the patient's own; another patient is like none of them."""
+    sketches = []
+    for case in BraTSReader().list_cases(real_data("brats")):
+        image = BraTSReader().read_case(case).image
+        sketches.append((image, sketch(image, brain_statistics(image))))
+    (image, own), (_, other) = sketches
+    both = np.stack([own, other])
+    for changed in (image[[3, 0, 1, 2]], image[..., ::-1].copy(), image[[0, 2, 1, 3], ..., ::-1].copy()):
+        values = likeness(sketch(changed, brain_statistics(changed)), both)
+        assert values[0] > THRESHOLD + 0.1
+        assert values[1] < THRESHOLD - 0.2, values
