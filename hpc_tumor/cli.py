@@ -430,7 +430,7 @@ def status(
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Where the runs are: queue, progress, scores so far, and why they wait or ended.
+    """Show runs: state, progress, scores so far, and why they wait or ended.
 
     Examples:
 
@@ -469,7 +469,7 @@ def logs(
     tail: Annotated[int | None, typer.Option("--tail", "-n", min=1, metavar="N", help="The last N lines.")] = None,
     verbose: Verbose = False,
 ) -> None:
-    """What runs printed, over all of their restarts.
+    """Show what runs printed, over all of their restarts.
 
     Examples:
 
@@ -551,7 +551,7 @@ def rerun(
 
 @app.command(rich_help_panel="Runs")
 def efficiency(patterns: AnyPatterns = None, runs: Runs = None, json: Json = False, verbose: Verbose = False) -> None:
-    """What runs asked for and what they used, and the options to ask for next time.
+    """Compare what runs asked for with what they used, and show the options to ask for next time.
 
     Example: hpc-tumor efficiency unet
     """
@@ -631,7 +631,7 @@ def doctor(
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Whether this machine, this cluster and its GPUs are fit to run; and if not, what to do.
+    """Check that this machine, this cluster and its GPUs are fit to run; where they are not, say what to do.
 
     Ends with 0 where nothing is an error, 4 where something of the cluster is, else 1. Warnings do not count.
 
@@ -747,8 +747,8 @@ def predict(
         typer.Option(
             metavar="EDITION",
             autocompletion=complete_editions,
-            help="Edition whose label numbers are read and written, such as brats-2023; else that of a patient's name,"
-            " or of the data trained on.",
+            help="Edition whose label numbers are written, and read where a patient's name tells none; else that of the"
+            " name, or of the data trained on.",
         ),
     ] = None,
     overwrite: Annotated[bool, flag("--overwrite", text="Replace predictions that are there.")] = False,
@@ -764,7 +764,7 @@ def predict(
 ) -> None:
     """Let a trained network label patients, or classify images.
 
-    A patient gives CASE-seg.nii.gz in the space of its scans, labels as in BraTS; images give predictions.csv. Where
+    A patient gives CASE-seg.nii.gz in the space of its scans, labelled as in BraTS; images give predictions.csv. Where
     the patients come with labels, or the images in folders of classes, they are scored, too. Cases that the run
     trained or validated on are marked, and count in no mean.
 
@@ -812,7 +812,7 @@ def _folder(runs: Path | None) -> Path:
 
 
 def _no_runs(folder: Path) -> str:
-    """What to say of a folder without runs: one that holds other things may not be the one that was meant."""
+    """Message on a folder without runs: one that holds other things may not be the one that was meant."""
     return f"no runs in {folder}" if any(folder.iterdir()) else f"no runs in {folder} yet"
 
 

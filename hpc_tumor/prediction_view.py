@@ -1,4 +1,4 @@
-"""What a network said of patients or images, and what was exported, as tables and as JSON."""
+"""Predictions of patients or images, and exports, as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def patients_table(found: Prediction) -> Table:
 
 
 def images_table(found: Prediction) -> Table:
-    """What each image shows, and what it should where its folder says so."""
+    """Prediction for each image, and its class where its folder says so."""
     labelled, known = found.labelled > 0, _known_column(found)
     columns = [Column("image", "left"), Column("prediction", "left"), Column("confidence")]
     columns += [*([Column("label", "left")] if labelled else []), *known]
@@ -124,7 +124,7 @@ def _show(found: Prediction) -> None:
 
 
 def _known_column(found: Prediction) -> list[Column]:
-    """Which cases the run knows; no column where it knows none."""
+    """Column of the cases that the run knows; none where it knows none."""
     return [Column("known", "left")] if any(row["known"] for row in found.rows) else []
 
 

@@ -1,4 +1,4 @@
-"""What was asked for on the command line → the experiments that it means, each checked before anything is written."""
+"""Requests of the command line → the experiments that they mean, each checked before anything is written."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _OVERFIT = {"recipe": {"augment": False, "schedule": "none", "warmup_epochs": 0,
 
 @dataclass(frozen=True)
 class Request:
-    """What `submit` was asked for. Several models or seeds, or a job file with a sweep, are many runs."""
+    """Request of `submit`. Several models or seeds, or a job file with a sweep, are many runs."""
 
     job: str | None = None
     models: list[str] = field(default_factory=list)
@@ -68,7 +68,7 @@ class Request:
         }
 
     def assigned(self) -> dict[str, Any]:
-        """What --set gives, and the options that each stand for one setting of all runs.
+        """Settings of --set and of the options that each stand for one setting of all runs.
 
         Raises UsageError where --set and an option of its own give the same setting.
         """

@@ -107,15 +107,15 @@ class RunDir:
         return list(self.checkpoints.glob("epoch-*.pt"))
 
     def broken_batch(self, epoch: int, step: int, rank: int) -> Path:
-        """Where a rank keeps its share of a batch whose loss or gradients were not finite."""
+        """File in which a rank keeps its share of a batch whose loss or gradients were not finite."""
         return self.checkpoints / f"nonfinite-epoch-{epoch}-step-{step}.rank-{rank}.pt"
 
     def trace(self, rank: int, start: int) -> Path:
-        """Where a rank writes what its profiler saw in one start of the run."""
+        """File in which a rank writes what its profiler saw in one start of the run."""
         return self.path / "profile" / f"rank-{rank}.{start}.trace.json.gz"
 
     def usage(self, rank: int, start: int) -> Path:
-        """Where a rank writes what it uses in one start of the run."""
+        """File in which a rank writes what it uses in one start of the run."""
         return self.logs / f"usage-{rank}.{start}.json"
 
     def last_start(self) -> int:
@@ -171,7 +171,7 @@ class RunDir:
                 leftover.unlink(missing_ok=True)
 
     def is_finished(self) -> bool:
-        """Whether the run has written its result."""
+        """Return True where the run has written its result."""
         return read_json(self.result) is not None
 
     def weights_lost(
@@ -225,7 +225,7 @@ def find_runs(runs: Path, patterns: list[str] | None = None) -> list[RunDir]:
 
 
 def is_run(path: Path) -> bool:
-    """Whether `path` looks like a run directory: by its name, or by the settings it holds."""
+    """Return True where `path` looks like a run directory: by its name, or by the settings it holds."""
     return (
         path.is_dir()
         and not path.name.startswith(".")

@@ -1,4 +1,4 @@
-"""What the results of the commands look like: each as a table, or as one line for a log."""
+"""Results of the commands, each as a table, or as one line for a log."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NOUNS = ("link", "Zarr store")  # kinds of what is not taken; the others are suf
 
 
 def source_lines(report: SourceReport) -> list[str]:
-    """What was found in a folder of raw scans, before anything is converted."""
+    """Lines on the contents of a folder of raw scans, before anything is converted."""
     lines = [f"{report.source}: {report.dataset}, {counted(len(report.cases), 'case')}, {size(report.bytes)}"]
     parts: dict[str, list[str]] = {}
     for group, count in report.groups.items():
@@ -41,7 +41,7 @@ def source_lines(report: SourceReport) -> list[str]:
 
 
 def summary_lines(summary: PrepareSummary) -> list[tuple[str, str]]:
-    """What a conversion did, and what the store holds."""
+    """Lines on what a conversion did, and on what the store holds."""
     images = summary.dataset == "brain-mri"
     changes = [("converted", summary.converted), ("kept as they were", summary.kept), ("removed", summary.removed)]
     what = ", ".join(f"{count:,} {verb}" for verb, count in changes if count)
@@ -131,7 +131,7 @@ def split_table(split: Split, store: Store) -> Table:
 
 
 def _left_out(split: Split, store: Store) -> tuple[str, ...]:
-    """What a split of images leaves out, and where it has nothing to choose the best epoch by."""
+    """Notes on what a split of images leaves out, and on having nothing to choose the best epoch by."""
     notes = []
     if store.task == "classification" and (rest := len(store) - sum(map(len, (split.train, split.val, split.test)))):
         notes.append(
@@ -143,7 +143,7 @@ def _left_out(split: Split, store: Store) -> tuple[str, ...]:
 
 
 def submissions_table(submissions: Sequence[Submission]) -> Table:
-    """What was submitted, where, and as which job."""
+    """Runs that were submitted, where, and as which job."""
     columns = (Column("run", "left"), Column("job", "left"), Column("where", "left", keep=1))
     rows = tuple((item.run.name, str(item.job_id), item.plan.describe()) for item in submissions)
     return Table("", columns, rows)
@@ -168,7 +168,7 @@ def clusters_table(profiles: Sequence[ClusterProfile]) -> Table:
 
 
 def discovery_lines(found: Discovery) -> list[tuple[str, str]]:
-    """What the profile says that was written of a cluster, and where it stands now."""
+    """Contents of the profile that was written of a cluster, and its place."""
     slurm, node, limits = found.profile.slurm, found.profile.node, found.profile.limits
     model = f" ({node.gpu_model})" if node.gpu_model else ""
     gpus = f"{counted(node.gpus, 'GPU')}{model}" if node.gpus else "no GPUs"

@@ -1,4 +1,4 @@
-"""How a conversion and the array tasks that work for it exchange units: as files in a folder that all nodes see.
+"""Exchange of units between a conversion and the array tasks that work for it: files in a folder that all nodes see.
 
     units.pkl              what there is to convert, by number
     todo/NUMBER            to be taken, by renaming it to
@@ -93,7 +93,7 @@ class Board:
     # What the conversion does
 
     def owners(self) -> dict[int, str]:
-        """Who is at work on which unit."""
+        """Owner at work on each unit, by its number."""
         pairs = (entry.name.split("@", 1) for entry in (self.path / "doing").iterdir())
         return {int(number): owner for number, owner in pairs}
 
@@ -123,7 +123,7 @@ class Board:
             (self.path / "doing" / f"{number}@{owner}").rename(self.path / "todo" / str(number))
 
     def failures(self) -> dict[str, dict[str, Any]]:
-        """Why tasks gave up, by owner."""
+        """Reasons why tasks gave up, by owner."""
         files = sorted((self.path / "failed").glob("*.json"))
         return {file.stem: value for file in files if (value := read_json(file)) is not None}
 

@@ -1,4 +1,4 @@
-"""How the runs are doing: what the scheduler says, what each run last wrote, and in one state and one reason."""
+"""State of runs: what the scheduler says and what each run last wrote, as one state and one reason."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def _job_ids(job: dict[str, Any]) -> list[str]:
 
 
 def _record_of(job: dict[str, Any], records: dict[str, JobRecord]) -> JobRecord | None:
-    """What SLURM says of the run's job; of the next one in its chain, where that one has ended."""
+    """SLURM's record of the run's job; of the next one in its chain, where that one has ended."""
     own = records.get(str(job.get("job_id")))
     if own is None or not _is_alive(own):
         return next((found for link in job.get("chain", []) if _is_alive(found := records.get(str(link)))), own)
@@ -195,7 +195,7 @@ def cancel(*states: RunState) -> dict[str, ClusterError]:
 
 @dataclass(frozen=True)
 class _Story:
-    """What the events since the last submission tell."""
+    """History of a run since its last submission, by its events."""
 
     began: float | None = None
     failed: str | None = None
@@ -229,7 +229,7 @@ def _read_story(run: RunDir, job: dict[str, Any], events: list[dict[str, Any]]) 
 
 
 def last_failure(run: RunDir, job: dict[str, Any]) -> tuple[str | None, float]:
-    """Why and when the last start of the run failed, None and 0 where it did not.
+    """Reason and time of the failure of the last start of the run, None and 0 where it did not fail.
 
     One rank may fail before others begin to write.
     """
@@ -270,7 +270,7 @@ def _read_state(
         state, reason = _slurm_state(record, story, status, age)
     else:
         why = "SLURM knows nothing of it any more" if answered else "SLURM does not answer"
-        state, reason = _by_record_alone(status, story, age, why)
+        state, reason = _by_record_alone(status, story, age, why, answered)
     if state == "failed":
         reason = _with_cause(run, reason)
     plan = job.get("plan") or {}
@@ -331,7 +331,7 @@ def _slurm_state(record: JobRecord, story: _Story, status: dict[str, Any], age: 
 
 
 def _with_cause(run: RunDir, reason: str) -> str:
-    """Why a run failed, and what to do about it where its words, or the launcher's, tell of something known."""
+    """Reason of a failure, and what to do about it where the words of the run or the launcher are known ones."""
     if not reason.startswith(_UNSAID):
         cause = recognise(reason)
         return reason if cause is None or cause.partition(":")[0] in reason else f"{reason.rstrip('.')} – {cause}"
@@ -339,7 +339,7 @@ def _with_cause(run: RunDir, reason: str) -> str:
 
 
 def _expected(start: str) -> str:
-    """When SLURM thinks that a job starts, in words."""
+    """SLURM's estimate of the start of a job, in words."""
     try:
         when = datetime.fromisoformat(start)
     except ValueError:
@@ -381,9 +381,14 @@ def _local_state(position: int | None, story: _Story, status: dict[str, Any], ag
     return "running", _silence(status, age, None if story.began is None else time.time() - story.began)
 
 
-def _by_record_alone(status: dict[str, Any], story: _Story, age: float | None, why: str) -> tuple[State, str]:
-    """The state of a run of which the scheduler says nothing; `age` of a heartbeat that may still be believed."""
-    if story.requeued and not story.cancelled and "does not answer" in why:
+def _by_record_alone(
+    status: dict[str, Any], story: _Story, age: float | None, why: str, answered: bool = True
+) -> tuple[State, str]:
+    """The state of a run of which the scheduler says nothing; `age` of a heartbeat that may still be believed.
+
+    `answered` is false where it might know of the run, but does not answer.
+    """
+    if story.requeued and not story.cancelled and not answered:
         return "requeued", why
     if story.failed is not None:
         return "failed", story.failed
@@ -393,11 +398,11 @@ def _by_record_alone(status: dict[str, Any], story: _Story, age: float | None, w
         return "stopped", story.stopped or _RESUME
     if status and age is not None and age < STALE_SECONDS:
         return "running", f"by its heartbeat; {why}"
-    return ("unknown" if "does not answer" in why else "lost"), why
+    return ("lost" if answered else "unknown"), why
 
 
 def _silence(status: dict[str, Any], age: float | None, running: float | None) -> str:
-    """What a missing or an old heartbeat of a running job means."""
+    """Meaning of a missing or an old heartbeat of a running job."""
     if running is not None and running < STALE_SECONDS:
         return ""
     if age is None:

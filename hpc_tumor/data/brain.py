@@ -1,4 +1,4 @@
-"""What is brain in a volume, and its intensities: the statistics by which every slice of the case is normalised."""
+"""Brain of a volume and its intensities: the statistics by which every slice of the case is normalised."""
 
 from __future__ import annotations
 

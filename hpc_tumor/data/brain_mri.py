@@ -246,7 +246,7 @@ def _percentile(histogram: list[int], share: float) -> float:
 
 
 def _cells(bright: NDArray[np.bool_], cell: int) -> NDArray[np.bool_]:
-    """Which cells of `cell` × `cell` pixels have a bright one."""
+    """Mark the cells of `cell` × `cell` pixels that have a bright one."""
     height, width = (-(-n // cell) * cell for n in bright.shape)
     padded = np.zeros((height, width), bool)
     padded[: bright.shape[0], : bright.shape[1]] = bright

@@ -112,11 +112,6 @@ class Found:
         return cls(*groups, reasons, taken, list(notes))
 
     @property
-    def ids(self) -> set[str]:
-        """Ids of all cases that are there, refused ones too."""
-        return {case.id for case in (*self.cases, *self.absent)} | {case for case, _ in self.refused}
-
-    @property
     def failed(self) -> list[tuple[str, str]]:
         """(case, reason) of those that are not to be read."""
         return sorted([*self.refused, *((case.id, _absence(case)) for case in self.absent)])
@@ -135,7 +130,7 @@ class CaseReader(Protocol):
 
     @property
     def options(self) -> dict[str, Any]:
-        """What decides the stored values, as JSON. Other options make another store."""
+        """Options that decide the stored values, as JSON. Others make another store."""
 
     @property
     def wanted(self) -> str:

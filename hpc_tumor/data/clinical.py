@@ -1,4 +1,4 @@
-"""What the tables beside BraTS cases say of each patient: grade, age, survival, resection, names in other years.
+"""Tables beside BraTS cases, read for each patient: grade, age, survival, resection, names in other years.
 
 A table that cannot be read, or a value that cannot be true, is left out with a note: it is no reason to refuse scans,
 and no reason to guess.

@@ -103,7 +103,7 @@ class Contrasts:
         return np.array(values)
 
     def order(self, numbers: Floats) -> tuple[int, ...]:
-        """Which modality each file holds: `(0, 1, 2, 3)`, unless another order fits far better."""
+        """Modality that each file holds: `(0, 1, 2, 3)`, unless another order fits far better."""
         if not np.isfinite(numbers).all():
             return _ORDERS[0]
         distances = self.distances(numbers)
@@ -113,7 +113,7 @@ class Contrasts:
 
 
 def exchanged(order: tuple[int, ...]) -> str:
-    """What an order says, in words: `T1 and T1ce look exchanged`."""
+    """Put an order in words: `T1 and T1ce look exchanged`."""
     wrong = [place for place, holds in enumerate(order) if place != holds]
     names = [(MODALITIES[place], MODALITIES[order[place]]) for place in wrong]
     pairs = [name for name in names if name[::-1] in names and MODALITIES.index(name[0]) < MODALITIES.index(name[1])]

@@ -1,4 +1,4 @@
-"""What a worker process does: read cases, and leave what is to be committed in the staging folder."""
+"""Work of a worker process: read cases, and leave what is to be committed in the staging folder."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def _write_volume(unit: Unit, case: Case, data: CaseData) -> Row:
 
 
 def is_whole(row: Row) -> bool:
-    """Whether a patient's row is still what `convert_unit` made."""
+    """Return True where a patient's row is still what `convert_unit` made."""
     return row.get("checksum") == _checksum({key: value for key, value in row.items() if key != "checksum"})
 
 

@@ -1,4 +1,4 @@
-"""Whether a store's attributes are such as a conversion writes: what lies on a disk may be damaged, or a stranger's."""
+"""Check of a store's attributes against what a conversion writes: a disk may be damaged, a store a stranger's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Check = Callable[[Any], bool]
 
 
 def index_fault(about: Mapping[str, Any], index: Mapping[str, Any]) -> str | None:
-    """What is wrong with what a store says of itself (`about`) and with its index's attributes; None where nothing is.
+    """Return the first fault of what a store says of itself (`about`) and of its index's attributes, or None.
 
     A case's id is a folder's name, so it must not lead out of the folder of cases.
     """

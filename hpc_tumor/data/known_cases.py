@@ -68,7 +68,7 @@ class KnownCases:
 
     @property
     def can_tell_copies(self) -> bool:
-        """Whether copies of cases that are not equal in every pixel or voxel are found."""
+        """True where copies of cases that are not equal in every pixel or voxel are found."""
         return self.thumbnails is not None or self.sketches is not None
 
     def part(self, number: int) -> str:
@@ -117,7 +117,7 @@ def write_known_cases(path: Path, known: KnownCases, stamp: str = "") -> None:
 
 
 def read_known_cases(path: Path) -> KnownCases:
-    """What `write_known_cases` wrote. Raises FileNotFoundError, other OSErrors, and ValueError for any other file."""
+    """Read what `write_known_cases` wrote. Raises OSError, and ValueError for any other file."""
     return _read(path)[1]
 
 

@@ -13,7 +13,7 @@ from hpc_tumor.data.classes import CLASSES, class_of, is_aside, is_of_masks
 from hpc_tumor.data.file_kind import DICOM, IMAGE_FORMATS, FileKind, kind_of
 from hpc_tumor.data.listing import DVC_SUFFIX, Listing, content_absent, first_bytes, walk
 from hpc_tumor.errors import DataError
-from hpc_tumor.names import printable
+from hpc_tumor.names import listed, printable
 
 _NIFTI = (".nii", ".nii.gz")
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".7z", ".rar", ".gz", ".zst")
@@ -23,7 +23,7 @@ _TEXTS = (".txt", ".md", ".rst", ".csv", ".tsv", ".xls", ".xlsx", ".json", ".xml
           ".py", ".ipynb", ".sh", ".m", ".log", ".bib", ".cff", ".doc", ".docx", ".bval", ".bvec")  # fmt: skip
 _TEXT_NAMES = re.compile(r"(?:readme|license|licence|changes|changelog|citation|makefile)$", re.IGNORECASE)
 _BARE = re.compile(r"(?:^|/)(?:[^/.]+|[\d.]+)$")  # names such as IM_0001 and 1.2.840.113619.2.5
-_MOST_NAMED, _MOST_OPENED = 3, 64
+_MOST_OPENED = 64  # files without suffix
 _PLACES = "into a folder of its own, with names that end in _flair, _t1, _t1ce, _t2 and _seg"
 
 
@@ -98,11 +98,16 @@ def usable(listing: Listing, found: Found, wanted: str) -> Found:
     if not found.failed:
         raise no_cases(listing, wanted)
     source, failed = printable(str(listing.source)), found.failed
-    more = f" (and {len(failed) - 1:,} more)" if len(failed) > 1 else ""
     if found.absent and not found.refused:
-        count = f"its {len(failed):,} cases" if more else "its only case"
+        count = f"its {len(failed):,} cases" if len(failed) > 1 else "its only case"
         raise DataError(f"{source}: the content of {count} is not here: {failed[0][1]}")
-    raise DataError(f"no case of {source} can be used: {failed[0][1]}{more}")
+    raise none_usable(listing.source, failed)
+
+
+def none_usable(source: Path, failed: Sequence[tuple[str, str]]) -> DataError:
+    """The error for a source of which all cases `failed`: (case, reason) of each."""
+    more = f" (and {len(failed) - 1:,} more)" if len(failed) > 1 else ""
+    return DataError(f"no case of {printable(str(source))} can be used: {failed[0][1]}{more}")
 
 
 def no_cases(listing: Listing, wanted: str) -> DataError:
@@ -231,11 +236,8 @@ def _counted(files: Sequence[SourceFile], noun: str) -> str:
 def _folders(files: Sequence[SourceFile]) -> str:
     """The folders that the files lie in, each with how many."""
     folders = Counter(str(PurePosixPath(file.relative).parent) for file in files)
-    named = [f"{'the source itself' if at == '.' else at} ({count:,})" for at, count in sorted(folders.items())]
-    more = f" and {len(named) - _MOST_NAMED:,} more" if len(named) > _MOST_NAMED else ""
-    return printable(", ".join(named[:_MOST_NAMED])) + more
+    return listed([f"{'the source itself' if at == '.' else at} ({count:,})" for at, count in sorted(folders.items())])
 
 
 def _names(files: Sequence[SourceFile]) -> str:
-    names = ", ".join(printable(file.relative) for file in files[:_MOST_NAMED])
-    return names + (f" and {len(files) - _MOST_NAMED:,} more" if len(files) > _MOST_NAMED else "")
+    return listed([file.relative for file in files])

@@ -208,7 +208,7 @@ def _instead(source: Path) -> str:
 
 
 def read_source(path: Path, most: int = MOST_BYTES) -> bytes:
-    """What a source file holds, at most `most` bytes.
+    """Read a source file of at most `most` bytes.
 
     Raises DataError where it is no regular file (a pipe would be waited for without end), holds more, cannot be read,
     or changes while it is read.

@@ -1,4 +1,4 @@
-"""Which images are copies of each other, re-encoded, resized, brightened, sharpened, flipped or turned, or all but.
+"""Copies among images: re-encoded, resized, brightened, sharpened, flipped or turned ones, or nearly so.
 
 The measure: each picture, before any crop, becomes a thumbnail of 32 × 32 pixels less its own blur (local contrast:
 what is left of a head is its detail, not its outline), and two pictures are compared by the correlation of these, the

@@ -72,7 +72,7 @@ class NiftiFile:
 
     @property
     def oriented(self) -> bool:
-        """Whether the file itself says where its axes point."""
+        """True where the file itself says where its axes point."""
         return self.source_axes is not None
 
     @property
@@ -135,7 +135,7 @@ class NiftiFile:
 
 @dataclass(frozen=True)
 class _Voxels:
-    """How the values lie in the (inflated) file."""
+    """Layout of the values in the (inflated) file."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]

@@ -18,6 +18,7 @@ from hpc_tumor.data.case import Case, CaseReader, walk
 from hpc_tumor.data.clinical import Clinical, clinical_counts, read_clinical
 from hpc_tumor.data.convert import Unit, UnitResult
 from hpc_tumor.data.editions import EDITIONS, edition_of
+from hpc_tumor.data.leftovers import none_usable
 from hpc_tumor.data.sources import READERS, SourceReport, detect_reader, examine, inspect_source
 from hpc_tumor.data.store import Store, read_about
 from hpc_tumor.data.target import ConversionError, Target, disk_error, identity_of, open_target
@@ -36,7 +37,7 @@ Convert = Callable[[Sequence[Unit]], Generator[UnitResult, None, None]]  # resul
 
 @dataclass(frozen=True)
 class PrepareSummary:
-    """What a conversion did, and what the store holds now.
+    """Outcome of a conversion, and the contents of the store after it.
 
     Attributes:
         cases: in the store: `converted` in this run plus `kept` from before; `removed` were in it and can no longer be
@@ -146,7 +147,7 @@ def prepare_dataset(
                 failed = _commit_all(writer, target, results, cases, source, strict, progress)
             failed = sorted([*report.failed, *failed])
             if not writer.rows:
-                raise DataError(_all_failed(source, failed))
+                raise none_usable(source, failed)
             if not (overwrite or prune):
                 refuse_lost(before, writer.rows, failed, store)
             writer.finish({"refused": sorted({case for case, _ in failed} - writer.rows.keys())})
@@ -293,7 +294,7 @@ def _summary(
 
 
 def _clinical_before(store: Path, cases: Sequence[str]) -> dict[str, Any]:
-    """What the store that was there says of these cases beside their scans."""
+    """Clinical facts of these cases in the store that was there."""
     if not cases or not (read_about(store) or {}).get("complete"):
         return {}
     before = Store.open(store)
@@ -311,8 +312,3 @@ def _ids(store: Path) -> set[str]:
         return set(Store.open(store).case_ids)
     except DataError:
         return set()
-
-
-def _all_failed(source: Path, failed: Sequence[tuple[str, str]]) -> str:
-    more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
-    return f"no case of {source} can be used: {failed[0][1]}{more}"

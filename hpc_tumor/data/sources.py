@@ -1,4 +1,4 @@
-"""What a folder holds, found by looking."""
+"""Detection of the dataset in a folder."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def inspect_source(source: Path, dataset: str = "auto", labels: str | None = Non
 
 
 def examine(listing: Listing, reader: CaseReader) -> SourceReport:
-    """What `reader` finds in a listing. Raises DataError where that is no case that can be read."""
+    """Report on what `reader` finds in a listing. Raises DataError where that is no case that can be read."""
     return _report(listing, reader, usable(listing, reader.find(listing), reader.wanted))
 
 

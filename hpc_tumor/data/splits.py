@@ -1,4 +1,4 @@
-"""Which cases or images train, validate and test: never one patient, or one duplicate group, on two sides, unless the
+"""Splits into training, validation and test: never one patient, or one duplicate group, on two sides, unless the
 published protocol is asked for, which is marked as leaking."""
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def middle_pairs(store: Store, cases: Indices, fraction: float) -> Indices:
 
 @dataclass(frozen=True)
 class _Cut:
-    """How many go where. Test and validation are drawn apart: more validation leaves the test part as it is."""
+    """Sizes of the parts. Test and validation are drawn apart: more validation leaves the test part as it is."""
 
     seed: int
     fold: int | None

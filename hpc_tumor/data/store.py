@@ -24,7 +24,7 @@ SCHEMAS = {"segmentation": 2, "classification": 1}
 
 
 def read_about(path: Path) -> dict[str, Any] | None:
-    """What a store says of itself (schema, dataset, task, complete …); None where `path` is no store of ours."""
+    """Attributes of a store (schema, dataset, task, complete …); None where `path` is no store of ours."""
     about = (read_attributes(path) or {}).get("hpc_tumor")
     return about if isinstance(about, dict) and type(about.get("schema")) is int else None
 
@@ -164,7 +164,7 @@ class Store:
 
     @property
     def clinical(self) -> list[dict[str, Any]]:
-        """What the tables beside the cases say of each: grade, age, survival …; empty where they say nothing."""
+        """Facts of each case in the tables beside them: grade, age, survival …; empty where they say nothing."""
         return list(self._index["clinical"])
 
     def slices(self, case: int) -> int:
@@ -275,7 +275,7 @@ class Store:
         return self._column("thumbnail")
 
     def text_column(self, name: str) -> list[Any]:
-        """What the index keeps of each case or image as text: scans, dtypes; mode, sha256, signature, bytes."""
+        """Column of the index that is text, for each case or image: scans, dtypes; mode, sha256, signature, bytes."""
         return list(self._index[name])
 
     def read_images(self, indices: ArrayLike, into: NDArray[np.uint8] | None = None) -> Pending[NDArray[np.uint8]]:

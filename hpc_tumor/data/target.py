@@ -75,7 +75,7 @@ class Target:
         self._write({**self.identity, "complete": True, **about})
 
     def remains(self) -> str:
-        """What a conversion that cannot go on leaves, in a sentence."""
+        """Sentence on what a conversion that cannot go on leaves."""
         if read_about(self.path) is None:
             return "Nothing was left behind: run the same command again."
         return "What was committed stays: run the same command again, and it goes on from there."
@@ -118,7 +118,7 @@ def open_target(path: Path, identity: dict[str, Any], *, overwrite: bool) -> Ite
 
 
 def identity_of(dataset: str, task: str, options: dict[str, Any]) -> dict[str, Any]:
-    """What a store must have in common with a conversion that goes on with it."""
+    """Attributes that a store must share with a conversion that goes on with it."""
     return {"schema": SCHEMAS[task], "dataset": dataset, "task": task, "options": options}
 
 
@@ -171,7 +171,7 @@ def _check(path: Path, identity: dict[str, Any], overwrite: bool) -> None:
 
 
 def _look(path: Path) -> dict[str, Any] | None:
-    """What the store at `path` says of itself; None where there is nothing yet. DataError for anything else."""
+    """Attributes of the store at `path`; None where there is nothing yet. DataError for anything else."""
     if not path.exists():
         return None
     if not path.is_dir():

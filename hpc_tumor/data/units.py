@@ -1,4 +1,4 @@
-"""What stays together in a split: a patient with all its scans, an image with all its copies.
+"""Units of a split, which stay together: a patient with all its scans, an image with all its copies.
 
 Splits, split files, training, cross-validation and the audit all ask here, so that none of them can see a leak where
 another sees none.

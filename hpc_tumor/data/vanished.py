@@ -35,7 +35,7 @@ def refuse_lost(before: Collection[str], left: Collection[str], failed: Sequence
 
 
 def why_unreadable(cases: Sequence[Case], failed: Collection[str]) -> str | None:
-    """Why no case can be read any more, as after the loss of a network mount; None where others than `failed` can.
+    """Reason why no case can be read any more, as after the loss of a network mount; None where others can.
 
     Looks at the first bytes of a few cases all over the dataset.
     """

@@ -41,12 +41,12 @@ _CONVERTED = ".converted"  # images done, before they are put together
 
 
 class Writer(Protocol):
-    """How a store of one kind is made."""
+    """Maker of a store of one kind."""
 
     rows: dict[str, Row]  # of all cases kept or committed
 
     def units(self, cases: Sequence[Case], threads: int, kept: Collection[str] = ()) -> list[Unit]:
-        """What is to be converted; `rows` then has what did not change, and of the ids `kept` whatever is there."""
+        """Units to be converted; `rows` then has what did not change, and of the ids `kept` whatever is there."""
 
     def commit(self, result: UnitResult) -> None:
         """Take a result over, as one rename."""
@@ -90,7 +90,7 @@ class VolumeWriter:
         return todo
 
     def _stored(self, case: str) -> Row | None:
-        """What the store has of a case, where that is whole and not to be made anew."""
+        """Row that the store has of a case, where that is whole and not to be made anew."""
         row = None if self.target.overwrite else (read_attributes(self.folder / case) or {}).get("hpc_tumor")
         return row if isinstance(row, dict) and is_whole(row) else None
 
@@ -297,5 +297,5 @@ def duplicate_groups(digests: Sequence[str]) -> list[int]:
 
 
 def _unchanged(target: Target, about: dict[str, Any]) -> bool:
-    """Whether the store that was there is whole and says the same of itself."""
+    """Return True where the store that was there is whole and has the same attributes."""
     return not target.begun and target.existing == {**target.identity, "complete": True, **about}

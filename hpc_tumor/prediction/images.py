@@ -46,7 +46,7 @@ class Picture:
 
 @dataclass
 class ImageResults:
-    """What was predicted: a row per image, and (path, reason) of those refused."""
+    """Predictions: a row per image, and (path, reason) of those refused."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     failed: list[tuple[str, str]] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""How somebody wants a prediction."""
+"""Options of a prediction."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class Patient:
 
 @dataclass
 class PatientResults:
-    """What was predicted: a row per patient, the rows of their scores, and (case, reason) of those refused."""
+    """Predictions: a row per patient, the rows of their scores, and (case, reason) of those refused."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     scores: list[dict[str, object]] = field(default_factory=list)

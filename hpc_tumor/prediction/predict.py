@@ -32,7 +32,7 @@ Bar = Callable[[str, str], AbstractContextManager[Progress]]
 
 @dataclass(frozen=True)
 class Prediction:
-    """What was predicted.
+    """Outcome of a prediction.
 
     Attributes:
         facts: of the network.
@@ -149,7 +149,7 @@ def _not_taken(rest: Leftovers) -> list[str]:
 
 
 def _differences(run: RunDir) -> list[str]:
-    """How what the network was trained on differs from what is predicted here."""
+    """Notes on how the data trained on differs from what is predicted here."""
     if (read_json(run.result) or {}).get("dataset") != "brats-h5":
         return []
     return [
@@ -160,7 +160,7 @@ def _differences(run: RunDir) -> list[str]:
 
 
 def _list(source: Path, kind: str, task: str) -> Listing:
-    """What a folder holds; a single file counts as a folder with it alone."""
+    """List a folder; a single file counts as a folder with it alone."""
     if not source.is_file():
         return walk(source)
     found = source.stat()

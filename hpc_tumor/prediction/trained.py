@@ -27,7 +27,7 @@ _BATCH = {"cpu": 8, "cuda": 32}  # on CPUs, what fits the caches
 
 @dataclass(frozen=True)
 class Facts:
-    """What a run's weights are, as they say themselves, and how its slices were resized for training.
+    """Description of a run's weights, as their file has it, and the size of slices in training.
 
     Attributes:
         filters: None for classifiers.

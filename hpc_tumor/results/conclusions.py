@@ -34,7 +34,7 @@ def verdict(test: Difference) -> Verdict:
 
 
 def method(group: Group) -> str:
-    """How entries were tested against each other."""
+    """Name the test by which entries were compared with each other."""
     count = len(group.tests)
     name = "McNemar over groups of copies" if group.task == "classification" else "Paired Wilcoxon over patients"
     many = f" Of {len(group.alike)} entries the best {MOST_TESTED}." if len(group.alike) > MOST_TESTED else ""
@@ -74,7 +74,7 @@ def _best(group: Group) -> Iterator[str]:
 
 
 def _two_bests(group: Group) -> Iterator[str]:
-    """Where ranks name another entry as the best: both, by how much, and the cases that decide."""
+    """Sentence on the two bests, where ranks name another one: by how much, and the cases that decide."""
     found = group.disagreement
     if found is None:
         return
@@ -136,7 +136,7 @@ def _case(case: DecidingCase, title: str, show: Callable[[float], str]) -> str:
 
 
 def _against_neighbour(group: Group) -> Iterator[str]:
-    """Which networks are better than the nearest neighbour, a low bar, and which are not."""
+    """Sentences on the networks that are better than the nearest neighbour, a low bar, and those that are not."""
     if group.task != "classification":
         return
     tests = group.neighbour_tests
@@ -178,7 +178,7 @@ def _who_beats_it(group: Group, names: Mapping[Verdict, Sequence[str]]) -> str:
 
 
 def _how(group: Group) -> str:
-    """How they were tested; in few words where the sentence on the best one has said it."""
+    """Name their test; in few words where the sentence on the best one has said it."""
     tests = group.neighbour_tests
     parts = ["Tested likewise" if group.tests else "McNemar over groups of copies"]
     if len(group.alike) < len(group.entries):

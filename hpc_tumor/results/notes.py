@@ -17,7 +17,7 @@ _LAST_EPOCH = "last epoch"  # what chose the weights where nothing else could
 
 
 def group_notes(group: Group) -> tuple[str, ...]:
-    """What every figure of the full tables is a mean of, and what keeps their rows from being compared."""
+    """Notes on what every figure of the full tables is a mean of, and on what keeps their rows from being compared."""
     notes = [f"Scores: means over the test {CASES[group.task]}, with the weights of {_weights_of(group)}."]
     if group.task == "segmentation":
         notes[0] += " Dice: mean over the labels NCR, ED and ET."
@@ -124,7 +124,7 @@ def _surfaces(group: Group) -> Iterator[str]:
 
 
 def _unequal(group: Group) -> Iterator[str]:
-    """What makes rows of this table unequal."""
+    """Notes on what makes rows of this table unequal."""
     if group.split_leaks:
         yield "This split leaks: test cases have near-copies in the training part, and every score is too good."
     tested = {entry.cases.identity for entry in group.entries if entry.cases.identity}

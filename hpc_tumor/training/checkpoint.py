@@ -48,7 +48,7 @@ class UnreadableWeights(DataError):  # noqa: N818 - as above
 
 @dataclass
 class TrainState:
-    """Where training stands. `epoch` epochs are complete; `step` steps of the next one are done.
+    """Progress of training. `epoch` epochs are complete; `step` steps of the next one are done.
 
     Attributes:
         totals: what each rank has added up of the epoch under way: loss, right answers, counts.
@@ -105,7 +105,7 @@ def write_checkpoint(path: Path, state: TrainState, identity: dict[str, Any], pa
 
 
 def load_checkpoint(path: Path, device: torch.device, identity: dict[str, Any] | None = None) -> dict[str, Any]:
-    """What `write_checkpoint` wrote, with `state` as a TrainState. Nothing in the file is executed.
+    """Read what `write_checkpoint` wrote, with `state` as a TrainState. Nothing in the file is executed.
 
     Raises:
         DataError: the file is damaged, of another format, or of a run with other data or another network.
@@ -125,7 +125,7 @@ def load_checkpoint(path: Path, device: torch.device, identity: dict[str, Any] |
 
 
 def is_whole(path: Path) -> bool:
-    """Whether every byte of a checkpoint's tensors is as it was written: torch writes their CRC-32, but never looks.
+    """Return True where every byte of a checkpoint's tensors is as written: torch writes their CRC-32, but never looks.
 
     Raises TrainingError where the disk does not give it at this moment: nobody knows whether it is whole.
     """

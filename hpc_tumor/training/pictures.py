@@ -1,4 +1,4 @@
-"""What a report draws of one run: its best weights at work on the test part, in one small file."""
+"""Pictures of one run for its report: its best weights at work on the test part, in one small file."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ class Setup:
 
     @property
     def exclusive(self) -> bool:
-        """Whether the network was taught to give at most one label to a pixel."""
+        """True where the network was taught to give at most one label to a pixel."""
         return self.experiment.loss in EXCLUSIVE_LOSSES
 
     @property
@@ -110,7 +110,7 @@ class Setup:
             self.watched(part)
 
     def network_for(self, samples: int) -> Callable[..., Any]:
-        """What gives the logits of so many samples: compiled code is made for the full size alone."""
+        """Network that gives the logits of so many samples: compiled code is made for the full size alone."""
         if self.fast is None:
             return self.model
         return self.fast if samples == self.full_part else self.model
@@ -161,7 +161,7 @@ class Setup:
         )  # fmt: skip
 
     def own_totals(self) -> dict[str, Any]:
-        """What this rank has added up of the epoch under way: zeros, or what the checkpoint kept."""
+        """Sums of this rank over the epoch under way: zeros, or what the checkpoint kept."""
         device, kept = self.distributed.device, self.state.totals
         zero = {"loss": torch.zeros((), dtype=torch.float64, device=device), "samples": 0}
         if self.classes is None:
@@ -228,7 +228,7 @@ class Setup:
                 self.saver.save_weights(path, self.state, self.bare.state_dict(), self._about())
 
     def _about(self) -> dict[str, Any]:
-        """What somebody needs to use the weights."""
+        """Facts that somebody needs to use the weights."""
         model, (height, width) = self.experiment.model, self.parts.image_size
         return {
             "format": "hpc-tumor weights", "run": self.run.name, "model": model.name, "filters": model.filters,

@@ -22,7 +22,7 @@ _MOST_COUNTED = 4
 
 
 def verdict(split: SplitAudit) -> str:
-    """Whether a split leaks, in one sentence with its numbers."""
+    """Verdict on a split: does it leak, in one sentence with its numbers."""
     if split.refused:
         return f"cannot be made: {split.refused}"
     found = split.leakage

@@ -26,7 +26,7 @@ _TO_DEVIATION = 0.6745  # a median absolute deviation in standard deviations of 
 
 @dataclass(frozen=True)
 class Spread:
-    """How `n` values are spread."""
+    """Spread of `n` values."""
 
     n: int
     low: float
@@ -131,7 +131,7 @@ def volume_facts(store: Store) -> VolumeFacts:
 
 
 def spread(values: Any) -> Spread:
-    """How `values` are spread; not-a-number where there is none."""
+    """Spread of `values`; not-a-number where there is none."""
     array = np.asarray(values, dtype=np.float64).ravel()
     if not len(array):
         return Spread(0, *[float("nan")] * 4)
@@ -173,7 +173,7 @@ def clinical_facts(clinical: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _read_cases(store: Store) -> tuple[list[dict[str, Any]], NDArray[np.float64]]:
-    """What the store keeps of each case, and `(n, modalities, 2)` the extreme intensities."""
+    """Metadata that the store keeps of each case, and `(n, modalities, 2)` the extreme intensities."""
     about, extents = [], []
     for name in store.case_ids:
         attributes = read_attributes(store.path / "cases" / name) or {}

@@ -38,7 +38,7 @@ class Pictures:
         return array if fits and array is not None and max(array.shape) <= LONGEST else None
 
     def listed(self, name: str, count: int) -> list[Mapping[str, Any]]:
-        """What is said of each of `count` pictures; nothing of those that nothing is said of."""
+        """Facts of each of `count` pictures; empty where there are none."""
         said = self.about.get(name)
         found = [section(one) for one in said[:count]] if isinstance(said, list) else []
         return found + [{}] * (count - len(found))
@@ -49,7 +49,7 @@ class Pictures:
         return tuple(words(one, 40) for one in said[:64]) if isinstance(said, list) else ()
 
     def case(self, which: str) -> Mapping[str, Any]:
-        """What is said of the best, median or worst case."""
+        """Facts of the best, median or worst case."""
         return section(section(self.about.get("cases")).get(which))
 
 
