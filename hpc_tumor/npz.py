@@ -30,7 +30,7 @@ def write_arrays(path: Path, about: Mapping[str, Any], arrays: Mapping[str, NDAr
 
 
 def read_arrays(path: Path, most_file: int, most_all: int) -> tuple[dict[str, Any], Arrays]:
-    """What `write_arrays` wrote: `about`, and the arrays by name.
+    """Read what `write_arrays` wrote: `about`, and the arrays by name.
 
     Args:
         most_file, most_all: bytes that the file, and all arrays together, may have.

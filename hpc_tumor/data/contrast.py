@@ -113,7 +113,7 @@ class Contrasts:
 
 
 def exchanged(order: tuple[int, ...]) -> str:
-    """What an order says, in words: `T1 and T1ce look exchanged`."""
+    """Say an order in words: `T1 and T1ce look exchanged`."""
     wrong = [place for place, holds in enumerate(order) if place != holds]
     names = [(MODALITIES[place], MODALITIES[order[place]]) for place in wrong]
     pairs = [name for name in names if name[::-1] in names and MODALITIES.index(name[0]) < MODALITIES.index(name[1])]

@@ -74,7 +74,7 @@ _OTHERS = re.compile(r"BraTS-([A-Za-z]+)-", re.IGNORECASE)  # children, meningio
 
 @dataclass(frozen=True)
 class Named:
-    """What the name of a case says of its edition.
+    """Edition of a case, as far as its name tells it.
 
     Attributes:
         title: the edition in words.
@@ -88,7 +88,7 @@ class Named:
 
 
 def edition_of(case: str) -> Named:
-    """What the name of a case says of its edition."""
+    """Read the edition of a case from its name."""
     for pattern, title, name in _NAMES:
         if re.match(pattern, case, re.IGNORECASE):
             return Named(title, EDITIONS[name] if name else None)

@@ -72,7 +72,7 @@ class NiftiFile:
 
     @property
     def oriented(self) -> bool:
-        """Whether the file itself says where its axes point."""
+        """True where the file itself says where its axes point."""
         return self.source_axes is not None
 
     @property

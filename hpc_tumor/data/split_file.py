@@ -111,7 +111,7 @@ def leak_of(parts: dict[str, Indices], store: Store) -> str | None:
 
 
 def _alike(store: Store, one: int, other: int) -> str:
-    """What two cases or images of one unit are to each other, in words."""
+    """Say in words why two cases or images are of one unit."""
     if store.task == "classification":
         return "the same picture or a near copy"
     why = (reason for reason, keys in ties(store).items() if keys[one] & keys[other])

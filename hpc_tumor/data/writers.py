@@ -90,7 +90,7 @@ class VolumeWriter:
         return todo
 
     def _stored(self, case: str) -> Row | None:
-        """What the store has of a case, where that is whole and not to be made anew."""
+        """Row that the store has of a case, where that is whole and not to be made anew."""
         row = None if self.target.overwrite else (read_attributes(self.folder / case) or {}).get("hpc_tumor")
         return row if isinstance(row, dict) and is_whole(row) else None
 

@@ -42,7 +42,7 @@ class Match:
 
 @dataclass(frozen=True, eq=False)
 class Known:
-    """What a run kept of the cases that chose its weights.
+    """The cases that chose a run's weights, as far as it kept them.
 
     Attributes:
         cases: None where nothing can be read.
@@ -130,7 +130,7 @@ class Known:
 
 
 def load_known(run: RunDir) -> Known:
-    """What `run` kept; of runs of earlier versions, or where it is damaged, the ids of its split."""
+    """Read what `run` kept; of runs of earlier versions, or where it is damaged, the ids of its split."""
     try:
         known = read_known_cases(run.known_cases)
         if known.can_tell_copies:
@@ -151,18 +151,18 @@ def load_known(run: RunDir) -> Known:
 
 
 def columns(match: Match | None) -> dict[str, str | None]:
-    """What a row says of it: `known` (trained on, validated on, cannot tell), `known_as` (its id), `known_by`."""
+    """Columns of a row: `known` (trained on, validated on, cannot tell), `known_as` (its id), `known_by`."""
     values = (match.part, match.case, match.by) if match else (None, None, None)
     return dict(zip(COLUMNS, values, strict=True))
 
 
 def is_known(row: Mapping[str, Any]) -> bool:
-    """Whether the case of a row trained or validated, so that its scores count in no mean."""
+    """Return True where the case of a row trained or validated, so that its scores count in no mean."""
     return row["known"] in (TRAINED, VALIDATED)
 
 
 def known_counts(rows: Sequence[Mapping[str, Any]], told_by: str | None) -> dict[str, Any]:
-    """How many rows are of cases trained on, validated on, and new; None where it cannot be told."""
+    """Count the rows of cases trained on, validated on, and new; None where it cannot be told."""
     counts = Counter(row["known"] for row in rows)
     numbers = {"trained_on": counts[TRAINED], "validated_on": counts[VALIDATED], "new": counts[None]}
     return {"told_by": told_by, **(numbers if told_by else dict.fromkeys(numbers))}

@@ -174,7 +174,7 @@ def _who_beats_it(group: Group, names: Mapping[Verdict, Sequence[str]]) -> str:
 
 
 def _how(group: Group) -> str:
-    """How they were tested; in few words where the sentence on the best one has said it."""
+    """Name the test of a group; in few words where the sentence on the best one has said it."""
     tests = group.neighbour_tests
     parts = ["Tested likewise" if group.tests else "McNemar over groups of copies"]
     if len(group.alike) < len(group.entries):
