@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -94,7 +96,48 @@ def is_outside(
     """Mark the voxels of one modality that are its background, in any shape."""
     if not tolerance:
         return np.asarray(channel == background)
-    return np.asarray(np.abs(channel.astype(np.float64) - np.float64(background)) <= tolerance)
+    bounds = _bounds(channel.dtype, float(background), float(tolerance))
+    if bounds is None:
+        return np.asarray(_within(channel, float(background), float(tolerance)))
+    inside = np.asarray(channel >= bounds[0])
+    return np.asarray(np.logical_and(inside, channel <= bounds[1], out=inside if inside.ndim else None))
+
+
+def _within(values: Any, background: float, tolerance: float) -> Any:
+    return np.abs(np.asarray(values).astype(np.float64) - background) <= tolerance
+
+
+@lru_cache(maxsize=256)
+def _bounds(dtype: np.dtype[Any], background: float, tolerance: float) -> tuple[Any, Any] | None:
+    """Smallest and largest value of a type that are `_within`, so that no voxel is converted; None if not found.
+
+    The rounded difference never falls where a value rises, so that all between the two are within, too.
+    """
+    if dtype.kind not in "iuf" or not math.isfinite(background) or not math.isfinite(tolerance):
+        return None
+    whole = dtype.kind in "iu"
+    limits = np.iinfo(dtype) if whole else np.finfo(dtype)
+    ends: list[Any] = []
+    for sign in (-1, 1):
+        last = limits.min if sign < 0 else limits.max
+        with np.errstate(over="ignore"):
+            near = background + sign * tolerance
+            if whole:
+                guess = min(max(math.floor(near), int(limits.min)), int(limits.max))
+                near_by = [guess + step for step in (-2, -1, 0, 1, 2)]
+                near_by = [value for value in near_by if limits.min <= value <= limits.max]
+            else:
+                middle = np.clip(dtype.type(near), limits.min, limits.max)
+                one, other = (np.nextafter(middle, dtype.type(way)) for way in (-np.inf, np.inf))
+                near_by = [np.nextafter(one, dtype.type(-np.inf)), one, middle, other]
+                near_by = [value for value in (*near_by, np.nextafter(other, dtype.type(np.inf))) if np.isfinite(value)]
+        values = np.array(near_by, dtype)[::sign]
+        inside = _within(values, background, tolerance)
+        # Towards the end of the row the first that is not within follows the bound; at the type's end none does.
+        if not inside[0] or (inside[-1] and values[-1] != last):
+            return None
+        ends.append(values[np.flatnonzero(inside)[-1]])
+    return ends[0], ends[1]
 
 
 def _brain(

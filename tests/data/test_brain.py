@@ -110,6 +110,23 @@ def test_outside_is_symmetric_and_closed() -> None:
     assert is_outside(values, 0.0).tolist() == [False, False, True, False, False]
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "int64", "float16", "float32", ">f4", "float64"])
+@pytest.mark.parametrize(("background", "tolerance"), [(0, 0.1), (0, 2), (3, 2.5), (0.1, 0.3), (-7, 1e-3), (9e15, 4.0)])
+def test_outside_is_told_in_each_type_as_by_the_distance_in_float64(
+    dtype: str, background: float, tolerance: float
+) -> None:
+    ends = np.array([background - tolerance, background, background + tolerance, 0, 255])
+    with np.errstate(over="ignore", invalid="ignore"):
+        middle = ends.astype(dtype) if dtype[-2:] == "f4" or dtype[0] == "f" else ends.clip(0, 255).astype(dtype)
+    if middle.dtype.kind == "f":
+        beside = [np.nextafter(middle, middle.dtype.type(way)) for way in (-np.inf, np.inf)]
+        values = np.concatenate([middle, *beside, [np.nan, np.inf, -np.inf]]).astype(dtype)
+    else:
+        values = np.arange(256).astype(dtype)
+    expected = np.abs(values.astype(np.float64) - background) <= tolerance
+    assert is_outside(values, background, tolerance).tolist() == expected.tolist()
+
+
 def test_training_and_the_store_see_the_same_brain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Voxels are stored bit for bit; what the network gets is 0 around the brain as without the noise."""
     stores = []
