@@ -18,6 +18,8 @@ Another order is believed where its distance is smaller by `MARGIN`, and itself 
   other way round: all of 3,400 orders are told right, at a distance of at most 50. The right order is better by 23 or
   more than any other but the exchange of T1 and T1ce: by 17 to 25 than that in the median, and by less than 10 in one
   of eight, without enhancing tumour. There that exchange is not noticed.
+
+Describing a patient of 4 × 155 × 240 × 240 voxels takes 11 ms of one core of an Intel Xeon, 2 % of the conversion.
 """
 
 from __future__ import annotations

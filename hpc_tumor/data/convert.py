@@ -19,7 +19,7 @@ from hpc_tumor.data.contrast import NUMBERS, contrast
 from hpc_tumor.data.editions import EDITIONS, UncertainLabels
 from hpc_tumor.data.ome import image_metadata, label_metadata
 from hpc_tumor.data.shards import checksum, is_sound, pack_chunk
-from hpc_tumor.data.sketch import Sketches, sketch
+from hpc_tumor.data.sketch import Sketches, packed, sketch
 from hpc_tumor.data.target import disk_error
 from hpc_tumor.data.zarr_nodes import IMAGE_COMPRESSION, write_array, write_file, write_group
 from hpc_tumor.errors import DataError
@@ -164,7 +164,7 @@ def _row(case: Case, data: CaseData, brain: BrainStatistics, sketches: Sketches)
         "label_counts": label_counts(data.label, TUMOUR_LABELS + 1),
         "content": _content(data, brain),
         "scans": brain.digest,
-        "sketch": base64.b64encode(sketches.tobytes()).decode(),
+        "sketch": packed(sketches),
         "meta": {key: value for key, value in data.meta.items() if key != "sha256"},
     }))  # fmt: skip
 

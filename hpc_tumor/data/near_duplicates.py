@@ -19,8 +19,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import fft
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
+
+from hpc_tumor.data.joining import Pairs, joined
 
 SIDE = 32  # pixels of a thumbnail
 BLUR = 4.0  # pixels of a thumbnail: standard deviation of the blur that is taken away
@@ -29,8 +29,6 @@ THRESHOLD = 0.93
 MEASURE = f"correlation >= {THRESHOLD} of {SIDE} x {SIDE} pixels less their blur of {BLUR:g}, flipped and turned"
 
 _BLOCK = 1024  # images compared with as many others at once
-_MOST_EDGES = 2_000_000  # kept before they are brought down to a tree per group
-Pairs = NDArray[np.int64]
 
 
 def near_duplicate_groups(
@@ -49,13 +47,8 @@ def near_duplicate_groups(
         identical: `(n,)` numbers, the same for images of the same pixels; one of each is compared.
     """
     numbers, first, same = np.unique(np.asarray(identical), return_index=True, return_inverse=True)
-    joined = np.arange(len(numbers))
-    edges: list[Pairs] = []
-    for pairs, _ in alike(thumbnails[first], threshold):
-        edges.append(pairs)
-        if sum(map(len, edges)) > _MOST_EDGES:
-            joined, edges = _components(joined, edges), []
-    return _by_appearance(_components(joined, edges)[same])
+    pairs = (pairs for pairs, _ in alike(thumbnails[first], threshold))
+    return joined(joined(np.arange(len(numbers)), pairs)[same], ())
 
 
 def alike(thumbnails: NDArray[np.uint8], threshold: float) -> Iterator[tuple[Pairs, NDArray[np.float32]]]:
@@ -120,20 +113,3 @@ def _flipped(left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[n
     rows += even
     rows -= both
     return np.maximum(first, rows, out=first)
-
-
-def _components(groups: NDArray[np.int64], edges: list[Pairs]) -> NDArray[np.int64]:
-    """`groups` of nodes joined further by `edges` between nodes."""
-    if not edges:
-        return groups
-    i, j = groups[np.concatenate(edges).T]
-    graph = coo_array((np.ones(len(i), np.int8), (i, j)), shape=(len(groups), len(groups)))
-    return connected_components(graph, directed=False)[1][groups].astype(np.int64)
-
-
-def _by_appearance(groups: NDArray[np.int64]) -> NDArray[np.int32]:
-    """The same groups, numbered from 0 in the order in which they appear."""
-    _, first, inverse = np.unique(groups, return_index=True, return_inverse=True)
-    rank = np.empty(len(first), np.int32)
-    rank[np.argsort(first)] = np.arange(len(first))
-    return rank[inverse]

@@ -22,7 +22,7 @@ from hpc_tumor.data.leftovers import none_usable
 from hpc_tumor.data.sources import READERS, SourceReport, detect_reader, examine, inspect_source
 from hpc_tumor.data.store import Store, read_about
 from hpc_tumor.data.target import ConversionError, Target, disk_error, identity_of, open_target
-from hpc_tumor.data.units import describe_patients, disagreements, repeated_cases
+from hpc_tumor.data.units import describe_patients, disagreements, doubtful_joins, repeated_cases
 from hpc_tumor.data.vanished import refuse_lost, refuse_vanished, why_unreadable
 from hpc_tumor.data.workers import convert_here, default_workers
 from hpc_tumor.data.writers import Writer, make_writer
@@ -276,6 +276,7 @@ def _summary(
         clinical = clinical_counts(store.clinical)
         if repeated := repeated_cases(store):
             notes = [*notes, f"{describe_patients(len(store), repeated)}; a split keeps each patient on one side."]
+        notes = [*notes, *doubtful_joins(store)]
     else:
         slices = len(store)
         classes = {name: int((store.label == i).sum()) for i, name in enumerate(store.classes)}

@@ -6,19 +6,23 @@ another sees none.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hpc_tumor.data.dealing import Unit
+from hpc_tumor.data.joining import connected
 from hpc_tumor.data.patient_names import patient_of
+from hpc_tumor.data.sketch import THRESHOLD, similarity
 from hpc_tumor.data.store import Store
+from hpc_tumor.names import listed
 
 SAME_SCANS, NEAR_SCANS = "the same scans", "nearly the same scans"
 NAME, OTHER_ID = "one patient by name", "one patient by its id in another edition"
 FOLDER = "one patient by the folder of its sessions"
+MOST_NEAR = 8  # cases of near copies that one patient plausibly has
 _WORDS = {
     SAME_SCANS: "with the same scans as another",
     NEAR_SCANS: "with nearly the same scans as another",
@@ -98,6 +102,36 @@ def describe_patients(cases: int, repeated: Mapping[str, int]) -> str:
     return f"{text}: {why}" if why else text
 
 
+def doubtful_joins(store: Store) -> list[str]:
+    """A line where near copies of scans tie more than `MOST_NEAR` cases to one patient, or some only through others.
+
+    It names the first such patient, so that a wrong join is seen. Cases of identical scans count once.
+    """
+    scans = store.text_column("scans")
+    sets: dict[int, dict[str, int]] = {}  # by group, the first case of each digest
+    for case, group in enumerate(store.group.tolist()):
+        sets.setdefault(group, {}).setdefault(scans[case], case)
+    several = [list(first.values()) for first in sets.values() if len(first) > 2]
+    if not several:
+        return []
+    sketches = store.sketches
+    doubtful: list[tuple[list[int], bool]] = []
+    for cases in several:
+        few = sketches[cases[:MOST_NEAR]]
+        chain = len(cases) <= MOST_NEAR and bool((similarity(few, few) < THRESHOLD).any())
+        if chain or len(cases) > MOST_NEAR:
+            doubtful.append((cases, chain))
+    if not doubtful:
+        return []
+    cases, chain = doubtful[0]
+    names = listed([store.case_ids[case] for case in cases])
+    through = ", some of them only through others" if chain else ""
+    rest = f" {len(doubtful) - 1:,} more of this kind." if len(doubtful) > 1 else ""
+    return [
+        f"{len(cases):,} cases count as one patient for {NEAR_SCANS}{through} ({names}): look whether they are.{rest}"
+    ]
+
+
 def patient_numbers(store: Store) -> NDArray[np.int64]:
     """`(n,)`: cases with one number are one patient, a unit of `patient_units`."""
     numbers = np.empty(len(store), np.int64)
@@ -129,24 +163,3 @@ def disagreements(store: Store, most: int = 10) -> list[str]:
     if len(found) > most:
         lines.append(f"{len(found) - most} more sets of near copies have images of different classes.")
     return lines
-
-
-def connected(keys: Sequence[set[Hashable]]) -> list[list[int]]:
-    """Things numbered as in `keys` that share a key, directly or through others: each thing is in one list."""
-    root = list(range(len(keys)))
-
-    def find(thing: int) -> int:
-        while root[thing] != thing:
-            root[thing] = root[root[thing]]
-            thing = root[thing]
-        return thing
-
-    first: dict[Hashable, int] = {}
-    for thing, own in enumerate(keys):
-        for key in own:
-            a, b = find(first.setdefault(key, thing)), find(thing)
-            root[max(a, b)] = min(a, b)
-    sets: dict[int, list[int]] = {}
-    for thing in range(len(keys)):
-        sets.setdefault(find(thing), []).append(thing)
-    return list(sets.values())

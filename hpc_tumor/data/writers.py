@@ -5,7 +5,6 @@ A writer says which cases are still to be done, commits each result by a rename,
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -20,8 +19,7 @@ from hpc_tumor.data.convert import Row, Unit, UnitResult, is_whole, unpack_image
 from hpc_tumor.data.editions import EDITIONS
 from hpc_tumor.data.near_duplicates import SIDE, near_duplicate_groups
 from hpc_tumor.data.shards import pack_chunk
-from hpc_tumor.data.sketch import SIDE as SKETCH_SIDE
-from hpc_tumor.data.sketch import same_scans
+from hpc_tumor.data.sketch import same_scans, unpacked
 from hpc_tumor.data.store import Store, read_about
 from hpc_tumor.data.target import Target, remove
 from hpc_tumor.data.zarr_nodes import (
@@ -155,8 +153,7 @@ class VolumeWriter:
         write_column(index, "shape", np.array([row["shape"] for row in rows], np.int32))
         for name in ("spacing", "background", "tolerance", "statistics", "brain_voxels", "contrast"):
             write_column(index, name, np.array([row[name] for row in rows], np.float64))
-        kept = b"".join(base64.b64decode(row["sketch"]) for row in rows)
-        sketches = np.frombuffer(kept, np.int8).reshape(len(rows), len(MODALITIES), *[SKETCH_SIDE] * 3)
+        sketches = np.stack([unpacked(row["sketch"], len(MODALITIES)) for row in rows])
         write_column(index, "sketch", sketches)
         write_column(index, "group", same_scans(sketches, [row["scans"] for row in rows]))
 

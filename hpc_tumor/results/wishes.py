@@ -100,7 +100,7 @@ def _costs(entry: Entry) -> dict[str, float | None]:
 
 
 def _same(value: Any, typed: str) -> bool:
-    """Whether a run's value is the one that was typed. The run's own decides: of texts, `1e5` is not `100000.0`."""
+    """Return True where a run's value is the one typed. The run's own decides: of texts, `1e5` is not `100000.0`."""
     try:
         wanted = json.loads(typed)
     except ValueError:

@@ -11,7 +11,7 @@ from PIL import Image
 from raw_samples import real_data
 from scipy.ndimage import gaussian_filter
 
-from hpc_tumor.data import near_duplicates
+from hpc_tumor.data import joining, near_duplicates
 from hpc_tumor.data.brain_mri import BrainMRIReader, decode_grey, thumbnail
 from hpc_tumor.data.near_duplicates import BLUR, SIDE, THRESHOLD, features, near_duplicate_groups, nearest, similarity
 
@@ -102,7 +102,7 @@ def test_blocks_and_trees_of_edges_change_nothing(monkeypatch: pytest.MonkeyPatc
     whole = near_duplicate_groups(thumbnails, np.arange(100))
     assert [set(order[whole == group]) for group in range(whole.max() + 1)] == [{i} for i in dict.fromkeys(order)]
     monkeypatch.setattr(near_duplicates, "_BLOCK", 7)
-    monkeypatch.setattr(near_duplicates, "_MOST_EDGES", 5)
+    monkeypatch.setattr(joining, "_MOST_EDGES", 5)
     assert near_duplicate_groups(thumbnails, np.arange(100)).tolist() == whole.tolist()
 
 

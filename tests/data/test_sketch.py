@@ -13,7 +13,17 @@ from raw_samples import real_data
 from hpc_tumor.data.brain import brain_statistics
 from hpc_tumor.data.brats import BraTSReader
 from hpc_tumor.data.phantom_patient import patient
-from hpc_tumor.data.sketch import THRESHOLD, Sketches, alike, likeness, same_scans, similarity, sketch
+from hpc_tumor.data.sketch import (
+    THRESHOLD,
+    Sketches,
+    alike,
+    likeness,
+    packed,
+    same_scans,
+    similarity,
+    sketch,
+    unpacked,
+)
 
 Image = NDArray[Any]
 SHAPE = (12, 20, 24)
@@ -102,9 +112,28 @@ def test_scans_of_a_single_value_are_similar_to_nothing(image: Image) -> None:
 def test_patients_of_one_digest_or_alike_are_one_number_through_others_too() -> None:
     first, second = noise(1), noise(2)
     sketches = np.concatenate([described(image) for image in (first, second, biased(first), second)])
-    assert list(alike(sketches)) == [(0, 2), (1, 3)]
+    assert [pairs.tolist() for pairs in alike(sketches)] == [[[0, 2], [1, 3]]]
     assert same_scans(sketches, ["a", "b", "c", "d"]).tolist() == [0, 1, 0, 1]
     assert same_scans(sketches, ["a", "b", "b", "d"]).tolist() == [0, 0, 0, 0]
+
+
+def test_the_pairs_are_those_whose_similarity_reaches_the_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Across blocks, and where modalities agree one at a time: none is passed over for being compared late."""
+    monkeypatch.setattr("hpc_tumor.data.sketch._BLOCK", 7)
+    rng = np.random.default_rng(0)
+    own = rng.normal(0, 16, (40, 4, 16, 16, 16))
+    shared = rng.normal(0, 16, (4, 16, 16, 16))
+    sketches = np.where(rng.random((40, 4)).reshape(40, 4, 1, 1, 1) < 0.4, shared, own).clip(-127, 127).astype(np.int8)
+    expected = np.argwhere(np.triu(similarity(sketches, sketches) >= THRESHOLD, 1)).tolist()
+    assert 0 < len(expected) < 40 * 39 / 2
+    assert sorted(pair for pairs in alike(sketches) for pair in pairs.tolist()) == expected
+
+
+def test_what_is_packed_is_unpacked_bit_for_bit_and_takes_less() -> None:
+    sketches = described(phantom(1))[0]
+    text = packed(sketches)
+    np.testing.assert_array_equal(unpacked(text, 4), sketches)
+    assert len(text) < 0.8 * sketches.nbytes
 
 
 def test_two_real_patients_in_one_atlas_are_told_apart_and_a_shifted_biased_copy_is_recognised() -> None:

@@ -12,15 +12,25 @@ import numpy as np
 import pytest
 from raw_samples import save, tumour, write_case
 
+from hpc_tumor import cli
 from hpc_tumor.data.audit.audit import audit_store
 from hpc_tumor.data.audit.duplicates import case_duplicates
 from hpc_tumor.data.audit.volumes import VolumeFacts
 from hpc_tumor.data.brats import BraTSReader
+from hpc_tumor.data.joining import connected
 from hpc_tumor.data.prepare import prepare_dataset
+from hpc_tumor.data.sketch import same_scans
 from hpc_tumor.data.split_file import leak_of
 from hpc_tumor.data.splits import make_split
 from hpc_tumor.data.store import Store
-from hpc_tumor.data.units import connected, describe_patients, patient_numbers, patient_units, repeated_cases
+from hpc_tumor.data.units import (
+    MOST_NEAR,
+    describe_patients,
+    doubtful_joins,
+    patient_numbers,
+    patient_units,
+    repeated_cases,
+)
 from hpc_tumor.errors import DataError
 from hpc_tumor.request import experiment_for
 
@@ -152,3 +162,42 @@ def test_the_audit_and_a_split_file_see_a_leak_exactly_where_a_split_keeps_cases
 )  # fmt: skip
 def test_patients_are_counted_in_words(repeated: dict[str, int], text: str) -> None:
     assert describe_patients(12, repeated) == text
+
+
+def test_prepare_data_and_the_audit_name_many_cases_tied_by_near_copies(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "raw"
+    write_case(root / "BraTS2021_00001", seed=1)
+    for i in range(2, MOST_NEAR + 2):
+        gain = np.float32(1 + i / 1000)
+        changed(root / "BraTS2021_00001", root / f"BraTS2021_{i:05}", lambda volume, gain=gain: volume * gain)  # type: ignore[misc]
+    arguments = [str(root), str(tmp_path / "s.zarr"), "--workers", "1"]
+    assert cli.main(["prepare-data", *arguments]) == 0
+    line = (
+        "9 cases count as one patient for nearly the same scans"
+        " (BraTS2021_00001, BraTS2021_00002, BraTS2021_00003 and 6 more): look whether they are."
+    )
+    assert line in " ".join(capsys.readouterr().err.split())
+    store = Store.open(tmp_path / "s.zarr")
+    assert audit_store(store, experiment_for(store, [])).doubtful == (line,)
+
+
+def test_joins_are_doubtful_where_they_are_many_or_chains_and_not_where_scans_are_identical(years: Store) -> None:
+    assert doubtful_joins(years) == []
+    rng = np.random.default_rng(0)
+    one, other = rng.normal(0, 16, (2, 4, 16, 16, 16))
+    chain = np.stack([one, one + 0.45 * other, one + other]).clip(-127, 127).astype(np.int8)
+    assert same_scans(chain, ["a", "b", "c"]).tolist() == [0, 0, 0]
+    told = [of_group(chain[[0, 0, 0]]), of_group(chain), of_group(chain[[0] * 12], ["same"] * 12)]
+    assert [len(lines) for lines in told] == [0, 1, 0]
+    assert told[1][0].startswith("3 cases count as one patient for nearly the same scans, some of them only through")
+
+
+def of_group(sketches: np.ndarray, scans: list[str] | None = None) -> list[str]:
+    """What is doubtful of cases that are one group."""
+    names = [f"case {i}" for i in range(len(sketches))]
+    store = MadeUp(0, len(sketches))
+    store.case_ids, store.scans, store.group = names, scans or names, np.zeros(len(names), np.int64)
+    store.sketches = sketches
+    return doubtful_joins(cast(Store, store))

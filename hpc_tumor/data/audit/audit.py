@@ -19,7 +19,7 @@ from hpc_tumor.data.audit.text import verdict
 from hpc_tumor.data.audit.volumes import VolumeFacts, volume_facts
 from hpc_tumor.data.splits import split_of
 from hpc_tumor.data.store import SCHEMAS, Store
-from hpc_tumor.data.units import patient_numbers
+from hpc_tumor.data.units import doubtful_joins, patient_numbers
 from hpc_tumor.errors import DataError
 
 Progress = Callable[[int, int], None]
@@ -33,6 +33,7 @@ class Audit:
         facts: the fingerprint, of patients or of images.
         splits: the one in use first.
         shortcuts: what gives the class of an image away; empty for patients.
+        doubtful: a line where near copies tie suspiciously many cases to one patient; empty for images.
     """
 
     store: str
@@ -45,6 +46,7 @@ class Audit:
     duplicates: tuple[Duplicates, ...]
     splits: tuple[SplitAudit, ...]
     shortcuts: tuple[Shortcut, ...]
+    doubtful: tuple[str, ...] = ()
 
     @property
     def in_use(self) -> SplitAudit:
@@ -91,5 +93,5 @@ def _audit(store: Store, experiment: Experiment, progress: Progress | None) -> A
         splits = audit_splits(experiment, store, None, scan)
     return Audit(
         str(store.path), store.dataset, store.task, SCHEMAS[store.task], store.fingerprint, len(store), facts,
-        duplicates, splits, shortcuts,
+        duplicates, splits, shortcuts, tuple(doubtful_joins(store)) if store.task == "segmentation" else (),
     )  # fmt: skip

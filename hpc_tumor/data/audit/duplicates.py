@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from hpc_tumor.data.joining import connected
 from hpc_tumor.data.store import Store
-from hpc_tumor.data.units import connected, ties
+from hpc_tumor.data.units import ties
 
 IDENTICAL, NEAR = "pixel-identical", "identical or nearly identical"
 

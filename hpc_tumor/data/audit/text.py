@@ -45,6 +45,7 @@ def fact_lines(audit: Audit) -> list[tuple[str, str]]:
     lines = _image_lines(facts) if isinstance(facts, ImageFacts) else _volume_lines(facts)
     found = [("duplicates" if row == 0 else "", _duplicates(kind)) for row, kind in enumerate(audit.duplicates)]
     lines += found or [("duplicates", "none found")]
+    lines += [("look at", line) for line in audit.doubtful]
     return [*lines, ("fingerprint", audit.fingerprint)]
 
 
