@@ -21,6 +21,7 @@ from hpc_tumor.cluster.causes import NO_ROOM
 from hpc_tumor.cluster.job import job_id_here, record_failure, start_here
 from hpc_tumor.cluster.plan import Plan, hours, read_plan
 from hpc_tumor.cluster.private import runs_of
+from hpc_tumor.cluster.snapshot import CODE_LOST, CODE_LOST_WORDS
 from hpc_tumor.errors import ClusterError, HpcTumorError
 from hpc_tumor.run_dir import RunDir, read_json
 
@@ -80,7 +81,8 @@ def after(folder: Path, code: int) -> int:
     if any(event.get("event") == "cancelled" for event in events):
         return code
     said, start = _said(folder), start_here(job)
-    reason, failure = f"its ranks ended with exit code {code}", read_json(run.logs / f"failure.{start}.json")
+    reason = CODE_LOST_WORDS if code == CODE_LOST else f"its ranks ended with exit code {code}"
+    failure = read_json(run.logs / f"failure.{start}.json")
     # Where a user cancels the job, this shell is ended before its ranks are: what came here came from SLURM.
     warned = any(event.get("event") == "signal" and event.get("start") == start for event in events)
     if (code == 0 and warned) or (code and failure is None and _WARNED.search(said)):

@@ -6,6 +6,8 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
+from hpc_tumor.cluster.snapshot import CODE_LOST_WORDS
+
 NO_ROOM = 28  # what a job ends with that could write no more, not even why
 _TAIL = 64_000  # bytes of a log that are looked through
 # The first that fits is believed: what is said early by the system, before what follows from it.
@@ -22,8 +24,10 @@ _CAUSES = tuple((re.compile(pattern, re.IGNORECASE), words) for pattern, words i
     (r"(/\S*python[\d.]*): (?:No such file or directory|not found|cannot execute|Permission denied)",
      "the node has no Python at {0}: the environment must lie where all nodes see it, not on a disk of the login node"),
     (r"execve\(\): (\S+): No such file", "the node has no program {0}: it must lie where all nodes see it"),
-    (r"is not yours: it is not run",
-     "the job's own folder belongs to somebody else now, so nothing of it was run: submit again, with another --runs"),
+    (r"error: the code of this run is (?:gone|damaged)", CODE_LOST_WORDS),
+    (r"is not yours(?:, or gone)?: it is not run",
+     "the job's own folder belongs to somebody else now, or is gone, so nothing of it was run: submit again, with"
+     " another --runs"),
     (r"No module named '?([\w.]+)",
      "Python on the node cannot import {0}: install hpc-tumor, with all it needs, where the nodes see it"),
     (r"(GLIBC(?:XX)?_[\d.]+)' not found",

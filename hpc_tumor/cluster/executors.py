@@ -28,9 +28,9 @@ from hpc_tumor.cluster.local import LocalRun, rank_variables
 from hpc_tumor.cluster.plan import Plan
 from hpc_tumor.cluster.private import runs_of
 from hpc_tumor.cluster.profiles import LOCAL
-from hpc_tumor.cluster.script import python_variables, sbatch_parameters
+from hpc_tumor.cluster.script import VERIFIED_PYTHON, python_variables, sbatch_parameters
 from hpc_tumor.cluster.slurm import cancel_job, slurm_words
-from hpc_tumor.cluster.snapshot import snapshot_path
+from hpc_tumor.cluster.snapshot import snapshot_path, verified
 from hpc_tumor.cluster.tickets import Ticket, take_ticket
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.errors import ClusterError
@@ -39,7 +39,7 @@ from hpc_tumor.run_dir import RunDir
 
 def start_here(run: RunDir, code: Path) -> str:
     """Start a run in the background of this machine, after those before it; gives the number of its process."""
-    executor = _DetachedExecutor(folder=run.submission)
+    executor = _DetachedExecutor(folder=run.submission, python=shlex.join([sys.executable, *verified(code)]))
     executor.code = code
     executor.ticket = take_ticket(run.path.parent, run.name)
     try:
@@ -166,7 +166,7 @@ def _executor(
 ) -> _ScriptExecutor:
     """submitit's executor, set up for this job: it makes the script, for --dry-run and for the submission."""
     code = snapshot_path(runs_of(folder))
-    executor = _ScriptExecutor(folder=folder, python=shlex.quote(sys.executable))
+    executor = _ScriptExecutor(folder=folder, python=VERIFIED_PYTHON)
     executor.update_parameters(**sbatch_parameters(name, profile, plan, folder, code, after, at_once))
     return executor
 

@@ -16,6 +16,7 @@ from types import FrameType
 
 from hpc_tumor.cluster.job import record_failure, set_failed
 from hpc_tumor.cluster.orphans import end_with_parent
+from hpc_tumor.cluster.snapshot import CODE_LOST, CODE_LOST_WORDS, imported_from, verified
 from hpc_tumor.cluster.tickets import give_back, is_turn
 from hpc_tumor.errors import HpcTumorError, TrainingError
 from hpc_tumor.resources import available_cpus
@@ -105,12 +106,14 @@ def rank_variables(rank: int, count: int, port: int) -> dict[str, str]:
 def _start_ranks(run: RunDir, start: int, count: int) -> list[subprocess.Popen[bytes]]:
     port = _free_port()
     threads = str(max(1, available_cpus() // count))
+    code = imported_from()  # which may have been damaged or removed while this run waited for its turn
+    python = [sys.executable, *(verified(code) if code else ())]
     ranks = []
     for rank in range(count):
         variables = {"OMP_NUM_THREADS": threads, **os.environ, **rank_variables(rank, count, port)}
         variables["HPC_TUMOR_PARENT"] = str(os.getpid())
         with (run.logs / f"rank-{rank}.{start}.out").open("ab") as log:
-            command = [sys.executable, "-u", "-m", "hpc_tumor.cluster.job", str(run.path)]
+            command = [*python, "-u", "-m", "hpc_tumor.cluster.job", str(run.path)]
             ranks.append(
                 subprocess.Popen(command, env=variables, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
             )
@@ -158,6 +161,8 @@ def _send(ranks: list[subprocess.Popen[bytes]], signum: signal.Signals) -> None:
 def _describe(rank: int, code: int) -> str:
     if code == -signal.SIGKILL:
         return f"rank {rank} was killed (SIGKILL): by hand, or by the system because memory ran out"
+    if code == CODE_LOST:
+        return f"rank {rank} did not start: {CODE_LOST_WORDS}"
     if code < 0:
         return f"rank {rank} was ended by {signal.Signals(-code).name}"
     return f"rank {rank} ended with exit code {code}"

@@ -10,13 +10,13 @@ from typing import Any
 
 import hpc_tumor
 from hpc_tumor.cluster.plan import Plan
+from hpc_tumor.cluster.snapshot import CHECK
 from hpc_tumor.config import ClusterProfile
 
-# A folder that is shared can be moved by others: pickle and code are used only where this user made them.
-_OWNED = (
-    'for each in "$hpc_tumor_job" "$hpc_tumor_code"; do'
-    ' [ -O "$each" ] || { echo "error: $each is not yours: it is not run" >&2; exit 1; }; done'
-)
+# A folder that is shared can be moved by others: the pickle is used only where this user made it, and so is the code.
+_OWNED = '[ -O "$hpc_tumor_job" ] || { echo "error: $hpc_tumor_job is not yours, or gone: it is not run" >&2; exit 1; }'
+# `verified` of the snapshot, as the script has it: Python, then what it is to check, then the command.
+VERIFIED_PYTHON = f'{shlex.quote(sys.executable)} -I -S -c "$hpc_tumor_check" "$hpc_tumor_code"'
 
 
 def sbatch_parameters(
@@ -90,8 +90,13 @@ def python_variables(code: Path | None = None) -> dict[str, str]:
 
 def _guard(folder: Path, code: Path) -> list[str]:
     # The warning before the time limit is for the ranks; this shell only has to outlive it.
-    return [f"hpc_tumor_job={shlex.quote(str(folder))} hpc_tumor_code={shlex.quote(str(code))}", _OWNED, "trap : USR2"]
+    return [
+        f"hpc_tumor_job={shlex.quote(str(folder))} hpc_tumor_code={shlex.quote(str(code))}",
+        f"hpc_tumor_check={shlex.quote(CHECK)}",
+        _OWNED,
+        "trap : USR2",
+    ]
 
 
 def _batch(when: str) -> str:
-    return f'{shlex.quote(sys.executable)} -m hpc_tumor.cluster.batch {when} "$hpc_tumor_job"'
+    return f'{VERIFIED_PYTHON} -m hpc_tumor.cluster.batch {when} "$hpc_tumor_job"'

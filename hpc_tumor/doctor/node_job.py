@@ -24,7 +24,7 @@ from hpc_tumor.cluster.fit import fit_to_cluster
 from hpc_tumor.cluster.plan import Plan, make_plan
 from hpc_tumor.cluster.private import make_private
 from hpc_tumor.cluster.script import sbatch_parameters, setup_lines
-from hpc_tumor.cluster.snapshot import take_snapshot
+from hpc_tumor.cluster.snapshot import take_snapshot, verified
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.doctor.filesystems import existing
 from hpc_tumor.doctor.node_task import QUESTION, TOKEN, answer_path, meeting_path
@@ -126,7 +126,7 @@ def try_on_node(profile: ClusterProfile, plan: Plan, runs: Path, store: Path | N
 
 def job_script(profile: ClusterProfile, plan: Plan, folder: Path, code: Path) -> str:
     """The script of the test job: the profile's setup lines, as runs have them, then a task for each GPU."""
-    task = [sys.executable, "-u", "-m", "hpc_tumor.doctor.node_task", str(folder)]
+    task = [sys.executable, *verified(code), "-u", "-m", "hpc_tumor.doctor.node_task", str(folder)]
     python = shlex.quote(sys.executable)
     srun = ["srun", f"--cpus-per-task={plan.cpus_per_task}", "--kill-on-bad-exit=0", "--wait=120"]
     return "\n".join([

@@ -16,7 +16,7 @@ from launching import STAND_IN, wait_for
 import hpc_tumor
 from hpc_tumor.cluster.logs import log_text
 from hpc_tumor.cluster.queue import read_states
-from hpc_tumor.run_dir import RunDir, find_runs
+from hpc_tumor.run_dir import RunDir, find_runs, read_json
 
 pytestmark = pytest.mark.slow
 HOSTILE = 'it\'s; a "$(touch OOPS)" `touch OOPS` & né\nfolder'
@@ -54,6 +54,37 @@ def test_a_queued_job_runs_the_code_that_was_submitted(
 ) -> None:
     """Submitted from a folder of the worst name, then edited and broken while it waits: it finishes as it was."""
     monkeypatch.setenv("SLURM_CONF", slurm["SLURM_CONF"])
+    run, job_id = submit_held(checkout, slurm)
+    (checkout / "hpc_tumor" / "cluster" / "job.py").write_text("raise RuntimeError('edited')\n")
+    shutil.rmtree(checkout / "hpc_tumor" / "training")
+    subprocess.run(["scontrol", "release", job_id], check=True)
+    state = wait_for(lambda: not (state := read_states([run])[0]).alive and state, seconds=90)
+    assert state.state == "finished", log_text(run, errors=True) or log_text(run)
+    assert [found.name for found in find_runs(tmp_path / RUNS)] == [run.name]
+    assert not list(tmp_path.rglob("OOPS"))
+
+
+def test_a_queued_job_whose_code_is_lost_says_so_and_runs_no_other(
+    checkout: Path, slurm: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SLURM_CONF", slurm["SLURM_CONF"])
+    run, job_id = submit_held(checkout, slurm)
+    (code,) = (tmp_path / RUNS).glob(".code-*/*.zip")
+    os.truncate(code, 1000)
+    subprocess.run(["scontrol", "release", job_id], check=True)
+    state = wait_for(lambda: not (state := read_states([run])[0]).alive and state, seconds=90)
+    assert (state.state, [event["event"] for event in run.read_events()]) == ("failed", ["submitted"])
+    assert "the code that was submitted is gone or damaged" in state.reason
+    done = cli(checkout, slurm, "resume", run.name, "--runs", RUNS, stand_in="finish")
+    assert done.returncode == 0, done.stderr
+    assert "was damaged: it is written anew" in " ".join(done.stderr.split())
+    subprocess.run(["scontrol", "release", (read_json(run.job) or {})["job_id"]], check=True)
+    state = wait_for(lambda: not (state := read_states([run])[0]).alive and state, seconds=90)
+    assert state.state == "finished", log_text(run, errors=True) or log_text(run)
+
+
+def submit_held(checkout: Path, slurm: dict[str, str]) -> tuple[RunDir, str]:
+    """A run that waits in the queue until it is released, and the number of its job."""
     made = ("phantom", "raw", "--dataset", "brain-mri", "--cases", "40")
     assert cli(checkout, slurm, *made, stand_in="").returncode == 0
     assert cli(checkout, slurm, "prepare-data", "raw", "brain-mri.zarr", stand_in="").returncode == 0
@@ -64,11 +95,4 @@ def test_a_queued_job_runs_the_code_that_was_submitted(
     done = cli(checkout, slurm, *submit, stand_in="finish")
     assert done.returncode == 0, done.stderr
     (values,) = json.loads(done.stdout)
-    run = RunDir(values["path"])
-    (checkout / "hpc_tumor" / "cluster" / "job.py").write_text("raise RuntimeError('edited')\n")
-    shutil.rmtree(checkout / "hpc_tumor" / "training")
-    subprocess.run(["scontrol", "release", values["job_id"]], check=True)
-    state = wait_for(lambda: not (state := read_states([run])[0]).alive and state, seconds=90)
-    assert state.state == "finished", log_text(run, errors=True) or log_text(run)
-    assert [found.name for found in find_runs(tmp_path / RUNS)] == [run.name]
-    assert not list(tmp_path.rglob("OOPS"))
+    return RunDir(values["path"]), values["job_id"]

@@ -19,6 +19,7 @@ from hpc_tumor.cluster.logs import log_text
 from hpc_tumor.cluster.plan import make_plan
 from hpc_tumor.cluster.profiles import local_profile
 from hpc_tumor.cluster.queue import cancel, read_states
+from hpc_tumor.cluster.snapshot import snapshot_path
 from hpc_tumor.cluster.submit import resume_run, submit_experiment
 from hpc_tumor.errors import UsageError
 from hpc_tumor.run_dir import RunDir, read_json
@@ -94,6 +95,17 @@ def test_runs_go_one_after_another(submit: Submit) -> None:
     ]
     assert events(second) == ["submitted", "cancelled"]
     assert (read_json(first.status) or {})["state"] == "stopped"
+
+
+def test_a_run_whose_code_is_lost_while_it_waits_runs_no_other(submit: Submit) -> None:
+    first, second = submit("wait"), submit("finish")
+    wait_for(lambda: "started" in events(first))
+    snapshot_path(second.path.parent).unlink()
+    cancel(read_states([first])[0])
+    wait_for(lambda: ended(second))
+    (state,) = read_states([second])
+    assert (state.state, events(second)) == ("failed", ["submitted", "failed"])
+    assert "the code that was submitted is gone or damaged: hpc-tumor resume" in state.reason
 
 
 @pytest.mark.parametrize(

@@ -265,6 +265,20 @@ def test_a_snapshot_is_the_code_as_it_was(tmp_path: Path) -> None:
     assert packed == {name for name in there if "__pycache__" not in name}
 
 
+def test_a_damaged_snapshot_is_written_anew_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_private(code_folder(tmp_path))
+    path = snapshot.take_snapshot(tmp_path)
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    for damaged in (whole[:1000], b"", bytes(flipped)):
+        path.write_bytes(damaged)
+        assert snapshot.take_snapshot(tmp_path).read_bytes() == whole
+        assert f"{path} was damaged: it is written anew" in " ".join(capsys.readouterr().err.split())
+    snapshot.take_snapshot(tmp_path)
+    assert capsys.readouterr().err == ""
+
+
 def test_a_folder_of_somebody_else_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert make_private(tmp_path / "mine") == make_private(tmp_path / "mine")
     (tmp_path / "link").symlink_to(tmp_path / "mine")

@@ -11,9 +11,10 @@ import pytest
 from launching import events, profile_with, small_experiment
 
 import hpc_tumor
+from hpc_tumor.cluster.causes import recognise
 from hpc_tumor.cluster.plan import make_plan
 from hpc_tumor.cluster.script import setup_lines
-from hpc_tumor.cluster.snapshot import snapshot_path
+from hpc_tumor.cluster.snapshot import CODE_LOST, snapshot_path
 from hpc_tumor.cluster.submit import job_script, resume_run, submit_experiment
 from hpc_tumor.errors import ClusterError, UsageError
 from hpc_tumor.planning import sbatch_options
@@ -226,6 +227,42 @@ def test_a_job_imports_the_snapshot_and_then_what_the_user_named(
     command = ["bash", "-c", f"{setup}\nprintf %s $PYTHONPATH"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == f"{snapshot_path(tmp_path)}:/elsewhere:/theirs"
+
+
+DAMAGED = {
+    "gone": (lambda code: code.unlink(), "the code of this run is gone: "),
+    "cut": (lambda code: os.truncate(code, 1000), "the code of this run is damaged: "),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+@pytest.mark.parametrize("when", ["queued", "begun"])
+def test_a_job_whose_code_is_lost_runs_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str, when: str
+) -> None:
+    """Python would go on with any hpc_tumor that is installed: neither the batch script nor a rank may."""
+    sbatch = made_up_sbatch(tmp_path, monkeypatch, ACCEPTS)
+    profile = profile_with()
+    run = submit_experiment(small_experiment(), profile, make_plan(profile, 1), tmp_path / "runs").run
+    code, (lose, words) = snapshot_path(tmp_path / "runs"), DAMAGED[damage]
+    kept = code.read_bytes()
+    begin = 'while [ "$1" != "$PYTHON" ]; do shift; done; mv "$CODE.new" "$CODE" 2> /dev/null || rm "$CODE"; "$@"'
+    (sbatch.parent / "srun").write_text(f"#!/bin/sh\necho the ranks start\n{begin}\n")
+    (sbatch.parent / "srun").chmod(0o755)
+    if when == "queued":
+        lose(code)
+    elif damage == "cut":
+        code.with_name(f"{code.name}.new").write_bytes(kept[:1000])
+    variables = {**os.environ, "SLURM_JOB_ID": "42", "PYTHON": sys.executable, "CODE": str(code)}
+    done = subprocess.run(
+        ["bash", f"{sbatch}.script"], env=variables, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == CODE_LOST
+    assert words in said
+    assert ("the ranks start" in said) is (when == "begun")
+    assert events(run) == ["submitted"]
+    assert "hpc-tumor resume goes on" in (recognise(said) or "")
 
 
 def test_resume_on_another_number_of_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,16 +18,32 @@
 
 # setup
 hpc_tumor_job=/somewhere/runs/.submissions-UID/DATE-TIME-ID hpc_tumor_code=/somewhere/runs/.code-UID/CODE.zip
-for each in "$hpc_tumor_job" "$hpc_tumor_code"; do [ -O "$each" ] || { echo "error: $each is not yours: it is not run" >&2; exit 1; }; done
+hpc_tumor_check='import hashlib, os, sys
+code = sys.argv[1]
+try:
+    with open(code, "rb") as file:
+        name, owner = hashlib.sha256(file.read()).hexdigest()[:16] + ".zip", os.fstat(file.fileno()).st_uid
+    fault = "" if name == os.path.basename(code) else "is damaged: its content is not what was submitted"
+    fault = fault if owner == os.geteuid() else "is not yours: it is not run"
+except FileNotFoundError:
+    fault = "is gone"
+except OSError as error:
+    fault = "cannot be read: " + str(error.strerror)
+if fault:
+    print("error: the code of this run", fault + ":", code, file=sys.stderr)
+    sys.exit(79)
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+'
+[ -O "$hpc_tumor_job" ] || { echo "error: $hpc_tumor_job is not yours, or gone: it is not run" >&2; exit 1; }
 trap : USR2
 export PYTHONSAFEPATH=1
 export PYTHONPATH=/somewhere/runs/.code-UID/CODE.zip"${PYTHONPATH:+:$PYTHONPATH}"
-PYTHON -m hpc_tumor.cluster.batch before "$hpc_tumor_job" || exit $(($? == 10 ? 0 : $?))
+PYTHON -I -S -c "$hpc_tumor_check" "$hpc_tumor_code" -m hpc_tumor.cluster.batch before "$hpc_tumor_job" || exit $(($? == 10 ? 0 : $?))
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /somewhere/runs/.submissions-UID/DATE-TIME-ID/%A_%a_%t_log.out --cpus-per-task=14 --kill-on-bad-exit=1 --wait=60 PYTHON -u -m submitit.core._submit /somewhere/runs/.submissions-UID/DATE-TIME-ID
+srun --unbuffered --output /somewhere/runs/.submissions-UID/DATE-TIME-ID/%A_%a_%t_log.out --cpus-per-task=14 --kill-on-bad-exit=1 --wait=60 PYTHON -I -S -c "$hpc_tumor_check" "$hpc_tumor_code" -u -m submitit.core._submit /somewhere/runs/.submissions-UID/DATE-TIME-ID
 
 
 # teardown
-PYTHON -m hpc_tumor.cluster.batch after "$hpc_tumor_job" $?
+PYTHON -I -S -c "$hpc_tumor_check" "$hpc_tumor_code" -m hpc_tumor.cluster.batch after "$hpc_tumor_job" $?
