@@ -12,6 +12,7 @@ from hpc_tumor.console import View, out
 from hpc_tumor.errors import HpcTumorError, PartialFailure, TrainingError
 from hpc_tumor.run_dir import RunDir, read_json
 from hpc_tumor.runs_view import OPEN, choose, runs_table, runs_view
+from hpc_tumor.signals import interrupting
 
 _FAILURES = ("failed", "timeout", "node-fail", "out-of-memory")
 LOCAL_SECONDS, SLURM_SECONDS = 2.0, 10.0  # between two looks at the runs; a scheduler is asked less often
@@ -79,6 +80,7 @@ def cancel_runs(runs: Sequence[RunDir], yes: bool, wanted: str | None = None) ->
         _show_done("cancelled", [state.name for state in chosen], errors)
 
 
+@interrupting()
 def resume_runs(runs: Sequence[RunDir], yes: bool, gpus: int | None = None, wanted: str | None = None) -> None:
     """Start those of the runs, in one of the `wanted` states, again that ended without a result; many as arrays."""
     from hpc_tumor.cluster.submit import resume_all, resume_run

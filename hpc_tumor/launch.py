@@ -25,6 +25,7 @@ from hpc_tumor.planning import Planned, fit
 from hpc_tumor.provenance import collect_provenance, provenance_of
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.runs_view import OPEN
+from hpc_tumor.signals import interrupting
 from hpc_tumor.views import submissions_table
 
 MOST_NAMED = 7  # runs of an array, in its plan
@@ -53,6 +54,7 @@ def show_scripts(planned: Planned, profile: ClusterProfile, runs: Path, at_once:
     out.note(f"Nothing was submitted: dry run of {counted(len(planned.wanted), 'run')}.")
 
 
+@interrupting()
 def submit(
     planned: Planned, profile: ClusterProfile, runs: Path, *, wait: bool = False, again: bool = False, at_once: int = 0
 ) -> None:

@@ -273,7 +273,11 @@ def _numbered(run: RunDir, folder: Path) -> dict[str, Any]:
         if job.get("job_id") or not job:
             return job
         if ours or time.monotonic() > end:
-            return {**job, "job_id": job_id_here()}
+            numbered = {**job, "job_id": job_id_here()}
+            if ours or "folder" not in job:  # so that it can be cancelled, though who submitted it was killed
+                with suppress(OSError):
+                    atomic.write_json(run.job, numbered)
+            return numbered
         time.sleep(0.5)
 
 

@@ -29,12 +29,13 @@ from hpc_tumor.cluster.plan import Plan
 from hpc_tumor.cluster.private import runs_of
 from hpc_tumor.cluster.profiles import LOCAL
 from hpc_tumor.cluster.script import VERIFIED_PYTHON, python_variables, sbatch_parameters
-from hpc_tumor.cluster.slurm import cancel_job, slurm_words
+from hpc_tumor.cluster.slurm import cancel_job, find_own_jobs, slurm_words
 from hpc_tumor.cluster.snapshot import snapshot_path, verified
 from hpc_tumor.cluster.tickets import Ticket, take_ticket
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.errors import ClusterError
 from hpc_tumor.run_dir import RunDir
+from hpc_tumor.signals import kept_from_children
 
 
 def start_here(run: RunDir, code: Path) -> str:
@@ -63,29 +64,42 @@ def start_on_slurm(
     said = io.StringIO()
     ids: list[str] = []
     calls = [TrainingJob(run.path) for run in runs]
+    with kept_from_children():
+        try:
+            with contextlib.redirect_stderr(said):  # submitit prints what sbatch said before it raises it
+                if len(runs) > 1:
+                    jobs = _executor(folder, profile, plan, name, at_once=at_once).submit_array(calls)
+                    return [str(job.job_id) for job in jobs]
+                for link in range(plan.links):
+                    after = ids[-1] if link else None
+                    ids.append(str(_executor(folder, profile, plan, name, after).submit(calls[0]).job_id))
+            return ids
+        except BaseException as error:
+            left = _take_back_all(ids, name)
+            if not isinstance(error, FailedJobError | FailedSubmissionError):
+                raise
+            words = slurm_words(str(error)) or slurm_words(said.getvalue())
+    way = remedy(words)
+    if _NOT_THERE.search(words):
+        raise ClusterError(f"SLURM cannot be reached for {profile.name}: {words.rstrip('.')}.")
+    raise ClusterError(
+        f"SLURM refused the job for {profile.name}: {words.rstrip('.')}{f': {way}' if way else ''}.{left}"
+    )
+
+
+def _take_back_all(ids: Sequence[str], name: str) -> str:
+    """End what SLURM took of a submission that failed, also where sbatch did not come to say so.
+
+    Gives a sentence on what may be left, "" where nothing is.
+    """
+    found = find_own_jobs(name)
+    taken = list(dict.fromkeys([*ids, *(found or ())]))
     try:
-        with contextlib.redirect_stderr(said):  # submitit prints what sbatch said before it raises it
-            if len(runs) > 1:
-                jobs = _executor(folder, profile, plan, name, at_once=at_once).submit_array(calls)
-                return [str(job.job_id) for job in jobs]
-            for link in range(plan.links):
-                after = ids[-1] if link else None
-                ids.append(str(_executor(folder, profile, plan, name, after).submit(calls[0]).job_id))
-    except (KeyboardInterrupt, OSError):
-        with contextlib.suppress(ClusterError):
-            take_back(ids, profile)
-        raise
-    except (FailedJobError, FailedSubmissionError) as error:
-        with contextlib.suppress(ClusterError):
-            take_back(ids, profile)
-        words = slurm_words(str(error)) or slurm_words(said.getvalue())
-        way = remedy(words)
-        if _NOT_THERE.search(words):
-            raise ClusterError(f"SLURM cannot be reached for {profile.name}: {words.rstrip('.')}.") from None
-        raise ClusterError(
-            f"SLURM refused the job for {profile.name}: {words.rstrip('.')}{f': {way}' if way else ''}."
-        ) from None
-    return ids
+        if taken:
+            cancel_job(*taken)
+    except ClusterError as error:
+        return f" Of it, {', '.join(taken)} may be left in the queue ({str(error).rstrip('.')}): scancel ends it."
+    return "" if found is not None else f" Whether it is queued all the same is not known: squeue --name={name} tells."
 
 
 def script_of(
@@ -111,7 +125,8 @@ def take_back(ids: Sequence[str], profile: ClusterProfile) -> None:
     """End what was just started."""
     for job_id in dict.fromkeys(job_id.partition("_")[0] for job_id in ids):
         if profile.name == LOCAL:
-            os.kill(int(job_id), signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(job_id), signal.SIGTERM)
         else:
             cancel_job(job_id)
 

@@ -117,6 +117,15 @@ def count_own_jobs() -> int | None:
         return None
 
 
+def find_own_jobs(name: str) -> list[str] | None:
+    """Numbers of this user's jobs of that name in the queue, one for an array; None where squeue does not answer."""
+    try:
+        text = run_slurm("squeue", "--noheader", f"--user={os.getuid()}", f"--name={name}", "--format=%F")
+    except ClusterError:
+        return None
+    return list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip().isdigit()))
+
+
 def cancel_job(*job_ids: str) -> None:
     """scancel, of all at once. ClusterError with SLURM's words where it refuses."""
     run_slurm("scancel", *job_ids)

@@ -12,7 +12,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -30,6 +30,7 @@ from hpc_tumor.config import ClusterProfile, Experiment
 from hpc_tumor.errors import ClusterError, HpcTumorError, UsageError
 from hpc_tumor.provenance import MASKED, collect_provenance, provenance_of, without_passwords, without_secrets
 from hpc_tumor.run_dir import RunDir, is_run, read_json, write_error
+from hpc_tumor.signals import held
 from hpc_tumor.validation import build
 
 UNNAMED = "DATE-TIME-{model}-ID"  # stands for the run's name where nothing is submitted
@@ -115,7 +116,8 @@ def submit_all(
     try:
         for group in grouped(settled, profile, most_tasks):
             share = max(1, at_once * len(group) // len(settled)) if at_once else 0
-            submitted.done += _submit_group(group, profile, runs, provenance, share)
+            with held() as interrupt_if_asked:
+                submitted.done += _submit_group(group, profile, runs, provenance, share, interrupt_if_asked)
     except HpcTumorError as error:
         submitted.refused = error
     except OSError as error:
@@ -191,12 +193,12 @@ def resume_run(run: RunDir, gpus: int | None = None) -> Submission:
     """
     profile, plan = _own(run)
     _checked(run.path.parent, profile)
-    with _claimed(run), _restored(run):
+    with held() as interrupt_if_asked, _claimed(run), _restored(run):
         _refuse_what_goes_on([run])
         if gpus is not None and gpus != plan.gpus:
             plan = _with_gpus(plan, profile, gpus)
             run.set_gpus(gpus)
-        return _launch([_Start.again(run)], profile, plan)[0]
+        return _launch([_Start.again(run)], profile, plan, interrupt_if_asked)[0]
 
 
 def resume_all(runs: Sequence[RunDir]) -> dict[str, HpcTumorError]:
@@ -288,8 +290,9 @@ def _with_gpus(plan: Plan, profile: ClusterProfile, gpus: int) -> Plan:
 
 
 def _submit_group(
-    group: Sequence[Wanted], profile: ClusterProfile, runs: Path, provenance: dict[str, Any], at_once: int
-) -> list[Submission]:
+    group: Sequence[Wanted], profile: ClusterProfile, runs: Path, provenance: dict[str, Any], at_once: int,
+    interrupt_if_asked: Callable[[], None],
+) -> list[Submission]:  # fmt: skip
     made: list[RunDir] = []
     old = [item.run for item in group if item.run is not None]
     try:
@@ -305,7 +308,7 @@ def _submit_group(
                     continue
                 made.append(run := RunDir.create(runs, item.experiment))
                 starts.append(_Start(run))
-            return _launch(starts, profile, group[0].plan, at_once, provenance)
+            return _launch(starts, profile, group[0].plan, interrupt_if_asked, at_once, provenance)
     except BaseException:
         for run in made:
             shutil.rmtree(run.path, ignore_errors=True)
@@ -328,10 +331,13 @@ def _restored(run: RunDir) -> Iterator[None]:
 
 
 def _launch(
-    starts: Sequence[_Start], profile: ClusterProfile, plan: Plan, at_once: int = 0,
-    provenance: dict[str, Any] | None = None,
+    starts: Sequence[_Start], profile: ClusterProfile, plan: Plan, interrupt_if_asked: Callable[[], None],
+    at_once: int = 0, provenance: dict[str, Any] | None = None,
 ) -> list[Submission]:  # fmt: skip
-    """Submit one job for one run, or an array for several. `provenance` is for those that are new."""
+    """Submit one job for one run, or an array for several. `provenance` is for those that are new.
+
+    Signals are held meanwhile: once SLURM has been asked, each job is written down, or taken back.
+    """
     runs = [start.run for start in starts]
     code = take_snapshot(runs[0].path.parent)
     folder, name = _job_folder(runs)
@@ -344,6 +350,7 @@ def _launch(
                 more = provenance_of(run.experiment().data.store, code=code.name, plan=plan.as_dict(), script=script)
                 atomic.write_json(run.provenance, {**provenance, **more})
         jobs = _write_jobs(starts, profile, plan, folder, name)
+        interrupt_if_asked()
         with clean_environment(plan):
             if profile.name == LOCAL:
                 ids = [start_here(runs[0], code)]
@@ -357,8 +364,13 @@ def _launch(
         for run, job, job_id in zip(runs, jobs, ids, strict=False):
             atomic.write_json(run.job, {**job, "job_id": job_id, "chain": ids[len(runs) :]})
             run.add_event("submitted", cluster=profile.name, job_id=job_id, gpus=plan.gpus, nodes=plan.nodes)
-    except BaseException:
-        take_back(ids, profile)
+    except BaseException as error:
+        try:
+            take_back(ids, profile)
+        except ClusterError as left:
+            raise ClusterError(
+                f"job {ids[0]} could neither be written down ({error}) nor taken back ({left}): scancel ends it."
+            ) from error
         raise
     return [Submission(run, profile.name, job_id, plan) for run, job_id in zip(runs, ids, strict=False)]
 

@@ -6,15 +6,13 @@ import os
 import secrets
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from hpc_tumor import atomic
@@ -30,6 +28,7 @@ from hpc_tumor.doctor.filesystems import existing
 from hpc_tumor.doctor.node_task import QUESTION, TOKEN, answer_path, meeting_path
 from hpc_tumor.errors import ClusterError, UsageError
 from hpc_tumor.run_dir import read_json
+from hpc_tumor.signals import held, interrupting, kept_from_children
 
 MINUTES = 5  # that the job may take; it needs about one
 PATIENCE = 300.0  # seconds in the queue
@@ -107,14 +106,15 @@ def try_on_node(profile: ClusterProfile, plan: Plan, runs: Path, store: Path | N
     _remove_leftovers(above)
     folder = make_private(above / f".doctor-{os.getuid()}-{secrets.token_hex(4)}")
     job_id = ""
-    with _signals_interrupt():
+    with interrupting():
         try:
             token = secrets.token_hex(16)
             (folder / TOKEN).write_text(token, encoding="utf-8")
             question = {"store": str(store.absolute()) if store else None,
                         "master_suffix": profile.environment.master_suffix}  # fmt: skip
             atomic.write_json(folder / QUESTION, question)
-            job_id = _submit(profile, plan, folder)
+            with held(), kept_from_children():
+                job_id = _submit(profile, plan, folder)
             outcome = _wait(Outcome(job_id, plan, token, folder, {}, {}), say)
             if outcome.answers:
                 _ended(job_id, _END_SECONDS)  # by itself, so that it counts as completed
@@ -249,18 +249,3 @@ def _remove_leftovers(above: Path) -> None:
         with suppress(OSError):
             if time.time() - folder.stat().st_mtime > _LEFTOVER_SECONDS and folder.stat().st_uid == os.getuid():
                 shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _signals_interrupt() -> Iterator[None]:
-    """A closed terminal or a kill ends the waiting as Ctrl-C does, so that the job is taken back."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

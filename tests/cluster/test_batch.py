@@ -292,8 +292,10 @@ def test_a_number_that_never_came_is_this_jobs(job: Job, monkeypatch: pytest.Mon
     atomic.write_json(job.run.job, {**values, "job_id": None})
     monkeypatch.setattr(batch, "_NUMBER_SECONDS", 0.0)
     assert job.before() == 0
+    assert (read_json(job.run.job) or {})["job_id"] == "42"  # so that it can be cancelled
     atomic.write_json(job.run.job, {**values, "job_id": None, "folder": ".submissions-0/of another array"})
     assert job.before() == 0
+    assert (read_json(job.run.job) or {})["job_id"] is None
 
 
 def test_the_next_job_of_a_chain_makes_itself_the_runs(chained: Job) -> None:

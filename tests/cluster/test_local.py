@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from launching import STAND_IN, events, small_experiment, wait_for
@@ -22,7 +23,7 @@ from hpc_tumor.cluster.queue import cancel, read_states
 from hpc_tumor.cluster.snapshot import snapshot_path
 from hpc_tumor.cluster.submit import resume_run, submit_experiment
 from hpc_tumor.errors import UsageError
-from hpc_tumor.run_dir import RunDir, read_json
+from hpc_tumor.run_dir import RunDir, find_runs, read_json
 
 Submit = Callable[..., RunDir]
 
@@ -187,6 +188,28 @@ def test_survives_logout(submit: Submit) -> None:
     assert {os.getsid(process) for process in ranks} == {job_id}
     cancel(read_states([run])[0])
     wait_for(lambda: ended(run))
+
+
+def test_a_submission_that_is_ended_leaves_no_process_without_its_run(
+    submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    popen = subprocess.Popen
+
+    def interrupted(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        process = popen(*arguments, **options)
+        if "submitit.local._local" in arguments[0]:
+            os.kill(os.getpid(), signal.SIGINT)
+        return process
+
+    first = submit("finish")
+    monkeypatch.setattr(subprocess, "Popen", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        submit("finish")
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    (run,) = [run for run in find_runs(first.path.parent) if run.name != first.name]
+    assert int((read_json(run.job) or {})["job_id"]) > 0
+    wait_for(lambda: ended(run))
+    assert state_of(run) == "finished"
 
 
 def test_gpus_are_left_as_they_were(submit: Submit, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 from launching import STAND_IN, events, small_experiment, wait_for
 
+import hpc_tumor
 from hpc_tumor.cluster.logs import log_text
 from hpc_tumor.cluster.plan import make_plan
 from hpc_tumor.cluster.profiles import find_profile
@@ -20,7 +23,7 @@ from hpc_tumor.cluster.submit import Wanted, job_script, submit_all, submit_expe
 from hpc_tumor.data.prepare import prepare_dataset
 from hpc_tumor.data.sources import detect_reader
 from hpc_tumor.errors import ClusterError
-from hpc_tumor.run_dir import RunDir, read_json
+from hpc_tumor.run_dir import RunDir, find_runs, read_json
 from hpc_tumor.settings import shipped
 
 pytestmark = pytest.mark.slow
@@ -144,6 +147,38 @@ def test_a_task_of_an_array_is_requeued_alone(submit: Submit, tmp_path: Path, mo
         assert state_of(first).state == "running"
     finally:
         command("scancel", "--full", done[0].job_id.partition("_")[0])
+
+
+def test_a_job_is_known_by_its_run_though_its_submission_was_interrupted(
+    on_slurm: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By Ctrl-C, which a terminal sends to sbatch, too."""
+    sbatch = tmp_path / "bin" / "sbatch"
+    sbatch.parent.mkdir()
+    sbatch.write_text(f'#!/bin/sh\nkill -INT 0\nexec {shutil.which("sbatch")} "$@"\n')
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{sbatch.parent}:{os.environ['PATH']}")
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from pathlib import Path; from launching import small_experiment\n"
+        "from hpc_tumor.cluster.plan import make_plan; from hpc_tumor.cluster.profiles import find_profile\n"
+        "from hpc_tumor.cluster.submit import submit_experiment\n"
+        "profile = find_profile('local-test')\n"
+        "plan = make_plan(profile, 1, memory_gb=1, options={'hold': True})\n"
+        "submit_experiment(small_experiment(), profile, plan, Path('runs'))\n"
+    )
+    folders = str(Path(__file__).parent), str(Path(hpc_tumor.__file__).parent.parent)
+    monkeypatch.setenv("PYTHONPATH", folders[1])
+    done = subprocess.run(
+        [sys.executable, "-c", code, folders[0]], cwd=tmp_path, capture_output=True, text=True, check=False,
+        timeout=60, start_new_session=True,
+    )  # fmt: skip
+    assert "KeyboardInterrupt" in done.stderr
+    (run,) = find_runs(tmp_path / "runs")
+    state = state_of(run)
+    assert (state.state, events(run)) == ("queued", ["submitted"])
+    cancel(state)
+    wait_for(lambda: ended(run), seconds=60)
 
 
 def test_a_module_that_is_not_there_is_explained(on_slurm: None, tmp_path: Path) -> None:
