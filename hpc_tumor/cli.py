@@ -410,7 +410,7 @@ def submit(
     chosen = chosen or planning.choose_profile(cluster)
     planned = planning.plan(experiments, chosen, at_once, **options)
     if dry_run:
-        launch.show_scripts(planned, chosen, _folder(runs), at_once or 0)
+        launch.show_scripts(planned, chosen, _folder(runs), again=again, at_once=at_once or 0)
     else:
         launch.submit(planned, chosen, _folder(runs), wait=wait, again=again, at_once=at_once or 0)
 

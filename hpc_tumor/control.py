@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
+from hpc_tumor.cluster.existing import is_own
 from hpc_tumor.cluster.logs import follow
 from hpc_tumor.cluster.profiles import LOCAL
 from hpc_tumor.cluster.queue import RunState, cancel, read_states
@@ -86,21 +87,36 @@ def resume_runs(runs: Sequence[RunDir], yes: bool, gpus: int | None = None, want
     from hpc_tumor.cluster.submit import resume_all, resume_run
 
     states = choose(read_states(runs), wanted)
-    chosen = [
-        state.run for state in states if len(runs) == 1 or (state.state not in (*OPEN, "finished") and not state.ending)
-    ]
+    ended = {state.name for state in states if state.state not in (*OPEN, "finished") and not state.ending}
+    chosen = [state.run for state in states if len(runs) == 1 or state.name in ended]
     if not _agreed("resume", chosen, yes):
         return
+    # What is known to fail is not left to wait in the queue before it does; of others, and of those that go on, what
+    # refuses them below says more.
+    errors = _unusable([run for run in chosen if run.name in ended and is_own(run)])
+    usable = [run for run in chosen if run.name not in errors]
     if len(chosen) == 1 or gpus is not None:
-        errors: dict[str, HpcTumorError] = {}
-        for run in chosen:
+        for run in usable:
             try:
                 resume_run(run, gpus)
             except HpcTumorError as error:
                 errors[run.name] = error
-    else:
-        errors = resume_all(chosen)
+    elif usable:
+        errors |= resume_all(usable)
     _show_done("resumed", [run.name for run in chosen], errors)
+
+
+def _unusable(runs: Sequence[RunDir]) -> dict[str, HpcTumorError]:
+    """Errors, by the names of the runs, of those that could not train as they are: their settings, store or split."""
+    from hpc_tumor.request import Stores, check_experiment
+
+    stores, errors = Stores(), dict[str, HpcTumorError]()
+    for run in runs:
+        try:
+            check_experiment(run.experiment(), stores)
+        except HpcTumorError as error:
+            errors[run.name] = error
+    return errors
 
 
 def print_logs(

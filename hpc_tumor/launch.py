@@ -16,13 +16,23 @@ from hpc_tumor.cluster.job import record_failure
 from hpc_tumor.cluster.profiles import LOCAL
 from hpc_tumor.cluster.queue import RunState, read_states
 from hpc_tumor.cluster.slurm import count_own_jobs
-from hpc_tumor.cluster.submit import Wanted, array_script, grouped, job_script, submit_all, submitted_as, submitting
+from hpc_tumor.cluster.submit import (
+    Wanted,
+    array_script,
+    check_runs,
+    grouped,
+    job_script,
+    submit_all,
+    submitted_as,
+    submitting,
+)  # fmt: skip
 from hpc_tumor.config import ClusterProfile, Experiment
 from hpc_tumor.console import counted, out
 from hpc_tumor.control import refuse_failures, show_states, watch_runs
 from hpc_tumor.errors import ClusterError, HpcTumorError, PartialFailure, UsageError
 from hpc_tumor.planning import Planned, fit
 from hpc_tumor.provenance import collect_provenance, provenance_of
+from hpc_tumor.request import Stores, check_experiment
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.runs_view import OPEN
 from hpc_tumor.signals import interrupting
@@ -31,13 +41,20 @@ from hpc_tumor.views import submissions_table
 MOST_NAMED = 7  # runs of an array, in its plan
 
 
-def show_scripts(planned: Planned, profile: ClusterProfile, runs: Path, at_once: int = 0) -> None:
-    """Plan and script of each job, an array for runs of one plan; nothing is submitted."""
-    groups = grouped(planned.wanted, profile, planned.most_tasks)
+def show_scripts(
+    planned: Planned, profile: ClusterProfile, runs: Path, *, again: bool = False, at_once: int = 0
+) -> None:
+    """Plan and script of each job, an array for runs of one plan; nothing is submitted, and nothing written.
+
+    Refuses what `submit` refuses, but for a machine without SLURM.
+    """
+    check_runs(runs, profile)
+    wanted = _to_submit(planned, profile, runs, again)
+    groups = grouped(wanted, profile, planned.most_tasks)
     shown = [
         {"runs": [{"model": item.experiment.model.name, "seed": item.experiment.seed} for item in group],
          "plan": group[0].plan.as_dict(),
-         "script": job_script(group[0].experiment, profile, group[0].plan, runs) if len(group) == 1
+         "script": _single(group[0], profile, runs) if len(group) == 1
          else array_script(len(group), profile, group[0].plan, runs, at_once)}
         for group in groups
     ]  # fmt: skip
@@ -51,7 +68,11 @@ def show_scripts(planned: Planned, profile: ClusterProfile, runs: Path, at_once:
             out.text(str(item["script"]).rstrip())
 
     out.result(shown, show=show)
-    out.note(f"Nothing was submitted: dry run of {counted(len(planned.wanted), 'run')}.")
+    out.note(f"Nothing was submitted: dry run of {counted(len(wanted), 'run')}.")
+
+
+def _single(item: Wanted, profile: ClusterProfile, runs: Path) -> str:
+    return job_script(item.experiment, profile, item.plan, runs, item.run.name if item.run is not None else None)
 
 
 @interrupting()
@@ -69,18 +90,12 @@ def submit(
         PartialFailure: some were submitted before one was refused; or, having waited, some failed.
         TrainingError: having waited, all failed.
     """
+    check_runs(runs, profile)
     with submitting(runs):
-        wanted = planned.wanted if again else _missing(planned.wanted, runs)
+        wanted = _to_submit(planned, profile, runs, again)
         if not wanted:
             out.result([], show=lambda: None)
-            out.note("nothing is missing: hpc-tumor status shows the runs")
             return
-        wanted, later = _that_fit(wanted, profile)
-        if later:
-            out.note(
-                f"{counted(later, 'run')} not submitted, for {profile.name} lets one user queue"
-                f" {profile.limits.queued_jobs} jobs: the same command submits what is missing, once there is room"
-            )
         try:
             submitted = submit_all(wanted, profile, runs, at_once=at_once, most_tasks=planned.most_tasks)
         except KeyboardInterrupt:
@@ -103,6 +118,26 @@ def submit(
     if refused is not None:
         raise PartialFailure(f"{len(done)} of {len(wanted)} runs were submitted, then: {refused}") from refused
     _show_next(done[0].run.name if len(done) == 1 else None, runs)
+
+
+def _to_submit(planned: Planned, profile: ClusterProfile, runs: Path, again: bool) -> list[Wanted]:
+    """Those of the runs that are to be submitted now: they are not there yet, and there is room for them.
+
+    Raises:
+        UsageError: the one run that is asked for is there already.
+        ClusterError: this user may have no more in the queue.
+    """
+    wanted = planned.wanted if again else _missing(planned.wanted, runs)
+    if not wanted:
+        out.note("nothing is missing: hpc-tumor status shows the runs")
+        return []
+    wanted, later = _that_fit(wanted, profile)
+    if later:
+        out.note(
+            f"{counted(later, 'run')} not submitted, for {profile.name} lets one user queue"
+            f" {profile.limits.queued_jobs} jobs: the same command submits what is missing, once there is room"
+        )
+    return wanted
 
 
 def _missing(wanted: Sequence[Wanted], runs: Path) -> list[Wanted]:
@@ -162,7 +197,8 @@ def rerun(runs: Sequence[RunDir], yes: bool) -> None:
     """Train the runs again from the beginning, with the same settings and requests, as new runs beside them.
 
     Raises:
-        UsageError: a run was never submitted.
+        UsageError: a run was never submitted, or its settings cannot be read.
+        DataError: its store is gone, or fits it no more.
         ClusterError: SLURM is not there, or refuses.
     """
     if len(runs) > 1 and not yes and not out.confirm(f"train {len(runs)} runs again from the beginning?"):
@@ -173,11 +209,13 @@ def rerun(runs: Sequence[RunDir], yes: bool) -> None:
         raise UsageError(f"{going[0].name} is {going[0].state}: it can be trained again once it has ended.")
     if going:
         out.note(f"{counted(len(going), 'run')} still going on: left out")
+    stores = Stores()
     by_profile: dict[str, tuple[ClusterProfile, list[Wanted]]] = {}
     for run in runs:
         if run.path in {state.run.path for state in going}:
             continue
         profile, plan = submitted_as(run)
+        check_experiment(run.experiment(), stores)
         key = profile.model_dump_json()
         by_profile.setdefault(key, (profile, []))[1].append(Wanted(run.experiment(), plan))
     for profile, wanted in by_profile.values():

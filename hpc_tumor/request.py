@@ -96,13 +96,13 @@ def make_experiments(request: Request) -> list[Experiment]:
         raise UsageError(f"--gpus {request.gpus}: a run has at least 1, and where there is no GPU, 1 CPU process.")
     job = read_job_file(Path(request.job)) if request.job else None
     combinations = list(_combinations(request, job))
-    opened = _Stores()
+    opened = Stores()
     stores = _by_task(request.stores, opened)
     where = str(job.path) if job else "job file"
     experiments: dict[str, Experiment] = {}
     for flags, variant in combinations:
         experiment = resolve(_with_store(flags, variant, stores), variant, where, request.flag)
-        _check(experiment, opened)
+        check_experiment(experiment, opened)
         experiments[experiment.model_dump_json()] = experiment  # a variable may have made two of them equal
     return list(experiments.values())
 
@@ -121,7 +121,7 @@ def _combinations(request: Request, job: JobFile | None) -> Iterator[tuple[dict[
             yield flags, variant
 
 
-class _Stores(dict[Path, "Store"]):
+class Stores(dict[Path, "Store"]):
     """The stores, each opened once, and which splits of them were tried."""
 
     def __init__(self) -> None:
@@ -136,7 +136,7 @@ class _Stores(dict[Path, "Store"]):
         return store
 
 
-def _by_task(paths: list[Path], opened: _Stores) -> dict[str, Path]:
+def _by_task(paths: list[Path], opened: Stores) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in paths:
         task = opened[path].task
@@ -160,8 +160,11 @@ def _with_store(flags: dict[str, Any], job: dict[str, Any], stores: dict[str, Pa
     return merge(flags, {"data": {"store": str(stores[task])}})
 
 
-def _check(experiment: Experiment, opened: _Stores) -> None:
-    """Refuse what the settings alone cannot see."""
+def check_experiment(experiment: Experiment, opened: Stores) -> None:
+    """Refuse what the settings alone cannot see: a store that is not there, or does not fit them; a split as well.
+
+    Raises UsageError or DataError.
+    """
     name, path = experiment.model.name, experiment.data.store
     store = opened[path]
     if store.task != experiment.task:
@@ -198,7 +201,7 @@ def _sides(experiment: Experiment, store: Store) -> set[int]:
     return {CLASSIFICATION_SIZE} if experiment.task == "classification" else set(store.slice_shape)
 
 
-def _check_split(experiment: Experiment, store: Store, opened: _Stores) -> None:
+def _check_split(experiment: Experiment, store: Store, opened: Stores) -> None:
     """Refuse a store that has too little for the split, as training would."""
     from hpc_tumor.data.splits import split_of
 

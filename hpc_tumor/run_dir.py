@@ -282,6 +282,18 @@ def folder_to_write(folder: Path, what: str) -> Iterator[None]:
         raise write_error(error, folder, what) from error
 
 
+def check_writable(folder: Path, what: str) -> None:
+    """Raise the error that `folder_to_write` would, as far as that can be known without writing."""
+    try:
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+    except OSError as error:
+        raise write_error(error, folder, what) from error
+    if not existing.is_dir():
+        raise write_error(NotADirectoryError(errno.ENOTDIR, ""), folder, what)
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise write_error(PermissionError(errno.EACCES, ""), folder, what)
+
+
 def write_error(error: OSError, folder: Path, what: str) -> HpcTumorError:
     """The error for `what` that could not be written into `folder`, with the reason in plain words."""
     if atomic.is_disk_full(error):

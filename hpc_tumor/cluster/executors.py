@@ -68,7 +68,8 @@ def start_on_slurm(
         try:
             with contextlib.redirect_stderr(said):  # submitit prints what sbatch said before it raises it
                 if len(runs) > 1:
-                    jobs = _executor(folder, profile, plan, name, at_once=at_once).submit_array(calls)
+                    executor = _executor(folder, profile, plan, name, at_once=at_once, tasks=len(runs))
+                    jobs = executor.submit_array(calls)
                     return [str(job.job_id) for job in jobs]
                 for link in range(plan.links):
                     after = ids[-1] if link else None
@@ -108,7 +109,7 @@ def script_of(
     """The text of the job's script. Nothing is written, and no SLURM is needed."""
     parent = runs[0].path.parent
     if profile.name != LOCAL:
-        return _executor(folder, profile, plan, name, at_once=at_once).script(len(runs))
+        return _executor(folder, profile, plan, name, at_once=at_once, tasks=len(runs)).script(len(runs))
     command = [sys.executable, "-u", "-m", "hpc_tumor.cluster.job", str(runs[0].path)]
     assigned = " ".join(f"{name}={value}" for name, value in rank_variables(0, plan.gpus, 29_500).items())
     ranks = f"ranks 0 to {plan.gpus - 1}, started together" if plan.gpus > 1 else "one process"
@@ -177,12 +178,13 @@ class _DetachedExecutor(LocalExecutor):
 
 
 def _executor(
-    folder: Path, profile: ClusterProfile, plan: Plan, name: str, after: str | None = None, at_once: int = 0
-) -> _ScriptExecutor:
+    folder: Path, profile: ClusterProfile, plan: Plan, name: str, after: str | None = None, at_once: int = 0,
+    tasks: int = 1,
+) -> _ScriptExecutor:  # fmt: skip
     """submitit's executor, set up for this job: it makes the script, for --dry-run and for the submission."""
     code = snapshot_path(runs_of(folder))
     executor = _ScriptExecutor(folder=folder, python=VERIFIED_PYTHON)
-    executor.update_parameters(**sbatch_parameters(name, profile, plan, folder, code, after, at_once))
+    executor.update_parameters(**sbatch_parameters(name, profile, plan, folder, code, after, at_once, tasks))
     return executor
 
 

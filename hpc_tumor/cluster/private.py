@@ -34,11 +34,19 @@ def make_private(folder: Path) -> Path:
     try:
         folder.mkdir(mode=0o700)
     except FileExistsError:
-        found = folder.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-            raise UsageError(
-                f"{folder} is not a folder of yours, and what it holds would run in your jobs: remove it, or name"
-                " another folder with --runs."
-            ) from None
+        check_private(folder)
     folder.chmod(0o700)
     return folder
+
+
+def check_private(folder: Path) -> None:
+    """Raise UsageError where `folder` is there and belongs to somebody else, or is a link."""
+    try:
+        found = folder.lstat()
+    except FileNotFoundError:
+        return
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise UsageError(
+            f"{folder} is not a folder of yours, and what it holds would run in your jobs: remove it, or name"
+            " another folder with --runs."
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import hpc_tumor
 from hpc_tumor.cluster.plan import Plan
 from hpc_tumor.cluster.snapshot import CHECK
 from hpc_tumor.config import ClusterProfile
+from hpc_tumor.errors import UsageError
 
 # A folder that is shared can be moved by others: the pickle is used only where this user made it, and so is the code.
 _OWNED = '[ -O "$hpc_tumor_job" ] || { echo "error: $hpc_tumor_job is not yours, or gone: it is not run" >&2; exit 1; }'
@@ -20,8 +22,9 @@ VERIFIED_PYTHON = f'{shlex.quote(sys.executable)} -I -S -c "$hpc_tumor_check" "$
 
 
 def sbatch_parameters(
-    name: str, profile: ClusterProfile, plan: Plan, folder: Path, code: Path, after: str | None = None, at_once: int = 0
-) -> dict[str, Any]:
+    name: str, profile: ClusterProfile, plan: Plan, folder: Path, code: Path, after: str | None = None,
+    at_once: int = 0, tasks: int = 1,
+) -> dict[str, Any]:  # fmt: skip
     """What submitit is to ask SLURM for, for a job of that name.
 
     Args:
@@ -29,6 +32,7 @@ def sbatch_parameters(
         code: the snapshot of the package that it runs from.
         after: job that must have ended before.
         at_once: tasks of an array that may run at the same time; 0: as many as SLURM lets.
+        tasks: of the array.
     """
     gpus = f"{profile.slurm.gpu_type}:{plan.gpus_per_node}" if profile.slurm.gpu_type else str(plan.gpus_per_node)
     request = profile.slurm.gpu_request if plan.gpus_per_node else "none"
@@ -36,6 +40,11 @@ def sbatch_parameters(
     extra = {key.replace("-", "_"): value for key, value in given.items() if value is not False}
     if reservation := plan.reservation or profile.slurm.reservation:
         extra["reservation"] = reservation
+    srun_args = [f"--cpus-per-task={plan.cpus_per_task}", "--kill-on-bad-exit=1", "--wait=60"]
+    if "%" in str(folder):  # submitit would give it as it is
+        logs = f"{log_folder(folder)}/{'%A_%a' if tasks > 1 else '%j'}"
+        extra["output"] = f"{logs}_0_log.out"
+        srun_args.append(f"--output={logs}_%t_log.out")
     extra["requeue" if profile.slurm.requeue else "no_requeue"] = True
     return {
         "job_name": name,
@@ -63,8 +72,22 @@ def sbatch_parameters(
         "teardown": [f"{_batch('after')} $?"],
         "additional_parameters": extra,
         # A step does not inherit --cpus-per-task (SLURM 22.05); one lost rank ends the others, which would wait for it.
-        "srun_args": [f"--cpus-per-task={plan.cpus_per_task}", "--kill-on-bad-exit=1", "--wait=60"],
+        "srun_args": srun_args,
     }
+
+
+def log_folder(folder: Path) -> str:
+    """Return `folder` as names of logs hold it for SLURM, with each % doubled.
+
+    Raises UsageError for a path that cannot be said so: SLURM has no escape for a backslash and a line end, and
+    submitit puts numbers in the place of %j, %t, %A and %a.
+    """
+    if re.search(r"[\n\\]|%[jtAa]", str(folder)):
+        raise UsageError(
+            f"{str(folder)!r}: a backslash, a line end, %j, %t, %A and %a mean something else to SLURM there."
+            " Choose another --runs."
+        )
+    return str(folder).replace("%", "%%")
 
 
 def setup_lines(profile: ClusterProfile, code: Path | None = None) -> list[str]:

@@ -22,14 +22,15 @@ from hpc_tumor import atomic
 from hpc_tumor.cluster.executors import clean_environment, script_of, start_here, start_on_slurm, take_back
 from hpc_tumor.cluster.existing import absolute, is_own, with_absolute_store
 from hpc_tumor.cluster.plan import Plan, make_plan, read_plan
-from hpc_tumor.cluster.private import code_folder, make_private, submissions_folder
+from hpc_tumor.cluster.private import check_private, code_folder, make_private, submissions_folder
 from hpc_tumor.cluster.profiles import LOCAL
 from hpc_tumor.cluster.queue import read_states
+from hpc_tumor.cluster.script import log_folder
 from hpc_tumor.cluster.snapshot import snapshot_path, take_snapshot
 from hpc_tumor.config import ClusterProfile, Experiment
 from hpc_tumor.errors import ClusterError, HpcTumorError, UsageError
 from hpc_tumor.provenance import MASKED, collect_provenance, provenance_of, without_passwords, without_secrets
-from hpc_tumor.run_dir import RunDir, is_run, read_json, write_error
+from hpc_tumor.run_dir import RunDir, check_writable, is_run, read_json, write_error
 from hpc_tumor.signals import held
 from hpc_tumor.validation import build
 
@@ -109,7 +110,8 @@ def submit_all(
         UsageError: the runs directory cannot be used, or the plan is not that of its experiment.
         ClusterError: there is no SLURM here.
     """
-    runs = _checked(runs, profile)
+    runs = check_runs(runs, profile)
+    _refuse_without_sbatch(profile)
     settled = [replace(item, experiment=_settled(item.experiment, item.plan)) for item in wanted]
     first = not runs.exists()
     submitted, provenance = Submitted(), collect_provenance()
@@ -192,7 +194,8 @@ def resume_run(run: RunDir, gpus: int | None = None) -> Submission:
         ClusterError: SLURM is not there, or refuses; the run is left as it was.
     """
     profile, plan = _own(run)
-    _checked(run.path.parent, profile)
+    check_runs(run.path.parent, profile)
+    _refuse_without_sbatch(profile)
     with held() as interrupt_if_asked, _claimed(run), _restored(run):
         _refuse_what_goes_on([run])
         if gpus is not None and gpus != plan.gpus:
@@ -420,19 +423,26 @@ def _settled(experiment: Experiment, plan: Plan) -> Experiment:
     return with_absolute_store(experiment)
 
 
-def _checked(runs: Path, profile: ClusterProfile) -> Path:
-    """`runs` as an absolute path that SLURM can write its logs to; and SLURM itself is there, where it is needed."""
+def check_runs(runs: Path, profile: ClusterProfile) -> Path:
+    """Return `runs` as an absolute path that runs can be submitted to: all that is known of it without writing.
+
+    Raises UsageError where SLURM cannot write its logs there, or this user not at all.
+    """
     runs = absolute(runs)
-    if profile.name == LOCAL:
-        return runs
-    if any(sign in str(runs) for sign in "%\n\\"):
-        raise UsageError(f"{str(runs)!r}: %, \\ and line ends mean something else to SLURM. Choose another --runs.")
-    if shutil.which("sbatch") is None:
+    if profile.name != LOCAL:
+        log_folder(runs)
+    check_writable(runs, "a run")
+    for folder in (code_folder(runs), submissions_folder(runs)):
+        check_private(folder)
+    return runs
+
+
+def _refuse_without_sbatch(profile: ClusterProfile) -> None:
+    if profile.name != LOCAL and shutil.which("sbatch") is None:
         raise ClusterError(
             f"no sbatch on this machine, which the cluster profile {profile.name} needs: log in to the cluster,"
             " or use --cluster local."
         )
-    return runs
 
 
 def _remove_empty(runs: Path) -> None:

@@ -21,12 +21,12 @@ from hpc_tumor.cluster.facts import Facts
 from hpc_tumor.cluster.fit import fit_to_cluster
 from hpc_tumor.cluster.plan import Plan, make_plan
 from hpc_tumor.cluster.private import make_private
-from hpc_tumor.cluster.script import sbatch_parameters, setup_lines
+from hpc_tumor.cluster.script import log_folder, sbatch_parameters, setup_lines
 from hpc_tumor.cluster.snapshot import take_snapshot, verified
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.doctor.filesystems import existing
 from hpc_tumor.doctor.node_task import QUESTION, TOKEN, answer_path, meeting_path
-from hpc_tumor.errors import ClusterError, UsageError
+from hpc_tumor.errors import ClusterError
 from hpc_tumor.run_dir import read_json
 from hpc_tumor.signals import held, interrupting, kept_from_children
 
@@ -142,12 +142,11 @@ def job_script(profile: ClusterProfile, plan: Plan, folder: Path, code: Path) ->
 def _submit(profile: ClusterProfile, plan: Plan, folder: Path) -> str:
     from hpc_tumor.cluster.executors import clean_environment
 
-    if any(sign in str(folder) for sign in "%\n\\"):
-        raise UsageError(f"{str(folder.parent)!r}: %, \\ and line ends mean something else to SLURM: another --runs.")
+    said = f"{log_folder(folder)}/said.out"
     code = take_snapshot(folder)
     asked = sbatch_parameters("hpc-tumor-doctor", profile, plan, folder, code)
     options = {name: asked[name] for name in _OPTIONS} | asked["additional_parameters"]
-    options |= {"output": folder / "said.out", "open_mode": "append", "no_requeue": True}
+    options |= {"output": said, "open_mode": "append", "no_requeue": True}
     options.pop("requeue", None)
     given = {name.replace("_", "-"): value for name, value in options.items() if value is not None}
     flags = [f"--{name}" if value is True else f"--{name}={value}" for name, value in given.items()]

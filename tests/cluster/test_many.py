@@ -25,7 +25,9 @@ from hpc_tumor.cluster.private import code_folder, make_private
 from hpc_tumor.cluster.queue import read_states
 from hpc_tumor.cluster.submit import Wanted, array_script, grouped, resume_run, submit_all
 from hpc_tumor.config import ClusterProfile
-from hpc_tumor.errors import ClusterError, PartialFailure, UsageError
+from hpc_tumor.data.phantom import make_phantom
+from hpc_tumor.data.prepare import READERS, prepare_dataset
+from hpc_tumor.errors import ClusterError, DataError, HpcTumorError, PartialFailure, UsageError
 from hpc_tumor.planning import Planned
 from hpc_tumor.run_dir import RunDir, find_runs, read_json
 
@@ -43,6 +45,15 @@ def sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tools / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
     return tools / "sbatch"
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The store of the small experiments, in the working directory."""
+    make_phantom(tmp_path / "raw", "brats", 3, seed=1, shape=(32, 32, 12))
+    prepare_dataset(READERS["brats"](), tmp_path / "raw", tmp_path / "brats.zarr", workers=1)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "brats.zarr"
 
 
 def wanted(seeds: range, profile: ClusterProfile, gpus: int = 1) -> list[Wanted]:
@@ -194,7 +205,7 @@ def test_a_run_without_a_job_can_be_asked_for_again(tmp_path: Path, sbatch: Path
     assert (read_json(first.job) or {})["job_id"] == "1_0"
 
 
-def test_many_are_resumed_as_one_array_and_cancelled_with_one_call(tmp_path: Path, sbatch: Path) -> None:
+def test_many_are_resumed_as_one_array_and_cancelled_with_one_call(tmp_path: Path, sbatch: Path, store: Path) -> None:
     profile, runs = profile_with(), tmp_path / "runs"
     submit_all(wanted(range(3), profile), profile, runs)
     found = find_runs(runs)
@@ -232,7 +243,71 @@ def test_only_as_many_as_the_queue_takes(tmp_path: Path, sbatch: Path, capsys: p
         launch.submit(Planned(wanted(range(7, 9), profile)), profile, runs)
 
 
-def test_rerun_is_new_runs_as_the_old_ones_were_asked_for(tmp_path: Path, sbatch: Path) -> None:
+def test_what_is_known_to_fail_is_not_resumed(
+    tmp_path: Path, sbatch: Path, store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    profile, runs = profile_with(), tmp_path / "runs"
+    submit_all(wanted(range(3), profile), profile, runs)
+    first, *rest = find_runs(runs)
+    settings = json.loads(first.config.read_text())
+    first.config.write_text(json.dumps({**settings, "recipe": {**settings["recipe"], "epochs": 0}}))
+    before = [run.job.read_bytes() for run in (first, *rest)]
+    with pytest.raises(UsageError, match=r"config\.json: recipe\.epochs = 0"):
+        control.resume_runs([first], yes=True)
+    with pytest.raises(PartialFailure, match=r"1 of 3 runs could not be resumed.*recipe\.epochs = 0"):
+        control.resume_runs([first, *rest], yes=True)
+    assert [run.job.read_bytes() == text for run, text in zip((first, *rest), before, strict=True)] == [1, 0, 0]
+    assert sbatch.with_suffix(".calls").read_text() == "x\n" * 2
+
+    store.rename(store.with_name("elsewhere"))
+    for again in (control.resume_runs, launch.rerun):
+        with pytest.raises(DataError, match=f"there is no store {store}"):
+            again(rest[:1], yes=True)
+    assert sbatch.with_suffix(".calls").read_text() == "x\n" * 2
+    assert len(find_runs(runs)) == 3
+
+
+REFUSED = {
+    "a path that SLURM misreads": "mean something else to SLURM",
+    "a file": "is not a folder",
+    "a folder of code that is a link": "not a folder of yours",
+    "what is there": "has the very same settings and data",
+    "a full queue": "0 places of them are free",
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_the_dry_run_refuses_what_submit_refuses(tmp_path: Path, sbatch: Path, case: str) -> None:
+    profile, runs = profile_with(limits={"queued_jobs": 5}), tmp_path / ("%j" if "path" in case else "runs")
+    if case == "a file":
+        runs.write_text("")
+    elif "link" in case:
+        runs.mkdir()
+        code_folder(runs).symlink_to(tmp_path)
+    elif case == "what is there":
+        submit_all(wanted(range(1), profile), profile, runs).done[0].run.result.write_text("{}")
+    elif "queue" in case:
+        sbatch.with_name("squeue").write_text("#!/bin/sh\nseq 5\n")
+    before = set(tmp_path.rglob("*"))
+    with pytest.raises(HpcTumorError, match=REFUSED[case]):
+        launch.show_scripts(Planned(wanted(range(1), profile)), profile, runs)
+    assert set(tmp_path.rglob("*")) == before
+    with pytest.raises(HpcTumorError, match=REFUSED[case]):
+        launch.submit(Planned(wanted(range(1), profile)), profile, runs)
+
+
+def test_the_dry_run_shows_only_what_would_be_submitted(
+    tmp_path: Path, sbatch: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    profile, runs = profile_with(), tmp_path / "runs"
+    submit_all(wanted(range(2), profile), profile, runs).done[0].run.result.write_text("{}")
+    launch.show_scripts(Planned(wanted(range(3), profile)), profile, runs)
+    assert "dry run of 2 runs" in capsys.readouterr().err
+    launch.show_scripts(Planned(wanted(range(3), profile)), profile, runs, again=True)
+    assert "dry run of 3 runs" in capsys.readouterr().err
+
+
+def test_rerun_is_new_runs_as_the_old_ones_were_asked_for(tmp_path: Path, sbatch: Path, store: Path) -> None:
     profile, runs = profile_with(environment={"variables": {"SITE_TOKEN": SECRET}}), tmp_path / "runs"
     old = submit_all(wanted(range(2), profile), profile, runs).done
     launch.rerun([item.run for item in old], yes=True)

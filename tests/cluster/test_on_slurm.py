@@ -53,7 +53,7 @@ def submit(on_slurm: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> A
         profile = find_profile(PROFILE)
         plan = make_plan(profile, gpus, memory_gb=7 if gpus > 2 else 3.5 * gpus)
         experiment = small_experiment(gpus=gpus, **settings)
-        runs.append(submit_experiment(experiment, profile, plan, tmp_path / "it's the runs").run)
+        runs.append(submit_experiment(experiment, profile, plan, tmp_path / "it's 100% the runs").run)
         return runs[-1]
 
     yield started
@@ -126,7 +126,7 @@ def test_a_task_of_an_array_is_requeued_alone(submit: Submit, tmp_path: Path, mo
     monkeypatch.setenv("PYTHONPATH", str(STAND_IN))
     profile = find_profile(PROFILE)
     plan = make_plan(profile, 1, memory_gb=2)
-    runs = tmp_path / "runs"
+    runs = tmp_path / "100% the runs"
     done = submit_all([Wanted(small_experiment(seed=seed), plan) for seed in range(3)], profile, runs).done
     try:
         first, second, third = (item.run for item in done)

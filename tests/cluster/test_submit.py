@@ -15,7 +15,7 @@ from hpc_tumor.cluster.causes import recognise
 from hpc_tumor.cluster.plan import make_plan
 from hpc_tumor.cluster.script import setup_lines
 from hpc_tumor.cluster.snapshot import CODE_LOST, snapshot_path
-from hpc_tumor.cluster.submit import job_script, resume_run, submit_experiment
+from hpc_tumor.cluster.submit import array_script, job_script, resume_run, submit_experiment
 from hpc_tumor.errors import ClusterError, UsageError
 from hpc_tumor.planning import sbatch_options
 
@@ -190,6 +190,22 @@ def test_path_that_slurm_would_misread(tmp_path: Path, monkeypatch: pytest.Monke
     for name in ("100%j", "back\\slash", "two\nlines"):
         with pytest.raises(UsageError, match="--runs"):
             submit_experiment(small_experiment(), profile, make_plan(profile, 1), tmp_path / name)
+
+
+def test_a_percent_in_a_path_is_escaped(tmp_path: Path) -> None:
+    """Both for sbatch and for srun; the last --output of srun counts."""
+    profile, runs = profile_with(), tmp_path / "50% of it"
+    folder = f"{tmp_path}/50%% of it"
+    for script, number in (
+        (job_script(small_experiment(), profile, make_plan(profile, 1), runs), "%j"),
+        (array_script(3, profile, make_plan(profile, 1), runs), "%A_%a"),
+    ):
+        srun = shlex.split(next(line for line in script.splitlines() if line.startswith("srun ")))
+        outputs = directives(script)["output"], [word for word in srun if word.startswith("--output=")][-1]
+        assert all(folder.replace(" ", "") in text.replace(" ", "") for text in outputs)
+        assert outputs[0].endswith(f"/{number}_0_log.out")
+        assert outputs[1].endswith(f"/{number}_%t_log.out")
+        assert f"-m submitit.core._submit '{tmp_path}/50% of it/" in script
 
 
 def test_resume_goes_into_the_same_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
