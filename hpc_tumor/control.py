@@ -108,12 +108,14 @@ def resume_runs(runs: Sequence[RunDir], yes: bool, gpus: int | None = None, want
 
 def _unusable(runs: Sequence[RunDir]) -> dict[str, HpcTumorError]:
     """Errors, by the names of the runs, of those that could not train as they are: their settings, store or split."""
+    from hpc_tumor.cluster.submit import refuse_changed_settings
     from hpc_tumor.request import Stores, check_experiment
 
     stores, errors = Stores(), dict[str, HpcTumorError]()
     for run in runs:
         try:
             check_experiment(run.experiment(), stores)
+            refuse_changed_settings(run)
         except HpcTumorError as error:
             errors[run.name] = error
     return errors

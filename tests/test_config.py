@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpc_tumor.config import ClusterProfile, Experiment, LimitSettings
+from hpc_tumor.config import (
+    MAY_CHANGE,
+    ClusterProfile,
+    Experiment,
+    LimitSettings,
+    changed_settings,
+    settings_by_name,
+)
 from hpc_tumor.errors import UsageError, unknown
 from hpc_tumor.settings import merge, parse_assignments, resolve
 from hpc_tumor.validation import build, fields_of
@@ -105,6 +114,33 @@ def test_dotted_names_cover_every_setting() -> None:
     names = set(fields_of(Experiment))
     assert {"model.name", "data.store", "recipe.epochs", "hardware.gpus", "seed", "task"} <= names
     assert not names & {"model", "data", "recipe", "hardware"}
+
+
+def test_every_setting_must_stay_but_those_that_are_listed() -> None:
+    before = settings_by_name(build(Experiment, UNET, where="here"))
+    assert set(before) == set(fields_of(Experiment)) >= MAY_CHANGE
+    assert changed_settings(before, before) == ([], [])
+    for name in before:
+        now = {**before, name: "another"}
+        words = f'{name} = "another", but was {json.dumps(before[name])}'
+        may = name in MAY_CHANGE - {"hardware.compile"}
+        assert changed_settings(before, now) == (([words], []) if may else ([], [words]))
+
+
+def test_what_may_change_under_conditions() -> None:
+    before = {**settings_by_name(build(Experiment, UNET, where="here")), "hardware.compile": "on"}
+    assert changed_settings(before, {**before, "hardware.compile": "auto"})[1] == []
+    assert changed_settings(before, {**before, "hardware.compile": "off"})[0] == []
+    for schedule, may in (("step", True), ("cosine", False), ("polynomial", False)):
+        before = {**before, "recipe.schedule": schedule}
+        assert bool(changed_settings(before, {**before, "recipe.epochs": 99})[0]) is may
+
+
+def test_a_setting_that_was_added_since_was_as_its_default() -> None:
+    now = settings_by_name(build(Experiment, UNET, where="here"))
+    before = {name: value for name, value in now.items() if name != "recipe.gamma"}
+    assert changed_settings(before, now) == ([], [])
+    assert changed_settings(before, {**now, "recipe.gamma": 0.1})[1] == ["recipe.gamma = 0.1, but was 0.5"]
 
 
 def test_unknown_suggests_the_nearest() -> None:

@@ -27,7 +27,7 @@ from hpc_tumor.cluster.profiles import LOCAL
 from hpc_tumor.cluster.queue import read_states
 from hpc_tumor.cluster.script import log_folder
 from hpc_tumor.cluster.snapshot import snapshot_path, take_snapshot
-from hpc_tumor.config import ClusterProfile, Experiment
+from hpc_tumor.config import ClusterProfile, Experiment, changed_settings, refuse_changes, settings_by_name
 from hpc_tumor.errors import ClusterError, HpcTumorError, UsageError
 from hpc_tumor.provenance import MASKED, collect_provenance, provenance_of, without_passwords, without_secrets
 from hpc_tumor.run_dir import RunDir, check_writable, is_run, read_json, write_error
@@ -198,6 +198,7 @@ def resume_run(run: RunDir, gpus: int | None = None) -> Submission:
     _refuse_without_sbatch(profile)
     with held() as interrupt_if_asked, _claimed(run), _restored(run):
         _refuse_what_goes_on([run])
+        refuse_changed_settings(run)
         if gpus is not None and gpus != plan.gpus:
             plan = _with_gpus(plan, profile, gpus)
             run.set_gpus(gpus)
@@ -266,6 +267,17 @@ def _refuse_what_goes_on(runs: Sequence[RunDir]) -> None:
             )
 
 
+def refuse_changed_settings(run: RunDir) -> None:
+    """Raises DataError where the run has checkpoints, and its settings are others than those that made them.
+
+    Its job would refuse them, too, by what the checkpoint itself says.
+    """
+    made = (read_json(run.provenance) or {}).get("settings")
+    if isinstance(made, dict) and run.last_checkpoint.exists():
+        _, must_not = changed_settings(made, settings_by_name(run.experiment()))
+        refuse_changes(must_not, f"the checkpoints of {run.name} were made with other settings")
+
+
 @contextlib.contextmanager
 def _claimed(run: RunDir) -> Iterator[None]:
     """Of two that would start the same run at the same time, the second is refused."""
@@ -304,6 +316,8 @@ def _submit_group(
                 kept.enter_context(_claimed(run))
                 kept.enter_context(_restored(run))
             _refuse_what_goes_on(old)
+            for run in old:
+                refuse_changed_settings(run)
             starts = []
             for item in group:
                 if item.run is not None:

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from hpc_tumor import atomic
+from hpc_tumor.config import changed_settings, refuse_changes
 from hpc_tumor.errors import DataError, TrainingError
 from hpc_tumor.run_dir import Damage
 
@@ -107,8 +108,10 @@ def write_checkpoint(path: Path, state: TrainState, identity: dict[str, Any], pa
 def load_checkpoint(path: Path, device: torch.device, identity: dict[str, Any] | None = None) -> dict[str, Any]:
     """Read what `write_checkpoint` wrote, with `state` as a TrainState. Nothing in the file is executed.
 
+    `notes` are lines on what the identity has of settings that were changed, and may be, or cannot tell of.
+
     Raises:
-        DataError: the file is damaged, of another format, or of a run with other data or another network.
+        DataError: the file is damaged, of another format, or of a run with other data, another network or settings.
         TrainingError: the disk does not give it.
     """
     if not is_whole(path):
@@ -120,8 +123,8 @@ def load_checkpoint(path: Path, device: torch.device, identity: dict[str, Any] |
         raise _damaged(path) from error
     if found != _FORMAT:
         raise DataError(f"{path} has checkpoint format {found}; this version reads {_FORMAT}. Submit a new run.")
-    _check_identity(path, contents["identity"], identity)
-    return {**contents, "state": TrainState(**contents["state"])}
+    notes = _check_identity(path, contents["identity"], identity)
+    return {**contents, "state": TrainState(**contents["state"]), "notes": notes}
 
 
 def is_whole(path: Path) -> bool:
@@ -157,7 +160,7 @@ def load_weights(path: Path, identity: dict[str, Any] | None = None) -> tuple[di
     Raises:
         DamagedWeights: the file is missing or damaged.
         UnreadableWeights: the disk does not give it.
-        DataError: it is of a run with other data or another network.
+        DataError: it is of a run with other data, another network or other settings.
     """
     try:
         data = path.read_bytes()  # safetensors says of every file that it cannot open that it is not there
@@ -180,14 +183,24 @@ def load_weights(path: Path, identity: dict[str, Any] | None = None) -> tuple[di
     return weights, facts
 
 
-def _check_identity(path: Path, found: dict[str, Any], wanted: dict[str, Any] | None) -> None:
+def _check_identity(path: Path, found: dict[str, Any], wanted: dict[str, Any] | None) -> list[str]:
+    """Lines on settings that were changed and may be. Raises DataError where something else differs."""
+    notes = []
     for key, value in (wanted or {}).items():
         was = found.get(key)
-        if was != value:
+        if key == "settings":
+            if not isinstance(was, dict):
+                notes.append(f"{path} is of an earlier version: whether a setting was changed since is not known")
+                continue
+            may, must_not = changed_settings(was, value)
+            refuse_changes(must_not, f"{path} was made with other settings")
+            notes += [f"going on with another setting: {words}" for words in may]
+        elif was != value:
             raise DataError(
                 f"{path} was made with {key} {was}, but now it is {value}:"
                 " going on would mix two experiments. Submit a new run."
             )
+    return notes
 
 
 def _damaged(path: Path) -> DataError:

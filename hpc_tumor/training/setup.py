@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from hpc_tumor import atomic
-from hpc_tumor.config import Experiment
+from hpc_tumor.config import Experiment, settings_by_name
 from hpc_tumor.data.known_cases import keep_known_cases
 from hpc_tumor.data.samples import SlicePart
 from hpc_tumor.data.split_file import write_split
@@ -83,7 +83,9 @@ def set_up(experiment: Experiment, run: RunDir, distributed: Distributed, read_f
         write_split(run.split, parts.split, parts.store)
         keep_known_cases(run.known_cases, parts.store, parts.split)
         announce(setup, resumed)
-        atomic.write_json(run.provenance, {**(read_json(run.provenance) or {}), "ranks": places})
+        # `resume` compares the settings before it submits, without reading a checkpoint.
+        more = {"ranks": places, "settings": identity["settings"]}
+        atomic.write_json(run.provenance, {**(read_json(run.provenance) or {}), **more})
     return setup
 
 
@@ -146,6 +148,7 @@ def _data_parallel(bare: nn.Module, distributed: Distributed) -> nn.Module:
 
 def _identity(experiment: Experiment, parts: Parts, precision: Precision) -> dict[str, Any]:
     return {
+        "settings": settings_by_name(experiment),
         "precision": precision.name,
         "network": experiment.model.name,
         "filters": experiment.model.filters,

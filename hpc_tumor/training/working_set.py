@@ -297,6 +297,15 @@ class Setup:
             print(f"warning: {said}", file=sys.stderr, flush=True)
             self.run.add_event("checkpoint damaged", reason=said)
         contents = load_checkpoint(self.run.last_checkpoint, torch.device("cpu"), self.identity)
+        epochs = self.experiment.recipe.epochs
+        if contents["state"].epoch > epochs:
+            raise DataError(
+                f"{self.run.last_checkpoint} has trained {contents['state'].epoch} epochs, more than recipe.epochs ="
+                f" {epochs}: set it to at least as many in config.json, or submit a new run."
+            )
+        if self.distributed.is_main:
+            for note in contents["notes"]:
+                print(note, file=sys.stderr, flush=True)
         self.bare.load_state_dict(contents["model"])
         self.optimizer.load_state_dict(contents["optimizer"])
         self._lay_moments_as_weights()

@@ -24,7 +24,7 @@ from hpc_tumor.cluster.plan import make_plan
 from hpc_tumor.cluster.private import code_folder, make_private
 from hpc_tumor.cluster.queue import read_states
 from hpc_tumor.cluster.submit import Wanted, array_script, grouped, resume_run, submit_all
-from hpc_tumor.config import ClusterProfile
+from hpc_tumor.config import ClusterProfile, settings_by_name
 from hpc_tumor.data.phantom import make_phantom
 from hpc_tumor.data.prepare import READERS, prepare_dataset
 from hpc_tumor.errors import ClusterError, DataError, HpcTumorError, PartialFailure, UsageError
@@ -257,6 +257,16 @@ def test_what_is_known_to_fail_is_not_resumed(
     with pytest.raises(PartialFailure, match=r"1 of 3 runs could not be resumed.*recipe\.epochs = 0"):
         control.resume_runs([first, *rest], yes=True)
     assert [run.job.read_bytes() == text for run, text in zip((first, *rest), before, strict=True)] == [1, 0, 0]
+    assert sbatch.with_suffix(".calls").read_text() == "x\n" * 2
+
+    first.config.write_text(json.dumps({**settings, "recipe": {**settings["recipe"], "learning_rate": 0.5}}))
+    provenance = {**(read_json(first.provenance) or {}), "settings": settings_by_name(rest[0].experiment())}
+    first.provenance.write_text(json.dumps(provenance))
+    first.last_checkpoint.touch()
+    with pytest.raises(DataError, match=r"recipe\.learning_rate = 0\.5, but was 0\.001"):
+        control.resume_runs([first], yes=True)
+    with pytest.raises(DataError, match=r"recipe\.learning_rate = 0\.5, but was 0\.001"):
+        resume_run(first)
     assert sbatch.with_suffix(".calls").read_text() == "x\n" * 2
 
     store.rename(store.with_name("elsewhere"))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from training_runs import new_run, scores, spawn, train_all, train_here, train_ranks, weights
+from training_runs import new_run, of_an_earlier_version, scores, spawn, train_all, train_here, train_ranks, weights
 
 from hpc_tumor.models import MODELS
 from hpc_tumor.run_dir import RunDir
@@ -140,6 +140,7 @@ def test_scores_are_the_same_to_the_last_digit_on_any_number_of_ranks(
     train_here(run)
     settings = json.loads(run.config.read_text())
     run.config.write_text(json.dumps({**settings, "limit_batches": None}))
+    of_an_earlier_version(run)
     for ranks in (1, 3):
         spawn(_score, ranks, run.path, tmp_path / f"{ranks}.npz")
     one, three = (np.load(tmp_path / f"{ranks}.npz") for ranks in (1, 3))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_runs import new_run, scores, train_here, train_ranks, weights
+from training_runs import new_run, of_an_earlier_version, scores, train_here, train_ranks, weights
 
 from hpc_tumor.errors import DataError, UsageError
 from hpc_tumor.run_dir import RunDir
@@ -133,8 +133,53 @@ def test_a_changed_store_is_refused_on_resume(tmp_path: Path, image_store: Path,
     settings["data"]["store"] = str(image_store)
     settings["seed"] = 7
     run.config.write_text(json.dumps(settings))
-    with pytest.raises(DataError, match="made with seed 0"):
+    with pytest.raises(DataError, match="seed = 7, but was 0"):
         train_here(run)
+
+
+CHANGED = {
+    "learning_rate": ({"learning_rate": 0.01}, r"recipe\.learning_rate = 0\.01, but was 0\.002\. .* set it back"),
+    "epochs under a schedule": (
+        {"epochs": 3, "schedule": "cosine"},
+        r"recipe\.epochs = 3, but was 2; recipe\.schedule",
+    ),
+    "epochs below those done": ({"epochs": 1}, r"has trained 2 epochs, more than recipe\.epochs = 1"),
+}
+
+
+@pytest.mark.parametrize("case", CHANGED)
+def test_a_changed_setting_is_refused_on_resume(tmp_path: Path, slice_store: Path, case: str) -> None:
+    changes, words = CHANGED[case]
+    run = new_run(tmp_path, slice_store, "unet")
+    train_here(run)
+    run.result.unlink()
+    settings = json.loads(run.config.read_text())
+    run.config.write_text(json.dumps({**settings, "recipe": {**settings["recipe"], **changes}}))
+    with pytest.raises(DataError, match=words):
+        train_here(run)
+    of_an_earlier_version(run)
+    if "done" not in case:
+        set_up(run.experiment(), run, Distributed())
+
+
+def test_a_run_that_goes_on_for_longer_is_said_and_ends_as_one_that_was_to(
+    tmp_path: Path, slice_store: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    whole, longer = (
+        new_run(tmp_path / str(epochs), slice_store, "unet", recipe={"epochs": epochs}) for epochs in (3, 2)
+    )
+    train_here(whole)
+    train_here(longer)
+    longer.result.unlink()
+    longer.config.write_text(whole.config.read_text())
+    assert "setting" not in capfd.readouterr().err
+    train_here(longer)
+    assert "going on with another setting: recipe.epochs = 3, but was 2\n" in capfd.readouterr().err
+    assert same(whole, longer)
+    assert scores(whole) == scores(longer)
+    of_an_earlier_version(longer)
+    set_up(longer.experiment(), longer, Distributed())
+    assert "is of an earlier version: whether a setting was changed since is not known" in capfd.readouterr().err
 
 
 @pytest.mark.slow

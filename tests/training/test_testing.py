@@ -11,7 +11,7 @@ import surface_distance
 import torch
 from safetensors.torch import load_file
 from scipy import ndimage
-from training_runs import new_run, result_of, rows_of, to_test_again, train_here, train_ranks
+from training_runs import new_run, of_an_earlier_version, result_of, rows_of, to_test_again, train_here, train_ranks
 
 from hpc_tumor.data.store import Store
 from hpc_tumor.models import build_model
@@ -213,6 +213,7 @@ def test_a_stop_during_the_final_test_loses_nothing(trained: RunDir, tmp_path: P
 
 def test_a_case_that_is_scored_in_part_has_no_distances(trained: RunDir, tmp_path: Path) -> None:
     run = to_test_again(trained, tmp_path, limit_batches=2, hardware={"accumulate": 4})  # 16 slices: of cases of 12
+    of_an_earlier_version(run)
     assert train_here(run) == "finished"
     whole, part = rows_of(run)
     before = rows_of(trained)[0]

@@ -17,6 +17,7 @@ import torch.multiprocessing as multiprocessing
 
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.settings import merge, resolve
+from hpc_tumor.training.checkpoint import load_weights, write_weights
 from hpc_tumor.training.distributed import Distributed, init_distributed
 from hpc_tumor.training.evaluate import Evaluation
 from hpc_tumor.training.loop import train
@@ -143,6 +144,16 @@ def to_test_again(run: RunDir, folder: Path, **settings: dict[str, Any]) -> RunD
         config[group] = {**config[group], **values} if isinstance(values, dict) else values
     copy.config.write_text(json.dumps(config))
     return copy
+
+
+def of_an_earlier_version(run: RunDir) -> None:
+    """Let checkpoint and weights say nothing of their settings, so that any may be changed."""
+    contents = torch.load(run.last_checkpoint, weights_only=True)
+    del contents["identity"]["settings"]
+    torch.save(contents, run.last_checkpoint)
+    found, about = load_weights(run.best_weights)
+    del about["identity"]["settings"]
+    write_weights(run.best_weights, found, about.pop("state"), about)
 
 
 def result_of(run: RunDir) -> dict[str, Any]:
