@@ -66,6 +66,11 @@ def is_disk_full(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
+def has_no_locks(error: OSError) -> bool:
+    """Return True where `error` says that a file system has no locks, such as Lustre mounted without flock."""
+    return error.errno in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+
+
 def _sync_directory(directory: Path) -> None:
     with suppress(OSError):  # some network file systems refuse to sync a directory; the rename itself has happened
         handle = os.open(directory, os.O_RDONLY)

@@ -87,7 +87,12 @@ def _root(
         bool, typer.Option("--version", callback=show_version, is_eager=True, metavar=" ", help="Print the version.")
     ] = False,
 ) -> None:
-    pass
+    try:
+        Path.cwd()
+    except OSError as error:  # else each command would say something of its own, such as that there are no runs
+        raise UsageError(
+            f"the current folder is not there any more, or closed to you ({error.strerror}): cd to another one."
+        ) from None
 
 
 # -- data -------------------------------------------------------------------------------------------------------------

@@ -91,7 +91,9 @@ def submit(
         TrainingError: having waited, all failed.
     """
     check_runs(runs, profile)
-    with submitting(runs):
+    with submitting(runs) as alone:
+        if not alone and profile.name != LOCAL:  # where it is refused, for runs there wait for each other by locks
+            out.warning(f"the file system of {runs} has no locks: submit there with one command at a time")
         wanted = _to_submit(planned, profile, runs, again)
         if not wanted:
             out.result([], show=lambda: None)

@@ -15,6 +15,7 @@ from hpc_tumor.cluster.submit import Wanted
 from hpc_tumor.config import ClusterProfile, Experiment, check_sbatch_options
 from hpc_tumor.console import out
 from hpc_tumor.errors import UsageError
+from hpc_tumor.resources import expand_home
 
 if TYPE_CHECKING:
     from hpc_tumor.cluster.facts import Facts
@@ -129,7 +130,10 @@ def _look_at_scratch(profile: ClusterProfile, stores: set[Path]) -> None:
     scratch = os.path.expandvars(profile.environment.scratch or "")
     if not scratch or "$" in scratch:  # none, or known on the cluster alone
         return
-    fast = Path(scratch).expanduser().resolve()
+    try:
+        fast = expand_home(Path(scratch)).resolve()
+    except UsageError:  # known on the cluster alone, too
+        return
     for store in sorted(stores):
         if not store.resolve().is_relative_to(fast):
             out.note(f"{store} does not lie in {scratch}, the fast storage of {profile.name}: reading it may be slow")

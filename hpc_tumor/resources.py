@@ -1,4 +1,4 @@
-"""What this process may use of the machine: its CPUs and memory, within affinity, control groups and SLURM job."""
+"""What this process may use of the machine: CPUs and memory, within affinity, control groups and SLURM job; a home."""
 
 from __future__ import annotations
 
@@ -8,8 +8,35 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from hpc_tumor.errors import UsageError
+
+NO_HOME = "HOME is not set, and this machine does not know the user"
 _CGROUPS = Path("/sys/fs/cgroup")
 _PROC = Path("/proc")
+
+
+def home_directory() -> Path | None:
+    """This user's home; None where HOME is not set and the machine does not know the user, as in some containers."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return None
+
+
+def expand_home(path: Path) -> Path:
+    """`path` with the home of a user in the place of ~. Raises UsageError where it is not known."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise UsageError(f"{path} has no meaning here: {NO_HOME}. Set HOME, or write the whole path.") from None
+
+
+def owner_of(path: Path) -> str:
+    """Name of the user whom `path` belongs to, or the number of one that this machine does not know."""
+    try:
+        return path.owner()
+    except KeyError:
+        return f"user {path.stat().st_uid}"
 
 
 def available_cpus() -> int:

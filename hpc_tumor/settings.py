@@ -13,6 +13,7 @@ import platformdirs
 
 from hpc_tumor.config import Experiment
 from hpc_tumor.errors import UsageError, unknown
+from hpc_tumor.resources import NO_HOME
 from hpc_tumor.validation import build, fields_of, parse_text, unknown_setting
 
 _PACKAGE = Path(__file__).parent
@@ -38,8 +39,21 @@ def shipped(folder: str) -> Path:
 
 
 def user_directory() -> Path:
-    """The user's configuration directory; the variable HPC_TUMOR_CONFIG_DIR names another."""
-    return Path(os.environ.get("HPC_TUMOR_CONFIG_DIR") or platformdirs.user_config_dir("hpc-tumor"))
+    """The user's configuration directory; the variable HPC_TUMOR_CONFIG_DIR names another.
+
+    Raises UsageError where neither that nor the user's home is known.
+    """
+    if given := os.environ.get("HPC_TUMOR_CONFIG_DIR"):
+        return Path(given)
+    try:
+        folder = Path(platformdirs.user_config_dir("hpc-tumor"))
+    except RuntimeError:
+        folder = Path()
+    if not folder.is_absolute():  # earlier versions of platformdirs leave the ~ there
+        raise UsageError(
+            f"there is no folder for your configuration: {NO_HOME}. Set HOME, or HPC_TUMOR_CONFIG_DIR to a folder."
+        )
+    return folder
 
 
 def read_toml(path: Path) -> dict[str, Any]:

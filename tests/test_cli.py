@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
+import hpc_tumor
 from hpc_tumor import cli
 from hpc_tumor.cluster.queue import RunState
 from hpc_tumor.config import Experiment
@@ -259,6 +260,74 @@ def _on_a_terminal(**variables: str) -> str:
     shown = os.read(leader, 100_000).decode()
     os.close(leader)
     return shown
+
+
+# -- surroundings that lack something ---------------------------------------------------------------------------------
+
+# What Python imports first: a machine that does not know the user, and a file system without locks.
+NO_USER = "import pwd\n\ndef getpwuid(uid):\n    raise KeyError('uid not found: 54321')\n\npwd.getpwuid = getpwuid\n"
+NO_LOCKS = (
+    "import errno, fcntl\n\ndef flock(*_):\n    raise OSError(errno.ENOSYS, 'Function not implemented')\n\n"
+    "fcntl.flock = flock\n"
+)
+
+
+def on_a_machine(folder: Path, lacking: str, *arguments: str, without: str = "") -> tuple[int, list[str]]:
+    """Exit code of a command and what it said, where Python's modules are without something, or a variable is."""
+    (folder / "sitecustomize.py").write_text(lacking)
+    top = str(Path(hpc_tumor.__file__).parent.parent)
+    variables = {name: value for name, value in os.environ.items() if name != without}
+    variables |= {"PYTHONPATH": f"{folder}{os.pathsep}{top}", "HPC_TUMOR_HINTS": "0"}
+    done = subprocess.run(
+        [sys.executable, "-m", "hpc_tumor", *arguments], env=variables, capture_output=True, text=True, check=False,
+        timeout=120,
+    )  # fmt: skip
+    return done.returncode, done.stderr.splitlines()
+
+
+@pytest.mark.slow
+def test_without_a_home(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No HOME, and a user whom the machine does not know, as in a container."""
+    for arguments in (("status",), ("doctor",), (*UNET, "--dry-run")):
+        monkeypatch.setenv("HPC_TUMOR_CONFIG_DIR", "")
+        code, said = on_a_machine(tmp_path, NO_USER, *arguments, without="HOME")
+        lines = [line for line in said if "no folder for your configuration: HOME is not set" in line]
+        assert (code, len(lines)) == (2, 1), (arguments, said)
+        assert said[-1] == lines[0]
+        monkeypatch.setenv("HPC_TUMOR_CONFIG_DIR", str(tmp_path))
+        code, said = on_a_machine(tmp_path, NO_USER, *arguments, without="HOME")
+        assert "RuntimeError" not in "".join(said)
+        assert "KeyError" not in "".join(said)
+    for option in (("--runs", "~/runs"), ("--cluster", "~/mine.toml")):
+        code, said = on_a_machine(tmp_path, NO_USER, *UNET, "--dry-run", *option, without="HOME")
+        assert (code, said[-1]) == (2, f"error: {option[1]} has no meaning here: HOME is not set, and this machine"
+                                       " does not know the user. Set HOME, or write the whole path.")  # fmt: skip
+
+
+def test_from_a_folder_that_was_removed(work: Path) -> None:
+    here = f"cd '{work}/gone' && rmdir '{work}/gone' &&"
+    top = str(Path(hpc_tumor.__file__).parent.parent)
+    for arguments in ("status", "submit --model unet --data data/brats.zarr", "doctor", "export x -o y.onnx"):
+        (work / "gone").mkdir()
+        command = f"{here} exec '{sys.executable}' -m hpc_tumor {arguments}"
+        done = subprocess.run(
+            ["/bin/sh", "-c", command], env={**os.environ, "PATH": "/usr/bin:/bin", "PYTHONPATH": top},
+            capture_output=True, text=True, check=False, timeout=60,
+        )  # fmt: skip
+        assert done.returncode == 2
+        assert done.stderr == (
+            "error: the current folder is not there any more, or closed to you (No such file or directory): cd to"
+            " another one.\n"
+        )
+
+
+def test_a_file_system_without_locks_is_named_and_nothing_is_left(work: Path, tmp_path: Path) -> None:
+    before = snapshot(work)
+    code, said = on_a_machine(tmp_path, NO_LOCKS, *UNET, "--cluster", "local")
+    assert code == 2
+    assert said[-1].startswith(f"error: the file system of {work / 'runs'} has no locks (Function not implemented)")
+    assert said[-1].endswith("name a folder on another one with --runs.")
+    assert snapshot(work) == before
 
 
 # -- speed ------------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from pathlib import Path
 from hpc_tumor.cluster.queue import RunState, read_states
 from hpc_tumor.config import Experiment
 from hpc_tumor.provenance import store_identity
+from hpc_tumor.resources import expand_home
 from hpc_tumor.run_dir import RunDir, is_run, read_json
 
 UNDER_WAY = ("queued", "running", "requeued", "unknown", "finished")
@@ -57,7 +58,7 @@ def with_absolute_store(experiment: Experiment) -> Experiment:
 
 def absolute(path: Path) -> Path:
     """`path` from the root on, without `..`; links are left as they are."""
-    return Path(os.path.abspath(path.expanduser()))  # noqa: PTH100 - Path.absolute keeps `..`, Path.resolve no links
+    return Path(os.path.abspath(expand_home(path)))  # noqa: PTH100 - Path.absolute keeps `..`, Path.resolve no links
 
 
 def _key(settings: dict[str, object]) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from hpc_tumor.cluster.plan import hours
 from hpc_tumor.cluster.site import Facts, Limits, NodeKind, Partition
+from hpc_tumor.resources import home_directory
 
 _DISKS = ("SLURM_TMPDIR", "LOCAL_SCRATCH", "JOBSCRATCH", "LSCRATCH")  # of a node, as sites name them
 _SCRATCH = ("SCRATCH", "WORK", "FAST", "CINECA_SCRATCH")
@@ -186,7 +187,8 @@ def _scratch() -> str | None:
     for name in _SCRATCH:
         if os.environ.get(name) and Path(os.environ[name]).is_dir():
             return f"${name}"
-    return "~/scratch" if Path("~/scratch").expanduser().is_dir() else None
+    home = home_directory()
+    return "~/scratch" if home is not None and (home / "scratch").is_dir() else None
 
 
 def _with_limits(name: str, limits: Limits) -> str:

@@ -57,6 +57,10 @@ class LocalRun:
             give_back(run.path.parent, run.name)
 
     def _train(self, run: RunDir, signals: _Signals) -> str:
+        try:
+            Path.cwd()
+        except OSError:  # it was removed while this run waited for its turn, and torch cannot be loaded from nowhere
+            os.chdir(run.path)
         job = read_json(run.job) or {}
         start, count = int(job.get("start", 0)), run.experiment().hardware.gpus
         ranks = _start_ranks(run, start, count)

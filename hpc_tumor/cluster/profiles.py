@@ -12,7 +12,7 @@ from pathlib import Path
 from hpc_tumor import settings
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.errors import UsageError, unknown
-from hpc_tumor.resources import available_cpus
+from hpc_tumor.resources import available_cpus, expand_home, owner_of
 from hpc_tumor.validation import build
 
 LOCAL = "local"
@@ -27,7 +27,7 @@ def find_profile(name: str | Path) -> ClusterProfile:
     """
     text = str(name)
     if text.endswith(".toml") or os.sep in text:
-        return load_profile(Path(text).expanduser())
+        return load_profile(expand_home(Path(text)))
     if text == LOCAL:
         return local_profile()
     files = profile_files()
@@ -50,7 +50,7 @@ def load_profile(path: Path) -> ClusterProfile:
     environment = profile.environment
     if (environment.setup or environment.modules or environment.variables) and not _is_trusted(path):
         raise UsageError(
-            f"{path} belongs to {_owner(path)}, and what it sets up would run as you: read it, and copy it to"
+            f"{path} belongs to {owner_of(path)}, and what it sets up would run as you: read it, and copy it to"
             f" {settings.user_directory() / 'clusters'}."
         )
     return profile
@@ -62,13 +62,6 @@ def _is_trusted(path: Path) -> bool:
     with suppress(OSError):  # code in an archive has no owner of its own
         trusted.add(Path(__file__).stat().st_uid)
     return path.stat().st_uid in trusted
-
-
-def _owner(path: Path) -> str:
-    try:
-        return path.owner()
-    except KeyError:
-        return f"user {path.stat().st_uid}"
 
 
 def list_profiles() -> tuple[list[ClusterProfile], list[UsageError]]:

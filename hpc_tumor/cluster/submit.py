@@ -30,6 +30,7 @@ from hpc_tumor.cluster.snapshot import snapshot_path, take_snapshot
 from hpc_tumor.config import ClusterProfile, Experiment, changed_settings, refuse_changes, settings_by_name
 from hpc_tumor.errors import ClusterError, HpcTumorError, UsageError
 from hpc_tumor.provenance import MASKED, collect_provenance, provenance_of, without_passwords, without_secrets
+from hpc_tumor.resources import owner_of
 from hpc_tumor.run_dir import RunDir, check_writable, is_run, read_json, write_error
 from hpc_tumor.signals import held
 from hpc_tumor.validation import build
@@ -132,8 +133,10 @@ def submit_all(
 
 
 @contextlib.contextmanager
-def submitting(runs: Path) -> Iterator[None]:
+def submitting(runs: Path) -> Iterator[bool]:
     """One command of this user at a time looks what is there in `runs`, and adds to it: none trains the same twice.
+
+    Gives False where the file system has no locks, so that another one may be at work as well.
 
     Raises:
         UsageError: `runs` cannot be made or written.
@@ -146,9 +149,12 @@ def submitting(runs: Path) -> Iterator[None]:
     except OSError as error:
         raise write_error(error, runs, "a run") from error
     try:
-        with contextlib.suppress(OSError):  # a file system without locks
+        try:
             fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+            alone = True
+        except OSError:
+            alone = False
+        yield alone
     finally:
         os.close(handle)
         if first and not any(is_run(path) for path in runs.iterdir()):
@@ -231,7 +237,7 @@ def _own(run: RunDir) -> tuple[ClusterProfile, Plan]:
     found = submitted_as(run)
     if not is_own(run):
         raise UsageError(
-            f"{run.name} belongs to {run.path.owner()}, and nobody else can resume it; hpc-tumor rerun trains it as a"
+            f"{run.name} belongs to {owner_of(run.path)}, and nobody else can resume it; hpc-tumor rerun trains it as a"
             " run of your own."
         )
     return found
@@ -248,7 +254,7 @@ def submitted_as(run: RunDir) -> tuple[ClusterProfile, Plan]:
     names = f" ({', '.join(hidden)})" if hidden else ""
     if hidden or any(MASKED in line for line in profile.environment.setup):
         raise UsageError(
-            f"{run.name} was submitted with settings of {run.path.owner()}'s that others may not see"
+            f"{run.name} was submitted with settings of {owner_of(run.path)}'s that others may not see"
             f"{names}: submit it with a profile of your own."
         )
     return profile, read_plan(job["plan"], str(run.job))

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from hpc_tumor import atomic
+from hpc_tumor.errors import UsageError
 
 
 def _queue(runs: Path) -> Path:
@@ -32,13 +36,27 @@ class Ticket:
 
 
 def take_ticket(runs: Path, run_name: str) -> Ticket:
-    """A new ticket at the end of the queue of `runs`."""
+    """A new ticket at the end of the queue of `runs`.
+
+    Raises UsageError, and leaves nothing behind, where the file system has no locks.
+    """
+    new = not _queue(runs).exists()
     _queue(runs).mkdir(exist_ok=True)
-    with _locked(runs):
-        last = max((_number(path) for path in _tickets(_queue(runs))), default=0)
-        path = _queue(runs) / f"{last + 1:08d}-{run_name}"
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        with _locked(runs):
+            last = max((_number(path) for path in _tickets(_queue(runs))), default=0)
+            path = _queue(runs) / f"{last + 1:08d}-{run_name}"
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+    except OSError as error:
+        if new:
+            shutil.rmtree(_queue(runs), ignore_errors=True)
+        if atomic.has_no_locks(error):
+            raise UsageError(
+                f"the file system of {runs} has no locks ({error.strerror}), by which runs on this machine wait for"
+                " each other: name a folder on another one with --runs."
+            ) from error
+        raise
     return Ticket(path, handle)
 
 

@@ -33,7 +33,10 @@ def own_folder(disk: str, store: Path) -> Path:
     text, host = os.path.expandvars(disk), socket.gethostname()
     if unset := re.search(r"\$\{?\w+\}?", text):
         raise NotStagedError(f"{unset[0]} is not set on {host}")
-    root = Path(text).expanduser()
+    try:
+        root = Path(text).expanduser()
+    except RuntimeError:
+        raise NotStagedError(f"the home directory for {disk} is not known on {host}") from None
     if not root.is_absolute():
         raise NotStagedError(f"{disk} is no absolute path on {host}, but {text!r}")
     root.mkdir(mode=0o700, exist_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import shutil
@@ -13,14 +12,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from hpc_tumor.atomic import is_disk_full
+from hpc_tumor.atomic import has_no_locks, is_disk_full
 from hpc_tumor.data.store import SCHEMAS, read_about
 from hpc_tumor.data.zarr_nodes import GROUP_FILE, group_json, write_file
 from hpc_tumor.errors import DataError
 
 LOCK = ".prepare.lock"
 STAGING = ".staging-"
-_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # of file systems such as Lustre mounted without flock
 
 
 class ConversionError(DataError):
@@ -209,7 +207,7 @@ def _locked(path: Path) -> Iterator[None]:
             holder = file.read_text().strip() or holder
         raise DataError(f"{path} is being converted by {holder}: wait for it, or stop it.") from None
     except OSError as error:
-        way = " Convert on another disk, and copy the store." if error.errno in _NO_LOCKS else ""
+        way = " Convert on another disk, and copy the store." if has_no_locks(error) else ""
         raise DataError(f"{path} cannot be locked: {error.strerror}.{way}") from error
     try:
         yield

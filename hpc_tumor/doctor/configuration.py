@@ -10,6 +10,7 @@ from hpc_tumor.cluster.profiles import default_profile, find_profile, list_profi
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.doctor.finding import Finding, error, ok, warning
 from hpc_tumor.errors import UsageError
+from hpc_tumor.resources import expand_home, home_directory
 
 
 def choose_cluster(name: str | None) -> tuple[ClusterProfile | None, list[Finding]]:
@@ -55,7 +56,7 @@ def runs_folder(given: Path | None) -> Path:
             given = Path(settings.user_default("runs") or "runs")
         except UsageError:  # the configuration is broken, which is said elsewhere
             given = Path("runs")
-    return given.expanduser().absolute()
+    return expand_home(given).absolute()
 
 
 def line_to_change(profile: ClusterProfile, section: str, line: str) -> str:
@@ -79,5 +80,5 @@ def _problem(model: str) -> str:
 
 def _home(path: Path) -> str:
     """`path` with ~ for the home directory."""
-    text, home = str(path), str(Path.home())
-    return text.replace(f"{home}/", "~/", 1) if text.startswith(f"{home}/") else text
+    text, home = str(path), str(home_directory() or "")
+    return text.replace(f"{home}/", "~/", 1) if home and text.startswith(f"{home}/") else text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import re
@@ -20,7 +19,6 @@ from hpc_tumor import atomic
 SHARED = re.compile(
     r"nfs|ceph|lustre|gpfs|beegfs|panfs|cifs|smb|9p|wekafs|afs|pvfs2|gluster|daos|sshfs|orangefs|quobyte|vast|virtiofs"
 )
-_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 _SECONDS = 10  # that a quota command may take
 
 
@@ -159,7 +157,7 @@ def _locks(path: Path) -> bool | None:
             return True
         return False
     except OSError as error:
-        if error.errno in _NO_LOCKS:
+        if atomic.has_no_locks(error):
             return None
         raise
     finally:

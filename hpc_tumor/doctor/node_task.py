@@ -19,6 +19,7 @@ from typing import Any
 
 from hpc_tumor import atomic
 from hpc_tumor.doctor.probe import probe_here
+from hpc_tumor.resources import home_directory
 
 TOKEN, QUESTION = "token.txt", "question.json"
 _MEET_SECONDS = 90  # for two tasks to meet and to add a number up
@@ -45,7 +46,7 @@ def answer(folder: Path) -> dict[str, Any]:
         "asked_cpus": int(os.environ.get("SLURM_CPUS_PER_TASK") or 0),
         "visible": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "store": _reads(Path(store) / "zarr.json") if store else None,
-        "home": os.access(Path.home(), os.R_OK | os.X_OK),
+        "home": (home := home_directory()) is not None and os.access(home, os.R_OK | os.X_OK),
         "local": _local_disk(),
         "probe": probe_here().as_dict(),
     }

@@ -12,7 +12,8 @@ from hpc_tumor.config import ClusterProfile
 from hpc_tumor.console import size
 from hpc_tumor.doctor.filesystems import Room, Trial, existing, room_in, try_writing
 from hpc_tumor.doctor.finding import Finding, error, ok, warning
-from hpc_tumor.errors import HpcTumorError
+from hpc_tumor.errors import HpcTumorError, UsageError
+from hpc_tumor.resources import NO_HOME, expand_home, home_directory
 
 LEAST_BYTES, FEW_BYTES = 1_000_000_000, 10_000_000_000  # a run keeps up to some GB of checkpoints
 LEAST_FILES, FEW_FILES = 100, 5_000  # a run is some 30 files
@@ -87,7 +88,10 @@ def _room(runs: Path, store: Path | None) -> list[Finding]:
     """A line for each file system: what may still be written there."""
     places: list[_Place] = []
     findings = []
-    for name, path in (("runs", runs), ("store", store), ("home", Path.home())):
+    home = home_directory()
+    if home is None:
+        findings.append(warning(f"there is no home directory: {NO_HOME}", "set HOME, in jobs too"))
+    for name, path in (("runs", runs), ("store", store), ("home", home)):
         if path is None:
             continue
         try:
@@ -164,7 +168,10 @@ def _store(path: Path, profile: ClusterProfile | None) -> list[Finding]:
     scratch = os.path.expandvars(profile.environment.scratch or "") if profile else ""
     if not scratch or "$" in scratch:
         return [ok(about)]
-    fast = Path(scratch).expanduser().resolve()
+    try:
+        fast = expand_home(Path(scratch)).resolve()
+    except UsageError:
+        return [ok(about)]
     if path.resolve().is_relative_to(fast):
         return [ok(f"{about}, on the fast storage {scratch}")]
     return [

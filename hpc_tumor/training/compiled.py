@@ -76,8 +76,9 @@ def _missing(device: torch.device) -> str | None:
 
 def _measured(setup: Setup) -> tuple[bool, str]:
     """Rank 0's answer: from the cache, else by timing."""
-    path = _cache() / f"{_key(setup)}.json"
-    known = read_json(path)
+    cache = _cache()
+    path = cache / f"{_key(setup)}.json" if cache is not None else None
+    known = read_json(path) if path is not None else None
     if known is not None and "gain" in known:
         return _answer(float(known["gain"]), "measured before")
     try:
@@ -89,8 +90,9 @@ def _measured(setup: Setup) -> tuple[bool, str]:
         return False, f"it failed ({type(error).__name__})"
     gain = plain / compiled
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic.write_json(path, {"gain": gain, "network": setup.experiment.model.name, "torch": torch.__version__})
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            atomic.write_json(path, {"gain": gain, "network": setup.experiment.model.name, "torch": torch.__version__})
     except OSError:  # a home that cannot be written: the next run measures again
         pass
     return _answer(gain, "measured now")
@@ -148,5 +150,10 @@ def _key(setup: Setup) -> str:
     return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:24]
 
 
-def _cache() -> Path:
-    return Path(platformdirs.user_cache_dir("hpc-tumor")) / "compile"
+def _cache() -> Path | None:
+    """Folder of the answers; None where there is no home to keep them in."""
+    try:
+        folder = Path(platformdirs.user_cache_dir("hpc-tumor"))
+    except RuntimeError:
+        return None
+    return folder / "compile" if folder.is_absolute() else None

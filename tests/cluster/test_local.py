@@ -212,6 +212,24 @@ def test_a_submission_that_is_ended_leaves_no_process_without_its_run(
     assert state_of(run) == "finished"
 
 
+def test_a_run_begins_though_the_folder_it_was_submitted_from_is_gone(
+    submit: Submit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, folder = submit("wait"), tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    plan = make_plan(local_profile(), 1)
+    second = submit_experiment(small_experiment(), local_profile(), plan, first.path.parent).run
+    monkeypatch.chdir(tmp_path)
+    folder.rmdir()
+    cancel(read_states([first])[0])
+    wait_for(lambda: "started" in events(second))
+    (rank,) = [pid for pid in processes_of(second) if b"RANK=0" in Path(f"/proc/{pid}/environ").read_bytes()]
+    assert Path(f"/proc/{rank}/cwd").readlink() == second.path
+    cancel(read_states([second])[0])
+    wait_for(lambda: ended(second))
+
+
 def test_gpus_are_left_as_they_were(submit: Submit, monkeypatch: pytest.MonkeyPatch) -> None:
     run = submit("wait", gpus=2)
     wait_for(lambda: "started" in events(run))

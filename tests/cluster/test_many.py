@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -391,6 +392,18 @@ def test_two_commands_at_the_same_moment_start_a_run_once(tmp_path: Path, sbatch
     said = [process.communicate()[1] for process in both]
     assert sorted(process.returncode for process in both) == [0, 1]
     assert any("has the very same settings and data, and is unknown" in text for text in said), said
+    assert len(find_runs(tmp_path / "runs")) == 1
+
+
+def test_a_file_system_without_locks_is_said(
+    tmp_path: Path, sbatch: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    launch.submit(Planned(wanted(range(1), profile_with())), profile_with(), tmp_path / "runs")
+    assert "has no locks: submit there with one command at a time" in " ".join(capsys.readouterr().err.split())
     assert len(find_runs(tmp_path / "runs")) == 1
 
 
