@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hpc_tumor.console import counted, out
+from hpc_tumor.console import counted, out, prepare_streams
 from hpc_tumor.errors import HpcTumorError, UsageError
 from hpc_tumor.options import (
     HOW,
@@ -50,6 +50,7 @@ app = typer.Typer(
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; gives its exit code: 0 done, 130 interrupted, else that of the error (see errors.py)."""
     out.json = out.verbose = False
+    prepare_streams()
     try:
         code = app(args=arguments, prog_name="hpc-tumor", standalone_mode=False)
     except typer.TyperException as error:

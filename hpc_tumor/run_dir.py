@@ -298,7 +298,7 @@ def write_error(error: OSError, folder: Path, what: str) -> HpcTumorError:
 
 def _append_json(path: Path, value: dict[str, Any]) -> None:
     # One write of one whole line to a file opened for appending: lines of two writers never mix.
-    line = (json.dumps(atomic.plain(value), ensure_ascii=False, allow_nan=False) + "\n").encode()
+    line = f"{atomic.to_json(value)}\n".encode()
     handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
     try:
         size = os.fstat(handle).st_size

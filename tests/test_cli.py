@@ -243,6 +243,68 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     assert done.stderr == ""
 
 
+def test_a_stream_that_is_closed_is_no_error() -> None:
+    for closed in (">&-", "2>&-"):
+        command = f"'{sys.executable}' -m hpc_tumor clusters {closed}"
+        done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, check=False, timeout=60)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+PLAIN = {
+    "latin-1": {"PYTHONIOENCODING": "latin-1"},
+    "ascii": {"PYTHONIOENCODING": "ascii"},
+    "an ASCII locale": {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+}
+
+
+@pytest.mark.parametrize("variables", PLAIN.values(), ids=list(PLAIN))
+def test_help_and_tables_on_a_terminal_without_unicode(variables: dict[str, str]) -> None:
+    for arguments in (("submit", "--help"), ("clusters",)):
+        done = subprocess.run(
+            [sys.executable, "-m", "hpc_tumor", *arguments], env={**os.environ, **variables}, capture_output=True,
+            check=False, timeout=60,
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert len(done.stdout.splitlines()) > 5
+        assert done.stdout.decode(variables.get("PYTHONIOENCODING", "ascii"))
+
+
+@pytest.mark.parametrize("columns", ["0", "1", "-80", "wide"])
+def test_help_whatever_the_width_that_is_claimed(columns: str) -> None:
+    done = python("-m", "hpc_tumor", "status", "--help", COLUMNS=columns, TERMINAL_WIDTH=columns)
+    assert done.returncode == 0, done.stderr
+    assert "Usage: hpc-tumor status" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variables", PLAIN.values(), ids=list(PLAIN))
+def test_whatever_the_terminal_commands_end_well_and_files_are_utf_8(variables: dict[str, str], work: Path) -> None:
+    store = "données.zarr"
+    (work / store).symlink_to(work / "data" / "brain-mri.zarr")
+    run = work / "runs" / "20260101-000000-cnn-aaaaaa"
+    run.mkdir(parents=True)
+    (run / "config.json").write_text('{"task": "classification", "data": {"store": "données.zarr"}}', encoding="utf-8")
+    for arguments, codes in {
+        ("audit", store, "--output", "audit.html"): (0, 3),
+        ("doctor", "--cluster", "local"): (0, 1),
+        ("collect", "--output", "résultats"): (0,),
+        ("collect", "--json"): (0,),
+    }.items():
+        done = subprocess.run(
+            [sys.executable, "-m", "hpc_tumor", *arguments], env={**os.environ, **variables}, capture_output=True,
+            check=False, timeout=120,
+        )  # fmt: skip
+        assert done.returncode in codes, done.stderr
+        assert b"not foreseen" not in done.stderr
+        assert done.stdout
+    assert run.name in json.loads(done.stdout)["unfinished"][0]["run"]
+    written = [work / "audit.html", *(work / "résultats").glob("*.*")]
+    assert len(written) > 4
+    for path in written:
+        path.read_text(encoding="utf-8")
+    assert "données" in (work / "audit.html").read_text(encoding="utf-8")
+
+
 def test_colours_only_on_a_terminal_that_wants_them() -> None:
     assert "\x1b" not in python("-m", "hpc_tumor", "clusters").stdout
     assert "\x1b" in _on_a_terminal()

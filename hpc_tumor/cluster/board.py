@@ -130,7 +130,7 @@ class Board:
     def last_words(self) -> str:
         """The last line that a task printed."""
         for log in sorted((self.path / "logs").iterdir()):
-            if lines := log.read_text(errors="replace").split("\n"):
+            if lines := log.read_text(encoding="utf-8", errors="replace").split("\n"):
                 said = [line.strip() for line in lines if line.strip()]
                 if said:
                     return said[-1]

@@ -229,7 +229,7 @@ def _sbatch(profile: ClusterProfile, plan: Plan, board: Path, tasks: int) -> str
         try:
             done = subprocess.run(
                 ["sbatch", *_options(profile, plan, board, tasks)],
-                input=script, capture_output=True, text=True, timeout=60, check=False,
+                input=script, capture_output=True, encoding="utf-8", errors="surrogateescape", timeout=60, check=False,
             )  # fmt: skip
         except (OSError, subprocess.TimeoutExpired) as error:
             raise ClusterError(f"sbatch did not answer: {error}") from error

@@ -133,7 +133,15 @@ def run_slurm(*command: str, seconds: float = _SECONDS) -> str:
     variables = {key: value for key, value in os.environ.items() if not key.startswith(("SQUEUE_", "SACCT_", "SINFO_"))}
     variables["SLURM_TIME_FORMAT"] = "standard"
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=variables, check=False)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=seconds,
+            env=variables,
+            check=False,
+        )
     except FileNotFoundError:
         raise ClusterError(f"no {command[0]} on this machine.") from None
     except OSError as error:

@@ -125,7 +125,7 @@ def _kind_of_disk(folder: Path) -> str:
     """The type of its file system, where Linux tells."""
     device = folder.stat().st_dev
     with suppress(OSError, IndexError):
-        for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.split()[2] == f"{os.major(device)}:{os.minor(device)}":
                 return line.partition(" - ")[2].split()[0]
     return ""

@@ -206,7 +206,7 @@ def _locked(path: Path) -> Iterator[None]:
     except BlockingIOError:
         holder = "another process"
         with suppress(OSError):
-            holder = file.read_text().strip() or holder
+            holder = file.read_text(encoding="utf-8", errors="replace").strip() or holder
         raise DataError(f"{path} is being converted by {holder}: wait for it, or stop it.") from None
     except OSError as error:
         way = " Convert on another disk, and copy the store." if error.errno in _NO_LOCKS else ""

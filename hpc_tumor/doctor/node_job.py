@@ -155,7 +155,7 @@ def _submit(profile: ClusterProfile, plan: Plan, folder: Path) -> str:
         try:
             done = subprocess.run(
                 ["sbatch", "--parsable", *flags], input=job_script(profile, plan, folder, code),
-                capture_output=True, text=True, timeout=60, check=False, cwd=folder,
+                capture_output=True, encoding="utf-8", errors="surrogateescape", timeout=60, check=False, cwd=folder,
             )  # fmt: skip
         except (OSError, subprocess.TimeoutExpired) as error:
             raise ClusterError(f"sbatch did not answer: {error}") from error
