@@ -38,8 +38,9 @@ _SPELLINGS = {
     **dict.fromkeys("─━┄┅┈┉╌╍═╴╶╸╺╼╾", "-"), **dict.fromkeys("│┃┆┇┊┋╎╏║╵╷╹╻╽╿", "|"),
 }  # fmt: skip
 _STYLES = {
-    "running": "cyan", "finished": "green", "queued": "yellow", "requeued": "yellow", "stopped": "yellow",
-    "cancelled": "yellow", "failed": "red", "lost": "red", "timeout": "red", "node-fail": "red", "out-of-memory": "red",
+    "running": "cyan", "finished": "green", "queued": "yellow", "requeued": "yellow", "restarting": "yellow",
+    "stopped": "yellow", "cancelled": "yellow", "unreadable": "red", "failed": "red", "lost": "red",
+    "timeout": "red", "node-fail": "red", "out-of-memory": "red",
 }  # fmt: skip
 Progress = Callable[[int, int], None]
 

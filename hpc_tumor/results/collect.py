@@ -9,11 +9,11 @@ from typing import Any
 from hpc_tumor.results.comparison import Comparison, Group, SkippedFolder, UnfinishedRun
 from hpc_tumor.results.entries import make_entries
 from hpc_tumor.results.measures import MAIN_SCORE
-from hpc_tumor.results.reading import flat, json_lines, json_object, read_finished, what_is_wrong
+from hpc_tumor.results.reading import flat, read_finished, what_is_wrong
 from hpc_tumor.results.run_result import RunResult
 from hpc_tumor.results.values import integer, number, section, text, word
 from hpc_tumor.results.wishes import EVERYTHING, Wishes
-from hpc_tumor.run_dir import RunDir
+from hpc_tumor.run_dir import RunDir, read_json, read_json_lines
 
 SILENT_SECONDS = 15 * 60
 _STATES = {
@@ -80,7 +80,7 @@ def _collect(run: RunDir, queued: str | None, now: float) -> RunResult | Unfinis
     try:
         if not any(path.is_file() for path in (run.result, run.config, run.status, run.job, run.events)):
             return _skipped(run, "not a run directory: it holds no config.json, status.json or result.json")
-        result = json_object(run.result)
+        result = read_json(run.result)
         if result is None:
             return _unfinished(run, queued, now)
         wrong = what_is_wrong(result)
@@ -94,9 +94,9 @@ def _skipped(run: RunDir, reason: str) -> SkippedFolder:
 
 
 def _unfinished(run: RunDir, queued: str | None, now: float) -> UnfinishedRun:
-    config, status = json_object(run.config) or {}, json_object(run.status) or {}
+    config, status = read_json(run.config) or {}, read_json(run.status) or {}
     model, task = section(config.get("model")), text(config.get("task"))
-    metrics = [line for line in json_lines(run.metrics) if integer(line.get("epoch")) is not None]
+    metrics = [line for line in read_json_lines(run.metrics) if integer(line.get("epoch")) is not None]
     state, reason = _state(run, status, now)
     if queued is not None:
         state = text(queued) or state
@@ -132,7 +132,7 @@ def _unfinished(run: RunDir, queued: str | None, now: float) -> UnfinishedRun:
 
 def _state(run: RunDir, status: Mapping[str, Any], now: float) -> tuple[str, str | None]:
     """State and reason from the newest of heartbeat and events."""
-    events = [line for line in json_lines(run.events) if text(line.get("event")) in _STATES]
+    events = [line for line in read_json_lines(run.events) if text(line.get("event")) in _STATES]
     last = events[-1] if events else {}
     beat, heard = number(status.get("time")) or 0, number(last.get("time")) or 0
     state, said = text(status.get("state")), status
