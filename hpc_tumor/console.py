@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from hpc_tumor import atomic
+from hpc_tumor.errors import UsageError
 from hpc_tumor.names import printable
 
 if TYPE_CHECKING:
@@ -114,9 +115,13 @@ class Output:
             self.table(table)
 
     def confirm(self, question: str) -> bool:
-        """Whether the person agrees. Where there is no terminal to answer at, nobody is asked and the answer is yes."""
-        if not (sys.stdin.isatty() and sys.stderr.isatty()):
-            return True
+        """Ask the person, and return True where they agree.
+
+        Raises:
+            UsageError: there is no terminal to answer at.
+        """
+        if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
+            raise UsageError(f"{question} There is no terminal to answer at: add --yes.")
         print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
         return sys.stdin.readline().strip().lower() in ("y", "yes")
 
@@ -159,10 +164,14 @@ class Output:
             return draw(_spelled_table(view.table, sys.stderr).fit(console.width))
 
         with Live(shown(), console=console, auto_refresh=False, transient=True) as live:
-            while not view.over:
-                time.sleep(seconds)
-                view = read()
-                live.update(shown(), refresh=True)
+            try:
+                while not view.over:
+                    time.sleep(seconds)
+                    view = read()
+                    live.update(shown(), refresh=True)
+            except KeyboardInterrupt:
+                live.transient = False  # nothing follows that would show it
+                raise
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
 import resource
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +18,7 @@ import pytest
 
 from hpc_tumor import cli
 from hpc_tumor.cluster.queue import RunState
+from hpc_tumor.cluster.tickets import take_ticket
 from hpc_tumor.config import Experiment
 from hpc_tumor.control import refuse_failures
 from hpc_tumor.data.phantom import make_phantom
@@ -120,8 +124,9 @@ UNET = ("submit", "--model", "unet", "--data", "data/brats.zarr")
         (("phantom", "new", "--dataset", "brats", "--cases", "0"), 2, ("--cases",)),
         (("phantom", "new", "--dataset", "brats", "--cases", "1", "--shape", "9x9"), 2, ("--shape '9x9'",)),
         (("phantom", "data/raw-brats", "--dataset", "brats", "--cases", "1"), 2, ("is not empty",)),
-        (("status", "--runs", "nowhere"), 2, ("there is no runs directory nowhere",)),
-        (("collect", "nowhere"), 2, ("there is no runs directory nowhere",)),
+        (("status", "--runs", "nowhere"), 2, ("there is no runs directory nowhere", "--runs DIR")),
+        (("predict", "unet", "data", "-o", "new", "--runs", "nowhere"), 2, ("directory nowhere", "--runs DIR")),
+        (("collect", "nowhere"), 2, ("there is no runs directory nowhere", "hpc-tumor collect DIR")),
         (("logs", "unet", "--runs", "data/empty"), 2, ("no run in data/empty fits 'unet'",)),
         (("cancel",), 2, ("RUN",)),
         (("statu",), 2, ("No such command 'statu'", "status")),
@@ -451,6 +456,71 @@ def test_a_run_that_ended_is_not_cancelled(capsys: Captured, work: Path) -> None
     assert "there is nothing to cancel" in capsys.readouterr().err
     assert cli.main(["resume", "aaaaaa"]) == 2
     assert "error: " in capsys.readouterr().err
+
+
+@pytest.fixture
+def going(work: Path) -> Iterator[list[tuple[str, subprocess.Popen[bytes]]]]:
+    """Names and processes of two runs on this machine: of improved-unet, which trains, and of unet, which waits."""
+    made = []
+    for name in ("20260101-000000-improved-unet-aaaaaa", "20260101-000001-unet-bbbbbb"):
+        run = RunDir(work / "runs" / name)
+        run.logs.mkdir(parents=True)
+        process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
+        run.job.write_text(json.dumps({"cluster": "local", "job_id": str(process.pid)}))
+        run.add_event("submitted")
+        made.append((name, process, take_ticket(run.path.parent, name)))
+    yield [(name, process) for name, process, _ in made]
+    for _, process, ticket in made:
+        process.kill()
+        process.wait()
+        ticket.hand_over()
+
+
+@pytest.mark.parametrize("pattern", ["all", "*unet*", "2026", "*bbb"])
+def test_where_nobody_can_be_asked_patterns_need_yes(
+    capsys: Captured, going: list[tuple[str, subprocess.Popen[bytes]]], pattern: str
+) -> None:
+    for verb in ("cancel", "rerun"):
+        assert cli.main([verb, pattern]) == 2
+        assert "add --yes" in capsys.readouterr().err
+    assert [process.poll() for _, process in going] == [None, None]
+    assert cli.main(["cancel", pattern, "--yes"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.endswith("cancelled: hpc-tumor resume goes on later.\n")
+    assert len(shown.out.splitlines()) == 1
+    assert going[1][0] in shown.out
+    assert going[1][1].wait() == -signal.SIGTERM
+
+
+@pytest.mark.parametrize("pattern", ["20260101-000001-unet-bbbbbb", "unet", "bbbbbb"])
+def test_what_names_one_run_needs_no_question(
+    capsys: Captured, going: list[tuple[str, subprocess.Popen[bytes]]], pattern: str
+) -> None:
+    assert cli.main(["cancel", pattern]) == 0
+    sentence = "20260101-000001-unet-bbbbbb was cancelled: hpc-tumor resume goes on later.\n"
+    assert capsys.readouterr().out == sentence
+    assert going[1][1].wait() == -signal.SIGTERM
+    assert going[0][1].poll() is None
+
+
+def test_an_interrupt_leaves_the_last_table_on_the_screen(going: list[tuple[str, subprocess.Popen[bytes]]]) -> None:
+    leader, follower = pty.openpty()
+    watching = subprocess.Popen(
+        [sys.executable, "-m", "hpc_tumor", "status", "--watch"], stdin=follower, stdout=follower, stderr=follower,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "100"}, start_new_session=True,
+    )  # fmt: skip
+    os.close(follower)
+    shown = ""
+    while shown.count(going[1][0]) < 2:  # drawn, and drawn anew
+        shown += os.read(leader, 100_000).decode()
+    watching.send_signal(signal.SIGINT)
+    with contextlib.suppress(OSError):  # how Linux says that the other end was closed
+        while piece := os.read(leader, 100_000).decode():
+            shown += piece
+    os.close(leader)
+    assert watching.wait() == 130
+    assert shown.rindex(going[1][0]) > shown.rindex("\x1b[2K")  # nothing was erased after it
+    assert "The runs go on" in shown
 
 
 def test_a_debug_run_refused_before_it_trains_leaves_nothing(

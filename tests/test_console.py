@@ -10,6 +10,7 @@ import pytest
 
 from hpc_tumor import console
 from hpc_tumor.console import Output, View, duration, prepare_streams, size
+from hpc_tumor.errors import UsageError
 from hpc_tumor.results.layout import Column, Table
 
 TABLE = Table("Title", (Column("name", "left"), Column("value"), Column("more", keep=1)), (("a", "1", "x" * 60),))
@@ -139,5 +140,6 @@ def test_watching_in_a_log_says_each_thing_once(
     assert shown.out == ""
 
 
-def test_nobody_is_asked_without_a_terminal() -> None:
-    assert Output().confirm("cancel 3 runs?")
+def test_without_a_terminal_a_question_is_refused_with_the_option_that_answers_it() -> None:
+    with pytest.raises(UsageError, match=r"cancel 3 runs\? .* add --yes"):
+        Output().confirm("cancel 3 runs?")
