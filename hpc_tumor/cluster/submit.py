@@ -21,7 +21,7 @@ from typing import Any
 from hpc_tumor import atomic
 from hpc_tumor.cluster.executors import clean_environment, script_of, start_here, start_on_slurm, take_back
 from hpc_tumor.cluster.existing import absolute, is_own, with_absolute_store
-from hpc_tumor.cluster.job_record import JobRecord
+from hpc_tumor.cluster.job_record import OTHER_VERSION, JobRecord
 from hpc_tumor.cluster.plan import Plan, make_plan
 from hpc_tumor.cluster.private import code_folder, make_private, submissions_folder
 from hpc_tumor.cluster.profiles import LOCAL
@@ -235,7 +235,7 @@ def submitted_as(run: RunDir) -> tuple[ClusterProfile, Plan]:
     """Where a run was submitted to, and what it asked for. UsageError where it never was."""
     job = JobRecord.of_run(run)
     if job.faults:
-        raise UsageError(f"{run.name}: {'; '.join(job.faults)}. Submit it again: `hpc-tumor rerun {run.name}`.")
+        raise UsageError(f"{run.name}: {'; '.join(job.faults)}. {OTHER_VERSION}")
     if job.plan is None or job.profile is None:
         raise UsageError(f"{run.name} was never submitted: it holds no readable {run.job.name}.")
     stated = read_json(run.submission / "profile.json")

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launching import small_experiment
+from launching import profile_with, small_experiment
 
 from hpc_tumor.cluster import queue, slurm
 from hpc_tumor.cluster.job import record_failure
+from hpc_tumor.cluster.job_record import JobRecord
+from hpc_tumor.cluster.plan import make_plan
 from hpc_tumor.cluster.queue import cancel, read_states
 from hpc_tumor.errors import ClusterError, UsageError
 from hpc_tumor.run_dir import RunDir, read_json
@@ -48,7 +50,7 @@ def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MadeUpSlurm:
 
 def submitted(runs: Path, job_id: str = "42", **job: Any) -> RunDir:
     run = RunDir.create(runs, small_experiment(gpus=4))
-    plan = {"nodes": 2, "tasks_per_node": 2}
+    plan = make_plan(profile_with(), 4).as_dict()
     run.job.write_text(json.dumps({"cluster": "orfeo", "job_id": job_id, "plan": plan, **job}))
     run.add_event("submitted", job_id=job_id)
     return run
@@ -114,7 +116,8 @@ def test_silence_of_a_running_job_is_named(tmp_path: Path, made_up: MadeUpSlurm)
     run = submitted(tmp_path)
     made_up.says("squeue", "42|RUNNING|30:00|1|N/A|gpu001|None\n", run)
     assert state_of(run) == ("running", "running for 30 min, but has not reported yet")
-    run.status.write_text(json.dumps({"time": time.time() - 1200, "state": "training"}))
+    run.write_status(state="training")
+    os.utime(run.status, (time.time() - 1200,) * 2)
     assert state_of(run) == ("running", "no heartbeat for 20 min: it may hang")
 
 
@@ -206,7 +209,7 @@ def test_one_call_for_all(tmp_path: Path, made_up: MadeUpSlurm) -> None:
 
 def test_no_slurm_command_is_run_for_runs_on_this_machine(tmp_path: Path, made_up: MadeUpSlurm) -> None:
     run = submitted(tmp_path, cluster="local")
-    assert state_of(run) == ("lost", f"its processes are gone; {queue._RESUME}")
+    assert state_of(run) == ("lost", "its processes are gone; hpc-tumor resume starts it again")
     assert made_up.calls("squeue") == []
 
 
@@ -256,17 +259,20 @@ def test_who_cancelled_it_has_a_name(tmp_path: Path, made_up: MadeUpSlurm, monke
     run = submitted(tmp_path)
     root = pwd.getpwuid(0).pw_name
     made_up.says("sacct", "42|CANCELLED by 0|10|2|0:0|gpu001\n", run)
-    for me, words in ((1234, f"cancelled by {root}; {queue._RESUME}"), (0, f"cancelled; {queue._RESUME}")):
+    run.last_checkpoint.write_bytes(b"")
+    again = "hpc-tumor resume goes on from its last checkpoint"
+    for me, words in ((1234, f"cancelled by {root}; {again}"), (0, f"cancelled; {again}")):
         monkeypatch.setattr(queue.os, "getuid", lambda me=me: me)
         assert state_of(run) == ("cancelled", words)
 
 
 def test_what_was_never_submitted_is_not_sent_to_resume(tmp_path: Path, made_up: MadeUpSlurm) -> None:
     run = submitted(tmp_path)
-    run.job.write_text('{"cluster": ')
+    run.job.unlink()
     assert state_of(run) == ("lost", "was never submitted; submit it again")
-    run.job.write_text(json.dumps({"cluster": "orfeo", "job_id": None, "plan": {}, "profile": {}}))
-    assert state_of(run) == ("lost", f"was never submitted; {queue._RESUME}")
+    profile = profile_with()
+    JobRecord(cluster=profile.name, plan=make_plan(profile, 4), profile=profile).write(run)
+    assert state_of(run) == ("lost", "was never submitted; hpc-tumor resume starts it again")
 
 
 def test_an_array_is_asked_for_by_its_number(tmp_path: Path, made_up: MadeUpSlurm) -> None:
@@ -331,7 +337,7 @@ def test_what_will_never_start_is_said(reason: str) -> None:
 
 
 def test_starts_that_are_still_needed(tmp_path: Path, made_up: MadeUpSlurm) -> None:
-    run = submitted(tmp_path, plan={"nodes": 1, "tasks_per_node": 2, "walltime": 120})
+    run = submitted(tmp_path, plan=make_plan(profile_with(), 2, walltime=120).as_dict())
     run.add_event("started")
     made_up.says("squeue", "42|RUNNING|1:00:00|1|N/A|gpu001|None\n", run)
     for eta, more in ((1800, 0), (3599, 0), (3601, 1), (3 * 3600, 1), (3.1 * 3600, 2)):
