@@ -66,8 +66,9 @@ class JobRecord(Record):
     @property
     def log_folders(self) -> tuple[str | None, ...]:
         """Folders of the logs of its jobs, the earlier ones and its own."""
-        missing = len(self.earlier) - len(self.earlier_folders)  # of a version that did not write them
-        return (*[None] * missing, *self.earlier_folders, self.folder)
+        before = len(self.earlier)
+        missing = max(0, before - len(self.earlier_folders))  # of a version that did not write them
+        return (*[None] * missing, *self.earlier_folders[:before], self.folder)
 
     def planned(self, where: str) -> Plan:
         """Return the plan. UsageError where there is none that can be read, as of another version."""

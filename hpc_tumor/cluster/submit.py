@@ -222,13 +222,12 @@ def resume_all(runs: Sequence[RunDir]) -> dict[str, HpcTumorError]:
 
 def _own(run: RunDir) -> tuple[ClusterProfile, Plan]:
     """Where a run of this user's was submitted to, and what it asked for. UsageError where it is not theirs."""
-    found = submitted_as(run)
     if not is_own(run):
         raise UsageError(
             f"{run.name} belongs to {run.path.owner()}, and nobody else can resume it; hpc-tumor rerun trains it as a"
             " run of your own."
         )
-    return found
+    return submitted_as(run)
 
 
 def submitted_as(run: RunDir) -> tuple[ClusterProfile, Plan]:
