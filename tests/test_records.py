@@ -21,7 +21,9 @@ from hpc_tumor.cluster.job_record import JobRecord
 from hpc_tumor.cluster.logs import launcher_text, log_text
 from hpc_tumor.cluster.plan import make_plan
 from hpc_tumor.cluster.queue import read_states
+from hpc_tumor.cluster.submit import resume_run
 from hpc_tumor.config import ClusterProfile, Experiment
+from hpc_tumor.errors import UsageError
 from hpc_tumor.records import Status, read_events
 from hpc_tumor.results.collect import collect_runs
 from hpc_tumor.run_dir import RunDir, find_runs
@@ -117,11 +119,11 @@ def test_what_is_wrong_is_named_and_the_rest_is_kept(tmp_path: Path) -> None:
 
 @contextmanager
 def somebody_else() -> Iterator[None]:
-    os.seteuid(NOBODY)
+    os.setresuid(NOBODY, NOBODY, 0)
     try:
         yield
     finally:
-        os.seteuid(0)
+        os.setresuid(0, 0, 0)
 
 
 @pytest.mark.usefixtures("no_slurm")
@@ -150,7 +152,7 @@ def test_a_run_that_is_closed_to_others_is_one_line(capsys: pytest.CaptureFixtur
                 shown = capsys.readouterr()
                 assert open_to_all.name in shown.out + shown.err, command
                 assert closed.name in shown.out + shown.err, command
-            assert cli.main(["resume", closed.name, "--runs", str(folder)]) == 2
-            assert "belongs to root" in capsys.readouterr().err
+            with pytest.raises(UsageError, match="belongs to root"):
+                resume_run(closed)
     finally:
         shutil.rmtree(folder)

@@ -362,3 +362,54 @@ def test_a_cancelled_run_that_still_ends_is_ending(tmp_path: Path, made_up: Made
     assert read_states([run])[0].ending
     made_up.says("squeue", "42|CANCELLED|1:00|1|N/A|gpu001|None\n", run)
     assert not read_states([run])[0].ending
+
+
+def test_a_failure_is_no_end_until_the_batch_script_has_decided(tmp_path: Path, made_up: MadeUpSlurm) -> None:
+    run = submitted(tmp_path)
+    run.add_event("started")
+    record_failure(run, 0, 1, "rank 1 was killed", retry=True)
+    made_up.says("squeue", "42|RUNNING|0:10|2|N/A|gpu001|None\n", run)
+    state = read_states([run])[0]
+    assert (state.state, state.reason, state.alive) == ("restarting", "after: rank 1 was killed", True)
+    run.failure(0).write_text('{"rank": 1, "rea')  # being written
+    assert state_of(run)[0] == "restarting"
+    record_failure(run, 0, 1, "rank 1 was killed; given up", overrule=True)
+    assert state_of(run) == ("failed", "rank 1 was killed; given up")
+    record_failure(run, 0, 1, "rank 1 was killed", retry=True, overrule=True)
+    made_up.says("squeue", "42|FAILED|0:10|2|N/A|gpu001|NonZeroExitCode\n", run)
+    assert state_of(run)[0] == "failed"
+
+
+def test_a_link_of_a_chain_that_was_cancelled_is_named(tmp_path: Path, made_up: MadeUpSlurm) -> None:
+    run = submitted(tmp_path, chain=["43", "44"])
+    run.add_event("started")
+    running = "42|RUNNING|1:00|1|N/A|gpu001|None\n"
+    made_up.says("squeue", f"{running}43|PENDING|0:00|1|N/A||Dependency\n44|PENDING|0:00|1|N/A||Dependency\n", run)
+    assert state_of(run) == ("running", "")
+    made_up.says("squeue", f"{running}43|CANCELLED|0:00|1|N/A||None\n44|COMPLETED|0:01|1|N/A||None\n", run)
+    assert state_of(run) == (
+        "running", "job 43 of its chain was cancelled: the run ends before it, then hpc-tumor resume starts it again"
+    )  # fmt: skip
+
+
+def test_ages_are_told_whatever_the_clocks_of_the_nodes_say(tmp_path: Path, made_up: MadeUpSlurm) -> None:
+    made_up.says("squeue", "")
+
+    def age(node: float, stamp: float, elapsed: str = "30:00", behind: float = 0) -> tuple[float, str]:
+        """Of a heartbeat where the node's clock and the stamps of files are so many seconds off."""
+        run = submitted(tmp_path)
+        run.events.write_text(json.dumps({"event": "started", "time": time.time() + node - 1800}) + "\n")
+        run.status.write_text(json.dumps({"state": "training", "time": time.time() + node - behind}))
+        os.utime(run.status, (time.time() + stamp,) * 2)
+        made_up.says("squeue", f"42|RUNNING|{elapsed}|2|N/A|gpu001|None\n", run)
+        state = read_states([run])[0]
+        assert state.heartbeat_age is not None
+        assert state.heartbeat_age >= 0
+        return round(state.heartbeat_age, -1), state.reason
+
+    assert age(node=3600, stamp=0) == (0, "")
+    assert age(node=-3600, stamp=0) == (0, "")
+    assert age(node=3600, stamp=3600) == (0, "")  # as on CephFS, where the node stamps
+    assert age(node=-3600, stamp=-3600) == (0, "")
+    assert age(node=0, stamp=-900, behind=900) == (900, "no heartbeat for 15 min: it may hang")
+    assert age(node=-3600, stamp=-4500, behind=900) == (900, "no heartbeat for 15 min: it may hang")
