@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from hpc_tumor.cluster.job_record import JobRecord
 from hpc_tumor.cluster.logs import follow
 from hpc_tumor.cluster.profiles import LOCAL
-from hpc_tumor.cluster.queue import RunState, cancel, read_states
+from hpc_tumor.cluster.queue import ENDED, OPEN, RunState, cancel, read_states
 from hpc_tumor.console import View, out
 from hpc_tumor.errors import HpcTumorError, PartialFailure, TrainingError
 from hpc_tumor.run_dir import RunDir
-from hpc_tumor.runs_view import ENDED, OPEN, choose, runs_table, runs_view
+from hpc_tumor.runs_view import choose, runs_table, runs_view
 
 _FAILURES = ("failed", "timeout", "node-fail", "out-of-memory")
 LOCAL_SECONDS, SLURM_SECONDS = 2.0, 10.0  # between two looks at the runs; a scheduler is asked less often

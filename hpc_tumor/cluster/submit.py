@@ -25,7 +25,7 @@ from hpc_tumor.cluster.job_record import OTHER_VERSION, JobRecord
 from hpc_tumor.cluster.plan import Plan, make_plan
 from hpc_tumor.cluster.private import code_folder, make_private, submissions_folder
 from hpc_tumor.cluster.profiles import LOCAL
-from hpc_tumor.cluster.queue import read_states
+from hpc_tumor.cluster.queue import OPEN, read_states
 from hpc_tumor.cluster.snapshot import snapshot_path, take_snapshot
 from hpc_tumor.config import ClusterProfile, Experiment
 from hpc_tumor.errors import ClusterError, HpcTumorError, UsageError
@@ -254,9 +254,9 @@ def _refuse_what_goes_on(runs: Sequence[RunDir]) -> None:
     for state in read_states(runs) if runs else ():
         if state.ending:
             raise UsageError(f"{state.name} is still ending: try again in a few seconds.")
-        if state.state == "unknown" or "does not answer" in state.reason:
+        if state.cancellable and not state.alive:
             raise UsageError(f"SLURM does not say whether {state.name} still goes on: try again when it answers.")
-        if state.alive or state.state in ("queued", "running", "requeued", "finished"):
+        if state.alive or state.state in (*OPEN, "finished", "unreadable"):
             raise UsageError(
                 f"{state.name} is {state.state}: only a run that has ended without a result can be resumed."
             )
