@@ -6,15 +6,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from hpc_tumor.cluster.logs import follow
-from hpc_tumor.cluster.queue import RunState, cancel, read_states
+from hpc_tumor.cluster.queue import ENDED, OPEN, RunState, cancel, read_states
 from hpc_tumor.cluster.watch import LOOK_SECONDS, Watch
 from hpc_tumor.console import View, counted, out
 from hpc_tumor.errors import HpcTumorError, PartialFailure, TrainingError
 from hpc_tumor.run_dir import RunDir
-from hpc_tumor.runs_view import ENDED, OPEN, choose, runs_table, runs_view
+from hpc_tumor.runs_view import choose, runs_table, runs_view
 
 _FAILURES = ("failed", "timeout", "node-fail", "out-of-memory")
-_WAITING = ("queued", "requeued", "restarting", "unknown")
 _REASON_SECONDS = 60.0  # between two lines on why a run still waits: the estimate of its start changes all the time
 _MOST_NAMED = 5  # runs in a sentence on what was done
 
@@ -65,7 +64,7 @@ def follow_log(run: RunDir, rank: int) -> None:
     def ended() -> bool:
         nonlocal told, when
         (state,) = watch.look()
-        waits = state.state in _WAITING
+        waits = state.state in OPEN and state.state != "running"
         another = told is None or state.state != told.state
         late = told is not None and state.reason != told.reason and time.monotonic() - when > _REASON_SECONDS
         if (waits and (another or late)) or (told is not None and another and state.state in OPEN):

@@ -15,7 +15,7 @@ from hpc_tumor.run_dir import RunDir, UnreadableFileError, load
 
 _LONGEST = 1_000  # characters of a text
 _LONGEST_VALUE = 40  # characters of a wrong value in a message
-_LARGEST = 1e15  # that a time, a count or a score may be
+LARGEST = 1e15  # that a time, a count or a score may be
 
 
 def _one_line(text: str) -> str:
@@ -24,8 +24,8 @@ def _one_line(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_one_line)]
-Number = Annotated[float, Field(ge=-_LARGEST, le=_LARGEST)]
-Count = Annotated[int, Field(ge=0, le=int(_LARGEST))]
+Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
+Count = Annotated[int, Field(ge=0, le=int(LARGEST))]
 
 
 class Record(BaseModel):

@@ -113,7 +113,7 @@ class RunDir:
 
     def kept_checkpoints(self) -> list[Path]:
         """The checkpoints that are kept for good, in no order."""
-        return list(self.checkpoints.glob("epoch-*.pt"))
+        return matching(self.checkpoints, "epoch-*.pt")
 
     def broken_batch(self, epoch: int, step: int, rank: int) -> Path:
         """File in which a rank keeps its share of a batch whose loss or gradients were not finite."""
@@ -134,7 +134,7 @@ class RunDir:
     def last_start(self) -> int:
         """The number of the latest start that left something in the logs, 0 where none did."""
         found = [
-            path.name.split(".")[1] for kind in ("rank-*.*.out", "failure.*.json") for path in self.logs.glob(kind)
+            path.name.split(".")[1] for kind in ("rank-*.*.out", "failure.*.json") for path in matching(self.logs, kind)
         ]
         return max((int(number) for number in found if number.isdecimal()), default=0)
 
@@ -307,6 +307,14 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         if isinstance(value, dict):
             values.append(value)
     return values
+
+
+def matching(folder: Path, pattern: str) -> list[Path]:
+    """Return the paths in `folder` that fit a glob pattern, in no order; none where it is absent or closed."""
+    try:
+        return list(folder.glob(pattern))
+    except OSError:
+        return []
 
 
 def file_clock(folder: Path) -> float:

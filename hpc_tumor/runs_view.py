@@ -7,13 +7,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from hpc_tumor.cluster.profiles import LOCAL
-from hpc_tumor.cluster.queue import RunState
+from hpc_tumor.cluster.queue import ENDED, OPEN, RunState
 from hpc_tumor.console import View, counted, duration
 from hpc_tumor.errors import UsageError, unknown
 from hpc_tumor.results.layout import Column, Table
 
-OPEN = ("queued", "running", "restarting", "requeued", "unknown")  # states that may still change by themselves
-ENDED = ("stopped", "cancelled", "timeout", "failed", "node-fail", "out-of-memory", "lost")  # without a result
 STATES = (*OPEN, "finished", *ENDED, "unreadable")
 SORTS = {
     "name": lambda state: state.name,

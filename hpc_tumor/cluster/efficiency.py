@@ -15,8 +15,8 @@ from hpc_tumor.cluster.profiles import LOCAL
 from hpc_tumor.cluster.queue import RunState, read_states
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.names import printable
-from hpc_tumor.records import section
-from hpc_tumor.run_dir import RunDir, read_json
+from hpc_tumor.records import LARGEST, section
+from hpc_tumor.run_dir import RunDir, matching, read_json
 
 GB = 2**30  # as --memory counts
 _HOST_FULL, _GPU_FULL = "out of memory on the host", "out of memory on the GPU"  # in the words of training/memory.py
@@ -156,7 +156,7 @@ def _with_accounting(used: dict[str, Any], uses: Sequence[JobUse], plan: Plan | 
 
 def _logged(run: RunDir) -> set[int]:
     """The starts that left a log."""
-    found = (re.fullmatch(r"rank-\d+\.(\d+)\.out", path.name) for path in run.logs.glob("rank-*.out"))
+    found = (re.fullmatch(r"rank-\d+\.(\d+)\.out", path.name) for path in matching(run.logs, "rank-*.out"))
     return {int(match[1]) for match in found if match}
 
 
@@ -166,7 +166,7 @@ Start = list[dict[str, Any]]  # what each rank wrote
 def _read_starts(run: RunDir) -> dict[int, Start]:
     """What the ranks wrote in each start; files that are half written or foreign are left out."""
     starts: dict[int, Start] = {}
-    for path in run.logs.glob("usage-*.json"):
+    for path in matching(run.logs, "usage-*.json"):
         match = re.fullmatch(r"usage-\d+\.(\d+)\.json", path.name)
         values = read_json(path) if match else None
         if match and values is not None:
@@ -226,7 +226,7 @@ def _gpus(ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _number(values: dict[str, Any], name: str) -> float:
     value = values.get(name)
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else 0.0
+    return float(value) if isinstance(value, int | float) and abs(value) <= LARGEST else 0.0
 
 
 def _sum(some: Sequence[dict[str, Any]], name: str) -> float:

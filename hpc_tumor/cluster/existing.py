@@ -6,13 +6,13 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from hpc_tumor.cluster.queue import RunState, read_states
+from hpc_tumor.cluster.queue import OPEN, RunState, read_states
 from hpc_tumor.config import Experiment
 from hpc_tumor.provenance import store_identity
 from hpc_tumor.records import section
 from hpc_tumor.run_dir import RunDir, is_run, read_json
 
-UNDER_WAY = ("queued", "running", "restarting", "requeued", "unknown", "finished")
+UNDER_WAY = (*OPEN, "finished")
 
 
 def find_same(experiments: Sequence[Experiment], runs: Path) -> list[RunState | None]:

@@ -15,6 +15,7 @@ from hpc_tumor.records import Count, Number, Record, Text
 from hpc_tumor.run_dir import RunDir
 
 JobId = Annotated[str, Field(pattern=r"^\d{1,18}(_\d{1,9})?$")]  # of SLURM, a task of an array, or a process
+OTHER_VERSION = "It was damaged, or written by another version of hpc-tumor: hpc-tumor rerun trains it anew."
 JobFolder = Annotated[str, Field(pattern=r"^\.submissions-\d+/[\w-]+$")]
 
 
@@ -65,13 +66,14 @@ class JobRecord(Record):
     @property
     def log_folders(self) -> tuple[str | None, ...]:
         """Folders of the logs of its jobs, the earlier ones and its own."""
-        missing = len(self.earlier) - len(self.earlier_folders)  # of a version that did not write them
-        return (*[None] * missing, *self.earlier_folders, self.folder)
+        before = len(self.earlier)
+        missing = max(0, before - len(self.earlier_folders))  # of a version that did not write them
+        return (*[None] * missing, *self.earlier_folders[:before], self.folder)
 
     def planned(self, where: str) -> Plan:
         """Return the plan. UsageError where there is none that can be read, as of another version."""
         if self.plan is None:
-            raise UsageError("; ".join(self.faults) or f"{where}: it holds no plan.")
+            raise UsageError(f"{'; '.join(self.faults) or f'{where} holds no plan'}. {OTHER_VERSION}")
         return self.plan
 
     def write(self, run: RunDir, **changed: Any) -> Self:

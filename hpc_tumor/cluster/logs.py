@@ -17,7 +17,7 @@ from typing import Literal
 
 from hpc_tumor.cluster.job_record import JobRecord
 from hpc_tumor.records import Failure
-from hpc_tumor.run_dir import RunDir
+from hpc_tumor.run_dir import RunDir, matching
 
 _RANK = re.compile(r"rank-(\d+)\.(\d+)\.(out|error\.txt)")
 _LAUNCH = re.compile(r"(\d+(?:_\d+)?)_(\d+)_log\.(out|err)|controller\.out")
@@ -43,7 +43,7 @@ class LogFile:
 def list_logs(run: RunDir) -> list[LogFile]:
     """All logs of a run that hold something: by start, then rank; the launcher's last."""
     found = []
-    for path in run.logs.glob("rank-*"):
+    for path in matching(run.logs, "rank-*"):
         if (match := _RANK.fullmatch(path.name)) and _size(path):
             kind: Literal["output", "error"] = "output" if match[3] == "out" else "error"
             found.append(LogFile(path, kind, rank=int(match[1]), start=int(match[2])))
@@ -54,11 +54,11 @@ def list_logs(run: RunDir) -> list[LogFile]:
 
 def _launcher_files(run: RunDir) -> list[Path]:
     """What may be of the launcher: in the run's own folder, and in that of the array which it is a task of."""
-    files = list(run.submission.glob("*"))
+    files = matching(run.submission, "*")
     job = JobRecord.of_run(run)
     for job_id, folder in zip((*job.earlier, job.job_id), job.log_folders, strict=True):
         if job_id and folder:
-            files += (run.path.parent / folder).glob(f"{job_id}_*")
+            files += matching(run.path.parent / folder, f"{job_id}_*")
     return files
 
 
@@ -115,7 +115,7 @@ def follow(run: RunDir, rank: int = 0, ended: Callable[[], bool] = lambda: False
 
 
 def _errors(run: RunDir, logs: list[LogFile], start: int | None, reason: str | None) -> str:
-    numbers = [path.name.split(".")[1] for path in run.logs.glob("failure.*.json")]
+    numbers = [path.name.split(".")[1] for path in matching(run.logs, "failure.*.json")]
     if start is None:
         start = max((int(number) for number in numbers if number.isdecimal()), default=None)
     failure = None if start is None else Failure.read(run.failure(start))

@@ -27,13 +27,16 @@ State = Literal[
     "queued", "running", "restarting", "requeued", "finished", "failed", "cancelled", "timeout", "node-fail",
     "out-of-memory", "stopped", "lost", "unknown", "unreadable",
 ]  # fmt: skip
+OPEN: tuple[State, ...] = ("queued", "running", "restarting", "requeued", "unknown")  # they may change by themselves
+ENDED: tuple[State, ...] = (  # without a result
+    "stopped", "cancelled", "timeout", "failed", "node-fail", "out-of-memory", "lost",
+)  # fmt: skip
 _ENDED: dict[str, SlurmJob] = {}  # jobs that ended for good, so that --watch does not ask for them again and again
 _NOTHING = SlurmJob("", "", "")
 _FOR_GOOD = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "DEADLINE"})
 STALE_SECONDS = 600.0  # without a heartbeat; longer than the validation of a large store
 _SUBMIT_SECONDS = 600.0  # that the submission of many runs may take, on a slow file system and a busy SLURM
 _CLOCKS_DIFFER = 2.0  # seconds that SLURM's clock and the file system's may be apart
-_GOING = ("queued", "running", "restarting", "requeued")
 _UNSAID = "the job ended without a result"
 _UNNAMED = "allocation"  # what sacct calls a job for a moment, before its name reaches the accounting
 _STAGES = {"CONFIGURING": "its nodes are being prepared", "COMPLETING": "is ending", "SUSPENDED": "suspended"}
@@ -134,7 +137,7 @@ def read_states(runs: Sequence[RunDir]) -> list[RunState]:
             record, answered = None, True  # numbers are given again, as after a new installation
         position = places.get(run.name) if job.is_local else None
         state = _read_state(run, job, record, position, answered, result, clock)
-        if state.state in _GOING and (link := _cancelled_link(job, records)):
+        if state.state in OPEN and (link := _cancelled_link(job, records)):
             more = f"job {link} of its chain was cancelled: the run ends before it, then {_resume(run)}"
             state = replace(state, reason="; ".join(filter(None, (state.reason, more))))
         states.append(state)

@@ -21,11 +21,11 @@ from typing import Any
 from hpc_tumor import atomic
 from hpc_tumor.cluster.executors import clean_environment, script_of, start_here, start_on_slurm, take_back
 from hpc_tumor.cluster.existing import absolute, is_own, with_absolute_store
-from hpc_tumor.cluster.job_record import JobRecord
+from hpc_tumor.cluster.job_record import OTHER_VERSION, JobRecord
 from hpc_tumor.cluster.plan import Plan, make_plan
 from hpc_tumor.cluster.private import code_folder, make_private, submissions_folder
 from hpc_tumor.cluster.profiles import LOCAL
-from hpc_tumor.cluster.queue import read_states
+from hpc_tumor.cluster.queue import OPEN, read_states
 from hpc_tumor.cluster.snapshot import snapshot_path, take_snapshot
 from hpc_tumor.config import ClusterProfile, Experiment
 from hpc_tumor.errors import ClusterError, HpcTumorError, UsageError
@@ -222,20 +222,19 @@ def resume_all(runs: Sequence[RunDir]) -> dict[str, HpcTumorError]:
 
 def _own(run: RunDir) -> tuple[ClusterProfile, Plan]:
     """Where a run of this user's was submitted to, and what it asked for. UsageError where it is not theirs."""
-    found = submitted_as(run)
     if not is_own(run):
         raise UsageError(
             f"{run.name} belongs to {run.path.owner()}, and nobody else can resume it; hpc-tumor rerun trains it as a"
             " run of your own."
         )
-    return found
+    return submitted_as(run)
 
 
 def submitted_as(run: RunDir) -> tuple[ClusterProfile, Plan]:
     """Where a run was submitted to, and what it asked for. UsageError where it never was."""
     job = JobRecord.of_run(run)
     if job.faults:
-        raise UsageError(f"{run.name}: {'; '.join(job.faults)}. Submit it again: `hpc-tumor rerun {run.name}`.")
+        raise UsageError(f"{run.name}: {'; '.join(job.faults)}. {OTHER_VERSION}")
     if job.plan is None or job.profile is None:
         raise UsageError(f"{run.name} was never submitted: it holds no readable {run.job.name}.")
     stated = read_json(run.submission / "profile.json")
@@ -255,9 +254,9 @@ def _refuse_what_goes_on(runs: Sequence[RunDir]) -> None:
     for state in read_states(runs) if runs else ():
         if state.ending:
             raise UsageError(f"{state.name} is still ending: try again in a few seconds.")
-        if state.state == "unknown" or "does not answer" in state.reason:
+        if state.cancellable and not state.alive:
             raise UsageError(f"SLURM does not say whether {state.name} still goes on: try again when it answers.")
-        if state.alive or state.state in ("queued", "running", "requeued", "finished"):
+        if state.alive or state.state in (*OPEN, "finished", "unreadable"):
             raise UsageError(
                 f"{state.name} is {state.state}: only a run that has ended without a result can be resumed."
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from hpc_tumor.results.reading import flat, read_finished, what_is_wrong
 from hpc_tumor.results.run_result import RunResult
 from hpc_tumor.results.values import integer, number, section, text, word
 from hpc_tumor.results.wishes import EVERYTHING, Wishes
-from hpc_tumor.run_dir import RunDir, read_json, read_json_lines
+from hpc_tumor.run_dir import RunDir, file_clock, read_json, read_json_lines
 
 SILENT_SECONDS = 15 * 60
 _STATES = {
@@ -39,12 +38,12 @@ def collect_runs(
     Args:
         runs: run directories; one given twice counts once.
         queue: run name → the scheduler's state in words, where the caller knows it.
-        now: seconds since 1970, to say how long a run has been silent; by default the time.
+        now: seconds since 1970, to say how long a run has been silent; by default the time of the file system.
         wishes: which runs, what makes an entry, and in which order entries stand.
     """
     unique = {run.path.absolute().as_posix(): run for run in runs}
-    now = time.time() if now is None else now
-    collected = [_collect(run, (queue or {}).get(run.name), now) for run in unique.values()]
+    clocks = {run.path.parent: now or file_clock(run.path.parent) for run in unique.values()}
+    collected = [_collect(run, (queue or {}).get(run.name), clocks[run.path.parent]) for run in unique.values()]
     collected.sort(key=lambda item: (item.run, item.path))
     finished = [item for item in collected if isinstance(item, RunResult)]
     unfinished = [item for item in collected if isinstance(item, UnfinishedRun)]
@@ -141,7 +140,8 @@ def _state(run: RunDir, status: Mapping[str, Any], now: float) -> tuple[str, str
     state = state or ("submitted" if run.job.is_file() else "not started")
     state = _STATES.get(state, state)  # a heartbeat that says finished, without a result
     reason = next((value for key in ("reason", "error", "message") if (value := text(said.get(key)))), None)
-    silent = now - max(beat, heard)
+    # The clock of a node may differ from this one: an age by both clocks is that of the file, or less.
+    silent = now - max(beat, heard, *(path.stat().st_mtime for path in (run.status, run.events) if path.is_file()))
     if state in ("training", "evaluating", "started", "stopping") and silent > SILENT_SECONDS:
         reason = f"silent for {_duration(silent)}"
     if run.result.exists():
