@@ -570,6 +570,41 @@ def efficiency(patterns: AnyPatterns = None, runs: Runs = None, json: Json = Fal
     show_efficiency(read_efficiency(found))
 
 
+@app.command(rich_help_panel="Runs")
+def clean(
+    patterns: AnyPatterns = None,
+    runs: Runs = None,
+    delete: Annotated[bool, flag("--delete", text="Remove what is shown; without it, nothing is removed.")] = False,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Show files that nobody needs any more, with their sizes, and how large each run is; --delete removes them.
+
+    Of finished runs, the checkpoints to go on from and the pickles of their jobs; the weights that were scored, and
+    checkpoints kept for good, stay. Of all that have ended, temporary files. Without RUN also what runs share: archives
+    of code, staging folders of conversions that were killed, copies of stores on the disk of this machine alone.
+    Nothing of a run that is queued, running or unreadable, of other users, or behind a link is touched.
+
+    Examples:
+
+    hpc-tumor clean
+
+    hpc-tumor clean --delete
+    """
+    from hpc_tumor.cluster.clean import clean as clean_runs
+    from hpc_tumor.views import cleaning_tables, refuse_what_stays
+
+    folder = _folder(runs)
+    done = clean_runs(folder, _find(runs, patterns) if patterns and patterns != ["all"] else None, delete=delete)
+    out.result(done.as_dict(), show=lambda: out.tables(cleaning_tables(done)))
+    if done.failed:
+        raise refuse_what_stays(done)
+    if done.leftovers and not delete:
+        option = "" if runs is None else f" --runs {shlex.quote(str(runs))}"
+        command = shlex.join(["hpc-tumor", "clean", *(patterns or [])])
+        out.hints("Nothing was removed.", [(f"{command}{option} --delete", "removes it")])
+
+
 clusters_app = typer.Typer(invoke_without_command=True)
 app.add_typer(clusters_app, name="clusters", rich_help_panel="Setup")
 

@@ -123,7 +123,11 @@ class Output:
         if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
             raise UsageError(f"{question} There is no terminal to answer at: add --yes.")
         print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
-        return sys.stdin.readline().strip().lower() in ("y", "yes")
+        try:
+            return sys.stdin.readline().strip().lower() in ("y", "yes")
+        except KeyboardInterrupt:
+            self.note()  # below the question
+            raise
 
     @contextmanager
     def progress(self, label: str, unit: str) -> Iterator[Progress]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from hpc_tumor.cluster.existing import is_own
 from hpc_tumor.cluster.logs import follow
 from hpc_tumor.cluster.queue import ENDED, OPEN, RunState, cancel, read_states
 from hpc_tumor.cluster.watch import LOOK_SECONDS, Watch
@@ -101,21 +103,24 @@ def resume_runs(runs: Sequence[RunDir], yes: bool, gpus: int | None = None, want
 
     Asks before, unless `yes`.
     """
-    from hpc_tumor.cluster.submit import resume_all, resume_run
+    from hpc_tumor.cluster.submit import resume_all, resume_run, submitting
 
     states = choose(read_states(runs), wanted)
     chosen = [state.run for state in states if len(runs) == 1 or (state.state in ENDED and not state.ending)]
     if not agreed("resume", chosen, yes):
         return
-    if len(chosen) == 1 or gpus is not None:
-        errors: dict[str, HpcTumorError] = {}
-        for run in chosen:
-            try:
-                resume_run(run, gpus)
-            except HpcTumorError as error:
-                errors[run.name] = error
-    else:
-        errors = resume_all(chosen)
+    # Nobody removes meanwhile the code that they are about to need; what is not theirs is refused below.
+    own = next((run for run in chosen if is_own(run)), None)
+    with contextlib.nullcontext() if own is None else submitting(own.path.parent):
+        if len(chosen) == 1 or gpus is not None:
+            errors: dict[str, HpcTumorError] = {}
+            for run in chosen:
+                try:
+                    resume_run(run, gpus)
+                except HpcTumorError as error:
+                    errors[run.name] = error
+        else:
+            errors = resume_all(chosen)
     _show_done("resumed", [run.name for run in chosen], errors, "hpc-tumor status shows how they go")
 
 
