@@ -10,15 +10,24 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from launching import small_experiment
+from launching import profile_with, small_experiment
 
+from hpc_tumor.cluster import convert_task
+from hpc_tumor.cluster.board import Board
+from hpc_tumor.cluster.convert import conversion_on
+from hpc_tumor.cluster.plan import make_plan
 from hpc_tumor.cluster.slurm import WATCH_SECONDS, Pace
 from hpc_tumor.cluster.tickets import Ticket, take_ticket
 from hpc_tumor.cluster.watch import LOOK_SECONDS, Watch
 from hpc_tumor.console import Output
 from hpc_tumor.control import follow_log, watch_runs
+from hpc_tumor.data.brats import BraTSReader
+from hpc_tumor.data.phantom import make_phantom
+from hpc_tumor.data.prepare import prepare_dataset
+from hpc_tumor.doctor.node_job import PATIENCE, try_on_node
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.runs_view import runs_view
+from hpc_tumor.settings import shipped
 
 
 class Clock:
@@ -39,17 +48,26 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     made_up = SimpleNamespace(sleep=clock.sleep, monotonic=lambda: clock.now, time=time.time)
-    for module in ("cluster.logs", "cluster.slurm", "cluster.watch", "console", "control"):
+    rooms = (
+        "cluster.convert",
+        "cluster.logs",
+        "cluster.slurm",
+        "cluster.watch",
+        "console",
+        "control",
+        "doctor.node_job",
+    )
+    for module in rooms:
         monkeypatch.setattr(f"hpc_tumor.{module}.time", made_up)
     return clock
 
 
 @pytest.fixture
 def squeue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Folder of a squeue that says `says`, and adds a line to `calls` whenever it is asked; and of such a sacct."""
+    """Folder of a squeue, and others, that say what a file holds and add a line to `calls` whenever they are asked."""
     folder = tmp_path / "bin"
     folder.mkdir()
-    for name in ("squeue", "sacct"):
+    for name in ("squeue", "sacct", "sbatch", "scancel"):
         (folder / name).write_text(f"#!/bin/sh\necho {name} >> {folder}/calls\ncat {folder}/{name}.says\n")
         (folder / name).chmod(0o755)
         (folder / f"{name}.says").touch()
@@ -183,3 +201,65 @@ def test_a_window_is_shown_what_changes_while_it_is_watched(
     Output().watch(lambda: runs_view(watch.look(), 100), LOOK_SECONDS)
     lines = capsys.readouterr().err.splitlines()
     assert [line.partition("epoch ")[2] for line in lines] == ["1/9", "2/9", ""]
+
+
+def test_a_conversion_asks_slurm_as_seldom_and_ends_by_what_its_tasks_say(
+    tmp_path: Path, squeue: Path, clock: Clock
+) -> None:
+    make_phantom(tmp_path / "raw", "brats", 2, 1, shape=(32, 32, 12))
+    (squeue / "sbatch.says").write_text("77\n")
+    (squeue / "squeue.says").write_text("77_0|x|RUNNING|0:10|1|N/A|n1|None\n")
+    store = tmp_path / "store.zarr"
+
+    def work() -> None:
+        (array,) = store.glob(".staging-*/array")
+        for task in ("77_0.0", "77_1.0"):
+            with Board(array).worked_on(task):
+                convert_task.work(Board(array), task, workers=1)
+
+    clock.at = [(200, work)]
+    convert = conversion_on(str(shipped("slurm_templates") / "local-test.toml"), 2, lambda line: None)
+    summary = prepare_dataset(BraTSReader(), tmp_path / "raw", store, convert=convert)
+    assert (summary.cases, summary.failed) == (2, [])
+    assert 5 < questions(squeue) <= 200 / WATCH_SECONDS + 1
+    assert questions(squeue, "scancel") == 0  # both tasks had begun, and ended by themselves
+
+
+def test_a_conversion_that_is_interrupted_cancels_and_waits_for_tasks_that_work(
+    tmp_path: Path, squeue: Path, clock: Clock
+) -> None:
+    make_phantom(tmp_path / "raw", "brats", 1, 1, shape=(32, 32, 12))
+    (squeue / "sbatch.says").write_text("77\n")
+    (squeue / "squeue.says").write_text("77_0|x|RUNNING|0:10|1|N/A|n1|None\n")
+    store = tmp_path / "store.zarr"
+
+    def begin() -> None:
+        (array,) = store.glob(".staging-*/array")
+        (array / "working" / "77_0.0").touch()
+
+    def interrupt() -> None:
+        clock.at.append((clock.now - 1_000 + 20, lambda: (squeue / "squeue.says").write_text("")))
+        raise KeyboardInterrupt
+
+    clock.at = [(5, begin), (50, interrupt)]
+    convert = conversion_on(str(shipped("slurm_templates") / "local-test.toml"), 1, lambda line: None)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_dataset(BraTSReader(), tmp_path / "raw", store, convert=convert)
+    assert questions(squeue, "scancel") == 1
+    assert clock.now > 1_000 + 70
+    assert questions(squeue) <= (clock.now - 1_000) / WATCH_SECONDS + 1
+    assert not store.exists()
+
+
+def test_the_test_job_of_doctor_is_asked_about_as_seldom(tmp_path: Path, squeue: Path, clock: Clock) -> None:
+    (squeue / "sbatch.says").write_text("77\n")
+    (squeue / "squeue.says").write_text("77|x|PENDING|0:00|1|N/A||Priority\n")
+    profile = profile_with()
+    said: list[str] = []
+    clock.at = [(PATIENCE + 20, lambda: (squeue / "squeue.says").write_text(""))]
+    outcome = try_on_node(profile, make_plan(profile, 1), tmp_path, None, said.append)
+    assert (outcome.waited, outcome.state) == (True, "PENDING")
+    assert "is queued: jobs of higher priority go first" in said[-1]
+    assert questions(squeue, "scancel") == 1
+    assert 10 < questions(squeue) <= (clock.now - 1_000) / WATCH_SECONDS + 1
+    assert [path.name for path in tmp_path.iterdir()] == ["bin"]
