@@ -599,7 +599,9 @@ def clean(
     out.result(done.as_dict(), show=lambda: out.tables(cleaning_tables(done)))
     if done.failed:
         raise refuse_what_stays(done)
-    if done.leftovers and not delete:
+    if not done.leftovers:
+        out.note("nothing to remove")
+    elif not delete:
         option = "" if runs is None else f" --runs {shlex.quote(str(runs))}"
         command = shlex.join(["hpc-tumor", "clean", *(patterns or [])])
         out.hints("Nothing was removed.", [(f"{command}{option} --delete", "removes it")])

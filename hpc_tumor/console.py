@@ -300,6 +300,8 @@ def _in_ascii(character: str) -> str:
         return printable(character)
     if "\u2500" <= character <= "\u257f":  # corners and crossings of frames
         return "+"
+    if "\u2800" <= character <= "\u28ff":  # dots that turn while one waits
+        return "*"
     parts = unicodedata.normalize("NFKD", character)
     if parts[0].isalpha():
         parts = "".join(part for part in parts if not unicodedata.combining(part))

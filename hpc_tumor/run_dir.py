@@ -25,6 +25,7 @@ import json
 import os
 import re
 import secrets
+import shlex
 import shutil
 import stat
 import time
@@ -233,7 +234,8 @@ def find_runs(runs: Path, patterns: list[str] | None = None, other: str = "--run
     for pattern in patterns:
         fitting = _fitting(found, pattern)
         if not fitting:
-            raise UsageError(f"no run in {runs} fits {pattern!r}. `hpc-tumor status` lists the runs.")
+            where = "" if runs == Path("runs") else f" --runs {shlex.quote(str(runs))}"
+            raise UsageError(f"no run in {runs} fits {pattern!r}. `hpc-tumor status{where}` lists the runs.")
         chosen.update((run.name, run) for run in fitting)
     return [chosen[name] for name in sorted(chosen)]
 

@@ -14,7 +14,7 @@ from hpc_tumor.errors import DataError, PartialFailure
 from hpc_tumor.results.layout import Column, Table
 
 if TYPE_CHECKING:
-    from hpc_tumor.cluster.clean import Cleaning
+    from hpc_tumor.cluster.clean import Cleaning, Kind
     from hpc_tumor.cluster.discover import Discovery
     from hpc_tumor.cluster.submit import Submission
     from hpc_tumor.data.prepare import PrepareSummary, SourceReport
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 MOST_REFUSED = 20  # cases named one by one
 MOST_SIZES = 20  # runs whose size is shown, the largest first
-LEFTOVERS = {
+LEFTOVERS: dict[Kind, str] = {
     "checkpoints": "checkpoints of finished runs",
     "temporary": "temporary files of writers that are gone",
     "pickles": "pickles of the jobs of finished runs",
@@ -210,17 +210,15 @@ def _strata(store: Store) -> list[str]:
 
 def cleaning_tables(cleaning: Cleaning) -> list[Table]:
     """What may go or went, by kind; and how large the runs are."""
-    rows = []
-    for kind, words in LEFTOVERS.items():
-        items = [item for item in cleaning.leftovers if item.kind == kind]
-        rows.append((words, f"{sum(item.files for item in items):,}", size(sum(item.bytes for item in items))))
-    files, count = sum(item.files for item in cleaning.leftovers), sum(item.bytes for item in cleaning.leftovers)
-    rows.append(("in all", f"{files:,}", size(count)))
+    by_kind = {words: cleaning.of(kind) for kind, words in LEFTOVERS.items()}
+    rows = [
+        (words, f"{sum(item.files for item in items):,}", size(sum(item.bytes for item in items)))
+        for words, items in {**by_kind, "in all": cleaning.leftovers}.items()
+        if items
+    ]
     title = "removed" if cleaning.removed else "may go"
-    tables = [Table("", (Column(title, "left"), Column("files"), Column("size")), tuple(rows))]
-    if cleaning.sizes:
-        tables.append(_sizes_table(cleaning))
-    return tables
+    table = Table("", (Column(title, "left"), Column("files"), Column("size")), tuple(rows))
+    return [*([table] if rows else []), *([_sizes_table(cleaning)] if cleaning.sizes else [])]
 
 
 def refuse_what_stays(cleaning: Cleaning) -> PartialFailure:
