@@ -15,7 +15,7 @@ from hpc_tumor.run_dir import RunDir, UnreadableFileError, load
 
 _LONGEST = 1_000  # characters of a text
 _LONGEST_VALUE = 40  # characters of a wrong value in a message
-LARGEST = 1e15  # that a time, a count or a score may be
+LARGEST = 1e15  # that a time or a count may be
 
 
 def _one_line(text: str) -> str:
@@ -24,7 +24,8 @@ def _one_line(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_one_line)]
-Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
+Number = Annotated[float, Field(ge=-1e300, le=1e300)]  # a loss that diverges is huge
+Seconds = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
 Count = Annotated[int, Field(ge=0, le=int(LARGEST))]
 
 
@@ -59,7 +60,7 @@ class Record(BaseModel):
 class Status(Record):
     """Heartbeat of a run: status.json."""
 
-    time: Number | None = None  # seconds since 1970, by the clock of the node
+    time: Seconds | None = None  # since 1970, by the clock of the node
     state: Text | None = None
     epoch: Count | None = None
     epochs: Count | None = None
@@ -67,7 +68,7 @@ class Status(Record):
     steps: Count | None = None
     loss: Number | None = None
     rate: Number | None = None
-    eta_s: Number | None = None
+    eta_s: Seconds | None = None
     best: Number | None = None
     best_epoch: Count | None = None
     restarts: Count | None = None
@@ -87,7 +88,7 @@ class Event(Record):
     """One line of events.jsonl."""
 
     event: Text = ""
-    time: Number | None = None
+    time: Seconds | None = None
     reason: Text | None = None
     because: Text | None = None  # a requeue: "warned" or "failed"
     attempt: Count | None = None

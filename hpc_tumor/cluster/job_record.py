@@ -11,7 +11,7 @@ from hpc_tumor.cluster.plan import Plan
 from hpc_tumor.cluster.profiles import LOCAL
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.errors import UsageError
-from hpc_tumor.records import Count, Number, Record, Text
+from hpc_tumor.records import Count, Record, Seconds, Text
 from hpc_tumor.run_dir import RunDir
 
 JobId = Annotated[str, Field(pattern=r"^\d{1,18}(_\d{1,9})?$")]  # of SLURM, a task of an array, or a process
@@ -40,7 +40,7 @@ class JobRecord(Record):
     cluster: Text = ""
     job_id: JobId | None = None
     job_name: Text | None = None
-    submitted: Number | None = None
+    submitted: Seconds | None = None
     plan: Plan | None = None
     profile: ClusterProfile | None = None
     start: Count = 0
