@@ -14,7 +14,7 @@ from hpc_tumor import atomic
 from hpc_tumor.cluster.existing import UNDER_WAY, find_same
 from hpc_tumor.cluster.job import record_failure
 from hpc_tumor.cluster.profiles import LOCAL
-from hpc_tumor.cluster.queue import RunState, read_states
+from hpc_tumor.cluster.queue import OPEN, RunState, read_states
 from hpc_tumor.cluster.slurm import count_own_jobs
 from hpc_tumor.cluster.submit import (
     Wanted,
@@ -28,13 +28,12 @@ from hpc_tumor.cluster.submit import (
 )  # fmt: skip
 from hpc_tumor.config import ClusterProfile, Experiment
 from hpc_tumor.console import counted, out
-from hpc_tumor.control import refuse_failures, show_states, watch_runs
+from hpc_tumor.control import agreed, refuse_failures, show_states, watch_runs
 from hpc_tumor.errors import ClusterError, HpcTumorError, PartialFailure, UsageError
 from hpc_tumor.planning import Planned, fit
 from hpc_tumor.provenance import collect_provenance, provenance_of
 from hpc_tumor.request import Stores, check_experiment
 from hpc_tumor.run_dir import RunDir
-from hpc_tumor.runs_view import OPEN
 from hpc_tumor.signals import interrupting
 from hpc_tumor.views import submissions_table
 
@@ -198,13 +197,14 @@ def _that_fit(wanted: list[Wanted], profile: ClusterProfile) -> tuple[list[Wante
 def rerun(runs: Sequence[RunDir], yes: bool) -> None:
     """Train the runs again from the beginning, with the same settings and requests, as new runs beside them.
 
+    Asks before, unless `yes`.
+
     Raises:
         UsageError: a run was never submitted, or its settings cannot be read.
         DataError: its store is gone, or fits it no more.
         ClusterError: SLURM is not there, or refuses.
     """
-    if len(runs) > 1 and not yes and not out.confirm(f"train {len(runs)} runs again from the beginning?"):
-        out.note("nothing was done")
+    if not agreed("rerun", runs, yes):
         return
     going = [state for state in read_states(runs) if state.state in OPEN]
     if going and len(going) == len(runs):

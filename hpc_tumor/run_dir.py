@@ -25,13 +25,16 @@ import json
 import os
 import re
 import secrets
+import shlex
 import shutil
+import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, Literal, get_args
 
 from hpc_tumor import atomic
@@ -40,7 +43,8 @@ from hpc_tumor.errors import HpcTumorError, UsageError
 from hpc_tumor.validation import build
 
 Damage = Literal["damaged", "missing"]  # to the weights of a best epoch
-_RUN_NAME = re.compile(r"\d{8}-\d{6}-[a-z0-9-]+-[0-9a-f]{4,}")
+MOST_BYTES = 64 * 2**20  # of a file that is read whole
+_RUN_NAME = re.compile(r"\d{8}-\d{6}-([a-z0-9-]+)-[0-9a-f]{4,}")
 
 
 class RunDir:
@@ -76,6 +80,12 @@ class RunDir:
     def name(self) -> str:
         return self.path.name
 
+    @property
+    def network(self) -> str:
+        """The network, by the run's name; empty where that was made by others."""
+        match = _RUN_NAME.fullmatch(self.name)
+        return match[1] if match else ""
+
     @classmethod
     def create(cls, runs: Path, experiment: Experiment) -> RunDir:
         """New run directory under `runs` holding the resolved settings; it appears with them or not at all.
@@ -104,7 +114,7 @@ class RunDir:
 
     def kept_checkpoints(self) -> list[Path]:
         """The checkpoints that are kept for good, in no order."""
-        return list(self.checkpoints.glob("epoch-*.pt"))
+        return matching(self.checkpoints, "epoch-*.pt")
 
     def broken_batch(self, epoch: int, step: int, rank: int) -> Path:
         """File in which a rank keeps its share of a batch whose loss or gradients were not finite."""
@@ -118,12 +128,16 @@ class RunDir:
         """File in which a rank writes what it uses in one start of the run."""
         return self.logs / f"usage-{rank}.{start}.json"
 
+    def failure(self, start: int) -> Path:
+        """File that tells why a start of the run failed."""
+        return self.logs / f"failure.{start}.json"
+
     def last_start(self) -> int:
         """The number of the latest start that left something in the logs, 0 where none did."""
         found = [
-            path.name.split(".")[1] for kind in ("rank-*.*.out", "failure.*.json") for path in self.logs.glob(kind)
+            path.name.split(".")[1] for kind in ("rank-*.*.out", "failure.*.json") for path in matching(self.logs, kind)
         ]
-        return max((int(number) for number in found if number.isdigit()), default=0)
+        return max((int(number) for number in found if number.isdecimal()), default=0)
 
     def experiment(self) -> Experiment:
         """The settings this run was made with. UsageError where there are none that can be read."""
@@ -202,51 +216,89 @@ def without_best(damage: Damage, run: str = "its") -> str:
     return f"scored with the weights of {run} last epoch: those of {run} best were {damage}"
 
 
-def find_runs(runs: Path, patterns: list[str] | None = None) -> list[RunDir]:
-    """Run directories under `runs` by name, oldest first: all, or those whose name fits a pattern (name, part or glob).
+def find_runs(runs: Path, patterns: list[str] | None = None, other: str = "--runs DIR") -> list[RunDir]:
+    """Run directories under `runs`, oldest first: all, or those that a pattern fits.
+
+    A pattern is the name of a run, else a glob, else the name of a network, else a part of a name: `unet` means no
+    `improved-unet` where runs of `unet` are there. `other` is how the command is told of another folder.
 
     Raises:
         UsageError: there is no such directory, or a pattern fits no run.
     """
     if not runs.is_dir():
-        raise UsageError(f"there is no runs directory {runs}. Submit a run first, or name another one with --runs.")
+        raise UsageError(f"there is no runs directory {runs}. Submit a run first, or name another one: {other}.")
     found = [RunDir(path) for path in sorted(runs.iterdir()) if is_run(path)]
     if not patterns or patterns == ["all"]:
         return found
     chosen: dict[str, RunDir] = {}
     for pattern in patterns:
-        fitting = [run for run in found if fnmatchcase(run.name, pattern)] or [
-            run for run in found if pattern in run.name
-        ]
+        fitting = _fitting(found, pattern)
         if not fitting:
-            raise UsageError(f"no run in {runs} fits {pattern!r}. `hpc-tumor status` lists the runs.")
+            where = "" if runs == Path("runs") else f" --runs {shlex.quote(str(runs))}"
+            raise UsageError(f"no run in {runs} fits {pattern!r}. `hpc-tumor status{where}` lists the runs.")
         chosen.update((run.name, run) for run in fitting)
     return [chosen[name] for name in sorted(chosen)]
 
 
+def _fitting(runs: list[RunDir], pattern: str) -> list[RunDir]:
+    ways: list[Callable[[RunDir], bool]] = [
+        lambda run: run.name == pattern,
+        lambda run: fnmatchcase(run.name, pattern),
+        lambda run: run.network == pattern,
+        lambda run: pattern in run.name,
+    ]
+    return next(filter(None, ([run for run in runs if fits(run)] for fits in ways)), [])
+
+
 def is_run(path: Path) -> bool:
-    """Return True where `path` looks like a run directory: by its name, or by the settings it holds."""
-    return (
-        path.is_dir()
-        and not path.name.startswith(".")
-        and (_RUN_NAME.fullmatch(path.name) is not None or (path / "config.json").is_file())
-    )
+    """Return True where `path` looks like a run directory: by its name, or by the settings it holds.
+
+    One that is closed to this user counts, so that it is named rather than passed over.
+    """
+    if path.name.startswith("."):
+        return False
+    try:
+        return path.is_dir() and (_RUN_NAME.fullmatch(path.name) is not None or (path / "config.json").is_file())
+    except PermissionError:
+        return True
+
+
+class UnreadableFileError(Exception):
+    """A file is there, but cannot be read. The message goes on after the file's name."""
+
+
+def load(path: Path) -> dict[str, Any] | None:
+    """Return the JSON object in `path`, None where there is no such file.
+
+    Raises:
+        UnreadableFileError: no permission, a damaged disk, a pipe, too large, or not a JSON object.
+    """
+    try:
+        value = json.loads(_text(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise UnreadableFileError(f"cannot be read: {(error.strerror or str(error)).lower()}") from None
+    except (ValueError, RecursionError):
+        raise UnreadableFileError("is damaged: not JSON") from None
+    if not isinstance(value, dict):
+        raise UnreadableFileError("is damaged: not a JSON object")
+    return value
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The JSON object in `path`; None where it is absent, half-written or something else."""
+    """Return the JSON object in `path`, None where it is absent or cannot be read."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return load(path)
+    except UnreadableFileError:
         return None
-    return value if isinstance(value, dict) else None
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects in `path`, one a line; lines that are none (a torn last one) are left out."""
+    """Return the JSON objects in `path`, one a line; lines that are none (a torn last one) are left out."""
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
+        text = _text(path, errors="replace")
+    except (OSError, UnreadableFileError):
         return []
     values = []
     for line in text.splitlines():
@@ -257,6 +309,37 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         if isinstance(value, dict):
             values.append(value)
     return values
+
+
+def matching(folder: Path, pattern: str) -> list[Path]:
+    """Return the paths in `folder` that fit a glob pattern, in no order; none where it is absent or closed."""
+    try:
+        return list(folder.glob(pattern))
+    except OSError:
+        return []
+
+
+def file_clock(folder: Path) -> float:
+    """Return the time in seconds since 1970 by the clock that stamps new files in `folder`.
+
+    Clocks of nodes and of this machine may differ from it, so ages of files are counted by this one. Where `folder`
+    cannot be written, this machine's clock is all there is.
+    """
+    try:
+        with TemporaryFile(dir=folder) as probe:
+            return os.fstat(probe.fileno()).st_mtime
+    except OSError:
+        return time.time()
+
+
+def _text(path: Path, errors: str = "strict") -> str:
+    """Text of a regular file: a pipe or a device under its name would be waited for without end."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise UnreadableFileError("is not a regular file")
+    if found.st_size > MOST_BYTES:
+        raise UnreadableFileError(f"is damaged: larger than {MOST_BYTES >> 20} MB")
+    return path.read_text(encoding="utf-8", errors=errors)
 
 
 @contextmanager
@@ -310,7 +393,7 @@ def write_error(error: OSError, folder: Path, what: str) -> HpcTumorError:
 
 def _append_json(path: Path, value: dict[str, Any]) -> None:
     # One write of one whole line to a file opened for appending: lines of two writers never mix.
-    line = (json.dumps(atomic.plain(value), ensure_ascii=False, allow_nan=False) + "\n").encode()
+    line = f"{atomic.to_json(value)}\n".encode()
     handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
     try:
         size = os.fstat(handle).st_size

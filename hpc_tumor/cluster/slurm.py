@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -13,6 +14,7 @@ from hpc_tumor.errors import ClusterError
 
 _MOST_IDS = 5_000  # jobs that one command is asked for
 _SECONDS = 30  # that a command may take
+WATCH_SECONDS = 15.0  # between two questions of those who ask again and again: all users share one controller
 _SQUEUE_FIELDS = ("%i", "%j", "%T", "%M", "%D", "%S", "%N", "%r")  # the reason last: it may hold anything
 _SACCT_FIELDS = ("JobID", "JobName", "State", "ElapsedRaw", "NNodes", "ExitCode", "NodeList")
 
@@ -23,7 +25,7 @@ ALIVE = frozenset(
 
 
 @dataclass(frozen=True)
-class JobRecord:
+class SlurmJob:
     """What SLURM knows of one job; `state` and `reason` in its own words."""
 
     job_id: str
@@ -37,9 +39,28 @@ class JobRecord:
     exit_code: str = ""
 
 
-def read_queue(job_ids: Iterable[str]) -> dict[str, JobRecord] | None:
+class Pace:
+    """Times at which one who waits for jobs may ask SLURM for them: every `WATCH_SECONDS` at most."""
+
+    def __init__(self) -> None:
+        self._asked: float | None = None
+
+    def is_due(self) -> bool:
+        """Return True where SLURM may be asked now."""
+        return self.left() == 0
+
+    def left(self) -> float:
+        """Seconds until SLURM may be asked again."""
+        return 0.0 if self._asked is None else max(0.0, self._asked + WATCH_SECONDS - time.monotonic())
+
+    def done(self) -> None:
+        """SLURM was asked, or has just taken the job: it needs the time to start it."""
+        self._asked = time.monotonic()
+
+
+def read_queue(job_ids: Iterable[str]) -> dict[str, SlurmJob] | None:
     """What squeue says of these jobs; jobs that left its memory are absent. None where it does not answer."""
-    records: dict[str, JobRecord] = {}
+    records: dict[str, SlurmJob] = {}
     form = f"--format={'|'.join(_SQUEUE_FIELDS)}"
     for ids in _bases(job_ids):
         try:
@@ -52,16 +73,16 @@ def read_queue(job_ids: Iterable[str]) -> dict[str, JobRecord] | None:
             parts = line.strip().split("|", len(_SQUEUE_FIELDS) - 1)
             if len(parts) == len(_SQUEUE_FIELDS):
                 job_id, name, state, elapsed, nodes, start, node_list, reason = parts
-                records[job_id] = JobRecord(
+                records[job_id] = SlurmJob(
                     job_id, name, state, "" if reason == "None" else reason, _seconds(elapsed), _count(nodes),
                     node_list, "" if start == "N/A" else start,
                 )  # fmt: skip
     return records
 
 
-def read_accounting(job_ids: Iterable[str]) -> dict[str, JobRecord]:
+def read_accounting(job_ids: Iterable[str]) -> dict[str, SlurmJob]:
     """What sacct knows of these jobs; empty where there is no accounting."""
-    wanted, records = set(job_ids), dict[str, JobRecord]()
+    wanted, records = set(job_ids), dict[str, SlurmJob]()
     for ids in _bases(wanted):
         try:
             fields = ",".join(_SACCT_FIELDS)
@@ -77,7 +98,7 @@ def read_accounting(job_ids: Iterable[str]) -> dict[str, JobRecord]:
     return records
 
 
-def _take_account(parts: list[str], records: dict[str, JobRecord]) -> None:
+def _take_account(parts: list[str], records: dict[str, SlurmJob]) -> None:
     if len(parts) != len(_SACCT_FIELDS):
         return
     job_id, _, step = parts[0].partition(".")
@@ -86,7 +107,7 @@ def _take_account(parts: list[str], records: dict[str, JobRecord]) -> None:
         word, _, by = state.partition(" ")  # "CANCELLED by 1000"
         counts = _count(elapsed), _count(nodes)
         for each in _tasks(job_id):
-            records[each] = JobRecord(each, name, word, by, *counts, node_list, "", exit_code)
+            records[each] = SlurmJob(each, name, word, by, *counts, node_list, "", exit_code)
     elif state == "OUT_OF_MEMORY" and job_id in records:  # told of the step only
         records[job_id] = replace(records[job_id], state=state)
 
@@ -142,7 +163,15 @@ def run_slurm(*command: str, seconds: float = _SECONDS) -> str:
     variables = {key: value for key, value in os.environ.items() if not key.startswith(("SQUEUE_", "SACCT_", "SINFO_"))}
     variables["SLURM_TIME_FORMAT"] = "standard"
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=variables, check=False)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=seconds,
+            env=variables,
+            check=False,
+        )
     except FileNotFoundError:
         raise ClusterError(f"no {command[0]} on this machine.") from None
     except OSError as error:

@@ -37,6 +37,7 @@ os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
 [ -O "$hpc_tumor_job" ] || { echo "error: $hpc_tumor_job is not yours, or gone: it is not run" >&2; exit 1; }
 trap : USR2
 export PYTHONSAFEPATH=1
+export PYTHONIOENCODING=utf-8:backslashreplace
 export NCCL_SOCKET_IFNAME=ib0
 export GLOO_SOCKET_IFNAME=ib0
 export PYTHONPATH=/somewhere/runs/.code-UID/CODE.zip"${PYTHONPATH:+:$PYTHONPATH}"

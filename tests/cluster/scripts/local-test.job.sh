@@ -36,6 +36,7 @@ os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
 [ -O "$hpc_tumor_job" ] || { echo "error: $hpc_tumor_job is not yours, or gone: it is not run" >&2; exit 1; }
 trap : USR2
 export PYTHONSAFEPATH=1
+export PYTHONIOENCODING=utf-8:backslashreplace
 export OMP_NUM_THREADS=1
 export PYTHONPATH=/somewhere/runs/.code-UID/CODE.zip"${PYTHONPATH:+:$PYTHONPATH}"
 PYTHON -I -S -c "$hpc_tumor_check" "$hpc_tumor_code" -m hpc_tumor.cluster.batch before "$hpc_tumor_job" || exit $(($? == 10 ? 0 : $?))
