@@ -706,9 +706,10 @@ def doctor(
 
 @app.command(rich_help_panel="Results")
 def collect(
-    runs: Annotated[
-        Path | None, typer.Argument(metavar="[RUNS]", help="Folder of the run directories, or one of them; ./runs.")
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="[DIR]", help="The same as --runs; also one run directory.")
     ] = None,
+    runs: Runs = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="DIR", help="Folder for the tables, figures and report.html."),
@@ -754,9 +755,11 @@ def collect(
     if port and not serve:
         raise UsageError(f"--port {port} is for --serve: add it, or leave out --port.")
     wishes = make_wishes(model or [], where or [], by or [], sort)
-    folder = _folder(runs)
+    if folder and runs:
+        raise UsageError(f"{folder} and --runs {runs} both name the folder of the runs: leave out one of them.")
+    folder = _folder(folder or runs)
     one = (folder / "config.json").is_file()
-    found = [RunDir(folder)] if one else find_runs(folder, other="hpc-tumor collect DIR")
+    found = [RunDir(folder)] if one else find_runs(folder)
     states = read_states([run for run in found if not run.is_finished()])
     comparison = collect_runs(found, queue={state.name: state.state for state in states}, wishes=wishes)
     if not found:

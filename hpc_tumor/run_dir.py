@@ -216,17 +216,17 @@ def without_best(damage: Damage, run: str = "its") -> str:
     return f"scored with the weights of {run} last epoch: those of {run} best were {damage}"
 
 
-def find_runs(runs: Path, patterns: list[str] | None = None, other: str = "--runs DIR") -> list[RunDir]:
+def find_runs(runs: Path, patterns: list[str] | None = None) -> list[RunDir]:
     """Run directories under `runs`, oldest first: all, or those that a pattern fits.
 
     A pattern is the name of a run, else a glob, else the name of a network, else a part of a name: `unet` means no
-    `improved-unet` where runs of `unet` are there. `other` is how the command is told of another folder.
+    `improved-unet` where runs of `unet` are there.
 
     Raises:
         UsageError: there is no such directory, or a pattern fits no run.
     """
     if not runs.is_dir():
-        raise UsageError(f"there is no runs directory {runs}. Submit a run first, or name another one: {other}.")
+        raise UsageError(f"there is no runs directory {runs}. Submit a run first, or name another one: --runs DIR.")
     found = [RunDir(path) for path in sorted(runs.iterdir()) if is_run(path)]
     if not patterns or patterns == ["all"]:
         return found

@@ -127,7 +127,7 @@ UNET = ("submit", "--model", "unet", "--data", "data/brats.zarr")
         (("phantom", "data/raw-brats", "--dataset", "brats", "--cases", "1"), 2, ("is not empty",)),
         (("status", "--runs", "nowhere"), 2, ("there is no runs directory nowhere", "--runs DIR")),
         (("predict", "unet", "data", "-o", "new", "--runs", "nowhere"), 2, ("directory nowhere", "--runs DIR")),
-        (("collect", "nowhere"), 2, ("there is no runs directory nowhere", "hpc-tumor collect DIR")),
+        (("collect", "nowhere"), 2, ("there is no runs directory nowhere", "--runs DIR")),
         (("logs", "unet", "--runs", "data/empty"), 2, ("no run in data/empty fits 'unet'",)),
         (("cancel",), 2, ("RUN",)),
         (("statu",), 2, ("No such command 'statu'", "status")),
