@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
-import hpc_tumor
 from hpc_tumor.cluster.plan import Plan
 from hpc_tumor.config import ClusterProfile
+from hpc_tumor.python_children import python_variables
 
 # A folder that is shared can be moved by others: pickle and code are used only where this user made them.
 _OWNED = (
     'for each in "$hpc_tumor_job" "$hpc_tumor_code"; do'
     ' [ -O "$each" ] || { echo "error: $each is not yours: it is not run" >&2; exit 1; }; done'
+)
+
+# Python takes an empty entry for the current folder; `PATH:$PYTHONPATH` leaves one where there was nothing before.
+_NO_CURRENT_FOLDER = (
+    "while [[ $PYTHONPATH == *::* ]]; do PYTHONPATH=${PYTHONPATH//::/:}; done;"
+    " PYTHONPATH=${PYTHONPATH#:} PYTHONPATH=${PYTHONPATH%:}"
 )
 
 
@@ -30,13 +35,39 @@ def sbatch_parameters(
         after: job that must have ended before.
         at_once: tasks of an array that may run at the same time; 0: as many as SLURM lets.
     """
+    return {
+        **_request(name, profile, plan),
+        "signal_delay_s": plan.signal_delay,
+        "dependency": f"afterany:{after}" if after else None,
+        "array_parallelism": at_once or 1_000_000,
+        "wckey": None,
+        "stderr_to_stdout": True,
+        "setup": [
+            *_guard(folder, code),
+            *setup_lines(profile, code),
+            f"{_batch('before')} || exit $(($? == 10 ? 0 : $?))",
+        ],
+        "teardown": [f"{_batch('after')} $?"],
+        "additional_parameters": _further(profile, plan, profile.slurm.requeue),
+        # A step does not inherit --cpus-per-task (SLURM 22.05); one lost rank ends the others, which would wait for it.
+        "srun_args": [f"--cpus-per-task={plan.cpus_per_task}", "--kill-on-bad-exit=1", "--wait=60"],
+    }
+
+
+def sbatch_options(
+    name: str, profile: ClusterProfile, plan: Plan, output: str, *, requeue: bool, **more: str
+) -> list[str]:  # fmt: skip
+    """The same request as options on sbatch's command line, for a script that names none; `output` is the log."""
+    asked = {**_request(name, profile, plan), **_further(profile, plan, requeue), "output": output, **more}
+    given = {
+        key.replace("_", "-"): value for key, value in {**asked, "open_mode": "append"}.items() if value is not None
+    }
+    return [f"--{key}" if value is True else f"--{key}={value}" for key, value in given.items()]
+
+
+def _request(name: str, profile: ClusterProfile, plan: Plan) -> dict[str, Any]:
     gpus = f"{profile.slurm.gpu_type}:{plan.gpus_per_node}" if profile.slurm.gpu_type else str(plan.gpus_per_node)
     request = profile.slurm.gpu_request if plan.gpus_per_node else "none"
-    given = {**profile.slurm.extra, **plan.options}
-    extra = {key.replace("-", "_"): value for key, value in given.items() if value is not False}
-    if reservation := plan.reservation or profile.slurm.reservation:
-        extra["reservation"] = reservation
-    extra["requeue" if profile.slurm.requeue else "no_requeue"] = True
     return {
         "job_name": name,
         "partition": plan.partition,
@@ -50,21 +81,16 @@ def sbatch_parameters(
         "time": plan.walltime,
         "gres": f"gpu:{gpus}" if request == "gres" else None,
         "gpus_per_node": gpus if request == "gpus-per-node" else None,
-        "signal_delay_s": plan.signal_delay,
-        "dependency": f"afterany:{after}" if after else None,
-        "array_parallelism": at_once or 1_000_000,
-        "wckey": None,
-        "stderr_to_stdout": True,
-        "setup": [
-            *_guard(folder, code),
-            *setup_lines(profile, code),
-            f"{_batch('before')} || exit $(($? == 10 ? 0 : $?))",
-        ],
-        "teardown": [f"{_batch('after')} $?"],
-        "additional_parameters": extra,
-        # A step does not inherit --cpus-per-task (SLURM 22.05); one lost rank ends the others, which would wait for it.
-        "srun_args": [f"--cpus-per-task={plan.cpus_per_task}", "--kill-on-bad-exit=1", "--wait=60"],
     }
+
+
+def _further(profile: ClusterProfile, plan: Plan, requeue: bool) -> dict[str, Any]:
+    """Options that the profile and the user name themselves, and those that submitit has no name for."""
+    given = {**profile.slurm.extra, **plan.options}
+    extra = {key.replace("-", "_"): value for key, value in given.items() if value is not False}
+    if reservation := plan.reservation or profile.slurm.reservation:
+        extra["reservation"] = reservation
+    return {**extra, "requeue" if requeue else "no_requeue": True}
 
 
 def setup_lines(profile: ClusterProfile, code: Path | None = None) -> list[str]:
@@ -77,15 +103,8 @@ def setup_lines(profile: ClusterProfile, code: Path | None = None) -> list[str]:
         *(f"export {name}={shlex.quote(value)}" for name, value in {**ours, **profile.environment.variables}.items()),
         # Last and first: whatever the site or the profile puts on the path, the code is that which was submitted.
         *([f'export PYTHONPATH={shlex.quote(path)}"${{PYTHONPATH:+:$PYTHONPATH}}"'] if path else []),
+        _NO_CURRENT_FOLDER,
     ]
-
-
-def python_variables(code: Path | None = None) -> dict[str, str]:
-    """What lets a job import hpc_tumor from `code`, or from where it is; and nothing from the folder it starts in."""
-    home = Path(hpc_tumor.__file__).resolve().parent.parent
-    others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path not in ("", str(home))]
-    first = [str(code)] if code else [] if home.name in ("site-packages", "dist-packages") else [str(home)]
-    return {"PYTHONSAFEPATH": "1", **({"PYTHONPATH": os.pathsep.join(first + others)} if first else {})}
 
 
 def _guard(folder: Path, code: Path) -> list[str]:

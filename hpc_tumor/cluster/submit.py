@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from hpc_tumor import atomic
-from hpc_tumor.cluster.executors import clean_environment, script_of, start_here, start_on_slurm, take_back
+from hpc_tumor.cluster.executors import script_of, start_here, start_on_slurm, take_back
 from hpc_tumor.cluster.existing import absolute, is_own, with_absolute_store
 from hpc_tumor.cluster.plan import Plan, make_plan, read_plan
 from hpc_tumor.cluster.private import code_folder, make_private, submissions_folder
 from hpc_tumor.cluster.profiles import LOCAL
 from hpc_tumor.cluster.queue import read_states
+from hpc_tumor.cluster.sbatch import check_log_folder, clean_environment
 from hpc_tumor.cluster.snapshot import snapshot_path, take_snapshot
 from hpc_tumor.config import ClusterProfile, Experiment
 from hpc_tumor.errors import ClusterError, HpcTumorError, UsageError
@@ -413,8 +414,7 @@ def _checked(runs: Path, profile: ClusterProfile) -> Path:
     runs = absolute(runs)
     if profile.name == LOCAL:
         return runs
-    if any(sign in str(runs) for sign in "%\n\\"):
-        raise UsageError(f"{str(runs)!r}: %, \\ and line ends mean something else to SLURM. Choose another --runs.")
+    check_log_folder(runs, "Choose another --runs.")
     if shutil.which("sbatch") is None:
         raise ClusterError(
             f"no sbatch on this machine, which the cluster profile {profile.name} needs: log in to the cluster,"

@@ -7,7 +7,6 @@ import secrets
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -23,12 +22,13 @@ from hpc_tumor.cluster.facts import Facts
 from hpc_tumor.cluster.fit import fit_to_cluster
 from hpc_tumor.cluster.plan import Plan, make_plan
 from hpc_tumor.cluster.private import make_private
-from hpc_tumor.cluster.script import sbatch_parameters, setup_lines
+from hpc_tumor.cluster.sbatch import check_log_folder, submit_script
+from hpc_tumor.cluster.script import sbatch_options, setup_lines
 from hpc_tumor.cluster.snapshot import take_snapshot
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.doctor.filesystems import existing
 from hpc_tumor.doctor.node_task import QUESTION, TOKEN, answer_path, meeting_path
-from hpc_tumor.errors import ClusterError, UsageError
+from hpc_tumor.errors import ClusterError
 from hpc_tumor.run_dir import read_json
 
 MINUTES = 5  # that the job may take; it needs about one
@@ -38,10 +38,6 @@ _LATE_SECONDS = 20.0  # that a shared file system may take to show what a node w
 _MOST_CPUS, _MOST_GB = 4, 8.0  # small, so that it starts soon
 _END_SECONDS = 10.0  # that the job may take to end once it has answered
 _LEFTOVER_SECONDS = 3600.0
-_OPTIONS = (
-    "job_name", "partition", "account", "qos", "constraint", "nodes", "ntasks_per_node", "cpus_per_task", "mem", "time",
-    "gres", "gpus_per_node",
-)  # fmt: skip
 Say = Callable[[str], None]
 
 
@@ -101,9 +97,10 @@ def try_on_node(profile: ClusterProfile, plan: Plan, runs: Path, store: Path | N
 
     Raises:
         ClusterError: SLURM refuses the job.
-        UsageError: the runs folder cannot be written.
+        UsageError: SLURM cannot write a log into the runs folder.
     """
     above = existing(runs)
+    check_log_folder(above, "Name another --runs.")
     _remove_leftovers(above)
     folder = make_private(above / f".doctor-{os.getuid()}-{secrets.token_hex(4)}")
     job_id = ""
@@ -140,28 +137,10 @@ def job_script(profile: ClusterProfile, plan: Plan, folder: Path, code: Path) ->
 
 
 def _submit(profile: ClusterProfile, plan: Plan, folder: Path) -> str:
-    from hpc_tumor.cluster.executors import clean_environment
-
-    if any(sign in str(folder) for sign in "%\n\\"):
-        raise UsageError(f"{str(folder.parent)!r}: %, \\ and line ends mean something else to SLURM: another --runs.")
-    code = take_snapshot(folder)
-    asked = sbatch_parameters("hpc-tumor-doctor", profile, plan, folder, code)
-    options = {name: asked[name] for name in _OPTIONS} | asked["additional_parameters"]
-    options |= {"output": folder / "said.out", "open_mode": "append", "no_requeue": True}
-    options.pop("requeue", None)
-    given = {name.replace("_", "-"): value for name, value in options.items() if value is not None}
-    flags = [f"--{name}" if value is True else f"--{name}={value}" for name, value in given.items()]
-    with clean_environment():
-        try:
-            done = subprocess.run(
-                ["sbatch", "--parsable", *flags], input=job_script(profile, plan, folder, code),
-                capture_output=True, text=True, timeout=60, check=False, cwd=folder,
-            )  # fmt: skip
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise ClusterError(f"sbatch did not answer: {error}") from error
-    if done.returncode:
-        raise ClusterError(f"SLURM refused the test job for {profile.name}: {slurm.slurm_words(done.stderr)}")
-    return done.stdout.strip().partition(";")[0]
+    name = f"hpc-tumor-doctor-{folder.name.rpartition('-')[2]}"
+    output = str(folder / "said.out")
+    options = sbatch_options(name, profile, plan, output, requeue=False, chdir=str(folder))
+    return submit_script(job_script(profile, plan, folder, take_snapshot(folder)), name, profile, plan, *options)
 
 
 def _wait(outcome: Outcome, say: Say) -> Outcome:

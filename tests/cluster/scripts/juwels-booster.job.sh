@@ -23,6 +23,7 @@ export PYTHONSAFEPATH=1
 export NCCL_SOCKET_IFNAME=ib0
 export GLOO_SOCKET_IFNAME=ib0
 export PYTHONPATH=/somewhere/runs/.code-UID/CODE.zip"${PYTHONPATH:+:$PYTHONPATH}"
+while [[ $PYTHONPATH == *::* ]]; do PYTHONPATH=${PYTHONPATH//::/:}; done; PYTHONPATH=${PYTHONPATH#:} PYTHONPATH=${PYTHONPATH%:}
 PYTHON -m hpc_tumor.cluster.batch before "$hpc_tumor_job" || exit $(($? == 10 ? 0 : $?))
 
 # command

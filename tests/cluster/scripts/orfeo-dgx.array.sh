@@ -22,6 +22,7 @@ for each in "$hpc_tumor_job" "$hpc_tumor_code"; do [ -O "$each" ] || { echo "err
 trap : USR2
 export PYTHONSAFEPATH=1
 export PYTHONPATH=/somewhere/runs/.code-UID/CODE.zip"${PYTHONPATH:+:$PYTHONPATH}"
+while [[ $PYTHONPATH == *::* ]]; do PYTHONPATH=${PYTHONPATH//::/:}; done; PYTHONPATH=${PYTHONPATH#:} PYTHONPATH=${PYTHONPATH%:}
 PYTHON -m hpc_tumor.cluster.batch before "$hpc_tumor_job" || exit $(($? == 10 ? 0 : $?))
 
 # command
