@@ -14,7 +14,7 @@ from hpc_tumor.cluster.slurm import ask_slurm, cancel_job, slurm_words
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.errors import ClusterError, UsageError
 
-_SECONDS = 120  # that sbatch may take
+SECONDS = 120  # that sbatch may take
 # What SLURM prints, and with --parsable, which a site's own wrapper may add; its greetings may hold any other number.
 _NUMBERS = (re.compile(r"Submitted batch job (\d+)\b"), re.compile(r"^\s*(\d+)(?:;\S+)?\s*$", re.MULTILINE))
 _NOT_THERE = re.compile(r"parse_file|configuration source|contact slurm controller|No such file", re.IGNORECASE)
@@ -40,7 +40,7 @@ def submit_script(script: str | Path, name: str, profile: ClusterProfile, plan: 
     file = [str(script)] if isinstance(script, Path) else []
     try:
         with clean_environment(plan):
-            done = ask_slurm("sbatch", *options, *file, text=None if file else str(script), seconds=_SECONDS)
+            done = ask_slurm("sbatch", *options, *file, text="" if file else str(script), seconds=SECONDS)
     except BaseException:  # interrupted, or no answer in time: the job may have been taken
         with contextlib.suppress(ClusterError):
             cancel_job(f"--name={name}")

@@ -135,9 +135,7 @@ def run_slurm(*command: str, seconds: float = _SECONDS) -> str:
     return done.stdout
 
 
-def ask_slurm(
-    *command: str, text: str | None = None, seconds: float = _SECONDS
-) -> subprocess.CompletedProcess[str]:  # fmt: skip
+def ask_slurm(*command: str, text: str = "", seconds: float = _SECONDS) -> subprocess.CompletedProcess[str]:
     """Run one of SLURM's commands with `text` as its input. ClusterError where it is missing or slow."""
     # %S and the like are printed in a fixed form, whatever the user's taste.
     variables = {key: value for key, value in os.environ.items() if not key.startswith(("SQUEUE_", "SACCT_", "SINFO_"))}

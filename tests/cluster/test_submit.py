@@ -221,11 +221,12 @@ def test_a_job_imports_the_snapshot_and_then_what_the_user_named(
     script = job_script(small_experiment(), profile_with(), make_plan(profile_with(), 1), tmp_path)
     assert f'export PYTHONPATH={snapshot_path(tmp_path)}:/elsewhere"${{PYTHONPATH:+:$PYTHONPATH}}"\n' in script
 
-    theirs = profile_with(environment={"variables": {"PYTHONPATH": "/theirs"}})
-    setup = "\n".join(setup_lines(theirs, snapshot_path(tmp_path)))
-    command = ["bash", "-c", f"{setup}\nprintf %s $PYTHONPATH"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout == f"{snapshot_path(tmp_path)}:/elsewhere:/theirs"
+    for theirs in ("/theirs", "::/theirs:::"):  # an empty entry is the current folder
+        profile = profile_with(environment={"variables": {"PYTHONPATH": theirs}})
+        setup = "\n".join(setup_lines(profile, snapshot_path(tmp_path)))
+        command = ["bash", "-c", f"{setup}\nprintf %s $PYTHONPATH"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stdout == f"{snapshot_path(tmp_path)}:/elsewhere:/theirs"
 
 
 def test_resume_on_another_number_of_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
