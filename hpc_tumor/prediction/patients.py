@@ -126,10 +126,9 @@ def predict_patients(
             if isinstance(patient, DataError):
                 results.failed.append((case.id, str(patient)))
             elif too_long := _too_long(case.id, output, options):
-                reason = (
-                    f"{case.folder}: {too_long[:40]}… is too long a name for a file in {output}: rename the folder."
+                results.failed.append(
+                    (case.id, f"{too_long} is too long for a file in {output}: rename {case.folder}.")
                 )
-                results.failed.append((case.id, reason))
             else:
                 _predict(network, patient, output, options, known, results, progress if len(cases) == 1 else None)
             if len(cases) > 1:

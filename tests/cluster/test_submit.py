@@ -101,7 +101,7 @@ def test_variables_and_modules_are_quoted(tmp_path: Path) -> None:
 
 
 def test_dry_run_writes_nothing_and_needs_no_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setenv("PATH", str(tmp_path / "no-programs"))
     profile = profile_with()
     script = job_script(small_experiment(), profile, make_plan(profile, 1), tmp_path / "runs")
     assert script.startswith("#!/bin/bash")
@@ -161,7 +161,7 @@ def test_options_on_which_the_launching_stands_are_refused(option: str) -> None:
 
 
 def test_no_sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setenv("PATH", str(tmp_path / "no-programs"))
     profile = profile_with()
     with pytest.raises(ClusterError, match="no sbatch on this machine") as caught:
         submit_experiment(small_experiment(), profile, make_plan(profile, 1), tmp_path / "runs")
