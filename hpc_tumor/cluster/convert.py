@@ -24,7 +24,7 @@ from hpc_tumor.cluster.plan import Plan, hours, make_plan, refuse_options
 from hpc_tumor.cluster.profiles import LOCAL, find_profile
 from hpc_tumor.cluster.sbatch import check_log_folder, submit_script
 from hpc_tumor.cluster.script import sbatch_options, setup_lines
-from hpc_tumor.cluster.slurm import JobRecord
+from hpc_tumor.cluster.slurm import SlurmJob
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.data.convert import Unit, UnitResult
 from hpc_tumor.data.prepare import Convert
@@ -169,7 +169,7 @@ class _Conversion:
         )
         yield UnitResult(unit, [], [(case.id, f"{case.folder} {words}") for case in unit.cases])
 
-    def _submit_again(self, records: dict[str, JobRecord]) -> None:
+    def _submit_again(self, records: dict[str, SlurmJob]) -> None:
         if any(record.state == "CANCELLED" for record in records.values()):
             raise ConversionError(f"array job {self.job} was cancelled.")
         if not self.worth_another:
@@ -179,7 +179,7 @@ class _Conversion:
             raise ClusterError(f"the tasks of array job {self.job} ended before they had converted anything: {why}")
         self._submit()
 
-    def _tell_wait(self, records: dict[str, JobRecord]) -> None:
+    def _tell_wait(self, records: dict[str, SlurmJob]) -> None:
         reasons = {slurm.explain(r.reason, r.job_id) for r in records.values() if r.state in slurm.WAITING and r.reason}
         words = "; ".join(sorted(reasons))
         if words:
@@ -222,14 +222,14 @@ class _Conversion:
             pause = min(2 * pause, 3.0)
 
 
-def _why(record: JobRecord | None) -> str:
+def _why(record: SlurmJob | None) -> str:
     """How a task ended that could not say so itself."""
     if record is None:
         return "state unknown"
     return f"state {record.state}{f': {MORE_MEMORY}' if record.state == 'OUT_OF_MEMORY' else ''}"
 
 
-def _is_alive(record: JobRecord) -> bool:
+def _is_alive(record: SlurmJob) -> bool:
     return record.state in slurm.WAITING | slurm.ALIVE
 
 
