@@ -16,12 +16,15 @@ import hpc_tumor
 
 
 def python_variables(code: Path | None = None) -> dict[str, str]:
-    """Variables with which a job imports hpc_tumor from `code`, or from where it is, then what the user named."""
+    """Variables with which a job imports hpc_tumor from `code`, or from where it is, then what the user named.
+
+    Its logs are UTF-8, whatever the locale of the node.
+    """
     home = package_home()
     others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path not in ("", str(home))]
     first = [str(code)] if code else [] if home.name in ("site-packages", "dist-packages") else [str(home)]
     path = {"PYTHONPATH": os.pathsep.join(first + others)} if first or "PYTHONPATH" in os.environ else {}
-    return {"PYTHONSAFEPATH": "1", **path}
+    return {"PYTHONSAFEPATH": "1", "PYTHONIOENCODING": "utf-8:backslashreplace", **path}
 
 
 def module_command(module: str, *arguments: str) -> list[str]:
