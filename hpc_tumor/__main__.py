@@ -1,8 +1,14 @@
 """`python -m hpc_tumor`: the same as `hpc-tumor`."""
 
+import os
 import sys
 
-from hpc_tumor.cli import main
-
 if __name__ == "__main__":
+    # Python looks in the current folder first, where a numpy.py may lie: it is left out before anything is imported.
+    home = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))  # noqa: PTH120
+    if sys.path[0] in ("", os.getcwd()) and os.path.realpath(sys.path[0]) != home:  # noqa: PTH109
+        del sys.path[0]
+
+    from hpc_tumor.cli import main
+
     sys.exit(main())

@@ -15,7 +15,7 @@ from typing import IO, Any
 @contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """Binary file that replaces `path` when the block ends well, and leaves nothing behind when it does not."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    beside = path.with_name(f".{secrets.token_hex(8)}.tmp")  # whatever the length of the name
     # Made with the mode of any new file: to ask for the mask of modes is to change it, for all threads.
     handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:

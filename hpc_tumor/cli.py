@@ -135,6 +135,9 @@ def prepare_data(
         str | None,
         typer.Option("--time", "--walltime", metavar="TIME", rich_help_panel=WHERE, help="Of a task: 30m or 2h."),
     ] = None,
+    memory: Annotated[
+        float | None, typer.Option(metavar="GB", rich_help_panel=WHERE, help="Of a task; 1 GB for each of its CPUs.")
+    ] = None,
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:  # fmt: skip
@@ -150,7 +153,9 @@ def prepare_data(
     from hpc_tumor.data.prepare import inspect_source, prepare_dataset
     from hpc_tumor.views import refused_cases, source_lines, summary_lines
 
-    convert = conversion_on(cluster, workers, out.note, account=account, partition=partition, walltime=time)
+    convert = conversion_on(
+        cluster, workers, out.note, account=account, partition=partition, walltime=time, memory_gb=memory
+    )
     report = inspect_source(source, dataset, labels)
     for line in source_lines(report):
         out.note(line)

@@ -43,6 +43,9 @@ _CAUSES = tuple((re.compile(pattern, re.IGNORECASE), words) for pattern, words i
      "more main memory was needed than asked for: submit with more --memory"),
     (r"CUDA out of memory|HIP out of memory",
      "the GPU's memory did not suffice: a smaller batch, or --accumulate N, which keeps the batch"),
+    (r"/dev/shm/nccl-",
+     "the ranks of a node talk over its /dev/shm, which has no room or cannot be written: ask for a larger one, or set"
+     " NCCL_SHM_DISABLE to 1 in `variables` of the cluster profile"),
     (r"Disk quota exceeded", "a quota is used up, in bytes or in files: remove what is not needed, then resume"),
     (r"No space left on device|no room left to write", "a disk is full: make room on it, then resume"),
     (r"Stale file handle|Transport endpoint is not connected|Input/output error",

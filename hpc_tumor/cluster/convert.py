@@ -6,9 +6,9 @@ to the store, as with workers on one machine, so the store is the same to the by
 
 from __future__ import annotations
 
+import secrets
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -19,8 +19,11 @@ from pathlib import Path
 
 from hpc_tumor.cluster import slurm
 from hpc_tumor.cluster.board import Board
+from hpc_tumor.cluster.convert_task import MORE_MEMORY
 from hpc_tumor.cluster.plan import Plan, hours, make_plan, refuse_options
 from hpc_tumor.cluster.profiles import LOCAL, find_profile
+from hpc_tumor.cluster.sbatch import submit_script
+from hpc_tumor.cluster.script import log_folder, sbatch_options, setup_lines
 from hpc_tumor.cluster.slurm import SlurmJob
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.data.convert import Unit, UnitResult
@@ -44,6 +47,7 @@ def conversion_on(
     account: str | None = None,
     partition: str | None = None,
     walltime: str | None = None,
+    memory_gb: float | None = None,
 ) -> Convert | None:
     """How `prepare_dataset` is to convert on that cluster, with so many array tasks; None for this machine.
 
@@ -53,12 +57,13 @@ def conversion_on(
     """
     if cluster is None or cluster == LOCAL:
         refuse_options(
-            "the cases are converted on this machine", walltime=walltime, account=account, partition=partition
-        )
+            "the cases are converted on this machine", walltime=walltime, memory_gb=memory_gb, account=account,
+            partition=partition,
+        )  # fmt: skip
         return None
     profile = find_profile(cluster)
     cpus = min(CPUS, profile.node.cpus, max(1, int(profile.node.memory_gb / GB_PER_CPU)))
-    memory = min(cpus * GB_PER_CPU, profile.node.memory_gb)
+    memory = min(cpus * GB_PER_CPU, profile.node.memory_gb) if memory_gb is None else memory_gb
     options = {"account": account, "partition": partition, "walltime": walltime}
     planned = make_plan(profile, 1, cpus=cpus, memory_gb=memory, **options)  # type: ignore[arg-type]
     plan = replace(planned, gpus_per_node=0)
@@ -141,7 +146,7 @@ class _Conversion:
         for number, owner in owners.items():
             if number in self.open and owner.partition(".")[0] not in running:
                 record, failure = records.get(owner.partition(".")[0]), failures.get(owner)
-                why = failure["reason"] if failure else f"state {record.state if record else 'unknown'}"
+                why = failure["reason"] if failure else _why(record)
                 self.worth_another = self.worth_another or failure is None
                 yield from self._lost(number, owner, why)
         if not any(_is_alive(record) for record in records.values()):
@@ -189,7 +194,17 @@ class _Conversion:
 
     def _submit(self) -> None:
         self.count = tasks = min(self.tasks, len(self.open))
-        self.job = _sbatch(self.profile, self.plan, self.board.path, tasks)
+        board, profile, name = self.board.path, self.profile, f"hpc-tumor-prepare-{secrets.token_hex(4)}"
+        log_folder(board.parents[1], "Rename it.")
+        options = sbatch_options(
+            name,
+            profile,
+            self.plan,
+            f"{log_folder(board)}/logs/%a.out",
+            requeue=profile.slurm.requeue,
+            array=f"0-{tasks - 1}",
+        )
+        self.job = submit_script(_script(profile, board), name, profile, self.plan, *options)
         self.pace.done()  # it cannot have begun yet
         self.worth_another = False
         plural = "s" if tasks > 1 else ""
@@ -216,50 +231,17 @@ class _Conversion:
             pause = min(2 * pause, LOOK_SECONDS)
 
 
+def _why(record: SlurmJob | None) -> str:
+    """How a task ended that could not say so itself."""
+    if record is None:
+        return "state unknown"
+    return f"state {record.state}{f': {MORE_MEMORY}' if record.state == 'OUT_OF_MEMORY' else ''}"
+
+
 def _is_alive(record: SlurmJob) -> bool:
     return record.state in slurm.WAITING | slurm.ALIVE
 
 
-def _sbatch(profile: ClusterProfile, plan: Plan, board: Path, tasks: int) -> str:
-    """Submit the array; gives its job id. ClusterError with SLURM's words where it refuses."""
-    from hpc_tumor.cluster.executors import clean_environment
-    from hpc_tumor.cluster.script import setup_lines
-
-    if any(sign in str(board) for sign in "%\n\\"):
-        raise UsageError(f"{str(board.parents[1])!r}: %, \\ and line ends mean something else to SLURM. Rename it.")
+def _script(profile: ClusterProfile, board: Path) -> str:
     command = [sys.executable, "-u", "-m", "hpc_tumor.cluster.convert_task", str(board)]
-    script = "\n".join(["#!/bin/bash", *setup_lines(profile), f"exec {shlex.join(command)}", ""])
-    with clean_environment():
-        try:
-            done = subprocess.run(
-                ["sbatch", *_options(profile, plan, board, tasks)],
-                input=script, capture_output=True, text=True, timeout=60, check=False,
-            )  # fmt: skip
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise ClusterError(f"sbatch did not answer: {error}") from error
-    if done.returncode:
-        raise ClusterError(f"SLURM refused the job for {profile.name}: {slurm.slurm_words(done.stderr)}")
-    return done.stdout.strip().partition(";")[0]
-
-
-def _options(profile: ClusterProfile, plan: Plan, board: Path, tasks: int) -> list[str]:
-    options: dict[str, str | int | bool | None] = {
-        "array": f"0-{tasks - 1}",
-        "job-name": "hpc-tumor-prepare",
-        "nodes": 1,
-        "ntasks": 1,
-        "cpus-per-task": plan.cpus_per_task,
-        "mem": f"{int(plan.memory_gb * 1024)}M",
-        "time": plan.walltime,
-        "output": f"{board}/logs/%a.out",
-        "open-mode": "append",
-        "partition": plan.partition,
-        "account": plan.account,
-        "qos": plan.qos,
-        "constraint": plan.constraint,
-        "reservation": profile.slurm.reservation,
-        "requeue" if profile.slurm.requeue else "no-requeue": True,
-        **{key.replace("_", "-"): value for key, value in profile.slurm.extra.items()},
-    }
-    given = {name: value for name, value in options.items() if value is not None and value is not False}
-    return ["--parsable", *(f"--{name}" if value is True else f"--{name}={value}" for name, value in given.items())]
+    return "\n".join(["#!/bin/bash", *setup_lines(profile), f"exec {shlex.join(command)}", ""])

@@ -1,7 +1,7 @@
 """One task of an array that converts: `python -m hpc_tumor.cluster.convert_task BOARD`, started by convert.py.
 
-It takes units from the board until none is left, with as many processes as it was given CPUs. Where the conversion is
-gone, it ends without a word.
+It takes units from the board until none is left, with as many processes of its own as it was given CPUs and memory for.
+Where the conversion is gone, it ends without a word.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from pathlib import Path
 
 from hpc_tumor.cluster.board import Board
 from hpc_tumor.data.convert import Unit
-from hpc_tumor.data.target import STAGING, ConversionError, remove
+from hpc_tumor.data.target import STAGING, ConversionError, StorageError, remove
 from hpc_tumor.data.vanished import why_unreadable
 from hpc_tumor.data.workers import convert_here, default_workers
 from hpc_tumor.errors import HpcTumorError
+
+MORE_MEMORY = "ask for more per task with --memory"
 
 
 def work(board: Board, owner: str, workers: int) -> None:
@@ -35,7 +37,7 @@ def work(board: Board, owner: str, workers: int) -> None:
             # A name of its own: a unit that was given to another task in the meantime is not written by two.
             yield replace(units[number], staged=board.path.parent / f"{number}@{owner}", threads=1)
 
-    with closing(convert_here(taken(), workers)) as results:
+    with closing(convert_here(taken(), workers, more_memory=MORE_MEMORY, apart=True)) as results:
         for result in results:
             if result.failed and (lost := why_unreadable(cases, {case for case, _ in result.failed})):
                 raise ConversionError(f"the source cannot be read on {socket.gethostname()}: {lost}.")
@@ -55,8 +57,7 @@ def main(arguments: list[str]) -> int:
             work(board, owner, default_workers())
     except (HpcTumorError, OSError) as error:
         if board.path.exists():
-            written = isinstance(error, ConversionError) and "could not be stored" in str(error)
-            board.give_up(owner, str(error), fatal=written)
+            board.give_up(owner, str(error), fatal=isinstance(error, StorageError))
             print(f"error: {error}", file=sys.stderr)
             return 1
     finally:

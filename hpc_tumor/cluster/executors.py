@@ -6,36 +6,35 @@ The only module that imports submitit.
 from __future__ import annotations
 
 import contextlib
-import io
 import os
-import re
+import secrets
 import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from submitit.core.utils import FailedJobError, FailedSubmissionError
-from submitit.helpers import clean_env
+from submitit.core.core import Job
+from submitit.core.utils import DelayedSubmission
 from submitit.local.local import LocalExecutor, LocalJob
-from submitit.slurm.slurm import SlurmExecutor
+from submitit.slurm.slurm import SlurmExecutor, SlurmJob
 
-from hpc_tumor.cluster.causes import remedy
 from hpc_tumor.cluster.job import TrainingJob
 from hpc_tumor.cluster.local import LocalRun, rank_variables
 from hpc_tumor.cluster.plan import Plan
 from hpc_tumor.cluster.private import runs_of
 from hpc_tumor.cluster.profiles import LOCAL
-from hpc_tumor.cluster.script import VERIFIED_PYTHON, python_variables, sbatch_parameters
-from hpc_tumor.cluster.slurm import cancel_job, find_own_jobs, slurm_words
+from hpc_tumor.cluster.sbatch import submit_script
+from hpc_tumor.cluster.script import VERIFIED_PYTHON, sbatch_parameters
+from hpc_tumor.cluster.slurm import cancel_job
 from hpc_tumor.cluster.snapshot import snapshot_path, verified
 from hpc_tumor.cluster.tickets import Ticket, take_ticket
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.errors import ClusterError
+from hpc_tumor.python_children import python_variables
 from hpc_tumor.run_dir import RunDir
-from hpc_tumor.signals import kept_from_children
 
 
 def start_here(run: RunDir, code: Path) -> str:
@@ -61,46 +60,21 @@ def start_on_slurm(
     Raises:
         ClusterError: SLURM refused; nothing of it stays in the queue.
     """
-    said = io.StringIO()
-    ids: list[str] = []
+    taken: list[str] = []
     calls = [TrainingJob(run.path) for run in runs]
-    with kept_from_children():
-        try:
-            with contextlib.redirect_stderr(said):  # submitit prints what sbatch said before it raises it
-                if len(runs) > 1:
-                    executor = _executor(folder, profile, plan, name, at_once=at_once, tasks=len(runs))
-                    jobs = executor.submit_array(calls)
-                    return [str(job.job_id) for job in jobs]
-                for link in range(plan.links):
-                    after = ids[-1] if link else None
-                    ids.append(str(_executor(folder, profile, plan, name, after).submit(calls[0]).job_id))
-            return ids
-        except BaseException as error:
-            left = _take_back_all(ids, name)
-            if not isinstance(error, FailedJobError | FailedSubmissionError):
-                raise
-            words = slurm_words(str(error)) or slurm_words(said.getvalue())
-    way = remedy(words)
-    if _NOT_THERE.search(words):
-        raise ClusterError(f"SLURM cannot be reached for {profile.name}: {words.rstrip('.')}.")
-    raise ClusterError(
-        f"SLURM refused the job for {profile.name}: {words.rstrip('.')}{f': {way}' if way else ''}.{left}"
-    )
-
-
-def _take_back_all(ids: Sequence[str], name: str) -> str:
-    """End what SLURM took of a submission that failed, also where sbatch did not come to say so.
-
-    Gives a sentence on what may be left, "" where nothing is.
-    """
-    found = find_own_jobs(name)
-    taken = list(dict.fromkeys([*ids, *(found or ())]))
     try:
-        if taken:
-            cancel_job(*taken)
-    except ClusterError as error:
-        return f" Of it, {', '.join(taken)} may be left in the queue ({str(error).rstrip('.')}): scancel ends it."
-    return "" if found is not None else f" Whether it is queued all the same is not known: squeue --name={name} tells."
+        for link in range(plan.links):
+            after = taken[-1] if link else None
+            executor = _executor(folder, profile, plan, name, after=after, at_once=at_once, tasks=len(runs))
+            executor.taken = taken
+            if len(runs) > 1:
+                return [str(job.job_id) for job in executor.submit_array(calls)]
+            executor.submit(calls[0])
+    except BaseException:
+        with contextlib.suppress(ClusterError):
+            take_back(taken, profile)
+        raise
+    return taken
 
 
 def script_of(
@@ -133,7 +107,11 @@ def take_back(ids: Sequence[str], profile: ClusterProfile) -> None:
 
 
 class _ScriptExecutor(SlurmExecutor):
-    """submitit's executor, able to write its script where there is no SLURM."""
+    """submitit's executor, able to write its script where there is no SLURM; it hands it over as all others do."""
+
+    profile: ClusterProfile
+    plan: Plan
+    taken: list[str]  # numbers of the jobs that SLURM has taken
 
     @classmethod
     def affinity(cls) -> int:
@@ -143,6 +121,37 @@ class _ScriptExecutor(SlurmExecutor):
         if tasks > 1:
             self.parameters["map_count"] = tasks
         return self._make_submission_file_text(self._submitit_command_str, uid="")
+
+    def _internal_process_submissions(self, delayed_submissions: list[DelayedSubmission]) -> list[Job[Any]]:
+        if len(delayed_submissions) == 1:
+            return super()._internal_process_submissions(delayed_submissions)
+        # As submitit does it, which would hand an array to an executor of its own class.
+        pickles = []
+        for number, submission in enumerate(delayed_submissions):
+            submission.set_timeout(self.parameters["time"], self.max_num_timeout)
+            submission.dump(self.folder / f"{number}.pkl")
+            pickles.append(self.folder / f"{number}.pkl")
+        self.parameters["map_count"] = len(pickles)
+        array = self._submit_command(self._submitit_command_str)
+        tasks = list(range(array.num_tasks))
+        jobs: list[Job[Any]] = [
+            SlurmJob(self.folder, f"{array.job_id}_{number}", tasks) for number in range(len(pickles))
+        ]
+        for job, pickle in zip(jobs, pickles, strict=True):
+            job.paths.move_temporary_file(pickle, "submitted_pickle")
+        return jobs
+
+    def _submit_command(self, command: str) -> SlurmJob[Any]:
+        script = self.folder / f".{secrets.token_hex(4)}.sh"
+        script.write_text(self._make_submission_file_text(command, uid=""))
+        try:
+            job_id = submit_script(script, self.parameters["job_name"], self.profile, self.plan)
+            self.taken.append(job_id)
+            job: SlurmJob[Any] = SlurmJob(self.folder, job_id, list(range(self._num_tasks())))
+            job.paths.move_temporary_file(script, "submission_file")
+        finally:
+            script.unlink(missing_ok=True)
+        return job
 
 
 class _DetachedExecutor(LocalExecutor):
@@ -184,32 +193,6 @@ def _executor(
     """submitit's executor, set up for this job: it makes the script, for --dry-run and for the submission."""
     code = snapshot_path(runs_of(folder))
     executor = _ScriptExecutor(folder=folder, python=VERIFIED_PYTHON)
+    executor.profile, executor.plan = profile, plan
     executor.update_parameters(**sbatch_parameters(name, profile, plan, folder, code, after, at_once, tasks))
     return executor
-
-
-_NOT_THERE = re.compile(r"parse_file|configuration source|contact slurm controller|No such file", re.IGNORECASE)
-# Defaults of sbatch from the user's environment go before what its script says: none of these may.
-_DECIDED = re.compile(
-    r"SBATCH_(JOB_NAME|TIMELIMIT|SIGNAL|OUTPUT|ERROR|OPEN_MODE|(NO_)?REQUEUE|ARRAY_INX|WAIT.*|EXPORT|MEM_.*|GRES|GPUS.*"
-    r"|CPUS_PER_.*|NUM_.*|DEPENDENCY)"
-)
-
-
-@contextlib.contextmanager
-def clean_environment(plan: Plan | None = None) -> Iterator[None]:
-    """Without the rank and SLURM variables of a job that this is submitted from, which would confuse the new one.
-
-    What says where SLURM is stays; so do the user's own SBATCH_ defaults, unless they are those of a job, or the
-    script, by the `plan`, says something else.
-    """
-    inside = "SLURM_JOB_ID" in os.environ
-    keep = {name: value for name, value in os.environ.items() if name in ("SLURM_CONF", "SLURM_CLUSTERS")}
-    asked = {name for name in ("account", "partition", "qos", "constraint", "reservation") if getattr(plan, name, None)}
-    defaults = {name: value for name, value in os.environ.items() if name.startswith("SBATCH_") and not inside}
-    for name in [*defaults]:
-        if _DECIDED.fullmatch(name) or name.removeprefix("SBATCH_").lower() in asked:
-            del defaults[name]
-    with clean_env():
-        os.environ.update(keep | defaults)
-        yield

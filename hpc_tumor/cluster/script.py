@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
-import hpc_tumor
 from hpc_tumor.cluster.plan import Plan
 from hpc_tumor.cluster.snapshot import CHECK
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.errors import UsageError
+from hpc_tumor.python_children import python_variables
 
 # A folder that is shared can be moved by others: the pickle is used only where this user made it, and so is the code.
 _OWNED = '[ -O "$hpc_tumor_job" ] || { echo "error: $hpc_tumor_job is not yours, or gone: it is not run" >&2; exit 1; }'
 # `verified` of the snapshot, as the script has it: Python, then what it is to check, then the command.
 VERIFIED_PYTHON = f'{shlex.quote(sys.executable)} -I -S -c "$hpc_tumor_check" "$hpc_tumor_code"'
+
+# Python takes an empty entry for the current folder; `PATH:$PYTHONPATH` leaves one where there was nothing before.
+_NO_CURRENT_FOLDER = (
+    "while [[ $PYTHONPATH == *::* ]]; do PYTHONPATH=${PYTHONPATH//::/:}; done;"
+    " PYTHONPATH=${PYTHONPATH#:} PYTHONPATH=${PYTHONPATH%:}"
+)
 
 
 def sbatch_parameters(
@@ -34,18 +39,45 @@ def sbatch_parameters(
         at_once: tasks of an array that may run at the same time; 0: as many as SLURM lets.
         tasks: of the array.
     """
-    gpus = f"{profile.slurm.gpu_type}:{plan.gpus_per_node}" if profile.slurm.gpu_type else str(plan.gpus_per_node)
-    request = profile.slurm.gpu_request if plan.gpus_per_node else "none"
-    given = {**profile.slurm.extra, **plan.options}
-    extra = {key.replace("-", "_"): value for key, value in given.items() if value is not False}
-    if reservation := plan.reservation or profile.slurm.reservation:
-        extra["reservation"] = reservation
+    # A step does not inherit --cpus-per-task (SLURM 22.05); one lost rank ends the others, which would wait for it.
     srun_args = [f"--cpus-per-task={plan.cpus_per_task}", "--kill-on-bad-exit=1", "--wait=60"]
+    further = _further(profile, plan, profile.slurm.requeue)
     if "%" in str(folder):  # submitit would give it as it is
         logs = f"{log_folder(folder)}/{'%A_%a' if tasks > 1 else '%j'}"
-        extra["output"] = f"{logs}_0_log.out"
+        further["output"] = f"{logs}_0_log.out"
         srun_args.append(f"--output={logs}_%t_log.out")
-    extra["requeue" if profile.slurm.requeue else "no_requeue"] = True
+    return {
+        **_request(name, profile, plan),
+        "signal_delay_s": plan.signal_delay,
+        "dependency": f"afterany:{after}" if after else None,
+        "array_parallelism": at_once or 1_000_000,
+        "wckey": None,
+        "stderr_to_stdout": True,
+        "setup": [
+            *_guard(folder, code),
+            *setup_lines(profile, code),
+            f"{_batch('before')} || exit $(($? == 10 ? 0 : $?))",
+        ],
+        "teardown": [f"{_batch('after')} $?"],
+        "additional_parameters": further,
+        "srun_args": srun_args,
+    }
+
+
+def sbatch_options(
+    name: str, profile: ClusterProfile, plan: Plan, output: str, *, requeue: bool, **more: str
+) -> list[str]:  # fmt: skip
+    """The same request as options on sbatch's command line, for a script that names none; `output` is the log."""
+    asked = {**_request(name, profile, plan), **_further(profile, plan, requeue), "output": output, **more}
+    given = {
+        key.replace("_", "-"): value for key, value in {**asked, "open_mode": "append"}.items() if value is not None
+    }
+    return [f"--{key}" if value is True else f"--{key}={value}" for key, value in given.items()]
+
+
+def _request(name: str, profile: ClusterProfile, plan: Plan) -> dict[str, Any]:
+    gpus = f"{profile.slurm.gpu_type}:{plan.gpus_per_node}" if profile.slurm.gpu_type else str(plan.gpus_per_node)
+    request = profile.slurm.gpu_request if plan.gpus_per_node else "none"
     return {
         "job_name": name,
         "partition": plan.partition,
@@ -59,34 +91,27 @@ def sbatch_parameters(
         "time": plan.walltime,
         "gres": f"gpu:{gpus}" if request == "gres" else None,
         "gpus_per_node": gpus if request == "gpus-per-node" else None,
-        "signal_delay_s": plan.signal_delay,
-        "dependency": f"afterany:{after}" if after else None,
-        "array_parallelism": at_once or 1_000_000,
-        "wckey": None,
-        "stderr_to_stdout": True,
-        "setup": [
-            *_guard(folder, code),
-            *setup_lines(profile, code),
-            f"{_batch('before')} || exit $(($? == 10 ? 0 : $?))",
-        ],
-        "teardown": [f"{_batch('after')} $?"],
-        "additional_parameters": extra,
-        # A step does not inherit --cpus-per-task (SLURM 22.05); one lost rank ends the others, which would wait for it.
-        "srun_args": srun_args,
     }
 
 
-def log_folder(folder: Path) -> str:
+def _further(profile: ClusterProfile, plan: Plan, requeue: bool) -> dict[str, Any]:
+    """Options that the profile and the user name themselves, and those that submitit has no name for."""
+    given = {**profile.slurm.extra, **plan.options}
+    extra = {key.replace("-", "_"): value for key, value in given.items() if value is not False}
+    if reservation := plan.reservation or profile.slurm.reservation:
+        extra["reservation"] = reservation
+    return {**extra, "requeue" if requeue else "no_requeue": True}
+
+
+def log_folder(folder: Path, way: str = "") -> str:
     """Return `folder` as names of logs hold it for SLURM, with each % doubled.
 
-    Raises UsageError for a path that cannot be said so: SLURM has no escape for a backslash and a line end, and
-    submitit puts numbers in the place of %j, %t, %A and %a.
+    Raises UsageError for a path that cannot be said so, with the `way` to another one: SLURM has no escape for a
+    backslash and a line end, and submitit puts numbers in the place of %j, %t, %A and %a.
     """
     if re.search(r"[\n\\]|%[jtAa]", str(folder)):
-        raise UsageError(
-            f"{str(folder)!r}: a backslash, a line end, %j, %t, %A and %a mean something else to SLURM there."
-            " Choose another --runs."
-        )
+        signs = "a backslash, a line end, %j, %t, %A and %a mean something else to SLURM there."
+        raise UsageError(f"{str(folder)!r}: {signs} {way}".rstrip())
     return str(folder).replace("%", "%%")
 
 
@@ -100,19 +125,8 @@ def setup_lines(profile: ClusterProfile, code: Path | None = None) -> list[str]:
         *(f"export {name}={shlex.quote(value)}" for name, value in {**ours, **profile.environment.variables}.items()),
         # Last and first: whatever the site or the profile puts on the path, the code is that which was submitted.
         *([f'export PYTHONPATH={shlex.quote(path)}"${{PYTHONPATH:+:$PYTHONPATH}}"'] if path else []),
+        _NO_CURRENT_FOLDER,
     ]
-
-
-def python_variables(code: Path | None = None) -> dict[str, str]:
-    """What lets a job import hpc_tumor from `code`, or from where it is; and nothing from the folder it starts in.
-
-    Its logs are UTF-8, whatever the locale of the node.
-    """
-    home = Path(hpc_tumor.__file__).resolve().parent.parent
-    others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path not in ("", str(home))]
-    first = [str(code)] if code else [] if home.name in ("site-packages", "dist-packages") else [str(home)]
-    ours = {"PYTHONSAFEPATH": "1", "PYTHONIOENCODING": "utf-8:backslashreplace"}
-    return {**ours, **({"PYTHONPATH": os.pathsep.join(first + others)} if first else {})}
 
 
 def _guard(folder: Path, code: Path) -> list[str]:

@@ -147,9 +147,9 @@ def find_own_jobs(name: str) -> list[str] | None:
     return list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip().isdigit()))
 
 
-def cancel_job(*job_ids: str) -> None:
-    """scancel, of all at once. ClusterError with SLURM's words where it refuses."""
-    run_slurm("scancel", *job_ids)
+def cancel_job(*jobs: str) -> None:
+    """scancel, of all at once, by number or `--name=NAME`. ClusterError with SLURM's words where it refuses."""
+    run_slurm("scancel", *jobs)
 
 
 def requeue(job_id: str) -> None:
@@ -159,28 +159,28 @@ def requeue(job_id: str) -> None:
 
 def run_slurm(*command: str, seconds: float = _SECONDS) -> str:
     """What one of SLURM's commands prints. ClusterError, with its words, where it fails, is missing or is slow."""
+    done = ask_slurm(*command, seconds=seconds)
+    if done.returncode != 0:
+        raise ClusterError(slurm_words(done.stderr) or f"{command[0]} ended with exit code {done.returncode}.")
+    return done.stdout
+
+
+def ask_slurm(*command: str, text: str = "", seconds: float = _SECONDS) -> subprocess.CompletedProcess[str]:
+    """Run one of SLURM's commands with `text` as its input. ClusterError where it is missing or slow."""
     # %S and the like are printed in a fixed form, whatever the user's taste.
     variables = {key: value for key, value in os.environ.items() if not key.startswith(("SQUEUE_", "SACCT_", "SINFO_"))}
     variables["SLURM_TIME_FORMAT"] = "standard"
     try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=seconds,
-            env=variables,
-            check=False,
-        )
+        return subprocess.run(
+            command, input=text, capture_output=True, encoding="utf-8", errors="replace", timeout=seconds,
+            env=variables, check=False,
+        )  # fmt: skip
     except FileNotFoundError:
         raise ClusterError(f"no {command[0]} on this machine.") from None
     except OSError as error:
         raise ClusterError(f"{command[0]} cannot be run: {error.strerror}.") from None
     except subprocess.TimeoutExpired:
         raise ClusterError(f"{command[0]} did not answer within {seconds:.0f} seconds.") from None
-    if done.returncode != 0:
-        raise ClusterError(slurm_words(done.stderr) or f"{command[0]} ended with exit code {done.returncode}.")
-    return done.stdout
 
 
 def slurm_words(text: str) -> str:

@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from hpc_tumor import atomic
-from hpc_tumor.cluster.executors import clean_environment, script_of, start_here, start_on_slurm, take_back
+from hpc_tumor.cluster.executors import script_of, start_here, start_on_slurm, take_back
 from hpc_tumor.cluster.existing import absolute, is_own, with_absolute_store
 from hpc_tumor.cluster.job_record import OTHER_VERSION, JobRecord
 from hpc_tumor.cluster.plan import Plan, make_plan
 from hpc_tumor.cluster.private import check_private, code_folder, make_private, submissions_folder
 from hpc_tumor.cluster.profiles import LOCAL
 from hpc_tumor.cluster.queue import OPEN, read_states
+from hpc_tumor.cluster.sbatch import clean_environment
 from hpc_tumor.cluster.script import log_folder
 from hpc_tumor.cluster.snapshot import snapshot_path, take_snapshot
 from hpc_tumor.config import ClusterProfile, Experiment, changed_settings, refuse_changes, settings_by_name
@@ -441,7 +442,7 @@ def check_runs(runs: Path, profile: ClusterProfile) -> Path:
     """
     runs = absolute(runs)
     if profile.name != LOCAL:
-        log_folder(runs)
+        log_folder(runs, "Choose another --runs.")
     check_writable(runs, "a run")
     for folder in (code_folder(runs), submissions_folder(runs)):
         check_private(folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -50,13 +50,17 @@ class UnitResult:
     uncertain: bool = False
 
 
-def convert_unit(unit: Unit) -> UnitResult:
-    """Convert one unit. DataError where the result cannot be written; bad cases are in the result."""
+def convert_unit(unit: Unit, begin: Callable[[str], None] = lambda case: None) -> UnitResult:
+    """Convert one unit; `begin` is told of each case when its turn comes. Bad cases are in the result.
+
+    Raises StorageError where the result cannot be written.
+    """
     rows: list[Row] = []
     failed: list[tuple[str, str]] = []
     chunks: list[bytes] = []
     uncertain = False
     for case in unit.cases:
+        begin(case.id)
         try:
             data = unit.reader.read_case(case)
         except DataError as error:
@@ -64,14 +68,16 @@ def convert_unit(unit: Unit) -> UnitResult:
             uncertain |= isinstance(error, UncertainLabels)
             continue
         except MemoryError:
-            failed.append((case.id, f"{case.folder} needs more memory than there is."))
+            failed.append((case.id, _no_memory(case)))
             continue
         try:
             if unit.reader.task == "segmentation":
                 rows.append(_write_volume(unit, case, data))
             else:
-                rows.append({"case": case.id, "signature": case.signature, "bytes": case.bytes, **data.meta})
                 chunks.append(pack_chunk(data.image, IMAGE_COMPRESSION))
+                rows.append({"case": case.id, "signature": case.signature, "bytes": case.bytes, **data.meta})
+        except MemoryError:
+            failed.append((case.id, _no_memory(case)))
         except OSError as error:
             raise disk_error(error, case.id, unit.staged.parents[1]) from error
     if chunks:
@@ -80,6 +86,10 @@ def convert_unit(unit: Unit) -> UnitResult:
         except OSError as error:
             raise disk_error(error, f"images from {unit.cases[0].id} on", unit.staged.parents[1]) from error
     return UnitResult(unit, rows, failed, uncertain)
+
+
+def _no_memory(case: Case) -> str:
+    return f"{case.folder} needs more memory than there is."
 
 
 def pack_images(rows: Sequence[Row], chunks: Sequence[bytes]) -> bytes:

@@ -21,10 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpc_tumor.errors import DataError
+from hpc_tumor.python_children import module_command, start_process
 
 SECONDS = 60.0  # for one file; a slice takes some milliseconds
 _MEMORY = 4 << 30  # bytes of address space
-_COMMAND = (sys.executable, "-P", "-m", "hpc_tumor.data.h5_apart")
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -43,9 +43,9 @@ def read_h5_apart(path: Path, wanted: Mapping[str, str]) -> tuple[Arrays, str]:
 class H5Process:
     """The process, started again after a file that it did not survive."""
 
-    def __init__(self, command: Sequence[str] = _COMMAND, seconds: float = SECONDS):
+    def __init__(self, command: Sequence[str] = (), seconds: float = SECONDS):
         self.owner = os.getpid()
-        self._command = command
+        self._command = list(command) or module_command("hpc_tumor.data.h5_apart")
         self._seconds = seconds
         self._process: subprocess.Popen[bytes] | None = None
         atexit.register(self.close)
@@ -78,10 +78,9 @@ class H5Process:
             self._process = None
 
     def _start(self) -> subprocess.Popen[bytes]:
-        # It finds modules where this process does. A session of its own: Ctrl-C is for the parent, whose end it sees.
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        return subprocess.Popen(
-            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment,
+        # A session of its own: Ctrl-C is for the parent, whose end it sees.
+        return start_process(
+            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             start_new_session=True,
         )  # fmt: skip
 

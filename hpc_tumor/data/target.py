@@ -25,6 +25,10 @@ class ConversionError(DataError):
     """A conversion cannot go on, through no fault of its source. Who holds the target adds what is left of it."""
 
 
+class StorageError(ConversionError):
+    """The disk of the store does not take what was converted."""
+
+
 class Target:
     """A store in the making, held by this process alone.
 
@@ -120,10 +124,10 @@ def identity_of(dataset: str, task: str, options: dict[str, Any]) -> dict[str, A
     return {"schema": SCHEMAS[task], "dataset": dataset, "task": task, "options": options}
 
 
-def disk_error(error: OSError, what: str, store: Path) -> ConversionError:
+def disk_error(error: OSError, what: str, store: Path) -> StorageError:
     """The error for a write that failed, naming what was being written."""
     why = "no space is left on its disk" if is_disk_full(error) else f"it cannot be written ({error.strerror or error})"
-    return ConversionError(f"{what} could not be stored in {store}: {why}.")
+    return StorageError(f"{what} could not be stored in {store}: {why}.")
 
 
 def remove(path: Path) -> None:

@@ -6,7 +6,6 @@ import os
 import secrets
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -21,14 +20,15 @@ from hpc_tumor.cluster.facts import Facts
 from hpc_tumor.cluster.fit import fit_to_cluster
 from hpc_tumor.cluster.plan import Plan, make_plan
 from hpc_tumor.cluster.private import make_private
-from hpc_tumor.cluster.script import log_folder, sbatch_parameters, setup_lines
+from hpc_tumor.cluster.sbatch import submit_script
+from hpc_tumor.cluster.script import log_folder, sbatch_options, setup_lines
 from hpc_tumor.cluster.snapshot import take_snapshot, verified
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.doctor.filesystems import existing
 from hpc_tumor.doctor.node_task import QUESTION, TOKEN, answer_path, meeting_path
 from hpc_tumor.errors import ClusterError
 from hpc_tumor.run_dir import read_json
-from hpc_tumor.signals import held, interrupting, kept_from_children
+from hpc_tumor.signals import held, interrupting
 
 MINUTES = 5  # that the job may take; it needs about one
 PATIENCE = 300.0  # seconds in the queue
@@ -39,10 +39,6 @@ _END_SECONDS, _CANCEL_SECONDS = 10.0, 30.0  # that the job may take to end once 
 _LEFTOVER_SECONDS = 3600.0
 _MOST_SILENT = 3  # questions in a row that SLURM may leave unanswered
 _ENDED = "ended"  # what its script leaves when all its tasks have ended
-_OPTIONS = (
-    "job_name", "partition", "account", "qos", "constraint", "nodes", "ntasks_per_node", "cpus_per_task", "mem", "time",
-    "gres", "gpus_per_node",
-)  # fmt: skip
 Say = Callable[[str], None]
 
 
@@ -107,9 +103,10 @@ def try_on_node(profile: ClusterProfile, plan: Plan, runs: Path, store: Path | N
 
     Raises:
         ClusterError: SLURM refuses the job.
-        UsageError: the runs folder cannot be written.
+        UsageError: SLURM cannot write a log into the runs folder.
     """
     above = existing(runs)
+    log_folder(above, "Name another --runs.")
     _remove_leftovers(above)
     folder = make_private(above / f".doctor-{os.getuid()}-{secrets.token_hex(4)}")
     job_id, outcome, pace = "", None, slurm.Pace()
@@ -120,7 +117,7 @@ def try_on_node(profile: ClusterProfile, plan: Plan, runs: Path, store: Path | N
             question = {"store": str(store.absolute()) if store else None,
                         "master_suffix": profile.environment.master_suffix}  # fmt: skip
             atomic.write_json(folder / QUESTION, question)
-            with held(), kept_from_children():
+            with held():
                 job_id = _submit(profile, plan, folder)
             outcome = _wait(Outcome(job_id, plan, token, folder, {}, {}), say, pace)
             if outcome.answers:
@@ -149,27 +146,10 @@ def job_script(profile: ClusterProfile, plan: Plan, folder: Path, code: Path) ->
 
 
 def _submit(profile: ClusterProfile, plan: Plan, folder: Path) -> str:
-    from hpc_tumor.cluster.executors import clean_environment
-
-    said = f"{log_folder(folder)}/said.out"
-    code = take_snapshot(folder)
-    asked = sbatch_parameters("hpc-tumor-doctor", profile, plan, folder, code)
-    options = {name: asked[name] for name in _OPTIONS} | asked["additional_parameters"]
-    options |= {"output": said, "open_mode": "append", "no_requeue": True}
-    options.pop("requeue", None)
-    given = {name.replace("_", "-"): value for name, value in options.items() if value is not None}
-    flags = [f"--{name}" if value is True else f"--{name}={value}" for name, value in given.items()]
-    with clean_environment():
-        try:
-            done = subprocess.run(
-                ["sbatch", "--parsable", *flags], input=job_script(profile, plan, folder, code),
-                capture_output=True, text=True, timeout=60, check=False, cwd=folder,
-            )  # fmt: skip
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise ClusterError(f"sbatch did not answer: {error}") from error
-    if done.returncode:
-        raise ClusterError(f"SLURM refused the test job for {profile.name}: {slurm.slurm_words(done.stderr)}")
-    return done.stdout.strip().partition(";")[0]
+    name = f"hpc-tumor-doctor-{folder.name.rpartition('-')[2]}"
+    output = f"{log_folder(folder)}/said.out"
+    options = sbatch_options(name, profile, plan, output, requeue=False, chdir=str(folder))
+    return submit_script(job_script(profile, plan, folder, take_snapshot(folder)), name, profile, plan, *options)
 
 
 def _wait(outcome: Outcome, say: Say, pace: slurm.Pace) -> Outcome:

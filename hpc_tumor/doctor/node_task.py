@@ -19,6 +19,7 @@ from typing import Any
 
 from hpc_tumor import atomic
 from hpc_tumor.doctor.probe import probe_here
+from hpc_tumor.errors import HpcTumorError
 from hpc_tumor.resources import home_directory
 
 TOKEN, QUESTION = "token.txt", "question.json"
@@ -61,12 +62,15 @@ def meet(suffix: str) -> dict[str, Any]:
     import torch
     import torch.distributed as dist
 
+    from hpc_tumor.training.distributed import refuse_missing_interfaces
+
     gpu = torch.cuda.is_available() and torch.cuda.device_count() > 0
     rank, ranks = int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"])
     if gpu:
         torch.cuda.set_device(int(os.environ.get("SLURM_LOCALID") or 0) % torch.cuda.device_count())
     backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
     begun = time.monotonic()
+    refuse_missing_interfaces(os.environ, "cuda" if gpu else "cpu")
     dist.init_process_group(backend, rank=rank, world_size=ranks, timeout=timedelta(seconds=_MEET_SECONDS))
     devices = ["cpu", "cuda"] if gpu else ["cpu"]
     sums = []
@@ -110,6 +114,8 @@ def main(arguments: list[str]) -> int:
         return 0
     try:
         met = meet(question["master_suffix"])
+    except HpcTumorError as error:
+        met = {"error": str(error)}
     except Exception as error:
         met = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
     atomic.write_json(meeting_path(folder, rank), met)

@@ -26,6 +26,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from hpc_tumor.python_children import python_variables
 from hpc_tumor.resources import available_cpus
 
 # What hpc-tumor needs, by the name that is installed and the name that is imported. The large ones last.
@@ -119,7 +120,7 @@ def probe_here() -> Probe:
         try:
             done = subprocess.run(
                 command, stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="replace", check=False,
-                timeout=_SECONDS, env=_variables(),
+                timeout=_SECONDS, env={**os.environ, **python_variables()},
             )  # fmt: skip
             code, said = done.returncode, done.stderr
         except subprocess.TimeoutExpired as error:
@@ -283,12 +284,6 @@ def _size_of(folder: Path) -> int | None:
         found = os.statvfs(folder)
         return found.f_blocks * found.f_frsize
     return None
-
-
-def _variables() -> dict[str, str]:
-    from hpc_tumor.cluster.script import python_variables
-
-    return {**os.environ, **python_variables()}
 
 
 def main(arguments: list[str]) -> int:

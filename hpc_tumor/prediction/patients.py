@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -124,6 +125,10 @@ def predict_patients(
         for done, (case, patient) in enumerate(_read_ahead(cases, options.labels, network.facts.edition), 1):
             if isinstance(patient, DataError):
                 results.failed.append((case.id, str(patient)))
+            elif too_long := _too_long(case.id, output, options):
+                results.failed.append(
+                    (case.id, f"{too_long} is too long for a file in {output}: rename {case.folder}.")
+                )
             else:
                 _predict(network, patient, output, options, known, results, progress if len(cases) == 1 else None)
             if len(cases) > 1:
@@ -233,6 +238,12 @@ def _predict(
     results.rows.append(row)
 
 
+def _too_long(case: str, output: Path, options: Options) -> str | None:
+    """The name of a file of this patient that the file system of `output` does not take."""
+    names = [labels_file(case), *([probabilities_file(case)] if options.probabilities else [])]
+    return next((name for name in names if len(os.fsencode(name)) > os.pathconf(output, "PC_NAME_MAX")), None)
+
+
 def _edition(case: str, options: Options, trained: Trained) -> Edition:
     """The edition whose numbers are written: as asked, of the patient's name, of the data trained on."""
     if options.labels is not None:
@@ -243,8 +254,8 @@ def _edition(case: str, options: Options, trained: Trained) -> Edition:
 def _write_probabilities(path: Path, found: Segmentation, scan: NiftiFile) -> None:
     if found.probabilities is not None:
         write_volumes(path, list(found.probabilities), scan, f"probabilities of {', '.join(LABELS)}")
-    else:
-        path.unlink(missing_ok=True)  # of another prediction than the labels beside it
+    elif os.path.lexists(path):
+        path.unlink()  # of another prediction than the labels beside it
 
 
 def _volumes(found: Segmentation, scan: NiftiFile) -> dict[str, float]:

@@ -131,7 +131,8 @@ def init_distributed(
         alone: be one process whatever the rank variables say, and watched by nobody (debugging inside a job).
 
     Raises:
-        UsageError: only part of the rank variables is set, or there are fewer GPUs than ranks on this node.
+        UsageError: only part of the rank variables is set, there are fewer GPUs than ranks on this node, or variables
+            name a network interface that this node does not have.
     """
     rank, local_rank, world_size, ranks_here = (0, 0, 1, 1) if alone else _read_ranks(os.environ)
     place = _device(local_rank, ranks_here, shared="RANK" in os.environ and not alone)
@@ -141,6 +142,8 @@ def init_distributed(
     nodes = -(-world_size // ranks_here)
     if alone:
         return Distributed(rank, local_rank, world_size, nodes, place)
+    if world_size > 1:
+        refuse_missing_interfaces(os.environ, place.type)
     marks = Marks(rank, world_size, _store_client(os.environ)) if world_size > 1 else None
     watchdog = Watchdog(rank, 60 * timeout_minutes, on_hang, marks)
     watchdog.start()  # before the others are here: one that never comes is noticed, too
@@ -150,6 +153,29 @@ def init_distributed(
         with watchdog.waiting("rendezvous"):
             dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=patience)
     return Distributed(rank, local_rank, world_size, nodes, place, watchdog)
+
+
+def refuse_missing_interfaces(variables: Mapping[str, str], device: str) -> None:
+    """Raises UsageError where gloo, or NCCL on a GPU, is told to use a network interface that this node does not have.
+
+    GLOO_SOCKET_IFNAME lists names. NCCL_SOCKET_IFNAME lists beginnings of names, or names after `=`; those after `^`
+    are left out, and may be missing.
+    """
+    there = [name for _, name in socket.if_nameindex()]
+    gloo = [name for name in variables.get("GLOO_SOCKET_IFNAME", "").split(",") if name]
+    missing = {"GLOO_SOCKET_IFNAME": [name for name in gloo if name not in there]}
+    nccl = variables.get("NCCL_SOCKET_IFNAME", "")
+    if device == "cuda" and nccl and not nccl.startswith("^"):
+        names = [name for name in nccl.removeprefix("=").split(",") if name]
+        is_one = str.__eq__ if nccl.startswith("=") else str.startswith
+        if not any(is_one(interface, name) for interface in there for name in names):
+            missing["NCCL_SOCKET_IFNAME"] = names
+    for variable, names in missing.items():
+        if names:
+            raise UsageError(
+                f"{variable} names {', '.join(names)}, but {socket.gethostname()} has the network interfaces"
+                f" {', '.join(there)}: correct it in `variables` of the cluster profile, or where your shell sets it."
+            )
 
 
 def _store_client(variables: Mapping[str, str]) -> Callable[[], dist.Store | None]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,10 @@ from hpc_tumor.cluster import convert_task
 from hpc_tumor.cluster.board import BEAT_LIMIT, Board
 from hpc_tumor.cluster.convert import conversion_on
 from hpc_tumor.data.brats import BraTSReader
-from hpc_tumor.data.case import walk
+from hpc_tumor.data.case import Case, CaseData, walk
 from hpc_tumor.data.convert import Unit
 from hpc_tumor.data.phantom import make_phantom
+from hpc_tumor.data.prepare import prepare_dataset
 from hpc_tumor.errors import ClusterError, UsageError
 from hpc_tumor.settings import shipped
 
@@ -82,6 +85,44 @@ def test_refused_cases_are_results_too(board: Board) -> None:
     assert str(broken) in results[0].failed[0][1]
     assert not results[0].rows
     assert len(results[1].rows) == 1
+
+
+class DeadlyReader(BraTSReader):
+    """Its first patient needs more memory than there is."""
+
+    def read_case(self, case: Case) -> CaseData:
+        if case.id.endswith("001"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().read_case(case)
+
+
+@pytest.mark.slow
+def test_a_case_that_kills_its_workers_is_a_result_too(board: Board) -> None:
+    units = [replace(unit, reader=DeadlyReader()) for unit in board.read_units()[1]]
+    board = Board.create(board.path.with_name("another"), units)
+    convert_task.work(board, "1_0.0", workers=1)
+    results = dict(board.results(units))
+    ((case, reason),) = results[0].failed
+    assert case == units[0].cases[0].id
+    assert reason.endswith("killed at it, most likely for lack of memory: ask for more per task with --memory.")
+    assert len(results[1].rows) == 1
+
+
+def test_memory_of_a_task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text('#!/bin/sh\necho "$@" > "$0.options"; echo no more >&2; exit 1\n')
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    make_phantom(tmp_path / "raw", "brats", 1, 1, shape=(32, 32, 12))
+    for given, asked in ((None, "--mem=4096M"), (6.5, "--mem=6656M")):
+        convert = conversion_on(LOCAL_TEST, 1, print, memory_gb=given)
+        with pytest.raises(ClusterError, match="no more"):
+            prepare_dataset(BraTSReader(), tmp_path / "raw", tmp_path / "s.zarr", convert=convert)
+        assert asked in (tmp_path / "sbatch.options").read_text().split()
+    with pytest.raises(UsageError, match=r"--memory 64 GB is more than the 7 GB"):
+        conversion_on(LOCAL_TEST, 1, print, memory_gb=64)
+    with pytest.raises(UsageError, match="--memory: for SLURM clusters alone"):
+        conversion_on("local", 1, print, memory_gb=1)
 
 
 def test_what_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

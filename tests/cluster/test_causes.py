@@ -45,6 +45,11 @@ from hpc_tumor.cluster.causes import recognise, recognise_in, remedy
         ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.", "--accumulate"),
         ("OSError: [Errno 122] Disk quota exceeded: 'runs/x'", "in bytes or in files"),
         ("OSError: [Errno 28] No space left on device", "make room"),
+        (
+            "misc/shmutils.cc:87 NCCL WARN Error: failed to extend /dev/shm/nccl-4xZ to 33030532 bytes\n"
+            "No space left on device",
+            "NCCL_SHM_DISABLE",
+        ),
         ("OSError: [Errno 116] Stale file handle", "file system stumbled"),
         ("PermissionError: [Errno 13] Permission denied: '/scratch/boris'", "/scratch/boris may not be"),
         ("torch.distributed.DistBackendError: NCCL error: ncclSystemError: System call failed", "NCCL_SOCKET_IFNAME"),

@@ -46,7 +46,7 @@ def written_for(facts: Facts, monkeypatch: pytest.MonkeyPatch, partition: str | 
 def test_a_profile_of_what_the_cluster_says(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     site(ORFEO)
     (tmp_path / "fast").mkdir()
-    monkeypatch.setenv("SCRATCH", "/nowhere")
+    monkeypatch.setenv("SCRATCH", str(tmp_path / "not-there"))
     monkeypatch.setenv("WORK", str(tmp_path / "fast"))
     found = discover(name="mine")
     profile = find_profile("mine")
@@ -199,7 +199,7 @@ def test_what_the_command_shows(site: Site, capsys: pytest.CaptureFixture[str]) 
 def test_without_slurm_there_is_nothing_to_discover(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setenv("PATH", str(tmp_path / "no-programs"))
     with pytest.raises(ClusterError, match="login node"):
         discover()
     assert cli.main(["clusters", "discover"]) == 4

@@ -80,6 +80,14 @@ def test_two_ranks_finish(submit: Submit) -> None:
     assert list((run.path.parent / f".queue-{os.getuid()}").glob("0*")) == []
 
 
+def test_ranks_import_nothing_from_the_current_folder(submit: Submit, tmp_path: Path) -> None:
+    for name in ("types", "enum", "signal", "numpy", "torch", "hpc_tumor"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit(f'{__file__} was imported')\n")
+    run = submit("finish", gpus=2)
+    wait_for(lambda: ended(run))
+    assert state_of(run) == "finished", log_text(run)
+
+
 def test_runs_go_one_after_another(submit: Submit) -> None:
     first, second, third = submit("wait"), submit("finish"), submit("finish")
     wait_for(lambda: "started" in events(first))

@@ -49,7 +49,7 @@ def submit(on_slurm: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> A
             monkeypatch.delenv("STAND_IN", raising=False)
         else:
             monkeypatch.setenv("STAND_IN", stand_in)
-            monkeypatch.setenv("PYTHONPATH", str(STAND_IN))
+            monkeypatch.setenv("PYTHONPATH", f"{STAND_IN}:")  # as `export PYTHONPATH=FOLDER:$PYTHONPATH` leaves it
         profile = find_profile(PROFILE)
         plan = make_plan(profile, gpus, memory_gb=7 if gpus > 2 else 3.5 * gpus)
         experiment = small_experiment(gpus=gpus, **settings)
@@ -109,6 +109,16 @@ def test_main_job_on_real_data(submit: Submit, tmp_path: Path) -> None:
     profile = find_profile(PROFILE)
     plan = make_plan(profile, 4)
     assert submitted == job_script(unet.experiment(), profile, plan, unet.path.parent, unet.name)
+
+
+def test_ranks_import_nothing_from_the_current_folder(
+    submit: Submit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("types", "enum", "signal", "numpy", "torch", "hpc_tumor"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit(f'{__file__} was imported')\n")
+    monkeypatch.chdir(tmp_path)
+    state = wait_for(lambda run=submit(2, "finish"): ended(run), seconds=60)
+    assert state.state == "finished", log_text(state.run)
 
 
 def test_one_lost_rank_ends_the_job(submit: Submit) -> None:

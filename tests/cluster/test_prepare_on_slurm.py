@@ -64,8 +64,9 @@ def tasks_of(store: Path) -> list[int]:
 
 
 def queued() -> str:
-    command = ["squeue", "--noheader", "--name=hpc-tumor-prepare"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    command = ["squeue", "--noheader", "--format=%i %j"]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    return "\n".join(line for line in lines if "hpc-tumor-prepare-" in line)
 
 
 def at(count: int, action: Callable[[], None]) -> Callable[[int, int], None]:
@@ -120,6 +121,42 @@ def test_a_killed_task_leaves_its_work_to_the_other(on_slurm: None, sources: Pat
     assert killed
     assert not summary.failed
     assert tree(store) == tree(sources / "brats.zarr")
+
+
+def test_a_killed_worker_costs_its_task_nothing(on_slurm: None, sources: Path, tmp_path: Path) -> None:
+    """One process of a task is killed, as for lack of memory: the task goes on, and its case is tried again."""
+    store, said, killed = tmp_path / "store.zarr", [], []
+
+    def kill_one() -> None:
+        wait_for(lambda: list(store.glob(".staging-*/array/done/*")), every=0.02)
+        for task in tasks_of(store):
+            children = Path(f"/proc/{task}/task/{task}/children").read_text().split()
+            os.kill(int(children[0]), signal.SIGKILL)
+            killed.append(task)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    summary = prepare(sources / "brats", store, convert=conversion_on(str(PROFILE), 1, said.append))
+    killer.join()
+    assert len(killed) == 1
+    assert len(said) == 1, said  # one array, and no task of it was lost
+    assert not summary.failed
+    assert tree(store) == tree(sources / "brats.zarr")
+
+
+def test_tasks_import_nothing_from_the_current_folder(
+    on_slurm: None, sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Submitted from a folder that has modules of Python's and ours, with a path that ends in a colon."""
+    traps, said = tmp_path / "traps", []
+    traps.mkdir()
+    for name in ("types", "enum", "signal", "numpy", "torch", "hpc_tumor"):
+        (traps / f"{name}.py").write_text("raise SystemExit(f'{__file__} was imported')\n")
+    monkeypatch.chdir(traps)
+    monkeypatch.setenv("PYTHONPATH", f"{os.environ.get('PYTHONPATH', '')}:")
+    summary = prepare(sources / "brats", tmp_path / "store.zarr", convert=conversion_on(str(PROFILE), 1, said.append))
+    assert not summary.failed
+    assert len(said) == 1, said
 
 
 def test_killed_command_leaves_tasks_that_end(on_slurm: None, sources: Path, tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_what_would_break_the_script_is_refused(own: Path, lines: str) -> None:
 
 
 def test_default_is_this_machine_where_there_is_no_sbatch(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setenv("PATH", str(own / "no-programs"))
     profile, reason = profiles.default_profile()
     assert profile.name == "local"
     assert "no sbatch" in reason

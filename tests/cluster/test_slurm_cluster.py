@@ -25,7 +25,7 @@ WITHOUT_PROGRAMS = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import slurm_cluster, slurm_cluster_config
-slurm_cluster_config.SYSTEM_PATH = "/nowhere"
+slurm_cluster_config.SYSTEM_PATH = sys.argv.pop(2)
 sys.exit(slurm_cluster.main(sys.argv[2:]))
 """
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -253,7 +253,8 @@ def test_user_without_root_is_told_what_is_needed() -> None:
 
 @needs_root
 def test_missing_packages_are_named(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", WITHOUT_PROGRAMS, str(TOOL.parent), "up", "--dir", str(tmp_path / "state")]
+    empty, state = str(tmp_path / "no-programs"), str(tmp_path / "state")
+    command = [sys.executable, "-c", WITHOUT_PROGRAMS, str(TOOL.parent), empty, "up", "--dir", state]
     refused = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert refused.returncode == 4
     assert "no apt-get" in refused.stderr

@@ -102,7 +102,7 @@ def test_variables_and_modules_are_quoted(tmp_path: Path) -> None:
 
 
 def test_dry_run_writes_nothing_and_needs_no_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setenv("PATH", str(tmp_path / "no-programs"))
     profile = profile_with()
     script = job_script(small_experiment(), profile, make_plan(profile, 1), tmp_path / "runs")
     assert script.startswith("#!/bin/bash")
@@ -162,7 +162,7 @@ def test_options_on_which_the_launching_stands_are_refused(option: str) -> None:
 
 
 def test_no_sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setenv("PATH", str(tmp_path / "no-programs"))
     profile = profile_with()
     with pytest.raises(ClusterError, match="no sbatch on this machine") as caught:
         submit_experiment(small_experiment(), profile, make_plan(profile, 1), tmp_path / "runs")
@@ -238,11 +238,12 @@ def test_a_job_imports_the_snapshot_and_then_what_the_user_named(
     script = job_script(small_experiment(), profile_with(), make_plan(profile_with(), 1), tmp_path)
     assert f'export PYTHONPATH={snapshot_path(tmp_path)}:/elsewhere"${{PYTHONPATH:+:$PYTHONPATH}}"\n' in script
 
-    theirs = profile_with(environment={"variables": {"PYTHONPATH": "/theirs"}})
-    setup = "\n".join(setup_lines(theirs, snapshot_path(tmp_path)))
-    command = ["bash", "-c", f"{setup}\nprintf %s $PYTHONPATH"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout == f"{snapshot_path(tmp_path)}:/elsewhere:/theirs"
+    for theirs in ("/theirs", "::/theirs:::"):  # an empty entry is the current folder
+        profile = profile_with(environment={"variables": {"PYTHONPATH": theirs}})
+        setup = "\n".join(setup_lines(profile, snapshot_path(tmp_path)))
+        command = ["bash", "-c", f"{setup}\nprintf %s $PYTHONPATH"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stdout == f"{snapshot_path(tmp_path)}:/elsewhere:/theirs"
 
 
 DAMAGED = {

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import errno
 import io
-import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from raw_samples import picture, tree, write_case, write_patients, write_pictures
 
+from hpc_tumor.data import workers, writers
+from hpc_tumor.data.brain_mri import BrainMRIReader
+from hpc_tumor.data.brats import BraTSReader
+from hpc_tumor.data.case import Case, CaseData
 from hpc_tumor.data.phantom import make_phantom
 from hpc_tumor.data.prepare import PrepareSummary, detect_reader, prepare_dataset
 from hpc_tumor.data.store import Store
+from hpc_tumor.data.workers import MOST_KILLS
 from hpc_tumor.errors import DataError
 
 KINDS = pytest.mark.parametrize("images", [False, True])
@@ -167,25 +174,82 @@ def test_a_disk_that_is_really_full(tmp_path: Path, small_disk: Path, kind: str,
         assert not store.exists() or not list(store.glob(".staging*"))
 
 
+def children() -> list[int]:
+    """Processes that this one has started and that live."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[1]) == os.getpid() and fields[0] != "Z":
+                found.append(int(stat.parent.name))
+    return found
+
+
 @pytest.mark.slow
-def test_a_killed_worker_is_one_error(tmp_path: Path) -> None:
-    make_phantom(tmp_path / "raw", "brats", 12, 1, shape=(48, 48, 16))
+def test_a_killed_worker_costs_nothing(tmp_path: Path) -> None:
+    make_phantom(tmp_path / "raw", "brats", 8, 1, shape=(48, 48, 16))
 
     def kill(done: int, total: int) -> None:
         if done == 2:
-            os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
+            os.kill(children()[0], signal.SIGKILL)
 
-    with pytest.raises(DataError, match=r"a worker process was killed, .* at one of BraTS20_.*: use fewer --workers"):
-        prepare(tmp_path / "raw", tmp_path / "s.zarr", workers=2, progress=kill)
-    summary = prepare(tmp_path / "raw", tmp_path / "s.zarr")
-    assert summary.kept >= 2
+    summary = prepare(tmp_path / "raw", tmp_path / "s.zarr", workers=2, progress=kill)
+    assert (summary.converted, summary.failed) == (8, [])
     prepare(tmp_path / "raw", tmp_path / "fresh.zarr")
     assert tree(tmp_path / "s.zarr") == tree(tmp_path / "fresh.zarr")
+    assert not children()
 
 
-GB = 1024**3
+class DeadlyPatients(BraTSReader):
+    """Two patients that need more memory than there is, one of which crashes the library that reads it."""
+
+    def read_case(self, case: Case) -> CaseData:
+        die(case, {"001": signal.SIGKILL, "003": signal.SIGSEGV})
+        return super().read_case(case)
 
 
-def write(path: Path, text: str | int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"{text}\n")
+class DeadlyImages(BrainMRIReader):
+    """The same of images, of which one process reads many."""
+
+    def read_case(self, case: Case) -> CaseData:
+        die(case, {"gl (1).png": signal.SIGKILL, "gl (3).png": signal.SIGSEGV})
+        return super().read_case(case)
+
+
+def die(case: Case, deadly: dict[str, signal.Signals]) -> None:
+    for name, number in deadly.items():
+        if case.id.endswith(name):
+            with Path(os.environ["DEATHS"]).open("a") as file:
+                file.write(f"{case.id}\n")
+            os.kill(os.getpid(), number)
+
+
+@pytest.mark.slow
+@KINDS
+def test_cases_that_kill_their_workers_are_refused_and_the_rest_converted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: bool
+) -> None:
+    source, deaths = make_source(tmp_path / "raw", images), tmp_path / "deaths"
+    monkeypatch.setenv("DEATHS", str(deaths))
+    monkeypatch.setattr(writers, "IMAGES_PER_UNIT", 20)  # several of them together
+    reader = DeadlyImages() if images else DeadlyPatients()
+    summary = prepare_dataset(reader, source, tmp_path / "s.zarr", workers=2)
+    (memory, crash), refused = summary.failed[:2], {case for case, _ in summary.failed}
+    assert "processes were killed at it, most likely for lack of memory: convert it on a machine" in memory[1]
+    assert "processes ended at it by SIGSEGV: a file of it may be damaged" in crash[1]
+    assert str(source) in memory[1]
+    assert Counter(deaths.read_text().splitlines()) == dict.fromkeys(refused, MOST_KILLS)
+    assert summary.converted == len(list(source.rglob("*.png" if images else "*_seg.nii.gz"))) - len(refused) > 1
+    # The rest is what it would be without them.
+    for path in source.rglob("*"):
+        if any(case in path.as_posix() for case in refused) and path.is_file():
+            path.unlink()
+    fresh = prepare(source, tmp_path / "fresh.zarr")
+    assert summary.fingerprint == fresh.fingerprint
+
+
+def test_a_worker_that_cannot_begin_is_no_fault_of_a_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = make_source(tmp_path / "raw", images=False)
+    monkeypatch.setattr(workers, "module_command", lambda *_: [sys.executable, "-c", "raise SystemExit(7)"])
+    with pytest.raises(DataError, match=r"worker process ended with exit code 7 before it began.*Nothing was left"):
+        prepare(source, tmp_path / "s.zarr", workers=2)

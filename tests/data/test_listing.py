@@ -41,8 +41,8 @@ def relink(path: Path, target: str) -> None:
 
 
 @pytest.mark.parametrize(("target", "remedy"), [
-    (ANNEXED, "`git annex get .`"), ("/elsewhere/.dvc/cache/files/md5/ab/cd", "`dvc pull`"),
-    ("/mnt/gone/scan.nii.gz", "Mount the disk"),
+    (ANNEXED, "`git annex get .`"), ("../../gone/.dvc/cache/files/md5/ab/cd", "`dvc pull`"),
+    ("../../gone/scan.nii.gz", "Mount the disk"),
 ])  # fmt: skip
 def test_a_patient_of_dangling_links_is_named_and_the_others_converted(
     tmp_path: Path, target: str, remedy: str
@@ -61,8 +61,8 @@ def test_a_patient_of_dangling_links_is_named_and_the_others_converted(
 def test_dangling_links_among_images_and_slices_are_named(tmp_path: Path) -> None:
     source = write_pictures(tmp_path / "raw", 2)
     relink(source / "Testing" / "glioma" / "Te-gl (1).png", ANNEXED)
-    (source / "Training" / "pituitary" / "more").symlink_to("/mnt/gone")  # a folder of images may have been meant
-    (source / "README.md").symlink_to("/mnt/gone")
+    (source / "Training" / "pituitary" / "more").symlink_to(tmp_path / "gone")  # a folder of images may have been meant
+    (source / "README.md").symlink_to(tmp_path / "gone")
     summary = prepare(source, tmp_path / "s.zarr")
     assert [case for case, _ in summary.failed] == ["Testing/glioma/Te-gl (1).png", "Training/pituitary/more"]
     assert (summary.cases, summary.not_taken) == (15, {"link": 1})
@@ -115,7 +115,7 @@ def test_a_stored_patient_whose_folder_became_a_link_stays(tmp_path: Path, there
     before = prepare(source, tmp_path / "s.zarr")
     name = "BraTS20_Training_004"
     shutil.move(source / name, tmp_path / "aside")
-    (source / name).symlink_to(tmp_path / "aside" if there else "/nowhere")
+    (source / name).symlink_to(tmp_path / "aside" if there else tmp_path / "gone")
     summary = prepare(source, tmp_path / "s.zarr")
     assert (summary.removed, summary.fingerprint) == (0, before.fingerprint)
     assert [case for case, _ in summary.failed] == summary.still_stored == [name]

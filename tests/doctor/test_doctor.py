@@ -41,7 +41,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HPC_TUMOR_CONFIG_DIR", str(tmp_path / "configuration"))
     for name in ("HPC_TUMOR_CLUSTER", "HPC_TUMOR_RUNS", "PYTHONPATH", "LD_PRELOAD", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setenv("PATH", str(tmp_path / "no-programs"))
     monkeypatch.setenv("COLUMNS", "80")
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")

@@ -60,6 +60,26 @@ def test_one_patient(patients: Path, unet_run: RunDir, tmp_path: Path, capsys: p
         assert row[f"ml_{name}"] == pytest.approx(np.count_nonzero(labels == label) * voxel)
 
 
+def test_patients_whose_names_fill_a_file_name(
+    patients: Path, unet_run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 255 bytes, with `-seg.nii.gz`; one that is longer is refused by name, and the others are predicted."""
+    fits, longer, usual = "p" * 244, "q" * 245, folders(patients)[2].name
+    for source, name in zip(folders(patients), (fits, longer, usual), strict=False):
+        shutil.copytree(source, tmp_path / "raw" / name)
+    assert predict(unet_run, tmp_path / "raw", tmp_path / "out", "--json") == 3
+    shown = json.loads(capsys.readouterr().out)
+    assert sorted(row["case"] for row in shown["predictions"]) == sorted([fits, usual])
+    folder = tmp_path / "raw" / longer
+    (failed,) = shown["failed"]
+    assert failed["reason"] == f"{longer}-seg.nii.gz is too long for a file in {tmp_path / 'out'}: rename {folder}."
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz")) == sorted(
+        f"{name}-seg.nii.gz" for name in (fits, usual)
+    )
+    assert predict(unet_run, tmp_path / "raw" / fits, tmp_path / "more", "--probabilities") == 3
+    assert not (tmp_path / "more").exists()
+
+
 def test_scores_are_those_of_the_run(patients: Path, unet_run: RunDir, tmp_path: Path) -> None:
     (wanted,) = rows_of(unet_run.cases)
     folder = next(path for path in folders(patients) if path.name == wanted["case"])

@@ -1,9 +1,18 @@
 """Ranks from the variables of torchrun and of SLURM; part of them is an error."""
 
+import socket
+
 import pytest
 
 from hpc_tumor.errors import UsageError
-from hpc_tumor.training.distributed import Distributed, _cpus_of_rank, _device, _read_ranks
+from hpc_tumor.training.distributed import (
+    Distributed,
+    _cpus_of_rank,
+    _device,
+    _read_ranks,
+    init_distributed,
+    refuse_missing_interfaces,
+)
 
 MASTER = {"MASTER_ADDR": "gpu001", "MASTER_PORT": "20001"}
 
@@ -68,3 +77,45 @@ def test_each_rank_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None
     assert _device(1, 2, shared=False).index == 0  # SLURM shows this task one GPU, its own
     with pytest.raises(UsageError, match="2 ranks on this node, but only 1 GPU visible"):
         _device(1, 2, shared=True)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "device", "named"),
+    [
+        ("GLOO_SOCKET_IFNAME", "nosuch0", "cpu", "nosuch0"),
+        ("GLOO_SOCKET_IFNAME", "nosuch0,ib0", "cuda", "nosuch0"),
+        ("GLOO_SOCKET_IFNAME", "ib0,eth0", "cpu", None),
+        ("GLOO_SOCKET_IFNAME", "ib", "cpu", "ib"),
+        ("NCCL_SOCKET_IFNAME", "ib,nosuch", "cuda", None),  # beginnings
+        ("NCCL_SOCKET_IFNAME", "nosuch,other", "cuda", "nosuch, other"),
+        ("NCCL_SOCKET_IFNAME", "=ib", "cuda", "ib"),
+        ("NCCL_SOCKET_IFNAME", "=ib0", "cuda", None),
+        ("NCCL_SOCKET_IFNAME", "^docker,nosuch", "cuda", None),
+        ("NCCL_SOCKET_IFNAME", "nosuch", "cpu", None),  # nobody asks
+    ],
+)
+def test_a_network_interface_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, device: str, named: str | None
+) -> None:
+    monkeypatch.setattr(socket, "if_nameindex", lambda: [(1, "lo"), (2, "eth0"), (3, "ib0")])
+    if named is None:
+        refuse_missing_interfaces({variable: value}, device)
+        return
+    with pytest.raises(
+        UsageError, match=rf"{variable} names {named}, but \S+ has the network interfaces lo, eth0, ib0"
+    ):
+        refuse_missing_interfaces({variable: value}, device)
+
+
+def test_a_missing_interface_is_named_before_the_ranks_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    variables = {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "2",
+        **MASTER,
+        "GLOO_SOCKET_IFNAME": "longer-than-any-can-be",
+    }
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match="GLOO_SOCKET_IFNAME names longer-than-any-can-be"):
+        init_distributed(1, threads=1)

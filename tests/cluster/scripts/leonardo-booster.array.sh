@@ -39,6 +39,7 @@ trap : USR2
 export PYTHONSAFEPATH=1
 export PYTHONIOENCODING=utf-8:backslashreplace
 export PYTHONPATH=/somewhere/runs/.code-UID/CODE.zip"${PYTHONPATH:+:$PYTHONPATH}"
+while [[ $PYTHONPATH == *::* ]]; do PYTHONPATH=${PYTHONPATH//::/:}; done; PYTHONPATH=${PYTHONPATH#:} PYTHONPATH=${PYTHONPATH%:}
 PYTHON -I -S -c "$hpc_tumor_check" "$hpc_tumor_code" -m hpc_tumor.cluster.batch before "$hpc_tumor_job" || exit $(($? == 10 ? 0 : $?))
 
 # command

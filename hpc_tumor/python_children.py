@@ -1,0 +1,53 @@
+"""Python processes that are started from here: what they import, which is never what lies in the current folder.
+
+Python looks there first for `-m` and `-c`, and for an empty entry of PYTHONPATH: a file called types.py or numpy.py
+beside the user's data would be imported in place of the real one.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import hpc_tumor
+
+
+def python_variables(code: Path | None = None) -> dict[str, str]:
+    """Variables with which a job imports hpc_tumor from `code`, or from where it is, then what the user named.
+
+    Its logs are UTF-8, whatever the locale of the node.
+    """
+    home = package_home()
+    others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path not in ("", str(home))]
+    first = [str(code)] if code else [] if home.name in ("site-packages", "dist-packages") else [str(home)]
+    path = {"PYTHONPATH": os.pathsep.join(first + others)} if first or "PYTHONPATH" in os.environ else {}
+    return {"PYTHONSAFEPATH": "1", "PYTHONIOENCODING": "utf-8:backslashreplace", **path}
+
+
+def module_command(module: str, *arguments: str) -> list[str]:
+    """Command line that runs a module of this package as a program of its own."""
+    return [sys.executable, "-P", "-m", module, *arguments]
+
+
+def start_process(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
+    """Start a Python process on this machine that finds modules where this one does, as Popen with these `options`."""
+    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": os.pathsep.join(import_path())}, **options)
+
+
+def import_path() -> list[str]:
+    """Folders of `sys.path`, without the current one unless it holds this package or PYTHONPATH names it."""
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:  # it was removed
+        return [path for path in sys.path if path]
+    named = [Path(path).resolve() for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    kept = here in (package_home(), *named)
+    return [path for path in sys.path if path and (kept or Path(path).resolve() != here)]
+
+
+def package_home() -> Path:
+    """Folder, or archive, that hpc_tumor is imported from."""
+    return Path(hpc_tumor.__file__).resolve().parent.parent
