@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 LOG_SECONDS = 5.0  # at least so long between two plain lines of progress
 LOG_WIDTH = 200  # columns where no window limits them
 _STYLES = {
-    "running": "cyan", "finished": "green", "queued": "yellow", "requeued": "yellow", "stopped": "yellow",
-    "cancelled": "yellow", "failed": "red", "lost": "red", "timeout": "red", "node-fail": "red", "out-of-memory": "red",
+    "running": "cyan", "finished": "green", "queued": "yellow", "requeued": "yellow", "restarting": "yellow",
+    "stopped": "yellow", "cancelled": "yellow", "unreadable": "red", "failed": "red", "lost": "red",
+    "timeout": "red", "node-fail": "red", "out-of-memory": "red",
 }  # fmt: skip
 Progress = Callable[[int, int], None]
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
+from hpc_tumor.cluster.job_record import JobRecord
 from hpc_tumor.cluster.logs import follow
 from hpc_tumor.cluster.profiles import LOCAL
-from hpc_tumor.cluster.queue import RunState, cancel, read_states
+from hpc_tumor.cluster.queue import ENDED, OPEN, RunState, cancel, read_states
 from hpc_tumor.console import View, out
 from hpc_tumor.errors import HpcTumorError, PartialFailure, TrainingError
-from hpc_tumor.run_dir import RunDir, read_json
-from hpc_tumor.runs_view import OPEN, choose, runs_table, runs_view
+from hpc_tumor.run_dir import RunDir
+from hpc_tumor.runs_view import choose, runs_table, runs_view
 
 _FAILURES = ("failed", "timeout", "node-fail", "out-of-memory")
 LOCAL_SECONDS, SLURM_SECONDS = 2.0, 10.0  # between two looks at the runs; a scheduler is asked less often
@@ -57,7 +58,7 @@ def follow_log(run: RunDir, rank: int) -> None:
 
     def ended() -> bool:
         nonlocal looked, over
-        local = (read_json(run.job) or {}).get("cluster") == LOCAL
+        local = JobRecord.of_run(run).is_local
         if time.monotonic() - looked > (LOCAL_SECONDS if local else SLURM_SECONDS):
             looked, over = time.monotonic(), read_states([run])[0].state not in OPEN
         return over
@@ -84,9 +85,7 @@ def resume_runs(runs: Sequence[RunDir], yes: bool, gpus: int | None = None, want
     from hpc_tumor.cluster.submit import resume_all, resume_run
 
     states = choose(read_states(runs), wanted)
-    chosen = [
-        state.run for state in states if len(runs) == 1 or (state.state not in (*OPEN, "finished") and not state.ending)
-    ]
+    chosen = [state.run for state in states if len(runs) == 1 or (state.state in ENDED and not state.ending)]
     if not _agreed("resume", chosen, yes):
         return
     if len(chosen) == 1 or gpus is not None:

@@ -14,7 +14,7 @@ from hpc_tumor import atomic
 from hpc_tumor.cluster.existing import UNDER_WAY, find_same
 from hpc_tumor.cluster.job import record_failure
 from hpc_tumor.cluster.profiles import LOCAL
-from hpc_tumor.cluster.queue import RunState, read_states
+from hpc_tumor.cluster.queue import OPEN, RunState, read_states
 from hpc_tumor.cluster.slurm import count_own_jobs
 from hpc_tumor.cluster.submit import Wanted, array_script, grouped, job_script, submit_all, submitted_as, submitting
 from hpc_tumor.config import ClusterProfile, Experiment
@@ -24,7 +24,6 @@ from hpc_tumor.errors import ClusterError, HpcTumorError, PartialFailure, UsageE
 from hpc_tumor.planning import Planned, fit
 from hpc_tumor.provenance import collect_provenance, provenance_of
 from hpc_tumor.run_dir import RunDir
-from hpc_tumor.runs_view import OPEN
 from hpc_tumor.views import submissions_table
 
 MOST_NAMED = 7  # runs of an array, in its plan

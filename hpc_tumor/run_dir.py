@@ -26,12 +26,14 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, Literal, get_args
 
 from hpc_tumor import atomic
@@ -40,6 +42,7 @@ from hpc_tumor.errors import HpcTumorError, UsageError
 from hpc_tumor.validation import build
 
 Damage = Literal["damaged", "missing"]  # to the weights of a best epoch
+MOST_BYTES = 64 * 2**20  # of a file that is read whole
 _RUN_NAME = re.compile(r"\d{8}-\d{6}-[a-z0-9-]+-[0-9a-f]{4,}")
 
 
@@ -104,7 +107,7 @@ class RunDir:
 
     def kept_checkpoints(self) -> list[Path]:
         """The checkpoints that are kept for good, in no order."""
-        return list(self.checkpoints.glob("epoch-*.pt"))
+        return matching(self.checkpoints, "epoch-*.pt")
 
     def broken_batch(self, epoch: int, step: int, rank: int) -> Path:
         """File in which a rank keeps its share of a batch whose loss or gradients were not finite."""
@@ -118,12 +121,16 @@ class RunDir:
         """File in which a rank writes what it uses in one start of the run."""
         return self.logs / f"usage-{rank}.{start}.json"
 
+    def failure(self, start: int) -> Path:
+        """File that tells why a start of the run failed."""
+        return self.logs / f"failure.{start}.json"
+
     def last_start(self) -> int:
         """The number of the latest start that left something in the logs, 0 where none did."""
         found = [
-            path.name.split(".")[1] for kind in ("rank-*.*.out", "failure.*.json") for path in self.logs.glob(kind)
+            path.name.split(".")[1] for kind in ("rank-*.*.out", "failure.*.json") for path in matching(self.logs, kind)
         ]
-        return max((int(number) for number in found if number.isdigit()), default=0)
+        return max((int(number) for number in found if number.isdecimal()), default=0)
 
     def experiment(self) -> Experiment:
         """The settings this run was made with. UsageError where there are none that can be read."""
@@ -225,28 +232,54 @@ def find_runs(runs: Path, patterns: list[str] | None = None) -> list[RunDir]:
 
 
 def is_run(path: Path) -> bool:
-    """Return True where `path` looks like a run directory: by its name, or by the settings it holds."""
-    return (
-        path.is_dir()
-        and not path.name.startswith(".")
-        and (_RUN_NAME.fullmatch(path.name) is not None or (path / "config.json").is_file())
-    )
+    """Return True where `path` looks like a run directory: by its name, or by the settings it holds.
+
+    One that is closed to this user counts, so that it is named rather than passed over.
+    """
+    if path.name.startswith("."):
+        return False
+    try:
+        return path.is_dir() and (_RUN_NAME.fullmatch(path.name) is not None or (path / "config.json").is_file())
+    except PermissionError:
+        return True
+
+
+class UnreadableFileError(Exception):
+    """A file is there, but cannot be read. The message goes on after the file's name."""
+
+
+def load(path: Path) -> dict[str, Any] | None:
+    """Return the JSON object in `path`, None where there is no such file.
+
+    Raises:
+        UnreadableFileError: no permission, a damaged disk, a pipe, too large, or not a JSON object.
+    """
+    try:
+        value = json.loads(_text(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise UnreadableFileError(f"cannot be read: {(error.strerror or str(error)).lower()}") from None
+    except (ValueError, RecursionError):
+        raise UnreadableFileError("is damaged: not JSON") from None
+    if not isinstance(value, dict):
+        raise UnreadableFileError("is damaged: not a JSON object")
+    return value
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The JSON object in `path`; None where it is absent, half-written or something else."""
+    """Return the JSON object in `path`, None where it is absent or cannot be read."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return load(path)
+    except UnreadableFileError:
         return None
-    return value if isinstance(value, dict) else None
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects in `path`, one a line; lines that are none (a torn last one) are left out."""
+    """Return the JSON objects in `path`, one a line; lines that are none (a torn last one) are left out."""
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
+        text = _text(path, errors="replace")
+    except (OSError, UnreadableFileError):
         return []
     values = []
     for line in text.splitlines():
@@ -257,6 +290,37 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         if isinstance(value, dict):
             values.append(value)
     return values
+
+
+def matching(folder: Path, pattern: str) -> list[Path]:
+    """Return the paths in `folder` that fit a glob pattern, in no order; none where it is absent or closed."""
+    try:
+        return list(folder.glob(pattern))
+    except OSError:
+        return []
+
+
+def file_clock(folder: Path) -> float:
+    """Return the time in seconds since 1970 by the clock that stamps new files in `folder`.
+
+    Clocks of nodes and of this machine may differ from it, so ages of files are counted by this one. Where `folder`
+    cannot be written, this machine's clock is all there is.
+    """
+    try:
+        with TemporaryFile(dir=folder) as probe:
+            return os.fstat(probe.fileno()).st_mtime
+    except OSError:
+        return time.time()
+
+
+def _text(path: Path, errors: str = "strict") -> str:
+    """Text of a regular file: a pipe or a device under its name would be waited for without end."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise UnreadableFileError("is not a regular file")
+    if found.st_size > MOST_BYTES:
+        raise UnreadableFileError(f"is damaged: larger than {MOST_BYTES >> 20} MB")
+    return path.read_text(encoding="utf-8", errors=errors)
 
 
 @contextmanager

@@ -7,16 +7,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from hpc_tumor.cluster.profiles import LOCAL
-from hpc_tumor.cluster.queue import RunState
+from hpc_tumor.cluster.queue import ENDED, OPEN, RunState
 from hpc_tumor.console import View, counted, duration
 from hpc_tumor.errors import UsageError, unknown
 from hpc_tumor.results.layout import Column, Table
 
-OPEN = ("queued", "running", "requeued", "unknown")  # states that may still change by themselves
-STATES = (
-    "queued", "running", "requeued", "unknown", "finished", "stopped", "cancelled", "timeout", "failed", "node-fail",
-    "out-of-memory", "lost",
-)  # fmt: skip
+STATES = (*OPEN, "finished", *ENDED, "unreadable")
 SORTS = {
     "name": lambda state: state.name,
     "state": lambda state: STATES.index(state.state),
@@ -41,8 +37,7 @@ def choose(
     for name in (wanted or "").replace(" ", "").split(","):
         if name and name not in (*STATES, "open", "ended"):
             raise UsageError(f"--state: {unknown('state', name, [*STATES, 'open', 'ended'])}")
-        ended = [state for state in STATES if state not in (*OPEN, "finished")]
-        names |= set(OPEN if name == "open" else ended if name == "ended" else [name] if name else [])
+        names |= set(OPEN if name == "open" else ENDED if name == "ended" else [name] if name else [])
     if sort is not None and sort not in SORTS:
         raise UsageError(f"--sort: {unknown('column', sort, SORTS)}")
     kept = [state for state in states if (not names or state.state in names) and model in (None, state.model)]

@@ -31,7 +31,8 @@ def make_runs(folder: Path, count: int) -> None:
         (run / "logs" / "submission").mkdir(parents=True)
         (run / "checkpoints").mkdir()
         job_id, kind = f"{1000 + number // TASKS}_{number % TASKS}", number % 4
-        plan = {"nodes": 1, "tasks_per_node": 2, "walltime": 120}
+        plan = {"cluster": "c", "nodes": 1, "tasks_per_node": 2, "cpus_per_task": 1, "memory_gb": 4.0, "walltime": 120,
+                "gpus_per_node": 2}  # fmt: skip
         job = {"cluster": "c", "job_id": job_id, "job_name": "many", "plan": plan}
         (run / "config.json").write_text("{}")
         (run / "job.json").write_text(json.dumps(job))

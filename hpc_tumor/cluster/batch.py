@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,12 @@ from hpc_tumor import atomic
 from hpc_tumor.cluster import slurm
 from hpc_tumor.cluster.causes import NO_ROOM
 from hpc_tumor.cluster.job import job_id_here, record_failure, start_here
-from hpc_tumor.cluster.plan import Plan, hours, read_plan
+from hpc_tumor.cluster.job_record import JobRecord
+from hpc_tumor.cluster.plan import Plan, hours
 from hpc_tumor.cluster.private import runs_of
 from hpc_tumor.errors import ClusterError, HpcTumorError
-from hpc_tumor.run_dir import RunDir, read_json
+from hpc_tumor.records import Event, Failure, read_events
+from hpc_tumor.run_dir import RunDir
 
 NOTHING_TO_DO = 10
 MOST_RESTARTS = 100
@@ -45,7 +48,10 @@ def before(folder: Path) -> int:
     """Whether the ranks are to begin; the next job of a chain makes itself the run's."""
     run = _run(folder)
     job = _numbered(run, folder)
-    mine, jobs = job_id_here(), [job.get("job_id"), *job.get("chain", [])]
+    mine, jobs = job_id_here(), job.job_ids
+    if job.faults:
+        print(f"error: {run.name}: {'; '.join(job.faults)}: nothing is done.", file=sys.stderr)
+        return 1
     if mine not in jobs:
         print(f"error: job {mine} is not the job of {run.name}, which is {jobs[0]}: nothing is done.", file=sys.stderr)
         return 1
@@ -54,14 +60,13 @@ def before(folder: Path) -> int:
         return NOTHING_TO_DO
     place = jobs.index(mine)
     if place:
-        if _was_cancelled(run, str(jobs[place - 1])):
+        if _was_cancelled(run, jobs[place - 1]):
             print(f"{run.name} was cancelled: its chain of jobs ends here")
             _cancel_chain(jobs[place + 1 :])
             return NOTHING_TO_DO
-        start = 1 + max(int(job.get("start") or 0), run.last_start())
-        earlier = [*job.get("earlier", []), *jobs[:place]]
-        job = {**job, "job_id": mine, "chain": jobs[place + 1 :], "start": start, "earlier": earlier}
-        atomic.write_json(run.job, job)
+        start = 1 + max(job.start, run.last_start())
+        earlier = (*job.earlier, *jobs[:place])
+        job = job.write(run, job_id=mine, chain=jobs[place + 1 :], start=start, earlier=earlier)
     nodes = os.environ.get("SLURM_JOB_NODELIST", "")
     print(f"{_MARK}{start_here(job)} of {run.name}, job {mine} on {nodes}, {time.strftime('%Y-%m-%d %H:%M:%S')}")
     return 0
@@ -71,18 +76,18 @@ def after(folder: Path, code: int) -> int:
     """The job's exit code, once srun has ended with `code`; a job that is to begin again does not return."""
     run = _run(folder)
     job = _numbered(run, folder)
-    if job.get("job_id") != job_id_here():
+    if job.job_id != job_id_here():
         return code
     if run.is_finished():
-        _cancel_chain(job.get("chain", []))
+        _cancel_chain(job.chain)
         return 0
     events = _since(run, "submitted")
-    if any(event.get("event") == "cancelled" for event in events):
+    if any(event.event == "cancelled" for event in events):
         return code
     said, start = _said(folder), start_here(job)
-    reason, failure = f"its ranks ended with exit code {code}", read_json(run.logs / f"failure.{start}.json")
+    failure = Failure.read(run.failure(start))
     # Where a user cancels the job, this shell is ended before its ranks are: what came here came from SLURM.
-    warned = any(event.get("event") == "signal" and event.get("start") == start for event in events)
+    warned = any(event.event == "signal" and event.start == start for event in events)
     if (code == 0 and warned) or (code and failure is None and _WARNED.search(said)):
         return _go_on(run, job, events)
     if code == 0:
@@ -90,85 +95,89 @@ def after(folder: Path, code: int) -> int:
     if failure is None:
         rank, words = _lost_rank(said)
         full = _is_full(run)  # then the ranks could not say so themselves
-        failure = {"rank": rank, "reason": words or reason, "retry": _LASTING.search(said) is None and not full}
+        reason = words or f"its ranks ended with exit code {code}"
+        failure = Failure(rank=rank, reason=reason, retry=_LASTING.search(said) is None and not full)
         if full:
             code = NO_ROOM  # which is all that can still be said
         with suppress(OSError):
-            record_failure(run, start, rank, failure["reason"])
-    if not failure.get("retry") or _LASTING.search(said):
-        _cancel_chain(job.get("chain", []))
+            record_failure(run, start, rank, failure.reason, retry=failure.retry)
+    if not failure.retry or _LASTING.search(said):
+        _cancel_chain(job.chain)
         return code
     return _try_again(run, job, events, failure, code)
 
 
-def _go_on(run: RunDir, job: dict[str, Any], events: list[dict[str, Any]]) -> int:
+def _go_on(run: RunDir, job: JobRecord, events: Sequence[Event]) -> int:
     """After a warning: back into the queue, as long as there is time left of what was asked for in all."""
-    plan = read_plan(job.get("plan"), str(run.job))
+    plan = job.planned(str(run.job))
     place = _place(events)
     if plan.total is not None and _minutes_used(events, plan) >= plan.total:
-        _cancel_chain(job.get("chain", []))
+        _cancel_chain(job.chain)
         _stop(run, f"the {hours(plan.total)} that were asked for are used up: {_RESUME}")
     elif _tries(events, "warned", place) > MOST_WARNINGS:
-        _cancel_chain(job.get("chain", []))
+        _cancel_chain(job.chain)
         _stop(run, f"{MOST_WARNINGS} starts in a row were too short to come any further: ask for more --time")
     else:
         _requeue(run, job, because="warned", reason="its time limit came, or a job of higher priority", at=place)
     return 0
 
 
-def _minutes_used(events: list[dict[str, Any]], plan: Plan) -> float:
+def _minutes_used(events: Sequence[Event], plan: Plan) -> float:
     """Of the time that was asked for in all: each start up to its end, with what the warning left of it."""
     used, began = 0.0, None
-    for event in [*events, {"event": "requeued", "time": time.time()}]:
-        if event.get("event") in ("started", "resumed"):
-            began = float(event.get("time") or 0)
-        elif event.get("event") == "requeued" and began is not None:
-            used += min(plan.walltime, (float(event.get("time") or 0) - began + plan.signal_delay) / 60)
+    for event in [*events, Event(event="requeued", time=time.time())]:
+        if event.event in ("started", "resumed"):
+            began = event.time
+        elif event.event == "requeued" and began is not None:
+            used += min(plan.walltime, (max(0.0, (event.time or 0.0) - began) + plan.signal_delay) / 60)
             began = None
     return used
 
 
-def _place(events: list[dict[str, Any]]) -> list[int]:
+def _place(events: Sequence[Event]) -> tuple[int, int]:
     """Epoch and step of the last checkpoint: what was learned after it is not kept."""
-    kept = [event for event in events if event.get("event") == "checkpoint"]
-    return [int(kept[-1].get("epoch") or 0), int(kept[-1].get("step") or 0)] if kept else [0, 0]
+    kept = [event for event in events if event.event == "checkpoint"]
+    return (kept[-1].epoch, kept[-1].step) if kept else (0, 0)
 
 
-def _tries(events: list[dict[str, Any]], because: str, place: list[int]) -> int:
+def _tries(events: Sequence[Event], because: str, place: tuple[int, int]) -> int:
     """How many starts in a row, this one among them, ended for that reason and came no further."""
     tries = 1
-    for event in reversed([event for event in events if event.get("because") == because]):
-        if event.get("at", [0, 0]) < place:
+    for event in reversed([event for event in events if event.because == because]):
+        if event.at < place:
             break
         tries += 1
     return tries
 
 
-def _try_again(
-    run: RunDir, job: dict[str, Any], events: list[dict[str, Any]], failure: dict[str, Any], code: int
-) -> int:
+def _try_again(run: RunDir, job: JobRecord, events: Sequence[Event], failure: Failure, code: int) -> int:
     """After a failure that may not come again: requeue, unless several starts in a row have come no further."""
     place = _place(events)
     tries = _tries(events, "failed", place)
     if tries < MOST_TRIES:
-        _requeue(
-            run, job, because="failed", reason=failure["reason"], attempt=tries + 1, of=MOST_TRIES, at=place
-        )  # fmt: skip
+        _requeue(run, job, because="failed", reason=failure.reason, attempt=tries + 1, of=MOST_TRIES, at=place)
         return code
-    _cancel_chain(job.get("chain", []))
-    given_up = f"{failure['reason'].rstrip('.')}; given up after {MOST_TRIES} starts without progress"
-    record_failure(run, start_here(job), failure.get("rank"), given_up, overrule=True)
+    _cancel_chain(job.chain)
+    given_up = f"{failure.reason.rstrip('.')}; given up after {MOST_TRIES} starts without progress"
+    record_failure(run, start_here(job), failure.rank, given_up, overrule=True)
     return code
 
 
-def _requeue(run: RunDir, job: dict[str, Any], because: str, reason: str, **more: Any) -> None:
+def _requeue(run: RunDir, job: JobRecord, because: str, reason: str, **more: Any) -> None:
     """Back into the queue; the next job of a chain begins by itself."""
     restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
-    allowed = job.get("profile", {}).get("slurm", {}).get("requeue", True)
-    if (allowed and restarts >= MOST_RESTARTS) or (not allowed and not job.get("chain")):
-        why = f"was restarted {restarts} times already" if allowed else "may not be requeued on this cluster"
+    allowed = job.profile is None or job.profile.slurm.requeue
+    if allowed and restarts >= MOST_RESTARTS:
+        refused = f"the job was restarted {restarts} times already"
+    elif not allowed and not job.chain:
+        refused = "the job may not be requeued on this cluster"
+    elif not allowed and _is_cancelled(job.chain[0]):
+        refused = f"job {job.chain[0]}, the next of its chain, was cancelled"
+    else:
+        refused = ""
+    if refused:
         if because == "warned":
-            _stop(run, f"the time limit came and the job {why}: {_RESUME}")
+            _stop(run, f"the time limit came and {refused}: {_RESUME}")
         return
     with suppress(OSError):  # a full disk is no reason to stay out of the queue
         run.add_event("requeued", restart=start_here(job) + 1, because=because, reason=reason, **more)
@@ -198,17 +207,19 @@ def _stop(run: RunDir, reason: str) -> None:
     run.add_event("stopped", reason=reason)
 
 
-def _cancel_chain(jobs: list[Any]) -> None:
+def _cancel_chain(jobs: Sequence[str]) -> None:
     for job_id in jobs:
         with suppress(ClusterError):  # it would find that nothing is left to do
-            slurm.cancel_job(str(job_id))
+            slurm.cancel_job(job_id)
 
 
 def _was_cancelled(run: RunDir, earlier: str) -> bool:
     """Whether the user ended the job before this one of a chain, here or with scancel."""
-    if any(event.get("event") == "cancelled" for event in _since(run, "submitted")):
-        return True
-    record = (slurm.read_queue([earlier]) or slurm.read_accounting([earlier])).get(earlier)
+    return any(event.event == "cancelled" for event in _since(run, "submitted")) or _is_cancelled(earlier)
+
+
+def _is_cancelled(job_id: str) -> bool:
+    record = (slurm.read_queue([job_id]) or slurm.read_accounting([job_id])).get(job_id)
     return record is not None and record.state == "CANCELLED"
 
 
@@ -246,10 +257,10 @@ def _said(folder: Path) -> str:
     return ""
 
 
-def _since(run: RunDir, *names: str) -> list[dict[str, Any]]:
+def _since(run: RunDir, *names: str) -> list[Event]:
     """The events after the last one of these names."""
-    events = run.read_events()
-    last = max((number for number, event in enumerate(events) if event.get("event") in names), default=-1)
+    events = read_events(run)
+    last = max((number for number, event in enumerate(events) if event.event in names), default=-1)
     return events[last + 1 :]
 
 
@@ -258,7 +269,7 @@ def _run(folder: Path) -> RunDir:
     return RunDir(runs_of(folder) / names[int(os.environ.get("SLURM_ARRAY_TASK_ID") or 0)])
 
 
-def _numbered(run: RunDir, folder: Path) -> dict[str, Any]:
+def _numbered(run: RunDir, folder: Path) -> JobRecord:
     """The run's job as it stands in its directory, once that says which one it is.
 
     The folder of an array is of one submission alone: a job that has it is the run's, written down or not. That of a
@@ -266,12 +277,11 @@ def _numbered(run: RunDir, folder: Path) -> dict[str, Any]:
     """
     end = time.monotonic() + _NUMBER_SECONDS
     while True:
-        job = read_json(run.job) or {}
-        ours = str(folder.relative_to(runs_of(folder))) == job.get("folder")
-        if job.get("job_id") or not job:
+        job = JobRecord.of_run(run)
+        if job == JobRecord() or job.job_id or job.faults:
             return job
-        if ours or time.monotonic() > end:
-            return {**job, "job_id": job_id_here()}
+        if str(folder.relative_to(runs_of(folder))) == job.folder or time.monotonic() > end:
+            return job.model_copy(update={"job_id": job_id_here()})
         time.sleep(0.5)
 
 

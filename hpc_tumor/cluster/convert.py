@@ -21,7 +21,7 @@ from hpc_tumor.cluster import slurm
 from hpc_tumor.cluster.board import Board
 from hpc_tumor.cluster.plan import Plan, hours, make_plan, refuse_options
 from hpc_tumor.cluster.profiles import LOCAL, find_profile
-from hpc_tumor.cluster.slurm import JobRecord
+from hpc_tumor.cluster.slurm import SlurmJob
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.data.convert import Unit, UnitResult
 from hpc_tumor.data.prepare import Convert
@@ -164,7 +164,7 @@ class _Conversion:
         )
         yield UnitResult(unit, [], [(case.id, f"{case.folder} {words}") for case in unit.cases])
 
-    def _submit_again(self, records: dict[str, JobRecord]) -> None:
+    def _submit_again(self, records: dict[str, SlurmJob]) -> None:
         if any(record.state == "CANCELLED" for record in records.values()):
             raise ConversionError(f"array job {self.job} was cancelled.")
         if not self.worth_another:
@@ -174,7 +174,7 @@ class _Conversion:
             raise ClusterError(f"the tasks of array job {self.job} ended before they had converted anything: {why}")
         self._submit()
 
-    def _tell_wait(self, records: dict[str, JobRecord]) -> None:
+    def _tell_wait(self, records: dict[str, SlurmJob]) -> None:
         reasons = {slurm.explain(r.reason, r.job_id) for r in records.values() if r.state in slurm.WAITING and r.reason}
         words = "; ".join(sorted(reasons))
         if words:
@@ -212,7 +212,7 @@ class _Conversion:
             pause = min(2 * pause, 3.0)
 
 
-def _is_alive(record: JobRecord) -> bool:
+def _is_alive(record: SlurmJob) -> bool:
     return record.state in slurm.WAITING | slurm.ALIVE
 
 

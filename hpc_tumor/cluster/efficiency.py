@@ -9,10 +9,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from hpc_tumor.cluster.accounting import JobUse, read_job_use
+from hpc_tumor.cluster.job_record import JobRecord
 from hpc_tumor.cluster.plan import Plan
 from hpc_tumor.cluster.profiles import LOCAL
 from hpc_tumor.cluster.queue import RunState, read_states
-from hpc_tumor.run_dir import RunDir, read_json
+from hpc_tumor.config import ClusterProfile
+from hpc_tumor.names import printable
+from hpc_tumor.records import LARGEST, section
+from hpc_tumor.run_dir import RunDir, matching, read_json
 
 GB = 2**30  # as --memory counts
 _HOST_FULL, _GPU_FULL = "out of memory on the host", "out of memory on the GPU"  # in the words of training/memory.py
@@ -70,8 +74,8 @@ class Efficiency:
 
 def read_efficiency(runs: Sequence[RunDir]) -> list[Efficiency]:
     """What each run asked for and used, in order; one sacct for all of them. Works without it, and for any run."""
-    jobs = [read_json(run.job) or {} for run in runs]
-    ids = {job_id for job in jobs if job.get("cluster") != LOCAL for job_id in _job_ids(job)}
+    jobs = [JobRecord.of_run(run) for run in runs]
+    ids = {job_id for job in jobs if not job.is_local for job_id in _job_ids(job)}
     known = read_job_use(ids)
     states = read_states(runs)
     return [
@@ -80,28 +84,28 @@ def read_efficiency(runs: Sequence[RunDir]) -> list[Efficiency]:
     ]
 
 
-def _job_ids(job: dict[str, Any]) -> list[str]:
+def _job_ids(job: JobRecord) -> list[str]:
     """All jobs of a run: those before, its last one, and those that follow it in a chain."""
-    return [str(one) for one in (*job.get("earlier", []), job.get("job_id"), *job.get("chain", [])) if one]
+    return [job_id for job_id in (*job.earlier, *job.job_ids) if job_id]
 
 
-def _is_of(use: JobUse | None, run: RunDir, job: dict[str, Any]) -> bool:
+def _is_of(use: JobUse | None, run: RunDir, job: JobRecord) -> bool:
     """Whether a job is of this run: numbers are given again, as after a new installation."""
-    return use is not None and (use.name in (run.name, job.get("job_name")) or use.name.startswith("hpc-tumor-"))
+    return use is not None and (use.name in (run.name, job.job_name) or use.name.startswith("hpc-tumor-"))
 
 
-def _efficiency(run: RunDir, state: RunState, job: dict[str, Any], uses: Sequence[JobUse]) -> Efficiency:
-    config, plan, starts = read_json(run.config) or {}, _plan(job), _read_starts(run)
-    model, hardware = config.get("model") or {}, config.get("hardware") or {}
+def _efficiency(run: RunDir, state: RunState, job: JobRecord, uses: Sequence[JobUse]) -> Efficiency:
+    config, plan, starts = read_json(run.config) or {}, job.plan, _read_starts(run)
+    model, hardware = section(config.get("model")), section(config.get("hardware"))
     ended = {word for use in uses for word in use.states}
-    asked = _asked(plan, job.get("profile") or {})
+    asked = _asked(plan, job.profile)
     used = _by_files(starts)
     begun = len([one for use in uses for one in use.elapsed if one])
     return Efficiency(
         name=run.name,
-        model=str(model.get("name") or state.model),
-        filters=model.get("filters"),
-        cluster=str(job.get("cluster") or ""),
+        model=printable(str(model.get("name") or state.model)),
+        filters=int(_number(model, "filters")) or None,
+        cluster=job.cluster,
         state=state.state,
         reason=state.reason,
         starts=max(len({*starts, *_logged(run)}), begun),
@@ -109,18 +113,18 @@ def _efficiency(run: RunDir, state: RunState, job: dict[str, Any], uses: Sequenc
         limited="TIMEOUT" in ended or state.state == "timeout",
         out_of_memory=bool(ended & {"OUT_OF_MEMORY"}) or state.state == "out-of-memory" or _HOST_FULL in state.reason,
         gpu_out_of_memory=_GPU_FULL in state.reason,
-        accumulate=hardware.get("accumulate") or 1,
+        accumulate=int(_number(hardware, "accumulate")) or 1,
         **{**used, **_with_accounting(used, uses, plan), **asked},
     )
 
 
-def _asked(plan: Plan | None, profile: dict[str, Any]) -> dict[str, Any]:
+def _asked(plan: Plan | None, profile: ClusterProfile | None) -> dict[str, Any]:
     """What a cluster was asked for, and how much more a job may have there; nothing on a machine of one's own."""
     if plan is None:
         return {"shape": "", "gpus": 1}
     if plan.cluster == LOCAL:
         return {"shape": plan.shape.partition(" × ")[2], "gpus": plan.gpus}
-    node = profile.get("node") or {}
+    node = profile.node if profile else None
     return {
         "shape": plan.shape,
         "gpus": plan.gpus,
@@ -128,8 +132,8 @@ def _asked(plan: Plan | None, profile: dict[str, Any]) -> dict[str, Any]:
         "asked_whole": (plan.total or plan.walltime) * 60.0,
         "asked_memory": plan.memory_gb,
         "asked_cpus": plan.cpus_per_task,
-        "node_memory": node.get("memory_gb"),
-        "node_cpus": int(node["cpus"]) // plan.tasks_per_node if node.get("cpus") else None,
+        "node_memory": node.memory_gb if node else None,
+        "node_cpus": node.cpus // plan.tasks_per_node if node else None,
     }
 
 
@@ -150,16 +154,9 @@ def _with_accounting(used: dict[str, Any], uses: Sequence[JobUse], plan: Plan | 
     return more
 
 
-def _plan(job: dict[str, Any]) -> Plan | None:
-    try:
-        return Plan(**job["plan"])
-    except (KeyError, TypeError):  # never submitted, or by another version
-        return None
-
-
 def _logged(run: RunDir) -> set[int]:
     """The starts that left a log."""
-    found = (re.fullmatch(r"rank-\d+\.(\d+)\.out", path.name) for path in run.logs.glob("rank-*.out"))
+    found = (re.fullmatch(r"rank-\d+\.(\d+)\.out", path.name) for path in matching(run.logs, "rank-*.out"))
     return {int(match[1]) for match in found if match}
 
 
@@ -169,7 +166,7 @@ Start = list[dict[str, Any]]  # what each rank wrote
 def _read_starts(run: RunDir) -> dict[int, Start]:
     """What the ranks wrote in each start; files that are half written or foreign are left out."""
     starts: dict[int, Start] = {}
-    for path in run.logs.glob("usage-*.json"):
+    for path in matching(run.logs, "usage-*.json"):
         match = re.fullmatch(r"usage-\d+\.(\d+)\.json", path.name)
         values = read_json(path) if match else None
         if match and values is not None:
@@ -229,7 +226,7 @@ def _gpus(ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _number(values: dict[str, Any], name: str) -> float:
     value = values.get(name)
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else 0.0
+    return float(value) if isinstance(value, int | float) and abs(value) <= LARGEST else 0.0
 
 
 def _sum(some: Sequence[dict[str, Any]], name: str) -> float:

@@ -6,12 +6,13 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from hpc_tumor.cluster.queue import RunState, read_states
+from hpc_tumor.cluster.queue import OPEN, RunState, read_states
 from hpc_tumor.config import Experiment
 from hpc_tumor.provenance import store_identity
+from hpc_tumor.records import section
 from hpc_tumor.run_dir import RunDir, is_run, read_json
 
-UNDER_WAY = ("queued", "running", "requeued", "unknown", "finished")
+UNDER_WAY = (*OPEN, "finished")
 
 
 def find_same(experiments: Sequence[Experiment], runs: Path) -> list[RunState | None]:
@@ -30,7 +31,7 @@ def find_same(experiments: Sequence[Experiment], runs: Path) -> list[RunState | 
         settings = read_json(path / "config.json") if is_run(path) else None
         if settings is not None and (key := _key(settings)) in fitting:
             run = RunDir(path)
-            then = (read_json(run.provenance) or {}).get("store") or {}
+            then = section(section(read_json(run.provenance)).get("store"))
             now = prints[str(settings["data"]["store"])]
             if then.get("fingerprint") == now.get("fingerprint"):
                 fitting[key].append(run)

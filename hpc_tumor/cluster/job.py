@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
 import signal
@@ -18,10 +17,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
+from hpc_tumor.cluster.job_record import JobRecord
 from hpc_tumor.cluster.orphans import end_with_parent
 from hpc_tumor.errors import ClusterError, HpcTumorError
+from hpc_tumor.records import Failure
 from hpc_tumor.resources import available_cpus
 from hpc_tumor.run_dir import RunDir, read_json
 
@@ -71,7 +71,7 @@ class TrainingJob:
         dies ends them within seconds: srun and the local queue end the rest once one has failed.
         """
         run = RunDir(self.run_path)
-        job = read_json(run.job) or {}
+        job = JobRecord.of_run(run)
         start = start_here(job)
         under_slurm = _under_slurm()
         if under_slurm:
@@ -95,9 +95,9 @@ def job_id_here() -> str:
     return f"{array}_{task}" if array and task else os.environ["SLURM_JOB_ID"]
 
 
-def start_here(job: dict[str, Any]) -> int:
-    """How often the run had begun before; `job` is what job.json holds."""
-    return int(job.get("start") or 0) + (int(os.environ.get("SLURM_RESTART_COUNT") or 0) if _under_slurm() else 0)
+def start_here(job: JobRecord) -> int:
+    """How often the run had begun before."""
+    return job.start + (int(os.environ.get("SLURM_RESTART_COUNT") or 0) if _under_slurm() else 0)
 
 
 def _under_slurm() -> bool:
@@ -145,13 +145,13 @@ def record_failure(
     Those that follow mostly report that they lost the first one. `overrule` is for who watches from outside; `retry`
     says that another start may not meet it again, `expected` that the reason explains itself, without a traceback.
     """
-    mark = run.logs / f"failure.{start}.json"
+    failure = Failure(rank=rank, reason=reason, retry=retry, expected=expected)
     try:
-        handle = os.open(mark, os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if overrule else os.O_EXCL), 0o666)
+        handle = os.open(run.failure(start), os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if overrule else os.O_EXCL), 0o666)
     except FileExistsError:
         return
     with os.fdopen(handle, "w", encoding="utf-8") as file:
-        json.dump({"rank": rank, "reason": reason, "retry": retry, "expected": expected}, file)
+        file.write(failure.model_dump_json())
     run.add_event("failed", reason=reason, rank=rank)
     set_failed(run)
 
@@ -179,20 +179,20 @@ def rendezvous(variables: Mapping[str, str], suffix: str = "") -> tuple[str, int
     return done.stdout.split()[0] + suffix, port
 
 
-def _prepare_slurm(run: RunDir, job: dict[str, Any]) -> None:
+def _prepare_slurm(run: RunDir, job: JobRecord) -> None:
     for name in ("LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
         os.environ.pop(name, None)
     if (given := os.environ.get("SLURM_CPUS_PER_TASK", "")).isdigit():
         os.environ.setdefault("OMP_NUM_THREADS", str(min(int(given), available_cpus())))
-    suffix = job.get("profile", {}).get("environment", {}).get("master_suffix", "")
+    suffix = job.profile.environment.master_suffix if job.profile else ""
     address, port = rendezvous(os.environ, suffix)
     os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port))
     # A start that was killed while submitit wrote its result leaves this file, and submitit refuses to write again.
     mine = f"{job_id_here()}_{os.environ.get('SLURM_PROCID', '0')}_result.pkl.save_tmp"
-    (run.path.parent / job["folder"] if "folder" in job else run.submission).joinpath(mine).unlink(missing_ok=True)
+    (run.path.parent / job.folder if job.folder else run.submission).joinpath(mine).unlink(missing_ok=True)
 
 
-def _train(run: RunDir, job: dict[str, Any], stop: StopFlag, record: _Record, start: int) -> str:
+def _train(run: RunDir, job: JobRecord, stop: StopFlag, record: _Record, start: int) -> str:
     from hpc_tumor.data.staging import staged
     from hpc_tumor.training.distributed import init_distributed
     from hpc_tumor.training.heartbeat import say
@@ -201,7 +201,7 @@ def _train(run: RunDir, job: dict[str, Any], stop: StopFlag, record: _Record, st
     experiment = run.experiment()
     distributed = init_distributed(experiment.hardware.timeout_minutes, experiment.hardware.threads, record.hang)
     print(f"rank {distributed.rank} of {distributed.world_size} on {socket.gethostname()}, {distributed.device}")
-    disk = job.get("profile", {}).get("environment", {}).get("node_disk")
+    disk = job.profile.environment.node_disk if job.profile else None
     with staged(
         experiment.data.store, disk, say, leads=distributed.local_rank == 0, agree=distributed.any, stop=stop,
         patience=60 * experiment.hardware.timeout_minutes,

@@ -15,11 +15,12 @@ from pathlib import Path
 from types import FrameType
 
 from hpc_tumor.cluster.job import record_failure, set_failed
+from hpc_tumor.cluster.job_record import JobRecord
 from hpc_tumor.cluster.orphans import end_with_parent
 from hpc_tumor.cluster.tickets import give_back, is_turn
 from hpc_tumor.errors import HpcTumorError, TrainingError
 from hpc_tumor.resources import available_cpus
-from hpc_tumor.run_dir import RunDir, read_json
+from hpc_tumor.run_dir import RunDir
 
 _TICK = 0.1  # seconds between two looks at the ranks
 _TURN_TICK = 0.5  # and between two looks at the queue
@@ -48,7 +49,7 @@ class LocalRun:
             return "cancelled" if signals.asked_to_end else self._train(run, signals)
         except Exception as error:  # before the ranks could say anything
             said = str(error) if isinstance(error, HpcTumorError) else f"{type(error).__name__}: {error}"
-            start = int((read_json(run.job) or {}).get("start") or 0)
+            start = JobRecord.of_run(run).start
             with suppress(OSError):
                 record_failure(run, start, None, " ".join(said.split()))
             raise
@@ -56,8 +57,7 @@ class LocalRun:
             give_back(run.path.parent, run.name)
 
     def _train(self, run: RunDir, signals: _Signals) -> str:
-        job = read_json(run.job) or {}
-        start, count = int(job.get("start", 0)), run.experiment().hardware.gpus
+        start, count = JobRecord.of_run(run).start, run.experiment().hardware.gpus
         ranks = _start_ranks(run, start, count)
 
         def record(rank: int, code: int) -> None:

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from hpc_tumor.run_dir import RunDir, read_json
+from hpc_tumor.cluster.job_record import JobRecord
+from hpc_tumor.records import Failure
+from hpc_tumor.run_dir import RunDir, matching
 
 _RANK = re.compile(r"rank-(\d+)\.(\d+)\.(out|error\.txt)")
 _LAUNCH = re.compile(r"(\d+(?:_\d+)?)_(\d+)_log\.(out|err)|controller\.out")
@@ -41,7 +43,7 @@ class LogFile:
 def list_logs(run: RunDir) -> list[LogFile]:
     """All logs of a run that hold something: by start, then rank; the launcher's last."""
     found = []
-    for path in run.logs.glob("rank-*"):
+    for path in matching(run.logs, "rank-*"):
         if (match := _RANK.fullmatch(path.name)) and _size(path):
             kind: Literal["output", "error"] = "output" if match[3] == "out" else "error"
             found.append(LogFile(path, kind, rank=int(match[1]), start=int(match[2])))
@@ -52,12 +54,11 @@ def list_logs(run: RunDir) -> list[LogFile]:
 
 def _launcher_files(run: RunDir) -> list[Path]:
     """What may be of the launcher: in the run's own folder, and in that of the array which it is a task of."""
-    files = list(run.submission.glob("*"))
-    job = read_json(run.job) or {}
-    jobs = zip(job.get("earlier", []), job.get("earlier_folders", []), strict=False)
-    for job_id, folder in [*jobs, (job.get("job_id"), job.get("folder"))]:
+    files = matching(run.submission, "*")
+    job = JobRecord.of_run(run)
+    for job_id, folder in zip((*job.earlier, job.job_id), job.log_folders, strict=True):
         if job_id and folder:
-            files += (run.path.parent / str(folder)).glob(f"{job_id}_*")
+            files += matching(run.path.parent / folder, f"{job_id}_*")
     return files
 
 
@@ -114,25 +115,26 @@ def follow(run: RunDir, rank: int = 0, ended: Callable[[], bool] = lambda: False
 
 
 def _errors(run: RunDir, logs: list[LogFile], start: int | None, reason: str | None) -> str:
-    failures = sorted(run.logs.glob("failure.*.json"), key=lambda path: int(path.name.split(".")[1]))
-    if start is None and failures:
-        start = int(failures[-1].name.split(".")[1])
-    failure = read_json(run.logs / f"failure.{start}.json") or {}
-    said = str(reason or failure.get("reason") or "")
+    numbers = [path.name.split(".")[1] for path in matching(run.logs, "failure.*.json")]
+    if start is None:
+        start = max((int(number) for number in numbers if number.isdecimal()), default=None)
+    failure = None if start is None else Failure.read(run.failure(start))
+    culprit = failure.rank if failure else None
+    said = reason or (failure.reason if failure else "")
     tracebacks = [log for log in logs if log.kind == "error" and log.start == start]
-    tracebacks.sort(key=lambda log: log.rank != failure.get("rank"))
+    tracebacks.sort(key=lambda log: log.rank != culprit)
     parts = [f"{said}\n"] if said else []
     first, others = tracebacks[:1], tracebacks[1:]
     for log in first:
         text = _read(log.path)
-        if failure.get("expected"):  # what its message says is all there is to know
+        if failure and failure.expected:  # what its message says is all there is to know
             parts.append(f"(the traceback of rank {log.rank}: {log.path})\n")
         else:
             parts.append(f"{_heading(log)}\n{text}")
     if others:
         parts.append(f"(of {len(others)} more, which mostly lost it: {', '.join(log.path.name for log in others)})\n")
     if not tracebacks:
-        last = [log for log in logs if log.kind == "output" and (log.rank, log.start) == (failure.get("rank"), start)]
+        last = [log for log in logs if log.kind == "output" and (log.rank, log.start) == (culprit, start)]
         parts += [f"{_heading(log)}\n{_read(log.path)}" for log in last]
         if failure or not _ended_on_purpose(run):
             launched = [(log, _without_noise(_read(log.path))) for log in logs if log.kind == "launch"]

@@ -6,7 +6,9 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
+
+from pydantic import ConfigDict
 
 from hpc_tumor.cluster.profiles import LOCAL
 from hpc_tumor.config import ClusterProfile, LimitSettings
@@ -25,6 +27,8 @@ _SIGNAL_DELAYS = (120, 600)  # seconds before the limit: enough to save, and a t
 @dataclass(frozen=True)
 class Plan:
     """What one run asks a cluster for: one task per GPU; memory in GB per node, walltime in minutes."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     cluster: str
     nodes: int
@@ -94,14 +98,6 @@ class Plan:
     def as_dict(self) -> dict[str, Any]:
         """All fields, for job.json; `Plan(**values)` makes the plan again."""
         return asdict(self)
-
-
-def read_plan(values: Any, where: str) -> Plan:
-    """The plan that job.json holds. UsageError where it is none, as of another version."""
-    try:
-        return Plan(**values)
-    except TypeError:
-        raise UsageError(f"{where}: its plan is not one that this version of hpc-tumor can read.") from None
 
 
 def hours(minutes: int) -> str:

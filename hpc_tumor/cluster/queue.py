@@ -7,7 +7,6 @@ import os
 import pwd
 import re
 import signal
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -16,34 +15,39 @@ from typing import Any, Literal
 
 from hpc_tumor.cluster import slurm, tickets
 from hpc_tumor.cluster.causes import NO_ROOM, recognise, recognise_in
+from hpc_tumor.cluster.job_record import JobRecord
 from hpc_tumor.cluster.logs import list_logs
 from hpc_tumor.cluster.profiles import LOCAL
-from hpc_tumor.cluster.slurm import JobRecord
+from hpc_tumor.cluster.slurm import SlurmJob
 from hpc_tumor.errors import ClusterError, UsageError
-from hpc_tumor.run_dir import Damage, RunDir, read_json, without_best
+from hpc_tumor.records import Event, Failure, Status
+from hpc_tumor.run_dir import Damage, RunDir, file_clock, read_json, without_best
 
 State = Literal[
-    "queued", "running", "finished", "failed", "cancelled", "timeout", "node-fail", "out-of-memory", "requeued",
-    "stopped", "lost", "unknown",
+    "queued", "running", "restarting", "requeued", "finished", "failed", "cancelled", "timeout", "node-fail",
+    "out-of-memory", "stopped", "lost", "unknown", "unreadable",
 ]  # fmt: skip
-_ENDED: dict[str, JobRecord] = {}  # jobs that ended for good, so that --watch does not ask for them again and again
-_NOTHING = JobRecord("", "", "")
+OPEN: tuple[State, ...] = ("queued", "running", "restarting", "requeued", "unknown")  # they may change by themselves
+ENDED: tuple[State, ...] = (  # without a result
+    "stopped", "cancelled", "timeout", "failed", "node-fail", "out-of-memory", "lost",
+)  # fmt: skip
+_ENDED: dict[str, SlurmJob] = {}  # jobs that ended for good, so that --watch does not ask for them again and again
+_NOTHING = SlurmJob("", "", "")
 _FOR_GOOD = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "DEADLINE"})
 STALE_SECONDS = 600.0  # without a heartbeat; longer than the validation of a large store
 _SUBMIT_SECONDS = 600.0  # that the submission of many runs may take, on a slow file system and a busy SLURM
-_CLOCKS_DIFFER = 2.0  # seconds that this machine's clock and the file system's may be apart
+_CLOCKS_DIFFER = 2.0  # seconds that SLURM's clock and the file system's may be apart
 _UNSAID = "the job ended without a result"
 _UNNAMED = "allocation"  # what sacct calls a job for a moment, before its name reaches the accounting
-_RESUME = "hpc-tumor resume goes on from its last checkpoint"
 _STAGES = {"CONFIGURING": "its nodes are being prepared", "COMPLETING": "is ending", "SUSPENDED": "suspended"}
-_ENDS: dict[str, tuple[State, str]] = {
-    "TIMEOUT": ("timeout", f"its time was up; {_RESUME}"),
-    "DEADLINE": ("timeout", f"its deadline passed; {_RESUME}"),
-    "NODE_FAIL": ("node-fail", f"a node failed; {_RESUME}"),
-    "BOOT_FAIL": ("node-fail", f"a node did not start; {_RESUME}"),
+_ENDS: dict[str, tuple[State, str]] = {  # {resume}: what `hpc-tumor resume` does with the run
+    "TIMEOUT": ("timeout", "its time was up; {resume}"),
+    "DEADLINE": ("timeout", "its deadline passed; {resume}"),
+    "NODE_FAIL": ("node-fail", "a node failed; {resume}"),
+    "BOOT_FAIL": ("node-fail", "a node did not start; {resume}"),
     "OUT_OF_MEMORY": ("out-of-memory", "more main memory was needed than asked for: submit with more --memory"),
-    "PREEMPTED": ("stopped", f"preempted by a job of higher priority; {_RESUME}"),
-    "REVOKED": ("stopped", f"revoked by another cluster; {_RESUME}"),
+    "PREEMPTED": ("stopped", "preempted by a job of higher priority; {resume}"),
+    "REVOKED": ("stopped", "revoked by another cluster; {resume}"),
 }
 
 
@@ -101,15 +105,16 @@ class RunState:
 def read_states(runs: Sequence[RunDir]) -> list[RunState]:
     """The state of each run, in order: one squeue for all jobs, one sacct for those that left.
 
-    Works without accounting, and without SLURM: then by what the runs themselves wrote last.
+    Works without accounting, and without SLURM: then by what the runs themselves wrote last. Runs that others closed,
+    and files that are damaged, are named in the state of that run and leave the others as they are.
     """
-    jobs = [read_json(run.job) or {} for run in runs]
+    jobs = [JobRecord.of_run(run) for run in runs]
     results = [read_json(run.result) for run in runs]  # None: unfinished
     wanted = {
         job_id
         for job, result in zip(jobs, results, strict=True)
-        if job.get("cluster") != LOCAL and result is None
-        for job_id in _job_ids(job)
+        if not job.is_local and result is None
+        for job_id in job.job_ids
     }
     queue = slurm.read_queue(wanted - _ENDED.keys())
     left = {job_id for job_id in wanted - _ENDED.keys() if queue is None or not _is_alive(queue.get(job_id))}
@@ -117,33 +122,59 @@ def read_states(runs: Sequence[RunDir]) -> list[RunState]:
     if queue is not None:  # a job that squeue has forgotten cannot come back
         forgotten = {job_id: records.get(job_id, _NOTHING) for job_id in left - queue.keys()}
         _ENDED.update((job_id, record) for job_id, record in forgotten.items() if record.state in _FOR_GOOD)
-    places: dict[Path, dict[str, int]] = {}
+    folders: dict[Path, tuple[float, dict[str, int]]] = {}  # clock and local queue of each folder of runs
     states = []
     for run, job, result in zip(runs, jobs, results, strict=True):
-        if job.get("cluster") == LOCAL and run.path.parent not in places:
-            places[run.path.parent] = tickets.positions(run.path.parent)
-        position = places.get(run.path.parent, {}).get(run.name)
+        folder = run.path.parent
+        if folder not in folders:
+            folders[folder] = file_clock(folder), tickets.positions(folder)
+        clock, places = folders[folder]
+        if fault := _unreadable(run, job):
+            states.append(RunState(run, job.cluster, job.job_id, "unreadable", fault))
+            continue
         record, answered = _record_of(job, records), queue is not None
-        if record is not None and record.name not in (job.get("job_name", run.name), run.name, _UNNAMED):
+        if record is not None and record.name not in (job.job_name or run.name, run.name, _UNNAMED):
             record, answered = None, True  # numbers are given again, as after a new installation
-        states.append(_read_state(run, job, record, position, answered, result))
+        position = places.get(run.name) if job.is_local else None
+        state = _read_state(run, job, record, position, answered, result, clock)
+        if state.state in OPEN and (link := _cancelled_link(job, records)):
+            more = f"job {link} of its chain was cancelled: the run ends before it, then {_resume(run)}"
+            state = replace(state, reason="; ".join(filter(None, (state.reason, more))))
+        states.append(state)
     return states
 
 
-def _job_ids(job: dict[str, Any]) -> list[str]:
-    """The job of a run, and those that follow it in a chain."""
-    return [str(job_id) for job_id in (job.get("job_id"), *job.get("chain", [])) if job_id]
+def _unreadable(run: RunDir, job: JobRecord) -> str | None:
+    """Why nothing can be said of a run: its folder is closed to this user, or does not tell which job it is."""
+    try:
+        with os.scandir(run.path) as entries:
+            next(entries, None)
+    except OSError as error:
+        return f"not readable: {(error.strerror or str(error)).lower()}; its owner is {_owner(run)}"
+    return "; ".join(job.faults) if job.faults and job.job_id is None else None
 
 
-def _record_of(job: dict[str, Any], records: dict[str, JobRecord]) -> JobRecord | None:
+def _owner(run: RunDir) -> str:
+    try:
+        return user_name(run.path.stat().st_uid)
+    except OSError:
+        return "unknown"
+
+
+def _record_of(job: JobRecord, records: dict[str, SlurmJob]) -> SlurmJob | None:
     """SLURM's record of the run's job; of the next one in its chain, where that one has ended."""
-    own = records.get(str(job.get("job_id")))
+    own = records.get(job.job_id or "")
     if own is None or not _is_alive(own):
-        return next((found for link in job.get("chain", []) if _is_alive(found := records.get(str(link)))), own)
+        return next((found for link in job.chain if _is_alive(found := records.get(link))), own)
     return own
 
 
-def _merged(queue: dict[str, JobRecord], accounting: dict[str, JobRecord]) -> dict[str, JobRecord]:
+def _cancelled_link(job: JobRecord, records: dict[str, SlurmJob]) -> str | None:
+    """The first job of a chain that was cancelled by itself, so that the run does not come further than to it."""
+    return next((link for link in job.chain if (found := records.get(link)) and found.state == "CANCELLED"), None)
+
+
+def _merged(queue: dict[str, SlurmJob], accounting: dict[str, SlurmJob]) -> dict[str, SlurmJob]:
     """squeue knows a job that just ended best; sacct is late, but it alone tells of a step that lacked memory."""
     short = {job_id: record for job_id, record in accounting.items() if record.state == "OUT_OF_MEMORY"}
     codes = {job_id: record.exit_code for job_id, record in accounting.items()}
@@ -166,7 +197,7 @@ def cancel(*states: RunState) -> dict[str, ClusterError]:
     errors: dict[str, ClusterError] = {}
     on_slurm = [state for state in states if state.cluster != LOCAL]
     # The links of a chain from the last on: none may begin meanwhile.
-    jobs = {state.name: _job_ids(read_json(state.run.job) or {"job_id": state.job_id})[::-1] for state in on_slurm}
+    jobs = {state.name: (JobRecord.of_run(state.run).job_ids or (str(state.job_id),))[::-1] for state in on_slurm}
     try:
         if jobs:
             slurm.cancel_job(*(job_id for ids in jobs.values() for job_id in ids))
@@ -195,132 +226,158 @@ def cancel(*states: RunState) -> dict[str, ClusterError]:
 
 @dataclass(frozen=True)
 class _Story:
-    """History of a run since its last submission, by its events."""
+    """History of a run since its last submission, by its events; `resume` is what that command does with it."""
 
-    began: float | None = None
-    failed: str | None = None
+    resume: str
+    began: float | None = None  # by the clock of the node
+    failure: Failure | None = None
     failed_at: float = 0.0
     stopped: str | None = None
     cancelled: bool = False
     requeued: bool = False  # since it last began
     retry: str = ""  # in words, where that was after a failure
 
+    @property
+    def failed(self) -> str | None:
+        """Reason of the failure of its last start."""
+        return None if self.failure is None else self.failure.reason
 
-def _read_story(run: RunDir, job: dict[str, Any], events: list[dict[str, Any]]) -> _Story:
-    reason, when = last_failure(run, job)
-    known = {"failed": reason, "failed_at": when}
+
+def _read_story(run: RunDir, job: JobRecord, events: Sequence[Event]) -> _Story:
+    failure, when = last_failure(run, job)
+    known = {"resume": _resume(run), "failure": failure, "failed_at": when}
     story: dict[str, Any] = known.copy()
     for line in events:
-        event = line.get("event")
-        if event == "submitted":
+        if line.event == "submitted":
             story = known.copy()
-        elif event in ("started", "resumed"):
-            story["began"] = line.get("time")
+        elif line.event in ("started", "resumed"):
+            story["began"] = line.time
             story.update(requeued=False, retry="", stopped=None)
-        elif event == "requeued":
+        elif line.event == "requeued":
             story["requeued"] = True
-            if line.get("because") == "failed":
-                story["retry"] = f"attempt {line.get('attempt')} of {line.get('of')} after: {line.get('reason')}"
-        elif event == "stopped":
-            story["stopped"] = str(line.get("reason") or "")
-        elif event == "cancelled":
+            if line.because == "failed":
+                story["retry"] = f"attempt {line.attempt} of {line.of} after: {line.reason}"
+        elif line.event == "stopped":
+            story["stopped"] = line.reason or ""
+        elif line.event == "cancelled":
             story["cancelled"] = True
     return _Story(**story)
 
 
-def last_failure(run: RunDir, job: dict[str, Any]) -> tuple[str | None, float]:
-    """Reason and time of the failure of the last start of the run, None and 0 where it did not fail.
+def last_failure(run: RunDir, job: JobRecord) -> tuple[Failure | None, float]:
+    """Failure of the last start of the run and its time, None and 0 where it did not fail.
 
     One rank may fail before others begin to write.
     """
-    start = max(int(job.get("start") or 0), run.last_start())
-    path = run.logs / f"failure.{start}.json"
-    failure = read_json(path)
-    if failure is None:
-        return None, 0.0
-    return str(failure.get("reason") or "no reason was given"), path.stat().st_mtime
+    path = run.failure(max(job.start, run.last_start()))
+    failure = Failure.read(path)
+    return failure, 0.0 if failure is None else _modified(path) or 0.0
 
 
 def _read_state(
     run: RunDir,
-    job: dict[str, Any],
-    record: JobRecord | None,
+    job: JobRecord,
+    record: SlurmJob | None,
     position: int | None,
     answered: bool,
     result: dict[str, Any] | None,
+    clock: float,
 ) -> RunState:
-    status = read_json(run.status) or {}
-    events = run.read_events()
-    story = _read_story(run, job, events)
-    local = job.get("cluster") == LOCAL
-    alive = position is not None if local else _is_alive(record)
-    age = time.time() - status["time"] if isinstance(status.get("time"), int | float) else None
+    status = Status.read(run.status) or Status()
+    lines = run.read_events()
+    story = _read_story(run, job, [Event.from_values(line, run.events.name) for line in lines])
+    alive = position is not None if job.is_local else _is_alive(record)
+    age = _heartbeat_age(run, status, story, record, clock)
     state: State
-    lost = run.weights_lost(result, events) if result is not None else None
+    lost = run.weights_lost(result, lines) if result is not None else None
     if result is not None:
         state, reason = "finished", without_best(lost) if lost else ""
-    elif not job.get("job_id") and time.time() - (job.get("submitted") or 0) < _SUBMIT_SECONDS:
+    elif job.job_id is None and job.submitted and clock - (_modified(run.job) or 0.0) < _SUBMIT_SECONDS:
         state, reason = "queued", "is being submitted at this moment"
-    elif not job.get("job_id"):
-        way = _RESUME if "plan" in job and "profile" in job else "submit it again"
+    elif job.job_id is None:
+        way = story.resume if job.plan and job.profile else "submit it again"
         state, reason = _by_record_alone(status, story, age, f"was never submitted; {way}")
-    elif local:
-        state, reason = _local_state(position, story, status, age)
+    elif job.is_local:
+        state, reason = _local_state(position, story, status, age, clock)
     elif record is not None:
-        state, reason = _slurm_state(record, story, status, age)
+        state, reason = _slurm_state(record, story, status, age, clock)
     else:
         why = "SLURM knows nothing of it any more" if answered else "SLURM does not answer"
         state, reason = _by_record_alone(status, story, age, why, answered)
     if state == "failed":
         reason = _with_cause(run, reason)
-    plan = job.get("plan") or {}
+    faults = (*job.faults, *status.faults, *(story.failure.faults if story.failure else ()))
+    plan = job.plan
     elapsed: float | None = record.elapsed_s if record is not None else None
     if record is None and story.began is not None:
-        elapsed = (time.time() if alive else status.get("time", story.began)) - story.began
+        elapsed = max(0.0, (clock if alive else status.time or story.began) - story.began)
     return RunState(
         run=run,
-        cluster=str(job.get("cluster", "")),
-        job_id=str(job["job_id"]) if job.get("job_id") else None,
+        cluster=job.cluster,
+        job_id=job.job_id,
         state=state,
-        reason=reason,
+        reason="; ".join(filter(None, (reason, *faults))),
         alive=alive,
         ending=alive and (state == "cancelled" or (record is not None and record.state == "COMPLETING")),
         cancellable=alive
-        or bool(job.get("job_id") and not local and record is None and not answered and state != "finished"),
-        nodes=plan.get("nodes"),
-        gpus=plan["nodes"] * plan["tasks_per_node"] if "nodes" in plan and "tasks_per_node" in plan else None,
+        or bool(job.job_id and not job.is_local and record is None and not answered and state != "finished"),
+        nodes=None if plan is None else plan.nodes,
+        gpus=None if plan is None else plan.gpus,
         elapsed=elapsed,
-        limit=None if local or "walltime" not in plan else plan["walltime"] * 60.0,
+        limit=None if job.is_local or plan is None else plan.walltime * 60.0,
         expected_start=record.start or None if record is not None and record.state in slurm.WAITING else None,
-        checkpoint_age=_age_of(run.last_checkpoint),
-        restarts=status.get("restarts") or 0,
-        eta=status.get("eta_s"),
+        checkpoint_age=None if (saved := _modified(run.last_checkpoint)) is None else max(0.0, clock - saved),
+        restarts=status.restarts or 0,
+        eta=status.eta_s,
         heartbeat_age=age,
         weights_lost=lost,
-        **{key: status.get(key) for key in ("epoch", "epochs", "step", "steps", "loss", "best", "rate")},
+        **{key: getattr(status, key) for key in ("epoch", "epochs", "step", "steps", "loss", "best", "rate")},
     )
 
 
-def _slurm_state(record: JobRecord, story: _Story, status: dict[str, Any], age: float | None) -> tuple[State, str]:
+def _heartbeat_age(run: RunDir, status: Status, story: _Story, record: SlurmJob | None, clock: float) -> float | None:
+    """Seconds since the last heartbeat, never negative, whatever the clock of the node says.
+
+    The file system stamps the heartbeat. Where it does so with the node's clock, as CephFS and Lustre do, SLURM tells
+    how long the job has been running, and the node's clock how much of that came before the heartbeat.
+    """
+    written = _modified(run.status)
+    if written is None:
+        return None
+    age = clock - written
+    if record is not None and record.elapsed_s is not None and story.began is not None and status.time is not None:
+        age = min(age, record.elapsed_s - (status.time - story.began)) if status.time >= story.began else age
+    return max(0.0, age)
+
+
+def _resume(run: RunDir) -> str:
+    """What `hpc-tumor resume` does with a run that has ended."""
+    saved = any(_modified(path) is not None for path in (run.last_checkpoint, run.previous_checkpoint))
+    return f"hpc-tumor resume {'goes on from its last checkpoint' if saved else 'starts it again'}"
+
+
+def _slurm_state(record: SlurmJob, story: _Story, status: Status, age: float | None, clock: float) -> tuple[State, str]:
     if story.cancelled or record.state == "CANCELLED":
-        return "cancelled", "is ending" if _is_alive(record) else f"cancelled{_by(record.reason)}; {_RESUME}"
+        return "cancelled", "is ending" if _is_alive(record) else f"cancelled{_by(record.reason)}; {story.resume}"
     if record.state in slurm.WAITING:
         words = [story.retry, slurm.explain(record.reason, record.job_id), _expected(record.start)]
         return ("requeued" if story.began or story.retry else "queued"), "; ".join(filter(None, words))
-    if record.state in slurm.ALIVE and story.retry:
-        story = replace(story, failed=None)
-    if record.state in slurm.ALIVE and story.failed_at < time.time() - (record.elapsed_s or 0) - _CLOCKS_DIFFER:
-        story = replace(story, failed=None)  # of an earlier start: this one has not begun to write
-    if record.state in _ENDS and (story.failed is None or record.state not in ("TIMEOUT", "DEADLINE")):
-        return _ENDS[record.state]  # ranks that lose another one say so, but SLURM knows what took it
+    alive = record.state in slurm.ALIVE
+    if alive and (story.retry or story.failed_at < clock - (record.elapsed_s or 0) - _CLOCKS_DIFFER):
+        story = replace(story, failure=None)  # of an earlier start: this one has not begun to write
+    if record.state in _ENDS and (story.failure is None or record.state not in ("TIMEOUT", "DEADLINE")):
+        state, reason = _ENDS[record.state]  # ranks that lose another one say so, but SLURM knows what took it
+        return state, reason.format(resume=story.resume)
+    if alive and story.failure is not None and (story.failure.retry or story.failure.faults):
+        return "restarting", f"after: {story.failure.reason}"  # unless the batch script decides otherwise
     if story.failed is not None:
         return "failed", story.failed
-    if record.state in slurm.ALIVE and story.requeued:
+    if alive and story.requeued:
         return "requeued", story.retry or "is on its way back into the queue"
-    if record.state in slurm.ALIVE:
-        return "running", _STAGES.get(record.state) or _silence(status, age, record.elapsed_s)
-    if status.get("state") == "stopped" and record.state == "COMPLETED":
-        return "stopped", story.stopped or _RESUME
+    if alive:
+        return "running", _STAGES.get(record.state) or _silence(age, record.elapsed_s)
+    if status.state == "stopped" and record.state == "COMPLETED":
+        return "stopped", story.stopped or story.resume
     if record.exit_code == f"{NO_ROOM}:0":
         return (
             "failed",
@@ -351,38 +408,44 @@ def _expected(start: str) -> str:
     return f"starts about {day}{when:%H:%M}, in {_duration(wait)}"
 
 
-def _age_of(path: Path) -> float | None:
+def _modified(path: Path) -> float | None:
+    """Time of the last change of a file, by the clock of its file system; None where it is absent."""
     try:
-        return time.time() - path.stat().st_mtime
+        return path.stat().st_mtime
     except OSError:
         return None
+
+
+def user_name(uid: int) -> str:
+    """Name of a user; the number where this machine knows none."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except (KeyError, OverflowError):
+        return str(uid)
 
 
 def _by(reason: str) -> str:
     """`by 1000` of the accounting → ` by anna`; nothing where it was this user."""
     match = re.fullmatch(r"by (\d+)", reason)
-    if match is None or int(match[1]) == os.getuid():
-        return ""
-    try:
-        return f" by {pwd.getpwuid(int(match[1])).pw_name}"
-    except (KeyError, OverflowError):  # known on another machine only
-        return f" {reason}"
+    return "" if match is None or int(match[1]) == os.getuid() else f" by {user_name(int(match[1]))}"
 
 
-def _local_state(position: int | None, story: _Story, status: dict[str, Any], age: float | None) -> tuple[State, str]:
+def _local_state(
+    position: int | None, story: _Story, status: Status, age: float | None, clock: float
+) -> tuple[State, str]:
     if story.cancelled:
-        return "cancelled", f"cancelled; {_RESUME}" if position is None else "is ending"
+        return "cancelled", f"cancelled; {story.resume}" if position is None else "is ending"
     if story.failed is not None:
         return "failed", story.failed
     if position is None:
-        return _by_record_alone(status, story, None, f"its processes are gone; {_RESUME}")
+        return _by_record_alone(status, story, None, f"its processes are gone; {story.resume}")
     if position > 0:
         return "queued", f"waits for {position} earlier run{'s' if position > 1 else ''} on this machine"
-    return "running", _silence(status, age, None if story.began is None else time.time() - story.began)
+    return "running", _silence(age, None if story.began is None else clock - story.began)
 
 
 def _by_record_alone(
-    status: dict[str, Any], story: _Story, age: float | None, why: str, answered: bool = True
+    status: Status, story: _Story, age: float | None, why: str, answered: bool = True
 ) -> tuple[State, str]:
     """The state of a run of which the scheduler says nothing; `age` of a heartbeat that may still be believed.
 
@@ -393,15 +456,15 @@ def _by_record_alone(
     if story.failed is not None:
         return "failed", story.failed
     if story.cancelled:
-        return "cancelled", f"cancelled; {_RESUME}"
-    if status.get("state") == "stopped":
-        return "stopped", story.stopped or _RESUME
-    if status and age is not None and age < STALE_SECONDS:
+        return "cancelled", f"cancelled; {story.resume}"
+    if status.state == "stopped":
+        return "stopped", story.stopped or story.resume
+    if age is not None and age < STALE_SECONDS:
         return "running", f"by its heartbeat; {why}"
     return ("lost" if answered else "unknown"), why
 
 
-def _silence(status: dict[str, Any], age: float | None, running: float | None) -> str:
+def _silence(age: float | None, running: float | None) -> str:
     """Meaning of a missing or an old heartbeat of a running job."""
     if running is not None and running < STALE_SECONDS:
         return ""
@@ -414,5 +477,5 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def _is_alive(record: JobRecord | None) -> bool:
+def _is_alive(record: SlurmJob | None) -> bool:
     return record is not None and record.state in slurm.WAITING | slurm.ALIVE

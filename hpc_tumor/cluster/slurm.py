@@ -23,7 +23,7 @@ ALIVE = frozenset(
 
 
 @dataclass(frozen=True)
-class JobRecord:
+class SlurmJob:
     """What SLURM knows of one job; `state` and `reason` in its own words."""
 
     job_id: str
@@ -37,9 +37,9 @@ class JobRecord:
     exit_code: str = ""
 
 
-def read_queue(job_ids: Iterable[str]) -> dict[str, JobRecord] | None:
+def read_queue(job_ids: Iterable[str]) -> dict[str, SlurmJob] | None:
     """What squeue says of these jobs; jobs that left its memory are absent. None where it does not answer."""
-    records: dict[str, JobRecord] = {}
+    records: dict[str, SlurmJob] = {}
     form = f"--format={'|'.join(_SQUEUE_FIELDS)}"
     for ids in _bases(job_ids):
         try:
@@ -52,16 +52,16 @@ def read_queue(job_ids: Iterable[str]) -> dict[str, JobRecord] | None:
             parts = line.strip().split("|", len(_SQUEUE_FIELDS) - 1)
             if len(parts) == len(_SQUEUE_FIELDS):
                 job_id, name, state, elapsed, nodes, start, node_list, reason = parts
-                records[job_id] = JobRecord(
+                records[job_id] = SlurmJob(
                     job_id, name, state, "" if reason == "None" else reason, _seconds(elapsed), _count(nodes),
                     node_list, "" if start == "N/A" else start,
                 )  # fmt: skip
     return records
 
 
-def read_accounting(job_ids: Iterable[str]) -> dict[str, JobRecord]:
+def read_accounting(job_ids: Iterable[str]) -> dict[str, SlurmJob]:
     """What sacct knows of these jobs; empty where there is no accounting."""
-    wanted, records = set(job_ids), dict[str, JobRecord]()
+    wanted, records = set(job_ids), dict[str, SlurmJob]()
     for ids in _bases(wanted):
         try:
             fields = ",".join(_SACCT_FIELDS)
@@ -77,7 +77,7 @@ def read_accounting(job_ids: Iterable[str]) -> dict[str, JobRecord]:
     return records
 
 
-def _take_account(parts: list[str], records: dict[str, JobRecord]) -> None:
+def _take_account(parts: list[str], records: dict[str, SlurmJob]) -> None:
     if len(parts) != len(_SACCT_FIELDS):
         return
     job_id, _, step = parts[0].partition(".")
@@ -86,7 +86,7 @@ def _take_account(parts: list[str], records: dict[str, JobRecord]) -> None:
         word, _, by = state.partition(" ")  # "CANCELLED by 1000"
         counts = _count(elapsed), _count(nodes)
         for each in _tasks(job_id):
-            records[each] = JobRecord(each, name, word, by, *counts, node_list, "", exit_code)
+            records[each] = SlurmJob(each, name, word, by, *counts, node_list, "", exit_code)
     elif state == "OUT_OF_MEMORY" and job_id in records:  # told of the step only
         records[job_id] = replace(records[job_id], state=state)
 

@@ -21,10 +21,11 @@ from typing import Any
 from hpc_tumor import atomic
 from hpc_tumor.cluster.executors import clean_environment, script_of, start_here, start_on_slurm, take_back
 from hpc_tumor.cluster.existing import absolute, is_own, with_absolute_store
-from hpc_tumor.cluster.plan import Plan, make_plan, read_plan
+from hpc_tumor.cluster.job_record import OTHER_VERSION, JobRecord
+from hpc_tumor.cluster.plan import Plan, make_plan
 from hpc_tumor.cluster.private import code_folder, make_private, submissions_folder
 from hpc_tumor.cluster.profiles import LOCAL
-from hpc_tumor.cluster.queue import read_states
+from hpc_tumor.cluster.queue import OPEN, read_states
 from hpc_tumor.cluster.snapshot import snapshot_path, take_snapshot
 from hpc_tumor.config import ClusterProfile, Experiment
 from hpc_tumor.errors import ClusterError, HpcTumorError, UsageError
@@ -75,9 +76,8 @@ class _Start:
     @classmethod
     def again(cls, run: RunDir) -> _Start:
         """The next start of a run that had some before."""
-        job = read_json(run.job) or {}
-        number = 1 + max(int(job.get("start") or 0), run.last_start())
-        return cls(run, number, (*job.get("earlier", []), job.get("job_id")), _folders(job))
+        job = JobRecord.of_run(run)
+        return cls(run, 1 + max(job.start, run.last_start()), (*job.earlier, job.job_id), job.log_folders)
 
 
 def submit_experiment(experiment: Experiment, profile: ClusterProfile, plan: Plan, runs: Path) -> Submission:
@@ -222,22 +222,23 @@ def resume_all(runs: Sequence[RunDir]) -> dict[str, HpcTumorError]:
 
 def _own(run: RunDir) -> tuple[ClusterProfile, Plan]:
     """Where a run of this user's was submitted to, and what it asked for. UsageError where it is not theirs."""
-    found = submitted_as(run)
     if not is_own(run):
         raise UsageError(
             f"{run.name} belongs to {run.path.owner()}, and nobody else can resume it; hpc-tumor rerun trains it as a"
             " run of your own."
         )
-    return found
+    return submitted_as(run)
 
 
 def submitted_as(run: RunDir) -> tuple[ClusterProfile, Plan]:
     """Where a run was submitted to, and what it asked for. UsageError where it never was."""
-    job = read_json(run.job)
-    if job is None or "plan" not in job or "profile" not in job:
+    job = JobRecord.of_run(run)
+    if job.faults:
+        raise UsageError(f"{run.name}: {'; '.join(job.faults)}. {OTHER_VERSION}")
+    if job.plan is None or job.profile is None:
         raise UsageError(f"{run.name} was never submitted: it holds no readable {run.job.name}.")
-    stated = read_json(run.submission / "profile.json") or job["profile"]
-    profile = build(ClusterProfile, stated, where=str(run.job))
+    stated = read_json(run.submission / "profile.json")
+    profile = build(ClusterProfile, stated, where=str(run.job)) if stated else job.profile
     hidden = [name for name, value in profile.environment.variables.items() if MASKED in value]
     names = f" ({', '.join(hidden)})" if hidden else ""
     if hidden or any(MASKED in line for line in profile.environment.setup):
@@ -245,7 +246,7 @@ def submitted_as(run: RunDir) -> tuple[ClusterProfile, Plan]:
             f"{run.name} was submitted with settings of {run.path.owner()}'s that others may not see"
             f"{names}: submit it with a profile of your own."
         )
-    return profile, read_plan(job["plan"], str(run.job))
+    return profile, job.plan
 
 
 def _refuse_what_goes_on(runs: Sequence[RunDir]) -> None:
@@ -253,9 +254,9 @@ def _refuse_what_goes_on(runs: Sequence[RunDir]) -> None:
     for state in read_states(runs) if runs else ():
         if state.ending:
             raise UsageError(f"{state.name} is still ending: try again in a few seconds.")
-        if state.state == "unknown" or "does not answer" in state.reason:
+        if state.cancellable and not state.alive:
             raise UsageError(f"SLURM does not say whether {state.name} still goes on: try again when it answers.")
-        if state.alive or state.state in ("queued", "running", "requeued", "finished"):
+        if state.alive or state.state in (*OPEN, "finished", "unreadable"):
             raise UsageError(
                 f"{state.name} is {state.state}: only a run that has ended without a result can be resumed."
             )
@@ -355,7 +356,7 @@ def _launch(
         raise
     try:
         for run, job, job_id in zip(runs, jobs, ids, strict=False):
-            atomic.write_json(run.job, {**job, "job_id": job_id, "chain": ids[len(runs) :]})
+            job.write(run, job_id=job_id, chain=tuple(ids[len(runs) :]))
             run.add_event("submitted", cluster=profile.name, job_id=job_id, gpus=plan.gpus, nodes=plan.nodes)
     except BaseException:
         take_back(ids, profile)
@@ -365,31 +366,21 @@ def _launch(
 
 def _write_jobs(
     starts: Sequence[_Start], profile: ClusterProfile, plan: Plan, folder: Path, name: str
-) -> list[dict[str, Any]]:
+) -> list[JobRecord]:
     """What each run's directory says of its job before that has a number: it may start, and read this, sooner."""
-    shown = without_secrets(profile).model_dump(mode="json")
-    job = {
-        "cluster": profile.name, "job_id": None, "job_name": name, "submitted": time.time(), "plan": plan.as_dict(),
-        "profile": shown,
-    }  # fmt: skip
+    job = JobRecord(
+        cluster=profile.name, job_name=name, submitted=time.time(), plan=plan, profile=without_secrets(profile)
+    )  # fmt: skip
     jobs = []
     for start in starts:
         run = start.run
-        of_run = {"start": start.number, "earlier": list(start.earlier), "earlier_folders": list(start.folders)}
-        if folder != run.submission:
-            of_run["folder"] = str(folder.relative_to(run.path.parent))
         make_private(run.submission)
         atomic.write_json(run.submission / "profile.json", profile.model_dump(mode="json"))
-        atomic.write_json(run.job, {**job, **of_run})
-        jobs.append({**job, **of_run})
+        jobs.append(job.write(
+            run, start=start.number, earlier=start.earlier, earlier_folders=start.folders,
+            folder=None if folder == run.submission else str(folder.relative_to(run.path.parent)),
+        ))  # fmt: skip
     return jobs
-
-
-def _folders(job: dict[str, Any]) -> tuple[str | None, ...]:
-    """Where the jobs of a run left their logs so far, the latest last."""
-    known = list(job.get("earlier_folders", []))
-    missing = len(job.get("earlier", [])) - len(known)
-    return (*[None] * missing, *known, job.get("folder"))
 
 
 def _job_folder(runs: Sequence[RunDir]) -> tuple[Path, str]:

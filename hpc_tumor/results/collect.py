@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hpc_tumor.results.comparison import Comparison, Group, SkippedFolder, UnfinishedRun
 from hpc_tumor.results.entries import make_entries
 from hpc_tumor.results.measures import MAIN_SCORE
-from hpc_tumor.results.reading import flat, json_lines, json_object, read_finished, what_is_wrong
+from hpc_tumor.results.reading import flat, read_finished, what_is_wrong
 from hpc_tumor.results.run_result import RunResult
 from hpc_tumor.results.values import integer, number, section, text, word
 from hpc_tumor.results.wishes import EVERYTHING, Wishes
-from hpc_tumor.run_dir import RunDir
+from hpc_tumor.run_dir import RunDir, file_clock, read_json, read_json_lines
 
 SILENT_SECONDS = 15 * 60
 _STATES = {
@@ -39,12 +38,12 @@ def collect_runs(
     Args:
         runs: run directories; one given twice counts once.
         queue: run name → the scheduler's state in words, where the caller knows it.
-        now: seconds since 1970, to say how long a run has been silent; by default the time.
+        now: seconds since 1970, to say how long a run has been silent; by default the time of the file system.
         wishes: which runs, what makes an entry, and in which order entries stand.
     """
     unique = {run.path.absolute().as_posix(): run for run in runs}
-    now = time.time() if now is None else now
-    collected = [_collect(run, (queue or {}).get(run.name), now) for run in unique.values()]
+    clocks = {run.path.parent: now or file_clock(run.path.parent) for run in unique.values()}
+    collected = [_collect(run, (queue or {}).get(run.name), clocks[run.path.parent]) for run in unique.values()]
     collected.sort(key=lambda item: (item.run, item.path))
     finished = [item for item in collected if isinstance(item, RunResult)]
     unfinished = [item for item in collected if isinstance(item, UnfinishedRun)]
@@ -80,7 +79,7 @@ def _collect(run: RunDir, queued: str | None, now: float) -> RunResult | Unfinis
     try:
         if not any(path.is_file() for path in (run.result, run.config, run.status, run.job, run.events)):
             return _skipped(run, "not a run directory: it holds no config.json, status.json or result.json")
-        result = json_object(run.result)
+        result = read_json(run.result)
         if result is None:
             return _unfinished(run, queued, now)
         wrong = what_is_wrong(result)
@@ -94,9 +93,9 @@ def _skipped(run: RunDir, reason: str) -> SkippedFolder:
 
 
 def _unfinished(run: RunDir, queued: str | None, now: float) -> UnfinishedRun:
-    config, status = json_object(run.config) or {}, json_object(run.status) or {}
+    config, status = read_json(run.config) or {}, read_json(run.status) or {}
     model, task = section(config.get("model")), text(config.get("task"))
-    metrics = [line for line in json_lines(run.metrics) if integer(line.get("epoch")) is not None]
+    metrics = [line for line in read_json_lines(run.metrics) if integer(line.get("epoch")) is not None]
     state, reason = _state(run, status, now)
     if queued is not None:
         state = text(queued) or state
@@ -132,7 +131,7 @@ def _unfinished(run: RunDir, queued: str | None, now: float) -> UnfinishedRun:
 
 def _state(run: RunDir, status: Mapping[str, Any], now: float) -> tuple[str, str | None]:
     """State and reason from the newest of heartbeat and events."""
-    events = [line for line in json_lines(run.events) if text(line.get("event")) in _STATES]
+    events = [line for line in read_json_lines(run.events) if text(line.get("event")) in _STATES]
     last = events[-1] if events else {}
     beat, heard = number(status.get("time")) or 0, number(last.get("time")) or 0
     state, said = text(status.get("state")), status
@@ -141,7 +140,8 @@ def _state(run: RunDir, status: Mapping[str, Any], now: float) -> tuple[str, str
     state = state or ("submitted" if run.job.is_file() else "not started")
     state = _STATES.get(state, state)  # a heartbeat that says finished, without a result
     reason = next((value for key in ("reason", "error", "message") if (value := text(said.get(key)))), None)
-    silent = now - max(beat, heard)
+    # The clock of a node may differ from this one: an age by both clocks is that of the file, or less.
+    silent = now - max(beat, heard, *(path.stat().st_mtime for path in (run.status, run.events) if path.is_file()))
     if state in ("training", "evaluating", "started", "stopping") and silent > SILENT_SECONDS:
         reason = f"silent for {_duration(silent)}"
     if run.result.exists():

@@ -10,10 +10,9 @@ from typing import Any
 
 from hpc_tumor.config import Experiment
 from hpc_tumor.errors import HpcTumorError
-from hpc_tumor.results.reading import json_object
 from hpc_tumor.results.run_result import RunResult
 from hpc_tumor.results.values import section, text
-from hpc_tumor.run_dir import RunDir
+from hpc_tumor.run_dir import RunDir, read_json
 from hpc_tumor.settings import merge, preset
 from hpc_tumor.validation import build
 
@@ -35,7 +34,7 @@ class Origin:
 def read_origin(run: RunResult, entry: str) -> Origin:
     """The origin of a run from its files; what they do not say is left out."""
     place = RunDir(run.place)
-    config, provenance = json_object(place.config) or {}, json_object(place.provenance) or {}
+    config, provenance = read_json(place.config) or {}, read_json(place.provenance) or {}
     git, versions = section(provenance.get("git")), section(provenance.get("versions"))
     store, command = section(provenance.get("store")), provenance.get("command")
     typed = shlex.join(map(str, command)) if isinstance(command, list) else None

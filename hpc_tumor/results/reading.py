@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from hpc_tumor.results.case_file import read_test_cases
@@ -13,19 +12,9 @@ from hpc_tumor.results.cases import TestCases
 from hpc_tumor.results.measures import MAIN_SCORE
 from hpc_tumor.results.run_result import NOT_SETTINGS, RunResult, Scores
 from hpc_tumor.results.values import integer, number, plain, scores, section, text, word
-from hpc_tumor.run_dir import Damage, RunDir, read_json, read_json_lines
+from hpc_tumor.run_dir import Damage, RunDir, read_json
 
 _LATER = ("scoring.flips", "scoring.clean")
-
-
-def json_object(path: Path) -> dict[str, Any] | None:
-    """The JSON object in `path`. A pipe or a device under one of these names would be waited for without end."""
-    return read_json(path) if path.is_file() else None
-
-
-def json_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects in `path`, one a line."""
-    return read_json_lines(path) if path.is_file() else []
 
 
 def what_is_wrong(result: Mapping[str, Any]) -> str | None:
@@ -42,7 +31,7 @@ def what_is_wrong(result: Mapping[str, Any]) -> str | None:
 
 def read_finished(run: RunDir, result: Mapping[str, Any]) -> RunResult:
     """The run whose result.json is `result`."""
-    config = json_object(run.config) or {}
+    config = read_json(run.config) or {}
     settings = flat(config)
     data = section(config.get("data"))
     task, best = str(result["task"]), scores(section(result.get("best")).get("test"))

@@ -20,6 +20,7 @@ from hpc_tumor.data.samples import SlicePart
 from hpc_tumor.data.split_file import write_split
 from hpc_tumor.errors import TrainingError, UsageError
 from hpc_tumor.models import MODELS, build_model
+from hpc_tumor.records import read_events
 from hpc_tumor.run_dir import RunDir, read_json
 from hpc_tumor.training import compiled
 from hpc_tumor.training.announce import announce, name_of
@@ -101,8 +102,8 @@ def _check_validation(experiment: Experiment, parts: Parts) -> None:
 
 def _precision_before(run: RunDir) -> str | None:
     """The number format in which this run has trained so far."""
-    started = run.read_events("started")
-    return str(started[-1]["precision"]) if started and run.last_checkpoint.exists() else None
+    started = [event for event in read_events(run) if event.event == "started"]
+    return started[-1].precision if started and run.last_checkpoint.exists() else None
 
 
 def _speed_up(setup: Setup) -> None:

@@ -14,6 +14,7 @@ from hpc_tumor.cluster import batch
 from hpc_tumor.cluster.causes import NO_ROOM
 from hpc_tumor.cluster.job import record_failure
 from hpc_tumor.cluster.plan import make_plan
+from hpc_tumor.records import Failure
 from hpc_tumor.run_dir import RunDir, read_json
 
 
@@ -276,7 +277,9 @@ def test_a_plan_of_another_version_is_said(job: Job, capsys: pytest.CaptureFixtu
     job.progress(1, 5)
     job.signal()
     assert job.after(0) == 2
-    assert "not one that this version of hpc-tumor can read" in capsys.readouterr().err
+    assert "plan.new = 1: unexpected keyword argument. It was damaged, or written by another version" in (
+        capsys.readouterr().err
+    )
 
 
 def test_the_number_of_the_job_is_waited_for(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,7 +295,7 @@ def test_a_number_that_never_came_is_this_jobs(job: Job, monkeypatch: pytest.Mon
     atomic.write_json(job.run.job, {**values, "job_id": None})
     monkeypatch.setattr(batch, "_NUMBER_SECONDS", 0.0)
     assert job.before() == 0
-    atomic.write_json(job.run.job, {**values, "job_id": None, "folder": ".submissions-0/of another array"})
+    atomic.write_json(job.run.job, {**values, "job_id": None, "folder": ".submissions-0/of-another-array"})
     assert job.before() == 0
 
 
@@ -338,3 +341,21 @@ def test_a_task_of_an_array_finds_its_run(job: Job, monkeypatch: pytest.MonkeyPa
     assert batch.main(["after", str(folder), "0"]) == 0
     assert job.commands == ["scontrol requeue 40_1"]
     assert "requeued" not in events(job.run)
+
+
+def test_a_chain_whose_next_job_was_cancelled_says_so(chained: Job) -> None:
+    chained.answers("squeue", f"echo '43|{chained.run.name}|CANCELLED|0:00|1|N/A||None'")
+    chained.progress(1, 5)
+    chained.signal()
+    assert chained.after(0) == 0
+    assert not chained.run.read_events("requeued")
+    assert "job 43, the next of its chain, was cancelled" in chained.last("stopped")["reason"]
+
+
+def test_what_is_recorded_of_a_killed_rank_does_not_say_that_the_run_is_over(job: Job) -> None:
+    job.progress(1, 5)
+    job.log("srun: error: gpu001: task 1: Killed\n")
+    job.after(137)
+    failure = Failure.read(job.run.failure(0))
+    assert failure is not None
+    assert failure.retry

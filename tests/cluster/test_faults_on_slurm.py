@@ -257,7 +257,9 @@ def test_one_rank_killed(launch: Launcher) -> None:
     run = launch(ranks=4)
     job_id = at_work(run)
     faults.send(faults.ranks(job_id)[3])
-    wait_for(lambda: "requeued" in events(run), seconds=60)
+    seen: set[str] = set()
+    wait_for(lambda: seen.add(state_of(run).state) or "requeued" in events(run), seconds=60)
+    assert "failed" not in seen  # in the seconds between the record of the failure and the decision on it
     event = run.read_events("requeued")[-1]
     assert (event["because"], event["attempt"]) == ("failed", 2)
     assert "rank 3" in event["reason"]

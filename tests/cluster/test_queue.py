@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launching import small_experiment
+from launching import profile_with, small_experiment
 
 from hpc_tumor.cluster import queue, slurm
 from hpc_tumor.cluster.job import record_failure
+from hpc_tumor.cluster.job_record import JobRecord
+from hpc_tumor.cluster.plan import make_plan
 from hpc_tumor.cluster.queue import cancel, read_states
 from hpc_tumor.errors import ClusterError, UsageError
 from hpc_tumor.run_dir import RunDir, read_json
@@ -48,7 +50,7 @@ def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MadeUpSlurm:
 
 def submitted(runs: Path, job_id: str = "42", **job: Any) -> RunDir:
     run = RunDir.create(runs, small_experiment(gpus=4))
-    plan = {"nodes": 2, "tasks_per_node": 2}
+    plan = make_plan(profile_with(), 4).as_dict()
     run.job.write_text(json.dumps({"cluster": "orfeo", "job_id": job_id, "plan": plan, **job}))
     run.add_event("submitted", job_id=job_id)
     return run
@@ -114,7 +116,8 @@ def test_silence_of_a_running_job_is_named(tmp_path: Path, made_up: MadeUpSlurm)
     run = submitted(tmp_path)
     made_up.says("squeue", "42|RUNNING|30:00|1|N/A|gpu001|None\n", run)
     assert state_of(run) == ("running", "running for 30 min, but has not reported yet")
-    run.status.write_text(json.dumps({"time": time.time() - 1200, "state": "training"}))
+    run.write_status(state="training")
+    os.utime(run.status, (time.time() - 1200,) * 2)
     assert state_of(run) == ("running", "no heartbeat for 20 min: it may hang")
 
 
@@ -206,7 +209,7 @@ def test_one_call_for_all(tmp_path: Path, made_up: MadeUpSlurm) -> None:
 
 def test_no_slurm_command_is_run_for_runs_on_this_machine(tmp_path: Path, made_up: MadeUpSlurm) -> None:
     run = submitted(tmp_path, cluster="local")
-    assert state_of(run) == ("lost", f"its processes are gone; {queue._RESUME}")
+    assert state_of(run) == ("lost", "its processes are gone; hpc-tumor resume starts it again")
     assert made_up.calls("squeue") == []
 
 
@@ -256,17 +259,20 @@ def test_who_cancelled_it_has_a_name(tmp_path: Path, made_up: MadeUpSlurm, monke
     run = submitted(tmp_path)
     root = pwd.getpwuid(0).pw_name
     made_up.says("sacct", "42|CANCELLED by 0|10|2|0:0|gpu001\n", run)
-    for me, words in ((1234, f"cancelled by {root}; {queue._RESUME}"), (0, f"cancelled; {queue._RESUME}")):
+    run.last_checkpoint.write_bytes(b"")
+    again = "hpc-tumor resume goes on from its last checkpoint"
+    for me, words in ((1234, f"cancelled by {root}; {again}"), (0, f"cancelled; {again}")):
         monkeypatch.setattr(queue.os, "getuid", lambda me=me: me)
         assert state_of(run) == ("cancelled", words)
 
 
 def test_what_was_never_submitted_is_not_sent_to_resume(tmp_path: Path, made_up: MadeUpSlurm) -> None:
     run = submitted(tmp_path)
-    run.job.write_text('{"cluster": ')
+    run.job.unlink()
     assert state_of(run) == ("lost", "was never submitted; submit it again")
-    run.job.write_text(json.dumps({"cluster": "orfeo", "job_id": None, "plan": {}, "profile": {}}))
-    assert state_of(run) == ("lost", f"was never submitted; {queue._RESUME}")
+    profile = profile_with()
+    JobRecord(cluster=profile.name, plan=make_plan(profile, 4), profile=profile).write(run)
+    assert state_of(run) == ("lost", "was never submitted; hpc-tumor resume starts it again")
 
 
 def test_an_array_is_asked_for_by_its_number(tmp_path: Path, made_up: MadeUpSlurm) -> None:
@@ -331,7 +337,7 @@ def test_what_will_never_start_is_said(reason: str) -> None:
 
 
 def test_starts_that_are_still_needed(tmp_path: Path, made_up: MadeUpSlurm) -> None:
-    run = submitted(tmp_path, plan={"nodes": 1, "tasks_per_node": 2, "walltime": 120})
+    run = submitted(tmp_path, plan=make_plan(profile_with(), 2, walltime=120).as_dict())
     run.add_event("started")
     made_up.says("squeue", "42|RUNNING|1:00:00|1|N/A|gpu001|None\n", run)
     for eta, more in ((1800, 0), (3599, 0), (3601, 1), (3 * 3600, 1), (3.1 * 3600, 2)):
@@ -356,3 +362,54 @@ def test_a_cancelled_run_that_still_ends_is_ending(tmp_path: Path, made_up: Made
     assert read_states([run])[0].ending
     made_up.says("squeue", "42|CANCELLED|1:00|1|N/A|gpu001|None\n", run)
     assert not read_states([run])[0].ending
+
+
+def test_a_failure_is_no_end_until_the_batch_script_has_decided(tmp_path: Path, made_up: MadeUpSlurm) -> None:
+    run = submitted(tmp_path)
+    run.add_event("started")
+    record_failure(run, 0, 1, "rank 1 was killed", retry=True)
+    made_up.says("squeue", "42|RUNNING|0:10|2|N/A|gpu001|None\n", run)
+    state = read_states([run])[0]
+    assert (state.state, state.reason, state.alive) == ("restarting", "after: rank 1 was killed", True)
+    run.failure(0).write_text('{"rank": 1, "rea')  # being written
+    assert state_of(run)[0] == "restarting"
+    record_failure(run, 0, 1, "rank 1 was killed; given up", overrule=True)
+    assert state_of(run) == ("failed", "rank 1 was killed; given up")
+    record_failure(run, 0, 1, "rank 1 was killed", retry=True, overrule=True)
+    made_up.says("squeue", "42|FAILED|0:10|2|N/A|gpu001|NonZeroExitCode\n", run)
+    assert state_of(run)[0] == "failed"
+
+
+def test_a_link_of_a_chain_that_was_cancelled_is_named(tmp_path: Path, made_up: MadeUpSlurm) -> None:
+    run = submitted(tmp_path, chain=["43", "44"])
+    run.add_event("started")
+    running = "42|RUNNING|1:00|1|N/A|gpu001|None\n"
+    made_up.says("squeue", f"{running}43|PENDING|0:00|1|N/A||Dependency\n44|PENDING|0:00|1|N/A||Dependency\n", run)
+    assert state_of(run) == ("running", "")
+    made_up.says("squeue", f"{running}43|CANCELLED|0:00|1|N/A||None\n44|COMPLETED|0:01|1|N/A||None\n", run)
+    assert state_of(run) == (
+        "running", "job 43 of its chain was cancelled: the run ends before it, then hpc-tumor resume starts it again"
+    )  # fmt: skip
+
+
+def test_ages_are_told_whatever_the_clocks_of_the_nodes_say(tmp_path: Path, made_up: MadeUpSlurm) -> None:
+    made_up.says("squeue", "")
+
+    def age(node: float, stamp: float, elapsed: str = "30:00", behind: float = 0) -> tuple[float, str]:
+        """Of a heartbeat where the node's clock and the stamps of files are so many seconds off."""
+        run = submitted(tmp_path)
+        run.events.write_text(json.dumps({"event": "started", "time": time.time() + node - 1800}) + "\n")
+        run.status.write_text(json.dumps({"state": "training", "time": time.time() + node - behind}))
+        os.utime(run.status, (time.time() + stamp,) * 2)
+        made_up.says("squeue", f"42|RUNNING|{elapsed}|2|N/A|gpu001|None\n", run)
+        state = read_states([run])[0]
+        assert state.heartbeat_age is not None
+        assert state.heartbeat_age >= 0
+        return round(state.heartbeat_age, -1), state.reason
+
+    assert age(node=3600, stamp=0) == (0, "")
+    assert age(node=-3600, stamp=0) == (0, "")
+    assert age(node=3600, stamp=3600) == (0, "")  # as on CephFS, where the node stamps
+    assert age(node=-3600, stamp=-3600) == (0, "")
+    assert age(node=0, stamp=-900, behind=900) == (900, "no heartbeat for 15 min: it may hang")
+    assert age(node=-3600, stamp=-4500, behind=900) == (900, "no heartbeat for 15 min: it may hang")

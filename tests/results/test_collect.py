@@ -151,6 +151,7 @@ def test_unfinished_runs_have_a_state(tmp_path: Path) -> None:
         tmp_path, "training", state="training", epoch=7, epochs=20, best=0.81, best_epoch=6, time=now - 10
     )
     silent = unfinished_run(tmp_path, "silent", state="training", epoch=3, time=now - 3 * 3600)
+    os.utime(silent.status, (now - 3 * 3600,) * 2)
     failed = unfinished_run(tmp_path, "failed", state="training", epoch=1, time=now - 60)
     failed.events.write_text(
         json.dumps({"time": now - 70, "event": "started"})

@@ -9,11 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from hpc_tumor.results.entries import Entry
-from hpc_tumor.results.reading import json_lines
 from hpc_tumor.results.values import integer, number
-from hpc_tumor.run_dir import RunDir
+from hpc_tumor.run_dir import RunDir, read_json_lines
 
-MOST_BYTES = 64 * 2**20  # of a file of metrics: what is larger is none
 MOST_POINTS = 240  # of a curve
 PARTS = ("train", "val")
 Curve = Mapping[int, float]  # epoch → value
@@ -33,11 +31,8 @@ class History:
 
 def read_history(path: Path, scores: Sequence[str], best_epoch: int | None = None) -> History:
     """Train and val of these scores; of an epoch that was run again, the later line counts."""
-    file = RunDir(path).metrics
     curves: dict[tuple[str, str], dict[int, float]] = {}
-    if not file.is_file() or file.stat().st_size > MOST_BYTES:
-        return History()
-    for line in json_lines(file):
+    for line in read_json_lines(RunDir(path).metrics):
         epoch, part = integer(line.get("epoch")), line.get("part")
         if epoch is None or not isinstance(part, str) or part not in PARTS:
             continue
