@@ -26,8 +26,8 @@ EPOCHS = 2
 LOOKS = EPOCHS * (STEPS + 1) + 1  # at the stop signal: one a step, one an epoch, one between the scores
 SIDES = {"cnn": 72, "alexnet": 72, "vgg16": 32, "vit": 32}
 LONG = int(os.environ.get("HPC_TUMOR_LONG", "0"))  # rounds of the long campaign
-MANY_RANKS = [3, 8] if LONG else [3]
 KILLS = [(4, 0), *((ranks, seed) for seed in range(1, LONG + 1) for ranks in (3, 4, 8))]  # numbers of ranks and seeds
+KILLED = ("cnn", "vit", "attention-unet", "improved-unet", "alexnet", "unet")  # by seed; eight of vgg16 need 20 GB
 STOPS = st.lists(st.integers(0, LOOKS - 1), min_size=1, max_size=4)
 
 
@@ -95,13 +95,13 @@ def test_every_network_ends_with_the_same_bits(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", MANY_RANKS)
-def test_ranks_of_every_network_end_with_the_same_bits(tmp_path: Path, stores: tuple[Path, Path], ranks: int) -> None:
+def test_three_ranks_of_every_network_end_with_the_same_bits(tmp_path: Path, stores: tuple[Path, Path]) -> None:
+    """Three, because the order of adding up two numbers does not show in their sum."""
     runs = [[small_run(tmp_path / name, stores, model) for model in MODELS] for name in ("whole", "broken")]
-    draw = Random(ranks)
+    draw = Random(7)
     work = [(run, [None]) for run in runs[0]]
     work += [(run, [draw.randrange(1, 2 * STEPS - 2), 1, None]) for run in runs[1]]
-    train_all(work, ranks)
+    train_all(work, 3)
     for whole, broken in zip(*runs, strict=True):
         assert json.loads(broken.result.read_text())["restarts"] == 2
         assert same(whole, broken), whole.name
@@ -113,8 +113,7 @@ def test_ranks_that_are_killed_end_with_the_same_bits(
     tmp_path: Path, stores: tuple[Path, Path], ranks: int, seed: int
 ) -> None:
     """Twice a rank is killed, at any step and any moment of writing; then the run is stopped once."""
-    draw = Random(seed)
-    model = draw.choice(list(MODELS)) if seed else "cnn"
+    draw, model = Random(seed), KILLED[seed % len(KILLED)]
     whole, broken = (small_run(tmp_path / name, stores, model) for name in ("whole", "broken"))
     settings = json.loads(broken.config.read_text())
     broken.config.write_text(json.dumps({**settings, "checkpoint_minutes": 1e-6}))
