@@ -37,13 +37,27 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace `path` with `text` in UTF-8."""
-    write_bytes(path, text.encode())
+    """Replace `path` with `text` in UTF-8; bytes of a file name that are not UTF-8 are written as `\\xff`."""
+    try:
+        data = text.encode()
+    except UnicodeEncodeError:  # such bytes; or all that are not ASCII, where the locale is
+        data = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace").encode()
+    write_bytes(path, data)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Replace `path` with `value` as indented JSON; NaN and infinity become null, so that every reader takes it."""
-    write_text(path, json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, to_json(value, indent=2) + "\n")
+
+
+def to_json(value: Any, *, indent: int | None = None, escape: bool = False) -> str:
+    """`value` as JSON that can be written in UTF-8; with `escape`, in ASCII. Escapes lose nothing."""
+    text = json.dumps(plain(value), indent=indent, ensure_ascii=escape, allow_nan=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # bytes of a file name that are not UTF-8
+        return to_json(value, indent=indent, escape=True)
+    return text
 
 
 def plain(value: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hpc_tumor.console import counted, out
+from hpc_tumor.console import counted, out, prepare_streams
 from hpc_tumor.errors import HpcTumorError, UsageError
 from hpc_tumor.options import (
     HOW,
@@ -50,6 +50,7 @@ app = typer.Typer(
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; gives its exit code: 0 done, 130 interrupted, else that of the error (see errors.py)."""
     out.json = out.verbose = False
+    prepare_streams()
     try:
         code = app(args=arguments, prog_name="hpc-tumor", standalone_mode=False)
     except typer.TyperException as error:
@@ -426,7 +427,7 @@ def status(
     sort: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="name, state, epoch, left, best or heartbeat.")
     ] = None,
-    watch: Annotated[bool, flag("--watch", "-w", text="Go on showing until all have ended.")] = False,
+    watch: Annotated[bool, flag("--watch", "-w", text="Go on showing until all have ended, or Ctrl-C.")] = False,
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -447,8 +448,9 @@ def status(
         out.note(_no_runs(_folder(runs)))
     choose([], state, model, sort)  # what is not there to choose by is refused before one waits
     if watch:
-        found = [item.run for item in choose(read_states(found), state, model)]
-    states = choose(watch_runs(found) if watch else read_states(found), None if watch else state, model, sort)
+        states = choose(watch_runs(found, lambda states: choose(states, state, model)), sort=sort)
+    else:
+        states = choose(read_states(found), state, model, sort)
     if found and not states:
         out.note(f"none of {len(found)} runs is of that kind")
     show_states(states)
@@ -458,12 +460,14 @@ def status(
 def logs(
     patterns: Annotated[
         list[str],
-        typer.Argument(metavar="RUN...", autocompletion=complete_runs, help="Runs by name, part of a name, or glob."),
+        typer.Argument(
+            metavar="RUN...", autocompletion=complete_runs, help="Runs by name, glob, network or part of a name."
+        ),
     ],
     runs: Runs = None,
     rank: Annotated[int, typer.Option(min=0, metavar="N", help="Which rank's output.")] = 0,
     restart: Annotated[int | None, typer.Option(min=0, metavar="N", help="Of this start alone; 0: the first.")] = None,
-    follow: Annotated[bool, flag("--follow", "-f", text="Go on until the run ends, across restarts.")] = False,
+    follow: Annotated[bool, flag("--follow", "-f", text="Go on until the run ends, also while it is queued.")] = False,
     errors: Annotated[bool, flag("--errors", text="Why it failed; the traceback of the first rank to fail.")] = False,
     launcher: Annotated[bool, flag("--launcher", text="What SLURM and the job script said.")] = False,
     tail: Annotated[int | None, typer.Option("--tail", "-n", min=1, metavar="N", help="The last N lines.")] = None,
@@ -507,7 +511,8 @@ def cancel(
     """End runs. What they have learned so far stays, and `resume` goes on from there."""
     from hpc_tumor.control import cancel_runs
 
-    cancel_runs(_find(runs, patterns), yes, state)
+    found, named = _find_named(runs, patterns)
+    cancel_runs(found, yes or named, state)
 
 
 @app.command(rich_help_panel="Runs")
@@ -528,7 +533,8 @@ def resume(
     """
     from hpc_tumor.control import resume_runs
 
-    resume_runs(_find(runs, patterns), yes, gpus, state)
+    found, named = _find_named(runs, patterns)
+    resume_runs(found, yes or named, gpus, state)
 
 
 @app.command(rich_help_panel="Runs")
@@ -545,8 +551,8 @@ def rerun(
     from hpc_tumor.launch import rerun as rerun_all
     from hpc_tumor.runs_view import choose
 
-    found = _find(runs, patterns)
-    rerun_all([item.run for item in choose(read_states(found), state)] if state else found, yes)
+    found, named = _find_named(runs, patterns)
+    rerun_all([item.run for item in choose(read_states(found), state)] if state else found, yes or named)
 
 
 @app.command(rich_help_panel="Runs")
@@ -562,6 +568,43 @@ def efficiency(patterns: AnyPatterns = None, runs: Runs = None, json: Json = Fal
     if not found:
         out.note(_no_runs(_folder(runs)))
     show_efficiency(read_efficiency(found))
+
+
+@app.command(rich_help_panel="Runs")
+def clean(
+    patterns: AnyPatterns = None,
+    runs: Runs = None,
+    delete: Annotated[bool, flag("--delete", text="Remove what is shown; without it, nothing is removed.")] = False,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Show files that nobody needs any more, with their sizes, and how large each run is; --delete removes them.
+
+    Of finished runs, the checkpoints to go on from and the pickles of their jobs; the weights that were scored, and
+    checkpoints kept for good, stay. Of all that have ended, temporary files. Without RUN also what runs share: archives
+    of code, staging folders of conversions that were killed, copies of stores on the disk of this machine alone.
+    Nothing of a run that is queued, running or unreadable, of other users, or behind a link is touched.
+
+    Examples:
+
+    hpc-tumor clean
+
+    hpc-tumor clean --delete
+    """
+    from hpc_tumor.cluster.clean import clean as clean_runs
+    from hpc_tumor.views import cleaning_tables, refuse_what_stays
+
+    folder = _folder(runs)
+    done = clean_runs(folder, _find(runs, patterns) if patterns and patterns != ["all"] else None, delete=delete)
+    out.result(done.as_dict(), show=lambda: out.tables(cleaning_tables(done)))
+    if done.failed:
+        raise refuse_what_stays(done)
+    if not done.leftovers:
+        out.note("nothing to remove")
+    elif not delete:
+        option = "" if runs is None else f" --runs {shlex.quote(str(runs))}"
+        command = shlex.join(["hpc-tumor", "clean", *(patterns or [])])
+        out.hints("Nothing was removed.", [(f"{command}{option} --delete", "removes it")])
 
 
 clusters_app = typer.Typer(invoke_without_command=True)
@@ -658,9 +701,10 @@ def doctor(
 
 @app.command(rich_help_panel="Results")
 def collect(
-    runs: Annotated[
-        Path | None, typer.Argument(metavar="[RUNS]", help="Folder of the run directories, or one of them; ./runs.")
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="[DIR]", help="The same as --runs; also one run directory.")
     ] = None,
+    runs: Runs = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="DIR", help="Folder for the tables, figures and report.html."),
@@ -699,15 +743,18 @@ def collect(
     from hpc_tumor.results.collect import collect_runs
     from hpc_tumor.results.wishes import make_wishes
     from hpc_tumor.results.writing import serve_results, write_results
-    from hpc_tumor.run_dir import RunDir
+    from hpc_tumor.run_dir import RunDir, find_runs
 
     if serve and not figures:
         raise UsageError("--serve shows the report, which --no-figures leaves out: leave out one of them.")
     if port and not serve:
         raise UsageError(f"--port {port} is for --serve: add it, or leave out --port.")
     wishes = make_wishes(model or [], where or [], by or [], sort)
-    folder = _folder(runs)
-    found = [RunDir(folder)] if (folder / "config.json").is_file() else _find(folder, None)
+    if folder and runs:
+        raise UsageError(f"{folder} and --runs {runs} both name the folder of the runs: leave out one of them.")
+    folder = _folder(folder or runs)
+    one = (folder / "config.json").is_file()
+    found = [RunDir(folder)] if one else find_runs(folder)
     states = read_states([run for run in found if not run.is_finished()])
     comparison = collect_runs(found, queue={state.name: state.state for state in states}, wishes=wishes)
     if not found:
@@ -820,6 +867,12 @@ def _find(runs: Path | None, patterns: list[str] | None) -> list[RunDir]:
     from hpc_tumor.run_dir import find_runs
 
     return find_runs(_folder(runs), patterns)
+
+
+def _find_named(runs: Path | None, patterns: list[str]) -> tuple[list[RunDir], bool]:
+    """The runs, and whether each pattern stands for one of them, so that nobody need be asked which are meant."""
+    named = "all" not in patterns and not any(sign in pattern for pattern in patterns for sign in "*?[")
+    return _find(runs, patterns), named and all(len(_find(runs, [pattern])) == 1 for pattern in patterns)
 
 
 def _one_run(runs: Path | None, name: str) -> RunDir:

@@ -6,16 +6,20 @@ where it is used, so that a command that draws nothing does not wait for it.
 
 from __future__ import annotations
 
-import json
+import codecs
+import io
 import os
 import sys
 import time
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from hpc_tumor import atomic
+from hpc_tumor.errors import UsageError
 from hpc_tumor.names import printable
 
 if TYPE_CHECKING:
@@ -25,6 +29,15 @@ if TYPE_CHECKING:
 
 LOG_SECONDS = 5.0  # at least so long between two plain lines of progress
 LOG_WIDTH = 200  # columns where no window limits them
+LEAST_WIDTH = 40  # columns that a table needs to be read
+_SPELLED = "hpc-tumor-spelled"  # name of the error handler of both streams
+_SPELLINGS = {
+    "×": "x", "÷": "/", "±": "+/-", "∓": "-/+", "·": "-", "•": "*", "°": " deg", "√": "sqrt", "∞": "inf", "µ": "u",
+    "μ": "u", "≈": "~", "≠": "!=", "≤": "<=", "≥": ">=", "←": "<-", "→": "->", "↑": "^", "↓": "v", "†": "+", "‡": "++",
+    "“": '"', "”": '"', "„": '"', "«": '"', "»": '"', "‘": "'", "’": "'", "‚": "'", "ß": "ss", "æ": "ae", "Æ": "AE",
+    "œ": "oe", "Œ": "OE", "ø": "o", "Ø": "O", "ł": "l", "Ł": "L", **dict.fromkeys("‐‑‒–—―−⁻", "-"),
+    **dict.fromkeys("─━┄┅┈┉╌╍═╴╶╸╺╼╾", "-"), **dict.fromkeys("│┃┆┇┊┋╎╏║╵╷╹╻╽╿", "|"),
+}  # fmt: skip
 _STYLES = {
     "running": "cyan", "finished": "green", "queued": "yellow", "requeued": "yellow", "restarting": "yellow",
     "stopped": "yellow", "cancelled": "yellow", "unreadable": "red", "failed": "red", "lost": "red",
@@ -53,7 +66,9 @@ class Output:
     def result(self, value: Any, *, show: Callable[[], object]) -> None:
         """The result of a command: as JSON on stdout where that was asked for, else as `show()` puts it."""
         if self.json:
-            print(json.dumps(atomic.plain(value), indent=2, ensure_ascii=False, allow_nan=False), flush=True)
+            # JSON is UTF-8: in another encoding it is read only where all of it is ASCII.
+            escape = codecs.lookup(sys.stdout.encoding or "utf-8").name != "utf-8"
+            print(atomic.to_json(value, indent=2, escape=escape), flush=True)
         else:
             show()
 
@@ -84,7 +99,7 @@ class Output:
     def table(self, table: Table) -> None:
         """A table on stdout, with as many of its columns as the window holds."""
         console = _console(sys.stdout)
-        console.print(draw(table.fit(console.width)), soft_wrap=False)
+        console.print(draw(_spelled_table(table, sys.stdout).fit(console.width)), soft_wrap=False)
 
     def pairs(self, pairs: Sequence[tuple[str, str]]) -> None:
         """Names and what they stand for, one pair a line."""
@@ -100,11 +115,19 @@ class Output:
             self.table(table)
 
     def confirm(self, question: str) -> bool:
-        """Whether the person agrees. Where there is no terminal to answer at, nobody is asked and the answer is yes."""
-        if not (sys.stdin.isatty() and sys.stderr.isatty()):
-            return True
+        """Ask the person, and return True where they agree.
+
+        Raises:
+            UsageError: there is no terminal to answer at.
+        """
+        if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
+            raise UsageError(f"{question} There is no terminal to answer at: add --yes.")
         print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
-        return sys.stdin.readline().strip().lower() in ("y", "yes")
+        try:
+            return sys.stdin.readline().strip().lower() in ("y", "yes")
+        except KeyboardInterrupt:
+            self.note()  # below the question
+            raise
 
     @contextmanager
     def progress(self, label: str, unit: str) -> Iterator[Progress]:
@@ -142,13 +165,17 @@ class Output:
         from rich.live import Live
 
         def shown() -> RenderableType:
-            return draw(view.table.fit(console.width))
+            return draw(_spelled_table(view.table, sys.stderr).fit(console.width))
 
         with Live(shown(), console=console, auto_refresh=False, transient=True) as live:
-            while not view.over:
-                time.sleep(seconds)
-                view = read()
-                live.update(shown(), refresh=True)
+            try:
+                while not view.over:
+                    time.sleep(seconds)
+                    view = read()
+                    live.update(shown(), refresh=True)
+            except KeyboardInterrupt:
+                live.transient = False  # nothing follows that would show it
+                raise
 
 
 @dataclass(frozen=True)
@@ -161,6 +188,24 @@ class View:
 
 
 out = Output()
+
+
+def prepare_streams() -> None:
+    """Let both streams take every text: what their encoding does not have is spelled in characters that it has.
+
+    A stream that is closed takes everything and shows nothing. Widths in the environment that nothing could be shown in
+    are dropped: neither rich nor typer asks whether they can be meant.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - for the whole process
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_SPELLED)
+    for name in ("COLUMNS", "TERMINAL_WIDTH"):
+        width = os.environ.get(name, "")
+        if not width.isdecimal() or int(width) < LEAST_WIDTH:
+            os.environ.pop(name, None)
 
 
 def draw(table: Table) -> RenderableType:
@@ -230,8 +275,54 @@ class _LogProgress:
 def _console(stream: TextIO) -> Console:
     from rich.console import Console
 
-    width = None if stream.isatty() or "COLUMNS" in os.environ else LOG_WIDTH
-    return Console(file=stream, width=width, highlight=False)
+    console = Console(file=stream, highlight=False)
+    if not (stream.isatty() or "COLUMNS" in os.environ):
+        console.width = LOG_WIDTH
+    elif console.width < LEAST_WIDTH:
+        console.width = LEAST_WIDTH
+    return console
+
+
+def _spell(error: UnicodeError) -> tuple[str, int]:
+    """Error handler of an encoding: characters that it does not have, in such that it has."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(map(_in_ascii, error.object[error.start : error.end])), error.end
+
+
+codecs.register_error(_SPELLED, _spell)
+
+
+def _in_ascii(character: str) -> str:
+    if character in _SPELLINGS:
+        return _SPELLINGS[character]
+    if "\ud800" <= character <= "\udfff":
+        return printable(character)
+    if "\u2500" <= character <= "\u257f":  # corners and crossings of frames
+        return "+"
+    if "\u2800" <= character <= "\u28ff":  # dots that turn while one waits
+        return "*"
+    parts = unicodedata.normalize("NFKD", character)
+    if parts[0].isalpha():
+        parts = "".join(part for part in parts if not unicodedata.combining(part))
+    return parts if parts.isascii() else "?"
+
+
+def _spelled(text: str, stream: TextIO) -> str:
+    """`text` as it will stand on the stream."""
+    encoding = stream.encoding or "utf-8"
+    return text.encode(encoding, _SPELLED).decode(encoding)
+
+
+def _spelled_table(table: Table, stream: TextIO) -> Table:
+    """`table` as it will stand on the stream: a character may become several, which its columns must have room for."""
+    return replace(
+        table,
+        title=_spelled(table.title, stream),
+        columns=tuple(replace(column, title=_spelled(column.title, stream)) for column in table.columns),
+        rows=tuple(tuple(_spelled(cell, stream) for cell in row) for row in table.rows),
+        notes=tuple(_spelled(note, stream) for note in table.notes),
+    )
 
 
 def _plain(text: str) -> str:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from hpc_tumor.cluster.job_record import JobRecord
+from hpc_tumor.cluster.existing import is_own
 from hpc_tumor.cluster.logs import follow
-from hpc_tumor.cluster.profiles import LOCAL
 from hpc_tumor.cluster.queue import ENDED, OPEN, RunState, cancel, read_states
-from hpc_tumor.console import View, out
+from hpc_tumor.cluster.watch import LOOK_SECONDS, Watch
+from hpc_tumor.console import View, counted, out
 from hpc_tumor.errors import HpcTumorError, PartialFailure, TrainingError
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.runs_view import choose, runs_table, runs_view
 
 _FAILURES = ("failed", "timeout", "node-fail", "out-of-memory")
-LOCAL_SECONDS, SLURM_SECONDS = 2.0, 10.0  # between two looks at the runs; a scheduler is asked less often
+_REASON_SECONDS = 60.0  # between two lines on why a run still waits: the estimate of its start changes all the time
+_MOST_NAMED = 5  # runs in a sentence on what was done
 
 
 def show_states(states: Sequence[RunState]) -> None:
@@ -23,22 +25,25 @@ def show_states(states: Sequence[RunState]) -> None:
     out.result([state.as_dict() for state in states], show=lambda: out.table(runs_table(states, out.width)))
 
 
-def watch_runs(runs: Sequence[RunDir]) -> list[RunState]:
-    """The states of the runs once all have ended, shown until then. Ctrl-C ends the showing, not the runs."""
-    states = read_states(runs)
-    seconds = LOCAL_SECONDS if all(state.cluster == LOCAL for state in states) else SLURM_SECONDS
+def watch_runs(
+    runs: Sequence[RunDir], select: Callable[[list[RunState]], list[RunState]] = lambda states: states
+) -> list[RunState]:
+    """The states of the runs once all have ended, shown until then. Ctrl-C ends the showing, not the runs.
+
+    `select` picks those to watch, by their states at the first look.
+    """
+    watch = Watch(runs)
+    watch.keep([state.run for state in select(watch.look())])
 
     def read() -> View:
-        nonlocal states
-        states = read_states(runs)
-        return runs_view(states, out.error_width)
+        return runs_view(watch.look(), out.error_width)
 
     try:
-        out.watch(read, seconds)
+        out.watch(read, LOOK_SECONDS)
     except KeyboardInterrupt:
         out.note("The runs go on: `hpc-tumor status` shows them, `hpc-tumor cancel` ends them.")
         raise
-    return states
+    return watch.states
 
 
 def refuse_failures(states: Sequence[RunState]) -> None:
@@ -53,15 +58,21 @@ def refuse_failures(states: Sequence[RunState]) -> None:
 
 
 def follow_log(run: RunDir, rank: int) -> None:
-    """Print what a rank prints, until the run has ended."""
-    looked, over = 0.0, False
+    """Print what a rank prints, until the run has ended; where it waits, say for what."""
+    watch = Watch([run])
+    told: RunState | None = None
+    when = 0.0
 
     def ended() -> bool:
-        nonlocal looked, over
-        local = JobRecord.of_run(run).is_local
-        if time.monotonic() - looked > (LOCAL_SECONDS if local else SLURM_SECONDS):
-            looked, over = time.monotonic(), read_states([run])[0].state not in OPEN
-        return over
+        nonlocal told, when
+        (state,) = watch.look()
+        waits = state.state in OPEN and state.state != "running"
+        another = told is None or state.state != told.state
+        late = told is not None and state.reason != told.reason and time.monotonic() - when > _REASON_SECONDS
+        if (waits and (another or late)) or (told is not None and another and state.state in OPEN):
+            told, when = state, time.monotonic()
+            out.note(_in_a_line(state) + ("; its output follows once it begins" if waits else ""))
+        return state.state not in OPEN
 
     try:
         for text in follow(run, rank, ended=ended):
@@ -69,35 +80,48 @@ def follow_log(run: RunDir, rank: int) -> None:
     except KeyboardInterrupt:
         out.note(f"\n{run.name} goes on.")
         raise
+    out.note(_in_a_line(watch.states[0]))
+
+
+def _in_a_line(state: RunState) -> str:
+    return f"{state.name} {state.state}" + (f": {state.reason}" if state.reason else "")
 
 
 def cancel_runs(runs: Sequence[RunDir], yes: bool, wanted: str | None = None) -> None:
-    """End those of the runs, in one of the `wanted` states, that are queued or running."""
+    """End those of the runs, in one of the `wanted` states, that are queued or running. Asks before, unless `yes`."""
     states = choose(read_states(runs), wanted)
     chosen = states if len(runs) == 1 else [state for state in states if state.cancellable]
-    if _agreed("cancel", [state.run for state in chosen], yes):
+    if agreed("cancel", [state.run for state in chosen], yes or not all(state.cancellable for state in chosen)):
         errors: dict[str, HpcTumorError] = dict(cancel(*chosen))
-        _show_done("cancelled", [state.name for state in chosen], errors)
+        others = len(states) - len(chosen)
+        rest = f"; {counted(others, 'other')} had ended before" if others else ""
+        _show_done("cancelled", [state.name for state in chosen], errors, f"hpc-tumor resume goes on later{rest}")
 
 
 def resume_runs(runs: Sequence[RunDir], yes: bool, gpus: int | None = None, wanted: str | None = None) -> None:
-    """Start those of the runs, in one of the `wanted` states, again that ended without a result; many as arrays."""
-    from hpc_tumor.cluster.submit import resume_all, resume_run
+    """Start those of the runs, in one of the `wanted` states, again that ended without a result; many as arrays.
+
+    Asks before, unless `yes`.
+    """
+    from hpc_tumor.cluster.submit import resume_all, resume_run, submitting
 
     states = choose(read_states(runs), wanted)
     chosen = [state.run for state in states if len(runs) == 1 or (state.state in ENDED and not state.ending)]
-    if not _agreed("resume", chosen, yes):
+    if not agreed("resume", chosen, yes):
         return
-    if len(chosen) == 1 or gpus is not None:
-        errors: dict[str, HpcTumorError] = {}
-        for run in chosen:
-            try:
-                resume_run(run, gpus)
-            except HpcTumorError as error:
-                errors[run.name] = error
-    else:
-        errors = resume_all(chosen)
-    _show_done("resumed", [run.name for run in chosen], errors)
+    # Nobody removes meanwhile the code that they are about to need; what is not theirs is refused below.
+    own = next((run for run in chosen if is_own(run)), None)
+    with contextlib.nullcontext() if own is None else submitting(own.path.parent):
+        if len(chosen) == 1 or gpus is not None:
+            errors: dict[str, HpcTumorError] = {}
+            for run in chosen:
+                try:
+                    resume_run(run, gpus)
+                except HpcTumorError as error:
+                    errors[run.name] = error
+        else:
+            errors = resume_all(chosen)
+    _show_done("resumed", [run.name for run in chosen], errors, "hpc-tumor status shows how they go")
 
 
 def print_logs(
@@ -131,18 +155,23 @@ def print_logs(
         out.note(f"{who}: no {what} so far")
 
 
-def _agreed(verb: str, runs: Sequence[RunDir], yes: bool) -> bool:
-    """Whether there is something to do, and the person agrees where it is done to several runs."""
+def agreed(verb: str, runs: Sequence[RunDir], yes: bool) -> bool:
+    """Whether there is something to do, and the person agrees, who is asked unless `yes`.
+
+    Raises:
+        UsageError: there is nobody to ask.
+    """
     if not runs:
         out.note(f"nothing to {verb}")
-    elif len(runs) > 1 and not yes and not out.confirm(f"{verb} {len(runs)} runs?"):
-        out.note("nothing was done")
         return False
-    return bool(runs)
+    if yes or out.confirm(f"{verb} {runs[0].name if len(runs) == 1 else f'{len(runs)} runs'}?"):
+        return True
+    out.note("nothing was done")
+    return False
 
 
-def _show_done(done: str, names: Sequence[str], errors: Mapping[str, HpcTumorError]) -> None:
-    """What was done, and to which runs it could not be done: one that failed did not keep the others from it.
+def _show_done(done: str, names: Sequence[str], errors: Mapping[str, HpcTumorError], next_: str) -> None:
+    """Say in a sentence what was done, and to which runs it could not be done: one that failed kept no other from it.
 
     Raises the error of a single run, or a PartialFailure.
     """
@@ -150,7 +179,11 @@ def _show_done(done: str, names: Sequence[str], errors: Mapping[str, HpcTumorErr
         raise next(iter(errors.values()))
     good = [name for name in names if name not in errors]
     values = {done: good, "failed": {name: str(error) for name, error in errors.items()}}
-    out.result(values, show=lambda: out.text("\n".join(f"{name}  {done}" for name in good)) if good else None)
+    which = good[0] if len(good) == 1 else counted(len(good), "run")
+    if 1 < len(good) <= _MOST_NAMED:
+        which += f" ({', '.join(good)})"
+    sentence = f"{which} {'was' if len(good) == 1 else 'were'} {done}: {next_}."
+    out.result(values, show=lambda: out.text(sentence) if good else None)
     if errors:
         first, why = next(iter(errors.items()))
         raise PartialFailure(f"{len(errors)} of {len(names)} runs could not be {done}. The first, {first}: {why}")

@@ -19,7 +19,7 @@ from hpc_tumor.cluster.slurm import count_own_jobs
 from hpc_tumor.cluster.submit import Wanted, array_script, grouped, job_script, submit_all, submitted_as, submitting
 from hpc_tumor.config import ClusterProfile, Experiment
 from hpc_tumor.console import counted, out
-from hpc_tumor.control import refuse_failures, show_states, watch_runs
+from hpc_tumor.control import agreed, refuse_failures, show_states, watch_runs
 from hpc_tumor.errors import ClusterError, HpcTumorError, PartialFailure, UsageError
 from hpc_tumor.planning import Planned, fit
 from hpc_tumor.provenance import collect_provenance, provenance_of
@@ -158,12 +158,13 @@ def _that_fit(wanted: list[Wanted], profile: ClusterProfile) -> tuple[list[Wante
 def rerun(runs: Sequence[RunDir], yes: bool) -> None:
     """Train the runs again from the beginning, with the same settings and requests, as new runs beside them.
 
+    Asks before, unless `yes`.
+
     Raises:
         UsageError: a run was never submitted.
         ClusterError: SLURM is not there, or refuses.
     """
-    if len(runs) > 1 and not yes and not out.confirm(f"train {len(runs)} runs again from the beginning?"):
-        out.note("nothing was done")
+    if not agreed("rerun", runs, yes):
         return
     going = [state for state in read_states(runs) if state.state in OPEN]
     if going and len(going) == len(runs):

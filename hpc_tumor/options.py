@@ -78,23 +78,25 @@ Runs = Annotated[Path | None, typer.Option("--runs", metavar="DIR", help="Folder
 OneRun = Annotated[
     str,
     typer.Argument(
-        metavar="RUN", autocompletion=complete_runs, help="Run directory, or a run by name or part of a name."
+        metavar="RUN", autocompletion=complete_runs, help="Run directory, or a run by name, network or part of a name."
     ),
 ]
 Patterns = Annotated[
     list[str],
     typer.Argument(
-        metavar="RUN...", autocompletion=complete_runs, help="Runs by name, part of a name, glob, or 'all'."
+        metavar="RUN...", autocompletion=complete_runs, help="Runs by name, glob, network or part of a name; or 'all'."
     ),
 ]
 AnyPatterns = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[RUN]...", autocompletion=complete_runs, help="Runs by name, part of a name, or glob; all."
+        metavar="[RUN]...",
+        autocompletion=complete_runs,
+        help="Runs by name, glob, network or part of a name; else all.",
     ),
 ]
 State = Annotated[
     str | None,
     typer.Option(metavar="STATE,...", autocompletion=complete_states, help="failed, running …; open or ended."),
 ]
-Yes = Annotated[bool, flag("--yes", "-y", text="Do not ask.")]
+Yes = Annotated[bool, flag("--yes", "-y", text="Do not ask; without a terminal, several runs need it.")]

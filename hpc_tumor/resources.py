@@ -50,7 +50,7 @@ def _group_folders(controller: str) -> list[Path]:
     """Folders of the control groups that this process is in, up to the root; version 1 and 2."""
     folders: list[Path] = []
     with suppress(OSError):
-        for line in (_PROC / "self" / "cgroup").read_text().splitlines():
+        for line in os.fsdecode((_PROC / "self" / "cgroup").read_bytes()).splitlines():
             _, controllers, place = line.split(":", 2)
             if controllers == "" or controller in controllers.split(","):
                 root = _CGROUPS / controllers if controllers else _CGROUPS

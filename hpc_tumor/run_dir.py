@@ -25,10 +25,11 @@ import json
 import os
 import re
 import secrets
+import shlex
 import shutil
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from fnmatch import fnmatchcase
@@ -43,7 +44,7 @@ from hpc_tumor.validation import build
 
 Damage = Literal["damaged", "missing"]  # to the weights of a best epoch
 MOST_BYTES = 64 * 2**20  # of a file that is read whole
-_RUN_NAME = re.compile(r"\d{8}-\d{6}-[a-z0-9-]+-[0-9a-f]{4,}")
+_RUN_NAME = re.compile(r"\d{8}-\d{6}-([a-z0-9-]+)-[0-9a-f]{4,}")
 
 
 class RunDir:
@@ -78,6 +79,12 @@ class RunDir:
     @property
     def name(self) -> str:
         return self.path.name
+
+    @property
+    def network(self) -> str:
+        """The network, by the run's name; empty where that was made by others."""
+        match = _RUN_NAME.fullmatch(self.name)
+        return match[1] if match else ""
 
     @classmethod
     def create(cls, runs: Path, experiment: Experiment) -> RunDir:
@@ -210,25 +217,37 @@ def without_best(damage: Damage, run: str = "its") -> str:
 
 
 def find_runs(runs: Path, patterns: list[str] | None = None) -> list[RunDir]:
-    """Run directories under `runs` by name, oldest first: all, or those whose name fits a pattern (name, part or glob).
+    """Run directories under `runs`, oldest first: all, or those that a pattern fits.
+
+    A pattern is the name of a run, else a glob, else the name of a network, else a part of a name: `unet` means no
+    `improved-unet` where runs of `unet` are there.
 
     Raises:
         UsageError: there is no such directory, or a pattern fits no run.
     """
     if not runs.is_dir():
-        raise UsageError(f"there is no runs directory {runs}. Submit a run first, or name another one with --runs.")
+        raise UsageError(f"there is no runs directory {runs}. Submit a run first, or name another one: --runs DIR.")
     found = [RunDir(path) for path in sorted(runs.iterdir()) if is_run(path)]
     if not patterns or patterns == ["all"]:
         return found
     chosen: dict[str, RunDir] = {}
     for pattern in patterns:
-        fitting = [run for run in found if fnmatchcase(run.name, pattern)] or [
-            run for run in found if pattern in run.name
-        ]
+        fitting = _fitting(found, pattern)
         if not fitting:
-            raise UsageError(f"no run in {runs} fits {pattern!r}. `hpc-tumor status` lists the runs.")
+            where = "" if runs == Path("runs") else f" --runs {shlex.quote(str(runs))}"
+            raise UsageError(f"no run in {runs} fits {pattern!r}. `hpc-tumor status{where}` lists the runs.")
         chosen.update((run.name, run) for run in fitting)
     return [chosen[name] for name in sorted(chosen)]
+
+
+def _fitting(runs: list[RunDir], pattern: str) -> list[RunDir]:
+    ways: list[Callable[[RunDir], bool]] = [
+        lambda run: run.name == pattern,
+        lambda run: fnmatchcase(run.name, pattern),
+        lambda run: run.network == pattern,
+        lambda run: pattern in run.name,
+    ]
+    return next(filter(None, ([run for run in runs if fits(run)] for fits in ways)), [])
 
 
 def is_run(path: Path) -> bool:
@@ -362,7 +381,7 @@ def write_error(error: OSError, folder: Path, what: str) -> HpcTumorError:
 
 def _append_json(path: Path, value: dict[str, Any]) -> None:
     # One write of one whole line to a file opened for appending: lines of two writers never mix.
-    line = (json.dumps(atomic.plain(value), ensure_ascii=False, allow_nan=False) + "\n").encode()
+    line = f"{atomic.to_json(value)}\n".encode()
     handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
     try:
         size = os.fstat(handle).st_size

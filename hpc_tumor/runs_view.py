@@ -148,11 +148,11 @@ def _left(state: RunState) -> str:
 
 
 def _elapsed(state: RunState) -> str:
-    if state.elapsed is None:
+    if not state.elapsed:
         return ""
     if state.limit is None or state.state not in OPEN:
         return duration(state.elapsed)
-    return f"{_hours(state.elapsed)} of {_hours(state.limit)} h" if state.elapsed else ""
+    return f"{_hours(state.elapsed)} of {_hours(state.limit)} h"
 
 
 def _hours(seconds: float) -> str:

@@ -10,10 +10,11 @@ from hpc_tumor.cluster.plan import hours
 from hpc_tumor.cluster.profiles import LOCAL
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.console import counted, duration, out, size
-from hpc_tumor.errors import DataError
+from hpc_tumor.errors import DataError, PartialFailure
 from hpc_tumor.results.layout import Column, Table
 
 if TYPE_CHECKING:
+    from hpc_tumor.cluster.clean import Cleaning, Kind
     from hpc_tumor.cluster.discover import Discovery
     from hpc_tumor.cluster.submit import Submission
     from hpc_tumor.data.prepare import PrepareSummary, SourceReport
@@ -21,6 +22,15 @@ if TYPE_CHECKING:
     from hpc_tumor.data.store import Store
 
 MOST_REFUSED = 20  # cases named one by one
+MOST_SIZES = 20  # runs whose size is shown, the largest first
+LEFTOVERS: dict[Kind, str] = {
+    "checkpoints": "checkpoints of finished runs",
+    "temporary": "temporary files of writers that are gone",
+    "pickles": "pickles of the jobs of finished runs",
+    "code": "code that no unfinished run needs",
+    "staging": "unfinished work of conversions that are gone",
+    "copies": "copies of stores on this machine's disk",
+}
 NOUNS = ("link", "Zarr store")  # kinds of what is not taken; the others are suffixes and the like
 
 
@@ -196,3 +206,43 @@ def _strata(store: Store) -> list[str]:
     if store.task == "classification":
         return [store.classes[label] for label in store.label.tolist()]
     return [str(facts.get("grade", "grade unknown")) for facts in store.clinical]
+
+
+def cleaning_tables(cleaning: Cleaning) -> list[Table]:
+    """What may go or went, by kind; and how large the runs are."""
+    by_kind = {words: cleaning.of(kind) for kind, words in LEFTOVERS.items()}
+    rows = [
+        (words, f"{sum(item.files for item in items):,}", size(sum(item.bytes for item in items)))
+        for words, items in {**by_kind, "in all": cleaning.leftovers}.items()
+        if items
+    ]
+    title = "removed" if cleaning.removed else "may go"
+    table = Table("", (Column(title, "left"), Column("files"), Column("size")), tuple(rows))
+    return [*([table] if rows else []), *([_sizes_table(cleaning)] if cleaning.sizes else [])]
+
+
+def refuse_what_stays(cleaning: Cleaning) -> PartialFailure:
+    """The error for what could not be removed."""
+    path, reason = next(iter(cleaning.failed.items()))
+    return PartialFailure(
+        f"{counted(len(cleaning.failed), 'leftover')} could not be removed. The first, {path}: {reason}"
+    )
+
+
+def _sizes_table(cleaning: Cleaning) -> Table:
+    title = "removed" if cleaning.removed else "may go"
+    columns = [Column("run", "left"), Column("state", "left"), Column("files"), Column("size"), Column(title)]
+    shown, rest = cleaning.sizes[:MOST_SIZES], cleaning.sizes[MOST_SIZES:]
+    rows = [
+        [run.run, run.state, f"{run.files:,}", size(run.bytes), size(run.may_go) if run.may_go else ""] for run in shown
+    ]
+    others = ["" if run.left_alone in (None, run.state) else str(run.left_alone) for run in shown]
+    if any(others):
+        columns.append(Column("left alone", "left", keep=40))
+        rows = [[*row, why] for row, why in zip(rows, others, strict=True)]
+    notes = []
+    if rest:
+        notes = [f"and {counted(len(rest), 'smaller run')}, {size(sum(run.bytes for run in rest))}; --json has all"]
+    if left := Counter(run.state for run in cleaning.sizes if run.left_alone == run.state):
+        notes.append(f"Left alone: {', '.join(f'{count:,} {state}' for state, count in left.items())}.")
+    return Table("", tuple(columns), tuple(tuple(row) for row in rows), tuple(notes))

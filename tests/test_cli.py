@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
 import resource
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +18,7 @@ import pytest
 
 from hpc_tumor import cli
 from hpc_tumor.cluster.queue import RunState
+from hpc_tumor.cluster.tickets import take_ticket
 from hpc_tumor.config import Experiment
 from hpc_tumor.control import refuse_failures
 from hpc_tumor.data.phantom import make_phantom
@@ -120,8 +124,9 @@ UNET = ("submit", "--model", "unet", "--data", "data/brats.zarr")
         (("phantom", "new", "--dataset", "brats", "--cases", "0"), 2, ("--cases",)),
         (("phantom", "new", "--dataset", "brats", "--cases", "1", "--shape", "9x9"), 2, ("--shape '9x9'",)),
         (("phantom", "data/raw-brats", "--dataset", "brats", "--cases", "1"), 2, ("is not empty",)),
-        (("status", "--runs", "nowhere"), 2, ("there is no runs directory nowhere",)),
-        (("collect", "nowhere"), 2, ("there is no runs directory nowhere",)),
+        (("status", "--runs", "nowhere"), 2, ("there is no runs directory nowhere", "--runs DIR")),
+        (("predict", "unet", "data", "-o", "new", "--runs", "nowhere"), 2, ("directory nowhere", "--runs DIR")),
+        (("collect", "nowhere"), 2, ("there is no runs directory nowhere", "--runs DIR")),
         (("logs", "unet", "--runs", "data/empty"), 2, ("no run in data/empty fits 'unet'",)),
         (("cancel",), 2, ("RUN",)),
         (("statu",), 2, ("No such command 'statu'", "status")),
@@ -241,6 +246,68 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     command = f"'{sys.executable}' -m hpc_tumor clusters | :"
     done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, check=False, timeout=60)
     assert done.stderr == ""
+
+
+def test_a_stream_that_is_closed_is_no_error() -> None:
+    for closed in (">&-", "2>&-"):
+        command = f"'{sys.executable}' -m hpc_tumor clusters {closed}"
+        done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, check=False, timeout=60)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+PLAIN = {
+    "latin-1": {"PYTHONIOENCODING": "latin-1"},
+    "ascii": {"PYTHONIOENCODING": "ascii"},
+    "an ASCII locale": {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+}
+
+
+@pytest.mark.parametrize("variables", PLAIN.values(), ids=list(PLAIN))
+def test_help_and_tables_on_a_terminal_without_unicode(variables: dict[str, str]) -> None:
+    for arguments in (("submit", "--help"), ("clusters",)):
+        done = subprocess.run(
+            [sys.executable, "-m", "hpc_tumor", *arguments], env={**os.environ, **variables}, capture_output=True,
+            check=False, timeout=60,
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert len(done.stdout.splitlines()) > 5
+        assert done.stdout.decode(variables.get("PYTHONIOENCODING", "ascii"))
+
+
+@pytest.mark.parametrize("columns", ["0", "1", "-80", "wide"])
+def test_help_whatever_the_width_that_is_claimed(columns: str) -> None:
+    done = python("-m", "hpc_tumor", "status", "--help", COLUMNS=columns, TERMINAL_WIDTH=columns)
+    assert done.returncode == 0, done.stderr
+    assert "Usage: hpc-tumor status" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variables", PLAIN.values(), ids=list(PLAIN))
+def test_whatever_the_terminal_commands_end_well_and_files_are_utf_8(variables: dict[str, str], work: Path) -> None:
+    store = "données.zarr"
+    (work / store).symlink_to(work / "data" / "brain-mri.zarr")
+    run = work / "runs" / "20260101-000000-cnn-aaaaaa"
+    run.mkdir(parents=True)
+    (run / "config.json").write_text('{"task": "classification", "data": {"store": "données.zarr"}}', encoding="utf-8")
+    for arguments, codes in {
+        ("audit", store, "--output", "audit.html"): (0, 3),
+        ("doctor", "--cluster", "local"): (0, 1),
+        ("collect", "--output", "résultats"): (0,),
+        ("collect", "--json"): (0,),
+    }.items():
+        done = subprocess.run(
+            [sys.executable, "-m", "hpc_tumor", *arguments], env={**os.environ, **variables}, capture_output=True,
+            check=False, timeout=120,
+        )  # fmt: skip
+        assert done.returncode in codes, done.stderr
+        assert b"not foreseen" not in done.stderr
+        assert done.stdout
+    assert run.name in json.loads(done.stdout)["unfinished"][0]["run"]
+    written = [work / "audit.html", *(work / "résultats").glob("*.*")]
+    assert len(written) > 4
+    for path in written:
+        path.read_text(encoding="utf-8")
+    assert "données" in (work / "audit.html").read_text(encoding="utf-8")
 
 
 def test_colours_only_on_a_terminal_that_wants_them() -> None:
@@ -389,6 +456,71 @@ def test_a_run_that_ended_is_not_cancelled(capsys: Captured, work: Path) -> None
     assert "there is nothing to cancel" in capsys.readouterr().err
     assert cli.main(["resume", "aaaaaa"]) == 2
     assert "error: " in capsys.readouterr().err
+
+
+@pytest.fixture
+def going(work: Path) -> Iterator[list[tuple[str, subprocess.Popen[bytes]]]]:
+    """Names and processes of two runs on this machine: of improved-unet, which trains, and of unet, which waits."""
+    made = []
+    for name in ("20260101-000000-improved-unet-aaaaaa", "20260101-000001-unet-bbbbbb"):
+        run = RunDir(work / "runs" / name)
+        run.logs.mkdir(parents=True)
+        process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
+        run.job.write_text(json.dumps({"cluster": "local", "job_id": str(process.pid)}))
+        run.add_event("submitted")
+        made.append((name, process, take_ticket(run.path.parent, name)))
+    yield [(name, process) for name, process, _ in made]
+    for _, process, ticket in made:
+        process.kill()
+        process.wait()
+        ticket.hand_over()
+
+
+@pytest.mark.parametrize("pattern", ["all", "*unet*", "2026", "*bbb"])
+def test_where_nobody_can_be_asked_patterns_need_yes(
+    capsys: Captured, going: list[tuple[str, subprocess.Popen[bytes]]], pattern: str
+) -> None:
+    for verb in ("cancel", "rerun"):
+        assert cli.main([verb, pattern]) == 2
+        assert "add --yes" in capsys.readouterr().err
+    assert [process.poll() for _, process in going] == [None, None]
+    assert cli.main(["cancel", pattern, "--yes"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.endswith("cancelled: hpc-tumor resume goes on later.\n")
+    assert len(shown.out.splitlines()) == 1
+    assert going[1][0] in shown.out
+    assert going[1][1].wait() == -signal.SIGTERM
+
+
+@pytest.mark.parametrize("pattern", ["20260101-000001-unet-bbbbbb", "unet", "bbbbbb"])
+def test_what_names_one_run_needs_no_question(
+    capsys: Captured, going: list[tuple[str, subprocess.Popen[bytes]]], pattern: str
+) -> None:
+    assert cli.main(["cancel", pattern]) == 0
+    sentence = "20260101-000001-unet-bbbbbb was cancelled: hpc-tumor resume goes on later.\n"
+    assert capsys.readouterr().out == sentence
+    assert going[1][1].wait() == -signal.SIGTERM
+    assert going[0][1].poll() is None
+
+
+def test_an_interrupt_leaves_the_last_table_on_the_screen(going: list[tuple[str, subprocess.Popen[bytes]]]) -> None:
+    leader, follower = pty.openpty()
+    watching = subprocess.Popen(
+        [sys.executable, "-m", "hpc_tumor", "status", "--watch"], stdin=follower, stdout=follower, stderr=follower,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "100"}, start_new_session=True,
+    )  # fmt: skip
+    os.close(follower)
+    shown = ""
+    while shown.count(going[1][0]) < 2:  # drawn, and drawn anew
+        shown += os.read(leader, 100_000).decode()
+    watching.send_signal(signal.SIGINT)
+    with contextlib.suppress(OSError):  # how Linux says that the other end was closed
+        while piece := os.read(leader, 100_000).decode():
+            shown += piece
+    os.close(leader)
+    assert watching.wait() == 130
+    assert shown.rindex(going[1][0]) > shown.rindex("\x1b[2K")  # nothing was erased after it
+    assert "The runs go on" in shown
 
 
 def test_a_debug_run_refused_before_it_trains_leaves_nothing(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 
 import pytest
 
 from hpc_tumor import console
-from hpc_tumor.console import Output, View, duration, size
+from hpc_tumor.console import Output, View, duration, prepare_streams, size
+from hpc_tumor.errors import UsageError
 from hpc_tumor.results.layout import Column, Table
 
 TABLE = Table("Title", (Column("name", "left"), Column("value"), Column("more", keep=1)), (("a", "1", "x" * 60),))
@@ -53,6 +56,56 @@ def test_json_is_the_only_thing_on_stdout(capsys: pytest.CaptureFixture[str]) ->
     assert shown.err == ""
 
 
+def stdout_in(encoding: str, monkeypatch: pytest.MonkeyPatch) -> io.BytesIO:
+    """What a command prints from now on, on a standard output of that encoding."""
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding=encoding, write_through=True))
+    prepare_streams()
+    return shown
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [("ascii", "2 x 4 - Julich +/-1 10 deg a... -> b >= 3 - ? \\xff"),
+     ("latin-1", "2 × 4 - Jülich ±1 10° a... -> b >= 3 · ? \\xff"),
+     ("utf-8", "2 × 4 – Jülich ±1 10° a… → b ≥ 3 · 肿 \\xff")],
+)  # fmt: skip
+def test_what_a_stream_cannot_carry_is_spelled_in_characters_that_it_can(
+    monkeypatch: pytest.MonkeyPatch, encoding: str, text: str
+) -> None:
+    shown = stdout_in(encoding, monkeypatch)
+    Output().text("2 × 4 – Jülich ±1 10° a… → b ≥ 3 · 肿 \udcff")
+    assert shown.getvalue().decode(encoding) == f"{text}\n"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_tables_stay_aligned_where_characters_become_several(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+    shown = stdout_in(encoding, monkeypatch)
+    rows = (("a → b … c ≥ d", "1"), ("x", "2"))
+    Output().table(Table("", (Column("name", "left"), Column("value", "left")), rows))
+    _, first, second = shown.getvalue().decode().splitlines()
+    assert first.startswith("a -> b ... c >= d  1")
+    assert first.index("1") == second.index("2")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_json_loses_nothing_on_any_stream(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+    shown = stdout_in(encoding, monkeypatch)
+    value = {"run": "肿瘤 × Jülich \udcff"}
+    Output(json=True).result(value, show=list)
+    assert json.loads(shown.getvalue()) == value
+
+
+@pytest.mark.parametrize("columns", ["0", "1", "-5", "wide", ""])
+def test_a_width_that_nothing_can_be_shown_in_is_not_obeyed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    prepare_streams()
+    Output().table(TABLE)
+    assert "x" * 60 in capsys.readouterr().out
+
+
 def test_a_narrow_window_gets_fewer_columns(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,5 +140,6 @@ def test_watching_in_a_log_says_each_thing_once(
     assert shown.out == ""
 
 
-def test_nobody_is_asked_without_a_terminal() -> None:
-    assert Output().confirm("cancel 3 runs?")
+def test_without_a_terminal_a_question_is_refused_with_the_option_that_answers_it() -> None:
+    with pytest.raises(UsageError, match=r"cancel 3 runs\? .* add --yes"):
+        Output().confirm("cancel 3 runs?")

@@ -34,7 +34,7 @@ HOSTILE: list[Any] = [
     None, True, -1, 1.5, 10**400, 1e308, math.nan, math.inf, "", "x", "\x1b[31mred\x07", "\ud800", [], {}, ["a"],
     {"a": {"b": [1]}}, [[[]]],
 ]  # fmt: skip
-COMMANDS = (("status", "--runs"), ("collect",), ("efficiency", "--runs"))
+COMMANDS = ("status", "collect", "efficiency")
 NOBODY = 65534
 
 
@@ -138,7 +138,7 @@ def test_a_run_that_is_closed_to_others_is_one_line(capsys: pytest.CaptureFixtur
             path.chmod(0o700)
         half.job.chmod(0o600)
         for command in COMMANDS:  # now, for the libraries they import may be closed, too
-            assert cli.main([*command, str(folder)]) == 0
+            assert cli.main([command, "--runs", str(folder)]) == 0
         with somebody_else():
             states = {state.name: state for state in read_states(find_runs(folder))}
             assert states[open_to_all.name].state == "failed"
@@ -148,7 +148,7 @@ def test_a_run_that_is_closed_to_others_is_one_line(capsys: pytest.CaptureFixtur
             assert states[half.name].reason == "job.json cannot be read: permission denied"
             for command in COMMANDS:
                 capsys.readouterr()
-                assert cli.main([*command, str(folder)]) == 0, command
+                assert cli.main([command, "--runs", str(folder)]) == 0, command
                 shown = capsys.readouterr()
                 assert open_to_all.name in shown.out + shown.err, command
                 assert closed.name in shown.out + shown.err, command

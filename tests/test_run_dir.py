@@ -97,6 +97,20 @@ def test_runs_are_found_by_name_part_and_glob(tmp_path: Path) -> None:
         find_runs(tmp_path / "elsewhere")
 
 
+def test_the_name_of_a_network_means_its_runs_and_those_of_others_only_where_it_has_none(tmp_path: Path) -> None:
+    unet = "20260101-120000-unet-aaaaaa"
+    others = ["20260101-120001-improved-unet-bbbbbb", "20260101-120002-attention-unet-cccccc"]
+    for name in (unet, *others):
+        (tmp_path / name).mkdir()
+    for pattern, names in {
+        "unet": [unet], "improved-unet": others[:1], "attention": others[1:], "unet-": [unet, *others],
+        "*unet*": [unet, *others], unet: [unet], "cccccc": others[1:], "-unet": [unet, *others],
+    }.items():  # fmt: skip
+        assert [run.name for run in find_runs(tmp_path, [pattern])] == names, pattern
+    (tmp_path / unet).rmdir()
+    assert [run.name for run in find_runs(tmp_path, ["unet"])] == others
+
+
 def _write_half(file: Path) -> None:
     with atomic.atomic_file(file) as half:
         half.write(b'{"epoch"')

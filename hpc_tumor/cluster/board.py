@@ -5,6 +5,8 @@
     doing/NUMBER@OWNER     which one task alone can do
     done/NUMBER.json       rows of the result, and where the task left it
     failed/OWNER.json      why a task gave up
+    working/OWNER          a task that has begun, renamed when it ends, unless it was killed, to
+    ended/OWNER
     beat                   touched by the conversion as long as it lives
 
 The folder is part of the conversion's staging folder: where it is gone, so is the conversion, and nothing is wanted
@@ -16,7 +18,7 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,7 @@ class Board:
     @classmethod
     def create(cls, path: Path, units: Sequence[Unit]) -> Board:
         """A new folder with these units to be done."""
-        for name in ("todo", "doing", "done", "failed", "logs"):
+        for name in ("todo", "doing", "done", "failed", "working", "ended", "logs"):
             (path / name).mkdir(parents=True)
         (path / "units.pkl").write_bytes(pickle.dumps((str(Path.cwd()), list(units))))
         for number in range(len(units)):
@@ -56,6 +58,17 @@ class Board:
         """The working directory of the conversion, and its units."""
         directory, units = pickle.loads((self.path / "units.pkl").read_bytes())
         return directory, units
+
+    @contextmanager
+    def worked_on(self, owner: str) -> Iterator[None]:
+        """Say that a task works here, until the block ends. FileNotFoundError where the conversion is gone."""
+        mark = self.path / "working" / owner
+        mark.touch()
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                mark.rename(self.path / "ended" / owner)
 
     def take(self, owner: str) -> Iterator[int]:
         """Numbers of units, each taken when it is asked for; ends where none is left or the conversion is gone."""
@@ -97,6 +110,15 @@ class Board:
         pairs = (entry.name.split("@", 1) for entry in (self.path / "doing").iterdir())
         return {int(number): owner for number, owner in pairs}
 
+    def working(self, job: str) -> set[str]:
+        """Tasks of an array that have begun and not ended; those that were killed among them."""
+        return {path.name for path in (self.path / "working").glob(f"{job}_*")}
+
+    def begun(self, job: str) -> set[str]:
+        """Tasks of an array that have begun, each once however often."""
+        ended = {path.name for path in (self.path / "ended").glob(f"{job}_*")}
+        return {owner.partition(".")[0] for owner in self.working(job) | ended}
+
     def results(self, units: Sequence[Unit]) -> Iterator[tuple[int, UnitResult]]:
         """New results, each given once and moved to where its unit is to be staged."""
         for file in sorted((self.path / "done").glob("*.json")):
@@ -130,7 +152,7 @@ class Board:
     def last_words(self) -> str:
         """The last line that a task printed."""
         for log in sorted((self.path / "logs").iterdir()):
-            if lines := log.read_text(errors="replace").split("\n"):
+            if lines := log.read_text(encoding="utf-8", errors="replace").split("\n"):
                 said = [line.strip() for line in lines if line.strip()]
                 if said:
                     return said[-1]

@@ -31,7 +31,7 @@ from hpc_tumor.errors import ClusterError, UsageError
 CPUS, GB_PER_CPU = 4, 1.0  # of one task; a worker takes a third of a GB for a patient
 MOST_TASKS = 16  # where nobody says how many
 MOST_LOSSES = 3  # tasks that may be lost with a unit before it is given up
-LOOK_SECONDS, QUEUE_SECONDS = 2.0, 15.0  # between two looks at the results, and at the queue, at most
+LOOK_SECONDS = 2.0  # between two looks at the results, at most
 _END_SECONDS = 60.0  # for the tasks to end in
 Say = Callable[[str], None]
 
@@ -91,6 +91,8 @@ class _Conversion:
         self.open = set(range(len(units)))
         self.losses: Counter[int] = Counter()
         self.job: str | None = None
+        self.count = 0  # tasks of that job
+        self.pace = slurm.Pace()
         self.worth_another = True  # whether the latest array did anything, so that another one may do the rest
         self.told: set[str] = set()
 
@@ -101,7 +103,7 @@ class _Conversion:
             ClusterError: SLURM refused, or all tasks ended and none of them could convert anything.
             ConversionError: a task could not write its results.
         """
-        pause, looked = 0.1, 0.0
+        pause = 0.1
         try:
             self._submit()
             while self.open:
@@ -109,9 +111,8 @@ class _Conversion:
                 found = list(self._arrived())
                 yield from found
                 pause = 0.1 if found else min(1.5 * pause, LOOK_SECONDS)
-                if self.open and not found and time.monotonic() - looked > QUEUE_SECONDS * min(1, pause / LOOK_SECONDS):
+                if self.open and not found and self.pace.is_due():
                     yield from self._look_at_tasks()
-                    looked = time.monotonic()
                 if self.open:
                     time.sleep(pause)
         finally:
@@ -128,6 +129,7 @@ class _Conversion:
         """Give what lost tasks had taken to others, and submit others where none is left."""
         owners = self.board.owners()  # before the queue is read: who took something then was alive
         records = slurm.read_queue([self.job] if self.job else [])
+        self.pace.done()
         failures = self.board.failures()
         if fatal := [failure["reason"] for failure in failures.values() if failure["fatal"]]:
             raise ConversionError(fatal[0])
@@ -186,8 +188,9 @@ class _Conversion:
             self.say(line)
 
     def _submit(self) -> None:
-        tasks = min(self.tasks, len(self.open))
+        self.count = tasks = min(self.tasks, len(self.open))
         self.job = _sbatch(self.profile, self.plan, self.board.path, tasks)
+        self.pace.done()  # it cannot have begun yet
         self.worth_another = False
         plural = "s" if tasks > 1 else ""
         self.say(
@@ -199,17 +202,18 @@ class _Conversion:
         """Let no task outlive this: the staging folder is removed next."""
         if self.job is None:
             return
-        end = time.monotonic() + _END_SECONDS
-        if self.open or any(_is_alive(record) for record in (slurm.read_queue([self.job]) or {}).values()):
+        if self.open or len(self.board.begun(self.job)) < self.count:
             with suppress(ClusterError):
                 slurm.cancel_job(self.job)
-        pause = 0.2
-        while time.monotonic() < end:
-            records = slurm.read_queue([self.job])
-            if records is not None and not any(_is_alive(record) for record in records.values()):
-                return
+        end, pause = time.monotonic() + _END_SECONDS, 0.1
+        while time.monotonic() < end and self.board.working(self.job):
+            if self.pace.is_due():  # those that were killed could not say that they end
+                records = slurm.read_queue([self.job])
+                self.pace.done()
+                if records is not None and not any(_is_alive(record) for record in records.values()):
+                    return
             time.sleep(pause)
-            pause = min(2 * pause, 3.0)
+            pause = min(2 * pause, LOOK_SECONDS)
 
 
 def _is_alive(record: SlurmJob) -> bool:

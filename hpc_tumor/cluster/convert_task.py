@@ -7,6 +7,7 @@ gone, it ends without a word.
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 from collections.abc import Iterator
@@ -48,8 +49,10 @@ def main(arguments: list[str]) -> int:
     job = os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ.get("SLURM_JOB_ID") or "0"
     task, restart = os.environ.get("SLURM_ARRAY_TASK_ID", "0"), os.environ.get("SLURM_RESTART_COUNT", "0")
     owner = f"{job}_{task}.{restart}"
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that it says that it ends
     try:
-        work(board, owner, default_workers())
+        with board.worked_on(owner):
+            work(board, owner, default_workers())
     except (HpcTumorError, OSError) as error:
         if board.path.exists():
             written = isinstance(error, ConversionError) and "could not be stored" in str(error)

@@ -173,7 +173,9 @@ def rendezvous(variables: Mapping[str, str], suffix: str = "") -> tuple[str, int
     if int(variables.get("SLURM_JOB_NUM_NODES") or 1) == 1:
         return "127.0.0.1", port
     nodes = variables["SLURM_JOB_NODELIST"]
-    done = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["scontrol", "show", "hostnames", nodes], capture_output=True, encoding="utf-8", errors="replace", check=False
+    )
     if done.returncode != 0 or not done.stdout.strip():
         raise ClusterError(f"scontrol cannot name the nodes of {nodes!r}: {done.stderr.strip()}")
     return done.stdout.split()[0] + suffix, port

@@ -132,7 +132,9 @@ def count_gpus() -> int:
     if devices or shutil.which("nvidia-smi") is None:
         return len(devices)
     try:  # Windows' Linux has GPUs without such device files
-        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=False)
+        listing = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, encoding="utf-8", errors="replace", timeout=20, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return 0
     return sum(line.startswith("GPU ") for line in listing.stdout.splitlines())

@@ -91,7 +91,7 @@ class RunState:
     @property
     def model(self) -> str:
         """The network, by the run's name."""
-        return "-".join(self.run.name.split("-")[2:-1])
+        return self.run.network
 
     @property
     def name(self) -> str:

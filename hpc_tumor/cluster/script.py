@@ -81,11 +81,15 @@ def setup_lines(profile: ClusterProfile, code: Path | None = None) -> list[str]:
 
 
 def python_variables(code: Path | None = None) -> dict[str, str]:
-    """What lets a job import hpc_tumor from `code`, or from where it is; and nothing from the folder it starts in."""
+    """What lets a job import hpc_tumor from `code`, or from where it is; and nothing from the folder it starts in.
+
+    Its logs are UTF-8, whatever the locale of the node.
+    """
     home = Path(hpc_tumor.__file__).resolve().parent.parent
     others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path not in ("", str(home))]
     first = [str(code)] if code else [] if home.name in ("site-packages", "dist-packages") else [str(home)]
-    return {"PYTHONSAFEPATH": "1", **({"PYTHONPATH": os.pathsep.join(first + others)} if first else {})}
+    ours = {"PYTHONSAFEPATH": "1", "PYTHONIOENCODING": "utf-8:backslashreplace"}
+    return {**ours, **({"PYTHONPATH": os.pathsep.join(first + others)} if first else {})}
 
 
 def _guard(folder: Path, code: Path) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -13,6 +14,7 @@ from hpc_tumor.errors import ClusterError
 
 _MOST_IDS = 5_000  # jobs that one command is asked for
 _SECONDS = 30  # that a command may take
+WATCH_SECONDS = 15.0  # between two questions of those who ask again and again: all users share one controller
 _SQUEUE_FIELDS = ("%i", "%j", "%T", "%M", "%D", "%S", "%N", "%r")  # the reason last: it may hold anything
 _SACCT_FIELDS = ("JobID", "JobName", "State", "ElapsedRaw", "NNodes", "ExitCode", "NodeList")
 
@@ -35,6 +37,25 @@ class SlurmJob:
     node_list: str = ""
     start: str = ""
     exit_code: str = ""
+
+
+class Pace:
+    """Times at which one who waits for jobs may ask SLURM for them: every `WATCH_SECONDS` at most."""
+
+    def __init__(self) -> None:
+        self._asked: float | None = None
+
+    def is_due(self) -> bool:
+        """Return True where SLURM may be asked now."""
+        return self.left() == 0
+
+    def left(self) -> float:
+        """Seconds until SLURM may be asked again."""
+        return 0.0 if self._asked is None else max(0.0, self._asked + WATCH_SECONDS - time.monotonic())
+
+    def done(self) -> None:
+        """SLURM was asked, or has just taken the job: it needs the time to start it."""
+        self._asked = time.monotonic()
 
 
 def read_queue(job_ids: Iterable[str]) -> dict[str, SlurmJob] | None:
@@ -133,7 +154,15 @@ def run_slurm(*command: str, seconds: float = _SECONDS) -> str:
     variables = {key: value for key, value in os.environ.items() if not key.startswith(("SQUEUE_", "SACCT_", "SINFO_"))}
     variables["SLURM_TIME_FORMAT"] = "standard"
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=variables, check=False)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=seconds,
+            env=variables,
+            check=False,
+        )
     except FileNotFoundError:
         raise ClusterError(f"no {command[0]} on this machine.") from None
     except OSError as error:

@@ -30,16 +30,11 @@ def own_folder(disk: str, store: Path) -> Path:
         NotStagedError: a variable in `disk` is not set, the store lies on it, or the folder is somebody else's.
         OSError: it cannot be made.
     """
-    text, host = os.path.expandvars(disk), socket.gethostname()
-    if unset := re.search(r"\$\{?\w+\}?", text):
-        raise NotStagedError(f"{unset[0]} is not set on {host}")
-    root = Path(text).expanduser()
-    if not root.is_absolute():
-        raise NotStagedError(f"{disk} is no absolute path on {host}, but {text!r}")
+    folder = _folder_on(disk)
+    root = folder.parent
     root.mkdir(mode=0o700, exist_ok=True)
     if same_disk(root, store):
         raise NotStagedError(f"{root} lies on the same disk as the store")
-    folder = root / f"hpc-tumor-{os.getuid()}-{host}"
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
     found = folder.lstat()
@@ -47,6 +42,43 @@ def own_folder(disk: str, store: Path) -> Path:
         raise NotStagedError(f"{folder} belongs to somebody else")
     folder.chmod(0o700)
     return folder
+
+
+def _folder_on(disk: str) -> Path:
+    """Where this user's copies lie on the disk of this node; it may not be there."""
+    text, host = os.path.expandvars(disk), socket.gethostname()
+    if unset := re.search(r"\$\{?\w+\}?", text):
+        raise NotStagedError(f"{unset[0]} is not set on {host}")
+    root = Path(text).expanduser()
+    if not root.is_absolute():
+        raise NotStagedError(f"{disk} is no absolute path on {host}, but {text!r}")
+    return root / f"hpc-tumor-{os.getuid()}-{host}"
+
+
+def list_copies(disk: str) -> list[Path]:
+    """Copies of stores, and beginnings of them, on that disk of this node that nobody reads or makes at this moment."""
+    try:
+        folder = _folder_on(disk)
+        found = folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+            return []
+        with _unused(folder) as copies:
+            return [path for copy in copies for path in (copy, part_of(copy)) if path.is_dir()]
+    except (NotStagedError, OSError):  # there is no such disk here
+        return []
+
+
+def remove_copy(path: Path) -> bool:
+    """Remove what `list_copies` gave, unless somebody uses it by now; gives whether it is gone."""
+    lock = lock_of(path.with_name(path.name.removesuffix(".part")))
+    handle = os.open(lock, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if not try_lock(handle, fcntl.LOCK_EX):
+            return False
+        shutil.rmtree(path)
+        return True
+    finally:
+        os.close(handle)
 
 
 def same_disk(one: Path, other: Path) -> bool:
@@ -70,7 +102,7 @@ def make_room(place: Path, size: int, entries: int) -> None:
     Raises NotStagedError where it has not, even without them.
     """
     needed = _MARGIN * size, _MARGIN * entries
-    with _unused(place) as old:
+    with _unused(place.parent, but=place) as old:
         free, held = _free(place.parent), [_held(folder) for folder in old]
         for i, shown in enumerate((as_size, "{:,.0f} files".format)):
             most = free[i] + sum(counts[i] for counts in held)
@@ -85,13 +117,13 @@ def make_room(place: Path, size: int, entries: int) -> None:
 
 
 @contextmanager
-def _unused(place: Path) -> Iterator[list[Path]]:
-    """Other copies that nobody reads or makes, held so, those first that were used longest ago."""
+def _unused(folder: Path, but: Path | None = None) -> Iterator[list[Path]]:
+    """Copies in `folder` that nobody reads or makes, held so, those first that were used longest ago."""
     held: list[int] = []
     found: list[tuple[float, Path]] = []
     try:
-        for lock in place.parent.glob("*.lock"):
-            if lock == lock_of(place):
+        for lock in folder.glob("*.lock"):
+            if but is not None and lock == lock_of(but):
                 continue
             handle = os.open(lock, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
             held.append(handle)
@@ -125,7 +157,7 @@ def _kind_of_disk(folder: Path) -> str:
     """The type of its file system, where Linux tells."""
     device = folder.stat().st_dev
     with suppress(OSError, IndexError):
-        for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.split()[2] == f"{os.major(device)}:{os.minor(device)}":
                 return line.partition(" - ")[2].split()[0]
     return ""

@@ -137,6 +137,32 @@ def remove(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def list_staging(store: Path) -> list[Path]:
+    """Folders of unfinished work in a store that no conversion holds at this moment."""
+    try:
+        found = [path for path in store.glob(f"{STAGING}*") if path.is_dir() and not path.is_symlink()]
+        if not found or store.is_symlink():
+            return []
+        handle = os.open(store / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:  # removed by the last who held it
+        return sorted(found)
+    except OSError:
+        return []
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return []
+    finally:
+        os.close(handle)
+    return sorted(found)
+
+
+def remove_staging(folder: Path) -> None:
+    """Remove what `list_staging` gave. DataError where a conversion has begun meanwhile, OSError where it stays."""
+    with _locked(folder.parent):
+        shutil.rmtree(folder)
+
+
 def _remove_staging(path: Path) -> None:
     with suppress(OSError):
         for stale in path.glob(f"{STAGING}*"):
@@ -206,7 +232,7 @@ def _locked(path: Path) -> Iterator[None]:
     except BlockingIOError:
         holder = "another process"
         with suppress(OSError):
-            holder = file.read_text().strip() or holder
+            holder = file.read_text(encoding="utf-8", errors="replace").strip() or holder
         raise DataError(f"{path} is being converted by {holder}: wait for it, or stop it.") from None
     except OSError as error:
         way = " Convert on another disk, and copy the store." if error.errno in _NO_LOCKS else ""

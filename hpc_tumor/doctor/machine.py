@@ -105,7 +105,7 @@ def _umask() -> list[Finding]:
 def _read_umask() -> int | None:
     """The mask of this process, without changing it for a moment, as asking the system would."""
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return None
     return next((int(line.split()[1], 8) for line in lines if line.startswith("Umask:")), None)

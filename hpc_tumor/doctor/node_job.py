@@ -36,8 +36,10 @@ PATIENCE = 300.0  # seconds in the queue
 _LOOK_SECONDS = 2.0
 _LATE_SECONDS = 20.0  # that a shared file system may take to show what a node wrote
 _MOST_CPUS, _MOST_GB = 4, 8.0  # small, so that it starts soon
-_END_SECONDS = 10.0  # that the job may take to end once it has answered
+_END_SECONDS, _CANCEL_SECONDS = 10.0, 30.0  # that the job may take to end once it has answered, or is cancelled
 _LEFTOVER_SECONDS = 3600.0
+_MOST_SILENT = 3  # questions in a row that SLURM may leave unanswered
+_ENDED = "ended"  # what its script leaves when all its tasks have ended
 _OPTIONS = (
     "job_name", "partition", "account", "qos", "constraint", "nodes", "ntasks_per_node", "cpus_per_task", "mem", "time",
     "gres", "gpus_per_node",
@@ -71,6 +73,11 @@ class Outcome:
     waited: bool = False
     said: str = ""
     queued_s: float = 0.0
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether SLURM has said so."""
+        return self.state != "" and self.state not in slurm.WAITING | slurm.ALIVE
 
 
 def plan_of(profile: ClusterProfile, facts: Facts, **options: str | None) -> Plan:
@@ -106,7 +113,7 @@ def try_on_node(profile: ClusterProfile, plan: Plan, runs: Path, store: Path | N
     above = existing(runs)
     _remove_leftovers(above)
     folder = make_private(above / f".doctor-{os.getuid()}-{secrets.token_hex(4)}")
-    job_id = ""
+    job_id, outcome, pace = "", None, slurm.Pace()
     with _signals_interrupt():
         try:
             token = secrets.token_hex(16)
@@ -115,12 +122,13 @@ def try_on_node(profile: ClusterProfile, plan: Plan, runs: Path, store: Path | N
                         "master_suffix": profile.environment.master_suffix}  # fmt: skip
             atomic.write_json(folder / QUESTION, question)
             job_id = _submit(profile, plan, folder)
-            outcome = _wait(Outcome(job_id, plan, token, folder, {}, {}), say)
+            outcome = _wait(Outcome(job_id, plan, token, folder, {}, {}), say, pace)
             if outcome.answers:
-                _ended(job_id, _END_SECONDS)  # by itself, so that it counts as completed
+                _wait_for_the_end(folder)  # so that it counts as completed
             return outcome
         finally:
-            _take_back(job_id)
+            if job_id and not (folder / _ENDED).exists() and not (outcome and outcome.has_ended):
+                _take_back(job_id, pace)
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -135,6 +143,7 @@ def job_script(profile: ClusterProfile, plan: Plan, folder: Path, code: Path) ->
         "echo 'setup done'",
         f"[ -x {python} ] || {{ echo {python}: No such file or directory; exit 97; }}",
         shlex.join([*srun, *task]),
+        f": > {shlex.quote(str(folder / _ENDED))}",
         "",
     ])  # fmt: skip
 
@@ -164,33 +173,33 @@ def _submit(profile: ClusterProfile, plan: Plan, folder: Path) -> str:
     return done.stdout.strip().partition(";")[0]
 
 
-def _wait(outcome: Outcome, say: Say) -> Outcome:
-    """Look until the job has ended or has waited too long in the queue."""
+def _wait(outcome: Outcome, say: Say, pace: slurm.Pace) -> Outcome:
+    """Look for the answers until the job has ended or has waited too long in the queue."""
     begun, started, silent = time.monotonic(), None, 0
-    while True:
+    while not _complete(outcome):
+        if not pace.is_due():
+            time.sleep(_LOOK_SECONDS)
+            continue
         records = slurm.read_queue([outcome.job_id])
+        pace.done()
         silent = silent + 1 if records is None else 0
         record = (records or {}).get(outcome.job_id)
         now = time.monotonic()
         if record is not None:
             waiting = record.state in slurm.WAITING
             reason = slurm.explain(record.reason, outcome.job_id) if record.reason else ""
-            started = started or (None if waiting else now)
+            started = started or (None if waiting else max(begun, now - (record.elapsed_s or 0)))
             outcome = replace(
                 outcome, state=record.state, reason=reason, exit_code=record.exit_code,
                 nodes=record.node_list or outcome.nodes, queued_s=(started or now) - begun,
             )  # fmt: skip
             why = f": {reason}" if waiting and reason else ""
             say(f"test job {outcome.job_id} {'is queued' if waiting else 'runs'}{why}")
-        is_over = record is None and records is not None
-        is_over = is_over or (record is not None and record.state not in slurm.WAITING | slurm.ALIVE)
-        if is_over or _complete(outcome):
-            return _read(outcome)
+        if outcome.has_ended or (record is None and records is not None) or silent > _MOST_SILENT:
+            break
         if (started is None and now - begun > PATIENCE) or (started and now - started > 60 * (MINUTES + 1)):
             return _read(replace(outcome, waited=started is None))
-        if silent > 15:
-            return _read(outcome)
-        time.sleep(_LOOK_SECONDS)
+    return _read(outcome)
 
 
 def _complete(outcome: Outcome) -> bool:
@@ -219,28 +228,28 @@ def _exit_code(outcome: Outcome) -> str:
     return record.exit_code if record else outcome.exit_code
 
 
-def _take_back(job_id: str) -> None:
+def _take_back(job_id: str, pace: slurm.Pace) -> None:
     """End the job, if it has not, and wait until it writes no more."""
-    if not job_id:
-        return
-    if _ended(job_id, 0):
-        return
     with suppress(ClusterError):
         slurm.cancel_job(job_id)
-    _ended(job_id, 30)
-
-
-def _ended(job_id: str, seconds: float) -> bool:
-    """Whether the job has ended, or does within so many seconds."""
-    end = time.monotonic() + seconds
-    while True:
+    end = time.monotonic() + _CANCEL_SECONDS
+    while time.monotonic() < end:
+        if not pace.is_due():
+            time.sleep(min(_LOOK_SECONDS, pace.left()))
+            continue
         records = slurm.read_queue([job_id])
+        pace.done()
         record = (records or {}).get(job_id)
         if records is not None and (record is None or record.state not in slurm.WAITING | slurm.ALIVE):
-            return True
-        if time.monotonic() >= end:
-            return False
-        time.sleep(0.5)
+            return
+
+
+def _wait_for_the_end(folder: Path) -> None:
+    """Until the job's script has come to its end, for some seconds."""
+    end = time.monotonic() + _END_SECONDS
+    while not (folder / _ENDED).exists() and time.monotonic() < end:
+        os.scandir(folder).close()  # which makes NFS look again
+        time.sleep(0.2)
 
 
 def _remove_leftovers(above: Path) -> None:

@@ -118,8 +118,8 @@ def probe_here() -> Probe:
         command = [sys.executable, "-m", "hpc_tumor.doctor.probe", file.name]
         try:
             done = subprocess.run(
-                command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_SECONDS, check=False,
-                env=_variables(),
+                command, stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="replace", check=False,
+                timeout=_SECONDS, env=_variables(),
             )  # fmt: skip
             code, said = done.returncode, done.stderr
         except subprocess.TimeoutExpired as error:
@@ -232,7 +232,7 @@ def _nvidia_smi() -> tuple[tuple[Gpu, ...] | None, str | None]:
         with suppress(OSError, subprocess.TimeoutExpired):
             done = subprocess.run(
                 ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits"],
-                capture_output=True, text=True, timeout=30, check=False,
+                capture_output=True, encoding="utf-8", errors="replace", timeout=30, check=False,
             )  # fmt: skip
             if done.returncode == 0:  # older ones do not know the last field
                 rows = [[cell.strip() for cell in row] for row in csv.reader(done.stdout.splitlines()) if row]

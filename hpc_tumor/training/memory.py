@@ -39,7 +39,7 @@ def peak_memory_gb(device: torch.device) -> float:
 def own_memory() -> tuple[int, int]:
     """Most main memory that this process has held, and how much it shares with others now, in bytes."""
     try:  # Linux counts a process's own here; getrusage begins with what its parent had
-        status = Path("/proc/self/status").read_text()
+        status = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace")
         most, shared = (int(status.partition(f"{name}:")[2].split()[0]) * 1024 for name in ("VmHWM", "RssShmem"))
         return most, shared
     except (OSError, IndexError, ValueError):

@@ -151,7 +151,8 @@ class GpuWatch:
             done = subprocess.run(
                 self._command,
                 capture_output=True,
-                text=True,
+                encoding="utf-8",
+                errors="replace",
                 timeout=_SMI_SECONDS,
                 check=True,
                 stdin=subprocess.DEVNULL,

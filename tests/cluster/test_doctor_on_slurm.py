@@ -45,7 +45,7 @@ def doctor(slurm: dict[str, str], work: Path, cluster: Path = PROFILE) -> tuple[
     )
     sections = {item["section"]: item["findings"] for item in json.loads(done.stdout)["sections"]}
     assert list(work.iterdir()) == []
-    assert queued(slurm) == ""
+    wait_for(lambda: queued(slurm) == "")
     return done.returncode, sections["job"]
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from launching import wait_for
 
-from hpc_tumor.cluster import convert as convert_module
 from hpc_tumor.cluster.convert import conversion_on
 from hpc_tumor.data.phantom import make_phantom
 from hpc_tumor.data.prepare import PrepareSummary, detect_reader, prepare_dataset
@@ -40,7 +39,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def on_slurm(slurm: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_CONF", slurm["SLURM_CONF"])
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr(convert_module, "QUEUE_SECONDS", 1.0)
+    monkeypatch.setattr("hpc_tumor.cluster.slurm.WATCH_SECONDS", 1.0)
 
 
 def prepare(source: Path, store: Path, **options: object) -> PrepareSummary:
@@ -102,8 +101,7 @@ def test_killed_tasks_change_nothing(on_slurm: None, sources: Path, tmp_path: Pa
     assert not summary.failed
     assert tree(store) == tree(sources / f"{kind}.zarr")
     assert any("was lost" in line for line in said), said
-    assert not tasks_of(store)
-    assert not queued()
+    wait_for(lambda: not tasks_of(store) and not queued())
 
 
 def test_a_killed_task_leaves_its_work_to_the_other(on_slurm: None, sources: Path, tmp_path: Path) -> None:
@@ -148,8 +146,7 @@ def test_interrupt_cancels_the_array(on_slurm: None, sources: Path, tmp_path: Pa
     convert = conversion_on(str(PROFILE), 2, lambda line: None)
     with pytest.raises(KeyboardInterrupt):
         prepare(sources / "brats", store, convert=convert, progress=at(2, interrupt))
-    assert not tasks_of(store)
-    assert not queued()
+    wait_for(lambda: not tasks_of(store) and not queued())
     assert {entry.name for entry in store.iterdir()} == {"cases", "zarr.json"}
     summary = prepare(sources / "brats", store, convert=convert)
     assert summary.kept >= 2
@@ -170,7 +167,7 @@ def test_tasks_that_cannot_work(on_slurm: None, sources: Path, tmp_path: Path, c
     with pytest.raises(ClusterError if "exit" in change else DataError, match=words):
         prepare(sources / "brats", store, convert=convert)
     assert not store.exists()
-    assert not queued()
+    wait_for(lambda: not queued())
 
 
 def cancel(line: str) -> None:

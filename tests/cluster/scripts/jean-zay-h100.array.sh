@@ -22,6 +22,7 @@ hpc_tumor_job=/somewhere/runs/.submissions-UID/DATE-TIME-ID hpc_tumor_code=/some
 for each in "$hpc_tumor_job" "$hpc_tumor_code"; do [ -O "$each" ] || { echo "error: $each is not yours: it is not run" >&2; exit 1; }; done
 trap : USR2
 export PYTHONSAFEPATH=1
+export PYTHONIOENCODING=utf-8:backslashreplace
 export PYTHONPATH=/somewhere/runs/.code-UID/CODE.zip"${PYTHONPATH:+:$PYTHONPATH}"
 PYTHON -m hpc_tumor.cluster.batch before "$hpc_tumor_job" || exit $(($? == 10 ? 0 : $?))
 
