@@ -144,7 +144,33 @@ def _data_parallel(bare: nn.Module, distributed: Distributed) -> nn.Module:
     # Running statistics are brought together when they are scored, not in each step. Torch has renamed the setting.
     names = inspect.signature(DistributedDataParallel.__init__).parameters
     settings = {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
-    return DistributedDataParallel(bare, device_ids=devices, gradient_as_bucket_view=True, **settings)  # type: ignore[arg-type]
+    network = DistributedDataParallel(bare, device_ids=devices, gradient_as_bucket_view=True, **settings)  # type: ignore[arg-type]
+    _settle_buckets(network, distributed.device)
+    return network
+
+
+def _settle_buckets(network: DistributedDataParallel, device: torch.device) -> None:
+    """Make DDP choose its buckets before the first step, for bits that do not depend on starts. All ranks call this.
+
+    DDP reduces its first backward pass in one bucket and regroups the gradients before its second forward pass, in the
+    order in which they became ready. A ring all-reduce adds up the ranks' numbers in an order that depends on where in
+    its bucket a gradient lies, and NCCL chooses its algorithm by the bucket's size. So with more than two ranks, the
+    first step of each start rounded otherwise than the same step of a run that went on.
+
+    A backward pass ahead of the first step settles this. It is not the network's but that of a sum of all weights: it
+    draws no random numbers and touches no running statistics. Gradients become ready from the last parameter to the
+    first, nearly as in the network, so buckets still travel while a backward pass goes on. The network's own order
+    would depend on the first batch: an incomplete one is not computed by compiled code.
+    """
+    bare = network.module
+    bare.forward = lambda _: torch.stack(
+        [weights.sum() for weights in bare.parameters() if weights.requires_grad]
+    ).sum()
+    try:
+        network(torch.zeros((), device=device)).backward()
+    finally:
+        del bare.forward  # uncovers that of the class
+    network.zero_grad(set_to_none=True)
 
 
 def _identity(experiment: Experiment, parts: Parts, precision: Precision) -> dict[str, Any]:

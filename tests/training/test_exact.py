@@ -2,6 +2,7 @@
 as the order of additions allows."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
@@ -12,17 +13,31 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from training_runs import new_run, of_an_earlier_version, scores, spawn, train_all, train_here, train_ranks, weights
+from training_runs import (
+    new_run,
+    of_an_earlier_version,
+    scores,
+    spawn,
+    train_all,
+    train_here,
+    train_ranks,
+    train_until_killed,
+    weights,
+)  # fmt: skip
 
 from hpc_tumor.models import MODELS
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.training.distributed import Distributed
+from hpc_tumor.training.evaluate import network_input
 from hpc_tumor.training.setup import set_up
 
 STEPS = 3
 EPOCHS = 2
 LOOKS = EPOCHS * (STEPS + 1) + 1  # at the stop signal: one a step, one an epoch, one between the scores
 SIDES = {"cnn": 72, "alexnet": 72, "vgg16": 32, "vit": 32}
+LONG = int(os.environ.get("HPC_TUMOR_LONG", "0"))  # rounds of the long campaign
+KILLS = [(4, 0), *((ranks, seed) for seed in range(1, LONG + 1) for ranks in (3, 4, 8))]  # numbers of ranks and seeds
+KILLED = ("cnn", "vit", "attention-unet", "improved-unet", "alexnet", "unet")  # by seed; eight of vgg16 need 20 GB
 STOPS = st.lists(st.integers(0, LOOKS - 1), min_size=1, max_size=4)
 
 
@@ -90,15 +105,55 @@ def test_every_network_ends_with_the_same_bits(
 
 
 @pytest.mark.slow
-def test_two_ranks_of_every_network_end_with_the_same_bits(tmp_path: Path, stores: tuple[Path, Path]) -> None:
+def test_three_ranks_of_every_network_end_with_the_same_bits(tmp_path: Path, stores: tuple[Path, Path]) -> None:
+    """Three, because the order of adding up two numbers does not show in their sum."""
     runs = [[small_run(tmp_path / name, stores, model) for model in MODELS] for name in ("whole", "broken")]
     draw = Random(7)
     work = [(run, [None]) for run in runs[0]]
     work += [(run, [draw.randrange(1, 2 * STEPS - 2), 1, None]) for run in runs[1]]
-    train_all(work, 2)
+    train_all(work, 3)
     for whole, broken in zip(*runs, strict=True):
         assert json.loads(broken.result.read_text())["restarts"] == 2
         assert same(whole, broken), whole.name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("ranks", "seed"), KILLS)
+def test_ranks_that_are_killed_end_with_the_same_bits(
+    tmp_path: Path, stores: tuple[Path, Path], ranks: int, seed: int
+) -> None:
+    """Twice a rank is killed, at any step and any moment of writing; then the run is stopped once."""
+    draw, model = Random(seed), KILLED[seed % len(KILLED)]
+    whole, broken = (small_run(tmp_path / name, stores, model) for name in ("whole", "broken"))
+    settings = json.loads(broken.config.read_text())
+    broken.config.write_text(json.dumps({**settings, "checkpoint_minutes": 1e-6}))
+    for _ in range(2):
+        train_until_killed(broken, ranks, victim=draw.randrange(ranks), looks=draw.randrange(1, STEPS + 1))
+    train_all([(whole, [None]), (broken, [1, None])], ranks)
+    assert same(whole, broken)
+
+
+def _reduce_three_times(distributed: Distributed, paths: Sequence[Path]) -> None:
+    for path in paths:
+        run = RunDir(path)
+        setup = set_up(run.experiment(), run, distributed)
+        batch = next(setup.train.batches(np.arange(len(setup.train.part)), limit=1))
+        passes = []
+        for _ in range(3):
+            torch.manual_seed(distributed.rank)  # of dropout
+            setup.optimizer.zero_grad(set_to_none=True)
+            outputs = setup.model(network_input(batch.images, True, setup.channels))
+            setup.loss(outputs, batch.targets).mean().backward()
+            passes.append([weights.grad.clone() for weights in setup.parameters if weights.grad is not None])
+        first, *later = passes
+        for gradients in later:
+            assert all(map(torch.equal, first, gradients)), path.name
+
+
+@pytest.mark.slow
+def test_the_first_step_of_a_start_adds_up_gradients_as_all_others(tmp_path: Path, stores: tuple[Path, Path]) -> None:
+    """With three ranks the order of additions shows where in its bucket a gradient lies."""
+    spawn(_reduce_three_times, 3, [small_run(tmp_path, stores, model).path for model in ("cnn", "attention-unet")])
 
 
 @pytest.mark.slow

@@ -6,12 +6,14 @@ import csv
 import json
 import os
 import shutil
+import signal
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import torch.multiprocessing as multiprocessing
 
@@ -70,6 +72,12 @@ def train_all(work: Sequence[tuple[RunDir, Sequence[int | None]]], ranks: int) -
     spawn(_train_each, ranks, [(run.path, stops) for run, stops in work])
 
 
+def train_until_killed(run: RunDir, ranks: int, victim: int, looks: int) -> None:
+    """Train as `ranks` processes until one is killed (SIGKILL) before its n-th look at the stop signal."""
+    with pytest.raises((multiprocessing.ProcessExitedException, multiprocessing.ProcessRaisedException)):
+        spawn(_train_until_killed, ranks, run.path, victim, looks)
+
+
 def spawn(task: Callable[..., None], ranks: int, *arguments: Any) -> None:
     """Call `task(distributed, *arguments)` in `ranks` processes that have found each other."""
     with socket.socket() as probe:
@@ -93,6 +101,17 @@ def _train_each(distributed: Distributed, work: Sequence[tuple[Path, Sequence[in
         for stop in stops:
             run = RunDir(path)
             train(run.experiment(), run, distributed, StopAt(stop if last else None))
+
+
+def _train_until_killed(distributed: Distributed, path: Path, victim: int, looks: int) -> None:
+    run, signal_came = RunDir(path), StopAt(looks if distributed.rank == victim else None)
+
+    def stop() -> str | None:
+        if signal_came():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return None
+
+    train(run.experiment(), run, distributed, stop)
 
 
 def weights(run: RunDir) -> dict[str, torch.Tensor]:
