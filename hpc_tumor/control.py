@@ -177,7 +177,7 @@ def print_logs(
 
 
 def agreed(verb: str, runs: Sequence[RunDir], yes: bool) -> bool:
-    """Whether there is something to do, and the person agrees, who is asked unless `yes`.
+    """Return True where there is something to do and the user agrees, who is asked unless `yes`.
 
     Raises:
         UsageError: there is nobody to ask.

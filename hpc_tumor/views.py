@@ -209,7 +209,7 @@ def _strata(store: Store) -> list[str]:
 
 
 def cleaning_tables(cleaning: Cleaning) -> list[Table]:
-    """What may go or went, by kind; and how large the runs are."""
+    """Files that may be removed, or were, by kind; and the sizes of the runs."""
     by_kind = {words: cleaning.of(kind) for kind, words in LEFTOVERS.items()}
     rows = [
         (words, f"{sum(item.files for item in items):,}", size(sum(item.bytes for item in items)))

@@ -64,7 +64,7 @@ class RunSize:
 
 @dataclass
 class Cleaning:
-    """What may go, largest runs first; or what went, and what could not, with the reason."""
+    """Files that may be removed, largest runs first; or that were, and those that could not, with the reason."""
 
     leftovers: list[Leftover] = field(default_factory=list)
     sizes: list[RunSize] = field(default_factory=list)
@@ -89,7 +89,7 @@ class Cleaning:
         }
 
     def of(self, kind: Kind) -> list[Leftover]:
-        """What may go of that kind."""
+        """Return the leftovers of one kind."""
         return [item for item in self.leftovers if item.kind == kind]
 
 
@@ -286,7 +286,7 @@ def _measure(path: Path) -> tuple[int, int]:
 
 
 def _statuses(path: Path) -> Iterator[os.stat_result]:
-    """What the system says of a file, or of all below a folder that can be read; no link is followed."""
+    """Give the status of a file, or of all files below a folder that can be read; no link is followed."""
     with suppress(OSError):
         own = path.lstat()
         yield own

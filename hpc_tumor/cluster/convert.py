@@ -232,7 +232,7 @@ class _Conversion:
 
 
 def _why(record: SlurmJob | None) -> str:
-    """How a task ended that could not say so itself."""
+    """Return the end of a task, in words, that could not record one itself."""
     if record is None:
         return "state unknown"
     return f"state {record.state}{f': {MORE_MEMORY}' if record.state == 'OUT_OF_MEMORY' else ''}"

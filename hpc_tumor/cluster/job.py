@@ -96,7 +96,7 @@ def job_id_here() -> str:
 
 
 def start_here(job: JobRecord) -> int:
-    """How often the run had begun before."""
+    """Return the number of this start of the run, from 0."""
     return job.start + (int(os.environ.get("SLURM_RESTART_COUNT") or 0) if _under_slurm() else 0)
 
 

@@ -351,7 +351,7 @@ def _heartbeat_age(run: RunDir, status: Status, story: _Story, record: SlurmJob 
 
 
 def _resume(run: RunDir) -> str:
-    """What `hpc-tumor resume` does with a run that has ended."""
+    """Return in words what `hpc-tumor resume` does with a run that has ended."""
     saved = any(_modified(path) is not None for path in (run.last_checkpoint, run.previous_checkpoint))
     return f"hpc-tumor resume {'goes on from its last checkpoint' if saved else 'starts it again'}"
 

@@ -45,7 +45,7 @@ def own_folder(disk: str, store: Path) -> Path:
 
 
 def _folder_on(disk: str) -> Path:
-    """Where this user's copies lie on the disk of this node; it may not be there."""
+    """Return the folder of this user's copies on the disk of this node; it may not be there."""
     text, host = os.path.expandvars(disk), socket.gethostname()
     if unset := re.search(r"\$\{?\w+\}?", text):
         raise NotStagedError(f"{unset[0]} is not set on {host}")

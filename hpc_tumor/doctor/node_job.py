@@ -71,7 +71,7 @@ class Outcome:
 
     @property
     def has_ended(self) -> bool:
-        """Whether SLURM has said so."""
+        """True where SLURM has said so."""
         return self.state != "" and self.state not in slurm.WAITING | slurm.ALIVE
 
 
