@@ -34,6 +34,7 @@ from hpc_tumor.options import (
     flag,
     show_version,
 )  # fmt: skip
+from hpc_tumor.signals import interrupting
 
 if TYPE_CHECKING:
     from hpc_tumor.run_dir import RunDir
@@ -52,7 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
     out.json = out.verbose = False
     prepare_streams()
     try:
-        code = app(args=arguments, prog_name="hpc-tumor", standalone_mode=False)
+        with interrupting():
+            code = app(args=arguments, prog_name="hpc-tumor", standalone_mode=False)
     except typer.TyperException as error:
         out.error(error.format_message())
         path = getattr(getattr(error, "ctx", None), "command_path", "hpc-tumor")

@@ -14,7 +14,6 @@ from hpc_tumor.console import View, counted, out
 from hpc_tumor.errors import HpcTumorError, PartialFailure, TrainingError
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.runs_view import choose, runs_table, runs_view
-from hpc_tumor.signals import interrupting
 
 _FAILURES = ("failed", "timeout", "node-fail", "out-of-memory")
 _REASON_SECONDS = 60.0  # between two lines on why a run still waits: the estimate of its start changes all the time
@@ -99,7 +98,6 @@ def cancel_runs(runs: Sequence[RunDir], yes: bool, wanted: str | None = None) ->
         _show_done("cancelled", [state.name for state in chosen], errors, f"hpc-tumor resume goes on later{rest}")
 
 
-@interrupting()
 def resume_runs(runs: Sequence[RunDir], yes: bool, gpus: int | None = None, wanted: str | None = None) -> None:
     """Start those of the runs, in one of the `wanted` states, again that ended without a result; many as arrays.
 

@@ -34,7 +34,6 @@ from hpc_tumor.planning import Planned, fit
 from hpc_tumor.provenance import collect_provenance, provenance_of
 from hpc_tumor.request import Stores, check_experiment
 from hpc_tumor.run_dir import RunDir
-from hpc_tumor.signals import interrupting
 from hpc_tumor.views import submissions_table
 
 MOST_NAMED = 7  # runs of an array, in its plan
@@ -74,7 +73,6 @@ def _single(item: Wanted, profile: ClusterProfile, runs: Path) -> str:
     return job_script(item.experiment, profile, item.plan, runs, item.run.name if item.run is not None else None)
 
 
-@interrupting()
 def submit(
     planned: Planned, profile: ClusterProfile, runs: Path, *, wait: bool = False, again: bool = False, at_once: int = 0
 ) -> None:

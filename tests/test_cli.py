@@ -572,7 +572,10 @@ def test_what_names_one_run_needs_no_question(
     assert going[0][1].poll() is None
 
 
-def test_an_interrupt_leaves_the_last_table_on_the_screen(going: list[tuple[str, subprocess.Popen[bytes]]]) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupt_leaves_the_last_table_on_the_screen(
+    going: list[tuple[str, subprocess.Popen[bytes]]], number: signal.Signals
+) -> None:
     leader, follower = pty.openpty()
     watching = subprocess.Popen(
         [sys.executable, "-m", "hpc_tumor", "status", "--watch"], stdin=follower, stdout=follower, stderr=follower,
@@ -582,7 +585,7 @@ def test_an_interrupt_leaves_the_last_table_on_the_screen(going: list[tuple[str,
     shown = ""
     while shown.count(going[1][0]) < 2:  # drawn, and drawn anew
         shown += os.read(leader, 100_000).decode()
-    watching.send_signal(signal.SIGINT)
+    watching.send_signal(number)
     with contextlib.suppress(OSError):  # how Linux says that the other end was closed
         while piece := os.read(leader, 100_000).decode():
             shown += piece

@@ -20,7 +20,8 @@ SLURM = {
     "sbatch": """
         number=$(($(ls "$QUEUE" | wc -l) + 40))
         [ -e "$QUEUE/once" ] || { touch "$QUEUE/once"; eval "$BEFORE"; }
-        sed -n 's/^#SBATCH --job-name=//p' "$1" > "$QUEUE/$number"
+        [ -f "$1" ] && sed -n 's/^#SBATCH --job-name=//p' "$1" > "$QUEUE/$number"
+        for each in "$@"; do case $each in --job-name=*) echo "${each#--job-name=}" > "$QUEUE/$number";; esac; done
         eval "$THEN"
         echo "Submitted batch job $number"
     """,
@@ -29,7 +30,14 @@ SLURM = {
             case $each in --name=*) grep -lx "${each#--name=}" "$QUEUE"/[0-9]* | xargs -rn1 basename;; esac
         done
     """,
-    "scancel": 'for number in "$@"; do rm "$QUEUE/$number"; done',
+    "scancel": """
+        for each in "$@"; do
+            case $each in
+                --name=*) grep -lx "${each#--name=}" "$QUEUE"/[0-9]* | xargs -r rm;;
+                *) rm "$QUEUE/$each";;
+            esac
+        done
+    """,
     "srun": "",
     "sacct": "",
 }  # fmt: skip
@@ -137,6 +145,15 @@ def test_a_resume_that_is_ended_leaves_no_job_without_its_run(slurm: Path, store
     assert (done.returncode, done.stderr.strip().splitlines()[-1]) == (130, "interrupted"), done.stderr
     now = known(find_runs(slurm / "runs"))
     assert set(now) == queued(slurm) - {"99"} != set(first)
+
+
+@pytest.mark.parametrize("moment", ["before the answer", "Ctrl-C"])
+def test_a_conversion_that_is_ended_leaves_no_array(slurm: Path, moment: str) -> None:
+    make_phantom(slurm / "raw", "brain-mri", 8, seed=1)
+    convert = ("prepare-data", "raw", "images.zarr", "--cluster", str(slurm / "requeue.toml"))
+    done = hpc_tumor_command(slurm, *convert, **MOMENTS[moment])
+    assert (done.returncode, queued(slurm)) == (130, set()), done.stderr
+    assert (slurm / "queue" / "once").exists()
 
 
 def test_what_sbatch_does_not_tell_of_is_taken_back(slurm: Path, store: Path) -> None:

@@ -28,7 +28,7 @@ from hpc_tumor.doctor.filesystems import existing
 from hpc_tumor.doctor.node_task import QUESTION, TOKEN, answer_path, meeting_path
 from hpc_tumor.errors import ClusterError
 from hpc_tumor.run_dir import read_json
-from hpc_tumor.signals import held, interrupting
+from hpc_tumor.signals import held
 
 MINUTES = 5  # that the job may take; it needs about one
 PATIENCE = 300.0  # seconds in the queue
@@ -110,23 +110,22 @@ def try_on_node(profile: ClusterProfile, plan: Plan, runs: Path, store: Path | N
     _remove_leftovers(above)
     folder = make_private(above / f".doctor-{os.getuid()}-{secrets.token_hex(4)}")
     job_id, outcome, pace = "", None, slurm.Pace()
-    with interrupting():
-        try:
-            token = secrets.token_hex(16)
-            (folder / TOKEN).write_text(token, encoding="utf-8")
-            question = {"store": str(store.absolute()) if store else None,
-                        "master_suffix": profile.environment.master_suffix}  # fmt: skip
-            atomic.write_json(folder / QUESTION, question)
-            with held():
-                job_id = _submit(profile, plan, folder)
-            outcome = _wait(Outcome(job_id, plan, token, folder, {}, {}), say, pace)
-            if outcome.answers:
-                _wait_for_the_end(folder)  # so that it counts as completed
-            return outcome
-        finally:
-            if job_id and not (folder / _ENDED).exists() and not (outcome and outcome.has_ended):
-                _take_back(job_id, pace)
-            shutil.rmtree(folder, ignore_errors=True)
+    try:
+        token = secrets.token_hex(16)
+        (folder / TOKEN).write_text(token, encoding="utf-8")
+        question = {"store": str(store.absolute()) if store else None,
+                    "master_suffix": profile.environment.master_suffix}  # fmt: skip
+        atomic.write_json(folder / QUESTION, question)
+        with held():
+            job_id = _submit(profile, plan, folder)
+        outcome = _wait(Outcome(job_id, plan, token, folder, {}, {}), say, pace)
+        if outcome.answers:
+            _wait_for_the_end(folder)  # so that it counts as completed
+        return outcome
+    finally:
+        if job_id and not (folder / _ENDED).exists() and not (outcome and outcome.has_ended):
+            _take_back(job_id, pace)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def job_script(profile: ClusterProfile, plan: Plan, folder: Path, code: Path) -> str:
