@@ -60,7 +60,11 @@ def main(arguments: list[str] | None = None) -> int:
         path = getattr(getattr(error, "ctx", None), "command_path", "hpc-tumor")
         out.note(f"`{path} --help` shows what there is.")
         return 2
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, typer.Abort) as interrupt:
+        cause: BaseException | None = interrupt
+        while (cause := cause.__cause__) is not None:
+            if isinstance(cause, HpcTumorError):  # it was about to be said
+                out.error(str(cause))
         code = 130
     except Exception as error:
         return _failed(error)
@@ -592,10 +596,11 @@ def clean(
 ) -> None:
     """Show files that nobody needs any more, with their sizes, and how large each run is; --delete removes them.
 
-    Of finished runs, the checkpoints to go on from and the pickles of their jobs; the weights that were scored, and
-    checkpoints kept for good, stay. Of all that have ended, temporary files. Without RUN also what runs share: archives
-    of code, staging folders of conversions that were killed, copies of stores on the disk of this machine alone.
-    Nothing of a run that is queued, running or unreadable, of other users, or behind a link is touched.
+    Finished runs lose the checkpoints to go on from and the pickles of their jobs, all that ended temporary files.
+
+    Without RUN also what runs share: code, half-made conversions, copies of stores on this machine's disk.
+
+    The weights that were scored, checkpoints kept for good, and runs that go on or are not yours stay as they are.
 
     Examples:
 

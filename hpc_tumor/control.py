@@ -13,7 +13,7 @@ from hpc_tumor.cluster.watch import LOOK_SECONDS, Watch
 from hpc_tumor.console import View, counted, out
 from hpc_tumor.errors import HpcTumorError, PartialFailure, TrainingError
 from hpc_tumor.run_dir import RunDir
-from hpc_tumor.runs_view import choose, runs_table, runs_view
+from hpc_tumor.runs_view import choose, counts, runs_table, runs_view
 
 _FAILURES = ("failed", "timeout", "node-fail", "out-of-memory")
 _REASON_SECONDS = 60.0  # between two lines on why a run still waits: the estimate of its start changes all the time
@@ -93,8 +93,8 @@ def cancel_runs(runs: Sequence[RunDir], yes: bool, wanted: str | None = None) ->
     chosen = states if len(runs) == 1 else [state for state in states if state.cancellable]
     if agreed("cancel", [state.run for state in chosen], yes or not all(state.cancellable for state in chosen)):
         errors: dict[str, HpcTumorError] = dict(cancel(*chosen))
-        others = len(states) - len(chosen)
-        rest = f"; {counted(others, 'other')} had ended before" if others else ""
+        others = counts([state for state in states if state not in chosen])
+        rest = f"; left alone: {others}" if others else ""
         _show_done("cancelled", [state.name for state in chosen], errors, f"hpc-tumor resume goes on later{rest}")
 
 

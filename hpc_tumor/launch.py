@@ -95,11 +95,12 @@ def submit(
         if not wanted:
             out.result([], show=lambda: None)
             return
-        try:
-            submitted = submit_all(wanted, profile, runs, at_once=at_once, most_tasks=planned.most_tasks)
-        except KeyboardInterrupt:
-            out.note("what SLURM had taken before stays in the queue: hpc-tumor status shows it, cancel ends it")
-            raise
+        submitted = submit_all(wanted, profile, runs, at_once=at_once, most_tasks=planned.most_tasks)
+    if submitted.interrupted is not None:
+        if submitted.done:
+            count = counted(len(submitted.done), "run")
+            out.note(f"{count} submitted before: hpc-tumor status shows them, cancel ends them")
+        raise submitted.interrupted
     done, refused = submitted.done, submitted.refused
     if refused is not None and not done:
         raise refused

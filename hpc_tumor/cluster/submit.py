@@ -57,6 +57,7 @@ class Submitted:
 
     done: list[Submission] = field(default_factory=list)
     refused: HpcTumorError | None = None
+    interrupted: KeyboardInterrupt | None = None
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,8 @@ def submit_all(
             share = max(1, at_once * len(group) // len(settled)) if at_once else 0
             with held() as interrupt_if_asked:
                 submitted.done += _submit_group(group, profile, runs, provenance, share, interrupt_if_asked)
+    except KeyboardInterrupt as interrupt:
+        submitted.interrupted = interrupt
     except HpcTumorError as error:
         submitted.refused = error
     except OSError as error:
