@@ -60,11 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
         path = getattr(getattr(error, "ctx", None), "command_path", "hpc-tumor")
         out.note(f"`{path} --help` shows what there is.")
         return 2
-    except (KeyboardInterrupt, typer.Abort) as interrupt:
-        cause: BaseException | None = interrupt
-        while (cause := cause.__cause__) is not None:
-            if isinstance(cause, HpcTumorError):  # it was about to be said
-                out.error(str(cause))
+    except (KeyboardInterrupt, typer.Abort):
         code = 130
     except Exception as error:
         return _failed(error)

@@ -9,6 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
+from hpc_tumor.console import out
+from hpc_tumor.errors import HpcTumorError
+
 # Ctrl-C, `kill`, and a terminal or an ssh connection that closes: by default, the last two end Python on the spot.
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -29,7 +32,7 @@ def held() -> Iterator[Callable[[], None]]:
     """Let the block end first: the KeyboardInterrupt for a signal that came meanwhile is raised behind it.
 
     Gives a function that raises it earlier, at a place where nothing is lost by that. The first signal is answered with
-    a line on standard error; an error that ends the block is the cause of the KeyboardInterrupt.
+    a line on standard error. An error that ends the block is printed where the KeyboardInterrupt takes its place.
     """
     came: list[int] = []
 
@@ -46,8 +49,9 @@ def held() -> Iterator[Callable[[], None]]:
     try:
         with _handled(note):
             yield interrupt_if_asked
-    except Exception as error:
+    except HpcTumorError as error:
         if came:
+            out.error(str(error))  # nobody else will say it
             raise KeyboardInterrupt from error
         raise
     interrupt_if_asked()
