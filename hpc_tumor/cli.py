@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hpc_tumor.atomic import is_disk_full
 from hpc_tumor.console import counted, out, prepare_streams
 from hpc_tumor.errors import HpcTumorError, UsageError
 from hpc_tumor.options import (
@@ -77,6 +78,9 @@ def _failed(error: Exception) -> int:
     if isinstance(error, HpcTumorError):
         out.error(str(error))
         return error.exit_code
+    if isinstance(error, OSError) and is_disk_full(error) and error.filename is None:
+        out.error("the output could not be written: no space is left where it goes.")
+        return 1
     text = " ".join(str(error).split())
     out.error(f"{type(error).__name__}: {text}" if text else type(error).__name__)
     if not out.verbose:

@@ -12,7 +12,7 @@ from hpc_tumor.cluster.queue import ENDED, OPEN, RunState, cancel, read_states
 from hpc_tumor.cluster.watch import LOOK_SECONDS, Watch
 from hpc_tumor.console import View, counted, out
 from hpc_tumor.errors import HpcTumorError, PartialFailure, TrainingError
-from hpc_tumor.run_dir import RunDir
+from hpc_tumor.run_dir import RunDir, why_closed
 from hpc_tumor.runs_view import choose, counts, runs_table, runs_view
 
 _FAILURES = ("failed", "timeout", "node-fail", "out-of-memory")
@@ -163,7 +163,10 @@ def print_logs(
         else:
             said[run.name] = log_text(run, rank=rank, start=start)
     what = "output of the launcher" if launcher else "errors" if errors else f"output of rank {rank}"
-    silent = [name for name, text in said.items() if not text]
+    closed = {run.name: why for run in runs if (why := why_closed(run.path) or why_closed(run.logs))}
+    for name, why in closed.items():
+        out.warning(f"the logs of {name} cannot be read: {why}")
+    silent = [name for name, text in said.items() if not text and name not in closed]
     for number, name in enumerate(name for name in said if said[name]):
         if len(runs) > 1:
             out.text(f"{chr(10) if number else ''}=== {name}")

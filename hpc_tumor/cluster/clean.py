@@ -171,7 +171,7 @@ def _settled(states: Sequence[RunState], clock: float) -> set[str]:
 
 
 def _why_left_alone(state: RunState, settled: set[str]) -> str | None:
-    """Why nothing of a run is touched, in words; None where something may be."""
+    """Reason why nothing of a run is touched, None where something may be."""
     path = state.run.path
     if path.is_symlink():
         return "a link"

@@ -345,8 +345,8 @@ def _submit_group(
 
 @contextlib.contextmanager
 def _restored(run: RunDir) -> Iterator[None]:
-    """Where what is done inside fails, the run's own record of its job and settings is as it was."""
-    before = {path: path.read_bytes() if path.exists() else None for path in (run.job, run.config)}
+    """Where what is done inside fails, the run's own record of its job, settings and code is as it was."""
+    before = {path: path.read_bytes() if path.exists() else None for path in (run.job, run.config, run.provenance)}
     try:
         yield
     except BaseException:
@@ -377,6 +377,8 @@ def _launch(
             for run in new:
                 more = provenance_of(run.experiment().data.store, code=code.name, plan=plan.as_dict(), script=script)
                 atomic.write_json(run.provenance, {**provenance, **more})
+        for run in (start.run for start in starts if start.number):
+            atomic.write_json(run.provenance, {**(read_json(run.provenance) or {}), "code": code.name})
         jobs = _write_jobs(starts, profile, plan, folder, name)
         interrupt_if_asked()
         with clean_environment(plan):
@@ -391,7 +393,9 @@ def _launch(
     try:
         for run, job, job_id in zip(runs, jobs, ids, strict=False):
             job.write(run, job_id=job_id, chain=tuple(ids[len(runs) :]))
-            run.add_event("submitted", cluster=profile.name, job_id=job_id, gpus=plan.gpus, nodes=plan.nodes)
+            run.add_event(
+                "submitted", cluster=profile.name, job_id=job_id, gpus=plan.gpus, nodes=plan.nodes, code=code.name
+            )  # fmt: skip
     except BaseException as error:
         try:
             take_back(ids, profile)
