@@ -39,7 +39,7 @@ def held() -> Iterator[Callable[[], None]]:
     def note(number: int, _frame: FrameType | None) -> None:
         if not came:
             with suppress(OSError):  # below Python's own streams, which may be at work at this moment
-                os.write(2, b"waiting for SLURM's answer, so that no job is left behind\n")
+                os.write(2, b"interrupted: what is being submitted is written down first, or taken back\n")
         came.append(number)
 
     def interrupt_if_asked() -> None:

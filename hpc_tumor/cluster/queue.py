@@ -7,7 +7,6 @@ import math
 import os
 import re
 import signal
-import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -235,11 +234,9 @@ def cancel(*states: RunState) -> dict[str, ClusterError]:
 
 def _end_process(state: RunState) -> None:
     """Ask the process of a local run to end. ProcessLookupError where that number is another process by now."""
-    shown = subprocess.run(
-        ["ps", "-o", "args=", "-p", str(state.job_id)], capture_output=True, encoding="utf-8", errors="surrogateescape",
-        check=False,
-    ).stdout  # fmt: skip
-    if str(state.run.submission) not in shown:
+    shown = Path(f"/proc/{int(str(state.job_id))}/cmdline")
+    there = shown.read_bytes() if shown.exists() else b""
+    if os.fsencode(state.run.submission) not in there and Path("/proc/self").exists():  # else it cannot be told
         raise ProcessLookupError(errno.ESRCH, "it is not of this run any more")
     os.kill(int(str(state.job_id)), signal.SIGTERM)
 

@@ -93,6 +93,8 @@ def submit_experiment(experiment: Experiment, profile: ClusterProfile, plan: Pla
         UsageError: the runs directory cannot be used.
     """
     submitted = submit_all([Wanted(experiment, plan)], profile, runs)
+    if submitted.interrupted is not None:
+        raise submitted.interrupted
     if submitted.refused is not None:
         raise submitted.refused
     return submitted.done[0]
@@ -229,6 +231,8 @@ def resume_all(runs: Sequence[RunDir]) -> dict[str, HpcTumorError]:
             errors[run.name] = error
     for profile, wanted in by_profile.values():
         submitted = submit_all(wanted, profile, runs[0].path.parent)
+        if submitted.interrupted is not None:
+            raise submitted.interrupted
         started = {item.run.name for item in submitted.done}
         for item in wanted:
             if item.run is not None and item.run.name not in started and submitted.refused is not None:
