@@ -32,5 +32,5 @@ environment dev
 # What a script starts in its background ignores Ctrl-C, and so does all that this starts: tests send it.
 pytest='import signal, sys, pytest
 signal.signal(signal.SIGINT, signal.default_int_handler)
-sys.exit(pytest.console_main())'
+sys.exit(pytest.main())'
 exec python -c "$pytest" ${arguments[@]+"${arguments[@]}"}
