@@ -87,6 +87,7 @@ def after(folder: Path, code: int) -> int:
         return code
     said, start = _said(folder), start_here(job)
     failure = Failure.read(run.failure(start))
+    failure = None if failure and failure.faults else failure  # who wrote it was killed meanwhile
     # Where a user cancels the job, this shell is ended before its ranks are: what came here came from SLURM.
     warned = any(event.event == "signal" and event.start == start for event in events)
     if (code == 0 and warned) or (code and failure is None and _WARNED.search(said)):
@@ -101,7 +102,7 @@ def after(folder: Path, code: int) -> int:
         if full:
             code = NO_ROOM  # which is all that can still be said
         with suppress(OSError):
-            record_failure(run, start, rank, failure.reason, retry=failure.retry)
+            record_failure(run, start, rank, failure.reason, retry=failure.retry, overrule=True)
     if not failure.retry or _LASTING.search(said):
         _cancel_chain(job.chain)
         return code

@@ -150,8 +150,12 @@ def record_failure(
         handle = os.open(run.failure(start), os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if overrule else os.O_EXCL), 0o666)
     except FileExistsError:
         return
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(failure.model_dump_json())
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(failure.model_dump_json())
+    except OSError:  # a full disk: an empty record would hide the cause
+        run.failure(start).unlink(missing_ok=True)
+        raise
     run.add_event("failed", reason=reason, rank=rank)
     set_failed(run)
 

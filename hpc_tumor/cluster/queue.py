@@ -305,6 +305,9 @@ def _read_state(
     events = [Event.from_values(line, run.events.name) for line in lines]
     story = _read_story(run, job, events)
     alive = position is not None if job.is_local else _is_alive(record)
+    torn = story.failure.faults if story.failure else ()
+    if torn and not alive:
+        story = replace(story, failure=None)  # how the job ended tells more
     age, behind = _heartbeat_age(run, status, story, record, clock)
     state: State
     lost = run.weights_lost(result, lines) if result is not None else None
@@ -317,7 +320,7 @@ def _read_state(
         state, reason = _by_record_alone(status, story, age, f"was never submitted; {way}")
     elif job.is_local:
         state, reason = _local_state(position, story, status, age, clock)
-        if state == "lost" and tickets.is_closed(run.path.parent, run.path.stat().st_uid):
+        if state == "lost" and tickets.is_closed(run.path.parent, _owner(run)):
             state, reason = "unknown", f"the queue of {owner_of(run.path)} on this machine is closed to others"
     elif record is not None:
         state, reason = _slurm_state(record, story, status, age, clock)
@@ -327,7 +330,7 @@ def _read_state(
     if state == "failed":
         reason = _with_cause(run, reason)
     broken = [fault for line in events for fault in line.faults][:1]
-    faults = (*job.faults, *status.faults, *(story.failure.faults if story.failure else ()), *broken)
+    faults = (*job.faults, *status.faults, *torn, *broken)
     plan = job.plan
     elapsed: float | None = record.elapsed_s if record is not None else None
     if record is None and story.began is not None:
@@ -373,9 +376,17 @@ def _heartbeat_age(
     return max(0.0, age), stamped - age
 
 
+def _owner(run: RunDir) -> int:
+    """Return the number of the user whom a run belongs to: this one, where it is not there any more."""
+    try:
+        return run.path.stat().st_uid
+    except OSError:
+        return os.getuid()
+
+
 def _resume(run: RunDir) -> str:
     """Return in words what `hpc-tumor resume` does with a run that has ended."""
-    if run.path.stat().st_uid != os.getuid():
+    if _owner(run) != os.getuid():
         return f"{owner_of(run.path)} can resume it, hpc-tumor rerun trains it as your own"
     saved = any(_modified(path) is not None for path in (run.last_checkpoint, run.previous_checkpoint))
     return f"hpc-tumor resume {'goes on from its last checkpoint' if saved else 'starts it again'}"

@@ -162,10 +162,10 @@ def test_a_task_of_an_array_is_requeued_alone(submit: Submit, tmp_path: Path, mo
 def test_a_job_is_known_by_its_run_though_its_submission_was_interrupted(
     on_slurm: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By Ctrl-C, which a terminal sends to sbatch, too."""
+    """By Ctrl-C, while sbatch is at work."""
     sbatch = tmp_path / "bin" / "sbatch"
     sbatch.parent.mkdir()
-    sbatch.write_text(f'#!/bin/sh\nkill -INT 0\nexec {shutil.which("sbatch")} "$@"\n')
+    sbatch.write_text(f'#!/bin/sh\nkill -INT -- -$PPID\nexec {shutil.which("sbatch")} "$@"\n')
     sbatch.chmod(0o755)
     monkeypatch.setenv("PATH", f"{sbatch.parent}:{os.environ['PATH']}")
     code = (
