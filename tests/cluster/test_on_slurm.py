@@ -165,7 +165,7 @@ def test_a_job_is_known_by_its_run_though_its_submission_was_interrupted(
     """By Ctrl-C, while sbatch is at work."""
     sbatch = tmp_path / "bin" / "sbatch"
     sbatch.parent.mkdir()
-    sbatch.write_text(f'#!/bin/sh\nkill -INT -- -$PPID\nexec {shutil.which("sbatch")} "$@"\n')
+    sbatch.write_text(f'#!/bin/bash\nkill -INT -- -$PPID\nexec {shutil.which("sbatch")} "$@"\n')
     sbatch.chmod(0o755)
     monkeypatch.setenv("PATH", f"{sbatch.parent}:{os.environ['PATH']}")
     code = (
