@@ -10,17 +10,28 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from recording import Command, mask
+from recording import Command, mask, write_programs
 
 from hpc_tumor import cli
 
-sys.path.append(str(Path(__file__).parents[1] / "results"))  # whose made-up runs the net compares
+# Made-up runs, and what the commands of real clusters print, are those of the other tests.
+sys.path += [str(Path(__file__).parents[1] / "results"), str(Path(__file__).parents[1] / "cluster")]
 
 
-FAKE_SLURM = {  # a SLURM that takes every job, and says nothing of any
-    "sbatch": "cat > /dev/null; echo 4242",
-    "squeue": "", "sacct": "", "scancel": "", "sinfo": "", "scontrol": "", "sacctmgr": "",
-}  # fmt: skip
+# A SLURM that has one job at a time, which waits in the queue until it is cancelled.
+FAKE_SLURM = {
+    "sbatch": """for script; do :; done
+        [ -f "$script" ] || script=/dev/stdin
+        sed -n 's/^#SBATCH --job-name=//p' "$script" > "${0%/*}/job"
+        echo 4242""",
+    "squeue": """[ -f "${0%/*}/job" ] || exit 0
+        case "$*" in
+        *--format=%F* | *--format=%i) echo 4242 ;;
+        *) echo "4242|$(cat "${0%/*}/job")|PENDING|0:00|1|N/A||Priority" ;;
+        esac""",
+    "scancel": 'rm -f "${0%/*}/job"',
+    "sacct": "",
+}
 
 
 @pytest.fixture(scope="session")
@@ -81,13 +92,12 @@ def command(work: Path, capsys: pytest.CaptureFixture[str]) -> Command:
 
 
 @pytest.fixture
-def fake_slurm(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SLURM's commands, as far as submitting needs them."""
+def fake_slurm(work: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Folder of SLURM's commands, as far as submitting needs them."""
     programs = work.parent / "home" / "programs"
-    for name, script in FAKE_SLURM.items():
-        (programs / name).write_text(f"#!/bin/sh\n{script}\n")
-        (programs / name).chmod(0o755)
+    write_programs(programs, FAKE_SLURM)
     monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
+    return programs
 
 
 def write_slices(folder: Path, patients: int) -> None:

@@ -7,6 +7,8 @@ difference before it is committed.
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 import os
 import re
 import shlex
@@ -14,6 +16,7 @@ import sys
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +27,8 @@ Command = Callable[[list[str]], tuple[int, str, str]]
 WIDTH = 116  # characters of a line on record; longer ones go on in the next
 VERSION = metadata.version("hpc-tumor")
 MOST_SHOWN = 150  # lines of a difference
+MOST_ENTRIES = 100  # of an object in JSON that is recorded as it is
+LONGEST = 200  # characters of a text in JSON that is recorded as it is
 # Libraries that write text or bytes that are on record, by the file that says which versions they had.
 VERSIONS = "versions.txt"
 LIBRARIES = (
@@ -39,11 +44,13 @@ MASKS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] 
     (re.compile(r"\b20\d\d-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:\d\d)?"), "<time>"),
     (re.compile(r"^(time +)\d.*$", re.MULTILINE), r"\1<duration>"),
     (re.compile(r"\b\d[\d.,]*( cases| images| slices| samples)?/s\b"), "<speed>"),
-    (re.compile(r"\.(code|queue|submissions|converting)-\d+\b"), r".\1-<user>"),
+    (re.compile(r"\.(code|queue|submissions|converting)-\d+\b"), r".\1-UID"),
     (re.compile(r'("(?:time|seconds|elapsed|gpu_hours|[a-z_]*_age|eta|modified)": )-?[\d.e+-]+'), r"\1<time>"),
-    (re.compile(r'("(?:rate|samples_per_second|data_wait|[a-z_]*memory_gb)": )-?[\d.e+-]+'), r"\1<speed>"),
-    (re.compile(r'("(?:pid|job_id)": )"?\d{2,}"?'), r"\1<pid>"),
-    (re.compile(r'("host": )"[^"]*"'), r"\1<host>"),
+    (re.compile(r'("(?:rate|samples_per_second|data_wait|peak_memory_gb)": )-?[\d.e+-]+'), r"\1<speed>"),
+    (re.compile(r'("(?:bytes[a-z_]*)": )\d+'), r"\1<bytes>"),
+    (re.compile(r'("mtime_ns": )\d+'), r"\1<time>"),
+    (re.compile(r"\b[0-9a-f]{16}\.zip\b"), "CODE.zip"),
+    (re.compile(r'("script": )".*"'), r'\1"<script>"'),  # scripts are on record by themselves
     # The last digits of a number that was computed differ between kinds of CPU.
     (re.compile(r"-?\b\d+\.\d{5,}(e[+-]?\d+)?\b"), lambda found: f"{float(found[0]):.4g}"),
 )
@@ -52,7 +59,7 @@ MASKS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] 
 def mask(text: str, places: Mapping[str, str]) -> str:
     """`text` without what differs between two runs; `places` are folders and what stands for them."""
     known = {
-        **places, sys.executable: "<python>", sys.prefix: "<prefix>", f"hpc-tumor {VERSION}": "hpc-tumor <version>",
+        **places, sys.executable: "PYTHON", sys.prefix: "PREFIX", f"hpc-tumor {VERSION}": "hpc-tumor <version>",
     }  # fmt: skip
     for found in sorted(known, key=len, reverse=True):
         text = text.replace(found, known[found])
@@ -75,9 +82,9 @@ def wrap(text: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def compare(name: str, text: str) -> None:
+def compare(name: str, text: str, *, wrapped: bool = True) -> None:
     """Fail with the difference where `text` is not the one on record under this name."""
-    record, text = RECORDED / name, wrap(text)
+    record, text = RECORDED / name, wrap(text) if wrapped else text
     if RECORD:
         record.parent.mkdir(parents=True, exist_ok=True)
         record.write_text(text, encoding="utf-8")
@@ -131,3 +138,47 @@ def replay(name: str, run: Callable[[list[str]], tuple[int, str, str]]) -> None:
             shown += [f"! {text}".rstrip() for text in errors.splitlines()]
             kept += ["", line, *shown, f"= {code}"]
     compare(name, "\n".join(kept).lstrip("\n"))
+
+
+def outline(value: Any, texts: bool = True) -> str:
+    """The form of JSON: keys and types; whole numbers, booleans and, where asked for, texts as they are."""
+    if isinstance(value, dict):
+        return "".join(f"\n{key}:{_indented(outline(item, texts))}" for key, item in value.items()) or " {}"
+    if isinstance(value, list) and value and isinstance(value[0], dict):  # each form once
+        return "".join(f"\n-{_indented(form)}" for form in dict.fromkeys(outline(item, texts) for item in value))
+    if isinstance(value, list):
+        return f" [{', '.join(dict.fromkeys(outline(item, texts).strip() for item in value))}]"
+    if isinstance(value, float) or (isinstance(value, str) and not texts):
+        return f" <{type(value).__name__}>"
+    return f" {json.dumps(value, ensure_ascii=False)}"
+
+
+def _indented(text: str) -> str:
+    return text.replace("\n", "\n  ")
+
+
+def write_programs(folder: Path, scripts: dict[str, str]) -> None:
+    """Programs of a folder, each by its name and what a shell runs as it."""
+    for name, script in scripts.items():
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / name).chmod(0o755)
+
+
+def plain(value: Any, indent: str = "") -> str:
+    """JSON as lines that can be read: lists of values in one, long texts by their digest."""
+    inner = f"{indent}  "
+    if isinstance(value, dict) and len(value) > MOST_ENTRIES:
+        return f"<{len(value)} entries, sha256 {digest(json.dumps(value).encode())}>"
+    if isinstance(value, dict) and value:
+        items = [f"{inner}{json.dumps(key)}: {plain(item, inner)}" for key, item in value.items()]
+        return "{\n" + ",\n".join(items) + f"\n{indent}}}"
+    if isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
+        return "[\n" + ",\n".join(f"{inner}{plain(item, inner)}" for item in value) + f"\n{indent}]"
+    if isinstance(value, str) and len(value) > LONGEST:
+        return f"<text of {len(value)} characters, sha256 {digest(value.encode())}>"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def digest(content: bytes) -> str:
+    """First half of the SHA-256."""
+    return hashlib.sha256(content).hexdigest()[:32]

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from typing import Any
 import pytest
 import typer
 from made_runs import segmentation_run, unfinished_run
-from recording import Command, compare, mask, replay
+from recording import RECORD, RECORDED, VERSIONS, Command, compare, mask, plain, replay, versions, write_programs
+from sites import ORFEO
 
 from hpc_tumor.cli import app
+from hpc_tumor.settings import shipped
 
 
 def commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -140,3 +143,64 @@ def test_mistakes(command: Command, mistakes: Path, monkeypatch: pytest.MonkeyPa
         return code, out, errors
 
     replay("mistakes.txt", run)
+
+
+# -- results as JSON --------------------------------------------------------------------------------------------------
+
+
+def test_json_of_every_command(command: Command, work: Path, fake_slurm: Path) -> None:
+    """One after another, on a cluster that takes a job and lets it wait; the last on a larger one."""
+    made = work / "made-up" / "runs"
+    segmentation_run(made, FINISHED, [[0.8, 0.7, 0.9]] * 3)
+    unfinished_run(made, FAILED, "classification")
+    covered = set()
+
+    def run(arguments: list[str]) -> tuple[int, str, str]:
+        if "discover" in arguments:
+            commands = {name: text if "case" in text else f"cat <<'END'\n{text}END" for name, text in ORFEO.items()}
+            write_programs(fake_slurm, commands)
+        code, out, errors = command(arguments)
+        covered.add(tuple(word for word in arguments[1:3] if word in ("clusters", "discover")) or (arguments[1],))
+        if "doctor" in arguments:  # what it finds is the machine's
+            found = json.loads(out)
+            findings = {key for section in found["sections"] for item in section["findings"] for key in item}
+            sections = [section["section"] for section in found["sections"]]
+            out = plain(dict.fromkeys(found) | {"sections": sections, "findings": sorted(findings)})
+        if arguments[1:3] == ["clusters", "--json"]:  # so is the first profile
+            out = json.dumps(json.loads(out)[1:], indent=2, ensure_ascii=False)
+        return code, out, errors
+
+    replay("json.txt", run)
+    takers = {path for path, found in ALL.items() if any(option.name == "json" for option in found.params)}
+    assert covered == takers
+
+
+# -- job scripts ------------------------------------------------------------------------------------------------------
+
+PROFILE_FILES = sorted(shipped("slurm_templates").glob("*.toml"))
+
+
+@pytest.mark.parametrize("runs", [1, 21], ids=["job", "array"])
+@pytest.mark.parametrize("profile", PROFILE_FILES, ids=[path.stem for path in PROFILE_FILES])
+def test_script_of_every_profile(command: Command, profile: Path, runs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a whole node of it; and for 21 runs, of which four go at once."""
+    monkeypatch.setenv("HPC_TUMOR_ACCOUNT", "physics")
+    gpus = max(tomllib.loads(profile.read_text())["node"]["gpus"], 1)
+    arguments = f"submit --model unet --data brats.zarr --gpus {gpus} --cluster {profile.stem} --dry-run".split()
+    if runs > 1:
+        arguments += [*("--at-once", "4"), *(word for seed in range(runs) for word in ("--seed", str(seed)))]
+    code, script, errors = command(arguments)
+    assert code == 0, errors
+    compare(f"scripts/{profile.stem}.{'array' if runs > 1 else 'job'}.sh", script, wrapped=False)
+    subprocess.run(["/bin/bash", "-n"], input=script, text=True, check=True)
+
+
+def test_no_script_is_on_record_of_a_profile_that_is_not_shipped() -> None:
+    assert {path.name.partition(".")[0] for path in (RECORDED / "scripts").iterdir()} == {p.stem for p in PROFILE_FILES}
+
+
+def test_versions_of_the_libraries_that_write_what_is_on_record() -> None:
+    """Not compared: `recording.py` says them where something differs, and bytes are compared where they agree."""
+    if RECORD:
+        compare(VERSIONS, versions())
+    assert (RECORDED / VERSIONS).is_file()

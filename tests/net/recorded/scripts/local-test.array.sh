@@ -3,21 +3,21 @@
 # Parameters
 #SBATCH --account=physics
 #SBATCH --array=0-20%4
-#SBATCH --cpus-per-task=12
-#SBATCH --gres=gpu:4
+#SBATCH --cpus-per-task=4
+#SBATCH --gres=gpu:2
 #SBATCH --job-name=hpc-tumor-ID
-#SBATCH --mem=491520M
+#SBATCH --mem=7168M
 #SBATCH --nodes=1
-#SBATCH --ntasks-per-node=4
+#SBATCH --ntasks-per-node=2
 #SBATCH --open-mode=append
-#SBATCH --output=/somewhere/runs/.submissions-UID/DATE-TIME-ID/%A_%a_0_log.out
-#SBATCH --partition=booster
+#SBATCH --output=WORK/runs/.submissions-UID/DATE-TIME-ID/%A_%a_0_log.out
+#SBATCH --partition=GPU
 #SBATCH --requeue
-#SBATCH --signal=USR2@600
-#SBATCH --time=1440
+#SBATCH --signal=USR2@360
+#SBATCH --time=120
 
 # setup
-hpc_tumor_job=/somewhere/runs/.submissions-UID/DATE-TIME-ID hpc_tumor_code=/somewhere/runs/.code-UID/CODE.zip
+hpc_tumor_job=WORK/runs/.submissions-UID/DATE-TIME-ID hpc_tumor_code=WORK/runs/.code-UID/CODE.zip
 hpc_tumor_check='import hashlib, os, sys
 code = sys.argv[1]
 try:
@@ -38,15 +38,14 @@ os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
 trap : USR2
 export PYTHONSAFEPATH=1
 export PYTHONIOENCODING=utf-8:backslashreplace
-export NCCL_SOCKET_IFNAME=ib0
-export GLOO_SOCKET_IFNAME=ib0
-export PYTHONPATH=/somewhere/runs/.code-UID/CODE.zip"${PYTHONPATH:+:$PYTHONPATH}"
+export OMP_NUM_THREADS=1
+export PYTHONPATH=WORK/runs/.code-UID/CODE.zip"${PYTHONPATH:+:$PYTHONPATH}"
 while [[ $PYTHONPATH == *::* ]]; do PYTHONPATH=${PYTHONPATH//::/:}; done; PYTHONPATH=${PYTHONPATH#:} PYTHONPATH=${PYTHONPATH%:}
 PYTHON -I -S -c "$hpc_tumor_check" "$hpc_tumor_code" -m hpc_tumor.cluster.batch before "$hpc_tumor_job" || exit $(($? == 10 ? 0 : $?))
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /somewhere/runs/.submissions-UID/DATE-TIME-ID/%A_%a_%t_log.out --cpus-per-task=12 --kill-on-bad-exit=1 --wait=60 PYTHON -I -S -c "$hpc_tumor_check" "$hpc_tumor_code" -u -m submitit.core._submit /somewhere/runs/.submissions-UID/DATE-TIME-ID
+srun --unbuffered --output WORK/runs/.submissions-UID/DATE-TIME-ID/%A_%a_%t_log.out --cpus-per-task=4 --kill-on-bad-exit=1 --wait=60 PYTHON -I -S -c "$hpc_tumor_check" "$hpc_tumor_code" -u -m submitit.core._submit WORK/runs/.submissions-UID/DATE-TIME-ID
 
 
 # teardown
