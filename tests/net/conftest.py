@@ -2,36 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from pathlib import Path
 
-import h5py
-import numpy as np
 import pytest
-from recording import Command, mask, write_programs
+from recording import Command, mask
+from surroundings import FAKE_SLURM, bare, write_programs, write_slices
 
 from hpc_tumor import cli
 
 # Made-up runs, and what the commands of real clusters print, are those of the other tests.
 sys.path += [str(Path(__file__).parents[1] / "results"), str(Path(__file__).parents[1] / "cluster")]
-
-
-# A SLURM that has one job at a time, which waits in the queue until it is cancelled.
-FAKE_SLURM = {
-    "sbatch": """for script; do :; done
-        [ -f "$script" ] || script=/dev/stdin
-        sed -n 's/^#SBATCH --job-name=//p' "$script" > "${0%/*}/job"
-        echo 4242""",
-    "squeue": """[ -f "${0%/*}/job" ] || exit 0
-        case "$*" in
-        *--format=%F* | *--format=%i) echo 4242 ;;
-        *) echo "4242|$(cat "${0%/*}/job")|PENDING|0:00|1|N/A||Priority" ;;
-        esac""",
-    "scancel": 'rm -f "${0%/*}/job"',
-    "sacct": "",
-}
 
 
 @pytest.fixture(scope="session")
@@ -50,21 +32,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for kind in ("brats", "brain-mri", "brats-h5"):
             assert cli.main(["prepare-data", f"raw-{kind}", f"{kind}.zarr", "--workers", "1"]) == 0
     return folder
-
-
-def bare(patch: pytest.MonkeyPatch, folder: Path) -> None:
-    """The environment of a user who has set nothing, on a machine without other programs, 100 columns wide."""
-    for name in list(os.environ):
-        if name.startswith(("HPC_TUMOR_", "SLURM_", "SBATCH_", "PYTHONPATH", "CUDA_", "TERMINAL_WIDTH")):
-            patch.delenv(name)
-    for name in ("SCRATCH", "WORK", "FAST", "CINECA_SCRATCH", "LOCAL_SCRATCH", "JOBSCRATCH", "FORCE_COLOR"):
-        patch.delenv(name, raising=False)
-    (folder / "home" / "programs").mkdir(parents=True, exist_ok=True)
-    for name, value in {
-        "HOME": folder / "home", "HPC_TUMOR_CONFIG_DIR": folder / "home" / "configuration", "COLUMNS": 100,
-        "PATH": folder / "home" / "programs", "NO_COLOR": 1, "OMP_NUM_THREADS": 1, "USER": "somebody",
-    }.items():  # fmt: skip
-        patch.setenv(name, str(value))
 
 
 @pytest.fixture
@@ -98,18 +65,3 @@ def fake_slurm(work: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_programs(programs, FAKE_SLURM)
     monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
     return programs
-
-
-def write_slices(folder: Path, patients: int) -> None:
-    """Patients of the Kaggle H5 edition: `volume_<n>_slice_<z>.h5` with 155 slices of 16 x 16 pixels each."""
-    folder.mkdir()
-    for patient in range(1, patients + 1):
-        draw = np.random.default_rng([7, patient])
-        for z in range(155):
-            image, mask = np.zeros((16, 16, 4)), np.zeros((16, 16, 3), np.uint8)
-            if 20 <= z < 140:
-                image[3:-3, 3:-3] = draw.integers(-50, 900, (10, 10, 4)) / 256
-            if 60 <= z < 90:
-                mask[4:8, 4:8, z % 3] = 1
-            with h5py.File(folder / f"volume_{patient}_slice_{z}.h5", "w") as file:
-                file["image"], file["mask"] = image, mask

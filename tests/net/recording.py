@@ -15,6 +15,7 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping
 from importlib import metadata
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,10 @@ def replay(name: str, run: Callable[[list[str]], tuple[int, str, str]]) -> None:
 def outline(value: Any, texts: bool = True) -> str:
     """The form of JSON: keys and types; whole numbers, booleans and, where asked for, texts as they are."""
     if isinstance(value, dict):
-        return "".join(f"\n{key}:{_indented(outline(item, texts))}" for key, item in value.items()) or " {}"
+        forms = [(key, _indented(outline(item, texts))) for key, item in value.items()]
+        groups = groupby(forms, key=lambda form: form[1] if form[1].startswith(" <") else form)  # alike ones in a line
+        alike = [list(group) for _, group in groups]
+        return "".join(f"\n{', '.join(key for key, _ in group)}:{group[0][1]}" for group in alike) or " {}"
     if isinstance(value, list) and value and isinstance(value[0], dict):  # each form once
         return "".join(f"\n-{_indented(form)}" for form in dict.fromkeys(outline(item, texts) for item in value))
     if isinstance(value, list):
@@ -155,13 +159,6 @@ def outline(value: Any, texts: bool = True) -> str:
 
 def _indented(text: str) -> str:
     return text.replace("\n", "\n  ")
-
-
-def write_programs(folder: Path, scripts: dict[str, str]) -> None:
-    """Programs of a folder, each by its name and what a shell runs as it."""
-    for name, script in scripts.items():
-        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
-        (folder / name).chmod(0o755)
 
 
 def plain(value: Any, indent: str = "") -> str:

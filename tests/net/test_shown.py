@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 import typer
 from made_runs import segmentation_run, unfinished_run
-from recording import RECORD, RECORDED, VERSIONS, Command, compare, mask, plain, replay, versions, write_programs
+from recording import RECORD, RECORDED, VERSIONS, Command, compare, mask, plain, replay, versions
 from sites import ORFEO
+from surroundings import write_programs
 
 from hpc_tumor.cli import app
 from hpc_tumor.settings import shipped

@@ -1,0 +1,63 @@
+"""What the net runs in: an environment that nobody set up, a SLURM of shell scripts, and slices of the H5 edition."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+# A SLURM that has one job at a time, which waits in the queue until it is cancelled.
+FAKE_SLURM = {
+    "sbatch": """for script; do :; done
+        [ -f "$script" ] || script=/dev/stdin
+        sed -n 's/^#SBATCH --job-name=//p' "$script" > "${0%/*}/job"
+        echo 4242""",
+    "squeue": """[ -f "${0%/*}/job" ] || exit 0
+        case "$*" in
+        *--format=%F* | *--format=%i) echo 4242 ;;
+        *) echo "4242|$(cat "${0%/*}/job")|PENDING|0:00|1|N/A||Priority" ;;
+        esac""",
+    "scancel": 'rm -f "${0%/*}/job"',
+    "sacct": "",
+}
+
+
+def bare(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    """The environment of a user who has set nothing, on a machine without other programs, 100 columns wide."""
+    for name in list(os.environ):
+        if name.startswith(("HPC_TUMOR_", "SLURM_", "SBATCH_", "PYTHONPATH", "CUDA_", "TERMINAL_WIDTH")):
+            patch.delenv(name)
+    for name in ("SCRATCH", "WORK", "FAST", "CINECA_SCRATCH", "LOCAL_SCRATCH", "JOBSCRATCH", "FORCE_COLOR"):
+        patch.delenv(name, raising=False)
+    (folder / "home" / "programs").mkdir(parents=True, exist_ok=True)
+    for name, value in {
+        "HOME": folder / "home", "HPC_TUMOR_CONFIG_DIR": folder / "home" / "configuration", "COLUMNS": 100,
+        "PATH": folder / "home" / "programs", "NO_COLOR": 1, "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": 1, "USER": "somebody",
+    }.items():  # fmt: skip
+        patch.setenv(name, str(value))
+
+
+def write_programs(folder: Path, scripts: dict[str, str]) -> None:
+    """Programs of a folder, each by its name and what a shell runs as it."""
+    for name, script in scripts.items():
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / name).chmod(0o755)
+
+
+def write_slices(folder: Path, patients: int) -> None:
+    """Patients of the Kaggle H5 edition: `volume_<n>_slice_<z>.h5` with 155 slices of 16 x 16 pixels each."""
+    folder.mkdir()
+    for patient in range(1, patients + 1):
+        plane = np.random.default_rng([7, patient]).integers(-50, 900, (10, 10, 4))
+        for z in range(155):
+            image, mask = np.zeros((16, 16, 4)), np.zeros((16, 16, 3), np.uint8)
+            if 20 <= z < 140:
+                image[3:-3, 3:-3] = (plane + z) / 256
+            if 60 <= z < 90:
+                mask[4:8, 4:8, z % 3] = 1
+            with h5py.File(folder / f"volume_{patient}_slice_{z}.h5", "w") as file:
+                file["image"], file["mask"] = image, mask
