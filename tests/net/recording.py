@@ -46,10 +46,10 @@ MASKS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] 
     (re.compile(r"^(time +)\d.*$", re.MULTILINE), r"\1<duration>"),
     (re.compile(r"\b\d[\d.,]*( cases| images| slices| samples)?/s\b"), "<speed>"),
     (re.compile(r"\.(code|queue|submissions|converting)-\d+\b"), r".\1-UID"),
-    (re.compile(r'("(?:time|seconds|elapsed|gpu_hours|[a-z_]*_age|eta|modified)": )-?[\d.e+-]+'), r"\1<time>"),
-    (re.compile(r'("(?:rate|samples_per_second|data_wait|peak_memory_gb)": )-?[\d.e+-]+'), r"\1<speed>"),
-    (re.compile(r'("(?:bytes[a-z_]*)": )\d+'), r"\1<bytes>"),
-    (re.compile(r'("mtime_ns": )\d+'), r"\1<time>"),
+    (re.compile(r'("(?:time|seconds|elapsed|gpu_hours|[a-z_]*_age|eta|modified)": )-?[\d.e+-]+'), r'\1"<time>"'),
+    (re.compile(r'("(?:rate|samples_per_second|data_wait|peak_memory_gb)": )-?[\d.e+-]+'), r'\1"<speed>"'),
+    (re.compile(r'("(?:bytes[a-z_]*)": )\d+'), r'\1"<bytes>"'),
+    (re.compile(r'("mtime_ns": )\d+'), r'\1"<time>"'),
     (re.compile(r"\b[0-9a-f]{16}\.zip\b"), "CODE.zip"),
     (re.compile(r'("script": )".*"'), r'\1"<script>"'),  # scripts are on record by themselves
     # The last digits of a number that was computed differ between kinds of CPU.

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import tarfile
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 
 # A SLURM that has one job at a time, which waits in the queue until it is cancelled.
 FAKE_SLURM = {
@@ -39,6 +42,16 @@ def bare(patch: pytest.MonkeyPatch, folder: Path) -> None:
         "OMP_NUM_THREADS": 1, "USER": "somebody",
     }.items():  # fmt: skip
         patch.setenv(name, str(value))
+
+
+def kept(folder: Path, version: str) -> None:
+    """Unpack what a version left to later ones into a folder: stores, runs by their fate, and single files."""
+    for path in (FIXTURES / version).iterdir():
+        if path.suffix == ".xz":
+            with tarfile.open(path) as archive:
+                archive.extractall(folder, filter="data")
+        else:
+            (folder / path.name).write_bytes(path.read_bytes())
 
 
 def write_programs(folder: Path, scripts: dict[str, str]) -> None:

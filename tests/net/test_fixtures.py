@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import csv
 import json
-import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from surroundings import FAKE_SLURM, bare, write_programs
+from surroundings import FAKE_SLURM, FIXTURES, bare, kept, write_programs
 
 from hpc_tumor import cli
 
-FOLDER = Path(__file__).resolve().parents[1] / "fixtures"
-VERSIONS = sorted(path.name for path in FOLDER.iterdir() if (path / "runs.tar.xz").is_file())
+VERSIONS = sorted(path.name for path in FIXTURES.iterdir() if (path / "runs.tar.xz").is_file())
 PLACE = "/tmp/hpc-tumor-fixtures"  # where their stores were
 Ask = Callable[[str], Any]
 
@@ -31,12 +29,7 @@ def made(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     bare(monkeypatch, tmp_path)
     folder = tmp_path / "made"
     folder.mkdir()
-    for path in (FOLDER / request.param).iterdir():
-        if path.suffix == ".xz":
-            with tarfile.open(path) as archive:
-                archive.extractall(folder, filter="data")
-        else:
-            (folder / path.name).write_bytes(path.read_bytes())
+    kept(folder, request.param)
     for config in folder.glob("*/*/config.json"):
         config.write_text(config.read_text().replace(PLACE, str(folder)))
     monkeypatch.chdir(folder)
@@ -97,16 +90,16 @@ def test_finished_run(ask: Ask, made: Path) -> None:
     assert entry["runs"] == [result["run"]]
     assert entry["statistics"]["dice"]["mean"] == pytest.approx(result["best"]["test"]["dice"])
     assert (made / "results" / "report.html").is_file()
-    assert "finished" in ask("logs attention-unet --runs finished")
+    assert "finished" in ask("logs unet --runs finished")
     (kind,) = ask("efficiency --runs finished --json")["kinds"]
-    assert kind["model"] == "attention-unet"
-    assert ask("clean --runs finished --json")["kinds"]["checkpoints"]["files"] == 1
+    assert kind["model"] == "unet"
+    assert ask("clean --runs finished --json")["leftovers"] == []
 
 
 def test_finished_run_predicts_and_is_exported(ask: Ask, made: Path) -> None:
     """With the scores of its test: the patients are those of its store, made up again."""
     ask("phantom new --dataset brats --cases 5 --seed 1 --shape 32,32,12")
-    found = ask("predict attention-unet new --runs finished --precision float32 --output predicted --json")
+    found = ask("predict unet new --runs finished --precision float32 --output predicted --json")
     assert found["known"]["told_by"] == "content"
     with next(made.glob("finished/*/cases.csv")).open() as file:
         (tested,) = csv.DictReader(file)
@@ -116,7 +109,7 @@ def test_finished_run_predicts_and_is_exported(ask: Ask, made: Path) -> None:
     assert max(case["scores"]["dice_WT"] for case in found["predictions"]) > 0.5
     assert len(list((made / "predicted").glob("*-seg.nii.gz"))) == 5
     pytest.importorskip("onnx")
-    ask("export attention-unet --runs finished --output network.onnx --json")
+    ask("export unet --runs finished --output network.onnx --json")
     assert (made / "network.onnx").stat().st_size > 10_000
 
 

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import typer
 from made_runs import segmentation_run, unfinished_run
-from recording import RECORD, RECORDED, VERSIONS, Command, compare, mask, plain, replay, versions
+from recording import RECORD, RECORDED, VERSIONS, Command, compare, mask, outline, plain, replay, versions
 from sites import ORFEO
-from surroundings import write_programs
+from surroundings import kept, write_programs
 
 from hpc_tumor.cli import app
 from hpc_tumor.settings import shipped
@@ -76,6 +76,14 @@ FINISHED, FAILED, STOPPED, DAMAGED = (
 )
 
 
+def trained_run(target: Path) -> None:
+    """A finished run with its weights."""
+    kept(target.parent / "kept", "2026-11-30")
+    (run,) = (target.parent / "kept" / "finished").iterdir()
+    run.rename(target)
+    shutil.rmtree(target.parent / "kept")
+
+
 @pytest.fixture
 def mistakes(work: Path) -> Path:
     """What mistakes are made with: stores, job files, profiles, split files and runs that are not as they should be."""
@@ -101,7 +109,7 @@ def mistakes(work: Path) -> Path:
     (work / "torn" / "BraTS20_Training_001" / "BraTS20_Training_001_t1.nii.gz").write_bytes(b"not a scan")
     shutil.copytree(work / "raw-brain-mri" / "Training" / "glioma", work / "one-class" / "glioma")
     (work / "outputs" / "cnn.onnx").write_text("mine")
-    segmentation_run(work / "runs", FINISHED, [[0.8, 0.7, 0.9]] * 3)
+    trained_run(work / "runs" / FINISHED)
     for name, task in ((FAILED, "classification"), (STOPPED, "segmentation"), (DAMAGED, "classification")):
         unfinished_run(work / "runs", name, task)
     failure = work / "runs" / FAILED / "logs" / "failure.0.json"
@@ -152,6 +160,7 @@ def test_mistakes(command: Command, mistakes: Path, monkeypatch: pytest.MonkeyPa
 def test_json_of_every_command(command: Command, work: Path, fake_slurm: Path) -> None:
     """One after another, on a cluster that takes a job and lets it wait; the last on a larger one."""
     made = work / "made-up" / "runs"
+    trained_run(work / "trained" / FINISHED)
     segmentation_run(made, FINISHED, [[0.8, 0.7, 0.9]] * 3)
     unfinished_run(made, FAILED, "classification")
     covered = set()
@@ -167,6 +176,8 @@ def test_json_of_every_command(command: Command, work: Path, fake_slurm: Path) -
             findings = {key for section in found["sections"] for item in section["findings"] for key in item}
             sections = [section["section"] for section in found["sections"]]
             out = plain(dict.fromkeys(found) | {"sections": sections, "findings": sorted(findings)})
+        if arguments[1] in ("predict", "export"):  # what a network computes
+            out = outline(json.loads(out))
         if arguments[1:3] == ["clusters", "--json"]:  # so is the first profile
             out = json.dumps(json.loads(out)[1:], indent=2, ensure_ascii=False)
         return code, out, errors
