@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -14,6 +15,9 @@ from hpc_tumor import cli
 
 # Made-up runs, and what the commands of real clusters print, are those of the other tests.
 sys.path += [str(Path(__file__).parents[1] / "results"), str(Path(__file__).parents[1] / "cluster")]
+
+
+DAY = 1_700_000_000  # on which raw data were written, in seconds since 1970
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +33,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ):
             assert cli.main(command.split()) == 0
         write_slices(folder / "raw-brats-h5", 3)
+        for path in folder.glob("raw-*/**/*"):
+            os.utime(path, (DAY, DAY))  # the signature of a case is made of it
         for kind in ("brats", "brain-mri", "brats-h5"):
             assert cli.main(["prepare-data", f"raw-{kind}", f"{kind}.zarr", "--workers", "1"]) == 0
     return folder

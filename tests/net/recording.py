@@ -44,12 +44,12 @@ MASKS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] 
     (NEW_RUN, r"<run of \1>"),
     (re.compile(r"\b20\d\d-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:\d\d)?"), "<time>"),
     (re.compile(r"^(time +)\d.*$", re.MULTILINE), r"\1<duration>"),
+    (re.compile(r"\bin \d[\d.]* (s|min)\b"), "in <duration>"),
     (re.compile(r"\b\d[\d.,]*( cases| images| slices| samples)?/s\b"), "<speed>"),
     (re.compile(r"\.(code|queue|submissions|converting)-\d+\b"), r".\1-UID"),
     (re.compile(r'("(?:time|seconds|elapsed|gpu_hours|[a-z_]*_age|eta|modified)": )-?[\d.e+-]+'), r'\1"<time>"'),
     (re.compile(r'("(?:rate|samples_per_second|data_wait|peak_memory_gb)": )-?[\d.e+-]+'), r'\1"<speed>"'),
     (re.compile(r'("(?:bytes[a-z_]*)": )\d+'), r'\1"<bytes>"'),
-    (re.compile(r'("mtime_ns": )\d+'), r'\1"<time>"'),
     (re.compile(r"\b[0-9a-f]{16}\.zip\b"), "CODE.zip"),
     (re.compile(r'("script": )".*"'), r'\1"<script>"'),  # scripts are on record by themselves
     # The last digits of a number that was computed differ between kinds of CPU.
@@ -151,7 +151,8 @@ def outline(value: Any, texts: bool = True) -> str:
     if isinstance(value, list) and value and isinstance(value[0], dict):  # each form once
         return "".join(f"\n-{_indented(form)}" for form in dict.fromkeys(outline(item, texts) for item in value))
     if isinstance(value, list):
-        return f" [{', '.join(dict.fromkeys(outline(item, texts).strip() for item in value))}]"
+        forms = [outline(item, texts).strip() for item in value]
+        return f" [{', '.join(forms if len(forms) < 9 else dict.fromkeys(forms))}]"
     if isinstance(value, float) or (isinstance(value, str) and not texts):
         return f" <{type(value).__name__}>"
     return f" {json.dumps(value, ensure_ascii=False)}"
