@@ -9,6 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from PIL import Image
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 
@@ -74,3 +75,22 @@ def write_slices(folder: Path, patients: int) -> None:
                 mask[4:8, 4:8, z % 3] = 1
             with h5py.File(folder / f"volume_{patient}_slice_{z}.h5", "w") as file:
                 file["image"], file["mask"] = image, mask
+
+
+def write_images(folder: Path, images: int) -> None:
+    """Heads of four classes as JPEG, a fifth for testing, of two sizes and modes; whole numbers make them.
+
+    Made-up ones of `hpc-tumor phantom` differ in a few pixels between kinds of CPU.
+    """
+    for number in range(images):
+        kind, draw = number % 4, np.random.default_rng([8, number])
+        side = 150 + 30 * (number % 3)
+        y, x = np.mgrid[:side, :side] - side // 2
+        spots = np.kron(draw.integers(0, 100, (15, 15)), np.ones((side // 15, side // 15), int))  # no two alike
+        pixels = np.where(x * x + y * y < (side * 2 // 5) ** 2, 60 + spots, 0)
+        place = draw.integers(-side // 8, side // 8, 2)
+        pixels[(x - place[0]) ** 2 * (1 + kind) + (y - place[1]) ** 2 < (side // 10) ** 2] += 30 * kind
+        name = ("glioma", "meningioma", "notumor", "pituitary")[kind]
+        path = folder / ("Testing" if number // 4 % 5 == 0 else "Training") / name / f"{name}-{number:03}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.astype(np.uint8)).convert("RGB" if number % 5 == 0 else "L").save(path, quality=90)
