@@ -60,9 +60,7 @@ MASKS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] 
 
 def mask(text: str, places: Mapping[str, str]) -> str:
     """`text` without what differs between two runs; `places` are folders and what stands for them."""
-    known = {
-        **places, sys.executable: "PYTHON", sys.prefix: "PREFIX", f"hpc-tumor {VERSION}": "hpc-tumor <version>",
-    }  # fmt: skip
+    known = {**places, sys.executable: "PYTHON", f"hpc-tumor {VERSION}": "hpc-tumor <version>"}
     for found in sorted(known, key=len, reverse=True):
         text = text.replace(found, known[found])
     for pattern, shown in MASKS:
