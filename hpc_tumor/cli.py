@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hpc_tumor.atomic import is_disk_full
 from hpc_tumor.console import counted, out, prepare_streams
 from hpc_tumor.errors import HpcTumorError, UsageError
 from hpc_tumor.options import (
@@ -77,6 +78,9 @@ def _failed(error: Exception) -> int:
     if isinstance(error, HpcTumorError):
         out.error(str(error))
         return error.exit_code
+    if isinstance(error, OSError) and is_disk_full(error) and error.filename is None:
+        out.error("the output could not be written: no space is left where it goes.")
+        return 1
     text = " ".join(str(error).split())
     out.error(f"{type(error).__name__}: {text}" if text else type(error).__name__)
     if not out.verbose:
@@ -592,10 +596,11 @@ def clean(
 ) -> None:
     """Show files that nobody needs any more, with their sizes, and how large each run is; --delete removes them.
 
-    Of finished runs, the checkpoints to go on from and the pickles of their jobs; the weights that were scored, and
-    checkpoints kept for good, stay. Of all that have ended, temporary files. Without RUN also what runs share: archives
-    of code, staging folders of conversions that were killed, copies of stores on the disk of this machine alone.
-    Nothing of a run that is queued, running or unreadable, of other users, or behind a link is touched.
+    Finished runs lose the checkpoints to go on from and the pickles of their jobs, all that ended temporary files.
+
+    Without RUN also what runs share: code, half-made conversions, copies of stores on this machine's disk.
+
+    The weights that were scored, checkpoints kept for good, and runs that go on or are not yours stay as they are.
 
     Examples:
 

@@ -238,13 +238,14 @@ class Experiment(Settings):
         return self.recipe.loss or LOSSES[self.task][0]
 
 
-# What may be changed in a run that goes on: it then ends as if it had been so from its first step on (but for the last
-# digits, on another number of ranks or threads). All other settings, those of later versions among them, must stay.
+# Settings that may be changed in a run that goes on: it is the same experiment still, to the bit, or up to the order of
+# additions on another number of ranks, threads or parts of a batch. All others, of later versions too, must stay.
 MAY_CHANGE = frozenset({
     "data.store", "data.split_file",  # what they hold is compared instead
     "data.keep", "data.keep_gb", "hardware.gpus", "hardware.threads", "hardware.timeout_minutes", "checkpoint_minutes",
     "keep_every", "profile", "tensorboard", "scoring.flips", "scoring.clean",
     "hardware.precision",  # the format in use is compared instead
+    "hardware.accumulate",  # as the number of ranks: sums in another order, and batch norm over other samples
     "hardware.compile",  # to auto, which goes on as before
     "recipe.epochs",  # where the learning rate of an epoch does not depend on how many will follow
 })  # fmt: skip
@@ -268,7 +269,7 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple
     must_not: list[str] = []
     for name, value in now.items():
         was = before.get(name, fields[name].default)
-        if was != value:
+        if was != value and (name in before or not fields[name].is_required()):
             words = f"{name} = {json.dumps(value)}, but was {json.dumps(was)}"
             (may if name in MAY_CHANGE - fixed else must_not).append(words)
     return may, must_not

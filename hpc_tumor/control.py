@@ -12,8 +12,8 @@ from hpc_tumor.cluster.queue import ENDED, OPEN, RunState, cancel, read_states
 from hpc_tumor.cluster.watch import LOOK_SECONDS, Watch
 from hpc_tumor.console import View, counted, out
 from hpc_tumor.errors import HpcTumorError, PartialFailure, TrainingError
-from hpc_tumor.run_dir import RunDir
-from hpc_tumor.runs_view import choose, runs_table, runs_view
+from hpc_tumor.run_dir import RunDir, why_closed
+from hpc_tumor.runs_view import choose, counts, runs_table, runs_view
 
 _FAILURES = ("failed", "timeout", "node-fail", "out-of-memory")
 _REASON_SECONDS = 60.0  # between two lines on why a run still waits: the estimate of its start changes all the time
@@ -93,8 +93,8 @@ def cancel_runs(runs: Sequence[RunDir], yes: bool, wanted: str | None = None) ->
     chosen = states if len(runs) == 1 else [state for state in states if state.cancellable]
     if agreed("cancel", [state.run for state in chosen], yes or not all(state.cancellable for state in chosen)):
         errors: dict[str, HpcTumorError] = dict(cancel(*chosen))
-        others = len(states) - len(chosen)
-        rest = f"; {counted(others, 'other')} had ended before" if others else ""
+        others = counts([state for state in states if state not in chosen])
+        rest = f"; left alone: {others}" if others else ""
         _show_done("cancelled", [state.name for state in chosen], errors, f"hpc-tumor resume goes on later{rest}")
 
 
@@ -163,7 +163,10 @@ def print_logs(
         else:
             said[run.name] = log_text(run, rank=rank, start=start)
     what = "output of the launcher" if launcher else "errors" if errors else f"output of rank {rank}"
-    silent = [name for name, text in said.items() if not text]
+    closed = {run.name: why for run in runs if (why := why_closed(run.path) or why_closed(run.logs))}
+    for name, why in closed.items():
+        out.warning(f"the logs of {name} cannot be read: {why}")
+    silent = [name for name, text in said.items() if not text and name not in closed]
     for number, name in enumerate(name for name in said if said[name]):
         if len(runs) > 1:
             out.text(f"{chr(10) if number else ''}=== {name}")

@@ -14,9 +14,13 @@ MOST_RUNS = 20  # shown one by one
 
 def show_efficiency(runs: Sequence[Efficiency]) -> None:
     """The result of the command: the runs, and what to ask for next time for each kind of them."""
-    kinds = kinds_of(runs)
+    readable = [run for run in runs if run.state != "unreadable"]
+    kinds = kinds_of(readable)
     values = {"runs": [run.as_dict() for run in runs], "kinds": [kind.as_dict() for kind in kinds]}
-    out.result(values, show=lambda: _show(runs, kinds))
+    out.result(values, show=lambda: _show(readable, kinds))
+    for run in runs:
+        if run not in readable:
+            out.note(f"{run.name}: {run.reason}")
 
 
 def _show(runs: Sequence[Efficiency], kinds: Sequence[Kind]) -> None:

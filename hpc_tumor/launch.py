@@ -34,6 +34,7 @@ from hpc_tumor.planning import Planned, fit
 from hpc_tumor.provenance import collect_provenance, provenance_of
 from hpc_tumor.request import Stores, check_experiment
 from hpc_tumor.run_dir import RunDir
+from hpc_tumor.runs_view import counts
 from hpc_tumor.views import submissions_table
 
 MOST_NAMED = 7  # runs of an array, in its plan
@@ -95,11 +96,12 @@ def submit(
         if not wanted:
             out.result([], show=lambda: None)
             return
-        try:
-            submitted = submit_all(wanted, profile, runs, at_once=at_once, most_tasks=planned.most_tasks)
-        except KeyboardInterrupt:
-            out.note("what SLURM had taken before stays in the queue: hpc-tumor status shows it, cancel ends it")
-            raise
+        submitted = submit_all(wanted, profile, runs, at_once=at_once, most_tasks=planned.most_tasks)
+    if submitted.interrupted is not None:
+        if submitted.done:
+            count = counted(len(submitted.done), "run")
+            out.note(f"{count} submitted before: hpc-tumor status shows them, cancel ends them")
+        raise submitted.interrupted
     done, refused = submitted.done, submitted.refused
     if refused is not None and not done:
         raise refused
@@ -204,15 +206,17 @@ def rerun(runs: Sequence[RunDir], yes: bool) -> None:
     """
     if not agreed("rerun", runs, yes):
         return
-    going = [state for state in read_states(runs) if state.state in OPEN]
-    if going and len(going) == len(runs):
-        raise UsageError(f"{going[0].name} is {going[0].state}: it can be trained again once it has ended.")
-    if going:
-        out.note(f"{counted(len(going), 'run')} still going on: left out")
+    left_out = [state for state in read_states(runs) if state.state in (*OPEN, "unreadable")]
+    if left_out and len(left_out) == len(runs):
+        state = left_out[0]
+        way = state.reason if state.state == "unreadable" else "it can be trained again once it has ended"
+        raise UsageError(f"{state.name} is {state.state}: {way.rstrip('.')}.")
+    if left_out:
+        out.note(f"left out: {counts(left_out)}")
     stores = Stores()
     by_profile: dict[str, tuple[ClusterProfile, list[Wanted]]] = {}
     for run in runs:
-        if run.path in {state.run.path for state in going}:
+        if run.path in {state.run.path for state in left_out}:
             continue
         profile, plan = submitted_as(run)
         check_experiment(run.experiment(), stores)

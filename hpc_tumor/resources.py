@@ -1,9 +1,10 @@
-"""What this process may use of the machine: CPUs and memory, within affinity, control groups and SLURM job; a home."""
+"""Resources of this process: CPUs and memory, within affinity, control groups and SLURM job; a home; user names."""
 
 from __future__ import annotations
 
 import math
 import os
+import pwd
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -33,10 +34,15 @@ def expand_home(path: Path) -> Path:
 
 def owner_of(path: Path) -> str:
     """Name of the user whom `path` belongs to, or the number of one that this machine does not know."""
+    return user_name(path.stat().st_uid)
+
+
+def user_name(uid: int) -> str:
+    """Name of a user, or the number of one that this machine does not know."""
     try:
-        return path.owner()
-    except KeyError:
-        return f"user {path.stat().st_uid}"
+        return pwd.getpwuid(uid).pw_name
+    except (KeyError, OverflowError):
+        return f"user {uid}"
 
 
 def available_cpus() -> int:

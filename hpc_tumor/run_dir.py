@@ -39,7 +39,7 @@ from typing import Any, Literal, get_args
 
 from hpc_tumor import atomic
 from hpc_tumor.config import Experiment
-from hpc_tumor.errors import HpcTumorError, UsageError
+from hpc_tumor.errors import DataError, HpcTumorError, UsageError
 from hpc_tumor.validation import build
 
 Damage = Literal["damaged", "missing"]  # to the weights of a best epoch
@@ -166,7 +166,7 @@ class RunDir:
 
     def keep_metrics(self, up_to_epoch: int) -> None:
         """Drop the lines of later epochs, which a resumed run is about to write again."""
-        lines = [line for line in read_json_lines(self.metrics) if line.get("epoch", 0) <= up_to_epoch]
+        lines = [line for line in read_json_lines(self.metrics) if _epoch_of(line) <= up_to_epoch]
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         atomic.write_text(self.metrics, text)
 
@@ -207,8 +207,18 @@ class RunDir:
         return "damaged" if any(line.get("event") == "best weights lost" for line in events) else None
 
     def scored_weights(self) -> Path:
-        """Weights whose scores stand in the result: of the best epoch, of the last where those were lost."""
-        return self.last_weights if self.last_weights.is_file() and self.weights_lost() else self.best_weights
+        """Weights whose scores stand in the result: of the best epoch, of the last where those were lost.
+
+        Raises DataError where they are closed to this user.
+        """
+        if why := why_closed(self.checkpoints):
+            raise DataError(f"the weights in {self.checkpoints} cannot be read: {why}.")
+        return self.last_weights if self.weights_lost() and self.last_weights.is_file() else self.best_weights
+
+
+def _epoch_of(line: dict[str, Any]) -> float:
+    epoch = line.get("epoch")
+    return epoch if isinstance(epoch, int | float) else float("inf")  # of no run of this tool
 
 
 def without_best(damage: Damage, run: str = "its") -> str:
@@ -317,6 +327,18 @@ def matching(folder: Path, pattern: str) -> list[Path]:
         return list(folder.glob(pattern))
     except OSError:
         return []
+
+
+def why_closed(folder: Path) -> str | None:
+    """Return why this user cannot list `folder`, None where they can or it is absent."""
+    try:
+        with os.scandir(folder) as entries:
+            next(entries, None)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return (error.strerror or str(error)).lower()
+    return None
 
 
 def file_clock(folder: Path) -> float:

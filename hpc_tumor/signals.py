@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
+
+from hpc_tumor.console import out
+from hpc_tumor.errors import HpcTumorError
 
 # Ctrl-C, `kill`, and a terminal or an ssh connection that closes: by default, the last two end Python on the spot.
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -27,29 +31,30 @@ def interrupting() -> Iterator[None]:
 def held() -> Iterator[Callable[[], None]]:
     """Let the block end first: the KeyboardInterrupt for a signal that came meanwhile is raised behind it.
 
-    Gives a function that raises it earlier, at a place where nothing is lost by that.
+    Gives a function that raises it earlier, at a place where nothing is lost by that. The first signal is answered with
+    a line on standard error. An error that ends the block is printed where the KeyboardInterrupt takes its place.
     """
     came: list[int] = []
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        if not came:
+            with suppress(OSError):  # below Python's own streams, which may be at work at this moment
+                os.write(2, b"interrupted: what is being submitted is written down first, or taken back\n")
+        came.append(number)
 
     def interrupt_if_asked() -> None:
         if came:
             raise KeyboardInterrupt
 
     try:
-        with _handled(lambda number, _frame: came.append(number)):
+        with _handled(note):
             yield interrupt_if_asked
-    finally:
-        interrupt_if_asked()
-
-
-@contextmanager
-def kept_from_children() -> Iterator[None]:
-    """Start programs that these signals do not reach: a terminal sends Ctrl-C to all that were started in it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    except HpcTumorError as error:
+        if came:
+            out.error(str(error))  # nobody else will say it
+            raise KeyboardInterrupt from error
+        raise
+    interrupt_if_asked()
 
 
 @contextmanager

@@ -534,7 +534,7 @@ def going(work: Path) -> Iterator[list[tuple[str, subprocess.Popen[bytes]]]]:
     for name in ("20260101-000000-improved-unet-aaaaaa", "20260101-000001-unet-bbbbbb"):
         run = RunDir(work / "runs" / name)
         run.logs.mkdir(parents=True)
-        process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
+        process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)", str(run.submission)])
         run.job.write_text(json.dumps({"cluster": "local", "job_id": str(process.pid)}))
         run.add_event("submitted")
         made.append((name, process, take_ticket(run.path.parent, name)))

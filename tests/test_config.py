@@ -120,6 +120,7 @@ def test_every_setting_must_stay_but_those_that_are_listed() -> None:
     before = settings_by_name(build(Experiment, UNET, where="here"))
     assert set(before) == set(fields_of(Experiment)) >= MAY_CHANGE
     assert changed_settings(before, before) == ([], [])
+    assert changed_settings({}, {**before, "seed": 3}) == ([], ["seed = 3, but was 0"])  # as by default
     for name in before:
         now = {**before, name: "another"}
         words = f'{name} = "another", but was {json.dumps(before[name])}'

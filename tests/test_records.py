@@ -23,7 +23,7 @@ from hpc_tumor.cluster.plan import make_plan
 from hpc_tumor.cluster.queue import read_states
 from hpc_tumor.cluster.submit import resume_run
 from hpc_tumor.config import ClusterProfile, Experiment
-from hpc_tumor.errors import UsageError
+from hpc_tumor.errors import DataError, UsageError
 from hpc_tumor.records import Status, read_events
 from hpc_tumor.results.collect import collect_runs
 from hpc_tumor.run_dir import RunDir, find_runs
@@ -55,7 +55,18 @@ def a_run(runs: Path) -> RunDir:
     run.add_event("started", epoch=0, step=0, precision="float32")
     run.add_event("requeued", because="failed", reason="a", attempt=1, of=3, at=[0, 1], start=0)
     run.failure(0).write_text(json.dumps({"rank": 0, "reason": "it broke", "retry": False, "expected": True}))
-    run.usage(0, 0).write_text(json.dumps({"seconds": 5, "memory": 1, "node": "a", "gpu": {"name": "x"}, "ranks": 1}))
+    run.usage(0, 0).write_text(
+        json.dumps(
+            {
+                "seconds": 5,
+                "memory": 1,
+                "node": "a",
+                "gpu": {"name": "x"},
+                "ranks": 1,
+                "watched": [{"busy": 1, "samples": 1}],
+            }
+        )
+    )
     return run
 
 
@@ -117,6 +128,23 @@ def test_what_is_wrong_is_named_and_the_rest_is_kept(tmp_path: Path) -> None:
     assert "folder" in state.reason
 
 
+@pytest.mark.usefixtures("no_slurm")
+def test_a_result_that_cannot_be_read_is_named_and_not_taken_for_none(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    run.result.write_text('{"best": ')
+    assert [(state.state, state.reason) for state in read_states([run])] == [
+        ("unreadable", "result.json is damaged: not JSON")
+    ]
+
+
+def test_foreign_lines_of_metrics_do_not_keep_a_run_from_going_on(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    lines = [json.dumps({"epoch": epoch, "part": "train"}) for epoch in (1, "x", None, [1], 2)]
+    run.metrics.write_text("\n".join(lines))
+    run.keep_metrics(1)
+    assert run.read_metrics() == [{"epoch": 1, "part": "train"}]
+
+
 @contextmanager
 def somebody_else() -> Iterator[None]:
     os.setresuid(NOBODY, NOBODY, 0)
@@ -137,6 +165,12 @@ def test_a_run_that_is_closed_to_others_is_one_line(capsys: pytest.CaptureFixtur
         for path in (closed.path, foreign):
             path.chmod(0o700)
         half.job.chmod(0o600)
+        half.checkpoints.chmod(0o700)
+        queued = a_run(folder)
+        (JobRecord.of_run(queued)).write(queued, cluster="local")
+        queued.failure(0).unlink()
+        (folder / ".queue-0").mkdir(mode=0o744)  # may be listed, not entered
+        (folder / ".queue-0" / f"00000001-{queued.name}").touch()
         for command in COMMANDS:  # now, for the libraries they import may be closed, too
             assert cli.main([command, "--runs", str(folder)]) == 0
         with somebody_else():
@@ -154,5 +188,14 @@ def test_a_run_that_is_closed_to_others_is_one_line(capsys: pytest.CaptureFixtur
                 assert closed.name in shown.out + shown.err, command
             with pytest.raises(UsageError, match="belongs to root"):
                 resume_run(closed)
+            with pytest.raises(DataError, match="cannot be read: permission denied"):
+                half.scored_weights()
+            assert states[queued.name].state == "running"  # its ticket is there: it is taken for alive
+        (folder / ".queue-0").chmod(0o700)
+        with somebody_else():
+            (state,) = read_states([queued])
+            assert (state.state, state.reason) == (
+                "unknown", "the queue of root on this machine is closed to others"
+            )  # fmt: skip
     finally:
         shutil.rmtree(folder)

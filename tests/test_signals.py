@@ -112,7 +112,7 @@ MOMENTS = {
     "before SLURM has it": {"BEFORE": "kill -TERM $PPID; sleep 0.1"},
     "before the answer": {"THEN": "kill -HUP $PPID; sleep 0.1"},
     "after the answer": {"THEN": "(sleep 0.05; kill -TERM $PPID) > /dev/null 2>&1 &"},
-    "Ctrl-C": {"THEN": "kill -INT 0; sleep 0.1"},
+    "Ctrl-C": {"THEN": "kill -INT -- -$PPID; sleep 0.1"},
 }
 
 
@@ -154,6 +154,21 @@ def test_a_conversion_that_is_ended_leaves_no_array(slurm: Path, moment: str) ->
     done = hpc_tumor_command(slurm, *convert, **MOMENTS[moment])
     assert (done.returncode, queued(slurm)) == (130, set()), done.stderr
     assert (slurm / "queue" / "once").exists()
+
+
+def test_a_second_interrupt_does_not_reach_what_takes_the_job_back(slurm: Path, store: Path) -> None:
+    """The number is not told; Ctrl-C comes while scancel is at work. What became of the job is said all the same."""
+    scancel = slurm / "bin" / "scancel"
+    scancel.write_text(scancel.read_text().replace("#!/bin/bash", "#!/bin/bash\nkill -INT -- -$PPID; sleep 0.2"))
+    (slurm / "bin" / "sbatch").write_text((slurm / "bin" / "sbatch").read_text().replace("Submitted batch", "A"))
+    submit = ("submit", "--model", "cnn", "--data", str(store), "--cluster", str(slurm / "requeue.toml"))
+    done = hpc_tumor_command(slurm, *submit)
+    assert (done.returncode, queued(slurm)) == (130, set())
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith("interrupted: what is being submitted")
+    assert "printed no job number, but: A job 40" in lines[-2]
+    assert lines[-2].endswith("was cancelled.")
+    assert not (slurm / "runs").exists()
 
 
 def test_what_sbatch_does_not_tell_of_is_taken_back(slurm: Path, store: Path) -> None:

@@ -32,4 +32,8 @@ done
 
 environment dev
 [[ -n "$quick" ]] || python tools/debian_packages.py
-exec python -m pytest ${arguments[@]+"${arguments[@]}"}
+# What a script starts in its background ignores Ctrl-C, and so does all that this starts: tests send it.
+pytest='import signal, sys, pytest
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.exit(pytest.main())'
+exec python -c "$pytest" ${arguments[@]+"${arguments[@]}"}

@@ -12,6 +12,7 @@ NO_ROOM = 28  # what a job ends with that could write no more, not even why
 _TAIL = 64_000  # bytes of a log that are looked through
 # The first that fits is believed: what is said early by the system, before what follows from it.
 _CAUSES = tuple((re.compile(pattern, re.IGNORECASE), words) for pattern, words in (
+    (r"error: the code of this run (?:is|cannot)", CODE_LOST_WORDS),
     (r"following module\(s\) are unknown: \"?([^\"\n]+)|Unable to locate a modulefile for '([^']+)'",
      "the module {0} is not there on the node: correct `modules` in the cluster profile (`module avail` lists them)"),
     (r"module: command not found",
@@ -24,7 +25,6 @@ _CAUSES = tuple((re.compile(pattern, re.IGNORECASE), words) for pattern, words i
     (r"(/\S*python[\d.]*): (?:No such file or directory|not found|cannot execute|Permission denied)",
      "the node has no Python at {0}: the environment must lie where all nodes see it, not on a disk of the login node"),
     (r"execve\(\): (\S+): No such file", "the node has no program {0}: it must lie where all nodes see it"),
-    (r"error: the code of this run is (?:gone|damaged)", CODE_LOST_WORDS),
     (r"is not yours(?:, or gone)?: it is not run",
      "the job's own folder belongs to somebody else now, or is gone, so nothing of it was run: submit again, with"
      " another --runs"),

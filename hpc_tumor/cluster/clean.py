@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -102,12 +101,19 @@ def clean(runs: Path, chosen: Sequence[RunDir] | None = None, *, delete: bool = 
     Raises:
         UsageError: there is no such folder, or it cannot be written.
     """
-    if not delete:
-        return _find(runs, chosen)
-    with submitting(runs):  # nothing starts meanwhile that could need what goes
+    found = _find(runs, chosen)
+    found.removed = delete
+    if not delete or not found.leftovers:
+        return found
+    with submitting(runs) as alone:  # nothing starts meanwhile that could need what goes
         found = _find(runs, chosen)
         found.removed = True
-        found.leftovers = [item for item in found.leftovers if _remove(item, found.failed)]
+        if not alone:
+            code = [item.path for item in found.leftovers if item.kind == "code"]
+            found.failed |= dict.fromkeys(code, "a file system without locks: another command may begin to use it")
+        found.leftovers = [
+            item for item in found.leftovers if item.path not in found.failed and _remove(item, found.failed)
+        ]
     found.sizes = [_after(size, runs, found.leftovers) for size in found.sizes]
     return found
 
@@ -116,7 +122,8 @@ def _find(runs: Path, chosen: Sequence[RunDir] | None) -> Cleaning:
     everything = find_runs(runs)
     wanted = {run.path.name for run in (everything if chosen is None else chosen)}
     states = read_states(everything)
-    settled, clock = _settled(states), file_clock(runs)
+    clock = file_clock(runs)
+    settled = _settled(states, clock)
     found = Cleaning()
     for state in states:
         if state.name not in wanted:
@@ -141,7 +148,7 @@ def _after(before: RunSize, runs: Path, gone: Sequence[Leftover]) -> RunSize:
     return replace(before, files=files, bytes=size, may_go=sum(item.bytes for item in of_run))
 
 
-def _settled(states: Sequence[RunState]) -> set[str]:
+def _settled(states: Sequence[RunState], clock: float) -> set[str]:
     """Names of the runs that are finished and whose jobs are gone, too: a batch script goes on after its ranks."""
     finished = [state for state in states if state.state == "finished"]
     jobs = {state.name: JobRecord.of_run(state.run) for state in finished}
@@ -153,7 +160,7 @@ def _settled(states: Sequence[RunState]) -> set[str]:
         if job.is_local:
             goes_on = state.alive
         elif queue is None:
-            goes_on = bool(job.job_ids) and time.time() - state.run.result.stat().st_mtime < _SETTLED_SECONDS
+            goes_on = bool(job.job_ids) and clock - state.run.result.stat().st_mtime < _SETTLED_SECONDS
         else:
             names = (job.job_name or state.name, state.name)
             records = [queue[job_id] for job_id in job.job_ids if job_id in queue]
@@ -164,7 +171,7 @@ def _settled(states: Sequence[RunState]) -> set[str]:
 
 
 def _why_left_alone(state: RunState, settled: set[str]) -> str | None:
-    """Why nothing of a run is touched, in words; None where something may be."""
+    """Reason why nothing of a run is touched, None where something may be."""
     path = state.run.path
     if path.is_symlink():
         return "a link"
@@ -202,7 +209,7 @@ def _of_run(state: RunState, clock: float) -> Iterator[Leftover]:
 
 def _half_made(runs: Path, clock: float) -> Iterator[Leftover]:
     """Run directories, and files beside them, that a command that was killed left half-made."""
-    for path in [*_inside(runs, ".*.tmp"), *_inside(code_folder(runs), ".*.tmp")]:
+    for path in [*_inside(runs.resolve(), ".*.tmp"), *_inside(code_folder(runs), ".*.tmp")]:
         if clock - path.lstat().st_mtime > QUIET_SECONDS:
             yield _leftover("temporary", path)
     for path in sorted(runs.glob(".[0-9]*")):
@@ -235,6 +242,8 @@ def _shared(states: Sequence[RunState]) -> Iterator[Leftover]:
     stores: set[str] = set()
     disks = {profile.environment.node_disk for profile in list_profiles()[0]}
     for state in states:
+        if not _is_own(state.run.path):  # others may name any folder there
+            continue
         stores.add(str(section(section(read_json(state.run.config)).get("data")).get("store") or ""))
         if profile := JobRecord.of_run(state.run).profile:
             disks.add(profile.environment.node_disk)

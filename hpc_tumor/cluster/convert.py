@@ -30,6 +30,7 @@ from hpc_tumor.data.convert import Unit, UnitResult
 from hpc_tumor.data.prepare import Convert
 from hpc_tumor.data.target import ConversionError
 from hpc_tumor.errors import ClusterError, UsageError
+from hpc_tumor.signals import held
 
 CPUS, GB_PER_CPU = 4, 1.0  # of one task; a worker takes a third of a GB for a patient
 MOST_TASKS = 16  # where nobody says how many
@@ -204,7 +205,8 @@ class _Conversion:
             requeue=profile.slurm.requeue,
             array=f"0-{tasks - 1}",
         )
-        self.job = submit_script(_script(profile, board), name, profile, self.plan, *options)
+        with held():
+            self.job = submit_script(_script(profile, board), name, profile, self.plan, *options)
         self.pace.done()  # it cannot have begun yet
         self.worth_another = False
         plural = "s" if tasks > 1 else ""

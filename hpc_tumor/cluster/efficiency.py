@@ -213,7 +213,7 @@ def _gpus(ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
     own = [rank["gpu"] for rank in ranks if isinstance(rank.get("gpu"), dict)]
     if not own:
         return {}
-    watched = [gpu for rank in ranks for gpu in rank.get("watched") or [] if isinstance(gpu, dict)]
+    watched = [gpu for rank in ranks for gpu in _list(rank.get("watched")) if isinstance(gpu, dict)]
     samples = _sum(watched, "samples")
     busy = sum(_number(gpu, "busy") * _number(gpu, "samples") for gpu in watched)
     return {
@@ -222,6 +222,10 @@ def _gpus(ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "gpu_memory": max(_most(own, "reserved"), _most(watched, "memory")) / GB,
         "gpu_busy": busy / samples / 100 if samples else None,
     }
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _number(values: dict[str, Any], name: str) -> float:

@@ -143,7 +143,8 @@ class _ScriptExecutor(SlurmExecutor):
 
     def _submit_command(self, command: str) -> SlurmJob[Any]:
         script = self.folder / f".{secrets.token_hex(4)}.sh"
-        script.write_text(self._make_submission_file_text(command, uid=""))
+        # In bytes: paths may hold some that are not UTF-8, whatever the locale.
+        script.write_bytes(os.fsencode(self._make_submission_file_text(command, uid="")))
         try:
             job_id = submit_script(script, self.parameters["job_name"], self.profile, self.plan)
             self.taken.append(job_id)

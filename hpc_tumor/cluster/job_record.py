@@ -15,7 +15,7 @@ from hpc_tumor.records import Count, Record, Seconds, Text
 from hpc_tumor.run_dir import RunDir
 
 JobId = Annotated[str, Field(pattern=r"^\d{1,18}(_\d{1,9})?$")]  # of SLURM, a task of an array, or a process
-OTHER_VERSION = "It was damaged, or written by another version of hpc-tumor: hpc-tumor rerun trains it anew."
+OTHER_VERSION = "So it is not known what was asked for, and where: submit it anew, with hpc-tumor submit."
 JobFolder = Annotated[str, Field(pattern=r"^\.submissions-\d+/[\w-]+$")]
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
-import pwd
 import re
 import signal
 from collections.abc import Sequence
@@ -19,9 +19,19 @@ from hpc_tumor.cluster.job_record import JobRecord
 from hpc_tumor.cluster.logs import list_logs
 from hpc_tumor.cluster.profiles import LOCAL
 from hpc_tumor.cluster.slurm import SlurmJob
+from hpc_tumor.cluster.snapshot import CODE_LOST, CODE_LOST_WORDS
 from hpc_tumor.errors import ClusterError, UsageError
 from hpc_tumor.records import Event, Failure, Status
-from hpc_tumor.run_dir import Damage, RunDir, file_clock, read_json, without_best
+from hpc_tumor.resources import owner_of, user_name
+from hpc_tumor.run_dir import (
+    Damage,
+    RunDir,
+    UnreadableFileError,
+    file_clock,
+    load,
+    why_closed,
+    without_best,
+)
 
 State = Literal[
     "queued", "running", "restarting", "requeued", "finished", "failed", "cancelled", "timeout", "node-fail",
@@ -109,11 +119,11 @@ def read_states(runs: Sequence[RunDir]) -> list[RunState]:
     and files that are damaged, are named in the state of that run and leave the others as they are.
     """
     jobs = [JobRecord.of_run(run) for run in runs]
-    results = [read_json(run.result) for run in runs]  # None: unfinished
+    faults, results = zip(*map(_read_result, runs, jobs), strict=True) if runs else ((), ())
     wanted = {
         job_id
         for job, result in zip(jobs, results, strict=True)
-        if not job.is_local and result is None
+        if not job.is_local and result is None  # unfinished
         for job_id in job.job_ids
     }
     queue = slurm.read_queue(wanted - _ENDED.keys())
@@ -124,12 +134,12 @@ def read_states(runs: Sequence[RunDir]) -> list[RunState]:
         _ENDED.update((job_id, record) for job_id, record in forgotten.items() if record.state in _FOR_GOOD)
     folders: dict[Path, tuple[float, dict[str, int]]] = {}  # clock and local queue of each folder of runs
     states = []
-    for run, job, result in zip(runs, jobs, results, strict=True):
+    for run, job, fault, result in zip(runs, jobs, faults, results, strict=True):
         folder = run.path.parent
         if folder not in folders:
             folders[folder] = file_clock(folder), tickets.positions(folder)
         clock, places = folders[folder]
-        if fault := _unreadable(run, job):
+        if fault:
             states.append(RunState(run, job.cluster, job.job_id, "unreadable", fault))
             continue
         record, answered = _record_of(job, records), queue is not None
@@ -144,21 +154,19 @@ def read_states(runs: Sequence[RunDir]) -> list[RunState]:
     return states
 
 
-def _unreadable(run: RunDir, job: JobRecord) -> str | None:
-    """Why nothing can be said of a run: its folder is closed to this user, or does not tell which job it is."""
-    try:
-        with os.scandir(run.path) as entries:
-            next(entries, None)
-    except OSError as error:
-        return f"not readable: {(error.strerror or str(error)).lower()}; its owner is {_owner(run)}"
-    return "; ".join(job.faults) if job.faults and job.job_id is None else None
+def _read_result(run: RunDir, job: JobRecord) -> tuple[str | None, dict[str, Any] | None]:
+    """Reason why the state of a run cannot be told, None where it can; and its result, None while it has none.
 
-
-def _owner(run: RunDir) -> str:
+    Its folder is closed to this user, or it does not tell which job it is, or whether it is finished.
+    """
+    if why := why_closed(run.path):
+        return f"not readable: {why}; its owner is {owner_of(run.path)}", None
+    if job.faults and job.job_id is None:
+        return "; ".join(job.faults), None
     try:
-        return user_name(run.path.stat().st_uid)
-    except OSError:
-        return "unknown"
+        return None, load(run.result)
+    except UnreadableFileError as error:
+        return f"{run.result.name} {error}", None
 
 
 def _record_of(job: JobRecord, records: dict[str, SlurmJob]) -> SlurmJob | None:
@@ -212,8 +220,8 @@ def cancel(*states: RunState) -> dict[str, ClusterError]:
     for state in states:
         if state.cluster == LOCAL:
             try:
-                os.kill(int(str(state.job_id)), signal.SIGTERM)
-            except (ProcessLookupError, PermissionError) as error:
+                _end_process(state)
+            except OSError as error:
                 errors[state.name] = ClusterError(
                     f"{state.name}: process {state.job_id} cannot be ended: {error.strerror}."
                 )
@@ -222,6 +230,15 @@ def cancel(*states: RunState) -> dict[str, ClusterError]:
     if len(states) == 1 and errors:
         raise errors[states[0].name]
     return errors
+
+
+def _end_process(state: RunState) -> None:
+    """Ask the process of a local run to end. ProcessLookupError where that number is another process by now."""
+    shown = Path(f"/proc/{int(str(state.job_id))}/cmdline")
+    there = shown.read_bytes() if shown.exists() else b""
+    if os.fsencode(state.run.submission) not in there and Path("/proc/self").exists():  # else it cannot be told
+        raise ProcessLookupError(errno.ESRCH, "it is not of this run any more")
+    os.kill(int(str(state.job_id)), signal.SIGTERM)
 
 
 @dataclass(frozen=True)
@@ -285,9 +302,10 @@ def _read_state(
 ) -> RunState:
     status = Status.read(run.status) or Status()
     lines = run.read_events()
-    story = _read_story(run, job, [Event.from_values(line, run.events.name) for line in lines])
+    events = [Event.from_values(line, run.events.name) for line in lines]
+    story = _read_story(run, job, events)
     alive = position is not None if job.is_local else _is_alive(record)
-    age = _heartbeat_age(run, status, story, record, clock)
+    age, behind = _heartbeat_age(run, status, story, record, clock)
     state: State
     lost = run.weights_lost(result, lines) if result is not None else None
     if result is not None:
@@ -299,6 +317,8 @@ def _read_state(
         state, reason = _by_record_alone(status, story, age, f"was never submitted; {way}")
     elif job.is_local:
         state, reason = _local_state(position, story, status, age, clock)
+        if state == "lost" and tickets.is_closed(run.path.parent, run.path.stat().st_uid):
+            state, reason = "unknown", f"the queue of {owner_of(run.path)} on this machine is closed to others"
     elif record is not None:
         state, reason = _slurm_state(record, story, status, age, clock)
     else:
@@ -306,7 +326,8 @@ def _read_state(
         state, reason = _by_record_alone(status, story, age, why, answered)
     if state == "failed":
         reason = _with_cause(run, reason)
-    faults = (*job.faults, *status.faults, *(story.failure.faults if story.failure else ()))
+    broken = [fault for line in events for fault in line.faults][:1]
+    faults = (*job.faults, *status.faults, *(story.failure.faults if story.failure else ()), *broken)
     plan = job.plan
     elapsed: float | None = record.elapsed_s if record is not None else None
     if record is None and story.began is not None:
@@ -326,7 +347,7 @@ def _read_state(
         elapsed=elapsed,
         limit=None if job.is_local or plan is None else plan.walltime * 60.0,
         expected_start=record.start or None if record is not None and record.state in slurm.WAITING else None,
-        checkpoint_age=None if (saved := _modified(run.last_checkpoint)) is None else max(0.0, clock - saved),
+        checkpoint_age=None if (saved := _modified(run.last_checkpoint)) is None else max(0.0, clock - saved - behind),
         restarts=status.restarts or 0,
         eta=status.eta_s,
         heartbeat_age=age,
@@ -335,23 +356,27 @@ def _read_state(
     )
 
 
-def _heartbeat_age(run: RunDir, status: Status, story: _Story, record: SlurmJob | None, clock: float) -> float | None:
-    """Seconds since the last heartbeat, never negative, whatever the clock of the node says.
+def _heartbeat_age(
+    run: RunDir, status: Status, story: _Story, record: SlurmJob | None, clock: float
+) -> tuple[float | None, float]:
+    """Seconds since the last heartbeat, never negative, and by how many the clock that stamped it is behind.
 
     The file system stamps the heartbeat. Where it does so with the node's clock, as CephFS and Lustre do, SLURM tells
     how long the job has been running, and the node's clock how much of that came before the heartbeat.
     """
     written = _modified(run.status)
     if written is None:
-        return None
-    age = clock - written
+        return None, 0.0
+    age = stamped = clock - written
     if record is not None and record.elapsed_s is not None and story.began is not None and status.time is not None:
         age = min(age, record.elapsed_s - (status.time - story.began)) if status.time >= story.began else age
-    return max(0.0, age)
+    return max(0.0, age), stamped - age
 
 
 def _resume(run: RunDir) -> str:
     """Return in words what `hpc-tumor resume` does with a run that has ended."""
+    if run.path.stat().st_uid != os.getuid():
+        return f"{owner_of(run.path)} can resume it, hpc-tumor rerun trains it as your own"
     saved = any(_modified(path) is not None for path in (run.last_checkpoint, run.previous_checkpoint))
     return f"hpc-tumor resume {'goes on from its last checkpoint' if saved else 'starts it again'}"
 
@@ -378,6 +403,8 @@ def _slurm_state(record: SlurmJob, story: _Story, status: Status, age: float | N
         return "running", _STAGES.get(record.state) or _silence(age, record.elapsed_s)
     if status.state == "stopped" and record.state == "COMPLETED":
         return "stopped", story.stopped or story.resume
+    if record.exit_code == f"{CODE_LOST}:0":
+        return "failed", CODE_LOST_WORDS
     if record.exit_code == f"{NO_ROOM}:0":
         return (
             "failed",
@@ -414,14 +441,6 @@ def _modified(path: Path) -> float | None:
         return path.stat().st_mtime
     except OSError:
         return None
-
-
-def user_name(uid: int) -> str:
-    """Name of a user; the number where this machine knows none."""
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except (KeyError, OverflowError):
-        return str(uid)
 
 
 def _by(reason: str) -> str:

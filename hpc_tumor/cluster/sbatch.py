@@ -13,11 +13,11 @@ from hpc_tumor.cluster.plan import Plan
 from hpc_tumor.cluster.slurm import ask_slurm, cancel_job, find_own_jobs, slurm_words
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.errors import ClusterError
-from hpc_tumor.signals import kept_from_children
 
 SECONDS = 120  # that sbatch may take
 # What SLURM prints, and with --parsable, which a site's own wrapper may add; its greetings may hold any other number.
-_NUMBERS = (re.compile(r"Submitted batch job (\d+)\b"), re.compile(r"^\s*(\d+)(?:;\S+)?\s*$", re.MULTILINE))
+_SENTENCE = re.compile(r"Submitted batch job (\d+)\b")
+_NUMBERS = (_SENTENCE, re.compile(r"^\s*(\d+)(?:;\S+)?\s*$", re.MULTILINE))
 _NOT_THERE = re.compile(r"parse_file|configuration source|contact slurm controller|No such file", re.IGNORECASE)
 _OF_A_JOB = re.compile(
     "SLURM_|SLURMD_|SRUN_|SUBMITIT_|(MASTER_ADDR|MASTER_PORT|RANK|WORLD_SIZE|LOCAL_RANK|LOCAL_WORLD_SIZE)$"
@@ -35,12 +35,14 @@ def submit_script(script: str | Path, name: str, profile: ClusterProfile, plan: 
     Args:
         name: of the job, and of no other one in the queue: it is cancelled by it where its number is not known.
 
+    To be called with signals held (see signals.py).
+
     Raises:
         ClusterError: SLURM is not there or refused, or the number is not told. Nothing stays in the queue.
     """
     file = [str(script)] if isinstance(script, Path) else []
     try:
-        with clean_environment(plan), kept_from_children():
+        with clean_environment(plan):
             done = ask_slurm("sbatch", *options, *file, text="" if file else str(script), seconds=SECONDS)
     except BaseException:  # interrupted, or no answer in time: the job may have been taken
         with contextlib.suppress(ClusterError):
@@ -50,8 +52,8 @@ def submit_script(script: str | Path, name: str, profile: ClusterProfile, plan: 
     if done.returncode == 0 and job_id:
         return job_id
     if done.returncode:
-        if job_id:  # a wrapper failed after it was taken
-            cancel_job(job_id)
+        with contextlib.suppress(ClusterError):  # a wrapper failed after it was taken; other numbers are of a greeting
+            cancel_job(*_SENTENCE.findall(done.stdout)[-1:])
         raise _refusal(slurm_words(done.stderr) or f"sbatch ended with exit code {done.returncode}", profile, name)
     printed = slurm_words(f"{done.stdout}\n{done.stderr}") or "nothing"
     raise ClusterError(f"sbatch on {profile.name} printed no job number, but: {printed[:300]}. {_taken_back(name)}")

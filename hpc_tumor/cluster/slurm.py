@@ -149,7 +149,8 @@ def find_own_jobs(name: str) -> list[str] | None:
 
 def cancel_job(*jobs: str) -> None:
     """scancel, of all at once, by number or `--name=NAME`. ClusterError with SLURM's words where it refuses."""
-    run_slurm("scancel", *jobs)
+    if jobs:
+        run_slurm("scancel", *jobs)
 
 
 def requeue(job_id: str) -> None:
@@ -173,7 +174,7 @@ def ask_slurm(*command: str, text: str = "", seconds: float = _SECONDS) -> subpr
     try:
         return subprocess.run(
             command, input=text, capture_output=True, encoding="utf-8", errors="replace", timeout=seconds,
-            env=variables, check=False,
+            env=variables, check=False, process_group=0,  # where Ctrl-C in the terminal does not reach it
         )  # fmt: skip
     except FileNotFoundError:
         raise ClusterError(f"no {command[0]} on this machine.") from None

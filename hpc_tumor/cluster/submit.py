@@ -57,6 +57,7 @@ class Submitted:
 
     done: list[Submission] = field(default_factory=list)
     refused: HpcTumorError | None = None
+    interrupted: KeyboardInterrupt | None = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,8 @@ def submit_experiment(experiment: Experiment, profile: ClusterProfile, plan: Pla
         UsageError: the runs directory cannot be used.
     """
     submitted = submit_all([Wanted(experiment, plan)], profile, runs)
+    if submitted.interrupted is not None:
+        raise submitted.interrupted
     if submitted.refused is not None:
         raise submitted.refused
     return submitted.done[0]
@@ -122,6 +125,8 @@ def submit_all(
             share = max(1, at_once * len(group) // len(settled)) if at_once else 0
             with held() as interrupt_if_asked:
                 submitted.done += _submit_group(group, profile, runs, provenance, share, interrupt_if_asked)
+    except KeyboardInterrupt as interrupt:
+        submitted.interrupted = interrupt
     except HpcTumorError as error:
         submitted.refused = error
     except OSError as error:
@@ -226,6 +231,8 @@ def resume_all(runs: Sequence[RunDir]) -> dict[str, HpcTumorError]:
             errors[run.name] = error
     for profile, wanted in by_profile.values():
         submitted = submit_all(wanted, profile, runs[0].path.parent)
+        if submitted.interrupted is not None:
+            raise submitted.interrupted
         started = {item.run.name for item in submitted.done}
         for item in wanted:
             if item.run is not None and item.run.name not in started and submitted.refused is not None:
@@ -342,8 +349,8 @@ def _submit_group(
 
 @contextlib.contextmanager
 def _restored(run: RunDir) -> Iterator[None]:
-    """Where what is done inside fails, the run's own record of its job and settings is as it was."""
-    before = {path: path.read_bytes() if path.exists() else None for path in (run.job, run.config)}
+    """Where what is done inside fails, the run's own record of its job, settings and code is as it was."""
+    before = {path: path.read_bytes() if path.exists() else None for path in (run.job, run.config, run.provenance)}
     try:
         yield
     except BaseException:
@@ -374,6 +381,8 @@ def _launch(
             for run in new:
                 more = provenance_of(run.experiment().data.store, code=code.name, plan=plan.as_dict(), script=script)
                 atomic.write_json(run.provenance, {**provenance, **more})
+        for run in (start.run for start in starts if start.number):
+            atomic.write_json(run.provenance, {**(read_json(run.provenance) or {}), "code": code.name})
         jobs = _write_jobs(starts, profile, plan, folder, name)
         interrupt_if_asked()
         with clean_environment(plan):
@@ -388,7 +397,9 @@ def _launch(
     try:
         for run, job, job_id in zip(runs, jobs, ids, strict=False):
             job.write(run, job_id=job_id, chain=tuple(ids[len(runs) :]))
-            run.add_event("submitted", cluster=profile.name, job_id=job_id, gpus=plan.gpus, nodes=plan.nodes)
+            run.add_event(
+                "submitted", cluster=profile.name, job_id=job_id, gpus=plan.gpus, nodes=plan.nodes, code=code.name
+            )  # fmt: skip
     except BaseException as error:
         try:
             take_back(ids, profile)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from hpc_tumor import atomic
 from hpc_tumor.errors import UsageError
+from hpc_tumor.run_dir import matching
 
 
 def _queue(runs: Path) -> Path:
@@ -89,6 +90,12 @@ def positions(runs: Path) -> dict[str, int]:
     return found
 
 
+def is_closed(runs: Path, user: int) -> bool:
+    """Return True where the queue of a user is there and does not tell what it holds."""
+    queue = runs / f".queue-{user}"
+    return queue.is_dir() and not os.access(queue, os.R_OK | os.X_OK)
+
+
 @contextmanager
 def _locked(runs: Path) -> Iterator[None]:
     handle = os.open(_queue(runs) / "lock", os.O_RDWR | os.O_CREAT, 0o666)
@@ -100,7 +107,14 @@ def _locked(runs: Path) -> Iterator[None]:
 
 
 def _tickets(queue: Path) -> list[Path]:
-    return sorted(path for path in queue.glob("[0-9]*-*") if path.is_file())
+    return sorted(path for path in matching(queue, "[0-9]*-*") if _is_ticket(path))
+
+
+def _is_ticket(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # in a queue that is closed to us
+        return True
 
 
 def _number(path: Path) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import socket
 import uuid
@@ -142,13 +143,14 @@ def remove(path: Path) -> None:
 def list_staging(store: Path) -> list[Path]:
     """Folders of unfinished work in a store that no conversion holds at this moment."""
     try:
-        found = [path for path in store.glob(f"{STAGING}*") if path.is_dir() and not path.is_symlink()]
+        found = [path for path in store.glob(f"{STAGING}*") if _is_staging(path)]
         if not found or store.is_symlink():
             return []
+        _look(store)
         handle = os.open(store / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:  # removed by the last who held it
         return sorted(found)
-    except OSError:
+    except (OSError, DataError):  # of no store
         return []
     try:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -157,6 +159,11 @@ def list_staging(store: Path) -> list[Path]:
     finally:
         os.close(handle)
     return sorted(found)
+
+
+def _is_staging(path: Path) -> bool:
+    named = re.fullmatch(r"[0-9a-f]{8}", path.name.removeprefix(STAGING))
+    return named is not None and path.is_dir() and not path.is_symlink()
 
 
 def remove_staging(folder: Path) -> None:

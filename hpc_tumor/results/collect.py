@@ -96,7 +96,7 @@ def _unfinished(run: RunDir, queued: str | None, now: float) -> UnfinishedRun:
     config, status = read_json(run.config) or {}, read_json(run.status) or {}
     model, task = section(config.get("model")), text(config.get("task"))
     metrics = [line for line in read_json_lines(run.metrics) if integer(line.get("epoch")) is not None]
-    state, reason = _state(run, status, now)
+    state, reason = _state(run, status, float("-inf") if queued else now)  # of silence, the queue knows better
     if queued is not None:
         state = text(queued) or state
     best, best_epoch = number(status.get("best")), integer(status.get("best_epoch"))

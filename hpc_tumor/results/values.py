@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
+
+from hpc_tumor.records import section as section
 
 _LONGEST = 300
 LARGEST = 1e100  # that a score may be: sums and squares of these are numbers still
@@ -51,11 +52,6 @@ def plain(value: object, depth: int = 4) -> Any:
     if isinstance(value, dict):
         return {word(name): plain(one, depth - 1) for name, one in value.items()}
     return [plain(one, depth - 1) for one in value] if isinstance(value, list) else value
-
-
-def section(value: object) -> Mapping[str, Any]:
-    """`value` as a mapping; an empty one where it is none."""
-    return value if isinstance(value, dict) else {}
 
 
 def scores(value: object) -> dict[str, float | None]:

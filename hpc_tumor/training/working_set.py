@@ -298,10 +298,12 @@ class Setup:
             self.run.add_event("checkpoint damaged", reason=said)
         contents = load_checkpoint(self.run.last_checkpoint, torch.device("cpu"), self.identity)
         epochs = self.experiment.recipe.epochs
-        if contents["state"].epoch > epochs:
+        place = contents["state"].epoch, contents["state"].step
+        if place > (epochs, 0):
             raise DataError(
-                f"{self.run.last_checkpoint} has trained {contents['state'].epoch} epochs, more than recipe.epochs ="
-                f" {epochs}: set it to at least as many in config.json, or submit a new run."
+                f"{self.run.last_checkpoint} has trained {place[0]} epochs and {place[1]} steps, more than"
+                f" recipe.epochs = {epochs}: set it to {place[0] + (place[1] > 0)} or more in config.json, or submit a"
+                " new run."
             )
         if self.distributed.is_main:
             for note in contents["notes"]:

@@ -285,7 +285,7 @@ def test_a_plan_of_another_version_is_said(job: Job, capsys: pytest.CaptureFixtu
     job.progress(1, 5)
     job.signal()
     assert job.after(0) == 2
-    assert "plan.new = 1: unexpected keyword argument. It was damaged, or written by another version" in (
+    assert "plan.new = 1: unexpected keyword argument. So it is not known what was asked for" in (
         capsys.readouterr().err
     )
 

@@ -1,4 +1,4 @@
-"""What nobody needs any more goes when it is asked for, and nothing else."""
+"""Files that nobody needs any more go when it is asked for, and nothing else."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DAYS = 86_400.0
 
 @pytest.fixture(autouse=True)
 def squeue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What squeue says, of which this is the file; no profile names a disk."""
+    """File with the answer of squeue; no profile names a disk."""
     folder = tmp_path / "bin"
     folder.mkdir()
     for name in ("squeue", "sacct"):

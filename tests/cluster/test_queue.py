@@ -127,7 +127,7 @@ def test_silence_of_a_running_job_is_named(tmp_path: Path, made_up: MadeUpSlurm)
         ("42|TIMEOUT|7200|2|0:0|gpu001", "timeout", "resume"),
         ("42|NODE_FAIL|10|2|0:0|gpu001", "node-fail", "resume"),
         ("42|FAILED|10|2|0:9|gpu001\n42.0|OUT_OF_MEMORY|10|2|0:125|gpu001", "out-of-memory", "--memory"),
-        ("42|CANCELLED by 987654|10|2|0:0|gpu001", "cancelled", "by 987654"),
+        ("42|CANCELLED by 987654|10|2|0:0|gpu001", "cancelled", "by user 987654"),
         ("42|FAILED|10|2|2:0|gpu001", "failed", "exit code 2:0"),
         ("42|COMPLETED|10|2|0:0|gpu001", "failed", "without a result"),
     ],
@@ -261,7 +261,8 @@ def test_who_cancelled_it_has_a_name(tmp_path: Path, made_up: MadeUpSlurm, monke
     made_up.says("sacct", "42|CANCELLED by 0|10|2|0:0|gpu001\n", run)
     run.last_checkpoint.write_bytes(b"")
     again = "hpc-tumor resume goes on from its last checkpoint"
-    for me, words in ((1234, f"cancelled by {root}; {again}"), (0, f"cancelled; {again}")):
+    theirs = f"{root} can resume it, hpc-tumor rerun trains it as your own"
+    for me, words in ((1234, f"cancelled by {root}; {theirs}"), (0, f"cancelled; {again}")):
         monkeypatch.setattr(queue.os, "getuid", lambda me=me: me)
         assert state_of(run) == ("cancelled", words)
 

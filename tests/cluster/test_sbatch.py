@@ -94,6 +94,7 @@ def test_all_that_is_submitted_finds_its_number(site: Site, tmp_path: Path) -> N
         ),
         ("true", "printed no job number, but: nothing. Its job, unique, was cancelled", "--name=unique"),
         ("echo Submitted batch job 42; echo no log >&2; exit 3", "refused the job for two-gpu-nodes: no log", "42"),
+        ("echo 12345; echo no account >&2; exit 1", "refused the job for two-gpu-nodes: no account", None),
         ("sleep 20", "sbatch did not answer within 0 seconds", "--name=unique"),
         ("echo Invalid account >&2; exit 1", "Invalid account: name an account of yours", None),
     ],

@@ -143,7 +143,7 @@ CHANGED = {
         {"epochs": 3, "schedule": "cosine"},
         r"recipe\.epochs = 3, but was 2; recipe\.schedule",
     ),
-    "epochs below those done": ({"epochs": 1}, r"has trained 2 epochs, more than recipe\.epochs = 1"),
+    "epochs below those done": ({"epochs": 1}, r"has trained 2 epochs and 0 steps, more than recipe\.epochs = 1"),
 }
 
 
@@ -160,6 +160,19 @@ def test_a_changed_setting_is_refused_on_resume(tmp_path: Path, slice_store: Pat
     of_an_earlier_version(run)
     if "done" not in case:
         set_up(run.experiment(), run, Distributed())
+
+
+def test_an_epoch_that_was_begun_counts_as_trained(tmp_path: Path, slice_store: Path) -> None:
+    run = new_run(tmp_path, slice_store, "unet", recipe={"epochs": 3, "batch_size": 4})
+    place = (0, 0)
+    while place <= (1, 0):
+        train_here(run, stop_at=2)
+        place = tuple(run.read_events("checkpoint")[-1][name] for name in ("epoch", "step"))
+    assert place[0] == 1
+    settings = json.loads(run.config.read_text())
+    run.config.write_text(json.dumps({**settings, "recipe": {**settings["recipe"], "epochs": 1}}))
+    with pytest.raises(DataError, match=r"trained 1 epochs and \d+ steps, .* set it to 2 or more"):
+        train_here(run)
 
 
 def test_a_run_that_goes_on_for_longer_is_said_and_ends_as_one_that_was_to(

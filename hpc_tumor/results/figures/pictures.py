@@ -40,7 +40,7 @@ class Pictures:
     def listed(self, name: str, count: int) -> list[Mapping[str, Any]]:
         """Facts of each of `count` pictures; empty where there are none."""
         said = self.about.get(name)
-        found = [section(one) for one in said[:count]] if isinstance(said, list) else []
+        found: list[Mapping[str, Any]] = [section(one) for one in said[:count]] if isinstance(said, list) else []
         return found + [{}] * (count - len(found))
 
     def texts(self, name: str) -> tuple[str, ...]:
