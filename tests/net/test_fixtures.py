@@ -96,6 +96,7 @@ def test_finished_run(ask: Ask, made: Path) -> None:
     assert ask("clean --runs finished --json")["leftovers"] == []
 
 
+@pytest.mark.slow
 def test_finished_run_predicts_and_is_exported(ask: Ask, made: Path) -> None:
     """With the scores of its test: the patients are those of its store, made up again."""
     ask("phantom new --dataset brats --cases 5 --seed 1 --shape 32,32,12")
@@ -129,6 +130,7 @@ def test_failed_run(ask: Ask) -> None:
     assert [item["state"] for item in ask("collect failed --json")["unfinished"]] == ["failed"]
 
 
+@pytest.mark.slow
 def test_interrupted_run_goes_on_to_its_end(ask: Ask, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     (state,) = ask("status --runs interrupted --json")
