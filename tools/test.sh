@@ -7,6 +7,9 @@
 #
 # Tests on real scans take them from the folder that HPC_TUMOR_REAL_DATA names, and are skipped where it is not set.
 # With HPC_TUMOR_REQUIRE_SLURM=1 the cluster tests fail, rather than being skipped, where no SLURM can be started.
+# What commands show and write is compared with tests/net/recorded, byte by byte. After a change that is meant,
+# HPC_TUMOR_RECORD=1 python -m pytest tests/net records it anew: read the difference before it is committed.
+# A version that others will follow leaves them its stores and runs: python tests/fixtures/make.py DATE
 # HPC_TUMOR_LONG=N adds the long campaign, which no other run of the tests includes: N rounds in which one of 3, 4 and 8
 # ranks is killed at random, twice, each round with another network. Round by round they are the same each time, so a
 # larger N adds new ones. By itself: HPC_TUMOR_LONG=6 bash tools/test.sh tests/training/test_exact.py -k killed

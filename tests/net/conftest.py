@@ -1,0 +1,71 @@
+"""A machine without SLURM, GPU settings or a user's configuration, and made-up data and stores for the net."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from recording import Command, mask
+from surroundings import FAKE_SLURM, bare, write_images, write_programs, write_slices
+
+from hpc_tumor import cli
+
+# Made-up runs, and what the commands of real clusters print, are those of the other tests.
+sys.path += [str(Path(__file__).parents[1] / "results"), str(Path(__file__).parents[1] / "cluster")]
+
+
+DAY = 1_700_000_000  # on which raw data were written, in seconds since 1970
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with raw data of each kind and the stores made of it; tests read it or copy it."""
+    folder = tmp_path_factory.mktemp("net")
+    with pytest.MonkeyPatch.context() as patch:
+        bare(patch, folder)
+        patch.chdir(folder)
+        command = "phantom raw-brats --dataset brats --cases 5 --seed 1 --shape 32,32,12"
+        assert cli.main(command.split()) == 0
+        write_images(folder / "raw-brain-mri", 24)
+        write_slices(folder / "raw-brats-h5", 3)
+        for path in folder.glob("raw-*/**/*"):
+            os.utime(path, (DAY, DAY))  # the signature of a case is made of it
+        for kind in ("brats", "brain-mri", "brats-h5"):
+            assert cli.main(["prepare-data", f"raw-{kind}", f"{kind}.zarr", "--workers", "1"]) == 0
+    return folder
+
+
+@pytest.fixture
+def work(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder: a copy of raw data and stores, `WORK` in what is recorded."""
+    bare(monkeypatch, tmp_path)
+    folder = tmp_path / "work"
+    shutil.copytree(base, folder, ignore=shutil.ignore_patterns("home"))
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def command(work: Path, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run `hpc-tumor ARGUMENTS` in this process; gives exit code, stdout and stderr, masked."""
+    places = {str(work): "WORK", str(work.parent): "HOME"}
+
+    def run(arguments: list[str]) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = cli.main(arguments[arguments[0] == "hpc-tumor" :])
+        shown = capsys.readouterr()
+        return code, mask(shown.out, places), mask(shown.err, places)
+
+    return run
+
+
+@pytest.fixture
+def fake_slurm(work: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Folder of SLURM's commands, as far as submitting needs them."""
+    programs = work.parent / "home" / "programs"
+    write_programs(programs, FAKE_SLURM)
+    monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
+    return programs

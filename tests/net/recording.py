@@ -1,0 +1,181 @@
+"""What the program shows and writes, compared with the text on record, and what is masked before it is.
+
+After a change that is meant, `HPC_TUMOR_RECORD=1 python -m pytest tests/net` writes the records anew: read the
+difference before it is committed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+RECORDED = Path(__file__).parent / "recorded"
+RECORD = bool(os.environ.get("HPC_TUMOR_RECORD"))  # read before tests clear the environment
+COMMAND = "HPC_TUMOR_RECORD=1 python -m pytest tests/net"
+Command = Callable[[list[str]], tuple[int, str, str]]
+WIDTH = 116  # characters of a line on record; longer ones go on in the next
+VERSION = metadata.version("hpc-tumor")
+MOST_SHOWN = 150  # lines of a difference
+MOST_ENTRIES = 100  # of an object in JSON that is recorded as it is
+LONGEST = 200  # characters of a text in JSON that is recorded as it is
+# Libraries that write text or bytes that are on record, by the file that says which versions they had.
+VERSIONS = "versions.txt"
+LIBRARIES = (
+    "h5py", "isal", "matplotlib", "nibabel", "numcodecs", "numpy", "onnx", "pillow", "pydantic", "rich", "torch",
+    "typer",
+)  # fmt: skip
+
+# The one place that says what differs between two runs of the same code, and what stands for it.
+NEW_RUN = re.compile(r"\b2(?!0260101-0000)\d{7}-\d{6}-([a-z0-9-]+)-[0-9a-f]{6}\b")  # made-up runs have fixed names
+MASKS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
+    (re.compile(r"\x1b\[[0-9;]*m"), ""),
+    (re.compile(r"^.* of .*, about .* left\n", re.MULTILINE), ""),  # progress that took more than a moment
+    (NEW_RUN, r"<run of \1>"),
+    (re.compile(r"\b20\d\d-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:\d\d)?"), "<time>"),
+    (re.compile(r"^(time +)\d.*$", re.MULTILINE), r"\1<duration>"),
+    (re.compile(r"\bin \d[\d.]* (s|min)\b"), "in <duration>"),
+    (re.compile(r"\b\d[\d.,]*( cases| images| slices| samples)?/s\b"), "<speed>"),
+    (re.compile(r"\.(code|queue|submissions|converting)-\d+\b"), r".\1-UID"),
+    (re.compile(r'("(?:time|seconds|elapsed|gpu_hours|[a-z_]*_age|eta|modified)": )-?[\d.e+-]+'), r'\1"<time>"'),
+    (re.compile(r'("(?:rate|samples_per_second|data_wait|peak_memory_gb)": )-?[\d.e+-]+'), r'\1"<speed>"'),
+    (re.compile(r'("(?:bytes[a-z_]*)": )\d+'), r'\1"<bytes>"'),
+    (re.compile(r"\b[0-9a-f]{16}\.zip\b"), "CODE.zip"),
+    (re.compile(r'("script": )".*"'), r'\1"<script>"'),  # scripts are on record by themselves
+    # The last digits of a number that was computed differ between kinds of CPU.
+    (re.compile(r"-?\b\d+\.\d{5,}(e[+-]?\d+)?\b"), lambda found: f"{float(found[0]):.4g}"),
+)
+
+
+def mask(text: str, places: Mapping[str, str]) -> str:
+    """`text` without what differs between two runs; `places` are folders and what stands for them."""
+    known = {**places, sys.executable: "PYTHON", f"hpc-tumor {VERSION}": "hpc-tumor <version>"}
+    for found in sorted(known, key=len, reverse=True):
+        text = text.replace(found, known[found])
+    for pattern, shown in MASKS:
+        text = pattern.sub(shown, text)
+    return text
+
+
+def wrap(text: str) -> str:
+    """`text` with long lines broken at spaces; a line that goes on begins with `\\`, so that nothing is lost."""
+    lines = []
+    for line in text.splitlines():
+        while len(line) > WIDTH:
+            cut = line.rfind(" ", 20, WIDTH)
+            cut = line.rfind(",", 20, WIDTH) if cut < 0 else cut
+            cut = WIDTH if cut < 0 else cut
+            lines.append(line[:cut])
+            line = "\\" + line[cut:]
+        lines.append(line)
+    return "\n".join(lines) + "\n"
+
+
+def compare(name: str, text: str, *, wrapped: bool = True) -> None:
+    """Fail with the difference where `text` is not the one on record under this name."""
+    record, text = RECORDED / name, wrap(text) if wrapped else text
+    if RECORD:
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.write_text(text, encoding="utf-8")
+        return
+    recorded = record.read_text(encoding="utf-8") if record.is_file() else ""
+    if text == recorded:
+        return
+    difference = list(difflib.unified_diff(recorded.splitlines(), text.splitlines(), "on record", "now", lineterm=""))
+    left_out = len(difference) - MOST_SHOWN
+    difference[MOST_SHOWN:] = [f"… {left_out} more lines"] if left_out > 0 else []
+    pytest.fail(
+        f"{record} differs:\n"
+        + "\n".join(difference)
+        + f"\nIf that is meant: {COMMAND}, then read `git diff`.{_other()}",
+        pytrace=False,
+    )
+
+
+def versions() -> str:
+    """The versions of the libraries that write what is on record, one a line."""
+    return "".join(f"{name} {metadata.version(name)}\n" for name in LIBRARIES)
+
+
+def same_versions() -> bool:
+    """Return True where those libraries are of the versions that they had when it was recorded."""
+    record = RECORDED / VERSIONS
+    return record.is_file() and record.read_text() == versions()
+
+
+def _other() -> str:
+    if same_versions():
+        return ""
+    before = (RECORDED / VERSIONS).read_text().splitlines() if (RECORDED / VERSIONS).is_file() else []
+    others = sorted(set(versions().splitlines()) - set(before))
+    return f"\nIt may be for other versions than on record: {', '.join(others)}."
+
+
+def replay(name: str, run: Callable[[list[str]], tuple[int, str, str]]) -> None:
+    """Give each command on record to `run`, and compare what it gives: exit code, stdout and stderr.
+
+    A line `$ COMMAND` on record is a command, one `# …` a remark. A new command is a new line; recording adds the rest.
+    """
+    record = (RECORDED / name).read_text(encoding="utf-8").replace("\n\\", "")
+    kept: list[str] = []
+    for line in record.splitlines():
+        if line.startswith("#"):
+            kept += ["", line]
+        elif line.startswith("$ "):
+            code, out, errors = run(shlex.split(line.removeprefix("$ ")))
+            shown = [f"| {text}".rstrip() for text in out.splitlines()]
+            shown += [f"! {text}".rstrip() for text in errors.splitlines()]
+            kept += ["", line, *shown, f"= {code}"]
+    compare(name, "\n".join(kept).lstrip("\n"))
+
+
+def outline(value: Any, texts: bool = True) -> str:
+    """The form of JSON: keys and types; whole numbers, booleans and, where asked for, texts as they are."""
+    if isinstance(value, dict):
+        forms = [(key, _indented(outline(item, texts))) for key, item in value.items()]
+        groups = groupby(forms, key=lambda form: form[1] if form[1].startswith(" <") else form)  # alike ones in a line
+        alike = [list(group) for _, group in groups]
+        return "".join(f"\n{', '.join(key for key, _ in group)}:{group[0][1]}" for group in alike) or " {}"
+    if isinstance(value, list) and value and isinstance(value[0], dict):  # each form once
+        return "".join(f"\n-{_indented(form)}" for form in dict.fromkeys(outline(item, texts) for item in value))
+    if isinstance(value, list):
+        forms = [outline(item, texts).strip() for item in value]
+        return f" [{', '.join(forms if len(forms) < 9 else dict.fromkeys(forms))}]"
+    if isinstance(value, float) or (isinstance(value, str) and not texts):
+        return f" <{type(value).__name__}>"
+    return f" {json.dumps(value, ensure_ascii=False)}"
+
+
+def _indented(text: str) -> str:
+    return text.replace("\n", "\n  ")
+
+
+def plain(value: Any, indent: str = "") -> str:
+    """JSON as lines that can be read: lists of values in one, long texts by their digest."""
+    inner = f"{indent}  "
+    if isinstance(value, dict) and len(value) > MOST_ENTRIES:
+        return f"<{len(value)} entries, sha256 {digest(json.dumps(value).encode())}>"
+    if isinstance(value, dict) and value:
+        items = [f"{inner}{json.dumps(key)}: {plain(item, inner)}" for key, item in value.items()]
+        return "{\n" + ",\n".join(items) + f"\n{indent}}}"
+    if isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
+        return "[\n" + ",\n".join(f"{inner}{plain(item, inner)}" for item in value) + f"\n{indent}]"
+    if isinstance(value, str) and len(value) > LONGEST:
+        return f"<text of {len(value)} characters, sha256 {digest(value.encode())}>"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def digest(content: bytes) -> str:
+    """First half of the SHA-256."""
+    return hashlib.sha256(content).hexdigest()[:32]
