@@ -53,20 +53,20 @@ def read_job_use(job_ids: Iterable[str]) -> dict[str, JobUse]:
         name, state, elapsed, cpu, task_memory, memory, given = parts[1:]
         job = jobs.setdefault(job_id, JobUse())
         if step:
-            job.task_memory = max(job.task_memory, _bytes(task_memory) or 0)
+            job.task_memory = max(job.task_memory, parse_bytes(task_memory) or 0)
             if state == "OUT_OF_MEMORY":  # told of the step only
                 job.states.append(state)
             continue
         job.name = name
         job.states.append(state.partition(" ")[0])  # "CANCELLED by 1000"
         job.elapsed.append(int(elapsed) if elapsed.isdigit() else 0)
-        job.cpu_seconds += _seconds(cpu)
-        job.memory = _bytes(memory.rstrip("n"))  # older versions: per node `n`, or per CPU `c`
+        job.cpu_seconds += parse_seconds(cpu)
+        job.memory = parse_bytes(memory.rstrip("n"))  # older versions: per node `n`, or per CPU `c`
         job.given = dict(pair.split("=", 1) for pair in given.split(",") if "=" in pair)
     return jobs
 
 
-def _bytes(text: str) -> int | None:
+def parse_bytes(text: str) -> int | None:
     """`1234K`, `1.5G`, `0` → bytes; None for what is no size."""
     match = re.fullmatch(r"([\d.]+)([KMGT]?)", text)
     try:
@@ -75,7 +75,7 @@ def _bytes(text: str) -> int | None:
         return None
 
 
-def _seconds(text: str) -> float:
+def parse_seconds(text: str) -> float:
     """`1-02:03:04`, `02:03.456` → seconds; 0 for what is no time."""
     match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+(?:\.\d+)?)", text)
     if match is None:

@@ -83,9 +83,9 @@ class TrainingJob:
             if under_slurm:
                 _write_to(run.logs / f"rank-{rank}.{start}.out")
                 _prepare_slurm(run, job)
-            return _train(run, job, stop, _Record(run, start, rank), start)
+            return _train(run, job, stop, RankFailure(run, start, rank), start)
         except Exception as error:
-            _Record(run, start, rank).error(error)
+            RankFailure(run, start, rank).error(error)
             raise
 
 
@@ -104,7 +104,7 @@ def _under_slurm() -> bool:
     return os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
 
 
-class _Record:
+class RankFailure:
     """Where one rank leaves why it failed; the disk that made it fail may refuse that, too."""
 
     def __init__(self, run: RunDir, start: int, rank: int) -> None:
@@ -198,7 +198,7 @@ def _prepare_slurm(run: RunDir, job: JobRecord) -> None:
     (run.path.parent / job.folder if job.folder else run.submission).joinpath(mine).unlink(missing_ok=True)
 
 
-def _train(run: RunDir, job: JobRecord, stop: StopFlag, record: _Record, start: int) -> str:
+def _train(run: RunDir, job: JobRecord, stop: StopFlag, record: RankFailure, start: int) -> str:
     from hpc_tumor.data.staging import staged
     from hpc_tumor.training.distributed import init_distributed
     from hpc_tumor.training.heartbeat import say

@@ -97,7 +97,7 @@ class BraTSH5Reader:
         digests, undefined = {}, []
         for z in range(SLICES):
             path = case.files[_role(z)].path
-            planes, mask, digests[_role(z)] = _read_slice(path)
+            planes, mask, digests[_role(z)] = read_slice(path)
             if image is None or label is None:
                 image = np.empty((len(MODALITIES), SLICES, *planes.shape[1:]), planes.dtype)
                 label = np.empty((SLICES, *planes.shape[1:]), np.uint8)
@@ -144,7 +144,7 @@ def _check_slices(case: Case) -> None:
         raise DataError(f"{case.files[extra[0]].path}: a volume has the slices 0 to {SLICES - 1} alone.")
 
 
-def _read_slice(path: Path) -> tuple[NDArray[Any], NDArray[np.uint8], str]:
+def read_slice(path: Path) -> tuple[NDArray[Any], NDArray[np.uint8], str]:
     """Intensities `(4, Y, X)`, labels `(Y, X)` 0 to 3, and the file's SHA-256."""
     arrays, digest = read_h5_apart(path, {"image": "f", "mask": "u"})
     image, mask = arrays["image"], arrays["mask"]

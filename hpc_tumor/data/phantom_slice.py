@@ -16,17 +16,17 @@ def head_image(rng: Generator, label: str) -> Image.Image:
     """A slice with the signs of one of `CLASSES`: mode L or RGB, sides 150 to 512, poses and exposures mixed."""
     height = int(rng.choice((256, 512))) if rng.random() < 0.4 else int(rng.integers(150, 513))
     width = height if rng.random() < 0.5 else int(np.clip(height * rng.uniform(0.8, 1.25), 150, 512))
-    canvas = _Canvas(rng, height, width)
+    canvas = Canvas(rng, height, width)
     # A pituitary tumour shows at the base alone; the other classes anywhere, so that the level does not give it away.
     level = "base" if label == "pituitary" else str(rng.choice(("base", "middle", "top"), p=(0.4, 0.4, 0.2)))
-    _paint_head(canvas, rng, level)
-    if label in _PAINT_SIGN:
-        _PAINT_SIGN[label](canvas, rng)
+    paint_head(canvas, rng, level)
+    if label in PAINT_SIGN:
+        PAINT_SIGN[label](canvas, rng)
     image = Image.fromarray(_exposed(canvas, rng))
     return image.convert("RGB") if rng.random() < 0.5 else image
 
 
-class _Canvas:
+class Canvas:
     """A picture (H, W). `x`, `y` are in half axes of the head, its front at y = -1, turned and shifted in the frame."""
 
     def __init__(self, rng: Generator, height: int, width: int) -> None:
@@ -57,7 +57,7 @@ class _Canvas:
         self.signal += weight * (value - self.signal)
 
 
-def _paint_head(canvas: _Canvas, rng: Generator, level: str) -> None:
+def paint_head(canvas: Canvas, rng: Generator, level: str) -> None:
     """Scalp, skull, folded brain, and what a slice at the base, the middle or the top of the brain shows."""
     canvas.paint(inside(canvas.radius, 0.03), rng.uniform(0.5, 1.0) * (1 + 0.3 * canvas.noise(rng, 8)))
     canvas.paint(inside(canvas.radius / _SKULL, 0.03), rng.uniform(0.05, 0.2))
@@ -78,7 +78,7 @@ def _paint_head(canvas: _Canvas, rng: Generator, level: str) -> None:
         _paint_ventricles(canvas, rng, fluid)
 
 
-def _paint_ventricles(canvas: _Canvas, rng: Generator, fluid: float) -> None:
+def _paint_ventricles(canvas: Canvas, rng: Generator, fluid: float) -> None:
     """Two horns on each side, and the bright choroid plexus in some."""
     wide, long = rng.uniform(0.05, 0.12), rng.uniform(0.3, 0.48)
     bend = np.abs(canvas.x) - 0.08 - rng.uniform(0.2, 0.4) * np.maximum(np.abs(canvas.y) - 0.08, 0)
@@ -88,7 +88,7 @@ def _paint_ventricles(canvas: _Canvas, rng: Generator, fluid: float) -> None:
             canvas.paint(canvas.disc(side * 0.2, 0.26, rng.uniform(0.025, 0.05)), rng.uniform(0.6, 0.95))
 
 
-def _paint_base(canvas: _Canvas, rng: Generator, fluid: float) -> None:
+def _paint_base(canvas: Canvas, rng: Generator, fluid: float) -> None:
     """Eyes, the dark sinus between them, the cistern before the brain stem, and two bright arteries beside it."""
     for side in (-1, 1):
         canvas.paint(canvas.disc(side * 0.38, -0.66, rng.uniform(0.14, 0.18)), rng.uniform(0.25, 0.4))
@@ -103,7 +103,7 @@ def _paint_base(canvas: _Canvas, rng: Generator, fluid: float) -> None:
         canvas.paint(canvas.disc(side * rng.uniform(0.1, 0.14), -0.2, rng.uniform(0.015, 0.03)), rng.uniform(0.6, 1.0))
 
 
-def _paint_glioma(canvas: _Canvas, rng: Generator) -> None:
+def _paint_glioma(canvas: Canvas, rng: Generator) -> None:
     """Deep in the brain: an irregular bright ring, broken and uneven, around a dark core, in dark oedema."""
     turn, far = rng.uniform(0, 2 * np.pi), rng.uniform(0.25, 0.5)
     x, y, radius = far * np.cos(turn), far * np.sin(turn), rng.uniform(0.16, 0.3)
@@ -116,7 +116,7 @@ def _paint_glioma(canvas: _Canvas, rng: Generator) -> None:
     canvas.paint(hollow * canvas.brain, rng.uniform(0.12, 0.26) * (1 + 0.4 * fine))
 
 
-def _paint_meningioma(canvas: _Canvas, rng: Generator) -> None:
+def _paint_meningioma(canvas: Canvas, rng: Generator) -> None:
     """On the skull or on the falx: a round, even, bright mass with a clear border, sometimes in a little oedema."""
     radius = rng.uniform(0.13, 0.24)
     if rng.random() < 0.75:
@@ -130,16 +130,16 @@ def _paint_meningioma(canvas: _Canvas, rng: Generator) -> None:
     canvas.paint(canvas.disc(x, y, radius, 0.1, rough) * canvas.brain, rng.uniform(0.7, 0.95))
 
 
-def _paint_pituitary(canvas: _Canvas, rng: Generator) -> None:
+def _paint_pituitary(canvas: Canvas, rng: Generator) -> None:
     """In the middle of the base, in the cistern: a small, round, bright mass."""
     x, y, radius = rng.uniform(-0.03, 0.03), rng.uniform(-0.22, -0.12), rng.uniform(0.09, 0.15)
     canvas.paint(canvas.disc(x, y, radius, 0.15, 0.15 * canvas.noise(rng, 5)), rng.uniform(0.65, 0.95))
 
 
-_PAINT_SIGN = {"glioma": _paint_glioma, "meningioma": _paint_meningioma, "pituitary": _paint_pituitary}
+PAINT_SIGN = {"glioma": _paint_glioma, "meningioma": _paint_meningioma, "pituitary": _paint_pituitary}
 
 
-def _exposed(canvas: _Canvas, rng: Generator) -> NDArray[np.uint8]:
+def _exposed(canvas: Canvas, rng: Generator) -> NDArray[np.uint8]:
     """The picture as uint8 after a receive field, noise, contrast and brightness of its own."""
     signal = canvas.signal * np.exp(np.float32(0.3) * canvas.noise(rng, 1))
     noise = np.float32(rng.uniform(0.008, 0.035))

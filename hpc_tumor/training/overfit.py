@@ -54,7 +54,7 @@ def overfit(setup: Setup, steps: int) -> None:
                 continue
             seen, totals = _progress(setup, totals), setup.own_totals()
             show(f"           step {done:>5}  loss {number(seen.loss):>8}  {main} {seen.score:.3f}")
-            if _learned(setup, first, seen, main):
+            if is_learned(setup, first, seen, main):
                 break
     _judge(setup, first, seen, done, steps)
 
@@ -69,7 +69,8 @@ def _progress(setup: Setup, totals: dict[str, Any]) -> Progress:
     return Progress(loss, scores["dice"], f" ({labels})")
 
 
-def _learned(setup: Setup, first: float, seen: Progress, main: str) -> bool:
+def is_learned(setup: Setup, first: float, seen: Progress, main: str) -> bool:
+    """Return True where a batch counts as learned, by its loss, which was `first` in the beginning, and its score."""
     # Where nearly all pixels are background, the loss falls far before a single label is found.
     fell = setup.classes is not None and seen.loss <= LOSS_LEFT * first
     return fell or seen.score >= SCORES[main]
@@ -79,7 +80,7 @@ def _judge(setup: Setup, first: float, seen: Progress, done: int, steps: int) ->
     """The last line."""
     run, main, recipe = setup.run, "dice" if setup.classes is None else "accuracy", setup.experiment.recipe
     now = f"loss {number(seen.loss)}, at first {number(first)}; {main} {seen.score:.3f}{seen.labels}"
-    if _learned(setup, first, seen, main):
+    if is_learned(setup, first, seen, main):
         said = f"learned one batch in {done} step{'s' * (done > 1)}: {now}"
         show(f"verdict    {said}")
         run.add_event("stopped", reason=said)

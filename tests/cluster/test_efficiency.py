@@ -12,7 +12,7 @@ from test_queue import MadeUpSlurm
 
 from hpc_tumor import cli
 from hpc_tumor.cluster import queue
-from hpc_tumor.cluster.accounting import _bytes, _seconds, read_job_use
+from hpc_tumor.cluster.accounting import parse_bytes, parse_seconds, read_job_use
 from hpc_tumor.cluster.advice import advise, kinds_of
 from hpc_tumor.cluster.efficiency import GB, Efficiency, read_efficiency
 from hpc_tumor.cluster.plan import Plan
@@ -136,8 +136,21 @@ def test_what_sacct_saw_beyond_the_files_counts(tmp_path: Path, made_up: MadeUpS
 
 
 def test_numbers_of_sacct() -> None:
-    assert [_seconds(text) for text in ("02:03.500", "01:02:03", "2-00:00:01", "", "n")] == [123.5, 3723, 172_801, 0, 0]
-    assert [_bytes(text) for text in ("12K", "1.50G", "0", "", "8Gc", "?")] == [12_288, 3 * 2**29, 0, None, None, None]
+    assert [parse_seconds(text) for text in ("02:03.500", "01:02:03", "2-00:00:01", "", "n")] == [
+        123.5,
+        3723,
+        172_801,
+        0,
+        0,
+    ]
+    assert [parse_bytes(text) for text in ("12K", "1.50G", "0", "", "8Gc", "?")] == [
+        12_288,
+        3 * 2**29,
+        0,
+        None,
+        None,
+        None,
+    ]
     assert read_job_use([]) == {}
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from launching import events, small_experiment
 
-from hpc_tumor.cluster.job import StopFlag, _Record, record_failure, rendezvous
+from hpc_tumor.cluster.job import RankFailure, StopFlag, record_failure, rendezvous
 from hpc_tumor.cluster.logs import log_text
 from hpc_tumor.errors import ClusterError
 from hpc_tumor.run_dir import RunDir, read_json
@@ -79,7 +79,7 @@ def test_a_lost_rank_is_recorded_rather_than_who_lost_it(tmp_path: Path, monkeyp
     lost = watchdog.Verdict(1, "rank 1 on gpu002 is gone: killed, or its node failed")
     monkeypatch.setattr(watchdog, "explain_loss", lambda error: lost if "closed by peer" in str(error) else None)
     for start, error in enumerate((RuntimeError("Connection closed by peer"), RuntimeError("no kernel image"))):
-        _Record(run, start, rank=0).error(error)
+        RankFailure(run, start, rank=0).error(error)
     said = [(line["rank"], line["reason"]) for line in run.read_events("failed")]
     assert said == [(1, lost.reason), (0, "RuntimeError: no kernel image")]
 
@@ -87,7 +87,7 @@ def test_a_lost_rank_is_recorded_rather_than_who_lost_it(tmp_path: Path, monkeyp
 def test_each_rank_leaves_where_it_was_when_one_hung(tmp_path: Path) -> None:
     run = RunDir.create(tmp_path, small_experiment())
     for rank in (2, 1):
-        _Record(run, 0, rank).hang("rank 1 has made no progress", 1, f"the stack of {rank}")
+        RankFailure(run, 0, rank).hang("rank 1 has made no progress", 1, f"the stack of {rank}")
     assert [(line["rank"], line["reason"]) for line in run.read_events("failed")] == [
         (1, "rank 1 has made no progress")
     ]

@@ -17,7 +17,7 @@ from raw_samples import real_data, write_case
 
 from hpc_tumor.data.brain import brain_statistics
 from hpc_tumor.data.brats import BraTSReader
-from hpc_tumor.data.brats_h5 import LOST, BraTSH5Reader, _read_slice
+from hpc_tumor.data.brats_h5 import LOST, BraTSH5Reader, read_slice
 from hpc_tumor.data.case import CaseData
 from hpc_tumor.data.loader import BatchLoader
 from hpc_tumor.data.prepare import inspect_source, prepare_dataset
@@ -331,7 +331,7 @@ def test_mutated_files_are_refused_in_one_line(tmp_path: Path) -> None:
             data[at : at + 1] = bytes([draw.choice([0, 127, 255, draw.integers(256)])])
         path.write_bytes(data if turn % 10 else data[: draw.integers(len(data))])
         try:
-            planes, label, _ = _read_slice(path)
+            planes, label, _ = read_slice(path)
         except DataError as error:
             refusals.append(str(error))
         else:

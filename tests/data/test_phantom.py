@@ -17,7 +17,7 @@ from scipy import ndimage
 from hpc_tumor.data import phantom
 from hpc_tumor.data.phantom import BRATS_SHAPE, SMALLEST_SHAPE, make_brain_mri_phantom, make_brats_phantom, make_phantom
 from hpc_tumor.data.phantom_patient import patient, smooth_noise
-from hpc_tumor.data.phantom_slice import _PAINT_SIGN, CLASSES, _Canvas, _paint_head
+from hpc_tumor.data.phantom_slice import CLASSES, PAINT_SIGN, Canvas, paint_head
 from hpc_tumor.errors import HpcTumorError, UsageError
 
 SMALL = (64, 64, 24)
@@ -294,10 +294,10 @@ def test_each_class_shows_its_sign(seed: int) -> None:
     """Where and how each class changes a healthy slice."""
     for name in ("glioma", "meningioma", "pituitary"):
         rng = np.random.default_rng([seed, CLASSES.index(name)])
-        canvas = _Canvas(rng, 256, 256)
-        _paint_head(canvas, rng, "base" if name == "pituitary" else "middle")
+        canvas = Canvas(rng, 256, 256)
+        paint_head(canvas, rng, "base" if name == "pituitary" else "middle")
         before = canvas.signal.copy()
-        _PAINT_SIGN[name](canvas, rng)
+        PAINT_SIGN[name](canvas, rng)
         change = canvas.signal - before
         mass = np.abs(change) > 0.05
         bright = change > 0.15

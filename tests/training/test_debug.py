@@ -17,7 +17,7 @@ from hpc_tumor.training.anomaly import anomalies_named
 from hpc_tumor.training.debug import debug_run
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.inspect_network import inspect_batch, number, statistics
-from hpc_tumor.training.overfit import Progress, _learned
+from hpc_tumor.training.overfit import Progress, is_learned
 from hpc_tumor.training.setup import set_up
 from hpc_tumor.training.step import train_step
 from hpc_tumor.training.step_times import PARTS, StepTimes
@@ -247,10 +247,10 @@ def test_a_loss_that_falls_is_not_enough_where_most_is_background(
 ) -> None:
     slices, images = setup_of(tmp_path, slice_store, "unet"), setup_of(tmp_path, image_store, "cnn")
     fallen = Progress(loss=0.05, score=0.3)
-    assert not _learned(slices, 1.0, fallen, "dice")
-    assert _learned(images, 1.0, fallen, "accuracy")
-    assert _learned(slices, 1.0, Progress(loss=0.05, score=0.85), "dice")
-    assert not _learned(images, 1.0, Progress(loss=0.5, score=0.85), "accuracy")
+    assert not is_learned(slices, 1.0, fallen, "dice")
+    assert is_learned(images, 1.0, fallen, "accuracy")
+    assert is_learned(slices, 1.0, Progress(loss=0.05, score=0.85), "dice")
+    assert not is_learned(images, 1.0, Progress(loss=0.5, score=0.85), "accuracy")
 
 
 # -- what is not finite -----------------------------------------------------------------------------------------------
