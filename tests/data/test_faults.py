@@ -253,3 +253,18 @@ def test_a_worker_that_cannot_begin_is_no_fault_of_a_case(tmp_path: Path, monkey
     monkeypatch.setattr(workers, "module_command", lambda *_: [sys.executable, "-c", "raise SystemExit(7)"])
     with pytest.raises(DataError, match=r"worker process ended with exit code 7 before it began.*Nothing was left"):
         prepare(source, tmp_path / "s.zarr", workers=2)
+
+
+@pytest.mark.parametrize("options", ["ro", "size=4k"])
+def test_shared_memory_of_the_machine_is_not_needed(tmp_path: Path, options: str) -> None:
+    if os.getuid() or subprocess.run(["unshare", "-m", "true"], check=False).returncode:
+        pytest.skip("needs a mount namespace")
+    make_phantom(tmp_path / "raw", "brain-mri", 40, seed=1)
+    script = f'mount -t tmpfs -o {options} tmpfs /dev/shm && exec "$@"'
+    command = [sys.executable, "-m", "hpc_tumor", "prepare-data", "raw", "images.zarr", "--workers", "2"]
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", script, "sh", *command], cwd=tmp_path, capture_output=True, text=True,
+        timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(Store.open(tmp_path / "images.zarr")) == 40
