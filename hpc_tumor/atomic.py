@@ -76,7 +76,7 @@ def plain(value: Any) -> Any:
 
 
 def is_disk_full(error: OSError) -> bool:
-    """Whether `error` says that there is no room left: the disk's, or the quota's."""
+    """Return True where `error` says that there is no room left: the disk's, or the quota's."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 

@@ -1,4 +1,4 @@
-"""What is done with runs that were started: show how they are, watch them, follow their logs, cancel and resume."""
+"""Actions on runs that were started: show their state, watch them, follow their logs, cancel and resume."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def _unusable(runs: Sequence[RunDir]) -> dict[str, HpcTumorError]:
 def print_logs(
     runs: Sequence[RunDir], rank: int, start: int | None, errors: bool, launcher: bool, tail: int | None
 ) -> None:
-    """What the runs printed, one after another where there are several."""
+    """Print the output of the runs, one after another where there are several."""
     from hpc_tumor.cluster.logs import launcher_text, log_text
 
     known = read_states(runs) if errors else []

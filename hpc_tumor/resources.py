@@ -70,7 +70,7 @@ def available_memory() -> int:
 
 
 def _slurm_limit(variables: Mapping[str, str]) -> int | None:
-    """What the job was given, in bytes: some clusters count it only now and then, and kill what exceeds it."""
+    """Return the bytes that the job was given: some clusters count it only now and then, and kill what exceeds it."""
     per_node, per_cpu = variables.get("SLURM_MEM_PER_NODE", ""), variables.get("SLURM_MEM_PER_CPU", "")
     if per_node.isdigit() and int(per_node):
         return int(per_node) * 1024**2
@@ -94,7 +94,7 @@ def _group_folders(controller: str) -> list[Path]:
 
 
 def _left(folder: Path, limit: str, used: str, cache: str) -> int | None:
-    """What a group may still take; cached file pages are given up when memory is needed."""
+    """Return the bytes that a group may still take; cached file pages are given up when memory is needed."""
     try:
         statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
         most = (folder / limit).read_text().strip()

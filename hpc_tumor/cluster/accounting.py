@@ -1,4 +1,4 @@
-"""What sacct tells of jobs that ran: time, CPUs, memory, over all starts of each, in one call for all."""
+"""Use of resources by jobs that ran, from sacct: time, CPUs, memory, over all starts of each, in one call for all."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class JobUse:
 
 
 def read_job_use(job_ids: Iterable[str]) -> dict[str, JobUse]:
-    """What sacct knows of these jobs, by their numbers; empty where there is no accounting."""
+    """Return the records of sacct on these jobs, by their numbers; empty where there is no accounting."""
     ids = ",".join(sorted({job_id.partition("_")[0] for job_id in job_ids}))
     if not ids:
         return {}

@@ -1,4 +1,4 @@
-"""What a job's batch script does around its ranks: before them, may they begin; after them, must they begin again?
+"""Steps of a job's batch script around its ranks: before them, may they begin; after them, must they begin again?
 
 `python -m hpc_tumor.cluster.batch before FOLDER` ends with 0 where the ranks are to begin, 10 where there is nothing to
 do, and 1 where this job is not the run's. `… after FOLDER CODE` is told srun's exit code, and ends with the job's.
@@ -46,7 +46,7 @@ _REFUSED = re.compile(r"disabled|denied|not permitted|invalid job|on this machin
 
 
 def before(folder: Path) -> int:
-    """Whether the ranks are to begin; the next job of a chain makes itself the run's."""
+    """Return 0 where the ranks are to begin, else another exit code; the next job of a chain makes itself the run's."""
     run = _run(folder)
     job = _numbered(run, folder)
     mine, jobs = job_id_here(), job.job_ids
@@ -143,7 +143,7 @@ def _place(events: Sequence[Event]) -> tuple[int, int]:
 
 
 def _tries(events: Sequence[Event], because: str, place: tuple[int, int]) -> int:
-    """How many starts in a row, this one among them, ended for that reason and came no further."""
+    """Count the starts in a row, this one among them, that ended for that reason and came no further."""
     tries = 1
     for event in reversed([event for event in events if event.because == because]):
         if event.at < place:
@@ -216,7 +216,7 @@ def _cancel_chain(jobs: Sequence[str]) -> None:
 
 
 def _was_cancelled(run: RunDir, earlier: str) -> bool:
-    """Whether the user ended the job before this one of a chain, here or with scancel."""
+    """Return True where the user ended the job before this one of a chain, here or with scancel."""
     return any(event.event == "cancelled" for event in _since(run, "submitted")) or _is_cancelled(earlier)
 
 
@@ -226,7 +226,7 @@ def _is_cancelled(job_id: str) -> bool:
 
 
 def _is_full(run: RunDir) -> bool:
-    """Whether the disk, or the quota, of the run takes nothing more."""
+    """Return True where the disk, or the quota, of the run takes nothing more."""
     probe = run.path / f".probe-{os.getpid()}.tmp"
     try:
         atomic.write_bytes(probe, bytes(65_536))
@@ -238,7 +238,7 @@ def _is_full(run: RunDir) -> bool:
 
 
 def _lost_rank(said: str) -> tuple[int | None, str]:
-    """Which rank srun says was lost, and in words; a rank that was killed could not say so itself."""
+    """Return the rank that srun says was lost, and how, in words; a rank that was killed could not say so itself."""
     match = _LOST.search(said)
     if match is None:
         return None, ""
@@ -252,7 +252,7 @@ def _lost_rank(said: str) -> tuple[int | None, str]:
 
 
 def _said(folder: Path) -> str:
-    """What the launcher and the first rank printed in this start, before they had files of their own."""
+    """Return the output of the launcher and the first rank in this start, before they had files of their own."""
     log = folder / f"{job_id_here()}_0_log.out"
     with suppress(OSError):
         return log.read_text(encoding="utf-8", errors="replace").rpartition(f"\n{_MARK}")[2]

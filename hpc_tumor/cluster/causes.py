@@ -1,4 +1,4 @@
-"""What a scheduler and the logs of a job say → the cause in one sentence, with what to do."""
+"""Messages of a scheduler and logs of a job → the cause in one sentence, with what to do."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def recognise(text: str) -> str | None:
 
 
 def remedy(refusal: str) -> str:
-    """What to do about what sbatch said; empty where that is not known."""
+    """Return the remedy for a refusal of sbatch; empty where that is not known."""
     return next((words for pattern, words in _REFUSALS if pattern.search(refusal)), "")
 
 

@@ -50,7 +50,7 @@ def conversion_on(
     walltime: str | None = None,
     memory_gb: float | None = None,
 ) -> Convert | None:
-    """How `prepare_dataset` is to convert on that cluster, with so many array tasks; None for this machine.
+    """Return the conversion of `prepare_dataset` on that cluster, with so many array tasks; None for this machine.
 
     Raises:
         UsageError: no such profile, or the cluster cannot give so much.

@@ -1,4 +1,4 @@
-"""What runs asked for and what they used: from the files of the runs, and from sacct where it answers."""
+"""Resources that runs asked for and used: from the files of the runs, and from sacct where it answers."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Efficiency:
 
 
 def read_efficiency(runs: Sequence[RunDir]) -> list[Efficiency]:
-    """What each run asked for and used, in order; one sacct for all of them. Works without it, and for any run."""
+    """Return what each run asked for and used, in order; one sacct for all. Works without it, and for any run."""
     jobs = [JobRecord.of_run(run) for run in runs]
     ids = {job_id for job in jobs if not job.is_local for job_id in _job_ids(job)}
     known = read_job_use(ids)
@@ -90,7 +90,7 @@ def _job_ids(job: JobRecord) -> list[str]:
 
 
 def _is_of(use: JobUse | None, run: RunDir, job: JobRecord) -> bool:
-    """Whether a job is of this run: numbers are given again, as after a new installation."""
+    """Return True where a job is of this run: numbers are given again, as after a new installation."""
     return use is not None and (use.name in (run.name, job.job_name) or use.name.startswith("hpc-tumor-"))
 
 
@@ -119,7 +119,7 @@ def _efficiency(run: RunDir, state: RunState, job: JobRecord, uses: Sequence[Job
 
 
 def _asked(plan: Plan | None, profile: ClusterProfile | None) -> dict[str, Any]:
-    """What a cluster was asked for, and how much more a job may have there; nothing on a machine of one's own."""
+    """Request to a cluster, and how much more a job may have there; nothing on a machine of one's own."""
     if plan is None:
         return {"shape": "", "gpus": 1}
     if plan.cluster == LOCAL:
@@ -164,7 +164,7 @@ Start = list[dict[str, Any]]  # what each rank wrote
 
 
 def _read_starts(run: RunDir) -> dict[int, Start]:
-    """What the ranks wrote in each start; files that are half written or foreign are left out."""
+    """Read the usage that the ranks wrote in each start; files that are half written or foreign are left out."""
     starts: dict[int, Start] = {}
     for path in matching(run.logs, "usage-*.json"):
         match = re.fullmatch(r"usage-\d+\.(\d+)\.json", path.name)
@@ -175,7 +175,7 @@ def _read_starts(run: RunDir) -> dict[int, Start]:
 
 
 def _by_files(starts: dict[int, Start]) -> dict[str, Any]:
-    """What the ranks wrote, over all starts."""
+    """Sum up the usage that the ranks wrote, over all starts."""
     ranks = [rank for start in starts.values() for rank in start]
     if not ranks:
         return {}
@@ -209,7 +209,7 @@ def _node_memory(start: Start) -> list[tuple[float, float]]:
 
 
 def _gpus(ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What the ranks saw of their GPUs, and the first of each node of all that are there."""
+    """Usage of GPUs, as the ranks saw their own, and the first rank of each node all that are there."""
     own = [rank["gpu"] for rank in ranks if isinstance(rank.get("gpu"), dict)]
     if not own:
         return {}

@@ -1,4 +1,4 @@
-"""Which of the runs that are asked for are there already, so that the same request twice trains nothing twice."""
+"""Search for runs that are there already among those asked for, so that the same request twice trains nothing twice."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def find_same(experiments: Sequence[Experiment], runs: Path) -> list[RunState | 
 
 
 def is_own(run: RunDir) -> bool:
-    """Whether this user began the run."""
+    """Return True where this user began the run."""
     return run.path.stat().st_uid == os.getuid()
 
 

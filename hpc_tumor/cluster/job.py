@@ -31,7 +31,7 @@ _LASTING = (errno.ENOSPC, errno.EDQUOT, errno.ENOENT, errno.EACCES, errno.EPERM,
 
 
 class StopFlag:
-    """Which signal has come. The handlers only note it: the ranks agree after a step, and save together."""
+    """Signal that has come. The handlers only note it: the ranks agree after a step, and save together."""
 
     def __init__(self, run: RunDir | None = None, start: int = 0) -> None:
         self._came: list[str] = []
@@ -105,7 +105,7 @@ def _under_slurm() -> bool:
 
 
 class RankFailure:
-    """Where one rank leaves why it failed; the disk that made it fail may refuse that, too."""
+    """Record of why one rank failed; the disk that made it fail may refuse that, too."""
 
     def __init__(self, run: RunDir, start: int, rank: int) -> None:
         self._run, self._start, self._rank = run, start, rank
@@ -218,7 +218,7 @@ def _train(run: RunDir, job: JobRecord, stop: StopFlag, record: RankFailure, sta
 
 
 def _may_pass(error: Exception) -> bool:
-    """Whether another start of the same run may not meet this error: it came from the network, a disk or a device."""
+    """Return True where another start may not meet this error: it came from the network, a disk or a device."""
     if isinstance(error, HpcTumorError | MemoryError):
         return False
     if isinstance(error, OSError):

@@ -95,7 +95,7 @@ class _Signals:
 
 
 def rank_variables(rank: int, count: int, port: int) -> dict[str, str]:
-    """What torchrun would set for one of `count` ranks on this machine; which GPUs are seen is left as it is."""
+    """Variables as torchrun sets them for one of `count` ranks here; which GPUs are seen is left as it is."""
     variables = {
         "RANK": rank,
         "LOCAL_RANK": rank,

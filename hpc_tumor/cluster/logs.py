@@ -53,7 +53,7 @@ def list_logs(run: RunDir) -> list[LogFile]:
 
 
 def _launcher_files(run: RunDir) -> list[Path]:
-    """What may be of the launcher: in the run's own folder, and in that of the array which it is a task of."""
+    """Files that may be of the launcher: in the run's own folder, and in that of the array which it is a task of."""
     files = matching(run.submission, "*")
     job = JobRecord.of_run(run)
     for job_id, folder in zip((*job.earlier, job.job_id), job.log_folders, strict=True):
@@ -63,7 +63,7 @@ def _launcher_files(run: RunDir) -> list[Path]:
 
 
 def launcher_text(run: RunDir) -> str:
-    """What SLURM, submitit and the job script said, in the order in which it was written last."""
+    """Return the messages of SLURM, submitit and the job script, in the order in which it was written last."""
     logs = [log for log in list_logs(run) if log.kind == "launch"]
     return "".join(f"--- {log.path.name}\n{_read(log.path)}" for log in logs)
 
@@ -71,7 +71,7 @@ def launcher_text(run: RunDir) -> str:
 def log_text(
     run: RunDir, rank: int = 0, errors: bool = False, start: int | None = None, reason: str | None = None
 ) -> str:
-    """What a rank printed, over all starts or in one. With `errors`: why the run failed, the first rank's traceback.
+    """Return the output of a rank, over all starts or in one. With `errors`: why it failed, the first rank's traceback.
 
     `reason` is what the queue knows better than the run itself, to be said first. Empty where there is nothing yet.
     Where no rank ever came to print, this is what the launcher said.
@@ -90,7 +90,7 @@ def log_text(
 
 
 def follow(run: RunDir, rank: int = 0, ended: Callable[[], bool] = lambda: False, every: float = 0.5) -> Iterator[str]:
-    """What a rank prints, piece by piece as it comes, from the last start on and through later restarts.
+    """Give the output of a rank, piece by piece as it comes, from the last start on and through later restarts.
 
     Ends once `ended()` is true and everything was given.
     """
@@ -143,7 +143,7 @@ def _errors(run: RunDir, logs: list[LogFile], start: int | None, reason: str | N
 
 
 def _ended_on_purpose(run: RunDir) -> bool:
-    """Whether the run has its result, or was cancelled since it was last submitted."""
+    """Return True where the run has its result, or was cancelled since it was last submitted."""
     events = [str(line.get("event")) for line in run.read_events()]
     submitted = max((i for i, event in enumerate(events) if event == "submitted"), default=0)
     return run.is_finished() or "cancelled" in events[submitted:]
@@ -175,7 +175,7 @@ def _read_on(path: Path, position: int) -> tuple[str, int]:
 
 
 def _is_torn(data: bytes) -> bool:
-    """Whether `data` is UTF-8 but for a last character of which bytes are still to come."""
+    """Return True where `data` is UTF-8 but for a last character of which bytes are still to come."""
     try:
         data.decode()
     except UnicodeDecodeError as error:

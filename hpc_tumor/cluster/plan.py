@@ -26,7 +26,7 @@ _SIGNAL_DELAYS = (120, 600)  # seconds before the limit: enough to save, and a t
 
 @dataclass(frozen=True)
 class Plan:
-    """What one run asks a cluster for: one task per GPU; memory in GB per node, walltime in minutes."""
+    """Request of one run to a cluster: one task per GPU; memory in GB per node, walltime in minutes."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -75,7 +75,7 @@ class Plan:
         return f"{self.cluster}: {self.shape}, {share}, {hours(self.walltime)}{where}{self._restarts()}"
 
     def _restarts(self) -> str:
-        """How a run goes on that needs longer than one job may take."""
+        """Say how a run goes on that needs longer than one job may take."""
         if self.total is not None:
             whole = f"; {hours(self.total)} in all"
             way = "a chain of dependent jobs" if self.links > 1 else "requeued at each limit"
@@ -84,7 +84,7 @@ class Plan:
 
     @property
     def starts(self) -> int | None:
-        """How often the run may begin for the time that was asked for in all; None where nothing limits it."""
+        """Number of starts of the run for the time that was asked for in all; None where nothing limits it."""
         return None if self.total is None else -(-self.total // self.walltime)
 
     def shortened(self, walltime: int, asked: bool) -> Plan:

@@ -10,12 +10,12 @@ from hpc_tumor.errors import UsageError
 
 
 def code_folder(runs: Path) -> Path:
-    """Where the code that this user submits is kept, beside their runs."""
+    """Return the folder of the code that this user submits, beside their runs."""
     return runs / f".code-{os.getuid()}"
 
 
 def submissions_folder(runs: Path) -> Path:
-    """Where the scripts and logs of this user's array jobs are kept, beside their runs."""
+    """Return the folder of scripts and logs of this user's array jobs, beside their runs."""
     return runs / f".submissions-{os.getuid()}"
 
 

@@ -57,7 +57,7 @@ def load_profile(path: Path) -> ClusterProfile:
 
 
 def _is_trusted(path: Path) -> bool:
-    """Whether a file is of this user, of the system, or of whoever installed this package."""
+    """Return True where a file is of this user, of the system, or of whoever installed this package."""
     trusted = {os.getuid(), 0}
     with suppress(OSError):  # code in an archive has no owner of its own
         trusted.add(Path(__file__).stat().st_uid)

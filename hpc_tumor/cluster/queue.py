@@ -371,8 +371,9 @@ def _heartbeat_age(
     if written is None:
         return None, 0.0
     age = stamped = clock - written
-    if record is not None and record.elapsed_s is not None and story.began is not None and status.time is not None:
-        age = min(age, record.elapsed_s - (status.time - story.began)) if status.time >= story.began else age
+    began, beat = story.began, status.time
+    if record is not None and record.elapsed_s is not None and began is not None and beat is not None and beat >= began:
+        age = min(age, record.elapsed_s - (beat - began))
     return max(0.0, age), stamped - age
 
 

@@ -30,7 +30,7 @@ def sbatch_parameters(
     name: str, profile: ClusterProfile, plan: Plan, folder: Path, code: Path, after: str | None = None,
     at_once: int = 0, tasks: int = 1,
 ) -> dict[str, Any]:  # fmt: skip
-    """What submitit is to ask SLURM for, for a job of that name.
+    """Return the parameters with which submitit asks SLURM for a job of that name.
 
     Args:
         folder: the job's own folder, with its pickle and its logs.
@@ -116,7 +116,7 @@ def log_folder(folder: Path, way: str = "") -> str:
 
 
 def setup_lines(profile: ClusterProfile, code: Path | None = None) -> list[str]:
-    """What a job's script runs before Python: modules, the site's own lines, variables; it imports from `code`."""
+    """Return the lines before Python: modules, the site's own lines, variables; it imports from `code`."""
     ours = python_variables(code)
     path = ours.pop("PYTHONPATH", None)
     return [

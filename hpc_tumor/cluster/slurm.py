@@ -26,7 +26,7 @@ ALIVE = frozenset(
 
 @dataclass(frozen=True)
 class SlurmJob:
-    """What SLURM knows of one job; `state` and `reason` in its own words."""
+    """Record of one job in SLURM; `state` and `reason` in its own words."""
 
     job_id: str
     name: str
@@ -59,7 +59,7 @@ class Pace:
 
 
 def read_queue(job_ids: Iterable[str]) -> dict[str, SlurmJob] | None:
-    """What squeue says of these jobs; jobs that left its memory are absent. None where it does not answer."""
+    """Return squeue's records of these jobs; jobs that left its memory are absent. None where it does not answer."""
     records: dict[str, SlurmJob] = {}
     form = f"--format={'|'.join(_SQUEUE_FIELDS)}"
     for ids in _bases(job_ids):
@@ -81,7 +81,7 @@ def read_queue(job_ids: Iterable[str]) -> dict[str, SlurmJob] | None:
 
 
 def read_accounting(job_ids: Iterable[str]) -> dict[str, SlurmJob]:
-    """What sacct knows of these jobs; empty where there is no accounting."""
+    """Return the records of sacct on these jobs; empty where there is no accounting."""
     wanted, records = set(job_ids), dict[str, SlurmJob]()
     for ids in _bases(wanted):
         try:
@@ -131,7 +131,7 @@ def _bases(job_ids: Iterable[str]) -> list[str]:
 
 
 def count_own_jobs() -> int | None:
-    """How many jobs of this user the queue holds, each task of an array as one; None where squeue does not answer."""
+    """Count the jobs of this user in the queue, each task of an array as one; None where squeue does not answer."""
     try:
         return len(run_slurm("squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i").splitlines())
     except ClusterError:
@@ -159,7 +159,7 @@ def requeue(job_id: str) -> None:
 
 
 def run_slurm(*command: str, seconds: float = _SECONDS) -> str:
-    """What one of SLURM's commands prints. ClusterError, with its words, where it fails, is missing or is slow."""
+    """Return the output of a command of SLURM. ClusterError, with its words, where it fails, is missing or is slow."""
     done = ask_slurm(*command, seconds=seconds)
     if done.returncode != 0:
         raise ClusterError(slurm_words(done.stderr) or f"{command[0]} ended with exit code {done.returncode}.")
@@ -185,7 +185,7 @@ def ask_slurm(*command: str, text: str = "", seconds: float = _SECONDS) -> subpr
 
 
 def slurm_words(text: str) -> str:
-    """What one of SLURM's commands said, in one line, without its prefixes."""
+    """Return the message of one of SLURM's commands, in one line, without its prefixes."""
     lines = [re.sub(r"^(\w+: )?(error|fatal): ", "", line).strip() for line in text.splitlines()]
     return "; ".join(dict.fromkeys(line for line in lines if line))
 

@@ -64,7 +64,7 @@ def imported_from() -> Path | None:
 
 
 def snapshot_path(runs: Path) -> Path:
-    """Where the code as it is now is kept for the jobs of `runs`. Writes nothing."""
+    """Return the file that keeps the code as it is now for the jobs of `runs`. Writes nothing."""
     return code_folder(runs) / f"{_hash()}.zip"
 
 

@@ -43,7 +43,7 @@ MOST_TASKS = 1000  # of one array, where SLURM does not say how many it takes
 
 @dataclass(frozen=True)
 class Submission:
-    """What was started: the run, and the scheduler's number of its job (on this machine: a process)."""
+    """Run that was started: its directory, and the scheduler's number of its job (on this machine: a process)."""
 
     run: RunDir
     cluster: str
@@ -53,7 +53,7 @@ class Submission:
 
 @dataclass
 class Submitted:
-    """What became of many runs: those that were started, and why the rest was not."""
+    """Outcome for many runs: those that were started, and why the rest was not."""
 
     done: list[Submission] = field(default_factory=list)
     refused: HpcTumorError | None = None
@@ -241,7 +241,7 @@ def resume_all(runs: Sequence[RunDir]) -> dict[str, HpcTumorError]:
 
 
 def _own(run: RunDir) -> tuple[ClusterProfile, Plan]:
-    """Where a run of this user's was submitted to, and what it asked for. UsageError where it is not theirs."""
+    """Return the profile and plan of a run of this user's. UsageError where it is not theirs."""
     if not is_own(run):
         raise UsageError(
             f"{run.name} belongs to {owner_of(run.path)}, and nobody else can resume it; hpc-tumor rerun trains it as a"
@@ -251,7 +251,7 @@ def _own(run: RunDir) -> tuple[ClusterProfile, Plan]:
 
 
 def submitted_as(run: RunDir) -> tuple[ClusterProfile, Plan]:
-    """Where a run was submitted to, and what it asked for. UsageError where it never was."""
+    """Return the profile and plan that a run was submitted with. UsageError where it never was."""
     job = JobRecord.of_run(run)
     if job.faults:
         raise UsageError(f"{run.name}: {'; '.join(job.faults)}. {OTHER_VERSION}")
@@ -349,7 +349,7 @@ def _submit_group(
 
 @contextlib.contextmanager
 def _restored(run: RunDir) -> Iterator[None]:
-    """Where what is done inside fails, the run's own record of its job, settings and code is as it was."""
+    """Restore the run's own record of its job, settings and code where the block fails."""
     before = {path: path.read_bytes() if path.exists() else None for path in (run.job, run.config, run.provenance)}
     try:
         yield
@@ -414,7 +414,7 @@ def _launch(
 def _write_jobs(
     starts: Sequence[_Start], profile: ClusterProfile, plan: Plan, folder: Path, name: str
 ) -> list[JobRecord]:
-    """What each run's directory says of its job before that has a number: it may start, and read this, sooner."""
+    """Write each run's record of its job before that has a number: it may start, and read this, sooner."""
     job = JobRecord(
         cluster=profile.name, job_name=name, submitted=time.time(), plan=plan, profile=without_secrets(profile)
     )  # fmt: skip

@@ -62,7 +62,7 @@ def take_ticket(runs: Path, run_name: str) -> Ticket:
 
 
 def is_turn(runs: Path, run_name: str) -> bool:
-    """Whether no living run stands before this one. Removes the tickets of dead ones."""
+    """Return True where no living run stands before this one. Removes the tickets of dead ones."""
     with _locked(runs):
         for path in _tickets(_queue(runs)):
             if _name(path) == run_name:

@@ -42,7 +42,8 @@ def collect_runs(
         wishes: which runs, what makes an entry, and in which order entries stand.
     """
     unique = {run.path.absolute().as_posix(): run for run in runs}
-    clocks = {run.path.parent: now or file_clock(run.path.parent) for run in unique.values()}
+    folders = {run.path.parent for run in unique.values()}
+    clocks = {folder: file_clock(folder) if now is None else now for folder in folders}
     collected = [_collect(run, (queue or {}).get(run.name), clocks[run.path.parent]) for run in unique.values()]
     collected.sort(key=lambda item: (item.run, item.path))
     finished = [item for item in collected if isinstance(item, RunResult)]
