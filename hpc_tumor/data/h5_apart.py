@@ -35,6 +35,9 @@ def read_h5_apart(path: Path, wanted: Mapping[str, str]) -> tuple[Arrays, str]:
     """
     global _reader
     with _lock:
+        if _reader is not None and _reader.folder != Path.cwd():  # it reads paths from where it was started
+            _reader.close()
+            _reader = None
         if _reader is None or _reader.owner != os.getpid():
             _reader = H5Process()
         return _reader.read(path, wanted)
@@ -44,7 +47,7 @@ class H5Process:
     """The process, started again after a file that it did not survive."""
 
     def __init__(self, command: Sequence[str] = (), seconds: float = SECONDS):
-        self.owner = os.getpid()
+        self.owner, self.folder = os.getpid(), Path.cwd()
         self._command = list(command) or module_command("hpc_tumor.data.h5_apart")
         self._seconds = seconds
         self._process: subprocess.Popen[bytes] | None = None

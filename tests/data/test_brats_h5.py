@@ -19,6 +19,7 @@ from hpc_tumor.data.brain import brain_statistics
 from hpc_tumor.data.brats import BraTSReader
 from hpc_tumor.data.brats_h5 import LOST, BraTSH5Reader, read_slice
 from hpc_tumor.data.case import CaseData
+from hpc_tumor.data.h5_apart import read_h5_apart
 from hpc_tumor.data.loader import BatchLoader
 from hpc_tumor.data.prepare import inspect_source, prepare_dataset
 from hpc_tumor.data.samples import SlicePart
@@ -338,3 +339,14 @@ def test_mutated_files_are_refused_in_one_line(tmp_path: Path) -> None:
             assert (planes.shape[1:], planes.dtype.kind, int(label.max()) < 4) == (label.shape, "f", True)
     assert 100 < len(refusals) < 500
     assert [text for text in refusals if "\n" in text or path.name not in text] == []
+
+
+def test_a_relative_path_is_read_from_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where another one was current when the process that reads was started."""
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        with h5py.File(tmp_path / name / "a.h5", "w") as file:
+            file["image"] = np.zeros((2, 2), "f4")
+        monkeypatch.chdir(tmp_path / name)
+        assert read_h5_apart(Path("a.h5"), {"image": "f"})[0]["image"].shape == (2, 2)
+        (tmp_path / name / "a.h5").unlink()
