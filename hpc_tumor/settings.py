@@ -27,7 +27,7 @@ _OTHER_VARIABLES = {
     f"{_PREFIX}{name}"
     for name in (
         "CLUSTER", "ACCOUNT", "RUNS", "CONFIG_DIR", "HINTS", "REAL_DATA", "REQUIRE_SLURM", "REQUIRE_PROGRAMS", "LONG",
-        "PARENT",
+        "PARENT", "STEP_DELAY",
     )
 }  # fmt: skip
 

@@ -38,6 +38,8 @@ def announce(setup: Setup, resumed: bool) -> None:
     ) > 1:
         alone = ", and batch norm normalises each by itself" if _has_batch_norm(setup.bare) else ""
         lines.append(f"each rank's share of a batch in {parts_of_batch} parts{alone}")
+    if setup.step_delay is not None:
+        lines.append(f"each step waits the seconds in {setup.step_delay} while that exists (HPC_TUMOR_STEP_DELAY)")
     if setup.val is None:
         lines.append("no validation part: the last epoch counts as the best")
     if distributed.world_size > 1 and distributed.device.type == "cpu" and _has_batch_norm(setup.bare):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import torch
 from hpc_tumor import atomic
 from hpc_tumor.config import Experiment
 from hpc_tumor.data.loader import epoch_order
+from hpc_tumor.errors import UsageError
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.training import metrics
 from hpc_tumor.training.distributed import Distributed
@@ -30,6 +32,7 @@ from hpc_tumor.training.usage import Usage
 from hpc_tumor.training.working_set import Setup
 
 Outcome = Literal["finished", "stopped"]
+_LONGEST_DELAY = 3600.0  # seconds of HPC_TUMOR_STEP_DELAY: a wait is not cut short where the file is removed meanwhile
 
 
 def never() -> str | None:
@@ -123,6 +126,9 @@ def train_epoch(setup: Setup, heartbeat: Heartbeat, stop: Callable[[], str | Non
     with Tracer(setup) as tracer:
         setup.mark("data")
         for batch in setup.train.batches(order, start=state.step, limit=experiment.limit_batches, fill=True):
+            if setup.step_delay is not None:
+                setup.mark("delay")
+                time.sleep(_seconds_in(setup.step_delay))
             wishes = (stop() is not None, heartbeat.checkpoint_due())
             stopping, due = train_step(setup, batch, totals, wishes)
             state.step, state.samples = batch.step + 1, state.samples + batch.total
@@ -138,6 +144,27 @@ def train_epoch(setup: Setup, heartbeat: Heartbeat, stop: Callable[[], str | Non
     setup.guard.look(totals, everything=True)
     _record_training(setup, heartbeat, totals)
     return True
+
+
+def _seconds_in(file: Path) -> float:
+    """Return the seconds that a step waits: the text of `file`; 0 while it does not exist or is being written."""
+    try:
+        text = file.read_text(encoding="utf-8").strip()
+        seconds = float(text or 0)
+    except FileNotFoundError:
+        return 0.0
+    except OSError as error:
+        if error.errno == errno.ESTALE:  # another node has just removed it
+            return 0.0
+        raise UsageError(f"HPC_TUMOR_STEP_DELAY: {file} cannot be read: {error.strerror}.") from None
+    except ValueError:  # also of bytes that are not UTF-8
+        seconds = math.nan
+    if not 0 <= seconds <= _LONGEST_DELAY:
+        raise UsageError(
+            f"HPC_TUMOR_STEP_DELAY: {file} does not hold a number of seconds from 0 to {_LONGEST_DELAY:g}:"
+            " correct or remove it, then `hpc-tumor resume` the run."
+        )
+    return seconds
 
 
 def _record_training(setup: Setup, heartbeat: Heartbeat, totals: dict[str, Any]) -> None:

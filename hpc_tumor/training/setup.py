@@ -67,6 +67,7 @@ def set_up(experiment: Experiment, run: RunDir, distributed: Distributed, read_f
         loss, precision, TrainState(), identity, MODELS[experiment.model.name].in_channels, time.perf_counter(),
         average=WeightAverage(bare, recipe.ema) if recipe.ema else None,
         saver=Saver(run, identity) if distributed.is_main else None,
+        step_delay=Path(delay).absolute() if (delay := os.environ.get("HPC_TUMOR_STEP_DELAY")) else None,
     )  # fmt: skip
     for loader in (parts.train, parts.val):
         if loader is not None:

@@ -35,7 +35,7 @@ class StepTimes:
         if self._part == PARTS[-1]:
             self.steps.append(self._pending)
             self._pending = {}
-        if part not in PARTS:  # the end of an epoch: there was no more data to wait for
+        if part not in (*PARTS, "delay"):  # the end of an epoch: there was no more data to wait for
             self._pending = {}
         self._part, self._since = part, now
 

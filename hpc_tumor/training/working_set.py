@@ -67,6 +67,7 @@ class Setup:
     traced: bool = False  # whether a trace was written
     last_losses: Tensor | None = None
     watched: Callable[[str], None] | None = None  # told of each part of a step, where somebody measures them
+    step_delay: Path | None = None  # file with the seconds that each step waits while it exists
 
     def __post_init__(self) -> None:
         self.model = self.bare

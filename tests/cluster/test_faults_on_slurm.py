@@ -31,7 +31,6 @@ from hpc_tumor.settings import shipped
 
 pytestmark = pytest.mark.slow
 PROFILE = find_profile(shipped("slurm_templates") / "local-test.toml")
-SLOW = Path(__file__).parent / "slow_training"
 EPOCHS, RANKS = 4, 2
 Submit = Callable[..., RunDir]
 
@@ -70,15 +69,15 @@ class Launcher:
 
     def __init__(self, folder: Path, store: Path, monkeypatch: pytest.MonkeyPatch):
         self.folder, self.store, self.monkeypatch = folder, store, monkeypatch
-        self.go = folder / "go"
+        self.delay = folder / "delay"
         self.runs: list[RunDir] = []
+        self.slow_down(0.4)
 
     def __call__(
         self, *, ranks: int = RANKS, profile: ClusterProfile = PROFILE, runs: Path | None = None,
         minutes: int | None = None, options: dict[str, Any] | None = None, **settings: Any,
     ) -> RunDir:  # fmt: skip
-        self.monkeypatch.setenv("PYTHONPATH", str(SLOW))
-        self.monkeypatch.setenv("SLOW_UNTIL", str(self.go))
+        self.monkeypatch.setenv("HPC_TUMOR_STEP_DELAY", str(self.delay))
         plan = make_plan(profile, ranks, memory_gb=1.5 * ranks, cpus=1, walltime=minutes, options=options)
         recipe = {"epochs": EPOCHS, "batch_size": 8, "augment": True}
         experiment = small_experiment(
@@ -90,9 +89,13 @@ class Launcher:
         self.runs.append(submit_experiment(experiment, profile, plan, runs or self.folder / "runs").run)
         return self.runs[-1]
 
+    def slow_down(self, seconds: float) -> None:
+        """Let each step wait so long."""
+        self.delay.write_text(str(seconds))
+
     def let_go(self) -> None:
         """From here on the steps take no longer than they need."""
-        self.go.touch()
+        self.delay.unlink()
 
     def end(self) -> None:
         for run in self.runs:
@@ -187,7 +190,7 @@ def steps_seen(run: RunDir) -> tuple[int, int]:
 
 def test_warned_before_the_time_limit(launch: Launcher, quiet: RunDir) -> None:
     """SLURM itself warns, before the limit of three minutes, and nothing that was learned is lost."""
-    launch.monkeypatch.setenv("STEP_SECONDS", "3")
+    launch.slow_down(3)
     run = launch(minutes=3, checkpoint_minutes=60)
     wait_for(lambda: "requeued" in events(run), seconds=170)
     assert run.read_events("signal")[-1]["signal"] == "USR2"
@@ -325,7 +328,7 @@ def resumed(run: RunDir) -> bool:
 
 def test_the_controller_is_restarted(launch: Launcher, quiet: RunDir) -> None:
     """It dies while the run trains, and is away when the run is warned: the run waits for it to be requeued."""
-    launch.monkeypatch.setenv("STEP_SECONDS", "1.5")
+    launch.slow_down(1.5)
     run = launch()
     job_id = at_work(run)
     faults.kill_daemon("slurmctld")

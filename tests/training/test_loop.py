@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -237,6 +238,44 @@ def test_another_precision_on_resume_is_refused(tmp_path: Path, slice_store: Pat
     settings["hardware"]["precision"] = "bfloat16"
     run.config.write_text(json.dumps(settings))
     with pytest.raises((DataError, UsageError), match="precision"):
+        train_here(run)
+
+
+@pytest.fixture
+def delay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file that HPC_TUMOR_STEP_DELAY names, which does not exist yet."""
+    monkeypatch.setenv("HPC_TUMOR_STEP_DELAY", str(tmp_path / "delay"))
+    return tmp_path / "delay"
+
+
+def test_each_step_waits_while_the_file_of_the_delay_exists(
+    tmp_path: Path, slice_store: Path, delay: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In the first four of six steps the file is written, emptied, written anew and removed."""
+    waits: list[float] = []
+    texts = iter(["7.5\n", "", "2"])
+
+    def note(seconds: float) -> None:
+        waits.append(seconds)
+        text = next(texts, None)
+        delay.write_text(text) if text is not None else delay.unlink(missing_ok=True)
+
+    monkeypatch.setattr(time, "sleep", note)
+    run = new_run(tmp_path, slice_store, "unet")
+    assert train_here(run) == "finished"
+    assert waits == [0, 7.5, 0, 2, 0, 0]
+    assert f"each step waits the seconds in {delay} while that exists (HPC_TUMOR_STEP_DELAY)" in capfd.readouterr().err
+
+
+def test_a_delay_that_is_no_number_of_seconds_is_refused(tmp_path: Path, slice_store: Path, delay: Path) -> None:
+    run = new_run(tmp_path, slice_store, "unet")
+    for text in (b"soon", b"-1", b"nan", b"3601", b"\xff"):
+        delay.write_bytes(text)
+        with pytest.raises(UsageError, match=f"_STEP_DELAY: {delay} does not hold a number of seconds from 0 to 3600:"):
+            train_here(run)
+    delay.unlink()
+    delay.mkdir()
+    with pytest.raises(UsageError, match=f"_STEP_DELAY: {delay} cannot be read: Is a directory"):
         train_here(run)
 
 
