@@ -19,7 +19,6 @@ from typing import Any
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.run_dir import read_json
 
-_PACKAGE = Path(__file__).resolve().parent
 MASKED = "***"
 _LONGEST_DIFF = 200_000  # characters
 _MATTERS = re.compile(
@@ -48,7 +47,7 @@ def collect_provenance() -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **versions()},
         "packages": packages(),
         "variables": environment_variables(),
-        "git": git_state(),
+        "git": git_state(Path(__file__).resolve().parent),
     }
 
 
@@ -92,17 +91,17 @@ def versions() -> dict[str, str | None]:
     return found
 
 
-def git_state() -> dict[str, Any] | None:
-    """Commit of the checkout that hpc_tumor runs from, and whether tracked files differ from it; None outside git."""
-    if _git("ls-files", "--error-unmatch", "__init__.py") is None:  # installed below somebody else's repository
+def git_state(package: Path) -> dict[str, Any] | None:
+    """Commit of the checkout that a package lies in, and whether tracked files differ from it; None outside git."""
+    if _git(package, "ls-files", "--error-unmatch", "__init__.py") is None:  # below somebody else's repository
         return None
-    commit = _git("rev-parse", "HEAD")
+    commit = _git(package, "rev-parse", "HEAD")
     if commit is None:
         return None
-    changes = _git("status", "--porcelain", "--untracked-files=no")
+    changes = _git(package, "status", "--porcelain", "--untracked-files=no")
     state: dict[str, Any] = {"commit": commit, "dirty": bool(changes) if changes is not None else None}
     if changes:
-        diff = _git("diff", "HEAD") or ""
+        diff = _git(package, "diff", "HEAD") or ""
         cut = f"\n… cut: {len(diff):,} characters" if len(diff) > _LONGEST_DIFF else ""
         state["diff"] = diff[:_LONGEST_DIFF] + cut
     return state
@@ -117,10 +116,10 @@ def store_identity(store: Path) -> dict[str, Any]:
     return {key: ours.get(key) for key in ("schema", "dataset", "task", "fingerprint")}
 
 
-def _git(*arguments: str) -> str | None:
+def _git(folder: Path, *arguments: str) -> str | None:
     try:
         done = subprocess.run(
-            ["git", "-C", str(_PACKAGE), *arguments],
+            ["git", "-C", str(folder), *arguments],
             capture_output=True,
             encoding="utf-8",
             errors="replace",

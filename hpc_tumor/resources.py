@@ -12,8 +12,7 @@ from pathlib import Path
 from hpc_tumor.errors import UsageError
 
 NO_HOME = "HOME is not set, and this machine does not know the user"
-_CGROUPS = Path("/sys/fs/cgroup")
-_PROC = Path("/proc")
+PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")  # where the kernel tells what a process may use
 
 
 def home_directory() -> Path | None:
@@ -60,7 +59,7 @@ def available_memory() -> int:
     """Bytes that this process may still take: what is free, within the limits of its control groups and SLURM job."""
     free = [_slurm_limit(os.environ)]
     with suppress(OSError, ValueError):
-        fields = dict(line.split(":") for line in (_PROC / "meminfo").read_text().splitlines())
+        fields = dict(line.split(":") for line in (PROC / "meminfo").read_text().splitlines())
         free.append(int(fields["MemAvailable"].split()[0]) * 1024)
     for folder in _group_folders("memory"):
         free += [_left(folder, "memory.max", "memory.current", "inactive_file"),
@@ -83,10 +82,10 @@ def _group_folders(controller: str) -> list[Path]:
     """Folders of the control groups that this process is in, up to the root; version 1 and 2."""
     folders: list[Path] = []
     with suppress(OSError):
-        for line in os.fsdecode((_PROC / "self" / "cgroup").read_bytes()).splitlines():
+        for line in os.fsdecode((PROC / "self" / "cgroup").read_bytes()).splitlines():
             _, controllers, place = line.split(":", 2)
             if controllers == "" or controller in controllers.split(","):
-                root = _CGROUPS / controllers if controllers else _CGROUPS
+                root = CGROUPS / controllers if controllers else CGROUPS
                 # A container sees its own group as the root, whatever it is called outside.
                 inside = root / place.strip("/")
                 folders += [folder for folder in (inside, *inside.parents) if folder.is_relative_to(root)]

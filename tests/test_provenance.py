@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ def profile_with(**sections: object) -> ClusterProfile:
     return build(ClusterProfile, {"name": "n", "description": "d", **sections}, where="test")
 
 
-def test_store_is_named_by_its_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_store_is_named_by_its_fingerprint(tmp_path: Path) -> None:
     attributes = {"hpc_tumor": {"schema": 1, "dataset": "brats", "task": "segmentation", "fingerprint": "ab12", "x": 0}}
     (tmp_path / "zarr.json").write_text(json.dumps({"zarr_format": 3, "attributes": attributes}))
     found = {**provenance.collect_provenance(), **provenance.provenance_of(tmp_path, plan={"nodes": 2})}
@@ -58,22 +59,20 @@ def test_passwords_in_texts_are_masked(text: str, kept: str) -> None:
     assert provenance.without_passwords(text) == kept
 
 
-def test_outside_git_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(provenance, "_PACKAGE", tmp_path)
-    assert provenance.git_state() is None
+def test_outside_git_there_is_no_commit(tmp_path: Path) -> None:
+    assert provenance.git_state(tmp_path) is None
     assert provenance.store_identity(tmp_path) == {}
 
 
-def test_changed_files_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(provenance, "_PACKAGE", tmp_path)
+def test_changed_files_are_noticed(tmp_path: Path) -> None:
     (tmp_path / "__init__.py").write_text("")
     for words in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "x"]):
-        assert provenance._git(*words) is not None
-    state = provenance.git_state()
+        subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
+    state = provenance.git_state(tmp_path)
     assert state is not None
     assert len(state["commit"]) == 40
     assert state["dirty"] is False
     (tmp_path / "__init__.py").write_text("changed = 1\n")
-    state = provenance.git_state() or {}
+    state = provenance.git_state(tmp_path) or {}
     assert state["dirty"] is True
     assert "+changed = 1" in state["diff"]

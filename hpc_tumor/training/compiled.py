@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import importlib.util
 import json
 import shutil
 import time
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +70,7 @@ def compile_network(network: nn.Module) -> Callable[..., Any]:
 
 def _missing(device: torch.device) -> str | None:
     if device.type == "cuda":
-        return None if find_spec("triton") else "the package triton"
+        return None if importlib.util.find_spec("triton") else "the package triton"
     return None if any(shutil.which(name) for name in ("g++", "c++", "clang++")) else "a C++ compiler (g++)"
 
 
@@ -82,10 +82,10 @@ def _measured(setup: Setup) -> tuple[bool, str]:
     if known is not None and "gain" in known:
         return _answer(float(known["gain"]), "measured before")
     try:
-        plain, left = _seconds(setup, _alone(setup.bare)), _steps_left(setup)
+        plain, left = step_seconds(setup, _alone(setup.bare)), _steps_left(setup)
         if plain * left < _WORTH:
             return False, "too short a run to gain by it"
-        compiled = _seconds(setup, compile_network(_alone(setup.bare)))
+        compiled = step_seconds(setup, compile_network(_alone(setup.bare)))
     except Exception as error:  # what cannot be compiled here is trained as it is
         return False, f"it failed ({type(error).__name__})"
     gain = plain / compiled
@@ -111,7 +111,7 @@ def _alone(network: nn.Module) -> nn.Module:
     return network
 
 
-def _seconds(setup: Setup, network: Callable[..., Any]) -> float:
+def step_seconds(setup: Setup, network: Callable[..., Any]) -> float:
     """One training step of the network on a batch, all parts of it; nothing of the run changes."""
     device = setup.distributed.device
     before = random_state(device)

@@ -1,5 +1,6 @@
 """When a step is compiled, and that compiled steps train."""
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -38,9 +39,12 @@ def on_gpu(setup: Setup, monkeypatch: pytest.MonkeyPatch, seconds: dict[bool, fl
     setup.distributed = SimpleNamespace(  # type: ignore[assignment]
         device=torch.device("cuda"), is_main=True, world_size=1, gather=lambda value: [value]
     )
-    monkeypatch.setattr(compiled, "_seconds", time_it)
-    monkeypatch.setattr(compiled, "_cache", lambda: cache)
-    monkeypatch.setattr(compiled, "_missing", lambda device: None)
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *package: name == "triton" or find_spec(name, *package)
+    )
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    monkeypatch.setattr(compiled, "step_seconds", time_it)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
     return timed
 

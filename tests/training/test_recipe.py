@@ -19,11 +19,12 @@ def test_fused_adam_steps_like_the_textbook_with_l2() -> None:
 
 
 def test_precision_is_what_the_hardware_computes_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recipe, "_cpu_features", lambda: {"avx2"})
+    capabilities = {"avx2": True, "avx512_bf16": False}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     assert recipe.choose_precision("auto", torch.device("cpu")).name == "float32"
     with pytest.raises(UsageError, match="does not compute in it"):
         recipe.choose_precision("bfloat16", torch.device("cpu"))
-    monkeypatch.setattr(recipe, "_cpu_features", lambda: {"avx512_bf16"})
+    capabilities["avx512_bf16"] = True
     assert recipe.choose_precision("auto", torch.device("cpu")).name == "bfloat16"
     assert recipe.choose_precision("float32", torch.device("cpu")).name == "float32"
 
