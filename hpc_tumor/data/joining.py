@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-_MOST_EDGES = 2_000_000  # kept before they are brought down to a number per group
+MOST_EDGES = 2_000_000  # kept before they are brought down to a number per group
 
 Pairs = NDArray[np.int64]
 
@@ -23,7 +23,7 @@ def joined(groups: ArrayLike, batches: Iterable[Pairs]) -> NDArray[np.int32]:
     edges: list[Pairs] = []
     for pairs in batches:
         edges.append(pairs)
-        if sum(map(len, edges)) > _MOST_EDGES:
+        if sum(map(len, edges)) > MOST_EDGES:
             numbers, edges = _components(numbers, edges), []
     return _by_appearance(_components(numbers, edges))
 

@@ -25,10 +25,9 @@ from hpc_tumor.data.joining import Pairs, joined
 SIDE = 32  # pixels of a thumbnail
 BLUR = 4.0  # pixels of a thumbnail: standard deviation of the blur that is taken away
 THRESHOLD = 0.93
+BLOCK_ROWS = 1024  # images compared with as many others at once
 # What a store's options say, so that one grouped in another way is noticed.
 MEASURE = f"correlation >= {THRESHOLD} of {SIDE} x {SIDE} pixels less their blur of {BLUR:g}, flipped and turned"
-
-_BLOCK = 1024  # images compared with as many others at once
 
 
 def near_duplicate_groups(
@@ -53,10 +52,10 @@ def near_duplicate_groups(
 
 def alike(thumbnails: NDArray[np.uint8], threshold: float) -> Iterator[tuple[Pairs, NDArray[np.float32]]]:
     """The pairs `(m, 2)` of images, the lower number first, at least `threshold` alike, and how much `(m,)`."""
-    for row in range(0, len(thumbnails), _BLOCK):
-        left = features(thumbnails[row : row + _BLOCK])
-        for column in range(row, len(thumbnails), _BLOCK):
-            right = left if column == row else features(thumbnails[column : column + _BLOCK])
+    for row in range(0, len(thumbnails), BLOCK_ROWS):
+        left = features(thumbnails[row : row + BLOCK_ROWS])
+        for column in range(row, len(thumbnails), BLOCK_ROWS):
+            right = left if column == row else features(thumbnails[column : column + BLOCK_ROWS])
             values = similarity(left, right)
             if column == row:
                 values[np.tril_indices(len(values))] = -1
@@ -68,14 +67,14 @@ def alike(thumbnails: NDArray[np.uint8], threshold: float) -> Iterator[tuple[Pai
 def nearest(thumbnails: NDArray[np.uint8], among: NDArray[np.uint8], threshold: float = THRESHOLD) -> NDArray[np.int64]:
     """`(n,)`: for each of the `(n, 32, 32)` thumbnails the number of the most alike `among`; -1 below the threshold."""
     best = np.full(len(thumbnails), -1, np.int64)
-    for row in range(0, len(thumbnails), _BLOCK):
-        left = features(thumbnails[row : row + _BLOCK])
+    for row in range(0, len(thumbnails), BLOCK_ROWS):
+        left = features(thumbnails[row : row + BLOCK_ROWS])
         closest = np.full(len(left), threshold, np.float32)
-        for column in range(0, len(among), _BLOCK):
-            values = similarity(left, features(among[column : column + _BLOCK]))
+        for column in range(0, len(among), BLOCK_ROWS):
+            values = similarity(left, features(among[column : column + BLOCK_ROWS]))
             largest = values.max(axis=1)
             better = largest >= closest
-            best[row : row + _BLOCK][better] = values[better].argmax(axis=1) + column
+            best[row : row + BLOCK_ROWS][better] = values[better].argmax(axis=1) + column
             closest[better] = largest[better]
     return best
 

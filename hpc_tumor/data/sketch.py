@@ -44,6 +44,7 @@ from hpc_tumor.data.joining import Pairs, joined
 
 SIDE = 16  # cells along each axis
 THRESHOLD = 0.85
+BLOCK_ROWS = 256  # patients compared with as many others at once
 
 _SPREAD = 2.5  # standard deviations of the brain on each side of its centre: an ellipsoid ends at 2.24
 _BLUR = 1.5  # cells: standard deviation of the blur that is taken away
@@ -51,7 +52,6 @@ _FLOOR = 0.05  # of the brain's deviation: what differs from the background by l
 _SAMPLES = 64  # slices and rows that are looked at, roughly; all of those of small volumes
 _UNIT = 16  # int8 value of a contrast of one standard deviation
 _FLAT = 1e-4  # contrast, as a share of the brightest cell, below which it is rounding
-_BLOCK = 256  # patients compared with as many others at once
 
 Sketches = NDArray[np.int8]
 Floats = NDArray[np.float64]
@@ -108,12 +108,12 @@ def alike(sketches: Sketches, threshold: float = THRESHOLD) -> Iterator[Pairs]:
     """
     channels = sketches.shape[1]
     needed = min(2, channels)
-    for row in range(0, len(sketches), _BLOCK):
-        left = [_units(sketches[row : row + _BLOCK, c]) for c in range(channels)]
-        for column in range(row, len(sketches), _BLOCK):
-            agree = np.zeros((len(left[0]), len(sketches[column : column + _BLOCK])), np.int8)
+    for row in range(0, len(sketches), BLOCK_ROWS):
+        left = [_units(sketches[row : row + BLOCK_ROWS, c]) for c in range(channels)]
+        for column in range(row, len(sketches), BLOCK_ROWS):
+            agree = np.zeros((len(left[0]), len(sketches[column : column + BLOCK_ROWS])), np.int8)
             for c in range(channels):
-                right = left[c] if column == row else _units(sketches[column : column + _BLOCK, c])
+                right = left[c] if column == row else _units(sketches[column : column + BLOCK_ROWS, c])
                 agree += left[c] @ right.T >= threshold
                 if int(agree.max()) + channels - 1 - c < needed:
                     break

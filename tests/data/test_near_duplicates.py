@@ -101,8 +101,8 @@ def test_blocks_and_trees_of_edges_change_nothing(monkeypatch: pytest.MonkeyPatc
     thumbnails = np.stack([np.rot90(originals[i], k % 4) for k, i in enumerate(order)])
     whole = near_duplicate_groups(thumbnails, np.arange(100))
     assert [set(order[whole == group]) for group in range(whole.max() + 1)] == [{i} for i in dict.fromkeys(order)]
-    monkeypatch.setattr(near_duplicates, "_BLOCK", 7)
-    monkeypatch.setattr(joining, "_MOST_EDGES", 5)
+    monkeypatch.setattr(near_duplicates, "BLOCK_ROWS", 7)
+    monkeypatch.setattr(joining, "MOST_EDGES", 5)
     assert near_duplicate_groups(thumbnails, np.arange(100)).tolist() == whole.tolist()
 
 
@@ -126,6 +126,6 @@ def test_the_nearest_of_others_is_found_in_whatever_blocks(monkeypatch: pytest.M
     asked = np.stack([thumbnail(encoded(head, 60)) for head in (*heads(9)[5:], *heads(2))])
     asked = np.concatenate([asked, np.full((1, SIDE, SIDE), 90, np.uint8)])
     for block in (2, 1024):
-        monkeypatch.setattr(near_duplicates, "_BLOCK", block)
+        monkeypatch.setattr(near_duplicates, "BLOCK_ROWS", block)
         assert nearest(asked, among).tolist() == [5, 6, -1, -1, 0, 1, -1]
     assert nearest(asked, among[:0]).tolist() == [-1] * 7

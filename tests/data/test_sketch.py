@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from raw_samples import real_data
 
+from hpc_tumor.data import sketch as sketch_module
 from hpc_tumor.data.brain import brain_statistics
 from hpc_tumor.data.brats import BraTSReader
 from hpc_tumor.data.phantom_patient import patient
@@ -119,7 +120,7 @@ def test_patients_of_one_digest_or_alike_are_one_number_through_others_too() -> 
 
 def test_the_pairs_are_those_whose_similarity_reaches_the_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
     """Across blocks, and where modalities agree one at a time: none is passed over for being compared late."""
-    monkeypatch.setattr("hpc_tumor.data.sketch._BLOCK", 7)
+    monkeypatch.setattr(sketch_module, "BLOCK_ROWS", 7)
     rng = np.random.default_rng(0)
     own = rng.normal(0, 16, (40, 4, 16, 16, 16))
     shared = rng.normal(0, 16, (4, 16, 16, 16))

@@ -11,10 +11,11 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from hpc_tumor.data import node_disk, staging
+from hpc_tumor.data import staging
 from hpc_tumor.data.node_disk import lock_of, own_folder
 from hpc_tumor.data.phantom import make_phantom
 from hpc_tumor.data.prepare import prepare_dataset
@@ -26,10 +27,19 @@ from hpc_tumor.data.store import Store, read_about
 _JOB = """
 import os, signal, sys
 from pathlib import Path
-from hpc_tumor.data import staging
+from hpc_tumor.data.staging import staged
+
+copied = []
+
+def die(event, arguments):
+    if event == "open" and ".part/" in str(arguments[0]):
+        copied.append(arguments[0])
+        if len(copied) == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+
 if sys.argv[3:] == ["killed"]:
-    staging._Staging._count = lambda self, copied: os.kill(os.getpid(), signal.SIGKILL)
-with staging.staged(Path(sys.argv[1]), sys.argv[2], lambda text: print(text, flush=True)) as path:
+    sys.addaudithook(die)
+with staged(Path(sys.argv[1]), sys.argv[2], lambda text: print(text, flush=True)) as path:
     print("reads", path, flush=True)
     sys.stdin.readline()
 """
@@ -61,6 +71,16 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture
 def said() -> list[str]:
     return []
+
+
+def leave(monkeypatch: pytest.MonkeyPatch, room: Callable[[Path], tuple[float, float]]) -> None:
+    """Let each disk have so much left, in bytes and in entries."""
+
+    def statvfs(folder: Path) -> SimpleNamespace:
+        size, entries = room(folder)
+        return SimpleNamespace(f_bavail=size, f_frsize=1, f_favail=entries, f_files=entries)
+
+    monkeypatch.setattr(os, "statvfs", statvfs)
 
 
 def stage(store: Path, disk: Path | str, said: list[str], **options: object) -> Path | None:
@@ -165,7 +185,7 @@ def test_where_it_cannot_be_the_store_is_read_where_it_is(
 def test_it_is_not_begun_without_room(
     store: Path, disk: Path, said: list[str], free: tuple[float, float], why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(node_disk, "_free", lambda folder: free)
+    leave(monkeypatch, lambda folder: free)
     assert stage(store, disk, said) is None
     assert len(said) == 1
     assert why in said[0]
@@ -183,7 +203,7 @@ def test_old_copies_go_where_room_is_needed_and_nobody_reads_them(
     def free(folder: Path) -> tuple[float, float]:
         return room - sum(path.stat().st_blocks * 512 for path in folder.rglob("*")), 1e9
 
-    monkeypatch.setattr(node_disk, "_free", free)
+    leave(monkeypatch, free)
     with staged(store, str(disk), said.append) as first, staged(other, str(disk), said.append) as second:
         assert first is not None
         assert second is not None
@@ -217,13 +237,18 @@ def test_links_are_not_followed(store: Path, disk: Path, tmp_path: Path, said: l
     assert stage(entry, disk, said) is not None
 
 
-def test_a_store_that_changes_meanwhile_is_not_used(
-    store: Path, disk: Path, tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_store_that_changes_meanwhile_is_not_used(store: Path, disk: Path, tmp_path: Path, said: list[str]) -> None:
     changing = tmp_path / "changing.zarr"
     shutil.copytree(store, changing)
-    monkeypatch.setattr(staging._Staging, "_count", lambda self, copied: os.utime(changing / "zarr.json"))
-    assert stage(changing, disk, said) is None
+
+    def change(line: str) -> None:
+        """Touch the store when the first line comes: that it is being copied."""
+        said.append(line)
+        os.utime(changing / "zarr.json")
+
+    with staged(changing, str(disk), change) as copy:
+        assert copy is None
+    assert said[0].startswith("store: copying ")
     assert said[-1] == "store: read where it is, for it changed while it was copied"
     (own,) = disk.iterdir()
     assert [path.suffix for path in own.iterdir()] == [".lock"]
