@@ -41,7 +41,7 @@ class LocalRun:
         Why it failed is recorded in the run directory, by the rank itself or here.
         """
         end_with_parent(signal.SIGTERM)
-        run, signals = RunDir(self.run_path), _Signals()
+        run, signals = RunDir(self.run_path), Signals()
         try:
             while not is_turn(run.path.parent, run.name):
                 if signals.asked_to_end:
@@ -57,7 +57,7 @@ class LocalRun:
         finally:
             give_back(run.path.parent, run.name)
 
-    def _train(self, run: RunDir, signals: _Signals) -> str:
+    def _train(self, run: RunDir, signals: Signals) -> str:
         try:
             Path.cwd()
         except OSError:  # it was removed while this run waited for its turn, and torch cannot be loaded from nowhere
@@ -72,7 +72,7 @@ class LocalRun:
                 # A rank that was killed could not say so; what the others said is that they lost it.
                 record_failure(run, start, rank, _describe(rank, code), overrule=code < 0)
 
-        failed = _watch(ranks, signals, record)
+        failed = watch_ranks(ranks, signals, record)
         if failed is not None and not signals.asked_to_end:
             record_failure(run, start, failed, _describe(failed, ranks[failed].returncode))
             set_failed(run)  # a rank that was still at work may have written its heartbeat since
@@ -80,7 +80,7 @@ class LocalRun:
         return "finished" if run.is_finished() else "stopped"
 
 
-class _Signals:
+class Signals:
     """Signals that came to this process and are to be passed on to the ranks."""
 
     def __init__(self) -> None:
@@ -124,7 +124,9 @@ def _start_ranks(run: RunDir, start: int, count: int) -> list[subprocess.Popen[b
     return ranks
 
 
-def _watch(ranks: list[subprocess.Popen[bytes]], signals: _Signals, record: Callable[[int, int], None]) -> int | None:
+def watch_ranks(
+    ranks: list[subprocess.Popen[bytes]], signals: Signals, record: Callable[[int, int], None]
+) -> int | None:
     """Wait for all ranks; the first that failed, if any. It ends the rest, and signals are passed on to all.
 
     The failure goes to `record`, as rank and exit code, at once: before the others, which notice that they lost that

@@ -41,7 +41,6 @@ OPEN: tuple[State, ...] = ("queued", "running", "restarting", "requeued", "unkno
 ENDED: tuple[State, ...] = (  # without a result
     "stopped", "cancelled", "timeout", "failed", "node-fail", "out-of-memory", "lost",
 )  # fmt: skip
-_ENDED: dict[str, SlurmJob] = {}  # jobs that ended for good, so that --watch does not ask for them again and again
 _NOTHING = SlurmJob("", "", "")
 _FOR_GOOD = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "DEADLINE"})
 STALE_SECONDS = 600.0  # without a heartbeat; longer than the validation of a large store
@@ -112,12 +111,17 @@ class RunState:
         return {**asdict(self), "run": self.run.name, "path": str(self.run.path)}
 
 
-def read_states(runs: Sequence[RunDir]) -> list[RunState]:
+def read_states(runs: Sequence[RunDir], ended: dict[str, SlurmJob] | None = None) -> list[RunState]:
     """The state of each run, in order: one squeue for all jobs, one sacct for those that left.
 
     Works without accounting, and without SLURM: then by what the runs themselves wrote last. Runs that others closed,
     and files that are damaged, are named in the state of that run and leave the others as they are.
+
+    Args:
+        ended: jobs that ended for good, by their numbers. SLURM is not asked for them, and those that it tells of now
+            are added: for who looks again and again.
     """
+    ended = {} if ended is None else ended
     jobs = [JobRecord.of_run(run) for run in runs]
     faults, results = zip(*map(_read_result, runs, jobs), strict=True) if runs else ((), ())
     wanted = {
@@ -126,12 +130,12 @@ def read_states(runs: Sequence[RunDir]) -> list[RunState]:
         if not job.is_local and result is None  # unfinished
         for job_id in job.job_ids
     }
-    queue = slurm.read_queue(wanted - _ENDED.keys())
-    left = {job_id for job_id in wanted - _ENDED.keys() if queue is None or not _is_alive(queue.get(job_id))}
-    records = {**_ENDED, **_merged(queue or {}, slurm.read_accounting(left))}
+    queue = slurm.read_queue(wanted - ended.keys())
+    left = {job_id for job_id in wanted - ended.keys() if queue is None or not _is_alive(queue.get(job_id))}
+    records = {**ended, **_merged(queue or {}, slurm.read_accounting(left))}
     if queue is not None:  # a job that squeue has forgotten cannot come back
         forgotten = {job_id: records.get(job_id, _NOTHING) for job_id in left - queue.keys()}
-        _ENDED.update((job_id, record) for job_id, record in forgotten.items() if record.state in _FOR_GOOD)
+        ended.update((job_id, record) for job_id, record in forgotten.items() if record.state in _FOR_GOOD)
     folders: dict[Path, tuple[float, dict[str, int]]] = {}  # clock and local queue of each folder of runs
     states = []
     for run, job, fault, result in zip(runs, jobs, faults, results, strict=True):

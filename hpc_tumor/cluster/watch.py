@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from hpc_tumor.cluster.profiles import LOCAL
 from hpc_tumor.cluster.queue import RunState, read_states
-from hpc_tumor.cluster.slurm import Pace
+from hpc_tumor.cluster.slurm import Pace, SlurmJob
 from hpc_tumor.records import Status
 from hpc_tumor.run_dir import RunDir
 
@@ -27,6 +27,7 @@ class Watch:
         self.states: list[RunState] = []
         self._runs = list(runs)
         self._pace = Pace()
+        self._ended: dict[str, SlurmJob] = {}
         self._looked = 0.0
 
     def keep(self, runs: Sequence[RunDir]) -> None:
@@ -39,7 +40,7 @@ class Watch:
         """The states of the runs, in order; those of the last look where that was a moment ago."""
         now = time.monotonic()
         if not self._looked or self._pace.is_due():
-            self.states = read_states(self._runs)
+            self.states = read_states(self._runs, self._ended)
             self._pace.done()
         elif now - self._looked < LOOK_SECONDS:
             return self.states

@@ -41,7 +41,9 @@ class Job:
             (tools / name).write_text(f"#!/bin/sh\n{text}")
             (tools / name).chmod(0o755)
         monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
-        monkeypatch.setattr(batch, "_END_SECONDS", 0.0)
+        self.now = 0.0  # by a clock that only sleep moves
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(time, "sleep", self.sleep)
         self.begin("42")
 
     def begin(self, job_id: str, restarts: int = 0) -> None:
@@ -49,6 +51,9 @@ class Job:
         self.monkeypatch.setenv("SLURM_JOB_ID", job_id)
         self.monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
         self.monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
 
     def answers(self, name: str, script: str) -> None:
         (self.asked.parent / "bin" / f"{name}.rc").write_text(script)
@@ -229,9 +234,7 @@ def test_the_ranks_say_whether_it_may_pass(job: Job, retry: bool) -> None:
     assert len(job.run.read_events("failed")) == 1
 
 
-def test_a_controller_that_is_away_is_waited_for(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    naps: list[float] = []
-    monkeypatch.setattr(time, "sleep", naps.append)
+def test_a_controller_that_is_away_is_waited_for(job: Job) -> None:
     job.answers(
         "scontrol",
         f"[ $(grep -c scontrol {job.asked}) -gt 2 ] ||"
@@ -297,11 +300,10 @@ def test_the_number_of_the_job_is_waited_for(job: Job, monkeypatch: pytest.Monke
     assert job.before() == 0
 
 
-def test_a_number_that_never_came_is_this_jobs(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_number_that_never_came_is_this_jobs(job: Job) -> None:
     """Whoever submitted it was killed before it could write the number down."""
     values = read_json(job.run.job) or {}
     atomic.write_json(job.run.job, {**values, "job_id": None})
-    monkeypatch.setattr(batch, "_NUMBER_SECONDS", 0.0)
     assert job.before() == 0
     assert (read_json(job.run.job) or {})["job_id"] == "42"  # so that it can be cancelled
     atomic.write_json(job.run.job, {**values, "job_id": None, "folder": ".submissions-0/of-another-array"})

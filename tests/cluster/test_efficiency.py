@@ -11,7 +11,6 @@ from launching import small_experiment
 from test_queue import MadeUpSlurm
 
 from hpc_tumor import cli
-from hpc_tumor.cluster import queue
 from hpc_tumor.cluster.accounting import parse_bytes, parse_seconds, read_job_use
 from hpc_tumor.cluster.advice import advise, kinds_of
 from hpc_tumor.cluster.efficiency import GB, Efficiency, read_efficiency
@@ -26,7 +25,6 @@ PROFILE = {"node": {"gpus": 2, "cpus": 24, "memory_gb": 234}}
 def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MadeUpSlurm:
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
-    monkeypatch.setattr(queue, "_ENDED", {})
     return MadeUpSlurm(tmp_path / "bin")
 
 

@@ -9,7 +9,6 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -47,6 +46,15 @@ def submit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Submit]:
     for process in {process for run in runs for process in processes_of(run)}:
         with suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """The handlers of signals that a run installs are gone when the test ends."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def state_of(run: RunDir) -> str:
@@ -138,15 +146,14 @@ def test_first_failing_rank_ends_the_rest(submit: Submit, task: str, reason: str
     assert ("Traceback" in log_text(run, errors=True)) == (task == "crash:1")
 
 
-def test_a_killed_rank_is_recorded_before_the_others_end() -> None:
+def test_a_killed_rank_is_recorded_before_the_others_end(handlers: None) -> None:
     """They notice that they lost it, and are to find it recorded already."""
     doomed, survivor = (subprocess.Popen(["sleep", "30"]) for _ in range(2))
     alive: list[bool] = []
-    signals = SimpleNamespace(pending=[], asked_to_end=False)
     doomed.kill()
-    failed = local._watch(
+    failed = local.watch_ranks(
         [survivor, doomed],
-        signals,  # type: ignore[arg-type]
+        local.Signals(),
         lambda rank, code: alive.append((rank, code) == (1, -signal.SIGKILL) and survivor.poll() is None),
     )
     assert (failed, alive, survivor.returncode) == (1, [True], -signal.SIGTERM)
@@ -252,13 +259,14 @@ def test_gpus_are_left_as_they_were(submit: Submit, monkeypatch: pytest.MonkeyPa
     wait_for(lambda: ended(other))
 
 
-def test_what_fails_before_the_ranks_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_fails_before_the_ranks_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, handlers: None
+) -> None:
     run = RunDir.create(tmp_path, small_experiment())
     run.job.write_text(json.dumps({"cluster": "local", "job_id": "1", "start": 2}))
     tickets.take_ticket(tmp_path, run.name).hand_over()
     run.config.write_text('{"model": ')
     monkeypatch.setattr(local, "end_with_parent", lambda *_: None)
-    monkeypatch.setattr(local, "_Signals", lambda: SimpleNamespace(asked_to_end=False, pending=[]))
     monkeypatch.setattr(local, "is_turn", lambda *_: True)
     with pytest.raises(UsageError, match="no readable config"):
         local.LocalRun(run.path)()

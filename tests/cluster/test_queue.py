@@ -44,7 +44,6 @@ class MadeUpSlurm:
 def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MadeUpSlurm:
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
-    monkeypatch.setattr(queue, "_ENDED", {})
     return MadeUpSlurm(tmp_path / "bin")
 
 
@@ -160,7 +159,6 @@ def test_what_the_run_says_of_its_failure(tmp_path: Path, made_up: MadeUpSlurm) 
     record_failure(run, 0, 0, "RuntimeError: Connection closed by peer")
     made_up.says("sacct", "42|FAILED|10|2|1:0|gpu001\n", run)
     assert state_of(run) == ("failed", "the loss is no longer finite")
-    queue._ENDED.clear()
     made_up.says("sacct", "42|NODE_FAIL|10|2|1:0|gpu001\n", run)  # ranks that lose a node fail too: SLURM knows why
     assert state_of(run)[0] == "node-fail"
     run.add_event("started")  # rank 0 may get so far after rank 1 failed
@@ -292,8 +290,9 @@ def test_an_array_is_asked_for_by_its_number(tmp_path: Path, made_up: MadeUpSlur
 def test_what_ended_long_ago_is_not_asked_for_again(tmp_path: Path, made_up: MadeUpSlurm) -> None:
     run = submitted(tmp_path)
     made_up.says("sacct", "42|FAILED|10|2|1:0|gpu001\n", run)
+    ended: dict[str, slurm.SlurmJob] = {}
     for _ in range(3):
-        assert state_of(run)[0] == "failed"
+        assert read_states([run], ended)[0].state == "failed"
     assert len(made_up.calls("sacct")) == 1
 
 
