@@ -4,6 +4,7 @@ import errno
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -42,8 +43,13 @@ class Job:
             (tools / name).chmod(0o755)
         monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
         self.now = 0.0  # by a clock that only sleep moves
-        monkeypatch.setattr(time, "monotonic", lambda: self.now)
-        monkeypatch.setattr(time, "sleep", self.sleep)
+        made_up = SimpleNamespace(
+            sleep=lambda seconds: self.sleep(seconds),
+            monotonic=lambda: self.now,
+            time=lambda: time.time(),
+            strftime=time.strftime,
+        )
+        monkeypatch.setattr(batch, "time", made_up)
         self.begin("42")
 
     def begin(self, job_id: str, restarts: int = 0) -> None:
@@ -296,7 +302,7 @@ def test_a_plan_of_another_version_is_said(job: Job, capsys: pytest.CaptureFixtu
 def test_the_number_of_the_job_is_waited_for(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     values = read_json(job.run.job) or {}
     atomic.write_json(job.run.job, {**values, "job_id": None})
-    monkeypatch.setattr(time, "sleep", lambda _: atomic.write_json(job.run.job, values))
+    monkeypatch.setattr(job, "sleep", lambda _: atomic.write_json(job.run.job, values))
     assert job.before() == 0
 
 

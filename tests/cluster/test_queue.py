@@ -287,15 +287,6 @@ def test_an_array_is_asked_for_by_its_number(tmp_path: Path, made_up: MadeUpSlur
     assert "--array" in asked
 
 
-def test_what_ended_long_ago_is_not_asked_for_again(tmp_path: Path, made_up: MadeUpSlurm) -> None:
-    run = submitted(tmp_path)
-    made_up.says("sacct", "42|FAILED|10|2|1:0|gpu001\n", run)
-    ended: dict[str, slurm.SlurmJob] = {}
-    for _ in range(3):
-        assert read_states([run], ended)[0].state == "failed"
-    assert len(made_up.calls("sacct")) == 1
-
-
 def test_tasks_that_were_cancelled_before_they_began(tmp_path: Path, made_up: MadeUpSlurm) -> None:
     """sacct gives them in one line, and without a name."""
     runs = [submitted(tmp_path, f"42_{task}", job_name="hpc-tumor-ab12") for task in (0, 1, 5, 9)]

@@ -146,6 +146,16 @@ def test_progress_is_shown_between_two_questions_and_the_state_is_that_of_the_la
     assert questions(squeue) == 2
 
 
+def test_a_run_that_ended_is_not_asked_about_again(tmp_path: Path, squeue: Path, clock: Clock) -> None:
+    run = on_slurm(tmp_path / "runs")
+    (squeue / "sacct.says").write_text(f"42|{run.name}|FAILED|10|2|1:0|gpu001\n")
+    watch = Watch([run])
+    for _ in range(3):
+        assert watch.look()[0].state == "failed"
+        clock.sleep(WATCH_SECONDS)
+    assert (questions(squeue), questions(squeue, "sacct")) == (1, 1)
+
+
 def test_a_pace_counts_from_the_last_question(clock: Clock) -> None:
     pace = Pace()
     assert pace.is_due()
