@@ -51,14 +51,19 @@ def test_without_root_or_with_apt_failing_the_way_is_said(
     assert said.endswith(f"apt-get install --no-install-recommends {ALL}\n")
 
 
-def test_a_latex_without_booktabs_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_latex_without_booktabs_is_completed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name, code in (("pdflatex", 0), ("chromium", 0), ("chromedriver", 0), ("kpsewhich", 1)):
         (tmp_path / name).write_text(f"#!/bin/sh\nexit {code}\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert debian_packages._missing() == {"booktabs.sty": "texlive-latex-recommended"}
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    debian_packages.main()
+    assert capsys.readouterr().err.startswith("booktabs.sty: not installed, and ")
     (tmp_path / "kpsewhich").write_text("#!/bin/sh\nexit 0\n")
-    assert debian_packages._missing() == {}
+    debian_packages.main()
+    assert capsys.readouterr().err == ""
 
 
 def test_the_script_ends_well(tmp_path: Path) -> None:

@@ -214,7 +214,7 @@ def head_box(grey: Image.Image, sketch: Image.Image | None = None) -> tuple[int,
     """
     factor, small = _factor(grey), sketch or reduced(grey)
     pixels = np.asarray(small)
-    bright = pixels > int(max(_BRIGHT * _percentile(small.histogram(), 0.99), 8))
+    bright = pixels > int(max(_BRIGHT * percentile_of(small.histogram(), 0.99), 8))
     cell = max(1, round(_CELL * min(small.size)))
     cells = _cells(bright, cell)
     # The skull is often a ring of its own around a dark gap: regions that near count as one.
@@ -237,7 +237,7 @@ def _factor(grey: Image.Image) -> int:
     return max(1, min(grey.size) // _SKETCH)
 
 
-def _percentile(histogram: list[int], share: float) -> float:
+def percentile_of(histogram: list[int], share: float) -> float:
     """Of the values counted, interpolated as NumPy does."""
     until = np.cumsum(histogram)
     at = share * (int(until[-1]) - 1)

@@ -150,7 +150,7 @@ def gather() -> Probe:
 
 
 def _machine(failed: dict[str, str], torch: TorchFacts | None) -> Probe:
-    gpus, driver = _nvidia_smi()
+    gpus, driver = read_nvidia_smi()
     return Probe(
         host=socket.gethostname().partition(".")[0],
         python=platform.python_version(),
@@ -225,7 +225,7 @@ def _without_imports(code: int | None, said: str) -> Probe:
     return _machine({module: why}, None)
 
 
-def _nvidia_smi() -> tuple[tuple[Gpu, ...] | None, str | None]:
+def read_nvidia_smi() -> tuple[tuple[Gpu, ...] | None, str | None]:
     """The GPUs that the driver knows, and its version; None where it is not there or does not answer."""
     if shutil.which("nvidia-smi") is None:
         return None, None

@@ -134,9 +134,9 @@ def init_distributed(
         UsageError: only part of the rank variables is set, there are fewer GPUs than ranks on this node, or variables
             name a network interface that this node does not have.
     """
-    rank, local_rank, world_size, ranks_here = (0, 0, 1, 1) if alone else _read_ranks(os.environ)
-    place = _device(local_rank, ranks_here, shared="RANK" in os.environ and not alone)
-    torch.set_num_threads(threads or max(1, _cpus_of_rank(ranks_here)))
+    rank, local_rank, world_size, ranks_here = (0, 0, 1, 1) if alone else read_ranks(os.environ)
+    place = device_of_rank(local_rank, ranks_here, shared="RANK" in os.environ and not alone)
+    torch.set_num_threads(threads or max(1, cpus_of_rank(ranks_here)))
     if place.type == "cuda":
         torch.cuda.set_device(place)
     nodes = -(-world_size // ranks_here)
@@ -197,8 +197,11 @@ def _store_client(variables: Mapping[str, str]) -> Callable[[], dist.Store | Non
     return connect
 
 
-def _read_ranks(variables: Mapping[str, str]) -> tuple[int, int, int, int]:
-    """Rank, local rank, world size and ranks on this node."""
+def read_ranks(variables: Mapping[str, str]) -> tuple[int, int, int, int]:
+    """Rank, local rank, world size and ranks on this node, as torchrun or SLURM set them; alone where neither did.
+
+    Raises UsageError where only part of the variables is set.
+    """
     if any(name in variables for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")):
         rank, local_rank, world_size = (int(value) for value in _all_or_none(variables, _TORCHRUN)[:3])
         return rank, local_rank, world_size, int(variables.get("LOCAL_WORLD_SIZE", world_size))
@@ -220,8 +223,11 @@ def _all_or_none(variables: Mapping[str, str], names: tuple[str, ...]) -> list[s
     return [variables[name] for name in names]
 
 
-def _device(local_rank: int, ranks_here: int, shared: bool) -> torch.device:
-    """This rank's GPU, or the CPU. `shared`: all ranks of this node see the same GPUs, as under torchrun."""
+def device_of_rank(local_rank: int, ranks_here: int, shared: bool) -> torch.device:
+    """This rank's GPU, or the CPU. `shared`: all ranks of this node see the same GPUs, as under torchrun.
+
+    Raises UsageError where there are fewer GPUs than ranks.
+    """
     if not torch.cuda.is_available():
         return torch.device("cpu")
     seen = torch.cuda.device_count()
@@ -235,7 +241,8 @@ def _device(local_rank: int, ranks_here: int, shared: bool) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def _cpus_of_rank(ranks_here: int) -> int:
+def cpus_of_rank(ranks_here: int) -> int:
+    """CPUs of one of `ranks_here` ranks on this node: OMP_NUM_THREADS, else what SLURM gave it, else its share."""
     if (chosen := os.environ.get("OMP_NUM_THREADS", "")).isdigit() and int(chosen) > 0:
         return int(chosen)
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

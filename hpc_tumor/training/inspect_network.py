@@ -43,7 +43,7 @@ def inspect_batch(setup: Setup) -> None:
     if parts > 1:
         show(f"{_INDENT}below: the first of the {parts} parts in which it is worked through")
     with _unchanged(setup):
-        kept = _Kept(setup.bare)
+        kept = KeptMemory(setup.bare)
         with _layers_shown(setup.bare), kept.counting(), setup.precision.autocast():
             logits = setup.bare(network_input(images, setup.experiment.hardware.channels_last, setup.channels))
         losses = setup.loss(logits, targets)
@@ -214,7 +214,7 @@ def _unchanged(setup: Setup) -> Iterator[None]:
                 buffer.copy_(before)
 
 
-class _Kept:
+class KeptMemory:
     """How much memory a forward pass keeps for the backward pass, besides the weights."""
 
     def __init__(self, network: nn.Module) -> None:

@@ -24,7 +24,7 @@ from hpc_tumor.training.memory import own_memory
 if TYPE_CHECKING:
     from hpc_tumor.training.working_set import Setup
 
-_FIRST, _EVERY = 5.0, 30.0  # seconds until something is written, and between two times
+FIRST_SECONDS, EVERY_SECONDS = 5.0, 30.0  # until something is written, and between two times
 _MOST_FAILURES = 3  # of nvidia-smi, after which it is not asked any more
 _SMI_SECONDS = 20  # that it may take
 
@@ -66,9 +66,9 @@ class Usage:
         self._write()
 
     def _go_on(self) -> None:
-        wait = _FIRST
+        wait = FIRST_SECONDS
         while not self._over.wait(wait):
-            wait = _EVERY
+            wait = EVERY_SECONDS
             if self._smi is not None:
                 self._smi.look()
             self._write()

@@ -12,7 +12,8 @@ from types import SimpleNamespace
 import pytest
 from launching import profile_with, small_experiment
 
-from hpc_tumor.cluster import convert_task
+from hpc_tumor import console, control
+from hpc_tumor.cluster import convert, convert_task, logs, slurm, watch
 from hpc_tumor.cluster.board import Board
 from hpc_tumor.cluster.convert import conversion_on
 from hpc_tumor.cluster.plan import make_plan
@@ -24,6 +25,7 @@ from hpc_tumor.control import follow_log, watch_runs
 from hpc_tumor.data.brats import BraTSReader
 from hpc_tumor.data.phantom import make_phantom
 from hpc_tumor.data.prepare import prepare_dataset
+from hpc_tumor.doctor import node_job
 from hpc_tumor.doctor.node_job import PATIENCE, try_on_node
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.runs_view import runs_view
@@ -48,17 +50,8 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     made_up = SimpleNamespace(sleep=clock.sleep, monotonic=lambda: clock.now, time=time.time)
-    rooms = (
-        "cluster.convert",
-        "cluster.logs",
-        "cluster.slurm",
-        "cluster.watch",
-        "console",
-        "control",
-        "doctor.node_job",
-    )
-    for module in rooms:
-        monkeypatch.setattr(f"hpc_tumor.{module}.time", made_up)
+    for module in (convert, logs, slurm, watch, console, control, node_job):
+        monkeypatch.setattr(module, "time", made_up)
     return clock
 
 

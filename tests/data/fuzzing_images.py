@@ -37,8 +37,8 @@ def jpeg(seed: int, count: int) -> Iterator[Mutant]:
     samples = jpeg_samples()
     for sample in samples:
         for side in (0, 1, 8000, 20_000, 65_535):
-            yield f"JPEG of {side} × {side}", _sized(sample, side, side)
-            yield f"JPEG of 64 × {side}", _sized(sample, 64, side)
+            yield f"JPEG of {side} × {side}", sized(sample, side, side)
+            yield f"JPEG of 64 × {side}", sized(sample, 64, side)
         yield "JPEG cut before its end marker", sample[:-2]
     yield "progressive JPEG of 8000 × 4000 in 5,000 scans", many_scans(8000, 4000, 5000)
     for _ in range(count):
@@ -68,7 +68,7 @@ def many_scans(width: int, height: int, scans: int) -> bytes:
     """A small progressive JPEG whose every scan goes over all pixels again, saying nothing."""
     file = io.BytesIO()
     Image.new("L", (8, 8)).save(file, "JPEG", progressive=True)
-    head = _joined([(m, b) for m, b in _segments(_sized(file.getvalue(), width, height)) if m not in (0xDA, 0xD9)])
+    head = _joined([(m, b) for m, b in _segments(sized(file.getvalue(), width, height)) if m not in (0xDA, 0xD9)])
     # A DC scan that refines: one bit for each block.
     blocks = -(-width // 8) * -(-height // 8)
     first = b"\xff\xda" + struct.pack(">HBBBBBB", 8, 1, 1, 0, 0, 0, 0x01) + bytes(16)
@@ -94,7 +94,7 @@ def _joined(segments: list[tuple[int, bytes]]) -> bytes:
     return b"".join(parts)
 
 
-def _sized(data: bytes, width: int, height: int) -> bytes:
+def sized(data: bytes, width: int, height: int) -> bytes:
     segments = [
         (m, b[:1] + struct.pack(">HH", height, width) + b[5:] if m in (0xC0, 0xC2) else b) for m, b in _segments(data)
     ]

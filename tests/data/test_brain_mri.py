@@ -16,10 +16,10 @@ from raw_samples import picture, real_data, write_pictures
 
 from hpc_tumor.data.brain_mri import (
     BrainMRIReader,
-    _percentile,
     class_of,
     decode_grey,
     head_box,
+    percentile_of,
     reduced,
     thumbnail,
 )
@@ -392,7 +392,7 @@ def test_percentile_of_a_histogram_is_numpys(share: float) -> None:
     for seed, count in ((0, 1), (1, 2), (2, 999)):
         values = np.random.default_rng(seed).integers(0, 256, count).astype(np.uint8)
         expected = np.percentile(values, 100 * share)
-        assert _percentile(np.bincount(values, minlength=256).tolist(), share) == pytest.approx(expected)
+        assert percentile_of(np.bincount(values, minlength=256).tolist(), share) == pytest.approx(expected)
 
 
 def test_sketch_gives_the_same_box_and_thumbnail() -> None:

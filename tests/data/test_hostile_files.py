@@ -129,7 +129,7 @@ def test_images_too_large_or_too_long(tmp_path: Path, size: tuple[int, int]) -> 
     path = tmp_path / "a.png"
     path.write_bytes(hollow_png(*size))
     refused(lambda: decode_grey(path), "a.png claims", "pixels")
-    path.write_bytes(fuzzing_images._sized(fuzzing_images.jpeg_samples()[0], *(min(n, 65_500) for n in size)))
+    path.write_bytes(fuzzing_images.sized(fuzzing_images.jpeg_samples()[0], *(min(n, 65_500) for n in size)))
     refused(lambda: decode_grey(path), "a.png claims", "pixels")
 
 

@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 
 from hpc_tumor.cluster.profiles import list_profiles
-from hpc_tumor.doctor import probe as probe_module
 from hpc_tumor.doctor.finding import Finding
 from hpc_tumor.doctor.gpu import check_gpus, check_model
 from hpc_tumor.doctor.gpu_models import capability_of, least_driver, precision_on, runs_on
-from hpc_tumor.doctor.probe import Gpu, Probe, TorchFacts
+from hpc_tumor.doctor.probe import Gpu, Probe, TorchFacts, read_nvidia_smi
 
 # The support matrix of PyTorch 2.11: of its builds for CUDA 12.6, 12.8 and 13.0.
 CUDA_126 = ("sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90")
@@ -169,21 +168,21 @@ def test_no_nccl() -> None:
     assert "NCCL" in found[-1].text
 
 
-def test_nvidia_smi_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def testread_nvidia_smi_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also an old one, which does not know how to tell the capability."""
     command = tmp_path / "nvidia-smi"
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     command.write_text("#!/bin/sh\nprintf 'NVIDIA H100 80GB HBM3, 81559, 570.86.15, 9.0\\n'\n")
     command.chmod(0o755)
-    gpus, driver = probe_module._nvidia_smi()
+    gpus, driver = read_nvidia_smi()
     assert (gpus, driver) == ((Gpu("NVIDIA H100 80GB HBM3", (9, 0), 81559 / 1024),), "570.86.15")
     command.write_text(
         '#!/bin/sh\ncase "$*" in *compute_cap*) echo \'Field "compute_cap" is not a valid field\'; exit 2;; esac\n'
         "printf 'Tesla V100-PCIE-32GB, 32510, 450.80.02\\n'\n"
     )
-    assert probe_module._nvidia_smi()[0] == (Gpu("Tesla V100-PCIE-32GB", None, 32510 / 1024),)
+    assert read_nvidia_smi()[0] == (Gpu("Tesla V100-PCIE-32GB", None, 32510 / 1024),)
     command.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed'; exit 9\n")
-    assert probe_module._nvidia_smi() == (None, None)
+    assert read_nvidia_smi() == (None, None)
 
 
 def test_no_gpu_is_no_fault() -> None:

@@ -31,13 +31,18 @@ def part_of(
 
 
 def volumes_of(
-    codes: Sequence[np.ndarray], distributed: Distributed = Distributed(), chunk: int = 5, **options: Any
-) -> Volumes:
-    """Of whole `(Z, Y, X)` codes, predicted `chunk` slices at a time by every rank in turn, and shared."""
+    codes: Sequence[np.ndarray], distributed: Distributed = Distributed(), chunk: int = 5,
+    without: Sequence[int] = (), **options: Any,
+) -> Volumes:  # fmt: skip
+    """Of whole `(Z, Y, X)` codes, predicted `chunk` slices at a time by every rank in turn, and shared.
+
+    Slices `without` which it is, counted over all cases, are left out.
+    """
     part = part_of([len(one) for one in codes], codes[0].shape[1:], **options)
     volumes, flat = Volumes(part), np.concatenate(codes)
     for turn, start in enumerate(range(0, len(flat), chunk)):
         if turn % distributed.world_size == distributed.rank:
-            volumes.add(np.arange(start, min(start + chunk, len(flat))), flat[start : start + chunk])
+            positions = np.setdiff1d(np.arange(start, min(start + chunk, len(flat))), without)
+            volumes.add(positions, flat[positions])
     volumes.share(distributed)
     return volumes

@@ -131,18 +131,15 @@ def test_a_volume_with_neither_truth_nor_prediction_counts_as_right() -> None:
 
 
 def test_without_a_whole_volume_nothing_is_chosen() -> None:
-    volumes = volumes_of(with_specks())
-    del volumes._packed[0], volumes._packed[15]
+    volumes = volumes_of(with_specks(), without=(0, 15))
     assert choose_cleaning(volumes, 2, Distributed()) == Cleaning(0, 0)
 
 
 def test_a_case_that_is_not_whole_has_no_say() -> None:
     helped, hurt = with_specks()[0], codes_of(*[volume((ET, (3, 3, 3), (1, 2, 4)))] * 2)
-    volumes = volumes_of([helped, hurt, hurt, hurt])
-    assert choose_cleaning(volumes, 4, Distributed()).component_mm3 == 0
-    for position in (12, 24, 36):
-        del volumes._packed[position]
-    assert choose_cleaning(volumes, 4, Distributed()).component_mm3 == 100
+    codes = [helped, hurt, hurt, hurt]
+    assert choose_cleaning(volumes_of(codes), 4, Distributed()).component_mm3 == 0
+    assert choose_cleaning(volumes_of(codes, without=(12, 24, 36)), 4, Distributed()).component_mm3 == 100
 
 
 def test_trying_in_the_box_around_the_tumour_counts_the_same() -> None:

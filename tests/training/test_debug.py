@@ -97,7 +97,9 @@ def test_a_layer_that_fails_is_the_one_after_the_last_row(
     with pytest.raises(RuntimeError, match="channels"):
         inspect_batch(setup)
     assert capfd.readouterr().err.splitlines()[-1].startswith("bottleneck.3 ")
-    assert all(not module._forward_hooks for module in setup.bare.modules())
+    with pytest.raises(RuntimeError, match="channels"):
+        setup.bare(torch.zeros(1, 4, 32, 32))
+    assert capfd.readouterr().err == ""  # no layer is shown any more
 
 
 def test_layers_that_cannot_learn_are_flagged(tmp_path: Path, slice_store: Path, capfd: Captured) -> None:
@@ -155,7 +157,7 @@ def test_statistics_are_those_of_the_finite_values() -> None:
 
 def test_what_the_forward_pass_keeps_is_counted_once() -> None:
     network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
-    kept = inspect_network._Kept(network)
+    kept = inspect_network.KeptMemory(network)
     with kept.counting():
         network(torch.ones(5, 4))
     # The first layer keeps its input; the activation its output, and the last layer the same memory again.

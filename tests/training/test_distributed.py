@@ -7,10 +7,10 @@ import pytest
 from hpc_tumor.errors import UsageError
 from hpc_tumor.training.distributed import (
     Distributed,
-    _cpus_of_rank,
-    _device,
-    _read_ranks,
+    cpus_of_rank,
+    device_of_rank,
     init_distributed,
+    read_ranks,
     refuse_missing_interfaces,
 )
 
@@ -18,27 +18,27 @@ MASTER = {"MASTER_ADDR": "gpu001", "MASTER_PORT": "20001"}
 
 
 def test_alone_without_variables() -> None:
-    assert _read_ranks({}) == (0, 0, 1, 1)
+    assert read_ranks({}) == (0, 0, 1, 1)
 
 
 def test_torchrun() -> None:
     variables = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", **MASTER}
-    assert _read_ranks(variables) == (3, 1, 4, 2)
+    assert read_ranks(variables) == (3, 1, 4, 2)
 
 
 def test_slurm_step_over_two_nodes() -> None:
     variables = {"SLURM_PROCID": "2", "SLURM_LOCALID": "0", "SLURM_NTASKS": "4", **MASTER}
-    assert _read_ranks({**variables, "SLURM_STEP_TASKS_PER_NODE": "2(x2)"}) == (2, 0, 4, 2)
+    assert read_ranks({**variables, "SLURM_STEP_TASKS_PER_NODE": "2(x2)"}) == (2, 0, 4, 2)
 
 
 def test_torchrun_inside_a_slurm_job_counts_as_torchrun() -> None:
     slurm = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "8"}
     torchrun = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", **MASTER}
-    assert _read_ranks({**slurm, **torchrun})[:3] == (1, 1, 2)
+    assert read_ranks({**slurm, **torchrun})[:3] == (1, 1, 2)
 
 
 def test_single_task_job_is_alone() -> None:
-    assert _read_ranks({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}) == (0, 0, 1, 1)
+    assert read_ranks({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}) == (0, 0, 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_single_task_job_is_alone() -> None:
 )
 def test_part_of_the_variables_is_an_error(variables: dict[str, str]) -> None:
     with pytest.raises(UsageError, match="only part of the rank variables"):
-        _read_ranks(variables)
+        read_ranks(variables)
 
 
 def test_alone_collectives_are_the_identity() -> None:
@@ -60,23 +60,23 @@ def test_cpus_are_those_that_slurm_gave(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)))
     monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert _cpus_of_rank(2) == 4
+    assert cpus_of_rank(2) == 4
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "3")
-    assert _cpus_of_rank(2) == 3
+    assert cpus_of_rank(2) == 3
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    assert _cpus_of_rank(2) == 2
+    assert cpus_of_rank(2) == 2
 
 
 def test_each_rank_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    assert [_device(rank, 2, shared=True).index for rank in range(2)] == [0, 1]
+    assert [device_of_rank(rank, 2, shared=True).index for rank in range(2)] == [0, 1]
     with pytest.raises(UsageError, match="3 ranks on this node, but only 2 GPUs visible"):
-        _device(2, 3, shared=True)
+        device_of_rank(2, 3, shared=True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    assert _device(1, 2, shared=False).index == 0  # SLURM shows this task one GPU, its own
+    assert device_of_rank(1, 2, shared=False).index == 0  # SLURM shows this task one GPU, its own
     with pytest.raises(UsageError, match="2 ranks on this node, but only 1 GPU visible"):
-        _device(1, 2, shared=True)
+        device_of_rank(1, 2, shared=True)
 
 
 @pytest.mark.parametrize(

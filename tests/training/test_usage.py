@@ -15,7 +15,6 @@ import torch
 from training_runs import StopAt, new_run, scores, spawn, weights
 
 from hpc_tumor.run_dir import RunDir, read_json
-from hpc_tumor.training import usage
 from hpc_tumor.training.distributed import Distributed, init_distributed
 from hpc_tumor.training.loop import train
 from hpc_tumor.training.usage import GpuWatch, Usage, process_seconds
@@ -64,7 +63,7 @@ def test_a_start_that_fails_leaves_what_it_used(tmp_path: Path, image_store: Pat
 def test_a_killed_start_has_left_it_before(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys, time; from pathlib import Path; from hpc_tumor.training import usage;"
-        "from hpc_tumor.training.distributed import Distributed; usage._FIRST = 0.05;"
+        "from hpc_tumor.training.distributed import Distributed; usage.FIRST_SECONDS = 0.05;"
         "path = Path(sys.argv[1]); recorder = usage.Usage(path, Distributed()).__enter__();"
         "[time.sleep(0.02) for _ in range(3000) if not path.exists()]; os.kill(os.getpid(), signal.SIGKILL)"
     )
@@ -106,7 +105,7 @@ def test_gpus_are_watched_by_nvidia_smi(tmp_path: Path, monkeypatch: pytest.Monk
     for _ in range(10):
         broken.look()
     assert broken.as_list() == []
-    assert (tmp_path / "calls").read_text().count("GPU-broken") == usage._MOST_FAILURES
+    assert (tmp_path / "calls").read_text().count("GPU-broken") == 3
 
 
 def test_without_nvidia_smi_nothing_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
