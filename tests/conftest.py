@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
+
+for name in ("COLUMNS", "LINES"):  # readline, in the process that starts others, has set them
+    os.environ.pop(name, None)
 
 MARKS = {"slurm": "cluster", "browser": "browser"}  # fixture → mark of the tests that use it
 
