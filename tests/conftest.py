@@ -1,30 +1,29 @@
-"""How tests are marked, and how pytest-xdist shares them out: file by file, and those first that take longest."""
+"""How tests are marked, and in what order pytest-xdist shares out their files."""
 
 from __future__ import annotations
+
+import os
+from pathlib import Path
 
 import pytest
 
 MARKS = {"slurm": "cluster", "browser": "browser"}  # fixture → mark of the tests that use it
+
+for name in ("COLUMNS", "LINES"):  # readline, in the process that starts others, has set them
+    os.environ.pop(name, None)
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     for fixture, mark in MARKS.items():
         if fixture in getattr(item, "fixturenames", ()):
             item.add_marker(mark)
-    if item.get_closest_marker("xdist_group") is None:
-        item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the random order within each group, and let the groups that wait for SLURM start before all others."""
-
-    def group(item: pytest.Item) -> str:
-        mark = item.get_closest_marker("xdist_group")
-        return mark.args[0] if mark else ""
-
-    weight: dict[str, int] = {}
+    """Keep the random order, but start files that wait for SLURM first, and those with slow tests before the rest."""
+    weight: dict[Path, int] = {}
     for item in items:
-        heavy = 2 if item.get_closest_marker("cluster") else 1 if item.get_closest_marker("slow") else 0
-        weight[group(item)] = max(heavy, weight.get(group(item), 0))
-    items.sort(key=lambda item: -weight[group(item)])
+        marks = {mark.name for mark in item.iter_markers()}
+        weight[item.path] = weight.get(item.path, 0) + (100 * ("cluster" in marks) or "slow" in marks)
+    items.sort(key=lambda item: -weight[item.path])

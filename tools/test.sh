@@ -3,8 +3,9 @@
 #
 #   bash tools/test.sh               everything; tests of clusters need a machine on which a local SLURM may be started
 #   bash tools/test.sh --quick       without slow tests and those that need SLURM, a browser, LaTeX; some six minutes
-#   bash tools/test.sh -k store -x   further arguments go to pytest
+#   bash tools/test.sh -k store -x   further arguments go to pytest, which then runs in one process, or as many as -n says
 #
+# Tests run in a random order; the seed is printed, and --randomly-seed=N repeats it, -p no:randomly keeps the files' order.
 # Tests on real scans take them from the folder that HPC_TUMOR_REAL_DATA names, and are skipped where it is not set.
 # With HPC_TUMOR_REQUIRE_SLURM=1 the cluster tests fail, rather than being skipped, where no SLURM can be started.
 # What commands show and write is compared with tests/net/recorded, byte by byte. After a change that is meant,
@@ -24,7 +25,6 @@ arguments=()
 for argument in "$@"; do
     if [[ "$argument" == --quick ]]; then
         quick=1
-        arguments+=(-m "not slow and not cluster and not browser and not latex")
     else
         arguments+=("$argument")
     fi
@@ -32,6 +32,14 @@ done
 
 environment dev
 [[ -n "$quick" ]] || python tools/debian_packages.py
+# Tests start Python some thousand times: without compiled modules each start would compile this package again.
+unset PYTHONDONTWRITEBYTECODE
+if [[ ${#arguments[@]} -eq 0 ]]; then
+    # One process for each core, with one thread, and three that mostly wait for SLURM.
+    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+    arguments+=(-n "$(($(getconf _NPROCESSORS_ONLN) + (${#quick} ? 0 : 3)))")
+fi
+[[ -z "$quick" ]] || arguments+=(-m "not slow and not cluster and not browser and not latex")
 # What a script starts in its background ignores Ctrl-C, and so does all that this starts: tests send it.
 pytest='import signal, sys, pytest
 signal.signal(signal.SIGINT, signal.default_int_handler)

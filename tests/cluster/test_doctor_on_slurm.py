@@ -45,14 +45,15 @@ def doctor(slurm: dict[str, str], work: Path, cluster: Path = PROFILE) -> tuple[
     )
     sections = {item["section"]: item["findings"] for item in json.loads(done.stdout)["sections"]}
     assert list(work.iterdir()) == []
-    wait_for(lambda: queued(slurm) == "")
+    wait_for(lambda: queued(slurm, work) == "")
     return done.returncode, sections["job"]
 
 
-def queued(slurm: dict[str, str]) -> str:
-    ask = ["squeue", "--noheader", "--format=%i %j"]
+def queued(slurm: dict[str, str], work: Path) -> str:
+    """The test jobs in the queue that were submitted from this folder."""
+    ask = ["squeue", "--noheader", "--format=%i %j %Z"]
     lines = subprocess.run(ask, env=slurm, capture_output=True, text=True, check=True).stdout.splitlines()
-    return "\n".join(line for line in lines if NAME in line)
+    return "\n".join(line for line in lines if NAME in line and str(work) in line)
 
 
 def texts(findings: list[dict[str, Any]], level: str) -> str:
@@ -94,7 +95,7 @@ def test_a_folder_that_nodes_do_not_see(slurm: dict[str, str], work: Path) -> No
     )  # fmt: skip
     assert done.returncode == 4, done.stderr
     assert "seems not to see" in done.stdout
-    assert queued(slurm) == ""
+    assert queued(slurm, work) == ""
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -103,9 +104,9 @@ def test_interrupted_it_takes_its_job_back(slurm: dict[str, str], work: Path, nu
     with subprocess.Popen(
         command(waits), env=slurm, cwd=work, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
-        wait_for(lambda: queued(slurm), seconds=60)
+        wait_for(lambda: queued(slurm, work), seconds=60)
         process.send_signal(number)
         process.communicate(timeout=60)
     assert process.returncode == 130
-    assert queued(slurm) == ""
+    assert queued(slurm, work) == ""
     assert list(work.iterdir()) == []

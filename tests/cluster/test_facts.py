@@ -175,7 +175,7 @@ def test_what_the_real_cluster_says(slurm: dict[str, str], strict_qos: str, monk
     assert facts.partitions is not None
     assert facts.qos is not None
     gpu = facts.partitions["GPU"]
-    assert (gpu.up, gpu.default, gpu.walltime, gpu.nodes) == (True, True, 120, 2)
+    assert (gpu.up, gpu.default, gpu.walltime, gpu.nodes) == (True, True, 120, 4)
     assert (gpu.largest.gpus, gpu.largest.cpus, gpu.largest.memory_gb) == (2, 8, 8000 / 1024)
     assert "hpc" in (facts.accounts or {})
     found = facts.qos[strict_qos]

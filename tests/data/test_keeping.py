@@ -157,6 +157,7 @@ def _train_together(rank: int, path: Path, meeting: Path, queue: Any) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_ranks_share_one_copy(path: Path, tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()

@@ -48,6 +48,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "work"
 
 
+@pytest.mark.slow
 def test_this_machine(capsys: Captured, work: Path) -> None:
     assert cli.main(["doctor"]) == 0
     said = capsys.readouterr()
@@ -57,6 +58,7 @@ def test_this_machine(capsys: Captured, work: Path) -> None:
     assert list(work.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_json_and_exit_code_of_a_cluster_that_is_not_here(capsys: Captured, work: Path) -> None:
     assert cli.main(["doctor", "--cluster", "orfeo-gpu", "--json"]) == 4
     found = json.loads(capsys.readouterr().out)
@@ -74,6 +76,7 @@ def test_what_is_refused(capsys: Captured, arguments: list[str]) -> None:
     assert cli.main(["doctor", *arguments]) == 2
 
 
+@pytest.mark.slow
 def test_a_broken_configuration_is_a_finding_not_the_end(capsys: Captured, tmp_path: Path) -> None:
     (tmp_path / "configuration").mkdir()
     (tmp_path / "configuration" / "config.toml").write_text("[recipe\n")

@@ -24,6 +24,7 @@ def test_every_package_that_is_needed_is_tried() -> None:
     assert needed == set(IMPORTS)
 
 
+@pytest.mark.slow
 def test_this_machine_is_fit_and_its_facts_survive_json() -> None:
     probe = probe_here()
     assert probe.failed == {}
@@ -34,6 +35,7 @@ def test_this_machine_is_fit_and_its_facts_survive_json() -> None:
     assert {item.level for item in check_packages(probe)} == {"ok"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -162,6 +162,7 @@ def test_a_damaged_image_is_named_and_the_rest_classified(
     assert {row["label"] for row in rows} == {"notumor"}
 
 
+@pytest.mark.slow
 def test_refusals(
     images: Path, patients: Path, cnn_run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -57,6 +57,7 @@ def without_store(run: RunDir, to: Path) -> RunDir:
     return copy
 
 
+@pytest.mark.slow
 def test_images_of_the_run_are_marked_and_the_accuracy_is_over_the_others(
     images: Path, cnn_run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -116,6 +117,7 @@ def test_an_image_known_by_its_path_alone_is_left_out_and_said(
     assert [path in note and "for the name alone" in note for note in found["notes"]] == [True]
 
 
+@pytest.mark.slow
 def test_a_run_of_an_earlier_version_knows_ids_alone_and_says_so(
     images: Path, cnn_run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -195,6 +197,7 @@ def copied(folder: Path, to: Path, change: Callable[[Any], Any] = lambda image: 
     return to
 
 
+@pytest.mark.slow
 def test_patients_of_the_run_are_marked_and_the_mean_is_over_the_others(
     patients: Path, unet_run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

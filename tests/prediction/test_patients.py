@@ -365,6 +365,7 @@ def test_damaged_weights_are_named(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_lost_its_best_weights_predicts_with_those_it_was_scored_with(
     unet_run: RunDir, patients: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -148,6 +148,7 @@ def test_what_figures_say(drawings: list[Drawing]) -> None:
     assert {one.section for one in drawings if one.raster} == {"cases", "attention", "mistakes", "filters", "samples"}
 
 
+@pytest.mark.slow
 def test_svg_is_safe_inline(drawings: list[Drawing], hostile: list[Drawing]) -> None:
     seen: set[str] = set()
     for one in drawings:
@@ -177,6 +178,7 @@ def test_svg_is_safe_inline(drawings: list[Drawing], hostile: list[Drawing]) -> 
         )
 
 
+@pytest.mark.slow
 def test_hostile_names_are_text(hostile: list[Drawing]) -> None:
     assert {one.section for one in hostile} == set(SECTIONS)
     whole = " ".join(texts(one) for one in hostile)
@@ -207,6 +209,7 @@ def test_png_is_as_large_as_said(drawings: list[Drawing]) -> None:
         assert not one.raster or len(one.png) < 400_000
 
 
+@pytest.mark.slow
 def test_png_of_large_images_stays_small(tmp_path: Path) -> None:
     run = segmenter(tmp_path, "20250101-120000-unet-aaaaaa", "unet")
     case_pictures(run, side=240)  # of noise, which no PNG makes smaller
@@ -215,10 +218,12 @@ def test_png_of_large_images_stays_small(tmp_path: Path) -> None:
     assert all(len(one.png) < 400_000 for one in found)
 
 
+@pytest.mark.slow
 def test_same_runs_same_bytes(comparison: Comparison, drawings: list[Drawing]) -> None:
     assert drawn(comparison) == drawings
 
 
+@pytest.mark.slow
 def test_a_figure_that_fails_is_left_out(
     comparison: Comparison, drawings: list[Drawing], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -342,6 +347,7 @@ def test_known_parameters_are_those_of_the_networks() -> None:
             assert sum(one.numel() for one in network.parameters() if one.requires_grad) == count
 
 
+@pytest.mark.slow
 def test_many_entries_and_seeds(tmp_path: Path) -> None:
     runs = []
     for place in range(36):

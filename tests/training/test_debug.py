@@ -46,6 +46,7 @@ def same(first: RunDir, second: RunDir) -> bool:
 # -- one batch --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_debugging_trains_to_the_same_bits_as_any_run(tmp_path: Path, image_store: Path, capfd: Captured) -> None:
     """`cnn` has dropout and batch norm: a look that used random numbers or running statistics up would show."""
     plain, looked, hunted = (new_run(tmp_path, image_store, "cnn") for _ in range(3))

@@ -84,6 +84,7 @@ def whole_runs(tmp_path_factory: pytest.TempPathFactory, stores: tuple[Path, Pat
     return Runs()
 
 
+@pytest.mark.slow
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(model=st.sampled_from(["cnn", "attention-unet"]), stops=STOPS)
 def test_any_interruptions_end_with_the_same_bits(

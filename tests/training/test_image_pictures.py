@@ -57,6 +57,7 @@ def test_which_images_are_chosen() -> None:
     assert wrong.tolist() == [2, 4, 1]
 
 
+@pytest.mark.slow
 def test_a_vit_shows_where_it_looks(tmp_path: Path, image_store: Path) -> None:
     setup, best = set_up_again(new_run(tmp_path, image_store, "vit"), best=False)
     write_pictures(setup, best)

@@ -32,6 +32,7 @@ except TrainingError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
 def test_a_step_that_does_not_fit_is_explained(tmp_path: Path, slice_store: Path) -> None:
     run = new_run(tmp_path, slice_store, "unet", recipe={"batch_size": 18}, data={"image_size": 512})

@@ -101,6 +101,7 @@ def test_balanced_weights_are_those_of_the_training_part(tmp_path: Path, image_s
     torch.testing.assert_close(setup.loss(torch.zeros(1, 3, 2, 2), target)[0], expected)
 
 
+@pytest.mark.slow
 def test_every_loss_trains(tmp_path: Path, image_store: Path, slice_store: Path) -> None:
     stores = {"unet": slice_store, "cnn": image_store}
     for model, losses in {"unet": ("bce", "dice-bce", "dice-ce", "focal"), "cnn": ("cross-entropy", "focal")}.items():

@@ -336,6 +336,7 @@ def _load_best_where_rank_1_cannot(distributed: Distributed, folder: Path) -> No
     assert setup.load_best() is None
 
 
+@pytest.mark.slow
 def test_no_rank_waits_for_one_that_cannot_read_the_best_weights(tmp_path: Path, slice_store: Path) -> None:
     run = new_run(tmp_path, slice_store, "unet")
     spawn(_load_best_where_rank_1_cannot, 2, run.path)

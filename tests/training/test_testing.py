@@ -109,6 +109,7 @@ def predictions(run: RunDir, flips: bool = False) -> dict[str, tuple[np.ndarray,
     return {names[case]: predict(run, case, flips) for case in (1, 4)}
 
 
+@pytest.mark.slow
 def test_cases_are_scored_as_whole_volumes(trained: RunDir) -> None:
     result = result_of(trained)
     check(trained, predictions(trained))
@@ -197,6 +198,7 @@ def test_two_ranks_score_as_one(trained: RunDir, tmp_path: Path) -> None:
         assert two[key] == one[key]
 
 
+@pytest.mark.slow
 def test_a_stop_during_the_final_test_loses_nothing(trained: RunDir, tmp_path: Path) -> None:
     whole, broken = (to_test_again(trained, tmp_path / name, scoring={"clean": True}) for name in ("whole", "broken"))
     assert train_here(whole) == "finished"
