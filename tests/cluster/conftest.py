@@ -24,6 +24,9 @@ def slurm() -> Iterator[dict[str, str]]:
     """
     required = os.environ.get("HPC_TUMOR_REQUIRE_SLURM") == "1"
     with lock_file("users").open("a+") as users:
+        with suppress(BlockingIOError):  # nobody else uses it: what is written there is of a session that was killed
+            fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            users.truncate(0)
         fcntl.flock(users, fcntl.LOCK_SH)
         with shared():
             was_up = slurm_tool("status").returncode == 0
