@@ -21,9 +21,13 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the random order, but start files that wait for SLURM first, and those with slow tests before the rest."""
+    """Keep the random order, but start files that wait for SLURM first, and those with slow tests before the rest.
+
+    Tests that want the SLURM for themselves come when most of the others no longer use it.
+    """
+    points = {"alone": 3, "cluster": 30, "slow": 1}
     weight: dict[Path, int] = {}
     for item in items:
-        marks = {mark.name for mark in item.iter_markers()}
-        weight[item.path] = weight.get(item.path, 0) + (100 * ("cluster" in marks) or "slow" in marks)
+        mark = next((name for name in points if item.get_closest_marker(name)), "")
+        weight[item.path] = weight.get(item.path, 0) + points.get(mark, 0)
     items.sort(key=lambda item: -weight[item.path])

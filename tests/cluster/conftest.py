@@ -8,10 +8,17 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
+import faults
 import pytest
+from launching import wait_for
 from local_slurm import alone, lock_file, shared, slurm_tool
+from small_trainings import Launcher
 
 from hpc_tumor.cluster.facts import Facts, read_facts
+from hpc_tumor.data.phantom import make_phantom
+from hpc_tumor.data.prepare import prepare_dataset
+from hpc_tumor.data.sources import detect_reader
+from hpc_tumor.run_dir import RunDir
 
 
 @pytest.fixture(scope="session")
@@ -61,6 +68,47 @@ def in_turn(request: pytest.FixtureRequest) -> Iterator[None]:
         turn = shared()
     with turn:
         yield
+
+
+@pytest.fixture(scope="session")
+def small_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("faults")
+    make_phantom(folder / "raw", "brain-mri", 80, seed=3)
+    prepare_dataset(detect_reader(folder / "raw"), folder / "raw", folder / "images.zarr", workers=1)
+    return folder / "images.zarr"
+
+
+@pytest.fixture
+def launch(
+    slurm: dict[str, str],
+    small_images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> Iterator[Launcher]:  # fmt: skip
+    """Starts a small training on the local SLURM; what it has started ends with the test."""
+    monkeypatch.setenv("SLURM_CONF", slurm["SLURM_CONF"])
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv("HPC_TUMOR_ACCOUNT", raising=False)
+    launcher = Launcher(tmp_path, small_images, monkeypatch)
+    yield launcher
+    if request.node.get_closest_marker("alone"):
+        faults.repair()
+    launcher.end()
+
+
+@pytest.fixture(scope="session")
+def quiet(slurm: dict[str, str], small_images: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """The run to which nothing happens."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("SLURM_CONF", slurm["SLURM_CONF"])
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+        launcher = Launcher(tmp_path_factory.mktemp("quiet"), small_images, monkeypatch)
+        launcher.let_go()
+        with shared():
+            run = launcher()
+            wait_for(run.is_finished, seconds=120, every=0.5)
+        return run
 
 
 @pytest.fixture
