@@ -3,6 +3,8 @@
 #
 #   bash tools/test.sh               everything; tests of clusters need a machine on which a local SLURM may be started
 #   bash tools/test.sh --quick       without slow tests and those that need SLURM, a browser, LaTeX; some six minutes
+#   bash tools/test.sh --campaign    the long campaigns, which no other run includes: hours, 20 GB of disk, the network
+#   bash tools/test.sh --oldest      with the oldest versions of all packages that pyproject.toml allows
 #   bash tools/test.sh -k store -x   further arguments go to pytest
 #
 # Tests on real scans take them from the folder that HPC_TUMOR_REAL_DATA names, and are skipped where it is not set.
@@ -10,9 +12,9 @@
 # What commands show and write is compared with tests/net/recorded, byte by byte. After a change that is meant,
 # HPC_TUMOR_RECORD=1 python -m pytest tests/net records it anew: read the difference before it is committed.
 # A version that others will follow leaves them its stores and runs: python tests/fixtures/make.py DATE
-# HPC_TUMOR_LONG=N adds the long campaign, which no other run of the tests includes: N rounds in which one of 3, 4 and 8
-# ranks is killed at random, twice, each round with another network. Round by round they are the same each time, so a
-# larger N adds new ones. By itself: HPC_TUMOR_LONG=6 bash tools/test.sh tests/training/test_exact.py -k killed
+# A campaign goes through all cases of what the other runs have a fixed sample of: a conversion killed at every step, a
+# disk that fails from any step on, tens of thousands of damaged files, ranks killed at random with each network on 3, 4
+# and 8 ranks; the quick tests with the oldest versions; and an installation from a folder of wheels, without a network.
 # Chromium and pdflatex are installed where they are missing, if this is root on Debian. Without them tests are skipped;
 # with HPC_TUMOR_REQUIRE_PROGRAMS=1 they fail.
 set -euo pipefail
@@ -20,17 +22,21 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source tools/environment.sh
 
 quick=
+kind=dev
 arguments=()
 for argument in "$@"; do
-    if [[ "$argument" == --quick ]]; then
+    case "$argument" in
+    --quick)
         quick=1
-        arguments+=(-m "not slow and not cluster and not browser and not latex")
-    else
-        arguments+=("$argument")
-    fi
+        arguments+=(-m "not slow and not cluster and not browser and not latex and not campaign")
+        ;;
+    --campaign) arguments+=(-m campaign) ;;
+    --oldest) kind=oldest ;;
+    *) arguments+=("$argument") ;;
+    esac
 done
 
-environment dev
+environment "$kind"
 [[ -n "$quick" ]] || python tools/debian_packages.py
 # What a script starts in its background ignores Ctrl-C, and so does all that this starts: tests send it.
 pytest='import signal, sys, pytest

@@ -2,7 +2,6 @@
 as the order of additions allows."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
@@ -35,8 +34,7 @@ STEPS = 3
 EPOCHS = 2
 LOOKS = EPOCHS * (STEPS + 1) + 1  # at the stop signal: one a step, one an epoch, one between the scores
 SIDES = {"cnn": 72, "alexnet": 72, "vgg16": 32, "vit": 32}
-LONG = int(os.environ.get("HPC_TUMOR_LONG", "0"))  # rounds of the long campaign
-KILLS = [(4, 0), *((ranks, seed) for seed in range(1, LONG + 1) for ranks in (3, 4, 8))]  # numbers of ranks and seeds
+ROUNDS = [pytest.param(ranks, seed, marks=pytest.mark.campaign) for seed in range(1, 7) for ranks in (3, 4, 8)]
 KILLED = ("cnn", "vit", "attention-unet", "improved-unet", "alexnet", "unet")  # by seed; eight of vgg16 need 20 GB
 STOPS = st.lists(st.integers(0, LOOKS - 1), min_size=1, max_size=4)
 
@@ -118,7 +116,7 @@ def test_three_ranks_of_every_network_end_with_the_same_bits(tmp_path: Path, sto
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("ranks", "seed"), KILLS)
+@pytest.mark.parametrize(("ranks", "seed"), [(4, 0), *ROUNDS])
 def test_ranks_that_are_killed_end_with_the_same_bits(
     tmp_path: Path, stores: tuple[Path, Path], ranks: int, seed: int
 ) -> None:
