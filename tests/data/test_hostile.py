@@ -218,7 +218,7 @@ def test_h5_file_that_takes_its_reader_along(tmp_path: Path) -> None:
 # -- all of it, at length ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.parametrize(
     ("task", "arguments"),
     [
