@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A two-node SLURM with accounting and made-up GPUs on this one machine, for tests.
+"""A SLURM of four nodes with accounting and made-up GPUs on this one machine, for tests.
 
     tools/slurm_cluster.py up        start it, or repair it; a second `up` changes nothing
     eval "$(tools/slurm_cluster.py env)"
@@ -209,7 +209,7 @@ def _start_afresh(root: Path) -> Layout:
     """A new cluster, without a trace of an earlier one. Leaves no half-start behind."""
     stop_all(Layout(root, FIRST_PORT))
     clear(root)
-    say(f"starting a SLURM of two nodes in {root} ...")
+    say(f"starting a SLURM of {len(NODES)} nodes in {root} ...")
     try:
         layout = new_layout(root)
         _start(layout)

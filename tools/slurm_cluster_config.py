@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-NODES = ("gpu001", "gpu002")
+NODES = ("gpu001", "gpu002", "gpu003", "gpu004")
 GPUS_PER_NODE = 2
 CPUS_PER_NODE = 8
 MEMORY_MB = 8000
@@ -56,7 +56,7 @@ class Daemon:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where everything of one test cluster lies. Four ports are used: `port` to `port` + 3."""
+    """Where everything of one test cluster lies. The ports from `port` on are used: two, and one for each node."""
 
     root: Path
     port: int
@@ -135,7 +135,7 @@ class Layout:
     @property
     def config_files(self) -> dict[str, str]:
         """File name in the state directory → its text; slurm.conf first."""
-        gres = f"{HEADER}\nNodeName=gpu[001-002] Name=gpu File={self.root}/dev/nvidia[0-{GPUS_PER_NODE - 1}]\n"
+        gres = f"{HEADER}\nNodeName={','.join(NODES)} Name=gpu File={self.root}/dev/nvidia[0-{GPUS_PER_NODE - 1}]\n"
         return {"slurm.conf": self._slurm_conf(), "slurmdbd.conf": self._slurmdbd_conf(), "gres.conf": gres}
 
     def _slurmdbd_conf(self) -> str:
@@ -207,15 +207,18 @@ SlurmdTimeout=10
 MessageTimeout=30
 BatchStartTimeout=30
 
-NodeName={NODES[0]} NodeHostname={host} NodeAddr=127.0.0.1 Port={self.port + 2} {self._node()}
-NodeName={NODES[1]} NodeHostname={host} NodeAddr=127.0.0.1 Port={self.port + 3} {self._node()}
-PartitionName=DEFAULT Nodes=gpu[001-002] State=UP DefaultTime=00:10:00 MaxTime=02:00:00
+{self._nodes(host)}
+PartitionName=DEFAULT Nodes={",".join(NODES)} State=UP DefaultTime=00:10:00 MaxTime=02:00:00
 PartitionName=GPU Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=20
 PartitionName=HIGH PriorityTier=10 PreemptMode=OFF GraceTime=0
 """
 
-    def _node(self) -> str:
-        return f"CPUs={CPUS_PER_NODE} RealMemory={MEMORY_MB} Gres=gpu:{GPUS_PER_NODE} State=UNKNOWN"
+    def _nodes(self, host: str) -> str:
+        has = f"CPUs={CPUS_PER_NODE} RealMemory={MEMORY_MB} Gres=gpu:{GPUS_PER_NODE} State=UNKNOWN"
+        return "\n".join(
+            f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} {has}"
+            for port, node in enumerate(NODES, self.port + 2)
+        )
 
 
 def is_our_conf(path: Path) -> bool:
@@ -234,12 +237,12 @@ def find_layout(root: Path) -> Layout | None:
 
 
 def new_layout(root: Path) -> Layout:
-    """A layout on four ports that nobody uses."""
+    """A layout on ports that nobody uses."""
     for port in range(FIRST_PORT, LAST_PORT, 10):
         with suppress(OSError):
-            for each in range(port, port + 4):
+            for each in range(port, port + 2 + len(NODES)):
                 with socket.socket() as probe:
                     probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                     probe.bind(("", each))
             return Layout(root, port)
-    raise ClusterError(f"no four free ports between {FIRST_PORT} and {LAST_PORT}.")
+    raise ClusterError(f"no {2 + len(NODES)} free ports in a row between {FIRST_PORT} and {LAST_PORT}.")

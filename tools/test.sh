@@ -5,8 +5,9 @@
 #   bash tools/test.sh --quick       without slow tests and those that need SLURM, a browser, LaTeX; some six minutes
 #   bash tools/test.sh --campaign    the long campaigns, which no other run includes: hours, 20 GB of disk, the network
 #   bash tools/test.sh --oldest      with the oldest versions of all packages that pyproject.toml allows
-#   bash tools/test.sh -k store -x   further arguments go to pytest
+#   bash tools/test.sh -k store -x   further arguments go to pytest, which then runs in one process, or as many as -n says
 #
+# Tests run in a random order; the seed is printed, and --randomly-seed=N repeats it, -p no:randomly keeps the files' order.
 # Tests on real scans take them from the folder that HPC_TUMOR_REAL_DATA names, and are skipped where it is not set.
 # With HPC_TUMOR_REQUIRE_SLURM=1 the cluster tests fail, rather than being skipped, where no SLURM can be started.
 # What commands show and write is compared with tests/net/recorded, byte by byte. After a change that is meant,
@@ -21,23 +22,29 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source tools/environment.sh
 
-quick=
 kind=dev
+marks=
+others=3 # processes that mostly wait for SLURM
 arguments=()
 for argument in "$@"; do
     case "$argument" in
-    --quick)
-        quick=1
-        arguments+=(-m "not slow and not cluster and not browser and not latex and not campaign")
-        ;;
-    --campaign) arguments+=(-m campaign) ;;
+    --quick) marks="not slow and not cluster and not browser and not latex and not campaign" others=0 ;;
+    --campaign) marks=campaign others=0 ;;
     --oldest) kind=oldest ;;
     *) arguments+=("$argument") ;;
     esac
 done
 
 environment "$kind"
-[[ -n "$quick" ]] || python tools/debian_packages.py
+[[ -n "$marks" ]] || python tools/debian_packages.py
+# Tests start Python some thousand times: without compiled modules each start would compile this package again.
+unset PYTHONDONTWRITEBYTECODE
+if [[ ${#arguments[@]} -eq 0 ]]; then
+    # One process for each core, with one thread.
+    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+    arguments+=(-n "$(($(getconf _NPROCESSORS_ONLN) + others))")
+fi
+[[ -z "$marks" ]] || arguments+=(-m "$marks")
 # What a script starts in its background ignores Ctrl-C, and so does all that this starts: tests send it.
 pytest='import signal, sys, pytest
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -43,6 +44,10 @@ def read_h5_apart(path: Path, wanted: Mapping[str, str]) -> tuple[Arrays, str]:
         return _reader.read(path, wanted)
 
 
+class _EndedError(Exception):
+    """The process has ended, or its answers make no sense."""
+
+
 class H5Process:
     """The process, started again after a file that it did not survive."""
 
@@ -54,8 +59,18 @@ class H5Process:
         atexit.register(self.close)
 
     def read(self, path: Path, wanted: Mapping[str, str]) -> tuple[Arrays, str]:
-        """See `read_h5_apart`."""
-        process = self._process = self._process or self._start()
+        """See `read_h5_apart`. A process that ends may have been harmed by a file before: a new one tries again."""
+        if self._process is not None:
+            with suppress(_EndedError):
+                return self._read(self._process, path, wanted)
+        self._process = self._start()
+        try:
+            return self._read(self._process, path, wanted)
+        except _EndedError as error:
+            why = "its reader did not survive it"
+            raise DataError(f"{path} is not a sound HDF5 file ({why}). Fetch it again.") from error
+
+    def _read(self, process: subprocess.Popen[bytes], path: Path, wanted: Mapping[str, str]) -> tuple[Arrays, str]:
         assert process.stdin is not None
         assert process.stdout is not None
         clock = threading.Timer(self._seconds, process.kill)
@@ -68,8 +83,7 @@ class H5Process:
             raise
         except (OSError, EOFError, ValueError, KeyError, TypeError) as error:  # a process that is not itself any more
             self.close()
-            why = "its reader did not survive it"
-            raise DataError(f"{path} is not a sound HDF5 file ({why}). Fetch it again.") from error
+            raise _EndedError from error
         finally:
             clock.cancel()
 

@@ -5,16 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from conftest import TOOL, slurm_tool
 from launching import wait_for
-
-sys.path.insert(0, str(TOOL.parent))
-from slurm_cluster import DEFAULT_DIR
+from local_slurm import DEFAULT_DIR, slurm_tool
 from slurm_cluster_config import Layout, find_layout
 from slurm_cluster_daemons import node_states, running_daemons
 

@@ -15,6 +15,7 @@ import faults
 import pytest
 import torch
 from launching import events, small_experiment, wait_for
+from local_slurm import shared
 
 from hpc_tumor.cluster.logs import log_text
 from hpc_tumor.cluster.plan import make_plan
@@ -112,14 +113,16 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def launch(slurm: dict[str, str], store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Launcher]:
+def launch(
+    slurm: dict[str, str], store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[Launcher]:
     monkeypatch.setenv("SLURM_CONF", slurm["SLURM_CONF"])
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.delenv("HPC_TUMOR_ACCOUNT", raising=False)
-    faults.repair()
     launcher = Launcher(tmp_path, store, monkeypatch)
     yield launcher
-    faults.repair()
+    if request.node.get_closest_marker("alone"):
+        faults.repair()
     launcher.end()
 
 
@@ -131,8 +134,9 @@ def quiet(slurm: dict[str, str], store: Path, tmp_path_factory: pytest.TempPathF
         monkeypatch.setenv("OMP_NUM_THREADS", "1")
         launcher = Launcher(tmp_path_factory.mktemp("quiet"), store, monkeypatch)
         launcher.let_go()
-        run = launcher()
-        wait_for(run.is_finished, seconds=120, every=0.5)
+        with shared():
+            run = launcher()
+            wait_for(run.is_finished, seconds=120, every=0.5)
         return run
 
 
@@ -199,6 +203,7 @@ def test_warned_before_the_time_limit(launch: Launcher, quiet: RunDir) -> None:
     assert went_on_from(run) == last_checkpoint_before_requeue(run)
 
 
+@pytest.mark.alone
 def test_preempted(launch: Launcher, quiet: RunDir) -> None:
     run = launch(options={"nodelist": "gpu001"}, checkpoint_minutes=60)
     wait_for(lambda: (read_json(run.status) or {}).get("step", 0) >= 2, seconds=90)
@@ -294,6 +299,7 @@ def test_a_rank_that_hangs(launch: Launcher, quiet: RunDir) -> None:
     finishes_like(run, quiet)
 
 
+@pytest.mark.alone
 def test_the_node_dies(launch: Launcher, quiet: RunDir) -> None:
     run = launch(options={"nodelist": "gpu002"})
     job_id = at_work(run)
@@ -323,6 +329,7 @@ def resumed(run: RunDir) -> bool:
     return False
 
 
+@pytest.mark.alone
 def test_the_controller_is_restarted(launch: Launcher, quiet: RunDir) -> None:
     """It dies while the run trains, and is away when the run is warned: the run waits for it to be requeued."""
     launch.monkeypatch.setenv("STEP_SECONDS", "1.5")
@@ -340,6 +347,7 @@ def test_the_controller_is_restarted(launch: Launcher, quiet: RunDir) -> None:
     finishes_like(run, quiet)
 
 
+@pytest.mark.alone
 def test_the_accounting_is_down(launch: Launcher, quiet: RunDir) -> None:
     faults.kill_daemon("slurmdbd")
     launch.let_go()

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from local_slurm import TOOL
+from local_slurm import slurm_tool as tool
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "slurm_cluster.py"
 AS_NOBODY = """
 import os, sys
 sys.path.insert(0, sys.argv[1])
@@ -29,11 +30,6 @@ slurm_cluster_config.SYSTEM_PATH = sys.argv.pop(2)
 sys.exit(slurm_cluster.main(sys.argv[2:]))
 """
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-
-
-def tool(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(TOOL), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
 
 
 def call(slurm: dict[str, str], *command: str) -> str:
@@ -63,26 +59,14 @@ def processes_naming(folder: Path) -> list[str]:
     return [line for line in lines if line.split()[1][0] != "Z" and "slurm_cluster.py" not in line]
 
 
-@pytest.fixture(scope="module")
-def timed_job(slurm: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """A job that would outlive its minute, submitted before the other tests so that they pass the time."""
-    output = tmp_path_factory.mktemp("timed") / "out.txt"
-    wait = "trap 'echo USR2 at rank $SLURM_PROCID; exit 0' USR2; while :; do sleep 0.2; done"
-    job = submit(
-        slurm, f'srun bash -c "{wait.replace("$", chr(92) + "$")}"',
-        "--time=1", "--signal=USR2@50", "--nodes=2", "--ntasks-per-node=1", f"--output={output}",
-    )  # fmt: skip
-    return job, output
-
-
-def test_two_idle_nodes_with_two_gpus_each(slurm: dict[str, str], timed_job: tuple[str, Path]) -> None:
+def test_four_nodes_with_two_gpus_each(slurm: dict[str, str]) -> None:
     nodes = call(slurm, "sinfo", "-h", "-N", "-p", "GPU", "-o", "%N %G %c").splitlines()
-    assert nodes == ["gpu001 gpu:2 8", "gpu002 gpu:2 8"]
+    assert nodes == [f"gpu00{number} gpu:2 8" for number in (1, 2, 3, 4)]
     tiers = dict(line.split() for line in call(slurm, "sinfo", "-h", "-o", "%P %p").splitlines())
     assert int(tiers["HIGH"]) > int(tiers["GPU*"])
     status = tool("status")
     assert status.returncode == 0, status.stderr
-    assert status.stdout.count("running, pid") == 6
+    assert status.stdout.count("running, pid") == 8
 
 
 def test_four_tasks_on_two_nodes_see_two_gpus_each(slurm: dict[str, str]) -> None:
@@ -90,7 +74,15 @@ def test_four_tasks_on_two_nodes_see_two_gpus_each(slurm: dict[str, str]) -> Non
         slurm, "srun", "--nodes=2", "--ntasks-per-node=2", "--gres=gpu:2", "--mem=500M", "bash", "-c",
         "echo $SLURM_PROCID $SLURMD_NODENAME $SLURM_LOCALID $CUDA_VISIBLE_DEVICES",
     )  # fmt: skip
-    assert sorted(output.splitlines()) == ["0 gpu001 0 0,1", "1 gpu001 1 0,1", "2 gpu002 0 0,1", "3 gpu002 1 0,1"]
+    tasks = [line.split() for line in sorted(output.splitlines())]
+    first, second = tasks[0][1], tasks[2][1]
+    assert first != second
+    assert tasks == [
+        ["0", first, "0", "0,1"],
+        ["1", first, "1", "0,1"],
+        ["2", second, "0", "0,1"],
+        ["3", second, "1", "0,1"],
+    ]
 
 
 def test_a_job_with_one_gpu_sees_one(slurm: dict[str, str]) -> None:
@@ -149,8 +141,13 @@ def test_second_up_changes_nothing(slurm: dict[str, str]) -> None:
     assert tool("status").stdout.split("\n\n")[0] == before
 
 
-def test_usr2_arrives_before_the_time_limit(slurm: dict[str, str], timed_job: tuple[str, Path]) -> None:
-    _, output = timed_job
+def test_usr2_arrives_before_the_time_limit(slurm: dict[str, str], tmp_path: Path) -> None:
+    output = tmp_path / "out.txt"
+    wait = "trap 'echo USR2 at rank $SLURM_PROCID; exit 0' USR2; while :; do sleep 0.2; done"
+    submit(
+        slurm, f'srun bash -c "{wait.replace("$", chr(92) + "$")}"',
+        "--time=1", "--signal=USR2@55", "--nodes=2", "--ntasks-per-node=1", f"--output={output}",
+    )  # fmt: skip
     wait_for("both ranks get USR2", lambda: all(f"USR2 at rank {rank}" in text(output) for rank in (0, 1)), 60)
 
 
@@ -218,6 +215,7 @@ def test_up_refuses_beside_another_slurm(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @needs_root
+@pytest.mark.alone
 def test_up_refuses_beside_a_running_slurmctld(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_CONF", raising=False)
     theirs = tmp_path / "slurmctld"  # a process is known by its program's name

@@ -215,6 +215,18 @@ def test_h5_file_that_takes_its_reader_along(tmp_path: Path) -> None:
         process.close()
 
 
+def test_h5_file_is_not_blamed_for_what_one_before_it_did_to_the_reader(tmp_path: Path) -> None:
+    path, harmed = tmp_path / "volume_1_slice_0.h5", tmp_path / "harmed"
+    path.write_bytes(h5_sample())
+    once = 'import os; input(); print(\'{"refused": "one before"}\', flush=True); input(); os.abort()'
+    script = 'if [ -e "$1" ]; then exec "$0" -P -m hpc_tumor.data.h5_apart; fi; touch "$1"; exec "$0" -c "$2"'
+    process = H5Process(["sh", "-c", script, sys.executable, str(harmed), once])
+    with pytest.raises(DataError, match="one before"):
+        process.read(path, H5_DATASETS)
+    assert process.read(path, H5_DATASETS)[0]["image"].shape == (12, 10, 4)
+    process.close()
+
+
 # -- all of it, at length ----------------------------------------------------------------------------------------------
 
 

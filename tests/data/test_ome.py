@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tensorstore
-from ome_zarr.io import parse_url
-from ome_zarr.reader import Node, Reader
 from raw_samples import LPS, real_data, write_case, write_patients
 
 from hpc_tumor.data.brats import BraTSReader
@@ -17,8 +16,11 @@ from hpc_tumor.data.prepare import prepare_dataset
 from hpc_tumor.data.store import Store
 
 
-def open_case(folder: Path) -> dict[str, Node]:
+def open_case(folder: Path) -> dict[str, Any]:
     """The nodes that a viewer finds in a case, by their last name."""
+    from ome_zarr.io import parse_url  # takes a second
+    from ome_zarr.reader import Reader
+
     location = parse_url(folder, mode="r")
     assert location is not None
     return {str(node.zarr).rstrip("/").split("/")[-1].split(" ")[0]: node for node in Reader(location)() if node.data}

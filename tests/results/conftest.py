@@ -1,4 +1,4 @@
-"""A browser for tests that ask for the fixture `browser`, which marks them so."""
+"""A browser for tests that ask for the fixture `browser`."""
 
 from __future__ import annotations
 
@@ -6,12 +6,6 @@ from collections.abc import Iterator
 
 import pytest
 from browser import Browser, start_browser
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if "browser" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.browser)
 
 
 @pytest.fixture(scope="session")

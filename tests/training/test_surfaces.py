@@ -14,7 +14,6 @@ import surface_distance
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 from scipy import ndimage
 
 from hpc_tumor.training import metrics, surfaces
@@ -214,6 +213,8 @@ def test_surfaces_and_distances_are_those_of_the_package_to_the_bit(
 
 def monai_scores(truth: np.ndarray, predicted: np.ndarray, spacing: tuple[float, float, float]) -> tuple[float, float]:
     """HD95 between voxels at the edge, and NSD of sub-voxel surfaces as surface-distance has them."""
+    from monai.metrics import compute_hausdorff_distance, compute_surface_dice  # takes four seconds
+
     y_pred, y = (torch.from_numpy(mask[None, None]).float() for mask in (predicted, truth))
     options = {"include_background": True, "spacing": list(spacing)}
     hd95 = compute_hausdorff_distance(y_pred, y, percentile=95, **options)
