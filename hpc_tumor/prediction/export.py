@@ -23,6 +23,7 @@ from hpc_tumor.prediction.trained import Facts, load_network
 from hpc_tumor.run_dir import RunDir, folder_to_write
 
 TOLERANCE = 1e-4  # of the logits, relative to the largest of them where that is above 1
+OLDEST_TORCH = "2.8"  # those before export some of the networks for one size of batch, and others not at all
 _CHECKED = (1, 3)  # samples in a batch: other numbers than it was traced with
 INPUT, OUTPUT = "images", "logits"
 
@@ -103,6 +104,11 @@ def _check(file: Path, overwrite: bool) -> None:
     missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
     if missing:
         raise UsageError(f"export needs {' and '.join(missing)}: pip install 'hpc-tumor[onnx]'")
+    if torch.__version__ < OLDEST_TORCH:
+        raise UsageError(
+            f"export needs torch {OLDEST_TORCH} or newer, and here is {torch.__version__}: export the run where that is"
+            " installed; its folder is all that is needed."
+        )
     if file.suffix != ".onnx":
         raise UsageError(f"--output {file}: name a file that ends in .onnx.")
     if file.exists() and not overwrite:

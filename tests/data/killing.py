@@ -1,8 +1,9 @@
-"""A conversion that is ended at its k-th change on the disk, k = 1, 2, … to its end, and then run again.
+"""A conversion that is ended at its k-th change on the disk, for each k or for some, and then run again.
 
-Run as `python killing.py KIND HOW WHAT EVERY SOURCE CHANGED FOLDER`. WHAT is `kill` (kill -9, right before the change),
-or an error such as ENOSPC that all changes give from there on. Prints how many steps there were. A process of its own,
-as it forks and must not have opened a store before.
+Run as `python killing.py KIND WHICH SOURCE CHANGED FOLDER HOW=WHAT ...`. WHAT is `kill` (kill -9, right before the
+change), or an error such as ENOSPC that all changes give from there on; of several, `ENOSPC,EIO`, one after another is
+taken. WHICH is `all`, or `sample`: one change of each kind, that is of each system call in each function. Prints how
+often a conversion was ended. A process of its own, as it forks and must not have opened a store before.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 
 from raw_samples import tree
 
+import hpc_tumor
 from hpc_tumor.data.brain_mri import BrainMRIReader
 from hpc_tumor.data.brats import BraTSReader
 from hpc_tumor.data.prepare import prepare_dataset
@@ -31,22 +33,19 @@ from hpc_tumor.errors import DataError
 CALLS = ("rename", "replace", "mkdir", "rmdir", "unlink", "fsync", "ftruncate")
 CLEAR = r"[^\n]* could not be stored in |[^\n]* cannot be (made|locked)"
 REFUSED = 3 << 8  # exit code 3, as os.waitpid gives it
+PACKAGE = Path(hpc_tumor.__file__).parent
+SHIFTS = 5  # how many plans in a row take other steps of a kind
 
 
-def arm(step: int, what: str) -> None:
-    """Let this process end at, or the disk fail from, its `step`-th change on the disk; files opened to write count."""
-    left = [step]
+def before_each_change(act: Callable[[str], None]) -> None:
+    """Let this process call `act` with the name of the system call right before each of its changes on the disk.
 
-    def fail() -> None:
-        left[0] -= 1
-        if left[0] == 0 and what == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if left[0] <= 0:
-            raise OSError(getattr(errno, what), os.strerror(getattr(errno, what)))
+    Files opened to write count: `act` comes when they are there, but empty.
+    """
 
-    def counted(real: Callable[..., Any]) -> Callable[..., Any]:
+    def watched(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            fail()
+            act(name)
             return real(*args, **kwargs)
 
         return call
@@ -54,13 +53,48 @@ def arm(step: int, what: str) -> None:
     def opened(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
         made = real_open(file, mode, *args, **kwargs)
         if any(sign in mode for sign in "wxa"):
-            fail()  # it is there, but empty
+            act("open")
         return made
 
     for name in CALLS:
-        setattr(os, name, counted(getattr(os, name)))
+        setattr(os, name, watched(name, getattr(os, name)))
     real_open = io.open
     io.open = builtins.open = opened  # type: ignore[assignment]
+
+
+def arm(step: int, what: str) -> None:
+    """Let this process end at, or the disk fail from, its `step`-th change on the disk."""
+    left = [step]
+
+    def fail(_: str) -> None:
+        left[0] -= 1
+        if left[0] == 0 and what == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if left[0] <= 0:
+            raise OSError(getattr(errno, what), os.strerror(getattr(errno, what)))
+
+    before_each_change(fail)
+
+
+def write_kinds(path: Path) -> None:
+    """Let this process write the kind of each of its changes on the disk to a file, a line each."""
+    file = path.open("a", encoding="utf-8")
+
+    def write(call: str) -> None:
+        frame = sys._getframe(2)
+        while frame.f_back and PACKAGE not in Path(frame.f_code.co_filename).parents:
+            frame = frame.f_back
+        print(call, frame.f_code.co_filename, frame.f_code.co_qualname, file=file, flush=True)
+
+    before_each_change(write)
+
+
+def one_of_each(kinds: list[str], shift: int) -> list[int]:
+    """Steps, counted from 1, of which each has another kind; which step of a kind that has many, `shift` decides."""
+    steps: dict[str, list[int]] = {}
+    for step, kind in enumerate(kinds, 1):
+        steps.setdefault(kind, []).append(step)
+    return sorted(same[(shift * len(same) // SHIFTS) % len(same)] for same in steps.values())
 
 
 def in_child(action: Callable[[], object]) -> int:
@@ -81,35 +115,48 @@ def in_child(action: Callable[[], object]) -> int:
     os._exit(code)
 
 
-def main(kind: str, how: str, what: str, every: int, source: Path, changed: Path, folder: Path) -> None:
+def main(kind: str, which: str, source: Path, changed: Path, folder: Path, plans: list[tuple[str, str]]) -> None:
     reader = BrainMRIReader(size=32) if kind == "images" else BraTSReader()
-    fresh, old, store = folder / "fresh", folder / "old", folder / "store"
-    final = source if how == "new" else changed
+    fresh, old, store, kinds = (folder / name for name in ("fresh", "old", "store", "kinds"))
 
-    def convert(
-        store: Path, what: Path = final, overwrite: bool = False, before: Callable[[], None] = lambda: None
-    ) -> None:
+    def convert(store: Path, source: Path, overwrite: bool = False, before: Callable[[], None] = lambda: None) -> None:
         before()
-        prepare_dataset(reader, what, store, workers=1, overwrite=overwrite)
+        prepare_dataset(reader, source, store, workers=1, overwrite=overwrite)
 
-    assert in_child(partial(convert, fresh)) == 0
-    if how != "new":
-        assert in_child(partial(convert, old, source)) == 0
-    wanted, step, outcome = tree(fresh), 1, -1
-    while outcome != 0:
+    def begin(how: str) -> None:
         shutil.rmtree(store, ignore_errors=True)
         if how != "new":
             shutil.copytree(old, store)
-        outcome = in_child(partial(convert, store, overwrite=how == "overwrite", before=partial(arm, step, what)))
-        assert outcome in (0, signal.SIGKILL if what == "kill" else REFUSED), f"step {step} ended with {outcome}"
-        # What --overwrite began, the same command without it may end.
-        again = how == "overwrite" and step % 2 == 0
-        assert in_child(partial(convert, store, overwrite=again)) == 0, f"step {step}: {sorted(tree(store))}"
-        found = tree(store)
-        assert found == wanted, f"step {step}: {sorted(dict(found.items() ^ wanted.items()))}"
-        step += every
-    print(step - every)
+
+    assert in_child(partial(convert, old, source)) == 0
+    ended = 0
+    for shift, (how, what) in enumerate(plans):
+        final, overwrite = source if how == "new" else changed, how == "overwrite"
+        shutil.rmtree(fresh, ignore_errors=True)
+        assert in_child(partial(convert, fresh, final)) == 0
+        wanted = tree(fresh)
+        begin(how)
+        kinds.unlink(missing_ok=True)
+        assert in_child(partial(convert, store, final, overwrite, partial(write_kinds, kinds))) == 0
+        assert tree(store) == wanted, how
+        steps = kinds.read_text(encoding="utf-8").splitlines()
+        for number, step in enumerate(one_of_each(steps, shift) if which == "sample" else range(1, len(steps) + 1)):
+            fault = what.split(",")[number % (what.count(",") + 1)]
+            where = f"{how}, {fault} at step {step} of {len(steps)}, {steps[step - 1]}"
+            begin(how)
+            outcome = in_child(partial(convert, store, final, overwrite, partial(arm, step, fault)))
+            if outcome == 0 and fault != "kill":  # what it could not remove, as its lock, goes with the next one
+                left = {name: data for name, data in tree(store).items() if not name.startswith(".")}
+                assert left == wanted, f"{where}: {sorted(dict(left.items() ^ wanted.items()))}"
+            else:
+                assert outcome == (signal.SIGKILL if fault == "kill" else REFUSED), f"{where}: ended with {outcome}"
+            # What --overwrite began, the same command without it may end.
+            assert in_child(partial(convert, store, final, overwrite and step % 2 == 0)) == 0, where
+            found = tree(store)
+            assert found == wanted, f"{where}: {sorted(dict(found.items() ^ wanted.items()))}"
+            ended += 1
+    print(ended)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4], int(sys.argv[4]), *(Path(name) for name in sys.argv[5:]))  # type: ignore[arg-type]
+    main(*sys.argv[1:3], *map(Path, sys.argv[3:6]), [tuple(plan.split("=")) for plan in sys.argv[6:]])  # type: ignore

@@ -230,7 +230,7 @@ def test_h5_file_is_not_blamed_for_what_one_before_it_did_to_the_reader(tmp_path
 # -- all of it, at length ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.parametrize(
     ("task", "arguments"),
     [

@@ -126,7 +126,7 @@ def test_stores(tmp_path: Path, images: bool) -> None:
     run(mutate_store, tmp_path, images, 8, 400, least=400)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.parametrize(
     ("task", "arguments"),
     [

@@ -19,6 +19,8 @@ from raw_samples import picture, tree, write_case, write_patients, write_picture
 from hpc_tumor.data.phantom import make_phantom
 
 HERE = Path(__file__).parent
+HOWS = ("new", "update", "overwrite")
+ERRORS = ("ENOSPC", "EIO", "ESTALE", "EACCES", "ENOENT")
 
 
 def write_sources(folder: Path, images: bool) -> tuple[Path, Path]:
@@ -50,34 +52,40 @@ def quick(tmp_path: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-def every_step(folder: Path, kind: str, how: str, what: str, every: int) -> int:
-    """Number of steps that killing.py went through."""
+def interrupt(folder: Path, kind: str, which: str, *plans: str) -> int:
+    """How often killing.py ended a conversion."""
     sources = map(str, write_sources(folder, kind == "images"))
-    command = [sys.executable, str(HERE / "killing.py"), kind, how, what, str(every), *sources, str(folder)]
+    command = [sys.executable, str(HERE / "killing.py"), kind, which, *sources, str(folder), *plans]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
     return int(done.stdout)
 
 
 @pytest.mark.parametrize("kind", ["images", "patients"])
-def test_killed_at_some_steps(quick: Path, kind: str) -> None:
-    assert every_step(quick, kind, "new", "kill", every=23) > 80
+def test_killed_at_each_kind_of_step(quick: Path, kind: str) -> None:
+    assert interrupt(quick, kind, "sample", *(f"{how}=kill" for how in HOWS)) >= 40
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("how", ["new", "update", "overwrite"])
+@pytest.mark.parametrize("kind", ["images", "patients"])
+def test_a_disk_that_fails_from_each_kind_of_step_on(quick: Path, kind: str) -> None:
+    """One error after another, so that each of them comes at some kinds of step."""
+    assert interrupt(quick, kind, "sample", f"update={','.join(ERRORS)}", f"new={','.join(ERRORS)}") >= 26
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("how", HOWS)
 @pytest.mark.parametrize("kind", ["images", "patients"])
 def test_killed_at_every_step(quick: Path, kind: str, how: str) -> None:
     """Right before every rename, new folder, removal and sync, and with every file opened but still empty."""
-    assert every_step(quick, kind, how, "kill", every=1) > 80
+    assert interrupt(quick, kind, "all", f"{how}=kill") > 80
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("what", ["ENOSPC", "EIO", "ESTALE", "EACCES", "ENOENT"])
+@pytest.mark.campaign
+@pytest.mark.parametrize("what", ERRORS)
 @pytest.mark.parametrize("kind", ["images", "patients"])
-def test_a_disk_that_fails_from_some_step_on(quick: Path, kind: str, what: str) -> None:
+def test_a_disk_that_fails_from_any_step_on(quick: Path, kind: str, what: str) -> None:
     """One clear error each time, and the same command completes the store when the disk is back."""
-    assert every_step(quick, kind, "new" if what == "EIO" else "update", what, every=5) > 80
+    assert interrupt(quick, kind, "all", f"update={what}") > 80
 
 
 def group_of(process: subprocess.Popen[bytes]) -> list[int]:
@@ -94,8 +102,14 @@ def group_of(process: subprocess.Popen[bytes]) -> list[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["brats", "brain-mri"])
-def test_command_killed_at_random(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("rounds", "kind"),
+    [
+        (3, "brats"), pytest.param(30, "brats", marks=pytest.mark.campaign),
+        pytest.param(30, "brain-mri", marks=pytest.mark.campaign),
+    ],
+)  # fmt: skip
+def test_command_killed_at_random(tmp_path: Path, kind: str, rounds: int) -> None:
     """The real command with its workers, killed many times in a row at random moments until it gets to its end.
 
     Now the whole process group is killed, now the command alone: its workers must follow it by themselves.
@@ -108,7 +122,7 @@ def test_command_killed_at_random(tmp_path: Path, kind: str) -> None:
     subprocess.run([*command, str(tmp_path / "fresh.zarr"), "--workers", "2"], check=True, env=variables)
     seconds, wanted = time.monotonic() - began, tree(tmp_path / "fresh.zarr")
     draw, kills = np.random.default_rng(3), 0
-    for round_ in range(15):
+    for round_ in range(rounds):
         if round_ % 5 == 4:
             shutil.rmtree(store, ignore_errors=True)
         options = {"env": variables, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -123,6 +137,6 @@ def test_command_killed_at_random(tmp_path: Path, kind: str) -> None:
             while (left := group_of(process)) and time.monotonic() < end:
                 time.sleep(0.05)
             assert not left
-    assert kills >= 4  # more where nothing else keeps the machine busy
+    assert kills > rounds // 4  # more where nothing else keeps the machine busy
     subprocess.run([*command, str(store), "--workers", "2"], check=True, env=variables)
     assert tree(store) == wanted

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,6 +27,8 @@ COUNTS = [
     ("attention-unet", {}, 3_258_263),
     ("attention-unet", {"filters": 16}, 843_319),
 ]
+CPU = Path("/proc/cpuinfo")  # torch 2.6 does not tell
+HAS_BFLOAT16 = CPU.exists() and "avx512_bf16" in CPU.read_text()
 UNETS = ["unet", "improved-unet", "attention-unet"]
 # Small enough to be quick, large enough that no network pools its input away.
 SMALL = {"cnn": 80, "alexnet": 80, "vgg16": 32, "vit": 32, **dict.fromkeys(UNETS, 48)}
@@ -260,8 +263,12 @@ def test_the_table_of_models_does_without_torch() -> None:
     assert done.stdout.split()[-1] == "attention-unet:segmentation:240"
 
 
+<<<<<<< HEAD
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.cpu.get_capabilities().get("avx512_bf16"), reason="this CPU has no bfloat16 instructions")
+=======
+@pytest.mark.skipif(not HAS_BFLOAT16, reason="this CPU has no bfloat16 instructions")
+>>>>>>> campaign
 def test_narrow_attention_gates_survive_bfloat16_training_on_a_cpu() -> None:
     """A 1×1 convolution of stride 2 on fewer than 16 channels corrupts memory there: the process must live."""
     program = """if True:

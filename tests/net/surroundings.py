@@ -50,7 +50,7 @@ def kept(folder: Path, version: str) -> None:
     for path in (FIXTURES / version).iterdir():
         if path.suffix == ".xz":
             with tarfile.open(path) as archive:
-                archive.extractall(folder, filter="data")
+                archive.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
         else:
             (folder / path.name).write_bytes(path.read_bytes())
 

@@ -17,6 +17,7 @@ import pytest
 from surroundings import FAKE_SLURM, FIXTURES, bare, kept, write_programs
 
 from hpc_tumor import cli
+from hpc_tumor.prediction.export import OLDEST_TORCH
 
 VERSIONS = sorted(path.name for path in FIXTURES.iterdir() if (path / "runs.tar.xz").is_file())
 PLACE = "/tmp/hpc-tumor-fixtures"  # where their stores were
@@ -110,6 +111,7 @@ def test_finished_run_predicts_and_is_exported(ask: Ask, made: Path) -> None:
     assert max(case["scores"]["dice_WT"] for case in found["predictions"]) > 0.5
     assert len(list((made / "predicted").glob("*-seg.nii.gz"))) == 5
     pytest.importorskip("onnx")
+    pytest.importorskip("torch", minversion=OLDEST_TORCH)
     ask("export unet --runs finished --output network.onnx --json")
     assert (made / "network.onnx").stat().st_size > 10_000
 

@@ -17,6 +17,7 @@ from hpc_tumor.run_dir import RunDir
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("torch", minversion=export.OLDEST_TORCH)
 SIZES = {"cnn": 72, "alexnet": 72, "vgg16": 32, "vit": 32}
 
 
@@ -79,6 +80,10 @@ def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     monkeypatch.setattr(export, "find_spec", lambda name: None)
     assert cli.main(["export", str(run.path), "--output", str(file), "--overwrite"]) == 2
     assert "pip install 'hpc-tumor[onnx]'" in capsys.readouterr().err
+    monkeypatch.undo()
+    monkeypatch.setattr(export, "OLDEST_TORCH", "99.1")
+    assert cli.main(["export", str(run.path), "--output", str(file), "--overwrite"]) == 2
+    assert f"needs torch 99.1 or newer, and here is {torch.__version__}" in capsys.readouterr().err
     assert file.read_text() == "mine"
 
 

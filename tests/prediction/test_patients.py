@@ -10,6 +10,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from trained_runs import trained_run, untrained_run
 
 from hpc_tumor import atomic, cli
@@ -17,6 +18,7 @@ from hpc_tumor.data.brain import brain_statistics
 from hpc_tumor.data.brats import all_cases
 from hpc_tumor.data.case import walk
 from hpc_tumor.data.store import Store
+from hpc_tumor.prediction.export import OLDEST_TORCH
 from hpc_tumor.prediction.patients import read_patient
 from hpc_tumor.prediction.scoring import score_case
 from hpc_tumor.run_dir import RunDir
@@ -383,8 +385,9 @@ def test_a_run_that_lost_its_best_weights_predicts_with_those_it_was_scored_with
     assert json.loads(said.out)["weights_lost"] == "damaged"
     assert marked in json.loads(said.out)["notes"][0]
     assert marked in " ".join(said.err.split())
-    assert cli.main(["export", str(copy.path), "-o", str(tmp_path / "network.onnx")]) == 0
-    assert marked in " ".join(capsys.readouterr().err.split())
+    if torch.__version__ >= OLDEST_TORCH:
+        assert cli.main(["export", str(copy.path), "-o", str(tmp_path / "network.onnx")]) == 0
+        assert marked in " ".join(capsys.readouterr().err.split())
     copy.last_weights.unlink()  # then nothing is left to predict with
     said = refused(["predict", str(copy.path), source, "-o", str(tmp_path / "other")], 3, capsys)
     assert "best.safetensors cannot be read" in said

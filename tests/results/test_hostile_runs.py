@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_runs import (
     classification_run,
@@ -83,20 +83,23 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [run.path for run in made]
 
 
-@pytest.mark.slow
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
+@pytest.mark.parametrize("examples", [30, pytest.param(3000, marks=pytest.mark.campaign)])
 def test_a_good_run_made_bad_never_crashes(
-    originals: list[Path], tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+    originals: list[Path], tmp_path_factory: pytest.TempPathFactory, examples: int
 ) -> None:
-    folder = tmp_path_factory.mktemp("bad")
-    runs = [RunDir(shutil.copytree(path, folder / path.name)) for path in originals]
-    for _ in range(data.draw(st.integers(1, 3))):
-        spoil(data.draw(st.sampled_from(runs)), data)
-    comparison = collect_runs(runs, now=0)
-    assert len(comparison.results) + len(comparison.unfinished) + len(comparison.skipped) == len(runs)
-    tables_and_files(comparison, folder / "out")
-    shutil.rmtree(folder)
+    @settings(deadline=None, max_examples=examples)
+    @given(data=st.data())
+    def check(data: st.DataObject) -> None:
+        folder = tmp_path_factory.mktemp("bad")
+        runs = [RunDir(shutil.copytree(path, folder / path.name)) for path in originals]
+        for _ in range(data.draw(st.integers(1, 3))):
+            spoil(data.draw(st.sampled_from(runs)), data)
+        comparison = collect_runs(runs, now=0)
+        assert len(comparison.results) + len(comparison.unfinished) + len(comparison.skipped) == len(runs)
+        tables_and_files(comparison, folder / "out")
+        shutil.rmtree(folder)
+
+    check()
 
 
 def spoil(run: RunDir, data: st.DataObject) -> None:

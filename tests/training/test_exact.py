@@ -2,7 +2,6 @@
 as the order of additions allows."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
@@ -35,8 +34,8 @@ STEPS = 3
 EPOCHS = 2
 LOOKS = EPOCHS * (STEPS + 1) + 1  # at the stop signal: one a step, one an epoch, one between the scores
 SIDES = {"cnn": 72, "alexnet": 72, "vgg16": 32, "vit": 32}
-LONG = int(os.environ.get("HPC_TUMOR_LONG", "0"))  # rounds of the long campaign
-KILLS = [(4, 0), *((ranks, seed) for seed in range(1, LONG + 1) for ranks in (3, 4, 8))]  # numbers of ranks and seeds
+LARGE = ("vgg16", "vit")  # whose gradients three processes are long in adding up
+ROUNDS = [pytest.param(ranks, seed, marks=pytest.mark.campaign) for seed in range(1, 7) for ranks in (3, 4, 8)]
 KILLED = ("cnn", "vit", "attention-unet", "improved-unet", "alexnet", "unet")  # by seed; eight of vgg16 need 20 GB
 STOPS = st.lists(st.integers(0, LOOKS - 1), min_size=1, max_size=4)
 
@@ -106,9 +105,18 @@ def test_every_network_ends_with_the_same_bits(
 
 
 @pytest.mark.slow
-def test_three_ranks_of_every_network_end_with_the_same_bits(tmp_path: Path, stores: tuple[Path, Path]) -> None:
+@pytest.mark.parametrize(
+    "models",
+    [
+        pytest.param([name for name in MODELS if name not in LARGE], id="small"),
+        pytest.param(LARGE, id="large", marks=pytest.mark.campaign),
+    ],
+)
+def test_three_ranks_of_every_network_end_with_the_same_bits(
+    tmp_path: Path, stores: tuple[Path, Path], models: Sequence[str]
+) -> None:
     """Three, because the order of adding up two numbers does not show in their sum."""
-    runs = [[small_run(tmp_path / name, stores, model) for model in MODELS] for name in ("whole", "broken")]
+    runs = [[small_run(tmp_path / name, stores, model) for model in models] for name in ("whole", "broken")]
     draw = Random(7)
     work = [(run, [None]) for run in runs[0]]
     work += [(run, [draw.randrange(1, 2 * STEPS - 2), 1, None]) for run in runs[1]]
@@ -119,7 +127,7 @@ def test_three_ranks_of_every_network_end_with_the_same_bits(tmp_path: Path, sto
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("ranks", "seed"), KILLS)
+@pytest.mark.parametrize(("ranks", "seed"), [(4, 0), *ROUNDS])
 def test_ranks_that_are_killed_end_with_the_same_bits(
     tmp_path: Path, stores: tuple[Path, Path], ranks: int, seed: int
 ) -> None:
@@ -158,7 +166,7 @@ def test_the_first_step_of_a_start_adds_up_gradients_as_all_others(tmp_path: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["alexnet", "unet"])
+@pytest.mark.parametrize("model", [pytest.param("alexnet", marks=pytest.mark.campaign), "unet"])
 def test_any_number_of_ranks_trains_the_same(tmp_path: Path, stores: tuple[Path, Path], model: str) -> None:
     """Neither has batch norm or dropout: only the order of additions differs.
 

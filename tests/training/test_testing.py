@@ -174,7 +174,9 @@ def test_cleaning_is_recorded_with_the_scores_before_it(
         assert enhancing == max(ENHANCING, key=lambda mm3: mean_dice(labels, cleaned(maps, component, mm3)))
     else:
         assert (component, enhancing) == (forced.component_mm3, forced.enhancing_mm3)
-        assert run.cases.read_text() != trained.cases.read_text()
+        assert (run.cases.read_text() != trained.cases.read_text()) == any(
+            (found != cleaned(found, component, enhancing)).any() for _, found in predictions(run).values()
+        )  # what a network finds that trained so little differs between versions of torch
     check(
         run, {case: (truth, cleaned(found, component, enhancing)) for case, (truth, found) in predictions(run).items()}
     )

@@ -26,6 +26,9 @@ from hpc_tumor.training.loop import train
 from hpc_tumor.training.setup import set_up
 from hpc_tumor.training.working_set import Setup
 
+# What ranks would import when they are deterministic, and when they score.
+IMPORTED = ["pytest", "hpc_tumor.training.loop", "torch._inductor", "sklearn.metrics", "scipy.stats"]
+
 
 def new_run(runs: Path, store: Path, model: str, **overrides: Any) -> RunDir:
     """A run directory with a tiny experiment: two epochs in float32, deterministic."""
@@ -79,17 +82,22 @@ def train_until_killed(run: RunDir, ranks: int, victim: int, looks: int) -> None
 
 
 def spawn(task: Callable[..., None], ranks: int, *arguments: Any) -> None:
-    """Call `task(distributed, *arguments)` in `ranks` processes that have found each other."""
+    """Call `task(distributed, *arguments)` in `ranks` processes that have found each other.
+
+    They are forks of a process that has imported what training needs and done nothing else: to import it takes longer
+    than most of these tests.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    multiprocessing.spawn(_rank, (ranks, port, task, arguments), nprocs=ranks)
+    multiprocessing.set_forkserver_preload(IMPORTED)
+    variables = {**os.environ, "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    multiprocessing.start_processes(_rank, (variables, task, arguments), ranks, start_method="forkserver")
 
 
-def _rank(rank: int, ranks: int, port: int, task: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
+def _rank(rank: int, variables: dict[str, str], task: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    os.environ.clear()  # they are those of the first test that started ranks
+    os.environ.update(variables, RANK=str(rank), LOCAL_RANK=str(rank))
     distributed = init_distributed(1, threads=1)
     task(distributed, *arguments)
     distributed.shutdown()
