@@ -26,7 +26,7 @@ _PREFIX = "HPC_TUMOR_"
 _OTHER_VARIABLES = {
     f"{_PREFIX}{name}"
     for name in (
-        "CLUSTER", "ACCOUNT", "RUNS", "CONFIG_DIR", "HINTS", "REAL_DATA", "REQUIRE_SLURM", "REQUIRE_PROGRAMS", "LONG",
+        "CLUSTER", "ACCOUNT", "RUNS", "CONFIG_DIR", "HINTS", "REAL_DATA", "REQUIRE_SLURM", "REQUIRE_PROGRAMS",
         "PARENT", "STEP_DELAY",
     )
 }  # fmt: skip

@@ -263,12 +263,8 @@ def test_the_table_of_models_does_without_torch() -> None:
     assert done.stdout.split()[-1] == "attention-unet:segmentation:240"
 
 
-<<<<<<< HEAD
 @pytest.mark.slow
-@pytest.mark.skipif(not torch.cpu.get_capabilities().get("avx512_bf16"), reason="this CPU has no bfloat16 instructions")
-=======
 @pytest.mark.skipif(not HAS_BFLOAT16, reason="this CPU has no bfloat16 instructions")
->>>>>>> campaign
 def test_narrow_attention_gates_survive_bfloat16_training_on_a_cpu() -> None:
     """A 1×1 convolution of stride 2 on fewer than 16 channels corrupts memory there: the process must live."""
     program = """if True:
