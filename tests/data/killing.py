@@ -81,7 +81,7 @@ def write_kinds(path: Path) -> None:
     file = path.open("a", encoding="utf-8")
 
     def write(call: str) -> None:
-        frame = sys._getframe(2)
+        frame = sys._getframe(2)  # noqa: SLF001 - the one way that Python has
         while frame.f_back and PACKAGE not in Path(frame.f_code.co_filename).parents:
             frame = frame.f_back
         print(call, frame.f_code.co_filename, frame.f_code.co_qualname, file=file, flush=True)
