@@ -18,14 +18,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from hpc_tumor import atomic
 from hpc_tumor.errors import UsageError
 from hpc_tumor.names import printable
+from hpc_tumor.system import atomic
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-    from hpc_tumor.results.layout import Table
+    from hpc_tumor.results.tables.layout import Table
 
 LOG_SECONDS = 5.0  # at least so long between two plain lines of progress
 LOG_WIDTH = 200  # columns where no window limits them

@@ -37,9 +37,9 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, Literal, get_args
 
-from hpc_tumor import atomic
 from hpc_tumor.config import Experiment
 from hpc_tumor.errors import DataError, HpcTumorError, UsageError
+from hpc_tumor.system import atomic
 from hpc_tumor.validation import build
 
 Damage = Literal["damaged", "missing"]  # to the weights of a best epoch

@@ -13,7 +13,7 @@ import platformdirs
 
 from hpc_tumor.config import Experiment
 from hpc_tumor.errors import UsageError, unknown
-from hpc_tumor.resources import NO_HOME
+from hpc_tumor.system.resources import NO_HOME
 from hpc_tumor.validation import build, fields_of, parse_text, unknown_setting
 
 _PACKAGE = Path(__file__).parent

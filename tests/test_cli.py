@@ -18,12 +18,12 @@ import pytest
 
 import hpc_tumor
 from hpc_tumor import cli
-from hpc_tumor.cluster.queue import RunState
-from hpc_tumor.cluster.tickets import take_ticket
+from hpc_tumor.cli.control import refuse_failures
+from hpc_tumor.cluster.node.local_queue import take_ticket
+from hpc_tumor.cluster.observe.queue import RunState
 from hpc_tumor.config import Experiment
-from hpc_tumor.control import refuse_failures
-from hpc_tumor.data.phantom import make_phantom
-from hpc_tumor.data.prepare import READERS, prepare_dataset
+from hpc_tumor.data.convert.prepare import READERS, prepare_dataset
+from hpc_tumor.data.phantom.dataset import make_phantom
 from hpc_tumor.errors import PartialFailure, TrainingError, UsageError
 from hpc_tumor.run_dir import RunDir
 
@@ -226,7 +226,7 @@ def test_what_was_not_foreseen_is_one_line(capsys: Captured, monkeypatch: pytest
     def fail(*arguments: object) -> None:
         raise ZeroDivisionError("division\nby zero")
 
-    monkeypatch.setattr("hpc_tumor.cluster.profiles.list_profiles", fail)
+    monkeypatch.setattr("hpc_tumor.cluster.describe.profiles.list_profiles", fail)
     assert cli.main(["clusters"]) == 1
     error = capsys.readouterr().err.splitlines()
     assert error[0] == "error: ZeroDivisionError: division by zero"
@@ -238,7 +238,7 @@ def test_interrupted(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hpc_tumor.cluster.profiles.list_profiles", interrupt)
+    monkeypatch.setattr("hpc_tumor.cluster.describe.profiles.list_profiles", interrupt)
     assert cli.main(["clusters"]) == 130
     assert capsys.readouterr().err.strip() == "interrupted"
 
@@ -458,7 +458,7 @@ def test_debugging_is_one_short_run_in_this_process(
         assert (overfit, anomaly) == (None, False)
         return "finished"
 
-    monkeypatch.setitem(sys.modules, "hpc_tumor.training.debug", SimpleNamespace(debug_run=debug_run))
+    monkeypatch.setitem(sys.modules, "hpc_tumor.training.inspect.debug", SimpleNamespace(debug_run=debug_run))
     assert cli.main([*UNET, "--debug"]) == 0
     ((experiment, run, pid),) = seen
     assert pid == os.getpid()
@@ -496,7 +496,7 @@ def test_options_of_debugging_reach_it(capsys: Captured, monkeypatch: pytest.Mon
         assert (overfit, anomaly) == (7, True)
         return "learned"
 
-    monkeypatch.setitem(sys.modules, "hpc_tumor.training.debug", SimpleNamespace(debug_run=debug_run))
+    monkeypatch.setitem(sys.modules, "hpc_tumor.training.inspect.debug", SimpleNamespace(debug_run=debug_run))
     options = ("--overfit", "7", "--anomaly", "--accumulate", "2", "--profile")
     assert cli.main([*UNET, "--debug", *options, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["outcome"] == "learned"
@@ -601,7 +601,7 @@ def test_a_debug_run_refused_before_it_trains_leaves_nothing(
     def refuse(experiment: object, run: RunDir, overfit: int | None, anomaly: bool) -> str:
         raise UsageError("no")
 
-    monkeypatch.setitem(sys.modules, "hpc_tumor.training.debug", SimpleNamespace(debug_run=refuse))
+    monkeypatch.setitem(sys.modules, "hpc_tumor.training.inspect.debug", SimpleNamespace(debug_run=refuse))
     before = snapshot(work)
     assert cli.main([*UNET, "--debug"]) == 2
     assert snapshot(work) == before

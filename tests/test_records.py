@@ -15,19 +15,19 @@ from typing import Any
 import pytest
 
 from hpc_tumor import cli
+from hpc_tumor.cli.views.runs import runs_table
 from hpc_tumor.cluster import slurm
-from hpc_tumor.cluster.efficiency import read_efficiency
-from hpc_tumor.cluster.job_record import JobRecord
-from hpc_tumor.cluster.logs import launcher_text, log_text
-from hpc_tumor.cluster.plan import make_plan
-from hpc_tumor.cluster.queue import read_states
-from hpc_tumor.cluster.submit import resume_run
+from hpc_tumor.cluster.launch.submit import resume_run
+from hpc_tumor.cluster.observe.efficiency import read_efficiency
+from hpc_tumor.cluster.observe.job_record import JobRecord
+from hpc_tumor.cluster.observe.logs import launcher_text, log_text
+from hpc_tumor.cluster.observe.queue import read_states
+from hpc_tumor.cluster.plan.plan import make_plan
 from hpc_tumor.config import ClusterProfile, Experiment
 from hpc_tumor.errors import DataError, UsageError
 from hpc_tumor.records import Status, read_events
-from hpc_tumor.results.collect import collect_runs
+from hpc_tumor.results.write.collect import collect_runs
 from hpc_tumor.run_dir import RunDir, find_runs
-from hpc_tumor.runs_view import runs_table
 from hpc_tumor.validation import build
 
 HOSTILE: list[Any] = [
@@ -78,7 +78,7 @@ def dump(path: Path, value: Any) -> None:
 def no_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slurm, "read_queue", lambda ids: {})
     monkeypatch.setattr(slurm, "read_accounting", lambda ids: {})
-    monkeypatch.setattr("hpc_tumor.cluster.efficiency.read_job_use", lambda ids: {})
+    monkeypatch.setattr("hpc_tumor.cluster.observe.efficiency.read_job_use", lambda ids: {})
 
 
 @pytest.mark.usefixtures("no_slurm")

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hpc_tumor.data.phantom import make_phantom
-from hpc_tumor.data.prepare import READERS, prepare_dataset
-from hpc_tumor.data.store import Store
+from hpc_tumor.data.convert.prepare import READERS, prepare_dataset
+from hpc_tumor.data.phantom.dataset import make_phantom
+from hpc_tumor.data.store.store import Store
 from hpc_tumor.errors import DataError, UsageError
+from hpc_tumor.experiments.request import Request, make_experiments
 from hpc_tumor.models import MODELS
-from hpc_tumor.request import Request, make_experiments
 
 
 @pytest.fixture(autouse=True)
@@ -200,7 +200,7 @@ def test_errors_name_where_the_value_came_from(
 
 def test_a_store_of_one_class_is_refused(tmp_path: Path) -> None:
     """As versions before made it of the folder of one class; prepare-data refuses that now."""
-    from hpc_tumor.data.zarr_nodes import write_column
+    from hpc_tumor.data.store.nodes import write_column
 
     make_phantom(tmp_path / "raw", "brain-mri", 8, seed=1)
     prepare_dataset(READERS["brain-mri"](), tmp_path / "raw", tmp_path / "one.zarr", workers=1)

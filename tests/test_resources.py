@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from hpc_tumor import resources
-from hpc_tumor.data.workers import default_workers
+from hpc_tumor.data.convert.workers import default_workers
+from hpc_tumor.system import resources
 
 GB = 1024**3
 

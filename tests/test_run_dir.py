@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from hpc_tumor import atomic
 from hpc_tumor.config import Experiment
 from hpc_tumor.errors import HpcTumorError, UsageError
 from hpc_tumor.run_dir import RunDir, find_runs, is_run, read_json, read_json_lines
+from hpc_tumor.system import atomic
 from hpc_tumor.validation import build
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from hpc_tumor import cli
-from hpc_tumor.cluster.queue import RunState
+from hpc_tumor.cli.views.runs import MOST_REASONS, MOST_WATCHED, choose, counts, runs_table, runs_view
+from hpc_tumor.cluster.observe.queue import RunState
 from hpc_tumor.errors import UsageError
 from hpc_tumor.run_dir import RunDir
-from hpc_tumor.runs_view import MOST_REASONS, MOST_WATCHED, choose, counts, runs_table, runs_view
 
 
 def state(number: int = 0, state: str = "running", model: str = "unet", **values: Any) -> RunState:

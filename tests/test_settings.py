@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hpc_tumor.errors import UsageError
-from hpc_tumor.job_file import read_job_file
+from hpc_tumor.experiments.job_file import read_job_file
 from hpc_tumor.models import MODELS
 from hpc_tumor.settings import full_name, merge, parse_assignments, preset, read_toml, resolve
 

@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 from benchmark_machine import describe_machine
 
-from hpc_tumor.results.collect import collect_runs
-from hpc_tumor.results.writing import write_results
+from hpc_tumor.results.write.collect import collect_runs
+from hpc_tumor.results.write.files import write_results
 from hpc_tumor.run_dir import find_runs
 from hpc_tumor.scores import classification_scores
 

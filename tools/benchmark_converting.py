@@ -27,12 +27,12 @@ import zarr
 from benchmark_machine import describe_machine
 from PIL import Image
 
-from hpc_tumor.data.brain_mri import IMAGE_SIZE, BrainMRIReader
-from hpc_tumor.data.brats import BraTSReader
 from hpc_tumor.data.case import Case, CaseReader
-from hpc_tumor.data.convert import Unit, convert_unit
-from hpc_tumor.data.phantom import make_phantom
-from hpc_tumor.data.prepare import prepare_dataset
+from hpc_tumor.data.convert.case import Unit, convert_unit
+from hpc_tumor.data.convert.prepare import prepare_dataset
+from hpc_tumor.data.phantom.dataset import make_phantom
+from hpc_tumor.data.raw.brain_mri import IMAGE_SIZE, BrainMRIReader
+from hpc_tumor.data.raw.brats import BraTSReader
 
 BRATS_2020 = 369  # patients
 BRAIN_MRI = 7023  # images

@@ -22,8 +22,8 @@ import numpy as np
 from benchmark_machine import describe_machine
 from PIL import Image, ImageDraw
 
-from hpc_tumor.data.brain_mri import BrainMRIReader, decode_grey, thumbnail
-from hpc_tumor.data.near_duplicates import SIDE, THRESHOLD, alike, features, near_duplicate_groups, similarity
+from hpc_tumor.data.raw.brain_mri import BrainMRIReader, decode_grey, thumbnail
+from hpc_tumor.data.splits.near_duplicates import SIDE, THRESHOLD, alike, features, near_duplicate_groups, similarity
 
 Turn, Filter = Image.Transpose, Image.Resampling
 Copy = Callable[[Image.Image], Image.Image]

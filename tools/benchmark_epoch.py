@@ -18,13 +18,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from hpc_tumor.config import Experiment
-from hpc_tumor.data.loader import epoch_order
+from hpc_tumor.data.feed.loader import epoch_order
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.training.distributed import Distributed
-from hpc_tumor.training.heartbeat import Heartbeat
 from hpc_tumor.training.loop import train_epoch
 from hpc_tumor.training.parts import make_parts
 from hpc_tumor.training.setup import set_up
+from hpc_tumor.training.watch.heartbeat import Heartbeat
 
 CPU = torch.device("cpu")
 WORKERS = 2  # of torch's DataLoader

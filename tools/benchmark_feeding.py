@@ -27,12 +27,12 @@ import numpy as np
 import torch
 from benchmark_machine import describe_machine
 
-from hpc_tumor.data.keeping import keep_rows
-from hpc_tumor.data.loader import READ_AHEAD, BatchLoader
-from hpc_tumor.data.phantom import make_phantom
-from hpc_tumor.data.prepare import detect_reader, prepare_dataset
-from hpc_tumor.data.samples import SlicePart
-from hpc_tumor.data.store import Store
+from hpc_tumor.data.convert.prepare import detect_reader, prepare_dataset
+from hpc_tumor.data.feed.keeping import keep_rows
+from hpc_tumor.data.feed.loader import READ_AHEAD, BatchLoader
+from hpc_tumor.data.feed.samples import SlicePart
+from hpc_tumor.data.phantom.dataset import make_phantom
+from hpc_tumor.data.store.store import Store
 
 SLICES, BATCH = 700, 32
 CPU = torch.device("cpu")

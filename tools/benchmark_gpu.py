@@ -40,8 +40,8 @@ from hpc_tumor.models import MODELS
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.loop import train
-from hpc_tumor.training.memory import peak_memory_gb
 from hpc_tumor.training.recipe import choose_precision
+from hpc_tumor.training.watch.memory import peak_memory_gb
 
 PUBLISHED = {"segmentation": 28_413, "classification": 5_712}  # samples of an epoch
 WARM = 5  # steps before the first that counts; torch.compile and cuDNN settle in them

@@ -18,11 +18,11 @@ import torch
 from benchmark_machine import describe_machine
 
 from hpc_tumor.data.case import LABELS, MODALITIES
-from hpc_tumor.data.loader import epoch_order
-from hpc_tumor.data.samples import SlicePart
-from hpc_tumor.data.splits import make_split, middle_pairs
-from hpc_tumor.data.store import SCHEMAS, Store
-from hpc_tumor.data.zarr_nodes import write_column, write_group
+from hpc_tumor.data.feed.loader import epoch_order
+from hpc_tumor.data.feed.samples import SlicePart
+from hpc_tumor.data.splits.splits import make_split, middle_pairs
+from hpc_tumor.data.store.nodes import write_column, write_group
+from hpc_tumor.data.store.store import SCHEMAS, Store
 
 DEPTH = 155
 

@@ -11,14 +11,14 @@ from benchmark_networks import CPU_BATCH, OwnTraining, experiment_of, own_traini
 from benchmark_workers import Answer, Job
 
 from hpc_tumor.config import Experiment
-from hpc_tumor.data.loader import Batch
+from hpc_tumor.data.feed.loader import Batch
 from hpc_tumor.models import MODELS
-from hpc_tumor.training.checkpoint import random_state, write_checkpoint
+from hpc_tumor.training.checkpoints.files import random_state, write_checkpoint
 from hpc_tumor.training.distributed import Distributed
-from hpc_tumor.training.evaluate import network_input
-from hpc_tumor.training.heartbeat import Heartbeat
 from hpc_tumor.training.loop import train_epoch
+from hpc_tumor.training.scoring.evaluate import network_input
 from hpc_tumor.training.step import augmented
+from hpc_tumor.training.watch.heartbeat import Heartbeat
 from hpc_tumor.training.working_set import Setup
 
 CPU = torch.device("cpu")

@@ -18,14 +18,14 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from hpc_tumor.config import Experiment
-from hpc_tumor.data.loader import Batch, epoch_order
+from hpc_tumor.data.feed.loader import Batch, epoch_order
 from hpc_tumor.models import MODELS, build_model
 from hpc_tumor.models.attention_unet import AttentionGate
-from hpc_tumor.models.blocks import upsample
-from hpc_tumor.models.depthwise import DepthwiseConv2d
-from hpc_tumor.models.dropout import Dropout
-from hpc_tumor.models.grey import FirstConv2d
-from hpc_tumor.models.mish_pool import MishPool
+from hpc_tumor.models.layers.blocks import upsample
+from hpc_tumor.models.layers.depthwise import DepthwiseConv2d
+from hpc_tumor.models.layers.dropout import Dropout
+from hpc_tumor.models.layers.grey import FirstConv2d
+from hpc_tumor.models.layers.mish_pool import MishPool
 from hpc_tumor.models.vit import DROPOUT, HEADS, WIDTH, EncoderLayer
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.settings import merge, resolve

@@ -21,13 +21,13 @@ from benchmark_machine import describe_machine
 
 from hpc_tumor.data.audit.images import scan_images
 from hpc_tumor.data.audit.memoriser import memorise_images
-from hpc_tumor.data.phantom import make_phantom
-from hpc_tumor.data.prepare import detect_reader, prepare_dataset
-from hpc_tumor.data.splits import split_of
-from hpc_tumor.data.store import Store
-from hpc_tumor.resources import available_cpus
+from hpc_tumor.data.convert.prepare import detect_reader, prepare_dataset
+from hpc_tumor.data.phantom.dataset import make_phantom
+from hpc_tumor.data.splits.splits import split_of
+from hpc_tumor.data.store.store import Store
 from hpc_tumor.run_dir import RunDir, read_json
 from hpc_tumor.settings import merge, resolve
+from hpc_tumor.system.resources import available_cpus
 from hpc_tumor.training.distributed import init_distributed
 from hpc_tumor.training.loop import train
 

@@ -36,7 +36,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hpc_tumor.models import MODELS
 from hpc_tumor.training.distributed import Distributed, init_distributed
-from hpc_tumor.training.evaluate import network_input
+from hpc_tumor.training.scoring.evaluate import network_input
 
 RANKS = 2
 WARM = 3  # steps before the first that counts

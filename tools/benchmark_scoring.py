@@ -31,22 +31,22 @@ from benchmark_machine import describe_machine
 from benchmark_networks import experiment_of
 from benchmark_workers import cores
 
-from hpc_tumor.data.loader import BatchLoader
-from hpc_tumor.data.phantom import make_phantom
-from hpc_tumor.data.prepare import detect_reader, prepare_dataset
-from hpc_tumor.data.samples import SlicePart
-from hpc_tumor.data.splits import middle_pairs
-from hpc_tumor.data.store import Store
+from hpc_tumor.data.convert.prepare import detect_reader, prepare_dataset
+from hpc_tumor.data.feed.loader import BatchLoader
+from hpc_tumor.data.feed.samples import SlicePart
+from hpc_tumor.data.phantom.dataset import make_phantom
+from hpc_tumor.data.splits.splits import middle_pairs
+from hpc_tumor.data.store.store import Store
 from hpc_tumor.models import MODELS, build_model
-from hpc_tumor.training import metrics
-from hpc_tumor.training.cleaning import choose_cleaning
 from hpc_tumor.training.distributed import Distributed
-from hpc_tumor.training.evaluate import evaluate
 from hpc_tumor.training.losses import build_loss
 from hpc_tumor.training.parts import EVALUATION_BATCH
 from hpc_tumor.training.recipe import choose_precision
-from hpc_tumor.training.surfaces import TOLERANCE, case_surfaces
-from hpc_tumor.training.volumes import Volumes
+from hpc_tumor.training.scoring import metrics
+from hpc_tumor.training.scoring.cleaning import choose_cleaning
+from hpc_tumor.training.scoring.evaluate import evaluate
+from hpc_tumor.training.scoring.surfaces import TOLERANCE, case_surfaces
+from hpc_tumor.training.scoring.volumes import Volumes
 
 CPU = torch.device("cpu")
 BITS = np.array([0, 1, 2, 4], dtype=np.uint8)  # of one predicted label

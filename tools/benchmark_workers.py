@@ -20,8 +20,8 @@ from typing import Any
 
 from benchmark_feeding import _brats_store, _real
 
-from hpc_tumor.data.phantom import make_phantom
-from hpc_tumor.data.prepare import detect_reader, prepare_dataset
+from hpc_tumor.data.convert.prepare import detect_reader, prepare_dataset
+from hpc_tumor.data.phantom.dataset import make_phantom
 
 Job = dict[str, Any]
 Answer = Callable[[str], Any]

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_tumor.data.listing import Listing, SourceFile, content_absent, read_source, walk
+from hpc_tumor.data.raw.files.listing import Listing, SourceFile, content_absent, read_source, walk
 from hpc_tumor.errors import DataError
 from hpc_tumor.names import is_plain, printable
 

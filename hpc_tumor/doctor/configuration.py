@@ -6,11 +6,11 @@ import shlex
 from pathlib import Path
 
 from hpc_tumor import settings
-from hpc_tumor.cluster.profiles import default_profile, find_profile, list_profiles, profile_files
+from hpc_tumor.cluster.describe.profiles import default_profile, find_profile, list_profiles, profile_files
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.doctor.finding import Finding, error, ok, warning
 from hpc_tumor.errors import UsageError
-from hpc_tumor.resources import expand_home, home_directory
+from hpc_tumor.system.resources import expand_home, home_directory
 
 
 def choose_cluster(name: str | None) -> tuple[ClusterProfile | None, list[Finding]]:

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from hpc_tumor.cluster.causes import remedy
-from hpc_tumor.cluster.facts import Facts, read_facts
-from hpc_tumor.cluster.profiles import LOCAL
+from hpc_tumor.cluster.describe.facts import Facts, read_facts
+from hpc_tumor.cluster.describe.profiles import LOCAL
+from hpc_tumor.cluster.observe.causes import remedy
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.doctor import node, slurm
 from hpc_tumor.doctor.configuration import check_configuration, choose_cluster, runs_folder

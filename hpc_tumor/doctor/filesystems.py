@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpc_tumor import atomic
+from hpc_tumor.system import atomic
 
 # Of which all nodes of a cluster usually see the same; others are this machine's own.
 SHARED = re.compile(

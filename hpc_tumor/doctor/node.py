@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hpc_tumor.cluster.causes import recognise
+from hpc_tumor.cluster.observe.causes import recognise
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.console import counted, duration, size
 from hpc_tumor.doctor.configuration import line_to_change

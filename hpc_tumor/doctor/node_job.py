@@ -14,21 +14,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hpc_tumor import atomic
 from hpc_tumor.cluster import slurm
-from hpc_tumor.cluster.facts import Facts
-from hpc_tumor.cluster.fit import fit_to_cluster
-from hpc_tumor.cluster.plan import Plan, make_plan
-from hpc_tumor.cluster.private import make_private
-from hpc_tumor.cluster.sbatch import submit_script
-from hpc_tumor.cluster.script import log_folder, sbatch_options, setup_lines
-from hpc_tumor.cluster.snapshot import take_snapshot, verified
+from hpc_tumor.cluster.describe.facts import Facts
+from hpc_tumor.cluster.launch.private import make_private
+from hpc_tumor.cluster.launch.sbatch import submit_script
+from hpc_tumor.cluster.launch.script import log_folder, sbatch_options, setup_lines
+from hpc_tumor.cluster.launch.snapshot import take_snapshot, verified
+from hpc_tumor.cluster.plan.fit import fit_to_cluster
+from hpc_tumor.cluster.plan.plan import Plan, make_plan
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.doctor.filesystems import existing
 from hpc_tumor.doctor.node_task import QUESTION, TOKEN, answer_path, meeting_path
 from hpc_tumor.errors import ClusterError
 from hpc_tumor.run_dir import read_json
-from hpc_tumor.signals import held
+from hpc_tumor.system import atomic
+from hpc_tumor.system.signals import held
 
 MINUTES = 5  # that the job may take; it needs about one
 PATIENCE = 300.0  # seconds in the queue

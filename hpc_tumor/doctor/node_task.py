@@ -17,10 +17,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from hpc_tumor import atomic
 from hpc_tumor.doctor.probe import probe_here
 from hpc_tumor.errors import HpcTumorError
-from hpc_tumor.resources import home_directory
+from hpc_tumor.system import atomic
+from hpc_tumor.system.resources import home_directory
 
 TOKEN, QUESTION = "token.txt", "question.json"
 _MEET_SECONDS = 90  # for two tasks to meet and to add a number up
@@ -55,7 +55,7 @@ def answer(folder: Path) -> dict[str, Any]:
 
 def meet(suffix: str) -> dict[str, Any]:
     """Add up a number over all tasks, over the network as training does: the backend, and the seconds that it took."""
-    from hpc_tumor.cluster.job import rendezvous
+    from hpc_tumor.cluster.node.job import rendezvous
 
     address, port = rendezvous(os.environ, suffix)
     os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port))

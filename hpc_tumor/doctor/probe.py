@@ -26,8 +26,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from hpc_tumor.python_children import python_variables
-from hpc_tumor.resources import available_cpus
+from hpc_tumor.system.python_children import python_variables
+from hpc_tumor.system.resources import available_cpus
 
 # What hpc-tumor needs, by the name that is installed and the name that is imported. The large ones last.
 IMPORTS = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable
 
-from hpc_tumor.cluster.facts import SECONDS, Facts, Limits, NodeKind, Partition
-from hpc_tumor.cluster.plan import hours, make_plan
+from hpc_tumor.cluster.describe.facts import SECONDS, Facts, Limits, NodeKind, Partition
+from hpc_tumor.cluster.plan.plan import hours, make_plan
 from hpc_tumor.cluster.slurm import run_slurm
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.console import counted

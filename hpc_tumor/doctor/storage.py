@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpc_tumor.cluster.profiles import LOCAL
+from hpc_tumor.cluster.describe.profiles import LOCAL
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.console import size
 from hpc_tumor.doctor.filesystems import Room, Trial, existing, room_in, try_writing
 from hpc_tumor.doctor.finding import Finding, error, ok, warning
 from hpc_tumor.errors import HpcTumorError, UsageError
-from hpc_tumor.resources import NO_HOME, expand_home, home_directory
+from hpc_tumor.system.resources import NO_HOME, expand_home, home_directory
 
 LEAST_BYTES, FEW_BYTES = 1_000_000_000, 10_000_000_000  # a run keeps up to some GB of checkpoints
 LEAST_FILES, FEW_FILES = 100, 5_000  # a run is some 30 files
@@ -154,7 +154,7 @@ def _elsewhere(name: str) -> str:
 
 
 def _store(path: Path, profile: ClusterProfile | None) -> list[Finding]:
-    from hpc_tumor.data.store import Store
+    from hpc_tumor.data.store.store import Store
 
     try:
         store = Store.open(path)

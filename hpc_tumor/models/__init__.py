@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 from hpc_tumor.errors import unknown
-from hpc_tumor.models import checks
+from hpc_tumor.models.layers import checks
 
 if TYPE_CHECKING:
     from torch import nn

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from hpc_tumor.models import checks
 from hpc_tumor.models.cnn import SMALLEST, pooled_side
-from hpc_tumor.models.grey import FirstConv2d
-from hpc_tumor.models.initialise import he_normal
+from hpc_tumor.models.layers import checks
+from hpc_tumor.models.layers.grey import FirstConv2d
+from hpc_tumor.models.layers.initialise import he_normal
 
 
 class AlexNet(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from hpc_tumor.models.blocks import (
+from hpc_tumor.models.layers.blocks import (
     Encoder,
     check_input,
     check_settings,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hpc_tumor.models.blocks import Encoder, check_input, check_settings, plain_block, upsample
-from hpc_tumor.models.initialise import he_normal
+from hpc_tumor.models.layers.blocks import Encoder, check_input, check_settings, plain_block, upsample
+from hpc_tumor.models.layers.initialise import he_normal
 
 
 class UNet(nn.Module):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from hpc_tumor.models import checks
-from hpc_tumor.models.dropout import Dropout
-from hpc_tumor.models.grey import FirstConv2d
-from hpc_tumor.models.initialise import he_normal
+from hpc_tumor.models.layers import checks
+from hpc_tumor.models.layers.dropout import Dropout
+from hpc_tumor.models.layers.grey import FirstConv2d
+from hpc_tumor.models.layers.initialise import he_normal
 
 GROUPS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 SMALLEST = 2 ** len(GROUPS)  # pixels per side that leave 1×1 after the last pooling

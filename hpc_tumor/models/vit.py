@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hpc_tumor.models import checks
-from hpc_tumor.models.dropout import Dropout, drop
-from hpc_tumor.models.grey import FirstConv2d
+from hpc_tumor.models.layers import checks
+from hpc_tumor.models.layers.dropout import Dropout, drop
+from hpc_tumor.models.layers.grey import FirstConv2d
 
 PATCH = 16  # pixels per side
 WIDTH = 512

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_tumor.data.brain_mri import PARTS
-from hpc_tumor.data.known_cases import TRAINED, VALIDATED, KnownCases, ids_of_split, read_known_cases
-from hpc_tumor.data.near_duplicates import nearest
-from hpc_tumor.data.patient_names import patient_of
-from hpc_tumor.data.sketch import THRESHOLD, likeness
+from hpc_tumor.data.raw.brain_mri import PARTS
+from hpc_tumor.data.raw.patient_names import patient_of
+from hpc_tumor.data.splits.known_cases import TRAINED, VALIDATED, KnownCases, ids_of_split, read_known_cases
+from hpc_tumor.data.splits.near_duplicates import nearest
+from hpc_tumor.data.splits.sketch import THRESHOLD, likeness
 from hpc_tumor.names import listed
 from hpc_tumor.run_dir import RunDir
 

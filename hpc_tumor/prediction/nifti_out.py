@@ -9,10 +9,10 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_tumor import atomic
 from hpc_tumor.data.case import LABELS, TUMOUR_LABELS
 from hpc_tumor.data.editions import Edition
-from hpc_tumor.data.nifti import NiftiFile
+from hpc_tumor.data.raw.files.nifti import NiftiFile
+from hpc_tumor.system import atomic
 
 try:
     from isal.igzip import compress as _compress

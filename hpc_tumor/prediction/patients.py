@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_tumor.data.assumptions import assumptions
 from hpc_tumor.data.brain import BrainStatistics, brain_statistics
-from hpc_tumor.data.brats import LABEL, assumed_of, open_case, read_intensities, read_labels
 from hpc_tumor.data.case import MODALITIES, TUMOUR_LABELS, Case, check_names
 from hpc_tumor.data.contrast import contrast
+from hpc_tumor.data.convert.assumptions import assumptions
 from hpc_tumor.data.editions import EDITIONS, USUAL, Edition, UncertainLabels, edition_of
-from hpc_tumor.data.nifti import NiftiFile
-from hpc_tumor.data.sketch import sketch
+from hpc_tumor.data.raw.brats import LABEL, assumed_of, open_case, read_intensities, read_labels
+from hpc_tumor.data.raw.files.nifti import NiftiFile
+from hpc_tumor.data.splits.sketch import sketch
 from hpc_tumor.errors import DataError, UsageError
 from hpc_tumor.names import listed
 from hpc_tumor.prediction.known import COLUMNS, Known, by_name_alone, columns, is_known
@@ -31,7 +31,7 @@ from hpc_tumor.prediction.scoring import score_case
 from hpc_tumor.prediction.trained import Trained
 from hpc_tumor.prediction.unlike import ScanFacts, unlike_notes
 from hpc_tumor.prediction.volume import Segmentation, cleaned, segment
-from hpc_tumor.training.metrics import LABELS
+from hpc_tumor.training.scoring.metrics import LABELS
 
 SCORES = "scores.csv"
 Progress = Callable[[int, int], None]

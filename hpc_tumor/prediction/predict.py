@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpc_tumor.data.brain_mri import IMAGE_SUFFIXES
-from hpc_tumor.data.brats import WANTED, all_patients
 from hpc_tumor.data.case import Listing, SourceFile, walk
-from hpc_tumor.data.leftovers import Leftovers, leftovers, no_cases, usable
+from hpc_tumor.data.raw.brain_mri import IMAGE_SUFFIXES
+from hpc_tumor.data.raw.brats import WANTED, all_patients
+from hpc_tumor.data.raw.leftovers import Leftovers, leftovers, no_cases, usable
 from hpc_tumor.errors import DataError, HpcTumorError, UsageError
 from hpc_tumor.names import printable
 from hpc_tumor.prediction.options import Options
@@ -182,7 +182,7 @@ def _name(listing: Listing) -> str:
 
 @contextmanager
 def _memory_suffices() -> Iterator[None]:
-    from hpc_tumor.training.memory import is_out_of_memory
+    from hpc_tumor.training.watch.memory import is_out_of_memory
 
     try:
         yield

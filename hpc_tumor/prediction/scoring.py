@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_tumor.training import metrics
-from hpc_tumor.training.surfaces import case_surfaces
+from hpc_tumor.training.scoring import metrics
+from hpc_tumor.training.scoring.surfaces import case_surfaces
 
 
 def score_case(

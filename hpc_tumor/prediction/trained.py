@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from hpc_tumor.data.editions import EDITIONS, USUAL, Edition
 from hpc_tumor.errors import DataError, UsageError, unknown
 from hpc_tumor.models import MODELS, build_model
-from hpc_tumor.resources import available_cpus
 from hpc_tumor.run_dir import Damage, RunDir, read_json, without_best
-from hpc_tumor.training.checkpoint import DamagedWeights, load_weights
-from hpc_tumor.training.cleaning import Cleaning
-from hpc_tumor.training.evaluate import flipped, network_input
-from hpc_tumor.training.memory import keep_freed_memory
+from hpc_tumor.system.resources import available_cpus
+from hpc_tumor.training.checkpoints.files import DamagedWeights, load_weights
 from hpc_tumor.training.recipe import Precision, choose_precision
+from hpc_tumor.training.scoring.cleaning import Cleaning
+from hpc_tumor.training.scoring.evaluate import flipped, network_input
+from hpc_tumor.training.watch.memory import keep_freed_memory
 
 PRECISIONS = ("auto", "bfloat16", "float16", "float32")
 DEVICES = ("auto", "cpu", "cuda")

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpc_tumor.data.contrast import Contrasts, exchanged, twins
-from hpc_tumor.data.known_cases import KnownCases
+from hpc_tumor.data.splits.known_cases import KnownCases
 from hpc_tumor.names import listed
 
 _VOLUME = 1.7  # times the largest brain trained on: a head is more than twice its brain; brains differ by less

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hpc_tumor.data.brain import BrainStatistics, is_outside
-from hpc_tumor.data.samples import exact_background, mean_and_scale, resize, standardise
+from hpc_tumor.data.feed.samples import exact_background, mean_and_scale, resize, standardise
 from hpc_tumor.models import MODELS
 from hpc_tumor.prediction.trained import Trained
-from hpc_tumor.training.cleaning import Cleaning
+from hpc_tumor.training.scoring.cleaning import Cleaning
 
 _ET = 4  # the bit of enhancing tumour
 

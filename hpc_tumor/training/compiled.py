@@ -16,12 +16,12 @@ import platformdirs
 import torch
 from torch import nn
 
-from hpc_tumor import atomic
-from hpc_tumor.data.loader import epoch_order
+from hpc_tumor.data.feed.loader import epoch_order
 from hpc_tumor.errors import UsageError
 from hpc_tumor.run_dir import read_json
-from hpc_tumor.training.checkpoint import random_state, set_random_state
-from hpc_tumor.training.evaluate import network_input
+from hpc_tumor.system import atomic
+from hpc_tumor.training.checkpoints.files import random_state, set_random_state
+from hpc_tumor.training.scoring.evaluate import network_input
 
 if TYPE_CHECKING:
     from hpc_tumor.training.working_set import Setup

@@ -12,23 +12,23 @@ from typing import Any, Literal
 
 import torch
 
-from hpc_tumor import atomic
 from hpc_tumor.config import Experiment
-from hpc_tumor.data.loader import epoch_order
+from hpc_tumor.data.feed.loader import epoch_order
 from hpc_tumor.errors import UsageError
 from hpc_tumor.run_dir import RunDir
-from hpc_tumor.training import metrics
+from hpc_tumor.system import atomic
+from hpc_tumor.training.checkpoints.saving import no_room
 from hpc_tumor.training.distributed import Distributed
-from hpc_tumor.training.heartbeat import Heartbeat, say
-from hpc_tumor.training.memory import is_out_of_memory, out_of_memory
-from hpc_tumor.training.mirror import Mirror
-from hpc_tumor.training.record import write_result
-from hpc_tumor.training.saving import no_room
+from hpc_tumor.training.inspect.tracing import Tracer
+from hpc_tumor.training.outputs.mirror import Mirror
+from hpc_tumor.training.outputs.record import write_result
 from hpc_tumor.training.schedule import learning_rate
+from hpc_tumor.training.scoring import metrics
 from hpc_tumor.training.setup import set_up
 from hpc_tumor.training.step import train_step
-from hpc_tumor.training.tracing import Tracer
-from hpc_tumor.training.usage import Usage
+from hpc_tumor.training.watch.heartbeat import Heartbeat, say
+from hpc_tumor.training.watch.memory import is_out_of_memory, out_of_memory
+from hpc_tumor.training.watch.usage import Usage
 from hpc_tumor.training.working_set import Setup
 
 Outcome = Literal["finished", "stopped"]

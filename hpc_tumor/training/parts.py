@@ -13,11 +13,11 @@ from torch import Tensor
 
 from hpc_tumor.config import CLASSIFICATION_SIZE, Experiment
 from hpc_tumor.data.case import TUMOUR_LABELS
-from hpc_tumor.data.keeping import Ranks, keep_rows
-from hpc_tumor.data.loader import BatchLoader
-from hpc_tumor.data.samples import ImagePart, Part, SlicePart
-from hpc_tumor.data.splits import Split, middle_pairs, split_of
-from hpc_tumor.data.store import Store
+from hpc_tumor.data.feed.keeping import Ranks, keep_rows
+from hpc_tumor.data.feed.loader import BatchLoader
+from hpc_tumor.data.feed.samples import ImagePart, Part, SlicePart
+from hpc_tumor.data.splits.splits import Split, middle_pairs, split_of
+from hpc_tumor.data.store.store import Store
 from hpc_tumor.errors import DataError
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.losses import balanced_weights

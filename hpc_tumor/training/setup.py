@@ -13,26 +13,26 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from hpc_tumor import atomic
 from hpc_tumor.config import Experiment, settings_by_name
-from hpc_tumor.data.known_cases import keep_known_cases
-from hpc_tumor.data.samples import SlicePart
-from hpc_tumor.data.split_file import write_split
+from hpc_tumor.data.feed.samples import SlicePart
+from hpc_tumor.data.splits.known_cases import keep_known_cases
+from hpc_tumor.data.splits.split_file import write_split
 from hpc_tumor.errors import TrainingError, UsageError
 from hpc_tumor.models import MODELS, build_model
 from hpc_tumor.records import read_events
 from hpc_tumor.run_dir import RunDir, read_json
+from hpc_tumor.system import atomic
 from hpc_tumor.training import compiled
 from hpc_tumor.training.announce import announce, name_of
 from hpc_tumor.training.average import WeightAverage
-from hpc_tumor.training.checkpoint import TrainState
+from hpc_tumor.training.checkpoints.files import TrainState
+from hpc_tumor.training.checkpoints.saving import Saver
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.losses import build_loss
-from hpc_tumor.training.memory import keep_freed_memory
 from hpc_tumor.training.parts import Parts, class_weights, make_parts
 from hpc_tumor.training.recipe import Precision, build_optimizer, choose_precision
-from hpc_tumor.training.saving import Saver
-from hpc_tumor.training.volumes import whole_cases
+from hpc_tumor.training.scoring.volumes import whole_cases
+from hpc_tumor.training.watch.memory import keep_freed_memory
 from hpc_tumor.training.working_set import Setup, rank_seed
 
 

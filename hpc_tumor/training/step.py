@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from hpc_tumor.data.augment import augment_images, draw_image_parameters
-from hpc_tumor.data.augment_slices import augment_slices, draw_slice_parameters
-from hpc_tumor.data.loader import Batch
-from hpc_tumor.training import metrics
-from hpc_tumor.training.evaluate import network_input
-from hpc_tumor.training.guard import total_norm
+from hpc_tumor.data.feed.augment import augment_images, draw_image_parameters
+from hpc_tumor.data.feed.augment_slices import augment_slices, draw_slice_parameters
+from hpc_tumor.data.feed.loader import Batch
 from hpc_tumor.training.schedule import learning_rate
+from hpc_tumor.training.scoring import metrics
+from hpc_tumor.training.scoring.evaluate import network_input
+from hpc_tumor.training.watch.guard import total_norm
 
 if TYPE_CHECKING:
     from hpc_tumor.training.working_set import Setup

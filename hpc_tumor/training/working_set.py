@@ -15,13 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from hpc_tumor.config import Experiment
-from hpc_tumor.data.loader import BatchLoader
-from hpc_tumor.data.store import Store
+from hpc_tumor.data.feed.loader import BatchLoader
+from hpc_tumor.data.store.store import Store
 from hpc_tumor.errors import DataError, HpcTumorError, TrainingError
 from hpc_tumor.run_dir import Damage, RunDir
-from hpc_tumor.training import metrics
 from hpc_tumor.training.average import WeightAverage
-from hpc_tumor.training.checkpoint import (
+from hpc_tumor.training.checkpoints.files import (
     DamagedWeights,
     TrainState,
     UnreadableWeights,
@@ -30,13 +29,14 @@ from hpc_tumor.training.checkpoint import (
     random_state,
     set_random_state,
 )
+from hpc_tumor.training.checkpoints.saving import Saver, find_last
 from hpc_tumor.training.distributed import Distributed
-from hpc_tumor.training.evaluate import Evaluation, evaluate
-from hpc_tumor.training.guard import FiniteGuard
 from hpc_tumor.training.losses import Loss
 from hpc_tumor.training.parts import Parts
 from hpc_tumor.training.recipe import Precision
-from hpc_tumor.training.saving import Saver, find_last
+from hpc_tumor.training.scoring import metrics
+from hpc_tumor.training.scoring.evaluate import Evaluation, evaluate
+from hpc_tumor.training.watch.guard import FiniteGuard
 
 EXCLUSIVE_LOSSES = ("dice-ce",)  # which teach a network to choose one label per pixel
 

@@ -14,10 +14,10 @@ from launching import wait_for
 from local_slurm import alone, lock_file, shared, slurm_tool
 from small_trainings import Launcher
 
-from hpc_tumor.cluster.facts import Facts, read_facts
-from hpc_tumor.data.phantom import make_phantom
-from hpc_tumor.data.prepare import prepare_dataset
-from hpc_tumor.data.sources import detect_reader
+from hpc_tumor.cluster.describe.facts import Facts, read_facts
+from hpc_tumor.data.convert.prepare import prepare_dataset
+from hpc_tumor.data.phantom.dataset import make_phantom
+from hpc_tumor.data.raw.sources import detect_reader
 from hpc_tumor.run_dir import RunDir
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from launching import events, small_experiment, wait_for
 
-from hpc_tumor.cluster.logs import log_text
-from hpc_tumor.cluster.plan import make_plan
-from hpc_tumor.cluster.profiles import find_profile
-from hpc_tumor.cluster.queue import RunState, read_states
-from hpc_tumor.cluster.submit import submit_experiment
+from hpc_tumor.cluster.describe.profiles import find_profile
+from hpc_tumor.cluster.launch.submit import submit_experiment
+from hpc_tumor.cluster.observe.logs import log_text
+from hpc_tumor.cluster.observe.queue import RunState, read_states
+from hpc_tumor.cluster.plan.plan import make_plan
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.run_dir import RunDir, read_json
 from hpc_tumor.settings import shipped

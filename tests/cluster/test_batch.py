@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from launching import events, profile_with, small_experiment
 
-from hpc_tumor import atomic
-from hpc_tumor.cluster import batch
-from hpc_tumor.cluster.causes import NO_ROOM
-from hpc_tumor.cluster.job import record_failure
-from hpc_tumor.cluster.plan import make_plan
-from hpc_tumor.cluster.snapshot import CODE_LOST, CODE_LOST_WORDS
+from hpc_tumor.cluster.launch.snapshot import CODE_LOST, CODE_LOST_WORDS
+from hpc_tumor.cluster.node import batch
+from hpc_tumor.cluster.node.job import record_failure
+from hpc_tumor.cluster.observe.causes import NO_ROOM
+from hpc_tumor.cluster.plan.plan import make_plan
 from hpc_tumor.records import Failure
 from hpc_tumor.run_dir import RunDir, read_json
+from hpc_tumor.system import atomic
 
 
 class Job:

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from hpc_tumor.cluster import convert_task
-from hpc_tumor.cluster.board import BEAT_LIMIT, Board
-from hpc_tumor.cluster.convert import conversion_on
-from hpc_tumor.data.brats import BraTSReader
+from hpc_tumor.cluster.convert import task as convert_task
+from hpc_tumor.cluster.convert.command import conversion_on
+from hpc_tumor.cluster.convert.work_queue import BEAT_LIMIT, Board
 from hpc_tumor.data.case import Case, CaseData, walk
-from hpc_tumor.data.convert import Unit
-from hpc_tumor.data.phantom import make_phantom
-from hpc_tumor.data.prepare import prepare_dataset
+from hpc_tumor.data.convert.case import Unit
+from hpc_tumor.data.convert.prepare import prepare_dataset
+from hpc_tumor.data.phantom.dataset import make_phantom
+from hpc_tumor.data.raw.brats import BraTSReader
 from hpc_tumor.errors import ClusterError, UsageError
 from hpc_tumor.settings import shipped
 

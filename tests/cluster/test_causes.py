@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hpc_tumor.cluster.causes import recognise, recognise_in, remedy
+from hpc_tumor.cluster.observe.causes import recognise, recognise_in, remedy
 
 
 @pytest.mark.parametrize(

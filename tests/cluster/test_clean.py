@@ -16,9 +16,9 @@ import pytest
 from launching import profile_with, small_experiment
 
 from hpc_tumor import cli
-from hpc_tumor.cluster.clean import QUIET_SECONDS, Cleaning, clean
-from hpc_tumor.cluster.submit import submitting
-from hpc_tumor.data.target import identity_of, open_target
+from hpc_tumor.cluster.launch.submit import submitting
+from hpc_tumor.cluster.observe.clean import QUIET_SECONDS, Cleaning, clean
+from hpc_tumor.data.convert.target import identity_of, open_target
 from hpc_tumor.run_dir import RunDir
 
 DAYS = 86_400.0
@@ -34,7 +34,7 @@ def squeue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (folder / name).chmod(0o755)
         (folder / f"{name}.says").touch()
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
-    monkeypatch.setattr("hpc_tumor.cluster.clean.list_profiles", lambda: ([], []))
+    monkeypatch.setattr("hpc_tumor.cluster.observe.clean.list_profiles", lambda: ([], []))
     return folder / "squeue.says"
 
 

@@ -13,15 +13,15 @@ from launching import small_experiment
 from sites import JEAN_ZAY, LEONARDO, ORFEO
 
 from hpc_tumor import cli
-from hpc_tumor.cluster import discover as discovery
-from hpc_tumor.cluster.discover import discover
-from hpc_tumor.cluster.facts import read_facts
-from hpc_tumor.cluster.fit import fit_to_cluster
-from hpc_tumor.cluster.plan import make_plan
-from hpc_tumor.cluster.profiles import find_profile, load_profile
-from hpc_tumor.cluster.site import Facts, Limits, NodeKind, Partition
-from hpc_tumor.cluster.submit import job_script
-from hpc_tumor.data.phantom import make_phantom
+from hpc_tumor.cluster.describe import discover as discovery
+from hpc_tumor.cluster.describe.discover import discover
+from hpc_tumor.cluster.describe.facts import read_facts
+from hpc_tumor.cluster.describe.profiles import find_profile, load_profile
+from hpc_tumor.cluster.describe.site import Facts, Limits, NodeKind, Partition
+from hpc_tumor.cluster.launch.submit import job_script
+from hpc_tumor.cluster.plan.fit import fit_to_cluster
+from hpc_tumor.cluster.plan.plan import make_plan
+from hpc_tumor.data.phantom.dataset import make_phantom
 from hpc_tumor.errors import ClusterError, UsageError
 
 Site = Callable[[dict[str, str]], Facts]

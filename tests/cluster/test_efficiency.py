@@ -11,11 +11,11 @@ from launching import small_experiment
 from test_queue import MadeUpSlurm
 
 from hpc_tumor import cli
-from hpc_tumor.cluster.accounting import parse_bytes, parse_seconds, read_job_use
-from hpc_tumor.cluster.advice import advise, kinds_of
-from hpc_tumor.cluster.efficiency import GB, Efficiency, read_efficiency
-from hpc_tumor.cluster.plan import Plan
-from hpc_tumor.efficiency_view import kinds_table, run_table, runs_table
+from hpc_tumor.cli.views.efficiency import kinds_table, run_table, runs_table
+from hpc_tumor.cluster.observe.accounting import parse_bytes, parse_seconds, read_job_use
+from hpc_tumor.cluster.observe.advice import advise, kinds_of
+from hpc_tumor.cluster.observe.efficiency import GB, Efficiency, read_efficiency
+from hpc_tumor.cluster.plan.plan import Plan
 from hpc_tumor.run_dir import RunDir
 
 PROFILE = {"node": {"gpus": 2, "cpus": 24, "memory_gb": 234}}

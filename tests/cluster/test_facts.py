@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from sites import JEAN_ZAY, LEONARDO, ORFEO
 
-from hpc_tumor.cluster import slurm_text
-from hpc_tumor.cluster.facts import read_facts
-from hpc_tumor.cluster.site import Facts, Limits, Partition
+from hpc_tumor.cluster.describe import slurm_text
+from hpc_tumor.cluster.describe.facts import read_facts
+from hpc_tumor.cluster.describe.site import Facts, Limits, Partition
 
 Site = Callable[[dict[str, str]], Facts]
 
@@ -186,5 +186,5 @@ def test_what_the_real_cluster_says(slurm: dict[str, str], strict_qos: str, monk
 
 
 def test_facts_do_not_import_torch() -> None:
-    code = "import sys, hpc_tumor.cluster.fit, hpc_tumor.cluster.discover; print('torch' in sys.modules)"
+    code = "import sys, hpc_tumor.cluster.plan.fit, hpc_tumor.cluster.describe.discover; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

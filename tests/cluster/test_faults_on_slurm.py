@@ -25,7 +25,7 @@ from small_trainings import (
     went_on_from,
 )
 
-from hpc_tumor.cluster.submit import resume_run
+from hpc_tumor.cluster.launch.submit import resume_run
 from hpc_tumor.errors import UsageError
 from hpc_tumor.run_dir import RunDir, read_json
 

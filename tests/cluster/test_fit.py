@@ -12,11 +12,11 @@ import pytest
 from launching import profile_with
 from sites import JEAN_ZAY, LEONARDO, ORFEO
 
-from hpc_tumor.cluster.facts import read_facts
-from hpc_tumor.cluster.fit import Fitted, fit_to_cluster
-from hpc_tumor.cluster.plan import Plan, make_plan
-from hpc_tumor.cluster.profiles import find_profile
-from hpc_tumor.cluster.site import Facts, Limits, NodeKind, Partition
+from hpc_tumor.cluster.describe.facts import read_facts
+from hpc_tumor.cluster.describe.profiles import find_profile
+from hpc_tumor.cluster.describe.site import Facts, Limits, NodeKind, Partition
+from hpc_tumor.cluster.plan.fit import Fitted, fit_to_cluster
+from hpc_tumor.cluster.plan.plan import Plan, make_plan
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.errors import UsageError
 

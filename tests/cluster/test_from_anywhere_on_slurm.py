@@ -14,8 +14,8 @@ import pytest
 from launching import STAND_IN, wait_for
 
 import hpc_tumor
-from hpc_tumor.cluster.logs import log_text
-from hpc_tumor.cluster.queue import read_states
+from hpc_tumor.cluster.observe.logs import log_text
+from hpc_tumor.cluster.observe.queue import read_states
 from hpc_tumor.run_dir import RunDir, find_runs, read_json
 
 pytestmark = pytest.mark.slow
@@ -55,7 +55,7 @@ def test_a_queued_job_runs_the_code_that_was_submitted(
     """Submitted from a folder of the worst name, then edited and broken while it waits: it finishes as it was."""
     monkeypatch.setenv("SLURM_CONF", slurm["SLURM_CONF"])
     run, job_id = submit_held(checkout, slurm)
-    (checkout / "hpc_tumor" / "cluster" / "job.py").write_text("raise RuntimeError('edited')\n")
+    (checkout / "hpc_tumor" / "cluster" / "node" / "job.py").write_text("raise RuntimeError('edited')\n")
     shutil.rmtree(checkout / "hpc_tumor" / "training")
     subprocess.run(["scontrol", "release", job_id], check=True)
     state = wait_for(lambda: not (state := read_states([run])[0]).alive and state, seconds=90)

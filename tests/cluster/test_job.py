@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from launching import events, small_experiment
 
-from hpc_tumor.cluster.job import RankFailure, StopFlag, record_failure, rendezvous
-from hpc_tumor.cluster.logs import log_text
+from hpc_tumor.cluster.node.job import RankFailure, StopFlag, record_failure, rendezvous
+from hpc_tumor.cluster.observe.logs import log_text
 from hpc_tumor.errors import ClusterError
 from hpc_tumor.run_dir import RunDir, read_json
-from hpc_tumor.training import watchdog
+from hpc_tumor.training.watch import watchdog
 
-MODULES = ("profiles", "plan", "job", "submit", "queue", "local", "logs")
+MODULES = ("describe.profiles", "plan.plan", "node.job", "launch.submit", "observe.queue", "node.local", "observe.logs")
 
 
 @pytest.fixture

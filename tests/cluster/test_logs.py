@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from launching import small_experiment
 
-from hpc_tumor.cluster.logs import follow, list_logs, log_text
+from hpc_tumor.cluster.observe.logs import follow, list_logs, log_text
 from hpc_tumor.run_dir import RunDir
 
 

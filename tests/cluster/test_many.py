@@ -18,19 +18,20 @@ import pytest
 from launching import events, profile_with, small_experiment
 
 import hpc_tumor
-from hpc_tumor import atomic, control, launch
-from hpc_tumor.cluster import snapshot
-from hpc_tumor.cluster.existing import find_same
-from hpc_tumor.cluster.plan import make_plan
-from hpc_tumor.cluster.private import code_folder, make_private
-from hpc_tumor.cluster.queue import read_states
-from hpc_tumor.cluster.submit import Wanted, array_script, grouped, resume_run, submit_all
+from hpc_tumor.cli import control, launch
+from hpc_tumor.cli.planning import Planned
+from hpc_tumor.cluster.launch import snapshot
+from hpc_tumor.cluster.launch.existing import find_same
+from hpc_tumor.cluster.launch.private import code_folder, make_private
+from hpc_tumor.cluster.launch.submit import Wanted, array_script, grouped, resume_run, submit_all
+from hpc_tumor.cluster.observe.queue import read_states
+from hpc_tumor.cluster.plan.plan import make_plan
 from hpc_tumor.config import ClusterProfile, settings_by_name
-from hpc_tumor.data.phantom import make_phantom
-from hpc_tumor.data.prepare import READERS, prepare_dataset
+from hpc_tumor.data.convert.prepare import READERS, prepare_dataset
+from hpc_tumor.data.phantom.dataset import make_phantom
 from hpc_tumor.errors import ClusterError, DataError, HpcTumorError, PartialFailure, UsageError
-from hpc_tumor.planning import Planned
 from hpc_tumor.run_dir import RunDir, find_runs, read_json
+from hpc_tumor.system import atomic
 
 SECRET = secrets.token_hex(8)
 COUNTS = '#!/bin/sh\necho x >> "$0.calls"; cp "$1" "$0.script"\necho "Submitted batch job $(wc -l < "$0.calls")"\n'
@@ -339,7 +340,7 @@ def test_a_snapshot_is_the_code_as_it_was(tmp_path: Path) -> None:
     path = snapshot.take_snapshot(tmp_path)
     assert {found.name for found in path.parent.iterdir()} == {path.name, "4567.zip"}
     assert path == snapshot.snapshot_path(tmp_path) == snapshot.take_snapshot(tmp_path)
-    code = "import hpc_tumor.cluster.job, hpc_tumor.training.schedule; print(hpc_tumor.__file__)"
+    code = "import hpc_tumor.cluster.node.job, hpc_tumor.training.schedule; print(hpc_tumor.__file__)"
     variables = {**os.environ, "PYTHONPATH": str(path), "PYTHONSAFEPATH": "1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=variables)
     assert done.stdout.strip() == f"{path}/hpc_tumor/__init__.py"
@@ -382,8 +383,8 @@ def test_two_commands_at_the_same_moment_start_a_run_once(tmp_path: Path, sbatch
     code = (
         "import sys; sys.path[:0] = sys.argv[1:3]\n"
         "from pathlib import Path; from launching import profile_with, small_experiment\n"
-        "from hpc_tumor import launch; from hpc_tumor.cluster.plan import make_plan\n"
-        "from hpc_tumor.cluster.submit import Wanted; from hpc_tumor.planning import Planned\n"
+        "from hpc_tumor import launch; from hpc_tumor.cluster.plan.plan import make_plan\n"
+        "from hpc_tumor.cluster.launch.submit import Wanted; from hpc_tumor.cli.planning import Planned\n"
         "profile = profile_with()\n"
         "launch.submit(Planned([Wanted(small_experiment(), make_plan(profile, 1))]), profile, Path('runs'))\n"
     )

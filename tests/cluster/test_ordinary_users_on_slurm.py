@@ -16,8 +16,8 @@ import pytest
 from launching import wait_for
 
 import hpc_tumor
-from hpc_tumor.cluster.logs import log_text
-from hpc_tumor.cluster.queue import read_states
+from hpc_tumor.cluster.observe.logs import log_text
+from hpc_tumor.cluster.observe.queue import read_states
 from hpc_tumor.run_dir import RunDir, find_runs, read_json
 
 pytestmark = pytest.mark.slow

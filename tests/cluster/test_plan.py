@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from launching import profile_with
 
-from hpc_tumor.cluster.plan import Plan, make_plan
-from hpc_tumor.cluster.profiles import local_profile
+from hpc_tumor.cluster.describe.profiles import local_profile
+from hpc_tumor.cluster.plan.plan import Plan, make_plan
 from hpc_tumor.errors import UsageError
 
 

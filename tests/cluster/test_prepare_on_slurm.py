@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from launching import wait_for
 
-from hpc_tumor.cluster.convert import conversion_on
-from hpc_tumor.data.phantom import make_phantom
-from hpc_tumor.data.prepare import PrepareSummary, detect_reader, prepare_dataset
-from hpc_tumor.data.store import Store
+from hpc_tumor.cluster.convert.command import conversion_on
+from hpc_tumor.data.convert.prepare import PrepareSummary, detect_reader, prepare_dataset
+from hpc_tumor.data.phantom.dataset import make_phantom
+from hpc_tumor.data.store.store import Store
 from hpc_tumor.errors import ClusterError, DataError
 from hpc_tumor.settings import shipped
 
@@ -58,7 +58,7 @@ def tasks_of(store: Path) -> list[int]:
             words = (entry / "cmdline").read_bytes().decode().split("\0") if entry.name.isdigit() else []
         except OSError:
             continue
-        if "hpc_tumor.cluster.convert_task" in words and any(str(store) in word for word in words):
+        if "hpc_tumor.cluster.convert.task" in words and any(str(store) in word for word in words):
             found.append(int(entry.name))
     return found
 

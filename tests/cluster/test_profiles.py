@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hpc_tumor import settings
-from hpc_tumor.cluster import profiles
+from hpc_tumor.cluster.describe import profiles
 from hpc_tumor.errors import UsageError
 
 TEXT = 'description = "mine"\n[slurm]\npartition = "{partition}"\n[node]\ngpus = 2\ncpus = 24\nmemory_gb = 234\n'

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from launching import profile_with, small_experiment
 
-from hpc_tumor.cluster import queue, slurm
-from hpc_tumor.cluster.job import record_failure
-from hpc_tumor.cluster.job_record import JobRecord
-from hpc_tumor.cluster.plan import make_plan
-from hpc_tumor.cluster.queue import cancel, read_states
+from hpc_tumor.cluster import slurm
+from hpc_tumor.cluster.node.job import record_failure
+from hpc_tumor.cluster.observe import queue
+from hpc_tumor.cluster.observe.job_record import JobRecord
+from hpc_tumor.cluster.observe.queue import cancel, read_states
+from hpc_tumor.cluster.plan.plan import make_plan
 from hpc_tumor.errors import ClusterError, UsageError
 from hpc_tumor.run_dir import RunDir, read_json
 

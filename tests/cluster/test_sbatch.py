@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 from launching import profile_with, small_experiment
 
-from hpc_tumor.cluster import sbatch
-from hpc_tumor.cluster.convert import conversion_on
-from hpc_tumor.cluster.facts import Facts
-from hpc_tumor.cluster.plan import make_plan
-from hpc_tumor.cluster.profiles import find_profile
-from hpc_tumor.cluster.sbatch import job_number, submit_script
+from hpc_tumor.cluster.convert.command import conversion_on
+from hpc_tumor.cluster.describe.facts import Facts
+from hpc_tumor.cluster.describe.profiles import find_profile
+from hpc_tumor.cluster.launch import sbatch
+from hpc_tumor.cluster.launch.sbatch import job_number, submit_script
+from hpc_tumor.cluster.launch.submit import Wanted, submit_all
+from hpc_tumor.cluster.plan.plan import make_plan
 from hpc_tumor.cluster.slurm import read_queue
-from hpc_tumor.cluster.submit import Wanted, submit_all
-from hpc_tumor.data.phantom import make_phantom
-from hpc_tumor.data.prepare import detect_reader, prepare_dataset
+from hpc_tumor.data.convert.prepare import detect_reader, prepare_dataset
+from hpc_tumor.data.phantom.dataset import make_phantom
 from hpc_tumor.doctor.node_job import plan_of, try_on_node
 from hpc_tumor.errors import ClusterError, UsageError
 from hpc_tumor.settings import shipped

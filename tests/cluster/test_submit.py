@@ -11,13 +11,13 @@ import pytest
 from launching import events, profile_with, small_experiment
 
 import hpc_tumor
-from hpc_tumor.cluster.causes import recognise
-from hpc_tumor.cluster.plan import make_plan
-from hpc_tumor.cluster.script import setup_lines
-from hpc_tumor.cluster.snapshot import CODE_LOST, snapshot_path
-from hpc_tumor.cluster.submit import array_script, job_script, resume_run, submit_experiment
+from hpc_tumor.cli.planning import sbatch_options
+from hpc_tumor.cluster.launch.script import setup_lines
+from hpc_tumor.cluster.launch.snapshot import CODE_LOST, snapshot_path
+from hpc_tumor.cluster.launch.submit import array_script, job_script, resume_run, submit_experiment
+from hpc_tumor.cluster.observe.causes import recognise
+from hpc_tumor.cluster.plan.plan import make_plan
 from hpc_tumor.errors import ClusterError, UsageError
-from hpc_tumor.planning import sbatch_options
 
 ACCEPTS = '#!/bin/sh\ncp "$1" "$0.script"; env > "$0.env"; echo "Submitted batch job 42"\n'
 REFUSES = (

@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 from launching import small_experiment, wait_for
 
-from hpc_tumor.cluster.accounting import JobUse, read_job_use
-from hpc_tumor.cluster.efficiency import read_efficiency
-from hpc_tumor.cluster.plan import make_plan
-from hpc_tumor.cluster.profiles import find_profile
-from hpc_tumor.cluster.queue import read_states
-from hpc_tumor.cluster.submit import submit_experiment
-from hpc_tumor.data.phantom import make_phantom
-from hpc_tumor.data.prepare import prepare_dataset
-from hpc_tumor.data.sources import inspect_source
+from hpc_tumor.cluster.describe.profiles import find_profile
+from hpc_tumor.cluster.launch.submit import submit_experiment
+from hpc_tumor.cluster.observe.accounting import JobUse, read_job_use
+from hpc_tumor.cluster.observe.efficiency import read_efficiency
+from hpc_tumor.cluster.observe.queue import read_states
+from hpc_tumor.cluster.plan.plan import make_plan
+from hpc_tumor.data.convert.prepare import prepare_dataset
+from hpc_tumor.data.phantom.dataset import make_phantom
+from hpc_tumor.data.raw.sources import inspect_source
 from hpc_tumor.run_dir import read_json
 
 

@@ -12,23 +12,27 @@ from types import SimpleNamespace
 import pytest
 from launching import profile_with, small_experiment
 
-from hpc_tumor import console, control
-from hpc_tumor.cluster import convert, convert_task, logs, slurm, watch
-from hpc_tumor.cluster.board import Board
-from hpc_tumor.cluster.convert import conversion_on
-from hpc_tumor.cluster.plan import make_plan
+from hpc_tumor import console
+from hpc_tumor.cli import control
+from hpc_tumor.cli.control import follow_log, watch_runs
+from hpc_tumor.cli.views.runs import runs_view
+from hpc_tumor.cluster import slurm
+from hpc_tumor.cluster.convert import command as convert
+from hpc_tumor.cluster.convert import task as convert_task
+from hpc_tumor.cluster.convert.command import conversion_on
+from hpc_tumor.cluster.convert.work_queue import Board
+from hpc_tumor.cluster.node.local_queue import Ticket, take_ticket
+from hpc_tumor.cluster.observe import logs, watch
+from hpc_tumor.cluster.observe.watch import LOOK_SECONDS, Watch
+from hpc_tumor.cluster.plan.plan import make_plan
 from hpc_tumor.cluster.slurm import WATCH_SECONDS, Pace
-from hpc_tumor.cluster.tickets import Ticket, take_ticket
-from hpc_tumor.cluster.watch import LOOK_SECONDS, Watch
 from hpc_tumor.console import Output
-from hpc_tumor.control import follow_log, watch_runs
-from hpc_tumor.data.brats import BraTSReader
-from hpc_tumor.data.phantom import make_phantom
-from hpc_tumor.data.prepare import prepare_dataset
+from hpc_tumor.data.convert.prepare import prepare_dataset
+from hpc_tumor.data.phantom.dataset import make_phantom
+from hpc_tumor.data.raw.brats import BraTSReader
 from hpc_tumor.doctor import node_job
 from hpc_tumor.doctor.node_job import PATIENCE, try_on_node
 from hpc_tumor.run_dir import RunDir
-from hpc_tumor.runs_view import runs_view
 from hpc_tumor.settings import shipped
 
 

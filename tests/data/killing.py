@@ -25,9 +25,9 @@ from typing import Any
 from raw_samples import tree
 
 import hpc_tumor
-from hpc_tumor.data.brain_mri import BrainMRIReader
-from hpc_tumor.data.brats import BraTSReader
-from hpc_tumor.data.prepare import prepare_dataset
+from hpc_tumor.data.convert.prepare import prepare_dataset
+from hpc_tumor.data.raw.brain_mri import BrainMRIReader
+from hpc_tumor.data.raw.brats import BraTSReader
 from hpc_tumor.errors import DataError
 
 CALLS = ("rename", "replace", "mkdir", "rmdir", "unlink", "fsync", "ftruncate")

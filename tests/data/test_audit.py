@@ -21,13 +21,13 @@ from hpc_tumor.data.audit.memoriser import nearest
 from hpc_tumor.data.audit.page import render_page
 from hpc_tumor.data.audit.shortcuts import cross_validate
 from hpc_tumor.data.audit.volumes import VolumeFacts, find_outliers
-from hpc_tumor.data.brain_mri import BrainMRIReader
-from hpc_tumor.data.brats import BraTSReader
-from hpc_tumor.data.prepare import prepare_dataset
-from hpc_tumor.data.splits import Split
-from hpc_tumor.data.store import Store
+from hpc_tumor.data.convert.prepare import prepare_dataset
+from hpc_tumor.data.raw.brain_mri import BrainMRIReader
+from hpc_tumor.data.raw.brats import BraTSReader
+from hpc_tumor.data.splits.splits import Split
+from hpc_tumor.data.store.store import Store
 from hpc_tumor.errors import DataError
-from hpc_tumor.request import experiment_for
+from hpc_tumor.experiments.request import experiment_for
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torchvision.transforms import functional as TF
 
-from hpc_tumor.data.augment import ImageParameters, augment_images, draw_image_parameters
+from hpc_tumor.data.feed.augment import ImageParameters, augment_images, draw_image_parameters
 
 SHAPES = [(1, 32, 32), (1, 64, 48), (3, 47, 65), (3, 240, 136), (1, 240, 240)]
 BILINEAR = TF.InterpolationMode.BILINEAR

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torchvision.transforms import functional as TF
 
-from hpc_tumor.data.augment_slices import SliceParameters, augment_slices, draw_slice_parameters
+from hpc_tumor.data.feed.augment_slices import SliceParameters, augment_slices, draw_slice_parameters
 
 SIDES = [(32, 32), (47, 65), (240, 96)]
 NEUTRAL = {

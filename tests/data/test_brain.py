@@ -12,9 +12,9 @@ from scipy import ndimage
 
 from hpc_tumor import cli
 from hpc_tumor.data.brain import brain_statistics, is_outside
-from hpc_tumor.data.loader import BatchLoader
-from hpc_tumor.data.samples import SlicePart
-from hpc_tumor.data.store import Store
+from hpc_tumor.data.feed.loader import BatchLoader
+from hpc_tumor.data.feed.samples import SlicePart
+from hpc_tumor.data.store.store import Store
 
 SHAPE = (24, 20, 12)
 

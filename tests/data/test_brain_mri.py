@@ -14,7 +14,9 @@ import pytest
 from PIL import Image
 from raw_samples import picture, real_data, write_pictures
 
-from hpc_tumor.data.brain_mri import (
+from hpc_tumor.data.case import CaseData
+from hpc_tumor.data.convert.prepare import prepare_dataset
+from hpc_tumor.data.raw.brain_mri import (
     BrainMRIReader,
     class_of,
     decode_grey,
@@ -23,9 +25,7 @@ from hpc_tumor.data.brain_mri import (
     reduced,
     thumbnail,
 )
-from hpc_tumor.data.case import CaseData
-from hpc_tumor.data.prepare import prepare_dataset
-from hpc_tumor.data.sources import detect_reader, inspect_source
+from hpc_tumor.data.raw.sources import detect_reader, inspect_source
 from hpc_tumor.errors import DataError
 
 READER = BrainMRIReader()
@@ -329,7 +329,7 @@ def test_damaged_images_print_nothing(tmp_path: Path) -> None:
             data[at + 8 : at + 10] = (9).to_bytes(2, "little")  # samples per pixel
     (tmp_path / "a.tif").write_bytes(data)
     code = (
-        "import sys; from pathlib import Path; from hpc_tumor.data.image_files import decode_grey\n"
+        "import sys; from pathlib import Path; from hpc_tumor.data.raw.files.image_files import decode_grey\n"
         "from hpc_tumor.errors import DataError\n"
         "try: decode_grey(Path(sys.argv[1]))\n"
         "except DataError: print('refused')"

@@ -11,10 +11,10 @@ import pytest
 from raw_samples import BRATS_2023, LPS, SHAPE, brain, real_data, save, tumour, write_case
 
 from hpc_tumor.data.brain import brain_statistics, label_counts
-from hpc_tumor.data.brats import BraTSReader
 from hpc_tumor.data.case import CaseData
-from hpc_tumor.data.nifti import open_nifti, read_nifti
-from hpc_tumor.data.sources import detect_reader, inspect_source
+from hpc_tumor.data.raw.brats import BraTSReader
+from hpc_tumor.data.raw.files.nifti import open_nifti, read_nifti
+from hpc_tumor.data.raw.sources import detect_reader, inspect_source
 from hpc_tumor.errors import DataError, UsageError
 
 READER = BraTSReader()

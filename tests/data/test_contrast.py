@@ -9,10 +9,10 @@ import pytest
 from numpy.typing import NDArray
 
 from hpc_tumor.data.brain import brain_statistics
-from hpc_tumor.data.brats import all_cases
 from hpc_tumor.data.case import walk
 from hpc_tumor.data.contrast import Contrasts, contrast, exchanged, twins
-from hpc_tumor.data.phantom_patient import patient
+from hpc_tumor.data.phantom.patient import patient
+from hpc_tumor.data.raw.brats import all_cases
 from hpc_tumor.prediction.patients import read_patient
 
 ORDERS = list(permutations(range(4)))

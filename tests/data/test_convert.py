@@ -13,10 +13,10 @@ import zarr
 from raw_samples import LPS, brain, real_data, save, tumour, write_case
 
 from hpc_tumor.data.brain import brain_statistics
-from hpc_tumor.data.brats import BraTSReader
-from hpc_tumor.data.convert import Row, Unit, convert_unit, pack_images, unpack_images
-from hpc_tumor.data.shards import pack_chunk
-from hpc_tumor.data.zarr_nodes import IMAGE_COMPRESSION
+from hpc_tumor.data.convert.case import Row, Unit, convert_unit, pack_images, unpack_images
+from hpc_tumor.data.raw.brats import BraTSReader
+from hpc_tumor.data.store.nodes import IMAGE_COMPRESSION
+from hpc_tumor.data.store.shards import pack_chunk
 
 READER = BraTSReader()
 

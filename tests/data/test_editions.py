@@ -13,7 +13,7 @@ from raw_samples import BRATS_2023, tumour, write_case
 
 from hpc_tumor import cli
 from hpc_tumor.data.editions import EDITIONS, UncertainLabels, edition_of, meaning_of
-from hpc_tumor.data.store import Store
+from hpc_tumor.data.store.store import Store
 
 GLI, YEAR_2021 = "BraTS-GLI-02063-100", "BraTS2021_00001"
 

@@ -18,14 +18,14 @@ from typing import Any
 import pytest
 from raw_samples import picture, tree, write_case, write_patients, write_pictures
 
-from hpc_tumor.data import workers, writers
-from hpc_tumor.data.brain_mri import BrainMRIReader
-from hpc_tumor.data.brats import BraTSReader
 from hpc_tumor.data.case import Case, CaseData
-from hpc_tumor.data.phantom import make_phantom
-from hpc_tumor.data.prepare import PrepareSummary, detect_reader, prepare_dataset
-from hpc_tumor.data.store import Store
-from hpc_tumor.data.workers import MOST_KILLS
+from hpc_tumor.data.convert import workers, writers
+from hpc_tumor.data.convert.prepare import PrepareSummary, detect_reader, prepare_dataset
+from hpc_tumor.data.convert.workers import MOST_KILLS
+from hpc_tumor.data.phantom.dataset import make_phantom
+from hpc_tumor.data.raw.brain_mri import BrainMRIReader
+from hpc_tumor.data.raw.brats import BraTSReader
+from hpc_tumor.data.store.store import Store
 from hpc_tumor.errors import DataError
 
 KINDS = pytest.mark.parametrize("images", [False, True])

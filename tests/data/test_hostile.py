@@ -22,18 +22,18 @@ import pytest
 from bounded import Watch, run
 from raw_samples import write_case
 
-from hpc_tumor.atomic import plain
 from hpc_tumor.data.brain import brain_statistics
-from hpc_tumor.data.brain_mri import BrainMRIReader
-from hpc_tumor.data.brats import BraTSReader
 from hpc_tumor.data.case import Case, SourceFile
-from hpc_tumor.data.clinical_table import read_table
-from hpc_tumor.data.h5_apart import H5Process, read_h5_apart
-from hpc_tumor.data.h5_slice import read_h5
-from hpc_tumor.data.image_files import MOST_PIXELS
-from hpc_tumor.data.nifti import MOST_VOXELS, read_nifti
-from hpc_tumor.data.ome import image_metadata
+from hpc_tumor.data.raw.brain_mri import BrainMRIReader
+from hpc_tumor.data.raw.brats import BraTSReader
+from hpc_tumor.data.raw.clinical_table import read_table
+from hpc_tumor.data.raw.files.h5_apart import H5Process, read_h5_apart
+from hpc_tumor.data.raw.files.h5_slice import read_h5
+from hpc_tumor.data.raw.files.image_files import MOST_PIXELS
+from hpc_tumor.data.raw.files.nifti import MOST_VOXELS, read_nifti
+from hpc_tumor.data.store.ome import image_metadata
 from hpc_tumor.errors import DataError
+from hpc_tumor.system.atomic import plain
 
 GZIP_RATIO = 1032
 PIXEL_BYTES = 30  # decoding and what follows, per pixel
@@ -219,7 +219,7 @@ def test_h5_file_is_not_blamed_for_what_one_before_it_did_to_the_reader(tmp_path
     path, harmed = tmp_path / "volume_1_slice_0.h5", tmp_path / "harmed"
     path.write_bytes(h5_sample())
     once = 'import os; input(); print(\'{"refused": "one before"}\', flush=True); input(); os.abort()'
-    script = 'if [ -e "$1" ]; then exec "$0" -P -m hpc_tumor.data.h5_apart; fi; touch "$1"; exec "$0" -c "$2"'
+    script = 'if [ -e "$1" ]; then exec "$0" -P -m hpc_tumor.data.raw.files.h5_apart; fi; touch "$1"; exec "$0" -c "$2"'
     process = H5Process(["sh", "-c", script, sys.executable, str(harmed), once])
     with pytest.raises(DataError, match="one before"):
         process.read(path, H5_DATASETS)

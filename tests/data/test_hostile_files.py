@@ -18,14 +18,14 @@ from fuzzing_images import hollow_png, png_chunks, png_joined
 from raw_samples import brain, picture, save, tree, write_case, write_patients, write_pictures
 from test_hostile_names import ODD, refused
 
-from hpc_tumor.data import listing as listing_module
 from hpc_tumor.data.brain import brain_statistics
-from hpc_tumor.data.brain_mri import decode_grey
-from hpc_tumor.data.brats import BraTSReader
-from hpc_tumor.data.listing import MOST_BYTES, read_source
-from hpc_tumor.data.nifti import MOST_VOXELS, read_nifti
-from hpc_tumor.data.ome import image_metadata
-from hpc_tumor.data.store import Store
+from hpc_tumor.data.raw.brain_mri import decode_grey
+from hpc_tumor.data.raw.brats import BraTSReader
+from hpc_tumor.data.raw.files import listing as listing_module
+from hpc_tumor.data.raw.files.listing import MOST_BYTES, read_source
+from hpc_tumor.data.raw.files.nifti import MOST_VOXELS, read_nifti
+from hpc_tumor.data.store.ome import image_metadata
+from hpc_tumor.data.store.store import Store
 from hpc_tumor.names import is_plain, printable
 
 

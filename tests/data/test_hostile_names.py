@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from raw_samples import picture, write_case, write_pictures
 
-from hpc_tumor.data import listing as listing_module
-from hpc_tumor.data.brain_mri import BrainMRIReader, decode_grey
-from hpc_tumor.data.brats import BraTSReader
-from hpc_tumor.data.listing import read_source, walk
-from hpc_tumor.data.nifti import read_nifti
-from hpc_tumor.data.prepare import prepare_dataset
-from hpc_tumor.data.store import Store
+from hpc_tumor.data.convert.prepare import prepare_dataset
+from hpc_tumor.data.raw.brain_mri import BrainMRIReader, decode_grey
+from hpc_tumor.data.raw.brats import BraTSReader
+from hpc_tumor.data.raw.files import listing as listing_module
+from hpc_tumor.data.raw.files.listing import read_source, walk
+from hpc_tumor.data.raw.files.nifti import read_nifti
+from hpc_tumor.data.store.store import Store
 from hpc_tumor.errors import DataError
 from hpc_tumor.names import is_plain, printable
 

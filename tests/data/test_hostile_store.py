@@ -15,10 +15,10 @@ import pytest
 from bounded import Watch, run
 from raw_samples import write_patients, write_pictures
 
-from hpc_tumor.data.brain_mri import BrainMRIReader
-from hpc_tumor.data.brats import BraTSReader
-from hpc_tumor.data.prepare import prepare_dataset
-from hpc_tumor.data.store import Store
+from hpc_tumor.data.convert.prepare import prepare_dataset
+from hpc_tumor.data.raw.brain_mri import BrainMRIReader
+from hpc_tumor.data.raw.brats import BraTSReader
+from hpc_tumor.data.store.store import Store
 
 
 def read_store(path: Path) -> dict[str, Any]:

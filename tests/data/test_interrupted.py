@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from raw_samples import picture, tree, write_case, write_patients, write_pictures
 
-from hpc_tumor.data.phantom import make_phantom
+from hpc_tumor.data.phantom.dataset import make_phantom
 
 HERE = Path(__file__).parent
 HOWS = ("new", "update", "overwrite")

@@ -12,13 +12,13 @@ import torch
 import torch.distributed as dist
 from raw_samples import write_patients
 
-from hpc_tumor.data.brats import BraTSReader
-from hpc_tumor.data.keeping import Ranks, keep_rows
-from hpc_tumor.data.loader import BatchLoader, epoch_order
-from hpc_tumor.data.prepare import prepare_dataset
-from hpc_tumor.data.rows import Rows
-from hpc_tumor.data.samples import SlicePart
-from hpc_tumor.data.store import Store
+from hpc_tumor.data.convert.prepare import prepare_dataset
+from hpc_tumor.data.feed.keeping import Ranks, keep_rows
+from hpc_tumor.data.feed.loader import BatchLoader, epoch_order
+from hpc_tumor.data.feed.rows import Rows
+from hpc_tumor.data.feed.samples import SlicePart
+from hpc_tumor.data.raw.brats import BraTSReader
+from hpc_tumor.data.store.store import Store
 from hpc_tumor.errors import UsageError
 
 CPU = torch.device("cpu")
@@ -95,7 +95,7 @@ def test_limits_are_kept() -> None:
 
 
 def test_more_than_the_memory_there_is_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hpc_tumor.data.keeping.available_memory", lambda: 1_000_000)
+    monkeypatch.setattr("hpc_tumor.data.feed.keeping.available_memory", lambda: 1_000_000)
     like = (np.empty((1, 1000), np.uint8),)
     assert keep_rows("auto", None, like, 400, CPU)[0] is not None
     assert keep_rows("auto", None, like, 600, CPU)[0] is None

@@ -14,15 +14,15 @@ from raw_samples import brain, save, tumour, write_case, write_patients, write_p
 from test_hostile_names import refused
 
 from hpc_tumor.cli import main
-from hpc_tumor.data.brats import BraTSReader
-from hpc_tumor.data.convert import Unit, UnitResult, convert_unit
-from hpc_tumor.data.listing import walk
-from hpc_tumor.data.prepare import PrepareSummary, inspect_source, prepare_dataset
-from hpc_tumor.data.sources import examine
-from hpc_tumor.data.store import Store
-from hpc_tumor.data.units import patient_units
+from hpc_tumor.cli.views.conversion import refused_cases
+from hpc_tumor.data.convert.case import Unit, UnitResult, convert_unit
+from hpc_tumor.data.convert.prepare import PrepareSummary, inspect_source, prepare_dataset
+from hpc_tumor.data.raw.brats import BraTSReader
+from hpc_tumor.data.raw.files.listing import walk
+from hpc_tumor.data.raw.sources import examine
+from hpc_tumor.data.splits.units import patient_units
+from hpc_tumor.data.store.store import Store
 from hpc_tumor.errors import DataError
-from hpc_tumor.views import refused_cases
 
 ANNEXED = "../.git/annex/objects/ab/absent"
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n"
@@ -448,9 +448,9 @@ def test_other_things_than_a_dataset_get_the_sentence_that_helps(tmp_path: Path)
     (b'{"message": "Not Found"}', "JSON text"), (bytes(3000), "a file of zeros"),
 ])  # fmt: skip
 def test_files_are_called_what_they_are_by_every_reader(tmp_path: Path, content: bytes, kind: str) -> None:
-    from hpc_tumor.data.brain_mri import decode_grey
-    from hpc_tumor.data.h5_slice import read_h5
-    from hpc_tumor.data.nifti import read_nifti
+    from hpc_tumor.data.raw.brain_mri import decode_grey
+    from hpc_tumor.data.raw.files.h5_slice import read_h5
+    from hpc_tumor.data.raw.files.nifti import read_nifti
 
     for name, read in (
         ("a.nii", read_nifti), ("a.nii.gz", read_nifti), ("a.jpg", decode_grey), ("a.tif", decode_grey),

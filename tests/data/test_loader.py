@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpc_tumor.data.case import LABELS
-from hpc_tumor.data.loader import BatchLoader, epoch_order
-from hpc_tumor.data.samples import ImagePart, SlicePart, halve, resize
+from hpc_tumor.data.feed.loader import BatchLoader, epoch_order
+from hpc_tumor.data.feed.samples import ImagePart, SlicePart, halve, resize
 
 CPU = torch.device("cpu")
 

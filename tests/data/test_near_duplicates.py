@@ -11,9 +11,17 @@ from PIL import Image
 from raw_samples import real_data
 from scipy.ndimage import gaussian_filter
 
-from hpc_tumor.data import joining, near_duplicates
-from hpc_tumor.data.brain_mri import BrainMRIReader, decode_grey, thumbnail
-from hpc_tumor.data.near_duplicates import BLUR, SIDE, THRESHOLD, features, near_duplicate_groups, nearest, similarity
+from hpc_tumor.data.raw.brain_mri import BrainMRIReader, decode_grey, thumbnail
+from hpc_tumor.data.splits import joining, near_duplicates
+from hpc_tumor.data.splits.near_duplicates import (
+    BLUR,
+    SIDE,
+    THRESHOLD,
+    features,
+    near_duplicate_groups,
+    nearest,
+    similarity,
+)
 
 Turn = Image.Transpose
 

@@ -11,9 +11,9 @@ import pytest
 import tensorstore
 from raw_samples import LPS, real_data, write_case, write_patients
 
-from hpc_tumor.data.brats import BraTSReader
-from hpc_tumor.data.prepare import prepare_dataset
-from hpc_tumor.data.store import Store
+from hpc_tumor.data.convert.prepare import prepare_dataset
+from hpc_tumor.data.raw.brats import BraTSReader
+from hpc_tumor.data.store.store import Store
 
 
 def open_case(folder: Path) -> dict[str, Any]:

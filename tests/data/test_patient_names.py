@@ -8,7 +8,7 @@ import time
 import pytest
 from raw_samples import real_data
 
-from hpc_tumor.data.patient_names import NAMINGS, Naming, patient_of
+from hpc_tumor.data.raw.patient_names import NAMINGS, Naming, patient_of
 
 
 @pytest.mark.parametrize("naming", NAMINGS, ids=lambda naming: naming.source)

@@ -14,10 +14,16 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from hpc_tumor.data import phantom
-from hpc_tumor.data.phantom import BRATS_SHAPE, SMALLEST_SHAPE, make_brain_mri_phantom, make_brats_phantom, make_phantom
-from hpc_tumor.data.phantom_patient import patient, smooth_noise
-from hpc_tumor.data.phantom_slice import CLASSES, PAINT_SIGN, Canvas, paint_head
+from hpc_tumor.data.phantom import dataset as phantom
+from hpc_tumor.data.phantom.dataset import (
+    BRATS_SHAPE,
+    SMALLEST_SHAPE,
+    make_brain_mri_phantom,
+    make_brats_phantom,
+    make_phantom,
+)
+from hpc_tumor.data.phantom.patient import patient, smooth_noise
+from hpc_tumor.data.phantom.slices import CLASSES, PAINT_SIGN, Canvas, paint_head
 from hpc_tumor.errors import HpcTumorError, UsageError
 
 SMALL = (64, 64, 24)

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 from raw_samples import picture, real_data, save, tree, tumour, write_case, write_patients, write_pictures
 
-from hpc_tumor.data import convert, zarr_nodes
-from hpc_tumor.data.brain_mri import BrainMRIReader
-from hpc_tumor.data.brats import BraTSReader
-from hpc_tumor.data.prepare import PrepareSummary, prepare_dataset
-from hpc_tumor.data.store import Store, read_about
-from hpc_tumor.data.zarr_nodes import group_json
+from hpc_tumor.data.convert import case as convert
+from hpc_tumor.data.convert.prepare import PrepareSummary, prepare_dataset
+from hpc_tumor.data.raw.brain_mri import BrainMRIReader
+from hpc_tumor.data.raw.brats import BraTSReader
+from hpc_tumor.data.store import nodes as zarr_nodes
+from hpc_tumor.data.store.nodes import group_json
+from hpc_tumor.data.store.store import Store, read_about
 from hpc_tumor.errors import DataError, UsageError
 
 BRATS, BRAIN_MRI = BraTSReader(), BrainMRIReader(size=64)

@@ -16,9 +16,9 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpc_tumor.data import shards
-from hpc_tumor.data.shards import DamagedError, ShardFiles
-from hpc_tumor.data.zarr_nodes import IMAGE_COMPRESSION, VOLUME_COMPRESSION, ArrayLayout, read_array, write_array
+from hpc_tumor.data.store import shards
+from hpc_tumor.data.store.nodes import IMAGE_COMPRESSION, VOLUME_COMPRESSION, ArrayLayout, read_array, write_array
+from hpc_tumor.data.store.shards import DamagedError, ShardFiles
 
 DRAW = np.random.default_rng(0)
 

@@ -10,11 +10,11 @@ import pytest
 from numpy.typing import NDArray
 from raw_samples import real_data
 
-from hpc_tumor.data import sketch as sketch_module
 from hpc_tumor.data.brain import brain_statistics
-from hpc_tumor.data.brats import BraTSReader
-from hpc_tumor.data.phantom_patient import patient
-from hpc_tumor.data.sketch import (
+from hpc_tumor.data.phantom.patient import patient
+from hpc_tumor.data.raw.brats import BraTSReader
+from hpc_tumor.data.splits import sketch as sketch_module
+from hpc_tumor.data.splits.sketch import (
     THRESHOLD,
     Sketches,
     alike,

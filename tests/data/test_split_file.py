@@ -12,12 +12,12 @@ from raw_samples import write_patients, write_pictures
 
 from hpc_tumor.cli import main
 from hpc_tumor.config import Experiment
-from hpc_tumor.data.brain_mri import BrainMRIReader
-from hpc_tumor.data.brats import BraTSReader
-from hpc_tumor.data.prepare import prepare_dataset
-from hpc_tumor.data.split_file import read_split, write_split
-from hpc_tumor.data.splits import make_split, split_of
-from hpc_tumor.data.store import Store
+from hpc_tumor.data.convert.prepare import prepare_dataset
+from hpc_tumor.data.raw.brain_mri import BrainMRIReader
+from hpc_tumor.data.raw.brats import BraTSReader
+from hpc_tumor.data.splits.split_file import read_split, write_split
+from hpc_tumor.data.splits.splits import make_split, split_of
+from hpc_tumor.data.store.store import Store
 from hpc_tumor.errors import DataError, UsageError
 
 

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from raw_samples import real_data
 
-from hpc_tumor.data.brain_mri import BrainMRIReader
-from hpc_tumor.data.dealing import Unit, deal, draw
-from hpc_tumor.data.prepare import prepare_dataset
-from hpc_tumor.data.splits import Split, make_split, middle_slices
-from hpc_tumor.data.store import Store
-from hpc_tumor.data.units import patient_units
+from hpc_tumor.data.convert.prepare import prepare_dataset
+from hpc_tumor.data.raw.brain_mri import BrainMRIReader
+from hpc_tumor.data.splits.folds import Unit, deal, draw
+from hpc_tumor.data.splits.splits import Split, make_split, middle_slices
+from hpc_tumor.data.splits.units import patient_units
+from hpc_tumor.data.store.store import Store
 from hpc_tumor.errors import DataError, UsageError
 
 

@@ -15,19 +15,19 @@ from types import SimpleNamespace
 
 import pytest
 
-from hpc_tumor.data import staging
-from hpc_tumor.data.node_disk import lock_of, own_folder
-from hpc_tumor.data.phantom import make_phantom
-from hpc_tumor.data.prepare import prepare_dataset
-from hpc_tumor.data.sources import inspect_source
-from hpc_tumor.data.staging import list_files, staged
-from hpc_tumor.data.store import Store, read_about
+from hpc_tumor.data.convert.prepare import prepare_dataset
+from hpc_tumor.data.feed import staging
+from hpc_tumor.data.feed.node_disk import lock_of, own_folder
+from hpc_tumor.data.feed.staging import list_files, staged
+from hpc_tumor.data.phantom.dataset import make_phantom
+from hpc_tumor.data.raw.sources import inspect_source
+from hpc_tumor.data.store.store import Store, read_about
 
 # A job on the same node: says what it did, and holds the copy until it is told to go on.
 _JOB = """
 import os, signal, sys
 from pathlib import Path
-from hpc_tumor.data.staging import staged
+from hpc_tumor.data.feed.staging import staged
 
 copied = []
 

@@ -13,15 +13,15 @@ import torch
 import zarr
 from raw_samples import LPS, brain, real_data, tumour, write_case, write_patients, write_pictures
 
-from hpc_tumor.data.brain_mri import BrainMRIReader
-from hpc_tumor.data.brats import BraTSReader
 from hpc_tumor.data.case import LABELS
-from hpc_tumor.data.loader import BatchLoader, epoch_order
-from hpc_tumor.data.prepare import prepare_dataset
-from hpc_tumor.data.samples import SlicePart
-from hpc_tumor.data.splits import make_split
-from hpc_tumor.data.store import Store
-from hpc_tumor.data.zarr_nodes import group_json, write_array, write_group
+from hpc_tumor.data.convert.prepare import prepare_dataset
+from hpc_tumor.data.feed.loader import BatchLoader, epoch_order
+from hpc_tumor.data.feed.samples import SlicePart
+from hpc_tumor.data.raw.brain_mri import BrainMRIReader
+from hpc_tumor.data.raw.brats import BraTSReader
+from hpc_tumor.data.splits.splits import make_split
+from hpc_tumor.data.store.nodes import group_json, write_array, write_group
+from hpc_tumor.data.store.store import Store
 from hpc_tumor.errors import DataError
 
 

@@ -16,14 +16,13 @@ from hpc_tumor import cli
 from hpc_tumor.data.audit.audit import audit_store
 from hpc_tumor.data.audit.duplicates import case_duplicates
 from hpc_tumor.data.audit.volumes import VolumeFacts
-from hpc_tumor.data.brats import BraTSReader
-from hpc_tumor.data.joining import connected
-from hpc_tumor.data.prepare import prepare_dataset
-from hpc_tumor.data.sketch import same_scans
-from hpc_tumor.data.split_file import leak_of
-from hpc_tumor.data.splits import make_split
-from hpc_tumor.data.store import Store
-from hpc_tumor.data.units import (
+from hpc_tumor.data.convert.prepare import prepare_dataset
+from hpc_tumor.data.raw.brats import BraTSReader
+from hpc_tumor.data.splits.joining import connected
+from hpc_tumor.data.splits.sketch import same_scans
+from hpc_tumor.data.splits.split_file import leak_of
+from hpc_tumor.data.splits.splits import make_split
+from hpc_tumor.data.splits.units import (
     MOST_NEAR,
     describe_patients,
     doubtful_joins,
@@ -31,8 +30,9 @@ from hpc_tumor.data.units import (
     patient_units,
     repeated_cases,
 )
+from hpc_tumor.data.store.store import Store
 from hpc_tumor.errors import DataError
-from hpc_tumor.request import experiment_for
+from hpc_tumor.experiments.request import experiment_for
 
 Change = Callable[[np.ndarray], np.ndarray]
 

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from hpc_tumor import cli
-from hpc_tumor.cluster.plan import Plan
+from hpc_tumor.cli.views.doctor import show
+from hpc_tumor.cluster.plan.plan import Plan
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.doctor.finding import Finding, Section, error
 from hpc_tumor.doctor.node import judge
 from hpc_tumor.doctor.node_job import Outcome
 from hpc_tumor.doctor.probe import Gpu, Probe, TorchFacts
-from hpc_tumor.doctor.view import show
 from hpc_tumor.validation import build
 
 Captured = pytest.CaptureFixture[str]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hpc_tumor.cluster.profiles import list_profiles
+from hpc_tumor.cluster.describe.profiles import list_profiles
 from hpc_tumor.doctor.finding import Finding
 from hpc_tumor.doctor.gpu import check_gpus, check_model
 from hpc_tumor.doctor.gpu_models import capability_of, least_driver, precision_on, runs_on

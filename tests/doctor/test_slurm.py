@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hpc_tumor.cluster.facts import Facts, Limits, NodeKind, Partition, read_facts
+from hpc_tumor.cluster.describe.facts import Facts, Limits, NodeKind, Partition, read_facts
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.doctor.configuration import check_configuration, choose_cluster
 from hpc_tumor.doctor.finding import Finding, Section, error, exit_code, ok, warning

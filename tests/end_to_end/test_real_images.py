@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from hpc_tumor.data.prepare import prepare_dataset
-from hpc_tumor.data.sources import inspect_source
+from hpc_tumor.data.convert.prepare import prepare_dataset
+from hpc_tumor.data.raw.sources import inspect_source
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.settings import resolve
 from hpc_tumor.training.distributed import init_distributed

@@ -12,9 +12,9 @@ from PIL import Image
 
 from hpc_tumor import cli
 from hpc_tumor.data.case import walk
-from hpc_tumor.data.loader import BatchLoader
-from hpc_tumor.data.samples import ImagePart
-from hpc_tumor.data.store import Store
+from hpc_tumor.data.feed.loader import BatchLoader
+from hpc_tumor.data.feed.samples import ImagePart
+from hpc_tumor.data.store.store import Store
 from hpc_tumor.prediction.images import read_picture
 from hpc_tumor.prediction.trained import load_trained
 from hpc_tumor.run_dir import RunDir
@@ -59,7 +59,7 @@ def test_pixels_are_those_of_the_store(images: Path) -> None:
 
 
 def test_sizes_that_do_not_halve(images: Path, cnn_run: RunDir) -> None:
-    from hpc_tumor.data.samples import unit_images
+    from hpc_tumor.data.feed.samples import unit_images
 
     store = Store.open(images.with_suffix(".zarr"))
     part = ImagePart(store, np.arange(4), torch.device("cpu"), 96)

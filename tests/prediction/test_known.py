@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 
 from hpc_tumor import cli
-from hpc_tumor.data.known_cases import KnownCases, keep_known_cases, read_known_cases, write_known_cases
-from hpc_tumor.data.split_file import read_split
-from hpc_tumor.data.store import Store
+from hpc_tumor.data.splits.known_cases import KnownCases, keep_known_cases, read_known_cases, write_known_cases
+from hpc_tumor.data.splits.split_file import read_split
+from hpc_tumor.data.store.store import Store
 from hpc_tumor.prediction.known import Known, Match, load_known
 from hpc_tumor.run_dir import RunDir
 

@@ -11,9 +11,9 @@ import pytest
 from trained_runs import trained_run
 
 from hpc_tumor import cli
-from hpc_tumor.data.prepare import prepare_dataset
-from hpc_tumor.data.sources import inspect_source
-from hpc_tumor.data.store import Store
+from hpc_tumor.data.convert.prepare import prepare_dataset
+from hpc_tumor.data.raw.sources import inspect_source
+from hpc_tumor.data.store.store import Store
 from hpc_tumor.run_dir import RunDir
 
 

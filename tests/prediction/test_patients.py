@@ -13,16 +13,17 @@ import pytest
 import torch
 from trained_runs import trained_run, untrained_run
 
-from hpc_tumor import atomic, cli
+from hpc_tumor import cli
 from hpc_tumor.data.brain import brain_statistics
-from hpc_tumor.data.brats import all_cases
 from hpc_tumor.data.case import walk
-from hpc_tumor.data.store import Store
+from hpc_tumor.data.raw.brats import all_cases
+from hpc_tumor.data.store.store import Store
 from hpc_tumor.prediction.export import OLDEST_TORCH
 from hpc_tumor.prediction.patients import read_patient
 from hpc_tumor.prediction.scoring import score_case
 from hpc_tumor.run_dir import RunDir
-from hpc_tumor.training.metrics import LABELS
+from hpc_tumor.system import atomic
+from hpc_tumor.training.scoring.metrics import LABELS
 
 IN_FLOAT32 = ("--precision", "float32", "--device", "cpu")
 

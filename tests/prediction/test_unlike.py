@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from hpc_tumor import cli
-from hpc_tumor.data.known_cases import KnownCases
+from hpc_tumor.data.splits.known_cases import KnownCases
 from hpc_tumor.prediction.unlike import ScanFacts, unlike_notes
 from hpc_tumor.run_dir import RunDir
 

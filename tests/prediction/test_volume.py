@@ -8,11 +8,11 @@ import torch
 from trained_runs import untrained_run
 
 from hpc_tumor.data.brain import brain_statistics
-from hpc_tumor.data.brats import all_cases
 from hpc_tumor.data.case import walk
-from hpc_tumor.data.loader import BatchLoader
-from hpc_tumor.data.samples import SlicePart
-from hpc_tumor.data.store import Store
+from hpc_tumor.data.feed.loader import BatchLoader
+from hpc_tumor.data.feed.samples import SlicePart
+from hpc_tumor.data.raw.brats import all_cases
+from hpc_tumor.data.store.store import Store
 from hpc_tumor.prediction.patients import Patient, read_patient
 from hpc_tumor.prediction.trained import Trained, load_trained
 from hpc_tumor.prediction.volume import (
@@ -26,8 +26,8 @@ from hpc_tumor.prediction.volume import (
     standardised,
 )
 from hpc_tumor.run_dir import RunDir
-from hpc_tumor.training import metrics
-from hpc_tumor.training.cleaning import Cleaning
+from hpc_tumor.training.scoring import metrics
+from hpc_tumor.training.scoring.cleaning import Cleaning
 
 
 def read(patients: Path, number: int) -> Patient:

@@ -9,7 +9,7 @@ import pytest
 from browser import Browser
 from selenium.common.exceptions import WebDriverException
 
-from hpc_tumor.results.serve import ReportServer
+from hpc_tumor.results.report.serve import ReportServer
 
 PAGE = """<!doctype html><meta charset="utf-8"><title>page</title><link rel="icon" href="data:,">
 <style>

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from made_runs import classification_run, config_of, segmentation_run, unfinished_run, write_rows
 
-from hpc_tumor.results.as_json import as_json
-from hpc_tumor.results.collect import collect_runs
-from hpc_tumor.results.entries import Entry
-from hpc_tumor.results.published import PUBLISHED
+from hpc_tumor.results.compare.entries import Entry
+from hpc_tumor.results.compare.published import PUBLISHED
+from hpc_tumor.results.write.as_json import as_json
+from hpc_tumor.results.write.collect import collect_runs
 from hpc_tumor.run_dir import RunDir
 
 DICE = [(0.9, 0.8, 0.7), (0.5, 0.6, 0.7), (1.0, 0.9, 0.8)]
@@ -300,7 +300,7 @@ def test_part_of_the_data_is_remarked(tmp_path: Path) -> None:
 
 
 def test_cases_as_training_writes_them(tmp_path: Path) -> None:
-    metrics = pytest.importorskip("hpc_tumor.training.metrics")
+    metrics = pytest.importorskip("hpc_tumor.training.scoring.metrics")
     histogram = np.random.default_rng(0).integers(0, 50, size=(6, 4, 8))
     histogram[0, 3] = 0  # a patient without enhancing tumour
     run = segmentation_run(tmp_path, "r", DICE * 2)
@@ -330,7 +330,7 @@ def test_published_figures_are_consistent() -> None:
 
 def test_collecting_imports_neither_torch_nor_zarr() -> None:
     code = (
-        "import sys; import hpc_tumor.results.collect, hpc_tumor.results.tables;"
+        "import sys; import hpc_tumor.results.write.collect, hpc_tumor.results.tables.tables;"
         "sys.exit(bool({'torch', 'zarr', 'rich', 'pandas'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

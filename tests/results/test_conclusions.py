@@ -22,19 +22,19 @@ from made_runs import (
     write_rows,
 )
 
-from hpc_tumor.results.as_json import as_json
-from hpc_tumor.results.brief_tables import terminal_tables
-from hpc_tumor.results.collect import collect_runs
-from hpc_tumor.results.comparison import Comparison
-from hpc_tumor.results.conclusions import conclusions
-from hpc_tumor.results.full_tables import group_tables
-from hpc_tumor.results.layout import Table
-from hpc_tumor.results.notes import brief_notes
-from hpc_tumor.results.report import render_report
-from hpc_tumor.results.rows import new_images_row
-from hpc_tumor.results.statistics import exact_interval
-from hpc_tumor.results.tables import write_tables
-from hpc_tumor.results.wishes import make_wishes
+from hpc_tumor.results.compare.comparison import Comparison
+from hpc_tumor.results.compare.conclusions import conclusions
+from hpc_tumor.results.compare.selection import make_wishes
+from hpc_tumor.results.compare.statistics import exact_interval
+from hpc_tumor.results.report.document import render_report
+from hpc_tumor.results.tables.brief import terminal_tables
+from hpc_tumor.results.tables.full import group_tables
+from hpc_tumor.results.tables.layout import Table
+from hpc_tumor.results.tables.notes import brief_notes
+from hpc_tumor.results.tables.rows import new_images_row
+from hpc_tumor.results.tables.tables import write_tables
+from hpc_tumor.results.write.as_json import as_json
+from hpc_tumor.results.write.collect import collect_runs
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.scores import classification_scores
 

@@ -16,12 +16,12 @@ from made_runs import (
     write_rows,
 )
 
-from hpc_tumor.results.collect import collect_runs
-from hpc_tumor.results.comparison import Group
-from hpc_tumor.results.conclusions import conclusions
-from hpc_tumor.results.entries import Entry
-from hpc_tumor.results.notes import group_notes
-from hpc_tumor.results.wishes import make_wishes
+from hpc_tumor.results.compare.comparison import Group
+from hpc_tumor.results.compare.conclusions import conclusions
+from hpc_tumor.results.compare.entries import Entry
+from hpc_tumor.results.compare.selection import make_wishes
+from hpc_tumor.results.tables.notes import group_notes
+from hpc_tumor.results.write.collect import collect_runs
 from hpc_tumor.run_dir import RunDir
 
 DICE = [(0.9, 0.8, 0.7), (0.5, 0.6, 0.7), (1.0, 0.9, 0.8)]

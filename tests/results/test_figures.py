@@ -27,15 +27,15 @@ from made_runs import (
 )
 from PIL import Image
 
-from hpc_tumor.results.collect import collect_runs
-from hpc_tumor.results.comparison import Comparison
+from hpc_tumor.results.compare.comparison import Comparison
 from hpc_tumor.results.figures import SECTIONS, Drawing, draw_figures, write_figures
-from hpc_tumor.results.figures.palette import INK
+from hpc_tumor.results.figures.canvas.palette import INK
+from hpc_tumor.results.figures.canvas.scales import log_ticks
+from hpc_tumor.results.figures.canvas.sheet import apart
+from hpc_tumor.results.figures.canvas.wording import short_number, words, wrapped
 from hpc_tumor.results.figures.pictures import read_pictures
-from hpc_tumor.results.figures.scales import log_ticks
-from hpc_tumor.results.figures.sheet import apart
 from hpc_tumor.results.figures.tradeoffs import KNOWN
-from hpc_tumor.results.figures.wording import short_number, words, wrapped
+from hpc_tumor.results.write.collect import collect_runs
 from hpc_tumor.run_dir import RunDir
 
 HOSTILE = "<script>患者 & $\\frac{1}{2 ]]></script> мозг " + "long " * 60 + "\x1b[31m\u202e"
@@ -227,7 +227,8 @@ def test_same_runs_same_bytes(comparison: Comparison, drawings: list[Drawing]) -
 def test_a_figure_that_fails_is_left_out(
     comparison: Comparison, drawings: list[Drawing], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from hpc_tumor.results.figures import ranks, render
+    from hpc_tumor.results.figures import ranks
+    from hpc_tumor.results.figures.canvas import render
 
     real = render.render
 

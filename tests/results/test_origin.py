@@ -13,8 +13,8 @@ from made_runs import segmentation_run
 
 from hpc_tumor.config import Experiment
 from hpc_tumor.models import MODELS
-from hpc_tumor.results.collect import collect_runs
-from hpc_tumor.results.origin import commands_of, read_origin
+from hpc_tumor.results.compare.origin import commands_of, read_origin
+from hpc_tumor.results.write.collect import collect_runs
 from hpc_tumor.settings import merge, parse_assignments, resolve
 
 CHANGES = st.fixed_dictionaries(

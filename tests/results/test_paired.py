@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpc_tumor.results.cases import TestCases
-from hpc_tumor.results.paired import PairedTest, holm, paired_tests
+from hpc_tumor.results.compare.paired import PairedTest, holm, paired_tests
+from hpc_tumor.results.read.cases import TestCases
 
 PROBABILITIES = st.lists(st.floats(0, 1), min_size=1, max_size=30)
 

@@ -15,11 +15,11 @@ from made_runs import (
 )
 from test_latex import compile_alone
 
-from hpc_tumor.results.collect import collect_runs
-from hpc_tumor.results.comparison import Comparison
-from hpc_tumor.results.conclusions import conclusions
-from hpc_tumor.results.layout import Table
-from hpc_tumor.results.paper_tables import MOST_ROWS, paper, paper_tables
+from hpc_tumor.results.compare.comparison import Comparison
+from hpc_tumor.results.compare.conclusions import conclusions
+from hpc_tumor.results.tables.layout import Table
+from hpc_tumor.results.tables.paper import MOST_ROWS, paper, paper_tables
+from hpc_tumor.results.write.collect import collect_runs
 
 MOST = 125  # characters a row: letters 6 points high in an article
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpc_tumor.results.cases import TestCases
-from hpc_tumor.results.ranks import aggregate_then_rank, rank_then_aggregate
+from hpc_tumor.results.compare.ranks import aggregate_then_rank, rank_then_aggregate
+from hpc_tumor.results.read.cases import TestCases
 
 
 def entry(groups: list[str] | None = None, **scores: list[float] | np.ndarray) -> TestCases:

@@ -22,10 +22,10 @@ from made_runs import (
     write_curves,
 )
 
-from hpc_tumor.results.collect import collect_runs
-from hpc_tumor.results.report import render_report
-from hpc_tumor.results.serve import ReportServer
-from hpc_tumor.results.writing import write_results
+from hpc_tumor.results.report.document import render_report
+from hpc_tumor.results.report.serve import ReportServer
+from hpc_tumor.results.write.collect import collect_runs
+from hpc_tumor.results.write.files import write_results
 from hpc_tumor.run_dir import RunDir, find_runs
 
 HOSTILE = ["<script>window.hacked = 1</script>\"'>", '"><img src=x onerror="window.hacked = 1">', "{{ 7 * 7 }}</style>"]

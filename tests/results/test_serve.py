@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from hpc_tumor.errors import UsageError
-from hpc_tumor.results.serve import ReportServer, serve_report
+from hpc_tumor.results.report.serve import ReportServer, serve_report
 
 PAGE = "<!doctype html><title>Dice ± sd</title>"
 
@@ -209,7 +209,8 @@ def test_a_report_that_is_not_there_or_no_file(tmp_path: Path) -> None:
 
 def test_ctrl_c_ends_it_quietly(report: Path) -> None:
     code = (
-        "import sys, pathlib; from hpc_tumor.results.serve import serve_report; serve_report(pathlib.Path(sys.argv[1]))"
+        "import sys, pathlib; from hpc_tumor.results.report.serve import serve_report;"
+        "serve_report(pathlib.Path(sys.argv[1]))"
     )
     command = [sys.executable, "-u", "-c", code, str(report)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from made_runs import classification_run, write_rows
 
-from hpc_tumor.results.collect import collect_runs
-from hpc_tumor.results.statistics import bootstrap_means
+from hpc_tumor.results.compare.statistics import bootstrap_means
+from hpc_tumor.results.write.collect import collect_runs
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.scores import of_confusion
 

@@ -13,17 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_runs import classification_run, segmentation_run, unfinished_run
 
-from hpc_tumor import atomic
 from hpc_tumor.errors import HpcTumorError, UsageError
-from hpc_tumor.results.brief_tables import terminal_tables
-from hpc_tumor.results.cases import TestCases
-from hpc_tumor.results.collect import collect_runs, group_runs
-from hpc_tumor.results.comparison import Comparison, Group
-from hpc_tumor.results.layout import Table
-from hpc_tumor.results.notes import weights
-from hpc_tumor.results.run_result import RunResult
-from hpc_tumor.results.tables import write_tables
+from hpc_tumor.results.compare.comparison import Comparison, Group
+from hpc_tumor.results.read.cases import TestCases
+from hpc_tumor.results.read.run_result import RunResult
+from hpc_tumor.results.tables.brief import terminal_tables
+from hpc_tumor.results.tables.layout import Table
+from hpc_tumor.results.tables.notes import weights
+from hpc_tumor.results.tables.tables import write_tables
+from hpc_tumor.results.write.collect import collect_runs, group_runs
 from hpc_tumor.run_dir import RunDir
+from hpc_tumor.system import atomic
 
 DICE = [(0.9, 0.8, 0.7), (0.5, 0.6, 0.7), (1.0, 0.9, 0.8)]
 

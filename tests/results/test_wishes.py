@@ -9,9 +9,9 @@ import pytest
 from made_runs import classification_run, config_of, segmentation_run, seven_models, unfinished_run
 
 from hpc_tumor.errors import UsageError
-from hpc_tumor.results.collect import collect_runs
-from hpc_tumor.results.comparison import Comparison
-from hpc_tumor.results.wishes import make_wishes
+from hpc_tumor.results.compare.comparison import Comparison
+from hpc_tumor.results.compare.selection import make_wishes
+from hpc_tumor.results.write.collect import collect_runs
 from hpc_tumor.run_dir import RunDir
 
 DICE = [(0.9, 0.8, 0.7), (0.5, 0.6, 0.7)]

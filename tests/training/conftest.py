@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from hpc_tumor.data.phantom import make_phantom
-from hpc_tumor.data.prepare import prepare_dataset
-from hpc_tumor.data.sources import inspect_source
+from hpc_tumor.data.convert.prepare import prepare_dataset
+from hpc_tumor.data.phantom.dataset import make_phantom
+from hpc_tumor.data.raw.sources import inspect_source
 
 
 @pytest.fixture(scope="session")

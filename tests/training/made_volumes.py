@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hpc_tumor.training.distributed import Distributed
-from hpc_tumor.training.volumes import Volumes
+from hpc_tumor.training.scoring.volumes import Volumes
 
 BITS = np.array([0, 1, 2, 4], dtype=np.uint8)  # of one predicted label
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from training_runs import new_run, read_cases, read_pictures, set_up_again, train_here
 
-from hpc_tumor.data.store import Store
-from hpc_tumor.training import metrics
-from hpc_tumor.training.case_pictures import as_bytes, choose_cases, grey, look_at
-from hpc_tumor.training.evaluate import Evaluation
-from hpc_tumor.training.pictures import write_pictures
+from hpc_tumor.data.store.store import Store
+from hpc_tumor.training.outputs.case_pictures import as_bytes, choose_cases, grey, look_at
+from hpc_tumor.training.outputs.pictures import write_pictures
+from hpc_tumor.training.scoring import metrics
+from hpc_tumor.training.scoring.evaluate import Evaluation
 
 FOLD = {"fold": 1, "folds": 5}  # three of 15 patients are tested
 SEGMENTATION = [

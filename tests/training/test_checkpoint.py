@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hpc_tumor.errors import DataError
-from hpc_tumor.training.checkpoint import (
+from hpc_tumor.training.checkpoints.files import (
     TrainState,
     load_checkpoint,
     random_state,

@@ -14,13 +14,13 @@ from training_runs import new_run, spawn
 
 from hpc_tumor.errors import UsageError
 from hpc_tumor.settings import merge, resolve
-from hpc_tumor.training.cleaning import COMPONENTS, ENHANCING, Cleaning, choose_cleaning, histogram
 from hpc_tumor.training.distributed import Distributed
-from hpc_tumor.training.metrics import STRUCTURES
+from hpc_tumor.training.scoring.cleaning import COMPONENTS, ENHANCING, Cleaning, choose_cleaning, histogram
+from hpc_tumor.training.scoring.metrics import STRUCTURES
+from hpc_tumor.training.scoring.surfaces import case_surfaces
+from hpc_tumor.training.scoring.testing import score_test_part
+from hpc_tumor.training.scoring.volumes import Watch
 from hpc_tumor.training.setup import set_up
-from hpc_tumor.training.surfaces import case_surfaces
-from hpc_tumor.training.testing import score_test_part
-from hpc_tumor.training.volumes import Watch
 
 NCR, ED, ET = 1, 2, 3
 SHAPE = (12, 24, 24)
@@ -144,7 +144,7 @@ def test_a_case_that_is_not_whole_has_no_say() -> None:
 
 def test_trying_in_the_box_around_the_tumour_counts_the_same() -> None:
     """The choice is the best of all by scores of the whole, cleaned volumes."""
-    from hpc_tumor.training.metrics import segmentation_scores
+    from hpc_tumor.training.scoring.metrics import segmentation_scores
 
     draw = np.random.default_rng(0)
     codes = []

@@ -14,7 +14,7 @@ from training_runs import new_run, scores, train_here
 from hpc_tumor.errors import UsageError
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.training import compiled
-from hpc_tumor.training.checkpoint import load_checkpoint
+from hpc_tumor.training.checkpoints.files import load_checkpoint
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.setup import set_up
 from hpc_tumor.training.working_set import Setup

@@ -12,15 +12,16 @@ from training_runs import new_run, scores, train_here, weights
 
 from hpc_tumor.errors import TrainingError
 from hpc_tumor.run_dir import RunDir, read_json
-from hpc_tumor.training import inspect_network, step_times
-from hpc_tumor.training.anomaly import anomalies_named
-from hpc_tumor.training.debug import debug_run
 from hpc_tumor.training.distributed import Distributed
-from hpc_tumor.training.inspect_network import inspect_batch, number, statistics
-from hpc_tumor.training.overfit import Progress, is_learned
+from hpc_tumor.training.inspect import network as inspect_network
+from hpc_tumor.training.inspect import step_times
+from hpc_tumor.training.inspect.anomaly import anomalies_named
+from hpc_tumor.training.inspect.debug import debug_run
+from hpc_tumor.training.inspect.network import inspect_batch, number, statistics
+from hpc_tumor.training.inspect.overfit import Progress, is_learned
+from hpc_tumor.training.inspect.step_times import PARTS, StepTimes
 from hpc_tumor.training.setup import set_up
 from hpc_tumor.training.step import train_step
-from hpc_tumor.training.step_times import PARTS, StepTimes
 from hpc_tumor.training.working_set import Setup
 
 Captured = pytest.CaptureFixture[str]
@@ -171,7 +172,7 @@ def test_a_batch_that_does_not_fit_says_what_to_change(
     def fail(setup: Setup) -> None:
         raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr("hpc_tumor.training.debug.inspect_batch", fail)
+    monkeypatch.setattr("hpc_tumor.training.inspect.debug.inspect_batch", fail)
     run = new_run(tmp_path, slice_store, "unet")
     with pytest.raises(TrainingError, match=r"out of memory .* --accumulate 2"):
         debug_run(run.experiment(), run)
@@ -238,7 +239,7 @@ def test_all_steps_are_made_with_one_batch(
         seen.append((tuple(batch.positions), batch.images.data_ptr()))
         return train_step(setup, batch, totals, wishes)
 
-    monkeypatch.setattr("hpc_tumor.training.overfit.train_step", step)
+    monkeypatch.setattr("hpc_tumor.training.inspect.overfit.train_step", step)
     with pytest.raises(TrainingError, match=r"\(NCR \d\.\d\d, ED \d\.\d\d, ET \d\.\d\d\)"):
         debug_run(run.experiment(), run, overfit_steps=45)  # more than the epoch has
     assert len(seen) == 45

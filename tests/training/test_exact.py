@@ -27,7 +27,7 @@ from training_runs import (
 from hpc_tumor.models import MODELS
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.training.distributed import Distributed
-from hpc_tumor.training.evaluate import network_input
+from hpc_tumor.training.scoring.evaluate import network_input
 from hpc_tumor.training.setup import set_up
 
 STEPS = 3

@@ -13,10 +13,10 @@ from hpc_tumor.config import Recipe
 from hpc_tumor.errors import TrainingError
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.training.distributed import Distributed
-from hpc_tumor.training.guard import total_norm
 from hpc_tumor.training.loop import train_to_end
 from hpc_tumor.training.recipe import build_optimizer
 from hpc_tumor.training.setup import set_up
+from hpc_tumor.training.watch.guard import total_norm
 from hpc_tumor.training.working_set import Setup
 
 

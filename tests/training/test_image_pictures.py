@@ -9,10 +9,10 @@ from training_runs import new_run, read_cases, read_pictures, set_up_again, trai
 
 from hpc_tumor.models import build_model
 from hpc_tumor.models.vit import rollout
-from hpc_tumor.training.case_pictures import as_bytes
-from hpc_tumor.training.evaluate import Evaluation
-from hpc_tumor.training.image_pictures import choose_images
-from hpc_tumor.training.pictures import write_pictures
+from hpc_tumor.training.outputs.case_pictures import as_bytes
+from hpc_tumor.training.outputs.image_pictures import choose_images
+from hpc_tumor.training.outputs.pictures import write_pictures
+from hpc_tumor.training.scoring.evaluate import Evaluation
 
 
 def test_images_are_those_that_the_network_is_surest_of(tmp_path: Path, image_store: Path) -> None:

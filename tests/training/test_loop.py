@@ -105,7 +105,7 @@ def test_torchrun_trains_the_same(tmp_path: Path, slice_store: Path) -> None:
     ours, torchrun = (new_run(tmp_path / name, slice_store, "attention-unet") for name in ("ours", "torchrun"))
     train_ranks(ours, 2)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    subprocess.run([*command, "-m", "hpc_tumor.cluster.job", str(torchrun.path)], check=True, timeout=120)
+    subprocess.run([*command, "-m", "hpc_tumor.cluster.node.job", str(torchrun.path)], check=True, timeout=120)
     assert same(ours, torchrun)
     assert scores(ours) == scores(torchrun)
 

@@ -9,7 +9,7 @@ import torch
 from training_runs import new_run
 
 from hpc_tumor.training.distributed import Distributed
-from hpc_tumor.training.memory import is_out_of_memory, out_of_memory
+from hpc_tumor.training.watch.memory import is_out_of_memory, out_of_memory
 
 # A rank whose address space ends a little above what it has when training begins.
 _LIMITED = """
@@ -69,7 +69,7 @@ def test_freed_memory_is_used_again_without_new_pages() -> None:
     """In a process of its own, since it is for the whole process."""
     code = """
 import resource, torch
-from hpc_tumor.training.memory import keep_freed_memory
+from hpc_tumor.training.watch.memory import keep_freed_memory
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(5):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hpc_tumor.scores import classification_scores
-from hpc_tumor.training import metrics
+from hpc_tumor.training.scoring import metrics
 
 
 def masks_of(labels: np.ndarray, structure: str) -> np.ndarray:

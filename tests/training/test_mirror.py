@@ -14,7 +14,7 @@ from training_runs import new_run, train_here
 from hpc_tumor.errors import UsageError
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.training.distributed import Distributed
-from hpc_tumor.training.mirror import Mirror
+from hpc_tumor.training.outputs.mirror import Mirror
 from hpc_tumor.training.setup import set_up
 
 Points = dict[tuple[str, int], float]

@@ -11,13 +11,13 @@ from training_runs import new_run, result_of, rows_of, to_test_again, train_here
 
 from hpc_tumor.data.audit.images import scan_images
 from hpc_tumor.data.audit.memoriser import memorise_images
-from hpc_tumor.data.store import Store
+from hpc_tumor.data.store.store import Store
 from hpc_tumor.errors import DataError
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.scores import classification_scores
-from hpc_tumor.training import record
 from hpc_tumor.training.distributed import Distributed
-from hpc_tumor.training.neighbour import nearest_neighbour
+from hpc_tumor.training.outputs import record
+from hpc_tumor.training.scoring.neighbour import nearest_neighbour
 from hpc_tumor.training.setup import set_up
 
 

@@ -10,8 +10,8 @@ import torch
 from training_runs import new_run, read_pictures, set_up_again, train_here, train_ranks
 
 from hpc_tumor.run_dir import RunDir
-from hpc_tumor.training import pictures
-from hpc_tumor.training.pictures import write_pictures
+from hpc_tumor.training.outputs import pictures
+from hpc_tumor.training.outputs.pictures import write_pictures
 
 
 @pytest.mark.parametrize("model", ["cnn", "improved-unet"])

@@ -11,7 +11,7 @@ from training_runs import new_run, train_here
 
 from hpc_tumor.errors import UsageError
 from hpc_tumor.training.average import WeightAverage
-from hpc_tumor.training.checkpoint import load_checkpoint, load_weights
+from hpc_tumor.training.checkpoints.files import load_checkpoint, load_weights
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.loop import train_to_end
 from hpc_tumor.training.losses import balanced_weights

@@ -16,10 +16,10 @@ import safetensors.torch
 import torch
 from training_runs import new_run, result_of, scores, spawn, train_here, weights
 
-from hpc_tumor import atomic
 from hpc_tumor.errors import DataError, TrainingError
 from hpc_tumor.run_dir import RunDir
-from hpc_tumor.training.checkpoint import (
+from hpc_tumor.system import atomic
+from hpc_tumor.training.checkpoints.files import (
     DamagedWeights,
     TrainState,
     UnreadableWeights,
@@ -28,12 +28,12 @@ from hpc_tumor.training.checkpoint import (
     load_weights,
     write_weights,
 )
+from hpc_tumor.training.checkpoints.saving import Saver, find_last
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.loop import train_to_end
-from hpc_tumor.training.saving import Saver, find_last
+from hpc_tumor.training.scoring.testing import score_test_part
+from hpc_tumor.training.scoring.volumes import Watch
 from hpc_tumor.training.setup import set_up
-from hpc_tumor.training.testing import score_test_part
-from hpc_tumor.training.volumes import Watch
 
 CPU = torch.device("cpu")
 

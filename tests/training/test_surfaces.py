@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from scipy.spatial import KDTree
 
-from hpc_tumor.training import metrics, surfaces
+from hpc_tumor.training.scoring import metrics, surfaces
 
 ISOTROPIC, THICK = (1.0, 1.0, 1.0), (3.0, 0.9, 0.7)
 NAMES = list(metrics.STRUCTURES)

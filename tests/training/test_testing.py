@@ -13,15 +13,15 @@ from safetensors.torch import load_file
 from scipy import ndimage
 from training_runs import new_run, of_an_earlier_version, result_of, rows_of, to_test_again, train_here, train_ranks
 
-from hpc_tumor.data.store import Store
+from hpc_tumor.data.store.store import Store
 from hpc_tumor.models import build_model
 from hpc_tumor.run_dir import RunDir
-from hpc_tumor.training import testing
-from hpc_tumor.training.cleaning import COMPONENTS, ENHANCING, Cleaning
 from hpc_tumor.training.distributed import Distributed
-from hpc_tumor.training.evaluate import flipped
+from hpc_tumor.training.scoring import testing
+from hpc_tumor.training.scoring.cleaning import COMPONENTS, ENHANCING, Cleaning
+from hpc_tumor.training.scoring.evaluate import flipped
+from hpc_tumor.training.scoring.volumes import Watch
 from hpc_tumor.training.setup import set_up
-from hpc_tumor.training.volumes import Watch
 
 STRUCTURES = {"NCR": [1], "ED": [2], "ET": [3], "WT": [1, 2, 3], "TC": [1, 3]}
 RECIPE = {

@@ -11,11 +11,11 @@ import pytest
 from training_runs import new_run, train_here
 
 from hpc_tumor.run_dir import RunDir
-from hpc_tumor.training.debug import debug_run
 from hpc_tumor.training.distributed import Distributed
+from hpc_tumor.training.inspect.debug import debug_run
+from hpc_tumor.training.inspect.step_times import PARTS
+from hpc_tumor.training.inspect.tracing import Tracer
 from hpc_tumor.training.setup import set_up
-from hpc_tumor.training.step_times import PARTS
-from hpc_tumor.training.tracing import Tracer
 
 Captured = pytest.CaptureFixture[str]
 

@@ -17,7 +17,7 @@ from training_runs import StopAt, new_run, scores, spawn, weights
 from hpc_tumor.run_dir import RunDir, read_json
 from hpc_tumor.training.distributed import Distributed, init_distributed
 from hpc_tumor.training.loop import train
-from hpc_tumor.training.usage import GpuWatch, Usage, process_seconds
+from hpc_tumor.training.watch.usage import GpuWatch, Usage, process_seconds
 
 _SMI = """#!/bin/sh
 echo "$@" >> {folder}/calls
@@ -82,7 +82,7 @@ def test_a_disk_that_does_not_take_it_is_no_reason_to_stop(tmp_path: Path) -> No
 
 def test_time_counts_from_the_start_of_the_process() -> None:
     began = time.time()
-    code = "import time; time.sleep(0.5); from hpc_tumor.training.usage import process_seconds as s; print(s())"
+    code = "import time; time.sleep(0.5); from hpc_tumor.training.watch.usage import process_seconds as s; print(s())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 0.5 < float(done.stdout) < time.time() - began
     assert process_seconds() > 0

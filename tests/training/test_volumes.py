@@ -7,7 +7,7 @@ import pytest
 from made_volumes import part_of, volumes_of
 
 from hpc_tumor.training.distributed import Distributed
-from hpc_tumor.training.volumes import Volumes, Watch, box, whole_cases
+from hpc_tumor.training.scoring.volumes import Volumes, Watch, box, whole_cases
 
 
 def noise(depths: list[int], shape: tuple[int, int] = (6, 7)) -> list[np.ndarray]:

@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from hpc_tumor.cluster.local import rank_variables
+from hpc_tumor.cluster.node.local import rank_variables
 from hpc_tumor.errors import TrainingError
 from hpc_tumor.training.distributed import Distributed, init_distributed
-from hpc_tumor.training.watchdog import Mark, Verdict, Watchdog, explain_loss, is_loss, judge
+from hpc_tumor.training.watch.watchdog import Mark, Verdict, Watchdog, explain_loss, is_loss, judge
 
 TIMEOUT = 3.0  # seconds; a rank counts as gone after half of that
 MARGIN = 8.0  # by which ranks end later than that, on a busy machine

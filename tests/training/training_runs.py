@@ -19,10 +19,10 @@ import torch.multiprocessing as multiprocessing
 
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.settings import merge, resolve
-from hpc_tumor.training.checkpoint import load_weights, write_weights
+from hpc_tumor.training.checkpoints.files import load_weights, write_weights
 from hpc_tumor.training.distributed import Distributed, init_distributed
-from hpc_tumor.training.evaluate import Evaluation
 from hpc_tumor.training.loop import train
+from hpc_tumor.training.scoring.evaluate import Evaluation
 from hpc_tumor.training.setup import set_up
 from hpc_tumor.training.working_set import Setup
 

@@ -17,9 +17,9 @@ from hpc_tumor.data.audit.leakage import SplitAudit, audit_splits
 from hpc_tumor.data.audit.shortcuts import Shortcut, find_shortcuts
 from hpc_tumor.data.audit.text import verdict
 from hpc_tumor.data.audit.volumes import VolumeFacts, volume_facts
-from hpc_tumor.data.splits import split_of
-from hpc_tumor.data.store import SCHEMAS, Store
-from hpc_tumor.data.units import doubtful_joins, patient_numbers
+from hpc_tumor.data.splits.splits import split_of
+from hpc_tumor.data.splits.units import doubtful_joins, patient_numbers
+from hpc_tumor.data.store.store import SCHEMAS, Store
 from hpc_tumor.errors import DataError
 
 Progress = Callable[[int, int], None]

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_tumor.data.joining import connected
-from hpc_tumor.data.store import Store
-from hpc_tumor.data.units import ties
+from hpc_tumor.data.splits.joining import connected
+from hpc_tumor.data.splits.units import ties
+from hpc_tumor.data.store.store import Store
 
 IDENTICAL, NEAR = "pixel-identical", "identical or nearly identical"
 

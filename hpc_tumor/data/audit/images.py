@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_tumor.data.store import Store
+from hpc_tumor.data.store.store import Store
 
 Floats = NDArray[np.float32]
 Progress = Callable[[int, int], None]

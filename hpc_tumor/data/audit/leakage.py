@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from hpc_tumor.config import SPLITS, DataSettings, Experiment
 from hpc_tumor.data.audit.images import ImageScan
 from hpc_tumor.data.audit.memoriser import Memoriser, memorise_images, memorise_slices
-from hpc_tumor.data.splits import Split, middle_pairs, split_of
-from hpc_tumor.data.store import Store
+from hpc_tumor.data.splits.splits import Split, middle_pairs, split_of
+from hpc_tumor.data.store.store import Store
 from hpc_tumor.errors import DataError
 
 _Numbers = NDArray[np.int64]

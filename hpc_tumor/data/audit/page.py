@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from hpc_tumor import __version__, atomic
+from hpc_tumor import __version__
 from hpc_tumor.data.audit import text
 from hpc_tumor.data.audit.audit import Audit
 from hpc_tumor.data.audit.images import ImageFacts
@@ -16,9 +16,10 @@ from hpc_tumor.data.audit.memoriser import SIMILAR
 from hpc_tumor.data.audit.pictures import COLORS, galleries
 from hpc_tumor.data.audit.shortcuts import DEPTH, FOLDS, NOTABLE
 from hpc_tumor.data.audit.volumes import VolumeFacts
-from hpc_tumor.data.store import Store
+from hpc_tumor.data.store.store import Store
 from hpc_tumor.errors import UsageError
 from hpc_tumor.run_dir import write_error
+from hpc_tumor.system import atomic
 
 TEMPLATE = "page.html.j2"
 _BINS = 24

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpc_tumor.data.audit.images import ImageScan
-from hpc_tumor.data.store import Store
+from hpc_tumor.data.store.store import Store
 
 FOLDS = 5
 DEPTH = 6

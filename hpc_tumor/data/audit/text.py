@@ -10,7 +10,7 @@ from hpc_tumor.data.audit.images import ImageFacts
 from hpc_tumor.data.audit.leakage import Leakage, SplitAudit
 from hpc_tumor.data.audit.memoriser import SIMILAR
 from hpc_tumor.data.audit.volumes import OUTLIER, Spread, VolumeFacts
-from hpc_tumor.data.units import describe_patients
+from hpc_tumor.data.splits.units import describe_patients
 from hpc_tumor.names import listed
 
 if TYPE_CHECKING:

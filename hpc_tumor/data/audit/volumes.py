@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpc_tumor.data.case import MODALITIES, TUMOUR_LABELS
-from hpc_tumor.data.store import Store
-from hpc_tumor.data.units import repeated_cases
-from hpc_tumor.data.zarr_nodes import read_attributes
+from hpc_tumor.data.splits.units import repeated_cases
+from hpc_tumor.data.store.nodes import read_attributes
+from hpc_tumor.data.store.store import Store
 from hpc_tumor.errors import DataError
 
 OUTLIER = 3.5  # modified z-score, Iglewicz and Hoaglin 1993, How to Detect and Handle Outliers

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 
-from hpc_tumor.results.comparison import Comparison, Group
-from hpc_tumor.results.figures.drawing import SECTIONS, Drawing, Plan
-from hpc_tumor.results.figures.files import write_figures
+from hpc_tumor.results.compare.comparison import Comparison, Group
+from hpc_tumor.results.figures.canvas.drawing import SECTIONS, Drawing, Plan
+from hpc_tumor.results.figures.canvas.files import write_figures
 from hpc_tumor.results.figures.planning import PLANNERS
-from hpc_tumor.results.values import word
+from hpc_tumor.results.read.values import word
 
 __all__ = ["SECTIONS", "Drawing", "Progress", "draw_figures", "write_figures"]
 
@@ -28,7 +28,7 @@ def draw_figures(
         failed: is told the name of each figure that failed, and why; by default the log is.
         progress: is told of figures done.
     """
-    from hpc_tumor.results.figures.render import render
+    from hpc_tumor.results.figures.canvas.render import render
 
     tell = failed or _log
     planned = [

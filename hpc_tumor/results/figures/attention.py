@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from hpc_tumor.results.comparison import Group
-from hpc_tumor.results.entries import Entry
+from hpc_tumor.results.compare.comparison import Group
+from hpc_tumor.results.compare.entries import Entry
+from hpc_tumor.results.figures.canvas.drawing import Plan
+from hpc_tumor.results.figures.canvas.sheet import MUTED, SMALL, WIDTH, Sheet, fitting
+from hpc_tumor.results.figures.canvas.wording import slug, words
 from hpc_tumor.results.figures.cases import Case, cases_of, shown_entries
-from hpc_tumor.results.figures.drawing import Plan
 from hpc_tumor.results.figures.images import MOST_IMAGES, said_of
 from hpc_tumor.results.figures.overlays import heat_scale, show, show_heat, truth_masks, window_of, with_labels
 from hpc_tumor.results.figures.pictures import Pictures, raster_plan
-from hpc_tumor.results.figures.sheet import MUTED, SMALL, WIDTH, Sheet, fitting
-from hpc_tumor.results.figures.wording import slug, words
-from hpc_tumor.results.values import section
+from hpc_tumor.results.read.values import section
 
 _GATES = 4
 _GAP = 0.05

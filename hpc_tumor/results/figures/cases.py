@@ -9,9 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from hpc_tumor.results.comparison import Group
-from hpc_tumor.results.entries import Entry
-from hpc_tumor.results.figures.drawing import Plan
+from hpc_tumor.results.compare.comparison import Group
+from hpc_tumor.results.compare.entries import Entry
+from hpc_tumor.results.figures.canvas.drawing import Plan
+from hpc_tumor.results.figures.canvas.palette import FALSE_NEGATIVE, FALSE_POSITIVE, LABELS, OTHER, RIGHT
+from hpc_tumor.results.figures.canvas.rowed import best_of
+from hpc_tumor.results.figures.canvas.sheet import SIZE, SMALL, WIDTH, Sheet
+from hpc_tumor.results.figures.canvas.wording import listed, slug, words
 from hpc_tumor.results.figures.overlays import (
     grey,
     heat_colours,
@@ -23,11 +27,7 @@ from hpc_tumor.results.figures.overlays import (
     with_difference,
     with_labels,
 )
-from hpc_tumor.results.figures.palette import FALSE_NEGATIVE, FALSE_POSITIVE, LABELS, OTHER, RIGHT
 from hpc_tumor.results.figures.pictures import WHICH, Pictures, pictures_of, raster_plan, shown_number
-from hpc_tumor.results.figures.rowed import best_of
-from hpc_tumor.results.figures.sheet import SIZE, SMALL, WIDTH, Sheet
-from hpc_tumor.results.figures.wording import listed, slug, words
 
 MOST_ENTRIES = 12  # with pictures
 _MODALITIES = ("FLAIR", "T1", "T1ce", "T2")

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hpc_tumor.results.cases import Images
-from hpc_tumor.results.comparison import Group
-from hpc_tumor.results.entries import Entry
-from hpc_tumor.results.figures.drawing import Plan
-from hpc_tumor.results.figures.palette import INK, Look, looks
-from hpc_tumor.results.figures.rowed import best_of, limit_note
-from hpc_tumor.results.figures.sheet import MUTED, SIZE, SMALL, WIDTH, Sheet, fitting, text_width
-from hpc_tumor.results.figures.wording import words
+from hpc_tumor.results.compare.comparison import Group
+from hpc_tumor.results.compare.entries import Entry
+from hpc_tumor.results.figures.canvas.drawing import Plan
+from hpc_tumor.results.figures.canvas.palette import INK, Look, looks
+from hpc_tumor.results.figures.canvas.rowed import best_of, limit_note
+from hpc_tumor.results.figures.canvas.sheet import MUTED, SIZE, SMALL, WIDTH, Sheet, fitting, text_width
+from hpc_tumor.results.figures.canvas.wording import words
+from hpc_tumor.results.read.cases import Images
 from hpc_tumor.scores import ECE_BINS, confusion_counts, expected_calibration_error, reliability
 
 if TYPE_CHECKING:

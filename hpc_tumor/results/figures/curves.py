@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hpc_tumor.results.comparison import Group
-from hpc_tumor.results.entries import Entry
-from hpc_tumor.results.figures.drawing import Plan
+from hpc_tumor.results.compare.comparison import Group
+from hpc_tumor.results.compare.entries import Entry
+from hpc_tumor.results.compare.measures import measure
+from hpc_tumor.results.figures.canvas.drawing import Plan
+from hpc_tumor.results.figures.canvas.palette import INK, Look, looks
+from hpc_tumor.results.figures.canvas.rowed import best_of, factor, limit_note
+from hpc_tumor.results.figures.canvas.scales import log_scale
+from hpc_tumor.results.figures.canvas.sheet import MUTED, SIZE, SMALL, WIDTH, Sheet, apart, bare, fitting, text_width
+from hpc_tumor.results.figures.canvas.wording import capital, counted, words, wrapped
 from hpc_tumor.results.figures.history import Curve, History, histories, mean_curve, points
-from hpc_tumor.results.figures.palette import INK, Look, looks
-from hpc_tumor.results.figures.rowed import best_of, factor, limit_note
-from hpc_tumor.results.figures.scales import log_scale
-from hpc_tumor.results.figures.sheet import MUTED, SIZE, SMALL, WIDTH, Sheet, apart, bare, fitting, text_width
-from hpc_tumor.results.figures.wording import capital, counted, words, wrapped
-from hpc_tumor.results.measures import measure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

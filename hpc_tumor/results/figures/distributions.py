@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hpc_tumor.results.cases import Floats
-from hpc_tumor.results.comparison import Group
-from hpc_tumor.results.entries import Entry
-from hpc_tumor.results.figures.drawing import Plan
-from hpc_tumor.results.figures.palette import INK, Look
-from hpc_tumor.results.figures.rowed import Rows, cases_note, limit_note, rows_of, runs_note
-from hpc_tumor.results.figures.scales import few_ticks
-from hpc_tumor.results.figures.sheet import SMALL, WIDTH, Sheet, mark_of
-from hpc_tumor.results.measures import REGIONS
+from hpc_tumor.results.compare.comparison import Group
+from hpc_tumor.results.compare.entries import Entry
+from hpc_tumor.results.compare.measures import REGIONS
+from hpc_tumor.results.figures.canvas.drawing import Plan
+from hpc_tumor.results.figures.canvas.palette import INK, Look
+from hpc_tumor.results.figures.canvas.rowed import Rows, cases_note, limit_note, rows_of, runs_note
+from hpc_tumor.results.figures.canvas.scales import few_ticks
+from hpc_tumor.results.figures.canvas.sheet import SMALL, WIDTH, Sheet, mark_of
+from hpc_tumor.results.read.cases import Floats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

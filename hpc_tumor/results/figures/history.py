@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from hpc_tumor.results.entries import Entry
-from hpc_tumor.results.values import integer, number
+from hpc_tumor.results.compare.entries import Entry
+from hpc_tumor.results.read.values import integer, number
 from hpc_tumor.run_dir import RunDir, read_json_lines
 
 MOST_POINTS = 240  # of a curve

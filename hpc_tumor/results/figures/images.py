@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from hpc_tumor.results.comparison import Group
+from hpc_tumor.results.compare.comparison import Group
+from hpc_tumor.results.figures.canvas.drawing import Plan
+from hpc_tumor.results.figures.canvas.sheet import MUTED, SMALL, WIDTH, Sheet, fitting
+from hpc_tumor.results.figures.canvas.wording import counted, slug, words
 from hpc_tumor.results.figures.cases import shown_entries
-from hpc_tumor.results.figures.drawing import Plan
 from hpc_tumor.results.figures.overlays import show
 from hpc_tumor.results.figures.pictures import raster_plan
-from hpc_tumor.results.figures.sheet import MUTED, SMALL, WIDTH, Sheet, fitting
-from hpc_tumor.results.figures.wording import counted, slug, words
-from hpc_tumor.results.values import number
+from hpc_tumor.results.read.values import number
 
 MOST_IMAGES = 12
 _MOST_FILTERS = 256

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hpc_tumor.results.figures.palette import FALSE_NEGATIVE, FALSE_POSITIVE, LABELS, OTHER, RIGHT, rgb
+from hpc_tumor.results.figures.canvas.palette import FALSE_NEGATIVE, FALSE_POSITIVE, LABELS, OTHER, RIGHT, rgb
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from hpc_tumor.results.figures.sheet import Sheet
+    from hpc_tumor.results.figures.canvas.sheet import Sheet
 
 _OPAQUE = 0.72
 _BITS = {"NCR": 1, "ED": 2, "ET": 4}  # of a prediction; labels of the truth are 1, 2, 3 in this order

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from hpc_tumor.npz import read_arrays
-from hpc_tumor.results.entries import Entry
-from hpc_tumor.results.figures.drawing import Plan
-from hpc_tumor.results.figures.wording import words
-from hpc_tumor.results.values import number, section
+from hpc_tumor.results.compare.entries import Entry
+from hpc_tumor.results.figures.canvas.drawing import Plan
+from hpc_tumor.results.figures.canvas.wording import words
+from hpc_tumor.results.read.values import number, section
 from hpc_tumor.run_dir import RunDir
+from hpc_tumor.system.npz import read_arrays
 
 FORMAT = "hpc-tumor pictures 1"
 _MOST_FILE = 64 * 2**20  # bytes; ours have 3 MB

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from hpc_tumor.results.comparison import Group
+from hpc_tumor.results.compare.comparison import Group
 from hpc_tumor.results.figures import (
     attention,
     cases,
@@ -16,7 +16,7 @@ from hpc_tumor.results.figures import (
     scores,
     tradeoffs,
 )
-from hpc_tumor.results.figures.drawing import Plan
+from hpc_tumor.results.figures.canvas.drawing import Plan
 
 Planner = Callable[[Group], list[Plan]]
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from hpc_tumor.results.comparison import Group
-from hpc_tumor.results.figures.drawing import Plan
-from hpc_tumor.results.figures.rowed import Rows, rows_of
-from hpc_tumor.results.figures.sheet import SIZE, SMALL, WIDTH, Sheet
-from hpc_tumor.results.measures import measure
-from hpc_tumor.results.ranks import Ranking
-from hpc_tumor.results.statistics import RESAMPLES
+from hpc_tumor.results.compare.comparison import Group
+from hpc_tumor.results.compare.measures import measure
+from hpc_tumor.results.compare.ranks import Ranking
+from hpc_tumor.results.compare.statistics import RESAMPLES
+from hpc_tumor.results.figures.canvas.drawing import Plan
+from hpc_tumor.results.figures.canvas.rowed import Rows, rows_of
+from hpc_tumor.results.figures.canvas.sheet import SIZE, SMALL, WIDTH, Sheet
 
 _SHOWN = 0.005  # share of resamples below which a cell stays empty
 _DEEPEST = 0.6  # opacity of a cell that holds all: ink stays readable on it, on light and dark

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from hpc_tumor.results.comparison import Group
-from hpc_tumor.results.entries import Entry
-from hpc_tumor.results.figures.drawing import Plan
-from hpc_tumor.results.figures.palette import INK
-from hpc_tumor.results.figures.rowed import (
+from hpc_tumor.results.compare.comparison import Group
+from hpc_tumor.results.compare.entries import Entry
+from hpc_tumor.results.compare.measures import REGIONS, measure
+from hpc_tumor.results.compare.published import PUBLISHED
+from hpc_tumor.results.figures.canvas.drawing import Plan
+from hpc_tumor.results.figures.canvas.palette import INK
+from hpc_tumor.results.figures.canvas.rowed import (
     Rows,
     cases_note,
     factor,
@@ -18,11 +20,9 @@ from hpc_tumor.results.figures.rowed import (
     rows_of,
     runs_note,
 )
-from hpc_tumor.results.figures.scales import few_ticks
-from hpc_tumor.results.figures.sheet import MUTED, SMALL, WIDTH, Sheet, fitting, mark_of
-from hpc_tumor.results.figures.wording import capital
-from hpc_tumor.results.measures import REGIONS, measure
-from hpc_tumor.results.published import PUBLISHED
+from hpc_tumor.results.figures.canvas.scales import few_ticks
+from hpc_tumor.results.figures.canvas.sheet import MUTED, SMALL, WIDTH, Sheet, fitting, mark_of
+from hpc_tumor.results.figures.canvas.wording import capital
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

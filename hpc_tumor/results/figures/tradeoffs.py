@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hpc_tumor.results.comparison import Group
-from hpc_tumor.results.entries import Entry
-from hpc_tumor.results.figures.drawing import Plan
-from hpc_tumor.results.figures.palette import INK, Look, looks
-from hpc_tumor.results.figures.rowed import Rows, best_of, cases_note, factor, limit_note, limits, rows_of
-from hpc_tumor.results.figures.scales import log_scale
-from hpc_tumor.results.figures.sheet import SMALL, WIDTH, Sheet, apart, mark_of, text_width
-from hpc_tumor.results.figures.wording import wrapped
-from hpc_tumor.results.measures import measure
+from hpc_tumor.results.compare.comparison import Group
+from hpc_tumor.results.compare.entries import Entry
+from hpc_tumor.results.compare.measures import measure
+from hpc_tumor.results.figures.canvas.drawing import Plan
+from hpc_tumor.results.figures.canvas.palette import INK, Look, looks
+from hpc_tumor.results.figures.canvas.rowed import Rows, best_of, cases_note, factor, limit_note, limits, rows_of
+from hpc_tumor.results.figures.canvas.scales import log_scale
+from hpc_tumor.results.figures.canvas.sheet import SMALL, WIDTH, Sheet, apart, mark_of, text_width
+from hpc_tumor.results.figures.canvas.wording import wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

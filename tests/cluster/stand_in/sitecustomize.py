@@ -37,7 +37,7 @@ def train(_experiment: Any, run: Any, distributed: Any, stop: Any, **_more: Any)
         os.kill(os.getpid(), signal.SIGKILL)
     if task == "finish":
         if distributed.rank == 0:
-            from hpc_tumor import atomic
+            from hpc_tumor.system import atomic
 
             atomic.write_json(run.result, {"run": run.name, "gpus": distributed.world_size})
             run.add_event("finished")
@@ -54,7 +54,7 @@ def say(line: str) -> None:
 
 
 if "STAND_IN" in os.environ:
-    for name, function in (("distributed", init_distributed), ("loop", train), ("heartbeat", say)):
+    for name, function in (("distributed", init_distributed), ("loop", train), ("watch.heartbeat", say)):
         module = types.ModuleType(f"hpc_tumor.training.{name}")
         setattr(module, function.__name__, function)
         sys.modules[module.__name__] = module

@@ -39,7 +39,7 @@ export PYTHONSAFEPATH=1
 export PYTHONIOENCODING=utf-8:backslashreplace
 export PYTHONPATH=WORK/runs/.code-UID/CODE.zip"${PYTHONPATH:+:$PYTHONPATH}"
 while [[ $PYTHONPATH == *::* ]]; do PYTHONPATH=${PYTHONPATH//::/:}; done; PYTHONPATH=${PYTHONPATH#:} PYTHONPATH=${PYTHONPATH%:}
-PYTHON -I -S -c "$hpc_tumor_check" "$hpc_tumor_code" -m hpc_tumor.cluster.batch before "$hpc_tumor_job" || exit $(($? == 10 ? 0 : $?))
+PYTHON -I -S -c "$hpc_tumor_check" "$hpc_tumor_code" -m hpc_tumor.cluster.node.batch before "$hpc_tumor_job" || exit $(($? == 10 ? 0 : $?))
 
 # command
 export SUBMITIT_EXECUTOR=slurm
@@ -47,4 +47,4 @@ srun --unbuffered --output WORK/runs/DATE-TIME-unet-ID/logs/submission/%j_%t_log
 
 
 # teardown
-PYTHON -I -S -c "$hpc_tumor_check" "$hpc_tumor_code" -m hpc_tumor.cluster.batch after "$hpc_tumor_job" $?
+PYTHON -I -S -c "$hpc_tumor_check" "$hpc_tumor_code" -m hpc_tumor.cluster.node.batch after "$hpc_tumor_job" $?

@@ -1,0 +1,1 @@
+"""Draw what commands found out: tables and lines of text, one module a noun."""

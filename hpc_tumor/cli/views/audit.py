@@ -1,0 +1,84 @@
+"""What an audit is asked, and what it looks like on a terminal: the verdict first, then the numbers behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hpc_tumor.config import SPLITS, Experiment
+from hpc_tumor.data.audit import text
+from hpc_tumor.data.audit.audit import Audit
+from hpc_tumor.data.audit.images import ImageFacts
+from hpc_tumor.data.store.store import Store
+from hpc_tumor.errors import DataError, UsageError, unknown
+from hpc_tumor.experiments.request import experiment_for
+from hpc_tumor.results.tables.layout import Column, Table
+from hpc_tumor.settings import holds, parse_assignments
+
+_KEEP = {"train": 60, "val": 40, "pixel-identical": 50, "look-alikes ≥ 0.999": 30, "random": 45, "majority": 20,
+         "brightness": 20, "lowest": 40, "highest": 40}  # fmt: skip
+
+
+def split_in_use(store: Store, kind: str | None, assignments: Sequence[str]) -> Experiment:
+    """The experiment whose split is in use: as training would resolve it, from --split, --set and what else is set.
+
+    Raises UsageError for an unknown split or setting, and for settings of anything but data.
+    """
+    if kind and kind not in SPLITS[store.task]:
+        raise unknown(f"split for {store.task}", kind, SPLITS[store.task])
+    values = parse_assignments(assignments)
+    if other := [section for section in values if section != "data"]:
+        raise UsageError(f"--set {other[0]}…: an audit takes settings of data alone, such as data.fold=0.")
+    for option, name, given in (("STORE", "data.store", True), ("--split", "data.split", kind)):
+        if given and holds(values, name):
+            raise UsageError(f"{option} and --set {name} say the same thing twice: leave out one of them.")
+    return experiment_for(store, [*assignments, *([f"data.split={kind}"] if kind else [])])
+
+
+def verdict_lines(audit: Audit) -> list[tuple[str, str]]:
+    """The split in use, then the others; folds only where one of them leaks."""
+    lines = []
+    for split in audit.splits:
+        if split.in_use or split.fold is None or (split.leaks and not split.refused):
+            lines.append((split.name + (" (in use)" if split.in_use else ""), text.verdict(split)))
+    return lines
+
+
+def pairs(audit: Audit) -> list[tuple[str, str]]:
+    """Verdicts and facts, names and what they stand for."""
+    return [*verdict_lines(audit), *text.fact_lines(audit)]
+
+
+def audit_tables(audit: Audit) -> list[Table]:
+    """Splits, then what the dataset is made of."""
+    facts = audit.facts
+    tables = [_table("Splits", text.split_table(audit.splits, brief=True))]
+    if isinstance(facts, ImageFacts):
+        tables.append(_table("Classes", text.class_table(facts)))
+        if audit.shortcuts:
+            tables.append(_table("What gives the class away", text.shortcut_table(audit), left=2))
+    else:
+        tables += [_table("Labels", text.label_table(facts)), _table("Intensities", text.modality_table(facts))]
+    return [table for table in tables if table.rows]
+
+
+def refusal(audit: Audit) -> DataError | None:
+    """The error where the split in use leaks or cannot be made."""
+    split = audit.in_use
+    if split.refused:
+        return DataError(f"the {split.name} split {text.verdict(split)}")
+    if not split.leaks:
+        return None
+    clean = next((other for other in audit.splits if other.leakage and not other.leaks), None)
+    way = f"Train with --set data.split={clean.kind}." if clean else "Remove the duplicates, see above."
+    found = split.leakage
+    what = "leaks" if found and (found.shared or found.val_shared) else "may leak"
+    return DataError(f"the {split.name} split of {audit.store} {what}, so its scores say little. {way}")
+
+
+def _table(title: str, table: tuple[list[str], list[list[str]]], *, left: int = 1) -> Table:
+    headers, rows = table
+    columns = tuple(
+        Column(header, "left" if place < left else "right", _KEEP.get(header, 99))
+        for place, header in enumerate(headers)
+    )
+    return Table(title, columns, tuple(tuple(row) for row in rows))

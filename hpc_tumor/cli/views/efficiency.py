@@ -1,0 +1,144 @@
+"""What runs asked for and what they used, as tables: of one run, of each of several, and of each kind of many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from hpc_tumor.cluster.observe.advice import Kind, kinds_of, on_cluster
+from hpc_tumor.cluster.observe.efficiency import Efficiency
+from hpc_tumor.console import counted, duration, out
+from hpc_tumor.results.tables.layout import Column, Table
+
+MOST_RUNS = 20  # shown one by one
+
+
+def show_efficiency(runs: Sequence[Efficiency]) -> None:
+    """The result of the command: the runs, and what to ask for next time for each kind of them."""
+    readable = [run for run in runs if run.state != "unreadable"]
+    kinds = kinds_of(readable)
+    values = {"runs": [run.as_dict() for run in runs], "kinds": [kind.as_dict() for kind in kinds]}
+    out.result(values, show=lambda: _show(readable, kinds))
+    for run in runs:
+        if run not in readable:
+            out.note(f"{run.name}: {run.reason}")
+
+
+def _show(runs: Sequence[Efficiency], kinds: Sequence[Kind]) -> None:
+    if len(runs) == 1:
+        out.table(run_table(runs[0]))
+    elif runs:
+        out.tables([*([runs_table(runs)] if len(runs) <= MOST_RUNS else []), kinds_table(kinds)])
+    for kind in kinds:
+        name = "" if len(kinds) == 1 else f"{_network(kind.first)}: "
+        for words in kind.advice.words:
+            out.text(f"{name}{words}")
+        if kind.advice.options and len(runs) == 1:  # else they stand in the table
+            where = "Next time" if on_cluster(kind) else "On a cluster of such machines"
+            out.text(f"{where}: {kind.advice.options}")
+
+
+def run_table(run: Efficiency) -> Table:
+    """One run: a row for each thing that was asked for."""
+    columns = (Column("", "left"), Column("asked"), Column("used"), Column("share"))
+    times = f" × {run.starts}" if run.starts > 1 else ""
+    in_all = None if run.asked_time is None else run.asked_time * max(1, run.starts)
+    rows = [
+        ("time", _text(run.asked_time, _hours) + times, _text(run.time, _hours), _share(run.time, in_all)),
+        (
+            "memory of a node",
+            _text(run.asked_memory, _gb),
+            _text(run.memory, _gb),
+            _share(run.memory, run.asked_memory),
+        ),
+        ("CPUs of a task", _text(run.asked_cpus, str), _text(run.cpus, _one), _share(run.cpus, run.asked_cpus)),
+    ]
+    if run.gpu:
+        full = _share(run.gpu_memory, run.asked_gpu_memory)
+        rows.append(("GPUs busy", str(run.gpus), "", _text(run.gpu_busy, _percent)))
+        rows.append(("memory of a GPU", _text(run.asked_gpu_memory, _gb), _text(run.gpu_memory, _gb), full))
+    rows.append(("waiting for data", "", "", _text(run.data_wait, _percent)))
+    notes = (f"Used so far: {run.name} is {run.state}.",) if run.state != "finished" else ()
+    where = ", ".join(part for part in (run.cluster, run.shape, run.gpu) if part)
+    return Table(f"{run.name} · {where}", columns, tuple(rows), notes)
+
+
+_CELLS: dict[str, tuple[int, Callable[[Efficiency], str]]] = {
+    "time": (90, lambda run: _of(run.time, run.asked_time, _hours)),
+    "starts": (20, lambda run: str(run.starts) if run.starts > 1 else ""),
+    "memory, GB": (80, lambda run: _of(run.memory, run.asked_memory, _one)),
+    "CPUs": (70, lambda run: _of(run.cpus, run.asked_cpus, _one)),
+    "GPU busy": (60, lambda run: _text(run.gpu_busy, _percent)),
+    "GPU, GB": (50, lambda run: _of(run.gpu_memory, run.asked_gpu_memory, _one)),
+    "waits": (40, lambda run: _text(run.data_wait, _percent)),
+}
+
+
+def runs_table(runs: Sequence[Efficiency]) -> Table:
+    """Several runs: a row for each."""
+    kept = {name: cell for name, cell in _CELLS.items() if any(cell[1](run) for run in runs)}
+    columns = (
+        Column("run", "left"),
+        Column("state", "left"),
+        *(Column(name, keep=at) for name, (at, _) in kept.items()),
+    )
+    rows = tuple((run.name, run.state, *(cell(run) for _, cell in kept.values())) for run in runs)
+    return Table("", columns, rows)
+
+
+def kinds_table(kinds: Sequence[Kind]) -> Table:
+    """Many runs: a row for each network and shape, with the most that one of them used, and the options."""
+    names = ("time", "memory", "cpus", "gpu_busy", "gpu_memory", "data_wait")
+    shown = [
+        Efficiency(**{**kind.first.as_dict(), "starts": 0, **{name: kind.most(name) for name in names}})
+        for kind in kinds
+    ]
+    kept = {name: cell for name, cell in _CELLS.items() if any(cell[1](run) for run in shown)}
+    columns = (
+        Column("network", "left"), Column("on", "left", 30), Column("runs"),
+        *(Column(name, keep=at) for name, (at, _) in kept.items()), Column("ask for next time", "left"),
+    )  # fmt: skip
+    rows = tuple(
+        (_network(run), run.shape, str(len(kind.runs)), *(cell(run) for _, cell in kept.values()),
+         kind.advice.options or "leave it")
+        for kind, run in zip(kinds, shown, strict=True)
+    )  # fmt: skip
+    return Table(
+        f"{counted(sum(len(kind.runs) for kind in kinds), 'run')}: the most that one used", columns, rows, (_NOTE,)
+    )
+
+
+_NOTE = "Used of asked: time over all starts of that of one; memory of a node; CPUs of a task; memory of a GPU."
+
+
+def _network(run: Efficiency) -> str:
+    return run.model if run.filters is None else f"{run.model}, {run.filters} filters"
+
+
+def _of(used: float | None, asked: float | None, show: Callable[[float], str]) -> str:
+    if used is None:
+        return ""
+    return show(used) if asked is None else f"{show(used)} of {show(asked)}"
+
+
+def _text(value: float | None, show: Callable[[float], str]) -> str:
+    return "" if value is None else show(value)
+
+
+def _share(used: float | None, asked: float | None) -> str:
+    return "" if used is None or not asked else _percent(used / asked)
+
+
+def _hours(seconds: float) -> str:
+    return duration(seconds) if seconds < 60 else f"{int(seconds) // 3600}:{int(seconds) % 3600 // 60:02d} h"
+
+
+def _gb(value: float) -> str:
+    return f"{value:.1f} GB"
+
+
+def _one(value: float) -> str:
+    return f"{value:.1f}".removesuffix(".0")
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1%}" if share < 0.1 else f"{share:.0%}"

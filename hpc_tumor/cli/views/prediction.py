@@ -1,0 +1,168 @@
+"""Predictions of patients or images, and exports, as tables and as JSON."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from hpc_tumor.console import counted, duration, out, size
+from hpc_tumor.data.splits.known_cases import TRAINED, VALIDATED
+from hpc_tumor.errors import DataError
+from hpc_tumor.prediction.known import is_known, known_counts
+from hpc_tumor.results.tables.layout import NOTHING, Column, Table
+
+if TYPE_CHECKING:
+    from hpc_tumor.prediction.export import Export
+    from hpc_tumor.prediction.predict import Prediction
+
+MOST_ROWS = 20  # shown one by one; all are in the files
+_STRUCTURES = ("NCR", "ED", "ET", "WT", "TC")
+_PARTS = (("trained_on", TRAINED), ("validated_on", VALIDATED))
+
+
+def show_prediction(found: Prediction) -> None:
+    """The result of the command. Raises DataError, after it, where some of many could not be read."""
+    for note in found.notes:
+        out.warning(note)
+    out.result(prediction_values(found), show=lambda: _show(found))
+    unit = "patient" if found.facts.task == "segmentation" else "image"
+    out.note(f"\nwritten: {found.output} ({counted(len(found.rows), unit)} in {duration(found.seconds)})")
+    if found.failed:
+        raise _refused(found, unit)
+
+
+def prediction_values(found: Prediction) -> dict[str, Any]:
+    """A prediction as JSON values."""
+    facts = found.facts
+    values: dict[str, Any] = {
+        "run": facts.run, "model": facts.model, "epoch": facts.epoch, "weights_lost": facts.weights_lost,
+        "task": facts.task, "device": found.device, "precision": found.precision, "output": found.output,
+        "seconds": found.seconds,
+    }  # fmt: skip
+    values |= {"labelled": found.labelled, "scored": found.scored, "known": known_counts(found.rows, found.told_by)}
+    if facts.task == "classification":
+        values |= {"classes": facts.classes, "accuracy": found.accuracy}
+    else:
+        values["mean"] = mean_scores(found)
+    failed = [{"case": case, "reason": reason} for case, reason in found.failed]
+    return {**values, "predictions": found.rows, "failed": failed, "notes": found.notes}
+
+
+def patients_table(found: Prediction) -> Table:
+    """Volumes of the labels of each patient, and Dice where its labels are known."""
+    scored = any("scores" in row for row in found.rows)
+    columns = [Column("patient", "left"), *(Column(f"{name} ml") for name in found.facts.classes)]
+    if scored:
+        columns += [Column(f"Dice {name}" if name == _STRUCTURES[0] else name) for name in _STRUCTURES]
+    known = _known_column(found)
+    columns += [*known, Column("time", keep=1)]
+    rows = [_patient(row, scored, found.facts.classes, bool(known)) for row in found.rows[:MOST_ROWS]]
+    return Table(_title(found), tuple(columns), tuple(rows), tuple(_more(found.rows)))
+
+
+def images_table(found: Prediction) -> Table:
+    """Prediction for each image, and its class where its folder says so."""
+    labelled, known = found.labelled > 0, _known_column(found)
+    columns = [Column("image", "left"), Column("prediction", "left"), Column("confidence")]
+    columns += [*([Column("label", "left")] if labelled else []), *known]
+    rows = []
+    for row in found.rows[:MOST_ROWS]:
+        cells = [row["path"], row["prediction"], f"{100 * row['confidence']:.1f} %"]
+        cells += [row["label"] or NOTHING] if labelled else []
+        cells += [row["known"] or NOTHING] if known else []
+        rows.append(tuple(cells))
+    return Table(_title(found), tuple(columns), tuple(rows), tuple(_more(found.rows)))
+
+
+def show_export(found: Export) -> None:
+    """The result of the command."""
+    facts, (channels, height, width) = found.facts, found.shape
+    values = {
+        "file": found.file, "bytes": found.bytes, "run": facts.run, "model": facts.model, "epoch": facts.epoch,
+        "weights_lost": facts.weights_lost, "input": ["N", channels, height, width], "difference": found.difference,
+    }  # fmt: skip
+    for note in facts.notes:
+        out.warning(note)
+    agreed = "not compared with torch: onnxruntime is not installed"
+    if found.difference is not None:
+        agreed = f"onnxruntime's logits differ from torch's by at most {found.difference:.1g}"
+    lines = [
+        ("network", f"{facts.model}, epoch {facts.epoch} of {facts.run}"),
+        ("input", f"images (N, {channels}, {height}, {width}), float32"),
+        ("output", f"logits of {', '.join(facts.classes)}"),
+        ("check", agreed),
+        ("written", f"{found.file}: {size(found.bytes)}"),
+    ]
+    out.result(values, show=lambda: out.pairs(lines))
+
+
+def mean_scores(found: Prediction) -> dict[str, float] | None:
+    """Mean Dice of each label and region over the patients that are `scored`; None where there are none."""
+    scores = [row["scores"] for row in found.rows if "scores" in row and not is_known(row)]
+    if not scores:
+        return None
+    names = [f"dice_{name}" for name in _STRUCTURES]
+    return {name: sum(of[name] for of in scores) / len(scores) for name in names}
+
+
+def _show(found: Prediction) -> None:
+    if found.facts.task == "segmentation":
+        out.table(patients_table(found))
+        if len(found.rows) > 1 and (means := mean_scores(found)) is not None:
+            dice = ", ".join(f"{name} {means[f'dice_{name}']:.3f}" for name in _STRUCTURES)
+            out.text(f"mean Dice of {counted(found.scored, f'{_new(found)}patient')} with labels: {dice}")
+    else:
+        out.table(images_table(found))
+        counts = Counter(row["prediction"] for row in found.rows)
+        out.text(", ".join(f"{name} {counts[name]:,}" for name in found.facts.classes))
+        if found.accuracy is not None:
+            of = counted(found.scored, f"{_new(found)}image")
+            out.text(f"accuracy {100 * found.accuracy:.1f} % of the {of} in the folder of a class")
+    for line in _known_lines(found):
+        out.text(line)
+
+
+def _known_column(found: Prediction) -> list[Column]:
+    """Column of the cases that the run knows; none where it knows none."""
+    return [Column("known", "left")] if any(row["known"] for row in found.rows) else []
+
+
+def _new(found: Prediction) -> str:
+    return "new " if found.scored < found.labelled else ""
+
+
+def _known_lines(found: Prediction) -> list[str]:
+    counts = known_counts(found.rows, found.told_by)
+    known = (counts["trained_on"] or 0) + (counts["validated_on"] or 0)
+    if not known:
+        return []
+    unit, mean = ("patient", "no mean") if found.facts.task == "segmentation" else ("image", "no accuracy")
+    parts = [f"{counts[key]:,} {words}" for key, words in _PARTS if counts[key]]
+    return [f"known to the run: {known:,} of {counted(len(found.rows), unit)} ({', '.join(parts)}), counted in {mean}"]
+
+
+def _title(found: Prediction) -> str:
+    facts = found.facts
+    return f"{facts.model}, epoch {facts.epoch} of {facts.run} · {found.device}, {found.precision}"
+
+
+def _patient(row: dict[str, Any], scored: bool, labels: Sequence[str], known: bool) -> tuple[str, ...]:
+    dice = [f"{row['scores'][f'dice_{name}']:.3f}" if "scores" in row else NOTHING for name in _STRUCTURES]
+    volumes = (f"{row[f'ml_{name}']:.1f}" for name in labels)
+    part = (row["known"] or NOTHING,) if known else ()
+    return (row["case"], *volumes, *(dice if scored else ()), *part, duration(row["seconds"]))
+
+
+def _more(rows: Sequence[Any]) -> list[str]:
+    left = len(rows) - MOST_ROWS
+    return [f"and {left:,} more: --json names all of them, and so do the files"] if left > 0 else []
+
+
+def _refused(found: Prediction, unit: str) -> DataError:
+    for _, reason in found.failed[:MOST_ROWS]:
+        out.warning(reason)
+    if len(found.failed) > MOST_ROWS:
+        out.warning(f"and {len(found.failed) - MOST_ROWS} more; --json names all of them")
+    total = counted(len(found.rows) + len(found.failed), unit)
+    return DataError(f"{len(found.failed)} of {total} could not be read, see above; the others are in {found.output}.")

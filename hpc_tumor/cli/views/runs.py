@@ -1,0 +1,175 @@
+"""What runs look like: how each is doing in one table, what is over in a few words, a line for a log."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+from hpc_tumor.cluster.describe.profiles import LOCAL
+from hpc_tumor.cluster.observe.queue import ENDED, OPEN, RunState
+from hpc_tumor.console import View, counted, duration
+from hpc_tumor.errors import UsageError, unknown
+from hpc_tumor.results.tables.layout import Column, Table
+
+STATES = (*OPEN, "finished", *ENDED, "unreadable")
+SORTS = {
+    "name": lambda state: state.name,
+    "state": lambda state: STATES.index(state.state),
+    "epoch": lambda state: -(state.epoch or 0) / (state.epochs or 1),
+    "left": lambda state: float("inf") if state.eta is None else state.eta,
+    "best": lambda state: float("inf") if state.best is None else -state.best,
+    "heartbeat": lambda state: -(state.heartbeat_age or 0),
+}
+MOST_REASONS = 5  # runs that ended without a result whose reasons are printed below the table
+MOST_WATCHED = 30  # runs shown one by one while one waits
+
+
+def choose(
+    states: Sequence[RunState], wanted: str | None = None, model: str | None = None, sort: str | None = None
+) -> list[RunState]:
+    """The runs in one of the `wanted` states (`failed,lost`; `ended` and `open` are several) of a network, in order.
+
+    Raises:
+        UsageError: there is no such state, or nothing to sort by of that name.
+    """
+    names: set[str] = set()
+    for name in (wanted or "").replace(" ", "").split(","):
+        if name and name not in (*STATES, "open", "ended"):
+            raise UsageError(f"--state: {unknown('state', name, [*STATES, 'open', 'ended'])}")
+        names |= set(OPEN if name == "open" else ENDED if name == "ended" else [name] if name else [])
+    if sort is not None and sort not in SORTS:
+        raise UsageError(f"--sort: {unknown('column', sort, SORTS)}")
+    kept = [state for state in states if (not names or state.state in names) and model in (None, state.model)]
+    return sorted(kept, key=SORTS[sort]) if sort else kept
+
+
+def runs_table(states: Sequence[RunState], width: int) -> Table:
+    """How the runs are doing. Reasons stand in the last column, or below where it would be too wide."""
+    table = _runs_table(states, reasons_below=False)
+    if table.width > width:
+        table = _runs_table(states, reasons_below=True)
+    return replace(table.fit(width), notes=table.notes)  # nobody misses the columns left out
+
+
+def _runs_table(states: Sequence[RunState], reasons_below: bool) -> Table:
+    columns = {
+        "run": ("left", 99, lambda state: state.name),
+        "state": ("left", 99, lambda state: state.state),
+        "epoch": ("right", 99, _epoch),
+        "loss": ("right", 40, lambda state: _digits(state.loss)),
+        "best": ("right", 50, lambda state: _digits(state.best)),
+        "left": ("right", 60, _left),
+        "elapsed": ("right", 55, _elapsed),
+        "samples/s": ("right", 30, lambda state: "" if state.rate is None else f"{state.rate:.4g}"),
+        "GPUs": ("right", 25, _shape),
+        "restarts": ("right", 15, lambda state: str(state.restarts or "")),
+        "heard": ("right", 12, lambda state: _age(state, state.heartbeat_age)),
+        "saved": ("right", 10, lambda state: _age(state, state.checkpoint_age)),
+        "job": ("left", 35, lambda state: "" if state.job_id is None else f"{state.cluster} {state.job_id}"),
+        "why": ("left", 99, lambda state: state.reason),
+    }
+    notes = [counts(states)] if len(states) > 2 * MOST_REASONS else []
+    if reasons_below:
+        del columns["why"]
+        notes += _reasons(states)
+    cells = {name: [cell(state) for state in states] for name, (_, _, cell) in columns.items()}
+    kept = [name for name in columns if any(cells[name])]
+    return Table(
+        "",
+        tuple(Column(name, columns[name][0], columns[name][1]) for name in kept),  # type: ignore[arg-type]
+        tuple(zip(*(cells[name] for name in kept), strict=True)),
+        tuple(notes),
+    )
+
+
+def _reasons(states: Sequence[RunState]) -> list[str]:
+    """Why runs wait or ended, a line for each; the same reason once, and of many that ended only the latest."""
+    said: dict[str, list[RunState]] = {}
+    for state in states:
+        if state.reason and not _waits_here(state):
+            said.setdefault(state.reason, []).append(state)
+    lines, ended = [], 0
+    for reason, which in sorted(said.items(), key=lambda item: item[1][-1].name, reverse=True):
+        if which[0].state == "finished":  # what is to be known of its scores: nobody is to miss it
+            lines.append(f"{', '.join(state.name for state in which)}: {reason}")
+            continue
+        if which[0].state not in OPEN:
+            ended += 1
+            if ended > MOST_REASONS:
+                continue
+        lines.append(f"{which[0].name if len(which) == 1 else f'{len(which)} runs {which[0].state}'}: {reason}")
+    more = ended - MOST_REASONS
+    rest = [f"and {counted(more, 'other reason')}: hpc-tumor status --state ended --json"] if more > 0 else []
+    return lines[::-1] + rest
+
+
+def counts(states: Sequence[RunState]) -> str:
+    """`3 running, 2 queued`, in the order of a run's life."""
+    found: Counter[str] = Counter(state.state for state in states)
+    return ", ".join(f"{found[name]} {name}" for name in STATES if found[name])
+
+
+def runs_view(states: Sequence[RunState], width: int) -> View:
+    """What is shown while one waits for runs: of many, those that are not over."""
+    line = counts(states)
+    for state in states:
+        if state.state == "running" and state.epoch is not None and len(states) <= MOST_WATCHED:
+            parts = [f"{state.name} epoch {_epoch(state)}"]
+            parts += [f"loss {_digits(state.loss)}"] if state.loss is not None else []
+            parts += [f"about {duration(state.eta)} left"] if state.eta else []
+            line += f"; {', '.join(parts)}"
+    over = not any(state.state in OPEN for state in states)
+    shown = states
+    if len(states) > MOST_WATCHED:
+        shown = sorted((state for state in states if state.state in OPEN), key=SORTS["state"], reverse=True)
+        shown = [state for state in shown if state.state == "running"][:MOST_WATCHED] or shown[:MOST_WATCHED]
+    table = runs_table(shown, width)
+    if len(shown) < len(states):
+        table = replace(table, notes=(counts(states), *table.notes))
+    return View(table, f"{counted(len(states), 'run')}: {line}", over)
+
+
+def _waits_here(state: RunState) -> bool:
+    """Whether a run only waits for its turn on this machine, which the table shows without words."""
+    return state.cluster == LOCAL and state.state == "queued"
+
+
+def _epoch(state: RunState) -> str:
+    return "" if state.epoch is None else f"{state.epoch}/{state.epochs}"
+
+
+def _left(state: RunState) -> str:
+    """How long it will still take, and over how many more starts where one is too short."""
+    if state.state != "running" or state.eta is None:
+        return ""
+    more = state.more_starts
+    return duration(state.eta) + (f", +{counted(more, 'start')}" if more else "")
+
+
+def _elapsed(state: RunState) -> str:
+    if not state.elapsed:
+        return ""
+    if state.limit is None or state.state not in OPEN:
+        return duration(state.elapsed)
+    return f"{_hours(state.elapsed)} of {_hours(state.limit)} h"
+
+
+def _hours(seconds: float) -> str:
+    return f"{int(seconds) // 3600}:{int(seconds) % 3600 // 60:02d}"
+
+
+def _shape(state: RunState) -> str:
+    if state.gpus is None:
+        return ""
+    return str(state.gpus) if state.nodes in (None, 1) else f"{state.nodes} × {state.gpus // (state.nodes or 1)}"
+
+
+def _age(state: RunState, age: float | None) -> str:
+    return "" if age is None or state.state not in OPEN else f"{duration(age)} ago"
+
+
+def _digits(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.3f}" if abs(value) < 1e5 else f"{value:.2e}"

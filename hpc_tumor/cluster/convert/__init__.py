@@ -1,0 +1,1 @@
+"""Convert a dataset by an array of jobs."""

@@ -1,0 +1,249 @@
+"""prepare-data on a cluster: an array of tasks converts, and the command that waits for them commits.
+
+The tasks leave their results in the store's staging folder, which all nodes must see; only the command itself writes
+to the store, as with workers on one machine, so the store is the same to the byte.
+"""
+
+from __future__ import annotations
+
+import secrets
+import shlex
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from hpc_tumor.cluster import slurm
+from hpc_tumor.cluster.convert.task import MORE_MEMORY
+from hpc_tumor.cluster.convert.work_queue import Board
+from hpc_tumor.cluster.describe.profiles import LOCAL, find_profile
+from hpc_tumor.cluster.launch.sbatch import submit_script
+from hpc_tumor.cluster.launch.script import log_folder, sbatch_options, setup_lines
+from hpc_tumor.cluster.plan.plan import Plan, hours, make_plan, refuse_options
+from hpc_tumor.cluster.slurm import SlurmJob
+from hpc_tumor.config import ClusterProfile
+from hpc_tumor.data.convert.case import Unit, UnitResult
+from hpc_tumor.data.convert.prepare import Convert
+from hpc_tumor.data.convert.target import ConversionError
+from hpc_tumor.errors import ClusterError, UsageError
+from hpc_tumor.system.signals import held
+
+CPUS, GB_PER_CPU = 4, 1.0  # of one task; a worker takes a third of a GB for a patient
+MOST_TASKS = 16  # where nobody says how many
+MOST_LOSSES = 3  # tasks that may be lost with a unit before it is given up
+LOOK_SECONDS = 2.0  # between two looks at the results, at most
+_END_SECONDS = 60.0  # for the tasks to end in
+Say = Callable[[str], None]
+
+
+def conversion_on(
+    cluster: str | None,
+    tasks: int | None,
+    say: Say,
+    *,
+    account: str | None = None,
+    partition: str | None = None,
+    walltime: str | None = None,
+    memory_gb: float | None = None,
+) -> Convert | None:
+    """Return the conversion of `prepare_dataset` on that cluster, with so many array tasks; None for this machine.
+
+    Raises:
+        UsageError: no such profile, or the cluster cannot give so much.
+        ClusterError: there is no SLURM here.
+    """
+    if cluster is None or cluster == LOCAL:
+        refuse_options(
+            "the cases are converted on this machine", walltime=walltime, memory_gb=memory_gb, account=account,
+            partition=partition,
+        )  # fmt: skip
+        return None
+    profile = find_profile(cluster)
+    cpus = min(CPUS, profile.node.cpus, max(1, int(profile.node.memory_gb / GB_PER_CPU)))
+    memory = min(cpus * GB_PER_CPU, profile.node.memory_gb) if memory_gb is None else memory_gb
+    options = {"account": account, "partition": partition, "walltime": walltime}
+    planned = make_plan(profile, 1, cpus=cpus, memory_gb=memory, **options)  # type: ignore[arg-type]
+    plan = replace(planned, gpus_per_node=0)
+    if plan.total is not None:
+        raise UsageError(f"--time {walltime} is longer than {profile.name} allows: at most {hours(plan.walltime)}.")
+    most = profile.limits.queued_jobs
+    if tasks is not None and (tasks < 1 or (most is not None and tasks > most)):
+        limit = f" {profile.name} lets one user queue at most {most}." if most else ""
+        raise UsageError(f"--workers {tasks}: that is the number of array tasks, at least 1.{limit}")
+    if shutil.which("sbatch") is None:
+        raise ClusterError(
+            f"no sbatch on this machine, which the cluster profile {profile.name} needs: log in to the cluster,"
+            " or leave out --cluster."
+        )
+    count = tasks or min(MOST_TASKS, profile.limits.running_jobs or MOST_TASKS, most or MOST_TASKS)
+
+    def convert(units: Sequence[Unit]) -> Generator[UnitResult, None, None]:
+        if units:
+            yield from _Conversion(profile, plan, count, units, say).results()
+
+    return convert
+
+
+class _Conversion:
+    """One conversion by array jobs: usually one, and others for what was lost with its tasks."""
+
+    def __init__(self, profile: ClusterProfile, plan: Plan, tasks: int, units: Sequence[Unit], say: Say):
+        self.profile, self.plan, self.tasks, self.units, self.say = profile, plan, tasks, units, say
+        self.board = Board.create(units[0].staged.parent.absolute() / "array", units)
+        self.open = set(range(len(units)))
+        self.losses: Counter[int] = Counter()
+        self.job: str | None = None
+        self.count = 0  # tasks of that job
+        self.pace = slurm.Pace()
+        self.worth_another = True  # whether the latest array did anything, so that another one may do the rest
+        self.told: set[str] = set()
+
+    def results(self) -> Generator[UnitResult, None, None]:
+        """Results as they arrive. At the end, however it comes, no task is left.
+
+        Raises:
+            ClusterError: SLURM refused, or all tasks ended and none of them could convert anything.
+            ConversionError: a task could not write its results.
+        """
+        pause = 0.1
+        try:
+            self._submit()
+            while self.open:
+                self.board.beat()
+                found = list(self._arrived())
+                yield from found
+                pause = 0.1 if found else min(1.5 * pause, LOOK_SECONDS)
+                if self.open and not found and self.pace.is_due():
+                    yield from self._look_at_tasks()
+                if self.open:
+                    time.sleep(pause)
+        finally:
+            self._end()
+
+    def _arrived(self) -> Generator[UnitResult, None, None]:
+        for number, result in self.board.results(self.units):
+            if number in self.open:
+                self.open.discard(number)
+                self.worth_another = True
+                yield result
+
+    def _look_at_tasks(self) -> Generator[UnitResult, None, None]:
+        """Give what lost tasks had taken to others, and submit others where none is left."""
+        owners = self.board.owners()  # before the queue is read: who took something then was alive
+        records = slurm.read_queue([self.job] if self.job else [])
+        self.pace.done()
+        failures = self.board.failures()
+        if fatal := [failure["reason"] for failure in failures.values() if failure["fatal"]]:
+            raise ConversionError(fatal[0])
+        if records is None:
+            self._tell("SLURM does not answer: results may come all the same, or interrupt with Ctrl-C")
+            return
+        yield from self._arrived()
+        running = {name for name, record in records.items() if record.state in slurm.ALIVE}
+        for number, owner in owners.items():
+            if number in self.open and owner.partition(".")[0] not in running:
+                record, failure = records.get(owner.partition(".")[0]), failures.get(owner)
+                why = failure["reason"] if failure else _why(record)
+                self.worth_another = self.worth_another or failure is None
+                yield from self._lost(number, owner, why)
+        if not any(_is_alive(record) for record in records.values()):
+            yield from self._arrived()
+            if self.open:
+                self._submit_again(records)
+        elif not running:
+            self._tell_wait(records)
+
+    def _lost(self, number: int, owner: str, why: str) -> Generator[UnitResult, None, None]:
+        """Give a unit of a task that was lost to another one, or up."""
+        self._tell(f"task {owner.partition('.')[0]} was lost ({why.rstrip('.')}): others convert what it had taken")
+        self.losses[number] += 1
+        if self.losses[number] < MOST_LOSSES:
+            self.board.put_back(number, owner)
+            return
+        self.open.discard(number)
+        self.board.finish(number)
+        unit, words = (
+            self.units[number],
+            f"was not converted: {MOST_LOSSES} tasks were lost with it, the last one: {why}",
+        )
+        yield UnitResult(unit, [], [(case.id, f"{case.folder} {words}") for case in unit.cases])
+
+    def _submit_again(self, records: dict[str, SlurmJob]) -> None:
+        if any(record.state == "CANCELLED" for record in records.values()):
+            raise ConversionError(f"array job {self.job} was cancelled.")
+        if not self.worth_another:
+            reasons = [failure["reason"] for failure in self.board.failures().values()]
+            states = ", ".join(sorted({record.state for record in records.values()}))
+            why = reasons[-1] if reasons else self.board.last_words() or f"their state: {states or 'unknown'}"
+            raise ClusterError(f"the tasks of array job {self.job} ended before they had converted anything: {why}")
+        self._submit()
+
+    def _tell_wait(self, records: dict[str, SlurmJob]) -> None:
+        reasons = {slurm.explain(r.reason, r.job_id) for r in records.values() if r.state in slurm.WAITING and r.reason}
+        words = "; ".join(sorted(reasons))
+        if words:
+            self._tell(f"array job {self.job} is queued: {words}")
+
+    def _tell(self, line: str) -> None:
+        if line not in self.told:
+            self.told.add(line)
+            self.say(line)
+
+    def _submit(self) -> None:
+        self.count = tasks = min(self.tasks, len(self.open))
+        board, profile, name = self.board.path, self.profile, f"hpc-tumor-prepare-{secrets.token_hex(4)}"
+        log_folder(board.parents[1], "Rename it.")
+        options = sbatch_options(
+            name,
+            profile,
+            self.plan,
+            f"{log_folder(board)}/logs/%a.out",
+            requeue=profile.slurm.requeue,
+            array=f"0-{tasks - 1}",
+        )
+        with held():
+            self.job = submit_script(_script(profile, board), name, profile, self.plan, *options)
+        self.pace.done()  # it cannot have begun yet
+        self.worth_another = False
+        plural = "s" if tasks > 1 else ""
+        self.say(
+            f"array job {self.job} on {self.profile.name}: {tasks} task{plural} of {self.plan.cpus_per_task} CPUs,"
+            f" {self.plan.memory_gb:g} GB, at most {hours(self.plan.walltime)}"
+        )
+
+    def _end(self) -> None:
+        """Let no task outlive this: the staging folder is removed next."""
+        if self.job is None:
+            return
+        if self.open or len(self.board.begun(self.job)) < self.count:
+            with suppress(ClusterError):
+                slurm.cancel_job(self.job)
+        end, pause = time.monotonic() + _END_SECONDS, 0.1
+        while time.monotonic() < end and self.board.working(self.job):
+            if self.pace.is_due():  # those that were killed could not say that they end
+                records = slurm.read_queue([self.job])
+                self.pace.done()
+                if records is not None and not any(_is_alive(record) for record in records.values()):
+                    return
+            time.sleep(pause)
+            pause = min(2 * pause, LOOK_SECONDS)
+
+
+def _why(record: SlurmJob | None) -> str:
+    """Return the end of a task, in words, that could not record one itself."""
+    if record is None:
+        return "state unknown"
+    return f"state {record.state}{f': {MORE_MEMORY}' if record.state == 'OUT_OF_MEMORY' else ''}"
+
+
+def _is_alive(record: SlurmJob) -> bool:
+    return record.state in slurm.WAITING | slurm.ALIVE
+
+
+def _script(profile: ClusterProfile, board: Path) -> str:
+    command = [sys.executable, "-u", "-m", "hpc_tumor.cluster.convert.task", str(board)]
+    return "\n".join(["#!/bin/bash", *setup_lines(profile), f"exec {shlex.join(command)}", ""])

@@ -1,0 +1,1 @@
+"""Describe a cluster: SLURM's answers and profile files in, validated profiles out."""

@@ -1,0 +1,205 @@
+"""What a cluster says of itself and of this account, asked of sinfo, scontrol and sacctmgr.
+
+Any of SLURM's commands may be missing or fail; what it would have said is None then, and the command is named.
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+
+from hpc_tumor.cluster.describe import slurm_text
+from hpc_tumor.cluster.describe.site import Facts, Limits, NodeKind, Partition
+from hpc_tumor.cluster.slurm import run_slurm
+from hpc_tumor.errors import ClusterError
+
+SECONDS = 5.0  # that a command may take
+_SINFO = "%P|%a|%l|%D|%c|%m|%d|%G|%f"
+_ASSOCIATION = (
+    "Cluster", "Account", "Partition", "QOS", "DefaultQOS", "MaxJobs", "MaxSubmit", "MaxWall", "MaxTRES", "GrpTRES",
+)  # fmt: skip
+_QOS = ("Name", "Flags", "MaxJobsPU", "MaxSubmitPU", "MaxWall", "MaxTRES", "MaxTRESPU", "GrpTRES")
+
+
+def read_facts(seconds: float = SECONDS) -> Facts:
+    """Ask all commands at once; takes no longer than the slowest, and never fails."""
+    user = _user()
+    commands = {
+        "sinfo": ("sinfo", "--all", "--noheader", "--exact", f"--format={_SINFO}"),
+        "scontrol show partition": ("scontrol", "--all", "--oneliner", "show", "partition"),
+        "scontrol show config": ("scontrol", "show", "config"),
+        "sacctmgr show assoc": ("sacctmgr", "-nP", "show", "assoc", f"user={user}", f"format={','.join(_ASSOCIATION)}"),
+        "sacctmgr show user": ("sacctmgr", "-nP", "show", "user", user, "format=DefaultAccount"),
+        "sacctmgr show qos": ("sacctmgr", "-nP", "show", "qos", f"format={','.join(_QOS)}"),
+    }
+    with ThreadPoolExecutor(len(commands)) as pool:
+        said = dict(zip(commands, pool.map(partial(_ask, seconds), commands.values()), strict=True))
+    config = slurm_text.settings(said["scontrol show config"])
+    cluster, plugins = config.get("ClusterName"), config.get("JobSubmitPlugins", "unknown")
+    general, in_partition = _accounts(slurm_text.rows(said["sacctmgr show assoc"], len(_ASSOCIATION)), cluster)
+    default = next(iter((said["sacctmgr show user"] or "").split()), None)
+    return Facts(
+        partitions=_partitions(said["sinfo"], said["scontrol show partition"]),
+        accounts=general,
+        default_account=default,
+        qos=_qos(slurm_text.rows(said["sacctmgr show qos"], len(_QOS))),
+        max_array=slurm_text.count(config.get("MaxArraySize", "")),
+        requeue=None if "JobRequeue" not in config else config["JobRequeue"] == "1",
+        cluster=cluster,
+        version=config.get("SLURM_VERSION"),
+        missing=tuple(name for name, text in said.items() if text is None),
+        accounts_in=in_partition,
+        enforced=_enforced(config.get("AccountingStorageEnforce")),
+        chosen_by_site=plugins not in ("(null)", ""),
+        tmp=config.get("TmpFS"),
+    )  # fmt: skip
+
+
+def _user() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # known to the directory of another machine only
+        return os.environ.get("USER", str(os.getuid()))
+
+
+def _ask(seconds: float, command: tuple[str, ...]) -> str | None:
+    try:
+        return run_slurm(*command, seconds=seconds)
+    except (ClusterError, OSError, ValueError):  # not there, not for us to run, or not text
+        return None
+
+
+def _enforced(text: str | None) -> frozenset[str] | None:
+    """`associations,limits,qos,safe` → what of it is checked; each of the others brings associations along."""
+    if text is None:
+        return None
+    found = {
+        name for name in re.split(r"[,\s]+", text.lower()) if name not in ("", "none", "(null)", "nojobs", "nosteps")
+    }
+    if found & {"safe", "all"}:
+        found |= {"limits"}
+    if "all" in found:
+        found |= {"qos"}
+    return frozenset(found | {"associations"} if found else found)
+
+
+def _accounts(
+    associations: list[list[str]] | None, cluster: str | None
+) -> tuple[dict[str, Limits] | None, dict[tuple[str, str], Limits]]:
+    """Limits of this user's accounts on this cluster, in all partitions, and in those that have others."""
+    general: dict[str, Limits] = {}
+    in_partition: dict[tuple[str, str], Limits] = {}
+    for of, account, partition, qos, default_qos, running, queued, walltime, per_job, in_all in associations or ():
+        if cluster and of.lower() != cluster.lower():  # one database may hold several
+            continue
+        limits = replace(
+            _limits(walltime, running, queued, per_job, in_all),
+            qos=slurm_text.names(qos), default_qos=default_qos or None,
+        )  # fmt: skip
+        if partition:
+            in_partition[account.lower(), partition] = limits
+            general.setdefault(account.lower(), Limits())
+        else:
+            general[account.lower()] = limits
+    return general or None, in_partition
+
+
+def _qos(rows: list[list[str]] | None) -> dict[str, Limits] | None:
+    """By their names in small letters; how they are written does not matter to SLURM."""
+    return {
+        name.lower(): replace(_limits(walltime, running, queued, *amounts), flags=slurm_text.names(flags) or ())
+        for name, flags, running, queued, walltime, *amounts in rows or ()
+    } or None
+
+
+def _limits(walltime: str, running: str, queued: str, *amounts: str) -> Limits:
+    """`amounts` are limits on resources, of which the least holds."""
+    said = [slurm_text.resources(text) for text in amounts]
+
+    def least(name: str) -> float | None:
+        return min((each[name] for each in said if name in each), default=None)
+
+    def whole(name: str) -> int | None:
+        return None if (number := least(name)) is None else int(number)
+
+    return Limits(
+        slurm_text.minutes(walltime), whole("gres/gpu"), whole("node"), slurm_text.count(running),
+        slurm_text.count(queued), whole("cpu"), least("mem"),
+    )  # fmt: skip
+
+
+def _partitions(sinfo: str | None, scontrol: str | None) -> dict[str, Partition] | None:
+    """From sinfo come the nodes, from scontrol who may use them; either may be missing."""
+    seen, told, groups = _seen(sinfo), _told(scontrol), _groups()
+    found = {}
+    for name in dict.fromkeys([*seen, *told]):
+        values = told.get(name, {})
+        stated = Partition(
+            name,
+            values.get("State") == "UP",
+            values.get("Default") == "YES",
+            slurm_text.minutes(values.get("MaxTime", "")),
+        )
+        part = seen.get(name, stated)
+        allowed = slurm_text.names(values.get("AllowGroups", ""))
+        closed = values.get("RootOnly") == "YES" or (allowed is not None and not groups & set(allowed))
+        found[name] = replace(
+            part,
+            default=part.default or stated.default,
+            max_nodes=slurm_text.count(values.get("MaxNodes", "")),
+            accounts=slurm_text.names(values.get("AllowAccounts", "")),
+            qos=slurm_text.names(values.get("AllowQos", "")),
+            own_qos=next(iter(slurm_text.names(values.get("QoS", "")) or ()), None),
+            kinds=tuple(_within(kind, values) for kind in part.kinds),
+            denied_accounts=slurm_text.names(values.get("DenyAccounts", "")) or (),
+            denied_qos=slurm_text.names(values.get("DenyQos", "")) or (),
+            for_my_group=os.getuid() == 0 or not closed,
+        )
+    return found or None
+
+
+def _seen(sinfo: str | None) -> dict[str, Partition]:
+    """Partitions with their kinds of nodes, as sinfo shows them."""
+    found: dict[str, Partition] = {}
+    for row in slurm_text.rows(sinfo, _SINFO.count("|") + 1) or ():
+        name, state, walltime, nodes, cpus, memory, disk, gres, features = row
+        default, name = name.endswith("*"), name.removesuffix("*")
+        number, cores, memory_mb, disk_mb = map(slurm_text.first_number, (nodes, cpus, memory, disk))
+        gpus, types = slurm_text.gres(gres)
+        names = slurm_text.names(features) or ()
+        kind = NodeKind(number, cores, memory_mb / 1024, gpus, types, names, disk_mb / 1024)
+        part = found.setdefault(name, Partition(name, state == "up", default, slurm_text.minutes(walltime)))
+        found[name] = replace(part, kinds=(*part.kinds, kind))
+    return found
+
+
+def _told(scontrol: str | None) -> dict[str, dict[str, str]]:
+    """Settings of each partition, as scontrol shows them."""
+    lines = [dict(re.findall(r"(\w+)=(\S+)", line)) for line in (scontrol or "").splitlines()]
+    return {values["PartitionName"]: values for values in lines if "PartitionName" in values}
+
+
+def _within(kind: NodeKind, partition: dict[str, str]) -> NodeKind:
+    """As much of a node as the partition lets a job have."""
+    cpus, memory = (slurm_text.count(partition.get(name, "")) for name in ("MaxCPUsPerNode", "MaxMemPerNode"))
+    return replace(
+        kind,
+        cpus=min(kind.cpus, cpus or kind.cpus),
+        memory_gb=min(kind.memory_gb, memory / 1024 if memory else kind.memory_gb),
+    )
+
+
+def _groups() -> set[str]:
+    """This user's groups by name."""
+    found = set()
+    for number in {os.getgid(), *os.getgroups()}:
+        try:
+            found.add(grp.getgrgid(number).gr_name)
+        except KeyError:  # known to the directory of another machine only
+            continue
+    return found

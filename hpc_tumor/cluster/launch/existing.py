@@ -1,0 +1,66 @@
+"""Search for runs that are there already among those asked for, so that the same request twice trains nothing twice."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from hpc_tumor.cluster.observe.queue import OPEN, RunState, read_states
+from hpc_tumor.config import Experiment
+from hpc_tumor.provenance import store_identity
+from hpc_tumor.records import section
+from hpc_tumor.run_dir import RunDir, is_run, read_json
+from hpc_tumor.system.resources import expand_home
+
+UNDER_WAY = (*OPEN, "finished")
+
+
+def find_same(experiments: Sequence[Experiment], runs: Path) -> list[RunState | None]:
+    """For each experiment the run below `runs` with the very same settings and data, where there is one.
+
+    Of several, one that is under way or finished goes before one that has ended without a result, and the latest first.
+    Those that others began and that have ended are not for this user to go on with.
+    """
+    if not runs.is_dir():
+        return [None] * len(experiments)
+    experiments = [with_absolute_store(experiment) for experiment in experiments]
+    wanted = {_key(experiment.model_dump(mode="json")): None for experiment in experiments}
+    fitting: dict[str, list[RunDir]] = {key: [] for key in wanted}
+    prints = {str(experiment.data.store): store_identity(experiment.data.store) for experiment in experiments}
+    for path in sorted(runs.iterdir()):
+        settings = read_json(path / "config.json") if is_run(path) else None
+        if settings is not None and (key := _key(settings)) in fitting:
+            run = RunDir(path)
+            then = section(section(read_json(run.provenance)).get("store"))
+            now = prints[str(settings["data"]["store"])]
+            if then.get("fingerprint") == now.get("fingerprint"):
+                fitting[key].append(run)
+    states = {state.run.path: state for state in read_states([run for found in fitting.values() for run in found])}
+
+    def best(found: list[RunDir]) -> RunState | None:
+        open_to_us = [states[run.path] for run in found if states[run.path].state in UNDER_WAY or is_own(run)]
+        ranked = sorted(open_to_us, key=lambda state: state.state in UNDER_WAY)
+        return ranked[-1] if ranked else None
+
+    return [best(fitting[_key(experiment.model_dump(mode="json"))]) for experiment in experiments]
+
+
+def is_own(run: RunDir) -> bool:
+    """Return True where this user began the run."""
+    return run.path.stat().st_uid == os.getuid()
+
+
+def with_absolute_store(experiment: Experiment) -> Experiment:
+    """The experiment as a run directory keeps it: true from any working directory."""
+    data = experiment.data.model_copy(update={"store": absolute(experiment.data.store)})
+    return experiment.model_copy(update={"data": data})
+
+
+def absolute(path: Path) -> Path:
+    """`path` from the root on, without `..`; links are left as they are."""
+    return Path(os.path.abspath(expand_home(path)))  # noqa: PTH100 - Path.absolute keeps `..`, Path.resolve no links
+
+
+def _key(settings: dict[str, object]) -> str:
+    return repr(sorted((name, repr(value)) for name, value in settings.items()))

@@ -1,0 +1,478 @@
+"""Start runs on a cluster or on this machine: their directories, and what these say of their jobs.
+
+Runs of one shape become one array job. Each run's directory says in job.json which job it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from hpc_tumor.cluster.describe.profiles import LOCAL
+from hpc_tumor.cluster.launch.executors import script_of, start_here, start_on_slurm, take_back
+from hpc_tumor.cluster.launch.existing import absolute, is_own, with_absolute_store
+from hpc_tumor.cluster.launch.private import check_private, code_folder, make_private, submissions_folder
+from hpc_tumor.cluster.launch.sbatch import clean_environment
+from hpc_tumor.cluster.launch.script import log_folder
+from hpc_tumor.cluster.launch.snapshot import snapshot_path, take_snapshot
+from hpc_tumor.cluster.observe.job_record import OTHER_VERSION, JobRecord
+from hpc_tumor.cluster.observe.queue import OPEN, read_states
+from hpc_tumor.cluster.plan.plan import Plan, make_plan
+from hpc_tumor.config import ClusterProfile, Experiment, changed_settings, refuse_changes, settings_by_name
+from hpc_tumor.errors import ClusterError, HpcTumorError, UsageError
+from hpc_tumor.provenance import MASKED, collect_provenance, provenance_of, without_passwords, without_secrets
+from hpc_tumor.run_dir import RunDir, check_writable, is_run, read_json, write_error
+from hpc_tumor.system import atomic
+from hpc_tumor.system.resources import owner_of
+from hpc_tumor.system.signals import held
+from hpc_tumor.validation import build
+
+UNNAMED = "DATE-TIME-{model}-ID"  # stands for the run's name where nothing is submitted
+MOST_TASKS = 1000  # of one array, where SLURM does not say how many it takes
+
+
+@dataclass(frozen=True)
+class Submission:
+    """Run that was started: its directory, and the scheduler's number of its job (on this machine: a process)."""
+
+    run: RunDir
+    cluster: str
+    job_id: str
+    plan: Plan
+
+
+@dataclass
+class Submitted:
+    """Outcome for many runs: those that were started, and why the rest was not."""
+
+    done: list[Submission] = field(default_factory=list)
+    refused: HpcTumorError | None = None
+    interrupted: KeyboardInterrupt | None = None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One run that is to be started: a new one, or one that has ended without a result and is to go on."""
+
+    experiment: Experiment
+    plan: Plan
+    run: RunDir | None = None
+
+
+@dataclass(frozen=True)
+class _Start:
+    """One run that is to begin, or to go on, after so many starts before and the jobs of those."""
+
+    run: RunDir
+    number: int = 0
+    earlier: tuple[str | None, ...] = ()
+    folders: tuple[str | None, ...] = ()  # in which those jobs left their logs; None: the run's own
+
+    @classmethod
+    def again(cls, run: RunDir) -> _Start:
+        """The next start of a run that had some before."""
+        job = JobRecord.of_run(run)
+        return cls(run, 1 + max(job.start, run.last_start()), (*job.earlier, job.job_id), job.log_folders)
+
+
+def submit_experiment(experiment: Experiment, profile: ClusterProfile, plan: Plan, runs: Path) -> Submission:
+    """Make a run directory under `runs` and start the run; returns as soon as it stands in the queue.
+
+    Raises:
+        ClusterError: SLURM is not there, or refuses. The run directory is gone again then.
+        UsageError: the runs directory cannot be used.
+    """
+    submitted = submit_all([Wanted(experiment, plan)], profile, runs)
+    if submitted.interrupted is not None:
+        raise submitted.interrupted
+    if submitted.refused is not None:
+        raise submitted.refused
+    return submitted.done[0]
+
+
+def submit_all(
+    wanted: Sequence[Wanted], profile: ClusterProfile, runs: Path, *, at_once: int = 0, most_tasks: int | None = None
+) -> Submitted:
+    """Start runs, with new directories under `runs` or in their own; those of one plan go as one array.
+
+    Where SLURM refuses, the runs it took stay, the others leave nothing behind, and what it said is in the result.
+
+    Args:
+        at_once: runs of an array that may run at the same time; 0: as many as SLURM lets.
+        most_tasks: of one array.
+
+    Raises:
+        UsageError: the runs directory cannot be used, or the plan is not that of its experiment.
+        ClusterError: there is no SLURM here.
+    """
+    runs = check_runs(runs, profile)
+    _refuse_without_sbatch(profile)
+    settled = [replace(item, experiment=_settled(item.experiment, item.plan)) for item in wanted]
+    first = not runs.exists()
+    submitted, provenance = Submitted(), collect_provenance()
+    try:
+        for group in grouped(settled, profile, most_tasks):
+            share = max(1, at_once * len(group) // len(settled)) if at_once else 0
+            with held() as interrupt_if_asked:
+                submitted.done += _submit_group(group, profile, runs, provenance, share, interrupt_if_asked)
+    except KeyboardInterrupt as interrupt:
+        submitted.interrupted = interrupt
+    except HpcTumorError as error:
+        submitted.refused = error
+    except OSError as error:
+        submitted.refused = write_error(error, runs, "the run")
+        submitted.refused.__cause__ = error
+    finally:
+        if first and not submitted.done:
+            _remove_empty(runs)
+    return submitted
+
+
+@contextlib.contextmanager
+def submitting(runs: Path) -> Iterator[bool]:
+    """One command of this user at a time looks what is there in `runs`, and adds to it: none trains the same twice.
+
+    Gives False where the file system has no locks, so that another one may be at work as well.
+
+    Raises:
+        UsageError: `runs` cannot be made or written.
+    """
+    runs = absolute(runs)
+    first = not runs.exists()
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+        handle = os.open(make_private(code_folder(runs)) / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise write_error(error, runs, "a run") from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            alone = True
+        except OSError:
+            alone = False
+        yield alone
+    finally:
+        os.close(handle)
+        if first and not any(is_run(path) for path in runs.iterdir()):
+            _remove_empty(runs)
+
+
+def job_script(
+    experiment: Experiment, profile: ClusterProfile, plan: Plan, runs: Path, run_name: str | None = None
+) -> str:
+    """The script that `submit_experiment` would submit, for a run of that name; nothing is written, no SLURM needed."""
+    run = RunDir(absolute(runs) / (run_name or UNNAMED.format(model=experiment.model.name)))
+    return script_of([run], profile, plan, run.submission, run.name)
+
+
+def array_script(count: int, profile: ClusterProfile, plan: Plan, runs: Path, at_once: int = 0) -> str:
+    """The script of an array of so many runs of one plan; nothing is written, no SLURM needed."""
+    runs = absolute(runs)
+    some = [RunDir(runs / "RUN")] * count
+    return script_of(some, profile, plan, submissions_folder(runs) / "DATE-TIME-ID", "hpc-tumor-ID", at_once)
+
+
+def grouped(wanted: Sequence[Wanted], profile: ClusterProfile, most_tasks: int | None = None) -> list[list[Wanted]]:
+    """The runs that go together as one array each; alone where there are no arrays."""
+    by_plan: dict[str, list[Wanted]] = {}
+    for number, item in enumerate(wanted):
+        # A task of an array cannot wait for one task of another, as the links of a chain do.
+        alone = profile.name == LOCAL or item.plan.links > 1
+        key = str(number) if alone else json.dumps(item.plan.as_dict(), sort_keys=True)
+        by_plan.setdefault(key, []).append(item)
+    most = MOST_TASKS if most_tasks is None else max(1, most_tasks)
+    return [group[start : start + most] for group in by_plan.values() for start in range(0, len(group), most)]
+
+
+def resume_run(run: RunDir, gpus: int | None = None) -> Submission:
+    """Start a run again in its own directory, with the same plan; it goes on from its last checkpoint.
+
+    Args:
+        gpus: as many from now on, in place of those that it had; the global batch stays.
+
+    Raises:
+        UsageError: it is queued, running or finished, is somebody else's, or was never submitted; or so many GPUs
+            cannot be had.
+        ClusterError: SLURM is not there, or refuses; the run is left as it was.
+    """
+    profile, plan = _own(run)
+    check_runs(run.path.parent, profile)
+    _refuse_without_sbatch(profile)
+    with held() as interrupt_if_asked, _claimed(run), _restored(run):
+        _refuse_what_goes_on([run])
+        refuse_changed_settings(run)
+        if gpus is not None and gpus != plan.gpus:
+            plan = _with_gpus(plan, profile, gpus)
+            run.set_gpus(gpus)
+        return _launch([_Start.again(run)], profile, plan, interrupt_if_asked)[0]
+
+
+def resume_all(runs: Sequence[RunDir]) -> dict[str, HpcTumorError]:
+    """Start several runs again, those of one plan as one array. Gives the errors by the names of the runs."""
+    errors: dict[str, HpcTumorError] = {}
+    by_profile: dict[str, tuple[ClusterProfile, list[Wanted]]] = {}
+    for run in runs:
+        try:
+            profile, plan = _own(run)
+            by_profile.setdefault(profile.model_dump_json(), (profile, []))[1].append(
+                Wanted(run.experiment(), plan, run)
+            )
+        except HpcTumorError as error:
+            errors[run.name] = error
+    for profile, wanted in by_profile.values():
+        submitted = submit_all(wanted, profile, runs[0].path.parent)
+        if submitted.interrupted is not None:
+            raise submitted.interrupted
+        started = {item.run.name for item in submitted.done}
+        for item in wanted:
+            if item.run is not None and item.run.name not in started and submitted.refused is not None:
+                errors[item.run.name] = submitted.refused
+    return errors
+
+
+def _own(run: RunDir) -> tuple[ClusterProfile, Plan]:
+    """Return the profile and plan of a run of this user's. UsageError where it is not theirs."""
+    if not is_own(run):
+        raise UsageError(
+            f"{run.name} belongs to {owner_of(run.path)}, and nobody else can resume it; hpc-tumor rerun trains it as a"
+            " run of your own."
+        )
+    return submitted_as(run)
+
+
+def submitted_as(run: RunDir) -> tuple[ClusterProfile, Plan]:
+    """Return the profile and plan that a run was submitted with. UsageError where it never was."""
+    job = JobRecord.of_run(run)
+    if job.faults:
+        raise UsageError(f"{run.name}: {'; '.join(job.faults)}. {OTHER_VERSION}")
+    if job.plan is None or job.profile is None:
+        raise UsageError(f"{run.name} was never submitted: it holds no readable {run.job.name}.")
+    stated = read_json(run.submission / "profile.json")
+    profile = build(ClusterProfile, stated, where=str(run.job)) if stated else job.profile
+    hidden = [name for name, value in profile.environment.variables.items() if MASKED in value]
+    names = f" ({', '.join(hidden)})" if hidden else ""
+    if hidden or any(MASKED in line for line in profile.environment.setup):
+        raise UsageError(
+            f"{run.name} was submitted with settings of {owner_of(run.path)}'s that others may not see"
+            f"{names}: submit it with a profile of your own."
+        )
+    return profile, job.plan
+
+
+def _refuse_what_goes_on(runs: Sequence[RunDir]) -> None:
+    """Raises UsageError for the first of the runs that may still do something by itself."""
+    for state in read_states(runs) if runs else ():
+        if state.ending:
+            raise UsageError(f"{state.name} is still ending: try again in a few seconds.")
+        if state.cancellable and not state.alive:
+            raise UsageError(f"SLURM does not say whether {state.name} still goes on: try again when it answers.")
+        if state.alive or state.state in (*OPEN, "finished", "unreadable"):
+            raise UsageError(
+                f"{state.name} is {state.state}: only a run that has ended without a result can be resumed."
+            )
+
+
+def refuse_changed_settings(run: RunDir) -> None:
+    """Raises DataError where the run has checkpoints, and its settings are others than those that made them.
+
+    Its job would refuse them, too, by what the checkpoint itself says.
+    """
+    made = (read_json(run.provenance) or {}).get("settings")
+    if isinstance(made, dict) and run.last_checkpoint.exists():
+        _, must_not = changed_settings(made, settings_by_name(run.experiment()))
+        refuse_changes(must_not, f"the checkpoints of {run.name} were made with other settings")
+
+
+@contextlib.contextmanager
+def _claimed(run: RunDir) -> Iterator[None]:
+    """Of two that would start the same run at the same time, the second is refused."""
+    handle = os.open(make_private(run.submission) / "claim", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"{run.name} is being resumed by another command at this moment.") from None
+        except OSError:  # a file system without locks: the job itself still looks whether it is the run's
+            pass
+        yield
+    finally:
+        os.close(handle)
+
+
+def _with_gpus(plan: Plan, profile: ClusterProfile, gpus: int) -> Plan:
+    """The plan for another number of GPUs, with the same time, on whose account and where."""
+    if profile.name == LOCAL:
+        return make_plan(profile, gpus)
+    return make_plan(
+        profile, gpus, walltime=plan.total or plan.walltime, account=plan.account, partition=plan.partition,
+        qos=plan.qos, constraint=plan.constraint, reservation=plan.reservation, options=plan.options,
+    )  # fmt: skip
+
+
+def _submit_group(
+    group: Sequence[Wanted], profile: ClusterProfile, runs: Path, provenance: dict[str, Any], at_once: int,
+    interrupt_if_asked: Callable[[], None],
+) -> list[Submission]:  # fmt: skip
+    made: list[RunDir] = []
+    old = [item.run for item in group if item.run is not None]
+    try:
+        with contextlib.ExitStack() as kept:
+            for run in old:
+                kept.enter_context(_claimed(run))
+                kept.enter_context(_restored(run))
+            _refuse_what_goes_on(old)
+            for run in old:
+                refuse_changed_settings(run)
+            starts = []
+            for item in group:
+                if item.run is not None:
+                    starts.append(_Start.again(item.run))
+                    continue
+                made.append(run := RunDir.create(runs, item.experiment))
+                starts.append(_Start(run))
+            return _launch(starts, profile, group[0].plan, interrupt_if_asked, at_once, provenance)
+    except BaseException:
+        for run in made:
+            shutil.rmtree(run.path, ignore_errors=True)
+        raise
+
+
+@contextlib.contextmanager
+def _restored(run: RunDir) -> Iterator[None]:
+    """Restore the run's own record of its job, settings and code where the block fails."""
+    before = {path: path.read_bytes() if path.exists() else None for path in (run.job, run.config, run.provenance)}
+    try:
+        yield
+    except BaseException:
+        for path, contents in before.items():
+            if contents is None:
+                path.unlink(missing_ok=True)
+            else:
+                atomic.write_bytes(path, contents)
+        raise
+
+
+def _launch(
+    starts: Sequence[_Start], profile: ClusterProfile, plan: Plan, interrupt_if_asked: Callable[[], None],
+    at_once: int = 0, provenance: dict[str, Any] | None = None,
+) -> list[Submission]:  # fmt: skip
+    """Submit one job for one run, or an array for several. `provenance` is for those that are new.
+
+    Signals are held meanwhile: once SLURM has been asked, each job is written down, or taken back.
+    """
+    runs = [start.run for start in starts]
+    code = take_snapshot(runs[0].path.parent)
+    folder, name = _job_folder(runs)
+    try:
+        atomic.write_json(folder / "runs.json", [run.name for run in runs])
+        new = [start.run for start in starts if not start.number]
+        if provenance is not None and new:
+            script = without_passwords(script_of(runs, without_secrets(profile), plan, folder, name, at_once))
+            for run in new:
+                more = provenance_of(run.experiment().data.store, code=code.name, plan=plan.as_dict(), script=script)
+                atomic.write_json(run.provenance, {**provenance, **more})
+        for run in (start.run for start in starts if start.number):
+            atomic.write_json(run.provenance, {**(read_json(run.provenance) or {}), "code": code.name})
+        jobs = _write_jobs(starts, profile, plan, folder, name)
+        interrupt_if_asked()
+        with clean_environment(plan):
+            if profile.name == LOCAL:
+                ids = [start_here(runs[0], code)]
+            else:
+                ids = start_on_slurm(runs, profile, plan, folder, name, at_once)
+    except BaseException:
+        if folder != runs[0].submission:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    try:
+        for run, job, job_id in zip(runs, jobs, ids, strict=False):
+            job.write(run, job_id=job_id, chain=tuple(ids[len(runs) :]))
+            run.add_event(
+                "submitted", cluster=profile.name, job_id=job_id, gpus=plan.gpus, nodes=plan.nodes, code=code.name
+            )  # fmt: skip
+    except BaseException as error:
+        try:
+            take_back(ids, profile)
+        except ClusterError as left:
+            raise ClusterError(
+                f"job {ids[0]} could neither be written down ({error}) nor taken back ({left}): scancel ends it."
+            ) from error
+        raise
+    return [Submission(run, profile.name, job_id, plan) for run, job_id in zip(runs, ids, strict=False)]
+
+
+def _write_jobs(
+    starts: Sequence[_Start], profile: ClusterProfile, plan: Plan, folder: Path, name: str
+) -> list[JobRecord]:
+    """Write each run's record of its job before that has a number: it may start, and read this, sooner."""
+    job = JobRecord(
+        cluster=profile.name, job_name=name, submitted=time.time(), plan=plan, profile=without_secrets(profile)
+    )  # fmt: skip
+    jobs = []
+    for start in starts:
+        run = start.run
+        make_private(run.submission)
+        atomic.write_json(run.submission / "profile.json", profile.model_dump(mode="json"))
+        jobs.append(job.write(
+            run, start=start.number, earlier=start.earlier, earlier_folders=start.folders,
+            folder=None if folder == run.submission else str(folder.relative_to(run.path.parent)),
+        ))  # fmt: skip
+    return jobs
+
+
+def _job_folder(runs: Sequence[RunDir]) -> tuple[Path, str]:
+    """The folder of a job's pickle, script and logs, and the name it has in the queue."""
+    if len(runs) == 1:
+        return make_private(runs[0].submission), runs[0].name
+    some = secrets.token_hex(3)
+    above = make_private(submissions_folder(runs[0].path.parent))
+    return make_private(above / f"{datetime.now():%Y%m%d-%H%M%S}-{some}"), f"hpc-tumor-{some}"
+
+
+def _settled(experiment: Experiment, plan: Plan) -> Experiment:
+    """The experiment as the run directory keeps it: true from any working directory, for the ranks planned."""
+    if experiment.hardware.gpus != plan.gpus:
+        raise UsageError(f"the plan has {plan.gpus} ranks, the experiment hardware.gpus = {experiment.hardware.gpus}.")
+    return with_absolute_store(experiment)
+
+
+def check_runs(runs: Path, profile: ClusterProfile) -> Path:
+    """Return `runs` as an absolute path that runs can be submitted to: all that is known of it without writing.
+
+    Raises UsageError where SLURM cannot write its logs there, or this user not at all.
+    """
+    runs = absolute(runs)
+    if profile.name != LOCAL:
+        log_folder(runs, "Choose another --runs.")
+    check_writable(runs, "a run")
+    for folder in (code_folder(runs), submissions_folder(runs)):
+        check_private(folder)
+    return runs
+
+
+def _refuse_without_sbatch(profile: ClusterProfile) -> None:
+    if profile.name != LOCAL and shutil.which("sbatch") is None:
+        raise ClusterError(
+            f"no sbatch on this machine, which the cluster profile {profile.name} needs: log in to the cluster,"
+            " or use --cluster local."
+        )
+
+
+def _remove_empty(runs: Path) -> None:
+    """Remove a folder of runs that was made for nothing, with the code that was kept in it."""
+    with contextlib.suppress(OSError):
+        for file in (snapshot_path(runs), code_folder(runs) / "lock"):
+            file.unlink(missing_ok=True)
+        for folder in (*runs.glob(f".*-{os.getuid()}"), runs):
+            if folder.is_dir():
+                folder.rmdir()

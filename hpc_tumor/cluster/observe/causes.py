@@ -1,0 +1,103 @@
+"""Messages of a scheduler and logs of a job → the cause in one sentence, with what to do."""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from pathlib import Path
+
+from hpc_tumor.cluster.launch.snapshot import CODE_LOST_WORDS
+
+NO_ROOM = 28  # what a job ends with that could write no more, not even why
+_TAIL = 64_000  # bytes of a log that are looked through
+# The first that fits is believed: what is said early by the system, before what follows from it.
+_CAUSES = tuple((re.compile(pattern, re.IGNORECASE), words) for pattern, words in (
+    (r"error: the code of this run (?:is|cannot)", CODE_LOST_WORDS),
+    (r"following module\(s\) are unknown: \"?([^\"\n]+)|Unable to locate a modulefile for '([^']+)'",
+     "the module {0} is not there on the node: correct `modules` in the cluster profile (`module avail` lists them)"),
+    (r"module: command not found",
+     "the node knows no `module`: leave `modules` in the cluster profile empty, or source the site's own set-up"),
+    (r"conda: command not found|not been properly configured to use 'conda|Run 'conda init' before",
+     "conda is not ready on the node: name its script in `setup` of the cluster profile, `source …/conda.sh`, or leave"
+     " conda out: the job's Python is named by its whole path"),
+    (r"EnvironmentNameNotFound: Could not find conda environment: (\S+)",
+     "there is no conda environment {0} on the node: correct `setup` in the cluster profile"),
+    (r"(/\S*python[\d.]*): (?:No such file or directory|not found|cannot execute|Permission denied)",
+     "the node has no Python at {0}: the environment must lie where all nodes see it, not on a disk of the login node"),
+    (r"execve\(\): (\S+): No such file", "the node has no program {0}: it must lie where all nodes see it"),
+    (r"is not yours(?:, or gone)?: it is not run",
+     "the job's own folder belongs to somebody else now, or is gone, so nothing of it was run: submit again, with"
+     " another --runs"),
+    (r"No module named '?([\w.]+)",
+     "Python on the node cannot import {0}: install hpc-tumor, with all it needs, where the nodes see it"),
+    (r"(GLIBC(?:XX)?_[\d.]+)' not found",
+     "the node's system is too old for a package ({0} is missing): install the environment on a node, or load a newer"
+     " compiler module"),
+    (r"(lib\S+\.so[\d.]*): cannot open shared object file",
+     "the node lacks the library {0}: load the module that has it, in `modules` of the cluster profile"),
+    (r"no kernel image is available|not compatible with the current PyTorch installation",
+     "torch was built without support for this GPU: install a build that has it; hpc-tumor doctor says which"),
+    (r"driver on your system is too old|driver version is insufficient",
+     "the node's NVIDIA driver is too old for this torch: install a torch for an older CUDA"),
+    (r"oom.?kill|out.of.memory handler|Exceeded job memory limit|exceeded memory limit",
+     "more main memory was needed than asked for: submit with more --memory"),
+    (r"CUDA out of memory|HIP out of memory",
+     "the GPU's memory did not suffice: a smaller batch, or --accumulate N, which keeps the batch"),
+    (r"/dev/shm/nccl-",
+     "the ranks of a node talk over its /dev/shm, which has no room or cannot be written: ask for a larger one, or set"
+     " NCCL_SHM_DISABLE to 1 in `variables` of the cluster profile"),
+    (r"Disk quota exceeded", "a quota is used up, in bytes or in files: remove what is not needed, then resume"),
+    (r"No space left on device|no room left to write", "a disk is full: make room on it, then resume"),
+    (r"Stale file handle|Transport endpoint is not connected|Input/output error",
+     "the shared file system stumbled: resume, and tell the site's support where it comes again"),
+    (r"Permission denied: '([^']+)'|Permission denied: (\S+)", "{0} may not be read or written on the node"),
+    (r"Read-only file system: '([^']+)'", "{0} lies on a file system that the nodes cannot write: name other --runs"),
+    (r"ncclSystemError|ncclRemoteError|NCCL WARN.*(?:connect|socket)|Gloo connectFullMesh failed|No route to host"
+     r"|Name or service not known|unable to resolve",
+     "the nodes did not reach each other: name their network interface in `variables` of the cluster profile, as"
+     " NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME"),
+    (r"Address already in use", "the port at which the ranks meet was taken on the node: resume, which takes another"),
+    (r"Invalid job credential|Munge .*(?:expired|failed|Rewound)|Unable to confirm allocation",
+     "the node and the controller of SLURM did not agree, often because a clock is wrong: resume, and tell the site"),
+    (r"DUE TO TIME LIMIT", "its time was up: hpc-tumor resume goes on from its last checkpoint"),
+    (r"DUE TO NODE FAILURE|Node failure on", "a node failed: hpc-tumor resume goes on from its last checkpoint"),
+    (r"DUE TO PREEMPTION", "a job of higher priority took its place: hpc-tumor resume goes on"),
+))  # fmt: skip
+_REFUSALS = tuple((re.compile(pattern, re.IGNORECASE), words) for pattern, words in (
+    (r"Invalid account|account/partition", "name an account of yours with --account; `hpc-tumor doctor` lists them"),
+    (r"Invalid partition|partition.*not available", "name one that `sinfo` lists with --partition"),
+    (r"Invalid qos|QOS .*not permitted", "name another --qos, or leave it out"),
+    (r"QOSMaxSubmit|MaxSubmitJobs|AssocMaxSubmit|violates accounting/QOS policy",
+     "you may not have so much in the queue: wait until some jobs have ended, or ask for less"),
+    (r"time limit is invalid|TimeLimit", "ask for a shorter --time"),
+    (r"node configuration is not available|node count|Requested nodes are busy|Invalid feature",
+     "no node here has what is asked for: fewer --gpus, less --memory or --cpus, another --constraint"),
+    (r"Invalid generic resource|gres", "`gpu_type` or `gpu_request` of the profile is not what this cluster calls it"),
+    (r"contact slurm controller|Socket timed out|Connection refused|Resource temporarily unavailable",
+     "SLURM does not answer at this moment: try again in a minute"),
+    (r"memory specification", "ask for less --memory"),
+    (r"reservation", "the reservation is not there, not yet open, or not for you"),
+))  # fmt: skip
+
+
+def recognise(text: str) -> str | None:
+    """The cause that `text`, a log or an error, tells of; None where it tells of none that is known."""
+    for pattern, words in _CAUSES:
+        if match := pattern.search(text):
+            return words.format(next((group for group in match.groups() if group), ""))
+    return None
+
+
+def remedy(refusal: str) -> str:
+    """Return the remedy for a refusal of sbatch; empty where that is not known."""
+    return next((words for pattern, words in _REFUSALS if pattern.search(refusal)), "")
+
+
+def recognise_in(logs: list[Path]) -> str | None:
+    """The cause that the ends of these logs tell of, the latest first."""
+    for log in reversed(logs):
+        with suppress(OSError), log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - _TAIL))
+            if cause := recognise(file.read().decode("utf-8", errors="replace")):
+                return cause
+    return None

@@ -1,0 +1,329 @@
+"""Files that nobody needs any more, in a folder of runs, beside its stores and on this machine's disk: found, removed.
+
+A run keeps its files as long as it may still do something by itself, and for ever what its scores come from. Of what an
+unfinished run has, only temporary files of writers that are gone are taken: `resume` needs all else. Files of other
+users, files behind links, and whatever a run that cannot be read may need, stay.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from hpc_tumor.cluster import slurm
+from hpc_tumor.cluster.describe.profiles import list_profiles
+from hpc_tumor.cluster.launch.private import code_folder, submissions_folder
+from hpc_tumor.cluster.launch.submit import submitting
+from hpc_tumor.cluster.observe.job_record import JobRecord
+from hpc_tumor.cluster.observe.queue import OPEN, RunState, read_states
+from hpc_tumor.data.convert.target import list_staging, remove_staging
+from hpc_tumor.data.feed.node_disk import list_copies, remove_copy
+from hpc_tumor.errors import DataError
+from hpc_tumor.records import section
+from hpc_tumor.run_dir import RunDir, file_clock, find_runs, read_json
+
+Kind = Literal["checkpoints", "temporary", "pickles", "code", "staging", "copies"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+QUIET_SECONDS = 600.0  # after which a temporary file that nobody holds has no writer, where its run is not finished
+_SETTLED_SECONDS = 3600.0  # after its result, within which the batch script of a run ends, where SLURM does not tell
+_CLOCKS_DIFFER = 86_400.0  # seconds that clocks of machines may be apart where code is at stake
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """A file or folder that may go, what is in it, and the run that it is of."""
+
+    kind: Kind
+    path: Path
+    files: int
+    bytes: int
+    run: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"kind": self.kind, "path": self.path, "files": self.files, "bytes": self.bytes, "run": self.run}
+
+
+@dataclass(frozen=True)
+class RunSize:
+    """Files and bytes of a run, and the bytes that may go or went; why none may where it is left alone."""
+
+    run: str
+    state: str
+    files: int
+    bytes: int
+    may_go: int = 0
+    left_alone: str | None = None
+
+
+@dataclass
+class Cleaning:
+    """Files that may be removed, largest runs first; or that were, and those that could not, with the reason."""
+
+    leftovers: list[Leftover] = field(default_factory=list)
+    sizes: list[RunSize] = field(default_factory=list)
+    removed: bool = False
+    failed: dict[Path, str] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it as JSON types."""
+        kinds = {
+            kind: {
+                "files": sum(item.files for item in self.of(kind)),
+                "bytes": sum(item.bytes for item in self.of(kind)),
+            }
+            for kind in KINDS
+        }
+        return {
+            "removed": self.removed,
+            "kinds": kinds,
+            "leftovers": [item.as_dict() for item in self.leftovers],
+            "runs": [asdict(size) for size in self.sizes],
+            "failed": {str(path): reason for path, reason in self.failed.items()},
+        }
+
+    def of(self, kind: Kind) -> list[Leftover]:
+        """Return the leftovers of one kind."""
+        return [item for item in self.leftovers if item.kind == kind]
+
+
+def clean(runs: Path, chosen: Sequence[RunDir] | None = None, *, delete: bool = False) -> Cleaning:
+    """Find what nobody needs below `runs`, and remove it where `delete` says so.
+
+    Args:
+        chosen: the runs whose own files are looked at; None: all, and what runs share: code, stores' staging, copies.
+
+    Raises:
+        UsageError: there is no such folder, or it cannot be written.
+    """
+    found = _find(runs, chosen)
+    found.removed = delete
+    if not delete or not found.leftovers:
+        return found
+    with submitting(runs) as alone:  # nothing starts meanwhile that could need what goes
+        found = _find(runs, chosen)
+        found.removed = True
+        if not alone:
+            code = [item.path for item in found.leftovers if item.kind == "code"]
+            found.failed |= dict.fromkeys(code, "a file system without locks: another command may begin to use it")
+        found.leftovers = [
+            item for item in found.leftovers if item.path not in found.failed and _remove(item, found.failed)
+        ]
+    found.sizes = [_after(size, runs, found.leftovers) for size in found.sizes]
+    return found
+
+
+def _find(runs: Path, chosen: Sequence[RunDir] | None) -> Cleaning:
+    everything = find_runs(runs)
+    wanted = {run.path.name for run in (everything if chosen is None else chosen)}
+    states = read_states(everything)
+    clock = file_clock(runs)
+    settled = _settled(states, clock)
+    found = Cleaning()
+    for state in states:
+        if state.name not in wanted:
+            continue
+        why = _why_left_alone(state, settled)
+        own = [] if why else list(_of_run(state, clock))
+        found.leftovers += own
+        files, size = _measure(state.run.path)
+        found.sizes.append(RunSize(state.name, state.state, files, size, sum(item.bytes for item in own), why))
+    found.sizes.sort(key=lambda size: (-size.bytes, size.run))
+    if chosen is None:
+        found.leftovers += [*_half_made(runs, clock), *_code(runs, states, settled), *_shared(states)]
+    return found
+
+
+def _after(before: RunSize, runs: Path, gone: Sequence[Leftover]) -> RunSize:
+    """The size of a run once some of its files are gone."""
+    of_run = [item for item in gone if item.run == before.run]
+    if not of_run:
+        return replace(before, may_go=0)
+    files, size = _measure(runs / before.run)
+    return replace(before, files=files, bytes=size, may_go=sum(item.bytes for item in of_run))
+
+
+def _settled(states: Sequence[RunState], clock: float) -> set[str]:
+    """Names of the runs that are finished and whose jobs are gone, too: a batch script goes on after its ranks."""
+    finished = [state for state in states if state.state == "finished"]
+    jobs = {state.name: JobRecord.of_run(state.run) for state in finished}
+    young = {name for name, job in jobs.items() if not job.is_local}
+    queue = slurm.read_queue(job_id for name in young for job_id in jobs[name].job_ids)
+    settled = set()
+    for state in finished:
+        job = jobs[state.name]
+        if job.is_local:
+            goes_on = state.alive
+        elif queue is None:
+            goes_on = bool(job.job_ids) and clock - state.run.result.stat().st_mtime < _SETTLED_SECONDS
+        else:
+            names = (job.job_name or state.name, state.name)
+            records = [queue[job_id] for job_id in job.job_ids if job_id in queue]
+            goes_on = any(each.state in slurm.WAITING | slurm.ALIVE and each.name in names for each in records)
+        if not goes_on:
+            settled.add(state.name)
+    return settled
+
+
+def _why_left_alone(state: RunState, settled: set[str]) -> str | None:
+    """Reason why nothing of a run is touched, None where something may be."""
+    path = state.run.path
+    if path.is_symlink():
+        return "a link"
+    if not _is_own(path):
+        return "another user's"
+    if state.state == "finished":
+        return None if state.name in settled else "its job is still ending"
+    return state.state if state.state in (*OPEN, "unreadable") or state.alive else None
+
+
+def _of_run(state: RunState, clock: float) -> Iterator[Leftover]:
+    """Files that a run of this user, which does nothing any more, does not need."""
+    run = state.run
+    finished = state.state == "finished"
+    for folder in (run.path, run.checkpoints, run.figures):
+        for path in _inside(folder, ".*.tmp"):
+            if finished or clock - path.lstat().st_mtime > QUIET_SECONDS:  # else SLURM may have begun it again
+                yield _leftover("temporary", path, run.name)
+    if not finished:
+        return
+    # Without the weights of its best epoch, it can be scored anew from its checkpoint, once they are back.
+    if run.weights_lost() is None and _is_own_file(run.best_weights):
+        for path in (run.last_checkpoint, run.previous_checkpoint):
+            if _is_own_file(path) and not run.checkpoints.is_symlink():
+                yield _leftover("checkpoints", path, run.name)
+    job = JobRecord.of_run(run)
+    for path in _inside(run.submission, "*.pkl"):
+        yield _leftover("pickles", path, run.name)
+    above = submissions_folder(run.path.parent)
+    for job_id, name in zip((*job.earlier, job.job_id), job.log_folders, strict=False):
+        if job_id and name and (run.path.parent / name).parent == above and not above.is_symlink():
+            for path in _inside(run.path.parent / name, f"{job_id}_*.pkl"):
+                yield _leftover("pickles", path, run.name)
+
+
+def _half_made(runs: Path, clock: float) -> Iterator[Leftover]:
+    """Run directories, and files beside them, that a command that was killed left half-made."""
+    for path in [*_inside(runs.resolve(), ".*.tmp"), *_inside(code_folder(runs), ".*.tmp")]:
+        if clock - path.lstat().st_mtime > QUIET_SECONDS:
+            yield _leftover("temporary", path)
+    for path in sorted(runs.glob(".[0-9]*")):
+        is_half_made = RunDir(path.with_name(path.name[1:])).network and path.is_dir() and not path.is_symlink()
+        if is_half_made and _is_own(path) and clock - path.stat().st_mtime > QUIET_SECONDS:
+            yield _leftover("temporary", path)
+
+
+def _code(runs: Path, states: Sequence[RunState], settled: set[str]) -> Iterator[Leftover]:
+    """Archives of code that no run of this user needs.
+
+    Those of unfinished runs are kept, and all that were submitted since the first of those began that may still start.
+    """
+    named: set[str] = set()
+    since = float("inf")
+    for state in states:
+        if state.state == "finished" and state.name in settled:
+            continue
+        named.add(str(section(read_json(state.run.provenance)).get("code")))
+        if _is_own(state.run.path) and _why_left_alone(state, settled):
+            submitted = JobRecord.of_run(state.run).submitted
+            since = min(since, 0.0 if submitted is None else submitted - _CLOCKS_DIFFER)
+    for path in _inside(code_folder(runs), "*.zip"):
+        if path.name not in named and path.lstat().st_mtime < since:
+            yield _leftover("code", path)
+
+
+def _shared(states: Sequence[RunState]) -> Iterator[Leftover]:
+    """Staging folders of the stores of the runs, and copies of stores on the disks of this machine."""
+    stores: set[str] = set()
+    disks = {profile.environment.node_disk for profile in list_profiles()[0]}
+    for state in states:
+        if not _is_own(state.run.path):  # others may name any folder there
+            continue
+        stores.add(str(section(section(read_json(state.run.config)).get("data")).get("store") or ""))
+        if profile := JobRecord.of_run(state.run).profile:
+            disks.add(profile.environment.node_disk)
+    for store in sorted(stores - {""}):
+        yield from (_leftover("staging", path) for path in list_staging(Path(store)) if _is_own(path))
+    for disk in sorted(filter(None, disks)):
+        yield from (_leftover("copies", path) for path in list_copies(disk))
+
+
+def _remove(item: Leftover, failed: dict[Path, str]) -> bool:
+    """Remove it, unless somebody has come to use it meanwhile. Gives whether it is gone; why not, to `failed`."""
+    try:
+        if item.kind == "staging":
+            remove_staging(item.path)
+        elif item.kind == "copies":
+            if not remove_copy(item.path):
+                failed[item.path] = "in use again"
+        elif item.path.is_dir() and not item.path.is_symlink():
+            shutil.rmtree(item.path)
+        else:
+            item.path.unlink()
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        failed[item.path] = error.strerror or str(error)
+    except DataError as error:
+        failed[item.path] = str(error)
+    return item.path not in failed
+
+
+def _leftover(kind: Kind, path: Path, run: str | None = None) -> Leftover:
+    found = path.lstat()
+    files, size = _measure(path)
+    stays = not stat.S_ISDIR(found.st_mode) and found.st_nlink > 1  # under the name of a checkpoint kept for good
+    return Leftover(kind, path, files, 0 if stays else size, run)
+
+
+def _measure(path: Path) -> tuple[int, int]:
+    """Files and bytes of a file, or below a folder; the bytes of a file of several names count once."""
+    seen: set[tuple[int, int]] = set()
+    files = size = 0
+    for found in _statuses(path):
+        if not stat.S_ISDIR(found.st_mode):
+            files += 1
+            if (found.st_dev, found.st_ino) not in seen:
+                seen.add((found.st_dev, found.st_ino))
+                size += found.st_size
+    return files, size
+
+
+def _statuses(path: Path) -> Iterator[os.stat_result]:
+    """Give the status of a file, or of all files below a folder that can be read; no link is followed."""
+    with suppress(OSError):
+        own = path.lstat()
+        yield own
+        if stat.S_ISDIR(own.st_mode):
+            for entry in _entries(path):
+                yield from _statuses(Path(entry.path))
+
+
+def _entries(path: Path) -> Iterable[os.DirEntry[str]]:
+    with os.scandir(path) as entries:
+        return list(entries)
+
+
+def _inside(folder: Path, pattern: str) -> list[Path]:
+    """Files of this user in `folder`, which is no link, whose names fit."""
+    if folder.is_symlink():
+        return []
+    return sorted(path for path in folder.glob(pattern) if _is_own_file(path))
+
+
+def _is_own(path: Path) -> bool:
+    with suppress(OSError):
+        return path.lstat().st_uid == os.getuid()
+    return False
+
+
+def _is_own_file(path: Path) -> bool:
+    with suppress(OSError):
+        found = path.lstat()
+        return found.st_uid == os.getuid() and stat.S_ISREG(found.st_mode)
+    return False

@@ -1,0 +1,241 @@
+"""Resources that runs asked for and used: from the files of the runs, and from sacct where it answers."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from hpc_tumor.cluster.describe.profiles import LOCAL
+from hpc_tumor.cluster.observe.accounting import JobUse, read_job_use
+from hpc_tumor.cluster.observe.job_record import JobRecord
+from hpc_tumor.cluster.observe.queue import RunState, read_states
+from hpc_tumor.cluster.plan.plan import Plan
+from hpc_tumor.config import ClusterProfile
+from hpc_tumor.names import printable
+from hpc_tumor.records import LARGEST, section
+from hpc_tumor.run_dir import RunDir, matching, read_json
+
+GB = 2**30  # as --memory counts
+_HOST_FULL, _GPU_FULL = "out of memory on the host", "out of memory on the GPU"  # in the words of training/memory.py
+
+
+@dataclass(frozen=True)
+class Efficiency:
+    """One run. Times in seconds, memory in GB of 2^30 bytes, shares from 0 to 1; None: not asked for, or not known.
+
+    Attributes:
+        starts: that have begun.
+        asked_time: of one start; `asked_whole`, of all together, where that is more than one may have.
+        time: over all starts, with all that came before and after training.
+        left: that it will still need, as fast as it was.
+        memory: most on one node, of which `kept` are samples that stay in memory between epochs.
+        asked_cpus, cpus: of one task; how many were busy, as a mean.
+        gpu_memory: most on one GPU.
+        limited: whether a start was ended by its time limit.
+    """
+
+    name: str
+    model: str
+    filters: int | None
+    cluster: str
+    shape: str
+    gpus: int
+    state: str
+    reason: str = ""
+    starts: int = 0
+    asked_time: float | None = None
+    asked_whole: float | None = None
+    time: float | None = None
+    left: float | None = None
+    asked_memory: float | None = None
+    memory: float | None = None
+    kept: float = 0.0
+    asked_cpus: int | None = None
+    cpus: float | None = None
+    gpu: str | None = None
+    asked_gpu_memory: float | None = None
+    gpu_memory: float | None = None
+    gpu_busy: float | None = None
+    data_wait: float | None = None
+    limited: bool = False
+    out_of_memory: bool = False
+    gpu_out_of_memory: bool = False
+    accumulate: int = 1
+    node_memory: float | None = None  # most that may be asked for, by the profile
+    node_cpus: int | None = None  # for each task
+
+    def as_dict(self) -> dict[str, Any]:
+        """All fields as JSON types."""
+        return asdict(self)
+
+
+def read_efficiency(runs: Sequence[RunDir]) -> list[Efficiency]:
+    """Return what each run asked for and used, in order; one sacct for all. Works without it, and for any run."""
+    jobs = [JobRecord.of_run(run) for run in runs]
+    ids = {job_id for job in jobs if not job.is_local for job_id in _job_ids(job)}
+    known = read_job_use(ids)
+    states = read_states(runs)
+    return [
+        _efficiency(run, state, job, [known[job_id] for job_id in _job_ids(job) if _is_of(known.get(job_id), run, job)])
+        for run, state, job in zip(runs, states, jobs, strict=True)
+    ]
+
+
+def _job_ids(job: JobRecord) -> list[str]:
+    """All jobs of a run: those before, its last one, and those that follow it in a chain."""
+    return [job_id for job_id in (*job.earlier, *job.job_ids) if job_id]
+
+
+def _is_of(use: JobUse | None, run: RunDir, job: JobRecord) -> bool:
+    """Return True where a job is of this run: numbers are given again, as after a new installation."""
+    return use is not None and (use.name in (run.name, job.job_name) or use.name.startswith("hpc-tumor-"))
+
+
+def _efficiency(run: RunDir, state: RunState, job: JobRecord, uses: Sequence[JobUse]) -> Efficiency:
+    config, plan, starts = read_json(run.config) or {}, job.plan, _read_starts(run)
+    model, hardware = section(config.get("model")), section(config.get("hardware"))
+    ended = {word for use in uses for word in use.states}
+    asked = _asked(plan, job.profile)
+    used = _by_files(starts)
+    begun = len([one for use in uses for one in use.elapsed if one])
+    return Efficiency(
+        name=run.name,
+        model=printable(str(model.get("name") or state.model)),
+        filters=int(_number(model, "filters")) or None,
+        cluster=job.cluster,
+        state=state.state,
+        reason=state.reason,
+        starts=max(len({*starts, *_logged(run)}), begun),
+        left=None if state.state == "finished" else state.eta,
+        limited="TIMEOUT" in ended or state.state == "timeout",
+        out_of_memory=bool(ended & {"OUT_OF_MEMORY"}) or state.state == "out-of-memory" or _HOST_FULL in state.reason,
+        gpu_out_of_memory=_GPU_FULL in state.reason,
+        accumulate=int(_number(hardware, "accumulate")) or 1,
+        **{**used, **_with_accounting(used, uses, plan), **asked},
+    )
+
+
+def _asked(plan: Plan | None, profile: ClusterProfile | None) -> dict[str, Any]:
+    """Request to a cluster, and how much more a job may have there; nothing on a machine of one's own."""
+    if plan is None:
+        return {"shape": "", "gpus": 1}
+    if plan.cluster == LOCAL:
+        return {"shape": plan.shape.partition(" × ")[2], "gpus": plan.gpus}
+    node = profile.node if profile else None
+    return {
+        "shape": plan.shape,
+        "gpus": plan.gpus,
+        "asked_time": plan.walltime * 60.0,
+        "asked_whole": (plan.total or plan.walltime) * 60.0,
+        "asked_memory": plan.memory_gb,
+        "asked_cpus": plan.cpus_per_task,
+        "node_memory": node.memory_gb if node else None,
+        "node_cpus": node.cpus // plan.tasks_per_node if node else None,
+    }
+
+
+def _with_accounting(used: dict[str, Any], uses: Sequence[JobUse], plan: Plan | None) -> dict[str, Any]:
+    """Time, memory and CPUs where sacct knows more: it sees the whole job, and starts that left no file.
+
+    It looks at memory only now and then, at one task at a time, and counts in each what they share.
+    """
+    if not uses:
+        return {}
+    elapsed = float(sum(one for use in uses for one in use.elapsed))
+    tasks, ranks = (plan.tasks_per_node, plan.gpus) if plan else (1, 1)
+    of_task = max(use.task_memory for use in uses) / GB
+    memory = max(used["memory"], of_task) if used else of_task * tasks
+    more = {"time": max(used.get("time", 0.0), elapsed), "memory": memory or None}
+    if not used and elapsed:
+        more["cpus"] = sum(use.cpu_seconds for use in uses) / (elapsed * ranks)
+    return more
+
+
+def _logged(run: RunDir) -> set[int]:
+    """The starts that left a log."""
+    found = (re.fullmatch(r"rank-\d+\.(\d+)\.out", path.name) for path in matching(run.logs, "rank-*.out"))
+    return {int(match[1]) for match in found if match}
+
+
+Start = list[dict[str, Any]]  # what each rank wrote
+
+
+def _read_starts(run: RunDir) -> dict[int, Start]:
+    """Read the usage that the ranks wrote in each start; files that are half written or foreign are left out."""
+    starts: dict[int, Start] = {}
+    for path in matching(run.logs, "usage-*.json"):
+        match = re.fullmatch(r"usage-\d+\.(\d+)\.json", path.name)
+        values = read_json(path) if match else None
+        if match and values is not None:
+            starts.setdefault(int(match[1]), []).append(values)
+    return starts
+
+
+def _by_files(starts: dict[int, Start]) -> dict[str, Any]:
+    """Sum up the usage that the ranks wrote, over all starts."""
+    ranks = [rank for start in starts.values() for rank in start]
+    if not ranks:
+        return {}
+    nodes = [_node_memory(start) for start in starts.values()]
+    memory, kept = max((node for some in nodes for node in some), default=(0.0, 0.0))
+    seconds, trained = _sum(ranks, "seconds"), _sum(ranks, "training_seconds")
+    here = max(1, math.ceil(_most(ranks, "ranks") / max(1, _most(ranks, "nodes"))))
+    return {
+        "time": sum(_most(start, "seconds") for start in starts.values()),
+        "memory": memory / GB,
+        "kept": kept / GB,
+        "asked_cpus": max(1, int(_most(ranks, "cpus") / here)),  # all of the machine's, where nobody was asked
+        "cpus": _sum(ranks, "cpu_seconds") / seconds if seconds else None,
+        "data_wait": _sum(ranks, "data_wait_seconds") / trained if trained else None,
+        **_gpus(ranks),
+    }
+
+
+def _node_memory(start: Start) -> list[tuple[float, float]]:
+    """Memory of each node in bytes, and how much of it is shared by its ranks, which counts once."""
+    nodes: dict[str, Start] = {}
+    for rank in start:
+        nodes.setdefault(str(rank.get("node")), []).append(rank)
+    found = []
+    for ranks in nodes.values():
+        shared = _most(ranks, "shared")
+        own = sum(max(0.0, _number(rank, "memory") - _number(rank, "shared")) for rank in ranks)
+        here = math.ceil(_most(ranks, "ranks") / max(1, _most(ranks, "nodes")))
+        found.append((own * max(1, here / len(ranks)) + shared, shared))  # some may have left nothing
+    return found
+
+
+def _gpus(ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Usage of GPUs, as the ranks saw their own, and the first rank of each node all that are there."""
+    own = [rank["gpu"] for rank in ranks if isinstance(rank.get("gpu"), dict)]
+    if not own:
+        return {}
+    watched = [gpu for rank in ranks for gpu in _list(rank.get("watched")) if isinstance(gpu, dict)]
+    samples = _sum(watched, "samples")
+    busy = sum(_number(gpu, "busy") * _number(gpu, "samples") for gpu in watched)
+    return {
+        "gpu": str(own[0].get("name")),
+        "asked_gpu_memory": _most(own, "total") / GB,
+        "gpu_memory": max(_most(own, "reserved"), _most(watched, "memory")) / GB,
+        "gpu_busy": busy / samples / 100 if samples else None,
+    }
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _number(values: dict[str, Any], name: str) -> float:
+    value = values.get(name)
+    return float(value) if isinstance(value, int | float) and abs(value) <= LARGEST else 0.0
+
+
+def _sum(some: Sequence[dict[str, Any]], name: str) -> float:
+    return sum(_number(values, name) for values in some)
+
+
+def _most(some: Sequence[dict[str, Any]], name: str) -> float:
+    return max((_number(values, name) for values in some), default=0.0)

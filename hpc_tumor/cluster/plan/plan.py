@@ -1,0 +1,248 @@
+"""GPUs asked for → nodes × GPUs × CPUs × memory × time that this cluster can give."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, ClassVar
+
+from pydantic import ConfigDict
+
+from hpc_tumor.cluster.describe.profiles import LOCAL
+from hpc_tumor.config import ClusterProfile, LimitSettings
+from hpc_tumor.errors import UsageError
+from hpc_tumor.settings import user_configuration
+
+_LEAST_MEMORY = 0.1  # GB; Python alone needs as much
+_FLAGS = {
+    "walltime": "--time", "memory_gb": "--memory", "cpus": "--cpus", "account": "--account", "partition": "--partition",
+    "qos": "--qos", "constraint": "--constraint", "reservation": "--reservation", "options": "--sbatch",
+    "at_once": "--at-once",
+}  # fmt: skip
+_SIGNAL_DELAYS = (120, 600)  # seconds before the limit: enough to save, and a twentieth of the walltime between these
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Request of one run to a cluster: one task per GPU; memory in GB per node, walltime in minutes."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    cluster: str
+    nodes: int
+    tasks_per_node: int
+    cpus_per_task: int
+    memory_gb: float
+    walltime: int
+    gpus_per_node: int
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    reservation: str | None = None
+    options: dict[str, str | int | bool] = field(default_factory=dict)  # further ones of sbatch, by their long names
+    total: int | None = None  # minutes asked for in all, where they are more than one job may have
+    links: int = 1  # jobs submitted at once, each to begin when the one before has ended, where none may be requeued
+
+    @property
+    def gpus(self) -> int:
+        """Ranks of the run: GPUs, or CPU processes where the nodes have none."""
+        return self.nodes * self.tasks_per_node
+
+    @property
+    def signal_delay(self) -> int:
+        """Seconds before the time limit at which the run is warned, so that it can save and be requeued."""
+        least, most = _SIGNAL_DELAYS
+        return min(max(least, self.walltime * 60 // 20), most, self.walltime * 30)
+
+    @property
+    def shape(self) -> str:
+        """`2 nodes × 2 GPUs`, or `1 node × 2 processes` where there are no GPUs."""
+        what = "GPU" if self.gpus_per_node else "process"
+        plural = "" if self.tasks_per_node == 1 else "s" if self.gpus_per_node else "es"
+        return f"{self.nodes} node{'s' if self.nodes > 1 else ''} × {self.tasks_per_node} {what}{plural}"
+
+    def describe(self) -> str:
+        """The plan in one line, for people."""
+        if self.cluster == LOCAL:
+            return f"this machine: {self.shape.split(' × ')[1]}"
+        where = f" in {self.partition}" if self.partition else ""
+        share = (
+            f"{self.cpus_per_task} CPU{'s' if self.cpus_per_task > 1 else ''} per task, {self.memory_gb:g} GB per node"
+        )
+        return f"{self.cluster}: {self.shape}, {share}, {hours(self.walltime)}{where}{self._restarts()}"
+
+    def _restarts(self) -> str:
+        """Say how a run goes on that needs longer than one job may take."""
+        if self.total is not None:
+            whole = f"; {hours(self.total)} in all"
+            way = "a chain of dependent jobs" if self.links > 1 else "requeued at each limit"
+            return f"{whole}: {self.starts} starts, {way}"
+        return f"; a chain of up to {self.links} jobs" if self.links > 1 else ""
+
+    @property
+    def starts(self) -> int | None:
+        """Number of starts of the run for the time that was asked for in all; None where nothing limits it."""
+        return None if self.total is None else -(-self.total // self.walltime)
+
+    def shortened(self, walltime: int, asked: bool) -> Plan:
+        """The plan with jobs of at most so many minutes; what was `asked` for in all stays, over several of them."""
+        if walltime >= self.walltime:
+            return self
+        total = self.total or (self.walltime if asked else None)
+        plan = replace(self, walltime=walltime, total=total)
+        return replace(plan, links=plan.starts or self.links) if self.links > 1 else plan
+
+    def as_dict(self) -> dict[str, Any]:
+        """All fields, for job.json; `Plan(**values)` makes the plan again."""
+        return asdict(self)
+
+
+def hours(minutes: int) -> str:
+    """Minutes as `2:00 h`."""
+    return f"{minutes // 60}:{minutes % 60:02d} h"
+
+
+def make_plan(
+    profile: ClusterProfile,
+    gpus: int,
+    *,
+    walltime: str | int | None = None,
+    memory_gb: float | None = None,
+    cpus: int | None = None,
+    account: str | None = None,
+    partition: str | None = None,
+    qos: str | None = None,
+    constraint: str | None = None,
+    reservation: str | None = None,
+    options: dict[str, str | int | bool] | None = None,
+) -> Plan:
+    """Plan for `gpus` ranks. `cpus` is per task, `memory_gb` per node; both default to the GPUs' share of a node.
+
+    A walltime beyond what one job may have becomes several starts of jobs that take as long as they may.
+
+    Raises:
+        UsageError: the cluster cannot give this; the message names the nearest possible counts, or the limit.
+    """
+    nodes, tasks = _shape(profile, gpus)
+    if profile.name == LOCAL:
+        refuse_options(
+            "the run stays on this machine (--cluster local)", walltime=walltime, memory_gb=memory_gb,
+            cpus=cpus, account=account, partition=partition, qos=qos, constraint=constraint,
+            reservation=reservation, options=options or None,
+        )  # fmt: skip
+    texts = {"account": account, "partition": partition, "qos": qos, "constraint": constraint}
+    for flag, text in {**texts, "reservation": reservation}.items():
+        _check_text(_FLAGS[flag], text)
+    node = profile.node
+    share = tasks / node.gpus if node.gpus else 1.0
+    cpus_per_task = max(1, node.cpus // (node.gpus or tasks)) if cpus is None else cpus
+    memory = node.memory_gb * share if memory_gb is None else memory_gb
+    if cpus_per_task < 1:
+        raise UsageError(f"--cpus {cpus}: a task has at least 1.")
+    if memory_gb is not None and not (math.isfinite(memory_gb) and memory_gb >= _LEAST_MEMORY):
+        raise UsageError(f"--memory {memory_gb:g}: name the GB on each node, at least {_LEAST_MEMORY:g}.")
+    if cpus_per_task * tasks > node.cpus:
+        raise UsageError(
+            f"--cpus {cpus_per_task} × {tasks} tasks is more than the {node.cpus} CPUs of a node of"
+            f" {profile.name}: ask for at most {node.cpus // tasks}."
+        )
+    if memory > node.memory_gb:
+        raise UsageError(f"--memory {memory:g} GB is more than the {node.memory_gb:g} GB of a node of {profile.name}.")
+    minutes, total = _walltime(profile, walltime)
+    links = 1 if profile.slurm.requeue or profile.name == LOCAL else profile.slurm.chain
+    return Plan(
+        cluster=profile.name,
+        nodes=nodes,
+        tasks_per_node=tasks,
+        cpus_per_task=cpus_per_task,
+        memory_gb=int(memory * 1024) / 1024,
+        walltime=minutes,
+        gpus_per_node=tasks if node.gpus else 0,
+        partition=partition or profile.slurm.partition,
+        account=_account(profile, account),
+        qos=qos or profile.slurm.qos,
+        constraint=constraint or profile.slurm.constraint,
+        reservation=reservation or profile.slurm.reservation,
+        options={**profile.slurm.extra, **(options or {})},
+        total=total,
+        links=-(-total // minutes) if total and links > 1 else links,
+    )
+
+
+def refuse_options(why: str, **options: object) -> None:
+    """Raises UsageError for options of `make_plan` that were given although, as `why` says, no SLURM will read them."""
+    given = [_FLAGS[name] for name, value in options.items() if value not in (None, {})]
+    if given:
+        raise UsageError(
+            f"{', '.join(given)}: for SLURM clusters alone, but {why}: leave {'it' if len(given) == 1 else 'them'} out."
+        )
+
+
+def check_gpus(profile: ClusterProfile, gpus: int) -> None:
+    """Raises UsageError for a number of GPUs that the cluster cannot give; the message names the nearest it can."""
+    _shape(profile, gpus)
+
+
+def _check_text(source: str, text: str | None) -> None:
+    if text is not None and not (text.strip() and text.isprintable()):
+        what = "holds a line end or another control character" if text.strip() else "is empty"
+        raise UsageError(f"{source} {text!r} {what}.")
+
+
+def _shape(profile: ClusterProfile, gpus: int) -> tuple[int, int]:
+    """Nodes and tasks per node: as few nodes as can hold them, each with the same number of tasks."""
+    per_node = profile.node.gpus or profile.node.cpus
+    limit = 1 if profile.name == LOCAL else profile.limits.nodes
+
+    def nodes_for(count: int) -> int | None:
+        nodes = -(-count // per_node)
+        return nodes if count % nodes == 0 and (limit is None or nodes <= limit) else None
+
+    nodes = nodes_for(gpus) if gpus >= 1 else None
+    if nodes is not None:
+        return nodes, gpus // nodes
+    what = (
+        f"{per_node} GPU{'s' if per_node > 1 else ''}"
+        if profile.node.gpus
+        else f"room for {per_node} process{'es' if per_node > 1 else ''}"
+    )
+    most = f", and at most {limit} node{'s' if limit > 1 else ''}" if limit else ""
+    near = _nearest(gpus, per_node, limit, nodes_for)
+    raise UsageError(f"--gpus {gpus} is not possible on {profile.name}: a node has {what}{most}. Nearest: {near}.")
+
+
+def _nearest(gpus: int, per_node: int, limit: int | None, nodes_for: Callable[[int], int | None]) -> str:
+    top = per_node * limit if limit else max(gpus, 1) + per_node
+    below = next((count for count in range(min(gpus - 1, top), 0, -1) if nodes_for(count)), None)
+    above = next((count for count in range(max(gpus, 0) + 1, top + 1) if nodes_for(count)), None)
+    return " or ".join(str(count) for count in (below, above) if count)
+
+
+def _walltime(profile: ClusterProfile, asked: str | int | None) -> tuple[int, int | None]:
+    """Minutes of one job, and in all where that is more."""
+    limit = profile.limits.walltime
+    if asked is None:
+        return limit, None
+    try:
+        minutes = LimitSettings(walltime=asked).walltime
+    except ValueError:
+        raise UsageError(f"--time {asked} is not a time: write 02:00:00, 1-12:00:00, 90m or 2h.") from None
+    return (minutes, None) if minutes <= limit else (limit, minutes)
+
+
+def _account(profile: ClusterProfile, asked: str | None) -> str | None:
+    if profile.name == LOCAL:
+        return None
+    needed = profile.slurm.account == "required"
+    stated = None if needed else profile.slurm.account
+    chosen = asked or os.environ.get("HPC_TUMOR_ACCOUNT") or stated or user_configuration().get("account")
+    if chosen is None and needed:
+        raise UsageError(
+            f"{profile.name} wants to know which account pays: name it with --account, or once and for all with the"
+            " variable HPC_TUMOR_ACCOUNT."
+        )
+    _check_text("account", chosen)
+    return chosen

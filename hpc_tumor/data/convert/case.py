@@ -1,0 +1,190 @@
+"""Work of a worker process: read cases, and leave what is to be committed in the staging folder."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from hpc_tumor.data.brain import BrainStatistics, brain_statistics, label_counts
+from hpc_tumor.data.case import TUMOUR_LABELS, Case, CaseData, CaseReader
+from hpc_tumor.data.contrast import NUMBERS, contrast
+from hpc_tumor.data.convert.target import disk_error
+from hpc_tumor.data.editions import EDITIONS, UncertainLabels
+from hpc_tumor.data.splits.sketch import Sketches, packed, sketch
+from hpc_tumor.data.store.nodes import IMAGE_COMPRESSION, write_array, write_file, write_group
+from hpc_tumor.data.store.ome import image_metadata, label_metadata
+from hpc_tumor.data.store.shards import checksum, is_sound, pack_chunk
+from hpc_tumor.errors import DataError
+from hpc_tumor.system.atomic import plain
+
+Row = dict[str, Any]  # what the store keeps of a case, as JSON
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Cases converted and committed together: one patient, or some images. `staged` is where the result goes."""
+
+    reader: CaseReader
+    cases: Sequence[Case]
+    staged: Path
+    threads: int
+
+
+@dataclass(frozen=True)
+class UnitResult:
+    """Rows of the cases converted, and (case, reason) of those refused.
+
+    `uncertain` is true where the meaning of a case's labels is not certain.
+    """
+
+    unit: Unit
+    rows: Sequence[Row]
+    failed: Sequence[tuple[str, str]] = field(default_factory=list)
+    uncertain: bool = False
+
+
+def convert_unit(unit: Unit, begin: Callable[[str], None] = lambda case: None) -> UnitResult:
+    """Convert one unit; `begin` is told of each case when its turn comes. Bad cases are in the result.
+
+    Raises StorageError where the result cannot be written.
+    """
+    rows: list[Row] = []
+    failed: list[tuple[str, str]] = []
+    chunks: list[bytes] = []
+    uncertain = False
+    for case in unit.cases:
+        begin(case.id)
+        try:
+            data = unit.reader.read_case(case)
+        except DataError as error:
+            failed.append((case.id, str(error)))
+            uncertain |= isinstance(error, UncertainLabels)
+            continue
+        except MemoryError:
+            failed.append((case.id, _no_memory(case)))
+            continue
+        try:
+            if unit.reader.task == "segmentation":
+                rows.append(_write_volume(unit, case, data))
+            else:
+                chunks.append(pack_chunk(data.image, IMAGE_COMPRESSION))
+                rows.append({"case": case.id, "signature": case.signature, "bytes": case.bytes, **data.meta})
+        except MemoryError:
+            failed.append((case.id, _no_memory(case)))
+        except OSError as error:
+            raise disk_error(error, case.id, unit.staged.parents[1]) from error
+    if chunks:
+        try:
+            write_file(unit.staged, pack_images(rows, chunks))
+        except OSError as error:
+            raise disk_error(error, f"images from {unit.cases[0].id} on", unit.staged.parents[1]) from error
+    return UnitResult(unit, rows, failed, uncertain)
+
+
+def _no_memory(case: Case) -> str:
+    return f"{case.folder} needs more memory than there is."
+
+
+def pack_images(rows: Sequence[Row], chunks: Sequence[bytes]) -> bytes:
+    """Some converted images as one file: their rows, and what will stand in a shard of the store."""
+    head = json.dumps({"rows": list(rows), "sizes": [len(chunk) for chunk in chunks]}).encode()
+    return b"".join([len(head).to_bytes(8, "little"), head, checksum(head), *chunks])
+
+
+def unpack_images(path: Path) -> tuple[list[Row], list[bytes]]:
+    """Inverse of `pack_images`. Raises ValueError where a byte is not as it was, OSError where it cannot be read."""
+    data = memoryview(path.read_bytes())
+    end = 8 + int.from_bytes(data[:8], "little")
+    if checksum(bytes(data[8:end])) != data[end : end + 4]:
+        raise ValueError(f"{path} is damaged")
+    head = json.loads(bytes(data[8:end]))
+    chunks, end = [], end + 4
+    for size in head["sizes"]:
+        chunks.append(bytes(data[end : end + size]))
+        end += size
+    if not all(is_sound(chunk) for chunk in chunks):
+        raise ValueError(f"{path} is damaged")
+    return head["rows"], chunks
+
+
+def _write_volume(unit: Unit, case: Case, data: CaseData) -> Row:
+    """Write one patient as an OME-Zarr image with its labels: seven files."""
+    assert data.label is not None  # a reader of patients gives all three
+    assert data.spacing is not None
+    brain = brain_statistics(data.image, data.background)
+    row = _row(case, data, brain, sketch(data.image, brain, data.background))
+    row["checksum"] = _checksum(row)
+    folder = unit.staged
+    image, label = data.image, data.label
+    write_group(folder, {"ome": image_metadata(data.id, data.spacing, brain), "hpc_tumor": row})
+    write_group(folder / "labels", {"ome": {"version": "0.5", "labels": ["seg"]}})
+    write_group(folder / "labels" / "seg", {"ome": label_metadata(data.spacing, EDITIONS[data.meta["labels"]])})
+    channels, depth, height, width = image.shape
+    write_array(
+        folder / "0", [image], image.shape, image.dtype, chunk=(channels, 1, height, width), shard=image.shape,
+        names="czyx", threads=unit.threads,
+    )  # fmt: skip
+    write_array(
+        folder / "labels" / "seg" / "0", [label], label.shape, label.dtype, chunk=(1, height, width),
+        shard=(depth, height, width), names="zyx", threads=unit.threads,
+    )  # fmt: skip
+    return row
+
+
+def is_whole(row: Row) -> bool:
+    """Return True where a patient's row is still what `convert_unit` made."""
+    return row.get("checksum") == _checksum({key: value for key, value in row.items() if key != "checksum"})
+
+
+def _checksum(row: Row) -> str:
+    return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()
+
+
+def _row(case: Case, data: CaseData, brain: BrainStatistics, sketches: Sketches) -> Row:
+    assert data.label is not None
+    digests: Mapping[str, str] = data.meta["sha256"]
+    files = {
+        role: {"path": file.relative, "size": file.size, "mtime_ns": file.mtime_ns, "sha256": digests.get(role)}
+        for role, file in sorted(case.files.items())
+    }
+    return cast(Row, plain({
+        "case": case.id,
+        "signature": case.signature,
+        "bytes": case.bytes,
+        "source": files,
+        "shape": data.label.shape,
+        "dtype": data.image.dtype.name,
+        "spacing": data.spacing,
+        "affine": data.affine,
+        "header": base64.b64encode(data.header).decode(),
+        "background": brain.background,
+        "tolerance": brain.tolerance,
+        **({} if data.background is None else {"slice_background": data.background.T}),
+        "statistics": brain.moments,
+        "brain_voxels": brain.voxels,
+        # Slices that were standardised one by one have lost how bright they are beside each other.
+        "contrast": [None] * NUMBERS if data.background is not None else contrast(data.image, brain),
+        "label_counts": label_counts(data.label, TUMOUR_LABELS + 1),
+        "content": _content(data, brain),
+        "scans": brain.digest,
+        "sketch": packed(sketches),
+        "meta": {key: value for key, value in data.meta.items() if key != "sha256"},
+    }))  # fmt: skip
+
+
+def _content(data: CaseData, brain: BrainStatistics) -> str:
+    """SHA-256 of what the case is, whatever its files were packed with."""
+    assert data.label is not None
+    assert data.affine is not None
+    tumour = data.label.reshape(len(data.label), -1).any(axis=1)
+    digest = hashlib.sha256(brain.digest.encode() + tumour.tobytes())
+    for array in (data.label[tumour], np.round(data.affine, 6)):
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

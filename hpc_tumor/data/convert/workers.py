@@ -1,0 +1,235 @@
+"""Worker processes of a conversion on one machine: as many as its CPUs and its memory allow.
+
+`python -m hpc_tumor.data.convert.workers HANDLE` is one of them. It is told of units and answers over a socket alone:
+there are no semaphores and no shared memory, which a machine may refuse, and one that is killed takes only its own unit
+along.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import traceback
+from collections import Counter, deque
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection, Pipe, wait
+from typing import Any
+
+from hpc_tumor.data.convert.case import Unit, UnitResult, convert_unit
+from hpc_tumor.data.convert.target import ConversionError, remove
+from hpc_tumor.system.python_children import module_command, start_process
+from hpc_tumor.system.resources import available_cpus, available_memory
+
+WORKER_BYTES = 350_000_000  # of a worker with a case of 240 × 240 × 155: 234 MB at its peak, libraries included
+MOST_KILLS = 3  # workers that may be killed at a case before it is refused
+_MORE_MEMORY = "convert it on a machine with more"
+_END_SECONDS = 10.0  # for a worker that has closed its connection to end
+
+
+def convert_here(
+    units: Iterable[Unit], workers: int, *, more_memory: str = _MORE_MEMORY, apart: bool = False
+) -> Generator[UnitResult, None, None]:
+    """Convert the units as they are asked for, one per worker at a time; results in the order they are ready.
+
+    With one worker, in this process, unless it is to be `apart`; else in fresh ones: a fork could hang the threads of a
+    store. Where one is killed, its unit is tried again alone, once the others have done theirs; a case at which
+    `MOST_KILLS` workers were killed is refused. `more_memory` says what to do where that is for lack of memory.
+
+    Raises ConversionError where a result cannot be written, or workers cannot be started.
+    """
+    if workers <= 1 and not apart:
+        yield from map(convert_unit, units)
+        return
+    team = _Team(iter(units), workers, more_memory)
+    try:
+        yield from team.results()
+    finally:
+        team.end()
+
+
+def default_workers() -> int:
+    """One per CPU that this process may use, but no more than there is memory for."""
+    return max(1, min(available_cpus(), available_memory() // WORKER_BYTES))
+
+
+@dataclass
+class _Task:
+    """A unit to be converted: the kills at each of its cases, and the cases `refused` for too many, with the reason."""
+
+    unit: Unit
+    kills: Counter[str] = field(default_factory=Counter)
+    refused: list[tuple[str, str]] = field(default_factory=list)
+
+    def rest(self) -> Unit:
+        """The unit without the cases that were refused."""
+        refused = {case for case, _ in self.refused}
+        return replace(self.unit, cases=[case for case in self.unit.cases if case.id not in refused])
+
+    def result(self, rest: UnitResult) -> UnitResult:
+        """The result of the unit, from that of its `rest`."""
+        return replace(rest, unit=self.unit, failed=[*self.refused, *rest.failed])
+
+
+class _Worker:
+    """A process that converts a unit at a time, with the one that it is at."""
+
+    def __init__(self) -> None:
+        self.connection, theirs = Pipe()
+        handle = theirs.fileno()
+        # In a process group of its own: Ctrl-C is for the parent. What libraries print is not the command's result.
+        self._process = start_process(
+            module_command("hpc_tumor.data.convert.workers", str(handle)), stdin=subprocess.DEVNULL, stdout=2,
+            pass_fds=(handle,), process_group=0,
+        )  # fmt: skip
+        theirs.close()
+        self.task: _Task | None = None
+        self.case: str | None = None  # that it is at; None where it has not begun to work
+
+    def give(self, task: _Task) -> None:
+        self.task = task
+        with suppress(OSError):  # it has ended, as the answer will tell
+            self.connection.send(task.rest())
+
+    def ended(self) -> int:
+        """Exit code of the process, which has closed its connection; below 0 for a signal."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_END_SECONDS)
+        return self.end()
+
+    def end(self) -> int:
+        self._process.kill()
+        self.connection.close()
+        return self._process.wait()
+
+
+class _Team:
+    """Workers, and the units that they are given."""
+
+    def __init__(self, units: Iterator[Unit], size: int, more_memory: str) -> None:
+        self._units, self._size, self._more_memory = units, size, more_memory
+        self._workers: list[_Worker] = []
+        self._again: deque[_Task] = deque()  # workers were killed at these: each is tried alone
+
+    def results(self) -> Generator[UnitResult, None, None]:
+        """See `convert_here`."""
+        while True:
+            self._give_out()
+            busy = {worker.connection: worker for worker in self._workers if worker.task}
+            if not busy:
+                return
+            results = [result for each in wait(list(busy)) if (result := self._answer(busy[each])) is not None]  # type: ignore[index]
+            self._give_out()  # nobody waits while these are taken over
+            yield from results
+
+    def end(self) -> None:
+        """End all workers, whatever they are at."""
+        for worker in self._workers:
+            worker.end()
+        self._workers.clear()
+
+    def _give_out(self) -> None:
+        """Give units to workers that have none, in new processes as long as there are too few."""
+        at_work = [worker.task for worker in self._workers if worker.task]
+        if self._again or any(task.kills for task in at_work):
+            if not at_work:
+                self.end()  # whose memory may be what is missing
+                self._start(self._again.popleft())
+            return
+        for worker in self._workers:
+            if worker.task is None and (unit := next(self._units, None)):
+                worker.give(_Task(unit))
+        while len(self._workers) < self._size and (unit := next(self._units, None)):
+            self._start(_Task(unit))
+
+    def _start(self, task: _Task) -> None:
+        try:
+            self._workers.append(worker := _Worker())
+        except OSError as error:
+            raise ConversionError(f"a worker process cannot be started: {error.strerror or error}.") from error
+        worker.give(task)
+
+    def _answer(self, worker: _Worker) -> UnitResult | None:
+        """Take in what a worker says; a result where it has one."""
+        task = worker.task
+        assert task is not None  # of a worker that is listened to
+        try:
+            answer = worker.connection.recv()
+        except (EOFError, OSError, pickle.UnpicklingError):
+            return self._lost(worker, task)
+        if isinstance(answer, str):
+            worker.case = answer
+            return None
+        if isinstance(answer, Exception):
+            raise answer
+        worker.task = None
+        return task.result(answer)
+
+    def _lost(self, worker: _Worker, task: _Task) -> UnitResult | None:
+        """Let the unit of a worker that ended be tried again; a result where no case of it is left."""
+        self._workers.remove(worker)
+        code = worker.ended()
+        if worker.case is None and code > 0:
+            raise ConversionError(f"a worker process ended with exit code {code} before it began: see above.")
+        remove(task.unit.staged)
+        case = next((case for case in task.unit.cases if case.id == worker.case), task.rest().cases[0])
+        task.kills[case.id] += 1
+        if task.kills[case.id] == MOST_KILLS:
+            task.refused.append((case.id, f"{case.folder} was not converted: {self._why(code)}"))
+        if task.rest().cases:
+            self._again.append(task)
+            return None
+        return task.result(UnitResult(task.unit, []))
+
+    def _why(self, code: int) -> str:
+        if code == -signal.SIGKILL:
+            return f"{MOST_KILLS} processes were killed at it, most likely for lack of memory: {self._more_memory}."
+        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+        return f"{MOST_KILLS} processes ended at it {how}: a file of it may be damaged."
+
+
+def _listen(connection: Connection, units: queue.SimpleQueue[Any]) -> None:
+    """Take units from the parent, and end with it, whatever this process is at."""
+    while True:
+        try:
+            units.put(connection.recv())
+        except (EOFError, OSError):
+            os._exit(1)
+        except Exception as error:  # a reader that cannot be imported here
+            units.put(error)
+
+
+def _portable(error: Exception) -> Exception:
+    """The error as the parent can have it, with its traceback as a note."""
+    error.add_note("".join(traceback.format_exception(error)))
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
+
+
+def main(handle: int) -> None:
+    """Convert units, and say of each case when its turn comes, until the parent ends this process."""
+    connection = Connection(handle)
+    units: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(connection, units), daemon=True).start()
+    while True:
+        unit = units.get()
+        try:
+            if isinstance(unit, Exception):
+                raise unit
+            answer: UnitResult | Exception = convert_unit(unit, connection.send)
+        except Exception as error:
+            answer = _portable(error)
+        connection.send(answer)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

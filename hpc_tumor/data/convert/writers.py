@@ -1,0 +1,298 @@
+"""From converted cases to a finished store: one writer per kind of dataset, both driven by prepare.py.
+
+A writer says which cases are still to be done, commits each result by a rename, and writes the index at the end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from hpc_tumor.data.case import CAVITY, LABELS, MODALITIES, TUMOUR_LABELS, Case, CaseReader
+from hpc_tumor.data.convert.case import Row, Unit, UnitResult, is_whole, unpack_images
+from hpc_tumor.data.convert.target import Target, remove
+from hpc_tumor.data.editions import EDITIONS
+from hpc_tumor.data.raw.brain_mri import CLASSES
+from hpc_tumor.data.splits.near_duplicates import SIDE, near_duplicate_groups
+from hpc_tumor.data.splits.sketch import same_scans, unpacked
+from hpc_tumor.data.store.nodes import (
+    GROUP_FILE,
+    IMAGE_COMPRESSION,
+    ArrayLayout,
+    read_attributes,
+    write_column,
+    write_group,
+    write_packed_array,
+)
+from hpc_tumor.data.store.shards import pack_chunk
+from hpc_tumor.data.store.store import Store, read_about
+from hpc_tumor.errors import DataError
+
+IMAGES_PER_UNIT = 64
+IMAGES_PER_SHARD = 1024
+_CONVERTED = ".converted"  # images done, before they are put together
+
+
+class Writer(Protocol):
+    """Maker of a store of one kind."""
+
+    rows: dict[str, Row]  # of all cases kept or committed
+
+    def units(self, cases: Sequence[Case], threads: int, kept: Collection[str] = ()) -> list[Unit]:
+        """Units to be converted; `rows` then has what did not change, and of the ids `kept` whatever is there."""
+
+    def commit(self, result: UnitResult) -> None:
+        """Take a result over, as one rename."""
+
+    def finish(self, about: dict[str, Any]) -> bool:
+        """Write the index of the cases in `rows`, and declare the store whole; False where nothing had changed."""
+
+
+def make_writer(target: Target, reader: CaseReader, clinical: Mapping[str, Row] | None = None) -> Writer:
+    """The writer for what `reader` reads; `clinical` has what is known of patients, by case."""
+    if reader.task == "segmentation":
+        return VolumeWriter(target, reader, clinical or {})
+    return ImageWriter(target, reader)
+
+
+def fingerprint(identity: dict[str, Any], contents: Sequence[tuple[str, str]]) -> str:
+    """SHA-256 over schema, dataset, options and every case's content: equal for equal stores."""
+    return hashlib.sha256(json.dumps([identity, sorted(contents)], sort_keys=True).encode()).hexdigest()
+
+
+class VolumeWriter:
+    """Patients: a folder each. What the tables beside them say stands in the index alone: it may change by itself."""
+
+    def __init__(self, target: Target, reader: CaseReader, clinical: Mapping[str, Row]):
+        self.target = target
+        self.reader = reader
+        self.clinical = clinical
+        self.rows: dict[str, Row] = {}
+        self.folder = target.path / "cases"
+
+    def units(self, cases: Sequence[Case], threads: int, kept: Collection[str] = ()) -> list[Unit]:
+        staging = self.target.staging
+        todo: list[Unit] = []
+        for case in cases:
+            row = self._stored(case.id)
+            if row is not None and row.get("signature") == case.signature:
+                self.rows[case.id] = row
+            else:
+                todo.append(Unit(self.reader, [case], staging / case.id, threads))
+        self.rows.update({case: row for case in kept if (row := self._stored(case)) is not None})
+        return todo
+
+    def _stored(self, case: str) -> Row | None:
+        """Row that the store has of a case, where that is whole and not to be made anew."""
+        row = None if self.target.overwrite else (read_attributes(self.folder / case) or {}).get("hpc_tumor")
+        return row if isinstance(row, dict) and is_whole(row) else None
+
+    def commit(self, result: UnitResult) -> None:
+        for row in result.rows:
+            self.target.begin()
+            if not (self.folder / GROUP_FILE).exists():
+                self._begin_folder()
+            self.target.replace(result.unit.staged, self.folder / row["case"])
+            self.rows[row["case"]] = row
+
+    def _begin_folder(self) -> None:
+        staged = self.target.staging / "group"
+        write_group(staged, {})
+        self.folder.mkdir(exist_ok=True)
+        (staged / GROUP_FILE).replace(self.folder / GROUP_FILE)
+
+    def finish(self, about: dict[str, Any]) -> bool:
+        rows = [self.rows[key] for key in sorted(self.rows)]
+        for entry in list(self.folder.iterdir()):
+            if entry.is_dir() and entry.name not in self.rows:
+                self.target.begin()
+                self.target.discard(entry)
+        clinical = [self.clinical.get(row["case"], {}) for row in rows]
+        # Splits are made by grade: what is known of the patients is part of what the store is.
+        contents = [
+            (row["case"], row["content"] + (json.dumps(of, sort_keys=True) if of else ""))
+            for row, of in zip(rows, clinical, strict=True)
+        ]
+        about = {"cases": len(rows), "fingerprint": fingerprint(self.target.identity, contents), **about}
+        if _unchanged(self.target, about):
+            return False
+        self._write_index(self.target.staging / "index", rows, clinical)
+        self.target.replace(self.target.staging / "index", self.target.path / "index")
+        self.target.finish(about)
+        return True
+
+    def _write_index(self, index: Path, rows: Sequence[Row], clinical: Sequence[Row]) -> None:
+        cavity = any(sum(counts[TUMOUR_LABELS] for counts in row["label_counts"]) for row in rows)
+        labels = (*LABELS, CAVITY) if cavity else LABELS
+        editions = [row["meta"]["labels"] for row in rows]
+        write_group(index, {
+            "case_ids": [row["case"] for row in rows],
+            "dtypes": [row["dtype"] for row in rows],
+            "scans": [row["scans"] for row in rows],
+            "clinical": clinical,
+            "channels": MODALITIES,
+            "labels": labels,
+            "editions": editions,
+            "numbers": {name: EDITIONS[name].words for name in sorted(set(editions))},
+        })  # fmt: skip
+        depth = max(row["shape"][0] for row in rows)
+        counts = np.zeros((len(rows), depth, len(labels)), np.int32)
+        for row, into in zip(rows, counts, strict=True):
+            into[: row["shape"][0]] = np.array(row["label_counts"])[:, : len(labels)]
+        write_column(index, "label_counts", counts)
+        if "slice_background" in rows[0]:  # of a dataset whose slices were standardised one by one
+            outside = np.zeros((len(rows), depth, len(MODALITIES)))
+            for row, into in zip(rows, outside, strict=True):
+                into[: row["shape"][0]] = row["slice_background"]
+            write_column(index, "slice_background", outside)
+        write_column(index, "shape", np.array([row["shape"] for row in rows], np.int32))
+        for name in ("spacing", "background", "tolerance", "statistics", "brain_voxels", "contrast"):
+            write_column(index, name, np.array([row[name] for row in rows], np.float64))
+        sketches = np.stack([unpacked(row["sketch"], len(MODALITIES)) for row in rows])
+        write_column(index, "sketch", sketches)
+        write_column(index, "group", same_scans(sketches, [row["scans"] for row in rows]))
+
+
+class ImageWriter:
+    """Images: all in one array. Until all are done, they wait in small files, which a conversion that was stopped
+    finds again."""
+
+    def __init__(self, target: Target, reader: CaseReader):
+        self.target = target
+        self.reader = reader
+        self.rows: dict[str, Row] = {}
+        self.waiting = target.path / _CONVERTED
+        self._places: dict[str, tuple[Path | None, int]] = {}  # file and position; the old store where None
+        self._old: Store | None = None
+        # Files that wait were made with these options, or are not taken.
+        self._options = hashlib.sha256(json.dumps(target.identity, sort_keys=True).encode()).hexdigest()[:8]
+
+    def units(self, cases: Sequence[Case], threads: int, kept: Collection[str] = ()) -> list[Unit]:
+        signatures: dict[str, str | None] = {**{case.id: case.signature for case in cases}, **dict.fromkeys(kept)}
+        if self.target.overwrite:
+            remove(self.waiting)
+        else:
+            self._keep_old(signatures)
+            self._keep_waiting(signatures)
+        todo = [case for case in cases if case.id not in self.rows]
+        staging = self.target.staging
+        units = []
+        for start in range(0, len(todo), IMAGES_PER_UNIT):
+            some = todo[start : start + IMAGES_PER_UNIT]
+            name = hashlib.sha256("".join(case.signature for case in some).encode()).hexdigest()[:32]
+            units.append(Unit(self.reader, some, staging / f"{self._options}-{name}.images", threads))
+        return units
+
+    def commit(self, result: UnitResult) -> None:
+        if not result.rows:
+            return
+        if (read_about(self.target.path) or {}).get("dataset") != self.reader.name:
+            self.target.begin()  # so that what waits is known as part of a store
+        self.waiting.mkdir(exist_ok=True)
+        file = self.waiting / result.unit.staged.name
+        result.unit.staged.replace(file)
+        self._take(result.rows, file)
+
+    def finish(self, about: dict[str, Any]) -> bool:
+        names = sorted(self.rows)
+        rows = [self.rows[name] for name in names]
+        contents = [(row["case"], f"{row['class']} {row['part']} {row['sha256']}") for row in rows]
+        about = {"cases": len(rows), "fingerprint": fingerprint(self.target.identity, contents), **about}
+        if _unchanged(self.target, about) and all(self._places[name] == (None, i) for i, name in enumerate(names)):
+            remove(self.waiting)
+            return False
+        staging, size = self.target.staging, self.target.identity["options"]["size"]
+        layout = ArrayLayout(
+            (len(rows), size, size), np.dtype(np.uint8), (1, size, size),
+            (min(IMAGES_PER_SHARD, len(rows)), size, size), ("image", "y", "x"), IMAGE_COMPRESSION,
+        )  # fmt: skip
+        write_packed_array(staging / "images", layout, self._packed(names))
+        self._write_index(staging / "index", rows)
+        self.target.replace(staging / "images", self.target.path / "images")
+        self.target.replace(staging / "index", self.target.path / "index")
+        self.target.finish(about)
+        remove(self.waiting)
+        return True
+
+    def _write_index(self, index: Path, rows: Sequence[Row]) -> None:
+        write_group(index, {
+            "case_ids": [row["case"] for row in rows],
+            "classes": CLASSES,
+            "parts": ["train", "test"],
+            **{name: [row[name] for row in rows] for name in ("mode", "sha256", "signature", "bytes")},
+        })  # fmt: skip
+        identical = duplicate_groups([row["sha256"] for row in rows])
+        pixels = b"".join(bytes.fromhex(row["thumbnail"]) for row in rows)
+        thumbnails = np.frombuffer(pixels, np.uint8).reshape(-1, SIDE, SIDE)
+        for name, values, dtype in (
+            ("label", [CLASSES.index(row["class"]) for row in rows], np.uint8),
+            ("part", [row["part"] == "test" for row in rows], np.uint8),
+            ("identical", identical, np.int32),
+            ("group", near_duplicate_groups(thumbnails, identical), np.int32),
+            ("thumbnail", thumbnails, np.uint8),
+            ("size", [row["size"] for row in rows], np.int32),
+            ("box", [row["box"] for row in rows], np.int32),
+        ):
+            write_column(index, name, np.array(values, dtype))
+
+    def _keep_old(self, signatures: Mapping[str, str | None]) -> None:
+        """Keep the images of the old store that have these signatures, None for any."""
+        if not (self.target.existing or {}).get("complete"):
+            return
+        try:
+            old = self._old = Store.open(self.target.path)
+            sizes, boxes, thumbnails = old.sizes.tolist(), old.boxes.tolist(), old.thumbnails
+            classes, parts = [CLASSES[label] for label in old.label], old.part.tolist()
+        except (DataError, IndexError):  # a store that is damaged is made anew
+            return
+        if old.classes != list(CLASSES):
+            return
+        texts = {name: old.text_column(name) for name in ("mode", "sha256", "signature", "bytes")}
+        for i, name in enumerate(old.paths):
+            if name in signatures and signatures[name] in (None, texts["signature"][i]):
+                row = {key: values[i] for key, values in texts.items()}
+                row |= {"case": name, "class": classes[i], "part": parts[i], "size": sizes[i], "box": boxes[i]}
+                self.rows[name] = {**row, "thumbnail": thumbnails[i].tobytes().hex()}
+                self._places[name] = (None, i)
+
+    def _keep_waiting(self, signatures: Mapping[str, str | None]) -> None:
+        for file in sorted(self.waiting.glob(f"{self._options}-*.images")):
+            try:
+                rows = unpack_images(file)[0]
+            except (OSError, ValueError):  # what the disk does not give back is converted again
+                continue
+            self._take(rows, file, signatures)
+
+    def _take(self, rows: Sequence[Row], file: Path, signatures: Mapping[str, str | None] | None = None) -> None:
+        for i, row in enumerate(rows):
+            name = row["case"]
+            if signatures is not None and (name in self.rows or name not in signatures):
+                continue
+            if signatures is None or signatures[name] in (None, row["signature"]):
+                self.rows[name] = row
+                self._places[name] = (file, i)
+
+    def _packed(self, names: Sequence[str]) -> Iterator[list[bytes]]:
+        """The images of one shard after the other, as they were packed by whoever converted them."""
+        for start in range(0, len(names), IMAGES_PER_SHARD):
+            places = [self._places[name] for name in names[start : start + IMAGES_PER_SHARD]]
+            files = {file: unpack_images(file)[1] for file in {file for file, _ in places} if file is not None}
+            old = [i for file, i in places if file is None]
+            again: Iterator[Any] = iter(self._old.read_images(old).result() if self._old is not None and old else [])
+            yield [pack_chunk(next(again), IMAGE_COMPRESSION) if file is None else files[file][i] for file, i in places]
+
+
+def duplicate_groups(digests: Sequence[str]) -> list[int]:
+    """A number per image, the same for images of identical pixels, counted in order of appearance."""
+    numbers: dict[str, int] = {}
+    return [numbers.setdefault(digest, len(numbers)) for digest in digests]
+
+
+def _unchanged(target: Target, about: dict[str, Any]) -> bool:
+    """Return True where the store that was there is whole and has the same attributes."""
+    return not target.begun and target.existing == {**target.identity, "complete": True, **about}

@@ -1,0 +1,92 @@
+"""Augmentation of a whole batch on the device it trains on, with parameters drawn per image: of images here, of slices
+and their labels in `augment_slices.py`.
+
+Every batch's parameters come from (seed, epoch, step) alone, for the whole global batch: they do not depend on how
+many ranks share it, nor on whether the run was interrupted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from hpc_tumor.data.feed.intensity import grey, saturate, shift_hue
+from hpc_tumor.data.feed.per_image import PerImage, on_device, spread
+from hpc_tumor.data.feed.warp import Motion, move, sampling_grid
+
+MAX_ROTATION = 10.0  # degrees
+JITTER = 0.2  # of brightness, contrast, saturation and hue
+
+
+@dataclass(frozen=True, eq=False)
+class ImageParameters(PerImage):
+    """How each image changes, in arrays of length n.
+
+    Attributes:
+        flip: left to right; bool.
+        angle: counter-clockwise, in radians.
+        brightness, contrast, saturation: factors.
+        hue: a shift, in turns of the colour circle.
+    """
+
+    flip: np.ndarray
+    angle: np.ndarray
+    brightness: np.ndarray
+    contrast: np.ndarray
+    saturation: np.ndarray
+    hue: np.ndarray
+
+
+def draw_image_parameters(n: int, seed: int, epoch: int, step: int) -> ImageParameters:
+    """The parameters of the `n` images of a global batch: flips of every second image, angles of up to ±10°, factors
+    in [0.8, 1.2], shifts in [-0.2, 0.2]."""
+    draw = np.random.default_rng([seed, epoch, step, 0xA06]).random((n, 6)).T
+    brightness, contrast, saturation = spread(draw[2:5], 1 - JITTER, 1 + JITTER)
+    return ImageParameters(
+        flip=draw[0] < 0.5,
+        angle=np.radians((2 * draw[1] - 1) * MAX_ROTATION),
+        brightness=brightness,
+        contrast=contrast,
+        saturation=saturation,
+        hue=(2 * draw[5] - 1) * JITTER,
+    )
+
+
+def augment_images(images: Tensor, parameters: ImageParameters) -> Tensor:
+    """The published augmentation: horizontal flip, rotation up to ±10° with zeros around, then brightness, contrast,
+    saturation and hue ±0.2, of which grey images need only the first two.
+
+    The colours change as in torchvision's ColorJitter, except that its random order is fixed to the one above.
+
+    Args:
+        images: `(N, 1, H, W)` or `(N, 3, H, W)` in [0, 1]; left as they are.
+        parameters: of these N images.
+
+    Returns:
+        New images of the same shape, in [0, 1].
+
+    Raises:
+        ValueError: the images have neither one channel nor three, or are not as many as the parameters.
+    """
+    if images.shape[1] not in (1, 3):
+        raise ValueError(f"images of {images.shape[1]} channels: 1 (grey) or 3 (colour) can be augmented.")
+    parameters.check(images)
+    still = np.zeros(len(parameters), dtype=bool)
+    motion = Motion(still, parameters.flip, parameters.angle, np.ones(len(parameters)))
+    grid = sampling_grid(motion, images)
+    return _jitter(move(images, motion, grid, "bilinear"), parameters)
+
+
+def _jitter(images: Tensor, parameters: ImageParameters) -> Tensor:
+    """Changes `images`, and gives them or new ones."""
+    factors = np.stack([parameters.brightness, parameters.contrast, parameters.saturation, parameters.hue])
+    brightness, contrast, saturation, hue = on_device(factors.astype(np.float32), images.device).view(4, -1, 1, 1, 1)
+    images.mul_(brightness).clamp_(0, 1)
+    # Row by row first: added up at once, the mean of an image could depend on how many others stand beside it.
+    mean = grey(images).mean(-1, keepdim=True).mean(-2, keepdim=True)
+    images.mul_(contrast).add_(mean * (1 - contrast)).clamp_(0, 1)
+    if images.shape[1] == 1:
+        return images
+    return shift_hue(saturate(images, saturation), hue)

@@ -1,0 +1,125 @@
+"""Augmentation of slices and their labels, on the device they train on: the counterpart of `augment.py`.
+
+The set is that of nnU-Net (Isensee et al. 2021, Nature Methods 18, 203–211) in narrower ranges, as fits slices that all
+stand upright at one scale, and without simulated low resolution: flips, rotation and scaling, noise, blur, brightness,
+contrast and gamma, in this order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from hpc_tumor.data.feed.intensity import blur, brighten_and_contrast, gamma, inside_brain, noise
+from hpc_tumor.data.feed.per_image import PerImage, on_device, spread
+from hpc_tumor.data.feed.warp import Motion, move, sampling_grid
+
+WARP_CHANCE = 0.3  # of a rotation, and apart from that of a change of scale
+CHANCE = 0.15  # of each change of intensity
+MAX_ROTATION = 15.0  # degrees
+ZOOM = (0.85, 1.25)
+MAX_NOISE = 0.1  # standard deviation, of intensities with a standard deviation of 1
+BLUR = (0.5, 1.0)  # standard deviation, in pixels
+BRIGHTNESS = CONTRAST = (0.75, 1.25)
+GAMMA = (0.7, 1.5)
+
+
+@dataclass(frozen=True, eq=False)
+class SliceParameters(PerImage):
+    """How each slice changes, in arrays of length n; 0, and 1 for factors and exponents, mean not at all.
+
+    Attributes:
+        flip_vertical, flip_horizontal: upside down; left to right; bool.
+        angle: counter-clockwise, in radians.
+        zoom: above 1 enlarges.
+        noise: its standard deviation.
+        noise_seed: where its random numbers start; int64.
+        blur: standard deviation in pixels.
+        brightness, contrast: factors.
+        gamma: exponents.
+    """
+
+    flip_vertical: np.ndarray
+    flip_horizontal: np.ndarray
+    angle: np.ndarray
+    zoom: np.ndarray
+    noise: np.ndarray
+    noise_seed: np.ndarray
+    blur: np.ndarray
+    brightness: np.ndarray
+    contrast: np.ndarray
+    gamma: np.ndarray
+
+    @property
+    def motion(self) -> Motion:
+        return Motion(self.flip_vertical, self.flip_horizontal, self.angle, self.zoom)
+
+
+def draw_slice_parameters(n: int, seed: int, epoch: int, step: int) -> SliceParameters:
+    """The parameters of the `n` slices of a global batch, from (seed, epoch, step) alone; those of noise also from
+    the place in the batch, so that a slice gets the same noise whichever rank has it."""
+    drawn, value = np.random.default_rng([seed, epoch, step, 0x51C]).random((n, 2, 9)).transpose(1, 2, 0)
+    seeds = np.random.default_rng([seed, epoch, step, 0x51D]).integers(2**63 - 1, size=n)
+    warps, changes = drawn < WARP_CHANCE, drawn < CHANCE
+    return SliceParameters(
+        flip_vertical=drawn[0] < 0.5,
+        flip_horizontal=drawn[1] < 0.5,
+        angle=np.where(warps[2], np.radians((2 * value[2] - 1) * MAX_ROTATION), 0),
+        zoom=np.where(warps[3], spread(value[3], *ZOOM), 1),
+        noise=np.where(changes[4], value[4] * MAX_NOISE, 0),
+        noise_seed=seeds,
+        blur=np.where(changes[5], BLUR[0] + value[5] * (BLUR[1] - BLUR[0]), 0),
+        brightness=np.where(changes[6], spread(value[6], *BRIGHTNESS), 1),
+        contrast=np.where(changes[7], spread(value[7], *CONTRAST), 1),
+        gamma=np.where(changes[8], spread(value[8], *GAMMA), 1),
+    )
+
+
+def augment_slices(images: Tensor, labels: Tensor, parameters: SliceParameters) -> tuple[Tensor, Tensor]:
+    """Slices and their labels, moved together; then the intensities changed inside the brain.
+
+    Slices that are only flipped keep their very pixels; labels are taken from the nearest pixel. Only slices drawn
+    for a change pay for it.
+
+    Args:
+        images: `(N, C, H, W)` float32, z-scored; background exactly 0, and so it stays. Left as they are.
+        labels: `(N, H, W)` uint8; left as they are.
+        parameters: of these N slices.
+
+    Raises:
+        ValueError: there are not as many slices as parameters.
+    """
+    parameters.check(images)
+    motion = parameters.motion
+    grid = sampling_grid(motion, images)
+    moved = move(images, motion, grid, "bilinear")
+    _change_intensities(moved, parameters)
+    return moved, move(labels.unsqueeze(1), motion, grid, "nearest").squeeze(1)
+
+
+def _change_intensities(images: Tensor, parameters: SliceParameters) -> None:
+    def amounts(values: np.ndarray) -> Tensor:
+        return on_device(values.astype(np.float32), images.device).view(-1, 1, 1, 1)
+
+    p = parameters
+    _change(images, p, p.noise != 0, lambda part, p: noise(part, p.noise.tolist(), p.noise_seed.tolist()))
+    _change(images, p, p.blur != 0, lambda part, p: blur(part, p.blur))
+    _change(
+        images, p, (p.brightness != 1) | (p.contrast != 1),
+        lambda part, p: brighten_and_contrast(part, amounts(p.brightness), amounts(p.contrast)),
+    )  # fmt: skip
+    _change(images, p, p.gamma != 1, lambda part, p: gamma(part, p.gamma.tolist()))
+
+
+def _change(
+    images: Tensor, parameters: SliceParameters, drawn: np.ndarray, change: Callable[[Tensor, SliceParameters], Tensor]
+) -> None:
+    """Change the images that were drawn, in place, outside their background."""
+    if not drawn.any():
+        return
+    index = on_device(np.flatnonzero(drawn), images.device)
+    part = images.index_select(0, index)
+    images.index_copy_(0, index, change(part, parameters[drawn]).mul_(inside_brain(part)))

@@ -1,0 +1,107 @@
+"""Changes of intensity and colour of a batch, each image by an amount of its own, as torchvision's functional
+transforms do them with one amount for all.
+
+Amounts that are tensors have the shape `(N, 1, 1, 1)` and lie on the device of the images. Products and sums are done
+one after the other, never in a fused kernel, and what a vectorised loop could round in its own way is done by image or
+on the host: so an image's result is the same to the last bit whatever batch it stands in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hpc_tumor.data.feed.per_image import on_device
+
+LUMA = (0.2989, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601, as torchvision rounds it
+BLUR_RADIUS = 3  # pixels: three standard deviations of the widest blur
+
+
+def grey(images: Tensor) -> Tensor:
+    """`(N, 3, H, W)` → `(N, 1, H, W)`; grey images are given back as they are."""
+    if images.shape[1] == 1:
+        return images
+    red, green, blue = images.split(1, 1)
+    return (red * LUMA[0]).add_(green * LUMA[1]).add_(blue * LUMA[2])
+
+
+def saturate(images: Tensor, factor: Tensor) -> Tensor:
+    """Colour images `(N, 3, H, W)` in [0, 1], their distance from grey multiplied."""
+    return (images * factor).add_(grey(images) * (1 - factor)).clamp_(0, 1)
+
+
+def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
+    """Colour images `(N, 3, H, W)` in [0, 1], their hue turned by `shift` of the colour circle: through HSV and
+    back, without its case distinctions (https://en.wikipedia.org/wiki/HSL_and_HSV, "HSV to RGB alternative")."""
+    red, green, blue = images.split(1, 1)
+    value = images.amax(1, keepdim=True)
+    chroma = value - images.amin(1, keepdim=True)
+    divisor = torch.where(chroma == 0, 1, chroma)  # a grey pixel has no hue, and needs none
+    sixths = torch.where(
+        value == red,
+        (green - blue) / divisor,
+        torch.where(value == green, (blue - red) / divisor + 2, (red - green) / divisor + 4),
+    )
+    sixths = sixths + 6 * shift
+    channels = []
+    for offset in (5, 3, 1):
+        place = (sixths + offset).remainder_(6)
+        channels.append(value - chroma * torch.minimum(place, 4 - place).clamp_(0, 1))
+    return torch.cat(channels, 1).clamp_(0, 1)
+
+
+def blur(images: Tensor, sigma: np.ndarray) -> Tensor:
+    """`(N, C, H, W)`, smoothed by Gaussians of `sigma` pixels, `(N,)`, cut to 7 × 7 and reflected at the edges.
+
+    Sums of shifted images, not a convolution: cuDNN may round one to TF32, and would search for an algorithm anew
+    for every number of images.
+    """
+    bell = np.exp(-0.5 * (np.arange(BLUR_RADIUS + 1)[:, None] / sigma) ** 2)
+    weights = on_device((bell / (2 * bell.sum(0) - bell[0])).astype(np.float32), images.device)[..., None, None, None]
+    padded = F.pad(images, [BLUR_RADIUS] * 4, mode="reflect")
+    for side in (2, 3):
+        size = padded.shape[side] - 2 * BLUR_RADIUS
+        smooth = padded.narrow(side, BLUR_RADIUS, size) * weights[0]
+        for k in range(1, BLUR_RADIUS + 1):
+            before, after = padded.narrow(side, BLUR_RADIUS - k, size), padded.narrow(side, BLUR_RADIUS + k, size)
+            smooth.add_((before + after).mul_(weights[k]))
+        padded = smooth
+    return padded
+
+
+def inside_brain(images: Tensor) -> Tensor:
+    """1 where a z-scored image is not exactly 0, its background; as numbers, not booleans: on a CPU that makes
+    masking and counting ten times as fast."""
+    return torch.ne(images, 0, out=torch.empty_like(images))
+
+
+def brighten_and_contrast(images: Tensor, brightness: Tensor, contrast: Tensor) -> Tensor:
+    """`(N, C, H, W)`, multiplied by `brightness`, then their distance from the mean over the brain (where they are
+    not 0) of each image and channel by `contrast`. Nothing is clamped."""
+    pixels = inside_brain(images).sum(-1, keepdim=True).sum(-2, keepdim=True).clamp_min_(1)
+    mean = images.sum(-1, keepdim=True).sum(-2, keepdim=True) / pixels
+    return (images * (brightness * contrast)).add_(mean * brightness * (1 - contrast))
+
+
+def gamma(images: Tensor, exponents: Sequence[float]) -> Tensor:
+    """`(N, C, H, W)`, each image and channel raised to a power between its own smallest and largest value."""
+    low = images.amin((2, 3), keepdim=True)
+    span = (images.amax((2, 3), keepdim=True) - low).clamp_min_(1e-7)
+    unit = (images - low).div_(span)
+    # One image at a time: vectorised and plain powers differ in the last bit, and a batch may be cut anywhere.
+    for image, exponent in zip(unit, exponents, strict=True):
+        image.pow_(exponent)
+    return unit.mul_(span).add_(low)
+
+
+def noise(images: Tensor, sigmas: Sequence[float], seeds: Sequence[int]) -> Tensor:
+    """`(N, C, H, W)` with Gaussian noise of `sigmas`, each image's from its own seed: the same on every rank."""
+    noisy = torch.empty_like(images)
+    generator = torch.Generator(images.device)
+    for image, sigma, seed in zip(noisy, sigmas, seeds, strict=True):
+        image.normal_(0, sigma, generator=generator.manual_seed(seed))
+    return noisy.add_(images)

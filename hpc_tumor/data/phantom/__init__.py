@@ -1,0 +1,1 @@
+"""Make datasets of made-up scans and images, laid out as the real ones."""

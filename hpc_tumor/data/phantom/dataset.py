@@ -1,0 +1,221 @@
+"""Made-up raw datasets in the layouts of BraTS 2020 and of the Brain Tumor MRI Dataset, for the demo and the tests.
+
+Nothing here claims to be anatomy. The pictures keep what training depends on: skull-stripped heads on exact zeros, four
+modalities that show each tissue differently, intensity scales that differ between patients, bias fields, noise, nested
+tumours; and head slices of mixed sizes and modes whose class shows in shape and place rather than in brightness.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import math
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from hpc_tumor.data.phantom.patient import patient
+from hpc_tumor.data.phantom.slices import CLASSES, head_image
+from hpc_tumor.errors import UsageError, unknown
+from hpc_tumor.run_dir import folder_to_write, write_error
+from hpc_tumor.system.atomic import write_bytes
+
+Progress = Callable[[int, int], None]
+
+BRATS_SHAPE = (240, 240, 155)
+SMALLEST_SHAPE = (32, 32, 12)
+# Identical pictures in the published dataset: 216 test images repeat a training image, of 7,023 images in all.
+DUPLICATES = 0.03
+JPEG_QUALITY = 90
+MAPPING_HEADER = (
+    "Grade,BraTS_2017_subject_ID,BraTS_2018_subject_ID,TCGA_TCIA_subject_ID,BraTS_2019_subject_ID,BraTS_2020_subject_ID"
+)
+SURVIVAL_HEADER = "Brats20ID,Age,Survival_days,Extent_of_Resection"
+
+
+def make_phantom(
+    directory: Path,
+    dataset: str,
+    cases: int,
+    seed: int,
+    *,
+    shape: Sequence[int] | None = None,
+    duplicates: float | None = None,
+    progress: Progress | None = None,
+) -> list[Path]:
+    """Write `cases` made-up patients ("brats") or images ("brain-mri") below `directory`; gives their paths.
+
+    `shape` (x, y, z) is for brats alone, `duplicates` for brain-mri alone. `progress` is called with (done, total)
+    after each case. A call that fails or is interrupted leaves nothing behind. Raises UsageError for an unknown
+    dataset, an option of the other dataset, a folder that cannot be written, and all that `make_brats_phantom` and
+    `make_brain_mri_phantom` refuse; HpcTumorError for a full disk.
+    """
+    if dataset == "brats":
+        if duplicates is not None:
+            raise UsageError("duplicates are for the brain-mri phantom: leave the option out for brats.")
+        return make_brats_phantom(directory, cases, seed, shape=shape or BRATS_SHAPE, progress=progress)
+    if dataset == "brain-mri":
+        if shape is not None:
+            raise UsageError("a shape is for the brats phantom: brain-mri images have mixed sizes; leave it out.")
+        share = DUPLICATES if duplicates is None else duplicates
+        return make_brain_mri_phantom(directory, cases, seed, duplicates=share, progress=progress)
+    raise unknown("phantom dataset", dataset, ("brats", "brain-mri"))
+
+
+def make_brats_phantom(
+    directory: Path,
+    cases: int,
+    seed: int,
+    *,
+    shape: Sequence[int] = BRATS_SHAPE,
+    progress: Progress | None = None,
+) -> list[Path]:
+    """Write `cases` patients as BraTS 2020 lays them, with name_mapping.csv and survival_info.csv; gives their folders.
+
+    Each has `<id>_{flair,t1,t1ce,t2}.nii.gz` (int16) and `<id>_seg.nii.gz` (uint8; 1 NCR, 2 ED, 4 ET) of `shape`
+    (x, y, z) in voxels of 1 mm; head and tumour scale with the shape. The same seed gives the same bytes with the same
+    library versions, and a patient does not depend on how many there are. The first three have all labels; later ones
+    now and then lack ET or NCR. Raises UsageError for a folder that is not empty, for fewer than one case, a negative
+    seed, or a shape below 32 x 32 x 12.
+    """
+    size = tuple(int(n) for n in shape)
+    if len(size) != 3 or any(n < least for n, least in zip(size, SMALLEST_SHAPE, strict=True)):
+        raise UsageError(f"shape {tuple(shape)} of a brats phantom must be (x, y, z) of at least {SMALLEST_SHAPE}.")
+    _check_target(directory, cases, seed)
+    folders, grades, survivals = [], [], []
+    with _whole(directory, "BraTS20_Training_*", ".BraTS20_Training_*", "name_mapping.csv", "survival_info.csv"):
+        for index in range(cases):
+            name = f"BraTS20_Training_{index + 1:03d}"
+            volumes = patient(np.random.default_rng([seed, 0, index]), size, index)
+            folders.append(_write_patient(directory, name, volumes))
+            enhancing = bool((volumes["seg"] == 4).any())
+            grade, survival = _clinical(np.random.default_rng([seed, 1, index]), name, enhancing)
+            grades.append(grade)
+            survivals += survival
+            if progress:
+                progress(index + 1, cases)
+        _write_csv(directory / "name_mapping.csv", MAPPING_HEADER, grades, newline="\n")
+        _write_csv(directory / "survival_info.csv", SURVIVAL_HEADER, survivals, newline="\r\n")
+    return folders
+
+
+def make_brain_mri_phantom(
+    directory: Path,
+    cases: int,
+    seed: int,
+    *,
+    duplicates: float = DUPLICATES,
+    progress: Progress | None = None,
+) -> list[Path]:
+    """Write `cases` head slices as `Training/<class>/*.jpg` and `Testing/<class>/*.jpg`; gives their paths.
+
+    Classes take turns, and one of five images of a class is for testing. Sizes (150 to 512) and modes (L, RGB) are
+    mixed and independent of the class. `duplicates` is the share of all images that stand in Testing with the same
+    decoded pixels, though not the same bytes, as an image in Training. The same seed gives the same bytes with the same
+    library versions, and an image does not depend on how many there are. Raises UsageError for a folder that is not
+    empty, for fewer than one case, a negative seed, or a share outside 0 to 0.2.
+    """
+    if not 0 <= duplicates <= 0.2:
+        raise UsageError(f"duplicates {duplicates} must lie from 0 to 0.2: at most all test images, a fifth of all.")
+    _check_target(directory, cases, seed)
+    paths = []
+    with _whole(directory, "Training", "Testing"):
+        for part in ("Training", "Testing"):
+            for name in CLASSES:
+                (directory / part / name).mkdir(parents=True)
+        for index in range(cases):
+            name, source = _head_file(index, duplicates)
+            image = head_image(np.random.default_rng([seed, 2, source]), CLASSES[index % len(CLASSES)])
+            write_bytes(directory / name, _jpeg(image, comment="" if source == index else "saved again"))
+            paths.append(directory / name)
+            if progress:
+                progress(index + 1, cases)
+    return paths
+
+
+def _check_target(directory: Path, cases: int, seed: int) -> None:
+    if cases < 1:
+        raise UsageError(f"{cases} cases: a phantom needs at least 1.")
+    if seed < 0:
+        raise UsageError(f"seed {seed} must not be negative.")
+    try:
+        if directory.exists() and not directory.is_dir():
+            raise UsageError(f"{directory} is a file: name a new or empty folder for the phantom.")
+        if directory.is_dir() and any(directory.iterdir()):
+            raise UsageError(f"{directory} is not empty: name a new folder for the phantom, or delete this one first.")
+    except OSError as error:
+        raise write_error(error, directory, "the phantom") from error
+
+
+@contextmanager
+def _whole(directory: Path, *made: str) -> Iterator[None]:
+    """Make the empty folder `directory` if need be; where the block fails, all that fits the patterns `made` goes."""
+    with folder_to_write(directory, "the phantom"):
+        try:
+            yield
+        except BaseException:
+            for path in [path for pattern in made for path in directory.glob(pattern)]:
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+            raise
+
+
+def _write_patient(directory: Path, name: str, volumes: dict[str, NDArray[Any]]) -> Path:
+    """Write one patient's files; the folder appears with all of them."""
+    beside = directory / f".{name}"
+    beside.mkdir()
+    for modality, volume in volumes.items():
+        write_bytes(beside / f"{name}_{modality}.nii.gz", _nifti(volume))
+    return beside.rename(directory / name)
+
+
+def _head_file(index: int, duplicates: float) -> tuple[str, int]:
+    """Path of image `index` below the root, and the index of the picture in it: an earlier one where it is a copy."""
+    turn, label = divmod(index, len(CLASSES))
+    name = CLASSES[label]
+    if turn % 5 != 1:
+        return f"Training/{name}/Tr-{name[:2]}_{turn - (turn + 3) // 5:04d}.jpg", index
+    order, share = len(CLASSES) * (turn // 5) + label, 5 * duplicates  # of the test images, which are a fifth
+    copy = math.floor((order + 1) * share) > math.floor(order * share)
+    return f"Testing/{name}/Te-{name[:2]}_{turn // 5:04d}.jpg", index - len(CLASSES) if copy else index
+
+
+def _nifti(volume: NDArray[Any]) -> bytes:
+    """Gzipped NIfTI-1 with the header of the BraTS files: 1 mm, left-posterior-superior, qform alone."""
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0])
+    affine[1, 3] = volume.shape[1] - 1
+    image = nib.Nifti1Image(volume, None)
+    image.header.set_qform(affine, code=1)
+    image.header.set_xyzt_units("mm")
+    return gzip.compress(image.to_bytes(), compresslevel=1, mtime=0)
+
+
+def _jpeg(image: Image.Image, comment: str) -> bytes:
+    """JPEG file of `image`; a comment changes the bytes and leaves the pixels alone."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=JPEG_QUALITY, comment=comment)
+    return buffer.getvalue()
+
+
+def _clinical(rng: np.random.Generator, name: str, enhancing: bool) -> tuple[str, list[str]]:
+    """A row of name_mapping.csv, and one or no row of survival_info.csv, with the odd values of the real files."""
+    grade = "HGG" if enhancing else "LGG"
+    number = name.rpartition("_")[2]
+    mapping = f"{grade},NA,NA,NA,BraTS19_PHANTOM_{number}_1,{name}"
+    days = int(rng.integers(5, 1800))
+    survival = f"ALIVE ({days} days later)" if rng.random() < 0.05 else str(days)
+    row = f"{name},{rng.uniform(20, 86):.3f},{survival},{rng.choice(['GTR', 'NA', 'STR'], p=[0.5, 0.45, 0.05])}"
+    return mapping, [row] if enhancing and rng.random() < 0.8 else []
+
+
+def _write_csv(path: Path, header: str, rows: Sequence[str], newline: str) -> None:
+    write_bytes(path, "".join(line + newline for line in (header, *rows)).encode())

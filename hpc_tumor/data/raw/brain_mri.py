@@ -1,0 +1,262 @@
+"""The Brain Tumor MRI tree: `Training/` and `Testing/`, a folder per class, images of any size and mode."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+
+from hpc_tumor.data.case import Case, CaseData, Found, Listing, SourceFile, check_names
+from hpc_tumor.data.raw.classes import CLASSES, class_of, is_aside, is_mask_of, is_of_masks
+from hpc_tumor.data.raw.files.file_kind import IMAGE_FORMATS
+from hpc_tumor.data.raw.files.image_files import decode_grey
+from hpc_tumor.data.raw.leftovers import cases_below
+from hpc_tumor.data.splits import near_duplicates
+from hpc_tumor.errors import DataError
+from hpc_tumor.names import printable
+
+WANTED = "Brain Tumor MRI images ([Training|Testing]/glioma|meningioma|notumor|pituitary/*.jpg|png|…)"
+IMAGE_SIZE = 256  # pixels per side, as in the published study
+IMAGE_SUFFIXES = tuple(IMAGE_FORMATS)
+PARTS = {"training": "train", "train": "train", "testing": "test", "test": "test"}
+_SKETCH = 192  # pixels of the shorter side
+_BRIGHT = 0.15  # of the 99th percentile; background noise stays well below
+_CELL = 0.01  # of the shorter side; regions with three cells or fewer between them count as one
+_SMALLEST_HEAD = 0.05  # of the picture; less is a letter or a scratch
+
+
+@dataclass(frozen=True)
+class BrainMRIReader:
+    """Reads a tree of classes: one grey channel, cropped to the head, `size` × `size` pixels."""
+
+    size: int = IMAGE_SIZE
+
+    @property
+    def name(self) -> str:
+        return "brain-mri"
+
+    @property
+    def task(self) -> str:
+        return "classification"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {
+            "size": self.size,
+            "crop": "head",
+            "filter": "bilinear, antialiased",
+            "near_duplicates": near_duplicates.MEASURE,
+        }
+
+    @property
+    def wanted(self) -> str:
+        return WANTED
+
+    def find(self, listing: Listing) -> Found:
+        """One case per image below a class folder, the nearest one; its id is its path below the source.
+
+        Images in folders of masks and the like are left over, and so are masks beside their images. Raises DataError
+        for folders of unknown classes beside known ones, and for a class folder in that of another class.
+        """
+        images = [file for file in listing.entries if file.suffix in IMAGE_FORMATS]
+        stems = {str(PurePosixPath(file.relative).with_suffix("")) for file in images}
+        cases: list[Case] = []
+        beside: set[tuple[str, ...]] = set()  # folders that hold class folders
+        others: list[tuple[str, ...]] = []
+        placed: list[tuple[SourceFile, tuple[str, ...], int, int]] = []
+        for file in images:
+            parents = PurePosixPath(file.relative).parent.parts
+            at = next((i for i in reversed(range(len(parents))) if class_of(parents[i])), None)
+            if at is None or any(is_of_masks(folder) for folder in parents[at + 1 :]):
+                others.append(parents)
+            elif not _is_mask(file, stems):
+                placed.append((file, parents, at, sum(map(is_of_masks, parents[:at]))))
+        least = min((above for *_, above in placed), default=0)  # the whole dataset may lie in a "labelled" one
+        for file, parents, at, above in placed:
+            if above > least:
+                continue
+            name = str(class_of(parents[at]))
+            if other := next((folder for folder in parents[:at] if class_of(folder) not in (None, name)), None):
+                where = printable(str(listing.source.joinpath(*parents[: at + 1])))
+                raise DataError(
+                    f"{where} is a folder of the class {name} in {printable(other)}, one of the class"
+                    f" {class_of(other)}: which is meant is not told. Move it beside the other, or out of the source."
+                )
+            beside.add(parents[:at])
+            cases.append(_case(file, name, parents))
+        if not cases and (kind := class_of(listing.source.resolve().name)):
+            # A source that is itself a class folder.
+            for file in images:
+                parents = PurePosixPath(file.relative).parent.parts
+                if not any(is_of_masks(folder) for folder in parents) and not _is_mask(file, stems):
+                    cases.append(_case(file, kind, parents))
+        elif cases and (folders := _unknown_classes(others, beside)):
+            raise _unknown(listing.source, folders)
+        there = {case.meta["class"] for case in cases}
+        lacking = [name for name in CLASSES if name not in there]
+        return Found.sort_out(cases, notes=[f"no image of {' or '.join(lacking)}"] if lacking else [])
+
+    def list_cases(self, source: Path) -> list[Case]:
+        """Images below the folder, sorted by path. Raises DataError where there is none."""
+        return cases_below(source, self.find, WANTED)
+
+    def read_case(self, case: Case) -> CaseData:
+        """Decode, turn, make grey, crop and resize one image to `(size, size)` uint8.
+
+        `meta` has the original (height, width) and mode, the crop box (left, top, right, bottom), and of the grey
+        pixels before the crop their SHA-256 and their thumbnail in hexadecimal. Raises DataError for what is not an
+        image that is read, is truncated, or is too large.
+        """
+        check_names(case)
+        grey, mode = decode_grey(case.files["image"].path)
+        digest = hashlib.sha256(repr((grey.height, grey.width)).encode())
+        digest.update(np.asarray(grey).data)
+        sketch = reduced(grey)
+        box = head_box(grey, sketch)
+        small = grey.resize((self.size, self.size), Image.Resampling.BILINEAR, box=box)
+        meta = {
+            "class": case.meta["class"],
+            "part": case.meta["part"],
+            "size": [grey.height, grey.width],
+            "mode": mode,
+            "box": list(box),
+            "sha256": digest.hexdigest(),
+            "thumbnail": thumbnail(grey, sketch).tobytes().hex(),
+        }
+        return CaseData(case.id, np.asarray(small), meta=meta)
+
+
+def refuse_one_class(cases: Sequence[Case], source: Path) -> None:
+    """Raises DataError where all images are of one class, so that there is nothing to tell apart."""
+    kinds = {case.meta["class"] for case in cases}
+    if len(kinds) > 1:
+        return
+    (kind,), folder = kinds, source.resolve()
+    way = f"the folder above it, {folder.parent}, which" if class_of(folder.name) else "a folder that"
+    raise DataError(
+        printable(f"{source} holds images of one class only, {kind}: there is nothing to tell apart. Name {way}")
+        + " holds a folder for each class."
+    )
+
+
+def _case(file: SourceFile, kind: str, parents: Sequence[str]) -> Case:
+    part = next((PARTS[parent.lower()] for parent in reversed(parents) if parent.lower() in PARTS), "train")
+    return Case(printable(file.relative), {"image": file}, file.path, {"class": kind, "part": part})
+
+
+def _is_mask(file: SourceFile, stems: Collection[str]) -> bool:
+    """Return whether a file is, by its name, the mask of an image beside it; `stems` are all paths without suffix."""
+    path = PurePosixPath(file.relative)
+    image = is_mask_of(path.stem)
+    return image is not None and str(path.parent / image) in stems
+
+
+def _unknown_classes(others: Sequence[tuple[str, ...]], beside: set[tuple[str, ...]]) -> list[PurePosixPath]:
+    """Folders with images that stand where folders of classes do, and whose names are none."""
+    found = set()
+    for parents in others:
+        for depth, name in enumerate(parents):
+            is_place = parents[:depth] in beside or (depth and parents[depth - 1].lower() in PARTS)
+            if not is_place or name.lower() in PARTS or class_of(name):
+                continue
+            if not is_of_masks(name) and not is_aside(name):
+                found.add(PurePosixPath(*parents[: depth + 1]))
+            break
+    return sorted(found)
+
+
+def _unknown(source: Path, folders: Sequence[PurePosixPath]) -> DataError:
+    known = f"Known: {', '.join(CLASSES)} (also as glioma_tumor, no_tumor, normal)."
+    if len(folders) > 1:
+        names = printable(", ".join(map(str, folders)))
+        return DataError(
+            f"{printable(str(source))} holds folders of unknown classes: {names}. {known} Rename or move them out."
+        )
+    where, name = printable(str(source / folders[0])), printable(folders[0].name)
+    return DataError(f"{where} is a folder of the unknown class {name!r}. {known} Rename it or move it out.")
+
+
+def reduced(grey: Image.Image) -> Image.Image:
+    """The picture reduced by a whole number, so that its shorter side has 192 to 383 pixels; smaller ones as they are.
+
+    The head's outline needs no more, nor does a thumbnail: both cost as little for large pictures as for small ones.
+    """
+    factor = _factor(grey)
+    return grey.reduce(factor) if factor > 1 else grey
+
+
+def thumbnail(grey: Image.Image, sketch: Image.Image | None = None) -> NDArray[np.uint8]:
+    """`(32, 32)`: the whole picture, by which near copies are found. `sketch` is what `reduced` gives.
+
+    Of Pillow's filters the one that separates copies from other pictures best: smoother ones bring neighbouring slices
+    together, a box lets a copy that was halved without smoothing go.
+    """
+    side, factor = near_duplicates.SIDE, _factor(grey)
+    whole = (0, 0, grey.width / factor, grey.height / factor)  # the last pixels of the sketch may be narrower
+    small = (sketch or reduced(grey)).resize((side, side), Image.Resampling.HAMMING, box=whole)
+    return np.asarray(small)
+
+
+def head_box(grey: Image.Image, sketch: Image.Image | None = None) -> tuple[int, int, int, int]:
+    """The largest bright region as (left, top, right, bottom) in pixels; the whole picture where there is none.
+
+    `sketch` is what `reduced` gives. Regions are told apart on cells of a few pixels, and their borders found to the
+    pixel of the sketch.
+    """
+    factor, small = _factor(grey), sketch or reduced(grey)
+    pixels = np.asarray(small)
+    bright = pixels > int(max(_BRIGHT * percentile_of(small.histogram(), 0.99), 8))
+    cell = max(1, round(_CELL * min(small.size)))
+    cells = _cells(bright, cell)
+    # The skull is often a ring of its own around a dark gap: regions that near count as one.
+    regions, count = ndimage.label(_widened(cells))
+    whole = (0, 0, grey.width, grey.height)
+    if not count:
+        return whole
+    if count > 1:
+        largest = int(np.argmax(np.bincount(regions[cells])))
+        chosen = (regions == largest).repeat(cell, axis=0).repeat(cell, axis=1)
+        bright &= chosen[: small.height, : small.width]
+    rows, columns = (np.flatnonzero(bright.any(axis=axis)) for axis in (1, 0))
+    left, top, right, bottom = (int(n) for n in (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
+    if (right - left) * (bottom - top) < _SMALLEST_HEAD * pixels.size:
+        return whole
+    return left * factor, top * factor, min(right * factor, grey.width), min(bottom * factor, grey.height)
+
+
+def _factor(grey: Image.Image) -> int:
+    return max(1, min(grey.size) // _SKETCH)
+
+
+def percentile_of(histogram: list[int], share: float) -> float:
+    """Of the values counted, interpolated as NumPy does."""
+    until = np.cumsum(histogram)
+    at = share * (int(until[-1]) - 1)
+    low, high = np.searchsorted(until, [math.floor(at), math.ceil(at)], side="right")
+    return float(low + (high - low) * (at - math.floor(at)))
+
+
+def _cells(bright: NDArray[np.bool_], cell: int) -> NDArray[np.bool_]:
+    """Mark the cells of `cell` × `cell` pixels that have a bright one."""
+    height, width = (-(-n // cell) * cell for n in bright.shape)
+    padded = np.zeros((height, width), bool)
+    padded[: bright.shape[0], : bright.shape[1]] = bright
+    rows = reduce(np.logical_or, (padded[i::cell] for i in range(cell)))
+    return reduce(np.logical_or, (rows[:, i::cell] for i in range(cell)))
+
+
+def _widened(cells: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The cells, each grown to a square of 4 × 4."""
+    padded = np.zeros((cells.shape[0] + 3, cells.shape[1] + 3), bool)
+    padded[2:-1, 2:-1] = cells
+    rows = padded[:-3] | padded[1:-2] | padded[2:-1] | padded[3:]
+    return rows[:, :-3] | rows[:, 1:-2] | rows[:, 2:-1] | rows[:, 3:]

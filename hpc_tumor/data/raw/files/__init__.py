@@ -1,0 +1,1 @@
+"""Decode single files that may be damaged: NIfTI, HDF5, images."""

@@ -1,0 +1,127 @@
+"""HDF5 files as arrays: two plain datasets of one file, refused before anything is allocated that it cannot hold.
+
+The HDF5 library resolves links to other files, loads filters from plugins and inflates without a bound. None of that is
+left to it here: it parses the structure, and the chunks are inflated by this module.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from hpc_tumor.data.raw.files.file_kind import HDF5, wrong_kind
+from hpc_tumor.data.raw.files.listing import read_source
+from hpc_tumor.errors import DataError
+from hpc_tumor.names import printable
+
+try:
+    from isal import isal_zlib as _zlib  # three times as fast as zlib
+except ImportError:
+    import zlib as _zlib  # type: ignore[no-redef]
+
+MAX_BYTES = 64 << 20  # of one dataset; a slice takes 2 MB
+_FILTERS = {h5py.h5z.FILTER_DEFLATE: "gzip", h5py.h5z.FILTER_SHUFFLE: "shuffle"}
+
+
+def read_h5(path: Path, wanted: Mapping[str, str]) -> tuple[dict[str, NDArray[Any]], str]:
+    """The datasets of `path` whose names are the keys of `wanted`, and the SHA-256 of the file.
+
+    Args:
+        wanted: for each dataset the NumPy kind it must have: "f" real numbers, "u" whole ones without a sign.
+
+    Raises DataError naming the file where it is no sound HDF5 file, lacks a dataset, or has one that is not plain: of
+    another type, linked, virtual, kept in another file, incomplete, larger than `MAX_BYTES`, or packed with other
+    filters than gzip and shuffle.
+    """
+    data = read_source(path)
+    digest = hashlib.sha256(data).hexdigest()
+    try:
+        with h5py.File(h5py.h5f.open_file_image(data)) as file:
+            arrays = {name: _read(_plain(file, name, path), kinds, path) for name, kinds in wanted.items()}
+    except DataError:
+        raise
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, NotImplementedError) as error:
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise wrong_kind(path, "a sound HDF5 file", data, f" ({why}). Fetch it again.", [HDF5]) from error
+    return arrays, digest
+
+
+def _plain(file: h5py.File, name: str, path: Path) -> h5py.Dataset:
+    link = file.get(name, getlink=True)  # asks for the link alone: nothing is followed yet
+    if link is None:
+        there = ", ".join(itertools.islice(file.keys(), 8)) or "nothing"
+        raise DataError(f"{path} has no dataset {name}: it holds {printable(there)}.")
+    if not isinstance(link, h5py.HardLink):
+        raise DataError(f"{path}: {name} is a link to another place: not followed.")
+    dataset = file[name]
+    if not isinstance(dataset, h5py.Dataset):
+        raise DataError(f"{path}: {name} is a {type(dataset).__name__.lower()}, not a dataset.")
+    if dataset.is_virtual or dataset.id.get_create_plist().get_external_count():
+        raise DataError(f"{path}: the values of {name} are kept in other files: not followed.")
+    return dataset
+
+
+def _read(dataset: h5py.Dataset, kinds: str, path: Path) -> NDArray[Any]:
+    name, dtype, shape = dataset.name.lstrip("/"), dataset.dtype, dataset.shape
+    if dtype.kind not in kinds:
+        what = "real" if kinds == "f" else "whole"
+        raise DataError(f"{path}: {name} holds {dtype} values, not {what} numbers.")
+    if not shape or math.prod(shape) * dtype.itemsize > MAX_BYTES or min(shape) < 1:
+        raise DataError(f"{path}: {name} claims the shape {shape}: no slice has it.")
+    if dataset.chunks is not None:
+        return _chunked(dataset, path)
+    if dataset.id.get_storage_size() != math.prod(shape) * dtype.itemsize:
+        raise DataError(f"{path}: {name} has no values, or not all. Fetch it again.")
+    return np.asarray(dataset[()])
+
+
+def _chunked(dataset: h5py.Dataset, path: Path) -> NDArray[Any]:
+    """Put the chunks together, each inflated here and to no more than its size."""
+    name, shape, chunk = dataset.name.lstrip("/"), dataset.shape, dataset.chunks
+    settings = dataset.id.get_create_plist()
+    filters = [settings.get_filter(i)[0] for i in range(settings.get_nfilters())]
+    if other := [code for code in filters if code not in _FILTERS]:
+        raise DataError(f"{path}: {name} is packed with the HDF5 filter {other[0]}; gzip and shuffle alone are read.")
+    if len(chunk) != len(shape) or any(not 1 <= c <= n for c, n in zip(chunk, shape, strict=True)):
+        raise DataError(f"{path}: {name} has chunks of {chunk} for a shape of {shape}. Fetch it again.")
+    starts = list(itertools.product(*(range(0, n, c) for n, c in zip(shape, chunk, strict=True))))
+    if dataset.id.get_num_chunks() != len(starts):
+        raise DataError(f"{path}: {name} has {dataset.id.get_num_chunks()} of {len(starts)} chunks. Fetch it again.")
+    array = np.empty(shape, dataset.dtype)
+    for start in starts:
+        stored = dataset.id.get_chunk_info_by_coord(start)
+        if stored.size > MAX_BYTES or stored.filter_mask:
+            raise DataError(f"{path}: {name} has a chunk that cannot be read. Fetch it again.")
+        raw = bytes(dataset.id.read_direct_chunk(start)[1])
+        block = _unpacked(raw, filters, math.prod(chunk), dataset.dtype)
+        if block is None:
+            raise DataError(f"{path}: {name} has a chunk that is damaged. Fetch it again.")
+        end = [min(s + c, n) for s, c, n in zip(start, chunk, shape, strict=True)]
+        inside = tuple(slice(0, e - s) for s, e in zip(start, end, strict=True))
+        array[tuple(itertools.starmap(slice, zip(start, end, strict=True)))] = block.reshape(chunk)[inside]
+    return array
+
+
+def _unpacked(raw: bytes, filters: Sequence[int], count: int, dtype: np.dtype[Any]) -> NDArray[Any] | None:
+    """The `count` values of a chunk; None where it holds fewer or more."""
+    size = count * dtype.itemsize
+    for code in reversed(filters):
+        if code == h5py.h5z.FILTER_DEFLATE:
+            stream = _zlib.decompressobj()
+            try:
+                raw = stream.decompress(raw, size + 1)
+            except _zlib.error:  # type: ignore[misc]
+                return None
+            if not stream.eof:
+                return None
+        elif len(raw) == size:
+            raw = np.frombuffer(raw, np.uint8).reshape(dtype.itemsize, count).T.tobytes()
+    return np.frombuffer(raw, dtype) if len(raw) == size else None

@@ -1,0 +1,243 @@
+"""Files of a source that belong to no case: counted by kind, and named, with what to do, where they look like data."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from hpc_tumor.data.case import Case, Found, SourceFile
+from hpc_tumor.data.raw.classes import CLASSES, class_of, is_aside, is_of_masks
+from hpc_tumor.data.raw.files.file_kind import DICOM, IMAGE_FORMATS, FileKind, kind_of
+from hpc_tumor.data.raw.files.listing import DVC_SUFFIX, Listing, content_absent, first_bytes, walk
+from hpc_tumor.errors import DataError
+from hpc_tumor.names import listed, printable
+
+_NIFTI = (".nii", ".nii.gz")
+_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".7z", ".rar", ".gz", ".zst")
+_OTHER_IMAGES = (".gif", ".heic", ".heif", ".avif", ".jp2", ".j2k", ".pgm", ".ppm", ".svg", ".psd", ".raw")
+_OTHER_SCANS = (".mha", ".mhd", ".nrrd", ".nhdr", ".img", ".hdr", ".mgz", ".mgh", ".mnc", ".mat", ".npy", ".npz")
+_TEXTS = (".txt", ".md", ".rst", ".csv", ".tsv", ".xls", ".xlsx", ".json", ".xml", ".yaml", ".yml", ".pdf", ".html",
+          ".py", ".ipynb", ".sh", ".m", ".log", ".bib", ".cff", ".doc", ".docx", ".bval", ".bvec")  # fmt: skip
+_TEXT_NAMES = re.compile(r"(?:readme|license|licence|changes|changelog|citation|makefile)$", re.IGNORECASE)
+_BARE = re.compile(r"(?:^|/)(?:[^/.]+|[\d.]+)$")  # names such as IM_0001 and 1.2.840.113619.2.5
+_MOST_OPENED = 64  # files without suffix
+_PLACES = "into a folder of its own, with names that end in _flair, _t1, _t1ce, _t2 and _seg"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A layout of NIfTI files that is known by its names and not read."""
+
+    name: str
+    pattern: re.Pattern[str]  # of paths below the source
+    advice: str
+
+
+BIDS = Layout(
+    "BIDS", re.compile(r"(?:^|/)sub-[^/_]+_[^/]*(?:T1w|T2w|FLAIR|PDw|T2star|dseg|dwi|bold)\.nii(?:\.gz)?$"),
+    f"Copy the scans of each session {_PLACES}.",
+)  # fmt: skip
+_DECATHLON = re.compile(r"(?:^|/)(?:images|labels)(?:Tr|Ts|Val)/[^/]+\.nii(?:\.gz)?$")
+_NNUNET = Layout(
+    "nnU-Net", re.compile(r"(?:^|/)images(?:Tr|Ts|Val)/[^/]+_\d{4}\.nii(?:\.gz)?$"),
+    f"Copy the scans of each case {_PLACES}; its dataset.json says which number is which modality.",
+)  # fmt: skip
+_MSD = Layout(
+    "the Medical Segmentation Decathlon", _DECATHLON,
+    f"Split the scans, and copy the modalities of each case {_PLACES}; its dataset.json gives their order.",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Leftovers:
+    """The part of a source that is not taken.
+
+    Attributes:
+        counts: by kind: a suffix, "without suffix", "link", "link to a folder above it", "hidden", "Zarr store",
+            "pipe, socket or device".
+        notes: on what looks like data, a line each.
+        refused: (path, reason) of links in whose place a case may have been meant.
+    """
+
+    counts: dict[str, int]
+    notes: list[str]
+    refused: list[tuple[str, str]]
+
+
+def leftovers(listing: Listing, taken: Collection[str], task: str) -> Leftovers:
+    """Count and judge the files and links that are not `taken`, for a dataset of this task."""
+    files = [file for file in listing.files if file.relative not in taken]
+    links = [link for link in listing.links if link.relative not in taken]
+    counts = Counter(printable(file.suffix) or "without suffix" for file in files)
+    counts["hidden"] += listing.hidden
+    counts["Zarr store"] += len(listing.stores)
+    counts["pipe, socket or device"] += listing.special
+    counts["link to a folder above it"] += listing.upward
+    refused = [(printable(link.relative), _refusal(link, link.absent)) for link in links if _may_be_data(link, task)]
+    counts["link"] += len(links) - len(refused)
+    shown = {kind: count for kind, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])) if count}
+    return Leftovers(shown, _signs_of_data(files, task), refused)
+
+
+def cases_below(source: Path, find: Callable[[Listing], Found], wanted: str) -> list[Case]:
+    """The cases that `find` finds below the folder and that can be read.
+
+    Raises DataError, which says what was looked for, where there is none.
+    """
+    listing = walk(source)
+    return usable(listing, find(listing), wanted).cases
+
+
+def usable(listing: Listing, found: Found, wanted: str) -> Found:
+    """`found`, where a case of it can be read. Raises DataError, which says why, where there is none."""
+    if found.cases:
+        return found
+    if not found.failed:
+        raise no_cases(listing, wanted)
+    source, failed = printable(str(listing.source)), found.failed
+    if found.absent and not found.refused:
+        count = f"its {len(failed):,} cases" if len(failed) > 1 else "its only case"
+        raise DataError(f"{source}: the content of {count} is not here: {failed[0][1]}")
+    raise none_usable(listing.source, failed)
+
+
+def none_usable(source: Path, failed: Sequence[tuple[str, str]]) -> DataError:
+    """The error for a source of which all cases `failed`: (case, reason) of each."""
+    more = f" (and {len(failed) - 1:,} more)" if len(failed) > 1 else ""
+    return DataError(f"no case of {printable(str(source))} can be used: {failed[0][1]}{more}")
+
+
+def no_cases(listing: Listing, wanted: str) -> DataError:
+    """The error for a folder without cases: what it holds instead and what to do, or what was looked for."""
+    source = f"{printable(str(listing.source))} holds no such dataset"
+    entries = [file for file in listing.entries if file.suffix != DVC_SUFFIX]
+    pointers = [(file, kind) for file in entries if (kind := content_absent(file))]
+    if pointers and 2 * len(pointers) > len(entries):
+        file, kind = pointers[0]
+        count = f"{len(pointers):,} of its {len(entries):,} files are not here"
+        if len(entries) == 1:
+            count = "its only file is not here"
+        return DataError(f"{source}: {count}. {_refusal(file, kind)}")
+    if signs := _signs_of_data(listing.files, None):
+        return DataError(f"{source}, but {' '.join(signs)}")
+    counts = Counter(printable(file.suffix) or "no suffix" for file in listing.files)
+    common = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:4]
+    there = ", ".join(f"{count} × {suffix}" for suffix, count in common) or "no files"
+    if any(file.relative == "zarr.json" for file in listing.files):
+        return DataError(f"{source}, but is a Zarr store itself: name the folder of the raw scans or images.")
+    stores = f", and the Zarr store {printable(listing.stores[0])}" if listing.stores else ""
+    return DataError(f"{source}: looked for {wanted}; found {there}{stores}.")
+
+
+def _refusal(file: SourceFile, kind: FileKind | None) -> str:
+    assert kind is not None
+    return f"{printable(str(file.path))} is {kind.text}. {kind.advice}"
+
+
+def _may_be_data(link: SourceFile, task: str) -> bool:
+    """Return whether a link that no case has may have been meant for a case, or a folder of cases or of a class."""
+    suffix = link.suffix
+    if suffix in _TEXTS or _TEXT_NAMES.search(link.path.name):
+        return False
+    images = (*IMAGE_FORMATS, *_OTHER_IMAGES)
+    return suffix not in (images if task == "segmentation" else (*_NIFTI, *_OTHER_SCANS))
+
+
+def _signs_of_data(files: Sequence[SourceFile], task: str | None) -> list[str]:
+    """A line on each kind of files that look like data: how many there are, where, and what to do.
+
+    Args:
+        task: what images and volumes are looked at for; None for both.
+    """
+    by_suffix: dict[str, list[SourceFile]] = {}
+    for file in files:
+        by_suffix.setdefault(file.suffix, []).append(file)
+
+    def of(suffixes: Collection[str]) -> list[SourceFile]:
+        return [file for suffix in sorted(by_suffix) if suffix in suffixes for file in by_suffix[suffix]]
+
+    lines = []
+    if dicom := _dicom(files):
+        lines.append(f"{_counted(dicom, 'DICOM file')}, such as {_names(dicom[:1])}. {DICOM.advice}")
+    if archives := of(_ARCHIVES):
+        lines.append(
+            f"{_counted(archives, 'archive')} not unpacked: {_names(archives)}. Unpack what belongs to the dataset."
+        )
+    lines += _volumes(of(_NIFTI))
+    if scans := of(_OTHER_SCANS):
+        lines.append(
+            f"{_counted(scans, 'file')} of formats that are not read: {_names(scans)}. Convert scans to NIfTI."
+        )
+    if others := of((".h5", ".hdf5")):
+        lines.append(
+            f"{_counted(others, 'HDF5 file')} with other names than volume_<n>_slice_<n>.h5: {_names(others)}."
+        )
+    if task == "segmentation":
+        return lines
+    images = of(IMAGE_FORMATS)
+    in_masks = [any(is_of_masks(part) for part in PurePosixPath(file.relative).parts[:-1]) for file in images]
+    if masks := [file for file, inside in zip(images, in_masks, strict=True) if inside]:
+        lines.append(f"{_counted(masks, 'image')} in folders of masks or labels: {_folders(masks)}.")
+    images = [file for file, inside in zip(images, in_masks, strict=True) if not inside]
+    aside: list[SourceFile] = []
+    beside: list[SourceFile] = []
+    rest: list[SourceFile] = []
+    for file in images:
+        folders = PurePosixPath(file.relative).parts[:-1]
+        if any(map(class_of, folders)):
+            beside.append(file)
+        else:
+            (aside if task and any(map(is_aside, folders)) else rest).append(file)
+    if beside:
+        lines.append(f"{_counted(beside, 'image')} named as the mask of an image beside it: {_names(beside)}.")
+    if aside:
+        lines.append(f"{_counted(aside, 'image')} in folders of figures, samples and the like: {_folders(aside)}.")
+    if rest:
+        known = ", ".join(CLASSES)
+        files_of = f"{_counted(rest, 'image')} in no folder of a known class ({known}): {_folders(rest)}"
+        lines.append(f"{files_of}. Name each folder after the class that it holds.")
+    if images := of(_OTHER_IMAGES):
+        lines.append(f"{_counted(images, 'image')} of formats that are not read: {_names(images)}. Save them as PNG.")
+    return lines
+
+
+def _volumes(files: Sequence[SourceFile]) -> list[str]:
+    """Lines on NIfTI files, by layout; the labels of nnU-Net and of the Decathlon are called alike."""
+    bids = [file for file in files if BIDS.pattern.search(file.relative)]
+    tens = [file for file in files if _DECATHLON.search(file.relative)]
+    known = {file.relative for file in (*bids, *tens)}
+    others = [file for file in files if file.relative not in known]
+    which = _NNUNET if any(_NNUNET.pattern.search(file.relative) for file in tens) else _MSD
+    lines = []
+    for layout, those in ((BIDS, bids), (which, tens)):
+        if those:
+            files_of = f"{_counted(those, 'NIfTI file')} laid out as {layout.name}, which is not read: {_names(those)}"
+            lines.append(f"{files_of}. {layout.advice}")
+    if others:
+        lines.append(f"{_counted(others, 'NIfTI file')} named after no modality and no segmentation: {_names(others)}.")
+    return lines
+
+
+def _dicom(files: Sequence[SourceFile]) -> list[SourceFile]:
+    """Files that are DICOM by their suffix; or that have none, as is usual, where one of those opened is DICOM."""
+    named = [file for file in files if file.suffix in (".dcm", ".dicom", ".ima")]
+    bare = [file for file in files if _BARE.search(file.relative) and not _TEXT_NAMES.search(file.path.name)]
+    opened = bare[:: max(1, -(-len(bare) // _MOST_OPENED))]
+    return named + (bare if any(kind_of(first_bytes(file.path)) == DICOM for file in opened) else [])
+
+
+def _counted(files: Sequence[SourceFile], noun: str) -> str:
+    return f"{len(files):,} {noun}{'s' * (len(files) > 1)}"
+
+
+def _folders(files: Sequence[SourceFile]) -> str:
+    """The folders that the files lie in, each with how many."""
+    folders = Counter(str(PurePosixPath(file.relative).parent) for file in files)
+    return listed([f"{'the source itself' if at == '.' else at} ({count:,})" for at, count in sorted(folders.items())])
+
+
+def _names(files: Sequence[SourceFile]) -> str:
+    return listed([file.relative for file in files])

@@ -1,0 +1,112 @@
+"""Detection of the dataset in a folder."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpc_tumor.data.case import Case, CaseReader, Found, Listing, walk
+from hpc_tumor.data.editions import edition_called
+from hpc_tumor.data.raw.brain_mri import BrainMRIReader
+from hpc_tumor.data.raw.brats import BraTSReader
+from hpc_tumor.data.raw.brats_h5 import BraTSH5Reader
+from hpc_tumor.data.raw.clinical import is_table
+from hpc_tumor.data.raw.leftovers import leftovers, no_cases, usable
+from hpc_tumor.errors import DataError, UsageError, unknown
+
+READERS: dict[str, type[CaseReader]] = {"brats": BraTSReader, "brats-h5": BraTSH5Reader, "brain-mri": BrainMRIReader}
+
+
+@dataclass(frozen=True)
+class SourceReport:
+    """The contents of a source, before anything is read.
+
+    Attributes:
+        cases: to be read.
+        absent: cases some of whose content is not here; what a store has of them stays.
+        failed: (case, reason) of those that are not to be read: the absent ones, those refused, and `links`.
+        links: (path, reason) of links that are not followed, in whose place cases may have been meant.
+        bytes: of the files that belong to cases.
+        groups: cases by edition (BraTS), or by part and class (Brain MRI).
+        not_taken: number of other files by kind: a suffix, "link", "hidden", "Zarr store" …
+        notes: what a person should know before the conversion, a line each.
+    """
+
+    source: Path
+    reader: CaseReader
+    cases: list[Case]
+    absent: list[Case]
+    failed: list[tuple[str, str]]
+    links: list[tuple[str, str]]
+    bytes: int
+    groups: dict[str, int]
+    not_taken: dict[str, int]
+    notes: list[str]
+
+    @property
+    def dataset(self) -> str:
+        return self.reader.name
+
+
+def detect_reader(source: Path) -> CaseReader:
+    """The reader for what `source` holds. Raises DataError where it holds no known dataset, or both."""
+    return _detect(walk(source))[0]
+
+
+def inspect_source(source: Path, dataset: str = "auto", labels: str | None = None) -> SourceReport:
+    """List what `source` holds; `dataset` is "auto" or a reader's name.
+
+    Args:
+        labels: name of the edition whose numbers the segmentations have; absent: that of each case's name.
+
+    Raises:
+        UsageError: unknown dataset or edition, or an edition for what has no such segmentations.
+        DataError: no such dataset there, or both where the kind was left to be found.
+    """
+    if dataset != "auto" and dataset not in READERS:
+        raise unknown("dataset", dataset, ["auto", *READERS])
+    if labels is not None:
+        edition_called(labels)
+    listing = walk(source)
+    if dataset == "auto":
+        reader, found = _detect(listing)
+    else:
+        reader = READERS[dataset]()
+        found = usable(listing, reader.find(listing), reader.wanted)
+    if labels is not None:
+        if not isinstance(reader, BraTSReader):
+            raise UsageError(f"--labels {labels}: {source} holds {reader.name}, whose labels have one meaning.")
+        reader = BraTSReader(labels)
+    return _report(listing, reader, found)
+
+
+def examine(listing: Listing, reader: CaseReader) -> SourceReport:
+    """Report on what `reader` finds in a listing. Raises DataError where that is no case that can be read."""
+    return _report(listing, reader, usable(listing, reader.find(listing), reader.wanted))
+
+
+def _report(listing: Listing, reader: CaseReader, found: Found) -> SourceReport:
+    tables = {file.relative for file in listing.entries if reader.task == "segmentation" and is_table(file)}
+    rest = leftovers(listing, found.taken | tables, reader.task)
+    kinds = (str(case.meta.get("edition") or f"{case.meta['part']}/{case.meta['class']}") for case in found.cases)
+    size = sum(case.bytes for case in found.cases)
+    notes = [*found.notes, *(f"not taken: {note}" for note in rest.notes)]
+    return SourceReport(
+        listing.source, reader, found.cases, found.absent, sorted([*found.failed, *rest.refused]), rest.refused, size,
+        dict(sorted(Counter(kinds).items())), rest.counts, notes,
+    )  # fmt: skip
+
+
+def _detect(listing: Listing) -> tuple[CaseReader, Found]:
+    """The reader that finds cases which can be read, and what it finds; else the error of one that finds others."""
+    found = [(reader, reader.find(listing)) for reader in (kind() for kind in READERS.values())]
+    good = [(reader, those) for reader, those in found if those.cases]
+    if len(good) > 1:
+        kinds = " and ".join(
+            f"{len(those.cases)} {reader.name} case{'s' * (len(those.cases) > 1)}" for reader, those in good
+        )
+        raise DataError(f"{listing.source} holds {kinds}: say which with --dataset, or name the folder of one.")
+    for reader, those in good or [(reader, those) for reader, those in found if those.failed]:
+        return reader, usable(listing, those, reader.wanted)
+    raise no_cases(listing, ", ".join(reader.wanted for reader, _ in found))

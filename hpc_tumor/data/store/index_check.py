@@ -1,0 +1,71 @@
+"""Check of a store's attributes against what a conversion writes: a disk may be damaged, a store a stranger's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from hpc_tumor.data.case import CAVITY, LABELS
+from hpc_tumor.data.editions import EDITIONS
+from hpc_tumor.data.store.nodes import TYPES
+from hpc_tumor.names import is_plain
+
+_TASKS = ("segmentation", "classification")
+Check = Callable[[Any], bool]
+
+
+def index_fault(about: Mapping[str, Any], index: Mapping[str, Any]) -> str | None:
+    """Return the first fault of what a store says of itself (`about`) and of its index's attributes, or None.
+
+    A case's id is a folder's name, so it must not lead out of the folder of cases.
+    """
+    if about.get("task") not in _TASKS:
+        return f"its task is {str(about.get('task'))[:40]!r}"
+    for name, kind in (("dataset", str), ("fingerprint", str), ("options", dict)):
+        if not isinstance(about.get(name), kind):
+            return f"its {name} is not there"
+    volumes = about["task"] == "segmentation"
+    ids = index.get("case_ids")
+    if not isinstance(ids, list) or not ids or not all(_is_text(key) for key in ids) or len(set(ids)) != len(ids):
+        return "the list of its cases is not sound"
+    if volumes and not all(_is_folder(key) for key in ids):
+        return "the list of its cases holds what is no folder's name"
+    columns: dict[str, Check] = (
+        {"dtypes": _is_type, "scans": _is_text, "clinical": _is_facts, "editions": _is_edition}
+        if volumes
+        else {"mode": _is_text, "sha256": _is_text, "signature": _is_text, "bytes": _is_count}
+    )
+    for name, check in columns.items():
+        values = index.get(name)
+        if not isinstance(values, list) or len(values) != len(ids) or not all(map(check, values)):
+            return f"the column {name} of its index is not sound"
+    if volumes and index.get("labels") not in ([*LABELS], [*LABELS, CAVITY]):
+        return "the list of its labels is not sound"
+    classes = index.get("classes")
+    if not volumes and not (isinstance(classes, list) and all(map(_is_text, classes))):
+        return "the list of its classes is not sound"
+    return None
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value != "" and is_plain(value)
+
+
+def _is_folder(name: str) -> bool:
+    return name.strip(".") != "" and "/" not in name
+
+
+def _is_type(value: Any) -> bool:
+    return value in TYPES
+
+
+def _is_edition(value: Any) -> bool:
+    return isinstance(value, str) and value in EDITIONS
+
+
+def _is_facts(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0

@@ -1,0 +1,374 @@
+"""The Zarr store: `Store`, which reads it."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from hpc_tumor.data.editions import EDITIONS, Edition
+from hpc_tumor.data.store.index_check import index_fault
+from hpc_tumor.data.store.nodes import ArrayLayout, read_array, read_attributes
+from hpc_tumor.data.store.reading import Pending, ReadingThreads
+from hpc_tumor.data.store.shards import DamagedError, ShardFiles
+from hpc_tumor.errors import DataError
+from hpc_tumor.system.resources import available_cpus
+
+# Schema 2 of patients has the meaning of their labels, noise around the brain, and what scans are recognised by.
+SCHEMAS = {"segmentation": 2, "classification": 1}
+
+
+def read_about(path: Path) -> dict[str, Any] | None:
+    """Attributes of a store (schema, dataset, task, complete …); None where `path` is no store of ours."""
+    about = (read_attributes(path) or {}).get("hpc_tumor")
+    return about if isinstance(about, dict) and type(about.get("schema")) is int else None
+
+
+class Store:
+    """A finished store, read-only. Cases and images are numbered as in `case_ids` and `paths`.
+
+    Attributes:
+        task: segmentation or classification.
+        dataset: brats, brats-h5 or brain-mri.
+        fingerprint: equal for equal content, whatever the order of conversion.
+        options: those of the conversion.
+        case_ids: of BraTS cases, or the images' paths.
+    """
+
+    def __init__(self, path: Path, about: dict[str, Any], threads: int | None = None):
+        self.path = path
+        self.about = about
+        self.task: str = about["task"]
+        self.dataset: str = about["dataset"]
+        self.fingerprint: str = about["fingerprint"]
+        self.options: dict[str, Any] = about["options"]
+        index = read_attributes(path / "index")
+        if index is None:
+            raise DataError(f"{path} is damaged: its index is missing. Run prepare-data again with --overwrite.")
+        if fault := index_fault(about, index):
+            raise DataError(f"{path} is damaged: {fault}. Run prepare-data again with --overwrite.")
+        self._index = index
+        self.case_ids: list[str] = index["case_ids"]
+        self._threads = ReadingThreads(threads or available_cpus())
+        self._files = ShardFiles()
+
+    @classmethod
+    def open(cls, path: Path, *, threads: int | None = None) -> Store:
+        """Open the store at `path`; `threads` read and unpack, one per CPU by default.
+
+        Raises DataError where it does not exist, is no store, is unfinished, damaged, or of another schema.
+        """
+        path = Path(path)
+        if not path.exists():
+            raise DataError(f"there is no store {path}. Make one: hpc-tumor prepare-data SOURCE {path}")
+        about = read_about(path)
+        if about is None:
+            raise DataError(f"{path} is not a store of hpc-tumor. Make one: hpc-tumor prepare-data SOURCE STORE")
+        readable = SCHEMAS.get(str(about.get("task")), about["schema"])  # of another task: see index_fault
+        if about["schema"] != readable:
+            way = "Update hpc-tumor, or" if about["schema"] > readable else "Please"
+            raise DataError(
+                f"{path} has schema {about['schema']}; this version reads {readable}."
+                f" {way} convert again: hpc-tumor prepare-data SOURCE {path} --overwrite"
+            )
+        if about.get("complete") is not True:
+            raise DataError(f"{path} is unfinished: run the same hpc-tumor prepare-data again, and it goes on.")
+        try:
+            return cls(path, about, threads)
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{path} is damaged ({error!r}). Run prepare-data again with --overwrite.") from error
+
+    def __len__(self) -> int:
+        return len(self.case_ids)
+
+    @cached_property
+    def group(self) -> NDArray[np.int64]:
+        """`(n,)`: images or cases with one number are the same picture, or have the same scans, identical or nearly."""
+        return self._column("group").astype(np.int64)
+
+    # BraTS: axial slices of cases
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the label values, from 0 on: of the tumour, and the resection cavity where a case has one."""
+        return tuple(self._index["labels"])
+
+    @property
+    def editions(self) -> list[Edition]:
+        """Of each case, the edition whose numbers its segmentation had."""
+        return [EDITIONS[name] for name in self._index["editions"]]
+
+    @cached_property
+    def shapes(self) -> NDArray[np.int64]:
+        """`(n, 3)`: Z, Y, X of each case."""
+        return self._column("shape").astype(np.int64)
+
+    @cached_property
+    def statistics(self) -> NDArray[np.float64]:
+        """`(n, 4, 2)`: mean and standard deviation over the brain, per modality; 0 deviation where there is none."""
+        return self._column("statistics")
+
+    @cached_property
+    def background(self) -> NDArray[np.float64]:
+        """`(n, 4)`: the value outside the brain, per modality."""
+        return self._column("background")
+
+    @cached_property
+    def brain_voxels(self) -> NDArray[np.int64]:
+        """`(n,)`: voxels of the brain."""
+        return self._column("brain_voxels").astype(np.int64)
+
+    @cached_property
+    def contrast(self) -> NDArray[np.float64]:
+        """`(n, 14)`: what `data.contrast` tells exchanged modalities by; not-a-number where a case has none."""
+        return self._column("contrast")
+
+    @cached_property
+    def tolerance(self) -> NDArray[np.float64]:
+        """`(n, 4)`: how far a voxel outside the brain may stray from the background, per modality; mostly 0."""
+        return self._column("tolerance")
+
+    @cached_property
+    def slice_background(self) -> NDArray[np.float64] | None:
+        """`(n, largest Z, 4)`: the value outside the brain in each slice, where slices differ in it; else None."""
+        return self._column("slice_background") if self.dataset == "brats-h5" else None
+
+    @cached_property
+    def label_counts(self) -> NDArray[np.int32]:
+        """`(n, largest Z, labels)`: voxels of each of `labels` in each slice; 0 beyond a case's last slice."""
+        return self._column("label_counts")
+
+    @cached_property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the slices as read: that of the sources, or the smallest that holds all of them."""
+        return np.result_type(*(np.dtype(name) for name in set(self._index["dtypes"])))
+
+    @cached_property
+    def slice_shape(self) -> tuple[int, int]:
+        """(Y, X) of the slices. Raises DataError where cases differ in it."""
+        sizes = np.unique(self.shapes[:, 1:], axis=0)
+        if len(sizes) > 1:
+            text = ", ".join(f"{y} × {x}" for y, x in sizes.tolist()[:4])
+            raise DataError(f"{self.path}: the slices of its cases differ in size ({text}): they cannot share a batch.")
+        return int(sizes[0, 0]), int(sizes[0, 1])
+
+    @cached_property
+    def sketches(self) -> NDArray[np.int8]:
+        """`(n, 4, 16, 16, 16)`: descriptors of each case's scans, by which copies are recognised: see sketch.py."""
+        return self._column("sketch")
+
+    @property
+    def clinical(self) -> list[dict[str, Any]]:
+        """Facts of each case in the tables beside them: grade, age, survival …; empty where they say nothing."""
+        return list(self._index["clinical"])
+
+    def slices(self, case: int) -> int:
+        """Number of axial slices of the case."""
+        return int(self.shapes[case, 0])
+
+    def spacing(self, case: int) -> tuple[float, float, float]:
+        """Voxel size along z, y, x in mm."""
+        z, y, x = self._spacing[case].tolist()
+        return z, y, x
+
+    def case_metadata(self, case: int) -> dict[str, Any]:
+        """All that the store keeps of one case: source files, affine, meta … (read from the case itself)."""
+        attributes = read_attributes(self.path / "cases" / self.case_ids[case])
+        if attributes is None or not isinstance(attributes.get("hpc_tumor"), dict):
+            raise self._damaged(f"the metadata of case {self.case_ids[case]}")
+        return cast(dict[str, Any], attributes["hpc_tumor"])
+
+    def affine(self, case: int) -> NDArray[np.float64]:
+        """`(4, 4)` from voxel (x, y, z) of the stored volume to mm."""
+        try:
+            affine = np.array(self.case_metadata(case)["affine"], dtype=np.float64)
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._damaged(f"the affine of case {self.case_ids[case]}") from error
+        if affine.shape != (4, 4) or not np.isfinite(affine).all():
+            raise self._damaged(f"the affine of case {self.case_ids[case]}")
+        return affine
+
+    def header(self, case: int) -> bytes:
+        """The NIfTI header as in the source."""
+        try:
+            return base64.b64decode(self.case_metadata(case)["header"], validate=True)
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._damaged(f"the header of case {self.case_ids[case]}") from error
+
+    def read_slices(
+        self, refs: ArrayLike, into: Sequence[Any] | None = None
+    ) -> Pending[tuple[NDArray[Any], NDArray[np.uint8]]]:
+        """Start reading axial slices given as `(n, 2)` pairs of case and z.
+
+        Gives images `(n, 4, Y, X)` in `dtype` and labels `(n, Y, X)` uint8: new arrays, or the two of that kind
+        given in `into`, which must be left alone until the result is there.
+        """
+        pairs = np.asarray(refs, dtype=np.int64).reshape(-1, 2)
+        if not len(pairs):
+            raise ValueError("read_slices needs at least one slice")
+        image, label = into or self.empty_slices(len(pairs))
+        places = pairs.tolist()
+        for case, z in places:
+            if not (0 <= case < len(self) and 0 <= z < self._depths[case]):
+                raise IndexError(f"there is no slice {z} of case {case}")
+        return Pending((image, label), self._threads.start(self._read_slices, len(places), places, image, label))
+
+    def empty_slices(self, n: int) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+        """Arrays that take `n` slices and their labels. DataError where cases differ in the size of their slices."""
+        size = self.slice_shape
+        return np.empty((n, self._channels, *size), self.dtype), np.empty((n, *size), np.uint8)
+
+    def read_volume(self, case: int) -> Pending[tuple[NDArray[Any], NDArray[np.uint8]]]:
+        """Start reading a whole case: image `(4, Z, Y, X)` in `dtype` and labels `(Z, Y, X)` uint8."""
+        depth, *size = self.shapes[case].tolist()
+        image = np.empty((self._channels, depth, *size), self.dtype)
+        label = np.empty((depth, *size), np.uint8)
+        places = [(case, z) for z in range(depth)]
+        slices = image.swapaxes(0, 1)
+        return Pending((image, label), self._threads.start(self._read_slices, depth, places, slices, label))
+
+    # Brain MRI: images
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes, by number."""
+        return list(self._index["classes"])
+
+    @property
+    def paths(self) -> list[str]:
+        """Each image's path below its source."""
+        return self.case_ids
+
+    @cached_property
+    def label(self) -> NDArray[np.int64]:
+        """`(n,)`: class of each image."""
+        return self._column("label").astype(np.int64)
+
+    @cached_property
+    def part(self) -> NDArray[np.str_]:
+        """`(n,)`: "train" or "test", as published."""
+        return np.where(self._column("part") == 1, "test", "train")
+
+    @cached_property
+    def identical(self) -> NDArray[np.int64]:
+        """`(n,)`: images with one number have the same decoded pixels."""
+        return self._column("identical").astype(np.int64)
+
+    @cached_property
+    def sizes(self) -> NDArray[np.int64]:
+        """`(n, 2)`: height and width in pixels of each image's source."""
+        return self._column("size").astype(np.int64)
+
+    @cached_property
+    def boxes(self) -> NDArray[np.int64]:
+        """`(n, 4)`: left, top, right and bottom in pixels of the crop of each image's source."""
+        return self._column("box").astype(np.int64)
+
+    @cached_property
+    def thumbnails(self) -> NDArray[np.uint8]:
+        """`(n, 32, 32)`: each image's source, uncropped, as near duplicates are told by."""
+        return self._column("thumbnail")
+
+    def text_column(self, name: str) -> list[Any]:
+        """Column of the index that is text, for each case or image: scans, dtypes; mode, sha256, signature, bytes."""
+        return list(self._index[name])
+
+    def read_images(self, indices: ArrayLike, into: NDArray[np.uint8] | None = None) -> Pending[NDArray[np.uint8]]:
+        """Start reading images: `(n, H, W)` uint8, a new array or the one given, to be left alone until then."""
+        chosen = np.asarray(indices, dtype=np.int64).reshape(-1).tolist()
+        pixels = self.empty_images(len(chosen)) if into is None else into
+        for index in chosen:
+            if not 0 <= index < len(self):
+                raise IndexError(f"there is no image {index}")
+        return Pending(pixels, self._threads.start(self._read_images, len(chosen), chosen, pixels))
+
+    def empty_images(self, n: int) -> NDArray[np.uint8]:
+        """An array that takes `n` images."""
+        return np.empty((n, *self._images.shape[1:]), np.uint8)
+
+    # Files behind it
+
+    @cached_property
+    def _spacing(self) -> NDArray[np.float64]:
+        return self._column("spacing")
+
+    @cached_property
+    def _depths(self) -> list[int]:
+        return cast(list[int], self.shapes[:, 0].tolist())
+
+    @cached_property
+    def _channels(self) -> int:
+        return int(self.statistics.shape[1])
+
+    @cached_property
+    def _images(self) -> ArrayLayout:
+        try:
+            layout = ArrayLayout.read(self.path / "images")
+        except (ValueError, OSError) as error:
+            raise self._damaged("the array of its images") from error
+        if layout.dtype != np.uint8 or len(layout.shape) != 3 or layout.chunk != (1, *layout.shape[1:]):
+            raise self._damaged("the array of its images")
+        return layout
+
+    @cached_property
+    def _shards(self) -> list[tuple[str, str, np.dtype[Any]]]:
+        """The shards of each case's image and labels, and the image's type."""
+        cases = str(self.path / "cases")
+        return [
+            (f"{cases}/{name}/0/c/0/0/0/0", f"{cases}/{name}/labels/seg/0/c/0/0/0", np.dtype(dtype))
+            for name, dtype in zip(self.case_ids, self._index["dtypes"], strict=True)
+        ]
+
+    def _read_slices(self, places: Sequence[tuple[int, int]], images: Any, labels: Any) -> None:
+        """Read slices, each into its `(4, Y, X)` of `images` and its `(Y, X)` of `labels`."""
+        read = self._files.read_chunk
+        for (case, z), image, label in zip(places, images, labels, strict=True):
+            depth, (image_shard, label_shard, dtype) = self._depths[case], self._shards[case]
+            direct = image.dtype == dtype and image.flags.c_contiguous
+            values = image if direct else np.empty(image.shape, dtype)
+            try:
+                read(image_shard, depth, z, values)
+                read(label_shard, depth, z, label)
+            except (DamagedError, OSError) as error:
+                raise self._unreadable(f"slice {z} of case {self.case_ids[case]}", error) from error
+            if not direct:
+                image[...] = values
+
+    def _read_images(self, indices: Sequence[int], pixels: Any) -> None:
+        """Read images, each into its `(H, W)` of `pixels`."""
+        layout = self._images
+        for index, out in zip(indices, pixels, strict=True):
+            shard, position = divmod(index, layout.shard[0])
+            try:
+                self._files.read_chunk(self._image_shards[shard], layout.chunks, position, out)
+            except (DamagedError, OSError) as error:
+                raise self._unreadable(f"the image {self.case_ids[index]}", error) from error
+
+    @cached_property
+    def _image_shards(self) -> list[str]:
+        return [str(self._images.file(self.path / "images", shard)) for shard in range(self._images.shards)]
+
+    def _column(self, name: str) -> NDArray[Any]:
+        try:
+            values = read_array(self.path / "index" / name, self._files)
+        except (ValueError, OSError, MemoryError) as error:
+            raise self._damaged(f"the column {name} of its index") from error
+        if len(values) != len(self):
+            raise self._damaged(f"the column {name} of its index")
+        return values
+
+    def _damaged(self, what: str) -> DataError:
+        return DataError(
+            f"{self.path}: {what} is missing or damaged. Remove the case's folder if one is named, and run"
+            " prepare-data again; else convert anew with --overwrite."
+        )
+
+    def _unreadable(self, what: str, error: Exception) -> DataError:
+        if not isinstance(error, OSError) or isinstance(error, FileNotFoundError):
+            return self._damaged(what)
+        return DataError(f"{self.path}: {what} cannot be read: {error.strerror or error}. Is its disk still there?")

@@ -1,0 +1,99 @@
+"""What the three U-Nets share: the two kinds of block, the encoder, upsampling, and the sizes they refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hpc_tumor.errors import UsageError
+from hpc_tumor.models.layers import checks
+from hpc_tumor.models.layers.depthwise import DepthwiseConv2d
+
+STEP = 16  # four poolings halve each side
+SMALLEST = 2 * STEP  # one pixel at the bottleneck would leave batch norm nothing to normalise in a batch of one
+
+
+class Encoder(nn.Module):
+    """Four blocks of f, 2f, 4f, 8f filters, each followed by a 2×2 max-pool.
+
+    `(N, C, H, W)` → the pooled `(N, 8f, H/16, W/16)` and the skips, coarse to fine: `(N, 8f, H/8, W/8)` …
+    `(N, f, H, W)`. `block(in, out)` makes one block.
+    """
+
+    def __init__(self, in_channels: int, filters: int, block: Callable[[int, int], nn.Module]) -> None:
+        super().__init__()
+        widths = (in_channels, filters, 2 * filters, 4 * filters, 8 * filters)
+        self.blocks = nn.ModuleList(block(inner, out) for inner, out in pairwise(widths))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        skips: list[Tensor] = []
+        for block in self.blocks:
+            skip = block(x)
+            skips.insert(0, skip)
+            x = F.max_pool2d(skip, 2)
+        return x, skips
+
+
+def plain_block(in_channels: int, middle: int, out: int) -> nn.Sequential:
+    """Two 3×3 convolutions in → middle → out, each with ReLU (Ronneberger 2015, padded)."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, middle, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(middle, out, 3, padding=1),
+        nn.ReLU(inplace=True),
+    )
+
+
+def encoder_block(in_channels: int, out: int) -> nn.Sequential:
+    """Two inverted bottlenecks in → out → out, both expanding to 4 × out."""
+    return nn.Sequential(
+        *inverted_bottleneck(in_channels, out, 4 * out),
+        *inverted_bottleneck(out, out, 4 * out),
+    )
+
+
+def decoder_block(in_channels: int, out: int) -> nn.Sequential:
+    """Two inverted bottlenecks in → out → out, expanding to 4 × in, then 4 × out."""
+    return nn.Sequential(
+        *inverted_bottleneck(in_channels, out, 4 * in_channels),
+        *inverted_bottleneck(out, out, 4 * out),
+    )
+
+
+def inverted_bottleneck(in_channels: int, out: int, hidden: int) -> tuple[nn.Module, ...]:
+    """Depthwise 7×7, batch norm, pointwise to `hidden`, ReLU, pointwise to `out`.
+
+    No activation follows the narrow end, as in MobileNetV2 (Sandler 2018) and ConvNeXt (Liu 2022). The depthwise
+    convolution keeps the bias that batch norm makes redundant: the published counts include it.
+    """
+    return (
+        DepthwiseConv2d(in_channels),
+        nn.BatchNorm2d(in_channels),
+        nn.Conv2d(in_channels, hidden, 1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(hidden, out, 1),
+    )
+
+
+def upsample(x: Tensor) -> Tensor:
+    """`(N, C, h, w)` → `(N, C, 2h, 2w)`, bilinear with aligned corners."""
+    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
+
+
+def check_settings(labels: int, in_channels: int, filters: int, image_size: int, network: str) -> None:
+    """Raises UsageError for settings that a U-Net cannot have."""
+    checks.positive(labels=labels, in_channels=in_channels, filters=filters)
+    checks.multiple_of(image_size, STEP, SMALLEST, network)
+
+
+def check_input(shape: Sequence[int], in_channels: int, network: str) -> None:
+    """Raises UsageError unless `shape` is `(N, in_channels, H, W)` with sides that four poolings divide evenly."""
+    checks.input_shape(shape, in_channels, None, network)
+    if shape[2] % STEP or shape[3] % STEP or min(shape[2], shape[3]) < SMALLEST:
+        raise UsageError(
+            f"{network} got images of {shape[2]}×{shape[3]} pixels: both sides must be multiples of {STEP}"
+            f" from {SMALLEST} on; pad or crop them."
+        )

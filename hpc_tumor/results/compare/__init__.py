@@ -1,0 +1,1 @@
+"""Compare runs: results in, entries with intervals, tests, ranks and conclusions out."""

@@ -1,0 +1,241 @@
+"""What a comparison holds: finished runs in groups that may be compared, unfinished runs, and what was skipped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import PurePath
+from typing import Any
+
+from hpc_tumor.results.compare.disagreement import Disagreement, disagreement
+from hpc_tumor.results.compare.entries import Entry
+from hpc_tumor.results.compare.measures import CASES, MAIN_SCORE, REGIONS, measure
+from hpc_tumor.results.compare.paired import Difference, PairedTest, differences, holm, paired_tests
+from hpc_tumor.results.compare.ranks import Ranking, aggregate_then_rank, rank_then_aggregate
+from hpc_tumor.results.read.cases import TestCases
+from hpc_tumor.results.read.run_result import RunResult
+
+MOST_TESTED = 20  # entries between which all pairs are tested: the best ones, where there are more
+
+
+@dataclass(frozen=True)
+class Group:
+    """Finished runs that may stand in one table: same task, same data, same split. Entries in the order of the models.
+
+    Attributes:
+        folds: into how many the split is cut, where its runs are of folds; else None.
+        by: the settings that make an entry; empty: all of them.
+    """
+
+    task: str
+    split: str
+    split_leaks: bool | None
+    folds: int | None
+    dataset: str | None
+    store: str
+    fingerprint: str | None
+    entries: tuple[Entry, ...]
+    by: tuple[str, ...] = ()
+
+    @property
+    def runs(self) -> tuple[RunResult, ...]:
+        """Every run of the group, entry by entry, also those that were run again."""
+        return tuple(run for entry in self.entries for run in entry.all_runs)
+
+    @property
+    def main(self) -> str:
+        """The score that decides: mean Dice over the labels NCR, ED and ET, or accuracy."""
+        return MAIN_SCORE[self.task]
+
+    @cached_property
+    def alike(self) -> tuple[Entry, ...]:
+        """Entries that were tested on the same cases: those of most entries."""
+        known = [entry.cases.identity for entry in self.entries if entry.cases.problem is None]
+        if not known:
+            return ()
+        usual = max(known, key=lambda identity: (known.count(identity), -known.index(identity)))
+        return tuple(entry for entry in self.entries if entry.cases.problem is None and entry.cases.identity == usual)
+
+    @cached_property
+    def compared(self) -> tuple[Entry, ...]:
+        """The entries of `alike`; the best ones where there are many."""
+        best = {id(entry) for entry in sorted(self.alike, key=lambda entry: -(entry.score or 0))[:MOST_TESTED]}
+        return tuple(entry for entry in self.alike if id(entry) in best)
+
+    @property
+    def elsewhere(self) -> tuple[Entry, ...]:
+        """Entries whose test cases are known and are not those of the others."""
+        usual = {entry.cases.identity for entry in self.alike}
+        return tuple(
+            entry for entry in self.entries if entry.cases.problem is None and entry.cases.identity not in usual
+        )
+
+    @cached_property
+    def tests(self) -> tuple[PairedTest, ...]:
+        """All pairs of the compared entries; `first` and `second` are places in `compared`."""
+        if len(self.compared) < 2:
+            return ()
+        names = self._common([self.main, *(f"dice_{region}" for region in REGIONS)])
+        larger = [measure(self.task, name).larger_is_better for name in names]
+        cases = [entry.cases for entry in self.compared]
+        return tuple(paired_tests(cases, names, larger, self.task == "classification"))
+
+    @cached_property
+    def ranking(self) -> Ranking | None:
+        """Ranks of the compared entries, in their order."""
+        if len(self.compared) < 2:
+            return None
+        cases = [entry.cases for entry in self.compared]
+        names = self.ranked_by
+        if not names:
+            return None
+        if self.task == "classification":
+            return aggregate_then_rank(cases, names[0], True)
+        return rank_then_aggregate(cases, names, [measure(self.task, name).larger_is_better for name in names])
+
+    @cached_property
+    def ranked_by(self) -> list[str]:
+        """The scores that decide the ranks: Dice and HD95 of WT, TC and ET, or what of them all have."""
+        if self.task == "classification":
+            return self._common([self.main])
+        names = self._common([f"{score}_{region}" for score in ("dice", "hd95") for region in REGIONS])
+        return names or self._common([self.main])
+
+    @cached_property
+    def disagreement(self) -> Disagreement | None:
+        """Where the largest mean Dice and BraTS' ranks name different entries as the best, those two; else None."""
+        if self.task != "segmentation" or self.ranking is None or not self._common([self.main]):
+            return None
+        return disagreement(
+            [entry.cases for entry in self.compared],
+            [entry.score or 0.0 for entry in self.compared],
+            self.ranking.ranks,
+            main=self.main,
+            ranked_by=self.ranked_by,
+            larger_is_better=[measure(self.task, name).larger_is_better for name in self.ranked_by],
+        )
+
+    @cached_property
+    def neighbour(self) -> TestCases | None:
+        """The nearest neighbour's answers on the test images of `compared`; None where no run recorded them."""
+        return self._neighbours.get(self.compared[0].cases.identity) if self.compared else None
+
+    @cached_property
+    def neighbour_tests(self) -> dict[str, Difference]:
+        """Every entry, by name, against the nearest neighbour on the entry's own test images, by the main score.
+
+        A family of its own for Holm's correction. Entries without known test images, or of which no run recorded the
+        neighbour's answers, are missing.
+        """
+        by_images: dict[str | None, list[Entry]] = {}
+        for entry in self.entries:
+            if entry.cases.problem is None and self.main in entry.cases.values:
+                by_images.setdefault(entry.cases.identity, []).append(entry)
+        tests: dict[str, Difference] = {}
+        for identity, entries in by_images.items():
+            answers = self._neighbours.get(identity)
+            if answers is None:
+                continue
+            found = differences(
+                [entry.cases for entry in entries],
+                [answers] * len(entries),
+                self.main,
+                larger_is_better=measure(self.task, self.main).larger_is_better,
+                binary=True,
+            )
+            tests |= {entry.name: test for entry, test in zip(entries, found, strict=True) if test is not None}
+        corrected = dict(zip(tests, holm([test.p for test in tests.values()]), strict=True))
+        return {
+            entry.name: replace(tests[entry.name], p_holm=corrected[entry.name])
+            for entry in self.entries
+            if entry.name in tests
+        }
+
+    @cached_property
+    def _neighbours(self) -> dict[str | None, TestCases]:
+        """Answers of the nearest neighbour, by the identity of the test images."""
+        found: dict[str | None, TestCases] = {}
+        for entry in self.entries:
+            if entry.cases.problem is None and entry.cases.identity not in found and entry.neighbour is not None:
+                found[entry.cases.identity] = entry.neighbour
+        return found
+
+    @property
+    def title(self) -> str:
+        """Task, data, split and whether it leaks, number of test cases."""
+        known = sorted({entry.n for entry in self.entries if entry.n is not None})
+        counts = "–".join(f"{count:,}" for count in (known[:1] + known[-1:] if len(known) > 1 else known)) or "unknown"
+        # Neither an image nor a near copy of it; other slices of its patient may be, since the data names no patients.
+        clean = "no duplicates on two sides" if self.split == "deduplicated" else "does not leak"
+        leak = {True: "leaks", False: clean, None: "not known whether it leaks"}[self.split_leaks]
+        noun = CASES[self.task] if known != [1] else CASES[self.task].removesuffix("s")
+        fingerprint = f" {self.fingerprint[:12]}" if self.fingerprint else ""
+        store = PurePath(self.store).name or self.store
+        data = (f"{self.dataset}, {store}" if self.dataset else store) + fingerprint
+        return (
+            f"{self.task.capitalize()} · {data} · split {self.split}{self._of_folds()} ({leak}) · {counts} test {noun}"
+        )
+
+    def _of_folds(self) -> str:
+        """Which folds of how many its runs were tested on; nothing where the split is not cut into folds."""
+        seen = {fold for entry in self.entries for fold in entry.folds}
+        if not seen:
+            return ""
+        if len(seen) == 1:
+            return f", fold {min(seen)}" + ("" if self.folds is None else f" of {self.folds}")
+        return f", {len(seen)}{'' if self.folds in (None, len(seen)) else f' of {self.folds}'} folds"
+
+    def _common(self, names: list[str]) -> list[str]:
+        return [name for name in names if all(name in entry.cases.values for entry in self.compared)]
+
+
+@dataclass(frozen=True)
+class UnfinishedRun:
+    """A run without a result, as far as it came.
+
+    Attributes:
+        best: the best validation score so far; `best_by` says which.
+        heartbeat: seconds since 1970.
+        config: settings by dotted name.
+    """
+
+    run: str
+    path: str
+    task: str | None
+    model: str | None
+    seed: int | None
+    state: str
+    reason: str | None
+    epoch: int | None
+    epochs: int | None
+    best: float | None
+    best_by: str | None
+    best_epoch: int | None
+    heartbeat: float | None
+    skipped_steps: int | None = None
+    config: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True)
+class SkippedFolder:
+    """A folder that is no run, or whose result cannot be used, and why."""
+
+    run: str
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All that was collected. `left_out`: finished runs that the wishes of the user leave out, counted."""
+
+    groups: tuple[Group, ...] = ()
+    unfinished: tuple[UnfinishedRun, ...] = ()
+    skipped: tuple[SkippedFolder, ...] = ()
+    left_out: int = 0
+
+    @property
+    def results(self) -> list[RunResult]:
+        """Every finished run, group by group."""
+        return [run for group in self.groups for run in group.runs]

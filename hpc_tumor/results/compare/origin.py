@@ -1,0 +1,97 @@
+"""Where a run comes from, and the commands that train it again."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hpc_tumor.config import Experiment
+from hpc_tumor.errors import HpcTumorError
+from hpc_tumor.results.read.run_result import RunResult
+from hpc_tumor.results.read.values import section, text
+from hpc_tumor.run_dir import RunDir, read_json
+from hpc_tumor.settings import merge, preset
+from hpc_tumor.validation import build
+
+# Said by options of their own.
+_OWN_OPTIONS = {"model.name", "data.store", "hardware.gpus", "task"}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Of one run: the commands that train it again, facts of how it was trained, and all settings, in words."""
+
+    run: str
+    entry: str
+    commands: tuple[str, ...]
+    facts: tuple[tuple[str, str], ...]
+    settings: tuple[tuple[str, str], ...]
+
+
+def read_origin(run: RunResult, entry: str) -> Origin:
+    """The origin of a run from its files; what they do not say is left out."""
+    place = RunDir(run.place)
+    config, provenance = read_json(place.config) or {}, read_json(place.provenance) or {}
+    git, versions = section(provenance.get("git")), section(provenance.get("versions"))
+    store, command = section(provenance.get("store")), provenance.get("command")
+    typed = shlex.join(map(str, command)) if isinstance(command, list) else None
+    some = ", ".join(f"{name} {version}" for name, version in list(versions.items())[:12] if version)
+    facts = {
+        "command typed": text(typed),
+        "trained": text(provenance.get("time")),
+        "host": text(provenance.get("host")),
+        "device": f"{run.gpus or 1} × {run.device}" if run.device else None,
+        "nodes": None if run.nodes is None else str(run.nodes),
+        "precision": run.precision,
+        "commit": _commit(git),
+        "versions": text(some),
+        "platform": text(provenance.get("platform")),
+        "store": text(store.get("path")) or run.store,
+        "fingerprint of the store": run.fingerprint or text(store.get("fingerprint")),
+        "test scored by": run.surfaces,
+        "directory": run.path,
+    }
+    settings = ((name, _shown(value)) for name, value in _flat(config).items())
+    return Origin(
+        run.run, entry, tuple(commands_of(config, git)), tuple((name, value) for name, value in facts.items() if value),
+        tuple((text(name) or "?", text(value) or "–") for name, value in settings),
+    )  # fmt: skip
+
+
+def commands_of(config: Mapping[str, Any], git: Mapping[str, Any]) -> list[str]:
+    """What to type to train a run with these settings again; nothing where they are not settings of this version."""
+    try:
+        name, store = section(config.get("model")).get("name"), section(config.get("data")).get("store")
+        task = config.get("task")
+        base = merge(preset(str(name)), {"model": {"name": name}, "data": {"store": store}, "task": task})
+        usual = _flat(build(Experiment, base, where=lambda _: "").model_dump(mode="json"))
+        wanted = _flat(build(Experiment, dict(config), where=lambda _: "").model_dump(mode="json"))
+    except HpcTumorError:
+        return []
+    words = ["hpc-tumor", "submit", "--model", str(name), "--gpus", str(wanted["hardware.gpus"]), "--data", str(store)]
+    for key, value in wanted.items():
+        if key not in _OWN_OPTIONS and value != usual.get(key):
+            words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
+    commit = text(git.get("commit"))
+    return ([f"git checkout {shlex.quote(commit)}"] if commit else []) + [shlex.join(words)]
+
+
+def _commit(git: Mapping[str, Any]) -> str | None:
+    commit = text(git.get("commit"))
+    if commit is None:
+        return None
+    return commit + (", with changes that were not committed: provenance.json has them" if git.get("dirty") else "")
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,1 @@
+"""Draw on paper: sheets, scales, palettes and files shared by all figures."""

@@ -1,0 +1,50 @@
+"""The scales of axes: ticks of logarithms, numbers as short as they can be. No tick of ours is ever mathematics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from hpc_tumor.results.figures.canvas.wording import short_number
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_MOST_TICKS = 6
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """At 1, 2 and 5 of every decade from `low` to `high`, at fewer of many decades; of less than one anywhere."""
+    decades = math.log10(high / low)
+    steps = (1.0,) if decades > 3 else (1.0, 3.0) if decades > 1.3 else (1.0, 2.0, 5.0)
+    ticks = [step * 10.0**power for power in range(-9, 16) for step in steps if low <= step * 10.0**power <= high]
+    if len(ticks) > _MOST_TICKS:
+        return ticks[:: -(-len(ticks) // _MOST_TICKS)]
+    if len(ticks) > 1:
+        return ticks
+    return sorted({float(f"{low * (high / low) ** share:.2g}") for share in (0.15, 0.5, 0.85)})
+
+
+def log_scale(axes: Axes, values: Sequence[float], of_y: bool = False, margin: float = 1.3) -> None:
+    """A logarithmic axis around `values`, which are above 0."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+
+    low, high = (min(values) / margin, max(values) * margin) if values else (1.0, 10.0)
+    axis = axes.yaxis if of_y else axes.xaxis
+    if of_y:
+        axes.set(yscale="log", ylim=(low, high))
+    else:
+        axes.set(xscale="log", xlim=(low, high))
+    axis.set_major_locator(FixedLocator(log_ticks(low, high)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_minor_formatter(NullFormatter())
+
+
+def few_ticks(axes: Axes, most: int) -> None:
+    """At most so many steps along x, at round numbers, without noughts that say nothing."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(most, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{round(value, 9):g}"))

@@ -1,0 +1,158 @@
+"""The test cases of one run, from its cases.csv: fast, since runs may be many, and whatever stands there."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
+from operator import itemgetter
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpc_tumor.results.read.cases import LABELS, Floats, Images, TestCases
+from hpc_tumor.results.read.values import LARGEST
+from hpc_tumor.results.read.when_asked import WhenAsked
+from hpc_tumor.scores import case_brier, case_nll
+
+
+def read_test_cases(path: Path, task: str) -> TestCases:
+    """The test cases in `path`; one with a `problem` where the file is absent, torn or of something else."""
+    if not path.is_file():
+        return TestCases(problem="there is no cases.csv")
+    columns = _columns(path.read_text(encoding="utf-8-sig", errors="replace"))
+    if isinstance(columns, str):
+        return TestCases(problem=columns)
+    ids = columns["case"]
+    if len(set(ids)) < len(ids):
+        return TestCases(problem="cases.csv names a case twice")
+    slices = columns.get("slices", ("",) * len(ids))
+    key = _identity(ids, slices)
+    if task == "segmentation":
+        status = {
+            name.removeprefix("status_"): np.array(cells) for name, cells in columns.items() if name[:7] == "status_"
+        }
+        return TestCases(ids, _segmentation(columns), status, identity=key)
+    images = _images(columns)
+    return TestCases(ids, _classification(columns, images), {}, _groups(ids, columns.get("group")), images, key)
+
+
+def _columns(text: str) -> dict[str, tuple[str, ...]] | str:
+    """The cells of each column, in the order of the cases' names; or what is wrong with the file."""
+    head, *rest = text.split("\n", 1)
+    names = head.split(",")
+    if '"' in text or "\r" in text:
+        try:
+            names, *rows = list(csv.reader(text.splitlines(keepends=True), strict=True)) or [[]]
+        except csv.Error as error:
+            return f"cases.csv cannot be read ({error})"
+    else:  # several times as fast, and as right where nothing is quoted
+        rows = [line.split(",") for line in "".join(rest).removesuffix("\n").split("\n")] if any(rest) else []
+    if not rows or "case" not in names:
+        return "cases.csv holds no test cases"
+    if any(len(row) != len(names) for row in rows) or len(set(names)) < len(names):
+        return "cases.csv is torn"
+    place = names.index("case")
+    rows.sort(key=itemgetter(place))  # from here on, the order in which they were written means nothing
+    return dict(zip(names, zip(*rows, strict=True), strict=True))
+
+
+# Most runs of a comparison have the same test cases: what follows from their names alone is worked out once.
+@lru_cache(maxsize=64)
+def _identity(ids: tuple[str, ...], slices: tuple[str, ...]) -> str:
+    identity = "\n".join(sorted(f"{case}\t{count}" for case, count in zip(ids, slices, strict=True)))
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+
+def _segmentation(columns: Mapping[str, tuple[str, ...]]) -> Mapping[str, Floats]:
+    """Every score of every structure, and its mean over the three labels case by case."""
+    make = {name: _packed(cells) for name, cells in columns.items() if "_" in name and not name.startswith("status_")}
+    for score in sorted({name.rpartition("_")[0] for name in make}):
+        parts = [make[f"{score}_{label}"] for label in LABELS if f"{score}_{label}" in make]
+        if len(parts) == len(LABELS):
+            make[score] = partial(_mean, parts)
+    return WhenAsked(make)
+
+
+def _mean(parts: Sequence[Callable[[], Floats]]) -> Floats:
+    values: Floats = np.mean([part() for part in parts], axis=0)
+    return values
+
+
+def _classification(columns: Mapping[str, tuple[str, ...]], images: Images | None) -> Mapping[str, Floats]:
+    make = {name: _packed(columns[cell]) for name, cell in _IMAGE_SCORES.items() if cell in columns}
+    if images is not None:
+        make["nll"] = lambda: case_nll(images.probabilities, images.labels)
+        make["brier"] = lambda: case_brier(images.probabilities, images.labels)
+        if images.known is not None and "accuracy" in make:
+            known, accuracy = images.known, make["accuracy"]
+            make["accuracy_new"] = lambda: np.where(known, np.nan, accuracy())
+    return WhenAsked(make)
+
+
+_IMAGE_SCORES = {"accuracy": "correct", "confidence": "confidence"}
+
+
+def _images(columns: Mapping[str, tuple[str, ...]]) -> Images | None:
+    """Labels and probabilities, where the file has all of them."""
+    classes = tuple(name.removeprefix("p_") for name in columns if name.startswith("p_"))
+    place = {name: index for index, name in enumerate(classes)}
+    named = [columns.get("label"), columns.get("prediction")]
+    if not classes or any(cells is None or not set(cells) <= place.keys() for cells in named):
+        return None
+    labels, predicted = (np.array([place[cell] for cell in cells or ()], dtype=np.int64) for cells in named)
+    chances = [columns[f"p_{name}"] for name in classes]
+    if not all(_are_numbers(cells) for cells in chances):
+        return None
+    near = columns.get("nearest")
+    nearest = None if near is None or not set(near) <= place.keys() else np.array([place[cell] for cell in near])
+    known = None if "known" not in columns else _numbers(columns["known"]) > 0
+    packed = [_packed(cells) for cells in chances]
+    return Images(
+        classes, labels, predicted, lambda: np.stack([np.nan_to_num(one()) for one in packed], 1), known, nearest
+    )
+
+
+def _are_numbers(cells: tuple[str, ...]) -> bool:
+    """Whether all of these look like numbers, told without reading them as such, which takes longest of all."""
+    return "" not in cells and not "".join(cells).encode().translate(None, b"0123456789.e-+E")
+
+
+def _packed(cells: tuple[str, ...]) -> Callable[[], Floats]:
+    """The cells as numbers when asked; until then as one text, which takes less memory than many."""
+    text = "\n".join(cells)
+    if text.count("\n") != len(cells) - 1:
+        return lambda: _numbers(cells)
+    return lambda: _numbers(text.split("\n"))
+
+
+@lru_cache(maxsize=64)
+def _groups(ids: tuple[str, ...], cells: tuple[str, ...] | None) -> NDArray[np.str_]:
+    """The duplicate group of each image; an image without one is alone."""
+    groups = cells or [""] * len(ids)
+    return np.array([
+        f"case {case}" if group in ("", "-1") else f"group {group}" for case, group in zip(ids, groups, strict=True)
+    ])  # fmt: skip
+
+
+def _numbers(cells: Sequence[str]) -> Floats:
+    """Cells as numbers; not-a-number for what is none, not finite, or beyond all sense."""
+    if len(together := "".join(cells)) == len(cells) and set(together) <= {"0", "1"}:
+        return (np.frombuffer(together.encode(), dtype=np.uint8) == ord("1")).astype(np.float64)
+    try:
+        values = np.array(list(map(float, cells)))
+    except ValueError:
+        values = np.array([_number(cell) for cell in cells])
+    return np.where(np.abs(values) <= LARGEST, values, np.nan)
+
+
+def _number(cell: str) -> float:
+    words = {"true": 1.0, "false": 0.0}
+    try:
+        value = words.get(cell.strip().lower())
+        return float(cell) if value is None else value
+    except ValueError:
+        return math.nan

@@ -1,0 +1,101 @@
+"""One finished run, as its files tell it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hpc_tumor.results.compare.measures import MAIN_SCORE
+from hpc_tumor.results.read.cases import TestCases
+from hpc_tumor.run_dir import Damage
+
+Scores = Mapping[str, float | None]
+# Settings that cannot change a score, or stand in the key of a group already: entries do not differ in them.
+NOT_SETTINGS = frozenset({
+    "seed", "checkpoint_minutes", "keep_every", "profile", "tensorboard", "data.store", "data.split", "data.split_file",
+    "data.fold", "data.keep", "data.keep_gb", "hardware.threads", "hardware.timeout_minutes",
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """One finished run. Scores are fractions or mm: `best` with the weights of the best epoch, `last` of the last.
+
+    Attributes:
+        path: of its directory, fit to be shown; `place` is where it is.
+        config: settings by dotted name.
+        settings: a hash of them but for NOT_SETTINGS: equal where two runs were set alike.
+        cases: scores of each test case, with the weights of the best epoch.
+        weights_lost: damage to the weights of the best epoch, where it was scored without them: then `best` and the
+            cases are of the last epoch, and `best_epoch` is None.
+        remarks: what keeps the run from being compared, or is to be known of it.
+    """
+
+    run: str
+    path: str
+    task: str
+    model: str
+    filters: int | None
+    seed: int | None
+    split: str
+    split_leaks: bool | None
+    split_seed: int | None
+    fold: int | None
+    folds: int | None
+    dataset: str | None
+    store: str
+    fingerprint: str | None
+    parameters: int | None
+    gflop_per_sample: float | None
+    gpus: int | None
+    nodes: int | None
+    device: str | None
+    precision: str | None
+    epochs: int | None
+    batch_size: int | None
+    seconds: float | None
+    gpu_hours: float | None
+    restarts: int | None
+    samples_per_second: float | None
+    peak_memory_gb: float | None
+    train_cases: int | None
+    val_cases: int | None
+    test_cases: int | None
+    chosen_by: str | None
+    best_epoch: int | None
+    weights_lost: Damage | None
+    best: Scores
+    last_epoch: int | None
+    last: Scores
+    last_train: Scores
+    stopped_early: bool | None
+    skipped_steps: int | None
+    surfaces: str | None
+    cleaning: Mapping[str, float | None] | None
+    flips: bool | None
+    settings: str
+    place: Path = field(default_factory=Path, repr=False)
+    config: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    class_counts: Mapping[str, Mapping[str, int]] | None = field(default=None, repr=False)
+    cases: TestCases = field(default_factory=TestCases, repr=False)
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def score(self) -> float | None:
+        """The main score of the best weights: mean Dice over the labels NCR, ED and ET, or accuracy."""
+        return self.best.get(MAIN_SCORE[self.task])
+
+    @property
+    def compute_hours(self) -> float | None:
+        """GPU-hours; on CPUs hours of all its processes together."""
+        if self.gpu_hours or self.seconds is None:
+            return self.gpu_hours
+        return self.seconds / 3600 * (self.gpus or 1)
+
+
+def mean_of(runs: Sequence[RunResult], name: str) -> float | None:
+    """Mean over runs of what one of them took: `seconds`, `peak_memory_gb` …; None where one does not say."""
+    values = [getattr(run, name) for run in runs]
+    return sum(values) / len(values) if values and None not in values else None

@@ -1,0 +1,1 @@
+"""Build the report: one HTML page that needs no network, and a server of it."""

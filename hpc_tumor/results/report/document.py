@@ -1,0 +1,201 @@
+"""The report: one HTML file with every table and figure of a comparison, which needs nothing but a browser."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from hpc_tumor import __version__
+from hpc_tumor.results.compare.comparison import Comparison, Group
+from hpc_tumor.results.compare.conclusions import conclusions
+from hpc_tumor.results.compare.measures import CASES, measure
+from hpc_tumor.results.compare.origin import read_origin
+from hpc_tumor.results.compare.statistics import RESAMPLES
+from hpc_tumor.results.figures import Drawing
+from hpc_tumor.results.tables.brief import skipped_table, unfinished_table
+from hpc_tumor.results.tables.full import group_tables
+from hpc_tumor.results.tables.layout import Table
+
+_TEMPLATE = Path(__file__).parent / "template"
+MOST_ORIGINS = 200  # runs whose settings are shown
+
+
+@dataclass(frozen=True)
+class Part:
+    """A heading of a group's section with its tables and figures; `first` says which of them come first."""
+
+    key: str
+    title: str
+    tables: tuple[tuple[str, Table], ...]
+    sections: tuple[str, ...]
+    first: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """One group of comparable runs, in words, tables and figures."""
+
+    key: str
+    title: str
+    short: str
+    verdict: tuple[str, ...]
+    data: tuple[str, ...]
+    leaks: bool
+    parts: tuple[Part, ...]
+    drawings: tuple[Drawing, ...]
+
+
+# Heading, tables, figures, and which of the two come first.
+_PARTS = {
+    "segmentation": (
+        ("Scores", ("results",), ("scores",), "tables"),
+        ("Are the differences real?", ("tests",), (), "tables"),
+        ("Ranks", ("ranks",), ("ranks",), "tables"),
+        ("Labels and regions", ("parts",), ("distributions",), "figures"),
+        ("Best, median and worst patients", (), ("cases",), "figures"),
+        ("Where the gates look", (), ("attention",), "figures"),
+        ("Learning curves", (), ("curves",), "figures"),
+        ("What it costs", ("cost",), ("tradeoffs",), "figures"),
+        ("The data", (), ("samples", "data"), "figures"),
+        ("Runs", ("runs",), (), "tables"),
+    ),
+    "classification": (
+        ("Scores", ("results",), ("scores",), "tables"),
+        ("Are the differences real?", ("tests",), (), "tables"),
+        ("Ranks", ("ranks",), ("ranks",), "tables"),
+        ("Classes", ("parts",), ("confusion",), "figures"),
+        ("Can its confidence be believed?", (), ("calibration", "distributions"), "figures"),
+        ("Wrong, and sure of it", (), ("mistakes",), "figures"),
+        ("Where it looks, what its first layer sees", (), ("attention", "filters"), "figures"),
+        ("Learning curves", (), ("curves",), "figures"),
+        ("What it costs", ("cost",), ("tradeoffs",), "figures"),
+        ("The data", (), ("samples", "data"), "figures"),
+        ("Runs", ("runs",), (), "tables"),
+    ),
+}
+_QUESTION = {
+    "segmentation": "Which network outlines tumours best?",
+    "classification": "Which network tells tumours apart best?",
+}
+
+
+def render_report(comparison: Comparison, drawings: Sequence[Drawing], made: datetime, folder: str) -> str:
+    """The report as HTML.
+
+    Args:
+        drawings: the figures, each with the index of its group.
+        made: when; shown in the last line.
+        folder: where the runs lie, in words.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
+    groups = [
+        _section(group, index, [drawing for drawing in drawings if drawing.group == index])
+        for index, group in enumerate(comparison.groups)
+    ]
+    origins = [(run, entry.name) for group in comparison.groups for entry in group.entries for run in entry.all_runs]
+    return environment.get_template("report.html.j2").render(
+        title=_title(comparison.groups),
+        over=_over(comparison),
+        groups=groups,
+        others=[table for table in (unfinished_table(comparison), skipped_table(comparison)) if table.rows],
+        origins=[read_origin(run, name) for run, name in origins[:MOST_ORIGINS]],
+        origins_left=max(0, len(origins) - MOST_ORIGINS),
+        version=__version__,
+        made=f"{made:%Y-%m-%d %H:%M}",
+        folder=folder,
+        resamples=f"{RESAMPLES:,}",
+    )
+
+
+def _title(groups: Sequence[Group]) -> str:
+    tasks = list(dict.fromkeys(group.task for group in groups))
+    return " ".join(_QUESTION[task] for task in tasks) or "Comparison"
+
+
+def _over(comparison: Comparison) -> str:
+    runs, entries = len(comparison.results), sum(len(group.entries) for group in comparison.groups)
+    parts = [f"{runs} finished run{'s' * (runs != 1)} of {entries} network{'s' * (entries != 1)}"]
+    if comparison.unfinished:
+        parts.append(f"{len(comparison.unfinished)} unfinished")
+    if comparison.skipped:
+        parts.append(f"{len(comparison.skipped)} skipped")
+    if comparison.left_out:
+        parts.append(f"{comparison.left_out} left out as asked")
+    return ", ".join(parts)
+
+
+def _section(group: Group, index: int, drawings: Sequence[Drawing]) -> Section:
+    key = f"group-{index + 1}"
+    tables = group_tables(group)
+    there = {drawing.section for drawing in drawings}
+    parts = []
+    for number, (title, names, sections, first) in enumerate(_PARTS[group.task]):
+        chosen = tuple((name, tables[name]) for name in names if name in tables)
+        if chosen or there & set(sections):
+            parts.append(Part(f"{key}-{number + 1}", title, chosen, sections, first))
+    return Section(
+        key, group.title, _short(group), tuple(_verdict(group)), tuple(_data(group)), group.split_leaks is True,
+        tuple(parts), tuple(drawings),
+    )  # fmt: skip
+
+
+def _short(group: Group) -> str:
+    folds = f", {group.folds} folds" if group.folds else ""
+    return f"{group.task.capitalize()}, split {group.split}{folds}"
+
+
+def _verdict(group: Group) -> Iterable[str]:
+    """Sentences for a reader in a hurry: the conclusions, below the score where there is a single entry."""
+    if len(group.entries) == 1:
+        (entry,) = group.entries
+        score = measure(group.task, group.main)
+        found = entry.statistics.get(group.main)
+        if found is not None:
+            low, high = found.low, found.high
+            between = f" (95 % interval {score.show(low)} to {score.show(high)})" if low is not None else ""
+            yield f"{entry.name}: {score.title} {score.show(found.mean)}{between}."
+    yield from conclusions(group)
+
+
+_DATASETS = {"brats": "BraTS", "brats-h5": "BraTS (H5 edition)", "brain-mri": "Brain Tumor MRI"}
+_SPLITS = {
+    "by-patient": "No patient is on two sides of the split.",
+    "deduplicated": "No image, and no near copy of one, is on two sides of the split; other slices of a patient may be,"
+    " since the data names no patients.",
+    "published": "The split is the published one.",
+}
+
+
+def _data(group: Group) -> Iterable[str]:
+    """What was trained and tested on, and what leaks."""
+    one = group.runs[0]
+    unit = CASES[group.task]
+    dataset = _DATASETS.get(group.dataset or "", group.dataset or "Unknown data")
+    each = " in a fold" if group.folds else ""
+    counts = ((one.train_cases, "train"), (one.val_cases, "validate"))
+    sizes = [f"{count:,} to {what}{each}" for count, what in counts if count]
+    tested = sorted({entry.n for entry in group.entries if entry.n is not None})
+    sizes += [f"{tested[-1]:,} to test"] if tested else []
+    yield f"{dataset}: {unit}, {', '.join(sizes)}." if sizes else f"{dataset}."
+    yield _SPLITS.get(group.split, f"The split is from a file ({group.split}).")
+    known = [images.known for images in group.entries[0].tested_images if images.known is not None]
+    if copies := sum(int(some.sum()) for some in known):
+        yield f"{copies:,} of the test images have a copy, identical or near, in training or validation."
+    if group.folds:
+        there = sorted({fold for entry in group.entries for fold in entry.folds})
+        if len(there) == group.folds:
+            yield f"{group.folds} folds: over all of them each of the {unit} is tested once."
+        else:
+            yield f"Of {group.folds} folds {len(there)} {'was' if len(there) == 1 else 'were'} run."

@@ -1,0 +1,1 @@
+"""Lay out tables: a comparison in, rows and columns out that every writer draws."""

@@ -1,0 +1,124 @@
+"""The comparison for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from hpc_tumor import __version__
+from hpc_tumor.results.compare.comparison import Comparison, Group
+from hpc_tumor.results.compare.conclusions import conclusions, verdict
+from hpc_tumor.results.compare.disagreement import DecidingCase
+from hpc_tumor.results.compare.entries import Entry
+from hpc_tumor.results.compare.published import PUBLISHED
+from hpc_tumor.results.compare.statistics import LEVEL, RESAMPLES
+from hpc_tumor.results.read.run_result import RunResult
+from hpc_tumor.results.tables.notes import group_notes
+
+SCHEMA = 2
+
+
+def as_json(comparison: Comparison) -> dict[str, Any]:
+    """Everything but single cases, scores as fractions or mm.
+
+    A group has entries (with statistics of every score and the names of their runs), runs, paired tests and ranks;
+    tests and ranks name entries. `disagreement`: the entry with the largest main score and the first by ranks, null
+    where they are the same; `neighbour`: every classifier against the nearest neighbour.
+    """
+    return {
+        "schema": SCHEMA,
+        "made_by": f"hpc-tumor {__version__}",
+        "interval": {"level": LEVEL, "method": "percentile bootstrap over test cases", "resamples": RESAMPLES},
+        "groups": [_group(group) for group in comparison.groups],
+        "left_out": comparison.left_out,
+        "unfinished": [asdict(run) for run in comparison.unfinished],
+        "skipped": [asdict(item) for item in comparison.skipped],
+        "published": [asdict(result) for result in PUBLISHED.values()],
+    }
+
+
+def _group(group: Group) -> dict[str, Any]:
+    ranking, names = group.ranking, [entry.name for entry in group.compared]
+    return {
+        "title": group.title,
+        "task": group.task,
+        "split": group.split,
+        "split_leaks": group.split_leaks,
+        "folds": group.folds,
+        "dataset": group.dataset,
+        "store": group.store,
+        "fingerprint": group.fingerprint,
+        "by": list(group.by),
+        "main_score": group.main,
+        "notes": [*group_notes(group), *conclusions(group)],
+        "entries": [_entry(entry) for entry in group.entries],
+        "runs": [_run(run) for run in group.runs],
+        "tests": [{**vars(test), "first": names[test.first], "second": names[test.second]} for test in group.tests],
+        "ranking": ranking and {"entries": names, "by": group.ranked_by, **vars(ranking)},
+        "disagreement": _disagreement(group),
+        "neighbour": _neighbour(group),
+    }
+
+
+def _disagreement(group: Group) -> dict[str, Any] | None:
+    """The best by the main score and by ranks, where these are two, and the fewest cases that decide by either."""
+    found = group.disagreement
+    if found is None:
+        return None
+    names = group.compared[found.by_score].name, group.compared[found.by_rank].name
+    return {
+        "best_by_score": names[0],
+        "best_by_ranks": names[1],
+        "score": group.main,
+        "means": dict(zip(names, found.means, strict=True)),
+        "mean_ranks": dict(zip(names, found.mean_ranks, strict=True)),
+        "score_cases": _deciding(found.score_cases, names),
+        "rank_cases": _deciding(found.rank_cases, names[::-1]),
+        "ranks_better_in": list(found.ranks_better_in),
+        "n": found.n,
+    }
+
+
+def _deciding(cases: Sequence[DecidingCase] | None, names: tuple[str, ...]) -> list[dict[str, Any]] | None:
+    """Cases of which the first of `names` gains; `faults` are those of the second."""
+    if cases is None:
+        return None
+    return [
+        {"case": case.case, "values": dict(zip(names, case.values, strict=True)), "faults": dict(case.faults)}
+        for case in cases
+    ]
+
+
+def _neighbour(group: Group) -> dict[str, Any] | None:
+    """The nearest neighbour's score, and every entry against it; null where the task has none."""
+    if group.task != "classification":
+        return None
+    tests = group.neighbour_tests
+    return {
+        "score": group.main,
+        "mean": group.neighbour.mean(group.main) if group.neighbour is not None else None,
+        "tests": [{"entry": name, "verdict": verdict(test), **vars(test)} for name, test in tests.items()],
+        "not_compared": [entry.name for entry in group.entries if entry.name not in tests],
+    }
+
+
+def _entry(entry: Entry) -> dict[str, Any]:
+    return {
+        "name": entry.name,
+        "model": entry.model,
+        "runs": [run.run for run in entry.runs],
+        "weights_lost": [run.run for run in entry.lost],
+        "repeated": [run.run for run in entry.repeated],
+        "seeds": list(entry.seeds),
+        "folds": list(entry.folds),
+        "sd_over": entry.sd_over,
+        "pooled": list(entry.pooled),
+        "problem": entry.cases.problem,
+        "statistics": {name: vars(found) for name, found in entry.statistics.items()},
+        "status": {name: dict(entry.counted(name)) for name in entry.cases.status},
+    }
+
+
+def _run(run: RunResult) -> dict[str, Any]:
+    return {name: value for name, value in vars(run).items() if name not in ("cases", "place")}

@@ -1,0 +1,155 @@
+"""Run directories → one comparison. Whatever stands in them: what cannot be used is named, never a crash."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hpc_tumor.results.compare.comparison import Comparison, Group, SkippedFolder, UnfinishedRun
+from hpc_tumor.results.compare.entries import make_entries
+from hpc_tumor.results.compare.measures import MAIN_SCORE
+from hpc_tumor.results.compare.selection import EVERYTHING, Wishes
+from hpc_tumor.results.read.run_result import RunResult
+from hpc_tumor.results.read.runs import flat, read_finished, what_is_wrong
+from hpc_tumor.results.read.values import integer, number, section, text, word
+from hpc_tumor.run_dir import RunDir, file_clock, read_json, read_json_lines
+
+SILENT_SECONDS = 15 * 60
+_STATES = {
+    "submitted": "submitted",
+    "started": "started",
+    "resumed": "started",
+    "signal": "stopping",
+    "requeued": "requeued",
+    "stopped": "stopped",
+    "failed": "failed",
+    "finished": "finished without a result",
+}
+
+
+def collect_runs(
+    runs: Sequence[RunDir],
+    queue: Mapping[str, str] | None = None,
+    now: float | None = None,
+    wishes: Wishes = EVERYTHING,
+) -> Comparison:
+    """The comparison of `runs`, in any order, finished or not; from their files alone.
+
+    Args:
+        runs: run directories; one given twice counts once.
+        queue: run name → the scheduler's state in words, where the caller knows it.
+        now: seconds since 1970, to say how long a run has been silent; by default the time of the file system.
+        wishes: which runs, what makes an entry, and in which order entries stand.
+    """
+    unique = {run.path.absolute().as_posix(): run for run in runs}
+    folders = {run.path.parent for run in unique.values()}
+    clocks = {folder: file_clock(folder) if now is None else now for folder in folders}
+    collected = [_collect(run, (queue or {}).get(run.name), clocks[run.path.parent]) for run in unique.values()]
+    collected.sort(key=lambda item: (item.run, item.path))
+    finished = [item for item in collected if isinstance(item, RunResult)]
+    unfinished = [item for item in collected if isinstance(item, UnfinishedRun)]
+    wanted = [run for run in finished if wishes.want(run.model, run.task, run.config)]
+    return Comparison(
+        groups=group_runs(wanted, wishes),
+        unfinished=tuple(run for run in unfinished if wishes.want(run.model, run.task, run.config)),
+        skipped=tuple(item for item in collected if isinstance(item, SkippedFolder)),
+        left_out=len(finished) - len(wanted),
+    )
+
+
+def group_runs(results: Sequence[RunResult], wishes: Wishes = EVERYTHING) -> tuple[Group, ...]:
+    """Groups of comparable runs. Another task, store, split or number of folds is another group: never mixed."""
+    members: dict[tuple[object, ...], list[RunResult]] = {}
+    for run in sorted(results, key=lambda run: (run.run, run.path)):
+        data = run.fingerprint or run.store
+        folds = None if run.fold is None else run.folds
+        members.setdefault((run.task, data, run.split, run.split_leaks, folds, run.fold is None), []).append(run)
+    groups = []
+    for some in members.values():
+        one = some[0]
+        groups.append(Group(
+            task=one.task, split=one.split, split_leaks=one.split_leaks, folds=None if one.fold is None else one.folds,
+            dataset=one.dataset, store=one.store, fingerprint=one.fingerprint,
+            entries=wishes.order(make_entries(some, wishes.by)), by=wishes.by,
+        ))  # fmt: skip
+    groups.sort(key=lambda one: (one.task, one.store, one.fingerprint or "", one.split, one.folds or 0))
+    return tuple(groups)
+
+
+def _collect(run: RunDir, queued: str | None, now: float) -> RunResult | UnfinishedRun | SkippedFolder:
+    try:
+        if not any(path.is_file() for path in (run.result, run.config, run.status, run.job, run.events)):
+            return _skipped(run, "not a run directory: it holds no config.json, status.json or result.json")
+        result = read_json(run.result)
+        if result is None:
+            return _unfinished(run, queued, now)
+        wrong = what_is_wrong(result)
+        return _skipped(run, wrong) if wrong else read_finished(run, result)
+    except (OSError, RecursionError) as error:
+        return _skipped(run, f"cannot be read: {text(getattr(error, 'strerror', None) or error)}")
+
+
+def _skipped(run: RunDir, reason: str) -> SkippedFolder:
+    return SkippedFolder(word(run.name), word(str(run.path)), reason)
+
+
+def _unfinished(run: RunDir, queued: str | None, now: float) -> UnfinishedRun:
+    config, status = read_json(run.config) or {}, read_json(run.status) or {}
+    model, task = section(config.get("model")), text(config.get("task"))
+    metrics = [line for line in read_json_lines(run.metrics) if integer(line.get("epoch")) is not None]
+    state, reason = _state(run, status, float("-inf") if queued else now)  # of silence, the queue knows better
+    if queued is not None:
+        state = text(queued) or state
+    best, best_epoch = number(status.get("best")), integer(status.get("best_epoch"))
+    best_by = text(config.get("best_by")) or MAIN_SCORE.get(task or "")
+    if best is None and best_by is not None:
+        sign = -1 if best_by == "loss" else 1
+        seen = [
+            (sign * score, -int(line["epoch"]))
+            for line in metrics
+            if line.get("part") == "val" and (score := number(line.get(best_by))) is not None
+        ]
+        best, best_epoch = (sign * max(seen)[0], -max(seen)[1]) if seen else (None, None)
+    reached = [epoch for epoch in (integer(status.get("epoch")), *(int(line["epoch"]) for line in metrics)) if epoch]
+    return UnfinishedRun(
+        run=word(run.name),
+        path=word(str(run.path)),
+        task=task,
+        model=text(model.get("name")),
+        seed=integer(config.get("seed")),
+        state=state,
+        reason=reason,
+        epoch=max(reached, default=None),
+        epochs=integer(status.get("epochs", section(config.get("recipe")).get("epochs"))),
+        best=best,
+        best_by=best_by,
+        best_epoch=best_epoch,
+        heartbeat=number(status.get("time")),
+        skipped_steps=integer(status.get("skipped_steps")),
+        config=flat(config),
+    )
+
+
+def _state(run: RunDir, status: Mapping[str, Any], now: float) -> tuple[str, str | None]:
+    """State and reason from the newest of heartbeat and events."""
+    events = [line for line in read_json_lines(run.events) if text(line.get("event")) in _STATES]
+    last = events[-1] if events else {}
+    beat, heard = number(status.get("time")) or 0, number(last.get("time")) or 0
+    state, said = text(status.get("state")), status
+    if last and (state is None or heard >= beat):
+        state, said = _STATES[str(last["event"])], last
+    state = state or ("submitted" if run.job.is_file() else "not started")
+    state = _STATES.get(state, state)  # a heartbeat that says finished, without a result
+    reason = next((value for key in ("reason", "error", "message") if (value := text(said.get(key)))), None)
+    # The clock of a node may differ from this one: an age by both clocks is that of the file, or less.
+    silent = now - max(beat, heard, *(path.stat().st_mtime for path in (run.status, run.events) if path.is_file()))
+    if state in ("training", "evaluating", "started", "stopping") and silent > SILENT_SECONDS:
+        reason = f"silent for {_duration(silent)}"
+    if run.result.exists():
+        reason = "result.json cannot be read"
+    return state, reason
+
+
+def _duration(seconds: float) -> str:
+    hours = seconds / 3600
+    return f"{hours / 24:.0f} days" if hours >= 48 else f"{hours:.0f} h" if hours >= 2 else f"{seconds / 60:.0f} min"

@@ -1,0 +1,195 @@
+"""Tables as LaTeX, for a paper: floats with booktabs rules, whatever text the cells hold."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Collection, Iterable, Sequence
+
+from hpc_tumor.results.tables.layout import NOTHING, Column, Table
+
+Cell = tuple[int, int]  # row and column, both from 0
+
+SPANNING = 5  # a table with more columns goes over both columns of a two-column paper
+MOST_WAITING = 15  # floats; LaTeX fails where more than 18 (52 since 2015) wait for a page
+
+_HEAD = r"""% Written by hpc-tumor; the next comparison written to this folder replaces it.
+%
+% In a paper: \input{comparison}, with these two lines in the preamble. graphicx is called for only where a table is
+% wider than the line; it is then made narrower. \ref{tab:hpc-tumor-1} is the number of the first table.
+%
+%   \usepackage{booktabs}
+%   \usepackage{graphicx}
+%
+% Alone: pdflatex comparison.tex. The next lines are passed over where a document has begun already.
+\expandafter\ifx\csname @nodocument\endcsname\relax
+  \let\hpctumorend\relax
+\else
+  \documentclass{article}
+  \usepackage{booktabs}
+  \usepackage{graphicx}
+  \begin{document}
+  \def\hpctumorend{\end{document}}
+\fi
+"""
+
+# \string, because some languages of babel give > another meaning.
+_FIT = r"  \ifdim\wd0\string>\linewidth \resizebox{\linewidth}{!}{\usebox{0}}\else \usebox{0}\fi"
+
+_ASCII = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "#": r"\#",
+    "%": r"\%",
+    "_": r"\_",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': "{''}",  # a plain one is a command in German papers
+    "`": r"\textquoteleft{}",
+    # At the beginning of a row these would be read as arguments of the end of the row above.
+    "[": "{[}",
+    "]": "{]}",
+    "*": "{*}",
+}
+_BREAK = "\u200b"  # where a line may be broken: a space of no width
+_BEYOND_ASCII = {
+    "–": "--", "—": "---", "−": "$-$", "‐": "-", "‑": "-", "“": "``", "”": "''", "‘": "`", "’": "'", "…": r"\dots{}",
+    "·": r"\textperiodcentered{}", "•": r"\textbullet{}", "†": r"\textdagger{}", "‡": r"\textdaggerdbl{}",
+    "§": r"\S{}", "¶": r"\P{}", "°": r"$^{\circ}$", "µ": r"$\mu$",
+    "×": r"$\times$", "÷": r"$\div$", "±": r"$\pm$", "∓": r"$\mp$", "≥": r"$\geq$", "≤": r"$\leq$", "≈": r"$\approx$",
+    "≠": r"$\neq$", "∞": r"$\infty$",
+    "→": r"$\rightarrow$", "←": r"$\leftarrow$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "√": r"$\surd$",
+    "∑": r"$\sum$", "∈": r"$\in$", "∪": r"$\cup$", "∩": r"$\cap$", "¬": r"$\neg$",
+    "α": r"$\alpha$", "β": r"$\beta$", "γ": r"$\gamma$", "δ": r"$\delta$", "ε": r"$\epsilon$", "ζ": r"$\zeta$",
+    "η": r"$\eta$", "θ": r"$\theta$", "ι": r"$\iota$", "κ": r"$\kappa$", "λ": r"$\lambda$", "μ": r"$\mu$",
+    "ν": r"$\nu$", "ξ": r"$\xi$", "π": r"$\pi$", "ρ": r"$\rho$", "σ": r"$\sigma$", "τ": r"$\tau$", "υ": r"$\upsilon$",
+    "φ": r"$\phi$", "χ": r"$\chi$", "ψ": r"$\psi$", "ω": r"$\omega$",
+    "Γ": r"$\Gamma$", "Δ": r"$\Delta$", "Θ": r"$\Theta$", "Λ": r"$\Lambda$", "Ξ": r"$\Xi$", "Π": r"$\Pi$",
+    "Σ": r"$\Sigma$", "Φ": r"$\Phi$", "Ψ": r"$\Psi$", "Ω": r"$\Omega$",
+    "ß": r"\ss{}", "æ": r"\ae{}", "Æ": r"\AE{}", "œ": r"\oe{}", "Œ": r"\OE{}", "ø": r"\o{}", "Ø": r"\O{}",
+    "ł": r"\l{}", "Ł": r"\L{}", "ı": r"\i{}", "å": r"\aa{}", "Å": r"\AA{}",
+    "⁰": "$^{0}$", "¹": "$^{1}$", "²": "$^{2}$", "³": "$^{3}$", "⁴": "$^{4}$", "⁵": "$^{5}$", "⁶": "$^{6}$",
+    "⁷": "$^{7}$", "⁸": "$^{8}$", "⁹": "$^{9}$",
+    "₀": "$_{0}$", "₁": "$_{1}$", "₂": "$_{2}$", "₃": "$_{3}$", "₄": "$_{4}$", "₅": "$_{5}$", "₆": "$_{6}$",
+    "₇": "$_{7}$", "₈": "$_{8}$", "₉": "$_{9}$",
+    "\u00a0": "~", "\u2007": "~", "\u2009": r"\,", "\u202f": r"\,",
+    _BREAK: r"\allowbreak{}",
+}  # fmt: skip
+_ACCENTS = {
+    "\u0300": "`", "\u0301": "'", "\u0302": "^", "\u0303": "~", "\u0304": "=", "\u0306": "u", "\u0307": ".",
+    "\u0308": '"', "\u030a": "r", "\u030b": "H", "\u030c": "v", "\u0327": "c",
+}  # fmt: skip
+
+
+def latex_document(tables: Sequence[Table], bold: Sequence[Collection[Cell]] = ()) -> str:
+    r"""The text of comparison.tex: all tables, to be \input into a paper or compiled alone with pdflatex.
+
+    `bold` has the bold cells of each table, in the order of the tables; those of the last ones may be left out.
+
+    Raises:
+        ValueError: there are more sets of bold cells than tables, or a bold cell is not in its table.
+    """
+    if len(bold) > len(tables):
+        raise ValueError(f"bold cells for {len(bold)} tables, but there are {len(tables)}")
+    cells = [*bold, *([()] * (len(tables) - len(bold)))]
+    floats = []
+    for number, (table, chosen) in enumerate(zip(tables, cells, strict=True), 1):
+        floats.append(latex_table(table, chosen, f"tab:hpc-tumor-{number}"))
+        if number % MOST_WAITING == 0:
+            floats.append("\\clearpage\n")
+    # Alone, a document without a page is no document.
+    return "\n".join([_HEAD, *(floats or ["No results.\n"]), r"\hpctumorend", ""])
+
+
+def latex_table(table: Table, bold: Collection[Cell] = (), label: str = "") -> str:
+    r"""One float: caption, rules and rows, notes below; the cells in `bold`, as (row, column), in bold type.
+
+    What is wider than the line is scaled down to it, and no column is left out: with 125 characters a row (see
+    Table.width), letters are 6 points high in an article's line of 345 points. `label` is what \ref takes.
+
+    Raises:
+        ValueError: a bold cell is not in the table.
+    """
+    for row, column in bold:
+        if not (0 <= row < len(table.rows) and 0 <= column < len(table.columns)):
+            raise ValueError(f"no cell at row {row}, column {column} of {table.title!r}")
+    bold = set(bold)
+    name = "table*" if len(table.columns) > SPANNING else "table"
+    lines = [rf"\begin{{{name}}}[tbp]", r"  \centering", rf"  \caption{{{latex_text(_breakable(table.title))}}}"]
+    if label:
+        lines.append(rf"  \label{{{label}}}")
+    if table.columns:
+        lines += [r"  \par\smallskip", r"  \footnotesize\setlength{\tabcolsep}{2.5pt}%", *_tabular(table, bold), _FIT]
+    if table.notes:
+        lines += [r"  \par\smallskip", r"  {\scriptsize\raggedright"]
+        lines += [rf"  {latex_text(_breakable(note))}\par" for note in table.notes]
+        lines.append("  }")
+    return "\n".join([*lines, rf"\end{{{name}}}", ""])
+
+
+def latex_text(text: str) -> str:
+    """`text` with nothing in it that TeX would read as a command; plain pdflatex sets all of it.
+
+    Letters beyond ASCII are written as commands, so that they need no package; of what has none, the code is shown.
+    """
+    result = ""
+    for character in unicodedata.normalize("NFC", text):
+        piece = _character(character)
+        if result and result[-1] == piece[0] and piece[0] in "-',`":  # two of these would become another character
+            result += "{}"
+        result += piece
+    return re.sub(r"([?!])(?=`)", r"\1{}", result)
+
+
+def _character(character: str) -> str:
+    if character.isspace() and character not in _BEYOND_ASCII:
+        return " "
+    if character in _ASCII:
+        return _ASCII[character]
+    if character in _BEYOND_ASCII:
+        return _BEYOND_ASCII[character]
+    if " " <= character <= "~":
+        return character
+    parts = unicodedata.normalize("NFD", character)
+    if len(parts) == 2 and parts[0].isascii() and parts[1] in _ACCENTS:
+        return rf"\{_ACCENTS[parts[1]]}{{{parts[0]}}}"
+    return rf"\textbf{{{{[}}U+{ord(character):04X}{{]}}}}"
+
+
+def _tabular(table: Table, bold: Collection[Cell]) -> list[str]:
+    """The rules and rows, in box 0, whose width can be measured."""
+    wrapping = sum(column.wrap for column in table.columns)
+    share = f"p{{{(0.9 if wrapping == len(table.columns) else 0.5) / max(1, wrapping):.2f}\\linewidth}}"
+    kinds = "".join(share if column.wrap else column.align[0] for column in table.columns)
+    end = r"\tabularnewline" if wrapping else r"\\"  # \raggedright has another meaning for \\
+    lines = [r"  \sbox{0}{%", rf"  \begin{{tabular}}{{@{{}}{kinds}@{{}}}}", r"    \toprule"]
+    lines += [_line((_cell(column.title, column) for column in table.columns), end), r"    \midrule"]
+    for number, row in enumerate(table.rows):
+        cells = [_cell(text, column) for text, column in zip(row, table.columns, strict=True)]
+        chosen = (rf"\textbf{{{cell}}}" if (number, index) in bold else cell for index, cell in enumerate(cells))
+        lines.append(_line(chosen, end))
+    return [*lines, r"    \bottomrule", r"  \end{tabular}}%"]
+
+
+def _line(cells: Iterable[str], end: str) -> str:
+    return rf"    {' & '.join(cells)} {end}"
+
+
+def _cell(text: str, column: Column) -> str:
+    if column.wrap:
+        return rf"\raggedright {latex_text(_breakable(text))}"
+    indent = r"\quad " if text.startswith("  ") else ""
+    text = text.strip() or NOTHING
+    return indent + latex_text(re.sub(r"^-(?=\.?\d)", "−", text))
+
+
+def _breakable(text: str) -> str:
+    """`text` with breaks allowed within paths and names, and within what is too long for a line."""
+    text = re.sub(r"(?<=\S)([/_]+)(?=\S)", rf"\1{_BREAK}", text)
+    return re.sub(r"[^\s\u200b-]{31,}", lambda word: re.sub(r"(.{10})(?=.)", rf"\1{_BREAK}", word[0]), text)

@@ -1,0 +1,1 @@
+"""Look inside a run: debugging mode, traces, anomalies, overfitting on one batch."""

@@ -1,0 +1,60 @@
+"""One process in the foreground, a few batches, and what happens in them: layers, gradients, times, memory."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+from hpc_tumor.config import Experiment
+from hpc_tumor.run_dir import RunDir
+from hpc_tumor.training.distributed import init_distributed
+from hpc_tumor.training.inspect.anomaly import anomalies_named
+from hpc_tumor.training.inspect.network import inspect_batch, show
+from hpc_tumor.training.inspect.overfit import overfit
+from hpc_tumor.training.inspect.step_times import measured
+from hpc_tumor.training.loop import explained, train_to_end
+from hpc_tumor.training.setup import set_up
+from hpc_tumor.training.watch.memory import peak_memory_gb
+from hpc_tumor.training.working_set import Setup
+
+
+def debug_run(experiment: Experiment, run: RunDir, overfit_steps: int | None = None, anomaly: bool = False) -> str:
+    """Look at one batch layer by layer, then train as always; all in this process, where `breakpoint()` works.
+
+    Rank variables of a surrounding job are of no account: this is always one process, on one GPU or the CPU.
+
+    Args:
+        overfit_steps: train on one batch over and over instead, at most so many steps, and leave no result.
+        anomaly: end with the first value that is not finite, and name the layer that it comes from.
+
+    Returns:
+        How it ended: "finished", or "learned" where it had one batch to learn.
+
+    Raises:
+        TrainingError: as training does; one batch was not learned; or a value was not finite.
+    """
+    distributed = init_distributed(experiment.hardware.timeout_minutes, experiment.hardware.threads, alone=True)
+    with explained(experiment, run, distributed):
+        setup = set_up(experiment, run, distributed)
+        try:
+            inspect_batch(setup)
+            with anomalies_named(setup) if anomaly else nullcontext():
+                if overfit_steps is None:
+                    outcome = _train(setup)
+                else:
+                    overfit(setup, overfit_steps)
+                    outcome = "learned"
+        finally:
+            if setup.saver is not None:
+                setup.saver.close()
+    show(f"memory     peak {peak_memory_gb(distributed.device):.2f} GB")
+    return outcome
+
+
+def _train(setup: Setup) -> str:
+    """Train and test as always, with the time that each part of a step takes."""
+    show("")
+    with measured(setup) as times:
+        outcome = train_to_end(setup)
+    show("")
+    show("\n".join(times.table()))
+    return outcome

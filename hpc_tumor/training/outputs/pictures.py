@@ -1,0 +1,75 @@
+"""Pictures of one run for its report: its best weights at work on the test part, in one small file."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from hpc_tumor.system.npz import write_arrays
+from hpc_tumor.training.outputs.case_pictures import case_pictures
+from hpc_tumor.training.outputs.image_pictures import image_pictures
+from hpc_tumor.training.scoring.evaluate import Evaluation
+from hpc_tumor.training.watch.heartbeat import say
+
+if TYPE_CHECKING:
+    from hpc_tumor.training.working_set import Setup
+
+FORMAT = "hpc-tumor pictures 1"
+LONGEST = 256  # pixels per side of a picture; larger ones are thinned out, which keeps the file below 3 MB
+
+
+def write_pictures(setup: Setup, best: Evaluation) -> None:
+    """Write `figures/pictures.npz`: for rank 0 alone, with the weights in the network of which `best` are the scores.
+
+    Arrays are uint8 where nothing else is said: brightness, probability and attention from 0 to 1 are 0 to 255. `about`
+    is JSON in an array without axes: format, run, model, image_size [height, width] that the network sees, and every:
+    pictures show each so many-th pixel of a row and of a column, 1 but for images of more than 256 pixels per side.
+
+    Segmentation, one slice of the test case with the `best`, `median` and `worst` mean Dice of the labels (of one
+    case: best alone; of two: best and worst); H, W in pixels:
+        {which}_images: `(4, H, W)` as the network sees them, scaled from the 1st to the 99.5th percentile of the brain.
+        {which}_truth: `(H, W)` labels 0 to 3. {which}_prediction: `(H, W)` bits 1 NCR, 2 ED, 4 ET.
+        {which}_probabilities: `(3, H, W)`.
+        attention_1 … attention_4: `(h, w)` gates of an Attention U-Net, coarse to fine.
+        about: labels, modalities, cases {which: case, slice, dice, dice_ET, …}, attention {case, slice}.
+    Classification:
+        filters: `(n, c, k, k)` float16, the first convolution's (cnn, alexnet, vgg16).
+        sample_images: `(n, H, W)` the surest right image of each class that has one.
+        wrong_images: `(n ≤ 12, H, W)` the wrong images that the network is surest of, the surest first.
+        sample_attention, wrong_attention: `(n, rows, columns)` of a ViT, patch by patch: see `models.vit.rollout`.
+        about: classes; samples and wrong [{case, label, prediction, confidence}, …].
+
+    It never raises: where the pictures cannot be made, a warning and an event say why, and there is no such file.
+    """
+    was_training = setup.bare.training
+    try:
+        setup.bare.eval()
+        with torch.inference_mode():
+            made = case_pictures(setup, best) if setup.classes is None else image_pictures(setup, best)
+        _write(setup, *made)
+    except Exception as error:  # of whatever kind: pictures are worth no run
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        say(f"warning: no pictures of this run for a report: {reason}")
+        with suppress(OSError):
+            setup.run.pictures.unlink(missing_ok=True)  # of an earlier end of the run
+            setup.run.add_event("pictures left out", reason=reason)
+    finally:
+        setup.bare.train(was_training)
+
+
+def _write(setup: Setup, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:
+    every = -(-max(setup.parts.image_size) // LONGEST)
+    about = {
+        "format": FORMAT, "run": setup.run.name, "model": setup.experiment.model.name,
+        "image_size": list(setup.parts.image_size), "every": every, **about,
+    }  # fmt: skip
+    shown = {name: array[..., ::every, ::every] if _is_picture(array) else array for name, array in arrays.items()}
+    setup.run.figures.mkdir(exist_ok=True)
+    write_arrays(setup.run.pictures, about, shown)
+
+
+def _is_picture(array: np.ndarray) -> bool:
+    return max(array.shape[-2:]) > LONGEST

@@ -1,0 +1,215 @@
+"""What a run leaves behind when it ends: scores of each test case, and the result."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hpc_tumor.data.feed.samples import SlicePart
+from hpc_tumor.errors import DataError
+from hpc_tumor.run_dir import Damage
+from hpc_tumor.system import atomic
+from hpc_tumor.training.inspect.flops import forward_gflop
+from hpc_tumor.training.outputs.pictures import write_pictures
+from hpc_tumor.training.scoring import metrics
+from hpc_tumor.training.scoring.evaluate import Evaluation
+from hpc_tumor.training.scoring.neighbour import Neighbour, nearest_neighbour
+from hpc_tumor.training.scoring.surfaces import method
+from hpc_tumor.training.scoring.testing import StopError, Tested, score_test_part
+from hpc_tumor.training.scoring.volumes import Watch
+from hpc_tumor.training.watch.heartbeat import Heartbeat, say
+from hpc_tumor.training.watch.memory import peak_memory_gb
+
+if TYPE_CHECKING:
+    from hpc_tumor.training.working_set import Setup
+
+
+def write_result(setup: Setup, heartbeat: Heartbeat, stop: Callable[[], str | None]) -> bool:
+    """Score the test part with the last and the best weights; write cases.csv, and result.json as the last file.
+
+    False: a stop was asked for before the scores were complete. The last checkpoint leads back here.
+    """
+    seconds, memory = setup.seconds(), max(setup.distributed.gather(peak_memory_gb(setup.distributed.device)))
+
+    def look() -> None:
+        if setup.distributed.any(stop() is not None)[0]:
+            raise StopError
+
+    try:
+        last, best, lost = _score(setup, Watch(heartbeat.alive, look))
+    except StopError:
+        return False
+    setup.settle()
+    if setup.distributed.is_main:
+        _write_result(setup, heartbeat, last, best, lost, Spent(seconds, memory))
+    setup.distributed.barrier()
+    return True
+
+
+def _score(setup: Setup, watch: Watch) -> tuple[Evaluation, Tested, Damage | None]:
+    """The test part with the last weights, and with the best, which are in the network afterwards.
+
+    Where those of the best epoch are lost, the last ones count in their place: then the damage to them, too.
+    """
+    state = setup.state
+    with setup.weights_to_score():
+        if setup.val is None or state.best_epoch == state.epoch:
+            best = score_test_part(setup, watch)
+        else:
+            best, last = None, setup.evaluate_as_is(setup.parts.test, watch.alive, final=True)
+            watch.look()
+    if best is not None:
+        if setup.val is None:
+            setup.save_best()
+        return best.plain, best, None
+    if (lost := setup.load_best()) is None:
+        return last, score_test_part(setup, watch), None
+    _go_without_best(setup, lost[1])
+    with setup.weights_to_score():
+        best = score_test_part(setup, watch)
+    return best.plain, best, lost[0]
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Seconds of training, and the most memory that a rank took in GB."""
+
+    seconds: float
+    memory_gb: float
+
+
+def _go_without_best(setup: Setup, lost: str) -> None:
+    """Let the last weights count as the best, and keep them in a file of their own: that of the best stays as it is."""
+    state = setup.state
+    if setup.distributed.is_main:
+        say(f"warning: {lost} The scores are those of the last epoch, {state.epoch}, not of epoch {state.best_epoch}.")
+        setup.run.add_event("best weights lost", epoch=state.best_epoch, reason=lost)
+    state.best_epoch, state.best_score, state.best_loss = state.epoch, None, None
+    setup.save_last_weights()
+
+
+def _write_result(
+    setup: Setup, heartbeat: Heartbeat, last: Evaluation, best: Tested, lost: Damage | None, spent: Spent
+) -> None:
+    state = setup.state
+    neighbour = _neighbour(setup, heartbeat) if setup.classes is not None else None
+    _write_cases(setup, best.final, neighbour)
+    # The weights that were scored: those of the best epoch lie in the network, unless the last are the best.
+    with setup.average.applied() if setup.average and best.plain is last else nullcontext():
+        write_pictures(setup, best.final)
+    atomic.write_json(setup.run.result, _result(setup, last, best, lost, spent))
+    setup.run.add_event("finished", epoch=state.epoch, seconds=spent.seconds)
+    heartbeat.write("finished")
+    score = best.final.scores[setup.main_score]
+    but = f", the last: those of the best are {lost}" if lost else ""
+    say(f"finished: test {setup.main_score} {score:.3f} with the weights of epoch {state.best_epoch}{but}")
+
+
+def _result(setup: Setup, last: Evaluation, best: Tested, lost: Damage | None, spent: Spent) -> dict[str, Any]:
+    experiment, distributed, parts, state = setup.experiment, setup.distributed, setup.parts, setup.state
+    gpu = distributed.device.type == "cuda"
+    training = [line for line in setup.run.read_metrics() if line["part"] == "train"]
+    technical = ("epoch", "part", "seconds", "rate", "learning_rate", "data_wait", "memory_gb")
+    train_scores = {key: value for key, value in (training[-1] if training else {}).items() if key not in technical}
+    return {
+        "run": setup.run.name,
+        "model": experiment.model.name,
+        "task": experiment.task,
+        "dataset": parts.store.dataset,
+        "seed": experiment.seed,
+        "split": parts.split.kind,
+        "split_seed": parts.split.seed,
+        "split_leaks": parts.split.leaks,
+        "fold": experiment.data.fold,
+        "store": str(experiment.data.store),
+        "fingerprint": parts.store.fingerprint,
+        "parameters": sum(weights.numel() for weights in setup.bare.parameters() if weights.requires_grad),
+        "gflop_per_sample": forward_gflop(setup.bare, setup.channels, parts.image_size),
+        "gpus": distributed.world_size,
+        "nodes": distributed.nodes,
+        "device": torch.cuda.get_device_name(distributed.device) if gpu else "cpu",
+        "precision": setup.precision.name,
+        "epochs": state.epoch,
+        "batch_size": experiment.recipe.batch_size,
+        "image_size": list(parts.image_size),
+        "limit_batches": experiment.limit_batches,
+        "seconds": spent.seconds,
+        "gpu_hours": spent.seconds / 3600 * distributed.world_size if gpu else 0.0,
+        "restarts": state.restarts,
+        "samples_per_second": sum(line["rate"] for line in training) / len(training) if training else None,
+        "data_wait": sum(line["data_wait"] for line in training) / len(training) if training else None,
+        "peak_memory_gb": spent.memory_gb,
+        "cases": parts.counts(),
+        "class_counts": parts.class_counts(),
+        "skipped_steps": state.skipped,
+        "stopped_early": state.epoch < experiment.recipe.epochs,
+        "compiled": setup.fast is not None,
+        "surfaces": method() if best.final.surfaces is not None else None,
+        "cleaning": asdict(best.cleaning) if best.cleaning else None,
+        "flips": experiment.scoring.flips,
+        "chosen_by": f"val {setup.main_score}" if setup.val is not None and lost is None else "last epoch",
+        "weights_lost": lost,  # then the scores below, "best" ones too, are of the last epoch
+        "best": {
+            "epoch": state.best_epoch,
+            "val": setup.best_shown,
+            "test": best.final.scores,
+            **({"test_before_cleaning": best.plain.scores} if best.cleaning else {}),
+        },
+        "last": {"epoch": state.epoch, "train": train_scores, "test": last.scores},
+    }
+
+
+def _neighbour(setup: Setup, heartbeat: Heartbeat) -> Neighbour | None:
+    """What the nearest image would answer; None where the images can no longer be read: that is worth no run."""
+    try:
+        return nearest_neighbour(setup.parts, heartbeat.alive)
+    except DataError as error:
+        say(f"warning: without the nearest neighbour of the test images: {error}")
+        setup.run.add_event("nearest neighbour left out", reason=str(error))
+        return None
+
+
+def _write_cases(setup: Setup, best: Evaluation, neighbour: Neighbour | None) -> None:
+    there = best.counted > 0
+    names = [name for name, counted in zip(setup.parts.test_names, there, strict=True) if counted]
+    if setup.classes is None:
+        surfaces = None if best.surfaces is None else best.surfaces[there]
+        rows = metrics.segmentation_rows(best.details[there], names, best.counted[there], surfaces)
+    else:
+        rows = _image_rows(setup, best.details, [int(index) for index in there.nonzero()[0]], neighbour)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]) if rows else ["case"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    atomic.write_text(setup.run.cases, text.getvalue())
+
+
+def _image_rows(
+    setup: Setup, probabilities: Any, positions: list[int], neighbour: Neighbour | None
+) -> list[dict[str, object]]:
+    part, classes = setup.parts.test.part, setup.classes or []
+    assert not isinstance(part, SlicePart)
+    rows: list[dict[str, object]] = []
+    for position in positions:
+        chances, label = probabilities[position], int(part.classes[position])  # type: ignore[attr-defined]
+        predicted = int(chances.argmax())
+        rows.append({
+            "case": setup.parts.test_names[position], "label": classes[label], "prediction": classes[predicted],
+            "correct": int(predicted == label), "confidence": float(chances.max()),
+            "group": int(setup.parts.store.group[part.indices[position]]),  # type: ignore[attr-defined]
+            **_known(neighbour, position, classes),
+            **{f"p_{name}": float(chance) for name, chance in zip(classes, chances, strict=True)},
+        })  # fmt: skip
+    return rows
+
+
+def _known(neighbour: Neighbour | None, position: int, classes: list[str]) -> dict[str, object]:
+    if neighbour is None:
+        return {}
+    return {"known": int(neighbour.known[position]), "nearest": classes[neighbour.answer[position]]}

@@ -1,0 +1,1 @@
+"""Score predictions: logits and labels in, metrics by case and by class out."""

@@ -1,0 +1,1 @@
+"""Watch the ranks: progress marks, watchdog, heartbeat, bad steps, memory and use."""

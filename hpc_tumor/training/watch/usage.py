@@ -1,0 +1,194 @@
+"""What one rank uses in one start: time, CPUs, memory, GPU; written now and then, for a start may be killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import socket
+import subprocess
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hpc_tumor.system.resources import available_cpus
+from hpc_tumor.training.distributed import Distributed
+from hpc_tumor.training.watch.memory import own_memory
+
+if TYPE_CHECKING:
+    from hpc_tumor.training.working_set import Setup
+
+FIRST_SECONDS, EVERY_SECONDS = 5.0, 30.0  # until something is written, and between two times
+_MOST_FAILURES = 3  # of nvidia-smi, after which it is not asked any more
+_SMI_SECONDS = 20  # that it may take
+
+
+class Usage:
+    """Records what this rank uses, from when its process began to the end of the block.
+
+    A thread writes one small file every half minute.
+    """
+
+    def __init__(self, path: Path | None, distributed: Distributed) -> None:
+        """Record to `path`; None: nothing at all."""
+        self.outcome: str | None = None
+        self._path, self._distributed = path, distributed
+        self._setup: Setup | None = None
+        self._trains = 0.0
+        self._shared = self._allocated = self._reserved = 0
+        self._smi: GpuWatch | None = None
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._go_on, name="usage", daemon=True)
+
+    def __enter__(self) -> Usage:
+        if self._path is not None:
+            self._thread.start()
+        return self
+
+    def follow(self, setup: Setup) -> None:
+        """Training begins: from now on the time that it waits for data counts, and how busy the node's GPUs are."""
+        self._trains, self._setup = time.monotonic(), setup
+        if self._distributed.device.type == "cuda" and self._distributed.local_rank == 0:
+            self._smi = GpuWatch(_gpus_of_node(self._distributed))
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if self._path is None:
+            return
+        self._over.set()
+        self._thread.join(_SMI_SECONDS)
+        self.outcome = self.outcome or "failed"
+        self._write()
+
+    def _go_on(self) -> None:
+        wait = FIRST_SECONDS
+        while not self._over.wait(wait):
+            wait = EVERY_SECONDS
+            if self._smi is not None:
+                self._smi.look()
+            self._write()
+
+    def _write(self) -> None:
+        assert self._path is not None
+        beside = self._path.with_name(f".{self._path.name}.tmp")
+        try:
+            beside.write_text(json.dumps(self._values()), encoding="utf-8")
+            beside.replace(self._path)
+        except (OSError, RuntimeError):  # the disk, or a GPU that failed, does not take it: this is no reason to stop
+            with suppress(OSError):
+                beside.unlink(missing_ok=True)
+
+    def _values(self) -> dict[str, Any]:
+        """All that is recorded; times in seconds, memory in bytes."""
+        distributed, (memory, shared) = self._distributed, own_memory()
+        self._shared = max(self._shared, shared)
+        own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        seconds = process_seconds()
+        return {
+            "rank": distributed.rank,
+            "local_rank": distributed.local_rank,
+            "ranks": distributed.world_size,
+            "nodes": distributed.nodes,
+            "node": os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
+            "began": time.time() - seconds,
+            "seconds": seconds,
+            "cpus": available_cpus(),
+            "cpu_seconds": own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime,
+            "memory": memory,
+            "shared": self._shared,
+            "training_seconds": time.monotonic() - self._trains if self._setup else 0.0,
+            "data_wait_seconds": self._setup.train.waited if self._setup else 0.0,
+            "gpu": self._gpu(),
+            "watched": self._smi.as_list() if self._smi else [],
+            "ended": self.outcome,
+        }
+
+    def _gpu(self) -> dict[str, Any] | None:
+        """Memory of this rank's GPU: all of it, the most that tensors took, and the most that torch held for them."""
+        device = self._distributed.device
+        if device.type != "cuda":
+            return None
+        about = torch.cuda.get_device_properties(device)
+        # Those peaks may have been set back in between, as where compiled code is tried out.
+        self._allocated = max(self._allocated, torch.cuda.max_memory_allocated(device))
+        self._reserved = max(self._reserved, torch.cuda.max_memory_reserved(device))
+        return {
+            "name": about.name, "total": about.total_memory, "allocated": self._allocated, "reserved": self._reserved,
+        }  # fmt: skip
+
+
+@dataclass
+class _Seen:
+    """What nvidia-smi said of one GPU so far: samples, the sum of their percentages, the most memory in bytes."""
+
+    samples: int = 0
+    busy: float = 0.0
+    memory: float = 0.0
+    total: float = 0.0
+
+
+class GpuWatch:
+    """How busy GPUs are and how full, by nvidia-smi; nothing where it does not answer."""
+
+    def __init__(self, uuids: list[str]) -> None:
+        """Watch these GPUs; all that can be seen where none is named."""
+        fields = "uuid,utilization.gpu,memory.used,memory.total"
+        chosen = [f"--id={','.join(uuids)}"] if uuids else []
+        self._command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits", *chosen]
+        self._seen: dict[str, _Seen] = {}
+        self._failures = 0
+
+    def look(self) -> None:
+        """Take one sample of each."""
+        if self._failures >= _MOST_FAILURES:
+            return
+        try:
+            done = subprocess.run(
+                self._command,
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                timeout=_SMI_SECONDS,
+                check=True,
+                stdin=subprocess.DEVNULL,
+            )
+        except (OSError, subprocess.SubprocessError):
+            self._failures += 1
+            return
+        for line in done.stdout.splitlines():
+            uuid, *numbers = (part.strip() for part in line.split(","))
+            with suppress(ValueError):  # "[N/A]"
+                busy, used, total = (float(number) for number in numbers)
+                seen = self._seen.setdefault(uuid, _Seen())
+                seen.samples, seen.busy = seen.samples + 1, seen.busy + busy
+                seen.memory, seen.total = max(seen.memory, used * 2**20), total * 2**20
+
+    def as_list(self) -> list[dict[str, Any]]:
+        """Each GPU: mean of the percentages, samples, most memory and all memory in bytes."""
+        return [
+            {"uuid": uuid, "busy": seen.busy / seen.samples, "samples": seen.samples, "memory": seen.memory,
+             "total": seen.total}
+            for uuid, seen in list(self._seen.items())
+        ]  # fmt: skip
+
+
+def process_seconds() -> float:
+    """Seconds since this process was started: what was imported before training counts, too."""
+    try:
+        begun = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])  # in clock ticks since boot
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - begun / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return time.process_time()
+
+
+def _gpus_of_node(distributed: Distributed) -> list[str]:
+    """The GPUs of this node's ranks, as nvidia-smi names them, as far as this rank sees them."""
+    ranks_here = -(-distributed.world_size // distributed.nodes)
+    seen = range(min(ranks_here, torch.cuda.device_count()))
+    uuids = (getattr(torch.cuda.get_device_properties(device), "uuid", None) for device in seen)
+    return [f"GPU-{uuid}" for uuid in uuids if uuid is not None]
