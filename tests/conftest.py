@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from hpc_tumor.console import out
+
 MARKS = {"slurm": "cluster", "browser": "browser"}  # fixture → mark of the tests that use it
 
 for name in ("COLUMNS", "LINES"):  # readline, in the process that starts others, has set them
@@ -31,3 +33,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         mark = next((name for name in points if item.get_closest_marker(name)), "")
         weight[item.path] = weight.get(item.path, 0) + points.get(mark, 0)
     items.sort(key=lambda item: -weight[item.path])
+
+
+@pytest.fixture(autouse=True)
+def _plain_output() -> None:
+    """Forget the --json and --verbose of a command that an earlier test called in this process."""
+    out.json = out.verbose = False
