@@ -1,4 +1,4 @@
-"""How tests are marked, and in what order pytest-xdist shares out their files."""
+"""The order in which pytest-xdist shares out the files of the tests."""
 
 from __future__ import annotations
 
@@ -9,16 +9,8 @@ import pytest
 
 from hpc_tumor.console import out
 
-MARKS = {"slurm": "cluster", "browser": "browser"}  # fixture → mark of the tests that use it
-
 for name in ("COLUMNS", "LINES"):  # readline, in the process that starts others, has set them
     os.environ.pop(name, None)
-
-
-def pytest_itemcollected(item: pytest.Item) -> None:
-    for fixture, mark in MARKS.items():
-        if fixture in getattr(item, "fixturenames", ()):
-            item.add_marker(mark)
 
 
 @pytest.hookimpl(trylast=True)

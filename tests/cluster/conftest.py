@@ -21,6 +21,11 @@ from hpc_tumor.data.sources import detect_reader
 from hpc_tumor.run_dir import RunDir
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if "slurm" in getattr(item, "fixturenames", ()):
+        item.add_marker(pytest.mark.cluster)
+
+
 @pytest.fixture(scope="session")
 def slurm() -> Iterator[dict[str, str]]:
     """Environment in which SLURM's commands reach the test cluster. The last session that uses it stops it again,

@@ -1,4 +1,4 @@
-"""A browser for tests that ask for the fixture `browser`."""
+"""A browser for tests that ask for the fixture `browser`, which marks them so."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 from browser import Browser, start_browser
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if "browser" in getattr(item, "fixturenames", ()):
+        item.add_marker(pytest.mark.browser)
 
 
 @pytest.fixture(scope="session")
