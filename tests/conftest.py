@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from hpc_tumor.console import out
+
 for name in ("COLUMNS", "LINES"):  # readline, in the process that starts others, has set them
     os.environ.pop(name, None)
 
@@ -23,3 +25,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         mark = next((name for name in points if item.get_closest_marker(name)), "")
         weight[item.path] = weight.get(item.path, 0.0) + points.get(mark, 0.0)
     items.sort(key=lambda item: -weight[item.path])
+
+
+@pytest.fixture(autouse=True)
+def _plain_output() -> None:
+    """Forget the --json and --verbose of a command that an earlier test called in this process."""
+    out.json = out.verbose = False
