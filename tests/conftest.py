@@ -7,19 +7,27 @@ from pathlib import Path
 
 import pytest
 
+from hpc_tumor.console import out
+
 for name in ("COLUMNS", "LINES"):  # readline, in the process that starts others, has set them
     os.environ.pop(name, None)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the random order, but start files that wait for SLURM first, and those with slow tests before the rest.
+    """Keep the random order of files, but those first that mostly wait for SLURM, then those with slow tests.
 
-    Tests that want the SLURM for themselves come when most of the others no longer use it.
+    Those that want the SLURM for themselves come after these: no other should wait for it then.
     """
-    points = {"alone": 3, "cluster": 30, "slow": 1}
-    weight: dict[Path, int] = {}
+    points = {"alone": 1e-3, "cluster": 1e3, "slow": 1.0}
+    weight: dict[Path, float] = {}
     for item in items:
         mark = next((name for name in points if item.get_closest_marker(name)), "")
-        weight[item.path] = weight.get(item.path, 0) + points.get(mark, 0)
+        weight[item.path] = weight.get(item.path, 0.0) + points.get(mark, 0.0)
     items.sort(key=lambda item: -weight[item.path])
+
+
+@pytest.fixture(autouse=True)
+def _plain_output() -> None:
+    """Forget the --json and --verbose of a command that an earlier test called in this process."""
+    out.json = out.verbose = False

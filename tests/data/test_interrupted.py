@@ -61,7 +61,7 @@ def interrupt(folder: Path, kind: str, which: str, *plans: str) -> int:
     return int(done.stdout)
 
 
-@pytest.mark.parametrize("kind", ["images", "patients"])
+@pytest.mark.parametrize("kind", ["images", pytest.param("patients", marks=pytest.mark.slow)])
 def test_killed_at_each_kind_of_step(quick: Path, kind: str) -> None:
     assert interrupt(quick, kind, "sample", *(f"{how}=kill" for how in HOWS)) >= 40
 
