@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from enum import StrEnum
+
+
+class Cause(StrEnum):
+    """Cause of a failure that code decides by, carried beside its sentence; others are sentences alone."""
+
+    HOST_MEMORY = "host-memory"  # main memory ran out
+    GPU_MEMORY = "gpu-memory"
+    UNSAID = "unsaid"  # a job ended without a result, and nobody said why
 
 
 class HpcTumorError(Exception):
     """Base of all errors with a clear way out. `exit_code` is what the command ends with."""
 
     exit_code = 1
+    cause: Cause | None = None
 
 
 class UsageError(HpcTumorError, ValueError):
@@ -40,6 +50,18 @@ class TrainingError(HpcTumorError, RuntimeError):
     """Training could not go on: a non-finite loss, a lost rank, no memory left."""
 
     exit_code = 1
+
+
+class HostMemoryError(TrainingError):
+    """Main memory ran out."""
+
+    cause = Cause.HOST_MEMORY
+
+
+class GpuMemoryError(TrainingError):
+    """The memory of a GPU ran out."""
+
+    cause = Cause.GPU_MEMORY
 
 
 def unknown(what: str, value: object, known: Iterable[str]) -> UsageError:

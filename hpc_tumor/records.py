@@ -8,8 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from hpc_tumor.errors import Cause
 from hpc_tumor.names import printable
 from hpc_tumor.run_dir import RunDir, UnreadableFileError, load
 
@@ -75,6 +76,11 @@ class Status(Record):
     skipped_steps: Count | None = None
 
 
+def _known_cause(value: object) -> object:
+    """Leave out the name of a cause that only another version knows: its sentence stands beside it."""
+    return None if isinstance(value, str) and value not in set(Cause) else value
+
+
 class Failure(Record):
     """First failure of one start of a run: logs/failure.<start>.json."""
 
@@ -82,6 +88,7 @@ class Failure(Record):
     reason: Text = "no reason was given"
     retry: bool = False  # whether another start may not meet it again
     expected: bool = False  # whether the reason explains itself, without a traceback
+    cause: Annotated[Cause | None, BeforeValidator(_known_cause)] = None
 
 
 class Event(Record):

@@ -39,6 +39,11 @@ class SlurmJob:
     exit_code: str = ""
 
 
+def is_alive(record: SlurmJob | None) -> bool:
+    """Return True where there is a record, of a job that waits, runs, or is about to end."""
+    return record is not None and record.state in WAITING | ALIVE
+
+
 class Pace:
     """Times at which one who waits for jobs may ask SLURM for them: every `WATCH_SECONDS` at most."""
 

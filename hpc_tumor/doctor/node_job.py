@@ -38,6 +38,7 @@ _MOST_CPUS, _MOST_GB = 4, 8.0  # small, so that it starts soon
 _END_SECONDS, _CANCEL_SECONDS = 10.0, 30.0  # that the job may take to end once it has answered, or is cancelled
 _LEFTOVER_SECONDS = 3600.0
 _MOST_SILENT = 3  # questions in a row that SLURM may leave unanswered
+SETUP_DONE = "setup done"  # what its script prints after the profile's setup lines
 _ENDED = "ended"  # what its script leaves when all its tasks have ended
 Say = Callable[[str], None]
 
@@ -136,7 +137,7 @@ def job_script(profile: ClusterProfile, plan: Plan, folder: Path, code: Path) ->
     return "\n".join([
         "#!/bin/bash",
         *setup_lines(profile, code),
-        "echo 'setup done'",
+        f"echo {shlex.quote(SETUP_DONE)}",
         f"[ -x {python} ] || {{ echo {python}: No such file or directory; exit 97; }}",
         shlex.join([*srun, *task]),
         f": > {shlex.quote(str(folder / _ENDED))}",

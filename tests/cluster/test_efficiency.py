@@ -15,6 +15,7 @@ from hpc_tumor.cli.views.efficiency import kinds_table, run_table, runs_table
 from hpc_tumor.cluster.observe.accounting import parse_bytes, parse_seconds, read_job_use
 from hpc_tumor.cluster.observe.advice import advise, kinds_of
 from hpc_tumor.cluster.observe.efficiency import GB, Efficiency, read_efficiency
+from hpc_tumor.cluster.observe.states import State
 from hpc_tumor.cluster.plan.plan import Plan
 from hpc_tumor.run_dir import RunDir
 
@@ -66,7 +67,8 @@ def one(**values: Any) -> Efficiency:
         "asked_memory": 20.0, "memory": 15.0, "asked_cpus": 4, "cpus": 2.5, "gpu": "V100", "asked_gpu_memory": 32.0,
         "gpu_memory": 20.0, "gpu_busy": 0.8, "data_wait": 0.01, "node_memory": 234, "node_cpus": 12,
     }  # fmt: skip
-    return Efficiency(**{**fits, **values})
+    fits |= values
+    return Efficiency(**{**fits, "state": State(fits["state"])})
 
 
 def test_files_alone_tell_what_a_run_used(tmp_path: Path, made_up: MadeUpSlurm) -> None:

@@ -11,10 +11,10 @@ import pytest
 from launching import profile_with, small_experiment
 
 from hpc_tumor.cluster import slurm
+from hpc_tumor.cluster.cancel import cancel
 from hpc_tumor.cluster.node.job import record_failure
-from hpc_tumor.cluster.observe import queue
 from hpc_tumor.cluster.observe.job_record import JobRecord
-from hpc_tumor.cluster.observe.queue import cancel, read_states
+from hpc_tumor.cluster.observe.queue import read_states
 from hpc_tumor.cluster.plan.plan import make_plan
 from hpc_tumor.errors import ClusterError, UsageError
 from hpc_tumor.run_dir import RunDir, read_json
@@ -262,7 +262,7 @@ def test_who_cancelled_it_has_a_name(tmp_path: Path, made_up: MadeUpSlurm, monke
     again = "hpc-tumor resume goes on from its last checkpoint"
     theirs = f"{root} can resume it, hpc-tumor rerun trains it as your own"
     for me, words in ((1234, f"cancelled by {root}; {theirs}"), (0, f"cancelled; {again}")):
-        monkeypatch.setattr(queue.os, "getuid", lambda me=me: me)
+        monkeypatch.setattr(os, "getuid", lambda me=me: me)
         assert state_of(run) == ("cancelled", words)
 
 

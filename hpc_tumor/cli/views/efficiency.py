@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from hpc_tumor.cluster.observe.advice import Kind, kinds_of, on_cluster
 from hpc_tumor.cluster.observe.efficiency import Efficiency
+from hpc_tumor.cluster.observe.states import State
 from hpc_tumor.console import counted, duration, out
 from hpc_tumor.table import Column, Table
 
@@ -57,7 +58,7 @@ def run_table(run: Efficiency) -> Table:
         rows.append(("GPUs busy", str(run.gpus), "", _text(run.gpu_busy, _percent)))
         rows.append(("memory of a GPU", _text(run.asked_gpu_memory, _gb), _text(run.gpu_memory, _gb), full))
     rows.append(("waiting for data", "", "", _text(run.data_wait, _percent)))
-    notes = (f"Used so far: {run.name} is {run.state}.",) if run.state != "finished" else ()
+    notes = (f"Used so far: {run.name} is {run.state}.",) if run.state is not State.FINISHED else ()
     where = ", ".join(part for part in (run.cluster, run.shape, run.gpu) if part)
     return Table(f"{run.name} · {where}", columns, tuple(rows), notes)
 

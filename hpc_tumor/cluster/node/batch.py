@@ -162,7 +162,7 @@ def _try_again(run: RunDir, job: JobRecord, events: Sequence[Event], failure: Fa
         return code
     _cancel_chain(job.chain)
     given_up = f"{failure.reason.rstrip('.')}; given up after {MOST_TRIES} starts without progress"
-    record_failure(run, start_here(job), failure.rank, given_up, overrule=True)
+    record_failure(run, start_here(job), failure.rank, given_up, overrule=True, cause=failure.cause)
     return code
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from hpc_tumor.config import Experiment
-from hpc_tumor.errors import TrainingError
+from hpc_tumor.errors import GpuMemoryError, HostMemoryError
 from hpc_tumor.system.resources import available_memory
 from hpc_tumor.training.distributed import Distributed
 
@@ -59,7 +59,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def out_of_memory(error: BaseException, experiment: Experiment, distributed: Distributed) -> TrainingError:
+def out_of_memory(
+    error: BaseException, experiment: Experiment, distributed: Distributed
+) -> GpuMemoryError | HostMemoryError:
     """The error for a step that did not fit: what was asked, what there was, and what to change."""
     hardware, recipe = experiment.hardware, experiment.recipe
     device, ranks = distributed.device, distributed.world_size
@@ -78,7 +80,8 @@ def out_of_memory(error: BaseException, experiment: Experiment, distributed: Dis
     if hardware.precision == "float32":
         ways.append("--set precision=auto")
     ways += [f"--set batch_size={recipe.batch_size // 2}" if share > 1 else "a smaller --set image_size", "more --gpus"]
-    return TrainingError(
+    kind = GpuMemoryError if device.type == "cuda" else HostMemoryError
+    return kind(
         f"out of memory on {where}, and asked for {_asked(error)} more, with {parts} samples at a time"
         f" (batch {recipe.batch_size} on {ranks} rank{'s' * (ranks > 1)})."
         f" Submit again with {', '.join(ways[:-1])} or {ways[-1]}."
