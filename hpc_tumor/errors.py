@@ -28,6 +28,14 @@ class UsageError(HpcTumorError, ValueError):
     exit_code = 2
 
 
+class UnknownNameError(UsageError):
+    """A name that is not among those that are known; `brief` is the message without their list."""
+
+    def __init__(self, message: str, brief: str = "") -> None:
+        super().__init__(message)
+        self.brief = brief or message
+
+
 class DataError(HpcTumorError, ValueError):
     """Data refused: unreadable, incomplete, of another kind, leaking, or of a newer schema."""
 
@@ -64,10 +72,11 @@ class GpuMemoryError(TrainingError):
     cause = Cause.GPU_MEMORY
 
 
-def unknown(what: str, value: object, known: Iterable[str]) -> UsageError:
+def unknown(what: str, value: object, known: Iterable[str]) -> UnknownNameError:
     """Error for a name that is not among the `known` ones; suggests the nearest."""
     names = sorted(known)
     lower = {name.lower(): name for name in names}
     near = get_close_matches(str(value).lower(), lower, n=1, cutoff=0.5)
     hint = f" Did you mean {lower[near[0]]!r}?" if near else ""
-    return UsageError(f"unknown {what} {value!r}.{hint} Known: {', '.join(names)}.")
+    brief = f"unknown {what} {value!r}.{hint}"
+    return UnknownNameError(f"{brief} Known: {', '.join(names)}.", brief)

@@ -42,8 +42,6 @@ _MARK = "--- start "
 _LASTING = re.compile(r"ModuleNotFoundError|ImportError|oom.?kill|out.?of.?memory|No space left|quota exceeded", re.I)
 _WARNED = re.compile(r"srun: error: .*User defined signal 2")  # it came before a rank could listen
 _LOST = re.compile(r"srun: error: (\S+): tasks? ([\d,-]+): (Killed|Terminated|Aborted|Segmentation fault|Bus error)")
-# Anything else that scontrol says may come of a controller that is away: it has many words for that.
-_REFUSED = re.compile(r"disabled|denied|not permitted|invalid job|on this machine", re.IGNORECASE)
 
 
 def before(folder: Path) -> int:
@@ -201,7 +199,7 @@ def _ask_for_requeue() -> None:
             slurm.requeue(job_id_here())
             return
         except ClusterError as error:
-            if time.monotonic() > end or _REFUSED.search(str(error)):
+            if time.monotonic() > end or isinstance(error, slurm.RefusedError | slurm.CommandMissingError):
                 raise
             time.sleep(3)
 
