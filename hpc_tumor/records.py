@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from hpc_tumor.errors import Cause
 from hpc_tumor.names import printable
 from hpc_tumor.run_dir import RunDir, UnreadableFileError, load
+from hpc_tumor.validation import own_words
 
 _LONGEST = 1_000  # characters of a text
 _LONGEST_VALUE = 40  # characters of a wrong value in a message
@@ -120,5 +121,5 @@ def section(value: object) -> dict[str, Any]:
 def _explain(name: str, item: Any) -> str:
     where, value = ".".join(str(part) for part in item["loc"]), repr(item["input"])
     shown = value if len(value) <= _LONGEST_VALUE else f"{value[:_LONGEST_VALUE]} …"
-    message = item["msg"].removeprefix("Value error, ")
+    message = own_words(item)
     return printable(f"{name}: {where} = {shown}: {message[:1].lower()}{message[1:]}")

@@ -39,10 +39,15 @@ def build(kind: type[S], values: dict[str, Any], where: str | Callable[[str], st
         raise UsageError("; ".join(f"{place}: {'; '.join(messages)}" for place, messages in said.items())) from None
 
 
+def own_words(error: Any) -> str:
+    """Return the message of one of pydantic's errors without what it puts before those of validators."""
+    return str(error["msg"]).removeprefix("Value error, ")
+
+
 def _explain(kind: type[BaseModel], error: Any) -> tuple[str, str]:
     """The dotted name of the setting that is wrong, and what is wrong with it."""
     name = ".".join(str(part) for part in error["loc"] if part != "function-before[_minutes(), int]")
-    message = error["msg"].removeprefix("Value error, ")
+    message = own_words(error)
     if error["type"] == "extra_forbidden":
         return name, unknown_setting(
             name, [known for known in fields_of(kind) if known != "task"]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -24,9 +23,8 @@ from hpc_tumor.errors import Cause, ClusterError, HpcTumorError
 from hpc_tumor.records import Failure
 from hpc_tumor.run_dir import RunDir, read_json
 from hpc_tumor.system.resources import available_cpus
+from hpc_tumor.training.watch.torch_words import may_pass
 
-# Errors of CUDA, NCCL and gloo that another node or another moment may not show.
-_PASSING = re.compile(r"NCCL|gloo|c10d|connection|socket|ECC|uncorrectable|unspecified launch failure", re.IGNORECASE)
 _LASTING = (errno.ENOSPC, errno.EDQUOT, errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -225,8 +223,7 @@ def _may_pass(error: Exception) -> bool:
         return False
     if isinstance(error, OSError):
         return error.errno not in _LASTING
-    text = str(error)
-    return isinstance(error, RuntimeError) and "out of memory" not in text and _PASSING.search(text) is not None
+    return may_pass(error)
 
 
 def _in_one_line(error: Exception) -> str:

@@ -124,7 +124,7 @@ def _asked(plan: Plan | None, profile: ClusterProfile | None) -> dict[str, Any]:
     if plan is None:
         return {"shape": "", "gpus": 1}
     if plan.cluster == LOCAL:
-        return {"shape": plan.shape.partition(" × ")[2], "gpus": plan.gpus}
+        return {"shape": plan.node_shape, "gpus": plan.gpus}
     node = profile.node if profile else None
     return {
         "shape": plan.shape,

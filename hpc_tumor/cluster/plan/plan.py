@@ -60,14 +60,19 @@ class Plan:
     @property
     def shape(self) -> str:
         """`2 nodes × 2 GPUs`, or `1 node × 2 processes` where there are no GPUs."""
+        return f"{self.nodes} node{'s' if self.nodes > 1 else ''} × {self.node_shape}"
+
+    @property
+    def node_shape(self) -> str:
+        """Ranks of a node: `2 GPUs`, or `2 processes` where there are no GPUs."""
         what = "GPU" if self.gpus_per_node else "process"
         plural = "" if self.tasks_per_node == 1 else "s" if self.gpus_per_node else "es"
-        return f"{self.nodes} node{'s' if self.nodes > 1 else ''} × {self.tasks_per_node} {what}{plural}"
+        return f"{self.tasks_per_node} {what}{plural}"
 
     def describe(self) -> str:
         """The plan in one line, for people."""
         if self.cluster == LOCAL:
-            return f"this machine: {self.shape.split(' × ')[1]}"
+            return f"this machine: {self.node_shape}"
         where = f" in {self.partition}" if self.partition else ""
         share = (
             f"{self.cpus_per_task} CPU{'s' if self.cpus_per_task > 1 else ''} per task, {self.memory_gb:g} GB per node"

@@ -14,6 +14,7 @@ from hpc_tumor.config import Experiment
 from hpc_tumor.errors import GpuMemoryError, HostMemoryError
 from hpc_tumor.system.resources import available_memory
 from hpc_tumor.training.distributed import Distributed
+from hpc_tumor.training.watch.torch_words import says_no_memory
 
 _MMAP_MAX, _TRIM_THRESHOLD = -4, -1  # mallopt's names for these
 
@@ -53,10 +54,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and (
-        "can't allocate memory" in text or "cannot allocate memory" in text or "out of memory" in text
-    )
+    return says_no_memory(error)
 
 
 def out_of_memory(
