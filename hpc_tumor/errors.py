@@ -42,6 +42,17 @@ class DataError(HpcTumorError, ValueError):
     exit_code = 3
 
 
+class StoreError(DataError):
+    """A store that cannot be used: its `fault`, and the `remedy`, a sentence of its own."""
+
+    def __init__(self, fault: str, remedy: str) -> None:
+        super().__init__(fault, remedy)
+        self.fault, self.remedy = fault, remedy
+
+    def __str__(self) -> str:
+        return f"{self.fault}. {self.remedy}"
+
+
 class ClusterError(HpcTumorError, RuntimeError):
     """SLURM is not there, or refused the request."""
 

@@ -12,11 +12,13 @@ from test_queue import MadeUpSlurm
 
 from hpc_tumor import cli
 from hpc_tumor.cli.views.efficiency import kinds_table, run_table, runs_table
+from hpc_tumor.cluster.node.job import record_failure
 from hpc_tumor.cluster.observe.accounting import parse_bytes, parse_seconds, read_job_use
 from hpc_tumor.cluster.observe.advice import advise, kinds_of
 from hpc_tumor.cluster.observe.efficiency import GB, Efficiency, read_efficiency
 from hpc_tumor.cluster.observe.states import State
 from hpc_tumor.cluster.plan.plan import Plan
+from hpc_tumor.errors import Cause
 from hpc_tumor.run_dir import RunDir
 
 PROFILE = {"node": {"gpus": 2, "cpus": 24, "memory_gb": 234}}
@@ -90,6 +92,19 @@ def test_ranks_that_left_nothing_are_counted_as_the_others(tmp_path: Path, made_
     run = made_run(tmp_path / "runs")
     used(run, ranks=1)
     assert read_efficiency([run])[0].memory == 18
+
+
+@pytest.mark.parametrize("cause", [*Cause, None])
+def test_what_ran_out_is_known_by_the_cause_of_a_failure_not_by_its_words(
+    tmp_path: Path, made_up: MadeUpSlurm, cause: Cause | None
+) -> None:
+    made_up.says("squeue", "")
+    made_up.says("sacct", "")
+    run = made_run(tmp_path / "runs", finished=False)
+    record_failure(run, 0, 0, "out of memory on the host, out of memory on the GPU", cause=cause)
+    (found,) = read_efficiency([run])
+    assert found.state is State.FAILED
+    assert (found.out_of_memory, found.gpu_out_of_memory) == (cause is Cause.HOST_MEMORY, cause is Cause.GPU_MEMORY)
 
 
 def test_a_run_without_any_record(tmp_path: Path, made_up: MadeUpSlurm) -> None:

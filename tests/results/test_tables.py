@@ -15,9 +15,11 @@ from made_runs import classification_run, segmentation_run, unfinished_run
 
 from hpc_tumor.errors import HpcTumorError, UsageError
 from hpc_tumor.results.compare.comparison import Comparison, Group
+from hpc_tumor.results.compare.published import PUBLISHED
 from hpc_tumor.results.read.cases import TestCases
 from hpc_tumor.results.read.run_result import RunResult
 from hpc_tumor.results.tables.brief import terminal_tables
+from hpc_tumor.results.tables.full import group_tables
 from hpc_tumor.results.tables.notes import weights
 from hpc_tumor.results.tables.tables import write_tables
 from hpc_tumor.results.write.collect import collect_runs, group_runs
@@ -52,6 +54,15 @@ def written(comparison: Comparison, output: Path, name: str) -> Path:
 
 def cells(table: Table, row: int) -> dict[str, str]:
     return dict(zip((column.title for column in table.columns), table.rows[row], strict=True))
+
+
+def test_only_published_figures_stand_aside(comparison: Comparison) -> None:
+    for group in comparison.groups:
+        for name in ("results", "cost"):
+            table = group_tables(group)[name]
+            published = {place for place, row in enumerate(table.rows) if row[0].partition(":")[0] in PUBLISHED}
+            assert table.aside == {place for place in published if ": published" in table.rows[place][0]}
+            assert table.aside
 
 
 def test_terminal_tables_by_hand(comparison: Comparison) -> None:
