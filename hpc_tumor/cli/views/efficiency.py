@@ -15,7 +15,7 @@ MOST_RUNS = 20  # shown one by one
 
 def show_efficiency(runs: Sequence[Efficiency]) -> None:
     """The result of the command: the runs, and what to ask for next time for each kind of them."""
-    readable = [run for run in runs if run.state != "unreadable"]
+    readable = [run for run in runs if run.state is not State.UNREADABLE]
     kinds = kinds_of(readable)
     values = {"runs": [run.as_dict() for run in runs], "kinds": [kind.as_dict() for kind in kinds]}
     out.result(values, show=lambda: _show(readable, kinds))
@@ -79,7 +79,7 @@ def runs_table(runs: Sequence[Efficiency]) -> Table:
     kept = {name: cell for name, cell in _CELLS.items() if any(cell[1](run) for run in runs)}
     columns = (
         Column("run", "left"),
-        Column("state", "left"),
+        Column("state", "left", key="state"),
         *(Column(name, keep=at) for name, (at, _) in kept.items()),
     )
     rows = tuple((run.name, run.state, *(cell(run) for _, cell in kept.values())) for run in runs)

@@ -78,7 +78,7 @@ def _runs_table(states: Sequence[RunState], reasons_below: bool) -> Table:
     kept = [name for name in columns if any(cells[name])]
     return Table(
         "",
-        tuple(Column(name, columns[name][0], columns[name][1]) for name in kept),  # type: ignore[arg-type]
+        tuple(Column(name, columns[name][0], columns[name][1], key=name) for name in kept),  # type: ignore[arg-type]
         tuple(zip(*(cells[name] for name in kept), strict=True)),
         tuple(notes),
     )

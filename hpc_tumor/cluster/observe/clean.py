@@ -52,14 +52,14 @@ class Leftover:
 
 @dataclass(frozen=True)
 class RunSize:
-    """Files and bytes of a run, and the bytes that may go or went; why none may where it is left alone."""
+    """Files and bytes of a run, and the bytes that may go or went; its state, or why else, where it is left alone."""
 
     run: str
     state: State
     files: int
     bytes: int
     may_go: int = 0
-    left_alone: str | None = None
+    left_alone: State | str | None = None
 
 
 @dataclass
@@ -171,8 +171,8 @@ def _settled(states: Sequence[RunState], clock: float) -> set[str]:
     return settled
 
 
-def _why_left_alone(state: RunState, settled: set[str]) -> str | None:
-    """Reason why nothing of a run is touched, None where something may be."""
+def _why_left_alone(state: RunState, settled: set[str]) -> State | str | None:
+    """State for which nothing of a run is touched, or another reason; None where something may be."""
     path = state.run.path
     if path.is_symlink():
         return "a link"
