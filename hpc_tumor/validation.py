@@ -21,6 +21,14 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
+class SettingError(ValueError):
+    """What a validator of several settings finds wrong: the dotted name of the `setting` to blame, and the rest."""
+
+    def __init__(self, setting: str, rest: str) -> None:
+        super().__init__(f"{setting} {rest}")
+        self.setting = setting
+
+
 S = TypeVar("S", bound=Settings)
 
 
@@ -54,8 +62,9 @@ def _explain(kind: type[BaseModel], error: Any) -> tuple[str, str]:
         )  # the network's, never set
     if error["type"] == "missing":
         return name, f"{name} is missing"
-    if not name:  # of several settings: the message begins with the one to blame
-        return message.partition(" = ")[0], message
+    if not name:  # of several settings
+        fault = error.get("ctx", {}).get("error")
+        return (fault.setting if isinstance(fault, SettingError) else ""), message
     if error["type"] == "model_type":
         return name, f"{name} = {error['input']!r} is not a section: write [{name}] with its settings below"
     if error["type"] in ("string_type", "path_type") and isinstance(error["input"], int | float):

@@ -133,6 +133,10 @@ _REFUSALS = tuple((re.compile(pattern, re.IGNORECASE), words) for pattern, words
     (r"reservation", "the reservation is not there, not yet open, or not for you"),
 ))  # fmt: skip
 
+_LASTING = re.compile(r"ModuleNotFoundError|ImportError|oom.?kill|out.?of.?memory|No space left|quota exceeded", re.I)
+_WARNED = re.compile(r"srun: error: .*User defined signal 2")
+_LOST = re.compile(r"srun: error: (\S+): tasks? ([\d,-]+): (Killed|Terminated|Aborted|Segmentation fault|Bus error)")
+
 
 def recognise(text: str) -> Diagnosis | None:
     """Return the cause that `text`, a log or an error, tells of; None where it tells of none that is known."""
@@ -156,3 +160,27 @@ def recognise_in(logs: list[Path]) -> Diagnosis | None:
             if cause := recognise(file.read().decode("utf-8", errors="replace")):
                 return cause
     return None
+
+
+def would_come_again(log: str) -> bool:
+    """Return True where the log of a start tells of what the next start would meet again."""
+    return _LASTING.search(log) is not None
+
+
+def was_warned(log: str) -> bool:
+    """Return True where srun says that the warning of the time limit came before a rank could listen."""
+    return _WARNED.search(log) is not None
+
+
+def lost_rank(log: str) -> tuple[int | None, str]:
+    """Return the rank that srun says was lost, and how, in words; a rank that was killed could not say so itself."""
+    match = _LOST.search(log)
+    if match is None:
+        return None, ""
+    node, ranks, how = match.groups()
+    several = not ranks.isdigit()
+    who = f"ranks {ranks}" if several else f"rank {ranks}"
+    words = f"{who} on {node} {'were' if several else 'was'} killed: by hand, or by the system for want of memory"
+    if how != "Killed":
+        words = f"{who} on {node} ended: {how.lower()}"
+    return None if several else int(ranks), words
