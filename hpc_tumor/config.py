@@ -204,9 +204,8 @@ class Experiment(Settings):
                 f"= {recipe.warmup_epochs:g} of {recipe.epochs} epochs: choose fewer",
             )
         if recipe.early_stopping and not self.data.val_fraction and self.data.split_file is None:
-            raise SettingError(
-                "recipe.early_stopping",
-                "needs a validation part: set data.val_fraction above 0, or leave it out",
+            raise ValueError(
+                "recipe.early_stopping needs a validation part: set data.val_fraction above 0, or leave it out"
             )
         if self.scoring.clean and (self.task != "segmentation" or not (self.data.val_fraction or self.data.split_file)):
             raise SettingError("scoring.clean", "= True is for segmentation with validation patients: set it to false")
