@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -19,9 +19,6 @@ from hpc_tumor.cli.options import (
 )  # fmt: skip
 from hpc_tumor.console import out
 from hpc_tumor.errors import UsageError
-
-if TYPE_CHECKING:
-    pass
 
 
 def prepare_data(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -19,9 +19,6 @@ from hpc_tumor.cli.options import (
     flag,
 )  # fmt: skip
 from hpc_tumor.cli.run_selection import folder_of_runs
-
-if TYPE_CHECKING:
-    pass
 
 
 def submit(
