@@ -23,6 +23,7 @@ SAME_SCANS, NEAR_SCANS = "the same scans", "nearly the same scans"
 NAME, OTHER_ID = "one patient by name", "one patient by its id in another edition"
 FOLDER = "one patient by the folder of its sessions"
 MOST_NEAR = 8  # cases of near copies that one patient plausibly has
+_MOST_SHOWN = 10  # groups of near copies of which a line is said
 _WORDS = {
     SAME_SCANS: "with the same scans as another",
     NEAR_SCANS: "with nearly the same scans as another",
@@ -149,17 +150,17 @@ def image_units(store: Store, images: NDArray[np.int64], group: NDArray[np.int64
     return [Unit(store.paths[some[0]], int(classes[some[0]]), tuple(some)) for some in members.values()]
 
 
-def disagreements(store: Store, most: int = 10) -> list[str]:
-    """A line for each duplicate group of images of different classes, for at most so many of them."""
+def disagreements(store: Store) -> list[str]:
+    """A line for each duplicate group of images of different classes, for the first few of them."""
     order = np.argsort(store.group, kind="stable")
     sets = np.split(order, np.flatnonzero(np.diff(store.group[order])) + 1)
     found = [some.tolist() for some in sets if len(set(store.label[some].tolist())) > 1]
     lines = []
-    for some in found[:most]:
+    for some in found[:_MOST_SHOWN]:
         one = some[0]
         other = next(image for image in some if store.label[image] != store.label[one])
         names = f"{store.paths[one]} and {store.paths[other]}"
         lines.append(f"{names} are one picture or near copies of it, but of different classes: look at them.")
-    if len(found) > most:
-        lines.append(f"{len(found) - most} more sets of near copies have images of different classes.")
+    if len(found) > _MOST_SHOWN:
+        lines.append(f"{len(found) - _MOST_SHOWN} more sets of near copies have images of different classes.")
     return lines

@@ -27,7 +27,6 @@ from hpc_tumor.system import atomic
 
 __all__ = ["SECTIONS", "Drawing", "Progress", "draw_figures", "write_figures"]
 
-Failed = Callable[[str, Exception], None]
 Progress = Callable[[int, int], None]
 Planner = Callable[[Group], list[Plan]]
 
@@ -51,45 +50,39 @@ LIST = "figures.json"  # what was written: nothing else in the folder is ever re
 _OURS = re.compile(r"[a-z0-9-]+\.(svg|png)")
 
 
-def draw_figures(
-    comparison: Comparison, failed: Failed | None = None, progress: Progress = lambda done, total: None
-) -> list[Drawing]:
-    """All figures of all groups, group by group in the order of SECTIONS.
+def draw_figures(comparison: Comparison, progress: Progress = lambda done, total: None) -> list[Drawing]:
+    """All figures of all groups, group by group in the order of SECTIONS. `progress` is told of figures done.
 
-    What a figure needs and no run has, leaves that figure out. One that fails is left out too.
-
-    Args:
-        failed: is told the name of each figure that failed, and why; by default the log is.
-        progress: is told of figures done.
+    What a figure needs and no run has, leaves that figure out. One that fails is left out too, with a warning in the
+    log.
     """
-    tell = failed or _log
     planned = [
         (number, f"{group.task}-{number + 1}-{plan.name}", plan)
         for number, group in enumerate(comparison.groups)
-        for plan in _plans(group, f"{group.task}-{number + 1}", tell)
+        for plan in _plans(group, f"{group.task}-{number + 1}")
     ]
     drawings = []
     for done, (number, name, plan) in enumerate(planned, 1):
         try:
             drawings.append(render(plan, name, number))
         except Exception as error:  # of whatever kind: one figure is not worth all others
-            tell(name, error)
+            _warn(name, error)
         progress(done, len(planned))
     return drawings
 
 
-def _plans(group: Group, prefix: str, tell: Failed) -> Iterator[Plan]:
+def _plans(group: Group, prefix: str) -> Iterator[Plan]:
     for section, planners in PLANNERS.items():
         for planner in planners:
             try:
                 plans = planner(group)
             except Exception as error:
-                tell(f"{prefix}-{section}", error)
+                _warn(f"{prefix}-{section}", error)
                 continue
             yield from plans
 
 
-def _log(name: str, error: Exception) -> None:
+def _warn(name: str, error: Exception) -> None:
     reason = word(f"{type(error).__name__}: {error}".splitlines()[0])
     logging.getLogger(__name__).warning("warning: figure %s is left out: %s", name, reason)
 

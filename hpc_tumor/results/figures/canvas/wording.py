@@ -17,16 +17,14 @@ def words(text: object, most: int = 60) -> str:
     return whole[: most - tail - 1].rstrip() + "…" + whole[-tail:].lstrip()
 
 
-def wrapped(text: object, width: int, lines: int = 2) -> str:
-    """`text` on at most `lines` lines of at most `width` characters each, broken at spaces where there are some."""
-    rest = words(text, width * lines)
-    found: list[str] = []
-    while rest and len(found) < lines - 1 and len(rest) > width:
-        cut = rest.rfind(", ", width // 3, width) + 1 or rest.rfind(" ", 0, width + 1)
-        cut = cut if cut > width // 3 else width
-        found.append(rest[:cut].rstrip())
-        rest = rest[cut:].lstrip()
-    return "\n".join([*found, words(rest, width)]) if rest else "\n".join(found)
+def wrapped(text: object, width: int) -> str:
+    """`text` on at most two lines of at most `width` characters each, broken at a space where there is one."""
+    whole = words(text, 2 * width)
+    if len(whole) <= width:
+        return whole
+    cut = whole.rfind(", ", width // 3, width) + 1 or whole.rfind(" ", 0, width + 1)
+    cut = cut if cut > width // 3 else width
+    return f"{whole[:cut].rstrip()}\n{words(whole[cut:], width)}"
 
 
 def slug(text: object) -> str:
