@@ -25,7 +25,7 @@ from hpc_tumor.system import atomic
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-    from hpc_tumor.results.tables.layout import Table
+    from hpc_tumor.table import Table
 
 LOG_SECONDS = 5.0  # at least so long between two plain lines of progress
 LOG_WIDTH = 200  # columns where no window limits them

@@ -11,7 +11,7 @@ import pytest
 from hpc_tumor import console
 from hpc_tumor.console import Output, View, duration, prepare_streams, size
 from hpc_tumor.errors import UsageError
-from hpc_tumor.results.tables.layout import Column, Table
+from hpc_tumor.table import Column, Table
 
 TABLE = Table("Title", (Column("name", "left"), Column("value"), Column("more", keep=1)), (("a", "1", "x" * 60),))
 

@@ -15,8 +15,8 @@ from hpc_tumor.cli import data, results, runs, setup, train
 from hpc_tumor.cli.options import show_version
 from hpc_tumor.console import out, prepare_streams
 from hpc_tumor.errors import HpcTumorError, UsageError
+from hpc_tumor.signals import interrupting
 from hpc_tumor.system.atomic import is_disk_full
-from hpc_tumor.system.signals import interrupting
 
 app = typer.Typer(
     help="Train and compare brain-tumour networks, on SLURM clusters and on one machine.",

@@ -27,8 +27,8 @@ from hpc_tumor.doctor.filesystems import existing
 from hpc_tumor.doctor.node_task import QUESTION, TOKEN, answer_path, meeting_path
 from hpc_tumor.errors import ClusterError
 from hpc_tumor.run_dir import read_json
+from hpc_tumor.signals import held
 from hpc_tumor.system import atomic
-from hpc_tumor.system.signals import held
 
 MINUTES = 5  # that the job may take; it needs about one
 PATIENCE = 300.0  # seconds in the queue

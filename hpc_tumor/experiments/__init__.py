@@ -1,3 +1,4 @@
-"""Say what is to be trained: options, job files and sweeps in, validated experiments out.
+"""Say what is to be trained: a network, options and job files in, validated experiments out.
 
-Imported by the command line only; imports settings, data.splits and models' registry, never torch."""
+Imported by the command line; imports settings, the names of networks and splits, and never loads torch.
+"""

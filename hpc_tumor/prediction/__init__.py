@@ -1,1 +1,4 @@
-"""What a trained network says of new scans: labels of patients, classes of images; and that network exported."""
+"""Apply a trained run to new scans or images: files in; labels, classes and scores out; or the network as ONNX.
+
+Imported by the commands.
+"""

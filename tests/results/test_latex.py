@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from programs import program
 
-from hpc_tumor.results.tables.layout import Column, Table
 from hpc_tumor.results.write.latex import latex_document, latex_table, latex_text
+from hpc_tumor.table import Column, Table
 
 SCORES = ("params", "Dice", "95 % CI", "NCR", "ED", "ET", "WT", "TC", "HD95, mm", "NSD", "IoU", "precision", "recall")
 MODELS = ("cnn", "alexnet", "vgg16", "vit", "unet, 3 seeds: mean ± sd", "improved-unet", "attention-unet: published")

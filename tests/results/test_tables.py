@@ -18,12 +18,12 @@ from hpc_tumor.results.compare.comparison import Comparison, Group
 from hpc_tumor.results.read.cases import TestCases
 from hpc_tumor.results.read.run_result import RunResult
 from hpc_tumor.results.tables.brief import terminal_tables
-from hpc_tumor.results.tables.layout import Table
 from hpc_tumor.results.tables.notes import weights
 from hpc_tumor.results.tables.tables import write_tables
 from hpc_tumor.results.write.collect import collect_runs, group_runs
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.system import atomic
+from hpc_tumor.table import Table
 
 DICE = [(0.9, 0.8, 0.7), (0.5, 0.6, 0.7), (1.0, 0.9, 0.8)]
 

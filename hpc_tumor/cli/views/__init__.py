@@ -1,1 +1,4 @@
-"""Draw what commands found out: tables and lines of text, one module a noun."""
+"""Draw what commands found out, as tables and lines; one module a noun.
+
+In: typed results of other rooms. Out: tables for `console.out`. Imported by the commands only.
+"""

@@ -11,8 +11,8 @@ from hpc_tumor.data.audit.images import ImageFacts
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.errors import DataError, UsageError, unknown
 from hpc_tumor.experiments.request import experiment_for
-from hpc_tumor.results.tables.layout import Column, Table
 from hpc_tumor.settings import holds, parse_assignments
+from hpc_tumor.table import Column, Table
 
 _KEEP = {"train": 60, "val": 40, "pixel-identical": 50, "look-alikes ≥ 0.999": 30, "random": 45, "majority": 20,
          "brightness": 20, "lowest": 40, "highest": 40}  # fmt: skip

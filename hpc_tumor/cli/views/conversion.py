@@ -11,7 +11,7 @@ from hpc_tumor.cluster.plan.plan import hours
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.console import counted, duration, out, size
 from hpc_tumor.errors import DataError, PartialFailure
-from hpc_tumor.results.tables.layout import Column, Table
+from hpc_tumor.table import Column, Table
 
 if TYPE_CHECKING:
     from hpc_tumor.cluster.describe.discover import Discovery

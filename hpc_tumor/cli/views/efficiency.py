@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from hpc_tumor.cluster.observe.advice import Kind, kinds_of, on_cluster
 from hpc_tumor.cluster.observe.efficiency import Efficiency
 from hpc_tumor.console import counted, duration, out
-from hpc_tumor.results.tables.layout import Column, Table
+from hpc_tumor.table import Column, Table
 
 MOST_RUNS = 20  # shown one by one
 

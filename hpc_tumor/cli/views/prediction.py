@@ -10,7 +10,7 @@ from hpc_tumor.console import counted, duration, out, size
 from hpc_tumor.data.splits.known_cases import TRAINED, VALIDATED
 from hpc_tumor.errors import DataError
 from hpc_tumor.prediction.known import is_known, known_counts
-from hpc_tumor.results.tables.layout import NOTHING, Column, Table
+from hpc_tumor.table import NOTHING, Column, Table
 
 if TYPE_CHECKING:
     from hpc_tumor.prediction.export import Export

@@ -10,7 +10,7 @@ from hpc_tumor.cluster.describe.profiles import LOCAL
 from hpc_tumor.cluster.observe.queue import ENDED, OPEN, RunState
 from hpc_tumor.console import View, counted, duration
 from hpc_tumor.errors import UsageError, unknown
-from hpc_tumor.results.tables.layout import Column, Table
+from hpc_tumor.table import Column, Table
 
 STATES = (*OPEN, "finished", *ENDED, "unreadable")
 SORTS = {

@@ -1,1 +1,1 @@
-"""Describe a cluster: SLURM's answers and profile files in, validated profiles out."""
+"""Describe a cluster: profile files and SLURM's own answers in, validated profiles and facts out."""

@@ -1,1 +1,4 @@
-"""Launch runs: an experiment and a plan in, submitted jobs and their records out."""
+"""Launch runs: experiments and plans in, jobs in a queue and `job.json` out.
+
+`sbatch` is the one way to sbatch; `snapshot` keeps the code that was submitted; `existing` tells which runs are there.
+"""

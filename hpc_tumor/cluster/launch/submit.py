@@ -32,9 +32,9 @@ from hpc_tumor.config import ClusterProfile, Experiment, changed_settings, refus
 from hpc_tumor.errors import ClusterError, HpcTumorError, UsageError
 from hpc_tumor.provenance import MASKED, collect_provenance, provenance_of, without_passwords, without_secrets
 from hpc_tumor.run_dir import RunDir, check_writable, is_run, read_json, write_error
+from hpc_tumor.signals import held
 from hpc_tumor.system import atomic
 from hpc_tumor.system.resources import owner_of
-from hpc_tumor.system.signals import held
 from hpc_tumor.validation import build
 
 UNNAMED = "DATE-TIME-{model}-ID"  # stands for the run's name where nothing is submitted

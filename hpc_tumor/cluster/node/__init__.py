@@ -1,1 +1,1 @@
-"""Run on a node: the batch script's decisions, the ranks of a job, the queue of a machine without SLURM."""
+"""Run on a node: the batch script's decisions around the ranks, one rank, and runs without a SLURM."""

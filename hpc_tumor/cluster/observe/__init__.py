@@ -1,1 +1,1 @@
-"""Observe runs: run directories, squeue and sacct in, states, logs, causes and efficiency out."""
+"""Observe runs: run directories, squeue and sacct in; states, logs, causes, efficiency and advice out."""

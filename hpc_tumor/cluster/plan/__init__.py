@@ -1,1 +1,1 @@
-"""Plan a job: what is asked and what the cluster allows in, nodes, tasks, memory and time out."""
+"""Plan a job: GPUs asked for, a profile and what the cluster allows in; nodes, tasks, memory and time out."""

@@ -1,1 +1,5 @@
-"""Feed training: a store in, batches of tensors out, from memory, the node's disk or the file system."""
+"""Feed training: a store and a part of its split in, batches of tensors on the training device out.
+
+`rows` reads, `loader` reads ahead, `keeping` keeps what fits in memory, `staging` copies a store to the node's disk;
+augmentation works on whole batches. Imported by training and prediction.
+"""

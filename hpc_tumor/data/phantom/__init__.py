@@ -1,1 +1,1 @@
-"""Make datasets of made-up scans and images, laid out as the real ones."""
+"""Make raw datasets up, laid out as the real ones: numbers of cases in, NIfTI or JPEG folders out."""

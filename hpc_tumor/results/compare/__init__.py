@@ -1,1 +1,1 @@
-"""Compare runs: results in, entries with intervals, tests, ranks and conclusions out."""
+"""Compare runs: results in; entries with intervals, paired tests, ranks and conclusions out."""

@@ -1,1 +1,1 @@
-"""Build the report: one HTML page that needs no network, and a server of it."""
+"""Build the report: one HTML page that needs no network; `serve` shows it through a tunnel."""

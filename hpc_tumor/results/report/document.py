@@ -19,7 +19,7 @@ from hpc_tumor.results.compare.statistics import RESAMPLES
 from hpc_tumor.results.figures import Drawing
 from hpc_tumor.results.tables.brief import skipped_table, unfinished_table
 from hpc_tumor.results.tables.full import group_tables
-from hpc_tumor.results.tables.layout import Table
+from hpc_tumor.table import Table
 
 _TEMPLATE = Path(__file__).parent / "template"
 MOST_ORIGINS = 200  # runs whose settings are shown

@@ -1,1 +1,1 @@
-"""Lay out tables: a comparison in, rows and columns out that every writer draws."""
+"""Lay tables out: a comparison in, rows and columns out, which each writer draws: brief, full, for a paper."""

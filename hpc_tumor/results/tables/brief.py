@@ -10,10 +10,10 @@ from hpc_tumor.results.compare.conclusions import conclusions
 from hpc_tumor.results.compare.measures import MAIN_SCORE, REGIONS, measure
 from hpc_tumor.results.compare.published import PUBLISHED
 from hpc_tumor.results.tables.formats import percent, short, significant, three, time
-from hpc_tumor.results.tables.layout import Column, Table
 from hpc_tumor.results.tables.making import Spec, plain_table, table_of
 from hpc_tumor.results.tables.notes import brief_notes
 from hpc_tumor.results.tables.rows import Row, group_rows
+from hpc_tumor.table import Column, Table
 
 Cell = Callable[[Row], str]
 _ABOUT = {"GPUs": "GPUs:", "new %": "new:"}  # how the note on a column begins

@@ -11,8 +11,8 @@ from hpc_tumor.results.compare.paired import LEVEL, Difference
 from hpc_tumor.results.compare.ranks import Ranking
 from hpc_tumor.results.compare.statistics import RESAMPLES
 from hpc_tumor.results.tables.formats import p_value, percent, whole
-from hpc_tumor.results.tables.layout import Column, Table
 from hpc_tumor.results.tables.making import plain_table
+from hpc_tumor.table import Column, Table
 
 _MOST_PLACES = 7
 

@@ -13,11 +13,11 @@ from hpc_tumor.results.read.cases import STRUCTURES
 from hpc_tumor.results.tables.brief import interval, spread_columns
 from hpc_tumor.results.tables.evidence import ranks_table, tests_table
 from hpc_tumor.results.tables.formats import percent, three, whole
-from hpc_tumor.results.tables.layout import Column, Table
 from hpc_tumor.results.tables.making import Spec, plain_table, table_of
 from hpc_tumor.results.tables.notes import group_notes
 from hpc_tumor.results.tables.rows import Row, best_places, group_rows
 from hpc_tumor.results.tables.runs import cost_table, runs_table
+from hpc_tumor.table import Column, Table
 
 
 def group_tables(group: Group) -> dict[str, Table]:

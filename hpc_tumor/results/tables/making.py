@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from hpc_tumor.results.tables.layout import NOTHING, Column, Table
 from hpc_tumor.results.tables.rows import Row
+from hpc_tumor.table import NOTHING, Column, Table
 
 Spec = tuple[Column, Callable[[Row], str]]
 

@@ -11,12 +11,12 @@ from hpc_tumor.results.compare.measures import measure
 from hpc_tumor.results.compare.paired import PairedTest
 from hpc_tumor.results.tables.brief import spread_columns
 from hpc_tumor.results.tables.evidence import ranks_table, tests_table
-from hpc_tumor.results.tables.layout import Column, Table
 from hpc_tumor.results.tables.making import Spec, table_of
 from hpc_tumor.results.tables.notes import group_notes
 from hpc_tumor.results.tables.rows import Row, best_places, group_rows
 from hpc_tumor.results.tables.runs import cost_columns
 from hpc_tumor.results.write.latex import latex_document
+from hpc_tumor.table import Column, Table
 
 # What stands in the table of results, after the main score with its interval.
 _SCORES = {

@@ -9,10 +9,10 @@ from hpc_tumor.results.compare.comparison import Group
 from hpc_tumor.results.compare.measures import measure
 from hpc_tumor.results.read.run_result import RunResult
 from hpc_tumor.results.tables.formats import significant, time, whole
-from hpc_tumor.results.tables.layout import Column, Table
 from hpc_tumor.results.tables.making import Spec, plain_table, table_of
 from hpc_tumor.results.tables.rows import Row, group_rows
 from hpc_tumor.run_dir import without_best
+from hpc_tumor.table import Column, Table
 
 
 def cost_table(group: Group) -> Table:

@@ -1,1 +1,1 @@
-"""Write a comparison to files: CSV, JSON, Markdown, LaTeX, figures and the report."""
+"""Write a comparison: CSV, JSON, Markdown, LaTeX, figures and the report; complete or not at all."""

@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 
-from hpc_tumor.results.tables.layout import NOTHING, Column, Table
+from hpc_tumor.table import NOTHING, Column, Table
 
 Cell = tuple[int, int]  # row and column, both from 0
 

@@ -1,1 +1,1 @@
-"""Write, verify and load checkpoints and weights."""
+"""Keep what a resume needs: files with checksums, written beside the training by one thread."""

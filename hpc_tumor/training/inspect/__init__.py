@@ -1,1 +1,1 @@
-"""Look inside a run: debugging mode, traces, anomalies, overfitting on one batch."""
+"""Look into a network that trains: debugging, one batch learned by heart, traces, anomalies, costs."""

@@ -1,1 +1,1 @@
-"""Record what a run leaves: metrics, pictures, TensorBoard."""
+"""Record what a run leaves: metrics, results, pictures, TensorBoard."""

@@ -1,1 +1,1 @@
-"""Score predictions: logits and labels in, metrics by case and by class out."""
+"""Score predictions: logits and labels in; metrics by case and class, alike on any number of ranks, out."""

@@ -1,1 +1,1 @@
-"""Watch the ranks: progress marks, watchdog, heartbeat, bad steps, memory and use."""
+"""Watch the ranks: progress and its loss, steps that are not finite, memory, and what a start used."""

@@ -1,1 +1,1 @@
-"""Draw on paper: sheets, scales, palettes and files shared by all figures."""
+"""Paper and pens that all figures share: sheets, axes, palettes, words, and files as SVG and PNG."""

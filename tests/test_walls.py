@@ -1,0 +1,66 @@
+"""Who may import whom, and how large a folder may be."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import hpc_tumor
+
+PACKAGE = Path(hpc_tumor.__file__).parent
+MOST_FILES = 14  # of a folder, `__init__` not counted
+# From the lowest: a room imports only from those above it in this list, not even for types.
+LAYERS = (
+    ("errors", "names", "scores"),
+    ("validation",),
+    ("system",),
+    ("config", "models"),
+    ("table",),
+    ("run_dir",),
+    ("settings", "records", "provenance", "console"),
+    ("signals", "data"),
+    ("training",),
+    ("experiments", "prediction", "results"),
+    ("cluster",),
+    ("doctor",),
+    ("cli",),
+    ("__main__",),
+)
+HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Full names of what a module imports of this package, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("hpc_tumor"):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.startswith("hpc_tumor"))
+
+
+def room(place: Path) -> str:
+    return place.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def test_nothing_points_back_up() -> None:
+    wrong = []
+    for path in PACKAGE.rglob("*.py"):
+        if path.parent == PACKAGE and path.stem == "__init__":
+            continue
+        for name in imports(path):
+            target = name.removeprefix("hpc_tumor.").split(".")[0]
+            if target in HEIGHT and target != room(path) and HEIGHT[target] >= HEIGHT[room(path)]:
+                wrong.append(f"{path.relative_to(PACKAGE)} imports {name}")
+    assert not wrong
+
+
+def test_no_folder_is_too_full_to_be_read() -> None:
+    folders = {path.parent for path in PACKAGE.rglob("*.py")}
+    counts = {folder: len([path for path in folder.glob("*.py") if path.stem != "__init__"]) for folder in folders}
+    assert {str(folder.relative_to(PACKAGE)): count for folder, count in counts.items() if count > MOST_FILES} == {}
+
+
+def test_every_folder_says_what_it_is_for() -> None:
+    silent = [path for path in PACKAGE.rglob("__init__.py") if not ast.get_docstring(ast.parse(path.read_text()))]
+    assert silent == []
