@@ -11,8 +11,9 @@ from hpc_tumor.cluster.launch.existing import is_own
 from hpc_tumor.cluster.observe.logs import follow
 from hpc_tumor.cluster.observe.queue import ENDED, OPEN, RunState, cancel, read_states
 from hpc_tumor.cluster.observe.watch import LOOK_SECONDS, Watch
-from hpc_tumor.console import View, counted, out
+from hpc_tumor.console import View, out
 from hpc_tumor.errors import HpcTumorError, PartialFailure, TrainingError
+from hpc_tumor.names import counted
 from hpc_tumor.run_dir import RunDir, why_closed
 
 _FAILURES = ("failed", "timeout", "node-fail", "out-of-memory")

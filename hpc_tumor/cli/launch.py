@@ -30,9 +30,10 @@ from hpc_tumor.cluster.node.job import record_failure
 from hpc_tumor.cluster.observe.queue import OPEN, RunState, read_states
 from hpc_tumor.cluster.slurm import count_own_jobs
 from hpc_tumor.config import ClusterProfile, Experiment
-from hpc_tumor.console import counted, out
+from hpc_tumor.console import out
 from hpc_tumor.errors import ClusterError, HpcTumorError, PartialFailure, UsageError
 from hpc_tumor.experiments.request import Stores, check_experiment
+from hpc_tumor.names import counted
 from hpc_tumor.provenance import collect_provenance, provenance_of
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.system import atomic

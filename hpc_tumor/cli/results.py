@@ -18,8 +18,9 @@ from hpc_tumor.cli.options import (
     flag,
 )  # fmt: skip
 from hpc_tumor.cli.run_selection import folder_of_runs, one_run, say_no_runs
-from hpc_tumor.console import counted, out
+from hpc_tumor.console import out
 from hpc_tumor.errors import UsageError
+from hpc_tumor.names import counted
 
 
 def collect(

@@ -8,8 +8,9 @@ from dataclasses import replace
 
 from hpc_tumor.cluster.describe.profiles import LOCAL
 from hpc_tumor.cluster.observe.queue import ENDED, OPEN, RunState
-from hpc_tumor.console import View, counted, duration
+from hpc_tumor.console import View, duration
 from hpc_tumor.errors import UsageError, unknown
+from hpc_tumor.names import counted, hours
 from hpc_tumor.table import Column, Table
 
 STATES = (*OPEN, "finished", *ENDED, "unreadable")
@@ -152,11 +153,8 @@ def _elapsed(state: RunState) -> str:
         return ""
     if state.limit is None or state.state not in OPEN:
         return duration(state.elapsed)
-    return f"{_hours(state.elapsed)} of {_hours(state.limit)} h"
-
-
-def _hours(seconds: float) -> str:
-    return f"{int(seconds) // 3600}:{int(seconds) % 3600 // 60:02d}"
+    elapsed, limit = (hours(int(seconds) // 60) for seconds in (state.elapsed, state.limit))
+    return f"{elapsed.removesuffix(' h')} of {limit}"
 
 
 def _shape(state: RunState) -> str:

@@ -13,6 +13,7 @@ from pydantic import ConfigDict
 from hpc_tumor.cluster.describe.profiles import LOCAL
 from hpc_tumor.config import ClusterProfile, LimitSettings
 from hpc_tumor.errors import UsageError
+from hpc_tumor.names import counted, hours
 from hpc_tumor.settings import user_configuration
 
 _LEAST_MEMORY = 0.1  # GB; Python alone needs as much
@@ -61,17 +62,14 @@ class Plan:
     def shape(self) -> str:
         """`2 nodes × 2 GPUs`, or `1 node × 2 processes` where there are no GPUs."""
         what = "GPU" if self.gpus_per_node else "process"
-        plural = "" if self.tasks_per_node == 1 else "s" if self.gpus_per_node else "es"
-        return f"{self.nodes} node{'s' if self.nodes > 1 else ''} × {self.tasks_per_node} {what}{plural}"
+        return f"{counted(self.nodes, 'node')} × {counted(self.tasks_per_node, what)}"
 
     def describe(self) -> str:
         """The plan in one line, for people."""
         if self.cluster == LOCAL:
             return f"this machine: {self.shape.split(' × ')[1]}"
         where = f" in {self.partition}" if self.partition else ""
-        share = (
-            f"{self.cpus_per_task} CPU{'s' if self.cpus_per_task > 1 else ''} per task, {self.memory_gb:g} GB per node"
-        )
+        share = f"{counted(self.cpus_per_task, 'CPU')} per task, {self.memory_gb:g} GB per node"
         return f"{self.cluster}: {self.shape}, {share}, {hours(self.walltime)}{where}{self._restarts()}"
 
     def _restarts(self) -> str:
@@ -98,11 +96,6 @@ class Plan:
     def as_dict(self) -> dict[str, Any]:
         """All fields, for job.json; `Plan(**values)` makes the plan again."""
         return asdict(self)
-
-
-def hours(minutes: int) -> str:
-    """Minutes as `2:00 h`."""
-    return f"{minutes // 60}:{minutes % 60:02d} h"
 
 
 def make_plan(
@@ -204,12 +197,8 @@ def _shape(profile: ClusterProfile, gpus: int) -> tuple[int, int]:
     nodes = nodes_for(gpus) if gpus >= 1 else None
     if nodes is not None:
         return nodes, gpus // nodes
-    what = (
-        f"{per_node} GPU{'s' if per_node > 1 else ''}"
-        if profile.node.gpus
-        else f"room for {per_node} process{'es' if per_node > 1 else ''}"
-    )
-    most = f", and at most {limit} node{'s' if limit > 1 else ''}" if limit else ""
+    what = counted(per_node, "GPU") if profile.node.gpus else f"room for {counted(per_node, 'process')}"
+    most = f", and at most {counted(limit, 'node')}" if limit else ""
     near = _nearest(gpus, per_node, limit, nodes_for)
     raise UsageError(f"--gpus {gpus} is not possible on {profile.name}: a node has {what}{most}. Nearest: {near}.")
 

@@ -18,6 +18,7 @@ from hpc_tumor.data.raw.files.nifti import AXES, NiftiFile, open_nifti
 from hpc_tumor.data.raw.leftovers import cases_below
 from hpc_tumor.data.raw.patient_folders import LABEL, PatientFiles, find_patients
 from hpc_tumor.errors import DataError
+from hpc_tumor.names import counted, plural
 
 WANTED = "BraTS patients (<case>/<case>_flair|t1|t1ce|t2|seg.nii[.gz], or -t2f -t1n -t1c -t2w -seg)"
 _UNLABELLED = re.compile(r"validation|testing|(?:^|[_\-.])test(?:$|[_\-.])", re.IGNORECASE)  # folders, by their names
@@ -61,13 +62,14 @@ class BraTSReader:
         if cases and len(left_out) == len(cases):
             raise DataError(
                 f"{listing.source} holds validation or test data alone ({len(cases)}"
-                f" case{'s' * (len(cases) > 1)} without labels): nothing to train on."
+                f" {plural(len(cases), 'case')} without labels): nothing to train on."
                 " Name the folder of the training data."
             )
         notes = []
         if left_out:
-            count = f"{len(left_out):,} case{'s' * (len(left_out) > 1)}"
-            notes.append(f"{count} of validation or test data left out: published without labels")
+            notes.append(
+                f"{counted(len(left_out), 'case')} of validation or test data left out: published without labels"
+            )
         kept, others = ([case for case in cases if (case.id in left_out) is out] for out in (False, True))
         return Found.sort_out(kept, refused, others, notes)
 

@@ -17,7 +17,7 @@ from hpc_tumor.data.splits.folds import Unit
 from hpc_tumor.data.splits.joining import connected
 from hpc_tumor.data.splits.sketch import THRESHOLD, similarity
 from hpc_tumor.data.store.store import Store
-from hpc_tumor.names import listed
+from hpc_tumor.names import counted, listed
 
 SAME_SCANS, NEAR_SCANS = "the same scans", "nearly the same scans"
 NAME, OTHER_ID = "one patient by name", "one patient by its id in another edition"
@@ -99,7 +99,7 @@ def describe_patients(cases: int, repeated: Mapping[str, int]) -> str:
     """`8 patients, 12 cases: 4 with the same scans as another`, from `repeated_cases`."""
     patients = cases - sum(repeated.values())
     why = ", ".join(f"{count:,} {_WORDS[reason]}" for reason, count in repeated.items())
-    text = f"{patients:,} patient{'s' * (patients != 1)}, {cases:,} case{'s' * (cases != 1)}"
+    text = f"{counted(patients, 'patient')}, {counted(cases, 'case')}"
     return f"{text}: {why}" if why else text
 
 

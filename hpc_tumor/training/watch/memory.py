@@ -12,6 +12,7 @@ import torch
 
 from hpc_tumor.config import Experiment
 from hpc_tumor.errors import TrainingError
+from hpc_tumor.names import counted
 from hpc_tumor.system.resources import available_memory
 from hpc_tumor.training.distributed import Distributed
 
@@ -80,7 +81,7 @@ def out_of_memory(error: BaseException, experiment: Experiment, distributed: Dis
     ways += [f"--set batch_size={recipe.batch_size // 2}" if share > 1 else "a smaller --set image_size", "more --gpus"]
     return TrainingError(
         f"out of memory on {where}, and asked for {_asked(error)} more, with {parts} samples at a time"
-        f" (batch {recipe.batch_size} on {ranks} rank{'s' * (ranks > 1)})."
+        f" (batch {recipe.batch_size} on {counted(ranks, 'rank')})."
         f" Submit again with {', '.join(ways[:-1])} or {ways[-1]}."
     )
 

@@ -37,11 +37,6 @@ def capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def counted(number: int, noun: str) -> str:
-    """`1 run`, `3 runs`, `1,200 images`."""
-    return f"{number:,} {noun}{'s' * (number != 1)}"
-
-
 def short_number(value: float) -> str:
     """`3.0 M`, `344 k`, `12`, `0.05`: with at most three digits."""
     for factor, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
