@@ -29,6 +29,11 @@ def listed(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(map(printable, names[:most])) + (f" and {rest:,} more" if rest > 0 else "")
 
 
+def series(names: Sequence[str], last: str = "and") -> str:
+    """`a, b and c`, or with another `last` word."""
+    return f" {last} ".join(part for part in (", ".join(names[:-1]), *names[-1:]) if part)
+
+
 def plural(count: int, noun: str) -> str:
     """`run`, `runs`, `processes`: the noun for so many."""
     return noun if count == 1 else noun + ("es" if noun.endswith("s") else "s")

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from hpc_tumor.errors import DataError, unknown
-from hpc_tumor.names import plural
+from hpc_tumor.names import plural, series
 
 NCR, ED, ET, CAVITY = 1, 2, 3, 4  # values in a store
 
@@ -135,5 +135,4 @@ def meaning_of(case: str, numbers: Collection[int], asked: str | None = None, us
 
 
 def _listed(numbers: Iterable[int]) -> str:
-    *first, last = map(str, sorted(numbers))
-    return f"{', '.join(first)} and {last}" if first else last
+    return series([str(number) for number in sorted(numbers)])

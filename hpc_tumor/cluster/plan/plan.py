@@ -129,6 +129,30 @@ def make_plan(
     texts = {"account": account, "partition": partition, "qos": qos, "constraint": constraint}
     for flag, text in {**texts, "reservation": reservation}.items():
         _check_text(_FLAGS[flag], text)
+    cpus_per_task, memory = _share_of_node(profile, tasks, cpus, memory_gb)
+    minutes, total = _walltime(profile, walltime)
+    links = 1 if profile.slurm.requeue or profile.name == LOCAL else profile.slurm.chain
+    return Plan(
+        cluster=profile.name,
+        nodes=nodes,
+        tasks_per_node=tasks,
+        cpus_per_task=cpus_per_task,
+        memory_gb=int(memory * 1024) / 1024,
+        walltime=minutes,
+        gpus_per_node=tasks if profile.node.gpus else 0,
+        partition=partition or profile.slurm.partition,
+        account=_account(profile, account),
+        qos=qos or profile.slurm.qos,
+        constraint=constraint or profile.slurm.constraint,
+        reservation=reservation or profile.slurm.reservation,
+        options={**profile.slurm.extra, **(options or {})},
+        total=total,
+        links=-(-total // minutes) if total and links > 1 else links,
+    )
+
+
+def _share_of_node(profile: ClusterProfile, tasks: int, cpus: int | None, memory_gb: float | None) -> tuple[int, float]:
+    """CPUs of a task and GB of a node: as asked, else in proportion to the GPUs. UsageError beyond what a node has."""
     node = profile.node
     share = tasks / node.gpus if node.gpus else 1.0
     cpus_per_task = max(1, node.cpus // (node.gpus or tasks)) if cpus is None else cpus
@@ -144,25 +168,7 @@ def make_plan(
         )
     if memory > node.memory_gb:
         raise UsageError(f"--memory {memory:g} GB is more than the {node.memory_gb:g} GB of a node of {profile.name}.")
-    minutes, total = _walltime(profile, walltime)
-    links = 1 if profile.slurm.requeue or profile.name == LOCAL else profile.slurm.chain
-    return Plan(
-        cluster=profile.name,
-        nodes=nodes,
-        tasks_per_node=tasks,
-        cpus_per_task=cpus_per_task,
-        memory_gb=int(memory * 1024) / 1024,
-        walltime=minutes,
-        gpus_per_node=tasks if node.gpus else 0,
-        partition=partition or profile.slurm.partition,
-        account=_account(profile, account),
-        qos=qos or profile.slurm.qos,
-        constraint=constraint or profile.slurm.constraint,
-        reservation=reservation or profile.slurm.reservation,
-        options={**profile.slurm.extra, **(options or {})},
-        total=total,
-        links=-(-total // minutes) if total and links > 1 else links,
-    )
+    return cpus_per_task, memory
 
 
 def refuse_options(why: str, **options: object) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from hpc_tumor.names import series
+
 _TINY = 3  # characters at the end that a shortened name keeps at least
 
 
@@ -49,4 +51,4 @@ def listed(names: list[str], most: int = 12) -> str:
     """`a, b and c`; of many the first, and how many more."""
     if len(names) > most:
         return f"{', '.join(names[:most])} and {len(names) - most} more"
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+    return series(names)
