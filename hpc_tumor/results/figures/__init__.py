@@ -28,7 +28,7 @@ from hpc_tumor.system import atomic
 __all__ = ["SECTIONS", "Drawing", "Progress", "draw_figures", "write_figures"]
 
 Progress = Callable[[int, int], None]
-Planner = Callable[[Group], list[Plan]]
+Planner = Callable[[Group], list[Plan]]  # says what can be drawn of a group; draws nothing yet
 
 PLANNERS: Mapping[str, tuple[Planner, ...]] = {
     "scores": (scores.plan_main, scores.plan_all),
