@@ -34,7 +34,7 @@ IMPORTS = {
     "numpy": "numpy", "numcodecs": "numcodecs", "google-crc32c": "google_crc32c", "zarr": "zarr", "nibabel": "nibabel",
     "h5py": "h5py", "isal": "isal", "pillow": "PIL", "safetensors": "safetensors", "scipy": "scipy",
     "submitit": "submitit", "typer": "typer", "rich": "rich", "pydantic": "pydantic", "platformdirs": "platformdirs",
-    "jinja2": "jinja2", "scikit-learn": "sklearn", "surface-distance": "surface_distance", "matplotlib": "matplotlib",
+    "jinja2": "jinja2", "surface-distance": "surface_distance", "matplotlib": "matplotlib",
     "torch": "torch", "torchvision": "torchvision",
 }  # fmt: skip
 _SECONDS = 180  # that all imports may take: from a cold shared file system they are slow

@@ -74,7 +74,7 @@ def test_both_nodes_answer(slurm: dict[str, str], work: Path) -> None:
     ("old", "new", "words"),
     [
         ("setup = []", "setup = ['echo no licence for this; exit 3']", "in its setup lines; its last line: no licence"),
-        ("modules = []", 'modules = ["cuda/99"]', "module"),
+        pytest.param("modules = []", 'modules = ["cuda/99"]', "module", marks=pytest.mark.campaign),
         ("variables = {", "variables = { GLOO_SOCKET_IFNAME = 'ib7',", "GLOO_SOCKET_IFNAME names ib7, but "),
     ],
 )  # fmt: skip
@@ -98,7 +98,10 @@ def test_a_folder_that_nodes_do_not_see(slurm: dict[str, str], work: Path) -> No
     assert queued(slurm, work) == ""
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, *(pytest.param(other, marks=pytest.mark.campaign) for other in (signal.SIGINT, signal.SIGHUP))],
+)
 def test_interrupted_it_takes_its_job_back(slurm: dict[str, str], work: Path, number: signal.Signals) -> None:
     waits = profile(work, 'gpu_request = "gres"', 'gpu_request = "gres"\nextra = { begin = "now+1hour" }')
     with subprocess.Popen(

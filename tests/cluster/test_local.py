@@ -118,6 +118,7 @@ def test_runs_go_one_after_another(submit: Submit) -> None:
 def test_a_run_whose_code_is_lost_while_it_waits_runs_no_other(submit: Submit) -> None:
     first, second = submit("wait"), submit("finish")
     wait_for(lambda: "started" in events(first))
+    wait_for(lambda: any("Starting with" in log.read_text() for log in second.submission.glob("*_log.out")))
     snapshot_path(second.path.parent).unlink()
     cancel(read_states([first])[0])
     wait_for(lambda: ended(second))

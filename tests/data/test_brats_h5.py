@@ -47,7 +47,9 @@ def read(root: Path) -> CaseData:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{}, {"compression": "gzip", "shuffle": True}])
+@pytest.mark.parametrize(
+    "options", [pytest.param({}, marks=pytest.mark.campaign), {"compression": "gzip", "shuffle": True}]
+)
 def test_a_real_patient_returns_bit_for_bit(tmp_path: Path, options: dict[str, Any]) -> None:
     """Of a real patient made into H5 by the recipe, the store's voxels are those that h5py reads, and the labels those
     of the NIfTI store; the statistics are those of the brain told by the NIfTI file."""

@@ -422,7 +422,7 @@ def test_a_real_patient(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     if not root:
         pytest.skip("HPC_TUMOR_REAL_DATA is not set: no real samples")
     (source, *_) = sorted((Path(root) / "brats").iterdir())
-    run = untrained_run(tmp_path / "runs", "improved-unet", 240, filters=32)
+    run = untrained_run(tmp_path / "runs", "improved-unet", 240, filters=4)
     assert cli.main(["predict", str(run.path), str(source), "--output", str(tmp_path / "out"), "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     found, given = nib.load(shown["predictions"][0]["file"]), nib.load(source / f"{source.name}_seg.nii.gz")
