@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from hpc_tumor.errors import DataError, UsageError
+from hpc_tumor.names import series
 from hpc_tumor.validation import SettingError, Settings, fields_of
 
 Task = Literal["classification", "segmentation"]
@@ -184,7 +185,7 @@ class Experiment(Settings):
             ("recipe.loss", self.recipe.loss, LOSSES[self.task]),
         ):
             if value is not None and value not in allowed:
-                raise SettingError(what, f"= {value!r} is not for {self.task}: choose {_either(allowed)}")
+                raise SettingError(what, f"= {value!r} is not for {self.task}: choose {series(allowed, 'or')}")
         weights, outputs = self.recipe.class_weights, OUTPUTS[self.task]
         if isinstance(weights, tuple) and (len(weights) != outputs or not all(weight > 0 for weight in weights)):
             raise SettingError(
@@ -294,11 +295,6 @@ def _value_of(values: Any, name: str) -> Any:
     for part in name.split("."):
         values = values[part]
     return values
-
-
-def _either(names: Sequence[str]) -> str:
-    """`a, b or c`."""
-    return " or ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
 
 
 def _minutes(value: Any) -> Any:

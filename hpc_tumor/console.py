@@ -252,11 +252,6 @@ def size(count: float) -> str:
     return f"{count:.1f} TB"
 
 
-def counted(count: int, noun: str) -> str:
-    """`1 run`, `3 runs`."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
-
-
 class _LogProgress:
     """Progress in a log: a line every few seconds, and the last."""
 

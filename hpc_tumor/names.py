@@ -1,4 +1,7 @@
-"""Names of files as one line of text: they come from others, and end in messages, in JSON and on terminals."""
+"""Names of files, numbers of things and times as one line of text.
+
+Names come from others, and end in messages, in JSON and on terminals.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,26 @@ def listed(names: Sequence[str], most: int = 3) -> str:
     """The first few names as one line, and how many more there are."""
     rest = len(names) - most
     return ", ".join(map(printable, names[:most])) + (f" and {rest:,} more" if rest > 0 else "")
+
+
+def series(names: Sequence[str], last: str = "and") -> str:
+    """`a, b and c`, or with another `last` word."""
+    return f" {last} ".join(part for part in (", ".join(names[:-1]), *names[-1:]) if part)
+
+
+def plural(count: int, noun: str) -> str:
+    """`run`, `runs`, `processes`: the noun for so many."""
+    return noun if count == 1 else noun + ("es" if noun.endswith("s") else "s")
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 run`, `3 runs`, `1,200 images`."""
+    return f"{count:,} {plural(count, noun)}"
+
+
+def hours(minutes: int) -> str:
+    """Minutes as `2:05 h`."""
+    return f"{minutes // 60}:{minutes % 60:02d} h"
 
 
 def harmless(value: object) -> object:

@@ -387,16 +387,16 @@ def folder_to_write(folder: Path, what: str) -> Iterator[None]:
         raise write_error(error, folder, what) from error
 
 
-def check_writable(folder: Path, what: str) -> None:
-    """Raise the error that `folder_to_write` would, as far as that can be known without writing."""
+def check_writable(folder: Path) -> None:
+    """Raise the error that `folder_to_write` would for a run, as far as that can be known without writing."""
     try:
         existing = next(path for path in (folder, *folder.parents) if path.exists())
     except OSError as error:
-        raise write_error(error, folder, what) from error
+        raise write_error(error, folder, "a run") from error
     if not existing.is_dir():
-        raise write_error(NotADirectoryError(errno.ENOTDIR, ""), folder, what)
+        raise write_error(NotADirectoryError(errno.ENOTDIR, ""), folder, "a run")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise write_error(PermissionError(errno.EACCES, ""), folder, what)
+        raise write_error(PermissionError(errno.EACCES, ""), folder, "a run")
 
 
 def write_error(error: OSError, folder: Path, what: str) -> HpcTumorError:

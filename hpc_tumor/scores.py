@@ -103,26 +103,24 @@ def case_brier(probabilities: Floats, labels: NDArray[np.int64]) -> Floats:
     return distance
 
 
-def expected_calibration_error(probabilities: Floats, labels: NDArray[np.int64], bins: int = ECE_BINS) -> float:
+def expected_calibration_error(probabilities: Floats, labels: NDArray[np.int64]) -> float:
     """Mean distance between confidence and accuracy over bins of equal width, weighted by their images.
 
     Not-a-number where a probability is none.
     """
     if not np.isfinite(probabilities).all():
         return float("nan")
-    _, confidence, accuracy, counts = reliability(probabilities, labels, bins)
+    _, confidence, accuracy, counts = reliability(probabilities, labels)
     return float((np.abs(confidence - accuracy) * counts).sum() / max(1, counts.sum()))
 
 
-def reliability(
-    probabilities: Floats, labels: NDArray[np.int64], bins: int = ECE_BINS
-) -> tuple[Floats, Floats, Floats, NDArray[np.int64]]:
-    """Edges `(bins + 1,)`; mean confidence, accuracy and images of each bin `(bins,)`, 0 where it is empty."""
+def reliability(probabilities: Floats, labels: NDArray[np.int64]) -> tuple[Floats, Floats, Floats, NDArray[np.int64]]:
+    """Edges of the ECE_BINS bins `(bins + 1,)`; mean confidence, accuracy and images of each `(bins,)`; 0 if empty."""
     confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
-    edges = np.linspace(0, 1, bins + 1)
-    place = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
-    counts = np.bincount(place, minlength=bins)
-    sums = [np.bincount(place, weights=values, minlength=bins) for values in (confidence, right.astype(np.float64))]
+    edges = np.linspace(0, 1, ECE_BINS + 1)
+    place = np.clip(np.ceil(confidence * ECE_BINS).astype(np.int64) - 1, 0, ECE_BINS - 1)
+    counts = np.bincount(place, minlength=ECE_BINS)
+    sums = [np.bincount(place, weights=values, minlength=ECE_BINS) for values in (confidence, right * 1.0)]
     return edges, _ratio(sums[0], counts), _ratio(sums[1], counts), counts
 
 

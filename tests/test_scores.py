@@ -73,14 +73,15 @@ def test_calibration_error_by_hand() -> None:
     confidence = np.array([0.95, 0.85, 0.82, 0.6])
     probabilities = np.stack([confidence, 1 - confidence], 1)
     labels = np.array([0, 0, 1, 1])
-    # Of five bins, (0.8, 1] holds three with a mean of 0.8733, two of them right; (0.4, 0.6] one that is wrong.
-    expected = 3 / 4 * abs((0.95 + 0.85 + 0.82) / 3 - 2 / 3) + 1 / 4 * 0.6
-    assert scores.expected_calibration_error(probabilities, labels, bins=5) == pytest.approx(expected)
-    edges, mean, accuracy, counts = scores.reliability(probabilities, labels, bins=5)
-    assert edges.tolist() == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])
-    assert counts.tolist() == [0, 0, 1, 0, 3]
-    assert mean.tolist() == pytest.approx([0, 0, 0.6, 0, 2.62 / 3])
-    assert accuracy.tolist() == pytest.approx([0, 0, 0, 0, 2 / 3])
+    # Of 15 bins, (12/15, 13/15] holds two, one of them right; (14/15, 1] one that is, (8/15, 9/15] one that is not.
+    expected = 2 / 4 * abs((0.85 + 0.82) / 2 - 1 / 2) + 1 / 4 * 0.05 + 1 / 4 * 0.6
+    assert scores.expected_calibration_error(probabilities, labels) == pytest.approx(expected)
+    edges, mean, accuracy, counts = scores.reliability(probabilities, labels)
+    assert edges.tolist() == pytest.approx([place / 15 for place in range(16)])
+    assert {place: count for place, count in enumerate(counts.tolist()) if count} == {8: 1, 12: 2, 14: 1}
+    assert mean[[8, 12, 14]].tolist() == pytest.approx([0.6, 1.67 / 2, 0.95])
+    assert accuracy[[8, 12, 14]].tolist() == pytest.approx([0, 1 / 2, 1])
+    assert mean.sum() == pytest.approx(0.6 + 1.67 / 2 + 0.95)
 
 
 def test_who_is_as_sure_as_right_is_calibrated() -> None:

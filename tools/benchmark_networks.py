@@ -22,10 +22,7 @@ from hpc_tumor.data.feed.loader import Batch, epoch_order
 from hpc_tumor.models import MODELS, build_model
 from hpc_tumor.models.attention_unet import AttentionGate
 from hpc_tumor.models.layers.blocks import upsample
-from hpc_tumor.models.layers.depthwise import DepthwiseConv2d
-from hpc_tumor.models.layers.dropout import Dropout
-from hpc_tumor.models.layers.grey import FirstConv2d
-from hpc_tumor.models.layers.mish_pool import MishPool
+from hpc_tumor.models.layers.fast import DepthwiseConv2d, Dropout, FirstConv2d, MishPool
 from hpc_tumor.models.vit import DROPOUT, HEADS, WIDTH, EncoderLayer
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.settings import merge, resolve

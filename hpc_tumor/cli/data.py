@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -19,9 +19,7 @@ from hpc_tumor.cli.options import (
 )  # fmt: skip
 from hpc_tumor.console import out
 from hpc_tumor.errors import UsageError
-
-if TYPE_CHECKING:
-    pass
+from hpc_tumor.names import plural
 
 
 def prepare_data(
@@ -161,7 +159,7 @@ def phantom(
         voxels = tuple(int(n) for n in shape.split(",")) if shape else None
     except ValueError:
         raise UsageError(f"--shape {shape!r} is not a shape: write it as 240,240,155.") from None
-    unit = ("patient" if dataset == "brats" else "image") + "s" * (cases != 1)
+    unit = plural(cases, "patient" if dataset == "brats" else "image")
     with out.progress("making up", unit) as progress:
         written = make_phantom(directory, dataset, cases, seed, shape=voxels, progress=progress)
     out.result(

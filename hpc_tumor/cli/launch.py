@@ -31,9 +31,10 @@ from hpc_tumor.cluster.observe.queue import read_states
 from hpc_tumor.cluster.observe.states import RunState, State
 from hpc_tumor.cluster.slurm import count_own_jobs
 from hpc_tumor.config import ClusterProfile, Experiment
-from hpc_tumor.console import counted, out
+from hpc_tumor.console import out
 from hpc_tumor.errors import ClusterError, HpcTumorError, PartialFailure, UsageError
 from hpc_tumor.experiments.request import Stores, check_experiment
+from hpc_tumor.names import counted
 from hpc_tumor.provenance import collect_provenance, provenance_of
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.system import atomic

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -18,11 +18,9 @@ from hpc_tumor.cli.options import (
     flag,
 )  # fmt: skip
 from hpc_tumor.cli.run_selection import folder_of_runs, one_run, say_no_runs
-from hpc_tumor.console import counted, out
+from hpc_tumor.console import out
 from hpc_tumor.errors import UsageError
-
-if TYPE_CHECKING:
-    pass
+from hpc_tumor.names import counted
 
 
 def collect(

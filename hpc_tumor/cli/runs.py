@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -22,9 +22,6 @@ from hpc_tumor.cli.options import (
 from hpc_tumor.cli.run_selection import find, find_named, folder_of_runs, say_no_runs
 from hpc_tumor.console import out
 from hpc_tumor.errors import UsageError
-
-if TYPE_CHECKING:
-    pass
 
 
 def status(

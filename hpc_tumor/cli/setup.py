@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -16,10 +16,6 @@ from hpc_tumor.cli.options import (
     flag,
 )  # fmt: skip
 from hpc_tumor.console import out
-
-if TYPE_CHECKING:
-    pass
-
 
 clusters_app = typer.Typer(invoke_without_command=True)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -19,9 +19,6 @@ from hpc_tumor.cli.options import (
     flag,
 )  # fmt: skip
 from hpc_tumor.cli.run_selection import folder_of_runs
-
-if TYPE_CHECKING:
-    pass
 
 
 def submit(
@@ -120,25 +117,24 @@ def submit(
     from hpc_tumor.cli import launch, planning
     from hpc_tumor.experiments.request import Request, make_experiments
 
-    options = {
+    request = Request(
+        job=job, models=model or [], seeds=seed or [], stores=data or [], gpus=gpus, assignments=settings or [],
+        debug=debug, accumulate=accumulate, profile=profile, overfit=bool(overfit),
+    )  # fmt: skip
+    job_options = {
         "walltime": time, "memory_gb": memory, "cpus": cpus, "account": account, "partition": partition, "qos": qos,
         "constraint": constraint, "reservation": reservation, "options": planning.sbatch_options(sbatch or []),
     }  # fmt: skip
     if debug:
-        planning.check_debug(cluster, dry_run, wait, {**options, "at_once": at_once})
-    else:
-        planning.check_no_debug(overfit, anomaly)
-    # Too many GPUs are refused by the cluster's limits, before the batch that could not be divided among them.
-    chosen = planning.choose_profile(cluster, gpus) if gpus and not debug else None
-    request = Request(
-        job, model or [], seed or [], data or [], gpus, settings or [], debug, accumulate, profile, bool(overfit)
-    )
-    experiments = make_experiments(request)
-    if debug:
-        launch.debug(experiments, folder_of_runs(runs), overfit, anomaly)
+        planning.check_debug(cluster, dry_run, wait, {**job_options, "at_once": at_once})
+        launch.debug(make_experiments(request), folder_of_runs(runs), overfit, anomaly)
         return
+    planning.check_no_debug(overfit, anomaly)
+    # Too many GPUs are refused by the cluster's limits, before the batch that could not be divided among them.
+    chosen = planning.choose_profile(cluster, gpus) if gpus else None
+    experiments = make_experiments(request)
     chosen = chosen or planning.choose_profile(cluster)
-    planned = planning.plan(experiments, chosen, at_once, **options)
+    planned = planning.plan(experiments, chosen, at_once, **job_options)
     if dry_run:
         launch.show_scripts(planned, chosen, folder_of_runs(runs), again=again, at_once=at_once or 0)
     else:

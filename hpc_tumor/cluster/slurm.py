@@ -94,9 +94,10 @@ def read_queue(job_ids: Iterable[str]) -> dict[str, SlurmJob] | None:
             parts = line.strip().split("|", len(_SQUEUE_FIELDS) - 1)
             if len(parts) == len(_SQUEUE_FIELDS):
                 job_id, name, state, elapsed, nodes, start, node_list, reason = parts
+                seconds = parse_seconds(elapsed)
                 records[job_id] = SlurmJob(
-                    job_id, name, state, "" if reason == "None" else reason, _seconds(elapsed), _count(nodes),
-                    node_list, "" if start == "N/A" else start,
+                    job_id, name, state, "" if reason == "None" else reason, None if seconds is None else int(seconds),
+                    _count(nodes), node_list, "" if start == "N/A" else start,
                 )  # fmt: skip
     return records
 
@@ -226,10 +227,10 @@ def _count(text: str) -> int | None:
     return int(text) if text.isdigit() else None
 
 
-def _seconds(text: str) -> int | None:
-    """`1-02:03:04`, `02:03` → seconds; None for UNLIMITED, INVALID and the like."""
-    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", text)
+def parse_seconds(text: str) -> float | None:
+    """`1-02:03:04`, `02:03`, `02:03.456` → seconds; None for UNLIMITED, INVALID and the like."""
+    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)(\.\d+)?", text.strip())
     if match is None:
         return None
-    days, hours, minutes, seconds = (int(group or 0) for group in match.groups())
-    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+    days, hours, minutes, seconds = (int(group or 0) for group in match.groups()[:4])
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds + float(match[5] or 0)

@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from hpc_tumor.errors import DataError, unknown
+from hpc_tumor.names import plural, series
 
 NCR, ED, ET, CAVITY = 1, 2, 3, 4  # values in a store
 
@@ -128,11 +129,10 @@ def meaning_of(case: str, numbers: Collection[int], asked: str | None = None, us
         why += f", --labels {asked} {_listed(EDITIONS[asked].values)}"
     possible = [edition.meaning for edition in EDITIONS.values() if set(numbers) <= set(edition.values)]
     raise UncertainLabels(
-        f"holds the label{'s' * (len(numbers) > 1)} {_listed(numbers)}, of a meaning that is not certain ({why})."
+        f"holds the {plural(len(numbers), 'label')} {_listed(numbers)}, of a meaning that is not certain ({why})."
         f" Name their edition with --labels: {' or '.join(possible)}."
     )
 
 
 def _listed(numbers: Iterable[int]) -> str:
-    *first, last = map(str, sorted(numbers))
-    return f"{', '.join(first)} and {last}" if first else last
+    return series([str(number) for number in sorted(numbers)])

@@ -90,7 +90,7 @@ def ceph_quota(folder: Path) -> Allowance | None:
     return None
 
 
-def read_quota(text: str, kilobytes: int = 1024) -> Allowance | None:
+def read_quota(text: str) -> Allowance | None:
     """What `quota -w` or `lfs quota -q` prints: blocks, soft and hard limit, grace, files, soft and hard limit."""
     left: list[list[int]] = [[], []]
     for line in text.splitlines():
@@ -99,7 +99,7 @@ def read_quota(text: str, kilobytes: int = 1024) -> Allowance | None:
         numbers = [int(word) for word in words if word.isdigit()]
         if len(numbers) < 6 or not all(word.isdigit() for word in words[:3]):
             continue
-        for place, unit in ((0, kilobytes), (1, 1)):
+        for place, unit in ((0, 1024), (1, 1)):
             used, *limits = numbers[3 * place : 3 * place + 3]
             if any(limits):
                 left[place].append(max(0, min(limit for limit in limits if limit) - used) * unit)

@@ -13,6 +13,7 @@ from hpc_tumor.console import size
 from hpc_tumor.doctor.filesystems import Room, Trial, existing, room_in, try_writing
 from hpc_tumor.doctor.finding import Finding, error, ok, warning
 from hpc_tumor.errors import HpcTumorError, StoreError, UsageError
+from hpc_tumor.names import series
 from hpc_tumor.system.resources import NO_HOME, expand_home, home_directory
 
 LEAST_BYTES, FEW_BYTES = 1_000_000_000, 10_000_000_000  # a run keeps up to some GB of checkpoints
@@ -116,8 +117,7 @@ def judge_room(names: Sequence[str], path: Path, room: Room) -> Finding:
     left = [size(room.bytes_left)] if room.bytes_left is not None else []
     left += [_files(room.files_left)] if room.files_left is not None else []
     by = f", by {room.quota}" if room.quota else ""
-    together = " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
-    text = f"{together} on {room.kind} {room.mount}: {' and '.join(left) or 'room unknown'} left{by}"
+    text = f"{series(names)} on {room.kind} {room.mount}: {' and '.join(left) or 'room unknown'} left{by}"
     bytes_left = FEW_BYTES if room.bytes_left is None else room.bytes_left
     files_left = FEW_FILES if room.files_left is None else room.files_left
     way = f"make room in {path}, or choose another file system" + (" with --runs" if "runs" in names else "")

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from hpc_tumor.models.cnn import SMALLEST, pooled_side
 from hpc_tumor.models.layers import checks
-from hpc_tumor.models.layers.grey import FirstConv2d
+from hpc_tumor.models.layers.fast import FirstConv2d
 from hpc_tumor.models.layers.initialise import he_normal
 
 

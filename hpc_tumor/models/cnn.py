@@ -5,9 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from hpc_tumor.models.layers import checks
-from hpc_tumor.models.layers.dropout import Dropout
-from hpc_tumor.models.layers.grey import FirstConv2d
-from hpc_tumor.models.layers.mish_pool import MishPool
+from hpc_tumor.models.layers.fast import Dropout, FirstConv2d, MishPool
 
 SMALLEST = 69  # pixels per side that leave 1×1 after the last pooling
 

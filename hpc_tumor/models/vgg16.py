@@ -5,8 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from hpc_tumor.models.layers import checks
-from hpc_tumor.models.layers.dropout import Dropout
-from hpc_tumor.models.layers.grey import FirstConv2d
+from hpc_tumor.models.layers.fast import Dropout, FirstConv2d
 from hpc_tumor.models.layers.initialise import he_normal
 
 GROUPS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))

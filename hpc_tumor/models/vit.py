@@ -7,8 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hpc_tumor.models.layers import checks
-from hpc_tumor.models.layers.dropout import Dropout, drop
-from hpc_tumor.models.layers.grey import FirstConv2d
+from hpc_tumor.models.layers.fast import Dropout, FirstConv2d, drop
 
 PATCH = 16  # pixels per side
 WIDTH = 512

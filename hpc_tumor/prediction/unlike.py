@@ -99,7 +99,7 @@ def _range(values: NDArray[np.float64]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _sizes(sizes: Iterable[Sequence[float]], most: int = 3) -> str:
+def _sizes(sizes: Iterable[Sequence[float]]) -> str:
     """`1 × 1 × 1`, of several the first few."""
     texts = list(dict.fromkeys(" × ".join(f"{side:.4g}" for side in size) for size in sizes))
-    return " or ".join(texts[:most]) + (f" or {len(texts) - most} more" if len(texts) > most else "")
+    return " or ".join(texts[:3]) + (f" or {len(texts) - 3} more" if len(texts) > 3 else "")

@@ -8,6 +8,7 @@ import sys
 import torch
 from torch import nn
 
+from hpc_tumor.names import counted
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.working_set import Setup
 
@@ -16,8 +17,8 @@ def announce(setup: Setup, resumed: bool) -> None:
     """Say once, in the log, what was chosen; and record the start."""
     experiment, distributed, parts = setup.experiment, setup.distributed, setup.parts
     place = name_of(distributed)
-    threads = _plural(torch.get_num_threads(), "thread")
-    ranks = f"{_plural(distributed.world_size, 'rank')} on {_plural(distributed.nodes, 'node')}"
+    threads = counted(torch.get_num_threads(), "thread")
+    ranks = f"{counted(distributed.world_size, 'rank')} on {counted(distributed.nodes, 'node')}"
     layout = "channels-last" if experiment.hardware.channels_last else "contiguous"
     lines = [
         f"{experiment.model.name}: {ranks}, {place}, {threads} each",
@@ -53,10 +54,6 @@ def announce(setup: Setup, resumed: bool) -> None:
         "resumed" if resumed else "started", epoch=state.epoch, step=state.step, ranks=distributed.world_size,
         nodes=distributed.nodes, device=place, precision=setup.precision.name,
     )  # fmt: skip
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def name_of(distributed: Distributed) -> str:

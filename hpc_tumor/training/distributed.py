@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from hpc_tumor.errors import UsageError
+from hpc_tumor.names import counted
 from hpc_tumor.training.watch.progress_marks import Marks
 from hpc_tumor.training.watch.watchdog import OnHang, Watchdog
 
@@ -235,7 +236,7 @@ def device_of_rank(local_rank: int, ranks_here: int, shared: bool) -> torch.devi
         return torch.device("cuda", 0)
     if local_rank >= seen:
         raise UsageError(
-            f"{ranks_here} ranks on this node, but only {seen} GPU{'s' * (seen > 1)} visible:"
+            f"{ranks_here} ranks on this node, but only {counted(seen, 'GPU')} visible:"
             " ask for one GPU per rank, or for fewer ranks."
         )
     return torch.device("cuda", local_rank)

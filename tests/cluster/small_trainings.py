@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launching import events, small_experiment, wait_for
+from launching import events, small_experiment, submit_experiment, wait_for
 
 from hpc_tumor.cluster.describe.profiles import find_profile
-from hpc_tumor.cluster.launch.submit import submit_experiment
 from hpc_tumor.cluster.observe.logs import log_text
 from hpc_tumor.cluster.observe.queue import read_states
 from hpc_tumor.cluster.observe.states import RunState

@@ -13,11 +13,12 @@ from test_queue import MadeUpSlurm
 from hpc_tumor import cli
 from hpc_tumor.cli.views.efficiency import kinds_table, run_table, runs_table
 from hpc_tumor.cluster.node.job import record_failure
-from hpc_tumor.cluster.observe.accounting import parse_bytes, parse_seconds, read_job_use
+from hpc_tumor.cluster.observe.accounting import parse_bytes, read_job_use
 from hpc_tumor.cluster.observe.advice import advise, kinds_of
 from hpc_tumor.cluster.observe.efficiency import GB, Efficiency, read_efficiency
 from hpc_tumor.cluster.observe.states import State
 from hpc_tumor.cluster.plan.plan import Plan
+from hpc_tumor.cluster.slurm import parse_seconds
 from hpc_tumor.errors import Cause
 from hpc_tumor.run_dir import RunDir
 
@@ -155,8 +156,8 @@ def test_numbers_of_sacct() -> None:
         123.5,
         3723,
         172_801,
-        0,
-        0,
+        None,
+        None,
     ]
     assert [parse_bytes(text) for text in ("12K", "1.50G", "0", "", "8Gc", "?")] == [
         12_288,

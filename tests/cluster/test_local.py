@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launching import STAND_IN, events, small_experiment, wait_for
+from launching import STAND_IN, events, small_experiment, submit_experiment, wait_for
 
 from hpc_tumor.cluster.cancel import cancel
 from hpc_tumor.cluster.describe.profiles import local_profile
 from hpc_tumor.cluster.launch.snapshot import snapshot_path
-from hpc_tumor.cluster.launch.submit import resume_run, submit_experiment
+from hpc_tumor.cluster.launch.submit import resume_run
 from hpc_tumor.cluster.node import local
 from hpc_tumor.cluster.node import local_queue as tickets
 from hpc_tumor.cluster.observe.logs import log_text

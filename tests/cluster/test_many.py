@@ -383,7 +383,7 @@ def test_two_commands_at_the_same_moment_start_a_run_once(tmp_path: Path, sbatch
     code = (
         "import sys; sys.path[:0] = sys.argv[1:3]\n"
         "from pathlib import Path; from launching import profile_with, small_experiment\n"
-        "from hpc_tumor import launch; from hpc_tumor.cluster.plan.plan import make_plan\n"
+        "from hpc_tumor.cli import launch; from hpc_tumor.cluster.plan.plan import make_plan\n"
         "from hpc_tumor.cluster.launch.submit import Wanted; from hpc_tumor.cli.planning import Planned\n"
         "profile = profile_with()\n"
         "launch.submit(Planned([Wanted(small_experiment(), make_plan(profile, 1))]), profile, Path('runs'))\n"

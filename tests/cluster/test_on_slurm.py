@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launching import STAND_IN, events, small_experiment, wait_for
+from launching import STAND_IN, events, small_experiment, submit_experiment, wait_for
 
 import hpc_tumor
 from hpc_tumor.cluster.cancel import cancel
 from hpc_tumor.cluster.describe.profiles import find_profile
-from hpc_tumor.cluster.launch.submit import Wanted, job_script, submit_all, submit_experiment
+from hpc_tumor.cluster.launch.submit import Wanted, job_script, submit_all
 from hpc_tumor.cluster.observe.logs import log_text
 from hpc_tumor.cluster.observe.queue import read_states
 from hpc_tumor.cluster.observe.states import RunState
@@ -172,10 +172,9 @@ def test_a_job_is_known_by_its_run_though_its_submission_was_interrupted(
     monkeypatch.setenv("PATH", f"{sbatch.parent}:{os.environ['PATH']}")
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from pathlib import Path; from launching import small_experiment\n"
+        "from pathlib import Path; from launching import small_experiment, submit_experiment\n"
         "from hpc_tumor.cluster.plan.plan import make_plan\n"
         "from hpc_tumor.cluster.describe.profiles import find_profile\n"
-        "from hpc_tumor.cluster.launch.submit import submit_experiment\n"
         "profile = find_profile('local-test')\n"
         "plan = make_plan(profile, 1, memory_gb=1, options={'hold': True})\n"
         "submit_experiment(small_experiment(), profile, plan, Path('runs'))\n"

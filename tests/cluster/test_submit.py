@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from launching import events, profile_with, small_experiment
+from launching import events, profile_with, small_experiment, submit_experiment
 
 import hpc_tumor
 from hpc_tumor.cli.planning import sbatch_options
 from hpc_tumor.cluster.launch.script import setup_lines
 from hpc_tumor.cluster.launch.snapshot import CODE_LOST, snapshot_path
-from hpc_tumor.cluster.launch.submit import array_script, job_script, resume_run, submit_experiment
+from hpc_tumor.cluster.launch.submit import array_script, job_script, resume_run
 from hpc_tumor.cluster.observe.causes import recognise
 from hpc_tumor.cluster.plan.plan import make_plan
 from hpc_tumor.errors import ClusterError, UsageError

@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from launching import small_experiment, wait_for
+from launching import small_experiment, submit_experiment, wait_for
 
 from hpc_tumor.cluster.describe.profiles import find_profile
-from hpc_tumor.cluster.launch.submit import submit_experiment
 from hpc_tumor.cluster.observe.accounting import JobUse, read_job_use
 from hpc_tumor.cluster.observe.efficiency import read_efficiency
 from hpc_tumor.cluster.observe.queue import read_states

@@ -13,7 +13,7 @@ from raw_samples import BRATS_2023, LPS, SHAPE, brain, real_data, save, tumour, 
 from hpc_tumor.data.brain import brain_statistics, label_counts
 from hpc_tumor.data.case import CaseData
 from hpc_tumor.data.raw.brats import BraTSReader
-from hpc_tumor.data.raw.files.nifti import open_nifti, read_nifti
+from hpc_tumor.data.raw.files.nifti import open_nifti
 from hpc_tumor.data.raw.sources import detect_reader, inspect_source
 from hpc_tumor.errors import DataError, UsageError
 
@@ -244,7 +244,7 @@ def test_truncated_gzip(tmp_path: Path, share: float) -> None:
     data = path.read_bytes()
     path.write_bytes(data[: int(share * len(data))])
     with pytest.raises(DataError, match=r"case_t1\.nii\.gz"):
-        read_nifti(path)
+        open_nifti(path).read()
 
 
 def test_damaged_gzip_fails_its_checksum(tmp_path: Path) -> None:
@@ -253,14 +253,14 @@ def test_damaged_gzip_fails_its_checksum(tmp_path: Path) -> None:
     data[-6] ^= 255
     path.write_bytes(data)
     with pytest.raises(DataError, match=r"case_t1\.nii\.gz"):
-        read_nifti(path)
+        open_nifti(path).read()
 
 
 def test_gzip_in_several_members_is_one_file(tmp_path: Path) -> None:
     path = save(tmp_path / "a.nii", brain(0))
     raw = path.read_bytes()
     (tmp_path / "a.nii.gz").write_bytes(gzip.compress(raw[:900]) + gzip.compress(raw[900:]))
-    np.testing.assert_array_equal(read_nifti(tmp_path / "a.nii.gz").array, brain(0).T)
+    np.testing.assert_array_equal(open_nifti(tmp_path / "a.nii.gz").read(), brain(0).T)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -270,21 +270,21 @@ def test_header_that_claims_too_much_is_refused_before_allocation(tmp_path: Path
     path = tmp_path / ("a.nii.gz" if packed else "a.nii")
     path.write_bytes(gzip.compress(raw) if packed else raw)
     with pytest.raises(DataError, match="can hold"):
-        read_nifti(path)
+        open_nifti(path).read()
 
 
 def test_gzip_bomb_is_refused(tmp_path: Path) -> None:
     raw = save(tmp_path / "a.nii", brain(0)).read_bytes()
     (tmp_path / "a.nii.gz").write_bytes(gzip.compress(raw + bytes(50_000_000)))
     with pytest.raises(DataError, match="more than its header claims"):
-        read_nifti(tmp_path / "a.nii.gz")
+        open_nifti(tmp_path / "a.nii.gz").read()
 
 
 def test_what_is_not_nifti(tmp_path: Path) -> None:
     path = tmp_path / "a_t1.nii"
     path.write_bytes(b"\x89PNG" + bytes(1000))
     with pytest.raises(DataError, match="not a NIfTI file"):
-        read_nifti(path)
+        open_nifti(path).read()
 
 
 def test_brain_is_not_told_by_sign() -> None:

@@ -12,7 +12,7 @@ from hpc_tumor.data.brain import brain_statistics
 from hpc_tumor.data.case import walk
 from hpc_tumor.data.contrast import Contrasts, contrast, exchanged, twins
 from hpc_tumor.data.phantom.patient import patient
-from hpc_tumor.data.raw.brats import all_cases
+from hpc_tumor.data.raw.brats import all_patients
 from hpc_tumor.prediction.patients import read_patient
 
 ORDERS = list(permutations(range(4)))
@@ -90,7 +90,7 @@ def test_real_patients_in_every_order() -> None:
     root = os.environ.get("HPC_TUMOR_REAL_DATA")
     if not root:
         pytest.skip("HPC_TUMOR_REAL_DATA is not set: no real samples")
-    patients = [read_patient(case) for case in all_cases(walk(Path(root) / "brats"))]
+    patients = [read_patient(case) for case in all_patients(walk(Path(root) / "brats")).cases]
     one, other = (one.facts.contrast for one in patients)
     trained = Contrasts.of(one[None])
     assert trained is not None

@@ -30,7 +30,7 @@ from hpc_tumor.data.raw.clinical_table import read_table
 from hpc_tumor.data.raw.files.h5_apart import H5Process, read_h5_apart
 from hpc_tumor.data.raw.files.h5_slice import read_h5
 from hpc_tumor.data.raw.files.image_files import MOST_PIXELS
-from hpc_tumor.data.raw.files.nifti import MOST_VOXELS, read_nifti
+from hpc_tumor.data.raw.files.nifti import MOST_VOXELS, open_nifti
 from hpc_tumor.data.store.ome import image_metadata
 from hpc_tumor.errors import DataError
 from hpc_tumor.system.atomic import plain
@@ -53,9 +53,9 @@ def read_volumes(watch: Watch, folder: Path, source: Source, seed: int, count: i
     for name, data in source(seed, count):
         path.write_bytes(data)
         holds = 24 * min(len(data) * (GZIP_RATIO if data[:2] == b"\x1f\x8b" else 1), 8 * MOST_VOXELS)
-        volume = watch.read(name, lambda: read_nifti(path), names=str(path), holds=holds)
+        volume = watch.read(name, lambda: open_nifti(path).read(), names=str(path), holds=holds)
         theirs = None if volume is None or len(data) > 100_000 else nibabels(data)  # it takes a minute for many parts
-        if theirs is not None and not same(volume.array, theirs.T):
+        if theirs is not None and not same(volume, theirs.T):
             watch.wrong(name, "nibabel reads other values")
 
 

@@ -23,7 +23,7 @@ from hpc_tumor.data.raw.brain_mri import decode_grey
 from hpc_tumor.data.raw.brats import BraTSReader
 from hpc_tumor.data.raw.files import listing as listing_module
 from hpc_tumor.data.raw.files.listing import MOST_BYTES, read_source
-from hpc_tumor.data.raw.files.nifti import MOST_VOXELS, read_nifti
+from hpc_tumor.data.raw.files.nifti import MOST_VOXELS, open_nifti
 from hpc_tumor.data.store.ome import image_metadata
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.names import is_plain, printable
@@ -49,7 +49,7 @@ def test_sparse_files_are_not_read(tmp_path: Path) -> None:
     path = tmp_path / "huge.nii"
     with path.open("wb") as file:
         file.truncate(10**12)
-    refused(lambda: read_nifti(path), "1,000,000,000,000 bytes: refused", f"{MOST_BYTES:,}")
+    refused(lambda: open_nifti(path).read(), "1,000,000,000,000 bytes: refused", f"{MOST_BYTES:,}")
     refused(lambda: decode_grey(path), "refused")
 
 
@@ -58,7 +58,7 @@ def test_packed_or_not_whatever_the_name_says(tmp_path: Path) -> None:
     (tmp_path / "plain.nii.gz").write_bytes(plain)
     (tmp_path / "packed.nii").write_bytes(gzip.compress(plain))
     for name in ("plain.nii.gz", "packed.nii"):
-        np.testing.assert_array_equal(read_nifti(tmp_path / name).array.T, brain(0))
+        np.testing.assert_array_equal(open_nifti(tmp_path / name).read().T, brain(0))
 
 
 def lying(tmp_path: Path, dtype: str = "int16", **fields: Any) -> Path:
@@ -73,16 +73,16 @@ def lying(tmp_path: Path, dtype: str = "int16", **fields: Any) -> Path:
 
 
 def test_unknown_data_type_is_named(tmp_path: Path) -> None:
-    refused(lambda: read_nifti(lying(tmp_path, datatype=32767)), "lying.nii has the unknown data type 32767")
+    refused(lambda: open_nifti(lying(tmp_path, datatype=32767)).read(), "lying.nii has the unknown data type 32767")
 
 
 def test_more_voxels_than_any_scan_has(tmp_path: Path) -> None:
     path = lying(tmp_path, dim=[3, 10_000, 10_000, 10_000, 1, 1, 1, 1])
-    refused(lambda: read_nifti(path), "10000 × 10000 × 10000 voxels", "more than the file")
+    refused(lambda: open_nifti(path).read(), "10000 × 10000 × 10000 voxels", "more than the file")
     path = lying(tmp_path, dim=[3, 513, 512, 512, 1, 1, 1, 1])
     # Of so many bytes, the best packed could hold them.
     path.write_bytes(gzip.compress(path.read_bytes() + np.random.default_rng(0).bytes(300_000)))
-    refused(lambda: read_nifti(path), "513 × 512 × 512 voxels: refused", f"{MOST_VOXELS:,}")
+    refused(lambda: open_nifti(path).read(), "513 × 512 × 512 voxels: refused", f"{MOST_VOXELS:,}")
 
 
 @pytest.mark.filterwarnings("error")
@@ -90,13 +90,13 @@ def test_voxels_without_end(tmp_path: Path) -> None:
     """What nibabel makes of them would also write warnings to the terminal."""
     for size in (np.inf, np.nan, 0, 1e-12, 1e30):
         path = lying(tmp_path, pixdim=[1, size, 1, 1, 1, 1, 1, 1])
-        refused(lambda path=path: read_nifti(path), str(path), "no usable affine")
+        refused(lambda path=path: open_nifti(path).read(), str(path), "no usable affine")
 
 
 @pytest.mark.filterwarnings("error")
 def test_slopes_that_overflow(tmp_path: Path) -> None:
     path = lying(tmp_path, scl_slope=3e38)
-    assert not np.isfinite(read_nifti(path).array).all()
+    assert not np.isfinite(open_nifti(path).read()).all()
     write_case(tmp_path / "raw" / "Case")
     (case,) = BraTSReader().list_cases(tmp_path / "raw")
     for slope, words in ((3e38, "not finite"), (1e30, "refused, over 1e+18")):

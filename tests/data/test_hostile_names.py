@@ -17,7 +17,7 @@ from hpc_tumor.data.raw.brain_mri import BrainMRIReader, decode_grey
 from hpc_tumor.data.raw.brats import BraTSReader
 from hpc_tumor.data.raw.files import listing as listing_module
 from hpc_tumor.data.raw.files.listing import read_source, walk
-from hpc_tumor.data.raw.files.nifti import read_nifti
+from hpc_tumor.data.raw.files.nifti import open_nifti
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.errors import DataError
 from hpc_tumor.names import is_plain, printable
@@ -160,7 +160,7 @@ def test_pipes_sockets_and_folders_are_not_read(tmp_path: Path) -> None:
     # What was a file when it was listed may be something else when it is read: a pipe would be waited for for ever.
     for name in ("a_flair.nii", "b_flair.nii"):
         refused(lambda path=tmp_path / name: read_source(path), str(tmp_path / name))
-        refused(lambda path=tmp_path / name: read_nifti(path), str(tmp_path / name))
+        refused(lambda path=tmp_path / name: open_nifti(path).read(), str(tmp_path / name))
         refused(lambda path=tmp_path / name: decode_grey(path), str(tmp_path / name))
 
 

@@ -450,10 +450,10 @@ def test_other_things_than_a_dataset_get_the_sentence_that_helps(tmp_path: Path)
 def test_files_are_called_what_they_are_by_every_reader(tmp_path: Path, content: bytes, kind: str) -> None:
     from hpc_tumor.data.raw.brain_mri import decode_grey
     from hpc_tumor.data.raw.files.h5_slice import read_h5
-    from hpc_tumor.data.raw.files.nifti import read_nifti
+    from hpc_tumor.data.raw.files.nifti import open_nifti
 
     for name, read in (
-        ("a.nii", read_nifti), ("a.nii.gz", read_nifti), ("a.jpg", decode_grey), ("a.tif", decode_grey),
+        ("a.nii", open_nifti), ("a.nii.gz", open_nifti), ("a.jpg", decode_grey), ("a.tif", decode_grey),
         ("volume_1_slice_0.h5", lambda path: read_h5(path, {"image": "f"})),
     ):  # fmt: skip
         (tmp_path / name).write_bytes(content)

@@ -107,7 +107,7 @@ def test_debugging_stops_at_a_breakpoint_and_shows_what_happens(work: Path) -> N
     (work / "stop.py").write_text("def here():\n    print('stopped in', __import__('os').getpid())\n")
     # breakpoint() calls what PYTHONBREAKPOINT names; one is set where the debug run begins.
     program = (
-        "import os, sys; from hpc_tumor.training import debug; run = debug.debug_run;"
+        "import os, sys; from hpc_tumor.training.inspect import debug; run = debug.debug_run;"
         "debug.debug_run = lambda *given: (print('started in', os.getpid()), breakpoint(), run(*given))[2];"
         "from hpc_tumor.cli import main;"
         "sys.exit(main(['submit', '--model', 'unet', '--data', 'brats.zarr', '--debug', '--set', 'filters=4']))"

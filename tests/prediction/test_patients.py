@@ -16,11 +16,10 @@ from trained_runs import trained_run, untrained_run
 from hpc_tumor import cli
 from hpc_tumor.data.brain import brain_statistics
 from hpc_tumor.data.case import walk
-from hpc_tumor.data.raw.brats import all_cases
+from hpc_tumor.data.raw.brats import all_patients
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.prediction.export import OLDEST_TORCH
-from hpc_tumor.prediction.patients import read_patient
-from hpc_tumor.prediction.scoring import score_case
+from hpc_tumor.prediction.patients import read_patient, score_case
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.system import atomic
 from hpc_tumor.training.scoring.metrics import LABELS
@@ -409,7 +408,7 @@ def test_a_run_by_part_of_its_name(patients: Path, unet_run: RunDir, tmp_path: P
 
 def test_statistics_are_those_of_the_store(patients: Path) -> None:
     store = Store.open(patients.with_suffix(".zarr"))
-    for number, case in enumerate(all_cases(walk(patients))):
+    for number, case in enumerate(all_patients(walk(patients)).cases):
         patient = read_patient(case)
         assert patient.id == store.case_ids[number]
         np.testing.assert_array_equal(patient.brain.moments, store.statistics[number])

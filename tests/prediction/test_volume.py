@@ -11,7 +11,7 @@ from hpc_tumor.data.brain import brain_statistics
 from hpc_tumor.data.case import walk
 from hpc_tumor.data.feed.loader import BatchLoader
 from hpc_tumor.data.feed.samples import SlicePart
-from hpc_tumor.data.raw.brats import all_cases
+from hpc_tumor.data.raw.brats import all_patients
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.prediction.patients import Patient, read_patient
 from hpc_tumor.prediction.trained import Trained, load_trained
@@ -31,7 +31,7 @@ from hpc_tumor.training.scoring.cleaning import Cleaning
 
 
 def read(patients: Path, number: int) -> Patient:
-    return read_patient(all_cases(walk(patients))[number])
+    return read_patient(all_patients(walk(patients)).cases[number])
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import re
 import subprocess
 import sys
@@ -46,11 +47,14 @@ XLINK = "{http://www.w3.org/1999/xlink}href"
 
 def drawn(comparison: Comparison) -> list[Drawing]:
     """All figures; one that fails fails the test."""
-
-    def failed(name: str, error: Exception) -> None:
-        raise AssertionError(name) from error
-
-    return draw_figures(comparison, failed)
+    failed: list[logging.LogRecord] = []
+    log = logging.getLogger("hpc_tumor.results.figures")
+    log.addFilter(failed.append)
+    try:
+        return draw_figures(comparison)
+    finally:
+        log.removeFilter(failed.append)
+        assert not failed, failed[0].getMessage()
 
 
 def segmenter(runs: Path, name: str, model: str, seed: int = 0, case: str = "patient-0", **values: object) -> RunDir:
@@ -227,18 +231,17 @@ def test_same_runs_same_bytes(comparison: Comparison, drawings: list[Drawing]) -
 def test_a_figure_that_fails_is_left_out(
     comparison: Comparison, drawings: list[Drawing], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from hpc_tumor.results.figures import ranks
-    from hpc_tumor.results.figures.canvas import render
+    from hpc_tumor.results import figures
 
-    real = render.render
+    real = figures.render
 
     def broken(plan: object, name: str, group: int) -> Drawing:
         if name == "segmentation-2-tradeoffs":
             raise RuntimeError("no ink")
         return real(plan, name, group)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(render, "render", broken)
-    monkeypatch.setattr(ranks.Ranking, "n", property(lambda self: 1 / 0), raising=False)
+    monkeypatch.setattr(figures, "render", broken)
+    monkeypatch.setattr(figures.ranks.Ranking, "n", property(lambda self: 1 / 0), raising=False)
     left = {one.name for one in draw_figures(comparison)}
     missing = {one.name for one in drawings} - left
     assert "segmentation-2-tradeoffs" in missing

@@ -34,15 +34,15 @@ def test_rank_then_aggregate_by_hand() -> None:
 
 def test_the_mean_decides_where_cases_are_right_or_wrong() -> None:
     entries = [entry(accuracy=[1, 1, 0, 0]), entry(accuracy=[1, 1, 1, 0]), entry(accuracy=[0, 1, 1, 0])]
-    ranking = aggregate_then_rank(entries, "accuracy", True)
+    ranking = aggregate_then_rank(entries, "accuracy")
     assert ranking.mean_ranks == (0.5, 0.75, 0.5)
     assert ranking.ranks == (2.5, 1, 2.5)
 
 
 def test_less_is_better_for_distances() -> None:
-    ranking = aggregate_then_rank([entry(hd95=[5.0, 6.0]), entry(hd95=[1.0, 2.0])], "hd95", False)
+    ranking = rank_then_aggregate([entry(hd95=[5.0, 6.0]), entry(hd95=[1.0, 2.0])], ["hd95"], [False])
     assert ranking.ranks == (2, 1)
-    assert ranking.mean_ranks == (5.5, 1.5)
+    assert ranking.mean_ranks == (2, 1)
     assert rank_then_aggregate([entry(hd95=[5.0, 6.0]), entry(hd95=[1.0, 2.0])], ["hd95"], [False]).ranks == (2, 1)
 
 
@@ -91,7 +91,7 @@ def test_permuting_entries_permutes_ranks(seed: int, n: int) -> None:
     entries = [entry(dice=row) for row in values]
     for ranking_of in (
         lambda some: rank_then_aggregate(some, ["dice"], [True]),
-        lambda some: aggregate_then_rank(some, "dice", True),
+        lambda some: aggregate_then_rank(some, "dice"),
     ):
         expected = ranking_of(entries)
         assert sum(expected.ranks) == 6

@@ -62,7 +62,7 @@ def test_a_start_that_fails_leaves_what_it_used(tmp_path: Path, image_store: Pat
 
 def test_a_killed_start_has_left_it_before(tmp_path: Path) -> None:
     code = (
-        "import os, signal, sys, time; from pathlib import Path; from hpc_tumor.training import usage;"
+        "import os, signal, sys, time; from pathlib import Path; from hpc_tumor.training.watch import usage;"
         "from hpc_tumor.training.distributed import Distributed; usage.FIRST_SECONDS = 0.05;"
         "path = Path(sys.argv[1]); recorder = usage.Usage(path, Distributed()).__enter__();"
         "[time.sleep(0.02) for _ in range(3000) if not path.exists()]; os.kill(os.getpid(), signal.SIGKILL)"

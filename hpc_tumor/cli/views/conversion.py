@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from hpc_tumor.cluster.describe.profiles import LOCAL
 from hpc_tumor.cluster.observe.states import State
-from hpc_tumor.cluster.plan.plan import hours
 from hpc_tumor.config import ClusterProfile
-from hpc_tumor.console import counted, duration, out, size
+from hpc_tumor.console import duration, out, size
 from hpc_tumor.errors import DataError, PartialFailure
+from hpc_tumor.names import counted, hours
 from hpc_tumor.table import Column, Table
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def clusters_table(profiles: Sequence[ClusterProfile]) -> Table:
     rows = []
     for profile in profiles:
         node, limits = profile.node, profile.limits
-        longest = "" if profile.name == LOCAL else f"{limits.walltime // 60}:{limits.walltime % 60:02d} h"
+        longest = "" if profile.name == LOCAL else hours(limits.walltime)
         rows.append((
             profile.name, str(node.gpus or "none"), node.gpu_model or "", str(node.cpus), f"{node.memory_gb:.0f}",
             longest, profile.slurm.account or "", profile.description,

@@ -8,9 +8,9 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from hpc_tumor.console import counted, out
+from hpc_tumor.console import out
 from hpc_tumor.doctor.finding import Section
-from hpc_tumor.names import printable
+from hpc_tumor.names import counted, printable
 
 if TYPE_CHECKING:
     from rich.status import Status

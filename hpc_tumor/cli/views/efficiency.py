@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from hpc_tumor.cluster.observe.advice import Kind, kinds_of, on_cluster
 from hpc_tumor.cluster.observe.efficiency import Efficiency
 from hpc_tumor.cluster.observe.states import State
-from hpc_tumor.console import counted, duration, out
+from hpc_tumor.console import duration, out
+from hpc_tumor.names import counted, hours
 from hpc_tumor.table import Column, Table
 
 MOST_RUNS = 20  # shown one by one
@@ -130,7 +131,7 @@ def _share(used: float | None, asked: float | None) -> str:
 
 
 def _hours(seconds: float) -> str:
-    return duration(seconds) if seconds < 60 else f"{int(seconds) // 3600}:{int(seconds) % 3600 // 60:02d} h"
+    return duration(seconds) if seconds < 60 else hours(int(seconds) // 60)
 
 
 def _gb(value: float) -> str:

@@ -8,8 +8,9 @@ from dataclasses import replace
 
 from hpc_tumor.cluster.describe.profiles import LOCAL
 from hpc_tumor.cluster.observe.states import RunState, State
-from hpc_tumor.console import View, counted, duration
+from hpc_tumor.console import View, duration
 from hpc_tumor.errors import UsageError, unknown
+from hpc_tumor.names import counted, hours
 from hpc_tumor.table import Column, Table
 
 GROUPS = {"open": [state for state in State if state.open], "ended": [state for state in State if state.ended]}
@@ -153,11 +154,8 @@ def _elapsed(state: RunState) -> str:
         return ""
     if state.limit is None or not state.state.open:
         return duration(state.elapsed)
-    return f"{_hours(state.elapsed)} of {_hours(state.limit)} h"
-
-
-def _hours(seconds: float) -> str:
-    return f"{int(seconds) // 3600}:{int(seconds) % 3600 // 60:02d}"
+    elapsed, limit = (hours(int(seconds) // 60) for seconds in (state.elapsed, state.limit))
+    return f"{elapsed.removesuffix(' h')} of {limit}"
 
 
 def _shape(state: RunState) -> str:

@@ -23,13 +23,14 @@ from hpc_tumor.cluster.convert.work_queue import Board
 from hpc_tumor.cluster.describe.profiles import LOCAL, find_profile
 from hpc_tumor.cluster.launch.sbatch import submit_script
 from hpc_tumor.cluster.launch.script import log_folder, sbatch_options, setup_lines
-from hpc_tumor.cluster.plan.plan import Plan, hours, make_plan, refuse_options
+from hpc_tumor.cluster.plan.plan import Plan, make_plan, refuse_options
 from hpc_tumor.cluster.slurm import SlurmJob
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.data.convert.case import Unit, UnitResult
 from hpc_tumor.data.convert.prepare import Convert
 from hpc_tumor.data.convert.target import ConversionError
 from hpc_tumor.errors import ClusterError, UsageError
+from hpc_tumor.names import counted, hours
 from hpc_tumor.signals import held
 
 CPUS, GB_PER_CPU = 4, 1.0  # of one task; a worker takes a third of a GB for a patient
@@ -209,9 +210,8 @@ class _Conversion:
             self.job = submit_script(_script(profile, board), name, profile, self.plan, *options)
         self.pace.done()  # it cannot have begun yet
         self.worth_another = False
-        plural = "s" if tasks > 1 else ""
         self.say(
-            f"array job {self.job} on {self.profile.name}: {tasks} task{plural} of {self.plan.cpus_per_task} CPUs,"
+            f"array job {self.job} on {self.profile.name}: {counted(tasks, 'task')} of {self.plan.cpus_per_task} CPUs,"
             f" {self.plan.memory_gb:g} GB, at most {hours(self.plan.walltime)}"
         )
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from hpc_tumor.cluster.slurm import parse_seconds
+
 
 def rows(text: str | None, columns: int) -> list[list[str]] | None:
     """Lines of `a|b|c` with so many columns, the first of them not empty; None where there was no answer."""
@@ -37,12 +39,13 @@ def count(text: str) -> int | None:
 
 def minutes(text: str) -> int | None:
     """`2:00:00`, `6-06:00:00`, `30:00` → minutes, at least 1; None for UNLIMITED, infinite and nothing."""
-    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", text.strip())
-    if match is None:
-        return None
-    days, hours, whole, seconds = (int(group or 0) for group in match.groups())
-    found = (days * 24 + hours) * 60 + whole
-    return found or (1 if seconds else None)
+    seconds = parse_seconds(text)
+    return max(1, int(seconds // 60)) if seconds else None
+
+
+def walltime(minutes: int) -> str:
+    """Minutes as SLURM and profiles write them: `02:05:00`."""
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:00"
 
 
 def gres(text: str) -> tuple[int, tuple[str, ...]]:

@@ -86,21 +86,6 @@ class _Start:
         return cls(run, 1 + max(job.start, run.last_start()), (*job.earlier, job.job_id), job.log_folders)
 
 
-def submit_experiment(experiment: Experiment, profile: ClusterProfile, plan: Plan, runs: Path) -> Submission:
-    """Make a run directory under `runs` and start the run; returns as soon as it stands in the queue.
-
-    Raises:
-        ClusterError: SLURM is not there, or refuses. The run directory is gone again then.
-        UsageError: the runs directory cannot be used.
-    """
-    submitted = submit_all([Wanted(experiment, plan)], profile, runs)
-    if submitted.interrupted is not None:
-        raise submitted.interrupted
-    if submitted.refused is not None:
-        raise submitted.refused
-    return submitted.done[0]
-
-
 def submit_all(
     wanted: Sequence[Wanted], profile: ClusterProfile, runs: Path, *, at_once: int = 0, most_tasks: int | None = None
 ) -> Submitted:
@@ -171,7 +156,7 @@ def submitting(runs: Path) -> Iterator[bool]:
 def job_script(
     experiment: Experiment, profile: ClusterProfile, plan: Plan, runs: Path, run_name: str | None = None
 ) -> str:
-    """The script that `submit_experiment` would submit, for a run of that name; nothing is written, no SLURM needed."""
+    """The script that `submit_all` would submit for a run of that name; nothing is written, no SLURM needed."""
     run = RunDir(absolute(runs) / (run_name or UNNAMED.format(model=experiment.model.name)))
     return script_of([run], profile, plan, run.submission, run.name)
 
@@ -455,7 +440,7 @@ def check_runs(runs: Path, profile: ClusterProfile) -> Path:
     runs = absolute(runs)
     if profile.name != LOCAL:
         log_folder(runs, "Choose another --runs.")
-    check_writable(runs, "a run")
+    check_writable(runs)
     for folder in (code_folder(runs), submissions_folder(runs)):
         check_private(folder)
     return runs

@@ -22,8 +22,9 @@ from hpc_tumor.cluster.launch.snapshot import CODE_LOST, CODE_LOST_WORDS
 from hpc_tumor.cluster.node.job import job_id_here, record_failure, start_here
 from hpc_tumor.cluster.observe.causes import NO_ROOM, lost_rank, was_warned, would_come_again
 from hpc_tumor.cluster.observe.job_record import JobRecord
-from hpc_tumor.cluster.plan.plan import Plan, hours
+from hpc_tumor.cluster.plan.plan import Plan
 from hpc_tumor.errors import ClusterError, HpcTumorError
+from hpc_tumor.names import hours
 from hpc_tumor.records import Event, Failure, read_events
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.system import atomic

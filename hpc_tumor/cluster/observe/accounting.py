@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from hpc_tumor.cluster.slurm import run_slurm
+from hpc_tumor.cluster.slurm import parse_seconds, run_slurm
 from hpc_tumor.errors import ClusterError
 
 _FIELDS = ("JobID", "JobName", "State", "ElapsedRaw", "TotalCPU", "MaxRSS", "ReqMem", "AllocTRES")
@@ -60,7 +60,7 @@ def read_job_use(job_ids: Iterable[str]) -> dict[str, JobUse]:
         job.name = name
         job.states.append(state.partition(" ")[0])  # "CANCELLED by 1000"
         job.elapsed.append(int(elapsed) if elapsed.isdigit() else 0)
-        job.cpu_seconds += parse_seconds(cpu)
+        job.cpu_seconds += parse_seconds(cpu) or 0.0
         job.memory = parse_bytes(memory.rstrip("n"))  # older versions: per node `n`, or per CPU `c`
         job.given = dict(pair.split("=", 1) for pair in given.split(",") if "=" in pair)
     return jobs
@@ -73,12 +73,3 @@ def parse_bytes(text: str) -> int | None:
         return round(float(match[1]) * _UNITS[match[2]]) if match else None
     except ValueError:
         return None
-
-
-def parse_seconds(text: str) -> float:
-    """`1-02:03:04`, `02:03.456` → seconds; 0 for what is no time."""
-    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+(?:\.\d+)?)", text)
-    if match is None:
-        return 0.0
-    days, hours, minutes = (int(group or 0) for group in match.groups()[:3])
-    return ((days * 24 + hours) * 60 + minutes) * 60 + float(match[4])

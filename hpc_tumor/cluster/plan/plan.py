@@ -13,6 +13,7 @@ from pydantic import ConfigDict
 from hpc_tumor.cluster.describe.profiles import LOCAL
 from hpc_tumor.config import ClusterProfile, LimitSettings
 from hpc_tumor.errors import UsageError
+from hpc_tumor.names import counted, hours
 from hpc_tumor.settings import user_configuration
 
 _LEAST_MEMORY = 0.1  # GB; Python alone needs as much
@@ -60,23 +61,20 @@ class Plan:
     @property
     def shape(self) -> str:
         """`2 nodes × 2 GPUs`, or `1 node × 2 processes` where there are no GPUs."""
-        return f"{self.nodes} node{'s' if self.nodes > 1 else ''} × {self.node_shape}"
+        return f"{counted(self.nodes, 'node')} × {self.node_shape}"
 
     @property
     def node_shape(self) -> str:
         """Ranks of a node: `2 GPUs`, or `2 processes` where there are no GPUs."""
         what = "GPU" if self.gpus_per_node else "process"
-        plural = "" if self.tasks_per_node == 1 else "s" if self.gpus_per_node else "es"
-        return f"{self.tasks_per_node} {what}{plural}"
+        return counted(self.tasks_per_node, what)
 
     def describe(self) -> str:
         """The plan in one line, for people."""
         if self.cluster == LOCAL:
             return f"this machine: {self.node_shape}"
         where = f" in {self.partition}" if self.partition else ""
-        share = (
-            f"{self.cpus_per_task} CPU{'s' if self.cpus_per_task > 1 else ''} per task, {self.memory_gb:g} GB per node"
-        )
+        share = f"{counted(self.cpus_per_task, 'CPU')} per task, {self.memory_gb:g} GB per node"
         return f"{self.cluster}: {self.shape}, {share}, {hours(self.walltime)}{where}{self._restarts()}"
 
     def _restarts(self) -> str:
@@ -103,11 +101,6 @@ class Plan:
     def as_dict(self) -> dict[str, Any]:
         """All fields, for job.json; `Plan(**values)` makes the plan again."""
         return asdict(self)
-
-
-def hours(minutes: int) -> str:
-    """Minutes as `2:00 h`."""
-    return f"{minutes // 60}:{minutes % 60:02d} h"
 
 
 def make_plan(
@@ -141,6 +134,30 @@ def make_plan(
     texts = {"account": account, "partition": partition, "qos": qos, "constraint": constraint}
     for flag, text in {**texts, "reservation": reservation}.items():
         _check_text(_FLAGS[flag], text)
+    cpus_per_task, memory = _share_of_node(profile, tasks, cpus, memory_gb)
+    minutes, total = _walltime(profile, walltime)
+    links = 1 if profile.slurm.requeue or profile.name == LOCAL else profile.slurm.chain
+    return Plan(
+        cluster=profile.name,
+        nodes=nodes,
+        tasks_per_node=tasks,
+        cpus_per_task=cpus_per_task,
+        memory_gb=int(memory * 1024) / 1024,
+        walltime=minutes,
+        gpus_per_node=tasks if profile.node.gpus else 0,
+        partition=partition or profile.slurm.partition,
+        account=_account(profile, account),
+        qos=qos or profile.slurm.qos,
+        constraint=constraint or profile.slurm.constraint,
+        reservation=reservation or profile.slurm.reservation,
+        options={**profile.slurm.extra, **(options or {})},
+        total=total,
+        links=-(-total // minutes) if total and links > 1 else links,
+    )
+
+
+def _share_of_node(profile: ClusterProfile, tasks: int, cpus: int | None, memory_gb: float | None) -> tuple[int, float]:
+    """CPUs of a task and GB of a node: as asked, else in proportion to the GPUs. UsageError beyond what a node has."""
     node = profile.node
     share = tasks / node.gpus if node.gpus else 1.0
     cpus_per_task = max(1, node.cpus // (node.gpus or tasks)) if cpus is None else cpus
@@ -156,25 +173,7 @@ def make_plan(
         )
     if memory > node.memory_gb:
         raise UsageError(f"--memory {memory:g} GB is more than the {node.memory_gb:g} GB of a node of {profile.name}.")
-    minutes, total = _walltime(profile, walltime)
-    links = 1 if profile.slurm.requeue or profile.name == LOCAL else profile.slurm.chain
-    return Plan(
-        cluster=profile.name,
-        nodes=nodes,
-        tasks_per_node=tasks,
-        cpus_per_task=cpus_per_task,
-        memory_gb=int(memory * 1024) / 1024,
-        walltime=minutes,
-        gpus_per_node=tasks if node.gpus else 0,
-        partition=partition or profile.slurm.partition,
-        account=_account(profile, account),
-        qos=qos or profile.slurm.qos,
-        constraint=constraint or profile.slurm.constraint,
-        reservation=reservation or profile.slurm.reservation,
-        options={**profile.slurm.extra, **(options or {})},
-        total=total,
-        links=-(-total // minutes) if total and links > 1 else links,
-    )
+    return cpus_per_task, memory
 
 
 def refuse_options(why: str, **options: object) -> None:
@@ -209,12 +208,8 @@ def _shape(profile: ClusterProfile, gpus: int) -> tuple[int, int]:
     nodes = nodes_for(gpus) if gpus >= 1 else None
     if nodes is not None:
         return nodes, gpus // nodes
-    what = (
-        f"{per_node} GPU{'s' if per_node > 1 else ''}"
-        if profile.node.gpus
-        else f"room for {per_node} process{'es' if per_node > 1 else ''}"
-    )
-    most = f", and at most {limit} node{'s' if limit > 1 else ''}" if limit else ""
+    what = counted(per_node, "GPU") if profile.node.gpus else f"room for {counted(per_node, 'process')}"
+    most = f", and at most {counted(limit, 'node')}" if limit else ""
     near = _nearest(gpus, per_node, limit, nodes_for)
     raise UsageError(f"--gpus {gpus} is not possible on {profile.name}: a node has {what}{most}. Nearest: {near}.")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,13 +97,13 @@ def image_facts(store: Store, scan: ImageScan) -> ImageFacts:
         brightness, contrast = scan.moments[chosen].mean(axis=0).tolist() if chosen.any() else (0.0, 0.0)
         classes.append(ClassFacts(
             name, int((chosen & (store.part == "train")).sum()), int((chosen & (store.part == "test")).sum()),
-            _counted(modes[chosen].tolist()), brightness, contrast,
+            most_common(modes[chosen].tolist()), brightness, contrast,
         ))  # fmt: skip
     return ImageFacts(
         side=int(store.read_images([0]).result().shape[-1]),
         classes=tuple(classes),
-        modes=_counted(modes.tolist()),
-        sizes=_counted([f"{height} × {width}" for height, width in sizes.tolist()]),
+        modes=most_common(modes.tolist()),
+        sizes=most_common([f"{height} × {width}" for height, width in sizes.tolist()]),
         square=int((sizes[:, 0] == sizes[:, 1]).sum()),
         blank=tuple(store.paths[i] for i in np.flatnonzero(scan.moments[:, 1] < _BLANK).tolist()),
     )
@@ -140,5 +140,6 @@ def _frame(images: NDArray[np.uint8]) -> Floats:
     return np.stack([around.mean(axis=1), corners.mean(axis=1), (around < 8).mean(axis=1)], axis=1, dtype=np.float32)
 
 
-def _counted(values: list[str]) -> dict[str, int]:
+def most_common(values: Iterable[str]) -> dict[str, int]:
+    """How often each value occurs, the most frequent first."""
     return dict(Counter(values).most_common())

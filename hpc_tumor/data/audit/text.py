@@ -11,7 +11,7 @@ from hpc_tumor.data.audit.leakage import Leakage, SplitAudit
 from hpc_tumor.data.audit.memoriser import SIMILAR
 from hpc_tumor.data.audit.volumes import OUTLIER, Spread, VolumeFacts
 from hpc_tumor.data.splits.units import describe_patients
-from hpc_tumor.names import listed
+from hpc_tumor.names import counted, listed
 
 if TYPE_CHECKING:
     from hpc_tumor.data.audit.audit import Audit
@@ -121,7 +121,7 @@ def shortcut_table(audit: Audit) -> tuple[list[str], list[list[str]]]:
 
 
 def _images(found: Leakage) -> str:
-    of = f"{found.tested:,} test image{'s' * (found.tested != 1)}"
+    of = counted(found.tested, "test image")
     if not found.shared:
         return f"none of {of} has a twin in training"
     verb = "has" if found.shared == 1 else "have"
@@ -129,7 +129,7 @@ def _images(found: Leakage) -> str:
 
 
 def _patients(found: Leakage) -> str:
-    of = f"{found.tested:,} test patient{'s' * (found.tested != 1)}"
+    of = counted(found.tested, "test patient")
     if not found.shared:
         return f"none of {of} is in training"
     slices, near = found.slices or 0, found.neighbours or 0
@@ -143,8 +143,8 @@ def _image_lines(facts: ImageFacts) -> list[tuple[str, str]]:
     total = sum(facts.sizes.values())
     lines = [
         ("stored as", f"{facts.side} × {facts.side}, grey, cropped to the head"),
-        ("sizes of files", f"{counted(facts.sizes)}; {facts.square:,} of {total:,} square"),
-        ("modes", counted(facts.modes)),
+        ("sizes of files", f"{frequencies(facts.sizes)}; {facts.square:,} of {total:,} square"),
+        ("modes", frequencies(facts.modes)),
     ]
     if facts.blank:
         lines.append(("blank", listed(facts.blank)))
@@ -155,10 +155,10 @@ def _volume_lines(facts: VolumeFacts) -> list[tuple[str, str]]:
     tumour = facts.tumour_slices
     lines = [
         ("patients", describe_patients(len(facts.volumes), facts.repeated)),
-        ("editions", counted(facts.editions)),
-        ("voxels, z × y × x", counted(facts.shapes)),
-        ("spacing, mm", counted(facts.spacings)),
-        ("type", counted(facts.dtypes)),
+        ("editions", frequencies(facts.editions)),
+        ("voxels, z × y × x", frequencies(facts.shapes)),
+        ("spacing, mm", frequencies(facts.spacings)),
+        ("type", frequencies(facts.dtypes)),
         ("slices", f"{facts.slices:,}; {_between(tumour)} of a case show tumour"),
     ]
     for item in facts.labels:
@@ -178,7 +178,7 @@ def _volume_lines(facts: VolumeFacts) -> list[tuple[str, str]]:
     return lines
 
 
-def counted(counts: Mapping[str, int]) -> str:
+def frequencies(counts: Mapping[str, int]) -> str:
     """`a (3), b (2)`, the most frequent of them."""
     rest = len(counts) - _MOST_COUNTED
     text = ", ".join(f"{name} ({count:,})" for name, count in list(counts.items())[:_MOST_COUNTED])
@@ -200,7 +200,7 @@ def _duplicates(found: Duplicates) -> str:
 def _clinical(value: object) -> str:
     if isinstance(value, Spread):
         return f"{_between(value)}, median {_number(value.median)}, known of {value.n:,}"
-    return counted(value) if isinstance(value, dict) else str(value)
+    return frequencies(value) if isinstance(value, dict) else str(value)
 
 
 def _group_name(group: Sequence[SplitAudit]) -> str:

@@ -5,14 +5,14 @@ Everything comes from the columns of the index and the metadata of the cases; no
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hpc_tumor.data.audit.images import most_common
 from hpc_tumor.data.case import MODALITIES, TUMOUR_LABELS
 from hpc_tumor.data.splits.units import repeated_cases
 from hpc_tumor.data.store.nodes import read_attributes
@@ -110,10 +110,10 @@ def volume_facts(store: Store) -> VolumeFacts:
     return VolumeFacts(
         repeated=repeated_cases(store),
         slices=int(store.shapes[:, 0].sum()),
-        shapes=_counted(" × ".join(map(str, shape)) for shape in store.shapes.tolist()),
-        spacings=_counted(" × ".join(f"{mm:.4g}" for mm in spacing) for spacing in spacings.tolist()),
-        dtypes=_counted(store.text_column("dtypes")),
-        editions=_counted(meta.get("edition", "unknown edition") for meta in metas),
+        shapes=most_common(" × ".join(map(str, shape)) for shape in store.shapes.tolist()),
+        spacings=most_common(" × ".join(f"{mm:.4g}" for mm in spacing) for spacing in spacings.tolist()),
+        dtypes=most_common(store.text_column("dtypes")),
+        editions=most_common(meta.get("edition", "unknown edition") for meta in metas),
         modalities=_modalities(store, extents),
         labels=_labels(store, counts, volumes),
         volumes={name: tuple(row) for name, row in zip(names, volumes.tolist(), strict=True)},
@@ -162,7 +162,7 @@ def clinical_facts(clinical: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Grades and resections counted, ages and survival spread; a fact known of no case is left out."""
     facts: dict[str, Any] = {}
     for key in ("grade", "resection"):
-        if counted := _counted(item[key] for item in clinical if key in item):
+        if counted := most_common(item[key] for item in clinical if key in item):
             facts[key] = counted
     for key in ("age", "survival_days"):
         if values := [item[key] for item in clinical if key in item]:
@@ -219,7 +219,3 @@ def _respects(store: Store, volumes: NDArray[Any], tumour: NDArray[Any]) -> dict
         respects[f"mean {name} of the brain"] = store.statistics[:, i, 0]
         respects[f"deviation of {name} in the brain"] = store.statistics[:, i, 1]
     return respects
-
-
-def _counted(values: Iterable[str]) -> dict[str, int]:
-    return dict(Counter(values).most_common())

@@ -15,7 +15,6 @@ from pathlib import Path
 from hpc_tumor.system.resources import available_memory
 
 _MARGIN = 1.05  # of the room that is needed, for what others write meanwhile
-_BLOCK = 4096  # bytes that a file takes at least, and in multiples of which it grows
 _IN_MEMORY = ("tmpfs", "ramfs")
 
 

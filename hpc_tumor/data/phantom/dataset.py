@@ -32,7 +32,7 @@ Progress = Callable[[int, int], None]
 BRATS_SHAPE = (240, 240, 155)
 SMALLEST_SHAPE = (32, 32, 12)
 # Identical pictures in the published dataset: 216 test images repeat a training image, of 7,023 images in all.
-DUPLICATES = 0.03
+DUPLICATES = 0.03  # share of brain-mri images that stand in Testing and, with the same pixels, in Training
 JPEG_QUALITY = 90
 MAPPING_HEADER = (
     "Grade,BraTS_2017_subject_ID,BraTS_2018_subject_ID,TCGA_TCIA_subject_ID,BraTS_2019_subject_ID,BraTS_2020_subject_ID"
@@ -47,25 +47,21 @@ def make_phantom(
     seed: int,
     *,
     shape: Sequence[int] | None = None,
-    duplicates: float | None = None,
     progress: Progress | None = None,
 ) -> list[Path]:
     """Write `cases` made-up patients ("brats") or images ("brain-mri") below `directory`; gives their paths.
 
-    `shape` (x, y, z) is for brats alone, `duplicates` for brain-mri alone. `progress` is called with (done, total)
-    after each case. A call that fails or is interrupted leaves nothing behind. Raises UsageError for an unknown
+    `shape` (x, y, z) is for brats alone. `progress` is called with (done, total) after each case. A call that fails or
+    is interrupted leaves nothing behind. Raises UsageError for an unknown
     dataset, an option of the other dataset, a folder that cannot be written, and all that `make_brats_phantom` and
     `make_brain_mri_phantom` refuse; HpcTumorError for a full disk.
     """
     if dataset == "brats":
-        if duplicates is not None:
-            raise UsageError("duplicates are for the brain-mri phantom: leave the option out for brats.")
         return make_brats_phantom(directory, cases, seed, shape=shape or BRATS_SHAPE, progress=progress)
     if dataset == "brain-mri":
         if shape is not None:
             raise UsageError("a shape is for the brats phantom: brain-mri images have mixed sizes; leave it out.")
-        share = DUPLICATES if duplicates is None else duplicates
-        return make_brain_mri_phantom(directory, cases, seed, duplicates=share, progress=progress)
+        return make_brain_mri_phantom(directory, cases, seed, progress=progress)
     raise unknown("phantom dataset", dataset, ("brats", "brain-mri"))
 
 
@@ -111,19 +107,16 @@ def make_brain_mri_phantom(
     cases: int,
     seed: int,
     *,
-    duplicates: float = DUPLICATES,
     progress: Progress | None = None,
 ) -> list[Path]:
     """Write `cases` head slices as `Training/<class>/*.jpg` and `Testing/<class>/*.jpg`; gives their paths.
 
     Classes take turns, and one of five images of a class is for testing. Sizes (150 to 512) and modes (L, RGB) are
-    mixed and independent of the class. `duplicates` is the share of all images that stand in Testing with the same
+    mixed and independent of the class. DUPLICATES is the share of all images that stand in Testing with the same
     decoded pixels, though not the same bytes, as an image in Training. The same seed gives the same bytes with the same
     library versions, and an image does not depend on how many there are. Raises UsageError for a folder that is not
-    empty, for fewer than one case, a negative seed, or a share outside 0 to 0.2.
+    empty, for fewer than one case, or a negative seed.
     """
-    if not 0 <= duplicates <= 0.2:
-        raise UsageError(f"duplicates {duplicates} must lie from 0 to 0.2: at most all test images, a fifth of all.")
     _check_target(directory, cases, seed)
     paths = []
     with _whole(directory, "Training", "Testing"):
@@ -131,7 +124,7 @@ def make_brain_mri_phantom(
             for name in CLASSES:
                 (directory / part / name).mkdir(parents=True)
         for index in range(cases):
-            name, source = _head_file(index, duplicates)
+            name, source = _head_file(index)
             image = head_image(np.random.default_rng([seed, 2, source]), CLASSES[index % len(CLASSES)])
             write_bytes(directory / name, _jpeg(image, comment="" if source == index else "saved again"))
             paths.append(directory / name)
@@ -178,13 +171,13 @@ def _write_patient(directory: Path, name: str, volumes: dict[str, NDArray[Any]])
     return beside.rename(directory / name)
 
 
-def _head_file(index: int, duplicates: float) -> tuple[str, int]:
+def _head_file(index: int) -> tuple[str, int]:
     """Path of image `index` below the root, and the index of the picture in it: an earlier one where it is a copy."""
     turn, label = divmod(index, len(CLASSES))
     name = CLASSES[label]
     if turn % 5 != 1:
         return f"Training/{name}/Tr-{name[:2]}_{turn - (turn + 3) // 5:04d}.jpg", index
-    order, share = len(CLASSES) * (turn // 5) + label, 5 * duplicates  # of the test images, which are a fifth
+    order, share = len(CLASSES) * (turn // 5) + label, 5 * DUPLICATES  # of the test images, which are a fifth
     copy = math.floor((order + 1) * share) > math.floor(order * share)
     return f"Testing/{name}/Te-{name[:2]}_{turn // 5:04d}.jpg", index - len(CLASSES) if copy else index
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -15,10 +17,11 @@ from hpc_tumor.data.editions import USUAL, Edition, UncertainLabels, edition_of,
 from hpc_tumor.data.raw.files.nifti import AXES, NiftiFile, open_nifti
 from hpc_tumor.data.raw.leftovers import cases_below
 from hpc_tumor.data.raw.patient_folders import LABEL, PatientFiles, find_patients
-from hpc_tumor.data.raw.unlabelled import without_labels
 from hpc_tumor.errors import DataError
+from hpc_tumor.names import counted, plural
 
 WANTED = "BraTS patients (<case>/<case>_flair|t1|t1ce|t2|seg.nii[.gz], or -t2f -t1n -t1c -t2w -seg)"
+_UNLABELLED = re.compile(r"validation|testing|(?:^|[_\-.])test(?:$|[_\-.])", re.IGNORECASE)  # folders, by their names
 MOST_LABEL = 4
 MOST_INTENSITY = 1e18  # far beyond any scanner's; the square of no value overflows in float32
 
@@ -55,17 +58,18 @@ class BraTSReader:
         Validation and test data published without labels is left out. Raises DataError where there is nothing else.
         """
         cases, refused = _cases(listing)
-        left_out = without_labels(cases, LABEL)
+        left_out = _published_unlabelled(cases)
         if cases and len(left_out) == len(cases):
             raise DataError(
                 f"{listing.source} holds validation or test data alone ({len(cases)}"
-                f" case{'s' * (len(cases) > 1)} without labels): nothing to train on."
+                f" {plural(len(cases), 'case')} without labels): nothing to train on."
                 " Name the folder of the training data."
             )
         notes = []
         if left_out:
-            count = f"{len(left_out):,} case{'s' * (len(left_out) > 1)}"
-            notes.append(f"{count} of validation or test data left out: published without labels")
+            notes.append(
+                f"{counted(len(left_out), 'case')} of validation or test data left out: published without labels"
+            )
         kept, others = ([case for case in cases if (case.id in left_out) is out] for out in (False, True))
         return Found.sort_out(kept, refused, others, notes)
 
@@ -187,11 +191,6 @@ def lying_elsewhere(files: Mapping[str, NiftiFile]) -> list[str]:
     return [role for role, file in files.items() if not np.allclose(file.affine, first.affine, atol=1e-2)]
 
 
-def all_cases(listing: Listing) -> list[Case]:
-    """The patients that can be read, with a segmentation or without, sorted by id; see `all_patients`."""
-    return all_patients(listing).cases
-
-
 def all_patients(listing: Listing) -> Found:
     """Every patient, with a segmentation or without, complete or not."""
     return Found.sort_out(*_cases(listing))
@@ -201,6 +200,20 @@ def _cases(listing: Listing) -> tuple[list[Case], list[tuple[Case, str]]]:
     """All patients, and (patient, reason) of those that their files' names alone refuse."""
     patients, refused = find_patients(listing)
     return [_case(patient) for patient in patients], [(_case(patient), reason) for patient, reason in refused]
+
+
+def _published_unlabelled(cases: Sequence[Case]) -> set[str]:
+    """Ids of the cases below folders whose name says validation or test, and in which no case has labels.
+
+    A case that lacks its labels among others that have them is not meant: it is damaged.
+    """
+    groups: dict[tuple[str, ...], list[Case]] = defaultdict(list)
+    for case in cases:
+        parts = PurePosixPath(next(iter(case.files.values())).relative).parts[:-1]
+        at = next((i for i, part in enumerate(parts, 1) if _UNLABELLED.search(part)), None)
+        if at is not None:
+            groups[parts[:at]].append(case)
+    return {case.id for group in groups.values() if not any(LABEL in c.files for c in group) for case in group}
 
 
 def _case(patient: PatientFiles) -> Case:

@@ -13,7 +13,7 @@ from hpc_tumor.data.raw.classes import CLASSES, class_of, is_aside, is_of_masks
 from hpc_tumor.data.raw.files.file_kind import DICOM, IMAGE_FORMATS, FileKind, kind_of
 from hpc_tumor.data.raw.files.listing import DVC_SUFFIX, Listing, content_absent, first_bytes, walk
 from hpc_tumor.errors import DataError
-from hpc_tumor.names import listed, printable
+from hpc_tumor.names import counted, listed, printable
 
 _NIFTI = (".nii", ".nii.gz")
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".7z", ".rar", ".gz", ".zst")
@@ -161,26 +161,26 @@ def _signs_of_data(files: Sequence[SourceFile], task: str | None) -> list[str]:
 
     lines = []
     if dicom := _dicom(files):
-        lines.append(f"{_counted(dicom, 'DICOM file')}, such as {_names(dicom[:1])}. {DICOM.advice}")
+        lines.append(f"{counted(len(dicom), 'DICOM file')}, such as {_names(dicom[:1])}. {DICOM.advice}")
     if archives := of(_ARCHIVES):
         lines.append(
-            f"{_counted(archives, 'archive')} not unpacked: {_names(archives)}. Unpack what belongs to the dataset."
+            f"{counted(len(archives), 'archive')} not unpacked: {_names(archives)}. Unpack what belongs to the dataset."
         )
     lines += _volumes(of(_NIFTI))
     if scans := of(_OTHER_SCANS):
         lines.append(
-            f"{_counted(scans, 'file')} of formats that are not read: {_names(scans)}. Convert scans to NIfTI."
+            f"{counted(len(scans), 'file')} of formats that are not read: {_names(scans)}. Convert scans to NIfTI."
         )
     if others := of((".h5", ".hdf5")):
         lines.append(
-            f"{_counted(others, 'HDF5 file')} with other names than volume_<n>_slice_<n>.h5: {_names(others)}."
+            f"{counted(len(others), 'HDF5 file')} with other names than volume_<n>_slice_<n>.h5: {_names(others)}."
         )
     if task == "segmentation":
         return lines
     images = of(IMAGE_FORMATS)
     in_masks = [any(is_of_masks(part) for part in PurePosixPath(file.relative).parts[:-1]) for file in images]
     if masks := [file for file, inside in zip(images, in_masks, strict=True) if inside]:
-        lines.append(f"{_counted(masks, 'image')} in folders of masks or labels: {_folders(masks)}.")
+        lines.append(f"{counted(len(masks), 'image')} in folders of masks or labels: {_folders(masks)}.")
     images = [file for file, inside in zip(images, in_masks, strict=True) if not inside]
     aside: list[SourceFile] = []
     beside: list[SourceFile] = []
@@ -192,15 +192,17 @@ def _signs_of_data(files: Sequence[SourceFile], task: str | None) -> list[str]:
         else:
             (aside if task and any(map(is_aside, folders)) else rest).append(file)
     if beside:
-        lines.append(f"{_counted(beside, 'image')} named as the mask of an image beside it: {_names(beside)}.")
+        lines.append(f"{counted(len(beside), 'image')} named as the mask of an image beside it: {_names(beside)}.")
     if aside:
-        lines.append(f"{_counted(aside, 'image')} in folders of figures, samples and the like: {_folders(aside)}.")
+        lines.append(f"{counted(len(aside), 'image')} in folders of figures, samples and the like: {_folders(aside)}.")
     if rest:
         known = ", ".join(CLASSES)
-        files_of = f"{_counted(rest, 'image')} in no folder of a known class ({known}): {_folders(rest)}"
+        files_of = f"{counted(len(rest), 'image')} in no folder of a known class ({known}): {_folders(rest)}"
         lines.append(f"{files_of}. Name each folder after the class that it holds.")
     if images := of(_OTHER_IMAGES):
-        lines.append(f"{_counted(images, 'image')} of formats that are not read: {_names(images)}. Save them as PNG.")
+        lines.append(
+            f"{counted(len(images), 'image')} of formats that are not read: {_names(images)}. Save them as PNG."
+        )
     return lines
 
 
@@ -214,10 +216,14 @@ def _volumes(files: Sequence[SourceFile]) -> list[str]:
     lines = []
     for layout, those in ((BIDS, bids), (which, tens)):
         if those:
-            files_of = f"{_counted(those, 'NIfTI file')} laid out as {layout.name}, which is not read: {_names(those)}"
+            files_of = (
+                f"{counted(len(those), 'NIfTI file')} laid out as {layout.name}, which is not read: {_names(those)}"
+            )
             lines.append(f"{files_of}. {layout.advice}")
     if others:
-        lines.append(f"{_counted(others, 'NIfTI file')} named after no modality and no segmentation: {_names(others)}.")
+        lines.append(
+            f"{counted(len(others), 'NIfTI file')} named after no modality and no segmentation: {_names(others)}."
+        )
     return lines
 
 
@@ -227,10 +233,6 @@ def _dicom(files: Sequence[SourceFile]) -> list[SourceFile]:
     bare = [file for file in files if _BARE.search(file.relative) and not _TEXT_NAMES.search(file.path.name)]
     opened = bare[:: max(1, -(-len(bare) // _MOST_OPENED))]
     return named + (bare if any(kind_of(first_bytes(file.path)) == DICOM for file in opened) else [])
-
-
-def _counted(files: Sequence[SourceFile], noun: str) -> str:
-    return f"{len(files):,} {noun}{'s' * (len(files) > 1)}"
 
 
 def _folders(files: Sequence[SourceFile]) -> str:

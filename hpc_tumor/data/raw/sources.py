@@ -14,6 +14,7 @@ from hpc_tumor.data.raw.brats_h5 import BraTSH5Reader
 from hpc_tumor.data.raw.clinical import is_table
 from hpc_tumor.data.raw.leftovers import leftovers, no_cases, usable
 from hpc_tumor.errors import DataError, UsageError, unknown
+from hpc_tumor.names import plural
 
 READERS: dict[str, type[CaseReader]] = {"brats": BraTSReader, "brats-h5": BraTSH5Reader, "brain-mri": BrainMRIReader}
 
@@ -104,7 +105,7 @@ def _detect(listing: Listing) -> tuple[CaseReader, Found]:
     good = [(reader, those) for reader, those in found if those.cases]
     if len(good) > 1:
         kinds = " and ".join(
-            f"{len(those.cases)} {reader.name} case{'s' * (len(those.cases) > 1)}" for reader, those in good
+            f"{len(those.cases)} {reader.name} {plural(len(those.cases), 'case')}" for reader, those in good
         )
         raise DataError(f"{listing.source} holds {kinds}: say which with --dataset, or name the folder of one.")
     for reader, those in good or [(reader, those) for reader, those in found if those.failed]:

@@ -30,9 +30,7 @@ BLOCK_ROWS = 1024  # images compared with as many others at once
 MEASURE = f"correlation >= {THRESHOLD} of {SIDE} x {SIDE} pixels less their blur of {BLUR:g}, flipped and turned"
 
 
-def near_duplicate_groups(
-    thumbnails: NDArray[np.uint8], identical: ArrayLike, threshold: float = THRESHOLD
-) -> NDArray[np.int32]:
+def near_duplicate_groups(thumbnails: NDArray[np.uint8], identical: ArrayLike) -> NDArray[np.int32]:
     """A number per image, the same for images that are identical or near copies; counted in order of appearance.
 
     Groups are connected components: of two images that are alike none is ever left in another group, since that is
@@ -46,7 +44,7 @@ def near_duplicate_groups(
         identical: `(n,)` numbers, the same for images of the same pixels; one of each is compared.
     """
     numbers, first, same = np.unique(np.asarray(identical), return_index=True, return_inverse=True)
-    pairs = (pairs for pairs, _ in alike(thumbnails[first], threshold))
+    pairs = (pairs for pairs, _ in alike(thumbnails[first], THRESHOLD))
     return joined(joined(np.arange(len(numbers)), pairs)[same], ())
 
 

@@ -17,12 +17,13 @@ from hpc_tumor.data.splits.folds import Unit
 from hpc_tumor.data.splits.joining import connected
 from hpc_tumor.data.splits.sketch import THRESHOLD, similarity
 from hpc_tumor.data.store.store import Store
-from hpc_tumor.names import listed
+from hpc_tumor.names import counted, listed
 
 SAME_SCANS, NEAR_SCANS = "the same scans", "nearly the same scans"
 NAME, OTHER_ID = "one patient by name", "one patient by its id in another edition"
 FOLDER = "one patient by the folder of its sessions"
 MOST_NEAR = 8  # cases of near copies that one patient plausibly has
+_MOST_SHOWN = 10  # groups of near copies of which a line is said
 _WORDS = {
     SAME_SCANS: "with the same scans as another",
     NEAR_SCANS: "with nearly the same scans as another",
@@ -98,7 +99,7 @@ def describe_patients(cases: int, repeated: Mapping[str, int]) -> str:
     """`8 patients, 12 cases: 4 with the same scans as another`, from `repeated_cases`."""
     patients = cases - sum(repeated.values())
     why = ", ".join(f"{count:,} {_WORDS[reason]}" for reason, count in repeated.items())
-    text = f"{patients:,} patient{'s' * (patients != 1)}, {cases:,} case{'s' * (cases != 1)}"
+    text = f"{counted(patients, 'patient')}, {counted(cases, 'case')}"
     return f"{text}: {why}" if why else text
 
 
@@ -149,17 +150,17 @@ def image_units(store: Store, images: NDArray[np.int64], group: NDArray[np.int64
     return [Unit(store.paths[some[0]], int(classes[some[0]]), tuple(some)) for some in members.values()]
 
 
-def disagreements(store: Store, most: int = 10) -> list[str]:
-    """A line for each duplicate group of images of different classes, for at most so many of them."""
+def disagreements(store: Store) -> list[str]:
+    """A line for each duplicate group of images of different classes, for the first few of them."""
     order = np.argsort(store.group, kind="stable")
     sets = np.split(order, np.flatnonzero(np.diff(store.group[order])) + 1)
     found = [some.tolist() for some in sets if len(set(store.label[some].tolist())) > 1]
     lines = []
-    for some in found[:most]:
+    for some in found[:_MOST_SHOWN]:
         one = some[0]
         other = next(image for image in some if store.label[image] != store.label[one])
         names = f"{store.paths[one]} and {store.paths[other]}"
         lines.append(f"{names} are one picture or near copies of it, but of different classes: look at them.")
-    if len(found) > most:
-        lines.append(f"{len(found) - most} more sets of near copies have images of different classes.")
+    if len(found) > _MOST_SHOWN:
+        lines.append(f"{len(found) - _MOST_SHOWN} more sets of near copies have images of different classes.")
     return lines

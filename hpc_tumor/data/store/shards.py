@@ -11,14 +11,17 @@ import os
 import resource
 import struct
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import google_crc32c
 import numpy as np
 from numcodecs import blosc
 from numpy.typing import NDArray
+
+T = TypeVar("T", covariant=True)
 
 # Calls come from threads of our own: Blosc's pool would only get in their way.
 blosc.use_threads = False
@@ -29,6 +32,7 @@ _CHECKSUM = struct.Struct("<I")
 _SIZES = struct.Struct("<4xIII")  # of Blosc's header: bytes unpacked, of a block, packed
 _SHUFFLES = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
 _SOUND = 0x48674BC7  # CRC-32C of anything that its own CRC-32C follows
+_LEAST_PER_THREAD = 4  # chunks: handing over fewer costs more than it gains
 _MOST_FILES = 16_384  # open in this process; each shard keeps an index of some 2.5 kB beside its file
 
 
@@ -52,6 +56,35 @@ def pack_shard(chunks: Sequence[bytes | None]) -> bytes:
         index += _ENTRY.pack(offset, len(chunk)) if chunk is not None else _ENTRY.pack(MISSING, MISSING)
         offset += len(chunk or b"")
     return b"".join([*(chunk for chunk in chunks if chunk is not None), index, checksum(bytes(index))])
+
+
+class Pending(Generic[T]):
+    """A read that was started. `result()` waits for it; DataError where the store is damaged."""
+
+    def __init__(self, value: T, parts: Sequence[Future[None]]):
+        self._value = value
+        self._parts = parts
+
+    def result(self) -> T:
+        for part in self._parts:
+            part.result()
+        return self._value
+
+
+class ReadingThreads:
+    """Threads that read and unpack. They are started with the first read, and anew in a process that was forked."""
+
+    def __init__(self, count: int):
+        self._count = count
+        self._pool: tuple[int, ThreadPoolExecutor] | None = None
+
+    def start(self, read: Callable[..., None], n: int, *items: Any) -> list[Future[None]]:
+        """Call `read(*items)`, each of length `n`, a portion to each thread that it pays to share them with."""
+        if self._pool is None or self._pool[0] != os.getpid():  # threads do not live on in a forked process
+            self._pool = os.getpid(), ThreadPoolExecutor(self._count, thread_name_prefix="store")
+        portion = max(_LEAST_PER_THREAD, -(-n // self._count))
+        submit = self._pool[1].submit
+        return [submit(read, *(item[start : start + portion] for item in items)) for start in range(0, n, portion)]
 
 
 class ShardFiles:

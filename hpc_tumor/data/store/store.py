@@ -14,8 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from hpc_tumor.data.editions import EDITIONS, Edition
 from hpc_tumor.data.store.index_check import index_fault
 from hpc_tumor.data.store.nodes import ArrayLayout, read_array, read_attributes
-from hpc_tumor.data.store.reading import Pending, ReadingThreads
-from hpc_tumor.data.store.shards import DamagedError, ShardFiles
+from hpc_tumor.data.store.shards import DamagedError, Pending, ReadingThreads, ShardFiles
 from hpc_tumor.errors import DataError, StoreError
 from hpc_tumor.system.resources import available_cpus
 

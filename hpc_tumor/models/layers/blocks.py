@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from hpc_tumor.errors import UsageError
 from hpc_tumor.models.layers import checks
-from hpc_tumor.models.layers.depthwise import DepthwiseConv2d
+from hpc_tumor.models.layers.fast import DepthwiseConv2d
 
 STEP = 16  # four poolings halve each side
 SMALLEST = 2 * STEP  # one pixel at the bottleneck would leave batch norm nothing to normalise in a batch of one

@@ -91,7 +91,7 @@ class Group:
         if not names:
             return None
         if self.task == "classification":
-            return aggregate_then_rank(cases, names[0], True)
+            return aggregate_then_rank(cases, names[0])
         return rank_then_aggregate(cases, names, [measure(self.task, name).larger_is_better for name in names])
 
     @cached_property

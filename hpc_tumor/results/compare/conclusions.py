@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal
 
-from hpc_tumor.names import listed
+from hpc_tumor.names import listed, plural
 from hpc_tumor.results.compare.comparison import MOST_TESTED, Group
 from hpc_tumor.results.compare.disagreement import DecidingCase, Disagreement
 from hpc_tumor.results.compare.measures import CASES, measure
@@ -38,7 +38,7 @@ def method(group: Group) -> str:
     count = len(group.tests)
     name = "McNemar over groups of copies" if group.task == "classification" else "Paired Wilcoxon over patients"
     many = f" Of {len(group.alike)} entries the best {MOST_TESTED}." if len(group.alike) > MOST_TESTED else ""
-    return f"{name}, Holm-corrected over {count} test{'s' * (count != 1)}.{many}"
+    return f"{name}, Holm-corrected over {count} {plural(count, 'test')}.{many}"
 
 
 def _best(group: Group) -> Iterator[str]:

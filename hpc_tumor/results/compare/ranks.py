@@ -55,10 +55,10 @@ def case_ranks(
     return np.stack(per_score)
 
 
-def aggregate_then_rank(entries: Sequence[TestCases], score: str, larger_is_better: bool) -> Ranking:
-    """By the mean of one score: for what is merely right or wrong on a case, where ranks would mostly be ties."""
+def aggregate_then_rank(entries: Sequence[TestCases], score: str) -> Ranking:
+    """By the mean of one score, the larger the better: for what is right or wrong, where ranks would mostly be ties."""
     values = np.stack([cases.values[score][cases.order] for cases in entries], 1)
-    return _ranking(-values if larger_is_better else values, entries[0].units[entries[0].order])
+    return _ranking(-values, entries[0].units[entries[0].order])
 
 
 def _ranking(values: np.ndarray, codes: np.ndarray) -> Ranking:

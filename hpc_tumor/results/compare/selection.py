@@ -40,7 +40,7 @@ class Wishes:
     by: tuple[str, ...] = ()
     sort: str | None = None
 
-    def want(self, model: str | None, task: str | None, config: Mapping[str, Any]) -> bool:
+    def want(self, model: str | None, config: Mapping[str, Any]) -> bool:
         """Whether a run of this network with these settings is among those asked for."""
         if self.models and model not in self.models:
             return False

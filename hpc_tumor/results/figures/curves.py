@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from hpc_tumor.names import counted
 from hpc_tumor.results.compare.comparison import Group
 from hpc_tumor.results.compare.entries import Entry
 from hpc_tumor.results.compare.measures import measure
@@ -15,7 +16,7 @@ from hpc_tumor.results.figures.canvas.palette import INK, Look, looks
 from hpc_tumor.results.figures.canvas.rowed import best_of, factor, limit_note
 from hpc_tumor.results.figures.canvas.scales import log_scale
 from hpc_tumor.results.figures.canvas.sheet import MUTED, SIZE, SMALL, WIDTH, Sheet, apart, bare, fitting, text_width
-from hpc_tumor.results.figures.canvas.wording import capital, counted, words, wrapped
+from hpc_tumor.results.figures.canvas.wording import capital, words, wrapped
 from hpc_tumor.results.figures.history import Curve, History, histories, mean_curve, points
 
 if TYPE_CHECKING:

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from hpc_tumor.names import counted
 from hpc_tumor.results.compare.comparison import Group
 from hpc_tumor.results.figures.canvas.drawing import Plan
 from hpc_tumor.results.figures.canvas.sheet import MUTED, SMALL, WIDTH, Sheet, fitting
-from hpc_tumor.results.figures.canvas.wording import counted, slug, words
+from hpc_tumor.results.figures.canvas.wording import slug, words
 from hpc_tumor.results.figures.cases import shown_entries
 from hpc_tumor.results.figures.overlays import show
 from hpc_tumor.results.figures.pictures import raster_plan

@@ -15,19 +15,20 @@ if TYPE_CHECKING:
     from hpc_tumor.results.figures.canvas.sheet import Sheet
 
 _OPAQUE = 0.72
+_MARGIN = 0.04  # of the side of a window, on each side of what it shows
 _BITS = {"NCR": 1, "ED": 2, "ET": 4}  # of a prediction; labels of the truth are 1, 2, 3 in this order
 _ON_TOP = ("ED", "NCR", "ET")  # where bits overlap, the last one is seen
 Window = tuple[slice, slice]
 
 
-def window_of(images: np.ndarray, margin: float = 0.04) -> Window:
+def window_of(images: np.ndarray) -> Window:
     """The square around everything that is not black in `(n, H, W)`, cut at the edges."""
     there = np.any(images > 0, axis=0)
     height, width = there.shape
     if not there.any():
         return slice(0, height), slice(0, width)
     rows, columns = np.flatnonzero(there.any(1)), np.flatnonzero(there.any(0))
-    side = int((max(np.ptp(rows), np.ptp(columns)) + 1) * (1 + 2 * margin)) + 1
+    side = int((max(np.ptp(rows), np.ptp(columns)) + 1) * (1 + 2 * _MARGIN)) + 1
     found = []
     for places, length in ((rows, height), (columns, width)):
         start = int((places[0] + places[-1] + 1 - side) // 2)

@@ -12,7 +12,6 @@ import numpy as np
 
 from hpc_tumor.results.compare.entries import Entry
 from hpc_tumor.results.figures.canvas.drawing import Plan
-from hpc_tumor.results.figures.canvas.wording import words
 from hpc_tumor.results.read.values import number, section
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.system.npz import read_arrays
@@ -42,11 +41,6 @@ class Pictures:
         said = self.about.get(name)
         found: list[Mapping[str, Any]] = [section(one) for one in said[:count]] if isinstance(said, list) else []
         return found + [{}] * (count - len(found))
-
-    def texts(self, name: str) -> tuple[str, ...]:
-        """A list of words."""
-        said = self.about.get(name)
-        return tuple(words(one, 40) for one in said[:64]) if isinstance(said, list) else ()
 
     def case(self, which: str) -> Mapping[str, Any]:
         """Facts of the best, median or worst case."""

@@ -11,6 +11,7 @@ from functools import cached_property, lru_cache, partial
 import numpy as np
 from numpy.typing import NDArray
 
+from hpc_tumor.names import plural
 from hpc_tumor.results.read.when_asked import WhenAsked
 
 LABELS = ("NCR", "ED", "ET")
@@ -110,7 +111,7 @@ class TestCases:
         if scores.get(main) is None:
             return f"result.json gives no number for {main}"
         if n is not None and self.n != n:
-            return f"cases.csv has {self.n} row{'s' * (self.n != 1)} for {n} test case{'s' * (n != 1)}"
+            return f"cases.csv has {self.n} {plural(self.n, 'row')} for {n} {plural(n, 'test case')}"
         score, mean = scores.get(main), self.mean(main)
         if score is not None and mean is not None and abs(score - mean) > _TOLERANCE:
             return f"cases.csv gives a mean {main} of {mean:.4f}, result.json {score:.4f}"

@@ -11,6 +11,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hpc_tumor import __version__
+from hpc_tumor.names import plural
 from hpc_tumor.results.compare.comparison import Comparison, Group
 from hpc_tumor.results.compare.conclusions import conclusions
 from hpc_tumor.results.compare.measures import CASES, measure
@@ -126,7 +127,7 @@ def _title(groups: Sequence[Group]) -> str:
 
 def _over(comparison: Comparison) -> str:
     runs, entries = len(comparison.results), sum(len(group.entries) for group in comparison.groups)
-    parts = [f"{runs} finished run{'s' * (runs != 1)} of {entries} network{'s' * (entries != 1)}"]
+    parts = [f"{runs} finished {plural(runs, 'run')} of {entries} {plural(entries, 'network')}"]
     if comparison.unfinished:
         parts.append(f"{len(comparison.unfinished)} unfinished")
     if comparison.skipped:

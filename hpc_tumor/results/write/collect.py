@@ -48,10 +48,10 @@ def collect_runs(
     collected.sort(key=lambda item: (item.run, item.path))
     finished = [item for item in collected if isinstance(item, RunResult)]
     unfinished = [item for item in collected if isinstance(item, UnfinishedRun)]
-    wanted = [run for run in finished if wishes.want(run.model, run.task, run.config)]
+    wanted = [run for run in finished if wishes.want(run.model, run.config)]
     return Comparison(
         groups=group_runs(wanted, wishes),
-        unfinished=tuple(run for run in unfinished if wishes.want(run.model, run.task, run.config)),
+        unfinished=tuple(run for run in unfinished if wishes.want(run.model, run.config)),
         skipped=tuple(item for item in collected if isinstance(item, SkippedFolder)),
         left_out=len(finished) - len(wanted),
     )

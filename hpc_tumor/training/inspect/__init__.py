@@ -1,1 +1,1 @@
-"""Look into a network that trains: debugging, one batch learned by heart, traces, anomalies, costs."""
+"""Look into a network that trains: debugging, one batch learned by heart, traces, anomalies."""

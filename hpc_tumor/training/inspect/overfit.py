@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from hpc_tumor.errors import TrainingError
+from hpc_tumor.names import plural
 from hpc_tumor.training.inspect.network import first_batch, number, show
 from hpc_tumor.training.inspect.tracing import Tracer
 from hpc_tumor.training.scoring import metrics
@@ -81,7 +82,7 @@ def _judge(setup: Setup, first: float, seen: Progress, done: int, steps: int) ->
     run, main, recipe = setup.run, "dice" if setup.classes is None else "accuracy", setup.experiment.recipe
     now = f"loss {number(seen.loss)}, at first {number(first)}; {main} {seen.score:.3f}{seen.labels}"
     if is_learned(setup, first, seen, main):
-        said = f"learned one batch in {done} step{'s' * (done > 1)}: {now}"
+        said = f"learned one batch in {done} {plural(done, 'step')}: {now}"
         show(f"verdict    {said}")
         run.add_event("stopped", reason=said)
         run.write_status(state="stopped", loss=seen.loss, step=done, steps=steps)

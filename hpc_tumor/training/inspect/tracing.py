@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from hpc_tumor.names import counted
 from hpc_tumor.system import atomic
 from hpc_tumor.training.inspect.step_times import PARTS
 from hpc_tumor.training.watch.heartbeat import say
@@ -108,7 +109,7 @@ class Tracer:
             return
         if distributed.is_main:
             traced = self._steps - self._warm
-            say(f"trace of {traced} step{'s' * (traced != 1)}: {path}; open it at ui.perfetto.dev")
+            say(f"trace of {counted(traced, 'step')}: {path}; open it at ui.perfetto.dev")
             say("\n".join(["the dearest operations in it:", *_dearest(seen, distributed.device.type)]))
 
 

@@ -10,18 +10,20 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
+from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
 
 from hpc_tumor.data.feed.samples import SlicePart
 from hpc_tumor.errors import DataError
+from hpc_tumor.models import count_parameters
 from hpc_tumor.run_dir import Damage
 from hpc_tumor.system import atomic
-from hpc_tumor.training.inspect.flops import forward_gflop
 from hpc_tumor.training.outputs.pictures import write_pictures
 from hpc_tumor.training.scoring import metrics
 from hpc_tumor.training.scoring.evaluate import Evaluation
-from hpc_tumor.training.scoring.neighbour import Neighbour, nearest_neighbour
 from hpc_tumor.training.scoring.surfaces import method
-from hpc_tumor.training.scoring.testing import StopError, Tested, score_test_part
+from hpc_tumor.training.scoring.testing import Neighbour, StopError, Tested, nearest_neighbour, score_test_part
 from hpc_tumor.training.scoring.volumes import Watch
 from hpc_tumor.training.watch.heartbeat import Heartbeat, say
 from hpc_tumor.training.watch.memory import peak_memory_gb
@@ -129,7 +131,7 @@ def _result(setup: Setup, last: Evaluation, best: Tested, lost: Damage | None, s
         "fold": experiment.data.fold,
         "store": str(experiment.data.store),
         "fingerprint": parts.store.fingerprint,
-        "parameters": sum(weights.numel() for weights in setup.bare.parameters() if weights.requires_grad),
+        "parameters": count_parameters(setup.bare),
         "gflop_per_sample": forward_gflop(setup.bare, setup.channels, parts.image_size),
         "gpus": distributed.world_size,
         "nodes": distributed.nodes,
@@ -163,6 +165,31 @@ def _result(setup: Setup, last: Evaluation, best: Tested, lost: Damage | None, s
         },
         "last": {"epoch": state.epoch, "train": train_scores, "test": last.scores},
     }
+
+
+def forward_gflop(network: nn.Module, channels: int, image_size: tuple[int, int]) -> float | None:
+    """10⁹ floating-point operations of one forward pass of one `(1, channels, *image_size)` sample, in evaluation.
+
+    A multiply-add counts as two. Counted are convolutions, matrix products and attention, as they are defined: of all
+    input channels, and whatever shortcut computes them. Norms, activations and resizing are not. Nothing is computed
+    and nothing of the network changes. None where the network cannot be counted.
+    """
+    was_training = network.training
+    network.eval()
+    try:
+        # Weights and images that have shapes alone.
+        weights = {
+            name: torch.empty_like(tensor, device="meta")
+            for name, tensor in (*network.named_parameters(), *network.named_buffers())
+        }
+        sample = torch.empty(1, channels, *image_size, device="meta")
+        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+            functional_call(network, weights, (sample,))
+        return float(counter.get_total_flops()) / 1e9
+    except Exception:  # of whatever kind: a number for a table is worth no run
+        return None
+    finally:
+        network.train(was_training)
 
 
 def _neighbour(setup: Setup, heartbeat: Heartbeat) -> Neighbour | None:

@@ -1,14 +1,24 @@
-"""The final scores of a run: on whole volumes, with distances between surfaces, cleaned where that was asked for."""
+"""The final scores of a run: on whole volumes, with distances between surfaces, cleaned where that was asked for.
+
+Of images also the answers of the nearest neighbour, which needs no network: one that scores no better has shown
+nothing; see data/audit/memoriser.py.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from hpc_tumor.data.audit.images import BATCH, THUMBNAIL, Floats, shrink, unit_rows
+from hpc_tumor.data.audit.memoriser import nearest
+from hpc_tumor.data.store.store import Store
 from hpc_tumor.training.distributed import Distributed
+from hpc_tumor.training.parts import Parts
 from hpc_tumor.training.scoring import metrics
 from hpc_tumor.training.scoring.cleaning import Cleaning, choose_cleaning, histogram
 from hpc_tumor.training.scoring.evaluate import Evaluation
@@ -75,3 +85,33 @@ def score_volumes(
     details = np.where((whole > 0)[:, None, None], details, plain.details)
     scores = metrics.segmentation_scores(details[plain.counted > 0], surfaces[plain.counted > 0])
     return replace(plain, scores={**scores, "loss": plain.scores["loss"]}, details=details, surfaces=surfaces)
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """Of each test image, in the order of the part: `answer` is a class, `known` whether a copy of it is in training
+    or validation."""
+
+    answer: np.ndarray
+    known: np.ndarray
+
+
+def nearest_neighbour(parts: Parts, alive: Callable[[], None] = lambda: None) -> Neighbour:
+    """The nearest of the training and validation images of each test image, by correlation of small copies.
+
+    Reads the images of the parts and no others. Raises DataError where one of them is damaged.
+    """
+    store, split = parts.store, parts.split
+    known = np.concatenate([split.train, split.val])
+    place, _ = nearest(_thumbnails(store, split.test, alive), _thumbnails(store, known, alive))
+    return Neighbour(store.label[known[place]], np.isin(store.group[split.test], store.group[known]))
+
+
+def _thumbnails(store: Store, chosen: NDArray[np.int64], alive: Callable[[], None]) -> Floats:
+    """`(n, THUMBNAIL²)` rows of mean 0 and length 1."""
+    rows = np.empty((len(chosen), THUMBNAIL**2), np.float32)
+    for start in range(0, len(chosen), BATCH):
+        some = slice(start, start + BATCH)
+        rows[some] = unit_rows(shrink(store.read_images(chosen[some]).result(), THUMBNAIL))
+        alive()
+    return rows

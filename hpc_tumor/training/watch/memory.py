@@ -12,6 +12,7 @@ import torch
 
 from hpc_tumor.config import Experiment
 from hpc_tumor.errors import GpuMemoryError, HostMemoryError
+from hpc_tumor.names import counted
 from hpc_tumor.system.resources import available_memory
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.watch.torch_words import says_no_memory
@@ -81,7 +82,7 @@ def out_of_memory(
     kind = GpuMemoryError if device.type == "cuda" else HostMemoryError
     return kind(
         f"out of memory on {where}, and asked for {_asked(error)} more, with {parts} samples at a time"
-        f" (batch {recipe.batch_size} on {ranks} rank{'s' * (ranks > 1)})."
+        f" (batch {recipe.batch_size} on {counted(ranks, 'rank')})."
         f" Submit again with {', '.join(ways[:-1])} or {ways[-1]}."
     )
 

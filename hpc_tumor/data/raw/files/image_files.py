@@ -16,6 +16,7 @@ from PIL import Image
 from hpc_tumor.data.raw.files.file_kind import BMP, IMAGE_FORMATS, JPEG, PNG, TIFF, WEBP, wrong_kind
 from hpc_tumor.data.raw.files.listing import read_source
 from hpc_tumor.errors import DataError
+from hpc_tumor.names import series
 
 # A header that claims more is refused before anything is decoded. A screen of 8K fits; decoding takes up to 21 bytes a
 # pixel (16 bits, grey). The limit on a side keeps `head_box`, which reduces by the shorter side, from long strips.
@@ -63,7 +64,7 @@ def decode_grey(path: Path) -> tuple[Image.Image, str]:
         raise DataError(f"{path} claims more pixels than the {MOST_PIXELS:,} allowed: refused.") from error
     except Image.UnidentifiedImageError as error:
         own = [_KINDS[name] for name in formats]
-        wanted = " or ".join(part for part in (", ".join(formats[:-1]), formats[-1]) if part).replace("WEBP", "WebP")
+        wanted = series(formats, "or").replace("WEBP", "WebP")
         raise wrong_kind(path, f"a {wanted} image", data, " that can be read. Remove or replace it.", own) from error
     except Exception as error:  # on damaged files Pillow's plugins raise whatever their parsing ran into
         raise DataError(f"{path} cannot be decoded ({error}). It may be truncated: fetch it again.") from error

@@ -143,23 +143,6 @@ class _Voxels:
     scale: tuple[float, float] | None  # slope, intercept
 
 
-@dataclass(frozen=True)
-class Nifti:
-    """A NIfTI volume as it lies in its file: `array` `(Z, Y, X)`, and what NiftiFile says of it."""
-
-    array: NDArray[Any]
-    affine: NDArray[np.float64]
-    axes: str | None
-    header: bytes
-    sha256: str
-
-
-def read_nifti(path: Path) -> Nifti:
-    """Read `.nii` or `.nii.gz`. Raises DataError naming the file and the reason."""
-    file = open_nifti(path)
-    return Nifti(file.read(), file.affine, file.axes, file.header, file.sha256)
-
-
 def open_nifti(path: Path) -> NiftiFile:
     """Read the bytes of a `.nii` or `.nii.gz`, and its header. Raises DataError naming the file and the reason."""
     data = read_source(path)

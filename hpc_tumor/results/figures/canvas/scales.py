@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _MOST_TICKS = 6
+_MARGIN = 1.3  # factor between the outermost values and the ends of an axis of logarithms
 
 
 def log_ticks(low: float, high: float) -> list[float]:
@@ -26,11 +27,11 @@ def log_ticks(low: float, high: float) -> list[float]:
     return sorted({float(f"{low * (high / low) ** share:.2g}") for share in (0.15, 0.5, 0.85)})
 
 
-def log_scale(axes: Axes, values: Sequence[float], of_y: bool = False, margin: float = 1.3) -> None:
+def log_scale(axes: Axes, values: Sequence[float], of_y: bool = False) -> None:
     """A logarithmic axis around `values`, which are above 0."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
-    low, high = (min(values) / margin, max(values) * margin) if values else (1.0, 10.0)
+    low, high = (min(values) / _MARGIN, max(values) * _MARGIN) if values else (1.0, 10.0)
     axis = axes.yaxis if of_y else axes.xaxis
     if of_y:
         axes.set(yscale="log", ylim=(low, high))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from hpc_tumor.names import series
+
 _TINY = 3  # characters at the end that a shortened name keeps at least
 
 
@@ -17,16 +19,14 @@ def words(text: object, most: int = 60) -> str:
     return whole[: most - tail - 1].rstrip() + "…" + whole[-tail:].lstrip()
 
 
-def wrapped(text: object, width: int, lines: int = 2) -> str:
-    """`text` on at most `lines` lines of at most `width` characters each, broken at spaces where there are some."""
-    rest = words(text, width * lines)
-    found: list[str] = []
-    while rest and len(found) < lines - 1 and len(rest) > width:
-        cut = rest.rfind(", ", width // 3, width) + 1 or rest.rfind(" ", 0, width + 1)
-        cut = cut if cut > width // 3 else width
-        found.append(rest[:cut].rstrip())
-        rest = rest[cut:].lstrip()
-    return "\n".join([*found, words(rest, width)]) if rest else "\n".join(found)
+def wrapped(text: object, width: int) -> str:
+    """`text` on at most two lines of at most `width` characters each, broken at a space where there is one."""
+    whole = words(text, 2 * width)
+    if len(whole) <= width:
+        return whole
+    cut = whole.rfind(", ", width // 3, width) + 1 or whole.rfind(" ", 0, width + 1)
+    cut = cut if cut > width // 3 else width
+    return f"{whole[:cut].rstrip()}\n{words(whole[cut:], width)}"
 
 
 def slug(text: object) -> str:
@@ -37,11 +37,6 @@ def slug(text: object) -> str:
 def capital(text: str) -> str:
     """`text` with a capital at its beginning; the rest as it is."""
     return text[:1].upper() + text[1:]
-
-
-def counted(number: int, noun: str) -> str:
-    """`1 run`, `3 runs`, `1,200 images`."""
-    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def short_number(value: float) -> str:
@@ -56,4 +51,4 @@ def listed(names: list[str], most: int = 12) -> str:
     """`a, b and c`; of many the first, and how many more."""
     if len(names) > most:
         return f"{', '.join(names[:most])} and {len(names) - most} more"
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+    return series(names)

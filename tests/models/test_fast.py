@@ -10,10 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hpc_tumor.models import build_model
-from hpc_tumor.models.layers.depthwise import DepthwiseConv2d
-from hpc_tumor.models.layers.dropout import Dropout, drop
-from hpc_tumor.models.layers.grey import FirstConv2d
-from hpc_tumor.models.layers.mish_pool import MishPool
+from hpc_tumor.models.layers.fast import DepthwiseConv2d, Dropout, FirstConv2d, MishPool, drop
 from hpc_tumor.models.vit import attend
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hpc_tumor.models import MODELS, build_model
-from hpc_tumor.training.inspect.flops import forward_gflop
+from hpc_tumor.training.outputs.record import forward_gflop
 
 
 def test_a_known_network() -> None:
