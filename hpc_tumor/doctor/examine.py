@@ -6,7 +6,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,11 +19,13 @@ from hpc_tumor.doctor.configuration import check_configuration, choose_cluster, 
 from hpc_tumor.doctor.finding import Finding, Section, error, exit_code, warning
 from hpc_tumor.doctor.gpu import check_gpus, check_model
 from hpc_tumor.doctor.machine import check_machine
-from hpc_tumor.doctor.node_job import Say, plan_of, try_on_node
+from hpc_tumor.doctor.node_job import plan_of, try_on_node
 from hpc_tumor.doctor.packages import check_packages
 from hpc_tumor.doctor.probe import Probe, probe_here
 from hpc_tumor.doctor.storage import check_storage
 from hpc_tumor.errors import ClusterError, UsageError
+
+Say = Callable[[str, bool], None]  # what is waited for; whether that may take minutes
 
 
 def examine(
@@ -100,7 +102,7 @@ def _job(
     began = time.time()
     try:
         plan = plan_of(profile, facts or Facts(), account=account, partition=partition)
-        outcome = try_on_node(profile, plan, runs, data, say)
+        outcome = try_on_node(profile, plan, runs, data, lambda line: say(line, True))
     except ClusterError as problem:
         way = remedy(str(problem)) or "runs would be refused alike: correct it in the profile, or by an option"
         return Section("job", "Test job", [error(str(problem).rstrip("."), way)])

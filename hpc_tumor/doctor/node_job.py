@@ -40,7 +40,7 @@ _LEFTOVER_SECONDS = 3600.0
 _MOST_SILENT = 3  # questions in a row that SLURM may leave unanswered
 SETUP_DONE = "setup done"  # what its script prints after the profile's setup lines
 _ENDED = "ended"  # what its script leaves when all its tasks have ended
-Say = Callable[[str, bool], None]  # what is waited for; whether that may take minutes
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def _wait(outcome: Outcome, say: Say, pace: slurm.Pace) -> Outcome:
                 nodes=record.node_list or outcome.nodes, queued_s=(started or now) - begun,
             )  # fmt: skip
             why = f": {reason}" if waiting and reason else ""
-            say(f"test job {outcome.job_id} {'is queued' if waiting else 'runs'}{why}", True)
+            say(f"test job {outcome.job_id} {'is queued' if waiting else 'runs'}{why}")
         if outcome.has_ended or (record is None and records is not None) or silent > _MOST_SILENT:
             break
         if (started is None and now - begun > PATIENCE) or (started and now - started > 60 * (MINUTES + 1)):
