@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from hpc_tumor.errors import DataError, UsageError
 from hpc_tumor.names import series
-from hpc_tumor.validation import Settings, fields_of
+from hpc_tumor.validation import SettingError, Settings, fields_of
 
 Task = Literal["classification", "segmentation"]
 SPLITS: dict[str, tuple[str, ...]] = {
@@ -185,40 +185,46 @@ class Experiment(Settings):
             ("recipe.loss", self.recipe.loss, LOSSES[self.task]),
         ):
             if value is not None and value not in allowed:
-                raise ValueError(f"{what} = {value!r} is not for {self.task}: choose {series(allowed, 'or')}")
+                raise SettingError(what, f"= {value!r} is not for {self.task}: choose {series(allowed, 'or')}")
         weights, outputs = self.recipe.class_weights, OUTPUTS[self.task]
         if isinstance(weights, tuple) and (len(weights) != outputs or not all(weight > 0 for weight in weights)):
-            raise ValueError(
-                f"recipe.class_weights = {list(weights)} does not fit {self.task}: give {outputs} numbers above 0,"
-                " or balanced"
+            raise SettingError(
+                "recipe.class_weights",
+                f"= {list(weights)} does not fit {self.task}: give {outputs} numbers above 0, or balanced",
             )
         for what in ("split", "fold"):
             if self.data.split_file is not None and (value := getattr(self.data, what)) is not None:
-                raise ValueError(
-                    f"data.{what} = {value!r} and data.split_file both say what tests: leave out one of them"
+                raise SettingError(
+                    f"data.{what}",
+                    f"= {value!r} and data.split_file both say what tests: leave out one of them",
                 )
         recipe = self.recipe
         if recipe.warmup_epochs >= recipe.epochs and recipe.warmup_epochs:
-            raise ValueError(f"recipe.warmup_epochs = {recipe.warmup_epochs:g} of {recipe.epochs} epochs: choose fewer")
+            raise SettingError(
+                "recipe.warmup_epochs",
+                f"= {recipe.warmup_epochs:g} of {recipe.epochs} epochs: choose fewer",
+            )
         if recipe.early_stopping and not self.data.val_fraction and self.data.split_file is None:
             raise ValueError(
                 "recipe.early_stopping needs a validation part: set data.val_fraction above 0, or leave it out"
             )
         if self.scoring.clean and (self.task != "segmentation" or not (self.data.val_fraction or self.data.split_file)):
-            raise ValueError("scoring.clean = True is for segmentation with validation patients: set it to false")
+            raise SettingError("scoring.clean", "= True is for segmentation with validation patients: set it to false")
         if self.best_by is not None and not re.fullmatch(BEST_BY[self.task], self.best_by):
-            raise ValueError(
-                f"best_by = {self.best_by!r} is no score of {self.task} to choose by:"
-                f" choose loss, {EXAMPLES[self.task]}"
+            raise SettingError(
+                "best_by",
+                f"= {self.best_by!r} is no score of {self.task} to choose by: choose loss, {EXAMPLES[self.task]}",
             )
         if self.data.fold is not None and self.data.fold >= self.data.folds:
-            raise ValueError(
-                f"data.fold = {self.data.fold} of {self.data.folds} folds: choose 0 to {self.data.folds - 1}"
+            raise SettingError(
+                "data.fold",
+                f"= {self.data.fold} of {self.data.folds} folds: choose 0 to {self.data.folds - 1}",
             )
         if self.recipe.batch_size < self.hardware.gpus:
-            raise ValueError(
-                f"recipe.batch_size = {self.recipe.batch_size} cannot be divided among {self.hardware.gpus} GPUs:"
-                " choose fewer GPUs or a larger batch"
+            raise SettingError(
+                "recipe.batch_size",
+                f"= {self.recipe.batch_size} cannot be divided among {self.hardware.gpus} GPUs:"
+                " choose fewer GPUs or a larger batch",
             )
         return self
 

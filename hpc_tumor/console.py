@@ -25,7 +25,7 @@ from hpc_tumor.system import atomic
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-    from hpc_tumor.table import Table
+    from hpc_tumor.table import Column, Table
 
 LOG_SECONDS = 5.0  # at least so long between two plain lines of progress
 LOG_WIDTH = 200  # columns where no window limits them
@@ -38,7 +38,7 @@ _SPELLINGS = {
     "œ": "oe", "Œ": "OE", "ø": "o", "Ø": "O", "ł": "l", "Ł": "L", **dict.fromkeys("‐‑‒–—―−⁻", "-"),
     **dict.fromkeys("─━┄┅┈┉╌╍═╴╶╸╺╼╾", "-"), **dict.fromkeys("│┃┆┇┊┋╎╏║╵╷╹╻╽╿", "|"),
 }  # fmt: skip
-_STYLES = {
+_STYLES = {  # of the states of runs
     "running": "cyan", "finished": "green", "queued": "yellow", "requeued": "yellow", "restarting": "yellow",
     "stopped": "yellow", "cancelled": "yellow", "unreadable": "red", "failed": "red", "lost": "red",
     "timeout": "red", "node-fail": "red", "out-of-memory": "red",
@@ -220,9 +220,14 @@ def draw(table: Table) -> RenderableType:
         whole = wraps and not column.wrap  # it is the long texts that are broken into lines
         grid.add_column(Text(column.title), justify=column.align, overflow="fold", no_wrap=whole)
     for row in table.rows:
-        grid.add_row(*(Text(printable(cell), style=_STYLES.get(cell, "")) for cell in row))
+        cells = zip(row, table.columns, strict=True)
+        grid.add_row(*(Text(printable(cell), style=_style(cell, column)) for cell, column in cells))
     title = [Text(table.title, style="bold")] if table.title else []
     return Group(*title, grid, *(Text(note, style="dim") for note in table.notes))
+
+
+def _style(cell: str, column: Column) -> str:
+    return _STYLES.get(cell, "") if column.key == "state" else ""
 
 
 def duration(seconds: float | None) -> str:

@@ -8,10 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from hpc_tumor.errors import Cause
 from hpc_tumor.names import printable
 from hpc_tumor.run_dir import RunDir, UnreadableFileError, load
+from hpc_tumor.validation import own_words
 
 _LONGEST = 1_000  # characters of a text
 _LONGEST_VALUE = 40  # characters of a wrong value in a message
@@ -75,6 +77,11 @@ class Status(Record):
     skipped_steps: Count | None = None
 
 
+def _known_cause(value: object) -> object:
+    """Leave out the name of a cause that only another version knows: its sentence stands beside it."""
+    return None if isinstance(value, str) and value not in set(Cause) else value
+
+
 class Failure(Record):
     """First failure of one start of a run: logs/failure.<start>.json."""
 
@@ -82,6 +89,7 @@ class Failure(Record):
     reason: Text = "no reason was given"
     retry: bool = False  # whether another start may not meet it again
     expected: bool = False  # whether the reason explains itself, without a traceback
+    cause: Annotated[Cause | None, BeforeValidator(_known_cause)] = None
 
 
 class Event(Record):
@@ -113,5 +121,5 @@ def section(value: object) -> dict[str, Any]:
 def _explain(name: str, item: Any) -> str:
     where, value = ".".join(str(part) for part in item["loc"]), repr(item["input"])
     shown = value if len(value) <= _LONGEST_VALUE else f"{value[:_LONGEST_VALUE]} …"
-    message = item["msg"].removeprefix("Value error, ")
+    message = own_words(item)
     return printable(f"{name}: {where} = {shown}: {message[:1].lower()}{message[1:]}")

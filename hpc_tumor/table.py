@@ -15,7 +15,7 @@ class Column:
     """One column: how it is aligned, and whether its cells may be broken into lines where there is no room.
 
     Where a terminal is too narrow, the columns with the smallest `keep` are left out first, those of one `family`
-    together.
+    together. Code finds a column by its `key`; the title is for people.
     """
 
     title: str
@@ -23,13 +23,15 @@ class Column:
     keep: int = 99
     wrap: bool = False
     family: str = ""
+    key: str = ""
 
 
 @dataclass(frozen=True)
 class Table:
     """Title, columns, rows and the notes below: all of it printable text on one line, none of it markup.
 
-    `strong` are places (row, column) of the best values of a column, for those who can show it.
+    `strong` are places (row, column) of the best values of a column, and `aside` rows of figures that are not ours, for
+    those who can show it.
     """
 
     title: str
@@ -37,6 +39,7 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()
     strong: frozenset[tuple[int, int]] = frozenset()
+    aside: frozenset[int] = frozenset()
 
     @property
     def width(self) -> int:

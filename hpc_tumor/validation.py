@@ -21,6 +21,14 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
+class SettingError(ValueError):
+    """What a validator of several settings finds wrong: the dotted name of the `setting` to blame, and the rest."""
+
+    def __init__(self, setting: str, rest: str) -> None:
+        super().__init__(f"{setting} {rest}")
+        self.setting = setting
+
+
 S = TypeVar("S", bound=Settings)
 
 
@@ -39,18 +47,24 @@ def build(kind: type[S], values: dict[str, Any], where: str | Callable[[str], st
         raise UsageError("; ".join(f"{place}: {'; '.join(messages)}" for place, messages in said.items())) from None
 
 
+def own_words(error: Any) -> str:
+    """Return the message of one of pydantic's errors without what it puts before those of validators."""
+    return str(error["msg"]).removeprefix("Value error, ")
+
+
 def _explain(kind: type[BaseModel], error: Any) -> tuple[str, str]:
     """The dotted name of the setting that is wrong, and what is wrong with it."""
     name = ".".join(str(part) for part in error["loc"] if part != "function-before[_minutes(), int]")
-    message = error["msg"].removeprefix("Value error, ")
+    message = own_words(error)
     if error["type"] == "extra_forbidden":
         return name, unknown_setting(
             name, [known for known in fields_of(kind) if known != "task"]
         )  # the network's, never set
     if error["type"] == "missing":
         return name, f"{name} is missing"
-    if not name:  # of several settings: the message begins with the one to blame
-        return message.partition(" = ")[0], message
+    if not name:  # of several settings
+        fault = error.get("ctx", {}).get("error")
+        return (fault.setting if isinstance(fault, SettingError) else ""), message
     if error["type"] == "model_type":
         return name, f"{name} = {error['input']!r} is not a section: write [{name}] with its settings below"
     if error["type"] in ("string_type", "path_type") and isinstance(error["input"], int | float):

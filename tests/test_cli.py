@@ -20,7 +20,7 @@ import hpc_tumor
 from hpc_tumor import cli
 from hpc_tumor.cli.control import refuse_failures
 from hpc_tumor.cluster.node.local_queue import take_ticket
-from hpc_tumor.cluster.observe.queue import RunState
+from hpc_tumor.cluster.observe.states import RunState, State
 from hpc_tumor.config import Experiment
 from hpc_tumor.data.convert.prepare import READERS, prepare_dataset
 from hpc_tumor.data.phantom.dataset import make_phantom
@@ -503,7 +503,7 @@ def test_options_of_debugging_reach_it(capsys: Captured, monkeypatch: pytest.Mon
 
 
 def state(name: str, what: str) -> RunState:
-    return RunState(RunDir(Path(name)), "local", "1", what, reason="because")  # type: ignore[arg-type]
+    return RunState(RunDir(Path(name)), "local", "1", State(what), reason="because")
 
 
 def test_having_waited_the_exit_code_says_how_it_went() -> None:

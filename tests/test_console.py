@@ -7,9 +7,10 @@ import json
 import sys
 
 import pytest
+from rich.console import Console
 
 from hpc_tumor import console
-from hpc_tumor.console import Output, View, duration, prepare_streams, size
+from hpc_tumor.console import Output, View, draw, duration, prepare_streams, size
 from hpc_tumor.errors import UsageError
 from hpc_tumor.table import Column, Table
 
@@ -30,6 +31,13 @@ def test_durations(seconds: float | None, text: str) -> None:
 )
 def test_sizes(count: float, text: str) -> None:
     assert size(count) == text
+
+
+def test_states_are_coloured_in_their_own_column_alone() -> None:
+    file = io.StringIO()
+    table = Table("", (Column("run"), Column("state", key="state")), (("failed", "failed"),))
+    Console(file=file, force_terminal=True, color_system="standard", width=80, no_color=False).print(draw(table))
+    assert file.getvalue().count("\x1b[31mfailed") == 1
 
 
 def test_results_go_to_stdout_and_everything_else_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,7 +25,7 @@ from hpc_tumor.cluster.observe.queue import read_states
 from hpc_tumor.cluster.plan.plan import make_plan
 from hpc_tumor.config import ClusterProfile, Experiment
 from hpc_tumor.errors import DataError, UsageError
-from hpc_tumor.records import Status, read_events
+from hpc_tumor.records import Failure, Status, read_events
 from hpc_tumor.results.write.collect import collect_runs
 from hpc_tumor.run_dir import RunDir, find_runs
 from hpc_tumor.validation import build
@@ -106,6 +106,13 @@ def test_any_value_in_any_field_marks_that_run_alone(tmp_path: Path, name: str) 
     path.unlink()
     os.mkfifo(path)  # which is not waited for
     assert read_states([good, bad])[0].state == expected.state
+
+
+def test_a_cause_of_another_version_leaves_the_failure_whole(tmp_path: Path) -> None:
+    path = tmp_path / "failure.0.json"
+    dump(path, {"reason": "words", "cause": "unheard-of"})
+    failure = Failure.read(path) or Failure()
+    assert (failure.reason, failure.cause, failure.faults) == ("words", None, ())
 
 
 @pytest.mark.usefixtures("no_slurm")

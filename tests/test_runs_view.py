@@ -9,14 +9,14 @@ import pytest
 
 from hpc_tumor import cli
 from hpc_tumor.cli.views.runs import MOST_REASONS, MOST_WATCHED, choose, counts, runs_table, runs_view
-from hpc_tumor.cluster.observe.queue import RunState
+from hpc_tumor.cluster.observe.states import RunState, State
 from hpc_tumor.errors import UsageError
 from hpc_tumor.run_dir import RunDir
 
 
 def state(number: int = 0, state: str = "running", model: str = "unet", **values: Any) -> RunState:
     name = f"20260101-0000{number:02}-{model}-{number:06x}"
-    return RunState(RunDir(Path("runs") / name), "orfeo", str(number), state, **values)  # type: ignore[arg-type]
+    return RunState(RunDir(Path("runs") / name), "orfeo", str(number), State(state), **values)
 
 
 def cells(item: RunState, width: int = 250) -> dict[str, str]:

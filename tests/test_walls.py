@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import hpc_tumor
 
 PACKAGE = Path(hpc_tumor.__file__).parent
+WORDS = re.compile(r"[a-z]{2,},? [a-z]{2,}", re.IGNORECASE)
 MOST_FILES = 14  # of a folder, `__init__` not counted
 # From the lowest: a room imports only from those above it in this list, not even for types.
 LAYERS = (
@@ -52,6 +54,54 @@ def test_nothing_points_back_up() -> None:
             target = name.removeprefix("hpc_tumor.").split(".")[0]
             if target in HEIGHT and target != room(path) and HEIGHT[target] >= HEIGHT[room(path)]:
                 wrong.append(f"{path.relative_to(PACKAGE)} imports {name}")
+    assert not wrong
+
+
+# Modules that read the sentences of other programs, which give no better sign.
+READ_OTHERS = {
+    "cluster/reasons.py": "SLURM",
+    "doctor/probe.py": "Python",
+    "training/watch/torch_words.py": "torch",
+    "validation.py": "pydantic",
+}
+SEARCHES = {
+    "startswith",
+    "endswith",
+    "find",
+    "index",
+    "count",
+    "partition",
+    "rpartition",
+    "removeprefix",
+    "removesuffix",
+}
+
+
+def is_sentence(node: ast.expr) -> bool:
+    """Two words of text; not a value of a program or a line of a file, which have one."""
+    return isinstance(node, ast.Constant) and isinstance(node.value, str) and bool(WORDS.search(node.value))
+
+
+def looks_into_text(node: ast.AST) -> bool:
+    """True for `"two words" in text`, `text.startswith("two words")` and their like."""
+    if isinstance(node, ast.Compare) and is_sentence(node.left):
+        collections = ast.Tuple | ast.List | ast.Set | ast.Dict
+        return isinstance(node.ops[0], ast.In | ast.NotIn) and not isinstance(node.comparators[0], collections)
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in SEARCHES:
+        sought = [item for given in node.args for item in (given.elts if isinstance(given, ast.Tuple) else [given])]
+        return any(map(is_sentence, sought))
+    return False
+
+
+def test_no_branch_looks_into_a_sentence() -> None:
+    """Rewording a message must change no behaviour: decide by the type of an error, an enumeration, a key."""
+    wrong = [
+        f"{name}:{node.lineno}: {ast.unparse(node)}"
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if (name := path.relative_to(PACKAGE).as_posix()) not in READ_OTHERS
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.expr) and looks_into_text(node)
+    ]
     assert not wrong
 
 

@@ -7,16 +7,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from hpc_tumor.cli.views.runs import choose, counts, runs_table, runs_view
+from hpc_tumor.cluster.cancel import cancel
 from hpc_tumor.cluster.launch.existing import is_own
 from hpc_tumor.cluster.observe.logs import follow
-from hpc_tumor.cluster.observe.queue import ENDED, OPEN, RunState, cancel, read_states
+from hpc_tumor.cluster.observe.queue import read_states
+from hpc_tumor.cluster.observe.states import RunState, State
 from hpc_tumor.cluster.observe.watch import LOOK_SECONDS, Watch
 from hpc_tumor.console import View, out
-from hpc_tumor.errors import HpcTumorError, PartialFailure, TrainingError
+from hpc_tumor.errors import Cause, HpcTumorError, PartialFailure, TrainingError
 from hpc_tumor.names import counted
 from hpc_tumor.run_dir import RunDir, why_closed
 
-_FAILURES = ("failed", "timeout", "node-fail", "out-of-memory")
 _REASON_SECONDS = 60.0  # between two lines on why a run still waits: the estimate of its start changes all the time
 _MOST_NAMED = 5  # runs in a sentence on what was done
 
@@ -48,7 +49,7 @@ def watch_runs(
 
 
 def refuse_failures(states: Sequence[RunState]) -> None:
-    failed = [state for state in states if state.state != "finished" and state.state not in OPEN]
+    failed = [state for state in states if not state.state.under_way]
     if not failed:
         return
     said = f"{failed[0].name} {failed[0].state}: {failed[0].reason or 'its logs say more'}"
@@ -67,13 +68,13 @@ def follow_log(run: RunDir, rank: int) -> None:
     def ended() -> bool:
         nonlocal told, when
         (state,) = watch.look()
-        waits = state.state in OPEN and state.state != "running"
+        waits = state.state.open and state.state is not State.RUNNING
         another = told is None or state.state != told.state
         late = told is not None and state.reason != told.reason and time.monotonic() - when > _REASON_SECONDS
-        if (waits and (another or late)) or (told is not None and another and state.state in OPEN):
+        if (waits and (another or late)) or (told is not None and another and state.state.open):
             told, when = state, time.monotonic()
             out.note(_in_a_line(state) + ("; its output follows once it begins" if waits else ""))
-        return state.state not in OPEN
+        return not state.state.open
 
     try:
         for text in follow(run, rank, ended=ended):
@@ -107,7 +108,7 @@ def resume_runs(runs: Sequence[RunDir], yes: bool, gpus: int | None = None, want
     from hpc_tumor.cluster.launch.submit import resume_all, resume_run, submitting
 
     states = choose(read_states(runs), wanted)
-    ended = {state.name for state in states if state.state in ENDED and not state.ending}
+    ended = {state.name for state in states if state.state.ended and not state.ending}
     chosen = [state.run for state in states if len(runs) == 1 or state.name in ended]
     if not agreed("resume", chosen, yes):
         return
@@ -152,7 +153,7 @@ def print_logs(
 
     known = read_states(runs) if errors else []
     reasons = {
-        state.run.path: state.reason if state.state in _FAILURES and "logs --errors" not in state.reason else None
+        state.run.path: state.reason if state.state.failed and state.cause is not Cause.UNSAID else None
         for state in known
     }
     said = {}

@@ -15,7 +15,7 @@ from hpc_tumor.cli.planning import Planned, fit
 from hpc_tumor.cli.views.conversion import submissions_table
 from hpc_tumor.cli.views.runs import counts
 from hpc_tumor.cluster.describe.profiles import LOCAL
-from hpc_tumor.cluster.launch.existing import UNDER_WAY, find_same
+from hpc_tumor.cluster.launch.existing import find_same
 from hpc_tumor.cluster.launch.submit import (
     Wanted,
     array_script,
@@ -27,7 +27,8 @@ from hpc_tumor.cluster.launch.submit import (
     submitting,
 )  # fmt: skip
 from hpc_tumor.cluster.node.job import record_failure
-from hpc_tumor.cluster.observe.queue import OPEN, RunState, read_states
+from hpc_tumor.cluster.observe.queue import read_states
+from hpc_tumor.cluster.observe.states import RunState, State
 from hpc_tumor.cluster.slurm import count_own_jobs
 from hpc_tumor.config import ClusterProfile, Experiment
 from hpc_tumor.console import out
@@ -147,25 +148,25 @@ def _missing(wanted: Sequence[Wanted], runs: Path) -> list[Wanted]:
     same = find_same([item.experiment for item in wanted], runs)
     if len(wanted) == 1:
         return [] if _refuse_second(same[0]) else list(wanted)
-    there = Counter(state.state for state in same if state is not None and state.state in UNDER_WAY)
+    there = Counter(state.state for state in same if state is not None and state.state.under_way)
     if there:
         said = ", ".join(f"{count} {state}" for state, count in there.items())
         out.note(f"{there.total()} of {len(wanted)} runs are there already ({said}); --again starts them once more")
-    again = [state for state in same if state is not None and state.state not in UNDER_WAY]
+    again = [state for state in same if state is not None and not state.state.under_way]
     if again:
         out.note(f"{counted(len(again), 'run')} that ended without a result will go on from the last checkpoint")
     return [
         item if state is None else replace(item, run=state.run)
         for item, state in zip(wanted, same, strict=True)
-        if state is None or state.state not in UNDER_WAY
+        if state is None or not state.state.under_way
     ]
 
 
 def _refuse_second(state: RunState | None) -> bool:
     if state is None:
         return False
-    if state.state in UNDER_WAY:
-        what = "has finished" if state.state == "finished" else f"is {state.state}"
+    if state.state.under_way:
+        what = "has finished" if state.state is State.FINISHED else f"is {state.state}"
         raise UsageError(
             f"{state.name} has the very same settings and data, and {what}: add --again to train once more, or give"
             " another --seed."
@@ -207,10 +208,10 @@ def rerun(runs: Sequence[RunDir], yes: bool) -> None:
     """
     if not agreed("rerun", runs, yes):
         return
-    left_out = [state for state in read_states(runs) if state.state in (*OPEN, "unreadable")]
+    left_out = [state for state in read_states(runs) if state.state.open or state.state is State.UNREADABLE]
     if left_out and len(left_out) == len(runs):
         state = left_out[0]
-        way = state.reason if state.state == "unreadable" else "it can be trained again once it has ended"
+        way = state.reason if state.state is State.UNREADABLE else "it can be trained again once it has ended"
         raise UsageError(f"{state.name} is {state.state}: {way.rstrip('.')}.")
     if left_out:
         out.note(f"left out: {counts(left_out)}")
@@ -258,7 +259,7 @@ def debug(experiments: Sequence[Experiment], runs: Path, overfit: int | None = N
         outcome = debug_run(experiments[0], run, overfit, anomaly)
     except HpcTumorError as error:
         if run.read_events():
-            record_failure(run, 0, 0, str(error))
+            record_failure(run, 0, 0, str(error), cause=error.cause)
         else:
             shutil.rmtree(run.path, ignore_errors=True)
             for parent in new:

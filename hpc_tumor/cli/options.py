@@ -60,10 +60,10 @@ def complete_runs(ctx: typer.Context, incomplete: str) -> list[str]:
 
 
 def complete_states(incomplete: str) -> list[str]:
-    from hpc_tumor.cli.views.runs import STATES
+    from hpc_tumor.cli.views.runs import STATE_NAMES
 
     before, comma, last = incomplete.rpartition(",")
-    return [f"{before}{comma}{state}" for state in (*STATES, "open", "ended") if state.startswith(last)]
+    return [f"{before}{comma}{state}" for state in STATE_NAMES if state.startswith(last)]
 
 
 def flag(*names: str, text: str, panel: str | None = None, callback: Callable[[bool], bool] | None = None) -> Any:

@@ -23,6 +23,22 @@ ALIVE = frozenset(
     {"RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"}
 )
 
+# What comes of the request itself. Anything else may come of a controller that is away: SLURM has many words for that.
+_UNKNOWN_JOB = re.compile(r"invalid job id", re.IGNORECASE)
+_REFUSED = re.compile(r"disabled|denied|not permitted|invalid job", re.IGNORECASE)
+
+
+class CommandMissingError(ClusterError):
+    """A command of SLURM is not on this machine, or may not be run."""
+
+
+class RefusedError(ClusterError):
+    """SLURM refused what was asked for, and would do so again."""
+
+
+class UnknownJobError(RefusedError):
+    """SLURM has no such job, or not any more."""
+
 
 @dataclass(frozen=True)
 class SlurmJob:
@@ -37,6 +53,11 @@ class SlurmJob:
     node_list: str = ""
     start: str = ""
     exit_code: str = ""
+
+
+def is_alive(record: SlurmJob | None) -> bool:
+    """Return True where there is a record, of a job that waits, runs, or is about to end."""
+    return record is not None and record.state in WAITING | ALIVE
 
 
 class Pace:
@@ -66,7 +87,7 @@ def read_queue(job_ids: Iterable[str]) -> dict[str, SlurmJob] | None:
         try:
             text = run_slurm("squeue", "--noheader", "--array", "--states=all", f"--jobs={ids}", form)
         except ClusterError as error:
-            if "Invalid job id" in str(error):  # said where there is one job, and it left
+            if isinstance(error, UnknownJobError):  # where one job is asked for, and it left
                 continue
             return None
         for line in text.splitlines():
@@ -160,10 +181,20 @@ def requeue(job_id: str) -> None:
 
 
 def run_slurm(*command: str, seconds: float = _SECONDS) -> str:
-    """Return the output of a command of SLURM. ClusterError, with its words, where it fails, is missing or is slow."""
+    """Return the output of a command of SLURM.
+
+    Raises:
+        UnknownJobError, RefusedError: with SLURM's words, where asking again would change nothing.
+        CommandMissingError: the command is not here.
+        ClusterError: it failed in another way, with its words, or is slow.
+    """
     done = ask_slurm(*command, seconds=seconds)
     if done.returncode != 0:
-        raise ClusterError(slurm_words(done.stderr) or f"{command[0]} ended with exit code {done.returncode}.")
+        words = slurm_words(done.stderr)
+        kind = (
+            UnknownJobError if _UNKNOWN_JOB.search(words) else RefusedError if _REFUSED.search(words) else ClusterError
+        )
+        raise kind(words or f"{command[0]} ended with exit code {done.returncode}.")
     return done.stdout
 
 
@@ -178,9 +209,10 @@ def ask_slurm(*command: str, text: str = "", seconds: float = _SECONDS) -> subpr
             env=variables, check=False, process_group=0,  # where Ctrl-C in the terminal does not reach it
         )  # fmt: skip
     except FileNotFoundError:
-        raise ClusterError(f"no {command[0]} on this machine.") from None
+        raise CommandMissingError(f"no {command[0]} on this machine.") from None
     except OSError as error:
-        raise ClusterError(f"{command[0]} cannot be run: {error.strerror}.") from None
+        kind = CommandMissingError if isinstance(error, PermissionError) else ClusterError
+        raise kind(f"{command[0]} cannot be run: {error.strerror}.") from None
     except subprocess.TimeoutExpired:
         raise ClusterError(f"{command[0]} did not answer within {seconds:.0f} seconds.") from None
 

@@ -6,10 +6,16 @@ import shlex
 from pathlib import Path
 
 from hpc_tumor import settings
-from hpc_tumor.cluster.describe.profiles import default_profile, find_profile, list_profiles, profile_files
+from hpc_tumor.cluster.describe.profiles import (
+    ClusterNotNamedError,
+    default_profile,
+    find_profile,
+    list_profiles,
+    profile_files,
+)
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.doctor.finding import Finding, error, ok, warning
-from hpc_tumor.errors import UsageError
+from hpc_tumor.errors import UnknownNameError, UsageError
 from hpc_tumor.system.resources import expand_home, home_directory
 
 
@@ -24,12 +30,12 @@ def choose_cluster(name: str | None) -> tuple[ClusterProfile | None, list[Findin
     try:
         profile, why = default_profile()
         return profile, [ok(why)]
+    except ClusterNotNamedError:
+        way = "doctor --cluster NAME; hpc-tumor clusters lists them; HPC_TUMOR_CLUSTER=NAME makes it the default"
+        return None, [warning("SLURM is here, and nothing says which profile describes it", way)]
     except UsageError as problem:
-        text = str(problem).partition(" Known:")[0].rstrip(".")
-        if "this machine has SLURM" in text:
-            way = "doctor --cluster NAME; hpc-tumor clusters lists them; HPC_TUMOR_CLUSTER=NAME makes it the default"
-            return None, [warning("SLURM is here, and nothing says which profile describes it", way)]
-        return None, [error(text, "hpc-tumor clusters lists the profiles there are")]
+        text = problem.brief if isinstance(problem, UnknownNameError) else str(problem)
+        return None, [error(text.rstrip("."), "hpc-tumor clusters lists the profiles there are")]
 
 
 def check_configuration() -> list[Finding]:

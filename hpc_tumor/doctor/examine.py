@@ -6,7 +6,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,13 +19,11 @@ from hpc_tumor.doctor.configuration import check_configuration, choose_cluster, 
 from hpc_tumor.doctor.finding import Finding, Section, error, exit_code, warning
 from hpc_tumor.doctor.gpu import check_gpus, check_model
 from hpc_tumor.doctor.machine import check_machine
-from hpc_tumor.doctor.node_job import plan_of, try_on_node
+from hpc_tumor.doctor.node_job import Say, plan_of, try_on_node
 from hpc_tumor.doctor.packages import check_packages
 from hpc_tumor.doctor.probe import Probe, probe_here
 from hpc_tumor.doctor.storage import check_storage
 from hpc_tumor.errors import ClusterError, UsageError
-
-Say = Callable[[str], None]
 
 
 def examine(
@@ -36,7 +34,7 @@ def examine(
     account: str | None = None,
     partition: str | None = None,
     submit: bool = False,
-    say: Say = lambda line: None,
+    say: Say = lambda line, long: None,
 ) -> Iterator[Section]:
     """The findings, subject by subject, as they are made; `say` is told what is being waited for.
 
@@ -48,7 +46,7 @@ def examine(
     if submit and (profile is None or not on_slurm):
         raise UsageError("--submit is for SLURM clusters: name one with --cluster, or leave it out.")
     folder, visible = runs_folder(runs), os.environ.get("CUDA_VISIBLE_DEVICES")
-    say("importing packages, asking torch")
+    say("importing packages, asking torch", False)
     with ThreadPoolExecutor(2) as pool:
         asked = pool.submit(read_facts) if shutil.which("sinfo") else None
         here = pool.submit(probe_here).result()
@@ -66,7 +64,7 @@ def examine(
     cluster_findings = _cluster(profile if on_slurm else None, facts, account, partition)
     if on_slurm or cluster_findings:
         yield Section("slurm", f"Cluster {profile.name}" if on_slurm and profile else "SLURM", cluster_findings)
-    say("writing to the folders")
+    say("writing to the folders", False)
     yield Section("storage", "Folders", check_storage(folder, data, profile, submit))
     if submit and profile is not None:
         if exit_code([Section("slurm", "", cluster_findings)]):

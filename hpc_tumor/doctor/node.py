@@ -15,14 +15,14 @@ from hpc_tumor.doctor.finding import Finding, error, ok, warning
 from hpc_tumor.doctor.gpu import check_gpus
 from hpc_tumor.doctor.gpu_models import capability_of
 from hpc_tumor.doctor.machine import check_limits
-from hpc_tumor.doctor.node_job import MINUTES, PATIENCE, Outcome
+from hpc_tumor.doctor.node_job import MINUTES, PATIENCE, SETUP_DONE, Outcome
 from hpc_tumor.doctor.packages import check_packages, compare_packages
 from hpc_tumor.doctor.probe import Probe, probe_from
 from hpc_tumor.names import counted
 
 _LITTLE_DISK = 10_000_000_000
 _MOST_SKEW = 10.0  # seconds between the clocks of two machines
-_SETUP_DONE = "setup done"  # what the script prints then
+_NO_REMEDY = "look at the lines above"
 
 
 def judge(outcome: Outcome, here: Probe, profile: ClusterProfile, began: float) -> list[Finding]:
@@ -61,23 +61,17 @@ def _no_answer(outcome: Outcome) -> Finding:
             "name a folder on a file system that all nodes see with --runs, as one on the scratch",
         )
     if cause := recognise(outcome.said):
-        return error(f"{ended}: {_in_two(cause)[0]}", _in_two(cause)[1])
-    stage = "after its setup lines" if _SETUP_DONE in outcome.said else "in its setup lines"
+        return error(f"{ended}: {cause.fault}", cause.remedy or _NO_REMEDY)
+    stage = "after its setup lines" if SETUP_DONE in outcome.said else "in its setup lines"
     way = "correct what it says, in [environment] of the profile"
     return error(f"{ended} {stage}; its last line: {_last_line(outcome.said)}", way)
 
 
-def _in_two(cause: str) -> tuple[str, str]:
-    """A sentence of causes.py: what is wrong, and what to do."""
-    what, _, way = cause.partition(": ")
-    return what, way or "look at the lines above"
-
-
 def _setup(outcome: Outcome) -> list[Finding]:
     """A warning for setup lines that failed, although the job went on."""
-    before, done, _ = outcome.said.partition(_SETUP_DONE)
+    before, done, _ = outcome.said.partition(SETUP_DONE)
     cause = recognise(before) if done else None
-    return [warning(f"a setup line failed: {_in_two(cause)[0]}", _in_two(cause)[1])] if cause else []
+    return [warning(f"a setup line failed: {cause.fault}", cause.remedy or _NO_REMEDY)] if cause else []
 
 
 def _visible(outcome: Outcome) -> Finding:
@@ -207,7 +201,7 @@ def _together(per_node: Mapping[str, Sequence[Finding]]) -> list[Finding]:
 
 
 def _last_line(text: str) -> str:
-    lines = [line for line in map(_plain, text.splitlines()) if line and line != _SETUP_DONE]
+    lines = [line for line in map(_plain, text.splitlines()) if line and line != SETUP_DONE]
     return lines[-1][:200] if lines else "nothing was printed"
 
 

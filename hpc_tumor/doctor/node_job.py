@@ -38,8 +38,9 @@ _MOST_CPUS, _MOST_GB = 4, 8.0  # small, so that it starts soon
 _END_SECONDS, _CANCEL_SECONDS = 10.0, 30.0  # that the job may take to end once it has answered, or is cancelled
 _LEFTOVER_SECONDS = 3600.0
 _MOST_SILENT = 3  # questions in a row that SLURM may leave unanswered
+SETUP_DONE = "setup done"  # what its script prints after the profile's setup lines
 _ENDED = "ended"  # what its script leaves when all its tasks have ended
-Say = Callable[[str], None]
+Say = Callable[[str, bool], None]  # what is waited for; whether that may take minutes
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def job_script(profile: ClusterProfile, plan: Plan, folder: Path, code: Path) ->
     return "\n".join([
         "#!/bin/bash",
         *setup_lines(profile, code),
-        "echo 'setup done'",
+        f"echo {shlex.quote(SETUP_DONE)}",
         f"[ -x {python} ] || {{ echo {python}: No such file or directory; exit 97; }}",
         shlex.join([*srun, *task]),
         f": > {shlex.quote(str(folder / _ENDED))}",
@@ -172,7 +173,7 @@ def _wait(outcome: Outcome, say: Say, pace: slurm.Pace) -> Outcome:
                 nodes=record.node_list or outcome.nodes, queued_s=(started or now) - begun,
             )  # fmt: skip
             why = f": {reason}" if waiting and reason else ""
-            say(f"test job {outcome.job_id} {'is queued' if waiting else 'runs'}{why}")
+            say(f"test job {outcome.job_id} {'is queued' if waiting else 'runs'}{why}", True)
         if outcome.has_ended or (record is None and records is not None) or silent > _MOST_SILENT:
             break
         if (started is None and now - begun > PATIENCE) or (started and now - started > 60 * (MINUTES + 1)):

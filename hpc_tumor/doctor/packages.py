@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 
 from hpc_tumor.doctor.finding import Finding, error, ok, warning
-from hpc_tumor.doctor.probe import IMPORTS, Probe
+from hpc_tumor.doctor.probe import IMPORTS, ImportFailure, ImportFault, Probe
 
 _SAME = 'in the environment of hpc-tumor: pip install --upgrade --force-reinstall "{name}"'
 
 
 def check_packages(probe: Probe) -> list[Finding]:
     """Whether all that hpc-tumor needs can be imported by the Python of `probe`."""
-    findings = [_import_failed(probe, module, why) for module, why in probe.failed.items()]
+    findings = [_import_failed(probe, module, failure) for module, failure in probe.failed.items()]
     for name, needed in probe.too_old.items():
         findings.append(
             error(
@@ -34,16 +34,17 @@ def check_packages(probe: Probe) -> list[Finding]:
     return findings
 
 
-def _import_failed(probe: Probe, module: str, why: str) -> Finding:
+def _import_failed(probe: Probe, module: str, failure: ImportFailure) -> Finding:
+    why, kind = failure.why, failure.kind
     name = next((key for key, value in IMPORTS.items() if value == module), module)
-    if "No module named" in why and probe.versions.get(name) is None:
+    if kind is ImportFault.ABSENT and probe.versions.get(name) is None:
         return error(f"{name} is not installed", f'pip install "{name}", with {probe.executable}')
-    if "killed by SIGILL" in why:
+    if kind is ImportFault.WRONG_CPU:
         return error(f"{module}: {why}: it was built for another kind of CPU", _SAME.format(name=name))
-    if "GLIBC" in why or "CXXABI" in why:
+    if "GLIBC" in why or "CXXABI" in why:  # words of the system's loader
         way = "its wheel is too new for this system, or LD_LIBRARY_PATH leads to other libraries: unset that first"
         return error(f"{module} does not import: {why}", way)
-    if "not come to an end" in why:
+    if kind is ImportFault.HANGS:
         return error(
             f"importing {module} {why}", "the file system of the Python environment may hang: look at its load"
         )

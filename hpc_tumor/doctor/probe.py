@@ -22,6 +22,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -72,15 +73,32 @@ class TorchFacts:
     threads: int = 0
 
 
+class ImportFault(StrEnum):
+    """Kind of a failed import that is told from others."""
+
+    ABSENT = "absent"  # no such module
+    WRONG_CPU = "wrong-cpu"  # it was ended by an instruction that this CPU does not know
+    HANGS = "hangs"
+    OTHER = "other"
+
+
+@dataclass(frozen=True)
+class ImportFailure:
+    """Failed import of a module: why in words, and of which kind."""
+
+    why: str
+    kind: ImportFault = ImportFault.OTHER
+
+
 @dataclass(frozen=True)
 class Probe:
-    """One machine. `failed`: module → why it could not be imported. `limits`: None where there is no limit."""
+    """One machine. `failed`: modules that could not be imported. `limits`: None where there is no limit."""
 
     host: str
     python: str
     executable: str
     versions: dict[str, str | None]
-    failed: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, ImportFailure] = field(default_factory=dict)
     torch: TorchFacts | None = None
     too_old: dict[str, str] = field(default_factory=dict)  # package → the version that is needed at least
     gpus: tuple[Gpu, ...] | None = None  # that nvidia-smi lists; None where there is none
@@ -109,8 +127,9 @@ def probe_from(values: Mapping[str, Any]) -> Probe:
     if torch is not None:
         lists = {"archs": tuple(torch["archs"]), "precision": tuple(torch["precision"]), "gpus": gpus(torch["gpus"])}
         torch = TorchFacts(**{**torch, **lists})
+    failed = {name: ImportFailure(item["why"], ImportFault(item["kind"])) for name, item in values["failed"].items()}
     own = {"torch": torch, "gpus": gpus(values["gpus"]), "interfaces": tuple(values["interfaces"])}
-    return Probe(**{**values, **own})
+    return Probe(**{**values, **own, "failed": failed})
 
 
 def probe_here() -> Probe:
@@ -141,7 +160,8 @@ def gather() -> Probe:
         try:
             importlib.import_module(name)
         except (Exception, SystemExit) as error:
-            failed[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            failed[name] = ImportFailure(why, _kind_of(why))
     torch = None
     if "torch" not in failed:
         print("asking torch", file=sys.stderr, flush=True)
@@ -149,7 +169,7 @@ def gather() -> Probe:
     return _machine(failed, torch)
 
 
-def _machine(failed: dict[str, str], torch: TorchFacts | None) -> Probe:
+def _machine(failed: dict[str, ImportFailure], torch: TorchFacts | None) -> Probe:
     gpus, driver = read_nvidia_smi()
     return Probe(
         host=socket.gethostname().partition(".")[0],
@@ -217,12 +237,19 @@ def _without_imports(code: int | None, said: str) -> Probe:
     at = next((line for line in reversed(lines) if line.startswith(("importing ", "asking "))), "")
     module = at.rpartition(" ")[2] or "hpc_tumor"
     if code is None:
-        why = f"did not come to an end within {_SECONDS} s"
+        failure = ImportFailure(f"did not come to an end within {_SECONDS} s", ImportFault.HANGS)
     elif code < 0:
-        why = f"killed by {signal.Signals(-code).name}"
+        kind = ImportFault.WRONG_CPU if code == -signal.SIGILL else ImportFault.OTHER
+        failure = ImportFailure(f"killed by {signal.Signals(-code).name}", kind)
     else:
         why = lines[-1] if lines else f"ended with exit code {code}"
-    return _machine({module: why}, None)
+        failure = ImportFailure(why, _kind_of(why))
+    return _machine({module: failure}, None)
+
+
+def _kind_of(why: str) -> ImportFault:
+    """Kind of a failure by Python's own words, which also name a module that another one lacks."""
+    return ImportFault.ABSENT if "No module named" in why else ImportFault.OTHER
 
 
 def read_nvidia_smi() -> tuple[tuple[Gpu, ...] | None, str | None]:

@@ -12,7 +12,7 @@ from hpc_tumor.config import ClusterProfile
 from hpc_tumor.console import size
 from hpc_tumor.doctor.filesystems import Room, Trial, existing, room_in, try_writing
 from hpc_tumor.doctor.finding import Finding, error, ok, warning
-from hpc_tumor.errors import HpcTumorError, UsageError
+from hpc_tumor.errors import HpcTumorError, StoreError, UsageError
 from hpc_tumor.names import series
 from hpc_tumor.system.resources import NO_HOME, expand_home, home_directory
 
@@ -158,9 +158,10 @@ def _store(path: Path, profile: ClusterProfile | None) -> list[Finding]:
 
     try:
         store = Store.open(path)
+    except StoreError as problem:
+        return [error(problem.fault, problem.remedy)]
     except HpcTumorError as problem:
-        text, _, way = str(problem).partition(": ")
-        return [error(str(problem).partition(". ")[0].rstrip("."), str(problem).partition(". ")[2] or way or text)]
+        return [error(str(problem).rstrip("."), "name another store with --data")]
     except OSError as problem:
         return [error(f"the store {path} cannot be read: {problem.strerror}", "look who may read it: ls -ld")]
     unit = "images" if store.task == "classification" else "cases"

@@ -12,7 +12,8 @@ from launching import events, small_experiment, submit_experiment, wait_for
 
 from hpc_tumor.cluster.describe.profiles import find_profile
 from hpc_tumor.cluster.observe.logs import log_text
-from hpc_tumor.cluster.observe.queue import RunState, read_states
+from hpc_tumor.cluster.observe.queue import read_states
+from hpc_tumor.cluster.observe.states import RunState
 from hpc_tumor.cluster.plan.plan import make_plan
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.run_dir import RunDir, read_json

@@ -12,11 +12,14 @@ from test_queue import MadeUpSlurm
 
 from hpc_tumor import cli
 from hpc_tumor.cli.views.efficiency import kinds_table, run_table, runs_table
+from hpc_tumor.cluster.node.job import record_failure
 from hpc_tumor.cluster.observe.accounting import parse_bytes, read_job_use
 from hpc_tumor.cluster.observe.advice import advise, kinds_of
 from hpc_tumor.cluster.observe.efficiency import GB, Efficiency, read_efficiency
+from hpc_tumor.cluster.observe.states import State
 from hpc_tumor.cluster.plan.plan import Plan
 from hpc_tumor.cluster.slurm import parse_seconds
+from hpc_tumor.errors import Cause
 from hpc_tumor.run_dir import RunDir
 
 PROFILE = {"node": {"gpus": 2, "cpus": 24, "memory_gb": 234}}
@@ -67,7 +70,8 @@ def one(**values: Any) -> Efficiency:
         "asked_memory": 20.0, "memory": 15.0, "asked_cpus": 4, "cpus": 2.5, "gpu": "V100", "asked_gpu_memory": 32.0,
         "gpu_memory": 20.0, "gpu_busy": 0.8, "data_wait": 0.01, "node_memory": 234, "node_cpus": 12,
     }  # fmt: skip
-    return Efficiency(**{**fits, **values})
+    fits |= values
+    return Efficiency(**{**fits, "state": State(fits["state"])})
 
 
 def test_files_alone_tell_what_a_run_used(tmp_path: Path, made_up: MadeUpSlurm) -> None:
@@ -89,6 +93,19 @@ def test_ranks_that_left_nothing_are_counted_as_the_others(tmp_path: Path, made_
     run = made_run(tmp_path / "runs")
     used(run, ranks=1)
     assert read_efficiency([run])[0].memory == 18
+
+
+@pytest.mark.parametrize("cause", [*Cause, None])
+def test_what_ran_out_is_known_by_the_cause_of_a_failure_not_by_its_words(
+    tmp_path: Path, made_up: MadeUpSlurm, cause: Cause | None
+) -> None:
+    made_up.says("squeue", "")
+    made_up.says("sacct", "")
+    run = made_run(tmp_path / "runs", finished=False)
+    record_failure(run, 0, 0, "out of memory on the host, out of memory on the GPU", cause=cause)
+    (found,) = read_efficiency([run])
+    assert found.state is State.FAILED
+    assert (found.out_of_memory, found.gpu_out_of_memory) == (cause is Cause.HOST_MEMORY, cause is Cause.GPU_MEMORY)
 
 
 def test_a_run_without_any_record(tmp_path: Path, made_up: MadeUpSlurm) -> None:

@@ -11,7 +11,8 @@ from launching import events, small_experiment
 
 from hpc_tumor.cluster.node.job import RankFailure, StopFlag, record_failure, rendezvous
 from hpc_tumor.cluster.observe.logs import log_text
-from hpc_tumor.errors import ClusterError
+from hpc_tumor.errors import Cause, ClusterError, DataError, GpuMemoryError, HostMemoryError
+from hpc_tumor.records import Failure
 from hpc_tumor.run_dir import RunDir, read_json
 from hpc_tumor.training.watch import watchdog
 
@@ -82,6 +83,15 @@ def test_a_lost_rank_is_recorded_rather_than_who_lost_it(tmp_path: Path, monkeyp
         RankFailure(run, start, rank=0).error(error)
     said = [(line["rank"], line["reason"]) for line in run.read_events("failed")]
     assert said == [(1, lost.reason), (0, "RuntimeError: no kernel image")]
+
+
+def test_a_failure_keeps_the_cause_of_its_error_beside_its_words(tmp_path: Path) -> None:
+    run = RunDir.create(tmp_path, small_experiment())
+    errors = (GpuMemoryError("a"), HostMemoryError("b"), DataError("out of memory on the GPU"), RuntimeError("c"))
+    for start, error in enumerate(errors):
+        RankFailure(run, start, rank=0).error(error)
+    failures = [Failure.read(run.failure(start)) or Failure() for start in range(len(errors))]
+    assert [failure.cause for failure in failures] == [Cause.GPU_MEMORY, Cause.HOST_MEMORY, None, None]
 
 
 def test_each_rank_leaves_where_it_was_when_one_hung(tmp_path: Path) -> None:

@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 from launching import STAND_IN, events, small_experiment, submit_experiment, wait_for
 
+from hpc_tumor.cluster.cancel import cancel
 from hpc_tumor.cluster.describe.profiles import local_profile
 from hpc_tumor.cluster.launch.snapshot import snapshot_path
 from hpc_tumor.cluster.launch.submit import resume_run
 from hpc_tumor.cluster.node import local
 from hpc_tumor.cluster.node import local_queue as tickets
 from hpc_tumor.cluster.observe.logs import log_text
-from hpc_tumor.cluster.observe.queue import cancel, read_states
+from hpc_tumor.cluster.observe.queue import read_states
 from hpc_tumor.cluster.plan.plan import make_plan
 from hpc_tumor.errors import UsageError
 from hpc_tumor.run_dir import RunDir, find_runs, read_json

@@ -15,10 +15,12 @@ import pytest
 from launching import STAND_IN, events, small_experiment, submit_experiment, wait_for
 
 import hpc_tumor
+from hpc_tumor.cluster.cancel import cancel
 from hpc_tumor.cluster.describe.profiles import find_profile
 from hpc_tumor.cluster.launch.submit import Wanted, job_script, submit_all
 from hpc_tumor.cluster.observe.logs import log_text
-from hpc_tumor.cluster.observe.queue import RunState, cancel, read_states
+from hpc_tumor.cluster.observe.queue import read_states
+from hpc_tumor.cluster.observe.states import RunState
 from hpc_tumor.cluster.plan.plan import make_plan
 from hpc_tumor.data.convert.prepare import prepare_dataset
 from hpc_tumor.data.raw.sources import detect_reader

@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 from launching import profile_with, small_experiment
 
+from hpc_tumor import cli
 from hpc_tumor.cluster import slurm
+from hpc_tumor.cluster.cancel import cancel
 from hpc_tumor.cluster.node.job import record_failure
-from hpc_tumor.cluster.observe import queue
 from hpc_tumor.cluster.observe.job_record import JobRecord
-from hpc_tumor.cluster.observe.queue import cancel, read_states
+from hpc_tumor.cluster.observe.queue import read_states
+from hpc_tumor.cluster.observe.states import State
 from hpc_tumor.cluster.plan.plan import make_plan
-from hpc_tumor.errors import ClusterError, UsageError
+from hpc_tumor.errors import Cause, ClusterError, UsageError
 from hpc_tumor.run_dir import RunDir, read_json
 
 
@@ -142,6 +144,24 @@ def test_ends_that_only_accounting_knows(
     assert words in reason
 
 
+def test_an_end_without_a_word_is_no_error_to_show(
+    tmp_path: Path, made_up: MadeUpSlurm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its reason only names the command that is at work."""
+    run = submitted(tmp_path)
+    made_up.says("sacct", "42|FAILED|10|2|2:0|gpu001\n", run)
+    (state,) = read_states([run])
+    assert (state.state, state.cause) == (State.FAILED, Cause.UNSAID)
+    assert "cause" not in state.as_dict()
+    assert cli.main(["logs", run.name, "--runs", str(run.path.parent), "--errors"]) == 0
+    assert state.reason not in capsys.readouterr().out
+    (run.path / "logs" / "submission" / "42_0_log.out").write_text("slurmstepd: error: Detected 1 oom_kill event\n")
+    (state,) = read_states([run])
+    assert state.cause is Cause.HOST_MEMORY
+    assert cli.main(["logs", run.name, "--runs", str(run.path.parent), "--errors"]) == 0
+    assert state.reason in capsys.readouterr().out
+
+
 def test_accounting_that_has_no_name_yet_does_not_hide_the_end(tmp_path: Path, made_up: MadeUpSlurm) -> None:
     """For a moment sacct calls a job that just ended `allocation`, while squeue knows it well."""
     run = submitted(tmp_path)
@@ -262,7 +282,7 @@ def test_who_cancelled_it_has_a_name(tmp_path: Path, made_up: MadeUpSlurm, monke
     again = "hpc-tumor resume goes on from its last checkpoint"
     theirs = f"{root} can resume it, hpc-tumor rerun trains it as your own"
     for me, words in ((1234, f"cancelled by {root}; {theirs}"), (0, f"cancelled; {again}")):
-        monkeypatch.setattr(queue.os, "getuid", lambda me=me: me)
+        monkeypatch.setattr(os, "getuid", lambda me=me: me)
         assert state_of(run) == ("cancelled", words)
 
 

@@ -181,7 +181,7 @@ def test_newer_schema_and_unfinished_stores(own_path: Path) -> None:
     with pytest.raises(DataError, match=r"schema 1; this version reads 2\. Please convert again: .* --overwrite"):
         Store.open(own_path)
     rewrite_root(own_path, schema=2, complete=False)
-    with pytest.raises(DataError, match="unfinished: run the same hpc-tumor prepare-data again"):
+    with pytest.raises(DataError, match=r"unfinished\. Run the same hpc-tumor prepare-data again"):
         Store.open(own_path)
 
 

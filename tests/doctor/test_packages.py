@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hpc_tumor.doctor.packages import check_packages, compare_packages
-from hpc_tumor.doctor.probe import IMPORTS, Probe, TorchFacts, probe_from, probe_here
+from hpc_tumor.doctor.probe import IMPORTS, ImportFailure, ImportFault, Probe, TorchFacts, probe_from, probe_here
 
 FIT = Probe(
     "here", "3.11.7", "/env/bin/python", {"hpc-tumor": "0.1.0", "torch": "2.14.1", "torchvision": "0.29.1"},
@@ -58,7 +58,7 @@ def test_an_import_that_fails_or_crashes_is_named(
 
 
 def test_a_package_that_is_not_there() -> None:
-    probe = replace(FIT, failed={"google_crc32c": "ModuleNotFoundError: No module named 'google_crc32c'"})
+    probe = replace(FIT, failed={"google_crc32c": ImportFailure("ModuleNotFoundError: …", ImportFault.ABSENT)})
     (found,) = check_packages(probe)
     assert found.text == "google-crc32c is not installed"
     assert found.way_out == 'pip install "google-crc32c", with /env/bin/python'

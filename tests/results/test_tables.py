@@ -18,6 +18,7 @@ from hpc_tumor.results.compare.comparison import Comparison, Group
 from hpc_tumor.results.read.cases import TestCases
 from hpc_tumor.results.read.run_result import RunResult
 from hpc_tumor.results.tables.brief import terminal_tables
+from hpc_tumor.results.tables.full import group_tables
 from hpc_tumor.results.tables.notes import weights
 from hpc_tumor.results.tables.tables import write_tables
 from hpc_tumor.results.write.collect import collect_runs, group_runs
@@ -52,6 +53,14 @@ def written(comparison: Comparison, output: Path, name: str) -> Path:
 
 def cells(table: Table, row: int) -> dict[str, str]:
     return dict(zip((column.title for column in table.columns), table.rows[row], strict=True))
+
+
+def test_only_published_figures_stand_aside(comparison: Comparison) -> None:
+    for group in comparison.groups:
+        for name in ("results", "cost"):
+            table = group_tables(group)[name]
+            aside = {row[0] for place, row in enumerate(table.rows) if place in table.aside}
+            assert aside == {row[0] for row in table.rows if ": published" in row[0]} != set()
 
 
 def test_terminal_tables_by_hand(comparison: Comparison) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from training_runs import new_run
 
+from hpc_tumor.errors import Cause
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.watch.memory import is_out_of_memory, out_of_memory
 
@@ -55,8 +56,9 @@ def test_a_step_that_does_not_fit_is_explained(tmp_path: Path, slice_store: Path
 )  # fmt: skip
 def test_all_kinds_of_it_are_known(tmp_path: Path, slice_store: Path, error: Exception, asked: str) -> None:
     assert is_out_of_memory(error)
-    said = str(out_of_memory(error, new_run(tmp_path, slice_store, "unet").experiment(), Distributed()))
-    assert f"and asked for {asked} more" in said
+    explained = out_of_memory(error, new_run(tmp_path, slice_store, "unet").experiment(), Distributed())
+    assert f"and asked for {asked} more" in str(explained)
+    assert explained.cause is Cause.HOST_MEMORY
 
 
 def test_other_errors_are_left_alone() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hpc_tumor.cluster.describe.profiles import LOCAL
+from hpc_tumor.cluster.observe.states import State
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.console import duration, out, size
 from hpc_tumor.errors import DataError, PartialFailure
@@ -231,18 +232,24 @@ def refuse_what_stays(cleaning: Cleaning) -> PartialFailure:
 
 def _sizes_table(cleaning: Cleaning) -> Table:
     title = "removed" if cleaning.removed else "may go"
-    columns = [Column("run", "left"), Column("state", "left"), Column("files"), Column("size"), Column(title)]
+    columns = [
+        Column("run", "left"),
+        Column("state", "left", key="state"),
+        Column("files"),
+        Column("size"),
+        Column(title),
+    ]
     shown, rest = cleaning.sizes[:MOST_SIZES], cleaning.sizes[MOST_SIZES:]
     rows = [
         [run.run, run.state, f"{run.files:,}", size(run.bytes), size(run.may_go) if run.may_go else ""] for run in shown
     ]
-    others = ["" if run.left_alone in (None, run.state) else str(run.left_alone) for run in shown]
+    others = ["" if isinstance(run.left_alone, State) else run.left_alone or "" for run in shown]
     if any(others):
         columns.append(Column("left alone", "left", keep=40))
         rows = [[*row, why] for row, why in zip(rows, others, strict=True)]
     notes = []
     if rest:
         notes = [f"and {counted(len(rest), 'smaller run')}, {size(sum(run.bytes for run in rest))}; --json has all"]
-    if left := Counter(run.state for run in cleaning.sizes if run.left_alone == run.state):
+    if left := Counter(run.left_alone for run in cleaning.sizes if isinstance(run.left_alone, State)):
         notes.append(f"Left alone: {', '.join(f'{count:,} {state}' for state, count in left.items())}.")
     return Table("", tuple(columns), tuple(tuple(row) for row in rows), tuple(notes))

@@ -64,17 +64,17 @@ def summary(sections: Sequence[Section]) -> str:
 
 
 class Waiting:
-    """Says what is waited for: in place on a terminal; in a log, of the test job alone, which may take minutes."""
+    """Says what is waited for: in place on a terminal; in a log, of what may take minutes alone."""
 
     def __init__(self) -> None:
         self._last = ""
         self._status: Status | None = None
         self._live = sys.stderr.isatty() and not out.json
 
-    def __call__(self, line: str) -> None:
+    def __call__(self, line: str, long: bool) -> None:
         if self._live:
             self._show(f"{line} …")
-        elif line != self._last and line.startswith("test job"):
+        elif line != self._last and long:
             out.note(line)
         self._last = line
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from hpc_tumor.cluster.observe.advice import Kind, kinds_of, on_cluster
 from hpc_tumor.cluster.observe.efficiency import Efficiency
+from hpc_tumor.cluster.observe.states import State
 from hpc_tumor.console import duration, out
 from hpc_tumor.names import counted, hours
 from hpc_tumor.table import Column, Table
@@ -15,7 +16,7 @@ MOST_RUNS = 20  # shown one by one
 
 def show_efficiency(runs: Sequence[Efficiency]) -> None:
     """The result of the command: the runs, and what to ask for next time for each kind of them."""
-    readable = [run for run in runs if run.state != "unreadable"]
+    readable = [run for run in runs if run.state is not State.UNREADABLE]
     kinds = kinds_of(readable)
     values = {"runs": [run.as_dict() for run in runs], "kinds": [kind.as_dict() for kind in kinds]}
     out.result(values, show=lambda: _show(readable, kinds))
@@ -58,7 +59,7 @@ def run_table(run: Efficiency) -> Table:
         rows.append(("GPUs busy", str(run.gpus), "", _text(run.gpu_busy, _percent)))
         rows.append(("memory of a GPU", _text(run.asked_gpu_memory, _gb), _text(run.gpu_memory, _gb), full))
     rows.append(("waiting for data", "", "", _text(run.data_wait, _percent)))
-    notes = (f"Used so far: {run.name} is {run.state}.",) if run.state != "finished" else ()
+    notes = (f"Used so far: {run.name} is {run.state}.",) if run.state is not State.FINISHED else ()
     where = ", ".join(part for part in (run.cluster, run.shape, run.gpu) if part)
     return Table(f"{run.name} · {where}", columns, tuple(rows), notes)
 
@@ -79,7 +80,7 @@ def runs_table(runs: Sequence[Efficiency]) -> Table:
     kept = {name: cell for name, cell in _CELLS.items() if any(cell[1](run) for run in runs)}
     columns = (
         Column("run", "left"),
-        Column("state", "left"),
+        Column("state", "left", key="state"),
         *(Column(name, keep=at) for name, (at, _) in kept.items()),
     )
     rows = tuple((run.name, run.state, *(cell(run) for _, cell in kept.values())) for run in runs)

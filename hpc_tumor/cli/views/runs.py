@@ -7,16 +7,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from hpc_tumor.cluster.describe.profiles import LOCAL
-from hpc_tumor.cluster.observe.queue import ENDED, OPEN, RunState
+from hpc_tumor.cluster.observe.states import RunState, State
 from hpc_tumor.console import View, duration
 from hpc_tumor.errors import UsageError, unknown
 from hpc_tumor.names import counted, hours
 from hpc_tumor.table import Column, Table
 
-STATES = (*OPEN, "finished", *ENDED, "unreadable")
+GROUPS = {"open": [state for state in State if state.open], "ended": [state for state in State if state.ended]}
+STATE_NAMES = (*(state.value for state in State), *GROUPS)  # that --state takes
 SORTS = {
     "name": lambda state: state.name,
-    "state": lambda state: STATES.index(state.state),
+    "state": lambda state: list(State).index(state.state),
     "epoch": lambda state: -(state.epoch or 0) / (state.epochs or 1),
     "left": lambda state: float("inf") if state.eta is None else state.eta,
     "best": lambda state: float("inf") if state.best is None else -state.best,
@@ -34,14 +35,14 @@ def choose(
     Raises:
         UsageError: there is no such state, or nothing to sort by of that name.
     """
-    names: set[str] = set()
-    for name in (wanted or "").replace(" ", "").split(","):
-        if name and name not in (*STATES, "open", "ended"):
-            raise UsageError(f"--state: {unknown('state', name, [*STATES, 'open', 'ended'])}")
-        names |= set(OPEN if name == "open" else ENDED if name == "ended" else [name] if name else [])
+    among: set[State] = set()
+    for name in filter(None, (wanted or "").replace(" ", "").split(",")):
+        if name not in STATE_NAMES:
+            raise UsageError(f"--state: {unknown('state', name, STATE_NAMES)}")
+        among.update(GROUPS.get(name) or [State(name)])
     if sort is not None and sort not in SORTS:
         raise UsageError(f"--sort: {unknown('column', sort, SORTS)}")
-    kept = [state for state in states if (not names or state.state in names) and model in (None, state.model)]
+    kept = [state for state in states if (not among or state.state in among) and model in (None, state.model)]
     return sorted(kept, key=SORTS[sort]) if sort else kept
 
 
@@ -78,7 +79,7 @@ def _runs_table(states: Sequence[RunState], reasons_below: bool) -> Table:
     kept = [name for name in columns if any(cells[name])]
     return Table(
         "",
-        tuple(Column(name, columns[name][0], columns[name][1]) for name in kept),  # type: ignore[arg-type]
+        tuple(Column(name, columns[name][0], columns[name][1], key=name) for name in kept),  # type: ignore[arg-type]
         tuple(zip(*(cells[name] for name in kept), strict=True)),
         tuple(notes),
     )
@@ -92,10 +93,10 @@ def _reasons(states: Sequence[RunState]) -> list[str]:
             said.setdefault(state.reason, []).append(state)
     lines, ended = [], 0
     for reason, which in sorted(said.items(), key=lambda item: item[1][-1].name, reverse=True):
-        if which[0].state == "finished":  # what is to be known of its scores: nobody is to miss it
+        if which[0].state is State.FINISHED:  # what is to be known of its scores: nobody is to miss it
             lines.append(f"{', '.join(state.name for state in which)}: {reason}")
             continue
-        if which[0].state not in OPEN:
+        if not which[0].state.open:
             ended += 1
             if ended > MOST_REASONS:
                 continue
@@ -107,24 +108,24 @@ def _reasons(states: Sequence[RunState]) -> list[str]:
 
 def counts(states: Sequence[RunState]) -> str:
     """`3 running, 2 queued`, in the order of a run's life."""
-    found: Counter[str] = Counter(state.state for state in states)
-    return ", ".join(f"{found[name]} {name}" for name in STATES if found[name])
+    found = Counter(state.state for state in states)
+    return ", ".join(f"{found[name]} {name}" for name in State if found[name])
 
 
 def runs_view(states: Sequence[RunState], width: int) -> View:
     """What is shown while one waits for runs: of many, those that are not over."""
     line = counts(states)
     for state in states:
-        if state.state == "running" and state.epoch is not None and len(states) <= MOST_WATCHED:
+        if state.state is State.RUNNING and state.epoch is not None and len(states) <= MOST_WATCHED:
             parts = [f"{state.name} epoch {_epoch(state)}"]
             parts += [f"loss {_digits(state.loss)}"] if state.loss is not None else []
             parts += [f"about {duration(state.eta)} left"] if state.eta else []
             line += f"; {', '.join(parts)}"
-    over = not any(state.state in OPEN for state in states)
+    over = not any(state.state.open for state in states)
     shown = states
     if len(states) > MOST_WATCHED:
-        shown = sorted((state for state in states if state.state in OPEN), key=SORTS["state"], reverse=True)
-        shown = [state for state in shown if state.state == "running"][:MOST_WATCHED] or shown[:MOST_WATCHED]
+        shown = sorted((state for state in states if state.state.open), key=SORTS["state"], reverse=True)
+        shown = [state for state in shown if state.state is State.RUNNING][:MOST_WATCHED] or shown[:MOST_WATCHED]
     table = runs_table(shown, width)
     if len(shown) < len(states):
         table = replace(table, notes=(counts(states), *table.notes))
@@ -133,7 +134,7 @@ def runs_view(states: Sequence[RunState], width: int) -> View:
 
 def _waits_here(state: RunState) -> bool:
     """Whether a run only waits for its turn on this machine, which the table shows without words."""
-    return state.cluster == LOCAL and state.state == "queued"
+    return state.cluster == LOCAL and state.state is State.QUEUED
 
 
 def _epoch(state: RunState) -> str:
@@ -142,7 +143,7 @@ def _epoch(state: RunState) -> str:
 
 def _left(state: RunState) -> str:
     """How long it will still take, and over how many more starts where one is too short."""
-    if state.state != "running" or state.eta is None:
+    if state.state is not State.RUNNING or state.eta is None:
         return ""
     more = state.more_starts
     return duration(state.eta) + (f", +{counted(more, 'start')}" if more else "")
@@ -151,7 +152,7 @@ def _left(state: RunState) -> str:
 def _elapsed(state: RunState) -> str:
     if not state.elapsed:
         return ""
-    if state.limit is None or state.state not in OPEN:
+    if state.limit is None or not state.state.open:
         return duration(state.elapsed)
     elapsed, limit = (hours(int(seconds) // 60) for seconds in (state.elapsed, state.limit))
     return f"{elapsed.removesuffix(' h')} of {limit}"
@@ -164,7 +165,7 @@ def _shape(state: RunState) -> str:
 
 
 def _age(state: RunState, age: float | None) -> str:
-    return "" if age is None or state.state not in OPEN else f"{duration(age)} ago"
+    return "" if age is None or not state.state.open else f"{duration(age)} ago"
 
 
 def _digits(value: float | None) -> str:

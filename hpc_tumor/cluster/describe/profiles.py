@@ -19,6 +19,10 @@ LOCAL = "local"
 _MOST_CPU_PROCESSES = 8  # several processes on few cores are slow but a fair rehearsal of a larger machine
 
 
+class ClusterNotNamedError(UsageError):
+    """This machine submits to a SLURM cluster, and nothing says which profile describes it."""
+
+
 def find_profile(name: str | Path) -> ClusterProfile:
     """The profile of that name, or in that TOML file; `local` is this machine.
 
@@ -91,7 +95,8 @@ def default_profile() -> tuple[ClusterProfile, str]:
     The variable HPC_TUMOR_CLUSTER, else `cluster` in the user's configuration, else this machine if it has no sbatch.
 
     Raises:
-        UsageError: this machine submits to a SLURM cluster, and nothing says which profile describes it.
+        ClusterNotNamedError: this machine submits to a SLURM cluster, and nothing says which profile describes it.
+        UsageError: what says so names no profile, or one that is not valid.
     """
     if chosen := settings.user_default("cluster"):
         source = "HPC_TUMOR_CLUSTER" if os.environ.get("HPC_TUMOR_CLUSTER") else "your configuration"
@@ -99,7 +104,7 @@ def default_profile() -> tuple[ClusterProfile, str]:
     if shutil.which("sbatch") is None:
         return local_profile(), "no sbatch here: the run stays on this machine (--cluster local)"
     names = ", ".join([*profile_files(), LOCAL])
-    raise UsageError(f"this machine has SLURM: say which cluster it is with --cluster NAME. Known: {names}.")
+    raise ClusterNotNamedError(f"this machine has SLURM: say which cluster it is with --cluster NAME. Known: {names}.")
 
 
 def local_profile() -> ClusterProfile:

@@ -6,14 +6,13 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from hpc_tumor.cluster.observe.queue import OPEN, RunState, read_states
+from hpc_tumor.cluster.observe.queue import read_states
+from hpc_tumor.cluster.observe.states import RunState
 from hpc_tumor.config import Experiment
 from hpc_tumor.provenance import store_identity
 from hpc_tumor.records import section
 from hpc_tumor.run_dir import RunDir, is_run, read_json
 from hpc_tumor.system.resources import expand_home
-
-UNDER_WAY = (*OPEN, "finished")
 
 
 def find_same(experiments: Sequence[Experiment], runs: Path) -> list[RunState | None]:
@@ -39,8 +38,8 @@ def find_same(experiments: Sequence[Experiment], runs: Path) -> list[RunState | 
     states = {state.run.path: state for state in read_states([run for found in fitting.values() for run in found])}
 
     def best(found: list[RunDir]) -> RunState | None:
-        open_to_us = [states[run.path] for run in found if states[run.path].state in UNDER_WAY or is_own(run)]
-        ranked = sorted(open_to_us, key=lambda state: state.state in UNDER_WAY)
+        open_to_us = [states[run.path] for run in found if states[run.path].state.under_way or is_own(run)]
+        ranked = sorted(open_to_us, key=lambda state: state.state.under_way)
         return ranked[-1] if ranked else None
 
     return [best(fitting[_key(experiment.model_dump(mode="json"))]) for experiment in experiments]

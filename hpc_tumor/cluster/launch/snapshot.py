@@ -24,10 +24,10 @@ _KINDS = ("*.py", "*.toml", "*.j2", "*.html", "*.css", "*.js")
 _KEPT_DAYS = 180  # since it was last submitted; a run that is resumed takes the code as it is then
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the same files give the same archive, whenever they were written
 CODE_LOST = 79  # exit code of a start whose archive is not what its name says
-CODE_LOST_WORDS = (
-    "the code that was submitted is gone or damaged: hpc-tumor resume goes on, hpc-tumor rerun begins anew, with the"
-    " code as it is now"
-)
+CODE_LOST_FAULT = "the code that was submitted is gone or damaged"
+CODE_LOST_REMEDY = "hpc-tumor resume goes on, hpc-tumor rerun begins anew, with the code as it is now"
+CODE_LOST_WORDS = f"{CODE_LOST_FAULT}: {CODE_LOST_REMEDY}"
+CODE_LOST_LINE = "error: the code of this run"  # begins the line in the log by which such an end is known
 # The program that stands before each start from an archive, kept in the job's own script. With a broken or missing
 # archive on its path, Python imports any other hpc_tumor that it finds: that one must not be asked whether it is right.
 CHECK = f"""\
@@ -43,7 +43,7 @@ except FileNotFoundError:
 except OSError as error:
     fault = "cannot be read: " + str(error.strerror)
 if fault:
-    print("error: the code of this run", fault + ":", code, file=sys.stderr)
+    print("{CODE_LOST_LINE}", fault + ":", code, file=sys.stderr)
     sys.exit({CODE_LOST})
 os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
 """

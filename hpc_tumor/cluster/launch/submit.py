@@ -26,7 +26,8 @@ from hpc_tumor.cluster.launch.sbatch import clean_environment
 from hpc_tumor.cluster.launch.script import log_folder
 from hpc_tumor.cluster.launch.snapshot import snapshot_path, take_snapshot
 from hpc_tumor.cluster.observe.job_record import OTHER_VERSION, JobRecord
-from hpc_tumor.cluster.observe.queue import OPEN, read_states
+from hpc_tumor.cluster.observe.queue import read_states
+from hpc_tumor.cluster.observe.states import State
 from hpc_tumor.cluster.plan.plan import Plan, make_plan
 from hpc_tumor.config import ClusterProfile, Experiment, changed_settings, refuse_changes, settings_by_name
 from hpc_tumor.errors import ClusterError, HpcTumorError, UsageError
@@ -261,7 +262,7 @@ def _refuse_what_goes_on(runs: Sequence[RunDir]) -> None:
             raise UsageError(f"{state.name} is still ending: try again in a few seconds.")
         if state.cancellable and not state.alive:
             raise UsageError(f"SLURM does not say whether {state.name} still goes on: try again when it answers.")
-        if state.alive or state.state in (*OPEN, "finished", "unreadable"):
+        if state.alive or state.state.under_way or state.state is State.UNREADABLE:
             raise UsageError(
                 f"{state.name} is {state.state}: only a run that has ended without a result can be resumed."
             )

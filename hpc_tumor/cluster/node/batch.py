@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 import time
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from hpc_tumor.cluster import slurm
 from hpc_tumor.cluster.launch.private import runs_of
 from hpc_tumor.cluster.launch.snapshot import CODE_LOST, CODE_LOST_WORDS
 from hpc_tumor.cluster.node.job import job_id_here, record_failure, start_here
-from hpc_tumor.cluster.observe.causes import NO_ROOM
+from hpc_tumor.cluster.observe.causes import NO_ROOM, lost_rank, was_warned, would_come_again
 from hpc_tumor.cluster.observe.job_record import JobRecord
 from hpc_tumor.cluster.plan.plan import Plan
 from hpc_tumor.errors import ClusterError, HpcTumorError
@@ -39,12 +38,6 @@ _NUMBER_SECONDS = 60.0  # for the command that submitted this job to write down 
 _PATIENCE_SECONDS = 60.0  # with a controller that does not answer
 _END_SECONDS = 60.0  # in which SLURM ends a job that was requeued
 _MARK = "--- start "
-# What the next start would meet again.
-_LASTING = re.compile(r"ModuleNotFoundError|ImportError|oom.?kill|out.?of.?memory|No space left|quota exceeded", re.I)
-_WARNED = re.compile(r"srun: error: .*User defined signal 2")  # it came before a rank could listen
-_LOST = re.compile(r"srun: error: (\S+): tasks? ([\d,-]+): (Killed|Terminated|Aborted|Segmentation fault|Bus error)")
-# Anything else that scontrol says may come of a controller that is away: it has many words for that.
-_REFUSED = re.compile(r"disabled|denied|not permitted|invalid job|on this machine", re.IGNORECASE)
 
 
 def before(folder: Path) -> int:
@@ -92,20 +85,20 @@ def after(folder: Path, code: int) -> int:
     failure = None if failure and failure.faults else failure  # who wrote it was killed meanwhile
     # Where a user cancels the job, this shell is ended before its ranks are: what came here came from SLURM.
     warned = any(event.event == "signal" and event.start == start for event in events)
-    if (code == 0 and warned) or (code and failure is None and _WARNED.search(said)):
+    if (code == 0 and warned) or (code and failure is None and was_warned(said)):
         return _go_on(run, job, events)
     if code == 0:
         return 0
     if failure is None:
-        rank, words = _lost_rank(said)
+        rank, words = lost_rank(said)
         full = _is_full(run)  # then the ranks could not say so themselves
         reason = words or (CODE_LOST_WORDS if code == CODE_LOST else f"its ranks ended with exit code {code}")
-        failure = Failure(rank=rank, reason=reason, retry=_LASTING.search(said) is None and not full)
+        failure = Failure(rank=rank, reason=reason, retry=not would_come_again(said) and not full)
         if full:
             code = NO_ROOM  # which is all that can still be said
         with suppress(OSError):
             record_failure(run, start, rank, failure.reason, retry=failure.retry, overrule=True)
-    if not failure.retry or _LASTING.search(said):
+    if not failure.retry or would_come_again(said):
         _cancel_chain(job.chain)
         return code
     return _try_again(run, job, events, failure, code)
@@ -163,7 +156,7 @@ def _try_again(run: RunDir, job: JobRecord, events: Sequence[Event], failure: Fa
         return code
     _cancel_chain(job.chain)
     given_up = f"{failure.reason.rstrip('.')}; given up after {MOST_TRIES} starts without progress"
-    record_failure(run, start_here(job), failure.rank, given_up, overrule=True)
+    record_failure(run, start_here(job), failure.rank, given_up, overrule=True, cause=failure.cause)
     return code
 
 
@@ -202,7 +195,7 @@ def _ask_for_requeue() -> None:
             slurm.requeue(job_id_here())
             return
         except ClusterError as error:
-            if time.monotonic() > end or _REFUSED.search(str(error)):
+            if time.monotonic() > end or isinstance(error, slurm.RefusedError | slurm.CommandMissingError):
                 raise
             time.sleep(3)
 
@@ -237,20 +230,6 @@ def _is_full(run: RunDir) -> bool:
     finally:
         probe.unlink(missing_ok=True)
     return False
-
-
-def _lost_rank(said: str) -> tuple[int | None, str]:
-    """Return the rank that srun says was lost, and how, in words; a rank that was killed could not say so itself."""
-    match = _LOST.search(said)
-    if match is None:
-        return None, ""
-    node, ranks, how = match.groups()
-    several = not ranks.isdigit()
-    who = f"ranks {ranks}" if several else f"rank {ranks}"
-    words = f"{who} on {node} {'were' if several else 'was'} killed: by hand, or by the system for want of memory"
-    if how != "Killed":
-        words = f"{who} on {node} ended: {how.lower()}"
-    return None if several else int(ranks), words
 
 
 def _said(folder: Path) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -20,13 +19,12 @@ from types import FrameType
 
 from hpc_tumor.cluster.node.parent_death import end_with_parent
 from hpc_tumor.cluster.observe.job_record import JobRecord
-from hpc_tumor.errors import ClusterError, HpcTumorError
+from hpc_tumor.errors import Cause, ClusterError, HpcTumorError
 from hpc_tumor.records import Failure
 from hpc_tumor.run_dir import RunDir, read_json
 from hpc_tumor.system.resources import available_cpus
+from hpc_tumor.training.watch.torch_words import may_pass
 
-# Errors of CUDA, NCCL and gloo that another node or another moment may not show.
-_PASSING = re.compile(r"NCCL|gloo|c10d|connection|socket|ECC|uncorrectable|unspecified launch failure", re.IGNORECASE)
 _LASTING = (errno.ENOSPC, errno.EDQUOT, errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -123,6 +121,7 @@ class RankFailure:
                 self._run, self._start, lost.rank if lost else self._rank, lost.reason if lost else _in_one_line(error),
                 retry=lost is not None or _may_pass(error),
                 expected=lost is None and isinstance(error, HpcTumorError),
+                cause=error.cause if lost is None and isinstance(error, HpcTumorError) else None,
             )  # fmt: skip
 
     def hang(self, reason: str, culprit: int | None, stack: str) -> None:
@@ -138,14 +137,15 @@ class RankFailure:
 
 def record_failure(
     run: RunDir, start: int, rank: int | None, reason: str, *, overrule: bool = False, retry: bool = False,
-    expected: bool = False,
+    expected: bool = False, cause: Cause | None = None,
 ) -> None:  # fmt: skip
     """Record why this start of the run failed: event, and status. The first rank to say so is believed.
 
     Those that follow mostly report that they lost the first one. `overrule` is for who watches from outside; `retry`
-    says that another start may not meet it again, `expected` that the reason explains itself, without a traceback.
+    says that another start may not meet it again, `expected` that the reason explains itself, without a traceback;
+    `cause` is what code decides by.
     """
-    failure = Failure(rank=rank, reason=reason, retry=retry, expected=expected)
+    failure = Failure(rank=rank, reason=reason, retry=retry, expected=expected, cause=cause)
     try:
         handle = os.open(run.failure(start), os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if overrule else os.O_EXCL), 0o666)
     except FileExistsError:
@@ -223,8 +223,7 @@ def _may_pass(error: Exception) -> bool:
         return False
     if isinstance(error, OSError):
         return error.errno not in _LASTING
-    text = str(error)
-    return isinstance(error, RuntimeError) and "out of memory" not in text and _PASSING.search(text) is not None
+    return may_pass(error)
 
 
 def _in_one_line(error: Exception) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from hpc_tumor.cluster.describe.profiles import LOCAL
 from hpc_tumor.cluster.observe.efficiency import Efficiency
+from hpc_tumor.cluster.observe.states import State
 
 MARGIN = 1.25  # asked for beyond what was used
 _SPARE = 0.8  # share of what was asked for, under which less is worth asking for
@@ -75,7 +76,7 @@ def kinds_of(runs: Sequence[Efficiency]) -> list[Kind]:
 def advise(runs: Sequence[Efficiency]) -> Advice:
     """What to ask for next time, for runs of one kind: enough for the one that used most, with a quarter to spare."""
     # What failed, or has just begun, does not tell what the whole takes.
-    telling = [run for run in runs if run.time is not None and (run.state == "finished" or run.left is not None)]
+    telling = [run for run in runs if run.time is not None and (run.state is State.FINISHED or run.left is not None)]
     words: list[str] = []
     memory = _memory(runs, telling, words)
     minutes = _minutes(telling, words)
@@ -124,7 +125,7 @@ def _minutes(telling: Sequence[Efficiency], words: list[str]) -> int | None:
     wanted = _round_minutes(MARGIN * need / 60)
     if stopped := [run for run in telling if run.limited]:
         words.append(f"{stopped[0].name} was stopped by its time limit of {_hours(limit or 0)}")
-    if slowest.state != "finished":
+    if slowest.state is not State.FINISHED:
         words.append(f"by its pace, {slowest.name} takes {_hours(need)} in all")
     if asked is None or 60 * wanted < _SPARE * asked:
         return wanted

@@ -21,7 +21,8 @@ from hpc_tumor.cluster.describe.profiles import list_profiles
 from hpc_tumor.cluster.launch.private import code_folder, submissions_folder
 from hpc_tumor.cluster.launch.submit import submitting
 from hpc_tumor.cluster.observe.job_record import JobRecord
-from hpc_tumor.cluster.observe.queue import OPEN, RunState, read_states
+from hpc_tumor.cluster.observe.queue import read_states
+from hpc_tumor.cluster.observe.states import RunState, State
 from hpc_tumor.data.convert.target import list_staging, remove_staging
 from hpc_tumor.data.feed.node_disk import list_copies, remove_copy
 from hpc_tumor.errors import DataError
@@ -51,14 +52,14 @@ class Leftover:
 
 @dataclass(frozen=True)
 class RunSize:
-    """Files and bytes of a run, and the bytes that may go or went; why none may where it is left alone."""
+    """Files and bytes of a run, and the bytes that may go or went; its state, or why else, where it is left alone."""
 
     run: str
-    state: str
+    state: State
     files: int
     bytes: int
     may_go: int = 0
-    left_alone: str | None = None
+    left_alone: State | str | None = None
 
 
 @dataclass
@@ -150,7 +151,7 @@ def _after(before: RunSize, runs: Path, gone: Sequence[Leftover]) -> RunSize:
 
 def _settled(states: Sequence[RunState], clock: float) -> set[str]:
     """Names of the runs that are finished and whose jobs are gone, too: a batch script goes on after its ranks."""
-    finished = [state for state in states if state.state == "finished"]
+    finished = [state for state in states if state.state is State.FINISHED]
     jobs = {state.name: JobRecord.of_run(state.run) for state in finished}
     young = {name for name, job in jobs.items() if not job.is_local}
     queue = slurm.read_queue(job_id for name in young for job_id in jobs[name].job_ids)
@@ -164,28 +165,28 @@ def _settled(states: Sequence[RunState], clock: float) -> set[str]:
         else:
             names = (job.job_name or state.name, state.name)
             records = [queue[job_id] for job_id in job.job_ids if job_id in queue]
-            goes_on = any(each.state in slurm.WAITING | slurm.ALIVE and each.name in names for each in records)
+            goes_on = any(slurm.is_alive(each) and each.name in names for each in records)
         if not goes_on:
             settled.add(state.name)
     return settled
 
 
-def _why_left_alone(state: RunState, settled: set[str]) -> str | None:
-    """Reason why nothing of a run is touched, None where something may be."""
+def _why_left_alone(state: RunState, settled: set[str]) -> State | str | None:
+    """State for which nothing of a run is touched, or another reason; None where something may be."""
     path = state.run.path
     if path.is_symlink():
         return "a link"
     if not _is_own(path):
         return "another user's"
-    if state.state == "finished":
+    if state.state is State.FINISHED:
         return None if state.name in settled else "its job is still ending"
-    return state.state if state.state in (*OPEN, "unreadable") or state.alive else None
+    return state.state if state.state.open or state.state is State.UNREADABLE or state.alive else None
 
 
 def _of_run(state: RunState, clock: float) -> Iterator[Leftover]:
     """Files that a run of this user, which does nothing any more, does not need."""
     run = state.run
-    finished = state.state == "finished"
+    finished = state.state is State.FINISHED
     for folder in (run.path, run.checkpoints, run.figures):
         for path in _inside(folder, ".*.tmp"):
             if finished or clock - path.lstat().st_mtime > QUIET_SECONDS:  # else SLURM may have begun it again
@@ -226,7 +227,7 @@ def _code(runs: Path, states: Sequence[RunState], settled: set[str]) -> Iterator
     named: set[str] = set()
     since = float("inf")
     for state in states:
-        if state.state == "finished" and state.name in settled:
+        if state.state is State.FINISHED and state.name in settled:
             continue
         named.add(str(section(read_json(state.run.provenance)).get("code")))
         if _is_own(state.run.path) and _why_left_alone(state, settled):

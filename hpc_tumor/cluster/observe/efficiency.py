@@ -11,15 +11,16 @@ from typing import Any
 from hpc_tumor.cluster.describe.profiles import LOCAL
 from hpc_tumor.cluster.observe.accounting import JobUse, read_job_use
 from hpc_tumor.cluster.observe.job_record import JobRecord
-from hpc_tumor.cluster.observe.queue import RunState, read_states
+from hpc_tumor.cluster.observe.queue import read_states
+from hpc_tumor.cluster.observe.states import RunState, State
 from hpc_tumor.cluster.plan.plan import Plan
 from hpc_tumor.config import ClusterProfile
+from hpc_tumor.errors import Cause
 from hpc_tumor.names import printable
 from hpc_tumor.records import LARGEST, section
 from hpc_tumor.run_dir import RunDir, matching, read_json
 
 GB = 2**30  # as --memory counts
-_HOST_FULL, _GPU_FULL = "out of memory on the host", "out of memory on the GPU"  # in the words of training/memory.py
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Efficiency:
     cluster: str
     shape: str
     gpus: int
-    state: str
+    state: State
     reason: str = ""
     starts: int = 0
     asked_time: float | None = None
@@ -109,10 +110,10 @@ def _efficiency(run: RunDir, state: RunState, job: JobRecord, uses: Sequence[Job
         state=state.state,
         reason=state.reason,
         starts=max(len({*starts, *_logged(run)}), begun),
-        left=None if state.state == "finished" else state.eta,
-        limited="TIMEOUT" in ended or state.state == "timeout",
-        out_of_memory=bool(ended & {"OUT_OF_MEMORY"}) or state.state == "out-of-memory" or _HOST_FULL in state.reason,
-        gpu_out_of_memory=_GPU_FULL in state.reason,
+        left=None if state.state is State.FINISHED else state.eta,
+        limited="TIMEOUT" in ended or state.state is State.TIMEOUT,
+        out_of_memory="OUT_OF_MEMORY" in ended or state.cause is Cause.HOST_MEMORY,
+        gpu_out_of_memory=state.cause is Cause.GPU_MEMORY,
         accumulate=int(_number(hardware, "accumulate")) or 1,
         **{**used, **_with_accounting(used, uses, plan), **asked},
     )
@@ -123,7 +124,7 @@ def _asked(plan: Plan | None, profile: ClusterProfile | None) -> dict[str, Any]:
     if plan is None:
         return {"shape": "", "gpus": 1}
     if plan.cluster == LOCAL:
-        return {"shape": plan.shape.partition(" × ")[2], "gpus": plan.gpus}
+        return {"shape": plan.node_shape, "gpus": plan.gpus}
     node = profile.node if profile else None
     return {
         "shape": plan.shape,

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from hpc_tumor.cluster.describe.profiles import LOCAL
-from hpc_tumor.cluster.observe.queue import RunState, read_states
+from hpc_tumor.cluster.observe.queue import read_states
+from hpc_tumor.cluster.observe.states import RunState, State
 from hpc_tumor.cluster.slurm import Pace, SlurmJob
 from hpc_tumor.records import Status
 from hpc_tumor.run_dir import RunDir
@@ -57,12 +58,12 @@ class Watch:
 
 
 def _has_ended(state: RunState) -> bool:
-    return state.state == "running" and state.run.is_finished()
+    return state.state is State.RUNNING and state.run.is_finished()
 
 
 def _with_progress(state: RunState, since: float) -> RunState:
     """The state as it was `since` seconds ago, with what a running run has written meanwhile."""
-    if state.state != "running":
+    if state.state is not State.RUNNING:
         return state
     status = Status.read(state.run.status) or Status()
     progress = {name: getattr(status, name) for name in _PROGRESS}

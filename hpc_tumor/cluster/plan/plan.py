@@ -61,13 +61,18 @@ class Plan:
     @property
     def shape(self) -> str:
         """`2 nodes × 2 GPUs`, or `1 node × 2 processes` where there are no GPUs."""
+        return f"{counted(self.nodes, 'node')} × {self.node_shape}"
+
+    @property
+    def node_shape(self) -> str:
+        """Ranks of a node: `2 GPUs`, or `2 processes` where there are no GPUs."""
         what = "GPU" if self.gpus_per_node else "process"
-        return f"{counted(self.nodes, 'node')} × {counted(self.tasks_per_node, what)}"
+        return counted(self.tasks_per_node, what)
 
     def describe(self) -> str:
         """The plan in one line, for people."""
         if self.cluster == LOCAL:
-            return f"this machine: {self.shape.split(' × ')[1]}"
+            return f"this machine: {self.node_shape}"
         where = f" in {self.partition}" if self.partition else ""
         share = f"{counted(self.cpus_per_task, 'CPU')} per task, {self.memory_gb:g} GB per node"
         return f"{self.cluster}: {self.shape}, {share}, {hours(self.walltime)}{where}{self._restarts()}"

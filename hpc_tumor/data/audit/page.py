@@ -27,12 +27,13 @@ _BINS = 24
 
 @dataclass(frozen=True)
 class PageTable:
-    """A table of the page: the first column of `rows` names them."""
+    """A table of the page: the first column of `rows` names them; `words`: the others hold words, not numbers."""
 
     title: str
     headers: list[str]
     rows: list[list[str]]
     lead: str = ""
+    words: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def _tables(audit: Audit) -> list[PageTable]:
                 f" {FOLDS} folds of {audit.shortcuts[0].images:,} images, one of each set of duplicates. A fact gives"
                 f" the class away where this is more than {NOTABLE:.0%} above always naming the largest class."
             )
-            tables.append(PageTable("What gives the class away", *text.shortcut_table(audit), lead))
+            tables.append(PageTable("What gives the class away", *text.shortcut_table(audit), lead, words=True))
         return tables
     tables = [
         PageTable("Labels", *text.label_table(facts)),
@@ -125,7 +126,7 @@ def _tables(audit: Audit) -> list[PageTable]:
     if facts.outliers:
         rows = [[item.case, item.what, f"{item.value:.4g}", f"{item.score:+.1f}"] for item in facts.outliers]
         lead = "By the modified z-score (Iglewicz and Hoaglin 1993): distance from the median in units of the median's."
-        tables.append(PageTable("Cases unlike the others", ["case", "in", "value", "z"], rows, lead))
+        tables.append(PageTable("Cases unlike the others", ["case", "in", "value", "z"], rows, lead, words=True))
     return tables
 
 

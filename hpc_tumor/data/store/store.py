@@ -15,9 +15,10 @@ from hpc_tumor.data.editions import EDITIONS, Edition
 from hpc_tumor.data.store.index_check import index_fault
 from hpc_tumor.data.store.nodes import ArrayLayout, read_array, read_attributes
 from hpc_tumor.data.store.shards import DamagedError, Pending, ReadingThreads, ShardFiles
-from hpc_tumor.errors import DataError
+from hpc_tumor.errors import DataError, StoreError
 from hpc_tumor.system.resources import available_cpus
 
+_ANEW = "Run prepare-data again with --overwrite."
 # Schema 2 of patients has the meaning of their labels, noise around the brain, and what scans are recognised by.
 SCHEMAS = {"segmentation": 2, "classification": 1}
 
@@ -48,9 +49,9 @@ class Store:
         self.options: dict[str, Any] = about["options"]
         index = read_attributes(path / "index")
         if index is None:
-            raise DataError(f"{path} is damaged: its index is missing. Run prepare-data again with --overwrite.")
+            raise StoreError(f"{path} is damaged: its index is missing", _ANEW)
         if fault := index_fault(about, index):
-            raise DataError(f"{path} is damaged: {fault}. Run prepare-data again with --overwrite.")
+            raise StoreError(f"{path} is damaged: {fault}", _ANEW)
         self._index = index
         self.case_ids: list[str] = index["case_ids"]
         self._threads = ReadingThreads(threads or available_cpus())
@@ -60,27 +61,27 @@ class Store:
     def open(cls, path: Path, *, threads: int | None = None) -> Store:
         """Open the store at `path`; `threads` read and unpack, one per CPU by default.
 
-        Raises DataError where it does not exist, is no store, is unfinished, damaged, or of another schema.
+        Raises StoreError where it does not exist, is no store, is unfinished, damaged, or of another schema.
         """
         path = Path(path)
         if not path.exists():
-            raise DataError(f"there is no store {path}. Make one: hpc-tumor prepare-data SOURCE {path}")
+            raise StoreError(f"there is no store {path}", f"Make one: hpc-tumor prepare-data SOURCE {path}")
         about = read_about(path)
         if about is None:
-            raise DataError(f"{path} is not a store of hpc-tumor. Make one: hpc-tumor prepare-data SOURCE STORE")
+            raise StoreError(f"{path} is not a store of hpc-tumor", "Make one: hpc-tumor prepare-data SOURCE STORE")
         readable = SCHEMAS.get(str(about.get("task")), about["schema"])  # of another task: see index_fault
         if about["schema"] != readable:
             way = "Update hpc-tumor, or" if about["schema"] > readable else "Please"
-            raise DataError(
-                f"{path} has schema {about['schema']}; this version reads {readable}."
-                f" {way} convert again: hpc-tumor prepare-data SOURCE {path} --overwrite"
+            raise StoreError(
+                f"{path} has schema {about['schema']}; this version reads {readable}",
+                f"{way} convert again: hpc-tumor prepare-data SOURCE {path} --overwrite",
             )
         if about.get("complete") is not True:
-            raise DataError(f"{path} is unfinished: run the same hpc-tumor prepare-data again, and it goes on.")
+            raise StoreError(f"{path} is unfinished", "Run the same hpc-tumor prepare-data again, and it goes on.")
         try:
             return cls(path, about, threads)
         except (KeyError, TypeError) as error:
-            raise DataError(f"{path} is damaged ({error!r}). Run prepare-data again with --overwrite.") from error
+            raise StoreError(f"{path} is damaged ({error!r})", _ANEW) from error
 
     def __len__(self) -> int:
         return len(self.case_ids)

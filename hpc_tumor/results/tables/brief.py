@@ -16,7 +16,6 @@ from hpc_tumor.results.tables.rows import Row, group_rows
 from hpc_tumor.table import Column, Table
 
 Cell = Callable[[Row], str]
-_ABOUT = {"GPUs": "GPUs:", "new %": "new:"}  # how the note on a column begins
 MOST_RUNS = 30  # rows of single runs below their entries; of more, the entries alone
 
 
@@ -25,7 +24,7 @@ def terminal_tables(comparison: Comparison, width: int = 120) -> list[Table]:
 
     Of each only as many columns as fit, with two blanks between them; the last two tables have cells to break.
     """
-    tables = [_fitting(brief_table(group), width) for group in comparison.groups]
+    tables = [brief_table(group, width) for group in comparison.groups]
     if comparison.unfinished:
         tables.append(unfinished_table(comparison).fit(width))
     if comparison.skipped:
@@ -33,28 +32,22 @@ def terminal_tables(comparison: Comparison, width: int = 120) -> list[Table]:
     return tables
 
 
-def _fitting(table: Table, width: int) -> Table:
-    """The table in that width, without the notes on columns that are left out."""
-    fitted = table.fit(width)
-    lost = {column.title for column in table.columns} - {column.title for column in fitted.columns}
-    gone = tuple(start for title, start in _ABOUT.items() if title in lost)
-    return replace(fitted, notes=tuple(note for note in fitted.notes if not (gone and note.startswith(gone))))
-
-
-def brief_table(group: Group) -> Table:
-    """The finished runs of one group, with what matters most; what follows from it is the last note."""
+def brief_table(group: Group, width: int) -> Table:
+    """The finished runs of one group in that width, with what matters most; what follows from it is the last note."""
     rows = group_rows(group, runs=len(group.runs) <= MOST_RUNS)
     specs: list[Spec] = [
         (Column("model", "left"), lambda row: row.label),
         *(_classification(group) if group.task == "classification" else _segmentation(group)),
         (Column("params", keep=16), lambda row: short(row.parameters)),
-        (Column("GPUs", keep=6), lambda row: row.gpus),
+        (Column("GPUs", keep=6, key="gpus"), lambda row: row.gpus),
         (Column("time", keep=18), lambda row: time(row.mean("seconds"))),
         (Column("GB", keep=5), lambda row: significant(row.mean("peak_memory_gb"))),
         (Column("ep.", keep=3), lambda row: row.epochs),
     ]
     table = table_of(group.title, rows, specs)
-    return replace(table, notes=(*brief_notes(group), *conclusions(group)))
+    fitted = table.fit(width)
+    left_out = {column.key for column in table.columns} - {column.key for column in fitted.columns}
+    return replace(fitted, notes=(*fitted.notes, *brief_notes(group, left_out), *conclusions(group)))
 
 
 def unfinished_table(comparison: Comparison) -> Table:
@@ -116,7 +109,7 @@ def _classification(group: Group) -> list[Spec]:
     return [
         (Column("test %"), lambda row: percent(row.value("accuracy"))),
         *spread_columns(group, "accuracy", brief=True),
-        (Column("new %", keep=40), lambda row: percent(row.value("accuracy_new"))),
+        (Column("new %", keep=40, key="new"), lambda row: percent(row.value("accuracy_new"))),
         (Column("publ.† %", keep=50), lambda row: percent(_published(row, "accuracy"))),
         (Column("bal. %", keep=25), lambda row: percent(row.value("balanced_accuracy"))),
         (Column("AUROC", keep=24), lambda row: three(row.value("auroc"))),

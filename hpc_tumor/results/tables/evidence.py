@@ -19,9 +19,10 @@ _MOST_PLACES = 7
 
 def tests_table(group: Group) -> Table:
     """All pairs of entries, and each classifier against the nearest neighbour: difference, p, effect size."""
-    columns = [Column("score", "left"), Column("first", "left"), Column("second", "left"), Column("difference")]
-    columns += [Column("95 % CI"), Column("better on"), Column("worse on"), Column("n"), Column("p"), Column("p, Holm")]
-    columns.append(Column("effect size"))
+    columns = [Column(name, "left", key=name) for name in ("score", "first", "second")]
+    columns += [Column("difference", key="difference"), Column("95 % CI", key="interval")]
+    columns += [Column("better on"), Column("worse on"), Column("n"), Column("p")]
+    columns += [Column("p, Holm", key="p_holm"), Column("effect size", key="effect")]
     lines = []
     pairs: list[tuple[str, str, Difference]] = [
         (group.compared[test.first].name, group.compared[test.second].name, test) for test in group.tests

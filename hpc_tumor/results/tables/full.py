@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from hpc_tumor.results.compare.comparison import Group
 from hpc_tumor.results.compare.entries import Entry
-from hpc_tumor.results.compare.measures import OF_IMAGES, OF_STRUCTURES, Measure, measure
+from hpc_tumor.results.compare.measures import OF_STRUCTURES, Measure, measure
 from hpc_tumor.results.compare.statistics import Statistic
 from hpc_tumor.results.read.cases import STRUCTURES
 from hpc_tumor.results.tables.brief import interval, spread_columns
@@ -42,15 +42,12 @@ def results_table(group: Group) -> Table:
 
 
 def _strong(group: Group, rows: Sequence[Row], table: Table) -> frozenset[tuple[int, int]]:
-    """The best value of each column that shows a score."""
-    names = [*OF_IMAGES, *OF_STRUCTURES, *(f"dice_{structure}" for structure in STRUCTURES)]
-    scores = {measure(group.task, name).heading: name for name in names if name != "confidence"}
-    scores |= {structure: f"dice_{structure}" for structure in STRUCTURES}
+    """The best value of each column that shows a score, by which such a column is keyed."""
     return frozenset(
         (place, index)
         for index, column in enumerate(table.columns)
-        if column.title in scores
-        for place in best_places(group, rows, scores[column.title])
+        if column.key
+        for place in best_places(group, rows, column.key)
     )
 
 
@@ -111,14 +108,15 @@ def _class_line(entry: Entry, name: str) -> tuple[str, ...]:
 def _classification(group: Group) -> list[Spec]:
     specs: list[Spec] = [
         (Column("images"), lambda row: _cases(row, "accuracy")),
-        (Column("accuracy %"), lambda row: percent(row.value("accuracy"))),
+        (Column("accuracy %", key="accuracy"), lambda row: percent(row.value("accuracy"))),
         *spread_columns(group, "accuracy"),
         (Column("new images"), lambda row: _cases(row, "accuracy_new")),
         (Column("new: accuracy %"), lambda row: percent(row.value("accuracy_new"))),
         (Column("new: 95 % CI"), lambda row: interval(row, "accuracy_new")),
     ]
     for name in ("balanced_accuracy", "precision", "recall", "f1", "mcc", "auroc", "nll", "brier", "ece", "confidence"):
-        specs.append((Column(measure(group.task, name).heading), _shown(group.task, name)))
+        key = name if name != "confidence" else ""  # none is the best
+        specs.append((Column(measure(group.task, name).heading, key=key), _shown(group.task, name)))
     specs += [
         (Column("train %"), lambda row: percent(row.train.get("accuracy"))),
         (Column("last %"), lambda row: percent(row.last.get("accuracy"))),
@@ -130,14 +128,14 @@ def _segmentation(group: Group) -> list[Spec]:
     dice = measure(group.task, "dice")
     specs: list[Spec] = [
         (Column("patients"), lambda row: _cases(row, "dice")),
-        (Column("Dice"), lambda row: three(row.value("dice"))),
+        (Column("Dice", key="dice"), lambda row: three(row.value("dice"))),
         *spread_columns(group, "dice"),
         (Column("median [IQR]"), lambda row: _quartiles(row.statistics.get("dice"), dice)),
     ]
     for structure in STRUCTURES:
-        specs.append((Column(structure), _shown(group.task, f"dice_{structure}")))
+        specs.append((Column(structure, key=f"dice_{structure}"), _shown(group.task, f"dice_{structure}")))
     for name in ("hd95", "nsd", "iou", "precision", "recall"):
-        specs.append((Column(measure(group.task, name).heading), _shown(group.task, name)))
+        specs.append((Column(measure(group.task, name).heading, key=name), _shown(group.task, name)))
     return [*specs, (Column("last Dice"), lambda row: three(row.last.get("dice")))]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from hpc_tumor.results.tables.rows import Row
 from hpc_tumor.table import NOTHING, Column, Table
@@ -19,7 +20,8 @@ def plain_table(title: str, columns: Sequence[Column], lines: Sequence[Sequence[
 def table_of(title: str, rows: Sequence[Row], specs: Sequence[Spec]) -> Table:
     """A table of rows, each shown by the cells of `specs`."""
     cells = [tuple(cell(row) for _, cell in specs) for row in rows]
-    return plain_table(title, [column for column, _ in specs], cells, ())
+    aside = frozenset(place for place, row in enumerate(rows) if row.kind == "published")
+    return replace(plain_table(title, [column for column, _ in specs], cells, ()), aside=aside)
 
 
 def _without_nothing(table: Table) -> Table:

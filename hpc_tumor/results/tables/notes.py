@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import get_args
 
 from hpc_tumor.names import listed
@@ -40,22 +40,22 @@ def group_notes(group: Group) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def brief_notes(group: Group) -> tuple[str, ...]:
-    """The same in few words, for a terminal."""
+def brief_notes(group: Group, left_out: Collection[str] = ()) -> tuple[str, ...]:
+    """The same in few words, for a terminal; without those on columns that are `left_out`, by their keys."""
     segmentation = group.task == "segmentation"
     notes = [f"Means over test {CASES[group.task]}, weights of {_weights_of(group)}."]
     if segmentation:
         notes.append("Dice, HD95 (mm), NSD: means over NCR, ED and ET; HD95 of a missed tumour: the volume's diagonal.")
         if not any(run.surfaces for run in group.runs):
             notes[-1] = "Dice: mean over NCR, ED and ET."
-    elif _looked_for_copies(group):
+    elif _looked_for_copies(group) and "new" not in left_out:
         notes.append("new: on images of which no copy, identical or near, trained or validated.")
     spread = f" ± sd: of the scores of {over} (n − 1)." if (over := _spread(group)) else ""
     what = "patients" if segmentation else "groups of copies"
     interval = f"95 % CI: bootstrap over {what}, {RESAMPLES:,} resamples." if _has_intervals(group) else ""
     if interval or spread:
         notes.append((interval + spread).strip())
-    if any(run.device == "cpu" for run in group.runs):
+    if any(run.device == "cpu" for run in group.runs) and "gpus" not in left_out:
         notes.append("GPUs: “2 CPU” means two processes on CPUs.")
     notes += [*_few(group), *_unequal(group)]
     notes[1:1] = _lost(group)

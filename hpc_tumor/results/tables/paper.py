@@ -29,12 +29,12 @@ _TITLES = {
     "balanced_accuracy": "balanced",
     "f1": "F1",
 }  # shorter than elsewhere
-# What stands in the table of costs, and is called shorter than elsewhere.
+# Columns of the table of costs, by their keys, and what they are called here: shorter than elsewhere.
 _COST = {
-    "model": "model", "parameters": "parameters", "GFLOP per sample": "GFLOP", "epochs": "epochs", "GPUs": "GPUs",
-    "time of a run": "time", "GPU-hours": "GPU-hours", "CPU-process-hours": "CPU-hours", "samples/s": "samples/s",
-    "peak memory, GB": "memory, GB",
+    "model": "model", "parameters": "parameters", "gflop": "GFLOP", "epochs": "epochs", "gpus": "GPUs", "time": "time",
+    "gpu_hours": "GPU-hours", "cpu_hours": "CPU-hours", "rate": "samples/s", "memory": "memory, GB",
 }  # fmt: skip
+_TESTED = ("score", "first", "second", "difference", "interval", "p_holm", "effect")  # columns of the table of tests
 MOST_ROWS = 40  # that a float holds
 
 
@@ -62,7 +62,7 @@ def _results(group: Group) -> Table:
     strong = {
         (place, column)
         for score in scores
-        if (column := _place(table, _spec(group, score)[0].title)) is not None
+        if (column := _place(table, score)) is not None
         for place in best_places(group, rows, score)
     }
     return replace(table, notes=_notes(group, rows), strong=frozenset(strong))
@@ -87,8 +87,8 @@ def _spec(group: Group, score: str) -> Spec:
     shown = measure(group.task, score)
     title = replace(shown, title=_TITLES.get(score, shown.title)).heading
     if score != group.main:
-        return Column(title), lambda row: shown.show(row.value(score))
-    return Column(f"{title} [95 % CI]"), lambda row: _with_interval(row, score, shown.show)
+        return Column(title, key=score), lambda row: shown.show(row.value(score))
+    return Column(f"{title} [95 % CI]", key=score), lambda row: _with_interval(row, score, shown.show)
 
 
 def _with_interval(row: Row, score: str, show: Callable[[float | None], str]) -> str:
@@ -99,14 +99,13 @@ def _with_interval(row: Row, score: str, show: Callable[[float | None], str]) ->
     return f"{show(found.mean)}{ends}"
 
 
-def _place(table: Table, title: str) -> int | None:
-    return next((index for index, column in enumerate(table.columns) if column.title == title), None)
+def _place(table: Table, key: str) -> int | None:
+    """Return the index of the column of that key, None where it has nothing to show."""
+    return next((index for index, column in enumerate(table.columns) if column.key == key), None)
 
 
 def _cost(group: Group) -> Table:
-    specs = [
-        (replace(column, title=_COST[column.title]), cell) for column, cell in cost_columns() if column.title in _COST
-    ]
+    specs = [(replace(column, title=_COST[column.key]), cell) for column, cell in cost_columns() if column.key in _COST]
     notes = (
         "GFLOP: one forward pass of one sample, a multiplication and an addition counted as two. Hours: all runs"
         " together; time, samples/s and memory: means over runs. Memory: of the rank that took most.",
@@ -134,9 +133,7 @@ def _tests(group: Group) -> Table:
         chosen = [index for index in chosen if best in _pair(group.tests[index])]
     chosen += against
     table = tests_table(group)
-    titles = [column.title for column in table.columns]
-    wanted = ("score", "first", "second", "difference", "95 % CI", "p, Holm", "effect size")
-    places = [titles.index(title) for title in wanted if title in titles]
+    places = [place for key in _TESTED if (place := _place(table, key)) is not None]
     few = f"{len(chosen)} of {len(table.rows)} tests. " if len(chosen) < len(table.rows) else ""
     return replace(
         table,

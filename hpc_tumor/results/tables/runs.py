@@ -29,19 +29,28 @@ def cost_table(group: Group) -> Table:
 def cost_columns() -> list[Spec]:
     """What is shown of the cost of each row."""
     return [
-        (Column("model", "left"), lambda row: row.name),
-        (Column("parameters"), lambda row: whole(row.parameters)),
-        (Column("GFLOP per sample"), lambda row: significant(row.mean("gflop_per_sample"))),
-        (Column("epochs"), lambda row: row.epochs),
-        (Column("best epoch"), lambda row: _range([run.best_epoch for run in row.runs])),
-        (Column("GPUs"), lambda row: row.gpus),
-        (Column("time of a run"), lambda row: time(row.mean("seconds"))),
-        (Column("GPU-hours"), lambda row: "" if _on_cpus(row) else significant(row.total("gpu_hours"))),
-        (Column("CPU-process-hours"), lambda row: significant(row.total("compute_hours")) if _on_cpus(row) else ""),
-        (Column("samples/s"), lambda row: significant(row.mean("samples_per_second"))),
-        (Column("peak memory, GB"), lambda row: significant(row.mean("peak_memory_gb"))),
-        (Column("precision", "left"), lambda row: ", ".join(sorted({run.precision or "" for run in row.runs}))),
-        (Column("restarts"), lambda row: _range([run.restarts for run in row.runs])),
+        (Column("model", "left", key="model"), lambda row: row.name),
+        (Column("parameters", key="parameters"), lambda row: whole(row.parameters)),
+        (Column("GFLOP per sample", key="gflop"), lambda row: significant(row.mean("gflop_per_sample"))),
+        (Column("epochs", key="epochs"), lambda row: row.epochs),
+        (Column("best epoch", key="best_epoch"), lambda row: _range([run.best_epoch for run in row.runs])),
+        (Column("GPUs", key="gpus"), lambda row: row.gpus),
+        (Column("time of a run", key="time"), lambda row: time(row.mean("seconds"))),
+        (
+            Column("GPU-hours", key="gpu_hours"),
+            lambda row: "" if _on_cpus(row) else significant(row.total("gpu_hours")),
+        ),
+        (
+            Column("CPU-process-hours", key="cpu_hours"),
+            lambda row: significant(row.total("compute_hours")) if _on_cpus(row) else "",
+        ),
+        (Column("samples/s", key="rate"), lambda row: significant(row.mean("samples_per_second"))),
+        (Column("peak memory, GB", key="memory"), lambda row: significant(row.mean("peak_memory_gb"))),
+        (
+            Column("precision", "left", key="precision"),
+            lambda row: ", ".join(sorted({run.precision or "" for run in row.runs})),
+        ),
+        (Column("restarts", key="restarts"), lambda row: _range([run.restarts for run in row.runs])),
     ]
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hpc_tumor.errors import HpcTumorError, TrainingError
+from hpc_tumor.training.watch.torch_words import ANOMALY_WARNING, failed_function, is_anomaly_warning, says_nan
 
 if TYPE_CHECKING:
     from hpc_tumor.training.working_set import Setup
@@ -40,7 +41,7 @@ def anomalies_named(setup: Setup) -> Iterator[None]:
         with _forward_calls() as calls, torch.autograd.set_detect_anomaly(True, check_nan=True):
             yield
     except RuntimeError as error:
-        if isinstance(error, HpcTumorError) or "returned nan values" not in str(error):
+        if isinstance(error, HpcTumorError) or not says_nan(error):
             raise
         raise TrainingError(f"{_said_by_torch(error, calls)} {watch.place()}.") from error
     finally:
@@ -159,11 +160,11 @@ def _forward_calls() -> Iterator[list[str]]:
     """What torch warns of: the stack of the forward call whose backward pass failed. Other warnings go their way."""
     calls: list[str] = []
     with warnings.catch_warnings():
-        warnings.filterwarnings("always", message="Error detected in")
+        warnings.filterwarnings("always", message=ANOMALY_WARNING)
         usual = warnings.showwarning
 
         def keep(message: Any, *rest: Any, **named: Any) -> None:
-            if str(message).startswith("Error detected in"):
+            if is_anomaly_warning(message):
                 calls.append(str(message))
             else:
                 usual(message, *rest, **named)
@@ -174,8 +175,7 @@ def _forward_calls() -> Iterator[list[str]]:
 
 def _said_by_torch(error: RuntimeError, calls: list[str]) -> str:
     """The operation that gave NaN in the backward pass, and the line of this program that had called it forwards."""
-    operation = re.search(r"Function '([^']+)'", str(error))
-    said = f"the backward pass of {operation[1] if operation else 'an operation'} gave NaN"
+    said = f"the backward pass of {failed_function(error) or 'an operation'} gave NaN"
     frames = [found for call in calls for found in _FRAME.finditer(call)]
     ours = [found for found in frames if Path(found["file"]).is_relative_to(_PACKAGE)]
     if ours:

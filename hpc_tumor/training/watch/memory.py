@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 
 from hpc_tumor.config import Experiment
-from hpc_tumor.errors import TrainingError
+from hpc_tumor.errors import GpuMemoryError, HostMemoryError
 from hpc_tumor.names import counted
 from hpc_tumor.system.resources import available_memory
 from hpc_tumor.training.distributed import Distributed
+from hpc_tumor.training.watch.torch_words import says_no_memory
 
 _MMAP_MAX, _TRIM_THRESHOLD = -4, -1  # mallopt's names for these
 
@@ -54,13 +55,12 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and (
-        "can't allocate memory" in text or "cannot allocate memory" in text or "out of memory" in text
-    )
+    return says_no_memory(error)
 
 
-def out_of_memory(error: BaseException, experiment: Experiment, distributed: Distributed) -> TrainingError:
+def out_of_memory(
+    error: BaseException, experiment: Experiment, distributed: Distributed
+) -> GpuMemoryError | HostMemoryError:
     """The error for a step that did not fit: what was asked, what there was, and what to change."""
     hardware, recipe = experiment.hardware, experiment.recipe
     device, ranks = distributed.device, distributed.world_size
@@ -79,7 +79,8 @@ def out_of_memory(error: BaseException, experiment: Experiment, distributed: Dis
     if hardware.precision == "float32":
         ways.append("--set precision=auto")
     ways += [f"--set batch_size={recipe.batch_size // 2}" if share > 1 else "a smaller --set image_size", "more --gpus"]
-    return TrainingError(
+    kind = GpuMemoryError if device.type == "cuda" else HostMemoryError
+    return kind(
         f"out of memory on {where}, and asked for {_asked(error)} more, with {parts} samples at a time"
         f" (batch {recipe.batch_size} on {counted(ranks, 'rank')})."
         f" Submit again with {', '.join(ways[:-1])} or {ways[-1]}."

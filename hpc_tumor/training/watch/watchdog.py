@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from hpc_tumor.errors import HpcTumorError
+from hpc_tumor.training.watch.torch_words import says_rank_lost
 
 # Phases in which a rank may stand still because of another one. In all others it works alone.
 WAITING = frozenset({"rendezvous", "backward", "agree", "sum", "gather", "broadcast", "end"})
@@ -37,10 +38,6 @@ EXPLAIN_SECONDS = 5.0
 _TELL_SECONDS = 5.0  # a log or a run directory that hangs, too, must not keep a rank from ending
 _MOST_QUIET = 120.0
 _ENDED = "ended"
-_LOST = (
-    "connection closed by peer", "connection reset by peer", "broken pipe", "connection refused", "gloo", "nccl",
-    "socket", "timed out waiting", "application timeout",
-)  # fmt: skip
 
 OnHang = Callable[[str, int | None, str], None]
 
@@ -277,11 +274,7 @@ class Watchdog:
 
 def is_loss(error: BaseException) -> bool:
     """Whether `error` is what a rank sees when it loses another one, and so no cause of its own."""
-    if isinstance(error, HpcTumorError) or not isinstance(error, RuntimeError):
-        return False
-    names = {kind.__name__ for kind in type(error).__mro__}
-    text = str(error).lower()
-    return "DistError" in names or any(words in text for words in _LOST)
+    return not isinstance(error, HpcTumorError) and says_rank_lost(error)
 
 
 _current: Any = None
