@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import sys
@@ -42,6 +43,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def work(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder: a copy of raw data and stores, `WORK` in what is recorded."""
     bare(monkeypatch, tmp_path)
+    numbers = itertools.count()  # in place of chance: runs of the same second keep their order
+    monkeypatch.setattr("secrets.token_hex", lambda length: f"{next(numbers):0{2 * length}x}")
     folder = tmp_path / "work"
     shutil.copytree(base, folder, ignore=shutil.ignore_patterns("home"))
     monkeypatch.chdir(folder)
