@@ -1,4 +1,4 @@
-"""The seven networks, by the names that the command line takes.
+"""Name the seven networks, as the command line takes them: settings in, a network of torch out.
 
 This table is read by commands that never build a network, so torch is imported only where one is built.
 """

@@ -1,1 +1,4 @@
-"""What is in a store, what is in it twice, what gives it away, and what each split lets through."""
+"""Look a store over: what is in it, what is in it twice, what gives the class away, what each split lets through.
+
+In: a store and its splits. Out: numbers, and a page with pictures. Imported by the commands and by training/scoring.
+"""

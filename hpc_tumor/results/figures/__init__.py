@@ -1,4 +1,7 @@
-"""Every figure of a comparison: drawn from what its runs left behind, whatever part of it is there."""
+"""Draw every figure of a comparison from what its runs left behind, whatever part of it is there.
+
+In: a comparison. Out: figures as SVG and PNG. matplotlib is imported only where one is drawn.
+"""
 
 from __future__ import annotations
 
