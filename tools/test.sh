@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # All tests, in an environment that this script makes.
 #
-#   bash tools/test.sh               everything; tests of clusters need a machine on which a local SLURM may be started
-#   bash tools/test.sh --quick       without slow tests and those that need SLURM, a browser, LaTeX; some six minutes
+#   bash tools/test.sh               everything, in 16 minutes on two cores; needs a machine on which a SLURM may be started
+#   bash tools/test.sh --quick       without slow tests and those that need SLURM, a browser, LaTeX; four minutes on two cores
 #   bash tools/test.sh --campaign    the long campaigns, which no other run includes: hours, 20 GB of disk, the network
 #   bash tools/test.sh --oldest      with the oldest versions of all packages that pyproject.toml allows
 #   bash tools/test.sh -k store -x   further arguments go to pytest, which then runs in one process, or as many as -n says

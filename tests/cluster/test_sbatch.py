@@ -33,6 +33,7 @@ Site = Callable[[str], Path]
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     """Makes an sbatch that runs these lines, and a scancel that writes down what it is asked for."""
+    monkeypatch.setattr("hpc_tumor.cluster.slurm.WATCH_SECONDS", 0.1)
     tools = tmp_path / "bin"
     tools.mkdir()
 
