@@ -42,9 +42,10 @@ environment "$kind"
 # Tests start Python some thousand times: without compiled modules each start would compile this package again.
 unset PYTHONDONTWRITEBYTECODE
 if [[ ${#arguments[@]} -eq 0 ]]; then
-    # One process for each core, with one thread.
+    # One process for each core that this may use, with one thread; each takes some 2 GB.
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-    arguments+=(-n "$(($(getconf _NPROCESSORS_ONLN) + others))")
+    cores="$(python -c 'from hpc_tumor.system.resources import available_cpus; print(min(available_cpus(), 8))')"
+    arguments+=(-n "$((cores + others))")
 fi
 arguments+=(${left_out[@]+"${left_out[@]}"})
 [[ -z "$marks" ]] || arguments+=(-m "$marks")
