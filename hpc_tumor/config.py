@@ -91,7 +91,7 @@ def _weights(value: Any) -> Any:
 
 
 class Recipe(Settings):
-    """How to train."""
+    """Recipe: the settings of training."""
 
     epochs: int = Field(20, ge=1, le=100_000)
     batch_size: int = Field(32, ge=1, le=65_536, description="global batch, divided among the ranks")
@@ -147,7 +147,7 @@ class HardwareSettings(Settings):
 
 
 class ScoringSettings(Settings):
-    """How the finished network is tested. Validation during training is always plain."""
+    """Settings by which the finished network is tested. Validation during training is always plain."""
 
     flips: bool = Field(False, description="average the logits over the flips of each sample")
     clean: bool = Field(
@@ -335,7 +335,7 @@ def check_sbatch_options(names: Iterable[str]) -> None:
 
 
 class SlurmSettings(Settings):
-    """How this site wants to be asked."""
+    """Options that this site wants for its jobs."""
 
     partition: str | None = None
     account: str | None = Field(None, description='"required" where the site demands one and the user names it')
@@ -371,7 +371,7 @@ class NodeSettings(Settings):
 
 
 class LimitSettings(Settings):
-    """What a user may ask for here."""
+    """Limits of what a user may ask for here."""
 
     walltime: Minutes = 120
     nodes: int | None = Field(None, ge=1)
@@ -380,7 +380,7 @@ class LimitSettings(Settings):
 
 
 class EnvironmentSettings(Settings):
-    """What a job needs before Python starts."""
+    """Modules, lines and variables that a job needs before Python starts."""
 
     modules: tuple[str, ...] = ()
     setup: tuple[str, ...] = ()
@@ -399,7 +399,7 @@ class EnvironmentSettings(Settings):
 
 
 class ClusterProfile(Settings):
-    """Where to train: one TOML file in slurm_templates/, or the user's own."""
+    """Description of a place to train: one TOML file in slurm_templates/, or the user's own."""
 
     name: str
     description: str

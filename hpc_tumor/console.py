@@ -1,4 +1,4 @@
-"""How a person is spoken to: results on stdout, messages and progress on stderr, and JSON where a machine reads.
+"""Speak to a person: results on stdout, messages and progress on stderr, and JSON where a machine reads.
 
 Colours and live bars appear on terminals only; a log gets a plain line every few seconds instead. rich is imported
 where it is used, so that a command that draws nothing does not wait for it.
@@ -85,7 +85,7 @@ class Output:
         self.note(f"{_paint('warning:', '33')} {_plain(line)}")
 
     def error(self, line: str) -> None:
-        """Why the command could not do what it was asked."""
+        """Say why the command could not do what it was asked."""
         self.note(f"{_paint('error:', '1;31')} {_plain(line)}")
 
     def hints(self, title: str, commands: Sequence[tuple[str, str]]) -> None:
@@ -180,7 +180,7 @@ class Output:
 
 @dataclass(frozen=True)
 class View:
-    """What is shown while one waits: a table on a terminal, a line in a log; and whether the waiting is over."""
+    """View that is shown while one waits: a table on a terminal, a line in a log; and whether the waiting is over."""
 
     table: Table
     line: str

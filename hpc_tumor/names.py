@@ -14,7 +14,7 @@ _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\u
 
 
 def is_plain(text: str) -> bool:
-    """Whether `text` can be shown and stored as it is."""
+    """Return True if `text` can be shown and stored as it is."""
     return _UNFIT.search(text) is None
 
 

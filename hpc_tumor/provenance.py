@@ -1,4 +1,4 @@
-"""Where a run comes from: versions, commit and changes, command line, host, environment, the data's fingerprint.
+"""Record where a run comes from: versions, commit and changes, command line, host, environment, the data's fingerprint.
 
 What looks like a secret is masked.
 """
@@ -33,12 +33,12 @@ _DISTRIBUTIONS = (
 
 
 def provenance_of(store: Path, **more: Any) -> dict[str, Any]:
-    """What provenance.json holds of one run: its data; `more` is added as it is (the plan, the script)."""
+    """Contents of provenance.json for one run: its data; `more` is added as it is (the plan, the script)."""
     return {"store": {"path": str(store), **store_identity(store)}, **more}
 
 
 def collect_provenance() -> dict[str, Any]:
-    """What provenance.json holds of all runs that one command starts: who, where, with what code and environment."""
+    """Contents of provenance.json for all runs that one command starts: who, where, with what code and environment."""
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": [Path(sys.argv[0]).name, *map(without_passwords, sys.argv[1:])],

@@ -1,4 +1,4 @@
-"""Where settings come from: flag > HPC_TUMOR_* variable > job file > user's configuration > preset of the network."""
+"""Resolve settings: flag > HPC_TUMOR_* variable > job file > user's configuration > preset of the network."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def user_default(key: str) -> str | None:
 
 
 def parse_assignments(texts: Sequence[str]) -> dict[str, Any]:
-    """What --set was given, `["recipe.epochs=2", "seed=1"]`, as nested settings.
+    """Parse what --set was given, `["recipe.epochs=2", "seed=1"]`, as nested settings.
 
     The section may be left out where the name is unique. The type of the setting decides how its value is read, see
     `parse_value`.
@@ -174,7 +174,7 @@ def resolve(
 
 
 def holds(values: Mapping[str, Any], dotted: str) -> bool:
-    """Whether nested settings have one of that dotted name."""
+    """Return True if nested settings have one of that dotted name."""
     inner: Any = values
     for part in dotted.split("."):
         if not isinstance(inner, Mapping) or part not in inner:

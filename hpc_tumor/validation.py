@@ -22,7 +22,7 @@ class Settings(BaseModel):
 
 
 class SettingError(ValueError):
-    """What a validator of several settings finds wrong: the dotted name of the `setting` to blame, and the rest."""
+    """Fault that a validator of several settings finds: the dotted name of the `setting` to blame, and the rest."""
 
     def __init__(self, setting: str, rest: str) -> None:
         super().__init__(f"{setting} {rest}")
@@ -73,7 +73,7 @@ def _explain(kind: type[BaseModel], error: Any) -> tuple[str, str]:
 
 
 def unknown_setting(name: str, known: Iterable[str]) -> str:
-    """What to say of a setting that is none of those `known` by their dotted names: the nearest, else its section's."""
+    """Message on a setting that is none of those `known` by their dotted names: the nearest, else its section's."""
     known = list(known)
     section, _, last = name.rpartition(".")
     sections = sorted({full.rpartition(".")[0] for full in known} - {""})

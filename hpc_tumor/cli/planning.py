@@ -1,4 +1,4 @@
-"""What was asked for on the command line → what is asked of a cluster: the profile, and a plan for each run."""
+"""Turn what was asked for on the command line into what is asked of a cluster: the profile, and a plan for each run."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def check_no_debug(overfit: int | None, anomaly: bool) -> None:
 
 
 def sbatch_options(texts: Sequence[str]) -> dict[str, str | int | bool]:
-    """What --sbatch was given, `["mail-type=END", "exclusive"]`, by the long names. UsageError for what is none."""
+    """Parse --sbatch as it was given, `["mail-type=END", "exclusive"]`, by the long names; UsageError for others."""
     options: dict[str, str | int | bool] = {}
     for text in texts:
         name, equals, value = text.removeprefix("--").partition("=")

@@ -1,4 +1,4 @@
-"""Where training happens: cluster profiles, plans, submission, the queue, the logs.
+"""Run training on a cluster: cluster profiles, plans, submission, the queue, the logs.
 
     describe/ → plan/ → launch/ → node/ (on the nodes) → observe/          convert/: a conversion as an array of jobs
 

@@ -1,4 +1,4 @@
-"""Why a job waits: SLURM's own word for it → plain words, with what to do."""
+"""Explain why a job waits: SLURM's own word for it → plain words, with what to do."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class Room:
 
     @property
     def shared(self) -> bool:
-        """Whether other machines usually see it, too."""
+        """Return True if other machines usually see it, too."""
         return SHARED.search(self.kind) is not None
 
 
@@ -147,7 +147,7 @@ def try_writing(folder: Path) -> Trial:
 
 
 def _locks(path: Path) -> bool | None:
-    """Whether of two that lock a file, the second is kept out."""
+    """Check that of two that lock a file, the second is kept out."""
     first, second = os.open(path, os.O_RDWR), os.open(path, os.O_RDWR)
     try:
         fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)

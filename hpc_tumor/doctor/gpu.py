@@ -57,7 +57,7 @@ def check_gpus(probe: Probe, visible: str | None = None) -> list[Finding]:
 
 
 def check_model(torch: TorchFacts | None, model: str | None, cluster: str, tried: bool = False) -> list[Finding]:
-    """Whether the torch that is installed runs on the GPUs that a cluster profile names; `tried`: a job will tell."""
+    """Check that the installed torch runs on the GPUs that a cluster profile names; `tried`: a job will tell."""
     if torch is None:
         return []
     if torch.cuda is None and torch.hip is None:

@@ -41,7 +41,7 @@ def sm(capability: Capability) -> str:
 
 
 def runs_on(archs: Iterable[str], capability: Capability) -> bool:
-    """Whether code for `archs` runs on a GPU of that capability.
+    """Return True if code for `archs` runs on a GPU of that capability.
 
     Machine code (sm) runs on its own generation from its own minor version on; intermediate code (compute) on all
     later ones.

@@ -97,7 +97,7 @@ def _missing(outcome: Outcome) -> list[Finding]:
 
 
 def _clocks(outcome: Outcome, began: float) -> list[Finding]:
-    """Whether a node's clock says that it answered between the submission and now."""
+    """Check whether a node's clock says that it answered between the submission and now."""
     times = [found["time"] for found in outcome.answers.values()]
     behind, ahead = began - min(times), max(times) - time.time()
     if max(behind, ahead) < _MOST_SKEW:

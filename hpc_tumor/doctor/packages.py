@@ -11,7 +11,7 @@ _SAME = 'in the environment of hpc-tumor: pip install --upgrade --force-reinstal
 
 
 def check_packages(probe: Probe) -> list[Finding]:
-    """Whether all that hpc-tumor needs can be imported by the Python of `probe`."""
+    """Check whether all that hpc-tumor needs can be imported by the Python of `probe`."""
     findings = [_import_failed(probe, module, failure) for module, failure in probe.failed.items()]
     for name, needed in probe.too_old.items():
         findings.append(
@@ -64,7 +64,7 @@ def _torchvision(probe: Probe) -> list[Finding]:
 
 
 def compare_packages(here: Probe, there: Probe) -> list[Finding]:
-    """Whether a node has the same Python and packages as the machine that submits."""
+    """Check whether a node has the same Python and packages as the machine that submits."""
     if here.python != there.python or here.executable != there.executable:
         text = f"the node runs {there.executable} ({there.python}), this machine {here.executable} ({here.python})"
         return [error(text, "let both use one environment on a shared file system")]

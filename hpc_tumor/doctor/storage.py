@@ -38,7 +38,7 @@ def check_storage(runs: Path, store: Path | None, profile: ClusterProfile | None
 
 
 def check_writing(runs: Path, trial: Trial) -> list[Finding]:
-    """Whether what runs do with files works in their folder."""
+    """Check whether what runs do with files works in their folder."""
     if trial.refused:
         way = "make room there, or name another folder with --runs" if trial.full else "name another folder with --runs"
         return [error(f"nothing can be written for {runs}: {trial.refused}", way)]
@@ -113,7 +113,7 @@ def _same(one: Room, other: Room) -> bool:
 
 
 def judge_room(names: Sequence[str], path: Path, room: Room) -> Finding:
-    """Whether there is room for what lies in a folder: the `names` of what does, `runs` among them or not."""
+    """Check whether there is room for what lies in a folder: the `names` of what does, `runs` among them or not."""
     left = [size(room.bytes_left)] if room.bytes_left is not None else []
     left += [_files(room.files_left)] if room.files_left is not None else []
     by = f", by {room.quota}" if room.quota else ""

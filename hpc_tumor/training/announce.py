@@ -1,4 +1,4 @@
-"""What a run says in its log when it starts, and records of the start."""
+"""Announce a start: what a run says in its log, and keeps of the start."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def announce(setup: Setup, resumed: bool) -> None:
 
 
 def name_of(distributed: Distributed) -> str:
-    """What this rank computes on."""
+    """Name of the device that this rank computes on."""
     return "CPU" if distributed.device.type == "cpu" else torch.cuda.get_device_name(distributed.device)
 
 

@@ -32,7 +32,7 @@ _WORTH = 600.0  # seconds of training below which the compiling alone, a minute 
 
 
 def choose(setup: Setup) -> tuple[bool, str]:
-    """Whether this run's training step is compiled, and why. All ranks call it together and get the same answer.
+    """Decide whether this run's training step is compiled, and why. All ranks call it together and get the same answer.
 
     On CPUs the networks are not compiled unless asked: on two cores of an AMD EPYC with bfloat16, torch 2.14's code was
     slower than its own kernels for each that was tried (0.5 to 0.85 times as fast: cnn, alexnet, vit, unet,

@@ -1,4 +1,4 @@
-"""Who am I among the ranks, and on which device. The only module that reads rank variables."""
+"""Find out which rank this process is, and on which device. The only module that reads rank variables."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Distributed:
 
     @property
     def is_main(self) -> bool:
-        """Whether this rank writes the record."""
+        """Return True if this rank writes the record."""
         return self.rank == 0
 
     def mark(self, phase: str, step: int | None = None) -> None:

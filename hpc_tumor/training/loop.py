@@ -205,7 +205,7 @@ def _validate(setup: Setup, heartbeat: Heartbeat) -> None:
 
 
 def _gave_up(setup: Setup) -> bool:
-    """Whether so many epochs brought nothing better that the recipe ends training here."""
+    """Return True if so many epochs brought nothing better that the recipe ends training here."""
     state, patience = setup.state, setup.experiment.recipe.early_stopping
     if patience is None or state.epoch - state.best_epoch < patience:
         return False

@@ -1,4 +1,4 @@
-"""What an audit is asked, and what it looks like on a terminal: the verdict first, then the numbers behind it."""
+"""Ask for an audit, and show it on a terminal: the verdict first, then the numbers behind it."""
 
 from __future__ import annotations
 

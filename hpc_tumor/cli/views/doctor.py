@@ -1,4 +1,4 @@
-"""How findings look: a word at the left, the text beside it, the way out below; and what is waited for meanwhile."""
+"""Show findings: a word at the left, the text beside it, the way out below; and what is waited for meanwhile."""
 
 from __future__ import annotations
 

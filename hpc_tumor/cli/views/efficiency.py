@@ -1,4 +1,4 @@
-"""What runs asked for and what they used, as tables: of one run, of each of several, and of each kind of many."""
+"""Show what runs asked for and what they used, as tables: of one run, of each of several, and of each kind of many."""
 
 from __future__ import annotations
 

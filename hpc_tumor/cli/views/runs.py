@@ -1,4 +1,4 @@
-"""What runs look like: how each is doing in one table, what is over in a few words, a line for a log."""
+"""Show runs: how each is doing in one table, what is over in a few words, a line for a log."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def choose(
 
 
 def runs_table(states: Sequence[RunState], width: int) -> Table:
-    """How the runs are doing. Reasons stand in the last column, or below where it would be too wide."""
+    """Table of how the runs are doing. Reasons stand in the last column, or below where it would be too wide."""
     table = _runs_table(states, reasons_below=False)
     if table.width > width:
         table = _runs_table(states, reasons_below=True)
@@ -86,7 +86,7 @@ def _runs_table(states: Sequence[RunState], reasons_below: bool) -> Table:
 
 
 def _reasons(states: Sequence[RunState]) -> list[str]:
-    """Why runs wait or ended, a line for each; the same reason once, and of many that ended only the latest."""
+    """Reasons why runs wait or ended, a line for each; the same reason once, and of many that ended only the latest."""
     said: dict[str, list[RunState]] = {}
     for state in states:
         if state.reason and not _waits_here(state):
@@ -113,7 +113,7 @@ def counts(states: Sequence[RunState]) -> str:
 
 
 def runs_view(states: Sequence[RunState], width: int) -> View:
-    """What is shown while one waits for runs: of many, those that are not over."""
+    """View that is shown while one waits for runs: of many, those that are not over."""
     line = counts(states)
     for state in states:
         if state.state is State.RUNNING and state.epoch is not None and len(states) <= MOST_WATCHED:
@@ -133,7 +133,7 @@ def runs_view(states: Sequence[RunState], width: int) -> View:
 
 
 def _waits_here(state: RunState) -> bool:
-    """Whether a run only waits for its turn on this machine, which the table shows without words."""
+    """Return True if a run only waits for its turn on this machine, which the table shows without words."""
     return state.cluster == LOCAL and state.state is State.QUEUED
 
 
@@ -142,7 +142,7 @@ def _epoch(state: RunState) -> str:
 
 
 def _left(state: RunState) -> str:
-    """How long it will still take, and over how many more starts where one is too short."""
+    """Time that it will still take, and over how many more starts where one is too short."""
     if state.state is not State.RUNNING or state.eta is None:
         return ""
     more = state.more_starts

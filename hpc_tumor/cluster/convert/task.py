@@ -1,4 +1,4 @@
-"""One task of an array that converts: `python -m hpc_tumor.cluster.convert.task BOARD`, started by convert.py.
+"""One task of an array that converts: `python -m hpc_tumor.cluster.convert.task BOARD`, started by command.py.
 
 It takes units from the board until none is left, with as many processes of its own as it was given CPUs and memory for.
 Where the conversion is gone, it ends without a word.

@@ -82,7 +82,7 @@ def _choose(facts: Facts, wanted: str | None) -> Partition:
 
 
 def _is_open(partition: Partition, facts: Facts) -> bool:
-    """Whether this user's groups, and an account and a QOS of theirs, are let in."""
+    """Return True if this user's groups, and an account and a QOS of theirs, are let in."""
     if not partition.for_my_group:
         return False
     if facts.accounts is None:

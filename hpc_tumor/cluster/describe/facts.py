@@ -1,4 +1,4 @@
-"""What a cluster says of itself and of this account, asked of sinfo, scontrol and sacctmgr.
+"""Facts that a cluster tells of itself and of this account, asked of sinfo, scontrol and sacctmgr.
 
 Any of SLURM's commands may be missing or fail; what it would have said is None then, and the command is named.
 """

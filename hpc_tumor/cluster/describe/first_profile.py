@@ -240,5 +240,5 @@ def main_kind(partition: Partition) -> NodeKind:
 
 
 def _model(kind: NodeKind) -> str:
-    """What the GPUs are, by their type, else by a feature of the node that is a name of a GPU."""
+    """Model of the GPUs, by their type, else by a feature of the node that is a name of a GPU."""
     return "+".join(kind.gpu_types) or next((name for name in kind.features if _MODEL.search(name)), "")

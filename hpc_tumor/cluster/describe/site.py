@@ -1,4 +1,4 @@
-"""What is known of a cluster: its partitions, its nodes, and what this user may have of them."""
+"""Hold what is known of a cluster: its partitions, its nodes, and what this user may have of them."""
 
 from __future__ import annotations
 
@@ -47,19 +47,19 @@ class Partition:
         return max(self.kinds, key=lambda kind: (kind.gpus, kind.memory_gb, kind.cpus), default=NodeKind(0, 0, 0.0))
 
     def lets_account(self, account: str) -> bool:
-        """Whether jobs of that account may be here; SLURM does not mind how its letters are written."""
+        """Return True if jobs of that account may be here; SLURM does not mind how its letters are written."""
         return _among(account, self.accounts) and not (
             self.denied_accounts and _among(account, self.denied_accounts)
         )  # fmt: skip
 
     def lets_qos(self, qos: str) -> bool:
-        """Whether jobs of that QOS may be here."""
+        """Return True if jobs of that QOS may be here."""
         return _among(qos, self.qos) and not (self.denied_qos and _among(qos, self.denied_qos))
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a QOS, or an account, lets one user have at once, over all nodes; None: no limit."""
+    """Limits of what a QOS or an account lets one user have at once, over all nodes; None: no limit."""
 
     walltime: int | None = None
     gpus: int | None = None
@@ -97,17 +97,17 @@ class Facts:
         return next((part for part in (self.partitions or {}).values() if part.default), None)
 
     def enforces(self, what: str) -> bool:
-        """Whether jobs are refused for want of a right to their account (`associations`) or `qos`, or for `limits`."""
+        """Return True if jobs are refused without a right to their account (`associations`), `qos`, or for `limits`."""
         return self.enforced is None or what in self.enforced
 
     def payer(self, account: str | None, partition: Partition | None = None) -> Limits | None:
-        """What the account gives, or this user's default one where none is named; None where that is not known."""
+        """Rights that the account gives, or this user's default one if none is named; None if that is not known."""
         name = (account or self.default_account or "").lower()
         there = self.accounts_in.get((name, partition.name)) if partition else None
         return there or (self.accounts or {}).get(name)
 
     def limits(self, partition: Partition | None, qos: str | None, account: str | None) -> Limits:
-        """What holds for a job: each limit from the first that sets it of the partition's QOS, the job's own, and the
+        """Limits that hold for a job: each from the first that sets it of the partition's QOS, the job's own, and the
         account, as in https://slurm.schedmd.com/resource_limits.html; time and nodes are the partition's at most,
         unless a flag of the QOS lifts that.
         """
@@ -137,7 +137,7 @@ def _default_qos(payer: Limits | None) -> str:
 
 
 def _among(name: str, names: Iterable[str] | None) -> bool:
-    """Whether a list holds the name, in whatever letters; None is a list of all."""
+    """Return True if a list holds the name, in whatever letters; None is a list of all."""
     return names is None or name.lower() in {each.lower() for each in names}
 
 

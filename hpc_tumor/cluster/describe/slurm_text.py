@@ -1,4 +1,4 @@
-"""How SLURM's commands write numbers, times, lists, resources and tables; nonsense is nothing, never an error."""
+"""Parse SLURM's output: numbers, times, lists, resources and tables; nonsense is nothing, never an error."""
 
 from __future__ import annotations
 

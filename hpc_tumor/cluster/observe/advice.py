@@ -1,4 +1,4 @@
-"""What to ask for next time: from what runs of one kind asked for and used, the exact options, and why in words."""
+"""Advise what to ask for next time: from what runs of one kind asked for and used, exact options, and why."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LEAST_MEMORY, _LEAST_MINUTES = 2, 10  # Python and torch, and a slow start, tak
 
 @dataclass(frozen=True)
 class Advice:
-    """What to ask for next time; None: as before. `limit` is the time of all starts together."""
+    """Request to make next time; None: as before. `limit` is the time of all starts together."""
 
     memory: int | None = None
     minutes: int | None = None
@@ -60,7 +60,7 @@ class Kind:
         return max(known) if known else None
 
     def as_dict(self) -> dict[str, Any]:
-        """What they have in common, their names, and the advice."""
+        """Values as JSON: what the runs have in common, their names, and the advice."""
         common = {name: getattr(self.first, name) for name in ("model", "filters", "cluster", "shape", "gpus")}
         return {**common, "runs": [run.name for run in self.runs], **self.advice.as_dict()}
 
@@ -74,7 +74,7 @@ def kinds_of(runs: Sequence[Efficiency]) -> list[Kind]:
 
 
 def advise(runs: Sequence[Efficiency]) -> Advice:
-    """What to ask for next time, for runs of one kind: enough for the one that used most, with a quarter to spare."""
+    """Work out what runs of one kind should ask for: enough for the one that used most, with a quarter to spare."""
     # What failed, or has just begun, does not tell what the whole takes.
     telling = [run for run in runs if run.time is not None and (run.state is State.FINISHED or run.left is not None)]
     words: list[str] = []
@@ -196,5 +196,5 @@ def _hours(seconds: float) -> str:
 
 
 def on_cluster(kind: Kind) -> bool:
-    """Whether these runs were on a cluster, which is asked; else the options are for one of such machines."""
+    """Return True if these runs were on a cluster, which is asked; else the options are for one of such machines."""
     return kind.first.cluster not in ("", LOCAL)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc_tumor.cluster import slurm
-from hpc_tumor.cluster.node import local_queue as tickets
+from hpc_tumor.cluster.node import local_queue
 from hpc_tumor.cluster.observe.job_record import JobRecord
 from hpc_tumor.cluster.observe.states import RunState, State
 from hpc_tumor.cluster.observe.verdict import (
@@ -64,7 +64,7 @@ def read_states(runs: Sequence[RunDir], ended: dict[str, SlurmJob] | None = None
     for run, job, fault, result in zip(runs, jobs, faults, results, strict=True):
         folder = run.path.parent
         if folder not in folders:
-            folders[folder] = file_clock(folder), tickets.positions(folder)
+            folders[folder] = file_clock(folder), local_queue.positions(folder)
         clock, places = folders[folder]
         if fault:
             states.append(RunState(run, job.cluster, job.job_id, State.UNREADABLE, fault))
@@ -145,7 +145,7 @@ def _read_state(
         verdict = judge_by_files(status, story, age, f"was never submitted; {way}")
     elif job.is_local:
         verdict = judge_local(position, story, status, age, clock)
-        if verdict.state is State.LOST and tickets.is_closed(run.path.parent, owner(run)):
+        if verdict.state is State.LOST and local_queue.is_closed(run.path.parent, owner(run)):
             words = f"the queue of {owner_of(run.path)} on this machine is closed to others"
             verdict = Verdict(State.UNKNOWN, words)
     elif record is not None:

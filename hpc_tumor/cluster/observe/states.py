@@ -12,7 +12,7 @@ from hpc_tumor.run_dir import Damage, RunDir
 
 
 class State(StrEnum):
-    """Where a run is, in the order of a run's life; the value is the word that people and files are given."""
+    """State of a run, in the order of a run's life; the value is the word that people and files are given."""
 
     QUEUED = "queued"
     RUNNING = "running"

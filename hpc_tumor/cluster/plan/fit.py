@@ -1,4 +1,4 @@
-"""Whether a cluster, as it describes itself, can and may give what a plan asks for; refused before it is submitted."""
+"""Check that a cluster, as it describes itself, can and may give what a plan asks for, before it is submitted."""
 
 from __future__ import annotations
 
@@ -238,7 +238,7 @@ def _most(wanted: int, have: list[tuple[float, int]]) -> float:
 
 
 def _source(option: str, profile: ClusterProfile, asked: set[str]) -> str:
-    """Where a value comes from that the cluster does not know."""
+    """Source of a value that the cluster does not know."""
     return f"--{option}" if option in asked else f"the profile {profile.name}, here"
 
 

@@ -1,6 +1,6 @@
 """A dataset looked over before it is trusted: its fingerprint, what is in it twice, and what each split lets through.
 
-The store is only read. `Audit` holds every number; page.py makes a page of it, audit_view.py the tables.
+The store is only read. `Audit` holds every number; page.py makes a page of it, cli/views/audit.py the tables.
 """
 
 from __future__ import annotations

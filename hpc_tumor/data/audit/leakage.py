@@ -71,7 +71,7 @@ class SplitAudit:
 
     @property
     def leaks(self) -> bool:
-        """Whether anything is on two sides, or nothing prevents it."""
+        """Return True if anything is on two sides, or nothing prevents it."""
         found = self.leakage
         return self.protocol_leaks or (found is not None and (found.shared > 0 or found.val_shared > 0))
 

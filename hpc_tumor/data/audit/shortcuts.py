@@ -43,7 +43,7 @@ class Shortcut:
 
     @property
     def notable(self) -> bool:
-        """Whether the fact alone does clearly better than the majority."""
+        """Return True if the fact alone does clearly better than the majority."""
         return self.accuracy > self.majority + NOTABLE
 
 

@@ -84,7 +84,7 @@ def remove_copy(path: Path) -> bool:
 
 
 def same_disk(one: Path, other: Path) -> bool:
-    """Whether both lie on one file system: a copy from the one to the other gains nothing."""
+    """Return True if both lie on one file system: a copy from the one to the other gains nothing."""
     return one.stat().st_dev == other.stat().st_dev
 
 

@@ -173,5 +173,5 @@ def checksum(data: bytes) -> bytes:
 
 
 def is_sound(data: bytes) -> bool:
-    """Whether `data` ends with its own checksum."""
+    """Return True if `data` ends with its own checksum."""
     return bool(google_crc32c.value(data) == _SOUND)

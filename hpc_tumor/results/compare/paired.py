@@ -45,7 +45,7 @@ class Difference:
 
     @property
     def significant(self) -> bool:
-        """Whether it is below 5 % after correction."""
+        """Return True if it is below 5 % after correction."""
         return self.p_holm < LEVEL
 
 

@@ -41,7 +41,7 @@ class Wishes:
     sort: str | None = None
 
     def want(self, model: str | None, config: Mapping[str, Any]) -> bool:
-        """Whether a run of this network with these settings is among those asked for."""
+        """Return True if a run of this network with these settings is among those asked for."""
         if self.models and model not in self.models:
             return False
         return all(_same(config.get(name), value) for name, value in self.where)

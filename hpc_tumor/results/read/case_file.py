@@ -117,7 +117,7 @@ def _images(columns: Mapping[str, tuple[str, ...]]) -> Images | None:
 
 
 def _are_numbers(cells: tuple[str, ...]) -> bool:
-    """Whether all of these look like numbers, told without reading them as such, which takes longest of all."""
+    """Return True if all of these look like numbers, told without reading them as such, which takes longest of all."""
     return "" not in cells and not "".join(cells).encode().translate(None, b"0123456789.e-+E")
 
 

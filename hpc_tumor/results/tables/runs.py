@@ -89,5 +89,5 @@ def _device(run: RunResult) -> str:
 
 
 def _on_cpus(row: Row) -> bool:
-    """Whether all its runs were on CPUs: what they took are then hours of processes, not of GPUs."""
+    """Return True if all its runs were on CPUs: what they took are then hours of processes, not of GPUs."""
     return bool(row.runs) and all(run.device == "cpu" for run in row.runs)

@@ -101,7 +101,7 @@ def no_room(run: RunDir) -> TrainingError:
 
 
 def find_last(run: RunDir) -> tuple[bool, str | None]:
-    """Whether there is a checkpoint to go on from, and what is to be said where it is not the last that was written.
+    """Find the checkpoint to go on from, and what to say where it is not the last that was written.
 
     Where that one is damaged, the newest that can be read takes its place.
 

@@ -1,4 +1,4 @@
-"""What a run leaves behind when it ends: scores of each test case, and the result."""
+"""Record what a run leaves behind when it ends: scores of each test case, and the result."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ class Volumes:
 
     @property
     def any_whole(self) -> bool:
-        """Whether any case has all of its slices here."""
+        """Return True if any case has all of its slices here."""
         return bool(whole_cases(self._part, np.array(sorted(self._packed), dtype=np.int64)).any())
 
     def _volume(self, positions: np.ndarray) -> np.ndarray:

@@ -98,7 +98,7 @@ class Heartbeat:
             self._epoch_line("val", self.state.epoch, scores, "")
 
     def checkpoint_due(self) -> bool:
-        """Whether the last checkpoint is as old as the experiment allows."""
+        """Return True if the last checkpoint is as old as the experiment allows."""
         return time.monotonic() - self._checkpoint >= 60 * self.setup.experiment.checkpoint_minutes
 
     def checkpoint_written(self) -> None:

@@ -50,7 +50,7 @@ def own_memory() -> tuple[int, int]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that memory ran out, on a GPU or in the host."""
+    """Return True if `error` says that memory ran out, on a GPU or in the host."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     if isinstance(error, OSError):

@@ -273,7 +273,7 @@ class Watchdog:
 
 
 def is_loss(error: BaseException) -> bool:
-    """Whether `error` is what a rank sees when it loses another one, and so no cause of its own."""
+    """Return True if `error` is what a rank sees when it loses another one, and so no cause of its own."""
     return not isinstance(error, HpcTumorError) and says_rank_lost(error)
 
 
