@@ -5,6 +5,7 @@ Everything is refused at construction, with a message that names the setting, th
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -233,6 +234,12 @@ class Experiment(Settings):
         name = (self.best_by or "").partition("_")[2] if self.best_by != "balanced_accuracy" else ""
         if classes and name and name not in classes:
             raise UsageError(f"best_by = {self.best_by!r}: the store has no class {name!r}, but {', '.join(classes)}.")
+
+    @property
+    def signature(self) -> str:
+        """Hash of the settings that differ from their defaults, as canonical JSON: a later version's stay out of it."""
+        values = self.model_dump(mode="json", exclude_defaults=True)
+        return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     @property
     def split(self) -> str:

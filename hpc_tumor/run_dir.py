@@ -2,6 +2,7 @@
 
 runs/<run>/            <run> = date-time, model, short id
   config.json          every setting, resolved
+  signature            hash of those settings, by which `submit` finds runs that are there already
   job.json             the scheduler's handle: cluster, job id, shape of the request
   provenance.json      versions, git commit, command line, host, GPUs, store fingerprint
   split.json           which cases trained, validated and tested
@@ -53,6 +54,7 @@ class RunDir:
     def __init__(self, path: Path):
         self.path = Path(path)
         self.config = self.path / "config.json"
+        self.signature = self.path / "signature"
         self.job = self.path / "job.json"
         self.provenance = self.path / "provenance.json"
         self.split = self.path / "split.json"
@@ -101,7 +103,7 @@ class RunDir:
             try:
                 for folder in ("checkpoints", "figures", "logs/submission"):
                     (beside / folder).mkdir(parents=True)
-                atomic.write_json(beside / "config.json", experiment.model_dump(mode="json"))
+                cls(beside)._write_settings(experiment)
                 beside.rename(runs / name)
             except BaseException:
                 shutil.rmtree(beside, ignore_errors=True)
@@ -150,7 +152,11 @@ class RunDir:
         """Change the number of ranks. UsageError where the batch cannot be divided among them."""
         values = self.experiment().model_dump(mode="json")
         values["hardware"]["gpus"] = gpus
-        atomic.write_json(self.config, build(Experiment, values, where="--gpus").model_dump(mode="json"))
+        self._write_settings(build(Experiment, values, where="--gpus"))
+
+    def _write_settings(self, experiment: Experiment) -> None:
+        atomic.write_json(self.config, experiment.model_dump(mode="json"))
+        atomic.write_text(self.signature, f"{experiment.signature}\n")  # never older than the settings
 
     def write_status(self, **values: Any) -> None:
         """Replace the heartbeat, stamped with the time in seconds since 1970."""
@@ -271,6 +277,20 @@ def is_run(path: Path) -> bool:
         return path.is_dir() and (_RUN_NAME.fullmatch(path.name) is not None or (path / "config.json").is_file())
     except PermissionError:
         return True
+
+
+def read_signature(run: Path) -> str | None:
+    """Signature of the settings in a run directory, None where they cannot be read.
+
+    It is computed where none was kept, as by earlier versions, or where config.json was changed since.
+    """
+    kept = run / "signature"
+    with suppress(OSError, ValueError, UnreadableFileError):
+        if kept.stat().st_mtime_ns >= (run / "config.json").stat().st_mtime_ns:
+            return _text(kept).strip()
+    with suppress(UsageError):
+        return RunDir(run).experiment().signature
+    return None
 
 
 class UnreadableFileError(Exception):

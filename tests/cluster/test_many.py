@@ -26,7 +26,7 @@ from hpc_tumor.cluster.launch.private import code_folder, make_private
 from hpc_tumor.cluster.launch.submit import Wanted, array_script, grouped, resume_run, submit_all
 from hpc_tumor.cluster.observe.queue import read_states
 from hpc_tumor.cluster.plan.plan import make_plan
-from hpc_tumor.config import ClusterProfile, settings_by_name
+from hpc_tumor.config import ClusterProfile, Experiment, settings_by_name
 from hpc_tumor.data.convert.prepare import READERS, prepare_dataset
 from hpc_tumor.data.phantom.dataset import make_phantom
 from hpc_tumor.errors import ClusterError, DataError, HpcTumorError, PartialFailure, UsageError
@@ -167,6 +167,28 @@ def test_the_same_run_twice_is_refused(tmp_path: Path, sbatch: Path, capsys: pyt
     atomic.write_json(run.provenance, {"store": {"fingerprint": "of other data"}})
     launch.submit(planned, profile, runs)
     assert len(find_runs(runs)) == 3
+
+
+def test_the_same_settings_are_found_with_and_without_a_signature_and_after_an_edit(tmp_path: Path) -> None:
+    runs, experiment = tmp_path / "runs", small_experiment(seed=1, store=tmp_path / "brats.zarr")
+    run = RunDir.create(runs, experiment)
+
+    def is_there(asked: Experiment = experiment) -> bool:
+        return find_same([asked], runs)[0] is not None
+
+    assert is_there()
+    assert not is_there(experiment.model_copy(update={"seed": 2}))
+    settings = json.loads(run.config.read_text())
+    del settings["tensorboard"]  # which the version that made the run did not have
+    run.config.write_text(json.dumps(settings))
+    run.signature.unlink()
+    assert is_there()
+    run.set_gpus(2)
+    assert not is_there()
+    run.config.write_text(json.dumps({**settings, "seed": 2}))  # later than the signature
+    assert is_there(experiment.model_copy(update={"seed": 2}))
+    run.signature.write_text(experiment.signature)  # as of a copy
+    assert not is_there()
 
 
 def test_two_commands_cannot_resume_one_run(tmp_path: Path, sbatch: Path) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from hpc_tumor.cluster.observe.queue import read_states
 from hpc_tumor.cluster.observe.states import RunState
 from hpc_tumor.config import Experiment
+from hpc_tumor.errors import UsageError
 from hpc_tumor.provenance import store_identity
 from hpc_tumor.records import section
-from hpc_tumor.run_dir import RunDir, is_run, read_json
+from hpc_tumor.run_dir import RunDir, is_run, read_json, read_signature
 from hpc_tumor.system.resources import expand_home
 
 
@@ -24,25 +26,31 @@ def find_same(experiments: Sequence[Experiment], runs: Path) -> list[RunState | 
     if not runs.is_dir():
         return [None] * len(experiments)
     experiments = [with_absolute_store(experiment) for experiment in experiments]
-    wanted = {_key(experiment.model_dump(mode="json")): None for experiment in experiments}
-    fitting: dict[str, list[RunDir]] = {key: [] for key in wanted}
-    prints = {str(experiment.data.store): store_identity(experiment.data.store) for experiment in experiments}
+    same: dict[str, list[RunDir]] = {experiment.signature: [] for experiment in experiments}
     for path in sorted(runs.iterdir()):
-        settings = read_json(path / "config.json") if is_run(path) else None
-        if settings is not None and (key := _key(settings)) in fitting:
-            run = RunDir(path)
-            then = section(section(read_json(run.provenance)).get("store"))
-            now = prints[str(settings["data"]["store"])]
-            if then.get("fingerprint") == now.get("fingerprint"):
-                fitting[key].append(run)
-    states = {state.run.path: state for state in read_states([run for found in fitting.values() for run in found])}
+        if is_run(path) and (signature := read_signature(path)) in same:
+            same[signature].append(RunDir(path))
+    stores = {experiment.data.store for experiment in experiments}
+    fingerprints = {store: store_identity(store).get("fingerprint") for store in stores}
+    candidates = [
+        [run for run in same[experiment.signature] if _is_same(run, experiment, fingerprints[experiment.data.store])]
+        for experiment in experiments
+    ]
+    states = {state.run.path: state for state in read_states([run for found in same.values() for run in found])}
 
     def best(found: list[RunDir]) -> RunState | None:
         open_to_us = [states[run.path] for run in found if states[run.path].state.under_way or is_own(run)]
-        ranked = sorted(open_to_us, key=lambda state: state.state.under_way)
-        return ranked[-1] if ranked else None
+        return max(reversed(open_to_us), key=lambda state: state.state.under_way, default=None)
 
-    return [best(fitting[_key(experiment.model_dump(mode="json"))]) for experiment in experiments]
+    return [best(found) for found in candidates]
+
+
+def _is_same(run: RunDir, experiment: Experiment, fingerprint: object) -> bool:
+    """Return True where a run of the same signature has these settings, whatever the defaults were, and this data."""
+    with suppress(UsageError):
+        store = section(section(read_json(run.provenance)).get("store"))
+        return store.get("fingerprint") == fingerprint and run.experiment() == experiment
+    return False
 
 
 def is_own(run: RunDir) -> bool:
@@ -59,7 +67,3 @@ def with_absolute_store(experiment: Experiment) -> Experiment:
 def absolute(path: Path) -> Path:
     """`path` from the root on, without `..`; links are left as they are."""
     return Path(os.path.abspath(expand_home(path)))  # noqa: PTH100 - Path.absolute keeps `..`, Path.resolve no links
-
-
-def _key(settings: dict[str, object]) -> str:
-    return repr(sorted((name, repr(value)) for name, value in settings.items()))

@@ -336,7 +336,8 @@ def _submit_group(
 @contextlib.contextmanager
 def _restored(run: RunDir) -> Iterator[None]:
     """Restore the run's own record of its job, settings and code where the block fails."""
-    before = {path: path.read_bytes() if path.exists() else None for path in (run.job, run.config, run.provenance)}
+    kept = (run.job, run.config, run.signature, run.provenance)
+    before = {path: path.read_bytes() if path.exists() else None for path in kept}
     try:
         yield
     except BaseException:
