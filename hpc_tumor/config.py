@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from hpc_tumor.errors import DataError, UsageError
-from hpc_tumor.names import series
 from hpc_tumor.validation import SettingError, Settings, fields_of
+from hpc_tumor.vocabulary import series
 
 Task = Literal["classification", "segmentation"]
 SPLITS: dict[str, tuple[str, ...]] = {

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from hpc_tumor.errors import UsageError
-from hpc_tumor.names import printable
 from hpc_tumor.system import atomic
+from hpc_tumor.vocabulary import printable
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

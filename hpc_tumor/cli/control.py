@@ -15,8 +15,8 @@ from hpc_tumor.cluster.observe.states import RunState, State
 from hpc_tumor.cluster.observe.watch import LOOK_SECONDS, Watch
 from hpc_tumor.console import View, out
 from hpc_tumor.errors import Cause, HpcTumorError, PartialFailure, TrainingError
-from hpc_tumor.names import counted
 from hpc_tumor.run_dir import RunDir, why_closed
+from hpc_tumor.vocabulary import counted
 
 _REASON_SECONDS = 60.0  # between two lines on why a run still waits: the estimate of its start changes all the time
 _MOST_NAMED = 5  # runs in a sentence on what was done

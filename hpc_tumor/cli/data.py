@@ -19,7 +19,7 @@ from hpc_tumor.cli.options import (
 )  # fmt: skip
 from hpc_tumor.console import out
 from hpc_tumor.errors import UsageError
-from hpc_tumor.names import plural
+from hpc_tumor.vocabulary import plural
 
 
 def prepare_data(

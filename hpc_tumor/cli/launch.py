@@ -34,10 +34,10 @@ from hpc_tumor.config import ClusterProfile, Experiment
 from hpc_tumor.console import out
 from hpc_tumor.errors import ClusterError, HpcTumorError, PartialFailure, UsageError
 from hpc_tumor.experiments.request import Stores, check_experiment
-from hpc_tumor.names import counted
 from hpc_tumor.provenance import collect_provenance, provenance_of
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.system import atomic
+from hpc_tumor.vocabulary import counted
 
 MOST_NAMED = 7  # runs of an array, in its plan
 

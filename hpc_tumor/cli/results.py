@@ -20,7 +20,7 @@ from hpc_tumor.cli.options import (
 from hpc_tumor.cli.run_selection import folder_of_runs, one_run, say_no_runs
 from hpc_tumor.console import out
 from hpc_tumor.errors import UsageError
-from hpc_tumor.names import counted
+from hpc_tumor.vocabulary import counted
 
 
 def collect(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from hpc_tumor.doctor.finding import Finding, error, ok, warning
 from hpc_tumor.doctor.gpu_models import Capability, capability_of, least_driver, precision_on, runs_on, sm
 from hpc_tumor.doctor.probe import Gpu, Probe, TorchFacts
-from hpc_tumor.names import counted
+from hpc_tumor.vocabulary import counted
 
 _WHERE = "pytorch.org/get-started has the line"
 _WAY_OUT_OF_CPU = f"install a torch with CUDA, of the GPUs' generation: {_WHERE}"

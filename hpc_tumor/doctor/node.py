@@ -18,7 +18,7 @@ from hpc_tumor.doctor.machine import check_limits
 from hpc_tumor.doctor.node_job import MINUTES, PATIENCE, SETUP_DONE, Outcome
 from hpc_tumor.doctor.packages import check_packages, compare_packages
 from hpc_tumor.doctor.probe import Probe, probe_from
-from hpc_tumor.names import counted
+from hpc_tumor.vocabulary import counted
 
 _LITTLE_DISK = 10_000_000_000
 _MOST_SKEW = 10.0  # seconds between the clocks of two machines

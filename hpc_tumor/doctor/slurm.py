@@ -14,7 +14,7 @@ from hpc_tumor.doctor.configuration import line_to_change
 from hpc_tumor.doctor.finding import Finding, error, ok, warning
 from hpc_tumor.doctor.gpu_models import capability_of
 from hpc_tumor.errors import ClusterError, UsageError
-from hpc_tumor.names import counted, hours
+from hpc_tumor.vocabulary import counted, hours
 
 NEEDED = ("sbatch", "srun", "squeue", "scontrol", "scancel")
 

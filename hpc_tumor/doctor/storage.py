@@ -13,8 +13,8 @@ from hpc_tumor.console import size
 from hpc_tumor.doctor.filesystems import Room, Trial, existing, room_in, try_writing
 from hpc_tumor.doctor.finding import Finding, error, ok, warning
 from hpc_tumor.errors import HpcTumorError, StoreError, UsageError
-from hpc_tumor.names import series
 from hpc_tumor.system.resources import NO_HOME, expand_home, home_directory
+from hpc_tumor.vocabulary import series
 
 LEAST_BYTES, FEW_BYTES = 1_000_000_000, 10_000_000_000  # a run keeps up to some GB of checkpoints
 LEAST_FILES, FEW_FILES = 100, 5_000  # a run is some 30 files

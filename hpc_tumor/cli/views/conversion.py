@@ -11,8 +11,8 @@ from hpc_tumor.cluster.observe.states import State
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.console import duration, out, size
 from hpc_tumor.errors import DataError, PartialFailure
-from hpc_tumor.names import counted, hours
 from hpc_tumor.table import Column, Table
+from hpc_tumor.vocabulary import counted, hours
 
 if TYPE_CHECKING:
     from hpc_tumor.cluster.describe.discover import Discovery

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from hpc_tumor.console import out
 from hpc_tumor.doctor.finding import Section
-from hpc_tumor.names import counted, printable
+from hpc_tumor.vocabulary import counted, printable
 
 if TYPE_CHECKING:
     from rich.status import Status

@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING, Any
 from hpc_tumor.console import duration, out, size
 from hpc_tumor.data.splits.known_cases import TRAINED, VALIDATED
 from hpc_tumor.errors import DataError
-from hpc_tumor.names import counted
 from hpc_tumor.prediction.known import is_known, known_counts
 from hpc_tumor.table import NOTHING, Column, Table
+from hpc_tumor.vocabulary import STRUCTURES, counted
 
 if TYPE_CHECKING:
     from hpc_tumor.prediction.export import Export
     from hpc_tumor.prediction.predict import Prediction
 
 MOST_ROWS = 20  # shown one by one; all are in the files
-_STRUCTURES = ("NCR", "ED", "ET", "WT", "TC")
 _PARTS = (("trained_on", TRAINED), ("validated_on", VALIDATED))
 
 
@@ -55,7 +54,7 @@ def patients_table(found: Prediction) -> Table:
     scored = any("scores" in row for row in found.rows)
     columns = [Column("patient", "left"), *(Column(f"{name} ml") for name in found.facts.classes)]
     if scored:
-        columns += [Column(f"Dice {name}" if name == _STRUCTURES[0] else name) for name in _STRUCTURES]
+        columns += [Column(f"Dice {name}" if name == STRUCTURES[0] else name) for name in STRUCTURES]
     known = _known_column(found)
     columns += [*known, Column("time", keep=1)]
     rows = [_patient(row, scored, found.facts.classes, bool(known)) for row in found.rows[:MOST_ROWS]]
@@ -103,7 +102,7 @@ def mean_scores(found: Prediction) -> dict[str, float] | None:
     scores = [row["scores"] for row in found.rows if "scores" in row and not is_known(row)]
     if not scores:
         return None
-    names = [f"dice_{name}" for name in _STRUCTURES]
+    names = [f"dice_{name}" for name in STRUCTURES]
     return {name: sum(of[name] for of in scores) / len(scores) for name in names}
 
 
@@ -111,7 +110,7 @@ def _show(found: Prediction) -> None:
     if found.facts.task == "segmentation":
         out.table(patients_table(found))
         if len(found.rows) > 1 and (means := mean_scores(found)) is not None:
-            dice = ", ".join(f"{name} {means[f'dice_{name}']:.3f}" for name in _STRUCTURES)
+            dice = ", ".join(f"{name} {means[f'dice_{name}']:.3f}" for name in STRUCTURES)
             out.text(f"mean Dice of {counted(found.scored, f'{_new(found)}patient')} with labels: {dice}")
     else:
         out.table(images_table(found))
@@ -149,7 +148,7 @@ def _title(found: Prediction) -> str:
 
 
 def _patient(row: dict[str, Any], scored: bool, labels: Sequence[str], known: bool) -> tuple[str, ...]:
-    dice = [f"{row['scores'][f'dice_{name}']:.3f}" if "scores" in row else NOTHING for name in _STRUCTURES]
+    dice = [f"{row['scores'][f'dice_{name}']:.3f}" if "scores" in row else NOTHING for name in STRUCTURES]
     volumes = (f"{row[f'ml_{name}']:.1f}" for name in labels)
     part = (row["known"] or NOTHING,) if known else ()
     return (row["case"], *volumes, *(dice if scored else ()), *part, duration(row["seconds"]))

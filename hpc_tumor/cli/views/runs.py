@@ -10,8 +10,8 @@ from hpc_tumor.cluster.describe.profiles import LOCAL
 from hpc_tumor.cluster.observe.states import RunState, State
 from hpc_tumor.console import View, duration
 from hpc_tumor.errors import UsageError, unknown
-from hpc_tumor.names import counted, hours
 from hpc_tumor.table import Column, Table
+from hpc_tumor.vocabulary import counted, hours
 
 GROUPS = {"open": [state for state in State if state.open], "ended": [state for state in State if state.ended]}
 STATE_NAMES = (*(state.value for state in State), *GROUPS)  # that --state takes

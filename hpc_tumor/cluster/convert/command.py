@@ -30,8 +30,8 @@ from hpc_tumor.data.convert.case import Unit, UnitResult
 from hpc_tumor.data.convert.prepare import Convert
 from hpc_tumor.data.convert.target import ConversionError
 from hpc_tumor.errors import ClusterError, UsageError
-from hpc_tumor.names import counted, hours
 from hpc_tumor.signals import held
+from hpc_tumor.vocabulary import counted, hours
 
 CPUS, GB_PER_CPU = 4, 1.0  # of one task; a worker takes a third of a GB for a patient
 MOST_TASKS = 16  # where nobody says how many

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from hpc_tumor.cluster.describe import slurm_text
 from hpc_tumor.cluster.describe.site import Facts, Limits, NodeKind, Partition
-from hpc_tumor.names import hours
 from hpc_tumor.system.resources import home_directory
+from hpc_tumor.vocabulary import hours
 
 _DISKS = ("SLURM_TMPDIR", "LOCAL_SCRATCH", "JOBSCRATCH", "LSCRATCH")  # of a node, as sites name them
 _SCRATCH = ("SCRATCH", "WORK", "FAST", "CINECA_SCRATCH")

@@ -24,10 +24,10 @@ from hpc_tumor.cluster.observe.causes import NO_ROOM, lost_rank, was_warned, wou
 from hpc_tumor.cluster.observe.job_record import JobRecord
 from hpc_tumor.cluster.plan.plan import Plan
 from hpc_tumor.errors import ClusterError, HpcTumorError
-from hpc_tumor.names import hours
 from hpc_tumor.records import Event, Failure, read_events
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.system import atomic
+from hpc_tumor.vocabulary import hours
 
 NOTHING_TO_DO = 10
 MOST_RESTARTS = 100

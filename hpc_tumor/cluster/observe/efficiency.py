@@ -16,9 +16,9 @@ from hpc_tumor.cluster.observe.states import RunState, State
 from hpc_tumor.cluster.plan.plan import Plan
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.errors import Cause
-from hpc_tumor.names import printable
 from hpc_tumor.records import LARGEST, section
 from hpc_tumor.run_dir import RunDir, matching, read_json
+from hpc_tumor.vocabulary import printable
 
 GB = 2**30  # as --memory counts
 

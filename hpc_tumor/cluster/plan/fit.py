@@ -10,7 +10,7 @@ from hpc_tumor.cluster.describe.site import Facts, Limits, NodeKind, Partition
 from hpc_tumor.cluster.plan.plan import Plan
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.errors import UsageError, unknown
-from hpc_tumor.names import hours
+from hpc_tumor.vocabulary import hours
 
 _ENDLESS = 10**9  # CPUs or GB, where nothing is known of what there is
 

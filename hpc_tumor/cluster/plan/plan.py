@@ -13,8 +13,8 @@ from pydantic import ConfigDict
 from hpc_tumor.cluster.describe.profiles import LOCAL
 from hpc_tumor.config import ClusterProfile, LimitSettings
 from hpc_tumor.errors import UsageError
-from hpc_tumor.names import counted, hours
 from hpc_tumor.settings import user_configuration
+from hpc_tumor.vocabulary import counted, hours
 
 _LEAST_MEMORY = 0.1  # GB; Python alone needs as much
 _FLAGS = {

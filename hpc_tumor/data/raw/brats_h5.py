@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_tumor.data.case import MODALITIES, Case, CaseData, Found, Listing, SourceFile, check_names
+from hpc_tumor.data.case import Case, CaseData, Found, Listing, SourceFile, check_names
 from hpc_tumor.data.raw.files.h5_apart import read_h5_apart
 from hpc_tumor.data.raw.files.nifti import AXES
 from hpc_tumor.data.raw.leftovers import cases_below
 from hpc_tumor.errors import DataError
-from hpc_tumor.names import printable
+from hpc_tumor.vocabulary import MODALITIES, printable
 
 WANTED = "BraTS slices as H5 (volume_<n>_slice_<0 to 154>.h5)"
 LOST = (

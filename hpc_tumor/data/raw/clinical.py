@@ -15,7 +15,7 @@ from typing import Any
 from hpc_tumor.data.case import Case, Listing, SourceFile
 from hpc_tumor.data.raw.clinical_table import Row, Table, read_table
 from hpc_tumor.errors import DataError
-from hpc_tumor.names import printable
+from hpc_tumor.vocabulary import printable
 
 _TABLE = re.compile(r"(?:name_mapping|survival)[^/]*\.csv$", re.IGNORECASE)
 _NOT_TRAINING = re.compile(r"validation|evaluation|testing", re.IGNORECASE)

@@ -25,8 +25,8 @@ from hpc_tumor import __version__
 from hpc_tumor.data.splits.units import patient_numbers, ties
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.errors import DataError
-from hpc_tumor.names import printable
 from hpc_tumor.system import atomic
+from hpc_tumor.vocabulary import printable
 
 SCHEMA = 1
 PARTS = ("train", "val", "test")

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from hpc_tumor.errors import UsageError, unknown
 from hpc_tumor.models import MODELS
 from hpc_tumor.results.compare.measures import OF_IMAGES, OF_STRUCTURES, measure
-from hpc_tumor.results.read.cases import STRUCTURES
 from hpc_tumor.results.read.run_result import mean_of
 from hpc_tumor.settings import full_name
+from hpc_tumor.vocabulary import STRUCTURES
 
 if TYPE_CHECKING:
     from hpc_tumor.results.compare.entries import Entry

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_tumor.results.read.cases import LABELS, Floats, Images, TestCases
+from hpc_tumor.results.read.cases import Floats, Images, TestCases
 from hpc_tumor.results.read.values import LARGEST
 from hpc_tumor.results.read.when_asked import WhenAsked
 from hpc_tumor.scores import case_brier, case_nll
+from hpc_tumor.vocabulary import LABELS
 
 
 def read_test_cases(path: Path, task: str) -> TestCases:

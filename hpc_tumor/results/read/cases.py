@@ -11,11 +11,9 @@ from functools import cached_property, lru_cache, partial
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_tumor.names import plural
 from hpc_tumor.results.read.when_asked import WhenAsked
+from hpc_tumor.vocabulary import plural
 
-LABELS = ("NCR", "ED", "ET")
-STRUCTURES = (*LABELS, "WT", "TC")
 _TOLERANCE = 1e-3  # between the mean over cases.csv and the score in result.json, which may be rounded
 Floats = NDArray[np.float64]
 

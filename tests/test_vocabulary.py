@@ -2,7 +2,7 @@
 
 import pytest
 
-from hpc_tumor.names import counted, hours, series
+from hpc_tumor.vocabulary import counted, hours, series
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Names of files, numbers of things and times as one line of text.
+"""Words of the field, each named once; and names of files, numbers of things and times as one line of text.
 
 Names come from others, and end in messages, in JSON and on terminals.
 """
@@ -7,6 +7,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+
+MODALITIES = ("FLAIR", "T1", "T1ce", "T2")  # in the order of a store's channels
+LABELS = ("NCR", "ED", "ET")  # of a tumour, disjoint: what networks learn
+REGIONS = ("WT", "TC", "ET")  # of a tumour, each within the one before
+STRUCTURES = (*LABELS, "WT", "TC")  # whatever scores are of
+LABEL_NAMES = ("background", "NCR/NET", "ED", "ET")  # by their values in a store
+TUMOUR_LABELS = len(LABEL_NAMES)  # values below are background and tumour: what networks learn and scores count
+CAVITY = "resection cavity"  # value 4, in stores of an edition that labels it
+CLASSES = ("glioma", "meningioma", "notumor", "pituitary")  # of images, by their values in a store
+CONFIDENCE_LEVEL = 0.95  # of intervals
+SIGNIFICANCE_LEVEL = 0.05  # of tests
 
 # Control characters (a terminal obeys them), line ends, marks that turn the direction of writing (a name would read as
 # another), and the surrogates that stand for bytes which are not UTF-8.
