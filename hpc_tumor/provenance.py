@@ -70,25 +70,25 @@ def without_secrets(profile: ClusterProfile) -> ClusterProfile:
 
 def without_passwords(text: str) -> str:
     """`text` without the values of what is set in it and looks like a secret, and without who logs in at an address."""
-    kept = _SET.sub(lambda found: f"{found[1]}={MASKED}" if _SECRET.search(found[1]) else found[0], text)
+    kept = _SET.sub(lambda match: f"{match[1]}={MASKED}" if _SECRET.search(match[1]) else match[0], text)
     return re.sub(r"(\w+://)[^/\s]*@", rf"\1{MASKED}@", kept)
 
 
 def packages() -> dict[str, str]:
     """All installed packages with their versions."""
-    found = ((item.metadata["Name"], item.version) for item in metadata.distributions())
-    return {name: version for name, version in sorted(found, key=lambda item: str(item[0]).lower()) if name}
+    installed = ((item.metadata["Name"], item.version) for item in metadata.distributions())
+    return {name: version for name, version in sorted(installed, key=lambda item: str(item[0]).lower()) if name}
 
 
 def versions() -> dict[str, str | None]:
     """Versions of hpc-tumor and what it stands on, read without importing them; None for what is not installed."""
-    found: dict[str, str | None] = {}
+    known: dict[str, str | None] = {}
     for name in _DISTRIBUTIONS:
         try:
-            found[name] = metadata.version(name)
+            known[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+            known[name] = None
+    return known
 
 
 def git_state(package: Path) -> dict[str, Any] | None:

@@ -61,7 +61,7 @@ def collect(
     Example: hpc-tumor collect --output results --serve
     """
     from hpc_tumor.cluster.observe.queue import read_states
-    from hpc_tumor.results.compare.selection import make_wishes
+    from hpc_tumor.results.compare.selection import make_selection
     from hpc_tumor.results.tables.brief import terminal_tables
     from hpc_tumor.results.write.as_json import as_json
     from hpc_tumor.results.write.collect import collect_runs
@@ -72,14 +72,14 @@ def collect(
         raise UsageError("--serve shows the report, which --no-figures leaves out: leave out one of them.")
     if port and not serve:
         raise UsageError(f"--port {port} is for --serve: add it, or leave out --port.")
-    wishes = make_wishes(model or [], where or [], by or [], sort)
+    selection = make_selection(model or [], where or [], by or [], sort)
     if folder and runs:
         raise UsageError(f"{folder} and --runs {runs} both name the folder of the runs: leave out one of them.")
     folder = folder_of_runs(folder or runs)
     one = (folder / "config.json").is_file()
     found = [RunDir(folder)] if one else find_runs(folder)
     states = read_states([run for run in found if not run.is_finished()])
-    comparison = collect_runs(found, queue={state.name: state.state for state in states}, wishes=wishes)
+    comparison = collect_runs(found, queue={state.name: state.state for state in states}, selection=selection)
     if not found:
         out.note(say_no_runs(folder) + (": nothing was written" if output else ""))
     # Everything is much more than is shown: it is worked out for machines alone.

@@ -104,8 +104,8 @@ def read_queue(job_ids: Iterable[str]) -> dict[str, SlurmJob] | None:
 
 def read_accounting(job_ids: Iterable[str]) -> dict[str, SlurmJob]:
     """Return the records of sacct on these jobs; empty where there is no accounting."""
-    wanted, records = set(job_ids), dict[str, SlurmJob]()
-    for ids in _bases(wanted):
+    ids_asked, records = set(job_ids), dict[str, SlurmJob]()
+    for ids in _bases(ids_asked):
         try:
             fields = ",".join(_SACCT_FIELDS)
             text = run_slurm("sacct", "--noheader", "--parsable2", f"--jobs={ids}", f"--format={fields}")
@@ -113,7 +113,7 @@ def read_accounting(job_ids: Iterable[str]) -> dict[str, SlurmJob]:
             continue
         for line in text.splitlines():
             _take_account(line.split("|"), records)
-    for job_id in wanted - records.keys():  # tasks that were cancelled before they began stand in one line
+    for job_id in ids_asked - records.keys():  # tasks that were cancelled before they began stand in one line
         base, _, task = job_id.partition("_")
         if task and base in records:
             records[job_id] = records[base]
@@ -139,11 +139,11 @@ def _tasks(job_id: str) -> list[str]:
     match = re.fullmatch(r"(\d+)_\[([\d,-]+)(?:%\d+)?\]", job_id)
     if match is None:
         return [job_id]
-    found: list[str] = []
+    tasks: list[str] = []
     for part in match[2].split(","):
         first, _, last = part.partition("-")
-        found += (f"{match[1]}_{number}" for number in range(int(first), int(last or first) + 1))
-    return found
+        tasks += (f"{match[1]}_{number}" for number in range(int(first), int(last or first) + 1))
+    return tasks
 
 
 def _bases(job_ids: Iterable[str]) -> list[str]:

@@ -68,8 +68,8 @@ def runs_folder(given: Path | None) -> Path:
 def line_to_change(profile: ClusterProfile, section: str, line: str) -> str:
     """Where to write what into the file of a profile."""
     file = profile_files().get(profile.name)
-    place = shlex.quote(_home(file)) if file else f"the profile {profile.name}"
-    return f"in {place}, [{section}]: {line}"
+    shown = shlex.quote(_home(file)) if file else f"the profile {profile.name}"
+    return f"in {shown}, [{section}]: {line}"
 
 
 _MODELS = {"segmentation": "unet", "classification": "cnn"}

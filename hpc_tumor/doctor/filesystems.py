@@ -57,9 +57,9 @@ class Allowance:
 def room_in(folder: Path) -> Room:
     """What there is in a folder that exists. Raises OSError where it cannot be asked."""
     kind, mount = _mount_of(folder)
-    found = os.statvfs(folder)
-    left = [found.f_bavail * found.f_frsize]
-    files = [found.f_favail] if found.f_files else []  # file systems that count no files say 0
+    status = os.statvfs(folder)
+    left = [status.f_bavail * status.f_frsize]
+    files = [status.f_favail] if status.f_files else []  # file systems that count no files say 0
     quota = ""
     for each in (ceph_quota(folder), _command_quota(folder, kind, mount)):
         if each is None:
@@ -80,13 +80,13 @@ def existing(path: Path) -> Path:
 
 def ceph_quota(folder: Path) -> Allowance | None:
     """The nearest quota on CephFS, of the folder or one above it."""
-    for place in (folder, *folder.parents):
-        most = [_attribute(place, f"ceph.quota.max_{what}") for what in ("bytes", "files")]
+    for above in (folder, *folder.parents):
+        most = [_attribute(above, f"ceph.quota.max_{what}") for what in ("bytes", "files")]
         if not any(most):
             continue
-        used = [_attribute(place, f"ceph.dir.{what}") or 0 for what in ("rbytes", "rentries")]
+        used = [_attribute(above, f"ceph.dir.{what}") or 0 for what in ("rbytes", "rentries")]
         left = [max(0, limit - taken) if limit else None for limit, taken in zip(most, used, strict=True)]
-        return Allowance(left[0], left[1], f"quota of {place}")
+        return Allowance(left[0], left[1], f"quota of {above}")
     return None
 
 
@@ -99,10 +99,10 @@ def read_quota(text: str) -> Allowance | None:
         numbers = [int(word) for word in words if word.isdigit()]
         if len(numbers) < 6 or not all(word.isdigit() for word in words[:3]):
             continue
-        for place, unit in ((0, 1024), (1, 1)):
-            used, *limits = numbers[3 * place : 3 * place + 3]
+        for group, unit in ((0, 1024), (1, 1)):
+            used, *limits = numbers[3 * group : 3 * group + 3]
             if any(limits):
-                left[place].append(max(0, min(limit for limit in limits if limit) - used) * unit)
+                left[group].append(max(0, min(limit for limit in limits if limit) - used) * unit)
     if not any(left):
         return None
     return Allowance(min(left[0], default=None), min(left[1], default=None), "your quota")
@@ -167,15 +167,15 @@ def _locks(path: Path) -> bool | None:
 
 def _mount_of(folder: Path) -> tuple[str, Path]:
     """Kind and mount point of the file system that a folder lies on."""
-    found = ("unknown", Path("/"))
+    deepest = ("unknown", Path("/"))
     with suppress(OSError):
-        place = folder.resolve()
+        real = folder.resolve()
         for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             before, _, after = line.partition(" - ")
             mount = Path(re.sub(r"\\(\d{3})", lambda match: chr(int(match[1], 8)), before.split()[4]))
-            if place.is_relative_to(mount) and len(mount.parts) >= len(found[1].parts):
-                found = (after.split()[0], mount)
-    return found
+            if real.is_relative_to(mount) and len(mount.parts) >= len(deepest[1].parts):
+                deepest = (after.split()[0], mount)
+    return deepest
 
 
 def _attribute(path: Path, name: str) -> int | None:

@@ -145,7 +145,7 @@ def _capability(gpu: Gpu) -> Capability | None:
 
 
 def _archs(gpus: Sequence[Gpu]) -> str:
-    return ", ".join(sorted({sm(found) for gpu in gpus if (found := _capability(gpu))})) or "them"
+    return ", ".join(sorted({sm(capability) for gpu in gpus if (capability := _capability(gpu))})) or "them"
 
 
 def _names(gpus: Sequence[Gpu]) -> str:

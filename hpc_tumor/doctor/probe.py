@@ -141,15 +141,15 @@ def probe_here() -> Probe:
                 command, stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="replace", check=False,
                 timeout=_SECONDS, env={**os.environ, **python_variables()},
             )  # fmt: skip
-            code, said = done.returncode, done.stderr
+            code, printed = done.returncode, done.stderr
         except subprocess.TimeoutExpired as error:
-            code, said = None, (error.stderr or b"").decode(errors="replace")
+            code, printed = None, (error.stderr or b"").decode(errors="replace")
         except OSError as error:
-            code, said = 1, str(error)
+            code, printed = 1, str(error)
         with suppress(OSError, ValueError, KeyError, TypeError):
             if code == 0:
                 return probe_from(json.loads(Path(file.name).read_text(encoding="utf-8")))
-    return _without_imports(code, said)
+    return _without_imports(code, printed)
 
 
 def gather() -> Probe:
@@ -231,9 +231,9 @@ def _precision(torch: Any) -> tuple[str, str]:
     return "", ""
 
 
-def _without_imports(code: int | None, said: str) -> Probe:
+def _without_imports(code: int | None, printed: str) -> Probe:
     """Where the process that imports everything came to no end of its own: what it was at."""
-    lines = [line for line in said.splitlines() if line.strip()]
+    lines = [line for line in printed.splitlines() if line.strip()]
     at = next((line for line in reversed(lines) if line.startswith(("importing ", "asking "))), "")
     module = at.rpartition(" ")[2] or "hpc_tumor"
     if code is None:
@@ -308,8 +308,8 @@ def _limit(constant: str) -> int | None:
 
 def _size_of(folder: Path) -> int | None:
     with suppress(OSError):
-        found = os.statvfs(folder)
-        return found.f_blocks * found.f_frsize
+        status = os.statvfs(folder)
+        return status.f_blocks * status.f_frsize
     return None
 
 

@@ -74,19 +74,19 @@ def check_partition(
     """The partition as this account sees it, against what the profile asks for."""
     if facts.partitions is None:
         return [warning("sinfo does not answer: partitions not looked at", "try again in a minute")]
-    wanted = name or profile.slurm.partition
-    if wanted and "," in wanted:
-        known = [part for part in wanted.split(",") if part in facts.partitions]
+    asked = name or profile.slurm.partition
+    if asked and "," in asked:
+        known = [part for part in asked.split(",") if part in facts.partitions]
         return [
-            ok(f"partitions {wanted}: SLURM chooses")
+            ok(f"partitions {asked}: SLURM chooses")
             if known
-            else error(f"no partition of {wanted}", _known(facts.partitions))
+            else error(f"no partition of {asked}", _known(facts.partitions))
         ]
-    partition = facts.partitions.get(wanted) if wanted else facts.default_partition
+    partition = facts.partitions.get(asked) if asked else facts.default_partition
     if partition is None:
-        if wanted:
+        if asked:
             change = line_to_change(profile, "slurm", 'partition = "NAME"') if name is None else "--partition NAME"
-            return [error(f"no partition {wanted} here", f"{change}; {_known(facts.partitions)}")]
+            return [error(f"no partition {asked} here", f"{change}; {_known(facts.partitions)}")]
         return [warning("no default partition", f"--partition NAME; {_known(facts.partitions)}")]
     findings = _closed(partition, account or facts.default_account, profile.slurm.qos)
     findings += _differences(profile, partition, facts)
@@ -134,8 +134,8 @@ def _differences(profile: ClusterProfile, partition: Partition, facts: Facts) ->
         if 0 < there.memory_gb < node.memory_gb:
             what = f"says {node.memory_gb:g} GB a node, {partition.name} gives {_gb(there.memory_gb)}"
             less(what, "node", f"memory_gb = {int(there.memory_gb)}")
-        generations = {found for name in there.gpu_types if (found := capability_of(name))}
-        if generations and (said := capability_of(node.gpu_model)) and said not in generations:
+        generations = {capability for name in there.gpu_types if (capability := capability_of(name))}
+        if generations and (named := capability_of(node.gpu_model)) and named not in generations:
             types = ", ".join(there.gpu_types)
             less(f"says {node.gpu_model}, {partition.name} has {types}", "node", f'gpu_model = "{types}"')
     nodes = [each for each in (partition.max_nodes, partition.nodes, *(item.nodes for item in limits)) if each]
@@ -153,8 +153,8 @@ def _differences(profile: ClusterProfile, partition: Partition, facts: Facts) ->
 
 def _largest(profile: ClusterProfile, partition: Partition) -> NodeKind | None:
     """The most that a node of the partition has of each, of those that the profile's constraint chooses."""
-    wanted = profile.slurm.constraint
-    kinds = [kind for kind in partition.kinds if wanted in kind.features] or list(partition.kinds)
+    constraint = profile.slurm.constraint
+    kinds = [kind for kind in partition.kinds if constraint in kind.features] or list(partition.kinds)
     if not kinds:
         return None
     gpus = max(kind.gpus for kind in kinds)

@@ -79,7 +79,7 @@ def check_writing(runs: Path, trial: Trial) -> list[Finding]:
 
 
 @dataclass(frozen=True)
-class _Place:
+class _FileSystem:
     names: tuple[str, ...]
     path: Path
     room: Room
@@ -87,7 +87,7 @@ class _Place:
 
 def _room(runs: Path, store: Path | None) -> list[Finding]:
     """A line for each file system: what may still be written there."""
-    places: list[_Place] = []
+    file_systems: list[_FileSystem] = []
     findings = []
     home = home_directory()
     if home is None:
@@ -100,16 +100,16 @@ def _room(runs: Path, store: Path | None) -> list[Finding]:
         except OSError as problem:
             findings.append(error(f"{name} {path}: {problem.strerror}", "name another folder, or ask an administrator"))
             continue
-        same = next((each for each in places if _same(each.room, room)), None)
+        same = next((each for each in file_systems if _same(each.room, room)), None)
         if same is None:
-            places.append(_Place((name,), path, room))
+            file_systems.append(_FileSystem((name,), path, room))
         else:
-            places[places.index(same)] = _Place((*same.names, name), same.path, room)
-    return [*findings, *(judge_room(place.names, place.path, place.room) for place in places)]
+            file_systems[file_systems.index(same)] = _FileSystem((*same.names, name), same.path, room)
+    return [*findings, *(judge_room(each.names, each.path, each.room) for each in file_systems)]
 
 
-def _same(one: Room, other: Room) -> bool:
-    return (one.kind, one.mount, one.quota) == (other.kind, other.mount, other.quota)
+def _same(first: Room, second: Room) -> bool:
+    return (first.kind, first.mount, first.quota) == (second.kind, second.mount, second.quota)
 
 
 def judge_room(names: Sequence[str], path: Path, room: Room) -> Finding:

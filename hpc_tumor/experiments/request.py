@@ -137,13 +137,13 @@ class Stores(dict[Path, "Store"]):
 
 
 def _by_task(paths: list[Path], opened: Stores) -> dict[str, Path]:
-    found: dict[str, Path] = {}
+    stores: dict[str, Path] = {}
     for path in paths:
         task = opened[path].task
-        if task in found:
-            raise UsageError(f"--data {found[task]} and --data {path} are both for {task}: name one store per task.")
-        found[task] = path.resolve()
-    return found
+        if task in stores:
+            raise UsageError(f"--data {stores[task]} and --data {path} are both for {task}: name one store per task.")
+        stores[task] = path.resolve()
+    return stores
 
 
 def _with_store(flags: dict[str, Any], job: dict[str, Any], stores: dict[str, Path]) -> dict[str, Any]:

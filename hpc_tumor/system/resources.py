@@ -83,11 +83,11 @@ def _group_folders(controller: str) -> list[Path]:
     folders: list[Path] = []
     with suppress(OSError):
         for line in os.fsdecode((PROC / "self" / "cgroup").read_bytes()).splitlines():
-            _, controllers, place = line.split(":", 2)
+            _, controllers, group = line.split(":", 2)
             if controllers == "" or controller in controllers.split(","):
                 root = CGROUPS / controllers if controllers else CGROUPS
                 # A container sees its own group as the root, whatever it is called outside.
-                inside = root / place.strip("/")
+                inside = root / group.strip("/")
                 folders += [folder for folder in (inside, *inside.parents) if folder.is_relative_to(root)]
     return folders
 

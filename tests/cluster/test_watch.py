@@ -18,9 +18,8 @@ from hpc_tumor.cli.control import follow_log, watch_runs
 from hpc_tumor.cli.views.runs import runs_view
 from hpc_tumor.cluster import slurm
 from hpc_tumor.cluster.convert import command as convert
-from hpc_tumor.cluster.convert import task as convert_task
 from hpc_tumor.cluster.convert.command import conversion_on
-from hpc_tumor.cluster.convert.work_queue import Board
+from hpc_tumor.cluster.convert.work_queue import WorkQueue
 from hpc_tumor.cluster.node.local_queue import Ticket, take_ticket
 from hpc_tumor.cluster.observe import logs, watch
 from hpc_tumor.cluster.observe.watch import LOOK_SECONDS, Watch
@@ -221,8 +220,8 @@ def test_a_conversion_asks_slurm_as_seldom_and_ends_by_what_its_tasks_say(
     def work() -> None:
         (array,) = store.glob(".staging-*/array")
         for task in ("77_0.0", "77_1.0"):
-            with Board(array).worked_on(task):
-                convert_task.work(Board(array), task, workers=1)
+            with WorkQueue(array).worked_on(task):
+                work(WorkQueue(array), task, workers=1)
 
     clock.at = [(200, work)]
     convert = conversion_on(str(shipped("slurm_templates") / "local-test.toml"), 2, lambda line: None)

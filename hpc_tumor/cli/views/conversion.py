@@ -178,9 +178,9 @@ def clusters_table(profiles: Sequence[ClusterProfile]) -> Table:
     return Table("", columns, tuple(rows), ("GPUs, CPUs and memory: of one node.",))
 
 
-def discovery_lines(found: Discovery) -> list[tuple[str, str]]:
+def discovery_lines(discovery: Discovery) -> list[tuple[str, str]]:
     """Contents of the profile that was written of a cluster, and its place."""
-    slurm, node, limits = found.profile.slurm, found.profile.node, found.profile.limits
+    slurm, node, limits = discovery.profile.slurm, discovery.profile.node, discovery.profile.limits
     model = f" ({node.gpu_model})" if node.gpu_model else ""
     gpus = f"{counted(node.gpus, 'GPU')}{model}" if node.gpus else "no GPUs"
     jobs = ((limits.nodes, "nodes"), (limits.running_jobs, "running jobs"), (limits.queued_jobs, "queued jobs"))
@@ -192,13 +192,13 @@ def discovery_lines(found: Discovery) -> list[tuple[str, str]]:
         ("feature", slurm.constraint),
     ]
     return [
-        ("written", str(found.path)),
+        ("written", str(discovery.path)),
         ("partition", slurm.partition or ""),
         ("a node", f"{gpus}, {node.cpus} CPUs, {node.memory_gb:.0f} GB"),
         ("at most", f"{hours(limits.walltime)}{most}"),
         *((name, value) for name, value in asked if value),
         *([("requeue", "not here: a long run is a chain of jobs")] if not slurm.requeue else []),
-        *([("scratch", found.profile.environment.scratch)] if found.profile.environment.scratch else []),
+        *([("scratch", discovery.profile.environment.scratch)] if discovery.profile.environment.scratch else []),
     ]
 
 

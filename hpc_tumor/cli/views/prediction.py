@@ -75,24 +75,24 @@ def images_table(found: Prediction) -> Table:
     return Table(_title(found), tuple(columns), tuple(rows), tuple(_more(found.rows)))
 
 
-def show_export(found: Export) -> None:
+def show_export(export: Export) -> None:
     """The result of the command."""
-    facts, (channels, height, width) = found.facts, found.shape
+    facts, (channels, height, width) = export.facts, export.shape
     values = {
-        "file": found.file, "bytes": found.bytes, "run": facts.run, "model": facts.model, "epoch": facts.epoch,
-        "weights_lost": facts.weights_lost, "input": ["N", channels, height, width], "difference": found.difference,
+        "file": export.file, "bytes": export.bytes, "run": facts.run, "model": facts.model, "epoch": facts.epoch,
+        "weights_lost": facts.weights_lost, "input": ["N", channels, height, width], "difference": export.difference,
     }  # fmt: skip
     for note in facts.notes:
         out.warning(note)
     agreed = "not compared with torch: onnxruntime is not installed"
-    if found.difference is not None:
-        agreed = f"onnxruntime's logits differ from torch's by at most {found.difference:.1g}"
+    if export.difference is not None:
+        agreed = f"onnxruntime's logits differ from torch's by at most {export.difference:.1g}"
     lines = [
         ("network", f"{facts.model}, epoch {facts.epoch} of {facts.run}"),
         ("input", f"images (N, {channels}, {height}, {width}), float32"),
         ("output", f"logits of {', '.join(facts.classes)}"),
         ("check", agreed),
-        ("written", f"{found.file}: {size(found.bytes)}"),
+        ("written", f"{export.file}: {size(export.bytes)}"),
     ]
     out.result(values, show=lambda: out.pairs(lines))
 

@@ -87,12 +87,12 @@ def _runs_table(states: Sequence[RunState], reasons_below: bool) -> Table:
 
 def _reasons(states: Sequence[RunState]) -> list[str]:
     """Reasons why runs wait or ended, a line for each; the same reason once, and of many that ended only the latest."""
-    said: dict[str, list[RunState]] = {}
+    by_reason: dict[str, list[RunState]] = {}
     for state in states:
         if state.reason and not _waits_here(state):
-            said.setdefault(state.reason, []).append(state)
+            by_reason.setdefault(state.reason, []).append(state)
     lines, ended = [], 0
-    for reason, which in sorted(said.items(), key=lambda item: item[1][-1].name, reverse=True):
+    for reason, which in sorted(by_reason.items(), key=lambda item: item[1][-1].name, reverse=True):
         if which[0].state is State.FINISHED:  # what is to be known of its scores: nobody is to miss it
             lines.append(f"{', '.join(state.name for state in which)}: {reason}")
             continue
@@ -108,8 +108,8 @@ def _reasons(states: Sequence[RunState]) -> list[str]:
 
 def counts(states: Sequence[RunState]) -> str:
     """`3 running, 2 queued`, in the order of a run's life."""
-    found = Counter(state.state for state in states)
-    return ", ".join(f"{found[name]} {name}" for name in State if found[name])
+    numbers = Counter(state.state for state in states)
+    return ", ".join(f"{numbers[name]} {name}" for name in State if numbers[name])
 
 
 def runs_view(states: Sequence[RunState], width: int) -> View:

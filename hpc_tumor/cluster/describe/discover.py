@@ -63,13 +63,13 @@ def _check_name(name: str, output: Path | None) -> None:
         raise UsageError(f"--output {output}: a profile's file ends in .toml: --output {output}.toml")
 
 
-def _choose(facts: Facts, wanted: str | None) -> Partition:
+def _choose(facts: Facts, name: str | None) -> Partition:
     """The partition named; else the one with the most GPUs on a node among those that this account may use."""
     partitions = facts.partitions or {}
-    if wanted is not None:
-        if wanted not in partitions:
-            raise unknown("partition", wanted, partitions)
-        return partitions[wanted]
+    if name is not None:
+        if name not in partitions:
+            raise unknown("partition", name, partitions)
+        return partitions[name]
     usable = [part for part in partitions.values() if part.up and _is_open(part, facts)]
     if not usable:
         raise ClusterError("no partition here is open to your accounts: name one with --partition.")

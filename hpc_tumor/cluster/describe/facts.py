@@ -38,21 +38,21 @@ def read_facts(seconds: float = SECONDS) -> Facts:
         "sacctmgr show qos": ("sacctmgr", "-nP", "show", "qos", f"format={','.join(_QOS)}"),
     }
     with ThreadPoolExecutor(len(commands)) as pool:
-        said = dict(zip(commands, pool.map(partial(_ask, seconds), commands.values()), strict=True))
-    config = slurm_text.settings(said["scontrol show config"])
+        answers = dict(zip(commands, pool.map(partial(_ask, seconds), commands.values()), strict=True))
+    config = slurm_text.settings(answers["scontrol show config"])
     cluster, plugins = config.get("ClusterName"), config.get("JobSubmitPlugins", "unknown")
-    general, in_partition = _accounts(slurm_text.rows(said["sacctmgr show assoc"], len(_ASSOCIATION)), cluster)
-    default = next(iter((said["sacctmgr show user"] or "").split()), None)
+    general, in_partition = _accounts(slurm_text.rows(answers["sacctmgr show assoc"], len(_ASSOCIATION)), cluster)
+    default = next(iter((answers["sacctmgr show user"] or "").split()), None)
     return Facts(
-        partitions=_partitions(said["sinfo"], said["scontrol show partition"]),
+        partitions=_partitions(answers["sinfo"], answers["scontrol show partition"]),
         accounts=general,
         default_account=default,
-        qos=_qos(slurm_text.rows(said["sacctmgr show qos"], len(_QOS))),
+        qos=_qos(slurm_text.rows(answers["sacctmgr show qos"], len(_QOS))),
         max_array=slurm_text.count(config.get("MaxArraySize", "")),
         requeue=None if "JobRequeue" not in config else config["JobRequeue"] == "1",
         cluster=cluster,
         version=config.get("SLURM_VERSION"),
-        missing=tuple(name for name, text in said.items() if text is None),
+        missing=tuple(name for name, text in answers.items() if text is None),
         accounts_in=in_partition,
         enforced=_enforced(config.get("AccountingStorageEnforce")),
         chosen_by_site=plugins not in ("(null)", ""),
@@ -78,14 +78,14 @@ def _enforced(text: str | None) -> frozenset[str] | None:
     """`associations,limits,qos,safe` → what of it is checked; each of the others brings associations along."""
     if text is None:
         return None
-    found = {
+    checked = {
         name for name in re.split(r"[,\s]+", text.lower()) if name not in ("", "none", "(null)", "nojobs", "nosteps")
     }
-    if found & {"safe", "all"}:
-        found |= {"limits"}
-    if "all" in found:
-        found |= {"qos"}
-    return frozenset(found | {"associations"} if found else found)
+    if checked & {"safe", "all"}:
+        checked |= {"limits"}
+    if "all" in checked:
+        checked |= {"qos"}
+    return frozenset(checked | {"associations"} if checked else checked)
 
 
 def _accounts(
@@ -119,10 +119,10 @@ def _qos(rows: list[list[str]] | None) -> dict[str, Limits] | None:
 
 def _limits(walltime: str, running: str, queued: str, *amounts: str) -> Limits:
     """`amounts` are limits on resources, of which the least holds."""
-    said = [slurm_text.resources(text) for text in amounts]
+    resources = [slurm_text.resources(text) for text in amounts]
 
     def least(name: str) -> float | None:
-        return min((each[name] for each in said if name in each), default=None)
+        return min((each[name] for each in resources if name in each), default=None)
 
     def whole(name: str) -> int | None:
         return None if (number := least(name)) is None else int(number)
@@ -136,7 +136,7 @@ def _limits(walltime: str, running: str, queued: str, *amounts: str) -> Limits:
 def _partitions(sinfo: str | None, scontrol: str | None) -> dict[str, Partition] | None:
     """From sinfo come the nodes, from scontrol who may use them; either may be missing."""
     seen, told, groups = _seen(sinfo), _told(scontrol), _groups()
-    found = {}
+    partitions = {}
     for name in dict.fromkeys([*seen, *told]):
         values = told.get(name, {})
         stated = Partition(
@@ -148,7 +148,7 @@ def _partitions(sinfo: str | None, scontrol: str | None) -> dict[str, Partition]
         part = seen.get(name, stated)
         allowed = slurm_text.names(values.get("AllowGroups", ""))
         closed = values.get("RootOnly") == "YES" or (allowed is not None and not groups & set(allowed))
-        found[name] = replace(
+        partitions[name] = replace(
             part,
             default=part.default or stated.default,
             max_nodes=slurm_text.count(values.get("MaxNodes", "")),
@@ -160,12 +160,12 @@ def _partitions(sinfo: str | None, scontrol: str | None) -> dict[str, Partition]
             denied_qos=slurm_text.names(values.get("DenyQos", "")) or (),
             for_my_group=os.getuid() == 0 or not closed,
         )
-    return found or None
+    return partitions or None
 
 
 def _seen(sinfo: str | None) -> dict[str, Partition]:
     """Partitions with their kinds of nodes, as sinfo shows them."""
-    found: dict[str, Partition] = {}
+    partitions: dict[str, Partition] = {}
     for row in slurm_text.rows(sinfo, _SINFO.count("|") + 1) or ():
         name, state, walltime, nodes, cpus, memory, disk, gres, features = row
         default, name = name.endswith("*"), name.removesuffix("*")
@@ -173,9 +173,9 @@ def _seen(sinfo: str | None) -> dict[str, Partition]:
         gpus, types = slurm_text.gres(gres)
         names = slurm_text.names(features) or ()
         kind = NodeKind(number, cores, memory_mb / 1024, gpus, types, names, disk_mb / 1024)
-        part = found.setdefault(name, Partition(name, state == "up", default, slurm_text.minutes(walltime)))
-        found[name] = replace(part, kinds=(*part.kinds, kind))
-    return found
+        part = partitions.setdefault(name, Partition(name, state == "up", default, slurm_text.minutes(walltime)))
+        partitions[name] = replace(part, kinds=(*part.kinds, kind))
+    return partitions
 
 
 def _told(scontrol: str | None) -> dict[str, dict[str, str]]:
@@ -196,10 +196,10 @@ def _within(kind: NodeKind, partition: dict[str, str]) -> NodeKind:
 
 def _groups() -> set[str]:
     """This user's groups by name."""
-    found = set()
+    names = set()
     for number in {os.getgid(), *os.getgroups()}:
         try:
-            found.add(grp.getgrgid(number).gr_name)
+            names.add(grp.getgrgid(number).gr_name)
         except KeyError:  # known to the directory of another machine only
             continue
-    return found
+    return names

@@ -81,8 +81,8 @@ class Draft:
         """The other partitions, those with GPUs first, in short."""
         parts = [part for part in (self.facts.partitions or {}).values() if part.name != self.partition.name]
         parts.sort(key=lambda part: -part.largest.gpus)
-        said = [f"{part.name} ({part.largest.gpus} GPUs)" if part.largest.gpus else part.name for part in parts]
-        return f"others: {_some(said, 8)}" if said else ""
+        named = [f"{part.name} ({part.largest.gpus} GPUs)" if part.largest.gpus else part.name for part in parts]
+        return f"others: {_some(named, 8)}" if named else ""
 
     def _account_line(self) -> str:
         if self.account:
@@ -108,8 +108,8 @@ class Draft:
         payer = self.facts.payer(self.account, self.partition)
         mine = [name for name in (payer.qos if payer else None) or () if self.partition.lets_qos(name)]
         known = self.facts.qos or {}
-        said = [_with_limits(name, known.get(name.lower(), Limits())) for name in mine]
-        remark = f"that you may name: {_some(said, 6)}" if said else "another QOS than the default one"
+        shown = [_with_limits(name, known.get(name.lower(), Limits())) for name in mine]
+        remark = f"that you may name: {_some(shown, 6)}" if shown else "another QOS than the default one"
         return _line("qos", self.qos, remark, mine or ("normal",))
 
     def _to_tell_apart(self) -> tuple[str | None, str | None]:

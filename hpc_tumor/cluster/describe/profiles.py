@@ -82,11 +82,11 @@ def list_profiles() -> tuple[list[ClusterProfile], list[UsageError]]:
 def profile_files() -> dict[str, Path]:
     """Name → file of the profiles that can be found, sorted by name; the user's own go before those shipped."""
     folders = (settings.user_directory() / "clusters", Path("slurm_templates"), settings.shipped("slurm_templates"))
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for folder in folders:
         for path in sorted(folder.glob("*.toml")) if folder.is_dir() else ():
-            found.setdefault(path.stem, path)
-    return {name: found[name] for name in sorted(found) if name != LOCAL}
+            files.setdefault(path.stem, path)
+    return {name: files[name] for name in sorted(files) if name != LOCAL}
 
 
 def default_profile() -> tuple[ClusterProfile, str]:

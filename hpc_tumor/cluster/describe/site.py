@@ -118,12 +118,12 @@ class Facts:
             ours, theirs = theirs, ours
         levels = [level for level in (theirs, ours, payer) if level] if self.enforces("limits") else []
         flags = {flag for level in (ours, theirs) if level for flag in level.flags}
-        found = Limits(**{name: _first(getattr(level, name) for level in levels) for name in _AMOUNTS})  # type: ignore[arg-type]
+        limits = Limits(**{name: _first(getattr(level, name) for level in levels) for name in _AMOUNTS})  # type: ignore[arg-type]
         if partition and "PartitionTimeLimit" not in flags:
-            found = replace(found, walltime=_least(found.walltime, partition.walltime))
+            limits = replace(limits, walltime=_least(limits.walltime, partition.walltime))
         if partition and "PartitionMaxNodes" not in flags:
-            found = replace(found, nodes=_least(found.nodes, partition.max_nodes))
-        return found
+            limits = replace(limits, nodes=_least(limits.nodes, partition.max_nodes))
+        return limits
 
 
 _AMOUNTS = ("walltime", "gpus", "nodes", "running", "queued", "cpus", "memory_gb")

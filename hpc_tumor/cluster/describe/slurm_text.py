@@ -63,7 +63,7 @@ def gres(text: str) -> tuple[int, tuple[str, ...]]:
 
 def resources(text: str) -> dict[str, float]:
     """`cpu=96,gres/gpu=4,mem=500G` → the number of each; memory in GB, which is in MB where no letter says more."""
-    found = {}
+    amounts = {}
     for name, number, unit in re.findall(r"(?:^|,)([^,=]+)=(\d+(?:\.\d+)?)([KMGTP]?)", text):
-        found[name] = float(number) * (1024 ** ("KMGTP".index(unit or "M") - 2) if name == "mem" else 1)
-    return found
+        amounts[name] = float(number) * (1024 ** ("KMGTP".index(unit or "M") - 2) if name == "mem" else 1)
+    return amounts

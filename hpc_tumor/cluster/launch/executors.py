@@ -37,7 +37,7 @@ from hpc_tumor.run_dir import RunDir
 from hpc_tumor.system.python_children import python_variables
 
 
-def start_here(run: RunDir, code: Path) -> str:
+def start_local(run: RunDir, code: Path) -> str:
     """Start a run in the background of this machine, after those before it; gives the number of its process."""
     executor = _DetachedExecutor(folder=run.submission, python=shlex.join([sys.executable, *verified(code)]))
     executor.code = code

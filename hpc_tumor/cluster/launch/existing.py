@@ -36,13 +36,13 @@ def find_same(experiments: Sequence[Experiment], runs: Path) -> list[RunState | 
         [run for run in same[experiment.signature] if _is_same(run, experiment, fingerprints[experiment.data.store])]
         for experiment in experiments
     ]
-    states = {state.run.path: state for state in read_states([run for found in same.values() for run in found])}
+    states = {state.run.path: state for state in read_states([run for same_runs in same.values() for run in same_runs])}
 
-    def best(found: list[RunDir]) -> RunState | None:
-        open_to_us = [states[run.path] for run in found if states[run.path].state.under_way or is_own(run)]
+    def best(same_runs: list[RunDir]) -> RunState | None:
+        open_to_us = [states[run.path] for run in same_runs if states[run.path].state.under_way or is_own(run)]
         return max(reversed(open_to_us), key=lambda state: state.state.under_way, default=None)
 
-    return [best(found) for found in candidates]
+    return [best(same_runs) for same_runs in candidates]
 
 
 def _is_same(run: RunDir, experiment: Experiment, fingerprint: object) -> bool:

@@ -61,8 +61,8 @@ def submit_script(script: str | Path, name: str, profile: ClusterProfile, plan: 
 
 def job_number(printed: str) -> str | None:
     """The number of the job in what sbatch printed, whatever a site prints around it; None where there is none."""
-    found = (number.findall(printed) for number in _NUMBERS)
-    return next((numbers[-1] for numbers in found if numbers), None)
+    matches = (number.findall(printed) for number in _NUMBERS)
+    return next((numbers[-1] for numbers in matches if numbers), None)
 
 
 def _taken_back(name: str) -> str:
@@ -79,9 +79,9 @@ def _refusal(words: str, profile: ClusterProfile, name: str) -> ClusterError:
     if _NOT_THERE.search(words):
         return ClusterError(f"SLURM cannot be reached for {profile.name}: {words}.")
     way = remedy(words)
-    found = find_own_jobs(name)
-    left = f" {_taken_back(name)}" if found else ""
-    if found is None:
+    queued = find_own_jobs(name)
+    left = f" {_taken_back(name)}" if queued else ""
+    if queued is None:
         left = f" Whether it is queued all the same is not known: squeue --name={name} tells."
     return ClusterError(f"SLURM refused the job for {profile.name}: {words}{f': {way}' if way else ''}.{left}")
 

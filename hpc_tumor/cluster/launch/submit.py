@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc_tumor.cluster.describe.profiles import LOCAL
-from hpc_tumor.cluster.launch.executors import script_of, start_here, start_on_slurm, take_back
+from hpc_tumor.cluster.launch.executors import script_of, start_local, start_on_slurm, take_back
 from hpc_tumor.cluster.launch.existing import absolute, is_own, with_absolute_store
 from hpc_tumor.cluster.launch.private import check_private, code_folder, make_private, submissions_folder
 from hpc_tumor.cluster.launch.sbatch import clean_environment
@@ -374,7 +374,7 @@ def _launch(
         interrupt_if_asked()
         with clean_environment(plan):
             if profile.name == LOCAL:
-                ids = [start_here(runs[0], code)]
+                ids = [start_local(runs[0], code)]
             else:
                 ids = start_on_slurm(runs, profile, plan, folder, name, at_once)
     except BaseException:

@@ -49,10 +49,10 @@ class LocalRun:
                 time.sleep(_TURN_TICK)
             return "cancelled" if signals.asked_to_end else self._train(run, signals)
         except Exception as error:  # before the ranks could say anything
-            said = str(error) if isinstance(error, HpcTumorError) else f"{type(error).__name__}: {error}"
+            message = str(error) if isinstance(error, HpcTumorError) else f"{type(error).__name__}: {error}"
             start = JobRecord.of_run(run).start
             with suppress(OSError):
-                record_failure(run, start, None, " ".join(said.split()))
+                record_failure(run, start, None, " ".join(message.split()))
             raise
         finally:
             give_back(run.path.parent, run.name)

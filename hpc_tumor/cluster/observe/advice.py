@@ -67,10 +67,10 @@ class Kind:
 
 def kinds_of(runs: Sequence[Efficiency]) -> list[Kind]:
     """The runs by network, cluster and shape, in the order in which each came first."""
-    found: dict[tuple[object, ...], list[Efficiency]] = {}
+    kinds: dict[tuple[object, ...], list[Efficiency]] = {}
     for run in runs:
-        found.setdefault((run.model, run.filters, run.cluster, run.shape), []).append(run)
-    return [Kind(tuple(some), advise(some)) for some in found.values()]
+        kinds.setdefault((run.model, run.filters, run.cluster, run.shape), []).append(run)
+    return [Kind(tuple(alike), advise(alike)) for alike in kinds.values()]
 
 
 def advise(runs: Sequence[Efficiency]) -> Advice:
@@ -93,27 +93,27 @@ def _memory(runs: Sequence[Efficiency], telling: Sequence[Efficiency], words: li
     asked, most = runs[0].asked_memory, runs[0].node_memory
     used = max((run.memory or 0.0 for run in telling), default=0.0)
     if any(run.out_of_memory for run in runs):
-        wanted = _round_memory(max(2 * (asked or 0), MARGIN * used))
-        if most is not None and wanted > most:
+        advised = _round_memory(max(2 * (asked or 0), MARGIN * used))
+        if most is not None and advised > most:
             words.append(
                 f"main memory ran out, and a node has {most:g} GB in all: --accumulate or a smaller --set batch_size"
                 " needs less, and so does --set keep=none"
             )
             return int(most) if asked is None or int(most) > asked else None
         words.append(f"main memory ran out with {asked:g} GB: twice as much" if asked else "main memory ran out")
-        return wanted or None
+        return advised or None
     if not used:
         return None
     # Samples are kept where they take at most half of what is free: they are to have that again.
-    wanted = _round_memory(
+    advised = _round_memory(
         max(MARGIN * used, max(MARGIN * ((run.memory or 0) - run.kept) + 2 * run.kept for run in telling))
     )
-    wanted = min(wanted, int(most)) if most else wanted
-    if asked is None or wanted < _SPARE * asked:
-        return wanted
-    if used > _TIGHT * asked and wanted > asked:
+    advised = min(advised, int(most)) if most else advised
+    if asked is None or advised < _SPARE * asked:
+        return advised
+    if used > _TIGHT * asked and advised > asked:
         words.append(f"{used / asked:.0%} of the memory was used: a little more is safer")
-        return wanted
+        return advised
     return None
 
 
@@ -122,22 +122,22 @@ def _minutes(telling: Sequence[Efficiency], words: list[str]) -> int | None:
         return None
     slowest = max(telling, key=_whole)
     need, asked, limit = _whole(slowest), slowest.asked_whole, slowest.asked_time
-    wanted = _round_minutes(MARGIN * need / 60)
+    advised = _round_minutes(MARGIN * need / 60)
     if stopped := [run for run in telling if run.limited]:
         words.append(f"{stopped[0].name} was stopped by its time limit of {_hours(limit or 0)}")
     if slowest.state is not State.FINISHED:
         words.append(f"by its pace, {slowest.name} takes {_hours(need)} in all")
-    if asked is None or 60 * wanted < _SPARE * asked:
-        return wanted
+    if asked is None or 60 * advised < _SPARE * asked:
+        return advised
     if limit and need > limit:
         words.append(
             f"longer than one start of {_hours(limit)}: where no more is allowed, it goes on in others by itself"
         )
     if need > asked:
-        return wanted
+        return advised
     if need > _TIGHT * asked:
         words.append(f"{need / asked:.0%} of the time was used: a little more is safer")
-        return wanted
+        return advised
     return None
 
 

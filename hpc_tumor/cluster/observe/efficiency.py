@@ -101,7 +101,7 @@ def _efficiency(run: RunDir, state: RunState, job: JobRecord, uses: Sequence[Job
     ended = {word for use in uses for word in use.states}
     asked = _asked(plan, job.profile)
     used = _by_files(starts)
-    begun = len([one for use in uses for one in use.elapsed if one])
+    begun = len([seconds for use in uses for seconds in use.elapsed if seconds])
     return Efficiency(
         name=run.name,
         model=printable(str(model.get("name") or state.model)),
@@ -145,7 +145,7 @@ def _with_accounting(used: dict[str, Any], uses: Sequence[JobUse], plan: Plan | 
     """
     if not uses:
         return {}
-    elapsed = float(sum(one for use in uses for one in use.elapsed))
+    elapsed = float(sum(seconds for use in uses for seconds in use.elapsed))
     tasks, ranks = (plan.tasks_per_node, plan.gpus) if plan else (1, 1)
     of_task = max(use.task_memory for use in uses) / GB
     memory = max(used["memory"], of_task) if used else of_task * tasks
@@ -157,8 +157,8 @@ def _with_accounting(used: dict[str, Any], uses: Sequence[JobUse], plan: Plan | 
 
 def _logged(run: RunDir) -> set[int]:
     """The starts that left a log."""
-    found = (re.fullmatch(r"rank-\d+\.(\d+)\.out", path.name) for path in matching(run.logs, "rank-*.out"))
-    return {int(match[1]) for match in found if match}
+    matches = (re.fullmatch(r"rank-\d+\.(\d+)\.out", path.name) for path in matching(run.logs, "rank-*.out"))
+    return {int(match[1]) for match in matches if match}
 
 
 Start = list[dict[str, Any]]  # what each rank wrote
@@ -181,7 +181,7 @@ def _by_files(starts: dict[int, Start]) -> dict[str, Any]:
     if not ranks:
         return {}
     nodes = [_node_memory(start) for start in starts.values()]
-    memory, kept = max((node for some in nodes for node in some), default=(0.0, 0.0))
+    memory, kept = max((node for of_start in nodes for node in of_start), default=(0.0, 0.0))
     seconds, trained = _sum(ranks, "seconds"), _sum(ranks, "training_seconds")
     here = max(1, math.ceil(_most(ranks, "ranks") / max(1, _most(ranks, "nodes"))))
     return {
@@ -200,13 +200,13 @@ def _node_memory(start: Start) -> list[tuple[float, float]]:
     nodes: dict[str, Start] = {}
     for rank in start:
         nodes.setdefault(str(rank.get("node")), []).append(rank)
-    found = []
+    memory = []
     for ranks in nodes.values():
         shared = _most(ranks, "shared")
         own = sum(max(0.0, _number(rank, "memory") - _number(rank, "shared")) for rank in ranks)
         here = math.ceil(_most(ranks, "ranks") / max(1, _most(ranks, "nodes")))
-        found.append((own * max(1, here / len(ranks)) + shared, shared))  # some may have left nothing
-    return found
+        memory.append((own * max(1, here / len(ranks)) + shared, shared))  # some may have left nothing
+    return memory
 
 
 def _gpus(ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -234,9 +234,9 @@ def _number(values: dict[str, Any], name: str) -> float:
     return float(value) if isinstance(value, int | float) and abs(value) <= LARGEST else 0.0
 
 
-def _sum(some: Sequence[dict[str, Any]], name: str) -> float:
-    return sum(_number(values, name) for values in some)
+def _sum(items: Sequence[dict[str, Any]], name: str) -> float:
+    return sum(_number(values, name) for values in items)
 
 
-def _most(some: Sequence[dict[str, Any]], name: str) -> float:
-    return max((_number(values, name) for values in some), default=0.0)
+def _most(items: Sequence[dict[str, Any]], name: str) -> float:
+    return max((_number(values, name) for values in items), default=0.0)

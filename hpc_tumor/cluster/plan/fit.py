@@ -135,11 +135,11 @@ def _kinds(plan: Plan, profile: ClusterProfile, partition: Partition, facts: Fac
         where += f" with {plan.constraint}"
     if not kinds or not plan.gpus_per_node or profile.slurm.gpu_request == "none":
         return kinds
-    wanted, types = profile.slurm.gpu_type, {name for kind in kinds for name in kind.gpu_types}
-    if wanted and types:
-        kinds = [kind for kind in kinds if wanted.lower() in _lower(kind.gpu_types)]
+    gpu_type, types = profile.slurm.gpu_type, {name for kind in kinds for name in kind.gpu_types}
+    if gpu_type and types:
+        kinds = [kind for kind in kinds if gpu_type.lower() in _lower(kind.gpu_types)]
         if not kinds:
-            raise UsageError(f"{profile.name} asks for GPUs of the type {wanted}; {where} has {_some(types)}.")
+            raise UsageError(f"{profile.name} asks for GPUs of the type {gpu_type}; {where} has {_some(types)}.")
     most = max(kind.gpus for kind in kinds)
     if most >= plan.gpus_per_node:
         return [kind for kind in kinds if kind.gpus >= plan.gpus_per_node]
@@ -204,19 +204,19 @@ def _share_of_nodes(
 
 def _offer(plan: Plan, kinds: list[NodeKind], asked: set[str]) -> tuple[float, float]:
     """CPUs and memory that as many nodes as are wanted have, as near to the plan as may be; endless where not known."""
-    wanted = float(plan.cpus_per_task * plan.tasks_per_node), plan.memory_gb
+    planned = float(plan.cpus_per_task * plan.tasks_per_node), plan.memory_gb
     have = [(kind.nodes, kind.cpus or _ENDLESS, kind.memory_gb or _ENDLESS) for kind in kinds]
 
     def enough(cpus: float, memory: float) -> bool:
         return sum(nodes for nodes, *most in have if most[0] >= cpus and most[1] >= memory) >= plan.nodes
 
-    if not have or enough(*wanted):
+    if not have or enough(*planned):
         return float(_ENDLESS), float(_ENDLESS)
     # Between what the user asked for and what one kind of node or another has of the rest.
     choices = [
         (
-            wanted[0] if "cpus" in asked else min(wanted[0], cpus),
-            wanted[1] if "memory_gb" in asked else min(wanted[1], memory),
+            planned[0] if "cpus" in asked else min(planned[0], cpus),
+            planned[1] if "memory_gb" in asked else min(planned[1], memory),
         )
         for _, cpus, memory in have
     ]
@@ -224,17 +224,17 @@ def _offer(plan: Plan, kinds: list[NodeKind], asked: set[str]) -> tuple[float, f
     if possible:
         return max(possible)
     most = tuple(_most(plan.nodes, [(each[index], each[0]) for each in have]) for index in (1, 2))
-    if most[0] >= wanted[0] and most[1] >= wanted[1]:
+    if most[0] >= planned[0] and most[1] >= planned[1]:
         raise UsageError(
-            f"no {plan.nodes} nodes have {wanted[0]:g} CPUs and {wanted[1]:g} GB each: ask for fewer --cpus, or less"
+            f"no {plan.nodes} nodes have {planned[0]:g} CPUs and {planned[1]:g} GB each: ask for fewer --cpus, or less"
             " --memory."
         )
     return most[0], most[1]
 
 
-def _most(wanted: int, have: list[tuple[float, int]]) -> float:
+def _most(nodes: int, have: list[tuple[float, int]]) -> float:
     """The most of something that each of so many nodes has."""
-    return max(amount for amount, _ in have if sum(nodes for other, nodes in have if other >= amount) >= wanted)
+    return max(amount for amount, _ in have if sum(count for other, count in have if other >= amount) >= nodes)
 
 
 def _source(option: str, profile: ClusterProfile, asked: set[str]) -> str:

@@ -229,7 +229,7 @@ class SkippedFolder:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that was collected. `left_out`: finished runs that the wishes of the user leave out, counted."""
+    """All that was collected. `left_out`: finished runs that the selection leaves out, counted."""
 
     groups: tuple[Group, ...] = ()
     unfinished: tuple[UnfinishedRun, ...] = ()
