@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from hpc_tumor.errors import DataError, UsageError
 from hpc_tumor.validation import SettingError, Settings, fields_of
-from hpc_tumor.vocabulary import series
+from hpc_tumor.vocabulary import parse_seconds, series
 
 Task = Literal["classification", "segmentation"]
 SPLITS: dict[str, tuple[str, ...]] = {
@@ -311,13 +312,8 @@ def _minutes(value: Any) -> Any:
     text = value.strip().lower()
     if match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", text):
         return max(1, round(float(match[1]) * {"s": 1 / 60, "m": 1, "h": 60, "d": 1440}[match[2]]))
-    if match := re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text):
-        days, first, second, third = (int(group) if group else 0 for group in match.groups())
-        if match[1]:  # D-HH[:MM[:SS]]
-            return days * 1440 + first * 60 + second + (third + 59) // 60
-        if match[4]:  # HH:MM:SS
-            return first * 60 + second + (third + 59) // 60
-        return first + (1 if second else 0)  # MM[:SS]
+    if (seconds := parse_seconds(text)) is not None:
+        return math.ceil(seconds / 60)
     raise ValueError(f"{value!r} is not a time: write 02:00:00, 1-12:00:00, 90m or 2h")
 
 

@@ -60,6 +60,22 @@ def hours(minutes: int) -> str:
     return f"{minutes // 60}:{minutes % 60:02d} h"
 
 
+def slurm_time(minutes: int) -> str:
+    """Minutes as SLURM and profiles write them: `02:05:00`."""
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:00"
+
+
+def parse_seconds(text: str) -> float | None:
+    """Times of SLURM's → seconds: `30` (minutes), `30:00`, `02:03.456`, `02:00:00`, `1-02`, `1-02:03:04`; else None."""
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?(\.\d+)?", text.strip())
+    if match is None:
+        return None
+    days, first, second, third = (int(group or 0) for group in match.groups()[:4])
+    if not (match[1] or match[4]):  # no hours
+        days, first, second, third = 0, 0, first, second
+    return ((days * 24 + first) * 60 + second) * 60 + third + float(match[5] or 0)
+
+
 def harmless(value: object) -> object:
     """`value` as a cell of CSV: an apostrophe keeps a spreadsheet from running a text that begins like a formula."""
     return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value

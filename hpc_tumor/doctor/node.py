@@ -12,8 +12,7 @@ from hpc_tumor.config import ClusterProfile
 from hpc_tumor.console import duration, size
 from hpc_tumor.doctor.configuration import line_to_change
 from hpc_tumor.doctor.finding import Finding, error, ok, warning
-from hpc_tumor.doctor.gpu import check_gpus
-from hpc_tumor.doctor.gpu_models import capability_of
+from hpc_tumor.doctor.gpu import capability_of, check_gpus
 from hpc_tumor.doctor.machine import check_limits
 from hpc_tumor.doctor.node_job import MINUTES, PATIENCE, SETUP_DONE, Outcome
 from hpc_tumor.doctor.packages import check_packages, compare_packages

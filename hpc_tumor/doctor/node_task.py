@@ -20,7 +20,6 @@ from typing import Any
 from hpc_tumor.doctor.probe import probe_here
 from hpc_tumor.errors import HpcTumorError
 from hpc_tumor.system import atomic
-from hpc_tumor.system.resources import home_directory
 
 TOKEN, QUESTION = "token.txt", "question.json"
 _MEET_SECONDS = 90  # for two tasks to meet and to add a number up
@@ -47,7 +46,6 @@ def answer(folder: Path) -> dict[str, Any]:
         "asked_cpus": int(os.environ.get("SLURM_CPUS_PER_TASK") or 0),
         "visible": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "store": _reads(Path(store) / "zarr.json") if store else None,
-        "home": (home := home_directory()) is not None and os.access(home, os.R_OK | os.X_OK),
         "local": _local_disk(),
         "probe": probe_here().as_dict(),
     }
@@ -81,7 +79,7 @@ def meet(suffix: str) -> dict[str, Any]:
     seconds = time.monotonic() - begun
     dist.destroy_process_group()
     right = all(value == ranks * (ranks + 1) / 2 for value in sums)
-    return {"backend": "NCCL and gloo" if gpu else "gloo", "seconds": seconds, "right": right, "address": address}
+    return {"backend": "NCCL and gloo" if gpu else "gloo", "seconds": seconds, "right": right}
 
 
 def _reads(path: Path) -> str:

@@ -39,7 +39,7 @@ IMPORTS = {
     "torch": "torch", "torchvision": "torchvision",
 }  # fmt: skip
 _SECONDS = 180  # that all imports may take: from a cold shared file system they are slow
-_LIMITS = {"open_files": "RLIMIT_NOFILE", "memory": "RLIMIT_AS", "locked_memory": "RLIMIT_MEMLOCK"}
+_LIMITS = {"open_files": "RLIMIT_NOFILE", "memory": "RLIMIT_AS"}
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,6 @@ class TorchFacts:
     refusal: str = ""
     nccl: str | None = None
     precision: tuple[str, str] = ("", "")
-    threads: int = 0
 
 
 class ImportFault(StrEnum):
@@ -161,7 +160,8 @@ def gather() -> Probe:
             importlib.import_module(name)
         except (Exception, SystemExit) as error:
             why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            failed[name] = ImportFailure(why, _kind_of(why))
+            absent = isinstance(error, ModuleNotFoundError)  # the module, or one that it needs
+            failed[name] = ImportFailure(why, ImportFault.ABSENT if absent else ImportFault.OTHER)
     torch = None
     if "torch" not in failed:
         print("asking torch", file=sys.stderr, flush=True)
@@ -210,7 +210,6 @@ def _torch_facts() -> TorchFacts:
         refusal=refusal,
         nccl=_nccl(torch),
         precision=_precision(torch),
-        threads=torch.get_num_threads(),
     )
 
 
@@ -243,13 +242,9 @@ def _without_imports(code: int | None, printed: str) -> Probe:
         failure = ImportFailure(f"killed by {signal.Signals(-code).name}", kind)
     else:
         why = lines[-1] if lines else f"ended with exit code {code}"
-        failure = ImportFailure(why, _kind_of(why))
+        # By Python's own words, which also name a module that another one lacks.
+        failure = ImportFailure(why, ImportFault.ABSENT if "No module named" in why else ImportFault.OTHER)
     return _machine({module: failure}, None)
-
-
-def _kind_of(why: str) -> ImportFault:
-    """Kind of a failure by Python's own words, which also name a module that another one lacks."""
-    return ImportFault.ABSENT if "No module named" in why else ImportFault.OTHER
 
 
 def read_nvidia_smi() -> tuple[tuple[Gpu, ...] | None, str | None]:

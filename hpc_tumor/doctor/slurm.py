@@ -5,16 +5,15 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable
 
-from hpc_tumor.cluster.describe import slurm_text
 from hpc_tumor.cluster.describe.facts import SECONDS, Facts, Limits, NodeKind, Partition
 from hpc_tumor.cluster.plan.plan import make_plan
 from hpc_tumor.cluster.slurm import run_slurm
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.doctor.configuration import line_to_change
 from hpc_tumor.doctor.finding import Finding, error, ok, warning
-from hpc_tumor.doctor.gpu_models import capability_of
+from hpc_tumor.doctor.gpu import capability_of
 from hpc_tumor.errors import ClusterError, UsageError
-from hpc_tumor.vocabulary import counted, hours
+from hpc_tumor.vocabulary import counted, hours, slurm_time
 
 NEEDED = ("sbatch", "srun", "squeue", "scontrol", "scancel")
 
@@ -124,7 +123,7 @@ def _differences(profile: ClusterProfile, partition: Partition, facts: Facts) ->
     longest = min((each for each in (partition.walltime, *(item.walltime for item in limits)) if each), default=None)
     if longest and longest < profile.limits.walltime:
         what = f"asks for {hours(profile.limits.walltime)}, but a job in {partition.name} may take {hours(longest)}"
-        less(what, "limits", f'walltime = "{slurm_text.walltime(longest)}"')
+        less(what, "limits", f'walltime = "{slurm_time(longest)}"')
     if there is not None:
         if profile.slurm.gpu_request != "none" and there.gpus < node.gpus:
             what = f"says {counted(node.gpus, 'GPU')} a node, {partition.name} has {there.gpus or 'none'}"

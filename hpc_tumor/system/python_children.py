@@ -1,18 +1,24 @@
 """Python processes that are started from here: what they import, which is never what lies in the current folder.
 
 Python looks there first for `-m` and `-c`, and for an empty entry of PYTHONPATH: a file called types.py or numpy.py
-beside the user's data would be imported in place of the real one.
+beside the user's data would be imported in place of the real one. And none of them outlives its parent.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import hpc_tumor
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def python_variables(code: Path | None = None) -> dict[str, str]:
@@ -51,3 +57,23 @@ def import_path() -> list[str]:
 def package_home() -> Path:
     """Folder, or archive, that hpc_tumor is imported from."""
     return Path(hpc_tumor.__file__).resolve().parent.parent
+
+
+def end_with_parent(signum: signal.Signals, expected: str | None = None) -> None:
+    """Let this process get `signum` when its parent dies; `expected` is the parent's id as the parent knew it."""
+    parent = os.getppid()
+    if expected is not None and parent != int(expected):  # it died before we could say so
+        os.kill(os.getpid(), signum)
+        return
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signum))
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signum)
+        return
+    threading.Thread(target=_watch, args=(parent, signum), daemon=True).start()
+
+
+def _watch(parent: int, signum: signal.Signals) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signum)

@@ -13,14 +13,13 @@ from test_queue import MadeUpSlurm
 from hpc_tumor import cli
 from hpc_tumor.cli.views.efficiency import kinds_table, run_table, runs_table
 from hpc_tumor.cluster.node.job import record_failure
-from hpc_tumor.cluster.observe.accounting import parse_bytes, read_job_use
 from hpc_tumor.cluster.observe.advice import advise, kinds_of
-from hpc_tumor.cluster.observe.efficiency import GB, Efficiency, read_efficiency
+from hpc_tumor.cluster.observe.efficiency import GB, Efficiency, parse_bytes, read_efficiency, read_job_use
 from hpc_tumor.cluster.observe.states import State
 from hpc_tumor.cluster.plan.plan import Plan
-from hpc_tumor.cluster.slurm import parse_seconds
 from hpc_tumor.errors import Cause
 from hpc_tumor.run_dir import RunDir
+from hpc_tumor.vocabulary import parse_seconds
 
 PROFILE = {"node": {"gpus": 2, "cpus": 24, "memory_gb": 234}}
 

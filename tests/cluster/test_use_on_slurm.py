@@ -12,8 +12,7 @@ import pytest
 from launching import small_experiment, submit_experiment, wait_for
 
 from hpc_tumor.cluster.describe.profiles import find_profile
-from hpc_tumor.cluster.observe.accounting import JobUse, read_job_use
-from hpc_tumor.cluster.observe.efficiency import read_efficiency
+from hpc_tumor.cluster.observe.efficiency import JobUse, read_efficiency, read_job_use
 from hpc_tumor.cluster.observe.queue import read_states
 from hpc_tumor.cluster.plan.plan import make_plan
 from hpc_tumor.data.convert.prepare import prepare_dataset

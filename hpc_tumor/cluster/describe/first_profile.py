@@ -9,10 +9,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from hpc_tumor.cluster.describe import slurm_text
 from hpc_tumor.cluster.describe.site import Facts, Limits, NodeKind, Partition
 from hpc_tumor.system.resources import home_directory
-from hpc_tumor.vocabulary import hours
+from hpc_tumor.vocabulary import hours, slurm_time
 
 _DISKS = ("SLURM_TMPDIR", "LOCAL_SCRATCH", "JOBSCRATCH", "LSCRATCH")  # of a node, as sites name them
 _SCRATCH = ("SCRATCH", "WORK", "FAST", "CINECA_SCRATCH")
@@ -147,7 +146,7 @@ class Draft:
                 self.notes.append(f"one user may have {limits.gpus} GPUs at once")
         most = _least(*counts)
         return [
-            f'walltime = "{slurm_text.walltime(walltime)}" # {why}',
+            f'walltime = "{slurm_time(walltime)}" # {why}',
             f"nodes = {most} # of one run" if most else "# nodes = 4 # of one run",
             _number("running_jobs", limits.running, 5, "at once"),
             _number("queued_jobs", limits.queued, 20, "running and waiting"),

@@ -10,7 +10,14 @@ from pathlib import Path
 
 from hpc_tumor.cluster.observe.causes import remedy
 from hpc_tumor.cluster.plan.plan import Plan
-from hpc_tumor.cluster.slurm import ask_slurm, cancel_job, find_own_jobs, slurm_words
+from hpc_tumor.cluster.slurm import (
+    UnreachableError,
+    ask_slurm,
+    cancel_job,
+    find_own_jobs,
+    slurm_error,
+    slurm_words,
+)
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.errors import ClusterError
 
@@ -18,7 +25,6 @@ SECONDS = 120  # that sbatch may take
 # What SLURM prints, and with --parsable, which a site's own wrapper may add; its greetings may hold any other number.
 _SENTENCE = re.compile(r"Submitted batch job (\d+)\b")
 _NUMBERS = (_SENTENCE, re.compile(r"^\s*(\d+)(?:;\S+)?\s*$", re.MULTILINE))
-_NOT_THERE = re.compile(r"parse_file|configuration source|contact slurm controller|No such file", re.IGNORECASE)
 _OF_A_JOB = re.compile(
     "SLURM_|SLURMD_|SRUN_|SUBMITIT_|(MASTER_ADDR|MASTER_PORT|RANK|WORLD_SIZE|LOCAL_RANK|LOCAL_WORLD_SIZE)$"
 )
@@ -54,7 +60,7 @@ def submit_script(script: str | Path, name: str, profile: ClusterProfile, plan: 
     if done.returncode:
         with contextlib.suppress(ClusterError):  # a wrapper failed after it was taken; other numbers are of a greeting
             cancel_job(*_SENTENCE.findall(done.stdout)[-1:])
-        raise _refusal(slurm_words(done.stderr) or f"sbatch ended with exit code {done.returncode}", profile, name)
+        raise _refusal(slurm_error(done), profile, name)
     printed = slurm_words(f"{done.stdout}\n{done.stderr}") or "nothing"
     raise ClusterError(f"sbatch on {profile.name} printed no job number, but: {printed[:300]}. {_taken_back(name)}")
 
@@ -73,10 +79,10 @@ def _taken_back(name: str) -> str:
     return f"Its job, {name}, was cancelled."
 
 
-def _refusal(words: str, profile: ClusterProfile, name: str) -> ClusterError:
+def _refusal(error: ClusterError, profile: ClusterProfile, name: str) -> ClusterError:
     """The error for what sbatch said; a job that the controller took all the same, and answered too late, is ended."""
-    words = words.rstrip(".")
-    if _NOT_THERE.search(words):
+    words = str(error).rstrip(".")
+    if isinstance(error, UnreachableError):
         return ClusterError(f"SLURM cannot be reached for {profile.name}: {words}.")
     way = remedy(words)
     queued = find_own_jobs(name)

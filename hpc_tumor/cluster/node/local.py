@@ -17,10 +17,10 @@ from types import FrameType
 from hpc_tumor.cluster.launch.snapshot import CODE_LOST, CODE_LOST_WORDS, imported_from, verified
 from hpc_tumor.cluster.node.job import record_failure, set_failed
 from hpc_tumor.cluster.node.local_queue import give_back, is_turn
-from hpc_tumor.cluster.node.parent_death import end_with_parent
 from hpc_tumor.cluster.observe.job_record import JobRecord
 from hpc_tumor.errors import HpcTumorError, TrainingError
 from hpc_tumor.run_dir import RunDir
+from hpc_tumor.system.python_children import end_with_parent
 from hpc_tumor.system.resources import available_cpus
 
 _TICK = 0.1  # seconds between two looks at the ranks

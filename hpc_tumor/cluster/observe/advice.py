@@ -10,6 +10,7 @@ from typing import Any
 from hpc_tumor.cluster.describe.profiles import LOCAL
 from hpc_tumor.cluster.observe.efficiency import Efficiency
 from hpc_tumor.cluster.observe.states import State
+from hpc_tumor.vocabulary import hours, slurm_time
 
 MARGIN = 1.25  # asked for beyond what was used
 _SPARE = 0.8  # share of what was asked for, under which less is worth asking for
@@ -34,7 +35,7 @@ class Advice:
     def options(self) -> str:
         """As they are typed: `--memory 12 --time 00:45:00 --cpus 4`."""
         parts = [f"--memory {self.memory}"] if self.memory else []
-        parts += [f"--time {self.minutes // 60:02d}:{self.minutes % 60:02d}:00"] if self.minutes else []
+        parts += [f"--time {slurm_time(self.minutes)}"] if self.minutes else []
         return " ".join([*parts, *([f"--cpus {self.cpus}"] if self.cpus else [])])
 
     def as_dict(self) -> dict[str, Any]:
@@ -124,14 +125,15 @@ def _minutes(telling: Sequence[Efficiency], words: list[str]) -> int | None:
     need, asked, limit = _whole(slowest), slowest.asked_whole, slowest.asked_time
     advised = _round_minutes(MARGIN * need / 60)
     if stopped := [run for run in telling if run.limited]:
-        words.append(f"{stopped[0].name} was stopped by its time limit of {_hours(limit or 0)}")
+        words.append(f"{stopped[0].name} was stopped by its time limit of {hours(int(limit or 0) // 60)}")
     if slowest.state is not State.FINISHED:
-        words.append(f"by its pace, {slowest.name} takes {_hours(need)} in all")
+        words.append(f"by its pace, {slowest.name} takes {hours(int(need) // 60)} in all")
     if asked is None or 60 * advised < _SPARE * asked:
         return advised
     if limit and need > limit:
         words.append(
-            f"longer than one start of {_hours(limit)}: where no more is allowed, it goes on in others by itself"
+            f"longer than one start of {hours(int(limit) // 60)}: where no more is allowed, it goes on in others by"
+            " itself"
         )
     if need > asked:
         return advised
@@ -189,10 +191,6 @@ def _round_memory(gb: float) -> int:
 def _round_minutes(minutes: float) -> int:
     step = next(step for top, step in ((60, 5), (240, 15), (720, 30), (math.inf, 60)) if minutes <= top)
     return max(_LEAST_MINUTES, math.ceil(minutes / step) * step)
-
-
-def _hours(seconds: float) -> str:
-    return f"{int(seconds) // 3600}:{int(seconds) % 3600 // 60:02d} h"
 
 
 def on_cluster(kind: Kind) -> bool:

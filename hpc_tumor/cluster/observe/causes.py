@@ -133,9 +133,7 @@ _REFUSALS = tuple((re.compile(pattern, re.IGNORECASE), words) for pattern, words
     (r"reservation", "the reservation is not there, not yet open, or not for you"),
 ))  # fmt: skip
 
-_LASTING = re.compile(
-    r"ModuleNotFoundError|ImportError|oom.?kill|out.?of.?memory|No space left|quota exceeded", re.I
-)
+_LASTING = re.compile(r"ModuleNotFoundError|ImportError|oom.?kill|out.?of.?memory|No space left|quota exceeded", re.I)
 _WARNED = re.compile(r"srun: error: .*User defined signal 2")
 _LOST = re.compile(r"srun: error: (\S+): tasks? ([\d,-]+): (Killed|Terminated|Aborted|Segmentation fault|Bus error)")
 

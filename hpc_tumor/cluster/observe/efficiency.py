@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from hpc_tumor.cluster.describe.profiles import LOCAL
-from hpc_tumor.cluster.observe.accounting import JobUse, read_job_use
 from hpc_tumor.cluster.observe.job_record import JobRecord
 from hpc_tumor.cluster.observe.queue import read_states
 from hpc_tumor.cluster.observe.states import RunState, State
 from hpc_tumor.cluster.plan.plan import Plan
+from hpc_tumor.cluster.slurm import run_slurm
 from hpc_tumor.config import ClusterProfile
-from hpc_tumor.errors import Cause
+from hpc_tumor.errors import Cause, ClusterError
 from hpc_tumor.records import LARGEST, section
 from hpc_tumor.run_dir import RunDir, matching, read_json
-from hpc_tumor.vocabulary import printable
+from hpc_tumor.vocabulary import parse_seconds, printable
 
 GB = 2**30  # as --memory counts
+_FIELDS = ("JobID", "JobName", "State", "ElapsedRaw", "TotalCPU", "MaxRSS", "ReqMem", "AllocTRES")  # of sacct
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 @dataclass(frozen=True)
@@ -240,3 +242,65 @@ def _sum(items: Sequence[dict[str, Any]], name: str) -> float:
 
 def _most(items: Sequence[dict[str, Any]], name: str) -> float:
     return max((_number(values, name) for values in items), default=0.0)
+
+
+@dataclass
+class JobUse:
+    """One job. Times in seconds, memory in bytes.
+
+    Attributes:
+        elapsed: of each of its starts.
+        states: in which they ended, in SLURM's words.
+        task_memory: most that one task held, as far as SLURM looked.
+        memory: that was asked for on each node; None where it was asked for in another way.
+        given: what was allocated, by the names of SLURM: cpu, mem, gres/gpu, node …
+    """
+
+    name: str = ""
+    elapsed: list[int] = field(default_factory=list)
+    states: list[str] = field(default_factory=list)
+    cpu_seconds: float = 0.0
+    task_memory: int = 0
+    memory: int | None = None
+    given: dict[str, str] = field(default_factory=dict)
+
+
+def read_job_use(job_ids: Iterable[str]) -> dict[str, JobUse]:
+    """Return the records of sacct on these jobs, by their numbers; empty where there is no accounting."""
+    ids = ",".join(sorted({job_id.partition("_")[0] for job_id in job_ids}))
+    if not ids:
+        return {}
+    form = f"--format={','.join(_FIELDS)}"
+    try:
+        text = run_slurm("sacct", "--noheader", "--parsable2", "--duplicates", "--noconvert", f"--jobs={ids}", form)
+    except ClusterError:
+        return {}
+    jobs: dict[str, JobUse] = {}
+    for line in text.splitlines():
+        parts = line.split("|")
+        if len(parts) != len(_FIELDS):
+            continue
+        job_id, _, step = parts[0].partition(".")
+        name, state, elapsed, cpu, task_memory, memory, given = parts[1:]
+        job = jobs.setdefault(job_id, JobUse())
+        if step:
+            job.task_memory = max(job.task_memory, parse_bytes(task_memory) or 0)
+            if state == "OUT_OF_MEMORY":  # told of the step only
+                job.states.append(state)
+            continue
+        job.name = name
+        job.states.append(state.partition(" ")[0])  # "CANCELLED by 1000"
+        job.elapsed.append(int(elapsed) if elapsed.isdigit() else 0)
+        job.cpu_seconds += parse_seconds(cpu) or 0.0
+        job.memory = parse_bytes(memory.rstrip("n"))  # older versions: per node `n`, or per CPU `c`
+        job.given = dict(pair.split("=", 1) for pair in given.split(",") if "=" in pair)
+    return jobs
+
+
+def parse_bytes(text: str) -> int | None:
+    """`1234K`, `1.5G`, `0` → bytes; None for what is no size."""
+    match = re.fullmatch(r"([\d.]+)([KMGT]?)", text)
+    try:
+        return round(float(match[1]) * _UNITS[match[2]]) if match else None
+    except ValueError:
+        return None
