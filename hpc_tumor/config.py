@@ -85,9 +85,9 @@ def _weights(value: Any) -> Any:
     """Weights as files give them, or with commas between them, as they are typed: `1,2,3`."""
     if value is None or value == "balanced":
         return value
-    parts = value.split(",") if isinstance(value, str) else value
+    numbers = value.split(",") if isinstance(value, str) else value
     try:
-        return tuple(float(part) for part in parts)
+        return tuple(float(number) for number in numbers)
     except (TypeError, ValueError):
         raise ValueError("write balanced, or numbers with commas between them, such as 1,2,0.5") from None
 
@@ -137,7 +137,10 @@ class HardwareSettings(Settings):
         "auto", description="torch.compile; auto: where it was measured to pay, for this network on this device"
     )
     accumulate: int = Field(
-        1, ge=1, le=4096, description="parts in which a rank works through its share of a batch, to need less memory"
+        1,
+        ge=1,
+        le=4096,
+        description="micro-batches into which a rank splits its share of a batch, to need less memory",
     )
     deterministic: bool = Field(False, description="same bits on every run, at a cost on GPUs")
     threads: int | None = Field(
@@ -254,7 +257,7 @@ class Experiment(Settings):
 
 
 # Settings that may be changed in a run that goes on: it is the same experiment still, to the bit, or up to the order of
-# additions on another number of ranks, threads or parts of a batch. All others, of later versions too, must stay.
+# additions on another number of ranks, threads or micro-batches. All others, of later versions too, must stay.
 MAY_CHANGE = frozenset({
     "data.store", "data.split_file",  # what they hold is compared instead
     "data.keep", "data.keep_gb", "hardware.gpus", "hardware.threads", "hardware.timeout_minutes", "checkpoint_minutes",
@@ -300,8 +303,8 @@ def refuse_changes(changes: Sequence[str], what: str) -> None:
 
 
 def _value_of(values: Any, name: str) -> Any:
-    for part in name.split("."):
-        values = values[part]
+    for key in name.split("."):
+        values = values[key]
     return values
 
 

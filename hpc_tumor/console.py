@@ -302,10 +302,10 @@ def _in_ascii(character: str) -> str:
         return "+"
     if "\u2800" <= character <= "\u28ff":  # dots that turn while one waits
         return "*"
-    parts = unicodedata.normalize("NFKD", character)
-    if parts[0].isalpha():
-        parts = "".join(part for part in parts if not unicodedata.combining(part))
-    return parts if parts.isascii() else "?"
+    signs = unicodedata.normalize("NFKD", character)
+    if signs[0].isalpha():
+        signs = "".join(sign for sign in signs if not unicodedata.combining(sign))
+    return signs if signs.isascii() else "?"
 
 
 def _spelled(text: str, stream: TextIO) -> str:

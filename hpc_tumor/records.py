@@ -119,7 +119,7 @@ def section(value: object) -> dict[str, Any]:
 
 
 def _explain(name: str, item: Any) -> str:
-    where, value = ".".join(str(part) for part in item["loc"]), repr(item["input"])
+    where, value = ".".join(str(key) for key in item["loc"]), repr(item["input"])
     shown = value if len(value) <= _LONGEST_VALUE else f"{value[:_LONGEST_VALUE]} …"
     message = own_words(item)
     return printable(f"{name}: {where} = {shown}: {message[:1].lower()}{message[1:]}")

@@ -176,10 +176,10 @@ def resolve(
 def holds(values: Mapping[str, Any], dotted: str) -> bool:
     """Return True if nested settings have one of that dotted name."""
     inner: Any = values
-    for part in dotted.split("."):
-        if not isinstance(inner, Mapping) or part not in inner:
+    for key in dotted.split("."):
+        if not isinstance(inner, Mapping) or key not in inner:
             return False
-        inner = inner[part]
+        inner = inner[key]
     return True
 
 

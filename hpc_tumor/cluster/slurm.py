@@ -96,9 +96,9 @@ def read_queue(job_ids: Iterable[str]) -> dict[str, SlurmJob] | None:
                 continue
             return None
         for line in text.splitlines():
-            parts = line.strip().split("|", len(_SQUEUE_FIELDS) - 1)
-            if len(parts) == len(_SQUEUE_FIELDS):
-                job_id, name, state, elapsed, nodes, start, node_list, reason = parts
+            cells = line.strip().split("|", len(_SQUEUE_FIELDS) - 1)
+            if len(cells) == len(_SQUEUE_FIELDS):
+                job_id, name, state, elapsed, nodes, start, node_list, reason = cells
                 seconds = parse_seconds(elapsed)
                 records[job_id] = SlurmJob(
                     job_id, name, state, "" if reason == "None" else reason, None if seconds is None else int(seconds),
@@ -125,11 +125,11 @@ def read_accounting(job_ids: Iterable[str]) -> dict[str, SlurmJob]:
     return records
 
 
-def _take_account(parts: list[str], records: dict[str, SlurmJob]) -> None:
-    if len(parts) != len(_SACCT_FIELDS):
+def _take_account(cells: list[str], records: dict[str, SlurmJob]) -> None:
+    if len(cells) != len(_SACCT_FIELDS):
         return
-    job_id, _, step = parts[0].partition(".")
-    name, state, elapsed, nodes, exit_code, node_list = parts[1:]
+    job_id, _, step = cells[0].partition(".")
+    name, state, elapsed, nodes, exit_code, node_list = cells[1:]
     if not step:
         word, _, by = state.partition(" ")  # "CANCELLED by 1000"
         counts = parse_count(elapsed), parse_count(nodes)
@@ -145,8 +145,8 @@ def _tasks(job_id: str) -> list[str]:
     if match is None:
         return [job_id]
     tasks: list[str] = []
-    for part in match[2].split(","):
-        first, _, last = part.partition("-")
+    for span in match[2].split(","):
+        first, _, last = span.partition("-")
         tasks += (f"{match[1]}_{number}" for number in range(int(first), int(last or first) + 1))
     return tasks
 

@@ -42,12 +42,8 @@ def check_gpus(probe: Probe, visible: str | None = None) -> list[Finding]:
         return _none(probe, visible)
     there = probe.gpus or probe.torch.gpus
     if visible is not None and not _visible(visible):
-        return [
-            warning(
-                f"{_names(there)}: hidden by CUDA_VISIBLE_DEVICES='{visible}', so runs use the CPU",
-                "unset CUDA_VISIBLE_DEVICES",
-            )
-        ]
+        text = f"{_names(there)}: hidden by CUDA_VISIBLE_DEVICES='{visible}', so runs use the CPU"
+        return [warning(text, "unset CUDA_VISIBLE_DEVICES")]
     findings = _driver(probe)
     refused = {gpu.name: refusal for gpu in there if (refusal := _no_code(probe.torch, gpu.name, _capability(gpu)))}
     findings += refused.values()
@@ -55,23 +51,15 @@ def check_gpus(probe: Probe, visible: str | None = None) -> list[Finding]:
         seen = len(probe.torch.gpus)
         of = f" of {len(there)} (CUDA_VISIBLE_DEVICES={visible})" if seen < len(there) and visible else ""
         if seen < len(there) and not visible:
-            findings.append(
-                warning(
-                    f"nvidia-smi lists {counted(len(there), 'GPU')}, torch sees {seen}",
-                    "one may be broken or partitioned (MIG): nvidia-smi -L",
-                )
-            )
+            text = f"nvidia-smi lists {counted(len(there), 'GPU')}, torch sees {seen}"
+            findings.append(warning(text, "one may be broken or partitioned (MIG): nvidia-smi -L"))
         if not refused:
             findings.append(ok(f"{_names(probe.torch.gpus)}{of}: this torch has code for {_archs(there)}"))
             findings.append(ok(f"precision auto is {probe.torch.precision[0]}, {probe.torch.precision[1]}"))
     elif not findings:
-        findings.append(
-            error(
-                f"{_names(there)}, but torch cannot use {'it' if len(there) == 1 else 'them'}:"
-                f" {probe.torch.refusal or 'it does not say why'}",
-                "nvidia-smi tells whether the driver is well; else ask an administrator",
-            )
-        )
+        them, why = "it" if len(there) == 1 else "them", probe.torch.refusal or "it does not say why"
+        way = "nvidia-smi tells whether the driver is well; else ask an administrator"
+        findings.append(error(f"{_names(there)}, but torch cannot use {them}: {why}", way))
     return [*findings, *_nccl(probe.torch)]
 
 
@@ -115,12 +103,8 @@ def _driver(probe: Probe) -> list[Finding]:
         return []
     best = max((cuda for cuda in (11, 12, 13) if (least_driver(str(cuda)) or 0) <= int(major)), default=None)
     older = f"install a torch for CUDA {best} ({_WHERE})" if best else "install an older torch"
-    return [
-        error(
-            f"driver {probe.driver} is too old for torch {torch.version}: CUDA {torch.cuda} needs {least} or newer",
-            f"{older}, or a newer driver",
-        )
-    ]
+    text = f"driver {probe.driver} is too old for torch {torch.version}: CUDA {torch.cuda} needs {least} or newer"
+    return [error(text, f"{older}, or a newer driver")]
 
 
 def _no_code(torch: TorchFacts, name: str, capability: Capability | None) -> Finding | None:
@@ -146,12 +130,8 @@ def _other_torch(torch: TorchFacts, capability: Capability) -> str:
 
 def _nccl(torch: TorchFacts) -> list[Finding]:
     if torch.cuda and torch.nccl is None:
-        return [
-            error(
-                f"torch {torch.version} has no NCCL: runs on more than one GPU cannot start",
-                f"install the official build of torch: {_WHERE}",
-            )
-        ]
+        text = f"torch {torch.version} has no NCCL: runs on more than one GPU cannot start"
+        return [error(text, f"install the official build of torch: {_WHERE}")]
     return []
 
 

@@ -265,8 +265,8 @@ def read_nvidia_smi() -> tuple[tuple[Gpu, ...] | None, str | None]:
 
 
 def _capability(cells: Sequence[str]) -> tuple[int, int] | None:
-    parts = cells[0].split(".") if cells else []
-    return (int(parts[0]), int(parts[1])) if len(parts) == 2 and all(part.isdigit() for part in parts) else None
+    match = re.fullmatch(r"(\d+)\.(\d+)", cells[0]) if cells else None
+    return (int(match[1]), int(match[2])) if match else None
 
 
 def _gigabytes(text: str) -> float | None:

@@ -75,12 +75,9 @@ def check_partition(
         return [warning("sinfo does not answer: partitions not looked at", "try again in a minute")]
     asked = name or profile.slurm.partition
     if asked and "," in asked:
-        known = [part for part in asked.split(",") if part in facts.partitions]
-        return [
-            ok(f"partitions {asked}: SLURM chooses")
-            if known
-            else error(f"no partition of {asked}", _known(facts.partitions))
-        ]
+        known = [each for each in asked.split(",") if each in facts.partitions]
+        refused = error(f"no partition of {asked}", _known(facts.partitions))
+        return [ok(f"partitions {asked}: SLURM chooses") if known else refused]
     partition = facts.partitions.get(asked) if asked else facts.default_partition
     if partition is None:
         if asked:
@@ -96,8 +93,8 @@ def check_partition(
 
 def describe_partitions(facts: Facts) -> list[Finding]:
     """All partitions with GPUs, where no profile says which is meant."""
-    with_gpus = [part for part in (facts.partitions or {}).values() if part.largest.gpus]
-    return [ok(_describe(part)) for part in with_gpus[:6]]
+    with_gpus = [partition for partition in (facts.partitions or {}).values() if partition.largest.gpus]
+    return [ok(_describe(partition)) for partition in with_gpus[:6]]
 
 
 def _closed(partition: Partition, account: str | None, qos: str | None) -> list[Finding]:

@@ -42,40 +42,24 @@ def check_writing(runs: Path, trial: Trial) -> list[Finding]:
     if trial.refused:
         way = "make room there, or name another folder with --runs" if trial.full else "name another folder with --runs"
         return [error(f"nothing can be written for {runs}: {trial.refused}", way)]
-    findings = []
-    if not trial.renames:
-        findings.append(
-            error(f"a file that is replaced in {runs} is not there at once", "name a folder of another file system")
-        )
-    if trial.locks is None:
-        findings.append(
-            warning(f"files cannot be locked in {runs}", "runs by SLURM go on without; those of --cluster local cannot")
-        )
-    if trial.locks is False:
-        findings.append(
-            warning(
-                f"locks do not keep others out in {runs}",
-                "of two commands that start runs on this machine, let one end first; else a folder elsewhere",
-            )
-        )
-    if abs(trial.skew) > MOST_SKEW:
-        ahead = "ahead of" if trial.skew > 0 else "behind"
-        findings.append(
-            warning(
-                f"the clock of the file system is {abs(trial.skew):.0f} s {ahead} this machine's",
-                "ages of heartbeats are wrong by as much; tell an administrator",
-            )
-        )
-    if trial.seconds > SLOW_WRITE:
-        findings.append(
-            warning(
-                f"writing a few bytes took {trial.seconds:.1f} s in {runs}",
-                "the file system is busy or far away: take a faster one for runs, as the scratch",
-            )
-        )
-    if findings:
-        return findings
-    return [ok("writing, syncing, replacing and locking files works for runs")]
+    ahead = "ahead of" if trial.skew > 0 else "behind"
+    troubles = (
+        (not trial.renames, error(
+            f"a file that is replaced in {runs} is not there at once", "name a folder of another file system")),
+        (trial.locks is None, warning(
+            f"files cannot be locked in {runs}", "runs by SLURM go on without; those of --cluster local cannot")),
+        (trial.locks is False, warning(
+            f"locks do not keep others out in {runs}",
+            "of two commands that start runs on this machine, let one end first; else a folder elsewhere")),
+        (abs(trial.skew) > MOST_SKEW, warning(
+            f"the clock of the file system is {abs(trial.skew):.0f} s {ahead} this machine's",
+            "ages of heartbeats are wrong by as much; tell an administrator")),
+        (trial.seconds > SLOW_WRITE, warning(
+            f"writing a few bytes took {trial.seconds:.1f} s in {runs}",
+            "the file system is busy or far away: take a faster one for runs, as the scratch")),
+    )  # fmt: skip
+    findings = [finding for is_there, finding in troubles if is_there]
+    return findings or [ok("writing, syncing, replacing and locking files works for runs")]
 
 
 @dataclass(frozen=True)

@@ -70,13 +70,13 @@ def _choose(facts: Facts, name: str | None) -> Partition:
         if name not in partitions:
             raise unknown("partition", name, partitions)
         return partitions[name]
-    usable = [part for part in partitions.values() if part.up and _is_open(part, facts)]
+    usable = [each for each in partitions.values() if each.up and _is_open(each, facts)]
     if not usable:
         raise ClusterError("no partition here is open to your accounts: name one with --partition.")
 
-    def worth(part: Partition) -> tuple[int, int, bool, int]:
-        kind = main_kind(part)
-        return kind.gpus, kind.gpus * kind.nodes, part.default, part.walltime or 10**9
+    def worth(each: Partition) -> tuple[int, int, bool, int]:
+        kind = main_kind(each)
+        return kind.gpus, kind.gpus * kind.nodes, each.default, each.walltime or 10**9
 
     return max(usable, key=worth)
 

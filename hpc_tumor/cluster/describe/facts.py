@@ -145,17 +145,17 @@ def _partitions(sinfo: str | None, scontrol: str | None) -> dict[str, Partition]
             values.get("Default") == "YES",
             parse_minutes(values.get("MaxTime", "")),
         )
-        part = seen.get(name, stated)
+        partition = seen.get(name, stated)
         allowed = _names(values.get("AllowGroups", ""))
         closed = values.get("RootOnly") == "YES" or (allowed is not None and not groups & set(allowed))
         partitions[name] = replace(
-            part,
-            default=part.default or stated.default,
+            partition,
+            default=partition.default or stated.default,
             max_nodes=parse_count(values.get("MaxNodes", "")),
             accounts=_names(values.get("AllowAccounts", "")),
             qos=_names(values.get("AllowQos", "")),
             own_qos=next(iter(_names(values.get("QoS", "")) or ()), None),
-            kinds=tuple(_within(kind, values) for kind in part.kinds),
+            kinds=tuple(_within(kind, values) for kind in partition.kinds),
             denied_accounts=_names(values.get("DenyAccounts", "")) or (),
             denied_qos=_names(values.get("DenyQos", "")) or (),
             for_my_group=os.getuid() == 0 or not closed,
@@ -173,8 +173,8 @@ def _seen(sinfo: str | None) -> dict[str, Partition]:
         gpus, types = parse_gres(gres)
         names = _names(features) or ()
         kind = NodeKind(number, cores, memory_mb / 1024, gpus, types, names, disk_mb / 1024)
-        part = partitions.setdefault(name, Partition(name, state == "up", default, parse_minutes(walltime)))
-        partitions[name] = replace(part, kinds=(*part.kinds, kind))
+        partition = partitions.setdefault(name, Partition(name, state == "up", default, parse_minutes(walltime)))
+        partitions[name] = replace(partition, kinds=(*partition.kinds, kind))
     return partitions
 
 
@@ -243,12 +243,12 @@ def parse_gres(text: str) -> tuple[int, tuple[str, ...]]:
     """`gpu:a100:4(S:0-1),shard:8` → the number of GPUs and their types; a type may be 2080ti."""
     gpus, types = 0, []
     for item in re.sub(r"\([^)]*\)", "", text).split(","):
-        kind, *parts = item.strip().split(":")
+        kind, *fields = item.strip().split(":")
         if kind != "gpu":
             continue
-        gpus += int(parts.pop()) if parts and parts[-1].isdecimal() else 1
-        if parts and parts[0] != "no_consume":
-            types.append(parts[0])
+        gpus += int(fields.pop()) if fields and fields[-1].isdecimal() else 1
+        if fields and fields[0] != "no_consume":
+            types.append(fields[0])
     return gpus, tuple(dict.fromkeys(types))
 
 

@@ -78,9 +78,9 @@ class Draft:
 
     def _others(self) -> str:
         """The other partitions, those with GPUs first, in short."""
-        parts = [part for part in (self.facts.partitions or {}).values() if part.name != self.partition.name]
-        parts.sort(key=lambda part: -part.largest.gpus)
-        named = [f"{part.name} ({part.largest.gpus} GPUs)" if part.largest.gpus else part.name for part in parts]
+        others = [each for each in (self.facts.partitions or {}).values() if each.name != self.partition.name]
+        others.sort(key=lambda each: -each.largest.gpus)
+        named = [f"{each.name} ({each.largest.gpus} GPUs)" if each.largest.gpus else each.name for each in others]
         return f"others: {_some(named, 8)}" if named else ""
 
     def _account_line(self) -> str:

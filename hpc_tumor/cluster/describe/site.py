@@ -94,7 +94,7 @@ class Facts:
     @property
     def default_partition(self) -> Partition | None:
         """The one that a job without a partition goes to."""
-        return next((part for part in (self.partitions or {}).values() if part.default), None)
+        return next((partition for partition in (self.partitions or {}).values() if partition.default), None)
 
     def enforces(self, what: str) -> bool:
         """Return True if jobs are refused without a right to their account (`associations`), `qos`, or for `limits`."""

@@ -34,9 +34,9 @@ class Advice:
     @property
     def options(self) -> str:
         """As they are typed: `--memory 12 --time 00:45:00 --cpus 4`."""
-        parts = [f"--memory {self.memory}"] if self.memory else []
-        parts += [f"--time {slurm_time(self.minutes)}"] if self.minutes else []
-        return " ".join([*parts, *([f"--cpus {self.cpus}"] if self.cpus else [])])
+        options = [f"--memory {self.memory}"] if self.memory else []
+        options += [f"--time {slurm_time(self.minutes)}"] if self.minutes else []
+        return " ".join([*options, *([f"--cpus {self.cpus}"] if self.cpus else [])])
 
     def as_dict(self) -> dict[str, Any]:
         """All fields, and the options, as JSON types."""
@@ -170,11 +170,11 @@ def _cpus(telling: Sequence[Efficiency], words: list[str]) -> int | None:
 def _gpus(runs: Sequence[Efficiency], telling: Sequence[Efficiency], words: list[str]) -> None:
     full = [run.gpu_memory / run.asked_gpu_memory for run in telling if run.gpu_memory and run.asked_gpu_memory]
     busy = [run.gpu_busy for run in telling if run.gpu_busy is not None]
-    parts = 2 * max(run.accumulate for run in runs)
+    way = f"--accumulate {2 * max(run.accumulate for run in runs)}"
     if any(run.gpu_out_of_memory for run in runs):
-        words.append(f"the GPU's memory ran out: --accumulate {parts} works through the same batch in smaller parts")
+        words.append(f"the GPU's memory ran out: {way} works through the same batch in smaller micro-batches")
     elif full and max(full) > _FULL:
-        words.append(f"the GPU's memory was {max(full):.0%} full: --accumulate {parts} needs less, for the same batch")
+        words.append(f"the GPU's memory was {max(full):.0%} full: {way} needs less, for the same batch")
     if busy and max(busy) < _IDLE and max(run.data_wait or 0.0 for run in telling) <= _WAITS:
         ways = [f"--gpus {runs[0].gpus // 2}"] if runs[0].gpus > 1 else []
         ways += ["a larger --set batch_size, which is another training"] if not full or max(full) < _IDLE else []

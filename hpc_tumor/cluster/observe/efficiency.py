@@ -277,11 +277,11 @@ def read_job_use(job_ids: Iterable[str]) -> dict[str, JobUse]:
         return {}
     jobs: dict[str, JobUse] = {}
     for line in text.splitlines():
-        parts = line.split("|")
-        if len(parts) != len(_FIELDS):
+        cells = line.split("|")
+        if len(cells) != len(_FIELDS):
             continue
-        job_id, _, step = parts[0].partition(".")
-        name, state, elapsed, cpu, task_memory, memory, given = parts[1:]
+        job_id, _, step = cells[0].partition(".")
+        name, state, elapsed, cpu, task_memory, memory, given = cells[1:]
         job = jobs.setdefault(job_id, JobUse())
         if step:
             job.task_memory = max(job.task_memory, parse_bytes(task_memory) or 0)

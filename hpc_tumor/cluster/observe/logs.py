@@ -123,23 +123,24 @@ def _errors(run: RunDir, logs: list[LogFile], start: int | None, reason: str | N
     message = reason or (failure.reason if failure else "")
     tracebacks = [log for log in logs if log.kind == "error" and log.start == start]
     tracebacks.sort(key=lambda log: log.rank != culprit)
-    parts = [f"{message}\n"] if message else []
+    sections = [f"{message}\n"] if message else []
     first, others = tracebacks[:1], tracebacks[1:]
     for log in first:
         text = _read(log.path)
         if failure and failure.expected:  # what its message says is all there is to know
-            parts.append(f"(the traceback of rank {log.rank}: {log.path})\n")
+            sections.append(f"(the traceback of rank {log.rank}: {log.path})\n")
         else:
-            parts.append(f"{_heading(log)}\n{text}")
+            sections.append(f"{_heading(log)}\n{text}")
     if others:
-        parts.append(f"(of {len(others)} more, which mostly lost it: {', '.join(log.path.name for log in others)})\n")
+        names = ", ".join(log.path.name for log in others)
+        sections.append(f"(of {len(others)} more, which mostly lost it: {names})\n")
     if not tracebacks:
         last = [log for log in logs if log.kind == "output" and (log.rank, log.start) == (culprit, start)]
-        parts += [f"{_heading(log)}\n{_read(log.path)}" for log in last]
+        sections += [f"{_heading(log)}\n{_read(log.path)}" for log in last]
         if failure or not _ended_on_purpose(run):
             launched = [(log, _without_noise(_read(log.path))) for log in logs if log.kind == "launch"]
-            parts += [f"--- {log.path.name}\n{text}" for log, text in launched if text]
-    return "".join(parts)
+            sections += [f"--- {log.path.name}\n{text}" for log, text in launched if text]
+    return "".join(sections)
 
 
 def _ended_on_purpose(run: RunDir) -> bool:

@@ -20,6 +20,7 @@ from hpc_tumor.cluster.observe.job_record import JobRecord
 from hpc_tumor.cluster.observe.logs import list_logs
 from hpc_tumor.cluster.observe.states import State
 from hpc_tumor.cluster.slurm import SlurmJob
+from hpc_tumor.console import duration
 from hpc_tumor.errors import Cause
 from hpc_tumor.records import Event, Failure, Status
 from hpc_tumor.run_dir import RunDir
@@ -175,7 +176,7 @@ def _expected(start: str) -> str:
     if wait <= 0:
         return ""
     day = "" if wait < 20 * 3600 else f"{when:%a %d %b} "
-    return f"starts about {day}{when:%H:%M}, in {_duration(wait)}"
+    return f"starts about {day}{when:%H:%M}, in {duration(wait)}"
 
 
 def modified(path: Path) -> float | None:
@@ -228,9 +229,5 @@ def _silence(age: float | None, running: float | None) -> str:
     if running is not None and running < STALE_SECONDS:
         return ""
     if age is None:
-        return "" if running is None else f"running for {_duration(running)}, but has not reported yet"
-    return f"no heartbeat for {_duration(age)}: it may hang" if age > STALE_SECONDS else ""
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+        return "" if running is None else f"running for {duration(running)}, but has not reported yet"
+    return f"no heartbeat for {duration(age)}: it may hang" if age > STALE_SECONDS else ""

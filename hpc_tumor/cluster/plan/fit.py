@@ -90,7 +90,7 @@ def _partitions(plan: Plan, profile: ClusterProfile, facts: Facts, asked: set[st
         return [facts.default_partition]
     for name in plan.partition.split(","):
         if name not in known:
-            yours = [part.name for part in known.values() if part.for_my_group] or known
+            yours = [partition.name for partition in known.values() if partition.for_my_group] or known
             where = _source("partition", profile, asked)
             raise UsageError(f"{where}: {unknown('partition', name, yours)}")
     return [known[name] for name in plan.partition.split(",")]
@@ -98,13 +98,13 @@ def _partitions(plan: Plan, profile: ClusterProfile, facts: Facts, asked: set[st
 
 def _any_partition(partitions: Iterable[Partition]) -> Partition | None:
     """All nodes of the cluster as one partition, where the site chooses one for each job."""
-    kinds = [kind for part in partitions if part.up for kind in part.kinds]
+    kinds = [kind for partition in partitions if partition.up for kind in partition.kinds]
     return Partition("", kinds=tuple(kinds)) if kinds else None
 
 
 def _check_access(plan: Plan, partition: Partition, facts: Facts) -> None:
     if not partition.up:
-        open_ones = [part.name for part in (facts.partitions or {}).values() if part.up and part.for_my_group]
+        open_ones = [each.name for each in (facts.partitions or {}).values() if each.up and each.for_my_group]
         raise UsageError(
             f"the partition {partition.name} is closed for now: wait, or name another with --partition:"
             f" {_some(open_ones)}."
@@ -148,7 +148,7 @@ def _kinds(plan: Plan, profile: ClusterProfile, partition: Partition, facts: Fac
             f"{plan.shape}: no node of {where} has so many GPUs, but {most} at most: --gpus {most},"
             f" or gpus = {most} below [node] in the profile {profile.name}."
         )
-    others = [part.name for part in (facts.partitions or {}).values() if part.up and part.largest.gpus]
+    others = [each.name for each in (facts.partitions or {}).values() if each.up and each.largest.gpus]
     way = f": --partition {' or '.join(sorted(others))}" if others else ""
     raise UsageError(f"{plan.shape}: the nodes of {where} have no GPUs{way}.")
 
