@@ -83,7 +83,9 @@ def submit(
     ] = None,
     accumulate: Annotated[
         int | None,
-        typer.Option(metavar="N", rich_help_panel=HOW, help="Split the batch into N micro-batches, to need less memory."),
+        typer.Option(
+            metavar="N", rich_help_panel=HOW, help="Split the batch into N micro-batches, to need less memory."
+        ),
     ] = None,
     wait: Annotated[bool, flag("--wait", text="Stay, and show progress, to the end.", panel=HOW)] = False,
     again: Annotated[bool, flag("--again", text="Start also what is there already.", panel=HOW)] = False,

@@ -73,7 +73,7 @@ class Outcome:
     @property
     def has_ended(self) -> bool:
         """True where SLURM has said so."""
-        return self.state != "" and self.state not in slurm.WAITING | slurm.ALIVE
+        return self.state not in {"", *slurm.WAITING, *slurm.ALIVE}
 
 
 def plan_of(profile: ClusterProfile, facts: Facts, **options: str | None) -> Plan:
@@ -199,12 +199,9 @@ def _read(outcome: Outcome) -> Outcome:
     printed = ""
     with suppress(OSError):
         printed = (outcome.folder / "said.out").read_text(encoding="utf-8", errors="replace")
-    return replace(outcome, answers=answers, meetings=meetings, printed=printed[-4000:], exit_code=_exit_code(outcome))
-
-
-def _exit_code(outcome: Outcome) -> str:
     record = slurm.read_accounting([outcome.job_id]).get(outcome.job_id)
-    return record.exit_code if record else outcome.exit_code
+    code = record.exit_code if record else outcome.exit_code
+    return replace(outcome, answers=answers, meetings=meetings, printed=printed[-4000:], exit_code=code)
 
 
 def _take_back(job_id: str, pace: slurm.Pace) -> None:
@@ -218,8 +215,7 @@ def _take_back(job_id: str, pace: slurm.Pace) -> None:
             continue
         records = slurm.read_queue([job_id])
         pace.done()
-        record = (records or {}).get(job_id)
-        if records is not None and (record is None or record.state not in slurm.WAITING | slurm.ALIVE):
+        if records is not None and not slurm.is_alive(records.get(job_id)):
             return
 
 

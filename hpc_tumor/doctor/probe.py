@@ -115,12 +115,11 @@ class Probe:
 def probe_from(values: Mapping[str, Any]) -> Probe:
     """A Probe from what was written as JSON."""
 
+    def gpu(item: Mapping[str, Any]) -> Gpu:
+        return Gpu(**{**item, "capability": tuple(item["capability"]) if item["capability"] else None})
+
     def gpus(items: Sequence[Mapping[str, Any]] | None) -> tuple[Gpu, ...] | None:
-        if items is None:
-            return None
-        return tuple(
-            Gpu(**{**item, "capability": tuple(item["capability"]) if item["capability"] else None}) for item in items
-        )
+        return None if items is None else tuple(map(gpu, items))
 
     torch = values["torch"]
     if torch is not None:

@@ -22,7 +22,7 @@ from hpc_tumor.cluster.describe.profiles import LOCAL
 from hpc_tumor.cluster.launch.executors import script_of, start_local, start_on_slurm, take_back
 from hpc_tumor.cluster.launch.existing import absolute, is_own, with_absolute_store
 from hpc_tumor.cluster.launch.private import check_private, code_folder, make_private, submissions_folder
-from hpc_tumor.cluster.launch.sbatch import clean_environment
+from hpc_tumor.cluster.launch.sbatch import clean_environment, refuse_without_sbatch
 from hpc_tumor.cluster.launch.script import log_folder
 from hpc_tumor.cluster.launch.snapshot import snapshot_path, take_snapshot
 from hpc_tumor.cluster.observe.job_record import OTHER_VERSION, JobRecord
@@ -102,7 +102,7 @@ def submit_all(
         ClusterError: there is no SLURM here.
     """
     runs = check_runs(runs, profile)
-    _refuse_without_sbatch(profile)
+    refuse_without_sbatch(profile, "use --cluster local")
     settled = [replace(item, experiment=_settled(item.experiment, item.plan)) for item in wanted]
     first = not runs.exists()
     submitted, provenance = Submitted(), collect_provenance()
@@ -193,7 +193,7 @@ def resume_run(run: RunDir, gpus: int | None = None) -> Submission:
     """
     profile, plan = _own(run)
     check_runs(run.path.parent, profile)
-    _refuse_without_sbatch(profile)
+    refuse_without_sbatch(profile, "use --cluster local")
     with held() as interrupt_if_asked, _claimed(run), _restored(run):
         _refuse_what_goes_on([run])
         refuse_changed_settings(run)
@@ -445,14 +445,6 @@ def check_runs(runs: Path, profile: ClusterProfile) -> Path:
     for folder in (code_folder(runs), submissions_folder(runs)):
         check_private(folder)
     return runs
-
-
-def _refuse_without_sbatch(profile: ClusterProfile) -> None:
-    if profile.name != LOCAL and shutil.which("sbatch") is None:
-        raise ClusterError(
-            f"no sbatch on this machine, which the cluster profile {profile.name} needs: log in to the cluster,"
-            " or use --cluster local."
-        )
 
 
 def _remove_empty(runs: Path) -> None:
