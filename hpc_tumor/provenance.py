@@ -9,7 +9,6 @@ import os
 import platform
 import re
 import socket
-import subprocess
 import sys
 from datetime import UTC, datetime
 from importlib import metadata
@@ -18,6 +17,7 @@ from typing import Any
 
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.run_dir import read_json
+from hpc_tumor.system.processes import run_quietly
 
 MASKED = "***"
 _LONGEST_DIFF = 200_000  # characters
@@ -117,15 +117,5 @@ def store_identity(store: Path) -> dict[str, Any]:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *arguments],
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=30,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    done = run_quietly("git", "-C", str(folder), *arguments, seconds=30)
+    return done.stdout.strip() if done and done.returncode == 0 else None

@@ -6,14 +6,13 @@ import fcntl
 import os
 import re
 import secrets
-import shutil
-import subprocess
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from hpc_tumor.system import atomic
+from hpc_tumor.system.processes import run_quietly
 
 # Of which all nodes of a cluster usually see the same; others are this machine's own.
 SHARED = re.compile(
@@ -188,19 +187,6 @@ def _attribute(path: Path, name: str) -> int | None:
 
 def _command_quota(folder: Path, kind: str, mount: Path) -> Allowance | None:
     """What the quota commands say, where they are there."""
-    if kind == "lustre":
-        return _ask("lfs", "quota", "-q", "-u", str(os.getuid()), str(folder))
-    return _ask("quota", "-w", "-f", str(mount))
-
-
-def _ask(*command: str) -> Allowance | None:
-    if shutil.which(command[0]) is None:
-        return None
-    try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="replace", check=False,
-            timeout=_SECONDS, env={**os.environ, "LC_ALL": "C"},
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return read_quota(done.stdout)  # quota ends with 1 where a limit is exceeded
+    command = ("lfs", "quota", "-q", "-u", str(os.getuid()), str(folder))
+    done = run_quietly(*(command if kind == "lustre" else ("quota", "-w", "-f", str(mount))), seconds=_SECONDS)
+    return read_quota(done.stdout) if done else None  # quota ends with 1 where a limit is exceeded

@@ -11,7 +11,7 @@ from hpc_tumor.config import ClusterProfile
 from hpc_tumor.console import size
 from hpc_tumor.doctor.finding import Finding, ok, warning
 from hpc_tumor.doctor.probe import Probe
-from hpc_tumor.system.python_children import package_home
+from hpc_tumor.system.processes import package_home
 from hpc_tumor.vocabulary import counted
 
 LEAST_SHARED = 1_000_000_000  # bytes of /dev/shm; containers often have 64 MB, too little for NCCL

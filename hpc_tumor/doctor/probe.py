@@ -13,7 +13,6 @@ import os
 import platform
 import re
 import resource
-import shutil
 import signal
 import socket
 import subprocess
@@ -27,7 +26,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from hpc_tumor.system.python_children import python_variables
+from hpc_tumor.system.processes import python_variables, run_quietly
 from hpc_tumor.system.resources import available_cpus
 
 # What hpc-tumor needs, by the name that is installed and the name that is imported. The large ones last.
@@ -248,18 +247,12 @@ def _without_imports(code: int | None, printed: str) -> Probe:
 
 def read_nvidia_smi() -> tuple[tuple[Gpu, ...] | None, str | None]:
     """The GPUs that the driver knows, and its version; None where it is not there or does not answer."""
-    if shutil.which("nvidia-smi") is None:
-        return None, None
     for query in ("name,memory.total,driver_version,compute_cap", "name,memory.total,driver_version"):
-        with suppress(OSError, subprocess.TimeoutExpired):
-            done = subprocess.run(
-                ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits"],
-                capture_output=True, encoding="utf-8", errors="replace", timeout=30, check=False,
-            )  # fmt: skip
-            if done.returncode == 0:  # older ones do not know the last field
-                rows = [[cell.strip() for cell in row] for row in csv.reader(done.stdout.splitlines()) if row]
-                gpus = tuple(Gpu(row[0], _capability(row[3:]), _gigabytes(row[1])) for row in rows)
-                return gpus, rows[0][2] if rows else None
+        done = run_quietly("nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits", seconds=30)
+        if done and done.returncode == 0:  # older ones do not know the last field
+            rows = [[cell.strip() for cell in row] for row in csv.reader(done.stdout.splitlines()) if row]
+            gpus = tuple(Gpu(row[0], _capability(row[3:]), _gigabytes(row[1])) for row in rows)
+            return gpus, rows[0][2] if rows else None
     return None, None
 
 
