@@ -10,6 +10,7 @@ import platform
 import re
 import socket
 import sys
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -80,10 +81,10 @@ def packages() -> dict[str, str]:
     return {name: version for name, version in sorted(installed, key=lambda item: str(item[0]).lower()) if name}
 
 
-def versions() -> dict[str, str | None]:
-    """Versions of hpc-tumor and what it stands on, read without importing them; None for what is not installed."""
+def versions(names: Iterable[str] = _DISTRIBUTIONS) -> dict[str, str | None]:
+    """Versions of packages, read without importing them; None for what is not installed."""
     known: dict[str, str | None] = {}
-    for name in _DISTRIBUTIONS:
+    for name in names:
         try:
             known[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -26,6 +26,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from hpc_tumor.provenance import versions
 from hpc_tumor.system.processes import python_variables, run_quietly
 from hpc_tumor.system.resources import available_cpus
 
@@ -173,7 +174,7 @@ def _machine(failed: dict[str, ImportFailure], torch: TorchFacts | None) -> Prob
         host=socket.gethostname().partition(".")[0],
         python=platform.python_version(),
         executable=sys.executable,
-        versions={name: _version(name) for name in ("hpc-tumor", *IMPORTS)},
+        versions=versions(("hpc-tumor", *IMPORTS)),
         failed=failed,
         torch=torch,
         too_old=_too_old(),
@@ -265,19 +266,13 @@ def _gigabytes(text: str) -> float | None:
     return int(text) / 1024 if text.isdigit() else None
 
 
-def _version(name: str) -> str | None:
-    with suppress(metadata.PackageNotFoundError):
-        return metadata.version(name)
-    return None
-
-
 def _too_old() -> dict[str, str]:
     """Packages older than hpc-tumor asks for, as far as its own metadata is there to say so."""
     needed = {}
     with suppress(metadata.PackageNotFoundError):
         for text in metadata.requires("hpc-tumor") or []:
             match = re.match(r"([\w.-]+)\s*\(?>=\s*([\d.]+)\)?\s*(?:;(?!.*extra)|$)", text)
-            if match and (there := _version(match[1])) and _numbers(there) < _numbers(match[2]):
+            if match and (there := versions([match[1]])[match[1]]) and _numbers(there) < _numbers(match[2]):
                 needed[match[1]] = match[2]
     return needed
 
