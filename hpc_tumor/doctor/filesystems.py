@@ -23,7 +23,7 @@ _SECONDS = 10  # that a quota command may take
 
 @dataclass(frozen=True)
 class Room:
-    """Where a folder lies, and what may still be written there; None where it is not counted.
+    """File system of a folder, and what may still be written there; None where it is not counted.
 
     Attributes:
         kind: as the kernel calls it, such as ext4 or ceph.
@@ -46,7 +46,7 @@ class Room:
 
 @dataclass(frozen=True)
 class Allowance:
-    """What a quota leaves; None: no limit."""
+    """Bytes and files that a quota leaves; None: no limit."""
 
     bytes_left: int | None
     files_left: int | None
@@ -54,7 +54,7 @@ class Allowance:
 
 
 def room_in(folder: Path) -> Room:
-    """What there is in a folder that exists. Raises OSError where it cannot be asked."""
+    """Room in a folder that exists. Raises OSError where it cannot be asked."""
     kind, mount = _mount_of(folder)
     status = os.statvfs(folder)
     left = [status.f_bavail * status.f_frsize]
@@ -90,7 +90,7 @@ def ceph_quota(folder: Path) -> Allowance | None:
 
 
 def read_quota(text: str) -> Allowance | None:
-    """What `quota -w` or `lfs quota -q` prints: blocks, soft and hard limit, grace, files, soft and hard limit."""
+    """Parse what `quota -w` or `lfs quota -q` prints: blocks, soft and hard limit, grace, files, soft and hard limit."""
     left: list[list[int]] = [[], []]
     for line in text.splitlines():
         words = [word.rstrip("*") for word in line.split()][1:]
@@ -109,7 +109,7 @@ def read_quota(text: str) -> Allowance | None:
 
 @dataclass(frozen=True)
 class Trial:
-    """What came of writing into a folder. `refused`: why nothing could be written.
+    """Outcome of writing into a folder. `refused`: why nothing could be written.
 
     Attributes:
         locks: whether a lock keeps others out; None where the file system has none.
@@ -186,7 +186,7 @@ def _attribute(path: Path, name: str) -> int | None:
 
 
 def _command_quota(folder: Path, kind: str, mount: Path) -> Allowance | None:
-    """What the quota commands say, where they are there."""
+    """Quota by the command for it, where that is there."""
     command = ("lfs", "quota", "-q", "-u", str(os.getuid()), str(folder))
     done = run_quietly(*(command if kind == "lustre" else ("quota", "-w", "-f", str(mount))), seconds=_SECONDS)
     return read_quota(done.stdout) if done else None  # quota ends with 1 where a limit is exceeded

@@ -1,4 +1,4 @@
-"""What doctor finds: a line that is ok, a warning or an error, with the way out; and groups of such lines."""
+"""Findings of doctor: a line that is ok, a warning or an error, with the way out; and groups of such lines."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ LEAST_ADDRESSES = 64 * 1024**3  # bytes of addresses; CUDA maps more than the GP
 
 
 def check_machine(probe: Probe, variables: Mapping[str, str], profile: ClusterProfile | None) -> list[Finding]:
-    """What a login may hand on to runs that will break them: its variables, limits and mask."""
+    """Warnings of what a login hands on to runs and breaks them: its variables, limits and mask."""
     cpus, gpus = (profile.node.cpus, profile.node.gpus) if profile else (probe.cpus, len(probe.gpus or ()))
     findings = [*_variables(variables, profile, max(1, cpus // max(1, gpus))), *check_limits(probe), *_umask()]
     return findings or [ok("no variable, limit or file mask of this login stands in the way of a run")]

@@ -45,7 +45,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of the test job.
+    """Outcome of the test job.
 
     Attributes:
         answers: of each task that answered, by rank.
@@ -77,7 +77,7 @@ class Outcome:
 
 
 def plan_of(profile: ClusterProfile, facts: Facts, **options: str | None) -> Plan:
-    """What the test job asks for: a GPU on each of two nodes, where runs may use two; else two GPUs of one node.
+    """Request of the test job: a GPU on each of two nodes, where runs may use two; else two GPUs of one node.
 
     Raises:
         UsageError: the profile wants an account, and none is named; or the cluster cannot give so little.

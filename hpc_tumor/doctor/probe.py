@@ -53,7 +53,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class TorchFacts:
-    """What the torch that is installed says of itself and of the GPUs that it sees.
+    """Facts that the installed torch tells of itself and of the GPUs that it sees.
 
     Attributes:
         cuda: version of CUDA that it was built for; None for a build without.
@@ -230,7 +230,7 @@ def _precision(torch: Any) -> tuple[str, str]:
 
 
 def _without_imports(code: int | None, printed: str) -> Probe:
-    """Where the process that imports everything came to no end of its own: what it was at."""
+    """Facts without those of a process that did not end by itself, and what it was importing."""
     lines = [line for line in printed.splitlines() if line.strip()]
     at = next((line for line in reversed(lines) if line.startswith(("importing ", "asking "))), "")
     module = at.rpartition(" ")[2] or "hpc_tumor"

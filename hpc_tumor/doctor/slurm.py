@@ -40,7 +40,7 @@ def check_commands(facts: Facts | None) -> list[Finding]:
 
 
 def _words() -> str:
-    """What sinfo says where it does not answer."""
+    """Message of sinfo where it does not answer."""
     try:
         run_slurm("sinfo", "--noheader", seconds=SECONDS)
     except ClusterError as problem:
@@ -49,7 +49,7 @@ def _words() -> str:
 
 
 def check_account(profile: ClusterProfile, facts: Facts, account: str | None) -> list[Finding]:
-    """Who pays: named where the site wants it, and open to this user."""
+    """Check the account that pays: named where the site wants it, and open to this user."""
     mine = ", ".join(sorted(facts.accounts or ()))
     try:
         chosen = make_plan(profile, 1, account=account).account
@@ -111,7 +111,7 @@ def _closed(partition: Partition, account: str | None, qos: str | None) -> list[
 
 
 def _differences(profile: ClusterProfile, partition: Partition, facts: Facts) -> list[Finding]:
-    """Where the profile asks for more than there is; with the line to change."""
+    """Warnings of what the profile asks for beyond what there is, with the line to change."""
     node, findings = profile.node, []
     there = _largest(profile, partition)
 
