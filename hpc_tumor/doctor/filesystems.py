@@ -90,7 +90,7 @@ def ceph_quota(folder: Path) -> Allowance | None:
 
 
 def read_quota(text: str) -> Allowance | None:
-    """Parse what `quota -w` or `lfs quota -q` prints: blocks, soft and hard limit, grace, files, soft and hard limit."""
+    """Parse what `quota -w` or `lfs quota -q` prints: blocks, soft and hard limit, grace, files, and their limits."""
     left: list[list[int]] = [[], []]
     for line in text.splitlines():
         words = [word.rstrip("*") for word in line.split()][1:]
