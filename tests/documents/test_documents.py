@@ -52,8 +52,9 @@ def test_the_reference_is_made_from_the_code(site: Path) -> None:
         assert [word for word in words if word not in pages[name]] == [], name
 
 
-def test_the_readme_leads_to_pages_that_are_there() -> None:
+def test_the_readme_is_short_and_leads_to_pages_that_are_there() -> None:
     """Links of the files that are read on their own, outside the site."""
+    assert len((CHECKOUT / "README.md").read_text(encoding="utf-8").splitlines()) <= 160
     for file in (*CHECKOUT.glob("*.md"), *DOCUMENTS.glob("decisions/*.md")):
         targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", file.read_text(encoding="utf-8"))
         assert [target for target in targets if not (file.parent / target).exists()] == [], file.name
