@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+
+from hpc_tumor.cli import app
 
 CHECKOUT = Path(__file__).parents[2]
 DOCUMENTS = CHECKOUT / "docs"
@@ -58,6 +63,23 @@ def test_the_readme_is_short_and_leads_to_pages_that_are_there() -> None:
     for file in (*CHECKOUT.glob("*.md"), *DOCUMENTS.glob("decisions/*.md")):
         targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", file.read_text(encoding="utf-8"))
         assert [target for target in targets if not (file.parent / target).exists()] == [], file.name
+
+
+def test_commands_on_all_pages_have_the_options_they_name() -> None:
+    """In blocks and within sentences: a command or an option that was renamed is found here."""
+    root: Any = typer.main.get_command(app)
+    wrong = []
+    for page in (*CHECKOUT.glob("*.md"), *DOCUMENTS.rglob("*.md")):
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        for line in re.findall(r"(?:^|`)hpc-tumor ([a-z][^`\n#]*)", text, re.MULTILINE):
+            words, command = shlex.split(line), root
+            while words and words[0] in getattr(command, "commands", {}):
+                command = command.commands[words.pop(0)]
+            known = {name for option in command.params for name in (*option.opts, *option.secondary_opts)}
+            unknown = {word.partition("=")[0] for word in words if word.startswith("-")} - known
+            if command is root or unknown:
+                wrong.append(f"{page.name}: hpc-tumor {line.strip()}")
+    assert wrong == []
 
 
 @pytest.mark.slow
