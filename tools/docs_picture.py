@@ -4,7 +4,8 @@
     bash tools/demo.sh                 makes demo/results/report.html
     python tools/docs_picture.py       writes docs/images/report.webp: two views of it, in Debian's Chromium
 
-The upper view is the top of the page, the lower one the first figure with patients as a network labelled them.
+The upper view is the answer at the top of the page, the lower one the first figure with patients as a network
+labelled them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from selenium import webdriver
 CHECKOUT = Path(__file__).parents[1]
 REPORT = CHECKOUT / "demo" / "results" / "report.html"
 PICTURE = CHECKOUT / "docs" / "images" / "report.webp"
-WIDTH, TOP, PATIENTS, GAP = 1200, 760, 620, 8  # pixels: of the page, of the two views, and between them
+WIDTH, GAP = 920, 8  # pixels: of the page, and between the two views
 MOST = 200_000  # bytes
 
 
@@ -35,17 +36,18 @@ def main() -> None:
     try:
         driver.set_window_size(WIDTH, 1000)
         driver.get(REPORT.as_uri())
-        figure = driver.execute_script(
+        top, figure, height = driver.execute_script(
             "const figure = document.querySelector('figure[id*=-cases-]');"
             "figure.querySelectorAll('img').forEach(image => { image.loading = 'eager' });"
-            "return figure.getBoundingClientRect().top + scrollY"
+            "const place = figure.getBoundingClientRect(), groups = document.getElementById('group-1');"
+            "return [groups.getBoundingClientRect().top, place.top, place.height]"
         )
-        views = [view(driver, 0, TOP), view(driver, figure, PATIENTS)]
+        views = [view(driver, 0, round(top)), view(driver, figure, round(height))]
     finally:
         driver.quit()
-    picture = Image.new("RGB", (WIDTH, TOP + GAP + PATIENTS), "#888888")
+    picture = Image.new("RGB", (WIDTH, sum(each.height for each in views) + GAP), "#888888")
     picture.paste(views[0], (0, 0))
-    picture.paste(views[1], (0, TOP + GAP))
+    picture.paste(views[1], (0, views[0].height + GAP))
     PICTURE.parent.mkdir(exist_ok=True)
     picture.save(PICTURE, quality=80, method=6)
     size = PICTURE.stat().st_size
