@@ -8,16 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpc_tumor.config import (
-    MAY_CHANGE,
-    ClusterProfile,
-    Experiment,
-    LimitSettings,
-    changed_settings,
-    settings_by_name,
-)
+from hpc_tumor.config import ClusterProfile, Experiment, LimitSettings
 from hpc_tumor.errors import UsageError, unknown
-from hpc_tumor.settings import merge, parse_assignments, resolve
+from hpc_tumor.settings import MAY_CHANGE, changed_settings, merge, parse_assignments, resolve, settings_by_name
 from hpc_tumor.validation import build, fields_of
 
 UNET = {"model": {"name": "unet"}, "data": {"store": "a.zarr"}, "task": "segmentation"}

@@ -124,7 +124,7 @@ def split(
     from hpc_tumor.data.splits.splits import split_of
     from hpc_tumor.data.store.store import Store
     from hpc_tumor.experiments.request import experiment_for
-    from hpc_tumor.run_dir import folder_to_write
+    from hpc_tumor.system.atomic import folder_to_write
 
     if output is not None and output.suffix != ".json":
         raise UsageError(f"--output {output}: a split is kept as JSON, so name a file that ends in .json.")

@@ -18,8 +18,8 @@ from hpc_tumor.data.audit.shortcuts import DEPTH, FOLDS, NOTABLE
 from hpc_tumor.data.audit.volumes import VolumeFacts
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.errors import UsageError
-from hpc_tumor.run_dir import write_error
 from hpc_tumor.system import atomic
+from hpc_tumor.system.atomic import write_error
 
 TEMPLATE = "page.html.j2"
 _BINS = 24
