@@ -26,12 +26,17 @@ LOSSES: dict[str, tuple[str, ...]] = {
     "classification": ("cross-entropy", "focal"),
     "segmentation": ("bce", "dice-bce", "dice-ce", "focal"),
 }
-# Validation scores of which more is better; and loss, of which less is.
+# Validation scores of which more is better; and loss, of which less is. Not the accuracy of voxels: most are background,
+# and an empty prediction has nearly all of it.
 BEST_BY = {
     "classification": r"loss|accuracy|confidence|balanced_accuracy|mcc|(precision|recall|f1)(_[\w-]+)?",
-    "segmentation": r"loss|(dice|iou|precision|recall|accuracy)(_(NCR|ED|ET|WT|TC))?",
+    "segmentation": r"loss|(dice|iou|precision|recall)(_(NCR|ED|ET|WT|TC))?",
 }
-EXAMPLES = {"classification": "accuracy, f1, recall_glioma …", "segmentation": "dice, dice_WT, iou …"}
+ALLOWED_BEST_BY = {
+    "classification": "loss, accuracy, confidence, balanced_accuracy, mcc, precision, recall or f1, the last three also of"
+    " one class (recall_glioma)",
+    "segmentation": "loss, dice, iou, precision or recall, all but loss also of NCR, ED, ET, WT or TC (dice_WT)",
+}
 OUTPUTS = {"classification": 4, "segmentation": 3}  # classes; labels NCR/NET, ED and ET
 
 
@@ -212,7 +217,7 @@ class Experiment(Settings):
         if self.best_by is not None and not re.fullmatch(BEST_BY[self.task], self.best_by):
             raise SettingError(
                 "best_by",
-                f"= {self.best_by!r} is no score of {self.task} to choose by: choose loss, {EXAMPLES[self.task]}",
+                f"= {self.best_by!r} is no score of {self.task} to choose by: choose {ALLOWED_BEST_BY[self.task]}",
             )
         if self.data.fold is not None and self.data.fold >= self.data.folds:
             raise SettingError(

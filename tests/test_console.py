@@ -10,8 +10,9 @@ import pytest
 from rich.console import Console
 
 from hpc_tumor import console
-from hpc_tumor.console import Output, View, draw, duration, prepare_streams, size
+from hpc_tumor.console import Output, View, draw, prepare_streams, size
 from hpc_tumor.errors import UsageError
+from hpc_tumor.names import duration
 from hpc_tumor.table import Column, Table
 
 TABLE = Table("Title", (Column("name", "left"), Column("value"), Column("more", keep=1)), (("a", "1", "x" * 60),))

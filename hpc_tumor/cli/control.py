@@ -24,7 +24,8 @@ _MOST_NAMED = 5  # runs in a sentence on what was done
 
 def show_states(states: Sequence[RunState]) -> None:
     """One table of all runs."""
-    out.result([state.as_dict() for state in states], show=lambda: out.table(runs_table(states, out.width)))
+    values = [state.as_dict() for state in states]
+    out.result(values, show=lambda: out.table(runs_table(states, out.width)) if states else None)
 
 
 def watch_runs(

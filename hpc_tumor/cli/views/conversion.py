@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from hpc_tumor.cluster.describe.profiles import LOCAL
 from hpc_tumor.cluster.observe.states import State
 from hpc_tumor.config import ClusterProfile
-from hpc_tumor.console import duration, out, size
+from hpc_tumor.console import out, size
 from hpc_tumor.errors import DataError, PartialFailure
-from hpc_tumor.names import counted, hours
+from hpc_tumor.names import counted, duration, hours
 from hpc_tumor.table import Column, Table
 
 if TYPE_CHECKING:

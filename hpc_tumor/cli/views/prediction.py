@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from hpc_tumor.console import duration, out, size
+from hpc_tumor.console import out, size
 from hpc_tumor.data.splits.known_cases import TRAINED, VALIDATED
 from hpc_tumor.errors import DataError
-from hpc_tumor.names import counted
+from hpc_tumor.names import counted, duration
 from hpc_tumor.prediction.known import is_known, known_counts
 from hpc_tumor.table import NOTHING, Column, Table
 

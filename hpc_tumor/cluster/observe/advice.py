@@ -10,6 +10,7 @@ from typing import Any
 from hpc_tumor.cluster.describe.profiles import LOCAL
 from hpc_tumor.cluster.observe.efficiency import Efficiency
 from hpc_tumor.cluster.observe.states import State
+from hpc_tumor.names import hours
 
 MARGIN = 1.25  # asked for beyond what was used
 _SPARE = 0.8  # share of what was asked for, under which less is worth asking for
@@ -124,15 +125,14 @@ def _minutes(telling: Sequence[Efficiency], words: list[str]) -> int | None:
     need, asked, limit = _whole(slowest), slowest.asked_whole, slowest.asked_time
     wanted = _round_minutes(MARGIN * need / 60)
     if stopped := [run for run in telling if run.limited]:
-        words.append(f"{stopped[0].name} was stopped by its time limit of {_hours(limit or 0)}")
+        words.append(f"{stopped[0].name} was stopped by its time limit of {hours(int(limit or 0) // 60)}")
     if slowest.state is not State.FINISHED:
-        words.append(f"by its pace, {slowest.name} takes {_hours(need)} in all")
+        words.append(f"by its pace, {slowest.name} takes {hours(int(need) // 60)} in all")
     if asked is None or 60 * wanted < _SPARE * asked:
         return wanted
     if limit and need > limit:
-        words.append(
-            f"longer than one start of {_hours(limit)}: where no more is allowed, it goes on in others by itself"
-        )
+        start = hours(int(limit) // 60)
+        words.append(f"longer than one start of {start}: where no more is allowed, it goes on in others by itself")
     if need > asked:
         return wanted
     if need > _TIGHT * asked:
@@ -189,10 +189,6 @@ def _round_memory(gb: float) -> int:
 def _round_minutes(minutes: float) -> int:
     step = next(step for top, step in ((60, 5), (240, 15), (720, 30), (math.inf, 60)) if minutes <= top)
     return max(_LEAST_MINUTES, math.ceil(minutes / step) * step)
-
-
-def _hours(seconds: float) -> str:
-    return f"{int(seconds) // 3600}:{int(seconds) % 3600 // 60:02d} h"
 
 
 def on_cluster(kind: Kind) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hpc_tumor.names import duration
 from hpc_tumor.results.compare.comparison import Comparison, Group, SkippedFolder, UnfinishedRun
 from hpc_tumor.results.compare.entries import make_entries
 from hpc_tumor.results.compare.measures import MAIN_SCORE
@@ -144,12 +145,7 @@ def _state(run: RunDir, status: Mapping[str, Any], now: float) -> tuple[str, str
     # The clock of a node may differ from this one: an age by both clocks is that of the file, or less.
     silent = now - max(beat, heard, *(path.stat().st_mtime for path in (run.status, run.events) if path.is_file()))
     if state in ("training", "evaluating", "started", "stopping") and silent > SILENT_SECONDS:
-        reason = f"silent for {_duration(silent)}"
+        reason = f"silent for {duration(silent)}"
     if run.result.exists():
         reason = "result.json cannot be read"
     return state, reason
-
-
-def _duration(seconds: float) -> str:
-    hours = seconds / 3600
-    return f"{hours / 24:.0f} days" if hours >= 48 else f"{hours:.0f} h" if hours >= 2 else f"{seconds / 60:.0f} min"
