@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -53,6 +54,9 @@ def work(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HPC_TUMOR_CONFIG_DIR", str(tmp_path / "configuration"))
     monkeypatch.setenv("PATH", str(tmp_path / "no-programs"))
+    profiles = tmp_path / "configuration" / "clusters"
+    profiles.mkdir(parents=True)
+    shutil.copy(Path(__file__).with_name("cluster") / "local-test.toml", profiles)
     folder = tmp_path / "work"
     folder.mkdir()
     (folder / "data").symlink_to(data)
@@ -626,9 +630,7 @@ def test_hints_can_be_pasted(capsys: Captured, work: Path) -> None:
 
 
 def test_one_broken_profile_does_not_hide_the_others(capsys: Captured, tmp_path: Path) -> None:
-    folder = tmp_path / "configuration" / "clusters"
-    folder.mkdir(parents=True)
-    (folder / "broken.toml").write_text("[slurm\n")
+    (tmp_path / "configuration" / "clusters" / "broken.toml").write_text("[slurm\n")
     assert cli.main(["clusters"]) == 0
     shown = capsys.readouterr()
     assert "orfeo-gpu" in shown.out

@@ -26,11 +26,12 @@ from hpc_tumor.cluster.launch.private import code_folder, make_private
 from hpc_tumor.cluster.launch.submit import Wanted, array_script, grouped, resume_run, submit_all
 from hpc_tumor.cluster.observe.queue import read_states
 from hpc_tumor.cluster.plan.plan import make_plan
-from hpc_tumor.config import ClusterProfile, Experiment, settings_by_name
+from hpc_tumor.config import ClusterProfile, Experiment
 from hpc_tumor.data.convert.prepare import READERS, prepare_dataset
 from hpc_tumor.data.phantom.dataset import make_phantom
 from hpc_tumor.errors import ClusterError, DataError, HpcTumorError, PartialFailure, UsageError
 from hpc_tumor.run_dir import RunDir, find_runs, read_json
+from hpc_tumor.settings import settings_by_name
 from hpc_tumor.system import atomic
 
 SECRET = secrets.token_hex(8)
