@@ -54,7 +54,7 @@ def own_words(error: Any) -> str:
 
 def _explain(kind: type[BaseModel], error: Any) -> tuple[str, str]:
     """The dotted name of the setting that is wrong, and what is wrong with it."""
-    name = ".".join(str(key) for key in error["loc"] if key != "function-before[_minutes(), int]")
+    name = ".".join(map(str, error["loc"]))
     message = own_words(error)
     if error["type"] == "extra_forbidden":
         return name, unknown_setting(

@@ -81,7 +81,7 @@ def slurm_time(minutes: int) -> str:
 
 def parse_seconds(text: str) -> float | None:
     """Times of SLURM's → seconds: `30` (minutes), `30:00`, `02:03.456`, `02:00:00`, `1-02`, `1-02:03:04`; else None."""
-    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?(\.\d+)?", text.strip())
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+)(?::(\d+))?(\.\d+)?)?", text.strip())
     if match is None:
         return None
     days, first, second, third = (int(group or 0) for group in match.groups()[:4])

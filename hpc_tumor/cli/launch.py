@@ -12,8 +12,7 @@ from pathlib import Path
 
 from hpc_tumor.cli.control import agreed, refuse_failures, show_states, watch_runs
 from hpc_tumor.cli.planning import Planned, fit
-from hpc_tumor.cli.views.conversion import submissions_table
-from hpc_tumor.cli.views.runs import counts
+from hpc_tumor.cli.views.runs import counts, submissions_table
 from hpc_tumor.cluster.describe.profiles import LOCAL
 from hpc_tumor.cluster.launch.existing import find_same, submitted_as
 from hpc_tumor.cluster.launch.private import submitting

@@ -6,7 +6,8 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from hpc_tumor.errors import ClusterError
@@ -110,14 +111,8 @@ def read_queue(job_ids: Iterable[str]) -> dict[str, SlurmJob] | None:
 def read_accounting(job_ids: Iterable[str]) -> dict[str, SlurmJob]:
     """Return the records of sacct on these jobs; empty where there is no accounting."""
     ids_asked, records = set(job_ids), dict[str, SlurmJob]()
-    for ids in _bases(ids_asked):
-        try:
-            fields = ",".join(_SACCT_FIELDS)
-            text = run_slurm("sacct", "--noheader", "--parsable2", f"--jobs={ids}", f"--format={fields}")
-        except ClusterError:
-            continue
-        for line in text.splitlines():
-            _take_account(line.split("|"), records)
+    for cells in ask_sacct(ids_asked, _SACCT_FIELDS):
+        _take_account(cells, records)
     for job_id in ids_asked - records.keys():  # tasks that were cancelled before they began stand in one line
         base, _, task = job_id.partition("_")
         if task and base in records:
@@ -125,9 +120,18 @@ def read_accounting(job_ids: Iterable[str]) -> dict[str, SlurmJob]:
     return records
 
 
+def ask_sacct(job_ids: Iterable[str], fields: Sequence[str], *options: str) -> list[list[str]]:
+    """Rows of sacct on these jobs and their steps, a cell for each field; none where there is no accounting."""
+    rows: list[list[str]] = []
+    for ids in _bases(job_ids):
+        with suppress(ClusterError):
+            form = f"--format={','.join(fields)}"
+            text = run_slurm("sacct", "--noheader", "--parsable2", *options, f"--jobs={ids}", form)
+            rows += [cells for line in text.splitlines() if len(cells := line.split("|")) == len(fields)]
+    return rows
+
+
 def _take_account(cells: list[str], records: dict[str, SlurmJob]) -> None:
-    if len(cells) != len(_SACCT_FIELDS):
-        return
     job_id, _, step = cells[0].partition(".")
     name, state, elapsed, nodes, exit_code, node_list = cells[1:]
     if not step:

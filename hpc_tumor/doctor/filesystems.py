@@ -6,14 +6,13 @@ import fcntl
 import os
 import re
 import secrets
-import shutil
-import subprocess
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from hpc_tumor.system import atomic
+from hpc_tumor.system.processes import run_quietly
 
 # Of which all nodes of a cluster usually see the same; others are this machine's own.
 SHARED = re.compile(
@@ -24,7 +23,7 @@ _SECONDS = 10  # that a quota command may take
 
 @dataclass(frozen=True)
 class Room:
-    """Where a folder lies, and what may still be written there; None where it is not counted.
+    """File system of a folder, and what may still be written there; None where it is not counted.
 
     Attributes:
         kind: as the kernel calls it, such as ext4 or ceph.
@@ -47,7 +46,7 @@ class Room:
 
 @dataclass(frozen=True)
 class Allowance:
-    """What a quota leaves; None: no limit."""
+    """Bytes and files that a quota leaves; None: no limit."""
 
     bytes_left: int | None
     files_left: int | None
@@ -55,7 +54,7 @@ class Allowance:
 
 
 def room_in(folder: Path) -> Room:
-    """What there is in a folder that exists. Raises OSError where it cannot be asked."""
+    """Room in a folder that exists. Raises OSError where it cannot be asked."""
     kind, mount = _mount_of(folder)
     status = os.statvfs(folder)
     left = [status.f_bavail * status.f_frsize]
@@ -91,7 +90,7 @@ def ceph_quota(folder: Path) -> Allowance | None:
 
 
 def read_quota(text: str) -> Allowance | None:
-    """What `quota -w` or `lfs quota -q` prints: blocks, soft and hard limit, grace, files, soft and hard limit."""
+    """Parse what `quota -w` or `lfs quota -q` prints: blocks, soft and hard limit, grace, files, and their limits."""
     left: list[list[int]] = [[], []]
     for line in text.splitlines():
         words = [word.rstrip("*") for word in line.split()][1:]
@@ -110,7 +109,7 @@ def read_quota(text: str) -> Allowance | None:
 
 @dataclass(frozen=True)
 class Trial:
-    """What came of writing into a folder. `refused`: why nothing could be written.
+    """Outcome of writing into a folder. `refused`: why nothing could be written.
 
     Attributes:
         locks: whether a lock keeps others out; None where the file system has none.
@@ -187,20 +186,7 @@ def _attribute(path: Path, name: str) -> int | None:
 
 
 def _command_quota(folder: Path, kind: str, mount: Path) -> Allowance | None:
-    """What the quota commands say, where they are there."""
-    if kind == "lustre":
-        return _ask("lfs", "quota", "-q", "-u", str(os.getuid()), str(folder))
-    return _ask("quota", "-w", "-f", str(mount))
-
-
-def _ask(*command: str) -> Allowance | None:
-    if shutil.which(command[0]) is None:
-        return None
-    try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="replace", check=False,
-            timeout=_SECONDS, env={**os.environ, "LC_ALL": "C"},
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return read_quota(done.stdout)  # quota ends with 1 where a limit is exceeded
+    """Quota by the command for it, where that is there."""
+    command = ("lfs", "quota", "-q", "-u", str(os.getuid()), str(folder))
+    done = run_quietly(*(command if kind == "lustre" else ("quota", "-w", "-f", str(mount))), seconds=_SECONDS)
+    return read_quota(done.stdout) if done else None  # quota ends with 1 where a limit is exceeded

@@ -198,7 +198,7 @@ def runs_on(archs: Iterable[str], capability: Capability) -> bool:
 
 
 def precision_on(capability: Capability) -> str:
-    """What `hardware.precision = "auto"` chooses on such a GPU."""
+    """Number format that `hardware.precision = "auto"` chooses on such a GPU."""
     return "bfloat16" if capability[0] >= 8 else "float16" if capability[0] >= 7 else "float32"
 
 

@@ -11,7 +11,7 @@ from hpc_tumor.config import ClusterProfile
 from hpc_tumor.console import size
 from hpc_tumor.doctor.finding import Finding, ok, warning
 from hpc_tumor.doctor.probe import Probe
-from hpc_tumor.system.python_children import package_home
+from hpc_tumor.system.processes import package_home
 from hpc_tumor.vocabulary import counted
 
 LEAST_SHARED = 1_000_000_000  # bytes of /dev/shm; containers often have 64 MB, too little for NCCL
@@ -20,7 +20,7 @@ LEAST_ADDRESSES = 64 * 1024**3  # bytes of addresses; CUDA maps more than the GP
 
 
 def check_machine(probe: Probe, variables: Mapping[str, str], profile: ClusterProfile | None) -> list[Finding]:
-    """What a login may hand on to runs that will break them: its variables, limits and mask."""
+    """Warnings of what a login hands on to runs and breaks them: its variables, limits and mask."""
     cpus, gpus = (profile.node.cpus, profile.node.gpus) if profile else (probe.cpus, len(probe.gpus or ()))
     findings = [*_variables(variables, profile, max(1, cpus // max(1, gpus))), *check_limits(probe), *_umask()]
     return findings or [ok("no variable, limit or file mask of this login stands in the way of a run")]

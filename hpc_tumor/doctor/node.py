@@ -1,4 +1,4 @@
-"""What the test job's answers mean: whether a node can run what this machine submits."""
+"""Judge the answers of the test job: can a node run what this machine submits?"""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def _meeting(outcome: Outcome) -> list[Finding]:
 
 
 def _together(per_node: Mapping[str, Sequence[Finding]]) -> list[Finding]:
-    """What all nodes have in common once; else with the name of the node."""
+    """Findings that all nodes have in common once; others with the name of the node."""
     lists = list(per_node.values())
     common = [item for item in lists[0] if all(item in other for other in lists)]
     findings = list(common)

@@ -45,7 +45,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of the test job.
+    """Outcome of the test job.
 
     Attributes:
         answers: of each task that answered, by rank.
@@ -73,11 +73,11 @@ class Outcome:
     @property
     def has_ended(self) -> bool:
         """True where SLURM has said so."""
-        return self.state != "" and self.state not in slurm.WAITING | slurm.ALIVE
+        return self.state not in {"", *slurm.WAITING, *slurm.ALIVE}
 
 
 def plan_of(profile: ClusterProfile, facts: Facts, **options: str | None) -> Plan:
-    """What the test job asks for: a GPU on each of two nodes, where runs may use two; else two GPUs of one node.
+    """Request of the test job: a GPU on each of two nodes, where runs may use two; else two GPUs of one node.
 
     Raises:
         UsageError: the profile wants an account, and none is named; or the cluster cannot give so little.
@@ -199,12 +199,9 @@ def _read(outcome: Outcome) -> Outcome:
     printed = ""
     with suppress(OSError):
         printed = (outcome.folder / "said.out").read_text(encoding="utf-8", errors="replace")
-    return replace(outcome, answers=answers, meetings=meetings, printed=printed[-4000:], exit_code=_exit_code(outcome))
-
-
-def _exit_code(outcome: Outcome) -> str:
     record = slurm.read_accounting([outcome.job_id]).get(outcome.job_id)
-    return record.exit_code if record else outcome.exit_code
+    code = record.exit_code if record else outcome.exit_code
+    return replace(outcome, answers=answers, meetings=meetings, printed=printed[-4000:], exit_code=code)
 
 
 def _take_back(job_id: str, pace: slurm.Pace) -> None:
@@ -218,8 +215,7 @@ def _take_back(job_id: str, pace: slurm.Pace) -> None:
             continue
         records = slurm.read_queue([job_id])
         pace.done()
-        record = (records or {}).get(job_id)
-        if records is not None and (record is None or record.state not in slurm.WAITING | slurm.ALIVE):
+        if records is not None and not slurm.is_alive(records.get(job_id)):
             return
 
 

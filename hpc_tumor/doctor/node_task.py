@@ -1,4 +1,4 @@
-"""What one task of the test job does on its node: read the token, gather the facts, meet the other task.
+"""One task of the test job on its node: read the token, gather the facts, meet the other task.
 
 `python -m hpc_tumor.doctor.node_task FOLDER`, under srun. Each step leaves its answer in the folder at once, so that
 what was found stays known where a later step hangs.
@@ -26,17 +26,17 @@ _MEET_SECONDS = 90  # for two tasks to meet and to add a number up
 
 
 def answer_path(folder: Path, rank: int) -> Path:
-    """Where a task writes what it found."""
+    """File in which a task writes what it found."""
     return folder / f"answer-{rank}.json"
 
 
 def meeting_path(folder: Path, rank: int) -> Path:
-    """Where a task writes whether it could talk with the others."""
+    """File in which a task writes whether it could talk with the others."""
     return folder / f"meeting-{rank}.json"
 
 
 def answer(folder: Path) -> dict[str, Any]:
-    """What this node is like, and what of the file system it sees."""
+    """Facts of this node, and of the file system that it sees."""
     question = json.loads((folder / QUESTION).read_text(encoding="utf-8"))
     store = question.get("store")
     return {
@@ -83,7 +83,7 @@ def meet(suffix: str) -> dict[str, Any]:
 
 
 def _reads(path: Path) -> str:
-    """Why a file cannot be read; "" where it can."""
+    """Reason why a file cannot be read; "" where it can."""
     try:
         path.read_bytes()
     except OSError as error:

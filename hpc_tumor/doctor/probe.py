@@ -13,7 +13,6 @@ import os
 import platform
 import re
 import resource
-import shutil
 import signal
 import socket
 import subprocess
@@ -27,7 +26,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from hpc_tumor.system.python_children import python_variables
+from hpc_tumor.provenance import versions
+from hpc_tumor.system.processes import python_variables, run_quietly
 from hpc_tumor.system.resources import available_cpus
 
 # What hpc-tumor needs, by the name that is installed and the name that is imported. The large ones last.
@@ -53,7 +53,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class TorchFacts:
-    """What the torch that is installed says of itself and of the GPUs that it sees.
+    """Facts that the installed torch tells of itself and of the GPUs that it sees.
 
     Attributes:
         cuda: version of CUDA that it was built for; None for a build without.
@@ -115,12 +115,11 @@ class Probe:
 def probe_from(values: Mapping[str, Any]) -> Probe:
     """A Probe from what was written as JSON."""
 
+    def gpu(item: Mapping[str, Any]) -> Gpu:
+        return Gpu(**{**item, "capability": tuple(item["capability"]) if item["capability"] else None})
+
     def gpus(items: Sequence[Mapping[str, Any]] | None) -> tuple[Gpu, ...] | None:
-        if items is None:
-            return None
-        return tuple(
-            Gpu(**{**item, "capability": tuple(item["capability"]) if item["capability"] else None}) for item in items
-        )
+        return None if items is None else tuple(map(gpu, items))
 
     torch = values["torch"]
     if torch is not None:
@@ -175,7 +174,7 @@ def _machine(failed: dict[str, ImportFailure], torch: TorchFacts | None) -> Prob
         host=socket.gethostname().partition(".")[0],
         python=platform.python_version(),
         executable=sys.executable,
-        versions={name: _version(name) for name in ("hpc-tumor", *IMPORTS)},
+        versions=versions(("hpc-tumor", *IMPORTS)),
         failed=failed,
         torch=torch,
         too_old=_too_old(),
@@ -231,7 +230,7 @@ def _precision(torch: Any) -> tuple[str, str]:
 
 
 def _without_imports(code: int | None, printed: str) -> Probe:
-    """Where the process that imports everything came to no end of its own: what it was at."""
+    """Facts without those of a process that did not end by itself, and what it was importing."""
     lines = [line for line in printed.splitlines() if line.strip()]
     at = next((line for line in reversed(lines) if line.startswith(("importing ", "asking "))), "")
     module = at.rpartition(" ")[2] or "hpc_tumor"
@@ -249,18 +248,12 @@ def _without_imports(code: int | None, printed: str) -> Probe:
 
 def read_nvidia_smi() -> tuple[tuple[Gpu, ...] | None, str | None]:
     """The GPUs that the driver knows, and its version; None where it is not there or does not answer."""
-    if shutil.which("nvidia-smi") is None:
-        return None, None
     for query in ("name,memory.total,driver_version,compute_cap", "name,memory.total,driver_version"):
-        with suppress(OSError, subprocess.TimeoutExpired):
-            done = subprocess.run(
-                ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits"],
-                capture_output=True, encoding="utf-8", errors="replace", timeout=30, check=False,
-            )  # fmt: skip
-            if done.returncode == 0:  # older ones do not know the last field
-                rows = [[cell.strip() for cell in row] for row in csv.reader(done.stdout.splitlines()) if row]
-                gpus = tuple(Gpu(row[0], _capability(row[3:]), _gigabytes(row[1])) for row in rows)
-                return gpus, rows[0][2] if rows else None
+        done = run_quietly("nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits", seconds=30)
+        if done and done.returncode == 0:  # older ones do not know the last field
+            rows = [[cell.strip() for cell in row] for row in csv.reader(done.stdout.splitlines()) if row]
+            gpus = tuple(Gpu(row[0], _capability(row[3:]), _gigabytes(row[1])) for row in rows)
+            return gpus, rows[0][2] if rows else None
     return None, None
 
 
@@ -273,19 +266,13 @@ def _gigabytes(text: str) -> float | None:
     return int(text) / 1024 if text.isdigit() else None
 
 
-def _version(name: str) -> str | None:
-    with suppress(metadata.PackageNotFoundError):
-        return metadata.version(name)
-    return None
-
-
 def _too_old() -> dict[str, str]:
     """Packages older than hpc-tumor asks for, as far as its own metadata is there to say so."""
     needed = {}
     with suppress(metadata.PackageNotFoundError):
         for text in metadata.requires("hpc-tumor") or []:
             match = re.match(r"([\w.-]+)\s*\(?>=\s*([\d.]+)\)?\s*(?:;(?!.*extra)|$)", text)
-            if match and (there := _version(match[1])) and _numbers(there) < _numbers(match[2]):
+            if match and (there := versions([match[1]])[match[1]]) and _numbers(there) < _numbers(match[2]):
                 needed[match[1]] = match[2]
     return needed
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable
 
-from hpc_tumor.cluster.describe.facts import SECONDS, Facts, Limits, NodeKind, Partition
+from hpc_tumor.cluster.describe.facts import SECONDS, Facts, NodeKind, Partition
 from hpc_tumor.cluster.plan.plan import make_plan
 from hpc_tumor.cluster.slurm import run_slurm
 from hpc_tumor.config import ClusterProfile
@@ -40,7 +40,7 @@ def check_commands(facts: Facts | None) -> list[Finding]:
 
 
 def _words() -> str:
-    """What sinfo says where it does not answer."""
+    """Message of sinfo where it does not answer."""
     try:
         run_slurm("sinfo", "--noheader", seconds=SECONDS)
     except ClusterError as problem:
@@ -49,7 +49,7 @@ def _words() -> str:
 
 
 def check_account(profile: ClusterProfile, facts: Facts, account: str | None) -> list[Finding]:
-    """Who pays: named where the site wants it, and open to this user."""
+    """Check the account that pays: named where the site wants it, and open to this user."""
     mine = ", ".join(sorted(facts.accounts or ()))
     try:
         chosen = make_plan(profile, 1, account=account).account
@@ -100,25 +100,28 @@ def describe_partitions(facts: Facts) -> list[Finding]:
 def _closed(partition: Partition, account: str | None, qos: str | None) -> list[Finding]:
     if not partition.up:
         return [error(f"the partition {partition.name} is closed for now", "--partition NAME, or wait: sinfo tells")]
-    if partition.accounts and account and account not in partition.accounts:
+    if account and not partition.lets_account(account):
+        only = f"only to {', '.join(partition.accounts)}: " if partition.accounts else ""
         text = f"the partition {partition.name} is not open to the account {account}"
-        return [error(text, f"only to {', '.join(partition.accounts)}: --account, or another --partition")]
-    if partition.qos and qos and qos not in partition.qos:
-        return [error(f"the QOS {qos} is not for {partition.name}", f"--qos with one of {', '.join(partition.qos)}")]
+        return [error(text, f"{only}--account, or another --partition")]
+    if qos and not partition.lets_qos(qos):
+        way = f"--qos with one of {', '.join(partition.qos)}" if partition.qos else "--qos with another one"
+        return [error(f"the QOS {qos} is not for {partition.name}", way)]
     return []
 
 
 def _differences(profile: ClusterProfile, partition: Partition, facts: Facts) -> list[Finding]:
-    """Where the profile asks for more than there is; with the line to change."""
+    """Warnings of what the profile asks for beyond what there is, with the line to change."""
     node, findings = profile.node, []
     there = _largest(profile, partition)
 
     def less(what: str, section: str, line: str) -> None:
         findings.append(warning(f"{profile.name} {what}", line_to_change(profile, section, line)))
 
-    limits = _limits(profile, partition, facts)
-    longest = min((each for each in (partition.walltime, *(item.walltime for item in limits)) if each), default=None)
-    if longest and longest < profile.limits.walltime:
+    account = profile.slurm.account if profile.slurm.account != "required" else None
+    limits = facts.limits(partition, profile.slurm.qos, account)
+    if limits.walltime and limits.walltime < profile.limits.walltime:
+        longest = limits.walltime
         what = f"asks for {hours(profile.limits.walltime)}, but a job in {partition.name} may take {hours(longest)}"
         less(what, "limits", f'walltime = "{slurm_time(longest)}"')
     if there is not None:
@@ -134,16 +137,16 @@ def _differences(profile: ClusterProfile, partition: Partition, facts: Facts) ->
         if generations and (named := capability_of(node.gpu_model)) and named not in generations:
             types = ", ".join(there.gpu_types)
             less(f"says {node.gpu_model}, {partition.name} has {types}", "node", f'gpu_model = "{types}"')
-    nodes = [each for each in (partition.max_nodes, partition.nodes, *(item.nodes for item in limits)) if each]
+    nodes = [count for count in (limits.nodes, partition.nodes) if count]
     if profile.limits.nodes and nodes and min(nodes) < profile.limits.nodes:
-        less(
-            f"lets a run have {profile.limits.nodes} nodes, {partition.name} gives at most {min(nodes)}",
-            "limits", f"nodes = {min(nodes)}",
-        )  # fmt: skip
-    for field, mine in (("running_jobs", profile.limits.running_jobs), ("queued_jobs", profile.limits.queued_jobs)):
-        most = [each for item in limits if (each := item.running if field == "running_jobs" else item.queued)]
-        if mine and most and min(most) < mine:
-            less(f"says {field} = {mine}, your account may have {min(most)}", "limits", f"{field} = {min(most)}")
+        what = f"lets a run have {profile.limits.nodes} nodes, {partition.name} gives at most {min(nodes)}"
+        less(what, "limits", f"nodes = {min(nodes)}")
+    for field, mine, most in (
+        ("running_jobs", profile.limits.running_jobs, limits.running),
+        ("queued_jobs", profile.limits.queued_jobs, limits.queued),
+    ):
+        if mine and most and most < mine:
+            less(f"says {field} = {mine}, your account may have {most}", "limits", f"{field} = {most}")
     return findings
 
 
@@ -159,16 +162,6 @@ def _largest(profile: ClusterProfile, partition: Partition) -> NodeKind | None:
     return NodeKind(
         len(kinds), max(kind.cpus for kind in kinds), max(kind.memory_gb for kind in kinds), gpus, types
     )  # fmt: skip
-
-
-def _limits(profile: ClusterProfile, partition: Partition, facts: Facts) -> list[Limits]:
-    qos, accounts = facts.qos or {}, facts.accounts or {}
-    account = profile.slurm.account if profile.slurm.account != "required" else None
-    names = (profile.slurm.qos, partition.own_qos)
-    return [
-        *(qos[name] for name in names if name in qos),
-        *(accounts[name] for name in (account or facts.default_account,) if name in accounts),
-    ]  # fmt: skip
 
 
 def _describe(partition: Partition) -> str:

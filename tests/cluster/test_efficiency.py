@@ -19,7 +19,6 @@ from hpc_tumor.cluster.observe.states import State
 from hpc_tumor.cluster.plan.plan import Plan
 from hpc_tumor.errors import Cause
 from hpc_tumor.run_dir import RunDir
-from hpc_tumor.vocabulary import parse_seconds
 
 PROFILE = {"node": {"gpus": 2, "cpus": 24, "memory_gb": 234}}
 
@@ -151,13 +150,6 @@ def test_what_sacct_saw_beyond_the_files_counts(tmp_path: Path, made_up: MadeUpS
 
 
 def test_numbers_of_sacct() -> None:
-    assert [parse_seconds(text) for text in ("02:03.500", "01:02:03", "2-00:00:01", "", "n")] == [
-        123.5,
-        3723,
-        172_801,
-        None,
-        None,
-    ]
     assert [parse_bytes(text) for text in ("12K", "1.50G", "0", "", "8Gc", "?")] == [
         12_288,
         3 * 2**29,

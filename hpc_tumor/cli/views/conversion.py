@@ -16,7 +16,6 @@ from hpc_tumor.vocabulary import counted, duration, hours
 
 if TYPE_CHECKING:
     from hpc_tumor.cluster.describe.discover import Discovery
-    from hpc_tumor.cluster.launch.submit import Submission
     from hpc_tumor.cluster.observe.clean import Cleaning, Kind
     from hpc_tumor.data.convert.prepare import PrepareSummary, SourceReport
     from hpc_tumor.data.splits.splits import Split
@@ -151,13 +150,6 @@ def _left_out(split: Split, store: Store) -> tuple[str, ...]:
     if not len(split.val):
         notes.append("No validation part: the last epoch counts as the best.")
     return tuple(notes)
-
-
-def submissions_table(submissions: Sequence[Submission]) -> Table:
-    """Runs that were submitted, where, and as which job."""
-    columns = (Column("run", "left"), Column("job", "left"), Column("where", "left", keep=1))
-    rows = tuple((item.run.name, str(item.job_id), item.plan.describe()) for item in submissions)
-    return Table("", columns, rows)
 
 
 def clusters_table(profiles: Sequence[ClusterProfile]) -> Table:

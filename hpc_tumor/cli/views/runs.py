@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from hpc_tumor.cluster.describe.profiles import LOCAL
 from hpc_tumor.cluster.observe.states import RunState, State
@@ -13,6 +14,9 @@ from hpc_tumor.errors import UsageError, unknown
 from hpc_tumor.models import MODELS
 from hpc_tumor.table import Column, Table
 from hpc_tumor.vocabulary import counted, duration, hours
+
+if TYPE_CHECKING:
+    from hpc_tumor.cluster.launch.submit import Submission
 
 GROUPS = {"open": [state for state in State if state.open], "ended": [state for state in State if state.ended]}
 STATE_NAMES = (*(state.value for state in State), *GROUPS)  # that --state takes
@@ -118,6 +122,13 @@ def counts(states: Sequence[RunState]) -> str:
     """`3 running, 2 queued`, in the order of a run's life."""
     numbers = Counter(state.state for state in states)
     return ", ".join(f"{numbers[name]} {name}" for name in State if numbers[name])
+
+
+def submissions_table(submissions: Sequence[Submission]) -> Table:
+    """Runs that were submitted, where, and as which job."""
+    columns = (Column("run", "left"), Column("job", "left"), Column("where", "left", keep=1))
+    rows = tuple((item.run.name, str(item.job_id), item.plan.describe()) for item in submissions)
+    return Table("", columns, rows)
 
 
 def runs_view(states: Sequence[RunState], width: int) -> View:

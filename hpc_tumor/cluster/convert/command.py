@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import secrets
 import shlex
-import shutil
 import sys
 import time
 from collections import Counter
@@ -21,7 +20,7 @@ from hpc_tumor.cluster import slurm
 from hpc_tumor.cluster.convert.task import MORE_MEMORY
 from hpc_tumor.cluster.convert.work_queue import WorkQueue
 from hpc_tumor.cluster.describe.profiles import LOCAL, find_profile
-from hpc_tumor.cluster.launch.sbatch import submit_script
+from hpc_tumor.cluster.launch.sbatch import refuse_without_sbatch, submit_script
 from hpc_tumor.cluster.launch.script import log_folder, sbatch_options, setup_lines
 from hpc_tumor.cluster.plan.plan import Plan, make_plan, refuse_options
 from hpc_tumor.cluster.slurm import SlurmJob
@@ -75,11 +74,7 @@ def conversion_on(
     if tasks is not None and (tasks < 1 or (most is not None and tasks > most)):
         limit = f" {profile.name} lets one user queue at most {most}." if most else ""
         raise UsageError(f"--workers {tasks}: that is the number of array tasks, at least 1.{limit}")
-    if shutil.which("sbatch") is None:
-        raise ClusterError(
-            f"no sbatch on this machine, which the cluster profile {profile.name} needs: log in to the cluster,"
-            " or leave out --cluster."
-        )
+    refuse_without_sbatch(profile, "leave out --cluster")
     count = tasks or min(MOST_TASKS, profile.limits.running_jobs or MOST_TASKS, most or MOST_TASKS)
 
     def convert(units: Sequence[Unit]) -> Generator[UnitResult, None, None]:
@@ -151,7 +146,7 @@ class _Conversion:
                 why = failure["reason"] if failure else _why(record)
                 self.worth_another = self.worth_another or failure is None
                 yield from self._lost(number, owner, why)
-        if not any(_is_alive(record) for record in records.values()):
+        if not any(map(slurm.is_alive, records.values())):
             yield from self._arrived()
             if self.open:
                 self._submit_again(records)
@@ -198,14 +193,8 @@ class _Conversion:
         self.count = tasks = min(self.tasks, len(self.open))
         folder, profile, name = self.work.path, self.profile, f"hpc-tumor-prepare-{secrets.token_hex(4)}"
         log_folder(folder.parents[1], "Rename it.")
-        options = sbatch_options(
-            name,
-            profile,
-            self.plan,
-            f"{log_folder(folder)}/logs/%a.out",
-            requeue=profile.slurm.requeue,
-            array=f"0-{tasks - 1}",
-        )
+        output, array = f"{log_folder(folder)}/logs/%a.out", f"0-{tasks - 1}"
+        options = sbatch_options(name, profile, self.plan, output, requeue=profile.slurm.requeue, array=array)
         with held():
             self.job = submit_script(_script(profile, folder), name, profile, self.plan, *options)
         self.pace.done()  # it cannot have begun yet
@@ -227,7 +216,7 @@ class _Conversion:
             if self.pace.is_due():  # those that were killed could not say that they end
                 records = slurm.read_queue([self.job])
                 self.pace.done()
-                if records is not None and not any(_is_alive(record) for record in records.values()):
+                if records is not None and not any(map(slurm.is_alive, records.values())):
                     return
             time.sleep(pause)
             pause = min(2 * pause, LOOK_SECONDS)
@@ -238,10 +227,6 @@ def _why(record: SlurmJob | None) -> str:
     if record is None:
         return "state unknown"
     return f"state {record.state}{f': {MORE_MEMORY}' if record.state == 'OUT_OF_MEMORY' else ''}"
-
-
-def _is_alive(record: SlurmJob) -> bool:
-    return record.state in slurm.WAITING | slurm.ALIVE
 
 
 def _script(profile: ClusterProfile, folder: Path) -> str:

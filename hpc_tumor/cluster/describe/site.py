@@ -48,13 +48,13 @@ class Partition:
 
     def lets_account(self, account: str) -> bool:
         """Return True if jobs of that account may be here; SLURM does not mind how its letters are written."""
-        return _among(account, self.accounts) and not (
-            self.denied_accounts and _among(account, self.denied_accounts)
+        return among(account, self.accounts) and not (
+            self.denied_accounts and among(account, self.denied_accounts)
         )  # fmt: skip
 
     def lets_qos(self, qos: str) -> bool:
         """Return True if jobs of that QOS may be here."""
-        return _among(qos, self.qos) and not (self.denied_qos and _among(qos, self.denied_qos))
+        return among(qos, self.qos) and not (self.denied_qos and among(qos, self.denied_qos))
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def _default_qos(payer: Limits | None) -> str:
     return payer.qos[0] if payer and payer.qos and len(payer.qos) == 1 else "normal"
 
 
-def _among(name: str, names: Iterable[str] | None) -> bool:
+def among(name: str, names: Iterable[str] | None) -> bool:
     """Return True if a list holds the name, in whatever letters; None is a list of all."""
     return names is None or name.lower() in {each.lower() for each in names}
 

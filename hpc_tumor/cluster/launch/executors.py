@@ -34,7 +34,7 @@ from hpc_tumor.cluster.slurm import cancel_job
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.errors import ClusterError
 from hpc_tumor.run_dir import RunDir
-from hpc_tumor.system.python_children import python_variables
+from hpc_tumor.system.processes import python_variables
 
 
 def start_local(run: RunDir, code: Path) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from hpc_tumor.cluster.describe.profiles import LOCAL
 from hpc_tumor.cluster.observe.causes import remedy
 from hpc_tumor.cluster.plan.plan import Plan
 from hpc_tumor.cluster.slurm import (
@@ -33,6 +35,15 @@ _DECIDED = re.compile(
     r"SBATCH_(JOB_NAME|TIMELIMIT|SIGNAL|OUTPUT|ERROR|OPEN_MODE|(NO_)?REQUEUE|ARRAY_INX|WAIT.*|EXPORT|MEM_.*|GRES|GPUS.*"
     r"|CPUS_PER_.*|NUM_.*|DEPENDENCY)"
 )
+
+
+def refuse_without_sbatch(profile: ClusterProfile, way: str) -> None:
+    """Raise ClusterError where a cluster is meant and this machine cannot submit to it; `way`: what else to do."""
+    if profile.name != LOCAL and shutil.which("sbatch") is None:
+        raise ClusterError(
+            f"no sbatch on this machine, which the cluster profile {profile.name} needs: log in to the cluster, or"
+            f" {way}."
+        )
 
 
 def submit_script(script: str | Path, name: str, profile: ClusterProfile, plan: Plan, *options: str) -> str:

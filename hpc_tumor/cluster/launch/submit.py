@@ -33,7 +33,7 @@ from hpc_tumor.cluster.launch.private import (
     remove_empty,
     submissions_folder,
 )
-from hpc_tumor.cluster.launch.sbatch import clean_environment
+from hpc_tumor.cluster.launch.sbatch import clean_environment, refuse_without_sbatch
 from hpc_tumor.cluster.launch.script import log_folder
 from hpc_tumor.cluster.launch.snapshot import kept_code
 from hpc_tumor.cluster.observe.job_record import JobRecord
@@ -111,7 +111,7 @@ def submit_all(
         ClusterError: there is no SLURM here.
     """
     runs = check_runs(runs, profile)
-    _refuse_without_sbatch(profile)
+    refuse_without_sbatch(profile, "use --cluster local")
     settled = [replace(item, experiment=_settled(item.experiment, item.plan)) for item in wanted]
     first = not runs.exists()
     submitted, provenance = Submitted(), collect_provenance()
@@ -173,7 +173,7 @@ def resume_run(run: RunDir, gpus: int | None = None) -> Submission:
     """
     profile, plan = own_submission(run)
     check_runs(run.path.parent, profile)
-    _refuse_without_sbatch(profile)
+    refuse_without_sbatch(profile, "use --cluster local")
     with held() as interrupt_if_asked, _claimed(run), _restored(run):
         refuse_what_goes_on([run])
         refuse_changed_settings(run)
@@ -376,11 +376,3 @@ def check_runs(runs: Path, profile: ClusterProfile) -> Path:
     for folder in (code_folder(runs), submissions_folder(runs)):
         check_private(folder)
     return runs
-
-
-def _refuse_without_sbatch(profile: ClusterProfile) -> None:
-    if profile.name != LOCAL and shutil.which("sbatch") is None:
-        raise ClusterError(
-            f"no sbatch on this machine, which the cluster profile {profile.name} needs: log in to the cluster,"
-            " or use --cluster local."
-        )

@@ -21,7 +21,7 @@ from hpc_tumor.cluster.observe.job_record import JobRecord
 from hpc_tumor.errors import Cause, ClusterError, HpcTumorError
 from hpc_tumor.records import Failure
 from hpc_tumor.run_dir import RunDir, read_json
-from hpc_tumor.system.python_children import end_with_parent
+from hpc_tumor.system.processes import end_with_parent
 from hpc_tumor.system.resources import available_cpus
 from hpc_tumor.training.watch.torch_words import may_pass
 

@@ -20,7 +20,7 @@ from hpc_tumor.cluster.node.local_queue import give_back, is_turn
 from hpc_tumor.cluster.observe.job_record import JobRecord
 from hpc_tumor.errors import HpcTumorError, TrainingError
 from hpc_tumor.run_dir import RunDir
-from hpc_tumor.system.python_children import end_with_parent
+from hpc_tumor.system.processes import end_with_parent
 from hpc_tumor.system.resources import available_cpus
 
 _TICK = 0.1  # seconds between two looks at the ranks

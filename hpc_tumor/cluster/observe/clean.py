@@ -45,9 +45,6 @@ class Leftover:
     bytes: int
     run: str | None = None
 
-    def as_dict(self) -> dict[str, Any]:
-        return {"kind": self.kind, "path": self.path, "files": self.files, "bytes": self.bytes, "run": self.run}
-
 
 @dataclass(frozen=True)
 class RunSize:
@@ -73,16 +70,13 @@ class Cleaning:
     def as_dict(self) -> dict[str, Any]:
         """All of it as JSON types."""
         kinds = {
-            kind: {
-                "files": sum(item.files for item in self.of(kind)),
-                "bytes": sum(item.bytes for item in self.of(kind)),
-            }
+            kind: {name: sum(getattr(item, name) for item in self.of(kind)) for name in ("files", "bytes")}
             for kind in KINDS
         }
         return {
             "removed": self.removed,
             "kinds": kinds,
-            "leftovers": [item.as_dict() for item in self.leftovers],
+            "leftovers": [asdict(item) for item in self.leftovers],
             "runs": [asdict(size) for size in self.sizes],
             "failed": {str(path): reason for path, reason in self.failed.items()},
         }

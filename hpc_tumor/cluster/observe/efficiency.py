@@ -13,9 +13,9 @@ from hpc_tumor.cluster.observe.job_record import JobRecord
 from hpc_tumor.cluster.observe.queue import read_states
 from hpc_tumor.cluster.observe.states import RunState, State
 from hpc_tumor.cluster.plan.plan import Plan
-from hpc_tumor.cluster.slurm import run_slurm
+from hpc_tumor.cluster.slurm import ask_sacct
 from hpc_tumor.config import ClusterProfile
-from hpc_tumor.errors import Cause, ClusterError
+from hpc_tumor.errors import Cause
 from hpc_tumor.records import LARGEST, section
 from hpc_tumor.run_dir import RunDir, matching, read_json
 from hpc_tumor.vocabulary import parse_seconds, printable
@@ -267,19 +267,8 @@ class JobUse:
 
 def read_job_use(job_ids: Iterable[str]) -> dict[str, JobUse]:
     """Return the records of sacct on these jobs, by their numbers; empty where there is no accounting."""
-    ids = ",".join(sorted({job_id.partition("_")[0] for job_id in job_ids}))
-    if not ids:
-        return {}
-    form = f"--format={','.join(_FIELDS)}"
-    try:
-        text = run_slurm("sacct", "--noheader", "--parsable2", "--duplicates", "--noconvert", f"--jobs={ids}", form)
-    except ClusterError:
-        return {}
     jobs: dict[str, JobUse] = {}
-    for line in text.splitlines():
-        cells = line.split("|")
-        if len(cells) != len(_FIELDS):
-            continue
+    for cells in ask_sacct(job_ids, _FIELDS, "--duplicates", "--noconvert"):
         job_id, _, step = cells[0].partition(".")
         name, state, elapsed, cpu, task_memory, memory, given = cells[1:]
         job = jobs.setdefault(job_id, JobUse())

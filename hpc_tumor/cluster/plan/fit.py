@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from hpc_tumor.cluster.describe.site import Facts, Limits, NodeKind, Partition
+from hpc_tumor.cluster.describe.site import Facts, Limits, NodeKind, Partition, among
 from hpc_tumor.cluster.plan.plan import Plan
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.errors import UsageError, unknown
@@ -74,7 +74,7 @@ def _check_account(plan: Plan, profile: ClusterProfile, facts: Facts, asked: set
     where = _source("qos", profile, asked)
     if facts.qos and qos.lower() not in facts.qos:
         raise UsageError(f"{where}: {unknown('QOS', qos, open_to_you or facts.qos)}")
-    if open_to_you and qos.lower() not in _lower(open_to_you):
+    if open_to_you and not among(qos, open_to_you):
         whom = f"the account {account}" if account else "you"
         raise UsageError(f"{where}: the QOS {qos} is not open to {whom}: {_some(open_to_you)} may be named.")
 
@@ -137,7 +137,7 @@ def _kinds(plan: Plan, profile: ClusterProfile, partition: Partition, facts: Fac
         return kinds
     gpu_type, types = profile.slurm.gpu_type, {name for kind in kinds for name in kind.gpu_types}
     if gpu_type and types:
-        kinds = [kind for kind in kinds if gpu_type.lower() in _lower(kind.gpu_types)]
+        kinds = [kind for kind in kinds if among(gpu_type, kind.gpu_types)]
         if not kinds:
             raise UsageError(f"{profile.name} asks for GPUs of the type {gpu_type}; {where} has {_some(types)}.")
     most = max(kind.gpus for kind in kinds)
@@ -248,10 +248,6 @@ def _named(partition: Partition | None) -> str:
 
 def _floor(memory: float) -> str:
     return f"{int(memory * 10) / 10:g}"
-
-
-def _lower(names: Iterable[str]) -> set[str]:
-    return {name.lower() for name in names}
 
 
 def _some(names: Iterable[str]) -> str:

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpc_tumor.errors import DataError
-from hpc_tumor.system.python_children import module_command, start_process
+from hpc_tumor.system.processes import module_command, start_process
 
 SECONDS = 60.0  # for one file; a slice takes some milliseconds
 _MEMORY = 4 << 30  # bytes of address space

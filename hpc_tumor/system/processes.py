@@ -1,7 +1,7 @@
-"""Python processes that are started from here: what they import, which is never what lies in the current folder.
+"""Processes that are started from here: programs of the system; and Python, never with modules of the current folder.
 
 Python looks there first for `-m` and `-c`, and for an empty entry of PYTHONPATH: a file called types.py or numpy.py
-beside the user's data would be imported in place of the real one. And none of them outlives its parent.
+beside the user's data would be imported in place of the real one.
 """
 
 from __future__ import annotations
@@ -19,6 +19,17 @@ from typing import Any
 import hpc_tumor
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def run_quietly(*command: str, seconds: float) -> subprocess.CompletedProcess[str] | None:
+    """Run a program without input, its output in English; None where it is missing, or takes longer."""
+    try:
+        return subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="replace", check=False,
+            timeout=seconds, env={**os.environ, "LC_ALL": "C"},
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return None
 
 
 def python_variables(code: Path | None = None) -> dict[str, str]:
