@@ -26,15 +26,15 @@ LOSSES: dict[str, tuple[str, ...]] = {
     "classification": ("cross-entropy", "focal"),
     "segmentation": ("bce", "dice-bce", "dice-ce", "focal"),
 }
-# Validation scores of which more is better; and loss, of which less is. Not the accuracy of voxels: most are background,
-# and an empty prediction has nearly all of it.
+# Validation scores of which more is better; and loss, of which less is. The accuracy of voxels is none of them: most are
+# background, and an empty prediction has nearly all of it.
 BEST_BY = {
     "classification": r"loss|accuracy|confidence|balanced_accuracy|mcc|(precision|recall|f1)(_[\w-]+)?",
     "segmentation": r"loss|(dice|iou|precision|recall)(_(NCR|ED|ET|WT|TC))?",
 }
 ALLOWED_BEST_BY = {
-    "classification": "loss, accuracy, confidence, balanced_accuracy, mcc, precision, recall or f1, the last three also of"
-    " one class (recall_glioma)",
+    "classification": "loss, accuracy, confidence, balanced_accuracy, mcc, precision, recall or f1, the last three also"
+    " of one class (recall_glioma)",
     "segmentation": "loss, dice, iou, precision or recall, all but loss also of NCR, ED, ET, WT or TC (dice_WT)",
 }
 OUTPUTS = {"classification": 4, "segmentation": 3}  # classes; labels NCR/NET, ED and ET
