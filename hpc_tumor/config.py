@@ -29,8 +29,8 @@ LOSSES: dict[str, tuple[str, ...]] = {
     "classification": ("cross-entropy", "focal"),
     "segmentation": ("bce", "dice-bce", "dice-ce", "focal"),
 }
-# Validation scores of which more is better; and loss, of which less is. Not the accuracy of voxels: most are
-# background, and an empty prediction has nearly all of it.
+# Validation scores of which more is better; and loss, of which less is. Not the accuracy of voxels, which is high for
+# an empty prediction: most of them are background.
 BEST_BY = {
     "classification": r"loss|accuracy|confidence|balanced_accuracy|mcc|(precision|recall|f1)(_[\w-]+)?",
     "segmentation": r"loss|(dice|iou|precision|recall)(_(NCR|ED|ET|WT|TC))?",

@@ -6,7 +6,9 @@ import contextlib
 import json
 import os
 import pty
+import re
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -14,8 +16,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import typer
 
 import hpc_tumor
 from hpc_tumor import cli
@@ -211,6 +215,38 @@ def test_a_dry_run_prints_the_script_and_writes_nothing(capsys: Captured, work: 
     assert "2 nodes × 2 GPUs" in shown.err
     assert "Nothing was submitted" in shown.err
     assert snapshot(work) == before
+
+
+def commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every command below a group with the words that call it; a group that runs by itself is one, too."""
+    if path:
+        yield path, group
+    for name, child in getattr(group, "commands", {}).items():
+        yield from commands(child, (*path, name))
+
+
+COMMANDS = dict(commands(typer.main.get_command(cli.app)))
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_help_has_examples_that_can_be_typed_and_no_types_of_python(path: tuple[str, ...], capsys: Captured) -> None:
+    assert cli.main([*path, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert not re.search(r"<\w+|\b(TEXT|INTEGER|FLOAT|BOOLEAN)\b", shown)
+    examples = re.findall(r"^(?:Example: )?hpc-tumor (.*)", COMMANDS[path].help or "", re.MULTILINE)
+    assert examples
+    for example in examples:
+        words = shlex.split(example)
+        assert tuple(words[: len(path)]) == path
+        COMMANDS[path].make_context(" ".join(path), words[len(path) :])  # raises where it cannot be parsed
+
+
+def test_a_letter_stands_for_one_option_in_all_commands() -> None:
+    meanings: dict[str, set[str]] = {}
+    for parameter in (parameter for command in COMMANDS.values() for parameter in command.params):
+        for name in parameter.opts if parameter.param_type_name == "option" else ():
+            meanings.setdefault(name, set()).add(max(parameter.opts, key=len))
+    assert {name: options for name, options in meanings.items() if len(options) > 1} == {}
 
 
 def test_without_slurm_a_run_stays_here_and_says_so(capsys: Captured) -> None:

@@ -15,7 +15,6 @@ from hpc_tumor.cli.options import (
     SplitSettings,
     StoreToRead,
     Verbose,
-    Walltime,
     argument,
     complete_clusters,
     complete_editions,
@@ -27,7 +26,7 @@ from hpc_tumor.errors import UsageError
 from hpc_tumor.vocabulary import plural
 
 Source = Annotated[Path, argument("SOURCE", "Folder with the raw scans.")]
-Store = Annotated[Path, argument("STORE", "Zarr store to make, or to bring up to date.")]
+StoreToWrite = Annotated[Path, argument("STORE", "Zarr store to make, or to bring up to date.")]
 Dataset = Annotated[
     str, option("--dataset", value="KIND", text="auto, brats, brats-h5 or brain-mri; auto detects which it is.")
 ]
@@ -52,6 +51,9 @@ ConvertOn = Annotated[
         text="Convert in a SLURM array there, and wait for it. Without: on this machine.",
     ),
 ]  # fmt: skip
+TaskTime = Annotated[
+    str | None, option("--time", "--walltime", value="TIME", panel=WHERE, text="Time limit of a task: 30m or 2h.")
+]
 TaskMemory = Annotated[
     float | None, option("--memory", value="GB", panel=WHERE, text="Main memory of a task; else 1 GB for each CPU.")
 ]
@@ -59,7 +61,7 @@ TaskMemory = Annotated[
 
 def prepare_data(
     source: Source,
-    store: Store,
+    store: StoreToWrite,
     dataset: Dataset = "auto",
     labels: Edition = None,
     workers: Workers = None,
@@ -69,7 +71,7 @@ def prepare_data(
     cluster: ConvertOn = None,
     account: Account = None,
     partition: Partition = None,
-    walltime: Walltime = None,
+    walltime: TaskTime = None,
     memory_gb: TaskMemory = None,
     json: Json = False,
     verbose: Verbose = False,

@@ -128,13 +128,6 @@ Cluster = Annotated[
 ]  # fmt: skip
 Account = Annotated[str | None, option("--account", value="NAME", text="SLURM account to charge.", panel=WHERE)]
 Partition = Annotated[str | None, option("--partition", value="NAME", text="SLURM partition.", panel=WHERE)]
-Walltime = Annotated[
-    str | None,
-    option(
-        "--time", "--walltime", value="TIME", panel=WHERE,
-        text="Time limit: 02:00:00, 90m or 2h. A run that may take longer than a job goes on in further ones.",
-    ),
-]  # fmt: skip
 Networks = Annotated[
     list[str] | None,
     option("--model", "-m", value="NAME", autocompletion=complete_models, text="Only runs of this network."),

@@ -18,7 +18,6 @@ from hpc_tumor.cli.options import (
     Partition,
     Runs,
     Verbose,
-    Walltime,
     complete_models,
     flag,
     folder_of_runs,
@@ -50,6 +49,13 @@ SbatchOptions = Annotated[
     list[str] | None,
     option("--sbatch", value="OPTION[=VALUE]", panel=WHERE, text="Any further option: mail-type=END."),
 ]
+Walltime = Annotated[
+    str | None,
+    option(
+        "--time", "--walltime", value="TIME", panel=WHERE,
+        text="Time limit: 02:00:00, 90m or 2h; more than a job may have is done in several.",
+    ),
+]  # fmt: skip
 AtOnce = Annotated[
     int | None, option("--at-once", value="N", min=1, panel=WHERE, text="Of many runs, so many at the same time.")
 ]

@@ -86,7 +86,7 @@ def submitting(runs: Path) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Hold a lock file in a private folder; it is there only while it is held, and so is a folder made for it alone.
+    """Hold a lock file in a private folder; it is there only while it is held, and so is a folder with nothing else.
 
     Gives False where the file system has no locks.
 
@@ -94,15 +94,13 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
         BlockingIOError: another command holds it, and it is not to be waited for.
         UsageError, OSError: as `make_private`.
     """
-    new = not path.parent.exists()
     handle, alone = _acquire(path, wait)
     try:
         yield alone
     finally:
         path.unlink(missing_ok=True)
         os.close(handle)
-        if new:
-            remove_empty(path.parent)
+        remove_empty(path.parent)
 
 
 def _acquire(path: Path, wait: bool) -> tuple[int, bool]:
