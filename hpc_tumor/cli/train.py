@@ -62,7 +62,8 @@ AtOnce = Annotated[
 Memory = Annotated[float | None, option("--memory", value="GB", panel=WHERE, text="Main memory on each node.")]
 Cpus = Annotated[int | None, option("--cpus", value="N", min=1, panel=WHERE, text="CPUs for each GPU.")]
 Accumulate = Annotated[
-    int | None, option("--accumulate", value="N", panel=HOW, text="The same batch in N parts, which need less memory.")
+    int | None,
+    option("--accumulate", value="N", panel=HOW, text="Split the batch into N micro-batches, to need less memory."),
 ]
 Wait = Annotated[bool, flag("--wait", text="Stay, and show progress, to the end.", panel=HOW)]
 Again = Annotated[bool, flag("--again", text="Also start runs that already exist.", panel=HOW)]
