@@ -41,7 +41,10 @@ LIBRARIES = (
 NEW_RUN = re.compile(r"\b2(?!0260101-0000)\d{7}-\d{6}-([a-z0-9-]+)-[0-9a-f]{6}\b")  # made-up runs have fixed names
 MASKS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
     (re.compile(r"\x1b\[[0-9;]*m"), ""),
-    (re.compile(r"^.* of .*, about .* left\n", re.MULTILINE), ""),  # progress that took more than a moment
+    (  # progress that took more than a moment
+        re.compile(r"^[a-z ]+: (\d+) of (\d+) [a-z]+(, about .* left)?\n", re.MULTILINE),
+        lambda found: found[0] if found[1] == found[2] else "",
+    ),
     (NEW_RUN, r"<run of \1>"),
     (re.compile(r"\b20\d\d-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:\d\d)?"), "<time>"),
     (re.compile(r"^(time +)\d.*$", re.MULTILINE), r"\1<duration>"),
