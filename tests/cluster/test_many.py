@@ -113,6 +113,19 @@ def test_what_slurm_refuses_leaves_nothing_and_the_rest_stays(tmp_path: Path, sb
     assert len(list((runs / f".submissions-{os.getuid()}").iterdir())) == 1
 
 
+@pytest.mark.parametrize("count", [1, 2], ids=["job", "array"])
+def test_what_slurm_refuses_altogether_leaves_nothing_in_the_folder_of_runs(
+    tmp_path: Path, sbatch: Path, count: int
+) -> None:
+    sbatch.write_text('#!/bin/sh\necho "sbatch: error: no" >&2; exit 1\n')
+    (tmp_path / "runs").mkdir()
+    for runs in (tmp_path / "runs", tmp_path / "new" / "runs"):
+        with pytest.raises(ClusterError, match="SLURM refused"):
+            launch.submit(Planned(wanted(range(count), profile_with())), profile_with(), runs)
+    assert list((tmp_path / "runs").iterdir()) == []
+    assert not (tmp_path / "new").exists()
+
+
 def test_the_dry_run_shows_the_array(tmp_path: Path, sbatch: Path, capsys: pytest.CaptureFixture[str]) -> None:
     profile, runs = profile_with(), tmp_path / "runs"
     launch.show_scripts(Planned(wanted(range(9), profile)), profile, runs, at_once=4)
