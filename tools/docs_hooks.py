@@ -23,13 +23,13 @@ from hpc_tumor import errors
 from hpc_tumor.cli import app
 from hpc_tumor.cluster.observe.job_record import JobRecord
 from hpc_tumor.cluster.observe.states import State
-from hpc_tumor.config import MAY_CHANGE, ClusterProfile, Experiment
+from hpc_tumor.config import ClusterProfile, Experiment
 from hpc_tumor.data.editions import EDITIONS
 from hpc_tumor.data.store.store import SCHEMAS, Store
 from hpc_tumor.models import MODELS
 from hpc_tumor.records import Event, Failure, Record, Status
 from hpc_tumor.run_dir import RunDir
-from hpc_tumor.settings import preset, read_toml, shipped
+from hpc_tumor.settings import MAY_CHANGE, preset, read_toml, shipped
 from hpc_tumor.validation import fields_of
 
 PACKAGE = Path(hpc_tumor.__file__).parent
