@@ -51,7 +51,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A Markdown table; a `|` in a cell is escaped, a line end becomes a blank."""
-    cells = [[" ".join(str(cell).split()).replace("|", r"\|") for cell in row] for row in (head, *rows)]
+    cells = [[re.sub(r"[ \n]+", " ", str(cell)).replace("|", r"\|") for cell in row] for row in (head, *rows)]
     lines = [f"| {' | '.join(row)} |" for row in cells]
     return "\n".join([lines[0], f"|{' --- |' * len(head)}", *lines[1:]])
 
