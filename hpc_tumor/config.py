@@ -9,14 +9,14 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from hpc_tumor.errors import DataError, UsageError
-from hpc_tumor.validation import SettingError, Settings, fields_of
+from hpc_tumor.errors import UsageError
+from hpc_tumor.validation import SettingError, Settings
 from hpc_tumor.vocabulary import parse_seconds, series
 
 Task = Literal["classification", "segmentation"]
@@ -29,12 +29,17 @@ LOSSES: dict[str, tuple[str, ...]] = {
     "classification": ("cross-entropy", "focal"),
     "segmentation": ("bce", "dice-bce", "dice-ce", "focal"),
 }
-# Validation scores of which more is better; and loss, of which less is.
+# Validation scores of which more is better; and loss, of which less is. Not the accuracy of voxels, which is high for
+# an empty prediction: most of them are background.
 BEST_BY = {
     "classification": r"loss|accuracy|confidence|balanced_accuracy|mcc|(precision|recall|f1)(_[\w-]+)?",
-    "segmentation": r"loss|(dice|iou|precision|recall|accuracy)(_(NCR|ED|ET|WT|TC))?",
+    "segmentation": r"loss|(dice|iou|precision|recall)(_(NCR|ED|ET|WT|TC))?",
 }
-EXAMPLES = {"classification": "accuracy, f1, recall_glioma …", "segmentation": "dice, dice_WT, iou …"}
+ALLOWED_BEST_BY = {
+    "classification": "loss, accuracy, confidence, balanced_accuracy, mcc, precision, recall or f1, the last three also"
+    " of one class (recall_glioma)",
+    "segmentation": "loss, dice, iou, precision or recall, all but loss also of NCR, ED, ET, WT or TC (dice_WT)",
+}
 OUTPUTS = {"classification": 4, "segmentation": 3}  # classes; labels NCR/NET, ED and ET
 
 
@@ -218,7 +223,7 @@ class Experiment(Settings):
         if self.best_by is not None and not re.fullmatch(BEST_BY[self.task], self.best_by):
             raise SettingError(
                 "best_by",
-                f"= {self.best_by!r} is no score of {self.task} to choose by: choose loss, {EXAMPLES[self.task]}",
+                f"= {self.best_by!r} is no score of {self.task} to choose by: choose {ALLOWED_BEST_BY[self.task]}",
             )
         if self.data.fold is not None and self.data.fold >= self.data.folds:
             raise SettingError(
@@ -254,58 +259,6 @@ class Experiment(Settings):
     def loss(self) -> str:
         """The loss in use: the one asked for, else the task's."""
         return self.recipe.loss or LOSSES[self.task][0]
-
-
-# Settings that may be changed in a run that goes on: it is the same experiment still, to the bit, or up to the order of
-# additions on another number of ranks, threads or micro-batches. All others, of later versions too, must stay.
-MAY_CHANGE = frozenset({
-    "data.store", "data.split_file",  # what they hold is compared instead
-    "data.keep", "data.keep_gb", "hardware.gpus", "hardware.threads", "hardware.timeout_minutes", "checkpoint_minutes",
-    "keep_every", "profile", "tensorboard", "scoring.flips", "scoring.clean",
-    "hardware.precision",  # the format in use is compared instead
-    "hardware.accumulate",  # as the number of ranks: sums in another order, and batch norm over other samples
-    "hardware.compile",  # to auto, which goes on as before
-    "recipe.epochs",  # where the learning rate of an epoch does not depend on how many will follow
-})  # fmt: skip
-
-
-def settings_by_name(experiment: Experiment) -> dict[str, Any]:
-    """All settings as JSON values, by their dotted names."""
-    values = experiment.model_dump(mode="json")
-    return {name: _value_of(values, name) for name in fields_of(Experiment)}
-
-
-def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """Differences as `name = value, but was value`: of the settings that may change, and of the others.
-
-    Both are by dotted names. One that `before` lacks was added since: it was as its default is.
-    """
-    fields = fields_of(Experiment)
-    fixed = {"recipe.epochs"} if now["recipe.schedule"] in ("cosine", "polynomial") else set()
-    fixed |= {"hardware.compile"} if now["hardware.compile"] != "auto" else set()
-    may: list[str] = []
-    must_not: list[str] = []
-    for name, value in now.items():
-        was = before.get(name, fields[name].default)
-        if was != value and (name in before or not fields[name].is_required()):
-            words = f"{name} = {json.dumps(value)}, but was {json.dumps(was)}"
-            (may if name in MAY_CHANGE - fixed else must_not).append(words)
-    return may, must_not
-
-
-def refuse_changes(changes: Sequence[str], what: str) -> None:
-    """Raise DataError for settings of a run that may not be others when it goes on; `what` says where they were."""
-    if changes:
-        raise DataError(
-            f"{what}: {'; '.join(changes)}. Going on would mix two experiments: set it back in config.json, or submit"
-            " a new run."
-        )
-
-
-def _value_of(values: Any, name: str) -> Any:
-    for key in name.split("."):
-        values = values[key]
-    return values
 
 
 def _minutes(value: Any) -> Any:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from hpc_tumor.errors import UsageError
 from hpc_tumor.system import atomic
-from hpc_tumor.vocabulary import printable
+from hpc_tumor.vocabulary import duration, printable
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -228,19 +228,6 @@ def draw(table: Table) -> RenderableType:
 
 def _style(cell: str, column: Column) -> str:
     return _STYLES.get(cell, "") if column.key == "state" else ""
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds as a person says them: `8.2 s`, `4 min`, `2 h 05 min`; nothing for None."""
-    if seconds is None:
-        return ""
-    if seconds < 99.5:
-        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 100:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
 def size(count: float) -> str:

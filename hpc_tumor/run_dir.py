@@ -30,8 +30,8 @@ import shlex
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -39,7 +39,7 @@ from tempfile import TemporaryFile
 from typing import Any, Literal, get_args
 
 from hpc_tumor.config import Experiment
-from hpc_tumor.errors import DataError, HpcTumorError, UsageError
+from hpc_tumor.errors import DataError, UsageError
 from hpc_tumor.system import atomic
 from hpc_tumor.validation import build
 
@@ -99,7 +99,7 @@ class RunDir:
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
         name = f"{stamp}-{experiment.model.name}-{secrets.token_hex(3)}"
         beside = runs / f".{name}"
-        with folder_to_write(runs, "a run"):
+        with atomic.folder_to_write(runs, "a run"):
             try:
                 for folder in ("checkpoints", "figures", "logs/submission"):
                     (beside / folder).mkdir(parents=True)
@@ -382,55 +382,6 @@ def _text(path: Path, errors: str = "strict") -> str:
     if found.st_size > MOST_BYTES:
         raise UnreadableFileError(f"is damaged: larger than {MOST_BYTES >> 20} MB")
     return path.read_text(encoding="utf-8", errors=errors)
-
-
-@contextmanager
-def folder_to_write(folder: Path, what: str) -> Iterator[None]:
-    """Make `folder` where it is not there, to write `what` into; empty folders made here go again where that fails.
-
-    Raises:
-        UsageError: it cannot be made or written: not a folder, read-only, no permission.
-        HpcTumorError: the disk is full.
-    """
-    made: list[Path] = []
-    try:
-        try:
-            made += [path for path in (folder, *folder.parents) if not path.exists()]
-            folder.mkdir(parents=True, exist_ok=True)
-            yield
-        except BaseException:
-            for path in made:
-                with suppress(OSError):  # not empty
-                    path.rmdir()
-            raise
-    except OSError as error:
-        raise write_error(error, folder, what) from error
-
-
-def check_writable(folder: Path) -> None:
-    """Raise the error that `folder_to_write` would for a run, as far as that can be known without writing."""
-    try:
-        existing = next(path for path in (folder, *folder.parents) if path.exists())
-    except OSError as error:
-        raise write_error(error, folder, "a run") from error
-    if not existing.is_dir():
-        raise write_error(NotADirectoryError(errno.ENOTDIR, ""), folder, "a run")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise write_error(PermissionError(errno.EACCES, ""), folder, "a run")
-
-
-def write_error(error: OSError, folder: Path, what: str) -> HpcTumorError:
-    """The error for `what` that could not be written into `folder`, with the reason in plain words."""
-    if atomic.is_disk_full(error):
-        return HpcTumorError(f"{what} could not be written to {folder}: no space is left on its disk. Make room there.")
-    reason = error.strerror or str(error)
-    if error.errno == errno.EROFS:
-        reason = "its file system is read-only"
-    elif error.errno in (errno.EACCES, errno.EPERM):
-        reason = "permission denied"
-    elif error.errno in (errno.EEXIST, errno.ENOTDIR):
-        reason = f"{next((path for path in (folder, *folder.parents) if path.is_file()), folder)} is not a folder"
-    return UsageError(f"{what} cannot be written to {folder}: {reason}. Name another folder.")
 
 
 def _append_json(path: Path, value: dict[str, Any]) -> None:

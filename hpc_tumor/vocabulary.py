@@ -55,9 +55,23 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {plural(count, noun)}"
 
 
-def hours(minutes: int) -> str:
-    """Minutes as `2:05 h`."""
-    return f"{minutes // 60}:{minutes % 60:02d} h"
+def duration(seconds: float | None) -> str:
+    """Seconds as a person says them: `8.2 s`, `4 min`, `2 h 05 min`; nothing for None."""
+    if seconds is None:
+        return ""
+    if seconds < 99.5:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 100:
+        return f"{minutes} min"
+    whole, minutes = divmod(minutes, 60)
+    return f"{whole} h {minutes:02d} min" if whole < 48 else f"{whole // 24} d {whole % 24} h"
+
+
+def hours(minutes: int, limit: int | None = None) -> str:
+    """Minutes as `2:05 h`; with the limit that is set to them, as `0:41 of 2:05 h`."""
+    text = f"{minutes // 60}:{minutes % 60:02d}"
+    return f"{text} h" if limit is None else f"{text} of {hours(limit)}"
 
 
 def slurm_time(minutes: int) -> str:

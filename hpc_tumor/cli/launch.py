@@ -14,7 +14,8 @@ from hpc_tumor.cli.control import agreed, refuse_failures, show_states, watch_ru
 from hpc_tumor.cli.planning import Planned, fit
 from hpc_tumor.cli.views.runs import counts, submissions_table
 from hpc_tumor.cluster.describe.profiles import LOCAL
-from hpc_tumor.cluster.launch.existing import find_same
+from hpc_tumor.cluster.launch.existing import find_same, submitted_as
+from hpc_tumor.cluster.launch.private import submitting
 from hpc_tumor.cluster.launch.submit import (
     Wanted,
     array_script,
@@ -22,8 +23,6 @@ from hpc_tumor.cluster.launch.submit import (
     grouped,
     job_script,
     submit_all,
-    submitted_as,
-    submitting,
 )  # fmt: skip
 from hpc_tumor.cluster.node.job import record_failure
 from hpc_tumor.cluster.observe.queue import read_states

@@ -9,7 +9,7 @@ from typing import Any
 
 from hpc_tumor.cluster.observe.causes import recognise
 from hpc_tumor.config import ClusterProfile
-from hpc_tumor.console import duration, size
+from hpc_tumor.console import size
 from hpc_tumor.doctor.configuration import line_to_change
 from hpc_tumor.doctor.finding import Finding, error, ok, warning
 from hpc_tumor.doctor.gpu import capability_of, check_gpus
@@ -17,7 +17,7 @@ from hpc_tumor.doctor.machine import check_limits
 from hpc_tumor.doctor.node_job import MINUTES, PATIENCE, SETUP_DONE, Outcome
 from hpc_tumor.doctor.packages import check_packages, compare_packages
 from hpc_tumor.doctor.probe import Probe, probe_from
-from hpc_tumor.vocabulary import counted
+from hpc_tumor.vocabulary import counted, duration
 
 _LITTLE_DISK = 10_000_000_000
 _MOST_SKEW = 10.0  # seconds between the clocks of two machines

@@ -31,6 +31,11 @@ def expand_home(path: Path) -> Path:
         raise UsageError(f"{path} has no meaning here: {NO_HOME}. Set HOME, or write the whole path.") from None
 
 
+def absolute(path: Path) -> Path:
+    """`path` from the root on, without `..`; links are left as they are."""
+    return Path(os.path.abspath(expand_home(path)))  # noqa: PTH100 - Path.absolute keeps `..`, Path.resolve no links
+
+
 def owner_of(path: Path) -> str:
     """Name of the user whom `path` belongs to, or the number of one that this machine does not know."""
     return user_name(path.stat().st_uid)

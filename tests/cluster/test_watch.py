@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 from launching import profile_with, small_experiment
+from local_slurm import LOCAL_TEST
 
 from hpc_tumor import console
 from hpc_tumor.cli import control
@@ -33,7 +34,6 @@ from hpc_tumor.data.raw.brats import BraTSReader
 from hpc_tumor.doctor import node_job
 from hpc_tumor.doctor.node_job import PATIENCE, try_on_node
 from hpc_tumor.run_dir import RunDir
-from hpc_tumor.settings import shipped
 
 
 class Clock:
@@ -225,7 +225,7 @@ def test_a_conversion_asks_slurm_as_seldom_and_ends_by_what_its_tasks_say(
                 work(WorkQueue(array), task, workers=1)
 
     clock.at = [(200, be_a_task)]
-    convert = conversion_on(str(shipped("slurm_templates") / "local-test.toml"), 2, lambda line: None)
+    convert = conversion_on(str(LOCAL_TEST), 2, lambda line: None)
     summary = prepare_dataset(BraTSReader(), tmp_path / "raw", store, convert=convert)
     assert (summary.cases, summary.failed) == (2, [])
     assert 5 < questions(squeue) <= 200 / WATCH_SECONDS + 1
@@ -249,7 +249,7 @@ def test_a_conversion_that_is_interrupted_cancels_and_waits_for_tasks_that_work(
         raise KeyboardInterrupt
 
     clock.at = [(5, begin), (50, interrupt)]
-    convert = conversion_on(str(shipped("slurm_templates") / "local-test.toml"), 1, lambda line: None)
+    convert = conversion_on(str(LOCAL_TEST), 1, lambda line: None)
     with pytest.raises(KeyboardInterrupt):
         prepare_dataset(BraTSReader(), tmp_path / "raw", store, convert=convert)
     assert questions(squeue, "scancel") == 1

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from local_slurm import LOCAL_TEST
 
 from hpc_tumor.cluster.convert.command import conversion_on
 from hpc_tumor.cluster.convert.task import main, work
@@ -18,9 +19,6 @@ from hpc_tumor.data.convert.prepare import prepare_dataset
 from hpc_tumor.data.phantom.dataset import make_phantom
 from hpc_tumor.data.raw.brats import BraTSReader
 from hpc_tumor.errors import ClusterError, UsageError
-from hpc_tumor.settings import shipped
-
-LOCAL_TEST = str(shipped("slurm_templates") / "local-test.toml")
 
 
 @pytest.fixture
@@ -115,12 +113,12 @@ def test_memory_of_a_task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     make_phantom(tmp_path / "raw", "brats", 1, 1, shape=(32, 32, 12))
     for given, asked in ((None, "--mem=4096M"), (6.5, "--mem=6656M")):
-        convert = conversion_on(LOCAL_TEST, 1, print, memory_gb=given)
+        convert = conversion_on(str(LOCAL_TEST), 1, print, memory_gb=given)
         with pytest.raises(ClusterError, match="no more"):
             prepare_dataset(BraTSReader(), tmp_path / "raw", tmp_path / "s.zarr", convert=convert)
         assert asked in (tmp_path / "sbatch.options").read_text().split()
     with pytest.raises(UsageError, match=r"--memory 64 GB is more than the 7 GB"):
-        conversion_on(LOCAL_TEST, 1, print, memory_gb=64)
+        conversion_on(str(LOCAL_TEST), 1, print, memory_gb=64)
     with pytest.raises(UsageError, match="--memory: for SLURM clusters alone"):
         conversion_on("local", 1, print, memory_gb=1)
 
@@ -134,14 +132,14 @@ def test_what_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     ask("local", 3)
     with pytest.raises(UsageError, match="--account: for SLURM clusters alone"):
         ask("local", account="x")
-    with pytest.raises(UsageError, match="Did you mean 'local-test'"):
-        ask("local-tset")
+    with pytest.raises(UsageError, match="Did you mean 'orfeo-gpu'"):
+        ask("orfeo-gup")
     with pytest.raises(UsageError, match="which account pays"):
         ask("orfeo-gpu")
     with pytest.raises(UsageError, match="--workers 0"):
-        ask(LOCAL_TEST, 0)
+        ask(str(LOCAL_TEST), 0)
     with pytest.raises(UsageError, match="queue at most 20"):
         ask("orfeo-gpu", 21, account="x")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ClusterError, match="no sbatch on this machine"):
-        ask(LOCAL_TEST)
+        ask(str(LOCAL_TEST))

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from hpc_tumor.cluster.describe.profiles import LOCAL
 from hpc_tumor.cluster.observe.states import State
 from hpc_tumor.config import ClusterProfile
-from hpc_tumor.console import duration, out, size
+from hpc_tumor.console import out, size
 from hpc_tumor.errors import DataError, PartialFailure
 from hpc_tumor.table import Column, Table
-from hpc_tumor.vocabulary import counted, hours
+from hpc_tumor.vocabulary import counted, duration, hours
 
 if TYPE_CHECKING:
     from hpc_tumor.cluster.describe.discover import Discovery

@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from hpc_tumor.console import duration, out, size
+from hpc_tumor.console import out, size
 from hpc_tumor.data.splits.known_cases import TRAINED, VALIDATED
 from hpc_tumor.errors import DataError
 from hpc_tumor.prediction.known import is_known, known_counts
 from hpc_tumor.table import NOTHING, Column, Table
-from hpc_tumor.vocabulary import STRUCTURES, counted
+from hpc_tumor.vocabulary import STRUCTURES, counted, duration
 
 if TYPE_CHECKING:
     from hpc_tumor.prediction.export import Export

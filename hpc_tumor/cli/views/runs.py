@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 from hpc_tumor.cluster.describe.profiles import LOCAL
 from hpc_tumor.cluster.observe.states import RunState, State
-from hpc_tumor.console import View, duration
+from hpc_tumor.console import View
 from hpc_tumor.errors import UsageError, unknown
+from hpc_tumor.models import MODELS
 from hpc_tumor.table import Column, Table
-from hpc_tumor.vocabulary import counted, hours
+from hpc_tumor.vocabulary import counted, duration, hours
 
 if TYPE_CHECKING:
     from hpc_tumor.cluster.launch.submit import Submission
@@ -32,21 +33,28 @@ MOST_WATCHED = 30  # runs shown one by one while one waits
 
 
 def choose(
-    states: Sequence[RunState], wanted: str | None = None, model: str | None = None, sort: str | None = None
+    states: Sequence[RunState],
+    wanted: str | None = None,
+    models: Sequence[str] | None = None,
+    sort: str | None = None,
 ) -> list[RunState]:
-    """The runs in one of the `wanted` states (`failed,lost`; `ended` and `open` are several) of a network, in order.
+    """The runs in one of the `wanted` states (`failed,lost`; `ended` and `open` are several) of the networks, in order.
 
     Raises:
-        UsageError: there is no such state, or nothing to sort by of that name.
+        UsageError: there is no such state or network, or nothing to sort by of that name.
     """
     among: set[State] = set()
     for name in filter(None, (wanted or "").replace(" ", "").split(",")):
         if name not in STATE_NAMES:
             raise UsageError(f"--state: {unknown('state', name, STATE_NAMES)}")
         among.update(GROUPS.get(name) or [State(name)])
+    for name in models or ():
+        if name not in MODELS:
+            raise unknown("model", name, MODELS)
     if sort is not None and sort not in SORTS:
         raise UsageError(f"--sort: {unknown('column', sort, SORTS)}")
-    kept = [state for state in states if (not among or state.state in among) and model in (None, state.model)]
+    kept = [state for state in states if not among or state.state in among]
+    kept = [state for state in kept if not models or state.model in models]
     return sorted(kept, key=SORTS[sort]) if sort else kept
 
 
@@ -165,8 +173,7 @@ def _elapsed(state: RunState) -> str:
         return ""
     if state.limit is None or not state.state.open:
         return duration(state.elapsed)
-    elapsed, limit = (hours(int(seconds) // 60) for seconds in (state.elapsed, state.limit))
-    return f"{elapsed.removesuffix(' h')} of {limit}"
+    return hours(int(state.elapsed) // 60, int(state.limit) // 60)
 
 
 def _shape(state: RunState) -> str:

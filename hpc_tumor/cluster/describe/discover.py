@@ -14,8 +14,8 @@ from hpc_tumor.cluster.describe.profiles import LOCAL
 from hpc_tumor.cluster.describe.site import Facts, Partition
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.errors import ClusterError, UsageError, unknown
-from hpc_tumor.run_dir import folder_to_write
 from hpc_tumor.system import atomic
+from hpc_tumor.system.atomic import folder_to_write
 from hpc_tumor.validation import build
 
 

@@ -131,10 +131,8 @@ def _minutes(telling: Sequence[Efficiency], words: list[str]) -> int | None:
     if asked is None or 60 * advised < _SPARE * asked:
         return advised
     if limit and need > limit:
-        words.append(
-            f"longer than one start of {hours(int(limit) // 60)}: where no more is allowed, it goes on in others by"
-            " itself"
-        )
+        start = hours(int(limit) // 60)
+        words.append(f"longer than one start of {start}: where no more is allowed, it goes on in others by itself")
     if need > asked:
         return advised
     if need > _TIGHT * asked:

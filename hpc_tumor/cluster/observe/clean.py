@@ -18,8 +18,7 @@ from typing import Any, Literal, get_args
 
 from hpc_tumor.cluster import slurm
 from hpc_tumor.cluster.describe.profiles import list_profiles
-from hpc_tumor.cluster.launch.private import code_folder, submissions_folder
-from hpc_tumor.cluster.launch.submit import submitting
+from hpc_tumor.cluster.launch.private import code_folder, submissions_folder, submitting
 from hpc_tumor.cluster.observe.job_record import JobRecord
 from hpc_tumor.cluster.observe.queue import read_states
 from hpc_tumor.cluster.observe.states import RunState, State

@@ -20,11 +20,11 @@ from hpc_tumor.cluster.observe.job_record import JobRecord
 from hpc_tumor.cluster.observe.logs import list_logs
 from hpc_tumor.cluster.observe.states import State
 from hpc_tumor.cluster.slurm import SlurmJob
-from hpc_tumor.console import duration
 from hpc_tumor.errors import Cause
 from hpc_tumor.records import Event, Failure, Status
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.system.resources import owner_of, user_name
+from hpc_tumor.vocabulary import counted, duration
 
 STALE_SECONDS = 600.0  # without a heartbeat; longer than the validation of a large store
 _CLOCKS_DIFFER = 2.0  # seconds that SLURM's clock and the file system's may be apart
@@ -202,7 +202,7 @@ def judge_local(position: int | None, story: Story, status: Status, age: float |
     if position is None:
         return judge_by_files(status, story, None, f"its processes are gone; {story.resume}")
     if position > 0:
-        return Verdict(State.QUEUED, f"waits for {position} earlier run{'s' if position > 1 else ''} on this machine")
+        return Verdict(State.QUEUED, f"waits for {counted(position, 'earlier run')} on this machine")
     return Verdict(State.RUNNING, _silence(age, None if story.began is None else clock - story.began))
 
 

@@ -23,8 +23,8 @@ from hpc_tumor.results.tables.case_rows import write_case_rows
 from hpc_tumor.results.tables.full import group_tables
 from hpc_tumor.results.tables.paper import paper
 from hpc_tumor.results.write.as_json import as_json
-from hpc_tumor.run_dir import folder_to_write
 from hpc_tumor.system import atomic
+from hpc_tumor.system.atomic import folder_to_write
 from hpc_tumor.table import NOTHING, Table
 from hpc_tumor.vocabulary import harmless
 
