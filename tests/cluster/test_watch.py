@@ -20,6 +20,7 @@ from hpc_tumor.cli.views.runs import runs_view
 from hpc_tumor.cluster import slurm
 from hpc_tumor.cluster.convert import command as convert
 from hpc_tumor.cluster.convert.command import conversion_on
+from hpc_tumor.cluster.convert.task import work
 from hpc_tumor.cluster.convert.work_queue import WorkQueue
 from hpc_tumor.cluster.node.local_queue import Ticket, take_ticket
 from hpc_tumor.cluster.observe import logs, watch
@@ -217,13 +218,13 @@ def test_a_conversion_asks_slurm_as_seldom_and_ends_by_what_its_tasks_say(
     (squeue / "squeue.says").write_text("77_0|x|RUNNING|0:10|1|N/A|n1|None\n")
     store = tmp_path / "store.zarr"
 
-    def work() -> None:
+    def do_all() -> None:
         (array,) = store.glob(".staging-*/array")
         for task in ("77_0.0", "77_1.0"):
             with WorkQueue(array).worked_on(task):
                 work(WorkQueue(array), task, workers=1)
 
-    clock.at = [(200, work)]
+    clock.at = [(200, do_all)]
     convert = conversion_on(str(LOCAL_TEST), 2, lambda line: None)
     summary = prepare_dataset(BraTSReader(), tmp_path / "raw", store, convert=convert)
     assert (summary.cases, summary.failed) == (2, [])
