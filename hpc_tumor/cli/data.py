@@ -193,8 +193,9 @@ def audit(
     Example: hpc-tumor audit brain-mri.zarr --split published --output audit.html
     """
     from hpc_tumor.cli.views.audit import audit_tables, pairs, refusal, split_in_use
-    from hpc_tumor.data.audit.audit import as_json, audit_store
+    from hpc_tumor.data.audit.audit import audit_store
     from hpc_tumor.data.audit.page import check_page, write_page
+    from hpc_tumor.data.audit.text import as_json
     from hpc_tumor.data.store.store import Store
 
     opened = Store.open(store)

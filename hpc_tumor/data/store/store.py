@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from hpc_tumor.data.editions import EDITIONS, Edition
 from hpc_tumor.data.store.index_check import index_fault
-from hpc_tumor.data.store.nodes import ArrayLayout, read_array, read_attributes
+from hpc_tumor.data.store.nodes import ArrayLayout, RewrittenError, read_attributes, read_column, volume_layout
 from hpc_tumor.data.store.shards import DamagedError, Pending, ReadingThreads, ShardFiles
 from hpc_tumor.errors import DataError, StoreError
 from hpc_tumor.system.resources import available_cpus
@@ -21,6 +21,7 @@ from hpc_tumor.system.resources import available_cpus
 _ANEW = "Run prepare-data again with --overwrite."
 # Schema 2 of patients has the meaning of their labels, noise around the brain, and what scans are recognised by.
 SCHEMAS = {"segmentation": 2, "classification": 1}
+_Volume = tuple[str, str, np.dtype[Any]]  # shards of a case's image and labels, and the image's type
 
 
 def read_about(path: Path) -> dict[str, Any] | None:
@@ -56,6 +57,7 @@ class Store:
         self.case_ids: list[str] = index["case_ids"]
         self._threads = ReadingThreads(threads or available_cpus())
         self._files = ShardFiles()
+        self._volumes: dict[int, _Volume] = {}  # of cases that were read
 
     @classmethod
     def open(cls, path: Path, *, threads: int | None = None) -> Store:
@@ -308,30 +310,33 @@ class Store:
     @cached_property
     def _images(self) -> ArrayLayout:
         try:
-            layout = ArrayLayout.read(self.path / "images")
-        except (ValueError, OSError) as error:
-            raise self._damaged("the array of its images") from error
-        if layout.dtype != np.uint8 or len(layout.shape) != 3 or layout.chunk != (1, *layout.shape[1:]):
+            layout = ArrayLayout.read(self.path / "images", dtype=np.dtype(np.uint8), names=("image", "y", "x"))
+        except (DamagedError, OSError) as error:
+            raise self._damaged("the array of its images", error) from error
+        if layout.chunk != (1, *layout.shape[1:]) or layout.shape[0] != len(self):
             raise self._damaged("the array of its images")
         return layout
 
-    @cached_property
-    def _shards(self) -> list[tuple[str, str, np.dtype[Any]]]:
-        """The shards of each case's image and labels, and the image's type."""
-        cases = str(self.path / "cases")
-        return [
-            (f"{cases}/{name}/0/c/0/0/0/0", f"{cases}/{name}/labels/seg/0/c/0/0/0", np.dtype(dtype))
-            for name, dtype in zip(self.case_ids, self._index["dtypes"], strict=True)
-        ]
+    def _open_case(self, case: int) -> _Volume:
+        """The shards of a case, once its metadata say what the index says. Raises DamagedError and OSError."""
+        folder, shape = self.path / "cases" / self.case_ids[case], self.shapes[case].tolist()
+        image = volume_layout([self._channels, *shape], np.dtype(self._index["dtypes"][case]))
+        shards = []
+        for name, layout in (("0", image), ("labels/seg/0", volume_layout(shape, np.dtype(np.uint8)))):
+            ArrayLayout.read(folder / name, **vars(layout))
+            shards.append(str(layout.file(folder / name, 0)))
+        self._volumes[case] = opened = (shards[0], shards[1], image.dtype)
+        return opened
 
     def _read_slices(self, places: Sequence[tuple[int, int]], images: Any, labels: Any) -> None:
         """Read slices, each into its `(4, Y, X)` of `images` and its `(Y, X)` of `labels`."""
         read = self._files.read_chunk
         for (case, z), image, label in zip(places, images, labels, strict=True):
-            depth, (image_shard, label_shard, dtype) = self._depths[case], self._shards[case]
-            direct = image.dtype == dtype and image.flags.c_contiguous
-            values = image if direct else np.empty(image.shape, dtype)
             try:
+                depth, volume = self._depths[case], self._volumes.get(case) or self._open_case(case)
+                image_shard, label_shard, dtype = volume
+                direct = image.dtype == dtype and image.flags.c_contiguous
+                values = image if direct else np.empty(image.shape, dtype)
                 read(image_shard, depth, z, values)
                 read(label_shard, depth, z, label)
             except (DamagedError, OSError) as error:
@@ -355,20 +360,21 @@ class Store:
 
     def _column(self, name: str) -> NDArray[Any]:
         try:
-            values = read_array(self.path / "index" / name, self._files)
+            values = read_column(self.path / "index", name, self._files)
         except (ValueError, OSError, MemoryError) as error:
-            raise self._damaged(f"the column {name} of its index") from error
+            raise self._damaged(f"the column {name} of its index", error) from error
         if len(values) != len(self):
             raise self._damaged(f"the column {name} of its index")
         return values
 
-    def _damaged(self, what: str) -> DataError:
+    def _damaged(self, what: str, error: Exception | None = None) -> DataError:
+        fault = str(error) if isinstance(error, RewrittenError) else f"{self.path}: {what} is missing or damaged"
         return DataError(
-            f"{self.path}: {what} is missing or damaged. Remove the case's folder if one is named, and run"
-            " prepare-data again; else convert anew with --overwrite."
+            f"{fault}. Remove the case's folder if one is named, and run prepare-data again; else convert anew with"
+            " --overwrite."
         )
 
     def _unreadable(self, what: str, error: Exception) -> DataError:
         if not isinstance(error, OSError) or isinstance(error, FileNotFoundError):
-            return self._damaged(what)
+            return self._damaged(what, error)
         return DataError(f"{self.path}: {what} cannot be read: {error.strerror or error}. Is its disk still there?")
