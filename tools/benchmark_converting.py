@@ -32,13 +32,14 @@ import zarr
 from benchmark_machine import describe_machine
 from PIL import Image
 
-from hpc_tumor.data.case import Case, CaseReader
+from hpc_tumor.data.case import Case, CaseReader, walk
 from hpc_tumor.data.convert.case import Unit, convert_unit
 from hpc_tumor.data.convert.prepare import prepare_dataset
 from hpc_tumor.data.convert.writers import IMAGES_PER_SHARD
 from hpc_tumor.data.phantom.dataset import make_phantom
 from hpc_tumor.data.raw.brain_mri import IMAGE_SIZE, BrainMRIReader
 from hpc_tumor.data.raw.brats import BraTSReader
+from hpc_tumor.data.raw.sources import examine
 from hpc_tumor.data.store.nodes import ARRAY_FILE, IMAGE_COMPRESSION, ArrayLayout, volume_layout, write_array
 from hpc_tumor.data.store.shards import ReadingThreads, ShardFiles
 
@@ -78,9 +79,9 @@ def main() -> None:
 
 def patients(source: Path, work: Path, repeats: int) -> None:
     """Compare on BraTS patients, and print."""
-    raw = sum(case.bytes for case in BraTSReader().list_cases(source))
+    raw = sum(case.bytes for case in list_cases(BraTSReader(), source))
     once, source = _several(source, work / "patients", LEAST_PATIENTS)
-    cases = BraTSReader().list_cases(source)
+    cases = list_cases(BraTSReader(), source)
     plain, ours = alternate(
         lambda: [plain_patient(case, work / "plain" / case.id) for case in cases],
         lambda: prepare_dataset(BraTSReader(), source, work / "store", workers=1),
@@ -106,7 +107,7 @@ def patients(source: Path, work: Path, repeats: int) -> None:
 def images(source: Path, work: Path, repeats: int) -> None:
     """Compare on a tree of images, and print."""
     once, many = _several(source, work / "images", LEAST_IMAGES)
-    cases = BrainMRIReader().list_cases(many)
+    cases = list_cases(BrainMRIReader(), many)
     plain, ours = alternate(
         lambda: plain_images(cases, work / "plain"),
         lambda: prepare_dataset(BrainMRIReader(), many, work / "store", workers=1),
@@ -259,11 +260,11 @@ def _reader(name: str, folders: list[Path], layout: ArrayLayout, threads: int) -
 def _samples(data: Path) -> list[tuple[str, list[np.ndarray], ArrayLayout]]:
     """Images as they are stored, and patients in the type of their source and as float32, standardised."""
     images, patients = BrainMRIReader(), BraTSReader()
-    pixels = [images.read_case(case).image for case in images.list_cases(data / "brain-mri")]
+    pixels = [images.read_case(case).image for case in list_cases(images, data / "brain-mri")]
     array = np.stack((pixels * -(-LEAST_CHUNKS // len(pixels)))[:IMAGES_PER_SHARD])
     chunk, names = (1, *array.shape[1:]), ("image", "y", "x")
     samples = [("images", [array], ArrayLayout(array.shape, array.dtype, chunk, array.shape, names, IMAGE_COMPRESSION))]
-    volumes = [patients.read_case(case).image for case in patients.list_cases(data / "brats")]
+    volumes = [patients.read_case(case).image for case in list_cases(patients, data / "brats")]
     axes = (1, 2, 3)
     floats = [((v - v.mean(axes, keepdims=True)) / v.std(axes, keepdims=True)).astype(np.float32) for v in volumes]
     for kind, several in ((f"patients, {volumes[0].dtype}", volumes), ("patients, float32", floats)):
@@ -340,7 +341,7 @@ def _ratio(plain: Times, ours: Times) -> float:
 def _several(source: Path, many: Path, least: int) -> tuple[int, Path]:
     """How many cases `source` has, and a folder with so many copies of each that there are `least`."""
     reader: CaseReader = BraTSReader() if least == LEAST_PATIENTS else BrainMRIReader()
-    cases = reader.list_cases(source)
+    cases = list_cases(reader, source)
     for i in range(-(-least // len(cases))):
         for case in cases:
             for file in case.files.values():
@@ -355,6 +356,10 @@ def _several(source: Path, many: Path, least: int) -> tuple[int, Path]:
 
 def _files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def list_cases(reader: CaseReader, source: Path) -> list[Case]:
+    return examine(walk(source), reader).cases
 
 
 def _size(folder: Path) -> int:

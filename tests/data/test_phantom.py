@@ -23,7 +23,8 @@ from hpc_tumor.data.phantom.dataset import (
     make_phantom,
 )
 from hpc_tumor.data.phantom.patient import patient, smooth_noise
-from hpc_tumor.data.phantom.slices import CLASSES, PAINT_SIGN, Canvas, paint_head
+from hpc_tumor.data.phantom.slices import PAINT_SIGN, Canvas, paint_head
+from hpc_tumor.data.raw.classes import CLASSES
 from hpc_tumor.errors import HpcTumorError, UsageError
 
 SMALL = (64, 64, 24)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
-from raw_samples import LPS, brain, real_data, tumour, write_case, write_patients, write_pictures
+from raw_samples import LPS, brain, list_cases, real_data, tumour, write_case, write_patients, write_pictures
 
 from hpc_tumor.data.case import LABELS
 from hpc_tumor.data.convert.prepare import prepare_dataset
@@ -144,7 +144,7 @@ def test_images_return(tmp_path: Path) -> None:
     reader = BrainMRIReader()
     prepare_dataset(reader, source, tmp_path / "s.zarr", workers=1)
     store = Store.open(tmp_path / "s.zarr")
-    cases = reader.list_cases(source)
+    cases = list_cases(reader, source)
     assert store.paths == [case.id for case in cases]
     order = np.random.default_rng(0).permutation(len(cases))
     for i, image in zip(order, store.read_images(order).result(), strict=True):

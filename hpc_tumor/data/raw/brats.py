@@ -6,8 +6,8 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import PurePosixPath
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from hpc_tumor.data.case import MODALITIES, Case, CaseData, Found, Listing, check_names
 from hpc_tumor.data.editions import USUAL, Edition, UncertainLabels, edition_of, meaning_of
 from hpc_tumor.data.raw.files.nifti import AXES, NiftiFile, open_nifti
-from hpc_tumor.data.raw.leftovers import cases_below
 from hpc_tumor.data.raw.patient_folders import LABEL, PatientFiles, find_patients
 from hpc_tumor.errors import DataError
 from hpc_tumor.names import counted, plural
@@ -34,23 +33,14 @@ class BraTSReader:
         labels: the edition whose numbers the segmentations have; absent: that of each case's name.
     """
 
+    name: ClassVar[str] = "brats"
+    task: ClassVar[str] = "segmentation"
+    wanted: ClassVar[str] = WANTED
     labels: str | None = None
-
-    @property
-    def name(self) -> str:
-        return "brats"
-
-    @property
-    def task(self) -> str:
-        return "segmentation"
 
     @property
     def options(self) -> dict[str, Any]:
         return {"axes": AXES, "labels": self.labels}
-
-    @property
-    def wanted(self) -> str:
-        return WANTED
 
     def find(self, listing: Listing) -> Found:
         """One case per folder, or per name in a flat folder, with NIfTI files named after a modality or the labels.
@@ -72,10 +62,6 @@ class BraTSReader:
             )
         kept, others = ([case for case in cases if (case.id in left_out) is out] for out in (False, True))
         return Found.sort_out(kept, refused, others, notes)
-
-    def list_cases(self, source: Path) -> list[Case]:
-        """Cases below the folder, sorted by id. Raises DataError where there is none."""
-        return cases_below(source, self.find, WANTED)
 
     def read_case(self, case: Case) -> CaseData:
         """Read the five files of a case.
