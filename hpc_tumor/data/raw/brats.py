@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from hpc_tumor.data.case import MODALITIES, Case, CaseData, Found, Listing, check_names
 from hpc_tumor.data.editions import USUAL, Edition, UncertainLabels, edition_of, meaning_of
 from hpc_tumor.data.raw.files.nifti import AXES, NiftiFile, open_nifti
-from hpc_tumor.data.raw.patient_folders import LABEL, PatientFiles, find_patients
+from hpc_tumor.data.raw.patient_folders import LABEL, find_patients
 from hpc_tumor.errors import DataError
 from hpc_tumor.names import counted, plural
 
@@ -47,7 +47,7 @@ class BraTSReader:
 
         Validation and test data published without labels is left out. Raises DataError where there is nothing else.
         """
-        cases, refused = _cases(listing)
+        cases, refused = find_patients(listing)
         left_out = _published_unlabelled(cases)
         if cases and len(left_out) == len(cases):
             raise DataError(
@@ -179,13 +179,7 @@ def lying_elsewhere(files: Mapping[str, NiftiFile]) -> list[str]:
 
 def all_patients(listing: Listing) -> Found:
     """Every patient, with a segmentation or without, complete or not."""
-    return Found.sort_out(*_cases(listing))
-
-
-def _cases(listing: Listing) -> tuple[list[Case], list[tuple[Case, str]]]:
-    """All patients, and (patient, reason) of those that their files' names alone refuse."""
-    patients, refused = find_patients(listing)
-    return [_case(patient) for patient in patients], [(_case(patient), reason) for patient, reason in refused]
+    return Found.sort_out(*find_patients(listing))
 
 
 def _published_unlabelled(cases: Sequence[Case]) -> set[str]:
@@ -200,11 +194,6 @@ def _published_unlabelled(cases: Sequence[Case]) -> set[str]:
         if at is not None:
             groups[parts[:at]].append(case)
     return {case.id for group in groups.values() if not any(LABEL in c.files for c in group) for case in group}
-
-
-def _case(patient: PatientFiles) -> Case:
-    known = {"patient": patient.patient} if patient.patient else {}
-    return Case(patient.id, dict(patient.files), patient.folder, {"edition": edition_of(patient.name).title, **known})
 
 
 def _check_shapes(files: Mapping[str, NiftiFile]) -> None:

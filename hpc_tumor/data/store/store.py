@@ -30,6 +30,16 @@ def read_about(path: Path) -> dict[str, Any] | None:
     return about if isinstance(about, dict) and type(about.get("schema")) is int else None
 
 
+def _column(name: str, dtype: type[np.int64] | None = None) -> cached_property[NDArray[Any]]:
+    """A column of the index as an attribute of a store, read when it is first asked for."""
+
+    def read(store: Store) -> NDArray[Any]:
+        values = store._column(name)
+        return values if dtype is None else values.astype(dtype)
+
+    return cached_property(read)
+
+
 class Store:
     """A finished store, read-only. Cases and images are numbered as in `case_ids` and `paths`.
 
@@ -88,12 +98,28 @@ class Store:
     def __len__(self) -> int:
         return len(self.case_ids)
 
-    @cached_property
-    def group(self) -> NDArray[np.int64]:
-        """`(n,)`: images or cases with one number are the same picture, or have the same scans, identical or nearly."""
-        return self._column("group").astype(np.int64)
+    group = _column("group", np.int64)
+    """`(n,)`: images or cases with one number are the same picture, or have the same scans, identical or nearly."""
 
     # BraTS: axial slices of cases
+
+    shapes = _column("shape", np.int64)
+    """`(n, 3)`: Z, Y, X of each case."""
+    statistics = _column("statistics")
+    """`(n, 4, 2)`: mean and standard deviation over the brain, per modality; 0 deviation where there is none."""
+    background = _column("background")
+    """`(n, 4)`: the value outside the brain, per modality."""
+    tolerance = _column("tolerance")
+    """`(n, 4)`: how far a voxel outside the brain may stray from the background, per modality; mostly 0."""
+    brain_voxels = _column("brain_voxels", np.int64)
+    """`(n,)`: voxels of the brain."""
+    contrast = _column("contrast")
+    """`(n, 14)`: what `data.contrast` tells exchanged modalities by; not-a-number where a case has none."""
+    label_counts = _column("label_counts")
+    """`(n, largest Z, labels)`: voxels of each of `labels` in each slice; 0 beyond a case's last slice."""
+    sketches = _column("sketch")
+    """`(n, 4, 16, 16, 16)`: descriptors of each case's scans, by which copies are recognised: see sketch.py."""
+    _spacing = _column("spacing")
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -106,44 +132,9 @@ class Store:
         return [EDITIONS[name] for name in self._index["editions"]]
 
     @cached_property
-    def shapes(self) -> NDArray[np.int64]:
-        """`(n, 3)`: Z, Y, X of each case."""
-        return self._column("shape").astype(np.int64)
-
-    @cached_property
-    def statistics(self) -> NDArray[np.float64]:
-        """`(n, 4, 2)`: mean and standard deviation over the brain, per modality; 0 deviation where there is none."""
-        return self._column("statistics")
-
-    @cached_property
-    def background(self) -> NDArray[np.float64]:
-        """`(n, 4)`: the value outside the brain, per modality."""
-        return self._column("background")
-
-    @cached_property
-    def brain_voxels(self) -> NDArray[np.int64]:
-        """`(n,)`: voxels of the brain."""
-        return self._column("brain_voxels").astype(np.int64)
-
-    @cached_property
-    def contrast(self) -> NDArray[np.float64]:
-        """`(n, 14)`: what `data.contrast` tells exchanged modalities by; not-a-number where a case has none."""
-        return self._column("contrast")
-
-    @cached_property
-    def tolerance(self) -> NDArray[np.float64]:
-        """`(n, 4)`: how far a voxel outside the brain may stray from the background, per modality; mostly 0."""
-        return self._column("tolerance")
-
-    @cached_property
     def slice_background(self) -> NDArray[np.float64] | None:
         """`(n, largest Z, 4)`: the value outside the brain in each slice, where slices differ in it; else None."""
         return self._column("slice_background") if self.dataset == "brats-h5" else None
-
-    @cached_property
-    def label_counts(self) -> NDArray[np.int32]:
-        """`(n, largest Z, labels)`: voxels of each of `labels` in each slice; 0 beyond a case's last slice."""
-        return self._column("label_counts")
 
     @cached_property
     def dtype(self) -> np.dtype[Any]:
@@ -158,11 +149,6 @@ class Store:
             text = ", ".join(f"{y} × {x}" for y, x in sizes.tolist()[:4])
             raise DataError(f"{self.path}: the slices of its cases differ in size ({text}): they cannot share a batch.")
         return int(sizes[0, 0]), int(sizes[0, 1])
-
-    @cached_property
-    def sketches(self) -> NDArray[np.int8]:
-        """`(n, 4, 16, 16, 16)`: descriptors of each case's scans, by which copies are recognised: see sketch.py."""
-        return self._column("sketch")
 
     @property
     def clinical(self) -> list[dict[str, Any]]:
@@ -236,6 +222,17 @@ class Store:
 
     # Brain MRI: images
 
+    label = _column("label", np.int64)
+    """`(n,)`: class of each image."""
+    identical = _column("identical", np.int64)
+    """`(n,)`: images with one number have the same decoded pixels."""
+    sizes = _column("size", np.int64)
+    """`(n, 2)`: height and width in pixels of each image's source."""
+    boxes = _column("box", np.int64)
+    """`(n, 4)`: left, top, right and bottom in pixels of the crop of each image's source."""
+    thumbnails = _column("thumbnail")
+    """`(n, 32, 32)`: each image's source, uncropped, as near duplicates are told by."""
+
     @property
     def classes(self) -> list[str]:
         """Names of the classes, by number."""
@@ -247,34 +244,9 @@ class Store:
         return self.case_ids
 
     @cached_property
-    def label(self) -> NDArray[np.int64]:
-        """`(n,)`: class of each image."""
-        return self._column("label").astype(np.int64)
-
-    @cached_property
     def part(self) -> NDArray[np.str_]:
         """`(n,)`: "train" or "test", as published."""
         return np.where(self._column("part") == 1, "test", "train")
-
-    @cached_property
-    def identical(self) -> NDArray[np.int64]:
-        """`(n,)`: images with one number have the same decoded pixels."""
-        return self._column("identical").astype(np.int64)
-
-    @cached_property
-    def sizes(self) -> NDArray[np.int64]:
-        """`(n, 2)`: height and width in pixels of each image's source."""
-        return self._column("size").astype(np.int64)
-
-    @cached_property
-    def boxes(self) -> NDArray[np.int64]:
-        """`(n, 4)`: left, top, right and bottom in pixels of the crop of each image's source."""
-        return self._column("box").astype(np.int64)
-
-    @cached_property
-    def thumbnails(self) -> NDArray[np.uint8]:
-        """`(n, 32, 32)`: each image's source, uncropped, as near duplicates are told by."""
-        return self._column("thumbnail")
 
     def text_column(self, name: str) -> list[Any]:
         """Column of the index that is text, for each case or image: scans, dtypes; mode, sha256, signature, bytes."""
@@ -294,10 +266,6 @@ class Store:
         return np.empty((n, *self._images.shape[1:]), np.uint8)
 
     # Files behind it
-
-    @cached_property
-    def _spacing(self) -> NDArray[np.float64]:
-        return self._column("spacing")
 
     @cached_property
     def _depths(self) -> list[int]:
