@@ -73,7 +73,8 @@ def prepare_data(
     """
     from hpc_tumor.cli.views.conversion import refused_cases, source_lines, summary_lines
     from hpc_tumor.cluster.convert.command import conversion_on
-    from hpc_tumor.data.convert.prepare import inspect_source, prepare_dataset
+    from hpc_tumor.data.convert.prepare import prepare_dataset
+    from hpc_tumor.data.raw.sources import inspect_source
 
     convert = conversion_on(
         cluster, workers, out.note, account=account, partition=partition, walltime=time, memory_gb=memory

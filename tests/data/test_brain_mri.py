@@ -25,7 +25,7 @@ from hpc_tumor.data.raw.brain_mri import (
     reduced,
     thumbnail,
 )
-from hpc_tumor.data.raw.sources import detect_reader, inspect_source
+from hpc_tumor.data.raw.sources import inspect_source
 from hpc_tumor.errors import DataError
 
 READER = BrainMRIReader()
@@ -141,7 +141,7 @@ def test_hidden_folders_and_other_files_are_not_images(tmp_path: Path) -> None:
     (tmp_path / "Training" / "glioma" / "notes.txt").write_bytes(b"x")
     picture(0).save(tmp_path / "preview.png")
     assert len(list_cases(READER, tmp_path)) == 8
-    assert detect_reader(tmp_path).name == "brain-mri"
+    assert inspect_source(tmp_path).reader.name == "brain-mri"
 
 
 def test_tree_without_parts_is_training(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from hpc_tumor.data.brain import brain_statistics, label_counts
 from hpc_tumor.data.case import CaseData
 from hpc_tumor.data.raw.brats import BraTSReader
 from hpc_tumor.data.raw.files.nifti import open_nifti
-from hpc_tumor.data.raw.sources import detect_reader, inspect_source
+from hpc_tumor.data.raw.sources import inspect_source
 from hpc_tumor.errors import DataError, UsageError
 
 READER = BraTSReader()
@@ -310,11 +310,11 @@ def test_label_counts_add_up() -> None:
 def test_detection(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing")
     with pytest.raises(DataError, match=r"looked for BraTS patients .* found 1 × \.txt"):
-        detect_reader(tmp_path)
+        inspect_source(tmp_path)
     with pytest.raises(DataError, match="does not exist"):
-        detect_reader(tmp_path / "absent")
+        inspect_source(tmp_path / "absent")
     with pytest.raises(DataError, match="is not a folder"):
-        detect_reader(tmp_path / "notes.txt")
+        inspect_source(tmp_path / "notes.txt")
     with pytest.raises(UsageError, match=r"Did you mean 'brats'\?"):
         inspect_source(tmp_path, "brast")
     write_case(tmp_path / "BraTS20_Training_001")

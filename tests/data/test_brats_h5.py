@@ -17,12 +17,13 @@ from raw_samples import list_cases, real_data, write_case
 
 from hpc_tumor.data.brain import brain_statistics
 from hpc_tumor.data.case import CaseData
-from hpc_tumor.data.convert.prepare import inspect_source, prepare_dataset
+from hpc_tumor.data.convert.prepare import prepare_dataset
 from hpc_tumor.data.feed.loader import BatchLoader
 from hpc_tumor.data.feed.samples import SlicePart
 from hpc_tumor.data.raw.brats import BraTSReader
 from hpc_tumor.data.raw.brats_h5 import LOST, BraTSH5Reader, read_slice
 from hpc_tumor.data.raw.files.h5_apart import read_h5_apart
+from hpc_tumor.data.raw.sources import inspect_source
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.errors import DataError
 

@@ -12,9 +12,10 @@ from raw_samples import real_data, save, tumour, write_case, write_patients
 
 from hpc_tumor.cli.views.conversion import summary_lines
 from hpc_tumor.data.case import Case, walk
-from hpc_tumor.data.convert.prepare import PrepareSummary, inspect_source, prepare_dataset
+from hpc_tumor.data.convert.prepare import PrepareSummary, prepare_dataset
 from hpc_tumor.data.raw.brats import BraTSReader
 from hpc_tumor.data.raw.clinical import Clinical, clinical_counts, read_clinical
+from hpc_tumor.data.raw.sources import inspect_source
 from hpc_tumor.data.store.store import Store
 
 MAPPING = "Grade,BraTS_2017_subject_ID,BraTS_2018_subject_ID,TCGA_TCIA_subject_ID,BraTS_2019_subject_ID"

@@ -16,10 +16,10 @@ from test_hostile_names import refused
 from hpc_tumor.cli import main
 from hpc_tumor.cli.views.conversion import refused_cases
 from hpc_tumor.data.convert.case import Unit, UnitResult, convert_unit
-from hpc_tumor.data.convert.prepare import PrepareSummary, inspect_source, prepare_dataset
+from hpc_tumor.data.convert.prepare import PrepareSummary, prepare_dataset
 from hpc_tumor.data.raw.brats import BraTSReader
 from hpc_tumor.data.raw.files.listing import walk
-from hpc_tumor.data.raw.sources import examine
+from hpc_tumor.data.raw.sources import examine, inspect_source
 from hpc_tumor.data.splits.units import patient_units
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.errors import DataError

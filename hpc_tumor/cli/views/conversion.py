@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from hpc_tumor.cluster.describe.discover import Discovery
     from hpc_tumor.cluster.launch.submit import Submission
     from hpc_tumor.cluster.observe.clean import Cleaning, Kind
-    from hpc_tumor.data.convert.prepare import PrepareSummary, SourceReport
+    from hpc_tumor.data.convert.prepare import PrepareSummary
+    from hpc_tumor.data.raw.sources import SourceReport
     from hpc_tumor.data.splits.splits import Split
     from hpc_tumor.data.store.store import Store
 

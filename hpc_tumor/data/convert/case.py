@@ -63,21 +63,16 @@ def convert_unit(unit: Unit, begin: Callable[[str], None] = lambda case: None) -
         begin(case.id)
         try:
             data = unit.reader.read_case(case)
-        except DataError as error:
-            failed.append((case.id, str(error)))
-            uncertain |= isinstance(error, UncertainLabels)
-            continue
-        except MemoryError:
-            failed.append((case.id, _no_memory(case)))
-            continue
-        try:
             if unit.reader.task == "segmentation":
                 rows.append(_write_volume(unit, case, data))
             else:
                 chunks.append(pack_chunk(data.image, IMAGE_COMPRESSION))
                 rows.append({"case": case.id, "signature": case.signature, "bytes": case.bytes, **data.meta})
+        except DataError as error:
+            failed.append((case.id, str(error)))
+            uncertain |= isinstance(error, UncertainLabels)
         except MemoryError:
-            failed.append((case.id, _no_memory(case)))
+            failed.append((case.id, f"{case.folder} needs more memory than there is."))
         except OSError as error:
             raise disk_error(error, case.id, unit.staged.parents[1]) from error
     if chunks:
@@ -86,10 +81,6 @@ def convert_unit(unit: Unit, begin: Callable[[str], None] = lambda case: None) -
         except OSError as error:
             raise disk_error(error, f"images from {unit.cases[0].id} on", unit.staged.parents[1]) from error
     return UnitResult(unit, rows, failed, uncertain)
-
-
-def _no_memory(case: Case) -> str:
-    return f"{case.folder} needs more memory than there is."
 
 
 def pack_images(rows: Sequence[Row], chunks: Sequence[bytes]) -> bytes:

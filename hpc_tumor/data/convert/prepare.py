@@ -23,13 +23,11 @@ from hpc_tumor.data.editions import EDITIONS, edition_of
 from hpc_tumor.data.raw.brain_mri import refuse_one_class
 from hpc_tumor.data.raw.clinical import Clinical, clinical_counts, read_clinical
 from hpc_tumor.data.raw.leftovers import none_usable
-from hpc_tumor.data.raw.sources import READERS, SourceReport, detect_reader, examine, inspect_source
+from hpc_tumor.data.raw.sources import SourceReport, examine
 from hpc_tumor.data.splits.units import describe_patients, disagreements, doubtful_joins, repeated_cases
 from hpc_tumor.data.store.store import Store, read_about
 from hpc_tumor.errors import DataError, UsageError
 from hpc_tumor.system.resources import available_cpus
-
-__all__ = ["READERS", "PrepareSummary", "SourceReport", "detect_reader", "inspect_source", "prepare_dataset"]
 
 Progress = Callable[[int, int], None]  # cases done (kept ones too), and all
 Convert = Callable[[Sequence[Unit]], Generator[UnitResult, None, None]]  # results in any order; closing it stops

@@ -50,11 +50,6 @@ class SourceReport:
         return self.reader.name
 
 
-def detect_reader(source: Path) -> CaseReader:
-    """The reader for what `source` holds. Raises DataError where it holds no known dataset, or both."""
-    return _detect(walk(source))[0]
-
-
 def inspect_source(source: Path, dataset: str = "auto", labels: str | None = None) -> SourceReport:
     """List what `source` holds; `dataset` is "auto" or a reader's name.
 
