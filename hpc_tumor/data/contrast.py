@@ -7,8 +7,8 @@ of the upper tail of each (4), and how its upper and lower half compare (4). The
 cases, as the file names have them and in all other 23 orders. The distance is a sum of squares, each over the variance
 in training plus a floor (`_FLOORS`), since a few cases do not show how far scanners differ.
 
-Another order is believed where its distance is smaller by `MARGIN`, and itself below `MOST`: docs/decisions/0009-likeness.md
-has what both were set by.
+Another order is believed where its distance is smaller by `MARGIN`, and itself below `MOST`; what these were set by
+stands in docs/decisions/0009-likeness.md.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ size decides. A cell holds the mean of its voxels less the blurred mean around i
 brightness is left), zero outside the brain, and is kept as int8. Two patients have the same scans where at least two of
 their modalities correlate by `THRESHOLD`.
 
-`THRESHOLD` lies between the worst copy and the most similar two patients that were measured: docs/decisions/0009-likeness.md.
-The H5 edition, whose slices were standardised one by one, is compared only with itself: with the NIfTI files of the same
+`THRESHOLD` lies between the worst copy and the two most similar patients of docs/decisions/0009-likeness.md. The H5
+edition, whose slices were standardised one by one, is compared only with itself: with the NIfTI files of the same
 patient its similarity is 0.72 to 0.78.
 """
 
