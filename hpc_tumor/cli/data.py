@@ -87,7 +87,7 @@ def prepare_data(
     with out.progress("converting", "cases") as progress:
         summary = prepare_dataset(
             report.reader, source, store, workers=workers, overwrite=overwrite, strict=strict, prune=prune,
-            convert=convert, progress=progress,
+            convert=convert, progress=progress, report=report,
         )  # fmt: skip
     for note in summary.notes:
         if note not in report.notes:

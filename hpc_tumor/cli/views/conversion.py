@@ -38,7 +38,7 @@ NOUNS = ("link", "Zarr store")  # kinds of what is not taken; the others are suf
 
 def source_lines(report: SourceReport) -> list[str]:
     """Lines on the contents of a folder of raw scans, before anything is converted."""
-    lines = [f"{report.source}: {report.dataset}, {counted(len(report.cases), 'case')}, {size(report.bytes)}"]
+    lines = [f"{report.listing.source}: {report.dataset}, {counted(len(report.cases), 'case')}, {size(report.bytes)}"]
     parts: dict[str, list[str]] = {}
     for group, count in report.groups.items():
         part, _, name = group.rpartition("/")

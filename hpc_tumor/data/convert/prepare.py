@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hpc_tumor.data.case import Case, CaseReader, Listing, walk
+from hpc_tumor.data.case import Case, CaseReader, walk
 from hpc_tumor.data.convert.assumptions import assumptions, differs, is_renamed
 from hpc_tumor.data.convert.case import Unit, UnitResult
 from hpc_tumor.data.convert.target import ConversionError, Target, disk_error, identity_of, open_target
@@ -89,6 +89,7 @@ def prepare_dataset(
     prune: bool = False,
     convert: Convert | None = None,
     progress: Progress | None = None,
+    report: SourceReport | None = None,
 ) -> PrepareSummary:
     """Convert what `source` holds into the store, or go on where an earlier conversion stopped.
 
@@ -102,6 +103,7 @@ def prepare_dataset(
         strict: stop at the first case that cannot be read, with its error.
         prune: remove vanished cases even where they are more than half of the store.
         convert: how units are converted; absent: by `workers` on this machine.
+        report: on what `reader` finds in `source`, where it was listed already.
 
     Raises:
         DataError: no cases, none that can be read, a target that cannot or must not be written, a full disk, a source
@@ -112,13 +114,12 @@ def prepare_dataset(
         raise UsageError(f"--workers {workers}: at least 1 process is needed.")
     began = time.perf_counter()
     source, store = Path(source), Path(store)
-    listing = walk(source)
-    report = examine(listing, reader)
+    report = report or examine(walk(source), reader)
     if strict and report.failed:
         raise DataError(f"{report.failed[0][1]} Stopped there, as --strict asks.")
     with open_target(store, identity_of(reader.name, reader.task, reader.options), overwrite=overwrite) as target:
         try:
-            plan = _plan(target, listing, report, workers or default_workers(), prune=overwrite or prune)
+            plan = _plan(target, report, workers or default_workers(), prune=overwrite or prune)
             with closing(convert(plan.units) if convert else convert_here(plan.units, plan.workers)) as results:
                 failed = _commit_all(plan.writer, target, results, report, strict, progress)
             if not plan.writer.rows:
@@ -152,12 +153,12 @@ class _Plan:
     notes: Sequence[str]
 
 
-def _plan(target: Target, listing: Listing, report: SourceReport, workers: int, prune: bool) -> _Plan:
+def _plan(target: Target, report: SourceReport, workers: int, prune: bool) -> _Plan:
     """Find what is to be converted, and what of the store that was there is kept.
 
     `prune`: cases that cannot be found go. Raises DataError where most of the store's cases have vanished.
     """
-    cases, source, store = report.cases, listing.source, target.path
+    cases, source, store = report.cases, report.listing.source, target.path
     before = _ids(store)
     refused = set(report.failed) - set(report.links)  # links go by their paths, which may read like an id
     there = {case.id for case in (*cases, *report.absent)} | {case for case, _ in refused}
@@ -171,7 +172,7 @@ def _plan(target: Target, listing: Listing, report: SourceReport, workers: int, 
     kept_as_they_are = [*report.absent, *(Case(name, {}, Path(name)) for name in unseen)]
     clinical = Clinical()
     if report.reader.task == "segmentation":
-        clinical = read_clinical(listing, [*cases, *kept_as_they_are])
+        clinical = read_clinical(report.listing, [*cases, *kept_as_they_are])
     # Nothing is known now of cases that cannot be seen: what was known of them stays.
     writer = make_writer(target, report.reader, {**clinical.facts, **_clinical_before(store, unseen)})
     units = writer.units(cases, max(1, available_cpus() // workers), [case.id for case in kept_as_they_are])
@@ -258,7 +259,7 @@ def _look_at_source(
     """Raises ConversionError where a case was refused because the source went away, or where one is enough."""
     case, reason = refused
     if lost := why_unreadable(report.cases, {name for name, _ in failed}):
-        where = f"{report.source} cannot be read any more ({lost}), first noticed at {case}"
+        where = f"{report.listing.source} cannot be read any more ({lost}), first noticed at {case}"
         raise ConversionError(f"{where}: is its disk or network mount there?")
     if strict:
         raise ConversionError(f"{reason} Stopped there, as --strict asks.")

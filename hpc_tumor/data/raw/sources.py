@@ -34,7 +34,7 @@ class SourceReport:
         notes: what a person should know before the conversion, a line each.
     """
 
-    source: Path
+    listing: Listing
     reader: CaseReader
     cases: list[Case]
     absent: list[Case]
@@ -89,7 +89,7 @@ def _report(listing: Listing, reader: CaseReader, found: Found) -> SourceReport:
     size = sum(case.bytes for case in found.cases)
     notes = [*found.notes, *(f"not taken: {note}" for note in rest.notes)]
     return SourceReport(
-        listing.source, reader, found.cases, found.absent, sorted([*found.failed, *rest.refused]), rest.refused, size,
+        listing, reader, found.cases, found.absent, sorted([*found.failed, *rest.refused]), rest.refused, size,
         dict(sorted(Counter(kinds).items())), rest.counts, notes,
     )  # fmt: skip
 
