@@ -89,9 +89,8 @@ def prepare_data(
             report.reader, source, store, workers=workers, overwrite=overwrite, strict=strict, prune=prune,
             convert=convert, progress=progress, report=report,
         )  # fmt: skip
-    for note in summary.notes:
-        if note not in report.notes:
-            out.warning(note)
+    for note in summary.notes[len(report.notes) :]:
+        out.warning(note)
     out.result(asdict(summary), show=lambda: out.pairs(summary_lines(summary)))
     if summary.failed:
         raise refused_cases(summary)

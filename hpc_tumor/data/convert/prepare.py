@@ -51,7 +51,7 @@ class PrepareSummary:
         clinical: of how many cases grade, survival, age, resection are known, and how many patients were last seen
             alive; empty for Brain MRI.
         not_taken: number of files in the source that belong to no case, by kind.
-        notes: what is left out or lacking in the source, and in the tables beside the cases, a line each.
+        notes: those of the source, then on the tables beside the cases and on what was converted, a line each.
         bytes_before: of the source files of the cases in the store; `bytes_after`: of the store.
     """
 

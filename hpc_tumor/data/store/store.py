@@ -30,13 +30,14 @@ def read_about(path: Path) -> dict[str, Any] | None:
     return about if isinstance(about, dict) and type(about.get("schema")) is int else None
 
 
-def _column(name: str, dtype: type[np.int64] | None = None) -> cached_property[NDArray[Any]]:
-    """A column of the index as an attribute of a store, read when it is first asked for."""
+def _column(name: str, text: str = "", dtype: type[np.int64] | None = None) -> cached_property[NDArray[Any]]:
+    """A column of the index as an attribute of a store, read when it is first asked for; `text` describes it."""
 
     def read(store: Store) -> NDArray[Any]:
         values = store._column(name)
         return values if dtype is None else values.astype(dtype)
 
+    read.__doc__ = text
     return cached_property(read)
 
 
@@ -98,27 +99,36 @@ class Store:
     def __len__(self) -> int:
         return len(self.case_ids)
 
-    group = _column("group", np.int64)
-    """`(n,)`: images or cases with one number are the same picture, or have the same scans, identical or nearly."""
+    group = _column(
+        "group",
+        "`(n,)`: images or cases with one number are the same picture, or have the same scans, identical or nearly.",
+        np.int64,
+    )
 
     # BraTS: axial slices of cases
 
-    shapes = _column("shape", np.int64)
-    """`(n, 3)`: Z, Y, X of each case."""
-    statistics = _column("statistics")
-    """`(n, 4, 2)`: mean and standard deviation over the brain, per modality; 0 deviation where there is none."""
-    background = _column("background")
-    """`(n, 4)`: the value outside the brain, per modality."""
-    tolerance = _column("tolerance")
-    """`(n, 4)`: how far a voxel outside the brain may stray from the background, per modality; mostly 0."""
-    brain_voxels = _column("brain_voxels", np.int64)
-    """`(n,)`: voxels of the brain."""
-    contrast = _column("contrast")
-    """`(n, 14)`: what `data.contrast` tells exchanged modalities by; not-a-number where a case has none."""
-    label_counts = _column("label_counts")
-    """`(n, largest Z, labels)`: voxels of each of `labels` in each slice; 0 beyond a case's last slice."""
-    sketches = _column("sketch")
-    """`(n, 4, 16, 16, 16)`: descriptors of each case's scans, by which copies are recognised: see sketch.py."""
+    shapes = _column("shape", "`(n, 3)`: Z, Y, X of each case.", np.int64)
+    statistics = _column(
+        "statistics",
+        "`(n, 4, 2)`: mean and standard deviation over the brain, per modality; 0 deviation where there is none.",
+    )
+    background = _column("background", "`(n, 4)`: the value outside the brain, per modality.")
+    tolerance = _column(
+        "tolerance",
+        "`(n, 4)`: how far a voxel outside the brain may stray from the background, per modality; mostly 0.",
+    )
+    brain_voxels = _column("brain_voxels", "`(n,)`: voxels of the brain.", np.int64)
+    contrast = _column(
+        "contrast", "`(n, 14)`: what `data.contrast` tells exchanged modalities by; not-a-number where a case has none."
+    )
+    label_counts = _column(
+        "label_counts",
+        "`(n, largest Z, labels)`: voxels of each of `labels` in each slice; 0 beyond a case's last slice.",
+    )
+    sketches = _column(
+        "sketch",
+        "`(n, 4, 16, 16, 16)`: descriptors of each case's scans, by which copies are recognised: see sketch.py.",
+    )
     _spacing = _column("spacing")
 
     @property
@@ -222,16 +232,13 @@ class Store:
 
     # Brain MRI: images
 
-    label = _column("label", np.int64)
-    """`(n,)`: class of each image."""
-    identical = _column("identical", np.int64)
-    """`(n,)`: images with one number have the same decoded pixels."""
-    sizes = _column("size", np.int64)
-    """`(n, 2)`: height and width in pixels of each image's source."""
-    boxes = _column("box", np.int64)
-    """`(n, 4)`: left, top, right and bottom in pixels of the crop of each image's source."""
-    thumbnails = _column("thumbnail")
-    """`(n, 32, 32)`: each image's source, uncropped, as near duplicates are told by."""
+    label = _column("label", "`(n,)`: class of each image.", np.int64)
+    identical = _column("identical", "`(n,)`: images with one number have the same decoded pixels.", np.int64)
+    sizes = _column("size", "`(n, 2)`: height and width in pixels of each image's source.", np.int64)
+    boxes = _column(
+        "box", "`(n, 4)`: left, top, right and bottom in pixels of the crop of each image's source.", np.int64
+    )
+    thumbnails = _column("thumbnail", "`(n, 32, 32)`: each image's source, uncropped, as near duplicates are told by.")
 
     @property
     def classes(self) -> list[str]:
