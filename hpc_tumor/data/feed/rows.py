@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,16 +16,10 @@ from torch import Tensor
 
 from hpc_tumor.data.feed.keeping import Kept
 from hpc_tumor.data.feed.per_image import on_device
+from hpc_tumor.data.store.shards import Pending
 
 Arrays = tuple[np.ndarray, ...]
 FILL_AT_ONCE = 64  # samples
-
-
-class Reading(Protocol):
-    """A read that was started."""
-
-    def result(self) -> Any:
-        """Wait for it."""
 
 
 @dataclass
@@ -45,7 +39,7 @@ class Request:
 
     positions: np.ndarray
     missing: np.ndarray
-    reading: Reading | None
+    reading: Pending[Any] | None
     buffer: Buffer
 
 
@@ -55,7 +49,7 @@ class Rows:
     def __init__(
         self,
         empty: Callable[[int], Arrays],
-        read: Callable[[np.ndarray, Sequence[Any]], Reading],
+        read: Callable[[np.ndarray, Sequence[Any]], Pending[Any]],
         device: torch.device,
     ):
         """`empty` gives arrays for so many rows; `read` starts to read rows into arrays like these.
