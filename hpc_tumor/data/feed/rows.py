@@ -42,6 +42,11 @@ class Request:
     reading: Pending[Any] | None
     buffer: Buffer
 
+    def wait(self) -> None:
+        """Wait until the samples are read. DataError where the store is damaged."""
+        if self.reading is not None:
+            self.reading.result()
+
 
 class Rows:
     """Samples by position, each a row of one or more arrays (image and labels, or image alone)."""
@@ -73,11 +78,6 @@ class Rows:
         # Into memory of this process's own: unpacking writes a row more than once, and another rank may be copying it.
         reading = self._read(missing, buffer.arrays(len(missing))) if len(missing) else None
         return Request(positions, missing, reading, buffer)
-
-    def wait(self, request: Request) -> None:
-        """Wait until the rows are read. DataError where the store is damaged."""
-        if request.reading is not None:
-            request.reading.result()
 
     def take(self, request: Request) -> tuple[Tensor, ...]:
         """The rows on the device. On a CPU they lie in the request's buffer: `release` it when they are used."""
@@ -116,7 +116,7 @@ class Rows:
         missing = self.kept.share_of_missing()
         for start in range(0, len(missing), FILL_AT_ONCE):
             request = self.request(missing[start : start + FILL_AT_ONCE])
-            self.wait(request)
+            request.wait()
             self.take(request)
             self.release(request)
             alive()
