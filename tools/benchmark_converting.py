@@ -61,6 +61,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="benchmark-arrays-") as name:
             data = options.data or _phantoms(Path(name) / "phantoms")
             print(f"Data: {'phantoms' if options.data is None else data}. Medians of {options.repeats} turns.")
+            if importlib.util.find_spec("zarrs") is None:
+                print("zarrs is not installed here, and not compared.")
             for kind, values, layout in _samples(data):
                 arrays(kind, values, layout, Path(name), options.repeats)
         return
@@ -132,7 +134,6 @@ def arrays(kind: str, values: list[np.ndarray], layout: ArrayLayout, work: Path,
     cores = sorted(os.sched_getaffinity(0))
     ways = {"ours": _write_ours, "zarr": _write_zarr, "zarrs": _write_zarrs, "TensorStore": _write_tensorstore}
     if importlib.util.find_spec("zarrs") is None:
-        print("\nzarrs is not installed here, and not compared.")
         del ways["zarrs"]
     folders = {name: [work / f"{name}-{number}" for number in range(len(values))] for name in ways}
     spent: dict[str, list[tuple[float, ...]]] = {name: [] for name in ways}

@@ -22,7 +22,8 @@ import numpy as np
 from benchmark_machine import describe_machine
 from PIL import Image, ImageDraw
 
-from hpc_tumor.data.raw.sources import decode_grey, inspect_source, thumbnail
+from hpc_tumor.data.raw.brain_mri import decode_grey, thumbnail
+from hpc_tumor.data.raw.sources import inspect_source
 from hpc_tumor.data.splits.near_duplicates import SIDE, THRESHOLD, alike, features, near_duplicate_groups, similarity
 
 Turn, Filter = Image.Transpose, Image.Resampling
