@@ -13,7 +13,7 @@ from hpc_tumor.data.audit.leakage import Leakage, SplitAudit
 from hpc_tumor.data.audit.memoriser import SIMILAR
 from hpc_tumor.data.audit.volumes import OUTLIER, Spread, VolumeFacts
 from hpc_tumor.data.splits.units import describe_patients
-from hpc_tumor.names import counted, listed
+from hpc_tumor.vocabulary import counted, listed
 
 NOTHING = "–"
 _CLINICAL = {"age": "age, years", "survival_days": "survival, days", "alive": "alive when last seen"}

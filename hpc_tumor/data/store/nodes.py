@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hpc_tumor.data.store.shards import DamagedError, ShardFiles, pack_chunk, pack_shard
-from hpc_tumor.names import printable
 from hpc_tumor.system.atomic import plain
+from hpc_tumor.vocabulary import printable
 
 GROUP_FILE = ARRAY_FILE = "zarr.json"
 # Slices shrink by a quarter more with lz4hc and unpack as fast. Level 5 packs in nearly twice the time of level 3, for
