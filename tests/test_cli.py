@@ -27,8 +27,9 @@ from hpc_tumor.cli.control import refuse_failures
 from hpc_tumor.cluster.node.local_queue import take_ticket
 from hpc_tumor.cluster.observe.states import RunState, State
 from hpc_tumor.config import Experiment
-from hpc_tumor.data.convert.prepare import READERS, prepare_dataset
+from hpc_tumor.data.convert.prepare import prepare_dataset
 from hpc_tumor.data.phantom.dataset import make_phantom
+from hpc_tumor.data.raw.sources import READERS
 from hpc_tumor.errors import PartialFailure, TrainingError, UsageError
 from hpc_tumor.run_dir import RunDir
 

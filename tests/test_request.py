@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hpc_tumor.data.convert.prepare import READERS, prepare_dataset
+from hpc_tumor.data.convert.prepare import prepare_dataset
 from hpc_tumor.data.phantom.dataset import make_phantom
+from hpc_tumor.data.raw.sources import READERS
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.errors import DataError, UsageError
 from hpc_tumor.experiments.request import Request, make_experiments

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 import hpc_tumor
-from hpc_tumor.data.convert.prepare import READERS, prepare_dataset
+from hpc_tumor.data.convert.prepare import prepare_dataset
 from hpc_tumor.data.phantom.dataset import make_phantom
+from hpc_tumor.data.raw.sources import READERS
 from hpc_tumor.run_dir import RunDir, find_runs, read_json
 
 # A queue is a folder with a file for each job: its number, and its name inside.

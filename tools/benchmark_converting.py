@@ -3,6 +3,8 @@
 
     python tools/benchmark_converting.py                    real samples from HPC_TUMOR_REAL_DATA, or phantoms made here
     python tools/benchmark_converting.py --data DIR         DIR/brats, DIR/brain-mri, DIR/brain-mri-native: any
+    python tools/benchmark_converting.py --arrays           the store's arrays alone, beside libraries that write and
+                                                            read the same ones: zarr-python, zarrs, TensorStore
 
 Every figure is CPU time of one process on one core, so that other work on the machine counts for little; ours is the
 whole of `prepare-data` with one worker: listing, reading, checks, checksums, statistics, groups of duplicates, index.
@@ -11,38 +13,59 @@ whole of `prepare-data` with one worker: listing, reading, checks, checksums, st
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import shutil
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
+import tensorstore
 import zarr
 from benchmark_machine import describe_machine
 from PIL import Image
 
-from hpc_tumor.data.case import Case, CaseReader
+from hpc_tumor.data.case import Case, CaseReader, walk
 from hpc_tumor.data.convert.case import Unit, convert_unit
 from hpc_tumor.data.convert.prepare import prepare_dataset
+from hpc_tumor.data.convert.writers import IMAGES_PER_SHARD
 from hpc_tumor.data.phantom.dataset import make_phantom
 from hpc_tumor.data.raw.brain_mri import IMAGE_SIZE, BrainMRIReader
 from hpc_tumor.data.raw.brats import BraTSReader
+from hpc_tumor.data.raw.sources import examine
+from hpc_tumor.data.store.nodes import ARRAY_FILE, IMAGE_COMPRESSION, ArrayLayout, volume_layout, write_array
+from hpc_tumor.data.store.shards import ReadingThreads, ShardFiles
 
 BRATS_2020 = 369  # patients
 BRAIN_MRI = 7023  # images
 LEAST_PATIENTS, LEAST_IMAGES = 6, 500  # fewer are repeated, so that what a store costs once does not count too much
+BATCH, BATCHES = 32, 8  # chunks read together, and how many times in a turn
+PIPELINE = "zarr.core.codec_pipeline.BatchedCodecPipeline"  # zarr's own, in Python
+LEAST_CHUNKS = 512  # of images: fewer are repeated
 Times = list[float]
+Write = Callable[[Path, np.ndarray, ArrayLayout], object]
+Read = Callable[[list[tuple[int, int]]], object]  # chunks, as numbers of the array and of the chunk in it
 
 
 def main() -> None:
     options = _options()
     print(describe_machine())
+    if options.arrays:
+        with tempfile.TemporaryDirectory(prefix="benchmark-arrays-") as name:
+            data = options.data or _phantoms(Path(name) / "phantoms")
+            print(f"Data: {'phantoms' if options.data is None else data}. Medians of {options.repeats} turns.")
+            if importlib.util.find_spec("zarrs") is None:
+                print("zarrs is not installed here, and not compared.")
+            for kind, values, layout in _samples(data):
+                arrays(kind, values, layout, Path(name), options.repeats)
+        return
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     with tempfile.TemporaryDirectory(prefix="benchmark-converting-") as name:
@@ -58,9 +81,9 @@ def main() -> None:
 
 def patients(source: Path, work: Path, repeats: int) -> None:
     """Compare on BraTS patients, and print."""
-    raw = sum(case.bytes for case in BraTSReader().list_cases(source))
+    raw = sum(case.bytes for case in list_cases(BraTSReader(), source))
     once, source = _several(source, work / "patients", LEAST_PATIENTS)
-    cases = BraTSReader().list_cases(source)
+    cases = list_cases(BraTSReader(), source)
     plain, ours = alternate(
         lambda: [plain_patient(case, work / "plain" / case.id) for case in cases],
         lambda: prepare_dataset(BraTSReader(), source, work / "store", workers=1),
@@ -86,7 +109,7 @@ def patients(source: Path, work: Path, repeats: int) -> None:
 def images(source: Path, work: Path, repeats: int) -> None:
     """Compare on a tree of images, and print."""
     once, many = _several(source, work / "images", LEAST_IMAGES)
-    cases = BrainMRIReader().list_cases(many)
+    cases = list_cases(BrainMRIReader(), many)
     plain, ours = alternate(
         lambda: plain_images(cases, work / "plain"),
         lambda: prepare_dataset(BrainMRIReader(), many, work / "store", workers=1),
@@ -103,6 +126,155 @@ def images(source: Path, work: Path, repeats: int) -> None:
     peak = worker_peak(BrainMRIReader(), cases[:64], work / "peak")
     print(f"  peak memory of a worker              {peak:6.0f} MB\n")
     shutil.rmtree(many)
+
+
+def arrays(kind: str, values: list[np.ndarray], layout: ArrayLayout, work: Path, repeats: int) -> None:
+    """Write `values` and read random chunks of them, with this package and with the libraries in turns, and print."""
+    megabytes = sum(array.nbytes for array in values) / 1e6
+    cores = sorted(os.sched_getaffinity(0))
+    ways = {"ours": _write_ours, "zarr": _write_zarr, "zarrs": _write_zarrs, "TensorStore": _write_tensorstore}
+    if importlib.util.find_spec("zarrs") is None:
+        del ways["zarrs"]
+    folders = {name: [work / f"{name}-{number}" for number in range(len(values))] for name in ways}
+    spent: dict[str, list[tuple[float, ...]]] = {name: [] for name in ways}
+    draw = np.random.default_rng(0)
+    for turn in range(repeats + 1):
+        chosen = np.stack([draw.integers(0, n, BATCH * BATCHES) for n in (len(values), layout.chunks)], 1).tolist()
+        for name, write in ways.items():
+            for folder in folders[name]:
+                shutil.rmtree(folder, ignore_errors=True)
+            os.sched_setaffinity(0, cores[:1])
+            cpu, _ = _timed(lambda: [write(*each, layout) for each in zip(folders[name], values, strict=True)])  # noqa: B023
+            figures = [megabytes / cpu]
+            for threads in (1, len(cores)):
+                os.sched_setaffinity(0, cores[:threads])
+                read = _reader(name, folders[name], layout, threads)
+                read(chosen[:BATCH])
+                cpu, clock = _timed(lambda: [read(chosen[i : i + BATCH]) for i in range(0, len(chosen), BATCH)])  # noqa: B023
+                figures.append(len(chosen) / (cpu if threads == 1 else clock))
+            spent[name] += [tuple(figures)] if turn else []
+    os.sched_setaffinity(0, cores)
+    print(
+        f"\n{kind}: {len(values)} × {layout.shape}, {megabytes:.0f} MB, {layout.compression['cname']}; (ratio to ours)"
+    )
+    on_all = f"chunks/s, {len(cores)} threads"
+    print(f"{'':<12}{'bytes':>8}{'same':>6}{'written, MB/CPU s':>20}{'read, chunks/CPU s':>20}{on_all:>22}")
+    rates = {name: [statistics.median(column) for column in zip(*spent[name], strict=True)] for name in ways}
+    size = sum(map(_size, folders["ours"]))
+    for name, mine in rates.items():
+        share = sum(map(_size, folders[name])) / size
+        same = list(map(_bytes_of, folders[name])) == list(map(_bytes_of, folders["ours"]))
+        cells = [f"{rate:,.0f} ({rate / our:.2f})" for rate, our in zip(mine, rates["ours"], strict=True)]
+        print(
+            f"{name:<12}{share:>8.4f}{'yes' if same else 'no':>6}{cells[0]:>20}{cells[1]:>20}{cells[2]:>22}", flush=True
+        )
+
+
+def _timed(run: Callable[[], object]) -> tuple[float, float]:
+    """CPU seconds of all threads, and seconds that passed."""
+    cpu, clock = time.process_time(), time.perf_counter()
+    run()
+    return time.process_time() - cpu, time.perf_counter() - clock
+
+
+def _write_ours(folder: Path, values: np.ndarray, layout: ArrayLayout) -> None:
+    write_array(folder, _parts(values, layout), layout)
+
+
+def _write_zarr(folder: Path, values: np.ndarray, layout: ArrayLayout, pipeline: str = PIPELINE) -> None:
+    _begin(folder, layout)
+    with zarr.config.set({"codec_pipeline.path": pipeline, "array.write_empty_chunks": True}):
+        _fill(folder, zarr.open_array(folder, mode="r+"), values, layout)
+
+
+def _write_zarrs(folder: Path, values: np.ndarray, layout: ArrayLayout) -> None:
+    _write_zarr(folder, values, layout, "zarrs.ZarrsCodecPipeline")
+
+
+def _write_tensorstore(folder: Path, values: np.ndarray, layout: ArrayLayout) -> None:
+    _begin(folder, layout)
+    _fill(folder, _tensorstore(folder, store_data_equal_to_fill_value=True), values, layout)
+
+
+def _begin(folder: Path, layout: ArrayLayout) -> None:
+    """The array as ours describes it, codecs and all: a library then fills it."""
+    folder.mkdir()
+    (folder / ARRAY_FILE).write_bytes(layout.metadata())
+
+
+def _fill(folder: Path, target: Any, values: np.ndarray, layout: ArrayLayout) -> None:
+    """Write whole shards, and bring them to the disk as ours are."""
+    for number, part in enumerate(_parts(values, layout)):
+        start = number * layout.shard[0]
+        target[start : start + len(part)] = part
+    for file in _files(folder):
+        handle = os.open(file, os.O_RDONLY)
+        os.fsync(handle)
+        os.close(handle)
+
+
+def _parts(values: np.ndarray, layout: ArrayLayout) -> list[np.ndarray]:
+    return [values[start : start + layout.shard[0]] for start in range(0, len(values), layout.shard[0])]
+
+
+def _tensorstore(folder: Path, **options: Any) -> Any:
+    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{folder}/"}, **options}
+    return tensorstore.open(spec, open=True).result()
+
+
+def _reader(name: str, folders: list[Path], layout: ArrayLayout, threads: int) -> Read:
+    """Reads chunks, all at once as far as the way has it, into one array."""
+    boxes = list(layout.boxes())
+    out = np.empty((BATCH, *layout.chunk), layout.dtype)
+    if name == "ours":
+        files, pool = ShardFiles(), ReadingThreads(threads)
+        shards = [str(layout.file(folder, 0)) for folder in folders]
+
+        def some(chosen: list[tuple[int, int]], target: np.ndarray) -> None:
+            for (array, position), one in zip(chosen, target, strict=True):
+                files.read_chunk(shards[array], layout.chunks, position, one)
+
+        return lambda chosen: [part.result() for part in pool.start(some, len(chosen), chosen, out)]
+    if name == "TensorStore":
+        opened = [_tensorstore(folder, recheck_cached_data=False, recheck_cached_metadata=False) for folder in folders]
+
+        def stacked(chosen: list[tuple[int, int]]) -> None:
+            with tensorstore.Batch() as batch:
+                stack = tensorstore.stack(
+                    [opened[array][boxes[position]][tensorstore.d[:].translate_to[0]] for array, position in chosen]
+                )
+                pending = stack.read(batch=batch)
+            pending.result()
+
+        return stacked
+    with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline" if name == "zarrs" else PIPELINE}):
+        arrays = [zarr.open_array(folder, mode="r") for folder in folders]
+    workers = ThreadPoolExecutor(threads)
+
+    def one_by_one(chosen: list[tuple[int, int]]) -> None:
+        for one, values in zip(out, workers.map(lambda ref: arrays[ref[0]][boxes[ref[1]]], chosen), strict=False):
+            one[...] = values
+
+    return one_by_one
+
+
+def _samples(data: Path) -> list[tuple[str, list[np.ndarray], ArrayLayout]]:
+    """Images as they are stored, and patients in the type of their source and as float32, standardised."""
+    images, patients = BrainMRIReader(), BraTSReader()
+    pixels = [images.read_case(case).image for case in list_cases(images, data / "brain-mri")]
+    array = np.stack((pixels * -(-LEAST_CHUNKS // len(pixels)))[:IMAGES_PER_SHARD])
+    chunk, names = (1, *array.shape[1:]), ("image", "y", "x")
+    samples = [("images", [array], ArrayLayout(array.shape, array.dtype, chunk, array.shape, names, IMAGE_COMPRESSION))]
+    volumes = [patients.read_case(case).image for case in list_cases(patients, data / "brats")]
+    axes = (1, 2, 3)
+    floats = [((v - v.mean(axes, keepdims=True)) / v.std(axes, keepdims=True)).astype(np.float32) for v in volumes]
+    for kind, several in ((f"patients, {volumes[0].dtype}", volumes), ("patients, float32", floats)):
+        samples.append((kind, several, volume_layout(several[0].shape, several[0].dtype)))
+    return samples
+
+
+def _bytes_of(folder: Path) -> list[bytes]:
+    return [path.read_bytes() for path in sorted(_files(folder))]
 
 
 def plain_patient(case: Case, target: Path) -> None:
@@ -170,7 +342,7 @@ def _ratio(plain: Times, ours: Times) -> float:
 def _several(source: Path, many: Path, least: int) -> tuple[int, Path]:
     """How many cases `source` has, and a folder with so many copies of each that there are `least`."""
     reader: CaseReader = BraTSReader() if least == LEAST_PATIENTS else BrainMRIReader()
-    cases = reader.list_cases(source)
+    cases = list_cases(reader, source)
     for i in range(-(-least // len(cases))):
         for case in cases:
             for file in case.files.values():
@@ -185,6 +357,10 @@ def _several(source: Path, many: Path, least: int) -> tuple[int, Path]:
 
 def _files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def list_cases(reader: CaseReader, source: Path) -> list[Case]:
+    return examine(walk(source), reader).cases
 
 
 def _size(folder: Path) -> int:
@@ -202,6 +378,7 @@ def _options() -> argparse.Namespace:
     given = os.environ.get("HPC_TUMOR_REAL_DATA")
     parser.add_argument("--data", type=Path, default=Path(given) if given else None, help="folder of real samples")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--arrays", action="store_true", help="compare ways to write and read the store's arrays")
     return parser.parse_args()
 
 

@@ -22,7 +22,8 @@ import numpy as np
 from benchmark_machine import describe_machine
 from PIL import Image, ImageDraw
 
-from hpc_tumor.data.raw.brain_mri import BrainMRIReader, decode_grey, thumbnail
+from hpc_tumor.data.raw.brain_mri import decode_grey, thumbnail
+from hpc_tumor.data.raw.sources import inspect_source
 from hpc_tumor.data.splits.near_duplicates import SIDE, THRESHOLD, alike, features, near_duplicate_groups, similarity
 
 Turn, Filter = Image.Transpose, Image.Resampling
@@ -46,7 +47,7 @@ def main() -> None:
     if not options.folders and not options.speed:
         parser.error("name a folder of images, or set HPC_TUMOR_REAL_DATA")
     print(describe_machine())
-    cases = [case for folder in options.folders for case in BrainMRIReader().list_cases(folder)]
+    cases = [case for folder in options.folders for case in inspect_source(folder, "brain-mri").cases]
     if cases:
         pictures = [decode_grey(case.files["image"].path)[0] for case in cases]
         thumbnails = np.stack([thumbnail(picture) for picture in pictures])

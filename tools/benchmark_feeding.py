@@ -27,11 +27,12 @@ import numpy as np
 import torch
 from benchmark_machine import describe_machine
 
-from hpc_tumor.data.convert.prepare import detect_reader, prepare_dataset
+from hpc_tumor.data.convert.prepare import prepare_dataset
 from hpc_tumor.data.feed.keeping import keep_rows
 from hpc_tumor.data.feed.loader import READ_AHEAD, BatchLoader
 from hpc_tumor.data.feed.samples import SlicePart
 from hpc_tumor.data.phantom.dataset import make_phantom
+from hpc_tumor.data.raw.sources import inspect_source
 from hpc_tumor.data.store.store import Store
 
 SLICES, BATCH = 700, 32
@@ -183,7 +184,7 @@ def measure_waiting(root: Path, slices: Path, images: Path | None, networks: str
     source = images or root / "raw-images"
     if images is None:
         make_phantom(source, "brain-mri", 400, seed=0)
-    prepare_dataset(detect_reader(source), source, root / "images.zarr")
+    prepare_dataset(inspect_source(source).reader, source, root / "images.zarr")
     stores = {"segmentation": slices, "classification": root / "images.zarr"}
     names = list(MODELS) if networks == "all" else networks.split(",")
     print(f"\n{'network':<16}{'batch':>6}{'samples/s':>11}{'waiting':>9}   (training on the CPU)")
@@ -212,7 +213,7 @@ def _brats_store(root: Path, data: Path | None) -> Store:
             folder.mkdir()
             for file in patient.iterdir():
                 shutil.copy(file, folder / file.name)
-    prepare_dataset(detect_reader(source), source, root / "brats.zarr")
+    prepare_dataset(inspect_source(source).reader, source, root / "brats.zarr")
     return Store.open(root / "brats.zarr", threads=1)
 
 

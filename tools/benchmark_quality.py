@@ -21,8 +21,9 @@ from benchmark_machine import describe_machine
 
 from hpc_tumor.data.audit.images import scan_images
 from hpc_tumor.data.audit.memoriser import memorise_images
-from hpc_tumor.data.convert.prepare import detect_reader, prepare_dataset
+from hpc_tumor.data.convert.prepare import prepare_dataset
 from hpc_tumor.data.phantom.dataset import make_phantom
+from hpc_tumor.data.raw.sources import inspect_source
 from hpc_tumor.data.splits.splits import split_of
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.run_dir import RunDir, read_json
@@ -84,7 +85,7 @@ def _row(root: Path, name: str, seed: int, settings: dict[str, Any]) -> None:
 
 def _cnn(root: Path, given: argparse.Namespace) -> None:
     store = root / "images.zarr"
-    prepare_dataset(detect_reader(given.images), given.images, store)
+    prepare_dataset(inspect_source(given.images).reader, given.images, store)
     epochs = given.epochs or PUBLISHED_CNN["epochs"]
     settings = {"data": {"store": str(store)}, "recipe": {"epochs": epochs}}
     _row(root, "cnn", 0, settings)
@@ -99,7 +100,7 @@ def _phantoms(root: Path, cases: int) -> Path:
     store = root / "phantoms.zarr"
     if not store.exists():
         make_phantom(root / "phantoms", "brats", cases, seed=1, shape=(64, 64, 32))
-        prepare_dataset(detect_reader(root / "phantoms"), root / "phantoms", store)
+        prepare_dataset(inspect_source(root / "phantoms").reader, root / "phantoms", store)
     return store
 
 

@@ -31,10 +31,11 @@ from benchmark_machine import describe_machine
 from benchmark_networks import experiment_of
 from benchmark_workers import cores
 
-from hpc_tumor.data.convert.prepare import detect_reader, prepare_dataset
+from hpc_tumor.data.convert.prepare import prepare_dataset
 from hpc_tumor.data.feed.loader import BatchLoader
 from hpc_tumor.data.feed.samples import SlicePart
 from hpc_tumor.data.phantom.dataset import make_phantom
+from hpc_tumor.data.raw.sources import inspect_source
 from hpc_tumor.data.splits.splits import middle_pairs
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.models import MODELS, build_model
@@ -77,7 +78,7 @@ def store_of(root: Path, given: argparse.Namespace) -> Store:
     if given.data is None:
         make_phantom(root / "phantom", "brats", given.patients, seed=0)
     source = given.data or root / "phantom"
-    prepare_dataset(detect_reader(source), source, root / "brats.zarr")
+    prepare_dataset(inspect_source(source).reader, source, root / "brats.zarr")
     return Store.open(root / "brats.zarr")
 
 

@@ -20,8 +20,9 @@ from typing import Any
 
 from benchmark_feeding import _brats_store, _real
 
-from hpc_tumor.data.convert.prepare import detect_reader, prepare_dataset
+from hpc_tumor.data.convert.prepare import prepare_dataset
 from hpc_tumor.data.phantom.dataset import make_phantom
+from hpc_tumor.data.raw.sources import inspect_source
 
 Job = dict[str, Any]
 Answer = Callable[[str], Any]
@@ -119,7 +120,7 @@ def make_stores(root: Path, given: argparse.Namespace, tasks: set[str]) -> dict[
         source = given.images or root / "raw-images"
         if given.images is None:
             make_phantom(source, "brain-mri", _IMAGES, seed=0)
-        prepare_dataset(detect_reader(source), source, root / "images.zarr")
+        prepare_dataset(inspect_source(source).reader, source, root / "images.zarr")
         stores["classification"] = str(root / "images.zarr")
     return stores
 

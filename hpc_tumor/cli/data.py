@@ -86,7 +86,8 @@ def prepare_data(
     """
     from hpc_tumor.cli.views.conversion import refused_cases, source_lines, summary_lines
     from hpc_tumor.cluster.convert.command import conversion_on
-    from hpc_tumor.data.convert.prepare import inspect_source, prepare_dataset
+    from hpc_tumor.data.convert.prepare import prepare_dataset
+    from hpc_tumor.data.raw.sources import inspect_source
 
     convert = conversion_on(
         cluster, workers, out.note, account=account, partition=partition, walltime=walltime, memory_gb=memory_gb
@@ -99,11 +100,10 @@ def prepare_data(
     with out.progress("converting", "cases") as progress:
         summary = prepare_dataset(
             report.reader, source, store, workers=workers, overwrite=overwrite, strict=strict, prune=prune,
-            convert=convert, progress=progress,
+            convert=convert, progress=progress, report=report,
         )  # fmt: skip
-    for note in summary.notes:
-        if note not in report.notes:
-            out.warning(note)
+    for note in summary.notes[len(report.notes) :]:
+        out.warning(note)
     out.result(asdict(summary), show=lambda: out.pairs(summary_lines(summary)))
     if summary.failed:
         raise refused_cases(summary)
@@ -204,8 +204,9 @@ def audit(
     Example: hpc-tumor audit brain-mri.zarr --split published --output audit.html
     """
     from hpc_tumor.cli.views.audit import audit_tables, pairs, refusal, split_in_use
-    from hpc_tumor.data.audit.audit import as_json, audit_store
+    from hpc_tumor.data.audit.audit import audit_store
     from hpc_tumor.data.audit.page import check_page, write_page
+    from hpc_tumor.data.audit.text import as_json
     from hpc_tumor.data.store.store import Store
 
     opened = Store.open(store)

@@ -134,9 +134,6 @@ class CaseReader(Protocol):
     def find(self, listing: Listing) -> Found:
         """Cases among the files; none where the files are of another layout."""
 
-    def list_cases(self, source: Path) -> list[Case]:
-        """Cases below the folder that can be read. DataError where there is none."""
-
     def read_case(self, case: Case) -> CaseData:
         """Raises DataError naming the file and the reason where the case cannot be used."""
 

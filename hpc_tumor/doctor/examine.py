@@ -17,7 +17,7 @@ from hpc_tumor.config import ClusterProfile
 from hpc_tumor.doctor import node, slurm
 from hpc_tumor.doctor.configuration import check_configuration, choose_cluster, runs_folder
 from hpc_tumor.doctor.finding import Finding, Section, error, exit_code, warning
-from hpc_tumor.doctor.gpu import check_gpus, check_model
+from hpc_tumor.doctor.gpu import Remedy, check_gpus, check_model
 from hpc_tumor.doctor.machine import check_machine
 from hpc_tumor.doctor.node_job import plan_of, try_on_node
 from hpc_tumor.doctor.packages import check_packages
@@ -55,7 +55,7 @@ def examine(
         facts = asked.result() if asked else None
     gpus = check_gpus(here, visible)
     if on_slurm and profile and profile.node.gpus:
-        known = {item.way_out for item in gpus if item.level == "error"}  # the same trouble is told once
+        known = {item.way_out for item in gpus if isinstance(item.way_out, Remedy)}  # the same trouble is told once
         named = check_model(here.torch, profile.node.gpu_model, profile.name, submit)
         gpus += [item for item in named if item.way_out not in known]
     yield Section("python", "Python and packages", check_packages(here))

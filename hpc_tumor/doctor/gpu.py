@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from enum import StrEnum
 
 from hpc_tumor.doctor.finding import Finding, error, ok, warning
 from hpc_tumor.doctor.probe import Gpu, Probe, TorchFacts
@@ -31,7 +32,16 @@ _MODELS: tuple[tuple[str, Capability], ...] = (
 )
 _LEAST_DRIVERS = {11: 450, 12: 525, 13: 580}  # by the version of CUDA, from NVIDIA's minor version compatibility
 _WHERE = "pytorch.org/get-started has the line"
-_WAY_OUT_OF_CPU = f"install a torch with CUDA, of the GPUs' generation: {_WHERE}"
+
+
+class Remedy(StrEnum):
+    """Ways out for GPUs that the installed torch cannot use."""
+
+    WITH_CUDA = f"install a torch with CUDA, of the GPUs' generation: {_WHERE}"
+    NEWER = f"install a newer torch, for a newer CUDA: {_WHERE}"
+    OTHER_GPUS = "no torch that hpc-tumor runs with supports it any more: choose other GPUs"
+    # Builds for CUDA 12.6 keep Maxwell, Pascal and Volta; those for 12.8 kept Volta to torch 2.10.
+    CUDA_12_6 = f"install a torch built for CUDA 12.6 (cu126), which still has it: {_WHERE}"
 
 
 def check_gpus(probe: Probe, visible: str | None = None) -> list[Finding]:
@@ -68,7 +78,7 @@ def check_model(torch: TorchFacts | None, model: str | None, cluster: str, tried
     if torch is None:
         return []
     if torch.cuda is None and torch.hip is None:
-        return [error(f"torch {torch.version} is built for CPUs: the GPUs of {cluster} stay idle", _WAY_OUT_OF_CPU)]
+        return [error(f"torch {torch.version} is built for CPUs: the GPUs of {cluster} stay idle", Remedy.WITH_CUDA)]
     capability = capability_of(model)
     if capability is None:
         if tried:
@@ -110,7 +120,7 @@ def _driver(probe: Probe) -> list[Finding]:
 def _no_code(torch: TorchFacts, name: str, capability: Capability | None) -> Finding | None:
     """The error for a GPU that this torch brings no code for; None where it does, or where that is not known."""
     if torch.cuda is None and torch.hip is None:
-        return error(f"{name}: torch {torch.version} is built for CPUs, and cannot use it", _WAY_OUT_OF_CPU)
+        return error(f"{name}: torch {torch.version} is built for CPUs, and cannot use it", Remedy.WITH_CUDA)
     if capability is None or not torch.archs or torch.hip or runs_on(torch.archs, capability):
         return None
     build = f"torch {torch.version.partition('+')[0]} for CUDA {torch.cuda}"
@@ -118,14 +128,11 @@ def _no_code(torch: TorchFacts, name: str, capability: Capability | None) -> Fin
     return error(text, _other_torch(torch, capability))
 
 
-def _other_torch(torch: TorchFacts, capability: Capability) -> str:
+def _other_torch(torch: TorchFacts, capability: Capability) -> Remedy:
     newest = max((arch for arch in torch.archs if arch.startswith("sm_")), key=_number, default="")
     if newest and capability > divmod(_number(newest), 10):
-        return f"install a newer torch, for a newer CUDA: {_WHERE}"
-    if capability < (5, 0):
-        return "no torch that hpc-tumor runs with supports it any more: choose other GPUs"
-    # Builds for CUDA 12.6 keep Maxwell, Pascal and Volta; those for 12.8 kept Volta to torch 2.10.
-    return f"install a torch built for CUDA 12.6 (cu126), which still has it: {_WHERE}"
+        return Remedy.NEWER
+    return Remedy.OTHER_GPUS if capability < (5, 0) else Remedy.CUDA_12_6
 
 
 def _nccl(torch: TorchFacts) -> list[Finding]:

@@ -17,7 +17,7 @@ from small_trainings import Launcher
 from hpc_tumor.cluster.describe.facts import Facts, read_facts
 from hpc_tumor.data.convert.prepare import prepare_dataset
 from hpc_tumor.data.phantom.dataset import make_phantom
-from hpc_tumor.data.raw.sources import detect_reader
+from hpc_tumor.data.raw.sources import inspect_source
 from hpc_tumor.run_dir import RunDir
 
 
@@ -79,7 +79,7 @@ def in_turn(request: pytest.FixtureRequest) -> Iterator[None]:
 def small_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("faults")
     make_phantom(folder / "raw", "brain-mri", 80, seed=3)
-    prepare_dataset(detect_reader(folder / "raw"), folder / "raw", folder / "images.zarr", workers=1)
+    prepare_dataset(inspect_source(folder / "raw").reader, folder / "raw", folder / "images.zarr", workers=1)
     return folder / "images.zarr"
 
 

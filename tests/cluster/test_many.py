@@ -28,8 +28,9 @@ from hpc_tumor.cluster.launch.submit import Wanted, array_script, grouped, resum
 from hpc_tumor.cluster.observe.queue import read_states
 from hpc_tumor.cluster.plan.plan import make_plan
 from hpc_tumor.config import ClusterProfile, Experiment
-from hpc_tumor.data.convert.prepare import READERS, prepare_dataset
+from hpc_tumor.data.convert.prepare import prepare_dataset
 from hpc_tumor.data.phantom.dataset import make_phantom
+from hpc_tumor.data.raw.sources import READERS
 from hpc_tumor.errors import ClusterError, DataError, HpcTumorError, PartialFailure, UsageError
 from hpc_tumor.run_dir import RunDir, find_runs, read_json
 from hpc_tumor.settings import settings_by_name

@@ -24,7 +24,7 @@ from hpc_tumor.cluster.observe.queue import read_states
 from hpc_tumor.cluster.observe.states import RunState
 from hpc_tumor.cluster.plan.plan import make_plan
 from hpc_tumor.data.convert.prepare import prepare_dataset
-from hpc_tumor.data.raw.sources import detect_reader
+from hpc_tumor.data.raw.sources import inspect_source
 from hpc_tumor.errors import ClusterError
 from hpc_tumor.run_dir import RunDir, find_runs, read_json
 
@@ -82,7 +82,7 @@ def real_store(name: str, folder: Path) -> Path:
     if not data:
         pytest.skip("HPC_TUMOR_REAL_DATA does not name the folder of the real samples")
     source = Path(data) / name
-    prepare_dataset(detect_reader(source), source, folder / f"{name}.zarr", workers=2)
+    prepare_dataset(inspect_source(source).reader, source, folder / f"{name}.zarr", workers=2)
     return folder / f"{name}.zarr"
 
 

@@ -15,8 +15,9 @@ from launching import wait_for
 from local_slurm import LOCAL_TEST
 
 from hpc_tumor.cluster.convert.command import conversion_on
-from hpc_tumor.data.convert.prepare import PrepareSummary, detect_reader, prepare_dataset
+from hpc_tumor.data.convert.prepare import PrepareSummary, prepare_dataset
 from hpc_tumor.data.phantom.dataset import make_phantom
+from hpc_tumor.data.raw.sources import inspect_source
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.errors import ClusterError, DataError
 
@@ -42,7 +43,7 @@ def on_slurm(slurm: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def prepare(source: Path, store: Path, **options: object) -> PrepareSummary:
-    return prepare_dataset(detect_reader(source), source, store, **options)  # type: ignore[arg-type]
+    return prepare_dataset(inspect_source(source).reader, source, store, **options)  # type: ignore[arg-type]
 
 
 def tree(folder: Path) -> dict[str, bytes]:

@@ -19,8 +19,9 @@ from hpc_tumor.cluster.launch.sbatch import job_number, submit_script
 from hpc_tumor.cluster.launch.submit import Wanted, submit_all
 from hpc_tumor.cluster.plan.plan import make_plan
 from hpc_tumor.cluster.slurm import read_queue
-from hpc_tumor.data.convert.prepare import detect_reader, prepare_dataset
+from hpc_tumor.data.convert.prepare import prepare_dataset
 from hpc_tumor.data.phantom.dataset import make_phantom
+from hpc_tumor.data.raw.sources import inspect_source
 from hpc_tumor.doctor.node_job import plan_of, try_on_node
 from hpc_tumor.errors import ClusterError, UsageError
 
@@ -79,7 +80,7 @@ def test_all_that_is_submitted_finds_its_number(site: Site, tmp_path: Path) -> N
     make_phantom(tmp_path / "raw", "brats", 1, 1, shape=(32, 32, 12))
     convert = conversion_on(str(LOCAL_TEST), 1, said.append)
     with pytest.raises(ClusterError, match="array job 4242 ended before"):  # as squeue knows nothing of it
-        prepare_dataset(detect_reader(tmp_path / "raw"), tmp_path / "raw", tmp_path / "s.zarr", convert=convert)
+        prepare_dataset(inspect_source(tmp_path / "raw").reader, tmp_path / "raw", tmp_path / "s.zarr", convert=convert)
     outcome = try_on_node(PROFILE, plan_of(PROFILE, Facts()), tmp_path, None, said.append)
     assert outcome.job_id == "4242"
     assert set(cancelled.read_text().split()) == {"4242"}  # by those that gave up, by its number
@@ -125,7 +126,7 @@ def test_paths_that_slurm_would_misread_are_refused_before_anything_is_submitted
         make_phantom(folder / "raw", "brats", 1, 1, shape=(32, 32, 12))
         convert = conversion_on(str(LOCAL_TEST), 1, print)
         with pytest.raises(UsageError, match="mean something else to SLURM"):
-            prepare_dataset(detect_reader(folder / "raw"), folder / "raw", folder / "s.zarr", convert=convert)
+            prepare_dataset(inspect_source(folder / "raw").reader, folder / "raw", folder / "s.zarr", convert=convert)
         assert not (folder / "s.zarr").exists()
         with pytest.raises(UsageError, match="mean something else to SLURM"):
             try_on_node(PROFILE, plan_of(PROFILE, Facts()), folder, None, print)

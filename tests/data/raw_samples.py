@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hpc_tumor.data.case import Case, CaseReader, walk
+from hpc_tumor.data.raw.sources import examine
+
 SHAPE = (12, 10, 6)  # x, y, z
 LPS = np.array([[-1.0, 0, 0, 0], [0, -1.0, 0, 239], [0, 0, 1.0, 0], [0, 0, 0, 1]])
 BRATS_2020 = ("flair", "t1", "t1ce", "t2")
@@ -22,6 +25,11 @@ def real_data(folder: str) -> Path:
     if not root:
         pytest.skip("HPC_TUMOR_REAL_DATA is not set: no real samples")
     return Path(root) / folder
+
+
+def list_cases(reader: CaseReader, source: Path) -> list[Case]:
+    """The cases that a reader finds below `source`."""
+    return examine(walk(source), reader).cases
 
 
 def brain(seed: int, dtype: str = "int16", shape: tuple[int, ...] = SHAPE) -> np.ndarray:

@@ -14,12 +14,13 @@ from PIL import Image
 from raw_samples import SHAPE, picture, real_data, tree, tumour, write_case, write_patients, write_pictures
 
 from hpc_tumor import cli
-from hpc_tumor.data.audit.audit import Audit, as_json, audit_store
+from hpc_tumor.data.audit.audit import Audit, audit_store
 from hpc_tumor.data.audit.images import ImageFacts, shrink, unit_rows
 from hpc_tumor.data.audit.leakage import case_leakage
 from hpc_tumor.data.audit.memoriser import nearest
 from hpc_tumor.data.audit.page import render_page
 from hpc_tumor.data.audit.shortcuts import cross_validate
+from hpc_tumor.data.audit.text import as_json
 from hpc_tumor.data.audit.volumes import VolumeFacts, find_outliers
 from hpc_tumor.data.convert.prepare import prepare_dataset
 from hpc_tumor.data.raw.brain_mri import BrainMRIReader

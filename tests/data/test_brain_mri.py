@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from raw_samples import picture, real_data, write_pictures
+from raw_samples import list_cases, picture, real_data, write_pictures
 
 from hpc_tumor.data.case import CaseData
 from hpc_tumor.data.convert.prepare import prepare_dataset
@@ -25,7 +25,7 @@ from hpc_tumor.data.raw.brain_mri import (
     reduced,
     thumbnail,
 )
-from hpc_tumor.data.raw.sources import detect_reader, inspect_source
+from hpc_tumor.data.raw.sources import inspect_source
 from hpc_tumor.errors import DataError
 
 READER = BrainMRIReader()
@@ -35,12 +35,12 @@ def read_one(folder: Path, image: Image.Image, name: str = "a.png", **options: o
     target = folder / "Training" / "glioma"
     target.mkdir(parents=True, exist_ok=True)
     image.save(target / name, **options)
-    (case,) = [case for case in READER.list_cases(folder) if case.id.endswith(name)]
+    (case,) = [case for case in list_cases(READER, folder) if case.id.endswith(name)]
     return READER.read_case(case)
 
 
 def test_all_native_images_convert() -> None:
-    cases = READER.list_cases(real_data("brain-mri-native"))
+    cases = list_cases(READER, real_data("brain-mri-native"))
     images = [READER.read_case(case) for case in cases]
     assert len(images) == 64
     assert {data.image.shape for data in images} == {(256, 256)}
@@ -51,7 +51,7 @@ def test_all_native_images_convert() -> None:
 
 def test_the_crop_keeps_the_head() -> None:
     """On the real images the box is inside the picture, and what it cuts off is dark."""
-    for case in READER.list_cases(real_data("brain-mri-native")):
+    for case in list_cases(READER, real_data("brain-mri-native")):
         grey, _ = decode_grey(case.files["image"].path)
         left, top, right, bottom = head_box(grey)
         pixels = np.asarray(grey).astype(float)
@@ -140,13 +140,13 @@ def test_hidden_folders_and_other_files_are_not_images(tmp_path: Path) -> None:
     (tmp_path / "Training" / "glioma" / "._a.png").write_bytes(b"x")
     (tmp_path / "Training" / "glioma" / "notes.txt").write_bytes(b"x")
     picture(0).save(tmp_path / "preview.png")
-    assert len(READER.list_cases(tmp_path)) == 8
-    assert detect_reader(tmp_path).name == "brain-mri"
+    assert len(list_cases(READER, tmp_path)) == 8
+    assert inspect_source(tmp_path).reader.name == "brain-mri"
 
 
 def test_tree_without_parts_is_training(tmp_path: Path) -> None:
     write_pictures(tmp_path / "x", 1)
-    assert {case.meta["part"] for case in READER.list_cases(tmp_path / "x" / "Training")} == {"train"}
+    assert {case.meta["part"] for case in list_cases(READER, tmp_path / "x" / "Training")} == {"train"}
 
 
 def test_unknown_class_beside_known_ones(tmp_path: Path) -> None:
@@ -154,14 +154,14 @@ def test_unknown_class_beside_known_ones(tmp_path: Path) -> None:
     (tmp_path / "Training" / "cats").mkdir()
     picture(0).save(tmp_path / "Training" / "cats" / "a.png")
     with pytest.raises(DataError, match=r"cats is a folder of the unknown class 'cats'\. Known: glioma"):
-        READER.list_cases(tmp_path)
+        list_cases(READER, tmp_path)
 
 
 def test_folder_beside_known_classes_is_never_dropped(tmp_path: Path) -> None:
     """Also where there is no Training or Testing, and where the image lies deeper."""
     source = write_pictures(tmp_path / "x", 1) / "Training"
     (source / "notumor").rename(source / "512Normal")
-    assert {case.meta["class"] for case in READER.list_cases(source)} == {
+    assert {case.meta["class"] for case in list_cases(READER, source)} == {
         "glioma",
         "meningioma",
         "notumor",
@@ -170,11 +170,11 @@ def test_folder_beside_known_classes_is_never_dropped(tmp_path: Path) -> None:
     for name in ("cats", "yes"):
         (source / "512Normal").rename(source / name)
         with pytest.raises(DataError, match=f"{name} is a folder of the unknown class '{name}'"):
-            READER.list_cases(source)
+            list_cases(READER, source)
         (source / name / "deep").mkdir()
         next((source / name).glob("*.png")).rename(source / name / "deep" / "a.png")
         with pytest.raises(DataError, match=f"{name} is a folder of the unknown class '{name}'"):
-            READER.list_cases(source)
+            list_cases(READER, source)
         shutil.rmtree(source / name / "deep")
         picture(0).save(source / name / "a.png")
         (source / name).rename(source / "512Normal")
@@ -186,7 +186,7 @@ def test_all_unknown_classes_are_named_at_once(tmp_path: Path) -> None:
         (source / name).mkdir()
         picture(0).save(source / name / "a.png")
     with pytest.raises(DataError, match="folders of unknown classes: Testing/dogs, Training/1, Training/cats"):
-        READER.list_cases(source)
+        list_cases(READER, source)
 
 
 @pytest.mark.parametrize("parts", [False, True])
@@ -208,9 +208,9 @@ def test_a_class_folder_in_that_of_another_class_is_refused(tmp_path: Path) -> N
     (source / "Training" / "glioma" / "normal").mkdir()
     picture(0).save(source / "Training" / "glioma" / "normal" / "a.png")
     with pytest.raises(DataError, match=r"glioma/normal is a folder of the class notumor in glioma, .* not told"):
-        READER.list_cases(source)
+        list_cases(READER, source)
     (source / "Training" / "glioma" / "normal").rename(source / "Training" / "glioma" / "glioma_tumor")
-    assert len(READER.list_cases(source)) == 9
+    assert len(list_cases(READER, source)) == 9
 
 
 def test_masks_above_the_classes_and_beside_their_images_are_no_images(tmp_path: Path) -> None:

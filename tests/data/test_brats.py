@@ -8,26 +8,26 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from raw_samples import BRATS_2023, LPS, SHAPE, brain, real_data, save, tumour, write_case
+from raw_samples import BRATS_2023, LPS, SHAPE, brain, list_cases, real_data, save, tumour, write_case
 
 from hpc_tumor.data.brain import brain_statistics, label_counts
 from hpc_tumor.data.case import CaseData
 from hpc_tumor.data.raw.brats import BraTSReader
 from hpc_tumor.data.raw.files.nifti import open_nifti
-from hpc_tumor.data.raw.sources import detect_reader, inspect_source
+from hpc_tumor.data.raw.sources import inspect_source
 from hpc_tumor.errors import DataError, UsageError
 
 READER = BraTSReader()
 
 
 def read(root: Path) -> CaseData:
-    (case,) = READER.list_cases(root)
+    (case,) = list_cases(READER, root)
     return READER.read_case(case)
 
 
 def test_real_patient_equals_nibabels_reading() -> None:
     source = real_data("brats")
-    cases = READER.list_cases(source)
+    cases = list_cases(READER, source)
     assert [case.id for case in cases] == ["BraTS2021_01657", "BraTS2021_01658"]
     data = READER.read_case(cases[0])
     names = dict(zip(("FLAIR", "T1", "T1ce", "T2"), ("flair", "t1", "t1ce", "t2"), strict=True))
@@ -232,10 +232,10 @@ def test_one_modality_twice_and_one_case_twice(tmp_path: Path) -> None:
     folder = write_case(tmp_path / "a" / "case")
     write_case(tmp_path / "b" / "case")
     with pytest.raises(DataError, match="two folders hold a case case"):
-        READER.list_cases(tmp_path)
+        list_cases(READER, tmp_path)
     save(folder / "case_t1.nii", brain(0))
     with pytest.raises(DataError, match="holds T1 twice"):
-        READER.list_cases(tmp_path / "a")
+        list_cases(READER, tmp_path / "a")
 
 
 @pytest.mark.parametrize("share", [0, 0.01, 0.3, 0.9, 0.999])
@@ -310,11 +310,11 @@ def test_label_counts_add_up() -> None:
 def test_detection(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing")
     with pytest.raises(DataError, match=r"looked for BraTS patients .* found 1 × \.txt"):
-        detect_reader(tmp_path)
+        inspect_source(tmp_path)
     with pytest.raises(DataError, match="does not exist"):
-        detect_reader(tmp_path / "absent")
+        inspect_source(tmp_path / "absent")
     with pytest.raises(DataError, match="is not a folder"):
-        detect_reader(tmp_path / "notes.txt")
+        inspect_source(tmp_path / "notes.txt")
     with pytest.raises(UsageError, match=r"Did you mean 'brats'\?"):
         inspect_source(tmp_path, "brast")
     write_case(tmp_path / "BraTS20_Training_001")
@@ -328,7 +328,7 @@ def test_links_out_of_the_source_are_not_followed(tmp_path: Path) -> None:
     source.mkdir()
     (source / "case").symlink_to(tmp_path / "elsewhere" / "case")
     with pytest.raises(DataError, match="case is a link out of the source"):
-        READER.list_cases(source)
+        list_cases(READER, source)
 
 
 def test_voxels_are_read_into_the_array_given(tmp_path: Path) -> None:

@@ -13,16 +13,17 @@ import pytest
 import torch
 import zarr
 from h5_samples import SLICES, patient, standardised, write_slice, write_volume
-from raw_samples import real_data, write_case
+from raw_samples import list_cases, real_data, write_case
 
 from hpc_tumor.data.brain import brain_statistics
 from hpc_tumor.data.case import CaseData
-from hpc_tumor.data.convert.prepare import inspect_source, prepare_dataset
+from hpc_tumor.data.convert.prepare import prepare_dataset
 from hpc_tumor.data.feed.loader import BatchLoader
 from hpc_tumor.data.feed.samples import SlicePart
 from hpc_tumor.data.raw.brats import BraTSReader
 from hpc_tumor.data.raw.brats_h5 import LOST, BraTSH5Reader, read_slice
 from hpc_tumor.data.raw.files.h5_subprocess import read_h5_in_subprocess
+from hpc_tumor.data.raw.sources import inspect_source
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.errors import DataError
 
@@ -42,7 +43,7 @@ def raw(made: Path, tmp_path: Path) -> Path:
 
 
 def read(root: Path) -> CaseData:
-    (case,) = READER.list_cases(root)
+    (case,) = list_cases(READER, root)
     return READER.read_case(case)
 
 
@@ -54,7 +55,7 @@ def test_a_real_patient_returns_bit_for_bit(tmp_path: Path, options: dict[str, A
     """Of a real patient made into H5 by the recipe, the store's voxels are those that h5py reads, and the labels those
     of the NIfTI store; the statistics are those of the brain told by the NIfTI file."""
     reader = BraTSReader()
-    nifti = reader.read_case(reader.list_cases(real_data("brats"))[0])
+    nifti = reader.read_case(list_cases(reader, real_data("brats"))[0])
     raw = write_volume(tmp_path / "raw", 7, standardised(nifti.image), nifti.label, **options)
     prepare_dataset(READER, raw, tmp_path / "s.zarr", workers=1)
     store = Store.open(tmp_path / "s.zarr")
@@ -284,10 +285,10 @@ def test_slices_missing_twice_or_beyond(raw: Path, tmp_path: Path) -> None:
     (raw / "again").mkdir()
     shutil.copy(raw / "volume_1_slice_9.h5", raw / "again" / "volume_01_slice_9.h5")
     with pytest.raises(DataError, match="one slice is there twice"):
-        READER.list_cases(raw)
+        list_cases(READER, raw)
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"looked for BraTS slices as H5 .*found no files"):
-        READER.list_cases(tmp_path / "empty")
+        list_cases(READER, tmp_path / "empty")
 
 
 @pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.99])

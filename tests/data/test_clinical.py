@@ -12,9 +12,10 @@ from raw_samples import real_data, save, tumour, write_case, write_patients
 
 from hpc_tumor.cli.views.conversion import summary_lines
 from hpc_tumor.data.case import Case, walk
-from hpc_tumor.data.convert.prepare import PrepareSummary, inspect_source, prepare_dataset
+from hpc_tumor.data.convert.prepare import PrepareSummary, prepare_dataset
 from hpc_tumor.data.raw.brats import BraTSReader
 from hpc_tumor.data.raw.clinical import Clinical, clinical_counts, read_clinical
+from hpc_tumor.data.raw.sources import inspect_source
 from hpc_tumor.data.store.store import Store
 
 MAPPING = "Grade,BraTS_2017_subject_ID,BraTS_2018_subject_ID,TCGA_TCIA_subject_ID,BraTS_2019_subject_ID"
@@ -55,13 +56,14 @@ def test_every_fact_of_the_real_tables(tmp_path: Path) -> None:
             expected = {"age": float(row["Age"]), "survival_days": days, "alive": "ALIVE" in text}
             if row["Extent_of_Resection"] != "NA":
                 expected["resection"] = row["Extent_of_Resection"]
-        assert known.of(name) == expected
-    assert known.of("BraTS20_Training_084") == {"age": 61.622, "survival_days": 361, "alive": True, "resection": "GTR"}
+        assert known.facts.get(name, {}) == expected
+    patient = {"age": 61.622, "survival_days": 361, "alive": True, "resection": "GTR"}
+    assert known.facts["BraTS20_Training_084"] == patient
     editions = {"BraTS_2017_subject_ID": "2017", "BraTS_2018_subject_ID": "2018", "TCGA_TCIA_subject_ID": "TCGA"}
     for name, row in mapping.items():
         others = {edition: row[title] for title, edition in editions.items() if row[title] != "NA"}
-        assert known.of(name) == {"grade": row["Grade"], **({"other_ids": others} if others else {})}
-    counts = clinical_counts(known.of(name) for name in ids)
+        assert known.facts.get(name, {}) == {"grade": row["Grade"], **({"other_ids": others} if others else {})}
+    counts = clinical_counts(known.facts.get(name, {}) for name in ids)
     assert counts == {"grade": 0, "survival": 236, "age": 236, "resection": 129, "alive": 1}
 
 
@@ -77,7 +79,7 @@ def test_every_fact_of_the_real_tables(tmp_path: Path) -> None:
 )
 def test_columns_of_all_years(tmp_path: Path, name: str, text: str, id_: str) -> None:
     known = read(table(tmp_path, text, name), id_)
-    assert known.of(id_) == {"age": 60.5, "survival_days": 100, "alive": False}
+    assert known.facts.get(id_, {}) == {"age": 60.5, "survival_days": 100, "alive": False}
     assert known.notes == []
 
 
@@ -85,7 +87,7 @@ def test_a_case_of_one_year_is_found_by_a_later_table(tmp_path: Path) -> None:
     text = f"{MAPPING},BraTS_2020_subject_ID\nLGG,NA,Brats18_A_1,TCGA-1,BraTS19_A_1,{ONE}\n"
     known = read(table(tmp_path, text, "name_mapping.csv"), "BRATS18_A_1")
     others = {"TCGA": "TCGA-1", "2019": "BraTS19_A_1", "2020": ONE}
-    assert known.of("BRATS18_A_1") == {"grade": "LGG", "other_ids": others}
+    assert known.facts.get("BRATS18_A_1", {}) == {"grade": "LGG", "other_ids": others}
 
 
 def test_validation_tables_add_and_do_not_overwrite(tmp_path: Path) -> None:
@@ -93,7 +95,7 @@ def test_validation_tables_add_and_do_not_overwrite(tmp_path: Path) -> None:
     table(tmp_path, f"Grade,BraTS_2020_subject_ID\nLGG,{ONE}\n", "name_mapping_validation_data.csv")
     table(tmp_path / "ValidationData", f"BraTS20ID,Age,ResectionStatus\n{ONE},50,GTR\n", "survival_evaluation.csv")
     known = read(tmp_path)
-    assert known.of(ONE) == {"grade": "HGG", "age": 50.0, "resection": "GTR"}
+    assert known.facts.get(ONE, {}) == {"grade": "HGG", "age": 50.0, "resection": "GTR"}
     assert known.notes == []
 
 
@@ -101,7 +103,7 @@ def test_grade_by_folder(tmp_path: Path) -> None:
     cases = [case("a", tmp_path / "HGG"), case("b", tmp_path / "LGG"), case("c", tmp_path / "HGG")]
     table(tmp_path, "Grade,BraTS_2018_subject_ID\nHGG,a\nLGG,c\n", "name_mapping.csv")
     known = read_clinical(walk(tmp_path), cases)
-    assert [known.of(name).get("grade") for name in "abc"] == ["HGG", "LGG", None]
+    assert [known.facts.get(name, {}).get("grade") for name in "abc"] == ["HGG", "LGG", None]
     (note,) = known.notes
     assert "disagree: grade of c (HGG in the folder's name; LGG in name_mapping.csv)" in note
 
@@ -124,7 +126,7 @@ def test_grade_by_folder(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_true_is_left_out_and_said(tmp_path: Path, row: str, left: dict[str, Any], words: str) -> None:
     known = read(table(tmp_path, f"Brats20ID,Age,Survival_days,Extent_of_Resection\n{ONE},{row}\n"))
-    assert known.of(ONE) == left
+    assert known.facts.get(ONE, {}) == left
     note = " ".join(known.notes)
     assert note.startswith("left out of survival_info.csv: ")
     assert words in note
@@ -133,7 +135,7 @@ def test_what_cannot_be_true_is_left_out_and_said(tmp_path: Path, row: str, left
 
 def test_lines_that_disagree_say_nothing(tmp_path: Path) -> None:
     known = read(table(tmp_path, f"Brats20ID,Age,Survival_days\n{ONE},60,10\n{ONE},60,20\n{ONE},60,10\n"))
-    assert known.of(ONE) == {"age": 60.0}
+    assert known.facts.get(ONE, {}) == {"age": 60.0}
     (note,) = known.notes
     assert "tables disagree" in note
     assert "survival_info.csv, line 3" in note

@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import zarr
-from raw_samples import LPS, brain, real_data, save, tumour, write_case
+from raw_samples import LPS, brain, list_cases, real_data, save, tumour, write_case
 
 from hpc_tumor.data.brain import brain_statistics
 from hpc_tumor.data.convert.case import Row, Unit, convert_unit, pack_images, unpack_images
@@ -23,7 +23,7 @@ READER = BraTSReader()
 
 def convert(source: Path, store: Path, reader: BraTSReader = READER) -> Row:
     """Convert the only case below `source` into the folder `store`; gives its row."""
-    (case,) = reader.list_cases(source)
+    (case,) = list_cases(reader, source)
     result = convert_unit(Unit(reader, [case], store, 1))
     assert not result.failed
     return result.rows[0]
@@ -31,7 +31,7 @@ def convert(source: Path, store: Path, reader: BraTSReader = READER) -> Row:
 
 def test_every_voxel_of_real_patients_comes_back(tmp_path: Path) -> None:
     """Read with nibabel from the source and with zarr-python from the store, neither of which is used to convert."""
-    for case in READER.list_cases(real_data("brats")):
+    for case in list_cases(READER, real_data("brats")):
         (row,) = convert_unit(Unit(READER, [case], tmp_path / case.id, 1)).rows
         group = zarr.open_group(tmp_path / case.id, mode="r")
         stored, first = np.asarray(group["0"]), nib.load(case.files["FLAIR"].path)

@@ -20,11 +20,12 @@ from raw_samples import picture, tree, write_case, write_patients, write_picture
 
 from hpc_tumor.data.case import Case, CaseData
 from hpc_tumor.data.convert import workers, writers
-from hpc_tumor.data.convert.prepare import PrepareSummary, detect_reader, prepare_dataset
+from hpc_tumor.data.convert.prepare import PrepareSummary, prepare_dataset
 from hpc_tumor.data.convert.workers import MOST_KILLS
 from hpc_tumor.data.phantom.dataset import make_phantom
 from hpc_tumor.data.raw.brain_mri import BrainMRIReader
 from hpc_tumor.data.raw.brats import BraTSReader
+from hpc_tumor.data.raw.sources import inspect_source
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.errors import DataError
 
@@ -32,7 +33,7 @@ KINDS = pytest.mark.parametrize("images", [False, True])
 
 
 def prepare(source: Path, store: Path, **options: Any) -> PrepareSummary:
-    return prepare_dataset(detect_reader(source), source, store, **{"workers": 1, **options})
+    return prepare_dataset(inspect_source(source).reader, source, store, **{"workers": 1, **options})
 
 
 def make_source(root: Path, images: bool) -> Path:

@@ -20,7 +20,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from bounded import Watch, run
-from raw_samples import write_case
+from raw_samples import list_cases, write_case
 
 from hpc_tumor.data.brain import brain_statistics
 from hpc_tumor.data.case import Case, SourceFile
@@ -91,7 +91,7 @@ def test_gzip_streams(tmp_path: Path) -> None:
 def read_patients(watch: Watch, folder: Path, seed: int, count: int) -> None:
     """Each mutant takes the place of one file of a patient, whose statistics and metadata must be sound."""
     write_case(folder / "Case", ending=".nii")
-    (case,) = BraTSReader().list_cases(folder)
+    (case,) = list_cases(BraTSReader(), folder)
     random = np.random.default_rng(seed)
     good = {role: file.path.read_bytes() for role, file in case.files.items()}
     for _ in range(count):

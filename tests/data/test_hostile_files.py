@@ -15,7 +15,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from fuzzing_images import hollow_png, png_chunks, png_joined
-from raw_samples import brain, picture, save, tree, write_case, write_patients, write_pictures
+from raw_samples import brain, list_cases, picture, save, tree, write_case, write_patients, write_pictures
 from test_hostile_names import ODD, refused
 
 from hpc_tumor.data.brain import brain_statistics
@@ -98,7 +98,7 @@ def test_slopes_that_overflow(tmp_path: Path) -> None:
     path = lying(tmp_path, scl_slope=3e38)
     assert not np.isfinite(open_nifti(path).read()).all()
     write_case(tmp_path / "raw" / "Case")
-    (case,) = BraTSReader().list_cases(tmp_path / "raw")
+    (case,) = list_cases(BraTSReader(), tmp_path / "raw")
     for slope, words in ((3e38, "not finite"), (1e30, "refused, over 1e+18")):
         case.files["T1"].path.write_bytes(lying(tmp_path, scl_slope=slope).read_bytes())
         refused(lambda: BraTSReader().read_case(case), str(case.files["T1"].path), words)

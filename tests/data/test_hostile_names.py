@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from raw_samples import picture, write_case, write_pictures
+from raw_samples import list_cases, picture, write_case, write_pictures
 
 from hpc_tumor.data.convert.prepare import prepare_dataset
 from hpc_tumor.data.raw.brain_mri import BrainMRIReader, decode_grey
@@ -53,12 +53,12 @@ def test_printable() -> None:
 def test_odd_names_refuse_their_case_and_no_other(tmp_path: Path, name: str) -> None:
     write_case(tmp_path / "brats" / "Good")
     write_case(tmp_path / "brats" / name, seed=1)
-    bad, good = sorted(BraTSReader().list_cases(tmp_path / "brats"), key=lambda case: case.id == "Good")
+    bad, good = sorted(list_cases(BraTSReader(), tmp_path / "brats"), key=lambda case: case.id == "Good")
     refused(lambda: BraTSReader().read_case(bad), printable(name), "Rename it")
     assert BraTSReader().read_case(good).id == "Good"
     folder = write_pictures(tmp_path / "images", 1) / "Training" / "glioma"
     shutil.copy(next(folder.iterdir()), folder / f"{name}.png")
-    cases = BrainMRIReader().list_cases(tmp_path / "images")
+    cases = list_cases(BrainMRIReader(), tmp_path / "images")
     (odd,) = (case for case in cases if case.id.endswith(f"/{printable(name)}.png"))
     refused(lambda: BrainMRIReader().read_case(odd), printable(name), "Rename it")
 
@@ -68,13 +68,13 @@ def test_odd_names_in_what_refuses_a_whole_folder(tmp_path: Path, name: str) -> 
     write_pictures(tmp_path / "images", 1)
     (tmp_path / "images" / "Training" / name).mkdir()
     picture(0).save(tmp_path / "images" / "Training" / name / "a.png")
-    refused(lambda: BrainMRIReader().list_cases(tmp_path / "images"), "unknown class")
+    refused(lambda: list_cases(BrainMRIReader(), tmp_path / "images"), "unknown class")
     write_case(tmp_path / "one" / name)
     write_case(tmp_path / "two" / name)
-    refused(lambda: BraTSReader().list_cases(tmp_path), "two folders hold a case")
+    refused(lambda: list_cases(BraTSReader(), tmp_path), "two folders hold a case")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / f"a.{name}").touch()
-    refused(lambda: BrainMRIReader().list_cases(tmp_path / "other"), "holds no such dataset")
+    refused(lambda: list_cases(BrainMRIReader(), tmp_path / "other"), "holds no such dataset")
 
 
 def test_a_source_given_as_dots_keeps_its_case_in_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +83,7 @@ def test_a_source_given_as_dots_keeps_its_case_in_the_store(tmp_path: Path, monk
     (tmp_path / "raw" / "Patient" / "inner").mkdir()
     monkeypatch.chdir(tmp_path / "raw" / "Patient" / "inner")
     for source in ("..", "../inner/..", "../../Patient/."):
-        assert [case.id for case in BraTSReader().list_cases(Path(source))] == ["Patient"]
+        assert [case.id for case in list_cases(BraTSReader(), Path(source))] == ["Patient"]
     prepare_dataset(BraTSReader(), Path(".."), tmp_path / "s.zarr", workers=1)
     assert Store.open(tmp_path / "s.zarr").case_ids == ["Patient"]
     assert (tmp_path / "s.zarr" / "cases" / "Patient" / "zarr.json").is_file()
@@ -102,7 +102,7 @@ def test_names_that_are_one_on_some_disks(tmp_path: Path) -> None:
     for one, other in (("Case", "CASE"), ("caf\u00e9", "cafe\u0301")):
         write_case(tmp_path / one / one)
         write_case(tmp_path / one / other)
-        refused(lambda folder=tmp_path / one: BraTSReader().list_cases(folder), "two folders hold a case")
+        refused(lambda folder=tmp_path / one: list_cases(BraTSReader(), folder), "two folders hold a case")
 
 
 def test_long_names(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_links_that_lead_out_or_in_circles(tmp_path: Path) -> None:
 def test_a_source_that_is_a_link_is_taken_for_what_it_is(tmp_path: Path) -> None:
     write_case(tmp_path / "raw" / "Case")
     (tmp_path / "link").symlink_to("raw")
-    assert [case.id for case in BraTSReader().list_cases(tmp_path / "link")] == ["Case"]
+    assert [case.id for case in list_cases(BraTSReader(), tmp_path / "link")] == ["Case"]
     (tmp_path / "round").symlink_to("round")
     refused(lambda: walk(tmp_path / "round"), str(tmp_path / "round"))
 
@@ -156,7 +156,7 @@ def test_pipes_sockets_and_folders_are_not_read(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / "c.jpg"))
         assert listed(tmp_path) == []
-    refused(lambda: BraTSReader().list_cases(tmp_path), "holds no such dataset")
+    refused(lambda: list_cases(BraTSReader(), tmp_path), "holds no such dataset")
     # What was a file when it was listed may be something else when it is read: a pipe would be waited for for ever.
     for name in ("a_flair.nii", "b_flair.nii"):
         refused(lambda path=tmp_path / name: read_source(path), str(tmp_path / name))

@@ -120,12 +120,12 @@ def test_a_row_that_another_rank_still_unpacks_is_given_whole() -> None:
         rank.kept = kept
     wanted = np.array([2, 0])
     ready, late = (rank.request(wanted) for rank in ranks)
-    ranks[0].wait(ready)
+    ready.wait()
     assert ranks[0].take(ready)[0].numpy()[:, 0].tolist() == [2, 0]
     again = ranks[0].request(wanted)
     assert not len(again.missing)
     assert ranks[0].take(again)[0].numpy()[:, 0].tolist() == [2, 0]
-    ranks[1].wait(late)
+    late.wait()
     assert ranks[1].take(late)[0].numpy()[:, 0].tolist() == [2, 0]
 
 

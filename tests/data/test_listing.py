@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from raw_samples import brain, save, tumour, write_case, write_patients, write_pictures
+from raw_samples import brain, list_cases, save, tumour, write_case, write_patients, write_pictures
 from test_hostile_names import refused
 
 from hpc_tumor.cli import main
 from hpc_tumor.cli.views.conversion import refused_cases
 from hpc_tumor.data.convert.case import Unit, UnitResult, convert_unit
-from hpc_tumor.data.convert.prepare import PrepareSummary, inspect_source, prepare_dataset
+from hpc_tumor.data.convert.prepare import PrepareSummary, prepare_dataset
 from hpc_tumor.data.raw.brats import BraTSReader
 from hpc_tumor.data.raw.files.listing import walk
-from hpc_tumor.data.raw.sources import examine
+from hpc_tumor.data.raw.sources import examine, inspect_source
 from hpc_tumor.data.splits.units import patient_units
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.errors import DataError
@@ -316,7 +316,7 @@ def test_time_points_are_called_after_their_patient_and_stay_together(tmp_path: 
 def test_patients_named_like_times_are_patients(tmp_path: Path, folders: tuple[str, ...]) -> None:
     for seed, folder in enumerate(folders):
         write_case(tmp_path / "raw" / folder, seed=seed)
-    cases = BraTSReader().list_cases(tmp_path / "raw")
+    cases = list_cases(BraTSReader(), tmp_path / "raw")
     assert [case.id for case in cases] == sorted(Path(folder).name for folder in folders)
     assert not any("patient" in case.meta for case in cases)
 
@@ -337,7 +337,7 @@ def test_a_flat_folder_may_be_called_like_the_beginning_of_its_files(tmp_path: P
         for file in (tmp_path / case).iterdir():
             (tmp_path / "raw" / "BraTS2021").mkdir(parents=True, exist_ok=True)
             file.rename(tmp_path / "raw" / "BraTS2021" / file.name)
-    cases = BraTSReader().list_cases(tmp_path / "raw")
+    cases = list_cases(BraTSReader(), tmp_path / "raw")
     assert [case.id for case in cases] == ["BraTS2021_00001", "BraTS2021_00002"]
 
 
@@ -350,7 +350,7 @@ def test_sessions_have_the_grade_and_the_name_of_their_patient_wherever_one_look
     assert [facts["grade"] for facts in store.clinical] == ["HGG", "HGG", "LGG"]
     assert any("1 in the folder of another's patient" in note or "name" in note for note in summary.notes)
     for source in (tmp_path / "raw" / "HGG" / "P01", tmp_path / "raw" / "HGG" / "P01" / "ses-01"):
-        assert {case.meta["patient"] for case in BraTSReader().list_cases(source)} == {"P01"}
+        assert {case.meta["patient"] for case in list_cases(BraTSReader(), source)} == {"P01"}
 
 
 def test_a_case_that_cannot_be_seen_keeps_what_was_known_of_it(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from PIL import Image
-from raw_samples import real_data
+from raw_samples import list_cases, real_data
 from scipy.ndimage import gaussian_filter
 
 from hpc_tumor.data.raw.brain_mri import BrainMRIReader, decode_grey, thumbnail
@@ -78,7 +78,7 @@ def test_every_copy_is_found_and_nothing_else(kind: str) -> None:
 def pictures() -> list[Image.Image]:
     """Every sixth sample: 146 of them."""
     folders = [real_data(name) for name in ("brain-mri", "brain-mri-native")]
-    cases = [case for folder in folders for case in BrainMRIReader().list_cases(folder)]
+    cases = [case for folder in folders for case in list_cases(BrainMRIReader(), folder)]
     return [decode_grey(case.files["image"].path)[0] for case in cases[::6]]
 
 

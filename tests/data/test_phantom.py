@@ -18,8 +18,6 @@ from hpc_tumor.data.phantom import dataset as phantom
 from hpc_tumor.data.phantom.dataset import (
     BRATS_SHAPE,
     SMALLEST_SHAPE,
-    make_brain_mri_phantom,
-    make_brats_phantom,
     make_phantom,
 )
 from hpc_tumor.data.phantom.patient import patient, smooth_noise
@@ -49,7 +47,7 @@ def pixels(path: Path) -> bytes:
 @pytest.fixture(scope="module")
 def heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("heads") / "raw"
-    make_brain_mri_phantom(root, 120, seed=3)
+    make_phantom(root, "brain-mri", 120, seed=3)
     return root
 
 
@@ -101,15 +99,15 @@ def test_what_cannot_be_made_is_refused_and_leaves_nothing(
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("make", [make_brats_phantom, make_brain_mri_phantom])
-def test_a_folder_in_use_is_left_alone(tmp_path: Path, make) -> None:
+@pytest.mark.parametrize("dataset", ["brats", "brain-mri"])
+def test_a_folder_in_use_is_left_alone(tmp_path: Path, dataset: str) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match=r"not empty.*new folder"):
-        make(tmp_path, 1, 0)
+        make_phantom(tmp_path, dataset, 1, 0)
     with pytest.raises(UsageError, match="is a file"):
-        make(tmp_path / "notes.txt", 1, 0)
+        make_phantom(tmp_path / "notes.txt", dataset, 1, 0)
     with pytest.raises(UsageError, match="negative"):
-        make(tmp_path / "new", 1, -1)
+        make_phantom(tmp_path / "new", dataset, 1, -1)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
@@ -166,7 +164,7 @@ def test_noise_is_smooth_and_bounded() -> None:
 
 
 def test_brats_layout_types_and_header(tmp_path: Path) -> None:
-    folders = make_brats_phantom(tmp_path / "raw", 4, 2, shape=SMALL)
+    folders = make_phantom(tmp_path / "raw", "brats", 4, 2, shape=SMALL)
     assert [folder.name for folder in folders] == [f"BraTS20_Training_00{n}" for n in (1, 2, 3, 4)]
     for folder in folders:
         names = {f"{folder.name}_{part}.nii.gz" for part in (*MODALITIES, "seg")}
@@ -190,7 +188,7 @@ def test_brats_header_is_that_of_a_real_patient(tmp_path: Path) -> None:
     if not root:
         pytest.skip("HPC_TUMOR_REAL_DATA is not set: no real patient to compare with")
     real = nib.load(next((Path(root) / "brats").rglob("*_flair.nii.gz")))
-    ours = nib.load(next(make_brats_phantom(tmp_path / "raw", 1, 0)[0].glob("*_flair.nii.gz")))
+    ours = nib.load(next(make_phantom(tmp_path / "raw", "brats", 1, 0)[0].glob("*_flair.nii.gz")))
     np.testing.assert_array_equal(ours.affine, real.affine)
     assert ours.shape == BRATS_SHAPE == real.shape
     for key in ("datatype", "qform_code", "sform_code", "xyzt_units", "quatern_d", "qoffset_y"):

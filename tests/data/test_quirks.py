@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from raw_samples import LPS, brain, picture, save, tumour, write_case
 
-from hpc_tumor.data.convert.prepare import inspect_source, prepare_dataset
+from hpc_tumor.data.convert.prepare import prepare_dataset
 from hpc_tumor.data.raw.brain_mri import BrainMRIReader
 from hpc_tumor.data.raw.brats import BraTSReader
+from hpc_tumor.data.raw.sources import inspect_source
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.errors import DataError
 

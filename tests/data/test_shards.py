@@ -28,11 +28,10 @@ def write(
 ) -> None:
     shard = (rows, *values.shape[1:])
     parts = [values[start : start + rows] for start in range(0, len(values), rows)]
-    names = [f"axis_{i}" for i in range(values.ndim)]
+    names = tuple(f"axis_{i}" for i in range(values.ndim))
     write_array(
-        folder, parts, values.shape, values.dtype, chunk=chunk, shard=shard, names=names,
-        compression=compression or VOLUME_COMPRESSION,
-    )  # fmt: skip
+        folder, parts, ArrayLayout(values.shape, values.dtype, chunk, shard, names, compression or VOLUME_COMPRESSION)
+    )
 
 
 def read_with_others(folder: Path) -> list[np.ndarray]:

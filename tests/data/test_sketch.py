@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from raw_samples import real_data
+from raw_samples import list_cases, real_data
 
 from hpc_tumor.data.brain import brain_statistics
 from hpc_tumor.data.phantom.patient import patient
@@ -140,7 +140,7 @@ def test_what_is_packed_is_unpacked_bit_for_bit_and_takes_less() -> None:
 def test_two_real_patients_in_one_atlas_are_told_apart_and_a_shifted_biased_copy_is_recognised() -> None:
     root = real_data("brats")
     reader = BraTSReader()
-    first, second = (reader.read_case(case).image for case in reader.list_cases(root)[:2])
+    first, second = (reader.read_case(case).image for case in list_cases(reader, root)[:2])
     copy = np.roll(biased(first), (1, 1, 1), (1, 2, 3))
     one, other, again = map(described, (first, second, copy))
     assert similarity(one, other).item() < 0.5
@@ -150,7 +150,7 @@ def test_two_real_patients_in_one_atlas_are_told_apart_and_a_shifted_biased_copy
 def test_the_two_real_patients_are_told_apart_in_any_order_and_on_either_side() -> None:
     """Exchanged files and mirrored volumes are the patient's own; another patient is like none of them."""
     sketches = []
-    for case in BraTSReader().list_cases(real_data("brats")):
+    for case in list_cases(BraTSReader(), real_data("brats")):
         image = BraTSReader().read_case(case).image
         sketches.append((image, sketch(image, brain_statistics(image))))
     (image, own), (_, other) = sketches

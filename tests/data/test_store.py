@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
-from raw_samples import LPS, brain, real_data, tumour, write_case, write_patients, write_pictures
+from raw_samples import LPS, brain, list_cases, real_data, tumour, write_case, write_patients, write_pictures
 
 from hpc_tumor.data.convert.prepare import prepare_dataset
 from hpc_tumor.data.feed.loader import BatchLoader, epoch_order
@@ -19,7 +19,7 @@ from hpc_tumor.data.feed.samples import SlicePart
 from hpc_tumor.data.raw.brain_mri import BrainMRIReader
 from hpc_tumor.data.raw.brats import BraTSReader
 from hpc_tumor.data.splits.splits import make_split
-from hpc_tumor.data.store.nodes import group_json, write_array, write_group
+from hpc_tumor.data.store.nodes import group_json, write_column, write_group
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.errors import DataError
 from hpc_tumor.vocabulary import LABEL_NAMES
@@ -144,7 +144,7 @@ def test_images_return(tmp_path: Path) -> None:
     reader = BrainMRIReader()
     prepare_dataset(reader, source, tmp_path / "s.zarr", workers=1)
     store = Store.open(tmp_path / "s.zarr")
-    cases = reader.list_cases(source)
+    cases = list_cases(reader, source)
     assert store.paths == [case.id for case in cases]
     order = np.random.default_rng(0).permutation(len(cases))
     for i, image in zip(order, store.read_images(order).result(), strict=True):
@@ -243,11 +243,7 @@ def test_two_thousand_patients_are_opened_and_split_without_a_look_at_their_fold
         "label_counts": np.random.default_rng(0).integers(0, 9, (n, depth, 4)).astype(np.int32),
     }
     for name, values in columns.items():
-        axes = [f"axis_{i}" for i in range(values.ndim)]
-        write_array(
-            tmp_path / "index" / name, [values], values.shape, values.dtype, chunk=values.shape, shard=values.shape,
-            names=axes,
-        )  # fmt: skip
+        write_column(tmp_path / "index", name, values)
     store = Store.open(tmp_path)
     split = make_split(store, "by-patient", 0)
     make_split(store, "published", 0)

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from hpc_tumor.config import ClusterProfile
-from hpc_tumor.data.convert.prepare import READERS, prepare_dataset
+from hpc_tumor.data.convert.prepare import prepare_dataset
 from hpc_tumor.data.phantom.dataset import make_phantom
+from hpc_tumor.data.raw.sources import READERS
 from hpc_tumor.doctor import filesystems
 from hpc_tumor.doctor.filesystems import Allowance, Room, Trial, ceph_quota, read_quota, room_in, try_writing
 from hpc_tumor.doctor.storage import check_storage, check_writing, judge_room

@@ -100,7 +100,7 @@ def test_gates_are_those_of_the_median_case(tmp_path: Path, more_slices: Path) -
     chosen = [setup.parts.store.case_ids.index(median["case"]), median["slice"]]
     (position,) = np.flatnonzero((part.slices == chosen).all(1))
     request = part.rows.request(np.array([position]))
-    part.rows.wait(request)
+    request.wait()
     with torch.inference_mode():
         _, maps = setup.bare.eval()(part.deliver(request)[0], return_attention=True)
     for number, gate in enumerate(maps, 1):

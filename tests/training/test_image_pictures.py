@@ -39,7 +39,7 @@ def test_images_are_those_that_the_network_is_surest_of(tmp_path: Path, image_st
     for kind, key in (("sample", "samples"), ("wrong", "wrong")):
         for image, found in zip(arrays[f"{kind}_images"], about[key], strict=True):
             request = part.rows.request(np.array([setup.parts.test_names.index(found["case"])]))
-            part.rows.wait(request)
+            request.wait()
             assert np.array_equal(image, as_bytes(part.deliver(request)[0][0, 0].numpy()))
     first = setup.bare.features[0].weight.detach().numpy()
     assert arrays["filters"].dtype == np.float16
@@ -68,7 +68,7 @@ def test_a_vit_shows_where_it_looks(tmp_path: Path, image_store: Path) -> None:
     assert "filters" not in arrays
     part = setup.parts.test.part
     request = part.rows.request(np.array([setup.parts.test_names.index(about["wrong"][0]["case"])]))
-    part.rows.wait(request)
+    request.wait()
     with torch.inference_mode():
         _, weights = setup.bare.eval()(part.deliver(request)[0].expand(-1, 3, -1, -1), return_attention=True)
     joint = np.eye(65)

@@ -17,7 +17,8 @@ from hpc_tumor.vocabulary import counted, duration, hours
 if TYPE_CHECKING:
     from hpc_tumor.cluster.describe.discover import Discovery
     from hpc_tumor.cluster.observe.clean import Cleaning, Kind
-    from hpc_tumor.data.convert.prepare import PrepareSummary, SourceReport
+    from hpc_tumor.data.convert.prepare import PrepareSummary
+    from hpc_tumor.data.raw.sources import SourceReport
     from hpc_tumor.data.splits.splits import Split
     from hpc_tumor.data.store.store import Store
 
@@ -36,7 +37,7 @@ NOUNS = ("link", "Zarr store")  # kinds of what is not taken; the others are suf
 
 def source_lines(report: SourceReport) -> list[str]:
     """Lines on the contents of a folder of raw scans, before anything is converted."""
-    lines = [f"{report.source}: {report.dataset}, {counted(len(report.cases), 'case')}, {size(report.bytes)}"]
+    lines = [f"{report.listing.source}: {report.dataset}, {counted(len(report.cases), 'case')}, {size(report.bytes)}"]
     parts: dict[str, list[str]] = {}
     for group, count in report.groups.items():
         part, _, name = group.rpartition("/")

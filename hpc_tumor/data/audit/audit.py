@@ -7,15 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from hpc_tumor.config import Experiment
 from hpc_tumor.data.audit.duplicates import Duplicates, case_duplicates, image_duplicates
 from hpc_tumor.data.audit.images import ImageFacts, image_facts, scan_images
 from hpc_tumor.data.audit.leakage import SplitAudit, audit_splits
 from hpc_tumor.data.audit.shortcuts import Shortcut, find_shortcuts
-from hpc_tumor.data.audit.text import verdict
 from hpc_tumor.data.audit.volumes import VolumeFacts, volume_facts
 from hpc_tumor.data.splits.splits import split_of
 from hpc_tumor.data.splits.units import doubtful_joins, patient_numbers
@@ -69,16 +67,6 @@ def audit_store(store: Store, experiment: Experiment, progress: Progress | None 
         raise DataError(
             f"{store.path} is damaged: its index lacks {error}. Run prepare-data again with --overwrite."
         ) from error
-
-
-def as_json(audit: Audit) -> dict[str, Any]:
-    """Every number, with the verdicts."""
-    value = asdict(audit)
-    for row, split in zip(value["splits"], audit.splits, strict=True):
-        row |= {"name": split.name, "leaks": split.leaks, "verdict": verdict(split)}
-    for row, shortcut in zip(value["shortcuts"], audit.shortcuts, strict=True):
-        row["notable"] = shortcut.notable
-    return value
 
 
 def _audit(store: Store, experiment: Experiment, progress: Progress | None) -> Audit:

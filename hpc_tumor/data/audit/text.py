@@ -1,10 +1,12 @@
-"""An audit in words: verdicts, facts, and rows of tables, as the terminal and the page both show them."""
+"""An audit in words: verdicts, facts, and rows of tables, as the terminal, the page and JSON show them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from typing import Any
 
+from hpc_tumor.data.audit.audit import Audit
 from hpc_tumor.data.audit.duplicates import Duplicates
 from hpc_tumor.data.audit.images import ImageFacts
 from hpc_tumor.data.audit.leakage import Leakage, SplitAudit
@@ -13,12 +15,19 @@ from hpc_tumor.data.audit.volumes import OUTLIER, Spread, VolumeFacts
 from hpc_tumor.data.splits.units import describe_patients
 from hpc_tumor.vocabulary import counted, listed
 
-if TYPE_CHECKING:
-    from hpc_tumor.data.audit.audit import Audit
-
 NOTHING = "–"
 _CLINICAL = {"age": "age, years", "survival_days": "survival, days", "alive": "alive when last seen"}
 _MOST_COUNTED = 4
+
+
+def as_json(audit: Audit) -> dict[str, Any]:
+    """Every number, with the verdicts."""
+    value = asdict(audit)
+    for row, split in zip(value["splits"], audit.splits, strict=True):
+        row |= {"name": split.name, "leaks": split.leaks, "verdict": verdict(split)}
+    for row, shortcut in zip(value["shortcuts"], audit.shortcuts, strict=True):
+        row["notable"] = shortcut.notable
+    return value
 
 
 def verdict(split: SplitAudit) -> str:

@@ -18,7 +18,7 @@ from hpc_tumor.data.contrast import NUMBERS, contrast
 from hpc_tumor.data.convert.target import disk_error
 from hpc_tumor.data.editions import EDITIONS, UncertainLabels
 from hpc_tumor.data.splits.sketch import Sketches, packed, sketch
-from hpc_tumor.data.store.nodes import IMAGE_COMPRESSION, write_array, write_file, write_group
+from hpc_tumor.data.store.nodes import IMAGE_COMPRESSION, volume_layout, write_array, write_file, write_group
 from hpc_tumor.data.store.ome import image_metadata, label_metadata
 from hpc_tumor.data.store.shards import checksum, is_sound, pack_chunk
 from hpc_tumor.errors import DataError
@@ -64,21 +64,16 @@ def convert_unit(unit: Unit, begin: Callable[[str], None] = lambda case: None) -
         begin(case.id)
         try:
             data = unit.reader.read_case(case)
-        except DataError as error:
-            failed.append((case.id, str(error)))
-            uncertain |= isinstance(error, UncertainLabels)
-            continue
-        except MemoryError:
-            failed.append((case.id, _no_memory(case)))
-            continue
-        try:
             if unit.reader.task == "segmentation":
                 rows.append(_write_volume(unit, case, data))
             else:
                 chunks.append(pack_chunk(data.image, IMAGE_COMPRESSION))
                 rows.append({"case": case.id, "signature": case.signature, "bytes": case.bytes, **data.meta})
+        except DataError as error:
+            failed.append((case.id, str(error)))
+            uncertain |= isinstance(error, UncertainLabels)
         except MemoryError:
-            failed.append((case.id, _no_memory(case)))
+            failed.append((case.id, f"{case.folder} needs more memory than there is."))
         except OSError as error:
             raise disk_error(error, case.id, unit.staged.parents[1]) from error
     if chunks:
@@ -87,10 +82,6 @@ def convert_unit(unit: Unit, begin: Callable[[str], None] = lambda case: None) -
         except OSError as error:
             raise disk_error(error, f"images from {unit.cases[0].id} on", unit.staged.parents[1]) from error
     return UnitResult(unit, rows, failed, uncertain)
-
-
-def _no_memory(case: Case) -> str:
-    return f"{case.folder} needs more memory than there is."
 
 
 def pack_images(rows: Sequence[Row], chunks: Sequence[bytes]) -> bytes:
@@ -127,15 +118,8 @@ def _write_volume(unit: Unit, case: Case, data: CaseData) -> Row:
     write_group(folder, {"ome": image_metadata(data.id, data.spacing, brain), "hpc_tumor": row})
     write_group(folder / "labels", {"ome": {"version": "0.5", "labels": ["seg"]}})
     write_group(folder / "labels" / "seg", {"ome": label_metadata(data.spacing, EDITIONS[data.meta["labels"]])})
-    channels, depth, height, width = image.shape
-    write_array(
-        folder / "0", [image], image.shape, image.dtype, chunk=(channels, 1, height, width), shard=image.shape,
-        names="czyx", threads=unit.threads,
-    )  # fmt: skip
-    write_array(
-        folder / "labels" / "seg" / "0", [label], label.shape, label.dtype, chunk=(1, height, width),
-        shard=(depth, height, width), names="zyx", threads=unit.threads,
-    )  # fmt: skip
+    write_array(folder / "0", [image], volume_layout(image.shape, image.dtype), unit.threads)
+    write_array(folder / "labels" / "seg" / "0", [label], volume_layout(label.shape, label.dtype), unit.threads)
     return row
 
 

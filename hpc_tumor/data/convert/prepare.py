@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hpc_tumor.data.case import Case, CaseReader, Listing, walk
+from hpc_tumor.data.case import Case, CaseReader, walk
 from hpc_tumor.data.convert.assumptions import assumptions, differs, is_renamed
 from hpc_tumor.data.convert.case import Unit, UnitResult
 from hpc_tumor.data.convert.target import ConversionError, Target, disk_error, identity_of, open_target
@@ -23,13 +23,11 @@ from hpc_tumor.data.editions import EDITIONS, edition_of
 from hpc_tumor.data.raw.brain_mri import refuse_one_class
 from hpc_tumor.data.raw.clinical import Clinical, clinical_counts, read_clinical
 from hpc_tumor.data.raw.leftovers import none_usable
-from hpc_tumor.data.raw.sources import READERS, SourceReport, detect_reader, examine, inspect_source
+from hpc_tumor.data.raw.sources import SourceReport, examine
 from hpc_tumor.data.splits.units import describe_patients, disagreements, doubtful_joins, repeated_cases
 from hpc_tumor.data.store.store import Store, read_about
 from hpc_tumor.errors import DataError, UsageError
 from hpc_tumor.system.resources import available_cpus
-
-__all__ = ["READERS", "PrepareSummary", "SourceReport", "detect_reader", "inspect_source", "prepare_dataset"]
 
 Progress = Callable[[int, int], None]  # cases done (kept ones too), and all
 Convert = Callable[[Sequence[Unit]], Generator[UnitResult, None, None]]  # results in any order; closing it stops
@@ -53,7 +51,7 @@ class PrepareSummary:
         clinical: of how many cases grade, survival, age, resection are known, and how many patients were last seen
             alive; empty for Brain MRI.
         not_taken: number of files in the source that belong to no case, by kind.
-        notes: what is left out or lacking in the source, and in the tables beside the cases, a line each.
+        notes: those of the source, then on the tables beside the cases and on what was converted, a line each.
         bytes_before: of the source files of the cases in the store; `bytes_after`: of the store.
     """
 
@@ -91,6 +89,7 @@ def prepare_dataset(
     prune: bool = False,
     convert: Convert | None = None,
     progress: Progress | None = None,
+    report: SourceReport | None = None,
 ) -> PrepareSummary:
     """Convert what `source` holds into the store, or go on where an earlier conversion stopped.
 
@@ -104,6 +103,7 @@ def prepare_dataset(
         strict: stop at the first case that cannot be read, with its error.
         prune: remove vanished cases even where they are more than half of the store.
         convert: how units are converted; absent: by `workers` on this machine.
+        report: on what `reader` finds in `source`, where it was listed already.
 
     Raises:
         DataError: no cases, none that can be read, a target that cannot or must not be written, a full disk, a source
@@ -114,76 +114,70 @@ def prepare_dataset(
         raise UsageError(f"--workers {workers}: at least 1 process is needed.")
     began = time.perf_counter()
     source, store = Path(source), Path(store)
-    listing = walk(source)
-    report = examine(listing, reader)
+    report = report or examine(walk(source), reader)
     if strict and report.failed:
         raise DataError(f"{report.failed[0][1]} Stopped there, as --strict asks.")
     with open_target(store, identity_of(reader.name, reader.task, reader.options), overwrite=overwrite) as target:
         try:
-            done = _convert_cases(
-                target, listing, report, workers=workers or default_workers(), strict=strict,
-                may_remove=overwrite or prune, convert=convert, progress=progress,
-            )  # fmt: skip
+            plan = _plan(target, report, workers or default_workers(), prune=overwrite or prune)
+            with closing(convert(plan.units) if convert else convert_here(plan.units, plan.workers)) as results:
+                failed = _commit_all(plan.writer, target, results, report, strict, progress)
+            if not plan.writer.rows:
+                raise none_usable(source, failed)
+            if not (overwrite or prune):
+                refuse_lost(plan.before, plan.writer.rows, failed, store)
+            plan.writer.finish({"refused": sorted({case for case, _ in failed} - plan.writer.rows.keys())})
         except OSError as error:
             raise DataError(f"{disk_error(error, 'its cases', store)} {target.remains()}") from error
         except ConversionError as error:
             raise DataError(f"{error} {target.remains()}") from error
-    rows = done.rows
-    assumed = assumptions(list(rows.values())) if reader.task == "segmentation" else []
-    return _summary(
-        Store.open(store), sum(int(row["bytes"]) for row in rows.values()), failed=done.failed, kept=done.kept,
-        removed=len(done.before - set(rows)), seconds=time.perf_counter() - began, not_taken=report.not_taken,
-        still_stored=sorted({case for case, _ in done.failed} & set(rows)),
-        notes=[*report.notes, *_inside(store, source), *done.notes, *assumed],
-    )  # fmt: skip
+    return _summary(Store.open(store), report, plan, failed, time.perf_counter() - began)
 
 
 @dataclass(frozen=True)
-class _Done:
-    """Outcome of converting: rows of the index by case, ids of the store before, and how many of these were kept."""
+class _Plan:
+    """A conversion before its first case.
 
-    rows: dict[str, dict[str, Any]]
+    Attributes:
+        before: cases in the store that was there.
+        kept: how many of them `writer` has already.
+        units: what is to be converted, by so many `workers`.
+        notes: on the source, and on the tables beside its cases.
+    """
+
+    writer: Writer
     before: set[str]
     kept: int
-    failed: list[tuple[str, str]]
-    notes: list[str]
+    units: Sequence[Unit]
+    workers: int
+    notes: Sequence[str]
 
 
-def _convert_cases(
-    target: Target, listing: Listing, report: SourceReport, *, workers: int, strict: bool, may_remove: bool,
-    convert: Convert | None, progress: Progress | None,
-) -> _Done:  # fmt: skip
-    """Convert into `target` what is new or has changed. `may_remove`: also where most of the store has vanished."""
-    reader, source, store, cases = report.reader, listing.source, target.path, report.cases
-    before, notes = _ids(store), list[str]()
+def _plan(target: Target, report: SourceReport, workers: int, prune: bool) -> _Plan:
+    """Find what is to be converted, and what of the store that was there is kept.
+
+    `prune`: cases that cannot be found go. Raises DataError where most of the store's cases have vanished.
+    """
+    cases, source, store = report.cases, report.listing.source, target.path
+    before = _ids(store)
     refused = set(report.failed) - set(report.links)  # links go by their paths, which may read like an id
     there = {case.id for case in (*cases, *report.absent)} | {case for case, _ in refused}
-    if not may_remove:
+    if not prune:
         named = {PurePosixPath(path).name for path, _ in report.links}
         refuse_vanished(before, there | named, source, store)
-    if reader.task == "classification":
+    if report.reader.task == "classification":
         refuse_one_class([*cases, *report.absent], source)
     # What cannot be found may lie behind a link that is not followed, or in content that was not fetched.
-    unseen = sorted(before - there) if report.links and not may_remove else []
-    if unseen:
-        notes.append(_kept_unseen(unseen))
+    unseen = sorted(before - there) if report.links and not prune else []
     kept_as_they_are = [*report.absent, *(Case(name, {}, Path(name)) for name in unseen)]
     clinical = Clinical()
-    if reader.task == "segmentation":
-        clinical = read_clinical(listing, [*cases, *kept_as_they_are])
+    if report.reader.task == "segmentation":
+        clinical = read_clinical(report.listing, [*cases, *kept_as_they_are])
     # Nothing is known now of cases that cannot be seen: what was known of them stays.
-    writer = make_writer(target, reader, {**clinical.facts, **_clinical_before(store, unseen)})
+    writer = make_writer(target, report.reader, {**clinical.facts, **_clinical_before(store, unseen)})
     units = writer.units(cases, max(1, available_cpus() // workers), [case.id for case in kept_as_they_are])
-    kept = len(writer.rows)
-    with closing(convert(units) if convert else convert_here(units, min(workers, len(units)))) as results:
-        failed = _commit_all(writer, target, results, cases, source, strict, progress)
-    failed = sorted([*report.failed, *failed])
-    if not writer.rows:
-        raise none_usable(source, failed)
-    if not may_remove:
-        refuse_lost(before, writer.rows, failed, store)
-    writer.finish({"refused": sorted({case for case, _ in failed} - writer.rows.keys())})
-    return _Done(writer.rows, before, kept, failed, [*notes, *clinical.notes])
+    notes = [*report.notes, *_inside(store, source), *_kept_unseen(unseen), *clinical.notes]
+    return _Plan(writer, before, len(writer.rows), units, min(workers, len(units)), notes)
 
 
 def _inside(store: Path, source: Path) -> list[str]:
@@ -193,30 +187,30 @@ def _inside(store: Path, source: Path) -> list[str]:
     return [f"the store {store} lies in its own source: whoever copies or removes the one takes the other along"]
 
 
-def _kept_unseen(cases: Sequence[str]) -> str:
+def _kept_unseen(cases: Sequence[str]) -> list[str]:
+    """A note on cases that cannot be found and are kept."""
+    if not cases:
+        return []
     behind = "behind what is linked and not followed, or not fetched"
     if len(cases) == 1:
-        return f"1 case of the store, {cases[0]}, cannot be found now and stays there: it may lie {behind}"
-    return (
-        f"{len(cases):,} cases of the store, such as {cases[0]}, cannot be found now and stay there: they may lie"
-        f" {behind}"
-    )
+        return [f"1 case of the store, {cases[0]}, cannot be found now and stays there: it may lie {behind}"]
+    named = f"{len(cases):,} cases of the store, such as {cases[0]}, cannot be found now and stay there"
+    return [f"{named}: they may lie {behind}"]
 
 
 def _commit_all(
     writer: Writer,
     target: Target,
     results: Generator[UnitResult, None, None],
-    cases: Sequence[Case],
-    source: Path,
+    report: SourceReport,
     strict: bool,
     progress: Progress | None,
 ) -> list[tuple[str, str]]:
-    """Commit results as they come; gives (case, reason) of those refused."""
+    """Commit results as they come; gives (case, reason) of all that were refused, those of the report too."""
     failed: list[tuple[str, str]] = []
     uncertain: str | None = None
     done = len(writer.rows)
-    total = len({case.id for case in cases} | writer.rows.keys())
+    total = len({case.id for case in report.cases} | writer.rows.keys())
     if progress:
         progress(done, total)
     for result in results:
@@ -228,11 +222,11 @@ def _commit_all(
         if result.uncertain and uncertain is None and edition_of(result.failed[0][0]).usual:
             uncertain = result.failed[0][1]
         if result.failed:
-            _look_at_source(result.failed, failed, cases, source, strict)
+            _look_at_source(result.failed[0], failed, report, strict)
         done += len(result.unit.cases)
         if progress:
             progress(done, total)
-    return [*failed, *_without_doubtful(writer, uncertain)]
+    return sorted([*report.failed, *failed, *_without_doubtful(writer, uncertain)])
 
 
 def _without_doubtful(writer: Writer, uncertain: str | None) -> list[tuple[str, str]]:
@@ -260,59 +254,50 @@ def _without_doubtful(writer: Writer, uncertain: str | None) -> list[tuple[str, 
 
 
 def _look_at_source(
-    new: Sequence[tuple[str, str]],
-    failed: Sequence[tuple[str, str]],
-    cases: Sequence[Case],
-    source: Path,
-    strict: bool,
+    refused: tuple[str, str], failed: Sequence[tuple[str, str]], report: SourceReport, strict: bool
 ) -> None:
-    """Raises ConversionError where cases were refused because the source went away, or where one is enough."""
-    case, reason = new[0]
-    if lost := why_unreadable(cases, {name for name, _ in failed}):
-        raise ConversionError(
-            f"{source} cannot be read any more ({lost}), first noticed at {case}: is its disk or network mount there?"
-        )
+    """Raises ConversionError where a case was refused because the source went away, or where one is enough."""
+    case, reason = refused
+    if lost := why_unreadable(report.cases, {name for name, _ in failed}):
+        where = f"{report.listing.source} cannot be read any more ({lost}), first noticed at {case}"
+        raise ConversionError(f"{where}: is its disk or network mount there?")
     if strict:
         raise ConversionError(f"{reason} Stopped there, as --strict asks.")
 
 
 def _summary(
-    store: Store,
-    bytes_before: int,
-    *,
-    failed: list[tuple[str, str]],
-    kept: int,
-    removed: int,
-    seconds: float,
-    not_taken: dict[str, int],
-    still_stored: list[str],
-    notes: list[str],
+    store: Store, report: SourceReport, plan: _Plan, failed: list[tuple[str, str]], seconds: float
 ) -> PrepareSummary:
+    rows = plan.writer.rows
+    notes = [*plan.notes]
     parts: Counter[str] = Counter()
     clinical: dict[str, int] = {}
     duplicates = near = leaking = 0
     if store.task == "segmentation":
+        notes += assumptions(list(rows.values()))
         slices = int(store.shapes[:, 0].sum())
         shown = (store.label_counts[:, :, 1:] > 0).sum(axis=(0, 1)).tolist()
         classes = dict(zip(store.labels[1:], shown, strict=True))
         clinical = clinical_counts(store.clinical)
         if repeated := repeated_cases(store):
-            notes = [*notes, f"{describe_patients(len(store), repeated)}; a split keeps each patient on one side."]
-        notes = [*notes, *doubtful_joins(store)]
+            notes.append(f"{describe_patients(len(store), repeated)}; a split keeps each patient on one side.")
+        notes += doubtful_joins(store)
     else:
         slices = len(store)
         classes = {name: int((store.label == i).sum()) for i, name in enumerate(store.classes)}
         parts.update(store.part.tolist())
         duplicates = slices - len(np.unique(store.identical))
         near = slices - len(np.unique(store.group)) - duplicates
-        notes = [*notes, *disagreements(store)]
+        notes += disagreements(store)
         test = store.part == "test"
         leaking = int(np.isin(store.group[test], store.group[~test]).sum())
     after = sum(file.stat().st_size for file in store.path.rglob("*") if file.is_file())
+    size = sum(int(row["bytes"]) for row in rows.values())
+    stored = sorted({case for case, _ in failed} & rows.keys())
     return PrepareSummary(
-        store.dataset, store.path, len(store), len(store) - kept, kept, removed, failed, slices, classes, dict(parts),
-        duplicates, near, leaking, bytes_before, after, seconds, store.fingerprint, clinical, not_taken,
-        still_stored, notes,
+        store.dataset, store.path, len(store), len(store) - plan.kept, plan.kept, len(plan.before - rows.keys()),
+        failed, slices, classes, dict(parts), duplicates, near, leaking, size, after, seconds, store.fingerprint,
+        clinical, report.not_taken, stored, notes,
     )  # fmt: skip
 
 

@@ -150,9 +150,8 @@ class VolumeWriter:
             for row, into in zip(rows, outside, strict=True):
                 into[: row["shape"][0]] = row["slice_background"]
             write_column(index, "slice_background", outside)
-        write_column(index, "shape", np.array([row["shape"] for row in rows], np.int32))
-        for name in ("spacing", "background", "tolerance", "statistics", "brain_voxels", "contrast"):
-            write_column(index, name, np.array([row[name] for row in rows], np.float64))
+        for name in ("shape", "spacing", "background", "tolerance", "statistics", "brain_voxels", "contrast"):
+            write_column(index, name, [row[name] for row in rows])
         sketches = np.stack([unpacked(row["sketch"], len(MODALITIES)) for row in rows])
         write_column(index, "sketch", sketches)
         write_column(index, "group", same_scans(sketches, [row["scans"] for row in rows]))
@@ -229,16 +228,13 @@ class ImageWriter:
         identical = duplicate_groups([row["sha256"] for row in rows])
         pixels = b"".join(bytes.fromhex(row["thumbnail"]) for row in rows)
         thumbnails = np.frombuffer(pixels, np.uint8).reshape(-1, SIDE, SIDE)
-        for name, values, dtype in (
-            ("label", [CLASSES.index(row["class"]) for row in rows], np.uint8),
-            ("part", [row["part"] == "test" for row in rows], np.uint8),
-            ("identical", identical, np.int32),
-            ("group", near_duplicate_groups(thumbnails, identical), np.int32),
-            ("thumbnail", thumbnails, np.uint8),
-            ("size", [row["size"] for row in rows], np.int32),
-            ("box", [row["box"] for row in rows], np.int32),
-        ):
-            write_column(index, name, np.array(values, dtype))
+        write_column(index, "label", [CLASSES.index(row["class"]) for row in rows])
+        write_column(index, "part", [row["part"] == "test" for row in rows])
+        write_column(index, "identical", identical)
+        write_column(index, "group", near_duplicate_groups(thumbnails, identical))
+        write_column(index, "thumbnail", thumbnails)
+        for name in ("size", "box"):
+            write_column(index, name, [row[name] for row in rows])
 
     def _keep_old(self, signatures: Mapping[str, str | None]) -> None:
         """Keep the images of the old store that have these signatures, None for any."""

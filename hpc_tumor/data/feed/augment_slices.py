@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from hpc_tumor.data.feed.intensity import blur, brighten_and_contrast, gamma, inside_brain, noise
-from hpc_tumor.data.feed.per_image import PerImage, on_device, spread
+from hpc_tumor.data.feed.per_image import on_device, spread
 from hpc_tumor.data.feed.warp import Motion, move, sampling_grid
 
 WARP_CHANCE = 0.3  # of a rotation, and apart from that of a change of scale
@@ -28,13 +28,10 @@ GAMMA = (0.7, 1.5)
 
 
 @dataclass(frozen=True, eq=False)
-class SliceParameters(PerImage):
-    """How each slice changes, in arrays of length n; 0, and 1 for factors and exponents, mean not at all.
+class SliceParameters(Motion):
+    """How each slice moves and changes, in arrays of length n; 0, and 1 for factors and exponents, mean not at all.
 
     Attributes:
-        flip_vertical, flip_horizontal: upside down; left to right; bool.
-        angle: counter-clockwise, in radians.
-        zoom: above 1 enlarges.
         noise: its standard deviation.
         noise_seed: where its random numbers start; int64.
         blur: standard deviation in pixels.
@@ -42,20 +39,12 @@ class SliceParameters(PerImage):
         gamma: exponents.
     """
 
-    flip_vertical: np.ndarray
-    flip_horizontal: np.ndarray
-    angle: np.ndarray
-    zoom: np.ndarray
     noise: np.ndarray
     noise_seed: np.ndarray
     blur: np.ndarray
     brightness: np.ndarray
     contrast: np.ndarray
     gamma: np.ndarray
-
-    @property
-    def motion(self) -> Motion:
-        return Motion(self.flip_vertical, self.flip_horizontal, self.angle, self.zoom)
 
 
 def draw_slice_parameters(n: int, seed: int, epoch: int, step: int) -> SliceParameters:
@@ -93,11 +82,10 @@ def augment_slices(images: Tensor, labels: Tensor, parameters: SliceParameters) 
         ValueError: there are not as many slices as parameters.
     """
     parameters.check(images)
-    motion = parameters.motion
-    grid = sampling_grid(motion, images)
-    moved = move(images, motion, grid, "bilinear")
+    grid = sampling_grid(parameters, images)
+    moved = move(images, parameters, grid, "bilinear")
     _change_intensities(moved, parameters)
-    return moved, move(labels.unsqueeze(1), motion, grid, "nearest").squeeze(1)
+    return moved, move(labels.unsqueeze(1), parameters, grid, "nearest").squeeze(1)
 
 
 def _change_intensities(images: Tensor, parameters: SliceParameters) -> None:

@@ -110,7 +110,7 @@ class BatchLoader:
                 return
             step, total, counted, request = waiting.popleft()
             before = time.perf_counter()
-            self.part.rows.wait(request)
+            request.wait()
             self.waited += time.perf_counter() - before
             images, targets = self.part.deliver(request)
             yield Batch(images, targets, request.positions, step, total, counted)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,16 +16,10 @@ from torch import Tensor
 
 from hpc_tumor.data.feed.keeping import Kept
 from hpc_tumor.data.feed.per_image import on_device
+from hpc_tumor.data.store.shards import Pending
 
 Arrays = tuple[np.ndarray, ...]
 FILL_AT_ONCE = 64  # samples
-
-
-class Reading(Protocol):
-    """A read that was started."""
-
-    def result(self) -> Any:
-        """Wait for it."""
 
 
 @dataclass
@@ -45,8 +39,13 @@ class Request:
 
     positions: np.ndarray
     missing: np.ndarray
-    reading: Reading | None
+    reading: Pending[Any] | None
     buffer: Buffer
+
+    def wait(self) -> None:
+        """Wait until the samples are read. DataError where the store is damaged."""
+        if self.reading is not None:
+            self.reading.result()
 
 
 class Rows:
@@ -55,7 +54,7 @@ class Rows:
     def __init__(
         self,
         empty: Callable[[int], Arrays],
-        read: Callable[[np.ndarray, Sequence[Any]], Reading],
+        read: Callable[[np.ndarray, Sequence[Any]], Pending[Any]],
         device: torch.device,
     ):
         """`empty` gives arrays for so many rows; `read` starts to read rows into arrays like these.
@@ -79,11 +78,6 @@ class Rows:
         # Into memory of this process's own: unpacking writes a row more than once, and another rank may be copying it.
         reading = self._read(missing, buffer.arrays(len(missing))) if len(missing) else None
         return Request(positions, missing, reading, buffer)
-
-    def wait(self, request: Request) -> None:
-        """Wait until the rows are read. DataError where the store is damaged."""
-        if request.reading is not None:
-            request.reading.result()
 
     def take(self, request: Request) -> tuple[Tensor, ...]:
         """The rows on the device. On a CPU they lie in the request's buffer: `release` it when they are used."""
@@ -122,7 +116,7 @@ class Rows:
         missing = self.kept.share_of_missing()
         for start in range(0, len(missing), FILL_AT_ONCE):
             request = self.request(missing[start : start + FILL_AT_ONCE])
-            self.wait(request)
+            request.wait()
             self.take(request)
             self.release(request)
             alive()

@@ -51,85 +51,68 @@ def make_phantom(
 ) -> list[Path]:
     """Write `cases` made-up patients ("brats") or images ("brain-mri") below `directory`; gives their paths.
 
-    `shape` (x, y, z) is for brats alone. `progress` is called with (done, total) after each case. A call that fails or
-    is interrupted leaves nothing behind. Raises UsageError for an unknown
-    dataset, an option of the other dataset, a folder that cannot be written, and all that `make_brats_phantom` and
-    `make_brain_mri_phantom` refuse; HpcTumorError for a full disk.
+    The same seed gives the same bytes with the same library versions, and a case does not depend on how many there are.
+    A call that fails or is interrupted leaves nothing behind.
+
+    - brats, as BraTS 2020 lays patients, with name_mapping.csv and survival_info.csv: `<id>_{flair,t1,t1ce,t2}.nii.gz`
+      (int16) and `<id>_seg.nii.gz` (uint8; 1 NCR, 2 ED, 4 ET) of `shape` (x, y, z) in voxels of 1 mm; head and tumour
+      scale with the shape. The first three have all labels; later ones now and then lack ET or NCR.
+    - brain-mri: `Training/<class>/*.jpg` and `Testing/<class>/*.jpg`. Classes take turns, and one of five images of a
+      class is for testing. Sizes (150 to 512) and modes (L, RGB) are mixed and independent of the class. DUPLICATES is
+      the share of all images that stand in Testing with the same decoded pixels, though not the same bytes, as an image
+      in Training.
+
+    Args:
+        shape: of brats alone.
+        progress: called with (done, total) after each case.
+
+    Raises UsageError for an unknown dataset, a shape for images or below 32 × 32 × 12, fewer than one case, a negative
+    seed, and a folder that is not empty or cannot be written; HpcTumorError for a full disk.
     """
-    if dataset == "brats":
-        return make_brats_phantom(directory, cases, seed, shape=shape or BRATS_SHAPE, progress=progress)
-    if dataset == "brain-mri":
-        if shape is not None:
-            raise UsageError("a shape is for the brats phantom: brain-mri images have mixed sizes; leave it out.")
-        return make_brain_mri_phantom(directory, cases, seed, progress=progress)
-    raise unknown("phantom dataset", dataset, ("brats", "brain-mri"))
-
-
-def make_brats_phantom(
-    directory: Path,
-    cases: int,
-    seed: int,
-    *,
-    shape: Sequence[int] = BRATS_SHAPE,
-    progress: Progress | None = None,
-) -> list[Path]:
-    """Write `cases` patients as BraTS 2020 lays them, with name_mapping.csv and survival_info.csv; gives their folders.
-
-    Each has `<id>_{flair,t1,t1ce,t2}.nii.gz` (int16) and `<id>_seg.nii.gz` (uint8; 1 NCR, 2 ED, 4 ET) of `shape`
-    (x, y, z) in voxels of 1 mm; head and tumour scale with the shape. The same seed gives the same bytes with the same
-    library versions, and a patient does not depend on how many there are. The first three have all labels; later ones
-    now and then lack ET or NCR. Raises UsageError for a folder that is not empty, for fewer than one case, a negative
-    seed, or a shape below 32 x 32 x 12.
-    """
-    size = tuple(int(n) for n in shape)
+    if dataset not in ("brats", "brain-mri"):
+        raise unknown("phantom dataset", dataset, ("brats", "brain-mri"))
+    if dataset == "brain-mri" and shape is not None:
+        raise UsageError("a shape is for the brats phantom: brain-mri images have mixed sizes; leave it out.")
+    size = tuple(int(n) for n in shape or BRATS_SHAPE)
     if len(size) != 3 or any(n < least for n, least in zip(size, SMALLEST_SHAPE, strict=True)):
-        raise UsageError(f"shape {tuple(shape)} of a brats phantom must be (x, y, z) of at least {SMALLEST_SHAPE}.")
+        raise UsageError(f"shape {tuple(size)} of a brats phantom must be (x, y, z) of at least {SMALLEST_SHAPE}.")
     _check_target(directory, cases, seed)
+    tell = progress or (lambda done, total: None)
+    if dataset == "brats":
+        made = ("BraTS20_Training_*", ".BraTS20_Training_*", "name_mapping.csv", "survival_info.csv")
+        with _whole(directory, *made):
+            return _write_patients(directory, cases, seed, size, tell)
+    with _whole(directory, "Training", "Testing"):
+        return _write_images(directory, cases, seed, tell)
+
+
+def _write_patients(directory: Path, cases: int, seed: int, size: tuple[int, ...], progress: Progress) -> list[Path]:
     folders, grades, survivals = [], [], []
-    with _whole(directory, "BraTS20_Training_*", ".BraTS20_Training_*", "name_mapping.csv", "survival_info.csv"):
-        for index in range(cases):
-            name = f"BraTS20_Training_{index + 1:03d}"
-            volumes = patient(np.random.default_rng([seed, 0, index]), size, index)
-            folders.append(_write_patient(directory, name, volumes))
-            enhancing = bool((volumes["seg"] == 4).any())
-            grade, survival = _clinical(np.random.default_rng([seed, 1, index]), name, enhancing)
-            grades.append(grade)
-            survivals += survival
-            if progress:
-                progress(index + 1, cases)
-        _write_csv(directory / "name_mapping.csv", MAPPING_HEADER, grades, newline="\n")
-        _write_csv(directory / "survival_info.csv", SURVIVAL_HEADER, survivals, newline="\r\n")
+    for index in range(cases):
+        name = f"BraTS20_Training_{index + 1:03d}"
+        volumes = patient(np.random.default_rng([seed, 0, index]), size, index)
+        folders.append(_write_patient(directory, name, volumes))
+        enhancing = bool((volumes["seg"] == 4).any())
+        grade, survival = _clinical(np.random.default_rng([seed, 1, index]), name, enhancing)
+        grades.append(grade)
+        survivals += survival
+        progress(index + 1, cases)
+    _write_csv(directory / "name_mapping.csv", MAPPING_HEADER, grades, newline="\n")
+    _write_csv(directory / "survival_info.csv", SURVIVAL_HEADER, survivals, newline="\r\n")
     return folders
 
 
-def make_brain_mri_phantom(
-    directory: Path,
-    cases: int,
-    seed: int,
-    *,
-    progress: Progress | None = None,
-) -> list[Path]:
-    """Write `cases` head slices as `Training/<class>/*.jpg` and `Testing/<class>/*.jpg`; gives their paths.
-
-    Classes take turns, and one of five images of a class is for testing. Sizes (150 to 512) and modes (L, RGB) are
-    mixed and independent of the class. DUPLICATES is the share of all images that stand in Testing with the same
-    decoded pixels, though not the same bytes, as an image in Training. The same seed gives the same bytes with the same
-    library versions, and an image does not depend on how many there are. Raises UsageError for a folder that is not
-    empty, for fewer than one case, or a negative seed.
-    """
-    _check_target(directory, cases, seed)
+def _write_images(directory: Path, cases: int, seed: int, progress: Progress) -> list[Path]:
+    for part in ("Training", "Testing"):
+        for name in CLASSES:
+            (directory / part / name).mkdir(parents=True)
     paths = []
-    with _whole(directory, "Training", "Testing"):
-        for part in ("Training", "Testing"):
-            for name in CLASSES:
-                (directory / part / name).mkdir(parents=True)
-        for index in range(cases):
-            name, source = _head_file(index)
-            image = head_image(np.random.default_rng([seed, 2, source]), CLASSES[index % len(CLASSES)])
-            write_bytes(directory / name, _jpeg(image, comment="" if source == index else "saved again"))
-            paths.append(directory / name)
-            if progress:
-                progress(index + 1, cases)
+    for index in range(cases):
+        name, source = _head_file(index)
+        image = head_image(np.random.default_rng([seed, 2, source]), CLASSES[index % len(CLASSES)])
+        write_bytes(directory / name, _jpeg(image, comment="" if source == index else "saved again"))
+        paths.append(directory / name)
+        progress(index + 1, cases)
     return paths
 
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,6 @@ from hpc_tumor.data.case import Case, CaseData, Found, Listing, SourceFile, chec
 from hpc_tumor.data.raw.classes import class_of, is_aside, is_mask_of, is_of_masks
 from hpc_tumor.data.raw.files.file_kind import IMAGE_FORMATS
 from hpc_tumor.data.raw.files.image_files import decode_grey
-from hpc_tumor.data.raw.leftovers import cases_below
 from hpc_tumor.data.splits import near_duplicates
 from hpc_tumor.errors import DataError
 from hpc_tumor.vocabulary import CLASSES, printable
@@ -38,15 +37,10 @@ _SMALLEST_HEAD = 0.05  # of the picture; less is a letter or a scratch
 class BrainMRIReader:
     """Reads a tree of classes: one grey channel, cropped to the head, `size` × `size` pixels."""
 
+    name: ClassVar[str] = "brain-mri"
+    task: ClassVar[str] = "classification"
+    wanted: ClassVar[str] = WANTED
     size: int = IMAGE_SIZE
-
-    @property
-    def name(self) -> str:
-        return "brain-mri"
-
-    @property
-    def task(self) -> str:
-        return "classification"
 
     @property
     def options(self) -> dict[str, Any]:
@@ -56,10 +50,6 @@ class BrainMRIReader:
             "filter": "bilinear, antialiased",
             "near_duplicates": near_duplicates.MEASURE,
         }
-
-    @property
-    def wanted(self) -> str:
-        return WANTED
 
     def find(self, listing: Listing) -> Found:
         """One case per image below a class folder, the nearest one; its id is its path below the source.
@@ -104,10 +94,6 @@ class BrainMRIReader:
         there = {case.meta["class"] for case in cases}
         lacking = [name for name in CLASSES if name not in there]
         return Found.sort_out(cases, notes=[f"no image of {' or '.join(lacking)}"] if lacking else [])
-
-    def list_cases(self, source: Path) -> list[Case]:
-        """Images below the folder, sorted by path. Raises DataError where there is none."""
-        return cases_below(source, self.find, WANTED)
 
     def read_case(self, case: Case) -> CaseData:
         """Decode, turn, make grey, crop and resize one image to `(size, size)` uint8.

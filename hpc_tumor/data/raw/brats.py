@@ -6,8 +6,8 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import PurePosixPath
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from hpc_tumor.data.case import Case, CaseData, Found, Listing, check_names
 from hpc_tumor.data.editions import USUAL, Edition, UncertainLabels, edition_of, meaning_of
 from hpc_tumor.data.raw.files.nifti import AXES, NiftiFile, open_nifti
-from hpc_tumor.data.raw.leftovers import cases_below
-from hpc_tumor.data.raw.patient_folders import LABEL, PatientFiles, find_patients
+from hpc_tumor.data.raw.patient_folders import LABEL, find_patients
 from hpc_tumor.errors import DataError
 from hpc_tumor.vocabulary import MODALITIES, counted, plural
 
@@ -34,30 +33,21 @@ class BraTSReader:
         labels: the edition whose numbers the segmentations have; absent: that of each case's name.
     """
 
+    name: ClassVar[str] = "brats"
+    task: ClassVar[str] = "segmentation"
+    wanted: ClassVar[str] = WANTED
     labels: str | None = None
-
-    @property
-    def name(self) -> str:
-        return "brats"
-
-    @property
-    def task(self) -> str:
-        return "segmentation"
 
     @property
     def options(self) -> dict[str, Any]:
         return {"axes": AXES, "labels": self.labels}
-
-    @property
-    def wanted(self) -> str:
-        return WANTED
 
     def find(self, listing: Listing) -> Found:
         """One case per folder, or per name in a flat folder, with NIfTI files named after a modality or the labels.
 
         Validation and test data published without labels is left out. Raises DataError where there is nothing else.
         """
-        cases, refused = _cases(listing)
+        cases, refused = find_patients(listing)
         left_out = _published_unlabelled(cases)
         if cases and len(left_out) == len(cases):
             raise DataError(
@@ -72,10 +62,6 @@ class BraTSReader:
             )
         kept, others = ([case for case in cases if (case.id in left_out) is out] for out in (False, True))
         return Found.sort_out(kept, refused, others, notes)
-
-    def list_cases(self, source: Path) -> list[Case]:
-        """Cases below the folder, sorted by id. Raises DataError where there is none."""
-        return cases_below(source, self.find, WANTED)
 
     def read_case(self, case: Case) -> CaseData:
         """Read the five files of a case.
@@ -193,13 +179,7 @@ def lying_elsewhere(files: Mapping[str, NiftiFile]) -> list[str]:
 
 def all_patients(listing: Listing) -> Found:
     """Every patient, with a segmentation or without, complete or not."""
-    return Found.sort_out(*_cases(listing))
-
-
-def _cases(listing: Listing) -> tuple[list[Case], list[tuple[Case, str]]]:
-    """All patients, and (patient, reason) of those that their files' names alone refuse."""
-    patients, refused = find_patients(listing)
-    return [_case(patient) for patient in patients], [(_case(patient), reason) for patient, reason in refused]
+    return Found.sort_out(*find_patients(listing))
 
 
 def _published_unlabelled(cases: Sequence[Case]) -> set[str]:
@@ -214,11 +194,6 @@ def _published_unlabelled(cases: Sequence[Case]) -> set[str]:
         if at is not None:
             groups[parts[:at]].append(case)
     return {case.id for group in groups.values() if not any(LABEL in c.files for c in group) for case in group}
-
-
-def _case(patient: PatientFiles) -> Case:
-    known = {"patient": patient.patient} if patient.patient else {}
-    return Case(patient.id, dict(patient.files), patient.folder, {"edition": edition_of(patient.name).title, **known})
 
 
 def _check_shapes(files: Mapping[str, NiftiFile]) -> None:

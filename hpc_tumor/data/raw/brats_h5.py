@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from hpc_tumor.data.case import Case, CaseData, Found, Listing, SourceFile, check_names
 from hpc_tumor.data.raw.files.h5_subprocess import read_h5_in_subprocess
 from hpc_tumor.data.raw.files.nifti import AXES
-from hpc_tumor.data.raw.leftovers import cases_below
 from hpc_tumor.errors import DataError
 from hpc_tumor.vocabulary import MODALITIES, printable
 
@@ -37,13 +36,9 @@ class BraTSH5Reader:
     """Reads the H5 edition as it is: float64 and standardised slice by slice. A slice of array `(x, y, modality)`
     becomes `(modality, y, x)`, as the NIfTI files are read."""
 
-    @property
-    def name(self) -> str:
-        return "brats-h5"
-
-    @property
-    def task(self) -> str:
-        return "segmentation"
+    name: ClassVar[str] = "brats-h5"
+    task: ClassVar[str] = "segmentation"
+    wanted: ClassVar[str] = WANTED
 
     @property
     def options(self) -> dict[str, Any]:
@@ -53,10 +48,6 @@ class BraTSH5Reader:
             "channels_in_source": list(MODALITIES),
             "standardised": "each slice and modality by itself, over all pixels, in the source",
         }
-
-    @property
-    def wanted(self) -> str:
-        return WANTED
 
     def find(self, listing: Listing) -> Found:
         """One case per volume; a volume with a slice that is there twice is refused. The note says what is lost."""
@@ -78,10 +69,6 @@ class BraTSH5Reader:
         cases = {volume: _case(volume, files) for volume, files in volumes.items()}
         good = [case for volume, case in cases.items() if volume not in twice]
         return Found.sort_out(good, [(cases[volume], why) for volume, why in twice.items()], notes=[LOST])
-
-    def list_cases(self, source: Path) -> list[Case]:
-        """Cases below the folder, sorted by id. Raises DataError where there is none."""
-        return cases_below(source, self.find, WANTED)
 
     def read_case(self, case: Case) -> CaseData:
         """Read the 155 files of a volume.

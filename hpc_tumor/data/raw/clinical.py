@@ -45,10 +45,6 @@ class Clinical:
     facts: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     notes: Sequence[str] = ()
 
-    def of(self, case: str) -> dict[str, Any]:
-        """Facts of one case, empty where nothing is known."""
-        return self.facts.get(case, {})
-
 
 def read_clinical(listing: Listing, cases: Sequence[Case]) -> Clinical:
     """Facts of the `cases` from all tables below the source (survival_info.csv, name_mapping.csv, and their like).

@@ -115,8 +115,8 @@ def _unknown(cell: str) -> bool:
     return cell.strip().lower() in _UNKNOWN
 
 
-def _grade(text: str) -> str | None:
-    return text.upper() if text.upper() in ("HGG", "LGG") else None
+def _word(*words: str) -> Callable[[str], str | None]:
+    return lambda text: text.upper() if text.upper() in words else None
 
 
 def _age(text: str) -> float | None:
@@ -132,10 +132,7 @@ def _survival(text: str) -> tuple[int, bool] | None:
     return int(float(text)), alive is not None
 
 
-def _resection(text: str) -> str | None:
-    return text.upper() if text.upper() in ("GTR", "STR") else None
-
-
+_grade, _resection = _word("HGG", "LGG"), _word("GTR", "STR")
 _FACTS: dict[str, tuple[str, Callable[[str], Value]]] = {
     "grade": ("grade", _grade),
     "age": ("age", _age),

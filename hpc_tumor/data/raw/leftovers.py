@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from hpc_tumor.data.case import Case, Found, SourceFile
+from hpc_tumor.data.case import Found, SourceFile
 from hpc_tumor.data.raw.classes import class_of, is_aside, is_of_masks
 from hpc_tumor.data.raw.files.file_kind import DICOM, IMAGE_FORMATS, FileKind, kind_of
-from hpc_tumor.data.raw.files.listing import DVC_SUFFIX, Listing, content_absent, first_bytes, walk
+from hpc_tumor.data.raw.files.listing import DVC_SUFFIX, Listing, content_absent, first_bytes
 from hpc_tumor.errors import DataError
 from hpc_tumor.vocabulary import CLASSES, counted, listed, printable
 
@@ -80,15 +80,6 @@ def leftovers(listing: Listing, taken: Collection[str], task: str) -> Leftovers:
     counts["link"] += len(links) - len(refused)
     shown = {kind: count for kind, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])) if count}
     return Leftovers(shown, _signs_of_data(files, task), refused)
-
-
-def cases_below(source: Path, find: Callable[[Listing], Found], wanted: str) -> list[Case]:
-    """The cases that `find` finds below the folder and that can be read.
-
-    Raises DataError, which says what was looked for, where there is none.
-    """
-    listing = walk(source)
-    return usable(listing, find(listing), wanted).cases
 
 
 def usable(listing: Listing, found: Found, wanted: str) -> Found:

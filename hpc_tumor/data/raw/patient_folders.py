@@ -7,10 +7,11 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from hpc_tumor.data.case import Listing, SourceFile
+from hpc_tumor.data.case import Case, Listing, SourceFile
+from hpc_tumor.data.editions import edition_of
 from hpc_tumor.data.raw.leftovers import BIDS
 from hpc_tumor.data.raw.patient_names import DATE, STAGE_WORDS, TIME_WORDS, may_be_a_patient
 from hpc_tumor.vocabulary import printable
@@ -34,27 +35,8 @@ _GROUP = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class PatientFiles:
-    """The files of one patient, or of one session of a patient.
-
-    Attributes:
-        id: unlike that of all others.
-        name: what the folder, or the beginning of the files' names, is called.
-        folder: what an error about the patient as a whole names.
-        files: by role: a modality or "label".
-        patient: name of the folder above, where this is one session of a patient; else empty.
-    """
-
-    id: str
-    name: str
-    folder: Path
-    files: Mapping[str, SourceFile]
-    patient: str = ""
-
-
 _Member = tuple[str, str, SourceFile]  # beginning of the name, role, file
-_Groups = tuple[list[PatientFiles], list[tuple[PatientFiles, str]]]
+_Groups = tuple[list[Case], list[tuple[Case, str]]]
 
 
 def find_patients(listing: Listing) -> _Groups:
@@ -62,7 +44,8 @@ def find_patients(listing: Listing) -> _Groups:
 
     A folder is a patient. Where it holds a modality more than once, it holds several patients if their names say so (a
     flat folder). A folder of a time point takes the name of its patient before its own. Patients whose names are one,
-    as some disks see it, are refused, and so is BIDS.
+    as some disks see it, are refused, and so is BIDS. `meta` has the edition, as the name tells it, and "patient", the
+    name of the folder above, where a case is one session of a patient.
     """
     folders: dict[Path, list[_Member]] = {}
     named_as_bids: dict[Path, list[SourceFile]] = defaultdict(list)
@@ -79,7 +62,7 @@ def find_patients(listing: Listing) -> _Groups:
         folders.setdefault(folder, []).append((file.path.name[: match.start()], role, file))
     # BraTS files may be named so, too, but for T1.
     bids = {folder: of for folder, of in named_as_bids.items() if any("_T1w.nii" in file.path.name for file in of)}
-    patients: list[PatientFiles] = []
+    patients: list[Case] = []
     refused = [_bids(folder, files) for folder, files in bids.items()]
     for folder, members in folders.items():
         if folder not in bids:
@@ -87,7 +70,11 @@ def find_patients(listing: Listing) -> _Groups:
             patients += good
             refused += bad
     patients, alike = _told_apart(_with_parents(patients))
-    return patients, refused + alike
+    return list(map(_with_edition, patients)), [(_with_edition(patient), reason) for patient, reason in refused + alike]
+
+
+def _with_edition(patient: Case) -> Case:
+    return replace(patient, meta={"edition": edition_of(patient.id).title, **patient.meta})
 
 
 def _patients_of(folder: Path, members: Sequence[_Member]) -> _Groups:
@@ -98,10 +85,10 @@ def _patients_of(folder: Path, members: Sequence[_Member]) -> _Groups:
     for member in members:
         by_stem[member[0]].append(member)
     if _twice(members) is None or not _is_flat(name, by_stem):
-        return _one_patient(PatientFiles(name, name, folder, {}), members)
+        return _one_patient(Case(name, {}, folder), members)
     patients, refused = [], []
     for stem, some in by_stem.items():
-        good, bad = _one_patient(PatientFiles(printable(stem), printable(stem), folder / stem, {}), some)
+        good, bad = _one_patient(Case(printable(stem), {}, folder / stem), some)
         like = next((other for other in by_stem if _one_begins_with_the_other(stem, other)), None)
         if like is not None:
             whose = f"names that begin with {stem} and with {like}: whether they are one patient's is not told"
@@ -117,7 +104,7 @@ def _one_begins_with_the_other(stem: str, other: str) -> bool:
     return re.match(re.escape(short) + r"[_\-.]", long) is not None
 
 
-def _one_patient(patient: PatientFiles, members: Sequence[_Member]) -> _Groups:
+def _one_patient(patient: Case, members: Sequence[_Member]) -> _Groups:
     patient = replace(patient, files={role: file for _, role, file in members})
     twice = _twice(members)
     if twice is None:
@@ -148,28 +135,28 @@ def _is_flat(folder: str, by_stem: Mapping[str, Sequence[_Member]]) -> bool:
     return len(sets) > 1 and all(by_stem) and not any(stem.casefold() == folder.casefold() for stem in by_stem)
 
 
-def _with_parents(patients: Sequence[PatientFiles]) -> list[PatientFiles]:
+def _with_parents(patients: Sequence[Case]) -> list[Case]:
     """The patients, those in the folders of time points with the names of the folders above before their own.
 
     A folder counts as that of a patient where its name is a plausible one, or where others hold time points as well;
     folders that are named after a group of patients never do.
     """
-    sessions = [patient for patient in patients if _TIME_POINT.fullmatch(patient.name)]
+    sessions = [patient for patient in patients if _TIME_POINT.fullmatch(patient.id)]
     holding = {patient.folder.resolve().parent for patient in sessions}
     named = []
     for patient in patients:
         parent = patient.folder.resolve().parent
         certain = may_be_a_patient(parent.name) or len(holding) > 1
         if patient in sessions and certain and not _GROUP.match(parent.name):
-            name = f"{printable(parent.name)}_{patient.name}"
-            patient = replace(patient, id=name, name=name, patient=printable(parent.name))
+            name = f"{printable(parent.name)}_{patient.id}"
+            patient = replace(patient, id=name, meta={"patient": printable(parent.name)})
         named.append(patient)
     return named
 
 
-def _told_apart(patients: Sequence[PatientFiles]) -> _Groups:
+def _told_apart(patients: Sequence[Case]) -> _Groups:
     """The patients whose ids are theirs alone, and the others, each with a reason."""
-    by_id: dict[str, list[PatientFiles]] = defaultdict(list)
+    by_id: dict[str, list[Case]] = defaultdict(list)
     for patient in patients:
         by_id[unicodedata.normalize("NFC", patient.id).casefold()].append(patient)  # on some disks such names are one
     refused = []
@@ -184,9 +171,9 @@ def _told_apart(patients: Sequence[PatientFiles]) -> _Groups:
     return [same[0] for same in by_id.values() if len(same) == 1], refused
 
 
-def _bids(folder: Path, files: Sequence[SourceFile]) -> tuple[PatientFiles, str]:
+def _bids(folder: Path, files: Sequence[SourceFile]) -> tuple[Case, str]:
     """A session of a BIDS dataset, and why it is refused."""
     parts = [part for part in PurePosixPath(files[0].relative).parts if part.startswith(("sub-", "ses-"))][:2]
     name = printable("_".join(part for part in parts if "." not in part) or folder.name)
     reason = f"{folder} is laid out as BIDS ({files[0].path.name}), which is not read. {BIDS.advice}"
-    return PatientFiles(name, name, folder, {file.path.name: file for file in files}), printable(reason)
+    return Case(name, {file.path.name: file for file in files}, folder), printable(reason)

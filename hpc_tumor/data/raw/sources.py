@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpc_tumor.data.case import Case, CaseReader, Found, Listing, walk
+from hpc_tumor.data.case import Case, CaseReader, Listing, walk
 from hpc_tumor.data.editions import edition_called
 from hpc_tumor.data.raw.brain_mri import BrainMRIReader
 from hpc_tumor.data.raw.brats import BraTSReader
@@ -34,7 +34,7 @@ class SourceReport:
         notes: what a person should know before the conversion, a line each.
     """
 
-    source: Path
+    listing: Listing
     reader: CaseReader
     cases: list[Case]
     absent: list[Case]
@@ -48,11 +48,6 @@ class SourceReport:
     @property
     def dataset(self) -> str:
         return self.reader.name
-
-
-def detect_reader(source: Path) -> CaseReader:
-    """The reader for what `source` holds. Raises DataError where it holds no known dataset, or both."""
-    return _detect(walk(source))[0]
 
 
 def inspect_source(source: Path, dataset: str = "auto", labels: str | None = None) -> SourceReport:
@@ -70,37 +65,30 @@ def inspect_source(source: Path, dataset: str = "auto", labels: str | None = Non
     if labels is not None:
         edition_called(labels)
     listing = walk(source)
-    if dataset == "auto":
-        reader, found = _detect(listing)
-    else:
-        reader = READERS[dataset]()
-        found = usable(listing, reader.find(listing), reader.wanted)
+    reader = _detect(listing) if dataset == "auto" else READERS[dataset]()
     if labels is not None:
         if not isinstance(reader, BraTSReader):
             raise UsageError(f"--labels {labels}: {source} holds {reader.name}, whose labels have one meaning.")
         reader = BraTSReader(labels)
-    return _report(listing, reader, found)
+    return examine(listing, reader)
 
 
 def examine(listing: Listing, reader: CaseReader) -> SourceReport:
     """Report on what `reader` finds in a listing. Raises DataError where that is no case that can be read."""
-    return _report(listing, reader, usable(listing, reader.find(listing), reader.wanted))
-
-
-def _report(listing: Listing, reader: CaseReader, found: Found) -> SourceReport:
+    found = usable(listing, reader.find(listing), reader.wanted)
     tables = {file.relative for file in listing.entries if reader.task == "segmentation" and is_table(file)}
     rest = leftovers(listing, found.taken | tables, reader.task)
     kinds = (str(case.meta.get("edition") or f"{case.meta['part']}/{case.meta['class']}") for case in found.cases)
     size = sum(case.bytes for case in found.cases)
     notes = [*found.notes, *(f"not taken: {note}" for note in rest.notes)]
     return SourceReport(
-        listing.source, reader, found.cases, found.absent, sorted([*found.failed, *rest.refused]), rest.refused, size,
+        listing, reader, found.cases, found.absent, sorted([*found.failed, *rest.refused]), rest.refused, size,
         dict(sorted(Counter(kinds).items())), rest.counts, notes,
     )  # fmt: skip
 
 
-def _detect(listing: Listing) -> tuple[CaseReader, Found]:
-    """The reader that finds cases which can be read, and what it finds; else the error of one that finds others."""
+def _detect(listing: Listing) -> CaseReader:
+    """The reader that finds cases which can be read, else one that finds others. DataError where none does, or two."""
     found = [(reader, reader.find(listing)) for reader in (kind() for kind in READERS.values())]
     good = [(reader, those) for reader, those in found if those.cases]
     if len(good) > 1:
@@ -108,6 +96,6 @@ def _detect(listing: Listing) -> tuple[CaseReader, Found]:
             f"{len(those.cases)} {reader.name} {plural(len(those.cases), 'case')}" for reader, those in good
         )
         raise DataError(f"{listing.source} holds {kinds}: say which with --dataset, or name the folder of one.")
-    for reader, those in good or [(reader, those) for reader, those in found if those.failed]:
-        return reader, usable(listing, those, reader.wanted)
+    for reader, _ in good or [(reader, those) for reader, those in found if those.failed]:
+        return reader
     raise no_cases(listing, ", ".join(reader.wanted for reader, _ in found))

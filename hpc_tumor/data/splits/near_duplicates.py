@@ -5,10 +5,7 @@ what is left of a head is its detail, not its outline), and two pictures are com
 largest over the eight flips and quarter turns. The thumbnail is taken before the crop because the crop's borders move
 by a few pixels in a darkened or re-encoded copy: at JPEG quality 50 a sixth of the copies would be lost by it.
 
-The threshold was set by eye on the 875 images of two samples of the Brain Tumor MRI data, from sheets of the pairs
-between 0.90 and 0.9997. Above 0.97 all pairs that were looked at show one picture. From there down to 0.93 they show
-one picture, sharpened or brightened beyond recognition by its file, or neighbouring slices of one patient, which must
-not be on two sides either. The first pair of two patients stands at 0.917, and it is the first of two classes, too.
+`THRESHOLD` was set by eye, where one picture ends and two patients begin: docs/decisions/0009-likeness.md.
 `tools/benchmark_duplicates.py` measures how many copies of each kind are found.
 """
 

@@ -7,25 +7,9 @@ size decides. A cell holds the mean of its voxels less the blurred mean around i
 brightness is left), zero outside the brain, and is kept as int8. Two patients have the same scans where at least two of
 their modalities correlate by `THRESHOLD`.
 
-Measured on two patients of BraTS 2021, on phantoms of 20 × 20 × 16 to 240 × 240 × 155 voxels and on noise in the shape
-of a brain of 24 × 20 × 12 (similarity as defined here):
-
-- Copies: float32, noise of 1e-4 everywhere, another gain, one file replaced: 1.00. Shifted by a voxel along all axes,
-  with 2 % of bias: 0.97. 2 % of bias alone: 1.00, at worst 0.96, in noise that is weaker than the bias. Twice the voxel
-  size 0.999, square root of the intensities 0.992, smoothed by a voxel 0.995, turned by 1° and 3° 0.984 and 0.955,
-  brain eroded by one and three voxels 0.990 and 0.950, a slice lost of twelve 0.92.
-- Different patients: the real pair 0.43, a patient and its own mirror image 0.50; phantoms at most 0.70 of 11,175 pairs
-  (mean 0.42, deviation 0.07); noise 0.05. A scan of a single value has no sketch: similarity 0.
-- Between them: a patient deformed elastically by up to 2, 5 and 10 voxels: 0.968, 0.857, 0.715. The first two count as
-  the same scans, the last does not. Scans of a patient at another time are told by their names, not here.
-
-`THRESHOLD` lies 0.07 below the worst copy and 0.15 above the most similar patients. On two cores of an Intel Xeon with
-little else to do a sketch takes 11 ms of the CPU for 4 × 155 × 240 × 240 voxels, 2 % of the conversion, and comparing
-1,251 patients with each other 0.3 s (0.5 s of the CPU), 2,000 patients 0.6 s, and 1,000 that are all alike 0.3 s. The
-time grows with the square of their number.
-
-The H5 edition, whose slices were standardised one by one, is compared only with itself: with the NIfTI files of the
-same patient its similarity is 0.72 to 0.78.
+`THRESHOLD` lies between the worst copy and the two most similar patients of docs/decisions/0009-likeness.md. The H5
+edition, whose slices were standardised one by one, is compared only with itself: with the NIfTI files of the same
+patient its similarity is 0.72 to 0.78.
 """
 
 from __future__ import annotations

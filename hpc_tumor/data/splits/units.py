@@ -6,8 +6,7 @@ another sees none.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
-from typing import Any
+from collections.abc import Hashable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,24 +39,17 @@ def ties(store: Store) -> dict[str, list[set[Hashable]]]:
     sketch.py). Names tie the times of a patient (see patient_names.py) and the ids of other editions.
     """
     names: list[set[Hashable]] = [{patient_of(name)} for name in store.case_ids]
+    known = [facts.get("other_ids", {}) for facts in store.clinical]
+    # An id in another edition is that patient's name there: the store may hold both.
+    others = [{patient_of(name) for where, name in ids.items() if where != "folder"} for ids in known]
+    folders = [{patient_of(name) for where, name in ids.items() if where == "folder"} for ids in known]
     return {
         SAME_SCANS: [{digest} for digest in store.text_column("scans")],
         NEAR_SCANS: [{group} for group in store.group.tolist()],
         NAME: names,
-        # An id in another edition is that patient's name there: the store may hold both.
-        OTHER_ID: [
-            own | {patient_of(known) for where, known in _other_ids(facts) if where != "folder"}
-            for own, facts in zip(names, store.clinical, strict=True)
-        ],
-        FOLDER: [
-            own | {patient_of(known) for where, known in _other_ids(facts) if where == "folder"}
-            for own, facts in zip(names, store.clinical, strict=True)
-        ],
+        OTHER_ID: [own | also for own, also in zip(names, others, strict=True)],
+        FOLDER: [own | also for own, also in zip(names, folders, strict=True)],
     }
-
-
-def _other_ids(facts: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
-    return facts.get("other_ids", {}).items()
 
 
 def patient_units(store: Store) -> list[Unit]:

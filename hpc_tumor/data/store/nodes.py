@@ -11,16 +11,17 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from hpc_tumor.data.store.shards import DamagedError, ShardFiles, pack_chunk, pack_shard
 from hpc_tumor.system.atomic import plain
+from hpc_tumor.vocabulary import printable
 
 GROUP_FILE = ARRAY_FILE = "zarr.json"
 # Slices shrink by a quarter more with lz4hc and unpack as fast. Level 5 packs in nearly twice the time of level 3, for
@@ -30,9 +31,22 @@ VOLUME_COMPRESSION = {"cname": "lz4hc", "clevel": 3, "shuffle": "shuffle", "bloc
 IMAGE_COMPRESSION = {"cname": "lz4", "clevel": 5, "shuffle": "noshuffle", "blocksize": 0}
 _LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
 _CRC = {"name": "crc32c"}
+_DEFAULTS = {"default": {"separator": "/"}, "sharding_indexed": {"index_location": "end"}}
 TYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64")
-_COLUMN_ROWS = 4096  # of one chunk of an index column
+# Columns of the indexes of patients and of images: the type of each, and its axes, the cases included.
+COLUMNS = {
+    "shape": ("int32", 2), "spacing": ("float64", 2), "background": ("float64", 2), "tolerance": ("float64", 2),
+    "statistics": ("float64", 3), "brain_voxels": ("float64", 1), "contrast": ("float64", 2), "sketch": ("int8", 5),
+    "label_counts": ("int32", 3), "slice_background": ("float64", 3), "group": ("int32", 1), "label": ("uint8", 1),
+    "part": ("uint8", 1), "identical": ("int32", 1), "thumbnail": ("uint8", 3), "size": ("int32", 2),
+    "box": ("int32", 2),
+}  # fmt: skip
+_COLUMN_ROWS = 4096  # of one chunk of a column
 _LARGEST_CHUNK = 2**31 - 17  # bytes that Blosc takes
+
+
+class RewrittenError(DamagedError):
+    """Metadata of an array that mean something else than those which this program writes."""
 
 
 @dataclass(frozen=True)
@@ -93,24 +107,33 @@ class ArrayLayout:
         })  # fmt: skip
 
     @classmethod
-    def read(cls, folder: Path) -> ArrayLayout:
-        """Of the array in `folder`. DamagedError where it is none that this program wrote, OSError where unreadable."""
-        data = (folder / ARRAY_FILE).read_bytes()
+    def read(cls, folder: Path, **expected: Any) -> ArrayLayout:
+        """Read the layout of the array in `folder`, whichever program wrote its metadata last.
+
+        Args:
+            expected: fields whose values are known.
+
+        Raises RewrittenError where the metadata mean something else than this program writes, DamagedError where they
+            are no JSON, and OSError.
+        """
+        file = folder / ARRAY_FILE
         try:
-            document = json.loads(data)
+            document = json.loads(file.read_bytes())
+        except (ValueError, RecursionError) as error:
+            raise DamagedError(f"{file} is not the metadata of an array") from error
+        try:
             (sharding,) = (codec["configuration"] for codec in document["codecs"])
-            blosc = next(codec["configuration"] for codec in sharding["codecs"] if codec["name"] == "blosc")
             layout = cls(
                 tuple(document["shape"]), np.dtype(document["data_type"]), tuple(sharding["chunk_shape"]),
-                tuple(document["chunk_grid"]["configuration"]["chunk_shape"]),
-                tuple(document["dimension_names"]),
-                {key: blosc[key] for key in ("cname", "clevel", "shuffle", "blocksize")},
+                tuple(document["chunk_grid"]["configuration"]["chunk_shape"]), tuple(document["dimension_names"]), {},
             )  # fmt: skip
-            sound = layout._is_sound() and json.loads(layout.metadata()) == document
-        except (ValueError, KeyError, TypeError, AttributeError, StopIteration, RecursionError) as error:
-            raise DamagedError(f"{folder / ARRAY_FILE} is not the metadata of an array") from error
-        if not sound:
-            raise DamagedError(f"{folder / ARRAY_FILE} is not the metadata of an array that this program wrote")
+            if not layout._is_sound():
+                raise ValueError(f"no array of this program has the shape {layout.shape}")
+            theirs, own = _meaning(document), _meaning(json.loads(replace(layout, **expected).metadata()))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise RewrittenError(f"{file} does not describe an array as hpc-tumor writes them") from error
+        if changed := [key for key in (*own, *theirs) if own.get(key) != theirs.get(key)]:
+            raise RewrittenError(f"{file}: its {printable(changed[0])[:40]} is not what hpc-tumor writes")
         return layout
 
     def _is_sound(self) -> bool:
@@ -124,6 +147,33 @@ class ArrayLayout:
         return whole and divides and math.prod(self.chunk) * self.dtype.itemsize <= _LARGEST_CHUNK
 
 
+def _meaning(document: dict[str, Any]) -> dict[str, Any]:
+    """An array's metadata without what changes no value: attributes, how Blosc packs, defaults, order of keys."""
+    passed = [
+        key for key, value in document.items() if isinstance(value, dict) and value.get("must_understand") is False
+    ]
+    if document.get("storage_transformers") == []:
+        passed.append("storage_transformers")
+    meaning = {key: value for key, value in document.items() if key not in (*passed, "attributes")}
+    single = np.dtype(document["data_type"]).itemsize == 1
+    for key in ("chunk_grid", "chunk_key_encoding"):
+        meaning[key] = _named(document[key])
+    meaning["codecs"] = [_named(codec) for codec in document["codecs"]]
+    for _, sharding in meaning["codecs"]:
+        sharding["codecs"] = [_named(codec, single) for codec in sharding["codecs"]]
+        sharding["index_codecs"] = [_named(codec) for codec in sharding["index_codecs"]]
+    return meaning
+
+
+def _named(extension: Any, single: bool = False) -> tuple[str, dict[str, Any]]:
+    """Name and configuration of a codec, a grid or an encoding; `single`: of values of one byte, without an order."""
+    given: dict[str, Any] = {"name": extension} if isinstance(extension, str) else extension
+    name, configuration = given["name"], dict(given.get("configuration", {}))
+    if name == "blosc" or (name == "bytes" and single):  # each chunk of Blosc says how it was packed
+        configuration = {}
+    return name, {**_DEFAULTS.get(name, {}), **configuration}
+
+
 def write_group(folder: Path, attributes: dict[str, Any]) -> None:
     """Make `folder` a Zarr group; it must not be one yet."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -135,29 +185,21 @@ def group_json(attributes: dict[str, Any]) -> bytes:
     return _json({"zarr_format": 3, "node_type": "group", "attributes": plain(attributes)})
 
 
-def write_array(
-    folder: Path,
-    parts: Iterable[NDArray[Any]],
-    shape: Sequence[int],
-    dtype: np.dtype[Any],
-    *,
-    chunk: Sequence[int],
-    shard: Sequence[int],
-    names: Sequence[str],
-    compression: dict[str, Any] = VOLUME_COMPRESSION,
-    threads: int = 1,
-) -> None:
+def volume_layout(shape: Sequence[int], dtype: np.dtype[Any]) -> ArrayLayout:
+    """Layout of a patient's image `(C, Z, Y, X)` or labels `(Z, Y, X)`: a slice a chunk, all of them in one shard."""
+    whole, names = tuple(shape), tuple("czyx"[-len(shape) :])
+    return ArrayLayout(whole, dtype, (*whole[:-3], 1, *whole[-2:]), whole, names, VOLUME_COMPRESSION)
+
+
+def write_array(folder: Path, parts: Iterable[NDArray[Any]], layout: ArrayLayout, threads: int = 1) -> None:
     """Write a sharded Zarr array, one whole shard at a time, into a new folder.
 
     Args:
-        parts: consecutive pieces along the first axis, each `shard[0]` long but the last.
-        chunk: what one read gives; divides `shard`, which spans the array but for the first axis.
-        compression: of Blosc.
+        parts: consecutive pieces along the first axis, a shard each; the last may be shorter.
         threads: that pack chunks.
 
     Raises OSError where the disk does not take it.
     """
-    layout = ArrayLayout(tuple(shape), np.dtype(dtype), tuple(chunk), tuple(shard), tuple(names), compression)
     with ExitStack() as stack:
         each: Callable[..., Iterable[bytes | None]] = map
         if threads > 1:
@@ -173,12 +215,22 @@ def write_packed_array(folder: Path, layout: ArrayLayout, shards: Iterable[Itera
     write_file(folder / ARRAY_FILE, layout.metadata())
 
 
-def write_column(index: Path, name: str, values: NDArray[Any]) -> None:
-    """Write a column `(n, ...)` of an index, as a new array."""
+def write_column(index: Path, name: str, given: ArrayLike) -> None:
+    """Write a column of an index, one of `COLUMNS`, as a new array."""
+    values = np.asarray(given, COLUMNS[name][0])
     shape = (min(_COLUMN_ROWS, len(values)), *values.shape[1:])
     parts = (values[start : start + shape[0]] for start in range(0, len(values), shape[0]))
-    names = ("case", *(f"axis_{i}" for i in range(1, values.ndim)))
-    write_array(index / name, parts, values.shape, values.dtype, chunk=shape, shard=shape, names=names)
+    layout = ArrayLayout(values.shape, values.dtype, shape, shape, _axes(name), VOLUME_COMPRESSION)
+    write_array(index / name, parts, layout)
+
+
+def read_column(index: Path, name: str, files: ShardFiles) -> NDArray[Any]:
+    """Read a column of an index. Raises as `read_array`."""
+    return read_array(index / name, files, dtype=np.dtype(COLUMNS[name][0]), names=_axes(name))
+
+
+def _axes(column: str) -> tuple[str, ...]:
+    return "case", *(f"axis_{i}" for i in range(1, COLUMNS[column][1]))
 
 
 def _packer(layout: ArrayLayout, part: NDArray[Any]) -> Callable[[tuple[slice, ...]], bytes | None]:
@@ -193,12 +245,12 @@ def _packer(layout: ArrayLayout, part: NDArray[Any]) -> Callable[[tuple[slice, .
     return pack
 
 
-def read_array(folder: Path, files: ShardFiles) -> NDArray[Any]:
-    """The whole array in `folder`.
+def read_array(folder: Path, files: ShardFiles, **expected: Any) -> NDArray[Any]:
+    """The whole array in `folder`, of which some of the layout may be `expected`.
 
     Raises DamagedError where it is not what was written, and OSError where it cannot be read.
     """
-    layout = ArrayLayout.read(folder)
+    layout = ArrayLayout.read(folder, **expected)
     held = sum(layout.file(folder, shard).stat().st_size for shard in range(layout.shards))
     if math.prod(layout.shape) * layout.dtype.itemsize > 1000 * held:  # Blosc never packs more than a few hundredfold
         raise DamagedError(f"{folder} claims {layout.shape} values, more than its files can hold")

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from hpc_tumor.data.editions import EDITIONS, Edition
 from hpc_tumor.data.store.index_check import index_fault
-from hpc_tumor.data.store.nodes import ArrayLayout, read_array, read_attributes
+from hpc_tumor.data.store.nodes import ArrayLayout, RewrittenError, read_attributes, read_column, volume_layout
 from hpc_tumor.data.store.shards import DamagedError, Pending, ReadingThreads, ShardFiles
 from hpc_tumor.errors import DataError, StoreError
 from hpc_tumor.system.resources import available_cpus
@@ -21,12 +21,24 @@ from hpc_tumor.system.resources import available_cpus
 _ANEW = "Run prepare-data again with --overwrite."
 # Schema 2 of patients has the meaning of their labels, noise around the brain, and what scans are recognised by.
 SCHEMAS = {"segmentation": 2, "classification": 1}
+_Volume = tuple[str, str, np.dtype[Any]]  # shards of a case's image and labels, and the image's type
 
 
 def read_about(path: Path) -> dict[str, Any] | None:
     """Attributes of a store (schema, dataset, task, complete …); None where `path` is no store of ours."""
     about = (read_attributes(path) or {}).get("hpc_tumor")
     return about if isinstance(about, dict) and type(about.get("schema")) is int else None
+
+
+def _column(name: str, text: str = "", dtype: type[np.int64] | None = None) -> cached_property[NDArray[Any]]:
+    """A column of the index as an attribute of a store, read when it is first asked for; `text` describes it."""
+
+    def read(store: Store) -> NDArray[Any]:
+        values = store._column(name)
+        return values if dtype is None else values.astype(dtype)
+
+    read.__doc__ = text
+    return cached_property(read)
 
 
 class Store:
@@ -56,6 +68,7 @@ class Store:
         self.case_ids: list[str] = index["case_ids"]
         self._threads = ReadingThreads(threads or available_cpus())
         self._files = ShardFiles()
+        self._volumes: dict[int, _Volume] = {}  # of cases that were read
 
     @classmethod
     def open(cls, path: Path, *, threads: int | None = None) -> Store:
@@ -86,12 +99,37 @@ class Store:
     def __len__(self) -> int:
         return len(self.case_ids)
 
-    @cached_property
-    def group(self) -> NDArray[np.int64]:
-        """`(n,)`: images or cases with one number are the same picture, or have the same scans, identical or nearly."""
-        return self._column("group").astype(np.int64)
+    group = _column(
+        "group",
+        "`(n,)`: images or cases with one number are the same picture, or have the same scans, identical or nearly.",
+        np.int64,
+    )
 
     # BraTS: axial slices of cases
+
+    shapes = _column("shape", "`(n, 3)`: Z, Y, X of each case.", np.int64)
+    statistics = _column(
+        "statistics",
+        "`(n, 4, 2)`: mean and standard deviation over the brain, per modality; 0 deviation where there is none.",
+    )
+    background = _column("background", "`(n, 4)`: the value outside the brain, per modality.")
+    tolerance = _column(
+        "tolerance",
+        "`(n, 4)`: how far a voxel outside the brain may stray from the background, per modality; mostly 0.",
+    )
+    brain_voxels = _column("brain_voxels", "`(n,)`: voxels of the brain.", np.int64)
+    contrast = _column(
+        "contrast", "`(n, 14)`: what `data.contrast` tells exchanged modalities by; not-a-number where a case has none."
+    )
+    label_counts = _column(
+        "label_counts",
+        "`(n, largest Z, labels)`: voxels of each of `labels` in each slice; 0 beyond a case's last slice.",
+    )
+    sketches = _column(
+        "sketch",
+        "`(n, 4, 16, 16, 16)`: descriptors of each case's scans, by which copies are recognised: see sketch.py.",
+    )
+    _spacing = _column("spacing")
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -104,44 +142,9 @@ class Store:
         return [EDITIONS[name] for name in self._index["editions"]]
 
     @cached_property
-    def shapes(self) -> NDArray[np.int64]:
-        """`(n, 3)`: Z, Y, X of each case."""
-        return self._column("shape").astype(np.int64)
-
-    @cached_property
-    def statistics(self) -> NDArray[np.float64]:
-        """`(n, 4, 2)`: mean and standard deviation over the brain, per modality; 0 deviation where there is none."""
-        return self._column("statistics")
-
-    @cached_property
-    def background(self) -> NDArray[np.float64]:
-        """`(n, 4)`: the value outside the brain, per modality."""
-        return self._column("background")
-
-    @cached_property
-    def brain_voxels(self) -> NDArray[np.int64]:
-        """`(n,)`: voxels of the brain."""
-        return self._column("brain_voxels").astype(np.int64)
-
-    @cached_property
-    def contrast(self) -> NDArray[np.float64]:
-        """`(n, 14)`: what `data.contrast` tells exchanged modalities by; not-a-number where a case has none."""
-        return self._column("contrast")
-
-    @cached_property
-    def tolerance(self) -> NDArray[np.float64]:
-        """`(n, 4)`: how far a voxel outside the brain may stray from the background, per modality; mostly 0."""
-        return self._column("tolerance")
-
-    @cached_property
     def slice_background(self) -> NDArray[np.float64] | None:
         """`(n, largest Z, 4)`: the value outside the brain in each slice, where slices differ in it; else None."""
         return self._column("slice_background") if self.dataset == "brats-h5" else None
-
-    @cached_property
-    def label_counts(self) -> NDArray[np.int32]:
-        """`(n, largest Z, labels)`: voxels of each of `labels` in each slice; 0 beyond a case's last slice."""
-        return self._column("label_counts")
 
     @cached_property
     def dtype(self) -> np.dtype[Any]:
@@ -156,11 +159,6 @@ class Store:
             text = ", ".join(f"{y} × {x}" for y, x in sizes.tolist()[:4])
             raise DataError(f"{self.path}: the slices of its cases differ in size ({text}): they cannot share a batch.")
         return int(sizes[0, 0]), int(sizes[0, 1])
-
-    @cached_property
-    def sketches(self) -> NDArray[np.int8]:
-        """`(n, 4, 16, 16, 16)`: descriptors of each case's scans, by which copies are recognised: see sketch.py."""
-        return self._column("sketch")
 
     @property
     def clinical(self) -> list[dict[str, Any]]:
@@ -234,6 +232,14 @@ class Store:
 
     # Brain MRI: images
 
+    label = _column("label", "`(n,)`: class of each image.", np.int64)
+    identical = _column("identical", "`(n,)`: images with one number have the same decoded pixels.", np.int64)
+    sizes = _column("size", "`(n, 2)`: height and width in pixels of each image's source.", np.int64)
+    boxes = _column(
+        "box", "`(n, 4)`: left, top, right and bottom in pixels of the crop of each image's source.", np.int64
+    )
+    thumbnails = _column("thumbnail", "`(n, 32, 32)`: each image's source, uncropped, as near duplicates are told by.")
+
     @property
     def classes(self) -> list[str]:
         """Names of the classes, by number."""
@@ -245,34 +251,9 @@ class Store:
         return self.case_ids
 
     @cached_property
-    def label(self) -> NDArray[np.int64]:
-        """`(n,)`: class of each image."""
-        return self._column("label").astype(np.int64)
-
-    @cached_property
     def part(self) -> NDArray[np.str_]:
         """`(n,)`: "train" or "test", as published."""
         return np.where(self._column("part") == 1, "test", "train")
-
-    @cached_property
-    def identical(self) -> NDArray[np.int64]:
-        """`(n,)`: images with one number have the same decoded pixels."""
-        return self._column("identical").astype(np.int64)
-
-    @cached_property
-    def sizes(self) -> NDArray[np.int64]:
-        """`(n, 2)`: height and width in pixels of each image's source."""
-        return self._column("size").astype(np.int64)
-
-    @cached_property
-    def boxes(self) -> NDArray[np.int64]:
-        """`(n, 4)`: left, top, right and bottom in pixels of the crop of each image's source."""
-        return self._column("box").astype(np.int64)
-
-    @cached_property
-    def thumbnails(self) -> NDArray[np.uint8]:
-        """`(n, 32, 32)`: each image's source, uncropped, as near duplicates are told by."""
-        return self._column("thumbnail")
 
     def text_column(self, name: str) -> list[Any]:
         """Column of the index that is text, for each case or image: scans, dtypes; mode, sha256, signature, bytes."""
@@ -294,10 +275,6 @@ class Store:
     # Files behind it
 
     @cached_property
-    def _spacing(self) -> NDArray[np.float64]:
-        return self._column("spacing")
-
-    @cached_property
     def _depths(self) -> list[int]:
         return cast(list[int], self.shapes[:, 0].tolist())
 
@@ -308,30 +285,33 @@ class Store:
     @cached_property
     def _images(self) -> ArrayLayout:
         try:
-            layout = ArrayLayout.read(self.path / "images")
-        except (ValueError, OSError) as error:
-            raise self._damaged("the array of its images") from error
-        if layout.dtype != np.uint8 or len(layout.shape) != 3 or layout.chunk != (1, *layout.shape[1:]):
+            layout = ArrayLayout.read(self.path / "images", dtype=np.dtype(np.uint8), names=("image", "y", "x"))
+        except (DamagedError, OSError) as error:
+            raise self._damaged("the array of its images", error) from error
+        if layout.chunk != (1, *layout.shape[1:]) or layout.shape[0] != len(self):
             raise self._damaged("the array of its images")
         return layout
 
-    @cached_property
-    def _shards(self) -> list[tuple[str, str, np.dtype[Any]]]:
-        """The shards of each case's image and labels, and the image's type."""
-        cases = str(self.path / "cases")
-        return [
-            (f"{cases}/{name}/0/c/0/0/0/0", f"{cases}/{name}/labels/seg/0/c/0/0/0", np.dtype(dtype))
-            for name, dtype in zip(self.case_ids, self._index["dtypes"], strict=True)
-        ]
+    def _open_case(self, case: int) -> _Volume:
+        """The shards of a case, once its metadata say what the index says. Raises DamagedError and OSError."""
+        folder, shape = self.path / "cases" / self.case_ids[case], self.shapes[case].tolist()
+        image = volume_layout([self._channels, *shape], np.dtype(self._index["dtypes"][case]))
+        shards = []
+        for name, layout in (("0", image), ("labels/seg/0", volume_layout(shape, np.dtype(np.uint8)))):
+            ArrayLayout.read(folder / name, **vars(layout))
+            shards.append(str(layout.file(folder / name, 0)))
+        self._volumes[case] = opened = (shards[0], shards[1], image.dtype)
+        return opened
 
     def _read_slices(self, places: Sequence[tuple[int, int]], images: Any, labels: Any) -> None:
         """Read slices, each into its `(4, Y, X)` of `images` and its `(Y, X)` of `labels`."""
         read = self._files.read_chunk
         for (case, z), image, label in zip(places, images, labels, strict=True):
-            depth, (image_shard, label_shard, dtype) = self._depths[case], self._shards[case]
-            direct = image.dtype == dtype and image.flags.c_contiguous
-            values = image if direct else np.empty(image.shape, dtype)
             try:
+                depth, volume = self._depths[case], self._volumes.get(case) or self._open_case(case)
+                image_shard, label_shard, dtype = volume
+                direct = image.dtype == dtype and image.flags.c_contiguous
+                values = image if direct else np.empty(image.shape, dtype)
                 read(image_shard, depth, z, values)
                 read(label_shard, depth, z, label)
             except (DamagedError, OSError) as error:
@@ -355,20 +335,21 @@ class Store:
 
     def _column(self, name: str) -> NDArray[Any]:
         try:
-            values = read_array(self.path / "index" / name, self._files)
+            values = read_column(self.path / "index", name, self._files)
         except (ValueError, OSError, MemoryError) as error:
-            raise self._damaged(f"the column {name} of its index") from error
+            raise self._damaged(f"the column {name} of its index", error) from error
         if len(values) != len(self):
             raise self._damaged(f"the column {name} of its index")
         return values
 
-    def _damaged(self, what: str) -> DataError:
+    def _damaged(self, what: str, error: Exception | None = None) -> DataError:
+        fault = str(error) if isinstance(error, RewrittenError) else f"{self.path}: {what} is missing or damaged"
         return DataError(
-            f"{self.path}: {what} is missing or damaged. Remove the case's folder if one is named, and run"
-            " prepare-data again; else convert anew with --overwrite."
+            f"{fault}. Remove the case's folder if one is named, and run prepare-data again; else convert anew with"
+            " --overwrite."
         )
 
     def _unreadable(self, what: str, error: Exception) -> DataError:
         if not isinstance(error, OSError) or isinstance(error, FileNotFoundError):
-            return self._damaged(what)
+            return self._damaged(what, error)
         return DataError(f"{self.path}: {what} cannot be read: {error.strerror or error}. Is its disk still there?")
