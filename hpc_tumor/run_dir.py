@@ -32,6 +32,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
+from enum import StrEnum
 from fnmatch import fnmatchcase
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -45,6 +46,16 @@ from hpc_tumor.validation import build
 Damage = Literal["damaged", "missing"]  # to the weights of a best epoch
 MOST_BYTES = 64 * 2**20  # of a file that is read whole
 _RUN_NAME = re.compile(r"\d{8}-\d{6}-([a-z0-9-]+)-[0-9a-f]{4,}")
+
+
+class RunStatus(StrEnum):
+    """State of a run as it writes it to status.json itself; the scheduler may know better."""
+
+    TRAINING = "training"
+    EVALUATING = "evaluating"
+    FINISHED = "finished"
+    STOPPED = "stopped"
+    FAILED = "failed"
 
 
 class RunDir:
@@ -152,9 +163,9 @@ class RunDir:
         values["hardware"]["gpus"] = gpus
         atomic.write_json(self.config, build(Experiment, values, where="--gpus").model_dump(mode="json"))
 
-    def write_status(self, **values: Any) -> None:
+    def write_status(self, state: RunStatus, **values: Any) -> None:
         """Replace the heartbeat, stamped with the time in seconds since 1970."""
-        atomic.write_json(self.status, {"time": time.time(), **values})
+        atomic.write_json(self.status, {"time": time.time(), "state": state, **values})
 
     def add_event(self, event: str, **values: Any) -> None:
         """Append one line to what happened to this run."""

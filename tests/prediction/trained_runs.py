@@ -11,7 +11,7 @@ from hpc_tumor.data.raw.brain_mri import CLASSES
 from hpc_tumor.models import MODELS, build_model
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.settings import merge, resolve
-from hpc_tumor.training.checkpoints.files import TrainState, write_weights
+from hpc_tumor.training.checkpoints.files import Progress, write_weights
 from hpc_tumor.training.scoring.metrics import LABELS
 
 
@@ -33,7 +33,7 @@ def untrained_run(
         "classes": list(LABELS if segmentation else CLASSES), "exclusive": exclusive, "image_size": [size, size],
         "identity": {},
     }  # fmt: skip
-    write_weights(run.best_weights, network.state_dict(), TrainState(epoch=3, best_epoch=2), about)
+    write_weights(run.best_weights, network.state_dict(), Progress(epoch=3, best_epoch=2), about)
     return run
 
 

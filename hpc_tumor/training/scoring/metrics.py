@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 LABELS = ("NCR", "ED", "ET")
 # Which true labels (0 background, 1 NCR/NET, 2 ED, 3 ET) make each structure; regions as BraTS scores them.
@@ -78,6 +79,13 @@ def _largest(logits: torch.Tensor) -> Iterator[torch.Tensor]:
         chosen = (one == best) & free
         free ^= chosen
         yield chosen
+
+
+def label_probabilities(logits: torch.Tensor, exclusive: bool = False) -> torch.Tensor:
+    """Probabilities `(N, 3, H, W)`: of each label by itself, or beside a background whose logit is 0."""
+    if not exclusive:
+        return logits.sigmoid()
+    return F.pad(logits, (0, 0, 0, 0, 1, 0)).softmax(1)[:, 1:]
 
 
 def confusion(histogram: np.ndarray, structure: str) -> np.ndarray:

@@ -14,7 +14,7 @@ from hpc_tumor.training.watch.watchdog import Mark, Verdict
 _STORE_ENDS = 5.0  # seconds for a talk with the store to end
 
 
-class Marks:
+class ProgressMarks:
     """The marks of all ranks, through their store: the `Exchange` of a watchdog.
 
     It talks to the store in a thread of its own, which a store whose host was stopped may hold for good. Seconds are

@@ -29,7 +29,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from hpc_tumor.errors import HpcTumorError
 from hpc_tumor.training.watch.torch_words import says_rank_lost
 
 # Phases in which a rank may stand still because of another one. In all others it works alone.
@@ -43,7 +42,7 @@ OnHang = Callable[[str, int | None, str], None]
 
 
 class Exchange(Protocol):
-    """How the watchdogs of all ranks hear of each other; `Marks` in distributed.py does it through torch's store."""
+    """How the watchdogs of all ranks hear of each other; `ProgressMarks` does it through torch's store."""
 
     verdict: Verdict | None
 
@@ -218,7 +217,7 @@ class Watchdog:
 
         These seconds also give a rank that failed time to record why.
         """
-        if self._exchange is None or not is_loss(error):
+        if self._exchange is None or not says_rank_lost(error):
             return None
         self._asked = True
         end = time.monotonic() + EXPLAIN_SECONDS
@@ -270,11 +269,6 @@ class Watchdog:
         if self._on_hang:
             self._on_hang(verdict.reason, verdict.rank, stack)
         sys.stdout.flush()
-
-
-def is_loss(error: BaseException) -> bool:
-    """Return True if `error` is what a rank sees when it loses another one, and so no cause of its own."""
-    return not isinstance(error, HpcTumorError) and says_rank_lost(error)
 
 
 _current: Any = None
