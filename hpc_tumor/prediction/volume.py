@@ -23,7 +23,7 @@ _ET = 4  # the bit of enhancing tumour
 
 @dataclass(frozen=True)
 class Segmentation:
-    """What a network sees in a volume.
+    """Answer of a network on a volume.
 
     Attributes:
         bits: `(Z, Y, X)` uint8, the labels that each voxel may have: 1 NCR, 2 ED, 4 ET, added up. Networks that were

@@ -52,7 +52,7 @@ def learning_rate(recipe: Recipe, epoch: int, step: int, steps: int) -> float:
 
 
 def _factor(recipe: Recipe, epoch: int, progress: float) -> float:
-    """What the schedule leaves of the rate: `progress` goes from 0 at the end of the warm-up to 1 at the run's."""
+    """Share of the rate that is left: `progress` goes from 0 at the end of the warm-up to 1 at the run's."""
     if recipe.schedule == "step":
         return recipe.gamma ** (epoch // recipe.step_epochs)
     if recipe.schedule == "exponential":

@@ -150,7 +150,7 @@ def _prepare_gradients(state: TrainingState, losses: Tensor) -> Tensor:
 
 
 def _agree(state: TrainingState, batch: Batch, broken: Tensor, wishes: Wishes) -> tuple[Tensor, Wishes]:
-    """What any rank has seen: a step that is not finite, and the wishes where it is time to ask for them."""
+    """Share what any rank has seen: a step that is not finite, and the wishes where it is time to ask for them."""
     distributed = state.distributed
     if distributed.device.type == "cpu":
         flags = distributed.largest(torch.stack([broken, *(torch.tensor(float(wish)) for wish in wishes)]))

@@ -1,4 +1,4 @@
-"""Where the first value that is not finite comes from: the layer, forwards and backwards. Slow, for debugging."""
+"""Find the layer that the first value that is not finite comes from, forwards or backwards. Slow, for debugging."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class _Watch:
         return losses
 
     def place(self) -> str:
-        """When this is, in words."""
+        """Epoch and step, in words."""
         progress = self._state.progress
         if not self._state.network.training:
             return f"in the evaluation after epoch {progress.epoch}"
@@ -143,7 +143,7 @@ def _nodes(tensors: Iterable[Tensor]) -> set[Any]:
 
 @torch.no_grad()
 def _bad(tensors: Iterable[Tensor | None]) -> str:
-    """How many values are not finite, in words; empty where all are."""
+    """Count the values that are not finite, in words; empty where all are."""
     there = [tensor for tensor in tensors if tensor is not None and tensor.is_floating_point()]
     bad = sum(int((~tensor.isfinite()).sum()) for tensor in there)
     return f"{bad:,} of {sum(tensor.numel() for tensor in there):,} values" if bad else ""
@@ -156,7 +156,7 @@ def _largest(tensors: Iterable[Tensor]) -> str:
 
 @contextmanager
 def _forward_calls() -> Iterator[list[str]]:
-    """What torch warns of: the stack of the forward call whose backward pass failed. Other warnings go their way."""
+    """Keep what torch warns of: the stack of the forward call whose backward pass failed. Others go their way."""
     calls: list[str] = []
     with warnings.catch_warnings():
         warnings.filterwarnings("always", message=ANOMALY_WARNING)

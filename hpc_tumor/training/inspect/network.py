@@ -194,7 +194,7 @@ def _gradient(parameters: list[tuple[str, nn.Parameter]], scale: float) -> tuple
 
 @contextmanager
 def _unchanged(state: TrainingState) -> Iterator[None]:
-    """What happens meanwhile leaves no gradients, no running statistics and no random numbers that are used up."""
+    """Undo what happens meanwhile to gradients, running statistics and random generators."""
     device = state.distributed.device
     random, buffers = random_state(device), [buffer.clone() for buffer in state.network.buffers()]
     try:
@@ -208,7 +208,7 @@ def _unchanged(state: TrainingState) -> Iterator[None]:
 
 
 class KeptMemory:
-    """How much memory a forward pass keeps for the backward pass, besides the weights."""
+    """Memory that a forward pass keeps for the backward pass, besides the weights."""
 
     def __init__(self, network: nn.Module) -> None:
         self._seen = {value.untyped_storage().data_ptr() for value in network.parameters()}

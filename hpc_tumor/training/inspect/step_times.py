@@ -1,4 +1,4 @@
-"""Where the time of training steps goes: by phase, and as a trace for Perfetto (ui.perfetto.dev) or chrome://tracing."""
+"""Time of training steps: by phase, and as a trace for Perfetto (ui.perfetto.dev) or chrome://tracing."""
 
 from __future__ import annotations
 

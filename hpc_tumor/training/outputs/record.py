@@ -199,7 +199,7 @@ def forward_gflop(network: nn.Module, channels: int, image_size: tuple[int, int]
 
 
 def _neighbour(state: TrainingState, heartbeat: Heartbeat) -> Neighbour | None:
-    """What the nearest image would answer; None where the images can no longer be read: that is worth no run."""
+    """Answers of the nearest image; None where the images can no longer be read: that is worth no run."""
     try:
         return nearest_neighbour(state.parts, heartbeat.alive)
     except DataError as error:

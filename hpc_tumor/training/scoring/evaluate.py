@@ -60,7 +60,7 @@ class Forward:
 
 @dataclass(frozen=True)
 class ScoringSpec:
-    """How a network computes, and how that is scored.
+    """Specification of how a network computes, and how that is scored.
 
     Attributes:
         loss: one value per sample.
@@ -113,7 +113,7 @@ def evaluate(
 
 
 class _Tally:
-    """What is added up of a part, batch by batch: for `details` and `counted` see Evaluation."""
+    """Sums over a part, batch by batch: for `details` and `counted` see Evaluation."""
 
     def __init__(self, part: Part, spec: ScoringSpec, volumes: bool, device: torch.device):
         self.part, self.exclusive, classes = part, spec.exclusive, spec.classes

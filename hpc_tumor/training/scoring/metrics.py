@@ -126,7 +126,7 @@ def structure_scores(counts: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def case_status(counts: np.ndarray) -> str:
-    """What one case's (TP, FP, FN, TN) mean: ok, missed, false alarm, or empty (absent and not predicted)."""
+    """Meaning of one case's (TP, FP, FN, TN): ok, missed, false alarm, or empty (absent and not predicted)."""
     tp, fp, fn, _ = (int(value) for value in counts)
     if tp + fn == 0:
         return "false alarm" if fp else "empty"

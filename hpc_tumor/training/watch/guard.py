@@ -1,4 +1,4 @@
-"""What happens when a loss or a gradient is no longer finite: the step changes nothing, and is named.
+"""Find steps whose loss or gradients are not finite: such a step changes nothing, and is named.
 
 The optimizer itself leaves the weights alone in such a step, so that a look that comes a step later, as on GPUs, comes
 in time.
@@ -22,7 +22,7 @@ _BEHIND = {"cpu": 0, "cuda": 1}  # steps that the look at a flag lags behind: a 
 
 
 def note_step(state: TrainingState, broken: Tensor, batch: Batch, losses: Tensor) -> None:
-    """A step was taken. `broken` is a number on the device, above 0 where it was not finite on any rank."""
+    """Note that a step was taken. `broken` is a number on the device, above 0 where it was not finite on any rank."""
     arrived = None
     if broken.is_cuda:
         broken = torch.empty_like(broken, device="cpu", pin_memory=True).copy_(broken, non_blocking=True)
@@ -68,7 +68,7 @@ def _skip(state: TrainingState, step: UncheckedStep, totals: dict[str, Any]) -> 
 
 
 def _blame(state: TrainingState, step: UncheckedStep) -> tuple[str, str]:
-    """What was not finite, and in which cases, over all ranks."""
+    """Name what was not finite, and in which cases, over all ranks."""
     batch, part = step.batch, state.parts.train.part
     broken = (~step.losses.isfinite()).nonzero().flatten().tolist() if batch.counted else []
     mine = [part.name(int(batch.positions[index])) for index in broken]

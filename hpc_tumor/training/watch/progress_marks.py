@@ -1,4 +1,4 @@
-"""What each rank was last seen to do, told to all others through the store at which they met."""
+"""Progress of each rank, told to all others through the store at which they met."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class ProgressMarks:
         self._reading = reading
 
     def marks(self) -> list[Mark | None]:
-        """What is known of each rank, this one's as it is now; None for one that never came."""
+        """Last known mark of each rank, this one's as it is now; None for one that never came."""
         marks = [
             mark and replace(mark, silent=self._read_at - self._changed[rank]) for rank, mark in enumerate(self._marks)
         ]

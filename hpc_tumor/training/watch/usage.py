@@ -1,4 +1,4 @@
-"""What one rank uses in one start: time, CPUs, memory, GPU; written now and then, for a start may be killed."""
+"""Use of one rank in one start: time, CPUs, memory, GPU; written now and then, for a start may be killed."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ class Usage:
 
 @dataclass
 class _Seen:
-    """What nvidia-smi said of one GPU so far: samples, the sum of their percentages, the most memory in bytes."""
+    """Answers of nvidia-smi on one GPU so far: samples, the sum of their percentages, the most memory in bytes."""
 
     samples: int = 0
     busy: float = 0.0
@@ -132,7 +132,7 @@ class _Seen:
 
 
 class GpuWatch:
-    """How busy GPUs are and how full, by nvidia-smi; nothing where it does not answer."""
+    """Load and memory of GPUs, by nvidia-smi; nothing where it does not answer."""
 
     def __init__(self, uuids: list[str]) -> None:
         """Watch these GPUs; all that can be seen where none is named."""
