@@ -89,19 +89,6 @@ def train_to_end(state: TrainingState, stop: Callable[[], str | None] = never) -
             state.writer.close()
 
 
-@contextmanager
-def explained(experiment: Experiment, run: RunDir, distributed: Distributed) -> Iterator[None]:
-    """Raises TrainingError, with the way out, where memory or the disk is full in the block."""
-    try:
-        yield
-    except (OSError, RuntimeError, MemoryError) as error:
-        if is_out_of_memory(error):
-            raise out_of_memory(error, experiment, distributed) from error
-        if isinstance(error, OSError) and atomic.is_disk_full(error):
-            raise no_room(run) from error
-        raise
-
-
 def _train_epochs(state: TrainingState, heartbeat: Heartbeat, stop: Callable[[], str | None]) -> bool:
     """Train and validate to the last epoch. False: a stop was asked for, and a checkpoint written."""
     progress, mirror = state.progress, Mirror(state.run, state.experiment.tensorboard and state.distributed.is_main)
@@ -148,27 +135,6 @@ def train_epoch(state: TrainingState, heartbeat: Heartbeat, stop: Callable[[], s
     return True
 
 
-def _seconds_in(file: Path) -> float:
-    """Return the seconds that a step waits: the text of `file`; 0 while it does not exist or is being written."""
-    try:
-        text = file.read_text(encoding="utf-8").strip()
-        seconds = float(text or 0)
-    except FileNotFoundError:
-        return 0.0
-    except OSError as error:
-        if error.errno == errno.ESTALE:  # another node has just removed it
-            return 0.0
-        raise UsageError(f"HPC_TUMOR_STEP_DELAY: {file} cannot be read: {error.strerror}.") from None
-    except ValueError:  # also of bytes that are not UTF-8
-        seconds = math.nan
-    if not 0 <= seconds <= _LONGEST_DELAY:
-        raise UsageError(
-            f"HPC_TUMOR_STEP_DELAY: {file} does not hold a number of seconds from 0 to {_LONGEST_DELAY:g}:"
-            " correct or remove it, then `hpc-tumor resume` the run."
-        )
-    return seconds
-
-
 def _record_training(state: TrainingState, heartbeat: Heartbeat, totals: dict[str, Any]) -> None:
     """Write the training scores of the epoch, over all ranks."""
     device = state.distributed.device
@@ -210,3 +176,37 @@ def _gave_up(state: TrainingState) -> bool:
         log(f"no better validation {score} since epoch {progress.best_epoch}: training ends early")
         state.run.add_event("early stop", epoch=progress.epoch, best_epoch=progress.best_epoch)
     return True
+
+
+@contextmanager
+def explained(experiment: Experiment, run: RunDir, distributed: Distributed) -> Iterator[None]:
+    """Raises TrainingError, with the way out, where memory or the disk is full in the block."""
+    try:
+        yield
+    except (OSError, RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise out_of_memory(error, experiment, distributed) from error
+        if isinstance(error, OSError) and atomic.is_disk_full(error):
+            raise no_room(run) from error
+        raise
+
+
+def _seconds_in(file: Path) -> float:
+    """Return the seconds that a step waits: the text of `file`; 0 while it does not exist or is being written."""
+    try:
+        text = file.read_text(encoding="utf-8").strip()
+        seconds = float(text or 0)
+    except FileNotFoundError:
+        return 0.0
+    except OSError as error:
+        if error.errno == errno.ESTALE:  # another node has just removed it
+            return 0.0
+        raise UsageError(f"HPC_TUMOR_STEP_DELAY: {file} cannot be read: {error.strerror}.") from None
+    except ValueError:  # also of bytes that are not UTF-8
+        seconds = math.nan
+    if not 0 <= seconds <= _LONGEST_DELAY:
+        raise UsageError(
+            f"HPC_TUMOR_STEP_DELAY: {file} does not hold a number of seconds from 0 to {_LONGEST_DELAY:g}:"
+            " correct or remove it, then `hpc-tumor resume` the run."
+        )
+    return seconds

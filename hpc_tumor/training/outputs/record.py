@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -33,6 +33,8 @@ from hpc_tumor.training.state import TrainingState, best_shown, training_seconds
 from hpc_tumor.training.watch.heartbeat import Heartbeat
 from hpc_tumor.training.watch.memory import peak_memory_gb
 
+Scored = tuple[Evaluation, Tested, Damage | None]  # last and best weights; damage to the best, where they are lost
+
 
 def write_result(state: TrainingState, heartbeat: Heartbeat, stop: Callable[[], str | None]) -> bool:
     """Score the test part with the last and the best weights; write cases.csv, and result.json as the last file.
@@ -41,24 +43,24 @@ def write_result(state: TrainingState, heartbeat: Heartbeat, stop: Callable[[], 
     """
     heartbeat.write(RunStatus.EVALUATING)
     distributed = state.distributed
-    spent = Spent(training_seconds(state), max(distributed.gather(peak_memory_gb(distributed.device))))
+    seconds, memory_gb = training_seconds(state), max(distributed.gather(peak_memory_gb(distributed.device)))
 
     def look() -> None:
         if distributed.any(stop() is not None)[0]:
             raise StopError
 
     try:
-        last, best, lost = _score(state, Watch(heartbeat.alive, look))
+        scored = _score(state, Watch(heartbeat.alive, look))
     except StopError:
         return False
     wait_until_saved(state)
     if distributed.is_main:
-        _write_result(state, heartbeat, last, best, lost, spent)
+        _write_result(state, heartbeat, scored, seconds, memory_gb)
     distributed.barrier()
     return True
 
 
-def _score(state: TrainingState, watch: Watch) -> tuple[Evaluation, Tested, Damage | None]:
+def _score(state: TrainingState, watch: Watch) -> Scored:
     """The test part with the last weights, and with the best, which are in the network afterwards.
 
     Where those of the best epoch are lost, the last ones count in their place: then the damage to them, too.
@@ -83,14 +85,6 @@ def _score(state: TrainingState, watch: Watch) -> tuple[Evaluation, Tested, Dama
     return best.plain, best, lost[0]
 
 
-@dataclass(frozen=True)
-class Spent:
-    """Seconds of training, and the most memory that a rank took in GB."""
-
-    seconds: float
-    memory_gb: float
-
-
 def _go_without_best(state: TrainingState, lost: str) -> None:
     """Let the last weights count as the best, and keep them in a file of their own: that of the best stays as it is."""
     progress = state.progress
@@ -102,24 +96,23 @@ def _go_without_best(state: TrainingState, lost: str) -> None:
     save_weights(state, state.run.last_weights)
 
 
-def _write_result(
-    state: TrainingState, heartbeat: Heartbeat, last: Evaluation, best: Tested, lost: Damage | None, spent: Spent
-) -> None:
-    progress, main_score = state.progress, state.experiment.main_score
+def _write_result(state: TrainingState, heartbeat: Heartbeat, scored: Scored, seconds: float, memory_gb: float) -> None:
+    (last, best, lost), main_score = scored, state.experiment.main_score
     neighbour = _neighbour(state, heartbeat) if state.spec.classes is not None else None
     _write_cases(state, best.final, neighbour)
     # The weights that were scored: those of the best epoch lie in the network, unless the last are the best.
     with state.average.applied() if state.average and best.plain is last else nullcontext():
         write_pictures(state, best.final)
-    atomic.write_json(state.run.result, _result(state, last, best, lost, spent))
-    state.run.add_event("finished", epoch=progress.epoch, seconds=spent.seconds)
+    atomic.write_json(state.run.result, _result(state, scored, seconds, memory_gb))
+    state.run.add_event("finished", epoch=state.progress.epoch, seconds=seconds)
     heartbeat.write(RunStatus.FINISHED)
     score = best.final.scores[main_score]
     but = f", the last: those of the best are {lost}" if lost else ""
-    log(f"finished: test {main_score} {score:.3f} with the weights of epoch {progress.best_epoch}{but}")
+    log(f"finished: test {main_score} {score:.3f} with the weights of epoch {state.progress.best_epoch}{but}")
 
 
-def _result(state: TrainingState, last: Evaluation, best: Tested, lost: Damage | None, spent: Spent) -> dict[str, Any]:
+def _result(state: TrainingState, scored: Scored, seconds: float, memory_gb: float) -> dict[str, Any]:
+    last, best, lost = scored
     experiment, distributed, parts, progress = state.experiment, state.distributed, state.parts, state.progress
     gpu = distributed.device.type == "cuda"
     training = [line for line in state.run.read_metrics() if line["part"] == "train"]
@@ -147,12 +140,12 @@ def _result(state: TrainingState, last: Evaluation, best: Tested, lost: Damage |
         "batch_size": experiment.recipe.batch_size,
         "image_size": list(parts.image_size),
         "limit_batches": experiment.limit_batches,
-        "seconds": spent.seconds,
-        "gpu_hours": spent.seconds / 3600 * distributed.world_size if gpu else 0.0,
+        "seconds": seconds,
+        "gpu_hours": seconds / 3600 * distributed.world_size if gpu else 0.0,
         "restarts": progress.restarts,
         "samples_per_second": sum(line["rate"] for line in training) / len(training) if training else None,
         "data_wait": sum(line["data_wait"] for line in training) / len(training) if training else None,
-        "peak_memory_gb": spent.memory_gb,
+        "peak_memory_gb": memory_gb,
         "cases": parts.counts(),
         "class_counts": parts.class_counts(),
         "skipped_steps": progress.skipped,
