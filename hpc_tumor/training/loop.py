@@ -16,7 +16,7 @@ from hpc_tumor.config import Experiment
 from hpc_tumor.console import log
 from hpc_tumor.data.feed.loader import epoch_order
 from hpc_tumor.errors import UsageError
-from hpc_tumor.run_dir import RunDir, RunStatus
+from hpc_tumor.run_dir import RunDir
 from hpc_tumor.system import atomic
 from hpc_tumor.training.average import weights_to_score
 from hpc_tumor.training.checkpoints.saving import save_last, save_weights, wait_until_saved
@@ -34,6 +34,7 @@ from hpc_tumor.training.watch.guard import check_steps
 from hpc_tumor.training.watch.heartbeat import Heartbeat
 from hpc_tumor.training.watch.memory import is_out_of_memory, out_of_memory
 from hpc_tumor.training.watch.usage import Usage
+from hpc_tumor.vocabulary import RunStatus
 
 Outcome = Literal[RunStatus.FINISHED, RunStatus.STOPPED]
 _LONGEST_DELAY = 3600.0  # seconds of HPC_TUMOR_STEP_DELAY: a wait is not cut short where the file is removed meanwhile

@@ -170,7 +170,7 @@ def test_unfinished_runs_have_a_state(tmp_path: Path) -> None:
     assert (found["training"].state, found["training"].reason) == ("training", None)
     assert (found["training"].epoch, found["training"].epochs) == (7, 20)
     assert (found["training"].best, found["training"].best_epoch) == (0.81, 6)
-    assert (found["silent"].state, found["silent"].reason) == ("training", "silent for 3 h")
+    assert (found["silent"].state, found["silent"].reason) == ("training", "silent for 3 h 00 min")
     assert (found["failed"].state, found["failed"].reason) == ("failed", "out of GPU memory")
     assert found["waiting"].state == "pending: no free GPU"
     assert found["fresh"].state == "not started"

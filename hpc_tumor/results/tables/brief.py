@@ -7,13 +7,14 @@ from dataclasses import replace
 
 from hpc_tumor.results.compare.comparison import Comparison, Group
 from hpc_tumor.results.compare.conclusions import conclusions
-from hpc_tumor.results.compare.measures import MAIN_SCORE, REGIONS, measure
+from hpc_tumor.results.compare.measures import MAIN_SCORE, measure
 from hpc_tumor.results.compare.published import PUBLISHED
 from hpc_tumor.results.tables.formats import percent, short, significant, three, time
 from hpc_tumor.results.tables.making import Spec, plain_table, table_of
 from hpc_tumor.results.tables.notes import brief_notes
 from hpc_tumor.results.tables.rows import Row, group_rows
 from hpc_tumor.table import Column, Table
+from hpc_tumor.vocabulary import REGIONS
 
 Cell = Callable[[Row], str]
 MOST_RUNS = 30  # rows of single runs below their entries; of more, the entries alone

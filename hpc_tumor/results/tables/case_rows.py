@@ -10,11 +10,11 @@ from typing import IO
 
 import numpy as np
 
-from hpc_tumor.names import harmless
 from hpc_tumor.results.compare.comparison import Comparison
 from hpc_tumor.results.compare.entries import Entry
 from hpc_tumor.results.read.cases import TestCases
 from hpc_tumor.results.read.run_result import RunResult
+from hpc_tumor.vocabulary import harmless
 
 _ABOUT = (
     "task", "entry", "model", "run", "seed", "fold", "case", "group", "label", "prediction", "nearest",

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 from hpc_tumor.results.compare.comparison import Group
 from hpc_tumor.results.compare.conclusions import method
 from hpc_tumor.results.compare.measures import CASES, measure
-from hpc_tumor.results.compare.paired import LEVEL, Difference
+from hpc_tumor.results.compare.paired import Difference
 from hpc_tumor.results.compare.ranks import Ranking
 from hpc_tumor.results.compare.statistics import RESAMPLES
 from hpc_tumor.results.tables.formats import p_value, percent, whole
 from hpc_tumor.results.tables.making import plain_table
 from hpc_tumor.table import Column, Table
+from hpc_tumor.vocabulary import SIGNIFICANCE_LEVEL
 
 _MOST_PLACES = 7
 
@@ -58,7 +59,7 @@ def _about_tests(group: Group) -> Iterator[str]:
         " is better wherever they differ."
     )
     tests: Sequence[Difference] = group.tests or tuple(group.neighbour_tests.values())
-    if tests and 0.5 ** (tests[0].n - 1) * len(tests) > LEVEL:
+    if tests and 0.5 ** (tests[0].n - 1) * len(tests) > SIGNIFICANCE_LEVEL:
         count = f"{len(tests)} test{'s' * (len(tests) != 1)}"
         yield (
             f"With {tests[0].n} {unit} and {count} no difference could be significant:"

@@ -9,7 +9,6 @@ from hpc_tumor.results.compare.comparison import Group
 from hpc_tumor.results.compare.entries import Entry
 from hpc_tumor.results.compare.measures import OF_STRUCTURES, Measure, measure
 from hpc_tumor.results.compare.statistics import Statistic
-from hpc_tumor.results.read.cases import STRUCTURES
 from hpc_tumor.results.tables.brief import interval, spread_columns
 from hpc_tumor.results.tables.evidence import ranks_table, tests_table
 from hpc_tumor.results.tables.formats import percent, three, whole
@@ -18,6 +17,7 @@ from hpc_tumor.results.tables.notes import group_notes
 from hpc_tumor.results.tables.rows import Row, best_places, group_rows
 from hpc_tumor.results.tables.runs import cost_table, runs_table
 from hpc_tumor.table import Column, Table
+from hpc_tumor.vocabulary import STRUCTURES
 
 
 def group_tables(group: Group) -> dict[str, Table]:

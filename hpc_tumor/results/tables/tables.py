@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from hpc_tumor import __version__
-from hpc_tumor.names import harmless
 from hpc_tumor.results.compare.comparison import Comparison
 from hpc_tumor.results.compare.conclusions import conclusions
 from hpc_tumor.results.compare.entries import Entry
@@ -24,9 +23,10 @@ from hpc_tumor.results.tables.case_rows import write_case_rows
 from hpc_tumor.results.tables.full import group_tables
 from hpc_tumor.results.tables.paper import paper
 from hpc_tumor.results.write.as_json import as_json
-from hpc_tumor.run_dir import folder_to_write
 from hpc_tumor.system import atomic
+from hpc_tumor.system.atomic import folder_to_write
 from hpc_tumor.table import NOTHING, Table
+from hpc_tumor.vocabulary import harmless
 
 __all__ = ["write_tables"]
 _NESTED = {"place", "best", "last", "last_train", "cases", "config", "remarks", "settings", "class_counts", "cleaning"}

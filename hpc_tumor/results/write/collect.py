@@ -8,11 +8,12 @@ from typing import Any
 from hpc_tumor.results.compare.comparison import Comparison, Group, SkippedFolder, UnfinishedRun
 from hpc_tumor.results.compare.entries import make_entries
 from hpc_tumor.results.compare.measures import MAIN_SCORE
-from hpc_tumor.results.compare.selection import EVERYTHING, Wishes
+from hpc_tumor.results.compare.selection import EVERYTHING, Selection
 from hpc_tumor.results.read.run_result import RunResult
 from hpc_tumor.results.read.runs import flat, read_finished, what_is_wrong
 from hpc_tumor.results.read.values import integer, number, section, text, word
-from hpc_tumor.run_dir import RunDir, RunStatus, file_clock, read_json, read_json_lines
+from hpc_tumor.run_dir import RunDir, file_clock, read_json, read_json_lines
+from hpc_tumor.vocabulary import RunStatus, duration
 
 SILENT_SECONDS = 15 * 60
 _STATES = {
@@ -31,7 +32,7 @@ def collect_runs(
     runs: Sequence[RunDir],
     queue: Mapping[str, str] | None = None,
     now: float | None = None,
-    wishes: Wishes = EVERYTHING,
+    selection: Selection = EVERYTHING,
 ) -> Comparison:
     """The comparison of `runs`, in any order, finished or not; from their files alone.
 
@@ -39,7 +40,7 @@ def collect_runs(
         runs: run directories; one given twice counts once.
         queue: run name → the scheduler's state in words, where the caller knows it.
         now: seconds since 1970, to say how long a run has been silent; by default the time of the file system.
-        wishes: which runs, what makes an entry, and in which order entries stand.
+        selection: which runs, what makes an entry, and in which order entries stand.
     """
     unique = {run.path.absolute().as_posix(): run for run in runs}
     folders = {run.path.parent for run in unique.values()}
@@ -48,16 +49,16 @@ def collect_runs(
     collected.sort(key=lambda item: (item.run, item.path))
     finished = [item for item in collected if isinstance(item, RunResult)]
     unfinished = [item for item in collected if isinstance(item, UnfinishedRun)]
-    wanted = [run for run in finished if wishes.want(run.model, run.config)]
+    wanted = [run for run in finished if selection.matches(run.model, run.config)]
     return Comparison(
-        groups=group_runs(wanted, wishes),
-        unfinished=tuple(run for run in unfinished if wishes.want(run.model, run.config)),
+        groups=group_runs(wanted, selection),
+        unfinished=tuple(run for run in unfinished if selection.matches(run.model, run.config)),
         skipped=tuple(item for item in collected if isinstance(item, SkippedFolder)),
         left_out=len(finished) - len(wanted),
     )
 
 
-def group_runs(results: Sequence[RunResult], wishes: Wishes = EVERYTHING) -> tuple[Group, ...]:
+def group_runs(results: Sequence[RunResult], selection: Selection = EVERYTHING) -> tuple[Group, ...]:
     """Groups of comparable runs. Another task, store, split or number of folds is another group: never mixed."""
     members: dict[tuple[object, ...], list[RunResult]] = {}
     for run in sorted(results, key=lambda run: (run.run, run.path)):
@@ -70,7 +71,7 @@ def group_runs(results: Sequence[RunResult], wishes: Wishes = EVERYTHING) -> tup
         groups.append(Group(
             task=one.task, split=one.split, split_leaks=one.split_leaks, folds=None if one.fold is None else one.folds,
             dataset=one.dataset, store=one.store, fingerprint=one.fingerprint,
-            entries=wishes.order(make_entries(some, wishes.by)), by=wishes.by,
+            entries=selection.order(make_entries(some, selection.by)), by=selection.by,
         ))  # fmt: skip
     groups.sort(key=lambda one: (one.task, one.store, one.fingerprint or "", one.split, one.folds or 0))
     return tuple(groups)
@@ -144,12 +145,7 @@ def _state(run: RunDir, status: Mapping[str, Any], now: float) -> tuple[str, str
     # The clock of a node may differ from this one: an age by both clocks is that of the file, or less.
     silent = now - max(beat, heard, *(path.stat().st_mtime for path in (run.status, run.events) if path.is_file()))
     if state in (RunStatus.TRAINING, RunStatus.EVALUATING, "started", "stopping") and silent > SILENT_SECONDS:
-        reason = f"silent for {_duration(silent)}"
+        reason = f"silent for {duration(silent)}"
     if run.result.exists():
         reason = "result.json cannot be read"
     return state, reason
-
-
-def _duration(seconds: float) -> str:
-    hours = seconds / 3600
-    return f"{hours / 24:.0f} days" if hours >= 48 else f"{hours:.0f} h" if hours >= 2 else f"{seconds / 60:.0f} min"

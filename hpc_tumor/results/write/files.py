@@ -11,8 +11,8 @@ from hpc_tumor.results.compare.comparison import Comparison
 from hpc_tumor.results.figures import Progress, draw_figures, write_figures
 from hpc_tumor.results.report.document import render_report
 from hpc_tumor.results.tables.tables import write_tables
-from hpc_tumor.run_dir import folder_to_write
 from hpc_tumor.system import atomic
+from hpc_tumor.system.atomic import folder_to_write
 
 REPORT = "report.html"
 

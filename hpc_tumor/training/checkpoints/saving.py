@@ -11,9 +11,9 @@ import torch
 
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.training.checkpoints.files import random_state
-from hpc_tumor.training.scoring import metrics
 from hpc_tumor.training.state import TrainingState, epoch_totals, mark, training_seconds
 from hpc_tumor.training.watch.guard import check_steps
+from hpc_tumor.vocabulary import LABELS
 
 
 def save_last(state: TrainingState, totals: dict[str, Any] | None = None) -> None:
@@ -56,7 +56,7 @@ def _about(state: TrainingState) -> dict[str, Any]:
     model, (height, width) = state.experiment.model, state.parts.image_size
     return {
         "format": "hpc-tumor weights", "run": state.run.name, "model": model.name, "filters": model.filters,
-        "task": state.experiment.task, "classes": state.spec.classes or list(metrics.LABELS),
+        "task": state.experiment.task, "classes": state.spec.classes or list(LABELS),
         "exclusive": state.spec.exclusive, "image_size": [height, width],
         **({"edition": _most_common_edition(state.parts.store)} if state.spec.classes is None else {}),
     }  # fmt: skip

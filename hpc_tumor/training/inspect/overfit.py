@@ -6,14 +6,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hpc_tumor.errors import TrainingError
-from hpc_tumor.names import plural
-from hpc_tumor.run_dir import RunStatus
 from hpc_tumor.training.inspect.network import number, show
 from hpc_tumor.training.inspect.step_times import Tracer
-from hpc_tumor.training.scoring import metrics
 from hpc_tumor.training.state import TrainingState, epoch_totals, last_loss, mark, training_scores
 from hpc_tumor.training.step import train_step
 from hpc_tumor.training.watch.guard import check_steps
+from hpc_tumor.vocabulary import LABELS, RunStatus, plural
 
 LOSS_LEFT = 0.1  # of the first loss; only where a network that always says the same does not get there
 SCORES = {"classification": ("accuracy", 0.95), "segmentation": ("dice", 0.8)}
@@ -61,7 +59,7 @@ def overfit(state: TrainingState, steps: int) -> None:
 
 def _look(totals: dict[str, Any], main: str) -> Look:
     scores = training_scores(totals)
-    labels = [f"{label} {scores[f'dice_{label}']:.2f}" for label in metrics.LABELS if f"dice_{label}" in scores]
+    labels = [f"{label} {scores[f'dice_{label}']:.2f}" for label in LABELS if f"dice_{label}" in scores]
     return Look(scores["loss"], scores[main], f" ({', '.join(labels)})" if labels else "")
 
 

@@ -17,9 +17,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from hpc_tumor.console import log
-from hpc_tumor.names import counted
 from hpc_tumor.system import atomic
 from hpc_tumor.training.state import TrainingState
+from hpc_tumor.vocabulary import counted
 
 PHASES = ("data", "augment", "forward", "loss", "backward", "update", "agree", "metrics")  # a step ends with the last
 _WARM, _TRACED = 2, 3  # steps before the trace, and in it

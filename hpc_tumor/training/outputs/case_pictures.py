@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpc_tumor.data.case import MODALITIES, TUMOUR_LABELS
 from hpc_tumor.data.feed.loader import Batch, BatchLoader
 from hpc_tumor.data.feed.samples import SlicePart
 from hpc_tumor.training.scoring import metrics
 from hpc_tumor.training.scoring.evaluate import Evaluation
 from hpc_tumor.training.state import TrainingState
+from hpc_tumor.vocabulary import LABELS, MODALITIES, TUMOUR_LABELS
 
 _DARKEST, _BRIGHTEST = 1.0, 99.5  # percentiles of the brain
 
@@ -28,7 +28,7 @@ def case_pictures(state: TrainingState, best: Evaluation) -> tuple[dict[str, np.
     part = _slices(state)
     cases = choose_cases(best, state.parts.test_names)
     arrays: dict[str, np.ndarray] = {}
-    said: dict[str, Any] = {"labels": list(metrics.LABELS), "modalities": list(MODALITIES), "cases": {}}
+    said: dict[str, Any] = {"labels": list(LABELS), "modalities": list(MODALITIES), "cases": {}}
     of_attention = "median" if "median" in cases else "best"
     for which, (row, scores) in cases.items():
         position = _slice_to_show(state, row)
@@ -56,8 +56,8 @@ def choose_cases(best: Evaluation, names: list[str]) -> dict[str, tuple[int, dic
     scored: list[tuple[int, dict[str, float]]] = []
     for row in there:
         (values,) = metrics.segmentation_rows(best.details[[row]], [names[row]], [int(best.counted[row])])
-        dice = {f"dice_{structure}": float(values[f"dice_{structure}"]) for structure in metrics.STRUCTURES}  # type: ignore[arg-type]
-        scored.append((row, {"dice": float(np.mean([dice[f"dice_{label}"] for label in metrics.LABELS])), **dice}))
+        dice = {f"dice_{structure}": float(values[f"dice_{structure}"]) for structure in metrics.MEMBERS}  # type: ignore[arg-type]
+        scored.append((row, {"dice": float(np.mean([dice[f"dice_{label}"] for label in LABELS])), **dice}))
     scored.sort(key=lambda case: -case[1]["dice"])
     places = {"best": 0, "median": (len(scored) - 1) // 2, "worst": len(scored) - 1}
     if len(scored) < 3:

@@ -18,7 +18,7 @@ from hpc_tumor.console import log
 from hpc_tumor.data.feed.samples import SlicePart
 from hpc_tumor.errors import DataError
 from hpc_tumor.models import count_parameters
-from hpc_tumor.run_dir import Damage, RunStatus
+from hpc_tumor.run_dir import Damage
 from hpc_tumor.system import atomic
 from hpc_tumor.training.average import weights_to_score
 from hpc_tumor.training.checkpoints.resume import load_best
@@ -32,6 +32,7 @@ from hpc_tumor.training.scoring.volumes import Watch
 from hpc_tumor.training.state import TrainingState, best_shown, training_seconds
 from hpc_tumor.training.watch.heartbeat import Heartbeat
 from hpc_tumor.training.watch.memory import peak_memory_gb
+from hpc_tumor.vocabulary import RunStatus
 
 Scored = tuple[Evaluation, Tested, Damage | None]  # last and best weights; damage to the best, where they are lost
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 
 from hpc_tumor.console import log
-from hpc_tumor.run_dir import RunStatus
 from hpc_tumor.training.state import TrainingState, best_shown, last_loss, mark
 from hpc_tumor.training.watch.memory import peak_memory_gb
+from hpc_tumor.vocabulary import RunStatus
 
 STATUS_SECONDS = 2.0  # between two writings of status.json
 LOG_SECONDS = 15.0  # between two lines of progress in the log

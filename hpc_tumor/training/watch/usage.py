@@ -18,10 +18,10 @@ from typing import Any
 import torch
 
 from hpc_tumor.data.feed.loader import BatchLoader
-from hpc_tumor.run_dir import RunStatus
 from hpc_tumor.system.resources import available_cpus
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.watch.memory import own_memory
+from hpc_tumor.vocabulary import RunStatus
 
 FIRST_SECONDS, EVERY_SECONDS = 5.0, 30.0  # until something is written, and between two times
 _MOST_FAILURES = 3  # of nvidia-smi, after which it is not asked any more

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from hpc_tumor.names import series
+from hpc_tumor.vocabulary import series
 
 _TINY = 3  # characters at the end that a shortened name keeps at least
 
