@@ -215,8 +215,9 @@ class Experiment(Settings):
                 f"= {recipe.warmup_epochs:g} of {recipe.epochs} epochs: choose fewer",
             )
         if recipe.early_stopping and not self.data.val_fraction and self.data.split_file is None:
-            raise ValueError(
-                "recipe.early_stopping needs a validation part: set data.val_fraction above 0, or leave it out"
+            raise SettingError(
+                "recipe.early_stopping",
+                "needs a validation part: set data.val_fraction above 0, or leave it out",
             )
         if self.scoring.clean and (self.task != "segmentation" or not (self.data.val_fraction or self.data.split_file)):
             raise SettingError("scoring.clean", "= True is for segmentation with validation patients: set it to false")
@@ -259,6 +260,11 @@ class Experiment(Settings):
     def loss(self) -> str:
         """The loss in use: the one asked for, else the task's."""
         return self.recipe.loss or LOSSES[self.task][0]
+
+    @property
+    def main_score(self) -> str:
+        """The score that chooses the best epoch: the one asked for, else the task's."""
+        return self.best_by or ("dice" if self.task == "segmentation" else "accuracy")
 
 
 def _minutes(value: Any) -> Any:

@@ -46,6 +46,11 @@ _STYLES = {  # of the states of runs
 Progress = Callable[[int, int], None]
 
 
+def log(text: str) -> None:
+    """One line in the log of a run, with the time."""
+    print(time.strftime("%H:%M:%S"), text, file=sys.stderr, flush=True)
+
+
 @dataclass
 class Output:
     """The two streams of a command, and what it was asked to show on them."""

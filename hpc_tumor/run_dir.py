@@ -42,6 +42,7 @@ from hpc_tumor.config import Experiment
 from hpc_tumor.errors import DataError, UsageError
 from hpc_tumor.system import atomic
 from hpc_tumor.validation import build
+from hpc_tumor.vocabulary import RunStatus
 
 Damage = Literal["damaged", "missing"]  # to the weights of a best epoch
 MOST_BYTES = 64 * 2**20  # of a file that is read whole
@@ -158,9 +159,9 @@ class RunDir:
         atomic.write_json(self.config, experiment.model_dump(mode="json"))
         atomic.write_text(self.signature, f"{experiment.signature}\n")  # never older than the settings
 
-    def write_status(self, **values: Any) -> None:
+    def write_status(self, state: RunStatus, **values: Any) -> None:
         """Replace the heartbeat, stamped with the time in seconds since 1970."""
-        atomic.write_json(self.status, {"time": time.time(), **values})
+        atomic.write_json(self.status, {"time": time.time(), "state": state, **values})
 
     def add_event(self, event: str, **values: Any) -> None:
         """Append one line to what happened to this run."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from enum import StrEnum
 
 MODALITIES = ("FLAIR", "T1", "T1ce", "T2")  # in the order of a store's channels
 LABELS = ("NCR", "ED", "ET")  # of a tumour, disjoint: what networks learn
@@ -22,6 +23,16 @@ SIGNIFICANCE_LEVEL = 0.05  # of tests
 # Control characters (a terminal obeys them), line ends, marks that turn the direction of writing (a name would read as
 # another), and the surrogates that stand for bytes which are not UTF-8.
 _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+class RunStatus(StrEnum):
+    """State of a run as it writes it to status.json itself; the scheduler may know better."""
+
+    TRAINING = "training"
+    EVALUATING = "evaluating"
+    FINISHED = "finished"
+    STOPPED = "stopped"
+    FAILED = "failed"
 
 
 def is_plain(text: str) -> bool:

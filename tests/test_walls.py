@@ -32,11 +32,7 @@ LAYERS = (
     ("__main__",),
 )
 # Temporary: these imports close circles, and are being mended.
-KNOWN_CIRCLES = (
-    ("hpc_tumor.training.watch.heartbeat", "hpc_tumor.training.working_set"),
-    ("hpc_tumor.training.watch.guard", "hpc_tumor.training.working_set"),
-    ("hpc_tumor.data.audit.text", "hpc_tumor.data.audit.audit"),
-)
+KNOWN_CIRCLES = (("hpc_tumor.data.audit.text", "hpc_tumor.data.audit.audit"),)
 HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}
 
 

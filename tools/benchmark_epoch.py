@@ -23,7 +23,7 @@ from hpc_tumor.run_dir import RunDir
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.loop import train_epoch
 from hpc_tumor.training.parts import make_parts
-from hpc_tumor.training.setup import set_up
+from hpc_tumor.training.setup import build_state
 from hpc_tumor.training.watch.heartbeat import Heartbeat
 
 CPU = torch.device("cpu")
@@ -103,16 +103,16 @@ def _plain_step(training: PlainTraining, images: Tensor, masks: Tensor) -> dict[
 
 def _own_worker(job: Job) -> Answer:
     experiment = _experiment(job)
-    setup = set_up(experiment, RunDir.create(Path(job["runs"]), experiment), Distributed())
-    whole = setup.experiment
+    state = build_state(experiment, RunDir.create(Path(job["runs"]), experiment), Distributed())
+    whole = state.experiment
 
     def answer(question: str) -> float:
         if question == "warm up":
-            setup.experiment = whole.model_copy(update={"limit_batches": 1})
-        setup.steps, setup.state.step = setup.train.steps(setup.experiment.limit_batches), 0
+            state.experiment = whole.model_copy(update={"limit_batches": 1})
+        state.steps, state.progress.step = state.parts.train.steps(state.experiment.limit_batches), 0
         began = time.perf_counter()
-        train_epoch(setup, Heartbeat(setup))
-        setup.experiment = whole
+        train_epoch(state, Heartbeat(state))
+        state.experiment = whole
         return time.perf_counter() - began
 
     return answer

@@ -14,12 +14,12 @@ from hpc_tumor.config import Experiment
 from hpc_tumor.data.feed.loader import Batch
 from hpc_tumor.models import MODELS
 from hpc_tumor.training.checkpoints.files import random_state, write_checkpoint
+from hpc_tumor.training.checkpoints.saving import checkpoint_contents, save_last, wait_until_saved
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.loop import train_epoch
-from hpc_tumor.training.scoring.evaluate import network_input
+from hpc_tumor.training.state import TrainingState
 from hpc_tumor.training.step import augmented
 from hpc_tumor.training.watch.heartbeat import Heartbeat
-from hpc_tumor.training.working_set import Setup
 
 CPU = torch.device("cpu")
 MOST_STEPS = 8  # of an epoch
@@ -37,7 +37,7 @@ def experiment_for(job: Job, **settings: Any) -> Experiment:
 
 
 class PartClock:
-    """Seconds of each part of the steps of an epoch, as `Setup.mark` names them; its first step stands apart."""
+    """Seconds of each part of the steps of an epoch, as `mark` names them; its first step stands apart."""
 
     def __init__(self) -> None:
         self._marks: list[tuple[str, float]] = []
@@ -65,36 +65,35 @@ class PartClock:
         return {"parts": parts, "loop": step, "first": first, "end": marks[-1][1] - marks[starts[-1]][1]}
 
 
-def bare_step(setup: Setup, batch: Batch) -> None:
+def bare_step(state: TrainingState, batch: Batch) -> None:
     """The same network, precision, loss and optimizer, and nothing else."""
-    setup.optimizer.zero_grad(set_to_none=True)
-    with setup.precision.autocast():
-        outputs = setup.model(network_input(batch.images, setup.experiment.hardware.channels_last, setup.channels))
-    setup.loss(outputs, batch.targets).mean().backward()
-    setup.optimizer.found_inf = None  # type: ignore[attr-defined]  # a step of the loop leaves its own there
-    setup.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+    outputs = state.spec.forward(state.wrapped, batch.images)
+    state.spec.loss(outputs, batch.targets).mean().backward()
+    state.optimizer.found_inf = None  # type: ignore[attr-defined]  # a step of the loop leaves its own there
+    state.optimizer.step()
 
 
 def loop_worker(job: Job) -> Answer:
     """Seconds of a bare step and of one of the loop, in turns, and of the parts of the latter."""
     training = _warm(experiment_for(job, limit_batches=MOST_STEPS), job)
-    setup = training.setup
-    whole = len(setup.train.part) // setup.experiment.recipe.batch_size
+    state = training.state
+    whole = len(state.parts.train.part) // state.experiment.recipe.batch_size
     if whole < MOST_STEPS:  # no batch may be smaller than the others
         if whole < 2:
             raise SystemExit(
-                f"the store has only {len(setup.train.part)} samples to train on: choose a smaller --batch"
+                f"the store has only {len(state.parts.train.part)} samples to train on: choose a smaller --batch"
             )
-        setup.experiment = setup.experiment.model_copy(update={"limit_batches": whole})
-        setup.steps = setup.train.steps(whole)
-    heartbeat = Heartbeat(setup)
+        state.experiment = state.experiment.model_copy(update={"limit_batches": whole})
+        state.steps = state.parts.train.steps(whole)
+    heartbeat = Heartbeat(state)
 
     def answer(_: str) -> dict[str, float]:
-        bare = seconds_of(lambda: bare_step(setup, training.batch), CPU, job["seconds"])
+        bare = seconds_of(lambda: bare_step(state, training.batch), CPU, job["seconds"])
         read: list[dict[str, Any]] = []
         began = time.perf_counter()
         while not read or time.perf_counter() - began < job["seconds"]:
-            read.append(_epoch(setup, heartbeat))
+            read.append(_epoch(state, heartbeat))
         mean = {key: sum(one[key] for one in read) / len(read) for key in ("loop", "first", "end")}
         parts = {part: sum(one["parts"][part] for one in read) / len(read) for part in read[0]["parts"]}
         checks = parts["norm"] + parts["agree"]
@@ -103,23 +102,27 @@ def loop_worker(job: Job) -> Answer:
     return answer
 
 
-def _epoch(setup: Setup, heartbeat: Heartbeat) -> dict[str, Any]:
+def _epoch(state: TrainingState, heartbeat: Heartbeat) -> dict[str, Any]:
     """One epoch of the loop, over and over the same one."""
     clock = PartClock()
-    setup.watched = clock
-    train_epoch(setup, heartbeat)
+    state.watched = clock
+    train_epoch(state, heartbeat)
     clock("end")
-    setup.watched, setup.state.step = None, 0
+    state.watched, state.progress.step = None, 0
     return clock.read()
 
 
 def augmentation_worker(job: Job) -> Answer:
     """Seconds of augmenting a batch, and of a step without that."""
-    training = _warm(experiment_for(job, recipe={"augment": True}), job)
+    experiment = experiment_for(job, recipe={"augment": True})
+    training = _warm(experiment, job)
+
+    def augment() -> None:
+        augmented(training.batch, experiment, training.state.distributed, epoch=0)
 
     def answer(_: str) -> dict[str, float]:
-        batch = seconds_of(lambda: augmented(training.setup, training.batch), CPU, job["seconds"] / 2)
-        step = seconds_of(lambda: bare_step(training.setup, training.batch), CPU, job["seconds"])
+        batch = seconds_of(augment, CPU, job["seconds"] / 2)
+        step = seconds_of(lambda: bare_step(training.state, training.batch), CPU, job["seconds"])
         return {"augmentation": batch, "step": step}
 
     return answer
@@ -128,22 +131,22 @@ def augmentation_worker(job: Job) -> Answer:
 def checkpoint_worker(job: Job) -> Answer:
     """Seconds that a checkpoint takes: for its copy, of training, if written at once, and of the steps beside it."""
     training = _warm(experiment_for(job), job)
-    setup, run = training.setup, training.setup.run
+    state, run = training.state, training.state.run
 
     def answer(_: str) -> dict[str, float]:
         alone = seconds_of(training.step, CPU, job["seconds"])
         before, began, steps = len(run.read_events("checkpoint")), time.perf_counter(), 0
-        setup.save_last()
+        save_last(state)
         stall = time.perf_counter() - began
         while len(run.read_events("checkpoint")) == before:
             training.step()
             steps += 1
         beside = time.perf_counter() - began - stall
-        setup.settle()
+        wait_until_saved(state)
         event = run.read_events("checkpoint")[-1]
         began = time.perf_counter()
-        states = [random_state(CPU)]
-        write_checkpoint(run.checkpoints / "at-once.pt", setup.state, setup.identity, setup._contents(states))
+        contents = checkpoint_contents(state, [random_state(CPU)])
+        write_checkpoint(run.checkpoints / "at-once.pt", state.progress, state.identity, contents)
         written = time.perf_counter() - began
         return {
             "copy": event["stall_s"], "stall": stall, "written": written, "seconds": event["seconds"],

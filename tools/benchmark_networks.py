@@ -1,7 +1,7 @@
 """What the benchmarks of training share: each network as the course project would write it, and as it is trained here.
 
 Plain means float32 in torch's default memory layout, torch's own layers, losses and optimizer, and colour images that
-really are three channels. Ours is what `set_up` makes of the same settings.
+really are three channels. Ours is what `build_state` makes of the same settings.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from hpc_tumor.config import Experiment
-from hpc_tumor.data.feed.loader import Batch, epoch_order
+from hpc_tumor.data.feed.loader import Batch
 from hpc_tumor.models import MODELS, build_model
 from hpc_tumor.models.attention_unet import AttentionGate
 from hpc_tumor.models.layers.blocks import upsample
@@ -27,10 +27,10 @@ from hpc_tumor.models.vit import DROPOUT, HEADS, WIDTH, EncoderLayer
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.settings import merge, resolve
 from hpc_tumor.training.distributed import Distributed
-from hpc_tumor.training.parts import Parts
-from hpc_tumor.training.setup import set_up
+from hpc_tumor.training.setup import build_state
+from hpc_tumor.training.state import TrainingState, epoch_totals
 from hpc_tumor.training.step import train_step
-from hpc_tumor.training.working_set import Setup
+from hpc_tumor.training.watch.guard import check_steps
 
 SIDES = (1024, 2048, 4096)  # of the matrices that a device's peak is measured with
 CPU_BATCH = {"classification": 64, "segmentation": 8}  # the published 32 slices take 13 GB in float32
@@ -179,30 +179,25 @@ def experiment_of(name: str, store: Path, **settings: Any) -> Experiment:
     return experiment
 
 
-def first_batch(parts: Parts, seed: int = 0) -> Batch:
-    """The first batch of the first epoch, ready on its device."""
-    return next(parts.train.batches(epoch_order(len(parts.train.part), seed, 0), limit=1))
-
-
 @dataclass
 class OwnTraining:
     """A network in training here, on one batch that is already there."""
 
-    setup: Setup
+    state: TrainingState
     batch: Batch
     totals: dict[str, Any]
 
     def step(self) -> None:
         """One step as `train_epoch` takes it."""
-        train_step(self.setup, self.batch, self.totals, NO_WISHES)
-        self.setup.guard.look(self.totals)
+        train_step(self.state, self.batch, self.totals, NO_WISHES)
+        check_steps(self.state, self.totals)
 
 
 def own_training(experiment: Experiment, runs: Path, distributed: Distributed) -> OwnTraining:
     """A run made ready, and its first batch. `keep_freed_memory` counts for the whole process from now on."""
-    setup = set_up(experiment, RunDir.create(runs, experiment), distributed)
-    setup.bare.train()
-    return OwnTraining(setup, first_batch(setup.parts), setup.own_totals())
+    state = build_state(experiment, RunDir.create(runs, experiment), distributed)
+    state.network.train()
+    return OwnTraining(state, state.parts.first_batch(0), epoch_totals(state))
 
 
 def seconds_of(step: Callable[[], Any], device: torch.device, seconds: float) -> float:

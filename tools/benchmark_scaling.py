@@ -4,8 +4,8 @@
     python tools/benchmark_scaling.py [--networks cnn,unet] [--rounds N] [--batch N]
 
 All on the CPU, with gloo between the ranks, on two cores. The global batch is the same everywhere, as in training: the
-two ranks have half of it each. They join and share the network as a run does (`init_distributed`, `set_up`); they and
-the two single processes take turns. Steps are `train_step` on a batch that is already there.
+two ranks have half of it each. They join and share the network as a run does (`init_distributed`, `build_state`); they
+and the two single processes take turns. Steps are `train_step` on a batch that is already there.
 
 Communication: the time of a step in which DDP adds up the gradients while the backward pass runs, against one under
 no_sync, on the same two ranks, and against one in which they are added up when the backward pass is over. Hidden: what
@@ -36,7 +36,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hpc_tumor.models import MODELS
 from hpc_tumor.training.distributed import Distributed, init_distributed
-from hpc_tumor.training.scoring.evaluate import network_input
 
 RANKS = 2
 WARM = 3  # steps before the first that counts
@@ -145,20 +144,19 @@ def _worker(job: Job) -> Answer:
 
 def _step(training: OwnTraining, how: str) -> None:
     """A step without checks and totals; its gradients are added up as `how` says."""
-    setup, batch = training.setup, training.batch
-    network = setup.model
+    state, batch = training.state, training.batch
+    network = state.wrapped
     assert isinstance(network, DistributedDataParallel)
-    setup.optimizer.zero_grad(set_to_none=True)
+    state.optimizer.zero_grad(set_to_none=True)
     with nullcontext() if how == "shared" else network.no_sync():
-        with setup.precision.autocast():
-            outputs = network(network_input(batch.images, setup.experiment.hardware.channels_last, setup.channels))
-        setup.loss(outputs, batch.targets).mean().backward()
+        outputs = state.spec.forward(network, batch.images)
+        state.spec.loss(outputs, batch.targets).mean().backward()
     if how == "after":
-        gradients = [weights.grad for weights in setup.parameters if weights.grad is not None]
+        gradients = [weights.grad for weights in state.parameters if weights.grad is not None]
         for work in [dist.all_reduce(gradient, async_op=True) for gradient in gradients]:
             work.wait()
-    setup.optimizer.found_inf = None  # type: ignore[attr-defined]  # a step of the loop leaves its own there
-    setup.optimizer.step()
+    state.optimizer.found_inf = None  # type: ignore[attr-defined]  # a step of the loop leaves its own there
+    state.optimizer.step()
 
 
 def _free_port() -> int:

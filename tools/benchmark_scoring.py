@@ -45,7 +45,7 @@ from hpc_tumor.training.parts import EVALUATION_BATCH
 from hpc_tumor.training.recipe import choose_precision
 from hpc_tumor.training.scoring import metrics
 from hpc_tumor.training.scoring.cleaning import choose_cleaning
-from hpc_tumor.training.scoring.evaluate import evaluate
+from hpc_tumor.training.scoring.evaluate import Forward, ScoringSpec, evaluate
 from hpc_tumor.training.scoring.surfaces import TOLERANCE, case_surfaces
 from hpc_tumor.training.scoring.volumes import Volumes
 
@@ -135,10 +135,10 @@ def network_of(store: Store, part: SlicePart, given: argparse.Namespace) -> Call
     network = build_model(given.network, image_size=side, filters=experiment.model.filters)
     network = network.to(memory_format=torch.channels_last)
     loss = build_loss("segmentation", experiment.loss, weights=None, focal_gamma=experiment.recipe.focal_gamma)
-    precision, channels = choose_precision("auto", CPU), MODELS[given.network].in_channels
-    return lambda: evaluate(
-        network, BatchLoader(part, EVALUATION_BATCH), loss, precision, Distributed(), channels=channels
+    forward = Forward(
+        choose_precision("auto", CPU), MODELS[given.network].in_channels, torch.channels_last, "segmentation"
     )
+    return lambda: evaluate(network, BatchLoader(part, EVALUATION_BATCH), ScoringSpec(forward, loss), Distributed())
 
 
 def packed(part: SlicePart, codes: np.ndarray) -> Volumes:

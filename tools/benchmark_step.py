@@ -26,7 +26,6 @@ from benchmark_machine import describe_machine
 from benchmark_networks import (
     CPU_BATCH,
     experiment_of,
-    first_batch,
     flops_of_sample,
     names_of,
     own_training,
@@ -132,8 +131,8 @@ def _experiment(job: Job) -> Experiment:
 
 def _worker(job: Job) -> Answer:
     experiment, distributed = _experiment(job), Distributed(device=torch.device(job["device"]))
-    if job["way"] == "plain":  # without set_up, which changes how this process keeps memory
-        batch = first_batch(make_parts(experiment, distributed))
+    if job["way"] == "plain":  # without build_state, which changes how this process keeps memory
+        batch = make_parts(experiment, distributed).first_batch(0)
         tensors = plain_tensors(batch, MODELS[job["network"]].in_channels)
         plain = plain_training(experiment, distributed.device)
         step = lambda: plain.step(*tensors)  # noqa: E731

@@ -68,7 +68,7 @@ def export_onnx(run: RunDir, file: Path, overwrite: bool = False) -> Export:
 
 
 def metadata(facts: Facts) -> dict[str, str]:
-    """What somebody needs to use the network: names of its outputs, what they mean, and how its input is prepared."""
+    """Facts needed to use the network: names of its outputs, what they mean, and how its input is prepared."""
     about: dict[str, Any] = {
         "format": "hpc-tumor network", "version": __version__, "run": facts.run, "epoch": facts.epoch,
         "model": facts.model, "task": facts.task, "classes": list(facts.classes),

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hpc_tumor.console import Progress
 from hpc_tumor.data.case import Case, SourceFile
 from hpc_tumor.data.feed.samples import unit_images
 from hpc_tumor.data.raw.brain_mri import BrainMRIReader, class_of
@@ -71,7 +72,7 @@ class ImageResults:
 
 def predict_images(
     trained: Callable[[], Trained], files: Sequence[SourceFile], output: Path, options: Options, known: Known,
-    progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> ImageResults:  # fmt: skip
     """Classify every image and write predictions.csv to the folder `output`; what cannot be read is left out.
 
@@ -87,15 +88,15 @@ def predict_images(
     with output_folder(output, [PREDICTIONS], options.overwrite):
         network = trained()
         done = 0
-        marks: list[tuple[str, Pixels, str]] = []
+        fingerprints: list[tuple[str, Pixels, str]] = []
         for some, read in _read_ahead(files, options.batch_size or network.batch_size):
-            marks += _classify(network, some, read, results)
+            fingerprints += _classify(network, some, read, results)
             done += len(some)
             progress(done, len(files))
         if not results.rows:
             more = f" So are the other {len(files) - 1} images." if len(files) > 1 else ""
             raise DataError(f"{results.failed[0][1]}{more}")
-        _mark_known(results, marks, known)
+        _mark_known(results, fingerprints, known)
         if not results.labelled:
             results.rows = [{k: v for k, v in row.items() if k not in ("label", "correct")} for row in results.rows]
         write_table(output / PREDICTIONS, results.rows)
@@ -137,10 +138,10 @@ def _classify(
     return [(picture.digest, picture.thumbnail, printable(str(file.path.absolute()))) for file, picture in good]
 
 
-def _mark_known(results: ImageResults, marks: Sequence[tuple[str, Pixels, str]], known: Known) -> None:
+def _mark_known(results: ImageResults, fingerprints: Sequence[tuple[str, Pixels, str]], known: Known) -> None:
     """Say in each row whether the run trained or validated on its image."""
     paths = [str(row["path"]) for row in results.rows]
-    digests, thumbnails, places = zip(*marks, strict=True)
+    digests, thumbnails, places = zip(*fingerprints, strict=True)
     matches = known.find_images(paths, digests, np.stack(thumbnails), places)
     results.rows = [{**row, **columns(match)} for row, match in zip(results.rows, matches, strict=True)]
     if known.told_by == "content":

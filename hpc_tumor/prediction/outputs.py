@@ -1,4 +1,4 @@
-"""Where predictions are written: what is there already stays, unless it is to be replaced."""
+"""Write predictions: what is there already stays, unless it is to be replaced."""
 
 from __future__ import annotations
 

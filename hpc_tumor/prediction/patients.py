@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hpc_tumor.console import Progress
 from hpc_tumor.data.brain import BrainStatistics, brain_statistics
 from hpc_tumor.data.case import Case, check_names
 from hpc_tumor.data.contrast import contrast
@@ -30,11 +31,11 @@ from hpc_tumor.prediction.trained import Trained
 from hpc_tumor.prediction.unlike import ScanFacts, unlike_notes
 from hpc_tumor.prediction.volume import Segmentation, cleaned, segment
 from hpc_tumor.training.scoring import metrics
+from hpc_tumor.training.scoring.cleaning import histogram
 from hpc_tumor.training.scoring.surfaces import case_surfaces
 from hpc_tumor.vocabulary import LABELS, MODALITIES, TUMOUR_LABELS, listed
 
 SCORES = "scores.csv"
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -248,10 +249,8 @@ def score_case(
         predicted_bits: `(Z, Y, X)` the labels predicted of each voxel: 1 NCR, 2 ED, 4 ET, added up.
         spacing: voxel size along z, y, x in mm.
     """
-    bins = metrics.TRUE_LABELS * metrics.PREDICTIONS
     codes = np.where(truth < metrics.TRUE_LABELS, truth, 0) * np.uint8(metrics.PREDICTIONS) + predicted_bits
-    histogram = np.bincount(codes.ravel(), minlength=bins).reshape(1, metrics.TRUE_LABELS, metrics.PREDICTIONS)
-    (row,) = metrics.segmentation_rows(histogram, [""], [len(truth)], case_surfaces(codes, spacing)[None])
+    (row,) = metrics.segmentation_rows(histogram(codes)[None], [""], [len(truth)], case_surfaces(codes, spacing)[None])
     return {name: value for name, value in row.items() if name != "case"}
 
 

@@ -6,9 +6,11 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hpc_tumor.console import Progress
 from hpc_tumor.data.case import Listing, SourceFile, walk
 from hpc_tumor.data.raw.brain_mri import IMAGE_SUFFIXES
 from hpc_tumor.data.raw.brats import WANTED, all_patients
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
 
 _VOLUMES = (".nii", ".nii.gz")
 _IMAGES_WANTED = f"images ({', '.join(IMAGE_SUFFIXES)})"
-Progress = Callable[[int, int], None]
 Bar = Callable[[str, str], AbstractContextManager[Progress]]
 
 
@@ -74,13 +75,12 @@ def predict(run: RunDir, source: Path, output: Path, options: Options, bar: Bar)
         from hpc_tumor.prediction.trained import no_weights
 
         raise no_weights(run)
-    loaded: list[Trained] = []
 
+    @cache
     def trained() -> Trained:
         from hpc_tumor.prediction.trained import load_trained
 
-        loaded.append(load_trained(run, options.device, options.precision, options.flips))
-        return loaded[0]
+        return load_trained(run, options.device, options.precision, options.flips)
 
     from hpc_tumor.prediction.known import load_known
 
@@ -90,12 +90,12 @@ def predict(run: RunDir, source: Path, output: Path, options: Options, bar: Bar)
     known = load_known(run)
     with _memory_suffices():
         fields = work(kind, listing, output, options, known, trained, bar)
-    network = loaded[0]
+    network = trained()
     said = [known.note] if known.note else []
     notes = [*network.facts.notes, *said, *fields.pop("notes"), *_differences(run)]
     fields |= {"notes": notes, "told_by": known.told_by}
     seconds = time.perf_counter() - begun
-    return Prediction(network.facts, network.device.type, network.precision.name, output, seconds, **fields)
+    return Prediction(network.facts, network.device.type, network.forward.precision.name, output, seconds, **fields)
 
 
 def _segment(
@@ -187,6 +187,6 @@ def _memory_suffices() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if isinstance(error, HpcTumorError) or not is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         raise HpcTumorError("the memory does not suffice: try a smaller --batch-size, or --device cpu.") from error

@@ -15,10 +15,9 @@ from hpc_tumor.models import MODELS, build_model
 from hpc_tumor.run_dir import Damage, RunDir, read_json, without_best
 from hpc_tumor.system.resources import available_cpus
 from hpc_tumor.training.checkpoints.files import DamagedWeights, load_weights
-from hpc_tumor.training.recipe import Precision, choose_precision
+from hpc_tumor.training.recipe import choose_precision, prepare_backend
 from hpc_tumor.training.scoring.cleaning import Cleaning
-from hpc_tumor.training.scoring.evaluate import flipped, network_input
-from hpc_tumor.training.watch.memory import keep_freed_memory
+from hpc_tumor.training.scoring.evaluate import Forward
 
 PRECISIONS = ("auto", "bfloat16", "float16", "float32")
 DEVICES = ("auto", "cpu", "cuda")
@@ -69,13 +68,12 @@ class Facts:
 
 @dataclass(frozen=True)
 class Trained:
-    """A network in evaluation mode on its device, and the number format that it computes in."""
+    """A network in evaluation mode on its device."""
 
     facts: Facts
     network: nn.Module
     device: torch.device
-    precision: Precision
-    channels_last: bool
+    forward: Forward
     flips: bool = False
 
     @property
@@ -85,10 +83,8 @@ class Trained:
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits in float32 of images as the training parts give them: `(N, 4, H, W)`, or grey `(N, 1, H, W)`."""
-        entered = network_input(images, self.channels_last, MODELS[self.facts.model].in_channels)
-        with self.precision.autocast():
-            found: Tensor = flipped(self.network, entered, self.facts.task) if self.flips else self.network(entered)
-        return found.float()
+        logits: Tensor = self.forward(self.network, images, self.flips)
+        return logits.float()
 
 
 def load_trained(run: RunDir, device: str = "auto", precision: str = "auto", flips: bool | None = None) -> Trained:
@@ -103,18 +99,13 @@ def load_trained(run: RunDir, device: str = "auto", precision: str = "auto", fli
         raise unknown("precision", precision, PRECISIONS)
     number_format = choose_precision(precision, chosen, called="--precision")
     facts, network = load_network(run)
-    channels_last = run.experiment().hardware.channels_last
-    if channels_last:
-        network = network.to(memory_format=torch.channels_last)
+    layout = torch.channels_last if run.experiment().hardware.channels_last else torch.contiguous_format
+    network = network.to(chosen).to(memory_format=layout)
     if chosen.type == "cpu":
         torch.set_num_threads(available_cpus())
-        keep_freed_memory()
-    else:
-        exact = precision == "float32"  # asked for, so not in TensorFloat-32
-        torch.set_float32_matmul_precision("highest" if exact else "high")
-        torch.backends.cudnn.allow_tf32 = not exact
-    turned = facts.flips if flips is None else flips
-    return Trained(facts, network.to(chosen), chosen, number_format, channels_last, turned)
+    prepare_backend(chosen, precision)
+    forward = Forward(number_format, MODELS[facts.model].in_channels, layout, facts.task)
+    return Trained(facts, network, chosen, forward, facts.flips if flips is None else flips)
 
 
 def load_network(run: RunDir) -> tuple[Facts, nn.Module]:

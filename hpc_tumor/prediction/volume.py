@@ -16,13 +16,14 @@ from hpc_tumor.data.feed.samples import exact_background, mean_and_scale, resize
 from hpc_tumor.models import MODELS
 from hpc_tumor.prediction.trained import Trained
 from hpc_tumor.training.scoring.cleaning import Cleaning
+from hpc_tumor.training.scoring.metrics import label_probabilities
 
 _ET = 4  # the bit of enhancing tumour
 
 
 @dataclass(frozen=True)
 class Segmentation:
-    """What a network sees in a volume.
+    """Answer of a network on a volume.
 
     Attributes:
         bits: `(Z, Y, X)` uint8, the labels that each voxel may have: 1 NCR, 2 ED, 4 ET, added up. Networks that were
@@ -97,7 +98,7 @@ def segment(
         found, single = decide(logits, trained.facts.exclusive)
         bits[some], labels[some] = found.cpu().numpy(), single.cpu().numpy()
         if probabilities is not None:
-            chances = chances_of(logits, trained.facts.exclusive)
+            chances = label_probabilities(logits, exclusive=trained.facts.exclusive)
             probabilities[:, some] = chances.swapaxes(0, 1).cpu().numpy()
         done += len(some)
         progress(done, len(chosen))
@@ -141,13 +142,6 @@ def decide(scores: Tensor, exclusive: bool) -> tuple[Tensor, Tensor]:
         bits |= (score > 0).to(torch.uint8) << (label - 1)
     labels.masked_fill_(best <= 0, 0)
     return ((1 << labels.int()) >> 1).to(torch.uint8) if exclusive else bits, labels
-
-
-def chances_of(logits: Tensor, exclusive: bool) -> Tensor:
-    """Probabilities `(N, 3, H, W)`: of each label by itself, or beside a background whose logit is 0."""
-    if not exclusive:
-        return logits.sigmoid()
-    return F.pad(logits, (0, 0, 0, 0, 1, 0)).softmax(1)[:, 1:]
 
 
 def cleaned(found: Segmentation, cleaning: Cleaning, voxel_mm3: float) -> Segmentation:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
+
+from hpc_tumor.training.distributed import Distributed
 
 
 class WeightAverage:
@@ -56,3 +58,21 @@ class WeightAverage:
 def _floats(network: nn.Module) -> dict[str, Tensor]:
     state = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     return {name: tensor for name, tensor in state.items() if tensor.is_floating_point()}
+
+
+@contextmanager
+def weights_to_score(network: nn.Module, average: WeightAverage | None, distributed: Distributed) -> Iterator[None]:
+    """In the block the network has the weights that are scored: their running mean where there is one.
+
+    Batch norm's running statistics are those of each rank: rank 0's count. All ranks call this together.
+    """
+    _share_statistics(network, distributed)
+    with average.applied() if average else nullcontext():
+        if average:
+            _share_statistics(network, distributed)  # the mean of each rank's own
+        yield
+
+
+def _share_statistics(network: nn.Module, distributed: Distributed) -> None:
+    for buffer in network.buffers():
+        distributed.broadcast(buffer)

@@ -10,29 +10,28 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import platformdirs
 import torch
 from torch import nn
 
-from hpc_tumor.data.feed.loader import epoch_order
 from hpc_tumor.errors import UsageError
 from hpc_tumor.run_dir import read_json
 from hpc_tumor.system import atomic
 from hpc_tumor.training.checkpoints.files import random_state, set_random_state
-from hpc_tumor.training.scoring.evaluate import network_input
-
-if TYPE_CHECKING:
-    from hpc_tumor.training.working_set import Setup
+from hpc_tumor.training.state import TrainingState, mark
+from hpc_tumor.training.step import micro_batch_size
 
 _GAIN = 1.03  # times as fast: less is noise
 _STEPS = 5  # that each way is timed for
 _WORTH = 600.0  # seconds of training below which the compiling alone, a minute or so, costs more than it gains
 
 
-def choose(setup: Setup) -> tuple[bool, str]:
+def choose(state: TrainingState, compiled_before: bool | None = None) -> tuple[bool, str]:
     """Decide whether this run's training step is compiled, and why. All ranks call it together and get the same answer.
+
+    A run that goes on stays `compiled_before`.
 
     On CPUs the networks are not compiled unless asked: on two cores of an AMD EPYC with bfloat16, torch 2.14's code was
     slower than its own kernels for each that was tried (0.5 to 0.85 times as fast: cnn, alexnet, vit, unet,
@@ -41,7 +40,7 @@ def choose(setup: Setup) -> tuple[bool, str]:
 
     Raises UsageError where compiling was asked for and there is nothing to compile with.
     """
-    asked, device = setup.experiment.hardware.compile, setup.distributed.device
+    asked, device = state.experiment.hardware.compile, state.distributed.device
     missing = _missing(device)
     if asked == "on":
         if missing:
@@ -49,16 +48,16 @@ def choose(setup: Setup) -> tuple[bool, str]:
         return True, "as asked"
     if asked == "off":
         return False, "as asked"
-    if setup.was_compiled is not None:
-        return setup.was_compiled, "as before this run was interrupted"
+    if compiled_before is not None:
+        return compiled_before, "as before this run was interrupted"
     if device.type == "cpu":
         return False, "slower on CPUs"
-    if setup.experiment.hardware.deterministic:
+    if state.experiment.hardware.deterministic:
         return False, "a choice by the clock would not be deterministic"
     if missing:
         return False, f"{missing} missing"
-    answer = _measured(setup) if setup.distributed.is_main else None
-    faster, why = setup.distributed.gather(answer)[0]
+    answer = _measured(state) if state.distributed.is_main else None
+    faster, why = state.distributed.gather(answer)[0]
     return faster, why
 
 
@@ -74,25 +73,26 @@ def _missing(device: torch.device) -> str | None:
     return None if any(shutil.which(name) for name in ("g++", "c++", "clang++")) else "a C++ compiler (g++)"
 
 
-def _measured(setup: Setup) -> tuple[bool, str]:
+def _measured(state: TrainingState) -> tuple[bool, str]:
     """Rank 0's answer: from the cache, else by timing."""
     cache = _cache()
-    path = cache / f"{_key(setup)}.json" if cache is not None else None
+    path = cache / f"{_key(state)}.json" if cache is not None else None
     known = read_json(path) if path is not None else None
     if known is not None and "gain" in known:
         return _answer(float(known["gain"]), "measured before")
     try:
-        plain, left = step_seconds(setup, _alone(setup.bare)), _steps_left(setup)
-        if plain * left < _WORTH:
+        plain = step_seconds(state, _alone(state.network))
+        steps_left = (state.experiment.recipe.epochs - state.progress.epoch) * state.steps - state.progress.step
+        if plain * steps_left < _WORTH:
             return False, "too short a run to gain by it"
-        compiled = step_seconds(setup, compile_network(_alone(setup.bare)))
+        compiled = step_seconds(state, compile_network(_alone(state.network)))
     except Exception as error:  # what cannot be compiled here is trained as it is
         return False, f"it failed ({type(error).__name__})"
     gain = plain / compiled
     try:
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            atomic.write_json(path, {"gain": gain, "network": setup.experiment.model.name, "torch": torch.__version__})
+            atomic.write_json(path, {"gain": gain, "network": state.experiment.model.name, "torch": torch.__version__})
     except OSError:  # a home that cannot be written: the next run measures again
         pass
     return _answer(gain, "measured now")
@@ -111,41 +111,35 @@ def _alone(network: nn.Module) -> nn.Module:
     return network
 
 
-def step_seconds(setup: Setup, network: Callable[..., Any]) -> float:
-    """One training step of the network on a batch, all parts of it; nothing of the run changes."""
-    device = setup.distributed.device
+def step_seconds(state: TrainingState, network: Callable[..., Any]) -> float:
+    """One training step of the network on a batch, all micro-batches of it; nothing of the run changes."""
+    device = state.distributed.device
     before = random_state(device)
-    order = epoch_order(len(setup.train.part), setup.experiment.seed, 0)
-    batch = next(setup.train.batches(order, limit=1))
-    parts = -(-len(batch.images) // setup.full_part)
-    images, targets = batch.images[: setup.full_part], batch.targets[: setup.full_part]
+    batch, size = state.parts.first_batch(state.experiment.seed), micro_batch_size(state)
+    micro_batches = -(-len(batch.images) // size)
+    images, targets = batch.images[:size], batch.targets[:size]
     times = []
     try:
         for _ in range(_STEPS + 3):
             torch.cuda.synchronize()
             began = time.perf_counter()
-            with setup.precision.autocast():
-                outputs = network(network_input(images, setup.experiment.hardware.channels_last, setup.channels))
-            setup.loss(outputs, targets).mean().backward()
+            outputs = state.spec.forward(network, images)
+            state.spec.loss(outputs, targets).mean().backward()
             torch.cuda.synchronize()
-            times.append(parts * (time.perf_counter() - began))
-            setup.mark("compile")
+            times.append(micro_batches * (time.perf_counter() - began))
+            mark(state, "compile")
     finally:
         set_random_state(before, device)
         torch.cuda.reset_peak_memory_stats(device)
     return sorted(times[3:])[_STEPS // 2]
 
 
-def _steps_left(setup: Setup) -> int:
-    return (setup.experiment.recipe.epochs - setup.state.epoch) * setup.steps - setup.state.step
-
-
-def _key(setup: Setup) -> str:
-    experiment = setup.experiment
+def _key(state: TrainingState) -> str:
+    experiment, precision = state.experiment, state.spec.forward.precision
     facts = [
-        experiment.model.name, experiment.model.filters, setup.parts.image_size, experiment.recipe.batch_size,
-        setup.distributed.world_size, experiment.hardware.accumulate, setup.precision.name, torch.__version__,
-        torch.cuda.get_device_name(setup.distributed.device),
+        experiment.model.name, experiment.model.filters, state.parts.image_size, experiment.recipe.batch_size,
+        state.distributed.world_size, experiment.hardware.accumulate, precision.name, torch.__version__,
+        torch.cuda.get_device_name(state.distributed.device),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:24]
 

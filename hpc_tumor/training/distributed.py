@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from hpc_tumor.errors import UsageError
-from hpc_tumor.training.watch.progress_marks import Marks
+from hpc_tumor.training.watch.progress_marks import ProgressMarks
 from hpc_tumor.training.watch.watchdog import OnHang, Watchdog
 from hpc_tumor.vocabulary import counted
 
@@ -40,6 +40,15 @@ class Distributed:
     def is_main(self) -> bool:
         """Return True if this rank writes the record."""
         return self.rank == 0
+
+    @property
+    def device_name(self) -> str:
+        """Name of the device that this rank computes on."""
+        return "CPU" if self.device.type == "cpu" else torch.cuda.get_device_name(self.device)
+
+    def seed_of_rank(self, seed: int) -> int:
+        """A seed of its own for this rank, so that its dropout differs from that of the others."""
+        return seed + 1_000_003 * (self.rank + 1)
 
     def mark(self, phase: str, step: int | None = None) -> None:
         """Note progress: `phase` begins, in `step`, counted over all epochs. For the main thread; it costs nothing.
@@ -145,7 +154,7 @@ def init_distributed(
         return Distributed(rank, local_rank, world_size, nodes, place)
     if world_size > 1:
         refuse_missing_interfaces(os.environ, place.type)
-    marks = Marks(rank, world_size, _store_client(os.environ)) if world_size > 1 else None
+    marks = ProgressMarks(rank, world_size, _store_client(os.environ)) if world_size > 1 else None
     watchdog = Watchdog(rank, 60 * timeout_minutes, on_hang, marks)
     watchdog.start()  # before the others are here: one that never comes is noticed, too
     if world_size > 1:

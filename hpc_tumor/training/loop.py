@@ -13,25 +13,30 @@ from typing import Any, Literal
 import torch
 
 from hpc_tumor.config import Experiment
+from hpc_tumor.console import log
 from hpc_tumor.data.feed.loader import epoch_order
 from hpc_tumor.errors import UsageError
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.system import atomic
-from hpc_tumor.training.checkpoints.saving import no_room
+from hpc_tumor.training.average import weights_to_score
+from hpc_tumor.training.checkpoints.saving import save_last, save_weights, wait_until_saved
+from hpc_tumor.training.checkpoints.writer import no_room
 from hpc_tumor.training.distributed import Distributed
-from hpc_tumor.training.inspect.tracing import Tracer
+from hpc_tumor.training.inspect.step_times import Tracer
 from hpc_tumor.training.outputs.mirror import Mirror
 from hpc_tumor.training.outputs.record import write_result
-from hpc_tumor.training.schedule import learning_rate
-from hpc_tumor.training.scoring import metrics
-from hpc_tumor.training.setup import set_up
+from hpc_tumor.training.recipe import learning_rate
+from hpc_tumor.training.scoring.evaluate import evaluate
+from hpc_tumor.training.setup import build_state
+from hpc_tumor.training.state import TrainingState, epoch_totals, mark, training_scores
 from hpc_tumor.training.step import train_step
-from hpc_tumor.training.watch.heartbeat import Heartbeat, say
+from hpc_tumor.training.watch.guard import check_steps
+from hpc_tumor.training.watch.heartbeat import Heartbeat
 from hpc_tumor.training.watch.memory import is_out_of_memory, out_of_memory
 from hpc_tumor.training.watch.usage import Usage
-from hpc_tumor.training.working_set import Setup
+from hpc_tumor.vocabulary import RunStatus
 
-Outcome = Literal["finished", "stopped"]
+Outcome = Literal[RunStatus.FINISHED, RunStatus.STOPPED]
 _LONGEST_DELAY = 3600.0  # seconds of HPC_TUMOR_STEP_DELAY: a wait is not cut short where the file is removed meanwhile
 
 
@@ -64,22 +69,114 @@ def train(
     """
     with Usage(None if start is None else run.usage(distributed.rank, start), distributed) as usage:
         with explained(experiment, run, distributed):
-            setup = set_up(experiment, run, distributed, read_from)
-        usage.follow(setup)
-        outcome = usage.outcome = train_to_end(setup, stop)
+            state = build_state(experiment, run, distributed, read_from)
+        usage.follow(state.parts.train)
+        outcome = usage.outcome = train_to_end(state, stop)
     return outcome
 
 
-def train_to_end(setup: Setup, stop: Callable[[], str | None] = never) -> Outcome:
-    """Train from where `setup` stands to the last epoch, then test."""
+def train_to_end(state: TrainingState, stop: Callable[[], str | None] = never) -> Outcome:
+    """Train from where `state` stands to the last epoch, then test."""
     try:
-        with explained(setup.experiment, setup.run, setup.distributed):
-            outcome = _train_to_end(setup, stop)
-            setup.settle()
-            return outcome
+        with explained(state.experiment, state.run, state.distributed):
+            heartbeat = Heartbeat(state)
+            finished = _train_epochs(state, heartbeat, stop) and write_result(state, heartbeat, stop)
+            if not finished:
+                heartbeat.write(RunStatus.STOPPED)
+            wait_until_saved(state)
+            return RunStatus.FINISHED if finished else RunStatus.STOPPED
     finally:
-        if setup.saver is not None:
-            setup.saver.close()
+        if state.writer is not None:
+            state.writer.close()
+
+
+def _train_epochs(state: TrainingState, heartbeat: Heartbeat, stop: Callable[[], str | None]) -> bool:
+    """Train and validate to the last epoch. False: a stop was asked for, and a checkpoint written."""
+    progress, mirror = state.progress, Mirror(state.run, state.experiment.tensorboard and state.distributed.is_main)
+    while progress.epoch < state.experiment.recipe.epochs and not _gave_up(state):
+        if not train_epoch(state, heartbeat, stop):
+            return False
+        progress.epoch, progress.step, progress.totals = progress.epoch + 1, 0, []
+        _validate(state, heartbeat)
+        save_last(state)
+        heartbeat.checkpoint_written()
+        mirror.update()
+        if state.distributed.any(stop() is not None)[0]:
+            return False
+    return True
+
+
+def train_epoch(state: TrainingState, heartbeat: Heartbeat, stop: Callable[[], str | None] = never) -> bool:
+    """Train from the state's step to the end of its epoch. False: a stop was asked for, and a checkpoint written."""
+    experiment, progress, loader = state.experiment, state.progress, state.parts.train
+    order = epoch_order(len(loader.part), experiment.seed, progress.epoch)
+    totals = epoch_totals(state)
+    heartbeat.start_epoch()
+    state.network.train()
+    with Tracer(state) as tracer:
+        mark(state, "data")
+        for batch in loader.batches(order, start=progress.step, limit=experiment.limit_batches, fill=True):
+            if state.step_delay is not None:
+                mark(state, "delay")
+                time.sleep(_seconds_in(state.step_delay))
+            wishes = (stop() is not None, heartbeat.checkpoint_due())
+            stopping, due = train_step(state, batch, totals, wishes)
+            progress.step, progress.samples = batch.step + 1, progress.samples + batch.total
+            check_steps(state, totals)
+            if (stopping or due) and progress.step < state.steps:
+                save_last(state, totals)
+                heartbeat.checkpoint_written()
+            if stopping and progress.step < state.steps:
+                return False
+            heartbeat.beat()
+            tracer.step()
+            mark(state, "data")
+    check_steps(state, totals, everything=True)
+    _record_training(state, heartbeat, totals)
+    return True
+
+
+def _record_training(state: TrainingState, heartbeat: Heartbeat, totals: dict[str, Any]) -> None:
+    """Write the training scores of the epoch, over all ranks."""
+    device = state.distributed.device
+    summed = {
+        key: state.distributed.sum(value.clone() if torch.is_tensor(value) else torch.tensor(value, device=device))
+        for key, value in totals.items()
+    }
+    last = learning_rate(state.experiment.recipe, state.progress.epoch, state.steps - 1, state.steps)
+    heartbeat.end_epoch(training_scores(summed), learning_rate=last)
+
+
+def _validate(state: TrainingState, heartbeat: Heartbeat) -> None:
+    """Score the validation part, and keep the weights where they are the best so far."""
+    progress, main_score = state.progress, state.experiment.main_score
+    if state.parts.val is None:
+        progress.best_epoch = progress.epoch
+        return
+    heartbeat.write(RunStatus.EVALUATING)
+    before = time.perf_counter()
+    with weights_to_score(state.network, state.average, state.distributed):
+        scores = evaluate(state.network, state.parts.val, state.spec, state.distributed, alive=heartbeat.alive).scores
+    heartbeat.validated(scores, seconds=time.perf_counter() - before)
+    score, loss = scores[main_score], scores["loss"]
+    score = -score if main_score == "loss" else score
+    score = score if math.isfinite(score) else -math.inf  # nothing would ever be better than what is no number
+    loss = loss if math.isfinite(loss) else math.inf
+    best_score, best_loss = progress.best_score, progress.best_loss
+    if best_score is None or best_loss is None or (score, -loss) > (best_score, -best_loss):
+        progress.best_score, progress.best_loss, progress.best_epoch = score, loss, progress.epoch
+        save_weights(state, state.run.best_weights)
+
+
+def _gave_up(state: TrainingState) -> bool:
+    """Return True if so many epochs brought nothing better that the recipe ends training here."""
+    progress, patience, score = state.progress, state.experiment.recipe.early_stopping, state.experiment.main_score
+    if patience is None or progress.epoch - progress.best_epoch < patience:
+        return False
+    if state.distributed.is_main:
+        log(f"no better validation {score} since epoch {progress.best_epoch}: training ends early")
+        state.run.add_event("early stop", epoch=progress.epoch, best_epoch=progress.best_epoch)
+    return True
 
 
 @contextmanager
@@ -93,57 +190,6 @@ def explained(experiment: Experiment, run: RunDir, distributed: Distributed) -> 
         if isinstance(error, OSError) and atomic.is_disk_full(error):
             raise no_room(run) from error
         raise
-
-
-def _train_to_end(setup: Setup, stop: Callable[[], str | None]) -> Outcome:
-    state, heartbeat, mirror = setup.state, Heartbeat(setup), Mirror(setup)
-    while state.epoch < setup.experiment.recipe.epochs and not _gave_up(setup):
-        if not train_epoch(setup, heartbeat, stop):
-            heartbeat.write("stopped")
-            return "stopped"
-        state.epoch, state.step, state.totals = state.epoch + 1, 0, []
-        _validate(setup, heartbeat)
-        setup.save_last()
-        heartbeat.checkpoint_written()
-        mirror.update()
-        if setup.distributed.any(stop() is not None)[0]:
-            heartbeat.write("stopped")
-            return "stopped"
-    heartbeat.write("evaluating")
-    if not write_result(setup, heartbeat, stop):
-        heartbeat.write("stopped")
-        return "stopped"
-    return "finished"
-
-
-def train_epoch(setup: Setup, heartbeat: Heartbeat, stop: Callable[[], str | None] = never) -> bool:
-    """Train from the state's step to the end of its epoch. False: a stop was asked for, and a checkpoint written."""
-    experiment, state = setup.experiment, setup.state
-    order = epoch_order(len(setup.train.part), experiment.seed, state.epoch)
-    totals = setup.own_totals()
-    heartbeat.start_epoch()
-    setup.bare.train()
-    with Tracer(setup) as tracer:
-        setup.mark("data")
-        for batch in setup.train.batches(order, start=state.step, limit=experiment.limit_batches, fill=True):
-            if setup.step_delay is not None:
-                setup.mark("delay")
-                time.sleep(_seconds_in(setup.step_delay))
-            wishes = (stop() is not None, heartbeat.checkpoint_due())
-            stopping, due = train_step(setup, batch, totals, wishes)
-            state.step, state.samples = batch.step + 1, state.samples + batch.total
-            setup.guard.look(totals)
-            if (stopping or due) and state.step < setup.steps:
-                setup.save_last(totals)
-                heartbeat.checkpoint_written()
-            if stopping and state.step < setup.steps:
-                return False
-            heartbeat.beat()
-            tracer.step()
-            setup.mark("data")
-    setup.guard.look(totals, everything=True)
-    _record_training(setup, heartbeat, totals)
-    return True
 
 
 def _seconds_in(file: Path) -> float:
@@ -165,51 +211,3 @@ def _seconds_in(file: Path) -> float:
             " correct or remove it, then `hpc-tumor resume` the run."
         )
     return seconds
-
-
-def _record_training(setup: Setup, heartbeat: Heartbeat, totals: dict[str, Any]) -> None:
-    device = setup.distributed.device
-    summed = {
-        key: setup.distributed.sum(value.clone() if torch.is_tensor(value) else torch.tensor(value, device=device))
-        for key, value in totals.items()
-    }
-    n = int(summed["samples"].item()) or math.nan  # all steps of the epoch may have been skipped
-    scores = {"loss": summed["loss"].item() / n}
-    if setup.classes is None:
-        # Pooled over all slices of the epoch, while the network was changing: a diagnostic, not a result.
-        pooled = metrics.segmentation_scores(summed["histogram"].cpu().numpy()[None])
-        scores.update(pooled if n == n else dict.fromkeys(pooled, math.nan))
-    else:
-        scores.update(accuracy=summed["right"].item() / n, confidence=summed["confidence"].item() / n)
-    last = learning_rate(setup.experiment.recipe, setup.state.epoch, setup.steps - 1, setup.steps)
-    heartbeat.end_epoch(scores, learning_rate=last)
-
-
-def _validate(setup: Setup, heartbeat: Heartbeat) -> None:
-    """Score the validation part, and keep the weights where they are the best so far."""
-    state = setup.state
-    if setup.val is None:
-        state.best_epoch = state.epoch
-        return
-    heartbeat.write("evaluating")
-    before = time.perf_counter()
-    scores = setup.evaluate(setup.val, heartbeat.alive).scores
-    heartbeat.validated(scores, seconds=time.perf_counter() - before)
-    score, loss = scores[setup.main_score], scores["loss"]
-    score = -score if setup.main_score == "loss" else score
-    score = score if math.isfinite(score) else -math.inf  # nothing would ever be better than what is no number
-    loss = loss if math.isfinite(loss) else math.inf
-    if state.best_score is None or state.best_loss is None or (score, -loss) > (state.best_score, -state.best_loss):
-        state.best_score, state.best_loss, state.best_epoch = score, loss, state.epoch
-        setup.save_best()
-
-
-def _gave_up(setup: Setup) -> bool:
-    """Return True if so many epochs brought nothing better that the recipe ends training here."""
-    state, patience = setup.state, setup.experiment.recipe.early_stopping
-    if patience is None or state.epoch - state.best_epoch < patience:
-        return False
-    if setup.distributed.is_main:
-        say(f"no better validation {setup.main_score} since epoch {state.best_epoch}: training ends early")
-        setup.run.add_event("early stop", epoch=state.epoch, best_epoch=state.best_epoch)
-    return True

@@ -18,6 +18,8 @@ from torch.autograd.function import once_differentiable
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
+EXCLUSIVE_LOSSES = ("dice-ce",)  # which teach a network to give at most one label to a pixel
+
 # Pixels added above and below the bar of Dice, so that an empty label that nothing predicts has a Dice of 1.
 SMOOTHING = 1.0
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hpc_tumor.config import CLASSIFICATION_SIZE, Experiment
 from hpc_tumor.data.feed.keeping import Ranks, keep_rows
-from hpc_tumor.data.feed.loader import BatchLoader
+from hpc_tumor.data.feed.loader import Batch, BatchLoader, epoch_order
 from hpc_tumor.data.feed.samples import ImagePart, Part, SlicePart
 from hpc_tumor.data.splits.splits import Split, middle_pairs, split_of
 from hpc_tumor.data.store.store import Store
@@ -62,6 +62,10 @@ class Parts:
             counted = np.bincount(labels, minlength=len(self.classes))
             counts[name] = {label: int(count) for label, count in zip(self.classes, counted, strict=True)}
         return counts
+
+    def first_batch(self, seed: int) -> Batch:
+        """The batch that the first step of a run with this `seed` is made with."""
+        return next(self.train.batches(epoch_order(len(self.train.part), seed, 0), limit=1))
 
     def describe(self) -> str:
         """The sizes of the parts, in words."""

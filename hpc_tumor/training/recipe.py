@@ -1,7 +1,8 @@
-"""Optimizer and precision, from settings and from what the hardware can do."""
+"""Optimizer, learning rate and precision, from settings and from what the hardware can do."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch import nn
 
 from hpc_tumor.config import Recipe
 from hpc_tumor.errors import UsageError
+from hpc_tumor.training.watch.memory import keep_freed_memory
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
@@ -26,6 +28,40 @@ def build_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch
         return optimizer
     kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
     return kind(parameters, rate, weight_decay=decay, fused=True)
+
+
+def learning_rate(recipe: Recipe, epoch: int, step: int, steps: int) -> float:
+    """The learning rate of one step: a function of where the run stands, so that a resumed run needs no memory of it.
+
+    step and exponential change the rate once per epoch. cosine (Loshchilov 2017, without restarts) and polynomial
+    (Chen 2018; nnU-Net, Isensee 2021) change it in every step, from the whole rate in the first step after the
+    warm-up towards 0 at the end of the last epoch. A linear warm-up (Goyal 2017) multiplies all of them: its last
+    step has the schedule's rate.
+
+    Args:
+        recipe: what was chosen.
+        epoch: from 0.
+        step: of the epoch, from 0.
+        steps: of each epoch.
+    """
+    done, total = epoch * steps + step, recipe.epochs * steps
+    warmup = round(recipe.warmup_epochs * steps)
+    rising = (done + 1) / warmup if done < warmup else 1.0
+    progress = min(1.0, max(0, done - warmup) / max(1, total - warmup))
+    return recipe.learning_rate * rising * _factor(recipe, epoch, progress)
+
+
+def _factor(recipe: Recipe, epoch: int, progress: float) -> float:
+    """Share of the rate that is left: `progress` goes from 0 at the end of the warm-up to 1 at the run's."""
+    if recipe.schedule == "step":
+        return recipe.gamma ** (epoch // recipe.step_epochs)
+    if recipe.schedule == "exponential":
+        return recipe.gamma**epoch
+    if recipe.schedule == "cosine":
+        return (1 + math.cos(math.pi * progress)) / 2
+    if recipe.schedule == "polynomial":
+        return (1 - progress) ** recipe.power
+    return 1.0
 
 
 @dataclass(frozen=True)
@@ -70,6 +106,16 @@ def choose_precision(
             f" Choose {' or '.join(sorted(able))}, or leave it at auto."
         )
     return Precision(asked, "as asked", device.type)
+
+
+def prepare_backend(device: torch.device, asked: str) -> None:
+    """Let the device compute as fast as the precision `asked` for allows: in TensorFloat-32, unless that is float32."""
+    if device.type == "cpu":
+        keep_freed_memory()
+        return
+    exact = asked == "float32"
+    torch.set_float32_matmul_precision("highest" if exact else "high")
+    torch.backends.cudnn.allow_tf32 = not exact
 
 
 def _hardware(device: torch.device) -> tuple[str, set[str]]:

@@ -1,11 +1,11 @@
-"""A run made ready: data, network, optimizer, put together once, and where it stands."""
+"""Build the training state: data, network and optimizer, put together once, and where the run stands."""
 
 from __future__ import annotations
 
 import inspect
 import os
 import socket
-import time
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +24,23 @@ from hpc_tumor.run_dir import RunDir, read_json
 from hpc_tumor.settings import settings_by_name
 from hpc_tumor.system import atomic
 from hpc_tumor.training import compiled
-from hpc_tumor.training.announce import announce, name_of
 from hpc_tumor.training.average import WeightAverage
-from hpc_tumor.training.checkpoints.files import TrainState
-from hpc_tumor.training.checkpoints.saving import Saver
+from hpc_tumor.training.checkpoints.resume import resume
+from hpc_tumor.training.checkpoints.writer import CheckpointWriter
 from hpc_tumor.training.distributed import Distributed
-from hpc_tumor.training.losses import build_loss
+from hpc_tumor.training.losses import EXCLUSIVE_LOSSES, build_loss
 from hpc_tumor.training.parts import Parts, class_weights, make_parts
-from hpc_tumor.training.recipe import Precision, build_optimizer, choose_precision
+from hpc_tumor.training.recipe import Precision, build_optimizer, choose_precision, prepare_backend
+from hpc_tumor.training.scoring.evaluate import Forward, ScoringSpec
 from hpc_tumor.training.scoring.volumes import whole_cases
-from hpc_tumor.training.watch.memory import keep_freed_memory
-from hpc_tumor.training.working_set import Setup, rank_seed
+from hpc_tumor.training.state import TrainingState, mark
+from hpc_tumor.vocabulary import counted
 
 
-def set_up(experiment: Experiment, run: RunDir, distributed: Distributed, read_from: Path | None = None) -> Setup:
-    """Build one rank's working set, and resume where the run left a checkpoint.
+def build_state(
+    experiment: Experiment, run: RunDir, distributed: Distributed, read_from: Path | None = None
+) -> TrainingState:
+    """Build one rank's state, and resume where the run left a checkpoint.
 
     Args:
         read_from: a copy of the store, to be read in its place.
@@ -47,49 +49,66 @@ def set_up(experiment: Experiment, run: RunDir, distributed: Distributed, read_f
         DataError: the store, the split or the checkpoint cannot be used.
         UsageError: the network or the precision does not fit the data or the device.
     """
-    _prepare_backend(experiment, distributed)
+    if experiment.hardware.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = not experiment.hardware.deterministic
+    prepare_backend(distributed.device, experiment.hardware.precision)
     parts = make_parts(experiment, distributed, read_from)
     _check_validation(experiment, parts)
     experiment.check_classes(parts.classes or [])
     run.checkpoints.mkdir(exist_ok=True)  # somebody may have removed it to start again
     precision = choose_precision(experiment.hardware.precision, distributed.device, _precision_before(run))
-    torch.manual_seed(experiment.seed)  # the same initial weights on every rank
-    bare = build_network(experiment, parts).to(distributed.device)
-    if experiment.hardware.channels_last:
-        bare = bare.to(memory_format=torch.channels_last)
-    if distributed.device.type == "cuda" and distributed.world_size > 1:
-        bare = nn.SyncBatchNorm.convert_sync_batchnorm(bare)
-    recipe, identity = experiment.recipe, _identity(experiment, parts, precision)
-    weights = class_weights(experiment, parts, distributed.device)
-    loss = build_loss(experiment.task, experiment.loss, weights=weights, focal_gamma=recipe.focal_gamma)
-    torch.manual_seed(rank_seed(experiment.seed, distributed))  # dropout of its own on every rank
-    setup = Setup(
-        experiment, run, distributed, parts, bare, build_optimizer(bare.parameters(), recipe), precision.scaler(),
-        loss, precision, TrainState(), identity, MODELS[experiment.model.name].in_channels, time.perf_counter(),
-        average=WeightAverage(bare, recipe.ema) if recipe.ema else None,
-        saver=Saver(run, identity) if distributed.is_main else None,
-        step_delay=Path(delay).absolute() if (delay := os.environ.get("HPC_TUMOR_STEP_DELAY")) else None,
-    )  # fmt: skip
+    state = _first_state(experiment, run, distributed, parts, precision)
     for loader in (parts.train, parts.val):
         if loader is not None:
-            loader.alive = lambda: setup.mark("data")
-    resumed = setup.resume()
-    if len(set(distributed.gather((setup.state.epoch, setup.state.step)))) > 1:
+            loader.alive = lambda: mark(state, "data")
+    compiled_before = resume(state)
+    if len(set(distributed.gather((state.progress.epoch, state.progress.step)))) > 1:
         raise TrainingError(
             f"the ranks do not see the same checkpoint in {run.checkpoints}: its file system is slow to agree."
             " Resume the run in a minute."
         )
-    _speed_up(setup)
-    places = distributed.gather(f"{socket.gethostname()}: {name_of(distributed)}")
+    compiling = _speed_up(state, compiled_before)
+    devices = distributed.gather(f"{socket.gethostname()}: {distributed.device_name}")
     if distributed.is_main:
         run.remove_leftovers()
         write_split(run.split, parts.split, parts.store)
         keep_known_cases(run.known_cases, parts.store, parts.split)
-        announce(setup, resumed)
+        _announce(state, compiling, resumed=compiled_before is not None)
         # `resume` compares the settings before it submits, without reading a checkpoint.
-        more = {"ranks": places, "settings": identity["settings"]}
+        more = {"ranks": devices, "settings": state.identity["settings"]}
         atomic.write_json(run.provenance, {**(read_json(run.provenance) or {}), **more})
-    return setup
+    return state
+
+
+def _first_state(
+    experiment: Experiment, run: RunDir, distributed: Distributed, parts: Parts, precision: Precision
+) -> TrainingState:
+    """The state before the first step."""
+    recipe, identity = experiment.recipe, _identity(experiment, parts, precision)
+    torch.manual_seed(experiment.seed)  # the same initial weights on every rank
+    layout = torch.channels_last if experiment.hardware.channels_last else torch.contiguous_format
+    network = build_network(experiment, parts).to(distributed.device).to(memory_format=layout)
+    if distributed.device.type == "cuda" and distributed.world_size > 1:
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    weights = class_weights(experiment, parts, distributed.device)
+    spec = ScoringSpec(
+        Forward(precision, MODELS[experiment.model.name].in_channels, layout, experiment.task),
+        build_loss(experiment.task, experiment.loss, weights=weights, focal_gamma=recipe.focal_gamma),
+        classes=parts.classes, exclusive=experiment.loss in EXCLUSIVE_LOSSES, limit=experiment.limit_batches,
+        flips=experiment.scoring.flips,
+    )  # fmt: skip
+    torch.manual_seed(distributed.seed_of_rank(experiment.seed))  # dropout of its own on every rank
+    return TrainingState(
+        experiment, run, distributed, parts, spec, identity, network, wrapped=network,
+        parameters=[parameter for parameter in network.parameters() if parameter.requires_grad],
+        optimizer=build_optimizer(network.parameters(), recipe), scaler=precision.scaler(),
+        steps=parts.train.steps(experiment.limit_batches),
+        average=WeightAverage(network, recipe.ema) if recipe.ema else None,
+        writer=CheckpointWriter(run, identity) if distributed.is_main else None,
+        step_delay=Path(delay).absolute() if (delay := os.environ.get("HPC_TUMOR_STEP_DELAY")) else None,
+    )  # fmt: skip
 
 
 def _check_validation(experiment: Experiment, parts: Parts) -> None:
@@ -110,14 +129,14 @@ def _precision_before(run: RunDir) -> str | None:
     return started[-1].precision if started and run.last_checkpoint.exists() else None
 
 
-def _speed_up(setup: Setup) -> None:
-    """DDP around the network where there are ranks, and compiled code where that pays."""
-    faster, why = compiled.choose(setup)
-    if setup.distributed.world_size > 1:
-        setup.model = _data_parallel(setup.bare, setup.distributed)
+def _speed_up(state: TrainingState, compiled_before: bool | None) -> str:
+    """DDP around the network where there are ranks, and compiled code where that pays. Whether and why, in words."""
+    faster, why = compiled.choose(state, compiled_before)
+    if state.distributed.world_size > 1:
+        state.wrapped = _data_parallel(state.network, state.distributed)
     if faster:
-        setup.fast = compiled.compile_network(setup.model)
-    setup.compiling = f"torch.compile: {'on' if faster else 'off'}, {why}"
+        state.compiled = compiled.compile_network(state.wrapped)
+    return f"torch.compile: {'on' if faster else 'off'}, {why}"
 
 
 def build_network(experiment: Experiment, parts: Parts) -> nn.Module:
@@ -126,19 +145,6 @@ def build_network(experiment: Experiment, parts: Parts) -> nn.Module:
     sides = sorted(set(parts.image_size))
     name, filters = experiment.model.name, experiment.model.filters
     return [build_model(name, image_size=side, filters=filters) for side in sides][-1]
-
-
-def _prepare_backend(experiment: Experiment, distributed: Distributed) -> None:
-    if experiment.hardware.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-    if distributed.device.type == "cpu":
-        keep_freed_memory()
-    else:
-        torch.backends.cudnn.benchmark = not experiment.hardware.deterministic
-        exact = experiment.hardware.precision == "float32"  # asked for, so not in TensorFloat-32
-        torch.set_float32_matmul_precision("highest" if exact else "high")
-        torch.backends.cudnn.allow_tf32 = not exact
 
 
 def _data_parallel(bare: nn.Module, distributed: Distributed) -> nn.Module:
@@ -188,3 +194,48 @@ def _identity(experiment: Experiment, parts: Parts, precision: Precision) -> dic
         "seed": experiment.seed,
         "batch size": experiment.recipe.batch_size,
     }
+
+
+def _announce(state: TrainingState, compiling: str, resumed: bool) -> None:
+    """Say once, in the log, what was chosen; and record the start."""
+    experiment, distributed, parts, progress = state.experiment, state.distributed, state.parts, state.progress
+    precision = state.spec.forward.precision
+    place = distributed.device_name
+    threads = counted(torch.get_num_threads(), "thread")
+    ranks = f"{counted(distributed.world_size, 'rank')} on {counted(distributed.nodes, 'node')}"
+    layout = "channels-last" if experiment.hardware.channels_last else "contiguous"
+    lines = [
+        f"{experiment.model.name}: {ranks}, {place}, {threads} each",
+        f"precision {precision.name}, {precision.reason}; memory layout {layout}",
+        f"split {parts.split.kind}: {parts.describe()}",
+        *(f"{name} samples: {where}" for name, where in parts.kept.items()),
+        compiling,
+    ]
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if distributed.device.type == "cpu" and given and given != "-1":
+        lines.append(f"GPUs were given (CUDA_VISIBLE_DEVICES={given}), but torch cannot use them: this is the CPU")
+    if distributed.world_size > 1:
+        lines.append(f"global batch of {experiment.recipe.batch_size} divided among the ranks")
+    if (
+        micro_batches := min(experiment.hardware.accumulate, -(-experiment.recipe.batch_size // distributed.world_size))
+    ) > 1:
+        alone = ", and batch norm normalises each by itself" if _has_batch_norm(state.network) else ""
+        lines.append(f"each rank's share of a batch in {micro_batches} parts{alone}")
+    if state.step_delay is not None:
+        lines.append(f"each step waits the seconds in {state.step_delay} while that exists (HPC_TUMOR_STEP_DELAY)")
+    if parts.val is None:
+        lines.append("no validation part: the last epoch counts as the best")
+    if distributed.world_size > 1 and distributed.device.type == "cpu" and _has_batch_norm(state.network):
+        lines.append("batch norm: each rank normalises by its own samples; the running means are rank 0's")
+    if resumed:
+        lines.append(f"going on at epoch {progress.epoch + 1}, step {progress.step}")
+    print("\n".join(lines), file=sys.stderr, flush=True)
+    state.run.keep_metrics(progress.epoch)
+    state.run.add_event(
+        "resumed" if resumed else "started", epoch=progress.epoch, step=progress.step, ranks=distributed.world_size,
+        nodes=distributed.nodes, device=place, precision=precision.name,
+    )  # fmt: skip
+
+
+def _has_batch_norm(model: nn.Module) -> bool:
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())

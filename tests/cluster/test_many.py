@@ -397,7 +397,7 @@ def test_a_snapshot_is_the_code_as_it_was(tmp_path: Path) -> None:
     path = snapshot.take_snapshot(tmp_path)
     assert {found.name for found in path.parent.iterdir()} == {path.name, "4567.zip"}
     assert path == snapshot.snapshot_path(tmp_path) == snapshot.take_snapshot(tmp_path)
-    code = "import hpc_tumor.cluster.node.job, hpc_tumor.training.schedule; print(hpc_tumor.__file__)"
+    code = "import hpc_tumor.cluster.node.job, hpc_tumor.training.recipe; print(hpc_tumor.__file__)"
     variables = {**os.environ, "PYTHONPATH": str(path), "PYTHONSAFEPATH": "1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=variables)
     assert done.stdout.strip() == f"{path}/hpc_tumor/__init__.py"

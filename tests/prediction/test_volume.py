@@ -18,7 +18,6 @@ from hpc_tumor.prediction.trained import Trained, load_trained
 from hpc_tumor.prediction.volume import (
     Grid,
     Segmentation,
-    chances_of,
     cleaned,
     decide,
     segment,
@@ -120,10 +119,10 @@ def test_decisions_are_those_that_are_scored(exclusive: bool) -> None:
 
 def test_exclusive_probabilities_leave_room_for_the_background() -> None:
     logits = torch.randn(2, 3, 4, 4, dtype=torch.float64)  # of float32, some draws are off by more than a rounding
-    chances = chances_of(logits, exclusive=True)
+    chances = metrics.label_probabilities(logits, exclusive=True)
     rest = 1 - chances.sum(1)
     torch.testing.assert_close(chances / rest[:, None], logits.exp())  # the background's logit is 0
-    torch.testing.assert_close(chances_of(logits, exclusive=False), logits.sigmoid())
+    torch.testing.assert_close(metrics.label_probabilities(logits, exclusive=False), logits.sigmoid())
 
 
 @pytest.mark.parametrize("exclusive", [False, True])
@@ -137,7 +136,7 @@ def test_flips_are_a_mean_over_four(patients: Path, tmp_path: Path, exclusive: b
         views = [trained.network(x.flip(axes)).flip(axes) for axes in ((), (2,), (3,), (2, 3))]
         logits = torch.stack(views).mean(0)
     assert (views[0] - views[3]).abs().max() > 1e-3
-    wanted = chances_of(logits, exclusive).numpy().swapaxes(0, 1)
+    wanted = metrics.label_probabilities(logits, exclusive).numpy().swapaxes(0, 1)
     np.testing.assert_allclose(found.probabilities, wanted, atol=1e-5)
     sure = (logits.abs().amin(1) > 1e-4).numpy()
     labels = np.where(logits.amax(1).numpy() > 0, logits.argmax(1).numpy() + 1, 0)

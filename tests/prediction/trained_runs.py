@@ -10,7 +10,7 @@ import torch
 from hpc_tumor.models import MODELS, build_model
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.settings import merge, resolve
-from hpc_tumor.training.checkpoints.files import TrainState, write_weights
+from hpc_tumor.training.checkpoints.files import Progress, write_weights
 from hpc_tumor.vocabulary import CLASSES, LABELS
 
 
@@ -32,7 +32,7 @@ def untrained_run(
         "classes": list(LABELS if segmentation else CLASSES), "exclusive": exclusive, "image_size": [size, size],
         "identity": {},
     }  # fmt: skip
-    write_weights(run.best_weights, network.state_dict(), TrainState(epoch=3, best_epoch=2), about)
+    write_weights(run.best_weights, network.state_dict(), Progress(epoch=3, best_epoch=2), about)
     return run
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from training_runs import new_run, read_cases, read_pictures, set_up_again, train_here
+from training_runs import build_state_again, evaluated, new_run, read_cases, read_pictures, train_here
 
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.training.outputs.case_pictures import as_bytes, choose_cases, grey, look_at
@@ -32,8 +32,8 @@ def test_slices_are_shown_as_they_were_scored(
     run = new_run(tmp_path, more_slices, model, data=FOLD, **settings)
     train_here(run)
     arrays, about = read_pictures(run)
-    setup, best = set_up_again(run)
-    part, names, said = setup.parts.test.part, setup.parts.test_names, read_cases(run)
+    state, best = build_state_again(run)
+    part, names, said = state.parts.test.part, state.parts.test_names, read_cases(run)
     assert list(about["cases"]) == ["best", "median", "worst"]
     for which, case in about["cases"].items():
         row = names.index(case["case"])
@@ -42,7 +42,7 @@ def test_slices_are_shown_as_they_were_scored(
         )
         histogram = np.zeros((4, 8), np.int64)
         for position in np.flatnonzero(part.case_of == row):
-            seen = look_at(setup, position)
+            seen = look_at(state, position)
             codes = seen.truth.astype(np.int64) * 8 + seen.prediction
             histogram += np.bincount(codes.ravel(), minlength=32).reshape(4, 8)
             if part.slices[position, 1] == case["slice"]:
@@ -91,18 +91,18 @@ def test_the_best_case_is_better_than_the_worst(tmp_path: Path, more_slices: Pat
 
 
 def test_gates_are_those_of_the_median_case(tmp_path: Path, more_slices: Path) -> None:
-    setup, best = set_up_again(new_run(tmp_path, more_slices, "attention-unet", data=FOLD), best=False)
-    write_pictures(setup, best)
-    arrays, about = read_pictures(setup.run)
+    state, best = build_state_again(new_run(tmp_path, more_slices, "attention-unet", data=FOLD), best=False)
+    write_pictures(state, best)
+    arrays, about = read_pictures(state.run)
     median = about["cases"]["median"]
     assert about["attention"] == {"case": median["case"], "slice": median["slice"]}
-    part = setup.parts.test.part
-    chosen = [setup.parts.store.case_ids.index(median["case"]), median["slice"]]
+    part = state.parts.test.part
+    chosen = [state.parts.store.case_ids.index(median["case"]), median["slice"]]
     (position,) = np.flatnonzero((part.slices == chosen).all(1))
     request = part.rows.request(np.array([position]))
     request.wait()
     with torch.inference_mode():
-        _, maps = setup.bare.eval()(part.deliver(request)[0], return_attention=True)
+        _, maps = state.network.eval()(part.deliver(request)[0], return_attention=True)
     for number, gate in enumerate(maps, 1):
         found = arrays[f"attention_{number}"].astype(int)
         assert np.abs(found - gate[0, 0].numpy() * 255).max() <= 0.51
@@ -112,31 +112,31 @@ def test_gates_are_those_of_the_median_case(tmp_path: Path, more_slices: Path) -
 def test_a_case_without_tumour_shows_what_was_predicted(
     tmp_path: Path, slice_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    setup, best = set_up_again(new_run(tmp_path, slice_store, "unet"), best=False)
-    none = np.zeros_like(setup.parts.store.label_counts)
+    state, best = build_state_again(new_run(tmp_path, slice_store, "unet"), best=False)
+    none = np.zeros_like(state.parts.store.label_counts)
     monkeypatch.setattr(Store, "label_counts", property(lambda store: none))
-    write_pictures(setup, best)
-    _, about = read_pictures(setup.run)
+    write_pictures(state, best)
+    _, about = read_pictures(state.run)
     assert list(about["cases"]) == ["best"]  # one test case
-    predicted = [(look_at(setup, position).prediction > 0).sum() for position in range(12)]
+    predicted = [(look_at(state, position).prediction > 0).sum() for position in range(12)]
     assert max(predicted) > 0
     assert about["cases"]["best"]["slice"] == np.argmax(predicted)
     with torch.no_grad():
-        for parameter in setup.bare.parameters():
+        for parameter in state.network.parameters():
             parameter.fill_(0)
-    write_pictures(setup, setup.evaluate_as_is(setup.parts.test))
-    arrays, about = read_pictures(setup.run)
+    write_pictures(state, evaluated(state, state.parts.test))
+    arrays, about = read_pictures(state.run)
     assert not arrays["best_prediction"].any()
     assert about["cases"]["best"]["slice"] == 6
 
 
 def test_only_scored_slices_are_shown(tmp_path: Path, more_slices: Path) -> None:
     run = new_run(tmp_path, more_slices, "unet", data=FOLD, limit_batches=1, hardware={"accumulate": 8})  # 4 slices
-    setup, best = set_up_again(run, best=False)
+    state, best = build_state_again(run, best=False)
     assert list(best.counted) == [4, 0, 0]
-    write_pictures(setup, best)
+    write_pictures(state, best)
     _, about = read_pictures(run)
-    assert about["cases"]["best"]["case"] == setup.parts.test_names[0]
+    assert about["cases"]["best"]["case"] == state.parts.test_names[0]
     assert about["cases"]["best"]["slice"] < 4
 
 

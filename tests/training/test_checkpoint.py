@@ -10,7 +10,7 @@ import torch
 
 from hpc_tumor.errors import DataError
 from hpc_tumor.training.checkpoints.files import (
-    TrainState,
+    Progress,
     load_checkpoint,
     random_state,
     set_random_state,
@@ -22,7 +22,7 @@ IDENTITY = {"network": "cnn", "seed": 0}
 
 
 def test_what_was_saved_comes_back(tmp_path: Path) -> None:
-    state = TrainState(epoch=3, step=7, totals=[{"loss": torch.tensor(1.5), "samples": 4}], best_score=0.5)
+    state = Progress(epoch=3, step=7, totals=[{"loss": torch.tensor(1.5), "samples": 4}], best_score=0.5)
     weights = {"w": torch.randn(3)}
     write_checkpoint(tmp_path / "last.pt", state, IDENTITY, {"model": weights})
     loaded = load_checkpoint(tmp_path / "last.pt", CPU, IDENTITY)
@@ -32,7 +32,7 @@ def test_what_was_saved_comes_back(tmp_path: Path) -> None:
 
 
 def test_random_generators_go_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
-    write_checkpoint(tmp_path / "last.pt", TrainState(), {}, {"random": [random_state(CPU)]})
+    write_checkpoint(tmp_path / "last.pt", Progress(), {}, {"random": [random_state(CPU)]})
     expected = (torch.rand(3), np.random.rand(3), random.random())
     for generator in (torch.rand, np.random.rand):
         generator(100)
@@ -46,7 +46,7 @@ def test_random_generators_go_on_as_if_nothing_had_happened(tmp_path: Path) -> N
 @pytest.mark.parametrize("damage", ["cut", "noise", "empty", "pickle"])
 def test_damaged_checkpoint_is_refused_by_name(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "last.pt"
-    write_checkpoint(path, TrainState(), IDENTITY, {"model": {"w": torch.zeros(1000)}})
+    write_checkpoint(path, Progress(), IDENTITY, {"model": {"w": torch.zeros(1000)}})
     contents = path.read_bytes()
     if damage == "cut":
         path.write_bytes(contents[: len(contents) // 2])
@@ -72,6 +72,6 @@ def test_a_checkpoint_is_never_executed(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_another_experiment_is_refused(tmp_path: Path) -> None:
-    write_checkpoint(tmp_path / "last.pt", TrainState(), IDENTITY, {})
+    write_checkpoint(tmp_path / "last.pt", Progress(), IDENTITY, {})
     with pytest.raises(DataError, match="made with seed 0, but now it is 1"):
         load_checkpoint(tmp_path / "last.pt", CPU, {**IDENTITY, "seed": 1})

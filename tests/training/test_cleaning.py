@@ -20,7 +20,7 @@ from hpc_tumor.training.scoring.metrics import MEMBERS
 from hpc_tumor.training.scoring.surfaces import case_surfaces
 from hpc_tumor.training.scoring.testing import score_test_part
 from hpc_tumor.training.scoring.volumes import Watch
-from hpc_tumor.training.setup import set_up
+from hpc_tumor.training.setup import build_state
 
 NCR, ED, ET = 1, 2, 3
 SHAPE = (12, 24, 24)
@@ -193,9 +193,9 @@ def _shown(images: torch.Tensor) -> torch.Tensor:
 def test_the_test_part_has_no_say(tmp_path: Path, slice_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With other labels in the test part its scores change, but not the thresholds; in validation they do."""
     run = new_run(tmp_path, slice_store, "unet", scoring={"clean": True})
-    setup = set_up(run.experiment(), run, Distributed())
-    setup.bare = Bright()
-    before = score_test_part(setup, Watch())
+    state = build_state(run.experiment(), run, Distributed())
+    state.network = Bright()
+    before = score_test_part(state, Watch())
     assert before.cleaning is not None
     assert before.cleaning.component_mm3 == 100  # 48 voxels of the column, in 12 slices
 
@@ -208,20 +208,20 @@ def test_the_test_part_has_no_say(tmp_path: Path, slice_store: Path, monkeypatch
 
         monkeypatch.setattr(part, "deliver", changed)
 
-    change(setup.parts.test.part)
-    after = score_test_part(setup, Watch())
+    change(state.parts.test.part)
+    after = score_test_part(state, Watch())
     assert after.cleaning == before.cleaning
     assert after.plain.scores["dice_ED"] == 1 > before.plain.scores["dice_ED"]
     assert after.final.scores["dice_ED"] < 1  # so that other thresholds would have been better here
-    assert setup.val is not None
-    change(setup.val.part)
-    assert score_test_part(setup, Watch()).cleaning == Cleaning(0, 0)
+    assert state.parts.val is not None
+    change(state.parts.val.part)
+    assert score_test_part(state, Watch()).cleaning == Cleaning(0, 0)
 
 
 def test_cleaning_needs_whole_validation_volumes(tmp_path: Path, slice_store: Path) -> None:
     run = new_run(tmp_path, slice_store, "unet", scoring={"clean": True}, data={"split": "published"})
     with pytest.raises(UsageError, match="whole validation volumes"):
-        set_up(run.experiment(), run, Distributed())
+        build_state(run.experiment(), run, Distributed())
     store = {"data": {"store": str(slice_store)}, "scoring": {"clean": True}}
     for settings in ({"model": {"name": "cnn"}}, {"model": {"name": "unet"}, "data": {"val_fraction": 0}}):
         with pytest.raises(UsageError, match=r"scoring\.clean = True is for segmentation with validation patients"):

@@ -16,27 +16,29 @@ from hpc_tumor.run_dir import RunDir
 from hpc_tumor.training import compiled
 from hpc_tumor.training.checkpoints.files import load_checkpoint
 from hpc_tumor.training.distributed import Distributed
-from hpc_tumor.training.setup import set_up
-from hpc_tumor.training.working_set import Setup
+from hpc_tumor.training.setup import build_state
+from hpc_tumor.training.state import TrainingState
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler (g++)")
 
 
-def prepared(tmp_path: Path, store: Path, **hardware: Any) -> Setup:
+def prepared(tmp_path: Path, store: Path, **hardware: Any) -> TrainingState:
     run = new_run(tmp_path, store, "unet", hardware=hardware)
-    return set_up(run.experiment(), run, Distributed())
+    return build_state(run.experiment(), run, Distributed())
 
 
-def on_gpu(setup: Setup, monkeypatch: pytest.MonkeyPatch, seconds: dict[bool, float], cache: Path) -> list[bool]:
-    """Let `setup` look as if it were on a GPU, where a pass takes so long plain (False) and compiled (True)."""
+def on_gpu(
+    state: TrainingState, monkeypatch: pytest.MonkeyPatch, seconds: dict[bool, float], cache: Path
+) -> list[bool]:
+    """Let `state` look as if it were on a GPU, where a pass takes so long plain (False) and compiled (True)."""
     timed: list[bool] = []
 
-    def time_it(_: Setup, network: Any) -> float:
+    def time_it(_: TrainingState, network: Any) -> float:
         fast = not isinstance(network, torch.nn.Module) or hasattr(network, "_orig_mod")
         timed.append(fast)
         return seconds[fast]
 
-    setup.distributed = SimpleNamespace(  # type: ignore[assignment]
+    state.distributed = SimpleNamespace(  # type: ignore[assignment]
         device=torch.device("cuda"), is_main=True, world_size=1, gather=lambda value: [value]
     )
     find_spec = importlib.util.find_spec
@@ -67,12 +69,12 @@ def test_asking_without_a_compiler_is_refused(
 def test_gpus_are_measured_once(
     tmp_path: Path, slice_store: Path, monkeypatch: pytest.MonkeyPatch, seconds: dict[bool, float], faster: bool
 ) -> None:
-    setup = prepared(tmp_path, slice_store, deterministic=False)
-    timed = on_gpu(setup, monkeypatch, seconds, tmp_path / "cache")
-    answer, why = compiled.choose(setup)
+    state = prepared(tmp_path, slice_store, deterministic=False)
+    timed = on_gpu(state, monkeypatch, seconds, tmp_path / "cache")
+    answer, why = compiled.choose(state)
     assert (answer, timed) == (faster, [False, True])
     assert "measured now" in why
-    assert compiled.choose(setup) == (faster, why.replace("now", "before"))
+    assert compiled.choose(state) == (faster, why.replace("now", "before"))
     assert len(timed) == 2
 
 
@@ -91,9 +93,9 @@ def test_short_and_deterministic_runs_are_not_measured(
 def test_what_cannot_be_compiled_is_trained_as_it_is(
     tmp_path: Path, slice_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    setup = prepared(tmp_path, slice_store, deterministic=False)
-    on_gpu(setup, monkeypatch, {False: 100.0}, tmp_path / "cache")
-    assert compiled.choose(setup) == (False, "it failed (KeyError)")
+    state = prepared(tmp_path, slice_store, deterministic=False)
+    on_gpu(state, monkeypatch, {False: 100.0}, tmp_path / "cache")
+    assert compiled.choose(state) == (False, "it failed (KeyError)")
 
 
 @pytest.mark.slow

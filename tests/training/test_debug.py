@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +19,26 @@ from hpc_tumor.training.inspect import step_times
 from hpc_tumor.training.inspect.anomaly import anomalies_named
 from hpc_tumor.training.inspect.debug import debug_run
 from hpc_tumor.training.inspect.network import inspect_batch, number, statistics
-from hpc_tumor.training.inspect.overfit import Progress, is_learned
-from hpc_tumor.training.inspect.step_times import PARTS, StepTimes
-from hpc_tumor.training.setup import set_up
+from hpc_tumor.training.inspect.overfit import Look, is_learned
+from hpc_tumor.training.inspect.step_times import PHASES, StepTimes
+from hpc_tumor.training.setup import build_state
+from hpc_tumor.training.state import TrainingState, epoch_totals
 from hpc_tumor.training.step import train_step
-from hpc_tumor.training.working_set import Setup
+from hpc_tumor.training.watch.guard import check_steps
 
 Captured = pytest.CaptureFixture[str]
 
 
-def setup_of(runs: Path, store: Path, model: str, **overrides: Any) -> Setup:
+def state_of(runs: Path, store: Path, model: str, **overrides: Any) -> TrainingState:
     run = new_run(runs, store, model, **overrides)
-    return set_up(run.experiment(), run, Distributed())
+    return build_state(run.experiment(), run, Distributed())
 
 
-def one_step(setup: Setup) -> None:
-    setup.bare.train()
-    totals = setup.own_totals()
-    train_step(setup, inspect_network.first_batch(setup), totals, (False, False))
-    setup.guard.look(totals, everything=True)
+def one_step(state: TrainingState) -> None:
+    state.network.train()
+    totals = epoch_totals(state)
+    train_step(state, state.parts.first_batch(state.experiment.seed), totals, (False, False))
+    check_steps(state, totals, everything=True)
 
 
 def same(first: RunDir, second: RunDir) -> bool:
@@ -58,19 +60,19 @@ def test_debugging_trains_to_the_same_bits_as_any_run(tmp_path: Path, image_stor
     assert same(plain, hunted)
     assert scores(plain) == scores(looked)
     shown = capfd.readouterr().err
-    assert all(f"\n{part} " in shown for part in (*PARTS, "step"))
+    assert all(f"\n{part} " in shown for part in (*PHASES, "step"))
     assert all(len(line) <= 100 for line in shown.splitlines() if "samples:" not in line), shown
 
 
 def test_every_layer_is_shown_in_the_order_in_which_it_runs(tmp_path: Path, slice_store: Path, capfd: Captured) -> None:
-    setup = setup_of(tmp_path, slice_store, "attention-unet")
+    state = state_of(tmp_path, slice_store, "attention-unet")
     ran: list[str] = []
-    leaves = {name: module for name, module in setup.bare.named_modules() if not list(module.children())}
+    leaves = {name: module for name, module in state.network.named_modules() if not list(module.children())}
     hooks = [
         module.register_forward_hook(lambda *_, name=name: ran.append(name) if name not in ran else None)
         for name, module in leaves.items()
     ]
-    inspect_batch(setup)
+    inspect_batch(state)
     for hook in hooks:
         hook.remove()
     lines = capfd.readouterr().err.splitlines()
@@ -80,12 +82,12 @@ def test_every_layer_is_shown_in_the_order_in_which_it_runs(tmp_path: Path, slic
     assert len(ran) == len(leaves)
     head = table[-1]
     assert head[:4] == ["head", "Conv2d", "8×3×32×32", "f32"]
-    assert int(head[4]) == sum(value.numel() for value in setup.bare.head.parameters())  # type: ignore[union-attr]
+    assert int(head[4]) == sum(value.numel() for value in state.network.head.parameters())  # type: ignore[union-attr]
 
 
 def test_only_the_part_that_fits_is_looked_at(tmp_path: Path, slice_store: Path, capfd: Captured) -> None:
-    setup = setup_of(tmp_path, slice_store, "unet", hardware={"accumulate": 3})
-    inspect_batch(setup)
+    state = state_of(tmp_path, slice_store, "unet", hardware={"accumulate": 3})
+    inspect_batch(state)
     shown = capfd.readouterr().err
     assert "images 8×4×32×32" in shown
     assert "logits     3×3×32×32" in shown
@@ -94,23 +96,23 @@ def test_only_the_part_that_fits_is_looked_at(tmp_path: Path, slice_store: Path,
 def test_a_layer_that_fails_is_the_one_after_the_last_row(
     tmp_path: Path, slice_store: Path, capfd: Captured
 ) -> None:  # fmt: skip
-    setup = setup_of(tmp_path, slice_store, "unet")
-    setup.bare.decoder[0][0] = nn.Conv2d(7, 16, 3)  # type: ignore[index]
+    state = state_of(tmp_path, slice_store, "unet")
+    state.network.decoder[0][0] = nn.Conv2d(7, 16, 3)  # type: ignore[index]
     with pytest.raises(RuntimeError, match="channels"):
-        inspect_batch(setup)
+        inspect_batch(state)
     assert capfd.readouterr().err.splitlines()[-1].startswith("bottleneck.3 ")
     with pytest.raises(RuntimeError, match="channels"):
-        setup.bare(torch.zeros(1, 4, 32, 32))
+        state.network(torch.zeros(1, 4, 32, 32))
     assert capfd.readouterr().err == ""  # no layer is shown any more
 
 
 def test_layers_that_cannot_learn_are_flagged(tmp_path: Path, slice_store: Path, capfd: Captured) -> None:
-    setup = setup_of(tmp_path, slice_store, "unet")
+    state = state_of(tmp_path, slice_store, "unet")
     with torch.no_grad():
-        setup.bare.head.weight.zero_()  # type: ignore[union-attr, operator]
-    setup.bare.forgotten = nn.Linear(2, 2)
-    setup.bare.bottleneck[0].bias.requires_grad_(False)  # type: ignore[index]
-    inspect_batch(setup)
+        state.network.head.weight.zero_()  # type: ignore[union-attr, operator]
+    state.network.forgotten = nn.Linear(2, 2)
+    state.network.bottleneck[0].bias.requires_grad_(False)  # type: ignore[index]
+    inspect_batch(state)
     shown = capfd.readouterr().err
     lines = [line for line in shown.splitlines() if "<-" in line]
     flags = {line.split()[0]: line.partition("<- ")[2] for line in lines}
@@ -122,27 +124,27 @@ def test_layers_that_cannot_learn_are_flagged(tmp_path: Path, slice_store: Path,
 
 
 def test_gradients_that_are_not_finite_are_flagged(tmp_path: Path, slice_store: Path, capfd: Captured) -> None:
-    setup = setup_of(tmp_path, slice_store, "unet")
-    setup.bare.head.bias.register_hook(lambda gradient: gradient / 0)  # type: ignore[union-attr, operator]
-    inspect_batch(setup)
+    state = state_of(tmp_path, slice_store, "unet")
+    state.network.head.bias.register_hook(lambda gradient: gradient / 0)  # type: ignore[union-attr, operator]
+    inspect_batch(state)
     assert "<- 3 of 3 not finite: bias" in capfd.readouterr().err
 
 
 def test_ratios_are_of_the_gradient_that_a_step_would_have(tmp_path: Path, slice_store: Path, capfd: Captured) -> None:
-    setup = setup_of(tmp_path, slice_store, "unet")
-    inspect_batch(setup)
+    state = state_of(tmp_path, slice_store, "unet")
+    inspect_batch(state)
     shown = capfd.readouterr().err.splitlines()
-    one_step_gradient(setup)
-    head = list(setup.bare.head.parameters())  # type: ignore[union-attr]
+    one_step_gradient(state)
+    head = list(state.network.head.parameters())  # type: ignore[union-attr]
     gradient = torch.cat([value.grad.flatten() for value in head if value.grad is not None]).norm()
     size = torch.cat([value.detach().flatten() for value in head]).norm()
     row = next(line.split() for line in reversed(shown) if line.startswith("head "))
     assert row == ["head", number(float(size)), number(float(gradient)), number(float(gradient / size))]
 
 
-def one_step_gradient(setup: Setup) -> None:
-    batch = inspect_network.first_batch(setup)
-    setup.loss(setup.bare(batch.images), batch.targets).mean().backward()
+def one_step_gradient(state: TrainingState) -> None:
+    batch = state.parts.first_batch(state.experiment.seed)
+    state.spec.loss(state.network(batch.images), batch.targets).mean().backward()
 
 
 def test_statistics_are_those_of_the_finite_values() -> None:
@@ -169,7 +171,7 @@ def test_what_the_forward_pass_keeps_is_counted_once() -> None:
 def test_a_batch_that_does_not_fit_says_what_to_change(
     tmp_path: Path, slice_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(setup: Setup) -> None:
+    def fail(state: TrainingState) -> None:
         raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB")
 
     monkeypatch.setattr("hpc_tumor.training.inspect.debug.inspect_batch", fail)
@@ -235,9 +237,9 @@ def test_all_steps_are_made_with_one_batch(
     run = new_run(tmp_path, slice_store, "unet", recipe={"epochs": 1, "learning_rate": 1e-9})
     seen: list[tuple[Any, int]] = []
 
-    def step(setup: Setup, batch: Any, totals: dict[str, Any], wishes: Any) -> Any:
+    def step(state: TrainingState, batch: Any, totals: dict[str, Any], wishes: Any) -> Any:
         seen.append((tuple(batch.positions), batch.images.data_ptr()))
-        return train_step(setup, batch, totals, wishes)
+        return train_step(state, batch, totals, wishes)
 
     monkeypatch.setattr("hpc_tumor.training.inspect.overfit.train_step", step)
     with pytest.raises(TrainingError, match=r"\(NCR \d\.\d\d, ED \d\.\d\d, ET \d\.\d\d\)"):
@@ -246,15 +248,12 @@ def test_all_steps_are_made_with_one_batch(
     assert len(set(seen)) == 1
 
 
-def test_a_loss_that_falls_is_not_enough_where_most_is_background(
-    tmp_path: Path, slice_store: Path, image_store: Path
-) -> None:
-    slices, images = setup_of(tmp_path, slice_store, "unet"), setup_of(tmp_path, image_store, "cnn")
-    fallen = Progress(loss=0.05, score=0.3)
-    assert not is_learned(slices, 1.0, fallen, "dice")
-    assert is_learned(images, 1.0, fallen, "accuracy")
-    assert is_learned(slices, 1.0, Progress(loss=0.05, score=0.85), "dice")
-    assert not is_learned(images, 1.0, Progress(loss=0.5, score=0.85), "accuracy")
+def test_a_loss_that_falls_is_not_enough_where_most_is_background() -> None:
+    fallen = Look(loss=0.05, score=0.3)
+    assert not is_learned("segmentation", 1.0, fallen)
+    assert is_learned("classification", 1.0, fallen)
+    assert is_learned("segmentation", 1.0, Look(loss=0.05, score=0.85))
+    assert not is_learned("classification", 1.0, Look(loss=0.5, score=0.85))
 
 
 # -- what is not finite -----------------------------------------------------------------------------------------------
@@ -311,34 +310,34 @@ class Between(nn.Module):
 def test_the_layer_that_gives_what_is_not_finite_is_named(
     tmp_path: Path, slice_store: Path, spoil: Any, message: str
 ) -> None:
-    setup = setup_of(tmp_path, slice_store, "unet")
+    state = state_of(tmp_path, slice_store, "unet")
     with torch.no_grad():
-        spoil(setup.bare)
-    with pytest.raises(TrainingError, match=message), anomalies_named(setup):
-        one_step(setup)
+        spoil(state.network)
+    with pytest.raises(TrainingError, match=message), anomalies_named(state):
+        one_step(state)
 
 
 def test_a_loss_that_is_not_finite_is_named_itself(tmp_path: Path, slice_store: Path) -> None:
-    setup = setup_of(tmp_path, slice_store, "unet")
-    usual = setup.loss
+    state = state_of(tmp_path, slice_store, "unet")
+    usual = state.spec.loss
     for spoilt, message in (
         (lambda logits, labels: usual(logits, labels) / 0, r"the loss \(bce\) is not finite at epoch 1, step 1"),
         (lambda logits, labels: Root(0.0)(usual(logits, labels)), r"the backward pass of the loss \(bce\) gave"),
     ):
-        setup.loss = spoilt
-        with pytest.raises(TrainingError, match=message), anomalies_named(setup):
-            one_step(setup)
-        assert setup.loss is spoilt
+        state.spec = replace(state.spec, loss=spoilt)
+        with pytest.raises(TrainingError, match=message), anomalies_named(state):
+            one_step(state)
+        assert state.spec.loss is spoilt
 
 
 def test_what_belongs_to_no_layer_is_named_by_torch(tmp_path: Path, slice_store: Path) -> None:
-    setup = setup_of(tmp_path, slice_store, "unet")
-    with pytest.raises(TrainingError, match=r"^the backward pass of SqrtBackward0 gave NaN"), anomalies_named(setup):
+    state = state_of(tmp_path, slice_store, "unet")
+    with pytest.raises(TrainingError, match=r"^the backward pass of SqrtBackward0 gave NaN"), anomalies_named(state):
         Root(0.0)(torch.ones(3, requires_grad=True)).sum().backward()
-    with pytest.raises(RuntimeError, match="inconsistent"), anomalies_named(setup):
+    with pytest.raises(RuntimeError, match="inconsistent"), anomalies_named(state):
         torch.dot(torch.ones(2), torch.ones(3))  # other errors stay what they are
     assert not torch.is_anomaly_enabled()
-    hooks = [(module._forward_hooks, module._forward_pre_hooks) for module in setup.bare.modules()]  # noqa: SLF001
+    hooks = [(module._forward_hooks, module._forward_pre_hooks) for module in state.network.modules()]  # noqa: SLF001
     assert not any(map(any, hooks))
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from training_runs import (
     new_run,
     of_an_earlier_version,
+    scored,
     scores,
     spawn,
     train_all,
@@ -27,8 +28,7 @@ from training_runs import (
 from hpc_tumor.models import MODELS
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.training.distributed import Distributed
-from hpc_tumor.training.scoring.evaluate import network_input
-from hpc_tumor.training.setup import set_up
+from hpc_tumor.training.setup import build_state
 
 STEPS = 3
 EPOCHS = 2
@@ -145,15 +145,15 @@ def test_ranks_that_are_killed_end_with_the_same_bits(
 def _reduce_three_times(distributed: Distributed, paths: Sequence[Path]) -> None:
     for path in paths:
         run = RunDir(path)
-        setup = set_up(run.experiment(), run, distributed)
-        batch = next(setup.train.batches(np.arange(len(setup.train.part)), limit=1))
+        state = build_state(run.experiment(), run, distributed)
+        batch = next(state.parts.train.batches(np.arange(len(state.parts.train.part)), limit=1))
         passes = []
         for _ in range(3):
             torch.manual_seed(distributed.rank)  # of dropout
-            setup.optimizer.zero_grad(set_to_none=True)
-            outputs = setup.model(network_input(batch.images, True, setup.channels))
-            setup.loss(outputs, batch.targets).mean().backward()
-            passes.append([weights.grad.clone() for weights in setup.parameters if weights.grad is not None])
+            state.optimizer.zero_grad(set_to_none=True)
+            outputs = state.spec.forward(state.wrapped, batch.images)
+            state.spec.loss(outputs, batch.targets).mean().backward()
+            passes.append([weights.grad.clone() for weights in state.parameters if weights.grad is not None])
         first, *later = passes
         for gradients in later:
             assert all(map(torch.equal, first, gradients)), path.name
@@ -189,8 +189,8 @@ def test_any_number_of_ranks_trains_the_same(tmp_path: Path, stores: tuple[Path,
 
 def _score(distributed: Distributed, path: Path, to: Path) -> None:
     run = RunDir(path)
-    setup = set_up(run.experiment(), run, distributed)
-    found = setup.evaluate(setup.parts.test)
+    state = build_state(run.experiment(), run, distributed)
+    found = scored(state, state.parts.test)
     if distributed.is_main:
         np.savez(to, details=found.details, counted=found.counted, **found.scores)
 
@@ -271,9 +271,9 @@ def test_every_rank_scores_the_same_running_mean(tmp_path: Path, slice_store: Pa
     ]
     train_all([(runs[0], [None]), (runs[1], [1, None])], 2)
     assert same(*runs)
-    setup = set_up(runs[0].experiment(), runs[0], Distributed())
-    assert setup.val is not None
-    assert len(setup.val.part) > 2 * setup.val.batch_size
-    alone = setup.evaluate(setup.val).scores
+    state = build_state(runs[0].experiment(), runs[0], Distributed())
+    assert state.parts.val is not None
+    assert len(state.parts.val.part) > 2 * state.parts.val.batch_size
+    alone = scored(state, state.parts.val).scores
     last = [line for line in runs[0].read_metrics() if line["part"] == "val"][-1]
     assert {key: last[key] for key in alone} == alone

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +16,22 @@ from hpc_tumor.run_dir import RunDir
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.loop import train_to_end
 from hpc_tumor.training.recipe import build_optimizer
-from hpc_tumor.training.setup import set_up
+from hpc_tumor.training.setup import build_state
+from hpc_tumor.training.state import TrainingState
 from hpc_tumor.training.watch.guard import total_norm
-from hpc_tumor.training.working_set import Setup
 
 
-def spoiling(setup: Setup, steps: list[int], spoil: Callable[[torch.Tensor], torch.Tensor]) -> Setup:
-    """`setup` whose loss is spoilt in these steps, counted over all epochs."""
-    plain = setup.loss
+def spoiling(state: TrainingState, steps: list[int], spoil: Callable[[torch.Tensor], torch.Tensor]) -> TrainingState:
+    """`state` whose loss is spoilt in these steps, counted over all epochs."""
+    plain = state.spec.loss
 
     def loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         values = plain(logits, targets)
         training = logits.requires_grad
-        return spoil(values) if training and setup.state.updates in steps else values
+        return spoil(values) if training and state.progress.updates in steps else values
 
-    setup.loss = loss
-    return setup
+    state.spec = replace(state.spec, loss=loss)
+    return state
 
 
 def infinite_first(values: torch.Tensor) -> torch.Tensor:
@@ -42,8 +43,8 @@ def finite_loss_with_broken_gradient(values: torch.Tensor) -> torch.Tensor:
     return values + torch.sqrt(values - values.detach()).nan_to_num()
 
 
-def prepared(run: RunDir) -> Setup:
-    return set_up(run.experiment(), run, Distributed())
+def prepared(run: RunDir) -> TrainingState:
+    return build_state(run.experiment(), run, Distributed())
 
 
 @pytest.mark.parametrize(
@@ -57,11 +58,11 @@ def test_the_step_and_the_cases_are_named_and_the_batch_is_kept(
     tmp_path: Path, slice_store: Path, spoil: Callable[..., Any], what: str
 ) -> None:
     run = new_run(tmp_path, slice_store, "unet")
-    setup = prepared(run)
-    before = {name: value.clone() for name, value in setup.bare.state_dict().items()}
+    state = prepared(run)
+    before = {name: value.clone() for name, value in state.network.state_dict().items()}
     with pytest.raises(TrainingError, match=rf"{what}.* at epoch 1, step 1 \(BraTS\S+ slice \d+") as caught:
-        train_to_end(spoiling(setup, [0], spoil))
-    assert all(torch.equal(value, before[name]) for name, value in setup.bare.state_dict().items())
+        train_to_end(spoiling(state, [0], spoil))
+    assert all(torch.equal(value, before[name]) for name, value in state.network.state_dict().items())
     kept = torch.load(run.broken_batch(1, 1, 0), weights_only=True)
     assert kept["images"].shape == (8, 4, 32, 32)
     assert kept["cases"][0] in str(caught.value)
@@ -72,8 +73,8 @@ def test_the_step_and_the_cases_are_named_and_the_batch_is_kept(
 
 def test_as_many_steps_are_skipped_as_the_recipe_allows(tmp_path: Path, image_store: Path) -> None:
     run = new_run(tmp_path, image_store, "cnn", recipe={"skip_nonfinite": 2})
-    setup = spoiling(prepared(run), [1, 3], infinite_first)
-    assert train_to_end(setup) == "finished"
+    state = spoiling(prepared(run), [1, 3], infinite_first)
+    assert train_to_end(state) == "finished"
     assert json.loads(run.result.read_text())["skipped_steps"] == 2
     skipped = run.read_events("skipped")
     assert [(event["epoch"], event["step"]) for event in skipped] == [(1, 2), (1, 4)]
@@ -90,11 +91,11 @@ def test_one_more_is_not_skipped(tmp_path: Path, slice_store: Path) -> None:
 def test_a_skipped_step_leaves_no_trace(tmp_path: Path, image_store: Path) -> None:
     """Weights, moments, running statistics and the optimizer's count of steps stay as they were."""
     run = new_run(tmp_path, image_store, "cnn", recipe={"skip_nonfinite": 99, "epochs": 1, "batch_size": 64})
-    setup = prepared(run)
-    before = {name: value.clone() for name, value in setup.bare.state_dict().items()}
-    train_to_end(spoiling(setup, [0], lambda values: values * float("nan")))
-    assert all(torch.equal(value, before[name]) for name, value in setup.bare.state_dict().items())
-    for moments in setup.optimizer.state.values():
+    state = prepared(run)
+    before = {name: value.clone() for name, value in state.network.state_dict().items()}
+    train_to_end(spoiling(state, [0], lambda values: values * float("nan")))
+    assert all(torch.equal(value, before[name]) for name, value in state.network.state_dict().items())
+    for moments in state.optimizer.state.values():
         assert moments["step"] == 0
         assert not moments["exp_avg"].any()
 
@@ -123,13 +124,13 @@ def test_the_norm_is_of_all_gradients_together() -> None:
 
 def _spoil_on_rank_1(distributed: Distributed, path: Path) -> None:
     run = RunDir(path)
-    setup = set_up(run.experiment(), run, distributed)
+    state = build_state(run.experiment(), run, distributed)
     if distributed.rank == 1:
-        setup = spoiling(setup, [1], infinite_first)
+        state = spoiling(state, [1], infinite_first)
     try:
-        train_to_end(setup)
+        train_to_end(state)
     except TrainingError as error:
-        (run.path / f"said-{distributed.rank}").write_text(f"{setup.state.step} {error}")
+        (run.path / f"said-{distributed.rank}").write_text(f"{state.progress.step} {error}")
 
 
 @pytest.mark.slow
@@ -149,10 +150,10 @@ def test_clipping_scales_all_gradients_to_the_norm(tmp_path: Path, slice_store: 
     moved = {}
     for limit in (None, 1e-3):
         run = new_run(tmp_path, slice_store, "unet", recipe={**recipe, "clip_gradients": limit})
-        setup = prepared(run)
-        before = [parameter.detach().clone() for parameter in setup.parameters]
-        train_to_end(setup)
-        steps = [after.detach() - old for after, old in zip(setup.parameters, before, strict=True)]
+        state = prepared(run)
+        before = [parameter.detach().clone() for parameter in state.parameters]
+        train_to_end(state)
+        steps = [after.detach() - old for after, old in zip(state.parameters, before, strict=True)]
         moved[limit] = torch.cat([step.flatten() for step in steps])
     # One step of Nesterov's momentum moves by 1.9 times the gradient.
     assert moved[1e-3].norm().item() == pytest.approx(1.9e-3, rel=1e-2)
@@ -171,19 +172,19 @@ def test_a_run_that_diverges_by_itself_is_stopped(tmp_path: Path, image_store: P
 def test_float16_that_always_overflows_is_noticed(tmp_path: Path, slice_store: Path) -> None:
     """Its scaler skips steps in silence, and halves its scale each time."""
     run = new_run(tmp_path, slice_store, "unet", recipe={"epochs": 20})
-    setup = prepared(run)
-    setup.scaler = torch.amp.GradScaler("cpu")
+    state = prepared(run)
+    state.scaler = torch.amp.GradScaler("cpu")
     with pytest.raises(TrainingError, match="gradients are no longer finite at epoch 6, step 3"):  # after 17 halvings
-        train_to_end(spoiling(setup, list(range(99)), finite_loss_with_broken_gradient))
+        train_to_end(spoiling(state, list(range(99)), finite_loss_with_broken_gradient))
 
 
 def test_float16_that_overflows_at_first_goes_on(tmp_path: Path, slice_store: Path) -> None:
     run = new_run(tmp_path, slice_store, "unet", recipe={"epochs": 2, "clip_gradients": 1.0})
-    setup = prepared(run)
-    setup.scaler = torch.amp.GradScaler("cpu")
-    before = setup.parameters[0].detach().clone()
-    assert train_to_end(spoiling(setup, [0, 1], finite_loss_with_broken_gradient)) == "finished"
-    assert not torch.equal(before, setup.parameters[0])
+    state = prepared(run)
+    state.scaler = torch.amp.GradScaler("cpu")
+    before = state.parameters[0].detach().clone()
+    assert train_to_end(spoiling(state, [0, 1], finite_loss_with_broken_gradient)) == "finished"
+    assert not torch.equal(before, state.parameters[0])
 
 
 def test_a_full_disk_does_not_hide_what_broke(
@@ -193,10 +194,10 @@ def test_a_full_disk_does_not_hide_what_broke(
         raise OSError(28, "No space left on device")
 
     run = new_run(tmp_path, slice_store, "unet")
-    setup = spoiling(prepared(run), [0], infinite_first)
+    state = spoiling(prepared(run), [0], infinite_first)
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(TrainingError, match=r"at epoch 1, step 1 .*could not be kept: no room on the disk"):
-        train_to_end(setup)
+        train_to_end(state)
 
 
 def test_an_epoch_of_skipped_steps_has_no_loss(tmp_path: Path, slice_store: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from training_runs import new_run, read_cases, read_pictures, set_up_again, train_here
+from training_runs import build_state_again, new_run, read_cases, read_pictures, train_here
 
 from hpc_tumor.models import build_model
 from hpc_tumor.models.vit import rollout
@@ -19,7 +19,7 @@ def test_images_are_those_that_the_network_is_surest_of(tmp_path: Path, image_st
     run = new_run(tmp_path, image_store, "cnn")
     train_here(run)
     arrays, about = read_pictures(run)
-    setup, _ = set_up_again(run)
+    state, _ = build_state_again(run)
     said = read_cases(run)
     wrong = sorted((row for row in said.values() if row["correct"] == "0"), key=lambda row: -float(row["confidence"]))
     assert len(wrong) > 0
@@ -35,16 +35,16 @@ def test_images_are_those_that_the_network_is_surest_of(tmp_path: Path, image_st
               for row in right}  # fmt: skip
     assert {found["label"]: found["confidence"] for found in about["samples"]} == pytest.approx(surest)
     assert len(arrays["sample_images"]) == len(surest) > 0
-    part = setup.parts.test.part
+    part = state.parts.test.part
     for kind, key in (("sample", "samples"), ("wrong", "wrong")):
         for image, found in zip(arrays[f"{kind}_images"], about[key], strict=True):
-            request = part.rows.request(np.array([setup.parts.test_names.index(found["case"])]))
+            request = part.rows.request(np.array([state.parts.test_names.index(found["case"])]))
             request.wait()
             assert np.array_equal(image, as_bytes(part.deliver(request)[0][0, 0].numpy()))
-    first = setup.bare.features[0].weight.detach().numpy()
+    first = state.network.features[0].weight.detach().numpy()
     assert arrays["filters"].dtype == np.float16
     assert np.array_equal(arrays["filters"], first.astype(np.float16))
-    assert about["classes"] == setup.classes
+    assert about["classes"] == state.spec.classes
     assert set(arrays) == {"filters", "sample_images", "wrong_images"}
 
 
@@ -59,18 +59,18 @@ def test_which_images_are_chosen() -> None:
 
 @pytest.mark.slow
 def test_a_vit_shows_where_it_looks(tmp_path: Path, image_store: Path) -> None:
-    setup, best = set_up_again(new_run(tmp_path, image_store, "vit"), best=False)
-    write_pictures(setup, best)
-    arrays, about = read_pictures(setup.run)
+    state, best = build_state_again(new_run(tmp_path, image_store, "vit"), best=False)
+    write_pictures(state, best)
+    arrays, about = read_pictures(state.run)
     assert arrays["wrong_attention"].shape == (len(about["wrong"]), 8, 8)
     assert arrays["sample_attention"].shape == (len(about["samples"]), 8, 8)
     assert (arrays["wrong_attention"].max((1, 2)) == 255).all()
     assert "filters" not in arrays
-    part = setup.parts.test.part
-    request = part.rows.request(np.array([setup.parts.test_names.index(about["wrong"][0]["case"])]))
+    part = state.parts.test.part
+    request = part.rows.request(np.array([state.parts.test_names.index(about["wrong"][0]["case"])]))
     request.wait()
     with torch.inference_mode():
-        _, weights = setup.bare.eval()(part.deliver(request)[0].expand(-1, 3, -1, -1), return_attention=True)
+        _, weights = state.network.eval()(part.deliver(request)[0].expand(-1, 3, -1, -1), return_attention=True)
     joint = np.eye(65)
     for layer in weights:
         mixed = layer[0].numpy().astype(float).mean(0) + np.eye(65)

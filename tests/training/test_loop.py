@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_runs import new_run, of_an_earlier_version, scores, train_here, train_ranks, weights
+from training_runs import new_run, of_an_earlier_version, scored, scores, train_here, train_ranks, weights
 
 from hpc_tumor.errors import DataError, UsageError
 from hpc_tumor.run_dir import RunDir
+from hpc_tumor.training.checkpoints.resume import load_best
+from hpc_tumor.training.checkpoints.saving import save_weights
 from hpc_tumor.training.distributed import Distributed
-from hpc_tumor.training.setup import set_up
+from hpc_tumor.training.setup import build_state
 
 
 def same(first: RunDir, second: RunDir) -> bool:
@@ -160,7 +162,7 @@ def test_a_changed_setting_is_refused_on_resume(tmp_path: Path, slice_store: Pat
         train_here(run)
     of_an_earlier_version(run)
     if "done" not in case:
-        set_up(run.experiment(), run, Distributed())
+        build_state(run.experiment(), run, Distributed())
 
 
 def test_an_epoch_that_was_begun_counts_as_trained(tmp_path: Path, slice_store: Path) -> None:
@@ -192,7 +194,7 @@ def test_a_run_that_goes_on_for_longer_is_said_and_ends_as_one_that_was_to(
     assert same(whole, longer)
     assert scores(whole) == scores(longer)
     of_an_earlier_version(longer)
-    set_up(longer.experiment(), longer, Distributed())
+    build_state(longer.experiment(), longer, Distributed())
     assert "is of an earlier version: whether a setting was changed since is not known" in capfd.readouterr().err
 
 
@@ -202,9 +204,9 @@ def test_ranks_score_the_weights_that_are_kept(tmp_path: Path, image_store: Path
     run = new_run(tmp_path, image_store, "cnn", recipe={"batch_size": 6})
     train_ranks(run, 2)
     result = json.loads(run.result.read_text())
-    setup = set_up(run.experiment(), run, Distributed())
-    setup.bare.load_state_dict(torch.load(run.last_checkpoint, weights_only=True)["model"])
-    alone = setup.evaluate(setup.parts.test).scores
+    state = build_state(run.experiment(), run, Distributed())
+    state.network.load_state_dict(torch.load(run.last_checkpoint, weights_only=True)["model"])
+    alone = scored(state, state.parts.test).scores
     assert alone["loss"] == pytest.approx(result["last"]["test"]["loss"], rel=1e-5)
     assert alone["accuracy"] == result["last"]["test"]["accuracy"]
 
@@ -212,13 +214,13 @@ def test_ranks_score_the_weights_that_are_kept(tmp_path: Path, image_store: Path
 def test_best_weights_say_themselves_of_which_epoch_they_are(tmp_path: Path, slice_store: Path) -> None:
     run = new_run(tmp_path, slice_store, "unet")
     train_here(run, stop_at=1)
-    setup = set_up(run.experiment(), run, Distributed())
-    setup.state.epoch = setup.state.best_epoch = 7
-    setup.state.best_score = 0.5
-    setup.save_best()
-    setup.state.best_epoch, setup.state.best_score = 3, 0.4  # as in a last checkpoint that is older
-    setup.load_best()
-    assert (setup.state.best_epoch, setup.state.best_score) == (7, 0.5)
+    state = build_state(run.experiment(), run, Distributed())
+    state.progress.epoch = state.progress.best_epoch = 7
+    state.progress.best_score = 0.5
+    save_weights(state, state.run.best_weights)
+    state.progress.best_epoch, state.progress.best_score = 3, 0.4  # as in a last checkpoint that is older
+    load_best(state)
+    assert (state.progress.best_epoch, state.progress.best_score) == (7, 0.5)
 
 
 def test_a_stop_in_the_last_epoch_is_heard(tmp_path: Path, slice_store: Path) -> None:

@@ -20,14 +20,14 @@ from hpc_tumor.errors import TrainingError
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.loop import train_to_end
-from hpc_tumor.training.setup import set_up
+from hpc_tumor.training.setup import build_state
 run = RunDir(Path(sys.argv[1]))
-setup = set_up(run.experiment(), run, Distributed())
+state = build_state(run.experiment(), run, Distributed())
 pages = int(Path("/proc/self/statm").read_text().split()[0])
 limit = pages * resource.getpagesize() + 60 * 2**20
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 try:
-    train_to_end(setup)
+    train_to_end(state)
 except TrainingError as error:
     print(error)
 """

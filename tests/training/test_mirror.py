@@ -13,9 +13,7 @@ from training_runs import new_run, train_here
 
 from hpc_tumor.errors import UsageError
 from hpc_tumor.run_dir import RunDir
-from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.outputs.mirror import Mirror
-from hpc_tumor.training.setup import set_up
 
 Points = dict[tuple[str, int], float]
 
@@ -95,9 +93,8 @@ def test_an_epoch_that_was_saved_but_not_mirrored_is_mirrored_later(
 def test_an_epoch_that_is_made_again_takes_the_place_of_the_first(tmp_path: Path, slice_store: Path) -> None:
     """The checkpoint of an epoch may be lost with its machine, when its scores were already mirrored."""
     run = new_run(tmp_path, slice_store, "unet", tensorboard=True)
-    setup = set_up(run.experiment(), run, Distributed())
     run.add_metrics(1, "train", loss=100.0)
-    Mirror(setup)
+    Mirror(run, wanted=True)
     assert shown(run) == {("loss/train", 1): 100.0}
     train_here(run)
     assert_mirrored(run, epochs=2)
@@ -111,10 +108,9 @@ def test_without_being_asked_for_there_is_no_mirror(tmp_path: Path, slice_store:
 
 def test_without_the_package_it_is_refused(tmp_path: Path, slice_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = new_run(tmp_path, slice_store, "unet", tensorboard=True)
-    setup = set_up(run.experiment(), run, Distributed())
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     with pytest.raises(UsageError, match=r"pip install 'hpc-tumor\[tensorboard\]'"):
-        Mirror(setup)
+        Mirror(run, wanted=True)
     assert not run.tensorboard.exists()
 
 

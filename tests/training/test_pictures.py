@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from training_runs import new_run, read_pictures, set_up_again, train_here, train_ranks
+from training_runs import build_state_again, new_run, read_pictures, train_here, train_ranks
 
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.training.outputs import pictures
@@ -16,30 +16,31 @@ from hpc_tumor.training.outputs.pictures import write_pictures
 
 @pytest.mark.parametrize("model", ["cnn", "improved-unet"])
 def test_nothing_is_disturbed(tmp_path: Path, image_store: Path, slice_store: Path, model: str) -> None:
-    setup, best = set_up_again(new_run(tmp_path, image_store if model == "cnn" else slice_store, model), best=False)
-    setup.bare.train()
-    before = {name: tensor.clone() for name, tensor in setup.bare.state_dict().items()}
+    run = new_run(tmp_path, image_store if model == "cnn" else slice_store, model)
+    state, best = build_state_again(run, best=False)
+    state.network.train()
+    before = {name: tensor.clone() for name, tensor in state.network.state_dict().items()}
     random = torch.get_rng_state(), np.random.get_state()[1].tolist()
-    write_pictures(setup, best)
-    first = setup.run.pictures.read_bytes()
-    write_pictures(setup, best)
-    assert setup.run.pictures.read_bytes() == first
-    assert all(module.training for module in setup.bare.modules())
+    write_pictures(state, best)
+    first = state.run.pictures.read_bytes()
+    write_pictures(state, best)
+    assert state.run.pictures.read_bytes() == first
+    assert all(module.training for module in state.network.modules())
     assert torch.equal(torch.get_rng_state(), random[0])
     assert np.random.get_state()[1].tolist() == random[1]
-    assert all(torch.equal(tensor, before[name]) for name, tensor in setup.bare.state_dict().items())
-    assert not list(setup.run.path.rglob("*.tmp"))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in state.network.state_dict().items())
+    assert not list(state.run.path.rglob("*.tmp"))
 
 
 def test_large_images_are_thinned_out(tmp_path: Path, image_store: Path) -> None:
-    setup, best = set_up_again(new_run(tmp_path, image_store, "cnn", data={"image_size": 288}), best=False)
-    write_pictures(setup, best)
-    arrays, about = read_pictures(setup.run)
+    state, best = build_state_again(new_run(tmp_path, image_store, "cnn", data={"image_size": 288}), best=False)
+    write_pictures(state, best)
+    arrays, about = read_pictures(state.run)
     assert about["image_size"] == [288, 288]
     assert about["every"] == 2
     assert arrays["wrong_images"].shape[1:] == (144, 144)
     assert arrays["filters"].shape == (96, 3, 9, 9)
-    assert setup.run.pictures.stat().st_size < 3e6
+    assert state.run.pictures.stat().st_size < 3e6
 
 
 def test_pictures_that_fail_end_no_run(
@@ -63,11 +64,11 @@ def test_pictures_that_fail_end_no_run(
 
 
 def test_a_network_that_gives_no_numbers_has_pictures(tmp_path: Path, slice_store: Path) -> None:
-    setup, best = set_up_again(new_run(tmp_path, slice_store, "unet"), best=False)
+    state, best = build_state_again(new_run(tmp_path, slice_store, "unet"), best=False)
     with torch.no_grad():
-        next(iter(setup.bare.parameters())).fill_(torch.nan)
-    write_pictures(setup, best)
-    arrays, _ = read_pictures(setup.run)
+        next(iter(state.network.parameters())).fill_(torch.nan)
+    write_pictures(state, best)
+    arrays, _ = read_pictures(state.run)
     assert not arrays["best_probabilities"].any()
 
 

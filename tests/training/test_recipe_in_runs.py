@@ -2,20 +2,23 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from training_runs import new_run, train_here
+from training_runs import evaluated, new_run, train_here
 
 from hpc_tumor.errors import UsageError
+from hpc_tumor.training import loop
 from hpc_tumor.training.average import WeightAverage
 from hpc_tumor.training.checkpoints.files import load_checkpoint, load_weights
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.loop import train_to_end
 from hpc_tumor.training.losses import balanced_weights
-from hpc_tumor.training.setup import set_up
+from hpc_tumor.training.scoring.evaluate import Evaluation
+from hpc_tumor.training.setup import build_state
 
 CPU = torch.device("cpu")
 
@@ -44,9 +47,9 @@ def test_the_mean_is_what_is_scored_and_kept(tmp_path: Path, slice_store: Path) 
     best, _ = load_weights(run.best_weights)
     assert any(not torch.equal(best[name], last["model"][name]) for name in best)
     assert all(torch.equal(best[name], mean) for name, mean in last["average"].items())
-    setup = set_up(run.experiment(), run, Distributed())
-    setup.bare.load_state_dict(best)
-    assert setup.evaluate_as_is(setup.parts.test).scores == json.loads(run.result.read_text())["last"]["test"]
+    state = build_state(run.experiment(), run, Distributed())
+    state.network.load_state_dict(best)
+    assert evaluated(state, state.parts.test).scores == json.loads(run.result.read_text())["last"]["test"]
 
 
 def test_training_ends_where_nothing_gets_better(tmp_path: Path, slice_store: Path) -> None:
@@ -84,21 +87,21 @@ def test_the_best_epoch_is_chosen_by_the_score_that_was_asked_for(
 
 def test_balanced_weights_are_those_of_the_training_part(tmp_path: Path, image_store: Path, slice_store: Path) -> None:
     images = new_run(tmp_path, image_store, "cnn", recipe={"class_weights": "balanced"})
-    setup = set_up(images.experiment(), images, Distributed())
-    labels = setup.train.part.classes
+    state = build_state(images.experiment(), images, Distributed())
+    labels = state.parts.train.part.classes
     counts = torch.tensor([(labels == label).sum().item() for label in range(4)], dtype=torch.float64)
     logits = torch.zeros(4, 4)
     expected = balanced_weights(counts) * np.log(4)
-    torch.testing.assert_close(setup.loss(logits, torch.arange(4)), expected.float())
+    torch.testing.assert_close(state.spec.loss(logits, torch.arange(4)), expected.float())
     slices = new_run(tmp_path, slice_store, "unet", recipe={"class_weights": "balanced"})
-    setup = set_up(slices.experiment(), slices, Distributed())
+    state = build_state(slices.experiment(), slices, Distributed())
     counts = torch.zeros(3, dtype=torch.float64)
-    for batch in setup.train.batches(np.arange(len(setup.train.part))):
+    for batch in state.parts.train.batches(np.arange(len(state.parts.train.part))):
         counts += torch.tensor([(batch.targets == label).sum().item() for label in (1, 2, 3)])
     target = torch.ones(1, 2, 2, dtype=torch.uint8)
     # A mean over three maps of the binary cross-entropy at 0, each with its weight.
     expected = (balanced_weights(counts).float() * np.log(2)).mean()
-    torch.testing.assert_close(setup.loss(torch.zeros(1, 3, 2, 2), target)[0], expected)
+    torch.testing.assert_close(state.spec.loss(torch.zeros(1, 3, 2, 2), target)[0], expected)
 
 
 @pytest.mark.slow
@@ -126,19 +129,19 @@ def test_a_validation_that_is_no_number_is_not_the_best_for_good(
     tmp_path: Path, slice_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = new_run(tmp_path, slice_store, "unet", recipe={"epochs": 3, "early_stopping": 2}, best_by="loss")
-    setup = set_up(run.experiment(), run, Distributed())
-    plain, seen = setup.evaluate, []
+    state = build_state(run.experiment(), run, Distributed())
+    plain, seen = loop.evaluate, []  # type: ignore[attr-defined]
 
-    def evaluate(loader: object, alive: object) -> object:
-        found = plain(loader, alive)  # type: ignore[arg-type]
-        if loader is setup.val and not seen:
+    def evaluate(*arguments: Any, **options: Any) -> Evaluation:
+        scored: Evaluation = plain(*arguments, **options)
+        if not seen:
             seen.append(1)
-            found.scores["loss"] = float("nan")
-        return found
+            scored.scores["loss"] = float("nan")
+        return scored
 
-    monkeypatch.setattr(setup, "evaluate", evaluate)
-    assert train_to_end(setup) == "finished"
-    assert setup.state.best_epoch > 1
+    monkeypatch.setattr(loop, "evaluate", evaluate)
+    assert train_to_end(state) == "finished"
+    assert state.progress.best_epoch > 1
 
 
 def test_a_class_that_there_is_not_cannot_choose(tmp_path: Path, image_store: Path) -> None:

@@ -21,19 +21,21 @@ from hpc_tumor.run_dir import RunDir
 from hpc_tumor.system import atomic
 from hpc_tumor.training.checkpoints.files import (
     DamagedWeights,
-    TrainState,
+    Progress,
     UnreadableWeights,
     is_whole,
     load_checkpoint,
     load_weights,
     write_weights,
 )
-from hpc_tumor.training.checkpoints.saving import Saver, find_last
+from hpc_tumor.training.checkpoints.resume import find_last, load_best
+from hpc_tumor.training.checkpoints.saving import save_weights
+from hpc_tumor.training.checkpoints.writer import CheckpointWriter
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.loop import train_to_end
 from hpc_tumor.training.scoring.testing import score_test_part
 from hpc_tumor.training.scoring.volumes import Watch
-from hpc_tumor.training.setup import set_up
+from hpc_tumor.training.setup import build_state
 
 CPU = torch.device("cpu")
 
@@ -49,14 +51,15 @@ def test_what_is_written_is_the_moment_of_the_call(run: RunDir, monkeypatch: pyt
     """It is written after the one before it, which keeps the disk busy while training goes on."""
     go_on, fsync = threading.Event(), os.fsync
     monkeypatch.setattr(os, "fsync", lambda handle: (go_on.wait(10), fsync(handle)))
-    saver, weight, state = Saver(run, {}), torch.zeros(3), TrainState(epoch=1, totals=[{"loss": torch.ones(1)}])
-    saver.save_last(TrainState(epoch=0), {})
-    saver.save_last(state, {"model": {"w": weight}})
+    writer, weight = CheckpointWriter(run, {}), torch.zeros(3)
+    progress = Progress(epoch=1, totals=[{"loss": torch.ones(1)}])
+    writer.save_last(Progress(epoch=0), {})
+    writer.save_last(progress, {"model": {"w": weight}})
     weight += 1  # training goes on
-    state.epoch = 2
-    state.totals[0]["loss"] += 5
+    progress.epoch = 2
+    progress.totals[0]["loss"] += 5
     go_on.set()
-    saver.close()
+    writer.close()
     contents = load_checkpoint(run.last_checkpoint, CPU)
     assert contents["model"]["w"].tolist() == [0, 0, 0]
     assert (contents["state"].epoch, contents["state"].totals) == (1, [{"loss": torch.ones(1)}])
@@ -64,10 +67,10 @@ def test_what_is_written_is_the_moment_of_the_call(run: RunDir, monkeypatch: pyt
 
 
 def test_the_one_before_and_those_for_good_are_kept(run: RunDir) -> None:
-    saver = Saver(run, {})
+    writer = CheckpointWriter(run, {})
     for epoch in (1, 2, 3):
-        saver.save_last(TrainState(epoch=epoch), {}, keep=epoch == 2)
-    saver.close()
+        writer.save_last(Progress(epoch=epoch), {}, keep=epoch == 2)
+    writer.close()
     epochs = {path.name: load_checkpoint(path, CPU)["state"].epoch for path in run.checkpoints.iterdir()}
     assert epochs == {"last.pt": 3, "previous.pt": 2, "epoch-0002.pt": 2}
 
@@ -81,17 +84,17 @@ def test_without_hard_links(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_full_disk_is_said_and_leaves_the_checkpoint_before(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    saver = Saver(run, {})
-    saver.save_last(TrainState(epoch=1), {})
-    saver.wait()
+    writer = CheckpointWriter(run, {})
+    writer.save_last(Progress(epoch=1), {})
+    writer.wait()
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    saver.save_last(TrainState(epoch=2), {})
+    writer.save_last(Progress(epoch=2), {})
     with pytest.raises(TrainingError, match="no room left to write"):
-        saver.close()
+        writer.close()
     monkeypatch.undo()
     assert find_last(run) == (True, None)
     assert load_checkpoint(run.last_checkpoint, CPU)["state"].epoch == 1
@@ -100,9 +103,9 @@ def test_a_full_disk_is_said_and_leaves_the_checkpoint_before(run: RunDir, monke
 
 @pytest.mark.parametrize("seed", range(20))
 def test_a_flipped_bit_is_noticed_or_changes_nothing(run: RunDir, seed: int) -> None:
-    saver = Saver(run, {})
-    saver.save_last(TrainState(epoch=1), {"model": {"w": torch.arange(500.0)}})
-    saver.close()
+    writer = CheckpointWriter(run, {})
+    writer.save_last(Progress(epoch=1), {"model": {"w": torch.arange(500.0)}})
+    writer.close()
     contents = bytearray(run.last_checkpoint.read_bytes())
     contents[Random(seed).randrange(len(contents))] ^= 1 << seed % 8
     run.last_checkpoint.write_bytes(contents)
@@ -111,7 +114,7 @@ def test_a_flipped_bit_is_noticed_or_changes_nothing(run: RunDir, seed: int) -> 
     except DataError:
         return
     assert torch.equal(loaded["model"]["w"], torch.arange(500.0))
-    assert loaded["state"] == TrainState(epoch=1)
+    assert loaded["state"] == Progress(epoch=1)
 
 
 def spoil(path: Path) -> None:
@@ -154,9 +157,9 @@ def test_two_damaged_checkpoints_are_refused(tmp_path: Path, slice_store: Path) 
 
 
 def test_a_start_that_was_killed_between_two_names_goes_on(run: RunDir) -> None:
-    saver = Saver(run, {})
-    saver.save_last(TrainState(epoch=1), {})
-    saver.close()
+    writer = CheckpointWriter(run, {})
+    writer.save_last(Progress(epoch=1), {})
+    writer.close()
     run.last_checkpoint.rename(run.previous_checkpoint)
     found, said = find_last(run)
     assert found
@@ -175,15 +178,15 @@ def test_best_weights_open_with_safetensors_alone(tmp_path: Path, slice_store: P
     assert about["classes"] == ["NCR", "ED", "ET"]
     result = result_of(run)
     assert about["state"].best_epoch == result["best"]["epoch"]
-    setup = set_up(run.experiment(), run, Distributed())
-    setup.bare.load_state_dict(plain)
-    again = score_test_part(setup, Watch()).final.scores
+    state = build_state(run.experiment(), run, Distributed())
+    state.network.load_state_dict(plain)
+    again = score_test_part(state, Watch()).final.scores
     assert again == result["best"]["test"]
 
 
 def test_damaged_weights_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "best.safetensors"
-    write_weights(path, {"w": torch.ones(100)}, TrainState(epoch=2), {"identity": {}})
+    write_weights(path, {"w": torch.ones(100)}, Progress(epoch=2), {"identity": {}})
     assert load_weights(path)[1]["state"].epoch == 2
     spoil(path)
     with pytest.raises(DataError, match="damaged"):
@@ -195,7 +198,7 @@ def test_no_checksum_and_no_name_is_taken_for_a_number(tmp_path: Path) -> None:
     path, looks = tmp_path / "best.safetensors", Counter[str]()
     for number in range(3000):
         weights = {"w": torch.tensor([number])}
-        write_weights(path, weights, TrainState(epoch=2), {"identity": {}})
+        write_weights(path, weights, Progress(epoch=2), {"identity": {}})
         assert torch.equal(load_weights(path)[0]["w"], weights["w"]), number
         with safetensors.safe_open(path, "pt") as file:
             checksum = file.metadata()["crc32c"]
@@ -206,7 +209,7 @@ def test_no_checksum_and_no_name_is_taken_for_a_number(tmp_path: Path) -> None:
     names = ("1e5", "878e3718", "00123", "123", "true", "null", "Infinity", "NaN", '"quoted"', "[1]", "")
     for name in names:
         about = {"identity": {}, "run": name, "model": name, "task": name, "classes": [*names], "filters": None}
-        write_weights(path, {"w": torch.ones(1)}, TrainState(), about)
+        write_weights(path, {"w": torch.ones(1)}, Progress(), about)
         found = load_weights(path)[1]
         assert {key: found[key] for key in about} == about
 
@@ -214,7 +217,7 @@ def test_no_checksum_and_no_name_is_taken_for_a_number(tmp_path: Path) -> None:
 def test_weights_of_earlier_versions_are_read(tmp_path: Path) -> None:
     """They wrote a text for every value that was one, no filters as an empty one, and JSON for all others."""
     path = tmp_path / "best.safetensors"
-    write_weights(path, {"w": torch.ones(3)}, TrainState(epoch=2, best_epoch=2), {"identity": {"seed": 1}})
+    write_weights(path, {"w": torch.ones(3)}, Progress(epoch=2, best_epoch=2), {"identity": {"seed": 1}})
     with safetensors.safe_open(path, "pt") as file:
         metadata = file.metadata()
     for filters, expected in (("", None), ("32", 32)):
@@ -232,7 +235,7 @@ def test_weights_of_earlier_versions_are_read(tmp_path: Path) -> None:
 ])  # fmt: skip
 def test_weights_that_say_nonsense_are_refused(tmp_path: Path, metadata: dict[str, str] | None) -> None:
     path = tmp_path / "best.safetensors"
-    write_weights(path, {"w": torch.ones(3)}, TrainState(epoch=2), {"identity": {}})
+    write_weights(path, {"w": torch.ones(3)}, Progress(epoch=2), {"identity": {}})
     with safetensors.safe_open(path, "pt") as file:
         changed = None if metadata is None else {**file.metadata(), **metadata}
     safetensors.torch.save_file({"w": torch.ones(3)}, path, changed)
@@ -307,10 +310,10 @@ def test_best_weights_that_the_disk_does_not_give_are_not_lost(
 def test_a_checkpoint_that_the_disk_does_not_give_is_not_replaced_by_the_one_before(
     run: RunDir, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    saver = Saver(run, {})
+    writer = CheckpointWriter(run, {})
     for epoch in (1, 2):
-        saver.save_last(TrainState(epoch=epoch), {"model": {"w": torch.ones(99)}})
-    saver.close()
+        writer.save_last(Progress(epoch=epoch), {"model": {"w": torch.ones(99)}})
+    writer.close()
     real = zipfile.ZipFile
 
     def refuse(path: Path) -> zipfile.ZipFile:
@@ -328,14 +331,14 @@ def test_a_checkpoint_that_the_disk_does_not_give_is_not_replaced_by_the_one_bef
 
 def _load_best_where_rank_1_cannot(distributed: Distributed, folder: Path) -> None:
     run = RunDir(folder)
-    setup = set_up(run.experiment(), run, distributed)
-    setup.save_best()
+    state = build_state(run.experiment(), run, distributed)
+    save_weights(state, state.run.best_weights)
     with pytest.MonkeyPatch.context() as disk:
         if distributed.rank == 1:
             UnansweringDisk(disk, errno.ESTALE)
         with pytest.raises(TrainingError, match="hpc-tumor resume"):
-            setup.load_best()
-    assert setup.load_best() is None
+            load_best(state)
+    assert load_best(state) is None
 
 
 @pytest.mark.slow
@@ -392,10 +395,10 @@ def test_events_come_before_the_end(tmp_path: Path, slice_store: Path, monkeypat
 
 def test_a_fallback_survives_a_second_accident(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     """The damaged checkpoint is not rotated over the good one, whatever happens to the next."""
-    saver = Saver(run, {})
+    writer = CheckpointWriter(run, {})
     for epoch in (1, 2):
-        saver.save_last(TrainState(epoch=epoch), {"model": {"w": torch.ones(99)}})
-    saver.close()
+        writer.save_last(Progress(epoch=epoch), {"model": {"w": torch.ones(99)}})
+    writer.close()
     spoil(run.last_checkpoint)
     assert find_last(run)[0]
 
@@ -403,20 +406,20 @@ def test_a_fallback_survives_a_second_accident(run: RunDir, monkeypatch: pytest.
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    saver = Saver(run, {})
-    saver.save_last(TrainState(epoch=3), {})
+    writer = CheckpointWriter(run, {})
+    writer.save_last(Progress(epoch=3), {})
     with pytest.raises(TrainingError):
-        saver.close()
+        writer.close()
     monkeypatch.undo()
     assert find_last(run) == (True, None)
     assert load_checkpoint(run.last_checkpoint, CPU)["state"].epoch == 1
 
 
 def test_those_kept_for_good_are_the_last_resort(run: RunDir) -> None:
-    saver = Saver(run, {})
+    writer = CheckpointWriter(run, {})
     for epoch in (1, 2, 3):
-        saver.save_last(TrainState(epoch=epoch), {"model": {"w": torch.ones(99)}}, keep=epoch < 3)
-    saver.close()
+        writer.save_last(Progress(epoch=epoch), {"model": {"w": torch.ones(99)}}, keep=epoch < 3)
+    writer.close()
     run.previous_checkpoint.unlink()
     spoil(run.last_checkpoint)
     found, said = find_last(run)
@@ -446,9 +449,9 @@ def test_moments_that_lie_in_another_order_are_laid_as_the_weights(
 
 def test_weights_lie_in_a_checkpoint_as_in_the_network(run: RunDir) -> None:
     weight = torch.randn(4, 3, 5, 5).contiguous(memory_format=torch.channels_last)
-    saver = Saver(run, {})
-    saver.save_last(TrainState(epoch=1), {"model": {"w": weight}})
-    saver.close()
+    writer = CheckpointWriter(run, {})
+    writer.save_last(Progress(epoch=1), {"model": {"w": weight}})
+    writer.close()
     written = load_checkpoint(run.last_checkpoint, CPU)["model"]["w"]
     assert written.stride() == weight.stride()
     assert torch.equal(written, weight)
@@ -459,11 +462,12 @@ def test_lost_best_weights_are_marked_and_never_overwritten(
     tmp_path: Path, slice_store: Path, capfd: pytest.CaptureFixture[str], damage: str
 ) -> None:
     run = new_run(tmp_path, slice_store, "unet", recipe={"epochs": 3, "learning_rate": 0.3, "optimizer": "sgd"})
-    setup = set_up(run.experiment(), run, Distributed())
-    setup.state.best_epoch, setup.state.best_score, setup.state.best_loss = 1, 9.0, 0.0  # nothing will be better
+    state = build_state(run.experiment(), run, Distributed())
+    progress = state.progress
+    progress.best_epoch, progress.best_score, progress.best_loss = 1, 9.0, 0.0  # nothing will be better
     if damage == "damaged":
         run.best_weights.write_bytes(b"no weights")
-    assert train_to_end(setup) == "finished"
+    assert train_to_end(state) == "finished"
     said = capfd.readouterr().err
     assert "The scores are those of the last epoch, 3, not of epoch 1" in said
     assert f"with the weights of epoch 3, the last: those of the best are {damage}" in said
@@ -519,12 +523,12 @@ def test_no_later_checkpoint_outlives_the_loss_of_the_best_weights(
 
     def save_both() -> None:
         """The failure is raised by the second one, or by the end where the first is still being written then."""
-        saver = Saver(run, {})
+        writer = CheckpointWriter(run, {})
         try:
-            saver.save_weights(run.best_weights, TrainState(epoch=1), {"w": torch.ones(1)}, {})
-            saver.save_last(TrainState(epoch=1), {})
+            writer.save_weights(run.best_weights, Progress(epoch=1), {"w": torch.ones(1)}, {})
+            writer.save_last(Progress(epoch=1), {})
         finally:
-            saver.close()
+            writer.close()
 
     with pytest.raises(TrainingError, match="no room left"):
         save_both()

@@ -11,7 +11,7 @@ from torch.optim import lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
 from hpc_tumor.config import Recipe
-from hpc_tumor.training.schedule import learning_rate
+from hpc_tumor.training.recipe import learning_rate
 
 STEPS = 7
 

@@ -15,7 +15,16 @@ import surface_distance
 import torch
 from safetensors.torch import load_file
 from scipy import ndimage
-from training_runs import new_run, of_an_earlier_version, result_of, rows_of, to_test_again, train_here, train_ranks
+from training_runs import (
+    evaluated,
+    new_run,
+    of_an_earlier_version,
+    result_of,
+    rows_of,
+    to_test_again,
+    train_here,
+    train_ranks,
+)
 
 from hpc_tumor.data.audit.images import scan_images
 from hpc_tumor.data.audit.memoriser import memorise_images
@@ -30,7 +39,7 @@ from hpc_tumor.training.scoring import testing
 from hpc_tumor.training.scoring.cleaning import COMPONENTS, ENHANCING, Cleaning
 from hpc_tumor.training.scoring.evaluate import flipped
 from hpc_tumor.training.scoring.volumes import Watch
-from hpc_tumor.training.setup import set_up
+from hpc_tumor.training.setup import build_state
 
 STRUCTURES = {"NCR": [1], "ED": [2], "ET": [3], "WT": [1, 2, 3], "TC": [1, 3]}
 RECIPE = {
@@ -251,14 +260,14 @@ def test_single_slices_have_no_distances(tmp_path: Path, slice_store: Path) -> N
 def test_resized_slices_are_measured_in_millimetres(tmp_path: Path, slice_store: Path) -> None:
     """What is missed or made up is so by the diagonal of the volume as it was."""
     run = new_run(tmp_path, slice_store, "unet", data={"image_size": 64}, recipe={"epochs": 1, "learning_rate": 1e-12})
-    setup = set_up(run.experiment(), run, Distributed())
-    found = setup.evaluate_as_is(setup.parts.test, volumes=True)
+    state = build_state(run.experiment(), run, Distributed())
+    found = evaluated(state, state.parts.test, volumes=True)
     assert found.volumes is not None
     ((_, codes, spacing),) = found.volumes.cases(Distributed())
     assert (codes.shape, spacing) == ((12, 64, 64), (1.0, 0.5, 0.5))
-    setup.bare.requires_grad_(False).apply(lambda module: getattr(module, "bias", None) is not None
+    state.network.requires_grad_(False).apply(lambda module: getattr(module, "bias", None) is not None
                                            and module.bias.fill_(-100.0))  # fmt: skip
-    result = testing.score_test_part(setup, Watch()).final
+    result = testing.score_test_part(state, Watch()).final
     assert result.surfaces is not None
     lost = result.surfaces[..., 0][result.surfaces[..., 0] > 0]
     assert len(lost)
@@ -348,7 +357,7 @@ def test_the_neighbour_needs_only_the_images_of_the_parts(
 ) -> None:
     """An image that the split left out may be damaged: at the end of a run nobody reads it."""
     run = new_run(tmp_path, image_store, "cnn")
-    parts = set_up(run.experiment(), run, Distributed()).parts
+    parts = build_state(run.experiment(), run, Distributed()).parts
     read, plain = [], parts.store.read_images
     monkeypatch.setattr(parts.store, "read_images", lambda chosen: read.extend(chosen) or plain(chosen))
     found = testing.nearest_neighbour(parts)

@@ -13,9 +13,9 @@ from training_runs import new_run, train_here
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.inspect.debug import debug_run
-from hpc_tumor.training.inspect.step_times import PARTS
-from hpc_tumor.training.inspect.tracing import Tracer
-from hpc_tumor.training.setup import set_up
+from hpc_tumor.training.inspect.step_times import PHASES, Tracer
+from hpc_tumor.training.setup import build_state
+from hpc_tumor.training.state import mark
 
 Captured = pytest.CaptureFixture[str]
 
@@ -30,7 +30,7 @@ def events(run: RunDir) -> list[dict[str, Any]]:
 
 def parts(run: RunDir) -> list[str]:
     """The parts of steps in the trace, in their order."""
-    marked = [event for event in events(run) if event.get("cat") == "user_annotation" and event["name"] in PARTS]
+    marked = [event for event in events(run) if event.get("cat") == "user_annotation" and event["name"] in PHASES]
     return [event["name"] for event in sorted(marked, key=lambda event: event["ts"])]
 
 
@@ -98,20 +98,20 @@ def test_a_trace_that_cannot_be_written_does_not_stop_training(
 
 def test_an_error_in_a_traced_step_stays_what_it_is(tmp_path: Path, slice_store: Path) -> None:
     run = new_run(tmp_path, slice_store, "unet", profile=True, limit_batches=1)
-    setup = set_up(run.experiment(), run, Distributed())
+    state = build_state(run.experiment(), run, Distributed())
     heard: list[str] = []
-    setup.watched = heard.append
+    state.watched = heard.append
 
     def fail() -> None:
-        with Tracer(setup):
-            setup.mark("forward")
+        with Tracer(state):
+            mark(state, "forward")
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         fail()
     assert heard == ["forward"]
-    assert setup.watched == heard.append
+    assert state.watched == heard.append
     assert not (run.path / "profile").exists()
-    with Tracer(setup):  # the profiler has ended, and this start has had its trace
-        setup.mark("forward")
+    with Tracer(state):  # the profiler has ended, and this start has had its trace
+        mark(state, "forward")
     assert not (run.path / "profile").exists()

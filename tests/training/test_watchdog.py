@@ -20,7 +20,8 @@ import pytest
 from hpc_tumor.cluster.node.local import rank_variables
 from hpc_tumor.errors import TrainingError
 from hpc_tumor.training.distributed import Distributed, init_distributed
-from hpc_tumor.training.watch.watchdog import Mark, Verdict, Watchdog, explain_loss, is_loss, judge
+from hpc_tumor.training.watch.torch_words import says_rank_lost
+from hpc_tumor.training.watch.watchdog import Mark, Verdict, Watchdog, explain_loss, judge
 
 TIMEOUT = 3.0  # seconds; a rank counts as gone after half of that
 MARGIN = 8.0  # by which ranks end later than that, on a busy machine
@@ -87,10 +88,10 @@ def test_ranks_that_wait_for_each_other_are_all_named() -> None:
 
 
 def test_a_loss_is_told_from_a_cause() -> None:
-    assert is_loss(RuntimeError("[pair.cc:534] Connection closed by peer [10.0.0.1]:1234"))
-    assert not is_loss(RuntimeError("CUDA out of memory"))
-    assert not is_loss(ConnectionResetError("Connection reset by peer"))  # of some file server
-    assert not is_loss(TrainingError("Broken pipe in the store"))
+    assert says_rank_lost(RuntimeError("[pair.cc:534] Connection closed by peer [10.0.0.1]:1234"))
+    assert not says_rank_lost(RuntimeError("CUDA out of memory"))
+    assert not says_rank_lost(ConnectionResetError("Connection reset by peer"))  # of some file server
+    assert not says_rank_lost(TrainingError("Broken pipe in the store"))
     assert explain_loss(RuntimeError("Connection closed by peer")) is None  # nobody watches
 
 

@@ -17,14 +17,17 @@ import pytest
 import torch
 import torch.multiprocessing as multiprocessing
 
+from hpc_tumor.data.feed.loader import BatchLoader
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.settings import merge, resolve
+from hpc_tumor.training.average import weights_to_score
 from hpc_tumor.training.checkpoints.files import load_weights, write_weights
+from hpc_tumor.training.checkpoints.resume import load_best
 from hpc_tumor.training.distributed import Distributed, init_distributed
 from hpc_tumor.training.loop import train
-from hpc_tumor.training.scoring.evaluate import Evaluation
-from hpc_tumor.training.setup import set_up
-from hpc_tumor.training.working_set import Setup
+from hpc_tumor.training.scoring.evaluate import Evaluation, evaluate
+from hpc_tumor.training.setup import build_state
+from hpc_tumor.training.state import TrainingState
 
 # What ranks would import when they are deterministic, and when they score.
 IMPORTED = ["pytest", "hpc_tumor.training.loop", "torch._inductor"]
@@ -152,13 +155,24 @@ def read_pictures(run: RunDir) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     return arrays, json.loads(str(arrays.pop("about")))
 
 
-def set_up_again(run: RunDir, best: bool = True) -> tuple[Setup, Evaluation]:
+def build_state_again(run: RunDir, best: bool = True) -> tuple[TrainingState, Evaluation]:
     """A run set up with its best weights, in evaluation, and their scores; else with those that it begins with."""
-    setup = set_up(run.experiment(), run, Distributed())
+    state = build_state(run.experiment(), run, Distributed())
     if best:
-        assert setup.load_best() is None
-    setup.bare.eval()
-    return setup, setup.evaluate_as_is(setup.parts.test, final=True)
+        assert load_best(state) is None
+    state.network.eval()
+    return state, evaluated(state, state.parts.test, final=True)
+
+
+def evaluated(state: TrainingState, loader: BatchLoader, **options: bool) -> Evaluation:
+    """Scores of the weights that are in the network."""
+    return evaluate(state.network, loader, state.spec, state.distributed, **options)
+
+
+def scored(state: TrainingState, loader: BatchLoader) -> Evaluation:
+    """Scores of rank 0's network, of the running mean where there is one."""
+    with weights_to_score(state.network, state.average, state.distributed):
+        return evaluated(state, loader)
 
 
 def to_test_again(run: RunDir, folder: Path, **settings: dict[str, Any]) -> RunDir:

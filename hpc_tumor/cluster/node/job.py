@@ -18,12 +18,14 @@ from pathlib import Path
 from types import FrameType
 
 from hpc_tumor.cluster.observe.job_record import JobRecord
+from hpc_tumor.console import log
 from hpc_tumor.errors import Cause, ClusterError, HpcTumorError
 from hpc_tumor.records import Failure
 from hpc_tumor.run_dir import RunDir, read_json
 from hpc_tumor.system.processes import end_with_parent
 from hpc_tumor.system.resources import available_cpus
 from hpc_tumor.training.watch.torch_words import may_pass
+from hpc_tumor.vocabulary import RunStatus
 
 _LASTING_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -164,7 +166,7 @@ def set_failed(run: RunDir) -> None:
     """Let the heartbeat say that the run failed; how far it had come stays."""
     status = read_json(run.status) or {}
     status.pop("time", None)
-    run.write_status(**{**status, "state": "failed"})
+    run.write_status(**{**status, "state": RunStatus.FAILED})
 
 
 def rendezvous(variables: Mapping[str, str], suffix: str = "") -> tuple[str, int]:
@@ -202,14 +204,13 @@ def _train(run: RunDir, job: JobRecord, stop: StopFlag, record: RankFailure, sta
     from hpc_tumor.data.feed.staging import staged
     from hpc_tumor.training.distributed import init_distributed
     from hpc_tumor.training.loop import train
-    from hpc_tumor.training.watch.heartbeat import say
 
     experiment = run.experiment()
     distributed = init_distributed(experiment.hardware.timeout_minutes, experiment.hardware.threads, record.hang)
     print(f"rank {distributed.rank} of {distributed.world_size} on {socket.gethostname()}, {distributed.device}")
     disk = job.profile.environment.node_disk if job.profile else None
     with staged(
-        experiment.data.store, disk, say, leads=distributed.local_rank == 0, agree=distributed.any, stop=stop,
+        experiment.data.store, disk, log, leads=distributed.local_rank == 0, agree=distributed.any, stop=stop,
         patience=60 * experiment.hardware.timeout_minutes,
     ) as copy:  # fmt: skip
         outcome = train(experiment, run, distributed, stop, start=start, read_from=copy)

@@ -24,7 +24,7 @@ from hpc_tumor.errors import Cause
 from hpc_tumor.records import Event, Failure, Status
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.system.resources import owner_of, user_name
-from hpc_tumor.vocabulary import counted, duration
+from hpc_tumor.vocabulary import RunStatus, counted, duration
 
 STALE_SECONDS = 600.0  # without a heartbeat; longer than the validation of a large store
 _CLOCKS_DIFFER = 2.0  # seconds that SLURM's clock and the file system's may be apart
@@ -143,7 +143,7 @@ def judge_slurm(record: SlurmJob, story: Story, status: Status, age: float | Non
         return Verdict(State.REQUEUED, story.retry or "is on its way back into the queue")
     if alive:
         return Verdict(State.RUNNING, _STAGES.get(record.state) or _silence(age, record.elapsed_s))
-    if status.state == "stopped" and record.state == "COMPLETED":
+    if status.state == RunStatus.STOPPED and record.state == "COMPLETED":
         return Verdict(State.STOPPED, story.stopped or story.resume)
     if record.exit_code == f"{CODE_LOST}:0":
         return Verdict(State.FAILED, CODE_LOST_WORDS)
@@ -217,7 +217,7 @@ def judge_by_files(status: Status, story: Story, age: float | None, why: str, an
         return story.failed
     if story.cancelled:
         return Verdict(State.CANCELLED, f"cancelled; {story.resume}")
-    if status.state == "stopped":
+    if status.state == RunStatus.STOPPED:
         return Verdict(State.STOPPED, story.stopped or story.resume)
     if age is not None and age < STALE_SECONDS:
         return Verdict(State.RUNNING, f"by its heartbeat; {why}")

@@ -13,7 +13,7 @@ from hpc_tumor.results.read.run_result import RunResult
 from hpc_tumor.results.read.runs import flat, read_finished, what_is_wrong
 from hpc_tumor.results.read.values import integer, number, section, text, word
 from hpc_tumor.run_dir import RunDir, file_clock, read_json, read_json_lines
-from hpc_tumor.vocabulary import duration
+from hpc_tumor.vocabulary import RunStatus, duration
 
 SILENT_SECONDS = 15 * 60
 _STATES = {
@@ -144,7 +144,7 @@ def _state(run: RunDir, status: Mapping[str, Any], now: float) -> tuple[str, str
     reason = next((value for key in ("reason", "error", "message") if (value := text(said.get(key)))), None)
     # The clock of a node may differ from this one: an age by both clocks is that of the file, or less.
     silent = now - max(beat, heard, *(path.stat().st_mtime for path in (run.status, run.events) if path.is_file()))
-    if state in ("training", "evaluating", "started", "stopping") and silent > SILENT_SECONDS:
+    if state in (RunStatus.TRAINING, RunStatus.EVALUATING, "started", "stopping") and silent > SILENT_SECONDS:
         reason = f"silent for {duration(silent)}"
     if run.result.exists():
         reason = "result.json cannot be read"

@@ -48,7 +48,7 @@ class UnreadableWeights(DataError):  # noqa: N818 - as above
 
 
 @dataclass
-class TrainState:
+class Progress:
     """Progress of training. `epoch` epochs are complete; `step` steps of the next one are done.
 
     Attributes:
@@ -96,17 +96,17 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
     random.setstate((version, tuple(internal), gauss))
 
 
-def write_checkpoint(path: Path, state: TrainState, identity: dict[str, Any], parts: dict[str, Any]) -> None:
-    """Write a checkpoint: `parts` are state dictionaries; `identity` is what a resume must agree with.
+def write_checkpoint(path: Path, progress: Progress, identity: dict[str, Any], contents: dict[str, Any]) -> None:
+    """Write a checkpoint: `contents` are state dictionaries; `identity` is what a resume must agree with.
 
     Raises OSError, or torch's RuntimeError about one; the checkpoint that was there stays.
     """
     with atomic.atomic_file(path) as file:
-        torch.save({"format": _FORMAT, "state": dataclasses.asdict(state), "identity": identity, **parts}, file)
+        torch.save({"format": _FORMAT, "state": dataclasses.asdict(progress), "identity": identity, **contents}, file)
 
 
 def load_checkpoint(path: Path, device: torch.device, identity: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Read what `write_checkpoint` wrote, with `state` as a TrainState. Nothing in the file is executed.
+    """Read what `write_checkpoint` wrote, with `state` as Progress. Nothing in the file is executed.
 
     `notes` are lines on what the identity has of settings that were changed, and may be, or cannot tell of.
 
@@ -124,7 +124,7 @@ def load_checkpoint(path: Path, device: torch.device, identity: dict[str, Any] |
     if found != _FORMAT:
         raise DataError(f"{path} has checkpoint format {found}; this version reads {_FORMAT}. Submit a new run.")
     notes = _check_identity(path, contents["identity"], identity)
-    return {**contents, "state": TrainState(**contents["state"]), "notes": notes}
+    return {**contents, "state": Progress(**contents["state"]), "notes": notes}
 
 
 def is_whole(path: Path) -> bool:
@@ -145,17 +145,17 @@ def is_whole(path: Path) -> bool:
         return False
 
 
-def write_weights(path: Path, weights: dict[str, Tensor], state: TrainState, about: dict[str, Any]) -> None:
+def write_weights(path: Path, weights: dict[str, Tensor], progress: Progress, about: dict[str, Any]) -> None:
     """Write weights as safetensors, which other tools read, with what they are of and a checksum in the header."""
     weights = {name: tensor.detach().to("cpu").contiguous() for name, tensor in weights.items()}
-    kept = {key: value for key, value in dataclasses.asdict(state).items() if key != "totals"}
+    kept = {key: value for key, value in dataclasses.asdict(progress).items() if key != "totals"}
     facts = {**about, "state": kept, "crc32c": _checksum(weights)}
     metadata = {key: json.dumps(value) if key in _JSON_FACTS else value for key, value in facts.items()}
     atomic.write_bytes(path, safetensors.torch.save(weights, metadata))
 
 
 def load_weights(path: Path, identity: dict[str, Any] | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the weights in `path` on the CPU, and what the file says of them, with `state` as a TrainState.
+    """Return the weights in `path` on the CPU, and what the file says of them, with `state` as Progress.
 
     Raises:
         DamagedWeights: the file is missing or damaged.
@@ -173,7 +173,7 @@ def load_weights(path: Path, identity: dict[str, Any] | None = None) -> tuple[di
         texts = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
         facts = {key: _fact(key, text) for key, text in texts.items()}
         whole = facts.pop("crc32c") == _checksum(weights)
-        facts["state"] = TrainState(**facts["state"])
+        facts["state"] = Progress(**facts["state"])
         found = dict(facts["identity"])
     except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise DamagedWeights(f"{path} cannot be read: it is damaged.") from error

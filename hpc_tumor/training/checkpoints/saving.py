@@ -1,179 +1,75 @@
-"""Checkpoints written beside the training: it waits for a copy of the weights, not for the disk."""
+"""Save the training state: what a resume goes on from, and the weights that are scored."""
 
 from __future__ import annotations
 
-import dataclasses
-import os
-import sys
-import time
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hpc_tumor.errors import DataError, TrainingError
-from hpc_tumor.run_dir import RunDir
-from hpc_tumor.system import atomic
-from hpc_tumor.training.checkpoints.files import TrainState, is_whole, write_checkpoint, write_weights
+from hpc_tumor.data.store.store import Store
+from hpc_tumor.training.checkpoints.files import random_state
+from hpc_tumor.training.state import TrainingState, epoch_totals, mark, training_seconds
+from hpc_tumor.training.watch.guard import check_steps
+from hpc_tumor.vocabulary import LABELS
 
 
-class Saver:
-    """Writes one run's checkpoints in the order given, in a thread of its own. Rank 0's; the others have none."""
-
-    def __init__(self, run: RunDir, identity: dict[str, Any]) -> None:
-        self.run, self.identity = run, identity
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._writing: list[Future[None]] = []
-        self._failure: BaseException | None = None
-
-    def save_last(self, state: TrainState, parts: dict[str, Any], keep: bool = False) -> None:
-        """Take a copy, and write it as the checkpoint to go on from. `keep` it for good, too.
-
-        Raises TrainingError where an earlier one could not be written.
-        """
-        began = time.perf_counter()
-        self._settle(leave=1)  # so that no more than two copies lie in memory
-        parts, ready = _copy(parts)
-        state = dataclasses.replace(state, totals=_copy(state.totals)[0])
-        stall = time.perf_counter() - began
-
-        def write() -> None:
-            self._refuse_after_failure()
-            ready()
-            _write_last(self.run, state, self.identity, parts, keep)
-            seconds = time.perf_counter() - began
-            self.run.add_event("checkpoint", epoch=state.epoch, step=state.step, stall_s=stall, seconds=seconds)
-
-        self._writing.append(self._thread.submit(write))
-
-    def save_weights(self, path: Path, state: TrainState, weights: dict[str, Any], about: dict[str, Any]) -> None:
-        """Take a copy of the weights, and write it to `path`."""
-        weights, ready = _copy(weights)
-        state = dataclasses.replace(state, totals=[])
-
-        def write() -> None:
-            self._refuse_after_failure()
-            ready()
-            try:
-                write_weights(path, weights, state, {**about, "identity": self.identity})
-            except BaseException as error:
-                self._failure = error
-                raise
-
-        self._writing.append(self._thread.submit(write))
-
-    def _refuse_after_failure(self) -> None:
-        """A checkpoint that knows of a better epoch must not outlive the loss of its weights."""
-        if self._failure is not None:
-            raise self._failure
-
-    def wait(self) -> None:
-        """Until all is written. Raises TrainingError where it could not be."""
-        self._settle(leave=0)
-
-    def _settle(self, leave: int) -> None:
-        try:
-            while len(self._writing) > leave or (self._writing and self._writing[0].done()):
-                self._writing.pop(0).result()
-        except (OSError, RuntimeError) as error:  # torch turns a failed write into a RuntimeError of its own
-            cause = error if isinstance(error, OSError) else error.__context__
-            if isinstance(cause, OSError) and atomic.is_disk_full(cause):
-                raise no_room(self.run) from error
-            raise
-
-    def close(self) -> None:
-        """Wait, and end the thread. What could not be written is no news where another error is on its way."""
-        try:
-            if sys.exc_info()[0] is None:
-                self.wait()
-        finally:
-            self._thread.shutdown()
+def save_last(state: TrainingState, totals: dict[str, Any] | None = None) -> None:
+    """Checkpoint to go on from; all ranks call it, rank 0 writes. `totals` of an epoch under way are kept."""
+    mark(state, "checkpoint")
+    check_steps(state, totals if totals is not None else epoch_totals(state), everything=True)
+    progress, distributed = state.progress, state.distributed
+    if totals is not None:
+        cpu = {key: value.cpu() if torch.is_tensor(value) else value for key, value in totals.items()}
+        progress.totals = distributed.gather(cpu)
+    random_states = distributed.gather(random_state(distributed.device))
+    progress.seconds = training_seconds(state)
+    if state.writer is not None:
+        every = state.experiment.keep_every
+        keep = every is not None and progress.step == 0 and progress.epoch % every == 0
+        state.writer.save_last(progress, checkpoint_contents(state, random_states), keep)
 
 
-def no_room(run: RunDir) -> TrainingError:
-    """The error for a disk or a quota that is full."""
-    return TrainingError(
-        f"no room left to write to {run.path}: free some space or quota, then `hpc-tumor resume` the run."
-    )
+def checkpoint_contents(state: TrainingState, random_states: list[Any]) -> dict[str, Any]:
+    """State dictionaries of all that a resume puts back, with the random generators of every rank."""
+    return {
+        "model": state.network.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+        "scaler": state.scaler.state_dict(),
+        "average": state.average.state_dict() if state.average else None,
+        "compiled": state.compiled is not None,
+        "random": random_states,
+    }
 
 
-def find_last(run: RunDir) -> tuple[bool, str | None]:
-    """Find the checkpoint to go on from, and what to say where it is not the last that was written.
-
-    Where that one is damaged, the newest that can be read takes its place.
-
-    Raises DataError where there are checkpoints, but none that can be read.
-    """
-    last = run.last_checkpoint
-    others = [run.previous_checkpoint, *sorted(run.kept_checkpoints(), reverse=True)]
-    if last.exists() and is_whole(last):
-        return True, None
-    there = [path for path in (last, *others) if path.exists()]
-    if not there:
-        return False, None
-    what = f"{last} is {'damaged' if last.exists() else 'missing'}"
-    whole = next((path for path in others if path.exists() and is_whole(path)), None)
-    if whole is None:
-        names = ", ".join(path.name for path in there)
-        raise DataError(f"{what}, and none before it can be read: remove {names} there to start from the first epoch.")
-    _link(whole, last)
-    return True, f"{what}: going on from the checkpoint before, {whole.name}"
+def save_weights(state: TrainingState, path: Path) -> None:
+    """Write the weights that are scored: the running mean where there is one."""
+    if state.writer is not None:
+        with state.average.applied() if state.average else nullcontext():
+            state.writer.save_weights(path, state.progress, state.network.state_dict(), _about(state))
 
 
-def _write_last(run: RunDir, state: TrainState, identity: dict[str, Any], parts: dict[str, Any], keep: bool) -> None:
-    last, new = run.last_checkpoint, run.checkpoints / ".last.pt.new.tmp"
-    write_checkpoint(new, state, identity, parts)
-    with suppress(FileNotFoundError):
-        _link(last, run.previous_checkpoint)
-    new.replace(last)
-    if keep:
-        _link(last, run.epoch_checkpoint(state.epoch))
+def _about(state: TrainingState) -> dict[str, Any]:
+    """Facts that somebody needs to use the weights."""
+    model, (height, width) = state.experiment.model, state.parts.image_size
+    return {
+        "format": "hpc-tumor weights", "run": state.run.name, "model": model.name, "filters": model.filters,
+        "task": state.experiment.task, "classes": state.spec.classes or list(LABELS),
+        "exclusive": state.spec.exclusive, "image_size": [height, width],
+        **({"edition": _most_common_edition(state.parts.store)} if state.spec.classes is None else {}),
+    }  # fmt: skip
 
 
-def _link(path: Path, to: Path) -> None:
-    """`to` becomes another name of what `path` names now."""
-    beside = to.with_name(f".{to.name}.link.tmp")
-    beside.unlink(missing_ok=True)
-    try:
-        os.link(path, beside)
-    except FileNotFoundError:
-        raise
-    except OSError:  # a file system without hard links
-        atomic.write_bytes(beside, path.read_bytes())
-    beside.replace(to)
+def _most_common_edition(store: Store) -> str:
+    """The name of the edition that most cases of a store of patients are of."""
+    return Counter(edition.name for edition in store.editions).most_common(1)[0][0]
 
 
-def _copy(value: Any) -> tuple[Any, Callable[[], None]]:
-    """Nested dictionaries and lists with copies of their tensors in the host's memory, and what waits for them.
-
-    Copies from a GPU are ordered before the next step by the stream itself: nobody waits here.
-    """
-    copied: list[torch.cuda.Event] = []
-
-    def copy(item: Any) -> Any:
-        if isinstance(item, torch.Tensor):
-            if not item.is_cuda:
-                return item.detach().clone()
-            # Strides and all: fused optimizers compute with weights and moments in the order in which they lie.
-            beside = torch.empty_like(item, device="cpu", pin_memory=True).copy_(item.detach(), non_blocking=True)
-            if not copied:
-                copied.append(torch.cuda.Event())
-            return beside
-        if isinstance(item, dict):
-            return {key: copy(inner) for key, inner in item.items()}
-        if isinstance(item, list | tuple):
-            return type(item)(copy(inner) for inner in item)
-        return item
-
-    result = copy(value)
-    for event in copied:
-        event.record()
-
-    def ready() -> None:
-        for event in copied:
-            event.synchronize()
-
-    return result, ready
+def wait_until_saved(state: TrainingState) -> None:
+    """Until all ranks know that the checkpoints are written."""
+    mark(state, "checkpoint")
+    if state.writer is not None:
+        state.writer.wait()
+    state.distributed.barrier()

@@ -1,4 +1,4 @@
-"""Where the first value that is not finite comes from: the layer, forwards and backwards. Slow, for debugging."""
+"""Find the layer that the first value that is not finite comes from, forwards or backwards. Slow, for debugging."""
 
 from __future__ import annotations
 
@@ -6,24 +6,23 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hpc_tumor.errors import HpcTumorError, TrainingError
+from hpc_tumor.errors import TrainingError
+from hpc_tumor.training.state import TrainingState
 from hpc_tumor.training.watch.torch_words import ANOMALY_WARNING, failed_function, is_anomaly_warning, says_nan
-
-if TYPE_CHECKING:
-    from hpc_tumor.training.working_set import Setup
 
 _PACKAGE = Path(__file__).parents[2]
 _FRAME = re.compile(r'File "(?P<file>[^"\n]+)", line (?P<line>\d+), in \S+\n\s+(?P<code>[^\n]+)')
 
 
 @contextmanager
-def anomalies_named(setup: Setup) -> Iterator[None]:
+def anomalies_named(state: TrainingState) -> Iterator[None]:
     """While this lasts, training ends with the first value that is not finite, and names what gave it.
 
     Every layer, the loss, and every step back through them is looked at; the network is not compiled, and gradients
@@ -31,21 +30,21 @@ def anomalies_named(setup: Setup) -> Iterator[None]:
 
     Raises TrainingError: the layer, the epoch and the step.
     """
-    watch = _Watch(setup)
-    before = setup.loss, setup.fast, setup.scaler
-    setup.loss, setup.fast = watch.loss, None
-    if setup.scaler.is_enabled():
-        setup.scaler = torch.amp.GradScaler(setup.distributed.device.type, init_scale=1.0, growth_interval=2**30)
+    watch = _Watch(state)
+    before = state.spec, state.compiled, state.scaler
+    state.spec, state.compiled = replace(state.spec, loss=watch.loss), None
+    if state.scaler.is_enabled():
+        state.scaler = torch.amp.GradScaler(state.distributed.device.type, init_scale=1.0, growth_interval=2**30)
     hooks = watch.attach()
     try:
         with _forward_calls() as calls, torch.autograd.set_detect_anomaly(True, check_nan=True):
             yield
     except RuntimeError as error:
-        if isinstance(error, HpcTumorError) or not says_nan(error):
+        if not says_nan(error):
             raise
         raise TrainingError(f"{_said_by_torch(error, calls)} {watch.place()}.") from error
     finally:
-        setup.loss, setup.fast, setup.scaler = before
+        state.spec, state.compiled, state.scaler = before
         for hook in hooks:
             hook.remove()
 
@@ -53,11 +52,11 @@ def anomalies_named(setup: Setup) -> Iterator[None]:
 class _Watch:
     """Looks at what goes into and comes out of each layer, and at the gradients on their way back through it."""
 
-    def __init__(self, setup: Setup) -> None:
-        self._setup, self._loss = setup, setup.loss
+    def __init__(self, state: TrainingState) -> None:
+        self._state, self._loss = state, state.spec.loss
         self._labels = {
             module: f"{name} ({type(module).__name__})" if name else f"the network ({type(module).__name__})"
-            for name, module in setup.bare.named_modules()
+            for name, module in state.network.named_modules()
         }
         self._entered: list[set[Any]] = []  # nodes at which the layers under way were entered, the innermost last
         self._followed: set[Any] = set()
@@ -71,7 +70,7 @@ class _Watch:
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The run's loss, looked at like a layer."""
-        losses, name = self._loss(logits, targets), f"the loss ({self._setup.experiment.loss})"
+        losses, name = self._loss(logits, targets), f"the loss ({self._state.experiment.loss})"
         if _bad([losses]):
             raise TrainingError(f"{name} is not finite {self.place()}, although the network's logits are.")
         self._follow([losses], _nodes([logits]), name)
@@ -79,20 +78,20 @@ class _Watch:
         return losses
 
     def place(self) -> str:
-        """When this is, in words."""
-        state = self._setup.state
-        if not self._setup.bare.training:
-            return f"in the evaluation after epoch {state.epoch}"
-        return f"at epoch {state.epoch + 1}, step {state.step + 1}"
+        """Epoch and step, in words."""
+        progress = self._state.progress
+        if not self._state.network.training:
+            return f"in the evaluation after epoch {progress.epoch}"
+        return f"at epoch {progress.epoch + 1}, step {progress.step + 1}"
 
     def _before(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if module is self._setup.bare:
+        if module is self._state.network:
             self._entered, self._followed = [], set()
         # Taken now: a layer that works in place gives its input a new node.
         self._entered.append(_nodes(_tensors(inputs)))
         if bad := _bad(_tensors(inputs)):
-            what = "the images are" if module is self._setup.bare else f"what reaches {self._labels[module]} is"
-            after = "" if module is self._setup.bare else ": it was spoilt since the layer before gave finite values"
+            what = "the images are" if module is self._state.network else f"what reaches {self._labels[module]} is"
+            after = "" if module is self._state.network else ": it was spoilt since the layer before gave finite values"
             raise TrainingError(f"{what} not finite {self.place()} ({bad}){after}.")
 
     def _after(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
@@ -144,7 +143,7 @@ def _nodes(tensors: Iterable[Tensor]) -> set[Any]:
 
 @torch.no_grad()
 def _bad(tensors: Iterable[Tensor | None]) -> str:
-    """How many values are not finite, in words; empty where all are."""
+    """Count the values that are not finite, in words; empty where all are."""
     there = [tensor for tensor in tensors if tensor is not None and tensor.is_floating_point()]
     bad = sum(int((~tensor.isfinite()).sum()) for tensor in there)
     return f"{bad:,} of {sum(tensor.numel() for tensor in there):,} values" if bad else ""
@@ -157,7 +156,7 @@ def _largest(tensors: Iterable[Tensor]) -> str:
 
 @contextmanager
 def _forward_calls() -> Iterator[list[str]]:
-    """What torch warns of: the stack of the forward call whose backward pass failed. Other warnings go their way."""
+    """Keep what torch warns of: the stack of the forward call whose backward pass failed. Others go their way."""
     calls: list[str] = []
     with warnings.catch_warnings():
         warnings.filterwarnings("always", message=ANOMALY_WARNING)

@@ -12,9 +12,9 @@ from hpc_tumor.training.inspect.network import inspect_batch, show
 from hpc_tumor.training.inspect.overfit import overfit
 from hpc_tumor.training.inspect.step_times import measured
 from hpc_tumor.training.loop import explained, train_to_end
-from hpc_tumor.training.setup import set_up
+from hpc_tumor.training.setup import build_state
+from hpc_tumor.training.state import TrainingState
 from hpc_tumor.training.watch.memory import peak_memory_gb
-from hpc_tumor.training.working_set import Setup
 
 
 def debug_run(experiment: Experiment, run: RunDir, overfit_steps: int | None = None, anomaly: bool = False) -> str:
@@ -34,27 +34,27 @@ def debug_run(experiment: Experiment, run: RunDir, overfit_steps: int | None = N
     """
     distributed = init_distributed(experiment.hardware.timeout_minutes, experiment.hardware.threads, alone=True)
     with explained(experiment, run, distributed):
-        setup = set_up(experiment, run, distributed)
+        state = build_state(experiment, run, distributed)
         try:
-            inspect_batch(setup)
-            with anomalies_named(setup) if anomaly else nullcontext():
+            inspect_batch(state)
+            with anomalies_named(state) if anomaly else nullcontext():
                 if overfit_steps is None:
-                    outcome = _train(setup)
+                    outcome = _train(state)
                 else:
-                    overfit(setup, overfit_steps)
+                    overfit(state, overfit_steps)
                     outcome = "learned"
         finally:
-            if setup.saver is not None:
-                setup.saver.close()
+            if state.writer is not None:
+                state.writer.close()
     show(f"memory     peak {peak_memory_gb(distributed.device):.2f} GB")
     return outcome
 
 
-def _train(setup: Setup) -> str:
+def _train(state: TrainingState) -> str:
     """Train and test as always, with the time that each part of a step takes."""
     show("")
-    with measured(setup) as times:
-        outcome = train_to_end(setup)
+    with measured(state) as times:
+        outcome = train_to_end(state)
     show("")
     show("\n".join(times.table()))
     return outcome

@@ -16,11 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hpc_tumor.data.feed.loader import Batch, epoch_order
+from hpc_tumor.data.feed.loader import Batch
 from hpc_tumor.training.checkpoints.files import random_state, set_random_state
-from hpc_tumor.training.scoring.evaluate import network_input
+from hpc_tumor.training.state import TrainingState
 from hpc_tumor.training.watch.memory import peak_memory_gb
-from hpc_tumor.training.working_set import Setup
 from hpc_tumor.vocabulary import LABELS, printable
 
 WIDTH = 100  # columns
@@ -29,40 +28,34 @@ _INDENT = " " * 11
 _SHORT = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "float64": "f64"}
 
 
-def inspect_batch(setup: Setup) -> None:
+def inspect_batch(state: TrainingState) -> None:
     """Show the first batch of the run, each layer's output, the loss, each layer's gradient, and the memory.
 
     Nothing of the run changes. The rows of the layers appear as these are run: where one fails, it is the next.
     """
     began = time.perf_counter()
-    batch = first_batch(setup)
-    _show_batch(setup, batch, time.perf_counter() - began)
-    parts = min(setup.experiment.hardware.accumulate, len(batch.images))
-    images, targets = batch.images.tensor_split(parts)[0], batch.targets.tensor_split(parts)[0]
-    if parts > 1:
-        show(f"{_INDENT}below: the first of the {parts} parts in which it is worked through")
-    with _unchanged(setup):
-        kept = KeptMemory(setup.bare)
-        with _layers_shown(setup.bare), kept.counting(), setup.precision.autocast():
-            logits = setup.bare(network_input(images, setup.experiment.hardware.channels_last, setup.channels))
-        losses = setup.loss(logits, targets)
+    batch = state.parts.first_batch(state.experiment.seed)
+    _show_batch(state, batch, time.perf_counter() - began)
+    number_of = min(state.experiment.hardware.accumulate, len(batch.images))
+    images, targets = batch.images.tensor_split(number_of)[0], batch.targets.tensor_split(number_of)[0]
+    if number_of > 1:
+        show(f"{_INDENT}below: the first of the {number_of} parts in which it is worked through")
+    with _unchanged(state):
+        kept = KeptMemory(state.network)
+        with _layers_shown(state.network), kept.counting():
+            logits = state.spec.forward(state.network, images)
+        losses = state.spec.loss(logits, targets)
         of = statistics(logits.detach())
         show(f"\nlogits     {shape(logits)}, mean {number(of.mean)}, std {number(of.std)}, {of.bad} not finite")
         show(f"loss       {number(losses.mean().item())}, from {number(losses.min().item())} to "
              f"{number(losses.max().item())} over the samples")  # fmt: skip
-        scale = setup.scaler.get_scale()  # of float16, in which small gradients would vanish
+        scale = state.scaler.get_scale()  # of float16, in which small gradients would vanish
         (losses.mean() * scale).backward()
-        _show_gradients(setup.bare, scale)
-        weights = sum(value.numel() * value.element_size() for value in setup.bare.parameters())
+        _show_gradients(state.network, scale)
+        weights = sum(value.numel() * value.element_size() for value in state.network.parameters())
         peak = peak_memory_gb(logits.device)
         show(f"\nmemory     weights {_megabytes(weights)}, kept by the forward pass for the backward pass"
              f" {_megabytes(kept.bytes)}, peak {peak:.2f} GB")  # fmt: skip
-
-
-def first_batch(setup: Setup) -> Batch:
-    """The batch that the run's first step is made with."""
-    order = epoch_order(len(setup.train.part), setup.experiment.seed, 0)
-    return next(setup.train.batches(order, limit=1))
 
 
 def show(text: str) -> None:
@@ -110,19 +103,19 @@ def shape(tensor: Tensor) -> str:
     return f"{'×'.join(str(side) for side in tensor.shape) or 'one'} {_SHORT.get(kind, kind)}"
 
 
-def _show_batch(setup: Setup, batch: Batch, seconds: float) -> None:
+def _show_batch(state: TrainingState, batch: Batch, seconds: float) -> None:
     of, low, high = statistics(batch.images), batch.images.min().item(), batch.images.max().item()
     show(f"\nbatch      images {shape(batch.images)}, targets {shape(batch.targets)}; {1000 * seconds:.0f} ms to read")
     spread = f"{number(low)} to {number(high)}, mean {number(of.mean)}, std {number(of.std)}"
     show(f"{_INDENT}values {spread}, {of.zeros:.0%} zeros, {of.bad} not finite")
-    names = ["background", *LABELS] if setup.classes is None else setup.classes
+    names = ["background", *LABELS] if state.spec.classes is None else state.spec.classes
     counts = torch.bincount(batch.targets.flatten().long(), minlength=len(names)).tolist()
-    if setup.classes is None:
+    if state.spec.classes is None:
         said = [f"{name} {count / batch.targets.numel():.2%}" for name, count in zip(names, counts, strict=False)]
     else:
         said = [f"{name} {count}" for name, count in zip(names, counts, strict=False)]
     show(_cut(f"{_INDENT}targets: {', '.join(said)}"))
-    cases = ", ".join(printable(setup.train.part.name(int(position))) for position in batch.positions)
+    cases = ", ".join(printable(state.parts.train.part.name(int(position))) for position in batch.positions)
     show(_cut(f"{_INDENT}of {cases}"))
 
 
@@ -199,22 +192,22 @@ def _gradient(parameters: list[tuple[str, nn.Parameter]], scale: float) -> tuple
 
 
 @contextmanager
-def _unchanged(setup: Setup) -> Iterator[None]:
-    """What happens meanwhile leaves no gradients, no running statistics and no random numbers that are used up."""
-    device = setup.distributed.device
-    random, buffers = random_state(device), [buffer.clone() for buffer in setup.bare.buffers()]
+def _unchanged(state: TrainingState) -> Iterator[None]:
+    """Undo what happens meanwhile to gradients, running statistics and random generators."""
+    device = state.distributed.device
+    random, buffers = random_state(device), [buffer.clone() for buffer in state.network.buffers()]
     try:
         yield
     finally:
-        setup.bare.zero_grad(set_to_none=True)
+        state.network.zero_grad(set_to_none=True)
         set_random_state(random, device)
         with torch.no_grad():
-            for buffer, before in zip(setup.bare.buffers(), buffers, strict=True):
+            for buffer, before in zip(state.network.buffers(), buffers, strict=True):
                 buffer.copy_(before)
 
 
 class KeptMemory:
-    """How much memory a forward pass keeps for the backward pass, besides the weights."""
+    """Memory that a forward pass keeps for the backward pass, besides the weights."""
 
     def __init__(self, network: nn.Module) -> None:
         self._seen = {value.untyped_storage().data_ptr() for value in network.parameters()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,35 +12,33 @@ from torch import Tensor
 from hpc_tumor.data.feed.loader import Batch, BatchLoader
 from hpc_tumor.data.feed.samples import SlicePart
 from hpc_tumor.training.scoring import metrics
-from hpc_tumor.training.scoring.evaluate import Evaluation, flipped, network_input
+from hpc_tumor.training.scoring.evaluate import Evaluation
+from hpc_tumor.training.state import TrainingState
 from hpc_tumor.vocabulary import LABELS, MODALITIES, TUMOUR_LABELS
-
-if TYPE_CHECKING:
-    from hpc_tumor.training.working_set import Setup
 
 _DARKEST, _BRIGHTEST = 1.0, 99.5  # percentiles of the brain
 
 
-def case_pictures(setup: Setup, best: Evaluation) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def case_pictures(state: TrainingState, best: Evaluation) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Arrays and `about` of `write_pictures` for segmentation. The network is in evaluation already.
 
     Raises:
         DataError: the store cannot be read.
     """
-    part = _slices(setup)
-    cases = choose_cases(best, setup.parts.test_names)
+    part = _slices(state)
+    cases = choose_cases(best, state.parts.test_names)
     arrays: dict[str, np.ndarray] = {}
     said: dict[str, Any] = {"labels": list(LABELS), "modalities": list(MODALITIES), "cases": {}}
     of_attention = "median" if "median" in cases else "best"
     for which, (row, scores) in cases.items():
-        position = _slice_to_show(setup, row)
-        with_attention = which == of_attention and setup.experiment.model.name == "attention-unet"
-        seen = look_at(setup, position, with_attention)
+        position = _slice_to_show(state, row)
+        with_attention = which == of_attention and state.experiment.model.name == "attention-unet"
+        seen = look_at(state, position, with_attention)
         arrays[f"{which}_images"] = np.stack([grey(image) for image in seen.images])
         arrays[f"{which}_truth"] = seen.truth
         arrays[f"{which}_prediction"] = seen.prediction
         arrays[f"{which}_probabilities"] = as_bytes(seen.probabilities)
-        where = {"case": setup.parts.test_names[row], "slice": int(part.slices[position, 1])}
+        where = {"case": state.parts.test_names[row], "slice": int(part.slices[position, 1])}
         said["cases"][which] = {**where, **scores}
         if seen.attention:
             arrays.update({f"attention_{number}": as_bytes(one) for number, one in enumerate(seen.attention, 1)})
@@ -95,77 +93,67 @@ class Seen:
 
 
 @torch.inference_mode()
-def look_at(setup: Setup, position: int, attention: bool = False) -> Seen:
+def look_at(state: TrainingState, position: int, attention: bool = False) -> Seen:
     """A slice of the test part as it was scored: in its own batch, since the last digit depends on the others there.
 
     Args:
         attention: also the gates, of a network that has some.
     """
-    batch = _batch(setup, position // setup.parts.test.batch_size)
+    batch = _batch(state, position // state.parts.test.batch_size)
     place = int(np.flatnonzero(batch.positions == position)[0])
-    logits, maps = _logits(setup, batch, attention)
+    logits, maps = _logits(state, batch, attention)
     one = slice(place, place + 1)
-    prediction = metrics.predicted_bits(logits[one], exclusive=setup.exclusive)
+    prediction = metrics.predicted_bits(logits[one], exclusive=state.spec.exclusive)
     return Seen(
         images=_array(batch.images[place]),
         truth=batch.targets[place].cpu().numpy(),
         prediction=prediction[0].cpu().numpy(),
-        probabilities=_array(_probabilities(logits[place].float(), setup.exclusive)),
+        probabilities=_array(metrics.label_probabilities(logits[one].float(), exclusive=state.spec.exclusive)[0]),
         attention=[_array(gate[place, 0]) for gate in maps],
     )
 
 
-def _logits(setup: Setup, batch: Batch, attention: bool = False) -> tuple[Tensor, list[Tensor]]:
-    images = network_input(batch.images, setup.experiment.hardware.channels_last, setup.channels)
-    with setup.precision.autocast():
-        if attention:
-            logits, maps = setup.bare(images, return_attention=True)
-        else:
-            logits, maps = setup.bare(images), []
-        if setup.experiment.scoring.flips:
-            logits = flipped(setup.bare, images, "segmentation")
-        return logits, maps
+def _logits(state: TrainingState, batch: Batch, attention: bool = False) -> tuple[Tensor, list[Tensor]]:
+    forward, flips, maps = state.spec.forward, state.spec.flips, []
+    if attention:
+        logits, maps = forward(state.network, batch.images, return_attention=True)
+    if flips or not attention:
+        logits = forward(state.network, batch.images, flips)
+    return logits, maps
 
 
-def _probabilities(logits: Tensor, exclusive: bool) -> Tensor:
-    """`(3, H, W)` as they were taught: of each label apart, or with the background sharing one."""
-    if not exclusive:
-        return logits.sigmoid()
-    return torch.cat([torch.zeros_like(logits[:1]), logits]).softmax(0)[1:]
-
-
-def _slice_to_show(setup: Setup, row: int) -> int:
+def _slice_to_show(state: TrainingState, row: int) -> int:
     """Of the scored slices of a case, that with most of the tumour; else with most predicted; else the middle one."""
-    part, test, limit = _slices(setup), setup.parts.test, setup.experiment.limit_batches
+    part, test, limit = _slices(state), state.parts.test, state.experiment.limit_batches
     scored = np.arange(len(part))[: None if limit is None else limit * test.batch_size]
     positions = scored[part.case_of[scored] == row]
     case, numbers = part.slices[positions].T
     tumour = part.store.label_counts[case, numbers][:, 1:TUMOUR_LABELS].sum(1, dtype=np.int64)
     if not tumour.any():
-        tumour = _predicted(setup, positions)
+        tumour = _predicted(state, positions)
     return int(positions[tumour.argmax() if tumour.any() else len(positions) // 2])
 
 
-def _predicted(setup: Setup, positions: np.ndarray) -> np.ndarray:
+def _predicted(state: TrainingState, positions: np.ndarray) -> np.ndarray:
     """Pixels of each of these slices in which anything is predicted."""
-    found = np.zeros(len(_slices(setup)), np.int64)
-    for number in np.unique(positions // setup.parts.test.batch_size):
-        batch = _batch(setup, int(number))
-        bits = metrics.predicted_bits(_logits(setup, batch)[0], exclusive=setup.exclusive)
+    found = np.zeros(len(_slices(state)), np.int64)
+    for number in np.unique(positions // state.parts.test.batch_size):
+        batch = _batch(state, int(number))
+        bits = metrics.predicted_bits(_logits(state, batch)[0], exclusive=state.spec.exclusive)
         found[batch.positions] = (bits > 0).sum((1, 2)).cpu().numpy()
     return found[positions]
 
 
-def _batch(setup: Setup, number: int) -> Batch:
+def _batch(state: TrainingState, number: int) -> Batch:
     """That batch of the test part, whichever rank scored it."""
-    test = setup.parts.test
+    test = state.parts.test
     positions = np.arange(len(test.part))[number * test.batch_size :][: test.batch_size]
     (batch,) = BatchLoader(test.part, test.batch_size).whole_batches(positions, limit=1)
     return batch
 
 
-def _slices(setup: Setup) -> SlicePart:
-    part = setup.parts.test.part
+def _slices(state: TrainingState) -> SlicePart:
+    part = state.parts.test.part
     assert isinstance(part, SlicePart)
     return part
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -10,39 +10,37 @@ from torch import Tensor, nn
 from hpc_tumor.data.feed.loader import BatchLoader
 from hpc_tumor.models.vit import PATCH, rollout
 from hpc_tumor.training.outputs.case_pictures import as_bytes
-from hpc_tumor.training.scoring.evaluate import Evaluation, network_input
-
-if TYPE_CHECKING:
-    from hpc_tumor.training.working_set import Setup
+from hpc_tumor.training.scoring.evaluate import Evaluation
+from hpc_tumor.training.state import TrainingState
 
 WRONG = 12  # images at most
 _WITH_FILTERS = ("cnn", "alexnet", "vgg16")
 
 
-def image_pictures(setup: Setup, best: Evaluation) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def image_pictures(state: TrainingState, best: Evaluation) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Arrays and `about` of `write_pictures` for classification. The network is in evaluation already.
 
     Raises:
         DataError: the store cannot be read.
     """
-    classes, part = setup.classes or [], setup.parts.test.part
+    classes, part = state.spec.classes or [], state.parts.test.part
     labels = part.classes.numpy()  # type: ignore[attr-defined]
     samples, wrong = choose_images(best, labels)
     predicted, confidence = best.details.argmax(1), best.details.max(1)
     arrays: dict[str, np.ndarray] = {}
     said: dict[str, Any] = {"classes": classes}
     for name, key, chosen in (("sample", "samples", samples), ("wrong", "wrong", wrong)):
-        images, attention = _look_at(setup, chosen)
+        images, attention = _look_at(state, chosen)
         arrays[f"{name}_images"] = images
         if attention is not None:
             arrays[f"{name}_attention"] = attention
         said[key] = [
-            {"case": setup.parts.test_names[at], "label": classes[labels[at]], "prediction": classes[predicted[at]],
+            {"case": state.parts.test_names[at], "label": classes[labels[at]], "prediction": classes[predicted[at]],
              "confidence": float(confidence[at])}
             for at in chosen
         ]  # fmt: skip
-    if setup.experiment.model.name in _WITH_FILTERS:
-        first = next(module for module in setup.bare.modules() if isinstance(module, nn.Conv2d))
+    if state.experiment.model.name in _WITH_FILTERS:
+        first = next(module for module in state.network.modules() if isinstance(module, nn.Conv2d))
         arrays["filters"] = first.weight.detach().float().cpu().numpy().astype(np.float16)
     return arrays, said
 
@@ -67,28 +65,25 @@ def choose_images(best: Evaluation, labels: np.ndarray) -> tuple[np.ndarray, np.
     return np.array(samples, np.int64), surest_first[~right][:WRONG]
 
 
-def _look_at(setup: Setup, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+def _look_at(state: TrainingState, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     """Images `(n, H, W)` and, of a ViT, what its class token draws from each patch, `(n, rows, columns)`."""
-    height, width = setup.parts.image_size
+    height, width = state.parts.image_size
     images = np.zeros((len(positions), height, width), np.uint8)
     attention: list[np.ndarray] = []
-    loader = BatchLoader(setup.parts.test.part, 1)  # one at a time: the weights of large images are large
+    loader = BatchLoader(state.parts.test.part, 1)  # one at a time: the weights of large images are large
     for place, position in enumerate(positions):
         (batch,) = loader.whole_batches([position], limit=1)
         images[place] = as_bytes(batch.images[0, 0].cpu().numpy())
-        if setup.experiment.model.name == "vit":
-            attention.append(_attention(setup, batch.images))
-    if setup.experiment.model.name != "vit":
+        if state.experiment.model.name == "vit":
+            attention.append(_attention(state, batch.images))
+    if state.experiment.model.name != "vit":
         return images, None
     grid = (height // PATCH, width // PATCH)
     return images, np.stack(attention) if attention else np.zeros((0, *grid), np.uint8)
 
 
-def _attention(setup: Setup, images: Tensor) -> np.ndarray:
+def _attention(state: TrainingState, images: Tensor) -> np.ndarray:
     """Of one image `(1, 1, H, W)`, scaled to its maximum: `(rows, columns)` uint8."""
-    with setup.precision.autocast():
-        _, weights = setup.bare(
-            network_input(images, setup.experiment.hardware.channels_last, setup.channels), return_attention=True
-        )
+    _, weights = state.spec.forward(state.network, images, return_attention=True)
     patches = rollout(weights)[0, 0, 1:].view(images.shape[-2] // PATCH, -1).cpu().numpy()
     return as_bytes(patches / patches.max())

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from hpc_tumor.console import log
 from hpc_tumor.errors import UsageError
-
-if TYPE_CHECKING:
-    from hpc_tumor.training.working_set import Setup
+from hpc_tumor.run_dir import RunDir
 
 _NO_SCORES = ("epoch", "part")
 _EVENTS = "events.out.tfevents.*"
@@ -21,7 +20,7 @@ def check_tensorboard() -> None:
 
 
 class Mirror:
-    """Copies the lines of each epoch to `tensorboard/` in the run's directory, where the experiment asks for it.
+    """Copies the lines of each epoch to `tensorboard/` in the run's directory, where it is `wanted`.
 
     Each start of a run copies all lines anew, and what earlier starts wrote goes: they may have left out the last
     epoch, or written one that is made again.
@@ -29,19 +28,19 @@ class Mirror:
     Raises UsageError where TensorBoard is not installed.
     """
 
-    def __init__(self, setup: Setup) -> None:
-        self._run = setup.run
+    def __init__(self, run: RunDir, wanted: bool) -> None:
+        self._run = run
         self._copied = 0
         self._writer: Any = None
-        if setup.experiment.tensorboard and setup.distributed.is_main:
+        if wanted:
             check_tensorboard()
             from torch.utils.tensorboard import SummaryWriter
 
             try:
-                for earlier in setup.run.tensorboard.glob(_EVENTS):
+                for earlier in run.tensorboard.glob(_EVENTS):
                     earlier.unlink(missing_ok=True)
                 # A TensorBoard that shows this run now forgets what it had read of them.
-                self._writer = SummaryWriter(str(setup.run.tensorboard), purge_step=0)
+                self._writer = SummaryWriter(str(run.tensorboard), purge_step=0)
             except OSError as error:
                 self._give_up(error)
         self.update()
@@ -63,7 +62,5 @@ class Mirror:
 
     def _give_up(self, error: OSError) -> None:
         """A mirror that cannot be written is no reason to stop training."""
-        from hpc_tumor.training.watch.heartbeat import say  # here, because who only checks should not wait for torch
-
         self._writer = None
-        say(f"the metrics cannot be copied to {self._run.tensorboard}: {error}")
+        log(f"the metrics cannot be copied to {self._run.tensorboard}: {error}")

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
+from hpc_tumor.console import log
 from hpc_tumor.system.npz import write_arrays
 from hpc_tumor.training.outputs.case_pictures import case_pictures
 from hpc_tumor.training.outputs.image_pictures import image_pictures
 from hpc_tumor.training.scoring.evaluate import Evaluation
-from hpc_tumor.training.watch.heartbeat import say
-
-if TYPE_CHECKING:
-    from hpc_tumor.training.working_set import Setup
+from hpc_tumor.training.state import TrainingState
 
 FORMAT = "hpc-tumor pictures 1"
 LONGEST = 256  # pixels per side of a picture; larger ones are thinned out, which keeps the file below 3 MB
 
 
-def write_pictures(setup: Setup, best: Evaluation) -> None:
+def write_pictures(state: TrainingState, best: Evaluation) -> None:
     """Write `figures/pictures.npz`: for rank 0 alone, with the weights in the network of which `best` are the scores.
 
     Arrays are uint8 where nothing else is said: brightness, probability and attention from 0 to 1 are 0 to 255. `about`
@@ -44,31 +42,31 @@ def write_pictures(setup: Setup, best: Evaluation) -> None:
 
     It never raises: where the pictures cannot be made, a warning and an event say why, and there is no such file.
     """
-    was_training = setup.bare.training
+    was_training = state.network.training
     try:
-        setup.bare.eval()
+        state.network.eval()
         with torch.inference_mode():
-            made = case_pictures(setup, best) if setup.classes is None else image_pictures(setup, best)
-        _write(setup, *made)
+            made = case_pictures(state, best) if state.spec.classes is None else image_pictures(state, best)
+        _write(state, *made)
     except Exception as error:  # of whatever kind: pictures are worth no run
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        say(f"warning: no pictures of this run for a report: {reason}")
+        log(f"warning: no pictures of this run for a report: {reason}")
         with suppress(OSError):
-            setup.run.pictures.unlink(missing_ok=True)  # of an earlier end of the run
-            setup.run.add_event("pictures left out", reason=reason)
+            state.run.pictures.unlink(missing_ok=True)  # of an earlier end of the run
+            state.run.add_event("pictures left out", reason=reason)
     finally:
-        setup.bare.train(was_training)
+        state.network.train(was_training)
 
 
-def _write(setup: Setup, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:
-    every = -(-max(setup.parts.image_size) // LONGEST)
+def _write(state: TrainingState, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:
+    every = -(-max(state.parts.image_size) // LONGEST)
     about = {
-        "format": FORMAT, "run": setup.run.name, "model": setup.experiment.model.name,
-        "image_size": list(setup.parts.image_size), "every": every, **about,
+        "format": FORMAT, "run": state.run.name, "model": state.experiment.model.name,
+        "image_size": list(state.parts.image_size), "every": every, **about,
     }  # fmt: skip
     shown = {name: array[..., ::every, ::every] if _is_picture(array) else array for name, array in arrays.items()}
-    setup.run.figures.mkdir(exist_ok=True)
-    write_arrays(setup.run.pictures, about, shown)
+    state.run.figures.mkdir(exist_ok=True)
+    write_arrays(state.run.pictures, about, shown)
 
 
 def _is_picture(array: np.ndarray) -> bool:

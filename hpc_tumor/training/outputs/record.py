@@ -6,121 +6,121 @@ import csv
 import io
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
+from hpc_tumor.console import log
 from hpc_tumor.data.feed.samples import SlicePart
 from hpc_tumor.errors import DataError
 from hpc_tumor.models import count_parameters
 from hpc_tumor.run_dir import Damage
 from hpc_tumor.system import atomic
+from hpc_tumor.training.average import weights_to_score
+from hpc_tumor.training.checkpoints.resume import load_best
+from hpc_tumor.training.checkpoints.saving import save_weights, wait_until_saved
 from hpc_tumor.training.outputs.pictures import write_pictures
 from hpc_tumor.training.scoring import metrics
-from hpc_tumor.training.scoring.evaluate import Evaluation
+from hpc_tumor.training.scoring.evaluate import Evaluation, evaluate
 from hpc_tumor.training.scoring.surfaces import method
 from hpc_tumor.training.scoring.testing import Neighbour, StopError, Tested, nearest_neighbour, score_test_part
 from hpc_tumor.training.scoring.volumes import Watch
-from hpc_tumor.training.watch.heartbeat import Heartbeat, say
+from hpc_tumor.training.state import TrainingState, best_shown, training_seconds
+from hpc_tumor.training.watch.heartbeat import Heartbeat
 from hpc_tumor.training.watch.memory import peak_memory_gb
+from hpc_tumor.vocabulary import RunStatus
 
-if TYPE_CHECKING:
-    from hpc_tumor.training.working_set import Setup
+Scored = tuple[Evaluation, Tested, Damage | None]  # last and best weights; damage to the best, where they are lost
 
 
-def write_result(setup: Setup, heartbeat: Heartbeat, stop: Callable[[], str | None]) -> bool:
+def write_result(state: TrainingState, heartbeat: Heartbeat, stop: Callable[[], str | None]) -> bool:
     """Score the test part with the last and the best weights; write cases.csv, and result.json as the last file.
 
     False: a stop was asked for before the scores were complete. The last checkpoint leads back here.
     """
-    seconds, memory = setup.seconds(), max(setup.distributed.gather(peak_memory_gb(setup.distributed.device)))
+    heartbeat.write(RunStatus.EVALUATING)
+    distributed = state.distributed
+    seconds, memory_gb = training_seconds(state), max(distributed.gather(peak_memory_gb(distributed.device)))
 
     def look() -> None:
-        if setup.distributed.any(stop() is not None)[0]:
+        if distributed.any(stop() is not None)[0]:
             raise StopError
 
     try:
-        last, best, lost = _score(setup, Watch(heartbeat.alive, look))
+        scored = _score(state, Watch(heartbeat.alive, look))
     except StopError:
         return False
-    setup.settle()
-    if setup.distributed.is_main:
-        _write_result(setup, heartbeat, last, best, lost, Spent(seconds, memory))
-    setup.distributed.barrier()
+    wait_until_saved(state)
+    if distributed.is_main:
+        _write_result(state, heartbeat, scored, seconds, memory_gb)
+    distributed.barrier()
     return True
 
 
-def _score(setup: Setup, watch: Watch) -> tuple[Evaluation, Tested, Damage | None]:
+def _score(state: TrainingState, watch: Watch) -> Scored:
     """The test part with the last weights, and with the best, which are in the network afterwards.
 
     Where those of the best epoch are lost, the last ones count in their place: then the damage to them, too.
     """
-    state = setup.state
-    with setup.weights_to_score():
-        if setup.val is None or state.best_epoch == state.epoch:
-            best = score_test_part(setup, watch)
+    network, average, distributed = state.network, state.average, state.distributed
+    last_is_best = state.parts.val is None or state.progress.best_epoch == state.progress.epoch
+    with weights_to_score(network, average, distributed):
+        if last_is_best:
+            best = score_test_part(state, watch)
         else:
-            best, last = None, setup.evaluate_as_is(setup.parts.test, watch.alive, final=True)
+            last = evaluate(network, state.parts.test, state.spec, distributed, alive=watch.alive, final=True)
             watch.look()
-    if best is not None:
-        if setup.val is None:
-            setup.save_best()
+    if last_is_best:
+        if state.parts.val is None:
+            save_weights(state, state.run.best_weights)
         return best.plain, best, None
-    if (lost := setup.load_best()) is None:
-        return last, score_test_part(setup, watch), None
-    _go_without_best(setup, lost[1])
-    with setup.weights_to_score():
-        best = score_test_part(setup, watch)
+    if (lost := load_best(state)) is None:
+        return last, score_test_part(state, watch), None
+    _go_without_best(state, lost[1])
+    with weights_to_score(network, average, distributed):
+        best = score_test_part(state, watch)
     return best.plain, best, lost[0]
 
 
-@dataclass(frozen=True)
-class Spent:
-    """Seconds of training, and the most memory that a rank took in GB."""
-
-    seconds: float
-    memory_gb: float
-
-
-def _go_without_best(setup: Setup, lost: str) -> None:
+def _go_without_best(state: TrainingState, lost: str) -> None:
     """Let the last weights count as the best, and keep them in a file of their own: that of the best stays as it is."""
-    state = setup.state
-    if setup.distributed.is_main:
-        say(f"warning: {lost} The scores are those of the last epoch, {state.epoch}, not of epoch {state.best_epoch}.")
-        setup.run.add_event("best weights lost", epoch=state.best_epoch, reason=lost)
-    state.best_epoch, state.best_score, state.best_loss = state.epoch, None, None
-    setup.save_last_weights()
+    progress = state.progress
+    if state.distributed.is_main:
+        instead = f"The scores are those of the last epoch, {progress.epoch}, not of epoch {progress.best_epoch}."
+        log(f"warning: {lost} {instead}")
+        state.run.add_event("best weights lost", epoch=progress.best_epoch, reason=lost)
+    progress.best_epoch, progress.best_score, progress.best_loss = progress.epoch, None, None
+    save_weights(state, state.run.last_weights)
 
 
-def _write_result(
-    setup: Setup, heartbeat: Heartbeat, last: Evaluation, best: Tested, lost: Damage | None, spent: Spent
-) -> None:
-    state = setup.state
-    neighbour = _neighbour(setup, heartbeat) if setup.classes is not None else None
-    _write_cases(setup, best.final, neighbour)
+def _write_result(state: TrainingState, heartbeat: Heartbeat, scored: Scored, seconds: float, memory_gb: float) -> None:
+    (last, best, lost), main_score = scored, state.experiment.main_score
+    neighbour = _neighbour(state, heartbeat) if state.spec.classes is not None else None
+    _write_cases(state, best.final, neighbour)
     # The weights that were scored: those of the best epoch lie in the network, unless the last are the best.
-    with setup.average.applied() if setup.average and best.plain is last else nullcontext():
-        write_pictures(setup, best.final)
-    atomic.write_json(setup.run.result, _result(setup, last, best, lost, spent))
-    setup.run.add_event("finished", epoch=state.epoch, seconds=spent.seconds)
-    heartbeat.write("finished")
-    score = best.final.scores[setup.main_score]
+    with state.average.applied() if state.average and best.plain is last else nullcontext():
+        write_pictures(state, best.final)
+    atomic.write_json(state.run.result, _result(state, scored, seconds, memory_gb))
+    state.run.add_event("finished", epoch=state.progress.epoch, seconds=seconds)
+    heartbeat.write(RunStatus.FINISHED)
+    score = best.final.scores[main_score]
     but = f", the last: those of the best are {lost}" if lost else ""
-    say(f"finished: test {setup.main_score} {score:.3f} with the weights of epoch {state.best_epoch}{but}")
+    log(f"finished: test {main_score} {score:.3f} with the weights of epoch {state.progress.best_epoch}{but}")
 
 
-def _result(setup: Setup, last: Evaluation, best: Tested, lost: Damage | None, spent: Spent) -> dict[str, Any]:
-    experiment, distributed, parts, state = setup.experiment, setup.distributed, setup.parts, setup.state
+def _result(state: TrainingState, scored: Scored, seconds: float, memory_gb: float) -> dict[str, Any]:
+    last, best, lost = scored
+    experiment, distributed, parts, progress = state.experiment, state.distributed, state.parts, state.progress
     gpu = distributed.device.type == "cuda"
-    training = [line for line in setup.run.read_metrics() if line["part"] == "train"]
+    training = [line for line in state.run.read_metrics() if line["part"] == "train"]
     technical = ("epoch", "part", "seconds", "rate", "learning_rate", "data_wait", "memory_gb")
     train_scores = {key: value for key, value in (training[-1] if training else {}).items() if key not in technical}
     return {
-        "run": setup.run.name,
+        "run": state.run.name,
         "model": experiment.model.name,
         "task": experiment.task,
         "dataset": parts.store.dataset,
@@ -131,39 +131,39 @@ def _result(setup: Setup, last: Evaluation, best: Tested, lost: Damage | None, s
         "fold": experiment.data.fold,
         "store": str(experiment.data.store),
         "fingerprint": parts.store.fingerprint,
-        "parameters": count_parameters(setup.bare),
-        "gflop_per_sample": forward_gflop(setup.bare, setup.channels, parts.image_size),
+        "parameters": count_parameters(state.network),
+        "gflop_per_sample": forward_gflop(state.network, state.spec.forward.channels, parts.image_size),
         "gpus": distributed.world_size,
         "nodes": distributed.nodes,
         "device": torch.cuda.get_device_name(distributed.device) if gpu else "cpu",
-        "precision": setup.precision.name,
-        "epochs": state.epoch,
+        "precision": state.spec.forward.precision.name,
+        "epochs": progress.epoch,
         "batch_size": experiment.recipe.batch_size,
         "image_size": list(parts.image_size),
         "limit_batches": experiment.limit_batches,
-        "seconds": spent.seconds,
-        "gpu_hours": spent.seconds / 3600 * distributed.world_size if gpu else 0.0,
-        "restarts": state.restarts,
+        "seconds": seconds,
+        "gpu_hours": seconds / 3600 * distributed.world_size if gpu else 0.0,
+        "restarts": progress.restarts,
         "samples_per_second": sum(line["rate"] for line in training) / len(training) if training else None,
         "data_wait": sum(line["data_wait"] for line in training) / len(training) if training else None,
-        "peak_memory_gb": spent.memory_gb,
+        "peak_memory_gb": memory_gb,
         "cases": parts.counts(),
         "class_counts": parts.class_counts(),
-        "skipped_steps": state.skipped,
-        "stopped_early": state.epoch < experiment.recipe.epochs,
-        "compiled": setup.fast is not None,
+        "skipped_steps": progress.skipped,
+        "stopped_early": progress.epoch < experiment.recipe.epochs,
+        "compiled": state.compiled is not None,
         "surfaces": method() if best.final.surfaces is not None else None,
         "cleaning": asdict(best.cleaning) if best.cleaning else None,
         "flips": experiment.scoring.flips,
-        "chosen_by": f"val {setup.main_score}" if setup.val is not None and lost is None else "last epoch",
+        "chosen_by": f"val {experiment.main_score}" if parts.val is not None and lost is None else "last epoch",
         "weights_lost": lost,  # then the scores below, "best" ones too, are of the last epoch
         "best": {
-            "epoch": state.best_epoch,
-            "val": setup.best_shown,
+            "epoch": progress.best_epoch,
+            "val": best_shown(state),
             "test": best.final.scores,
             **({"test_before_cleaning": best.plain.scores} if best.cleaning else {}),
         },
-        "last": {"epoch": state.epoch, "train": train_scores, "test": last.scores},
+        "last": {"epoch": progress.epoch, "train": train_scores, "test": last.scores},
     }
 
 
@@ -192,51 +192,47 @@ def forward_gflop(network: nn.Module, channels: int, image_size: tuple[int, int]
         network.train(was_training)
 
 
-def _neighbour(setup: Setup, heartbeat: Heartbeat) -> Neighbour | None:
-    """What the nearest image would answer; None where the images can no longer be read: that is worth no run."""
+def _neighbour(state: TrainingState, heartbeat: Heartbeat) -> Neighbour | None:
+    """Answers of the nearest image; None where the images can no longer be read: that is worth no run."""
     try:
-        return nearest_neighbour(setup.parts, heartbeat.alive)
+        return nearest_neighbour(state.parts, heartbeat.alive)
     except DataError as error:
-        say(f"warning: without the nearest neighbour of the test images: {error}")
-        setup.run.add_event("nearest neighbour left out", reason=str(error))
+        log(f"warning: without the nearest neighbour of the test images: {error}")
+        state.run.add_event("nearest neighbour left out", reason=str(error))
         return None
 
 
-def _write_cases(setup: Setup, best: Evaluation, neighbour: Neighbour | None) -> None:
+def _write_cases(state: TrainingState, best: Evaluation, neighbour: Neighbour | None) -> None:
     there = best.counted > 0
-    names = [name for name, counted in zip(setup.parts.test_names, there, strict=True) if counted]
-    if setup.classes is None:
+    names = [name for name, counted in zip(state.parts.test_names, there, strict=True) if counted]
+    if state.spec.classes is None:
         surfaces = None if best.surfaces is None else best.surfaces[there]
         rows = metrics.segmentation_rows(best.details[there], names, best.counted[there], surfaces)
     else:
-        rows = _image_rows(setup, best.details, [int(index) for index in there.nonzero()[0]], neighbour)
+        rows = _image_rows(state, best.details, [int(index) for index in there.nonzero()[0]], neighbour)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]) if rows else ["case"], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    atomic.write_text(setup.run.cases, text.getvalue())
+    atomic.write_text(state.run.cases, text.getvalue())
 
 
 def _image_rows(
-    setup: Setup, probabilities: Any, positions: list[int], neighbour: Neighbour | None
+    state: TrainingState, probabilities: Any, positions: list[int], neighbour: Neighbour | None
 ) -> list[dict[str, object]]:
-    part, classes = setup.parts.test.part, setup.classes or []
+    part, classes = state.parts.test.part, state.spec.classes or []
     assert not isinstance(part, SlicePart)
     rows: list[dict[str, object]] = []
     for position in positions:
         chances, label = probabilities[position], int(part.classes[position])  # type: ignore[attr-defined]
-        predicted = int(chances.argmax())
+        predicted, known = int(chances.argmax()), {}
+        if neighbour is not None:
+            known = {"known": int(neighbour.known[position]), "nearest": classes[neighbour.answer[position]]}
         rows.append({
-            "case": setup.parts.test_names[position], "label": classes[label], "prediction": classes[predicted],
+            "case": state.parts.test_names[position], "label": classes[label], "prediction": classes[predicted],
             "correct": int(predicted == label), "confidence": float(chances.max()),
-            "group": int(setup.parts.store.group[part.indices[position]]),  # type: ignore[attr-defined]
-            **_known(neighbour, position, classes),
+            "group": int(state.parts.store.group[part.indices[position]]),  # type: ignore[attr-defined]
+            **known,
             **{f"p_{name}": float(chance) for name, chance in zip(classes, chances, strict=True)},
         })  # fmt: skip
     return rows
-
-
-def _known(neighbour: Neighbour | None, position: int, classes: list[str]) -> dict[str, object]:
-    if neighbour is None:
-        return {}
-    return {"known": int(neighbour.known[position]), "nearest": classes[neighbour.answer[position]]}

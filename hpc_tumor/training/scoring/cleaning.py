@@ -64,7 +64,7 @@ def _counts(
 
 
 def _best(counts: np.ndarray) -> int:
-    """Which of the choices has the largest mean Dice over the cases that are whole: the first of equal ones."""
+    """Number of the choice with the largest mean Dice over the cases that are whole: the first of equal ones."""
     whole = counts[0].sum((1, 2)) > 0
     if not whole.any():
         return 0

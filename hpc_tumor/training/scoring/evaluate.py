@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,66 +39,84 @@ class Evaluation:
     volumes: Volumes | None = None
 
 
-def network_input(images: torch.Tensor, channels_last: bool, channels: int) -> torch.Tensor:
-    """`(N, C, H, W)` as the network takes it: grey repeated to its channels, as a view, or in the memory layout."""
-    if images.shape[1] != channels:
-        return images.expand(-1, channels, -1, -1)
-    return images.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+@dataclass(frozen=True)
+class Forward:
+    """Forward pass of a network of its `task`: the number format, and the images as the network takes them."""
+
+    precision: Precision
+    channels: int
+    memory_format: torch.memory_format
+    task: str
+
+    def __call__(self, network: Callable[..., Any], images: torch.Tensor, flips: bool = False, **options: Any) -> Any:
+        """The network's answer to `(N, C, H, W)` images; `flips`: the mean over their flips, see `flipped`."""
+        if images.shape[1] != self.channels:
+            images = images.expand(-1, self.channels, -1, -1)  # grey, as a view
+        else:
+            images = images.contiguous(memory_format=self.memory_format)
+        with self.precision.autocast():
+            return flipped(network, images, self.task) if flips else network(images, **options)
+
+
+@dataclass(frozen=True)
+class ScoringSpec:
+    """Specification of how a network computes, and how that is scored.
+
+    Attributes:
+        loss: one value per sample.
+        classes: names of the classes of a classification part; None means segmentation.
+        exclusive: at most one label per pixel, as a network learns it from a softmax over the labels.
+        limit: score the first so many batches only (debugging).
+        flips: final scores are of the mean of the logits over the flips of a sample.
+    """
+
+    forward: Forward
+    loss: Loss
+    classes: list[str] | None = None
+    exclusive: bool = False
+    limit: int | None = None
+    flips: bool = False
 
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module,
+    network: nn.Module,
     loader: BatchLoader,
-    loss: Loss,
-    precision: Precision,
+    spec: ScoringSpec,
     distributed: Distributed,
     *,
-    channels: int,
-    channels_last: bool = True,
-    classes: list[str] | None = None,
-    exclusive: bool = False,
-    limit: int | None = None,
     alive: Callable[[], None] = lambda: None,
-    flips: bool = False,
     final: bool = False,
     volumes: bool = False,
 ) -> Evaluation:
-    """Score `model` on a part, a whole batch on one rank: so each sample is computed alike on any number of ranks.
+    """Score `network` on a part, a whole batch on one rank: so each sample is computed alike on any number of ranks.
 
     Args:
-        classes: names of the classes of a classification part; None means segmentation.
-        exclusive: at most one label per pixel, as a network learns it from a softmax over the labels.
-        limit: score the first so many batches only (debugging).
         alive: called after each batch, so that a long evaluation does not look like a hang.
-        flips: the mean of the logits over the flips of a sample: two of an image, four of a slice.
-        final: every score of images, not the quick ones alone.
+        final: every score of images, not the quick ones alone, and over flips where the settings ask for them.
         volumes: keep what was predicted for slices.
     """
     part = loader.part
-    tally = _Tally(part, classes, exclusive, volumes, distributed.device)
-    task = "segmentation" if classes is None else "classification"
-    was_training = model.training
-    model.eval()
-    for batch in loader.whole_batches(np.arange(len(part)), limit):
-        with precision.autocast():
-            images = network_input(batch.images, channels_last, channels)
-            logits = flipped(model, images, task) if flips else model(images)
-        tally.add(batch, logits, loss(logits, batch.targets))
+    tally = _Tally(part, spec, volumes, distributed.device)
+    was_training = network.training
+    network.eval()
+    for batch in loader.whole_batches(np.arange(len(part)), spec.limit):
+        logits = spec.forward(network, batch.images, final and spec.flips)
+        tally.add(batch, logits, spec.loss(logits, batch.targets))
         alive()
-    model.train(was_training)
+    network.train(was_training)
     tally.share(distributed)
-    scored, found = tally.counted.cpu().numpy(), tally.details.cpu().numpy()
-    scores = _scores(part, found, scored > 0, classes, final)
+    scored, details = tally.counted.cpu().numpy(), tally.details.cpu().numpy()
+    scores = _scores(part, details, scored > 0, spec.classes, final)
     scores["loss"] = float(tally.losses.sum().item() / max(1, int(scored.sum())))
-    return Evaluation(scores, found, scored, volumes=tally.volumes)
+    return Evaluation(scores, details, scored, volumes=tally.volumes)
 
 
 class _Tally:
-    """What is added up of a part, batch by batch: for `details` and `counted` see Evaluation."""
+    """Sums over a part, batch by batch: for `details` and `counted` see Evaluation."""
 
-    def __init__(self, part: Part, classes: list[str] | None, exclusive: bool, volumes: bool, device: torch.device):
-        self.part, self.exclusive = part, exclusive
+    def __init__(self, part: Part, spec: ScoringSpec, volumes: bool, device: torch.device):
+        self.part, self.exclusive, classes = part, spec.exclusive, spec.classes
         rows = len(part.cases) if isinstance(part, SlicePart) else len(part)
         shape = (rows, len(classes)) if classes else (rows, metrics.TRUE_LABELS, metrics.PREDICTIONS)
         self.details = torch.zeros(shape, dtype=torch.float64 if classes else torch.int64, device=device)
@@ -144,7 +163,7 @@ _FLIPS: dict[str, tuple[tuple[int, ...], ...]] = {
 }  # fmt: skip
 
 
-def flipped(model: nn.Module, images: torch.Tensor, task: str) -> torch.Tensor:
+def flipped(model: Callable[..., Any], images: torch.Tensor, task: str) -> torch.Tensor:
     """Mean over flips of the logits of `(N, C, H, W)` images: four of a slice, each turned back, two of an image."""
     total, turned = None, _FLIPS[task]
     for axes in turned:

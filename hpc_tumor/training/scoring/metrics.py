@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from hpc_tumor.vocabulary import LABELS
 
@@ -81,6 +82,13 @@ def _largest(logits: torch.Tensor) -> Iterator[torch.Tensor]:
         yield chosen
 
 
+def label_probabilities(logits: torch.Tensor, exclusive: bool = False) -> torch.Tensor:
+    """Probabilities `(N, 3, H, W)`: of each label by itself, or beside a background whose logit is 0."""
+    if not exclusive:
+        return logits.sigmoid()
+    return F.pad(logits, (0, 0, 0, 0, 1, 0)).softmax(1)[:, 1:]
+
+
 def confusion(histogram: np.ndarray, structure: str) -> np.ndarray:
     """True positives, false positives, false negatives, true negatives of one structure.
 
@@ -119,7 +127,7 @@ def structure_scores(counts: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def case_status(counts: np.ndarray) -> str:
-    """What one case's (TP, FP, FN, TN) mean: ok, missed, false alarm, or empty (absent and not predicted)."""
+    """Meaning of one case's (TP, FP, FN, TN): ok, missed, false alarm, or empty (absent and not predicted)."""
     tp, fp, fn, _ = (int(value) for value in counts)
     if tp + fn == 0:
         return "false alarm" if fp else "empty"

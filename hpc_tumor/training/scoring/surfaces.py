@@ -24,7 +24,7 @@ _SEARCH = 30  # voxels of a map of distances in the time that a search takes for
 
 
 def method() -> str:
-    """What measured these scores, in words."""
+    """Program that measured these scores, in words."""
     return f"surface-distance {version('surface-distance')}, NSD at {TOLERANCE:g} mm"
 
 
@@ -70,7 +70,7 @@ def surface_scores(truth: np.ndarray, predicted: np.ndarray, spacing: Sequence[f
 
 
 def surface_distances(truth: np.ndarray, predicted: np.ndarray, spacing: Sequence[float]) -> dict[str, np.ndarray]:
-    """What `surface_distance.compute_surface_distances` gives of two masks that are not empty, to the bit.
+    """Compute what `surface_distance.compute_surface_distances` gives of two masks that are not empty, to the bit.
 
     With its elements of surface and their areas, but without its two slow parts. It measures from every voxel of the
     box around both masks, which a few false voxels far away make the whole volume; and it sorts objects of Python.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,17 +15,16 @@ from numpy.typing import NDArray
 
 from hpc_tumor.data.audit.images import BATCH, THUMBNAIL, Floats, shrink, unit_rows
 from hpc_tumor.data.audit.memoriser import nearest
+from hpc_tumor.data.feed.loader import BatchLoader
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.parts import Parts
 from hpc_tumor.training.scoring import metrics
 from hpc_tumor.training.scoring.cleaning import Cleaning, choose_cleaning, histogram
-from hpc_tumor.training.scoring.evaluate import Evaluation
+from hpc_tumor.training.scoring.evaluate import Evaluation, evaluate
 from hpc_tumor.training.scoring.surfaces import case_surfaces
 from hpc_tumor.training.scoring.volumes import Watch
-
-if TYPE_CHECKING:
-    from hpc_tumor.training.working_set import Setup
+from hpc_tumor.training.state import TrainingState
 
 
 @dataclass(frozen=True)
@@ -48,20 +46,26 @@ class StopError(Exception):
     """A stop was asked for before all was scored; raised on all ranks together."""
 
 
-def score_test_part(setup: Setup, watch: Watch = Watch()) -> Tested:
+def score_test_part(state: TrainingState, watch: Watch = Watch()) -> Tested:
     """Score the weights that are in the network on the test part. All ranks call this together."""
-    plain = setup.evaluate_as_is(setup.parts.test, watch.alive, final=True, volumes=True)
-    watch.look()
+
+    def score(loader: BatchLoader) -> Evaluation:
+        scored = evaluate(
+            state.network, loader, state.spec, state.distributed, alive=watch.alive, final=True, volumes=True
+        )
+        watch.look()
+        return scored
+
+    plain = score(state.parts.test)
     if plain.volumes is None or not plain.volumes.any_whole:  # images, or single slices
         plain = replace(plain, volumes=None)
         return Tested(plain, plain)
     cleaning = None
-    if setup.experiment.scoring.clean and setup.val is not None:
-        val = setup.evaluate_as_is(setup.val, watch.alive, final=True, volumes=True)
-        watch.look()
+    if state.experiment.scoring.clean and state.parts.val is not None:
+        val = score(state.parts.val)
         assert val.volumes is not None
-        cleaning = choose_cleaning(val.volumes, len(val.counted), setup.distributed, watch)
-    final = score_volumes(plain, setup.distributed, cleaning, watch)
+        cleaning = choose_cleaning(val.volumes, len(val.counted), state.distributed, watch)
+    final = score_volumes(plain, state.distributed, cleaning, watch)
     return Tested(replace(plain, volumes=None), replace(final, volumes=None), cleaning)
 
 

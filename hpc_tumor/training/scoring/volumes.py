@@ -16,7 +16,7 @@ _LOOK = 8  # cases of each rank between two looks whether to stop: ranks wait fo
 
 @dataclass(frozen=True)
 class Watch:
-    """Who is told while cases are worked through.
+    """Listeners while cases are worked through.
 
     Attributes:
         alive: called after each case, so that it does not look like a hang.
@@ -28,7 +28,7 @@ class Watch:
 
 
 class Volumes:
-    """What was predicted for the slices of a part: true label × 8 + predicted bits of each voxel, packed.
+    """Predictions for the slices of a part: true label × 8 + predicted bits of each voxel, packed.
 
     Predictions are mostly background, so that a case of 240 × 240 × 155 voxels takes some 50 kB.
     """

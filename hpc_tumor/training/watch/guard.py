@@ -1,117 +1,100 @@
-"""What happens when a loss or a gradient is no longer finite: the step changes nothing, and is named."""
+"""Find steps whose loss or gradients are not finite: such a step changes nothing, and is named.
+
+The optimizer itself leaves the weights alone in such a step, so that a look that comes a step later, as on GPUs, comes
+in time.
+"""
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from hpc_tumor.console import log
 from hpc_tumor.data.feed.loader import Batch
 from hpc_tumor.errors import TrainingError
-from hpc_tumor.training.watch.heartbeat import say
-
-if TYPE_CHECKING:
-    from hpc_tumor.training.working_set import Setup
+from hpc_tumor.training.state import TrainingState, UncheckedStep
 
 _NAMED = 5  # cases, in the message
 _BEHIND = {"cpu": 0, "cuda": 1}  # steps that the look at a flag lags behind: a GPU is not waited for
 
 
-@dataclass
-class _Looked:
-    """A step that was taken: whether something in it was not finite, as a number that may still be on its way."""
+def note_step(state: TrainingState, broken: Tensor, batch: Batch, losses: Tensor) -> None:
+    """Note that a step was taken. `broken` is a number on the device, above 0 where it was not finite on any rank."""
+    arrived = None
+    if broken.is_cuda:
+        broken = torch.empty_like(broken, device="cpu", pin_memory=True).copy_(broken, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
+    state.unchecked.append(UncheckedStep(broken, arrived, batch, losses, state.progress.epoch))
 
-    flag: Tensor
-    arrived: Any
-    batch: Batch
-    losses: Tensor
-    epoch: int
 
+def check_steps(state: TrainingState, totals: dict[str, Any], everything: bool = False) -> None:
+    """Look whether the steps that are due, or all, were finite; `totals` lose the samples of those that were not.
 
-class FiniteGuard:
-    """Looks at the flag of each step, on every rank alike, and keeps the batch of one that was not finite.
-
-    The optimizer itself leaves the weights alone in such a step, so that a look that comes a step later, as on GPUs,
-    comes in time.
+    Raises TrainingError where more steps were not finite than the recipe allows.
     """
+    behind = 0 if everything else _BEHIND[state.distributed.device.type]
+    while len(state.unchecked) > behind:
+        step = state.unchecked.popleft()
+        if step.arrived is not None:
+            step.arrived.synchronize()
+        if step.broken.item() > 0:
+            _skip(state, step, totals)
 
-    def __init__(self, setup: Setup) -> None:
-        self._setup = setup
-        self._waiting: deque[_Looked] = deque()
 
-    def note(self, flag: Tensor, batch: Batch, losses: Tensor, epoch: int) -> None:
-        """A step was taken. `flag` is a number on the device, above 0 where it was not finite on any rank."""
-        arrived = None
-        if flag.is_cuda:
-            flag = torch.empty_like(flag, device="cpu", pin_memory=True).copy_(flag, non_blocking=True)
-            arrived = torch.cuda.Event()
-            arrived.record()
-        self._waiting.append(_Looked(flag, arrived, batch, losses, epoch))
+def _skip(state: TrainingState, step: UncheckedStep, totals: dict[str, Any]) -> None:
+    run, distributed, batch = state.run, state.distributed, step.batch
+    totals["samples"] -= batch.counted
+    state.progress.skipped += 1
+    skipped, allowed = state.progress.skipped, state.experiment.recipe.skip_nonfinite
+    place = f"epoch {step.epoch + 1}, step {batch.step + 1}"
+    what, names = _blame(state, step)
+    if skipped <= allowed:
+        if distributed.is_main:
+            log(f"{place} skipped ({skipped} of {allowed}): {what} not finite; {names}")
+            run.add_event("skipped", epoch=step.epoch + 1, step=batch.step + 1, reason=what, cases=names)
+        return
+    path = run.broken_batch(step.epoch + 1, batch.step + 1, distributed.rank)
+    kept = all(distributed.gather(_keep(state, step, path)))
+    where = f"The batch is kept in {path.parent}." if kept else "The batch could not be kept: no room on the disk."
+    after = f", after {allowed} that were skipped" if allowed else ""
+    raise TrainingError(
+        f"{what} no longer finite at {place}{after} ({names}). {where} Lower"
+        " recipe.learning_rate, set recipe.clip_gradients=1, hardware.precision=float32 or recipe.skip_nonfinite=N."
+    )
 
-    def look(self, totals: dict[str, Any], everything: bool = False) -> None:
-        """Look at the flags that are due, or at all.
 
-        Raises TrainingError where more steps were not finite than the recipe allows.
-        """
-        behind = 0 if everything else _BEHIND[self._setup.distributed.device.type]
-        while len(self._waiting) > behind:
-            looked = self._waiting.popleft()
-            if looked.arrived is not None:
-                looked.arrived.synchronize()
-            if looked.flag.item() > 0:
-                self._refuse(looked, totals)
+def _blame(state: TrainingState, step: UncheckedStep) -> tuple[str, str]:
+    """Name what was not finite, and in which cases, over all ranks."""
+    batch, part = step.batch, state.parts.train.part
+    broken = (~step.losses.isfinite()).nonzero().flatten().tolist() if batch.counted else []
+    mine = [part.name(int(batch.positions[index])) for index in broken]
+    everyone = [part.name(int(position)) for position in batch.positions[: batch.counted]]
+    gathered = state.distributed.gather((mine, everyone))
+    cases = [name for names, _ in gathered for name in names]
+    what = "the loss is" if cases else "the gradients are"
+    cases = cases or [name for _, names in gathered for name in names]
+    more = f" and {len(cases) - _NAMED} more" if len(cases) > _NAMED else ""
+    return what, f"{', '.join(cases[:_NAMED])}{more}"
 
-    def _refuse(self, looked: _Looked, totals: dict[str, Any]) -> None:
-        setup, batch = self._setup, looked.batch
-        totals["samples"] -= batch.counted
-        setup.state.skipped += 1
-        place = f"epoch {looked.epoch + 1}, step {batch.step + 1}"
-        what, names = self._blame(looked)
-        allowed = setup.experiment.recipe.skip_nonfinite
-        if setup.state.skipped <= allowed:
-            if setup.distributed.is_main:
-                say(f"{place} skipped ({setup.state.skipped} of {allowed}): {what} not finite; {names}")
-                setup.run.add_event("skipped", epoch=looked.epoch + 1, step=batch.step + 1, reason=what, cases=names)
-            return
-        path = setup.run.broken_batch(looked.epoch + 1, batch.step + 1, setup.distributed.rank)
-        kept = all(setup.distributed.gather(self._keep(looked, path)))
-        where = f"The batch is kept in {path.parent}." if kept else "The batch could not be kept: no room on the disk."
-        after = f", after {allowed} that were skipped" if allowed else ""
-        raise TrainingError(
-            f"{what} no longer finite at {place}{after} ({names}). {where} Lower"
-            " recipe.learning_rate, set recipe.clip_gradients=1, hardware.precision=float32 or recipe.skip_nonfinite=N."
-        )
 
-    def _blame(self, looked: _Looked) -> tuple[str, str]:
-        """What was not finite, and in which cases, over all ranks."""
-        batch, part = looked.batch, self._setup.train.part
-        broken = (~looked.losses.isfinite()).nonzero().flatten().tolist() if batch.counted else []
-        mine = [part.name(int(batch.positions[index])) for index in broken]
-        everyone = [part.name(int(position)) for position in batch.positions[: batch.counted]]
-        gathered = self._setup.distributed.gather((mine, everyone))
-        cases = [name for names, _ in gathered for name in names]
-        what = "the loss is" if cases else "the gradients are"
-        cases = cases or [name for _, names in gathered for name in names]
-        more = f" and {len(cases) - _NAMED} more" if len(cases) > _NAMED else ""
-        return what, f"{', '.join(cases[:_NAMED])}{more}"
-
-    def _keep(self, looked: _Looked, path: Any) -> bool:
-        batch, setup = looked.batch, self._setup
-        names = [setup.train.part.name(int(position)) for position in batch.positions]
-        contents = {"images": batch.images, "targets": batch.targets, "cases": names, "losses": looked.losses}
-        if setup.distributed.is_main:
-            # The broken step left the weights alone, but not batch norm's running statistics. On a GPU they are those
-            # after the step behind it.
-            contents["model"] = setup.bare.state_dict()
-        try:
-            torch.save(contents, path)
-        except (OSError, RuntimeError):  # torch turns a failed write into a RuntimeError
-            path.unlink(missing_ok=True)
-            return False
-        return True
+def _keep(state: TrainingState, step: UncheckedStep, path: Path) -> bool:
+    batch = step.batch
+    names = [state.parts.train.part.name(int(position)) for position in batch.positions]
+    contents = {"images": batch.images, "targets": batch.targets, "cases": names, "losses": step.losses}
+    if state.distributed.is_main:
+        # The broken step left the weights alone, but not batch norm's running statistics. On a GPU they are those
+        # after the step behind it.
+        contents["model"] = state.network.state_dict()
+    try:
+        torch.save(contents, path)
+    except (OSError, RuntimeError):  # torch turns a failed write into a RuntimeError
+        path.unlink(missing_ok=True)
+        return False
+    return True
 
 
 def total_norm(parameters: list[torch.nn.Parameter]) -> Tensor:

@@ -14,7 +14,7 @@ from hpc_tumor.config import Experiment
 from hpc_tumor.errors import GpuMemoryError, HostMemoryError
 from hpc_tumor.system.resources import available_memory
 from hpc_tumor.training.distributed import Distributed
-from hpc_tumor.training.watch.torch_words import says_no_memory
+from hpc_tumor.training.watch.torch_words import memory_asked, says_no_memory
 from hpc_tumor.vocabulary import counted
 
 _MMAP_MAX, _TRIM_THRESHOLD = -4, -1  # mallopt's names for these
@@ -81,21 +81,7 @@ def out_of_memory(
     ways += [f"--set batch_size={recipe.batch_size // 2}" if share > 1 else "a smaller --set image_size", "more --gpus"]
     kind = GpuMemoryError if device.type == "cuda" else HostMemoryError
     return kind(
-        f"out of memory on {where}, and asked for {_asked(error)} more, with {parts} samples at a time"
+        f"out of memory on {where}, and asked for {memory_asked(error)} more, with {parts} samples at a time"
         f" (batch {recipe.batch_size} on {counted(ranks, 'rank')})."
         f" Submit again with {', '.join(ways[:-1])} or {ways[-1]}."
     )
-
-
-def _asked(error: BaseException) -> str:
-    """How much the step that failed wanted, from the words of its error: torch names bytes, or GiB."""
-    words = str(error).replace(",", " ").split()
-    for before, number, unit in zip(words, words[1:], words[2:], strict=False):
-        if before in ("allocate", "allocated"):
-            unit = unit.rstrip(".")
-            try:
-                value = float(number)
-            except ValueError:
-                continue
-            return f"{value / 1e9:.1f} GB" if unit.startswith("byte") else f"{value:g} {unit}"
-    return "some"

@@ -1,4 +1,4 @@
-"""What each rank was last seen to do, told to all others through the store at which they met."""
+"""Progress of each rank, told to all others through the store at which they met."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hpc_tumor.training.watch.watchdog import Mark, Verdict
 _STORE_ENDS = 5.0  # seconds for a talk with the store to end
 
 
-class Marks:
+class ProgressMarks:
     """The marks of all ranks, through their store: the `Exchange` of a watchdog.
 
     It talks to the store in a thread of its own, which a store whose host was stopped may hold for good. Seconds are
@@ -52,7 +52,7 @@ class Marks:
         self._reading = reading
 
     def marks(self) -> list[Mark | None]:
-        """What is known of each rank, this one's as it is now; None for one that never came."""
+        """Last known mark of each rank, this one's as it is now; None for one that never came."""
         marks = [
             mark and replace(mark, silent=self._read_at - self._changed[rank]) for rank, mark in enumerate(self._marks)
         ]

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 
+from hpc_tumor.errors import HpcTumorError
+
 _MEMORY = ("can't allocate memory", "cannot allocate memory", "out of memory")
 _LOST = (
     "connection closed by peer", "connection reset by peer", "broken pipe", "connection refused", "gloo", "nccl",
@@ -19,23 +21,37 @@ ANOMALY_WARNING = "Error detected in"  # begins the warning with the stack of th
 
 def says_no_memory(error: BaseException) -> bool:
     """Return True where torch could not allocate memory, on a GPU or in the host."""
-    return isinstance(error, RuntimeError) and _has(error, _MEMORY)
+    return _of_torch(error) and _has(error, _MEMORY)
+
+
+def memory_asked(error: BaseException) -> str:
+    """Memory that could not be allocated; torch names bytes, or GiB."""
+    words = str(error).replace(",", " ").split()
+    for before, number, unit in zip(words, words[1:], words[2:], strict=False):
+        if before in ("allocate", "allocated"):
+            unit = unit.rstrip(".")
+            try:
+                value = float(number)
+            except ValueError:
+                continue
+            return f"{value / 1e9:.1f} GB" if unit.startswith("byte") else f"{value:g} {unit}"
+    return "some"
 
 
 def says_rank_lost(error: BaseException) -> bool:
     """Return True where this rank lost another one."""
     names = {kind.__name__ for kind in type(error).__mro__}
-    return isinstance(error, RuntimeError) and ("DistError" in names or _has(error, _LOST))
+    return _of_torch(error) and ("DistError" in names or _has(error, _LOST))
 
 
 def may_pass(error: BaseException) -> bool:
     """Return True where the network or a device failed, which another start may not meet."""
-    return isinstance(error, RuntimeError) and not says_no_memory(error) and _PASSING.search(str(error)) is not None
+    return _of_torch(error) and not says_no_memory(error) and _PASSING.search(str(error)) is not None
 
 
 def says_nan(error: BaseException) -> bool:
     """Return True where the anomaly detection of torch found NaN in the backward pass."""
-    return isinstance(error, RuntimeError) and "returned nan values" in str(error)
+    return _of_torch(error) and "returned nan values" in str(error)
 
 
 def failed_function(error: BaseException) -> str | None:
@@ -47,6 +63,11 @@ def failed_function(error: BaseException) -> str | None:
 def is_anomaly_warning(message: object) -> bool:
     """Return True for the warning that holds the stack of the forward call."""
     return str(message).startswith(ANOMALY_WARNING)
+
+
+def _of_torch(error: BaseException) -> bool:
+    """Return True where the error may be torch's: one of this package says by its type what it means."""
+    return isinstance(error, RuntimeError) and not isinstance(error, HpcTumorError)
 
 
 def _has(error: BaseException, words: tuple[str, ...]) -> bool:

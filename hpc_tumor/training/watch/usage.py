@@ -1,4 +1,4 @@
-"""What one rank uses in one start: time, CPUs, memory, GPU; written now and then, for a start may be killed."""
+"""Use of one rank in one start: time, CPUs, memory, GPU; written now and then, for a start may be killed."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from hpc_tumor.data.feed.loader import BatchLoader
 from hpc_tumor.system.resources import available_cpus
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.watch.memory import own_memory
-
-if TYPE_CHECKING:
-    from hpc_tumor.training.working_set import Setup
+from hpc_tumor.vocabulary import RunStatus
 
 FIRST_SECONDS, EVERY_SECONDS = 5.0, 30.0  # until something is written, and between two times
 _MOST_FAILURES = 3  # of nvidia-smi, after which it is not asked any more
@@ -39,7 +38,7 @@ class Usage:
         """Record to `path`; None: nothing at all."""
         self.outcome: str | None = None
         self._path, self._distributed = path, distributed
-        self._setup: Setup | None = None
+        self._loader: BatchLoader | None = None
         self._trains = 0.0
         self._shared = self._allocated = self._reserved = 0
         self._smi: GpuWatch | None = None
@@ -51,9 +50,9 @@ class Usage:
             self._thread.start()
         return self
 
-    def follow(self, setup: Setup) -> None:
+    def follow(self, loader: BatchLoader) -> None:
         """Training begins: from now on the time that it waits for data counts, and how busy the node's GPUs are."""
-        self._trains, self._setup = time.monotonic(), setup
+        self._trains, self._loader = time.monotonic(), loader
         if self._distributed.device.type == "cuda" and self._distributed.local_rank == 0:
             self._smi = GpuWatch(_gpus_of_node(self._distributed))
 
@@ -62,7 +61,7 @@ class Usage:
             return
         self._over.set()
         self._thread.join(_SMI_SECONDS)
-        self.outcome = self.outcome or "failed"
+        self.outcome = self.outcome or RunStatus.FAILED
         self._write()
 
     def _go_on(self) -> None:
@@ -101,8 +100,8 @@ class Usage:
             "cpu_seconds": own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime,
             "memory": memory,
             "shared": self._shared,
-            "training_seconds": time.monotonic() - self._trains if self._setup else 0.0,
-            "data_wait_seconds": self._setup.train.waited if self._setup else 0.0,
+            "training_seconds": time.monotonic() - self._trains if self._loader else 0.0,
+            "data_wait_seconds": self._loader.waited if self._loader else 0.0,
             "gpu": self._gpu(),
             "watched": self._smi.as_list() if self._smi else [],
             "ended": self.outcome,
@@ -124,7 +123,7 @@ class Usage:
 
 @dataclass
 class _Seen:
-    """What nvidia-smi said of one GPU so far: samples, the sum of their percentages, the most memory in bytes."""
+    """Answers of nvidia-smi on one GPU so far: samples, the sum of their percentages, the most memory in bytes."""
 
     samples: int = 0
     busy: float = 0.0
@@ -133,7 +132,7 @@ class _Seen:
 
 
 class GpuWatch:
-    """How busy GPUs are and how full, by nvidia-smi; nothing where it does not answer."""
+    """Load and memory of GPUs, by nvidia-smi; nothing where it does not answer."""
 
     def __init__(self, uuids: list[str]) -> None:
         """Watch these GPUs; all that can be seen where none is named."""

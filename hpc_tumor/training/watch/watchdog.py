@@ -29,7 +29,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from hpc_tumor.errors import HpcTumorError
 from hpc_tumor.training.watch.torch_words import says_rank_lost
 
 # Phases in which a rank may stand still because of another one. In all others it works alone.
@@ -43,7 +42,7 @@ OnHang = Callable[[str, int | None, str], None]
 
 
 class Exchange(Protocol):
-    """How the watchdogs of all ranks hear of each other; `Marks` in distributed.py does it through torch's store."""
+    """Exchange of marks between the watchdogs of all ranks; `ProgressMarks` does it through torch's store."""
 
     verdict: Verdict | None
 
@@ -57,7 +56,7 @@ class Exchange(Protocol):
         """`ran` seconds have passed; whether the marks of the others are of interest now."""
 
     def marks(self) -> list[Mark | None]:
-        """What is known of each rank, this one's as it is now; None for one that never came."""
+        """Last known mark of each rank, this one's as it is now; None for one that never came."""
 
     def agree(self, verdict: Verdict) -> Verdict:
         """The verdict of whoever came first; this one, where the others cannot be asked."""
@@ -65,7 +64,7 @@ class Exchange(Protocol):
 
 @dataclass(frozen=True)
 class Mark:
-    """Where a rank was when it last renewed its mark.
+    """Progress of a rank when it last renewed its mark.
 
     Attributes:
         beat: how often the mark was renewed.
@@ -97,14 +96,14 @@ class Mark:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Why the run ends, and which rank is the cause; None where all wait for each other."""
+    """Reason why the run ends, and the rank that is the cause; None where all wait for each other."""
 
     rank: int | None
     reason: str
 
 
 def judge(marks: list[Mark | None], own: int, timeout: float, quiet: float) -> Verdict | None:
-    """Which rank keeps the others from going on; None while that cannot be said, or one still works.
+    """Find the rank that keeps the others from going on; None while that cannot be said, or one still works.
 
     Args:
         marks: of each rank; None for one that never came.
@@ -214,11 +213,11 @@ class Watchdog:
         self.mark(before)  # not after an error: that came of waiting
 
     def explain(self, error: BaseException) -> Verdict | None:
-        """Which rank was lost, where `error` says that this one lost another; takes up to 5 s. None where it does not.
+        """Find the rank that was lost, where `error` says that one was; takes up to 5 s. None where it does not.
 
         These seconds also give a rank that failed time to record why.
         """
-        if self._exchange is None or not is_loss(error):
+        if self._exchange is None or not says_rank_lost(error):
             return None
         self._asked = True
         end = time.monotonic() + EXPLAIN_SECONDS
@@ -272,15 +271,10 @@ class Watchdog:
         sys.stdout.flush()
 
 
-def is_loss(error: BaseException) -> bool:
-    """Return True if `error` is what a rank sees when it loses another one, and so no cause of its own."""
-    return not isinstance(error, HpcTumorError) and says_rank_lost(error)
-
-
 _current: Any = None
 
 
 def explain_loss(error: BaseException) -> Verdict | None:
-    """Which rank was lost, where `error` says that this process lost another; see `Watchdog.explain`."""
+    """Find the rank that was lost, where `error` says that this process lost another; see `Watchdog.explain`."""
     watchdog: Watchdog | None = _current
     return watchdog.explain(error) if watchdog else None

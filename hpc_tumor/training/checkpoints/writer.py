@@ -1,0 +1,158 @@
+"""Checkpoints written beside the training: it waits for a copy of the weights, not for the disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hpc_tumor.errors import TrainingError
+from hpc_tumor.run_dir import RunDir
+from hpc_tumor.system import atomic
+from hpc_tumor.training.checkpoints.files import Progress, write_checkpoint, write_weights
+
+
+class CheckpointWriter:
+    """Writes one run's checkpoints in the order given, in a thread of its own. Rank 0's; the others have none."""
+
+    def __init__(self, run: RunDir, identity: dict[str, Any]) -> None:
+        self.run, self.identity = run, identity
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: list[Future[None]] = []
+        self._failure: BaseException | None = None
+
+    def save_last(self, progress: Progress, contents: dict[str, Any], keep: bool = False) -> None:
+        """Take a copy, and write it as the checkpoint to go on from. `keep` it for good, too.
+
+        Raises TrainingError where an earlier one could not be written.
+        """
+        began = time.perf_counter()
+        self._settle(leave=1)  # so that no more than two copies lie in memory
+        contents, ready = _copy(contents)
+        progress = dataclasses.replace(progress, totals=_copy(progress.totals)[0])
+        stall = time.perf_counter() - began
+
+        def write() -> None:
+            self._refuse_after_failure()
+            ready()
+            _write_last(self.run, progress, self.identity, contents, keep)
+            seconds = time.perf_counter() - began
+            self.run.add_event("checkpoint", epoch=progress.epoch, step=progress.step, stall_s=stall, seconds=seconds)
+
+        self._writing.append(self._thread.submit(write))
+
+    def save_weights(self, path: Path, progress: Progress, weights: dict[str, Any], about: dict[str, Any]) -> None:
+        """Take a copy of the weights, and write it to `path`."""
+        weights, ready = _copy(weights)
+        progress = dataclasses.replace(progress, totals=[])
+
+        def write() -> None:
+            self._refuse_after_failure()
+            ready()
+            try:
+                write_weights(path, weights, progress, {**about, "identity": self.identity})
+            except BaseException as error:
+                self._failure = error
+                raise
+
+        self._writing.append(self._thread.submit(write))
+
+    def _refuse_after_failure(self) -> None:
+        """A checkpoint that knows of a better epoch must not outlive the loss of its weights."""
+        if self._failure is not None:
+            raise self._failure
+
+    def wait(self) -> None:
+        """Until all is written. Raises TrainingError where it could not be."""
+        self._settle(leave=0)
+
+    def _settle(self, leave: int) -> None:
+        try:
+            while len(self._writing) > leave or (self._writing and self._writing[0].done()):
+                self._writing.pop(0).result()
+        except (OSError, RuntimeError) as error:  # torch turns a failed write into a RuntimeError of its own
+            cause = error if isinstance(error, OSError) else error.__context__
+            if isinstance(cause, OSError) and atomic.is_disk_full(cause):
+                raise no_room(self.run) from error
+            raise
+
+    def close(self) -> None:
+        """Wait, and end the thread. Write errors are ignored while another error propagates."""
+        try:
+            if sys.exc_info()[0] is None:
+                self.wait()
+        finally:
+            self._thread.shutdown()
+
+
+def no_room(run: RunDir) -> TrainingError:
+    """The error for a disk or a quota that is full."""
+    return TrainingError(
+        f"no room left to write to {run.path}: free some space or quota, then `hpc-tumor resume` the run."
+    )
+
+
+def _write_last(
+    run: RunDir, progress: Progress, identity: dict[str, Any], contents: dict[str, Any], keep: bool
+) -> None:
+    last, new = run.last_checkpoint, run.checkpoints / ".last.pt.new.tmp"
+    write_checkpoint(new, progress, identity, contents)
+    with suppress(FileNotFoundError):
+        link(last, run.previous_checkpoint)
+    new.replace(last)
+    if keep:
+        link(last, run.epoch_checkpoint(progress.epoch))
+
+
+def link(path: Path, to: Path) -> None:
+    """`to` becomes another name of what `path` names now."""
+    beside = to.with_name(f".{to.name}.link.tmp")
+    beside.unlink(missing_ok=True)
+    try:
+        os.link(path, beside)
+    except FileNotFoundError:
+        raise
+    except OSError:  # a file system without hard links
+        atomic.write_bytes(beside, path.read_bytes())
+    beside.replace(to)
+
+
+def _copy(value: Any) -> tuple[Any, Callable[[], None]]:
+    """Nested dictionaries and lists with copies of their tensors in the host's memory, and what waits for them.
+
+    Copies from a GPU are ordered before the next step by the stream itself: nobody waits here.
+    """
+    copied: list[torch.cuda.Event] = []
+
+    def copy(item: Any) -> Any:
+        if isinstance(item, torch.Tensor):
+            if not item.is_cuda:
+                return item.detach().clone()
+            # Strides and all: fused optimizers compute with weights and moments in the order in which they lie.
+            beside = torch.empty_like(item, device="cpu", pin_memory=True).copy_(item.detach(), non_blocking=True)
+            if not copied:
+                copied.append(torch.cuda.Event())
+            return beside
+        if isinstance(item, dict):
+            return {key: copy(inner) for key, inner in item.items()}
+        if isinstance(item, list | tuple):
+            return type(item)(copy(inner) for inner in item)
+        return item
+
+    result = copy(value)
+    for event in copied:
+        event.record()
+
+    def ready() -> None:
+        for event in copied:
+            event.synchronize()
+
+    return result, ready
