@@ -62,7 +62,7 @@ def collect(
     """
     from hpc_tumor.cluster.observe.queue import read_states
     from hpc_tumor.results.compare.selection import make_wishes
-    from hpc_tumor.results.tables.brief import terminal_tables
+    from hpc_tumor.results.tables.layouts import terminal_tables
     from hpc_tumor.results.write.as_json import as_json
     from hpc_tumor.results.write.collect import collect_runs
     from hpc_tumor.results.write.files import serve_results, write_results

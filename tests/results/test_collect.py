@@ -330,7 +330,7 @@ def test_published_figures_are_consistent() -> None:
 
 def test_collecting_imports_neither_torch_nor_zarr() -> None:
     code = (
-        "import sys; import hpc_tumor.results.write.collect, hpc_tumor.results.tables.tables;"
+        "import sys; import hpc_tumor.results.write.collect, hpc_tumor.results.write.files;"
         "sys.exit(bool({'torch', 'zarr', 'rich', 'pandas'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -24,11 +24,11 @@ from made_runs import (
 )
 
 from hpc_tumor.results.compare.comparison import Comparison
-from hpc_tumor.results.tables.brief import terminal_tables
+from hpc_tumor.results.tables.layouts import terminal_tables
 from hpc_tumor.results.tables.notes import group_notes
-from hpc_tumor.results.tables.tables import write_tables
 from hpc_tumor.results.write.as_json import as_json
 from hpc_tumor.results.write.collect import collect_runs
+from hpc_tumor.results.write.files import write_tables
 from hpc_tumor.run_dir import RunDir
 
 DICE = [(0.9, 0.8, 0.7), (0.5, 0.6, 0.7), (1.0, 0.9, 0.8)]

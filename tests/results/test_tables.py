@@ -17,11 +17,10 @@ from hpc_tumor.errors import HpcTumorError, UsageError
 from hpc_tumor.results.compare.comparison import Comparison, Group
 from hpc_tumor.results.read.cases import TestCases
 from hpc_tumor.results.read.run_result import RunResult
-from hpc_tumor.results.tables.brief import terminal_tables
-from hpc_tumor.results.tables.full import group_tables
+from hpc_tumor.results.tables.layouts import group_tables, terminal_tables
 from hpc_tumor.results.tables.notes import weights
-from hpc_tumor.results.tables.tables import write_tables
 from hpc_tumor.results.write.collect import collect_runs, group_runs
+from hpc_tumor.results.write.files import write_tables
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.system import atomic
 from hpc_tumor.table import Table

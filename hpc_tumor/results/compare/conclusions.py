@@ -9,8 +9,7 @@ from hpc_tumor.names import listed, plural
 from hpc_tumor.results.compare.comparison import MOST_TESTED, Group
 from hpc_tumor.results.compare.disagreement import DecidingCase, Disagreement
 from hpc_tumor.results.compare.measures import CASES, measure
-from hpc_tumor.results.compare.paired import Difference
-from hpc_tumor.results.tables.formats import p_value
+from hpc_tumor.results.compare.paired import Difference, p_value
 
 Verdict = Literal["better", "not shown", "worse"]
 _MOST_OTHERS = 6  # entries that the sentence on the best one names of each kind

@@ -174,3 +174,8 @@ def holm(p: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(order) - place) * float(p[index])))
         corrected[index] = largest
     return corrected
+
+
+def p_value(p: float) -> str:
+    """`0.034`, `< 0.001`."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"

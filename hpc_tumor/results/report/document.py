@@ -18,8 +18,8 @@ from hpc_tumor.results.compare.measures import CASES, measure
 from hpc_tumor.results.compare.origin import read_origin
 from hpc_tumor.results.compare.statistics import RESAMPLES
 from hpc_tumor.results.figures import Drawing
-from hpc_tumor.results.tables.brief import skipped_table, unfinished_table
-from hpc_tumor.results.tables.full import group_tables
+from hpc_tumor.results.tables.details import skipped_table, unfinished_table
+from hpc_tumor.results.tables.layouts import group_tables
 from hpc_tumor.table import Table
 
 _TEMPLATE = Path(__file__).parent / "template"

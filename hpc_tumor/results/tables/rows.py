@@ -8,7 +8,7 @@ from typing import Literal
 
 from hpc_tumor.results.compare.comparison import Group
 from hpc_tumor.results.compare.entries import Entry
-from hpc_tumor.results.compare.measures import measure
+from hpc_tumor.results.compare.measures import MAIN_SCORE, measure
 from hpc_tumor.results.compare.published import PUBLISHED, PublishedResult
 from hpc_tumor.results.compare.statistics import Statistic, bootstrap_means, mean_and_sd
 from hpc_tumor.results.read.run_result import RunResult, Scores, mean_of
@@ -33,6 +33,11 @@ class Row:
     parameters: int | None = None
     epochs: str = ""
     entry: Entry | None = None
+
+    @property
+    def main(self) -> str:
+        """The score that decides."""
+        return MAIN_SCORE[self.task]
 
     def value(self, score: str) -> float | None:
         """Mean of a score."""
