@@ -79,7 +79,7 @@ def collect(
     one = (folder / "config.json").is_file()
     found = [RunDir(folder)] if one else find_runs(folder)
     states = read_states([run for run in found if not run.is_finished()])
-    comparison = collect_runs(found, queue={state.name: state.state for state in states}, wishes=wishes)
+    comparison = collect_runs(found, {state.name: (state.state, state.reason) for state in states}, wishes)
     if not found:
         out.note(say_no_runs(folder) + (": nothing was written" if output else ""))
     # Everything is much more than is shown: it is worked out for machines alone.

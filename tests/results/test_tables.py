@@ -41,7 +41,7 @@ def comparison(tmp_path: Path) -> Comparison:
             unfinished_run(runs, "20250101-120000-unet-ffffff", state="training", epoch=7, epochs=20, best=0.81),
             RunDir(runs / "absent"),
         ],
-        now=0,
+        {"20250101-120000-unet-ffffff": ("running", "no heartbeat for 12 min")},
     )
 
 
@@ -86,7 +86,9 @@ def test_terminal_tables_by_hand(comparison: Comparison) -> None:
     assert any("too good" in note and "This split leaks" in note for note in leaking.notes)
     assert not any("This split leaks" in note for note in segmentation.notes)
     assert any(note.startswith("† Published figures") and "leaks" in note for note in segmentation.notes)
-    assert unfinished.rows == (("20250101-120000-unet-ffffff", "unet", "7/20", "Dice 0.810", "training"),)
+    assert unfinished.rows == (
+        ("20250101-120000-unet-ffffff", "unet", "7/20", "Dice 0.810", "running: no heartbeat for 12 min"),
+    )
     assert skipped.rows[0][0].endswith("absent")
 
 
@@ -135,7 +137,7 @@ def test_csv(comparison: Comparison, tmp_path: Path) -> None:
     kinds = [row["kind"] for row in rows]
     assert (kinds.count("run"), kinds.count("unfinished"), kinds.count("published")) == (5, 1, 7)
     by_run = {row["run"]: row for row in rows if row["run"]}
-    assert by_run["20250101-120000-unet-ffffff"]["state"] == "training"
+    assert by_run["20250101-120000-unet-ffffff"]["state"] == "running"
     assert float(by_run["20250101-120000-unet-ffffff"]["val_best"]) == 0.81
     for result in comparison.results:
         row = by_run[result.run]

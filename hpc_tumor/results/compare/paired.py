@@ -9,7 +9,7 @@ from itertools import combinations
 
 import numpy as np
 
-from hpc_tumor.results.compare.statistics import Interval, bootstrap_means
+from hpc_tumor.results.compare.statistics import Statistic, bootstrap_means
 from hpc_tumor.results.read.cases import TestCases
 
 LEVEL = 0.05
@@ -105,7 +105,7 @@ def differences(
 def _compare(
     score: str,
     difference: np.ndarray,
-    interval: Interval | None,
+    interval: Statistic | None,
     units: np.ndarray,
     larger_is_better: bool,
     binary: bool,

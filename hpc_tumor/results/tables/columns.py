@@ -160,7 +160,7 @@ COLUMNS = {
     column.key: column
     for column in (
         Column("model", "left", key="model", cell=lambda row: row.name),
-        Column("model", "left", key="label", cell=lambda row: row.label),
+        Column("model", "left", key="label", cell=lambda row: row.label or row.name),
         Column("images", key="images", cell=lambda row: _counted(row, row.main)),
         Column("patients", key="patients", cell=lambda row: _counted(row, row.main)),
         Column("95 % CI", keep=60, key="interval", cell=lambda row: _interval(row, row.main)),
