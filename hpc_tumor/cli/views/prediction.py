@@ -56,7 +56,7 @@ def cases_table(found: Prediction) -> Table:
         Column("image", "left", cell=lambda row: row["path"]),
         Column("prediction", "left", cell=lambda row: row["prediction"]),
         Column("confidence", cell=lambda row: f"{100 * row['confidence']:.1f} %"),
-        Column("label", "left", cell=lambda row: row["label"] or ""),
+        Column("label", "left", cell=lambda row: row.get("label") or ""),
         known,
     ]
     if found.facts.task == "segmentation":

@@ -54,7 +54,8 @@ def split_table(splits: Sequence[SplitAudit], *, brief: bool) -> Table:
     made = [split for split in splits if split.leakage]
     folds = [split for split in made if brief and split.fold is not None and not split.in_use]
     groups = [[split] for split in made if split not in folds] + ([folds] if folds else [])
-    columns = _SPLIT_COLUMNS[made[0].leakage.unit] if made and made[0].leakage else ()
+    images = any(split.leakage.unit == "images" for split in made if split.leakage)
+    columns = _OF_IMAGES if images else _OF_PATIENTS
     return fill("Splits", (Column("split", "left", cell=_group_name), *columns), groups)
 
 
@@ -68,31 +69,25 @@ def _of_leakage(title: str, name: str, keep: int = 99) -> Column:
 
 
 def _of_memoriser(title: str, name: str, keep: int = 99) -> Column:
-    def value(split: SplitAudit) -> str | int | None:
-        found = getattr(split.memoriser, name, None)
-        return f"{found:.3f}" if isinstance(found, float) else found
-
-    return _of_group(title, value, keep)
+    return _of_group(title, lambda split: f"{getattr(split.memoriser, name):.3f}" if split.memoriser else None, keep)
 
 
 _SIZES = (_of_leakage("train", "train", 60), _of_leakage("val", "val", 40), _of_leakage("test", "test"))
 _MEMORISER = (_of_memoriser("memoriser", "score"), _of_memoriser("random", "random", 45))
-_SPLIT_COLUMNS = {
-    "images": (
-        *_SIZES,
-        _of_leakage("test images with a twin", "shared"),
-        _of_leakage("pixel-identical", "identical", 50),
-        _of_memoriser(f"look-alikes ≥ {SIMILAR}", "similar", 30),
-        *_MEMORISER,
-        _of_memoriser("majority", "majority", 20),
-    ),
-    "patients": (
-        *_SIZES,
-        _of_leakage("test patients in training", "shared"),
-        _of_leakage("test slices with a neighbour", "neighbours"),
-        *_MEMORISER,
-    ),
-}
+_OF_IMAGES = (
+    *_SIZES,
+    _of_leakage("test images with a twin", "shared"),
+    _of_leakage("pixel-identical", "identical", 50),
+    _of_group(f"look-alikes ≥ {SIMILAR}", lambda split: split.memoriser.similar if split.memoriser else None, 30),
+    *_MEMORISER,
+    _of_memoriser("majority", "majority", 20),
+)
+_OF_PATIENTS = (
+    *_SIZES,
+    _of_leakage("test patients in training", "shared"),
+    _of_leakage("test slices with a neighbour", "neighbours"),
+    *_MEMORISER,
+)
 
 
 def class_table(facts: ImageFacts) -> Table:

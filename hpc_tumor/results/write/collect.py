@@ -19,7 +19,7 @@ def collect_runs(
     states: Mapping[str, tuple[str, str]] | None = None,
     wishes: Wishes = EVERYTHING,
 ) -> Comparison:
-    """The comparison of `runs`, in any order, finished or not; from their files alone.
+    """The comparison of `runs`, in any order, finished or not.
 
     Args:
         runs: run directories; one given twice counts once.
