@@ -5,17 +5,19 @@ Everything is refused at construction, with a message that names the setting, th
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from hpc_tumor.errors import DataError, UsageError
-from hpc_tumor.names import series
-from hpc_tumor.validation import SettingError, Settings, fields_of
+from hpc_tumor.errors import UsageError
+from hpc_tumor.validation import SettingError, Settings
+from hpc_tumor.vocabulary import parse_seconds, series
 
 Task = Literal["classification", "segmentation"]
 SPLITS: dict[str, tuple[str, ...]] = {
@@ -27,12 +29,17 @@ LOSSES: dict[str, tuple[str, ...]] = {
     "classification": ("cross-entropy", "focal"),
     "segmentation": ("bce", "dice-bce", "dice-ce", "focal"),
 }
-# Validation scores of which more is better; and loss, of which less is.
+# Validation scores of which more is better; and loss, of which less is. Not the accuracy of voxels, which is high for
+# an empty prediction: most of them are background.
 BEST_BY = {
     "classification": r"loss|accuracy|confidence|balanced_accuracy|mcc|(precision|recall|f1)(_[\w-]+)?",
-    "segmentation": r"loss|(dice|iou|precision|recall|accuracy)(_(NCR|ED|ET|WT|TC))?",
+    "segmentation": r"loss|(dice|iou|precision|recall)(_(NCR|ED|ET|WT|TC))?",
 }
-EXAMPLES = {"classification": "accuracy, f1, recall_glioma …", "segmentation": "dice, dice_WT, iou …"}
+ALLOWED_BEST_BY = {
+    "classification": "loss, accuracy, confidence, balanced_accuracy, mcc, precision, recall or f1, the last three also"
+    " of one class (recall_glioma)",
+    "segmentation": "loss, dice, iou, precision or recall, all but loss also of NCR, ED, ET, WT or TC (dice_WT)",
+}
 OUTPUTS = {"classification": 4, "segmentation": 3}  # classes; labels NCR/NET, ED and ET
 
 
@@ -83,9 +90,9 @@ def _weights(value: Any) -> Any:
     """Weights as files give them, or with commas between them, as they are typed: `1,2,3`."""
     if value is None or value == "balanced":
         return value
-    parts = value.split(",") if isinstance(value, str) else value
+    numbers = value.split(",") if isinstance(value, str) else value
     try:
-        return tuple(float(part) for part in parts)
+        return tuple(float(number) for number in numbers)
     except (TypeError, ValueError):
         raise ValueError("write balanced, or numbers with commas between them, such as 1,2,0.5") from None
 
@@ -135,7 +142,10 @@ class HardwareSettings(Settings):
         "auto", description="torch.compile; auto: where it was measured to pay, for this network on this device"
     )
     accumulate: int = Field(
-        1, ge=1, le=4096, description="parts in which a rank works through its share of a batch, to need less memory"
+        1,
+        ge=1,
+        le=4096,
+        description="micro-batches into which a rank splits its share of a batch, to need less memory",
     )
     deterministic: bool = Field(False, description="same bits on every run, at a cost on GPUs")
     threads: int | None = Field(
@@ -213,7 +223,7 @@ class Experiment(Settings):
         if self.best_by is not None and not re.fullmatch(BEST_BY[self.task], self.best_by):
             raise SettingError(
                 "best_by",
-                f"= {self.best_by!r} is no score of {self.task} to choose by: choose loss, {EXAMPLES[self.task]}",
+                f"= {self.best_by!r} is no score of {self.task} to choose by: choose {ALLOWED_BEST_BY[self.task]}",
             )
         if self.data.fold is not None and self.data.fold >= self.data.folds:
             raise SettingError(
@@ -235,6 +245,12 @@ class Experiment(Settings):
             raise UsageError(f"best_by = {self.best_by!r}: the store has no class {name!r}, but {', '.join(classes)}.")
 
     @property
+    def signature(self) -> str:
+        """Hash of the settings that differ from their defaults, as canonical JSON: a later version's stay out of it."""
+        values = self.model_dump(mode="json", exclude_defaults=True)
+        return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    @property
     def split(self) -> str:
         """The split in use: the one asked for, else the task's default."""
         return self.data.split or SPLITS[self.task][0]
@@ -245,58 +261,6 @@ class Experiment(Settings):
         return self.recipe.loss or LOSSES[self.task][0]
 
 
-# Settings that may be changed in a run that goes on: it is the same experiment still, to the bit, or up to the order of
-# additions on another number of ranks, threads or parts of a batch. All others, of later versions too, must stay.
-MAY_CHANGE = frozenset({
-    "data.store", "data.split_file",  # what they hold is compared instead
-    "data.keep", "data.keep_gb", "hardware.gpus", "hardware.threads", "hardware.timeout_minutes", "checkpoint_minutes",
-    "keep_every", "profile", "tensorboard", "scoring.flips", "scoring.clean",
-    "hardware.precision",  # the format in use is compared instead
-    "hardware.accumulate",  # as the number of ranks: sums in another order, and batch norm over other samples
-    "hardware.compile",  # to auto, which goes on as before
-    "recipe.epochs",  # where the learning rate of an epoch does not depend on how many will follow
-})  # fmt: skip
-
-
-def settings_by_name(experiment: Experiment) -> dict[str, Any]:
-    """All settings as JSON values, by their dotted names."""
-    values = experiment.model_dump(mode="json")
-    return {name: _value_of(values, name) for name in fields_of(Experiment)}
-
-
-def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """Differences as `name = value, but was value`: of the settings that may change, and of the others.
-
-    Both are by dotted names. One that `before` lacks was added since: it was as its default is.
-    """
-    fields = fields_of(Experiment)
-    fixed = {"recipe.epochs"} if now["recipe.schedule"] in ("cosine", "polynomial") else set()
-    fixed |= {"hardware.compile"} if now["hardware.compile"] != "auto" else set()
-    may: list[str] = []
-    must_not: list[str] = []
-    for name, value in now.items():
-        was = before.get(name, fields[name].default)
-        if was != value and (name in before or not fields[name].is_required()):
-            words = f"{name} = {json.dumps(value)}, but was {json.dumps(was)}"
-            (may if name in MAY_CHANGE - fixed else must_not).append(words)
-    return may, must_not
-
-
-def refuse_changes(changes: Sequence[str], what: str) -> None:
-    """Raise DataError for settings of a run that may not be others when it goes on; `what` says where they were."""
-    if changes:
-        raise DataError(
-            f"{what}: {'; '.join(changes)}. Going on would mix two experiments: set it back in config.json, or submit"
-            " a new run."
-        )
-
-
-def _value_of(values: Any, name: str) -> Any:
-    for part in name.split("."):
-        values = values[part]
-    return values
-
-
 def _minutes(value: Any) -> Any:
     """Walltime as SLURM writes it (`MM`, `HH:MM:SS`, `D-HH:MM:SS`, …) or with units (`90m`, `2h`) → minutes."""
     if not isinstance(value, str):
@@ -304,13 +268,8 @@ def _minutes(value: Any) -> Any:
     text = value.strip().lower()
     if match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", text):
         return max(1, round(float(match[1]) * {"s": 1 / 60, "m": 1, "h": 60, "d": 1440}[match[2]]))
-    if match := re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text):
-        days, first, second, third = (int(group) if group else 0 for group in match.groups())
-        if match[1]:  # D-HH[:MM[:SS]]
-            return days * 1440 + first * 60 + second + (third + 59) // 60
-        if match[4]:  # HH:MM:SS
-            return first * 60 + second + (third + 59) // 60
-        return first + (1 if second else 0)  # MM[:SS]
+    if (seconds := parse_seconds(text)) is not None:
+        return math.ceil(seconds / 60)
     raise ValueError(f"{value!r} is not a time: write 02:00:00, 1-12:00:00, 90m or 2h")
 
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from hpc_tumor.errors import UsageError
-from hpc_tumor.names import printable
 from hpc_tumor.system import atomic
+from hpc_tumor.vocabulary import duration, printable
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -230,19 +230,6 @@ def _style(cell: str, column: Column) -> str:
     return _STYLES.get(cell, "") if column.key == "state" else ""
 
 
-def duration(seconds: float | None) -> str:
-    """Seconds as a person says them: `8.2 s`, `4 min`, `2 h 05 min`; nothing for None."""
-    if seconds is None:
-        return ""
-    if seconds < 99.5:
-        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 100:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
-
-
 def size(count: float) -> str:
     """Bytes as a person says them: `14.2 MB`."""
     for unit in ("bytes", "kB", "MB", "GB"):
@@ -302,10 +289,10 @@ def _in_ascii(character: str) -> str:
         return "+"
     if "\u2800" <= character <= "\u28ff":  # dots that turn while one waits
         return "*"
-    parts = unicodedata.normalize("NFKD", character)
-    if parts[0].isalpha():
-        parts = "".join(part for part in parts if not unicodedata.combining(part))
-    return parts if parts.isascii() else "?"
+    signs = unicodedata.normalize("NFKD", character)
+    if signs[0].isalpha():
+        signs = "".join(sign for sign in signs if not unicodedata.combining(sign))
+    return signs if signs.isascii() else "?"
 
 
 def _spelled(text: str, stream: TextIO) -> str:

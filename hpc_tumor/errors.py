@@ -59,7 +59,7 @@ class ClusterError(HpcTumorError, RuntimeError):
     exit_code = 4
 
 
-class PartialFailure(HpcTumorError, RuntimeError):  # noqa: N818 - a part failing is not the whole being in error
+class PartialFailure(HpcTumorError, RuntimeError):  # noqa: N818 - some that fail are not the whole in error
     """Some of many runs failed."""
 
     exit_code = 5

@@ -9,8 +9,8 @@ import os
 import platform
 import re
 import socket
-import subprocess
 import sys
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.run_dir import read_json
+from hpc_tumor.system.processes import run_quietly
 
 MASKED = "***"
 _LONGEST_DIFF = 200_000  # characters
@@ -70,25 +71,25 @@ def without_secrets(profile: ClusterProfile) -> ClusterProfile:
 
 def without_passwords(text: str) -> str:
     """`text` without the values of what is set in it and looks like a secret, and without who logs in at an address."""
-    kept = _SET.sub(lambda found: f"{found[1]}={MASKED}" if _SECRET.search(found[1]) else found[0], text)
+    kept = _SET.sub(lambda match: f"{match[1]}={MASKED}" if _SECRET.search(match[1]) else match[0], text)
     return re.sub(r"(\w+://)[^/\s]*@", rf"\1{MASKED}@", kept)
 
 
 def packages() -> dict[str, str]:
     """All installed packages with their versions."""
-    found = ((item.metadata["Name"], item.version) for item in metadata.distributions())
-    return {name: version for name, version in sorted(found, key=lambda item: str(item[0]).lower()) if name}
+    installed = ((item.metadata["Name"], item.version) for item in metadata.distributions())
+    return {name: version for name, version in sorted(installed, key=lambda item: str(item[0]).lower()) if name}
 
 
-def versions() -> dict[str, str | None]:
-    """Versions of hpc-tumor and what it stands on, read without importing them; None for what is not installed."""
-    found: dict[str, str | None] = {}
-    for name in _DISTRIBUTIONS:
+def versions(names: Iterable[str] = _DISTRIBUTIONS) -> dict[str, str | None]:
+    """Versions of packages, read without importing them; None for what is not installed."""
+    known: dict[str, str | None] = {}
+    for name in names:
         try:
-            found[name] = metadata.version(name)
+            known[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+            known[name] = None
+    return known
 
 
 def git_state(package: Path) -> dict[str, Any] | None:
@@ -117,15 +118,5 @@ def store_identity(store: Path) -> dict[str, Any]:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *arguments],
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=30,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    done = run_quietly("git", "-C", str(folder), *arguments, seconds=30)
+    return done.stdout.strip() if done and done.returncode == 0 else None

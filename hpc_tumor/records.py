@@ -11,9 +11,9 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from hpc_tumor.errors import Cause
-from hpc_tumor.names import printable
 from hpc_tumor.run_dir import RunDir, UnreadableFileError, load
 from hpc_tumor.validation import own_words
+from hpc_tumor.vocabulary import printable
 
 _LONGEST = 1_000  # characters of a text
 _LONGEST_VALUE = 40  # characters of a wrong value in a message
@@ -119,7 +119,7 @@ def section(value: object) -> dict[str, Any]:
 
 
 def _explain(name: str, item: Any) -> str:
-    where, value = ".".join(str(part) for part in item["loc"]), repr(item["input"])
+    where, value = ".".join(str(key) for key in item["loc"]), repr(item["input"])
     shown = value if len(value) <= _LONGEST_VALUE else f"{value[:_LONGEST_VALUE]} …"
     message = own_words(item)
     return printable(f"{name}: {where} = {shown}: {message[:1].lower()}{message[1:]}")

@@ -2,6 +2,7 @@
 
 runs/<run>/            <run> = date-time, model, short id
   config.json          every setting, resolved
+  signature            hash of those settings, by which `submit` finds runs that are there already
   job.json             the scheduler's handle: cluster, job id, shape of the request
   provenance.json      versions, git commit, command line, host, GPUs, store fingerprint
   split.json           which cases trained, validated and tested
@@ -29,8 +30,8 @@ import shlex
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -38,7 +39,7 @@ from tempfile import TemporaryFile
 from typing import Any, Literal, get_args
 
 from hpc_tumor.config import Experiment
-from hpc_tumor.errors import DataError, HpcTumorError, UsageError
+from hpc_tumor.errors import DataError, UsageError
 from hpc_tumor.system import atomic
 from hpc_tumor.validation import build
 
@@ -53,6 +54,7 @@ class RunDir:
     def __init__(self, path: Path):
         self.path = Path(path)
         self.config = self.path / "config.json"
+        self.signature = self.path / "signature"
         self.job = self.path / "job.json"
         self.provenance = self.path / "provenance.json"
         self.split = self.path / "split.json"
@@ -97,11 +99,11 @@ class RunDir:
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
         name = f"{stamp}-{experiment.model.name}-{secrets.token_hex(3)}"
         beside = runs / f".{name}"
-        with folder_to_write(runs, "a run"):
+        with atomic.folder_to_write(runs, "a run"):
             try:
                 for folder in ("checkpoints", "figures", "logs/submission"):
                     (beside / folder).mkdir(parents=True)
-                atomic.write_json(beside / "config.json", experiment.model_dump(mode="json"))
+                cls(beside)._write_settings(experiment)
                 beside.rename(runs / name)
             except BaseException:
                 shutil.rmtree(beside, ignore_errors=True)
@@ -150,7 +152,11 @@ class RunDir:
         """Change the number of ranks. UsageError where the batch cannot be divided among them."""
         values = self.experiment().model_dump(mode="json")
         values["hardware"]["gpus"] = gpus
-        atomic.write_json(self.config, build(Experiment, values, where="--gpus").model_dump(mode="json"))
+        self._write_settings(build(Experiment, values, where="--gpus"))
+
+    def _write_settings(self, experiment: Experiment) -> None:
+        atomic.write_json(self.config, experiment.model_dump(mode="json"))
+        atomic.write_text(self.signature, f"{experiment.signature}\n")  # never older than the settings
 
     def write_status(self, **values: Any) -> None:
         """Replace the heartbeat, stamped with the time in seconds since 1970."""
@@ -273,6 +279,20 @@ def is_run(path: Path) -> bool:
         return True
 
 
+def read_signature(run: Path) -> str | None:
+    """Signature of the settings in a run directory, None where they cannot be read.
+
+    It is computed where none was kept, as by earlier versions, or where config.json was changed since.
+    """
+    kept = run / "signature"
+    with suppress(OSError, ValueError, UnreadableFileError):
+        if kept.stat().st_mtime_ns >= (run / "config.json").stat().st_mtime_ns:
+            return _text(kept).strip()
+    with suppress(UsageError):
+        return RunDir(run).experiment().signature
+    return None
+
+
 class UnreadableFileError(Exception):
     """A file is there, but cannot be read. The message goes on after the file's name."""
 
@@ -362,55 +382,6 @@ def _text(path: Path, errors: str = "strict") -> str:
     if found.st_size > MOST_BYTES:
         raise UnreadableFileError(f"is damaged: larger than {MOST_BYTES >> 20} MB")
     return path.read_text(encoding="utf-8", errors=errors)
-
-
-@contextmanager
-def folder_to_write(folder: Path, what: str) -> Iterator[None]:
-    """Make `folder` where it is not there, to write `what` into; empty folders made here go again where that fails.
-
-    Raises:
-        UsageError: it cannot be made or written: not a folder, read-only, no permission.
-        HpcTumorError: the disk is full.
-    """
-    made: list[Path] = []
-    try:
-        try:
-            made += [path for path in (folder, *folder.parents) if not path.exists()]
-            folder.mkdir(parents=True, exist_ok=True)
-            yield
-        except BaseException:
-            for path in made:
-                with suppress(OSError):  # not empty
-                    path.rmdir()
-            raise
-    except OSError as error:
-        raise write_error(error, folder, what) from error
-
-
-def check_writable(folder: Path) -> None:
-    """Raise the error that `folder_to_write` would for a run, as far as that can be known without writing."""
-    try:
-        existing = next(path for path in (folder, *folder.parents) if path.exists())
-    except OSError as error:
-        raise write_error(error, folder, "a run") from error
-    if not existing.is_dir():
-        raise write_error(NotADirectoryError(errno.ENOTDIR, ""), folder, "a run")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise write_error(PermissionError(errno.EACCES, ""), folder, "a run")
-
-
-def write_error(error: OSError, folder: Path, what: str) -> HpcTumorError:
-    """The error for `what` that could not be written into `folder`, with the reason in plain words."""
-    if atomic.is_disk_full(error):
-        return HpcTumorError(f"{what} could not be written to {folder}: no space is left on its disk. Make room there.")
-    reason = error.strerror or str(error)
-    if error.errno == errno.EROFS:
-        reason = "its file system is read-only"
-    elif error.errno in (errno.EACCES, errno.EPERM):
-        reason = "permission denied"
-    elif error.errno in (errno.EEXIST, errno.ENOTDIR):
-        reason = f"{next((path for path in (folder, *folder.parents) if path.is_file()), folder)} is not a folder"
-    return UsageError(f"{what} cannot be written to {folder}: {reason}. Name another folder.")
 
 
 def _append_json(path: Path, value: dict[str, Any]) -> None:

@@ -81,13 +81,13 @@ def of_confusion(counts: NDArray[np.number], classes: Sequence[str]) -> dict[str
     n = true.sum(-1)
     precision, recall = _ratio(right, predicted), _ratio(right, true)
     f1 = _ratio(2 * precision * recall, precision + recall)
-    found: dict[str, Floats] = {"balanced_accuracy": _ratio(recall.sum(-1), (true > 0).sum(-1))}
+    scores: dict[str, Floats] = {"balanced_accuracy": _ratio(recall.sum(-1), (true > 0).sum(-1))}
     spread = (n**2 - (predicted**2).sum(-1)) * (n**2 - (true**2).sum(-1))
-    found["mcc"] = _ratio(right.sum(-1) * n - (true * predicted).sum(-1), np.sqrt(spread))
+    scores["mcc"] = _ratio(right.sum(-1) * n - (true * predicted).sum(-1), np.sqrt(spread))
     for name, values in (("precision", precision), ("recall", recall), ("f1", f1)):
-        found |= {f"{name}_{label}": values[..., index] for index, label in enumerate(classes)}
-        found[name] = values.mean(-1)
-    return found
+        scores |= {f"{name}_{label}": values[..., index] for index, label in enumerate(classes)}
+        scores[name] = values.mean(-1)
+    return scores
 
 
 def case_nll(probabilities: Floats, labels: NDArray[np.int64]) -> Floats:
@@ -118,9 +118,9 @@ def reliability(probabilities: Floats, labels: NDArray[np.int64]) -> tuple[Float
     """Edges of the ECE_BINS bins `(bins + 1,)`; mean confidence, accuracy and images of each `(bins,)`; 0 if empty."""
     confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
     edges = np.linspace(0, 1, ECE_BINS + 1)
-    place = np.clip(np.ceil(confidence * ECE_BINS).astype(np.int64) - 1, 0, ECE_BINS - 1)
-    counts = np.bincount(place, minlength=ECE_BINS)
-    sums = [np.bincount(place, weights=values, minlength=ECE_BINS) for values in (confidence, right * 1.0)]
+    bins = np.clip(np.ceil(confidence * ECE_BINS).astype(np.int64) - 1, 0, ECE_BINS - 1)
+    counts = np.bincount(bins, minlength=ECE_BINS)
+    sums = [np.bincount(bins, weights=values, minlength=ECE_BINS) for values in (confidence, right * 1.0)]
     return edges, _ratio(sums[0], counts), _ratio(sums[1], counts), counts
 
 

@@ -1,7 +1,11 @@
-"""Resolve settings: flag > HPC_TUMOR_* variable > job file > user's configuration > preset of the network."""
+"""Resolve settings: flag > HPC_TUMOR_* variable > job file > user's configuration > preset of the network.
+
+And compare those of a run that goes on with those that it began with.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +16,7 @@ from typing import Any
 import platformdirs
 
 from hpc_tumor.config import Experiment
-from hpc_tumor.errors import UsageError, unknown
+from hpc_tumor.errors import DataError, UsageError, unknown
 from hpc_tumor.system.resources import NO_HOME
 from hpc_tumor.validation import build, fields_of, parse_text, unknown_setting
 
@@ -30,6 +34,17 @@ _OTHER_VARIABLES = {
         "PARENT", "STEP_DELAY",
     )
 }  # fmt: skip
+# Settings that may be changed in a run that goes on: it is the same experiment still, to the bit, or up to the order of
+# additions on another number of ranks, threads or micro-batches. All others, of later versions too, must stay.
+MAY_CHANGE = frozenset({
+    "data.store", "data.split_file",  # what they hold is compared instead
+    "data.keep", "data.keep_gb", "hardware.gpus", "hardware.threads", "hardware.timeout_minutes", "checkpoint_minutes",
+    "keep_every", "profile", "tensorboard", "scoring.flips", "scoring.clean",
+    "hardware.precision",  # the format in use is compared instead
+    "hardware.accumulate",  # as the number of ranks: sums in another order, and batch norm over other samples
+    "hardware.compile",  # to auto, which goes on as before
+    "recipe.epochs",  # where the learning rate of an epoch does not depend on how many will follow
+})  # fmt: skip
 
 
 def shipped(folder: str) -> Path:
@@ -176,10 +191,10 @@ def resolve(
 def holds(values: Mapping[str, Any], dotted: str) -> bool:
     """Return True if nested settings have one of that dotted name."""
     inner: Any = values
-    for part in dotted.split("."):
-        if not isinstance(inner, Mapping) or part not in inner:
+    for key in dotted.split("."):
+        if not isinstance(inner, Mapping) or key not in inner:
             return False
-        inner = inner[part]
+        inner = inner[key]
     return True
 
 
@@ -230,3 +245,42 @@ def put(values: dict[str, Any], dotted: str, value: Any) -> None:
     for section in sections:
         values = values.setdefault(section, {})
     values[last] = value
+
+
+def settings_by_name(experiment: Experiment) -> dict[str, Any]:
+    """All settings as JSON values, by their dotted names."""
+    values = experiment.model_dump(mode="json")
+    return {name: _value_of(values, name) for name in fields_of(Experiment)}
+
+
+def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Differences as `name = value, but was value`: of the settings that may change, and of the others.
+
+    Both are by dotted names. One that `before` lacks was added since: it was as its default is.
+    """
+    fields = fields_of(Experiment)
+    fixed = {"recipe.epochs"} if now["recipe.schedule"] in ("cosine", "polynomial") else set()
+    fixed |= {"hardware.compile"} if now["hardware.compile"] != "auto" else set()
+    may: list[str] = []
+    must_not: list[str] = []
+    for name, value in now.items():
+        was = before.get(name, fields[name].default)
+        if was != value and (name in before or not fields[name].is_required()):
+            words = f"{name} = {json.dumps(value)}, but was {json.dumps(was)}"
+            (may if name in MAY_CHANGE - fixed else must_not).append(words)
+    return may, must_not
+
+
+def refuse_changes(changes: Sequence[str], what: str) -> None:
+    """Raise DataError for settings of a run that may not be others when it goes on; `what` says where they were."""
+    if changes:
+        raise DataError(
+            f"{what}: {'; '.join(changes)}. Going on would mix two experiments: set it back in config.json, or submit"
+            " a new run."
+        )
+
+
+def _value_of(values: Any, name: str) -> Any:
+    for key in name.split("."):
+        values = values[key]
+    return values

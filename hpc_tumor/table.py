@@ -49,8 +49,10 @@ class Table:
         """Characters that a row takes on a terminal, with two blanks between columns; of long texts the least."""
         lines = [[column.title for column in self.columns], *self.rows]
         widths = [max(len(line[index]) for line in lines) for index in range(len(self.columns))]
-        widths = [min(width, WRAPPED) if one.wrap else width for width, one in zip(widths, self.columns, strict=True)]
-        return sum(widths) + GAP * (len(widths) - 1)
+        shown = [
+            min(width, WRAPPED) if column.wrap else width for width, column in zip(widths, self.columns, strict=True)
+        ]
+        return sum(shown) + GAP * (len(shown) - 1)
 
     def without(self, index: int) -> Table:
         """This table without the column of that index."""

@@ -40,11 +40,11 @@ def build(kind: type[S], values: dict[str, Any], where: str | Callable[[str], st
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        said: dict[str, list[str]] = {}
+        faults: dict[str, list[str]] = {}
         for item in error.errors():
             name, message = _explain(kind, item)
-            said.setdefault(where if isinstance(where, str) else where(name), []).append(message)
-        raise UsageError("; ".join(f"{place}: {'; '.join(messages)}" for place, messages in said.items())) from None
+            faults.setdefault(where if isinstance(where, str) else where(name), []).append(message)
+        raise UsageError("; ".join(f"{source}: {'; '.join(messages)}" for source, messages in faults.items())) from None
 
 
 def own_words(error: Any) -> str:
@@ -54,7 +54,7 @@ def own_words(error: Any) -> str:
 
 def _explain(kind: type[BaseModel], error: Any) -> tuple[str, str]:
     """The dotted name of the setting that is wrong, and what is wrong with it."""
-    name = ".".join(str(part) for part in error["loc"] if part != "function-before[_minutes(), int]")
+    name = ".".join(map(str, error["loc"]))
     message = own_words(error)
     if error["type"] == "extra_forbidden":
         return name, unknown_setting(
@@ -118,19 +118,19 @@ def _kinds(annotation: Any) -> Iterator[type]:
     elif origin is Literal:
         yield from map(type, inner)
     elif origin in (Union, UnionType):
-        for one in inner:
-            yield from _kinds(one)
+        for choice in inner:
+            yield from _kinds(choice)
     else:
         yield origin or annotation
 
 
 def fields_of(kind: type[BaseModel]) -> dict[str, FieldInfo]:
     """Dotted names of all settings in `kind` with their fields: `recipe.epochs`, `data.store`, `seed`."""
-    found: dict[str, FieldInfo] = {}
+    fields: dict[str, FieldInfo] = {}
     for name, field in kind.model_fields.items():
         inner = field.annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel):
-            found.update({f"{name}.{key}": value for key, value in fields_of(inner).items()})
+            fields.update({f"{name}.{key}": value for key, value in fields_of(inner).items()})
         else:
-            found[name] = field
-    return found
+            fields[name] = field
+    return fields

@@ -6,15 +6,20 @@ import contextlib
 import json
 import os
 import pty
+import re
 import resource
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import typer
 
 import hpc_tumor
 from hpc_tumor import cli
@@ -53,6 +58,9 @@ def work(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HPC_TUMOR_CONFIG_DIR", str(tmp_path / "configuration"))
     monkeypatch.setenv("PATH", str(tmp_path / "no-programs"))
+    profiles = tmp_path / "configuration" / "clusters"
+    profiles.mkdir(parents=True)
+    shutil.copy(Path(__file__).with_name("cluster") / "local-test.toml", profiles)
     folder = tmp_path / "work"
     folder.mkdir()
     (folder / "data").symlink_to(data)
@@ -207,6 +215,38 @@ def test_a_dry_run_prints_the_script_and_writes_nothing(capsys: Captured, work: 
     assert "2 nodes × 2 GPUs" in shown.err
     assert "Nothing was submitted" in shown.err
     assert snapshot(work) == before
+
+
+def commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every command below a group with the words that call it; a group that runs by itself is one, too."""
+    if path:
+        yield path, group
+    for name, child in getattr(group, "commands", {}).items():
+        yield from commands(child, (*path, name))
+
+
+COMMANDS = dict(commands(typer.main.get_command(cli.app)))
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_help_has_examples_that_can_be_typed_and_no_types_of_python(path: tuple[str, ...], capsys: Captured) -> None:
+    assert cli.main([*path, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert not re.search(r"<\w+|\b(TEXT|INTEGER|FLOAT|BOOLEAN)\b", shown)
+    examples = re.findall(r"^(?:Example: )?hpc-tumor (.*)", COMMANDS[path].help or "", re.MULTILINE)
+    assert examples
+    for example in examples:
+        words = shlex.split(example)
+        assert tuple(words[: len(path)]) == path
+        COMMANDS[path].make_context(" ".join(path), words[len(path) :])  # raises where it cannot be parsed
+
+
+def test_a_letter_stands_for_one_option_in_all_commands() -> None:
+    meanings: dict[str, set[str]] = {}
+    for parameter in (parameter for command in COMMANDS.values() for parameter in command.params):
+        for name in parameter.opts if parameter.param_type_name == "option" else ():
+            meanings.setdefault(name, set()).add(max(parameter.opts, key=len))
+    assert {name: options for name, options in meanings.items() if len(options) > 1} == {}
 
 
 def test_without_slurm_a_run_stays_here_and_says_so(capsys: Captured) -> None:
@@ -626,9 +666,7 @@ def test_hints_can_be_pasted(capsys: Captured, work: Path) -> None:
 
 
 def test_one_broken_profile_does_not_hide_the_others(capsys: Captured, tmp_path: Path) -> None:
-    folder = tmp_path / "configuration" / "clusters"
-    folder.mkdir(parents=True)
-    (folder / "broken.toml").write_text("[slurm\n")
+    (tmp_path / "configuration" / "clusters" / "broken.toml").write_text("[slurm\n")
     assert cli.main(["clusters"]) == 0
     shown = capsys.readouterr()
     assert "orfeo-gpu" in shown.out

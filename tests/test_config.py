@@ -8,16 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpc_tumor.config import (
-    MAY_CHANGE,
-    ClusterProfile,
-    Experiment,
-    LimitSettings,
-    changed_settings,
-    settings_by_name,
-)
+from hpc_tumor.config import ClusterProfile, Experiment, LimitSettings
 from hpc_tumor.errors import UsageError, unknown
-from hpc_tumor.settings import merge, parse_assignments, resolve
+from hpc_tumor.settings import MAY_CHANGE, changed_settings, merge, parse_assignments, resolve, settings_by_name
 from hpc_tumor.validation import build, fields_of
 
 UNET = {"model": {"name": "unet"}, "data": {"store": "a.zarr"}, "task": "segmentation"}
@@ -160,6 +153,8 @@ def test_unknown_suggests_the_nearest() -> None:
         ("segmentation", {"recipe": {"epochs": 3, "warmup_epochs": 3}}, "warmup_epochs = 3 of 3 epochs"),
         ("segmentation", {"recipe": {"early_stopping": 2}, "data": {"val_fraction": 0}}, "needs a validation part"),
         ("segmentation", {"best_by": "fnr"}, "is no score of segmentation to choose by"),
+        ("segmentation", {"best_by": "accuracy"}, "choose loss, dice, iou, precision or recall"),
+        ("segmentation", {"best_by": "accuracy_WT"}, "choose loss, dice, iou, precision or recall"),
         ("classification", {"best_by": "dice"}, "choose loss, accuracy"),
     ],
 )

@@ -10,9 +10,10 @@ import pytest
 from rich.console import Console
 
 from hpc_tumor import console
-from hpc_tumor.console import Output, View, draw, duration, prepare_streams, size
+from hpc_tumor.console import Output, View, draw, prepare_streams, size
 from hpc_tumor.errors import UsageError
 from hpc_tumor.table import Column, Table
+from hpc_tumor.vocabulary import duration
 
 TABLE = Table("Title", (Column("name", "left"), Column("value"), Column("more", keep=1)), (("a", "1", "x" * 60),))
 

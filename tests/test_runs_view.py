@@ -29,17 +29,20 @@ def test_states_networks_and_order_can_be_chosen() -> None:
         state(1, "finished", best=0.7), state(2, "failed", "attention-unet"), state(3, best=0.9), state(4, "lost"),
     ]  # fmt: skip
 
-    def numbers(*arguments: str | None) -> list[int]:
-        return [int(item.job_id or 0) for item in choose(states, *arguments)]
+    def numbers(wanted: str | None = None, models: list[str] | None = None, sort: str | None = None) -> list[int]:
+        return [int(item.job_id or 0) for item in choose(states, wanted, models, sort)]
 
     assert numbers() == [1, 2, 3, 4]
     assert numbers("failed, lost") == [2, 4]
     assert numbers("ended") == [2, 4]
     assert numbers("open") == [3]
-    assert numbers(None, "attention-unet") == [2]
+    assert numbers(None, ["attention-unet"]) == [2]
+    assert numbers(None, ["vit"]) == []
     assert numbers(None, None, "best") == [3, 1, 2, 4]
     with pytest.raises(UsageError, match="Did you mean 'failed'"):
         numbers("faild")
+    with pytest.raises(UsageError, match="Did you mean 'unet'"):
+        numbers(None, ["u-net"])
     with pytest.raises(UsageError, match="--sort"):
         numbers(None, None, "size")
 

@@ -1,4 +1,4 @@
-"""Who may import whom, and how large a folder may be."""
+"""Who may import whom, and how large a folder, a module and a function may be."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ import hpc_tumor
 PACKAGE = Path(hpc_tumor.__file__).parent
 WORDS = re.compile(r"[a-z]{2,},? [a-z]{2,}", re.IGNORECASE)
 MOST_FILES = 14  # of a folder, `__init__` not counted
+MOST_LINES = 400  # of a module
+LONGEST_FUNCTION = 60  # lines from `def` to the last one, decorators not counted
 # From the lowest: a room imports only from those above it in this list, not even for types.
 LAYERS = (
-    ("errors", "names", "scores"),
+    ("errors", "vocabulary", "scores"),
     ("validation",),
     ("system",),
     ("config", "models"),
@@ -29,6 +31,12 @@ LAYERS = (
     ("cli",),
     ("__main__",),
 )
+# Temporary: these imports close circles, and are being mended.
+KNOWN_CIRCLES = (
+    ("hpc_tumor.training.watch.heartbeat", "hpc_tumor.training.working_set"),
+    ("hpc_tumor.training.watch.guard", "hpc_tumor.training.working_set"),
+    ("hpc_tumor.data.audit.text", "hpc_tumor.data.audit.audit"),
+)
 HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}
 
 
@@ -39,6 +47,19 @@ def imports(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name.startswith("hpc_tumor"))
+
+
+def imported_modules() -> dict[str, set[str]]:
+    """The modules of this package that each of them imports: also for types alone, and inside functions."""
+    paths = {module_name(path): path for path in PACKAGE.rglob("*.py")}
+    return {
+        module: {name if name in paths else name.rpartition(".")[0] for name in imports(path)} & paths.keys() - {module}
+        for module, path in paths.items()
+    }
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
 
 
 def room(place: Path) -> str:
@@ -59,7 +80,7 @@ def test_nothing_points_back_up() -> None:
 
 # Modules that read the sentences of other programs, which give no better sign.
 READ_OTHERS = {
-    "cluster/reasons.py": "SLURM",
+    "cluster/slurm.py": "SLURM",
     "doctor/probe.py": "Python",
     "training/watch/torch_words.py": "torch",
     "validation.py": "pydantic",
@@ -114,3 +135,31 @@ def test_no_folder_is_too_full_to_be_read() -> None:
 def test_every_folder_says_what_it_is_for() -> None:
     silent = [path for path in PACKAGE.rglob("__init__.py") if not ast.get_docstring(ast.parse(path.read_text()))]
     assert silent == []
+
+
+def test_no_module_is_too_long_to_be_read() -> None:
+    lines = {
+        str(path.relative_to(PACKAGE)): path.read_text(encoding="utf-8").count("\n") for path in PACKAGE.rglob("*.py")
+    }
+    assert {name: count for name, count in lines.items() if count > MOST_LINES} == {}
+
+
+def test_no_function_is_too_long_to_be_read() -> None:
+    lengths = {
+        f"{path.relative_to(PACKAGE)}:{node.lineno} {node.name}": (node.end_lineno or 0) - node.lineno + 1
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    assert {name: lines for name, lines in lengths.items() if lines > LONGEST_FUNCTION} == {}
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Modules are taken away for as long as one imports none of those that are left: what then stays is in circles."""
+    left = imported_modules()
+    for a, b in KNOWN_CIRCLES:
+        left[a] = left[a] - {b}
+    while leaves := [module for module, imported in left.items() if not imported & left.keys()]:
+        for module in leaves:
+            del left[module]
+    assert {module: sorted(imported & left.keys()) for module, imported in left.items()} == {}

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from benchmark_machine import describe_machine
 
-from hpc_tumor.data.case import LABELS, MODALITIES
 from hpc_tumor.data.feed.loader import epoch_order
 from hpc_tumor.data.feed.samples import SlicePart
 from hpc_tumor.data.splits.splits import make_split, middle_pairs
 from hpc_tumor.data.store.nodes import write_column, write_group
 from hpc_tumor.data.store.store import SCHEMAS, Store
+from hpc_tumor.vocabulary import LABEL_NAMES, MODALITIES
 
 DEPTH = 155
 
@@ -54,7 +54,7 @@ def write_index(store: Path, n: int) -> None:
         "scans": [f"{value:064x}" for value in draw.integers(0, 2**62, n).tolist()],
         "clinical": [{"grade": "HGG" if i % 4 else "LGG"} for i in range(n)],
         "channels": MODALITIES,
-        "labels": LABELS,
+        "labels": LABEL_NAMES,
         "editions": ["brats-2017-2021"] * n,
     })  # fmt: skip
     write_column(store / "index", "shape", np.tile(np.array([[DEPTH, 240, 240]], np.int32), (n, 1)))

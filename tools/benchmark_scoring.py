@@ -153,13 +153,13 @@ def packed(part: SlicePart, codes: np.ndarray) -> Volumes:
 def masks(codes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """True and predicted voxels of each structure, in the whole volume."""
     truth, bits = codes // metrics.PREDICTIONS, codes % metrics.PREDICTIONS
-    for members in metrics.STRUCTURES.values():
+    for members in metrics.MEMBERS.values():
         yield np.isin(truth, members), (bits & sum(1 << (label - 1) for label in members)) > 0
 
 
 def by_the_package(codes: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
     """`(structures, 2)` HD95 and NSD of a case in which no structure is empty on one side alone."""
-    found = np.tile([0.0, 1.0], (len(metrics.STRUCTURES), 1))
+    found = np.tile([0.0, 1.0], (len(metrics.MEMBERS), 1))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for row, (truth, predicted) in enumerate(masks(codes)):

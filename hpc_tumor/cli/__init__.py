@@ -12,36 +12,29 @@ from typing import Annotated
 import typer
 
 from hpc_tumor.cli import data, results, runs, setup, train
-from hpc_tumor.cli.options import show_version
+from hpc_tumor.cli.options import Command, Group, show_version
 from hpc_tumor.console import out, prepare_streams
 from hpc_tumor.errors import HpcTumorError, UsageError
 from hpc_tumor.signals import interrupting
 from hpc_tumor.system.atomic import is_disk_full
 
 app = typer.Typer(
+    cls=Group,
     help="Train and compare brain-tumour networks, on SLURM clusters and on one machine.",
     no_args_is_help=True,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-app.command("prepare-data", rich_help_panel="Data")(data.prepare_data)
-app.command(rich_help_panel="Data")(data.split)
-app.command(rich_help_panel="Data")(data.phantom)
-app.command(rich_help_panel="Data")(data.audit)
-app.command(rich_help_panel="Runs")(train.submit)
-app.command(rich_help_panel="Runs")(runs.status)
-app.command(rich_help_panel="Runs")(runs.logs)
-app.command(rich_help_panel="Runs")(runs.cancel)
-app.command(rich_help_panel="Runs")(runs.resume)
-app.command(rich_help_panel="Runs")(runs.rerun)
-app.command(rich_help_panel="Runs")(runs.efficiency)
-app.command(rich_help_panel="Runs")(runs.clean)
+for panel, commands in {
+    "Data": (data.prepare_data, data.split, data.phantom, data.audit),
+    "Runs": (train.submit, runs.status, runs.logs, runs.cancel, runs.resume, runs.rerun, runs.efficiency, runs.clean),
+    "Setup": (setup.doctor,),
+    "Results": (results.collect, results.predict, results.export),
+}.items():
+    for command in commands:
+        app.command(command.__name__.replace("_", "-"), cls=Command, rich_help_panel=panel)(command)
 app.add_typer(setup.clusters_app, name="clusters", rich_help_panel="Setup")
-app.command(rich_help_panel="Setup")(setup.doctor)
-app.command(rich_help_panel="Results")(results.collect)
-app.command(rich_help_panel="Results")(results.predict)
-app.command(rich_help_panel="Results")(results.export)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -86,7 +79,7 @@ def _failed(error: Exception) -> int:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=show_version, is_eager=True, metavar=" ", help="Print the version.")
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     try:

@@ -15,8 +15,8 @@ from hpc_tumor.cluster.observe.states import RunState, State
 from hpc_tumor.cluster.observe.watch import LOOK_SECONDS, Watch
 from hpc_tumor.console import View, out
 from hpc_tumor.errors import Cause, HpcTumorError, PartialFailure, TrainingError
-from hpc_tumor.names import counted
 from hpc_tumor.run_dir import RunDir, why_closed
+from hpc_tumor.vocabulary import counted
 
 _REASON_SECONDS = 60.0  # between two lines on why a run still waits: the estimate of its start changes all the time
 _MOST_NAMED = 5  # runs in a sentence on what was done
@@ -24,7 +24,8 @@ _MOST_NAMED = 5  # runs in a sentence on what was done
 
 def show_states(states: Sequence[RunState]) -> None:
     """One table of all runs."""
-    out.result([state.as_dict() for state in states], show=lambda: out.table(runs_table(states, out.width)))
+    values = [state.as_dict() for state in states]
+    out.result(values, show=lambda: out.table(runs_table(states, out.width)) if states else None)
 
 
 def watch_runs(
@@ -105,7 +106,8 @@ def resume_runs(runs: Sequence[RunDir], yes: bool, gpus: int | None = None, want
 
     Asks before, unless `yes`.
     """
-    from hpc_tumor.cluster.launch.submit import resume_all, resume_run, submitting
+    from hpc_tumor.cluster.launch.private import submitting
+    from hpc_tumor.cluster.launch.submit import resume_all, resume_run
 
     states = choose(read_states(runs), wanted)
     ended = {state.name for state in states if state.state.ended and not state.ending}
@@ -132,7 +134,7 @@ def resume_runs(runs: Sequence[RunDir], yes: bool, gpus: int | None = None, want
 
 def _unusable(runs: Sequence[RunDir]) -> dict[str, HpcTumorError]:
     """Errors, by the names of the runs, of those that could not train as they are: their settings, store or split."""
-    from hpc_tumor.cluster.launch.submit import refuse_changed_settings
+    from hpc_tumor.cluster.launch.existing import refuse_changed_settings
     from hpc_tumor.experiments.request import Stores, check_experiment
 
     stores, errors = Stores(), dict[str, HpcTumorError]()

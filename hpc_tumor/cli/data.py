@@ -7,62 +7,75 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from hpc_tumor.cli.options import (
     WHERE,
+    Account,
     Json,
+    Partition,
+    SplitSettings,
+    StoreToRead,
     Verbose,
+    argument,
     complete_clusters,
     complete_editions,
     flag,
-)  # fmt: skip
+    option,
+)
 from hpc_tumor.console import out
 from hpc_tumor.errors import UsageError
-from hpc_tumor.names import plural
+from hpc_tumor.vocabulary import plural
+
+Source = Annotated[Path, argument("SOURCE", "Folder with the raw scans.")]
+StoreToWrite = Annotated[Path, argument("STORE", "Zarr store to make, or to bring up to date.")]
+Dataset = Annotated[
+    str, option("--dataset", value="KIND", text="auto, brats, brats-h5 or brain-mri; auto detects which it is.")
+]
+Edition = Annotated[
+    str | None,
+    option(
+        "--labels", value="EDITION", autocompletion=complete_editions,
+        text="Edition whose label numbers segmentations have, where the names of their cases do not tell it:"
+        " brats-2023, msd …",
+    ),
+]  # fmt: skip
+Workers = Annotated[
+    int | None, option("--workers", value="N", text="Processes, one per CPU; with --cluster: tasks of the array.")
+]
+Anew = Annotated[bool, flag("--overwrite", text="Convert everything anew, whatever the store holds.")]
+Strict = Annotated[bool, flag("--strict", text="Stop at the first case that cannot be read.")]
+Prune = Annotated[bool, flag("--prune", text="Remove vanished cases, even most of the store's.")]
+ConvertOn = Annotated[
+    str | None,
+    option(
+        "--cluster", value="PROFILE", autocompletion=complete_clusters, panel=WHERE,
+        text="Convert in a SLURM array there, and wait for it. Without: on this machine.",
+    ),
+]  # fmt: skip
+TaskTime = Annotated[
+    str | None, option("--time", "--walltime", value="TIME", panel=WHERE, text="Time limit of a task: 30m or 2h.")
+]
+TaskMemory = Annotated[
+    float | None, option("--memory", value="GB", panel=WHERE, text="Main memory of a task; else 1 GB for each CPU.")
+]
 
 
 def prepare_data(
-    source: Annotated[Path, typer.Argument(help="Folder with the raw scans.")],
-    store: Annotated[Path, typer.Argument(help="Zarr store to make, or to bring up to date.")],
-    dataset: Annotated[
-        str, typer.Option(metavar="KIND", help="auto, brats, brats-h5 or brain-mri; auto looks what is there.")
-    ] = "auto",
-    labels: Annotated[
-        str | None,
-        typer.Option(
-            metavar="EDITION", autocompletion=complete_editions,
-            help="Edition whose label numbers segmentations have, where the names of their cases do not tell it:"
-            " brats-2023, msd …",
-        ),
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(metavar="N", help="Processes, one per CPU; with --cluster: tasks of the array.")
-    ] = None,
-    overwrite: Annotated[bool, flag("--overwrite", text="Convert everything anew, whatever the store holds.")] = False,
-    strict: Annotated[bool, flag("--strict", text="Stop at the first case that cannot be read.")] = False,
-    prune: Annotated[bool, flag("--prune", text="Remove vanished cases, even most of the store's.")] = False,
-    cluster: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PROFILE", autocompletion=complete_clusters, rich_help_panel=WHERE,
-            help="Convert in a SLURM array there, and wait for it. Without: on this machine.",
-        ),
-    ] = None,
-    account: Annotated[str | None, typer.Option(metavar="NAME", rich_help_panel=WHERE, help="Who pays.")] = None,
-    partition: Annotated[
-        str | None, typer.Option(metavar="NAME", rich_help_panel=WHERE, help="Partition, as one without GPUs.")
-    ] = None,
-    time: Annotated[
-        str | None,
-        typer.Option("--time", "--walltime", metavar="TIME", rich_help_panel=WHERE, help="Of a task: 30m or 2h."),
-    ] = None,
-    memory: Annotated[
-        float | None, typer.Option(metavar="GB", rich_help_panel=WHERE, help="Of a task; 1 GB for each of its CPUs.")
-    ] = None,
+    source: Source,
+    store: StoreToWrite,
+    dataset: Dataset = "auto",
+    labels: Edition = None,
+    workers: Workers = None,
+    overwrite: Anew = False,
+    strict: Strict = False,
+    prune: Prune = False,
+    cluster: ConvertOn = None,
+    account: Account = None,
+    partition: Partition = None,
+    walltime: TaskTime = None,
+    memory_gb: TaskMemory = None,
     json: Json = False,
     verbose: Verbose = False,
-) -> None:  # fmt: skip
+) -> None:
     """Convert raw scans to a Zarr store. Cases that are there and have not changed are kept.
 
     Examples:
@@ -76,7 +89,7 @@ def prepare_data(
     from hpc_tumor.data.convert.prepare import inspect_source, prepare_dataset
 
     convert = conversion_on(
-        cluster, workers, out.note, account=account, partition=partition, walltime=time, memory_gb=memory
+        cluster, workers, out.note, account=account, partition=partition, walltime=walltime, memory_gb=memory_gb
     )
     report = inspect_source(source, dataset, labels)
     for line in source_lines(report):
@@ -101,12 +114,10 @@ def prepare_data(
 
 
 def split(
-    store: Annotated[Path, typer.Argument(help="Store made by prepare-data.")],
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Which split: fold=0, split_seed=1 …")
-    ] = None,
+    store: StoreToRead,
+    settings: SplitSettings = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="JSON file to keep the split in.")
+        Path | None, option("--output", "-o", value="FILE", text="JSON file to keep the split in.")
     ] = None,
     json: Json = False,
     verbose: Verbose = False,
@@ -124,7 +135,7 @@ def split(
     from hpc_tumor.data.splits.splits import split_of
     from hpc_tumor.data.store.store import Store
     from hpc_tumor.experiments.request import experiment_for
-    from hpc_tumor.run_dir import folder_to_write
+    from hpc_tumor.system.atomic import folder_to_write
 
     if output is not None and output.suffix != ".json":
         raise UsageError(f"--output {output}: a split is kept as JSON, so name a file that ends in .json.")
@@ -141,11 +152,13 @@ def split(
 
 
 def phantom(
-    directory: Annotated[Path, typer.Argument(help="New folder to write to.")],
-    dataset: Annotated[str, typer.Option(metavar="KIND", help="brats or brain-mri: whose raw layout to write.")],
-    cases: Annotated[int, typer.Option(min=1, metavar="N", help="Patients, or images.")],
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="The same seed gives the same data.")] = 0,
-    shape: Annotated[str | None, typer.Option(metavar="X,Y,Z", help="Voxels of a brats patient; 240,240,155.")] = None,
+    directory: Annotated[Path, argument("DIR", "New folder to write to.")],
+    dataset: Annotated[str, option("--dataset", value="KIND", text="brats or brain-mri: whose raw layout to write.")],
+    cases: Annotated[int, option("--cases", min=1, value="N", text="Patients, or images.")],
+    seed: Annotated[int, option("--seed", min=0, value="N", text="The same seed gives the same data.")] = 0,
+    shape: Annotated[
+        str | None, option("--shape", value="X,Y,Z", text="Voxels of a brats patient; 240,240,155.")
+    ] = None,
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -173,15 +186,13 @@ def phantom(
 
 
 def audit(
-    store: Annotated[Path, typer.Argument(help="Store made by prepare-data; it is only read.")],
+    store: StoreToRead,
     split: Annotated[
-        str | None, typer.Option(metavar="KIND", help="Split in use: by-patient, deduplicated or published.")
+        str | None, option("--split", value="KIND", text="Split in use: by-patient, deduplicated or published.")
     ] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="How it is split, such as data.fold=0.")
-    ] = None,
+    settings: SplitSettings = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Page with pictures to write, as HTML.")
+        Path | None, option("--output", "-o", value="FILE", text="Page with pictures to write, as HTML.")
     ] = None,
     json: Json = False,
     verbose: Verbose = False,

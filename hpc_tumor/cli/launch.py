@@ -12,10 +12,10 @@ from pathlib import Path
 
 from hpc_tumor.cli.control import agreed, refuse_failures, show_states, watch_runs
 from hpc_tumor.cli.planning import Planned, fit
-from hpc_tumor.cli.views.conversion import submissions_table
-from hpc_tumor.cli.views.runs import counts
+from hpc_tumor.cli.views.runs import counts, submissions_table
 from hpc_tumor.cluster.describe.profiles import LOCAL
-from hpc_tumor.cluster.launch.existing import find_same
+from hpc_tumor.cluster.launch.existing import find_same, submitted_as
+from hpc_tumor.cluster.launch.private import submitting
 from hpc_tumor.cluster.launch.submit import (
     Wanted,
     array_script,
@@ -23,8 +23,6 @@ from hpc_tumor.cluster.launch.submit import (
     grouped,
     job_script,
     submit_all,
-    submitted_as,
-    submitting,
 )  # fmt: skip
 from hpc_tumor.cluster.node.job import record_failure
 from hpc_tumor.cluster.observe.queue import read_states
@@ -34,10 +32,10 @@ from hpc_tumor.config import ClusterProfile, Experiment
 from hpc_tumor.console import out
 from hpc_tumor.errors import ClusterError, HpcTumorError, PartialFailure, UsageError
 from hpc_tumor.experiments.request import Stores, check_experiment
-from hpc_tumor.names import counted
 from hpc_tumor.provenance import collect_provenance, provenance_of
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.system import atomic
+from hpc_tumor.vocabulary import counted
 
 MOST_NAMED = 7  # runs of an array, in its plan
 

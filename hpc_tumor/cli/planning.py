@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpc_tumor.cluster.describe.profiles import LOCAL, default_profile, find_profile
 from hpc_tumor.cluster.launch.submit import Wanted
-from hpc_tumor.cluster.plan.plan import Plan, check_gpus, make_plan, refuse_options
+from hpc_tumor.cluster.plan.plan import OPTIONS, Plan, check_gpus, make_plan, refuse_options
 from hpc_tumor.config import ClusterProfile, Experiment, check_sbatch_options
 from hpc_tumor.console import out
 from hpc_tumor.errors import UsageError
@@ -44,21 +44,19 @@ def choose_profile(cluster: str | None, gpus: int | None = None) -> ClusterProfi
     return profile
 
 
-def check_debug(cluster: str | None, dry_run: bool, wait: bool, options: dict[str, Any]) -> None:
-    """Raises UsageError for what cannot go with --debug."""
-    if cluster not in (None, LOCAL):
-        raise UsageError(f"--debug runs in the foreground on this machine: leave out --cluster {cluster}.")
-    for option, given in (("--dry-run", dry_run), ("--wait", wait)):
-        if given:
-            raise UsageError(f"--debug trains in the foreground, now: leave out {option}.")
-    refuse_options("--debug stays on this machine", **options)
-
-
-def check_no_debug(overfit: int | None, anomaly: bool) -> None:
-    """Raises UsageError for what goes with --debug alone."""
-    for option, given in (("--overfit", overfit is not None), ("--anomaly", anomaly)):
-        if given:
-            raise UsageError(f"{option} is a way of debugging: add --debug, or leave it out.")
+def check_debug(given: Mapping[str, Any]) -> None:
+    """Raises UsageError for parameters of `submit` that cannot go with --debug, or go with it alone."""
+    if not given["debug"]:
+        for name in ("overfit", "anomaly"):
+            if given[name]:
+                raise UsageError(f"--{name} is a way of debugging: add --debug, or leave it out.")
+        return
+    if given["cluster"] not in (None, LOCAL):
+        raise UsageError(f"--debug runs in the foreground on this machine: leave out --cluster {given['cluster']}.")
+    for name in ("dry_run", "wait"):
+        if given[name]:
+            raise UsageError(f"--debug trains in the foreground, now: leave out --{name.replace('_', '-')}.")
+    refuse_options("--debug stays on this machine", **plan_options(given))
 
 
 def sbatch_options(texts: Sequence[str]) -> dict[str, str | int | bool]:
@@ -74,6 +72,11 @@ def sbatch_options(texts: Sequence[str]) -> dict[str, str | int | bool]:
             raise UsageError(f"--sbatch {text!r}: the value is empty, or holds a line end.")
         options[name] = value if equals else True
     return options
+
+
+def plan_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a plan among the parameters of a command; UsageError for what --sbatch cannot be."""
+    return {**{name: given.get(name) for name in OPTIONS}, "options": sbatch_options(given["sbatch"])}
 
 
 def plan(

@@ -5,54 +5,57 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from hpc_tumor.cli.options import (
     HOW,
     Json,
+    Networks,
     OneRun,
+    Overwrite,
     Runs,
     Verbose,
+    argument,
     complete_editions,
-    complete_models,
     flag,
-)  # fmt: skip
-from hpc_tumor.cli.run_selection import folder_of_runs, one_run, say_no_runs
+    folder_of_runs,
+    one_run,
+    option,
+    say_no_runs,
+)
 from hpc_tumor.console import out
 from hpc_tumor.errors import UsageError
-from hpc_tumor.names import counted
+from hpc_tumor.vocabulary import counted
+
+Where = Annotated[
+    list[str] | None, option("--where", value="KEY=VALUE", text="Only runs with this setting, such as loss=dice-bce.")
+]
+By = Annotated[
+    list[str] | None,
+    option("--by", value="KEY", text="Settings that make an entry of the comparison; else all that differ."),
+]
+Sort = Annotated[
+    str | None,
+    option("--sort", value="SCORE", text="Order of the entries: dice, hd95_WT, accuracy, parameters …"),
+]
+Figures = Annotated[bool, flag("--figures/--no-figures", text="Draw figures and write the report, beside the tables.")]
+Serve = Annotated[
+    bool, flag("--serve", text="Serve report.html on this machine alone, for a browser behind an ssh tunnel.")
+]
+Port = Annotated[int, option("--port", min=0, max=65535, value="PORT", text="Of --serve; 0: any that is free.")]
 
 
 def collect(
-    folder: Annotated[
-        Path | None, typer.Argument(metavar="[DIR]", help="The same as --runs; also one run directory.")
-    ] = None,
+    folder: Annotated[Path | None, argument("DIR", "The same as --runs; also one run directory.")] = None,
     runs: Runs = None,
     output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="DIR", help="Folder for the tables, figures and report.html."),
+        Path | None, option("--output", "-o", value="DIR", text="Folder for the tables, figures and report.html.")
     ] = None,
-    model: Annotated[
-        list[str] | None,
-        typer.Option("--model", "-m", metavar="NAME", autocompletion=complete_models, help="Runs of these networks."),
-    ] = None,
-    where: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Runs with this setting, such as loss=dice-bce.")
-    ] = None,
-    by: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY", help="Settings that make an entry of the comparison; else all that differ."),
-    ] = None,
-    sort: Annotated[
-        str | None, typer.Option(metavar="SCORE", help="Order of the entries: dice, hd95_WT, accuracy, parameters …")
-    ] = None,
-    figures: Annotated[
-        bool, typer.Option("--figures/--no-figures", help="Draw figures and write the report, beside the tables.")
-    ] = True,
-    serve: Annotated[
-        bool, flag("--serve", text="Serve report.html on this machine alone, for a browser behind an ssh tunnel.")
-    ] = False,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Of --serve; 0: any that is free.")] = 0,
+    model: Networks = None,
+    where: Where = None,
+    by: By = None,
+    sort: Sort = None,
+    figures: Figures = True,
+    serve: Serve = False,
+    port: Port = 0,
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -61,7 +64,7 @@ def collect(
     Example: hpc-tumor collect --output results --serve
     """
     from hpc_tumor.cluster.observe.queue import read_states
-    from hpc_tumor.results.compare.selection import make_wishes
+    from hpc_tumor.results.compare.selection import make_selection
     from hpc_tumor.results.tables.layouts import terminal_tables
     from hpc_tumor.results.write.as_json import as_json
     from hpc_tumor.results.write.collect import collect_runs
@@ -72,14 +75,14 @@ def collect(
         raise UsageError("--serve shows the report, which --no-figures leaves out: leave out one of them.")
     if port and not serve:
         raise UsageError(f"--port {port} is for --serve: add it, or leave out --port.")
-    wishes = make_wishes(model or [], where or [], by or [], sort)
+    selection = make_selection(model or [], where or [], by or [], sort)
     if folder and runs:
         raise UsageError(f"{folder} and --runs {runs} both name the folder of the runs: leave out one of them.")
     folder = folder_of_runs(folder or runs)
     one = (folder / "config.json").is_file()
     found = [RunDir(folder)] if one else find_runs(folder)
     states = read_states([run for run in found if not run.is_finished()])
-    comparison = collect_runs(found, {state.name: (state.state, state.reason) for state in states}, wishes)
+    comparison = collect_runs(found, {state.name: (state.state, state.reason) for state in states}, selection)
     if not found:
         out.note(say_no_runs(folder) + (": nothing was written" if output else ""))
     # Everything is much more than is shown: it is worked out for machines alone.
@@ -97,45 +100,45 @@ def collect(
 
 def predict(
     run: OneRun,
-    source: Annotated[
-        Path, typer.Argument(metavar="INPUT", help="Folder of a patient or of many; an image or a folder of images.")
-    ],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write to.")],
+    source: Annotated[Path, argument("INPUT", "Folder of a patient or of many; an image or a folder of images.")],
+    output: Annotated[Path, option("--output", "-o", value="DIR", text="Folder to write to.")],
     runs: Runs = None,
     flips: Annotated[
         bool | None,
-        typer.Option("--flips/--no-flips", help="Mean over the flips of a slice or image; else as the run was tested."),
+        flag("--flips/--no-flips", text="Mean over the flips of a slice or image; else as the run was tested."),
     ] = None,
     clean: Annotated[
-        bool | None,
-        typer.Option("--clean/--no-clean", help="Without small pieces of tumour; else as the run was tested."),
+        bool | None, flag("--clean/--no-clean", text="Without small pieces of tumour; else as the run was tested.")
     ] = None,
     probabilities: Annotated[bool, flag("--probabilities", text="Write those of NCR, ED and ET as well.")] = False,
     labels: Annotated[
         str | None,
-        typer.Option(
-            metavar="EDITION",
+        option(
+            "--labels",
+            value="EDITION",
             autocompletion=complete_editions,
-            help="Edition whose label numbers are written, and read where a patient's name tells none; else that of the"
+            text="Edition whose label numbers are written, and read where a patient's name tells none; else that of the"
             " name, or of the data trained on.",
         ),
     ] = None,
-    overwrite: Annotated[bool, flag("--overwrite", text="Replace predictions that are there.")] = False,
+    overwrite: Overwrite = False,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, metavar="N", rich_help_panel=HOW, help="Slices or images at once.")
+        int | None, option("--batch-size", min=1, value="N", panel=HOW, text="Slices or images at once.")
     ] = None,
     precision: Annotated[
-        str, typer.Option(metavar="NAME", rich_help_panel=HOW, help="auto, bfloat16, float16 or float32.")
+        str, option("--precision", value="NAME", panel=HOW, text="auto, bfloat16, float16 or float32.")
     ] = "auto",
-    device: Annotated[str, typer.Option(metavar="NAME", rich_help_panel=HOW, help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[str, option("--device", value="NAME", panel=HOW, text="auto, cpu or cuda.")] = "auto",
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
     """Let a trained network label patients, or classify images.
 
-    A patient gives CASE-seg.nii.gz in the space of its scans, labelled as in BraTS; images give predictions.csv. Where
-    the patients come with labels, or the images in folders of classes, they are scored, too. Cases that the run
-    trained or validated on are marked, and count in no mean.
+    A patient gives CASE-seg.nii.gz in the space of its scans, labelled as in BraTS; images give predictions.csv.
+
+    Patients with labels, and images in folders of classes, are scored.
+
+    Cases that the run trained or validated on are marked, and count in no mean.
 
     Examples:
 
@@ -157,9 +160,9 @@ def predict(
 
 def export(
     run: OneRun,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="File to write: NAME.onnx.")],
+    output: Annotated[Path, option("--output", "-o", value="FILE", text="File to write: NAME.onnx.")],
     runs: Runs = None,
-    overwrite: Annotated[bool, flag("--overwrite", text="Replace the file if it is there.")] = False,
+    overwrite: Overwrite = False,
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:

@@ -5,21 +5,22 @@ from __future__ import annotations
 import shlex
 from typing import Annotated
 
-import typer
-
 from hpc_tumor.cli.options import (
     AnyPatterns,
     Json,
+    Networks,
     Patterns,
     Runs,
     State,
     Verbose,
     Yes,
-    complete_models,
-    complete_runs,
+    find,
+    find_named,
     flag,
-)  # fmt: skip
-from hpc_tumor.cli.run_selection import find, find_named, folder_of_runs, say_no_runs
+    folder_of_runs,
+    option,
+    say_no_runs,
+)
 from hpc_tumor.console import out
 from hpc_tumor.errors import UsageError
 
@@ -28,11 +29,9 @@ def status(
     patterns: AnyPatterns = None,
     runs: Runs = None,
     state: State = None,
-    model: Annotated[
-        str | None, typer.Option(metavar="NAME", autocompletion=complete_models, help="Runs of this network alone.")
-    ] = None,
+    model: Networks = None,
     sort: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="name, state, epoch, left, best or heartbeat.")
+        str | None, option("--sort", value="COLUMN", text="name, state, epoch, left, best or heartbeat.")
     ] = None,
     watch: Annotated[bool, flag("--watch", "-w", text="Go on showing until all have ended, or Ctrl-C.")] = False,
     json: Json = False,
@@ -59,24 +58,22 @@ def status(
     else:
         states = choose(read_states(found), state, model, sort)
     if found and not states:
-        out.note(f"none of {len(found)} runs is of that kind")
+        wanted = [f"--state {state}" if state else "", *(f"--model {name}" for name in model or [])]
+        out.note(f"none of {len(found)} runs fits {' '.join(filter(None, wanted))}")
     show_states(states)
 
 
 def logs(
-    patterns: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="RUN...", autocompletion=complete_runs, help="Runs by name, glob, network or part of a name."
-        ),
-    ],
+    patterns: Patterns,
     runs: Runs = None,
-    rank: Annotated[int, typer.Option(min=0, metavar="N", help="Which rank's output.")] = 0,
-    restart: Annotated[int | None, typer.Option(min=0, metavar="N", help="Of this start alone; 0: the first.")] = None,
+    rank: Annotated[int, option("--rank", min=0, value="N", text="Rank whose output is shown.")] = 0,
+    restart: Annotated[
+        int | None, option("--restart", min=0, value="N", text="Of this start alone; 0: the first.")
+    ] = None,
     follow: Annotated[bool, flag("--follow", "-f", text="Go on until the run ends, also while it is queued.")] = False,
     errors: Annotated[bool, flag("--errors", text="Why it failed; the traceback of the first rank to fail.")] = False,
     launcher: Annotated[bool, flag("--launcher", text="What SLURM and the job script said.")] = False,
-    tail: Annotated[int | None, typer.Option("--tail", "-n", min=1, metavar="N", help="The last N lines.")] = None,
+    tail: Annotated[int | None, option("--tail", "-n", min=1, value="N", text="The last N lines.")] = None,
     verbose: Verbose = False,
 ) -> None:
     """Show what runs printed, over all of their restarts.
@@ -113,7 +110,14 @@ def cancel(
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """End runs. What they have learned so far stays, and `resume` goes on from there."""
+    """End runs. What they have learned so far stays, and `resume` goes on from there.
+
+    Examples:
+
+    hpc-tumor cancel unet
+
+    hpc-tumor cancel all --state queued --yes
+    """
     from hpc_tumor.cli.control import cancel_runs
 
     found, named = find_named(runs, patterns)
@@ -124,7 +128,7 @@ def resume(
     patterns: Patterns,
     runs: Runs = None,
     state: State = None,
-    gpus: Annotated[int | None, typer.Option(min=1, metavar="N", help="Another number of GPUs from here on.")] = None,
+    gpus: Annotated[int | None, option("--gpus", min=1, value="N", text="Another number of GPUs from here on.")] = None,
     yes: Yes = False,
     json: Json = False,
     verbose: Verbose = False,
@@ -149,7 +153,10 @@ def rerun(
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Train runs again from the beginning, as new runs with the same settings; the old ones stay as they are."""
+    """Train runs again from the beginning, as new runs with the same settings; the old ones stay as they are.
+
+    Example: hpc-tumor rerun all --state failed --yes
+    """
     from hpc_tumor.cli.launch import rerun as rerun_all
     from hpc_tumor.cli.views.runs import choose
     from hpc_tumor.cluster.observe.queue import read_states

@@ -9,20 +9,29 @@ from typing import Annotated
 import typer
 
 from hpc_tumor.cli.options import (
+    Account,
+    Cluster,
+    Command,
+    Group,
     Json,
+    Overwrite,
+    Partition,
     Runs,
     Verbose,
-    complete_clusters,
     flag,
-)  # fmt: skip
+    option,
+)
 from hpc_tumor.console import out
 
-clusters_app = typer.Typer(invoke_without_command=True)
+clusters_app = typer.Typer(cls=Group, invoke_without_command=True)
 
 
 @clusters_app.callback()
 def clusters(context: typer.Context, json: Json = False, verbose: Verbose = False) -> None:
-    """The cluster profiles that --cluster takes; `clusters discover` writes a first one."""
+    """List the cluster profiles that --cluster takes; `clusters discover` writes a first one.
+
+    Example: hpc-tumor clusters
+    """
     if context.invoked_subcommand:
         return
     from hpc_tumor.cli.views.conversion import clusters_table
@@ -36,16 +45,17 @@ def clusters(context: typer.Context, json: Json = False, verbose: Verbose = Fals
     )
 
 
-@clusters_app.command("discover")
+@clusters_app.command("discover", cls=Command)
 def clusters_discover(
-    name: Annotated[str | None, typer.Option(metavar="NAME", help="Of the profile; else the cluster's own.")] = None,
+    name: Annotated[str | None, option("--name", value="NAME", text="Of the profile; else the cluster's own.")] = None,
     partition: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Partition to describe; else the one with the most GPUs.")
+        str | None,
+        option("--partition", value="NAME", text="Partition to describe; else the one with the most GPUs."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Else among your own profiles.")
+        Path | None, option("--output", "-o", value="FILE", text="Profile to write; else one among your own.")
     ] = None,
-    overwrite: Annotated[bool, flag("--overwrite", text="Replace a profile that is there.")] = False,
+    overwrite: Overwrite = False,
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -70,14 +80,11 @@ def clusters_discover(
 
 
 def doctor(
-    cluster: Annotated[
-        str | None,
-        typer.Option(metavar="PROFILE", autocompletion=complete_clusters, help="Cluster profile; else your default."),
-    ] = None,
-    data: Annotated[Path | None, typer.Option("--data", "-d", metavar="STORE", help="Store to look at, too.")] = None,
+    cluster: Cluster = None,
+    data: Annotated[Path | None, option("--data", "-d", value="STORE", text="Store to look at, too.")] = None,
     runs: Runs = None,
-    account: Annotated[str | None, typer.Option(metavar="NAME", help="Who pays.")] = None,
-    partition: Annotated[str | None, typer.Option(metavar="NAME", help="Partition.")] = None,
+    account: Account = None,
+    partition: Partition = None,
     submit: Annotated[bool, flag("--submit", text="Try it on a node as well, by a job of a minute.")] = False,
     json: Json = False,
     verbose: Verbose = False,

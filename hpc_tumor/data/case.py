@@ -13,15 +13,10 @@ from numpy.typing import NDArray
 
 from hpc_tumor.data.raw.files.listing import Listing, SourceFile, content_absent, read_source, walk
 from hpc_tumor.errors import DataError
-from hpc_tumor.names import is_plain, printable
+from hpc_tumor.vocabulary import is_plain, printable
 
-__all__ = ["CAVITY", "LABELS", "MODALITIES", "TUMOUR_LABELS", "Case", "CaseData", "CaseReader", "Found", "Listing",
+__all__ = ["Case", "CaseData", "CaseReader", "Found", "Listing",
            "SourceFile", "check_names", "read_source", "walk"]  # fmt: skip
-
-MODALITIES = ("FLAIR", "T1", "T1ce", "T2")
-LABELS = ("background", "NCR/NET", "ED", "ET")  # by their values in a store
-CAVITY = "resection cavity"  # value 4, in stores of an edition that labels it
-TUMOUR_LABELS = len(LABELS)  # values below are background and tumour: what networks learn and scores count
 
 
 @dataclass(frozen=True)

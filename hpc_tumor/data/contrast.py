@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpc_tumor.data.brain import BrainStatistics, is_outside
-from hpc_tumor.data.case import MODALITIES
+from hpc_tumor.vocabulary import MODALITIES
 
 MARGIN, MOST = 10.0, 100.0
 SAME = 0.995  # rank correlation, from which two scans are one; T1 and T1ce of one patient reach 0.91

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from hpc_tumor.errors import DataError, unknown
-from hpc_tumor.names import plural, series
+from hpc_tumor.vocabulary import plural, series
 
 NCR, ED, ET, CAVITY = 1, 2, 3, 4  # values in a store
 

@@ -66,17 +66,17 @@ def runs_folder(given: Path | None) -> Path:
 
 
 def line_to_change(profile: ClusterProfile, section: str, line: str) -> str:
-    """Where to write what into the file of a profile."""
+    """Line to change in the file of a profile, and where it stands."""
     file = profile_files().get(profile.name)
-    place = shlex.quote(_home(file)) if file else f"the profile {profile.name}"
-    return f"in {place}, [{section}]: {line}"
+    shown = shlex.quote(_home(file)) if file else f"the profile {profile.name}"
+    return f"in {shown}, [{section}]: {line}"
 
 
 _MODELS = {"segmentation": "unet", "classification": "cnn"}
 
 
 def _problem(model: str) -> str:
-    """Why a run of that network could not be set up with the user's files and variables; "" where it could."""
+    """Fault for which a run of that network cannot be set up with the user's files and variables; "" where it could."""
     try:
         settings.resolve({"model": {"name": model}, "data": {"store": "store.zarr"}})
     except UsageError as problem:

@@ -79,7 +79,7 @@ def examine(
 def _cluster(
     profile: ClusterProfile | None, facts: Facts | None, account: str | None, partition: str | None
 ) -> list[Finding]:
-    """What SLURM says; nothing on a machine without, where none is asked for."""
+    """Findings of SLURM; none on a machine without, where no cluster is asked for."""
     if profile is None:
         if facts is None or facts.partitions is None:
             return []

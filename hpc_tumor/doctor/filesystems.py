@@ -6,14 +6,13 @@ import fcntl
 import os
 import re
 import secrets
-import shutil
-import subprocess
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from hpc_tumor.system import atomic
+from hpc_tumor.system.processes import run_quietly
 
 # Of which all nodes of a cluster usually see the same; others are this machine's own.
 SHARED = re.compile(
@@ -24,7 +23,7 @@ _SECONDS = 10  # that a quota command may take
 
 @dataclass(frozen=True)
 class Room:
-    """Where a folder lies, and what may still be written there; None where it is not counted.
+    """File system of a folder, and what may still be written there; None where it is not counted.
 
     Attributes:
         kind: as the kernel calls it, such as ext4 or ceph.
@@ -47,7 +46,7 @@ class Room:
 
 @dataclass(frozen=True)
 class Allowance:
-    """What a quota leaves; None: no limit."""
+    """Bytes and files that a quota leaves; None: no limit."""
 
     bytes_left: int | None
     files_left: int | None
@@ -55,11 +54,11 @@ class Allowance:
 
 
 def room_in(folder: Path) -> Room:
-    """What there is in a folder that exists. Raises OSError where it cannot be asked."""
+    """Room in a folder that exists. Raises OSError where it cannot be asked."""
     kind, mount = _mount_of(folder)
-    found = os.statvfs(folder)
-    left = [found.f_bavail * found.f_frsize]
-    files = [found.f_favail] if found.f_files else []  # file systems that count no files say 0
+    status = os.statvfs(folder)
+    left = [status.f_bavail * status.f_frsize]
+    files = [status.f_favail] if status.f_files else []  # file systems that count no files say 0
     quota = ""
     for each in (ceph_quota(folder), _command_quota(folder, kind, mount)):
         if each is None:
@@ -80,18 +79,18 @@ def existing(path: Path) -> Path:
 
 def ceph_quota(folder: Path) -> Allowance | None:
     """The nearest quota on CephFS, of the folder or one above it."""
-    for place in (folder, *folder.parents):
-        most = [_attribute(place, f"ceph.quota.max_{what}") for what in ("bytes", "files")]
+    for above in (folder, *folder.parents):
+        most = [_attribute(above, f"ceph.quota.max_{what}") for what in ("bytes", "files")]
         if not any(most):
             continue
-        used = [_attribute(place, f"ceph.dir.{what}") or 0 for what in ("rbytes", "rentries")]
+        used = [_attribute(above, f"ceph.dir.{what}") or 0 for what in ("rbytes", "rentries")]
         left = [max(0, limit - taken) if limit else None for limit, taken in zip(most, used, strict=True)]
-        return Allowance(left[0], left[1], f"quota of {place}")
+        return Allowance(left[0], left[1], f"quota of {above}")
     return None
 
 
 def read_quota(text: str) -> Allowance | None:
-    """What `quota -w` or `lfs quota -q` prints: blocks, soft and hard limit, grace, files, soft and hard limit."""
+    """Parse what `quota -w` or `lfs quota -q` prints: blocks, soft and hard limit, grace, files, and their limits."""
     left: list[list[int]] = [[], []]
     for line in text.splitlines():
         words = [word.rstrip("*") for word in line.split()][1:]
@@ -99,10 +98,10 @@ def read_quota(text: str) -> Allowance | None:
         numbers = [int(word) for word in words if word.isdigit()]
         if len(numbers) < 6 or not all(word.isdigit() for word in words[:3]):
             continue
-        for place, unit in ((0, 1024), (1, 1)):
-            used, *limits = numbers[3 * place : 3 * place + 3]
+        for group, unit in ((0, 1024), (1, 1)):
+            used, *limits = numbers[3 * group : 3 * group + 3]
             if any(limits):
-                left[place].append(max(0, min(limit for limit in limits if limit) - used) * unit)
+                left[group].append(max(0, min(limit for limit in limits if limit) - used) * unit)
     if not any(left):
         return None
     return Allowance(min(left[0], default=None), min(left[1], default=None), "your quota")
@@ -110,7 +109,7 @@ def read_quota(text: str) -> Allowance | None:
 
 @dataclass(frozen=True)
 class Trial:
-    """What came of writing into a folder. `refused`: why nothing could be written.
+    """Outcome of writing into a folder. `refused`: why nothing could be written.
 
     Attributes:
         locks: whether a lock keeps others out; None where the file system has none.
@@ -167,15 +166,15 @@ def _locks(path: Path) -> bool | None:
 
 def _mount_of(folder: Path) -> tuple[str, Path]:
     """Kind and mount point of the file system that a folder lies on."""
-    found = ("unknown", Path("/"))
+    deepest = ("unknown", Path("/"))
     with suppress(OSError):
-        place = folder.resolve()
+        real = folder.resolve()
         for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             before, _, after = line.partition(" - ")
             mount = Path(re.sub(r"\\(\d{3})", lambda match: chr(int(match[1], 8)), before.split()[4]))
-            if place.is_relative_to(mount) and len(mount.parts) >= len(found[1].parts):
-                found = (after.split()[0], mount)
-    return found
+            if real.is_relative_to(mount) and len(mount.parts) >= len(deepest[1].parts):
+                deepest = (after.split()[0], mount)
+    return deepest
 
 
 def _attribute(path: Path, name: str) -> int | None:
@@ -187,20 +186,7 @@ def _attribute(path: Path, name: str) -> int | None:
 
 
 def _command_quota(folder: Path, kind: str, mount: Path) -> Allowance | None:
-    """What the quota commands say, where they are there."""
-    if kind == "lustre":
-        return _ask("lfs", "quota", "-q", "-u", str(os.getuid()), str(folder))
-    return _ask("quota", "-w", "-f", str(mount))
-
-
-def _ask(*command: str) -> Allowance | None:
-    if shutil.which(command[0]) is None:
-        return None
-    try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="replace", check=False,
-            timeout=_SECONDS, env={**os.environ, "LC_ALL": "C"},
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return read_quota(done.stdout)  # quota ends with 1 where a limit is exceeded
+    """Quota by the command for it, where that is there."""
+    command = ("lfs", "quota", "-q", "-u", str(os.getuid()), str(folder))
+    done = run_quietly(*(command if kind == "lustre" else ("quota", "-w", "-f", str(mount))), seconds=_SECONDS)
+    return read_quota(done.stdout) if done else None  # quota ends with 1 where a limit is exceeded

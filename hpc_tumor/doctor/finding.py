@@ -1,9 +1,9 @@
-"""What doctor finds: a line that is ok, a warning or an error, with the way out; and groups of such lines."""
+"""Findings of doctor: a line that is ok, a warning or an error, with the way out; and groups of such lines."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Level = Literal["ok", "warning", "error"]
@@ -52,17 +52,12 @@ def exit_code(sections: Iterable[Section]) -> int:
 def as_json(sections: Iterable[Section]) -> dict[str, Any]:
     """All findings, for machines."""
     sections = list(sections)
-    return {
-        "exit_code": exit_code(sections),
-        "sections": [
-            {
-                "section": section.key,
-                "title": section.title,
-                "findings": [
-                    {"level": item.level, "text": item.text, "way_out": item.way_out or None}
-                    for item in section.findings
-                ],
-            }
-            for section in sections
-        ],
-    }
+    shown = [
+        {
+            "section": section.key,
+            "title": section.title,
+            "findings": [{**asdict(finding), "way_out": finding.way_out or None} for finding in section.findings],
+        }
+        for section in sections
+    ]
+    return {"exit_code": exit_code(sections), "sections": shown}

@@ -4,13 +4,32 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from hpc_tumor.doctor.finding import Finding, error, ok, warning
-from hpc_tumor.doctor.gpu_models import Capability, capability_of, least_driver, precision_on, runs_on, sm
 from hpc_tumor.doctor.probe import Gpu, Probe, TorchFacts
-from hpc_tumor.names import counted
+from hpc_tumor.vocabulary import counted
 
+Capability = tuple[int, int]
+
+# By name, the first that fits; from NVIDIA's list of compute capabilities.
+_MODELS: tuple[tuple[str, Capability], ...] = (
+    (r"B300|GB300", (10, 3)),
+    (r"B200|B100|GB200", (10, 0)),
+    (r"H100|H200|H800|H20\b|GH200", (9, 0)),
+    (r"RTX PRO \d000|RTX 50\d\d", (12, 0)),
+    (r"\bL4\b|L40S?|L20\b|\bAda\b|RTX 40\d\d", (8, 9)),
+    (r"A100|A800|\bA30\b", (8, 0)),
+    (r"\bA(?:2|10G?|16|40)\b|RTX A\d000|\bA[2456][05]00\b|RTX 30\d\d", (8, 6)),
+    (r"\bT4G?\b|RTX 20\d\d|Quadro RTX|Titan RTX|GTX 16\d\d", (7, 5)),
+    (r"V100|Titan V|GV100", (7, 0)),
+    (r"P100|GP100", (6, 0)),
+    (r"\bP40?\b|\bP6\b|GTX 10\d\d|Titan X[pP]?", (6, 1)),
+    (r"\bM(?:4|40|60)\b|GTX 9\d\d", (5, 2)),
+    (r"\bK80\b", (3, 7)),
+    (r"\bK(?:20|40)[xcm]?\b", (3, 5)),
+)
+_LEAST_DRIVERS = {11: 450, 12: 525, 13: 580}  # by the version of CUDA, from NVIDIA's minor version compatibility
 _WHERE = "pytorch.org/get-started has the line"
 _WAY_OUT_OF_CPU = f"install a torch with CUDA, of the GPUs' generation: {_WHERE}"
 
@@ -23,12 +42,8 @@ def check_gpus(probe: Probe, visible: str | None = None) -> list[Finding]:
         return _none(probe, visible)
     there = probe.gpus or probe.torch.gpus
     if visible is not None and not _visible(visible):
-        return [
-            warning(
-                f"{_names(there)}: hidden by CUDA_VISIBLE_DEVICES='{visible}', so runs use the CPU",
-                "unset CUDA_VISIBLE_DEVICES",
-            )
-        ]
+        text = f"{_names(there)}: hidden by CUDA_VISIBLE_DEVICES='{visible}', so runs use the CPU"
+        return [warning(text, "unset CUDA_VISIBLE_DEVICES")]
     findings = _driver(probe)
     refused = {gpu.name: refusal for gpu in there if (refusal := _no_code(probe.torch, gpu.name, _capability(gpu)))}
     findings += refused.values()
@@ -36,23 +51,15 @@ def check_gpus(probe: Probe, visible: str | None = None) -> list[Finding]:
         seen = len(probe.torch.gpus)
         of = f" of {len(there)} (CUDA_VISIBLE_DEVICES={visible})" if seen < len(there) and visible else ""
         if seen < len(there) and not visible:
-            findings.append(
-                warning(
-                    f"nvidia-smi lists {counted(len(there), 'GPU')}, torch sees {seen}",
-                    "one may be broken or partitioned (MIG): nvidia-smi -L",
-                )
-            )
+            text = f"nvidia-smi lists {counted(len(there), 'GPU')}, torch sees {seen}"
+            findings.append(warning(text, "one may be broken or partitioned (MIG): nvidia-smi -L"))
         if not refused:
             findings.append(ok(f"{_names(probe.torch.gpus)}{of}: this torch has code for {_archs(there)}"))
             findings.append(ok(f"precision auto is {probe.torch.precision[0]}, {probe.torch.precision[1]}"))
     elif not findings:
-        findings.append(
-            error(
-                f"{_names(there)}, but torch cannot use {'it' if len(there) == 1 else 'them'}:"
-                f" {probe.torch.refusal or 'it does not say why'}",
-                "nvidia-smi tells whether the driver is well; else ask an administrator",
-            )
-        )
+        them, why = "it" if len(there) == 1 else "them", probe.torch.refusal or "it does not say why"
+        way = "nvidia-smi tells whether the driver is well; else ask an administrator"
+        findings.append(error(f"{_names(there)}, but torch cannot use {them}: {why}", way))
     return [*findings, *_nccl(probe.torch)]
 
 
@@ -96,12 +103,8 @@ def _driver(probe: Probe) -> list[Finding]:
         return []
     best = max((cuda for cuda in (11, 12, 13) if (least_driver(str(cuda)) or 0) <= int(major)), default=None)
     older = f"install a torch for CUDA {best} ({_WHERE})" if best else "install an older torch"
-    return [
-        error(
-            f"driver {probe.driver} is too old for torch {torch.version}: CUDA {torch.cuda} needs {least} or newer",
-            f"{older}, or a newer driver",
-        )
-    ]
+    text = f"driver {probe.driver} is too old for torch {torch.version}: CUDA {torch.cuda} needs {least} or newer"
+    return [error(text, f"{older}, or a newer driver")]
 
 
 def _no_code(torch: TorchFacts, name: str, capability: Capability | None) -> Finding | None:
@@ -127,12 +130,8 @@ def _other_torch(torch: TorchFacts, capability: Capability) -> str:
 
 def _nccl(torch: TorchFacts) -> list[Finding]:
     if torch.cuda and torch.nccl is None:
-        return [
-            error(
-                f"torch {torch.version} has no NCCL: runs on more than one GPU cannot start",
-                f"install the official build of torch: {_WHERE}",
-            )
-        ]
+        text = f"torch {torch.version} has no NCCL: runs on more than one GPU cannot start"
+        return [error(text, f"install the official build of torch: {_WHERE}")]
     return []
 
 
@@ -145,7 +144,7 @@ def _capability(gpu: Gpu) -> Capability | None:
 
 
 def _archs(gpus: Sequence[Gpu]) -> str:
-    return ", ".join(sorted({sm(found) for gpu in gpus if (found := _capability(gpu))})) or "them"
+    return ", ".join(sorted({sm(capability) for gpu in gpus if (capability := _capability(gpu))})) or "them"
 
 
 def _names(gpus: Sequence[Gpu]) -> str:
@@ -161,3 +160,49 @@ def _range(archs: Sequence[str]) -> str:
 
 def _number(arch: str) -> int:
     return int(re.sub(r"\D", "", arch) or 0)
+
+
+def capability_of(model: str | None) -> Capability | None:
+    """Compute capability of a model by its name, as `V100 PCIe 32 GB` → (7, 0); None for one not known."""
+    for pattern, capability in _MODELS:
+        if model and re.search(pattern, model, re.IGNORECASE):
+            return capability
+    return None
+
+
+def sm(capability: Capability) -> str:
+    """(7, 0) → `sm_70`, as builds of torch name it."""
+    return f"sm_{capability[0]}{capability[1]}"
+
+
+def runs_on(archs: Iterable[str], capability: Capability) -> bool:
+    """Return True if code for `archs` runs on a GPU of that capability.
+
+    Machine code (sm) runs on its own generation from its own minor version on; intermediate code (compute) on all
+    later ones.
+    """
+    for arch in archs:
+        match = re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", arch)
+        if match is None:
+            continue
+        made_for = int(match[2]), int(match[3])
+        if match[4] == "a":  # for that very GPU
+            fits = made_for == capability
+        elif match[1] == "compute":
+            fits = made_for <= capability
+        else:
+            fits = made_for[0] == capability[0] and made_for[1] <= capability[1]
+        if fits:
+            return True
+    return False
+
+
+def precision_on(capability: Capability) -> str:
+    """Number format that `hardware.precision = "auto"` chooses on such a GPU."""
+    return "bfloat16" if capability[0] >= 8 else "float16" if capability[0] >= 7 else "float32"
+
+
+def least_driver(cuda: str) -> int | None:
+    """The oldest driver that runs a build for that CUDA; None where that is not known."""
+    major = cuda.partition(".")[0]
+    return _LEAST_DRIVERS.get(int(major)) if major.isdigit() else None

@@ -11,7 +11,8 @@ from hpc_tumor.config import ClusterProfile
 from hpc_tumor.console import size
 from hpc_tumor.doctor.finding import Finding, ok, warning
 from hpc_tumor.doctor.probe import Probe
-from hpc_tumor.names import counted
+from hpc_tumor.system.processes import package_home
+from hpc_tumor.vocabulary import counted
 
 LEAST_SHARED = 1_000_000_000  # bytes of /dev/shm; containers often have 64 MB, too little for NCCL
 LEAST_FILES = 1024  # open files; a store keeps some hundred shards open
@@ -19,7 +20,7 @@ LEAST_ADDRESSES = 64 * 1024**3  # bytes of addresses; CUDA maps more than the GP
 
 
 def check_machine(probe: Probe, variables: Mapping[str, str], profile: ClusterProfile | None) -> list[Finding]:
-    """What a login may hand on to runs that will break them: its variables, limits and mask."""
+    """Warnings of what a login hands on to runs and breaks them: its variables, limits and mask."""
     cpus, gpus = (profile.node.cpus, profile.node.gpus) if profile else (probe.cpus, len(probe.gpus or ()))
     findings = [*_variables(variables, profile, max(1, cpus // max(1, gpus))), *check_limits(probe), *_umask()]
     return findings or [ok("no variable, limit or file mask of this login stands in the way of a run")]
@@ -27,23 +28,17 @@ def check_machine(probe: Probe, variables: Mapping[str, str], profile: ClusterPr
 
 def check_limits(probe: Probe) -> list[Finding]:
     """Limits of processes, on this machine or a node. SLURM hands those of the login on to a job."""
+    files, addresses, shared = probe.limits.get("open_files"), probe.limits.get("memory"), probe.shared_memory
     findings = []
-    files, addresses = probe.limits.get("open_files"), probe.limits.get("memory")
     if files is not None and files < LEAST_FILES:
-        findings.append(
-            warning(f"only {files} files may be open at once", f"ulimit -n {4 * LEAST_FILES}, before you submit")
-        )
+        way = f"ulimit -n {4 * LEAST_FILES}, before you submit"
+        findings.append(warning(f"only {files} files may be open at once", way))
     if addresses is not None and addresses < LEAST_ADDRESSES:
-        findings.append(
-            warning(f"a process may use only {size(addresses)} of addresses", "ulimit -v unlimited, before you submit")
-        )
-    if probe.shared_memory is not None and probe.shared_memory < LEAST_SHARED:
-        findings.append(
-            warning(
-                f"/dev/shm holds only {size(probe.shared_memory)}, through which ranks of one node talk",
-                "in a container: --shm-size=8g, or --ipc=host; else ask an administrator",
-            )
-        )
+        text = f"a process may use only {size(addresses)} of addresses"
+        findings.append(warning(text, "ulimit -v unlimited, before you submit"))
+    if shared is not None and shared < LEAST_SHARED:
+        text = f"/dev/shm holds only {size(shared)}, through which ranks of one node talk"
+        findings.append(warning(text, "in a container: --shm-size=8g, or --ipc=host; else ask an administrator"))
     return findings
 
 
@@ -85,10 +80,7 @@ def _variables(variables: Mapping[str, str], profile: ClusterProfile | None, cpu
 
 def _foreign_paths(text: str) -> str:
     """PYTHONPATH without the checkout that this runs from."""
-    import hpc_tumor
-
-    home = Path(hpc_tumor.__file__).resolve().parent.parent
-    return os.pathsep.join(path for path in text.split(os.pathsep) if path and Path(path).resolve() != home)
+    return os.pathsep.join(path for path in text.split(os.pathsep) if path and Path(path).resolve() != package_home())
 
 
 def _umask() -> list[Finding]:

@@ -1,4 +1,4 @@
-"""What the test job's answers mean: whether a node can run what this machine submits."""
+"""Judge the answers of the test job: can a node run what this machine submits?"""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from typing import Any
 
 from hpc_tumor.cluster.observe.causes import recognise
 from hpc_tumor.config import ClusterProfile
-from hpc_tumor.console import duration, size
+from hpc_tumor.console import size
 from hpc_tumor.doctor.configuration import line_to_change
 from hpc_tumor.doctor.finding import Finding, error, ok, warning
-from hpc_tumor.doctor.gpu import check_gpus
-from hpc_tumor.doctor.gpu_models import capability_of
+from hpc_tumor.doctor.gpu import capability_of, check_gpus
 from hpc_tumor.doctor.machine import check_limits
 from hpc_tumor.doctor.node_job import MINUTES, PATIENCE, SETUP_DONE, Outcome
 from hpc_tumor.doctor.packages import check_packages, compare_packages
 from hpc_tumor.doctor.probe import Probe, probe_from
-from hpc_tumor.names import counted
+from hpc_tumor.vocabulary import counted, duration
 
 _LITTLE_DISK = 10_000_000_000
 _MOST_SKEW = 10.0  # seconds between the clocks of two machines
@@ -32,9 +31,9 @@ def judge(outcome: Outcome, here: Probe, profile: ClusterProfile, began: float) 
     if not outcome.answers:
         return [_no_answer(outcome)]
     findings = [_visible(outcome), *_setup(outcome), *_missing(outcome), *_clocks(outcome, began)]
-    by_node = {found["node"]: found for found in outcome.answers.values()}
+    by_node = {answer["node"]: answer for answer in outcome.answers.values()}
     findings += _together(
-        {name: _node(probe_from(found["probe"]), found, here, profile) for name, found in by_node.items()}
+        {name: _node(probe_from(answer["probe"]), answer, here, profile) for name, answer in by_node.items()}
     )
     findings += _meeting(outcome)
     return findings
@@ -55,27 +54,27 @@ def _no_answer(outcome: Outcome) -> Finding:
     if outcome.state == "TIMEOUT":
         way = "the file system of the Python environment may be slow, or a setup line waits: look at their load"
         return error(f"test job {outcome.job_id} did not answer within {MINUTES} minutes", way)
-    if not outcome.said.strip():
+    if not outcome.printed.strip():
         return error(
             f"{ended} without a word: {outcome.nodes or 'the node'} seems not to see {outcome.folder.parent}",
             "name a folder on a file system that all nodes see with --runs, as one on the scratch",
         )
-    if cause := recognise(outcome.said):
+    if cause := recognise(outcome.printed):
         return error(f"{ended}: {cause.fault}", cause.remedy or _NO_REMEDY)
-    stage = "after its setup lines" if SETUP_DONE in outcome.said else "in its setup lines"
+    stage = "after its setup lines" if SETUP_DONE in outcome.printed else "in its setup lines"
     way = "correct what it says, in [environment] of the profile"
-    return error(f"{ended} {stage}; its last line: {_last_line(outcome.said)}", way)
+    return error(f"{ended} {stage}; its last line: {_last_line(outcome.printed)}", way)
 
 
 def _setup(outcome: Outcome) -> list[Finding]:
     """A warning for setup lines that failed, although the job went on."""
-    before, done, _ = outcome.said.partition(SETUP_DONE)
+    before, done, _ = outcome.printed.partition(SETUP_DONE)
     cause = recognise(before) if done else None
     return [warning(f"a setup line failed: {cause.fault}", cause.remedy or _NO_REMEDY)] if cause else []
 
 
 def _visible(outcome: Outcome) -> Finding:
-    tokens = {found.get("token") for found in outcome.answers.values()}
+    tokens = {answer.get("token") for answer in outcome.answers.values()}
     where = outcome.folder.parent
     if tokens != {outcome.token}:
         return error(
@@ -83,7 +82,7 @@ def _visible(outcome: Outcome) -> Finding:
             "it is another file system under the same name: choose a shared folder with --runs",
         )
     wait = f"after {duration(outcome.queued_s)} in the queue" if outcome.queued_s > 5 else "at once"
-    store = "; the store is read there" if all(found["store"] == "" for found in outcome.answers.values()) else ""
+    store = "; the store is read there" if all(answer["store"] == "" for answer in outcome.answers.values()) else ""
     return ok(f"started {wait}; what is written in {where} is read on the nodes, and back{store}")
 
 
@@ -92,13 +91,13 @@ def _missing(outcome: Outcome) -> list[Finding]:
     if len(outcome.answers) == tasks:
         return []
     lost = tasks - len(outcome.answers)
-    text = f"{counted(lost, 'task')} of {tasks} did not answer; the last line: {_last_line(outcome.said)}"
+    text = f"{counted(lost, 'task')} of {tasks} did not answer; the last line: {_last_line(outcome.printed)}"
     return [error(text, f"look at the nodes {outcome.nodes}: sinfo -N -l")]
 
 
 def _clocks(outcome: Outcome, began: float) -> list[Finding]:
     """Check whether a node's clock says that it answered between the submission and now."""
-    times = [found["time"] for found in outcome.answers.values()]
+    times = [answer["time"] for answer in outcome.answers.values()]
     behind, ahead = began - min(times), max(times) - time.time()
     if max(behind, ahead) < _MOST_SKEW:
         return []
@@ -107,19 +106,19 @@ def _clocks(outcome: Outcome, began: float) -> list[Finding]:
     return [warning(text, "tell an administrator")]
 
 
-def _node(probe: Probe, found: Mapping[str, Any], here: Probe, profile: ClusterProfile) -> list[Finding]:
+def _node(probe: Probe, answer: Mapping[str, Any], here: Probe, profile: ClusterProfile) -> list[Finding]:
     """The findings of one node, without its name."""
     findings = compare_packages(here, probe)
     packages = check_packages(probe)
     findings += [item for item in packages if item.level != "ok"]
     if not findings:
         findings.append(ok("the same Python, torch and packages as here, and all import"))
-    findings += _gpus(probe, found.get("visible"), profile)
-    findings += _cpus(probe, found)
+    findings += _gpus(probe, answer.get("visible"), profile)
+    findings += _cpus(probe, answer)
     findings += check_limits(probe)
-    findings += _disks(found, probe)
-    if found.get("store"):
-        findings.append(error(f"the store cannot be read there: {found['store']}", "put it where all nodes see it"))
+    findings += _disks(answer, probe)
+    if answer.get("store"):
+        findings.append(error(f"the store cannot be read there: {answer['store']}", "put it where all nodes see it"))
     return findings
 
 
@@ -138,16 +137,16 @@ def _gpus(probe: Probe, visible: str | None, profile: ClusterProfile) -> list[Fi
 
 def _other_model(probe: Probe, profile: ClusterProfile) -> list[Finding]:
     """A warning where the node has GPUs of another generation than the profile says."""
-    said = capability_of(profile.node.gpu_model)
+    promised = capability_of(profile.node.gpu_model)
     there = probe.torch.gpus if probe.torch and probe.torch.gpus else probe.gpus or ()
-    if said is None or not there or there[0].capability in (None, said):
+    if promised is None or not there or there[0].capability in (None, promised):
         return []
     text = f"the profile says {profile.node.gpu_model}, but the node has {there[0].name}"
     return [warning(text, line_to_change(profile, "node", f'gpu_model = "{there[0].name}"'))]
 
 
-def _cpus(probe: Probe, found: Mapping[str, Any]) -> list[Finding]:
-    asked = int(found.get("asked_cpus") or 0)
+def _cpus(probe: Probe, answer: Mapping[str, Any]) -> list[Finding]:
+    asked = int(answer.get("asked_cpus") or 0)
     if not asked or probe.cpus == asked:
         return [ok(f"{counted(probe.cpus, 'CPU')} for each task, as asked")] if asked else []
     if probe.cpus < asked:
@@ -156,8 +155,8 @@ def _cpus(probe: Probe, found: Mapping[str, Any]) -> list[Finding]:
     return [ok(f"{asked} CPUs for each task, as asked, and it is not kept to them ({probe.cpus} may be used)")]
 
 
-def _disks(found: Mapping[str, Any], probe: Probe) -> list[Finding]:
-    local, shared = found.get("local") or {}, probe.shared_memory
+def _disks(answer: Mapping[str, Any], probe: Probe) -> list[Finding]:
+    local, shared = answer.get("local") or {}, probe.shared_memory
     left = local.get("bytes_left")
     if left is None:
         return []
@@ -175,7 +174,7 @@ def _meeting(outcome: Outcome) -> list[Finding]:
     where = "two nodes" if outcome.plan.nodes > 1 else "two tasks of a node"
     met = list(outcome.meetings.values())
     failed = next((item["error"] for item in met if "error" in item), None)
-    interfaces = sorted({name for found in outcome.answers.values() for name in found["probe"]["interfaces"]})
+    interfaces = sorted({name for answer in outcome.answers.values() for name in answer["probe"]["interfaces"]})
     way = (
         "name the network in [environment] variables of the profile:"
         f" NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME, one of {', '.join(interfaces) or 'those of ip link'}"
@@ -191,7 +190,7 @@ def _meeting(outcome: Outcome) -> list[Finding]:
 
 
 def _together(per_node: Mapping[str, Sequence[Finding]]) -> list[Finding]:
-    """What all nodes have in common once; else with the name of the node."""
+    """Findings that all nodes have in common once; others with the name of the node."""
     lists = list(per_node.values())
     common = [item for item in lists[0] if all(item in other for other in lists)]
     findings = list(common)

@@ -45,14 +45,14 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of the test job.
+    """Outcome of the test job.
 
     Attributes:
         answers: of each task that answered, by rank.
         meetings: whether each task could talk with the others, by rank.
         state: SLURM's last word on the job, "" where it does not answer.
         waited: whether it was given up while still in the queue.
-        said: the last lines that its script and tasks printed.
+        printed: the last lines that its script and tasks printed.
         queued_s: seconds from submission to the start, or to the end of the waiting.
     """
 
@@ -67,32 +67,32 @@ class Outcome:
     exit_code: str = ""
     nodes: str = ""
     waited: bool = False
-    said: str = ""
+    printed: str = ""
     queued_s: float = 0.0
 
     @property
     def has_ended(self) -> bool:
         """True where SLURM has said so."""
-        return self.state != "" and self.state not in slurm.WAITING | slurm.ALIVE
+        return self.state not in {"", *slurm.WAITING, *slurm.ALIVE}
 
 
 def plan_of(profile: ClusterProfile, facts: Facts, **options: str | None) -> Plan:
-    """What the test job asks for: a GPU on each of two nodes, where runs may use two; else two GPUs of one node.
+    """Request of the test job: a GPU on each of two nodes, where runs may use two; else two GPUs of one node.
 
     Raises:
         UsageError: the profile wants an account, and none is named; or the cluster cannot give so little.
     """
-    one = make_plan(profile, 1, walltime=min(MINUTES, profile.limits.walltime), **options)  # type: ignore[arg-type]
-    there = (facts.partitions or {}).get(one.partition or "", facts.default_partition)
+    single = make_plan(profile, 1, walltime=min(MINUTES, profile.limits.walltime), **options)  # type: ignore[arg-type]
+    there = (facts.partitions or {}).get(single.partition or "", facts.default_partition)
     two_nodes = profile.limits.nodes != 1 and (there is None or there.nodes > 1) and (not there or there.max_nodes != 1)
     tasks = 1 if two_nodes else min(2, max(1, profile.node.gpus))
     plan = replace(
-        one,
+        single,
         nodes=2 if two_nodes else 1,
         tasks_per_node=tasks,
         gpus_per_node=tasks if profile.node.gpus else 0,
-        cpus_per_task=min(one.cpus_per_task, _MOST_CPUS),
-        memory_gb=min(one.memory_gb, _MOST_GB) * tasks,
+        cpus_per_task=min(single.cpus_per_task, _MOST_CPUS),
+        memory_gb=min(single.memory_gb, _MOST_GB) * tasks,
         total=None,
         links=1,
     )
@@ -129,7 +129,7 @@ def try_on_node(profile: ClusterProfile, plan: Plan, runs: Path, store: Path | N
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def job_script(profile: ClusterProfile, plan: Plan, folder: Path, code: Path) -> str:
+def doctor_script(profile: ClusterProfile, plan: Plan, folder: Path, code: Path) -> str:
     """The script of the test job: the profile's setup lines, as runs have them, then a task for each GPU."""
     task = [sys.executable, *verified(code), "-u", "-m", "hpc_tumor.doctor.node_task", str(folder)]
     python = shlex.quote(sys.executable)
@@ -149,7 +149,7 @@ def _submit(profile: ClusterProfile, plan: Plan, folder: Path) -> str:
     name = f"hpc-tumor-doctor-{folder.name.rpartition('-')[2]}"
     output = f"{log_folder(folder)}/said.out"
     options = sbatch_options(name, profile, plan, output, requeue=False, chdir=str(folder))
-    return submit_script(job_script(profile, plan, folder, take_snapshot(folder)), name, profile, plan, *options)
+    return submit_script(doctor_script(profile, plan, folder, take_snapshot(folder)), name, profile, plan, *options)
 
 
 def _wait(outcome: Outcome, say: Say, pace: slurm.Pace) -> Outcome:
@@ -194,17 +194,14 @@ def _read(outcome: Outcome) -> Outcome:
         os.scandir(outcome.folder).close()  # which makes NFS look again
         time.sleep(0.5)
     tasks = range(outcome.plan.nodes * outcome.plan.tasks_per_node)
-    answers = {rank: found for rank in tasks if (found := read_json(answer_path(outcome.folder, rank)))}
-    meetings = {rank: found for rank in tasks if (found := read_json(meeting_path(outcome.folder, rank)))}
-    said = ""
+    answers = {rank: value for rank in tasks if (value := read_json(answer_path(outcome.folder, rank)))}
+    meetings = {rank: value for rank in tasks if (value := read_json(meeting_path(outcome.folder, rank)))}
+    printed = ""
     with suppress(OSError):
-        said = (outcome.folder / "said.out").read_text(encoding="utf-8", errors="replace")
-    return replace(outcome, answers=answers, meetings=meetings, said=said[-4000:], exit_code=_exit_code(outcome))
-
-
-def _exit_code(outcome: Outcome) -> str:
+        printed = (outcome.folder / "said.out").read_text(encoding="utf-8", errors="replace")
     record = slurm.read_accounting([outcome.job_id]).get(outcome.job_id)
-    return record.exit_code if record else outcome.exit_code
+    code = record.exit_code if record else outcome.exit_code
+    return replace(outcome, answers=answers, meetings=meetings, printed=printed[-4000:], exit_code=code)
 
 
 def _take_back(job_id: str, pace: slurm.Pace) -> None:
@@ -218,8 +215,7 @@ def _take_back(job_id: str, pace: slurm.Pace) -> None:
             continue
         records = slurm.read_queue([job_id])
         pace.done()
-        record = (records or {}).get(job_id)
-        if records is not None and (record is None or record.state not in slurm.WAITING | slurm.ALIVE):
+        if records is not None and not slurm.is_alive(records.get(job_id)):
             return
 
 

@@ -1,4 +1,4 @@
-"""What one task of the test job does on its node: read the token, gather the facts, meet the other task.
+"""One task of the test job on its node: read the token, gather the facts, meet the other task.
 
 `python -m hpc_tumor.doctor.node_task FOLDER`, under srun. Each step leaves its answer in the folder at once, so that
 what was found stays known where a later step hangs.
@@ -20,24 +20,23 @@ from typing import Any
 from hpc_tumor.doctor.probe import probe_here
 from hpc_tumor.errors import HpcTumorError
 from hpc_tumor.system import atomic
-from hpc_tumor.system.resources import home_directory
 
 TOKEN, QUESTION = "token.txt", "question.json"
 _MEET_SECONDS = 90  # for two tasks to meet and to add a number up
 
 
 def answer_path(folder: Path, rank: int) -> Path:
-    """Where a task writes what it found."""
+    """File in which a task writes what it found."""
     return folder / f"answer-{rank}.json"
 
 
 def meeting_path(folder: Path, rank: int) -> Path:
-    """Where a task writes whether it could talk with the others."""
+    """File in which a task writes whether it could talk with the others."""
     return folder / f"meeting-{rank}.json"
 
 
 def answer(folder: Path) -> dict[str, Any]:
-    """What this node is like, and what of the file system it sees."""
+    """Facts of this node, and of the file system that it sees."""
     question = json.loads((folder / QUESTION).read_text(encoding="utf-8"))
     store = question.get("store")
     return {
@@ -47,7 +46,6 @@ def answer(folder: Path) -> dict[str, Any]:
         "asked_cpus": int(os.environ.get("SLURM_CPUS_PER_TASK") or 0),
         "visible": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "store": _reads(Path(store) / "zarr.json") if store else None,
-        "home": (home := home_directory()) is not None and os.access(home, os.R_OK | os.X_OK),
         "local": _local_disk(),
         "probe": probe_here().as_dict(),
     }
@@ -81,11 +79,11 @@ def meet(suffix: str) -> dict[str, Any]:
     seconds = time.monotonic() - begun
     dist.destroy_process_group()
     right = all(value == ranks * (ranks + 1) / 2 for value in sums)
-    return {"backend": "NCCL and gloo" if gpu else "gloo", "seconds": seconds, "right": right, "address": address}
+    return {"backend": "NCCL and gloo" if gpu else "gloo", "seconds": seconds, "right": right}
 
 
 def _reads(path: Path) -> str:
-    """Why a file cannot be read; "" where it can."""
+    """Reason why a file cannot be read; "" where it can."""
     try:
         path.read_bytes()
     except OSError as error:

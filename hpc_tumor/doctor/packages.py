@@ -14,23 +14,17 @@ def check_packages(probe: Probe) -> list[Finding]:
     """Check whether all that hpc-tumor needs can be imported by the Python of `probe`."""
     findings = [_import_failed(probe, module, failure) for module, failure in probe.failed.items()]
     for name, needed in probe.too_old.items():
-        findings.append(
-            error(
-                f"{name} {probe.versions.get(name)} is too old: hpc-tumor needs {needed}",
-                f'pip install "{name}>={needed}"',
-            )
-        )
+        text = f"{name} {probe.versions.get(name)} is too old: hpc-tumor needs {needed}"
+        findings.append(error(text, f'pip install "{name}>={needed}"'))
     findings += _torchvision(probe)
     if not probe.failed:
         torch = probe.torch.version if probe.torch else "?"
         vision = probe.versions.get("torchvision") or "?"
         own = probe.versions.get("hpc-tumor")
         build = f" for CUDA {probe.torch.cuda}" if probe.torch and probe.torch.cuda else ""
-        findings.insert(
-            0,
-            ok(f"Python {probe.python}, hpc-tumor {own or 'from its folder'}; all {len(IMPORTS)} packages import"),
-        )
-        findings.insert(1, ok(f"torch {torch.partition('+')[0]}{build}, torchvision {vision.partition('+')[0]}"))
+        text = f"Python {probe.python}, hpc-tumor {own or 'from its folder'}; all {len(IMPORTS)} packages import"
+        versions = f"torch {torch.partition('+')[0]}{build}, torchvision {vision.partition('+')[0]}"
+        findings[:0] = [ok(text), ok(versions)]
     return findings
 
 

@@ -13,7 +13,6 @@ import os
 import platform
 import re
 import resource
-import shutil
 import signal
 import socket
 import subprocess
@@ -27,7 +26,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from hpc_tumor.system.python_children import python_variables
+from hpc_tumor.provenance import versions
+from hpc_tumor.system.processes import python_variables, run_quietly
 from hpc_tumor.system.resources import available_cpus
 
 # What hpc-tumor needs, by the name that is installed and the name that is imported. The large ones last.
@@ -39,7 +39,7 @@ IMPORTS = {
     "torch": "torch", "torchvision": "torchvision",
 }  # fmt: skip
 _SECONDS = 180  # that all imports may take: from a cold shared file system they are slow
-_LIMITS = {"open_files": "RLIMIT_NOFILE", "memory": "RLIMIT_AS", "locked_memory": "RLIMIT_MEMLOCK"}
+_LIMITS = {"open_files": "RLIMIT_NOFILE", "memory": "RLIMIT_AS"}
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class TorchFacts:
-    """What the torch that is installed says of itself and of the GPUs that it sees.
+    """Facts that the installed torch tells of itself and of the GPUs that it sees.
 
     Attributes:
         cuda: version of CUDA that it was built for; None for a build without.
@@ -70,7 +70,6 @@ class TorchFacts:
     refusal: str = ""
     nccl: str | None = None
     precision: tuple[str, str] = ("", "")
-    threads: int = 0
 
 
 class ImportFault(StrEnum):
@@ -116,12 +115,11 @@ class Probe:
 def probe_from(values: Mapping[str, Any]) -> Probe:
     """A Probe from what was written as JSON."""
 
+    def gpu(item: Mapping[str, Any]) -> Gpu:
+        return Gpu(**{**item, "capability": tuple(item["capability"]) if item["capability"] else None})
+
     def gpus(items: Sequence[Mapping[str, Any]] | None) -> tuple[Gpu, ...] | None:
-        if items is None:
-            return None
-        return tuple(
-            Gpu(**{**item, "capability": tuple(item["capability"]) if item["capability"] else None}) for item in items
-        )
+        return None if items is None else tuple(map(gpu, items))
 
     torch = values["torch"]
     if torch is not None:
@@ -141,15 +139,15 @@ def probe_here() -> Probe:
                 command, stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="replace", check=False,
                 timeout=_SECONDS, env={**os.environ, **python_variables()},
             )  # fmt: skip
-            code, said = done.returncode, done.stderr
+            code, printed = done.returncode, done.stderr
         except subprocess.TimeoutExpired as error:
-            code, said = None, (error.stderr or b"").decode(errors="replace")
+            code, printed = None, (error.stderr or b"").decode(errors="replace")
         except OSError as error:
-            code, said = 1, str(error)
+            code, printed = 1, str(error)
         with suppress(OSError, ValueError, KeyError, TypeError):
             if code == 0:
                 return probe_from(json.loads(Path(file.name).read_text(encoding="utf-8")))
-    return _without_imports(code, said)
+    return _without_imports(code, printed)
 
 
 def gather() -> Probe:
@@ -161,7 +159,8 @@ def gather() -> Probe:
             importlib.import_module(name)
         except (Exception, SystemExit) as error:
             why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            failed[name] = ImportFailure(why, _kind_of(why))
+            absent = isinstance(error, ModuleNotFoundError)  # the module, or one that it needs
+            failed[name] = ImportFailure(why, ImportFault.ABSENT if absent else ImportFault.OTHER)
     torch = None
     if "torch" not in failed:
         print("asking torch", file=sys.stderr, flush=True)
@@ -175,7 +174,7 @@ def _machine(failed: dict[str, ImportFailure], torch: TorchFacts | None) -> Prob
         host=socket.gethostname().partition(".")[0],
         python=platform.python_version(),
         executable=sys.executable,
-        versions={name: _version(name) for name in ("hpc-tumor", *IMPORTS)},
+        versions=versions(("hpc-tumor", *IMPORTS)),
         failed=failed,
         torch=torch,
         too_old=_too_old(),
@@ -210,7 +209,6 @@ def _torch_facts() -> TorchFacts:
         refusal=refusal,
         nccl=_nccl(torch),
         precision=_precision(torch),
-        threads=torch.get_num_threads(),
     )
 
 
@@ -231,9 +229,9 @@ def _precision(torch: Any) -> tuple[str, str]:
     return "", ""
 
 
-def _without_imports(code: int | None, said: str) -> Probe:
-    """Where the process that imports everything came to no end of its own: what it was at."""
-    lines = [line for line in said.splitlines() if line.strip()]
+def _without_imports(code: int | None, printed: str) -> Probe:
+    """Facts without those of a process that did not end by itself, and what it was importing."""
+    lines = [line for line in printed.splitlines() if line.strip()]
     at = next((line for line in reversed(lines) if line.startswith(("importing ", "asking "))), "")
     module = at.rpartition(" ")[2] or "hpc_tumor"
     if code is None:
@@ -243,45 +241,29 @@ def _without_imports(code: int | None, said: str) -> Probe:
         failure = ImportFailure(f"killed by {signal.Signals(-code).name}", kind)
     else:
         why = lines[-1] if lines else f"ended with exit code {code}"
-        failure = ImportFailure(why, _kind_of(why))
+        # By Python's own words, which also name a module that another one lacks.
+        failure = ImportFailure(why, ImportFault.ABSENT if "No module named" in why else ImportFault.OTHER)
     return _machine({module: failure}, None)
-
-
-def _kind_of(why: str) -> ImportFault:
-    """Kind of a failure by Python's own words, which also name a module that another one lacks."""
-    return ImportFault.ABSENT if "No module named" in why else ImportFault.OTHER
 
 
 def read_nvidia_smi() -> tuple[tuple[Gpu, ...] | None, str | None]:
     """The GPUs that the driver knows, and its version; None where it is not there or does not answer."""
-    if shutil.which("nvidia-smi") is None:
-        return None, None
     for query in ("name,memory.total,driver_version,compute_cap", "name,memory.total,driver_version"):
-        with suppress(OSError, subprocess.TimeoutExpired):
-            done = subprocess.run(
-                ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits"],
-                capture_output=True, encoding="utf-8", errors="replace", timeout=30, check=False,
-            )  # fmt: skip
-            if done.returncode == 0:  # older ones do not know the last field
-                rows = [[cell.strip() for cell in row] for row in csv.reader(done.stdout.splitlines()) if row]
-                gpus = tuple(Gpu(row[0], _capability(row[3:]), _gigabytes(row[1])) for row in rows)
-                return gpus, rows[0][2] if rows else None
+        done = run_quietly("nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits", seconds=30)
+        if done and done.returncode == 0:  # older ones do not know the last field
+            rows = [[cell.strip() for cell in row] for row in csv.reader(done.stdout.splitlines()) if row]
+            gpus = tuple(Gpu(row[0], _capability(row[3:]), _gigabytes(row[1])) for row in rows)
+            return gpus, rows[0][2] if rows else None
     return None, None
 
 
 def _capability(cells: Sequence[str]) -> tuple[int, int] | None:
-    parts = cells[0].split(".") if cells else []
-    return (int(parts[0]), int(parts[1])) if len(parts) == 2 and all(part.isdigit() for part in parts) else None
+    match = re.fullmatch(r"(\d+)\.(\d+)", cells[0]) if cells else None
+    return (int(match[1]), int(match[2])) if match else None
 
 
 def _gigabytes(text: str) -> float | None:
     return int(text) / 1024 if text.isdigit() else None
-
-
-def _version(name: str) -> str | None:
-    with suppress(metadata.PackageNotFoundError):
-        return metadata.version(name)
-    return None
 
 
 def _too_old() -> dict[str, str]:
@@ -290,7 +272,7 @@ def _too_old() -> dict[str, str]:
     with suppress(metadata.PackageNotFoundError):
         for text in metadata.requires("hpc-tumor") or []:
             match = re.match(r"([\w.-]+)\s*\(?>=\s*([\d.]+)\)?\s*(?:;(?!.*extra)|$)", text)
-            if match and (there := _version(match[1])) and _numbers(there) < _numbers(match[2]):
+            if match and (there := versions([match[1]])[match[1]]) and _numbers(there) < _numbers(match[2]):
                 needed[match[1]] = match[2]
     return needed
 
@@ -308,8 +290,8 @@ def _limit(constant: str) -> int | None:
 
 def _size_of(folder: Path) -> int | None:
     with suppress(OSError):
-        found = os.statvfs(folder)
-        return found.f_blocks * found.f_frsize
+        status = os.statvfs(folder)
+        return status.f_blocks * status.f_frsize
     return None
 
 

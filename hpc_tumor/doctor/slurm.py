@@ -5,16 +5,15 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable
 
-from hpc_tumor.cluster.describe import slurm_text
-from hpc_tumor.cluster.describe.facts import SECONDS, Facts, Limits, NodeKind, Partition
+from hpc_tumor.cluster.describe.facts import SECONDS, Facts, NodeKind, Partition
 from hpc_tumor.cluster.plan.plan import make_plan
 from hpc_tumor.cluster.slurm import run_slurm
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.doctor.configuration import line_to_change
 from hpc_tumor.doctor.finding import Finding, error, ok, warning
-from hpc_tumor.doctor.gpu_models import capability_of
+from hpc_tumor.doctor.gpu import capability_of
 from hpc_tumor.errors import ClusterError, UsageError
-from hpc_tumor.names import counted, hours
+from hpc_tumor.vocabulary import counted, hours, slurm_time
 
 NEEDED = ("sbatch", "srun", "squeue", "scontrol", "scancel")
 
@@ -41,7 +40,7 @@ def check_commands(facts: Facts | None) -> list[Finding]:
 
 
 def _words() -> str:
-    """What sinfo says where it does not answer."""
+    """Message of sinfo where it does not answer."""
     try:
         run_slurm("sinfo", "--noheader", seconds=SECONDS)
     except ClusterError as problem:
@@ -50,7 +49,7 @@ def _words() -> str:
 
 
 def check_account(profile: ClusterProfile, facts: Facts, account: str | None) -> list[Finding]:
-    """Who pays: named where the site wants it, and open to this user."""
+    """Check the account that pays: named where the site wants it, and open to this user."""
     mine = ", ".join(sorted(facts.accounts or ()))
     try:
         chosen = make_plan(profile, 1, account=account).account
@@ -74,19 +73,16 @@ def check_partition(
     """The partition as this account sees it, against what the profile asks for."""
     if facts.partitions is None:
         return [warning("sinfo does not answer: partitions not looked at", "try again in a minute")]
-    wanted = name or profile.slurm.partition
-    if wanted and "," in wanted:
-        known = [part for part in wanted.split(",") if part in facts.partitions]
-        return [
-            ok(f"partitions {wanted}: SLURM chooses")
-            if known
-            else error(f"no partition of {wanted}", _known(facts.partitions))
-        ]
-    partition = facts.partitions.get(wanted) if wanted else facts.default_partition
+    asked = name or profile.slurm.partition
+    if asked and "," in asked:
+        known = [each for each in asked.split(",") if each in facts.partitions]
+        refused = error(f"no partition of {asked}", _known(facts.partitions))
+        return [ok(f"partitions {asked}: SLURM chooses") if known else refused]
+    partition = facts.partitions.get(asked) if asked else facts.default_partition
     if partition is None:
-        if wanted:
+        if asked:
             change = line_to_change(profile, "slurm", 'partition = "NAME"') if name is None else "--partition NAME"
-            return [error(f"no partition {wanted} here", f"{change}; {_known(facts.partitions)}")]
+            return [error(f"no partition {asked} here", f"{change}; {_known(facts.partitions)}")]
         return [warning("no default partition", f"--partition NAME; {_known(facts.partitions)}")]
     findings = _closed(partition, account or facts.default_account, profile.slurm.qos)
     findings += _differences(profile, partition, facts)
@@ -97,34 +93,37 @@ def check_partition(
 
 def describe_partitions(facts: Facts) -> list[Finding]:
     """All partitions with GPUs, where no profile says which is meant."""
-    with_gpus = [part for part in (facts.partitions or {}).values() if part.largest.gpus]
-    return [ok(_describe(part)) for part in with_gpus[:6]]
+    with_gpus = [partition for partition in (facts.partitions or {}).values() if partition.largest.gpus]
+    return [ok(_describe(partition)) for partition in with_gpus[:6]]
 
 
 def _closed(partition: Partition, account: str | None, qos: str | None) -> list[Finding]:
     if not partition.up:
         return [error(f"the partition {partition.name} is closed for now", "--partition NAME, or wait: sinfo tells")]
-    if partition.accounts and account and account not in partition.accounts:
+    if account and not partition.lets_account(account):
+        only = f"only to {', '.join(partition.accounts)}: " if partition.accounts else ""
         text = f"the partition {partition.name} is not open to the account {account}"
-        return [error(text, f"only to {', '.join(partition.accounts)}: --account, or another --partition")]
-    if partition.qos and qos and qos not in partition.qos:
-        return [error(f"the QOS {qos} is not for {partition.name}", f"--qos with one of {', '.join(partition.qos)}")]
+        return [error(text, f"{only}--account, or another --partition")]
+    if qos and not partition.lets_qos(qos):
+        way = f"--qos with one of {', '.join(partition.qos)}" if partition.qos else "--qos with another one"
+        return [error(f"the QOS {qos} is not for {partition.name}", way)]
     return []
 
 
 def _differences(profile: ClusterProfile, partition: Partition, facts: Facts) -> list[Finding]:
-    """Where the profile asks for more than there is; with the line to change."""
+    """Warnings of what the profile asks for beyond what there is, with the line to change."""
     node, findings = profile.node, []
     there = _largest(profile, partition)
 
     def less(what: str, section: str, line: str) -> None:
         findings.append(warning(f"{profile.name} {what}", line_to_change(profile, section, line)))
 
-    limits = _limits(profile, partition, facts)
-    longest = min((each for each in (partition.walltime, *(item.walltime for item in limits)) if each), default=None)
-    if longest and longest < profile.limits.walltime:
+    account = profile.slurm.account if profile.slurm.account != "required" else None
+    limits = facts.limits(partition, profile.slurm.qos, account)
+    if limits.walltime and limits.walltime < profile.limits.walltime:
+        longest = limits.walltime
         what = f"asks for {hours(profile.limits.walltime)}, but a job in {partition.name} may take {hours(longest)}"
-        less(what, "limits", f'walltime = "{slurm_text.walltime(longest)}"')
+        less(what, "limits", f'walltime = "{slurm_time(longest)}"')
     if there is not None:
         if profile.slurm.gpu_request != "none" and there.gpus < node.gpus:
             what = f"says {counted(node.gpus, 'GPU')} a node, {partition.name} has {there.gpus or 'none'}"
@@ -134,27 +133,27 @@ def _differences(profile: ClusterProfile, partition: Partition, facts: Facts) ->
         if 0 < there.memory_gb < node.memory_gb:
             what = f"says {node.memory_gb:g} GB a node, {partition.name} gives {_gb(there.memory_gb)}"
             less(what, "node", f"memory_gb = {int(there.memory_gb)}")
-        generations = {found for name in there.gpu_types if (found := capability_of(name))}
-        if generations and (said := capability_of(node.gpu_model)) and said not in generations:
+        generations = {capability for name in there.gpu_types if (capability := capability_of(name))}
+        if generations and (named := capability_of(node.gpu_model)) and named not in generations:
             types = ", ".join(there.gpu_types)
             less(f"says {node.gpu_model}, {partition.name} has {types}", "node", f'gpu_model = "{types}"')
-    nodes = [each for each in (partition.max_nodes, partition.nodes, *(item.nodes for item in limits)) if each]
+    nodes = [count for count in (limits.nodes, partition.nodes) if count]
     if profile.limits.nodes and nodes and min(nodes) < profile.limits.nodes:
-        less(
-            f"lets a run have {profile.limits.nodes} nodes, {partition.name} gives at most {min(nodes)}",
-            "limits", f"nodes = {min(nodes)}",
-        )  # fmt: skip
-    for field, mine in (("running_jobs", profile.limits.running_jobs), ("queued_jobs", profile.limits.queued_jobs)):
-        most = [each for item in limits if (each := item.running if field == "running_jobs" else item.queued)]
-        if mine and most and min(most) < mine:
-            less(f"says {field} = {mine}, your account may have {min(most)}", "limits", f"{field} = {min(most)}")
+        what = f"lets a run have {profile.limits.nodes} nodes, {partition.name} gives at most {min(nodes)}"
+        less(what, "limits", f"nodes = {min(nodes)}")
+    for field, mine, most in (
+        ("running_jobs", profile.limits.running_jobs, limits.running),
+        ("queued_jobs", profile.limits.queued_jobs, limits.queued),
+    ):
+        if mine and most and most < mine:
+            less(f"says {field} = {mine}, your account may have {most}", "limits", f"{field} = {most}")
     return findings
 
 
 def _largest(profile: ClusterProfile, partition: Partition) -> NodeKind | None:
     """The most that a node of the partition has of each, of those that the profile's constraint chooses."""
-    wanted = profile.slurm.constraint
-    kinds = [kind for kind in partition.kinds if wanted in kind.features] or list(partition.kinds)
+    constraint = profile.slurm.constraint
+    kinds = [kind for kind in partition.kinds if constraint in kind.features] or list(partition.kinds)
     if not kinds:
         return None
     gpus = max(kind.gpus for kind in kinds)
@@ -163,16 +162,6 @@ def _largest(profile: ClusterProfile, partition: Partition) -> NodeKind | None:
     return NodeKind(
         len(kinds), max(kind.cpus for kind in kinds), max(kind.memory_gb for kind in kinds), gpus, types
     )  # fmt: skip
-
-
-def _limits(profile: ClusterProfile, partition: Partition, facts: Facts) -> list[Limits]:
-    qos, accounts = facts.qos or {}, facts.accounts or {}
-    account = profile.slurm.account if profile.slurm.account != "required" else None
-    names = (profile.slurm.qos, partition.own_qos)
-    return [
-        *(qos[name] for name in names if name in qos),
-        *(accounts[name] for name in (account or facts.default_account,) if name in accounts),
-    ]  # fmt: skip
 
 
 def _describe(partition: Partition) -> str:

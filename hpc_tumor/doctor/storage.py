@@ -13,8 +13,8 @@ from hpc_tumor.console import size
 from hpc_tumor.doctor.filesystems import Room, Trial, existing, room_in, try_writing
 from hpc_tumor.doctor.finding import Finding, error, ok, warning
 from hpc_tumor.errors import HpcTumorError, StoreError, UsageError
-from hpc_tumor.names import series
 from hpc_tumor.system.resources import NO_HOME, expand_home, home_directory
+from hpc_tumor.vocabulary import series
 
 LEAST_BYTES, FEW_BYTES = 1_000_000_000, 10_000_000_000  # a run keeps up to some GB of checkpoints
 LEAST_FILES, FEW_FILES = 100, 5_000  # a run is some 30 files
@@ -42,44 +42,28 @@ def check_writing(runs: Path, trial: Trial) -> list[Finding]:
     if trial.refused:
         way = "make room there, or name another folder with --runs" if trial.full else "name another folder with --runs"
         return [error(f"nothing can be written for {runs}: {trial.refused}", way)]
-    findings = []
-    if not trial.renames:
-        findings.append(
-            error(f"a file that is replaced in {runs} is not there at once", "name a folder of another file system")
-        )
-    if trial.locks is None:
-        findings.append(
-            warning(f"files cannot be locked in {runs}", "runs by SLURM go on without; those of --cluster local cannot")
-        )
-    if trial.locks is False:
-        findings.append(
-            warning(
-                f"locks do not keep others out in {runs}",
-                "of two commands that start runs on this machine, let one end first; else a folder elsewhere",
-            )
-        )
-    if abs(trial.skew) > MOST_SKEW:
-        ahead = "ahead of" if trial.skew > 0 else "behind"
-        findings.append(
-            warning(
-                f"the clock of the file system is {abs(trial.skew):.0f} s {ahead} this machine's",
-                "ages of heartbeats are wrong by as much; tell an administrator",
-            )
-        )
-    if trial.seconds > SLOW_WRITE:
-        findings.append(
-            warning(
-                f"writing a few bytes took {trial.seconds:.1f} s in {runs}",
-                "the file system is busy or far away: take a faster one for runs, as the scratch",
-            )
-        )
-    if findings:
-        return findings
-    return [ok("writing, syncing, replacing and locking files works for runs")]
+    ahead = "ahead of" if trial.skew > 0 else "behind"
+    troubles = (
+        (not trial.renames, error(
+            f"a file that is replaced in {runs} is not there at once", "name a folder of another file system")),
+        (trial.locks is None, warning(
+            f"files cannot be locked in {runs}", "runs by SLURM go on without; those of --cluster local cannot")),
+        (trial.locks is False, warning(
+            f"locks do not keep others out in {runs}",
+            "of two commands that start runs on this machine, let one end first; else a folder elsewhere")),
+        (abs(trial.skew) > MOST_SKEW, warning(
+            f"the clock of the file system is {abs(trial.skew):.0f} s {ahead} this machine's",
+            "ages of heartbeats are wrong by as much; tell an administrator")),
+        (trial.seconds > SLOW_WRITE, warning(
+            f"writing a few bytes took {trial.seconds:.1f} s in {runs}",
+            "the file system is busy or far away: take a faster one for runs, as the scratch")),
+    )  # fmt: skip
+    findings = [finding for is_there, finding in troubles if is_there]
+    return findings or [ok("writing, syncing, replacing and locking files works for runs")]
 
 
 @dataclass(frozen=True)
-class _Place:
+class _FileSystem:
     names: tuple[str, ...]
     path: Path
     room: Room
@@ -87,7 +71,7 @@ class _Place:
 
 def _room(runs: Path, store: Path | None) -> list[Finding]:
     """A line for each file system: what may still be written there."""
-    places: list[_Place] = []
+    file_systems: list[_FileSystem] = []
     findings = []
     home = home_directory()
     if home is None:
@@ -100,16 +84,16 @@ def _room(runs: Path, store: Path | None) -> list[Finding]:
         except OSError as problem:
             findings.append(error(f"{name} {path}: {problem.strerror}", "name another folder, or ask an administrator"))
             continue
-        same = next((each for each in places if _same(each.room, room)), None)
+        same = next((each for each in file_systems if _same(each.room, room)), None)
         if same is None:
-            places.append(_Place((name,), path, room))
+            file_systems.append(_FileSystem((name,), path, room))
         else:
-            places[places.index(same)] = _Place((*same.names, name), same.path, room)
-    return [*findings, *(judge_room(place.names, place.path, place.room) for place in places)]
+            file_systems[file_systems.index(same)] = _FileSystem((*same.names, name), same.path, room)
+    return [*findings, *(judge_room(each.names, each.path, each.room) for each in file_systems)]
 
 
-def _same(one: Room, other: Room) -> bool:
-    return (one.kind, one.mount, one.quota) == (other.kind, other.mount, other.quota)
+def _same(first: Room, second: Room) -> bool:
+    return (first.kind, first.mount, first.quota) == (second.kind, second.mount, second.quota)
 
 
 def judge_room(names: Sequence[str], path: Path, room: Room) -> Finding:

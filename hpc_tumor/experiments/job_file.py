@@ -17,7 +17,7 @@ from hpc_tumor.validation import Settings, build
 
 
 class Range(Settings):
-    """What a value is drawn from, evenly or evenly in the logarithm: whole numbers where both ends are."""
+    """Range that a value is drawn from, evenly or evenly in the logarithm: whole numbers where both ends are."""
 
     low: int | float
     high: int | float
@@ -41,7 +41,7 @@ class Range(Settings):
 
 
 class Draws(Settings):
-    """How many runs get values drawn at random, and from which ranges or lists; the same seed draws the same."""
+    """Runs that get values drawn at random, from ranges or lists; the same seed draws the same."""
 
     runs: int = Field(ge=1, le=10_000)
     seed: int = 0

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,15 +31,15 @@ class Request:
     """Request of `submit`. Several models or seeds, or a job file with a sweep, are many runs."""
 
     job: str | None = None
-    models: list[str] = field(default_factory=list)
-    seeds: list[int] = field(default_factory=list)
-    stores: list[Path] = field(default_factory=list)
+    models: Sequence[str] = ()
+    seeds: Sequence[int] = ()
+    stores: Sequence[Path] = ()
     gpus: int | None = None
-    assignments: list[str] = field(default_factory=list)
+    assignments: Sequence[str] = ()
     debug: bool = False
     accumulate: int | None = None
     profile: bool = False
-    overfit: bool = False
+    overfit: int | None = None
 
     def flag(self, name: str) -> str:
         """The option by which the setting of that dotted name was given."""
@@ -48,11 +48,10 @@ class Request:
     @property
     def _given(self) -> dict[str, tuple[str, Any]]:
         """Those of the options that were given."""
-        absent = (None, False)  # and empty lists; but 0 was given
         return {
             option: (name, value)
             for option, (name, value) in self._options.items()
-            if value != [] and not any(value is nothing for nothing in absent)
+            if value or (value == 0 and value is not False)  # 0 was given
         }
 
     @property
@@ -77,7 +76,7 @@ class Request:
             if holds(values, name):
                 raise UsageError(f"{option} and --set {name} say the same thing twice: leave out one of them.")
             section, _, last = name.rpartition(".")
-            if not isinstance(value, list):
+            if not isinstance(value, Sequence):
                 values = merge(values, {section: {last: value}} if section else {last: value})
         return values
 
@@ -136,14 +135,14 @@ class Stores(dict[Path, "Store"]):
         return store
 
 
-def _by_task(paths: list[Path], opened: Stores) -> dict[str, Path]:
-    found: dict[str, Path] = {}
+def _by_task(paths: Sequence[Path], opened: Stores) -> dict[str, Path]:
+    stores: dict[str, Path] = {}
     for path in paths:
         task = opened[path].task
-        if task in found:
-            raise UsageError(f"--data {found[task]} and --data {path} are both for {task}: name one store per task.")
-        found[task] = path.resolve()
-    return found
+        if task in stores:
+            raise UsageError(f"--data {stores[task]} and --data {path} are both for {task}: name one store per task.")
+        stores[task] = path.resolve()
+    return stores
 
 
 def _with_store(flags: dict[str, Any], job: dict[str, Any], stores: dict[str, Path]) -> dict[str, Any]:
@@ -213,7 +212,7 @@ def _check_split(experiment: Experiment, store: Store, opened: Stores) -> None:
             out.warning(f"split {split.kind} of {store.path.name} leaks: every score of it is too good, and marked so")
 
 
-def experiment_for(store: Store, assignments: list[str]) -> Experiment:
+def experiment_for(store: Store, assignments: Sequence[str]) -> Experiment:
     """The settings that a run on `store` would have, for what is of its data alone. Raises UsageError as --set does."""
     name = next(name for name, spec in MODELS.items() if spec.task == store.task)
     given = merge(parse_assignments(assignments), {"data": {"store": str(store.path)}})

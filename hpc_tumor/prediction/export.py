@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from hpc_tumor import __version__
-from hpc_tumor.data.case import MODALITIES
 from hpc_tumor.data.raw.brain_mri import IMAGE_SIZE
 from hpc_tumor.errors import HpcTumorError, UsageError
 from hpc_tumor.models import MODELS
 from hpc_tumor.prediction.trained import Facts, load_network
-from hpc_tumor.run_dir import RunDir, folder_to_write
+from hpc_tumor.run_dir import RunDir
 from hpc_tumor.system import atomic
+from hpc_tumor.system.atomic import folder_to_write
+from hpc_tumor.vocabulary import MODALITIES
 
 TOLERANCE = 1e-4  # of the logits, relative to the largest of them where that is above 1
 OLDEST_TORCH = "2.8"  # those before export some of the networks for one size of batch, and others not at all

@@ -17,12 +17,12 @@ from hpc_tumor.data.feed.samples import unit_images
 from hpc_tumor.data.raw.brain_mri import BrainMRIReader, class_of
 from hpc_tumor.data.splits.near_duplicates import SIDE
 from hpc_tumor.errors import DataError
-from hpc_tumor.names import listed, printable
 from hpc_tumor.prediction.known import Known, by_name_alone, columns, is_known
 from hpc_tumor.prediction.options import Options
 from hpc_tumor.prediction.outputs import output_folder, write_table
 from hpc_tumor.prediction.trained import Trained
 from hpc_tumor.system.resources import available_cpus
+from hpc_tumor.vocabulary import listed, printable
 
 PREDICTIONS = "predictions.csv"
 _LEAST_CONTRAST = 4  # grey levels of a thumbnail

@@ -17,8 +17,8 @@ from hpc_tumor.data.raw.patient_names import patient_of
 from hpc_tumor.data.splits.known_cases import TRAINED, VALIDATED, KnownCases, ids_of_split, read_known_cases
 from hpc_tumor.data.splits.near_duplicates import nearest
 from hpc_tumor.data.splits.sketch import THRESHOLD, likeness
-from hpc_tumor.names import listed
 from hpc_tumor.run_dir import RunDir
+from hpc_tumor.vocabulary import listed
 
 CANNOT_TELL = "cannot tell"
 CONTENT, COPY, ID, PATIENT = "content", "copy", "id", "patient"

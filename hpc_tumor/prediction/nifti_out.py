@@ -9,19 +9,19 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_tumor.data.case import LABELS, TUMOUR_LABELS
 from hpc_tumor.data.editions import Edition
 from hpc_tumor.data.raw.files.nifti import NiftiFile
 from hpc_tumor.system import atomic
+from hpc_tumor.vocabulary import LABEL_NAMES, TUMOUR_LABELS
 
 try:
     from isal.igzip import compress as _compress
 
-    _LEVEL = 2  # of 0 to 3: half the size of 1 on labels, and as fast
+    _COMPRESSION = 2  # of 0 to 3: half the size of 1 on labels, and as fast
 except ImportError:
     from gzip import compress as _compress  # type: ignore[assignment]
 
-    _LEVEL = 6
+    _COMPRESSION = 6
 _NO_EXTENSION = b"\0\0\0\0"
 
 
@@ -31,7 +31,7 @@ def write_labels(path: Path, labels: NDArray[np.uint8], like: NiftiFile, edition
     Shape, orientation, voxel size, qform and sform are those of the scan's file. Raises OSError.
     """
     numbers = np.array([0, *map(edition.number, range(1, TUMOUR_LABELS))], np.uint8)
-    meaning = ", ".join(f"{number} {name}" for number, name in zip(numbers[1:], LABELS[1:], strict=True))
+    meaning = ", ".join(f"{number} {name}" for number, name in zip(numbers[1:], LABEL_NAMES[1:], strict=True))
     write_volumes(path, [numbers[labels]], like, f"labels: {meaning}")
 
 
@@ -41,7 +41,7 @@ def write_volumes(path: Path, volumes: list[NDArray[Any]] | NDArray[Any], like: 
     header = _header(like.header, stored, text)
     kind = header.get_data_dtype()
     data = [header.binaryblock, _NO_EXTENSION, *(np.ascontiguousarray(one, dtype=kind).tobytes() for one in stored)]
-    atomic.write_bytes(path, _compress(b"".join(data), compresslevel=_LEVEL, mtime=0))
+    atomic.write_bytes(path, _compress(b"".join(data), compresslevel=_COMPRESSION, mtime=0))
 
 
 def _header(source: bytes, stored: list[NDArray[Any]], text: str) -> Any:

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hpc_tumor.errors import UsageError
-from hpc_tumor.names import harmless
-from hpc_tumor.run_dir import folder_to_write
 from hpc_tumor.system import atomic
+from hpc_tumor.system.atomic import folder_to_write
+from hpc_tumor.vocabulary import harmless
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpc_tumor.data.brain import BrainStatistics, brain_statistics
-from hpc_tumor.data.case import MODALITIES, TUMOUR_LABELS, Case, check_names
+from hpc_tumor.data.case import Case, check_names
 from hpc_tumor.data.contrast import contrast
 from hpc_tumor.data.convert.assumptions import assumptions
 from hpc_tumor.data.editions import EDITIONS, USUAL, Edition, UncertainLabels, edition_of
@@ -22,7 +22,6 @@ from hpc_tumor.data.raw.brats import LABEL, assumed_of, open_case, read_intensit
 from hpc_tumor.data.raw.files.nifti import NiftiFile
 from hpc_tumor.data.splits.sketch import sketch
 from hpc_tumor.errors import DataError, UsageError
-from hpc_tumor.names import listed
 from hpc_tumor.prediction.known import COLUMNS, Known, by_name_alone, columns, is_known
 from hpc_tumor.prediction.nifti_out import write_labels, write_volumes
 from hpc_tumor.prediction.options import Options
@@ -31,8 +30,8 @@ from hpc_tumor.prediction.trained import Trained
 from hpc_tumor.prediction.unlike import ScanFacts, unlike_notes
 from hpc_tumor.prediction.volume import Segmentation, cleaned, segment
 from hpc_tumor.training.scoring import metrics
-from hpc_tumor.training.scoring.metrics import LABELS
 from hpc_tumor.training.scoring.surfaces import case_surfaces
+from hpc_tumor.vocabulary import LABELS, MODALITIES, TUMOUR_LABELS, listed
 
 SCORES = "scores.csv"
 Progress = Callable[[int, int], None]

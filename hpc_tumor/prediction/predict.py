@@ -14,9 +14,9 @@ from hpc_tumor.data.raw.brain_mri import IMAGE_SUFFIXES
 from hpc_tumor.data.raw.brats import WANTED, all_patients
 from hpc_tumor.data.raw.leftovers import Leftovers, leftovers, no_cases, usable
 from hpc_tumor.errors import DataError, HpcTumorError, UsageError
-from hpc_tumor.names import printable
 from hpc_tumor.prediction.options import Options
 from hpc_tumor.run_dir import RunDir, read_json
+from hpc_tumor.vocabulary import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hpc_tumor.data.contrast import Contrasts, exchanged, twins
 from hpc_tumor.data.splits.known_cases import KnownCases
-from hpc_tumor.names import listed
+from hpc_tumor.vocabulary import listed
 
 _VOLUME = 1.7  # times the largest brain trained on: a head is more than twice its brain; brains differ by less
 _FILLED = 0.9  # of the volume: nothing around the brain

@@ -1,4 +1,4 @@
-"""Files that appear complete or not at all: write beside, fsync, rename."""
+"""Files that appear complete or not at all, and folders for them: write beside, fsync, rename."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
+
+from hpc_tumor.errors import HpcTumorError, UsageError
 
 
 @contextmanager
@@ -83,6 +85,55 @@ def is_disk_full(error: OSError) -> bool:
 def has_no_locks(error: OSError) -> bool:
     """Return True where `error` says that a file system has no locks, such as Lustre mounted without flock."""
     return error.errno in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+
+
+@contextmanager
+def folder_to_write(folder: Path, what: str) -> Iterator[None]:
+    """Make `folder` where it is not there, to write `what` into; empty folders made here go again where that fails.
+
+    Raises:
+        UsageError: it cannot be made or written: not a folder, read-only, no permission.
+        HpcTumorError: the disk is full.
+    """
+    made: list[Path] = []
+    try:
+        try:
+            made += [path for path in (folder, *folder.parents) if not path.exists()]
+            folder.mkdir(parents=True, exist_ok=True)
+            yield
+        except BaseException:
+            for path in made:
+                with suppress(OSError):  # not empty
+                    path.rmdir()
+            raise
+    except OSError as error:
+        raise write_error(error, folder, what) from error
+
+
+def check_writable(folder: Path) -> None:
+    """Raise the error that `folder_to_write` would for a run, as far as that can be known without writing."""
+    try:
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+    except OSError as error:
+        raise write_error(error, folder, "a run") from error
+    if not existing.is_dir():
+        raise write_error(NotADirectoryError(errno.ENOTDIR, ""), folder, "a run")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise write_error(PermissionError(errno.EACCES, ""), folder, "a run")
+
+
+def write_error(error: OSError, folder: Path, what: str) -> HpcTumorError:
+    """The error for `what` that could not be written into `folder`, with the reason in plain words."""
+    if is_disk_full(error):
+        return HpcTumorError(f"{what} could not be written to {folder}: no space is left on its disk. Make room there.")
+    reason = error.strerror or str(error)
+    if error.errno == errno.EROFS:
+        reason = "its file system is read-only"
+    elif error.errno in (errno.EACCES, errno.EPERM):
+        reason = "permission denied"
+    elif error.errno in (errno.EEXIST, errno.ENOTDIR):
+        reason = f"{next((path for path in (folder, *folder.parents) if path.is_file()), folder)} is not a folder"
+    return UsageError(f"{what} cannot be written to {folder}: {reason}. Name another folder.")
 
 
 def _sync_directory(directory: Path) -> None:

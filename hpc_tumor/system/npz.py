@@ -45,11 +45,11 @@ def read_arrays(path: Path, most_file: int, most_all: int) -> tuple[dict[str, An
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-            if len(members) > _MOST_ARRAYS or sum(one.file_size for one in members) > most_all:
+            if len(members) > _MOST_ARRAYS or sum(member.file_size for member in members) > most_all:
                 raise ValueError(f"{path} holds too much")
-            if any(one.compress_type not in _COMPRESSIONS for one in members):
+            if any(member.compress_type not in _COMPRESSIONS for member in members):
                 raise ValueError(f"{path} is compressed in another way than numpy's")
-            arrays = {one.filename.removesuffix(".npy"): _array(archive, one, most_all) for one in members}
+            arrays = {member.filename.removesuffix(".npy"): _array(archive, member, most_all) for member in members}
         about = json.loads(str(arrays.pop("about")))
     except (KeyError, EOFError, RuntimeError, NotImplementedError, RecursionError, OverflowError,
             tokenize.TokenError, SyntaxError, zipfile.BadZipFile, zlib.error) as error:  # fmt: skip

@@ -31,6 +31,11 @@ def expand_home(path: Path) -> Path:
         raise UsageError(f"{path} has no meaning here: {NO_HOME}. Set HOME, or write the whole path.") from None
 
 
+def absolute(path: Path) -> Path:
+    """`path` from the root on, without `..`; links are left as they are."""
+    return Path(os.path.abspath(expand_home(path)))  # noqa: PTH100 - Path.absolute keeps `..`, Path.resolve no links
+
+
 def owner_of(path: Path) -> str:
     """Name of the user whom `path` belongs to, or the number of one that this machine does not know."""
     return user_name(path.stat().st_uid)
@@ -83,11 +88,11 @@ def _group_folders(controller: str) -> list[Path]:
     folders: list[Path] = []
     with suppress(OSError):
         for line in os.fsdecode((PROC / "self" / "cgroup").read_bytes()).splitlines():
-            _, controllers, place = line.split(":", 2)
+            _, controllers, group = line.split(":", 2)
             if controllers == "" or controller in controllers.split(","):
                 root = CGROUPS / controllers if controllers else CGROUPS
                 # A container sees its own group as the root, whatever it is called outside.
-                inside = root / place.strip("/")
+                inside = root / group.strip("/")
                 folders += [folder for folder in (inside, *inside.parents) if folder.is_relative_to(root)]
     return folders
 

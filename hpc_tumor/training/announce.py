@@ -8,9 +8,9 @@ import sys
 import torch
 from torch import nn
 
-from hpc_tumor.names import counted
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.working_set import Setup
+from hpc_tumor.vocabulary import counted
 
 
 def announce(setup: Setup, resumed: bool) -> None:

@@ -16,9 +16,9 @@ import torch
 import torch.distributed as dist
 
 from hpc_tumor.errors import UsageError
-from hpc_tumor.names import counted
 from hpc_tumor.training.watch.progress_marks import Marks
 from hpc_tumor.training.watch.watchdog import OnHang, Watchdog
+from hpc_tumor.vocabulary import counted
 
 _THREADS_END = 0.2  # seconds for threads of groups that something still holds to let go of their last work
 _TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")

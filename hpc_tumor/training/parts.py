@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from hpc_tumor.config import CLASSIFICATION_SIZE, Experiment
-from hpc_tumor.data.case import TUMOUR_LABELS
 from hpc_tumor.data.feed.keeping import Ranks, keep_rows
 from hpc_tumor.data.feed.loader import BatchLoader
 from hpc_tumor.data.feed.samples import ImagePart, Part, SlicePart
@@ -21,6 +20,7 @@ from hpc_tumor.data.store.store import Store
 from hpc_tumor.errors import DataError
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.losses import balanced_weights
+from hpc_tumor.vocabulary import TUMOUR_LABELS
 
 EVALUATION_BATCH = 32  # global; fits every network, and changes no score
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from hpc_tumor.config import Experiment, settings_by_name
+from hpc_tumor.config import Experiment
 from hpc_tumor.data.feed.samples import SlicePart
 from hpc_tumor.data.splits.known_cases import keep_known_cases
 from hpc_tumor.data.splits.split_file import write_split
@@ -21,6 +21,7 @@ from hpc_tumor.errors import TrainingError, UsageError
 from hpc_tumor.models import MODELS, build_model
 from hpc_tumor.records import read_events
 from hpc_tumor.run_dir import RunDir, read_json
+from hpc_tumor.settings import settings_by_name
 from hpc_tumor.system import atomic
 from hpc_tumor.training import compiled
 from hpc_tumor.training.announce import announce, name_of

@@ -37,6 +37,7 @@ from hpc_tumor.training.recipe import Precision
 from hpc_tumor.training.scoring import metrics
 from hpc_tumor.training.scoring.evaluate import Evaluation, evaluate
 from hpc_tumor.training.watch.guard import FiniteGuard
+from hpc_tumor.vocabulary import LABELS
 
 EXCLUSIVE_LOSSES = ("dice-ce",)  # which teach a network to choose one label per pixel
 
@@ -233,7 +234,7 @@ class Setup:
         model, (height, width) = self.experiment.model, self.parts.image_size
         return {
             "format": "hpc-tumor weights", "run": self.run.name, "model": model.name, "filters": model.filters,
-            "task": self.experiment.task, "classes": self.classes or list(metrics.LABELS),
+            "task": self.experiment.task, "classes": self.classes or list(LABELS),
             "exclusive": self.exclusive, "image_size": [height, width],
             **({"edition": _most_common_edition(self.parts.store)} if self.classes is None else {}),
         }  # fmt: skip

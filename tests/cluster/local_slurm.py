@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 from slurm_cluster import DEFAULT_DIR
 
 TOOL = Path(sys.path[0]) / "slurm_cluster.py"
+LOCAL_TEST = Path(__file__).with_name("local-test.toml")  # profile of that SLURM
 
 
 def slurm_tool(*arguments: object) -> subprocess.CompletedProcess[str]:

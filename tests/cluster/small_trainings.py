@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from launching import events, small_experiment, submit_experiment, wait_for
+from local_slurm import LOCAL_TEST
 
 from hpc_tumor.cluster.describe.profiles import find_profile
 from hpc_tumor.cluster.observe.logs import log_text
@@ -17,9 +18,8 @@ from hpc_tumor.cluster.observe.states import RunState
 from hpc_tumor.cluster.plan.plan import make_plan
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.run_dir import RunDir, read_json
-from hpc_tumor.settings import shipped
 
-PROFILE = find_profile(shipped("slurm_templates") / "local-test.toml")
+PROFILE = find_profile(LOCAL_TEST)
 EPOCHS, RANKS = 4, 2
 
 

@@ -16,7 +16,7 @@ import pytest
 from launching import profile_with, small_experiment
 
 from hpc_tumor import cli
-from hpc_tumor.cluster.launch.submit import submitting
+from hpc_tumor.cluster.launch.private import submitting
 from hpc_tumor.cluster.observe.clean import QUIET_SECONDS, Cleaning, clean
 from hpc_tumor.data.convert.target import identity_of, open_target
 from hpc_tumor.run_dir import RunDir

@@ -12,11 +12,9 @@ from typing import Any
 
 import pytest
 from launching import wait_for
-
-from hpc_tumor.settings import shipped
+from local_slurm import LOCAL_TEST
 
 pytestmark = pytest.mark.slow
-PROFILE = shipped("slurm_templates") / "local-test.toml"
 NAME = "hpc-tumor-doctor"
 
 
@@ -29,8 +27,8 @@ def work(tmp_path: Path) -> Path:
 
 def profile(folder: Path, old: str, new: str) -> Path:
     path = folder.parent / "changed.toml"
-    path.write_text(PROFILE.read_text().replace(old, new))
-    assert path.read_text() != PROFILE.read_text()
+    path.write_text(LOCAL_TEST.read_text().replace(old, new))
+    assert path.read_text() != LOCAL_TEST.read_text()
     return path
 
 
@@ -38,7 +36,7 @@ def command(cluster: Path, *more: str) -> list[str]:
     return [sys.executable, "-m", "hpc_tumor", "doctor", "--cluster", str(cluster), "--submit", "--json", *more]
 
 
-def doctor(slurm: dict[str, str], work: Path, cluster: Path = PROFILE) -> tuple[int, list[dict[str, Any]]]:
+def doctor(slurm: dict[str, str], work: Path, cluster: Path = LOCAL_TEST) -> tuple[int, list[dict[str, Any]]]:
     """Exit code, and the findings of the test job."""
     done = subprocess.run(
         command(cluster), env=slurm, cwd=work, capture_output=True, text=True, timeout=300, check=False
@@ -90,7 +88,7 @@ def test_a_folder_that_nodes_do_not_see(slurm: dict[str, str], work: Path) -> No
         pytest.skip("needs a mount namespace")
     script = 'mount -t tmpfs tmpfs "$0" && cd "$0" && exec "$@"'
     done = subprocess.run(
-        ["unshare", "-m", "sh", "-c", script, str(work), *command(PROFILE)],
+        ["unshare", "-m", "sh", "-c", script, str(work), *command(LOCAL_TEST)],
         env=slurm, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 4, done.stderr

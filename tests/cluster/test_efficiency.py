@@ -13,12 +13,10 @@ from test_queue import MadeUpSlurm
 from hpc_tumor import cli
 from hpc_tumor.cli.views.efficiency import kinds_table, run_table, runs_table
 from hpc_tumor.cluster.node.job import record_failure
-from hpc_tumor.cluster.observe.accounting import parse_bytes, read_job_use
 from hpc_tumor.cluster.observe.advice import advise, kinds_of
-from hpc_tumor.cluster.observe.efficiency import GB, Efficiency, read_efficiency
+from hpc_tumor.cluster.observe.efficiency import GB, Efficiency, parse_bytes, read_efficiency, read_job_use
 from hpc_tumor.cluster.observe.states import State
 from hpc_tumor.cluster.plan.plan import Plan
-from hpc_tumor.cluster.slurm import parse_seconds
 from hpc_tumor.errors import Cause
 from hpc_tumor.run_dir import RunDir
 
@@ -152,13 +150,6 @@ def test_what_sacct_saw_beyond_the_files_counts(tmp_path: Path, made_up: MadeUpS
 
 
 def test_numbers_of_sacct() -> None:
-    assert [parse_seconds(text) for text in ("02:03.500", "01:02:03", "2-00:00:01", "", "n")] == [
-        123.5,
-        3723,
-        172_801,
-        None,
-        None,
-    ]
     assert [parse_bytes(text) for text in ("12K", "1.50G", "0", "", "8Gc", "?")] == [
         12_288,
         3 * 2**29,

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 from sites import JEAN_ZAY, LEONARDO, ORFEO
 
-from hpc_tumor.cluster.describe import slurm_text
-from hpc_tumor.cluster.describe.facts import read_facts
+from hpc_tumor.cluster.describe.facts import parse_gres, parse_minutes, parse_resources, read_facts
 from hpc_tumor.cluster.describe.site import Facts, Limits, Partition
 
 Site = Callable[[dict[str, str]], Facts]
@@ -28,7 +27,7 @@ Site = Callable[[dict[str, str]], Facts]
     ],
 )  # fmt: skip
 def test_gpus_of_a_node(text: str, gpus: int, types: tuple[str, ...]) -> None:
-    assert slurm_text.gres(text) == (gpus, types)
+    assert parse_gres(text) == (gpus, types)
 
 
 @pytest.mark.parametrize(
@@ -39,15 +38,15 @@ def test_gpus_of_a_node(text: str, gpus: int, types: tuple[str, ...]) -> None:
     ],
 )  # fmt: skip
 def test_times(text: str, minutes: int | None) -> None:
-    assert slurm_text.minutes(text) == minutes
+    assert parse_minutes(text) == minutes
 
 
 def test_resources() -> None:
-    said = slurm_text.resources("cpu=96,gres/gpu:a100-sxm=8,gres/gpu=4,mem=500G,node=2")
+    said = parse_resources("cpu=96,gres/gpu:a100-sxm=8,gres/gpu=4,mem=500G,node=2")
     assert said == {"cpu": 96, "gres/gpu:a100-sxm": 8, "gres/gpu": 4, "mem": 500, "node": 2}
-    assert slurm_text.resources("mem=2048M") == {"mem": 2}
-    assert slurm_text.resources("mem=1T")["mem"] == 1024
-    assert slurm_text.resources("") == {}
+    assert parse_resources("mem=2048M") == {"mem": 2}
+    assert parse_resources("mem=1T")["mem"] == 1024
+    assert parse_resources("") == {}
 
 
 def test_what_orfeo_says(site: Site) -> None:

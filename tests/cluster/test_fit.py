@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from launching import profile_with
+from local_slurm import LOCAL_TEST
 from sites import JEAN_ZAY, LEONARDO, ORFEO
 
 from hpc_tumor.cluster.describe.facts import read_facts
@@ -222,7 +223,7 @@ def taken_by_sbatch(plan: Plan) -> bool:
     ],
 )  # fmt: skip
 def test_the_real_controller_agrees(narrow: str, gpus: int, options: dict[str, Any], possible: bool) -> None:
-    profile = find_profile("local-test")
+    profile = find_profile(LOCAL_TEST)
     options = {"partition": "NARROW", **options}
     options["partition"] = options["partition"].replace("NARROW", narrow)
     if possible:

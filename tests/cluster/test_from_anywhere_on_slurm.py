@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from launching import STAND_IN, wait_for
+from local_slurm import LOCAL_TEST
 
 import hpc_tumor
 from hpc_tumor.cluster.observe.logs import log_text
@@ -89,8 +90,8 @@ def submit_held(checkout: Path, slurm: dict[str, str]) -> tuple[RunDir, str]:
     assert cli(checkout, slurm, *made, stand_in="").returncode == 0
     assert cli(checkout, slurm, "prepare-data", "raw", "brain-mri.zarr", stand_in="").returncode == 0
     submit = (
-        "submit", "--model", "cnn", "--data", "brain-mri.zarr", "--gpus", "2", "--cluster", "local-test", "--memory",
-        "2", "--runs", RUNS, "--sbatch", "hold", "--json",
+        "submit", "--model", "cnn", "--data", "brain-mri.zarr", "--gpus", "2", "--cluster", str(LOCAL_TEST),
+        "--memory", "2", "--runs", RUNS, "--sbatch", "hold", "--json",
     )  # fmt: skip
     done = cli(checkout, slurm, *submit, stand_in="finish")
     assert done.returncode == 0, done.stderr

@@ -18,8 +18,7 @@ from hpc_tumor.cluster.cancel import cancel
 from hpc_tumor.cluster.describe.profiles import local_profile
 from hpc_tumor.cluster.launch.snapshot import snapshot_path
 from hpc_tumor.cluster.launch.submit import resume_run
-from hpc_tumor.cluster.node import local
-from hpc_tumor.cluster.node import local_queue as tickets
+from hpc_tumor.cluster.node import local, local_queue
 from hpc_tumor.cluster.observe.logs import log_text
 from hpc_tumor.cluster.observe.queue import read_states
 from hpc_tumor.cluster.plan.plan import make_plan
@@ -77,7 +76,7 @@ def processes_of(run: RunDir) -> list[int]:
 
 
 def ended(run: RunDir) -> bool:
-    return run.name not in tickets.positions(run.path.parent) and not processes_of(run)
+    return run.name not in local_queue.positions(run.path.parent) and not processes_of(run)
 
 
 def test_two_ranks_finish(submit: Submit) -> None:
@@ -278,7 +277,7 @@ def test_what_fails_before_the_ranks_is_recorded(
 ) -> None:
     run = RunDir.create(tmp_path, small_experiment())
     run.job.write_text(json.dumps({"cluster": "local", "job_id": "1", "start": 2}))
-    tickets.take_ticket(tmp_path, run.name).hand_over()
+    local_queue.take_ticket(tmp_path, run.name).hand_over()
     run.config.write_text('{"model": ')
     monkeypatch.setattr(local, "end_with_parent", lambda *_: None)
     monkeypatch.setattr(local, "is_turn", lambda *_: True)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -22,15 +23,16 @@ from hpc_tumor.cli import control, launch
 from hpc_tumor.cli.planning import Planned
 from hpc_tumor.cluster.launch import snapshot
 from hpc_tumor.cluster.launch.existing import find_same
-from hpc_tumor.cluster.launch.private import code_folder, make_private
+from hpc_tumor.cluster.launch.private import code_folder, locked, make_private
 from hpc_tumor.cluster.launch.submit import Wanted, array_script, grouped, resume_run, submit_all
 from hpc_tumor.cluster.observe.queue import read_states
 from hpc_tumor.cluster.plan.plan import make_plan
-from hpc_tumor.config import ClusterProfile, settings_by_name
+from hpc_tumor.config import ClusterProfile, Experiment
 from hpc_tumor.data.convert.prepare import READERS, prepare_dataset
 from hpc_tumor.data.phantom.dataset import make_phantom
 from hpc_tumor.errors import ClusterError, DataError, HpcTumorError, PartialFailure, UsageError
 from hpc_tumor.run_dir import RunDir, find_runs, read_json
+from hpc_tumor.settings import settings_by_name
 from hpc_tumor.system import atomic
 
 SECRET = secrets.token_hex(8)
@@ -111,6 +113,19 @@ def test_what_slurm_refuses_leaves_nothing_and_the_rest_stays(tmp_path: Path, sb
     assert len(list((runs / f".submissions-{os.getuid()}").iterdir())) == 1
 
 
+@pytest.mark.parametrize("count", [1, 2], ids=["job", "array"])
+def test_what_slurm_refuses_altogether_leaves_nothing_in_the_folder_of_runs(
+    tmp_path: Path, sbatch: Path, count: int
+) -> None:
+    sbatch.write_text('#!/bin/sh\necho "sbatch: error: no" >&2; exit 1\n')
+    (tmp_path / "runs").mkdir()
+    for runs in (tmp_path / "runs", tmp_path / "new" / "runs"):
+        with pytest.raises(ClusterError, match="SLURM refused"):
+            launch.submit(Planned(wanted(range(count), profile_with())), profile_with(), runs)
+    assert list((tmp_path / "runs").iterdir()) == []
+    assert not (tmp_path / "new").exists()
+
+
 def test_the_dry_run_shows_the_array(tmp_path: Path, sbatch: Path, capsys: pytest.CaptureFixture[str]) -> None:
     profile, runs = profile_with(), tmp_path / "runs"
     launch.show_scripts(Planned(wanted(range(9), profile)), profile, runs, at_once=4)
@@ -169,6 +184,28 @@ def test_the_same_run_twice_is_refused(tmp_path: Path, sbatch: Path, capsys: pyt
     assert len(find_runs(runs)) == 3
 
 
+def test_the_same_settings_are_found_with_and_without_a_signature_and_after_an_edit(tmp_path: Path) -> None:
+    runs, experiment = tmp_path / "runs", small_experiment(seed=1, store=tmp_path / "brats.zarr")
+    run = RunDir.create(runs, experiment)
+
+    def is_there(asked: Experiment = experiment) -> bool:
+        return find_same([asked], runs)[0] is not None
+
+    assert is_there()
+    assert not is_there(experiment.model_copy(update={"seed": 2}))
+    settings = json.loads(run.config.read_text())
+    del settings["tensorboard"]  # which the version that made the run did not have
+    run.config.write_text(json.dumps(settings))
+    run.signature.unlink()
+    assert is_there()
+    run.set_gpus(2)
+    assert not is_there()
+    run.config.write_text(json.dumps({**settings, "seed": 2}))  # later than the signature
+    assert is_there(experiment.model_copy(update={"seed": 2}))
+    run.signature.write_text(experiment.signature)  # as of a copy
+    assert not is_there()
+
+
 def test_two_commands_cannot_resume_one_run(tmp_path: Path, sbatch: Path) -> None:
     profile, runs = profile_with(), tmp_path / "runs"
     run = submit_all(wanted(range(1), profile), profile, runs).done[0].run
@@ -177,6 +214,25 @@ def test_two_commands_cannot_resume_one_run(tmp_path: Path, sbatch: Path) -> Non
         with pytest.raises(UsageError, match="being resumed by another command"):
             resume_run(run)
     resume_run(run)  # what the other command left behind does not matter
+    assert not (run.submission / "claim").exists()
+
+
+def test_a_lock_that_goes_with_its_holder_is_held_by_one_at_a_time(tmp_path: Path) -> None:
+    """Each holder removes the file and its folder, for which others may be waiting, or which they are making."""
+    counter = tmp_path / "counter"
+    counter.write_text("0")
+
+    def count() -> None:
+        for _ in range(25):
+            with locked(tmp_path / ".code" / "lock") as alone:
+                assert alone
+                counter.write_text(str(int(counter.read_text()) + 1))
+
+    with ThreadPoolExecutor(8) as threads:
+        for done in [threads.submit(count) for _ in range(8)]:
+            done.result()
+    assert counter.read_text() == "200"
+    assert list(tmp_path.iterdir()) == [counter]
 
 
 def test_what_may_still_go_on_is_not_resumed(tmp_path: Path, sbatch: Path) -> None:

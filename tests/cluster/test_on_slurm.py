@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from launching import STAND_IN, events, small_experiment, submit_experiment, wait_for
+from local_slurm import LOCAL_TEST
 
 import hpc_tumor
 from hpc_tumor.cluster.cancel import cancel
@@ -26,10 +27,8 @@ from hpc_tumor.data.convert.prepare import prepare_dataset
 from hpc_tumor.data.raw.sources import detect_reader
 from hpc_tumor.errors import ClusterError
 from hpc_tumor.run_dir import RunDir, find_runs, read_json
-from hpc_tumor.settings import shipped
 
 pytestmark = pytest.mark.slow
-PROFILE = shipped("slurm_templates") / "local-test.toml"
 Submit = Callable[..., RunDir]
 
 
@@ -52,7 +51,7 @@ def submit(on_slurm: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> A
         else:
             monkeypatch.setenv("STAND_IN", stand_in)
             monkeypatch.setenv("PYTHONPATH", f"{STAND_IN}:")  # as `export PYTHONPATH=FOLDER:$PYTHONPATH` leaves it
-        profile = find_profile(PROFILE)
+        profile = find_profile(LOCAL_TEST)
         plan = make_plan(profile, gpus, memory_gb=7 if gpus > 2 else 3.5 * gpus)
         experiment = small_experiment(gpus=gpus, **settings)
         runs.append(submit_experiment(experiment, profile, plan, tmp_path / "it's 100% the runs").run)
@@ -108,7 +107,7 @@ def test_main_job_on_real_data(submit: Submit, tmp_path: Path) -> None:
     assert 0 <= result["best"]["test"]["accuracy"] <= 1
     assert log_text(unet, rank=3).startswith("rank 3 of 4 ")
     submitted = next(unet.submission.glob("*_submission.sh")).read_text()
-    profile = find_profile(PROFILE)
+    profile = find_profile(LOCAL_TEST)
     plan = make_plan(profile, 4)
     assert submitted == job_script(unet.experiment(), profile, plan, unet.path.parent, unet.name)
 
@@ -136,7 +135,7 @@ def test_one_lost_rank_ends_the_job(submit: Submit) -> None:
 def test_a_task_of_an_array_is_requeued_alone(submit: Submit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STAND_IN", "wait")
     monkeypatch.setenv("PYTHONPATH", str(STAND_IN))
-    profile = find_profile(PROFILE)
+    profile = find_profile(LOCAL_TEST)
     plan = make_plan(profile, 1, memory_gb=2)
     runs = tmp_path / "100% the runs"
     done = submit_all([Wanted(small_experiment(seed=seed), plan) for seed in range(3)], profile, runs).done
@@ -175,14 +174,14 @@ def test_a_job_is_known_by_its_run_though_its_submission_was_interrupted(
         "from pathlib import Path; from launching import small_experiment, submit_experiment\n"
         "from hpc_tumor.cluster.plan.plan import make_plan\n"
         "from hpc_tumor.cluster.describe.profiles import find_profile\n"
-        "profile = find_profile('local-test')\n"
+        "profile = find_profile(sys.argv[2])\n"
         "plan = make_plan(profile, 1, memory_gb=1, options={'hold': True})\n"
         "submit_experiment(small_experiment(), profile, plan, Path('runs'))\n"
     )
     folders = str(Path(__file__).parent), str(Path(hpc_tumor.__file__).parent.parent)
     monkeypatch.setenv("PYTHONPATH", folders[1])
     done = subprocess.run(
-        [sys.executable, "-c", code, folders[0]], cwd=tmp_path, capture_output=True, text=True, check=False,
+        [sys.executable, "-c", code, folders[0], LOCAL_TEST], cwd=tmp_path, capture_output=True, text=True, check=False,
         timeout=60, start_new_session=True,
     )  # fmt: skip
     assert "KeyboardInterrupt" in done.stderr
@@ -194,7 +193,7 @@ def test_a_job_is_known_by_its_run_though_its_submission_was_interrupted(
 
 
 def test_a_module_that_is_not_there_is_explained(on_slurm: None, tmp_path: Path) -> None:
-    profile = find_profile(PROFILE)
+    profile = find_profile(LOCAL_TEST)
     environment = profile.environment.model_copy(update={"modules": ("cuda/99.1",)})
     profile = profile.model_copy(update={"environment": environment})
     run = submit_experiment(small_experiment(), profile, make_plan(profile, 1), tmp_path / "runs").run
@@ -208,7 +207,7 @@ def test_a_module_that_is_not_there_is_explained(on_slurm: None, tmp_path: Path)
     ("option", "words"), [({"partition": "NONE"}, "invalid partition"), ({"account": "x"}, "account")]
 )
 def test_what_slurm_refuses(on_slurm: None, tmp_path: Path, option: dict[str, str], words: str) -> None:
-    profile = find_profile(PROFILE)
+    profile = find_profile(LOCAL_TEST)
     with pytest.raises(ClusterError, match=rf"(?i)SLURM refused .*{words}"):
         submit_experiment(small_experiment(), profile, make_plan(profile, 1, **option), tmp_path / "runs")  # type: ignore[arg-type]
     assert not (tmp_path / "runs").exists()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from launching import wait_for
+from local_slurm import LOCAL_TEST
 
 import hpc_tumor
 from hpc_tumor.cluster.observe.logs import log_text
@@ -48,6 +49,7 @@ class Site:
         wheel = next((folder / "wheel").glob("*.whl"))
         subprocess.run([*pip, "install", "--no-deps", "--target", str(folder / "site"), str(wheel)], check=True)
         (folder / "home").mkdir(mode=0o555)
+        shutil.copy(LOCAL_TEST, folder)
 
     def run(self, user: int, *arguments: str) -> subprocess.CompletedProcess[str]:
         variables = {
@@ -88,7 +90,7 @@ def test_two_users_share_a_store_and_a_folder_of_runs(site: Site) -> None:
     (site.folder / "runs").chmod(0o1777)
     small = ("--model", "cnn", "--data", "images.zarr", "--set", "epochs=1", "--set", "image_size=72",
              "--set", "limit_batches=1", "--set", "batch_size=8")  # fmt: skip
-    on_slurm = (*small, "--cluster", "local-test", "--account", "hpc", "--gpus", "2", "--memory", "3")
+    on_slurm = (*small, "--cluster", LOCAL_TEST.name, "--account", "hpc", "--gpus", "2", "--memory", "3")
     site.well(ANNA, "submit", *on_slurm)
     (hers,) = find_runs(site.folder / "runs")
 

@@ -12,16 +12,15 @@ from pathlib import Path
 
 import pytest
 from launching import wait_for
+from local_slurm import LOCAL_TEST
 
 from hpc_tumor.cluster.convert.command import conversion_on
 from hpc_tumor.data.convert.prepare import PrepareSummary, detect_reader, prepare_dataset
 from hpc_tumor.data.phantom.dataset import make_phantom
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.errors import ClusterError, DataError
-from hpc_tumor.settings import shipped
 
 pytestmark = pytest.mark.slow
-PROFILE = shipped("slurm_templates") / "local-test.toml"
 KINDS = {"brats": (24, (48, 48, 16)), "brain-mri": (300, None)}
 
 
@@ -97,7 +96,7 @@ def test_killed_tasks_change_nothing(on_slurm: None, sources: Path, tmp_path: Pa
         if len(said) == 1:
             killer.start()
 
-    summary = prepare(sources / kind, store, convert=conversion_on(str(PROFILE), 2, say))
+    summary = prepare(sources / kind, store, convert=conversion_on(str(LOCAL_TEST), 2, say))
     killer.join()
     assert not summary.failed
     assert tree(store) == tree(sources / f"{kind}.zarr")
@@ -116,7 +115,7 @@ def test_a_killed_task_leaves_its_work_to_the_other(on_slurm: None, sources: Pat
 
     killer = threading.Thread(target=kill_one)
     killer.start()
-    summary = prepare(sources / "brats", store, convert=conversion_on(str(PROFILE), 2, lambda line: None))
+    summary = prepare(sources / "brats", store, convert=conversion_on(str(LOCAL_TEST), 2, lambda line: None))
     killer.join()
     assert killed
     assert not summary.failed
@@ -136,7 +135,7 @@ def test_a_killed_worker_costs_its_task_nothing(on_slurm: None, sources: Path, t
 
     killer = threading.Thread(target=kill_one)
     killer.start()
-    summary = prepare(sources / "brats", store, convert=conversion_on(str(PROFILE), 1, said.append))
+    summary = prepare(sources / "brats", store, convert=conversion_on(str(LOCAL_TEST), 1, said.append))
     killer.join()
     assert len(killed) == 1
     assert not any("was lost" in line for line in said), said
@@ -154,7 +153,9 @@ def test_tasks_import_nothing_from_the_current_folder(
         (traps / f"{name}.py").write_text("raise SystemExit(f'{__file__} was imported')\n")
     monkeypatch.chdir(traps)
     monkeypatch.setenv("PYTHONPATH", f"{os.environ.get('PYTHONPATH', '')}:")
-    summary = prepare(sources / "brats", tmp_path / "store.zarr", convert=conversion_on(str(PROFILE), 1, said.append))
+    summary = prepare(
+        sources / "brats", tmp_path / "store.zarr", convert=conversion_on(str(LOCAL_TEST), 1, said.append)
+    )
     assert not summary.failed
     assert not any("was lost" in line for line in said), said
 
@@ -162,7 +163,8 @@ def test_tasks_import_nothing_from_the_current_folder(
 def test_killed_command_leaves_tasks_that_end(on_slurm: None, sources: Path, tmp_path: Path) -> None:
     """kill -9 of the waiting command: its tasks see that nobody waits any more once the store is completed here."""
     store, source = tmp_path / "store.zarr", sources / "brats"
-    command = [sys.executable, "-m", "hpc_tumor", "prepare-data", source, store, "--cluster", PROFILE, "--workers", "2"]
+    options = ["--cluster", LOCAL_TEST, "--workers", "2"]
+    command = [sys.executable, "-m", "hpc_tumor", "prepare-data", source, store, *options]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
         wait_for(lambda: list(store.glob(".staging-*/array/doing/*")), every=0.02)
         process.kill()
@@ -180,7 +182,7 @@ def test_interrupt_cancels_the_array(on_slurm: None, sources: Path, tmp_path: Pa
     def interrupt() -> None:
         raise KeyboardInterrupt
 
-    convert = conversion_on(str(PROFILE), 2, lambda line: None)
+    convert = conversion_on(str(LOCAL_TEST), 2, lambda line: None)
     with pytest.raises(KeyboardInterrupt):
         prepare(sources / "brats", store, convert=convert, progress=at(2, interrupt))
     wait_for(lambda: not tasks_of(store) and not queued())
@@ -199,7 +201,7 @@ def test_interrupt_cancels_the_array(on_slurm: None, sources: Path, tmp_path: Pa
 )
 def test_tasks_that_cannot_work(on_slurm: None, sources: Path, tmp_path: Path, change: str, words: str) -> None:
     profile, store = tmp_path / "broken.toml", tmp_path / "store.zarr"
-    profile.write_text(PROFILE.read_text().replace("setup = []", change))
+    profile.write_text(LOCAL_TEST.read_text().replace("setup = []", change))
     convert = conversion_on(str(profile), 1, cancel if "sleep" in change else lambda line: None)
     with pytest.raises(ClusterError if "exit" in change else DataError, match=words):
         prepare(sources / "brats", store, convert=convert)
@@ -217,14 +219,14 @@ def test_one_bad_case_among_many(on_slurm: None, tmp_path: Path) -> None:
     make_phantom(source, "brats", 3, 1, shape=(48, 48, 16))
     bad = sorted(source.rglob("*_t1.nii*"))[1]
     bad.write_bytes(bad.read_bytes()[:60])
-    summary = prepare(source, store, convert=conversion_on(str(PROFILE), 1, lambda line: None))
+    summary = prepare(source, store, convert=conversion_on(str(LOCAL_TEST), 1, lambda line: None))
     assert [name in str(bad) for name, _ in summary.failed] == [True]
     assert str(bad) in summary.failed[0][1]
     assert summary.cases == 2
 
 
 def test_what_slurm_refuses(on_slurm: None, sources: Path, tmp_path: Path) -> None:
-    convert = conversion_on(str(PROFILE), 1, lambda line: None, partition="NONE")
+    convert = conversion_on(str(LOCAL_TEST), 1, lambda line: None, partition="NONE")
     with pytest.raises(ClusterError, match=r"(?i)SLURM refused .*invalid partition"):
         prepare(sources / "brats", tmp_path / "store.zarr", convert=convert)
     assert not (tmp_path / "store.zarr").exists()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from launching import profile_with, small_experiment
+from local_slurm import LOCAL_TEST
 
 from hpc_tumor.cluster.convert.command import conversion_on
 from hpc_tumor.cluster.describe.facts import Facts
@@ -22,7 +23,6 @@ from hpc_tumor.data.convert.prepare import detect_reader, prepare_dataset
 from hpc_tumor.data.phantom.dataset import make_phantom
 from hpc_tumor.doctor.node_job import plan_of, try_on_node
 from hpc_tumor.errors import ClusterError, UsageError
-from hpc_tumor.settings import shipped
 
 BANNER = "Welcome, 2024!\naccount 123 has 42 hours left; your last job 77 used 3\n"
 PROFILE = profile_with()
@@ -77,7 +77,7 @@ def test_all_that_is_submitted_finds_its_number(site: Site, tmp_path: Path) -> N
         assert [item.job_id for item in submitted.done] == (["4242"] if count == 1 else ["4242_0", "4242_1"])
     said: list[str] = []
     make_phantom(tmp_path / "raw", "brats", 1, 1, shape=(32, 32, 12))
-    convert = conversion_on(str(shipped("slurm_templates") / "local-test.toml"), 1, said.append)
+    convert = conversion_on(str(LOCAL_TEST), 1, said.append)
     with pytest.raises(ClusterError, match="array job 4242 ended before"):  # as squeue knows nothing of it
         prepare_dataset(detect_reader(tmp_path / "raw"), tmp_path / "raw", tmp_path / "s.zarr", convert=convert)
     outcome = try_on_node(PROFILE, plan_of(PROFILE, Facts()), tmp_path, None, said.append)
@@ -123,7 +123,7 @@ def test_paths_that_slurm_would_misread_are_refused_before_anything_is_submitted
     for name in ("100%j", "back\\slash", "two\nlines"):
         folder = tmp_path / name
         make_phantom(folder / "raw", "brats", 1, 1, shape=(32, 32, 12))
-        convert = conversion_on(str(shipped("slurm_templates") / "local-test.toml"), 1, print)
+        convert = conversion_on(str(LOCAL_TEST), 1, print)
         with pytest.raises(UsageError, match="mean something else to SLURM"):
             prepare_dataset(detect_reader(folder / "raw"), folder / "raw", folder / "s.zarr", convert=convert)
         assert not (folder / "s.zarr").exists()
@@ -138,7 +138,7 @@ def test_a_banner_around_the_real_sbatch(
 ) -> None:
     """One that hides the number: nothing stays in the queue; one that does not: the number is that of the job."""
     monkeypatch.setenv("SLURM_CONF", slurm["SLURM_CONF"])
-    profile, wrapper = find_profile("local-test"), tmp_path / "sbatch"
+    profile, wrapper = find_profile(LOCAL_TEST), tmp_path / "sbatch"
     plan = make_plan(profile, 1, walltime="5m", memory_gb=1)
     real = subprocess.run(["which", "sbatch"], capture_output=True, text=True, check=True).stdout.strip()
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")

@@ -220,10 +220,11 @@ def test_resume_goes_into_the_same_directory(tmp_path: Path, monkeypatch: pytest
     assert (job["start"], job["earlier"]) == (2, ["42"])
     assert events(run) == ["submitted", "submitted"]
 
+    before = {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*") if path.is_file()}
     sbatch.write_text(REFUSES)
     with pytest.raises(ClusterError):
         resume_run(run)
-    assert json.loads(run.job.read_text()) == job
+    assert {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*") if path.is_file()} == before
 
     run.result.write_text("{}")
     with pytest.raises(UsageError, match="is finished"):

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 from launching import small_experiment, submit_experiment, wait_for
+from local_slurm import LOCAL_TEST
 
 from hpc_tumor.cluster.describe.profiles import find_profile
-from hpc_tumor.cluster.observe.accounting import JobUse, read_job_use
-from hpc_tumor.cluster.observe.efficiency import read_efficiency
+from hpc_tumor.cluster.observe.efficiency import JobUse, read_efficiency, read_job_use
 from hpc_tumor.cluster.observe.queue import read_states
 from hpc_tumor.cluster.plan.plan import make_plan
 from hpc_tumor.data.convert.prepare import prepare_dataset
@@ -40,7 +40,7 @@ def test_a_staged_run_and_what_it_used(
     store = tmp_path / "brats.zarr"
     make_phantom(tmp_path / "raw", "brats", 5, seed=1, shape=(32, 32, 12))
     prepare_dataset(inspect_source(tmp_path / "raw").reader, tmp_path / "raw", store, workers=1)
-    profile = find_profile("local-test")
+    profile = find_profile(LOCAL_TEST)
     environment = profile.environment.model_copy(update={"node_disk": f"{disk}/$SLURM_JOB_ID"})
     profile = profile.model_copy(update={"environment": environment})
     experiment = small_experiment(

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 from launching import profile_with, small_experiment
+from local_slurm import LOCAL_TEST
 
 from hpc_tumor import console
 from hpc_tumor.cli import control
@@ -18,9 +19,8 @@ from hpc_tumor.cli.control import follow_log, watch_runs
 from hpc_tumor.cli.views.runs import runs_view
 from hpc_tumor.cluster import slurm
 from hpc_tumor.cluster.convert import command as convert
-from hpc_tumor.cluster.convert import task as convert_task
 from hpc_tumor.cluster.convert.command import conversion_on
-from hpc_tumor.cluster.convert.work_queue import Board
+from hpc_tumor.cluster.convert.work_queue import WorkQueue
 from hpc_tumor.cluster.node.local_queue import Ticket, take_ticket
 from hpc_tumor.cluster.observe import logs, watch
 from hpc_tumor.cluster.observe.watch import LOOK_SECONDS, Watch
@@ -33,7 +33,6 @@ from hpc_tumor.data.raw.brats import BraTSReader
 from hpc_tumor.doctor import node_job
 from hpc_tumor.doctor.node_job import PATIENCE, try_on_node
 from hpc_tumor.run_dir import RunDir
-from hpc_tumor.settings import shipped
 
 
 class Clock:
@@ -221,11 +220,11 @@ def test_a_conversion_asks_slurm_as_seldom_and_ends_by_what_its_tasks_say(
     def work() -> None:
         (array,) = store.glob(".staging-*/array")
         for task in ("77_0.0", "77_1.0"):
-            with Board(array).worked_on(task):
-                convert_task.work(Board(array), task, workers=1)
+            with WorkQueue(array).worked_on(task):
+                work(WorkQueue(array), task, workers=1)
 
     clock.at = [(200, work)]
-    convert = conversion_on(str(shipped("slurm_templates") / "local-test.toml"), 2, lambda line: None)
+    convert = conversion_on(str(LOCAL_TEST), 2, lambda line: None)
     summary = prepare_dataset(BraTSReader(), tmp_path / "raw", store, convert=convert)
     assert (summary.cases, summary.failed) == (2, [])
     assert 5 < questions(squeue) <= 200 / WATCH_SECONDS + 1
@@ -249,7 +248,7 @@ def test_a_conversion_that_is_interrupted_cancels_and_waits_for_tasks_that_work(
         raise KeyboardInterrupt
 
     clock.at = [(5, begin), (50, interrupt)]
-    convert = conversion_on(str(shipped("slurm_templates") / "local-test.toml"), 1, lambda line: None)
+    convert = conversion_on(str(LOCAL_TEST), 1, lambda line: None)
     with pytest.raises(KeyboardInterrupt):
         prepare_dataset(BraTSReader(), tmp_path / "raw", store, convert=convert)
     assert questions(squeue, "scancel") == 1

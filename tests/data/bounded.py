@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc_tumor.errors import DataError
-from hpc_tumor.names import is_plain
+from hpc_tumor.vocabulary import is_plain
 
 ADDRESS_SPACE = 3 * 2**30  # bytes; what the libraries map counts too
 SECONDS = 10.0  # of the processor, for one file

@@ -22,7 +22,7 @@ from hpc_tumor.data.feed.loader import BatchLoader
 from hpc_tumor.data.feed.samples import SlicePart
 from hpc_tumor.data.raw.brats import BraTSReader
 from hpc_tumor.data.raw.brats_h5 import LOST, BraTSH5Reader, read_slice
-from hpc_tumor.data.raw.files.h5_apart import read_h5_apart
+from hpc_tumor.data.raw.files.h5_subprocess import read_h5_in_subprocess
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.errors import DataError
 
@@ -350,5 +350,5 @@ def test_a_relative_path_is_read_from_the_current_folder(tmp_path: Path, monkeyp
         with h5py.File(tmp_path / name / "a.h5", "w") as file:
             file["image"] = np.zeros((2, 2), "f4")
         monkeypatch.chdir(tmp_path / name)
-        assert read_h5_apart(Path("a.h5"), {"image": "f"})[0]["image"].shape == (2, 2)
+        assert read_h5_in_subprocess(Path("a.h5"), {"image": "f"})[0]["image"].shape == (2, 2)
         (tmp_path / name / "a.h5").unlink()

@@ -27,8 +27,8 @@ from hpc_tumor.data.case import Case, SourceFile
 from hpc_tumor.data.raw.brain_mri import BrainMRIReader
 from hpc_tumor.data.raw.brats import BraTSReader
 from hpc_tumor.data.raw.clinical_table import read_table
-from hpc_tumor.data.raw.files.h5_apart import H5Process, read_h5_apart
 from hpc_tumor.data.raw.files.h5_slice import read_h5
+from hpc_tumor.data.raw.files.h5_subprocess import H5Process, read_h5_in_subprocess
 from hpc_tumor.data.raw.files.image_files import MOST_PIXELS
 from hpc_tumor.data.raw.files.nifti import MOST_VOXELS, open_nifti
 from hpc_tumor.data.store.ome import image_metadata
@@ -186,7 +186,9 @@ def read_h5s(watch: Watch, folder: Path, seed: int, count: int) -> None:
     for _ in range(count):
         name, data = fuzzing.damaged(random, good)
         path.write_bytes(data)
-        watch.read(name, lambda: read_h5_apart(path, H5_DATASETS), names=str(path), holds=GZIP_RATIO * len(data))
+        watch.read(
+            name, lambda: read_h5_in_subprocess(path, H5_DATASETS), names=str(path), holds=GZIP_RATIO * len(data)
+        )
 
 
 def test_h5_files(tmp_path: Path) -> None:
@@ -199,11 +201,11 @@ def test_h5_file_that_takes_its_reader_along(tmp_path: Path) -> None:
     path.write_bytes(good[:928] + b"\x7b" + good[929:])
     for _ in range(3):
         try:
-            read_h5_apart(path, H5_DATASETS)
+            read_h5_in_subprocess(path, H5_DATASETS)
         except DataError as error:
             assert "volume_1_slice_0.h5" in str(error)  # noqa: PT017 - what was written over may have been of no use
     path.write_bytes(good)
-    for reads in (read_h5_apart, read_h5):
+    for reads in (read_h5_in_subprocess, read_h5):
         arrays, _ = reads(path, H5_DATASETS)
         assert arrays["image"].shape == (12, 10, 4)
     ends = H5Process([sys.executable, "-c", "import os; input(); os.abort()"])
@@ -219,7 +221,8 @@ def test_h5_file_is_not_blamed_for_what_one_before_it_did_to_the_reader(tmp_path
     path, harmed = tmp_path / "volume_1_slice_0.h5", tmp_path / "harmed"
     path.write_bytes(h5_sample())
     once = 'import os; input(); print(\'{"refused": "one before"}\', flush=True); input(); os.abort()'
-    script = 'if [ -e "$1" ]; then exec "$0" -P -m hpc_tumor.data.raw.files.h5_apart; fi; touch "$1"; exec "$0" -c "$2"'
+    real = 'exec "$0" -P -m hpc_tumor.data.raw.files.h5_subprocess'
+    script = f'if [ -e "$1" ]; then {real}; fi; touch "$1"; exec "$0" -c "$2"'
     process = H5Process(["sh", "-c", script, sys.executable, str(harmed), once])
     with pytest.raises(DataError, match="one before"):
         process.read(path, H5_DATASETS)

@@ -26,7 +26,7 @@ from hpc_tumor.data.raw.files.listing import MOST_BYTES, read_source
 from hpc_tumor.data.raw.files.nifti import MOST_VOXELS, open_nifti
 from hpc_tumor.data.store.ome import image_metadata
 from hpc_tumor.data.store.store import Store
-from hpc_tumor.names import is_plain, printable
+from hpc_tumor.vocabulary import is_plain, printable
 
 
 def test_files_that_grow_while_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

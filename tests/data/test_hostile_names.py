@@ -20,7 +20,7 @@ from hpc_tumor.data.raw.files.listing import read_source, walk
 from hpc_tumor.data.raw.files.nifti import open_nifti
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.errors import DataError
-from hpc_tumor.names import is_plain, printable
+from hpc_tumor.vocabulary import is_plain, printable
 
 ODD = ("\x1b[31mred", "two\nlines", "bell\x07", "c1\x9b31m", "turned\u202egpj", "tab\there", os.fsdecode(b"latin-\xe9"))
 

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpc_tumor.data.case import LABELS
 from hpc_tumor.data.feed.loader import BatchLoader, epoch_order
 from hpc_tumor.data.feed.samples import ImagePart, SlicePart, halve, resize
+from hpc_tumor.vocabulary import LABEL_NAMES
 
 CPU = torch.device("cpu")
 
@@ -43,7 +43,7 @@ def slice_store() -> Any:
 
     reads: list[int] = []
     return SimpleNamespace(
-        volumes=volumes, truth=labels, labels=LABELS, statistics=statistics, background=background,
+        volumes=volumes, truth=labels, labels=LABEL_NAMES, statistics=statistics, background=background,
         read_slices=read_slices,
         empty_slices=lambda n: (np.empty((n, 4, 4, 6), np.int16), np.empty((n, 4, 6), np.uint8)), reads=reads,
         dtype=np.dtype(np.int16), slice_background=None, tolerance=np.zeros((2, 4)),

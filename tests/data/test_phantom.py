@@ -23,8 +23,9 @@ from hpc_tumor.data.phantom.dataset import (
     make_phantom,
 )
 from hpc_tumor.data.phantom.patient import patient, smooth_noise
-from hpc_tumor.data.phantom.slices import CLASSES, PAINT_SIGN, Canvas, paint_head
+from hpc_tumor.data.phantom.slices import PAINT_SIGN, Canvas, paint_head
 from hpc_tumor.errors import HpcTumorError, UsageError
+from hpc_tumor.vocabulary import CLASSES
 
 SMALL = (64, 64, 24)
 TINY = (48, 48, 16)

@@ -15,7 +15,7 @@ from hpc_tumor.data.convert import case as convert
 from hpc_tumor.data.convert.prepare import PrepareSummary, prepare_dataset
 from hpc_tumor.data.raw.brain_mri import BrainMRIReader
 from hpc_tumor.data.raw.brats import BraTSReader
-from hpc_tumor.data.store import nodes as zarr_nodes
+from hpc_tumor.data.store import nodes
 from hpc_tumor.data.store.nodes import group_json
 from hpc_tumor.data.store.store import Store, read_about
 from hpc_tumor.errors import DataError, UsageError
@@ -185,7 +185,7 @@ def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: bool
     A patient takes seven files, all 40 images together one until the store is finished.
     """
     source, store = make_source(tmp_path / "raw", images), tmp_path / "s.zarr"
-    real, left = zarr_nodes.write_file, [writes]
+    real, left = nodes.write_file, [writes]
 
     def write_file(path: Path, data: bytes) -> None:
         left[0] -= 1
@@ -195,7 +195,7 @@ def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: bool
         real(path, data)
 
     with monkeypatch.context() as full:
-        for module in (zarr_nodes, convert):
+        for module in (nodes, convert):
             full.setattr(module, "write_file", write_file)
         with pytest.raises(DataError, match=r"could not be stored in .*s\.zarr: no space is left") as caught:
             prepare(source, store, images=images)

@@ -13,7 +13,6 @@ import torch
 import zarr
 from raw_samples import LPS, brain, real_data, tumour, write_case, write_patients, write_pictures
 
-from hpc_tumor.data.case import LABELS
 from hpc_tumor.data.convert.prepare import prepare_dataset
 from hpc_tumor.data.feed.loader import BatchLoader, epoch_order
 from hpc_tumor.data.feed.samples import SlicePart
@@ -23,6 +22,7 @@ from hpc_tumor.data.splits.splits import make_split
 from hpc_tumor.data.store.nodes import group_json, write_array, write_group
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.errors import DataError
+from hpc_tumor.vocabulary import LABEL_NAMES
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +231,7 @@ def test_two_thousand_patients_are_opened_and_split_without_a_look_at_their_fold
     }  # fmt: skip
     write_group(tmp_path, {"hpc_tumor": about})
     names = [f"BraTS2021_{i:05}" for i in range(n)]
-    facts = {"dtypes": ["int16"] * n, "scans": names, "clinical": [{}] * n, "labels": LABELS}
+    facts = {"dtypes": ["int16"] * n, "scans": names, "clinical": [{}] * n, "labels": LABEL_NAMES}
     facts["editions"] = ["brats-2017-2021"] * n
     write_group(tmp_path / "index", {"case_ids": names, **facts})
     columns = {

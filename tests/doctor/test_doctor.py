@@ -108,7 +108,7 @@ def outcome(**changes: Any) -> Outcome:
         for rank in (0, 1)
     }  # fmt: skip
     met = {rank: {"backend": "NCCL and gloo", "seconds": 1.0, "right": True} for rank in (0, 1)}
-    whole = Outcome("42", PLAN, "t", Path("/scratch/.doctor-0-1"), answers, met, "COMPLETED", said="setup done\n")
+    whole = Outcome("42", PLAN, "t", Path("/scratch/.doctor-0-1"), answers, met, "COMPLETED", printed="setup done\n")
     return replace(whole, nodes="gpu[001-002]", **changes)
 
 
@@ -136,13 +136,13 @@ def test_nodes_that_are_fit() -> None:
     ("result", "level", "words"),
     [
         (outcome(waited=True, reason="jobs of higher priority go first", answers={}), "warning", "still queued"),
-        (outcome(answers={}, meetings={}, said="", state="FAILED", exit_code="0:53"), "error", "seems not to see"),
-        (outcome(answers={}, said="setup done\n", state="TIMEOUT"), "error", "did not answer within 5 minutes"),
-        (outcome(answers={}, said="a: b: No such file\n", state="FAILED"), "error", "in its setup lines; its last"),
-        (outcome(answers={}, said="bash: module: command not found\n", state="FAILED"), "error", "knows no `module`"),
-        (outcome(answers={}, said=f"{sys.executable}: No such file or directory\n"), "error", "no Python at"),
-        (outcome(answers={}, said="setup done\nNo module named 'numpy'\n"), "error", "cannot import numpy"),
-        (outcome(said="bash: conda: command not found\nsetup done\n"), "warning", "a setup line failed: conda"),
+        (outcome(answers={}, meetings={}, printed="", state="FAILED", exit_code="0:53"), "error", "seems not to see"),
+        (outcome(answers={}, printed="setup done\n", state="TIMEOUT"), "error", "did not answer within 5 minutes"),
+        (outcome(answers={}, printed="a: b: No such file\n", state="FAILED"), "error", "in its setup lines; its last"),
+        (outcome(answers={}, printed="sh: module: command not found\n", state="FAILED"), "error", "knows no `module`"),
+        (outcome(answers={}, printed=f"{sys.executable}: No such file or directory\n"), "error", "no Python at"),
+        (outcome(answers={}, printed="setup done\nNo module named 'numpy'\n"), "error", "cannot import numpy"),
+        (outcome(printed="bash: conda: command not found\nsetup done\n"), "warning", "a setup line failed: conda"),
         (with_answer(1, token="other"), "error", "another file"),
         (with_answer(1, time=time.time() - 1e6), "warning", "behind"),  # made when tests are collected, long before
         (with_answer(1, time=time.time() + 1e6), "warning", "ahead"),

@@ -9,8 +9,7 @@ import pytest
 
 from hpc_tumor.cluster.describe.profiles import list_profiles
 from hpc_tumor.doctor.finding import Finding
-from hpc_tumor.doctor.gpu import check_gpus, check_model
-from hpc_tumor.doctor.gpu_models import capability_of, least_driver, precision_on, runs_on
+from hpc_tumor.doctor.gpu import capability_of, check_gpus, check_model, least_driver, precision_on, runs_on
 from hpc_tumor.doctor.probe import Gpu, Probe, TorchFacts, read_nvidia_smi
 
 # The support matrix of PyTorch 2.11: of its builds for CUDA 12.6, 12.8 and 13.0.

@@ -22,7 +22,7 @@ PROFILE = build(
 
 
 def probe(**values: object) -> Probe:
-    limits = {"open_files": 4096, "memory": None, "locked_memory": None}
+    limits = {"open_files": 4096, "memory": None}
     return Probe("here", "3.11.7", sys.executable, {}, **{"cpus": 8, "limits": limits, **values})  # type: ignore[arg-type]
 
 

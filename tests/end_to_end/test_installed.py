@@ -81,7 +81,7 @@ def test_the_wheel_is_whole_and_works_outside_the_checkout(tmp_path: Path) -> No
 @pytest.mark.campaign
 @pytest.mark.timeout(3600)
 def test_a_folder_of_wheels_is_all_that_a_machine_without_a_network_needs(tmp_path: Path) -> None:
-    """As README says: pip wheel where there is a network, pip install --no-index where there is none."""
+    """As docs say: pip wheel where there is a network, pip install --no-index where there is none."""
     with tempfile.TemporaryDirectory(dir=tmp_path) as folder:  # 10 GB, which pytest would keep
         wheels, environment, work = (Path(folder) / name for name in ("wheels", "environment", "work"))
         work.mkdir()

@@ -43,6 +43,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def work(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder: a copy of raw data and stores, `WORK` in what is recorded."""
     bare(monkeypatch, tmp_path)
+    profiles = tmp_path / "home" / "configuration" / "clusters"
+    profiles.mkdir(parents=True)
+    shutil.copy(Path(__file__).parents[1] / "cluster" / "local-test.toml", profiles)
     numbers = itertools.count()  # in place of chance: runs of the same second keep their order
     monkeypatch.setattr("secrets.token_hex", lambda length: f"{next(numbers):0{2 * length}x}")
     folder = tmp_path / "work"

@@ -42,6 +42,7 @@ NEW_RUN = re.compile(r"\b2(?!0260101-0000)\d{7}-\d{6}-([a-z0-9-]+)-[0-9a-f]{6}\b
 MASKS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
     (re.compile(r"\x1b\[[0-9;]*m"), ""),
     (re.compile(r"^.* of .*, about .* left\n", re.MULTILINE), ""),  # progress that took more than a moment
+    (re.compile(r"^\w+: (\d+) of (?!\1 )\d+ \w+\n", re.MULTILINE), ""),  # likewise, its first line
     (NEW_RUN, r"<run of \1>"),
     (re.compile(r"\b20\d\d-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:\d\d)?"), "<time>"),
     (re.compile(r"^(time +)\d.*$", re.MULTILINE), r"\1<duration>"),

@@ -22,7 +22,7 @@ from hpc_tumor.prediction.export import OLDEST_TORCH
 from hpc_tumor.prediction.patients import read_patient, score_case
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.system import atomic
-from hpc_tumor.training.scoring.metrics import LABELS
+from hpc_tumor.vocabulary import LABELS
 
 IN_FLOAT32 = ("--precision", "float32", "--device", "cpu")
 

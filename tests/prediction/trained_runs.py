@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 
-from hpc_tumor.data.raw.brain_mri import CLASSES
 from hpc_tumor.models import MODELS, build_model
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.settings import merge, resolve
 from hpc_tumor.training.checkpoints.files import TrainState, write_weights
-from hpc_tumor.training.scoring.metrics import LABELS
+from hpc_tumor.vocabulary import CLASSES, LABELS
 
 
 def untrained_run(

@@ -24,7 +24,7 @@ from made_runs import (
 
 from hpc_tumor.results.compare.comparison import Comparison
 from hpc_tumor.results.compare.conclusions import conclusions
-from hpc_tumor.results.compare.selection import make_wishes
+from hpc_tumor.results.compare.selection import make_selection
 from hpc_tumor.results.compare.statistics import exact_interval
 from hpc_tumor.results.report.document import render_report
 from hpc_tumor.results.tables.layouts import group_tables, terminal_tables
@@ -86,13 +86,13 @@ def test_seeds_with_other_classes_are_no_crash(tmp_path: Path) -> None:
 )
 def test_runs_are_chosen_by_any_setting(tmp_path: Path, where: str, left: list[str]) -> None:
     runs = [segmentation_run(tmp_path, f"r{seed}", [(0.9, 0.8, 0.7)] * 3, seed=seed) for seed in (0, 1)]
-    comparison = collect_runs(runs, wishes=make_wishes([], [where], [], None))
+    comparison = collect_runs(runs, selection=make_selection([], [where], [], None))
     assert [run.run for run in comparison.results] == left
 
 
 def test_entries_of_seeds_where_that_is_asked_for(tmp_path: Path) -> None:
     runs = [segmentation_run(tmp_path, f"r{seed}", [(0.9, 0.8, 0.7)] * 3, seed=seed) for seed in (0, 1)]
-    (group,) = collect_runs(runs, wishes=make_wishes([], [], ["seed"], None)).groups
+    (group,) = collect_runs(runs, selection=make_selection([], [], ["seed"], None)).groups
     assert [entry.name for entry in group.entries] == ["unet, seed=0", "unet, seed=1"]
 
 

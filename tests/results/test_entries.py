@@ -19,7 +19,7 @@ from made_runs import (
 from hpc_tumor.results.compare.comparison import Group
 from hpc_tumor.results.compare.conclusions import conclusions
 from hpc_tumor.results.compare.entries import Entry
-from hpc_tumor.results.compare.selection import make_wishes
+from hpc_tumor.results.compare.selection import make_selection
 from hpc_tumor.results.tables.notes import group_notes
 from hpc_tumor.results.write.collect import collect_runs
 from hpc_tumor.run_dir import RunDir
@@ -28,7 +28,7 @@ DICE = [(0.9, 0.8, 0.7), (0.5, 0.6, 0.7), (1.0, 0.9, 0.8)]
 
 
 def the_group(runs: list[RunDir], by: list[str] | None = None) -> Group:
-    (group,) = collect_runs(runs, wishes=make_wishes([], [], by or [], None)).groups
+    (group,) = collect_runs(runs, selection=make_selection([], [], by or [], None)).groups
     return group
 
 

@@ -99,7 +99,7 @@ def test_a_run_that_lost_its_best_weights_is_marked_everywhere(
         (("--model", "resnet"), "resnet"),
     ],
 )
-def test_wishes_that_cannot_be_met(
+def test_a_selection_that_cannot_be_met(
     runs: Path, options: tuple[str, ...], says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["collect", str(runs), "--output", str(runs.parent / "out"), *options]) == 2

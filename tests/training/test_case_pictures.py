@@ -12,8 +12,8 @@ from training_runs import new_run, read_cases, read_pictures, set_up_again, trai
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.training.outputs.case_pictures import as_bytes, choose_cases, grey, look_at
 from hpc_tumor.training.outputs.pictures import write_pictures
-from hpc_tumor.training.scoring import metrics
 from hpc_tumor.training.scoring.evaluate import Evaluation
+from hpc_tumor.vocabulary import LABELS
 
 FOLD = {"fold": 1, "folds": 5}  # three of 15 patients are tested
 SEGMENTATION = [
@@ -64,7 +64,7 @@ def test_the_best_case_is_better_than_the_worst(tmp_path: Path, more_slices: Pat
     run = new_run(tmp_path, more_slices, "improved-unet", data=FOLD, recipe=recipe)
     train_here(run)
     arrays, about = read_pictures(run)
-    cases = {row["case"]: np.mean([float(row[f"dice_{label}"]) for label in metrics.LABELS]) for row in
+    cases = {row["case"]: np.mean([float(row[f"dice_{label}"]) for label in LABELS]) for row in
              csv.DictReader(run.cases.open())}  # fmt: skip
     dice = {which: case["dice"] for which, case in about["cases"].items()}
     assert dice["best"] >= dice["median"] >= dice["worst"]

@@ -16,7 +16,7 @@ from hpc_tumor.errors import UsageError
 from hpc_tumor.settings import merge, resolve
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.scoring.cleaning import COMPONENTS, ENHANCING, Cleaning, choose_cleaning, histogram
-from hpc_tumor.training.scoring.metrics import STRUCTURES
+from hpc_tumor.training.scoring.metrics import MEMBERS
 from hpc_tumor.training.scoring.surfaces import case_surfaces
 from hpc_tumor.training.scoring.testing import score_test_part
 from hpc_tumor.training.scoring.volumes import Watch
@@ -127,7 +127,7 @@ def test_a_volume_with_neither_truth_nor_prediction_counts_as_right() -> None:
     assert choose_cleaning(volumes_of([nothing, speck]), 2, Distributed()) == Cleaning(100, 0)
     np.testing.assert_array_equal(Cleaning(100, 100)(nothing, 1), nothing)
     assert histogram(nothing)[0, 0] == nothing.size == histogram(nothing).sum()
-    np.testing.assert_array_equal(case_surfaces(nothing, (1, 1, 1)), [[0, 1]] * len(STRUCTURES))
+    np.testing.assert_array_equal(case_surfaces(nothing, (1, 1, 1)), [[0, 1]] * len(MEMBERS))
 
 
 def test_without_a_whole_volume_nothing_is_chosen() -> None:

@@ -20,7 +20,7 @@ from scipy.spatial import KDTree
 from hpc_tumor.training.scoring import metrics, surfaces
 
 ISOTROPIC, THICK = (1.0, 1.0, 1.0), (3.0, 0.9, 0.7)
-NAMES = list(metrics.STRUCTURES)
+NAMES = list(metrics.MEMBERS)
 
 
 def cube(shape: tuple[int, int, int], start: tuple[int, int, int], size: int | tuple[int, int, int]) -> np.ndarray:
@@ -266,7 +266,7 @@ def test_real_tumours_against_the_package_on_whole_volumes(how: str, number: int
     truth = real_truth(number)
     predicted = PERTURBED[how](truth)
     found = surfaces.case_surfaces(codes_of(truth, predicted), ISOTROPIC)
-    for name, members in metrics.STRUCTURES.items():
+    for name, members in metrics.MEMBERS.items():
         masks = np.isin(truth, members), np.isin(predicted, members)
         ours = tuple(found[NAMES.index(name)])
         if masks[0].any() and masks[1].any():
@@ -283,7 +283,7 @@ def test_real_tumours_against_monai_on_whole_volumes(number: int) -> None:
     predicted = PERTURBED["moved"](truth)
     found = surfaces.case_surfaces(codes_of(truth, predicted), ISOTROPIC)
     for name in ("WT", "ET"):
-        masks = (np.isin(volume, metrics.STRUCTURES[name]) for volume in (truth, predicted))
+        masks = (np.isin(volume, metrics.MEMBERS[name]) for volume in (truth, predicted))
         theirs, their_nsd = monai_scores(*masks, ISOTROPIC)
         assert found[NAMES.index(name), 1] == pytest.approx(their_nsd, abs=1e-6)
         assert found[NAMES.index(name), 0] == pytest.approx(theirs, abs=np.sqrt(3))

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 from hpc_tumor.cluster.describe.profiles import LOCAL
 from hpc_tumor.cluster.observe.states import State
 from hpc_tumor.config import ClusterProfile
-from hpc_tumor.console import duration, out, size
+from hpc_tumor.console import out, size
 from hpc_tumor.errors import DataError, PartialFailure
-from hpc_tumor.names import counted, hours
 from hpc_tumor.table import Column, Table
+from hpc_tumor.vocabulary import counted, duration, hours
 
 if TYPE_CHECKING:
     from hpc_tumor.cluster.describe.discover import Discovery
-    from hpc_tumor.cluster.launch.submit import Submission
     from hpc_tumor.cluster.observe.clean import Cleaning, Kind
     from hpc_tumor.data.convert.prepare import PrepareSummary, SourceReport
     from hpc_tumor.data.splits.splits import Split
@@ -153,13 +152,6 @@ def _left_out(split: Split, store: Store) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def submissions_table(submissions: Sequence[Submission]) -> Table:
-    """Runs that were submitted, where, and as which job."""
-    columns = (Column("run", "left"), Column("job", "left"), Column("where", "left", keep=1))
-    rows = tuple((item.run.name, str(item.job_id), item.plan.describe()) for item in submissions)
-    return Table("", columns, rows)
-
-
 def clusters_table(profiles: Sequence[ClusterProfile]) -> Table:
     """The profiles that `--cluster` takes."""
     columns = (
@@ -178,9 +170,9 @@ def clusters_table(profiles: Sequence[ClusterProfile]) -> Table:
     return Table("", columns, tuple(rows), ("GPUs, CPUs and memory: of one node.",))
 
 
-def discovery_lines(found: Discovery) -> list[tuple[str, str]]:
+def discovery_lines(discovery: Discovery) -> list[tuple[str, str]]:
     """Contents of the profile that was written of a cluster, and its place."""
-    slurm, node, limits = found.profile.slurm, found.profile.node, found.profile.limits
+    slurm, node, limits = discovery.profile.slurm, discovery.profile.node, discovery.profile.limits
     model = f" ({node.gpu_model})" if node.gpu_model else ""
     gpus = f"{counted(node.gpus, 'GPU')}{model}" if node.gpus else "no GPUs"
     jobs = ((limits.nodes, "nodes"), (limits.running_jobs, "running jobs"), (limits.queued_jobs, "queued jobs"))
@@ -192,13 +184,13 @@ def discovery_lines(found: Discovery) -> list[tuple[str, str]]:
         ("feature", slurm.constraint),
     ]
     return [
-        ("written", str(found.path)),
+        ("written", str(discovery.path)),
         ("partition", slurm.partition or ""),
         ("a node", f"{gpus}, {node.cpus} CPUs, {node.memory_gb:.0f} GB"),
         ("at most", f"{hours(limits.walltime)}{most}"),
         *((name, value) for name, value in asked if value),
         *([("requeue", "not here: a long run is a chain of jobs")] if not slurm.requeue else []),
-        *([("scratch", found.profile.environment.scratch)] if found.profile.environment.scratch else []),
+        *([("scratch", discovery.profile.environment.scratch)] if discovery.profile.environment.scratch else []),
     ]
 
 

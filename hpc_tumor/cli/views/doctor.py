@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from hpc_tumor.console import out
 from hpc_tumor.doctor.finding import Section
-from hpc_tumor.names import counted, printable
+from hpc_tumor.vocabulary import counted, printable
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -22,16 +22,16 @@ _MARGIN = 11  # two blanks, the longest word, two blanks
 
 def show_all(sections: Iterator[Section], waiting: Waiting) -> list[Section]:
     """Every section as soon as it is there, in words unless JSON was asked for; gives all of them."""
-    found = []
+    shown = []
     try:
         for section in sections:
             waiting.pause()
             if not out.json:
                 show(section)
-            found.append(section)
+            shown.append(section)
     finally:
         waiting.pause()
-    return found
+    return shown
 
 
 def show(section: Section) -> None:
@@ -59,8 +59,8 @@ def summary(sections: Sequence[Section]) -> str:
     if errors:
         return f"{counted(errors, 'error')}{told}: runs will fail until what is in error is put right"
     untried = "slurm" in keys and "job" not in keys
-    said = f"No errors, {counted(warnings, 'warning')}" if warnings else "Fit to run"
-    return f"{said}; --submit tries it on a node, too" if untried else said
+    verdict = f"No errors, {counted(warnings, 'warning')}" if warnings else "Fit to run"
+    return f"{verdict}; --submit tries it on a node, too" if untried else verdict
 
 
 class Waiting:

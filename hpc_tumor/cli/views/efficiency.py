@@ -8,9 +8,9 @@ from dataclasses import replace
 from hpc_tumor.cluster.observe.advice import Kind, kinds_of, on_cluster
 from hpc_tumor.cluster.observe.efficiency import Efficiency
 from hpc_tumor.cluster.observe.states import State
-from hpc_tumor.console import duration, out
-from hpc_tumor.names import counted, hours
+from hpc_tumor.console import out
 from hpc_tumor.table import Column, Table, fill
+from hpc_tumor.vocabulary import counted, duration, hours
 
 MOST_RUNS = 20  # shown one by one
 

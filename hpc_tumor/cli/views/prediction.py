@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from hpc_tumor.console import duration, out, size
+from hpc_tumor.console import out, size
 from hpc_tumor.data.splits.known_cases import TRAINED, VALIDATED
 from hpc_tumor.errors import DataError
-from hpc_tumor.names import counted
 from hpc_tumor.prediction.known import is_known, known_counts
 from hpc_tumor.table import NOTHING, Column, Table, fill
+from hpc_tumor.vocabulary import STRUCTURES, counted, duration
 
 if TYPE_CHECKING:
     from hpc_tumor.prediction.export import Export
     from hpc_tumor.prediction.predict import Prediction
 
 MOST_ROWS = 20  # shown one by one; all are in the files
-_STRUCTURES = ("NCR", "ED", "ET", "WT", "TC")
 _PARTS = (("trained_on", TRAINED), ("validated_on", VALIDATED))
 
 
@@ -63,7 +62,7 @@ def cases_table(found: Prediction) -> Table:
         columns = [
             Column("patient", "left", cell=lambda row: row["case"]),
             *map(_volume, found.facts.classes),
-            *map(_dice, _STRUCTURES),
+            *map(_dice, STRUCTURES),
             known,
             Column("time", keep=1, cell=lambda row: duration(row["seconds"])),
         ]
@@ -79,28 +78,28 @@ def _volume(label: str) -> Column:
 
 def _dice(name: str) -> Column:
     """Dice of a structure, where the labels of the patient are known."""
-    title = f"Dice {name}" if name == _STRUCTURES[0] else name
+    title = f"Dice {name}" if name == STRUCTURES[0] else name
     return Column(title, cell=lambda row: f"{row['scores'][f'dice_{name}']:.3f}" if "scores" in row else "")
 
 
-def show_export(found: Export) -> None:
+def show_export(export: Export) -> None:
     """The result of the command."""
-    facts, (channels, height, width) = found.facts, found.shape
+    facts, (channels, height, width) = export.facts, export.shape
     values = {
-        "file": found.file, "bytes": found.bytes, "run": facts.run, "model": facts.model, "epoch": facts.epoch,
-        "weights_lost": facts.weights_lost, "input": ["N", channels, height, width], "difference": found.difference,
+        "file": export.file, "bytes": export.bytes, "run": facts.run, "model": facts.model, "epoch": facts.epoch,
+        "weights_lost": facts.weights_lost, "input": ["N", channels, height, width], "difference": export.difference,
     }  # fmt: skip
     for note in facts.notes:
         out.warning(note)
     agreed = "not compared with torch: onnxruntime is not installed"
-    if found.difference is not None:
-        agreed = f"onnxruntime's logits differ from torch's by at most {found.difference:.1g}"
+    if export.difference is not None:
+        agreed = f"onnxruntime's logits differ from torch's by at most {export.difference:.1g}"
     lines = [
         ("network", f"{facts.model}, epoch {facts.epoch} of {facts.run}"),
         ("input", f"images (N, {channels}, {height}, {width}), float32"),
         ("output", f"logits of {', '.join(facts.classes)}"),
         ("check", agreed),
-        ("written", f"{found.file}: {size(found.bytes)}"),
+        ("written", f"{export.file}: {size(export.bytes)}"),
     ]
     out.result(values, show=lambda: out.pairs(lines))
 
@@ -110,7 +109,7 @@ def mean_scores(found: Prediction) -> dict[str, float] | None:
     scores = [row["scores"] for row in found.rows if "scores" in row and not is_known(row)]
     if not scores:
         return None
-    names = [f"dice_{name}" for name in _STRUCTURES]
+    names = [f"dice_{name}" for name in STRUCTURES]
     return {name: sum(of[name] for of in scores) / len(scores) for name in names}
 
 
@@ -118,7 +117,7 @@ def _show(found: Prediction) -> None:
     out.table(cases_table(found))
     if found.facts.task == "segmentation":
         if len(found.rows) > 1 and (means := mean_scores(found)) is not None:
-            dice = ", ".join(f"{name} {means[f'dice_{name}']:.3f}" for name in _STRUCTURES)
+            dice = ", ".join(f"{name} {means[f'dice_{name}']:.3f}" for name in STRUCTURES)
             out.text(f"mean Dice of {counted(found.scored, f'{_new(found)}patient')} with labels: {dice}")
     else:
         counts = Counter(row["prediction"] for row in found.rows)

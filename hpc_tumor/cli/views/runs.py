@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from hpc_tumor.cluster.describe.profiles import LOCAL
 from hpc_tumor.cluster.observe.states import RunState, State
-from hpc_tumor.console import View, duration
+from hpc_tumor.console import View
 from hpc_tumor.errors import UsageError, unknown
-from hpc_tumor.names import counted, hours
+from hpc_tumor.models import MODELS
 from hpc_tumor.table import Column, Table, fill
+from hpc_tumor.vocabulary import counted, duration, hours
+
+if TYPE_CHECKING:
+    from hpc_tumor.cluster.launch.submit import Submission
 
 GROUPS = {"open": [state for state in State if state.open], "ended": [state for state in State if state.ended]}
 STATE_NAMES = (*(state.value for state in State), *GROUPS)  # that --state takes
@@ -28,21 +33,28 @@ MOST_WATCHED = 30  # runs shown one by one while one waits
 
 
 def choose(
-    states: Sequence[RunState], wanted: str | None = None, model: str | None = None, sort: str | None = None
+    states: Sequence[RunState],
+    wanted: str | None = None,
+    models: Sequence[str] | None = None,
+    sort: str | None = None,
 ) -> list[RunState]:
-    """The runs in one of the `wanted` states (`failed,lost`; `ended` and `open` are several) of a network, in order.
+    """The runs in one of the `wanted` states (`failed,lost`; `ended` and `open` are several) of the networks, in order.
 
     Raises:
-        UsageError: there is no such state, or nothing to sort by of that name.
+        UsageError: there is no such state or network, or nothing to sort by of that name.
     """
     among: set[State] = set()
     for name in filter(None, (wanted or "").replace(" ", "").split(",")):
         if name not in STATE_NAMES:
             raise UsageError(f"--state: {unknown('state', name, STATE_NAMES)}")
         among.update(GROUPS.get(name) or [State(name)])
+    for name in models or ():
+        if name not in MODELS:
+            raise unknown("model", name, MODELS)
     if sort is not None and sort not in SORTS:
         raise UsageError(f"--sort: {unknown('column', sort, SORTS)}")
-    kept = [state for state in states if (not among or state.state in among) and model in (None, state.model)]
+    kept = [state for state in states if not among or state.state in among]
+    kept = [state for state in kept if not models or state.model in models]
     return sorted(kept, key=SORTS[sort]) if sort else kept
 
 
@@ -57,12 +69,12 @@ def runs_table(states: Sequence[RunState], width: int) -> Table:
 
 def _reasons(states: Sequence[RunState]) -> list[str]:
     """Reasons why runs wait or ended, a line for each; the same reason once, and of many that ended only the latest."""
-    said: dict[str, list[RunState]] = {}
+    by_reason: dict[str, list[RunState]] = {}
     for state in states:
         if state.reason and not _waits_here(state):
-            said.setdefault(state.reason, []).append(state)
+            by_reason.setdefault(state.reason, []).append(state)
     lines, ended = [], 0
-    for reason, which in sorted(said.items(), key=lambda item: item[1][-1].name, reverse=True):
+    for reason, which in sorted(by_reason.items(), key=lambda item: item[1][-1].name, reverse=True):
         if which[0].state is State.FINISHED:  # what is to be known of its scores: nobody is to miss it
             lines.append(f"{', '.join(state.name for state in which)}: {reason}")
             continue
@@ -78,8 +90,15 @@ def _reasons(states: Sequence[RunState]) -> list[str]:
 
 def counts(states: Sequence[RunState]) -> str:
     """`3 running, 2 queued`, in the order of a run's life."""
-    found = Counter(state.state for state in states)
-    return ", ".join(f"{found[name]} {name}" for name in State if found[name])
+    numbers = Counter(state.state for state in states)
+    return ", ".join(f"{numbers[name]} {name}" for name in State if numbers[name])
+
+
+def submissions_table(submissions: Sequence[Submission]) -> Table:
+    """Runs that were submitted, where, and as which job."""
+    columns = (Column("run", "left"), Column("job", "left"), Column("where", "left", keep=1))
+    rows = tuple((item.run.name, str(item.job_id), item.plan.describe()) for item in submissions)
+    return Table("", columns, rows)
 
 
 def runs_view(states: Sequence[RunState], width: int) -> View:
@@ -124,8 +143,7 @@ def _elapsed(state: RunState) -> str:
         return ""
     if state.limit is None or not state.state.open:
         return duration(state.elapsed)
-    elapsed, limit = (hours(int(seconds) // 60) for seconds in (state.elapsed, state.limit))
-    return f"{elapsed.removesuffix(' h')} of {limit}"
+    return hours(int(state.elapsed) // 60, int(state.limit) // 60)
 
 
 def _shape(state: RunState) -> str:

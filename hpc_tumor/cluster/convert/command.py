@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import secrets
 import shlex
-import shutil
 import sys
 import time
 from collections import Counter
@@ -19,9 +18,9 @@ from pathlib import Path
 
 from hpc_tumor.cluster import slurm
 from hpc_tumor.cluster.convert.task import MORE_MEMORY
-from hpc_tumor.cluster.convert.work_queue import Board
+from hpc_tumor.cluster.convert.work_queue import WorkQueue
 from hpc_tumor.cluster.describe.profiles import LOCAL, find_profile
-from hpc_tumor.cluster.launch.sbatch import submit_script
+from hpc_tumor.cluster.launch.sbatch import refuse_without_sbatch, submit_script
 from hpc_tumor.cluster.launch.script import log_folder, sbatch_options, setup_lines
 from hpc_tumor.cluster.plan.plan import Plan, make_plan, refuse_options
 from hpc_tumor.cluster.slurm import SlurmJob
@@ -30,8 +29,8 @@ from hpc_tumor.data.convert.case import Unit, UnitResult
 from hpc_tumor.data.convert.prepare import Convert
 from hpc_tumor.data.convert.target import ConversionError
 from hpc_tumor.errors import ClusterError, UsageError
-from hpc_tumor.names import counted, hours
 from hpc_tumor.signals import held
+from hpc_tumor.vocabulary import counted, hours
 
 CPUS, GB_PER_CPU = 4, 1.0  # of one task; a worker takes a third of a GB for a patient
 MOST_TASKS = 16  # where nobody says how many
@@ -75,11 +74,7 @@ def conversion_on(
     if tasks is not None and (tasks < 1 or (most is not None and tasks > most)):
         limit = f" {profile.name} lets one user queue at most {most}." if most else ""
         raise UsageError(f"--workers {tasks}: that is the number of array tasks, at least 1.{limit}")
-    if shutil.which("sbatch") is None:
-        raise ClusterError(
-            f"no sbatch on this machine, which the cluster profile {profile.name} needs: log in to the cluster,"
-            " or leave out --cluster."
-        )
+    refuse_without_sbatch(profile, "leave out --cluster")
     count = tasks or min(MOST_TASKS, profile.limits.running_jobs or MOST_TASKS, most or MOST_TASKS)
 
     def convert(units: Sequence[Unit]) -> Generator[UnitResult, None, None]:
@@ -94,7 +89,7 @@ class _Conversion:
 
     def __init__(self, profile: ClusterProfile, plan: Plan, tasks: int, units: Sequence[Unit], say: Say):
         self.profile, self.plan, self.tasks, self.units, self.say = profile, plan, tasks, units, say
-        self.board = Board.create(units[0].staged.parent.absolute() / "array", units)
+        self.work = WorkQueue.create(units[0].staged.parent.absolute() / "array", units)
         self.open = set(range(len(units)))
         self.losses: Counter[int] = Counter()
         self.job: str | None = None
@@ -114,11 +109,11 @@ class _Conversion:
         try:
             self._submit()
             while self.open:
-                self.board.beat()
-                found = list(self._arrived())
-                yield from found
-                pause = 0.1 if found else min(1.5 * pause, LOOK_SECONDS)
-                if self.open and not found and self.pace.is_due():
+                self.work.beat()
+                results = list(self._arrived())
+                yield from results
+                pause = 0.1 if results else min(1.5 * pause, LOOK_SECONDS)
+                if self.open and not results and self.pace.is_due():
                     yield from self._look_at_tasks()
                 if self.open:
                     time.sleep(pause)
@@ -126,7 +121,7 @@ class _Conversion:
             self._end()
 
     def _arrived(self) -> Generator[UnitResult, None, None]:
-        for number, result in self.board.results(self.units):
+        for number, result in self.work.results(self.units):
             if number in self.open:
                 self.open.discard(number)
                 self.worth_another = True
@@ -134,10 +129,10 @@ class _Conversion:
 
     def _look_at_tasks(self) -> Generator[UnitResult, None, None]:
         """Give what lost tasks had taken to others, and submit others where none is left."""
-        owners = self.board.owners()  # before the queue is read: who took something then was alive
+        owners = self.work.owners()  # before the queue is read: who took something then was alive
         records = slurm.read_queue([self.job] if self.job else [])
         self.pace.done()
-        failures = self.board.failures()
+        failures = self.work.failures()
         if fatal := [failure["reason"] for failure in failures.values() if failure["fatal"]]:
             raise ConversionError(fatal[0])
         if records is None:
@@ -151,7 +146,7 @@ class _Conversion:
                 why = failure["reason"] if failure else _why(record)
                 self.worth_another = self.worth_another or failure is None
                 yield from self._lost(number, owner, why)
-        if not any(_is_alive(record) for record in records.values()):
+        if not any(map(slurm.is_alive, records.values())):
             yield from self._arrived()
             if self.open:
                 self._submit_again(records)
@@ -163,10 +158,10 @@ class _Conversion:
         self._tell(f"task {owner.partition('.')[0]} was lost ({why.rstrip('.')}): others convert what it had taken")
         self.losses[number] += 1
         if self.losses[number] < MOST_LOSSES:
-            self.board.put_back(number, owner)
+            self.work.put_back(number, owner)
             return
         self.open.discard(number)
-        self.board.finish(number)
+        self.work.finish(number)
         unit, words = (
             self.units[number],
             f"was not converted: {MOST_LOSSES} tasks were lost with it, the last one: {why}",
@@ -177,9 +172,9 @@ class _Conversion:
         if any(record.state == "CANCELLED" for record in records.values()):
             raise ConversionError(f"array job {self.job} was cancelled.")
         if not self.worth_another:
-            reasons = [failure["reason"] for failure in self.board.failures().values()]
+            reasons = [failure["reason"] for failure in self.work.failures().values()]
             states = ", ".join(sorted({record.state for record in records.values()}))
-            why = reasons[-1] if reasons else self.board.last_words() or f"their state: {states or 'unknown'}"
+            why = reasons[-1] if reasons else self.work.last_words() or f"their state: {states or 'unknown'}"
             raise ClusterError(f"the tasks of array job {self.job} ended before they had converted anything: {why}")
         self._submit()
 
@@ -196,18 +191,12 @@ class _Conversion:
 
     def _submit(self) -> None:
         self.count = tasks = min(self.tasks, len(self.open))
-        board, profile, name = self.board.path, self.profile, f"hpc-tumor-prepare-{secrets.token_hex(4)}"
-        log_folder(board.parents[1], "Rename it.")
-        options = sbatch_options(
-            name,
-            profile,
-            self.plan,
-            f"{log_folder(board)}/logs/%a.out",
-            requeue=profile.slurm.requeue,
-            array=f"0-{tasks - 1}",
-        )
+        folder, profile, name = self.work.path, self.profile, f"hpc-tumor-prepare-{secrets.token_hex(4)}"
+        log_folder(folder.parents[1], "Rename it.")
+        output, array = f"{log_folder(folder)}/logs/%a.out", f"0-{tasks - 1}"
+        options = sbatch_options(name, profile, self.plan, output, requeue=profile.slurm.requeue, array=array)
         with held():
-            self.job = submit_script(_script(profile, board), name, profile, self.plan, *options)
+            self.job = submit_script(_script(profile, folder), name, profile, self.plan, *options)
         self.pace.done()  # it cannot have begun yet
         self.worth_another = False
         self.say(
@@ -219,15 +208,15 @@ class _Conversion:
         """Let no task outlive this: the staging folder is removed next."""
         if self.job is None:
             return
-        if self.open or len(self.board.begun(self.job)) < self.count:
+        if self.open or len(self.work.begun(self.job)) < self.count:
             with suppress(ClusterError):
                 slurm.cancel_job(self.job)
         end, pause = time.monotonic() + _END_SECONDS, 0.1
-        while time.monotonic() < end and self.board.working(self.job):
+        while time.monotonic() < end and self.work.working(self.job):
             if self.pace.is_due():  # those that were killed could not say that they end
                 records = slurm.read_queue([self.job])
                 self.pace.done()
-                if records is not None and not any(_is_alive(record) for record in records.values()):
+                if records is not None and not any(map(slurm.is_alive, records.values())):
                     return
             time.sleep(pause)
             pause = min(2 * pause, LOOK_SECONDS)
@@ -240,10 +229,6 @@ def _why(record: SlurmJob | None) -> str:
     return f"state {record.state}{f': {MORE_MEMORY}' if record.state == 'OUT_OF_MEMORY' else ''}"
 
 
-def _is_alive(record: SlurmJob) -> bool:
-    return record.state in slurm.WAITING | slurm.ALIVE
-
-
-def _script(profile: ClusterProfile, board: Path) -> str:
-    command = [sys.executable, "-u", "-m", "hpc_tumor.cluster.convert.task", str(board)]
+def _script(profile: ClusterProfile, folder: Path) -> str:
+    command = [sys.executable, "-u", "-m", "hpc_tumor.cluster.convert.task", str(folder)]
     return "\n".join(["#!/bin/bash", *setup_lines(profile), f"exec {shlex.join(command)}", ""])

@@ -1,6 +1,6 @@
-"""One task of an array that converts: `python -m hpc_tumor.cluster.convert.task BOARD`, started by command.py.
+"""One task of an array that converts: `python -m hpc_tumor.cluster.convert.task FOLDER`, started by command.py.
 
-It takes units from the board until none is left, with as many processes of its own as it was given CPUs and memory for.
+It takes units from the queue until none is left, with as many processes of its own as it was given CPUs and memory for.
 Where the conversion is gone, it ends without a word.
 """
 
@@ -15,7 +15,7 @@ from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from hpc_tumor.cluster.convert.work_queue import Board
+from hpc_tumor.cluster.convert.work_queue import WorkQueue
 from hpc_tumor.data.convert.case import Unit
 from hpc_tumor.data.convert.target import STAGING, ConversionError, StorageError, remove
 from hpc_tumor.data.convert.vanished import why_unreadable
@@ -25,43 +25,43 @@ from hpc_tumor.errors import HpcTumorError
 MORE_MEMORY = "ask for more per task with --memory"
 
 
-def work(board: Board, owner: str, workers: int) -> None:
+def work(queue: WorkQueue, owner: str, workers: int) -> None:
     """Convert what can be taken. ConversionError where results cannot be written, or the source is not here."""
-    directory, units = board.read_units()
+    directory, units = queue.read_units()
     with suppress(OSError):
         os.chdir(directory)  # paths may be relative to it
     cases = [case for unit in units for case in unit.cases]
 
     def taken() -> Iterator[Unit]:
-        for number in board.take(owner):
+        for number in queue.take(owner):
             # A name of its own: a unit that was given to another task in the meantime is not written by two.
-            yield replace(units[number], staged=board.path.parent / f"{number}@{owner}", threads=1)
+            yield replace(units[number], staged=queue.path.parent / f"{number}@{owner}", threads=1)
 
     with closing(convert_here(taken(), workers, more_memory=MORE_MEMORY, apart=True)) as results:
         for result in results:
             if result.failed and (lost := why_unreadable(cases, {case for case, _ in result.failed})):
                 raise ConversionError(f"the source cannot be read on {socket.gethostname()}: {lost}.")
-            board.publish(int(result.unit.staged.name.partition("@")[0]), result)
+            queue.publish(int(result.unit.staged.name.partition("@")[0]), result)
 
 
 def main(arguments: list[str]) -> int:
     """Exit code 0 also where the conversion is gone."""
-    board = Board(Path(arguments[0]))
-    staging = board.path.parent
+    queue = WorkQueue(Path(arguments[0]))
+    staging = queue.path.parent
     job = os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ.get("SLURM_JOB_ID") or "0"
     task, restart = os.environ.get("SLURM_ARRAY_TASK_ID", "0"), os.environ.get("SLURM_RESTART_COUNT", "0")
     owner = f"{job}_{task}.{restart}"
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that it says that it ends
     try:
-        with board.worked_on(owner):
-            work(board, owner, default_workers())
+        with queue.worked_on(owner):
+            work(queue, owner, default_workers())
     except (HpcTumorError, OSError) as error:
-        if board.path.exists():
-            board.give_up(owner, str(error), fatal=isinstance(error, StorageError))
+        if queue.path.exists():
+            queue.give_up(owner, str(error), fatal=isinstance(error, StorageError))
             print(f"error: {error}", file=sys.stderr)
             return 1
     finally:
-        if not board.path.exists() and staging.name.startswith(STAGING):
+        if not queue.path.exists() and staging.name.startswith(STAGING):
             remove(staging)  # what this task was writing when the folder was removed
     return 0
 

@@ -31,22 +31,22 @@ BEAT_LIMIT = 600.0  # seconds without a beat after which the conversion is taken
 
 
 @dataclass(frozen=True)
-class Board:
+class WorkQueue:
     """The folder of one conversion."""
 
     path: Path
 
     @classmethod
-    def create(cls, path: Path, units: Sequence[Unit]) -> Board:
+    def create(cls, path: Path, units: Sequence[Unit]) -> WorkQueue:
         """A new folder with these units to be done."""
         for name in ("todo", "doing", "done", "failed", "working", "ended", "logs"):
             (path / name).mkdir(parents=True)
         (path / "units.pkl").write_bytes(pickle.dumps((str(Path.cwd()), list(units))))
         for number in range(len(units)):
             (path / "todo" / str(number)).touch()
-        board = cls(path)
-        board.beat()
-        return board
+        queue = cls(path)
+        queue.beat()
+        return queue
 
     def beat(self) -> None:
         """Say that the conversion lives."""
@@ -133,7 +133,7 @@ class Board:
             yield number, UnitResult(unit, rows, failed, value["uncertain"])
 
     def finish(self, number: int) -> None:
-        """Take a unit off the board, whoever is at work on it."""
+        """Take a unit off the queue, whoever is at work on it."""
         for file in (self.path / "done" / f"{number}.json", self.path / "todo" / str(number)):
             file.unlink(missing_ok=True)
         for file in (self.path / "doing").glob(f"{number}@*"):

@@ -14,8 +14,8 @@ from hpc_tumor.cluster.describe.profiles import LOCAL
 from hpc_tumor.cluster.describe.site import Facts, Partition
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.errors import ClusterError, UsageError, unknown
-from hpc_tumor.run_dir import folder_to_write
 from hpc_tumor.system import atomic
+from hpc_tumor.system.atomic import folder_to_write
 from hpc_tumor.validation import build
 
 
@@ -63,20 +63,20 @@ def _check_name(name: str, output: Path | None) -> None:
         raise UsageError(f"--output {output}: a profile's file ends in .toml: --output {output}.toml")
 
 
-def _choose(facts: Facts, wanted: str | None) -> Partition:
+def _choose(facts: Facts, name: str | None) -> Partition:
     """The partition named; else the one with the most GPUs on a node among those that this account may use."""
     partitions = facts.partitions or {}
-    if wanted is not None:
-        if wanted not in partitions:
-            raise unknown("partition", wanted, partitions)
-        return partitions[wanted]
-    usable = [part for part in partitions.values() if part.up and _is_open(part, facts)]
+    if name is not None:
+        if name not in partitions:
+            raise unknown("partition", name, partitions)
+        return partitions[name]
+    usable = [each for each in partitions.values() if each.up and _is_open(each, facts)]
     if not usable:
         raise ClusterError("no partition here is open to your accounts: name one with --partition.")
 
-    def worth(part: Partition) -> tuple[int, int, bool, int]:
-        kind = main_kind(part)
-        return kind.gpus, kind.gpus * kind.nodes, part.default, part.walltime or 10**9
+    def worth(each: Partition) -> tuple[int, int, bool, int]:
+        kind = main_kind(each)
+        return kind.gpus, kind.gpus * kind.nodes, each.default, each.walltime or 10**9
 
     return max(usable, key=worth)
 

@@ -13,10 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 
-from hpc_tumor.cluster.describe import slurm_text
 from hpc_tumor.cluster.describe.site import Facts, Limits, NodeKind, Partition
-from hpc_tumor.cluster.slurm import run_slurm
+from hpc_tumor.cluster.slurm import parse_count, run_slurm
 from hpc_tumor.errors import ClusterError
+from hpc_tumor.vocabulary import parse_seconds
 
 SECONDS = 5.0  # that a command may take
 _SINFO = "%P|%a|%l|%D|%c|%m|%d|%G|%f"
@@ -38,21 +38,21 @@ def read_facts(seconds: float = SECONDS) -> Facts:
         "sacctmgr show qos": ("sacctmgr", "-nP", "show", "qos", f"format={','.join(_QOS)}"),
     }
     with ThreadPoolExecutor(len(commands)) as pool:
-        said = dict(zip(commands, pool.map(partial(_ask, seconds), commands.values()), strict=True))
-    config = slurm_text.settings(said["scontrol show config"])
+        answers = dict(zip(commands, pool.map(partial(_ask, seconds), commands.values()), strict=True))
+    config = _settings(answers["scontrol show config"])
     cluster, plugins = config.get("ClusterName"), config.get("JobSubmitPlugins", "unknown")
-    general, in_partition = _accounts(slurm_text.rows(said["sacctmgr show assoc"], len(_ASSOCIATION)), cluster)
-    default = next(iter((said["sacctmgr show user"] or "").split()), None)
+    general, in_partition = _accounts(_rows(answers["sacctmgr show assoc"], len(_ASSOCIATION)), cluster)
+    default = next(iter((answers["sacctmgr show user"] or "").split()), None)
     return Facts(
-        partitions=_partitions(said["sinfo"], said["scontrol show partition"]),
+        partitions=_partitions(answers["sinfo"], answers["scontrol show partition"]),
         accounts=general,
         default_account=default,
-        qos=_qos(slurm_text.rows(said["sacctmgr show qos"], len(_QOS))),
-        max_array=slurm_text.count(config.get("MaxArraySize", "")),
+        qos=_qos(_rows(answers["sacctmgr show qos"], len(_QOS))),
+        max_array=parse_count(config.get("MaxArraySize", "")),
         requeue=None if "JobRequeue" not in config else config["JobRequeue"] == "1",
         cluster=cluster,
         version=config.get("SLURM_VERSION"),
-        missing=tuple(name for name, text in said.items() if text is None),
+        missing=tuple(name for name, text in answers.items() if text is None),
         accounts_in=in_partition,
         enforced=_enforced(config.get("AccountingStorageEnforce")),
         chosen_by_site=plugins not in ("(null)", ""),
@@ -78,14 +78,14 @@ def _enforced(text: str | None) -> frozenset[str] | None:
     """`associations,limits,qos,safe` → what of it is checked; each of the others brings associations along."""
     if text is None:
         return None
-    found = {
+    checked = {
         name for name in re.split(r"[,\s]+", text.lower()) if name not in ("", "none", "(null)", "nojobs", "nosteps")
     }
-    if found & {"safe", "all"}:
-        found |= {"limits"}
-    if "all" in found:
-        found |= {"qos"}
-    return frozenset(found | {"associations"} if found else found)
+    if checked & {"safe", "all"}:
+        checked |= {"limits"}
+    if "all" in checked:
+        checked |= {"qos"}
+    return frozenset(checked | {"associations"} if checked else checked)
 
 
 def _accounts(
@@ -99,7 +99,7 @@ def _accounts(
             continue
         limits = replace(
             _limits(walltime, running, queued, per_job, in_all),
-            qos=slurm_text.names(qos), default_qos=default_qos or None,
+            qos=_names(qos), default_qos=default_qos or None,
         )  # fmt: skip
         if partition:
             in_partition[account.lower(), partition] = limits
@@ -112,70 +112,70 @@ def _accounts(
 def _qos(rows: list[list[str]] | None) -> dict[str, Limits] | None:
     """By their names in small letters; how they are written does not matter to SLURM."""
     return {
-        name.lower(): replace(_limits(walltime, running, queued, *amounts), flags=slurm_text.names(flags) or ())
+        name.lower(): replace(_limits(walltime, running, queued, *amounts), flags=_names(flags) or ())
         for name, flags, running, queued, walltime, *amounts in rows or ()
     } or None
 
 
 def _limits(walltime: str, running: str, queued: str, *amounts: str) -> Limits:
     """`amounts` are limits on resources, of which the least holds."""
-    said = [slurm_text.resources(text) for text in amounts]
+    resources = [parse_resources(text) for text in amounts]
 
     def least(name: str) -> float | None:
-        return min((each[name] for each in said if name in each), default=None)
+        return min((each[name] for each in resources if name in each), default=None)
 
     def whole(name: str) -> int | None:
         return None if (number := least(name)) is None else int(number)
 
     return Limits(
-        slurm_text.minutes(walltime), whole("gres/gpu"), whole("node"), slurm_text.count(running),
-        slurm_text.count(queued), whole("cpu"), least("mem"),
+        parse_minutes(walltime), whole("gres/gpu"), whole("node"), parse_count(running),
+        parse_count(queued), whole("cpu"), least("mem"),
     )  # fmt: skip
 
 
 def _partitions(sinfo: str | None, scontrol: str | None) -> dict[str, Partition] | None:
     """From sinfo come the nodes, from scontrol who may use them; either may be missing."""
     seen, told, groups = _seen(sinfo), _told(scontrol), _groups()
-    found = {}
+    partitions = {}
     for name in dict.fromkeys([*seen, *told]):
         values = told.get(name, {})
         stated = Partition(
             name,
             values.get("State") == "UP",
             values.get("Default") == "YES",
-            slurm_text.minutes(values.get("MaxTime", "")),
+            parse_minutes(values.get("MaxTime", "")),
         )
-        part = seen.get(name, stated)
-        allowed = slurm_text.names(values.get("AllowGroups", ""))
+        partition = seen.get(name, stated)
+        allowed = _names(values.get("AllowGroups", ""))
         closed = values.get("RootOnly") == "YES" or (allowed is not None and not groups & set(allowed))
-        found[name] = replace(
-            part,
-            default=part.default or stated.default,
-            max_nodes=slurm_text.count(values.get("MaxNodes", "")),
-            accounts=slurm_text.names(values.get("AllowAccounts", "")),
-            qos=slurm_text.names(values.get("AllowQos", "")),
-            own_qos=next(iter(slurm_text.names(values.get("QoS", "")) or ()), None),
-            kinds=tuple(_within(kind, values) for kind in part.kinds),
-            denied_accounts=slurm_text.names(values.get("DenyAccounts", "")) or (),
-            denied_qos=slurm_text.names(values.get("DenyQos", "")) or (),
+        partitions[name] = replace(
+            partition,
+            default=partition.default or stated.default,
+            max_nodes=parse_count(values.get("MaxNodes", "")),
+            accounts=_names(values.get("AllowAccounts", "")),
+            qos=_names(values.get("AllowQos", "")),
+            own_qos=next(iter(_names(values.get("QoS", "")) or ()), None),
+            kinds=tuple(_within(kind, values) for kind in partition.kinds),
+            denied_accounts=_names(values.get("DenyAccounts", "")) or (),
+            denied_qos=_names(values.get("DenyQos", "")) or (),
             for_my_group=os.getuid() == 0 or not closed,
         )
-    return found or None
+    return partitions or None
 
 
 def _seen(sinfo: str | None) -> dict[str, Partition]:
     """Partitions with their kinds of nodes, as sinfo shows them."""
-    found: dict[str, Partition] = {}
-    for row in slurm_text.rows(sinfo, _SINFO.count("|") + 1) or ():
+    partitions: dict[str, Partition] = {}
+    for row in _rows(sinfo, _SINFO.count("|") + 1) or ():
         name, state, walltime, nodes, cpus, memory, disk, gres, features = row
         default, name = name.endswith("*"), name.removesuffix("*")
-        number, cores, memory_mb, disk_mb = map(slurm_text.first_number, (nodes, cpus, memory, disk))
-        gpus, types = slurm_text.gres(gres)
-        names = slurm_text.names(features) or ()
+        number, cores, memory_mb, disk_mb = map(_first_number, (nodes, cpus, memory, disk))
+        gpus, types = parse_gres(gres)
+        names = _names(features) or ()
         kind = NodeKind(number, cores, memory_mb / 1024, gpus, types, names, disk_mb / 1024)
-        part = found.setdefault(name, Partition(name, state == "up", default, slurm_text.minutes(walltime)))
-        found[name] = replace(part, kinds=(*part.kinds, kind))
-    return found
+        partition = partitions.setdefault(name, Partition(name, state == "up", default, parse_minutes(walltime)))
+        partitions[name] = replace(partition, kinds=(*partition.kinds, kind))
+    return partitions
 
 
 def _told(scontrol: str | None) -> dict[str, dict[str, str]]:
@@ -186,7 +186,7 @@ def _told(scontrol: str | None) -> dict[str, dict[str, str]]:
 
 def _within(kind: NodeKind, partition: dict[str, str]) -> NodeKind:
     """As much of a node as the partition lets a job have."""
-    cpus, memory = (slurm_text.count(partition.get(name, "")) for name in ("MaxCPUsPerNode", "MaxMemPerNode"))
+    cpus, memory = (parse_count(partition.get(name, "")) for name in ("MaxCPUsPerNode", "MaxMemPerNode"))
     return replace(
         kind,
         cpus=min(kind.cpus, cpus or kind.cpus),
@@ -196,10 +196,65 @@ def _within(kind: NodeKind, partition: dict[str, str]) -> NodeKind:
 
 def _groups() -> set[str]:
     """This user's groups by name."""
-    found = set()
+    names = set()
     for number in {os.getgid(), *os.getgroups()}:
         try:
-            found.add(grp.getgrgid(number).gr_name)
+            names.add(grp.getgrgid(number).gr_name)
         except KeyError:  # known to the directory of another machine only
             continue
-    return found
+    return names
+
+
+# What SLURM prints; nonsense is nothing, never an error.
+
+
+def _rows(text: str | None, columns: int) -> list[list[str]] | None:
+    """Lines of `a|b|c` with so many columns, the first of them not empty; None where there was no answer."""
+    if text is None:
+        return None
+    lines = (line.strip().split("|") for line in text.splitlines())
+    return [row for row in lines if len(row) == columns and row[0]]
+
+
+def _settings(text: str | None) -> dict[str, str]:
+    """Lines of `Name = value`."""
+    pairs = (line.partition("=") for line in (text or "").splitlines() if "=" in line)
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _names(text: str) -> tuple[str, ...] | None:
+    """`a,b` → both; None for ALL and for nothing."""
+    return None if text in ("", "ALL", "(null)", "N/A") else tuple(name for name in text.split(",") if name)
+
+
+def _first_number(text: str) -> int:
+    """`128+` and `24` → the number; 0 where there is none."""
+    match = re.match(r"\d+", text)
+    return int(match[0]) if match else 0
+
+
+def parse_minutes(text: str) -> int | None:
+    """`2:00:00`, `6-06:00:00`, `30:00` → minutes, at least 1; None for UNLIMITED, infinite and nothing."""
+    seconds = parse_seconds(text)
+    return max(1, int(seconds // 60)) if seconds else None
+
+
+def parse_gres(text: str) -> tuple[int, tuple[str, ...]]:
+    """`gpu:a100:4(S:0-1),shard:8` → the number of GPUs and their types; a type may be 2080ti."""
+    gpus, types = 0, []
+    for item in re.sub(r"\([^)]*\)", "", text).split(","):
+        kind, *fields = item.strip().split(":")
+        if kind != "gpu":
+            continue
+        gpus += int(fields.pop()) if fields and fields[-1].isdecimal() else 1
+        if fields and fields[0] != "no_consume":
+            types.append(fields[0])
+    return gpus, tuple(dict.fromkeys(types))
+
+
+def parse_resources(text: str) -> dict[str, float]:
+    """`cpu=96,gres/gpu=4,mem=500G` → the number of each; memory in GB, which is in MB where no letter says more."""
+    amounts = {}
+    for name, number, unit in re.findall(r"(?:^|,)([^,=]+)=(\d+(?:\.\d+)?)([KMGTP]?)", text):
+        amounts[name] = float(number) * (1024 ** ("KMGTP".index(unit or "M") - 2) if name == "mem" else 1)
+    return amounts

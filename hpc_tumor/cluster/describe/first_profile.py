@@ -9,10 +9,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from hpc_tumor.cluster.describe import slurm_text
 from hpc_tumor.cluster.describe.site import Facts, Limits, NodeKind, Partition
-from hpc_tumor.names import hours
 from hpc_tumor.system.resources import home_directory
+from hpc_tumor.vocabulary import hours, slurm_time
 
 _DISKS = ("SLURM_TMPDIR", "LOCAL_SCRATCH", "JOBSCRATCH", "LSCRATCH")  # of a node, as sites name them
 _SCRATCH = ("SCRATCH", "WORK", "FAST", "CINECA_SCRATCH")
@@ -79,10 +78,10 @@ class Draft:
 
     def _others(self) -> str:
         """The other partitions, those with GPUs first, in short."""
-        parts = [part for part in (self.facts.partitions or {}).values() if part.name != self.partition.name]
-        parts.sort(key=lambda part: -part.largest.gpus)
-        said = [f"{part.name} ({part.largest.gpus} GPUs)" if part.largest.gpus else part.name for part in parts]
-        return f"others: {_some(said, 8)}" if said else ""
+        others = [each for each in (self.facts.partitions or {}).values() if each.name != self.partition.name]
+        others.sort(key=lambda each: -each.largest.gpus)
+        named = [f"{each.name} ({each.largest.gpus} GPUs)" if each.largest.gpus else each.name for each in others]
+        return f"others: {_some(named, 8)}" if named else ""
 
     def _account_line(self) -> str:
         if self.account:
@@ -108,8 +107,8 @@ class Draft:
         payer = self.facts.payer(self.account, self.partition)
         mine = [name for name in (payer.qos if payer else None) or () if self.partition.lets_qos(name)]
         known = self.facts.qos or {}
-        said = [_with_limits(name, known.get(name.lower(), Limits())) for name in mine]
-        remark = f"that you may name: {_some(said, 6)}" if said else "another QOS than the default one"
+        shown = [_with_limits(name, known.get(name.lower(), Limits())) for name in mine]
+        remark = f"that you may name: {_some(shown, 6)}" if shown else "another QOS than the default one"
         return _line("qos", self.qos, remark, mine or ("normal",))
 
     def _to_tell_apart(self) -> tuple[str | None, str | None]:
@@ -147,7 +146,7 @@ class Draft:
                 self.notes.append(f"one user may have {limits.gpus} GPUs at once")
         most = _least(*counts)
         return [
-            f'walltime = "{slurm_text.walltime(walltime)}" # {why}',
+            f'walltime = "{slurm_time(walltime)}" # {why}',
             f"nodes = {most} # of one run" if most else "# nodes = 4 # of one run",
             _number("running_jobs", limits.running, 5, "at once"),
             _number("queued_jobs", limits.queued, 20, "running and waiting"),

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 from contextlib import suppress
 from pathlib import Path
 
 from hpc_tumor import settings
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.errors import UsageError, unknown
+from hpc_tumor.system.processes import run_quietly
 from hpc_tumor.system.resources import available_cpus, expand_home, owner_of
 from hpc_tumor.validation import build
 
@@ -82,11 +82,11 @@ def list_profiles() -> tuple[list[ClusterProfile], list[UsageError]]:
 def profile_files() -> dict[str, Path]:
     """Name → file of the profiles that can be found, sorted by name; the user's own go before those shipped."""
     folders = (settings.user_directory() / "clusters", Path("slurm_templates"), settings.shipped("slurm_templates"))
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for folder in folders:
         for path in sorted(folder.glob("*.toml")) if folder.is_dir() else ():
-            found.setdefault(path.stem, path)
-    return {name: found[name] for name in sorted(found) if name != LOCAL}
+            files.setdefault(path.stem, path)
+    return {name: files[name] for name in sorted(files) if name != LOCAL}
 
 
 def default_profile() -> tuple[ClusterProfile, str]:
@@ -127,12 +127,7 @@ def count_gpus() -> int:
     if visible is not None:
         return len([item for item in visible.split(",") if item.strip() and not item.strip().startswith("-")])
     devices = [path for path in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name)]
-    if devices or shutil.which("nvidia-smi") is None:
+    if devices:
         return len(devices)
-    try:  # Windows' Linux has GPUs without such device files
-        listing = subprocess.run(
-            ["nvidia-smi", "-L"], capture_output=True, encoding="utf-8", errors="replace", timeout=20, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return 0
-    return sum(line.startswith("GPU ") for line in listing.stdout.splitlines())
+    done = run_quietly("nvidia-smi", "-L", seconds=20)  # Windows' Linux has GPUs without such device files
+    return sum(line.startswith("GPU ") for line in done.stdout.splitlines()) if done else 0

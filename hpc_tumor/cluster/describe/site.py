@@ -48,13 +48,13 @@ class Partition:
 
     def lets_account(self, account: str) -> bool:
         """Return True if jobs of that account may be here; SLURM does not mind how its letters are written."""
-        return _among(account, self.accounts) and not (
-            self.denied_accounts and _among(account, self.denied_accounts)
+        return among(account, self.accounts) and not (
+            self.denied_accounts and among(account, self.denied_accounts)
         )  # fmt: skip
 
     def lets_qos(self, qos: str) -> bool:
         """Return True if jobs of that QOS may be here."""
-        return _among(qos, self.qos) and not (self.denied_qos and _among(qos, self.denied_qos))
+        return among(qos, self.qos) and not (self.denied_qos and among(qos, self.denied_qos))
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Facts:
     @property
     def default_partition(self) -> Partition | None:
         """The one that a job without a partition goes to."""
-        return next((part for part in (self.partitions or {}).values() if part.default), None)
+        return next((partition for partition in (self.partitions or {}).values() if partition.default), None)
 
     def enforces(self, what: str) -> bool:
         """Return True if jobs are refused without a right to their account (`associations`), `qos`, or for `limits`."""
@@ -118,12 +118,12 @@ class Facts:
             ours, theirs = theirs, ours
         levels = [level for level in (theirs, ours, payer) if level] if self.enforces("limits") else []
         flags = {flag for level in (ours, theirs) if level for flag in level.flags}
-        found = Limits(**{name: _first(getattr(level, name) for level in levels) for name in _AMOUNTS})  # type: ignore[arg-type]
+        limits = Limits(**{name: _first(getattr(level, name) for level in levels) for name in _AMOUNTS})  # type: ignore[arg-type]
         if partition and "PartitionTimeLimit" not in flags:
-            found = replace(found, walltime=_least(found.walltime, partition.walltime))
+            limits = replace(limits, walltime=_least(limits.walltime, partition.walltime))
         if partition and "PartitionMaxNodes" not in flags:
-            found = replace(found, nodes=_least(found.nodes, partition.max_nodes))
-        return found
+            limits = replace(limits, nodes=_least(limits.nodes, partition.max_nodes))
+        return limits
 
 
 _AMOUNTS = ("walltime", "gpus", "nodes", "running", "queued", "cpus", "memory_gb")
@@ -136,7 +136,7 @@ def _default_qos(payer: Limits | None) -> str:
     return payer.qos[0] if payer and payer.qos and len(payer.qos) == 1 else "normal"
 
 
-def _among(name: str, names: Iterable[str] | None) -> bool:
+def among(name: str, names: Iterable[str] | None) -> bool:
     """Return True if a list holds the name, in whatever letters; None is a list of all."""
     return names is None or name.lower() in {each.lower() for each in names}
 

@@ -34,10 +34,10 @@ from hpc_tumor.cluster.slurm import cancel_job
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.errors import ClusterError
 from hpc_tumor.run_dir import RunDir
-from hpc_tumor.system.python_children import python_variables
+from hpc_tumor.system.processes import python_variables
 
 
-def start_here(run: RunDir, code: Path) -> str:
+def start_local(run: RunDir, code: Path) -> str:
     """Start a run in the background of this machine, after those before it; gives the number of its process."""
     executor = _DetachedExecutor(folder=run.submission, python=shlex.join([sys.executable, *verified(code)]))
     executor.code = code

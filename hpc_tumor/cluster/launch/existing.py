@@ -1,18 +1,24 @@
-"""Search for runs that are there already among those asked for, so that the same request twice trains nothing twice."""
+"""Runs that are there already: found among those asked for, and whether and as what they may go on."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
+from hpc_tumor.cluster.observe.job_record import OTHER_VERSION, JobRecord
 from hpc_tumor.cluster.observe.queue import read_states
-from hpc_tumor.cluster.observe.states import RunState
-from hpc_tumor.config import Experiment
-from hpc_tumor.provenance import store_identity
+from hpc_tumor.cluster.observe.states import RunState, State
+from hpc_tumor.cluster.plan.plan import Plan
+from hpc_tumor.config import ClusterProfile, Experiment
+from hpc_tumor.errors import UsageError
+from hpc_tumor.provenance import MASKED, store_identity
 from hpc_tumor.records import section
-from hpc_tumor.run_dir import RunDir, is_run, read_json
-from hpc_tumor.system.resources import expand_home
+from hpc_tumor.run_dir import RunDir, is_run, read_json, read_signature
+from hpc_tumor.settings import changed_settings, refuse_changes, settings_by_name
+from hpc_tumor.system.resources import absolute, owner_of
+from hpc_tumor.validation import build
 
 
 def find_same(experiments: Sequence[Experiment], runs: Path) -> list[RunState | None]:
@@ -24,25 +30,31 @@ def find_same(experiments: Sequence[Experiment], runs: Path) -> list[RunState | 
     if not runs.is_dir():
         return [None] * len(experiments)
     experiments = [with_absolute_store(experiment) for experiment in experiments]
-    wanted = {_key(experiment.model_dump(mode="json")): None for experiment in experiments}
-    fitting: dict[str, list[RunDir]] = {key: [] for key in wanted}
-    prints = {str(experiment.data.store): store_identity(experiment.data.store) for experiment in experiments}
+    same: dict[str, list[RunDir]] = {experiment.signature: [] for experiment in experiments}
     for path in sorted(runs.iterdir()):
-        settings = read_json(path / "config.json") if is_run(path) else None
-        if settings is not None and (key := _key(settings)) in fitting:
-            run = RunDir(path)
-            then = section(section(read_json(run.provenance)).get("store"))
-            now = prints[str(settings["data"]["store"])]
-            if then.get("fingerprint") == now.get("fingerprint"):
-                fitting[key].append(run)
-    states = {state.run.path: state for state in read_states([run for found in fitting.values() for run in found])}
+        if is_run(path) and (signature := read_signature(path)) in same:
+            same[signature].append(RunDir(path))
+    stores = {experiment.data.store for experiment in experiments}
+    fingerprints = {store: store_identity(store).get("fingerprint") for store in stores}
+    candidates = [
+        [run for run in same[experiment.signature] if _is_same(run, experiment, fingerprints[experiment.data.store])]
+        for experiment in experiments
+    ]
+    states = {state.run.path: state for state in read_states([run for same_runs in same.values() for run in same_runs])}
 
-    def best(found: list[RunDir]) -> RunState | None:
-        open_to_us = [states[run.path] for run in found if states[run.path].state.under_way or is_own(run)]
-        ranked = sorted(open_to_us, key=lambda state: state.state.under_way)
-        return ranked[-1] if ranked else None
+    def best(same_runs: list[RunDir]) -> RunState | None:
+        open_to_us = [states[run.path] for run in same_runs if states[run.path].state.under_way or is_own(run)]
+        return max(reversed(open_to_us), key=lambda state: state.state.under_way, default=None)
 
-    return [best(fitting[_key(experiment.model_dump(mode="json"))]) for experiment in experiments]
+    return [best(same_runs) for same_runs in candidates]
+
+
+def _is_same(run: RunDir, experiment: Experiment, fingerprint: object) -> bool:
+    """Return True where a run of the same signature has these settings, whatever the defaults were, and this data."""
+    with suppress(UsageError):
+        store = section(section(read_json(run.provenance)).get("store"))
+        return store.get("fingerprint") == fingerprint and run.experiment() == experiment
+    return False
 
 
 def is_own(run: RunDir) -> bool:
@@ -50,16 +62,60 @@ def is_own(run: RunDir) -> bool:
     return run.path.stat().st_uid == os.getuid()
 
 
+def own_submission(run: RunDir) -> tuple[ClusterProfile, Plan]:
+    """Return the profile and plan of a run of this user's. UsageError for one of others, or never submitted."""
+    if not is_own(run):
+        raise UsageError(
+            f"{run.name} belongs to {owner_of(run.path)}, and nobody else can resume it; hpc-tumor rerun trains it as a"
+            " run of your own."
+        )
+    return submitted_as(run)
+
+
+def submitted_as(run: RunDir) -> tuple[ClusterProfile, Plan]:
+    """Return the profile and plan that a run was submitted with. UsageError where it never was."""
+    job = JobRecord.of_run(run)
+    if job.faults:
+        raise UsageError(f"{run.name}: {'; '.join(job.faults)}. {OTHER_VERSION}")
+    if job.plan is None or job.profile is None:
+        raise UsageError(f"{run.name} was never submitted: it holds no readable {run.job.name}.")
+    stated = read_json(run.submission / "profile.json")
+    profile = build(ClusterProfile, stated, where=str(run.job)) if stated else job.profile
+    hidden = [name for name, value in profile.environment.variables.items() if MASKED in value]
+    names = f" ({', '.join(hidden)})" if hidden else ""
+    if hidden or any(MASKED in line for line in profile.environment.setup):
+        raise UsageError(
+            f"{run.name} was submitted with settings of {owner_of(run.path)}'s that others may not see"
+            f"{names}: submit it with a profile of your own."
+        )
+    return profile, job.plan
+
+
+def refuse_what_goes_on(runs: Sequence[RunDir]) -> None:
+    """Raises UsageError for the first of the runs that may still do something by itself."""
+    for state in read_states(runs) if runs else ():
+        if state.ending:
+            raise UsageError(f"{state.name} is still ending: try again in a few seconds.")
+        if state.cancellable and not state.alive:
+            raise UsageError(f"SLURM does not say whether {state.name} still goes on: try again when it answers.")
+        if state.alive or state.state.under_way or state.state is State.UNREADABLE:
+            raise UsageError(
+                f"{state.name} is {state.state}: only a run that has ended without a result can be resumed."
+            )
+
+
+def refuse_changed_settings(run: RunDir) -> None:
+    """Raises DataError where the run has checkpoints, and its settings are others than those that made them.
+
+    Its job would refuse them, too, by what the checkpoint itself says.
+    """
+    made = (read_json(run.provenance) or {}).get("settings")
+    if isinstance(made, dict) and run.last_checkpoint.exists():
+        _, must_not = changed_settings(made, settings_by_name(run.experiment()))
+        refuse_changes(must_not, f"the checkpoints of {run.name} were made with other settings")
+
+
 def with_absolute_store(experiment: Experiment) -> Experiment:
     """The experiment as a run directory keeps it: true from any working directory."""
     data = experiment.data.model_copy(update={"store": absolute(experiment.data.store)})
     return experiment.model_copy(update={"data": data})
-
-
-def absolute(path: Path) -> Path:
-    """`path` from the root on, without `..`; links are left as they are."""
-    return Path(os.path.abspath(expand_home(path)))  # noqa: PTH100 - Path.absolute keeps `..`, Path.resolve no links
-
-
-def _key(settings: dict[str, object]) -> str:
-    return repr(sorted((name, repr(value)) for name, value in settings.items()))

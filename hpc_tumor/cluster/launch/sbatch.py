@@ -5,12 +5,21 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from hpc_tumor.cluster.describe.profiles import LOCAL
 from hpc_tumor.cluster.observe.causes import remedy
 from hpc_tumor.cluster.plan.plan import Plan
-from hpc_tumor.cluster.slurm import ask_slurm, cancel_job, find_own_jobs, slurm_words
+from hpc_tumor.cluster.slurm import (
+    UnreachableError,
+    ask_slurm,
+    cancel_job,
+    find_own_jobs,
+    slurm_error,
+    slurm_words,
+)
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.errors import ClusterError
 
@@ -18,7 +27,6 @@ SECONDS = 120  # that sbatch may take
 # What SLURM prints, and with --parsable, which a site's own wrapper may add; its greetings may hold any other number.
 _SENTENCE = re.compile(r"Submitted batch job (\d+)\b")
 _NUMBERS = (_SENTENCE, re.compile(r"^\s*(\d+)(?:;\S+)?\s*$", re.MULTILINE))
-_NOT_THERE = re.compile(r"parse_file|configuration source|contact slurm controller|No such file", re.IGNORECASE)
 _OF_A_JOB = re.compile(
     "SLURM_|SLURMD_|SRUN_|SUBMITIT_|(MASTER_ADDR|MASTER_PORT|RANK|WORLD_SIZE|LOCAL_RANK|LOCAL_WORLD_SIZE)$"
 )
@@ -27,6 +35,15 @@ _DECIDED = re.compile(
     r"SBATCH_(JOB_NAME|TIMELIMIT|SIGNAL|OUTPUT|ERROR|OPEN_MODE|(NO_)?REQUEUE|ARRAY_INX|WAIT.*|EXPORT|MEM_.*|GRES|GPUS.*"
     r"|CPUS_PER_.*|NUM_.*|DEPENDENCY)"
 )
+
+
+def refuse_without_sbatch(profile: ClusterProfile, way: str) -> None:
+    """Raise ClusterError where a cluster is meant and this machine cannot submit to it; `way`: what else to do."""
+    if profile.name != LOCAL and shutil.which("sbatch") is None:
+        raise ClusterError(
+            f"no sbatch on this machine, which the cluster profile {profile.name} needs: log in to the cluster, or"
+            f" {way}."
+        )
 
 
 def submit_script(script: str | Path, name: str, profile: ClusterProfile, plan: Plan, *options: str) -> str:
@@ -54,15 +71,15 @@ def submit_script(script: str | Path, name: str, profile: ClusterProfile, plan: 
     if done.returncode:
         with contextlib.suppress(ClusterError):  # a wrapper failed after it was taken; other numbers are of a greeting
             cancel_job(*_SENTENCE.findall(done.stdout)[-1:])
-        raise _refusal(slurm_words(done.stderr) or f"sbatch ended with exit code {done.returncode}", profile, name)
+        raise _refusal(slurm_error(done), profile, name)
     printed = slurm_words(f"{done.stdout}\n{done.stderr}") or "nothing"
     raise ClusterError(f"sbatch on {profile.name} printed no job number, but: {printed[:300]}. {_taken_back(name)}")
 
 
 def job_number(printed: str) -> str | None:
     """The number of the job in what sbatch printed, whatever a site prints around it; None where there is none."""
-    found = (number.findall(printed) for number in _NUMBERS)
-    return next((numbers[-1] for numbers in found if numbers), None)
+    matches = (number.findall(printed) for number in _NUMBERS)
+    return next((numbers[-1] for numbers in matches if numbers), None)
 
 
 def _taken_back(name: str) -> str:
@@ -73,15 +90,15 @@ def _taken_back(name: str) -> str:
     return f"Its job, {name}, was cancelled."
 
 
-def _refusal(words: str, profile: ClusterProfile, name: str) -> ClusterError:
+def _refusal(error: ClusterError, profile: ClusterProfile, name: str) -> ClusterError:
     """The error for what sbatch said; a job that the controller took all the same, and answered too late, is ended."""
-    words = words.rstrip(".")
-    if _NOT_THERE.search(words):
+    words = str(error).rstrip(".")
+    if isinstance(error, UnreachableError):
         return ClusterError(f"SLURM cannot be reached for {profile.name}: {words}.")
     way = remedy(words)
-    found = find_own_jobs(name)
-    left = f" {_taken_back(name)}" if found else ""
-    if found is None:
+    queued = find_own_jobs(name)
+    left = f" {_taken_back(name)}" if queued else ""
+    if queued is None:
         left = f" Whether it is queued all the same is not known: squeue --name={name} tells."
     return ClusterError(f"SLURM refused the job for {profile.name}: {words}{f': {way}' if way else ''}.{left}")
 

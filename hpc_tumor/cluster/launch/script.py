@@ -12,7 +12,7 @@ from hpc_tumor.cluster.launch.snapshot import CHECK
 from hpc_tumor.cluster.plan.plan import Plan
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.errors import UsageError
-from hpc_tumor.system.python_children import python_variables
+from hpc_tumor.system.processes import python_variables
 
 # A folder that is shared can be moved by others: the pickle is used only where this user made it, and so is the code.
 _OWNED = '[ -O "$hpc_tumor_job" ] || { echo "error: $hpc_tumor_job is not yours, or gone: it is not run" >&2; exit 1; }'

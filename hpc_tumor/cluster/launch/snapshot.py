@@ -6,6 +6,7 @@ folder of small ones, which count against a quota and are slow to read for hundr
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import io
@@ -13,10 +14,11 @@ import os
 import re
 import time
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import hpc_tumor
-from hpc_tumor.cluster.launch.private import code_folder, make_private
+from hpc_tumor.cluster.launch.private import code_folder, make_private, remove_empty
 from hpc_tumor.errors import HpcTumorError
 from hpc_tumor.system import atomic
 
@@ -92,6 +94,20 @@ def take_snapshot(runs: Path) -> Path:
         if time.time() - other.stat().st_mtime > _KEPT_DAYS * 86_400:
             other.unlink(missing_ok=True)
     return path
+
+
+@contextlib.contextmanager
+def kept_code(runs: Path) -> Iterator[Path]:
+    """The code as `take_snapshot` keeps it; where no job comes of it, since the block fails, a new file goes again."""
+    new = not snapshot_path(runs).exists()
+    code = take_snapshot(runs)
+    try:
+        yield code
+    except BaseException:
+        if new:
+            code.unlink(missing_ok=True)
+            remove_empty(code.parent)
+        raise
 
 
 @functools.cache

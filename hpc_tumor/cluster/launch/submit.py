@@ -6,7 +6,6 @@ Runs of one shape become one array job. Each run's directory says in job.json wh
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import secrets
@@ -19,24 +18,34 @@ from pathlib import Path
 from typing import Any
 
 from hpc_tumor.cluster.describe.profiles import LOCAL
-from hpc_tumor.cluster.launch.executors import script_of, start_here, start_on_slurm, take_back
-from hpc_tumor.cluster.launch.existing import absolute, is_own, with_absolute_store
-from hpc_tumor.cluster.launch.private import check_private, code_folder, make_private, submissions_folder
-from hpc_tumor.cluster.launch.sbatch import clean_environment
+from hpc_tumor.cluster.launch.executors import script_of, start_local, start_on_slurm, take_back
+from hpc_tumor.cluster.launch.existing import (
+    own_submission,
+    refuse_changed_settings,
+    refuse_what_goes_on,
+    with_absolute_store,
+)
+from hpc_tumor.cluster.launch.private import (
+    check_private,
+    code_folder,
+    locked,
+    make_private,
+    remove_empty,
+    submissions_folder,
+)
+from hpc_tumor.cluster.launch.sbatch import clean_environment, refuse_without_sbatch
 from hpc_tumor.cluster.launch.script import log_folder
-from hpc_tumor.cluster.launch.snapshot import snapshot_path, take_snapshot
-from hpc_tumor.cluster.observe.job_record import OTHER_VERSION, JobRecord
-from hpc_tumor.cluster.observe.queue import read_states
-from hpc_tumor.cluster.observe.states import State
+from hpc_tumor.cluster.launch.snapshot import kept_code
+from hpc_tumor.cluster.observe.job_record import JobRecord
 from hpc_tumor.cluster.plan.plan import Plan, make_plan
-from hpc_tumor.config import ClusterProfile, Experiment, changed_settings, refuse_changes, settings_by_name
+from hpc_tumor.config import ClusterProfile, Experiment
 from hpc_tumor.errors import ClusterError, HpcTumorError, UsageError
-from hpc_tumor.provenance import MASKED, collect_provenance, provenance_of, without_passwords, without_secrets
-from hpc_tumor.run_dir import RunDir, check_writable, is_run, read_json, write_error
+from hpc_tumor.provenance import collect_provenance, provenance_of, without_passwords, without_secrets
+from hpc_tumor.run_dir import RunDir, matching, read_json
 from hpc_tumor.signals import held
 from hpc_tumor.system import atomic
-from hpc_tumor.system.resources import owner_of
-from hpc_tumor.validation import build
+from hpc_tumor.system.atomic import check_writable, write_error
+from hpc_tumor.system.resources import absolute
 
 UNNAMED = "DATE-TIME-{model}-ID"  # stands for the run's name where nothing is submitted
 MOST_TASKS = 1000  # of one array, where SLURM does not say how many it takes
@@ -102,7 +111,7 @@ def submit_all(
         ClusterError: there is no SLURM here.
     """
     runs = check_runs(runs, profile)
-    _refuse_without_sbatch(profile)
+    refuse_without_sbatch(profile, "use --cluster local")
     settled = [replace(item, experiment=_settled(item.experiment, item.plan)) for item in wanted]
     first = not runs.exists()
     submitted, provenance = Submitted(), collect_provenance()
@@ -120,37 +129,8 @@ def submit_all(
         submitted.refused.__cause__ = error
     finally:
         if first and not submitted.done:
-            _remove_empty(runs)
+            remove_empty(*runs.glob(f".*-{os.getuid()}"), runs)
     return submitted
-
-
-@contextlib.contextmanager
-def submitting(runs: Path) -> Iterator[bool]:
-    """One command of this user at a time looks what is there in `runs`, and adds to it: none trains the same twice.
-
-    Gives False where the file system has no locks, so that another one may be at work as well.
-
-    Raises:
-        UsageError: `runs` cannot be made or written.
-    """
-    runs = absolute(runs)
-    first = not runs.exists()
-    try:
-        runs.mkdir(parents=True, exist_ok=True)
-        handle = os.open(make_private(code_folder(runs)) / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise write_error(error, runs, "a run") from error
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            alone = True
-        except OSError:
-            alone = False
-        yield alone
-    finally:
-        os.close(handle)
-        if first and not any(is_run(path) for path in runs.iterdir()):
-            _remove_empty(runs)
 
 
 def job_script(
@@ -191,11 +171,11 @@ def resume_run(run: RunDir, gpus: int | None = None) -> Submission:
             cannot be had.
         ClusterError: SLURM is not there, or refuses; the run is left as it was.
     """
-    profile, plan = _own(run)
+    profile, plan = own_submission(run)
     check_runs(run.path.parent, profile)
-    _refuse_without_sbatch(profile)
+    refuse_without_sbatch(profile, "use --cluster local")
     with held() as interrupt_if_asked, _claimed(run), _restored(run):
-        _refuse_what_goes_on([run])
+        refuse_what_goes_on([run])
         refuse_changed_settings(run)
         if gpus is not None and gpus != plan.gpus:
             plan = _with_gpus(plan, profile, gpus)
@@ -209,7 +189,7 @@ def resume_all(runs: Sequence[RunDir]) -> dict[str, HpcTumorError]:
     by_profile: dict[str, tuple[ClusterProfile, list[Wanted]]] = {}
     for run in runs:
         try:
-            profile, plan = _own(run)
+            profile, plan = own_submission(run)
             by_profile.setdefault(profile.model_dump_json(), (profile, []))[1].append(
                 Wanted(run.experiment(), plan, run)
             )
@@ -226,73 +206,18 @@ def resume_all(runs: Sequence[RunDir]) -> dict[str, HpcTumorError]:
     return errors
 
 
-def _own(run: RunDir) -> tuple[ClusterProfile, Plan]:
-    """Return the profile and plan of a run of this user's. UsageError where it is not theirs."""
-    if not is_own(run):
-        raise UsageError(
-            f"{run.name} belongs to {owner_of(run.path)}, and nobody else can resume it; hpc-tumor rerun trains it as a"
-            " run of your own."
-        )
-    return submitted_as(run)
-
-
-def submitted_as(run: RunDir) -> tuple[ClusterProfile, Plan]:
-    """Return the profile and plan that a run was submitted with. UsageError where it never was."""
-    job = JobRecord.of_run(run)
-    if job.faults:
-        raise UsageError(f"{run.name}: {'; '.join(job.faults)}. {OTHER_VERSION}")
-    if job.plan is None or job.profile is None:
-        raise UsageError(f"{run.name} was never submitted: it holds no readable {run.job.name}.")
-    stated = read_json(run.submission / "profile.json")
-    profile = build(ClusterProfile, stated, where=str(run.job)) if stated else job.profile
-    hidden = [name for name, value in profile.environment.variables.items() if MASKED in value]
-    names = f" ({', '.join(hidden)})" if hidden else ""
-    if hidden or any(MASKED in line for line in profile.environment.setup):
-        raise UsageError(
-            f"{run.name} was submitted with settings of {owner_of(run.path)}'s that others may not see"
-            f"{names}: submit it with a profile of your own."
-        )
-    return profile, job.plan
-
-
-def _refuse_what_goes_on(runs: Sequence[RunDir]) -> None:
-    """Raises UsageError for the first of the runs that may still do something by itself."""
-    for state in read_states(runs) if runs else ():
-        if state.ending:
-            raise UsageError(f"{state.name} is still ending: try again in a few seconds.")
-        if state.cancellable and not state.alive:
-            raise UsageError(f"SLURM does not say whether {state.name} still goes on: try again when it answers.")
-        if state.alive or state.state.under_way or state.state is State.UNREADABLE:
-            raise UsageError(
-                f"{state.name} is {state.state}: only a run that has ended without a result can be resumed."
-            )
-
-
-def refuse_changed_settings(run: RunDir) -> None:
-    """Raises DataError where the run has checkpoints, and its settings are others than those that made them.
-
-    Its job would refuse them, too, by what the checkpoint itself says.
-    """
-    made = (read_json(run.provenance) or {}).get("settings")
-    if isinstance(made, dict) and run.last_checkpoint.exists():
-        _, must_not = changed_settings(made, settings_by_name(run.experiment()))
-        refuse_changes(must_not, f"the checkpoints of {run.name} were made with other settings")
-
-
 @contextlib.contextmanager
 def _claimed(run: RunDir) -> Iterator[None]:
-    """Of two that would start the same run at the same time, the second is refused."""
-    handle = os.open(make_private(run.submission) / "claim", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
+    """Of two that would start the same run at the same time, the second is refused.
+
+    Where the file system has no locks, the job itself still looks whether it is the run's.
+    """
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(locked(run.submission / "claim", wait=False))
         except BlockingIOError:
             raise UsageError(f"{run.name} is being resumed by another command at this moment.") from None
-        except OSError:  # a file system without locks: the job itself still looks whether it is the run's
-            pass
         yield
-    finally:
-        os.close(handle)
 
 
 def _with_gpus(plan: Plan, profile: ClusterProfile, gpus: int) -> Plan:
@@ -316,7 +241,7 @@ def _submit_group(
             for run in old:
                 kept.enter_context(_claimed(run))
                 kept.enter_context(_restored(run))
-            _refuse_what_goes_on(old)
+            refuse_what_goes_on(old)
             for run in old:
                 refuse_changed_settings(run)
             starts = []
@@ -335,8 +260,10 @@ def _submit_group(
 
 @contextlib.contextmanager
 def _restored(run: RunDir) -> Iterator[None]:
-    """Restore the run's own record of its job, settings and code where the block fails."""
-    before = {path: path.read_bytes() if path.exists() else None for path in (run.job, run.config, run.provenance)}
+    """Restore what the run says of its job, settings and code where the block fails, and leave no file of the job."""
+    there = set(matching(run.submission, "*"))
+    kept = (run.job, run.config, run.signature, run.provenance)
+    before = {path: path.read_bytes() if path.exists() else None for path in kept}
     try:
         yield
     except BaseException:
@@ -345,6 +272,8 @@ def _restored(run: RunDir) -> Iterator[None]:
                 path.unlink(missing_ok=True)
             else:
                 atomic.write_bytes(path, contents)
+        for path in set(matching(run.submission, "*")) - there:
+            path.unlink(missing_ok=True)
         raise
 
 
@@ -357,44 +286,47 @@ def _launch(
     Signals are held meanwhile: once SLURM has been asked, each job is written down, or taken back.
     """
     runs = [start.run for start in starts]
-    code = take_snapshot(runs[0].path.parent)
-    folder, name = _job_folder(runs)
-    try:
-        atomic.write_json(folder / "runs.json", [run.name for run in runs])
-        new = [start.run for start in starts if not start.number]
-        if provenance is not None and new:
-            script = without_passwords(script_of(runs, without_secrets(profile), plan, folder, name, at_once))
-            for run in new:
-                more = provenance_of(run.experiment().data.store, code=code.name, plan=plan.as_dict(), script=script)
-                atomic.write_json(run.provenance, {**provenance, **more})
-        for run in (start.run for start in starts if start.number):
-            atomic.write_json(run.provenance, {**(read_json(run.provenance) or {}), "code": code.name})
-        jobs = _write_jobs(starts, profile, plan, folder, name)
-        interrupt_if_asked()
-        with clean_environment(plan):
-            if profile.name == LOCAL:
-                ids = [start_here(runs[0], code)]
-            else:
-                ids = start_on_slurm(runs, profile, plan, folder, name, at_once)
-    except BaseException:
-        if folder != runs[0].submission:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
-    try:
-        for run, job, job_id in zip(runs, jobs, ids, strict=False):
-            job.write(run, job_id=job_id, chain=tuple(ids[len(runs) :]))
-            run.add_event(
-                "submitted", cluster=profile.name, job_id=job_id, gpus=plan.gpus, nodes=plan.nodes, code=code.name
-            )  # fmt: skip
-    except BaseException as error:
+    with kept_code(runs[0].path.parent) as code:
+        folder, name = _job_folder(runs)
         try:
-            take_back(ids, profile)
-        except ClusterError as left:
-            raise ClusterError(
-                f"job {ids[0]} could neither be written down ({error}) nor taken back ({left}): scancel ends it."
-            ) from error
-        raise
-    return [Submission(run, profile.name, job_id, plan) for run, job_id in zip(runs, ids, strict=False)]
+            atomic.write_json(folder / "runs.json", [run.name for run in runs])
+            new = [start.run for start in starts if not start.number]
+            if provenance is not None and new:
+                script = without_passwords(script_of(runs, without_secrets(profile), plan, folder, name, at_once))
+                for run in new:
+                    more = provenance_of(
+                        run.experiment().data.store, code=code.name, plan=plan.as_dict(), script=script
+                    )
+                    atomic.write_json(run.provenance, {**provenance, **more})
+            for run in (start.run for start in starts if start.number):
+                atomic.write_json(run.provenance, {**(read_json(run.provenance) or {}), "code": code.name})
+            jobs = _write_jobs(starts, profile, plan, folder, name)
+            interrupt_if_asked()
+            with clean_environment(plan):
+                if profile.name == LOCAL:
+                    ids = [start_local(runs[0], code)]
+                else:
+                    ids = start_on_slurm(runs, profile, plan, folder, name, at_once)
+        except BaseException:
+            if folder != runs[0].submission:
+                shutil.rmtree(folder, ignore_errors=True)
+                remove_empty(folder.parent)
+            raise
+        try:
+            for run, job, job_id in zip(runs, jobs, ids, strict=False):
+                job.write(run, job_id=job_id, chain=tuple(ids[len(runs) :]))
+                run.add_event(
+                    "submitted", cluster=profile.name, job_id=job_id, gpus=plan.gpus, nodes=plan.nodes, code=code.name
+                )  # fmt: skip
+        except BaseException as error:
+            try:
+                take_back(ids, profile)
+            except ClusterError as left:
+                raise ClusterError(
+                    f"job {ids[0]} could neither be written down ({error}) nor taken back ({left}): scancel ends it."
+                ) from error
+            raise
+        return [Submission(run, profile.name, job_id, plan) for run, job_id in zip(runs, ids, strict=False)]
 
 
 def _write_jobs(
@@ -444,21 +376,3 @@ def check_runs(runs: Path, profile: ClusterProfile) -> Path:
     for folder in (code_folder(runs), submissions_folder(runs)):
         check_private(folder)
     return runs
-
-
-def _refuse_without_sbatch(profile: ClusterProfile) -> None:
-    if profile.name != LOCAL and shutil.which("sbatch") is None:
-        raise ClusterError(
-            f"no sbatch on this machine, which the cluster profile {profile.name} needs: log in to the cluster,"
-            " or use --cluster local."
-        )
-
-
-def _remove_empty(runs: Path) -> None:
-    """Remove a folder of runs that was made for nothing, with the code that was kept in it."""
-    with contextlib.suppress(OSError):
-        for file in (snapshot_path(runs), code_folder(runs) / "lock"):
-            file.unlink(missing_ok=True)
-        for folder in (*runs.glob(f".*-{os.getuid()}"), runs):
-            if folder.is_dir():
-                folder.rmdir()

@@ -19,15 +19,15 @@ from typing import Any
 from hpc_tumor.cluster import slurm
 from hpc_tumor.cluster.launch.private import runs_of
 from hpc_tumor.cluster.launch.snapshot import CODE_LOST, CODE_LOST_WORDS
-from hpc_tumor.cluster.node.job import job_id_here, record_failure, start_here
+from hpc_tumor.cluster.node.job import job_id_here, record_failure, start_number
 from hpc_tumor.cluster.observe.causes import NO_ROOM, lost_rank, was_warned, would_come_again
 from hpc_tumor.cluster.observe.job_record import JobRecord
 from hpc_tumor.cluster.plan.plan import Plan
 from hpc_tumor.errors import ClusterError, HpcTumorError
-from hpc_tumor.names import hours
 from hpc_tumor.records import Event, Failure, read_events
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.system import atomic
+from hpc_tumor.vocabulary import hours
 
 NOTHING_TO_DO = 10
 MOST_RESTARTS = 100
@@ -54,17 +54,17 @@ def before(folder: Path) -> int:
     if run.is_finished():
         print(f"{run.name} has its result: nothing is left to do")
         return NOTHING_TO_DO
-    place = jobs.index(mine)
-    if place:
-        if _was_cancelled(run, jobs[place - 1]):
+    link = jobs.index(mine)
+    if link:
+        if _was_cancelled(run, jobs[link - 1]):
             print(f"{run.name} was cancelled: its chain of jobs ends here")
-            _cancel_chain(jobs[place + 1 :])
+            _cancel_chain(jobs[link + 1 :])
             return NOTHING_TO_DO
         start = 1 + max(job.start, run.last_start())
-        earlier = (*job.earlier, *jobs[:place])
-        job = job.write(run, job_id=mine, chain=jobs[place + 1 :], start=start, earlier=earlier)
+        earlier = (*job.earlier, *jobs[:link])
+        job = job.write(run, job_id=mine, chain=jobs[link + 1 :], start=start, earlier=earlier)
     nodes = os.environ.get("SLURM_JOB_NODELIST", "")
-    print(f"{_MARK}{start_here(job)} of {run.name}, job {mine} on {nodes}, {time.strftime('%Y-%m-%d %H:%M:%S')}")
+    print(f"{_MARK}{start_number(job)} of {run.name}, job {mine} on {nodes}, {time.strftime('%Y-%m-%d %H:%M:%S')}")
     return 0
 
 
@@ -80,25 +80,25 @@ def after(folder: Path, code: int) -> int:
     events = _since(run, "submitted")
     if any(event.event == "cancelled" for event in events):
         return code
-    said, start = _said(folder), start_here(job)
+    printed, start = _printed(folder), start_number(job)
     failure = Failure.read(run.failure(start))
     failure = None if failure and failure.faults else failure  # who wrote it was killed meanwhile
     # Where a user cancels the job, this shell is ended before its ranks are: what came here came from SLURM.
     warned = any(event.event == "signal" and event.start == start for event in events)
-    if (code == 0 and warned) or (code and failure is None and was_warned(said)):
+    if (code == 0 and warned) or (code and failure is None and was_warned(printed)):
         return _go_on(run, job, events)
     if code == 0:
         return 0
     if failure is None:
-        rank, words = lost_rank(said)
+        rank, words = lost_rank(printed)
         full = _is_full(run)  # then the ranks could not say so themselves
         reason = words or (CODE_LOST_WORDS if code == CODE_LOST else f"its ranks ended with exit code {code}")
-        failure = Failure(rank=rank, reason=reason, retry=not would_come_again(said) and not full)
+        failure = Failure(rank=rank, reason=reason, retry=not would_come_again(printed) and not full)
         if full:
             code = NO_ROOM  # which is all that can still be said
         with suppress(OSError):
             record_failure(run, start, rank, failure.reason, retry=failure.retry, overrule=True)
-    if not failure.retry or would_come_again(said):
+    if not failure.retry or would_come_again(printed):
         _cancel_chain(job.chain)
         return code
     return _try_again(run, job, events, failure, code)
@@ -107,15 +107,15 @@ def after(folder: Path, code: int) -> int:
 def _go_on(run: RunDir, job: JobRecord, events: Sequence[Event]) -> int:
     """After a warning: back into the queue, as long as there is time left of what was asked for in all."""
     plan = job.planned(str(run.job))
-    place = _place(events)
+    reached = _last_checkpoint(events)
     if plan.total is not None and _minutes_used(events, plan) >= plan.total:
         _cancel_chain(job.chain)
         _stop(run, f"the {hours(plan.total)} that were asked for are used up: {_RESUME}")
-    elif _tries(events, "warned", place) > MOST_WARNINGS:
+    elif _tries(events, "warned", reached) > MOST_WARNINGS:
         _cancel_chain(job.chain)
         _stop(run, f"{MOST_WARNINGS} starts in a row were too short to come any further: ask for more --time")
     else:
-        _requeue(run, job, because="warned", reason="its time limit came, or a job of higher priority", at=place)
+        _requeue(run, job, because="warned", reason="its time limit came, or a job of higher priority", at=reached)
     return 0
 
 
@@ -131,17 +131,17 @@ def _minutes_used(events: Sequence[Event], plan: Plan) -> float:
     return used
 
 
-def _place(events: Sequence[Event]) -> tuple[int, int]:
+def _last_checkpoint(events: Sequence[Event]) -> tuple[int, int]:
     """Epoch and step of the last checkpoint: what was learned after it is not kept."""
     kept = [event for event in events if event.event == "checkpoint"]
     return (kept[-1].epoch, kept[-1].step) if kept else (0, 0)
 
 
-def _tries(events: Sequence[Event], because: str, place: tuple[int, int]) -> int:
+def _tries(events: Sequence[Event], because: str, reached: tuple[int, int]) -> int:
     """Count the starts in a row, this one among them, that ended for that reason and came no further."""
     tries = 1
     for event in reversed([event for event in events if event.because == because]):
-        if event.at < place:
+        if event.at < reached:
             break
         tries += 1
     return tries
@@ -149,14 +149,14 @@ def _tries(events: Sequence[Event], because: str, place: tuple[int, int]) -> int
 
 def _try_again(run: RunDir, job: JobRecord, events: Sequence[Event], failure: Failure, code: int) -> int:
     """After a failure that may not come again: requeue, unless several starts in a row have come no further."""
-    place = _place(events)
-    tries = _tries(events, "failed", place)
+    reached = _last_checkpoint(events)
+    tries = _tries(events, "failed", reached)
     if tries < MOST_TRIES:
-        _requeue(run, job, because="failed", reason=failure.reason, attempt=tries + 1, of=MOST_TRIES, at=place)
+        _requeue(run, job, because="failed", reason=failure.reason, attempt=tries + 1, of=MOST_TRIES, at=reached)
         return code
     _cancel_chain(job.chain)
     given_up = f"{failure.reason.rstrip('.')}; given up after {MOST_TRIES} starts without progress"
-    record_failure(run, start_here(job), failure.rank, given_up, overrule=True, cause=failure.cause)
+    record_failure(run, start_number(job), failure.rank, given_up, overrule=True, cause=failure.cause)
     return code
 
 
@@ -177,7 +177,7 @@ def _requeue(run: RunDir, job: JobRecord, because: str, reason: str, **more: Any
             _stop(run, f"the time limit came and {refused}: {_RESUME}")
         return
     with suppress(OSError):  # a full disk is no reason to stay out of the queue
-        run.add_event("requeued", restart=start_here(job) + 1, because=because, reason=reason, **more)
+        run.add_event("requeued", restart=start_number(job) + 1, because=because, reason=reason, **more)
     if not allowed:
         return
     try:
@@ -232,7 +232,7 @@ def _is_full(run: RunDir) -> bool:
     return False
 
 
-def _said(folder: Path) -> str:
+def _printed(folder: Path) -> str:
     """Return the output of the launcher and the first rank in this start, before they had files of their own."""
     log = folder / f"{job_id_here()}_0_log.out"
     with suppress(OSError):

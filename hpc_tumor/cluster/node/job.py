@@ -17,15 +17,15 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
-from hpc_tumor.cluster.node.parent_death import end_with_parent
 from hpc_tumor.cluster.observe.job_record import JobRecord
 from hpc_tumor.errors import Cause, ClusterError, HpcTumorError
 from hpc_tumor.records import Failure
 from hpc_tumor.run_dir import RunDir, read_json
+from hpc_tumor.system.processes import end_with_parent
 from hpc_tumor.system.resources import available_cpus
 from hpc_tumor.training.watch.torch_words import may_pass
 
-_LASTING = (errno.ENOSPC, errno.EDQUOT, errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS)
+_LASTING_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class StopFlag:
@@ -70,7 +70,7 @@ class TrainingJob:
         """
         run = RunDir(self.run_path)
         job = JobRecord.of_run(run)
-        start = start_here(job)
+        start = start_number(job)
         under_slurm = _under_slurm()
         if under_slurm:
             os.environ.pop("RANK", None)  # inherited: SLURM's own variables say it
@@ -93,7 +93,7 @@ def job_id_here() -> str:
     return f"{array}_{task}" if array and task else os.environ["SLURM_JOB_ID"]
 
 
-def start_here(job: JobRecord) -> int:
+def start_number(job: JobRecord) -> int:
     """Return the number of this start of the run, from 0."""
     return job.start + (int(os.environ.get("SLURM_RESTART_COUNT") or 0) if _under_slurm() else 0)
 
@@ -222,14 +222,14 @@ def _may_pass(error: Exception) -> bool:
     if isinstance(error, HpcTumorError | MemoryError):
         return False
     if isinstance(error, OSError):
-        return error.errno not in _LASTING
+        return error.errno not in _LASTING_ERRNOS
     return may_pass(error)
 
 
 def _in_one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
-    said = text if isinstance(error, HpcTumorError) else f"{type(error).__name__}: {text}"
-    return said if len(said) <= 500 else f"{said[:500]} …"
+    message = text if isinstance(error, HpcTumorError) else f"{type(error).__name__}: {text}"
+    return message if len(message) <= 500 else f"{message[:500]} …"
 
 
 def _write_to(path: Path) -> None:

@@ -17,10 +17,10 @@ from types import FrameType
 from hpc_tumor.cluster.launch.snapshot import CODE_LOST, CODE_LOST_WORDS, imported_from, verified
 from hpc_tumor.cluster.node.job import record_failure, set_failed
 from hpc_tumor.cluster.node.local_queue import give_back, is_turn
-from hpc_tumor.cluster.node.parent_death import end_with_parent
 from hpc_tumor.cluster.observe.job_record import JobRecord
 from hpc_tumor.errors import HpcTumorError, TrainingError
 from hpc_tumor.run_dir import RunDir
+from hpc_tumor.system.processes import end_with_parent
 from hpc_tumor.system.resources import available_cpus
 
 _TICK = 0.1  # seconds between two looks at the ranks
@@ -49,10 +49,10 @@ class LocalRun:
                 time.sleep(_TURN_TICK)
             return "cancelled" if signals.asked_to_end else self._train(run, signals)
         except Exception as error:  # before the ranks could say anything
-            said = str(error) if isinstance(error, HpcTumorError) else f"{type(error).__name__}: {error}"
+            message = str(error) if isinstance(error, HpcTumorError) else f"{type(error).__name__}: {error}"
             start = JobRecord.of_run(run).start
             with suppress(OSError):
-                record_failure(run, start, None, " ".join(said.split()))
+                record_failure(run, start, None, " ".join(message.split()))
             raise
         finally:
             give_back(run.path.parent, run.name)

@@ -83,11 +83,11 @@ def give_back(runs: Path, run_name: str) -> None:
 
 def positions(runs: Path) -> dict[str, int]:
     """Living runs in the queues of all users → how many stand before them; 0 is the one at work. Changes nothing."""
-    found: dict[str, int] = {}
+    positions: dict[str, int] = {}
     for queue in runs.glob(".queue-*"):
         held = [path for path in _tickets(queue) if _is_held(path)]
-        found.update((_name(path), position) for position, path in enumerate(held))
-    return found
+        positions.update((_name(path), position) for position, path in enumerate(held))
+    return positions
 
 
 def is_closed(runs: Path, user: int) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 from hpc_tumor.cluster.describe.profiles import LOCAL
 from hpc_tumor.cluster.observe.efficiency import Efficiency
 from hpc_tumor.cluster.observe.states import State
+from hpc_tumor.vocabulary import hours, slurm_time
 
 MARGIN = 1.25  # asked for beyond what was used
 _SPARE = 0.8  # share of what was asked for, under which less is worth asking for
@@ -33,9 +34,9 @@ class Advice:
     @property
     def options(self) -> str:
         """As they are typed: `--memory 12 --time 00:45:00 --cpus 4`."""
-        parts = [f"--memory {self.memory}"] if self.memory else []
-        parts += [f"--time {self.minutes // 60:02d}:{self.minutes % 60:02d}:00"] if self.minutes else []
-        return " ".join([*parts, *([f"--cpus {self.cpus}"] if self.cpus else [])])
+        options = [f"--memory {self.memory}"] if self.memory else []
+        options += [f"--time {slurm_time(self.minutes)}"] if self.minutes else []
+        return " ".join([*options, *([f"--cpus {self.cpus}"] if self.cpus else [])])
 
     def as_dict(self) -> dict[str, Any]:
         """All fields, and the options, as JSON types."""
@@ -67,10 +68,10 @@ class Kind:
 
 def kinds_of(runs: Sequence[Efficiency]) -> list[Kind]:
     """The runs by network, cluster and shape, in the order in which each came first."""
-    found: dict[tuple[object, ...], list[Efficiency]] = {}
+    kinds: dict[tuple[object, ...], list[Efficiency]] = {}
     for run in runs:
-        found.setdefault((run.model, run.filters, run.cluster, run.shape), []).append(run)
-    return [Kind(tuple(some), advise(some)) for some in found.values()]
+        kinds.setdefault((run.model, run.filters, run.cluster, run.shape), []).append(run)
+    return [Kind(tuple(alike), advise(alike)) for alike in kinds.values()]
 
 
 def advise(runs: Sequence[Efficiency]) -> Advice:
@@ -93,27 +94,27 @@ def _memory(runs: Sequence[Efficiency], telling: Sequence[Efficiency], words: li
     asked, most = runs[0].asked_memory, runs[0].node_memory
     used = max((run.memory or 0.0 for run in telling), default=0.0)
     if any(run.out_of_memory for run in runs):
-        wanted = _round_memory(max(2 * (asked or 0), MARGIN * used))
-        if most is not None and wanted > most:
+        advised = _round_memory(max(2 * (asked or 0), MARGIN * used))
+        if most is not None and advised > most:
             words.append(
                 f"main memory ran out, and a node has {most:g} GB in all: --accumulate or a smaller --set batch_size"
                 " needs less, and so does --set keep=none"
             )
             return int(most) if asked is None or int(most) > asked else None
         words.append(f"main memory ran out with {asked:g} GB: twice as much" if asked else "main memory ran out")
-        return wanted or None
+        return advised or None
     if not used:
         return None
     # Samples are kept where they take at most half of what is free: they are to have that again.
-    wanted = _round_memory(
+    advised = _round_memory(
         max(MARGIN * used, max(MARGIN * ((run.memory or 0) - run.kept) + 2 * run.kept for run in telling))
     )
-    wanted = min(wanted, int(most)) if most else wanted
-    if asked is None or wanted < _SPARE * asked:
-        return wanted
-    if used > _TIGHT * asked and wanted > asked:
+    advised = min(advised, int(most)) if most else advised
+    if asked is None or advised < _SPARE * asked:
+        return advised
+    if used > _TIGHT * asked and advised > asked:
         words.append(f"{used / asked:.0%} of the memory was used: a little more is safer")
-        return wanted
+        return advised
     return None
 
 
@@ -122,22 +123,21 @@ def _minutes(telling: Sequence[Efficiency], words: list[str]) -> int | None:
         return None
     slowest = max(telling, key=_whole)
     need, asked, limit = _whole(slowest), slowest.asked_whole, slowest.asked_time
-    wanted = _round_minutes(MARGIN * need / 60)
+    advised = _round_minutes(MARGIN * need / 60)
     if stopped := [run for run in telling if run.limited]:
-        words.append(f"{stopped[0].name} was stopped by its time limit of {_hours(limit or 0)}")
+        words.append(f"{stopped[0].name} was stopped by its time limit of {hours(int(limit or 0) // 60)}")
     if slowest.state is not State.FINISHED:
-        words.append(f"by its pace, {slowest.name} takes {_hours(need)} in all")
-    if asked is None or 60 * wanted < _SPARE * asked:
-        return wanted
+        words.append(f"by its pace, {slowest.name} takes {hours(int(need) // 60)} in all")
+    if asked is None or 60 * advised < _SPARE * asked:
+        return advised
     if limit and need > limit:
-        words.append(
-            f"longer than one start of {_hours(limit)}: where no more is allowed, it goes on in others by itself"
-        )
+        start = hours(int(limit) // 60)
+        words.append(f"longer than one start of {start}: where no more is allowed, it goes on in others by itself")
     if need > asked:
-        return wanted
+        return advised
     if need > _TIGHT * asked:
         words.append(f"{need / asked:.0%} of the time was used: a little more is safer")
-        return wanted
+        return advised
     return None
 
 
@@ -168,11 +168,11 @@ def _cpus(telling: Sequence[Efficiency], words: list[str]) -> int | None:
 def _gpus(runs: Sequence[Efficiency], telling: Sequence[Efficiency], words: list[str]) -> None:
     full = [run.gpu_memory / run.asked_gpu_memory for run in telling if run.gpu_memory and run.asked_gpu_memory]
     busy = [run.gpu_busy for run in telling if run.gpu_busy is not None]
-    parts = 2 * max(run.accumulate for run in runs)
+    way = f"--accumulate {2 * max(run.accumulate for run in runs)}"
     if any(run.gpu_out_of_memory for run in runs):
-        words.append(f"the GPU's memory ran out: --accumulate {parts} works through the same batch in smaller parts")
+        words.append(f"the GPU's memory ran out: {way} works through the same batch in smaller micro-batches")
     elif full and max(full) > _FULL:
-        words.append(f"the GPU's memory was {max(full):.0%} full: --accumulate {parts} needs less, for the same batch")
+        words.append(f"the GPU's memory was {max(full):.0%} full: {way} needs less, for the same batch")
     if busy and max(busy) < _IDLE and max(run.data_wait or 0.0 for run in telling) <= _WAITS:
         ways = [f"--gpus {runs[0].gpus // 2}"] if runs[0].gpus > 1 else []
         ways += ["a larger --set batch_size, which is another training"] if not full or max(full) < _IDLE else []
@@ -189,10 +189,6 @@ def _round_memory(gb: float) -> int:
 def _round_minutes(minutes: float) -> int:
     step = next(step for top, step in ((60, 5), (240, 15), (720, 30), (math.inf, 60)) if minutes <= top)
     return max(_LEAST_MINUTES, math.ceil(minutes / step) * step)
-
-
-def _hours(seconds: float) -> str:
-    return f"{int(seconds) // 3600}:{int(seconds) % 3600 // 60:02d} h"
 
 
 def on_cluster(kind: Kind) -> bool:

@@ -18,8 +18,7 @@ from typing import Any, Literal, get_args
 
 from hpc_tumor.cluster import slurm
 from hpc_tumor.cluster.describe.profiles import list_profiles
-from hpc_tumor.cluster.launch.private import code_folder, submissions_folder
-from hpc_tumor.cluster.launch.submit import submitting
+from hpc_tumor.cluster.launch.private import code_folder, submissions_folder, submitting
 from hpc_tumor.cluster.observe.job_record import JobRecord
 from hpc_tumor.cluster.observe.queue import read_states
 from hpc_tumor.cluster.observe.states import RunState, State
@@ -46,9 +45,6 @@ class Leftover:
     bytes: int
     run: str | None = None
 
-    def as_dict(self) -> dict[str, Any]:
-        return {"kind": self.kind, "path": self.path, "files": self.files, "bytes": self.bytes, "run": self.run}
-
 
 @dataclass(frozen=True)
 class RunSize:
@@ -74,16 +70,13 @@ class Cleaning:
     def as_dict(self) -> dict[str, Any]:
         """All of it as JSON types."""
         kinds = {
-            kind: {
-                "files": sum(item.files for item in self.of(kind)),
-                "bytes": sum(item.bytes for item in self.of(kind)),
-            }
+            kind: {name: sum(getattr(item, name) for item in self.of(kind)) for name in ("files", "bytes")}
             for kind in KINDS
         }
         return {
             "removed": self.removed,
             "kinds": kinds,
-            "leftovers": [item.as_dict() for item in self.leftovers],
+            "leftovers": [asdict(item) for item in self.leftovers],
             "runs": [asdict(size) for size in self.sizes],
             "failed": {str(path): reason for path, reason in self.failed.items()},
         }
@@ -102,42 +95,42 @@ def clean(runs: Path, chosen: Sequence[RunDir] | None = None, *, delete: bool = 
     Raises:
         UsageError: there is no such folder, or it cannot be written.
     """
-    found = _find(runs, chosen)
-    found.removed = delete
-    if not delete or not found.leftovers:
-        return found
+    cleaning = _find(runs, chosen)
+    cleaning.removed = delete
+    if not delete or not cleaning.leftovers:
+        return cleaning
     with submitting(runs) as alone:  # nothing starts meanwhile that could need what goes
-        found = _find(runs, chosen)
-        found.removed = True
+        cleaning = _find(runs, chosen)
+        cleaning.removed = True
         if not alone:
-            code = [item.path for item in found.leftovers if item.kind == "code"]
-            found.failed |= dict.fromkeys(code, "a file system without locks: another command may begin to use it")
-        found.leftovers = [
-            item for item in found.leftovers if item.path not in found.failed and _remove(item, found.failed)
+            code = [item.path for item in cleaning.leftovers if item.kind == "code"]
+            cleaning.failed |= dict.fromkeys(code, "a file system without locks: another command may begin to use it")
+        cleaning.leftovers = [
+            item for item in cleaning.leftovers if item.path not in cleaning.failed and _remove(item, cleaning.failed)
         ]
-    found.sizes = [_after(size, runs, found.leftovers) for size in found.sizes]
-    return found
+    cleaning.sizes = [_after(size, runs, cleaning.leftovers) for size in cleaning.sizes]
+    return cleaning
 
 
 def _find(runs: Path, chosen: Sequence[RunDir] | None) -> Cleaning:
     everything = find_runs(runs)
-    wanted = {run.path.name for run in (everything if chosen is None else chosen)}
+    chosen_names = {run.path.name for run in (everything if chosen is None else chosen)}
     states = read_states(everything)
     clock = file_clock(runs)
     settled = _settled(states, clock)
-    found = Cleaning()
+    cleaning = Cleaning()
     for state in states:
-        if state.name not in wanted:
+        if state.name not in chosen_names:
             continue
         why = _why_left_alone(state, settled)
         own = [] if why else list(_of_run(state, clock))
-        found.leftovers += own
+        cleaning.leftovers += own
         files, size = _measure(state.run.path)
-        found.sizes.append(RunSize(state.name, state.state, files, size, sum(item.bytes for item in own), why))
-    found.sizes.sort(key=lambda size: (-size.bytes, size.run))
+        cleaning.sizes.append(RunSize(state.name, state.state, files, size, sum(item.bytes for item in own), why))
+    cleaning.sizes.sort(key=lambda size: (-size.bytes, size.run))
     if chosen is None:
-        found.leftovers += [*_half_made(runs, clock), *_code(runs, states, settled), *_shared(states)]
-    return found
+        cleaning.leftovers += [*_half_made(runs, clock), *_code(runs, states, settled), *_shared(states)]
+    return cleaning
 
 
 def _after(before: RunSize, runs: Path, gone: Sequence[Leftover]) -> RunSize:
@@ -276,9 +269,9 @@ def _remove(item: Leftover, failed: dict[Path, str]) -> bool:
 
 
 def _leftover(kind: Kind, path: Path, run: str | None = None) -> Leftover:
-    found = path.lstat()
+    status = path.lstat()
     files, size = _measure(path)
-    stays = not stat.S_ISDIR(found.st_mode) and found.st_nlink > 1  # under the name of a checkpoint kept for good
+    stays = not stat.S_ISDIR(status.st_mode) and status.st_nlink > 1  # under the name of a checkpoint kept for good
     return Leftover(kind, path, files, 0 if stays else size, run)
 
 
@@ -286,12 +279,12 @@ def _measure(path: Path) -> tuple[int, int]:
     """Files and bytes of a file, or below a folder; the bytes of a file of several names count once."""
     seen: set[tuple[int, int]] = set()
     files = size = 0
-    for found in _statuses(path):
-        if not stat.S_ISDIR(found.st_mode):
+    for status in _statuses(path):
+        if not stat.S_ISDIR(status.st_mode):
             files += 1
-            if (found.st_dev, found.st_ino) not in seen:
-                seen.add((found.st_dev, found.st_ino))
-                size += found.st_size
+            if (status.st_dev, status.st_ino) not in seen:
+                seen.add((status.st_dev, status.st_ino))
+                size += status.st_size
     return files, size
 
 
@@ -325,6 +318,6 @@ def _is_own(path: Path) -> bool:
 
 def _is_own_file(path: Path) -> bool:
     with suppress(OSError):
-        found = path.lstat()
-        return found.st_uid == os.getuid() and stat.S_ISREG(found.st_mode)
+        status = path.lstat()
+        return status.st_uid == os.getuid() and stat.S_ISREG(status.st_mode)
     return False

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from hpc_tumor.cluster.describe.profiles import LOCAL
-from hpc_tumor.cluster.observe.accounting import JobUse, read_job_use
 from hpc_tumor.cluster.observe.job_record import JobRecord
 from hpc_tumor.cluster.observe.queue import read_states
 from hpc_tumor.cluster.observe.states import RunState, State
 from hpc_tumor.cluster.plan.plan import Plan
+from hpc_tumor.cluster.slurm import ask_sacct
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.errors import Cause
-from hpc_tumor.names import printable
 from hpc_tumor.records import LARGEST, section
 from hpc_tumor.run_dir import RunDir, matching, read_json
+from hpc_tumor.vocabulary import parse_seconds, printable
 
 GB = 2**30  # as --memory counts
+_FIELDS = ("JobID", "JobName", "State", "ElapsedRaw", "TotalCPU", "MaxRSS", "ReqMem", "AllocTRES")  # of sacct
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def _efficiency(run: RunDir, state: RunState, job: JobRecord, uses: Sequence[Job
     ended = {word for use in uses for word in use.states}
     asked = _asked(plan, job.profile)
     used = _by_files(starts)
-    begun = len([one for use in uses for one in use.elapsed if one])
+    begun = len([seconds for use in uses for seconds in use.elapsed if seconds])
     return Efficiency(
         name=run.name,
         model=printable(str(model.get("name") or state.model)),
@@ -145,7 +147,7 @@ def _with_accounting(used: dict[str, Any], uses: Sequence[JobUse], plan: Plan | 
     """
     if not uses:
         return {}
-    elapsed = float(sum(one for use in uses for one in use.elapsed))
+    elapsed = float(sum(seconds for use in uses for seconds in use.elapsed))
     tasks, ranks = (plan.tasks_per_node, plan.gpus) if plan else (1, 1)
     of_task = max(use.task_memory for use in uses) / GB
     memory = max(used["memory"], of_task) if used else of_task * tasks
@@ -157,8 +159,8 @@ def _with_accounting(used: dict[str, Any], uses: Sequence[JobUse], plan: Plan | 
 
 def _logged(run: RunDir) -> set[int]:
     """The starts that left a log."""
-    found = (re.fullmatch(r"rank-\d+\.(\d+)\.out", path.name) for path in matching(run.logs, "rank-*.out"))
-    return {int(match[1]) for match in found if match}
+    matches = (re.fullmatch(r"rank-\d+\.(\d+)\.out", path.name) for path in matching(run.logs, "rank-*.out"))
+    return {int(match[1]) for match in matches if match}
 
 
 Start = list[dict[str, Any]]  # what each rank wrote
@@ -181,7 +183,7 @@ def _by_files(starts: dict[int, Start]) -> dict[str, Any]:
     if not ranks:
         return {}
     nodes = [_node_memory(start) for start in starts.values()]
-    memory, kept = max((node for some in nodes for node in some), default=(0.0, 0.0))
+    memory, kept = max((node for of_start in nodes for node in of_start), default=(0.0, 0.0))
     seconds, trained = _sum(ranks, "seconds"), _sum(ranks, "training_seconds")
     here = max(1, math.ceil(_most(ranks, "ranks") / max(1, _most(ranks, "nodes"))))
     return {
@@ -200,13 +202,13 @@ def _node_memory(start: Start) -> list[tuple[float, float]]:
     nodes: dict[str, Start] = {}
     for rank in start:
         nodes.setdefault(str(rank.get("node")), []).append(rank)
-    found = []
+    memory = []
     for ranks in nodes.values():
         shared = _most(ranks, "shared")
         own = sum(max(0.0, _number(rank, "memory") - _number(rank, "shared")) for rank in ranks)
         here = math.ceil(_most(ranks, "ranks") / max(1, _most(ranks, "nodes")))
-        found.append((own * max(1, here / len(ranks)) + shared, shared))  # some may have left nothing
-    return found
+        memory.append((own * max(1, here / len(ranks)) + shared, shared))  # some may have left nothing
+    return memory
 
 
 def _gpus(ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -234,9 +236,60 @@ def _number(values: dict[str, Any], name: str) -> float:
     return float(value) if isinstance(value, int | float) and abs(value) <= LARGEST else 0.0
 
 
-def _sum(some: Sequence[dict[str, Any]], name: str) -> float:
-    return sum(_number(values, name) for values in some)
+def _sum(items: Sequence[dict[str, Any]], name: str) -> float:
+    return sum(_number(values, name) for values in items)
 
 
-def _most(some: Sequence[dict[str, Any]], name: str) -> float:
-    return max((_number(values, name) for values in some), default=0.0)
+def _most(items: Sequence[dict[str, Any]], name: str) -> float:
+    return max((_number(values, name) for values in items), default=0.0)
+
+
+@dataclass
+class JobUse:
+    """One job. Times in seconds, memory in bytes.
+
+    Attributes:
+        elapsed: of each of its starts.
+        states: in which they ended, in SLURM's words.
+        task_memory: most that one task held, as far as SLURM looked.
+        memory: that was asked for on each node; None where it was asked for in another way.
+        given: what was allocated, by the names of SLURM: cpu, mem, gres/gpu, node …
+    """
+
+    name: str = ""
+    elapsed: list[int] = field(default_factory=list)
+    states: list[str] = field(default_factory=list)
+    cpu_seconds: float = 0.0
+    task_memory: int = 0
+    memory: int | None = None
+    given: dict[str, str] = field(default_factory=dict)
+
+
+def read_job_use(job_ids: Iterable[str]) -> dict[str, JobUse]:
+    """Return the records of sacct on these jobs, by their numbers; empty where there is no accounting."""
+    jobs: dict[str, JobUse] = {}
+    for cells in ask_sacct(job_ids, _FIELDS, "--duplicates", "--noconvert"):
+        job_id, _, step = cells[0].partition(".")
+        name, state, elapsed, cpu, task_memory, memory, given = cells[1:]
+        job = jobs.setdefault(job_id, JobUse())
+        if step:
+            job.task_memory = max(job.task_memory, parse_bytes(task_memory) or 0)
+            if state == "OUT_OF_MEMORY":  # told of the step only
+                job.states.append(state)
+            continue
+        job.name = name
+        job.states.append(state.partition(" ")[0])  # "CANCELLED by 1000"
+        job.elapsed.append(int(elapsed) if elapsed.isdigit() else 0)
+        job.cpu_seconds += parse_seconds(cpu) or 0.0
+        job.memory = parse_bytes(memory.rstrip("n"))  # older versions: per node `n`, or per CPU `c`
+        job.given = dict(pair.split("=", 1) for pair in given.split(",") if "=" in pair)
+    return jobs
+
+
+def parse_bytes(text: str) -> int | None:
+    """`1234K`, `1.5G`, `0` → bytes; None for what is no size."""
+    match = re.fullmatch(r"([\d.]+)([KMGT]?)", text)
+    try:
+        return round(float(match[1]) * _UNITS[match[2]]) if match else None
+    except ValueError:
+        return None

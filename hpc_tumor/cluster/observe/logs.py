@@ -42,14 +42,14 @@ class LogFile:
 
 def list_logs(run: RunDir) -> list[LogFile]:
     """All logs of a run that hold something: by start, then rank; the launcher's last."""
-    found = []
+    logs = []
     for path in matching(run.logs, "rank-*"):
         if (match := _RANK.fullmatch(path.name)) and _size(path):
             kind: Literal["output", "error"] = "output" if match[3] == "out" else "error"
-            found.append(LogFile(path, kind, rank=int(match[1]), start=int(match[2])))
-    found.sort(key=lambda log: (log.start or 0, log.rank or 0, log.kind == "error"))
+            logs.append(LogFile(path, kind, rank=int(match[1]), start=int(match[2])))
+    logs.sort(key=lambda log: (log.start or 0, log.rank or 0, log.kind == "error"))
     launch = [path for path in _launcher_files(run) if _LAUNCH.fullmatch(path.name) and _size(path)]
-    return found + [LogFile(path, "launch") for path in sorted(launch, key=lambda path: path.stat().st_mtime)]
+    return logs + [LogFile(path, "launch") for path in sorted(launch, key=lambda path: path.stat().st_mtime)]
 
 
 def _launcher_files(run: RunDir) -> list[Path]:
@@ -120,26 +120,27 @@ def _errors(run: RunDir, logs: list[LogFile], start: int | None, reason: str | N
         start = max((int(number) for number in numbers if number.isdecimal()), default=None)
     failure = None if start is None else Failure.read(run.failure(start))
     culprit = failure.rank if failure else None
-    said = reason or (failure.reason if failure else "")
+    message = reason or (failure.reason if failure else "")
     tracebacks = [log for log in logs if log.kind == "error" and log.start == start]
     tracebacks.sort(key=lambda log: log.rank != culprit)
-    parts = [f"{said}\n"] if said else []
+    sections = [f"{message}\n"] if message else []
     first, others = tracebacks[:1], tracebacks[1:]
     for log in first:
         text = _read(log.path)
         if failure and failure.expected:  # what its message says is all there is to know
-            parts.append(f"(the traceback of rank {log.rank}: {log.path})\n")
+            sections.append(f"(the traceback of rank {log.rank}: {log.path})\n")
         else:
-            parts.append(f"{_heading(log)}\n{text}")
+            sections.append(f"{_heading(log)}\n{text}")
     if others:
-        parts.append(f"(of {len(others)} more, which mostly lost it: {', '.join(log.path.name for log in others)})\n")
+        names = ", ".join(log.path.name for log in others)
+        sections.append(f"(of {len(others)} more, which mostly lost it: {names})\n")
     if not tracebacks:
         last = [log for log in logs if log.kind == "output" and (log.rank, log.start) == (culprit, start)]
-        parts += [f"{_heading(log)}\n{_read(log.path)}" for log in last]
+        sections += [f"{_heading(log)}\n{_read(log.path)}" for log in last]
         if failure or not _ended_on_purpose(run):
             launched = [(log, _without_noise(_read(log.path))) for log in logs if log.kind == "launch"]
-            parts += [f"--- {log.path.name}\n{text}" for log, text in launched if text]
-    return "".join(parts)
+            sections += [f"--- {log.path.name}\n{text}" for log, text in launched if text]
+    return "".join(sections)
 
 
 def _ended_on_purpose(run: RunDir) -> bool:

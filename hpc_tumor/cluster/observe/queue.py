@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,15 @@ _NOTHING = SlurmJob("", "", "")
 _FOR_GOOD = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "DEADLINE"})
 _SUBMIT_SECONDS = 600.0  # that the submission of many runs may take, on a slow file system and a busy SLURM
 _UNNAMED = "allocation"  # what sacct calls a job for a moment, before its name reaches the accounting
+
+
+@dataclass(frozen=True)
+class _Report:
+    """Report of SLURM or of the local queue on the job of a run; `answered` is false where SLURM gave none."""
+
+    record: SlurmJob | None
+    position: int | None
+    answered: bool
 
 
 def read_states(runs: Sequence[RunDir], ended: dict[str, SlurmJob] | None = None) -> list[RunState]:
@@ -73,7 +82,7 @@ def read_states(runs: Sequence[RunDir], ended: dict[str, SlurmJob] | None = None
         if record is not None and record.name not in (job.job_name or run.name, run.name, _UNNAMED):
             record, answered = None, True  # numbers are given again, as after a new installation
         position = places.get(run.name) if job.is_local else None
-        state = _read_state(run, job, record, position, answered, result, clock)
+        state = _read_state(run, job, _Report(record, position, answered), result, clock)
         if state.state.open and (link := _cancelled_link(job, records)):
             more = f"job {link} of its chain was cancelled: the run ends before it, then {resume_words(run)}"
             state = replace(state, reason="; ".join(filter(None, (state.reason, more))))
@@ -120,17 +129,16 @@ def _merged(queue: dict[str, SlurmJob], accounting: dict[str, SlurmJob]) -> dict
 def _read_state(
     run: RunDir,
     job: JobRecord,
-    record: SlurmJob | None,
-    position: int | None,
-    answered: bool,
+    report: _Report,
     result: dict[str, Any] | None,
     clock: float,
 ) -> RunState:
+    record = report.record
     status = Status.read(run.status) or Status()
     lines = run.read_events()
     events = [Event.from_values(line, run.events.name) for line in lines]
     story = read_story(run, job, events)
-    alive = position is not None if job.is_local else slurm.is_alive(record)
+    alive = report.position is not None if job.is_local else slurm.is_alive(record)
     torn = story.failure.faults if story.failure else ()
     if torn and not alive:
         story = replace(story, failure=None)  # how the job ended tells more
@@ -138,23 +146,8 @@ def _read_state(
     lost = run.weights_lost(result, lines) if result is not None else None
     if result is not None:
         verdict = Verdict(State.FINISHED, without_best(lost) if lost else "")
-    elif job.job_id is None and job.submitted and clock - (modified(run.job) or 0.0) < _SUBMIT_SECONDS:
-        verdict = Verdict(State.QUEUED, "is being submitted at this moment")
-    elif job.job_id is None:
-        way = story.resume if job.plan and job.profile else "submit it again"
-        verdict = judge_by_files(status, story, age, f"was never submitted; {way}")
-    elif job.is_local:
-        verdict = judge_local(position, story, status, age, clock)
-        if verdict.state is State.LOST and local_queue.is_closed(run.path.parent, owner(run)):
-            words = f"the queue of {owner_of(run.path)} on this machine is closed to others"
-            verdict = Verdict(State.UNKNOWN, words)
-    elif record is not None:
-        verdict = judge_slurm(record, story, status, age, clock)
     else:
-        why = "SLURM knows nothing of it any more" if answered else "SLURM does not answer"
-        verdict = judge_by_files(status, story, age, why, answered)
-    if verdict.state is State.FAILED:
-        verdict = with_cause(run, verdict)
+        verdict = _judge(run, job, report, story, status, age, clock)
     broken = [fault for line in events for fault in line.faults][:1]
     faults = (*job.faults, *status.faults, *torn, *broken)
     plan = job.plan
@@ -171,7 +164,7 @@ def _read_state(
         alive=alive,
         ending=alive and (verdict.state is State.CANCELLED or (record is not None and record.state == "COMPLETING")),
         cancellable=alive
-        or bool(job.job_id and not job.is_local and record is None and not answered and result is None),
+        or bool(job.job_id and not job.is_local and record is None and not report.answered and result is None),
         nodes=None if plan is None else plan.nodes,
         gpus=None if plan is None else plan.gpus,
         elapsed=elapsed,
@@ -184,6 +177,28 @@ def _read_state(
         weights_lost=lost,
         **{key: getattr(status, key) for key in ("epoch", "epochs", "step", "steps", "loss", "best", "rate")},
     )
+
+
+def _judge(
+    run: RunDir, job: JobRecord, report: _Report, story: Story, status: Status, age: float | None, clock: float
+) -> Verdict:
+    """Return the verdict on a run that has no result, by the report on its job, else by its own files."""
+    if job.job_id is None and job.submitted and clock - (modified(run.job) or 0.0) < _SUBMIT_SECONDS:
+        verdict = Verdict(State.QUEUED, "is being submitted at this moment")
+    elif job.job_id is None:
+        way = story.resume if job.plan and job.profile else "submit it again"
+        verdict = judge_by_files(status, story, age, f"was never submitted; {way}")
+    elif job.is_local:
+        verdict = judge_local(report.position, story, status, age, clock)
+        if verdict.state is State.LOST and local_queue.is_closed(run.path.parent, owner(run)):
+            words = f"the queue of {owner_of(run.path)} on this machine is closed to others"
+            verdict = Verdict(State.UNKNOWN, words)
+    elif report.record is not None:
+        verdict = judge_slurm(report.record, story, status, age, clock)
+    else:
+        why = "SLURM knows nothing of it any more" if report.answered else "SLURM does not answer"
+        verdict = judge_by_files(status, story, age, why, report.answered)
+    return with_cause(run, verdict) if verdict.state is State.FAILED else verdict
 
 
 def _heartbeat_age(

@@ -24,6 +24,7 @@ from hpc_tumor.errors import Cause
 from hpc_tumor.records import Event, Failure, Status
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.system.resources import owner_of, user_name
+from hpc_tumor.vocabulary import counted, duration
 
 STALE_SECONDS = 600.0  # without a heartbeat; longer than the validation of a large store
 _CLOCKS_DIFFER = 2.0  # seconds that SLURM's clock and the file system's may be apart
@@ -175,7 +176,7 @@ def _expected(start: str) -> str:
     if wait <= 0:
         return ""
     day = "" if wait < 20 * 3600 else f"{when:%a %d %b} "
-    return f"starts about {day}{when:%H:%M}, in {_duration(wait)}"
+    return f"starts about {day}{when:%H:%M}, in {duration(wait)}"
 
 
 def modified(path: Path) -> float | None:
@@ -201,7 +202,7 @@ def judge_local(position: int | None, story: Story, status: Status, age: float |
     if position is None:
         return judge_by_files(status, story, None, f"its processes are gone; {story.resume}")
     if position > 0:
-        return Verdict(State.QUEUED, f"waits for {position} earlier run{'s' if position > 1 else ''} on this machine")
+        return Verdict(State.QUEUED, f"waits for {counted(position, 'earlier run')} on this machine")
     return Verdict(State.RUNNING, _silence(age, None if story.began is None else clock - story.began))
 
 
@@ -228,9 +229,5 @@ def _silence(age: float | None, running: float | None) -> str:
     if running is not None and running < STALE_SECONDS:
         return ""
     if age is None:
-        return "" if running is None else f"running for {_duration(running)}, but has not reported yet"
-    return f"no heartbeat for {_duration(age)}: it may hang" if age > STALE_SECONDS else ""
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+        return "" if running is None else f"running for {duration(running)}, but has not reported yet"
+    return f"no heartbeat for {duration(age)}: it may hang" if age > STALE_SECONDS else ""

@@ -6,11 +6,11 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from hpc_tumor.cluster.describe.site import Facts, Limits, NodeKind, Partition
+from hpc_tumor.cluster.describe.site import Facts, Limits, NodeKind, Partition, among
 from hpc_tumor.cluster.plan.plan import Plan
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.errors import UsageError, unknown
-from hpc_tumor.names import hours
+from hpc_tumor.vocabulary import hours
 
 _ENDLESS = 10**9  # CPUs or GB, where nothing is known of what there is
 
@@ -74,7 +74,7 @@ def _check_account(plan: Plan, profile: ClusterProfile, facts: Facts, asked: set
     where = _source("qos", profile, asked)
     if facts.qos and qos.lower() not in facts.qos:
         raise UsageError(f"{where}: {unknown('QOS', qos, open_to_you or facts.qos)}")
-    if open_to_you and qos.lower() not in _lower(open_to_you):
+    if open_to_you and not among(qos, open_to_you):
         whom = f"the account {account}" if account else "you"
         raise UsageError(f"{where}: the QOS {qos} is not open to {whom}: {_some(open_to_you)} may be named.")
 
@@ -90,7 +90,7 @@ def _partitions(plan: Plan, profile: ClusterProfile, facts: Facts, asked: set[st
         return [facts.default_partition]
     for name in plan.partition.split(","):
         if name not in known:
-            yours = [part.name for part in known.values() if part.for_my_group] or known
+            yours = [partition.name for partition in known.values() if partition.for_my_group] or known
             where = _source("partition", profile, asked)
             raise UsageError(f"{where}: {unknown('partition', name, yours)}")
     return [known[name] for name in plan.partition.split(",")]
@@ -98,13 +98,13 @@ def _partitions(plan: Plan, profile: ClusterProfile, facts: Facts, asked: set[st
 
 def _any_partition(partitions: Iterable[Partition]) -> Partition | None:
     """All nodes of the cluster as one partition, where the site chooses one for each job."""
-    kinds = [kind for part in partitions if part.up for kind in part.kinds]
+    kinds = [kind for partition in partitions if partition.up for kind in partition.kinds]
     return Partition("", kinds=tuple(kinds)) if kinds else None
 
 
 def _check_access(plan: Plan, partition: Partition, facts: Facts) -> None:
     if not partition.up:
-        open_ones = [part.name for part in (facts.partitions or {}).values() if part.up and part.for_my_group]
+        open_ones = [each.name for each in (facts.partitions or {}).values() if each.up and each.for_my_group]
         raise UsageError(
             f"the partition {partition.name} is closed for now: wait, or name another with --partition:"
             f" {_some(open_ones)}."
@@ -135,11 +135,11 @@ def _kinds(plan: Plan, profile: ClusterProfile, partition: Partition, facts: Fac
         where += f" with {plan.constraint}"
     if not kinds or not plan.gpus_per_node or profile.slurm.gpu_request == "none":
         return kinds
-    wanted, types = profile.slurm.gpu_type, {name for kind in kinds for name in kind.gpu_types}
-    if wanted and types:
-        kinds = [kind for kind in kinds if wanted.lower() in _lower(kind.gpu_types)]
+    gpu_type, types = profile.slurm.gpu_type, {name for kind in kinds for name in kind.gpu_types}
+    if gpu_type and types:
+        kinds = [kind for kind in kinds if among(gpu_type, kind.gpu_types)]
         if not kinds:
-            raise UsageError(f"{profile.name} asks for GPUs of the type {wanted}; {where} has {_some(types)}.")
+            raise UsageError(f"{profile.name} asks for GPUs of the type {gpu_type}; {where} has {_some(types)}.")
     most = max(kind.gpus for kind in kinds)
     if most >= plan.gpus_per_node:
         return [kind for kind in kinds if kind.gpus >= plan.gpus_per_node]
@@ -148,7 +148,7 @@ def _kinds(plan: Plan, profile: ClusterProfile, partition: Partition, facts: Fac
             f"{plan.shape}: no node of {where} has so many GPUs, but {most} at most: --gpus {most},"
             f" or gpus = {most} below [node] in the profile {profile.name}."
         )
-    others = [part.name for part in (facts.partitions or {}).values() if part.up and part.largest.gpus]
+    others = [each.name for each in (facts.partitions or {}).values() if each.up and each.largest.gpus]
     way = f": --partition {' or '.join(sorted(others))}" if others else ""
     raise UsageError(f"{plan.shape}: the nodes of {where} have no GPUs{way}.")
 
@@ -204,19 +204,19 @@ def _share_of_nodes(
 
 def _offer(plan: Plan, kinds: list[NodeKind], asked: set[str]) -> tuple[float, float]:
     """CPUs and memory that as many nodes as are wanted have, as near to the plan as may be; endless where not known."""
-    wanted = float(plan.cpus_per_task * plan.tasks_per_node), plan.memory_gb
+    planned = float(plan.cpus_per_task * plan.tasks_per_node), plan.memory_gb
     have = [(kind.nodes, kind.cpus or _ENDLESS, kind.memory_gb or _ENDLESS) for kind in kinds]
 
     def enough(cpus: float, memory: float) -> bool:
         return sum(nodes for nodes, *most in have if most[0] >= cpus and most[1] >= memory) >= plan.nodes
 
-    if not have or enough(*wanted):
+    if not have or enough(*planned):
         return float(_ENDLESS), float(_ENDLESS)
     # Between what the user asked for and what one kind of node or another has of the rest.
     choices = [
         (
-            wanted[0] if "cpus" in asked else min(wanted[0], cpus),
-            wanted[1] if "memory_gb" in asked else min(wanted[1], memory),
+            planned[0] if "cpus" in asked else min(planned[0], cpus),
+            planned[1] if "memory_gb" in asked else min(planned[1], memory),
         )
         for _, cpus, memory in have
     ]
@@ -224,17 +224,17 @@ def _offer(plan: Plan, kinds: list[NodeKind], asked: set[str]) -> tuple[float, f
     if possible:
         return max(possible)
     most = tuple(_most(plan.nodes, [(each[index], each[0]) for each in have]) for index in (1, 2))
-    if most[0] >= wanted[0] and most[1] >= wanted[1]:
+    if most[0] >= planned[0] and most[1] >= planned[1]:
         raise UsageError(
-            f"no {plan.nodes} nodes have {wanted[0]:g} CPUs and {wanted[1]:g} GB each: ask for fewer --cpus, or less"
+            f"no {plan.nodes} nodes have {planned[0]:g} CPUs and {planned[1]:g} GB each: ask for fewer --cpus, or less"
             " --memory."
         )
     return most[0], most[1]
 
 
-def _most(wanted: int, have: list[tuple[float, int]]) -> float:
+def _most(nodes: int, have: list[tuple[float, int]]) -> float:
     """The most of something that each of so many nodes has."""
-    return max(amount for amount, _ in have if sum(nodes for other, nodes in have if other >= amount) >= wanted)
+    return max(amount for amount, _ in have if sum(count for other, count in have if other >= amount) >= nodes)
 
 
 def _source(option: str, profile: ClusterProfile, asked: set[str]) -> str:
@@ -248,10 +248,6 @@ def _named(partition: Partition | None) -> str:
 
 def _floor(memory: float) -> str:
     return f"{int(memory * 10) / 10:g}"
-
-
-def _lower(names: Iterable[str]) -> set[str]:
-    return {name.lower() for name in names}
 
 
 def _some(names: Iterable[str]) -> str:

@@ -13,11 +13,11 @@ from pydantic import ConfigDict
 from hpc_tumor.cluster.describe.profiles import LOCAL
 from hpc_tumor.config import ClusterProfile, LimitSettings
 from hpc_tumor.errors import UsageError
-from hpc_tumor.names import counted, hours
 from hpc_tumor.settings import user_configuration
+from hpc_tumor.vocabulary import counted, hours
 
 _LEAST_MEMORY = 0.1  # GB; Python alone needs as much
-_FLAGS = {
+OPTIONS = {  # of a plan, by the options of the command line that give them
     "walltime": "--time", "memory_gb": "--memory", "cpus": "--cpus", "account": "--account", "partition": "--partition",
     "qos": "--qos", "constraint": "--constraint", "reservation": "--reservation", "options": "--sbatch",
     "at_once": "--at-once",
@@ -133,7 +133,7 @@ def make_plan(
         )  # fmt: skip
     texts = {"account": account, "partition": partition, "qos": qos, "constraint": constraint}
     for flag, text in {**texts, "reservation": reservation}.items():
-        _check_text(_FLAGS[flag], text)
+        _check_text(OPTIONS[flag], text)
     cpus_per_task, memory = _share_of_node(profile, tasks, cpus, memory_gb)
     minutes, total = _walltime(profile, walltime)
     links = 1 if profile.slurm.requeue or profile.name == LOCAL else profile.slurm.chain
@@ -178,7 +178,7 @@ def _share_of_node(profile: ClusterProfile, tasks: int, cpus: int | None, memory
 
 def refuse_options(why: str, **options: object) -> None:
     """Raises UsageError for options of `make_plan` that were given although, as `why` says, no SLURM will read them."""
-    given = [_FLAGS[name] for name, value in options.items() if value not in (None, {})]
+    given = [OPTIONS[name] for name, value in options.items() if value not in (None, {})]
     if given:
         raise UsageError(
             f"{', '.join(given)}: for SLURM clusters alone, but {why}: leave {'it' if len(given) == 1 else 'them'} out."

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpc_tumor.data.audit.images import Floats, ImageScan, shrink, unit_rows
-from hpc_tumor.data.case import TUMOUR_LABELS
 from hpc_tumor.data.store.store import Store
+from hpc_tumor.vocabulary import TUMOUR_LABELS
 
 SIMILAR = 0.999  # correlation of thumbnails; above it two pictures look the same
 SIDE = 16  # pixels of a thumbnail of one modality

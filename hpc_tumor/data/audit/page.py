@@ -18,8 +18,8 @@ from hpc_tumor.data.audit.shortcuts import DEPTH, FOLDS, NOTABLE
 from hpc_tumor.data.audit.volumes import VolumeFacts
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.errors import UsageError
-from hpc_tumor.run_dir import write_error
 from hpc_tumor.system import atomic
+from hpc_tumor.system.atomic import write_error
 from hpc_tumor.table import Table
 
 TEMPLATE = "page.html.j2"
@@ -55,7 +55,9 @@ class Histogram:
 
 
 def check_page(path: Path, store: Path) -> None:
-    """Raises UsageError where a page cannot be written to `path`, or would be inside the store."""
+    """Raises UsageError where a page cannot be written to `path`, would be inside the store, or is not called HTML."""
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"{path} does not end in .html: the page of an audit is HTML, so name such a file.")
     if path.resolve().is_relative_to(store.resolve()):
         raise UsageError(f"{path} is inside the store, which an audit does not change: name a file elsewhere.")
     if path.is_dir():

@@ -15,10 +15,10 @@ from PIL import Image
 from hpc_tumor.data.audit.audit import Audit
 from hpc_tumor.data.audit.leakage import SplitAudit
 from hpc_tumor.data.audit.memoriser import Match
-from hpc_tumor.data.case import MODALITIES, TUMOUR_LABELS
 from hpc_tumor.data.splits.near_duplicates import features, similarity
 from hpc_tumor.data.store.ome import label_colors
 from hpc_tumor.data.store.store import Store
+from hpc_tumor.vocabulary import MODALITIES, TUMOUR_LABELS
 
 PER_CLASS = 6
 MOST_PAIRS = 12

@@ -11,8 +11,8 @@ from hpc_tumor.data.audit.leakage import Leakage, SplitAudit
 from hpc_tumor.data.audit.memoriser import SIMILAR
 from hpc_tumor.data.audit.volumes import OUTLIER, Spread, VolumeFacts
 from hpc_tumor.data.splits.units import describe_patients
-from hpc_tumor.names import counted, listed
 from hpc_tumor.table import NOTHING, Column, Table, fill
+from hpc_tumor.vocabulary import counted, listed
 
 if TYPE_CHECKING:
     from hpc_tumor.data.audit.audit import Audit

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpc_tumor.data.audit.images import most_common
-from hpc_tumor.data.case import MODALITIES, TUMOUR_LABELS
 from hpc_tumor.data.splits.units import repeated_cases
 from hpc_tumor.data.store.nodes import read_attributes
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.errors import DataError
+from hpc_tumor.vocabulary import MODALITIES, TUMOUR_LABELS
 
 OUTLIER = 3.5  # modified z-score, Iglewicz and Hoaglin 1993, How to Detect and Handle Outliers
 LEAST_FOR_OUTLIERS = 8  # cases

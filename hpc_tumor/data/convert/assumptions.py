@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from hpc_tumor.data.case import TUMOUR_LABELS
 from hpc_tumor.data.editions import EDITIONS, Edition, edition_of
 from hpc_tumor.data.raw.files.nifti import AXES
-from hpc_tumor.names import listed
+from hpc_tumor.vocabulary import TUMOUR_LABELS, listed
 
 
 def assumptions(rows: Sequence[dict[str, Any]]) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 
 from hpc_tumor.data.brain import BrainStatistics, brain_statistics, label_counts
-from hpc_tumor.data.case import TUMOUR_LABELS, Case, CaseData, CaseReader
+from hpc_tumor.data.case import Case, CaseData, CaseReader
 from hpc_tumor.data.contrast import NUMBERS, contrast
 from hpc_tumor.data.convert.target import disk_error
 from hpc_tumor.data.editions import EDITIONS, UncertainLabels
@@ -23,6 +23,7 @@ from hpc_tumor.data.store.ome import image_metadata, label_metadata
 from hpc_tumor.data.store.shards import checksum, is_sound, pack_chunk
 from hpc_tumor.errors import DataError
 from hpc_tumor.system.atomic import plain
+from hpc_tumor.vocabulary import TUMOUR_LABELS
 
 Row = dict[str, Any]  # what the store keeps of a case, as JSON
 

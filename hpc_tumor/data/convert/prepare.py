@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hpc_tumor.data.case import Case, CaseReader, walk
+from hpc_tumor.data.case import Case, CaseReader, Listing, walk
 from hpc_tumor.data.convert.assumptions import assumptions, differs, is_renamed
 from hpc_tumor.data.convert.case import Unit, UnitResult
 from hpc_tumor.data.convert.target import ConversionError, Target, disk_error, identity_of, open_target
@@ -118,50 +118,72 @@ def prepare_dataset(
     report = examine(listing, reader)
     if strict and report.failed:
         raise DataError(f"{report.failed[0][1]} Stopped there, as --strict asks.")
-    cases, notes = report.cases, [*report.notes, *_inside(store, source)]
     with open_target(store, identity_of(reader.name, reader.task, reader.options), overwrite=overwrite) as target:
         try:
-            before = _ids(store)
-            refused = set(report.failed) - set(report.links)  # links go by their paths, which may read like an id
-            there = {case.id for case in (*cases, *report.absent)} | {case for case, _ in refused}
-            if not (overwrite or prune):
-                named = {PurePosixPath(path).name for path, _ in report.links}
-                refuse_vanished(before, there | named, source, store)
-            if reader.task == "classification":
-                refuse_one_class([*cases, *report.absent], source)
-            # What cannot be found may lie behind a link that is not followed, or in content that was not fetched.
-            unseen = sorted(before - there) if report.links and not (overwrite or prune) else []
-            kept_as_they_are = [*report.absent, *(Case(name, {}, Path(name)) for name in unseen)]
-            clinical = Clinical()
-            if reader.task == "segmentation":
-                clinical = read_clinical(listing, [*cases, *kept_as_they_are])
-            # Nothing is known now of cases that cannot be seen: what was known of them stays.
-            writer = make_writer(target, reader, {**clinical.facts, **_clinical_before(store, unseen)})
-            count = workers or default_workers()
-            ids = [case.id for case in kept_as_they_are]
-            units = writer.units(cases, max(1, available_cpus() // count), ids)
-            kept = len(writer.rows)
-            if unseen:
-                notes.append(_kept_unseen(unseen))
-            with closing(convert(units) if convert else convert_here(units, min(count, len(units)))) as results:
-                failed = _commit_all(writer, target, results, cases, source, strict, progress)
-            failed = sorted([*report.failed, *failed])
-            if not writer.rows:
-                raise none_usable(source, failed)
-            if not (overwrite or prune):
-                refuse_lost(before, writer.rows, failed, store)
-            writer.finish({"refused": sorted({case for case, _ in failed} - writer.rows.keys())})
+            done = _convert_cases(
+                target, listing, report, workers=workers or default_workers(), strict=strict,
+                may_remove=overwrite or prune, convert=convert, progress=progress,
+            )  # fmt: skip
         except OSError as error:
             raise DataError(f"{disk_error(error, 'its cases', store)} {target.remains()}") from error
         except ConversionError as error:
             raise DataError(f"{error} {target.remains()}") from error
-        rows = writer.rows
+    rows = done.rows
     assumed = assumptions(list(rows.values())) if reader.task == "segmentation" else []
     return _summary(
-        Store.open(store), sum(int(row["bytes"]) for row in rows.values()), failed=failed, kept=kept,
-        removed=len(before - set(rows)), seconds=time.perf_counter() - began, not_taken=report.not_taken,
-        still_stored=sorted({case for case, _ in failed} & set(rows)), notes=[*notes, *clinical.notes, *assumed],
+        Store.open(store), sum(int(row["bytes"]) for row in rows.values()), failed=done.failed, kept=done.kept,
+        removed=len(done.before - set(rows)), seconds=time.perf_counter() - began, not_taken=report.not_taken,
+        still_stored=sorted({case for case, _ in done.failed} & set(rows)),
+        notes=[*report.notes, *_inside(store, source), *done.notes, *assumed],
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Done:
+    """Outcome of converting: rows of the index by case, ids of the store before, and how many of these were kept."""
+
+    rows: dict[str, dict[str, Any]]
+    before: set[str]
+    kept: int
+    failed: list[tuple[str, str]]
+    notes: list[str]
+
+
+def _convert_cases(
+    target: Target, listing: Listing, report: SourceReport, *, workers: int, strict: bool, may_remove: bool,
+    convert: Convert | None, progress: Progress | None,
+) -> _Done:  # fmt: skip
+    """Convert into `target` what is new or has changed. `may_remove`: also where most of the store has vanished."""
+    reader, source, store, cases = report.reader, listing.source, target.path, report.cases
+    before, notes = _ids(store), list[str]()
+    refused = set(report.failed) - set(report.links)  # links go by their paths, which may read like an id
+    there = {case.id for case in (*cases, *report.absent)} | {case for case, _ in refused}
+    if not may_remove:
+        named = {PurePosixPath(path).name for path, _ in report.links}
+        refuse_vanished(before, there | named, source, store)
+    if reader.task == "classification":
+        refuse_one_class([*cases, *report.absent], source)
+    # What cannot be found may lie behind a link that is not followed, or in content that was not fetched.
+    unseen = sorted(before - there) if report.links and not may_remove else []
+    if unseen:
+        notes.append(_kept_unseen(unseen))
+    kept_as_they_are = [*report.absent, *(Case(name, {}, Path(name)) for name in unseen)]
+    clinical = Clinical()
+    if reader.task == "segmentation":
+        clinical = read_clinical(listing, [*cases, *kept_as_they_are])
+    # Nothing is known now of cases that cannot be seen: what was known of them stays.
+    writer = make_writer(target, reader, {**clinical.facts, **_clinical_before(store, unseen)})
+    units = writer.units(cases, max(1, available_cpus() // workers), [case.id for case in kept_as_they_are])
+    kept = len(writer.rows)
+    with closing(convert(units) if convert else convert_here(units, min(workers, len(units)))) as results:
+        failed = _commit_all(writer, target, results, cases, source, strict, progress)
+    failed = sorted([*report.failed, *failed])
+    if not writer.rows:
+        raise none_usable(source, failed)
+    if not may_remove:
+        refuse_lost(before, writer.rows, failed, store)
+    writer.finish({"refused": sorted({case for case, _ in failed} - writer.rows.keys())})
+    return _Done(writer.rows, before, kept, failed, [*notes, *clinical.notes])
 
 
 def _inside(store: Path, source: Path) -> list[str]:

@@ -24,7 +24,7 @@ from typing import Any
 
 from hpc_tumor.data.convert.case import Unit, UnitResult, convert_unit
 from hpc_tumor.data.convert.target import ConversionError, remove
-from hpc_tumor.system.python_children import module_command, start_process
+from hpc_tumor.system.processes import module_command, start_process
 from hpc_tumor.system.resources import available_cpus, available_memory
 
 WORKER_BYTES = 350_000_000  # of a worker with a case of 240 × 240 × 155: 234 MB at its peak, libraries included

@@ -13,11 +13,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from hpc_tumor.data.case import CAVITY, LABELS, MODALITIES, TUMOUR_LABELS, Case, CaseReader
+from hpc_tumor.data.case import Case, CaseReader
 from hpc_tumor.data.convert.case import Row, Unit, UnitResult, is_whole, unpack_images
 from hpc_tumor.data.convert.target import Target, remove
 from hpc_tumor.data.editions import EDITIONS
-from hpc_tumor.data.raw.brain_mri import CLASSES
 from hpc_tumor.data.splits.near_duplicates import SIDE, near_duplicate_groups
 from hpc_tumor.data.splits.sketch import same_scans, unpacked
 from hpc_tumor.data.store.nodes import (
@@ -32,6 +31,7 @@ from hpc_tumor.data.store.nodes import (
 from hpc_tumor.data.store.shards import pack_chunk
 from hpc_tumor.data.store.store import Store, read_about
 from hpc_tumor.errors import DataError
+from hpc_tumor.vocabulary import CAVITY, CLASSES, LABEL_NAMES, MODALITIES, TUMOUR_LABELS
 
 IMAGES_PER_UNIT = 64
 IMAGES_PER_SHARD = 1024
@@ -128,7 +128,7 @@ class VolumeWriter:
 
     def _write_index(self, index: Path, rows: Sequence[Row], clinical: Sequence[Row]) -> None:
         cavity = any(sum(counts[TUMOUR_LABELS] for counts in row["label_counts"]) for row in rows)
-        labels = (*LABELS, CAVITY) if cavity else LABELS
+        labels = (*LABEL_NAMES, CAVITY) if cavity else LABEL_NAMES
         editions = [row["meta"]["labels"] for row in rows]
         write_group(index, {
             "case_ids": [row["case"] for row in rows],

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hpc_tumor.data.case import TUMOUR_LABELS
 from hpc_tumor.data.feed.per_image import on_device
 from hpc_tumor.data.feed.rows import Request, Rows
 from hpc_tumor.data.store.store import Store
+from hpc_tumor.vocabulary import TUMOUR_LABELS
 
 
 class Part(Protocol):

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hpc_tumor.data.phantom.patient import patient
-from hpc_tumor.data.phantom.slices import CLASSES, head_image
+from hpc_tumor.data.phantom.slices import head_image
 from hpc_tumor.errors import UsageError, unknown
-from hpc_tumor.run_dir import folder_to_write, write_error
-from hpc_tumor.system.atomic import write_bytes
+from hpc_tumor.system.atomic import folder_to_write, write_bytes, write_error
+from hpc_tumor.vocabulary import CLASSES
 
 Progress = Callable[[int, int], None]
 

@@ -8,7 +8,6 @@ from PIL import Image
 
 from hpc_tumor.data.phantom.patient import Floats, Generator, inside, smooth_noise
 
-CLASSES = ("glioma", "meningioma", "notumor", "pituitary")
 _SKULL, _BRAIN = 0.93, 0.84  # outer borders, in half axes of the head
 
 

@@ -16,13 +16,13 @@ from PIL import Image
 from scipy import ndimage
 
 from hpc_tumor.data.case import Case, CaseData, Found, Listing, SourceFile, check_names
-from hpc_tumor.data.raw.classes import CLASSES, class_of, is_aside, is_mask_of, is_of_masks
+from hpc_tumor.data.raw.classes import class_of, is_aside, is_mask_of, is_of_masks
 from hpc_tumor.data.raw.files.file_kind import IMAGE_FORMATS
 from hpc_tumor.data.raw.files.image_files import decode_grey
 from hpc_tumor.data.raw.leftovers import cases_below
 from hpc_tumor.data.splits import near_duplicates
 from hpc_tumor.errors import DataError
-from hpc_tumor.names import printable
+from hpc_tumor.vocabulary import CLASSES, printable
 
 WANTED = "Brain Tumor MRI images ([Training|Testing]/glioma|meningioma|notumor|pituitary/*.jpg|png|…)"
 IMAGE_SIZE = 256  # pixels per side, as in the published study

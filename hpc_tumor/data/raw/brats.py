@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_tumor.data.case import MODALITIES, Case, CaseData, Found, Listing, check_names
+from hpc_tumor.data.case import Case, CaseData, Found, Listing, check_names
 from hpc_tumor.data.editions import USUAL, Edition, UncertainLabels, edition_of, meaning_of
 from hpc_tumor.data.raw.files.nifti import AXES, NiftiFile, open_nifti
 from hpc_tumor.data.raw.leftovers import cases_below
 from hpc_tumor.data.raw.patient_folders import LABEL, PatientFiles, find_patients
 from hpc_tumor.errors import DataError
-from hpc_tumor.names import counted, plural
+from hpc_tumor.vocabulary import MODALITIES, counted, plural
 
 WANTED = "BraTS patients (<case>/<case>_flair|t1|t1ce|t2|seg.nii[.gz], or -t2f -t1n -t1c -t2w -seg)"
 _UNLABELLED = re.compile(r"validation|testing|(?:^|[_\-.])test(?:$|[_\-.])", re.IGNORECASE)  # folders, by their names

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_tumor.data.case import MODALITIES, Case, CaseData, Found, Listing, SourceFile, check_names
-from hpc_tumor.data.raw.files.h5_apart import read_h5_apart
+from hpc_tumor.data.case import Case, CaseData, Found, Listing, SourceFile, check_names
+from hpc_tumor.data.raw.files.h5_subprocess import read_h5_in_subprocess
 from hpc_tumor.data.raw.files.nifti import AXES
 from hpc_tumor.data.raw.leftovers import cases_below
 from hpc_tumor.errors import DataError
-from hpc_tumor.names import printable
+from hpc_tumor.vocabulary import MODALITIES, printable
 
 WANTED = "BraTS slices as H5 (volume_<n>_slice_<0 to 154>.h5)"
 LOST = (
@@ -146,7 +146,7 @@ def _check_slices(case: Case) -> None:
 
 def read_slice(path: Path) -> tuple[NDArray[Any], NDArray[np.uint8], str]:
     """Intensities `(4, Y, X)`, labels `(Y, X)` 0 to 3, and the file's SHA-256."""
-    arrays, digest = read_h5_apart(path, {"image": "f", "mask": "u"})
+    arrays, digest = read_h5_in_subprocess(path, {"image": "f", "mask": "u"})
     image, mask = arrays["image"], arrays["mask"]
     if image.ndim != 3 or image.shape[2] != len(MODALITIES) or max(image.shape) > MAX_SIDE or image.dtype.itemsize < 4:
         raise DataError(f"{path}: image has {_text(image)}; it should be (240, 240, 4) in float64.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 
-CLASSES = ("glioma", "meningioma", "notumor", "pituitary")
 # Letters only: 512Glioma, "Glioma Tumor (2)", pituitary_adenoma, "Brain MRI - healthy", 3_no_tumor …
 _FILLERS = re.compile(r"tumou?rs?|adenomas?|brains?|mris?|images?|scans?|class")
 _NAMES = {

@@ -15,12 +15,22 @@ from typing import Any
 from hpc_tumor.data.case import Case, Listing, SourceFile
 from hpc_tumor.data.raw.clinical_table import Row, Table, read_table
 from hpc_tumor.errors import DataError
-from hpc_tumor.names import printable
+from hpc_tumor.vocabulary import printable
 
 _TABLE = re.compile(r"(?:name_mapping|survival)[^/]*\.csv$", re.IGNORECASE)
 _NOT_TRAINING = re.compile(r"validation|evaluation|testing", re.IGNORECASE)
 _MOST_NAMED = 3  # values left out, of one table
 _FOLDER = "the folder's name"  # up to 2019, HGG and LGG were folders
+
+
+@dataclass(frozen=True)
+class _OtherId:
+    """Fact that a patient has an id in another edition, or by the folder of their sessions."""
+
+    edition: str
+
+    def __str__(self) -> str:
+        return f"other_ids {self.edition}"
 
 
 @dataclass(frozen=True)
@@ -47,14 +57,15 @@ def read_clinical(listing: Listing, cases: Sequence[Case]) -> Clinical:
     """
     tables, notes = _tables(listing)
     known = _by_name(cases)
-    said: dict[str, dict[str, dict[str, Any]]] = defaultdict(lambda: defaultdict(dict))  # case, fact, where → value
+    # By case, fact and the file that says it.
+    said: dict[str, dict[str | _OtherId, dict[str, Any]]] = defaultdict(lambda: defaultdict(dict))
     for case in cases:
         patient = case.meta.get("patient")
         folder = (case.folder.parent.parent if patient else case.folder.parent).name.upper()
         if folder in ("HGG", "LGG"):
             said[case.id]["grade"][_FOLDER] = folder
         if patient:
-            said[case.id]["other_ids folder"][_FOLDER] = patient  # by which the sessions of a patient stay together
+            said[case.id][_OtherId("folder")][_FOLDER] = patient  # by which the sessions of a patient stay together
     facts: dict[str, dict[str, Any]] = defaultdict(dict)
     for group in (tables[False], tables[True]):
         for table in group:
@@ -115,10 +126,11 @@ def _by_name(cases: Sequence[Case]) -> dict[str, list[str]]:
     return names
 
 
-def _say(of: dict[str, dict[str, Any]], table: Table, row: Row, case: str) -> None:
+def _say(of: dict[str | _OtherId, dict[str, Any]], table: Table, row: Row, case: str) -> None:
     names = {edition: name for edition, name in row.ids.items() if name.casefold() != case.casefold()}
-    others = {f"other_ids {edition}": name for edition, name in names.items()}
-    for fact, value in {**row.facts, **others}.items():
+    ids = ((_OtherId(edition), name) for edition, name in names.items())
+    facts: list[tuple[str | _OtherId, Any]] = [*row.facts.items(), *ids]
+    for fact, value in facts:
         values = of[fact]
         where = table.name
         if where in values and values[where] != value:  # one table says two things of one patient
@@ -126,7 +138,9 @@ def _say(of: dict[str, dict[str, Any]], table: Table, row: Row, case: str) -> No
         values[where] = value
 
 
-def _settle(said: Mapping[str, Mapping[str, Mapping[str, Any]]], facts: dict[str, dict[str, Any]]) -> list[str]:
+def _settle(
+    said: Mapping[str, Mapping[str | _OtherId, Mapping[str, Any]]], facts: dict[str, dict[str, Any]]
+) -> list[str]:
     """Take what is said without contradiction and not known yet; gives a note on the rest."""
     disputed = []
     for case in sorted(said):
@@ -142,11 +156,11 @@ def _settle(said: Mapping[str, Mapping[str, Mapping[str, Any]]], facts: dict[str
     return [f"left out, since tables disagree: {', '.join(disputed[:_MOST_NAMED])}{more}."]
 
 
-def _take(facts: dict[str, Any], fact: str, value: Any) -> None:
+def _take(facts: dict[str, Any], fact: str | _OtherId, value: Any) -> None:
     if fact == "survival":
         if "survival_days" not in facts:
             facts["survival_days"], facts["alive"] = value
-    elif fact.startswith("other_ids "):
-        facts.setdefault("other_ids", {}).setdefault(fact.split()[1], value)
+    elif isinstance(fact, _OtherId):
+        facts.setdefault("other_ids", {}).setdefault(fact.edition, value)
     else:
         facts.setdefault(fact, value)

@@ -11,7 +11,7 @@ from typing import Any
 
 from hpc_tumor.data.case import SourceFile, read_source
 from hpc_tumor.errors import DataError
-from hpc_tumor.names import is_plain, printable
+from hpc_tumor.vocabulary import is_plain, printable
 
 MAX_BYTES = 4 << 20  # the published tables take some 40 kB
 MAX_AGE = 120  # years

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from hpc_tumor.data.case import Case, Found, SourceFile
-from hpc_tumor.data.raw.classes import CLASSES, class_of, is_aside, is_of_masks
+from hpc_tumor.data.raw.classes import class_of, is_aside, is_of_masks
 from hpc_tumor.data.raw.files.file_kind import DICOM, IMAGE_FORMATS, FileKind, kind_of
 from hpc_tumor.data.raw.files.listing import DVC_SUFFIX, Listing, content_absent, first_bytes, walk
 from hpc_tumor.errors import DataError
-from hpc_tumor.names import counted, listed, printable
+from hpc_tumor.vocabulary import CLASSES, counted, listed, printable
 
 _NIFTI = (".nii", ".nii.gz")
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".7z", ".rar", ".gz", ".zst")

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from hpc_tumor.data.case import Listing, SourceFile
 from hpc_tumor.data.raw.leftovers import BIDS
 from hpc_tumor.data.raw.patient_names import DATE, STAGE_WORDS, TIME_WORDS, may_be_a_patient
-from hpc_tumor.names import printable
+from hpc_tumor.vocabulary import printable
 
 LABEL = "label"
 _SUFFIXES = {"flair": "FLAIR", "t2f": "FLAIR", "t1": "T1", "t1n": "T1", "t1ce": "T1ce", "t1c": "T1ce",

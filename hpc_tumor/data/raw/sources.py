@@ -14,7 +14,7 @@ from hpc_tumor.data.raw.brats_h5 import BraTSH5Reader
 from hpc_tumor.data.raw.clinical import is_table
 from hpc_tumor.data.raw.leftovers import leftovers, no_cases, usable
 from hpc_tumor.errors import DataError, UsageError, unknown
-from hpc_tumor.names import plural
+from hpc_tumor.vocabulary import plural
 
 READERS: dict[str, type[CaseReader]] = {"brats": BraTSReader, "brats-h5": BraTSH5Reader, "brain-mri": BrainMRIReader}
 

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_tumor.data.case import MODALITIES
 from hpc_tumor.data.contrast import NUMBERS
 from hpc_tumor.data.splits.near_duplicates import SIDE
 from hpc_tumor.data.splits.sketch import SIDE as CELLS
 from hpc_tumor.data.splits.split_file import Split
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.system.npz import read_arrays, write_arrays
+from hpc_tumor.vocabulary import MODALITIES
 
 FORMAT = "hpc-tumor known cases 1"
 TRAINED, VALIDATED = "trained on", "validated on"

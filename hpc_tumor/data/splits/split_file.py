@@ -25,8 +25,8 @@ from hpc_tumor import __version__
 from hpc_tumor.data.splits.units import patient_numbers, ties
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.errors import DataError
-from hpc_tumor.names import printable
 from hpc_tumor.system import atomic
+from hpc_tumor.vocabulary import printable
 
 SCHEMA = 1
 PARTS = ("train", "val", "test")
@@ -131,10 +131,15 @@ def _read_json(path: Path) -> tuple[dict[str, list[Entry]], bool]:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not JSON ({error}). Write one with hpc-tumor split.") from None
+    if isinstance(value, dict) and (schema := value.get("schema", SCHEMA)) != SCHEMA:  # its parts may be elsewhere
+        raise DataError(
+            f"{path} has schema {printable(str(schema))[:80]}; this version reads {SCHEMA}. Update hpc-tumor, or write"
+            " one with hpc-tumor split."
+        )
     if not isinstance(value, dict) or not isinstance(value.get("parts"), dict):
         raise DataError(f'{path} is no split: it has no "parts". Write one with hpc-tumor split.')
-    if value.get("schema") != SCHEMA:
-        raise DataError(f"{path} has schema {printable(str(value.get('schema')))}; this version reads {SCHEMA}.")
+    if "schema" not in value:
+        raise DataError(f'{path} does not say which schema it has: add "schema": {SCHEMA}.')
     if not isinstance(leaks := value.get("leaks", False), bool):
         raise DataError(f'{path}: "leaks" is {printable(str(leaks))}: write true or false.')
     given: dict[str, Any] = value["parts"]

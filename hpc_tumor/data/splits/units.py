@@ -17,7 +17,7 @@ from hpc_tumor.data.splits.folds import Unit
 from hpc_tumor.data.splits.joining import connected
 from hpc_tumor.data.splits.sketch import THRESHOLD, similarity
 from hpc_tumor.data.store.store import Store
-from hpc_tumor.names import counted, listed
+from hpc_tumor.vocabulary import counted, listed
 
 SAME_SCANS, NEAR_SCANS = "the same scans", "nearly the same scans"
 NAME, OTHER_ID = "one patient by name", "one patient by its id in another edition"

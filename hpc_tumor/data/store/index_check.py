@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from hpc_tumor.data.case import CAVITY, LABELS
 from hpc_tumor.data.editions import EDITIONS
 from hpc_tumor.data.store.nodes import TYPES
-from hpc_tumor.names import is_plain
+from hpc_tumor.vocabulary import CAVITY, LABEL_NAMES, is_plain
 
 _TASKS = ("segmentation", "classification")
 Check = Callable[[Any], bool]
@@ -39,7 +38,7 @@ def index_fault(about: Mapping[str, Any], index: Mapping[str, Any]) -> str | Non
         values = index.get(name)
         if not isinstance(values, list) or len(values) != len(ids) or not all(map(check, values)):
             return f"the column {name} of its index is not sound"
-    if volumes and index.get("labels") not in ([*LABELS], [*LABELS, CAVITY]):
+    if volumes and index.get("labels") not in ([*LABEL_NAMES], [*LABEL_NAMES, CAVITY]):
         return "the list of its labels is not sound"
     classes = index.get("classes")
     if not volumes and not (isinstance(classes, list) and all(map(_is_text, classes))):

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from hpc_tumor.data.brain import BrainStatistics
-from hpc_tumor.data.case import CAVITY, LABELS, MODALITIES
 from hpc_tumor.data.editions import Edition
+from hpc_tumor.vocabulary import CAVITY, LABEL_NAMES, MODALITIES
 
 VERSION = "0.5"
 # Red, green, blue, opacity; NCR/NET, ED and ET as BraTS figures usually show them.
@@ -27,7 +27,7 @@ def image_metadata(name: str, spacing: Sequence[float], brain: BrainStatistics) 
 
 def label_colors() -> dict[str, tuple[int, int, int]]:
     """Red, green and blue of each label by its name."""
-    return {name: _LABEL_COLORS[value][:3] for value, name in enumerate((*LABELS, CAVITY)) if value}
+    return {name: _LABEL_COLORS[value][:3] for value, name in enumerate((*LABEL_NAMES, CAVITY)) if value}
 
 
 def label_metadata(spacing: Sequence[float], edition: Edition) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def label_metadata(spacing: Sequence[float], edition: Edition) -> dict[str, Any]
     numbers: dict[int, list[int]] = {}
     for number, value in edition.values.items():
         numbers.setdefault(value, []).append(number)
-    names = dict(enumerate((*LABELS, CAVITY)))
+    names = dict(enumerate((*LABEL_NAMES, CAVITY)))
     return {
         "version": VERSION,
         "multiscales": [_multiscale("seg", _space_axes(), list(spacing))],

@@ -10,11 +10,12 @@ from typing import Any
 
 from hpc_tumor.results.compare.disagreement import Disagreement, disagreement
 from hpc_tumor.results.compare.entries import Entry
-from hpc_tumor.results.compare.measures import CASES, MAIN_SCORE, REGIONS, measure
+from hpc_tumor.results.compare.measures import CASES, MAIN_SCORE, measure
 from hpc_tumor.results.compare.paired import Difference, PairedTest, differences, holm, paired_tests
 from hpc_tumor.results.compare.ranks import Ranking, aggregate_then_rank, rank_then_aggregate
 from hpc_tumor.results.read.cases import TestCases
 from hpc_tumor.results.read.run_result import RunResult
+from hpc_tumor.vocabulary import REGIONS
 
 MOST_TESTED = 20  # entries between which all pairs are tested: the best ones, where there are more
 
@@ -229,7 +230,7 @@ class SkippedFolder:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that was collected. `left_out`: finished runs that the wishes of the user leave out, counted."""
+    """All that was collected. `left_out`: finished runs that the selection leaves out, counted."""
 
     groups: tuple[Group, ...] = ()
     unfinished: tuple[UnfinishedRun, ...] = ()

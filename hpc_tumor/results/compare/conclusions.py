@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal
 
-from hpc_tumor.names import listed, plural
 from hpc_tumor.results.compare.comparison import MOST_TESTED, Group
 from hpc_tumor.results.compare.disagreement import DecidingCase, Disagreement
 from hpc_tumor.results.compare.measures import CASES, measure
 from hpc_tumor.results.compare.paired import Difference, p_value
+from hpc_tumor.vocabulary import listed, plural
 
 Verdict = Literal["better", "not shown", "worse"]
 _MOST_OTHERS = 6  # entries that the sentence on the best one names of each kind

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpc_tumor.results.compare.ranks import case_ranks
-from hpc_tumor.results.read.cases import LABELS, TestCases
+from hpc_tumor.results.read.cases import TestCases
+from hpc_tumor.vocabulary import LABELS
 
 _DIGITS = 10  # to which sums are rounded: equal ones differ in the last bit by the order of adding
 

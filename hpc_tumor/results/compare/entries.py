@@ -24,8 +24,8 @@ from hpc_tumor.results.compare.statistics import (
     times_drawn,
 )
 from hpc_tumor.results.read.cases import TOLERANCE, Images, TestCases, mean_of_seeds, side_by_side
+from hpc_tumor.results.read.lazy import LazyPresent
 from hpc_tumor.results.read.run_result import NOT_SETTINGS, RunResult
-from hpc_tumor.results.read.when_asked import WhereThere
 from hpc_tumor.scores import confusion_counts, of_confusion
 
 _MOST_DIFFERENCES = 3  # settings that a name lists
@@ -132,7 +132,7 @@ class Entry:
     def statistics(self) -> Mapping[str, Statistic]:
         """Every score that all its runs have, and those that its cases alone have; each worked out when asked for."""
         common = [name for name in self.runs[0].best if all(run.best.get(name) is not None for run in self.runs)]
-        return WhereThere({name: partial(self._statistic, name) for name in [*common, *self.cases.values]})
+        return LazyPresent({name: partial(self._statistic, name) for name in [*common, *self.cases.values]})
 
     @cached_property
     def neighbour(self) -> TestCases | None:

@@ -8,7 +8,6 @@ from typing import Literal
 MAIN_SCORE = {"classification": "accuracy", "segmentation": "dice"}
 CASES = {"classification": "images", "segmentation": "patients"}
 UNITS = {"classification": "groups of copies", "segmentation": "patients"}  # what is drawn or compared independently
-REGIONS = ("WT", "TC", "ET")
 RIGHT_OR_WRONG = ("accuracy", "accuracy_new")  # scores that are 0 or 1 of each image
 # Scores of a structure, in the order of a table; scores of classified images likewise.
 OF_STRUCTURES = ("dice", "hd95", "nsd", "iou", "precision", "recall", "fpr", "fnr", "accuracy")

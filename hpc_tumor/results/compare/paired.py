@@ -11,8 +11,8 @@ import numpy as np
 
 from hpc_tumor.results.compare.statistics import Statistic, bootstrap_means
 from hpc_tumor.results.read.cases import TestCases
+from hpc_tumor.vocabulary import SIGNIFICANCE_LEVEL
 
-LEVEL = 0.05
 _MOST_COUNTED = 15  # differences of which all ways to deal the signs are counted
 
 
@@ -46,7 +46,7 @@ class Difference:
     @property
     def significant(self) -> bool:
         """Return True if it is below 5 % after correction."""
-        return self.p_holm < LEVEL
+        return self.p_holm < SIGNIFICANCE_LEVEL
 
 
 @dataclass(frozen=True, kw_only=True)

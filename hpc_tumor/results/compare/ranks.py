@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_tumor.results.compare.statistics import LEVEL, add_up, times_drawn
+from hpc_tumor.results.compare.statistics import add_up, times_drawn
 from hpc_tumor.results.read.cases import TestCases
+from hpc_tumor.vocabulary import CONFIDENCE_LEVEL
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def _ranking(values: np.ndarray, codes: np.ndarray) -> Ranking:
     means = np.round((drawn @ totals) / (drawn @ counts)[:, None], 10)
     resampled = _ranks(means)
     shares = _shares(means)
-    tail = 50 * (1 - LEVEL)
+    tail = 50 * (1 - CONFIDENCE_LEVEL)
     low, high = np.percentile(resampled, [tail, 100 - tail], axis=0)
     overall = np.round(values.mean(0), 10)
     return Ranking(

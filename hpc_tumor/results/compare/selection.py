@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from hpc_tumor.errors import UsageError, unknown
 from hpc_tumor.models import MODELS
 from hpc_tumor.results.compare.measures import OF_IMAGES, OF_STRUCTURES, measure
-from hpc_tumor.results.read.cases import STRUCTURES
 from hpc_tumor.results.read.run_result import mean_of
 from hpc_tumor.settings import full_name
+from hpc_tumor.vocabulary import STRUCTURES
 
 if TYPE_CHECKING:
     from hpc_tumor.results.compare.entries import Entry
@@ -25,7 +25,7 @@ _COSTS = {
 
 
 @dataclass(frozen=True)
-class Wishes:
+class Selection:
     """What the user asks of a comparison.
 
     Attributes:
@@ -40,7 +40,7 @@ class Wishes:
     by: tuple[str, ...] = ()
     sort: str | None = None
 
-    def want(self, model: str | None, config: Mapping[str, Any]) -> bool:
+    def matches(self, model: str | None, config: Mapping[str, Any]) -> bool:
         """Return True if a run of this network with these settings is among those asked for."""
         if self.models and model not in self.models:
             return False
@@ -64,10 +64,10 @@ class Wishes:
         return value is None, (0 if value is None else -value if largest_first else value)
 
 
-EVERYTHING = Wishes()
+EVERYTHING = Selection()
 
 
-def make_wishes(models: Sequence[str], where: Sequence[str], by: Sequence[str], sort: str | None) -> Wishes:
+def make_selection(models: Sequence[str], where: Sequence[str], by: Sequence[str], sort: str | None) -> Selection:
     """What was typed, checked.
 
     Raises:
@@ -87,7 +87,7 @@ def make_wishes(models: Sequence[str], where: Sequence[str], by: Sequence[str], 
     of_class = sort is not None and sort.partition("_")[0] in ("precision", "recall", "f1", "auroc")
     if sort is not None and sort not in known | parts and not of_class:
         raise UsageError(f"--sort: {unknown('score', sort, sorted(known | parts))}")
-    return Wishes(tuple(models), tuple(wanted), tuple(full_name(key, "--by") for key in by), sort)
+    return Selection(tuple(models), tuple(wanted), tuple(full_name(key, "--by") for key in by), sort)
 
 
 def _same(value: Any, typed: str) -> bool:

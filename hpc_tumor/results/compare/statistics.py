@@ -9,8 +9,9 @@ from functools import lru_cache
 
 import numpy as np
 
+from hpc_tumor.vocabulary import CONFIDENCE_LEVEL
+
 RESAMPLES = 2_000
-LEVEL = 0.95
 _SEED = 2024
 _BLOCK = 4_000_000  # drawn numbers held in memory at once
 
@@ -90,7 +91,7 @@ def add_up(codes: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 def _ends(means: np.ndarray) -> np.ndarray:
     """Percentiles of `(resamples, ...)` that enclose the level: `(2, ...)`."""
-    tail = 50 * (1 - LEVEL)
+    tail = 50 * (1 - CONFIDENCE_LEVEL)
     ends: np.ndarray = np.percentile(means, [tail, 100 - tail], axis=0, overwrite_input=False)
     return ends
 
@@ -131,7 +132,7 @@ def interval_of(resampled: np.ndarray, value: float) -> tuple[float, float]:
 
 def exact_interval(share: float, units: int) -> tuple[float | None, float | None]:
     """The 95 % interval of Clopper and Pearson (1934) of a share that is 0 or 1 of so many units; else nothing."""
-    tail = float(((1 - LEVEL) / 2) ** (1 / units))
+    tail = float(((1 - CONFIDENCE_LEVEL) / 2) ** (1 / units))
     return {0.0: (0.0, 1 - tail), 1.0: (tail, 1.0)}.get(share, (None, None))
 
 

@@ -25,8 +25,9 @@ from hpc_tumor.results.figures import (
 from hpc_tumor.results.figures.canvas.drawing import Drawing, Plan
 from hpc_tumor.results.figures.canvas.render import in_file, render
 from hpc_tumor.results.read.values import word
-from hpc_tumor.run_dir import folder_to_write, read_json
+from hpc_tumor.run_dir import read_json
 from hpc_tumor.system import atomic
+from hpc_tumor.system.atomic import folder_to_write
 
 __all__ = ["PLANNERS", "Drawing", "Progress", "draw_figures", "write_figures"]
 

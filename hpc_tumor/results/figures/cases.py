@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from hpc_tumor.names import series
 from hpc_tumor.results.compare.comparison import Group
 from hpc_tumor.results.compare.entries import Entry
 from hpc_tumor.results.figures.canvas.drawing import Plan
-from hpc_tumor.results.figures.canvas.palette import FALSE_NEGATIVE, FALSE_POSITIVE, LABELS, OTHER, RIGHT
+from hpc_tumor.results.figures.canvas.palette import FALSE_NEGATIVE, FALSE_POSITIVE, LABEL_COLOURS, OTHER, RIGHT
 from hpc_tumor.results.figures.canvas.rowed import best_of
 from hpc_tumor.results.figures.canvas.sheet import SIZE, SMALL, WIDTH, Sheet
 from hpc_tumor.results.figures.canvas.wording import slug, words
@@ -29,9 +28,9 @@ from hpc_tumor.results.figures.overlays import (
     with_labels,
 )
 from hpc_tumor.results.figures.pictures import WHICH, Pictures, pictures_of, raster_plan, shown_number
+from hpc_tumor.vocabulary import MODALITIES, series
 
 MOST_ENTRIES = 12  # with pictures
-_MODALITIES = ("FLAIR", "T1", "T1ce", "T2")
 _GAP = 0.04
 
 
@@ -50,7 +49,7 @@ class Case:
     def words(self) -> str:
         """Which case, which slice, how good."""
         place = self.said.get("slice")
-        dice = ", ".join(f"{label} {shown_number(self.said, f'dice_{label}')}" for label in LABELS)
+        dice = ", ".join(f"{label} {shown_number(self.said, f'dice_{label}')}" for label in LABEL_COLOURS)
         return (
             f"{words(self.said.get('case', '?'), 44)}, slice {place if isinstance(place, int) else '?'}"
             f" · Dice {shown_number(self.said, 'dice')} ({dice})"
@@ -66,11 +65,11 @@ def _case_of(pictures: Pictures, which: str, cut: bool) -> Case | None:
     """The best, median or worst case; None where it is not there, or damaged."""
     images, truth = pictures.get(f"{which}_images", 3), pictures.get(f"{which}_truth", 2)
     prediction, likely = pictures.get(f"{which}_prediction", 2), pictures.get(f"{which}_probabilities", 3)
-    if images is None or truth is None or prediction is None or len(images) != len(_MODALITIES):
+    if images is None or truth is None or prediction is None or len(images) != len(MODALITIES):
         return None
     if not images.shape[1:] == truth.shape == prediction.shape:
         return None
-    if likely is not None and likely.shape != (len(LABELS), *truth.shape):
+    if likely is not None and likely.shape != (len(LABEL_COLOURS), *truth.shape):
         likely = None
     rows, columns = window_of(images) if cut else (slice(None), slice(None))
     return Case(
@@ -121,7 +120,7 @@ def _of_cases(cases: list[Case]) -> Sheet:
     side = (WIDTH - 6 * _GAP) / 7
     head, top, step = 0.2, 0.22, side + 0.27
     sheet = Sheet(top + step * len(cases) + 0.3)
-    columns = (*_MODALITIES, "truth", "prediction", "difference")
+    columns = (*MODALITIES, "truth", "prediction", "difference")
     for place, name in enumerate(columns):
         sheet.text(place * (side + _GAP) + side / 2, 0.1, name, ha="center", fontsize=SMALL)
     for row, case in enumerate(cases):
@@ -146,7 +145,7 @@ def _pictures(case: Case) -> list[np.ndarray]:
 
 def legend(sheet: Sheet, x: float, y: float, difference: bool = False) -> None:
     """The colours of the labels, and those of the difference."""
-    keys = [("NCR/NET" if name == "NCR" else name, {"patch": colour}) for name, colour in LABELS.items()]
+    keys = [("NCR/NET" if name == "NCR" else name, {"patch": colour}) for name, colour in LABEL_COLOURS.items()]
     if difference:
         keys += [
             ("agreement", {"patch": RIGHT}), ("false positive", {"patch": FALSE_POSITIVE}),
@@ -167,7 +166,7 @@ def _likely(case: Case) -> Sheet:
     for place, likely in zip(places[1:4], case.probabilities, strict=True):
         show(sheet.axes(place, top, side, side), heat_colours(likely))
     show(sheet.axes(places[4], top, side, side), with_labels(enhanced, predicted_masks(case.prediction)))
-    for place, name in zip(places, ("truth", *(f"p({label})" for label in LABELS), "prediction"), strict=True):
+    for place, name in zip(places, ("truth", *(f"p({label})" for label in LABEL_COLOURS), "prediction"), strict=True):
         sheet.text(place + side / 2, 0.1, name, ha="center", fontsize=SMALL)
     heat_scale(sheet, places[4] + side + 0.1, top, side)
     legend(sheet, 0.0, sheet.height - 0.14)
@@ -195,9 +194,9 @@ def _sample(case: Case) -> Sheet:
     sheet = Sheet(2 * step + 0.24)
     masks, enhanced = truth_masks(case.truth), case.images[2]
     pictures = [
-        *zip(_MODALITIES, map(grey, case.images), strict=True),
+        *zip(MODALITIES, map(grey, case.images), strict=True),
         ("all labels", with_labels(enhanced, masks)),
-        *((label, with_labels(enhanced, {label: masks[label]})) for label in LABELS),
+        *((label, with_labels(enhanced, {label: masks[label]})) for label in LABEL_COLOURS),
     ]
     for place, (name, picture) in enumerate(pictures):
         x, y = (place % 4) * (side + 0.06), (place // 4) * step

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hpc_tumor.names import counted
 from hpc_tumor.results.compare.comparison import Group
 from hpc_tumor.results.compare.entries import Entry
 from hpc_tumor.results.compare.measures import measure
@@ -18,6 +17,7 @@ from hpc_tumor.results.figures.canvas.scales import log_scale
 from hpc_tumor.results.figures.canvas.sheet import MUTED, SIZE, SMALL, WIDTH, Sheet, apart, fitting, text_width
 from hpc_tumor.results.figures.canvas.wording import capital, words, wrapped
 from hpc_tumor.results.figures.history import Curve, History, histories, mean_curve, points
+from hpc_tumor.vocabulary import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,13 +9,13 @@ import numpy as np
 
 from hpc_tumor.results.compare.comparison import Group
 from hpc_tumor.results.compare.entries import Entry
-from hpc_tumor.results.compare.measures import REGIONS
 from hpc_tumor.results.figures.canvas.drawing import Plan
 from hpc_tumor.results.figures.canvas.palette import INK, Look
 from hpc_tumor.results.figures.canvas.rowed import Rows, cases_note, limit_note, rows_of, runs_note
 from hpc_tumor.results.figures.canvas.scales import few_ticks
 from hpc_tumor.results.figures.canvas.sheet import SMALL, WIDTH, Sheet, mark_of
 from hpc_tumor.results.read.cases import Floats
+from hpc_tumor.vocabulary import REGIONS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

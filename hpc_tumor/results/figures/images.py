@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from hpc_tumor.names import counted
 from hpc_tumor.results.compare.comparison import Group
 from hpc_tumor.results.figures.canvas.drawing import Plan
 from hpc_tumor.results.figures.canvas.sheet import MUTED, SMALL, WIDTH, Sheet, fitting
@@ -17,6 +16,7 @@ from hpc_tumor.results.figures.cases import shown_entries
 from hpc_tumor.results.figures.overlays import show
 from hpc_tumor.results.figures.pictures import raster_plan
 from hpc_tumor.results.read.values import number
+from hpc_tumor.vocabulary import counted
 
 MOST_IMAGES = 12
 _MOST_FILTERS = 256

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hpc_tumor.results.figures.canvas.palette import FALSE_NEGATIVE, FALSE_POSITIVE, LABELS, OTHER, RIGHT, rgb
+from hpc_tumor.results.figures.canvas.palette import FALSE_NEGATIVE, FALSE_POSITIVE, LABEL_COLOURS, OTHER, RIGHT, rgb
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,7 +54,7 @@ def predicted_masks(bits: np.ndarray) -> dict[str, np.ndarray]:
 
 def with_labels(image: np.ndarray, masks: Mapping[str, np.ndarray]) -> np.ndarray:
     """A grey image with labels in their colours over it."""
-    return _over(image, [(masks[name], LABELS[name]) for name in _ON_TOP if name in masks])
+    return _over(image, [(masks[name], LABEL_COLOURS[name]) for name in _ON_TOP if name in masks])
 
 
 def with_difference(image: np.ndarray, truth: np.ndarray, bits: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpc_tumor.results.compare.comparison import Group
 from hpc_tumor.results.compare.entries import Entry
-from hpc_tumor.results.compare.measures import REGIONS, measure
+from hpc_tumor.results.compare.measures import measure
 from hpc_tumor.results.compare.published import PUBLISHED
 from hpc_tumor.results.figures.canvas.drawing import Plan
 from hpc_tumor.results.figures.canvas.palette import INK
@@ -23,6 +23,7 @@ from hpc_tumor.results.figures.canvas.rowed import (
 from hpc_tumor.results.figures.canvas.scales import few_ticks
 from hpc_tumor.results.figures.canvas.sheet import MUTED, SMALL, WIDTH, Sheet, fitting, mark_of
 from hpc_tumor.results.figures.canvas.wording import capital
+from hpc_tumor.vocabulary import REGIONS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_tumor.results.read.cases import LABELS, Floats, Images, TestCases
+from hpc_tumor.results.read.cases import Floats, Images, TestCases
+from hpc_tumor.results.read.lazy import LazyMapping
 from hpc_tumor.results.read.values import LARGEST
-from hpc_tumor.results.read.when_asked import WhenAsked
 from hpc_tumor.scores import case_brier, case_nll
+from hpc_tumor.vocabulary import LABELS
 
 
 def read_test_cases(path: Path, task: str) -> TestCases:
@@ -74,7 +75,7 @@ def _segmentation(columns: Mapping[str, tuple[str, ...]]) -> Mapping[str, Floats
         parts = [make[f"{score}_{label}"] for label in LABELS if f"{score}_{label}" in make]
         if len(parts) == len(LABELS):
             make[score] = partial(_mean, parts)
-    return WhenAsked(make)
+    return LazyMapping(make)
 
 
 def _mean(parts: Sequence[Callable[[], Floats]]) -> Floats:
@@ -90,7 +91,7 @@ def _classification(columns: Mapping[str, tuple[str, ...]], images: Images | Non
         if images.known is not None and "accuracy" in make:
             known, accuracy = images.known, make["accuracy"]
             make["accuracy_new"] = lambda: np.where(known, np.nan, accuracy())
-    return WhenAsked(make)
+    return LazyMapping(make)
 
 
 _IMAGE_SCORES = {"accuracy": "correct", "confidence": "confidence"}

@@ -11,11 +11,9 @@ from functools import cached_property, lru_cache, partial
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_tumor.names import plural
-from hpc_tumor.results.read.when_asked import WhenAsked
+from hpc_tumor.results.read.lazy import LazyMapping
+from hpc_tumor.vocabulary import plural
 
-LABELS = ("NCR", "ED", "ET")
-STRUCTURES = (*LABELS, "WT", "TC")
 TOLERANCE = 1e-3  # between the mean over cases.csv and the score in result.json, which may be rounded
 Floats = NDArray[np.float64]
 
@@ -144,7 +142,7 @@ def mean_of_seeds(runs: Sequence[TestCases]) -> TestCases:
     orders = [run.order for run in runs]
     ids = tuple(first.ids[index] for index in orders[0])
     names = [name for name in first.values if all(name in run.values for run in runs)]
-    values = WhenAsked({name: partial(_mean_of, runs, name) for name in names})
+    values = LazyMapping({name: partial(_mean_of, runs, name) for name in names})
     status = {}
     for name in first.status:
         seen = [run.status[name][order] for run, order in zip(runs, orders, strict=True) if name in run.status]
@@ -184,7 +182,7 @@ def side_by_side(folds: Sequence[TestCases]) -> TestCases:
     identity = hashlib.sha256("\n".join(sorted(fold.identity or "" for fold in folds)).encode()).hexdigest()[:16]
     return TestCases(
         ids,
-        WhenAsked({name: partial(_beside, folds, name) for name in names}),
+        LazyMapping({name: partial(_beside, folds, name) for name in names}),
         {name: np.concatenate([fold.status[name] for fold in folds]) for name in structures},
         None if any(one is None for one in groups) else np.concatenate([one for one in groups if one is not None]),
         None,

@@ -11,7 +11,6 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hpc_tumor import __version__
-from hpc_tumor.names import plural
 from hpc_tumor.results.compare.comparison import Comparison, Group
 from hpc_tumor.results.compare.conclusions import conclusions
 from hpc_tumor.results.compare.measures import CASES, measure
@@ -21,6 +20,7 @@ from hpc_tumor.results.figures import Drawing
 from hpc_tumor.results.tables.details import skipped_table, unfinished_table
 from hpc_tumor.results.tables.layouts import group_tables
 from hpc_tumor.table import Table
+from hpc_tumor.vocabulary import plural
 
 _TEMPLATE = Path(__file__).parent / "template"
 MOST_ORIGINS = 200  # runs whose settings are shown

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from hpc_tumor.results.compare.comparison import Group
-from hpc_tumor.results.compare.measures import REGIONS, measure
+from hpc_tumor.results.compare.measures import measure
 from hpc_tumor.results.compare.published import PUBLISHED
 from hpc_tumor.results.compare.statistics import Statistic
-from hpc_tumor.results.read.cases import STRUCTURES
 from hpc_tumor.results.tables.rows import Row, best_places
 from hpc_tumor.table import NOTHING, Column, Table, fill
+from hpc_tumor.vocabulary import REGIONS, STRUCTURES
 
 
 def row_table(

@@ -9,11 +9,11 @@ from hpc_tumor.results.compare.comparison import Comparison, Group, UnfinishedRu
 from hpc_tumor.results.compare.entries import Entry
 from hpc_tumor.results.compare.measures import MAIN_SCORE, OF_STRUCTURES, measure
 from hpc_tumor.results.compare.statistics import Statistic
-from hpc_tumor.results.read.cases import STRUCTURES
 from hpc_tumor.results.read.run_result import RunResult
 from hpc_tumor.results.tables.columns import interval, quartiles, whole
 from hpc_tumor.run_dir import without_best
 from hpc_tumor.table import NOTHING, Column, Table, fill
+from hpc_tumor.vocabulary import STRUCTURES
 
 
 @dataclass(frozen=True)

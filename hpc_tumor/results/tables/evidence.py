@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from hpc_tumor.names import counted
 from hpc_tumor.results.compare.comparison import Group
 from hpc_tumor.results.compare.conclusions import method
 from hpc_tumor.results.compare.measures import CASES, UNITS, Measure, measure
-from hpc_tumor.results.compare.paired import LEVEL, Difference, p_value
+from hpc_tumor.results.compare.paired import Difference, p_value
 from hpc_tumor.results.compare.ranks import Ranking
 from hpc_tumor.results.compare.statistics import RESAMPLES
 from hpc_tumor.results.tables.columns import whole
 from hpc_tumor.table import NOTHING, Column, Table, fill
+from hpc_tumor.vocabulary import SIGNIFICANCE_LEVEL, counted
 
 _MOST_PLACES = 7
 
@@ -89,7 +89,7 @@ def _about_tests(group: Group) -> Iterator[str]:
         " is better wherever they differ."
     )
     tests: Sequence[Difference] = group.tests or tuple(group.neighbour_tests.values())
-    if tests and 0.5 ** (tests[0].n - 1) * len(tests) > LEVEL:
+    if tests and 0.5 ** (tests[0].n - 1) * len(tests) > SIGNIFICANCE_LEVEL:
         yield (
             f"With {tests[0].n} {UNITS[group.task]} and {counted(len(tests), 'test')} no difference could be"
             " significant: test on more of them, for example by folds."

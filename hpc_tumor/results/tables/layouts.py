@@ -7,14 +7,14 @@ from dataclasses import replace
 
 from hpc_tumor.results.compare.comparison import MOST_TESTED, Comparison, Group
 from hpc_tumor.results.compare.conclusions import conclusions
-from hpc_tumor.results.compare.measures import REGIONS, measure
-from hpc_tumor.results.read.cases import STRUCTURES
+from hpc_tumor.results.compare.measures import measure
 from hpc_tumor.results.tables.columns import interval, row_table, short, spread_over, with_best
 from hpc_tumor.results.tables.details import parts_table, runs_table, skipped_table, unfinished_table
 from hpc_tumor.results.tables.evidence import differences_table, pairs, ranks_table
 from hpc_tumor.results.tables.notes import brief_notes, group_notes
 from hpc_tumor.results.tables.rows import Row, group_rows
 from hpc_tumor.table import Table
+from hpc_tumor.vocabulary import REGIONS, STRUCTURES
 
 MOST_RUNS = 30  # rows of single runs below their entries; of more, the entries alone
 MOST_ROWS = 40  # that a float of a paper holds

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from typing import get_args
 
-from hpc_tumor.names import listed
 from hpc_tumor.results.compare.comparison import Group
 from hpc_tumor.results.compare.measures import CASES, UNITS
 from hpc_tumor.results.compare.published import LEAKS, PUBLISHED
 from hpc_tumor.results.compare.statistics import RESAMPLES
 from hpc_tumor.run_dir import Damage, without_best
+from hpc_tumor.vocabulary import listed
 
 FEW = 10  # test cases, below which intervals are not to be relied on
 _LAST_EPOCH = "last epoch"  # what chose the weights where nothing else could

@@ -12,12 +12,12 @@ from typing import IO, Any
 
 import numpy as np
 
-from hpc_tumor.names import harmless
 from hpc_tumor.results.compare.comparison import Comparison
 from hpc_tumor.results.compare.entries import Entry
 from hpc_tumor.results.compare.published import PUBLISHED
 from hpc_tumor.results.read.cases import Floats, Images
 from hpc_tumor.results.read.run_result import RunResult
+from hpc_tumor.vocabulary import harmless
 
 _NESTED = {"place", "best", "last", "last_train", "cases", "config", "remarks", "settings", "class_counts", "cleaning"}
 _LONG = (

@@ -12,9 +12,10 @@ from hpc_tumor.results.compare.conclusions import conclusions, verdict
 from hpc_tumor.results.compare.disagreement import DecidingCase
 from hpc_tumor.results.compare.entries import Entry
 from hpc_tumor.results.compare.published import PUBLISHED
-from hpc_tumor.results.compare.statistics import LEVEL, RESAMPLES
+from hpc_tumor.results.compare.statistics import RESAMPLES
 from hpc_tumor.results.read.run_result import RunResult
 from hpc_tumor.results.tables.notes import group_notes
+from hpc_tumor.vocabulary import CONFIDENCE_LEVEL
 
 SCHEMA = 2
 
@@ -29,7 +30,11 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "made_by": f"hpc-tumor {__version__}",
-        "interval": {"level": LEVEL, "method": "percentile bootstrap over test cases", "resamples": RESAMPLES},
+        "interval": {
+            "level": CONFIDENCE_LEVEL,
+            "method": "percentile bootstrap over test cases",
+            "resamples": RESAMPLES,
+        },
         "groups": [_group(group) for group in comparison.groups],
         "left_out": comparison.left_out,
         "unfinished": [asdict(run) for run in comparison.unfinished],

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from hpc_tumor.results.compare.comparison import Comparison, Group, SkippedFolder, UnfinishedRun
 from hpc_tumor.results.compare.entries import make_entries
 from hpc_tumor.results.compare.measures import MAIN_SCORE
-from hpc_tumor.results.compare.selection import EVERYTHING, Wishes
+from hpc_tumor.results.compare.selection import EVERYTHING, Selection
 from hpc_tumor.results.read.run_result import RunResult
 from hpc_tumor.results.read.runs import flat, read_finished, what_is_wrong
 from hpc_tumor.results.read.values import integer, number, section, text, word
@@ -17,30 +17,30 @@ from hpc_tumor.run_dir import RunDir, read_json, read_json_lines
 def collect_runs(
     runs: Sequence[RunDir],
     states: Mapping[str, tuple[str, str]] | None = None,
-    wishes: Wishes = EVERYTHING,
+    selection: Selection = EVERYTHING,
 ) -> Comparison:
     """The comparison of `runs`, in any order, finished or not.
 
     Args:
         runs: run directories; one given twice counts once.
         states: run name → state of an unfinished run and the reason, where the caller knows them.
-        wishes: which runs, what makes an entry, and in which order entries stand.
+        selection: which runs, what makes an entry, and in which order entries stand.
     """
     unique = {run.path.absolute().as_posix(): run for run in runs}
     collected = [_collect(run, *(states or {}).get(run.name, ("", ""))) for run in unique.values()]
     collected.sort(key=lambda item: (item.run, item.path))
     finished = [item for item in collected if isinstance(item, RunResult)]
     unfinished = [item for item in collected if isinstance(item, UnfinishedRun)]
-    wanted = [run for run in finished if wishes.want(run.model, run.config)]
+    wanted = [run for run in finished if selection.matches(run.model, run.config)]
     return Comparison(
-        groups=group_runs(wanted, wishes),
-        unfinished=tuple(run for run in unfinished if wishes.want(run.model, run.config)),
+        groups=group_runs(wanted, selection),
+        unfinished=tuple(run for run in unfinished if selection.matches(run.model, run.config)),
         skipped=tuple(item for item in collected if isinstance(item, SkippedFolder)),
         left_out=len(finished) - len(wanted),
     )
 
 
-def group_runs(results: Sequence[RunResult], wishes: Wishes = EVERYTHING) -> tuple[Group, ...]:
+def group_runs(results: Sequence[RunResult], selection: Selection = EVERYTHING) -> tuple[Group, ...]:
     """Groups of comparable runs. Another task, store, split or number of folds is another group: never mixed."""
     members: dict[tuple[object, ...], list[RunResult]] = {}
     for run in sorted(results, key=lambda run: (run.run, run.path)):
@@ -53,7 +53,7 @@ def group_runs(results: Sequence[RunResult], wishes: Wishes = EVERYTHING) -> tup
         groups.append(Group(
             task=one.task, split=one.split, split_leaks=one.split_leaks, folds=None if one.fold is None else one.folds,
             dataset=one.dataset, store=one.store, fingerprint=one.fingerprint,
-            entries=wishes.order(make_entries(some, wishes.by)), by=wishes.by,
+            entries=selection.order(make_entries(some, selection.by)), by=selection.by,
         ))  # fmt: skip
     groups.sort(key=lambda one: (one.task, one.store, one.fingerprint or "", one.split, one.folds or 0))
     return tuple(groups)

@@ -19,8 +19,8 @@ from hpc_tumor.results.tables.layouts import group_tables, paper_tables
 from hpc_tumor.results.write.as_csv import long_csv, wide_csv, write_cases_csv
 from hpc_tumor.results.write.as_json import as_json
 from hpc_tumor.results.write.latex import latex_document
-from hpc_tumor.run_dir import folder_to_write
 from hpc_tumor.system import atomic
+from hpc_tumor.system.atomic import folder_to_write
 from hpc_tumor.table import NOTHING, Table
 
 REPORT = "report.html"

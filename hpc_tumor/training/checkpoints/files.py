@@ -18,9 +18,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from hpc_tumor.config import changed_settings, refuse_changes
 from hpc_tumor.errors import DataError, TrainingError
 from hpc_tumor.run_dir import Damage
+from hpc_tumor.settings import changed_settings, refuse_changes
 from hpc_tumor.system import atomic
 
 _FORMAT = 2

@@ -17,12 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from hpc_tumor.data.feed.loader import Batch, epoch_order
-from hpc_tumor.names import printable
 from hpc_tumor.training.checkpoints.files import random_state, set_random_state
-from hpc_tumor.training.scoring import metrics
 from hpc_tumor.training.scoring.evaluate import network_input
 from hpc_tumor.training.watch.memory import peak_memory_gb
 from hpc_tumor.training.working_set import Setup
+from hpc_tumor.vocabulary import LABELS, printable
 
 WIDTH = 100  # columns
 _NAME, _KIND, _CHUNK = 24, 15, 2**22  # columns of names and types of layers; values looked at together
@@ -116,7 +115,7 @@ def _show_batch(setup: Setup, batch: Batch, seconds: float) -> None:
     show(f"\nbatch      images {shape(batch.images)}, targets {shape(batch.targets)}; {1000 * seconds:.0f} ms to read")
     spread = f"{number(low)} to {number(high)}, mean {number(of.mean)}, std {number(of.std)}"
     show(f"{_INDENT}values {spread}, {of.zeros:.0%} zeros, {of.bad} not finite")
-    names = ["background", *metrics.LABELS] if setup.classes is None else setup.classes
+    names = ["background", *LABELS] if setup.classes is None else setup.classes
     counts = torch.bincount(batch.targets.flatten().long(), minlength=len(names)).tolist()
     if setup.classes is None:
         said = [f"{name} {count / batch.targets.numel():.2%}" for name, count in zip(names, counts, strict=False)]

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from hpc_tumor.errors import TrainingError
-from hpc_tumor.names import plural
 from hpc_tumor.training.inspect.network import first_batch, number, show
 from hpc_tumor.training.inspect.tracing import Tracer
 from hpc_tumor.training.scoring import metrics
 from hpc_tumor.training.step import train_step
+from hpc_tumor.vocabulary import LABELS, plural
 
 if TYPE_CHECKING:
     from hpc_tumor.training.working_set import Setup
@@ -66,7 +66,7 @@ def _progress(setup: Setup, totals: dict[str, Any]) -> Progress:
     if setup.classes is not None:
         return Progress(loss, totals["right"].item() / samples)
     scores = metrics.segmentation_scores(totals["histogram"].cpu().numpy()[None])
-    labels = ", ".join(f"{label} {scores[f'dice_{label}']:.2f}" for label in metrics.LABELS)
+    labels = ", ".join(f"{label} {scores[f'dice_{label}']:.2f}" for label in LABELS)
     return Progress(loss, scores["dice"], f" ({labels})")
 
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from hpc_tumor.names import counted
 from hpc_tumor.system import atomic
 from hpc_tumor.training.inspect.step_times import PARTS
 from hpc_tumor.training.watch.heartbeat import say
+from hpc_tumor.vocabulary import counted
 
 if TYPE_CHECKING:
     from hpc_tumor.training.working_set import Setup

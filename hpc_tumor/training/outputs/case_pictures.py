@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpc_tumor.data.case import MODALITIES, TUMOUR_LABELS
 from hpc_tumor.data.feed.loader import Batch, BatchLoader
 from hpc_tumor.data.feed.samples import SlicePart
 from hpc_tumor.training.scoring import metrics
 from hpc_tumor.training.scoring.evaluate import Evaluation, flipped, network_input
+from hpc_tumor.vocabulary import LABELS, MODALITIES, TUMOUR_LABELS
 
 if TYPE_CHECKING:
     from hpc_tumor.training.working_set import Setup
@@ -30,7 +30,7 @@ def case_pictures(setup: Setup, best: Evaluation) -> tuple[dict[str, np.ndarray]
     part = _slices(setup)
     cases = choose_cases(best, setup.parts.test_names)
     arrays: dict[str, np.ndarray] = {}
-    said: dict[str, Any] = {"labels": list(metrics.LABELS), "modalities": list(MODALITIES), "cases": {}}
+    said: dict[str, Any] = {"labels": list(LABELS), "modalities": list(MODALITIES), "cases": {}}
     of_attention = "median" if "median" in cases else "best"
     for which, (row, scores) in cases.items():
         position = _slice_to_show(setup, row)
@@ -58,8 +58,8 @@ def choose_cases(best: Evaluation, names: list[str]) -> dict[str, tuple[int, dic
     scored: list[tuple[int, dict[str, float]]] = []
     for row in there:
         (values,) = metrics.segmentation_rows(best.details[[row]], [names[row]], [int(best.counted[row])])
-        dice = {f"dice_{structure}": float(values[f"dice_{structure}"]) for structure in metrics.STRUCTURES}  # type: ignore[arg-type]
-        scored.append((row, {"dice": float(np.mean([dice[f"dice_{label}"] for label in metrics.LABELS])), **dice}))
+        dice = {f"dice_{structure}": float(values[f"dice_{structure}"]) for structure in metrics.MEMBERS}  # type: ignore[arg-type]
+        scored.append((row, {"dice": float(np.mean([dice[f"dice_{label}"] for label in LABELS])), **dice}))
     scored.sort(key=lambda case: -case[1]["dice"])
     places = {"best": 0, "median": (len(scored) - 1) // 2, "worst": len(scored) - 1}
     if len(scored) < 3:

@@ -12,9 +12,10 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import torch
 
-LABELS = ("NCR", "ED", "ET")
+from hpc_tumor.vocabulary import LABELS
+
 # Which true labels (0 background, 1 NCR/NET, 2 ED, 3 ET) make each structure; regions as BraTS scores them.
-STRUCTURES: dict[str, tuple[int, ...]] = {
+MEMBERS: dict[str, tuple[int, ...]] = {
     "NCR": (1,), "ED": (2,), "ET": (3,), "WT": (1, 2, 3), "TC": (1, 3),
 }  # fmt: skip
 SCORES = ("dice", "iou", "precision", "recall", "fpr", "fnr", "accuracy")
@@ -89,7 +90,7 @@ def confusion(histogram: np.ndarray, structure: str) -> np.ndarray:
     Returns:
         `(..., 4)` integers.
     """
-    members = STRUCTURES[structure]
+    members = MEMBERS[structure]
     truth = np.isin(np.arange(TRUE_LABELS), members)
     wanted = sum(1 << (label - 1) for label in members)
     predicted = (np.arange(PREDICTIONS) & wanted) > 0
@@ -134,7 +135,7 @@ def segmentation_scores(histogram: np.ndarray, surfaces: np.ndarray | None = Non
             there is no mean of them.
     """
     values: dict[str, float] = {}
-    for index, structure in enumerate(STRUCTURES):
+    for index, structure in enumerate(MEMBERS):
         scores = structure_scores(confusion(histogram, structure))
         values.update({f"{score}_{structure}": float(np.mean(scores[score])) for score in SCORES})
         if surfaces is not None and np.isfinite(surfaces).all():
@@ -151,7 +152,7 @@ def segmentation_rows(
     rows: list[dict[str, object]] = []
     for number, (counts, case, n_slices) in enumerate(zip(histogram, case_ids, slices, strict=True)):
         row: dict[str, object] = {"case": case, "slices": int(n_slices)}
-        for index, structure in enumerate(STRUCTURES):
+        for index, structure in enumerate(MEMBERS):
             of_structure = confusion(counts, structure)
             row[f"status_{structure}"] = case_status(of_structure)
             scores = structure_scores(of_structure)

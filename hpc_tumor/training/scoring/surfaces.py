@@ -16,7 +16,7 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial import KDTree
 
-from hpc_tumor.training.scoring.metrics import PREDICTIONS, STRUCTURES
+from hpc_tumor.training.scoring.metrics import MEMBERS, PREDICTIONS
 from hpc_tumor.training.scoring.volumes import box
 
 TOLERANCE = 1.0  # mm, of the NSD
@@ -39,7 +39,7 @@ def case_surfaces(codes: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
         `(structures, 2)` float64.
     """
     truth, predicted = masks(codes)
-    found = np.array([surface_scores(truth[name], predicted[name], spacing) for name in STRUCTURES])
+    found = np.array([surface_scores(truth[name], predicted[name], spacing) for name in MEMBERS])
     found[np.isnan(found)] = diagonal(codes.shape, spacing)
     return found
 
@@ -47,7 +47,7 @@ def case_surfaces(codes: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
 def masks(codes: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """True and predicted voxels of every structure, cropped to where any of them are: boolean arrays of one shape."""
     some = codes[box(codes != 0)]
-    tables = {name: _tables(members) for name, members in STRUCTURES.items()}
+    tables = {name: _tables(members) for name, members in MEMBERS.items()}
     truth = {name: table[some] for name, (table, _) in tables.items()}
     predicted = {name: table[some] for name, (_, table) in tables.items()}
     return truth, predicted

@@ -71,7 +71,7 @@ def score_volumes(
     """`plain` with the surface scores of its whole cases, each measured on one rank, after `cleaning` them."""
     assert plain.volumes is not None
     rows = len(plain.counted)
-    surfaces = np.zeros((rows, len(metrics.STRUCTURES), 2))
+    surfaces = np.zeros((rows, len(metrics.MEMBERS), 2))
     details, whole = np.zeros_like(plain.details), np.zeros(rows, dtype=np.int64)
     for row, codes, spacing in plain.volumes.cases(distributed, watch):
         cleaned = cleaning(codes, float(np.prod(spacing))) if cleaning else codes

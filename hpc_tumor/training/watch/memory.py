@@ -12,10 +12,10 @@ import torch
 
 from hpc_tumor.config import Experiment
 from hpc_tumor.errors import GpuMemoryError, HostMemoryError
-from hpc_tumor.names import counted
 from hpc_tumor.system.resources import available_memory
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.watch.torch_words import says_no_memory
+from hpc_tumor.vocabulary import counted
 
 _MMAP_MAX, _TRIM_THRESHOLD = -4, -1  # mallopt's names for these
 

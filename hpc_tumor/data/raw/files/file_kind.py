@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpc_tumor.errors import DataError
-from hpc_tumor.names import printable
+from hpc_tumor.vocabulary import printable
 
 START = 1024  # first bytes by which a kind is told
 # Images that are read, by their names; a JPEG may be called PNG, and the other way round.

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from hpc_tumor.data.raw.files.file_kind import HDF5, wrong_kind
 from hpc_tumor.data.raw.files.listing import read_source
 from hpc_tumor.errors import DataError
-from hpc_tumor.names import printable
+from hpc_tumor.vocabulary import printable
 
 try:
     from isal import isal_zlib as _zlib  # three times as fast as zlib

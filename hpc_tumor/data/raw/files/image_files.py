@@ -16,7 +16,7 @@ from PIL import Image
 from hpc_tumor.data.raw.files.file_kind import BMP, IMAGE_FORMATS, JPEG, PNG, TIFF, WEBP, wrong_kind
 from hpc_tumor.data.raw.files.listing import read_source
 from hpc_tumor.errors import DataError
-from hpc_tumor.names import series
+from hpc_tumor.vocabulary import series
 
 # A header that claims more is refused before anything is decoded. A screen of 8K fits; decoding takes up to 21 bytes a
 # pixel (16 bits, grey). The limit on a side keeps `head_box`, which reduces by the shorter side, from long strips.

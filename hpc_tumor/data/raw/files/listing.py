@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from hpc_tumor.data.raw.files.file_kind import DICOM, DVC, LOOP, NIFTI, START, FileKind, kind_of, kind_of_link
 from hpc_tumor.errors import DataError
-from hpc_tumor.names import printable
+from hpc_tumor.vocabulary import printable
 
 MOST_BYTES = 2**30 + 2**20  # of a source file: 512³ voxels of 64 bits, and what stands around them
 DVC_SUFFIX = ".dvc"

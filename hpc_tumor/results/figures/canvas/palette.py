@@ -24,7 +24,7 @@ _LINES = ("-", "--", ":", "-.")
 _LIGHTER = (0.0, 0.14, -0.14, 0.07)
 _DARK, _LIGHT = 0.13, 0.32  # relative luminance within which a colour can be seen on near-black and on white
 
-LABELS = {"NCR": "#d55e00", "ED": "#56b4e9", "ET": "#f0e442"}  # on grey brain: vermilion, sky blue, yellow
+LABEL_COLOURS = {"NCR": "#d55e00", "ED": "#56b4e9", "ET": "#f0e442"}  # on grey brain: vermilion, sky blue, yellow
 RIGHT, FALSE_POSITIVE, FALSE_NEGATIVE, OTHER = "#009e73", "#e69f00", "#cc79a7", "#0072b2"
 
 

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hpc_tumor.names import counted, series
 from hpc_tumor.results.compare.comparison import Group
 from hpc_tumor.results.compare.entries import Entry
 from hpc_tumor.results.compare.measures import CASES, Measure
 from hpc_tumor.results.figures.canvas.palette import Look, looks
 from hpc_tumor.results.figures.canvas.sheet import SIZE, SMALL, Sheet, text_width
 from hpc_tumor.results.figures.canvas.wording import wrapped
+from hpc_tumor.vocabulary import counted, series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -22,14 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpc_tumor.errors import DataError
-from hpc_tumor.system.python_children import module_command, start_process
+from hpc_tumor.system.processes import module_command, start_process
 
 SECONDS = 60.0  # for one file; a slice takes some milliseconds
 _MEMORY = 4 << 30  # bytes of address space
 Arrays = dict[str, NDArray[Any]]
 
 
-def read_h5_apart(path: Path, wanted: Mapping[str, str]) -> tuple[Arrays, str]:
+def read_h5_in_subprocess(path: Path, wanted: Mapping[str, str]) -> tuple[Arrays, str]:
     """As `h5_slice.read_h5`, by a process that is started with the first file and ends with this one.
 
     Raises DataError for what `read_h5` refuses, and where the process ends or takes longer than `SECONDS`.
@@ -53,13 +53,13 @@ class H5Process:
 
     def __init__(self, command: Sequence[str] = (), seconds: float = SECONDS):
         self.owner, self.folder = os.getpid(), Path.cwd()
-        self._command = list(command) or module_command("hpc_tumor.data.raw.files.h5_apart")
+        self._command = list(command) or module_command("hpc_tumor.data.raw.files.h5_subprocess")
         self._seconds = seconds
         self._process: subprocess.Popen[bytes] | None = None
         atexit.register(self.close)
 
     def read(self, path: Path, wanted: Mapping[str, str]) -> tuple[Arrays, str]:
-        """See `read_h5_apart`. A process that ends may have been harmed by a file before: a new one tries again."""
+        """See `read_h5_in_subprocess`. A process that ends may be harmed by an earlier file: a new one tries again."""
         if self._process is not None:
             with suppress(_EndedError):
                 return self._read(self._process, path, wanted)

@@ -2,7 +2,8 @@
 
 import pytest
 
-from hpc_tumor.names import counted, hours, series
+from hpc_tumor.training.scoring.metrics import MEMBERS
+from hpc_tumor.vocabulary import LABEL_NAMES, LABELS, STRUCTURES, counted, hours, parse_seconds, series
 
 
 @pytest.mark.parametrize(
@@ -23,3 +24,19 @@ def test_minutes_as_hours(minutes: int, text: str) -> None:
 )
 def test_several_names_in_one_sentence(names: list[str], text: str) -> None:
     assert series(names, "or") == text
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("30", 1800), ("30:15", 1815), ("02:03.456", 123.456), ("02:00:00", 7200), ("1-02", 93_600),
+        ("1-02:03", 93_780), ("1-02:03:04", 93_784), ("30.5", None), ("UNLIMITED", None), ("1-", None), ("", None),
+    ],
+)  # fmt: skip
+def test_times_as_slurm_prints_and_takes_them(text: str, seconds: float | None) -> None:
+    assert parse_seconds(text) == seconds
+
+
+def test_scores_are_of_the_structures_that_have_a_name() -> None:
+    assert tuple(MEMBERS) == STRUCTURES
+    assert [MEMBERS[label] for label in LABELS] == [(value,) for value in range(1, len(LABEL_NAMES))]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hpc_tumor.data.phantom.dataset import make_phantom
-from hpc_tumor.system.python_children import import_path, package_home, python_variables
+from hpc_tumor.system.processes import import_path, package_home, python_variables
 
 TRAPS = ("types", "enum", "signal", "pickle", "numpy", "torch", "hpc_tumor")
 BEFORE_US = ("types", "hpc_tumor")  # what `python -m hpc_tumor` finds in the current folder before it comes to us

@@ -10,7 +10,7 @@ from made_runs import classification_run, config_of, segmentation_run, seven_mod
 
 from hpc_tumor.errors import UsageError
 from hpc_tumor.results.compare.comparison import Comparison
-from hpc_tumor.results.compare.selection import make_wishes
+from hpc_tumor.results.compare.selection import make_selection
 from hpc_tumor.results.write.collect import collect_runs
 from hpc_tumor.run_dir import RunDir
 
@@ -27,7 +27,7 @@ def names(comparison: Comparison) -> list[list[str]]:
 
 
 def sorted_by(runs: list[RunDir], sort: str | None) -> list[list[str]]:
-    return names(collect_runs(runs, wishes=make_wishes([], [], [], sort)))
+    return names(collect_runs(runs, selection=make_selection([], [], [], sort)))
 
 
 def with_recipe(folder: Path, name: str, **recipe: Any) -> RunDir:
@@ -37,7 +37,7 @@ def with_recipe(folder: Path, name: str, **recipe: Any) -> RunDir:
 
 def test_models_are_chosen(runs: list[RunDir], tmp_path: Path) -> None:
     more = [*runs, unfinished_run(tmp_path, "u", state="training"), unfinished_run(tmp_path, "c", "classification")]
-    comparison = collect_runs(more, wishes=make_wishes(["unet", "vit"], [], [], None))
+    comparison = collect_runs(more, selection=make_selection(["unet", "vit"], [], [], None))
     assert names(comparison) == [["vit"], ["unet"]]
     assert comparison.left_out == 5
     assert [run.model for run in comparison.unfinished] == ["unet"]
@@ -66,7 +66,7 @@ def test_runs_are_chosen_by_a_setting(tmp_path: Path, where: str, kept: list[str
     for name, value in (("yes", True), ("no", False)):
         config = config_of("unet", "segmentation", hardware={"gpus": 4, "compile": value})
         some.append(segmentation_run(tmp_path, name, DICE, config=config))
-    comparison = collect_runs(some, wishes=make_wishes([], [where], [], None))
+    comparison = collect_runs(some, selection=make_selection([], [where], [], None))
     assert sorted(run.run for run in comparison.results) == kept
     assert comparison.left_out == 5 - len(kept)
 
@@ -77,14 +77,14 @@ def test_a_setting_that_is_text_is_found_whatever_it_looks_like(tmp_path: Path) 
         config = config_of("unet", "segmentation") | {"data": {"store": store}}
         some.append(segmentation_run(tmp_path, f"run-{number}", DICE, config=config, store=store))
     for number, store in enumerate(stores):
-        found = collect_runs(some, wishes=make_wishes([], [f"store={store}"], [], None))
+        found = collect_runs(some, selection=make_selection([], [f"store={store}"], [], None))
         assert [run.run for run in found.results] == [f"run-{number}"]
 
 
-def test_all_wishes_must_hold(tmp_path: Path) -> None:
+def test_all_settings_of_a_selection_must_hold(tmp_path: Path) -> None:
     some = [with_recipe(tmp_path, "a", loss="dice-bce", epochs=50), with_recipe(tmp_path, "b", loss="dice-bce")]
-    wishes = make_wishes([], ["loss=dice-bce", "epochs=50"], [], None)
-    assert [run.run for run in collect_runs(some, wishes=wishes).results] == ["a"]
+    selection = make_selection([], ["loss=dice-bce", "epochs=50"], [], None)
+    assert [run.run for run in collect_runs(some, selection=selection).results] == ["a"]
 
 
 def test_order_without_a_wish_is_that_of_the_models(runs: list[RunDir]) -> None:
@@ -111,7 +111,7 @@ def test_costs_are_sorted_too_and_what_has_none_stands_last(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("wishes", "says"),
+    ("selection", "says"),
     [
         ((["unett"], [], [], None), "'unett'.*unet"),
         (([], ["loss"], [], None), "KEY=VALUE"),
@@ -121,9 +121,9 @@ def test_costs_are_sorted_too_and_what_has_none_stands_last(tmp_path: Path) -> N
         (([], [], [], "nothing_WT"), "--sort: .*nothing_WT"),
     ],
 )
-def test_what_is_unknown_is_refused_in_one_line(wishes: tuple[Any, ...], says: str) -> None:
+def test_what_is_unknown_is_refused_in_one_line(selection: tuple[Any, ...], says: str) -> None:
     with pytest.raises(UsageError, match=says) as caught:
-        make_wishes(*wishes)
+        make_selection(*selection)
     assert "\n" not in str(caught.value)
 
 

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 Value = TypeVar("Value")
 
 
-class WhenAsked(Mapping[str, Value], Generic[Value]):
+class LazyMapping(Mapping[str, Value], Generic[Value]):
     """A mapping of what functions give, in the order of their names; which names there are costs nothing to ask."""
 
     def __init__(self, make: Mapping[str, Callable[[], Value]]):
@@ -30,11 +30,11 @@ class WhenAsked(Mapping[str, Value], Generic[Value]):
         return len(self._make)
 
 
-class WhereThere(Mapping[str, Value], Generic[Value]):
+class LazyPresent(Mapping[str, Value], Generic[Value]):
     """The same without the names whose functions give None; which those are is told by working them out."""
 
     def __init__(self, make: Mapping[str, Callable[[], Value | None]]):
-        self._all: WhenAsked[Value | None] = WhenAsked(make)
+        self._all: LazyMapping[Value | None] = LazyMapping(make)
 
     def __getitem__(self, name: str) -> Value:
         value = self._all[name]
