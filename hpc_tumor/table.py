@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 NOTHING = "–"
 GAP = 2  # blanks between two columns on a terminal
@@ -15,7 +16,8 @@ class Column:
     """One column: how it is aligned, and whether its cells may be broken into lines where there is no room.
 
     Where a terminal is too narrow, the columns with the smallest `keep` are left out first, those of one `family`
-    together. Code finds a column by its `key`; the title is for people.
+    together. Code finds a column by its `key`; the title is for people. `cell` is what the column shows of an item, in
+    a table that is filled.
     """
 
     title: str
@@ -24,6 +26,7 @@ class Column:
     wrap: bool = False
     family: str = ""
     key: str = ""
+    cell: Callable[[Any], str] = field(default=str, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -75,3 +78,16 @@ class Table:
             note = f"Left out for want of room: {names}. A wider terminal shows all."
             table = replace(table, notes=(note, *table.notes))
         return table
+
+
+def fill(
+    title: str, columns: Iterable[Column], items: Iterable[Any], notes: Sequence[str] = (), empty: str = ""
+) -> Table:
+    """A table with a row for each item, by the `cell` of each column; columns that show nothing of any are left out.
+
+    `empty` stands in cells that show nothing.
+    """
+    items = list(items)
+    shown = [(column, cells) for column in columns if any(cells := [column.cell(item) for item in items])]
+    rows = zip(*([cell or empty for cell in cells] for _, cells in shown), strict=True)
+    return Table(title, tuple(column for column, _ in shown), tuple(rows), tuple(notes))

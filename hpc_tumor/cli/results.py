@@ -65,7 +65,7 @@ def collect(
     """
     from hpc_tumor.cluster.observe.queue import read_states
     from hpc_tumor.results.compare.selection import make_selection
-    from hpc_tumor.results.tables.brief import terminal_tables
+    from hpc_tumor.results.tables.layouts import terminal_tables
     from hpc_tumor.results.write.as_json import as_json
     from hpc_tumor.results.write.collect import collect_runs
     from hpc_tumor.results.write.files import serve_results, write_results
@@ -82,7 +82,7 @@ def collect(
     one = (folder / "config.json").is_file()
     found = [RunDir(folder)] if one else find_runs(folder)
     states = read_states([run for run in found if not run.is_finished()])
-    comparison = collect_runs(found, queue={state.name: state.state for state in states}, selection=selection)
+    comparison = collect_runs(found, {state.name: (state.state, state.reason) for state in states}, selection)
     if not found:
         out.note(say_no_runs(folder) + (": nothing was written" if output else ""))
     # Everything is much more than is shown: it is worked out for machines alone.

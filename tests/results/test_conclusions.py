@@ -27,13 +27,12 @@ from hpc_tumor.results.compare.conclusions import conclusions
 from hpc_tumor.results.compare.selection import make_selection
 from hpc_tumor.results.compare.statistics import exact_interval
 from hpc_tumor.results.report.document import render_report
-from hpc_tumor.results.tables.brief import terminal_tables
-from hpc_tumor.results.tables.full import group_tables
+from hpc_tumor.results.tables.layouts import group_tables, terminal_tables
 from hpc_tumor.results.tables.notes import brief_notes
 from hpc_tumor.results.tables.rows import new_images_row
-from hpc_tumor.results.tables.tables import write_tables
 from hpc_tumor.results.write.as_json import as_json
 from hpc_tumor.results.write.collect import collect_runs
+from hpc_tumor.results.write.files import write_tables
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.scores import classification_scores
 from hpc_tumor.table import Table

@@ -29,7 +29,7 @@ from made_runs import (
 from PIL import Image
 
 from hpc_tumor.results.compare.comparison import Comparison
-from hpc_tumor.results.figures import SECTIONS, Drawing, draw_figures, write_figures
+from hpc_tumor.results.figures import PLANNERS, Drawing, draw_figures, write_figures
 from hpc_tumor.results.figures.canvas.palette import INK
 from hpc_tumor.results.figures.canvas.scales import log_ticks
 from hpc_tumor.results.figures.canvas.sheet import apart
@@ -126,14 +126,14 @@ def test_every_section_is_drawn(drawings: list[Drawing]) -> None:
     assert "$" not in "".join(one.svg for one in drawings)  # of matplotlib's own ticks
     assert [one.group for one in drawings] == sorted(one.group for one in drawings)
     by_task = {task: {one.section for one in drawings if one.name.startswith(task)} for task in ("segm", "class")}
-    assert by_task["segm"] == set(SECTIONS) - {"confusion", "calibration", "mistakes", "filters", "data"}
-    assert by_task["class"] == set(SECTIONS) - {"cases"}
+    assert by_task["segm"] == set(PLANNERS) - {"confusion", "calibration", "mistakes", "filters", "data"}
+    assert by_task["class"] == set(PLANNERS) - {"cases"}
     assert len({one.name for one in drawings}) == len(drawings)
     for one in drawings:
         assert re.fullmatch("[a-z0-9-]+", one.name)
         assert one.title
         assert one.caption.endswith((".", ".)"))
-    order = [(one.group, SECTIONS.index(one.section)) for one in drawings]
+    order = [(one.group, list(PLANNERS).index(one.section)) for one in drawings]
     assert order == sorted(order)
 
 
@@ -184,7 +184,7 @@ def test_svg_is_safe_inline(drawings: list[Drawing], hostile: list[Drawing]) -> 
 
 @pytest.mark.slow
 def test_hostile_names_are_text(hostile: list[Drawing]) -> None:
-    assert {one.section for one in hostile} == set(SECTIONS)
+    assert {one.section for one in hostile} == set(PLANNERS)
     whole = " ".join(texts(one) for one in hostile)
     assert "<script>" in whole
     assert "$\\frac{" in whole

@@ -17,8 +17,9 @@ from test_latex import compile_alone
 
 from hpc_tumor.results.compare.comparison import Comparison
 from hpc_tumor.results.compare.conclusions import conclusions
-from hpc_tumor.results.tables.paper import MOST_ROWS, paper, paper_tables
+from hpc_tumor.results.tables.layouts import MOST_ROWS, paper_tables
 from hpc_tumor.results.write.collect import collect_runs
+from hpc_tumor.results.write.files import paper
 from hpc_tumor.table import Table
 
 MOST = 125  # characters a row: letters 6 points high in an article

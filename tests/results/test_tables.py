@@ -17,11 +17,10 @@ from hpc_tumor.errors import HpcTumorError, UsageError
 from hpc_tumor.results.compare.comparison import Comparison, Group
 from hpc_tumor.results.read.cases import TestCases
 from hpc_tumor.results.read.run_result import RunResult
-from hpc_tumor.results.tables.brief import terminal_tables
-from hpc_tumor.results.tables.full import group_tables
+from hpc_tumor.results.tables.layouts import group_tables, terminal_tables
 from hpc_tumor.results.tables.notes import weights
-from hpc_tumor.results.tables.tables import write_tables
 from hpc_tumor.results.write.collect import collect_runs, group_runs
+from hpc_tumor.results.write.files import write_tables
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.system import atomic
 from hpc_tumor.table import Table
@@ -42,7 +41,7 @@ def comparison(tmp_path: Path) -> Comparison:
             unfinished_run(runs, "20250101-120000-unet-ffffff", state="training", epoch=7, epochs=20, best=0.81),
             RunDir(runs / "absent"),
         ],
-        now=0,
+        {"20250101-120000-unet-ffffff": ("running", "no heartbeat for 12 min")},
     )
 
 
@@ -87,7 +86,9 @@ def test_terminal_tables_by_hand(comparison: Comparison) -> None:
     assert any("too good" in note and "This split leaks" in note for note in leaking.notes)
     assert not any("This split leaks" in note for note in segmentation.notes)
     assert any(note.startswith("† Published figures") and "leaks" in note for note in segmentation.notes)
-    assert unfinished.rows == (("20250101-120000-unet-ffffff", "unet", "7/20", "Dice 0.810", "training"),)
+    assert unfinished.rows == (
+        ("20250101-120000-unet-ffffff", "unet", "7/20", "Dice 0.810", "running: no heartbeat for 12 min"),
+    )
     assert skipped.rows[0][0].endswith("absent")
 
 
@@ -136,7 +137,7 @@ def test_csv(comparison: Comparison, tmp_path: Path) -> None:
     kinds = [row["kind"] for row in rows]
     assert (kinds.count("run"), kinds.count("unfinished"), kinds.count("published")) == (5, 1, 7)
     by_run = {row["run"]: row for row in rows if row["run"]}
-    assert by_run["20250101-120000-unet-ffffff"]["state"] == "training"
+    assert by_run["20250101-120000-unet-ffffff"]["state"] == "running"
     assert float(by_run["20250101-120000-unet-ffffff"]["val_best"]) == 0.81
     for result in comparison.results:
         row = by_run[result.run]

@@ -12,10 +12,7 @@ from hpc_tumor.data.store.store import Store
 from hpc_tumor.errors import DataError, UsageError, unknown
 from hpc_tumor.experiments.request import experiment_for
 from hpc_tumor.settings import holds, parse_assignments
-from hpc_tumor.table import Column, Table
-
-_KEEP = {"train": 60, "val": 40, "pixel-identical": 50, "look-alikes ≥ 0.999": 30, "random": 45, "majority": 20,
-         "brightness": 20, "lowest": 40, "highest": 40}  # fmt: skip
+from hpc_tumor.table import Table
 
 
 def split_in_use(store: Store, kind: str | None, assignments: Sequence[str]) -> Experiment:
@@ -51,13 +48,11 @@ def pairs(audit: Audit) -> list[tuple[str, str]]:
 def audit_tables(audit: Audit) -> list[Table]:
     """Splits, then what the dataset is made of."""
     facts = audit.facts
-    tables = [_table("Splits", text.split_table(audit.splits, brief=True))]
+    tables = [text.split_table(audit.splits, brief=True)]
     if isinstance(facts, ImageFacts):
-        tables.append(_table("Classes", text.class_table(facts)))
-        if audit.shortcuts:
-            tables.append(_table("What gives the class away", text.shortcut_table(audit), left=2))
+        tables += [text.class_table(facts), text.shortcut_table(audit)]
     else:
-        tables += [_table("Labels", text.label_table(facts)), _table("Intensities", text.modality_table(facts))]
+        tables += [text.label_table(facts), text.modality_table(facts)]
     return [table for table in tables if table.rows]
 
 
@@ -73,12 +68,3 @@ def refusal(audit: Audit) -> DataError | None:
     found = split.leakage
     what = "leaks" if found and (found.shared or found.val_shared) else "may leak"
     return DataError(f"the {split.name} split of {audit.store} {what}, so its scores say little. {way}")
-
-
-def _table(title: str, table: tuple[list[str], list[list[str]]], *, left: int = 1) -> Table:
-    headers, rows = table
-    columns = tuple(
-        Column(header, "left" if place < left else "right", _KEEP.get(header, 99))
-        for place, header in enumerate(headers)
-    )
-    return Table(title, columns, tuple(tuple(row) for row in rows))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from hpc_tumor.cluster.observe.advice import Kind, kinds_of, on_cluster
 from hpc_tumor.cluster.observe.efficiency import Efficiency
 from hpc_tumor.cluster.observe.states import State
 from hpc_tumor.console import out
-from hpc_tumor.table import Column, Table
+from hpc_tumor.table import Column, Table, fill
 from hpc_tumor.vocabulary import counted, duration, hours
 
 MOST_RUNS = 20  # shown one by one
@@ -64,49 +65,49 @@ def run_table(run: Efficiency) -> Table:
     return Table(f"{run.name} · {where}", columns, tuple(rows), notes)
 
 
-_CELLS: dict[str, tuple[int, Callable[[Efficiency], str]]] = {
-    "time": (90, lambda run: _of(run.time, run.asked_time, _hours)),
-    "starts": (20, lambda run: str(run.starts) if run.starts > 1 else ""),
-    "memory, GB": (80, lambda run: _of(run.memory, run.asked_memory, _one)),
-    "CPUs": (70, lambda run: _of(run.cpus, run.asked_cpus, _one)),
-    "GPU busy": (60, lambda run: _text(run.gpu_busy, _percent)),
-    "GPU, GB": (50, lambda run: _of(run.gpu_memory, run.asked_gpu_memory, _one)),
-    "waits": (40, lambda run: _text(run.data_wait, _percent)),
-}
+_USED = (
+    Column("time", keep=90, cell=lambda run: _of(run.time, run.asked_time, _hours)),
+    Column("starts", keep=20, cell=lambda run: str(run.starts) if run.starts > 1 else ""),
+    Column("memory, GB", keep=80, cell=lambda run: _of(run.memory, run.asked_memory, _one)),
+    Column("CPUs", keep=70, cell=lambda run: _of(run.cpus, run.asked_cpus, _one)),
+    Column("GPU busy", keep=60, cell=lambda run: _text(run.gpu_busy, _percent)),
+    Column("GPU, GB", keep=50, cell=lambda run: _of(run.gpu_memory, run.asked_gpu_memory, _one)),
+    Column("waits", keep=40, cell=lambda run: _text(run.data_wait, _percent)),
+)
 
 
 def runs_table(runs: Sequence[Efficiency]) -> Table:
     """Several runs: a row for each."""
-    kept = {name: cell for name, cell in _CELLS.items() if any(cell[1](run) for run in runs)}
     columns = (
-        Column("run", "left"),
-        Column("state", "left", key="state"),
-        *(Column(name, keep=at) for name, (at, _) in kept.items()),
+        Column("run", "left", cell=lambda run: run.name),
+        Column("state", "left", key="state", cell=lambda run: run.state),
+        *_USED,
     )
-    rows = tuple((run.name, run.state, *(cell(run) for _, cell in kept.values())) for run in runs)
-    return Table("", columns, rows)
+    return fill("", columns, runs)
 
 
 def kinds_table(kinds: Sequence[Kind]) -> Table:
     """Many runs: a row for each network and shape, with the most that one of them used, and the options."""
-    names = ("time", "memory", "cpus", "gpu_busy", "gpu_memory", "data_wait")
-    shown = [
-        Efficiency(**{**kind.first.as_dict(), "starts": 0, **{name: kind.most(name) for name in names}})
-        for kind in kinds
-    ]
-    kept = {name: cell for name, cell in _CELLS.items() if any(cell[1](run) for run in shown)}
     columns = (
-        Column("network", "left"), Column("on", "left", 30), Column("runs"),
-        *(Column(name, keep=at) for name, (at, _) in kept.items()), Column("ask for next time", "left"),
-    )  # fmt: skip
-    rows = tuple(
-        (_network(run), run.shape, str(len(kind.runs)), *(cell(run) for _, cell in kept.values()),
-         kind.advice.options or "leave it")
-        for kind, run in zip(kinds, shown, strict=True)
-    )  # fmt: skip
-    return Table(
-        f"{counted(sum(len(kind.runs) for kind in kinds), 'run')}: the most that one used", columns, rows, (_NOTE,)
+        Column("network", "left", cell=lambda kind: _network(kind.first)),
+        Column("on", "left", 30, cell=lambda kind: kind.first.shape),
+        Column("runs", cell=lambda kind: str(len(kind.runs))),
+        *map(_most, _USED),
+        Column("ask for next time", "left", cell=lambda kind: kind.advice.options or "leave it"),
     )
+    count = counted(sum(len(kind.runs) for kind in kinds), "run")
+    return fill(f"{count}: the most that one used", columns, kinds, (_NOTE,))
+
+
+def _most(column: Column) -> Column:
+    """A column of what a run used, for the most that a run of a kind did."""
+    names = ("time", "memory", "cpus", "gpu_busy", "gpu_memory", "data_wait")
+
+    def cell(kind: Kind) -> str:
+        most = {name: kind.most(name) for name in names}
+        return column.cell(Efficiency(**{**kind.first.as_dict(), "starts": 0, **most}))
+
+    return replace(column, cell=cell)
 
 
 _NOTE = "Used of asked: time over all starts of that of one; memory of a node; CPUs of a task; memory of a GPU."

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from hpc_tumor.console import out, size
 from hpc_tumor.data.splits.known_cases import TRAINED, VALIDATED
 from hpc_tumor.errors import DataError
 from hpc_tumor.prediction.known import is_known, known_counts
-from hpc_tumor.table import NOTHING, Column, Table
+from hpc_tumor.table import NOTHING, Column, Table, fill
 from hpc_tumor.vocabulary import STRUCTURES, counted, duration
 
 if TYPE_CHECKING:
@@ -49,30 +48,38 @@ def prediction_values(found: Prediction) -> dict[str, Any]:
     return {**values, "predictions": found.rows, "failed": failed, "notes": found.notes}
 
 
-def patients_table(found: Prediction) -> Table:
-    """Volumes of the labels of each patient, and Dice where its labels are known."""
-    scored = any("scores" in row for row in found.rows)
-    columns = [Column("patient", "left"), *(Column(f"{name} ml") for name in found.facts.classes)]
-    if scored:
-        columns += [Column(f"Dice {name}" if name == STRUCTURES[0] else name) for name in STRUCTURES]
-    known = _known_column(found)
-    columns += [*known, Column("time", keep=1)]
-    rows = [_patient(row, scored, found.facts.classes, bool(known)) for row in found.rows[:MOST_ROWS]]
-    return Table(_title(found), tuple(columns), tuple(rows), tuple(_more(found.rows)))
+def cases_table(found: Prediction) -> Table:
+    """A row for each patient, with the volumes of its labels and Dice; or for each image, with its class."""
+    known = Column("known", "left", cell=lambda row: row["known"] or "")
+    columns = [
+        Column("image", "left", cell=lambda row: row["path"]),
+        Column("prediction", "left", cell=lambda row: row["prediction"]),
+        Column("confidence", cell=lambda row: f"{100 * row['confidence']:.1f} %"),
+        Column("label", "left", cell=lambda row: row.get("label") or ""),
+        known,
+    ]
+    if found.facts.task == "segmentation":
+        columns = [
+            Column("patient", "left", cell=lambda row: row["case"]),
+            *map(_volume, found.facts.classes),
+            *map(_dice, STRUCTURES),
+            known,
+            Column("time", keep=1, cell=lambda row: duration(row["seconds"])),
+        ]
+    left, facts = len(found.rows) - MOST_ROWS, found.facts
+    notes = [f"and {left:,} more: --json names all of them, and so do the files"] if left > 0 else []
+    title = f"{facts.model}, epoch {facts.epoch} of {facts.run} · {found.device}, {found.precision}"
+    return fill(title, columns, found.rows[:MOST_ROWS], notes, NOTHING)
 
 
-def images_table(found: Prediction) -> Table:
-    """Prediction for each image, and its class where its folder says so."""
-    labelled, known = found.labelled > 0, _known_column(found)
-    columns = [Column("image", "left"), Column("prediction", "left"), Column("confidence")]
-    columns += [*([Column("label", "left")] if labelled else []), *known]
-    rows = []
-    for row in found.rows[:MOST_ROWS]:
-        cells = [row["path"], row["prediction"], f"{100 * row['confidence']:.1f} %"]
-        cells += [row["label"] or NOTHING] if labelled else []
-        cells += [row["known"] or NOTHING] if known else []
-        rows.append(tuple(cells))
-    return Table(_title(found), tuple(columns), tuple(rows), tuple(_more(found.rows)))
+def _volume(label: str) -> Column:
+    return Column(f"{label} ml", cell=lambda row: f"{row[f'ml_{label}']:.1f}")
+
+
+def _dice(name: str) -> Column:
+    """Dice of a structure, where the labels of the patient are known."""
+    title = f"Dice {name}" if name == STRUCTURES[0] else name
+    return Column(title, cell=lambda row: f"{row['scores'][f'dice_{name}']:.3f}" if "scores" in row else "")
 
 
 def show_export(export: Export) -> None:
@@ -107,13 +114,12 @@ def mean_scores(found: Prediction) -> dict[str, float] | None:
 
 
 def _show(found: Prediction) -> None:
+    out.table(cases_table(found))
     if found.facts.task == "segmentation":
-        out.table(patients_table(found))
         if len(found.rows) > 1 and (means := mean_scores(found)) is not None:
             dice = ", ".join(f"{name} {means[f'dice_{name}']:.3f}" for name in STRUCTURES)
             out.text(f"mean Dice of {counted(found.scored, f'{_new(found)}patient')} with labels: {dice}")
     else:
-        out.table(images_table(found))
         counts = Counter(row["prediction"] for row in found.rows)
         out.text(", ".join(f"{name} {counts[name]:,}" for name in found.facts.classes))
         if found.accuracy is not None:
@@ -121,11 +127,6 @@ def _show(found: Prediction) -> None:
             out.text(f"accuracy {100 * found.accuracy:.1f} % of the {of} in the folder of a class")
     for line in _known_lines(found):
         out.text(line)
-
-
-def _known_column(found: Prediction) -> list[Column]:
-    """Column of the cases that the run knows; none where it knows none."""
-    return [Column("known", "left")] if any(row["known"] for row in found.rows) else []
 
 
 def _new(found: Prediction) -> str:
@@ -140,23 +141,6 @@ def _known_lines(found: Prediction) -> list[str]:
     unit, mean = ("patient", "no mean") if found.facts.task == "segmentation" else ("image", "no accuracy")
     parts = [f"{counts[key]:,} {words}" for key, words in _PARTS if counts[key]]
     return [f"known to the run: {known:,} of {counted(len(found.rows), unit)} ({', '.join(parts)}), counted in {mean}"]
-
-
-def _title(found: Prediction) -> str:
-    facts = found.facts
-    return f"{facts.model}, epoch {facts.epoch} of {facts.run} · {found.device}, {found.precision}"
-
-
-def _patient(row: dict[str, Any], scored: bool, labels: Sequence[str], known: bool) -> tuple[str, ...]:
-    dice = [f"{row['scores'][f'dice_{name}']:.3f}" if "scores" in row else NOTHING for name in STRUCTURES]
-    volumes = (f"{row[f'ml_{name}']:.1f}" for name in labels)
-    part = (row["known"] or NOTHING,) if known else ()
-    return (row["case"], *volumes, *(dice if scored else ()), *part, duration(row["seconds"]))
-
-
-def _more(rows: Sequence[Any]) -> list[str]:
-    left = len(rows) - MOST_ROWS
-    return [f"and {left:,} more: --json names all of them, and so do the files"] if left > 0 else []
 
 
 def _refused(found: Prediction, unit: str) -> DataError:

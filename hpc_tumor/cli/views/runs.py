@@ -12,7 +12,7 @@ from hpc_tumor.cluster.observe.states import RunState, State
 from hpc_tumor.console import View
 from hpc_tumor.errors import UsageError, unknown
 from hpc_tumor.models import MODELS
-from hpc_tumor.table import Column, Table
+from hpc_tumor.table import Column, Table, fill
 from hpc_tumor.vocabulary import counted, duration, hours
 
 if TYPE_CHECKING:
@@ -60,41 +60,11 @@ def choose(
 
 def runs_table(states: Sequence[RunState], width: int) -> Table:
     """Table of how the runs are doing. Reasons stand in the last column, or below where it would be too wide."""
-    table = _runs_table(states, reasons_below=False)
-    if table.width > width:
-        table = _runs_table(states, reasons_below=True)
-    return replace(table.fit(width), notes=table.notes)  # nobody misses the columns left out
-
-
-def _runs_table(states: Sequence[RunState], reasons_below: bool) -> Table:
-    columns = {
-        "run": ("left", 99, lambda state: state.name),
-        "state": ("left", 99, lambda state: state.state),
-        "epoch": ("right", 99, _epoch),
-        "loss": ("right", 40, lambda state: _digits(state.loss)),
-        "best": ("right", 50, lambda state: _digits(state.best)),
-        "left": ("right", 60, _left),
-        "elapsed": ("right", 55, _elapsed),
-        "samples/s": ("right", 30, lambda state: "" if state.rate is None else f"{state.rate:.4g}"),
-        "GPUs": ("right", 25, _shape),
-        "restarts": ("right", 15, lambda state: str(state.restarts or "")),
-        "heard": ("right", 12, lambda state: _age(state, state.heartbeat_age)),
-        "saved": ("right", 10, lambda state: _age(state, state.checkpoint_age)),
-        "job": ("left", 35, lambda state: "" if state.job_id is None else f"{state.cluster} {state.job_id}"),
-        "why": ("left", 99, lambda state: state.reason),
-    }
     notes = [counts(states)] if len(states) > 2 * MOST_REASONS else []
-    if reasons_below:
-        del columns["why"]
-        notes += _reasons(states)
-    cells = {name: [cell(state) for state in states] for name, (_, _, cell) in columns.items()}
-    kept = [name for name in columns if any(cells[name])]
-    return Table(
-        "",
-        tuple(Column(name, columns[name][0], columns[name][1], key=name) for name in kept),  # type: ignore[arg-type]
-        tuple(zip(*(cells[name] for name in kept), strict=True)),
-        tuple(notes),
-    )
+    table = fill("", _COLUMNS, states, notes)
+    if table.width > width:
+        table = fill("", [column for column in _COLUMNS if column.key != "why"], states, notes + _reasons(states))
+    return replace(table.fit(width), notes=table.notes)  # nobody misses the columns left out
 
 
 def _reasons(states: Sequence[RunState]) -> list[str]:
@@ -182,6 +152,10 @@ def _shape(state: RunState) -> str:
     return str(state.gpus) if state.nodes in (None, 1) else f"{state.nodes} × {state.gpus // (state.nodes or 1)}"
 
 
+def _job(state: RunState) -> str:
+    return "" if state.job_id is None else f"{state.cluster} {state.job_id}"
+
+
 def _age(state: RunState, age: float | None) -> str:
     return "" if age is None or not state.state.open else f"{duration(age)} ago"
 
@@ -190,3 +164,21 @@ def _digits(value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:.3f}" if abs(value) < 1e5 else f"{value:.2e}"
+
+
+_COLUMNS = (
+    Column("run", "left", key="run", cell=lambda state: state.name),
+    Column("state", "left", key="state", cell=lambda state: state.state),
+    Column("epoch", key="epoch", cell=_epoch),
+    Column("loss", keep=40, key="loss", cell=lambda state: _digits(state.loss)),
+    Column("best", keep=50, key="best", cell=lambda state: _digits(state.best)),
+    Column("left", keep=60, key="left", cell=_left),
+    Column("elapsed", keep=55, key="elapsed", cell=_elapsed),
+    Column("samples/s", keep=30, key="rate", cell=lambda state: "" if state.rate is None else f"{state.rate:.4g}"),
+    Column("GPUs", keep=25, key="gpus", cell=_shape),
+    Column("restarts", keep=15, key="restarts", cell=lambda state: str(state.restarts or "")),
+    Column("heard", keep=12, key="heard", cell=lambda state: _age(state, state.heartbeat_age)),
+    Column("saved", keep=10, key="saved", cell=lambda state: _age(state, state.checkpoint_age)),
+    Column("job", "left", keep=35, key="job", cell=_job),
+    Column("why", "left", key="why", cell=lambda state: state.reason),
+)

@@ -20,6 +20,7 @@ from hpc_tumor.data.store.store import Store
 from hpc_tumor.errors import UsageError
 from hpc_tumor.system import atomic
 from hpc_tumor.system.atomic import write_error
+from hpc_tumor.table import Table
 
 TEMPLATE = "page.html.j2"
 _BINS = 24
@@ -27,11 +28,9 @@ _BINS = 24
 
 @dataclass(frozen=True)
 class PageTable:
-    """A table of the page: the first column of `rows` names them; `words`: the others hold words, not numbers."""
+    """A table of the page with what it is about; `words`: its columns hold words, not numbers."""
 
-    title: str
-    headers: list[str]
-    rows: list[list[str]]
+    table: Table
     lead: str = ""
     words: bool = False
 
@@ -91,7 +90,7 @@ def render_page(audit: Audit, store: Store) -> str:
             (split.name, split.leaks, text.verdict(split)) for split in audit.splits
             if split.in_use or split.fold is None
         ],
-        splits=_splits(audit),
+        splits=text.split_table(audit.splits, brief=False),
         facts=text.fact_lines(audit),
         tables=_tables(audit),
         bars=bars,
@@ -103,32 +102,25 @@ def render_page(audit: Audit, store: Store) -> str:
     )  # fmt: skip
 
 
-def _splits(audit: Audit) -> PageTable:
-    headers, rows = text.split_table(audit.splits, brief=False)
-    return PageTable("Splits", headers, rows)
-
-
 def _tables(audit: Audit) -> list[PageTable]:
     facts = audit.facts
     if isinstance(facts, ImageFacts):
-        tables = [PageTable("Classes", *text.class_table(facts))]
+        tables = [PageTable(text.class_table(facts))]
         if audit.shortcuts:
             lead = (
                 f"Accuracy of a decision tree of depth {DEPTH} that sees these facts alone and no picture, over"
                 f" {FOLDS} folds of {audit.shortcuts[0].images:,} images, one of each set of duplicates. A fact gives"
                 f" the class away where this is more than {NOTABLE:.0%} above always naming the largest class."
             )
-            tables.append(PageTable("What gives the class away", *text.shortcut_table(audit), lead, words=True))
+            tables.append(PageTable(text.shortcut_table(audit), lead, words=True))
         return tables
     tables = [
-        PageTable("Labels", *text.label_table(facts)),
-        PageTable("Intensities", *text.modality_table(facts), "Means and deviations over the brain, least to greatest"
-                  " of the cases."),
-    ]  # fmt: skip
+        PageTable(text.label_table(facts)),
+        PageTable(text.modality_table(facts), "Means and deviations over the brain, least to greatest of the cases."),
+    ]
     if facts.outliers:
-        rows = [[item.case, item.what, f"{item.value:.4g}", f"{item.score:+.1f}"] for item in facts.outliers]
         lead = "By the modified z-score (Iglewicz and Hoaglin 1993): distance from the median in units of the median's."
-        tables.append(PageTable("Cases unlike the others", ["case", "in", "value", "z"], rows, lead, words=True))
+        tables.append(PageTable(text.outlier_table(facts), lead, words=True))
     return tables
 
 

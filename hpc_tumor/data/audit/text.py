@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from hpc_tumor.data.audit.audit import Audit
 from hpc_tumor.data.audit.duplicates import Duplicates
-from hpc_tumor.data.audit.images import ImageFacts
+from hpc_tumor.data.audit.images import ClassFacts, ImageFacts
 from hpc_tumor.data.audit.leakage import Leakage, SplitAudit
 from hpc_tumor.data.audit.memoriser import SIMILAR
 from hpc_tumor.data.audit.volumes import OUTLIER, Spread, VolumeFacts
 from hpc_tumor.data.splits.units import describe_patients
+from hpc_tumor.table import NOTHING, Column, Table, fill
 from hpc_tumor.vocabulary import counted, listed
 
-NOTHING = "–"
 _CLINICAL = {"age": "age, years", "survival_days": "survival, days", "alive": "alive when last seen"}
 _MOST_COUNTED = 4
 
@@ -58,75 +58,116 @@ def fact_lines(audit: Audit) -> list[tuple[str, str]]:
     return [*lines, ("fingerprint", audit.fingerprint)]
 
 
-def split_table(splits: Sequence[SplitAudit], *, brief: bool) -> tuple[list[str], list[list[str]]]:
-    """Headers and rows, the first column a name; `brief`: the folds that are not in use as one row of ranges."""
+def split_table(splits: Sequence[SplitAudit], *, brief: bool) -> Table:
+    """What leaks in each split; `brief`: the folds that are not in use as one row of ranges."""
     made = [split for split in splits if split.leakage]
     folds = [split for split in made if brief and split.fold is not None and not split.in_use]
     groups = [[split] for split in made if split not in folds] + ([folds] if folds else [])
-    cells = [[_cells(split) for split in group] for group in groups]
-    columns = list(cells[0][0]) if cells else []
-    rows = [
-        [_group_name(group), *(_range([row[column] for row in some_rows]) for column in columns)]
-        for group, some_rows in zip(groups, cells, strict=True)
-    ]
-    return ["split", *columns], rows
+    images = any(split.leakage.unit == "images" for split in made if split.leakage)
+    columns = _OF_IMAGES if images else _OF_PATIENTS
+    return fill("Splits", (Column("split", "left", cell=_group_name), *columns), groups)
 
 
-def _cells(split: SplitAudit) -> dict[str, str | int | None]:
-    found, memoriser = split.leakage, split.memoriser
-    assert found is not None  # only a refused split has none
-    cells: dict[str, str | int | None] = {"train": found.train, "val": found.val, "test": found.test}
-    if found.unit == "images":
-        cells["test images with a twin"] = found.shared
-        cells["pixel-identical"] = found.identical
-        cells[f"look-alikes ≥ {SIMILAR}"] = memoriser.similar if memoriser else None
-    else:
-        cells["test patients in training"] = found.shared
-        cells["test slices with a neighbour"] = found.neighbours
-    cells["memoriser"] = _score(memoriser.score if memoriser else None)
-    cells["random"] = _score(memoriser.random if memoriser else None)
-    if found.unit == "images":
-        cells["majority"] = _score(memoriser.majority if memoriser else None)
-    return cells
+def _of_group(title: str, value: Callable[[SplitAudit], str | int | None], keep: int = 99) -> Column:
+    """A column of a value of a split, or of the range of several."""
+    return Column(title, keep=keep, cell=lambda group: _range([value(split) for split in group]))
 
 
-def class_table(facts: ImageFacts) -> tuple[list[str], list[list[str]]]:
+def _of_leakage(title: str, name: str, keep: int = 99) -> Column:
+    return _of_group(title, lambda split: getattr(split.leakage, name), keep)
+
+
+def _of_memoriser(title: str, name: str, keep: int = 99) -> Column:
+    return _of_group(title, lambda split: f"{getattr(split.memoriser, name):.3f}" if split.memoriser else None, keep)
+
+
+_SIZES = (_of_leakage("train", "train", 60), _of_leakage("val", "val", 40), _of_leakage("test", "test"))
+_MEMORISER = (_of_memoriser("memoriser", "score"), _of_memoriser("random", "random", 45))
+_OF_IMAGES = (
+    *_SIZES,
+    _of_leakage("test images with a twin", "shared"),
+    _of_leakage("pixel-identical", "identical", 50),
+    _of_group(f"look-alikes ≥ {SIMILAR}", lambda split: split.memoriser.similar if split.memoriser else None, 30),
+    *_MEMORISER,
+    _of_memoriser("majority", "majority", 20),
+)
+_OF_PATIENTS = (
+    *_SIZES,
+    _of_leakage("test patients in training", "shared"),
+    _of_leakage("test slices with a neighbour", "neighbours"),
+    *_MEMORISER,
+)
+
+
+def class_table(facts: ImageFacts) -> Table:
     """A row per class: images by part and mode, brightness."""
-    modes = list(facts.modes)
-    rows = [
-        [item.name, f"{item.train:,}", f"{item.test:,}", *(f"{item.modes.get(mode, 0):,}" for mode in modes),
-         f"{item.brightness:.0f} ± {item.contrast:.0f}" if item.modes else NOTHING]
-        for item in facts.classes
-    ]  # fmt: skip
-    return ["class", "train", "test", *(f"mode {mode}" for mode in modes), "grey level"], rows
+    columns = (
+        Column("class", "left", cell=lambda item: item.name),
+        Column("train", keep=60, cell=lambda item: f"{item.train:,}"),
+        Column("test", cell=lambda item: f"{item.test:,}"),
+        *map(_of_mode, facts.modes),
+        Column(
+            "grey level", cell=lambda item: f"{item.brightness:.0f} ± {item.contrast:.0f}" if item.modes else NOTHING
+        ),
+    )
+    return fill("Classes", columns, facts.classes)
 
 
-def label_table(facts: VolumeFacts) -> tuple[list[str], list[list[str]]]:
+def _grey(item: ClassFacts) -> str:
+    return f"{item.brightness:.0f} ± {item.contrast:.0f}" if item.modes else NOTHING
+
+
+def _of_mode(mode: str) -> Column:
+    return Column(f"mode {mode}", cell=lambda item: f"{item.modes.get(mode, 0):,}")
+
+
+def label_table(facts: VolumeFacts) -> Table:
     """A row per label: how many cases and slices show it, and its volumes."""
-    rows = [
-        [item.name, f"{item.cases:,}", f"{item.slices:,}", f"{item.share:.1%}", _number(item.volume.low),
-         _number(item.volume.median), _number(item.volume.high)]
-        for item in facts.labels
-    ]  # fmt: skip
-    return ["label", "cases", "slices", "share of labels", "least, ml", "median, ml", "most, ml"], rows
+    columns = (
+        Column("label", "left", cell=lambda item: item.name),
+        Column("cases", cell=lambda item: f"{item.cases:,}"),
+        Column("slices", cell=lambda item: f"{item.slices:,}"),
+        Column("share of labels", cell=lambda item: f"{item.share:.1%}"),
+        Column("least, ml", cell=lambda item: _number(item.volume.low)),
+        Column("median, ml", cell=lambda item: _number(item.volume.median)),
+        Column("most, ml", cell=lambda item: _number(item.volume.high)),
+    )
+    return fill("Labels", columns, facts.labels)
 
 
-def modality_table(facts: VolumeFacts) -> tuple[list[str], list[list[str]]]:
+def modality_table(facts: VolumeFacts) -> Table:
     """A row per modality: extremes, and the brain's mean and deviation over the cases."""
-    rows = [
-        [item.name, _number(item.low), _number(item.high), _between(item.mean), _between(item.deviation)]
-        for item in facts.modalities
-    ]  # fmt: skip
-    return ["modality", "lowest", "highest", "mean in the brain", "deviation in the brain"], rows
+    columns = (
+        Column("modality", "left", cell=lambda item: item.name),
+        Column("lowest", keep=40, cell=lambda item: _number(item.low)),
+        Column("highest", keep=40, cell=lambda item: _number(item.high)),
+        Column("mean in the brain", cell=lambda item: _between(item.mean)),
+        Column("deviation in the brain", cell=lambda item: _between(item.deviation)),
+    )
+    return fill("Intensities", columns, facts.modalities)
 
 
-def shortcut_table(audit: Audit) -> tuple[list[str], list[list[str]]]:
+def shortcut_table(audit: Audit) -> Table:
     """A row per kind of fact: how often the class follows from it."""
-    rows = [
-        [item.name, item.sees, f"{item.accuracy:.1%}", f"{item.majority:.1%}", "yes" if item.notable else "no"]
-        for item in audit.shortcuts
-    ]
-    return ["fact", "sees", "accuracy", "majority", "gives the class away"], rows
+    columns = (
+        Column("fact", "left", cell=lambda item: item.name),
+        Column("sees", "left", cell=lambda item: item.sees),
+        Column("accuracy", cell=lambda item: f"{item.accuracy:.1%}"),
+        Column("majority", keep=20, cell=lambda item: f"{item.majority:.1%}"),
+        Column("gives the class away", cell=lambda item: "yes" if item.notable else "no"),
+    )
+    return fill("What gives the class away", columns, audit.shortcuts)
+
+
+def outlier_table(facts: VolumeFacts) -> Table:
+    """A row per case and fact by which it is unlike the others."""
+    columns = (
+        Column("case", "left", cell=lambda item: item.case),
+        Column("in", cell=lambda item: item.what),
+        Column("value", cell=lambda item: f"{item.value:.4g}"),
+        Column("z", cell=lambda item: f"{item.score:+.1f}"),
+    )
+    return fill("Cases unlike the others", columns, facts.outliers)
 
 
 def _images(found: Leakage) -> str:
@@ -225,10 +266,6 @@ def _range(values: Sequence[str | int | None]) -> str:
         return NOTHING
     least, most = (value if isinstance(value, str) else f"{value:,}" for value in (known[0], known[-1]))
     return least if least == most else f"{least} to {most}"
-
-
-def _score(value: float | None) -> str | None:
-    return None if value is None else f"{value:.3f}"
 
 
 def _between(spread: Spread) -> str:

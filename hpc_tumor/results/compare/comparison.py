@@ -196,6 +196,7 @@ class UnfinishedRun:
     """A run without a result, as far as it came.
 
     Attributes:
+        state, reason: what it is doing or how it ended, and why; None where that is not known.
         best: the best validation score so far; `best_by` says which.
         heartbeat: seconds since 1970.
         config: settings by dotted name.
@@ -206,7 +207,7 @@ class UnfinishedRun:
     task: str | None
     model: str | None
     seed: int | None
-    state: str
+    state: str | None
     reason: str | None
     epoch: int | None
     epochs: int | None

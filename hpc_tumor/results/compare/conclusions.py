@@ -8,8 +8,7 @@ from typing import Literal
 from hpc_tumor.results.compare.comparison import MOST_TESTED, Group
 from hpc_tumor.results.compare.disagreement import DecidingCase, Disagreement
 from hpc_tumor.results.compare.measures import CASES, measure
-from hpc_tumor.results.compare.paired import Difference
-from hpc_tumor.results.tables.formats import p_value
+from hpc_tumor.results.compare.paired import Difference, p_value
 from hpc_tumor.vocabulary import listed, plural
 
 Verdict = Literal["better", "not shown", "worse"]

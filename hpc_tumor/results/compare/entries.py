@@ -23,12 +23,11 @@ from hpc_tumor.results.compare.statistics import (
     mean_and_sd,
     times_drawn,
 )
-from hpc_tumor.results.read.cases import Images, TestCases, mean_of_seeds, side_by_side
+from hpc_tumor.results.read.cases import TOLERANCE, Images, TestCases, mean_of_seeds, side_by_side
 from hpc_tumor.results.read.lazy import LazyPresent
 from hpc_tumor.results.read.run_result import NOT_SETTINGS, RunResult
 from hpc_tumor.scores import confusion_counts, of_confusion
 
-_TOLERANCE = 1e-3  # between a mean over cases.csv and that in result.json, which may be rounded
 _MOST_DIFFERENCES = 3  # settings that a name lists
 _IN_NAME = ("model.name", "model.filters")
 
@@ -152,7 +151,7 @@ class Entry:
             return None
         _, sd = mean_and_sd([run.best.get(name) for run in self.runs])
         of_cases = (self._of_main if name == MAIN_SCORE[self.task] else self._of_others).get(name)
-        if of_cases is not None and abs(mean - of_cases.mean) <= _TOLERANCE:
+        if of_cases is not None and abs(mean - of_cases.mean) <= TOLERANCE:
             if of_cases.low is None or of_cases.high is None:
                 return replace(of_cases, mean=mean, sd=sd)
             return replace(of_cases, mean=mean, sd=sd, low=min(of_cases.low, mean), high=max(of_cases.high, mean))
@@ -178,7 +177,8 @@ class Entry:
             if not len(known):
                 continue
             q1, median, q3 = np.percentile(known, [25, 50, 75]).tolist()
-            low, high, units = (interval.low, interval.high, interval.units) if interval else (None, None, len(known))
+            low, high, units = (interval.low, interval.high, interval.units) if interval else (None, None, None)
+            units = units or len(known)
             mean = math.fsum(known) / len(known)
             if low is not None and low == high:  # no resample can differ where all cases are equal
                 low, high = exact_interval(mean, units) if name in RIGHT_OR_WRONG else (None, None)

@@ -7,6 +7,7 @@ from typing import Literal
 
 MAIN_SCORE = {"classification": "accuracy", "segmentation": "dice"}
 CASES = {"classification": "images", "segmentation": "patients"}
+UNITS = {"classification": "groups of copies", "segmentation": "patients"}  # what is drawn or compared independently
 RIGHT_OR_WRONG = ("accuracy", "accuracy_new")  # scores that are 0 or 1 of each image
 # Scores of a structure, in the order of a table; scores of classified images likewise.
 OF_STRUCTURES = ("dice", "hd95", "nsd", "iou", "precision", "recall", "fpr", "fnr", "accuracy")
@@ -31,6 +32,10 @@ class Measure:
         if self.form == "percent":
             return f"{100 * value:.1f}"
         return f"{value:.2f}" if self.form == "mm" else f"{value:.3f}"
+
+    def between(self, low: float | None, high: float | None) -> str:
+        """`0.812–0.871`; nothing where there is no such interval."""
+        return "" if low is None or high is None else f"{self.show(low)}–{self.show(high)}"
 
     @property
     def heading(self) -> str:

@@ -9,7 +9,7 @@ from itertools import combinations
 
 import numpy as np
 
-from hpc_tumor.results.compare.statistics import Interval, bootstrap_means
+from hpc_tumor.results.compare.statistics import Statistic, bootstrap_means
 from hpc_tumor.results.read.cases import TestCases
 from hpc_tumor.vocabulary import SIGNIFICANCE_LEVEL
 
@@ -105,7 +105,7 @@ def differences(
 def _compare(
     score: str,
     difference: np.ndarray,
-    interval: Interval | None,
+    interval: Statistic | None,
     units: np.ndarray,
     larger_is_better: bool,
     binary: bool,
@@ -174,3 +174,8 @@ def holm(p: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(order) - place) * float(p[index])))
         corrected[index] = largest
     return corrected
+
+
+def p_value(p: float) -> str:
+    """`0.034`, `< 0.001`."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"

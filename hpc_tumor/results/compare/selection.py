@@ -17,10 +17,10 @@ from hpc_tumor.vocabulary import STRUCTURES
 if TYPE_CHECKING:
     from hpc_tumor.results.compare.entries import Entry
 
-# What entries may be sorted by beside their scores, and whether the largest comes first.
-_SORTS = {
-    "name": False, "parameters": False, "gflop": False, "gpu-hours": False, "time": False, "memory": False,
-    "samples/s": True,
+# What entries may be sorted by beside their name and scores, by the fields of runs.
+_COSTS = {
+    "parameters": "parameters", "gflop": "gflop_per_sample", "gpu-hours": "compute_hours", "time": "seconds",
+    "memory": "peak_memory_gb", "samples/s": "samples_per_second",
 }  # fmt: skip
 
 
@@ -56,8 +56,9 @@ class Selection:
         assert self.sort is not None
         if self.sort == "name":
             return False, entry.name
-        if self.sort in _SORTS:
-            value, largest_first = _costs(entry)[self.sort], _SORTS[self.sort]
+        if self.sort in _COSTS:
+            value, largest_first = mean_of(entry.runs, _COSTS[self.sort]), self.sort == "samples/s"
+            value = value * len(entry.runs) if value is not None and self.sort == "gpu-hours" else value
         else:
             value, largest_first = entry.value(self.sort), measure(entry.task, self.sort).larger_is_better
         return value is None, (0 if value is None else -value if largest_first else value)
@@ -81,22 +82,12 @@ def make_selection(models: Sequence[str], where: Sequence[str], by: Sequence[str
         if not equals:
             raise UsageError(f"--where {text!r} has no value: write it as KEY=VALUE, for example loss=dice-bce.")
         wanted.append((full_name(key.strip(), "--where"), value.strip()))
-    known = {*OF_IMAGES, *OF_STRUCTURES, *_SORTS, "loss"}
+    known = {*OF_IMAGES, *OF_STRUCTURES, *_COSTS, "name", "loss"}
     parts = {f"{score}_{part}" for score in OF_STRUCTURES for part in STRUCTURES}
     of_class = sort is not None and sort.partition("_")[0] in ("precision", "recall", "f1", "auroc")
     if sort is not None and sort not in known | parts and not of_class:
         raise UsageError(f"--sort: {unknown('score', sort, sorted(known | parts))}")
     return Selection(tuple(models), tuple(wanted), tuple(full_name(key, "--by") for key in by), sort)
-
-
-def _costs(entry: Entry) -> dict[str, float | None]:
-    names = {
-        "parameters": "parameters", "gflop": "gflop_per_sample", "gpu-hours": "compute_hours", "time": "seconds",
-        "memory": "peak_memory_gb", "samples/s": "samples_per_second",
-    }  # fmt: skip
-    found = {name: mean_of(entry.runs, field) for name, field in names.items()}
-    hours = found["gpu-hours"]
-    return found | {"gpu-hours": None if hours is None else hours * len(entry.runs)}
 
 
 def _same(value: Any, typed: str) -> bool:

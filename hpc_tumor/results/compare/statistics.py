@@ -17,17 +17,6 @@ _BLOCK = 4_000_000  # drawn numbers held in memory at once
 
 
 @dataclass(frozen=True)
-class Interval:
-    """A mean over `n` test cases with its 95 % interval; `units` is how many independent units were resampled."""
-
-    mean: float
-    low: float
-    high: float
-    n: int
-    units: int
-
-
-@dataclass(frozen=True)
 class Statistic:
     """A score of one entry of a comparison: `mean` over its runs, the rest over test cases (means over seeds of each).
 
@@ -50,7 +39,7 @@ class Statistic:
     sd: float | None = None
 
 
-def bootstrap_means(values: np.ndarray, groups: Sequence[str] | np.ndarray | None = None) -> list[Interval | None]:
+def bootstrap_means(values: np.ndarray, groups: Sequence[str] | np.ndarray | None = None) -> list[Statistic | None]:
     """Percentile-bootstrap interval (Efron 1979) of each column's mean; fixed seed: the same cases in the same order,
     that of their names, give the same interval.
 
@@ -60,14 +49,14 @@ def bootstrap_means(values: np.ndarray, groups: Sequence[str] | np.ndarray | Non
             evidence.
 
     Returns:
-        One interval per score; None with fewer than two units, where resampling would feign certainty.
+        Mean, interval, n and units of each score; None with fewer than two units: their interval is meaningless.
     """
     if len(values) == 0:
         return [None] * values.shape[1]
     totals, counts = unit_sums(values, groups)
     means = resampled_means(totals, counts)
     ends = _ends(means)
-    intervals: list[Interval | None] = []
+    intervals: list[Statistic | None] = []
     for index, (total, count) in enumerate(zip(totals.T, counts.T, strict=True)):
         units = int((count > 0).sum())
         if units < 2:
@@ -78,7 +67,8 @@ def bootstrap_means(values: np.ndarray, groups: Sequence[str] | np.ndarray | Non
             low, high = _ends(means[~np.isnan(means[:, index]), index])
         mean = float(total.sum() / count.sum())
         # Equal values differ in the last bit by the order of adding: an interval always holds its mean.
-        intervals.append(Interval(mean, min(float(low), mean), max(float(high), mean), int(count.sum()), units))
+        low, high = min(float(low), mean), max(float(high), mean)
+        intervals.append(Statistic(mean, low, high, n=int(count.sum()), units=units))
     return intervals
 
 

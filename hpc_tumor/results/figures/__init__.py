@@ -22,14 +22,14 @@ from hpc_tumor.results.figures import (
     scores,
     tradeoffs,
 )
-from hpc_tumor.results.figures.canvas.drawing import SECTIONS, Drawing, Plan
+from hpc_tumor.results.figures.canvas.drawing import Drawing, Plan
 from hpc_tumor.results.figures.canvas.render import in_file, render
 from hpc_tumor.results.read.values import word
 from hpc_tumor.run_dir import read_json
 from hpc_tumor.system import atomic
 from hpc_tumor.system.atomic import folder_to_write
 
-__all__ = ["SECTIONS", "Drawing", "Progress", "draw_figures", "write_figures"]
+__all__ = ["PLANNERS", "Drawing", "Progress", "draw_figures", "write_figures"]
 
 Progress = Callable[[int, int], None]
 Planner = Callable[[Group], list[Plan]]  # says what can be drawn of a group; draws nothing yet
@@ -55,7 +55,7 @@ _OURS = re.compile(r"[a-z0-9-]+\.(svg|png)")
 
 
 def draw_figures(comparison: Comparison, progress: Progress = lambda done, total: None) -> list[Drawing]:
-    """All figures of all groups, group by group in the order of SECTIONS. `progress` is told of figures done.
+    """All figures of all groups, group by group in the order of PLANNERS. `progress` is told of figures done.
 
     What a figure needs and no run has, leaves that figure out. One that fails is left out too, with a warning in the
     log.

@@ -15,7 +15,7 @@ from hpc_tumor.results.figures.canvas.drawing import Plan
 from hpc_tumor.results.figures.canvas.palette import FALSE_NEGATIVE, FALSE_POSITIVE, LABEL_COLOURS, OTHER, RIGHT
 from hpc_tumor.results.figures.canvas.rowed import best_of
 from hpc_tumor.results.figures.canvas.sheet import SIZE, SMALL, WIDTH, Sheet
-from hpc_tumor.results.figures.canvas.wording import listed, slug, words
+from hpc_tumor.results.figures.canvas.wording import slug, words
 from hpc_tumor.results.figures.overlays import (
     grey,
     heat_colours,
@@ -28,7 +28,7 @@ from hpc_tumor.results.figures.overlays import (
     with_labels,
 )
 from hpc_tumor.results.figures.pictures import WHICH, Pictures, pictures_of, raster_plan, shown_number
-from hpc_tumor.vocabulary import MODALITIES
+from hpc_tumor.vocabulary import MODALITIES, series
 
 MOST_ENTRIES = 12  # with pictures
 _GAP = 0.04
@@ -97,41 +97,40 @@ def plan_cases(group: Group) -> list[Plan]:
         cases = cases_of(pictures)
         if not cases:
             continue
-        found = listed([case.which for case in cases])
+        found = series([case.which for case in cases])
         which, name = f"{number}-{slug(entry.model)}", words(entry.name, 80)
         caption = (
             f"{name}, one run: the slice with most tumour of the {found} test case by mean Dice"
             " of the labels, which is that of the whole case. Truth and prediction over T1ce, difference over FLAIR."
             + (" Shown before small pieces are removed." if any(run.cleaning for run in entry.runs) else "")
         )
-        plans.append(raster_plan(f"cases-{which}", "cases", f"Test cases of {name}", caption, _Drawer(cases)))
+        plans.append(
+            raster_plan(f"cases-{which}", "cases", f"Test cases of {name}", caption, partial(_of_cases, cases))
+        )
         middle = next((case for case in cases if case.which == "median"), cases[0])
         if middle.probabilities is not None:
             said = f"{name}: {middle.which} case, {middle.words}. What it gives each label, and what it says."
             title = f"Probabilities of {name}"
-            plans.append(raster_plan(f"cases-{which}-probabilities", "cases", title, said, _Likely(middle)))
+            plans.append(raster_plan(f"cases-{which}-probabilities", "cases", title, said, partial(_likely, middle)))
     return plans
 
 
-@dataclass(frozen=True)
-class _Drawer:
-    cases: list[Case]
-
-    def __call__(self) -> Sheet:
-        side = (WIDTH - 6 * _GAP) / 7
-        head, top, step = 0.2, 0.22, side + 0.27
-        sheet = Sheet(top + step * len(self.cases) + 0.3)
-        columns = (*MODALITIES, "truth", "prediction", "difference")
-        for place, name in enumerate(columns):
-            sheet.text(place * (side + _GAP) + side / 2, 0.1, name, ha="center", fontsize=SMALL)
-        for row, case in enumerate(self.cases):
-            y = top + row * step
-            sheet.text(0, y + head / 2, case.which, fontsize=SMALL, fontweight="bold")
-            sheet.text(0.55, y + head / 2, case.words, fontsize=SMALL)
-            for place, picture in enumerate(_pictures(case)):
-                show(sheet.axes(place * (side + _GAP), y + head, side, side), picture)
-        legend(sheet, 0.0, sheet.height - 0.14, difference=True)
-        return sheet
+def _of_cases(cases: list[Case]) -> Sheet:
+    """Modalities, truth, prediction and difference of each case."""
+    side = (WIDTH - 6 * _GAP) / 7
+    head, top, step = 0.2, 0.22, side + 0.27
+    sheet = Sheet(top + step * len(cases) + 0.3)
+    columns = (*MODALITIES, "truth", "prediction", "difference")
+    for place, name in enumerate(columns):
+        sheet.text(place * (side + _GAP) + side / 2, 0.1, name, ha="center", fontsize=SMALL)
+    for row, case in enumerate(cases):
+        y = top + row * step
+        sheet.text(0, y + head / 2, case.which, fontsize=SMALL, fontweight="bold")
+        sheet.text(0.55, y + head / 2, case.words, fontsize=SMALL)
+        for place, picture in enumerate(_pictures(case)):
+            show(sheet.axes(place * (side + _GAP), y + head, side, side), picture)
+    legend(sheet, 0.0, sheet.height - 0.14, difference=True)
+    return sheet
 
 
 def _pictures(case: Case) -> list[np.ndarray]:
@@ -155,28 +154,23 @@ def legend(sheet: Sheet, x: float, y: float, difference: bool = False) -> None:
     sheet.keys(x, y, keys)
 
 
-@dataclass(frozen=True)
-class _Likely:
-    case: Case
-
-    def __call__(self) -> Sheet:
-        case, enhanced = self.case, self.case.images[2]
-        assert case.probabilities is not None
-        side = (WIDTH - 0.55 - 4 * _GAP) / 5
-        top = 0.22
-        sheet = Sheet(top + side + 0.3)
-        places = [place * (side + _GAP) for place in range(5)]
-        show(sheet.axes(places[0], top, side, side), with_labels(enhanced, truth_masks(case.truth)))
-        for place, likely in zip(places[1:4], case.probabilities, strict=True):
-            show(sheet.axes(place, top, side, side), heat_colours(likely))
-        show(sheet.axes(places[4], top, side, side), with_labels(enhanced, predicted_masks(case.prediction)))
-        for place, name in zip(
-            places, ("truth", *(f"p({label})" for label in LABEL_COLOURS), "prediction"), strict=True
-        ):
-            sheet.text(place + side / 2, 0.1, name, ha="center", fontsize=SMALL)
-        heat_scale(sheet, places[4] + side + 0.1, top, side)
-        legend(sheet, 0.0, sheet.height - 0.14)
-        return sheet
+def _likely(case: Case) -> Sheet:
+    """Truth, probabilities and prediction of a case."""
+    enhanced = case.images[2]
+    assert case.probabilities is not None
+    side = (WIDTH - 0.55 - 4 * _GAP) / 5
+    top = 0.22
+    sheet = Sheet(top + side + 0.3)
+    places = [place * (side + _GAP) for place in range(5)]
+    show(sheet.axes(places[0], top, side, side), with_labels(enhanced, truth_masks(case.truth)))
+    for place, likely in zip(places[1:4], case.probabilities, strict=True):
+        show(sheet.axes(place, top, side, side), heat_colours(likely))
+    show(sheet.axes(places[4], top, side, side), with_labels(enhanced, predicted_masks(case.prediction)))
+    for place, name in zip(places, ("truth", *(f"p({label})" for label in LABEL_COLOURS), "prediction"), strict=True):
+        sheet.text(place + side / 2, 0.1, name, ha="center", fontsize=SMALL)
+    heat_scale(sheet, places[4] + side + 0.1, top, side)
+    legend(sheet, 0.0, sheet.height - 0.14)
+    return sheet
 
 
 def plan_samples(group: Group) -> list[Plan]:

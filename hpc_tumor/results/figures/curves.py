@@ -14,7 +14,7 @@ from hpc_tumor.results.figures.canvas.drawing import Plan
 from hpc_tumor.results.figures.canvas.palette import INK, Look, looks
 from hpc_tumor.results.figures.canvas.rowed import best_of, factor, limit_note
 from hpc_tumor.results.figures.canvas.scales import log_scale
-from hpc_tumor.results.figures.canvas.sheet import MUTED, SIZE, SMALL, WIDTH, Sheet, apart, bare, fitting, text_width
+from hpc_tumor.results.figures.canvas.sheet import MUTED, SIZE, SMALL, WIDTH, Sheet, apart, fitting, text_width
 from hpc_tumor.results.figures.canvas.wording import capital, words, wrapped
 from hpc_tumor.results.figures.history import Curve, History, histories, mean_curve, points
 from hpc_tumor.vocabulary import counted
@@ -165,7 +165,9 @@ def _log_loss(axes: Axes, found: Sequence[_Curves]) -> None:
 def _epochs(axes: Axes) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    bare(axes, grid="y", left=False)
+    axes.grid(axis="y")
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
     axes.set_xlabel("epoch")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,29 +24,23 @@ _ABREAST = 6
 _GAP = 0.08
 
 
-@dataclass(frozen=True)
-class Gallery:
+def _gallery(images: np.ndarray, lines: Sequence[Sequence[str]], most_abreast: int = _ABREAST) -> Sheet:
     """Images `(n, H, W)` with lines of words under each."""
-
-    images: np.ndarray
-    lines: Sequence[Sequence[str]]
-    abreast: int = _ABREAST
-
-    def __call__(self) -> Sheet:
-        side = min(1.75, (WIDTH - _GAP * (self.abreast - 1)) / self.abreast)
-        height, width = self.images.shape[1:]
-        tall = side * min(1.6, height / width)
-        foot = 0.16 * max(map(len, self.lines)) + 0.1
-        bands, abreast = -(-len(self.images) // self.abreast), min(self.abreast, len(self.images))
-        sheet = Sheet(bands * (tall + foot) + 0.02, max(2.4, abreast * (side + _GAP) - _GAP))
-        for place, (image, lines) in enumerate(zip(self.images, self.lines, strict=True)):
-            x, y = (place % self.abreast) * (side + _GAP), (place // self.abreast) * (tall + foot) + 0.02
-            show(sheet.axes(x, y, side, tall), image)
-            for row, line in enumerate(lines):
-                size = fitting(line, 0.95 * side, SMALL if row == 0 else SMALL - 1, 4.5)
-                y_of = y + tall + 0.09 + 0.15 * row
-                sheet.text(x + side / 2, y_of, line, ha="center", fontsize=size, alpha=1 if row == 0 else MUTED)
-        return sheet
+    """Images `(n, H, W)` with lines of words under each."""
+    side = min(1.75, (WIDTH - _GAP * (most_abreast - 1)) / most_abreast)
+    height, width = images.shape[1:]
+    tall = side * min(1.6, height / width)
+    foot = 0.16 * max(map(len, lines)) + 0.1
+    bands, abreast = -(-len(images) // most_abreast), min(most_abreast, len(images))
+    sheet = Sheet(bands * (tall + foot) + 0.02, max(2.4, abreast * (side + _GAP) - _GAP))
+    for place, (image, below) in enumerate(zip(images, lines, strict=True)):
+        x, y = (place % most_abreast) * (side + _GAP), (place // most_abreast) * (tall + foot) + 0.02
+        show(sheet.axes(x, y, side, tall), image)
+        for row, line in enumerate(below):
+            size = fitting(line, 0.95 * side, SMALL if row == 0 else SMALL - 1, 4.5)
+            y_of = y + tall + 0.09 + 0.15 * row
+            sheet.text(x + side / 2, y_of, line, ha="center", fontsize=size, alpha=1 if row == 0 else MUTED)
+    return sheet
 
 
 def said_of(one: Mapping[str, Any]) -> tuple[str, str, str, str]:
@@ -76,7 +70,7 @@ def plan_mistakes(group: Group) -> list[Plan]:
         name = words(entry.name, 80)
         caption = f"{name}: {counted(len(images), 'wrong test image')}, the surest first: true → predicted class."
         stem, title = f"mistakes-{place}-{slug(entry.model)}", f"Surest mistakes of {name}"
-        plans.append(raster_plan(stem, "mistakes", title, caption, Gallery(images, lines)))
+        plans.append(raster_plan(stem, "mistakes", title, caption, partial(_gallery, images, lines)))
     return plans
 
 
@@ -97,11 +91,8 @@ def plan_samples(group: Group) -> list[Plan]:
     said = [said_of(one) for one in pictures.listed("samples", len(images))]
     lines = [(label, case) for label, _, _, case in said]
     caption = f"Test images, one of each class: those that {words(entry.name)} is rightly surest of, as it sees them."
-    return [
-        raster_plan(
-            "samples", "samples", "A sample of each class", caption, Gallery(images, lines, max(4, min(6, len(images))))
-        )
-    ]
+    draw = partial(_gallery, images, lines, max(4, min(6, len(images))))
+    return [raster_plan("samples", "samples", "A sample of each class", caption, draw)]
 
 
 def plan_filters(group: Group) -> list[Plan]:
@@ -117,25 +108,21 @@ def plan_filters(group: Group) -> list[Plan]:
             f" {height} × {width} pixels{', channels as red, green and blue' if channels == 3 else ''}; each scaled"
             " from its least to its greatest weight."
         )
-        plans.append(raster_plan(
-            f"filters-{place}-{slug(entry.model)}", "filters", f"First filters of {name}", caption, _Filters(filters)
-        ))  # fmt: skip
+        stem, title = f"filters-{place}-{slug(entry.model)}", f"First filters of {name}"
+        plans.append(raster_plan(stem, "filters", title, caption, partial(_draw_filters, filters)))
     return plans
 
 
-@dataclass(frozen=True)
-class _Filters:
-    filters: np.ndarray
-
-    def __call__(self) -> Sheet:
-        picture = mosaic(self.filters[:_MOST_FILTERS].astype(np.float64))
-        wide = WIDTH
-        tall = wide * picture.shape[0] / picture.shape[1]
-        sheet = Sheet(tall, wide)
-        axes = sheet.axes(0, 0, wide, tall)
-        axes.imshow(picture, interpolation="nearest", aspect="auto")
-        axes.set_axis_off()
-        return sheet
+def _draw_filters(filters: np.ndarray) -> Sheet:
+    """All filters, beside and below each other."""
+    picture = mosaic(filters[:_MOST_FILTERS].astype(np.float64))
+    wide = WIDTH
+    tall = wide * picture.shape[0] / picture.shape[1]
+    sheet = Sheet(tall, wide)
+    axes = sheet.axes(0, 0, wide, tall)
+    axes.imshow(picture, interpolation="nearest", aspect="auto")
+    axes.set_axis_off()
+    return sheet
 
 
 def mosaic(filters: np.ndarray) -> np.ndarray:

@@ -74,13 +74,11 @@ def _over(image: np.ndarray, layers: Sequence[tuple[np.ndarray, str]]) -> np.nda
     return picture
 
 
-def show(axes: Axes, picture: np.ndarray, title: str = "", size: float = 7.5) -> None:
+def show(axes: Axes, picture: np.ndarray) -> None:
     """A picture without axes around it. `(H, W)` uint8 is grey, `(H, W, 3)` colours."""
     values = grey(picture) if picture.ndim == 2 else picture
     axes.imshow(values, interpolation="nearest" if max(values.shape[:2]) <= 128 else "antialiased", aspect="equal")
     axes.set_axis_off()
-    if title:
-        axes.set_title(title, fontsize=size, pad=3, loc="center")
 
 
 def show_heat(axes: Axes, image: np.ndarray, heat: np.ndarray) -> None:

@@ -58,11 +58,12 @@ def plan_costs(group: Group) -> list[Plan]:
     return [Plan("tradeoffs", "tradeoffs", f"{title} against its cost", caption, lambda: _panels(group, rows, costs))]
 
 
-def _hours(entries: Sequence[Entry]) -> str:
+def _hours(entries: Sequence[Entry], processes: str = "process hours on CPUs") -> str:
+    """The unit of their cost in hours; `processes` is that of runs on CPUs."""
     on_cpu = {run.device == "cpu" for entry in entries for run in entry.runs}
     if len(on_cpu) > 1:
-        return "GPU-hours or process hours on CPUs"
-    return "process hours on CPUs" if True in on_cpu else "GPU-hours"
+        return f"GPU-hours or {processes}"
+    return processes if True in on_cpu else "GPU-hours"
 
 
 def _panels(group: Group, rows: Rows, costs: Sequence[str]) -> Sheet:
@@ -80,7 +81,7 @@ def _panels(group: Group, rows: Rows, costs: Sequence[str]) -> Sheet:
     for place, cost in enumerate(costs):
         axes = sheet.axes(left + place * (wide + gap), top, wide, tall)
         _panel(axes, group, rows, cost)
-        axes.set(ylim=bounds, xlabel=_hours(rows.entries).replace(" on CPUs", ", CPU") if cost == "hours" else cost)
+        axes.set(ylim=bounds, xlabel=_hours(rows.entries, "process hours, CPU") if cost == "hours" else cost)
         if place:
             axes.tick_params(labelleft=False)
         else:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from hpc_tumor.results.read.lazy import LazyMapping
 from hpc_tumor.vocabulary import plural
 
-_TOLERANCE = 1e-3  # between the mean over cases.csv and the score in result.json, which may be rounded
+TOLERANCE = 1e-3  # between the mean over cases.csv and the score in result.json, which may be rounded
 Floats = NDArray[np.float64]
 
 
@@ -111,7 +111,7 @@ class TestCases:
         if n is not None and self.n != n:
             return f"cases.csv has {self.n} {plural(self.n, 'row')} for {n} {plural(n, 'test case')}"
         score, mean = scores.get(main), self.mean(main)
-        if score is not None and mean is not None and abs(score - mean) > _TOLERANCE:
+        if score is not None and mean is not None and abs(score - mean) > TOLERANCE:
             return f"cases.csv gives a mean {main} of {mean:.4f}, result.json {score:.4f}"
         return None
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_type_hints
 
 from hpc_tumor.results.compare.measures import MAIN_SCORE
 from hpc_tumor.results.read.case_file import read_test_cases
 from hpc_tumor.results.read.cases import TestCases
 from hpc_tumor.results.read.run_result import NOT_SETTINGS, RunResult, Scores
-from hpc_tumor.results.read.values import integer, number, plain, scores, section, text, word
-from hpc_tumor.run_dir import Damage, RunDir, read_json
+from hpc_tumor.results.read.values import flag, integer, number, plain, scores, section, text, word
+from hpc_tumor.run_dir import RunDir, read_json
 
+# How each plain value of a run is read from its result.json, by its type.
+_READERS = {int | None: integer, float | None: number, str | None: text, bool | None: flag}
+_OF_RESULT = {name: _READERS[kind] for name, kind in get_type_hints(RunResult).items() if kind in _READERS}
 _LATER = ("scoring.flips", "scoring.clean")
 
 
@@ -33,36 +36,26 @@ def read_finished(run: RunDir, result: Mapping[str, Any]) -> RunResult:
     """The run whose result.json is `result`."""
     config = read_json(run.config) or {}
     settings = flat(config)
-    data = section(config.get("data"))
-    task, best = str(result["task"]), scores(section(result.get("best")).get("test"))
-    cases, tested, remarks = _tested(run, task, best, result, config)
-    leaks = result.get("split_leaks")
-    return RunResult(
-        run=word(run.name),
-        path=word(str(run.path)),
-        place=run.path,
-        task=task,
-        model=word(result.get("model")),
-        filters=integer(section(config.get("model")).get("filters")),
-        seed=integer(result.get("seed", config.get("seed"))),
-        split=text(result.get("split")) or text(data.get("split")) or "unknown",
-        split_leaks=leaks if isinstance(leaks, bool) else None,
-        split_seed=integer(result.get("split_seed")),
-        fold=integer(result.get("fold")),
-        folds=integer(data.get("folds")),
-        dataset=text(result.get("dataset")),
-        store=text(result.get("store")) or text(data.get("store")) or "unknown store",
-        fingerprint=text(result.get("fingerprint")),
-        test_cases=tested,
-        best=best,
-        settings=_digest(settings),
-        config=settings,
-        class_counts=_class_counts(result.get("class_counts")),
-        cases=cases,
-        remarks=remarks,
-        **_cost(result),
-        **_training(result, run.weights_lost()),
-    )
+    data, counts = section(config.get("data")), section(result.get("cases"))
+    best, last = section(result.get("best")), section(result.get("last"))
+    task, lost, scored = str(result["task"]), run.weights_lost(), scores(best.get("test"))
+    cases, tested, remarks = _tested(run, task, scored, result, config)
+    values: dict[str, Any] = {name: read(result.get(name)) for name, read in _OF_RESULT.items()}
+    return RunResult(**values | {
+        "run": word(run.name), "path": word(str(run.path)), "place": run.path,
+        "task": task, "model": word(result.get("model")),
+        "filters": integer(section(config.get("model")).get("filters")),
+        "seed": integer(result.get("seed", config.get("seed"))), "folds": integer(data.get("folds")),
+        "split": text(result.get("split")) or text(data.get("split")) or "unknown",
+        "store": text(result.get("store")) or text(data.get("store")) or "unknown store",
+        "train_cases": integer(counts.get("train")), "val_cases": integer(counts.get("val")), "test_cases": tested,
+        "chosen_by": "last epoch" if lost else text(result.get("chosen_by")), "weights_lost": lost,
+        "best_epoch": None if lost else integer(best.get("epoch")), "best": scored,
+        "last_epoch": integer(last.get("epoch")), "last": scores(last.get("test")),
+        "last_train": scores(last.get("train")), "cleaning": scores(result.get("cleaning")) or None,
+        "settings": _digest(settings), "config": settings, "class_counts": _class_counts(result.get("class_counts")),
+        "cases": cases, "remarks": remarks,
+    })  # fmt: skip
 
 
 def _tested(
@@ -78,38 +71,6 @@ def _tested(
         remarks.append(f"{problem}: no interval")
         cases = TestCases(problem=problem)
     return cases, tested, tuple(remarks)
-
-
-def _cost(result: Mapping[str, Any]) -> dict[str, Any]:
-    """What the run took, and on what."""
-    whole = ("parameters", "gpus", "nodes", "epochs", "batch_size", "restarts")
-    numbers = ("gflop_per_sample", "seconds", "gpu_hours", "samples_per_second", "peak_memory_gb")
-    return {
-        **{name: integer(result.get(name)) for name in whole},
-        **{name: number(result.get(name)) for name in numbers},
-        **{name: text(result.get(name)) for name in ("device", "precision")},
-    }
-
-
-def _training(result: Mapping[str, Any], lost: Damage | None) -> dict[str, Any]:
-    """How training went, and how its weights were chosen and tested."""
-    best, last, counts = section(result.get("best")), section(result.get("last")), section(result.get("cases"))
-    stopped, flips = result.get("stopped_early"), result.get("flips")
-    return {
-        "train_cases": integer(counts.get("train")),
-        "val_cases": integer(counts.get("val")),
-        "chosen_by": "last epoch" if lost else text(result.get("chosen_by")),
-        "best_epoch": None if lost else integer(best.get("epoch")),
-        "weights_lost": lost,
-        "last_epoch": integer(last.get("epoch")),
-        "last": scores(last.get("test")),
-        "last_train": scores(last.get("train")),
-        "stopped_early": stopped if isinstance(stopped, bool) else None,
-        "skipped_steps": integer(result.get("skipped_steps")),
-        "surfaces": text(result.get("surfaces")),
-        "cleaning": scores(result.get("cleaning")) or None,
-        "flips": flips if isinstance(flips, bool) else None,
-    }
 
 
 def flat(config: Mapping[str, Any]) -> dict[str, Any]:

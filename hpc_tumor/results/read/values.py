@@ -28,6 +28,11 @@ def integer(value: object) -> int | None:
     return int(found) if found is not None and found == int(found) and abs(found) < 2**63 else None
 
 
+def flag(value: object) -> bool | None:
+    """`value` where it is true or false, else None."""
+    return value if isinstance(value, bool) else None
+
+
 def text(value: object) -> str | None:
     """A text on one line without control characters (a terminal obeys them), of bounded length; None for no text."""
     if not isinstance(value, str) or not value:

@@ -17,8 +17,8 @@ from hpc_tumor.results.compare.measures import CASES, measure
 from hpc_tumor.results.compare.origin import read_origin
 from hpc_tumor.results.compare.statistics import RESAMPLES
 from hpc_tumor.results.figures import Drawing
-from hpc_tumor.results.tables.brief import skipped_table, unfinished_table
-from hpc_tumor.results.tables.full import group_tables
+from hpc_tumor.results.tables.details import skipped_table, unfinished_table
+from hpc_tumor.results.tables.layouts import group_tables
 from hpc_tumor.table import Table
 from hpc_tumor.vocabulary import plural
 
@@ -52,31 +52,32 @@ class Section:
 
 
 # Heading, tables, figures, and which of the two come first.
-_PARTS = {
+_EVIDENCE = (
+    ("Scores", ("results",), ("scores",), "tables"),
+    ("Are the differences real?", ("tests",), (), "tables"),
+    ("Ranks", ("ranks",), ("ranks",), "tables"),
+)
+_ABOUT_RUNS = (
+    ("Learning curves", (), ("curves",), "figures"),
+    ("What it costs", ("cost",), ("tradeoffs",), "figures"),
+    ("The data", (), ("samples", "data"), "figures"),
+    ("Runs", ("runs",), (), "tables"),
+)
+_PARTS: dict[str, tuple[tuple[str, tuple[str, ...], tuple[str, ...], str], ...]] = {
     "segmentation": (
-        ("Scores", ("results",), ("scores",), "tables"),
-        ("Are the differences real?", ("tests",), (), "tables"),
-        ("Ranks", ("ranks",), ("ranks",), "tables"),
+        *_EVIDENCE,
         ("Labels and regions", ("parts",), ("distributions",), "figures"),
         ("Best, median and worst patients", (), ("cases",), "figures"),
         ("Where the gates look", (), ("attention",), "figures"),
-        ("Learning curves", (), ("curves",), "figures"),
-        ("What it costs", ("cost",), ("tradeoffs",), "figures"),
-        ("The data", (), ("samples", "data"), "figures"),
-        ("Runs", ("runs",), (), "tables"),
+        *_ABOUT_RUNS,
     ),
     "classification": (
-        ("Scores", ("results",), ("scores",), "tables"),
-        ("Are the differences real?", ("tests",), (), "tables"),
-        ("Ranks", ("ranks",), ("ranks",), "tables"),
+        *_EVIDENCE,
         ("Classes", ("parts",), ("confusion",), "figures"),
         ("Can its confidence be believed?", (), ("calibration", "distributions"), "figures"),
         ("Wrong, and sure of it", (), ("mistakes",), "figures"),
         ("Where it looks, what its first layer sees", (), ("attention", "filters"), "figures"),
-        ("Learning curves", (), ("curves",), "figures"),
-        ("What it costs", ("cost",), ("tradeoffs",), "figures"),
-        ("The data", (), ("samples", "data"), "figures"),
-        ("Runs", ("runs",), (), "tables"),
+        *_ABOUT_RUNS,
     ),
 }
 _QUESTION = {

@@ -2,54 +2,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from hpc_tumor.results.compare.comparison import Group
 from hpc_tumor.results.compare.conclusions import method
-from hpc_tumor.results.compare.measures import CASES, measure
-from hpc_tumor.results.compare.paired import Difference
+from hpc_tumor.results.compare.measures import CASES, UNITS, Measure, measure
+from hpc_tumor.results.compare.paired import Difference, p_value
 from hpc_tumor.results.compare.ranks import Ranking
 from hpc_tumor.results.compare.statistics import RESAMPLES
-from hpc_tumor.results.tables.formats import p_value, percent, whole
-from hpc_tumor.results.tables.making import plain_table
-from hpc_tumor.table import Column, Table
-from hpc_tumor.vocabulary import SIGNIFICANCE_LEVEL
+from hpc_tumor.results.tables.columns import whole
+from hpc_tumor.table import NOTHING, Column, Table, fill
+from hpc_tumor.vocabulary import SIGNIFICANCE_LEVEL, counted
 
 _MOST_PLACES = 7
 
 
-def tests_table(group: Group) -> Table:
-    """All pairs of entries, and each classifier against the nearest neighbour: difference, p, effect size."""
-    columns = [Column(name, "left", key=name) for name in ("score", "first", "second")]
-    columns += [Column("difference", key="difference"), Column("95 % CI", key="interval")]
-    columns += [Column("better on"), Column("worse on"), Column("n"), Column("p")]
-    columns += [Column("p, Holm", key="p_holm"), Column("effect size", key="effect")]
-    lines = []
-    pairs: list[tuple[str, str, Difference]] = [
-        (group.compared[test.first].name, group.compared[test.second].name, test) for test in group.tests
-    ]
-    pairs += [(name, "nearest neighbour", test) for name, test in group.neighbour_tests.items()]
-    for first, second, test in pairs:
-        shown = measure(group.task, test.score)
-        factor, digits = (100, 1) if shown.form == "percent" else (1, 3)
-        low, high = ("" if end is None else f"{factor * end:+.{digits}f}" for end in (test.low, test.high))
-        lines.append((
-            shown.heading, first, second,
-            f"{factor * test.difference:+.{digits}f}", f"{low} to {high}" if low else "",
-            whole(test.wins), whole(test.losses), whole(test.n),
-            p_value(test.p), p_value(test.p_holm) + (" *" if test.significant else ""), f"{test.effect:+.2f}",
-        ))  # fmt: skip
-    return plain_table("Are the differences real?", columns, lines, tuple(_about_tests(group)))
+@dataclass(frozen=True)
+class Pair:
+    """Two entries, or an entry and the nearest neighbour, by name, and their test by a score."""
+
+    first: str
+    second: str
+    test: Difference
+    score: Measure
+
+    def signed(self, value: float) -> str:
+        """A difference in the unit of its score."""
+        return f"{100 * value:+.1f}" if self.score.form == "percent" else f"{value:+.3f}"
+
+    @property
+    def interval(self) -> str:
+        low, high = self.test.low, self.test.high
+        return "" if low is None or high is None else f"{self.signed(low)} to {self.signed(high)}"
+
+
+_TESTS = {
+    column.key: column
+    for column in (
+        Column("score", "left", key="score", cell=lambda pair: pair.score.heading),
+        Column("first", "left", key="first", cell=lambda pair: pair.first),
+        Column("second", "left", key="second", cell=lambda pair: pair.second),
+        Column("difference", key="difference", cell=lambda pair: pair.signed(pair.test.difference)),
+        Column("95 % CI", key="interval", cell=lambda pair: pair.interval),
+        Column("better on", key="wins", cell=lambda pair: whole(pair.test.wins)),
+        Column("worse on", key="losses", cell=lambda pair: whole(pair.test.losses)),
+        Column("n", key="n", cell=lambda pair: whole(pair.test.n)),
+        Column("p", key="p", cell=lambda pair: p_value(pair.test.p)),
+        Column("p, Holm", key="p_holm", cell=lambda pair: p_value(pair.test.p_holm) + " *" * pair.test.significant),
+        Column("effect size", key="effect", cell=lambda pair: f"{pair.test.effect:+.2f}"),
+    )
+}
+
+
+def pairs(group: Group) -> list[Pair]:
+    """All pairs of entries, and below them each classifier against the nearest neighbour."""
+    names = [entry.name for entry in group.compared]
+    tests: list[tuple[str, str, Difference]] = [(names[test.first], names[test.second], test) for test in group.tests]
+    tests += [(name, "nearest neighbour", test) for name, test in group.neighbour_tests.items()]
+    return [Pair(first, second, test, measure(group.task, test.score)) for first, second, test in tests]
+
+
+def differences_table(group: Group, shown: Sequence[Pair], keys: Iterable[str] = _TESTS) -> Table:
+    """The tests `shown`: difference, p, effect size."""
+    how = list(_about_tests(group))
+    every = len(group.tests) + len(group.neighbour_tests)
+    if len(shown) < every:
+        how[0] = f"{len(shown)} of {every} tests. {how[0]}"
+    return fill("Are the differences real?", [_TESTS[key] for key in keys], shown, how, NOTHING)
 
 
 def _about_tests(group: Group) -> Iterator[str]:
-    unit = "groups of copies" if group.task == "classification" else "patients"
-    each = "image by image" if group.task == "classification" else "patient by patient"
+    images = group.task == "classification"
     how = method(group) if group.tests else "McNemar over groups of copies."
     if against := len(group.neighbour_tests):
-        how += f" Against the nearest neighbour: Holm-corrected over these {against} test{'s' * (against != 1)}."
+        how += f" Against the nearest neighbour: Holm-corrected over these {counted(against, 'test')}."
+    each = "image by image" if images else "patient by patient"
     yield f"{how} * below 0.05 after correction. What is compared are means over seeds, {each}."
-    if group.task == "classification":
+    if images:
         yield (
             "McNemar: exact where all differences are equally large; else, of means over seeds or copies, that for"
             " clustered pairs (Durkalski 2003)."
@@ -60,35 +90,36 @@ def _about_tests(group: Group) -> Iterator[str]:
     )
     tests: Sequence[Difference] = group.tests or tuple(group.neighbour_tests.values())
     if tests and 0.5 ** (tests[0].n - 1) * len(tests) > SIGNIFICANCE_LEVEL:
-        count = f"{len(tests)} test{'s' * (len(tests) != 1)}"
         yield (
-            f"With {tests[0].n} {unit} and {count} no difference could be significant:"
-            " test on more of them, for example by folds."
+            f"With {tests[0].n} {UNITS[group.task]} and {counted(len(tests), 'test')} no difference could be"
+            " significant: test on more of them, for example by folds."
         )
 
 
 def ranks_table(group: Group) -> Table:
     """Ranks and how stable they are."""
-    ranking = group.ranking
+    ranking, images = group.ranking, group.task == "classification"
     if ranking is None:
-        return plain_table("Ranks", [], [], ())
-    last = Column("accuracy %") if group.task == "classification" else Column("mean rank")
-    columns = [Column("model", "left"), Column("rank"), Column("95 % CI"), last]
-    columns += [Column(f"place {place}, %") for place in range(1, min(len(group.compared), _MOST_PLACES) + 1)]
+        return Table("Ranks", (), ())
+    mean = measure(group.task, group.main)
+    columns = [
+        Column("model", "left", cell=lambda index: group.compared[index].name),
+        Column("rank", cell=lambda index: f"{ranking.ranks[index]:g}"),
+        Column("95 % CI", cell=lambda index: f"{ranking.low[index]:g}–{ranking.high[index]:g}"),
+        Column(mean.heading, cell=lambda index: mean.show(ranking.mean_ranks[index]))
+        if images
+        else Column("mean rank", cell=lambda index: f"{ranking.mean_ranks[index]:.2f}"),
+        *(_share(ranking, place) for place in range(min(len(group.compared), _MOST_PLACES))),
+    ]
     order = sorted(range(len(group.compared)), key=lambda index: ranking.ranks[index])
-    lines = [_rank_line(group, ranking, index) for index in order]
     names = ", ".join(measure(group.task, name).title for name in group.ranked_by)
     how = f"Rank, then aggregate, as BraTS does: each patient ranks the entries by {names}; the mean of these decides."
-    if group.task == "classification":
+    if images:
         how = f"Ranked by {names}, the mean over images."
     again = f"Places and interval: over {RESAMPLES:,} bootstrap resamples of the test {CASES[group.task]}."
-    return plain_table("Ranks, and how stable they are", columns, lines, (f"{how} {again}",))
+    return fill("Ranks, and how stable they are", columns, order, (f"{how} {again}",))
 
 
-def _rank_line(group: Group, ranking: Ranking, index: int) -> tuple[str, ...]:
-    mean = ranking.mean_ranks[index]
-    shares = [f"{100 * share:.0f}" for share in ranking.shares[index][:_MOST_PLACES]]
-    return (
-        group.compared[index].name, f"{ranking.ranks[index]:g}", f"{ranking.low[index]:g}–{ranking.high[index]:g}",
-        percent(mean) if group.task == "classification" else f"{mean:.2f}", *shares,
-    )  # fmt: skip
+def _share(ranking: Ranking, place: int) -> Column:
+    """How often each entry has that place over the resamples."""
+    return Column(f"place {place + 1}, %", cell=lambda index: f"{100 * ranking.shares[index][place]:.0f}")

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import get_args
 
 from hpc_tumor.results.compare.comparison import Group
-from hpc_tumor.results.compare.measures import CASES
+from hpc_tumor.results.compare.measures import CASES, UNITS
 from hpc_tumor.results.compare.published import LEAKS, PUBLISHED
 from hpc_tumor.results.compare.statistics import RESAMPLES
 from hpc_tumor.run_dir import Damage, without_best
@@ -18,50 +18,50 @@ _LAST_EPOCH = "last epoch"  # what chose the weights where nothing else could
 
 def group_notes(group: Group) -> tuple[str, ...]:
     """Notes on what every figure of the full tables is a mean of, and on what keeps their rows from being compared."""
-    notes = [f"Scores: means over the test {CASES[group.task]}, with the weights of {_weights_of(group)}."]
+    first = f"Scores: means over the test {CASES[group.task]}, with the weights of {_weights_of(group)}."
+    notes: list[str] = []
     if group.task == "segmentation":
-        notes[0] += " Dice: mean over the labels NCR, ED and ET."
-        notes += list(_surfaces(group))
+        first += " Dice: mean over the labels NCR, ED and ET."
+        notes += _surfaces(group)
     else:
-        notes[0] += " Train: accuracy in the last epoch; confidence: mean of the largest softmax value."
+        first += " Train: accuracy in the last epoch; confidence: mean of the largest softmax value."
         if _looked_for_copies(group):
             notes.append("New: accuracy on the test images of which no copy, identical or near, trained or validated.")
     if _has_intervals(group):
-        what = "groups of duplicate images" if group.task == "classification" else "test patients"
-        notes.append(f"95 % CI: percentile bootstrap of the mean over {what}, {RESAMPLES:,} resamples.")
-        if group.task == "classification":
-            notes[-1] += " AUROC and ECE have none."
+        units = "groups of duplicate images" if group.task == "classification" else "test patients"
+        without = " AUROC and ECE have none." if group.task == "classification" else ""
+        notes.append(f"95 % CI: percentile bootstrap of the mean over {units}, {RESAMPLES:,} resamples.{without}")
     if over := _spread(group):
         notes.append(f"± sd: standard deviation of the runs' scores over {over} (n − 1); no interval.")
-    notes += [*_few(group), *_unequal(group)]
-    notes[1:1] = _lost(group)
-    if any(entry.model in PUBLISHED for entry in group.entries):
-        notes.append(LEAKS[group.task])
-    return tuple(notes)
+    return _with_cautions(group, first, notes, LEAKS[group.task])
 
 
 def brief_notes(group: Group, left_out: Collection[str] = ()) -> tuple[str, ...]:
     """The same in few words, for a terminal; without those on columns that are `left_out`, by their keys."""
-    segmentation = group.task == "segmentation"
-    notes = [f"Means over test {CASES[group.task]}, weights of {_weights_of(group)}."]
-    if segmentation:
-        notes.append("Dice, HD95 (mm), NSD: means over NCR, ED and ET; HD95 of a missed tumour: the volume's diagonal.")
-        if not any(run.surfaces for run in group.runs):
-            notes[-1] = "Dice: mean over NCR, ED and ET."
+    notes: list[str] = []
+    if group.task == "segmentation":
+        notes.append(
+            "Dice, HD95 (mm), NSD: means over NCR, ED and ET; HD95 of a missed tumour: the volume's diagonal."
+            if any(run.surfaces for run in group.runs)
+            else "Dice: mean over NCR, ED and ET."
+        )
     elif _looked_for_copies(group) and "new" not in left_out:
         notes.append("new: on images of which no copy, identical or near, trained or validated.")
-    spread = f" ± sd: of the scores of {over} (n − 1)." if (over := _spread(group)) else ""
-    what = "patients" if segmentation else "groups of copies"
-    interval = f"95 % CI: bootstrap over {what}, {RESAMPLES:,} resamples." if _has_intervals(group) else ""
-    if interval or spread:
-        notes.append((interval + spread).strip())
+    over = _spread(group)
+    interval = f"95 % CI: bootstrap over {UNITS[group.task]}, {RESAMPLES:,} resamples." if _has_intervals(group) else ""
+    spread = f"± sd: of the scores of {over} (n − 1)." if over else ""
+    notes += [" ".join(filter(None, (interval, spread)))] if interval or spread else []
     if any(run.device == "cpu" for run in group.runs) and "gpus" not in left_out:
         notes.append("GPUs: “2 CPU” means two processes on CPUs.")
-    notes += [*_few(group), *_unequal(group)]
-    notes[1:1] = _lost(group)
-    if any(entry.model in PUBLISHED for entry in group.entries):
-        notes.append("† Published figures: October 2024 course project, on a split that leaks: no target for another.")
-    return tuple(notes)
+    first = f"Means over test {CASES[group.task]}, weights of {_weights_of(group)}."
+    leaks = "† Published figures: October 2024 course project, on a split that leaks: no target for another."
+    return _with_cautions(group, first, notes, leaks)
+
+
+def _with_cautions(group: Group, first: str, notes: Sequence[str], leaks: str) -> tuple[str, ...]:
+    """The notes, and those on what keeps rows from being compared; `leaks` where published figures stand beside."""
+    published = any(entry.model in PUBLISHED for entry in group.entries)
+    return (first, *_lost(group), *notes, *_few(group), *_unequal(group), *([leaks] if published else []))
 
 
 def _few(group: Group) -> Iterator[str]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from hpc_tumor.results.compare.comparison import Group
 from hpc_tumor.results.compare.entries import Entry
-from hpc_tumor.results.compare.measures import measure
+from hpc_tumor.results.compare.measures import MAIN_SCORE, measure
 from hpc_tumor.results.compare.published import PUBLISHED, PublishedResult
 from hpc_tumor.results.compare.statistics import Statistic, bootstrap_means, mean_and_sd
 from hpc_tumor.results.read.run_result import RunResult, Scores, mean_of
@@ -19,13 +19,13 @@ _OF_ANSWERS = ("balanced_accuracy", "precision", "recall", "f1", "mcc")  # which
 
 @dataclass(frozen=True)
 class Row:
-    """One row: `name` says all, `label` is shorter where the row stands below that of its entry."""
+    """One row: `name` says all, `label` is shorter, for a row that stands below that of its entry."""
 
     kind: Literal["entry", "new", "run", "neighbour", "published"]
     name: str
-    label: str
     task: str
     model: str
+    label: str = ""
     statistics: Mapping[str, Statistic] = field(default_factory=dict)
     last: Scores = field(default_factory=dict)
     train: Scores = field(default_factory=dict)
@@ -33,6 +33,11 @@ class Row:
     parameters: int | None = None
     epochs: str = ""
     entry: Entry | None = None
+
+    @property
+    def main(self) -> str:
+        """The score that decides."""
+        return MAIN_SCORE[self.task]
 
     def value(self, score: str) -> float | None:
         """Mean of a score."""
@@ -83,7 +88,6 @@ def entry_row(entry: Entry) -> Row:
     return Row(
         kind="entry",
         name=entry.name + over,
-        label=entry.name + over,
         task=entry.task,
         model=entry.model,
         statistics=entry.statistics,
@@ -115,7 +119,7 @@ def new_images_row(entry: Entry) -> Row | None:
     if (accuracy := entry.statistics.get("accuracy_new")) is not None:
         statistics["accuracy"] = accuracy
     name = f"{entry.name}: new images alone"
-    return Row("new", name, "  new images alone", entry.task, entry.model, statistics, entry=entry)
+    return Row("new", name, entry.task, entry.model, statistics=statistics, entry=entry)
 
 
 def best_places(group: Group, rows: Sequence[Row], score: str) -> list[int]:
@@ -159,7 +163,6 @@ def published_row(result: PublishedResult) -> Row:
     return Row(
         kind="published",
         name=f"{result.model}: published{' (leaking split)' if result.split_leaks else ''}",
-        label="published",
         task=result.task,
         model=result.model,
         statistics={name: Statistic(value) for name, value in result.test.items()},
@@ -175,20 +178,14 @@ def neighbour_row(group: Group) -> Row | None:
     if cases is None:
         return None
     groups = None if cases.groups is None else cases.groups.tolist()
-    statistics = {}
-    for score, values in cases.values.items():
-        (interval,) = bootstrap_means(values[:, None], groups)
-        if interval is not None:
-            statistics[score] = Statistic(
-                interval.mean, interval.low, interval.high, n=interval.n, units=interval.units
-            )  # fmt: skip
+    means = {score: bootstrap_means(values[:, None], groups)[0] for score, values in cases.values.items()}
+    statistics = {score: mean for score, mean in means.items() if mean is not None}
     images = cases.images
     if images is not None and images.nearest is not None:
         counts = confusion_counts(images.nearest, images.labels, len(images.classes))
         of_counts = of_confusion(counts, images.classes)
         statistics |= {score: Statistic(float(of_counts[score])) for score in _OF_ANSWERS}
-    name = "nearest neighbour (no network)"
-    return Row("neighbour", name, name, group.task, "", statistics)
+    return Row("neighbour", "nearest neighbour (no network)", group.task, "", statistics=statistics)
 
 
 def _gpus(run: RunResult) -> str:
@@ -215,13 +212,7 @@ def _epochs(runs: Sequence[RunResult]) -> str:
     return f"{known[0]:,}" if len(known) == 1 else f"{known[0]:,}–{known[-1]:,}"
 
 
-def _means(scores: Sequence[Scores]) -> dict[str, float | None]:
+def _means(scores: Sequence[Scores]) -> Scores:
     """Mean of every score that all of them have."""
-    names: Iterable[str] = scores[0] if scores else ()
-    found: dict[str, float | None] = {}
-    for name in names:
-        values = [one.get(name) for one in scores]
-        known = [value for value in values if value is not None]
-        if len(known) == len(values):
-            found[name] = sum(known) / len(known)
-    return found
+    means = {name: mean_and_sd([one.get(name) for one in scores])[0] for name in (scores[0] if scores else ())}
+    return {name: mean for name, mean in means.items() if mean is not None}

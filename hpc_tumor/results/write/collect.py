@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from hpc_tumor.results.compare.comparison import Comparison, Group, SkippedFolder, UnfinishedRun
 from hpc_tumor.results.compare.entries import make_entries
@@ -12,40 +11,23 @@ from hpc_tumor.results.compare.selection import EVERYTHING, Selection
 from hpc_tumor.results.read.run_result import RunResult
 from hpc_tumor.results.read.runs import flat, read_finished, what_is_wrong
 from hpc_tumor.results.read.values import integer, number, section, text, word
-from hpc_tumor.run_dir import RunDir, file_clock, read_json, read_json_lines
-from hpc_tumor.vocabulary import RunStatus, duration
-
-SILENT_SECONDS = 15 * 60
-_STATES = {
-    "submitted": "submitted",
-    "started": "started",
-    "resumed": "started",
-    "signal": "stopping",
-    "requeued": "requeued",
-    "stopped": "stopped",
-    "failed": "failed",
-    "finished": "finished without a result",
-}
+from hpc_tumor.run_dir import RunDir, read_json, read_json_lines
 
 
 def collect_runs(
     runs: Sequence[RunDir],
-    queue: Mapping[str, str] | None = None,
-    now: float | None = None,
+    states: Mapping[str, tuple[str, str]] | None = None,
     selection: Selection = EVERYTHING,
 ) -> Comparison:
-    """The comparison of `runs`, in any order, finished or not; from their files alone.
+    """The comparison of `runs`, in any order, finished or not.
 
     Args:
         runs: run directories; one given twice counts once.
-        queue: run name → the scheduler's state in words, where the caller knows it.
-        now: seconds since 1970, to say how long a run has been silent; by default the time of the file system.
+        states: run name → state of an unfinished run and the reason, where the caller knows them.
         selection: which runs, what makes an entry, and in which order entries stand.
     """
     unique = {run.path.absolute().as_posix(): run for run in runs}
-    folders = {run.path.parent for run in unique.values()}
-    clocks = {folder: file_clock(folder) if now is None else now for folder in folders}
-    collected = [_collect(run, (queue or {}).get(run.name), clocks[run.path.parent]) for run in unique.values()]
+    collected = [_collect(run, *(states or {}).get(run.name, ("", ""))) for run in unique.values()]
     collected.sort(key=lambda item: (item.run, item.path))
     finished = [item for item in collected if isinstance(item, RunResult)]
     unfinished = [item for item in collected if isinstance(item, UnfinishedRun)]
@@ -77,13 +59,13 @@ def group_runs(results: Sequence[RunResult], selection: Selection = EVERYTHING) 
     return tuple(groups)
 
 
-def _collect(run: RunDir, queued: str | None, now: float) -> RunResult | UnfinishedRun | SkippedFolder:
+def _collect(run: RunDir, state: str, reason: str) -> RunResult | UnfinishedRun | SkippedFolder:
     try:
         if not any(path.is_file() for path in (run.result, run.config, run.status, run.job, run.events)):
             return _skipped(run, "not a run directory: it holds no config.json, status.json or result.json")
         result = read_json(run.result)
         if result is None:
-            return _unfinished(run, queued, now)
+            return _unfinished(run, state, reason)
         wrong = what_is_wrong(result)
         return _skipped(run, wrong) if wrong else read_finished(run, result)
     except (OSError, RecursionError) as error:
@@ -94,13 +76,10 @@ def _skipped(run: RunDir, reason: str) -> SkippedFolder:
     return SkippedFolder(word(run.name), word(str(run.path)), reason)
 
 
-def _unfinished(run: RunDir, queued: str | None, now: float) -> UnfinishedRun:
+def _unfinished(run: RunDir, state: str, reason: str) -> UnfinishedRun:
     config, status = read_json(run.config) or {}, read_json(run.status) or {}
     model, task = section(config.get("model")), text(config.get("task"))
     metrics = [line for line in read_json_lines(run.metrics) if integer(line.get("epoch")) is not None]
-    state, reason = _state(run, status, float("-inf") if queued else now)  # of silence, the queue knows better
-    if queued is not None:
-        state = text(queued) or state
     best, best_epoch = number(status.get("best")), integer(status.get("best_epoch"))
     best_by = text(config.get("best_by")) or MAIN_SCORE.get(task or "")
     if best is None and best_by is not None:
@@ -118,8 +97,8 @@ def _unfinished(run: RunDir, queued: str | None, now: float) -> UnfinishedRun:
         task=task,
         model=text(model.get("name")),
         seed=integer(config.get("seed")),
-        state=state,
-        reason=reason,
+        state=text(state),
+        reason=text(reason),
         epoch=max(reached, default=None),
         epochs=integer(status.get("epochs", section(config.get("recipe")).get("epochs"))),
         best=best,
@@ -129,23 +108,3 @@ def _unfinished(run: RunDir, queued: str | None, now: float) -> UnfinishedRun:
         skipped_steps=integer(status.get("skipped_steps")),
         config=flat(config),
     )
-
-
-def _state(run: RunDir, status: Mapping[str, Any], now: float) -> tuple[str, str | None]:
-    """State and reason from the newest of heartbeat and events."""
-    events = [line for line in read_json_lines(run.events) if text(line.get("event")) in _STATES]
-    last = events[-1] if events else {}
-    beat, heard = number(status.get("time")) or 0, number(last.get("time")) or 0
-    state, said = text(status.get("state")), status
-    if last and (state is None or heard >= beat):
-        state, said = _STATES[str(last["event"])], last
-    state = state or ("submitted" if run.job.is_file() else "not started")
-    state = _STATES.get(state, state)  # a heartbeat that says finished, without a result
-    reason = next((value for key in ("reason", "error", "message") if (value := text(said.get(key)))), None)
-    # The clock of a node may differ from this one: an age by both clocks is that of the file, or less.
-    silent = now - max(beat, heard, *(path.stat().st_mtime for path in (run.status, run.events) if path.is_file()))
-    if state in (RunStatus.TRAINING, RunStatus.EVALUATING, "started", "stopping") and silent > SILENT_SECONDS:
-        reason = f"silent for {duration(silent)}"
-    if run.result.exists():
-        reason = "result.json cannot be read"
-    return state, reason

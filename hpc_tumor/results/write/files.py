@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from pathlib import Path
 
+from hpc_tumor import __version__
 from hpc_tumor.results.compare.comparison import Comparison
+from hpc_tumor.results.compare.conclusions import conclusions
 from hpc_tumor.results.figures import Progress, draw_figures, write_figures
 from hpc_tumor.results.report.document import render_report
-from hpc_tumor.results.tables.tables import write_tables
+from hpc_tumor.results.tables.details import skipped_table, unfinished_table
+from hpc_tumor.results.tables.layouts import group_tables, paper_tables
+from hpc_tumor.results.write.as_csv import long_csv, wide_csv, write_cases_csv
+from hpc_tumor.results.write.as_json import as_json
+from hpc_tumor.results.write.latex import latex_document
 from hpc_tumor.system import atomic
 from hpc_tumor.system.atomic import folder_to_write
+from hpc_tumor.table import NOTHING, Table
 
 REPORT = "report.html"
 
@@ -48,6 +57,35 @@ def write_results(
     return [*written, REPORT]
 
 
+def write_tables(comparison: Comparison, output: Path) -> list[Path]:
+    """Write the tables of the comparison into `output`, all of them whole or none, and give their paths.
+
+    comparison.csv has a row for each run, entry and published result; comparison-long.csv one for each score of each
+    entry; cases.csv one for each test case of each run; comparison.json, .md and .tex all of it, for programs, people
+    and papers.
+
+    Raises:
+        UsageError: `output` cannot be written: not a folder, read-only, no permission.
+        HpcTumorError: the disk is full.
+    """
+    with folder_to_write(output, "the comparison"):
+        beside = Path(tempfile.mkdtemp(prefix=".comparison-", dir=output))
+        try:
+            atomic.write_text(beside / "comparison.csv", wide_csv(comparison))
+            atomic.write_text(beside / "comparison-long.csv", long_csv(comparison))
+            atomic.write_json(beside / "comparison.json", as_json(comparison))
+            atomic.write_text(beside / "comparison.md", _markdown(comparison))
+            atomic.write_text(beside / "comparison.tex", paper(comparison))
+            with atomic.atomic_file(beside / "cases.csv") as file:
+                write_cases_csv(comparison, file)
+            names = sorted(path.name for path in beside.iterdir())
+            for name in names:
+                (beside / name).replace(output / name)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+    return [output / name for name in names]
+
+
 def serve_results(
     comparison: Comparison, output: Path | None, runs: Path, port: int, announce: Callable[[str], None]
 ) -> None:
@@ -61,3 +99,42 @@ def serve_results(
         report = Path(folder) / REPORT
         atomic.write_text(report, render_report(comparison, draw_figures(comparison), datetime.now(), str(runs)))
         serve_report(report, port, announce)
+
+
+def paper(comparison: Comparison) -> str:
+    """The text of comparison.tex."""
+    return latex_document([table for group in comparison.groups for table in paper_tables(group)])
+
+
+def _markdown(comparison: Comparison) -> str:
+    parts = [f"# Comparison\n\nMade by hpc-tumor {__version__}.\n"]
+    for group in comparison.groups:
+        first, *rest = group_tables(group).values()
+        parts.append(_markdown_table(first))
+        parts += [f"{_escape(line)}\n" for line in conclusions(group)]
+        parts += [_markdown_table(table, level=3) for table in rest]
+    tables = [table for table in (unfinished_table(comparison), skipped_table(comparison)) if table.rows]
+    if not comparison.groups:
+        tables.insert(0, Table("No finished runs", (), ()))
+    return "\n".join([*parts, *(_markdown_table(table) for table in tables)])
+
+
+def _markdown_table(table: Table, level: int = 2) -> str:
+    lines = [f"{'#' * level} {_escape(table.title)}", ""]
+    if table.rows:
+        rules = ["---:" if column.align == "right" else ":---" for column in table.columns]
+        lines += [_line(_escape(column.title) for column in table.columns), _line(rules)]
+        lines += [_line(_escape(cell) for cell in row) for row in table.rows]
+        lines.append("")
+    if table.notes:
+        lines += [*(f"- {_escape(note)}" for note in table.notes), ""]
+    return "\n".join(lines)
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cell.strip() or NOTHING for cell in cells)} |"
+
+
+def _escape(text: str) -> str:
+    """`text` with nothing in it that GitHub's Markdown would read as markup."""
+    return re.sub(r"([\\`*_\[\]|~#$])", r"\\\1", text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from hpc_tumor.table import NOTHING, Column, Table
-
-Cell = tuple[int, int]  # row and column, both from 0
 
 SPANNING = 5  # a table with more columns goes over both columns of a two-column paper
 MOST_WAITING = 15  # floats; LaTeX fails where more than 18 (52 since 2015) wait for a page
@@ -87,45 +85,29 @@ _ACCENTS = {
 }  # fmt: skip
 
 
-def latex_document(tables: Sequence[Table], bold: Sequence[Collection[Cell]] = ()) -> str:
-    r"""The text of comparison.tex: all tables, to be \input into a paper or compiled alone with pdflatex.
-
-    `bold` has the bold cells of each table, in the order of the tables; those of the last ones may be left out.
-
-    Raises:
-        ValueError: there are more sets of bold cells than tables, or a bold cell is not in its table.
-    """
-    if len(bold) > len(tables):
-        raise ValueError(f"bold cells for {len(bold)} tables, but there are {len(tables)}")
-    cells = [*bold, *([()] * (len(tables) - len(bold)))]
+def latex_document(tables: Sequence[Table]) -> str:
+    r"""The text of comparison.tex: all tables, to be \input into a paper or compiled alone with pdflatex."""
     floats = []
-    for number, (table, chosen) in enumerate(zip(tables, cells, strict=True), 1):
-        floats.append(latex_table(table, chosen, f"tab:hpc-tumor-{number}"))
+    for number, table in enumerate(tables, 1):
+        floats.append(latex_table(table, f"tab:hpc-tumor-{number}"))
         if number % MOST_WAITING == 0:
             floats.append("\\clearpage\n")
     # Alone, a document without a page is no document.
     return "\n".join([_HEAD, *(floats or ["No results.\n"]), r"\hpctumorend", ""])
 
 
-def latex_table(table: Table, bold: Collection[Cell] = (), label: str = "") -> str:
-    r"""One float: caption, rules and rows, notes below; the cells in `bold`, as (row, column), in bold type.
+def latex_table(table: Table, label: str = "") -> str:
+    r"""One float: caption, rules and rows, notes below; the strong cells in bold type.
 
     What is wider than the line is scaled down to it, and no column is left out: with 125 characters a row (see
     Table.width), letters are 6 points high in an article's line of 345 points. `label` is what \ref takes.
-
-    Raises:
-        ValueError: a bold cell is not in the table.
     """
-    for row, column in bold:
-        if not (0 <= row < len(table.rows) and 0 <= column < len(table.columns)):
-            raise ValueError(f"no cell at row {row}, column {column} of {table.title!r}")
-    bold = set(bold)
     name = "table*" if len(table.columns) > SPANNING else "table"
     lines = [rf"\begin{{{name}}}[tbp]", r"  \centering", rf"  \caption{{{latex_text(_breakable(table.title))}}}"]
     if label:
         lines.append(rf"  \label{{{label}}}")
     if table.columns:
-        lines += [r"  \par\smallskip", r"  \footnotesize\setlength{\tabcolsep}{2.5pt}%", *_tabular(table, bold), _FIT]
+        lines += [r"  \par\smallskip", r"  \footnotesize\setlength{\tabcolsep}{2.5pt}%", *_tabular(table), _FIT]
     if table.notes:
         lines += [r"  \par\smallskip", r"  {\scriptsize\raggedright"]
         lines += [rf"  {latex_text(_breakable(note))}\par" for note in table.notes]
@@ -162,7 +144,7 @@ def _character(character: str) -> str:
     return rf"\textbf{{{{[}}U+{ord(character):04X}{{]}}}}"
 
 
-def _tabular(table: Table, bold: Collection[Cell]) -> list[str]:
+def _tabular(table: Table) -> list[str]:
     """The rules and rows, in box 0, whose width can be measured."""
     wrapping = sum(column.wrap for column in table.columns)
     share = f"p{{{(0.9 if wrapping == len(table.columns) else 0.5) / max(1, wrapping):.2f}\\linewidth}}"
@@ -172,8 +154,10 @@ def _tabular(table: Table, bold: Collection[Cell]) -> list[str]:
     lines += [_line((_cell(column.title, column) for column in table.columns), end), r"    \midrule"]
     for number, row in enumerate(table.rows):
         cells = [_cell(text, column) for text, column in zip(row, table.columns, strict=True)]
-        chosen = (rf"\textbf{{{cell}}}" if (number, index) in bold else cell for index, cell in enumerate(cells))
-        lines.append(_line(chosen, end))
+        strong = (
+            rf"\textbf{{{cell}}}" if (number, index) in table.strong else cell for index, cell in enumerate(cells)
+        )
+        lines.append(_line(strong, end))
     return [*lines, r"    \bottomrule", r"  \end{tabular}}%"]
 
 
@@ -184,9 +168,7 @@ def _line(cells: Iterable[str], end: str) -> str:
 def _cell(text: str, column: Column) -> str:
     if column.wrap:
         return rf"\raggedright {latex_text(_breakable(text))}"
-    indent = r"\quad " if text.startswith("  ") else ""
-    text = text.strip() or NOTHING
-    return indent + latex_text(re.sub(r"^-(?=\.?\d)", "−", text))
+    return latex_text(re.sub(r"^-(?=\.?\d)", "−", text.strip() or NOTHING))
 
 
 def _breakable(text: str) -> str:

@@ -9,11 +9,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from hpc_tumor.results.figures.canvas.sheet import Sheet
 
-SECTIONS = (
-    "scores", "ranks", "curves", "distributions", "tradeoffs", "cases", "attention", "confusion", "calibration",
-    "mistakes", "filters", "samples", "data",
-)  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Drawing:
@@ -21,7 +16,7 @@ class Drawing:
 
     Attributes:
         name: file stem, unique among all figures of a comparison: a to z, digits and hyphens.
-        section: one of SECTIONS.
+        section: which of the report's figures it belongs to: a key of PLANNERS.
         group: place in the groups of the comparison.
         title, caption: plain text, in which names from runs stand as they are: to be escaped by whoever shows them.
         svg: a complete `<svg>` element to stand inline in a page; text and lines in `currentColor`, on nothing.

@@ -12,8 +12,8 @@ from hpc_tumor.results.compare.entries import Entry
 from hpc_tumor.results.compare.measures import CASES, Measure
 from hpc_tumor.results.figures.canvas.palette import Look, looks
 from hpc_tumor.results.figures.canvas.sheet import SIZE, SMALL, Sheet, text_width
-from hpc_tumor.results.figures.canvas.wording import listed, wrapped
-from hpc_tumor.vocabulary import counted
+from hpc_tumor.results.figures.canvas.wording import wrapped
+from hpc_tumor.vocabulary import counted, series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -93,7 +93,7 @@ def cases_note(entries: Sequence[Entry], task: str) -> str:
 def runs_note(entries: Sequence[Entry]) -> str:
     """What stands for more than one run, and over what."""
     over = sorted({entry.sd_over for entry in entries if entry.sd_over})
-    return f" Of several {listed(over)} the mean is shown." if over else ""
+    return f" Of several {series(over)} the mean is shown." if over else ""
 
 
 def factor(measure: Measure) -> float:

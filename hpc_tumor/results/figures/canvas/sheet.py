@@ -71,19 +71,16 @@ class Sheet:
         """Words whose left middle is there, unless `ha` and `va` say otherwise."""
         self.page.text(x, y, words, **{"va": "center", "ha": "left", **values})
 
-    def keys(
-        self, x: float, y: float, items: Sequence[tuple[str, dict[str, Any]]], right: float | None = None
-    ) -> float:
-        """A legend in a line, or more: `items` are words and how their mark looks. Gives y below it."""
-        start, end = x, self.width if right is None else right
+    def keys(self, x: float, y: float, items: Sequence[tuple[str, dict[str, Any]]]) -> None:
+        """A legend in a line, or more: `items` are words and how their mark looks."""
+        start = x
         for said, mark in items:
             wide = 0.3 + text_width(said, SMALL) + 0.2
-            if x + wide - 0.15 > end and x > start:
+            if x + wide - 0.15 > self.width and x > start:
                 x, y = start, y + 0.2
             self._mark(x, y, dict(mark))
             self.text(x + 0.28, y, said, fontsize=SMALL)
             x += wide
-        return y + 0.2
 
     def _mark(self, x: float, y: float, mark: dict[str, Any]) -> None:
         if "patch" in mark:
@@ -121,15 +118,6 @@ def text_width(words: str, size: float = SIZE) -> float:
 def fitting(words: str, width: float, size: float = SIZE, least: float = 6.0) -> float:
     """Points in which `words` take at most `width` inches, at most `size` and at least `least`."""
     return max(least, min(size, size * width / max(1e-6, text_width(words, size))))
-
-
-def bare(axes: Axes, *, grid: str | None = "x", left: bool = False) -> None:
-    """Axes with a grid along one axis, and without a spine on the left unless asked for."""
-    if grid:
-        axes.grid(axis=grid)  # type: ignore[arg-type]
-    axes.spines["left"].set_visible(left)
-    if not left:
-        axes.tick_params(axis="y", length=0)
 
 
 def apart(places: Sequence[float], least: float) -> list[float]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 
-from hpc_tumor.vocabulary import series
-
 _TINY = 3  # characters at the end that a shortened name keeps at least
 
 
@@ -45,10 +43,3 @@ def short_number(value: float) -> str:
         if value >= 0.9995 * factor:
             return f"{value / factor:.3g}{unit}"
     return f"{value:.3g}"
-
-
-def listed(names: list[str], most: int = 12) -> str:
-    """`a, b and c`; of many the first, and how many more."""
-    if len(names) > most:
-        return f"{', '.join(names[:most])} and {len(names) - most} more"
-    return series(names)

@@ -1,0 +1,198 @@
+"""The tables of a comparison: which columns stand on a terminal, in the report and the files, and in a paper."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from hpc_tumor.results.compare.comparison import MOST_TESTED, Comparison, Group
+from hpc_tumor.results.compare.conclusions import conclusions
+from hpc_tumor.results.compare.measures import measure
+from hpc_tumor.results.tables.columns import interval, row_table, short, spread_over, with_best
+from hpc_tumor.results.tables.details import parts_table, runs_table, skipped_table, unfinished_table
+from hpc_tumor.results.tables.evidence import differences_table, pairs, ranks_table
+from hpc_tumor.results.tables.notes import brief_notes, group_notes
+from hpc_tumor.results.tables.rows import Row, group_rows
+from hpc_tumor.table import Table
+from hpc_tumor.vocabulary import REGIONS, STRUCTURES
+
+MOST_RUNS = 30  # rows of single runs below their entries; of more, the entries alone
+MOST_ROWS = 40  # that a float of a paper holds
+
+_BRIEF = {
+    "classification": (
+        "label", "accuracy", "interval", "sd", "new", "published", "balanced_accuracy", "auroc", "ece", "confidence",
+        "last", "train", "parameters", "gpus", "time", "memory", "epochs",
+    ),
+    "segmentation": (
+        "label", "dice", "interval", "sd", *(f"dice_{part}" for part in (*REGIONS, "NCR", "ED")), "hd95", "nsd",
+        "published", "iou", "precision", "recall", "last", "parameters", "gpus", "time", "memory", "epochs",
+    ),
+}  # fmt: skip
+_BRIEF_COSTS = {"parameters": "params", "time": "time", "memory": "GB", "epochs": "ep."}
+_BRIEF_TITLES = {
+    "classification": {
+        "accuracy": "test %", "new": "new %", "published": "publ.† %", "balanced_accuracy": "bal. %",
+        "confidence": "conf. %", "last": "last %", "train": "train %", **_BRIEF_COSTS,
+    },
+    "segmentation": {"hd95": "HD95", "published": "publ.†", "precision": "prec.", **_BRIEF_COSTS},
+}  # fmt: skip
+_FULL = {
+    "classification": (
+        "model", "images", "accuracy", "interval", "sd", "new_images", "new", "new_interval", "balanced_accuracy",
+        "precision", "recall", "f1", "mcc", "auroc", "nll", "brier", "ece", "confidence", "train", "last",
+    ),
+    "segmentation": (
+        "model", "patients", "dice", "interval", "sd", "quartiles", *(f"dice_{part}" for part in STRUCTURES), "hd95",
+        "nsd", "iou", "precision", "recall", "last",
+    ),
+}  # fmt: skip
+_FULL_TITLES = {"classification": {"train": "train %", "last": "last %"}, "segmentation": {"last": "last Dice"}}
+_COST = (
+    "model", "parameters", "gflop", "epochs", "best_epoch", "gpus", "time", "gpu_hours", "cpu_hours", "rate", "memory",
+    "number_format", "restarts",
+)  # fmt: skip
+_PAPER = {
+    "classification": ("model", "accuracy", "sd", "accuracy_new", "balanced_accuracy", "f1", "auroc", "mcc", "ece"),
+    "segmentation": ("model", "dice", "sd", *(f"dice_{part}" for part in REGIONS), "hd95", "nsd"),
+}
+_PAPER_TITLES = {
+    "classification": {
+        "accuracy": "acc. % [95 % CI]", "accuracy_new": "new images %", "balanced_accuracy": "balanced %",
+    },
+    "segmentation": {"dice": "Dice [95 % CI]", **{f"dice_{part}": f"Dice {part}" for part in REGIONS}},
+}  # fmt: skip
+_PAPER_COST = (
+    "model", "parameters", "gflop", "epochs", "gpus", "time", "gpu_hours", "cpu_hours", "rate", "memory",
+)  # fmt: skip
+_PAPER_COST_TITLES = {"gflop": "GFLOP", "time": "time", "cpu_hours": "CPU-hours", "memory": "memory, GB"}
+_PAPER_TESTS = ("score", "first", "second", "difference", "interval", "p_holm", "effect")
+
+
+def terminal_tables(comparison: Comparison, width: int = 120) -> list[Table]:
+    """Tables to print in `width` characters: one per group of comparable runs, unfinished runs, skipped folders.
+
+    Of each only as many columns as fit, with two blanks between them; the last two tables have cells to break.
+    """
+    tables = [_brief(group, width) for group in comparison.groups]
+    if comparison.unfinished:
+        tables.append(unfinished_table(comparison).fit(width))
+    if comparison.skipped:
+        tables.append(skipped_table(comparison))
+    return tables
+
+
+def _brief(group: Group, width: int) -> Table:
+    """The finished runs of one group in that width, with what matters most; what follows from it is the last note."""
+    rows = group_rows(group, runs=len(group.runs) <= MOST_RUNS)
+    titles = {**_BRIEF_TITLES[group.task], "sd": f"± sd ({spread_over(group)})"}
+    cells = {"hd95": _tenths, "parameters": lambda row: short(row.parameters)}
+    table = row_table(group, rows, _BRIEF[group.task], titles=titles, cells=cells)
+    fitted = table.fit(width)
+    left_out = {column.key for column in table.columns} - {column.key for column in fitted.columns}
+    return replace(fitted, notes=(*fitted.notes, *brief_notes(group, left_out), *conclusions(group)))
+
+
+def _tenths(row: Row) -> str:
+    value = row.value("hd95")
+    return "" if value is None else f"{value:.1f}"
+
+
+def group_tables(group: Group) -> dict[str, Table]:
+    """Every table of a group by what it is about, with every column; those that have nothing to show are left out."""
+    tables = {
+        "results": _results(group),
+        "parts": parts_table(group),
+        "tests": differences_table(group, pairs(group)),
+        "ranks": ranks_table(group),
+        "cost": _cost(group),
+        "runs": runs_table(group),
+    }
+    return {name: table for name, table in tables.items() if table.rows}
+
+
+def _results(group: Group) -> Table:
+    """Entries, the nearest neighbour, and published figures as rows: the scores."""
+    rows = group_rows(group, runs=False, published=True, new=True)
+    table = row_table(group, rows, _FULL[group.task], titles=_FULL_TITLES[group.task], notes=group_notes(group))
+    return with_best(table, group, rows)
+
+
+def _cost(group: Group) -> Table:
+    """What each entry took to train, and what it takes to run."""
+    rows = [row for row in group_rows(group, runs=False, published=True) if row.kind in ("entry", "published")]
+    notes = (
+        "GFLOP per sample: one forward pass, a multiplication and an addition counted as two. Hours: all runs together;"
+        " time, samples/s and memory: means over runs. Peak memory: of the rank that took most. “2 CPU”: two processes"
+        " on CPUs.",
+    )
+    return row_table(group, rows, _COST, title="Cost", notes=notes)
+
+
+def paper_tables(group: Group) -> list[Table]:
+    """Results, cost, paired tests and ranks of a group, at most 125 characters a row for names of usual length.
+
+    Published figures are marked so, with whether their split leaks; `strong` are the best values of each column.
+    """
+    tables = [_paper_results(group), _paper_cost(group), _paper_tests(group), ranks_table(group)]
+    return [table for table in tables if table.rows]
+
+
+def _paper_results(group: Group) -> Table:
+    rows = _paper_rows(group, ("entry", "published", "neighbour"))
+    table = row_table(
+        group,
+        rows,
+        _PAPER[group.task],
+        titles=_PAPER_TITLES[group.task],
+        cells={group.main: _with_interval},
+        notes=_paper_notes(group, rows),
+    )
+    return with_best(table, group, rows)
+
+
+def _paper_rows(group: Group, kinds: Sequence[str]) -> list[Row]:
+    """Rows of the best entries with what stands beside them: a float does not go on over pages."""
+    first = sorted(group.entries, key=lambda entry: -(entry.score or 0))[:MOST_ROWS]
+    kept = {entry.name for entry in first}
+    rows = group_rows(group, runs=False, published=len(group.entries) <= MOST_ROWS)
+    return [row for row in rows if row.kind in kinds and (row.entry is None or row.entry.name in kept)]
+
+
+def _paper_notes(group: Group, rows: Sequence[Row]) -> tuple[str, ...]:
+    shown = sum(row.kind == "entry" for row in rows)
+    few = (f"The best {shown} of {len(group.entries)} entries.",) if shown < len(group.entries) else ()
+    bold = ("Bold: the best of ours in each column.",) if len(group.compared) > 1 else ()
+    return (*few, *group_notes(group), *bold, *conclusions(group))
+
+
+def _with_interval(row: Row) -> str:
+    found = row.statistics.get(row.main)
+    ends = interval(row.task, row.main, found)
+    return measure(row.task, row.main).show(found.mean if found else None) + (f" [{ends}]" if ends else "")
+
+
+def _paper_cost(group: Group) -> Table:
+    notes = (
+        "GFLOP: one forward pass of one sample, a multiplication and an addition counted as two. Hours: all runs"
+        " together; time, samples/s and memory: means over runs. Memory: of the rank that took most.",
+    )
+    rows = _paper_rows(group, ("entry", "published"))
+    return row_table(group, rows, _PAPER_COST, title="Cost", titles=_PAPER_COST_TITLES, notes=notes)
+
+
+def _paper_tests(group: Group) -> Table:
+    """The pairs of entries; where these are too many, only those by the main score, or those of the best entry.
+
+    Below them the entries against the nearest neighbour; of many the best.
+    """
+    every, count = pairs(group), len(group.tests)
+    compared = {entry.name for entry in group.compared}
+    against = [pair for pair in every[count:] if len(every) - count <= MOST_TESTED or pair.first in compared]
+    most, shown = MOST_ROWS - len(against), every[:count]
+    if len(shown) > most:
+        shown = [pair for pair in shown if pair.test.score == group.main]
+    if len(shown) > most:
+        best = max(group.compared, key=lambda entry: entry.score or 0).name
+        shown = [pair for pair in shown if best in (pair.first, pair.second)]
+    return differences_table(group, [*shown, *against], _PAPER_TESTS)

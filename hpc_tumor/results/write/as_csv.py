@@ -1,0 +1,154 @@
+"""The comparison as CSV: a row for each run and entry, for each score of each entry, for each test case of each run."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from itertools import repeat
+from typing import IO, Any
+
+import numpy as np
+
+from hpc_tumor.results.compare.comparison import Comparison
+from hpc_tumor.results.compare.entries import Entry
+from hpc_tumor.results.compare.published import PUBLISHED
+from hpc_tumor.results.read.cases import Floats, Images
+from hpc_tumor.results.read.run_result import RunResult
+from hpc_tumor.vocabulary import harmless
+
+_NESTED = {"place", "best", "last", "last_train", "cases", "config", "remarks", "settings", "class_counts", "cleaning"}
+_LONG = (
+    "task", "dataset", "fingerprint", "split", "split_leaks", "entry", "model", "seeds", "folds", "score", "structure",
+    "mean", "low", "high", "median", "q1", "q3", "sd", "sd_over", "n", "units", "empty", "missed", "false_alarms",
+    "weights_lost",
+)  # fmt: skip
+_OF_CASES = (  # columns that come first, where any run has them
+    "task", "entry", "model", "run", "seed", "fold", "case", "group", "label", "prediction", "nearest", "weights_lost",
+)  # fmt: skip
+
+
+def wide_csv(comparison: Comparison) -> str:
+    """One row per entry, run (finished or not) and published result; the column `kind` tells them apart."""
+    rows: list[dict[str, Any]] = []
+    for group in comparison.groups:
+        for entry in group.entries:
+            rows.append(_entry_values(entry))
+            rows += [_run_values(run, entry) for run in entry.all_runs]
+    for unfinished in comparison.unfinished:
+        values = {name: value for name, value in vars(unfinished).items() if name != "config"}
+        values["val_best"] = values.pop("best")
+        rows.append({"kind": "unfinished", **values})
+    for result in PUBLISHED.values():
+        values = asdict(result)
+        train, test = values.pop("train"), values.pop("test")
+        rows.append({"kind": "published", **values, **_named("best", test), **_named("last_train", train)})
+    first = ["kind", "entry", "run", "state", *(name for name in RunResult.__dataclass_fields__ if name not in _NESTED)]
+    rest = sorted({name for row in rows for name in row} - set(first))
+    return _csv(list(dict.fromkeys([*first, *rest])), rows)
+
+
+def long_csv(comparison: Comparison) -> str:
+    """One row per entry and score: what statistics programs take."""
+    rows = []
+    for entry in (entry for group in comparison.groups for entry in group.entries):
+        about = _about(entry)
+        for name, found in entry.statistics.items():
+            score, _, part = name.rpartition("_")
+            row = {**about, **vars(found), "score": name}
+            if counts := entry.counted(part):
+                row |= {"score": score, "structure": part, "empty": counts["empty"], "missed": counts["missed"]}
+                row["false_alarms"] = counts["false alarm"]
+            rows.append(row)
+    return _csv(_LONG, rows)
+
+
+def write_cases_csv(comparison: Comparison, file: IO[bytes]) -> None:
+    """Write every score of every test case of the runs that count, run by run: there may be a million rows."""
+    runs = [_case_columns(entry, run) for group in comparison.groups for entry in group.entries for run in entry.runs]
+    there = dict.fromkeys(name for columns in runs for name in columns)
+    names = [*(name for name in _OF_CASES if name in there), *(name for name in there if name not in _OF_CASES)]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([harmless(name) for name in names])
+    for columns in runs:
+        if columns:
+            cells = (columns[name]() if name in columns else repeat("") for name in names)
+            writer.writerows(zip(*cells, strict=False))  # what is the same for all cases has no end
+        file.write(text.getvalue().encode("utf-8", "backslashreplace"))
+        text.seek(0)
+        text.truncate()
+
+
+def _about(entry: Entry) -> dict[str, Any]:
+    """What the rows of an entry say of it."""
+    names = ("task", "model", "dataset", "fingerprint", "split", "split_leaks")
+    return {
+        **{name: getattr(entry.runs[0], name) for name in names}, "entry": entry.name, "seeds": len(entry.seeds),
+        "folds": len(entry.folds) or None, "sd_over": entry.sd_over,
+        "weights_lost": ", ".join(sorted({str(run.weights_lost) for run in entry.lost})) or None,
+    }  # fmt: skip
+
+
+def _entry_values(entry: Entry) -> dict[str, Any]:
+    names = ("filters", "store", "parameters", "gflop_per_sample")
+    values: dict[str, Any] = {
+        "kind": "entry", **_about(entry), **{name: getattr(entry.runs[0], name) for name in names},
+        "runs": len(entry.runs), "test_cases": entry.n,
+    }  # fmt: skip
+    for name, found in entry.statistics.items():
+        values |= {f"best_{name}": found.mean, f"sd_{name}": found.sd}
+        values |= {f"low_{name}": found.low, f"high_{name}": found.high} if found.low is not None else {}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _run_values(run: RunResult, entry: Entry) -> dict[str, Any]:
+    values = {name: value for name, value in vars(run).items() if name not in _NESTED}
+    values |= {**_named("best", run.best), **_named("last", run.last), **_named("last_train", run.last_train)}
+    return {"kind": "run", "entry": entry.name, "state": "finished", **values}
+
+
+def _named(prefix: str, scores: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{prefix}_{name}": value for name, value in scores.items()}
+
+
+def _csv(columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> str:
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([harmless(row.get(name)) for name in columns] for row in rows)
+    return file.getvalue()
+
+
+def _case_columns(entry: Entry, run: RunResult) -> dict[str, Callable[[], Iterable[object]]]:
+    """The columns that the cases of a run fill, and how their cells are made; none where it has no cases."""
+    cases, about = run.cases, {"entry": entry.name}
+    if not cases.n:
+        return {}
+    about |= {name: getattr(run, name) for name in ("task", "model", "run", "seed", "fold")}
+    about |= {"weights_lost": run.weights_lost} if run.weights_lost else {}
+    columns: dict[str, Callable[[], Iterable[object]]] = {
+        name: partial(repeat, harmless(value)) for name, value in about.items()
+    }
+    columns["case"] = partial(map, harmless, cases.ids)
+    texts = {**{f"status_{name}": cells for name, cells in cases.status.items()}, **_classes(cases.images)}
+    texts |= {} if cases.groups is None else {"group": cases.groups}
+    columns |= {name: partial(map, harmless, cells.tolist()) for name, cells in texts.items()}
+    return columns | {name: partial(_numbers, cases.values, name) for name in cases.values}
+
+
+def _classes(images: Images | None) -> dict[str, np.ndarray]:
+    """Names of the classes of images: true, predicted, and of the nearest other image."""
+    if images is None:
+        return {}
+    numbers = {"label": images.labels, "prediction": images.predicted, "nearest": images.nearest}
+    names = np.array(images.classes, dtype=object)
+    return {name: names[places] for name, places in numbers.items() if places is not None}
+
+
+def _numbers(values: Mapping[str, Floats], name: str) -> Iterable[object]:
+    """Values of a score, nothing where a case has none."""
+    cells = values[name].tolist()
+    return [None if cell != cell else cell for cell in cells] if np.isnan(values[name]).any() else cells
