@@ -15,7 +15,7 @@ from hpc_tumor.data.raw.files.listing import Listing, SourceFile, content_absent
 from hpc_tumor.errors import DataError
 from hpc_tumor.vocabulary import is_plain, printable
 
-__all__ = ["Case", "CaseData", "CaseReader", "Found", "Listing",
+__all__ = ["Case", "CaseData", "CaseReader", "FoundCases", "Listing",
            "SourceFile", "check_names", "read_source", "walk"]  # fmt: skip
 
 
@@ -71,7 +71,7 @@ class CaseData:
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundCases:
     """The cases that a reader finds in a listing.
 
     Attributes:
@@ -89,13 +89,13 @@ class Found:
     notes: list[str] = field(default_factory=list)
 
     @classmethod
-    def sort_out(
+    def from_cases(
         cls,
         cases: Iterable[Case],
         refused: Iterable[tuple[Case, str]] = (),
         left_out: Iterable[Case] = (),
         notes: Sequence[str] = (),
-    ) -> Found:
+    ) -> FoundCases:
         """Tell cases whose content is not here from those that can be read."""
         groups: tuple[list[Case], list[Case]] = [], []
         for case in sorted(cases, key=lambda case: case.id):
@@ -131,7 +131,7 @@ class CaseReader(Protocol):
     def wanted(self) -> str:
         """The files that `find` looks for, for the error where there are none."""
 
-    def find(self, listing: Listing) -> Found:
+    def find(self, listing: Listing) -> FoundCases:
         """Cases among the files; none where the files are of another layout."""
 
     def read_case(self, case: Case) -> CaseData:

@@ -58,7 +58,7 @@ def contrast(image: NDArray[Any], brain: BrainStatistics) -> Floats:
     return np.concatenate([correlations[_PAIRS], tail, np.log(above / below)])
 
 
-def twins(numbers: Floats) -> list[tuple[str, str]]:
+def identical_scans(numbers: Floats) -> list[tuple[str, str]]:
     """Pairs of modalities whose files hold one and the same scan, of what `contrast` gave."""
     return [
         (MODALITIES[i], MODALITIES[j])
@@ -103,7 +103,7 @@ class Contrasts:
         return _ORDERS[best] if clear else _ORDERS[0]
 
 
-def exchanged(order: tuple[int, ...]) -> str:
+def describe_exchange(order: tuple[int, ...]) -> str:
     """Put an order in words: `T1 and T1ce look exchanged`."""
     wrong = [place for place, holds in enumerate(order) if place != holds]
     names = [(MODALITIES[place], MODALITIES[order[place]]) for place in wrong]

@@ -55,7 +55,7 @@ EDITIONS: dict[str, Edition] = {
         Edition("msd", {1: ED, 2: NCR, 3: ET}, {1: "ED", 2: "NCR/NET", 3: "ET"}),
     )
 }
-USUAL = EDITIONS["brats-2017-2021"]
+DEFAULT_EDITION = EDITIONS["brats-2017-2021"]
 
 # From the name of a case: the edition in words, and whose numbers it has; None where the same names were given to
 # segmentations of several meanings. Under BraTS-GLI, 2024 only added a number to those of 2023.
@@ -74,7 +74,7 @@ _OTHERS = re.compile(r"BraTS-([A-Za-z]+)-", re.IGNORECASE)  # children, meningio
 
 
 @dataclass(frozen=True)
-class Named:
+class NamedEdition:
     """Edition of a case as its name tells it.
 
     Attributes:
@@ -88,28 +88,30 @@ class Named:
     usual: bool = False
 
 
-def edition_of(case: str) -> Named:
+def edition_of(case: str) -> NamedEdition:
     """Edition of a case as its name tells it."""
     for pattern, title, name in _NAMES:
         if re.match(pattern, case, re.IGNORECASE):
-            return Named(title, EDITIONS[name] if name else None)
+            return NamedEdition(title, EDITIONS[name] if name else None)
     if other := _OTHERS.match(case):
-        return Named(f"BraTS-{other[1]} 2023 or later", None)
-    return Named("unknown edition", None, usual=True)
+        return NamedEdition(f"BraTS-{other[1]} 2023 or later", None)
+    return NamedEdition("unknown edition", None, usual=True)
 
 
 class UncertainLabels(DataError):  # noqa: N818 - a kind of refusal
     """The meaning of the numbers in a segmentation is not certain."""
 
 
-def edition_called(name: str) -> Edition:
+def get_edition(name: str) -> Edition:
     """The edition of that name. UsageError where there is none."""
     if name not in EDITIONS:
         raise unknown("edition for --labels", name, EDITIONS)
     return EDITIONS[name]
 
 
-def meaning_of(case: str, numbers: Collection[int], asked: str | None = None, usual: Edition = USUAL) -> Edition:
+def resolve_edition(
+    case: str, numbers: Collection[int], asked: str | None = None, usual: Edition = DEFAULT_EDITION
+) -> Edition:
     """The edition by which the `numbers` of a case's segmentation (without 0) are read.
 
     Args:
@@ -119,7 +121,7 @@ def meaning_of(case: str, numbers: Collection[int], asked: str | None = None, us
     Raises UncertainLabels, which names the meanings that are possible.
     """
     named = edition_of(case)
-    assumed = usual if named.usual or usual is not USUAL or not numbers else None
+    assumed = usual if named.usual or usual is not DEFAULT_EDITION or not numbers else None
     choices = [named.edition, EDITIONS[asked]] if asked else [named.edition or assumed]
     for edition in choices:
         if edition is not None and set(numbers) <= set(edition.values):

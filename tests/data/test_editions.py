@@ -12,7 +12,7 @@ import pytest
 from raw_samples import BRATS_2023, tumour, write_case
 
 from hpc_tumor import cli
-from hpc_tumor.data.editions import EDITIONS, UncertainLabels, edition_of, meaning_of
+from hpc_tumor.data.editions import EDITIONS, UncertainLabels, edition_of, resolve_edition
 from hpc_tumor.data.store.store import Store
 
 GLI, YEAR_2021 = "BraTS-GLI-02063-100", "BraTS2021_00001"
@@ -37,7 +37,7 @@ GLI, YEAR_2021 = "BraTS-GLI-02063-100", "BraTS2021_00001"
     ],
 )
 def test_meanings_that_are_certain(case: str, numbers: set[int], asked: str | None, edition: str) -> None:
-    assert meaning_of(case, numbers, asked) == EDITIONS[edition]
+    assert resolve_edition(case, numbers, asked) == EDITIONS[edition]
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_uncertain_meanings_are_refused_with_those_that_are_possible(
     case: str, numbers: set[int], asked: str | None, possible: set[str]
 ) -> None:
     with pytest.raises(UncertainLabels) as caught:
-        meaning_of(case, numbers, asked)
+        resolve_edition(case, numbers, asked)
     message = str(caught.value)
     named = message.partition("with --labels: ")[2]
     assert {name for name in EDITIONS if f"{name} (" in named} == possible

@@ -19,7 +19,7 @@ from hpc_tumor.data.convert.case import Unit, UnitResult, convert_unit
 from hpc_tumor.data.convert.prepare import PrepareSummary, prepare_dataset
 from hpc_tumor.data.raw.brats import BraTSReader
 from hpc_tumor.data.raw.files.listing import walk
-from hpc_tumor.data.raw.sources import examine, inspect_source
+from hpc_tumor.data.raw.sources import inspect_listing, inspect_source
 from hpc_tumor.data.splits.units import patient_units
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.errors import DataError
@@ -324,7 +324,7 @@ def test_patients_named_like_times_are_patients(tmp_path: Path, folders: tuple[s
 def test_numbers_under_groups_are_never_one_patient(tmp_path: Path) -> None:
     for seed, folder in enumerate(("siteA/001", "siteA/002", "siteB/001", "siteB/003")):
         write_case(tmp_path / "raw" / folder, seed=seed)
-    found = examine(walk(tmp_path / "raw"), BraTSReader())
+    found = inspect_listing(walk(tmp_path / "raw"), BraTSReader())
     assert [case.id for case in found.cases] == ["002", "003"]
     ((case, reason),) = found.failed
     assert case == "001"

@@ -17,8 +17,8 @@ import pytest
 
 from hpc_tumor.data.convert.prepare import prepare_dataset
 from hpc_tumor.data.feed import staging
-from hpc_tumor.data.feed.node_disk import lock_of, own_folder
-from hpc_tumor.data.feed.staging import list_files, staged
+from hpc_tumor.data.feed.node_disk import lock_path, user_folder
+from hpc_tumor.data.feed.staging import list_files, stage_store
 from hpc_tumor.data.phantom.dataset import make_phantom
 from hpc_tumor.data.raw.sources import inspect_source
 from hpc_tumor.data.store.store import Store, read_about
@@ -27,7 +27,7 @@ from hpc_tumor.data.store.store import Store, read_about
 _JOB = """
 import os, signal, sys
 from pathlib import Path
-from hpc_tumor.data.feed.staging import staged
+from hpc_tumor.data.feed.staging import stage_store
 
 copied = []
 
@@ -39,7 +39,7 @@ def die(event, arguments):
 
 if sys.argv[3:] == ["killed"]:
     sys.addaudithook(die)
-with staged(Path(sys.argv[1]), sys.argv[2], lambda text: print(text, flush=True)) as path:
+with stage_store(Path(sys.argv[1]), sys.argv[2], lambda text: print(text, flush=True)) as path:
     print("reads", path, flush=True)
     sys.stdin.readline()
 """
@@ -84,7 +84,7 @@ def leave(monkeypatch: pytest.MonkeyPatch, room: Callable[[Path], tuple[float, f
 
 
 def stage(store: Path, disk: Path | str, said: list[str], **options: object) -> Path | None:
-    with staged(store, str(disk), said.append, **options) as path:  # type: ignore[arg-type]
+    with stage_store(store, str(disk), said.append, **options) as path:  # type: ignore[arg-type]
         return path
 
 
@@ -112,7 +112,7 @@ def test_a_store_is_copied_once_and_for_its_owner_alone(store: Path, disk: Path,
 
 
 def test_nothing_is_copied_where_no_disk_is_named(store: Path, said: list[str]) -> None:
-    with staged(store, None, said.append) as path:
+    with stage_store(store, None, said.append) as path:
         assert path is None
     assert said == []
 
@@ -173,7 +173,7 @@ def test_where_it_cannot_be_the_store_is_read_where_it_is(
         assert len(said) == 1, said
         assert said[0].startswith("store: read where it is, for ")
         assert why in said.pop()
-    own = own_folder(str(disk), store)
+    own = user_folder(str(disk), store)
     own.rmdir()
     own.symlink_to(tmp_path)
     assert stage(store, disk, said) is None
@@ -204,7 +204,7 @@ def test_old_copies_go_where_room_is_needed_and_nobody_reads_them(
         return room - sum(path.stat().st_blocks * 512 for path in folder.rglob("*")), 1e9
 
     leave(monkeypatch, free)
-    with staged(store, str(disk), said.append) as first, staged(other, str(disk), said.append) as second:
+    with stage_store(store, str(disk), said.append) as first, stage_store(other, str(disk), said.append) as second:
         assert first is not None
         assert second is not None
         assert stage(third, disk, said) is None  # both are in use
@@ -212,13 +212,13 @@ def test_old_copies_go_where_room_is_needed_and_nobody_reads_them(
         assert first.exists()
         assert second.exists()
     room = 3.3 * size
-    with staged(other, str(disk), said.append):
+    with stage_store(other, str(disk), said.append):
         assert stage(third, disk, said) is not None
         assert second.exists()
         assert first.exists()  # there was room for all
     room = 2.3 * size
     shutil.rmtree(made := (disk / next(disk.iterdir()).name / str((read_about(third) or {})["fingerprint"])[:16]))
-    with staged(other, str(disk), said.append):
+    with stage_store(other, str(disk), said.append):
         assert stage(third, disk, said) is not None
         assert made.exists()
         assert second.exists()
@@ -246,7 +246,7 @@ def test_a_store_that_changes_meanwhile_is_not_used(store: Path, disk: Path, tmp
         said.append(line)
         os.utime(changing / "zarr.json")
 
-    with staged(changing, str(disk), change) as copy:
+    with stage_store(changing, str(disk), change) as copy:
         assert copy is None
     assert said[0].startswith("store: copying ")
     assert said[-1] == "store: read where it is, for it changed while it was copied"
@@ -258,7 +258,7 @@ def test_a_run_that_is_to_stop_does_not_wait(store: Path, disk: Path, said: list
     copy = stage(store, disk, said)
     assert copy is not None
     shutil.rmtree(copy.parent)
-    with lock_of(copy.parent).open() as busy:
+    with lock_path(copy.parent).open() as busy:
         fcntl.flock(busy, fcntl.LOCK_EX)  # another job copies
         looks = iter([None, None])
         assert stage(store, disk, said, stop=lambda: next(looks, "USR2")) is None

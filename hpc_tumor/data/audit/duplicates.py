@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_tumor.data.splits.joining import connected
+from hpc_tumor.data.splits.joining import group_connected
 from hpc_tumor.data.splits.units import ties
 from hpc_tumor.data.store.store import Store
 
@@ -51,7 +51,7 @@ def case_duplicates(store: Store) -> tuple[Duplicates, ...]:
     kinds: list[Duplicates] = []
     listed: list[set[int]] = []
     for reason, keys in ties(store).items():
-        sets = [members for members in connected(keys) if len(members) > 1]
+        sets = [members for members in group_connected(keys) if len(members) > 1]
         new = [members for members in sets if not any(known.issuperset(members) for known in listed)]
         if new:
             kinds.append(Duplicates(reason, tuple(tuple(store.case_ids[case] for case in members) for members in new)))

@@ -17,7 +17,7 @@ from hpc_tumor.data.case import Case, CaseData, CaseReader
 from hpc_tumor.data.contrast import NUMBERS, contrast
 from hpc_tumor.data.convert.target import disk_error
 from hpc_tumor.data.editions import EDITIONS, UncertainLabels
-from hpc_tumor.data.splits.sketch import Sketches, packed, sketch
+from hpc_tumor.data.splits.sketch import Sketches, pack_sketches, sketch
 from hpc_tumor.data.store.nodes import IMAGE_COMPRESSION, volume_layout, write_array, write_file, write_group
 from hpc_tumor.data.store.ome import image_metadata, label_metadata
 from hpc_tumor.data.store.shards import checksum, is_sound, pack_chunk
@@ -123,7 +123,7 @@ def _write_volume(unit: Unit, case: Case, data: CaseData) -> Row:
     return row
 
 
-def is_whole(row: Row) -> bool:
+def is_intact(row: Row) -> bool:
     """Return True where a patient's row is still what `convert_unit` made."""
     return row.get("checksum") == _checksum({key: value for key, value in row.items() if key != "checksum"})
 
@@ -159,7 +159,7 @@ def _row(case: Case, data: CaseData, brain: BrainStatistics, sketches: Sketches)
         "label_counts": label_counts(data.label, TUMOUR_LABELS + 1),
         "content": _content(data, brain),
         "scans": brain.digest,
-        "sketch": packed(sketches),
+        "sketch": pack_sketches(sketches),
         "meta": {key: value for key, value in data.meta.items() if key != "sha256"},
     }))  # fmt: skip
 

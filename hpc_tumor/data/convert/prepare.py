@@ -17,13 +17,13 @@ from hpc_tumor.data.convert.assumptions import assumptions, differs, is_renamed
 from hpc_tumor.data.convert.case import Unit, UnitResult
 from hpc_tumor.data.convert.target import ConversionError, Target, disk_error, identity_of, open_target
 from hpc_tumor.data.convert.vanished import refuse_lost, refuse_vanished, why_unreadable
-from hpc_tumor.data.convert.workers import convert_here, default_workers
+from hpc_tumor.data.convert.workers import convert_locally, default_workers
 from hpc_tumor.data.convert.writers import Writer, make_writer
 from hpc_tumor.data.editions import EDITIONS, edition_of
 from hpc_tumor.data.raw.brain_mri import refuse_one_class
 from hpc_tumor.data.raw.clinical import Clinical, clinical_counts, read_clinical
-from hpc_tumor.data.raw.leftovers import none_usable
-from hpc_tumor.data.raw.sources import SourceReport, examine
+from hpc_tumor.data.raw.leftovers import none_usable_error
+from hpc_tumor.data.raw.sources import SourceReport, inspect_listing
 from hpc_tumor.data.splits.units import describe_patients, disagreements, doubtful_joins, repeated_cases
 from hpc_tumor.data.store.store import Store, read_about
 from hpc_tumor.errors import DataError, UsageError
@@ -114,16 +114,16 @@ def prepare_dataset(
         raise UsageError(f"--workers {workers}: at least 1 process is needed.")
     began = time.perf_counter()
     source, store = Path(source), Path(store)
-    report = report or examine(walk(source), reader)
+    report = report or inspect_listing(walk(source), reader)
     if strict and report.failed:
         raise DataError(f"{report.failed[0][1]} Stopped there, as --strict asks.")
     with open_target(store, identity_of(reader.name, reader.task, reader.options), overwrite=overwrite) as target:
         try:
             plan = _plan(target, report, workers or default_workers(), prune=overwrite or prune)
-            with closing(convert(plan.units) if convert else convert_here(plan.units, plan.workers)) as results:
+            with closing(convert(plan.units) if convert else convert_locally(plan.units, plan.workers)) as results:
                 failed = _commit_all(plan.writer, target, results, report, strict, progress)
             if not plan.writer.rows:
-                raise none_usable(source, failed)
+                raise none_usable_error(source, failed)
             if not (overwrite or prune):
                 refuse_lost(plan.before, plan.writer.rows, failed, store)
             plan.writer.finish({"refused": sorted({case for case, _ in failed} - plan.writer.rows.keys())})

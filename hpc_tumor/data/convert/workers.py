@@ -33,7 +33,7 @@ _MORE_MEMORY = "convert it on a machine with more"
 _END_SECONDS = 10.0  # for a worker that has closed its connection to end
 
 
-def convert_here(
+def convert_locally(
     units: Iterable[Unit], workers: int, *, more_memory: str = _MORE_MEMORY, apart: bool = False
 ) -> Generator[UnitResult, None, None]:
     """Convert the units as they are asked for, one per worker at a time; results in the order they are ready.

@@ -14,11 +14,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from hpc_tumor.data.case import Case, CaseReader
-from hpc_tumor.data.convert.case import Row, Unit, UnitResult, is_whole, unpack_images
+from hpc_tumor.data.convert.case import Row, Unit, UnitResult, is_intact, unpack_images
 from hpc_tumor.data.convert.target import Target, remove
 from hpc_tumor.data.editions import EDITIONS
 from hpc_tumor.data.splits.near_duplicates import SIDE, near_duplicate_groups
-from hpc_tumor.data.splits.sketch import same_scans, unpacked
+from hpc_tumor.data.splits.sketch import group_same_scans, unpack_sketches
 from hpc_tumor.data.store.nodes import (
     GROUP_FILE,
     IMAGE_COMPRESSION,
@@ -90,7 +90,7 @@ class VolumeWriter:
     def _stored(self, case: str) -> Row | None:
         """Row that the store has of a case, where that is whole and not to be made anew."""
         row = None if self.target.overwrite else (read_attributes(self.folder / case) or {}).get("hpc_tumor")
-        return row if isinstance(row, dict) and is_whole(row) else None
+        return row if isinstance(row, dict) and is_intact(row) else None
 
     def commit(self, result: UnitResult) -> None:
         for row in result.rows:
@@ -152,9 +152,9 @@ class VolumeWriter:
             write_column(index, "slice_background", outside)
         for name in ("shape", "spacing", "background", "tolerance", "statistics", "brain_voxels", "contrast"):
             write_column(index, name, [row[name] for row in rows])
-        sketches = np.stack([unpacked(row["sketch"], len(MODALITIES)) for row in rows])
+        sketches = np.stack([unpack_sketches(row["sketch"], len(MODALITIES)) for row in rows])
         write_column(index, "sketch", sketches)
-        write_column(index, "group", same_scans(sketches, [row["scans"] for row in rows]))
+        write_column(index, "group", group_same_scans(sketches, [row["scans"] for row in rows]))
 
 
 class ImageWriter:

@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from hpc_tumor.data.feed.intensity import grey, saturate, shift_hue
-from hpc_tumor.data.feed.per_image import PerImage, on_device, spread
+from hpc_tumor.data.feed.per_image import PerImage, balanced_factors, on_device
 from hpc_tumor.data.feed.warp import Motion, move, sampling_grid
 
 MAX_ROTATION = 10.0  # degrees
@@ -43,7 +43,7 @@ def draw_image_parameters(n: int, seed: int, epoch: int, step: int) -> ImagePara
     """The parameters of the `n` images of a global batch: flips of every second image, angles of up to ±10°, factors
     in [0.8, 1.2], shifts in [-0.2, 0.2]."""
     draw = np.random.default_rng([seed, epoch, step, 0xA06]).random((n, 6)).T
-    brightness, contrast, saturation = spread(draw[2:5], 1 - JITTER, 1 + JITTER)
+    brightness, contrast, saturation = balanced_factors(draw[2:5], 1 - JITTER, 1 + JITTER)
     return ImageParameters(
         flip=draw[0] < 0.5,
         angle=np.radians((2 * draw[1] - 1) * MAX_ROTATION),

@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from hpc_tumor.data.feed.intensity import blur, brighten_and_contrast, gamma, inside_brain, noise
-from hpc_tumor.data.feed.per_image import on_device, spread
+from hpc_tumor.data.feed.per_image import balanced_factors, on_device
 from hpc_tumor.data.feed.warp import Motion, move, sampling_grid
 
 WARP_CHANCE = 0.3  # of a rotation, and apart from that of a change of scale
@@ -57,13 +57,13 @@ def draw_slice_parameters(n: int, seed: int, epoch: int, step: int) -> SlicePara
         flip_vertical=drawn[0] < 0.5,
         flip_horizontal=drawn[1] < 0.5,
         angle=np.where(warps[2], np.radians((2 * value[2] - 1) * MAX_ROTATION), 0),
-        zoom=np.where(warps[3], spread(value[3], *ZOOM), 1),
+        zoom=np.where(warps[3], balanced_factors(value[3], *ZOOM), 1),
         noise=np.where(changes[4], value[4] * MAX_NOISE, 0),
         noise_seed=seeds,
         blur=np.where(changes[5], BLUR[0] + value[5] * (BLUR[1] - BLUR[0]), 0),
-        brightness=np.where(changes[6], spread(value[6], *BRIGHTNESS), 1),
-        contrast=np.where(changes[7], spread(value[7], *CONTRAST), 1),
-        gamma=np.where(changes[8], spread(value[8], *GAMMA), 1),
+        brightness=np.where(changes[6], balanced_factors(value[6], *BRIGHTNESS), 1),
+        contrast=np.where(changes[7], balanced_factors(value[7], *CONTRAST), 1),
+        gamma=np.where(changes[8], balanced_factors(value[8], *GAMMA), 1),
     )
 
 

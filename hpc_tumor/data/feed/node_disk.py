@@ -22,7 +22,7 @@ class NotStagedError(Exception):
     """Why the store is read where it is, in words."""
 
 
-def own_folder(disk: str, store: Path) -> Path:
+def user_folder(disk: str, store: Path) -> Path:
     """The folder of this user's copies on the disk of this node; made where it is not there.
 
     Raises:
@@ -65,14 +65,14 @@ def list_copies(disk: str) -> list[Path]:
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
             return []
         with _unused(folder) as copies:
-            return [path for copy in copies for path in (copy, part_of(copy)) if path.is_dir()]
+            return [path for copy in copies for path in (copy, partial_path(copy)) if path.is_dir()]
     except (NotStagedError, OSError):  # there is no such disk here
         return []
 
 
 def remove_copy(path: Path) -> bool:
     """Remove what `list_copies` gave, unless somebody uses it by now; gives whether it is gone."""
-    lock = lock_of(path.with_name(path.name.removesuffix(".part")))
+    lock = lock_path(path.with_name(path.name.removesuffix(".part")))
     handle = os.open(lock, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         if not try_lock(handle, fcntl.LOCK_EX):
@@ -88,12 +88,12 @@ def same_disk(one: Path, other: Path) -> bool:
     return one.stat().st_dev == other.stat().st_dev
 
 
-def lock_of(place: Path) -> Path:
+def lock_path(place: Path) -> Path:
     """The lock of the copy at `place`."""
     return place.with_name(f"{place.name}.lock")
 
 
-def part_of(place: Path) -> Path:
+def partial_path(place: Path) -> Path:
     """Where the copy at `place` is while it is made."""
     return place.with_name(f"{place.name}.part")
 
@@ -114,7 +114,7 @@ def make_room(place: Path, size: int, entries: int) -> None:
             free = _free(place.parent)
             if needed[0] <= free[0] and needed[1] <= free[1]:
                 return
-            for path in (folder, part_of(folder)):
+            for path in (folder, partial_path(folder)):
                 shutil.rmtree(path, ignore_errors=True)
 
 
@@ -125,7 +125,7 @@ def _unused(folder: Path, but: Path | None = None) -> Iterator[list[Path]]:
     found: list[tuple[float, Path]] = []
     try:
         for lock in folder.glob("*.lock"):
-            if but is not None and lock == lock_of(but):
+            if but is not None and lock == lock_path(but):
                 continue
             handle = os.open(lock, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
             held.append(handle)
@@ -140,7 +140,7 @@ def _unused(folder: Path, but: Path | None = None) -> Iterator[list[Path]]:
 def _held(folder: Path) -> tuple[int, int]:
     """Bytes and entries that a copy, or the beginning of one, takes."""
     count = size = 0
-    for above in (folder, part_of(folder)):
+    for above in (folder, partial_path(folder)):
         for path in (above, *above.rglob("*")) if above.exists() else ():
             count, size = count + 1, size + path.lstat().st_blocks * 512
     return size, count

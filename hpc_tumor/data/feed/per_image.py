@@ -26,7 +26,7 @@ class PerImage:
             raise ValueError(f"{len(images)} images with the parameters of {len(self)}: take the rank's share of both.")
 
 
-def spread(draw: np.ndarray, low: float, high: float) -> np.ndarray:
+def balanced_factors(draw: np.ndarray, low: float, high: float) -> np.ndarray:
     """Factors in [low, high] from numbers in [0, 1): as often below 1 as above, so that a lopsided range does not
     make most images brighter or larger."""
     return np.interp(draw, [0, 0.5, 1], [low, 1, high])

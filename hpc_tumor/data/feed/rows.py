@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpc_tumor.data.feed.keeping import Kept
 from hpc_tumor.data.feed.per_image import on_device
+from hpc_tumor.data.feed.row_cache import RowCache
 from hpc_tumor.data.store.shards import Pending
 
 Arrays = tuple[np.ndarray, ...]
@@ -62,7 +62,7 @@ class Rows:
         `device` is where they are to go.
         """
         self.device = device
-        self.kept: Kept | None = None
+        self.kept: RowCache | None = None
         self._empty = empty
         self._read = read
         self._free: list[Buffer] = []

@@ -27,12 +27,12 @@ from pathlib import Path
 from hpc_tumor.data.feed.node_disk import (
     NotStagedError,
     as_size,
-    lock_of,
+    lock_path,
     make_room,
-    own_folder,
-    part_of,
+    partial_path,
     this_boot,
     try_lock,
+    user_folder,
 )
 from hpc_tumor.data.store.store import Store, read_about
 from hpc_tumor.errors import HpcTumorError
@@ -62,19 +62,19 @@ class Copy:
     lock: int
 
 
-def alone(*flags: bool) -> list[bool]:
+def single_rank(*flags: bool) -> list[bool]:
     """What the ranks agree on where there is one."""
     return list(flags)
 
 
 @contextmanager
-def staged(
+def stage_store(
     store: Path,
     disk: str | None,
     say: Callable[[str], None],
     *,
     leads: bool = True,
-    agree: Agree = alone,
+    agree: Agree = single_rank,
     stop: Callable[[], str | None] = lambda: None,
     patience: float = 900.0,
 ) -> Iterator[Path | None]:
@@ -163,9 +163,9 @@ class _Staging(threading.Thread):
             return None  # whoever opens it says what is wrong
         if not re.fullmatch(r"[0-9a-f]{8,128}", fingerprint):
             raise NotStagedError("its fingerprint is none")
-        folder = own_folder(self._disk, self._store)
+        folder = user_folder(self._disk, self._store)
         place = folder / fingerprint[:16]
-        self._lock = os.open(lock_of(place), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        self._lock = os.open(lock_path(place), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             if path := self._wait_for(place, fingerprint):
                 os.utime(self._lock)  # the copies that were used last go last
@@ -212,7 +212,7 @@ class _Staging(threading.Thread):
 
     def _make(self, place: Path, fingerprint: str) -> None:
         """Copy the store to `place`, and look whether all of it has arrived."""
-        files, part = list_files(self._store), part_of(place)
+        files, part = list_files(self._store), partial_path(place)
         target = part / self._store.name
         for old in (part, place):  # of a maker that was killed, or of another boot
             if old.exists():

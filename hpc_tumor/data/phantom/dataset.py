@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hpc_tumor.data.phantom.patient import patient
-from hpc_tumor.data.phantom.slices import head_image
+from hpc_tumor.data.phantom.patient import make_patient
+from hpc_tumor.data.phantom.slices import make_head_image
 from hpc_tumor.errors import UsageError, unknown
 from hpc_tumor.system.atomic import folder_to_write, write_bytes, write_error
 from hpc_tumor.vocabulary import CLASSES
@@ -90,7 +90,7 @@ def _write_patients(directory: Path, cases: int, seed: int, size: tuple[int, ...
     folders, grades, survivals = [], [], []
     for index in range(cases):
         name = f"BraTS20_Training_{index + 1:03d}"
-        volumes = patient(np.random.default_rng([seed, 0, index]), size, index)
+        volumes = make_patient(np.random.default_rng([seed, 0, index]), size, index)
         folders.append(_write_patient(directory, name, volumes))
         enhancing = bool((volumes["seg"] == 4).any())
         grade, survival = _clinical(np.random.default_rng([seed, 1, index]), name, enhancing)
@@ -109,7 +109,7 @@ def _write_images(directory: Path, cases: int, seed: int, progress: Progress) ->
     paths = []
     for index in range(cases):
         name, source = _head_file(index)
-        image = head_image(np.random.default_rng([seed, 2, source]), CLASSES[index % len(CLASSES)])
+        image = make_head_image(np.random.default_rng([seed, 2, source]), CLASSES[index % len(CLASSES)])
         write_bytes(directory / name, _jpeg(image, comment="" if source == index else "saved again"))
         paths.append(directory / name)
         progress(index + 1, cases)

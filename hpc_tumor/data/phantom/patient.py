@@ -28,7 +28,7 @@ _SIGNAL = {
 }
 
 
-def patient(rng: Generator, shape: tuple[int, ...], index: int) -> dict[str, NDArray[Any]]:
+def make_patient(rng: Generator, shape: tuple[int, ...], index: int) -> dict[str, NDArray[Any]]:
     """Volumes (X, Y, Z): `flair`, `t1`, `t1ce`, `t2` (int16, zero outside the brain) and `seg` (uint8; 0, 1, 2, 4).
 
     From the fourth patient (`index` 3) on, some have no enhancing tumour and some no necrosis.

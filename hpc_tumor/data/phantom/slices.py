@@ -11,7 +11,7 @@ from hpc_tumor.data.phantom.patient import Floats, Generator, inside, smooth_noi
 _SKULL, _BRAIN = 0.93, 0.84  # outer borders, in half axes of the head
 
 
-def head_image(rng: Generator, label: str) -> Image.Image:
+def make_head_image(rng: Generator, label: str) -> Image.Image:
     """A slice with the signs of a class: mode L or RGB, sides 150 to 512, poses and exposures mixed."""
     height = int(rng.choice((256, 512))) if rng.random() < 0.4 else int(rng.integers(150, 513))
     width = height if rng.random() < 0.5 else int(np.clip(height * rng.uniform(0.8, 1.25), 150, 512))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from hpc_tumor.data.case import Case, CaseData, Found, Listing, SourceFile, check_names
+from hpc_tumor.data.case import Case, CaseData, FoundCases, Listing, SourceFile, check_names
 from hpc_tumor.data.raw.classes import class_of, is_aside, is_mask_of, is_of_masks
 from hpc_tumor.data.raw.files.file_kind import IMAGE_FORMATS
 from hpc_tumor.data.raw.files.image_files import decode_grey
@@ -51,7 +51,7 @@ class BrainMRIReader:
             "near_duplicates": near_duplicates.MEASURE,
         }
 
-    def find(self, listing: Listing) -> Found:
+    def find(self, listing: Listing) -> FoundCases:
         """One case per image below a class folder, the nearest one; its id is its path below the source.
 
         Images in folders of masks and the like are left over, and so are masks beside their images. Raises DataError
@@ -93,7 +93,7 @@ class BrainMRIReader:
             raise _unknown(listing.source, folders)
         there = {case.meta["class"] for case in cases}
         lacking = [name for name in CLASSES if name not in there]
-        return Found.sort_out(cases, notes=[f"no image of {' or '.join(lacking)}"] if lacking else [])
+        return FoundCases.from_cases(cases, notes=[f"no image of {' or '.join(lacking)}"] if lacking else [])
 
     def read_case(self, case: Case) -> CaseData:
         """Decode, turn, make grey, crop and resize one image to `(size, size)` uint8.

@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_tumor.data.case import Case, CaseData, Found, Listing, check_names
-from hpc_tumor.data.editions import USUAL, Edition, UncertainLabels, edition_of, meaning_of
+from hpc_tumor.data.case import Case, CaseData, FoundCases, Listing, check_names
+from hpc_tumor.data.editions import DEFAULT_EDITION, Edition, UncertainLabels, edition_of, resolve_edition
 from hpc_tumor.data.raw.files.nifti import AXES, NiftiFile, open_nifti
 from hpc_tumor.data.raw.patient_folders import LABEL, find_patients
 from hpc_tumor.errors import DataError
@@ -42,7 +42,7 @@ class BraTSReader:
     def options(self) -> dict[str, Any]:
         return {"axes": AXES, "labels": self.labels}
 
-    def find(self, listing: Listing) -> Found:
+    def find(self, listing: Listing) -> FoundCases:
         """One case per folder, or per name in a flat folder, with NIfTI files named after a modality or the labels.
 
         Validation and test data published without labels is left out. Raises DataError where there is nothing else.
@@ -61,7 +61,7 @@ class BraTSReader:
                 f"{counted(len(left_out), 'case')} of validation or test data left out: published without labels"
             )
         kept, others = ([case for case in cases if (case.id in left_out) is out] for out in (False, True))
-        return Found.sort_out(kept, refused, others, notes)
+        return FoundCases.from_cases(kept, refused, others, notes)
 
     def read_case(self, case: Case) -> CaseData:
         """Read the five files of a case.
@@ -177,9 +177,9 @@ def lying_elsewhere(files: Mapping[str, NiftiFile]) -> list[str]:
     return [role for role, file in files.items() if not np.allclose(file.affine, first.affine, atol=1e-2)]
 
 
-def all_patients(listing: Listing) -> Found:
+def all_patients(listing: Listing) -> FoundCases:
     """Every patient, with a segmentation or without, complete or not."""
-    return Found.sort_out(*find_patients(listing))
+    return FoundCases.from_cases(*find_patients(listing))
 
 
 def _published_unlabelled(cases: Sequence[Case]) -> set[str]:
@@ -221,7 +221,7 @@ def read_intensities(files: Sequence[NiftiFile]) -> NDArray[Any]:
 
 
 def read_labels(
-    file: NiftiFile, case: str, asked: str | None = None, usual: Edition = USUAL
+    file: NiftiFile, case: str, asked: str | None = None, usual: Edition = DEFAULT_EDITION
 ) -> tuple[NDArray[np.uint8], Edition]:
     """`(Z, Y, X)` uint8 labels as a store has them, and the edition by which the numbers of the file were read.
 
@@ -247,7 +247,7 @@ def read_labels(
     label = values.astype(np.uint8)
     numbers = np.flatnonzero(np.bincount(label.ravel(), minlength=MOST_LABEL + 1)).tolist()
     try:
-        edition = meaning_of(case, set(numbers) - {0}, asked, usual)
+        edition = resolve_edition(case, set(numbers) - {0}, asked, usual)
     except UncertainLabels as error:
         raise UncertainLabels(f"{file.path} {error}") from None
     table = np.zeros(MOST_LABEL + 1, np.uint8)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_tumor.data.case import Case, CaseData, Found, Listing, SourceFile, check_names
+from hpc_tumor.data.case import Case, CaseData, FoundCases, Listing, SourceFile, check_names
 from hpc_tumor.data.raw.files.h5_subprocess import read_h5_in_subprocess
 from hpc_tumor.data.raw.files.nifti import AXES
 from hpc_tumor.errors import DataError
@@ -49,7 +49,7 @@ class BraTSH5Reader:
             "standardised": "each slice and modality by itself, over all pixels, in the source",
         }
 
-    def find(self, listing: Listing) -> Found:
+    def find(self, listing: Listing) -> FoundCases:
         """One case per volume; a volume with a slice that is there twice is refused. The note says what is lost."""
         volumes: dict[int, dict[str, SourceFile]] = {}
         twice: dict[int, str] = {}
@@ -68,7 +68,7 @@ class BraTSH5Reader:
             slices[role] = file
         cases = {volume: _case(volume, files) for volume, files in volumes.items()}
         good = [case for volume, case in cases.items() if volume not in twice]
-        return Found.sort_out(good, [(cases[volume], why) for volume, why in twice.items()], notes=[LOST])
+        return FoundCases.from_cases(good, [(cases[volume], why) for volume, why in twice.items()], notes=[LOST])
 
     def read_case(self, case: Case) -> CaseData:
         """Read the 155 files of a volume.

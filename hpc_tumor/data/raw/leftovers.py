@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from hpc_tumor.data.case import Found, SourceFile
+from hpc_tumor.data.case import FoundCases, SourceFile
 from hpc_tumor.data.raw.classes import class_of, is_aside, is_of_masks
 from hpc_tumor.data.raw.files.file_kind import DICOM, IMAGE_FORMATS, FileKind, kind_of
 from hpc_tumor.data.raw.files.listing import DVC_SUFFIX, Listing, content_absent, first_bytes
@@ -67,7 +67,7 @@ class Leftovers:
     refused: list[tuple[str, str]]
 
 
-def leftovers(listing: Listing, taken: Collection[str], task: str) -> Leftovers:
+def find_leftovers(listing: Listing, taken: Collection[str], task: str) -> Leftovers:
     """Count and judge the files and links that are not `taken`, for a dataset of this task."""
     files = [file for file in listing.files if file.relative not in taken]
     links = [link for link in listing.links if link.relative not in taken]
@@ -82,26 +82,26 @@ def leftovers(listing: Listing, taken: Collection[str], task: str) -> Leftovers:
     return Leftovers(shown, _signs_of_data(files, task), refused)
 
 
-def usable(listing: Listing, found: Found, wanted: str) -> Found:
+def require_cases(listing: Listing, found: FoundCases, wanted: str) -> FoundCases:
     """`found`, where a case of it can be read. Raises DataError, which says why, where there is none."""
     if found.cases:
         return found
     if not found.failed:
-        raise no_cases(listing, wanted)
+        raise no_cases_error(listing, wanted)
     source, failed = printable(str(listing.source)), found.failed
     if found.absent and not found.refused:
         count = f"its {len(failed):,} cases" if len(failed) > 1 else "its only case"
         raise DataError(f"{source}: the content of {count} is not here: {failed[0][1]}")
-    raise none_usable(listing.source, failed)
+    raise none_usable_error(listing.source, failed)
 
 
-def none_usable(source: Path, failed: Sequence[tuple[str, str]]) -> DataError:
+def none_usable_error(source: Path, failed: Sequence[tuple[str, str]]) -> DataError:
     """The error for a source of which all cases `failed`: (case, reason) of each."""
     more = f" (and {len(failed) - 1:,} more)" if len(failed) > 1 else ""
     return DataError(f"no case of {printable(str(source))} can be used: {failed[0][1]}{more}")
 
 
-def no_cases(listing: Listing, wanted: str) -> DataError:
+def no_cases_error(listing: Listing, wanted: str) -> DataError:
     """The error for a folder without cases: what it holds instead and what to do, or what was looked for."""
     source = f"{printable(str(listing.source))} holds no such dataset"
     entries = [file for file in listing.entries if file.suffix != DVC_SUFFIX]

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpc_tumor.data.case import Case, CaseReader, Listing, walk
-from hpc_tumor.data.editions import edition_called
+from hpc_tumor.data.editions import get_edition
 from hpc_tumor.data.raw.brain_mri import BrainMRIReader
 from hpc_tumor.data.raw.brats import BraTSReader
 from hpc_tumor.data.raw.brats_h5 import BraTSH5Reader
 from hpc_tumor.data.raw.clinical import is_table
-from hpc_tumor.data.raw.leftovers import leftovers, no_cases, usable
+from hpc_tumor.data.raw.leftovers import find_leftovers, no_cases_error, require_cases
 from hpc_tumor.errors import DataError, UsageError, unknown
 from hpc_tumor.vocabulary import plural
 
@@ -63,21 +63,21 @@ def inspect_source(source: Path, dataset: str = "auto", labels: str | None = Non
     if dataset != "auto" and dataset not in READERS:
         raise unknown("dataset", dataset, ["auto", *READERS])
     if labels is not None:
-        edition_called(labels)
+        get_edition(labels)
     listing = walk(source)
     reader = _detect(listing) if dataset == "auto" else READERS[dataset]()
     if labels is not None:
         if not isinstance(reader, BraTSReader):
             raise UsageError(f"--labels {labels}: {source} holds {reader.name}, whose labels have one meaning.")
         reader = BraTSReader(labels)
-    return examine(listing, reader)
+    return inspect_listing(listing, reader)
 
 
-def examine(listing: Listing, reader: CaseReader) -> SourceReport:
+def inspect_listing(listing: Listing, reader: CaseReader) -> SourceReport:
     """Report on what `reader` finds in a listing. Raises DataError where that is no case that can be read."""
-    found = usable(listing, reader.find(listing), reader.wanted)
+    found = require_cases(listing, reader.find(listing), reader.wanted)
     tables = {file.relative for file in listing.entries if reader.task == "segmentation" and is_table(file)}
-    rest = leftovers(listing, found.taken | tables, reader.task)
+    rest = find_leftovers(listing, found.taken | tables, reader.task)
     kinds = (str(case.meta.get("edition") or f"{case.meta['part']}/{case.meta['class']}") for case in found.cases)
     size = sum(case.bytes for case in found.cases)
     notes = [*found.notes, *(f"not taken: {note}" for note in rest.notes)]
@@ -98,4 +98,4 @@ def _detect(listing: Listing) -> CaseReader:
         raise DataError(f"{listing.source} holds {kinds}: say which with --dataset, or name the folder of one.")
     for reader, _ in good or [(reader, those) for reader, those in found if those.failed]:
         return reader
-    raise no_cases(listing, ", ".join(reader.wanted for reader, _ in found))
+    raise no_cases_error(listing, ", ".join(reader.wanted for reader, _ in found))

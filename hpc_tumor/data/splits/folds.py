@@ -19,7 +19,7 @@ class Unit(NamedTuple):
     members: tuple[int, ...]
 
 
-def deal(units: Sequence[Unit], folds: int, seed: str) -> list[list[int]]:
+def deal_folds(units: Sequence[Unit], folds: int, seed: str) -> list[list[int]]:
     """Numbers of the units of each fold; each unit is in one.
 
     The largest unit first, each goes to the fold that has fewest members of its stratum, of these to the smallest. So
@@ -38,7 +38,7 @@ def deal(units: Sequence[Unit], folds: int, seed: str) -> list[list[int]]:
     return dealt
 
 
-def draw(units: Sequence[Unit], fraction: float, seed: str) -> list[int]:
+def draw_fraction(units: Sequence[Unit], fraction: float, seed: str) -> list[int]:
     """Numbers of units that together hold a `fraction` of the members of each stratum.
 
     Of each stratum with two units or more at least one is drawn and one left; of all units, too, where every stratum

@@ -14,7 +14,7 @@ MOST_EDGES = 2_000_000  # kept before they are brought down to a number per grou
 Pairs = NDArray[np.int64]
 
 
-def joined(groups: ArrayLike, batches: Iterable[Pairs]) -> NDArray[np.int32]:
+def join_groups(groups: ArrayLike, batches: Iterable[Pairs]) -> NDArray[np.int32]:
     """`(n,)`: the `groups` `(n,)` joined further by pairs of things, counted from 0 in order of appearance.
 
     The `batches` of pairs `(m, 2)` are taken one after the other: the memory does not grow with their number.
@@ -28,11 +28,11 @@ def joined(groups: ArrayLike, batches: Iterable[Pairs]) -> NDArray[np.int32]:
     return _by_appearance(_components(numbers, edges))
 
 
-def connected(keys: Sequence[set[Hashable]]) -> list[list[int]]:
+def group_connected(keys: Sequence[set[Hashable]]) -> list[list[int]]:
     """Things numbered as in `keys` that share a key, directly or through others: each thing is in one list."""
     first: dict[Hashable, int] = {}
     pairs = [(first.setdefault(key, thing), thing) for thing, own in enumerate(keys) for key in own]
-    numbers = joined(np.arange(len(keys)), [np.array(pairs, np.int64).reshape(-1, 2)])
+    numbers = join_groups(np.arange(len(keys)), [np.array(pairs, np.int64).reshape(-1, 2)])
     sets: list[list[int]] = [[] for _ in range(int(numbers.max(initial=-1)) + 1)]
     for thing, number in enumerate(numbers.tolist()):
         sets[number].append(thing)

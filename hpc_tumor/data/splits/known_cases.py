@@ -93,7 +93,7 @@ def known_cases(store: Store, split: Split) -> KnownCases:
     )  # fmt: skip
 
 
-def keep_known_cases(path: Path, store: Store, split: Split) -> None:
+def save_known_cases(path: Path, store: Store, split: Split) -> None:
     """Write the known cases of `split` to `path`, unless it holds them already. Raises OSError."""
     stamp = _stamp(store, split)
     with suppress(OSError, ValueError):

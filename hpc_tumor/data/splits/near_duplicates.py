@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import fft
 
-from hpc_tumor.data.splits.joining import Pairs, joined
+from hpc_tumor.data.splits.joining import Pairs, join_groups
 
 SIDE = 32  # pixels of a thumbnail
 BLUR = 4.0  # pixels of a thumbnail: standard deviation of the blur that is taken away
@@ -41,11 +41,11 @@ def near_duplicate_groups(thumbnails: NDArray[np.uint8], identical: ArrayLike) -
         identical: `(n,)` numbers, the same for images of the same pixels; one of each is compared.
     """
     numbers, first, same = np.unique(np.asarray(identical), return_index=True, return_inverse=True)
-    pairs = (pairs for pairs, _ in alike(thumbnails[first], THRESHOLD))
-    return joined(joined(np.arange(len(numbers)), pairs)[same], ())
+    pairs = (pairs for pairs, _ in similar_pairs(thumbnails[first], THRESHOLD))
+    return join_groups(join_groups(np.arange(len(numbers)), pairs)[same], ())
 
 
-def alike(thumbnails: NDArray[np.uint8], threshold: float) -> Iterator[tuple[Pairs, NDArray[np.float32]]]:
+def similar_pairs(thumbnails: NDArray[np.uint8], threshold: float) -> Iterator[tuple[Pairs, NDArray[np.float32]]]:
     """The pairs `(m, 2)` of images, the lower number first, at least `threshold` alike, and how much `(m,)`."""
     for row in range(0, len(thumbnails), BLOCK_ROWS):
         left = features(thumbnails[row : row + BLOCK_ROWS])

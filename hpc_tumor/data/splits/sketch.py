@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpc_tumor.data.brain import BrainStatistics
-from hpc_tumor.data.splits.joining import Pairs, joined
+from hpc_tumor.data.splits.joining import Pairs, join_groups
 
 SIDE = 16  # cells along each axis
 THRESHOLD = 0.85
@@ -85,7 +85,7 @@ def likeness(one: Sketches, many: Sketches) -> NDArray[np.float32]:
     return best
 
 
-def alike(sketches: Sketches, threshold: float = THRESHOLD) -> Iterator[Pairs]:
+def similar_pairs(sketches: Sketches, threshold: float = THRESHOLD) -> Iterator[Pairs]:
     """The pairs `(m, 2)` of patients, the lower number first, that are at least `threshold` alike, in parts.
 
     Modalities are compared one after the other, and no further where too few are left for any pair to reach it.
@@ -106,21 +106,21 @@ def alike(sketches: Sketches, threshold: float = THRESHOLD) -> Iterator[Pairs]:
                 yield np.stack([i + row, j + column], axis=1)
 
 
-def same_scans(sketches: Sketches, digests: Sequence[str]) -> NDArray[np.int32]:
+def group_same_scans(sketches: Sketches, digests: Sequence[str]) -> NDArray[np.int32]:
     """`(n,)`: a number per patient, the same where the scans are the same or nearly so, in order of appearance.
 
     The same are those of one digest (`BrainStatistics.digest`), nearly the same those `alike`, directly or through
     others.
     """
-    return joined(np.array(digests, np.str_), alike(sketches))
+    return join_groups(np.array(digests, np.str_), similar_pairs(sketches))
 
 
-def packed(sketches: Sketches) -> str:
+def pack_sketches(sketches: Sketches) -> str:
     """Sketches of one patient as text, compressed to less than half where they are of real scans."""
     return base64.b64encode(zlib.compress(sketches.tobytes(), 9)).decode()
 
 
-def unpacked(text: str, channels: int) -> Sketches:
+def unpack_sketches(text: str, channels: int) -> Sketches:
     """`(channels, 16, 16, 16)`, of what `packed` gave."""
     return np.frombuffer(zlib.decompress(base64.b64decode(text)), np.int8).reshape(channels, SIDE, SIDE, SIDE)
 

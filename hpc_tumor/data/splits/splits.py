@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from hpc_tumor.config import SPLITS, Experiment
-from hpc_tumor.data.splits.folds import Unit, deal, draw
+from hpc_tumor.data.splits.folds import Unit, deal_folds, draw_fraction
 from hpc_tumor.data.splits.split_file import Indices, Split, read_split
 from hpc_tumor.data.splits.units import describe_patients, image_units, patient_units, repeated_cases
 from hpc_tumor.data.store.store import Store
@@ -122,12 +122,12 @@ class _Cut:
     def test_of(self, units: Sequence[Unit]) -> set[int]:
         """Numbers of the units that test: a fold, or a fraction of each stratum."""
         if self.fold is not None:
-            return set(deal(units, self.folds, f"{self.seed} test")[self.fold])
-        return set(draw(units, self.test_fraction, f"{self.seed} test"))
+            return set(deal_folds(units, self.folds, f"{self.seed} test")[self.fold])
+        return set(draw_fraction(units, self.test_fraction, f"{self.seed} test"))
 
     def val_of(self, units: Sequence[Unit]) -> set[int]:
         """Numbers of the units that validate, of those that do not test."""
-        return set(draw(units, self.val_fraction, f"{self.seed} validation")) if self.val_fraction else set()
+        return set(draw_fraction(units, self.val_fraction, f"{self.seed} validation")) if self.val_fraction else set()
 
     def check(self, count: int, what: str) -> None:
         """Raises DataError where `count` units are too few."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from hpc_tumor.data.raw.patient_names import patient_of
 from hpc_tumor.data.splits.folds import Unit
-from hpc_tumor.data.splits.joining import connected
+from hpc_tumor.data.splits.joining import group_connected
 from hpc_tumor.data.splits.sketch import THRESHOLD, similarity
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.vocabulary import counted, listed
@@ -63,7 +63,7 @@ def patient_units(store: Store) -> list[Unit]:
         for case, own in enumerate(sets):
             keys[case] |= {(reason, key) for key in own}
     units = []
-    for members in connected(keys):
+    for members in group_connected(keys):
         by_name = sorted(members, key=store.case_ids.__getitem__)
         grades = [str(clinical[case].get("grade", "")) for case in by_name]
         grade = next((grade for grade in grades if grade), "")
@@ -81,7 +81,7 @@ def repeated_cases(store: Store) -> dict[str, int]:
     for reason, sets in ties(store).items():
         for case, own in enumerate(sets):
             keys[case] |= {(reason, key) for key in own}
-        before, patients = patients, len(connected(keys))
+        before, patients = patients, len(group_connected(keys))
         if patients < before:
             counts[reason] = before - patients
     return counts

@@ -107,7 +107,9 @@ def kind_of(start: bytes) -> FileKind | None:
     return None
 
 
-def wrong_kind(path: Path, wanted: str, start: bytes, otherwise: str, own: Collection[FileKind] = ()) -> DataError:
+def wrong_kind_error(
+    path: Path, wanted: str, start: bytes, otherwise: str, own: Collection[FileKind] = ()
+) -> DataError:
     """The error for a file that is not `wanted`: it says what the file is instead, where its first bytes tell.
 
     Args:

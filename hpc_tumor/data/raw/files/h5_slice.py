@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_tumor.data.raw.files.file_kind import HDF5, wrong_kind
+from hpc_tumor.data.raw.files.file_kind import HDF5, wrong_kind_error
 from hpc_tumor.data.raw.files.listing import read_source
 from hpc_tumor.errors import DataError
 from hpc_tumor.vocabulary import printable
@@ -50,7 +50,7 @@ def read_h5(path: Path, wanted: Mapping[str, str]) -> tuple[dict[str, NDArray[An
         raise
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, NotImplementedError) as error:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise wrong_kind(path, "a sound HDF5 file", data, f" ({why}). Fetch it again.", [HDF5]) from error
+        raise wrong_kind_error(path, "a sound HDF5 file", data, f" ({why}). Fetch it again.", [HDF5]) from error
     return arrays, digest
 
 

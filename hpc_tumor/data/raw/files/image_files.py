@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hpc_tumor.data.raw.files.file_kind import BMP, IMAGE_FORMATS, JPEG, PNG, TIFF, WEBP, wrong_kind
+from hpc_tumor.data.raw.files.file_kind import BMP, IMAGE_FORMATS, JPEG, PNG, TIFF, WEBP, wrong_kind_error
 from hpc_tumor.data.raw.files.listing import read_source
 from hpc_tumor.errors import DataError
 from hpc_tumor.vocabulary import series
@@ -65,7 +65,9 @@ def decode_grey(path: Path) -> tuple[Image.Image, str]:
     except Image.UnidentifiedImageError as error:
         own = [_KINDS[name] for name in formats]
         wanted = series(formats, "or").replace("WEBP", "WebP")
-        raise wrong_kind(path, f"a {wanted} image", data, " that can be read. Remove or replace it.", own) from error
+        raise wrong_kind_error(
+            path, f"a {wanted} image", data, " that can be read. Remove or replace it.", own
+        ) from error
     except Exception as error:  # on damaged files Pillow's plugins raise whatever their parsing ran into
         raise DataError(f"{path} cannot be decoded ({error}). It may be truncated: fetch it again.") from error
 

@@ -23,7 +23,7 @@ from nibabel.orientations import (
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
-from hpc_tumor.data.raw.files.file_kind import NIFTI, START, wrong_kind
+from hpc_tumor.data.raw.files.file_kind import NIFTI, START, wrong_kind_error
 from hpc_tumor.data.raw.files.listing import read_source
 from hpc_tumor.errors import DataError
 
@@ -214,7 +214,7 @@ def _parse_header(start: bytes, path: Path) -> tuple[Any, int]:
                 if int.from_bytes(start[:4], "little" if order == "<" else "big") == size:
                     return kind(start[:size], endianness=order, check=False), size
     otherwise = ": its header has the wrong magic number. Fetch it again, or leave it out."
-    raise wrong_kind(path, "a NIfTI file", bytes(start), otherwise, [NIFTI])
+    raise wrong_kind_error(path, "a NIfTI file", bytes(start), otherwise, [NIFTI])
 
 
 def _shape(header: Any, path: Path) -> tuple[int, ...]:

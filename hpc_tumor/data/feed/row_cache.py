@@ -39,10 +39,10 @@ class Ranks:
     exchange: Exchange
 
 
-ALONE = Ranks(0, lambda value: [value])
+SINGLE_RANK = Ranks(0, lambda value: [value])
 
 
-class Kept:
+class RowCache:
     """Rows in memory, and which of them are there.
 
     Attributes:
@@ -72,15 +72,15 @@ class Kept:
         return missing[missing % self._count == self._index]
 
 
-def keep_rows(
+def allocate_cache(
     where: Where,
     limit_gb: float | None,
     like: Sequence[np.ndarray],
     n: int,
     device: torch.device,
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE_RANK,
     taken: Mapping[str, int] = MappingProxyType({}),
-) -> tuple[Kept | None, str]:
+) -> tuple[RowCache | None, str]:
     """Memory to keep `n` rows in, each like `like[i][0]`, and where it is in words; None where they do not fit.
 
     All ranks call this together and get the same answer on each node.
@@ -100,7 +100,7 @@ def keep_rows(
         room = _room_on_gpu(limit_gb, device, taken.get("gpu", 0))
         if all(ranks.exchange(need <= room)):
             tensors = [torch.from_numpy(array[:0]).to(device).new_empty((n, *array.shape[1:])) for array in like]
-            return Kept(tensors, np.zeros(n, np.uint8)), f"{size} kept in the GPU's memory"
+            return RowCache(tensors, np.zeros(n, np.uint8)), f"{size} kept in the GPU's memory"
         if where == "gpu":
             raise _too_small(where, size, room)
     if where in ("auto", "host"):
@@ -111,7 +111,8 @@ def keep_rows(
             there, *arrays = _carve(memory, [np.empty((1, 1), np.uint8), *like], n)
             tensors = [torch.from_numpy(array) for array in arrays]
             copies = "one copy for the ranks of a node" if count > 1 else "one copy"
-            return Kept(tensors, there[:, 0], index=index, count=count), f"{size} kept in the host's memory, {copies}"
+            cache = RowCache(tensors, there[:, 0], index=index, count=count)
+            return cache, f"{size} kept in the host's memory, {copies}"
         if where == "host":
             raise _too_small(where, size, limit)
     return None, "read from the store in every epoch"
