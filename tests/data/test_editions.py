@@ -108,7 +108,7 @@ def test_labels_are_asked_for_and_then_read_as_asked(tmp_path: Path, capsys: pyt
     write_case(tmp_path / "raw" / "patient", labels=labels)
     assert prepare(tmp_path / "raw", tmp_path / "s.zarr") == 3
     said = capsys.readouterr().err
-    assert "patient_seg.nii.gz holds the labels 1, 2 and 3, of a meaning that is not certain" in said
+    assert "patient_seg.nii.gz holds the labels 1, 2 and 3, whose meaning is ambiguous" in said
     assert "--labels: " in said
     assert "msd (1 ED, 2 NCR/NET, 3 ET)" in said
     assert not (tmp_path / "s.zarr").exists()
