@@ -87,7 +87,7 @@ def test_limits_are_kept() -> None:
     assert allocate_cache("auto", 1e-3, like, 500, CPU, taken={"host": 400_000})[0] is not None
     assert allocate_cache("auto", 1e-3, like, 500, CPU, taken={"host": 600_000})[0] is None
     with pytest.raises(
-        UsageError, match=r"data.keep = 'host' needs 0.5 MB, but there is room for 0.1 MB: set data.keep"
+        UsageError, match=r"data.keep = 'host' needs 500.0 kB, but only 100.0 kB is available: raise data.keep"
     ):
         allocate_cache("host", 1e-4, like, 500, CPU)
     with pytest.raises(UsageError, match=r"this run trains on the CPU"):

@@ -75,7 +75,7 @@ def test_leaks_are_refused_unless_declared(volumes: Store, images: Store, tmp_pa
         read_split(slices, volumes)
     twins = [images.paths[i] for i in np.flatnonzero(images.group == images.group[0])]
     assert len(twins) == 2
-    with pytest.raises(DataError, match="are the same picture or a near copy"):
+    with pytest.raises(DataError, match="are copies or near copies"):
         read_split(write(path, train=[twins[0]], test=[twins[1]]), images)
 
 
@@ -83,7 +83,7 @@ def test_leaks_are_refused_unless_declared(volumes: Store, images: Store, tmp_pa
     ("parts", "said"),
     [
         ({"train": ["who?"], "test": []}, r"who\? in train is not in"),
-        ({"train": ["0", "0"], "test": []}, "0 stands twice in train"),
+        ({"train": ["0", "0"], "test": []}, "0 is listed more than once in train"),
         ({"train": ["0"], "test": [["1", 1]]}, "whole cases and single slices"),
         ({"train": [["0", 99]], "test": []}, "has no slice 99"),
         ({"train": "0"}, "train is not a list"),

@@ -162,26 +162,26 @@ def test_where_it_cannot_be_the_store_is_read_where_it_is(
     (disk / "file").touch()
     cases = {
         "$NODE_DISK/here": "$NODE_DISK is not set",
-        "$EMPTY": "no absolute path",
-        "scratch": "no absolute path",
+        "$EMPTY": "not an absolute path",
+        "scratch": "not an absolute path",
         str(disk / "a" / "b"): "No such file",
         str(disk / "file"): "File exists",
-        str(tmp_path): "lies on the same disk",
+        str(tmp_path): "is on the same disk",
     }
     for named, why in cases.items():
         assert stage(store, named, said) is None
         assert len(said) == 1, said
-        assert said[0].startswith("store: read where it is, for ")
+        assert said[0].startswith("store: not copied to the node's disk: ")
         assert why in said.pop()
     own = user_folder(str(disk), store)
     own.rmdir()
     own.symlink_to(tmp_path)
     assert stage(store, disk, said) is None
-    assert "somebody else" in said[0]
+    assert "another user" in said[0]
     assert not list(tmp_path.glob("*.lock"))
 
 
-@pytest.mark.parametrize(("free", "why"), [((1000.0, 1e9), "MB, and it takes"), ((1e9, 3.0), "3 files, and it takes")])
+@pytest.mark.parametrize(("free", "why"), [((1000.0, 1e9), "kB, but"), ((1e9, 3.0), "3 files, but")])
 def test_it_is_not_begun_without_room(
     store: Path, disk: Path, said: list[str], free: tuple[float, float], why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,7 +231,7 @@ def test_links_are_not_followed(store: Path, disk: Path, tmp_path: Path, said: l
     (tmp_path / "secret").write_text("of somebody")
     (linked / "cases" / "more").symlink_to(tmp_path / "secret")
     assert stage(linked, disk, said) is None
-    assert said == [f"store: read where it is, for {linked}/cases/more is no file but a link"]
+    assert said == [f"store: not copied to the node's disk: {linked}/cases/more is a link, not a file"]
     entry = tmp_path / "entry.zarr"
     entry.symlink_to(store)  # the way to the store may be one
     assert stage(entry, disk, said) is not None
@@ -249,7 +249,7 @@ def test_a_store_that_changes_meanwhile_is_not_used(store: Path, disk: Path, tmp
     with stage_store(changing, str(disk), change) as copy:
         assert copy is None
     assert said[0].startswith("store: copying ")
-    assert said[-1] == "store: read where it is, for it changed while it was copied"
+    assert said[-1] == "store: not copied to the node's disk: the store changed while it was copied"
     (own,) = disk.iterdir()
     assert [path.suffix for path in own.iterdir()] == [".lock"]
 
@@ -262,10 +262,10 @@ def test_a_run_that_is_to_stop_does_not_wait(store: Path, disk: Path, said: list
         fcntl.flock(busy, fcntl.LOCK_EX)  # another job copies
         looks = iter([None, None])
         assert stage(store, disk, said, stop=lambda: next(looks, "USR2")) is None
-        assert "waiting for that" in said[-2]
-        assert said[-1].endswith("for the run is to stop")
+        assert "waiting for another job" in said[-2]
+        assert said[-1].endswith("the run is stopping")
         assert stage(store, disk, said, patience=0.5) is None  # or hangs
-        assert "nothing moved" in said[-1]
+        assert "no progress" in said[-1]
 
 
 def test_ranks_of_a_node_share_the_copy_and_go_on_together(store: Path, disk: Path) -> None:

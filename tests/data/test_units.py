@@ -176,7 +176,7 @@ def test_prepare_data_and_the_audit_name_many_cases_tied_by_near_copies(
     assert cli.main(["prepare-data", *arguments]) == 0
     line = (
         "9 cases count as one patient for nearly the same scans"
-        " (BraTS2021_00001, BraTS2021_00002, BraTS2021_00003 and 6 more): look whether they are."
+        " (BraTS2021_00001, BraTS2021_00002, BraTS2021_00003 and 6 more): check this."
     )
     assert line in " ".join(capsys.readouterr().err.split())
     store = Store.open(tmp_path / "s.zarr")
