@@ -140,7 +140,6 @@ class CaseReader(Protocol):
 
 
 def _absence(case: Case) -> str:
-    """Describe why a case's content is missing, and how to get it."""
     absent = [(file, kind) for file in case.files.values() if (kind := content_absent(file))]
     file, kind = min(absent, key=lambda item: item[0].relative)
     others = len(absent) - 1

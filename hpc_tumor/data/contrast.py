@@ -113,7 +113,6 @@ def describe_exchange(order: tuple[int, ...]) -> str:
 
 
 def _in_order(numbers: Floats, order: tuple[int, ...]) -> Floats:
-    """Permute the 14 numbers to another order of the scans."""
     chosen = list(order)
     table = np.zeros((len(order), len(order)))
     table[_PAIRS] = numbers[:6]
@@ -122,7 +121,6 @@ def _in_order(numbers: Floats, order: tuple[int, ...]) -> Floats:
 
 
 def _ranks(values: Floats) -> Floats:
-    """Rank values, with the mean rank for ties."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     ranks: Floats = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
     return ranks

@@ -145,7 +145,7 @@ def _classify(
 
 def _not_taken(rest: Leftovers) -> list[str]:
     """Lines on files beside the cases that look like data."""
-    return [f"not taken: {note}" for note in rest.notes]
+    return [f"not used: {note}" for note in rest.notes]
 
 
 def _differences(run: RunDir) -> list[str]:

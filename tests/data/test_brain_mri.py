@@ -260,7 +260,7 @@ def test_a_source_whose_classes_do_not_map_is_asked_for(tmp_path: Path) -> None:
 
 def test_one_class_is_no_dataset(tmp_path: Path) -> None:
     source = write_pictures(tmp_path / "raw", 2) / "Training" / "glioma"
-    with pytest.raises(DataError, match=r"one class only, glioma: .* Name the folder above it, .*Training, which"):
+    with pytest.raises(DataError, match=r"only one class, glioma: .* Name the folder above it, .*Training, which"):
         prepare_dataset(READER, source, tmp_path / "s.zarr", workers=1)
     assert not (tmp_path / "s.zarr").exists()
     shutil.rmtree(source.parent / "notumor")

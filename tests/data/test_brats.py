@@ -236,7 +236,7 @@ def test_one_modality_twice_and_one_case_twice(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="two folders contain a case case"):
         list_cases(READER, tmp_path)
     save(folder / "case_t1.nii", brain(0))
-    with pytest.raises(DataError, match="holds T1 twice"):
+    with pytest.raises(DataError, match="contains T1 twice"):
         list_cases(READER, tmp_path / "a")
 
 
@@ -329,7 +329,7 @@ def test_links_out_of_the_source_are_not_followed(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
     (source / "case").symlink_to(tmp_path / "elsewhere" / "case")
-    with pytest.raises(DataError, match="case is a link to .*, outside the source"):
+    with pytest.raises(DataError, match=r"case is a link to .*, outside the source"):
         list_cases(READER, source)
 
 

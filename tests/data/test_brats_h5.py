@@ -242,7 +242,7 @@ NAN[3, 3, 1] = np.nan
 @pytest.mark.parametrize(
     ("do", "words"),
     [
-        (lambda file: file.__delitem__("mask"), "has no dataset mask: it holds image"),
+        (lambda file: file.__delitem__("mask"), "has no dataset mask: it contains image"),
         (swap("image", PIXELS[..., :3]), r"image has \(16, 14, 3\) in float64"),
         (swap("image", PIXELS[0]), r"image has \(14, 4\)"),
         (swap("image", PIXELS[:9]), r"mask has \(16, 14, 3\) in uint8; it should be \(9, 14, 3\)"),

@@ -175,7 +175,7 @@ def test_labels_of_what_has_none(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
     write_pictures(tmp_path / "raw")
     assert prepare(tmp_path / "raw", tmp_path / "s.zarr", "--labels", "msd") == 2
-    assert "holds brain-mri" in capsys.readouterr().err
+    assert "contains brain-mri" in capsys.readouterr().err
     assert prepare(tmp_path / "raw", tmp_path / "s.zarr", "--labels", "brats-2032") == 2
     assert "unknown edition for --labels 'brats-2032'. Did you mean" in capsys.readouterr().err
 

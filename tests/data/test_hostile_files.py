@@ -50,7 +50,7 @@ def test_sparse_files_are_not_read(tmp_path: Path) -> None:
     with path.open("wb") as file:
         file.truncate(10**12)
     refused(lambda: open_nifti(path).read(), "1,000,000,000,000 bytes; the limit is", f"{MOST_BYTES:,}")
-    refused(lambda: decode_grey(path), "refused")
+    refused(lambda: decode_grey(path), "the limit is")
 
 
 def test_packed_or_not_whatever_the_name_says(tmp_path: Path) -> None:

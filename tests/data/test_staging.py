@@ -208,7 +208,7 @@ def test_old_copies_go_where_room_is_needed_and_nobody_reads_them(
         assert first is not None
         assert second is not None
         assert stage(third, disk, said) is None  # both are in use
-        assert "room for" in said[-1]
+        assert "space for" in said[-1]
         assert first.exists()
         assert second.exists()
     room = 3.3 * size

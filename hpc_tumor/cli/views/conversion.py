@@ -32,7 +32,7 @@ LEFTOVERS: dict[Kind, str] = {
     "staging": "unfinished work of conversions that are gone",
     "copies": "copies of stores on this machine's disk",
 }
-NOUNS = ("link", "Zarr store")  # kinds of what is not taken; the others are suffixes and the like
+NOUNS = ("link", "Zarr store")  # kinds of unused entries that are counted as nouns; the others are suffixes
 
 
 def source_lines(report: SourceReport) -> list[str]:
@@ -46,7 +46,7 @@ def source_lines(report: SourceReport) -> list[str]:
     if report.not_taken:
         kinds = report.not_taken.items()
         lines.append(
-            f"not taken: {', '.join(counted(n, kind) if kind in NOUNS else f'{n:,} {kind}' for kind, n in kinds)}"
+            f"not used: {', '.join(counted(n, kind) if kind in NOUNS else f'{n:,} {kind}' for kind, n in kinds)}"
         )
     return lines
 

@@ -132,7 +132,6 @@ def slices_of(store: Store, part: _Numbers, share: float) -> _Numbers:
 
 
 def _variants(experiment: Experiment) -> Iterator[Experiment]:
-    """Yield the experiment, then its variants with every other split and fold."""
     data, kinds = experiment.data, SPLITS[experiment.task]
     yield experiment
     variants = [(kind, None) for kind in kinds] + [(kinds[0], fold) for fold in range(data.folds)]

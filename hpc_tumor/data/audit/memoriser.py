@@ -157,7 +157,6 @@ def _dice(store: Store, test: _Pairs, answer: _Pairs) -> NDArray[np.float64]:
 
 
 def _region_means(dice: NDArray[np.float64]) -> dict[str, float]:
-    """Average each region over the slices that contain it; regions in no slice are omitted."""
     return {
         name: float(np.nanmean(column))
         for name, column in zip(_REGIONS, dice.T, strict=True)
@@ -166,5 +165,4 @@ def _region_means(dice: NDArray[np.float64]) -> dict[str, float]:
 
 
 def _sample(draw: np.random.Generator, rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    """Sample at most `most` rows, in their order."""
     return rows if len(rows) <= most else rows[np.sort(draw.choice(len(rows), most, replace=False))]

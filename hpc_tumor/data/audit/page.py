@@ -133,7 +133,6 @@ def _charts(audit: Audit) -> tuple[list[Bar], list[Histogram]]:
 
 
 def _histogram(facts: VolumeFacts, label: int, name: str) -> Histogram:
-    """Compute the histogram of one label's volumes, on a logarithmic axis shared by all labels."""
     all_volumes = np.array(list(facts.volumes.values()))
     low, high = all_volumes[all_volumes > 0].min() * 0.99, all_volumes.max() * 1.01
     volumes = all_volumes[:, label]

@@ -258,7 +258,6 @@ def _group_name(group: Sequence[SplitAudit]) -> str:
 
 
 def _range(values: Sequence[str | int | None]) -> str:
-    """Format one value, or the range of several."""
     known = sorted((value for value in values if value is not None), key=float)
     if not known:
         return NOTHING

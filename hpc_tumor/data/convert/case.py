@@ -107,7 +107,6 @@ def unpack_images(path: Path) -> tuple[list[Row], list[bytes]]:
 
 
 def _write_volume(unit: Unit, case: Case, data: CaseData) -> Row:
-    """Write one patient as an OME-Zarr image with its labels: seven files."""
     assert data.label is not None
     assert data.spacing is not None
     brain = brain_statistics(data.image, data.background)
@@ -165,7 +164,6 @@ def _row(case: Case, data: CaseData, brain: BrainStatistics, sketches: Sketches)
 
 
 def _content(data: CaseData, brain: BrainStatistics) -> str:
-    """Hash the case's values, independent of the compression of its files."""
     assert data.label is not None
     assert data.affine is not None
     tumour = data.label.reshape(len(data.label), -1).any(axis=1)

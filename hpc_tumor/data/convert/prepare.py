@@ -179,14 +179,12 @@ def _plan(target: Target, report: SourceReport, workers: int, prune: bool) -> _P
 
 
 def _inside(store: Path, source: Path) -> list[str]:
-    """Return a note if the store is inside its source."""
     if not store.resolve().is_relative_to(source.resolve()):
         return []
     return [f"the store {store} is inside its source: copying or removing the source includes the store"]
 
 
 def _kept_unseen(cases: Sequence[str]) -> list[str]:
-    """Return a note on missing cases that are kept."""
     if not cases:
         return []
     behind = "be behind links that are not followed, or content that was not fetched"
@@ -300,7 +298,6 @@ def _summary(
 
 
 def _clinical_before(store: Path, cases: Sequence[str]) -> dict[str, Any]:
-    """Return the clinical facts of these cases in the existing store."""
     if not cases or not (read_about(store) or {}).get("complete"):
         return {}
     before = Store.open(store)
@@ -310,7 +307,6 @@ def _clinical_before(store: Path, cases: Sequence[str]) -> dict[str, Any]:
 
 
 def _stored_ids(store: Path) -> set[str]:
-    """Return the ids of the cases in the existing store, complete or not."""
     if not (read_about(store) or {}).get("complete"):
         folder = store / "cases"
         return {entry.name for entry in folder.iterdir() if entry.is_dir()} if folder.is_dir() else set()

@@ -77,8 +77,6 @@ class _Task:
 
 
 class _Worker:
-    """A process that converts one unit at a time."""
-
     def __init__(self) -> None:
         self.connection, theirs = Pipe()
         handle = theirs.fileno()
@@ -109,8 +107,6 @@ class _Worker:
 
 
 class _Team:
-    """Workers and the assignment of units to them."""
-
     def __init__(self, units: Iterator[Unit], size: int, more_memory: str) -> None:
         self._units, self._size, self._more_memory = units, size, more_memory
         self._workers: list[_Worker] = []

@@ -273,7 +273,6 @@ class ImageWriter:
                 self._places[name] = (file, i)
 
     def _packed(self, names: Sequence[str]) -> Iterator[list[bytes]]:
-        """Yield the packed images of each shard."""
         for start in range(0, len(names), IMAGES_PER_SHARD):
             places = [self._places[name] for name in names[start : start + IMAGES_PER_SHARD]]
             files = {file: unpack_images(file)[1] for file in {file for file, _ in places} if file is not None}
@@ -289,5 +288,4 @@ def duplicate_groups(digests: Sequence[str]) -> list[int]:
 
 
 def _unchanged(target: Target, about: dict[str, Any]) -> bool:
-    """Return True if the existing store is complete and has the same attributes."""
     return not target.begun and target.existing == {**target.identity, "complete": True, **about}

@@ -81,7 +81,6 @@ def augment_images(images: Tensor, parameters: ImageParameters) -> Tensor:
 
 
 def _jitter(images: Tensor, parameters: ImageParameters) -> Tensor:
-    """Jitter brightness, contrast, saturation and hue; may modify `images` in place."""
     factors = np.stack([parameters.brightness, parameters.contrast, parameters.saturation, parameters.hue])
     brightness, contrast, saturation, hue = on_device(factors.astype(np.float32), images.device).view(4, -1, 1, 1, 1)
     images.mul_(brightness).clamp_(0, 1)

@@ -49,7 +49,6 @@ def _is_own_folder(folder: Path) -> bool:
 
 
 def _folder_on(disk: str) -> Path:
-    """Return the path of this user's copies on the node's disk."""
     text, host = os.path.expandvars(disk), socket.gethostname()
     if unset := re.search(r"\$\{?\w+\}?", text):
         raise NotStagedError(f"{unset[0]} is not set on {host}")
@@ -142,7 +141,6 @@ def _unused(folder: Path, but: Path | None = None) -> Iterator[list[Path]]:
 
 
 def _usage(folder: Path) -> tuple[int, int]:
-    """Return bytes and number of entries of a copy, complete or partial."""
     count = size = 0
     for above in (folder, partial_path(folder)):
         for path in (above, *above.rglob("*")) if above.exists() else ():
@@ -160,7 +158,6 @@ def _free(folder: Path) -> tuple[float, float]:
 
 
 def _file_system(folder: Path) -> str:
-    """Return the type of the folder's file system, or "" if unknown."""
     device = folder.stat().st_dev
     with suppress(OSError, IndexError):
         for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines():

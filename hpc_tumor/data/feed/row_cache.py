@@ -172,7 +172,6 @@ def _make(size: int) -> int | None:
 
 
 def _carve(memory: np.ndarray, like: Sequence[np.ndarray], n: int) -> list[np.ndarray]:
-    """Divide `memory` into consecutive arrays of `n` rows."""
     arrays, start = [], 0
     for array in like:
         size = n * array[:1].nbytes

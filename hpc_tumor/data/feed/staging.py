@@ -204,14 +204,12 @@ class _Staging(threading.Thread):
         raise _GivenUpError
 
     def _watch_another(self, copy: Path) -> None:
-        """Follow the progress of another job on this node that makes the copy."""
         if not self._seen:
             self._say(f"store: waiting for another job on this node that copies it to {copy}")
         if (seen := os.fstat(self._lock).st_mtime) != self._seen:
             self._seen, self.moved = seen, time.monotonic()
 
     def _make(self, copy: Path, fingerprint: str) -> None:
-        """Copy the store to `copy`, and verify it."""
         files, part = list_files(self._store), partial_path(copy)
         target = part / self._store.name
         for old in (part, copy):  # of a killed job, or from before a reboot

@@ -146,7 +146,6 @@ def _whole(directory: Path, *made: str) -> Iterator[None]:
 
 
 def _write_patient(directory: Path, name: str, volumes: dict[str, NDArray[Any]]) -> Path:
-    """Write one patient's folder atomically."""
     beside = directory / f".{name}"
     beside.mkdir()
     for modality, volume in volumes.items():

@@ -157,7 +157,6 @@ def _tumour(
 
 
 def _soft(labels: NDArray[np.uint8], brain: _Brain) -> dict[str, Floats]:
-    """Return flat weights of the tumour's labels, mixed at borders (partial volume)."""
     whole = _volume(labels, brain)
     crop = ndimage.find_objects((whole > 0).astype(np.uint8))[0]
     weights = {}
@@ -189,7 +188,6 @@ def _modality(
 
 
 def _volume(flat: NDArray[Any], brain: _Brain) -> NDArray[Any]:
-    """Expand flat values to an array over the brain's box, zero outside the brain."""
     volume = np.zeros(brain.mask.shape, flat.dtype)
     volume[brain.mask] = flat
     return volume

@@ -130,7 +130,6 @@ def _paint_meningioma(canvas: Canvas, rng: Generator) -> None:
 
 
 def _paint_pituitary(canvas: Canvas, rng: Generator) -> None:
-    """Paint a small, round, bright mass in the cistern at the middle of the base."""
     x, y, radius = rng.uniform(-0.03, 0.03), rng.uniform(-0.22, -0.12), rng.uniform(0.09, 0.15)
     canvas.paint(canvas.disc(x, y, radius, 0.15, 0.15 * canvas.noise(rng, 5)), rng.uniform(0.65, 0.95))
 
@@ -139,7 +138,6 @@ PAINT_SIGN = {"glioma": _paint_glioma, "meningioma": _paint_meningioma, "pituita
 
 
 def _exposed(canvas: Canvas, rng: Generator) -> NDArray[np.uint8]:
-    """Convert to uint8 after a random receive field, noise, contrast and brightness."""
     signal = canvas.signal * np.exp(np.float32(0.3) * canvas.noise(rng, 1))
     noise = np.float32(rng.uniform(0.008, 0.035))
     real = signal + noise * rng.standard_normal(signal.shape, np.float32)

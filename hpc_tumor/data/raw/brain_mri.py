@@ -139,7 +139,6 @@ def _case(file: SourceFile, kind: str, parents: Sequence[str]) -> Case:
 
 
 def _is_mask(file: SourceFile, stems: Collection[str]) -> bool:
-    """Return True if a file is named as the mask of an image beside it; `stems` are all paths without suffix."""
     path = PurePosixPath(file.relative)
     image = is_mask_of(path.stem)
     return image is not None and str(path.parent / image) in stems
@@ -231,7 +230,6 @@ def percentile_of(histogram: list[int], share: float) -> float:
 
 
 def _cells(bright: NDArray[np.bool_], cell: int) -> NDArray[np.bool_]:
-    """Mark the cells of `cell` × `cell` pixels that contain a bright pixel."""
     height, width = (-(-n // cell) * cell for n in bright.shape)
     padded = np.zeros((height, width), bool)
     padded[: bright.shape[0], : bright.shape[1]] = bright
@@ -240,7 +238,6 @@ def _cells(bright: NDArray[np.bool_], cell: int) -> NDArray[np.bool_]:
 
 
 def _widened(cells: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Dilate each cell to a square of 4 × 4."""
     padded = np.zeros((cells.shape[0] + 3, cells.shape[1] + 3), bool)
     padded[2:-1, 2:-1] = cells
     rows = padded[:-3] | padded[1:-2] | padded[2:-1] | padded[3:]

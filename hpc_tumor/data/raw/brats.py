@@ -148,7 +148,6 @@ def _oriented(files: Mapping[str, NiftiFile]) -> dict[str, NiftiFile]:
 
 
 def _voxels(file: NiftiFile) -> str:
-    """Format shape and voxel size, x first."""
     return (
         f"{' × '.join(map(str, file.shape[::-1]))} voxels of {' × '.join(f'{mm:.4g}' for mm in file.spacing[::-1])} mm"
     )

@@ -24,8 +24,6 @@ _FOLDER = "the folder's name"  # source of the grade up to 2019, when HGG and LG
 
 @dataclass(frozen=True)
 class _OtherId:
-    """A patient's id in another edition, or by the folder of their sessions."""
-
     edition: str
 
     def __str__(self) -> str:

@@ -82,7 +82,6 @@ def read_table(file: SourceFile) -> Table:
 
 
 def _lines(file: SourceFile, name: str) -> list[tuple[int, list[str]]]:
-    """Read the lines of the file as (line number, cells)."""
     if file.size > MAX_BYTES:
         raise DataError(f"{name} has {file.size:,} bytes; the limit for a clinical table is {MAX_BYTES:,}.")
     try:
@@ -99,7 +98,6 @@ def _lines(file: SourceFile, name: str) -> list[tuple[int, list[str]]]:
 
 
 def _columns(header: Sequence[str]) -> tuple[dict[int, str], dict[int, tuple[str, Callable[[str], Value]]]]:
-    """Return the columns of ids, by edition, and those of facts."""
     ids, facts = {}, {}
     for at, title in enumerate(header):
         if match := _ID.fullmatch(title):
@@ -124,7 +122,6 @@ def _age(text: str) -> float | None:
 
 
 def _survival(text: str) -> tuple[int, bool] | None:
-    """Parse days, and whether the patient was alive then."""
     if alive := _ALIVE.fullmatch(text):
         text = alive.group(1)
     if not _NUMBER.fullmatch(text) or float(text) > MAX_DAYS or float(text) % 1:

@@ -195,7 +195,6 @@ def _describe_data(files: Sequence[SourceFile], task: str | None) -> list[str]:
 
 
 def _volumes(files: Sequence[SourceFile]) -> list[str]:
-    """Describe NIfTI files by layout; nnU-Net and the Decathlon name their labels alike."""
     bids = [file for file in files if BIDS.pattern.search(file.relative)]
     decathlon = [file for file in files if _DECATHLON.search(file.relative)]
     known = {file.relative for file in (*bids, *decathlon)}
@@ -220,7 +219,6 @@ def _dicom(files: Sequence[SourceFile]) -> list[SourceFile]:
 
 
 def _folders(files: Sequence[SourceFile]) -> str:
-    """List the folders of the files, each with their number."""
     folders = Counter(str(PurePosixPath(file.relative).parent) for file in files)
     return listed([f"{'the source itself' if at == '.' else at} ({count:,})" for at, count in sorted(folders.items())])
 

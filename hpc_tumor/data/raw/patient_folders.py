@@ -123,7 +123,6 @@ def _one_patient(patient: Case, members: Sequence[_Member]) -> _Groups:
 
 
 def _twice(members: Sequence[_Member]) -> tuple[str, SourceFile, SourceFile] | None:
-    """Return the first role with two files, and these files."""
     roles: dict[str, SourceFile] = {}
     for _, role, file in members:
         if role in roles:
@@ -133,7 +132,6 @@ def _twice(members: Sequence[_Member]) -> tuple[str, SourceFile, SourceFile] | N
 
 
 def _is_flat(folder: str, by_stem: Mapping[str, Sequence[_Member]]) -> bool:
-    """Return True if a folder holds the files of several patients, and is named after none of them."""
     sets = [stem for stem, members in by_stem.items() if len({role for _, role, _ in members if role != LABEL}) > 1]
     return len(sets) > 1 and all(by_stem) and not any(stem.casefold() == folder.casefold() for stem in by_stem)
 
@@ -175,8 +173,7 @@ def _refuse_same_ids(patients: Sequence[Case]) -> _Groups:
 
 
 def _bids(folder: Path, files: Sequence[SourceFile]) -> tuple[Case, str]:
-    """Return a session of a BIDS dataset, and why it is refused."""
     parts = [part for part in PurePosixPath(files[0].relative).parts if part.startswith(("sub-", "ses-"))][:2]
     name = printable("_".join(part for part in parts if "." not in part) or folder.name)
-    reason = f"{folder} has the BIDS layout ({files[0].path.name}), which is not supported. {BIDS.advice}"
+    reason = f"{folder} is in the layout of BIDS ({files[0].path.name}), which is not supported. {BIDS.advice}"
     return Case(name, {file.path.name: file for file in files}, folder), printable(reason)

@@ -40,7 +40,6 @@ def group_connected(keys: Sequence[set[Hashable]]) -> list[list[int]]:
 
 
 def _components(groups: NDArray[np.int32], edges: list[Pairs]) -> NDArray[np.int32]:
-    """Merge `groups` by `edges` between items."""
     if not edges:
         return groups
     i, j = groups[np.concatenate(edges).T]
@@ -49,7 +48,6 @@ def _components(groups: NDArray[np.int32], edges: list[Pairs]) -> NDArray[np.int
 
 
 def _by_appearance(groups: NDArray[np.generic]) -> NDArray[np.int32]:
-    """Renumber groups from 0 in order of appearance."""
     _, first, inverse = np.unique(groups, return_index=True, return_inverse=True)
     rank = np.empty(len(first), np.int32)
     rank[np.argsort(first)] = np.arange(len(first))

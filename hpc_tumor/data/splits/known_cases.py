@@ -153,7 +153,6 @@ def ids_of_split(path: Path) -> KnownCases | None:
 
 
 def _ids(entries: Any) -> list[str]:
-    """Return the distinct case ids of entries, which are ids or pairs of id and slice."""
     names = [entry if isinstance(entry, str) else entry[0] for entry in entries]
     if not all(isinstance(name, str) for name in names):
         raise ValueError("invalid id in a split")

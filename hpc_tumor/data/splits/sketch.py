@@ -161,7 +161,6 @@ def _shares(profile: NDArray[np.int64], step: int) -> Floats:
 
 
 def _cell_means(volume: NDArray[Any], shares: Sequence[Floats]) -> Floats:
-    """Average `(Z, Y, X)` over each cell."""
     z, y, x = (share.astype(np.float32) for share in shares)
     depth, height, width = volume.shape
     lines = volume.astype(np.float32).reshape(depth * height, width) @ x
@@ -178,7 +177,6 @@ def _blurred(cells: Floats) -> Floats:
 
 
 def _units(sketches: Sketches) -> NDArray[np.float32]:
-    """Flatten to `(n, cells)` of unit length; zeros stay zero."""
     values = sketches.reshape(len(sketches), -1).astype(np.float32)
     length = np.sqrt(np.square(values).sum(axis=1, keepdims=True))
     return values / np.maximum(length, 1)

@@ -112,7 +112,6 @@ def leak_of(parts: dict[str, Indices], store: Store) -> str | None:
 
 
 def _alike(store: Store, one: int, other: int) -> str:
-    """Describe the relation of two cases or images of one unit."""
     if store.task == "classification":
         return "copies or near copies"
     why = (reason for reason, keys in ties(store).items() if keys[one] & keys[other])
@@ -196,7 +195,6 @@ def _entry(path: Path, part: str, item: Any) -> Entry:
 
 
 def _numbers(path: Path, store: Store, known: dict[str, int], part: str, entries: Sequence[Entry]) -> Indices:
-    """Return sorted numbers `(n,)` of cases, or `(n, 2)` of cases and slices."""
     numbers: list[Any] = []
     for entry in entries:
         name = entry if isinstance(entry, str) else entry[0]

@@ -300,7 +300,6 @@ class Store:
         return opened
 
     def _read_slices(self, places: Sequence[tuple[int, int]], images: Any, labels: Any) -> None:
-        """Read slices, each into its `(4, Y, X)` of `images` and its `(Y, X)` of `labels`."""
         read = self._files.read_chunk
         for (case, z), image, label in zip(places, images, labels, strict=True):
             try:
@@ -316,7 +315,6 @@ class Store:
                 image[...] = values
 
     def _read_images(self, indices: Sequence[int], pixels: Any) -> None:
-        """Read images, each into its `(H, W)` of `pixels`."""
         layout = self._images
         for index, out in zip(indices, pixels, strict=True):
             shard, position = divmod(index, layout.shard[0])

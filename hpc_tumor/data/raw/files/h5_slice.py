@@ -83,7 +83,6 @@ def _read(dataset: h5py.Dataset, kinds: str, path: Path) -> NDArray[Any]:
 
 
 def _chunked(dataset: h5py.Dataset, path: Path) -> NDArray[Any]:
-    """Assemble the chunks, each inflated to at most its nominal size."""
     name, shape, chunk = dataset.name.lstrip("/"), dataset.shape, dataset.chunks
     settings = dataset.id.get_create_plist()
     filters = [settings.get_filter(i)[0] for i in range(settings.get_nfilters())]

@@ -193,7 +193,6 @@ def _targets(file: SourceFile) -> list[str]:
 
 
 def _describe_non_folder(source: Path) -> str:
-    """Return the end of the error for a source that is not a folder: what it is, and what to name instead."""
     kind = kind_of(first_bytes(source)) if source.is_file() else None
     name = source.name.lower()
     if kind == NIFTI or name.endswith((".nii", ".nii.gz")):
