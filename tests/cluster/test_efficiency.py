@@ -13,7 +13,7 @@ from test_queue import MadeUpSlurm
 from hpc_tumor import cli
 from hpc_tumor.cli.views.efficiency import kinds_table, run_table, runs_table
 from hpc_tumor.cluster.node.job import record_failure
-from hpc_tumor.cluster.observe.advice import advise, kinds_of
+from hpc_tumor.cluster.observe.advice import advise, group_by_kind
 from hpc_tumor.cluster.observe.efficiency import GB, Efficiency, parse_bytes, read_efficiency, read_job_use
 from hpc_tumor.cluster.observe.states import State
 from hpc_tumor.cluster.plan.plan import Plan
@@ -235,7 +235,7 @@ def test_less_is_never_advised_than_was_used() -> None:
 def test_runs_of_one_kind_are_advised_by_the_one_that_used_most() -> None:
     runs = [one(time=600.0, memory=2.0), one(time=1500.0, memory=4.5), one(time=5.0, memory=0.1, state="failed")]
     runs += [one(model="vit", time=5400.0), one(model="unet", filters=8, time=5400.0)]
-    kinds = kinds_of(runs)
+    kinds = group_by_kind(runs)
     assert [(kind.first.model, len(kind.runs)) for kind in kinds] == [("unet", 3), ("vit", 1), ("unet", 1)]
     assert kinds[0].advice.options == "--memory 6 --time 00:35:00"
     table = kinds_table(kinds)

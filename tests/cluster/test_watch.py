@@ -221,7 +221,7 @@ def test_a_conversion_asks_slurm_as_seldom_and_ends_by_what_its_tasks_say(
     def be_a_task() -> None:
         (array,) = store.glob(".staging-*/array")
         for task in ("77_0.0", "77_1.0"):
-            with WorkQueue(array).worked_on(task):
+            with WorkQueue(array).mark_working(task):
                 work(WorkQueue(array), task, workers=1)
 
     clock.at = [(200, be_a_task)]

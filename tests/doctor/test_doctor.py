@@ -102,7 +102,7 @@ def outcome(**changes: Any) -> Outcome:
     """Two nodes that answered well."""
     answers = {
         rank: {
-            "token": "t", "node": f"gpu00{rank + 1}", "time": time.time(), "asked_cpus": 4, "visible": "0",
+            "token": "t", "node": f"gpu00{rank + 1}", "time": time.time(), "requested_cpus": 4, "visible": "0",
             "store": None, "local": {"path": "/tmp", "kind": "xfs", "bytes_left": 10**12}, "probe": HERE.as_dict(),
         }
         for rank in (0, 1)

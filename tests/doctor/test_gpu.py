@@ -9,7 +9,7 @@ import pytest
 
 from hpc_tumor.cluster.describe.profiles import list_profiles
 from hpc_tumor.doctor.finding import Finding
-from hpc_tumor.doctor.gpu import capability_of, check_gpus, check_model, least_driver, precision_on, runs_on
+from hpc_tumor.doctor.gpu import capability_of, check_gpus, check_model, minimum_driver, precision_on, runs_on
 from hpc_tumor.doctor.probe import Gpu, Probe, TorchFacts, read_nvidia_smi
 
 # The support matrix of PyTorch 2.11: of its builds for CUDA 12.6, 12.8 and 13.0.
@@ -140,8 +140,8 @@ def test_drivers_that_are_too_old(driver: str, fits: bool) -> None:
 
 
 def test_cuda_that_is_not_in_the_table_is_not_judged() -> None:
-    assert least_driver("12.6") == 525
-    assert least_driver("14.0") is None
+    assert minimum_driver("12.6") == 525
+    assert minimum_driver("14.0") is None
 
 
 def test_fewer_visible_than_there_are() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from hpc_tumor.cluster.observe.advice import Kind, kinds_of, on_cluster
+from hpc_tumor.cluster.observe.advice import Kind, group_by_kind, on_cluster
 from hpc_tumor.cluster.observe.efficiency import Efficiency
 from hpc_tumor.cluster.observe.states import State
 from hpc_tumor.console import out
@@ -18,7 +18,7 @@ MOST_RUNS = 20  # shown one by one
 def show_efficiency(runs: Sequence[Efficiency]) -> None:
     """The result of the command: the runs, and what to ask for next time for each kind of them."""
     readable = [run for run in runs if run.state is not State.UNREADABLE]
-    kinds = kinds_of(readable)
+    kinds = group_by_kind(readable)
     values = {"runs": [run.as_dict() for run in runs], "kinds": [kind.as_dict() for kind in kinds]}
     out.result(values, show=lambda: _show(readable, kinds))
     for run in runs:

@@ -14,11 +14,11 @@ from hpc_tumor.cluster.observe.causes import remedy
 from hpc_tumor.cluster.plan.plan import Plan
 from hpc_tumor.cluster.slurm import (
     UnreachableError,
-    ask_slurm,
     cancel_job,
     find_own_jobs,
+    run_command,
     slurm_error,
-    slurm_words,
+    slurm_message,
 )
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.errors import ClusterError
@@ -60,7 +60,7 @@ def submit_script(script: str | Path, name: str, profile: ClusterProfile, plan: 
     file = [str(script)] if isinstance(script, Path) else []
     try:
         with clean_environment(plan):
-            done = ask_slurm("sbatch", *options, *file, text="" if file else str(script), seconds=SECONDS)
+            done = run_command("sbatch", *options, *file, text="" if file else str(script), seconds=SECONDS)
     except BaseException:  # interrupted, or no answer in time: the job may have been taken
         with contextlib.suppress(ClusterError):
             cancel_job(f"--name={name}")
@@ -72,7 +72,7 @@ def submit_script(script: str | Path, name: str, profile: ClusterProfile, plan: 
         with contextlib.suppress(ClusterError):  # a wrapper failed after it was taken; other numbers are of a greeting
             cancel_job(*_SENTENCE.findall(done.stdout)[-1:])
         raise _refusal(slurm_error(done), profile, name)
-    printed = slurm_words(f"{done.stdout}\n{done.stderr}") or "nothing"
+    printed = slurm_message(f"{done.stdout}\n{done.stderr}") or "nothing"
     raise ClusterError(f"sbatch on {profile.name} printed no job number, but: {printed[:300]}. {_taken_back(name)}")
 
 
