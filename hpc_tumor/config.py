@@ -122,8 +122,8 @@ class Recipe(Settings):
     )
     loss: str | None = Field(
         None,
-        description="cross-entropy or focal for classification; bce, dice-bce, dice-ce or focal for segmentation; absent:"
-        " the task's published loss",
+        description="cross-entropy or focal for classification; bce, dice-bce, dice-ce or focal for segmentation;"
+        " absent: the task's published loss",
     )
     class_weights: Annotated[Literal["balanced"] | tuple[float, ...] | None, BeforeValidator(_weights)] = Field(
         None,

@@ -61,8 +61,8 @@ class Facts:
         if self.weights_lost is None:
             return []
         return [
-            f"{self.run} was {describe_lost_weights(self.weights_lost)}. Those of epoch {self.epoch}, its last, are used"
-            f" here, too. To train it again: hpc-tumor rerun {self.run}"
+            f"{self.run} was {describe_lost_weights(self.weights_lost)}. Those of epoch {self.epoch}, its last, are"
+            f" used here, too. To train it again: hpc-tumor rerun {self.run}"
         ]
 
 
