@@ -170,5 +170,5 @@ def test_weights_are_typed_with_commas(typed: str) -> None:
     assert resolve(values).recipe.class_weights == (1, 2, 0.5)
     for wrong in ("foo", "1;2;3", "true"):
         values = merge(values, parse_assignments([f"class_weights={wrong}"]))
-        with pytest.raises(UsageError, match=r"^--set: recipe.class_weights = .*: write balanced, or numbers"):
+        with pytest.raises(UsageError, match=r"^--set: recipe.class_weights = .*: give balanced or comma"):
             resolve(values)

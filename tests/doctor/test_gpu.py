@@ -35,14 +35,14 @@ def test_v100_and_a_build_for_cuda_13() -> None:
     (found,) = check_model(NEW, "V100 PCIe 32 GB", "orfeo-gpu")
     assert found.level == "error"
     assert "(sm_70)" in found.text
-    assert "for CUDA 13.0 has no code for it, only for sm_75 to sm_120" in found.text
+    assert "for CUDA 13.0, which supports sm_75 to sm_120" in found.text
     assert "CUDA 12.6" in found.way_out
 
 
 def test_v100_and_a_build_for_cuda_12_6() -> None:
     (found,) = check_model(OLD, "V100 PCIe 32 GB", "orfeo-gpu")
     assert found.level == "ok"
-    assert "float16, for they have no bfloat16" in found.text
+    assert "float16 (no bfloat16)" in found.text
 
 
 def test_a_gpu_that_is_newer_than_the_build() -> None:
@@ -120,7 +120,7 @@ def test_precision_is_what_training_chooses(monkeypatch: pytest.MonkeyPatch, cap
 def test_gpus_that_fit_say_so_in_two_lines() -> None:
     found = check_gpus(machine(NEW, A100, A100))
     assert levels(found) == ["ok", "ok"]
-    assert found[0].text == "2 × NVIDIA A100-SXM4-40GB: this torch has code for sm_80"
+    assert found[0].text == "2 × NVIDIA A100-SXM4-40GB: torch supports sm_80"
     assert "bfloat16" in found[1].text
 
 

@@ -119,7 +119,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (found,) = check_writing(tmp_path, try_writing(tmp_path))
     assert found.level == "error"
     assert "Disk quota exceeded" in found.text
-    assert "make room" in found.way_out
+    assert "free some space" in found.way_out
 
 
 def test_clocks_and_slow_disks_are_warned_of() -> None:

@@ -111,7 +111,7 @@ def test_a_run_without_any_record(tmp_path: Path, made_up: MadeUpSlurm) -> None:
     runs = [made_run(tmp_path / "runs", finished=False), RunDir.create(tmp_path / "runs", small_experiment())]
     found = read_efficiency(runs)
     assert [(run.time, run.memory, run.cpus, run.starts) for run in found] == [(None, None, None, 0)] * 2
-    assert advise(found).words == ("no run has trained long enough to tell",)
+    assert advise(found).words == ("no run has trained long enough for advice",)
     assert advise(found).options == ""
     assert runs_table(found).rows[0][0] == runs[0].name
     assert run_table(found[1]).rows[0] == ("time", "", "", "")
@@ -173,7 +173,7 @@ def test_runs_on_this_machine_have_asked_for_nothing(tmp_path: Path, made_up: Ma
 def test_what_fits_is_left() -> None:
     advice = advise([one()])
     assert advice.options == ""
-    assert advice.words == ("what was asked for fits: leave it",)
+    assert advice.words == ("the request fits the usage: no change needed",)
 
 
 @pytest.mark.parametrize(

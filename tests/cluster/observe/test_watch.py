@@ -266,7 +266,7 @@ def test_the_test_job_of_doctor_is_asked_about_as_seldom(tmp_path: Path, squeue:
     clock.at = [(PATIENCE + 20, lambda: (squeue / "squeue.says").write_text(""))]
     outcome = try_on_node(profile, make_plan(profile, 1), tmp_path, None, said.append)
     assert (outcome.waited, outcome.state) == (True, "PENDING")
-    assert "is queued: jobs of higher priority go first" in said[-1]
+    assert "is queued: waiting for jobs of higher priority" in said[-1]
     assert questions(squeue, "scancel") == 1
     assert 10 < questions(squeue) <= (clock.now - 1_000) / WATCH_SECONDS + 1
     assert [path.name for path in tmp_path.iterdir()] == ["bin"]
