@@ -152,7 +152,7 @@ def test_unknown_suggests_the_nearest() -> None:
         ("classification", {"recipe": {"loss": "dice-bce"}}, "is not for classification"),
         ("segmentation", {"recipe": {"epochs": 3, "warmup_epochs": 3}}, "warmup_epochs = 3 of 3 epochs"),
         ("segmentation", {"recipe": {"early_stopping": 2}, "data": {"val_fraction": 0}}, "needs a validation part"),
-        ("segmentation", {"best_by": "fnr"}, "is no score of segmentation to choose by"),
+        ("segmentation", {"best_by": "fnr"}, "cannot choose the best epoch of segmentation"),
         ("segmentation", {"best_by": "accuracy"}, "choose loss, dice, iou, precision or recall"),
         ("segmentation", {"best_by": "accuracy_WT"}, "choose loss, dice, iou, precision or recall"),
         ("classification", {"best_by": "dice"}, "choose loss, accuracy"),

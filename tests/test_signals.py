@@ -166,7 +166,7 @@ def test_a_second_interrupt_does_not_reach_what_takes_the_job_back(slurm: Path, 
     done = hpc_tumor_command(slurm, *submit)
     assert (done.returncode, queued(slurm)) == (130, set())
     lines = done.stderr.splitlines()
-    assert lines[0].startswith("interrupted: what is being submitted")
+    assert lines[0].startswith("interrupted: recording or cancelling")
     assert "printed no job number, but: A job 40" in lines[-2]
     assert lines[-2].endswith("was cancelled.")
     assert not (slurm / "runs").exists()

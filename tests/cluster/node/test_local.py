@@ -102,7 +102,7 @@ def test_runs_go_one_after_another(submit: Submit) -> None:
     wait_for(lambda: "started" in events(first))
     states = read_states([first, second, third])
     assert [state.state for state in states] == ["running", "queued", "queued"]
-    assert states[2].reason == "waits for 2 earlier runs on this machine"
+    assert states[2].reason == "waiting for 2 earlier runs on this machine"
     cancel(states[1])  # while it waits
     cancel(states[0])  # at work: it saves, and the next one goes on
     wait_for(lambda: state_of(third) == "finished")

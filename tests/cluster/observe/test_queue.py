@@ -120,7 +120,7 @@ def test_silence_of_a_running_job_is_named(tmp_path: Path, made_up: MadeUpSlurm)
     assert state_of(run) == ("running", "running for 30 min without a heartbeat yet")
     run.write_status(state="training")
     os.utime(run.status, (time.time() - 1200,) * 2)
-    assert state_of(run) == ("running", "no heartbeat for 20 min: it may hang")
+    assert state_of(run) == ("running", "no heartbeat for 20 min: it may be hanging")
 
 
 @pytest.mark.parametrize(
@@ -423,5 +423,5 @@ def test_ages_are_told_whatever_the_clocks_of_the_nodes_say(tmp_path: Path, made
     assert age(node=-3600, stamp=0) == (0, "")
     assert age(node=3600, stamp=3600) == (0, "")  # as on CephFS, where the node stamps
     assert age(node=-3600, stamp=-3600) == (0, "")
-    assert age(node=0, stamp=-900, behind=900) == (900, "no heartbeat for 15 min: it may hang")
-    assert age(node=-3600, stamp=-4500, behind=900) == (900, "no heartbeat for 15 min: it may hang")
+    assert age(node=0, stamp=-900, behind=900) == (900, "no heartbeat for 15 min: it may be hanging")
+    assert age(node=-3600, stamp=-4500, behind=900) == (900, "no heartbeat for 15 min: it may be hanging")

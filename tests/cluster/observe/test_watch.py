@@ -194,7 +194,7 @@ def test_following_a_run_that_waits_on_this_machine_says_for_how_many(
     tickets(run.name)
     clock.at = [(10, lambda: finish(run))]
     follow_log(run, rank=0)
-    assert "queued: waits for 1 earlier run on this machine" in capsys.readouterr().err
+    assert "queued: waiting for 1 earlier run on this machine" in capsys.readouterr().err
 
 
 def test_a_window_is_shown_what_changes_while_it_is_watched(

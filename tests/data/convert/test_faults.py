@@ -160,7 +160,7 @@ def test_a_disk_that_is_really_full(tmp_path: Path, small_disk: Path, kind: str,
         tmp_path / "raw", kind, 12 if kind == "brats" else 40, 1, shape=(48, 48, 16) if kind == "brats" else None
     )
     store = small_disk / "s.zarr"
-    with pytest.raises(DataError, match=r"could not be stored in .*s\.zarr: the disk is full on its disk\. ") as caught:
+    with pytest.raises(DataError, match=r"could not be stored in .*s\.zarr: no space is left on its disk\. ") as caught:
         prepare(tmp_path / "raw", store, workers=count)
     assert caught.value.exit_code == 3
     if kind == "brats":

@@ -197,7 +197,7 @@ def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: bool
     with monkeypatch.context() as full:
         for module in (nodes, convert):
             full.setattr(module, "write_file", write_file)
-        with pytest.raises(DataError, match=r"could not be stored in .*s\.zarr: the disk is full") as caught:
+        with pytest.raises(DataError, match=r"could not be stored in .*s\.zarr: no space is left") as caught:
             prepare(source, store, images=images)
     assert ("Nothing was left behind" in str(caught.value)) == (not store.exists())
     assert ("What was committed stays" in str(caught.value)) == store.exists()
