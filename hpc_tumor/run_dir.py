@@ -242,7 +242,7 @@ def find_runs(runs: Path, patterns: list[str] | None = None) -> list[RunDir]:
         UsageError: the runs folder does not exist, or a pattern matches no run.
     """
     if not runs.is_dir():
-        raise UsageError(f"the runs folder {runs} does not exist. Submit a run first, or choose another with --runs.")
+        raise UsageError(f"no runs folder at {runs}. Submit a run first, or choose another with --runs.")
     existing = [RunDir(path) for path in sorted(runs.iterdir()) if is_run(path)]
     if not patterns or patterns == ["all"]:
         return existing

@@ -81,7 +81,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def user_configuration() -> dict[str, Any]:
     """Read the user's `config.toml`: `cluster`, `account`, `runs` and sections of settings; empty without a file."""
-    path = _user_file()
+    path = user_directory() / "config.toml"
     contents = read_toml(path) if path.is_file() else {}
     for key in _USER_KEYS:
         if key in contents and not isinstance(contents[key], str):
@@ -162,7 +162,7 @@ def resolve(
     """
     from hpc_tumor.models import MODELS
 
-    path = str(_user_file())
+    path = str(user_directory() / "config.toml")
     user = {key: value for key, value in user_configuration().items() if key not in _USER_KEYS}
     layers: list[tuple[Mapping[str, Any], Callable[[str], str]]] = [
         (settings_in(user, path), lambda name: path),
@@ -195,10 +195,6 @@ def holds(values: Mapping[str, Any], dotted: str) -> bool:
             return False
         inner = inner[key]
     return True
-
-
-def _user_file() -> Path:
-    return user_directory() / "config.toml"
 
 
 def settings_in(contents: dict[str, Any], where: str) -> dict[str, Any]:

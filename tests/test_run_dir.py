@@ -93,7 +93,7 @@ def test_runs_are_found_by_name_part_and_glob(tmp_path: Path) -> None:
     assert [run.name for run in find_runs(tmp_path, ["bbbbbb", names[0]])] == names[:2]
     with pytest.raises(UsageError, match=r"no run in .* matches 'vit'"):
         find_runs(tmp_path, ["cnn", "vit"])
-    with pytest.raises(UsageError, match="the runs folder"):
+    with pytest.raises(UsageError, match="no runs folder"):
         find_runs(tmp_path / "elsewhere")
 
 

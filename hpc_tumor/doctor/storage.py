@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from hpc_tumor.cluster.describe.profiles import LOCAL
@@ -63,16 +62,9 @@ def check_writing(runs: Path, trial: Trial) -> list[Finding]:
     return findings or [ok("writing, syncing, replacing and locking files works for runs")]
 
 
-@dataclass(frozen=True)
-class _FileSystem:
-    names: tuple[str, ...]
-    path: Path
-    room: Room
-
-
 def _room(runs: Path, store: Path | None) -> list[Finding]:
     """Report the free space of each file system."""
-    file_systems: list[_FileSystem] = []
+    file_systems: dict[tuple[str, Path, str], tuple[tuple[str, ...], Path, Room]] = {}
     findings = []
     home = home_directory()
     if home is None:
@@ -86,13 +78,10 @@ def _room(runs: Path, store: Path | None) -> list[Finding]:
             way = "choose another folder, or ask an administrator"
             findings.append(error(f"{name} {path}: {problem.strerror}", way))
             continue
-        identity = (room.kind, room.mount, room.quota)
-        same = next((fs for fs in file_systems if (fs.room.kind, fs.room.mount, fs.room.quota) == identity), None)
-        if same is None:
-            file_systems.append(_FileSystem((name,), path, room))
-        else:
-            file_systems[file_systems.index(same)] = _FileSystem((*same.names, name), same.path, room)
-    return [*findings, *(judge_room(fs.names, fs.path, fs.room) for fs in file_systems)]
+        key = (room.kind, room.mount, room.quota)
+        names, first, _ = file_systems.get(key, ((), path, room))
+        file_systems[key] = ((*names, name), first, room)
+    return [*findings, *(judge_room(*file_system) for file_system in file_systems.values())]
 
 
 def judge_room(names: Sequence[str], path: Path, room: Room) -> Finding:

@@ -109,10 +109,11 @@ def _requeue_warned(run: RunDir, job: JobRecord, events: Sequence[Event]) -> int
     reached = _last_checkpoint(events)
     if plan.total is not None and _minutes_used(events, plan) >= plan.total:
         _cancel_chain(job.chain)
-        _stop(run, f"the requested {hours(plan.total)} are used up: {_RESUME}")
+        run.add_event("stopped", reason=f"the requested {hours(plan.total)} are used up: {_RESUME}")
     elif _tries(events, "warned", reached) > MOST_WARNINGS:
         _cancel_chain(job.chain)
-        _stop(run, f"{MOST_WARNINGS} starts in a row were too short to make progress: request more --time")
+        reason = f"{MOST_WARNINGS} starts in a row were too short to make progress: request more --time"
+        run.add_event("stopped", reason=reason)
     else:
         _requeue(run, job, because="warned", reason="time limit or preemption", at=reached)
     return 0
@@ -173,7 +174,7 @@ def _requeue(run: RunDir, job: JobRecord, because: str, reason: str, **more: Any
         refused = ""
     if refused:
         if because == "warned":
-            _stop(run, f"the time limit was reached and {refused}: {_RESUME}")
+            run.add_event("stopped", reason=f"the time limit was reached and {refused}: {_RESUME}")
         return
     with suppress(OSError):  # a full disk must not prevent the requeue
         run.add_event("requeued", restart=start_number(job) + 1, because=because, reason=reason, **more)
@@ -182,7 +183,7 @@ def _requeue(run: RunDir, job: JobRecord, because: str, reason: str, **more: Any
     try:
         _request_requeue()
     except ClusterError as error:  # SLURM requeues a preempted job itself, whatever is recorded here
-        _stop(run, f"SLURM did not requeue the job ({error}): {_RESUME}")
+        run.add_event("stopped", reason=f"SLURM did not requeue the job ({error}): {_RESUME}")
         return
     time.sleep(_END_SECONDS)
 
@@ -197,10 +198,6 @@ def _request_requeue() -> None:
             if time.monotonic() > end or isinstance(error, slurm.RefusedError | slurm.CommandMissingError):
                 raise
             time.sleep(3)
-
-
-def _stop(run: RunDir, reason: str) -> None:
-    run.add_event("stopped", reason=reason)
 
 
 def _cancel_chain(jobs: Sequence[str]) -> None:

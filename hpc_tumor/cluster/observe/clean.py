@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -294,13 +294,8 @@ def _statuses(path: Path) -> Iterator[os.stat_result]:
         own = path.lstat()
         yield own
         if stat.S_ISDIR(own.st_mode):
-            for entry in _entries(path):
-                yield from _statuses(Path(entry.path))
-
-
-def _entries(path: Path) -> Iterable[os.DirEntry[str]]:
-    with os.scandir(path) as entries:
-        return list(entries)
+            for entry in path.iterdir():
+                yield from _statuses(entry)
 
 
 def _inside(folder: Path, pattern: str) -> list[Path]:

@@ -217,7 +217,8 @@ def _gpus(ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
     own = [rank["gpu"] for rank in ranks if isinstance(rank.get("gpu"), dict)]
     if not own:
         return {}
-    watched = [gpu for rank in ranks for gpu in _list(rank.get("watched")) if isinstance(gpu, dict)]
+    lists = [rank["watched"] for rank in ranks if isinstance(rank.get("watched"), list)]
+    watched = [gpu for gpus in lists for gpu in gpus if isinstance(gpu, dict)]
     samples = _sum(watched, "samples")
     busy = sum(_number(gpu, "busy") * _number(gpu, "samples") for gpu in watched)
     return {
@@ -226,10 +227,6 @@ def _gpus(ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "gpu_memory": max(_most(own, "reserved"), _most(watched, "memory")) / GB,
         "gpu_busy": busy / samples / 100 if samples else None,
     }
-
-
-def _list(value: object) -> list[Any]:
-    return value if isinstance(value, list) else []
 
 
 def _number(values: dict[str, Any], name: str) -> float:

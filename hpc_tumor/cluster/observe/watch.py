@@ -52,13 +52,11 @@ class Watch:
 
     def _read_files(self, since: float) -> list[RunState]:
         # read_states does not ask SLURM for local runs and finished ones.
-        without_slurm = [state.run for state in self.states if state.cluster == LOCAL or _has_ended(state)]
+        running = [state for state in self.states if state.state is State.RUNNING]
+        ended = {state.run.path for state in running if state.run.is_finished()}
+        without_slurm = [state.run for state in self.states if state.cluster == LOCAL or state.run.path in ended]
         states = {state.run.path: state for state in read_states(without_slurm)}
         return [states.get(state.run.path) or _with_progress(state, since) for state in self.states]
-
-
-def _has_ended(state: RunState) -> bool:
-    return state.state is State.RUNNING and state.run.is_finished()
 
 
 def _with_progress(state: RunState, since: float) -> RunState:
