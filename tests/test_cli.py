@@ -23,7 +23,7 @@ import typer
 
 import hpc_tumor
 from hpc_tumor import cli
-from hpc_tumor.cli.control import refuse_failures
+from hpc_tumor.cli.control import raise_failures
 from hpc_tumor.cluster.node.local_queue import take_ticket
 from hpc_tumor.cluster.observe.states import RunState, State
 from hpc_tumor.config import Experiment
@@ -548,13 +548,13 @@ def state(name: str, what: str) -> RunState:
 
 
 def test_having_waited_the_exit_code_says_how_it_went() -> None:
-    refuse_failures([state("a", "finished"), state("b", "finished")])
+    raise_failures([state("a", "finished"), state("b", "finished")])
     with pytest.raises(PartialFailure, match=r"1 of 2 runs did not finish. The first: b failed: because"):
-        refuse_failures([state("a", "finished"), state("b", "failed")])
+        raise_failures([state("a", "finished"), state("b", "failed")])
     with pytest.raises(TrainingError, match="a lost: because"):
-        refuse_failures([state("a", "lost")])
+        raise_failures([state("a", "lost")])
     with pytest.raises(TrainingError, match="2 of 2"):
-        refuse_failures([state("a", "failed"), state("b", "cancelled")])
+        raise_failures([state("a", "failed"), state("b", "cancelled")])
     assert (PartialFailure.exit_code, TrainingError.exit_code) == (5, 1)
 
 

@@ -100,11 +100,11 @@ def describe_partitions(facts: Facts) -> list[Finding]:
 def _closed(partition: Partition, account: str | None, qos: str | None) -> list[Finding]:
     if not partition.up:
         return [error(f"the partition {partition.name} is closed for now", "--partition NAME, or wait: sinfo tells")]
-    if account and not partition.lets_account(account):
+    if account and not partition.allows_account(account):
         only = f"only to {', '.join(partition.accounts)}: " if partition.accounts else ""
         text = f"the partition {partition.name} is not open to the account {account}"
         return [error(text, f"{only}--account, or another --partition")]
-    if qos and not partition.lets_qos(qos):
+    if qos and not partition.allows_qos(qos):
         way = f"--qos with one of {', '.join(partition.qos)}" if partition.qos else "--qos with another one"
         return [error(f"the QOS {qos} is not for {partition.name}", way)]
     return []

@@ -16,7 +16,7 @@ import pytest
 from launching import profile_with, small_experiment
 
 from hpc_tumor import cli
-from hpc_tumor.cluster.launch.private import submitting
+from hpc_tumor.cluster.launch.private import submission_lock
 from hpc_tumor.cluster.observe.clean import QUIET_SECONDS, Cleaning, clean
 from hpc_tumor.data.convert.target import identity_of, open_target
 from hpc_tumor.run_dir import RunDir
@@ -227,7 +227,7 @@ def test_nothing_goes_while_another_command_submits(tmp_path: Path) -> None:
     run = make_run(tmp_path / "runs")
     done: list[Cleaning] = []
     cleaning = threading.Thread(target=lambda: done.append(clean(tmp_path / "runs", delete=True)))
-    with submitting(tmp_path / "runs"):
+    with submission_lock(tmp_path / "runs"):
         cleaning.start()
         cleaning.join(0.3)
         assert run.last_checkpoint.exists()

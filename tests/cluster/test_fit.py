@@ -117,7 +117,7 @@ def test_what_only_the_profile_asks_for_is_lowered_and_said(site: Site) -> None:
 
 def test_nodes_that_differ() -> None:
     kinds = (NodeKind(1, 64, 100.0, 2), NodeKind(1, 32, 200.0, 2))
-    facts = Facts({"GPU": Partition("GPU", default=True, kinds=kinds)}, chosen_by_site=False)
+    facts = Facts({"GPU": Partition("GPU", default=True, kinds=kinds)}, has_submit_plugin=False)
     whole = profile_with(node={"cpus": 64, "memory_gb": 200})
     both = fit(whole, 4, facts).plan
     assert (both.nodes, both.cpus_per_task, both.memory_gb) == (2, 16, 100)

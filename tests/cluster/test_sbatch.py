@@ -15,8 +15,8 @@ from hpc_tumor.cluster.convert.command import conversion_on
 from hpc_tumor.cluster.describe.facts import Facts
 from hpc_tumor.cluster.describe.profiles import find_profile
 from hpc_tumor.cluster.launch import sbatch
-from hpc_tumor.cluster.launch.sbatch import job_number, submit_script
-from hpc_tumor.cluster.launch.submit import Wanted, submit_all
+from hpc_tumor.cluster.launch.sbatch import parse_job_id, submit_script
+from hpc_tumor.cluster.launch.submit import PlannedRun, submit_all
 from hpc_tumor.cluster.plan.plan import make_plan
 from hpc_tumor.cluster.slurm import read_queue
 from hpc_tumor.data.convert.prepare import prepare_dataset
@@ -64,7 +64,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     ],
 )
 def test_the_number_among_what_a_site_prints(printed: str, number: str | None) -> None:
-    assert job_number(printed) == number
+    assert parse_job_id(printed) == number
 
 
 def test_all_that_is_submitted_finds_its_number(site: Site, tmp_path: Path) -> None:
@@ -72,10 +72,10 @@ def test_all_that_is_submitted_finds_its_number(site: Site, tmp_path: Path) -> N
     banner = BANNER.replace("\n", "\\n") + "\\351t\\351\\n"
     cancelled = site(f"printf '{banner}'; echo Submitted batch job 4242; echo 5 more; cat > /dev/null")
     for count in (1, 2):
-        wanted = [Wanted(small_experiment(seed=seed), PLAN) for seed in range(count)]
+        wanted = [PlannedRun(small_experiment(seed=seed), PLAN) for seed in range(count)]
         submitted = submit_all(wanted, PROFILE, tmp_path / f"runs-{count}")
-        assert submitted.refused is None
-        assert [item.job_id for item in submitted.done] == (["4242"] if count == 1 else ["4242_0", "4242_1"])
+        assert submitted.error is None
+        assert [item.job_id for item in submitted.started] == (["4242"] if count == 1 else ["4242_0", "4242_1"])
     said: list[str] = []
     make_phantom(tmp_path / "raw", "brats", 1, 1, shape=(32, 32, 12))
     convert = conversion_on(str(LOCAL_TEST), 1, said.append)
