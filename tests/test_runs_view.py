@@ -134,7 +134,7 @@ def test_logs_of_several_runs_are_for_errors_alone(
     (runs[1].logs / "rank-0.0.error.txt").write_text("Traceback\n")
     at = ["--runs", str(tmp_path)]
     assert cli.main(["logs", "unet", *at]) == 2
-    assert "fits 3 runs" in capsys.readouterr().err
+    assert "matches 3 runs" in capsys.readouterr().err
     assert cli.main(["logs", "unet", *at, "--errors"]) == 0
     said = capsys.readouterr()
     assert said.out.startswith(f"=== {runs[1].name}\na reason\n(the traceback of rank 0: ")

@@ -270,5 +270,5 @@ def test_what_cannot_be_removed_is_named(
     monkeypatch.setattr(Path, "unlink", refuse)
     assert cli.main(["clean", "--runs", str(tmp_path / "runs"), "--delete"]) == 5
     shown = capsys.readouterr()
-    assert "1 leftover could not be removed. The first, " in shown.err
+    assert "1 file could not be removed. The first, " in shown.err
     assert "last.pt: Permission denied" in shown.err

@@ -156,8 +156,8 @@ def test_the_same_request_again_starts_only_what_is_missing(
     capsys.readouterr()
     launch.submit(LaunchPlan(wanted(range(4), profile)), profile, runs)
     said = capsys.readouterr().err
-    assert "2 of 4 runs are there already (2 finished)" in said
-    assert "1 run that ended without a result will go on" in said
+    assert "2 of 4 runs exist already (2 finished)" in said
+    assert "1 run that ended without a result will resume" in said
     assert len(find_runs(runs)) == 4
     assert [(read_json(run.job) or {})["job_id"] for run in (first, second)] == before
     job = read_json(third.job) or {}
@@ -166,7 +166,7 @@ def test_the_same_request_again_starts_only_what_is_missing(
     for run in find_runs(runs):
         finish(run)
     launch.submit(LaunchPlan(wanted(range(4), profile)), profile, runs)
-    assert "nothing is missing" in capsys.readouterr().err
+    assert "all runs exist already" in capsys.readouterr().err
     launch.submit(LaunchPlan(wanted(range(4), profile)), profile, runs, again=True)
     assert len(find_runs(runs)) == 8
 
@@ -177,7 +177,7 @@ def test_the_same_run_twice_is_refused(tmp_path: Path, sbatch: Path, capsys: pyt
     launch.submit(planned, profile, runs)
     (run,) = find_runs(runs)
     finish(run)
-    with pytest.raises(UsageError, match=rf"{run.name} has the very same settings and data, and has finished"):
+    with pytest.raises(UsageError, match=rf"{run.name} has the same settings and data and has finished"):
         launch.submit(planned, profile, runs)
     launch.submit(LaunchPlan(wanted(range(7, 8), profile)), profile, runs)  # another seed is another run
     atomic.write_json(run.provenance, {"store": {"fingerprint": "of other data"}})
@@ -241,10 +241,10 @@ def test_what_may_still_go_on_is_not_resumed(tmp_path: Path, sbatch: Path) -> No
     run = submit_all(wanted(range(1), profile), profile, runs).started[0].run
     job = read_json(run.job) or {}
     sbatch.with_name("squeue").write_text("#!/bin/sh\nexit 1\n")
-    with pytest.raises(UsageError, match="SLURM does not say whether"):
+    with pytest.raises(UsageError, match="SLURM does not answer, so"):
         resume_run(run)
     run.add_event("requeued", because="warned")
-    with pytest.raises(UsageError, match="SLURM does not say whether"):
+    with pytest.raises(UsageError, match="SLURM does not answer, so"):
         resume_run(run)
     sbatch.with_name("squeue").write_text("#!/bin/sh\n")
     atomic.write_json(run.job, {**job, "job_id": None, "submitted": time.time()})  # by a command that waits for sbatch
@@ -287,7 +287,7 @@ def test_what_others_may_not_see_is_not_submitted_by_them(tmp_path: Path, sbatch
     profile, runs = profile_with(environment={"variables": {"SITE_TOKEN": SECRET}}), tmp_path / "runs"
     run = submit_all(wanted(range(1), profile), profile, runs).started[0].run
     (run.submission / "profile.json").unlink()  # which others cannot read
-    with pytest.raises(UsageError, match=r"others may not see \(SITE_TOKEN\)"):
+    with pytest.raises(UsageError, match=r"with secret settings \(SITE_TOKEN\)"):
         launch.rerun([run], yes=True)
 
 
@@ -300,7 +300,7 @@ def test_only_as_many_as_the_queue_takes(tmp_path: Path, sbatch: Path, capsys: p
     assert len(find_runs(runs)) == 3
     assert "4 runs not submitted" in capsys.readouterr().err
     squeue.write_text("#!/bin/sh\nseq 5\n")
-    with pytest.raises(ClusterError, match="0 places of them are free"):
+    with pytest.raises(ClusterError, match="0 more can be queued"):
         launch.submit(LaunchPlan(wanted(range(7, 9), profile)), profile, runs)
 
 
@@ -339,11 +339,11 @@ def test_what_is_known_to_fail_is_not_resumed(
 
 
 REFUSED = {
-    "a path that SLURM misreads": "mean something else to SLURM",
+    "a path that SLURM misreads": "cannot contain a backslash",
     "a file": "is not a folder",
     "a folder of code that is a link": "not a folder of yours",
-    "what is there": "has the very same settings and data",
-    "a full queue": "0 places of them are free",
+    "what is there": "has the same settings and data",
+    "a full queue": "0 more can be queued",
 }
 
 
@@ -420,7 +420,7 @@ def test_a_damaged_snapshot_is_written_anew_and_said(tmp_path: Path, capsys: pyt
     for damaged in (whole[:1000], b"", bytes(flipped)):
         path.write_bytes(damaged)
         assert snapshot.take_snapshot(tmp_path).read_bytes() == whole
-        assert f"{path} was damaged: it is written anew" in " ".join(capsys.readouterr().err.split())
+        assert f"{path} was damaged and has been rewritten" in " ".join(capsys.readouterr().err.split())
     snapshot.take_snapshot(tmp_path)
     assert capsys.readouterr().err == ""
 
@@ -451,7 +451,7 @@ def test_two_commands_at_the_same_moment_start_a_run_once(tmp_path: Path, sbatch
     both = [subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     said = [process.communicate()[1] for process in both]
     assert sorted(process.returncode for process in both) == [0, 1]
-    assert any("has the very same settings and data, and is unknown" in text for text in said), said
+    assert any("has the same settings and data and is unknown" in text for text in said), said
     assert len(find_runs(tmp_path / "runs")) == 1
 
 
@@ -463,7 +463,7 @@ def test_a_file_system_without_locks_is_said(
 
     monkeypatch.setattr(fcntl, "flock", flock)
     launch.submit(LaunchPlan(wanted(range(1), profile_with())), profile_with(), tmp_path / "runs")
-    assert "has no locks: submit there with one command at a time" in " ".join(capsys.readouterr().err.split())
+    assert "has no file locks: run only one submit command there at a time" in " ".join(capsys.readouterr().err.split())
     assert len(find_runs(tmp_path / "runs")) == 1
 
 
@@ -472,5 +472,5 @@ def test_what_still_goes_on_is_not_rerun(tmp_path: Path, sbatch: Path) -> None:
     run = submit_all(wanted(range(1), profile), profile, runs).started[0].run
     name = (read_json(run.job) or {})["job_name"]
     sbatch.with_name("squeue").write_text(f"#!/bin/sh\necho '1|{name}|RUNNING|1:00|1|N/A|n1|None'\n")
-    with pytest.raises(UsageError, match="is running: it can be trained again once it has ended"):
+    with pytest.raises(UsageError, match="is running: it can be rerun once it has ended"):
         launch.rerun([run], yes=True)

@@ -90,7 +90,9 @@ def test_a_stored_case_whose_content_went_stays(tmp_path: Path, images: bool, ab
     assert [case for case, _ in summary.failed] == summary.still_stored == [name]
     assert name in Store.open(tmp_path / "s.zarr").case_ids
     said = str(failed_cases_error(summary))
-    assert said.startswith(f"1 of {before.cases} cases refused, see above (1 of them stays in the store")
+    assert said.startswith(
+        f"1 of {before.cases} cases could not be converted, see above; 1 of them remains in the store"
+    )
     fresh = prepare(source, tmp_path / "s.zarr", overwrite=True)
     assert (fresh.cases, fresh.still_stored) == (before.cases - 1, [])
 
@@ -400,7 +402,7 @@ def test_what_is_not_taken_is_counted_and_named_where_it_looks_like_data(
     assert json.loads(shown.out)["not_taken"] == {
         ".txt": 2, ".nii.gz": 1, ".png": 1, ".zip": 1, "hidden": 1, "pipe, socket or device": 1, "without suffix": 1
     }  # fmt: skip
-    assert "not taken: 2 .txt, 1 .nii.gz, 1 .png, 1 .zip, 1 hidden, 1 pipe" in shown.err
+    assert "skipped: 2 .txt, 1 .nii.gz, 1 .png, 1 .zip, 1 hidden, 1 pipe" in shown.err
     for words in ("archive not unpacked: more.zip", "DICOM file, such as series/IM0001", "_adc.nii.gz"):
         assert sum(words in line for line in shown.err.splitlines()) == 1, words
         assert any(words in note for note in json.loads(shown.out)["notes"])

@@ -79,7 +79,7 @@ def test_images_of_the_run_are_marked_and_the_accuracy_is_over_the_others(
         assert row["known_as"] == (wanted["known_as"] or "")
     assert predict(cnn_run, images, tmp_path / "again") == 0
     said = capsys.readouterr().out
-    assert f"known to the run: {60 - len(new)} of 60 images ({trained} trained on," in said
+    assert f"seen in training: {60 - len(new)} of 60 images ({trained} trained on," in said
 
 
 def test_copies_under_other_names_are_known(
@@ -217,7 +217,7 @@ def test_patients_of_the_run_are_marked_and_the_mean_is_over_the_others(
     assert predict(unet_run, patients, tmp_path / "again") == 0
     said = capsys.readouterr().out
     assert "mean Dice of 1 new patient with labels" in said
-    assert "known to the run: 4 of 5 patients (3 trained on, 1 validated on), counted in no mean" in said
+    assert "seen in training: 4 of 5 patients (3 trained on, 1 validated on), excluded from the means" in said
 
 
 def test_copies_of_patients_under_other_names_are_known(

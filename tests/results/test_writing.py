@@ -46,7 +46,7 @@ def test_tables_figures_and_report(runs: Path, capsys: pytest.CaptureFixture[str
     before = names(output / "figures")
     assert cli.main(["collect", str(runs), "--output", str(output), "--model", "cnn"]) == 0
     said = capsys.readouterr()
-    assert "2 finished runs left out by --model or --where" in said.err
+    assert "2 finished runs excluded by --model or --where" in said.err
     assert "Segmentation" not in said.out
     after = names(output / "figures")
     assert after < before

@@ -41,8 +41,8 @@ def require_sbatch(profile: ClusterProfile, alternative: str) -> None:
     """Raise ClusterError if the profile needs sbatch and this machine has none."""
     if profile.name != LOCAL and shutil.which("sbatch") is None:
         raise ClusterError(
-            f"the cluster profile {profile.name} needs sbatch, which this machine does not have: log in to the cluster,"
-            f" or {alternative}."
+            f"no sbatch on this machine, which the cluster profile {profile.name} needs: log in to the cluster, or"
+            f" {alternative}."
         )
 
 

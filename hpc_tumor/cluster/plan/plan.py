@@ -228,7 +228,7 @@ def _walltime(profile: ClusterProfile, asked: str | int | None) -> tuple[int, in
     try:
         minutes = LimitSettings(walltime=asked).walltime
     except ValueError:
-        raise UsageError(f"--time {asked} is not a duration: write 02:00:00, 1-12:00:00, 90m or 2h.") from None
+        raise UsageError(f"--time {asked} is not a time: write 02:00:00, 1-12:00:00, 90m or 2h.") from None
     return (minutes, None) if minutes <= limit else (limit, minutes)
 
 
