@@ -56,7 +56,7 @@ def prepare_data(
 ) -> None:
     """Convert raw scans to a Zarr store. Only new and changed cases are converted.
 
-    With --cluster, a SLURM array converts, each task with 1 GB per CPU, and the command waits for it.
+    With --cluster, a SLURM array converts the cases, by default with 1 GB per CPU, and the command waits for it.
 
     --labels sets the label numbers of segmentations whose case names do not tell their edition.
 

@@ -162,7 +162,7 @@ OneRun = Annotated[
 ]
 Patterns = Annotated[
     list[str],
-    argument("RUN", "Runs by name, glob, network or part of the name; 'all' for all.", autocompletion=complete_runs),
+    argument("RUN", "Runs by name, glob, network or part of the name, or 'all'.", autocompletion=complete_runs),
 ]
 AnyPatterns = Annotated[
     list[str] | None,

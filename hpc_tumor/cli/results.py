@@ -124,10 +124,13 @@ def predict(
 
     Writes CASE-seg.nii.gz for each patient, in the space of its scans, or predictions.csv for images.
 
-    Label numbers follow --labels, else the edition that the case names tell, else that of the training data.
+    --labels sets the label numbers to write, and to read if a case name does not tell its edition.
 
-    Labelled patients, and images in class folders, are scored. Cases that the run trained or validated on are marked
-    and excluded from means.
+    Without it, labels are written as in the edition of the case name, else as in the training data.
+
+    Labelled patients, and images in class folders, are scored.
+
+    Cases that the run trained or validated on are marked, and excluded from means.
 
     Examples:
 
