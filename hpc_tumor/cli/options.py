@@ -125,10 +125,9 @@ SplitSettings = Annotated[
 Edition = Annotated[
     str | None,
     option(
-        "--labels", value="EDITION", autocompletion=complete_editions,
-        text="Edition that defines the label numbers: brats-2023, msd …",
+        "--labels", value="EDITION", autocompletion=complete_editions, text="Edition of label numbers: brats-2023 …"
     ),
-]  # fmt: skip
+]
 Cluster = Annotated[
     str | None,
     option(
@@ -151,10 +150,9 @@ Runs = Annotated[Path | None, option("--runs", value="DIR", text="Folder of the 
 State = Annotated[
     str | None,
     option(
-        "--state", value="STATE,...", autocompletion=complete_states,
-        text="Only runs in these states: failed, running …; open or ended.",
+        "--state", value="STATE,...", autocompletion=complete_states, text="States: failed, running …; open or ended."
     ),
-]  # fmt: skip
+]
 Yes = Annotated[bool, flag("--yes", "-y", text="Do not ask for confirmation.")]
 OneRun = Annotated[
     str,

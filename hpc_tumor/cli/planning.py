@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpc_tumor.cluster.describe.profiles import LOCAL, default_profile, find_profile
 from hpc_tumor.cluster.launch.submit import PlannedRun
-from hpc_tumor.cluster.plan.plan import OPTIONS, Plan, check_gpus, make_plan, refuse_options
+from hpc_tumor.cluster.plan.plan import OPTIONS, Plan, divide_gpus, make_plan, refuse_options
 from hpc_tumor.config import ClusterProfile, Experiment, check_sbatch_options
 from hpc_tumor.console import out
 from hpc_tumor.errors import UsageError
@@ -40,7 +40,7 @@ def choose_profile(cluster: str | None, gpus: int | None = None) -> ClusterProfi
         profile, why = default_profile()
         out.note(why)
     if gpus is not None and gpus > 0:
-        check_gpus(profile, gpus)
+        divide_gpus(profile, gpus)
     return profile
 
 

@@ -177,18 +177,15 @@ def discovery_lines(discovery: Discovery) -> list[tuple[str, str]]:
     gpus = f"{counted(node.gpus, 'GPU')}{model}" if node.gpus else "no GPUs"
     jobs = ((limits.nodes, "nodes"), (limits.running_jobs, "running jobs"), (limits.queued_jobs, "queued jobs"))
     counts = "".join(f", {number} {unit}" for number, unit in jobs if number)
-    optional = [
-        ("account", slurm.account),
-        ("QOS", slurm.qos),
-        ("GPU type", slurm.gpu_type),
-        ("feature", slurm.constraint),
-    ]
+    optional = {
+        "account": slurm.account, "QOS": slurm.qos, "GPU type": slurm.gpu_type, "feature": slurm.constraint
+    }  # fmt: skip
     return [
         ("written", str(discovery.path)),
         ("partition", slurm.partition or ""),
         ("node", f"{gpus}, {node.cpus} CPUs, {node.memory_gb:.0f} GB"),
         ("limits", f"{hours(limits.walltime)}{counts}"),
-        *((name, value) for name, value in optional if value),
+        *((name, value) for name, value in optional.items() if value),
         *([("requeue", "disabled: long runs are chains of jobs")] if not slurm.requeue else []),
         *([("scratch", discovery.profile.environment.scratch)] if discovery.profile.environment.scratch else []),
     ]

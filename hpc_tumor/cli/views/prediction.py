@@ -26,9 +26,8 @@ def show_prediction(prediction: Prediction) -> None:
         out.warning(note)
     out.result(prediction_values(prediction), show=lambda: _show(prediction))
     unit = "patient" if prediction.facts.task == "segmentation" else "image"
-    out.note(
-        f"\nwritten: {prediction.output} ({counted(len(prediction.rows), unit)} in {duration(prediction.seconds)})"
-    )
+    count = counted(len(prediction.rows), unit)
+    out.note(f"\nwritten: {prediction.output} ({count} in {duration(prediction.seconds)})")
     if prediction.failed:
         raise _refused(prediction, unit)
 
@@ -39,13 +38,9 @@ def prediction_values(prediction: Prediction) -> dict[str, Any]:
     values: dict[str, Any] = {
         "run": facts.run, "model": facts.model, "epoch": facts.epoch, "weights_lost": facts.weights_lost,
         "task": facts.task, "device": prediction.device, "precision": prediction.precision, "output": prediction.output,
-        "seconds": prediction.seconds,
-    }  # fmt: skip
-    values |= {
-        "labelled": prediction.labelled,
-        "scored": prediction.scored,
+        "seconds": prediction.seconds, "labelled": prediction.labelled, "scored": prediction.scored,
         "known": known_counts(prediction.rows, prediction.told_by),
-    }
+    }  # fmt: skip
     if facts.task == "classification":
         values |= {"classes": facts.classes, "accuracy": prediction.accuracy}
     else:

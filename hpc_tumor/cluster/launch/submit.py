@@ -106,10 +106,7 @@ def submit_all(
     """Start runs, in new directories under `runs` or in their own; those with the same plan become one array.
 
     If SLURM refuses a job, earlier runs stay, the others leave nothing behind, and the result has the error.
-
-    Args:
-        at_once: limit of runs of an array at the same time; 0: unlimited.
-        max_array_tasks: limit of tasks in one array.
+    `at_once` limits the tasks of an array at the same time; 0: unlimited.
 
     Raises:
         UsageError: the runs directory cannot be used, or a plan does not match its experiment.

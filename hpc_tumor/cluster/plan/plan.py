@@ -123,7 +123,7 @@ def make_plan(
 
     Raises UsageError beyond the limits of the profile, with the limit or the nearest possible number of GPUs.
     """
-    nodes, tasks = _shape(profile, gpus)
+    nodes, tasks = divide_gpus(profile, gpus)
     if profile.name == LOCAL:
         refuse_options(
             "the run stays on this machine (--cluster local)", walltime=walltime, memory_gb=memory_gb,
@@ -184,19 +184,17 @@ def refuse_options(why: str, **options: object) -> None:
         )
 
 
-def check_gpus(profile: ClusterProfile, gpus: int) -> None:
-    """Raise UsageError for a number of GPUs that the profile does not allow, with the nearest that it does."""
-    _shape(profile, gpus)
-
-
 def _check_text(source: str, text: str | None) -> None:
     if text is not None and not (text.strip() and text.isprintable()):
         fault = "contains a control character" if text.strip() else "is empty"
         raise UsageError(f"{source} {text!r} {fault}.")
 
 
-def _shape(profile: ClusterProfile, gpus: int) -> tuple[int, int]:
-    """Return the nodes and the tasks per node: the fewest nodes, each with the same number of tasks."""
+def divide_gpus(profile: ClusterProfile, gpus: int) -> tuple[int, int]:
+    """Return the number of nodes, as few as possible, and of tasks on each of them.
+
+    Raises UsageError for a number of GPUs that the profile does not allow, with the nearest that it does.
+    """
     per_node = profile.node.gpus or profile.node.cpus
     limit = 1 if profile.name == LOCAL else profile.limits.nodes
 
