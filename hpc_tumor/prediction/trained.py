@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hpc_tumor.data.editions import EDITIONS, USUAL, Edition
 from hpc_tumor.errors import DataError, UsageError, unknown
 from hpc_tumor.models import MODELS, build_model
-from hpc_tumor.run_dir import Damage, RunDir, read_json, without_best
+from hpc_tumor.run_dir import Damage, RunDir, describe_lost_weights, read_json
 from hpc_tumor.system.resources import available_cpus
 from hpc_tumor.training.checkpoints.files import DamagedWeights, load_weights
 from hpc_tumor.training.recipe import choose_precision, prepare_backend
@@ -61,8 +61,8 @@ class Facts:
         if self.weights_lost is None:
             return []
         return [
-            f"{self.run} was {without_best(self.weights_lost)}. Those of epoch {self.epoch}, its last, are used here,"
-            f" too. To train it again: hpc-tumor rerun {self.run}"
+            f"{self.run} was {describe_lost_weights(self.weights_lost)}. Those of epoch {self.epoch}, its last, are"
+            f" used here, too. To train it again: hpc-tumor rerun {self.run}"
         ]
 
 

@@ -299,7 +299,7 @@ def test_nothing_half_written_is_left_on_a_full_disk(
 
     monkeypatch.setattr(atomic.os, "fsync", full)
     assert predict(unet_run, folders(patients)[0], tmp_path / "out") == 1
-    assert "no space is left" in capsys.readouterr().err
+    assert "the disk is full" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

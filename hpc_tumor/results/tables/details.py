@@ -11,7 +11,7 @@ from hpc_tumor.results.compare.measures import MAIN_SCORE, OF_STRUCTURES, measur
 from hpc_tumor.results.compare.statistics import Statistic
 from hpc_tumor.results.read.run_result import RunResult
 from hpc_tumor.results.tables.columns import interval, quartiles, whole
-from hpc_tumor.run_dir import without_best
+from hpc_tumor.run_dir import describe_lost_weights
 from hpc_tumor.table import NOTHING, Column, Table, fill
 from hpc_tumor.vocabulary import STRUCTURES
 
@@ -158,7 +158,7 @@ def _device(run: RunResult) -> str:
 
 def _remarks(run: RunResult, again: bool) -> list[str]:
     remarks = [*run.remarks, *(["ended early"] if run.stopped_early else [])]
-    remarks += [without_best(run.weights_lost)] if run.weights_lost else []
+    remarks += [describe_lost_weights(run.weights_lost)] if run.weights_lost else []
     return [*remarks, *(["run again: not counted"] if again else [])]
 
 

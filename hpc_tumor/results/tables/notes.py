@@ -9,7 +9,7 @@ from hpc_tumor.results.compare.comparison import Group
 from hpc_tumor.results.compare.measures import CASES, UNITS
 from hpc_tumor.results.compare.published import LEAKS, PUBLISHED
 from hpc_tumor.results.compare.statistics import RESAMPLES
-from hpc_tumor.run_dir import Damage, without_best
+from hpc_tumor.run_dir import Damage, describe_lost_weights
 from hpc_tumor.vocabulary import listed
 
 FEW = 10  # test cases, below which intervals are not to be relied on
@@ -82,7 +82,7 @@ def _lost(group: Group) -> Iterator[str]:
     """Runs whose scores are those of another epoch than the others'."""
     for damage in get_args(Damage):
         if names := [run.run for entry in group.entries for run in entry.lost if run.weights_lost == damage]:
-            yield f"{listed(names, 6)}: {without_best(damage, 'its' if len(names) == 1 else 'their')}."
+            yield f"{listed(names, 6)}: {describe_lost_weights(damage, 'its' if len(names) == 1 else 'their')}."
 
 
 def _looked_for_copies(group: Group) -> bool:
