@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hpc_tumor.data.editions import edition_called
+from hpc_tumor.data.editions import get_edition
 from hpc_tumor.errors import UsageError
 
 
@@ -33,7 +33,7 @@ class Options:
     def __post_init__(self) -> None:
         """Raises UsageError for an unknown edition."""
         if self.labels is not None:
-            edition_called(self.labels)
+            get_edition(self.labels)
 
     def check_images(self) -> None:
         """Raises UsageError for what images do not have."""

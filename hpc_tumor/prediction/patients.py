@@ -18,7 +18,7 @@ from hpc_tumor.data.brain import BrainStatistics, brain_statistics
 from hpc_tumor.data.case import Case, check_names
 from hpc_tumor.data.contrast import contrast
 from hpc_tumor.data.convert.assumptions import assumptions
-from hpc_tumor.data.editions import EDITIONS, USUAL, Edition, UncertainLabels, edition_of
+from hpc_tumor.data.editions import DEFAULT_EDITION, EDITIONS, Edition, UncertainLabels, edition_of
 from hpc_tumor.data.raw.brats import LABEL, assumed_of, open_case, read_intensities, read_labels
 from hpc_tumor.data.raw.files.nifti import NiftiFile
 from hpc_tumor.data.splits.sketch import sketch
@@ -153,7 +153,7 @@ def predict_patients(
     return results
 
 
-def read_patient(case: Case, labels: str | None = None, usual: Edition = USUAL) -> Patient:
+def read_patient(case: Case, labels: str | None = None, usual: Edition = DEFAULT_EDITION) -> Patient:
     """Read the scans of a patient, and its labels where there are some.
 
     These are in the numbers of the edition `labels`, else of the patient's name, else of `usual`.

@@ -14,7 +14,7 @@ from hpc_tumor.console import Progress
 from hpc_tumor.data.case import Listing, SourceFile, walk
 from hpc_tumor.data.raw.brain_mri import IMAGE_SUFFIXES
 from hpc_tumor.data.raw.brats import WANTED, all_patients
-from hpc_tumor.data.raw.leftovers import Leftovers, leftovers, no_cases, usable
+from hpc_tumor.data.raw.leftovers import Leftovers, find_leftovers, no_cases_error, require_cases
 from hpc_tumor.errors import DataError, HpcTumorError, UsageError
 from hpc_tumor.prediction.options import Options
 from hpc_tumor.run_dir import RunDir, read_json
@@ -106,7 +106,7 @@ def _segment(
     found = all_patients(listing)
     if not found.cases and _images(listing):
         raise DataError(f"{kind} labels patients, but {_name(listing)} holds images: name a run of a classifier.")
-    cases = usable(listing, found, WANTED).cases
+    cases = require_cases(listing, found, WANTED).cases
     if output.resolve().is_relative_to(listing.source.resolve()):
         raise UsageError(
             f"--output {output} lies in {listing.source}: the labels written there would be taken for those of its"
@@ -114,7 +114,7 @@ def _segment(
         )
     with bar("predicting", "slices" if len(cases) == 1 else "patients") as progress:
         results = predict_patients(trained, cases, output, options, known, progress)
-    rest = leftovers(listing, found.taken, "segmentation")
+    rest = find_leftovers(listing, found.taken, "segmentation")
     return {
         "rows": results.rows, "failed": sorted([*results.failed, *found.failed, *rest.refused]),
         "notes": [*results.notes, *_not_taken(rest)], "labelled": len(results.labelled),
@@ -132,10 +132,10 @@ def _classify(
     if not files:
         if any(file.relative.lower().endswith(_VOLUMES) for file in listing.files):
             raise DataError(f"{kind} classifies images, but {_name(listing)} holds volumes: name a run of a U-Net.")
-        raise no_cases(listing, _IMAGES_WANTED)
+        raise no_cases_error(listing, _IMAGES_WANTED)
     with bar("predicting", "images") as progress:
         results = predict_images(trained, files, output, options, known, progress)
-    rest = leftovers(listing, {file.relative for file in files}, "classification")
+    rest = find_leftovers(listing, {file.relative for file in files}, "classification")
     return {
         "rows": results.rows, "failed": [*results.failed, *rest.refused],
         "notes": [*results.notes, *_not_taken(rest)],
@@ -145,7 +145,7 @@ def _classify(
 
 def _not_taken(rest: Leftovers) -> list[str]:
     """Lines on files beside the cases that look like data."""
-    return [f"not taken: {note}" for note in rest.notes]
+    return [f"not used: {note}" for note in rest.notes]
 
 
 def _differences(run: RunDir) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hpc_tumor.data.editions import EDITIONS, USUAL, Edition
+from hpc_tumor.data.editions import DEFAULT_EDITION, EDITIONS, Edition
 from hpc_tumor.errors import DataError, UsageError, unknown
 from hpc_tumor.models import MODELS, build_model
 from hpc_tumor.run_dir import Damage, RunDir, describe_lost_weights, read_json
@@ -52,7 +52,7 @@ class Facts:
     epoch: int
     flips: bool = False
     cleaning: Cleaning | None = None
-    edition: Edition = USUAL
+    edition: Edition = DEFAULT_EDITION
     weights_lost: Damage | None = None
 
     @property
@@ -131,7 +131,7 @@ def load_network(run: RunDir) -> tuple[Facts, nn.Module]:
         facts = Facts(
             run.name, about["model"], filters, task, tuple(about["classes"]), about["exclusive"], (height, width),
             resized, about["state"].best_epoch, experiment.scoring.flips, _cleaning(run),
-            EDITIONS.get(str(about.get("edition")), USUAL), run.weights_lost(),
+            EDITIONS.get(str(about.get("edition")), DEFAULT_EDITION), run.weights_lost(),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path} does not say what its weights are of: {error!r} is missing.") from error

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_tumor.data.contrast import Contrasts, exchanged, twins
+from hpc_tumor.data.contrast import Contrasts, describe_exchange, identical_scans
 from hpc_tumor.data.splits.known_cases import KnownCases
 from hpc_tumor.vocabulary import listed
 
@@ -78,11 +78,11 @@ def _modalities(trained: Contrasts | None, scans: Sequence[ScanFacts]) -> list[s
     """Lines on files that hold another modality than their names say."""
     found: dict[str, list[ScanFacts]] = {}
     for one in scans:
-        same = twins(one.contrast)
+        same = identical_scans(one.contrast)
         for pair in same:
             found.setdefault(f"{' and '.join(pair)} are one and the same scan", []).append(one)
         if trained is not None and not same and (order := trained.order(one.contrast)) != tuple(range(len(order))):
-            found.setdefault(f"{exchanged(order)}, compared with the cases trained on", []).append(one)
+            found.setdefault(f"{describe_exchange(order)}, compared with the cases trained on", []).append(one)
     return [f"{what}: {_names(cases)}" for what, cases in found.items()]
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from hpc_tumor.config import CLASSIFICATION_SIZE, Experiment
-from hpc_tumor.data.feed.keeping import Ranks, keep_rows
 from hpc_tumor.data.feed.loader import Batch, BatchLoader, epoch_order
+from hpc_tumor.data.feed.row_cache import Ranks, allocate_cache
 from hpc_tumor.data.feed.samples import ImagePart, Part, SlicePart
 from hpc_tumor.data.splits.splits import Split, middle_pairs, split_of
 from hpc_tumor.data.store.store import Store
@@ -138,7 +138,7 @@ def _keep(experiment: Experiment, part: Part, distributed: Distributed, taken: C
     data, rows = experiment.data, part.rows
     where = "none" if experiment.recipe.epochs == 1 or experiment.limit_batches else data.keep
     ranks = Ranks(distributed.rank, distributed.gather)
-    rows.kept, words = keep_rows(where, data.keep_gb, rows.like(), len(part), distributed.device, ranks, taken)
+    rows.kept, words = allocate_cache(where, data.keep_gb, rows.like(), len(part), distributed.device, ranks, taken)
     if rows.kept:
         taken["gpu" if rows.kept.on_device else "host"] += sum(tensor.nbytes for tensor in rows.kept.tensors)
     return words

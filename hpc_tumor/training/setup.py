@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hpc_tumor.config import Experiment
 from hpc_tumor.data.feed.samples import SlicePart
-from hpc_tumor.data.splits.known_cases import keep_known_cases
+from hpc_tumor.data.splits.known_cases import save_known_cases
 from hpc_tumor.data.splits.split_file import write_split
 from hpc_tumor.errors import TrainingError, UsageError
 from hpc_tumor.models import MODELS, build_model
@@ -74,7 +74,7 @@ def build_state(
     if distributed.is_main:
         run.remove_leftovers()
         write_split(run.split, parts.split, parts.store)
-        keep_known_cases(run.known_cases, parts.store, parts.split)
+        save_known_cases(run.known_cases, parts.store, parts.split)
         _announce(state, compiling, resumed=compiled_before is not None)
         # `resume` compares the settings before it submits, without reading a checkpoint.
         more = {"ranks": devices, "settings": state.identity["settings"]}

@@ -195,5 +195,5 @@ def test_data_beside_images_is_named(
     (source / "more.zip").write_bytes(b"PK\x03\x04")
     assert predict(cnn_run, source, tmp_path / "out", "--json") == 0
     notes = json.loads(capsys.readouterr().out)["notes"]
-    assert any(note.startswith("not taken: 1 DICOM file, such as scan.dcm") for note in notes)
-    assert any(note.startswith("not taken: 1 archive not unpacked: more.zip") for note in notes)
+    assert any(note.startswith("not used: 1 DICOM file, such as scan.dcm") for note in notes)
+    assert any(note.startswith("not used: 1 archive not unpacked: more.zip") for note in notes)

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from hpc_tumor import cli
-from hpc_tumor.data.splits.known_cases import KnownCases, keep_known_cases, read_known_cases, write_known_cases
+from hpc_tumor.data.splits.known_cases import KnownCases, read_known_cases, save_known_cases, write_known_cases
 from hpc_tumor.data.splits.split_file import read_split
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.prediction.known import Known, Match, load_known
@@ -309,10 +309,10 @@ def test_known_cases_are_written_once_for_a_split_of_a_store(images: Path, cnn_r
     def written() -> bool:
         """Whether it is written again."""
         os.utime(path, (1, 1))
-        keep_known_cases(path, store, split)
+        save_known_cases(path, store, split)
         return path.stat().st_mtime != 1
 
-    keep_known_cases(path, store, split)
+    save_known_cases(path, store, split)
     assert set(read_known_cases(path).ids) == set(read_known_cases(cnn_run.known_cases).ids)
     assert not written()
     split = replace(split, train=split.train[1:])

@@ -283,7 +283,7 @@ def test_nothing_is_left_where_nothing_can_be_read(
     image = nib.load(flair)
     nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[:-1], image.affine), flair)
     assert predict(unet_run, source, tmp_path / "out") == 3
-    assert "must have one shape" in capsys.readouterr().err
+    assert "must have the same shape" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

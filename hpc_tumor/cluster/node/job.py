@@ -205,7 +205,7 @@ def _prepare_slurm(run: RunDir, job: JobRecord) -> None:
 
 
 def _train(run: RunDir, job: JobRecord, stop: StopFlag, record: RankFailure, start: int) -> str:
-    from hpc_tumor.data.feed.staging import staged
+    from hpc_tumor.data.feed.staging import stage_store
     from hpc_tumor.training.distributed import init_distributed
     from hpc_tumor.training.loop import train
 
@@ -213,7 +213,7 @@ def _train(run: RunDir, job: JobRecord, stop: StopFlag, record: RankFailure, sta
     distributed = init_distributed(experiment.hardware.timeout_minutes, experiment.hardware.threads, record.hang)
     print(f"rank {distributed.rank} of {distributed.world_size} on {socket.gethostname()}, {distributed.device}")
     disk = job.profile.environment.node_disk if job.profile else None
-    with staged(
+    with stage_store(
         experiment.data.store, disk, log, leads=distributed.local_rank == 0, agree=distributed.any, stop=stop,
         patience=60 * experiment.hardware.timeout_minutes,
     ) as copy:  # fmt: skip

@@ -86,7 +86,7 @@ def test_refused_cases_are_results_too(queue: WorkQueue) -> None:
 
 
 class DeadlyReader(BraTSReader):
-    """Its first patient needs more memory than there is."""
+    """Its first patient needs more memory than is available."""
 
     def read_case(self, case: Case) -> CaseData:
         if case.id.endswith("001"):
