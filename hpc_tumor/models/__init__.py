@@ -39,7 +39,9 @@ class ModelSpec:
     smallest: int
     """Fewest pixels per side of an input."""
     step: int
-    """An input's sides are multiples of this."""
+    """Divisor of an input's sides."""
+    attention: bool = False
+    """Whether `forward` takes `return_attention`."""
 
     @property
     def in_channels(self) -> int:
@@ -78,10 +80,10 @@ MODELS: dict[str, ModelSpec] = {
         ModelSpec("cnn", "CNN", "classification", _CLASSIFICATION, 69, 1),
         ModelSpec("alexnet", "AlexNet", "classification", _CLASSIFICATION, 69, 1),
         ModelSpec("vgg16", "VGG16", "classification", _CLASSIFICATION, 32, 1),
-        ModelSpec("vit", "ViT", "classification", _CLASSIFICATION, 16, 16),
+        ModelSpec("vit", "ViT", "classification", _CLASSIFICATION, 16, 16, attention=True),
         ModelSpec("unet", "UNet", "segmentation", _SEGMENTATION, 32, 16),
         ModelSpec("improved-unet", "ImprovedUNet", "segmentation", _SEGMENTATION, 32, 16),
-        ModelSpec("attention-unet", "AttentionUNet", "segmentation", _SEGMENTATION, 32, 16),
+        ModelSpec("attention-unet", "AttentionUNet", "segmentation", _SEGMENTATION, 32, 16, attention=True),
     )
 }
 

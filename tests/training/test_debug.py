@@ -19,7 +19,7 @@ from hpc_tumor.training.inspect import step_times
 from hpc_tumor.training.inspect.anomaly import anomalies_named
 from hpc_tumor.training.inspect.debug import debug_run
 from hpc_tumor.training.inspect.network import inspect_batch, number, statistics
-from hpc_tumor.training.inspect.overfit import Look, is_learned
+from hpc_tumor.training.inspect.overfit import Look, is_learned, overfit
 from hpc_tumor.training.inspect.step_times import PHASES, StepTimes
 from hpc_tumor.training.setup import build_state
 from hpc_tumor.training.state import TrainingState, epoch_totals
@@ -254,6 +254,22 @@ def test_a_loss_that_falls_is_not_enough_where_most_is_background() -> None:
     assert is_learned("classification", 1.0, fallen)
     assert is_learned("segmentation", 1.0, Look(loss=0.05, score=0.85))
     assert not is_learned("classification", 1.0, Look(loss=0.5, score=0.85))
+
+
+@pytest.mark.parametrize(("model", "store"), [("cnn", "image_store"), ("unet", "slice_store")])
+def test_a_batch_whose_steps_are_all_skipped_is_not_learned(
+    tmp_path: Path, request: pytest.FixtureRequest, model: str, store: str
+) -> None:
+    recipe = {"skip_nonfinite": 9, "augment": False}
+    state = state_of(tmp_path, request.getfixturevalue(store), model, recipe=recipe)
+    with torch.no_grad():
+        for weights in state.parameters:
+            weights.fill_(torch.nan)
+    with pytest.raises(TrainingError, match="not learned in 3 steps"):
+        overfit(state, 3)
+    assert state.progress.skipped == 3
+    assert state.writer is not None
+    state.writer.close()
 
 
 # -- what is not finite -----------------------------------------------------------------------------------------------

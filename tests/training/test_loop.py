@@ -190,7 +190,7 @@ def test_a_run_that_goes_on_for_longer_is_said_and_ends_as_one_that_was_to(
     longer.config.write_text(whole.config.read_text())
     assert "setting" not in capfd.readouterr().err
     train_here(longer)
-    assert "going on with another setting: recipe.epochs = 3, but was 2\n" in capfd.readouterr().err
+    assert "resuming with a changed setting: recipe.epochs = 3, but was 2\n" in capfd.readouterr().err
     assert same(whole, longer)
     assert scores(whole) == scores(longer)
     of_an_earlier_version(longer)

@@ -93,7 +93,7 @@ def test_a_full_disk_is_said_and_leaves_the_checkpoint_before(run: RunDir, monke
 
     monkeypatch.setattr(os, "fsync", full)
     writer.save_last(Progress(epoch=2), {})
-    with pytest.raises(TrainingError, match="no room left to write"):
+    with pytest.raises(TrainingError, match="disk or quota full, cannot write"):
         writer.close()
     monkeypatch.undo()
     assert find_last(run) == (True, None)
@@ -135,7 +135,7 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(
     spoil(broken.last_checkpoint)
     capfd.readouterr()
     assert train_here(broken) == "finished"
-    assert "last.pt is damaged: going on from the checkpoint before" in capfd.readouterr().err
+    assert "last.pt is damaged: resuming from an earlier checkpoint" in capfd.readouterr().err
     assert broken.read_events("checkpoint damaged")
     ours, theirs = weights(whole), weights(broken)
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
@@ -530,6 +530,6 @@ def test_no_later_checkpoint_outlives_the_loss_of_the_best_weights(
         finally:
             writer.close()
 
-    with pytest.raises(TrainingError, match="no room left"):
+    with pytest.raises(TrainingError, match="disk or quota full"):
         save_both()
     assert not run.last_checkpoint.exists()

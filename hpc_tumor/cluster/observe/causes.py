@@ -84,7 +84,7 @@ _CAUSES = (
     _known(r"Disk quota exceeded",
      "a quota is used up, in bytes or in files",
      "remove what is not needed, then resume"),
-    _known(r"No space left on device|no room left to write",
+    _known(r"No space left on device|disk or quota full, cannot write",
      "a disk is full",
      "make room on it, then resume"),
     _known(r"Stale file handle|Transport endpoint is not connected|Input/output error",

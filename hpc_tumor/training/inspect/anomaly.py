@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hpc_tumor.errors import TrainingError
 from hpc_tumor.training.state import TrainingState
-from hpc_tumor.training.watch.torch_words import ANOMALY_WARNING, failed_function, is_anomaly_warning, says_nan
+from hpc_tumor.training.watch.torch_errors import ANOMALY_WARNING, failed_function, is_anomaly_warning, is_nan_anomaly
 
 _PACKAGE = Path(__file__).parents[2]
 _FRAME = re.compile(r'File "(?P<file>[^"\n]+)", line (?P<line>\d+), in \S+\n\s+(?P<code>[^\n]+)')
@@ -40,7 +40,7 @@ def anomalies_named(state: TrainingState) -> Iterator[None]:
         with _forward_calls() as calls, torch.autograd.set_detect_anomaly(True, check_nan=True):
             yield
     except RuntimeError as error:
-        if not says_nan(error):
+        if not is_nan_anomaly(error):
             raise
         raise TrainingError(f"{_said_by_torch(error, calls)} {watch.place()}.") from error
     finally:

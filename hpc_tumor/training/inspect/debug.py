@@ -11,7 +11,7 @@ from hpc_tumor.training.inspect.anomaly import anomalies_named
 from hpc_tumor.training.inspect.network import inspect_batch, show
 from hpc_tumor.training.inspect.overfit import overfit
 from hpc_tumor.training.inspect.step_times import measured
-from hpc_tumor.training.loop import explained, train_to_end
+from hpc_tumor.training.loop import explain_resource_errors, train_to_end
 from hpc_tumor.training.setup import build_state
 from hpc_tumor.training.state import TrainingState
 from hpc_tumor.training.watch.memory import peak_memory_gb
@@ -33,7 +33,7 @@ def debug_run(experiment: Experiment, run: RunDir, overfit_steps: int | None = N
         TrainingError: as training does; one batch was not learned; or a value was not finite.
     """
     distributed = init_distributed(experiment.hardware.timeout_minutes, experiment.hardware.threads, alone=True)
-    with explained(experiment, run, distributed):
+    with explain_resource_errors(experiment, run, distributed):
         state = build_state(experiment, run, distributed)
         try:
             inspect_batch(state)
