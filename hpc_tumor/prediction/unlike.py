@@ -1,4 +1,4 @@
-"""Scans unlike those that a run trained on: its scores say little of them, so a prediction names them."""
+"""Find scans that differ from a run's training data, for which its scores are not representative."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from hpc_tumor.data.contrast import Contrasts, exchanged, twins
 from hpc_tumor.data.splits.known_cases import KnownCases
 from hpc_tumor.vocabulary import listed
 
-_VOLUME = 1.7  # times the largest brain trained on: a head is more than twice its brain; brains differ by less
-_FILLED = 0.9  # of the volume: nothing around the brain
-_CROPPED = 0.7  # of the volume: training cases cropped so closely that a volume full of brain is nothing new
-_SPACING = 0.05  # of a voxel's side, by which spacings may differ
+_VOLUME = 1.7  # times the largest training brain: a head is more than twice its brain, brains vary less
+_FILLED = 0.9  # share of the volume: no background around the brain
+_CROPPED = 0.7  # share of the volume: training cases cropped so closely that filled volumes are usual
+_SPACING = 0.05  # tolerated relative difference of spacings
 
 
 @dataclass(frozen=True, eq=False)
 class ScanFacts:
-    """One patient's scans in numbers: voxel size along z, y, x in mm, voxels, and the brain; `contrast` as in data."""
+    """Facts on a patient's scans: spacing along z, y, x in mm, shape, brain size, and `contrast` as in data."""
 
     case: str
     spacing: tuple[float, float, float]
@@ -30,7 +30,7 @@ class ScanFacts:
 
     @property
     def brain_ml(self) -> float:
-        """Volume of the brain."""
+        """Volume of the brain in ml."""
         return self.brain_voxels * float(np.prod(self.spacing)) / 1000
 
     @property
@@ -40,7 +40,7 @@ class ScanFacts:
 
 
 def unlike_notes(known: KnownCases | None, scans: Sequence[ScanFacts]) -> list[str]:
-    """A line for each way in which scans differ from those trained on, with the first of these; none where none do."""
+    """Return a note for each kind of difference from the training data, with the scans affected."""
     if known is None or known.spacing is None or known.shape is None or known.brain_ml is None:
         return []
     if known.contrast is None or not known.trained.any():
@@ -49,49 +49,51 @@ def unlike_notes(known: KnownCases | None, scans: Sequence[ScanFacts]) -> list[s
     ml, contrast = known.brain_ml[known.trained], known.contrast[known.trained]
     notes = []
     share = ml * 1000 / (spacing.prod(axis=1) * shape.prod(axis=1))
-    filled = {one.case for one in scans if one.brain_share > _FILLED and share.max() < _CROPPED}
-    heads = [one for one in scans if one.case in filled or one.brain_ml > _VOLUME * ml.max()]
-    parts = [one for one in scans if one.brain_ml < ml.min() / _VOLUME]
+    filled = {scan.case for scan in scans if scan.brain_share > _FILLED and share.max() < _CROPPED}
+    heads = [scan for scan in scans if scan.case in filled or scan.brain_ml > _VOLUME * ml.max()]
+    small = [scan for scan in scans if scan.brain_ml < ml.min() / _VOLUME]
     trained_ml = _range(ml)
     if heads:
-        notes.append(f"not skull-stripped? {_largest(heads)} ml of brain, trained on {trained_ml} ml: {_names(heads)}")
-    if parts:
-        least = min(one.brain_ml for one in parts)
-        notes.append(f"little brain: {least:,.0f} ml, trained on {trained_ml} ml: {_names(parts)}")
-    other = [one for one in scans if not (np.abs(spacing / np.array(one.spacing) - 1) <= _SPACING).all(axis=1).any()]
-    if other:
+        largest = max(scan.brain_ml for scan in heads)
+        notes.append(f"not skull-stripped? {largest:,.0f} ml of brain, trained on {trained_ml} ml: {_names(heads)}")
+    if small:
+        least = min(scan.brain_ml for scan in small)
+        notes.append(f"small brain: {least:,.0f} ml, trained on {trained_ml} ml: {_names(small)}")
+    tolerances = ((scan, np.abs(spacing / np.array(scan.spacing) - 1) <= _SPACING) for scan in scans)
+    other_spacing = [scan for scan, within in tolerances if not within.all(axis=1).any()]
+    if other_spacing:
         notes.append(
-            f"other voxels, {_sizes(one.spacing for one in other)} mm (z × y × x), than trained on,"
-            f" {_sizes(spacing.tolist())} mm: {_names(other)}"
+            f"voxel size {_sizes(scan.spacing for scan in other_spacing)} mm (z × y × x), trained on"
+            f" {_sizes(spacing.tolist())} mm: {_names(other_spacing)}"
         )
-    strange = [one for one in scans if not (shape == np.array(one.shape)).all(axis=1).any()]
-    if strange:
+    other_shape = [scan for scan in scans if not (shape == np.array(scan.shape)).all(axis=1).any()]
+    if other_shape:
         notes.append(
-            f"other shapes, {_sizes(one.shape for one in strange)} voxels (z × y × x), than trained on,"
-            f" {_sizes(shape.tolist())}: {_names(strange)}"
+            f"shape {_sizes(scan.shape for scan in other_shape)} voxels (z × y × x), trained on"
+            f" {_sizes(shape.tolist())}: {_names(other_shape)}"
         )
-    with_heads = {one.case for one in heads}
-    return notes + _modalities(Contrasts.of(contrast), [one for one in scans if one.case not in with_heads])
+    with_heads = {scan.case for scan in heads}
+    return notes + _modalities(Contrasts.of(contrast), [scan for scan in scans if scan.case not in with_heads])
 
 
 def _modalities(trained: Contrasts | None, scans: Sequence[ScanFacts]) -> list[str]:
-    """Lines on files that hold another modality than their names say."""
-    found: dict[str, list[ScanFacts]] = {}
-    for one in scans:
-        same = twins(one.contrast)
-        for pair in same:
-            found.setdefault(f"{' and '.join(pair)} are one and the same scan", []).append(one)
-        if trained is not None and not same and (order := trained.order(one.contrast)) != tuple(range(len(order))):
-            found.setdefault(f"{exchanged(order)}, compared with the cases trained on", []).append(one)
-    return [f"{what}: {_names(cases)}" for what, cases in found.items()]
+    """Return notes on files whose modality differs from their name."""
+    affected: dict[str, list[ScanFacts]] = {}
+    for scan in scans:
+        identical = twins(scan.contrast)
+        for pair in identical:
+            affected.setdefault(f"{' and '.join(pair)} are the same scan", []).append(scan)
+        if (
+            trained is not None
+            and not identical
+            and (order := trained.order(scan.contrast)) != tuple(range(len(order)))
+        ):
+            affected.setdefault(f"{exchanged(order)}, compared with the training cases", []).append(scan)
+    return [f"{fault}: {_names(cases)}" for fault, cases in affected.items()]
 
 
 def _names(scans: Sequence[ScanFacts]) -> str:
-    return listed([one.case for one in scans])
-
-
-def _largest(scans: Sequence[ScanFacts]) -> str:
-    return f"{max(one.brain_ml for one in scans):,.0f}"
+    return listed([scan.case for scan in scans])
 
 
 def _range(values: NDArray[np.float64]) -> str:
@@ -100,6 +102,6 @@ def _range(values: NDArray[np.float64]) -> str:
 
 
 def _sizes(sizes: Iterable[Sequence[float]]) -> str:
-    """`1 × 1 × 1`, of several the first few."""
+    """Format sizes as `1 × 1 × 1`, at most three of them."""
     texts = list(dict.fromkeys(" × ".join(f"{side:.4g}" for side in size) for size in sizes))
     return " or ".join(texts[:3]) + (f" or {len(texts) - 3} more" if len(texts) > 3 else "")
