@@ -23,7 +23,7 @@ from hpc_tumor.data.raw.brats import LABEL, assumed_of, open_case, read_intensit
 from hpc_tumor.data.raw.files.nifti import NiftiFile
 from hpc_tumor.data.splits.sketch import sketch
 from hpc_tumor.errors import DataError, UsageError
-from hpc_tumor.prediction.known import COLUMNS, Known, by_name_alone, is_known
+from hpc_tumor.prediction.known import COLUMNS, Known, by_name_alone, is_known, match_columns
 from hpc_tumor.prediction.nifti_out import write_labels, write_volumes
 from hpc_tumor.prediction.options import Options
 from hpc_tumor.prediction.outputs import output_folder, write_table

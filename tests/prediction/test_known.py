@@ -128,7 +128,7 @@ def test_a_run_of_an_earlier_version_knows_ids_alone_and_says_so(
     assert {known[path] for path in parts["train"]} == {"trained on"}
     assert {known[path] for path in parts["test"]} == {None}
     assert found["known"]["told_by"] == "ids"
-    assert [note for note in found["notes"] if "known by their ids alone" in note] == found["notes"]
+    assert [note for note in found["notes"] if "recognised only by id" in note] == found["notes"]
     copy = tmp_path / "copy.jpg"
     shutil.copy(images / parts["train"][0], copy)
     assert shown(run, copy, tmp_path / "one", capsys)["predictions"][0]["known"] is None

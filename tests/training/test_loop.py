@@ -195,7 +195,7 @@ def test_a_run_that_goes_on_for_longer_is_said_and_ends_as_one_that_was_to(
     assert scores(whole) == scores(longer)
     of_an_earlier_version(longer)
     build_state(longer.experiment(), longer, Distributed())
-    assert "is of an earlier version: whether a setting was changed since is not known" in capfd.readouterr().err
+    assert "is from an earlier version: cannot tell whether settings were changed since" in capfd.readouterr().err
 
 
 @pytest.mark.slow
@@ -266,7 +266,9 @@ def test_each_step_waits_while_the_file_of_the_delay_exists(
     run = new_run(tmp_path, slice_store, "unet")
     assert train_here(run) == "finished"
     assert waits == [0, 7.5, 0, 2, 0, 0]
-    assert f"each step waits the seconds in {delay} while that exists (HPC_TUMOR_STEP_DELAY)" in capfd.readouterr().err
+    assert (
+        f"each step waits for the seconds in {delay} while it exists (HPC_TUMOR_STEP_DELAY)" in capfd.readouterr().err
+    )
 
 
 def test_a_delay_that_is_no_number_of_seconds_is_refused(tmp_path: Path, slice_store: Path, delay: Path) -> None:
@@ -291,4 +293,4 @@ def test_a_heartbeat_that_cannot_be_written_does_not_stop_training(
 
     monkeypatch.setattr(RunDir, "write_status", stumble)
     assert train_here(run) == "finished"
-    assert "the heartbeat cannot be written" in capfd.readouterr().err
+    assert "status.json cannot be written" in capfd.readouterr().err

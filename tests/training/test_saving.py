@@ -148,7 +148,7 @@ def test_two_damaged_checkpoints_are_refused(tmp_path: Path, slice_store: Path) 
     train_here(run, stop_at=0)
     spoil(run.last_checkpoint)
     spoil(run.previous_checkpoint)
-    with pytest.raises(DataError, match=r"none before it can be read: remove last\.pt, previous\.pt there to start"):
+    with pytest.raises(DataError, match=r"no earlier checkpoint is intact: remove last\.pt, previous\.pt to start"):
         train_here(run)
     for path in run.checkpoints.iterdir():
         path.unlink()
@@ -469,8 +469,8 @@ def test_lost_best_weights_are_marked_and_never_overwritten(
         run.best_weights.write_bytes(b"no weights")
     assert train_to_end(state) == "finished"
     said = capfd.readouterr().err
-    assert "The scores are those of the last epoch, 3, not of epoch 1" in said
-    assert f"with the weights of epoch 3, the last: those of the best are {damage}" in said
+    assert "Scores are those of the last epoch, 3, not of epoch 1" in said
+    assert f"with the weights of epoch 3 (the last, as the best weights are {damage})" in said
     result = result_of(run)
     assert result["best"]["test"].items() > result["last"]["test"].items()  # of the best there are distances, too
     assert (result["best"]["epoch"], result["best"]["val"], result["weights_lost"]) == (3, None, damage)

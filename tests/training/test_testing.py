@@ -378,4 +378,4 @@ def test_images_that_can_no_longer_be_read_spoil_no_run(
     assert not {"known", "nearest"} & set(rows_of(run)[0])
     assert "p_glioma" in rows_of(run)[0]
     assert run.read_events("nearest neighbour left out")[0]["reason"] == "the image a.jpg is missing or damaged."
-    assert "without the nearest neighbour" in capfd.readouterr().err
+    assert "nearest neighbours of the test images left out" in capfd.readouterr().err

@@ -78,7 +78,7 @@ def test_a_rank_that_never_came_is_named_after_the_whole_timeout() -> None:
     assert judged(at(0, "rendezvous", still=899), None) is None
     verdict = judged(at(0, "rendezvous", still=900), None)
     assert verdict is not None
-    assert (verdict.rank, "has not joined" in verdict.reason) == (1, True)
+    assert (verdict.rank, "did not join" in verdict.reason) == (1, True)
 
 
 def test_ranks_that_wait_for_each_other_are_all_named() -> None:
@@ -262,7 +262,7 @@ def test_a_killed_rank_is_named_by_the_other(ranks: Ranks, killed: int) -> None:
 def test_a_rank_that_never_comes_is_named(ranks: Ranks, absent: int) -> None:
     ranks.start(steps, absent=absent)
     assert ranks.codes(TIMEOUT + MARGIN + 10, 1 - absent) == [1]  # here the import of torch counts, too
-    assert ranks.said(1 - absent)["reason"].startswith(f"rank {absent} has not joined the others in 3 s")
+    assert ranks.said(1 - absent)["reason"].startswith(f"rank {absent} did not join the others within 3 s")
 
 
 @pytest.mark.slow
