@@ -18,7 +18,7 @@ from hpc_tumor.data.feed.samples import unit_images
 from hpc_tumor.data.raw.brain_mri import BrainMRIReader, class_of
 from hpc_tumor.data.splits.near_duplicates import SIDE
 from hpc_tumor.errors import DataError
-from hpc_tumor.prediction.known import Known, by_name_alone, is_known, match_columns
+from hpc_tumor.prediction.known import CaseMatcher, is_known, match_columns, name_match_notes
 from hpc_tumor.prediction.options import Options
 from hpc_tumor.prediction.outputs import output_folder, write_table
 from hpc_tumor.prediction.trained import Trained
@@ -71,7 +71,7 @@ class ImageResults:
 
 
 def predict_images(
-    trained: Callable[[], Trained], files: Sequence[SourceFile], output: Path, options: Options, known: Known,
+    trained: Callable[[], Trained], files: Sequence[SourceFile], output: Path, options: Options, known: CaseMatcher,
     progress: Progress,
 ) -> ImageResults:  # fmt: skip
     """Classify every readable image and write predictions.csv to the folder `output`.
@@ -140,14 +140,14 @@ def _classify(
     return [(picture.digest, picture.thumbnail, printable(str(file.path.absolute()))) for file, picture in readable]
 
 
-def _mark_known(results: ImageResults, fingerprints: Sequence[tuple[str, Pixels, str]], known: Known) -> None:
+def _mark_known(results: ImageResults, fingerprints: Sequence[tuple[str, Pixels, str]], known: CaseMatcher) -> None:
     """Add to each row whether the run trained or validated on its image."""
     paths = [str(row["path"]) for row in results.rows]
     digests, thumbnails, absolute_paths = zip(*fingerprints, strict=True)
     matches = known.find_images(paths, digests, np.stack(thumbnails), absolute_paths)
     results.rows = [{**row, **match_columns(match)} for row, match in zip(results.rows, matches, strict=True)]
     if known.told_by == "content":
-        results.notes += by_name_alone(results.rows, paths, "pixels")
+        results.notes += name_match_notes(results.rows, paths, "pixels")
     blank = [path for path, thumbnail in zip(paths, thumbnails, strict=True) if np.ptp(thumbnail) < _MIN_CONTRAST]
     if blank:
         results.notes.append(f"blank images, predictions are meaningless: {listed(blank)}")

@@ -43,7 +43,7 @@ class Match:
 
 
 @dataclass(frozen=True, eq=False)
-class Known:
+class CaseMatcher:
     """Record of the cases that a run trained and validated on.
 
     Attributes:
@@ -158,14 +158,16 @@ class Known:
         return Match(self.cases.part(number), str(self.cases.ids[number]), by)
 
 
-def load_known(run: RunDir) -> Known:
+def load_matcher(run: RunDir) -> CaseMatcher:
     """Load the record of `run`, or the ids of its split if the record is missing or damaged."""
     try:
         known = read_known_cases(run.known_cases)
         if known.can_tell_copies:
-            return Known(known)
+            return CaseMatcher(known)
         reason = f"{run.name} trained on too many cases to record near copies"
-        return Known(known, f"{reason}: cases that it trained on are recognised only by name and identical content")
+        return CaseMatcher(
+            known, f"{reason}: cases that it trained on are recognised only by name and identical content"
+        )
     except FileNotFoundError:
         reason = f"{run.name} has no {run.known_cases.name} (from an earlier version, or the file was removed)"
     except OSError as error:
@@ -174,9 +176,11 @@ def load_known(run: RunDir) -> Known:
         reason = f"{run.known_cases} is damaged"
     cases = ids_of_split(run.split)
     if cases is None:
-        return Known(None, f"{reason}, and {run.split.name} cannot be read: cases that the run trained on are not"
+        return CaseMatcher(None, f"{reason}, and {run.split.name} cannot be read: cases that the run trained on are not"
                      " recognised, so scores may be too good")  # fmt: skip
-    return Known(cases, f"{reason}: cases that it trained on are recognised only by id, not as copies with other names")
+    return CaseMatcher(
+        cases, f"{reason}: cases that it trained on are recognised only by id, not as copies with other names"
+    )
 
 
 def match_columns(match: Match | None) -> dict[str, str | None]:
@@ -190,14 +194,14 @@ def is_known(row: Mapping[str, Any]) -> bool:
     return row["known"] in (TRAINED, VALIDATED)
 
 
-def known_counts(rows: Sequence[Mapping[str, Any]], told_by: str | None) -> dict[str, Any]:
+def count_known(rows: Sequence[Mapping[str, Any]], told_by: str | None) -> dict[str, Any]:
     """Count the rows of cases trained on, validated on, and new; None if the run cannot tell."""
     counts = Counter(row["known"] for row in rows)
     numbers = {"trained_on": counts[TRAINED], "validated_on": counts[VALIDATED], "new": counts[None]}
     return {"told_by": told_by, **(numbers if told_by else dict.fromkeys(numbers))}
 
 
-def by_name_alone(rows: Sequence[Mapping[str, Any]], names: Sequence[str], noun: str) -> list[str]:
+def name_match_notes(rows: Sequence[Mapping[str, Any]], names: Sequence[str], noun: str) -> list[str]:
     """Return a note on cases that match only by name, not by content."""
     matched = [name for row, name in zip(rows, names, strict=True) if row["known_by"] in (ID, PATIENT)]
     if not matched:

@@ -23,12 +23,12 @@ from hpc_tumor.data.raw.brats import LABEL, assumed_of, open_case, read_intensit
 from hpc_tumor.data.raw.files.nifti import NiftiFile
 from hpc_tumor.data.splits.sketch import sketch
 from hpc_tumor.errors import DataError, UsageError
-from hpc_tumor.prediction.known import COLUMNS, Known, by_name_alone, is_known, match_columns
+from hpc_tumor.prediction.known import COLUMNS, CaseMatcher, is_known, match_columns, name_match_notes
 from hpc_tumor.prediction.nifti_out import write_labels, write_volumes
 from hpc_tumor.prediction.options import Options
 from hpc_tumor.prediction.outputs import output_folder, write_table
+from hpc_tumor.prediction.scan_differences import ScanFacts, difference_notes
 from hpc_tumor.prediction.trained import Trained
-from hpc_tumor.prediction.unlike import ScanFacts, unlike_notes
 from hpc_tumor.prediction.volume import Segmentation, clean, segment
 from hpc_tumor.training.scoring import metrics
 from hpc_tumor.training.scoring.cleaning import histogram
@@ -102,7 +102,7 @@ def file_names(cases: Sequence[Case]) -> list[str]:
 
 
 def predict_patients(
-    trained: Callable[[], Trained], cases: Sequence[Case], output: Path, options: Options, known: Known,
+    trained: Callable[[], Trained], cases: Sequence[Case], output: Path, options: Options, known: CaseMatcher,
     progress: Progress,
 ) -> PatientResults:  # fmt: skip
     """Label every readable patient and write the result to the folder `output`.
@@ -140,14 +140,14 @@ def predict_patients(
         else:
             (output / SCORES).unlink(missing_ok=True)
     if known.told_by == "content":
-        results.notes += by_name_alone(results.rows, [row["case"] for row in results.rows], "scans")
+        results.notes += name_match_notes(results.rows, [row["case"] for row in results.rows], "scans")
     results.notes += assumptions(results.assumed)
     if results.overlapping:
         results.notes.append(
             f"labels overlap in {listed(results.overlapping)}: scores are of each label separately, as in testing; the"
             " files have the most probable label of each voxel, so scores computed from them differ"
         )
-    results.notes += unlike_notes(known.cases, results.scans)
+    results.notes += difference_notes(known.cases, results.scans)
     return results
 
 
@@ -207,7 +207,7 @@ def _predict(
     patient: Patient,
     output: Path,
     options: Options,
-    known: Known,
+    known: CaseMatcher,
     results: PatientResults,
     progress: Progress | None,
 ) -> None:

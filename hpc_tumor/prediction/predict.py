@@ -23,7 +23,7 @@ from hpc_tumor.vocabulary import printable
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from hpc_tumor.prediction.known import Known
+    from hpc_tumor.prediction.known import CaseMatcher
     from hpc_tumor.prediction.trained import Facts, Trained
 
 _VOLUMES = (".nii", ".nii.gz")
@@ -82,12 +82,12 @@ def predict(run: RunDir, source: Path, output: Path, options: Options, bar: Bar)
 
         return load_trained(run, options.device, options.precision, options.flips)
 
-    from hpc_tumor.prediction.known import load_known
+    from hpc_tumor.prediction.known import load_matcher
 
     kind = f"{run.name} ({experiment.model.name})"
     listing = _list(source, kind, experiment.task)
     work = _segment if experiment.task == "segmentation" else _classify
-    known = load_known(run)
+    known = load_matcher(run)
     with _explain_memory_errors():
         fields = work(kind, listing, output, options, known, trained, bar)
     network = trained()
@@ -99,7 +99,13 @@ def predict(run: RunDir, source: Path, output: Path, options: Options, bar: Bar)
 
 
 def _segment(
-    kind: str, listing: Listing, output: Path, options: Options, known: Known, trained: Callable[[], Trained], bar: Bar
+    kind: str,
+    listing: Listing,
+    output: Path,
+    options: Options,
+    known: CaseMatcher,
+    trained: Callable[[], Trained],
+    bar: Bar,
 ) -> dict[str, Any]:
     from hpc_tumor.prediction.patients import predict_patients
 
@@ -123,7 +129,13 @@ def _segment(
 
 
 def _classify(
-    kind: str, listing: Listing, output: Path, options: Options, known: Known, trained: Callable[[], Trained], bar: Bar
+    kind: str,
+    listing: Listing,
+    output: Path,
+    options: Options,
+    known: CaseMatcher,
+    trained: Callable[[], Trained],
+    bar: Bar,
 ) -> dict[str, Any]:
     from hpc_tumor.prediction.images import predict_images
 

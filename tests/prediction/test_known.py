@@ -20,7 +20,7 @@ from hpc_tumor import cli
 from hpc_tumor.data.splits.known_cases import KnownCases, keep_known_cases, read_known_cases, write_known_cases
 from hpc_tumor.data.splits.split_file import read_split
 from hpc_tumor.data.store.store import Store
-from hpc_tumor.prediction.known import Known, Match, load_known
+from hpc_tumor.prediction.known import CaseMatcher, Match, load_matcher
 from hpc_tumor.run_dir import RunDir
 
 IN_FLOAT32 = ("--precision", "float32", "--device", "cpu")
@@ -240,7 +240,7 @@ def test_copies_of_patients_under_other_names_are_known(
 
 
 def test_patients_are_known_by_name_at_other_times_and_in_other_editions() -> None:
-    known = Known(
+    known = CaseMatcher(
         KnownCases(
             np.array(["BraTS-GLI-00005-000", "BraTS20_Training_007", "case_1"]), np.array([True, True, False]),
             digests=np.array(["a", "b", "c"]), sketches=np.zeros((3, 4, 16, 16, 16), np.int8),
@@ -281,7 +281,7 @@ def test_slices_of_a_case_that_trained_make_it_trained_on(unet_run: RunDir, tmp_
     run.known_cases.unlink()
     parts = {"train": [["a", 3], ["a", 4]], "val": [["a", 5], ["b", 1]], "test": [["c", 2]]}
     run.split.write_text(json.dumps({"parts": parts}))
-    known = load_known(run)
+    known = load_matcher(run)
     nothing = np.zeros((4, 16, 16, 16), np.int8)
     found = [known.find_patient(name, "", nothing) for name in "abc"]
     assert [match.part if match else None for match in found] == ["trained on", "validated on", None]
@@ -293,7 +293,7 @@ def test_of_very_many_patients_all_but_the_sketches_is_kept_and_said(unet_run: R
     digests = np.array([f"{number:064x}" for number in range(count)])
     sketches = np.broadcast_to(np.int8(1), (count, 4, 16, 16, 16))
     write_known_cases(run.known_cases, KnownCases(ids, np.full(count, True), digests, sketches=sketches))
-    known = load_known(run)
+    known = load_matcher(run)
     assert known.told_by == "content"
     assert known.note is not None
     assert "too many cases" in known.note

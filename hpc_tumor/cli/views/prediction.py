@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hpc_tumor.console import out, size
 from hpc_tumor.data.splits.known_cases import TRAINED, VALIDATED
 from hpc_tumor.errors import DataError
-from hpc_tumor.prediction.known import is_known, known_counts
+from hpc_tumor.prediction.known import count_known, is_known
 from hpc_tumor.table import NOTHING, Column, Table, fill
 from hpc_tumor.vocabulary import STRUCTURES, counted, duration
 
@@ -39,7 +39,7 @@ def prediction_values(found: Prediction) -> dict[str, Any]:
         "task": facts.task, "device": found.device, "precision": found.precision, "output": found.output,
         "seconds": found.seconds,
     }  # fmt: skip
-    values |= {"labelled": found.labelled, "scored": found.scored, "known": known_counts(found.rows, found.told_by)}
+    values |= {"labelled": found.labelled, "scored": found.scored, "known": count_known(found.rows, found.told_by)}
     if facts.task == "classification":
         values |= {"classes": facts.classes, "accuracy": found.accuracy}
     else:
@@ -134,7 +134,7 @@ def _new(found: Prediction) -> str:
 
 
 def _known_lines(found: Prediction) -> list[str]:
-    counts = known_counts(found.rows, found.told_by)
+    counts = count_known(found.rows, found.told_by)
     known = (counts["trained_on"] or 0) + (counts["validated_on"] or 0)
     if not known:
         return []

@@ -39,7 +39,7 @@ class ScanFacts:
         return self.brain_voxels / int(np.prod(self.shape))
 
 
-def unlike_notes(known: KnownCases | None, scans: Sequence[ScanFacts]) -> list[str]:
+def difference_notes(known: KnownCases | None, scans: Sequence[ScanFacts]) -> list[str]:
     """Return a note for each kind of difference from the training data, with the scans affected."""
     if known is None or known.spacing is None or known.shape is None or known.brain_ml is None:
         return []

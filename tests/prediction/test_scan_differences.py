@@ -13,7 +13,7 @@ import pytest
 
 from hpc_tumor import cli
 from hpc_tumor.data.splits.known_cases import KnownCases
-from hpc_tumor.prediction.unlike import ScanFacts, unlike_notes
+from hpc_tumor.prediction.scan_differences import ScanFacts, difference_notes
 from hpc_tumor.run_dir import RunDir
 
 ROLES = ("flair", "t1", "t1ce", "t2")
@@ -44,7 +44,7 @@ def trained_on(*scans: ScanFacts) -> KnownCases:
 )
 def test_each_way_in_which_scans_differ(change: dict[str, Any], said: str | None) -> None:
     known = trained_on(USUAL, replace(USUAL, brain_voxels=1_200_000))
-    notes = unlike_notes(known, [USUAL, replace(USUAL, case="X", **change)])
+    notes = difference_notes(known, [USUAL, replace(USUAL, case="X", **change)])
     assert len(notes) == (said is not None)
     assert said is None or notes[0].startswith(said)
     assert said is None or notes[0].endswith(": X")
@@ -52,20 +52,20 @@ def test_each_way_in_which_scans_differ(change: dict[str, Any], said: str | None
 
 def test_many_cases_are_one_line_with_the_first_named() -> None:
     strange = [replace(USUAL, case=f"case {number}", spacing=(1, 2, 2), brain_voxels=350_000) for number in range(9)]
-    (note,) = unlike_notes(trained_on(USUAL), strange)
+    (note,) = difference_notes(trained_on(USUAL), strange)
     assert note.endswith("than trained on, 1 × 1 × 1 mm: case 0, case 1, case 2 and 6 more")
 
 
 def test_scans_are_told_apart_by_their_case_alone() -> None:
     """The same facts as new objects, with heads: nothing is said of their modalities."""
     same = ScanFacts("head", (1.0, 1.0, 1.0), (155, 240, 240), 4_000_000, np.ones(14))
-    assert len(unlike_notes(trained_on(USUAL), [same])) == 1
+    assert len(difference_notes(trained_on(USUAL), [same])) == 1
     assert same in {same}
 
 
 def test_nothing_is_said_where_the_run_kept_nothing() -> None:
-    assert unlike_notes(None, [USUAL]) == []
-    assert unlike_notes(KnownCases(np.array(["a"]), np.array([True])), [replace(USUAL, spacing=(9, 9, 9))]) == []
+    assert difference_notes(None, [USUAL]) == []
+    assert difference_notes(KnownCases(np.array(["a"]), np.array([True])), [replace(USUAL, spacing=(9, 9, 9))]) == []
 
 
 def changed(folder: Path, to: Path, roles: dict[str, str], change: Callable[[Any], Any] = lambda image: image) -> None:
