@@ -114,7 +114,7 @@ def test_an_image_known_by_its_path_alone_is_left_out_and_said(
     (row,) = found["predictions"]
     assert (row["known"], row["known_by"], row["known_as"]) == ("trained on", "id", path)
     assert found["accuracy"] is None
-    assert [path in note and "for the name alone" in note for note in found["notes"]] == [True]
+    assert [path in note and "counted as known by name only" in note for note in found["notes"]] == [True]
 
 
 @pytest.mark.slow
@@ -179,7 +179,7 @@ def test_a_damaged_record_of_known_cases_is_said_and_predicts_all_the_same(
     assert found["predictions"][0]["known"] == "cannot tell"
     (note,) = found["notes"]
     assert "damaged" in note
-    assert "cannot be told" in note
+    assert "scores may be too good" in note
     assert found["accuracy"] is not None
 
 
@@ -273,7 +273,7 @@ def test_a_session_is_known_by_the_folder_of_its_patient(
     alice, bob = found["predictions"]
     assert (alice["case"], alice["known"], alice["known_by"]) == ("alice_followup", "trained on", "patient")
     assert (alice["known_as"], bob["known"], found["scored"]) == (str(known.ids[0]), None, 1)
-    assert any("alice_followup" in note and "for the name alone" in note for note in found["notes"])
+    assert any("alice_followup" in note and "counted as known by name only" in note for note in found["notes"])
 
 
 def test_slices_of_a_case_that_trained_make_it_trained_on(unet_run: RunDir, tmp_path: Path) -> None:

@@ -342,7 +342,7 @@ def test_refusals(
     assert "no run in" in said(2, "nothing", folder, "--output", out, "--runs", tmp_path / "runs")
     assert "does not exist" in said(3, run, tmp_path / "nowhere", "--output", out)
     assert "holds images: choose a run of a classifier" in said(3, run, images, "--output", out)
-    assert "name the folder of the patient" in said(3, run, flair, "--output", out)
+    assert "give the patient's folder" in said(3, run, flair, "--output", out)
     assert "is not a folder" in said(2, run, folder, "--output", tmp_path / "file" / "below")
     assert "Choose a folder outside" in said(2, run, patients, "--output", patients / "predicted")
     assert "unknown precision 'half'" in said(2, run, folder, "--output", out, "--precision", "half")

@@ -53,7 +53,7 @@ def test_each_way_in_which_scans_differ(change: dict[str, Any], said: str | None
 def test_many_cases_are_one_line_with_the_first_named() -> None:
     strange = [replace(USUAL, case=f"case {number}", spacing=(1, 2, 2), brain_voxels=350_000) for number in range(9)]
     (note,) = difference_notes(trained_on(USUAL), strange)
-    assert note.endswith("than trained on, 1 × 1 × 1 mm: case 0, case 1, case 2 and 6 more")
+    assert note.endswith("trained on 1 × 1 × 1 mm: case 0, case 1, case 2 and 6 more")
 
 
 def test_scans_are_told_apart_by_their_case_alone() -> None:
