@@ -5,14 +5,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from hpc_tumor.models.layers.blocks import (
-    Encoder,
-    check_input,
-    check_settings,
-    decoder_block,
-    encoder_block,
-    upsample,
-)
+from hpc_tumor.models.layers.blocks import Encoder, check_input, check_settings, decoder_block, encoder_block, upsample
 
 
 class ImprovedUNet(nn.Module):

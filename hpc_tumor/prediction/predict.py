@@ -14,7 +14,7 @@ from hpc_tumor.console import Progress
 from hpc_tumor.data.case import Listing, SourceFile, walk
 from hpc_tumor.data.raw.brain_mri import IMAGE_SUFFIXES
 from hpc_tumor.data.raw.brats import WANTED, all_patients
-from hpc_tumor.data.raw.leftovers import Leftovers, leftovers, no_cases, usable
+from hpc_tumor.data.raw.leftovers import leftovers, no_cases, usable
 from hpc_tumor.errors import DataError, HpcTumorError, UsageError
 from hpc_tumor.prediction.options import Options
 from hpc_tumor.run_dir import RunDir, read_json
@@ -123,7 +123,7 @@ def _segment(
     rest = leftovers(listing, patients.taken, "segmentation")
     return {
         "rows": results.rows, "failed": sorted([*results.failed, *patients.failed, *rest.refused]),
-        "notes": [*results.notes, *_not_taken(rest)], "labelled": len(results.labelled),
+        "notes": [*results.notes, *(f"not used: {note}" for note in rest.notes)], "labelled": len(results.labelled),
         "scored": len(results.scored),
     }  # fmt: skip
 
@@ -150,14 +150,9 @@ def _classify(
     rest = leftovers(listing, {file.relative for file in files}, "classification")
     return {
         "rows": results.rows, "failed": [*results.failed, *rest.refused],
-        "notes": [*results.notes, *_not_taken(rest)],
+        "notes": [*results.notes, *(f"not used: {note}" for note in rest.notes)],
         "accuracy": results.accuracy, "labelled": len(results.labelled), "scored": len(results.scored),
     }  # fmt: skip
-
-
-def _not_taken(rest: Leftovers) -> list[str]:
-    """Return notes on unused files that look like data."""
-    return [f"not used: {note}" for note in rest.notes]
 
 
 def _differences(run: RunDir) -> list[str]:

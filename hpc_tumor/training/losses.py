@@ -51,13 +51,9 @@ def build_loss(task: str, name: str, *, weights: Tensor | None, focal_gamma: flo
 
 
 def balanced_weights(counts: Tensor) -> Tensor:
-    """Return weights inversely proportional to the counts of classes or labels, with mean 1 over those present.
+    """Return float32 weights inversely proportional to the `counts` `(C,)` of classes or labels.
 
-    Args:
-        counts: `(C,)` samples of each class, or pixels of each label.
-
-    Returns:
-        `(C,)` float32; 1 for a class that never occurs.
+    Their mean over those present is 1; absent ones get 1.
     """
     present = counts > 0
     weights = torch.ones(counts.shape, dtype=torch.float64, device=counts.device)
@@ -153,12 +149,7 @@ def dice_losses(probabilities: Tensor, truth: Tensor) -> Tensor:
     Dice is `(2 Σ p t + 1) / (Σ p² + Σ t + 1)`, summed over the pixels. Due to the squares, low probabilities in a large
     background hardly count, and a label that is absent and not predicted costs nothing.
 
-    Args:
-        probabilities: `(N, C, H, W)`.
-        truth: `(N, C, H, W)`, 0 or 1, of the same type.
-
-    Returns:
-        `(N, C)`.
+    `probabilities` and `truth`, 0 or 1 of the same type, are `(N, C, H, W)`, the result `(N, C)`.
     """
     overlap = (probabilities * truth).sum((2, 3))
     size = probabilities.square().sum((2, 3)) + truth.sum((2, 3))

@@ -148,18 +148,12 @@ def _slice_parts(
     experiment: Experiment, store: Store, split: Split, device: torch.device
 ) -> tuple[list[SlicePart], list[str], tuple[int, int]]:
     size = experiment.data.image_size
-    chosen = [_slices(store, cases, experiment.data.slices if part == 0 else 1.0)
-              for part, cases in enumerate((split.train, split.val, split.test))]  # fmt: skip
-    parts = [SlicePart(store, slices, device, size) for slices in chosen]
+    parts = []
+    for cases, share in ((split.train, experiment.data.slices), (split.val, 1.0), (split.test, 1.0)):
+        pairs = cases if cases.ndim == 2 else middle_pairs(store, cases, share)  # the published split has pairs
+        parts.append(SlicePart(store, pairs, device, size))
     names = [store.case_ids[case] for case in parts[2].cases]
     return parts, names, (size, size) if size else store.slice_shape
-
-
-def _slices(store: Store, cases: np.ndarray, share: float) -> np.ndarray:
-    """Return `(n, 2)` pairs of case and slice: `cases` itself, or the middle `share` of the slices of each case."""
-    if cases.ndim == 2:
-        return cases
-    return middle_pairs(store, cases, share)
 
 
 def _image_parts(

@@ -49,17 +49,13 @@ def plain_block(in_channels: int, middle: int, out: int) -> nn.Sequential:
 
 def encoder_block(in_channels: int, out: int) -> nn.Sequential:
     """Two inverted bottlenecks in → out → out, each expanding to 4 × out."""
-    return nn.Sequential(
-        *inverted_bottleneck(in_channels, out, 4 * out),
-        *inverted_bottleneck(out, out, 4 * out),
-    )
+    return nn.Sequential(*inverted_bottleneck(in_channels, out, 4 * out), *inverted_bottleneck(out, out, 4 * out))
 
 
 def decoder_block(in_channels: int, out: int) -> nn.Sequential:
     """Two inverted bottlenecks in → out → out, expanding to 4 × in, then 4 × out."""
     return nn.Sequential(
-        *inverted_bottleneck(in_channels, out, 4 * in_channels),
-        *inverted_bottleneck(out, out, 4 * out),
+        *inverted_bottleneck(in_channels, out, 4 * in_channels), *inverted_bottleneck(out, out, 4 * out)
     )
 
 

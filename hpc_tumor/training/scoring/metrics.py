@@ -26,16 +26,7 @@ PREDICTIONS = 8  # three independent binary maps, as the bits of one number
 
 
 def label_codes(logits: torch.Tensor, labels: torch.Tensor, exclusive: bool = False) -> torch.Tensor:
-    """Encode each pixel as true label × 8 + predicted bits.
-
-    Args:
-        logits: `(N, 3, H, W)`; logits above 0 predict a label.
-        labels: `(N, H, W)` uint8, 0 to 3.
-        exclusive: predict at most one label per pixel, that of the largest logit (in ties the first).
-
-    Returns:
-        `(N, H, W)` uint8.
-    """
+    """Encode each pixel of `labels` `(N, H, W)` uint8, 0 to 3, as true label × 8 + `predicted_bits`."""
     return labels * PREDICTIONS | predicted_bits(logits, exclusive)
 
 
@@ -61,7 +52,7 @@ def count_codes(codes: torch.Tensor) -> torch.Tensor:
 def predicted_bits(logits: torch.Tensor, exclusive: bool = False) -> torch.Tensor:
     """Return the labels predicted in each pixel, `(N, 3, H, W)` logits → `(N, H, W)` uint8: bits 1 NCR, 2 ED, 4 ET.
 
-    `exclusive`: at most one label per pixel, that of the largest logit (in ties the first).
+    Logits above 0 predict a label. `exclusive`: at most one per pixel, that of the largest logit (in ties the first).
     """
     bits = torch.zeros(logits[:, 0].shape, dtype=torch.uint8, device=logits.device)
     predicted = _largest(logits) if exclusive else (label > 0 for label in logits.unbind(1))
@@ -89,14 +80,7 @@ def label_probabilities(logits: torch.Tensor, exclusive: bool = False) -> torch.
 
 
 def confusion(histogram: np.ndarray, structure: str) -> np.ndarray:
-    """Count true positives, false positives, false negatives and true negatives of one structure.
-
-    Args:
-        histogram: `(..., 4, 8)` counts of (true label, predicted bits).
-
-    Returns:
-        `(..., 4)` integers.
-    """
+    """Count TP, FP, FN and TN of one structure, `(..., 4)`, from `(..., 4, 8)` histograms."""
     members = MEMBERS[structure]
     truth = np.isin(np.arange(TRUE_LABELS), members)
     bits = sum(1 << (label - 1) for label in members)

@@ -82,9 +82,10 @@ class ProgressMarks:
     def _update(self, store: Any, beat: int) -> None:
         self._renew(store, beat)
         if self._proposal:
-            self.verdict = _verdict(store.compare_set("verdict", "", json.dumps(asdict(self._proposal))))
+            text = store.compare_set("verdict", "", json.dumps(asdict(self._proposal)))
+            self.verdict = Verdict(**json.loads(text))
         elif store.check(["verdict"]):
-            self.verdict = _verdict(store.multi_get(["verdict"])[0])
+            self.verdict = Verdict(**json.loads(store.multi_get(["verdict"])[0]))
         self._answered = self._clock
         if self._reading or None in self._marks:
             self._read(store)
@@ -101,7 +102,3 @@ class ProgressMarks:
                 self._changed[rank] = now
             self._marks[rank] = mark
         self._read_at = now
-
-
-def _verdict(text: bytes) -> Verdict:
-    return Verdict(**json.loads(text))

@@ -152,11 +152,7 @@ class Watchdog:
     """Watches one rank, and the others through the store. `mark` is cheap and for the main thread only."""
 
     def __init__(
-        self,
-        rank: int = 0,
-        timeout: float = 900.0,
-        on_hang: OnHang | None = None,
-        exchange: Exchange | None = None,
+        self, rank: int = 0, timeout: float = 900.0, on_hang: OnHang | None = None, exchange: Exchange | None = None
     ) -> None:
         """Create a watchdog that is not started.
 
