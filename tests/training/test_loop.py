@@ -146,7 +146,7 @@ CHANGED = {
         {"epochs": 3, "schedule": "cosine"},
         r"recipe\.epochs = 3, but was 2; recipe\.schedule",
     ),
-    "epochs below those done": ({"epochs": 1}, r"has trained 2 epochs and 0 steps, more than recipe\.epochs = 1"),
+    "epochs below those done": ({"epochs": 1}, r"has completed 2 epochs and 0 steps, more than recipe\.epochs = 1"),
 }
 
 
@@ -174,7 +174,7 @@ def test_an_epoch_that_was_begun_counts_as_trained(tmp_path: Path, slice_store: 
     assert place[0] == 1
     settings = json.loads(run.config.read_text())
     run.config.write_text(json.dumps({**settings, "recipe": {**settings["recipe"], "epochs": 1}}))
-    with pytest.raises(DataError, match=r"trained 1 epochs and \d+ steps, .* set it to 2 or more"):
+    with pytest.raises(DataError, match=r"completed 1 epochs and \d+ steps, .* set it to 2 or more"):
         train_here(run)
 
 
@@ -275,7 +275,7 @@ def test_a_delay_that_is_no_number_of_seconds_is_refused(tmp_path: Path, slice_s
     run = new_run(tmp_path, slice_store, "unet")
     for text in (b"soon", b"-1", b"nan", b"3601", b"\xff"):
         delay.write_bytes(text)
-        with pytest.raises(UsageError, match=f"_STEP_DELAY: {delay} does not hold a number of seconds from 0 to 3600:"):
+        with pytest.raises(UsageError, match=f"_STEP_DELAY: {delay} must hold a number of seconds from 0 to 3600:"):
             train_here(run)
     delay.unlink()
     delay.mkdir()

@@ -66,7 +66,7 @@ def resume(state: TrainingState) -> bool | None:
     epochs = state.experiment.recipe.epochs
     if (progress.epoch, progress.step) > (epochs, 0):
         raise DataError(
-            f"{run.last_checkpoint} is at {progress.epoch} epochs and {progress.step} steps, beyond"
+            f"{run.last_checkpoint} has completed {progress.epoch} epochs and {progress.step} steps, more than"
             f" recipe.epochs = {epochs}: set it to {progress.epoch + (progress.step > 0)} or more in config.json, or"
             " submit a new run."
         )
