@@ -41,7 +41,7 @@ class ModelSpec:
     step: int
     """Divisor of an input's sides."""
     attention: bool = False
-    """Whether `forward` takes `return_attention`."""
+    """`forward` accepts `return_attention`."""
 
     @property
     def in_channels(self) -> int:

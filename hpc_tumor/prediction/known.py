@@ -56,7 +56,7 @@ class CaseMatcher:
 
     @property
     def told_by(self) -> str | None:
-        """How cases are recognised: by `content` (and ids), only by `ids`, or None: not at all."""
+        """Key by which cases are recognised: `content` (and ids), `ids` only, or None."""
         if self.cases is None:
             return None
         return "ids" if self.cases.digests is None else "content"

@@ -42,7 +42,7 @@ class Prediction:
         labelled: number of images in the folder of a class, or of patients with a segmentation.
         scored: number of those that the run neither trained nor validated on.
         accuracy: of the scored images; None without any.
-        told_by: how the run recognises its cases: by content, by ids, or None: not at all.
+        told_by: key by which the run recognises its cases: content, ids, or None.
     """
 
     facts: Facts

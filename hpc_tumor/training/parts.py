@@ -32,7 +32,7 @@ class Parts:
     Attributes:
         image_size: (height, width) in pixels.
         classes: None for segmentation.
-        kept: description, by part, of where samples are cached between epochs.
+        locations: description, by part, of where samples are cached between epochs.
     """
 
     store: Store
@@ -43,7 +43,7 @@ class Parts:
     test_names: list[str]
     image_size: tuple[int, int]
     classes: list[str] | None
-    kept: dict[str, str]
+    locations: dict[str, str]
 
     def counts(self) -> dict[str, int]:
         """Count the cases (or images) of each part."""
@@ -109,12 +109,12 @@ def make_parts(experiment: Experiment, distributed: Distributed, read_from: Path
         BatchLoader(parts[index], size, distributed.rank, distributed.world_size) for index, size in enumerate(sizes)
     )
     classes = list(store.classes) if experiment.task == "classification" else None
-    kept: dict[str, str] = {}
+    locations: dict[str, str] = {}
     taken: Counter[str] = Counter()
     for name, loader in (("train", train), ("val", val)):
         if len(loader.part):
-            kept[name] = _cache_rows(experiment, loader.part, distributed, taken)
-    return Parts(store, split, train, val if len(val.part) else None, test, names, image_size, classes, kept)
+            locations[name] = _cache_rows(experiment, loader.part, distributed, taken)
+    return Parts(store, split, train, val if len(val.part) else None, test, names, image_size, classes, locations)
 
 
 def class_weights(experiment: Experiment, parts: Parts, device: torch.device) -> Tensor | None:

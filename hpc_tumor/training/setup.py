@@ -208,7 +208,7 @@ def _announce(state: TrainingState, compiling: str, resumed: bool) -> None:
         f"{experiment.model.name}: {ranks}, {device}, {threads} each",
         f"precision {precision.name}, {precision.reason}; memory layout {layout}",
         f"split {parts.split.kind}: {parts.describe()}",
-        *(f"{name} samples: {location}" for name, location in parts.kept.items()),
+        *(f"{name} samples: {location}" for name, location in parts.locations.items()),
         compiling,
     ]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

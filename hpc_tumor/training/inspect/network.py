@@ -38,8 +38,8 @@ def inspect_batch(state: TrainingState) -> None:
     if micro_batches > 1:
         show(f"{_INDENT}below: the first of {micro_batches} micro-batches")
     with _unchanged(state):
-        kept = KeptMemory(state.network)
-        with _layers_shown(state.network), kept.counting():
+        saved = KeptMemory(state.network)
+        with _layers_shown(state.network), saved.counting():
             logits = state.spec.forward(state.network, images)
         losses = state.spec.loss(logits, targets)
         of = statistics(logits.detach())
@@ -52,7 +52,7 @@ def inspect_batch(state: TrainingState) -> None:
         weights = sum(value.numel() * value.element_size() for value in state.network.parameters())
         peak = peak_memory_gb(logits.device)
         show(f"\nmemory     weights {_megabytes(weights)}, kept by the forward pass for the backward pass"
-             f" {_megabytes(kept.bytes)}, peak {peak:.2f} GB")  # fmt: skip
+             f" {_megabytes(saved.bytes)}, peak {peak:.2f} GB")  # fmt: skip
 
 
 def show(text: str) -> None:
