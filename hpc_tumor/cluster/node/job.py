@@ -24,7 +24,7 @@ from hpc_tumor.records import Failure
 from hpc_tumor.run_dir import RunDir, read_json
 from hpc_tumor.system.processes import end_with_parent
 from hpc_tumor.system.resources import available_cpus
-from hpc_tumor.training.watch.torch_words import may_pass
+from hpc_tumor.training.watch.torch_errors import is_transient
 from hpc_tumor.vocabulary import RunStatus
 
 _LASTING_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS)
@@ -228,7 +228,7 @@ def _may_pass(error: Exception) -> bool:
         return False
     if isinstance(error, OSError):
         return error.errno not in _LASTING_ERRNOS
-    return may_pass(error)
+    return is_transient(error)
 
 
 def _to_line(error: Exception) -> str:
