@@ -147,7 +147,8 @@ def _against_neighbour(group: Group) -> Iterator[str]:
         names[verdict(tests[name])].append(name)
     yield f"{_who_beats_it(group, names)} {_how(group)}"
     if missing := [entry.name for entry in group.entries if entry.name not in tests]:
-        yield f"Not compared with it, since its predictions are unknown: {listed(missing, _MOST_NAMED)}."
+        unknown = listed(missing, _MOST_NAMED)
+        yield f"Not compared with it, since its predictions on their test images are unknown: {unknown}."
 
 
 def _who_beats_it(group: Group, names: Mapping[Verdict, Sequence[str]]) -> str:

@@ -101,7 +101,7 @@ def plan_cases(group: Group) -> list[Plan]:
         caption = (
             f"{name}, one run: the {kinds} test case by mean label Dice, each at its slice with most tumour. Dice is of"
             " the whole case. Truth and prediction over T1ce, difference over FLAIR."
-            + (" Shown before small components are removed." if any(run.cleaning for run in entry.runs) else "")
+            + (" Shown before small pieces are removed." if any(run.cleaning for run in entry.runs) else "")
         )
         plans.append(raster_plan(f"cases-{stem}", "cases", f"Test cases of {name}", caption, partial(_of_cases, cases)))
         middle = next((case for case in cases if case.which == "median"), cases[0])

@@ -119,7 +119,7 @@ def _surfaces(group: Group) -> Iterator[str]:
         )
     cleaned = [entry.name for entry in group.entries if any(run.cleaning for run in entry.runs)]
     if cleaned:
-        yield f"Small components removed, with thresholds chosen on validation patients: {listed(cleaned)}."
+        yield f"Small pieces removed, with thresholds chosen on validation patients: {listed(cleaned)}."
     flipped = [entry.name for entry in group.entries if any(run.flips for run in entry.runs)]
     if flipped:
         yield f"Logits averaged over flips: {listed(flipped)}."
