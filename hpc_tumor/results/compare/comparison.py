@@ -179,7 +179,6 @@ class Group:
         )
 
     def _of_folds(self) -> str:
-        """Describe the folds that were tested; empty without folds."""
         seen = {fold for entry in self.entries for fold in entry.folds}
         if not seen:
             return ""

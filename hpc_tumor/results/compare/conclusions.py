@@ -41,7 +41,6 @@ def method(group: Group) -> str:
 
 
 def _best(group: Group) -> Iterator[str]:
-    """Compare the entry with the highest main score with the others."""
     if len(group.entries) < 2:
         return
     tests = [test for test in group.tests if test.score == group.main]
@@ -73,7 +72,6 @@ def _best(group: Group) -> Iterator[str]:
 
 
 def _two_bests(group: Group) -> Iterator[str]:
-    """Explain the disagreement where ranks and mean score name different best entries."""
     disagreement = group.disagreement
     if disagreement is None:
         return
@@ -135,7 +133,6 @@ def _case(case: DecidingCase, title: str, show: Callable[[float], str]) -> str:
 
 
 def _against_neighbour(group: Group) -> Iterator[str]:
-    """Compare the entries with the nearest neighbour."""
     if group.task != "classification":
         return
     tests = group.neighbour_tests
@@ -178,7 +175,6 @@ def _who_beats_it(group: Group, names: Mapping[Verdict, Sequence[str]]) -> str:
 
 
 def _how(group: Group) -> str:
-    """Name the test against the nearest neighbour."""
     tests = group.neighbour_tests
     parts = ["Same test" if group.tests else "McNemar test over duplicate groups"]
     if len(group.alike) < len(group.entries):
@@ -189,7 +185,6 @@ def _how(group: Group) -> str:
 
 
 def _at_most(tests: Mapping[str, Difference]) -> str:
-    """Return the largest p as the bound of all."""
     largest = max(tests.values(), key=lambda test: test.p_holm)
     return f"each {_p(largest, '≤')}"
 

@@ -275,7 +275,6 @@ def _names(entries: Sequence[Sequence[RunResult]], by: Sequence[str]) -> list[st
 
 
 def _differing(runs: Sequence[RunResult]) -> list[str]:
-    """List the settings in which the runs differ."""
     keys = sorted({key for run in runs for key in run.config} - NOT_SETTINGS)
     return [key for key in keys if len({repr(run.config.get(key)) for run in runs}) > 1]
 

@@ -70,16 +70,8 @@ def commands_of(config: Mapping[str, Any], git: Mapping[str, Any]) -> list[str]:
         settings = _flat(build(Experiment, dict(config), where=lambda _: "").model_dump(mode="json"))
     except HpcTumorError:
         return []
-    words = [
-        "hpc-tumor",
-        "submit",
-        "--model",
-        str(name),
-        "--gpus",
-        str(settings["hardware.gpus"]),
-        "--data",
-        str(store),
-    ]
+    gpus = str(settings["hardware.gpus"])
+    words = ["hpc-tumor", "submit", "--model", str(name), "--gpus", gpus, "--data", str(store)]
     for key, value in settings.items():
         if key not in _OWN_OPTIONS and value != usual.get(key):
             words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]

@@ -115,7 +115,6 @@ def write_figures(drawings: Sequence[Drawing], folder: Path) -> list[Path]:
 
 
 def _listed(folder: Path) -> set[str]:
-    """Return the files that an earlier call wrote."""
     names = (read_json(folder / LIST) or {}).get("files")
     return (
         {name for name in names if isinstance(name, str) and _OURS.fullmatch(name)}

@@ -47,14 +47,12 @@ def _gates(name: str, entry: Entry, pictures: Pictures) -> list[Plan]:
 
 
 def _case_of(pictures: Pictures, cases: Sequence[Case]) -> Case | None:
-    """Return the case whose gates were recorded."""
     recorded = section(pictures.about.get("attention"))
     keys = ("case", "slice")
     return next((case for case in cases if all(case.facts.get(key) == recorded.get(key) for key in keys)), None)
 
 
 def _draw_gates(case: Case, gates: Sequence[np.ndarray]) -> Sheet:
-    """Draw the truth, and each gate over FLAIR."""
     count = len(gates) + 1
     side = (WIDTH - 0.5 - _GAP * (count - 1)) / count
     top = 0.22
@@ -93,7 +91,6 @@ def _patches(name: str, entry: Entry, pictures: Pictures) -> list[Plan]:
 
 
 def _draw_patches(images: np.ndarray, heats: np.ndarray, about: Sequence[Mapping[str, Any]]) -> Sheet:
-    """Draw pairs of an image and the same image with its attention."""
     pairs = 3 if len(images) > 4 else 2
     gap = 0.22
     side = ((WIDTH - 0.45 - gap * (pairs - 1)) / pairs - 0.03) / 2

@@ -62,7 +62,6 @@ def cases_of(pictures: Pictures, cut: bool = True) -> list[Case]:
 
 
 def _case_of(pictures: Pictures, which: str, cut: bool) -> Case | None:
-    """Return the best, median or worst case; None if it is missing or damaged."""
     images, truth = pictures.get(f"{which}_images", 3), pictures.get(f"{which}_truth", 2)
     prediction, likely = pictures.get(f"{which}_prediction", 2), pictures.get(f"{which}_probabilities", 3)
     if images is None or truth is None or prediction is None or len(images) != len(MODALITIES):
@@ -113,7 +112,6 @@ def plan_cases(group: Group) -> list[Plan]:
 
 
 def _of_cases(cases: list[Case]) -> Sheet:
-    """Modalities, truth, prediction and difference of each case."""
     side = (WIDTH - 6 * _GAP) / 7
     head, top, step = 0.2, 0.22, side + 0.27
     sheet = Sheet(top + step * len(cases) + 0.3)
@@ -152,7 +150,6 @@ def legend(sheet: Sheet, x: float, y: float, difference: bool = False) -> None:
 
 
 def _likely(case: Case) -> Sheet:
-    """Draw truth, probabilities and prediction of a case."""
     enhanced = case.images[2]
     assert case.probabilities is not None
     side = (WIDTH - 0.55 - 4 * _GAP) / 5

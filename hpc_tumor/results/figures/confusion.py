@@ -44,8 +44,7 @@ def plan_confusion(group: Group) -> list[Plan]:
         return []
     caption = (
         "Rows: true class; columns: predicted class. Large: number of images; small, and shade: % of the row."
-        + _summed(known)
-        + limit_note([entry for entry, _ in known], group.entries)
+        f"{_summed(known)}{limit_note(known, group.entries)}"
     )
     by_name = looks(group.entries)
     return [Plan("confusion", "confusion", "Confusion matrices", caption, lambda: _matrices(known, by_name))]
@@ -69,9 +68,7 @@ def _matrices(known: Sequence[tuple[Entry, list[Images]]], by_name: Mapping[str,
     for index, (entry, images) in enumerate(known):
         column, band = index % per_row, index // per_row
         axes = sheet.axes(left + column * (side + gap), top + band * step, side, side)
-        counts = sum(
-            confusion_counts(run_images.predicted, run_images.labels, len(run_images.classes)) for run_images in images
-        )
+        counts = sum(confusion_counts(run.predicted, run.labels, len(run.classes)) for run in images)
         _matrix(axes, np.asarray(counts), by_name[entry.name], side)
         title = words(entry.name, 34)
         axes.set_title(title, fontsize=fitting(title, side + 0.05, SIZE, 5.0))
@@ -114,7 +111,7 @@ def plan_calibration(group: Group) -> list[Plan]:
         f"Accuracy against confidence (largest softmax value) in {ECE_BINS} bins of equal width; dashed: perfect"
         " calibration. Below: images per bin. ECE: mean distance from the dashed line, weighted by images; mean over"
         " runs."
-        + _summed(known) + limit_note([entry for entry, _ in known], group.entries)
+        + _summed(known) + limit_note(known, group.entries)
     )  # fmt: skip
     by_name = looks(group.entries)
     return [Plan("calibration", "calibration", "Calibration", caption, lambda: _diagrams(known, by_name))]

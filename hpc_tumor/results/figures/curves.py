@@ -72,14 +72,14 @@ def plan_curves(group: Group) -> list[Plan]:
     plans = [Plan(
         f"curves-{main}", "curves", f"Loss and {title} over epochs",
         f"{brief} {capital(counted(count, 'run'))}.{losses}"
-        + _limit(together, curves),
+        + limit_note(together, curves),
         lambda: _together(group, together),
     )]  # fmt: skip
     if len(curves) > 1:
         plans.append(Plan(
             f"curves-{main}-apart", "curves", f"{capital(title)} over epochs, by entry",
             f"{legend} Grey: validation of the other entries. Marker: best epoch of each run."
-            + _limit(apart_, curves),
+            + limit_note(apart_, curves),
             lambda: _apart(group, apart_, curves),
         ))  # fmt: skip
     return plans
@@ -88,10 +88,6 @@ def plan_curves(group: Group) -> list[Plan]:
 def _best(curves: Sequence[_Curves], most: int) -> list[_Curves]:
     best = best_of([item.entry for item in curves], most)
     return [item for item in curves if any(item.entry is entry for entry in best)]
-
-
-def _limit(shown: Sequence[_Curves], curves: Sequence[_Curves]) -> str:
-    return limit_note([item.entry for item in shown], [item.entry for item in curves])
 
 
 def _together(group: Group, curves: Sequence[_Curves]) -> Sheet:
@@ -220,9 +216,8 @@ def _apart(group: Group, shown: Sequence[_Curves], curves: Sequence[_Curves]) ->
     return sheet
 
 
-def _bounds(item: Sequence[_Curves], score: str, times: float) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Return limits of epochs and values around all curves."""
-    curves = [run.curve(part, score) for one in item for run in one.runs for part in ("train", "val")]
+def _bounds(series: Sequence[_Curves], score: str, times: float) -> tuple[tuple[float, float], tuple[float, float]]:
+    curves = [run.curve(part, score) for item in series for run in item.runs for part in ("train", "val")]
     epochs = [epoch for curve in curves for epoch in curve] or [1]
     values = [times * value for curve in curves for value in curve.values()] or [0.0]
     wide, tall = max(1, max(epochs) - min(epochs)), max(1e-3, max(values) - min(values))

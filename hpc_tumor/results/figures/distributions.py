@@ -148,7 +148,6 @@ def _of_images(group: Group) -> list[Plan]:
 
 
 def _sure(entry: Entry) -> tuple[Floats, Floats] | None:
-    """Return the confidence of correct and of wrong predictions of all runs."""
     cases: Sequence[Any] = [run.cases.values for run in entry.runs]
     if any("confidence" not in values or "accuracy" not in values for values in cases):
         return None

@@ -112,7 +112,6 @@ def plan_filters(group: Group) -> list[Plan]:
 
 
 def _draw_filters(filters: np.ndarray) -> Sheet:
-    """Draw all filters as a mosaic."""
     picture = mosaic(filters[:_MOST_FILTERS].astype(np.float64))
     wide = WIDTH
     tall = wide * picture.shape[0] / picture.shape[1]

@@ -11,15 +11,7 @@ from hpc_tumor.results.compare.measures import measure
 from hpc_tumor.results.compare.published import PUBLISHED
 from hpc_tumor.results.figures.canvas.drawing import Plan
 from hpc_tumor.results.figures.canvas.palette import INK
-from hpc_tumor.results.figures.canvas.rowed import (
-    Rows,
-    cases_note,
-    factor,
-    limit_note,
-    limits,
-    rows_of,
-    runs_note,
-)
+from hpc_tumor.results.figures.canvas.rowed import Rows, cases_note, factor, limit_note, limits, rows_of, runs_note
 from hpc_tumor.results.figures.canvas.scales import few_ticks
 from hpc_tumor.results.figures.canvas.sheet import MUTED, SMALL, WIDTH, Sheet, fitting, mark_of
 from hpc_tumor.results.figures.canvas.wording import capital
@@ -62,15 +54,8 @@ def plan_main(group: Group) -> list[Plan]:
         + (" Dashed: nearest-neighbour baseline." if baseline is not None else "")
         + limit_note(rows.entries, group.entries)
     )
-    return [
-        Plan(
-            f"scores-{group.main}",
-            "scores",
-            f"{capital(title)} with 95 % intervals",
-            caption,
-            lambda: _forest(group, rows, baseline),
-        )
-    ]
+    name, title = f"scores-{group.main}", f"{capital(title)} with 95 % intervals"
+    return [Plan(name, "scores", title, caption, lambda: _forest(group, rows, baseline))]
 
 
 def _published(entries: Sequence[Entry]) -> bool:
@@ -158,7 +143,6 @@ def plan_all(group: Group) -> list[Plan]:
 
 
 def _values(entry: Entry, name: str, by_region: bool) -> list[tuple[str, Any]]:
-    """Return (region or empty, statistic) of the scores that this entry has."""
     names = [(region, f"{name}_{region}") for region in REGIONS] if by_region else [("", name)]
     return [(region, entry.statistics[score]) for region, score in names if score in entry.statistics]
 

@@ -60,7 +60,6 @@ def plan_costs(group: Group) -> list[Plan]:
 
 
 def _hours(entries: Sequence[Entry]) -> str:
-    """Return the unit of compute of all entries."""
     units = {"CPU process-hours" if run.device == "cpu" else "GPU-hours" for entry in entries for run in entry.runs}
     return " or ".join(sorted(units, reverse=True))
 
@@ -75,12 +74,7 @@ def _panels(group: Group, rows: Rows, costs: Sequence[str]) -> Sheet:
     metric = measure(group.task, group.main)
     scored = [entry.statistics[group.main] for entry in rows.entries]
     times = factor(metric)
-    ends = [
-        times * value
-        for statistic in scored
-        for value in (statistic.mean, statistic.low, statistic.high)
-        if value is not None
-    ]
+    ends = [times * value for score in scored for value in (score.mean, score.low, score.high) if value is not None]
     bounds = limits(ends, metric)
     for column, cost in enumerate(costs):
         axes = sheet.axes(left + column * (wide + gap), top, wide, tall)
@@ -90,9 +84,7 @@ def _panels(group: Group, rows: Rows, costs: Sequence[str]) -> Sheet:
             axes.tick_params(labelleft=False)
         else:
             axes.set_ylabel(metric.heading)
-    _names(
-        sheet, rows, names, [times * statistic.mean for statistic in scored], bounds, (WIDTH - beside, top, tall, size)
-    )
+    _names(sheet, rows, names, [times * score.mean for score in scored], bounds, (WIDTH - beside, top, tall, size))
     return sheet
 
 
@@ -120,13 +112,8 @@ def _panel(axes: Axes, group: Group, rows: Rows, cost: str) -> None:
             continue
         places.append(value)
         if statistic.low is not None and statistic.high is not None:
-            axes.plot(
-                [value] * 2,
-                [times * statistic.low, times * statistic.high],
-                color=look.colour,
-                linewidth=1.0,
-                alpha=0.7,
-            )
+            ends = [times * statistic.low, times * statistic.high]
+            axes.plot([value] * 2, ends, color=look.colour, linewidth=1.0, alpha=0.7)
         axes.plot([value], [times * statistic.mean], **mark_of(look, markersize=5.5))
     axes.grid(axis="both")
     log_scale(axes, places)
@@ -142,21 +129,11 @@ def plan_filters(group: Group) -> list[Plan]:
             own.setdefault(run.model, {})[run.filters or _DEFAULT_FILTERS] = run.parameters
     if not own:
         return []
-    by_model = {entry.model: look for entry, look in _first_looks(group)}
+    by_name = looks(group.entries)
+    by_model = {entry.model: by_name[entry.name] for entry in reversed(group.entries)}  # that of the first entry
     caption = "Trainable parameters by number of first filters. Filled: these runs; hollow: published networks."
-    return [
-        Plan("tradeoffs-filters", "tradeoffs", "Parameters by first filters", caption, lambda: _filters(own, by_model))
-    ]
-
-
-def _first_looks(group: Group) -> list[tuple[Entry, Look]]:
-    by_name, seen = looks(group.entries), set()
-    result = []
-    for entry in group.entries:
-        if entry.model not in seen:
-            seen.add(entry.model)
-            result.append((entry, by_name[entry.name]))
-    return result
+    title = "Parameters by number of first filters"
+    return [Plan("tradeoffs-filters", "tradeoffs", title, caption, lambda: _filters(own, by_model))]
 
 
 def _filters(own: Mapping[str, Mapping[int, int]], by_model: Mapping[str, Look]) -> Sheet:
@@ -174,16 +151,14 @@ def _filters(own: Mapping[str, Mapping[int, int]], by_model: Mapping[str, Look])
     axes.set_xticklabels([str(count) for count in every])
     axes.grid(axis="both")
     ends = []
-    for model, by_filters in own.items():
-        look, line = by_model[model], {**KNOWN[model], **by_filters}
+    for model, trained in own.items():
+        look, line = by_model[model], {**KNOWN[model], **trained}
         xs = sorted(line)
         axes.plot(xs, [line[x] for x in xs], color=look.colour, linewidth=1.0, alpha=0.7)
         axes.plot(
             list(KNOWN[model]), list(KNOWN[model].values()), **mark_of(look, markerfacecolor="none", markersize=7)
         )
-        axes.plot(
-            list(by_filters), list(by_filters.values()), **mark_of(look, markerfacecolor=look.colour, markersize=4.5)
-        )
+        axes.plot(list(trained), list(trained.values()), **mark_of(look, markerfacecolor=look.colour, markersize=4.5))
         ends.append(line[xs[-1]])
     low, high = axes.get_ylim()
     heights = apart([top + tall * (1 - np.log(end / low) / np.log(high / low)) for end in ends], 0.17)

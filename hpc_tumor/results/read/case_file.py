@@ -68,7 +68,6 @@ def _identity(ids: tuple[str, ...], slices: tuple[str, ...]) -> str:
 
 
 def _segmentation(columns: Mapping[str, tuple[str, ...]]) -> Mapping[str, Floats]:
-    """Return every score of every structure, and its mean over the three labels per case."""
     make = {name: _packed(cells) for name, cells in columns.items() if "_" in name and not name.startswith("status_")}
     for score in sorted({name.rpartition("_")[0] for name in make}):
         parts = [make[f"{score}_{label}"] for label in LABELS if f"{score}_{label}" in make]
@@ -97,7 +96,6 @@ _IMAGE_SCORES = {"accuracy": "correct", "confidence": "confidence"}
 
 
 def _images(columns: Mapping[str, tuple[str, ...]]) -> Images | None:
-    """Return labels and probabilities if the file has all of them, else None."""
     classes = tuple(name.removeprefix("p_") for name in columns if name.startswith("p_"))
     index_of = {name: index for index, name in enumerate(classes)}
     label_cells = [columns.get("label"), columns.get("prediction")]

@@ -88,7 +88,6 @@ def _digest(settings: Mapping[str, Any]) -> str:
 
 
 def _class_counts(value: object) -> dict[str, dict[str, int]] | None:
-    """Return the number of images of each class in each split part."""
     counts = {
         word(part): {
             word(name): count for name, cell in section(classes).items() if (count := integer(cell)) is not None

@@ -159,7 +159,6 @@ def _short(group: Group) -> str:
 
 
 def _verdict(group: Group) -> Iterable[str]:
-    """Yield the conclusions, after the score if there is a single entry."""
     if len(group.entries) == 1:
         (entry,) = group.entries
         score = measure(group.task, group.main)
@@ -181,7 +180,6 @@ _SPLITS = {
 
 
 def _data(group: Group) -> Iterable[str]:
-    """Describe the data and its split."""
     run = group.runs[0]
     unit = CASES[group.task]
     dataset = _DATASETS.get(group.dataset or "", group.dataset or "Unknown data")

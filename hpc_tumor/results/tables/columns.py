@@ -78,7 +78,6 @@ def short(value: int | None) -> str:
 
 
 def _column(task: str, key: str) -> Column:
-    """Return the registered column of a key, or a column of the score of that name."""
     if key in COLUMNS:
         return COLUMNS[key]
     keep, family = _IMPORTANCE.get(key, (99, ""))
@@ -107,7 +106,6 @@ def _interval(row: Row, score: str) -> str:
 
 
 def _show_main(row: Row, scores: Mapping[str, float | None]) -> str:
-    """Format the main score of `scores`."""
     return measure(row.task, row.main).show(scores.get(row.main))
 
 
@@ -131,12 +129,10 @@ def _used(name: str) -> Callable[[Row], str]:
 
 
 def _significant(value: float | None) -> str:
-    """Format to three significant digits."""
     return "" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _time(seconds: float | None) -> str:
-    """Return `12 min`."""
     if seconds is None:
         return ""
     if seconds < 99.5:

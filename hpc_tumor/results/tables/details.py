@@ -96,7 +96,6 @@ def parts_table(group: Group) -> Table:
 
 
 def _parts(entry: Entry) -> list[Part]:
-    """List the structures or classes on which an entry was scored."""
     if entry.task == "segmentation":
         return [Part(entry, name) for name in STRUCTURES if f"dice_{name}" in entry.statistics]
     scores = (name.partition("_") for name in entry.statistics)

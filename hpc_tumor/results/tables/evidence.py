@@ -120,5 +120,4 @@ def ranks_table(group: Group) -> Table:
 
 
 def _share(ranking: Ranking, place: int) -> Column:
-    """Return the column of the share of resamples in which each entry takes that place."""
     return Column(f"place {place + 1}, %", cell=lambda index: f"{100 * ranking.shares[index][place]:.0f}")

@@ -83,7 +83,6 @@ def terminal_tables(comparison: Comparison, width: int = 120) -> list[Table]:
 
 
 def _brief(group: Group, width: int) -> Table:
-    """Build the table of one group in `width` characters, with the conclusions as its last notes."""
     rows = group_rows(group, runs=len(group.runs) <= MOST_RUNS)
     titles = {**_BRIEF_TITLES[group.task], "sd": f"± sd ({spread_over(group)})"}
     cells = {"hd95": _tenths, "parameters": lambda row: short(row.parameters)}
@@ -112,14 +111,12 @@ def group_tables(group: Group) -> dict[str, Table]:
 
 
 def _results(group: Group) -> Table:
-    """Build the table of scores of entries, published results and the nearest neighbour."""
     rows = group_rows(group, runs=False, published=True, new=True)
     table = row_table(group, rows, _FULL[group.task], titles=_FULL_TITLES[group.task], notes=group_notes(group))
     return with_best(table, group, rows)
 
 
 def _cost(group: Group) -> Table:
-    """Build the table of training and inference cost of each entry."""
     rows = [row for row in group_rows(group, runs=False, published=True) if row.kind in ("entry", "published")]
     notes = (
         "GFLOP per sample: one forward pass; a multiply-add counts as two operations. Hours: sum over runs; time,"

@@ -66,7 +66,6 @@ def _with_cautions(group: Group, first: str, notes: Sequence[str], leaks: str) -
 
 
 def _few(group: Group) -> Iterator[str]:
-    """Warn where bootstrap intervals are known to be too narrow."""
     tested = [entry.n for entry in group.entries if entry.n is not None]
     noun = CASES[group.task].removesuffix("s")
     if _has_intervals(group) and tested and min(tested) < FEW:
@@ -126,7 +125,6 @@ def _surfaces(group: Group) -> Iterator[str]:
 
 
 def _unequal(group: Group) -> Iterator[str]:
-    """Note what makes rows of this table unequal."""
     if group.split_leaks:
         yield "This split leaks: test cases have near copies in the training part, so all scores are too high."
     tested = {entry.cases.identity for entry in group.entries if entry.cases.identity}

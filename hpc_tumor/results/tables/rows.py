@@ -206,7 +206,6 @@ def _counts(entry: Entry) -> str:
 
 
 def _epochs(runs: Sequence[RunResult]) -> str:
-    """Return the epochs trained: one number, or a range."""
     known = sorted({run.epochs for run in runs if run.epochs is not None})
     if not known:
         return ""
@@ -214,6 +213,5 @@ def _epochs(runs: Sequence[RunResult]) -> str:
 
 
 def _means(scores: Sequence[Scores]) -> Scores:
-    """Return the mean of every score that all of them have."""
     means = {name: mean_and_sd([item.get(name) for item in scores])[0] for name in (scores[0] if scores else ())}
     return {name: mean for name, mean in means.items() if mean is not None}

@@ -83,7 +83,6 @@ def write_cases_csv(comparison: Comparison, file: IO[bytes]) -> None:
 
 
 def _about(entry: Entry) -> dict[str, Any]:
-    """Return the columns that identify an entry."""
     names = ("task", "model", "dataset", "fingerprint", "split", "split_leaks")
     return {
         **{name: getattr(entry.runs[0], name) for name in names}, "entry": entry.name, "seeds": len(entry.seeds),
@@ -123,7 +122,6 @@ def _csv(columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> str:
 
 
 def _case_columns(entry: Entry, run: RunResult) -> dict[str, Callable[[], Iterable[object]]]:
-    """Return the columns of a run's cases as functions that make their cells; empty without cases."""
     cases, about = run.cases, {"entry": entry.name}
     if not cases.n:
         return {}
@@ -140,7 +138,6 @@ def _case_columns(entry: Entry, run: RunResult) -> dict[str, Callable[[], Iterab
 
 
 def _classes(images: Images | None) -> dict[str, np.ndarray]:
-    """Return the class names of images: true, predicted, and of the nearest neighbour."""
     if images is None:
         return {}
     numbers = {"label": images.labels, "prediction": images.predicted, "nearest": images.nearest}
@@ -149,6 +146,5 @@ def _classes(images: Images | None) -> dict[str, np.ndarray]:
 
 
 def _numbers(values: Mapping[str, Floats], name: str) -> Iterable[object]:
-    """Return the values of a score, None where a case has none."""
     cells = values[name].tolist()
     return [None if cell != cell else cell for cell in cells] if np.isnan(values[name]).any() else cells

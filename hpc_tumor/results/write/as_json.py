@@ -67,7 +67,6 @@ def _group(group: Group) -> dict[str, Any]:
 
 
 def _disagreement(group: Group) -> dict[str, Any] | None:
-    """Return the best entries by main score and by ranks if they differ, with the deciding cases."""
     disagreement = group.disagreement
     if disagreement is None:
         return None
@@ -86,7 +85,6 @@ def _disagreement(group: Group) -> dict[str, Any] | None:
 
 
 def _deciding(cases: Sequence[DecidingCase] | None, names: tuple[str, ...]) -> list[dict[str, Any]] | None:
-    """Return cases on which the first of `names` gains; `faults` are those of the second."""
     if cases is None:
         return None
     return [
@@ -96,7 +94,6 @@ def _deciding(cases: Sequence[DecidingCase] | None, names: tuple[str, ...]) -> l
 
 
 def _neighbour(group: Group) -> dict[str, Any] | None:
-    """Return the nearest neighbour's score and every entry's test against it; None for segmentation."""
     if group.task != "classification":
         return None
     tests = group.neighbour_tests

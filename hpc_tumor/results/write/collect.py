@@ -15,9 +15,7 @@ from hpc_tumor.run_dir import RunDir, read_json, read_json_lines
 
 
 def collect_runs(
-    runs: Sequence[RunDir],
-    states: Mapping[str, tuple[str, str]] | None = None,
-    selection: Selection = EVERYTHING,
+    runs: Sequence[RunDir], states: Mapping[str, tuple[str, str]] | None = None, selection: Selection = EVERYTHING
 ) -> Comparison:
     """Compare `runs`, in any order, finished or not.
 

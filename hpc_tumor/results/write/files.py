@@ -41,9 +41,7 @@ def write_results(
         figures: also draw figures and write the report.
         progress: called with the numbers of drawn and planned figures.
 
-    Raises:
-        UsageError: `output` cannot be written: not a folder, read-only, no permission.
-        HpcTumorError: the disk is full.
+    Raises as `write_tables`.
     """
     written = [path.name for path in write_tables(comparison, output)]
     if not figures:

@@ -64,7 +64,6 @@ def rgb(colour: str) -> tuple[float, float, float]:
 
 
 def _shifted(colour: str, by: float) -> str:
-    """Return a lighter or darker colour of the same hue that stays visible on any background."""
     hue, lightness, saturation = colorsys.rgb_to_hls(*rgb(colour))
     for step in range(10, -1, -1):
         channels = colorsys.hls_to_rgb(hue, min(1, max(0, lightness + by * step / 10)), saturation)

@@ -74,7 +74,7 @@ def best_of(entries: Sequence[Entry], most: int) -> tuple[Entry, ...]:
     return tuple(entry for entry in entries if id(entry) in best)
 
 
-def limit_note(shown: Sequence[Entry], available: Sequence[Entry]) -> str:
+def limit_note(shown: Sequence[object], available: Sequence[object]) -> str:
     """Return a note if not all entries are shown."""
     return "" if len(shown) == len(available) else f" Only the best {len(shown)} of {len(available)} entries."
 
