@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,10 +12,6 @@ from recording import Command, mask
 from surroundings import FAKE_SLURM, bare, write_images, write_programs, write_slices
 
 from hpc_tumor import cli
-
-# Made-up runs, and what the commands of real clusters print, are those of the other tests.
-sys.path += [str(Path(__file__).parents[1] / "results"), str(Path(__file__).parents[1] / "cluster")]
-
 
 DAY = 1_700_000_000  # on which raw data were written, in seconds since 1970
 

@@ -61,7 +61,7 @@ def work(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PATH", str(tmp_path / "no-programs"))
     profiles = tmp_path / "configuration" / "clusters"
     profiles.mkdir(parents=True)
-    shutil.copy(Path(__file__).with_name("cluster") / "local-test.toml", profiles)
+    shutil.copy(Path(__file__).parents[1] / "cluster" / "local-test.toml", profiles)
     folder = tmp_path / "work"
     folder.mkdir()
     (folder / "data").symlink_to(data)

@@ -18,7 +18,7 @@ from raw_samples import picture, tree, write_case, write_patients, write_picture
 
 from hpc_tumor.data.phantom.dataset import make_phantom
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 HOWS = ("new", "update", "overwrite")
 ERRORS = ("ENOSPC", "EIO", "ESTALE", "EACCES", "ENOENT")
 

@@ -445,7 +445,7 @@ def test_two_commands_at_the_same_moment_start_a_run_once(tmp_path: Path, sbatch
         "profile = profile_with()\n"
         "launch.submit(Planned([Wanted(small_experiment(), make_plan(profile, 1))]), profile, Path('runs'))\n"
     )
-    command = [sys.executable, "-c", code, str(Path(__file__).parent), str(Path(hpc_tumor.__file__).parent.parent)]
+    command = [sys.executable, "-c", code, str(Path(__file__).parents[1]), str(Path(hpc_tumor.__file__).parent.parent)]
     both = [subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     said = [process.communicate()[1] for process in both]
     assert sorted(process.returncode for process in both) == [0, 1]
