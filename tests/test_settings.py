@@ -268,13 +268,13 @@ def test_values_drawn_at_random_are_the_same_each_time(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("contents", "part"),
     [
-        ("[random]\nruns = 3\n", "names no setting to draw"),
+        ("[random]\nruns = 3\n", "has no settings to draw"),
         ("[random]\nlearning_rate = [1]\n", "runs is missing"),
         ("[random]\nruns = 3\nlearning_rate = 3\n", "neither a list nor a range"),
         ("[random]\nruns = 3\nlearning_rate = { low = 3, high = 1 }\n", "low = 3 is not below high = 1"),
         ('[random]\nruns = 3\nlearning_rate = { low = 0, high = 1, scale = "log" }\n', "above 0 for a log scale"),
         ("[random]\nruns = 3\nrate = [3]\n", "unknown setting 'rate'"),
-        ("[random]\nruns = 3\nepochs = [3]\n[sweep]\nepochs = [1]\n", "in [sweep] and in [random]"),
+        ("[random]\nruns = 3\nepochs = [3]\n[sweep]\nepochs = [1]\n", "in both [sweep] and [random]"),
         ("random = 3\n", "random = 3 is not a section"),
     ],
 )

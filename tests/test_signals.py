@@ -167,7 +167,7 @@ def test_a_second_interrupt_does_not_reach_what_takes_the_job_back(slurm: Path, 
     assert (done.returncode, queued(slurm)) == (130, set())
     lines = done.stderr.splitlines()
     assert lines[0].startswith("interrupted: recording or cancelling")
-    assert "printed no job number, but: A job 40" in lines[-2]
+    assert "printed no job id, but: A job 40" in lines[-2]
     assert lines[-2].endswith("was cancelled.")
     assert not (slurm / "runs").exists()
 

@@ -19,7 +19,7 @@ from hpc_tumor.cluster.describe.facts import Facts
 from hpc_tumor.cluster.launch.private import make_private
 from hpc_tumor.cluster.launch.sbatch import submit_script
 from hpc_tumor.cluster.launch.script import log_folder, sbatch_options, setup_lines
-from hpc_tumor.cluster.launch.snapshot import take_snapshot, verified
+from hpc_tumor.cluster.launch.snapshot import take_snapshot, verified_python
 from hpc_tumor.cluster.plan.fit import fit_to_cluster
 from hpc_tumor.cluster.plan.plan import Plan, make_plan
 from hpc_tumor.config import ClusterProfile
@@ -131,7 +131,7 @@ def try_on_node(profile: ClusterProfile, plan: Plan, runs: Path, store: Path | N
 
 def doctor_script(profile: ClusterProfile, plan: Plan, folder: Path, code: Path) -> str:
     """Return the batch script of the test job: the setup lines of runs, then one task per GPU."""
-    task = [sys.executable, *verified(code), "-u", "-m", "hpc_tumor.doctor.node_task", str(folder)]
+    task = [sys.executable, *verified_python(code), "-u", "-m", "hpc_tumor.doctor.node_task", str(folder)]
     python = shlex.quote(sys.executable)
     srun = ["srun", f"--cpus-per-task={plan.cpus_per_task}", "--kill-on-bad-exit=0", "--wait=120"]
     return "\n".join([

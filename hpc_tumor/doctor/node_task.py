@@ -60,7 +60,7 @@ def meet(suffix: str) -> dict[str, Any]:
     import torch
     import torch.distributed as dist
 
-    from hpc_tumor.training.distributed import refuse_missing_interfaces
+    from hpc_tumor.training.distributed import check_network_interfaces
 
     gpu = torch.cuda.is_available() and torch.cuda.device_count() > 0
     rank, ranks = int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"])
@@ -68,7 +68,7 @@ def meet(suffix: str) -> dict[str, Any]:
         torch.cuda.set_device(int(os.environ.get("SLURM_LOCALID") or 0) % torch.cuda.device_count())
     backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
     begun = time.monotonic()
-    refuse_missing_interfaces(os.environ, "cuda" if gpu else "cpu")
+    check_network_interfaces(os.environ, "cuda" if gpu else "cpu")
     dist.init_process_group(backend, rank=rank, world_size=ranks, timeout=timedelta(seconds=_MEET_SECONDS))
     devices = ["cpu", "cuda"] if gpu else ["cpu"]
     sums = []

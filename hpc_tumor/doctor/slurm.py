@@ -100,11 +100,11 @@ def describe_partitions(facts: Facts) -> list[Finding]:
 def _closed(partition: Partition, account: str | None, qos: str | None) -> list[Finding]:
     if not partition.up:
         return [error(f"partition {partition.name} is currently closed", "--partition NAME, or wait: see sinfo")]
-    if account and not partition.lets_account(account):
+    if account and not partition.allows_account(account):
         only = f" with one of {', '.join(partition.accounts)}" if partition.accounts else ""
         text = f"partition {partition.name} is not open to account {account}"
         return [error(text, f"--account{only}, or another --partition")]
-    if qos and not partition.lets_qos(qos):
+    if qos and not partition.allows_qos(qos):
         way = f"--qos with one of {', '.join(partition.qos)}" if partition.qos else "another --qos"
         return [error(f"partition {partition.name} does not accept QOS {qos}", way)]
     return []

@@ -20,7 +20,7 @@ from hpc_tumor.cluster import slurm
 from hpc_tumor.cluster.convert.task import MORE_MEMORY
 from hpc_tumor.cluster.convert.work_queue import WorkQueue
 from hpc_tumor.cluster.describe.profiles import LOCAL, find_profile
-from hpc_tumor.cluster.launch.sbatch import refuse_without_sbatch, submit_script
+from hpc_tumor.cluster.launch.sbatch import require_sbatch, submit_script
 from hpc_tumor.cluster.launch.script import log_folder, sbatch_options, setup_lines
 from hpc_tumor.cluster.plan.plan import Plan, make_plan, refuse_options
 from hpc_tumor.cluster.slurm import SlurmJob
@@ -33,7 +33,7 @@ from hpc_tumor.signals import held
 from hpc_tumor.vocabulary import counted, hours
 
 CPUS, GB_PER_CPU = 4, 1.0  # per task; a worker needs a third of a GB for a patient
-MOST_TASKS = 16  # by default
+MAX_ARRAY_TASKS = 16  # by default
 MOST_LOSSES = 3  # lost tasks after which their unit is given up
 LOOK_SECONDS = 2.0  # at most, between two polls of the results
 _END_SECONDS = 60.0  # for the tasks to end
@@ -74,8 +74,8 @@ def conversion_on(
     if tasks is not None and (tasks < 1 or (most is not None and tasks > most)):
         limit = f" {profile.name} allows at most {most} queued jobs per user." if most else ""
         raise UsageError(f"--workers {tasks}: give the number of array tasks, at least 1.{limit}")
-    refuse_without_sbatch(profile, "leave out --cluster")
-    count = tasks or min(MOST_TASKS, profile.limits.running_jobs or MOST_TASKS, most or MOST_TASKS)
+    require_sbatch(profile, "leave out --cluster")
+    count = tasks or min(MAX_ARRAY_TASKS, profile.limits.running_jobs or MAX_ARRAY_TASKS, most or MAX_ARRAY_TASKS)
 
     def convert(units: Sequence[Unit]) -> Generator[UnitResult, None, None]:
         if units:

@@ -19,7 +19,7 @@ from hpc_tumor.cluster.convert.work_queue import WorkQueue
 from hpc_tumor.data.convert.case import Unit
 from hpc_tumor.data.convert.target import STAGING, ConversionError, StorageError, remove
 from hpc_tumor.data.convert.vanished import why_unreadable
-from hpc_tumor.data.convert.workers import convert_here, default_workers
+from hpc_tumor.data.convert.workers import convert_locally, default_workers
 from hpc_tumor.errors import HpcTumorError
 
 MORE_MEMORY = "request more per task with --memory"
@@ -37,7 +37,7 @@ def work(queue: WorkQueue, owner: str, workers: int) -> None:
             # The owner in the name: a unit reassigned to another task is not written by two.
             yield replace(units[number], staged=queue.path.parent / f"{number}@{owner}", threads=1)
 
-    with closing(convert_here(taken(), workers, more_memory=MORE_MEMORY, apart=True)) as results:
+    with closing(convert_locally(taken(), workers, more_memory=MORE_MEMORY, apart=True)) as results:
         for result in results:
             if result.failed and (lost := why_unreadable(cases, {case for case, _ in result.failed})):
                 raise ConversionError(f"the source cannot be read on {socket.gethostname()}: {lost}.")

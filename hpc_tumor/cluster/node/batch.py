@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc_tumor.cluster import slurm
-from hpc_tumor.cluster.launch.private import runs_of
+from hpc_tumor.cluster.launch.private import runs_folder
 from hpc_tumor.cluster.launch.snapshot import CODE_LOST, CODE_LOST_WORDS
 from hpc_tumor.cluster.node.job import job_id_here, record_failure, start_number
 from hpc_tumor.cluster.observe.causes import NO_ROOM, lost_rank, was_warned, would_fail_again
@@ -245,7 +245,7 @@ def _events_since(run: RunDir, *names: str) -> list[Event]:
 
 def _run(folder: Path) -> RunDir:
     names = json.loads((folder / "runs.json").read_text(encoding="utf-8"))
-    return RunDir(runs_of(folder) / names[int(os.environ.get("SLURM_ARRAY_TASK_ID") or 0)])
+    return RunDir(runs_folder(folder) / names[int(os.environ.get("SLURM_ARRAY_TASK_ID") or 0)])
 
 
 def _await_job_record(run: RunDir, folder: Path) -> JobRecord:
@@ -259,7 +259,7 @@ def _await_job_record(run: RunDir, folder: Path) -> JobRecord:
         job = JobRecord.of_run(run)
         if job == JobRecord() or job.job_id or job.faults:
             return job
-        ours = str(folder.relative_to(runs_of(folder))) == job.folder
+        ours = str(folder.relative_to(runs_folder(folder))) == job.folder
         if ours or time.monotonic() > end:
             if ours or job.folder is None:  # so that it can be cancelled although the submitting command was killed
                 with suppress(OSError):

@@ -24,7 +24,7 @@ from hpc_tumor.records import Failure
 from hpc_tumor.run_dir import RunDir, read_json
 from hpc_tumor.system.processes import end_with_parent
 from hpc_tumor.system.resources import available_cpus
-from hpc_tumor.training.watch.torch_words import may_pass
+from hpc_tumor.training.watch.torch_errors import is_transient
 from hpc_tumor.vocabulary import RunStatus
 
 _LASTING_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS)
@@ -205,7 +205,7 @@ def _prepare_slurm(run: RunDir, job: JobRecord) -> None:
 
 
 def _train(run: RunDir, job: JobRecord, stop: StopFlag, record: RankFailure, start: int) -> str:
-    from hpc_tumor.data.feed.staging import staged
+    from hpc_tumor.data.feed.staging import stage_store
     from hpc_tumor.training.distributed import init_distributed
     from hpc_tumor.training.loop import train
 
@@ -213,7 +213,7 @@ def _train(run: RunDir, job: JobRecord, stop: StopFlag, record: RankFailure, sta
     distributed = init_distributed(experiment.hardware.timeout_minutes, experiment.hardware.threads, record.hang)
     print(f"rank {distributed.rank} of {distributed.world_size} on {socket.gethostname()}, {distributed.device}")
     disk = job.profile.environment.node_disk if job.profile else None
-    with staged(
+    with stage_store(
         experiment.data.store, disk, log, leads=distributed.local_rank == 0, agree=distributed.any, stop=stop,
         patience=60 * experiment.hardware.timeout_minutes,
     ) as copy:  # fmt: skip
@@ -228,7 +228,7 @@ def _may_pass(error: Exception) -> bool:
         return False
     if isinstance(error, OSError):
         return error.errno not in _LASTING_ERRNOS
-    return may_pass(error)
+    return is_transient(error)
 
 
 def _to_line(error: Exception) -> str:

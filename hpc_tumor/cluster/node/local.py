@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
-from hpc_tumor.cluster.launch.snapshot import CODE_LOST, CODE_LOST_WORDS, imported_from, verified
+from hpc_tumor.cluster.launch.snapshot import CODE_LOST, CODE_LOST_WORDS, running_archive, verified_python
 from hpc_tumor.cluster.node.job import record_failure, set_failed
 from hpc_tumor.cluster.node.local_queue import give_back, is_turn
 from hpc_tumor.cluster.observe.job_record import JobRecord
@@ -110,8 +110,8 @@ def rank_variables(rank: int, count: int, port: int) -> dict[str, str]:
 def _start_ranks(run: RunDir, start: int, count: int) -> list[subprocess.Popen[bytes]]:
     port = _free_port()
     threads = str(max(1, available_cpus() // count))
-    code = imported_from()  # may have been damaged or removed while the run was queued
-    python = [sys.executable, *(verified(code) if code else ())]
+    code = running_archive()  # may have been damaged or removed while the run was queued
+    python = [sys.executable, *(verified_python(code) if code else ())]
     ranks = []
     for rank in range(count):
         variables = {"OMP_NUM_THREADS": threads, **os.environ, **rank_variables(rank, count, port)}

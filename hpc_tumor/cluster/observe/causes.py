@@ -84,7 +84,7 @@ _CAUSES = (
     _known(r"Disk quota exceeded",
      "a quota is exceeded, in bytes or files",
      "remove files you do not need, then resume"),
-    _known(r"No space left on device|no room left to write",
+    _known(r"No space left on device|no room left to write|disk or quota full, cannot write",
      "a disk is full",
      "free some space, then resume"),
     _known(r"Stale file handle|Transport endpoint is not connected|Input/output error",

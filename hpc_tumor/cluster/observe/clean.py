@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 
 from hpc_tumor.cluster import slurm
 from hpc_tumor.cluster.describe.profiles import list_profiles
-from hpc_tumor.cluster.launch.private import code_folder, submissions_folder, submitting
+from hpc_tumor.cluster.launch.private import code_folder, submission_lock, submissions_folder
 from hpc_tumor.cluster.observe.job_record import JobRecord
 from hpc_tumor.cluster.observe.queue import read_states
 from hpc_tumor.cluster.observe.states import RunState, State
@@ -99,7 +99,7 @@ def clean(runs: Path, chosen: Sequence[RunDir] | None = None, *, delete: bool = 
     cleaning.removed = delete
     if not delete or not cleaning.leftovers:
         return cleaning
-    with submitting(runs) as alone:  # no submission may start to use what is removed
+    with submission_lock(runs) as alone:  # no submission may start to use what is removed
         cleaning = _find(runs, chosen)
         cleaning.removed = True
         if not alone:

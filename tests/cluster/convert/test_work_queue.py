@@ -86,7 +86,7 @@ def test_refused_cases_are_results_too(queue: WorkQueue) -> None:
 
 
 class DeadlyReader(BraTSReader):
-    """Its first patient needs more memory than there is."""
+    """Its first patient needs more memory than is available."""
 
     def read_case(self, case: Case) -> CaseData:
         if case.id.endswith("001"):
@@ -119,7 +119,7 @@ def test_memory_of_a_task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
         assert asked in (tmp_path / "sbatch.options").read_text().split()
     with pytest.raises(UsageError, match=r"--memory 64 GB is more than the 7 GB"):
         conversion_on(str(LOCAL_TEST), 1, print, memory_gb=64)
-    with pytest.raises(UsageError, match="--memory: for SLURM clusters alone"):
+    with pytest.raises(UsageError, match="--memory: only for SLURM clusters"):
         conversion_on("local", 1, print, memory_gb=1)
 
 
@@ -130,7 +130,7 @@ def test_what_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     monkeypatch.delenv("HPC_TUMOR_ACCOUNT", raising=False)
     ask(None)
     ask("local", 3)
-    with pytest.raises(UsageError, match="--account: for SLURM clusters alone"):
+    with pytest.raises(UsageError, match="--account: only for SLURM clusters"):
         ask("local", account="x")
     with pytest.raises(UsageError, match="Did you mean 'orfeo-gpu'"):
         ask("orfeo-gup")

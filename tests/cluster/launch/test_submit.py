@@ -11,7 +11,7 @@ import pytest
 from launching import events, profile_with, small_experiment, submit_experiment
 
 import hpc_tumor
-from hpc_tumor.cli.planning import sbatch_options
+from hpc_tumor.cli.planning import parse_sbatch_options
 from hpc_tumor.cluster.launch.script import setup_lines
 from hpc_tumor.cluster.launch.snapshot import CODE_LOST, snapshot_path
 from hpc_tumor.cluster.launch.submit import array_script, job_script, resume_run
@@ -158,7 +158,7 @@ def test_options_on_which_the_launching_stands_are_refused(option: str) -> None:
     with pytest.raises(UsageError, match="set by hpc-tumor"):
         profile_with(slurm={"extra": {option: "x"}})
     with pytest.raises(UsageError, match="set by hpc-tumor"):
-        sbatch_options([f"--{option}=x"])
+        parse_sbatch_options([f"--{option}=x"])
 
 
 def test_no_sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

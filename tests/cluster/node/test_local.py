@@ -135,7 +135,7 @@ def test_a_run_whose_code_is_lost_while_it_waits_runs_no_other(submit: Submit) -
     wait_for(lambda: ended(second))
     (state,) = read_states([second])
     assert (state.state, events(second)) == ("failed", ["submitted", "failed"])
-    assert "the code that was submitted is gone or damaged: hpc-tumor resume" in state.reason
+    assert "the submitted code is gone or damaged: continue with hpc-tumor resume" in state.reason
 
 
 @pytest.mark.parametrize(

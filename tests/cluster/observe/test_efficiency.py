@@ -240,7 +240,7 @@ def test_runs_of_one_kind_are_advised_by_the_one_that_used_most() -> None:
     assert kinds[0].advice.options == "--memory 6 --time 00:35:00"
     table = kinds_table(kinds)
     assert [row[0] for row in table.rows] == ["unet", "vit", "unet, 8 filters"]
-    assert [row[-1] for row in table.rows] == ["--memory 6 --time 00:35:00", "leave it", "leave it"]
+    assert [row[-1] for row in table.rows] == ["--memory 6 --time 00:35:00", "no change", "no change"]
     assert "0:25 h of 2:00 h" in table.rows[0]
 
 
@@ -259,4 +259,4 @@ def test_the_command(tmp_path: Path, made_up: MadeUpSlurm, capsys: pytest.Captur
     assert cli.main(["efficiency", "--runs", str(tmp_path / "runs")]) == 0
     said = capsys.readouterr().out
     assert all(run.name in said for run in runs)
-    assert "2 runs: the most that one used" in said
+    assert "2 runs: maximum used by one run" in said

@@ -309,13 +309,13 @@ def test_the_command(twins: Path, patients: Path, tmp_path: Path, capsys: pytest
     page = tmp_path / "audit.html"
     assert cli.main(["audit", str(twins), "--output", str(page)]) == 0
     said = capsys.readouterr().out
-    assert said.startswith("deduplicated (in use)  does not leak: none of 12 test images has a twin in training\n")
-    assert "LEAKS: 4 of 12 test images have a twin in training, 4 pixel-identical" in said
+    assert said.startswith("deduplicated (in use)  does not leak: none of 12 test images has a duplicate in training\n")
+    assert "LEAKS: 4 of 12 test images have a duplicate in training, 4 pixel-identical" in said
     assert page.read_text().startswith("<!DOCTYPE html>")
     assert cli.main(["audit", str(patients)]) == 0
     for store, way in ((twins, "deduplicated"), (patients, "by-patient")):
         assert cli.main(["audit", str(store), "--split", "published"]) == 3
-        assert f"leaks, so its scores say little. Train with --set data.split={way}." in capsys.readouterr().err
+        assert f"leaks, so its scores are inflated. Train with --set data.split={way}." in capsys.readouterr().err
     assert cli.main(["audit", str(twins), "--json", "--set", "fold=1"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["splits"][0]["name"] == "deduplicated, fold 1 of 5"
@@ -334,7 +334,9 @@ def test_a_protocol_that_may_leak_is_refused(tmp_path: Path, capsys: pytest.Capt
     store = image_store(write_pictures(tmp_path / "raw", twins=False))
     assert cli.main(["audit", str(store), "--split", "published"]) == 3
     said = capsys.readouterr()
-    assert "UNSAFE: none of 12 test images has a twin in training, but nothing in this protocol prevents it" in said.out
+    assert (
+        "UNSAFE: none of 12 test images has a duplicate in training, but this protocol does not prevent it" in said.out
+    )
     assert "may leak" in said.err
 
 
@@ -342,9 +344,9 @@ def test_a_protocol_that_may_leak_is_refused(tmp_path: Path, capsys: pytest.Capt
     ("arguments", "code", "words"),
     [
         (["--split", "duplicated"], 2, "Did you mean 'deduplicated'"),
-        (["--set", "recipe.epochs=2"], 2, "takes settings of data alone"),
-        (["--set", "store=x"], 2, "twice"),
-        (["--split", "published", "--set", "data.split=published"], 2, "twice"),
+        (["--set", "recipe.epochs=2"], 2, "takes only settings of data"),
+        (["--set", "store=x"], 2, "set the same thing"),
+        (["--split", "published", "--set", "data.split=published"], 2, "set the same thing"),
         (["--split", "published", "--set", "fold=1"], 2, "no folds"),
         (["--output", "nowhere/audit.html"], 2, "no folder nowhere"),
         (["--output", "STORE/audit.html"], 2, "inside the store"),
@@ -369,7 +371,7 @@ def test_foreign_and_damaged_stores(twins: Path, tmp_path: Path, capsys: pytest.
     contents = json.loads(group.read_text())
     del contents["attributes"]["mode"]
     group.write_text(json.dumps(contents))
-    with pytest.raises(DataError, match="is damaged: the column mode of its index is not sound"):
+    with pytest.raises(DataError, match="is damaged: invalid index column mode"):
         audited(broken)
     shutil.rmtree(broken / "images")
     with pytest.raises(DataError, match="damaged"):
