@@ -135,7 +135,7 @@ UNET = ("submit", "--model", "unet", "--data", "data/brats.zarr")
         (("phantom", "new", "--dataset", "brats", "--cases", "1", "--shape", "9x9"), 2, ("--shape '9x9'",)),
         (("phantom", "data/raw-brats", "--dataset", "brats", "--cases", "1"), 2, ("is not empty",)),
         (("status", "--runs", "nowhere"), 2, ("no runs folder at nowhere", "with --runs")),
-        (("predict", "unet", "data", "-o", "new", "--runs", "nowhere"), 2, ("no runs folder at nowhere", "with --runs")),
+        (("predict", "unet", "data", "-o", "new", "--runs", "nowhere"), 2, ("folder at nowhere", "with --runs")),
         (("collect", "nowhere"), 2, ("no runs folder at nowhere", "with --runs")),
         (("logs", "unet", "--runs", "data/empty"), 2, ("no run in data/empty matches 'unet'",)),
         (("cancel",), 2, ("RUN",)),

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from hpc_tumor import cli
-from hpc_tumor.cli.views.doctor import show
+from hpc_tumor.cli.views.doctor import show_section
 from hpc_tumor.cluster.plan.plan import Plan
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.doctor.finding import Finding, Section, error
@@ -87,7 +87,7 @@ def test_a_broken_configuration_is_a_finding_not_the_end(capsys: Captured, tmp_p
 
 
 def test_long_lines_are_broken_and_hostile_ones_harmless(capsys: Captured) -> None:
-    show(Section("x", "X", [error(f"{'word ' * 40}\x1b[2J", f"do {'this ' * 40}")]))
+    show_section(Section("x", "X", [error(f"{'word ' * 40}\x1b[2J", f"do {'this ' * 40}")]))
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
     assert "\x1b" not in "".join(lines)
