@@ -39,7 +39,7 @@ from hpc_tumor.data.convert.writers import IMAGES_PER_SHARD
 from hpc_tumor.data.phantom.dataset import make_phantom
 from hpc_tumor.data.raw.brain_mri import IMAGE_SIZE, BrainMRIReader
 from hpc_tumor.data.raw.brats import BraTSReader
-from hpc_tumor.data.raw.sources import examine
+from hpc_tumor.data.raw.sources import inspect_listing
 from hpc_tumor.data.store.nodes import ARRAY_FILE, IMAGE_COMPRESSION, ArrayLayout, volume_layout, write_array
 from hpc_tumor.data.store.shards import ReadingThreads, ShardFiles
 
@@ -360,7 +360,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def list_cases(reader: CaseReader, source: Path) -> list[Case]:
-    return examine(walk(source), reader).cases
+    return inspect_listing(walk(source), reader).cases
 
 
 def _size(folder: Path) -> int:

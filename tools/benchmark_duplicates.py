@@ -24,7 +24,14 @@ from PIL import Image, ImageDraw
 
 from hpc_tumor.data.raw.brain_mri import decode_grey, thumbnail
 from hpc_tumor.data.raw.sources import inspect_source
-from hpc_tumor.data.splits.near_duplicates import SIDE, THRESHOLD, alike, features, near_duplicate_groups, similarity
+from hpc_tumor.data.splits.near_duplicates import (
+    SIDE,
+    THRESHOLD,
+    features,
+    near_duplicate_groups,
+    similar_pairs,
+    similarity,
+)
 
 Turn, Filter = Image.Transpose, Image.Resampling
 Copy = Callable[[Image.Image], Image.Image]
@@ -110,7 +117,7 @@ def print_recall(pictures: list[Image.Image], thumbnails: np.ndarray) -> None:
 
 def print_groups(thumbnails: np.ndarray, classes: list[str]) -> None:
     """Pairs by how alike they are, sizes of groups, and groups that disagree on their class."""
-    values = np.concatenate([found for _, found in alike(thumbnails, 0.9)] or [np.empty(0)])
+    values = np.concatenate([found for _, found in similar_pairs(thumbnails, 0.9)] or [np.empty(0)])
     edges = [0.9, 0.92, 0.94, 0.95, 0.96, 0.965, 0.97, 0.975, 0.98, 0.985, 0.99, 0.995, 2]
     print("\npairs from  " + "  ".join(f"{edge:>5}" for edge in edges[:-1]))
     print("            " + "  ".join(f"{count:>5}" for count in np.histogram(values, edges)[0]))
@@ -123,7 +130,7 @@ def print_groups(thumbnails: np.ndarray, classes: list[str]) -> None:
 
 def write_sheet(path: Path, pictures: list[Image.Image], thumbnails: np.ndarray, low: float, high: float) -> None:
     """The pairs between two values, from the least alike on."""
-    found = [(value, i, j) for pairs, values in alike(thumbnails, low)
+    found = [(value, i, j) for pairs, values in similar_pairs(thumbnails, low)
              for (i, j), value in zip(pairs.tolist(), values.tolist(), strict=True) if value < high]  # fmt: skip
     rows = -(-len(found) // _COLUMNS)
     sheet = Image.new("L", (_COLUMNS * (2 * _SHOWN + 8), max(1, rows) * (_SHOWN + 14)))

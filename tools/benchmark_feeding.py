@@ -28,8 +28,8 @@ import torch
 from benchmark_machine import describe_machine
 
 from hpc_tumor.data.convert.prepare import prepare_dataset
-from hpc_tumor.data.feed.keeping import keep_rows
 from hpc_tumor.data.feed.loader import READ_AHEAD, BatchLoader
+from hpc_tumor.data.feed.row_cache import allocate_cache
 from hpc_tumor.data.feed.samples import SlicePart
 from hpc_tumor.data.phantom.dataset import make_phantom
 from hpc_tumor.data.raw.sources import inspect_source
@@ -70,7 +70,7 @@ def compare(root: Path, store: Store, rounds: int) -> None:
         print(f"one H5 file per slice, {kind}: {_size(root / kind) / 1e6:.0f} MB")
     part = SlicePart(store, refs, CPU)
     kept = SlicePart(store, refs, CPU)
-    kept.rows.kept, _ = keep_rows("host", None, kept.rows.like(), len(kept), CPU)
+    kept.rows.kept, _ = allocate_cache("host", None, kept.rows.like(), len(kept), CPU)
     number = {(case, z): i for i, (case, z) in enumerate(refs.tolist())}
     ways: dict[str, tuple[Pass, int]] = {
         "H5 per slice, gzip": (lambda chosen: read_h5(root / "gzip", chosen), 8),

@@ -1,4 +1,4 @@
-"""Brain of a volume and its intensities: the statistics by which every slice of the case is normalised."""
+"""Brain mask of a volume, and the intensity statistics that normalise every slice of the case."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_BRIGHT = 0.97  # quantile of all other distances from the background that is taken for the range: bright tissue
-_NOISE = 1e-3  # of the range of a modality; what strays less from the background is none of its tissue
-_NOISE_OF_INTEGERS = 0.1  # voxel values; where that share of the range is less, steps of 1 may be tissue
-_LOUDEST = 0.02  # of the range; louder noise cannot be told from tissue
-_STRAY = 0.005  # of the voxels near the background; fewer that do not equal it are no noise
-_SAMPLED = 48  # voxels looked at along an axis, or up to twice as many
+_BRIGHT = 0.97  # quantile of the non-zero distances from the background that defines the range: bright tissue
+_NOISE = 1e-3  # share of the range; smaller deviations from the background are not tissue
+_NOISE_OF_INTEGERS = 0.1  # voxel values; if `_NOISE` of the range is less, steps of 1 may be tissue
+_LOUDEST = 0.02  # share of the range; stronger noise is indistinguishable from tissue
+_STRAY = 0.005  # share of the voxels near the background; fewer that differ from it are not noise
+_SAMPLED = 48  # voxels sampled along an axis, up to twice as many
 
 
 @dataclass(frozen=True)
 class BrainStatistics:
-    """Per modality, over the voxels of the brain.
+    """Statistics per modality over the brain.
 
-    A voxel is brain where any modality differs from its background: not by sign, since some files hold negative
-    intensities. A modality's background is the value most common at the corners of its slices, 0 in BraTS. Resampling
-    and conversion can leave noise there, far below any tissue: then values within `tolerance` of it are background too.
+    A voxel belongs to the brain if any modality differs from its background (not by sign: some files have negative
+    intensities). A modality's background is the most common value at the corners of its slices, 0 in BraTS. Resampling
+    and conversion can leave noise there, far below any tissue: values within `tolerance` then count as background.
 
     Attributes:
         background: `(C,)` float64.
-        tolerance: `(C,)` float64, 0 where nothing but the background itself lies outside the brain.
-        moments: `(C, 2)` float64: mean and standard deviation; the background and 0 where there is no brain.
+        tolerance: `(C,)` float64, 0 without noise around the brain.
+        moments: `(C, 2)` float64: mean and standard deviation; the background and 0 without a brain.
         extent: `(C, 2)` float64: smallest and largest value of the volume.
         voxels: number of brain voxels.
-        digest: SHA-256 of all values of the volume, its type and its shape.
+        digest: SHA-256 of the volume's values, type and shape.
     """
 
     background: NDArray[np.float64]
@@ -43,10 +43,10 @@ class BrainStatistics:
 
 
 def brain_statistics(image: NDArray[Any], outside: NDArray[Any] | None = None) -> BrainStatistics:
-    """Statistics of `image` `(C, Z, Y, X)`, in one pass that gathers the brain's voxels slice by slice.
+    """Compute the statistics of `image` `(C, Z, Y, X)` in one pass, slice by slice.
 
-    `outside` `(C, Z)` is the background where it differs from slice to slice; that of the case as a whole is then the
-    median of those, and no more than a rough figure.
+    `outside` `(C, Z)` is the background if it differs from slice to slice; the case's background is then their median,
+    an approximation.
     """
     channels, depth = image.shape[:2]
     tolerance = np.zeros(channels)
@@ -56,7 +56,7 @@ def brain_statistics(image: NDArray[Any], outside: NDArray[Any] | None = None) -
     centre = np.median(outside, axis=1).astype(np.float64)
     sums, squares, voxels = np.zeros(channels), np.zeros(channels), 0
     low, high = outside.min(axis=1), outside.max(axis=1)
-    # The background and what differs from it are all there is: a third of the time of hashing the whole volume.
+    # Hashing the background, the mask and the brain's values takes a third of the time of hashing the whole volume.
     digest = hashlib.sha256(repr((image.dtype.name, image.shape)).encode() + _little(outside))
     if tolerance.any():
         digest.update(_little(np.ascontiguousarray(image)))
@@ -80,7 +80,7 @@ def brain_statistics(image: NDArray[Any], outside: NDArray[Any] | None = None) -
 
 
 def label_counts(label: NDArray[np.uint8], labels: int) -> NDArray[np.int32]:
-    """Voxels of each label in each slice of `label` `(Z, Y, X)`: `(Z, labels)` int32."""
+    """Count the voxels of each label in each slice of `label` `(Z, Y, X)`: `(Z, labels)` int32."""
     counts = np.zeros((label.shape[0], labels), np.int32)
     for z in np.flatnonzero(label.reshape(len(label), -1).max(axis=1)):
         counts[z, 1:] = [np.count_nonzero(label[z] == value) for value in range(1, labels)]
@@ -100,7 +100,7 @@ def is_outside(
 def _brain(
     plane: NDArray[Any], outside: NDArray[Any], tolerance: NDArray[np.float64]
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Of a slice `(C, Y·X)`: its brain voxels `(C, n)`, and where they lie `(Y·X)`."""
+    """Return the brain voxels `(C, n)` of a slice `(C, Y·X)`, and their mask `(Y·X)`."""
     mask = ~is_outside(plane[0], outside[0], tolerance[0])
     for channel, value, within in zip(plane[1:], outside[1:], tolerance[1:], strict=True):
         mask |= ~is_outside(channel, value, within)
@@ -112,10 +112,10 @@ def _little(values: NDArray[Any]) -> bytes:
 
 
 def _background(channel: NDArray[Any]) -> tuple[float, float]:
-    """The value outside the brain of a modality `(Z, Y, X)`, and how far noise strays from it there.
+    """Return the background of a modality `(Z, Y, X)`, and the tolerance for noise around it.
 
-    There is noise where voxels that nearly equal the background, but not quite, are more than a few, on a sample of
-    all. In two patients of BraTS 2021 they are at most 0.004 % of those near the background.
+    Noise is assumed if more than `_STRAY` of the sampled voxels near the background differ from it. In two patients of
+    BraTS 2021 they are at most 0.004 %.
     """
     corners = channel[:, [0, 0, -1, -1], [0, -1, 0, -1]]
     values, counts = np.unique(corners, return_counts=True)
@@ -130,12 +130,12 @@ def _background(channel: NDArray[Any]) -> tuple[float, float]:
     near, exact = np.count_nonzero(away <= least), np.count_nonzero(away == 0)
     if exact >= (1 - _STRAY) * near:
         return background, 0.0
-    if exact < near / 2:  # the value most common is one of the noise
+    if exact < near / 2:  # the most common value is itself noise
         background = float(np.sort(corners, axis=None)[corners.size // 2])
         away = np.abs(sample - background)
     stray = away[(away > 0) & (away <= _LOUDEST * range_)]
     deviation = 1.4826 * float(np.median(stray)) if stray.size else 0.0  # of a normal distribution
     tolerance = min(max(least, 6 * deviation), _LOUDEST * range_)
-    # Corners that lie in tissue, as of a scan that was cropped, are far apart: there is no background to tell.
+    # Corners inside tissue, as in a cropped scan, differ widely: the background is then unknown.
     outside = np.count_nonzero(np.abs(corners.astype(np.float64) - background) <= tolerance)
     return (background, tolerance) if outside >= 0.9 * corners.size else (float(values[np.argmax(counts)]), 0.0)

@@ -1,4 +1,4 @@
-"""One subject or image, where it came from, and what every reader of a raw layout offers."""
+"""Cases of a raw dataset (patients or images), and the protocol of its readers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hpc_tumor.data.raw.files.listing import Listing, SourceFile, content_absent
 from hpc_tumor.errors import DataError
 from hpc_tumor.vocabulary import is_plain, printable
 
-__all__ = ["Case", "CaseData", "CaseReader", "Found", "Listing",
+__all__ = ["Case", "CaseData", "CaseReader", "FoundCases", "Listing",
            "SourceFile", "check_names", "read_source", "walk"]  # fmt: skip
 
 
@@ -24,9 +24,9 @@ class Case:
     """One patient or one image as listed, not yet read.
 
     Attributes:
-        files: by role: a modality or "label" for BraTS, "image" for Brain MRI. May be incomplete: reading says so.
-        folder: what an error about the case as a whole names.
-        meta: what else the reader knows from names alone.
+        files: by role: a modality or "label" for BraTS, "image" for Brain MRI. May be incomplete; reading then raises.
+        folder: path that errors about the whole case name.
+        meta: facts derived from file and folder names.
     """
 
     id: str
@@ -41,7 +41,7 @@ class Case:
 
     @property
     def signature(self) -> str:
-        """Changes when a file of the case is added, removed, renamed or changed (by size or time)."""
+        """Hash that changes when a file of the case is added, removed, renamed or changed (by size or time)."""
         files = [(role, f.relative, f.size, f.mtime_ns) for role, f in sorted(self.files.items())]
         return hashlib.sha256(repr(files).encode()).hexdigest()
 
@@ -55,9 +55,9 @@ class CaseData:
         label: `(Z, Y, X)` uint8 with 0 background, 1 NCR/NET, 2 ED, 3 ET, 4 resection cavity; None for an image.
         spacing: voxel size along z, y, x in mm.
         affine: `(4, 4)`, from voxel (x, y, z) of `image` to mm in scanner space (RAS+).
-        header: the NIfTI header as in the file of the first modality.
-        meta: JSON values: what the reader found out.
-        background: `(C, Z)`, the value outside the brain where it differs from slice to slice; else None.
+        header: NIfTI header of the first modality's file.
+        meta: JSON values collected by the reader.
+        background: `(C, Z)`, the value outside the brain if it differs from slice to slice; else None.
     """
 
     id: str
@@ -71,15 +71,15 @@ class CaseData:
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundCases:
     """The cases that a reader finds in a listing.
 
     Attributes:
-        cases: to be read, sorted by id.
-        absent: cases some of whose content is not here: links that are not followed, and pointers to content.
-        refused: (case, reason) of those that their files' names alone refuse.
-        taken: paths below the source of the files of all these cases, and of those left out on purpose.
-        notes: what a person should know before the conversion, a line each.
+        cases: readable cases, sorted by id.
+        absent: cases with missing content: links that are not followed, or pointer files (Git LFS, DVC).
+        refused: (case, reason) of cases refused by their files' names.
+        taken: paths below the source of the files of all these cases, and of cases left out on purpose.
+        notes: one line each for the user to read before the conversion.
     """
 
     cases: list[Case]
@@ -89,57 +89,57 @@ class Found:
     notes: list[str] = field(default_factory=list)
 
     @classmethod
-    def sort_out(
+    def from_cases(
         cls,
         cases: Iterable[Case],
         refused: Iterable[tuple[Case, str]] = (),
         left_out: Iterable[Case] = (),
         notes: Sequence[str] = (),
-    ) -> Found:
-        """Tell cases whose content is not here from those that can be read."""
-        groups: tuple[list[Case], list[Case]] = [], []
+    ) -> FoundCases:
+        """Separate readable cases from those with missing content."""
+        readable: list[Case] = []
+        absent: list[Case] = []
         for case in sorted(cases, key=lambda case: case.id):
-            groups[any(content_absent(file) for file in case.files.values())].append(case)
+            (absent if any(content_absent(file) for file in case.files.values()) else readable).append(case)
         refused = list(refused)
-        everything = [*groups[0], *groups[1], *left_out, *(case for case, _ in refused)]
+        everything = [*readable, *absent, *left_out, *(case for case, _ in refused)]
         taken = frozenset(file.relative for case in everything for file in case.files.values())
         reasons = list(dict.fromkeys((case.id, reason) for case, reason in refused))
-        return cls(*groups, reasons, taken, list(notes))
+        return cls(readable, absent, reasons, taken, list(notes))
 
     @property
     def failed(self) -> list[tuple[str, str]]:
-        """(case, reason) of those that are not to be read."""
+        """(case, reason) of refused and absent cases, sorted."""
         return sorted([*self.refused, *((case.id, _absence(case)) for case in self.absent)])
 
 
 class CaseReader(Protocol):
-    """A raw layout. Readers are small and picklable: worker processes get a copy."""
+    """Reader of one raw layout. Small and picklable: worker processes get a copy."""
 
     @property
     def name(self) -> str:
-        """The dataset's name: brats, brats-h5, brain-mri."""
+        """Dataset name: brats, brats-h5 or brain-mri."""
 
     @property
     def task(self) -> str:
-        """segmentation or classification."""
+        """Task: segmentation or classification."""
 
     @property
     def options(self) -> dict[str, Any]:
-        """Options that decide the stored values, as JSON. Others make another store."""
+        """Options that affect the stored values, as JSON. A store accepts only cases read with the same options."""
 
     @property
     def wanted(self) -> str:
-        """The files that `find` looks for, for the error where there are none."""
+        """Description of the files that `find` expects, for error messages."""
 
-    def find(self, listing: Listing) -> Found:
-        """Cases among the files; none where the files are of another layout."""
+    def find(self, listing: Listing) -> FoundCases:
+        """Find the cases in a listing; none if its files are of another layout."""
 
     def read_case(self, case: Case) -> CaseData:
-        """Raises DataError naming the file and the reason where the case cannot be used."""
+        """Read a case. Raises DataError, which names the file and the reason, if it cannot be used."""
 
 
 def _absence(case: Case) -> str:
-    """The reason why a case cannot be read now, and the remedy."""
     absent = [(file, kind) for file in case.files.values() if (kind := content_absent(file))]
     file, kind = min(absent, key=lambda item: item[0].relative)
     others = len(absent) - 1
@@ -148,13 +148,10 @@ def _absence(case: Case) -> str:
 
 
 def check_names(case: Case) -> None:
-    """Refuse a case whose files have names that cannot be shown and stored as they are, or are links not followed.
-
-    Raises DataError.
-    """
+    """Raise DataError if a file's name has unprintable characters, or if a file is a link that is not followed."""
     for file in case.files.values():
         where = printable(str(file.path))
         if not is_plain(file.relative):
-            raise DataError(f"{where}: its name holds control characters or bytes that are not UTF-8. Rename it.")
+            raise DataError(f"{where}: the name contains control characters or is not valid UTF-8. Rename it.")
         if file.absent is not None:
             raise DataError(f"{where} is {file.absent.text}. {file.absent.advice}")

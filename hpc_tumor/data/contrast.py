@@ -1,14 +1,13 @@
-"""Contrast of a patient's four scans, by which files of modalities that were exchanged are noticed.
+"""Contrast descriptor of a patient's four scans, used to detect exchanged modality files.
 
-Which tissue is bright decides how the scans of one patient hang together, in whatever scale, place or voxel size they
-come: T2 falls where T1 rises, FLAIR goes with both a little, vessels and enhancing tumour give T1ce a longer tail than
-T1. So a case is described by numbers of the intensities alone: the rank correlations between its scans (6), the length
-of the upper tail of each (4), and how its upper and lower half compare (4). They are compared with those of training
-cases, as the file names have them and in all other 23 orders. The distance is a sum of squares, each over the variance
-in training plus a floor (`_FLOORS`), since a few cases do not show how far scanners differ.
+The relation between the scans of one patient does not depend on intensity scale, position or voxel size: T2 falls where
+T1 rises, FLAIR correlates weakly with both, and vessels and enhancing tumour give T1ce a longer tail than T1. The
+descriptor has 14 numbers: the rank correlations between scans (6), the length of each scan's upper tail (4), and the
+ratio of its upper and lower spread (4). It is compared with the training cases in the order of the file names and in
+the 23 others. The distance is a sum of squares, each divided by the variance in training plus a floor (`_FLOORS`),
+since a few cases underestimate the differences between scanners.
 
-Another order is believed where its distance is smaller by `MARGIN`, and itself below `MOST`; what these were set by
-stands in docs/decisions/0009-likeness.md.
+Another order is accepted if its distance is smaller by `MARGIN` and below `MOST`: docs/decisions/0009-likeness.md.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ from hpc_tumor.data.brain import BrainStatistics, is_outside
 from hpc_tumor.vocabulary import MODALITIES
 
 MARGIN, MOST = 10.0, 100.0
-SAME = 0.995  # rank correlation, from which two scans are one; T1 and T1ce of one patient reach 0.91
-LEAST_VOXELS = 1000  # of the brain; fewer say nothing
+SAME = 0.995  # rank correlation of identical scans; T1 and T1ce of one patient reach 0.91
+LEAST_VOXELS = 1000  # of the brain; fewer are not described
 NUMBERS = 14
 
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.999)
-_SAMPLED = 150_000  # voxels of the volume that are looked at, or up to twice as many
+_SAMPLED = 150_000  # voxels of the volume, up to twice as many
 _PAIRS = np.triu_indices(len(MODALITIES), 1)
 _FLOORS = np.array([0.15] * 6 + [0.25] * 4 + [0.35] * 4)
 _ORDERS = tuple(permutations(range(len(MODALITIES))))
@@ -38,9 +37,9 @@ Floats = NDArray[np.float64]
 
 
 def contrast(image: NDArray[Any], brain: BrainStatistics) -> Floats:
-    """Describe the scans of a patient, `image` `(4, Z, Y, X)`, by 14 numbers; not-a-number where that is impossible.
+    """Describe the scans of a patient, `image` `(4, Z, Y, X)`, by 14 numbers.
 
-    It is where there are fewer than `LEAST_VOXELS` of brain, or a scan has the same value nearly all over it.
+    All are NaN if the brain has fewer than `LEAST_VOXELS` voxels, or a scan is nearly constant over it.
     """
     flat = image.reshape(len(image), -1)
     flat = flat[:, :: max(1, flat.shape[1] // _SAMPLED)]
@@ -58,8 +57,8 @@ def contrast(image: NDArray[Any], brain: BrainStatistics) -> Floats:
     return np.concatenate([correlations[_PAIRS], tail, np.log(above / below)])
 
 
-def twins(numbers: Floats) -> list[tuple[str, str]]:
-    """Pairs of modalities whose files hold one and the same scan, of what `contrast` gave."""
+def identical_scans(numbers: Floats) -> list[tuple[str, str]]:
+    """Return pairs of modalities whose files hold the same scan, from the numbers of `contrast`."""
     return [
         (MODALITIES[i], MODALITIES[j])
         for i, j, alike in zip(*_PAIRS, numbers[: len(_PAIRS[0])], strict=True)
@@ -69,23 +68,23 @@ def twins(numbers: Floats) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True, eq=False)
 class Contrasts:
-    """Contrast of the training cases: `mean` and `deviation`, `(14,)` each."""
+    """Distribution of the training cases' contrast: `mean` and `deviation`, `(14,)` each."""
 
     mean: Floats
     deviation: Floats
 
     @classmethod
     def of(cls, cases: Floats) -> Contrasts | None:
-        """Those of `(n, 14)` cases; None where none of them can be described."""
-        there = cases[np.isfinite(cases).all(axis=1)]
-        if not len(there):
+        """Fit to `(n, 14)` cases; None if all of them are NaN."""
+        described = cases[np.isfinite(cases).all(axis=1)]
+        if not len(described):
             return None
-        return cls(there.mean(axis=0), np.sqrt(there.var(axis=0) + np.square(_FLOORS)))
+        return cls(described.mean(axis=0), np.sqrt(described.var(axis=0) + np.square(_FLOORS)))
 
     def distances(self, numbers: Floats) -> Floats:
-        """`(24,)`: how far a case is from the training cases, for each order of `permutations(range(4))`.
+        """Return `(24,)` distances of a case from the training cases, for each order of `permutations(range(4))`.
 
-        In the order `(2, 1, 0, 3)` the file called as the first modality holds the third, and the other way round.
+        In the order `(2, 1, 0, 3)` the files of the first and the third modality are exchanged.
         """
         values = [
             np.square((numbers - _in_order(self.mean, order)) / _in_order(self.deviation, order)).sum()
@@ -94,7 +93,7 @@ class Contrasts:
         return np.array(values)
 
     def order(self, numbers: Floats) -> tuple[int, ...]:
-        """Modality that each file holds: `(0, 1, 2, 3)`, unless another order fits far better."""
+        """Return the modality that each file holds: `(0, 1, 2, 3)` unless another order fits far better."""
         if not np.isfinite(numbers).all():
             return _ORDERS[0]
         distances = self.distances(numbers)
@@ -103,10 +102,10 @@ class Contrasts:
         return _ORDERS[best] if clear else _ORDERS[0]
 
 
-def exchanged(order: tuple[int, ...]) -> str:
-    """Put an order in words: `T1 and T1ce look exchanged`."""
-    wrong = [place for place, holds in enumerate(order) if place != holds]
-    names = [(MODALITIES[place], MODALITIES[order[place]]) for place in wrong]
+def describe_exchange(order: tuple[int, ...]) -> str:
+    """Describe an order: `T1 and T1ce look exchanged`."""
+    wrong = [file for file, holds in enumerate(order) if file != holds]
+    names = [(MODALITIES[file], MODALITIES[order[file]]) for file in wrong]
     pairs = [name for name in names if name[::-1] in names and MODALITIES.index(name[0]) < MODALITIES.index(name[1])]
     if 2 * len(pairs) == len(names):
         return ", ".join(f"{one} and {other}" for one, other in pairs) + " look exchanged"
@@ -114,7 +113,6 @@ def exchanged(order: tuple[int, ...]) -> str:
 
 
 def _in_order(numbers: Floats, order: tuple[int, ...]) -> Floats:
-    """The 14 numbers of scans taken in another order."""
     chosen = list(order)
     table = np.zeros((len(order), len(order)))
     table[_PAIRS] = numbers[:6]
@@ -123,7 +121,6 @@ def _in_order(numbers: Floats, order: tuple[int, ...]) -> Floats:
 
 
 def _ranks(values: Floats) -> Floats:
-    """Ranks, the mean of those of equal values."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     ranks: Floats = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
     return ranks

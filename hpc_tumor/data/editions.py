@@ -1,4 +1,4 @@
-"""Editions of BraTS: what the numbers in a segmentation mean. One number meant several things over the years.
+"""Label numbering of the BraTS editions: one number has had several meanings over the years.
 
 Sources: Menze 2015 (10.1109/TMI.2014.2377694) for 2012 to 2016; Bakas 2018 (arXiv 1811.02629) and Baid 2021 (arXiv
 2107.02314) for 2017 to 2021; Adewole 2023 (arXiv 2305.19369) and Kazerooni 2023 (arXiv 2305.17033) for 2023; de Verdier
@@ -20,12 +20,12 @@ NCR, ED, ET, CAVITY = 1, 2, 3, 4  # values in a store
 
 @dataclass(frozen=True)
 class Edition:
-    """The meaning of the numbers in the segmentations of an edition.
+    """Label numbering of one edition.
 
     Attributes:
-        name: as `--labels` takes it.
+        name: value of `--labels`.
         values: from a number in the file to the value in the store.
-        words: the edition's own words for its numbers.
+        words: from a number in the file to the edition's own term.
     """
 
     name: str
@@ -34,11 +34,11 @@ class Edition:
 
     @property
     def meaning(self) -> str:
-        """Its name and its numbers in words."""
+        """Name and numbering, as text for messages."""
         return f"{self.name} ({', '.join(f'{number} {word}' for number, word in self.words.items())})"
 
     def number(self, value: int) -> int:
-        """The number that stands for a value of the store: where the edition has several, the first."""
+        """Return the edition's number for a value of the store, the first if it has several."""
         return next((number for number, own in self.values.items() if own == value), value)
 
 
@@ -55,10 +55,10 @@ EDITIONS: dict[str, Edition] = {
         Edition("msd", {1: ED, 2: NCR, 3: ET}, {1: "ED", 2: "NCR/NET", 3: "ET"}),
     )
 }
-USUAL = EDITIONS["brats-2017-2021"]
+DEFAULT_EDITION = EDITIONS["brats-2017-2021"]
 
-# From the name of a case: the edition in words, and whose numbers it has; None where the same names were given to
-# segmentations of several meanings. Under BraTS-GLI, 2024 only added a number to those of 2023.
+# Pattern of case names, edition as text, and its numbering; None if cases of these names have several numberings. For
+# BraTS-GLI, 2024 only added a number to those of 2023.
 _NAMES: tuple[tuple[str, str, str | None], ...] = (
     (r"BraTS20_", "BraTS 2020", "brats-2017-2021"),
     (r"BraTS2021_", "BraTS 2021", "brats-2017-2021"),
@@ -74,13 +74,13 @@ _OTHERS = re.compile(r"BraTS-([A-Za-z]+)-", re.IGNORECASE)  # children, meningio
 
 
 @dataclass(frozen=True)
-class Named:
-    """Edition of a case as its name tells it.
+class NamedEdition:
+    """Edition of a case according to its name.
 
     Attributes:
-        title: the edition in words.
-        edition: whose numbers it has; None where the name does not tell.
-        usual: whether the numbers 1, 2 and 4 can be taken as those of 2017 to 2021, which most data has.
+        title: the edition as text.
+        edition: its numbering; None if the name does not determine it.
+        usual: True if the numbers 1, 2 and 4 can be read as in 2017 to 2021, which most data uses.
     """
 
     title: str
@@ -88,49 +88,51 @@ class Named:
     usual: bool = False
 
 
-def edition_of(case: str) -> Named:
-    """Edition of a case as its name tells it."""
+def edition_of(case: str) -> NamedEdition:
+    """Return the edition of a case according to its name."""
     for pattern, title, name in _NAMES:
         if re.match(pattern, case, re.IGNORECASE):
-            return Named(title, EDITIONS[name] if name else None)
+            return NamedEdition(title, EDITIONS[name] if name else None)
     if other := _OTHERS.match(case):
-        return Named(f"BraTS-{other[1]} 2023 or later", None)
-    return Named("unknown edition", None, usual=True)
+        return NamedEdition(f"BraTS-{other[1]} 2023 or later", None)
+    return NamedEdition("unknown edition", None, usual=True)
 
 
-class UncertainLabels(DataError):  # noqa: N818 - a kind of refusal
-    """The meaning of the numbers in a segmentation is not certain."""
+class UncertainLabels(DataError):  # noqa: N818
+    """The meaning of the numbers in a segmentation is ambiguous."""
 
 
-def edition_called(name: str) -> Edition:
-    """The edition of that name. UsageError where there is none."""
+def get_edition(name: str) -> Edition:
+    """Return the edition named `name`. Raises UsageError if it is unknown."""
     if name not in EDITIONS:
         raise unknown("edition for --labels", name, EDITIONS)
     return EDITIONS[name]
 
 
-def meaning_of(case: str, numbers: Collection[int], asked: str | None = None, usual: Edition = USUAL) -> Edition:
-    """The edition by which the `numbers` of a case's segmentation (without 0) are read.
+def resolve_edition(
+    case: str, numbers: Collection[int], requested: str | None = None, usual: Edition = DEFAULT_EDITION
+) -> Edition:
+    """Return the edition that defines the `numbers` in a case's segmentation (without 0).
 
     Args:
-        asked: name of the edition where the name of the case tells none, or one that lacks a number.
-        usual: what is assumed where neither tells it: the usual one is not assumed of names that stand for several.
+        requested: edition from `--labels`, used if the case's name determines none, or one that lacks a number.
+        usual: edition assumed otherwise. The default is not assumed for names that have several numberings.
 
-    Raises UncertainLabels, which names the meanings that are possible.
+    Raises UncertainLabels, which names the possible editions.
     """
     named = edition_of(case)
-    assumed = usual if named.usual or usual is not USUAL or not numbers else None
-    choices = [named.edition, EDITIONS[asked]] if asked else [named.edition or assumed]
+    assumed = usual if named.usual or usual is not DEFAULT_EDITION or not numbers else None
+    choices = [named.edition, EDITIONS[requested]] if requested else [named.edition or assumed]
     for edition in choices:
         if edition is not None and set(numbers) <= set(edition.values):
             return edition
     why = named.title if named.edition is None else f"{named.title} has {_listed(named.edition.values)}"
-    if asked:
-        why += f", --labels {asked} {_listed(EDITIONS[asked].values)}"
+    if requested:
+        why += f", --labels {requested} {_listed(EDITIONS[requested].values)}"
     possible = [edition.meaning for edition in EDITIONS.values() if set(numbers) <= set(edition.values)]
     raise UncertainLabels(
-        f"holds the {plural(len(numbers), 'label')} {_listed(numbers)}, of a meaning that is not certain ({why})."
-        f" Name their edition with --labels: {' or '.join(possible)}."
+        f"has the {plural(len(numbers), 'label')} {_listed(numbers)}, whose meaning is ambiguous ({why})."
+        f" Set the edition with --labels: {' or '.join(possible)}."
     )
 
 

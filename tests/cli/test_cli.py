@@ -116,7 +116,7 @@ UNET = ("submit", "--model", "unet", "--data", "data/brats.zarr")
         ((*UNET, "--gpus", "1000", "--cluster", "local-test"), 2, ("--gpus 1000", "local-test", "at most 2 nodes")),
         ((*UNET, "--set", "store=x.zarr"), 2, ("--data and --set data.store",)),
         (("logs", "all", "--runs", "data/empty"), 2, ("no runs in data/empty yet",)),
-        ((*UNET, "--job", "nowhere.toml"), 2, ("there is no file nowhere.toml",)),
+        ((*UNET, "--job", "nowhere.toml"), 2, ("nowhere.toml does not exist",)),
         ((*UNET, "--gpu", "2"), 2, ("No such option", "--gpu")),
         (("submit", "--model", "unet"), 2, ("which data?", "--data")),
         (("submit", "--data", "data/brats.zarr"), 2, ("which model?", "attention-unet")),
@@ -134,10 +134,10 @@ UNET = ("submit", "--model", "unet", "--data", "data/brats.zarr")
         (("phantom", "new", "--dataset", "brats", "--cases", "0"), 2, ("--cases",)),
         (("phantom", "new", "--dataset", "brats", "--cases", "1", "--shape", "9x9"), 2, ("--shape '9x9'",)),
         (("phantom", "data/raw-brats", "--dataset", "brats", "--cases", "1"), 2, ("is not empty",)),
-        (("status", "--runs", "nowhere"), 2, ("there is no runs directory nowhere", "--runs DIR")),
-        (("predict", "unet", "data", "-o", "new", "--runs", "nowhere"), 2, ("directory nowhere", "--runs DIR")),
-        (("collect", "nowhere"), 2, ("there is no runs directory nowhere", "--runs DIR")),
-        (("logs", "unet", "--runs", "data/empty"), 2, ("no run in data/empty fits 'unet'",)),
+        (("status", "--runs", "nowhere"), 2, ("no runs folder at nowhere", "with --runs")),
+        (("predict", "unet", "data", "-o", "new", "--runs", "nowhere"), 2, ("directory nowhere", "with --runs")),
+        (("collect", "nowhere"), 2, ("no runs folder at nowhere", "with --runs")),
+        (("logs", "unet", "--runs", "data/empty"), 2, ("no run in data/empty matches 'unet'",)),
         (("cancel",), 2, ("RUN",)),
         (("statu",), 2, ("No such command 'statu'", "status")),
     ],
@@ -399,7 +399,7 @@ def test_without_a_home(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for arguments in (("status",), ("doctor",), (*UNET, "--dry-run")):
         monkeypatch.setenv("HPC_TUMOR_CONFIG_DIR", "")
         code, said = on_a_machine(tmp_path, NO_USER, *arguments, without="HOME")
-        lines = [line for line in said if "no folder for your configuration: HOME is not set" in line]
+        lines = [line for line in said if "no configuration directory: HOME is not set" in line]
         assert (code, len(lines)) == (2, 1), (arguments, said)
         assert said[-1] == lines[0]
         monkeypatch.setenv("HPC_TUMOR_CONFIG_DIR", str(tmp_path))
@@ -408,8 +408,8 @@ def test_without_a_home(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert "KeyError" not in "".join(said)
     for option in (("--runs", "~/runs"), ("--cluster", "~/mine.toml")):
         code, said = on_a_machine(tmp_path, NO_USER, *UNET, "--dry-run", *option, without="HOME")
-        assert (code, said[-1]) == (2, f"error: {option[1]} has no meaning here: HOME is not set, and this machine"
-                                       " does not know the user. Set HOME, or write the whole path.")  # fmt: skip
+        assert (code, said[-1]) == (2, f"error: {option[1]} cannot be expanded: HOME is not set, and the user"
+                                       " is unknown on this machine. Set HOME, or give the full path.")  # fmt: skip
 
 
 def test_from_a_folder_that_was_removed(work: Path) -> None:
@@ -433,7 +433,7 @@ def test_a_file_system_without_locks_is_named_and_nothing_is_left(work: Path, tm
     code, said = on_a_machine(tmp_path, NO_LOCKS, *UNET, "--cluster", "local")
     assert code == 2
     assert said[-1].startswith(f"error: the file system of {work / 'runs'} has no locks (Function not implemented)")
-    assert said[-1].endswith("name a folder on another one with --runs.")
+    assert said[-1].endswith("choose a folder on another file system with --runs.")
     assert snapshot(work) == before
 
 
@@ -562,7 +562,7 @@ def test_a_run_that_ended_is_not_cancelled(capsys: Captured, work: Path) -> None
     run.mkdir(parents=True)
     (run / "result.json").write_text('{"run": "x"}')
     assert cli.main(["cancel", "aaaaaa"]) == 2
-    assert "there is nothing to cancel" in capsys.readouterr().err
+    assert "nothing to cancel" in capsys.readouterr().err
     assert cli.main(["resume", "aaaaaa"]) == 2
     assert "error: " in capsys.readouterr().err
 

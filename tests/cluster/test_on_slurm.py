@@ -199,8 +199,8 @@ def test_a_module_that_is_not_there_is_explained(on_slurm: None, tmp_path: Path)
     run = submit_experiment(small_experiment(), profile, make_plan(profile, 1), tmp_path / "runs").run
     state = wait_for(lambda: ended(run), seconds=60)
     assert state.state == "failed"
-    assert "the node knows no `module`" in state.reason
-    assert log_text(run, errors=True, reason=state.reason).startswith("the node knows no `module`")
+    assert "the node has no `module` command" in state.reason
+    assert log_text(run, errors=True, reason=state.reason).startswith("the node has no `module` command")
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def test_a_staged_run_and_what_it_used(
     assert run.is_finished(), said
     copy = next((disk / str(done.job_id)).glob("*/*/brats.zarr"))
     assert "store: copied in" in said[0]
-    assert f"store: read from the copy on this node's disk, {copy}" in said[1]
+    assert f"store: read from the copy on the node's disk, {copy}" in said[1]
     assert json.loads(run.result.read_text())["store"] == str(store)
     assert (read_json(run.provenance) or {})["store"]["path"] == str(store)
 
@@ -71,7 +71,7 @@ def test_a_staged_run_and_what_it_used(
     use = wait_for(recorded, seconds=60, every=1)  # the accounting is late
     assert use.name == run.name
     assert use.memory == 4 * 2**30
-    assert use.given["gres/gpu"] == "2"
+    assert use.allocated["gres/gpu"] == "2"
     for path in run.logs.glob("usage-*"):
         path.unlink()
     by_sacct = read_efficiency([run])[0]

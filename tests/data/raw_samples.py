@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from hpc_tumor.data.case import Case, CaseReader, walk
-from hpc_tumor.data.raw.sources import examine
+from hpc_tumor.data.raw.sources import inspect_listing
 
 SHAPE = (12, 10, 6)  # x, y, z
 LPS = np.array([[-1.0, 0, 0, 0], [0, -1.0, 0, 239], [0, 0, 1.0, 0], [0, 0, 0, 1]])
@@ -29,7 +29,7 @@ def real_data(folder: str) -> Path:
 
 def list_cases(reader: CaseReader, source: Path) -> list[Case]:
     """The cases that a reader finds below `source`."""
-    return examine(walk(source), reader).cases
+    return inspect_listing(walk(source), reader).cases
 
 
 def brain(seed: int, dtype: str = "int16", shape: tuple[int, ...] = SHAPE) -> np.ndarray:

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from hpc_tumor.data.brain import brain_statistics
 from hpc_tumor.data.case import walk
-from hpc_tumor.data.contrast import Contrasts, contrast, exchanged, twins
-from hpc_tumor.data.phantom.patient import patient
+from hpc_tumor.data.contrast import Contrasts, contrast, describe_exchange, identical_scans
+from hpc_tumor.data.phantom.patient import make_patient
 from hpc_tumor.data.raw.brats import all_patients
 from hpc_tumor.prediction.patients import read_patient
 
@@ -23,7 +23,7 @@ def described(image: NDArray[np.generic]) -> NDArray[np.float64]:
 
 
 def phantom(number: int) -> NDArray[np.int16]:
-    volumes = patient(np.random.default_rng([7, number]), (48, 48, 24), 0)
+    volumes = make_patient(np.random.default_rng([7, number]), (48, 48, 24), 0)
     return np.stack([volumes[name].T for name in ("flair", "t1", "t1ce", "t2")])
 
 
@@ -64,7 +64,7 @@ def test_what_cannot_be_described_is_no_exchange(trained: Contrasts) -> None:
         numbers = described(image)
         assert np.isnan(numbers).all()
         assert trained.order(numbers) == (0, 1, 2, 3)
-        assert twins(numbers) == []
+        assert identical_scans(numbers) == []
     assert Contrasts.of(np.full((3, 14), np.nan)) is None
 
 
@@ -76,14 +76,14 @@ def test_noise_outside_the_brain_is_left_out_where_it_is_known(scans: list[NDArr
 
 def test_one_scan_under_two_names(scans: list[NDArray[np.int16]]) -> None:
     image = scans[0][[3, 1, 2, 3]]
-    assert twins(described(image)) == [("FLAIR", "T2")]
-    assert twins(described(scans[0])) == []
+    assert identical_scans(described(image)) == [("FLAIR", "T2")]
+    assert identical_scans(described(scans[0])) == []
 
 
 def test_orders_in_words() -> None:
-    assert exchanged((0, 2, 1, 3)) == "T1 and T1ce look exchanged"
-    assert exchanged((3, 2, 1, 0)) == "FLAIR and T2, T1 and T1ce look exchanged"
-    assert exchanged((1, 2, 0, 3)) == "FLAIR looks like T1, T1 looks like T1ce, T1ce looks like FLAIR"
+    assert describe_exchange((0, 2, 1, 3)) == "T1 and T1ce look exchanged"
+    assert describe_exchange((3, 2, 1, 0)) == "FLAIR and T2, T1 and T1ce look exchanged"
+    assert describe_exchange((1, 2, 0, 3)) == "FLAIR looks like T1, T1 looks like T1ce, T1ce looks like FLAIR"
 
 
 def test_real_patients_in_every_order() -> None:

@@ -12,7 +12,7 @@ import pytest
 from raw_samples import BRATS_2023, tumour, write_case
 
 from hpc_tumor import cli
-from hpc_tumor.data.editions import EDITIONS, UncertainLabels, edition_of, meaning_of
+from hpc_tumor.data.editions import EDITIONS, UncertainLabels, edition_of, resolve_edition
 from hpc_tumor.data.store.store import Store
 
 GLI, YEAR_2021 = "BraTS-GLI-02063-100", "BraTS2021_00001"
@@ -37,7 +37,7 @@ GLI, YEAR_2021 = "BraTS-GLI-02063-100", "BraTS2021_00001"
     ],
 )
 def test_meanings_that_are_certain(case: str, numbers: set[int], asked: str | None, edition: str) -> None:
-    assert meaning_of(case, numbers, asked) == EDITIONS[edition]
+    assert resolve_edition(case, numbers, asked) == EDITIONS[edition]
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_uncertain_meanings_are_refused_with_those_that_are_possible(
     case: str, numbers: set[int], asked: str | None, possible: set[str]
 ) -> None:
     with pytest.raises(UncertainLabels) as caught:
-        meaning_of(case, numbers, asked)
+        resolve_edition(case, numbers, asked)
     message = str(caught.value)
     named = message.partition("with --labels: ")[2]
     assert {name for name in EDITIONS if f"{name} (" in named} == possible
@@ -88,7 +88,7 @@ def test_a_resection_cavity_is_no_enhancing_tumour(tmp_path: Path, capsys: pytes
     write_case(tmp_path / "raw" / YEAR_2021, seed=1)
     assert prepare(tmp_path / "raw", tmp_path / "s.zarr") == 0
     said = capsys.readouterr().err
-    assert "1 of 2 cases (BraTS-GLI-02063-100) with a resection cavity, 4 in a store: background" in said
+    assert "1 of 2 cases (BraTS-GLI-02063-100) with a resection cavity (4 in the store): background" in said
     store = Store.open(tmp_path / "s.zarr")
     assert store.labels == ("background", "NCR/NET", "ED", "ET", "resection cavity")
     assert [edition.name for edition in store.editions] == ["brats-2024", "brats-2017-2021"]
@@ -108,7 +108,7 @@ def test_labels_are_asked_for_and_then_read_as_asked(tmp_path: Path, capsys: pyt
     write_case(tmp_path / "raw" / "patient", labels=labels)
     assert prepare(tmp_path / "raw", tmp_path / "s.zarr") == 3
     said = capsys.readouterr().err
-    assert "patient_seg.nii.gz holds the labels 1, 2 and 3, of a meaning that is not certain" in said
+    assert "patient_seg.nii.gz has the labels 1, 2 and 3, whose meaning is ambiguous" in said
     assert "--labels: " in said
     assert "msd (1 ED, 2 NCR/NET, 3 ET)" in said
     assert not (tmp_path / "s.zarr").exists()
@@ -117,22 +117,19 @@ def test_labels_are_asked_for_and_then_read_as_asked(tmp_path: Path, capsys: pyt
     np.testing.assert_array_equal(stored, np.where(tumour() == 4, 3, tumour()).T)
     # The meaning is part of what the store is: without it the store is not gone on with.
     assert prepare(tmp_path / "raw", tmp_path / "s.zarr") == 3
-    assert "was converted with --labels msd, this time without --labels: repeat it" in capsys.readouterr().err
+    assert "was converted with --labels msd, this time without --labels: use the same option" in capsys.readouterr().err
 
 
 def test_what_names_do_not_tell_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_case(tmp_path / "raw" / "patient")
     assert prepare(tmp_path / "raw", tmp_path / "s.zarr") == 0
     meaning = "brats-2017-2021 (1 NCR/NET, 2 ED, 4 ET)"
-    assert (
-        f"1 of 1 cases (patient) with names of no edition: their labels are read as {meaning}"
-        in capsys.readouterr().err
-    )
+    assert f"1 of 1 cases (patient) whose names match no edition: labels read as {meaning}" in capsys.readouterr().err
     write_case(tmp_path / "known" / YEAR_2021)
     assert prepare(tmp_path / "known", tmp_path / "k.zarr", "--labels", "brats-2012-2016") == 0
     assert "whose labels" not in capsys.readouterr().err  # 1, 2 and 4 mean the same in both
     assert prepare(tmp_path / "known", tmp_path / "l.zarr", "--labels", "brats-2024") == 0
-    assert "read in the numbers of their names, not in those of --labels" in capsys.readouterr().err
+    assert "read with the edition of the names, not with --labels" in capsys.readouterr().err
     assert not Store.open(tmp_path / "l.zarr").label_counts[..., 4:].any()
 
 
@@ -162,8 +159,8 @@ def test_labels_that_contradict_their_names_leave_no_other_read_by_its_name(
     write_case(tmp_path / "raw" / "BraTS2021_00002", labels=numbers[np.where(tumour() == 4, 0, tumour())], seed=1)
     assert prepare(tmp_path / "raw", tmp_path / "s.zarr", "--labels", "msd") == 3
     said = capsys.readouterr().err
-    assert "BraTS2021_00002: by its name its labels are those of brats-2017-2021" in said
-    assert "(BraTS2021_00001) whose labels are read as --labels asks" in said
+    assert "BraTS2021_00002: the name implies labels of brats-2017-2021" in said
+    assert "(BraTS2021_00001) whose labels are read with --labels" in said
     assert Store.open(tmp_path / "s.zarr").case_ids == ["BraTS2021_00001"]
     shutil.rmtree(tmp_path / "raw" / "BraTS2021_00002")
     labels = np.where(tumour() == 4, 3, tumour())  # the usual change: 4 to 3, and nothing else
@@ -178,7 +175,7 @@ def test_labels_of_what_has_none(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
     write_pictures(tmp_path / "raw")
     assert prepare(tmp_path / "raw", tmp_path / "s.zarr", "--labels", "msd") == 2
-    assert "holds brain-mri" in capsys.readouterr().err
+    assert "contains brain-mri" in capsys.readouterr().err
     assert prepare(tmp_path / "raw", tmp_path / "s.zarr", "--labels", "brats-2032") == 2
     assert "unknown edition for --labels 'brats-2032'. Did you mean" in capsys.readouterr().err
 
@@ -213,7 +210,7 @@ def test_one_uncertain_case_leaves_no_other_read_by_assumption(
     shown = capsys.readouterr()
     failed = json.loads(shown.out)["failed"]
     assert [case for case, _ in failed] == ["case_001", "case_002"]
-    assert all("Name their edition with --labels: " in reason for _, reason in failed)
+    assert all("Set the edition with --labels: " in reason for _, reason in failed)
     assert Store.open(tmp_path / "s.zarr").case_ids == [YEAR_2021, "case_003"]
     assert prepare(tmp_path / "raw", tmp_path / "asked.zarr", "--labels", "msd") == 0
     store = Store.open(tmp_path / "asked.zarr")

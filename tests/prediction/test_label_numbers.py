@@ -100,7 +100,7 @@ def test_names_that_tell_nothing_have_the_numbers_of_the_data_trained_on(
     assert predict(run, raw / tested["case"], tmp_path / "out", "--json") == 0
     said = capsys.readouterr()
     (row,) = json.loads(said.out)["predictions"]
-    assert "their labels are read as msd (1 ED, 2 NCR/NET, 3 ET)" in said.err
+    assert "labels read as msd (1 ED, 2 NCR/NET, 3 ET)" in said.err
     for name in ("NCR", "ED", "ET"):
         assert row["scores"][f"recall_{name}"] == pytest.approx(float(tested[f"recall_{name}"]), abs=2e-3)
     written = nib.load(tmp_path / "out" / f"{tested['case']}-seg.nii.gz")
@@ -117,7 +117,7 @@ def test_what_headers_leave_open_is_said(
         image.set_sform(image.affine, 0)
         nib.save(image, file)
     assert predict(unet_run, folder, tmp_path / "out") == 0
-    assert "1 of 1 cases (BraTS2021_00001) with headers that do not say where the axes point" in capsys.readouterr().err
+    assert "1 of 1 cases (BraTS2021_00001) with headers that do not state the axes" in capsys.readouterr().err
 
 
 def test_a_network_learns_no_cavity_and_is_not_scored_on_it(patients: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from hpc_tumor.cluster.observe.advice import Kind, kinds_of, on_cluster
+from hpc_tumor.cluster.observe.advice import Kind, group_by_kind, on_cluster
 from hpc_tumor.cluster.observe.efficiency import Efficiency
 from hpc_tumor.cluster.observe.states import State
 from hpc_tumor.console import out
@@ -18,7 +18,7 @@ MAX_RUNS = 20  # listed individually
 def show_efficiency(runs: Sequence[Efficiency]) -> None:
     """Print the runs, and advice for each kind of run."""
     readable = [run for run in runs if run.state is not State.UNREADABLE]
-    kinds = kinds_of(readable)
+    kinds = group_by_kind(readable)
     values = {"runs": [run.as_dict() for run in runs], "kinds": [kind.as_dict() for kind in kinds]}
     out.result(values, show=lambda: _show(readable, kinds))
     for run in runs:

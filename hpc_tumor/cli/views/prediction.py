@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hpc_tumor.console import out, size
 from hpc_tumor.data.splits.known_cases import TRAINED, VALIDATED
 from hpc_tumor.errors import DataError
-from hpc_tumor.prediction.known import is_known, known_counts
+from hpc_tumor.prediction.known import count_known, is_known
 from hpc_tumor.table import NOTHING, Column, Table, fill
 from hpc_tumor.vocabulary import STRUCTURES, counted, duration
 
@@ -39,7 +39,7 @@ def prediction_values(prediction: Prediction) -> dict[str, Any]:
         "run": facts.run, "model": facts.model, "epoch": facts.epoch, "weights_lost": facts.weights_lost,
         "task": facts.task, "device": prediction.device, "precision": prediction.precision, "output": prediction.output,
         "seconds": prediction.seconds, "labelled": prediction.labelled, "scored": prediction.scored,
-        "known": known_counts(prediction.rows, prediction.told_by),
+        "known": count_known(prediction.rows, prediction.told_by),
     }  # fmt: skip
     if facts.task == "classification":
         values |= {"classes": facts.classes, "accuracy": prediction.accuracy}
@@ -134,7 +134,7 @@ def _new(prediction: Prediction) -> str:
 
 
 def _known_lines(prediction: Prediction) -> list[str]:
-    counts = known_counts(prediction.rows, prediction.told_by)
+    counts = count_known(prediction.rows, prediction.told_by)
     known = (counts["trained_on"] or 0) + (counts["validated_on"] or 0)
     if not known:
         return []

@@ -14,11 +14,11 @@ from hpc_tumor.cluster.observe.causes import remedy
 from hpc_tumor.cluster.plan.plan import Plan
 from hpc_tumor.cluster.slurm import (
     UnreachableError,
-    ask_slurm,
     cancel_job,
     find_own_jobs,
+    run_command,
     slurm_error,
-    slurm_words,
+    slurm_message,
 )
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.errors import ClusterError
@@ -58,7 +58,7 @@ def submit_script(script: str | Path, name: str, profile: ClusterProfile, plan: 
     file = [str(script)] if isinstance(script, Path) else []
     try:
         with clean_environment(plan):
-            done = ask_slurm("sbatch", *options, *file, text="" if file else str(script), seconds=SECONDS)
+            done = run_command("sbatch", *options, *file, text="" if file else str(script), seconds=SECONDS)
     except BaseException:  # interrupted or timed out: the job may have been accepted
         with contextlib.suppress(ClusterError):
             cancel_job(f"--name={name}")
@@ -70,7 +70,7 @@ def submit_script(script: str | Path, name: str, profile: ClusterProfile, plan: 
         with contextlib.suppress(ClusterError):  # a wrapper may have failed after sbatch accepted the job
             cancel_job(*_SENTENCE.findall(done.stdout)[-1:])
         raise _submission_error(slurm_error(done), profile, name)
-    printed = slurm_words(f"{done.stdout}\n{done.stderr}") or "nothing"
+    printed = slurm_message(f"{done.stdout}\n{done.stderr}") or "nothing"
     raise ClusterError(f"sbatch on {profile.name} printed no job id, but: {printed[:300]}. {_cancel_by_name(name)}")
 
 

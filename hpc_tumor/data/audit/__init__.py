@@ -1,4 +1,4 @@
-"""Look a store over: what is in it, what is in it twice, what gives the class away, what each split lets through.
+"""Audit a store: statistics, duplicates, shortcuts to the class, and the leakage of each split.
 
-In: a store and its splits. Out: numbers, and a page with pictures. Imported by the commands and by training/scoring.
+In: a store and its splits. Out: numbers, and an HTML page. Imported by the commands and by training/scoring.
 """

@@ -1,6 +1,6 @@
-"""A dataset looked over before it is trusted: its fingerprint, what is in it twice, and what each split lets through.
+"""Audit of a dataset: its statistics, duplicates, and the leakage of each split.
 
-The store is only read. `Audit` holds every number; page.py makes a page of it, cli/views/audit.py the tables.
+The store is only read. `Audit` has every number; page.py renders the page, cli/views/audit.py the tables.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Audit:
-    """All that was found out about a store.
+    """Results of an audit.
 
     Attributes:
-        facts: the fingerprint, of patients or of images.
-        splits: the one in use first.
-        shortcuts: what gives the class of an image away; empty for patients.
-        doubtful: a line where near copies tie suspiciously many cases to one patient; empty for images.
+        facts: statistics of patients or images.
+        splits: all splits, the one in use first.
+        shortcuts: facts that predict the class of an image; empty for patients.
+        doubtful: a line if near copies tie suspiciously many cases to one patient; empty for images.
     """
 
     store: str
@@ -48,24 +48,24 @@ class Audit:
 
     @property
     def in_use(self) -> SplitAudit:
-        """The split that training with these settings would take."""
+        """Split that training with these settings would use."""
         return self.splits[0]
 
 
 def audit_store(store: Store, experiment: Experiment, progress: Progress | None = None) -> Audit:
-    """Look over `store` and every way to split it; `experiment` says which split is in use.
+    """Audit `store` and all its splits; `experiment` determines the split in use.
 
     Raises:
-        UsageError: settings that no split takes, such as a fold of the published images.
+        UsageError: settings that no split supports, such as a fold of the published images.
         DataError: the store is damaged.
     """
-    with suppress(DataError):  # which becomes a verdict; what cannot be asked is refused before anything is read
+    with suppress(DataError):  # becomes a verdict; a UsageError is raised before anything is read
         split_of(experiment, store)
     try:
         return _audit(store, experiment, progress)
     except KeyError as error:
         raise DataError(
-            f"{store.path} is damaged: its index lacks {error}. Run prepare-data again with --overwrite."
+            f"{store.path} is damaged: the index lacks {error}. Run prepare-data again with --overwrite."
         ) from error
 
 

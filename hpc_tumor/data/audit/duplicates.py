@@ -1,4 +1,4 @@
-"""Images and patients that are in a store twice: images by their pixels, patients by all that ties their cases."""
+"""Duplicates in a store: images by their pixels, patients by the ties between their cases."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_tumor.data.splits.joining import connected
+from hpc_tumor.data.splits.joining import group_connected
 from hpc_tumor.data.splits.units import ties
 from hpc_tumor.data.store.store import Store
 
@@ -19,10 +19,10 @@ class Duplicates:
     """Sets of duplicates of one kind.
 
     Attributes:
-        kind: by which measure.
-        members: the cases or paths of each set.
-        train, test, across: sets of images within the published training or test part, and with images in both.
-        disagreeing: sets whose images have different classes.
+        kind: the measure.
+        members: cases or paths of each set.
+        train, test, across: number of sets within the published training or test part, and across both.
+        disagreeing: sets of images of different classes.
     """
 
     kind: str
@@ -34,24 +34,24 @@ class Duplicates:
 
     @property
     def images(self) -> int:
-        """Images or cases in any of the sets."""
+        """Number of images or cases in the sets."""
         return sum(map(len, self.members))
 
 
 def image_duplicates(store: Store) -> tuple[Duplicates, ...]:
-    """Images of identical pixels, and those identical or nearly so, as the store's own columns group them."""
+    """Return the sets of identical images, and of identical or nearly identical ones, from the store's index."""
     return tuple(_images(store, kind, column) for kind, column in ((IDENTICAL, store.identical), (NEAR, store.group)))
 
 
 def case_duplicates(store: Store) -> tuple[Duplicates, ...]:
-    """Cases that are one patient, by each reason that ties them in a split; reasons that nothing shows are left out.
+    """Return sets of cases of one patient by the reason that ties them; reasons without sets are omitted.
 
-    A set is listed under the first reason that ties it whole.
+    A set is listed under the first reason that ties all its cases.
     """
     kinds: list[Duplicates] = []
     listed: list[set[int]] = []
     for reason, keys in ties(store).items():
-        sets = [members for members in connected(keys) if len(members) > 1]
+        sets = [members for members in group_connected(keys) if len(members) > 1]
         new = [members for members in sets if not any(known.issuperset(members) for known in listed)]
         if new:
             kinds.append(Duplicates(reason, tuple(tuple(store.case_ids[case] for case in members) for members in new)))
@@ -67,5 +67,5 @@ def _images(store: Store, kind: str, column: NDArray[np.int64]) -> Duplicates:
     paths = [tuple(store.paths[i] for i in members.tolist()) for members in sets]
     return Duplicates(
         kind, tuple(paths), parts.count({"train"}), parts.count({"test"}), parts.count({"train", "test"}),
-        tuple(names for names, some in zip(paths, sets, strict=True) if len(np.unique(store.label[some])) > 1),
+        tuple(names for names, members in zip(paths, sets, strict=True) if len(np.unique(store.label[members])) > 1),
     )  # fmt: skip

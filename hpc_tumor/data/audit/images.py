@@ -1,4 +1,4 @@
-"""The fingerprint of a store of images, and one pass over their pixels for what the rest of the audit needs."""
+"""Statistics of a store of images, and one pass over their pixels for the whole audit."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Floats = NDArray[np.float32]
 Progress = Callable[[int, int], None]
 
 THUMBNAIL = 32  # pixels per side
-BATCH = 256  # images read at a time: 17 MB, twice that while the next ones are read
-_FRAME = 1 / 32  # of the side: the outermost pixels
-_BLANK = 1.0  # grey levels of standard deviation; less is no picture
+BATCH = 256  # images read at a time: 17 MB, twice that while reading ahead
+_FRAME = 1 / 32  # share of the side: width of the border
+_BLANK = 1.0  # standard deviation in grey levels below which an image is blank
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,13 @@ class ClassFacts:
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """The fingerprint of a store of images.
+    """Statistics of a store of images.
 
     Attributes:
         side: pixels per side as stored.
         sizes: "height × width" of the files and their number, most frequent first.
-        square: files as high as they are wide.
-        blank: images of one brightness.
+        square: number of square files.
+        blank: paths of images of one brightness.
     """
 
     side: int
@@ -53,10 +53,10 @@ class ImageFacts:
 
 @dataclass(frozen=True, eq=False)
 class ImageScan:
-    """What one pass over the pixels gives, a row per image.
+    """Results of one pass over the pixels, one row per image.
 
     Attributes:
-        thumbnails: `(n, THUMBNAIL²)`, each of mean 0 and length 1: a product of two is their correlation.
+        thumbnails: `(n, THUMBNAIL²)`, each of mean 0 and length 1: the product of two is their correlation.
         moments: `(n, 2)` mean and standard deviation of the grey levels.
         frame: `(n, 3)` mean of the outermost pixels, mean of the four corners, share of black in the frame.
     """
@@ -67,7 +67,7 @@ class ImageScan:
 
 
 def scan_images(store: Store, progress: Progress | None = None) -> ImageScan:
-    """Read every image once, a batch ahead. Raises DataError where one is damaged."""
+    """Read every image once, one batch ahead. Raises DataError if one is damaged."""
     n = len(store)
     thumbnails = np.empty((n, THUMBNAIL**2), np.float32)
     moments, frame = np.empty((n, 2), np.float32), np.empty((n, 3), np.float32)
@@ -88,7 +88,7 @@ def scan_images(store: Store, progress: Progress | None = None) -> ImageScan:
 
 
 def image_facts(store: Store, scan: ImageScan) -> ImageFacts:
-    """The fingerprint, from the index and a pass over the pixels."""
+    """Compute the statistics from the index and a scan of the pixels."""
     modes = np.array(store.text_column("mode"))
     sizes = store.sizes
     classes = []
@@ -110,13 +110,13 @@ def image_facts(store: Store, scan: ImageScan) -> ImageFacts:
 
 
 def shrink(images: NDArray[np.generic], side: int) -> Floats:
-    """`(..., Y, X)` to `(..., side, side)`: the mean over each cell of a grid laid over the picture."""
+    """Average `(..., Y, X)` over the cells of a grid: `(..., side, side)`."""
     down, across = (_cells(length, side) for length in images.shape[-2:])
     return np.matmul(np.matmul(down, images.astype(np.float32)), across.T)
 
 
 def unit_rows(values: Floats) -> Floats:
-    """`(n, ...)` as rows of mean 0 and length 1; rows of one value become 0."""
+    """Normalise `(n, ...)` to rows of mean 0 and length 1; constant rows become 0."""
     rows = values.reshape(len(values), -1)
     rows = rows - rows.mean(axis=1, keepdims=True)
     length = np.linalg.norm(rows, axis=1, keepdims=True)
@@ -124,7 +124,7 @@ def unit_rows(values: Floats) -> Floats:
 
 
 def _cells(length: int, side: int) -> Floats:
-    """`(side, length)`: what each of `length` pixels adds to each of `side` cells of equal width; rows sum to 1."""
+    """Return `(side, length)` weights of `length` pixels in `side` cells of equal width; rows sum to 1."""
     edges = np.linspace(0, length, side + 1)
     pixels = np.arange(length)
     overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
@@ -141,5 +141,5 @@ def _frame(images: NDArray[np.uint8]) -> Floats:
 
 
 def most_common(values: Iterable[str]) -> dict[str, int]:
-    """How often each value occurs, the most frequent first."""
+    """Count values, most frequent first."""
     return dict(Counter(values).most_common())

@@ -1,4 +1,4 @@
-"""What each split lets through: patients or pictures on two sides, in numbers, and what a memoriser makes of it."""
+"""Leakage of each split: patients or images in two parts, and the score of a memoriser."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from hpc_tumor.data.store.store import Store
 from hpc_tumor.errors import DataError
 
 _Numbers = NDArray[np.int64]
-_FAR = 1_000_000  # more slices than any patient has
+_FAR = 1_000_000  # more than the slices of any patient
 
 
 @dataclass(frozen=True)
 class Leakage:
-    """What is on two sides of a split. "Known" is all that does not test: training and validation.
+    """Overlap between the parts of a split. "Known" means in the training or validation part.
 
     Attributes:
-        unit: what the parts count: images, cases or slices.
-        tested: test images, or the patients that the test part shows.
-        shared: those of `tested` that are known, too: a twin, identical or nearly so; or the patient.
-        identical: test images of which a known one has the same pixels; None for patients.
-        val_shared: the same of validation, with regard to training.
-        slices, neighbours: test slices, and those of which the same patient's slice, or the one above or below it, is
+        unit: unit of the parts' sizes: images, cases or slices.
+        tested: number of test images, or of patients in the test part.
+        shared: number of `tested` with a known duplicate or near copy, or of known patients.
+        identical: number of test images identical to a known one; None for patients.
+        val_shared: as `shared`, for the validation part and training.
+        slices, neighbours: number of test slices, and of those with the same or an adjacent slice of the same patient
             known; None for images.
     """
 
@@ -47,12 +47,12 @@ class Leakage:
 
 @dataclass(frozen=True)
 class SplitAudit:
-    """One split of the store.
+    """Audit of one split of the store.
 
     Attributes:
-        in_use: whether training with these settings would take it.
-        protocol_leaks: whether nothing in how it is made keeps a patient or a picture on one side.
-        refused: why the store cannot be split in this way; then there is nothing else.
+        in_use: True if training with these settings would use it.
+        protocol_leaks: True if its protocol does not keep a patient or image in one part.
+        refused: reason why the split cannot be made; the other results are then None.
     """
 
     kind: str
@@ -71,9 +71,9 @@ class SplitAudit:
 
     @property
     def leaks(self) -> bool:
-        """Return True if anything is on two sides, or nothing prevents it."""
-        found = self.leakage
-        return self.protocol_leaks or (found is not None and (found.shared > 0 or found.val_shared > 0))
+        """Return True if anything is in two parts, or nothing prevents it."""
+        leakage = self.leakage
+        return self.protocol_leaks or (leakage is not None and (leakage.shared > 0 or leakage.val_shared > 0))
 
 
 def audit_splits(
@@ -83,23 +83,24 @@ def audit_splits(
     scan: ImageScan | None,
     done: Callable[[int, int], None] | None = None,
 ) -> tuple[SplitAudit, ...]:
-    """The split in use, the others of the task, and the folds of its default; each with what leaks.
+    """Audit the split in use, the others of the task, and the folds of its default split.
 
     Args:
-        people: `(n,)` of a store of patients: which person each case is.
-        scan: the thumbnails of a store of images.
+        people: `(n,)` patient number of each case, for a store of patients.
+        scan: scan of a store of images.
+        done: called with (done, total) after each split.
     """
-    asked = list(_asked(experiment))
+    variants = list(_variants(experiment))
     audits = []
-    for number, variant in enumerate(asked):
+    for number, variant in enumerate(variants):
         audits.append(_audit(variant, store, people, scan, in_use=number == 0))
         if done:
-            done(number + 1, len(asked))
+            done(number + 1, len(variants))
     return tuple(audits)
 
 
 def image_leakage(store: Store, split: Split) -> Leakage:
-    """Test and validation images with a twin where they must not have one."""
+    """Count test and validation images with a duplicate or near copy in another part."""
     known = np.concatenate([split.train, split.val])
     return Leakage(
         "images", len(split.train), len(split.val), len(split.test), len(split.test),
@@ -109,7 +110,7 @@ def image_leakage(store: Store, split: Split) -> Leakage:
 
 
 def case_leakage(store: Store, split: Split, people: _Numbers, share: float) -> Leakage:
-    """Patients on two sides, and test slices that have a neighbour among the known ones."""
+    """Count patients in two parts, and test slices with a known neighbour."""
     train, val, test = (slices_of(store, part, 1.0) for part in (split.train, split.val, split.test))
     known = np.concatenate([slices_of(store, split.train, share), val])
     persons = [np.unique(people[part[:, 0]]) for part in (train, val, test)]
@@ -124,14 +125,13 @@ def case_leakage(store: Store, split: Split, people: _Numbers, share: float) -> 
 
 
 def slices_of(store: Store, part: _Numbers, share: float) -> _Numbers:
-    """`(n, 2)` pairs of case and slice: those of the part, or the middle `share` of each of its cases."""
+    """Return `(n, 2)` pairs of case and slice: those of the part, or the middle `share` of each of its cases."""
     if part.ndim == 2:
         return part
     return middle_pairs(store, part, share)
 
 
-def _asked(experiment: Experiment) -> Iterator[Experiment]:
-    """The experiment as it is, then with every other split and fold."""
+def _variants(experiment: Experiment) -> Iterator[Experiment]:
     data, kinds = experiment.data, SPLITS[experiment.task]
     yield experiment
     variants = [(kind, None) for kind in kinds] + [(kinds[0], fold) for fold in range(data.folds)]
@@ -160,15 +160,14 @@ def _audit(
         return SplitAudit(
             *about, split.leaks, None, image_leakage(store, split), memorise_images(store, scan, split.test, known)
         )
-    assert people is not None  # a store of patients
+    assert people is not None
     memoriser = None
-    # Folds are splits of the same kind: one of them tells what the others would. Slices of different sizes cannot
-    # answer for each other.
+    # One split of a kind represents its folds. Slices of different sizes cannot be compared.
     if (in_use or data.fold is None) and len(np.unique(store.shapes[:, 1:], axis=0)) == 1:
         test, train, val = (slices_of(store, part, data.slices) for part in (split.test, split.train, split.val))
         memoriser = memorise_slices(store, test, np.concatenate([train, val]), data.split_seed)
     return SplitAudit(*about, split.leaks, None, case_leakage(store, split, people, data.slices), memoriser)
 
 
-def _shared(column: _Numbers, some: _Numbers, others: _Numbers) -> int:
-    return int(np.isin(column[some], column[others]).sum())
+def _shared(column: _Numbers, part: _Numbers, others: _Numbers) -> int:
+    return int(np.isin(column[part], column[others]).sum())

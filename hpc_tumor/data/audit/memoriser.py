@@ -1,6 +1,6 @@
-"""What a memoriser would score: for each test picture it answers with the label of the most similar other picture.
+"""Score of a memoriser, which predicts for each test image the label of the most similar image of the other parts.
 
-It has learned nothing of tumours, so a network that scores no better on the same split has shown nothing either.
+It is a baseline without learning: a network must score better on the same split.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from hpc_tumor.data.audit.images import Floats, ImageScan, shrink, unit_rows
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.vocabulary import TUMOUR_LABELS
 
-SIMILAR = 0.999  # correlation of thumbnails; above it two pictures look the same
+SIMILAR = 0.999  # correlation of thumbnails, above which two images look the same
 SIDE = 16  # pixels of a thumbnail of one modality
 MOST_TESTED = 200  # slices
 _TEST_CASES, _OTHER_CASES = 12, 40
@@ -27,9 +27,9 @@ _Pairs = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Match:
-    """A test picture, the most similar one outside the test part, their correlation, and what the answer scored.
+    """A test image, the most similar one outside the test part, their correlation, and the score of the prediction.
 
-    Pictures are named by path, or by case with their `slices`.
+    Images are named by path, or by case with their `slices`.
     """
 
     test: str
@@ -41,17 +41,17 @@ class Match:
 
 @dataclass(frozen=True)
 class Memoriser:
-    """The score of answering with the nearest neighbour.
+    """Score of the nearest-neighbour prediction.
 
     Attributes:
         measure: accuracy; or mean Dice over slices that show the region, and over WT, TC and ET.
-        score, random: with the nearest neighbour, and with one at random.
-        majority: with the class most frequent outside the test part; None for masks.
-        tested, known: test pictures, and those that it could choose from.
-        cases: patients sampled; None where nothing was sampled.
-        similar: test pictures whose nearest neighbour correlates by `SIMILAR` at least.
+        score, random: with the nearest neighbour, and with a random one.
+        majority: with the most frequent class outside the test part; None for masks.
+        tested, known: number of test images, and of candidates.
+        cases: number of sampled patients; None without sampling.
+        similar: number of test images whose nearest neighbour correlates by at least `SIMILAR`.
         detail: Dice of each region.
-        matches: the most similar ones.
+        matches: the most similar pairs.
     """
 
     measure: str
@@ -67,7 +67,7 @@ class Memoriser:
 
 
 def memorise_images(store: Store, scan: ImageScan, test: NDArray[np.int64], known: NDArray[np.int64]) -> Memoriser:
-    """Accuracy on the images `test` of the class of the nearest of `known`; all are compared with all."""
+    """Score the class of the nearest of `known` for the images `test`, compared exhaustively."""
     place, similarity = nearest(scan.thumbnails[test], scan.thumbnails[known])
     answer = store.label[known[place]]
     right = answer == store.label[test]
@@ -84,10 +84,9 @@ def memorise_images(store: Store, scan: ImageScan, test: NDArray[np.int64], know
 
 
 def memorise_slices(store: Store, test: _Pairs, known: _Pairs, seed: int) -> Memoriser | None:
-    """Mean Dice on slices of `test` that show tumour, of the mask of the nearest of `known`; `(n, 2)` case and slice.
+    """Score the mask of the nearest of `known` by Dice on the slices of `test` with tumour; `(n, 2)` case and slice.
 
-    A sample from the seed: all known slices of some patients, and test slices of a few of them. None where nothing is
-    left to test.
+    Uses a random sample: all known slices of some patients, and test slices of a few. Returns None if either is empty.
     """
     draw = np.random.default_rng(seed)
     tumour = store.label_counts[:, :, 1:TUMOUR_LABELS].sum(axis=2) > 0
@@ -119,7 +118,7 @@ def _match(store: Store, test: list[int], known: list[int], similarity: float, d
 
 
 def nearest(test: Floats, known: Floats) -> tuple[NDArray[np.int64], Floats]:
-    """For each row of `test` the most similar row of `known` and their product; some rows at a time."""
+    """Find the most similar row of `known` for each row of `test`, and their product, in blocks."""
     place, similarity = np.empty(len(test), np.int64), np.empty(len(test), np.float32)
     for start in range(0, len(test), 512):
         product = test[start : start + 512] @ known.T
@@ -130,13 +129,13 @@ def nearest(test: Floats, known: Floats) -> tuple[NDArray[np.int64], Floats]:
 
 
 def _slice_thumbnails(store: Store, pairs: _Pairs) -> Floats:
-    """Rows of mean 0 and length 1: four modalities, each normalised over its case's brain."""
+    """Return rows of mean 0 and length 1 of the four modalities, each normalised over its case's brain."""
     rows = np.empty((len(pairs), 4 * SIDE * SIDE), np.float32)
     moments = store.statistics.astype(np.float32)
     for start in range(0, len(pairs), _BATCH):
-        some = pairs[start : start + _BATCH]
-        image, _ = store.read_slices(some).result()
-        mean, deviation = moments[some[:, 0], :, 0], moments[some[:, 0], :, 1]
+        batch = pairs[start : start + _BATCH]
+        image, _ = store.read_slices(batch).result()
+        mean, deviation = moments[batch[:, 0], :, 0], moments[batch[:, 0], :, 1]
         small = shrink(image, SIDE) - mean[:, :, None, None]
         small /= np.where(deviation > 0, deviation, 1)[:, :, None, None]
         rows[start : start + _BATCH] = unit_rows(small)
@@ -144,13 +143,13 @@ def _slice_thumbnails(store: Store, pairs: _Pairs) -> Floats:
 
 
 def _dice(store: Store, test: _Pairs, answer: _Pairs) -> NDArray[np.float64]:
-    """`(n, 3)` Dice of WT, TC, ET; not-a-number where the truth does not show the region."""
+    """Return `(n, 3)` Dice of WT, TC, ET; NaN where the truth does not contain the region."""
     dice = np.full((len(test), len(_REGIONS)), np.nan)
     for start in range(0, len(test), _BATCH):
         rows = slice(start, start + _BATCH)
-        truth, given = (store.read_slices(pairs[rows]).result()[1] for pairs in (test, answer))
+        truth, predicted = (store.read_slices(pairs[rows]).result()[1] for pairs in (test, answer))
         for column, labels in enumerate(_REGIONS.values()):
-            a, b = np.isin(truth, labels), np.isin(given, labels)
+            a, b = np.isin(truth, labels), np.isin(predicted, labels)
             size = a.sum(axis=(1, 2))
             both = 2 * (a & b).sum(axis=(1, 2)) / np.maximum(size + b.sum(axis=(1, 2)), 1)
             dice[rows, column] = np.where(size > 0, both, np.nan)
@@ -158,7 +157,6 @@ def _dice(store: Store, test: _Pairs, answer: _Pairs) -> NDArray[np.float64]:
 
 
 def _region_means(dice: NDArray[np.float64]) -> dict[str, float]:
-    """Mean of each region over the slices that show it; regions that none shows are left out."""
     return {
         name: float(np.nanmean(column))
         for name, column in zip(_REGIONS, dice.T, strict=True)
@@ -167,5 +165,4 @@ def _region_means(dice: NDArray[np.float64]) -> dict[str, float]:
 
 
 def _sample(draw: np.random.Generator, rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    """At most so many of the rows, in their order."""
     return rows if len(rows) <= most else rows[np.sort(draw.choice(len(rows), most, replace=False))]

@@ -1,4 +1,4 @@
-"""The audit as one HTML page: pictures, tables and charts in a single file that needs no network and no script."""
+"""Audit page: images, tables and charts in one HTML file without scripts or network access."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _BINS = 24
 
 @dataclass(frozen=True)
 class PageTable:
-    """A table of the page with what it is about; `words`: its columns hold words, not numbers."""
+    """A table of the page with an introduction; `words`: columns are text, not numbers."""
 
     table: Table
     lead: str = ""
@@ -37,7 +37,7 @@ class PageTable:
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar of a chart: parts as (name, number), drawn one after the other."""
+    """One stacked bar of a chart: parts as (name, number)."""
 
     name: str
     parts: tuple[tuple[str, int], ...]
@@ -55,19 +55,19 @@ class Histogram:
 
 
 def check_page(path: Path, store: Path) -> None:
-    """Raises UsageError where a page cannot be written to `path`, would be inside the store, or is not called HTML."""
+    """Raise UsageError if `path` cannot be written, is inside the store, or does not end in .html."""
     if path.suffix.lower() not in (".html", ".htm"):
-        raise UsageError(f"{path} does not end in .html: the page of an audit is HTML, so name such a file.")
+        raise UsageError(f"{path} does not end in .html: name an HTML file.")
     if path.resolve().is_relative_to(store.resolve()):
-        raise UsageError(f"{path} is inside the store, which an audit does not change: name a file elsewhere.")
+        raise UsageError(f"{path} is inside the store, which an audit must not change: name a file elsewhere.")
     if path.is_dir():
         raise UsageError(f"{path} is a folder: name the file to write, such as {path / 'audit.html'}.")
     if not path.absolute().parent.is_dir():
-        raise UsageError(f"there is no folder {path.parent} to write {path.name} to: make it, or name another.")
+        raise UsageError(f"there is no folder {path.parent} for {path.name}: create it, or name another.")
 
 
 def write_page(audit: Audit, store: Store, path: Path) -> None:
-    """Write the page to `path`, at once and whole. Raises as `check_page`, and where the disk refuses."""
+    """Write the page to `path` atomically. Raises as `check_page`, and for a failed write."""
     check_page(path, store.path)
     page = render_page(audit, store)
     try:
@@ -77,7 +77,7 @@ def write_page(audit: Audit, store: Store, path: Path) -> None:
 
 
 def render_page(audit: Audit, store: Store) -> str:
-    """The page as HTML. Raises DataError where a picture cannot be read."""
+    """Render the page as HTML. Raises DataError if an image cannot be read."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
@@ -108,18 +108,18 @@ def _tables(audit: Audit) -> list[PageTable]:
         tables = [PageTable(text.class_table(facts))]
         if audit.shortcuts:
             lead = (
-                f"Accuracy of a decision tree of depth {DEPTH} that sees these facts alone and no picture, over"
-                f" {FOLDS} folds of {audit.shortcuts[0].images:,} images, one of each set of duplicates. A fact gives"
-                f" the class away where this is more than {NOTABLE:.0%} above always naming the largest class."
+                f"Accuracy of a decision tree of depth {DEPTH} that uses only these facts, over {FOLDS} folds of"
+                f" {audit.shortcuts[0].images:,} images, one of each set of duplicates. A fact predicts the class if"
+                f" this is more than {NOTABLE:.0%} above always choosing the largest class."
             )
             tables.append(PageTable(text.shortcut_table(audit), lead, words=True))
         return tables
     tables = [
         PageTable(text.label_table(facts)),
-        PageTable(text.modality_table(facts), "Means and deviations over the brain, least to greatest of the cases."),
+        PageTable(text.modality_table(facts), "Means and standard deviations over the brain, as ranges over cases."),
     ]
     if facts.outliers:
-        lead = "By the modified z-score (Iglewicz and Hoaglin 1993): distance from the median in units of the median's."
+        lead = "By the modified z-score (Iglewicz and Hoaglin 1993), based on the median absolute deviation."
         tables.append(PageTable(text.outlier_table(facts), lead, words=True))
     return tables
 
@@ -133,7 +133,6 @@ def _charts(audit: Audit) -> tuple[list[Bar], list[Histogram]]:
 
 
 def _histogram(facts: VolumeFacts, label: int, name: str) -> Histogram:
-    """Volumes of one label over the cases that have it, on a logarithmic axis that all labels share."""
     all_volumes = np.array(list(facts.volumes.values()))
     low, high = all_volumes[all_volumes > 0].min() * 0.99, all_volumes.max() * 1.01
     volumes = all_volumes[:, label]
@@ -145,24 +144,22 @@ def _histogram(facts: VolumeFacts, label: int, name: str) -> Histogram:
 def _notes(audit: Audit) -> list[str]:
     if audit.task == "classification":
         return [
-            "Twins are images whose decoded pixels are identical, or nearly so by the measure that the store was made"
-            " with. In training means: in its training or validation part.",
-            "The memoriser answers with the class of the training or validation image whose thumbnail correlates most:"
-            " a network that scores no better on the same split has shown nothing of tumours.",
-            f"Look-alikes are test images whose nearest neighbour correlates at {SIMILAR} at least, whatever the"
-            " groups say. Random: guessing evenly. Majority: always the most frequent training class.",
+            'Duplicates are images with identical decoded pixels, or near copies by the store\'s measure. "In training"'
+            " means in the training or validation part.",
+            "The memoriser predicts the class of the training or validation image with the highest correlation of"
+            " thumbnails: a network must score better on the same split.",
+            f"Look-alikes are test images whose nearest neighbour correlates by at least {SIMILAR}, in any group."
+            " Random: uniform guessing. Majority: the most frequent training class.",
         ]
     used = next((split.memoriser for split in audit.splits if split.memoriser), None)
     sampled = (
-        f" It was tried on {used.tested:,} slices with {used.known:,} to choose from, of {used.cases:,} patients."
-        if used
-        else ""
+        f" Tested on {used.tested:,} slices with {used.known:,} candidates, of {used.cases:,} patients." if used else ""
     )
     return [
-        "Two cases are one patient where their content, their intensities or an id of another edition agree.",
-        "A test slice has a neighbour where the same patient's slice, or the one above or below it, is in the training"
-        " or validation part.",
-        "The memoriser answers with the labels of the most similar slice outside the test part (thumbnails of the four"
-        " modalities); scored is the mean Dice of WT, TC and ET over slices that show them." + sampled,
-        "Random: the labels of any tumour slice outside the test part.",
+        "Two cases are one patient if their scans, their names or their ids in other editions match.",
+        "A test slice has a neighbour if the same or an adjacent slice of the same patient is in the training or"
+        " validation part.",
+        "The memoriser predicts the labels of the most similar slice outside the test part (by thumbnails of the four"
+        " modalities); its score is the mean Dice of WT, TC and ET over slices that contain them." + sampled,
+        "Random: the labels of a random tumour slice outside the test part.",
     ]

@@ -1,4 +1,4 @@
-"""Pictures for the audit's page, each a data URI: examples, duplicates, and what a memoriser answers with."""
+"""Images of the audit page as data URIs: examples, duplicates, and predictions of the memoriser."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ COLORS = label_colors()
 
 @dataclass(frozen=True)
 class Picture:
-    """An image for a page: its data URI, what it shows in words, and its size in pixels."""
+    """An image of the page: its data URI, alternative text, and size in pixels."""
 
     source: str
     text: str
@@ -42,7 +42,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Figure:
-    """Pictures that belong together; `lines` stand below them."""
+    """Pictures in one row, with `lines` below them."""
 
     pictures: tuple[Picture, ...]
     lines: tuple[str, ...]
@@ -50,7 +50,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Figures under one heading. `legend`: whether they show labels in colour."""
+    """Figures under one heading. `legend`: True if they show labels in colour."""
 
     title: str
     lead: str
@@ -59,13 +59,13 @@ class Gallery:
 
 
 def galleries(store: Store, audit: Audit) -> list[Gallery]:
-    """All galleries that the store has pictures for. Raises DataError where one cannot be read."""
-    made = _of_images(store, audit) if store.task == "classification" else _of_volumes(store, audit)
-    return [gallery for gallery in made if gallery.figures]
+    """Build all galleries with figures. Raises DataError if an image cannot be read."""
+    every = _of_images(store, audit) if store.task == "classification" else _of_volumes(store, audit)
+    return [gallery for gallery in every if gallery.figures]
 
 
 def encode(pixels: NDArray[np.uint8], text: str) -> Picture:
-    """`(H, W)` or `(H, W, 3)` as JPEG."""
+    """Encode `(H, W)` or `(H, W, 3)` as JPEG."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=88, subsampling=0)
     uri = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
@@ -73,7 +73,7 @@ def encode(pixels: NDArray[np.uint8], text: str) -> Picture:
 
 
 def overlay(grey: NDArray[np.uint8], label: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """`(H, W)` grey levels with the labels in their colours: `(H, W, 3)`."""
+    """Blend labels in colour over `(H, W)` grey levels: `(H, W, 3)`."""
     color = np.array([(0, 0, 0), *COLORS.values()])
     mixed = np.repeat(grey[..., None].astype(np.float64), 3, axis=2)
     inside = label > 0
@@ -82,7 +82,7 @@ def overlay(grey: NDArray[np.uint8], label: NDArray[np.uint8]) -> NDArray[np.uin
 
 
 def windowed(plane: NDArray[Any], mean: float, deviation: float, background: float) -> NDArray[np.uint8]:
-    """A slice as grey levels: from two deviations below the brain's mean to three above, the background black."""
+    """Convert a slice to grey levels, from two deviations below the brain's mean to three above; background black."""
     low, high = (mean + end * (deviation or 1) for end in _WINDOW)
     grey = (np.clip((plane - low) / (high - low), 0, 1) * 255).astype(np.uint8)
     grey[plane == background] = 0
@@ -93,23 +93,23 @@ def _of_images(store: Store, audit: Audit) -> Iterator[Gallery]:
     draw = np.random.default_rng(0)
     rows = []
     for number, name in enumerate(store.classes):
-        there = np.flatnonzero(store.label == number)
-        chosen = np.sort(draw.choice(there, min(PER_CLASS, len(there)), replace=False))
+        members = np.flatnonzero(store.label == number)
+        chosen = np.sort(draw.choice(members, min(PER_CLASS, len(members)), replace=False))
         if len(chosen):
-            rows.append(Figure(tuple(_images(store, chosen)), (f"{name}, {len(there):,} images",)))
-    yield Gallery("Examples", "Some images of each class, drawn by chance, as they are stored.", tuple(rows))
+            rows.append(Figure(tuple(_images(store, chosen)), (f"{name}, {len(members):,} images",)))
+    yield Gallery("Examples", "Random images of each class, as stored.", tuple(rows))
     pairs = _duplicate_pairs(store)
     lead = (
-        "Of each set one training and one test image. How alike they are is the correlation of their local contrast,"
-        " the largest over flips and turns."
+        "One training and one test image of each set. Similarity is the correlation of their local contrast, the"
+        " largest over flips and rotations."
     )
     yield Gallery("Duplicates across the published parts", lead, tuple(_pair(store, *pair) for pair in pairs))
     split = audit.in_use
     places = {name: i for i, name in enumerate(store.paths)}
     matches = split.memoriser.matches[:MOST_PAIRS] if split.memoriser else ()
     yield Gallery(
-        f"Most similar pictures on two sides of the {split.name} split",
-        "Each test image with its nearest neighbour among the others: pictures of one patient show here, if any.",
+        f"Most similar images in different parts of the {split.name} split",
+        "Each test image with its nearest neighbour in the other parts. Images of one patient would appear here.",
         tuple(_pair(store, places[match.nearest], places[match.test]) for match in matches),
     )
 
@@ -121,8 +121,7 @@ def _images(store: Store, chosen: NDArray[np.int64]) -> Iterator[Picture]:
 
 
 def _duplicate_pairs(store: Store) -> list[tuple[int, int]]:
-    """(training, test) of sets across both parts: different classes first, then some of the near copies, and some of
-    the identical ones."""
+    """Choose (training, test) pairs of duplicates: different classes first, then some near copies, then identical."""
     disagreeing: list[tuple[int, int]] = []
     near: list[tuple[int, int]] = []
     identical: list[tuple[int, int]] = []
@@ -142,12 +141,12 @@ def _duplicate_pairs(store: Store) -> list[tuple[int, int]]:
 def _pair(store: Store, known: int, test: int) -> Figure:
     both = np.array([known, test])
     small = features(store.thumbnails[both])
-    alike = float(similarity(small[:1], small[1:])[0, 0])
-    what = "pixel-identical" if store.identical[known] == store.identical[test] else "not identical"
-    lines = [f"{store.part[place]}: {store.paths[place]}" for place in both.tolist()]
+    correlation = float(similarity(small[:1], small[1:])[0, 0])
+    relation = "pixel-identical" if store.identical[known] == store.identical[test] else "not identical"
+    lines = [f"{store.part[image]}: {store.paths[image]}" for image in both.tolist()]
     if store.label[known] != store.label[test]:
-        what += ", of different classes"
-    return Figure(tuple(_images(store, both)), (*lines, f"{alike:.4f} alike, {what}"))
+        relation += ", of different classes"
+    return Figure(tuple(_images(store, both)), (*lines, f"similarity {correlation:.4f}, {relation}"))
 
 
 def _of_volumes(store: Store, audit: Audit) -> Iterator[Gallery]:
@@ -155,8 +154,7 @@ def _of_volumes(store: Store, audit: Audit) -> Iterator[Gallery]:
     order = np.argsort(counts.sum(axis=1), kind="stable")[::-1].tolist()
     chosen = dict.fromkeys((order[0], order[len(order) // 2], order[-1]))
     yield Gallery(
-        "Examples", "The case with the most tumour, one in the middle and the one with the least, each at its slice"
-        " with the most tumour.",
+        "Examples", "Cases with the most, median and least tumour, each at its slice with the most tumour.",
         tuple(_case(store, case, int(counts[case].argmax())) for case in chosen), legend=True,
     )  # fmt: skip
     for split in audit.splits:
@@ -176,15 +174,15 @@ def _memorised(store: Store, split: SplitAudit) -> Gallery:
     assert split.memoriser is not None
     places = {name: i for i, name in enumerate(store.case_ids)}
     lead = (
-        "A test slice with its true labels; the most similar slice outside the test part with its own; and those laid"
-        " over the test slice, as the memoriser answers."
+        "A test slice with its true labels; the most similar slice outside the test part with its labels; and the test"
+        " slice with these labels, the memoriser's prediction."
     )
-    figures = tuple(_match(store, places, match) for match in _spread_out(split.memoriser.matches))
-    return Gallery(f"What a memoriser sees in the {split.name} split", lead, figures, legend=True)
+    figures = tuple(_match(store, places, match) for match in _best_per_patient(split.memoriser.matches))
+    return Gallery(f"Memoriser in the {split.name} split", lead, figures, legend=True)
 
 
-def _spread_out(matches: Sequence[Match]) -> list[Match]:
-    """The most similar match of each patient, some of them."""
+def _best_per_patient(matches: Sequence[Match]) -> list[Match]:
+    """Return the most similar match of each of the first patients."""
     first: dict[str, Match] = {}
     for match in matches:
         first.setdefault(match.test, match)
@@ -192,7 +190,7 @@ def _spread_out(matches: Sequence[Match]) -> list[Match]:
 
 
 def _match(store: Store, places: dict[str, int], match: Match) -> Figure:
-    assert match.slices is not None  # of patients
+    assert match.slices is not None
     (planes, truth), (others, answer) = (
         _planes(store, places[name], z) for name, z in zip((match.test, match.nearest), match.slices, strict=True)
     )
@@ -200,7 +198,7 @@ def _match(store: Store, places: dict[str, int], match: Match) -> Figure:
     pictures = (
         encode(overlay(planes[0], truth), f"true labels over FLAIR of {test}"),
         encode(overlay(others[0], answer), f"labels over FLAIR of {known}"),
-        encode(overlay(planes[0], answer), f"labels of the second over FLAIR of {test}"),
+        encode(overlay(planes[0], answer), f"predicted labels over FLAIR of {test}"),
     )
     return Figure(
         pictures, (f"test: {test}", f"nearest: {known}", f"r = {match.similarity:.4f}, mean Dice {match.score:.3f}")

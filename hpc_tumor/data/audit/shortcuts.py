@@ -1,7 +1,7 @@
-"""What gives the class away without a look at the brain: modes, sizes, crops, borders and file sizes.
+"""Shortcuts: facts that predict an image's class without the brain (modes, sizes, crops, borders, file sizes).
 
-A small decision tree sees one kind of fact alone. It is scored by cross-validation, on one image of each group of
-duplicates, so that nothing it gets right can come from having seen the same picture.
+A small decision tree uses one kind of fact. It is cross-validated on one image per group of duplicates, to exclude
+memorised images.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from hpc_tumor.data.store.store import Store
 
 FOLDS = 5
 DEPTH = 6
-LEAST = 5  # images in a leaf
-NOTABLE = 0.10  # above the majority's accuracy
+LEAST = 5  # images per leaf
+NOTABLE = 0.10  # difference to the majority's accuracy
 
 _Floats = NDArray[np.float64]
 _Tree = int | tuple[int, float, Any, Any]  # a class, or (feature, threshold, below, above)
@@ -26,13 +26,13 @@ _Tree = int | tuple[int, float, Any, Any]  # a class, or (feature, threshold, be
 
 @dataclass(frozen=True)
 class Shortcut:
-    """How often the class follows from one kind of fact.
+    """Accuracy of predicting the class from one kind of fact.
 
     Attributes:
         sees: the facts that the tree may use.
         accuracy: cross-validated.
-        majority: that of always naming the largest class.
-        images: on so many.
+        majority: accuracy of always choosing the largest class.
+        images: number of images.
     """
 
     name: str
@@ -43,12 +43,12 @@ class Shortcut:
 
     @property
     def notable(self) -> bool:
-        """Return True if the fact alone does clearly better than the majority."""
+        """True if the fact is clearly better than the majority."""
         return self.accuracy > self.majority + NOTABLE
 
 
 def find_shortcuts(store: Store, scan: ImageScan) -> tuple[Shortcut, ...]:
-    """Every kind of fact, and all of them together; nothing where there are too few images to cross-validate."""
+    """Evaluate every kind of fact, and all together; empty if there are too few images to cross-validate."""
     rows = np.unique(store.group, return_index=True)[1]
     label = store.label[rows]
     if len(rows) < FOLDS * LEAST or len(np.unique(label)) < 2:
@@ -65,7 +65,7 @@ def find_shortcuts(store: Store, scan: ImageScan) -> tuple[Shortcut, ...]:
 
 
 def cross_validate(values: _Floats, label: NDArray[np.int64], fold: NDArray[np.int64]) -> float:
-    """Accuracy of trees of depth `DEPTH`, each on the fold that it has not seen."""
+    """Return the accuracy of trees of depth `DEPTH`, each on its held-out fold."""
     right = 0
     classes = int(label.max()) + 1
     for number in np.unique(fold):
@@ -86,7 +86,7 @@ def _kinds(store: Store, scan: ImageScan) -> list[tuple[str, str, _Floats]]:
     return [
         ("mode", "the mode of the file (L, RGB …)", np.stack([mode == name for name in np.unique(mode)], 1) * 1.0),
         ("size", "height, width and aspect of the file", np.stack([height, width, width / height], 1)),
-        ("crop", "where the head lies in the picture", np.stack(crop, 1)),
+        ("crop", "position of the head in the image", np.stack(crop, 1)),
         ("border", "brightness of the outermost pixels and corners", scan.frame.astype(np.float64)),
         ("file size", "bytes of the file, and per pixel", np.stack([size, size / area], 1)),
     ]
@@ -104,7 +104,7 @@ def _grow(values: _Floats, label: NDArray[np.int64], rows: NDArray[np.int64], cl
 
 
 def _best_cut(values: _Floats, label: NDArray[np.int64], classes: int) -> tuple[int, float] | None:
-    """The feature and threshold after which the two sides are purest (Gini), `LEAST` images on each at least."""
+    """Return the feature and threshold with the purest sides (Gini), each with at least `LEAST` images."""
     n = len(label)
     best: tuple[float, int, float] | None = None
     for feature in range(values.shape[1]):

@@ -1,4 +1,4 @@
-"""An audit in words: verdicts, facts, and rows of tables, as the terminal, the page and JSON show them."""
+"""Verdicts, facts and tables of an audit for the terminal, the page and JSON."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MOST_COUNTED = 4
 
 
 def as_json(audit: Audit) -> dict[str, Any]:
-    """Every number, with the verdicts."""
+    """Return every number, with the verdicts."""
     value = asdict(audit)
     for row, split in zip(value["splits"], audit.splits, strict=True):
         row |= {"name": split.name, "leaks": split.leaks, "verdict": verdict(split)}
@@ -31,35 +31,35 @@ def as_json(audit: Audit) -> dict[str, Any]:
 
 
 def verdict(split: SplitAudit) -> str:
-    """Verdict on a split: does it leak, in one sentence with its numbers."""
+    """Describe in one sentence whether a split leaks, with its numbers."""
     if split.refused:
         return f"cannot be made: {split.refused}"
-    found = split.leakage
-    assert found is not None  # only a refused split has none
-    images = found.unit == "images"
-    text = _images(found) if images else _patients(found)
+    leakage = split.leakage
+    assert leakage is not None  # only a refused split has none
+    images = leakage.unit == "images"
+    text = _images(leakage) if images else _patients(leakage)
     if not split.leaks:
         return f"does not leak: {text}"
-    if found.shared:
+    if leakage.shared:
         return f"LEAKS: {text}"
-    if found.val_shared:
-        what = "images with a twin" if images else "patients"
-        return f"LEAKS: {text}, but {found.val_shared:,} {what} of validation are in training, too"
-    return f"UNSAFE: {text}, but nothing in this protocol prevents it"
+    if leakage.val_shared:
+        noun = "images have a duplicate in training" if images else "patients are also in training"
+        return f"LEAKS: {text}, but {leakage.val_shared:,} validation {noun}"
+    return f"UNSAFE: {text}, but this protocol does not prevent it"
 
 
 def fact_lines(audit: Audit) -> list[tuple[str, str]]:
-    """The fingerprint as names and values."""
+    """Return the statistics as names and values."""
     facts = audit.facts
     lines = _image_lines(facts) if isinstance(facts, ImageFacts) else _volume_lines(facts)
-    found = [("duplicates" if row == 0 else "", _duplicates(kind)) for row, kind in enumerate(audit.duplicates)]
-    lines += found or [("duplicates", "none found")]
-    lines += [("look at", line) for line in audit.doubtful]
+    duplicates = [("duplicates" if row == 0 else "", _duplicates(kind)) for row, kind in enumerate(audit.duplicates)]
+    lines += duplicates or [("duplicates", "none found")]
+    lines += [("check", line) for line in audit.doubtful]
     return [*lines, ("fingerprint", audit.fingerprint)]
 
 
 def split_table(splits: Sequence[SplitAudit], *, brief: bool) -> Table:
-    """What leaks in each split; `brief`: the folds that are not in use as one row of ranges."""
+    """Build the table of each split's leakage; `brief`: folds not in use are one row of ranges."""
     made = [split for split in splits if split.leakage]
     folds = [split for split in made if brief and split.fold is not None and not split.in_use]
     groups = [[split] for split in made if split not in folds] + ([folds] if folds else [])
@@ -69,7 +69,7 @@ def split_table(splits: Sequence[SplitAudit], *, brief: bool) -> Table:
 
 
 def _of_group(title: str, value: Callable[[SplitAudit], str | int | None], keep: int = 99) -> Column:
-    """A column of a value of a split, or of the range of several."""
+    """Build a column of a value of one split, or of its range over several."""
     return Column(title, keep=keep, cell=lambda group: _range([value(split) for split in group]))
 
 
@@ -85,7 +85,7 @@ _SIZES = (_of_leakage("train", "train", 60), _of_leakage("val", "val", 40), _of_
 _MEMORISER = (_of_memoriser("memoriser", "score"), _of_memoriser("random", "random", 45))
 _OF_IMAGES = (
     *_SIZES,
-    _of_leakage("test images with a twin", "shared"),
+    _of_leakage("test images with a duplicate", "shared"),
     _of_leakage("pixel-identical", "identical", 50),
     _of_group(f"look-alikes ≥ {SIMILAR}", lambda split: split.memoriser.similar if split.memoriser else None, 30),
     *_MEMORISER,
@@ -100,15 +100,13 @@ _OF_PATIENTS = (
 
 
 def class_table(facts: ImageFacts) -> Table:
-    """A row per class: images by part and mode, brightness."""
+    """Build the table of classes: images by part and mode, brightness."""
     columns = (
         Column("class", "left", cell=lambda item: item.name),
         Column("train", keep=60, cell=lambda item: f"{item.train:,}"),
         Column("test", cell=lambda item: f"{item.test:,}"),
         *map(_of_mode, facts.modes),
-        Column(
-            "grey level", cell=lambda item: f"{item.brightness:.0f} ± {item.contrast:.0f}" if item.modes else NOTHING
-        ),
+        Column("grey level", cell=_grey),
     )
     return fill("Classes", columns, facts.classes)
 
@@ -122,21 +120,21 @@ def _of_mode(mode: str) -> Column:
 
 
 def label_table(facts: VolumeFacts) -> Table:
-    """A row per label: how many cases and slices show it, and its volumes."""
+    """Build the table of labels: cases and slices that show it, and its volumes."""
     columns = (
         Column("label", "left", cell=lambda item: item.name),
         Column("cases", cell=lambda item: f"{item.cases:,}"),
         Column("slices", cell=lambda item: f"{item.slices:,}"),
         Column("share of labels", cell=lambda item: f"{item.share:.1%}"),
-        Column("least, ml", cell=lambda item: _number(item.volume.low)),
+        Column("min, ml", cell=lambda item: _number(item.volume.low)),
         Column("median, ml", cell=lambda item: _number(item.volume.median)),
-        Column("most, ml", cell=lambda item: _number(item.volume.high)),
+        Column("max, ml", cell=lambda item: _number(item.volume.high)),
     )
     return fill("Labels", columns, facts.labels)
 
 
 def modality_table(facts: VolumeFacts) -> Table:
-    """A row per modality: extremes, and the brain's mean and deviation over the cases."""
+    """Build the table of modalities: extremes, and the brain's mean and deviation over the cases."""
     columns = (
         Column("modality", "left", cell=lambda item: item.name),
         Column("lowest", keep=40, cell=lambda item: _number(item.low)),
@@ -148,43 +146,43 @@ def modality_table(facts: VolumeFacts) -> Table:
 
 
 def shortcut_table(audit: Audit) -> Table:
-    """A row per kind of fact: how often the class follows from it."""
+    """Build the table of shortcuts: accuracy of predicting the class from each kind of fact."""
     columns = (
         Column("fact", "left", cell=lambda item: item.name),
         Column("sees", "left", cell=lambda item: item.sees),
         Column("accuracy", cell=lambda item: f"{item.accuracy:.1%}"),
         Column("majority", keep=20, cell=lambda item: f"{item.majority:.1%}"),
-        Column("gives the class away", cell=lambda item: "yes" if item.notable else "no"),
+        Column("predicts the class", cell=lambda item: "yes" if item.notable else "no"),
     )
-    return fill("What gives the class away", columns, audit.shortcuts)
+    return fill("Shortcuts to the class", columns, audit.shortcuts)
 
 
 def outlier_table(facts: VolumeFacts) -> Table:
-    """A row per case and fact by which it is unlike the others."""
+    """Build the table of outliers, one row per case and quantity."""
     columns = (
         Column("case", "left", cell=lambda item: item.case),
         Column("in", cell=lambda item: item.what),
         Column("value", cell=lambda item: f"{item.value:.4g}"),
         Column("z", cell=lambda item: f"{item.score:+.1f}"),
     )
-    return fill("Cases unlike the others", columns, facts.outliers)
+    return fill("Outliers", columns, facts.outliers)
 
 
-def _images(found: Leakage) -> str:
-    of = counted(found.tested, "test image")
-    if not found.shared:
-        return f"none of {of} has a twin in training"
-    verb = "has" if found.shared == 1 else "have"
-    return f"{found.shared:,} of {of} {verb} a twin in training, {found.identical:,} pixel-identical"
+def _images(leakage: Leakage) -> str:
+    tested = counted(leakage.tested, "test image")
+    if not leakage.shared:
+        return f"none of {tested} has a duplicate in training"
+    verb = "has" if leakage.shared == 1 else "have"
+    return f"{leakage.shared:,} of {tested} {verb} a duplicate in training, {leakage.identical:,} pixel-identical"
 
 
-def _patients(found: Leakage) -> str:
-    of = counted(found.tested, "test patient")
-    if not found.shared:
-        return f"none of {of} is in training"
-    slices, near = found.slices or 0, found.neighbours or 0
+def _patients(leakage: Leakage) -> str:
+    tested = counted(leakage.tested, "test patient")
+    if not leakage.shared:
+        return f"none of {tested} is in training"
+    slices, near = leakage.slices or 0, leakage.neighbours or 0
     return (
-        f"{found.shared:,} of {of} {'is' if found.shared == 1 else 'are'} in training, too;"
+        f"{leakage.shared:,} of {tested} {'is' if leakage.shared == 1 else 'are'} also in training;"
         f" {near:,} of {slices:,} test slices ({near / max(slices, 1):.0%}) have a neighbouring slice there"
     )
 
@@ -223,27 +221,27 @@ def _volume_lines(facts: VolumeFacts) -> list[tuple[str, str]]:
         )
     if facts.outliers:
         worst = listed([f"{item.case} ({item.what}, z {item.score:+.1f})" for item in facts.outliers])
-        lines.append(("unlike the others", f"{worst}; |z| over {OUTLIER}"))
+        lines.append(("outliers", f"{worst}; |z| over {OUTLIER}"))
     lines += [(_CLINICAL.get(key, key), _clinical(value)) for key, value in facts.clinical.items()]
     return lines
 
 
 def frequencies(counts: Mapping[str, int]) -> str:
-    """`a (3), b (2)`, the most frequent of them."""
+    """Format the most frequent values as `a (3), b (2)`."""
     rest = len(counts) - _MOST_COUNTED
     text = ", ".join(f"{name} ({count:,})" for name, count in list(counts.items())[:_MOST_COUNTED])
     return text + (f" and {rest:,} others" if rest > 0 else "")
 
 
-def _duplicates(found: Duplicates) -> str:
-    if not found.members:
-        return f"no {found.kind} images"
-    if not (found.train or found.test or found.across):
-        return f"{found.kind}: " + listed([" = ".join(names) for names in found.members])
-    disagree = f"; {len(found.disagreeing):,} of different classes" if found.disagreeing else ""
+def _duplicates(sets: Duplicates) -> str:
+    if not sets.members:
+        return f"no {sets.kind} images"
+    if not (sets.train or sets.test or sets.across):
+        return f"{sets.kind}: " + listed([" = ".join(names) for names in sets.members])
+    disagree = f"; {len(sets.disagreeing):,} of different classes" if sets.disagreeing else ""
     return (
-        f"{found.images:,} {found.kind} images in {len(found.members):,} sets, {found.train:,} within training,"
-        f" {found.test:,} within test, {found.across:,} across{disagree}"
+        f"{sets.images:,} {sets.kind} images in {len(sets.members):,} sets, {sets.train:,} within training,"
+        f" {sets.test:,} within test, {sets.across:,} across{disagree}"
     )
 
 
@@ -260,7 +258,6 @@ def _group_name(group: Sequence[SplitAudit]) -> str:
 
 
 def _range(values: Sequence[str | int | None]) -> str:
-    """One value, or from the least to the greatest of several."""
     known = sorted((value for value in values if value is not None), key=float)
     if not known:
         return NOTHING

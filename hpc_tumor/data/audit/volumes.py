@@ -1,6 +1,6 @@
-"""The fingerprint of a store of patients: shapes, intensities, labels, clinical facts, and cases unlike the others.
+"""Statistics of a store of patients: shapes, intensities, labels, clinical facts and outliers.
 
-Everything comes from the columns of the index and the metadata of the cases; no voxel is read.
+Computed from the index and the metadata of the cases; no voxel is read.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Modality:
-    """One modality: its extreme intensities, and the brain's mean and standard deviation over the cases."""
+    """One modality: its extreme intensities, and the spread of the brain's mean and standard deviation over cases."""
 
     name: str
     low: float
@@ -60,7 +60,7 @@ class Label:
 
 @dataclass(frozen=True)
 class Outlier:
-    """A case unlike the others in one respect: `score` is the modified z-score of `value`."""
+    """A case with an extreme value of one quantity: `score` is the modified z-score of `value`."""
 
     case: str
     what: str
@@ -70,15 +70,15 @@ class Outlier:
 
 @dataclass(frozen=True)
 class VolumeFacts:
-    """The fingerprint of a store of patients.
+    """Statistics of a store of patients.
 
     Attributes:
-        repeated: by reason, the cases of patients that have another case already.
+        repeated: number of additional cases of patients, by reason.
         shapes, spacings: "z × y × x" (voxels, mm) and the number of cases.
         volumes: ml of each label per case, in the order of `labels`.
-        tumour_slices: slices of a case that show any label of the tumour, over the cases.
-        other_affine: cases of which a file lies elsewhere than the first modality, and which files.
-        clinical: what the tables beside the cases say, as counts and spreads; empty where there were none.
+        tumour_slices: number of slices with tumour per case.
+        other_affine: files whose affine differs from the first modality's, by case.
+        clinical: clinical facts as counts and spreads; empty if unknown.
     """
 
     repeated: dict[str, int]
@@ -99,7 +99,7 @@ class VolumeFacts:
 
 
 def volume_facts(store: Store) -> VolumeFacts:
-    """The fingerprint. Raises DataError where the metadata of a case is missing or damaged."""
+    """Compute the statistics. Raises DataError if the metadata of a case is missing or damaged."""
     counts = store.label_counts.astype(np.int64)
     spacings = np.array([store.spacing(case) for case in range(len(store))])
     volumes = counts.sum(axis=1)[:, 1:] * spacings.prod(axis=1)[:, None] / 1000
@@ -125,13 +125,13 @@ def volume_facts(store: Store) -> VolumeFacts:
             for name, meta in zip(names, metas, strict=True)
             if meta.get("other_affine")
         },
-        outliers=find_outliers(names, _respects(store, volumes[:, : TUMOUR_LABELS - 1], tumour)),
+        outliers=find_outliers(names, _quantities(store, volumes[:, : TUMOUR_LABELS - 1], tumour)),
         clinical=clinical_facts(store.clinical),
     )
 
 
 def spread(values: Any) -> Spread:
-    """Spread of `values`; not-a-number where there is none."""
+    """Summarise `values`; NaN for an empty array."""
     array = np.asarray(values, dtype=np.float64).ravel()
     if not len(array):
         return Spread(0, *[float("nan")] * 4)
@@ -139,27 +139,27 @@ def spread(values: Any) -> Spread:
     return Spread(len(array), *(float(number) for number in numbers))
 
 
-def find_outliers(names: Sequence[str], respects: dict[str, NDArray[Any]]) -> tuple[Outlier, ...]:
-    """Cases whose modified z-score is beyond `OUTLIER` in one of `respects` (name → value per case), furthest first.
+def find_outliers(names: Sequence[str], quantities: dict[str, NDArray[Any]]) -> tuple[Outlier, ...]:
+    """Find cases with a modified z-score beyond `OUTLIER` in one of `quantities` (name → value per case).
 
-    Nothing is said of fewer than `LEAST_FOR_OUTLIERS` cases, nor where half of them are equal.
+    Sorted from the most extreme. Empty for fewer than `LEAST_FOR_OUTLIERS` cases, or if half of them are equal.
     """
-    found = []
-    for what, values in respects.items():
+    outliers: list[Outlier] = []
+    for what, values in quantities.items():
         middle = np.median(values)
         deviation = np.median(np.abs(values - middle))
         if len(values) < LEAST_FOR_OUTLIERS or deviation == 0:
             continue
         scores = _TO_DEVIATION * (values - middle) / deviation
-        found += [
+        outliers += [
             Outlier(names[i], what, float(values[i]), float(scores[i]))
             for i in np.flatnonzero(np.abs(scores) > OUTLIER).tolist()
         ]
-    return tuple(sorted(found, key=lambda item: -abs(item.score)))
+    return tuple(sorted(outliers, key=lambda item: -abs(item.score)))
 
 
 def clinical_facts(clinical: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Grades and resections counted, ages and survival spread; a fact known of no case is left out."""
+    """Count grades and resections, and summarise ages and survival; facts known for no case are omitted."""
     facts: dict[str, Any] = {}
     for key in ("grade", "resection"):
         if counted := most_common(item[key] for item in clinical if key in item):
@@ -173,7 +173,7 @@ def clinical_facts(clinical: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _read_cases(store: Store) -> tuple[list[dict[str, Any]], NDArray[np.float64]]:
-    """Metadata that the store keeps of each case, and `(n, modalities, 2)` the extreme intensities."""
+    """Read the metadata of each case, and the extreme intensities `(n, modalities, 2)`."""
     about, extents = [], []
     for name in store.case_ids:
         attributes = read_attributes(store.path / "cases" / name) or {}
@@ -204,18 +204,18 @@ def _labels(store: Store, counts: NDArray[np.int64], volumes: NDArray[np.float64
     totals = counts.sum(axis=(0, 1))[1:]
     labels = []
     for i, name in enumerate(store.labels[1:]):
-        there = volumes[:, i] > 0
+        present = volumes[:, i] > 0
         labels.append(Label(
-            name, int(there.sum()), int((counts[:, :, i + 1] > 0).sum()),
+            name, int(present.sum()), int((counts[:, :, i + 1] > 0).sum()),
             float(totals[i] / totals.sum()) if totals.sum() else 0.0, spread(volumes[:, i]),
-            tuple(case for case, has in zip(store.case_ids, there.tolist(), strict=True) if not has),
+            tuple(case for case, has in zip(store.case_ids, present.tolist(), strict=True) if not has),
         ))  # fmt: skip
     return tuple(labels)
 
 
-def _respects(store: Store, volumes: NDArray[Any], tumour: NDArray[Any]) -> dict[str, NDArray[Any]]:
-    respects = {"tumour volume, ml": volumes.sum(axis=1), "slices with tumour": tumour.astype(np.float64)}
+def _quantities(store: Store, volumes: NDArray[Any], tumour: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    quantities = {"tumour volume, ml": volumes.sum(axis=1), "slices with tumour": tumour.astype(np.float64)}
     for i, name in enumerate(MODALITIES):
-        respects[f"mean {name} of the brain"] = store.statistics[:, i, 0]
-        respects[f"deviation of {name} in the brain"] = store.statistics[:, i, 1]
-    return respects
+        quantities[f"mean {name} of the brain"] = store.statistics[:, i, 0]
+        quantities[f"deviation of {name} in the brain"] = store.statistics[:, i, 1]
+    return quantities

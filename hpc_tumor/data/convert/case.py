@@ -1,4 +1,4 @@
-"""Work of a worker process: read cases, and leave what is to be committed in the staging folder."""
+"""Conversion of cases in a worker process: read them, and write the result to the staging folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hpc_tumor.data.case import Case, CaseData, CaseReader
 from hpc_tumor.data.contrast import NUMBERS, contrast
 from hpc_tumor.data.convert.target import disk_error
 from hpc_tumor.data.editions import EDITIONS, UncertainLabels
-from hpc_tumor.data.splits.sketch import Sketches, packed, sketch
+from hpc_tumor.data.splits.sketch import Sketches, pack_sketches, sketch
 from hpc_tumor.data.store.nodes import IMAGE_COMPRESSION, volume_layout, write_array, write_file, write_group
 from hpc_tumor.data.store.ome import image_metadata, label_metadata
 from hpc_tumor.data.store.shards import checksum, is_sound, pack_chunk
@@ -25,12 +25,12 @@ from hpc_tumor.errors import DataError
 from hpc_tumor.system.atomic import plain
 from hpc_tumor.vocabulary import TUMOUR_LABELS
 
-Row = dict[str, Any]  # what the store keeps of a case, as JSON
+Row = dict[str, Any]  # the store's metadata of a case, as JSON
 
 
 @dataclass(frozen=True)
 class Unit:
-    """Cases converted and committed together: one patient, or some images. `staged` is where the result goes."""
+    """Cases converted and committed together: one patient, or a batch of images. `staged` is the result's path."""
 
     reader: CaseReader
     cases: Sequence[Case]
@@ -40,9 +40,9 @@ class Unit:
 
 @dataclass(frozen=True)
 class UnitResult:
-    """Rows of the cases converted, and (case, reason) of those refused.
+    """Rows of the converted cases, and (case, reason) of the refused ones.
 
-    `uncertain` is true where the meaning of a case's labels is not certain.
+    `uncertain` is True if the meaning of a case's labels is ambiguous.
     """
 
     unit: Unit
@@ -52,9 +52,9 @@ class UnitResult:
 
 
 def convert_unit(unit: Unit, begin: Callable[[str], None] = lambda case: None) -> UnitResult:
-    """Convert one unit; `begin` is told of each case when its turn comes. Bad cases are in the result.
+    """Convert one unit; `begin` is called with the id of each case before it is read.
 
-    Raises StorageError where the result cannot be written.
+    Cases that cannot be read are in the result. Raises StorageError if the result cannot be written.
     """
     rows: list[Row] = []
     failed: list[tuple[str, str]] = []
@@ -73,7 +73,7 @@ def convert_unit(unit: Unit, begin: Callable[[str], None] = lambda case: None) -
             failed.append((case.id, str(error)))
             uncertain |= isinstance(error, UncertainLabels)
         except MemoryError:
-            failed.append((case.id, f"{case.folder} needs more memory than there is."))
+            failed.append((case.id, f"{case.folder} needs more memory than is available."))
         except OSError as error:
             raise disk_error(error, case.id, unit.staged.parents[1]) from error
     if chunks:
@@ -85,13 +85,13 @@ def convert_unit(unit: Unit, begin: Callable[[str], None] = lambda case: None) -
 
 
 def pack_images(rows: Sequence[Row], chunks: Sequence[bytes]) -> bytes:
-    """Some converted images as one file: their rows, and what will stand in a shard of the store."""
+    """Pack converted images as one file: their rows, and their chunks for a shard of the store."""
     head = json.dumps({"rows": list(rows), "sizes": [len(chunk) for chunk in chunks]}).encode()
     return b"".join([len(head).to_bytes(8, "little"), head, checksum(head), *chunks])
 
 
 def unpack_images(path: Path) -> tuple[list[Row], list[bytes]]:
-    """Inverse of `pack_images`. Raises ValueError where a byte is not as it was, OSError where it cannot be read."""
+    """Reverse `pack_images`. Raises ValueError if the file is damaged, OSError if it cannot be read."""
     data = memoryview(path.read_bytes())
     end = 8 + int.from_bytes(data[:8], "little")
     if checksum(bytes(data[8:end])) != data[end : end + 4]:
@@ -107,8 +107,7 @@ def unpack_images(path: Path) -> tuple[list[Row], list[bytes]]:
 
 
 def _write_volume(unit: Unit, case: Case, data: CaseData) -> Row:
-    """Write one patient as an OME-Zarr image with its labels: seven files."""
-    assert data.label is not None  # a reader of patients gives all three
+    assert data.label is not None
     assert data.spacing is not None
     brain = brain_statistics(data.image, data.background)
     row = _row(case, data, brain, sketch(data.image, brain, data.background))
@@ -123,8 +122,8 @@ def _write_volume(unit: Unit, case: Case, data: CaseData) -> Row:
     return row
 
 
-def is_whole(row: Row) -> bool:
-    """Return True where a patient's row is still what `convert_unit` made."""
+def is_intact(row: Row) -> bool:
+    """Return True if a patient's row is unchanged since `convert_unit` wrote it."""
     return row.get("checksum") == _checksum({key: value for key, value in row.items() if key != "checksum"})
 
 
@@ -154,18 +153,17 @@ def _row(case: Case, data: CaseData, brain: BrainStatistics, sketches: Sketches)
         **({} if data.background is None else {"slice_background": data.background.T}),
         "statistics": brain.moments,
         "brain_voxels": brain.voxels,
-        # Slices that were standardised one by one have lost how bright they are beside each other.
+        # Separately standardised slices are not comparable in brightness.
         "contrast": [None] * NUMBERS if data.background is not None else contrast(data.image, brain),
         "label_counts": label_counts(data.label, TUMOUR_LABELS + 1),
         "content": _content(data, brain),
         "scans": brain.digest,
-        "sketch": packed(sketches),
+        "sketch": pack_sketches(sketches),
         "meta": {key: value for key, value in data.meta.items() if key != "sha256"},
     }))  # fmt: skip
 
 
 def _content(data: CaseData, brain: BrainStatistics) -> str:
-    """SHA-256 of what the case is, whatever its files were packed with."""
     assert data.label is not None
     assert data.affine is not None
     tumour = data.label.reshape(len(data.label), -1).any(axis=1)

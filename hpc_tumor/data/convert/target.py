@@ -1,4 +1,4 @@
-"""The folder that a store is made in: who may write there, where unfinished work lies, and when it counts as whole."""
+"""The store being written by a conversion: its lock, its staging folder, and its completion."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ STAGING = ".staging-"
 
 
 class ConversionError(DataError):
-    """A conversion cannot go on, through no fault of its source. Who holds the target adds what is left of it."""
+    """A conversion cannot continue, for a reason other than its source."""
 
 
 class StorageError(ConversionError):
-    """The disk of the store does not take what was converted."""
+    """A converted case cannot be written."""
 
 
 class Target:
-    """A store in the making, held by this process alone.
+    """An unfinished store, locked by this process.
 
     Attributes:
-        staging: a folder of this run, on the same disk; gone when the run ends. What is complete is renamed out of it.
-        existing: what a store that was there before says of itself.
+        staging: temporary folder on the same disk, removed at the end. Complete results are renamed out of it.
+        existing: attributes of the store before this conversion, or None.
     """
 
     def __init__(self, path: Path, identity: dict[str, Any], *, overwrite: bool):
         self.path = path
         self.identity = identity
         existing = read_about(path) or {}
-        # Where clearing the store was cut short, what is left of the old one is not to be mixed with the new.
+        # If clearing was interrupted, the rest of the old store must not mix with the new one.
         self.overwrite = overwrite or existing.get("clearing") is True
         self.existing = None if self.overwrite else existing or None
         self.staging = path / f"{STAGING}{uuid.uuid4().hex[:8]}"
         self.begun = False
 
     def begin(self) -> None:
-        """Say that the store is unfinished from here on. With `overwrite`, what was there goes."""
+        """Mark the store as unfinished. With `overwrite`, remove its old content."""
         if self.begun:
             return
         self.begun = True
@@ -61,27 +61,27 @@ class Target:
                 self.discard(entry)
         self._write(unfinished)
 
-    def replace(self, staged: Path, place: Path) -> None:
-        """Move `staged` to `place` in the store; what was there goes."""
+    def replace(self, staged: Path, path: Path) -> None:
+        """Move `staged` to `path` in the store, in place of what was there."""
         self.begin()
-        if place.exists():
-            self.discard(place)
-        place.parent.mkdir(exist_ok=True)
-        staged.rename(place)
+        if path.exists():
+            self.discard(path)
+        path.parent.mkdir(exist_ok=True)
+        staged.rename(path)
 
-    def discard(self, place: Path) -> None:
-        """Take `place` out of the store at once, in one rename; its files go with the staging folder."""
-        place.rename(self.staging / f"old-{uuid.uuid4().hex[:8]}")
+    def discard(self, path: Path) -> None:
+        """Remove `path` from the store in one rename; its files are deleted with the staging folder."""
+        path.rename(self.staging / f"old-{uuid.uuid4().hex[:8]}")
 
     def finish(self, about: dict[str, Any]) -> None:
-        """Say that the store is whole."""
+        """Mark the store as complete."""
         self._write({**self.identity, "complete": True, **about})
 
     def remains(self) -> str:
-        """Sentence on what a conversion that cannot go on leaves."""
+        """Describe what a failed conversion leaves, and how to continue."""
         if read_about(self.path) is None:
-            return "Nothing was left behind: run the same command again."
-        return "What was committed stays: run the same command again, and it goes on from there."
+            return "No store was created: run the same command again."
+        return "Committed cases are kept: run the same command again to continue."
 
     def _write(self, about: dict[str, Any]) -> None:
         staged = self.staging / f"about-{uuid.uuid4().hex[:8]}"
@@ -91,12 +91,12 @@ class Target:
 
 @contextmanager
 def open_target(path: Path, identity: dict[str, Any], *, overwrite: bool) -> Iterator[Target]:
-    """Hold the folder `path` to make a store there with this `identity` (schema, dataset, task, options).
+    """Lock the folder `path` to write a store with this `identity` (schema, dataset, task, options).
 
-    On leaving, the staging folder goes; so does everything this call made, where no case was committed.
+    On exit, removes the staging folder, and the folders created by this call if no case was committed.
 
     Raises:
-        DataError: something else is there, a store of other identity (unless `overwrite`), or another conversion runs.
+        DataError: `path` is not a store, has another identity (unless `overwrite`), or is locked by another conversion.
     """
     path = Path(path)
     _check(path, identity, overwrite)
@@ -116,23 +116,23 @@ def open_target(path: Path, identity: dict[str, Any], *, overwrite: bool) -> Ite
                 _remove_staging(path)
     finally:
         for folder in made:
-            with suppress(OSError):  # not empty: a store was begun there
+            with suppress(OSError):  # not empty: it holds a store
                 folder.rmdir()
 
 
 def identity_of(dataset: str, task: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Attributes that a store must share with a conversion that goes on with it."""
+    """Return the attributes that a store must share with a conversion that continues it."""
     return {"schema": SCHEMAS[task], "dataset": dataset, "task": task, "options": options}
 
 
 def disk_error(error: OSError, what: str, store: Path) -> StorageError:
-    """The error for a write that failed, naming what was being written."""
+    """Return the error for a failed write of `what`."""
     why = "no space is left on its disk" if is_disk_full(error) else f"it cannot be written ({error.strerror or error})"
     return StorageError(f"{what} could not be stored in {store}: {why}.")
 
 
 def remove(path: Path) -> None:
-    """Remove a file or folder; what cannot be removed now, as where it is written to, goes with the next conversion."""
+    """Remove a file or folder; the next conversion removes what remains, such as a folder still being written."""
     with suppress(OSError):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -141,16 +141,16 @@ def remove(path: Path) -> None:
 
 
 def list_staging(store: Path) -> list[Path]:
-    """Folders of unfinished work in a store that no conversion holds at this moment."""
+    """List staging folders of a store that no conversion holds."""
     try:
-        found = [path for path in store.glob(f"{STAGING}*") if _is_staging(path)]
-        if not found or store.is_symlink():
+        folders = sorted(path for path in store.glob(f"{STAGING}*") if _is_staging(path))
+        if not folders or store.is_symlink():
             return []
-        _look(store)
+        _read_existing(store)
         handle = os.open(store / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:  # removed by the last who held it
-        return sorted(found)
-    except (OSError, DataError):  # of no store
+    except FileNotFoundError:  # removed by its last holder
+        return folders
+    except (OSError, DataError):  # not a store
         return []
     try:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -158,7 +158,7 @@ def list_staging(store: Path) -> list[Path]:
         return []
     finally:
         os.close(handle)
-    return sorted(found)
+    return folders
 
 
 def _is_staging(path: Path) -> bool:
@@ -167,7 +167,7 @@ def _is_staging(path: Path) -> bool:
 
 
 def remove_staging(folder: Path) -> None:
-    """Remove what `list_staging` gave. DataError where a conversion has begun meanwhile, OSError where it stays."""
+    """Remove a folder from `list_staging`. Raises DataError if a conversion has started meanwhile, or OSError."""
     with _locked(folder.parent):
         shutil.rmtree(folder)
 
@@ -180,14 +180,12 @@ def _remove_staging(path: Path) -> None:
 
 def _check(path: Path, identity: dict[str, Any], overwrite: bool) -> None:
     try:
-        about = _look(path)
+        about = _read_existing(path)
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}. It is untouched.") from error
-    if about is None:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}. It is unchanged.") from error
+    if about is None or overwrite:
         return
-    if overwrite:
-        return
-    way = "Choose another name, or convert all anew with --overwrite."
+    way = "Choose another name, or convert everything again with --overwrite."
     if about.get("dataset") != identity["dataset"]:
         raise DataError(f"{path} is a store of {about.get('dataset')}, the source is {identity['dataset']}. {way}")
     if about["schema"] != identity["schema"]:
@@ -199,42 +197,43 @@ def _check(path: Path, identity: dict[str, Any], overwrite: bool) -> None:
         return
     if isinstance(before, dict) and {**before, "labels": now.get("labels")} == now:
         was, is_ = (
-            f"with --labels {one['labels']}" if one.get("labels") else "without --labels" for one in (before, now)
-        )
-        raise DataError(f"{path} was converted {was}, this time {is_}: repeat it as it was. Or: {way.lower()}")
-    raise DataError(f"{path} was converted with the options {before}, now they are {now}. {way}")
+            f"with --labels {options['labels']}" if options.get("labels") else "without --labels"
+            for options in (before, now)
+        )  # fmt: skip
+        raise DataError(f"{path} was converted {was}, this time {is_}: use the same option. Or: {way.lower()}")
+    raise DataError(f"{path} was converted with the options {before}; they are now {now}. {way}")
 
 
-def _look(path: Path) -> dict[str, Any] | None:
-    """Attributes of the store at `path`; None where there is nothing yet. DataError for anything else."""
+def _read_existing(path: Path) -> dict[str, Any] | None:
+    """Return the attributes of the store at `path`, or None for an empty path. Raises DataError for anything else."""
     if not path.exists():
         return None
     if not path.is_dir():
-        raise DataError(f"{path} is a file, not a store: choose another name. It is untouched.")
+        raise DataError(f"{path} is a file, not a store: choose another name. It is unchanged.")
     others = [entry for entry in path.iterdir() if entry.name != LOCK and not entry.name.startswith(STAGING)]
     if not others:
         return None
     if path / GROUP_FILE in others:
-        (path / GROUP_FILE).read_bytes()  # a file that the disk does not give is not one that is no store
+        (path / GROUP_FILE).read_bytes()  # raises OSError for a disk error, which `read_about` ignores
     about = read_about(path)
     if about is None:
-        raise DataError(f"{path} is no store of hpc-tumor and not empty: choose another name. It is untouched.")
+        raise DataError(f"{path} is not empty and not a store of hpc-tumor: choose another name. It is unchanged.")
     return about
 
 
 def _make(path: Path) -> list[Path]:
-    """Make the folder; gives the ones that were not there, innermost first."""
+    """Create the folder; return the ones created, innermost first."""
     try:
         missing = [folder for folder in (path, *path.parents) if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"the folder {path} cannot be made: {error.strerror}.") from error
+        raise DataError(f"the folder {path} cannot be created: {error.strerror}.") from error
     return missing
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock file. The system frees the lock however its holder ends, so none is ever stale."""
+    """Hold the lock file. The kernel releases the lock when its process ends, so it is never stale."""
     file = path / LOCK
     try:
         handle = _acquire(file)
@@ -244,7 +243,7 @@ def _locked(path: Path) -> Iterator[None]:
             holder = file.read_text(encoding="utf-8", errors="replace").strip() or holder
         raise DataError(f"{path} is being converted by {holder}: wait for it, or stop it.") from None
     except OSError as error:
-        way = " Convert on another disk, and copy the store." if has_no_locks(error) else ""
+        way = " Convert on another disk, then copy the store." if has_no_locks(error) else ""
         raise DataError(f"{path} cannot be locked: {error.strerror}.{way}") from error
     try:
         yield
@@ -260,11 +259,11 @@ def _acquire(file: Path) -> int:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if file.exists() and os.path.samestat(os.fstat(handle), file.stat()):
-                with suppress(OSError):  # a full disk: the name is a courtesy, the lock holds without
+                with suppress(OSError):  # the holder's name is best effort; the disk may be full
                     os.ftruncate(handle, 0)
                     os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
                 return handle
         except BaseException:
             os.close(handle)
             raise
-        os.close(handle)  # its holder removed the file between open and lock: try the new one
+        os.close(handle)  # the last holder removed the file between open and lock: retry

@@ -1,8 +1,7 @@
-"""Worker processes of a conversion on one machine: as many as its CPUs and its memory allow.
+"""Worker processes of a conversion on one machine.
 
-`python -m hpc_tumor.data.convert.workers HANDLE` is one of them. It is told of units and answers over a socket alone:
-there are no semaphores and no shared memory, which a machine may refuse, and one that is killed takes only its own unit
-along.
+`python -m hpc_tumor.data.convert.workers HANDLE` is one worker. It receives units and answers over a socket: semaphores
+and shared memory may be unavailable, and a killed worker loses only its own unit.
 """
 
 from __future__ import annotations
@@ -27,22 +26,22 @@ from hpc_tumor.data.convert.target import ConversionError, remove
 from hpc_tumor.system.processes import module_command, start_process
 from hpc_tumor.system.resources import available_cpus, available_memory
 
-WORKER_BYTES = 350_000_000  # of a worker with a case of 240 × 240 × 155: 234 MB at its peak, libraries included
-MOST_KILLS = 3  # workers that may be killed at a case before it is refused
+WORKER_BYTES = 350_000_000  # of a worker with a case of 240 × 240 × 155: peak of 234 MB, libraries included
+MOST_KILLS = 3  # workers killed at a case before it is refused
 _MORE_MEMORY = "convert it on a machine with more"
-_END_SECONDS = 10.0  # for a worker that has closed its connection to end
+_END_SECONDS = 10.0  # for a worker to exit after it has closed its connection
 
 
-def convert_here(
+def convert_locally(
     units: Iterable[Unit], workers: int, *, more_memory: str = _MORE_MEMORY, apart: bool = False
 ) -> Generator[UnitResult, None, None]:
-    """Convert the units as they are asked for, one per worker at a time; results in the order they are ready.
+    """Convert units lazily, one per worker at a time; yield results in the order of completion.
 
-    With one worker, in this process, unless it is to be `apart`; else in fresh ones: a fork could hang the threads of a
-    store. Where one is killed, its unit is tried again alone, once the others have done theirs; a case at which
-    `MOST_KILLS` workers were killed is refused. `more_memory` says what to do where that is for lack of memory.
+    One worker runs in this process unless `apart`; several are new processes, not forks, which could deadlock the
+    threads of a store. The unit of a killed worker is retried alone after the others have finished; a case at which
+    `MOST_KILLS` workers were killed is refused. `more_memory` is the advice if that was for lack of memory.
 
-    Raises ConversionError where a result cannot be written, or workers cannot be started.
+    Raises ConversionError if a result cannot be written, or workers cannot be started.
     """
     if workers <= 1 and not apart:
         yield from map(convert_unit, units)
@@ -55,50 +54,48 @@ def convert_here(
 
 
 def default_workers() -> int:
-    """One per CPU that this process may use, but no more than there is memory for."""
+    """Return one worker per available CPU, limited by the available memory."""
     return max(1, min(available_cpus(), available_memory() // WORKER_BYTES))
 
 
 @dataclass
 class _Task:
-    """A unit to be converted: the kills at each of its cases, and the cases `refused` for too many, with the reason."""
+    """A unit to convert, with the kills at each of its cases, and (case, reason) of those refused for too many."""
 
     unit: Unit
     kills: Counter[str] = field(default_factory=Counter)
     refused: list[tuple[str, str]] = field(default_factory=list)
 
     def rest(self) -> Unit:
-        """The unit without the cases that were refused."""
+        """Return the unit without the refused cases."""
         refused = {case for case, _ in self.refused}
         return replace(self.unit, cases=[case for case in self.unit.cases if case.id not in refused])
 
     def result(self, rest: UnitResult) -> UnitResult:
-        """The result of the unit, from that of its `rest`."""
+        """Return the unit's result from that of its `rest`."""
         return replace(rest, unit=self.unit, failed=[*self.refused, *rest.failed])
 
 
 class _Worker:
-    """A process that converts a unit at a time, with the one that it is at."""
-
     def __init__(self) -> None:
         self.connection, theirs = Pipe()
         handle = theirs.fileno()
-        # In a process group of its own: Ctrl-C is for the parent. What libraries print is not the command's result.
+        # In a new process group: Ctrl-C reaches only the parent. Output of libraries goes to stderr.
         self._process = start_process(
             module_command("hpc_tumor.data.convert.workers", str(handle)), stdin=subprocess.DEVNULL, stdout=2,
             pass_fds=(handle,), process_group=0,
         )  # fmt: skip
         theirs.close()
         self.task: _Task | None = None
-        self.case: str | None = None  # that it is at; None where it has not begun to work
+        self.case: str | None = None  # the current one; None before the first
 
     def give(self, task: _Task) -> None:
         self.task = task
-        with suppress(OSError):  # it has ended, as the answer will tell
+        with suppress(OSError):  # reading the answer handles a process that has ended
             self.connection.send(task.rest())
 
     def ended(self) -> int:
-        """Exit code of the process, which has closed its connection; below 0 for a signal."""
+        """Return the exit code of a process that has closed its connection; negative for a signal."""
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(_END_SECONDS)
         return self.end()
@@ -110,36 +107,34 @@ class _Worker:
 
 
 class _Team:
-    """Workers, and the units that they are given."""
-
     def __init__(self, units: Iterator[Unit], size: int, more_memory: str) -> None:
         self._units, self._size, self._more_memory = units, size, more_memory
         self._workers: list[_Worker] = []
-        self._again: deque[_Task] = deque()  # workers were killed at these: each is tried alone
+        self._again: deque[_Task] = deque()  # to be retried alone, since workers were killed at them
 
     def results(self) -> Generator[UnitResult, None, None]:
-        """See `convert_here`."""
+        """See `convert_locally`."""
         while True:
-            self._give_out()
+            self._assign()
             busy = {worker.connection: worker for worker in self._workers if worker.task}
             if not busy:
                 return
             results = [result for each in wait(list(busy)) if (result := self._answer(busy[each])) is not None]  # type: ignore[index]
-            self._give_out()  # nobody waits while these are taken over
+            self._assign()  # before yielding, so that workers do not idle while results are committed
             yield from results
 
     def end(self) -> None:
-        """End all workers, whatever they are at."""
+        """End all workers, busy or not."""
         for worker in self._workers:
             worker.end()
         self._workers.clear()
 
-    def _give_out(self) -> None:
-        """Give units to workers that have none, in new processes as long as there are too few."""
+    def _assign(self) -> None:
+        """Assign units to idle workers, and start new workers up to the limit."""
         at_work = [worker.task for worker in self._workers if worker.task]
         if self._again or any(task.kills for task in at_work):
             if not at_work:
-                self.end()  # whose memory may be what is missing
+                self.end()  # to free the memory of idle workers
                 self._start(self._again.popleft())
             return
         for worker in self._workers:
@@ -156,9 +151,9 @@ class _Team:
         worker.give(task)
 
     def _answer(self, worker: _Worker) -> UnitResult | None:
-        """Take in what a worker says; a result where it has one."""
+        """Receive a worker's message; return its result, or None if it is not finished."""
         task = worker.task
-        assert task is not None  # of a worker that is listened to
+        assert task is not None
         try:
             answer = worker.connection.recv()
         except (EOFError, OSError, pickle.UnpicklingError):
@@ -172,11 +167,11 @@ class _Team:
         return task.result(answer)
 
     def _lost(self, worker: _Worker, task: _Task) -> UnitResult | None:
-        """Let the unit of a worker that ended be tried again; a result where no case of it is left."""
+        """Queue the unit of a worker that ended for a retry; return its result if no case remains."""
         self._workers.remove(worker)
         code = worker.ended()
         if worker.case is None and code > 0:
-            raise ConversionError(f"a worker process ended with exit code {code} before it began: see above.")
+            raise ConversionError(f"a worker process ended with exit code {code} at startup: see above.")
         remove(task.unit.staged)
         case = next((case for case in task.unit.cases if case.id == worker.case), task.rest().cases[0])
         task.kills[case.id] += 1
@@ -189,13 +184,13 @@ class _Team:
 
     def _why(self, code: int) -> str:
         if code == -signal.SIGKILL:
-            return f"{MOST_KILLS} processes were killed at it, most likely for lack of memory: {self._more_memory}."
+            return f"{MOST_KILLS} processes were killed on it, most likely for lack of memory: {self._more_memory}."
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
-        return f"{MOST_KILLS} processes ended at it {how}: a file of it may be damaged."
+        return f"{MOST_KILLS} processes ended on it {how}: one of its files may be damaged."
 
 
 def _listen(connection: Connection, units: queue.SimpleQueue[Any]) -> None:
-    """Take units from the parent, and end with it, whatever this process is at."""
+    """Receive units from the parent, and exit when it ends, even during a conversion."""
     while True:
         try:
             units.put(connection.recv())
@@ -206,7 +201,7 @@ def _listen(connection: Connection, units: queue.SimpleQueue[Any]) -> None:
 
 
 def _portable(error: Exception) -> Exception:
-    """The error as the parent can have it, with its traceback as a note."""
+    """Return the error in a form that can be pickled, with its traceback as a note."""
     error.add_note("".join(traceback.format_exception(error)))
     try:
         pickle.loads(pickle.dumps(error))
@@ -216,7 +211,7 @@ def _portable(error: Exception) -> Exception:
 
 
 def main(handle: int) -> None:
-    """Convert units, and say of each case when its turn comes, until the parent ends this process."""
+    """Convert units and report each case before it is read, until the parent ends this process."""
     connection = Connection(handle)
     units: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(connection, units), daemon=True).start()

@@ -1,6 +1,6 @@
-"""From converted cases to a finished store: one writer per kind of dataset, both driven by prepare.py.
+"""Writers of a store, one per task, driven by prepare.py.
 
-A writer says which cases are still to be done, commits each result by a rename, and writes the index at the end.
+A writer determines which cases to convert, commits each result by a rename, and writes the index at the end.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from hpc_tumor.data.case import Case, CaseReader
-from hpc_tumor.data.convert.case import Row, Unit, UnitResult, is_whole, unpack_images
+from hpc_tumor.data.convert.case import Row, Unit, UnitResult, is_intact, unpack_images
 from hpc_tumor.data.convert.target import Target, remove
 from hpc_tumor.data.editions import EDITIONS
 from hpc_tumor.data.splits.near_duplicates import SIDE, near_duplicate_groups
-from hpc_tumor.data.splits.sketch import same_scans, unpacked
+from hpc_tumor.data.splits.sketch import group_same_scans, unpack_sketches
 from hpc_tumor.data.store.nodes import (
     GROUP_FILE,
     IMAGE_COMPRESSION,
@@ -35,38 +35,38 @@ from hpc_tumor.vocabulary import CAVITY, CLASSES, LABEL_NAMES, MODALITIES, TUMOU
 
 IMAGES_PER_UNIT = 64
 IMAGES_PER_SHARD = 1024
-_CONVERTED = ".converted"  # images done, before they are put together
+_CONVERTED = ".converted"  # converted images, before they are combined
 
 
 class Writer(Protocol):
-    """Maker of a store of one kind."""
+    """Writer of one kind of store."""
 
     rows: dict[str, Row]  # of all cases kept or committed
 
     def units(self, cases: Sequence[Case], threads: int, kept: Collection[str] = ()) -> list[Unit]:
-        """Units to be converted; `rows` then has what did not change, and of the ids `kept` whatever is there."""
+        """Return the units to convert; adds stored cases that are unchanged, or listed in `kept`, to `rows`."""
 
     def commit(self, result: UnitResult) -> None:
-        """Take a result over, as one rename."""
+        """Add a result to the store, in one rename."""
 
     def finish(self, about: dict[str, Any]) -> bool:
-        """Write the index of the cases in `rows`, and declare the store whole; False where nothing had changed."""
+        """Write the index of `rows`, and mark the store as complete; return False if nothing changed."""
 
 
 def make_writer(target: Target, reader: CaseReader, clinical: Mapping[str, Row] | None = None) -> Writer:
-    """The writer for what `reader` reads; `clinical` has what is known of patients, by case."""
+    """Return the writer for a reader's task; `clinical` has the facts of patients, by case."""
     if reader.task == "segmentation":
         return VolumeWriter(target, reader, clinical or {})
     return ImageWriter(target, reader)
 
 
 def fingerprint(identity: dict[str, Any], contents: Sequence[tuple[str, str]]) -> str:
-    """SHA-256 over schema, dataset, options and every case's content: equal for equal stores."""
+    """Hash schema, dataset, options and every case's content: equal for equal stores."""
     return hashlib.sha256(json.dumps([identity, sorted(contents)], sort_keys=True).encode()).hexdigest()
 
 
 class VolumeWriter:
-    """Patients: a folder each. What the tables beside them say stands in the index alone: it may change by itself."""
+    """Writer of patients, one folder each. Clinical facts are only in the index: they can change separately."""
 
     def __init__(self, target: Target, reader: CaseReader, clinical: Mapping[str, Row]):
         self.target = target
@@ -88,9 +88,9 @@ class VolumeWriter:
         return todo
 
     def _stored(self, case: str) -> Row | None:
-        """Row that the store has of a case, where that is whole and not to be made anew."""
+        """Return the stored row of a case if it is intact and not to be overwritten."""
         row = None if self.target.overwrite else (read_attributes(self.folder / case) or {}).get("hpc_tumor")
-        return row if isinstance(row, dict) and is_whole(row) else None
+        return row if isinstance(row, dict) and is_intact(row) else None
 
     def commit(self, result: UnitResult) -> None:
         for row in result.rows:
@@ -113,10 +113,10 @@ class VolumeWriter:
                 self.target.begin()
                 self.target.discard(entry)
         clinical = [self.clinical.get(row["case"], {}) for row in rows]
-        # Splits are made by grade: what is known of the patients is part of what the store is.
+        # Splits are stratified by grade, so clinical facts are part of the fingerprint.
         contents = [
-            (row["case"], row["content"] + (json.dumps(of, sort_keys=True) if of else ""))
-            for row, of in zip(rows, clinical, strict=True)
+            (row["case"], row["content"] + (json.dumps(facts, sort_keys=True) if facts else ""))
+            for row, facts in zip(rows, clinical, strict=True)
         ]
         about = {"cases": len(rows), "fingerprint": fingerprint(self.target.identity, contents), **about}
         if _unchanged(self.target, about):
@@ -145,30 +145,29 @@ class VolumeWriter:
         for row, into in zip(rows, counts, strict=True):
             into[: row["shape"][0]] = np.array(row["label_counts"])[:, : len(labels)]
         write_column(index, "label_counts", counts)
-        if "slice_background" in rows[0]:  # of a dataset whose slices were standardised one by one
+        if "slice_background" in rows[0]:  # slices were standardised separately
             outside = np.zeros((len(rows), depth, len(MODALITIES)))
             for row, into in zip(rows, outside, strict=True):
                 into[: row["shape"][0]] = row["slice_background"]
             write_column(index, "slice_background", outside)
         for name in ("shape", "spacing", "background", "tolerance", "statistics", "brain_voxels", "contrast"):
             write_column(index, name, [row[name] for row in rows])
-        sketches = np.stack([unpacked(row["sketch"], len(MODALITIES)) for row in rows])
+        sketches = np.stack([unpack_sketches(row["sketch"], len(MODALITIES)) for row in rows])
         write_column(index, "sketch", sketches)
-        write_column(index, "group", same_scans(sketches, [row["scans"] for row in rows]))
+        write_column(index, "group", group_same_scans(sketches, [row["scans"] for row in rows]))
 
 
 class ImageWriter:
-    """Images: all in one array. Until all are done, they wait in small files, which a conversion that was stopped
-    finds again."""
+    """Writer of images, all in one array. Converted images are kept in small files, so that a conversion can resume."""
 
     def __init__(self, target: Target, reader: CaseReader):
         self.target = target
         self.reader = reader
         self.rows: dict[str, Row] = {}
         self.waiting = target.path / _CONVERTED
-        self._places: dict[str, tuple[Path | None, int]] = {}  # file and position; the old store where None
+        self._places: dict[str, tuple[Path | None, int]] = {}  # file and position; None: the old store
         self._old: Store | None = None
-        # Files that wait were made with these options, or are not taken.
+        # Waiting files of other options are ignored.
         self._options = hashlib.sha256(json.dumps(target.identity, sort_keys=True).encode()).hexdigest()[:8]
 
     def units(self, cases: Sequence[Case], threads: int, kept: Collection[str] = ()) -> list[Unit]:
@@ -182,16 +181,16 @@ class ImageWriter:
         staging = self.target.staging
         units = []
         for start in range(0, len(todo), IMAGES_PER_UNIT):
-            some = todo[start : start + IMAGES_PER_UNIT]
-            name = hashlib.sha256("".join(case.signature for case in some).encode()).hexdigest()[:32]
-            units.append(Unit(self.reader, some, staging / f"{self._options}-{name}.images", threads))
+            batch = todo[start : start + IMAGES_PER_UNIT]
+            name = hashlib.sha256("".join(case.signature for case in batch).encode()).hexdigest()[:32]
+            units.append(Unit(self.reader, batch, staging / f"{self._options}-{name}.images", threads))
         return units
 
     def commit(self, result: UnitResult) -> None:
         if not result.rows:
             return
         if (read_about(self.target.path) or {}).get("dataset") != self.reader.name:
-            self.target.begin()  # so that what waits is known as part of a store
+            self.target.begin()  # marks the folder as a store before files are added
         self.waiting.mkdir(exist_ok=True)
         file = self.waiting / result.unit.staged.name
         result.unit.staged.replace(file)
@@ -237,14 +236,14 @@ class ImageWriter:
             write_column(index, name, [row[name] for row in rows])
 
     def _keep_old(self, signatures: Mapping[str, str | None]) -> None:
-        """Keep the images of the old store that have these signatures, None for any."""
+        """Keep images of the old store whose signature is unchanged, or expected to be None (any)."""
         if not (self.target.existing or {}).get("complete"):
             return
         try:
             old = self._old = Store.open(self.target.path)
             sizes, boxes, thumbnails = old.sizes.tolist(), old.boxes.tolist(), old.thumbnails
             classes, parts = [CLASSES[label] for label in old.label], old.part.tolist()
-        except (DataError, IndexError):  # a store that is damaged is made anew
+        except (DataError, IndexError):  # convert a damaged store again
             return
         if old.classes != list(CLASSES):
             return
@@ -260,7 +259,7 @@ class ImageWriter:
         for file in sorted(self.waiting.glob(f"{self._options}-*.images")):
             try:
                 rows = unpack_images(file)[0]
-            except (OSError, ValueError):  # what the disk does not give back is converted again
+            except (OSError, ValueError):  # convert unreadable images again
                 continue
             self._take(rows, file, signatures)
 
@@ -274,7 +273,6 @@ class ImageWriter:
                 self._places[name] = (file, i)
 
     def _packed(self, names: Sequence[str]) -> Iterator[list[bytes]]:
-        """The images of one shard after the other, as they were packed by whoever converted them."""
         for start in range(0, len(names), IMAGES_PER_SHARD):
             places = [self._places[name] for name in names[start : start + IMAGES_PER_SHARD]]
             files = {file: unpack_images(file)[1] for file in {file for file, _ in places} if file is not None}
@@ -284,11 +282,10 @@ class ImageWriter:
 
 
 def duplicate_groups(digests: Sequence[str]) -> list[int]:
-    """A number per image, the same for images of identical pixels, counted in order of appearance."""
+    """Number images so that identical digests share a number, in order of appearance."""
     numbers: dict[str, int] = {}
     return [numbers.setdefault(digest, len(numbers)) for digest in digests]
 
 
 def _unchanged(target: Target, about: dict[str, Any]) -> bool:
-    """Return True where the store that was there is whole and has the same attributes."""
     return not target.begun and target.existing == {**target.identity, "complete": True, **about}

@@ -1,8 +1,7 @@
-"""Augmentation of a whole batch on the device it trains on, with parameters drawn per image: of images here, of slices
-and their labels in `augment_slices.py`.
+"""Augmentation of image batches on the training device, with parameters drawn per image (slices: `augment_slices.py`).
 
-Every batch's parameters come from (seed, epoch, step) alone, for the whole global batch: they do not depend on how
-many ranks share it, nor on whether the run was interrupted.
+Parameters are drawn from (seed, epoch, step) for the whole global batch: they do not depend on the number of ranks or
+on interruptions of the run.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from hpc_tumor.data.feed.intensity import grey, saturate, shift_hue
-from hpc_tumor.data.feed.per_image import PerImage, on_device, spread
+from hpc_tumor.data.feed.per_image import PerImage, balanced_factors, on_device
 from hpc_tumor.data.feed.warp import Motion, move, sampling_grid
 
 MAX_ROTATION = 10.0  # degrees
@@ -22,13 +21,13 @@ JITTER = 0.2  # of brightness, contrast, saturation and hue
 
 @dataclass(frozen=True, eq=False)
 class ImageParameters(PerImage):
-    """How each image changes, in arrays of length n.
+    """Augmentation parameters of each image, in arrays of length n.
 
     Attributes:
         flip: left to right; bool.
         angle: counter-clockwise, in radians.
         brightness, contrast, saturation: factors.
-        hue: a shift, in turns of the colour circle.
+        hue: shift, in turns of the colour circle.
     """
 
     flip: np.ndarray
@@ -40,10 +39,12 @@ class ImageParameters(PerImage):
 
 
 def draw_image_parameters(n: int, seed: int, epoch: int, step: int) -> ImageParameters:
-    """The parameters of the `n` images of a global batch: flips of every second image, angles of up to ±10°, factors
-    in [0.8, 1.2], shifts in [-0.2, 0.2]."""
+    """Draw parameters for the `n` images of a global batch.
+
+    Half of the images are flipped; angles are up to ±10°, factors in [0.8, 1.2], shifts in [-0.2, 0.2].
+    """
     draw = np.random.default_rng([seed, epoch, step, 0xA06]).random((n, 6)).T
-    brightness, contrast, saturation = spread(draw[2:5], 1 - JITTER, 1 + JITTER)
+    brightness, contrast, saturation = balanced_factors(draw[2:5], 1 - JITTER, 1 + JITTER)
     return ImageParameters(
         flip=draw[0] < 0.5,
         angle=np.radians((2 * draw[1] - 1) * MAX_ROTATION),
@@ -55,23 +56,23 @@ def draw_image_parameters(n: int, seed: int, epoch: int, step: int) -> ImagePara
 
 
 def augment_images(images: Tensor, parameters: ImageParameters) -> Tensor:
-    """The published augmentation: horizontal flip, rotation up to ±10° with zeros around, then brightness, contrast,
-    saturation and hue ±0.2, of which grey images need only the first two.
+    """Apply the published augmentation: horizontal flip, rotation, then brightness, contrast, saturation and hue.
 
-    The colours change as in torchvision's ColorJitter, except that its random order is fixed to the one above.
+    Pixels from outside are 0. Colours change as in torchvision's ColorJitter, in this fixed order; saturation and hue
+    do not apply to grey images.
 
     Args:
-        images: `(N, 1, H, W)` or `(N, 3, H, W)` in [0, 1]; left as they are.
+        images: `(N, 1, H, W)` or `(N, 3, H, W)` in [0, 1]; not modified.
         parameters: of these N images.
 
     Returns:
         New images of the same shape, in [0, 1].
 
     Raises:
-        ValueError: the images have neither one channel nor three, or are not as many as the parameters.
+        ValueError: the images have neither one nor three channels, or another number than the parameters.
     """
     if images.shape[1] not in (1, 3):
-        raise ValueError(f"images of {images.shape[1]} channels: 1 (grey) or 3 (colour) can be augmented.")
+        raise ValueError(f"images have {images.shape[1]} channels; allowed are 1 (grey) and 3 (colour).")
     parameters.check(images)
     still = np.zeros(len(parameters), dtype=bool)
     motion = Motion(still, parameters.flip, parameters.angle, np.ones(len(parameters)))
@@ -80,11 +81,10 @@ def augment_images(images: Tensor, parameters: ImageParameters) -> Tensor:
 
 
 def _jitter(images: Tensor, parameters: ImageParameters) -> Tensor:
-    """Changes `images`, and gives them or new ones."""
     factors = np.stack([parameters.brightness, parameters.contrast, parameters.saturation, parameters.hue])
     brightness, contrast, saturation, hue = on_device(factors.astype(np.float32), images.device).view(4, -1, 1, 1, 1)
     images.mul_(brightness).clamp_(0, 1)
-    # Row by row first: added up at once, the mean of an image could depend on how many others stand beside it.
+    # Reduced in two steps: in one, an image's mean could depend on the batch size.
     mean = grey(images).mean(-1, keepdim=True).mean(-2, keepdim=True)
     images.mul_(contrast).add_(mean * (1 - contrast)).clamp_(0, 1)
     if images.shape[1] == 1:

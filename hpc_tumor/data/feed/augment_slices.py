@@ -1,8 +1,8 @@
-"""Augmentation of slices and their labels, on the device they train on: the counterpart of `augment.py`.
+"""Augmentation of slices and their labels on the training device: the counterpart of `augment.py`.
 
-The set is that of nnU-Net (Isensee et al. 2021, Nature Methods 18, 203–211) in narrower ranges, as fits slices that all
-stand upright at one scale, and without simulated low resolution: flips, rotation and scaling, noise, blur, brightness,
-contrast and gamma, in this order.
+The transforms are those of nnU-Net (Isensee et al. 2021, Nature Methods 18, 203–211) without simulated low resolution,
+in narrower ranges for upright slices of one scale: flips, rotation and scaling, noise, blur, brightness, contrast and
+gamma, in this order.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import numpy as np
 from torch import Tensor
 
 from hpc_tumor.data.feed.intensity import blur, brighten_and_contrast, gamma, inside_brain, noise
-from hpc_tumor.data.feed.per_image import on_device, spread
+from hpc_tumor.data.feed.per_image import balanced_factors, on_device
 from hpc_tumor.data.feed.warp import Motion, move, sampling_grid
 
-WARP_CHANCE = 0.3  # of a rotation, and apart from that of a change of scale
+WARP_CHANCE = 0.3  # of a rotation, and independently of a change of scale
 CHANCE = 0.15  # of each change of intensity
 MAX_ROTATION = 15.0  # degrees
 ZOOM = (0.85, 1.25)
-MAX_NOISE = 0.1  # standard deviation, of intensities with a standard deviation of 1
+MAX_NOISE = 0.1  # standard deviation, for intensities of standard deviation 1
 BLUR = (0.5, 1.0)  # standard deviation, in pixels
 BRIGHTNESS = CONTRAST = (0.75, 1.25)
 GAMMA = (0.7, 1.5)
@@ -29,11 +29,11 @@ GAMMA = (0.7, 1.5)
 
 @dataclass(frozen=True, eq=False)
 class SliceParameters(Motion):
-    """How each slice moves and changes, in arrays of length n; 0, and 1 for factors and exponents, mean not at all.
+    """Augmentation parameters of each slice, in arrays of length n; 0, or 1 for factors and exponents, means unchanged.
 
     Attributes:
-        noise: its standard deviation.
-        noise_seed: where its random numbers start; int64.
+        noise: standard deviation.
+        noise_seed: seed of the noise; int64.
         blur: standard deviation in pixels.
         brightness, contrast: factors.
         gamma: exponents.
@@ -48,8 +48,10 @@ class SliceParameters(Motion):
 
 
 def draw_slice_parameters(n: int, seed: int, epoch: int, step: int) -> SliceParameters:
-    """The parameters of the `n` slices of a global batch, from (seed, epoch, step) alone; those of noise also from
-    the place in the batch, so that a slice gets the same noise whichever rank has it."""
+    """Draw parameters for the `n` slices of a global batch from (seed, epoch, step).
+
+    Each slice has its own noise seed, so that its noise does not depend on its rank.
+    """
     drawn, value = np.random.default_rng([seed, epoch, step, 0x51C]).random((n, 2, 9)).transpose(1, 2, 0)
     seeds = np.random.default_rng([seed, epoch, step, 0x51D]).integers(2**63 - 1, size=n)
     warps, changes = drawn < WARP_CHANCE, drawn < CHANCE
@@ -57,29 +59,29 @@ def draw_slice_parameters(n: int, seed: int, epoch: int, step: int) -> SlicePara
         flip_vertical=drawn[0] < 0.5,
         flip_horizontal=drawn[1] < 0.5,
         angle=np.where(warps[2], np.radians((2 * value[2] - 1) * MAX_ROTATION), 0),
-        zoom=np.where(warps[3], spread(value[3], *ZOOM), 1),
+        zoom=np.where(warps[3], balanced_factors(value[3], *ZOOM), 1),
         noise=np.where(changes[4], value[4] * MAX_NOISE, 0),
         noise_seed=seeds,
         blur=np.where(changes[5], BLUR[0] + value[5] * (BLUR[1] - BLUR[0]), 0),
-        brightness=np.where(changes[6], spread(value[6], *BRIGHTNESS), 1),
-        contrast=np.where(changes[7], spread(value[7], *CONTRAST), 1),
-        gamma=np.where(changes[8], spread(value[8], *GAMMA), 1),
+        brightness=np.where(changes[6], balanced_factors(value[6], *BRIGHTNESS), 1),
+        contrast=np.where(changes[7], balanced_factors(value[7], *CONTRAST), 1),
+        gamma=np.where(changes[8], balanced_factors(value[8], *GAMMA), 1),
     )
 
 
 def augment_slices(images: Tensor, labels: Tensor, parameters: SliceParameters) -> tuple[Tensor, Tensor]:
-    """Slices and their labels, moved together; then the intensities changed inside the brain.
+    """Move slices together with their labels, then change the intensities inside the brain.
 
-    Slices that are only flipped keep their very pixels; labels are taken from the nearest pixel. Only slices drawn
-    for a change pay for it.
+    Slices that are only flipped are not resampled; labels are resampled by nearest neighbour. Each change is computed
+    only for the slices drawn for it.
 
     Args:
-        images: `(N, C, H, W)` float32, z-scored; background exactly 0, and so it stays. Left as they are.
-        labels: `(N, H, W)` uint8; left as they are.
+        images: `(N, C, H, W)` float32 z-scores, background exactly 0, which it remains; not modified.
+        labels: `(N, H, W)` uint8; not modified.
         parameters: of these N slices.
 
     Raises:
-        ValueError: there are not as many slices as parameters.
+        ValueError: the number of slices and of parameters differ.
     """
     parameters.check(images)
     grid = sampling_grid(parameters, images)
@@ -105,7 +107,7 @@ def _change_intensities(images: Tensor, parameters: SliceParameters) -> None:
 def _change(
     images: Tensor, parameters: SliceParameters, drawn: np.ndarray, change: Callable[[Tensor, SliceParameters], Tensor]
 ) -> None:
-    """Change the images that were drawn, in place, outside their background."""
+    """Apply `change` in place to the brain of the images marked in `drawn`."""
     if not drawn.any():
         return
     index = on_device(np.flatnonzero(drawn), images.device)

@@ -1,9 +1,8 @@
-"""Changes of intensity and colour of a batch, each image by an amount of its own, as torchvision's functional
-transforms do them with one amount for all.
+"""Intensity and colour transforms of a batch with one amount per image (torchvision's have one amount for all).
 
-Amounts that are tensors have the shape `(N, 1, 1, 1)` and lie on the device of the images. Products and sums are done
-one after the other, never in a fused kernel, and what a vectorised loop could round in its own way is done by image or
-on the host: so an image's result is the same to the last bit whatever batch it stands in.
+Amounts given as tensors have the shape `(N, 1, 1, 1)`, on the device of the images. Products and sums are separate
+operations, never fused, and operations that vectorised loops may round differently run per image or on the host: an
+image's result is the same to the last bit in any batch.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ BLUR_RADIUS = 3  # pixels: three standard deviations of the widest blur
 
 
 def grey(images: Tensor) -> Tensor:
-    """`(N, 3, H, W)` → `(N, 1, H, W)`; grey images are given back as they are."""
+    """Convert `(N, 3, H, W)` to grey `(N, 1, H, W)`; grey images are returned unchanged."""
     if images.shape[1] == 1:
         return images
     red, green, blue = images.split(1, 1)
@@ -30,17 +29,19 @@ def grey(images: Tensor) -> Tensor:
 
 
 def saturate(images: Tensor, factor: Tensor) -> Tensor:
-    """Colour images `(N, 3, H, W)` in [0, 1], their distance from grey multiplied."""
+    """Multiply the distance from grey of colour images `(N, 3, H, W)` in [0, 1]."""
     return (images * factor).add_(grey(images) * (1 - factor)).clamp_(0, 1)
 
 
 def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
-    """Colour images `(N, 3, H, W)` in [0, 1], their hue turned by `shift` of the colour circle: through HSV and
-    back, without its case distinctions (https://en.wikipedia.org/wiki/HSL_and_HSV, "HSV to RGB alternative")."""
+    """Shift the hue of colour images `(N, 3, H, W)` in [0, 1] by `shift` turns of the colour circle.
+
+    Converts to HSV and back without branches (https://en.wikipedia.org/wiki/HSL_and_HSV, "HSV to RGB alternative").
+    """
     red, green, blue = images.split(1, 1)
     value = images.amax(1, keepdim=True)
     chroma = value - images.amin(1, keepdim=True)
-    divisor = torch.where(chroma == 0, 1, chroma)  # a grey pixel has no hue, and needs none
+    divisor = torch.where(chroma == 0, 1, chroma)  # grey pixels have no hue
     sixths = torch.where(
         value == red,
         (green - blue) / divisor,
@@ -49,16 +50,16 @@ def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
     sixths = sixths + 6 * shift
     channels = []
     for offset in (5, 3, 1):
-        place = (sixths + offset).remainder_(6)
-        channels.append(value - chroma * torch.minimum(place, 4 - place).clamp_(0, 1))
+        position = (sixths + offset).remainder_(6)
+        channels.append(value - chroma * torch.minimum(position, 4 - position).clamp_(0, 1))
     return torch.cat(channels, 1).clamp_(0, 1)
 
 
 def blur(images: Tensor, sigma: np.ndarray) -> Tensor:
-    """`(N, C, H, W)`, smoothed by Gaussians of `sigma` pixels, `(N,)`, cut to 7 × 7 and reflected at the edges.
+    """Smooth `(N, C, H, W)` by Gaussians of `sigma` `(N,)` pixels, cut to 7 × 7, with reflection at the edges.
 
-    Sums of shifted images, not a convolution: cuDNN may round one to TF32, and would search for an algorithm anew
-    for every number of images.
+    Uses sums of shifted images instead of a convolution: cuDNN may round to TF32, and would search for an algorithm for
+    every batch size.
     """
     bell = np.exp(-0.5 * (np.arange(BLUR_RADIUS + 1)[:, None] / sigma) ** 2)
     weights = on_device((bell / (2 * bell.sum(0) - bell[0])).astype(np.float32), images.device)[..., None, None, None]
@@ -74,32 +75,36 @@ def blur(images: Tensor, sigma: np.ndarray) -> Tensor:
 
 
 def inside_brain(images: Tensor) -> Tensor:
-    """1 where a z-scored image is not exactly 0, its background; as numbers, not booleans: on a CPU that makes
-    masking and counting ten times as fast."""
+    """Return 1 where a z-scored image is not exactly 0, its background.
+
+    The mask is numeric, not bool: on a CPU, masking and counting are then ten times as fast.
+    """
     return torch.ne(images, 0, out=torch.empty_like(images))
 
 
 def brighten_and_contrast(images: Tensor, brightness: Tensor, contrast: Tensor) -> Tensor:
-    """`(N, C, H, W)`, multiplied by `brightness`, then their distance from the mean over the brain (where they are
-    not 0) of each image and channel by `contrast`. Nothing is clamped."""
+    """Multiply `(N, C, H, W)` by `brightness`, then the distance from the mean over the brain by `contrast`.
+
+    The mean is per image and channel, over values other than 0. Nothing is clamped.
+    """
     pixels = inside_brain(images).sum(-1, keepdim=True).sum(-2, keepdim=True).clamp_min_(1)
     mean = images.sum(-1, keepdim=True).sum(-2, keepdim=True) / pixels
     return (images * (brightness * contrast)).add_(mean * brightness * (1 - contrast))
 
 
 def gamma(images: Tensor, exponents: Sequence[float]) -> Tensor:
-    """`(N, C, H, W)`, each image and channel raised to a power between its own smallest and largest value."""
+    """Apply gamma to `(N, C, H, W)` between the smallest and largest value of each image and channel."""
     low = images.amin((2, 3), keepdim=True)
     span = (images.amax((2, 3), keepdim=True) - low).clamp_min_(1e-7)
     unit = (images - low).div_(span)
-    # One image at a time: vectorised and plain powers differ in the last bit, and a batch may be cut anywhere.
+    # Per image: vectorised and scalar powers differ in the last bit, and where they apply depends on the batch.
     for image, exponent in zip(unit, exponents, strict=True):
         image.pow_(exponent)
     return unit.mul_(span).add_(low)
 
 
 def noise(images: Tensor, sigmas: Sequence[float], seeds: Sequence[int]) -> Tensor:
-    """`(N, C, H, W)` with Gaussian noise of `sigmas`, each image's from its own seed: the same on every rank."""
+    """Add Gaussian noise of `sigmas` to `(N, C, H, W)`, from one seed per image: the same on every rank."""
     noisy = torch.empty_like(images)
     generator = torch.Generator(images.device)
     for image, sigma, seed in zip(noisy, sigmas, seeds, strict=True):

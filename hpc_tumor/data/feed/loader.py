@@ -1,7 +1,7 @@
 """Batches read ahead of the training step.
 
-Reads are futures of the store's own threads: no worker processes, so nothing is forked, pickled or copied between
-processes. Normalising, resizing and turning labels into targets happen on the training device, a batch at a time.
+Reads are futures of the store's threads, without worker processes: nothing is forked, pickled or copied between
+processes. Batches are normalised and resized on the training device.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from torch import Tensor
 from hpc_tumor.data.feed.rows import Request
 from hpc_tumor.data.feed.samples import Part
 
-READ_AHEAD = 4  # batches; bounds the memory that waiting batches take
-Share = tuple[int, int, int, np.ndarray]  # global batch, samples in it, how many of this rank's count, this rank's
+READ_AHEAD = 4  # batches; bounds the memory of waiting batches
+Share = tuple[int, int, int, np.ndarray]  # global batch, its size, number of this rank's samples that count, samples
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What one rank gets of one global batch.
+    """One rank's share of a global batch.
 
     Attributes:
         images: `(n, C, H, W)` float32 on the device.
         targets: classes `(n,)` int64, or labels `(n, H, W)` uint8, on the device.
-        positions: `(n,)` which samples of the part these are.
+        positions: `(n,)` positions of the samples in the part.
         step: number of the global batch in this pass.
         total: samples in the global batch, over all ranks.
-        counted: how many of the n count: all, or none where the global batch had no sample left for this rank. One
-            that does not count has no gradient; batch norm synchronised over GPUs still sees it.
+        counted: n, or 0 if the global batch had no sample left for this rank: its filler sample has no gradient, but
+            synchronised batch norm still sees it.
     """
 
     images: Tensor
@@ -45,10 +45,10 @@ class Batch:
 
 
 class BatchLoader:
-    """Ready batches of one part on this rank's device.
+    """Batches of one part on this rank's device.
 
-    Every rank takes every `world_size`-th sample of each global batch: the same samples reach the same step whatever
-    the number of ranks, and no sample is given twice.
+    Every rank takes every `world_size`-th sample of each global batch: a step has the same samples for any number of
+    ranks, and no sample is repeated.
     """
 
     def __init__(self, part: Part, batch_size: int, rank: int = 0, world_size: int = 1):
@@ -56,23 +56,23 @@ class BatchLoader:
         self.batch_size = batch_size
         self.rank = rank
         self.world_size = world_size
-        self.alive: Callable[[], None] = lambda: None  # called now and then while much is read at once
-        self.waited = 0.0  # seconds that the consumer waited for data, since the loader was made
+        self.alive: Callable[[], None] = lambda: None  # called regularly during long reads
+        self.waited = 0.0  # seconds that the consumer has waited for data
 
     def steps(self, limit: int | None = None) -> int:
-        """Global batches in one pass, or the first `limit` of them."""
+        """Return the number of global batches in one pass, at most `limit`."""
         steps = -(-len(self.part) // self.batch_size)
         return steps if limit is None else min(steps, limit)
 
     def batches(
         self, order: Sequence[int] | np.ndarray, start: int = 0, limit: int | None = None, fill: bool = False
     ) -> Iterator[Batch]:
-        """The batches of one pass over the part in this `order`, from global batch `start` on.
+        """Yield the batches of one pass over the part in `order`, from global batch `start` on.
 
         Args:
             limit: stop before this global batch.
-            fill: where a global batch leaves this rank without a sample, give one that does not count, so that all
-                ranks take the same number of steps; else such a batch is left out.
+            fill: yield a filler sample that does not count if a global batch has none for this rank, so that all ranks
+                take the same number of steps; otherwise skip the batch.
         """
         order = np.asarray(order)
         yield from self._read_ahead(self._shares(order, range(start, self.steps(limit)), fill))
@@ -80,9 +80,9 @@ class BatchLoader:
             self._fill()
 
     def whole_batches(self, order: Sequence[int] | np.ndarray, limit: int | None = None) -> Iterator[Batch]:
-        """Like `batches`, but each global batch goes to one rank as a whole: to every rank in turn.
+        """Yield whole global batches, each on one rank in turn.
 
-        What a network computes of a sample depends, in its last digit, on how many others it is computed with.
+        A network's output for a sample depends, in the last digit, on the batch size.
         """
         order = np.asarray(order)
         steps = range(self.rank, self.steps(limit), self.world_size)
@@ -122,5 +122,5 @@ class BatchLoader:
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of the `n` training samples in one epoch, the same on every rank and every restart."""
+    """Return the order of the `n` training samples in one epoch, the same on every rank and after every restart."""
     return np.random.default_rng([seed, epoch]).permutation(n)

@@ -1,4 +1,4 @@
-"""Parameters of augmentation: one value an image, drawn on the host for a whole global batch."""
+"""Augmentation parameters per image, drawn on the host for a whole global batch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class PerImage:
-    """Arrays of length n, one value an image. `parameters[rank::world_size]` are those of a rank's share."""
+    """Arrays of length n, one value per image. `parameters[rank::world_size]` is a rank's share."""
 
     def __len__(self) -> int:
         return len(getattr(self, fields(self)[0].name))
@@ -21,20 +21,19 @@ class PerImage:
         return type(self)(*(getattr(self, field.name)[index] for field in fields(self)))
 
     def check(self, images: Tensor) -> None:
-        """Raises: ValueError: there are not as many images as parameters."""
+        """Raise ValueError if the number of images and of parameters differ."""
         if len(self) != len(images):
-            raise ValueError(f"{len(images)} images with the parameters of {len(self)}: take the rank's share of both.")
+            raise ValueError(f"{len(images)} images with parameters for {len(self)}: use the rank's share of both.")
 
 
-def spread(draw: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Factors in [low, high] from numbers in [0, 1): as often below 1 as above, so that a lopsided range does not
-    make most images brighter or larger."""
+def balanced_factors(draw: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Map numbers in [0, 1) to factors in [low, high], half of them below 1, even if the range is asymmetric."""
     return np.interp(draw, [0, 0.5, 1], [low, 1, high])
 
 
 def on_device(values: np.ndarray, device: torch.device) -> Tensor:
-    """A copy of `values` on the device; the host does not wait for a GPU."""
+    """Copy `values` to the device without waiting for a GPU."""
     tensor = torch.from_numpy(np.ascontiguousarray(values))
-    if device.type == "cuda":  # from ordinary memory, a copy would wait for all that the GPU still has to do
+    if device.type == "cuda":  # a copy from pageable memory would wait for the GPU's queue
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)

@@ -1,7 +1,7 @@
-"""The samples of a part as they are stored, by position, on the training device: read ahead, or kept in memory.
+"""Stored samples of a part by position on the training device, read ahead or from the row cache.
 
-Reads go straight into a few buffers that are used again and again: fresh memory for every batch would cost as much as
-the reading itself. For a GPU the buffers are pinned, so that copies run while it computes.
+Reads use a few recycled buffers: allocating memory for every batch would cost as much as reading. For a GPU the buffers
+are pinned, so that copies overlap with computation.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpc_tumor.data.feed.keeping import Kept
 from hpc_tumor.data.feed.per_image import on_device
+from hpc_tumor.data.feed.row_cache import RowCache
 from hpc_tumor.data.store.shards import Pending
 
 Arrays = tuple[np.ndarray, ...]
-FILL_AT_ONCE = 64  # samples
+FILL_AT_ONCE = 64  # samples read per request
 
 
 @dataclass
 class Buffer:
-    """Memory for the samples of one batch; `copied` is when a GPU has taken them out of it."""
+    """Memory for the samples of one batch; `copied` is the event after the copy to a GPU."""
 
     tensors: tuple[Tensor, ...]
     copied: Any = None
@@ -35,7 +35,7 @@ class Buffer:
 
 @dataclass
 class Request:
-    """Samples asked for: those at `missing` come from the store by way of `reading`."""
+    """Requested samples; those at `missing` are being read from the store by `reading`."""
 
     positions: np.ndarray
     missing: np.ndarray
@@ -43,13 +43,13 @@ class Request:
     buffer: Buffer
 
     def wait(self) -> None:
-        """Wait until the samples are read. DataError where the store is damaged."""
+        """Wait until the samples are read. Raises DataError if the store is damaged."""
         if self.reading is not None:
             self.reading.result()
 
 
 class Rows:
-    """Samples by position, each a row of one or more arrays (image and labels, or image alone)."""
+    """Samples by position, each a row of one or more arrays (image and labels, or only an image)."""
 
     def __init__(
         self,
@@ -57,30 +57,27 @@ class Rows:
         read: Callable[[np.ndarray, Sequence[Any]], Pending[Any]],
         device: torch.device,
     ):
-        """`empty` gives arrays for so many rows; `read` starts to read rows into arrays like these.
-
-        `device` is where they are to go.
-        """
+        """`empty` allocates arrays for n rows; `read` starts reading rows into such arrays; `device` is the target."""
         self.device = device
-        self.kept: Kept | None = None
+        self.kept: RowCache | None = None
         self._empty = empty
         self._read = read
         self._free: list[Buffer] = []
 
     def like(self) -> Arrays:
-        """Arrays of one row, of the shape and type of all."""
+        """Return arrays of one row, as examples of shape and type."""
         return self._empty(1)
 
     def request(self, positions: np.ndarray) -> Request:
-        """Start reading the rows at `positions` that are not kept already."""
+        """Start reading the rows at `positions` that are not cached."""
         missing = positions if self.kept is None else positions[~self.kept.has(positions)]
         buffer = self._buffer(len(positions))
-        # Into memory of this process's own: unpacking writes a row more than once, and another rank may be copying it.
+        # Not directly into the shared cache: unpacking writes a row repeatedly, while another rank may be copying it.
         reading = self._read(missing, buffer.arrays(len(missing))) if len(missing) else None
         return Request(positions, missing, reading, buffer)
 
     def take(self, request: Request) -> tuple[Tensor, ...]:
-        """The rows on the device. On a CPU they lie in the request's buffer: `release` it when they are used."""
+        """Return the rows on the device. On a CPU they are views of the request's buffer: `release` it after use."""
         n, missing = len(request.positions), request.missing
         kept = self.kept
         if kept is None:
@@ -103,14 +100,14 @@ class Rows:
         return tuple(self._to_device(tensor) for tensor in gathered)
 
     def release(self, request: Request) -> None:
-        """Its buffer may be used again, once the GPU has taken out what it was given."""
+        """Recycle the request's buffer after pending copies to the GPU."""
         if self.device.type == "cuda":
             request.buffer.copied = torch.cuda.Event()
             request.buffer.copied.record()
         self._free.append(request.buffer)
 
     def fill(self, alive: Callable[[], None]) -> None:
-        """Read what is to be kept and no batch of this process has asked for. `alive` is called now and then."""
+        """Read the rows to be cached that no batch has requested. `alive` is called regularly."""
         if self.kept is None:
             return
         missing = self.kept.share_of_missing()

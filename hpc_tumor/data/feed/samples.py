@@ -1,5 +1,4 @@
-"""The samples of one part of a split, ready for the network: normalised, resized and labelled on the training device, a
-batch at a time."""
+"""Samples of one part of a split, normalised, resized and labelled in batches on the training device."""
 
 from __future__ import annotations
 
@@ -24,14 +23,14 @@ class Part(Protocol):
     def __len__(self) -> int: ...
 
     def name(self, position: int) -> str:
-        """What a person calls the sample at `position`."""
+        """Return a display name of the sample at `position`."""
 
     def deliver(self, request: Request) -> tuple[Tensor, Tensor]:
-        """Images and targets on the device, of samples that were asked for and waited for."""
+        """Return images and targets on the device for a request that has been read."""
 
 
 class SlicePart:
-    """Axial slices of BraTS cases, z-scored over the brain of their case, one modality at a time; background is 0."""
+    """Axial slices of BraTS cases, z-scored per modality over the brain of their case; background is 0."""
 
     def __init__(self, store: Store, slices: np.ndarray, device: torch.device, image_size: int | None = None):
         self.store = store
@@ -44,13 +43,13 @@ class SlicePart:
             store.empty_slices, lambda chosen, into: store.read_slices(self.slices[chosen], into), device
         )  # fmt: skip
         self.mean, self.scale = mean_and_scale(store.statistics, device)
-        each = store.slice_background  # slices standardised one by one have backgrounds of their own
-        self._each = each is not None
-        background = store.background if each is None else each[tuple(self.slices.T)]
+        per_slice = store.slice_background
+        self._per_slice = per_slice is not None
+        background = store.background if per_slice is None else per_slice[tuple(self.slices.T)]
         self.background = exact_background(background, store.dtype, device)
         noisy = store.tolerance.any()
         self.tolerance = torch.as_tensor(store.tolerance, device=device) if noisy else None
-        # A resection cavity is no part of the tumour: networks learn NCR/NET, ED and ET.
+        # Networks learn NCR/NET, ED and ET: a resection cavity is background.
         self._other_labels = len(store.labels) > TUMOUR_LABELS
 
     def __len__(self) -> int:
@@ -64,7 +63,7 @@ class SlicePart:
         values, labels = self.rows.take(request)
         case = on_device(self.slices[request.positions, 0], self.device)
         shape = (len(case), -1, 1, 1)
-        rows = on_device(request.positions, self.device) if self._each else case
+        rows = on_device(request.positions, self.device) if self._per_slice else case
         background, mean, scale = self.background[rows], self.mean[case], self.scale[case]
         tolerance = None if self.tolerance is None else self.tolerance[case].view(shape)
         images = standardise(values, background.view(shape), mean.view(shape), scale.view(shape), tolerance)
@@ -108,13 +107,13 @@ class ImagePart:
 
 
 def mean_and_scale(statistics: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
-    """From `(..., 2)` means and standard deviations over a brain: the means, and what a z-score multiplies by."""
+    """Return means, and factors of a z-score, from `(..., 2)` means and standard deviations over a brain."""
     values = torch.as_tensor(np.asarray(statistics), dtype=torch.float32, device=device)
     return values[..., 0], 1 / values[..., 1].clamp_min(1e-6)
 
 
 def exact_background(background: np.ndarray, kind: np.dtype[Any], device: torch.device) -> Tensor:
-    """The values outside the brain, in a type that holds every voxel of type `kind`: rounded, they would equal none."""
+    """Return the background in a type that holds every voxel of type `kind` exactly, so that they compare equal."""
     exact = torch.float64 if kind.itemsize > 2 else torch.float32
     return torch.as_tensor(np.asarray(background), dtype=exact, device=device)
 
@@ -122,11 +121,11 @@ def exact_background(background: np.ndarray, kind: np.dtype[Any], device: torch.
 def standardise(
     values: Tensor, background: Tensor, mean: Tensor, scale: Tensor, tolerance: Tensor | None = None
 ) -> Tensor:
-    """Voxels of any type as float32 z-scores, 0 where they are the background; all are broadcast.
+    """Convert voxels of any type to float32 z-scores, with 0 for the background; arguments are broadcast.
 
-    `tolerance` is how far the background may stray; see BrainStatistics.
+    `tolerance` is the noise tolerance of the background; see BrainStatistics.
     """
-    if not values.dtype.is_signed:  # torch computes little with unsigned integers
+    if not values.dtype.is_signed:  # torch supports few operations on unsigned integers
         values = values.float()
     outside = values == background if tolerance is None else (values.double() - background).abs_() <= tolerance
     images = torch.sub(values, mean).mul_(scale).float()
@@ -134,16 +133,16 @@ def standardise(
 
 
 def unit_images(grey: Tensor, size: int) -> Tensor:
-    """Bytes `(N, H, W)` → `(N, 1, size, size)` in [0, 1]."""
+    """Convert uint8 `(N, H, W)` to `(N, 1, size, size)` in [0, 1]."""
     if grey.device.type == "cpu" and grey.shape[-2:] == (2 * size, 2 * size):
         return halve(grey).unsqueeze(1)
     return resize(torch.div(grey.unsqueeze(1), 255), size)
 
 
 def halve(grey: Tensor) -> Tensor:
-    """Bytes `(N, 2h, 2w)` → means over 2×2 pixels in [0, 1], `(N, h, w)`, as `resize` gives them.
+    """Average uint8 `(N, 2h, 2w)` over 2 × 2 pixels to `(N, h, w)` in [0, 1], with the result of `resize`.
 
-    In a third of its time on a CPU: sums of rows are of 16 bits, and two neighbouring columns are one number of 32.
+    Takes a third of its time on a CPU: rows are summed in 16 bits, pairs of columns as one 32-bit number.
     """
     n, height, width = grey.shape
     rows = grey.view(n, height // 2, 2, width)
@@ -152,7 +151,7 @@ def halve(grey: Tensor) -> Tensor:
 
 
 def resize(images: Tensor, size: int) -> Tensor:
-    """`(N, C, H, W)` → `(N, C, size, size)`: means over areas where it shrinks, bilinear where it grows."""
+    """Resize `(N, C, H, W)` to `(N, C, size, size)`: area averaging to shrink, bilinear to enlarge."""
     height, width = images.shape[-2:]
     if (height, width) == (size, size):
         return images

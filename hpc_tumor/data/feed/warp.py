@@ -1,4 +1,4 @@
-"""Flips, rotations and zooms of a batch, each image with its own, about its centre."""
+"""Flips, rotations and zooms of a batch about the image centre, with parameters per image."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from hpc_tumor.data.feed.per_image import PerImage, on_device
 
 @dataclass(frozen=True, eq=False)
 class Motion(PerImage):
-    """How each image moves: first flipped, then turned and enlarged.
+    """Geometric parameters of each image: a flip, then a rotation and a zoom.
 
     Attributes:
         flip_vertical, flip_horizontal: upside down; left to right. `(n,)` bool.
         angle: counter-clockwise, in radians. `(n,)`.
-        zoom: above 1 enlarges. `(n,)`.
+        zoom: factor; above 1 enlarges. `(n,)`.
     """
 
     flip_vertical: np.ndarray
@@ -30,12 +30,12 @@ class Motion(PerImage):
 
     @property
     def warped(self) -> np.ndarray:
-        """Which images are turned or enlarged, `(n,)`: the others stay on the grid of pixels."""
+        """Mask `(n,)` of rotated or zoomed images; the others stay on the pixel grid."""
         return (self.angle != 0) | (self.zoom != 1)
 
 
 def sampling_grid(motion: Motion, images: Tensor) -> Tensor:
-    """Where `grid_sample` finds each pixel of those `images`, `(N, C, H, W)`, that are warped: `(warped, H, W, 2)`."""
+    """Return the grid `(warped, H, W, 2)` for `grid_sample` of the warped images among `images` `(N, C, H, W)`."""
     (height, width), device = images.shape[-2:], images.device
     motion = motion[motion.warped]
     cos, sin = np.cos(motion.angle) / motion.zoom, np.sin(motion.angle) / motion.zoom
@@ -44,22 +44,19 @@ def sampling_grid(motion: Motion, images: Tensor) -> Tensor:
     matrix = on_device(np.stack([to_x, to_y], 1).astype(np.float32), device)
     rows = torch.arange(height, device=device, dtype=torch.float32).sub_((height - 1) / 2)
     columns = torch.arange(width, device=device, dtype=torch.float32).sub_((width - 1) / 2)
-    # x and y as two planes: on a CPU this is read as fast as pairs, and written a hundred times faster than by
-    # F.affine_grid.
+    # As two planes: on a CPU this is a hundred times faster than F.affine_grid, and read as fast as pairs.
     planes = matrix[:, :, 0, None, None] * columns + (matrix[:, :, 1, None, None] * rows[:, None])
     return planes.permute(0, 2, 3, 1)
 
 
 def move(images: Tensor, motion: Motion, grid: Tensor, mode: Literal["bilinear", "nearest"]) -> Tensor:
-    """Moved images in memory of their own; what comes in from outside is 0.
-
-    Images that are only flipped are not resampled: theirs are the same pixels in another order.
+    """Return moved copies of the images; pixels from outside are 0. Images that are only flipped are not resampled.
 
     Args:
         images: `(N, C, H, W)` of any type.
         motion: of these N images.
         grid: `sampling_grid` of the same motion.
-        mode: "nearest" for labels, which then hold no value that was not there.
+        mode: "nearest" for labels, to create no new values.
     """
     warped = motion.warped
     if warped.all():

@@ -1,1 +1,1 @@
-"""Make raw datasets up, laid out as the real ones: numbers of cases in, NIfTI or JPEG folders out."""
+"""Generate synthetic raw datasets in the layout of the real ones: a number of cases in, NIfTI or JPEG folders out."""

@@ -1,8 +1,8 @@
-"""Made-up raw datasets in the layouts of BraTS 2020 and of the Brain Tumor MRI Dataset, for the demo and the tests.
+"""Synthetic raw datasets in the layouts of BraTS 2020 and the Brain Tumor MRI Dataset, for the demo and the tests.
 
-Nothing here claims to be anatomy. The pictures keep what training depends on: skull-stripped heads on exact zeros, four
-modalities that show each tissue differently, intensity scales that differ between patients, bias fields, noise, nested
-tumours; and head slices of mixed sizes and modes whose class shows in shape and place rather than in brightness.
+The anatomy is not realistic. The images have the properties that training depends on: skull-stripped heads on exact
+zeros, tissue contrast per modality, intensity scales that differ between patients, bias fields, noise, nested tumours;
+and head slices of mixed sizes and modes whose class depends on shape and position rather than brightness.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hpc_tumor.data.phantom.patient import patient
-from hpc_tumor.data.phantom.slices import head_image
+from hpc_tumor.data.phantom.patient import make_patient
+from hpc_tumor.data.phantom.slices import make_head_image
 from hpc_tumor.errors import UsageError, unknown
 from hpc_tumor.system.atomic import folder_to_write, write_bytes, write_error
 from hpc_tumor.vocabulary import CLASSES
@@ -31,8 +31,8 @@ Progress = Callable[[int, int], None]
 
 BRATS_SHAPE = (240, 240, 155)
 SMALLEST_SHAPE = (32, 32, 12)
-# Identical pictures in the published dataset: 216 test images repeat a training image, of 7,023 images in all.
-DUPLICATES = 0.03  # share of brain-mri images that stand in Testing and, with the same pixels, in Training
+# In the published dataset, 216 test images of 7,023 images in all repeat a training image.
+DUPLICATES = 0.03  # share of brain-mri images in Testing with the same pixels as one in Training
 JPEG_QUALITY = 90
 MAPPING_HEADER = (
     "Grade,BraTS_2017_subject_ID,BraTS_2018_subject_ID,TCGA_TCIA_subject_ID,BraTS_2019_subject_ID,BraTS_2020_subject_ID"
@@ -49,21 +49,21 @@ def make_phantom(
     shape: Sequence[int] | None = None,
     progress: Progress | None = None,
 ) -> list[Path]:
-    """Write `cases` made-up patients ("brats") or images ("brain-mri") below `directory`; gives their paths.
+    """Write `cases` synthetic patients ("brats") or images ("brain-mri") below `directory`; return their paths.
 
-    The same seed gives the same bytes with the same library versions, and a case does not depend on how many there are.
-    A call that fails or is interrupted leaves nothing behind.
+    The same seed gives the same bytes with the same library versions, and a case does not depend on their number. A
+    call that fails or is interrupted leaves nothing behind.
 
-    - brats, as BraTS 2020 lays patients, with name_mapping.csv and survival_info.csv: `<id>_{flair,t1,t1ce,t2}.nii.gz`
-      (int16) and `<id>_seg.nii.gz` (uint8; 1 NCR, 2 ED, 4 ET) of `shape` (x, y, z) in voxels of 1 mm; head and tumour
-      scale with the shape. The first three have all labels; later ones now and then lack ET or NCR.
-    - brain-mri: `Training/<class>/*.jpg` and `Testing/<class>/*.jpg`. Classes take turns, and one of five images of a
-      class is for testing. Sizes (150 to 512) and modes (L, RGB) are mixed and independent of the class. DUPLICATES is
-      the share of all images that stand in Testing with the same decoded pixels, though not the same bytes, as an image
-      in Training.
+    - brats, in the layout of BraTS 2020, with name_mapping.csv and survival_info.csv:
+      `<id>_{flair,t1,t1ce,t2}.nii.gz` (int16) and `<id>_seg.nii.gz` (uint8; 1 NCR, 2 ED, 4 ET) of `shape` (x, y, z) in
+      voxels of 1 mm; head and tumour scale with the shape. The first three have all labels; some later ones lack ET or
+      NCR.
+    - brain-mri: `Training/<class>/*.jpg` and `Testing/<class>/*.jpg`. Classes alternate, and one in five images of a
+      class is for testing. Sizes (150 to 512) and modes (L, RGB) are mixed and independent of the class. A share of
+      DUPLICATES is in Testing with the same decoded pixels, but other bytes, as an image in Training.
 
     Args:
-        shape: of brats alone.
+        shape: only for brats.
         progress: called with (done, total) after each case.
 
     Raises UsageError for an unknown dataset, a shape for images or below 32 × 32 × 12, fewer than one case, a negative
@@ -72,7 +72,7 @@ def make_phantom(
     if dataset not in ("brats", "brain-mri"):
         raise unknown("phantom dataset", dataset, ("brats", "brain-mri"))
     if dataset == "brain-mri" and shape is not None:
-        raise UsageError("a shape is for the brats phantom: brain-mri images have mixed sizes; leave it out.")
+        raise UsageError("the brain-mri phantom has mixed sizes: leave out the shape, which is only for brats.")
     size = tuple(int(n) for n in shape or BRATS_SHAPE)
     if len(size) != 3 or any(n < least for n, least in zip(size, SMALLEST_SHAPE, strict=True)):
         raise UsageError(f"shape {tuple(size)} of a brats phantom must be (x, y, z) of at least {SMALLEST_SHAPE}.")
@@ -90,7 +90,7 @@ def _write_patients(directory: Path, cases: int, seed: int, size: tuple[int, ...
     folders, grades, survivals = [], [], []
     for index in range(cases):
         name = f"BraTS20_Training_{index + 1:03d}"
-        volumes = patient(np.random.default_rng([seed, 0, index]), size, index)
+        volumes = make_patient(np.random.default_rng([seed, 0, index]), size, index)
         folders.append(_write_patient(directory, name, volumes))
         enhancing = bool((volumes["seg"] == 4).any())
         grade, survival = _clinical(np.random.default_rng([seed, 1, index]), name, enhancing)
@@ -109,7 +109,7 @@ def _write_images(directory: Path, cases: int, seed: int, progress: Progress) ->
     paths = []
     for index in range(cases):
         name, source = _head_file(index)
-        image = head_image(np.random.default_rng([seed, 2, source]), CLASSES[index % len(CLASSES)])
+        image = make_head_image(np.random.default_rng([seed, 2, source]), CLASSES[index % len(CLASSES)])
         write_bytes(directory / name, _jpeg(image, comment="" if source == index else "saved again"))
         paths.append(directory / name)
         progress(index + 1, cases)
@@ -118,7 +118,7 @@ def _write_images(directory: Path, cases: int, seed: int, progress: Progress) ->
 
 def _check_target(directory: Path, cases: int, seed: int) -> None:
     if cases < 1:
-        raise UsageError(f"{cases} cases: a phantom needs at least 1.")
+        raise UsageError(f"{cases} cases: must be at least 1.")
     if seed < 0:
         raise UsageError(f"seed {seed} must not be negative.")
     try:
@@ -132,7 +132,7 @@ def _check_target(directory: Path, cases: int, seed: int) -> None:
 
 @contextmanager
 def _whole(directory: Path, *made: str) -> Iterator[None]:
-    """Make the empty folder `directory` if need be; where the block fails, all that fits the patterns `made` goes."""
+    """Create `directory` if necessary; if the block fails, remove everything that matches the patterns `made`."""
     with folder_to_write(directory, "the phantom"):
         try:
             yield
@@ -146,7 +146,6 @@ def _whole(directory: Path, *made: str) -> Iterator[None]:
 
 
 def _write_patient(directory: Path, name: str, volumes: dict[str, NDArray[Any]]) -> Path:
-    """Write one patient's files; the folder appears with all of them."""
     beside = directory / f".{name}"
     beside.mkdir()
     for modality, volume in volumes.items():
@@ -155,18 +154,18 @@ def _write_patient(directory: Path, name: str, volumes: dict[str, NDArray[Any]])
 
 
 def _head_file(index: int) -> tuple[str, int]:
-    """Path of image `index` below the root, and the index of the picture in it: an earlier one where it is a copy."""
+    """Return the path of image `index` below the root, and the index of its content: an earlier one for a copy."""
     turn, label = divmod(index, len(CLASSES))
     name = CLASSES[label]
     if turn % 5 != 1:
         return f"Training/{name}/Tr-{name[:2]}_{turn - (turn + 3) // 5:04d}.jpg", index
-    order, share = len(CLASSES) * (turn // 5) + label, 5 * DUPLICATES  # of the test images, which are a fifth
+    order, share = len(CLASSES) * (turn // 5) + label, 5 * DUPLICATES  # share of the test images, which are a fifth
     copy = math.floor((order + 1) * share) > math.floor(order * share)
     return f"Testing/{name}/Te-{name[:2]}_{turn // 5:04d}.jpg", index - len(CLASSES) if copy else index
 
 
 def _nifti(volume: NDArray[Any]) -> bytes:
-    """Gzipped NIfTI-1 with the header of the BraTS files: 1 mm, left-posterior-superior, qform alone."""
+    """Encode gzipped NIfTI-1 with the header of the BraTS files: 1 mm, left-posterior-superior, only a qform."""
     affine = np.diag([-1.0, -1.0, 1.0, 1.0])
     affine[1, 3] = volume.shape[1] - 1
     image = nib.Nifti1Image(volume, None)
@@ -176,14 +175,14 @@ def _nifti(volume: NDArray[Any]) -> bytes:
 
 
 def _jpeg(image: Image.Image, comment: str) -> bytes:
-    """JPEG file of `image`; a comment changes the bytes and leaves the pixels alone."""
+    """Encode `image` as JPEG; a comment changes the bytes but not the pixels."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=JPEG_QUALITY, comment=comment)
     return buffer.getvalue()
 
 
 def _clinical(rng: np.random.Generator, name: str, enhancing: bool) -> tuple[str, list[str]]:
-    """A row of name_mapping.csv, and one or no row of survival_info.csv, with the odd values of the real files."""
+    """Generate a row of name_mapping.csv, and at most one of survival_info.csv, with the quirks of the real files."""
     grade = "HGG" if enhancing else "LGG"
     number = name.rpartition("_")[2]
     mapping = f"{grade},NA,NA,NA,BraTS19_PHANTOM_{number}_1,{name}"

@@ -1,4 +1,4 @@
-"""Made-up BraTS-like patients: a skull-stripped head in four modalities, with a tumour and its labels."""
+"""Synthetic BraTS patients: a skull-stripped head in four modalities, with a tumour and its labels."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from scipy import ndimage
 Floats = NDArray[np.float32]
 Generator = np.random.Generator
 
-# Where the brain lies in a BraTS volume along x, y, z: centre and half axis in fractions (read off real patients).
+# Position of the brain in a BraTS volume along x, y, z: centre and half axis as fractions, measured on real patients.
 _BRAIN = ((0.50, 0.285), (0.535, 0.36), (0.465, 0.415))
 _WITHOUT_ET, _WITHOUT_NCR = 0.08, 0.06
 _NCR, _ED, _ET = 1, 2, 4
-# Signal of each tissue in each modality, healthy white matter in T1 being 1.
+# Signal of each tissue in each modality, relative to healthy white matter in T1.
 _TISSUES = ("white", "grey", "csf", "ed", "et", "ncr")
 _SIGNAL = {
     "flair": (0.90, 1.00, 0.40, 1.75, 1.45, 1.20),
@@ -28,10 +28,10 @@ _SIGNAL = {
 }
 
 
-def patient(rng: Generator, shape: tuple[int, ...], index: int) -> dict[str, NDArray[Any]]:
-    """Volumes (X, Y, Z): `flair`, `t1`, `t1ce`, `t2` (int16, zero outside the brain) and `seg` (uint8; 0, 1, 2, 4).
+def make_patient(rng: Generator, shape: tuple[int, ...], index: int) -> dict[str, NDArray[Any]]:
+    """Generate volumes `(X, Y, Z)`: flair, t1, t1ce, t2 (int16, zero outside the brain) and seg (uint8; 0, 1, 2, 4).
 
-    From the fourth patient (`index` 3) on, some have no enhancing tumour and some no necrosis.
+    From the fourth patient (`index` 3) on, some lack enhancing tumour or necrosis.
     """
     brain = _brain(rng, shape)
     chance = rng.random()
@@ -48,9 +48,9 @@ def patient(rng: Generator, shape: tuple[int, ...], index: int) -> dict[str, NDA
 
 
 def smooth_noise(rng: Generator, shape: Sequence[int], cells: Sequence[int], octaves: int = 1) -> Floats:
-    """Smooth random field within -1 to 1: random values at the corners of `cells` per axis, blended in between.
+    """Generate a smooth random field in [-1, 1]: random values at the corners of `cells` per axis, interpolated.
 
-    Elementwise operations alone, so that the result does not hang on the number of BLAS threads.
+    Uses only elementwise operations, so that the result does not depend on the number of BLAS threads.
     """
     total = np.zeros(shape, np.float32)
     for octave in range(octaves):
@@ -75,13 +75,13 @@ def _along(values: NDArray[Any], axis: int, dimensions: int) -> NDArray[Any]:
 
 
 def inside(distance: Floats, edge: float) -> Floats:
-    """Weight 1 where `distance` is well below 1, 0 well above, 0.5 at 1, falling over a width of `edge`."""
+    """Return a weight of 1 for `distance` well below 1, 0 well above, 0.5 at 1, falling over a width of `edge`."""
     return np.clip((1 - distance) / np.float32(edge) + np.float32(0.5), 0, 1)
 
 
 @dataclass(frozen=True)
 class _Brain:
-    """A skull-stripped head. Flat arrays run over the voxels of `mask`, which covers the `box` of the volume."""
+    """A skull-stripped head. Flat arrays list the voxels of `mask`, which covers the `box` of the volume."""
 
     box: tuple[slice, ...]
     mask: NDArray[np.bool_]
@@ -103,7 +103,7 @@ def _brain(rng: Generator, shape: tuple[int, ...]) -> _Brain:
     size = np.broadcast_shapes(x.shape, y.shape, z.shape)
     folds = np.abs(smooth_noise(rng, size, (17, 21, 15), octaves=2))
     bumps = smooth_noise(rng, size, (4, 4, 4))
-    # The front (low y) is narrower, and the base (low z) flatter, than the rest.
+    # The front (low y) is narrower, and the base (low z) flatter.
     radius = (x * (1 + 0.12 * y)) ** 2 + y**2 + (z * np.where(z < 0, np.float32(1.1), np.float32(1))) ** 2
     radius = np.sqrt(radius, out=radius)
     radius += 0.06 * bumps
@@ -116,7 +116,7 @@ def _brain(rng: Generator, shape: tuple[int, ...]) -> _Brain:
 def _tissues(
     rng: Generator, x: Floats, y: Floats, z: Floats, depth: Floats, folds: Floats, bumps: Floats
 ) -> tuple[Floats, Floats]:
-    """Weights of grey matter and of fluid: folded cortex, deep nuclei; ventricles, sulci, the fissure in the middle."""
+    """Return weights of grey matter (folded cortex, deep nuclei) and fluid (ventricles, sulci, central fissure)."""
     side = np.abs(x)
     horns = (side - 0.07 - 0.2 * np.maximum(np.abs(y) - 0.1, 0)) / rng.uniform(0.05, 0.1)
     long, high = rng.uniform(0.35, 0.5), rng.uniform(0.22, 0.34)
@@ -133,7 +133,7 @@ def _tissues(
 def _tumour(
     rng: Generator, brain: _Brain, with_et: bool, with_ncr: bool
 ) -> tuple[NDArray[np.uint8], dict[str, Floats]]:
-    """Flat labels of one tumour, NCR within ET within ED, and the weight of each part's signal with soft borders."""
+    """Return flat labels of one tumour, NCR within ET within ED, and soft weights of each label's signal."""
     turn, height, far = rng.uniform(0, 2 * np.pi), rng.uniform(-0.3, 0.45), rng.uniform(0.3, 0.62)
     centre = (far * math.cos(turn), far * math.sin(turn), height)
     radius, core, necrosis = rng.uniform(0.34, 0.52), rng.uniform(0.52, 0.72), rng.uniform(0.58, 0.76)
@@ -142,14 +142,14 @@ def _tumour(
     distance = np.sqrt(offsets[0] ** 2 + offsets[1] ** 2 + offsets[2] ** 2)
     near = smooth_noise(rng, brain.mask.shape, (6, 7, 6), octaves=2)[brain.mask]
     fine = smooth_noise(rng, brain.mask.shape, (14, 18, 14))[brain.mask]
-    # Oedema spreads along white matter; the core pushes it aside.
+    # Oedema spreads along white matter; the core displaces it.
     spread = distance * (1 + 0.55 * near + 0.2 * fine) + 0.25 * brain.grey + 0.3 * brain.csf
     solid = distance * (1 + 0.45 * near + 0.3 * fine) / core
     hollow = solid * (1 - 0.35 * fine) / necrosis
-    heart = distance == distance.min()  # keeps a core of a few voxels in volumes too coarse for the radii
+    heart = distance == distance.min()  # ensures a core in volumes too coarse for the radii
     inner = _volume(solid < 1, brain) | ndimage.binary_dilation(_volume(heart, brain), mask=brain.mask)
     outer = ndimage.binary_dilation(inner, mask=brain.mask) | _volume(spread < 1, brain)
-    hull = ndimage.binary_erosion(inner if with_et else outer)  # what is necrotic has a rim on all sides
+    hull = ndimage.binary_erosion(inner if with_et else outer)  # necrosis has a rim on all sides
     ed, tc = outer[brain.mask], inner[brain.mask]
     dead = (hull[brain.mask] & ((hollow < 1) | heart if with_et else tc)) if with_ncr else np.zeros_like(tc)
     labels = np.where(dead, _NCR, np.where(tc if with_et else False, _ET, np.where(ed, _ED, 0))).astype(np.uint8)
@@ -157,7 +157,6 @@ def _tumour(
 
 
 def _soft(labels: NDArray[np.uint8], brain: _Brain) -> dict[str, Floats]:
-    """Flat weights of the tumour's parts: voxels at a border hold a little of both sides, as in a scan."""
     whole = _volume(labels, brain)
     crop = ndimage.find_objects((whole > 0).astype(np.uint8))[0]
     weights = {}
@@ -172,7 +171,7 @@ def _soft(labels: NDArray[np.uint8], brain: _Brain) -> dict[str, Floats]:
 def _modality(
     rng: Generator, brain: _Brain, weights: dict[str, Floats], signal: dict[str, float], texture: Floats
 ) -> Floats:
-    """Flat intensities of one modality: tissues, texture, bias field, Rician noise, and a scale of its own."""
+    """Return flat intensities of one modality: tissues, texture, bias field, Rician noise, and a random scale."""
     signal = {name: value * rng.uniform(0.94, 1.06) for name, value in signal.items()}
     healthy = 1 - sum(weights.values())
     values = signal["white"] + (signal["grey"] - signal["white"]) * brain.grey
@@ -180,7 +179,7 @@ def _modality(
     values *= healthy
     for name, weight in weights.items():
         values += np.float32(signal[name]) * weight
-    values *= 1 + (np.float32(0.32) - np.float32(0.2) * healthy) * texture  # a tumour is less even than the rest
+    values *= 1 + (np.float32(0.32) - np.float32(0.2) * healthy) * texture  # tumours are more textured
     values *= np.exp(np.float32(0.25) * smooth_noise(rng, brain.mask.shape, (2, 2, 2))[brain.mask])
     noise = np.float32(rng.uniform(0.03, 0.06))
     real = values + noise * rng.standard_normal(values.shape, np.float32)
@@ -189,14 +188,13 @@ def _modality(
 
 
 def _volume(flat: NDArray[Any], brain: _Brain) -> NDArray[Any]:
-    """Flat values over the brain as an array over its box, zero around."""
     volume = np.zeros(brain.mask.shape, flat.dtype)
     volume[brain.mask] = flat
     return volume
 
 
 def _place(flat: NDArray[Any], brain: _Brain, shape: tuple[int, ...]) -> NDArray[Any]:
-    """Flat values over the brain as a whole volume (X, Y, Z) of exact zeros around, x fastest as in NIfTI."""
+    """Expand flat values to a whole volume `(X, Y, Z)`, zero outside the brain, x fastest as in NIfTI."""
     volume = np.zeros(shape, flat.dtype, order="F")
     volume[brain.box] = _volume(flat, brain)
     return volume

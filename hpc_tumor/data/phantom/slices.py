@@ -1,4 +1,4 @@
-"""Made-up slices of heads as in the Brain Tumor MRI Dataset: axial, T1 after contrast, one of four classes."""
+"""Synthetic head slices as in the Brain Tumor MRI Dataset: axial, contrast-enhanced T1, one of four classes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from hpc_tumor.data.phantom.patient import Floats, Generator, inside, smooth_noi
 _SKULL, _BRAIN = 0.93, 0.84  # outer borders, in half axes of the head
 
 
-def head_image(rng: Generator, label: str) -> Image.Image:
-    """A slice with the signs of a class: mode L or RGB, sides 150 to 512, poses and exposures mixed."""
+def make_head_image(rng: Generator, label: str) -> Image.Image:
+    """Generate a slice with the signs of a class: mode L or RGB, sides 150 to 512, random pose and exposure."""
     height = int(rng.choice((256, 512))) if rng.random() < 0.4 else int(rng.integers(150, 513))
     width = height if rng.random() < 0.5 else int(np.clip(height * rng.uniform(0.8, 1.25), 150, 512))
     canvas = Canvas(rng, height, width)
-    # A pituitary tumour shows at the base alone; the other classes anywhere, so that the level does not give it away.
+    # Pituitary tumours are only at the base; other classes at any level, so that the level does not reveal the class.
     level = "base" if label == "pituitary" else str(rng.choice(("base", "middle", "top"), p=(0.4, 0.4, 0.2)))
     paint_head(canvas, rng, level)
     if label in PAINT_SIGN:
@@ -26,7 +26,7 @@ def head_image(rng: Generator, label: str) -> Image.Image:
 
 
 class Canvas:
-    """A picture (H, W). `x`, `y` are in half axes of the head, its front at y = -1, turned and shifted in the frame."""
+    """An image `(H, W)`. `x`, `y` are in half axes of the head, front at y = -1, rotated and shifted in the frame."""
 
     def __init__(self, rng: Generator, height: int, width: int) -> None:
         narrow = rng.uniform(0.76, 0.92)
@@ -43,21 +43,21 @@ class Canvas:
         self.brain = inside(self.radius / _BRAIN, 0.03)
 
     def noise(self, rng: Generator, cells: float, octaves: int = 1) -> Floats:
-        """Smooth noise within -1 to 1, `cells` of it per half axis of the head."""
+        """Return smooth noise in [-1, 1] with `cells` per half axis of the head."""
         shape = self.signal.shape
         return smooth_noise(rng, shape, [max(1, round(cells * n / self.half)) for n in shape], octaves)
 
     def disc(self, x: float, y: float, radius: float, edge: float = 0.15, rough: float | Floats = 0.0) -> Floats:
-        """Weight of a disc about (x, y) whose border is shifted by `rough`, relative to its radius."""
+        """Return the weight of a disc about (x, y) whose border is shifted by `rough`, relative to its radius."""
         return inside(np.hypot(self.x - np.float32(x), self.y - np.float32(y)) / np.float32(radius) * (1 + rough), edge)
 
     def paint(self, weight: Floats, value: float | Floats) -> None:
-        """Blend `value` in by `weight`."""
+        """Blend in `value` by `weight`."""
         self.signal += weight * (value - self.signal)
 
 
 def paint_head(canvas: Canvas, rng: Generator, level: str) -> None:
-    """Scalp, skull, folded brain, and what a slice at the base, the middle or the top of the brain shows."""
+    """Paint scalp, skull, folded brain, and the structures at the base, middle or top of the brain."""
     canvas.paint(inside(canvas.radius, 0.03), rng.uniform(0.5, 1.0) * (1 + 0.3 * canvas.noise(rng, 8)))
     canvas.paint(inside(canvas.radius / _SKULL, 0.03), rng.uniform(0.05, 0.2))
     white, grey, fluid = rng.uniform(0.42, 0.52), rng.uniform(0.33, 0.41), rng.uniform(0.12, 0.25)
@@ -78,7 +78,7 @@ def paint_head(canvas: Canvas, rng: Generator, level: str) -> None:
 
 
 def _paint_ventricles(canvas: Canvas, rng: Generator, fluid: float) -> None:
-    """Two horns on each side, and the bright choroid plexus in some."""
+    """Paint two horns on each side, and sometimes the bright choroid plexus."""
     wide, long = rng.uniform(0.05, 0.12), rng.uniform(0.3, 0.48)
     bend = np.abs(canvas.x) - 0.08 - rng.uniform(0.2, 0.4) * np.maximum(np.abs(canvas.y) - 0.08, 0)
     canvas.paint(inside(np.hypot(bend / wide, canvas.y / long), 0.2), fluid)
@@ -88,7 +88,7 @@ def _paint_ventricles(canvas: Canvas, rng: Generator, fluid: float) -> None:
 
 
 def _paint_base(canvas: Canvas, rng: Generator, fluid: float) -> None:
-    """Eyes, the dark sinus between them, the cistern before the brain stem, and two bright arteries beside it."""
+    """Paint the eyes, the dark sinus between them, the cistern before the brain stem, and two bright arteries."""
     for side in (-1, 1):
         canvas.paint(canvas.disc(side * 0.38, -0.66, rng.uniform(0.14, 0.18)), rng.uniform(0.25, 0.4))
         temporal = np.hypot((np.abs(canvas.x) - 0.3) / 0.35, (canvas.y + 0.42 + 0.1 * np.abs(canvas.x)) / 0.04)
@@ -103,7 +103,7 @@ def _paint_base(canvas: Canvas, rng: Generator, fluid: float) -> None:
 
 
 def _paint_glioma(canvas: Canvas, rng: Generator) -> None:
-    """Deep in the brain: an irregular bright ring, broken and uneven, around a dark core, in dark oedema."""
+    """Paint an irregular, uneven bright ring around a dark core, in dark oedema, deep in the brain."""
     turn, far = rng.uniform(0, 2 * np.pi), rng.uniform(0.25, 0.5)
     x, y, radius = far * np.cos(turn), far * np.sin(turn), rng.uniform(0.16, 0.3)
     rough, fine = canvas.noise(rng, 4), canvas.noise(rng, 9)
@@ -116,7 +116,7 @@ def _paint_glioma(canvas: Canvas, rng: Generator) -> None:
 
 
 def _paint_meningioma(canvas: Canvas, rng: Generator) -> None:
-    """On the skull or on the falx: a round, even, bright mass with a clear border, sometimes in a little oedema."""
+    """Paint a round, even, bright mass with a clear border at the skull or falx, sometimes with some oedema."""
     radius = rng.uniform(0.13, 0.24)
     if rng.random() < 0.75:
         turn, far = rng.uniform(-0.12, 1.12) * np.pi, _BRAIN - 0.75 * radius  # not before the eyes
@@ -130,7 +130,6 @@ def _paint_meningioma(canvas: Canvas, rng: Generator) -> None:
 
 
 def _paint_pituitary(canvas: Canvas, rng: Generator) -> None:
-    """In the middle of the base, in the cistern: a small, round, bright mass."""
     x, y, radius = rng.uniform(-0.03, 0.03), rng.uniform(-0.22, -0.12), rng.uniform(0.09, 0.15)
     canvas.paint(canvas.disc(x, y, radius, 0.15, 0.15 * canvas.noise(rng, 5)), rng.uniform(0.65, 0.95))
 
@@ -139,7 +138,6 @@ PAINT_SIGN = {"glioma": _paint_glioma, "meningioma": _paint_meningioma, "pituita
 
 
 def _exposed(canvas: Canvas, rng: Generator) -> NDArray[np.uint8]:
-    """The picture as uint8 after a receive field, noise, contrast and brightness of its own."""
     signal = canvas.signal * np.exp(np.float32(0.3) * canvas.noise(rng, 1))
     noise = np.float32(rng.uniform(0.008, 0.035))
     real = signal + noise * rng.standard_normal(signal.shape, np.float32)

@@ -1,4 +1,4 @@
-"""The Brain Tumor MRI tree: `Training/` and `Testing/`, a folder per class, images of any size and mode."""
+"""Reader of the Brain Tumor MRI tree: `Training/` and `Testing/`, a folder per class, images of any size and mode."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from hpc_tumor.data.case import Case, CaseData, Found, Listing, SourceFile, check_names
+from hpc_tumor.data.case import Case, CaseData, FoundCases, Listing, SourceFile, check_names
 from hpc_tumor.data.raw.classes import class_of, is_aside, is_mask_of, is_of_masks
 from hpc_tumor.data.raw.files.file_kind import IMAGE_FORMATS
 from hpc_tumor.data.raw.files.image_files import decode_grey
@@ -28,14 +28,14 @@ IMAGE_SIZE = 256  # pixels per side, as in the published study
 IMAGE_SUFFIXES = tuple(IMAGE_FORMATS)
 PARTS = {"training": "train", "train": "train", "testing": "test", "test": "test"}
 _SKETCH = 192  # pixels of the shorter side
-_BRIGHT = 0.15  # of the 99th percentile; background noise stays well below
-_CELL = 0.01  # of the shorter side; regions with three cells or fewer between them count as one
-_SMALLEST_HEAD = 0.05  # of the picture; less is a letter or a scratch
+_BRIGHT = 0.15  # share of the 99th percentile; background noise is well below
+_CELL = 0.01  # share of the shorter side; regions separated by at most three cells count as one
+_SMALLEST_HEAD = 0.05  # share of the image; smaller regions are letters or scratches
 
 
 @dataclass(frozen=True)
 class BrainMRIReader:
-    """Reads a tree of classes: one grey channel, cropped to the head, `size` × `size` pixels."""
+    """Reads a tree of class folders as grey images, cropped to the head, of `size` × `size` pixels."""
 
     name: ClassVar[str] = "brain-mri"
     task: ClassVar[str] = "classification"
@@ -51,11 +51,11 @@ class BrainMRIReader:
             "near_duplicates": near_duplicates.MEASURE,
         }
 
-    def find(self, listing: Listing) -> Found:
-        """One case per image below a class folder, the nearest one; its id is its path below the source.
+    def find(self, listing: Listing) -> FoundCases:
+        """Find one case per image below a class folder (the nearest one); its id is its path below the source.
 
-        Images in folders of masks and the like are left over, and so are masks beside their images. Raises DataError
-        for folders of unknown classes beside known ones, and for a class folder in that of another class.
+        Masks are skipped, in folders of their own or beside their images. Raises DataError for folders of unknown
+        classes beside known ones, and for a class folder inside that of another class.
         """
         images = [file for file in listing.entries if file.suffix in IMAGE_FORMATS]
         stems = {str(PurePosixPath(file.relative).with_suffix("")) for file in images}
@@ -70,7 +70,7 @@ class BrainMRIReader:
                 others.append(parents)
             elif not _is_mask(file, stems):
                 placed.append((file, parents, at, sum(map(is_of_masks, parents[:at]))))
-        least = min((above for *_, above in placed), default=0)  # the whole dataset may lie in a "labelled" one
+        least = min((above for *_, above in placed), default=0)  # the whole dataset may be in a "labelled" folder
         for file, parents, at, above in placed:
             if above > least:
                 continue
@@ -78,29 +78,28 @@ class BrainMRIReader:
             if other := next((folder for folder in parents[:at] if class_of(folder) not in (None, name)), None):
                 where = printable(str(listing.source.joinpath(*parents[: at + 1])))
                 raise DataError(
-                    f"{where} is a folder of the class {name} in {printable(other)}, one of the class"
-                    f" {class_of(other)}: which is meant is not told. Move it beside the other, or out of the source."
+                    f"{where}: the folder of class {name} is inside {printable(other)}, a folder of class"
+                    f" {class_of(other)}. Move it beside the other, or out of the source."
                 )
             beside.add(parents[:at])
             cases.append(_case(file, name, parents))
         if not cases and (kind := class_of(listing.source.resolve().name)):
-            # A source that is itself a class folder.
             for file in images:
                 parents = PurePosixPath(file.relative).parent.parts
                 if not any(is_of_masks(folder) for folder in parents) and not _is_mask(file, stems):
                     cases.append(_case(file, kind, parents))
         elif cases and (folders := _unknown_classes(others, beside)):
             raise _unknown(listing.source, folders)
-        there = {case.meta["class"] for case in cases}
-        lacking = [name for name in CLASSES if name not in there]
-        return Found.sort_out(cases, notes=[f"no image of {' or '.join(lacking)}"] if lacking else [])
+        present = {case.meta["class"] for case in cases}
+        lacking = [name for name in CLASSES if name not in present]
+        return FoundCases.from_cases(cases, notes=[f"no images of class {' or '.join(lacking)}"] if lacking else [])
 
     def read_case(self, case: Case) -> CaseData:
-        """Decode, turn, make grey, crop and resize one image to `(size, size)` uint8.
+        """Decode, rotate upright, convert to grey, crop and resize one image to `(size, size)` uint8.
 
-        `meta` has the original (height, width) and mode, the crop box (left, top, right, bottom), and of the grey
-        pixels before the crop their SHA-256 and their thumbnail in hexadecimal. Raises DataError for what is not an
-        image that is read, is truncated, or is too large.
+        `meta` has the original (height, width) and mode, the crop box (left, top, right, bottom), and the SHA-256 and
+        thumbnail (hexadecimal) of the grey pixels before the crop. Raises DataError for files that are not supported
+        images, are truncated, or too large.
         """
         check_names(case)
         grey, mode = decode_grey(case.files["image"].path)
@@ -122,15 +121,15 @@ class BrainMRIReader:
 
 
 def refuse_one_class(cases: Sequence[Case], source: Path) -> None:
-    """Raises DataError where all images are of one class, so that there is nothing to tell apart."""
+    """Raise DataError if all images are of one class."""
     kinds = {case.meta["class"] for case in cases}
     if len(kinds) > 1:
         return
     (kind,), folder = kinds, source.resolve()
     way = f"the folder above it, {folder.parent}, which" if class_of(folder.name) else "a folder that"
     raise DataError(
-        printable(f"{source} holds images of one class only, {kind}: there is nothing to tell apart. Name {way}")
-        + " holds a folder for each class."
+        printable(f"{source} contains images of only one class, {kind}: nothing to classify. Name {way}")
+        + " contains a folder for each class."
     )
 
 
@@ -140,24 +139,23 @@ def _case(file: SourceFile, kind: str, parents: Sequence[str]) -> Case:
 
 
 def _is_mask(file: SourceFile, stems: Collection[str]) -> bool:
-    """Return whether a file is, by its name, the mask of an image beside it; `stems` are all paths without suffix."""
     path = PurePosixPath(file.relative)
     image = is_mask_of(path.stem)
     return image is not None and str(path.parent / image) in stems
 
 
 def _unknown_classes(others: Sequence[tuple[str, ...]], beside: set[tuple[str, ...]]) -> list[PurePosixPath]:
-    """Folders with images that stand where folders of classes do, and whose names are none."""
-    found = set()
+    """Return folders of images beside class folders whose names are no known class."""
+    unknown = set()
     for parents in others:
         for depth, name in enumerate(parents):
-            is_place = parents[:depth] in beside or (depth and parents[depth - 1].lower() in PARTS)
-            if not is_place or name.lower() in PARTS or class_of(name):
+            is_class_level = parents[:depth] in beside or (depth and parents[depth - 1].lower() in PARTS)
+            if not is_class_level or name.lower() in PARTS or class_of(name):
                 continue
             if not is_of_masks(name) and not is_aside(name):
-                found.add(PurePosixPath(*parents[: depth + 1]))
+                unknown.add(PurePosixPath(*parents[: depth + 1]))
             break
-    return sorted(found)
+    return sorted(unknown)
 
 
 def _unknown(source: Path, folders: Sequence[PurePosixPath]) -> DataError:
@@ -165,26 +163,26 @@ def _unknown(source: Path, folders: Sequence[PurePosixPath]) -> DataError:
     if len(folders) > 1:
         names = printable(", ".join(map(str, folders)))
         return DataError(
-            f"{printable(str(source))} holds folders of unknown classes: {names}. {known} Rename or move them out."
+            f"{printable(str(source))} contains folders of unknown classes: {names}. {known} Rename or move them out."
         )
     where, name = printable(str(source / folders[0])), printable(folders[0].name)
-    return DataError(f"{where} is a folder of the unknown class {name!r}. {known} Rename it or move it out.")
+    return DataError(f"{where}: unknown class {name!r}. {known} Rename the folder or move it out.")
 
 
 def reduced(grey: Image.Image) -> Image.Image:
-    """The picture reduced by a whole number, so that its shorter side has 192 to 383 pixels; smaller ones as they are.
+    """Reduce an image by an integer factor to 192 to 383 pixels on the shorter side; smaller ones are unchanged.
 
-    The head's outline needs no more, nor does a thumbnail: both cost as little for large pictures as for small ones.
+    This suffices for the head's outline and the thumbnail, at a cost independent of the image's size.
     """
     factor = _factor(grey)
     return grey.reduce(factor) if factor > 1 else grey
 
 
 def thumbnail(grey: Image.Image, sketch: Image.Image | None = None) -> NDArray[np.uint8]:
-    """`(32, 32)`: the whole picture, by which near copies are found. `sketch` is what `reduced` gives.
+    """Return a `(32, 32)` thumbnail of the whole image, used to find near copies. `sketch` is the result of `reduced`.
 
-    Of Pillow's filters the one that separates copies from other pictures best: smoother ones bring neighbouring slices
-    together, a box lets a copy that was halved without smoothing go.
+    Hamming separates copies from other images best among Pillow's filters: smoother ones merge neighbouring slices, and
+    a box filter misses copies that were halved without smoothing.
     """
     side, factor = near_duplicates.SIDE, _factor(grey)
     whole = (0, 0, grey.width / factor, grey.height / factor)  # the last pixels of the sketch may be narrower
@@ -193,9 +191,9 @@ def thumbnail(grey: Image.Image, sketch: Image.Image | None = None) -> NDArray[n
 
 
 def head_box(grey: Image.Image, sketch: Image.Image | None = None) -> tuple[int, int, int, int]:
-    """The largest bright region as (left, top, right, bottom) in pixels; the whole picture where there is none.
+    """Return the largest bright region as (left, top, right, bottom) in pixels; the whole image if there is none.
 
-    `sketch` is what `reduced` gives. Regions are told apart on cells of a few pixels, and their borders found to the
+    `sketch` is the result of `reduced`. Regions are separated on cells of a few pixels, their borders located to a
     pixel of the sketch.
     """
     factor, small = _factor(grey), sketch or reduced(grey)
@@ -203,7 +201,7 @@ def head_box(grey: Image.Image, sketch: Image.Image | None = None) -> tuple[int,
     bright = pixels > int(max(_BRIGHT * percentile_of(small.histogram(), 0.99), 8))
     cell = max(1, round(_CELL * min(small.size)))
     cells = _cells(bright, cell)
-    # The skull is often a ring of its own around a dark gap: regions that near count as one.
+    # The skull is often a separate ring around a dark gap, so regions this close count as one.
     regions, count = ndimage.label(_widened(cells))
     whole = (0, 0, grey.width, grey.height)
     if not count:
@@ -224,7 +222,7 @@ def _factor(grey: Image.Image) -> int:
 
 
 def percentile_of(histogram: list[int], share: float) -> float:
-    """Of the values counted, interpolated as NumPy does."""
+    """Return the quantile `share` of the values counted in `histogram`, interpolated as in NumPy."""
     until = np.cumsum(histogram)
     at = share * (int(until[-1]) - 1)
     low, high = np.searchsorted(until, [math.floor(at), math.ceil(at)], side="right")
@@ -232,7 +230,6 @@ def percentile_of(histogram: list[int], share: float) -> float:
 
 
 def _cells(bright: NDArray[np.bool_], cell: int) -> NDArray[np.bool_]:
-    """Mark the cells of `cell` × `cell` pixels that have a bright one."""
     height, width = (-(-n // cell) * cell for n in bright.shape)
     padded = np.zeros((height, width), bool)
     padded[: bright.shape[0], : bright.shape[1]] = bright
@@ -241,7 +238,6 @@ def _cells(bright: NDArray[np.bool_], cell: int) -> NDArray[np.bool_]:
 
 
 def _widened(cells: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The cells, each grown to a square of 4 × 4."""
     padded = np.zeros((cells.shape[0] + 3, cells.shape[1] + 3), bool)
     padded[2:-1, 2:-1] = cells
     rows = padded[:-3] | padded[1:-2] | padded[2:-1] | padded[3:]

@@ -12,12 +12,12 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_tumor.data.case import Case, CaseData, Found, Listing, check_names
-from hpc_tumor.data.editions import USUAL, Edition, UncertainLabels, edition_of, meaning_of
+from hpc_tumor.data.case import Case, CaseData, FoundCases, Listing, check_names
+from hpc_tumor.data.editions import DEFAULT_EDITION, Edition, UncertainLabels, edition_of, resolve_edition
 from hpc_tumor.data.raw.files.nifti import AXES, NiftiFile, open_nifti
 from hpc_tumor.data.raw.patient_folders import LABEL, find_patients
 from hpc_tumor.errors import DataError
-from hpc_tumor.vocabulary import MODALITIES, counted, plural
+from hpc_tumor.vocabulary import MODALITIES, counted
 
 WANTED = "BraTS patients (<case>/<case>_flair|t1|t1ce|t2|seg.nii[.gz], or -t2f -t1n -t1c -t2w -seg)"
 _UNLABELLED = re.compile(r"validation|testing|(?:^|[_\-.])test(?:$|[_\-.])", re.IGNORECASE)  # folders, by their names
@@ -27,10 +27,10 @@ MOST_INTENSITY = 1e18  # far beyond any scanner's; the square of no value overfl
 
 @dataclass(frozen=True)
 class BraTSReader:
-    """Reads BraTS folders; voxels are brought to the axes LPS, intensities stay as they are.
+    """Reads BraTS folders; voxels are reordered to LPS, intensities are unchanged.
 
     Attributes:
-        labels: the edition whose numbers the segmentations have; absent: that of each case's name.
+        labels: edition of the segmentations' numbers; None: determined by each case's name.
     """
 
     name: ClassVar[str] = "brats"
@@ -42,36 +42,35 @@ class BraTSReader:
     def options(self) -> dict[str, Any]:
         return {"axes": AXES, "labels": self.labels}
 
-    def find(self, listing: Listing) -> Found:
-        """One case per folder, or per name in a flat folder, with NIfTI files named after a modality or the labels.
+    def find(self, listing: Listing) -> FoundCases:
+        """Find one case per folder, or per name prefix in a flat folder.
 
-        Validation and test data published without labels is left out. Raises DataError where there is nothing else.
+        Validation and test data published without labels is left out. Raises DataError if there is nothing else.
         """
         cases, refused = find_patients(listing)
         left_out = _published_unlabelled(cases)
         if cases and len(left_out) == len(cases):
             raise DataError(
-                f"{listing.source} holds validation or test data alone ({len(cases)}"
-                f" {plural(len(cases), 'case')} without labels): nothing to train on."
-                " Name the folder of the training data."
+                f"{listing.source} contains only validation or test data ({counted(len(cases), 'case')} without"
+                " labels): nothing to train on. Name the folder of the training data."
             )
         notes = []
         if left_out:
             notes.append(
-                f"{counted(len(left_out), 'case')} of validation or test data left out: published without labels"
+                f"{counted(len(left_out), 'case')} of validation or test data skipped: published without labels"
             )
-        kept, others = ([case for case in cases if (case.id in left_out) is out] for out in (False, True))
-        return Found.sort_out(kept, refused, others, notes)
+        labelled, unlabelled = ([case for case in cases if (case.id in left_out) is out] for out in (False, True))
+        return FoundCases.from_cases(labelled, refused, unlabelled, notes)
 
     def read_case(self, case: Case) -> CaseData:
         """Read the five files of a case.
 
-        Raises DataError for a missing file, one that cannot be read, shapes that differ, intensities that are not
-        finite, labels outside 0 to 4 or of uncertain meaning, and headers that contradict each other.
+        Raises DataError for a missing or unreadable file, different shapes, intensities that are not finite, labels
+        outside 0 to 4 or of ambiguous meaning, and contradictory headers.
         """
         check_names(case)
         if not case.id.strip(".") or case.id.startswith("__") or case.id == "zarr.json":
-            raise DataError(f"{case.folder}: a Zarr group cannot be called {case.id!r}. Rename the folder.")
+            raise DataError(f"{case.folder}: {case.id!r} is not a valid name for a Zarr group. Rename the folder.")
         files = open_case(case, (*MODALITIES, LABEL))
         first = files[MODALITIES[0]]
         label, edition = read_labels(files[LABEL], case.id, self.labels)
@@ -88,30 +87,32 @@ class BraTSReader:
         return CaseData(case.id, image, label, first.spacing, first.affine, first.header, meta)
 
 
-def assumed_of(case: str, files: Mapping[str, NiftiFile], edition: Edition | None, asked: str | None) -> dict[str, Any]:
-    """Assumptions that a case was read under: see assumptions.py. `edition` is None where nothing is labelled."""
+def assumed_of(
+    case: str, files: Mapping[str, NiftiFile], edition: Edition | None, requested: str | None
+) -> dict[str, Any]:
+    """Return the assumptions made to read a case (see assumptions.py). `edition` is None for an empty mask."""
     return {
         "labels": edition and edition.name,
-        "labels_asked": asked,
-        "labels_assumed": edition is not None and asked is None and edition_of(case).edition is None,
+        "labels_asked": requested,
+        "labels_assumed": edition is not None and requested is None and edition_of(case).edition is None,
         "without_axes": [role for role, file in files.items() if not file.oriented],
         "other_affine": lying_elsewhere(files),
     }
 
 
 def open_case(case: Case, roles: Sequence[str]) -> dict[str, NiftiFile]:
-    """The files of a case that play these roles, turned to the axes LPS, their voxels not yet read.
+    """Open the files of a case for these roles, reordered to LPS, without reading their voxels.
 
-    A file whose header does not say where its axes point has the voxel order of those that do.
+    A file whose header does not state its axes is assumed to have the voxel order of those that do.
 
-    Raises DataError for a missing file, one whose header cannot be read, shapes that differ, and headers by which a
-    file would be mirrored against the others, or may be.
+    Raises DataError for a missing file, an unreadable header, different shapes, and headers that mirror, or may mirror,
+    a file relative to the others.
     """
     for role in roles:
         if role not in case.files:
-            there = ", ".join(sorted(file.path.name for file in case.files.values())) or "none"
-            what = "its labels (seg)" if role == LABEL else f"the modality {role}"
-            raise DataError(f"{case.folder} lacks {what}: found only {there}.")
+            names = ", ".join(sorted(file.path.name for file in case.files.values())) or "none"
+            missing = "the labels (seg)" if role == LABEL else f"the modality {role}"
+            raise DataError(f"{case.folder} lacks {missing}: found only {names}.")
     files = _oriented({role: open_nifti(case.files[role].path) for role in roles})
     files = {role: file.turned(AXES) for role, file in files.items()}
     _check_shapes(files)
@@ -120,43 +121,42 @@ def open_case(case: Case, roles: Sequence[str]) -> dict[str, NiftiFile]:
 
 
 def _oriented(files: Mapping[str, NiftiFile]) -> dict[str, NiftiFile]:
-    """The files, those that do not say where their axes point with the affine of those that do.
+    """Give files without stated axes the affine of those that state them.
 
-    Raises DataError where that is not certain: others differ in their axes, or have another shape or voxel size.
+    Raises DataError if that is ambiguous: the others differ in their axes, or have another shape or voxel size.
     """
     oriented = [file for file in files.values() if file.oriented]
-    found = dict(files)
+    placed = dict(files)
     for role, file in files.items():
         if not oriented or file.oriented:
             continue
         like = oriented[0]
-        other = next((one for one in oriented if one.axes != like.axes), None)
-        says = f"{file.path}: its header does not say where its axes point"
+        other = next((candidate for candidate in oriented if candidate.axes != like.axes), None)
+        fault = f"{file.path}: the header does not state the orientation of the axes"
         if other is not None:
             raise DataError(
-                f"{says}, and {like.path.name} ({like.axes}) and {other.path.name} ({other.axes}) differ: it may be"
-                " mirrored against them. Copy the header of the scan that it belongs to into it."
+                f"{fault}, and {like.path.name} ({like.axes}) and {other.path.name} ({other.axes}) differ: the file may"
+                " be mirrored. Copy the header of the matching scan into it."
             )
         if file.shape != like.shape or not np.allclose(file.spacing, like.spacing, rtol=1e-2):
             raise DataError(
-                f"{says}, and it has {_voxels(file)}, {like.path.name} has {_voxels(like)}: it may be mirrored"
-                " or turned against it. Copy the header of the scan that it belongs to into it."
+                f"{fault}, and it has {_voxels(file)}, but {like.path.name} has {_voxels(like)}: the file may be"
+                " mirrored or rotated. Copy the header of the matching scan into it."
             )
-        found[role] = file.placed_as(like)
-    return found
+        placed[role] = file.placed_as(like)
+    return placed
 
 
 def _voxels(file: NiftiFile) -> str:
-    """Shape and voxel size in words, x first."""
     return (
         f"{' × '.join(map(str, file.shape[::-1]))} voxels of {' × '.join(f'{mm:.4g}' for mm in file.spacing[::-1])} mm"
     )
 
 
 def _check_sides(files: Mapping[str, NiftiFile]) -> None:
-    """Raises DataError where a file was turned otherwise than the first, and yet does not lie where that one lies.
+    """Raise DataError if a file has other axes than the first and its affine places it elsewhere.
 
-    A segmentation saved with an affine that somebody made up, such as the identity, would be mirrored in silence.
+    A segmentation saved with a placeholder affine, such as the identity, would otherwise be mirrored silently.
     """
     first = files[MODALITIES[0]]
     middle = np.array([*first.shape[::-1], 1]) / 2 - np.array([0.5, 0.5, 0.5, 0])
@@ -166,26 +166,25 @@ def _check_sides(files: Mapping[str, NiftiFile]) -> None:
         if file.source_axes != first.source_axes and (apart > extent / 10).any():
             raise DataError(
                 f"{file.path} has the axes {file.source_axes}, {first.path.name} {first.source_axes}, and their headers"
-                f" place them {apart.max():.0f} mm apart: one of them may be mirrored against the other. Correct the"
-                " header that is wrong."
+                f" place them {apart.max():.0f} mm apart: one of them may be mirrored. Correct the wrong header."
             )
 
 
 def lying_elsewhere(files: Mapping[str, NiftiFile]) -> list[str]:
-    """The roles of files whose affine is not that of the first modality."""
+    """Return the roles of files whose affine differs from the first modality's."""
     first = files[MODALITIES[0]]
     return [role for role, file in files.items() if not np.allclose(file.affine, first.affine, atol=1e-2)]
 
 
-def all_patients(listing: Listing) -> Found:
-    """Every patient, with a segmentation or without, complete or not."""
-    return Found.sort_out(*find_patients(listing))
+def all_patients(listing: Listing) -> FoundCases:
+    """Find every patient, with or without a segmentation, complete or not."""
+    return FoundCases.from_cases(*find_patients(listing))
 
 
 def _published_unlabelled(cases: Sequence[Case]) -> set[str]:
-    """Ids of the cases below folders whose name says validation or test, and in which no case has labels.
+    """Return ids of the cases in validation or test folders (by name) in which no case has labels.
 
-    A case that lacks its labels among others that have them is not meant: it is damaged.
+    A case without labels among labelled ones is not included: it is incomplete.
     """
     groups: dict[tuple[str, ...], list[Case]] = defaultdict(list)
     for case in cases:
@@ -202,36 +201,36 @@ def _check_shapes(files: Mapping[str, NiftiFile]) -> None:
         if file.shape != first.shape:
             raise DataError(
                 f"{file.path}: {' × '.join(map(str, file.shape[::-1]))} voxels, but {first.path.name} has"
-                f" {' × '.join(map(str, first.shape[::-1]))}. The files of a case must have one shape."
+                f" {' × '.join(map(str, first.shape[::-1]))}. All files of a case must have the same shape."
             )
 
 
 def read_intensities(files: Sequence[NiftiFile]) -> NDArray[Any]:
-    """`(4, Z, Y, X)` in the type of the files, or in the smallest that holds all four without loss."""
+    """Read `(4, Z, Y, X)` in the files' common type, the smallest that holds all four without loss."""
     image = np.empty((len(files), *files[0].shape), np.result_type(*(file.dtype for file in files)))
     for channel, file in zip(image, files, strict=True):
         file.read(channel)
         if image.dtype.kind == "f":
-            extreme = max(-channel.min(), channel.max())  # NaN where any value is
+            extreme = max(-channel.min(), channel.max())  # NaN if any value is
             if not np.isfinite(extreme):
-                raise DataError(f"{file.path} holds intensities that are not finite numbers.")
+                raise DataError(f"{file.path} has intensities that are not finite.")
             if extreme > MOST_INTENSITY:
-                raise DataError(f"{file.path} holds intensities up to {extreme:g}: refused, over {MOST_INTENSITY:g}.")
+                raise DataError(f"{file.path} has intensities up to {extreme:g}; the limit is {MOST_INTENSITY:g}.")
     return image
 
 
 def read_labels(
-    file: NiftiFile, case: str, asked: str | None = None, usual: Edition = USUAL
+    file: NiftiFile, case: str, requested: str | None = None, usual: Edition = DEFAULT_EDITION
 ) -> tuple[NDArray[np.uint8], Edition]:
-    """`(Z, Y, X)` uint8 labels as a store has them, and the edition by which the numbers of the file were read.
+    """Read `(Z, Y, X)` uint8 labels in the store's numbering, and the edition of the file's numbers.
 
     Float labels are rounded: a slope can turn 1 into 0.99999997.
 
     Args:
-        case: whose name says what the numbers mean.
-        asked, usual: see `meaning_of`.
+        case: id, whose name may determine the edition.
+        requested, usual: see `resolve_edition`.
 
-    Raises DataError for what is no label, and UncertainLabels where the meaning of the numbers is not certain.
+    Raises DataError for values that are not labels, and UncertainLabels if their meaning is ambiguous.
     """
     values = file.read()
     if values.dtype.kind == "f":
@@ -239,15 +238,15 @@ def read_labels(
             rounded = np.rint(values)
             off = ~(np.abs(values - rounded) < 1e-3)
         if off.any():
-            raise DataError(f"{file.path} holds labels that are not whole numbers, such as {float(values[off][0])}.")
+            raise DataError(f"{file.path} has labels that are not integers, such as {float(values[off][0])}.")
         values = rounded
     low, high = values.min(), values.max()
     if low < 0 or high > MOST_LABEL:
-        raise DataError(f"{file.path} holds labels from {low:g} to {high:g}: only 0 to {MOST_LABEL} are known.")
+        raise DataError(f"{file.path} has labels from {low:g} to {high:g}; allowed are 0 to {MOST_LABEL}.")
     label = values.astype(np.uint8)
     numbers = np.flatnonzero(np.bincount(label.ravel(), minlength=MOST_LABEL + 1)).tolist()
     try:
-        edition = meaning_of(case, set(numbers) - {0}, asked, usual)
+        edition = resolve_edition(case, set(numbers) - {0}, requested, usual)
     except UncertainLabels as error:
         raise UncertainLabels(f"{file.path} {error}") from None
     table = np.zeros(MOST_LABEL + 1, np.uint8)

@@ -1,6 +1,6 @@
-"""The H5 edition of BraTS 2020 on Kaggle: one file per slice, each slice standardised by itself.
+"""Reader of the H5 edition of BraTS 2020 on Kaggle: one file per slice, each slice standardised separately.
 
-Its files say nothing of where a voxel lies, so spacing, axes and the patient's name are those of BraTS 2020, assumed.
+The files have no geometry or patient names: spacing, axes and names are assumed to be those of BraTS 2020.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_tumor.data.case import Case, CaseData, Found, Listing, SourceFile, check_names
+from hpc_tumor.data.case import Case, CaseData, FoundCases, Listing, SourceFile, check_names
 from hpc_tumor.data.raw.files.h5_subprocess import read_h5_in_subprocess
 from hpc_tumor.data.raw.files.nifti import AXES
 from hpc_tumor.errors import DataError
@@ -21,8 +21,8 @@ from hpc_tumor.vocabulary import MODALITIES, printable
 
 WANTED = "BraTS slices as H5 (volume_<n>_slice_<0 to 154>.h5)"
 LOST = (
-    "this H5 edition has each slice and modality standardised by itself: intensities of two slices cannot be compared,"
-    " and the header is gone (1 mm voxels and axes LPS are assumed). Prefer the NIfTI files of BraTS 2020 if you can."
+    "this H5 edition standardises each slice and modality separately: intensities of different slices are not"
+    " comparable, and there is no header (1 mm voxels and axes LPS are assumed). Prefer the NIfTI files of BraTS 2020."
 )
 SLICES = 155
 MAX_SIDE = 1024  # pixels
@@ -33,8 +33,7 @@ _AFFINE = np.array([[-1.0, 0, 0, 0], [0, -1.0, 0, 239], [0, 0, 1.0, 0], [0, 0, 0
 
 @dataclass(frozen=True)
 class BraTSH5Reader:
-    """Reads the H5 edition as it is: float64 and standardised slice by slice. A slice of array `(x, y, modality)`
-    becomes `(modality, y, x)`, as the NIfTI files are read."""
+    """Reads the H5 edition unchanged, float64 standardised per slice: `(x, y, modality)` to `(modality, y, x)`."""
 
     name: ClassVar[str] = "brats-h5"
     task: ClassVar[str] = "segmentation"
@@ -49,8 +48,8 @@ class BraTSH5Reader:
             "standardised": "each slice and modality by itself, over all pixels, in the source",
         }
 
-    def find(self, listing: Listing) -> Found:
-        """One case per volume; a volume with a slice that is there twice is refused. The note says what is lost."""
+    def find(self, listing: Listing) -> FoundCases:
+        """Find one case per volume; a volume with a duplicate slice is refused. A note says what the edition lacks."""
         volumes: dict[int, dict[str, SourceFile]] = {}
         twice: dict[int, str] = {}
         for file in listing.entries:
@@ -62,20 +61,20 @@ class BraTSH5Reader:
             if role in slices:
                 both = f"{slices[role].path} and {file.path}"
                 twice.setdefault(volume, printable(
-                    f"one slice is there twice: {both}. Which is meant is not told: move the other out of the source."
+                    f"duplicate slice: {both}. Move one of them out of the source."
                 ))  # fmt: skip
                 role = f"{role}, {file.relative}"
             slices[role] = file
         cases = {volume: _case(volume, files) for volume, files in volumes.items()}
         good = [case for volume, case in cases.items() if volume not in twice]
-        return Found.sort_out(good, [(cases[volume], why) for volume, why in twice.items()], notes=[LOST])
+        return FoundCases.from_cases(good, [(cases[volume], why) for volume, why in twice.items()], notes=[LOST])
 
     def read_case(self, case: Case) -> CaseData:
         """Read the 155 files of a volume.
 
-        A modality of a slice that is not a number all over (no brain: 0 / 0) becomes 0 and is recorded. Raises
-        DataError for a missing slice, one that cannot be read, shapes or types that differ, values that are not
-        finite, and masks that are not 0 or 1 or overlap.
+        A plane (slice and modality) that is NaN throughout (no brain: 0 / 0) becomes 0 and is recorded. Raises
+        DataError for a missing or unreadable slice, different shapes or types, values that are not finite, and masks
+        that are not 0 or 1 or overlap.
         """
         check_names(case)
         _check_slices(case)
@@ -91,12 +90,12 @@ class BraTSH5Reader:
             elif planes.shape[1:] != image.shape[2:] or planes.dtype != image.dtype:
                 raise DataError(
                     f"{path}: image has {_text(planes)}, but {case.files[_role(0)].path.name} has {_text(image[:, 0])}."
-                    " The slices of a volume must be alike."
+                    " All slices of a volume must have the same shape and type."
                 )
             if empty := _without_undefined(planes, path):
                 undefined.append([z, empty])
             image[:, z], label[z], background[:, z] = planes, mask, _corners(planes)
-        assert image is not None  # there are 155 slices
+        assert image is not None
         assert label is not None
         meta = {
             **case.meta,
@@ -120,19 +119,18 @@ def _case(volume: int, files: dict[str, SourceFile]) -> Case:
 
 
 def _check_slices(case: Case) -> None:
-    wanted = [_role(z) for z in range(SLICES)]
-    if missing := [role for role in wanted if role not in case.files]:
+    expected = [_role(z) for z in range(SLICES)]
+    if missing := [role for role in expected if role not in case.files]:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise DataError(
-            f"{case.folder}: {case.id} lacks {missing[0]}{more}: a volume has the slices 0 to {SLICES - 1}."
-            " Fetch it again."
+            f"{case.folder}: {case.id} lacks {missing[0]}{more}; a volume has slices 0 to {SLICES - 1}. Fetch it again."
         )
-    if extra := sorted(set(case.files) - set(wanted)):
-        raise DataError(f"{case.files[extra[0]].path}: a volume has the slices 0 to {SLICES - 1} alone.")
+    if extra := sorted(set(case.files) - set(expected)):
+        raise DataError(f"{case.files[extra[0]].path}: a volume has only slices 0 to {SLICES - 1}.")
 
 
 def read_slice(path: Path) -> tuple[NDArray[Any], NDArray[np.uint8], str]:
-    """Intensities `(4, Y, X)`, labels `(Y, X)` 0 to 3, and the file's SHA-256."""
+    """Read intensities `(4, Y, X)`, labels `(Y, X)` 0 to 3, and the file's SHA-256."""
     arrays, digest = read_h5_in_subprocess(path, {"image": "f", "mask": "u"})
     image, mask = arrays["image"], arrays["mask"]
     if image.ndim != 3 or image.shape[2] != len(MODALITIES) or max(image.shape) > MAX_SIDE or image.dtype.itemsize < 4:
@@ -140,7 +138,7 @@ def read_slice(path: Path) -> tuple[NDArray[Any], NDArray[np.uint8], str]:
     if mask.shape != (*image.shape[:2], 3) or mask.dtype.itemsize > 1:
         raise DataError(f"{path}: mask has {_text(mask)}; it should be {(*image.shape[:2], 3)} in uint8.")
     if mask.max() > 1:
-        raise DataError(f"{path}: mask holds {mask.max()}; allowed are 0 and 1.")
+        raise DataError(f"{path}: mask contains {mask.max()}; allowed are 0 and 1.")
     one, two, three = np.ascontiguousarray(mask.T, dtype=np.uint8)
     if (one + two + three).max() > 1:
         raise DataError(f"{path}: mask gives some pixels two labels. Fetch it again.")
@@ -148,19 +146,19 @@ def read_slice(path: Path) -> tuple[NDArray[Any], NDArray[np.uint8], str]:
 
 
 def _without_undefined(planes: NDArray[Any], path: Path) -> list[str]:
-    """Set to 0 what is not a number all over, in `planes` `(4, Y, X)`; gives the modalities."""
-    found = []
+    """Set modalities that are NaN throughout to 0 in `planes` `(4, Y, X)`; return their names."""
+    undefined = []
     for name, plane in zip(MODALITIES, planes, strict=True):
         if np.isnan(plane).all():
             plane[...] = 0
-            found.append(name)
+            undefined.append(name)
         elif not np.isfinite(plane).all():
-            raise DataError(f"{path}: {name} holds values that are not finite numbers.")
-    return found
+            raise DataError(f"{path}: {name} has values that are not finite.")
+    return undefined
 
 
 def _corners(planes: NDArray[Any]) -> NDArray[Any]:
-    """The background of each modality of a slice `(4, Y, X)`: the value most common at its corners."""
+    """Return the background of each modality of a slice `(4, Y, X)`: the most common value at its corners."""
     corners = planes[:, [0, 0, -1, -1], [0, -1, 0, -1]]
     same = (corners[:, :, None] == corners[:, None]).sum(axis=2)
     return corners[np.arange(len(planes)), same.argmax(axis=1)]

@@ -1,4 +1,4 @@
-"""The four classes of brain MRI images, and the folder names that stand for them."""
+"""Folder names of the four classes of brain MRI images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _NAMES = {
     "pituitary": "pituitary", "no": "notumor", "non": "notumor", "none": "notumor", "normal": "notumor",
     "normals": "notumor", "healthy": "notumor", "control": "notumor", "controls": "notumor",
 }  # fmt: skip
-# Folders beside those of the classes whose pictures are of no class, as all words of their names say.
+# Words in the names of auxiliary folders beside the classes, whose images belong to no class.
 _ASIDE = re.compile(
     r"(?:asset|demo|diagram|doc|documentation|example|fig|figure|graph|icon|logo|output|paper|plot|preview|readme"
     r"|report|result|sample|screenshot|thumb|thumbnail)s?"
@@ -26,23 +26,23 @@ _MASKS = re.compile(r"mask|segment|^seg|label|annot|truth|predict|overlay|contou
 
 
 def class_of(folder: str) -> str | None:
-    """The class that a folder's name stands for: glioma_tumor, 512Glioma, no_tumor, Normal …; None where unknown."""
+    """Return the class of a folder's name (glioma_tumor, 512Glioma, no_tumor, Normal …), or None if unknown."""
     return _NAMES.get(_FILLERS.sub("", re.sub(r"[^a-z]", "", folder.lower())))
 
 
 def is_of_masks(folder: str) -> bool:
-    """Return whether a folder, by its name, holds masks or other drawings of images rather than images."""
+    """Return True if a folder's name indicates masks or overlays rather than images."""
     return _MASKS.search(folder) is not None
 
 
 def is_mask_of(stem: str) -> str | None:
-    """The name of the image that another is a mask of by its own name, both without suffix; None where it is none."""
+    """Return the stem of the image whose mask is called `stem`, or None if `stem` is not a mask's name."""
     match = _MASK_NAME.fullmatch(stem)
     return match and (match["after"] or match["before"])
 
 
 def is_aside(folder: str) -> bool:
-    """Return whether a folder, by its name, holds figures, screenshots and the like rather than images of a class."""
+    """Return True if a folder's name indicates figures, screenshots or similar rather than images of a class."""
     words = re.findall(r"[a-z]+", folder.lower())
     others = [word for word in words if not _ASIDE.fullmatch(word)]
     return len(others) < len(words) and all(map(_ASIDE_TOO.fullmatch, others))

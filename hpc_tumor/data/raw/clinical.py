@@ -1,7 +1,6 @@
-"""Tables beside BraTS cases, read for each patient: grade, age, survival, resection, names in other years.
+"""Clinical facts of BraTS cases from tables: grade, age, survival, resection, ids in other editions.
 
-A table that cannot be read, or a value that cannot be true, is left out with a note: it is no reason to refuse scans,
-and no reason to guess.
+Unreadable tables and implausible values are skipped with a note; they never refuse a scan.
 """
 
 from __future__ import annotations
@@ -19,14 +18,12 @@ from hpc_tumor.vocabulary import printable
 
 _TABLE = re.compile(r"(?:name_mapping|survival)[^/]*\.csv$", re.IGNORECASE)
 _NOT_TRAINING = re.compile(r"validation|evaluation|testing", re.IGNORECASE)
-_MOST_NAMED = 3  # values left out, of one table
-_FOLDER = "the folder's name"  # up to 2019, HGG and LGG were folders
+_MOST_NAMED = 3  # skipped values shown per table
+_FOLDER = "the folder's name"  # source of the grade up to 2019, when HGG and LGG were folders
 
 
 @dataclass(frozen=True)
 class _OtherId:
-    """Fact that a patient has an id in another edition, or by the folder of their sessions."""
-
     edition: str
 
     def __str__(self) -> str:
@@ -35,11 +32,11 @@ class _OtherId:
 
 @dataclass(frozen=True)
 class Clinical:
-    """Facts by case id, and notes on what was left out.
+    """Facts by case id, and notes on skipped values.
 
-    Facts (absent where unknown): grade "HGG" or "LGG"; age in years; survival_days; alive, true where the patient was
-    last seen alive after those days (censored); resection "GTR" or "STR"; other_ids, by edition ("2019", "TCGA"), and
-    by "folder" where sessions lie in the folder of their patient.
+    Facts (absent if unknown): grade "HGG" or "LGG"; age in years; survival_days; alive, True if the patient was last
+    seen alive after those days (censored); resection "GTR" or "STR"; other_ids, by edition ("2019", "TCGA"), and by
+    "folder" for sessions in their patient's folder.
     """
 
     facts: Mapping[str, dict[str, Any]] = field(default_factory=dict)
@@ -47,21 +44,21 @@ class Clinical:
 
 
 def read_clinical(listing: Listing, cases: Sequence[Case]) -> Clinical:
-    """Facts of the `cases` from all tables below the source (survival_info.csv, name_mapping.csv, and their like).
+    """Read the facts of `cases` from all tables below the source (survival_info.csv, name_mapping.csv …).
 
-    A table of validation or test cases only adds what no other says. Where tables disagree, nothing is said.
+    Tables of validation or test cases only add facts that no other table has. Contradictory facts are dropped.
     """
     tables, notes = _tables(listing)
     known = _by_name(cases)
-    # By case, fact and the file that says it.
-    said: dict[str, dict[str | _OtherId, dict[str, Any]]] = defaultdict(lambda: defaultdict(dict))
+    # By case, fact and source file.
+    reported: dict[str, dict[str | _OtherId, dict[str, Any]]] = defaultdict(lambda: defaultdict(dict))
     for case in cases:
         patient = case.meta.get("patient")
         folder = (case.folder.parent.parent if patient else case.folder.parent).name.upper()
         if folder in ("HGG", "LGG"):
-            said[case.id]["grade"][_FOLDER] = folder
+            reported[case.id]["grade"][_FOLDER] = folder
         if patient:
-            said[case.id][_OtherId("folder")][_FOLDER] = patient  # by which the sessions of a patient stay together
+            reported[case.id][_OtherId("folder")][_FOLDER] = patient
     facts: dict[str, dict[str, Any]] = defaultdict(dict)
     for group in (tables[False], tables[True]):
         for table in group:
@@ -69,21 +66,21 @@ def read_clinical(listing: Listing, cases: Sequence[Case]) -> Clinical:
             for row in table.rows:
                 for name in {name for value in row.ids.values() for name in known.get(value.casefold(), ())}:
                     named = True
-                    _say(said[name], table, row, name)
+                    _add_row(reported[name], table, row, name)
             if not named and group is tables[False]:
-                notes.append(f"{table.name} names none of these cases.")
-        notes += _settle(said, facts)
-        said.clear()
+                notes.append(f"{table.name} contains none of these cases.")
+        notes += _settle(reported, facts)
+        reported.clear()
     return Clinical({case: dict(sorted(values.items())) for case, values in facts.items()}, notes)
 
 
 def is_table(file: SourceFile) -> bool:
-    """Return whether a file has the name of a table that says something of patients."""
+    """Return True if a file is named like a clinical table."""
     return _TABLE.search(file.relative) is not None
 
 
 def clinical_counts(clinical: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """Of how many cases each fact is known, and how many patients were last seen alive."""
+    """Count the cases for which each fact is known, and the patients last seen alive."""
     facts = list(clinical)
     counts = {
         name: sum(key in of for of in facts)
@@ -93,24 +90,24 @@ def clinical_counts(clinical: Iterable[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def _tables(listing: Listing) -> tuple[dict[bool, list[Table]], list[str]]:
-    """Tables of training cases (False) and of others (True)."""
+    """Read the tables of training cases (False) and of others (True), with notes."""
     tables: dict[bool, list[Table]] = {False: [], True: []}
     notes = []
     for file in listing.entries:
         if not is_table(file):
             continue
         if file.absent is not None:
-            notes.append(f"left out: {printable(file.relative)} is {file.absent.text}. {file.absent.advice}")
+            notes.append(f"skipped: {printable(file.relative)} is {file.absent.text}. {file.absent.advice}")
             continue
         try:
             table = read_table(file)
         except DataError as error:
-            notes.append(f"left out: {error}")
+            notes.append(f"skipped: {error}")
             continue
         tables[_NOT_TRAINING.search(file.relative) is not None].append(table)
         if table.refused:
             more = f" and {len(table.refused) - _MOST_NAMED} more" if len(table.refused) > _MOST_NAMED else ""
-            notes.append(f"left out of {table.name}: {'; '.join(table.refused[:_MOST_NAMED])}{more}.")
+            notes.append(f"skipped in {table.name}: {'; '.join(table.refused[:_MOST_NAMED])}{more}.")
     return tables, notes
 
 
@@ -122,25 +119,25 @@ def _by_name(cases: Sequence[Case]) -> dict[str, list[str]]:
     return names
 
 
-def _say(of: dict[str | _OtherId, dict[str, Any]], table: Table, row: Row, case: str) -> None:
+def _add_row(facts: dict[str | _OtherId, dict[str, Any]], table: Table, row: Row, case: str) -> None:
     names = {edition: name for edition, name in row.ids.items() if name.casefold() != case.casefold()}
     ids = ((_OtherId(edition), name) for edition, name in names.items())
-    facts: list[tuple[str | _OtherId, Any]] = [*row.facts.items(), *ids]
-    for fact, value in facts:
-        values = of[fact]
-        where = table.name
-        if where in values and values[where] != value:  # one table says two things of one patient
-            where = f"{table.name}, line {row.line}"
-        values[where] = value
+    new: list[tuple[str | _OtherId, Any]] = [*row.facts.items(), *ids]
+    for fact, value in new:
+        values = facts[fact]
+        source = table.name
+        if source in values and values[source] != value:  # the table contradicts itself
+            source = f"{table.name}, line {row.line}"
+        values[source] = value
 
 
 def _settle(
-    said: Mapping[str, Mapping[str | _OtherId, Mapping[str, Any]]], facts: dict[str, dict[str, Any]]
+    reported: Mapping[str, Mapping[str | _OtherId, Mapping[str, Any]]], facts: dict[str, dict[str, Any]]
 ) -> list[str]:
-    """Take what is said without contradiction and not known yet; gives a note on the rest."""
+    """Add consistent facts that are not known yet; return a note on the contradictory ones."""
     disputed = []
-    for case in sorted(said):
-        for fact, values in said[case].items():
+    for case in sorted(reported):
+        for fact, values in reported[case].items():
             if len(set(values.values())) > 1:
                 disputed.append(f"{fact} of {case} ({'; '.join(f'{v} in {w}' for w, v in values.items())})")
                 continue
@@ -149,7 +146,7 @@ def _settle(
     if not disputed:
         return []
     more = f" and {len(disputed) - _MOST_NAMED} more" if len(disputed) > _MOST_NAMED else ""
-    return [f"left out, since tables disagree: {', '.join(disputed[:_MOST_NAMED])}{more}."]
+    return [f"skipped, since tables disagree: {', '.join(disputed[:_MOST_NAMED])}{more}."]
 
 
 def _take(facts: dict[str, Any], fact: str | _OtherId, value: Any) -> None:

@@ -1,4 +1,4 @@
-"""One table beside BraTS cases, as CSV: the columns of all years, each value checked."""
+"""Reader of one clinical table of BraTS in CSV, with the columns of all years."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _ID = re.compile(r"brats_?(?:20)?(\d\d)_?(?:subject_?)?id", re.ASCII)
 _ALIVE = re.compile(r"alive\s*\(\s*(\d{1,6}) days later\s*\)", re.IGNORECASE | re.ASCII)
 _NUMBER = re.compile(r"\d{1,6}(?:\.\d{0,9})?", re.ASCII)
 _MOST_SHOWN = 40  # characters of a value in a message
-Value = Any  # a fact; None where the table says that it is not known
+Value = Any  # a fact
 
 
 @dataclass(frozen=True)
 class Row:
-    """What one line says: names of the patient by edition, and facts (survival as days and whether alive then)."""
+    """One line: ids of the patient by edition, and facts (survival as days and whether alive then)."""
 
     line: int
     ids: Mapping[str, str]
@@ -35,7 +35,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table as read. `refused` names the values that cannot be true, and the lines of a wrong length."""
+    """A table as read. `refused` lists implausible values, and lines of a wrong length."""
 
     name: str
     rows: Sequence[Row]
@@ -43,15 +43,15 @@ class Table:
 
 
 def read_table(file: SourceFile) -> Table:
-    """Read one table. Raises DataError where it is too large, no text in UTF-8, no CSV, or has not the columns."""
+    """Read one table. Raises DataError if it is too large, not UTF-8, not CSV, or lacks the columns."""
     name = printable(file.relative)
     lines = _lines(file, name)
     if not lines:
         raise DataError(f"{name} is empty.")
     header = [cell.strip().lower() for cell in lines[0][1]]
     ids, facts = _columns(header)
-    told = [*ids.values(), *(fact for fact, _ in facts.values())]
-    if not ids or len(told) < 2 or len(set(told)) < len(told):
+    fields = [*ids.values(), *(fact for fact, _ in facts.values())]
+    if not ids or len(fields) < 2 or len(set(fields)) < len(fields):
         shown = printable(", ".join(lines[0][1]))[:100]
         raise DataError(
             f"{name} has the columns {shown}; it needs Brats20ID or BraTS_2020_subject_ID (or another year's), and"
@@ -66,7 +66,7 @@ def read_table(file: SourceFile) -> Table:
             continue
         named = {edition: cells[at].strip() for at, edition in ids.items() if not _unknown(cells[at])}
         if not all(is_plain(value) and len(value) <= 100 for value in named.values()):
-            refused.append(f"line {line}: a name that cannot be one")
+            refused.append(f"line {line}: invalid patient name")
             continue
         values = {}
         for at, (fact, read) in facts.items():
@@ -82,15 +82,14 @@ def read_table(file: SourceFile) -> Table:
 
 
 def _lines(file: SourceFile, name: str) -> list[tuple[int, list[str]]]:
-    """Lines of the file with their numbers, each as its cells."""
     if file.size > MAX_BYTES:
-        raise DataError(f"{name} has {file.size:,} bytes, too many for a table of patients.")
+        raise DataError(f"{name} has {file.size:,} bytes; the limit for a clinical table is {MAX_BYTES:,}.")
     try:
         text = read_source(file.path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{name} is not text in UTF-8 (byte {error.start}). Save it as CSV in UTF-8.") from error
     if "\0" in text:
-        raise DataError(f"{name} holds null characters: it is damaged. Fetch it again.")
+        raise DataError(f"{name} contains null characters: it is damaged. Fetch it again.")
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         return [(reader.line_num, cells) for cells in reader]
@@ -99,7 +98,6 @@ def _lines(file: SourceFile, name: str) -> list[tuple[int, list[str]]]:
 
 
 def _columns(header: Sequence[str]) -> tuple[dict[int, str], dict[int, tuple[str, Callable[[str], Value]]]]:
-    """Which columns hold names, by edition, and which hold facts."""
     ids, facts = {}, {}
     for at, title in enumerate(header):
         if match := _ID.fullmatch(title):
@@ -124,7 +122,6 @@ def _age(text: str) -> float | None:
 
 
 def _survival(text: str) -> tuple[int, bool] | None:
-    """Days, and whether the patient was alive then."""
     if alive := _ALIVE.fullmatch(text):
         text = alive.group(1)
     if not _NUMBER.fullmatch(text) or float(text) > MAX_DAYS or float(text) % 1:

@@ -1,4 +1,4 @@
-"""Files of a source that belong to no case: counted by kind, and named, with what to do, where they look like data."""
+"""Files of a source that belong to no case: counted by kind, with a note on each kind that looks like data."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from hpc_tumor.data.case import Found, SourceFile
+from hpc_tumor.data.case import FoundCases, SourceFile
 from hpc_tumor.data.raw.classes import class_of, is_aside, is_of_masks
 from hpc_tumor.data.raw.files.file_kind import DICOM, IMAGE_FORMATS, FileKind, kind_of
 from hpc_tumor.data.raw.files.listing import DVC_SUFFIX, Listing, content_absent, first_bytes
@@ -24,12 +24,12 @@ _TEXTS = (".txt", ".md", ".rst", ".csv", ".tsv", ".xls", ".xlsx", ".json", ".xml
 _TEXT_NAMES = re.compile(r"(?:readme|license|licence|changes|changelog|citation|makefile)$", re.IGNORECASE)
 _BARE = re.compile(r"(?:^|/)(?:[^/.]+|[\d.]+)$")  # names such as IM_0001 and 1.2.840.113619.2.5
 _MOST_OPENED = 64  # files without suffix
-_PLACES = "into a folder of its own, with names that end in _flair, _t1, _t1ce, _t2 and _seg"
+_PLACES = "into a separate folder, with names that end in _flair, _t1, _t1ce, _t2 and _seg"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A layout of NIfTI files that is known by its names and not read."""
+    """A layout of NIfTI files that is recognised by file names but not supported."""
 
     name: str
     pattern: re.Pattern[str]  # of paths below the source
@@ -43,23 +43,23 @@ BIDS = Layout(
 _DECATHLON = re.compile(r"(?:^|/)(?:images|labels)(?:Tr|Ts|Val)/[^/]+\.nii(?:\.gz)?$")
 _NNUNET = Layout(
     "nnU-Net", re.compile(r"(?:^|/)images(?:Tr|Ts|Val)/[^/]+_\d{4}\.nii(?:\.gz)?$"),
-    f"Copy the scans of each case {_PLACES}; its dataset.json says which number is which modality.",
+    f"Copy the scans of each case {_PLACES}; dataset.json maps numbers to modalities.",
 )  # fmt: skip
 _MSD = Layout(
     "the Medical Segmentation Decathlon", _DECATHLON,
-    f"Split the scans, and copy the modalities of each case {_PLACES}; its dataset.json gives their order.",
+    f"Split the scans, and copy the modalities of each case {_PLACES}; dataset.json has their order.",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Leftovers:
-    """The part of a source that is not taken.
+    """Files of a source that belong to no case.
 
     Attributes:
         counts: by kind: a suffix, "without suffix", "link", "link to a folder above it", "hidden", "Zarr store",
             "pipe, socket or device".
-        notes: on what looks like data, a line each.
-        refused: (path, reason) of links in whose place a case may have been meant.
+        notes: one line for each kind of file that looks like data.
+        refused: (path, reason) of links that may stand for a case.
     """
 
     counts: dict[str, int]
@@ -67,8 +67,8 @@ class Leftovers:
     refused: list[tuple[str, str]]
 
 
-def leftovers(listing: Listing, taken: Collection[str], task: str) -> Leftovers:
-    """Count and judge the files and links that are not `taken`, for a dataset of this task."""
+def find_leftovers(listing: Listing, taken: Collection[str], task: str) -> Leftovers:
+    """Count and classify the files and links that are not `taken`, for a dataset of this task."""
     files = [file for file in listing.files if file.relative not in taken]
     links = [link for link in listing.links if link.relative not in taken]
     counts = Counter(printable(file.suffix) or "without suffix" for file in files)
@@ -78,49 +78,52 @@ def leftovers(listing: Listing, taken: Collection[str], task: str) -> Leftovers:
     counts["link to a folder above it"] += listing.upward
     refused = [(printable(link.relative), _refusal(link, link.absent)) for link in links if _may_be_data(link, task)]
     counts["link"] += len(links) - len(refused)
-    shown = {kind: count for kind, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])) if count}
-    return Leftovers(shown, _signs_of_data(files, task), refused)
+    counts_by_kind = {kind: count for kind, count in sorted(counts.items(), key=_by_count) if count}
+    return Leftovers(counts_by_kind, _describe_data(files, task), refused)
 
 
-def usable(listing: Listing, found: Found, wanted: str) -> Found:
-    """`found`, where a case of it can be read. Raises DataError, which says why, where there is none."""
+def _by_count(item: tuple[str, int]) -> tuple[int, str]:
+    return -item[1], item[0]
+
+
+def require_cases(listing: Listing, found: FoundCases, wanted: str) -> FoundCases:
+    """Return `found` if it has a readable case. Raises DataError with the reason if not."""
     if found.cases:
         return found
     if not found.failed:
-        raise no_cases(listing, wanted)
+        raise no_cases_error(listing, wanted)
     source, failed = printable(str(listing.source)), found.failed
     if found.absent and not found.refused:
         count = f"its {len(failed):,} cases" if len(failed) > 1 else "its only case"
-        raise DataError(f"{source}: the content of {count} is not here: {failed[0][1]}")
-    raise none_usable(listing.source, failed)
+        raise DataError(f"{source}: the content of {count} is missing: {failed[0][1]}")
+    raise none_usable_error(listing.source, failed)
 
 
-def none_usable(source: Path, failed: Sequence[tuple[str, str]]) -> DataError:
-    """The error for a source of which all cases `failed`: (case, reason) of each."""
+def none_usable_error(source: Path, failed: Sequence[tuple[str, str]]) -> DataError:
+    """Return the error for a source whose cases all `failed`, given as (case, reason)."""
     more = f" (and {len(failed) - 1:,} more)" if len(failed) > 1 else ""
-    return DataError(f"no case of {printable(str(source))} can be used: {failed[0][1]}{more}")
+    return DataError(f"{printable(str(source))} has no usable case: {failed[0][1]}{more}")
 
 
-def no_cases(listing: Listing, wanted: str) -> DataError:
-    """The error for a folder without cases: what it holds instead and what to do, or what was looked for."""
-    source = f"{printable(str(listing.source))} holds no such dataset"
+def no_cases_error(listing: Listing, wanted: str) -> DataError:
+    """Return the error for a folder without cases: what it contains instead and what to do, or what was expected."""
+    source = f"{printable(str(listing.source))} contains no such dataset"
     entries = [file for file in listing.entries if file.suffix != DVC_SUFFIX]
     pointers = [(file, kind) for file in entries if (kind := content_absent(file))]
     if pointers and 2 * len(pointers) > len(entries):
         file, kind = pointers[0]
-        count = f"{len(pointers):,} of its {len(entries):,} files are not here"
+        count = f"the content of {len(pointers):,} of its {len(entries):,} files is missing"
         if len(entries) == 1:
-            count = "its only file is not here"
+            count = "the content of its only file is missing"
         return DataError(f"{source}: {count}. {_refusal(file, kind)}")
-    if signs := _signs_of_data(listing.files, None):
-        return DataError(f"{source}, but {' '.join(signs)}")
-    counts = Counter(printable(file.suffix) or "no suffix" for file in listing.files)
-    common = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:4]
-    there = ", ".join(f"{count} × {suffix}" for suffix, count in common) or "no files"
+    if notes := _describe_data(listing.files, None):
+        return DataError(f"{source}, but {' '.join(notes)}")
     if any(file.relative == "zarr.json" for file in listing.files):
-        return DataError(f"{source}, but is a Zarr store itself: name the folder of the raw scans or images.")
+        return DataError(f"{source}: it is a Zarr store. Name the folder of the raw scans or images.")
+    counts = Counter(printable(file.suffix) or "no suffix" for file in listing.files)
+    common = ", ".join(f"{count} × {suffix}" for suffix, count in sorted(counts.items(), key=_by_count)[:4])
     stores = f", and the Zarr store {printable(listing.stores[0])}" if listing.stores else ""
-    return DataError(f"{source}: looked for {wanted}; found {there}{stores}.")
+    return DataError(f"{source}: expected {wanted}; found {common or 'no files'}{stores}.")
 
 
 def _refusal(file: SourceFile, kind: FileKind | None) -> str:
@@ -129,7 +132,7 @@ def _refusal(file: SourceFile, kind: FileKind | None) -> str:
 
 
 def _may_be_data(link: SourceFile, task: str) -> bool:
-    """Return whether a link that no case has may have been meant for a case, or a folder of cases or of a class."""
+    """Return True if an unused link may stand for a case, or for a folder of cases or of a class."""
     suffix = link.suffix
     if suffix in _TEXTS or _TEXT_NAMES.search(link.path.name):
         return False
@@ -137,11 +140,11 @@ def _may_be_data(link: SourceFile, task: str) -> bool:
     return suffix not in (images if task == "segmentation" else (*_NIFTI, *_OTHER_SCANS))
 
 
-def _signs_of_data(files: Sequence[SourceFile], task: str | None) -> list[str]:
-    """A line on each kind of files that look like data: how many there are, where, and what to do.
+def _describe_data(files: Sequence[SourceFile], task: str | None) -> list[str]:
+    """Describe each kind of file that looks like data in one line: how many, where, and what to do.
 
     Args:
-        task: what images and volumes are looked at for; None for both.
+        task: task of the dataset; None for both.
     """
     by_suffix: dict[str, list[SourceFile]] = {}
     for file in files:
@@ -155,17 +158,13 @@ def _signs_of_data(files: Sequence[SourceFile], task: str | None) -> list[str]:
         lines.append(f"{counted(len(dicom), 'DICOM file')}, such as {_names(dicom[:1])}. {DICOM.advice}")
     if archives := of(_ARCHIVES):
         lines.append(
-            f"{counted(len(archives), 'archive')} not unpacked: {_names(archives)}. Unpack what belongs to the dataset."
+            f"{counted(len(archives), 'archive')} not unpacked: {_names(archives)}. Unpack the dataset's archives."
         )
     lines += _volumes(of(_NIFTI))
     if scans := of(_OTHER_SCANS):
-        lines.append(
-            f"{counted(len(scans), 'file')} of formats that are not read: {_names(scans)}. Convert scans to NIfTI."
-        )
+        lines.append(f"{counted(len(scans), 'file')} of unsupported formats: {_names(scans)}. Convert scans to NIfTI.")
     if others := of((".h5", ".hdf5")):
-        lines.append(
-            f"{counted(len(others), 'HDF5 file')} with other names than volume_<n>_slice_<n>.h5: {_names(others)}."
-        )
+        lines.append(f"{counted(len(others), 'HDF5 file')} not named volume_<n>_slice_<n>.h5: {_names(others)}.")
     if task == "segmentation":
         return lines
     images = of(IMAGE_FORMATS)
@@ -185,41 +184,34 @@ def _signs_of_data(files: Sequence[SourceFile], task: str | None) -> list[str]:
     if beside:
         lines.append(f"{counted(len(beside), 'image')} named as the mask of an image beside it: {_names(beside)}.")
     if aside:
-        lines.append(f"{counted(len(aside), 'image')} in folders of figures, samples and the like: {_folders(aside)}.")
+        lines.append(f"{counted(len(aside), 'image')} in folders of figures or samples: {_folders(aside)}.")
     if rest:
         known = ", ".join(CLASSES)
-        files_of = f"{counted(len(rest), 'image')} in no folder of a known class ({known}): {_folders(rest)}"
-        lines.append(f"{files_of}. Name each folder after the class that it holds.")
+        count = f"{counted(len(rest), 'image')} outside folders of a known class ({known}): {_folders(rest)}"
+        lines.append(f"{count}. Name each folder after its class.")
     if images := of(_OTHER_IMAGES):
-        lines.append(
-            f"{counted(len(images), 'image')} of formats that are not read: {_names(images)}. Save them as PNG."
-        )
+        lines.append(f"{counted(len(images), 'image')} of unsupported formats: {_names(images)}. Save them as PNG.")
     return lines
 
 
 def _volumes(files: Sequence[SourceFile]) -> list[str]:
-    """Lines on NIfTI files, by layout; the labels of nnU-Net and of the Decathlon are called alike."""
     bids = [file for file in files if BIDS.pattern.search(file.relative)]
-    tens = [file for file in files if _DECATHLON.search(file.relative)]
-    known = {file.relative for file in (*bids, *tens)}
+    decathlon = [file for file in files if _DECATHLON.search(file.relative)]
+    known = {file.relative for file in (*bids, *decathlon)}
     others = [file for file in files if file.relative not in known]
-    which = _NNUNET if any(_NNUNET.pattern.search(file.relative) for file in tens) else _MSD
+    which = _NNUNET if any(_NNUNET.pattern.search(file.relative) for file in decathlon) else _MSD
     lines = []
-    for layout, those in ((BIDS, bids), (which, tens)):
-        if those:
-            files_of = (
-                f"{counted(len(those), 'NIfTI file')} laid out as {layout.name}, which is not read: {_names(those)}"
-            )
-            lines.append(f"{files_of}. {layout.advice}")
+    for layout, matches in ((BIDS, bids), (which, decathlon)):
+        if matches:
+            count = f"{counted(len(matches), 'NIfTI file')} in the layout of {layout.name}, which is not supported"
+            lines.append(f"{count}: {_names(matches)}. {layout.advice}")
     if others:
-        lines.append(
-            f"{counted(len(others), 'NIfTI file')} named after no modality and no segmentation: {_names(others)}."
-        )
+        lines.append(f"{counted(len(others), 'NIfTI file')} without a modality or seg in the name: {_names(others)}.")
     return lines
 
 
 def _dicom(files: Sequence[SourceFile]) -> list[SourceFile]:
-    """Files that are DICOM by their suffix; or that have none, as is usual, where one of those opened is DICOM."""
+    """Return files with a DICOM suffix; and all files without a suffix if one of a sample of them is DICOM."""
     named = [file for file in files if file.suffix in (".dcm", ".dicom", ".ima")]
     bare = [file for file in files if _BARE.search(file.relative) and not _TEXT_NAMES.search(file.path.name)]
     opened = bare[:: max(1, -(-len(bare) // _MOST_OPENED))]
@@ -227,7 +219,6 @@ def _dicom(files: Sequence[SourceFile]) -> list[SourceFile]:
 
 
 def _folders(files: Sequence[SourceFile]) -> str:
-    """The folders that the files lie in, each with how many."""
     folders = Counter(str(PurePosixPath(file.relative).parent) for file in files)
     return listed([f"{'the source itself' if at == '.' else at} ({count:,})" for at, count in sorted(folders.items())])
 

@@ -1,4 +1,4 @@
-"""Grouping NIfTI files by patient: by folder, by the beginning of names in a flat folder, by time point."""
+"""Grouping of NIfTI files by patient: by folder, by name prefix in a flat folder, by time point."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SUFFIXES = {"flair": "FLAIR", "t2f": "FLAIR", "t1": "T1", "t1n": "T1", "t1ce": 
              "t1gd": "T1ce", "t2": "T2", "t2w": "T2", "seg": LABEL, "segm": LABEL}  # fmt: skip
 # Case 355 of 2020 calls its labels W39_1998.09.19_Segm.nii.
 _NAME = re.compile(r"(?:^|[_\-.])([a-z0-9]+)\.nii(?:\.gz)?$", re.IGNORECASE)
-# Folders of one session, in the folder of the patient. A number alone says nothing: it may be the patient's.
+# Folders of one session, in the folder of the patient. A bare number is ambiguous: it may be the patient's.
 _TIME_POINT = re.compile(
     rf"{TIME_WORDS}[-_ ]?\d{{1,4}}d?(?:[-_]\d{{1,2}})?|{STAGE_WORDS}(?:[-_ ]?\d{{1,2}})?|{DATE}",
     re.IGNORECASE | re.ASCII,
@@ -35,17 +35,17 @@ _GROUP = re.compile(
 )
 
 
-_Member = tuple[str, str, SourceFile]  # beginning of the name, role, file
+_Member = tuple[str, str, SourceFile]  # name prefix, role, file
 _Groups = tuple[list[Case], list[tuple[Case, str]]]
 
 
 def find_patients(listing: Listing) -> _Groups:
-    """All patients, complete or not, and (patient, reason) of those whose files cannot be told apart.
+    """Find all patients, complete or not, and (patient, reason) of those with ambiguous files.
 
-    A folder is a patient. Where it holds a modality more than once, it holds several patients if their names say so (a
-    flat folder). A folder of a time point takes the name of its patient before its own. Patients whose names are one,
-    as some disks see it, are refused, and so is BIDS. `meta` has the edition, as the name tells it, and "patient", the
-    name of the folder above, where a case is one session of a patient.
+    A folder is a patient. A folder with a modality more than once holds several patients if their name prefixes differ
+    (a flat folder). The id of a time point's folder is prefixed with its patient's. Patients whose names differ only in
+    case or Unicode form are refused, and so is BIDS. `meta` has the edition according to the name, and for a session
+    "patient", the name of the folder above.
     """
     folders: dict[Path, list[_Member]] = {}
     named_as_bids: dict[Path, list[SourceFile]] = defaultdict(list)
@@ -57,10 +57,10 @@ def find_patients(listing: Listing) -> _Groups:
         if match is None or role is None:
             continue
         folder = file.path.parent
-        if folder.suffix in (".nii", ".gz"):  # an edition on Kaggle has a folder around each file
+        if folder.suffix in (".nii", ".gz"):  # one Kaggle edition has a folder around each file
             folder = folder.parent
         folders.setdefault(folder, []).append((file.path.name[: match.start()], role, file))
-    # BraTS files may be named so, too, but for T1.
+    # BraTS files can match the BIDS pattern too, except for T1w.
     bids = {folder: of for folder, of in named_as_bids.items() if any("_T1w.nii" in file.path.name for file in of)}
     patients: list[Case] = []
     refused = [_bids(folder, files) for folder, files in bids.items()]
@@ -69,8 +69,9 @@ def find_patients(listing: Listing) -> _Groups:
             good, bad = _patients_of(folder, members)
             patients += good
             refused += bad
-    patients, alike = _told_apart(_with_parents(patients))
-    return list(map(_with_edition, patients)), [(_with_edition(patient), reason) for patient, reason in refused + alike]
+    patients, ambiguous = _refuse_same_ids(_with_parents(patients))
+    refused += ambiguous
+    return list(map(_with_edition, patients)), [(_with_edition(patient), reason) for patient, reason in refused]
 
 
 def _with_edition(patient: Case) -> Case:
@@ -78,8 +79,8 @@ def _with_edition(patient: Case) -> Case:
 
 
 def _patients_of(folder: Path, members: Sequence[_Member]) -> _Groups:
-    """The patients of one folder: one, or in a flat folder one for each beginning of names."""
-    # The source itself may be given as "." or "..", which are no names.
+    """Return the patients of one folder: one, or in a flat folder one per name prefix."""
+    # The source itself may be "." or "..".
     name = printable(folder.name if folder.name.strip(".") else Path(os.path.realpath(folder)).name)
     by_stem: dict[str, list[_Member]] = defaultdict(list)
     for member in members:
@@ -87,19 +88,21 @@ def _patients_of(folder: Path, members: Sequence[_Member]) -> _Groups:
     if _twice(members) is None or not _is_flat(name, by_stem):
         return _one_patient(Case(name, {}, folder), members)
     patients, refused = [], []
-    for stem, some in by_stem.items():
-        good, bad = _one_patient(Case(printable(stem), {}, folder / stem), some)
-        like = next((other for other in by_stem if _one_begins_with_the_other(stem, other)), None)
-        if like is not None:
-            whose = f"names that begin with {stem} and with {like}: whether they are one patient's is not told"
-            reason = printable(f"{folder} holds files with {whose}. Give each patient a folder of its own.")
+    for stem, own in by_stem.items():
+        good, bad = _one_patient(Case(printable(stem), {}, folder / stem), own)
+        other = next((other for other in by_stem if _is_prefix(stem, other)), None)
+        if other is not None:
+            reason = printable(
+                f"{folder} contains files that begin with {stem} and with {other}: it is ambiguous whether they belong"
+                " to one patient. Give each patient a separate folder."
+            )
             good, bad = [], [(patient, reason) for patient in (*good, *(patient for patient, _ in bad))]
         patients += good
         refused += bad
     return patients, refused
 
 
-def _one_begins_with_the_other(stem: str, other: str) -> bool:
+def _is_prefix(stem: str, other: str) -> bool:
     short, long = sorted((stem, other), key=len)
     return re.match(re.escape(short) + r"[_\-.]", long) is not None
 
@@ -110,17 +113,16 @@ def _one_patient(patient: Case, members: Sequence[_Member]) -> _Groups:
     if twice is None:
         return [patient], []
     role, first, second = twice
-    # All files go along, so that none counts as left over.
+    # Keep all files, so that none counts as a leftover.
     patient = replace(patient, files={f"{role} {number}": file for number, (_, role, file) in enumerate(members)})
     reason = printable(
-        f"{patient.folder} holds {'its labels' if role == LABEL else role} twice: {first.path.name} and"
-        f" {second.path.name}. Which of them is meant is not told: move the other one out of the source."
+        f"{patient.folder} contains {'the labels' if role == LABEL else role} twice: {first.path.name} and"
+        f" {second.path.name}. Move one of them out of the source."
     )
     return [], [(patient, reason)]
 
 
 def _twice(members: Sequence[_Member]) -> tuple[str, SourceFile, SourceFile] | None:
-    """The first role that two files play."""
     roles: dict[str, SourceFile] = {}
     for _, role, file in members:
         if role in roles:
@@ -130,16 +132,15 @@ def _twice(members: Sequence[_Member]) -> tuple[str, SourceFile, SourceFile] | N
 
 
 def _is_flat(folder: str, by_stem: Mapping[str, Sequence[_Member]]) -> bool:
-    """Return whether a folder holds the files of several patients, none of whom it is named after."""
     sets = [stem for stem, members in by_stem.items() if len({role for _, role, _ in members if role != LABEL}) > 1]
     return len(sets) > 1 and all(by_stem) and not any(stem.casefold() == folder.casefold() for stem in by_stem)
 
 
 def _with_parents(patients: Sequence[Case]) -> list[Case]:
-    """The patients, those in the folders of time points with the names of the folders above before their own.
+    """Prefix the ids of time points with the name of the patient's folder above.
 
-    A folder counts as that of a patient where its name is a plausible one, or where others hold time points as well;
-    folders that are named after a group of patients never do.
+    The folder above counts as a patient if its name is a plausible id, or if several folders hold time points, but
+    never if it is named after a group of patients.
     """
     sessions = [patient for patient in patients if _TIME_POINT.fullmatch(patient.id)]
     holding = {patient.folder.resolve().parent for patient in sessions}
@@ -154,26 +155,25 @@ def _with_parents(patients: Sequence[Case]) -> list[Case]:
     return named
 
 
-def _told_apart(patients: Sequence[Case]) -> _Groups:
-    """The patients whose ids are theirs alone, and the others, each with a reason."""
+def _refuse_same_ids(patients: Sequence[Case]) -> _Groups:
+    """Return the patients with unique ids, and the others with the reason."""
     by_id: dict[str, list[Case]] = defaultdict(list)
     for patient in patients:
-        by_id[unicodedata.normalize("NFC", patient.id).casefold()].append(patient)  # on some disks such names are one
+        by_id[unicodedata.normalize("NFC", patient.id).casefold()].append(patient)  # equal on some file systems
     refused = []
     for same in by_id.values():
         folders = " and ".join(str(patient.folder) for patient in same[:2])
         more = f" (and {len(same) - 2} more)" if len(same) > 2 else ""
         reason = printable(
-            f"{'two' if len(same) == 2 else len(same)} folders hold a case {same[0].id}: {folders}{more}. If they are"
-            " two patients, rename one; if they are one patient twice, move one of them out of the source."
+            f"{'two' if len(same) == 2 else len(same)} folders contain a case {same[0].id}: {folders}{more}. Rename one"
+            " if they are different patients; if it is the same patient, move one of them out of the source."
         )
         refused += [(patient, reason) for patient in same if len(same) > 1]
     return [same[0] for same in by_id.values() if len(same) == 1], refused
 
 
 def _bids(folder: Path, files: Sequence[SourceFile]) -> tuple[Case, str]:
-    """A session of a BIDS dataset, and why it is refused."""
     parts = [part for part in PurePosixPath(files[0].relative).parts if part.startswith(("sub-", "ses-"))][:2]
     name = printable("_".join(part for part in parts if "." not in part) or folder.name)
-    reason = f"{folder} is laid out as BIDS ({files[0].path.name}), which is not read. {BIDS.advice}"
+    reason = f"{folder} is in the layout of BIDS ({files[0].path.name}), which is not supported. {BIDS.advice}"
     return Case(name, {file.path.name: file for file in files}, folder), printable(reason)

@@ -1,12 +1,12 @@
-"""The patient that the name of a case tells, where datasets name the time of a scan too: one rule per naming.
+"""Patient ids from case names that also contain the time of the scan: one rule per naming scheme.
 
-A name is taken apart in two cases only: it has the form of a known dataset, or it is a plausible id of a patient and
-behind it a word for a time (`P07_visit2`, `P07_preop`) or a date. A plausible id ends in a number; the letters right
-before that number are no word for a group of patients, for a scan or for a time (`site1`, `BraTS2021`, `week3`); and
-the number is not a year (`case2020`), unless these letters mean a patient (`patient2020`).
+A name is split in two cases only: it has the form of a known dataset, or it is a plausible patient id followed by a
+word for a time (`P07_visit2`, `P07_preop`) or a date. A plausible id ends in a number; the letters before the number
+are not a word for a group of patients, a scan or a time (`site1`, `BraTS2021`, `week3`); and the number is not a year
+(`case2020`), unless these letters denote a patient (`patient2020`).
 
-Where that is not certain, names do not join, nor by a number at the end alone (`case_1`, `case_2`): whether two such
-cases are one patient is left to their scans.
+Ambiguous names are not joined, nor names that differ in a final number (`case_1`, `case_2`): only their scans decide
+whether two such cases are one patient.
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ import re
 import string
 from dataclasses import dataclass
 
-# Words for a time, in any case: those that need a number behind them, and those that stand alone, too. Folders of the
-# times of a patient are named by the same words.
+# Words for a time point, in any case: with a required number, and with an optional one. Also used for folder names.
 TIME_WORDS = r"(?:ses(?:sion)?|time(?:[-_ ]?point)?|tp|visit|days?|weeks?|wk|months?|years?|fu|follow[-_ ]?up)"
 STAGE_WORDS = r"(?:baseline|follow[-_ ]?up|(?:pre|post)(?:[-_ ]?op(?:erati(?:ve|on))?)?)"
 DATE = "(?:" + "|".join(
     rf"(?:19|20)\d\d{between}(?:0[1-9]|1[0-2]){between}(?:0[1-9]|[12]\d|3[01])" for between in ("", "-", "_", r"\.")
 ) + ")"  # fmt: skip
 
-# Words before a number that counts something else than patients.
+# Words before a number that does not count patients.
 _NO_PATIENT = re.compile(
     rf"{TIME_WORDS}|{STAGE_WORDS}|point|up|(?:site|study|trial|arm|project|protocol|phase|hospital|clinic|cent(?:er|re)"
     r"|institut(?:e|ion)|university|department|ward|country|region|cohort|group|dataset|data|set|collection|brats"
@@ -36,14 +35,14 @@ _PATIENT_WORDS = ("p", "pat", "patient", "patientid", "sub", "subj", "subject", 
 
 @dataclass(frozen=True)
 class Naming:
-    """A naming of cases that tells the patient from the time.
+    """A naming scheme of cases that separates patient and time.
 
     Attributes:
-        source: the dataset that names its cases so.
-        pattern: of the whole name, in any case. Matching takes time in proportion to the name's length.
-        patient: template of the patient's name, of groups of the pattern.
+        source: dataset that uses it.
+        pattern: matches the whole name, case-insensitive, in linear time.
+        patient: template of the patient's name, with groups of the pattern.
         example: two names of one patient.
-        of_one_dataset: the pattern alone says that it is a patient; else its group "patient" must be a plausible id.
+        of_one_dataset: True if the pattern suffices; else its group "patient" must be a plausible id.
     """
 
     source: str
@@ -53,7 +52,7 @@ class Naming:
     of_one_dataset: bool
 
     def patient_of(self, case: str) -> str | None:
-        """Return the name of the patient, in lower case; None where the case is not named so."""
+        """Return the patient's name in lower case, or None if the case does not match."""
         match = self.pattern.fullmatch(case)
         if match is None or not (self.of_one_dataset or may_be_a_patient(match["patient"])):
             return None
@@ -61,6 +60,7 @@ class Naming:
 
 
 def may_be_a_patient(name: str) -> bool:
+    """Return True if a name is a plausible patient id (see above)."""
     before = name.rstrip(string.digits)
     number, before = name[len(before) :], before.rstrip("-_. ")
     word = before[len(before.rstrip(string.ascii_letters)) :].casefold()
@@ -76,7 +76,7 @@ def _naming(
     return Naming(source, re.compile(pattern, re.IGNORECASE | re.ASCII), patient, (first, second), of_one_dataset)
 
 
-# The shortest beginning that is followed by times only: a visit may have its date behind it.
+# The shortest prefix that is followed by times only: a visit may be followed by its date.
 _COUNTED = rf"{TIME_WORDS}[-_ ]?\d{{1,4}}d?"
 _STAGE = rf"{STAGE_WORDS}(?:[-_ ]?\d{{1,4}})?"
 _BEGINNING = rf"(?P<patient>.+?)(?:[-_. ](?:{_COUNTED}|{_STAGE}|{DATE}))?[-_. ]"
@@ -144,5 +144,5 @@ NAMINGS = (
 
 
 def patient_of(case: str) -> str:
-    """Name of the patient that the name of a case tells; the whole of it where no naming fits. Lower case."""
+    """Return the patient's name in lower case: from the first matching scheme, else the whole case name."""
     return next((patient for naming in NAMINGS if (patient := naming.patient_of(case))), case.casefold())

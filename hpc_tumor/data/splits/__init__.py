@@ -1,5 +1,5 @@
-"""Split by patients: a store's columns in; units, parts and folds that do not leak out.
+"""Split by patients: a store's columns in; units, parts and folds without leakage out.
 
-`units` joins what belongs to one patient: by name, by `sketch` (scans) and by `near_duplicates` (images);
-`split_file` keeps a split, and `known_cases` what a run keeps of it. Imported by training, audit, prediction, commands.
+`units` groups the cases of a patient by name and `sketch` (scans), and images by `near_duplicates`; `split_file` stores
+a split, `known_cases` a run's training cases. Imported by training, audit, prediction and commands.
 """

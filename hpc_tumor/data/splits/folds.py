@@ -1,7 +1,7 @@
-"""Units of one or more cases dealt out at random: into folds, or one share drawn from them, stratum by stratum.
+"""Stratified random assignment of units (one or more cases each) to folds, or to one part of a given size.
 
-A unit is never cut. The order is that of a hash over the seed and the unit's name: it does not depend on how many units
-there are, nor on the order in which they stand.
+A unit is never divided. The order is that of a hash of the seed and the unit's name, independent of the number and
+order of the units.
 """
 
 from __future__ import annotations
@@ -12,19 +12,18 @@ from typing import NamedTuple
 
 
 class Unit(NamedTuple):
-    """What stays together: its name, the stratum to balance, and the cases or images in it."""
+    """Cases or images that stay in one part, with a name, and a stratum to balance."""
 
     name: str
     stratum: str | int
     members: tuple[int, ...]
 
 
-def deal(units: Sequence[Unit], folds: int, seed: str) -> list[list[int]]:
-    """Numbers of the units of each fold; each unit is in one.
+def deal_folds(units: Sequence[Unit], folds: int, seed: str) -> list[list[int]]:
+    """Assign each unit to one fold; return the unit numbers of each fold.
 
-    The largest unit first, each goes to the fold that has fewest members of its stratum, of these to the smallest. So
-    two folds differ, in the members of a stratum, by no more than its largest unit, and no fold is empty that could
-    have been filled.
+    Units are assigned from the largest on to the fold with the fewest members of their stratum, then to the smallest.
+    Folds differ in the members of a stratum by at most its largest unit, and no fold is empty unnecessarily.
     """
     dealt: list[list[int]] = [[] for _ in range(folds)]
     of_stratum: dict[tuple[str | int, int], int] = {}
@@ -38,29 +37,29 @@ def deal(units: Sequence[Unit], folds: int, seed: str) -> list[list[int]]:
     return dealt
 
 
-def draw(units: Sequence[Unit], fraction: float, seed: str) -> list[int]:
-    """Numbers of units that together hold a `fraction` of the members of each stratum.
+def draw_fraction(units: Sequence[Unit], fraction: float, seed: str) -> list[int]:
+    """Draw units with about a `fraction` of the members of each stratum; return their numbers.
 
-    Of each stratum with two units or more at least one is drawn and one left; of all units, too, where every stratum
-    has but one. A unit is passed over where it would lead further from the fraction than it is without.
+    At least one unit of each stratum of two or more is drawn and one is not; if every stratum has only one unit, this
+    holds for all units together. A unit is skipped if it would increase the distance from the fraction.
     """
     order = _shuffled(units, seed)
     strata: dict[str | int, list[int]] = {}
     for i in order:
         strata.setdefault(units[i].stratum, []).append(i)
-    drawn = [i for some in strata.values() if len(some) > 1 for i in _share(units, some, fraction)]
+    drawn = [i for members in strata.values() if len(members) > 1 for i in _share(units, members, fraction)]
     return drawn or order[: min(1, len(order) - 1)]
 
 
 def _share(units: Sequence[Unit], order: Sequence[int], fraction: float) -> list[int]:
     sizes = {i: len(units[i].members) for i in order}
-    wanted = max(1, round(fraction * sum(sizes.values())))
+    target = max(1, round(fraction * sum(sizes.values())))
     drawn: list[int] = []
-    held = 0
+    total = 0
     for i in order:
-        if abs(wanted - held - sizes[i]) < wanted - held and len(drawn) < len(order) - 1:
+        if abs(target - total - sizes[i]) < target - total and len(drawn) < len(order) - 1:
             drawn.append(i)
-            held += sizes[i]
+            total += sizes[i]
     return drawn or [min(order, key=lambda i: sizes[i])]
 
 

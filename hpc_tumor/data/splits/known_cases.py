@@ -1,6 +1,6 @@
-"""The cases that chose the weights of a run: those that trained and validated, told by id and by content.
+"""Training and validation cases of a run, identified by id and content.
 
-A run keeps them in its directory: the store may be gone, or have changed, when somebody predicts with the run.
+A run stores them in its run directory, since the store may have changed or be gone at prediction.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from hpc_tumor.vocabulary import MODALITIES
 
 FORMAT = "hpc-tumor known cases 1"
 TRAINED, VALIDATED = "trained on", "validated on"
-_MOST_ALL = 2**29  # bytes of all arrays; those of 7,000 images have 10 MB, those of 2,000 patients 35 MB
-_MOST_FILE = _MOST_ALL + 2**20  # what cannot be compressed takes a little more
-_HEADERS = 2**16  # bytes of the archive beside its arrays, at most
-_LEFT_OUT = ("sketches", "thumbnails", "digests")  # in this order, where there are too many cases to keep all
-# Kind and shape of each array beside the number of its cases; those of `other_ids` have a number of their own.
+_MOST_ALL = 2**29  # bytes of all arrays; 7,000 images take 10 MB, 2,000 patients 35 MB
+_MOST_FILE = _MOST_ALL + 2**20  # incompressible data grows slightly
+_HEADERS = 2**16  # most bytes of the archive besides its arrays
+_LEFT_OUT = ("sketches", "thumbnails", "digests")  # dropped in this order if there are too many cases
+# Kind and shape of each array after the first axis (cases); `other_ids` is not listed, since its length differs.
 _KINDS: dict[str, tuple[str, tuple[int, ...]]] = {
     "ids": ("U", ()), "trained": ("b", ()), "digests": ("U", ()), "thumbnails": ("u", (SIDE, SIDE)),
     "sketches": ("i", (len(MODALITIES), CELLS, CELLS, CELLS)), "spacing": ("f", (3,)), "shape": ("i", (3,)),
@@ -39,15 +39,15 @@ _KINDS: dict[str, tuple[str, tuple[int, ...]]] = {
 
 @dataclass(frozen=True, eq=False)
 class KnownCases:
-    """Cases of a store, those that trained before those that validated; what is not kept of them is None.
+    """Training cases of a store, followed by its validation cases; data that is not stored is None.
 
     Attributes:
-        ids: `(n,)` of cases, or paths of images.
-        trained: `(n,)` bool: trained on; the others validated.
-        digests: `(n,)` SHA-256 in hexadecimal: of each image's decoded pixels, or of each patient's scans.
-        thumbnails: `(n, 32, 32)` uint8, by which near copies of images are found.
-        sketches: `(n, 4, 16, 16, 16)` int8, by which copies of patients' scans are found.
-        other_ids, other_of: `(m,)` ids of patients in other editions, and the number of the case that each is of.
+        ids: `(n,)` ids of cases, or paths of images.
+        trained: `(n,)` bool: True for training, False for validation.
+        digests: `(n,)` SHA-256 in hexadecimal of each image's decoded pixels, or of each patient's scans.
+        thumbnails: `(n, 32, 32)` uint8, used to find near copies of images.
+        sketches: `(n, 4, 16, 16, 16)` int8, used to find copies of patients' scans.
+        other_ids, other_of: `(m,)` ids of patients in other editions, and the number of each id's case.
         spacing: `(n, 3)` voxel size along z, y, x in mm.
         shape: `(n, 3)` voxels along z, y, x.
         brain_ml: `(n,)` volume of the brain.
@@ -68,16 +68,16 @@ class KnownCases:
 
     @property
     def can_tell_copies(self) -> bool:
-        """True where copies of cases that are not equal in every pixel or voxel are found."""
+        """True if inexact copies of the cases can be found."""
         return self.thumbnails is not None or self.sketches is not None
 
     def part(self, number: int) -> str:
-        """`trained on` or `validated on`."""
+        """Return `trained on` or `validated on`."""
         return TRAINED if self.trained[number] else VALIDATED
 
 
 def known_cases(store: Store, split: Split) -> KnownCases:
-    """Those of `store` that train and validate in `split`. A case of which one slice trains has trained."""
+    """Collect the training and validation cases of `split`. A case with one training slice counts as training."""
     chosen, trained = _chosen(split)
     ids = np.array([store.case_ids[case] for case in chosen], np.str_)
     if store.task == "classification":
@@ -93,8 +93,8 @@ def known_cases(store: Store, split: Split) -> KnownCases:
     )  # fmt: skip
 
 
-def keep_known_cases(path: Path, store: Store, split: Split) -> None:
-    """Write the known cases of `split` to `path`, unless it holds them already. Raises OSError."""
+def save_known_cases(path: Path, store: Store, split: Split) -> None:
+    """Write the known cases of `split` to `path` unless it has them already. Raises OSError."""
     stamp = _stamp(store, split)
     with suppress(OSError, ValueError):
         if _read(path)[0].get("stamp") == stamp:
@@ -103,10 +103,9 @@ def keep_known_cases(path: Path, store: Store, split: Split) -> None:
 
 
 def write_known_cases(path: Path, known: KnownCases, stamp: str = "") -> None:
-    """Replace `path` with `known`, whole or not at all; `stamp` says what they are of. Raises OSError.
+    """Write `known` to `path` atomically; `stamp` identifies its store and split. Raises OSError.
 
-    What tells copies is left out where there are too many cases to keep it: of more than 32,000 patients, or 300,000
-    images.
+    Sketches, thumbnails and digests are dropped in this order beyond 32,000 patients or 300,000 images.
     """
     every = {field.name: getattr(known, field.name) for field in fields(known)}
     arrays = {name: array for name, array in every.items() if array is not None}
@@ -124,9 +123,9 @@ def read_known_cases(path: Path) -> KnownCases:
 def _read(path: Path) -> tuple[dict[str, Any], KnownCases]:
     about, arrays = read_arrays(path, _MOST_FILE, _MOST_ALL)
     if about.get("format") != FORMAT:
-        raise ValueError(f"{path} is of another format")
+        raise ValueError(f"{path} has another format")
     if not {"ids", "trained"} <= set(arrays):
-        raise ValueError(f"{path} lacks the ids of its cases")
+        raise ValueError(f"{path} has no case ids")
     count = arrays["ids"].size
     for name, (kind, shape) in _KINDS.items():
         if name in arrays:
@@ -136,13 +135,13 @@ def _read(path: Path) -> tuple[dict[str, Any], KnownCases]:
         _check(path, "other_ids", names, "U", (names.size,))
         _check(path, "other_of", numbers, "i", (names.size,))
         if ((numbers < 0) | (numbers >= count)).any():
-            raise ValueError(f"{path}: its other_of name cases that are not there")
+            raise ValueError(f"{path}: other_of refers to missing cases")
     known = {field.name: arrays.get(field.name) for field in fields(KnownCases)}
     return about, KnownCases(**known)  # type: ignore[arg-type]
 
 
 def ids_of_split(path: Path) -> KnownCases | None:
-    """The ids that a run's split.json names, for runs that kept no more; None where it cannot be read."""
+    """Read only the ids from a run's split.json, for runs without known cases; None if it cannot be read."""
     try:
         parts = json.loads(path.read_text(encoding="utf-8"))["parts"]
         train, val = (_ids(parts.get(part, [])) for part in ("train", "val"))
@@ -154,34 +153,33 @@ def ids_of_split(path: Path) -> KnownCases | None:
 
 
 def _ids(entries: Any) -> list[str]:
-    """Ids of cases, each once, of entries that are ids, or pairs of id and slice."""
     names = [entry if isinstance(entry, str) else entry[0] for entry in entries]
     if not all(isinstance(name, str) for name in names):
-        raise ValueError("a split names something else than ids")
+        raise ValueError("invalid id in a split")
     return list(dict.fromkeys(names))
 
 
 def _chosen(split: Split) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """The cases that train, then those that only validate; and whether each trains."""
+    """Return the training cases followed by the validation cases, and a mask of the training cases."""
     train, val = (_cases(numbers) for numbers in (split.train, split.val))
     chosen = np.concatenate([train, np.setdiff1d(val, train)])
     return chosen, np.arange(len(chosen)) < len(train)
 
 
 def _others(store: Store, chosen: NDArray[np.int64]) -> list[tuple[int, str]]:
-    """The ids of patients in other editions, each after the number of its case among those chosen."""
+    """Return (index into `chosen`, id in another edition) pairs."""
     clinical = store.clinical
     others = (clinical[case].get("other_ids", {}).values() for case in chosen)
     return [(number, str(name)) for number, names in enumerate(others) for name in names]
 
 
 def _stamp(store: Store, split: Split) -> str:
-    """A hash of what known cases are of: the store, and the cases of it that train and validate."""
+    """Hash the store's fingerprint and its training and validation cases."""
     chosen, trained = _chosen(split)
     others = _others(store, chosen) if store.task == "segmentation" else []
     cases = [store.case_ids[case] for case in chosen]
-    said = json.dumps([store.fingerprint, cases, int(trained.sum()), others])
-    return hashlib.sha256(said.encode()).hexdigest()
+    content = json.dumps([store.fingerprint, cases, int(trained.sum()), others])
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _cases(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -190,4 +188,4 @@ def _cases(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def _check(path: Path, name: str, array: NDArray[Any], kind: str, shape: tuple[int, ...]) -> None:
     if array.dtype.kind != kind or array.shape != shape:
-        raise ValueError(f"{path}: its {name} are {array.dtype} of shape {array.shape}, not of {shape}")
+        raise ValueError(f"{path}: {name} is {array.dtype} of shape {array.shape}, expected shape {shape}")

@@ -1,11 +1,11 @@
-"""Copies among images: re-encoded, resized, brightened, sharpened, flipped or turned ones, or nearly so.
+"""Detection of near copies among images: re-encoded, resized, brightened, sharpened, flipped or rotated.
 
-The measure: each picture, before any crop, becomes a thumbnail of 32 × 32 pixels less its own blur (local contrast:
-what is left of a head is its detail, not its outline), and two pictures are compared by the correlation of these, the
-largest over the eight flips and quarter turns. The thumbnail is taken before the crop because the crop's borders move
-by a few pixels in a darkened or re-encoded copy: at JPEG quality 50 a sixth of the copies would be lost by it.
+Each uncropped image is reduced to a 32 × 32 thumbnail minus its own blur, which leaves detail and removes the head's
+outline. Two images are compared by the correlation of these, the largest over the eight flips and quarter turns. The
+thumbnail precedes the crop because the crop's borders move by a few pixels in a darkened or re-encoded copy, which at
+JPEG quality 50 would miss a sixth of the copies.
 
-`THRESHOLD` was set by eye, where one picture ends and two patients begin: docs/decisions/0009-likeness.md.
+`THRESHOLD` was set by visual inspection: docs/decisions/0009-likeness.md.
 `tools/benchmark_duplicates.py` measures how many copies of each kind are found.
 """
 
@@ -17,36 +17,36 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import fft
 
-from hpc_tumor.data.splits.joining import Pairs, joined
+from hpc_tumor.data.splits.joining import Pairs, join_groups
 
 SIDE = 32  # pixels of a thumbnail
-BLUR = 4.0  # pixels of a thumbnail: standard deviation of the blur that is taken away
+BLUR = 4.0  # standard deviation in thumbnail pixels of the blur that is subtracted
 THRESHOLD = 0.93
 BLOCK_ROWS = 1024  # images compared with as many others at once
-# What a store's options say, so that one grouped in another way is noticed.
+# Part of a store's options, so that stores with other groups are detected.
 MEASURE = f"correlation >= {THRESHOLD} of {SIDE} x {SIDE} pixels less their blur of {BLUR:g}, flipped and turned"
 
 
 def near_duplicate_groups(thumbnails: NDArray[np.uint8], identical: ArrayLike) -> NDArray[np.int32]:
-    """A number per image, the same for images that are identical or near copies; counted in order of appearance.
+    """Return a group number per image, equal for identical images and near copies, in order of appearance.
 
-    Groups are connected components: of two images that are alike none is ever left in another group, since that is
-    what would leak. The price is that a chain may join images that are less alike.
+    Groups are connected components, so near copies are never in two groups, which would leak; a chain may join images
+    that are less similar.
 
-    Every pair is compared, exactly: some 4,100 × n²/2 float32 operations in blocks, so that beside the thumbnails
-    the memory does not grow with n. One CPU of 2023 takes some seconds for 7,000 images, and minutes for 100,000.
+    Compares all pairs exactly, about 4,100 × n²/2 float32 operations in blocks: memory beyond the thumbnails does not
+    grow with n. One CPU of 2023 takes seconds for 7,000 images, and minutes for 100,000.
 
     Args:
-        thumbnails: `(n, 32, 32)`, of whole pictures before any crop.
-        identical: `(n,)` numbers, the same for images of the same pixels; one of each is compared.
+        thumbnails: `(n, 32, 32)`, of uncropped images.
+        identical: `(n,)` group numbers of images with identical pixels; one per group is compared.
     """
     numbers, first, same = np.unique(np.asarray(identical), return_index=True, return_inverse=True)
-    pairs = (pairs for pairs, _ in alike(thumbnails[first], THRESHOLD))
-    return joined(joined(np.arange(len(numbers)), pairs)[same], ())
+    pairs = (pairs for pairs, _ in similar_pairs(thumbnails[first], THRESHOLD))
+    return join_groups(join_groups(np.arange(len(numbers)), pairs)[same], ())
 
 
-def alike(thumbnails: NDArray[np.uint8], threshold: float) -> Iterator[tuple[Pairs, NDArray[np.float32]]]:
-    """The pairs `(m, 2)` of images, the lower number first, at least `threshold` alike, and how much `(m,)`."""
+def similar_pairs(thumbnails: NDArray[np.uint8], threshold: float) -> Iterator[tuple[Pairs, NDArray[np.float32]]]:
+    """Yield pairs `(m, 2)` of images with a similarity of at least `threshold`, lower number first, and it `(m,)`."""
     for row in range(0, len(thumbnails), BLOCK_ROWS):
         left = features(thumbnails[row : row + BLOCK_ROWS])
         for column in range(row, len(thumbnails), BLOCK_ROWS):
@@ -60,7 +60,7 @@ def alike(thumbnails: NDArray[np.uint8], threshold: float) -> Iterator[tuple[Pai
 
 
 def nearest(thumbnails: NDArray[np.uint8], among: NDArray[np.uint8], threshold: float = THRESHOLD) -> NDArray[np.int64]:
-    """`(n,)`: for each of the `(n, 32, 32)` thumbnails the number of the most alike `among`; -1 below the threshold."""
+    """Find the most similar image of `among` for each thumbnail `(n, 32, 32)`: `(n,)`, -1 below the threshold."""
     best = np.full(len(thumbnails), -1, np.int64)
     for row in range(0, len(thumbnails), BLOCK_ROWS):
         left = features(thumbnails[row : row + BLOCK_ROWS])
@@ -75,26 +75,26 @@ def nearest(thumbnails: NDArray[np.uint8], among: NDArray[np.uint8], threshold: 
 
 
 def features(thumbnails: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """`(n, 32, 32)`: cosine transforms of local contrast, of length 1; 0 for pictures of a single grey.
+    """Return `(n, 32, 32)` unit-length cosine transforms of local contrast; 0 for images of a single grey level.
 
-    A Gaussian blur that reflects at the borders is a factor per coefficient there, and a flip a change of signs.
+    In this basis, a Gaussian blur with reflecting borders is a factor per coefficient, and a flip a change of signs.
     """
     frequency = np.pi * np.arange(SIDE) / SIDE
     kept = 1 - np.exp(-(BLUR**2) * (frequency[:, None] ** 2 + frequency**2) / 2)
     values = fft.dctn(thumbnails.astype(np.float32), axes=(1, 2), norm="ortho") * kept.astype(np.float32)
     length = np.sqrt(np.square(values).sum(axis=(1, 2), keepdims=True))
-    # Contrast below a grey level is the rounding of a thumbnail, not a picture.
+    # Contrast below one grey level is a thumbnail's rounding error.
     return np.where(length >= SIDE / 2, values / np.maximum(length, 1e-6), 0).astype(np.float32)
 
 
 def similarity(left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float32]:
-    """`(n, m)`: correlation of each of `left` with each of `right`, the largest over the eight flips and turns."""
+    """Return `(n, m)` correlations of `left` with `right`, the largest over the eight flips and turns."""
     upright, turned = _flipped(left, right), _flipped(left, right.transpose(0, 2, 1))
     return np.maximum(upright, turned, out=upright)
 
 
 def _flipped(left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float32]:
-    """As `similarity`, over the four flips: each only changes the sign of odd rows, odd columns or both."""
+    """Return the largest correlation over the four flips, which change the sign of odd rows, odd columns or both."""
     even, rows, columns, both = (
         left[:, i::2, j::2].reshape(len(left), -1) @ right[:, i::2, j::2].reshape(len(right), -1).T
         for i, j in ((0, 0), (1, 0), (0, 1), (1, 1))

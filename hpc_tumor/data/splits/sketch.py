@@ -1,15 +1,14 @@
-"""Descriptor of a patient's scans, by which copies of them are recognised in whatever type, place or scale they come.
+"""Descriptor of a patient's scans, used to find copies regardless of type, position or intensity scale.
 
-Each scan is described by itself, so that one file that was replaced leaves the others as they are. Its brain (the
-voxels that differ from the background by more than a small part of the brain's deviation) is laid on a grid of 16³
-cells, placed by the brain's centre of mass and as wide as its spread, so that no single voxel, shift, crop or voxel
-size decides. A cell holds the mean of its voxels less the blurred mean around it (local contrast: no slow change of
-brightness is left), zero outside the brain, and is kept as int8. Two patients have the same scans where at least two of
-their modalities correlate by `THRESHOLD`.
+Each scan is described separately, so that replacing one file does not affect the others. Its brain (voxels that differ
+from the background by more than a small part of the brain's deviation) is divided into 16³ cells, aligned to its centre
+of mass and scaled to its spread, for robustness to shifts, crops and voxel size. A cell holds the mean of its voxels
+minus the blurred mean around it (local contrast, without slow changes of brightness), zero outside the brain, as int8.
+Two patients have the same scans if at least two of their modalities correlate by `THRESHOLD`.
 
-`THRESHOLD` lies between the worst copy and the two most similar patients of docs/decisions/0009-likeness.md. The H5
-edition, whose slices were standardised one by one, is compared only with itself: with the NIfTI files of the same
-patient its similarity is 0.72 to 0.78.
+`THRESHOLD` is between the worst copy and the two most similar patients of docs/decisions/0009-likeness.md. The H5
+edition, whose slices are standardised separately, matches only itself: its similarity to the same patient's NIfTI files
+is 0.72 to 0.78.
 """
 
 from __future__ import annotations
@@ -24,16 +23,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpc_tumor.data.brain import BrainStatistics
-from hpc_tumor.data.splits.joining import Pairs, joined
+from hpc_tumor.data.splits.joining import Pairs, join_groups
 
 SIDE = 16  # cells along each axis
 THRESHOLD = 0.85
 BLOCK_ROWS = 256  # patients compared with as many others at once
 
 _SPREAD = 2.5  # standard deviations of the brain on each side of its centre: an ellipsoid ends at 2.24
-_BLUR = 1.5  # cells: standard deviation of the blur that is taken away
-_FLOOR = 0.05  # of the brain's deviation: what differs from the background by less is none of it
-_SAMPLES = 64  # slices and rows that are looked at, roughly; all of those of small volumes
+_BLUR = 1.5  # standard deviation in cells of the blur that is subtracted
+_FLOOR = 0.05  # share of the brain's deviation; smaller differences from the background are not brain
+_SAMPLES = 64  # approximate number of sampled slices and rows; all of small volumes
 _UNIT = 16  # int8 value of a contrast of one standard deviation
 _FLAT = 1e-4  # contrast, as a share of the brightest cell, below which it is rounding
 
@@ -42,10 +41,10 @@ Floats = NDArray[np.float64]
 
 
 def sketch(image: NDArray[Any], brain: BrainStatistics, outside: NDArray[Any] | None = None) -> Sketches:
-    """Describe the scans of a patient: `(C, 16, 16, 16)` int8 of `image` `(C, Z, Y, X)`.
+    """Describe the scans of a patient: `(C, 16, 16, 16)` int8 from `image` `(C, Z, Y, X)`.
 
-    `outside` `(C, Z)` is the background where it differs from slice to slice, as for `brain_statistics`. A scan without
-    a brain, or of the same value all over it, gives zeros, which are similar to nothing.
+    `outside` `(C, Z)` is the background if it differs from slice to slice, as for `brain_statistics`. A scan without a
+    brain, or constant over it, gives zeros, which are similar to nothing.
     """
     cells = np.zeros((len(image), SIDE, SIDE, SIDE))
     for channel, scan in enumerate(image):
@@ -60,21 +59,21 @@ def sketch(image: NDArray[Any], brain: BrainStatistics, outside: NDArray[Any] | 
 
 
 def similarity(left: Sketches, right: Sketches) -> NDArray[np.float32]:
-    """`(n, m)`: similarity of each of `left` `(n, C, 16, 16, 16)` with each of `right` `(m, C, 16, 16, 16)`.
+    """Return `(n, m)` similarities of `left` `(n, C, 16, 16, 16)` with `right` `(m, C, 16, 16, 16)`.
 
-    It is the second highest correlation over the modalities: two patients share scans where two of them agree.
+    The similarity is the second highest correlation over the modalities: two of them must agree.
     """
     channels = left.shape[1]
     values = np.stack([_units(left[:, c]) @ _units(right[:, c]).T for c in range(channels)])
-    kept: NDArray[np.float32] = np.sort(values, axis=0)[-min(2, channels)]
-    return kept
+    second: NDArray[np.float32] = np.sort(values, axis=0)[-min(2, channels)]
+    return second
 
 
 def likeness(one: Sketches, many: Sketches) -> NDArray[np.float32]:
-    """`(n,)`: similarity of `one` patient `(C, 16, 16, 16)` with `many`, under whatever names and on whichever side.
+    """Return `(n,)` similarities of `one` patient `(C, 16, 16, 16)` with `many`, allowing exchanged or mirrored scans.
 
-    As `similarity`, but each scan is compared with all modalities, as files may have been exchanged, and mirrored along
-    x, as some tools write them. Two real patients stay at 0.45, and reach 1.00 with themselves in every such way.
+    Like `similarity`, but each scan is compared with all modalities, since files may be exchanged, and mirrored along
+    x, as some tools write them. Two real patients reach 0.45, and 1.00 with themselves in every variant.
     """
     channels = many.shape[1]
     units = np.stack([_units(many[:, c]) for c in range(channels)])
@@ -85,10 +84,10 @@ def likeness(one: Sketches, many: Sketches) -> NDArray[np.float32]:
     return best
 
 
-def alike(sketches: Sketches, threshold: float = THRESHOLD) -> Iterator[Pairs]:
-    """The pairs `(m, 2)` of patients, the lower number first, that are at least `threshold` alike, in parts.
+def similar_pairs(sketches: Sketches, threshold: float = THRESHOLD) -> Iterator[Pairs]:
+    """Yield pairs `(m, 2)` of patients with a similarity of at least `threshold`, lower number first.
 
-    Modalities are compared one after the other, and no further where too few are left for any pair to reach it.
+    Modalities are compared one by one, as long as any pair can still reach the threshold.
     """
     channels = sketches.shape[1]
     needed = min(2, channels)
@@ -106,27 +105,27 @@ def alike(sketches: Sketches, threshold: float = THRESHOLD) -> Iterator[Pairs]:
                 yield np.stack([i + row, j + column], axis=1)
 
 
-def same_scans(sketches: Sketches, digests: Sequence[str]) -> NDArray[np.int32]:
-    """`(n,)`: a number per patient, the same where the scans are the same or nearly so, in order of appearance.
+def group_same_scans(sketches: Sketches, digests: Sequence[str]) -> NDArray[np.int32]:
+    """Return `(n,)` group numbers, equal for identical or nearly identical scans, in order of appearance.
 
-    The same are those of one digest (`BrainStatistics.digest`), nearly the same those `alike`, directly or through
-    others.
+    Identical scans have the same `BrainStatistics.digest`; nearly identical ones are `similar_pairs`, directly or
+    through others.
     """
-    return joined(np.array(digests, np.str_), alike(sketches))
+    return join_groups(np.array(digests, np.str_), similar_pairs(sketches))
 
 
-def packed(sketches: Sketches) -> str:
-    """Sketches of one patient as text, compressed to less than half where they are of real scans."""
+def pack_sketches(sketches: Sketches) -> str:
+    """Encode the sketches of one patient as text; real scans are compressed to less than half."""
     return base64.b64encode(zlib.compress(sketches.tobytes(), 9)).decode()
 
 
-def unpacked(text: str, channels: int) -> Sketches:
-    """`(channels, 16, 16, 16)`, of what `packed` gave."""
+def unpack_sketches(text: str, channels: int) -> Sketches:
+    """Decode `(channels, 16, 16, 16)` from `pack_sketches`."""
     return np.frombuffer(zlib.decompress(base64.b64decode(text)), np.int8).reshape(channels, SIDE, SIDE, SIDE)
 
 
 def _contrast(scan: NDArray[Any], background: float, floor: float, lowest: float, steps: Sequence[int]) -> Floats:
-    """Local contrast of one scan in each cell, of standard deviation 1; zeros where there is none."""
+    """Compute the local contrast of one scan per cell, with standard deviation 1, or zeros for a flat scan."""
     above, below = background + floor, background - floor
     if scan.dtype.kind in "iu":  # comparing whole numbers with a fraction would convert every voxel
         above, below = math.floor(above), math.ceil(below)
@@ -139,10 +138,10 @@ def _contrast(scan: NDArray[Any], background: float, floor: float, lowest: float
     if not across.any():
         return empty
     shares = [_shares(profile, step) for profile, step in zip(profiles, steps, strict=True)]
-    # Planes outside all cells are not looked at: half of a usual volume.
+    # Skip planes outside all cells, half of a typical volume.
     box = tuple(slice(places[0], places[-1] + 1) for places in (np.flatnonzero(share.any(axis=1)) for share in shares))
     shares = [share[part] for share, part in zip(shares, box, strict=True)]
-    covered = np.einsum("z,y,x->zyx", *(share.sum(axis=0) for share in shares))  # cells reach out of the volume
+    covered = np.einsum("z,y,x->zyx", *(share.sum(axis=0) for share in shares))  # cells can extend beyond the volume
     filled = _cell_means(mask[box], shares)
     values = _cell_means(scan[box], shares) - background * covered
     contrast = values - filled * _blurred(values) / np.maximum(_blurred(filled), 1e-6)
@@ -151,7 +150,7 @@ def _contrast(scan: NDArray[Any], background: float, floor: float, lowest: float
 
 
 def _shares(profile: NDArray[np.int64], step: int) -> Floats:
-    """`(n, 16)`: which share of each cell lies in each of the planes along an axis, of which `profile` are brain."""
+    """Return `(n, 16)` shares of each cell in each plane along an axis; `profile` has the brain voxels per plane."""
     places = np.arange(len(profile)) * float(step)
     centre = np.average(places, weights=profile)
     spread = math.sqrt(np.average(np.square(places - centre), weights=profile) + step**2 / 12)
@@ -162,7 +161,6 @@ def _shares(profile: NDArray[np.int64], step: int) -> Floats:
 
 
 def _cell_means(volume: NDArray[Any], shares: Sequence[Floats]) -> Floats:
-    """Mean of `(Z, Y, X)` over each cell."""
     z, y, x = (share.astype(np.float32) for share in shares)
     depth, height, width = volume.shape
     lines = volume.astype(np.float32).reshape(depth * height, width) @ x
@@ -179,7 +177,6 @@ def _blurred(cells: Floats) -> Floats:
 
 
 def _units(sketches: Sketches) -> NDArray[np.float32]:
-    """`(n, cells)` of length 1; zeros stay."""
     values = sketches.reshape(len(sketches), -1).astype(np.float32)
     length = np.sqrt(np.square(values).sum(axis=1, keepdims=True))
     return values / np.maximum(length, 1)

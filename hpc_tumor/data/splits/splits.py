@@ -1,5 +1,7 @@
-"""Splits into training, validation and test: never one patient, or one duplicate group, on two sides, unless the
-published protocol is asked for, which is marked as leaking."""
+"""Splits into training, validation and test.
+
+A patient or duplicate group is never in two parts, except in the published protocol, which is marked as leaking.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from hpc_tumor.config import SPLITS, Experiment
-from hpc_tumor.data.splits.folds import Unit, deal, draw
+from hpc_tumor.data.splits.folds import Unit, deal_folds, draw_fraction
 from hpc_tumor.data.splits.split_file import Indices, Split, read_split
 from hpc_tumor.data.splits.units import describe_patients, image_units, patient_units, repeated_cases
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.errors import DataError, UsageError, unknown
+from hpc_tumor.vocabulary import counted
 
 __all__ = ["Split", "make_split", "middle_pairs", "middle_slices", "split_of"]
 
@@ -32,33 +35,32 @@ def make_split(
     test_fraction: float = 0.1,
     slices: float = PUBLISHED_SLICES,
 ) -> Split:
-    """Split a store, the same way for the same seed and the same cases, in whatever order they are stored.
+    """Split a store; the result depends only on the seed and the cases, not on their order.
 
-    - by-patient: whole patients, all cases of one together (see `patient_units`), stratified by grade where known.
-    - deduplicated: whole groups of duplicate images, stratified by class. The published test images stay the test part
-      as they are, and training images of their groups go, from validation too. Of images of identical pixels among the
-      others one stays, since a repetition says nothing new; near copies stay together, on one side.
-    - published: single slices at random (segmentation), or the published folders as they are (classification).
+    - by-patient: whole patients (see `patient_units`), stratified by grade if known.
+    - deduplicated: whole groups of duplicate images, stratified by class. The published test images are the test part,
+      and other images of their groups are removed. One of several identical images remains; near copies stay together.
+    - published: single slices at random (segmentation), or the published folders (classification).
 
-    A case that is added moves one or two others between the parts of a split by fractions, but many between folds:
-    keep folds in a file where a store grows.
+    A case added to a store moves one or two others between parts made by fractions, but many between folds: save folds
+    to a file if the store will grow.
 
     Args:
-        kind: absent: the task's first.
-        fold: which of `folds` disjoint test parts; absent: one split. With it, the published test folder plays no part.
-        val_fraction: of what does not test, at least one case where there are three. 0: `val` is empty.
-        test_fraction: of all, where neither a fold nor a published test folder decides.
-        slices: middle share of a case's slices that the published split of slices draws from.
+        kind: default: the first of the task.
+        fold: one of `folds` disjoint test parts, which ignore the published test folder; None: one split.
+        val_fraction: share of the cases outside the test part, at least one of three. 0: `val` is empty.
+        test_fraction: share of all cases, unless a fold or a published test folder decides.
+        slices: middle share of each case's slices that the published split draws from.
 
     Raises:
         UsageError: unknown kind, a fold outside `folds`, fractions outside [0, 1), or folds of the published images.
-        DataError: too few cases, or no published test part where that is asked for.
+        DataError: too few cases, or no published test part.
     """
     kind = kind or SPLITS[store.task][0]
     if kind not in SPLITS[store.task]:
         raise unknown(f"split for {store.task}", kind, SPLITS[store.task])
     if not (0 <= val_fraction < 1 and 0 < test_fraction < 1):
-        raise UsageError(f"val_fraction {val_fraction} and test_fraction {test_fraction} must lie between 0 and 1.")
+        raise UsageError(f"val_fraction {val_fraction} and test_fraction {test_fraction} must be between 0 and 1.")
     if fold is not None and not 0 <= fold < folds:
         raise UsageError(f"fold {fold} of {folds} folds: choose 0 to {folds - 1}.")
     cut = _Cut(seed, fold, folds, val_fraction, test_fraction, store)
@@ -71,9 +73,9 @@ def make_split(
 
 
 def split_of(experiment: Experiment, store: Store) -> Split:
-    """The split that an experiment asks for: made, or read from the file that it names.
+    """Make the split of an experiment, or read it from the experiment's split file.
 
-    Raises as `make_split` and `read_split`, and DataError where a part has nothing in it.
+    Raises as `make_split` and `read_split`, and DataError if the training or test part is empty.
     """
     data = experiment.data
     if data.split_file is not None:
@@ -85,19 +87,19 @@ def split_of(experiment: Experiment, store: Store) -> Split:
         )  # fmt: skip
     for part, cases in (("train", split.train), ("test", split.test)):
         if not len(cases):
-            raise DataError(f"{data.store} has nothing for the {part} part of the {split.kind} split: add cases.")
+            raise DataError(f"{data.store}: the {part} part of the {split.kind} split is empty: add cases.")
     return split
 
 
 def middle_slices(n_slices: int, fraction: float) -> range:
-    """The middle `fraction` of a case's slices, rounded down but at least one: 39 to 115 for half of 155."""
+    """Return the middle `fraction` of a case's slices, rounded down but at least one: 39 to 115 for half of 155."""
     count = max(1, int(n_slices * fraction))
     start = (n_slices - count) // 2
     return range(start, start + count)
 
 
 def middle_pairs(store: Store, cases: Indices, fraction: float) -> Indices:
-    """`(n, 2)` pairs of case and slice: the middle `fraction` of each of the cases, in their order."""
+    """Return `(n, 2)` pairs of case and slice: the middle `fraction` of each case, in order."""
     if not len(cases):
         return np.empty((0, 2), np.int64)
     depths, inverse = np.unique(store.shapes[cases, 0], return_inverse=True)
@@ -110,7 +112,7 @@ def middle_pairs(store: Store, cases: Indices, fraction: float) -> Indices:
 
 @dataclass(frozen=True)
 class _Cut:
-    """Sizes of the parts. Test and validation are drawn apart: more validation leaves the test part as it is."""
+    """Sizes of the parts. Test and validation are drawn separately: the test part does not depend on val_fraction."""
 
     seed: int
     fold: int | None
@@ -120,31 +122,30 @@ class _Cut:
     store: Store
 
     def test_of(self, units: Sequence[Unit]) -> set[int]:
-        """Numbers of the units that test: a fold, or a fraction of each stratum."""
+        """Return the test units: a fold, or a fraction of each stratum."""
         if self.fold is not None:
-            return set(deal(units, self.folds, f"{self.seed} test")[self.fold])
-        return set(draw(units, self.test_fraction, f"{self.seed} test"))
+            return set(deal_folds(units, self.folds, f"{self.seed} test")[self.fold])
+        return set(draw_fraction(units, self.test_fraction, f"{self.seed} test"))
 
     def val_of(self, units: Sequence[Unit]) -> set[int]:
-        """Numbers of the units that validate, of those that do not test."""
-        return set(draw(units, self.val_fraction, f"{self.seed} validation")) if self.val_fraction else set()
+        """Return the validation units among those outside the test part."""
+        return set(draw_fraction(units, self.val_fraction, f"{self.seed} validation")) if self.val_fraction else set()
 
-    def check(self, count: int, what: str) -> None:
-        """Raises DataError where `count` units are too few."""
+    def check(self, count: int, noun: str) -> None:
+        """Raise DataError if `count` units are too few."""
         least = max(2, self.folds if self.fold is not None else 0)
         if count < least:
-            for_what = f"{self.folds} folds" if self.fold is not None else "a training and a test part"
-            found = f"{count} {what if count != 1 else what.removesuffix('s')}"
-            if what == "patients":
-                found = f"too few patients ({describe_patients(len(self.store), repeated_cases(self.store))})"
-            raise DataError(f"{self.store.path} has {found}: {for_what} need at least {least}.")
+            parts = f"{self.folds} folds" if self.fold is not None else "a training and a test part"
+            size = counted(count, noun)
+            if noun == "patient":
+                size = f"too few patients ({describe_patients(len(self.store), repeated_cases(self.store))})"
+            raise DataError(f"{self.store.path} has {size}: {parts} need at least {least}.")
 
 
 def _patients(store: Store, cut: _Cut) -> tuple[Indices, Indices, Indices]:
     units = patient_units(store)
-    cut.check(len(units), "patients" if len(units) < len(store) else "cases")
+    cut.check(len(units), "patient" if len(units) < len(store) else "case")
     tested = cut.test_of(units)
-    # With two patients one trains and one tests; a third may validate.
     train, val = _train_and_val([unit for i, unit in enumerate(units) if i not in tested], cut)
     return train, val, _members(units[i] for i in tested)
 
@@ -152,7 +153,7 @@ def _patients(store: Store, cut: _Cut) -> tuple[Indices, Indices, Indices]:
 def _published_slices(store: Store, cut: _Cut, share: float) -> tuple[Indices, Indices, Indices]:
     by_name = np.argsort(np.array(store.case_ids), kind="stable")
     pairs = middle_pairs(store, by_name, share)
-    cut.check(len(pairs), "slices")
+    cut.check(len(pairs), "slice")
     order = np.random.default_rng(cut.seed).permutation(len(pairs))
     if cut.fold is not None:
         tested = order[cut.fold :: cut.folds]
@@ -160,17 +161,17 @@ def _published_slices(store: Store, cut: _Cut, share: float) -> tuple[Indices, I
         tested = order[: min(max(1, round(cut.test_fraction * len(order))), len(order) - 1)]
     rest = order[~np.isin(order, tested)]
     count = min(max(1, round(cut.val_fraction * len(rest))), len(rest) - 1) if cut.val_fraction else 0
-    parts = (pairs[some] for some in (rest[count:], rest[:count], tested))
+    parts = (pairs[numbers] for numbers in (rest[count:], rest[:count], tested))
     train, val, test = (part[np.lexsort((part[:, 1], part[:, 0]))] for part in parts)
     return train, val, test
 
 
 def _published_images(store: Store, cut: _Cut) -> tuple[Indices, Indices, Indices]:
     if cut.fold is not None:
-        raise UsageError("the published split of images has no folds: choose the deduplicated one, or leave fold out.")
+        raise UsageError("the published split of images has no folds: use the deduplicated split, or leave out fold.")
     in_test = store.part == "test"
     if in_test.all() or not in_test.any():
-        raise DataError(f"{store.path} has no published training and test parts: choose the deduplicated split.")
+        raise DataError(f"{store.path} has no published training and test parts: use the deduplicated split.")
     train, val = _train_and_val(image_units(store, np.flatnonzero(~in_test), np.arange(len(store))), cut)
     return train, val, np.flatnonzero(in_test)
 
@@ -179,7 +180,7 @@ def _deduplicated(store: Store, cut: _Cut) -> tuple[Indices, Indices, Indices]:
     by_name = sorted(range(len(store)), key=store.paths.__getitem__)
     different = np.unique(store.identical[by_name], return_index=True)[1]
     units = image_units(store, np.array(by_name)[different], store.group)
-    cut.check(len(units), "different images")
+    cut.check(len(units), "different image")
     published = np.flatnonzero(store.part == "test")
     if cut.fold is None and 0 < len(published) < len(store):
         test = published
@@ -190,7 +191,7 @@ def _deduplicated(store: Store, cut: _Cut) -> tuple[Indices, Indices, Indices]:
         test = _members(units[i] for i in tested)
     rest = [unit for i, unit in enumerate(units) if i not in tested]
     if not rest:
-        raise DataError(f"{store.path} has no training image without a twin in the test part to train on.")
+        raise DataError(f"{store.path}: every training image has a duplicate in the test part: nothing to train on.")
     return *_train_and_val(rest, cut), test
 
 

@@ -1,7 +1,6 @@
-"""Units of a split, which stay together: a patient with all its scans, an image with all its copies.
+"""Units of a split: a patient with all scans, an image with all copies.
 
-Splits, split files, training, cross-validation and the audit all ask here, so that none of them can see a leak where
-another sees none.
+Splits, split files, training, cross-validation and the audit share this definition, so that they agree on leaks.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from hpc_tumor.data.raw.patient_names import patient_of
 from hpc_tumor.data.splits.folds import Unit
-from hpc_tumor.data.splits.joining import connected
+from hpc_tumor.data.splits.joining import group_connected
 from hpc_tumor.data.splits.sketch import THRESHOLD, similarity
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.vocabulary import counted, listed
@@ -21,8 +20,8 @@ from hpc_tumor.vocabulary import counted, listed
 SAME_SCANS, NEAR_SCANS = "the same scans", "nearly the same scans"
 NAME, OTHER_ID = "one patient by name", "one patient by its id in another edition"
 FOLDER = "one patient by the folder of its sessions"
-MOST_NEAR = 8  # cases of near copies that one patient plausibly has
-_MOST_SHOWN = 10  # groups of near copies of which a line is said
+MOST_NEAR = 8  # plausible number of nearly identical cases of one patient
+_MOST_SHOWN = 10  # groups of near copies listed
 _WORDS = {
     SAME_SCANS: "with the same scans as another",
     NEAR_SCANS: "with nearly the same scans as another",
@@ -33,16 +32,16 @@ _WORDS = {
 
 
 def ties(store: Store) -> dict[str, list[set[Hashable]]]:
-    """For each reason to hold cases for one patient, the keys of each case: cases that share one are tied.
+    """Return the keys of each case for each reason: cases that share a key belong to one patient.
 
-    The scans decide, whatever the masks: those that agree in every voxel, and those that are nearly the same (see
-    sketch.py). Names tie the times of a patient (see patient_names.py) and the ids of other editions.
+    Identical or nearly identical scans (see sketch.py) tie cases with any masks. Names tie a patient's time points
+    (see patient_names.py) and its ids in other editions.
     """
     names: list[set[Hashable]] = [{patient_of(name)} for name in store.case_ids]
     known = [facts.get("other_ids", {}) for facts in store.clinical]
-    # An id in another edition is that patient's name there: the store may hold both.
-    others = [{patient_of(name) for where, name in ids.items() if where != "folder"} for ids in known]
-    folders = [{patient_of(name) for where, name in ids.items() if where == "folder"} for ids in known]
+    # The store may contain a patient under ids of several editions.
+    others = [{patient_of(name) for source, name in ids.items() if source != "folder"} for ids in known]
+    folders = [{patient_of(name) for source, name in ids.items() if source == "folder"} for ids in known]
     return {
         SAME_SCANS: [{digest} for digest in store.text_column("scans")],
         NEAR_SCANS: [{group} for group in store.group.tolist()],
@@ -53,9 +52,9 @@ def ties(store: Store) -> dict[str, list[set[Hashable]]]:
 
 
 def patient_units(store: Store) -> list[Unit]:
-    """The patients by name, each with its cases; the stratum is the grade, "" where it is not known.
+    """Return the patients by name, each with its cases; the stratum is the grade, "" if unknown.
 
-    Cases are of one patient where any of the `ties` holds, directly or through others.
+    Cases belong to one patient if any of the `ties` holds, directly or through others.
     """
     clinical = store.clinical
     keys: list[set[Hashable]] = [set() for _ in store.case_ids]
@@ -63,7 +62,7 @@ def patient_units(store: Store) -> list[Unit]:
         for case, own in enumerate(sets):
             keys[case] |= {(reason, key) for key in own}
     units = []
-    for members in connected(keys):
+    for members in group_connected(keys):
         by_name = sorted(members, key=store.case_ids.__getitem__)
         grades = [str(clinical[case].get("grade", "")) for case in by_name]
         grade = next((grade for grade in grades if grade), "")
@@ -72,23 +71,23 @@ def patient_units(store: Store) -> list[Unit]:
 
 
 def repeated_cases(store: Store) -> dict[str, int]:
-    """Number of cases that each reason adds to a patient who has one already; reasons that add none are left out.
+    """Count the additional cases of patients by reason, each under the first reason that ties it.
 
-    A case counts under the first reason that ties it. The store has as many patients as cases that are not counted.
+    Reasons without cases are omitted. The number of patients is the number of cases minus these.
     """
     keys: list[set[Hashable]] = [{case} for case in range(len(store))]
     counts, patients = {}, len(store)
     for reason, sets in ties(store).items():
         for case, own in enumerate(sets):
             keys[case] |= {(reason, key) for key in own}
-        before, patients = patients, len(connected(keys))
+        before, patients = patients, len(group_connected(keys))
         if patients < before:
             counts[reason] = before - patients
     return counts
 
 
 def describe_patients(cases: int, repeated: Mapping[str, int]) -> str:
-    """`8 patients, 12 cases: 4 with the same scans as another`, from `repeated_cases`."""
+    """Format `8 patients, 12 cases: 4 with the same scans as another`, from `repeated_cases`."""
     patients = cases - sum(repeated.values())
     why = ", ".join(f"{count:,} {_WORDS[reason]}" for reason, count in repeated.items())
     text = f"{counted(patients, 'patient')}, {counted(cases, 'case')}"
@@ -96,9 +95,9 @@ def describe_patients(cases: int, repeated: Mapping[str, int]) -> str:
 
 
 def doubtful_joins(store: Store) -> list[str]:
-    """A line where near copies of scans tie more than `MOST_NEAR` cases to one patient, or some only through others.
+    """Return a line if near copies tie more than `MOST_NEAR` cases to one patient, or some only through others.
 
-    It names the first such patient, so that a wrong join is seen. Cases of identical scans count once.
+    The line names the first such patient, so that a wrong join can be detected. Identical scans count once.
     """
     scans = store.text_column("scans")
     sets: dict[int, dict[str, int]] = {}  # by group, the first case of each digest
@@ -119,14 +118,12 @@ def doubtful_joins(store: Store) -> list[str]:
     cases, chain = doubtful[0]
     names = listed([store.case_ids[case] for case in cases])
     through = ", some of them only through others" if chain else ""
-    rest = f" {len(doubtful) - 1:,} more of this kind." if len(doubtful) > 1 else ""
-    return [
-        f"{len(cases):,} cases count as one patient for {NEAR_SCANS}{through} ({names}): look whether they are.{rest}"
-    ]
+    rest = f" {len(doubtful) - 1:,} more such patients." if len(doubtful) > 1 else ""
+    return [f"{len(cases):,} cases count as one patient for {NEAR_SCANS}{through} ({names}): check this.{rest}"]
 
 
 def patient_numbers(store: Store) -> NDArray[np.int64]:
-    """`(n,)`: cases with one number are one patient, a unit of `patient_units`."""
+    """Return `(n,)` patient numbers of the cases, from `patient_units`."""
     numbers = np.empty(len(store), np.int64)
     for number, unit in enumerate(patient_units(store)):
         numbers[list(unit.members)] = number
@@ -134,25 +131,24 @@ def patient_numbers(store: Store) -> NDArray[np.int64]:
 
 
 def image_units(store: Store, images: NDArray[np.int64], group: NDArray[np.int64]) -> list[Unit]:
-    """Those `images` that share a `group`, each group with its images by name; the stratum is the first one's class."""
+    """Group `images` by `group`, each unit sorted by name; the stratum is the class of the first image."""
     members: dict[int, list[int]] = {}
     for image in sorted(images.tolist(), key=store.paths.__getitem__):
         members.setdefault(int(group[image]), []).append(image)
     classes = store.label
-    return [Unit(store.paths[some[0]], int(classes[some[0]]), tuple(some)) for some in members.values()]
+    return [Unit(store.paths[own[0]], int(classes[own[0]]), tuple(own)) for own in members.values()]
 
 
 def disagreements(store: Store) -> list[str]:
-    """A line for each duplicate group of images of different classes, for the first few of them."""
+    """Return a line for each of the first duplicate groups with images of different classes."""
     order = np.argsort(store.group, kind="stable")
     sets = np.split(order, np.flatnonzero(np.diff(store.group[order])) + 1)
-    found = [some.tolist() for some in sets if len(set(store.label[some].tolist())) > 1]
+    mixed = [images.tolist() for images in sets if len(set(store.label[images].tolist())) > 1]
     lines = []
-    for some in found[:_MOST_SHOWN]:
-        one = some[0]
-        other = next(image for image in some if store.label[image] != store.label[one])
-        names = f"{store.paths[one]} and {store.paths[other]}"
-        lines.append(f"{names} are one picture or near copies of it, but of different classes: look at them.")
-    if len(found) > _MOST_SHOWN:
-        lines.append(f"{len(found) - _MOST_SHOWN} more sets of near copies have images of different classes.")
+    for first, *rest in mixed[:_MOST_SHOWN]:
+        other = next(image for image in rest if store.label[image] != store.label[first])
+        names = f"{store.paths[first]} and {store.paths[other]}"
+        lines.append(f"{names} are copies or near copies, but of different classes: check them.")
+    if len(mixed) > _MOST_SHOWN:
+        lines.append(f"{len(mixed) - _MOST_SHOWN} more sets of near copies have images of different classes.")
     return lines

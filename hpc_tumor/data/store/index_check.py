@@ -1,4 +1,4 @@
-"""Check of a store's attributes against what a conversion writes: a disk may be damaged, a store a stranger's."""
+"""Validation of a store's attributes, which may be damaged or untrusted."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ Check = Callable[[Any], bool]
 
 
 def index_fault(about: Mapping[str, Any], index: Mapping[str, Any]) -> str | None:
-    """Return the first fault of what a store says of itself (`about`) and of its index's attributes, or None.
+    """Return the first fault in the attributes of a store (`about`) or of its index, or None.
 
-    A case's id is a folder's name, so it must not lead out of the folder of cases.
+    A case's id is a folder's name, so it must not contain a path.
     """
     if about.get("task") not in _TASKS:
-        return f"its task is {str(about.get('task'))[:40]!r}"
+        return f"unknown task {str(about.get('task'))[:40]!r}"
     for name, kind in (("dataset", str), ("fingerprint", str), ("options", dict)):
         if not isinstance(about.get(name), kind):
-            return f"its {name} is not there"
+            return f"missing or invalid {name}"
     volumes = about["task"] == "segmentation"
     ids = index.get("case_ids")
     if not isinstance(ids, list) or not ids or not all(_is_text(key) for key in ids) or len(set(ids)) != len(ids):
-        return "the list of its cases is not sound"
+        return "invalid list of cases"
     if volumes and not all(_is_folder(key) for key in ids):
-        return "the list of its cases holds what is no folder's name"
+        return "the list of cases contains an invalid folder name"
     columns: dict[str, Check] = (
         {"dtypes": _is_type, "scans": _is_text, "clinical": _is_facts, "editions": _is_edition}
         if volumes
@@ -37,12 +37,12 @@ def index_fault(about: Mapping[str, Any], index: Mapping[str, Any]) -> str | Non
     for name, check in columns.items():
         values = index.get(name)
         if not isinstance(values, list) or len(values) != len(ids) or not all(map(check, values)):
-            return f"the column {name} of its index is not sound"
+            return f"invalid index column {name}"
     if volumes and index.get("labels") not in ([*LABEL_NAMES], [*LABEL_NAMES, CAVITY]):
-        return "the list of its labels is not sound"
+        return "invalid list of labels"
     classes = index.get("classes")
     if not volumes and not (isinstance(classes, list) and all(map(_is_text, classes))):
-        return "the list of its classes is not sound"
+        return "invalid list of classes"
     return None
 
 

@@ -1,6 +1,6 @@
-"""Nodes of a Zarr v3 store on disk: groups, and sharded arrays.
+"""Groups and sharded arrays of a Zarr v3 store on disk.
 
-Chunks carry a CRC-32C, and all are stored, empty ones too: damaged and missing data are both noticed when read.
+All chunks are stored, empty ones too, with a CRC-32C: both damaged and missing data are detected when read.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from hpc_tumor.system.atomic import plain
 from hpc_tumor.vocabulary import printable
 
 GROUP_FILE = ARRAY_FILE = "zarr.json"
-# Slices shrink by a quarter more with lz4hc and unpack as fast. Level 5 packs in nearly twice the time of level 3, for
-# 2 % fewer bytes. Blocks that fit a core's cache unpack a fifth faster. JPEG's noise hardly shrinks at all: lz4 stores
+# lz4hc compresses slices by a quarter more than lz4 and unpacks as fast; level 5 takes nearly twice the time of level 3
+# for 2 % fewer bytes; blocks that fit a core's cache unpack a fifth faster. JPEG noise hardly compresses: lz4 packs
 # such images 17 times and reads them twice as fast, for a tenth more bytes.
 VOLUME_COMPRESSION = {"cname": "lz4hc", "clevel": 3, "shuffle": "shuffle", "blocksize": 65536}
 IMAGE_COMPRESSION = {"cname": "lz4", "clevel": 5, "shuffle": "noshuffle", "blocksize": 0}
@@ -33,7 +33,7 @@ _LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
 _CRC = {"name": "crc32c"}
 _DEFAULTS = {"default": {"separator": "/"}, "sharding_indexed": {"index_location": "end"}}
 TYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64")
-# Columns of the indexes of patients and of images: the type of each, and its axes, the cases included.
+# Columns of the indexes of patients and images: type, and number of axes including the cases.
 COLUMNS = {
     "shape": ("int32", 2), "spacing": ("float64", 2), "background": ("float64", 2), "tolerance": ("float64", 2),
     "statistics": ("float64", 3), "brain_voxels": ("float64", 1), "contrast": ("float64", 2), "sketch": ("int8", 5),
@@ -46,12 +46,12 @@ _LARGEST_CHUNK = 2**31 - 17  # bytes that Blosc takes
 
 
 class RewrittenError(DamagedError):
-    """Metadata of an array that mean something else than those which this program writes."""
+    """Metadata of an array that differ in meaning from what this program writes."""
 
 
 @dataclass(frozen=True)
 class ArrayLayout:
-    """How an array is cut into shards, and those into chunks. Every shard spans the array but for the first axis."""
+    """Division of an array into shards and chunks. Every shard spans all axes but the first."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -67,25 +67,25 @@ class ArrayLayout:
 
     @property
     def chunks(self) -> int:
-        """Chunks of a shard."""
+        """Number of chunks of a shard."""
         return math.prod(self.grid)
 
     @property
     def shards(self) -> int:
-        """Shards of the array, all along the first axis."""
+        """Number of shards, all along the first axis."""
         return -(-self.shape[0] // self.shard[0])
 
     def file(self, folder: Path, shard: int) -> Path:
-        """Where a shard of the array in `folder` lies."""
+        """Return the path of a shard of the array in `folder`."""
         return folder.joinpath("c", str(shard), *("0" for _ in self.shape[1:]))
 
     def boxes(self) -> Iterator[tuple[slice, ...]]:
-        """Where each chunk of a shard lies in it, in the order of its index."""
+        """Yield the position of each chunk in a shard, in the order of its index."""
         for place in product(*(range(count) for count in self.grid)):
             yield tuple(slice(i * size, (i + 1) * size) for i, size in zip(place, self.chunk, strict=True))
 
     def metadata(self) -> bytes:
-        """The array's zarr.json."""
+        """Return the array's zarr.json."""
         blosc = {"name": "blosc", "configuration": {**self.compression, "typesize": self.dtype.itemsize}}
         sharding = {
             "chunk_shape": self.chunk,
@@ -108,19 +108,19 @@ class ArrayLayout:
 
     @classmethod
     def read(cls, folder: Path, **expected: Any) -> ArrayLayout:
-        """Read the layout of the array in `folder`, whichever program wrote its metadata last.
+        """Read the layout of the array in `folder`; other programs may have rewritten its metadata.
 
         Args:
             expected: fields whose values are known.
 
-        Raises RewrittenError where the metadata mean something else than this program writes, DamagedError where they
-            are no JSON, and OSError.
+        Raises RewrittenError if the metadata differ in meaning from what this program writes, DamagedError if they are
+            not JSON, and OSError.
         """
         file = folder / ARRAY_FILE
         try:
             document = json.loads(file.read_bytes())
         except (ValueError, RecursionError) as error:
-            raise DamagedError(f"{file} is not the metadata of an array") from error
+            raise DamagedError(f"{file} is not array metadata") from error
         try:
             (sharding,) = (codec["configuration"] for codec in document["codecs"])
             layout = cls(
@@ -128,12 +128,12 @@ class ArrayLayout:
                 tuple(document["chunk_grid"]["configuration"]["chunk_shape"]), tuple(document["dimension_names"]), {},
             )  # fmt: skip
             if not layout._is_sound():
-                raise ValueError(f"no array of this program has the shape {layout.shape}")
+                raise ValueError(f"invalid shape {layout.shape}")
             theirs, own = _meaning(document), _meaning(json.loads(replace(layout, **expected).metadata()))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise RewrittenError(f"{file} does not describe an array as hpc-tumor writes them") from error
+            raise RewrittenError(f"{file} does not describe an array written by hpc-tumor") from error
         if changed := [key for key in (*own, *theirs) if own.get(key) != theirs.get(key)]:
-            raise RewrittenError(f"{file}: its {printable(changed[0])[:40]} is not what hpc-tumor writes")
+            raise RewrittenError(f"{file}: {printable(changed[0])[:40]} differs from what hpc-tumor writes")
         return layout
 
     def _is_sound(self) -> bool:
@@ -148,7 +148,7 @@ class ArrayLayout:
 
 
 def _meaning(document: dict[str, Any]) -> dict[str, Any]:
-    """An array's metadata without what changes no value: attributes, how Blosc packs, defaults, order of keys."""
+    """Return an array's metadata without what affects no value: attributes, Blosc settings, defaults, key order."""
     passed = [
         key for key, value in document.items() if isinstance(value, dict) and value.get("must_understand") is False
     ]
@@ -166,39 +166,37 @@ def _meaning(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _named(extension: Any, single: bool = False) -> tuple[str, dict[str, Any]]:
-    """Name and configuration of a codec, a grid or an encoding; `single`: of values of one byte, without an order."""
-    given: dict[str, Any] = {"name": extension} if isinstance(extension, str) else extension
-    name, configuration = given["name"], dict(given.get("configuration", {}))
-    if name == "blosc" or (name == "bytes" and single):  # each chunk of Blosc says how it was packed
+    """Return name and configuration of a codec, grid or encoding; `single`: for values of one byte (no endianness)."""
+    full: dict[str, Any] = {"name": extension} if isinstance(extension, str) else extension
+    name, configuration = full["name"], dict(full.get("configuration", {}))
+    if name == "blosc" or (name == "bytes" and single):  # each Blosc chunk has its settings in its header
         configuration = {}
     return name, {**_DEFAULTS.get(name, {}), **configuration}
 
 
 def write_group(folder: Path, attributes: dict[str, Any]) -> None:
-    """Make `folder` a Zarr group; it must not be one yet."""
+    """Create a Zarr group in `folder`, which must not be one yet."""
     folder.mkdir(parents=True, exist_ok=True)
     write_file(folder / GROUP_FILE, group_json(attributes))
 
 
 def group_json(attributes: dict[str, Any]) -> bytes:
-    """The metadata file of a Zarr group."""
+    """Return the metadata file of a Zarr group."""
     return _json({"zarr_format": 3, "node_type": "group", "attributes": plain(attributes)})
 
 
 def volume_layout(shape: Sequence[int], dtype: np.dtype[Any]) -> ArrayLayout:
-    """Layout of a patient's image `(C, Z, Y, X)` or labels `(Z, Y, X)`: a slice a chunk, all of them in one shard."""
+    """Return the layout of an image `(C, Z, Y, X)` or labels `(Z, Y, X)`: one chunk per slice, one shard."""
     whole, names = tuple(shape), tuple("czyx"[-len(shape) :])
     return ArrayLayout(whole, dtype, (*whole[:-3], 1, *whole[-2:]), whole, names, VOLUME_COMPRESSION)
 
 
 def write_array(folder: Path, parts: Iterable[NDArray[Any]], layout: ArrayLayout, threads: int = 1) -> None:
-    """Write a sharded Zarr array, one whole shard at a time, into a new folder.
+    """Write a sharded Zarr array to a new folder, one shard at a time. Raises OSError.
 
     Args:
-        parts: consecutive pieces along the first axis, a shard each; the last may be shorter.
-        threads: that pack chunks.
-
-    Raises OSError where the disk does not take it.
+        parts: consecutive pieces along the first axis, one per shard; the last may be shorter.
+        threads: number of threads that pack chunks.
     """
     with ExitStack() as stack:
         each: Callable[..., Iterable[bytes | None]] = map
@@ -208,16 +206,16 @@ def write_array(folder: Path, parts: Iterable[NDArray[Any]], layout: ArrayLayout
 
 
 def write_packed_array(folder: Path, layout: ArrayLayout, shards: Iterable[Iterable[bytes | None]]) -> None:
-    """As `write_array`, from the packed chunks of each shard. Those of the last one may leave out what is beyond it."""
+    """Write an array from the packed chunks of each shard; the last may omit chunks beyond the array's end."""
     for number, chunks in enumerate(shards):
         packed = list(chunks)
         write_file(layout.file(folder, number), pack_shard([*packed, *[None] * (layout.chunks - len(packed))]))
     write_file(folder / ARRAY_FILE, layout.metadata())
 
 
-def write_column(index: Path, name: str, given: ArrayLike) -> None:
+def write_column(index: Path, name: str, column: ArrayLike) -> None:
     """Write a column of an index, one of `COLUMNS`, as a new array."""
-    values = np.asarray(given, COLUMNS[name][0])
+    values = np.asarray(column, COLUMNS[name][0])
     shape = (min(_COLUMN_ROWS, len(values)), *values.shape[1:])
     parts = (values[start : start + shape[0]] for start in range(0, len(values), shape[0]))
     layout = ArrayLayout(values.shape, values.dtype, shape, shape, _axes(name), VOLUME_COMPRESSION)
@@ -238,7 +236,7 @@ def _packer(layout: ArrayLayout, part: NDArray[Any]) -> Callable[[tuple[slice, .
         values = part[box]
         if not values.size:
             return None
-        if values.shape != layout.chunk:  # at the edge: chunks are stored whole
+        if values.shape != layout.chunk:  # pad chunks at the edge
             values = np.pad(values, [(0, size - n) for n, size in zip(values.shape, layout.chunk, strict=True)])
         return pack_chunk(values.astype(layout.dtype, copy=False), layout.compression)
 
@@ -246,13 +244,13 @@ def _packer(layout: ArrayLayout, part: NDArray[Any]) -> Callable[[tuple[slice, .
 
 
 def read_array(folder: Path, files: ShardFiles, **expected: Any) -> NDArray[Any]:
-    """The whole array in `folder`, of which some of the layout may be `expected`.
+    """Read the whole array in `folder`; `expected` are known fields of its layout.
 
-    Raises DamagedError where it is not what was written, and OSError where it cannot be read.
+    Raises DamagedError if it is not as written, and OSError if it cannot be read.
     """
     layout = ArrayLayout.read(folder, **expected)
-    held = sum(layout.file(folder, shard).stat().st_size for shard in range(layout.shards))
-    if math.prod(layout.shape) * layout.dtype.itemsize > 1000 * held:  # Blosc never packs more than a few hundredfold
+    stored = sum(layout.file(folder, shard).stat().st_size for shard in range(layout.shards))
+    if math.prod(layout.shape) * layout.dtype.itemsize > 1000 * stored:  # Blosc's ratio is at most a few hundred
         raise DamagedError(f"{folder} claims {layout.shape} values, more than its files can hold")
     values = np.empty((layout.shards * layout.shard[0], *layout.shape[1:]), layout.dtype)
     chunk = np.empty(layout.chunk, layout.dtype)
@@ -266,7 +264,7 @@ def read_array(folder: Path, files: ShardFiles, **expected: Any) -> NDArray[Any]
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write a new file and bring it to the disk. Raises OSError, as for a full disk."""
+    """Write a new file and sync it to disk. Raises OSError, for example for a full disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("xb") as file:
         file.write(data)
@@ -275,7 +273,7 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def read_attributes(folder: Path) -> dict[str, Any] | None:
-    """Attributes of the Zarr group in `folder`; None where there is none that can be read."""
+    """Read the attributes of the Zarr group in `folder`, or None if it cannot be read."""
     try:
         document = json.loads((folder / GROUP_FILE).read_bytes())
     except (OSError, ValueError, RecursionError):

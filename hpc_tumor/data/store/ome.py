@@ -1,4 +1,4 @@
-"""OME-Zarr 0.5 metadata of a BraTS case (https://ngff.openmicroscopy.org/0.5), so that any of its viewers opens it."""
+"""OME-Zarr 0.5 metadata of a BraTS case, for any OME-Zarr viewer (https://ngff.openmicroscopy.org/0.5)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CONTRAST = (-2.0, 3.0)  # standard deviations around the brain's mean
 
 
 def image_metadata(name: str, spacing: Sequence[float], brain: BrainStatistics) -> dict[str, Any]:
-    """`ome` attribute of an image `(c, z, y, x)` with `spacing` along z, y, x in mm."""
+    """Return the `ome` attribute of an image `(c, z, y, x)` with `spacing` along z, y, x in mm."""
     axes = [{"name": "c", "type": "channel"}, *_space_axes()]
     return {
         "version": VERSION,
@@ -26,12 +26,12 @@ def image_metadata(name: str, spacing: Sequence[float], brain: BrainStatistics) 
 
 
 def label_colors() -> dict[str, tuple[int, int, int]]:
-    """Red, green and blue of each label by its name."""
+    """Return red, green and blue of each label by name."""
     return {name: _LABEL_COLORS[value][:3] for value, name in enumerate((*LABEL_NAMES, CAVITY)) if value}
 
 
 def label_metadata(spacing: Sequence[float], edition: Edition) -> dict[str, Any]:
-    """`ome` attribute of the label image `(z, y, x)`; each label with the numbers that it had in its edition."""
+    """Return the `ome` attribute of the label image `(z, y, x)`, each label with its numbers in `edition`."""
     numbers: dict[int, list[int]] = {}
     for number, value in edition.values.items():
         numbers.setdefault(value, []).append(number)
@@ -61,7 +61,7 @@ def _multiscale(name: str, axes: list[dict[str, str]], scale: list[float]) -> di
 
 def _channel(index: int, brain: BrainStatistics) -> dict[str, Any]:
     low, high = (float(value) for value in brain.extent[index])
-    high = max(high, low + max(1.0, 1e-6 * abs(low)))  # of one value, too, a viewer wants a range
+    high = max(high, low + max(1.0, 1e-6 * abs(low)))  # viewers require a range, even for a constant image
     mean, deviation = brain.moments[index]
     start, end = (float(mean + factor * deviation) for factor in _CONTRAST)
     start, end = max(low, start), min(high, end)

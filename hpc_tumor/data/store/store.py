@@ -1,4 +1,4 @@
-"""The Zarr store: `Store`, which reads it."""
+"""Reader of the Zarr store."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from hpc_tumor.errors import DataError, StoreError
 from hpc_tumor.system.resources import available_cpus
 
 _ANEW = "Run prepare-data again with --overwrite."
-# Schema 2 of patients has the meaning of their labels, noise around the brain, and what scans are recognised by.
+# Schema 2 of patients adds label editions, noise tolerance around the brain, and scan descriptors.
 SCHEMAS = {"segmentation": 2, "classification": 1}
 _Volume = tuple[str, str, np.dtype[Any]]  # shards of a case's image and labels, and the image's type
 
 
 def read_about(path: Path) -> dict[str, Any] | None:
-    """Attributes of a store (schema, dataset, task, complete …); None where `path` is no store of ours."""
+    """Read the attributes of a store (schema, dataset, task, complete …), or None if `path` is not a store."""
     about = (read_attributes(path) or {}).get("hpc_tumor")
     return about if isinstance(about, dict) and type(about.get("schema")) is int else None
 
 
 def _column(name: str, text: str = "", dtype: type[np.int64] | None = None) -> cached_property[NDArray[Any]]:
-    """A column of the index as an attribute of a store, read when it is first asked for; `text` describes it."""
+    """Define a column of the index as a lazy attribute of a store; `text` is its docstring."""
 
     def read(store: Store) -> NDArray[Any]:
         values = store._column(name)
@@ -42,14 +42,14 @@ def _column(name: str, text: str = "", dtype: type[np.int64] | None = None) -> c
 
 
 class Store:
-    """A finished store, read-only. Cases and images are numbered as in `case_ids` and `paths`.
+    """A complete store, read-only. Cases and images are numbered as in `case_ids` and `paths`.
 
     Attributes:
         task: segmentation or classification.
         dataset: brats, brats-h5 or brain-mri.
-        fingerprint: equal for equal content, whatever the order of conversion.
-        options: those of the conversion.
-        case_ids: of BraTS cases, or the images' paths.
+        fingerprint: equal for equal content, in any order of conversion.
+        options: options of the conversion.
+        case_ids: ids of BraTS cases, or paths of images.
     """
 
     def __init__(self, path: Path, about: dict[str, Any], threads: int | None = None):
@@ -61,36 +61,36 @@ class Store:
         self.options: dict[str, Any] = about["options"]
         index = read_attributes(path / "index")
         if index is None:
-            raise StoreError(f"{path} is damaged: its index is missing", _ANEW)
+            raise StoreError(f"{path} is damaged: the index is missing", _ANEW)
         if fault := index_fault(about, index):
             raise StoreError(f"{path} is damaged: {fault}", _ANEW)
         self._index = index
         self.case_ids: list[str] = index["case_ids"]
         self._threads = ReadingThreads(threads or available_cpus())
         self._files = ShardFiles()
-        self._volumes: dict[int, _Volume] = {}  # of cases that were read
+        self._volumes: dict[int, _Volume] = {}  # of cases read so far
 
     @classmethod
     def open(cls, path: Path, *, threads: int | None = None) -> Store:
-        """Open the store at `path`; `threads` read and unpack, one per CPU by default.
+        """Open the store at `path` with `threads` that read and unpack (default: one per CPU).
 
-        Raises StoreError where it does not exist, is no store, is unfinished, damaged, or of another schema.
+        Raises StoreError if it does not exist, is not a store, is unfinished, damaged, or of another schema.
         """
         path = Path(path)
         if not path.exists():
-            raise StoreError(f"there is no store {path}", f"Make one: hpc-tumor prepare-data SOURCE {path}")
+            raise StoreError(f"there is no store {path}", f"Create one: hpc-tumor prepare-data SOURCE {path}")
         about = read_about(path)
         if about is None:
-            raise StoreError(f"{path} is not a store of hpc-tumor", "Make one: hpc-tumor prepare-data SOURCE STORE")
+            raise StoreError(f"{path} is not a store of hpc-tumor", "Create one: hpc-tumor prepare-data SOURCE STORE")
         readable = SCHEMAS.get(str(about.get("task")), about["schema"])  # of another task: see index_fault
         if about["schema"] != readable:
-            way = "Update hpc-tumor, or" if about["schema"] > readable else "Please"
+            way = "Update hpc-tumor, or convert" if about["schema"] > readable else "Convert"
             raise StoreError(
                 f"{path} has schema {about['schema']}; this version reads {readable}",
-                f"{way} convert again: hpc-tumor prepare-data SOURCE {path} --overwrite",
+                f"{way} again: hpc-tumor prepare-data SOURCE {path} --overwrite",
             )
         if about.get("complete") is not True:
-            raise StoreError(f"{path} is unfinished", "Run the same hpc-tumor prepare-data again, and it goes on.")
+            raise StoreError(f"{path} is unfinished", "Run the same hpc-tumor prepare-data again to continue.")
         try:
             return cls(path, about, threads)
         except (KeyError, TypeError) as error:
@@ -101,7 +101,7 @@ class Store:
 
     group = _column(
         "group",
-        "`(n,)`: images or cases with one number are the same picture, or have the same scans, identical or nearly.",
+        "`(n,)`: group number; images or cases of one group are identical or near copies.",
         np.int64,
     )
 
@@ -110,59 +110,57 @@ class Store:
     shapes = _column("shape", "`(n, 3)`: Z, Y, X of each case.", np.int64)
     statistics = _column(
         "statistics",
-        "`(n, 4, 2)`: mean and standard deviation over the brain, per modality; 0 deviation where there is none.",
+        "`(n, 4, 2)`: mean and standard deviation over the brain, per modality; deviation 0 without a brain.",
     )
     background = _column("background", "`(n, 4)`: the value outside the brain, per modality.")
     tolerance = _column(
         "tolerance",
-        "`(n, 4)`: how far a voxel outside the brain may stray from the background, per modality; mostly 0.",
+        "`(n, 4)`: largest deviation from the background of a voxel outside the brain, per modality; usually 0.",
     )
-    brain_voxels = _column("brain_voxels", "`(n,)`: voxels of the brain.", np.int64)
-    contrast = _column(
-        "contrast", "`(n, 14)`: what `data.contrast` tells exchanged modalities by; not-a-number where a case has none."
-    )
+    brain_voxels = _column("brain_voxels", "`(n,)`: number of brain voxels.", np.int64)
+    contrast = _column("contrast", "`(n, 14)`: descriptor of `data.contrast`; NaN for a case without one.")
     label_counts = _column(
         "label_counts",
         "`(n, largest Z, labels)`: voxels of each of `labels` in each slice; 0 beyond a case's last slice.",
     )
     sketches = _column(
         "sketch",
-        "`(n, 4, 16, 16, 16)`: descriptors of each case's scans, by which copies are recognised: see sketch.py.",
+        "`(n, 4, 16, 16, 16)`: descriptors of each case's scans, used to find copies: see sketch.py.",
     )
     _spacing = _column("spacing")
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Names of the label values, from 0 on: of the tumour, and the resection cavity where a case has one."""
+        """Names of the label values from 0 on, including the resection cavity if a case has one."""
         return tuple(self._index["labels"])
 
     @property
     def editions(self) -> list[Edition]:
-        """Of each case, the edition whose numbers its segmentation had."""
+        """Label edition of each case's segmentation."""
         return [EDITIONS[name] for name in self._index["editions"]]
 
     @cached_property
     def slice_background(self) -> NDArray[np.float64] | None:
-        """`(n, largest Z, 4)`: the value outside the brain in each slice, where slices differ in it; else None."""
+        """`(n, largest Z, 4)`: the value outside the brain in each slice if slices differ in it, else None."""
         return self._column("slice_background") if self.dataset == "brats-h5" else None
 
     @cached_property
     def dtype(self) -> np.dtype[Any]:
-        """Type of the slices as read: that of the sources, or the smallest that holds all of them."""
+        """Type of the slices as read: the smallest that holds all cases without loss."""
         return np.result_type(*(np.dtype(name) for name in set(self._index["dtypes"])))
 
     @cached_property
     def slice_shape(self) -> tuple[int, int]:
-        """(Y, X) of the slices. Raises DataError where cases differ in it."""
+        """(Y, X) of the slices. Raises DataError if cases differ in it."""
         sizes = np.unique(self.shapes[:, 1:], axis=0)
         if len(sizes) > 1:
             text = ", ".join(f"{y} × {x}" for y, x in sizes.tolist()[:4])
-            raise DataError(f"{self.path}: the slices of its cases differ in size ({text}): they cannot share a batch.")
+            raise DataError(f"{self.path}: slices differ in size between cases ({text}): they cannot be batched.")
         return int(sizes[0, 0]), int(sizes[0, 1])
 
     @property
     def clinical(self) -> list[dict[str, Any]]:
-        """Facts of each case in the tables beside them: grade, age, survival …; empty where they say nothing."""
+        """Clinical facts of each case: grade, age, survival …; empty if unknown."""
         return list(self._index["clinical"])
 
     def slices(self, case: int) -> int:
@@ -175,14 +173,14 @@ class Store:
         return z, y, x
 
     def case_metadata(self, case: int) -> dict[str, Any]:
-        """All that the store keeps of one case: source files, affine, meta … (read from the case itself)."""
+        """Read the metadata of one case: source files, affine, meta …"""
         attributes = read_attributes(self.path / "cases" / self.case_ids[case])
         if attributes is None or not isinstance(attributes.get("hpc_tumor"), dict):
             raise self._damaged(f"the metadata of case {self.case_ids[case]}")
         return cast(dict[str, Any], attributes["hpc_tumor"])
 
     def affine(self, case: int) -> NDArray[np.float64]:
-        """`(4, 4)` from voxel (x, y, z) of the stored volume to mm."""
+        """Return the affine `(4, 4)` from voxel (x, y, z) of the stored volume to mm."""
         try:
             affine = np.array(self.case_metadata(case)["affine"], dtype=np.float64)
         except (KeyError, TypeError, ValueError) as error:
@@ -192,7 +190,7 @@ class Store:
         return affine
 
     def header(self, case: int) -> bytes:
-        """The NIfTI header as in the source."""
+        """Return the NIfTI header of the source."""
         try:
             return base64.b64decode(self.case_metadata(case)["header"], validate=True)
         except (KeyError, TypeError, ValueError) as error:
@@ -201,10 +199,10 @@ class Store:
     def read_slices(
         self, refs: ArrayLike, into: Sequence[Any] | None = None
     ) -> Pending[tuple[NDArray[Any], NDArray[np.uint8]]]:
-        """Start reading axial slices given as `(n, 2)` pairs of case and z.
+        """Start reading axial slices, `(n, 2)` pairs of case and z.
 
-        Gives images `(n, 4, Y, X)` in `dtype` and labels `(n, Y, X)` uint8: new arrays, or the two of that kind
-        given in `into`, which must be left alone until the result is there.
+        The result is images `(n, 4, Y, X)` in `dtype` and labels `(n, Y, X)` uint8: new arrays, or the two in `into`,
+        which must not be used before `result()` returns.
         """
         pairs = np.asarray(refs, dtype=np.int64).reshape(-1, 2)
         if not len(pairs):
@@ -217,7 +215,7 @@ class Store:
         return Pending((image, label), self._threads.start(self._read_slices, len(places), places, image, label))
 
     def empty_slices(self, n: int) -> tuple[NDArray[Any], NDArray[np.uint8]]:
-        """Arrays that take `n` slices and their labels. DataError where cases differ in the size of their slices."""
+        """Allocate arrays for `n` slices and their labels. Raises DataError if cases differ in slice size."""
         size = self.slice_shape
         return np.empty((n, self._channels, *size), self.dtype), np.empty((n, *size), np.uint8)
 
@@ -230,15 +228,15 @@ class Store:
         slices = image.swapaxes(0, 1)
         return Pending((image, label), self._threads.start(self._read_slices, depth, places, slices, label))
 
-    # Brain MRI: images
+    # Brain MRI: images.
 
     label = _column("label", "`(n,)`: class of each image.", np.int64)
-    identical = _column("identical", "`(n,)`: images with one number have the same decoded pixels.", np.int64)
+    identical = _column("identical", "`(n,)`: group number; images of one group have identical pixels.", np.int64)
     sizes = _column("size", "`(n, 2)`: height and width in pixels of each image's source.", np.int64)
     boxes = _column(
         "box", "`(n, 4)`: left, top, right and bottom in pixels of the crop of each image's source.", np.int64
     )
-    thumbnails = _column("thumbnail", "`(n, 32, 32)`: each image's source, uncropped, as near duplicates are told by.")
+    thumbnails = _column("thumbnail", "`(n, 32, 32)`: uncropped thumbnail of each image, used to find near copies.")
 
     @property
     def classes(self) -> list[str]:
@@ -256,11 +254,11 @@ class Store:
         return np.where(self._column("part") == 1, "test", "train")
 
     def text_column(self, name: str) -> list[Any]:
-        """Column of the index that is text, for each case or image: scans, dtypes; mode, sha256, signature, bytes."""
+        """Return a column of the index's attributes: scans, dtypes; mode, sha256, signature, bytes."""
         return list(self._index[name])
 
     def read_images(self, indices: ArrayLike, into: NDArray[np.uint8] | None = None) -> Pending[NDArray[np.uint8]]:
-        """Start reading images: `(n, H, W)` uint8, a new array or the one given, to be left alone until then."""
+        """Start reading images `(n, H, W)` uint8 into a new array or `into`."""
         chosen = np.asarray(indices, dtype=np.int64).reshape(-1).tolist()
         pixels = self.empty_images(len(chosen)) if into is None else into
         for index in chosen:
@@ -269,10 +267,8 @@ class Store:
         return Pending(pixels, self._threads.start(self._read_images, len(chosen), chosen, pixels))
 
     def empty_images(self, n: int) -> NDArray[np.uint8]:
-        """An array that takes `n` images."""
+        """Allocate an array for `n` images."""
         return np.empty((n, *self._images.shape[1:]), np.uint8)
-
-    # Files behind it
 
     @cached_property
     def _depths(self) -> list[int]:
@@ -287,13 +283,13 @@ class Store:
         try:
             layout = ArrayLayout.read(self.path / "images", dtype=np.dtype(np.uint8), names=("image", "y", "x"))
         except (DamagedError, OSError) as error:
-            raise self._damaged("the array of its images", error) from error
+            raise self._damaged("the array of images", error) from error
         if layout.chunk != (1, *layout.shape[1:]) or layout.shape[0] != len(self):
-            raise self._damaged("the array of its images")
+            raise self._damaged("the array of images")
         return layout
 
     def _open_case(self, case: int) -> _Volume:
-        """The shards of a case, once its metadata say what the index says. Raises DamagedError and OSError."""
+        """Check a case's array metadata against the index; return its shards. Raises DamagedError and OSError."""
         folder, shape = self.path / "cases" / self.case_ids[case], self.shapes[case].tolist()
         image = volume_layout([self._channels, *shape], np.dtype(self._index["dtypes"][case]))
         shards = []
@@ -304,7 +300,6 @@ class Store:
         return opened
 
     def _read_slices(self, places: Sequence[tuple[int, int]], images: Any, labels: Any) -> None:
-        """Read slices, each into its `(4, Y, X)` of `images` and its `(Y, X)` of `labels`."""
         read = self._files.read_chunk
         for (case, z), image, label in zip(places, images, labels, strict=True):
             try:
@@ -320,7 +315,6 @@ class Store:
                 image[...] = values
 
     def _read_images(self, indices: Sequence[int], pixels: Any) -> None:
-        """Read images, each into its `(H, W)` of `pixels`."""
         layout = self._images
         for index, out in zip(indices, pixels, strict=True):
             shard, position = divmod(index, layout.shard[0])
@@ -337,19 +331,19 @@ class Store:
         try:
             values = read_column(self.path / "index", name, self._files)
         except (ValueError, OSError, MemoryError) as error:
-            raise self._damaged(f"the column {name} of its index", error) from error
+            raise self._damaged(f"the index column {name}", error) from error
         if len(values) != len(self):
-            raise self._damaged(f"the column {name} of its index")
+            raise self._damaged(f"the index column {name}")
         return values
 
     def _damaged(self, what: str, error: Exception | None = None) -> DataError:
         fault = str(error) if isinstance(error, RewrittenError) else f"{self.path}: {what} is missing or damaged"
         return DataError(
-            f"{fault}. Remove the case's folder if one is named, and run prepare-data again; else convert anew with"
+            f"{fault}. If it is a case, remove its folder and run prepare-data again; otherwise convert again with"
             " --overwrite."
         )
 
     def _unreadable(self, what: str, error: Exception) -> DataError:
         if not isinstance(error, OSError) or isinstance(error, FileNotFoundError):
             return self._damaged(what, error)
-        return DataError(f"{self.path}: {what} cannot be read: {error.strerror or error}. Is its disk still there?")
+        return DataError(f"{self.path}: {what} cannot be read: {error.strerror or error}. Is its disk still mounted?")

@@ -68,8 +68,8 @@ def test_of_many_failures_the_latest_are_told_and_equal_ones_once() -> None:
     assert [note for note in notes if "reason 19" in note]
     assert len(notes) == MAX_REASONS + 2
     assert notes[-1].startswith("and 15 other reasons: ")
-    alike = [state(number, "timeout", reason="its time was up") for number in range(20)]
-    assert runs_table(alike, 40).notes[1:] == ("20 runs timeout: its time was up",)
+    alike = [state(number, "timeout", reason="the time limit was reached") for number in range(20)]
+    assert runs_table(alike, 40).notes[1:] == ("20 runs timeout: the time limit was reached",)
 
 
 def test_runs_that_lost_their_best_weights_are_named_however_many_failed() -> None:
@@ -137,7 +137,7 @@ def test_logs_of_several_runs_are_for_errors_alone(
     assert "matches 3 runs" in capsys.readouterr().err
     assert cli.main(["logs", "unet", *at, "--errors"]) == 0
     said = capsys.readouterr()
-    assert said.out.startswith(f"=== {runs[1].name}\na reason\n(the traceback of rank 0: ")
+    assert said.out.startswith(f"=== {runs[1].name}\na reason\n(traceback of rank 0: ")
     assert "2 of 3 runs: no errors so far" in said.err
     assert cli.main(["logs", runs[2].name, *at, "-n", "1"]) == 0
     assert capsys.readouterr().out == "three 2\n"

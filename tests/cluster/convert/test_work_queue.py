@@ -86,7 +86,7 @@ def test_refused_cases_are_results_too(queue: WorkQueue) -> None:
 
 
 class DeadlyReader(BraTSReader):
-    """Its first patient needs more memory than there is."""
+    """Its first patient needs more memory than is available."""
 
     def read_case(self, case: Case) -> CaseData:
         if case.id.endswith("001"):
@@ -102,7 +102,7 @@ def test_a_case_that_kills_its_workers_is_a_result_too(queue: WorkQueue) -> None
     results = dict(queue.results(units))
     ((case, reason),) = results[0].failed
     assert case == units[0].cases[0].id
-    assert reason.endswith("killed at it, most likely for lack of memory: ask for more per task with --memory.")
+    assert reason.endswith("killed at it, most likely for lack of memory: request more per task with --memory.")
     assert len(results[1].rows) == 1
 
 
@@ -138,7 +138,7 @@ def test_what_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
         ask("orfeo-gpu")
     with pytest.raises(UsageError, match="--workers 0"):
         ask(str(LOCAL_TEST), 0)
-    with pytest.raises(UsageError, match="queue at most 20"):
+    with pytest.raises(UsageError, match="at most 20 queued"):
         ask("orfeo-gpu", 21, account="x")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ClusterError, match="no sbatch on this machine"):

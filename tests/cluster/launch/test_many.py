@@ -250,7 +250,7 @@ def test_what_may_still_go_on_is_not_resumed(tmp_path: Path, sbatch: Path) -> No
     atomic.write_json(run.job, {**job, "job_id": None, "submitted": time.time()})  # by a command that waits for sbatch
     with pytest.raises(UsageError, match="is queued"):
         resume_run(run)
-    assert read_states([run])[0].reason == "is being submitted at this moment"
+    assert read_states([run])[0].reason == "is being submitted"
     assert find_existing([run.experiment()], runs)[0] is not None
     assert len(sbatch.with_suffix(".calls").read_text()) == 2
 

@@ -98,7 +98,7 @@ def test_all_that_is_submitted_finds_its_number(site: Site, tmp_path: Path) -> N
         ("echo Submitted batch job 42; echo no log >&2; exit 3", "refused the job for two-gpu-nodes: no log", "42"),
         ("echo 12345; echo no account >&2; exit 1", "refused the job for two-gpu-nodes: no account", None),
         ("sleep 20", "sbatch did not answer within 0 seconds", "--name=unique"),
-        ("echo Invalid account >&2; exit 1", "Invalid account: name an account of yours", None),
+        ("echo Invalid account >&2; exit 1", "Invalid account: choose one of your accounts", None),
     ],
 )
 def test_a_job_whose_number_is_not_known_is_cancelled(

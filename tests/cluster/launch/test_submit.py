@@ -280,7 +280,7 @@ def test_a_job_whose_code_is_lost_runs_no_other(
     assert words in said
     assert ("the ranks start" in said) is (when == "begun")
     assert events(run) == ["submitted"]
-    assert "continue with hpc-tumor resume" in str(recognise(said))
+    assert "hpc-tumor resume continues" in str(recognise(said))
 
 
 def test_resume_on_another_number_of_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

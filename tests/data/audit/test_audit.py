@@ -309,8 +309,8 @@ def test_the_command(twins: Path, patients: Path, tmp_path: Path, capsys: pytest
     page = tmp_path / "audit.html"
     assert cli.main(["audit", str(twins), "--output", str(page)]) == 0
     said = capsys.readouterr().out
-    assert said.startswith("deduplicated (in use)  does not leak: none of 12 test images has a twin in training\n")
-    assert "LEAKS: 4 of 12 test images have a twin in training, 4 pixel-identical" in said
+    assert said.startswith("deduplicated (in use)  does not leak: none of 12 test images has a duplicate in training\n")
+    assert "LEAKS: 4 of 12 test images have a duplicate in training, 4 pixel-identical" in said
     assert page.read_text().startswith("<!DOCTYPE html>")
     assert cli.main(["audit", str(patients)]) == 0
     for store, way in ((twins, "deduplicated"), (patients, "by-patient")):
@@ -334,7 +334,9 @@ def test_a_protocol_that_may_leak_is_refused(tmp_path: Path, capsys: pytest.Capt
     store = image_store(write_pictures(tmp_path / "raw", twins=False))
     assert cli.main(["audit", str(store), "--split", "published"]) == 3
     said = capsys.readouterr()
-    assert "UNSAFE: none of 12 test images has a twin in training, but nothing in this protocol prevents it" in said.out
+    assert (
+        "UNSAFE: none of 12 test images has a duplicate in training, but this protocol does not prevent it" in said.out
+    )
     assert "may leak" in said.err
 
 
@@ -369,7 +371,7 @@ def test_foreign_and_damaged_stores(twins: Path, tmp_path: Path, capsys: pytest.
     contents = json.loads(group.read_text())
     del contents["attributes"]["mode"]
     group.write_text(json.dumps(contents))
-    with pytest.raises(DataError, match="is damaged: the column mode of its index is not sound"):
+    with pytest.raises(DataError, match="is damaged: invalid index column mode"):
         audited(broken)
     shutil.rmtree(broken / "images")
     with pytest.raises(DataError, match="damaged"):

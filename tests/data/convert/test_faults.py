@@ -69,8 +69,8 @@ def test_a_source_that_goes_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         with pytest.raises(DataError) as caught:
             prepare(source, store)
     name = "Training/glioma/Tr-gl (3).png" if images else "BraTS20_Training_002"
-    assert str(caught.value).startswith(f"{source} cannot be read any more ({os.strerror(code)}), first noticed at ")
-    assert f"noticed at {name}: is its disk or network mount there? What was committed stays" in str(caught.value)
+    assert str(caught.value).startswith(f"{source} can no longer be read ({os.strerror(code)}), first at case ")
+    assert f"at case {name}: is its disk or network share still mounted? Committed cases are kept" in str(caught.value)
     assert Store.open(store).case_ids == before
     assert prepare(source, store).converted == 1
     prepare(source, tmp_path / "fresh.zarr")
@@ -88,7 +88,7 @@ def test_one_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.Monkey
     assert f"{bad} cannot be read" in reason
     assert os.strerror(code) in reason
     shutil.rmtree(store)
-    with pytest.raises(DataError, match="Stopped there, as --strict asks") as caught:
+    with pytest.raises(DataError, match="Stopped because of --strict") as caught:
         prepare(source, store, strict=True)
     assert str(caught.value).startswith(reason)
     assert tree(store) if images else {entry.name for entry in (store / "cases").iterdir()} > {"BraTS20_Training_001"}
@@ -237,8 +237,8 @@ def test_cases_that_kill_their_workers_are_refused_and_the_rest_converted(
     reader = DeadlyImages() if images else DeadlyPatients()
     summary = prepare_dataset(reader, source, tmp_path / "s.zarr", workers=2)
     (memory, crash), refused = summary.failed[:2], {case for case, _ in summary.failed}
-    assert "processes were killed at it, most likely for lack of memory: convert it on a machine" in memory[1]
-    assert "processes ended at it by SIGSEGV: a file of it may be damaged" in crash[1]
+    assert "processes were killed on it, most likely for lack of memory: convert it on a machine" in memory[1]
+    assert "processes ended on it by SIGSEGV: one of its files may be damaged" in crash[1]
     assert str(source) in memory[1]
     assert Counter(deaths.read_text().splitlines()) == dict.fromkeys(refused, MOST_KILLS)
     assert summary.converted == len(list(source.rglob("*.png" if images else "*_seg.nii.gz"))) - len(refused) > 1
@@ -253,7 +253,7 @@ def test_cases_that_kill_their_workers_are_refused_and_the_rest_converted(
 def test_a_worker_that_cannot_begin_is_no_fault_of_a_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = make_source(tmp_path / "raw", images=False)
     monkeypatch.setattr(workers, "module_command", lambda *_: [sys.executable, "-c", "raise SystemExit(7)"])
-    with pytest.raises(DataError, match=r"worker process ended with exit code 7 before it began.*Nothing was left"):
+    with pytest.raises(DataError, match=r"worker process ended with exit code 7 at startup.*No store was created"):
         prepare(source, tmp_path / "s.zarr", workers=2)
 
 

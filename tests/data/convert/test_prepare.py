@@ -129,7 +129,7 @@ def test_no_good_case_leaves_nothing(tmp_path: Path, images: bool) -> None:
     source = make_source(tmp_path / "raw", images)
     for file in (*source.rglob("*.png"), *source.rglob("*_t1.nii.gz")):
         file.write_bytes(b"broken")
-    with pytest.raises(DataError, match=r"no case of .* can be used: .*more\)"):
+    with pytest.raises(DataError, match=r"has no usable case: .*more\)"):
         prepare(source, tmp_path / "new" / "s.zarr", images=images)
     assert not (tmp_path / "new").exists()
 
@@ -140,7 +140,7 @@ def test_no_good_case_leaves_the_old_store(source: Path, tmp_path: Path) -> None
     for file in source.rglob("*_t1.nii.gz"):
         file.write_bytes(b"broken")
     for overwrite in (False, True):
-        with pytest.raises(DataError, match="no case of"):
+        with pytest.raises(DataError, match="has no usable case"):
             prepare(source, tmp_path / "s.zarr", overwrite=overwrite)
         assert outcome(tmp_path / "s.zarr") == before
 
@@ -152,7 +152,7 @@ def test_what_is_no_store_is_left_untouched(source: Path, tmp_path: Path) -> Non
     for path in (mine, mine / "chapter.txt", source):
         before = tree(tmp_path)
         for overwrite in (False, True):
-            with pytest.raises(DataError, match=r"choose another name\. It is untouched"):
+            with pytest.raises(DataError, match=r"choose another name\. It is unchanged"):
                 prepare(source, path, overwrite=overwrite)
         assert tree(tmp_path) == before
 
@@ -199,8 +199,8 @@ def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: bool
             full.setattr(module, "write_file", write_file)
         with pytest.raises(DataError, match=r"could not be stored in .*s\.zarr: no space is left") as caught:
             prepare(source, store, images=images)
-    assert ("Nothing was left behind" in str(caught.value)) == (not store.exists())
-    assert ("What was committed stays" in str(caught.value)) == store.exists()
+    assert ("No store was created" in str(caught.value)) == (not store.exists())
+    assert ("Committed cases are kept" in str(caught.value)) == store.exists()
     if store.exists():
         assert not list(store.glob(".staging*"))
         with pytest.raises(DataError, match="unfinished"):

@@ -166,5 +166,5 @@ def test_a_share_of_the_parameters() -> None:
 def test_images_that_cannot_be_augmented_are_refused() -> None:
     with pytest.raises(ValueError, match="4 channels"):
         augment_images(torch.zeros(1, 4, 8, 8), parameters())
-    with pytest.raises(ValueError, match="2 images with the parameters of 3"):
+    with pytest.raises(ValueError, match="2 images with parameters for 3"):
         augment_images(torch.zeros(2, 1, 8, 8), parameters(3))

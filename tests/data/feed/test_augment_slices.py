@@ -229,5 +229,5 @@ def test_changes_are_as_frequent_and_as_strong_as_said() -> None:
 
 def test_more_slices_than_parameters_are_refused() -> None:
     images, labels = slices(3, 32, 32)
-    with pytest.raises(ValueError, match="3 images with the parameters of 1"):
+    with pytest.raises(ValueError, match="3 images with parameters for 1"):
         augment_slices(images, labels, parameters(1))

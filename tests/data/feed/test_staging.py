@@ -17,8 +17,8 @@ import pytest
 
 from hpc_tumor.data.convert.prepare import prepare_dataset
 from hpc_tumor.data.feed import staging
-from hpc_tumor.data.feed.node_disk import lock_of, own_folder
-from hpc_tumor.data.feed.staging import list_files, staged
+from hpc_tumor.data.feed.node_disk import lock_path, user_folder
+from hpc_tumor.data.feed.staging import list_files, stage_store
 from hpc_tumor.data.phantom.dataset import make_phantom
 from hpc_tumor.data.raw.sources import inspect_source
 from hpc_tumor.data.store.store import Store, read_about
@@ -27,7 +27,7 @@ from hpc_tumor.data.store.store import Store, read_about
 _JOB = """
 import os, signal, sys
 from pathlib import Path
-from hpc_tumor.data.feed.staging import staged
+from hpc_tumor.data.feed.staging import stage_store
 
 copied = []
 
@@ -39,7 +39,7 @@ def die(event, arguments):
 
 if sys.argv[3:] == ["killed"]:
     sys.addaudithook(die)
-with staged(Path(sys.argv[1]), sys.argv[2], lambda text: print(text, flush=True)) as path:
+with stage_store(Path(sys.argv[1]), sys.argv[2], lambda text: print(text, flush=True)) as path:
     print("reads", path, flush=True)
     sys.stdin.readline()
 """
@@ -84,7 +84,7 @@ def leave(monkeypatch: pytest.MonkeyPatch, room: Callable[[Path], tuple[float, f
 
 
 def stage(store: Path, disk: Path | str, said: list[str], **options: object) -> Path | None:
-    with staged(store, str(disk), said.append, **options) as path:  # type: ignore[arg-type]
+    with stage_store(store, str(disk), said.append, **options) as path:  # type: ignore[arg-type]
         return path
 
 
@@ -112,7 +112,7 @@ def test_a_store_is_copied_once_and_for_its_owner_alone(store: Path, disk: Path,
 
 
 def test_nothing_is_copied_where_no_disk_is_named(store: Path, said: list[str]) -> None:
-    with staged(store, None, said.append) as path:
+    with stage_store(store, None, said.append) as path:
         assert path is None
     assert said == []
 
@@ -162,26 +162,26 @@ def test_where_it_cannot_be_the_store_is_read_where_it_is(
     (disk / "file").touch()
     cases = {
         "$NODE_DISK/here": "$NODE_DISK is not set",
-        "$EMPTY": "no absolute path",
-        "scratch": "no absolute path",
+        "$EMPTY": "not an absolute path",
+        "scratch": "not an absolute path",
         str(disk / "a" / "b"): "No such file",
         str(disk / "file"): "File exists",
-        str(tmp_path): "lies on the same disk",
+        str(tmp_path): "is on the same disk",
     }
     for named, why in cases.items():
         assert stage(store, named, said) is None
         assert len(said) == 1, said
-        assert said[0].startswith("store: read where it is, for ")
+        assert said[0].startswith("store: not copied to the node's disk: ")
         assert why in said.pop()
-    own = own_folder(str(disk), store)
+    own = user_folder(str(disk), store)
     own.rmdir()
     own.symlink_to(tmp_path)
     assert stage(store, disk, said) is None
-    assert "somebody else" in said[0]
+    assert "another user" in said[0]
     assert not list(tmp_path.glob("*.lock"))
 
 
-@pytest.mark.parametrize(("free", "why"), [((1000.0, 1e9), "MB, and it takes"), ((1e9, 3.0), "3 files, and it takes")])
+@pytest.mark.parametrize(("free", "why"), [((1000.0, 1e9), "kB, but"), ((1e9, 3.0), "3 files, but")])
 def test_it_is_not_begun_without_room(
     store: Path, disk: Path, said: list[str], free: tuple[float, float], why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,21 +204,21 @@ def test_old_copies_go_where_room_is_needed_and_nobody_reads_them(
         return room - sum(path.stat().st_blocks * 512 for path in folder.rglob("*")), 1e9
 
     leave(monkeypatch, free)
-    with staged(store, str(disk), said.append) as first, staged(other, str(disk), said.append) as second:
+    with stage_store(store, str(disk), said.append) as first, stage_store(other, str(disk), said.append) as second:
         assert first is not None
         assert second is not None
         assert stage(third, disk, said) is None  # both are in use
-        assert "room for" in said[-1]
+        assert "space for" in said[-1]
         assert first.exists()
         assert second.exists()
     room = 3.3 * size
-    with staged(other, str(disk), said.append):
+    with stage_store(other, str(disk), said.append):
         assert stage(third, disk, said) is not None
         assert second.exists()
         assert first.exists()  # there was room for all
     room = 2.3 * size
     shutil.rmtree(made := (disk / next(disk.iterdir()).name / str((read_about(third) or {})["fingerprint"])[:16]))
-    with staged(other, str(disk), said.append):
+    with stage_store(other, str(disk), said.append):
         assert stage(third, disk, said) is not None
         assert made.exists()
         assert second.exists()
@@ -231,7 +231,7 @@ def test_links_are_not_followed(store: Path, disk: Path, tmp_path: Path, said: l
     (tmp_path / "secret").write_text("of somebody")
     (linked / "cases" / "more").symlink_to(tmp_path / "secret")
     assert stage(linked, disk, said) is None
-    assert said == [f"store: read where it is, for {linked}/cases/more is no file but a link"]
+    assert said == [f"store: not copied to the node's disk: {linked}/cases/more is a link, not a file"]
     entry = tmp_path / "entry.zarr"
     entry.symlink_to(store)  # the way to the store may be one
     assert stage(entry, disk, said) is not None
@@ -246,10 +246,10 @@ def test_a_store_that_changes_meanwhile_is_not_used(store: Path, disk: Path, tmp
         said.append(line)
         os.utime(changing / "zarr.json")
 
-    with staged(changing, str(disk), change) as copy:
+    with stage_store(changing, str(disk), change) as copy:
         assert copy is None
     assert said[0].startswith("store: copying ")
-    assert said[-1] == "store: read where it is, for it changed while it was copied"
+    assert said[-1] == "store: not copied to the node's disk: the store changed while it was copied"
     (own,) = disk.iterdir()
     assert [path.suffix for path in own.iterdir()] == [".lock"]
 
@@ -258,14 +258,14 @@ def test_a_run_that_is_to_stop_does_not_wait(store: Path, disk: Path, said: list
     copy = stage(store, disk, said)
     assert copy is not None
     shutil.rmtree(copy.parent)
-    with lock_of(copy.parent).open() as busy:
+    with lock_path(copy.parent).open() as busy:
         fcntl.flock(busy, fcntl.LOCK_EX)  # another job copies
         looks = iter([None, None])
         assert stage(store, disk, said, stop=lambda: next(looks, "USR2")) is None
-        assert "waiting for that" in said[-2]
-        assert said[-1].endswith("for the run is to stop")
+        assert "waiting for another job" in said[-2]
+        assert said[-1].endswith("the run is stopping")
         assert stage(store, disk, said, patience=0.5) is None  # or hangs
-        assert "nothing moved" in said[-1]
+        assert "no progress" in said[-1]
 
 
 def test_ranks_of_a_node_share_the_copy_and_go_on_together(store: Path, disk: Path) -> None:

@@ -20,7 +20,7 @@ from hpc_tumor.data.phantom.dataset import (
     SMALLEST_SHAPE,
     make_phantom,
 )
-from hpc_tumor.data.phantom.patient import patient, smooth_noise
+from hpc_tumor.data.phantom.patient import make_patient, smooth_noise
 from hpc_tumor.data.phantom.slices import PAINT_SIGN, Canvas, paint_head
 from hpc_tumor.errors import HpcTumorError, UsageError
 from hpc_tumor.vocabulary import CLASSES
@@ -116,7 +116,7 @@ def test_a_folder_in_use_is_left_alone(tmp_path: Path, dataset: str) -> None:
 @pytest.mark.parametrize(
     ("error", "raised", "says"),
     [
-        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), HpcTumorError, "no space is left"),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), HpcTumorError, "the disk is full"),
         (OSError(errno.EROFS, os.strerror(errno.EROFS)), UsageError, "read-only"),
         (KeyboardInterrupt(), KeyboardInterrupt, None),
     ],
@@ -201,7 +201,7 @@ def test_brats_header_is_that_of_a_real_patient(tmp_path: Path) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_brats_labels_are_nested_in_one_brain(seed: int, shape: tuple[int, ...]) -> None:
     for index in range(3):
-        volumes = patient(np.random.default_rng([seed, index]), shape, index)
+        volumes = make_patient(np.random.default_rng([seed, index]), shape, index)
         labels = volumes.pop("seg")
         brain = volumes["t1"] > 0
         assert set(np.unique(labels)) == {0, 1, 2, 4}
@@ -217,7 +217,7 @@ def test_brats_labels_are_nested_in_one_brain(seed: int, shape: tuple[int, ...])
 
 
 def test_some_later_patients_lack_a_part_and_no_early_one() -> None:
-    found = [set(np.unique(patient(np.random.default_rng([9, k]), TINY, k)["seg"])) for k in range(60)]
+    found = [set(np.unique(make_patient(np.random.default_rng([9, k]), TINY, k)["seg"])) for k in range(60)]
     assert all(parts == {0, 1, 2, 4} for parts in found[:3])
     assert {0, 1, 2} in found
     assert {0, 2, 4} in found
@@ -227,7 +227,7 @@ def test_some_later_patients_lack_a_part_and_no_early_one() -> None:
 def test_modalities_show_the_parts_as_the_real_ones_do() -> None:
     scales = []
     for index in range(3):
-        volumes = patient(np.random.default_rng([4, index]), SMALL, index)
+        volumes = make_patient(np.random.default_rng([4, index]), SMALL, index)
         labels = volumes.pop("seg")
         healthy = (volumes["t1"] > 0) & (labels == 0)
         regions = {"healthy": healthy, "ncr": labels == 1, "ed": labels == 2, "et": labels == 4}

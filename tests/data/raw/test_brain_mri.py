@@ -153,7 +153,7 @@ def test_unknown_class_beside_known_ones(tmp_path: Path) -> None:
     write_pictures(tmp_path, 1)
     (tmp_path / "Training" / "cats").mkdir()
     picture(0).save(tmp_path / "Training" / "cats" / "a.png")
-    with pytest.raises(DataError, match=r"cats is a folder of the unknown class 'cats'\. Known: glioma"):
+    with pytest.raises(DataError, match=r"cats: unknown class 'cats'\. Known: glioma"):
         list_cases(READER, tmp_path)
 
 
@@ -169,11 +169,11 @@ def test_folder_beside_known_classes_is_never_dropped(tmp_path: Path) -> None:
     }
     for name in ("cats", "yes"):
         (source / "512Normal").rename(source / name)
-        with pytest.raises(DataError, match=f"{name} is a folder of the unknown class '{name}'"):
+        with pytest.raises(DataError, match=f"{name}: unknown class '{name}'"):
             list_cases(READER, source)
         (source / name / "deep").mkdir()
         next((source / name).glob("*.png")).rename(source / name / "deep" / "a.png")
-        with pytest.raises(DataError, match=f"{name} is a folder of the unknown class '{name}'"):
+        with pytest.raises(DataError, match=f"{name}: unknown class '{name}'"):
             list_cases(READER, source)
         shutil.rmtree(source / name / "deep")
         picture(0).save(source / name / "a.png")
@@ -198,8 +198,7 @@ def test_folders_of_figures_beside_class_folders_are_left_out_and_named(tmp_path
     report = inspect_source(source)
     assert (len(report.cases), report.not_taken) == (8 if parts else 4, {".png": 4})
     assert report.notes == [
-        "not taken: 4 images in folders of figures, samples and the like:"
-        " Sample Images (1), docs (1), figures (1) and 1 more."
+        "not used: 4 images in folders of figures or samples: Sample Images (1), docs (1), figures (1) and 1 more."
     ]
 
 
@@ -207,7 +206,9 @@ def test_a_class_folder_in_that_of_another_class_is_refused(tmp_path: Path) -> N
     source = write_pictures(tmp_path, 1)
     (source / "Training" / "glioma" / "normal").mkdir()
     picture(0).save(source / "Training" / "glioma" / "normal" / "a.png")
-    with pytest.raises(DataError, match=r"glioma/normal is a folder of the class notumor in glioma, .* not told"):
+    with pytest.raises(
+        DataError, match=r"glioma/normal: the folder of class notumor is inside glioma, a folder of class glioma"
+    ):
         list_cases(READER, source)
     (source / "Training" / "glioma" / "normal").rename(source / "Training" / "glioma" / "glioma_tumor")
     assert len(list_cases(READER, source)) == 9
@@ -226,7 +227,7 @@ def test_masks_above_the_classes_and_beside_their_images_are_no_images(tmp_path:
     assert {case.id.split("/")[0] for case in report.cases} == {"images"}
     assert {case.files["image"].path.name for case in report.cases} >= {"0.jpg", "7_mask.png"}
     masks, named = report.notes
-    assert masks.startswith("not taken: 8 images in folders of masks or labels: masks/")
+    assert masks.startswith("not used: 8 images in folders of masks or labels: masks/")
     assert "2 images named as the mask of an image beside it: images/Training/glioma/0_mask.png, images" in named
     assert len(inspect_source(tmp_path).cases) == 18 - 8  # a name such as "labelled" above everything says nothing
 
@@ -242,7 +243,7 @@ def test_images_below_a_class_folder_are_of_that_class(tmp_path: Path) -> None:
         "Training/glioma/part 1/axial/deep.png": ("glioma", "train"),
         "Testing/notumor/sub/deep.png": ("notumor", "test"),
     }
-    assert report.notes == ["not taken: 1 image in folders of masks or labels: Training/glioma/masks (1)."]
+    assert report.notes == ["not used: 1 image in folders of masks or labels: Training/glioma/masks (1)."]
     assert report.not_taken == {".png": 1}
 
 
@@ -250,21 +251,21 @@ def test_a_source_whose_classes_do_not_map_is_asked_for(tmp_path: Path) -> None:
     for name in ("1", "2", "3"):
         (tmp_path / name).mkdir()
         picture(0).save(tmp_path / name / "a.png")
-    with pytest.raises(DataError, match=r"3 images in no folder of a known class .*: 1 \(1\), 2 \(1\), 3 \(1\)"):
+    with pytest.raises(DataError, match=r"3 images outside folders of a known class .*: 1 \(1\), 2 \(1\), 3 \(1\)"):
         inspect_source(tmp_path)
     picture(0).save(tmp_path / "loose.gif")
-    with pytest.raises(DataError, match=r"1 image of formats that are not read: loose\.gif\. Save them as PNG"):
+    with pytest.raises(DataError, match=r"1 image of unsupported formats: loose\.gif\. Save them as PNG"):
         inspect_source(tmp_path)
 
 
 def test_one_class_is_no_dataset(tmp_path: Path) -> None:
     source = write_pictures(tmp_path / "raw", 2) / "Training" / "glioma"
-    with pytest.raises(DataError, match=r"one class only, glioma: .* Name the folder above it, .*Training, which"):
+    with pytest.raises(DataError, match=r"only one class, glioma: .* Name the folder above it, .*Training, which"):
         prepare_dataset(READER, source, tmp_path / "s.zarr", workers=1)
     assert not (tmp_path / "s.zarr").exists()
     shutil.rmtree(source.parent / "notumor")
     report = inspect_source(source.parent)
-    assert report.notes == ["no image of notumor"]
+    assert report.notes == ["no images of class notumor"]
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "1", "P", "RGBA"])
@@ -311,8 +312,8 @@ def test_images_that_are_not_read_safely_are_named(tmp_path: Path) -> None:
     grey.save(tmp_path / "cut.bmp")
     (tmp_path / "cut.bmp").write_bytes((tmp_path / "cut.bmp").read_bytes()[:-9])
     for name, words in (
-        ("pages.tif", "holds several pages"), ("moves.webp", "holds several pictures"),
-        ("packed.tif", "packed with tiff_lzw; only unpacked ones are read. Save it as PNG"),
+        ("pages.tif", "has several pages"), ("moves.webp", "is animated"),
+        ("packed.tif", "with tiff_lzw compression, which is not supported. Save it as PNG"),
         ("webp.jpg", "but a WebP image. Rename it to end in .webp"), ("bmp.png", "but a BMP image"),
         ("cut.bmp", "is truncated"),
     ):  # fmt: skip
@@ -361,7 +362,7 @@ def test_bomb_is_refused_before_it_is_decoded(tmp_path: Path, side: int) -> None
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0))
     bomb = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
-    refuse(tmp_path / "bomb.png", bomb, "claims")
+    refuse(tmp_path / "bomb.png", bomb, "pixels")
 
 
 def test_luma_of_a_jpeg_is_its_grey(tmp_path: Path) -> None:

@@ -108,12 +108,12 @@ def test_labels_with_a_slope_are_rounded(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read(tmp_path).label, np.where(tumour() == 4, 3, tumour()).T)
 
 
-@pytest.mark.parametrize(("value", "words"), [(5, "5"), (-1, "-1"), (0.4, "not whole numbers, such as 0.4")])
+@pytest.mark.parametrize(("value", "words"), [(5, "5"), (-1, "-1"), (0.4, "not integers, such as 0.4")])
 def test_bad_labels_are_named(tmp_path: Path, value: float, words: str) -> None:
     labels = tumour().astype(np.float32)
     labels[0, 0, 0] = value
     write_case(tmp_path / "case", labels=labels)
-    with pytest.raises(DataError, match=r"case_seg\.nii\.gz holds labels") as caught:
+    with pytest.raises(DataError, match=r"case_seg\.nii\.gz has labels") as caught:
         read(tmp_path)
     assert words in str(caught.value)
 
@@ -177,7 +177,7 @@ def test_a_file_without_axes_is_refused_where_the_others_differ(tmp_path: Path) 
     save(folder / "case_t1.nii.gz", np.asarray(turned.dataobj), turned.affine)
     read(tmp_path)
     save(folder / "case_seg.nii.gz", tumour(), LPS, code=0)
-    with pytest.raises(DataError, match=r"case_seg.* does not say where .* \(LPS\) and case_t1.* \(RAS\) differ"):
+    with pytest.raises(DataError, match=r"case_seg.* does not state .* \(LPS\) and case_t1.* \(RAS\) differ"):
         read(tmp_path)
 
 
@@ -186,7 +186,9 @@ def test_a_file_without_axes_and_of_other_voxels_is_refused(tmp_path: Path, zoom
     folder = write_case(tmp_path / "case")
     mask = tumour() if zooms != (1, 1, 1) else tumour().transpose(1, 0, 2)
     save(folder / "case_seg.nii.gz", mask, np.diag([*zooms, 1.0]), code=0)
-    with pytest.raises(DataError, match=r"case_seg.* does not say where its axes point, and it has \d+ × 1. × 6"):
+    with pytest.raises(
+        DataError, match=r"case_seg.* does not state the orientation of the axes, and it has \d+ × 1. × 6"
+    ):
         read(tmp_path)
 
 
@@ -205,7 +207,7 @@ def test_a_made_up_affine_that_would_mirror_is_refused(tmp_path: Path) -> None:
 def test_missing_files_are_named(tmp_path: Path) -> None:
     folder = write_case(tmp_path / "case")
     (folder / "case_seg.nii.gz").unlink()
-    with pytest.raises(DataError, match=r"case lacks its labels \(seg\)"):
+    with pytest.raises(DataError, match=r"case lacks the labels \(seg\)"):
         read(tmp_path)
     (folder / "case_t1ce.nii.gz").unlink()
     with pytest.raises(DataError, match="lacks the modality T1ce"):
@@ -224,17 +226,17 @@ def test_intensities_that_are_no_numbers(tmp_path: Path) -> None:
     bad = brain(0, "float32")
     bad[3, 3, 3] = np.nan
     save(folder / "case_t1.nii.gz", bad)
-    with pytest.raises(DataError, match=r"case_t1\.nii\.gz holds intensities that are not finite"):
+    with pytest.raises(DataError, match=r"case_t1\.nii\.gz has intensities that are not finite"):
         read(tmp_path)
 
 
 def test_one_modality_twice_and_one_case_twice(tmp_path: Path) -> None:
     folder = write_case(tmp_path / "a" / "case")
     write_case(tmp_path / "b" / "case")
-    with pytest.raises(DataError, match="two folders hold a case case"):
+    with pytest.raises(DataError, match="two folders contain a case case"):
         list_cases(READER, tmp_path)
     save(folder / "case_t1.nii", brain(0))
-    with pytest.raises(DataError, match="holds T1 twice"):
+    with pytest.raises(DataError, match="contains T1 twice"):
         list_cases(READER, tmp_path / "a")
 
 
@@ -309,7 +311,7 @@ def test_label_counts_add_up() -> None:
 
 def test_detection(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing")
-    with pytest.raises(DataError, match=r"looked for BraTS patients .* found 1 × \.txt"):
+    with pytest.raises(DataError, match=r"expected BraTS patients .* found 1 × \.txt"):
         inspect_source(tmp_path)
     with pytest.raises(DataError, match="does not exist"):
         inspect_source(tmp_path / "absent")
@@ -327,7 +329,7 @@ def test_links_out_of_the_source_are_not_followed(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
     (source / "case").symlink_to(tmp_path / "elsewhere" / "case")
-    with pytest.raises(DataError, match="case is a link out of the source"):
+    with pytest.raises(DataError, match=r"case is a link to .*, outside the source"):
         list_cases(READER, source)
 
 

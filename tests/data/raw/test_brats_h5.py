@@ -242,27 +242,27 @@ NAN[3, 3, 1] = np.nan
 @pytest.mark.parametrize(
     ("do", "words"),
     [
-        (lambda file: file.__delitem__("mask"), "has no dataset mask: it holds image"),
+        (lambda file: file.__delitem__("mask"), "has no dataset mask: it contains image"),
         (swap("image", PIXELS[..., :3]), r"image has \(16, 14, 3\) in float64"),
         (swap("image", PIXELS[0]), r"image has \(14, 4\)"),
         (swap("image", PIXELS[:9]), r"mask has \(16, 14, 3\) in uint8; it should be \(9, 14, 3\)"),
         (swap("image", PIXELS.astype(np.float32)), r"in float32, but volume_1_slice_0\.h5 has .* in float64"),
-        (swap("image", PIXELS.astype(np.int16)), "image holds int16 values, not real numbers"),
+        (swap("image", PIXELS.astype(np.int16)), "image has type int16, not floating point"),
         (swap("image", np.zeros((2000, 1, 4))), r"image has \(2000, 1, 4\)"),
-        (swap("image", NAN), "T1 holds values that are not finite"),
-        (swap("image", np.full_like(PIXELS, np.inf)), "FLAIR holds values that are not finite"),
-        (swap("mask", MASK.astype(np.float64)), "mask holds float64 values, not whole numbers"),
-        (swap("mask", MASK + 2), "mask holds 2; allowed are 0 and 1"),
+        (swap("image", NAN), "T1 has values that are not finite"),
+        (swap("image", np.full_like(PIXELS, np.inf)), "FLAIR has values that are not finite"),
+        (swap("mask", MASK.astype(np.float64)), "mask has type float64, not unsigned integers"),
+        (swap("mask", MASK + 2), "mask contains 2; allowed are 0 and 1"),
         (swap("mask", MASK + 1), "gives some pixels two labels"),
-        (link(h5py.ExternalLink("/etc/passwd", "/image")), "a link to another place"),
-        (link(h5py.SoftLink("/mask")), "a link to another place"),
-        (virtual, "kept in other files"),
-        (external, "kept in other files"),
-        (unwritten, "has no values"),
+        (link(h5py.ExternalLink("/etc/passwd", "/image")), "a soft or external link"),
+        (link(h5py.SoftLink("/mask")), "a soft or external link"),
+        (virtual, "stored in other files"),
+        (external, "stored in other files"),
+        (unwritten, "is incomplete"),
         (sparse, "has 1 of 4 chunks"),
-        (huge, "claims the shape"),
-        (lzf, "HDF5 filter 32000; gzip and shuffle alone"),
-        (bomb, "a chunk that is damaged"),
+        (huge, "has the shape .*, which is not a slice"),
+        (lzf, "HDF5 filter 32000; supported are gzip and shuffle"),
+        (bomb, "a damaged chunk"),
         (group, "image is a group"),
     ],
 )
@@ -276,7 +276,7 @@ def test_what_is_no_plain_slice_is_refused_by_name(raw: Path, do: Callable[[h5py
 
 def test_slices_missing_twice_or_beyond(raw: Path, tmp_path: Path) -> None:
     (raw / FILE).rename(raw / "volume_1_slice_155.h5")
-    with pytest.raises(DataError, match="volume_001 lacks slice_070: a volume has the slices 0 to 154"):
+    with pytest.raises(DataError, match="volume_001 lacks slice_070; a volume has slices 0 to 154"):
         read(raw)
     (raw / "volume_1_slice_155.h5").unlink()
     (raw / "volume_1_slice_3.h5").unlink()
@@ -284,10 +284,10 @@ def test_slices_missing_twice_or_beyond(raw: Path, tmp_path: Path) -> None:
         read(raw)
     (raw / "again").mkdir()
     shutil.copy(raw / "volume_1_slice_9.h5", raw / "again" / "volume_01_slice_9.h5")
-    with pytest.raises(DataError, match="one slice is there twice"):
+    with pytest.raises(DataError, match="duplicate slice"):
         list_cases(READER, raw)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"looked for BraTS slices as H5 .*found no files"):
+    with pytest.raises(DataError, match=r"expected BraTS slices as H5 .*found no files"):
         list_cases(READER, tmp_path / "empty")
 
 
@@ -295,7 +295,7 @@ def test_slices_missing_twice_or_beyond(raw: Path, tmp_path: Path) -> None:
 def test_truncated_and_foreign_files(raw: Path, share: float) -> None:
     data = (raw / FILE).read_bytes()
     (raw / FILE).write_bytes(data[: int(share * len(data))])
-    with pytest.raises(DataError, match=f"{FILE} is not a sound HDF5 file"):
+    with pytest.raises(DataError, match=f"{FILE} is not a valid HDF5 file"):
         read(raw)
     (raw / FILE).write_bytes(b"\x89PNG" + data)
     with pytest.raises(DataError, match=FILE):
@@ -304,7 +304,7 @@ def test_truncated_and_foreign_files(raw: Path, share: float) -> None:
 
 def test_both_editions_in_one_folder(raw: Path) -> None:
     write_case(raw / "BraTS20_Training_001")
-    with pytest.raises(DataError, match="1 brats case and 1 brats-h5 case: say which with --dataset"):
+    with pytest.raises(DataError, match="1 brats case and 1 brats-h5 case: choose one with --dataset"):
         inspect_source(raw)
     assert inspect_source(raw, "brats-h5").dataset == "brats-h5"
     assert inspect_source(raw, "brats").dataset == "brats"

@@ -128,7 +128,7 @@ def test_what_cannot_be_true_is_left_out_and_said(tmp_path: Path, row: str, left
     known = read(table(tmp_path, f"Brats20ID,Age,Survival_days,Extent_of_Resection\n{ONE},{row}\n"))
     assert known.facts.get(ONE, {}) == left
     note = " ".join(known.notes)
-    assert note.startswith("left out of survival_info.csv: ")
+    assert note.startswith("skipped in survival_info.csv: ")
     assert words in note
     assert "\x1b" not in note
 
@@ -153,7 +153,7 @@ def test_lines_that_disagree_say_nothing(tmp_path: Path) -> None:
         (b"Brats20ID,Age\nX,3\0\n", "null characters"),
         (b'Brats20ID,Age\nX,"3\n', "is not CSV"),
         (b"Brats20ID,Age\n" + b"X" * 200_000 + b",3\n", "is not CSV"),
-        (b"Brats20ID,Age\n" + b"X,3\n" * 2_000_000, "too many for a table"),
+        (b"Brats20ID,Age\n" + b"X,3\n" * 2_000_000, "the limit for a clinical table"),
     ],
 )
 def test_a_broken_table_is_left_out_in_one_line(tmp_path: Path, text: bytes, words: str) -> None:
@@ -217,11 +217,11 @@ def test_validation_data_without_labels_is_left_out(tmp_path: Path) -> None:
         (folder / f"BraTS20_Validation_00{n}_seg.nii.gz").unlink()
     report = inspect_source(tmp_path / "raw")
     assert [case.id for case in report.cases] == ["BraTS20_Training_001"]
-    assert report.notes == ["2 cases of validation or test data left out: published without labels"]
+    assert report.notes == ["2 cases of validation or test data skipped: published without labels"]
     summary = prepare(tmp_path / "raw", tmp_path / "s.zarr")
     assert (summary.cases, summary.failed) == (1, [])
     shutil.rmtree(training)
-    with pytest.raises(ValueError, match=r"validation or test data alone \(2 cases"):
+    with pytest.raises(ValueError, match=r"only validation or test data \(2 cases"):
         inspect_source(tmp_path / "raw")
 
 

@@ -212,7 +212,7 @@ def test_h5_file_that_takes_its_reader_along(tmp_path: Path) -> None:
     hangs = H5Process([sys.executable, "-c", "import time; time.sleep(60)"], seconds=0.5)
     lies = H5Process([sys.executable, "-c", "input(); print('{}', flush=True); input()"])
     for process in (ends, hangs, lies):
-        with pytest.raises(DataError, match=r"volume_1_slice_0\.h5 is not a sound HDF5 file"):
+        with pytest.raises(DataError, match=r"volume_1_slice_0\.h5 is not a valid HDF5 file"):
             process.read(path, H5_DATASETS)
         process.close()
 

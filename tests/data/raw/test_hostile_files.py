@@ -49,8 +49,8 @@ def test_sparse_files_are_not_read(tmp_path: Path) -> None:
     path = tmp_path / "huge.nii"
     with path.open("wb") as file:
         file.truncate(10**12)
-    refused(lambda: open_nifti(path).read(), "1,000,000,000,000 bytes: refused", f"{MOST_BYTES:,}")
-    refused(lambda: decode_grey(path), "refused")
+    refused(lambda: open_nifti(path).read(), "1,000,000,000,000 bytes; the limit is", f"{MOST_BYTES:,}")
+    refused(lambda: decode_grey(path), "the limit is")
 
 
 def test_packed_or_not_whatever_the_name_says(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_more_voxels_than_any_scan_has(tmp_path: Path) -> None:
     path = lying(tmp_path, dim=[3, 513, 512, 512, 1, 1, 1, 1])
     # Of so many bytes, the best packed could hold them.
     path.write_bytes(gzip.compress(path.read_bytes() + np.random.default_rng(0).bytes(300_000)))
-    refused(lambda: open_nifti(path).read(), "513 × 512 × 512 voxels: refused", f"{MOST_VOXELS:,}")
+    refused(lambda: open_nifti(path).read(), "513 × 512 × 512 voxels; the limit is", f"{MOST_VOXELS:,}")
 
 
 @pytest.mark.filterwarnings("error")
@@ -90,7 +90,7 @@ def test_voxels_without_end(tmp_path: Path) -> None:
     """What nibabel makes of them would also write warnings to the terminal."""
     for size in (np.inf, np.nan, 0, 1e-12, 1e30):
         path = lying(tmp_path, pixdim=[1, size, 1, 1, 1, 1, 1, 1])
-        refused(lambda path=path: open_nifti(path).read(), str(path), "no usable affine")
+        refused(lambda path=path: open_nifti(path).read(), str(path), "no valid affine")
 
 
 @pytest.mark.filterwarnings("error")
@@ -99,7 +99,7 @@ def test_slopes_that_overflow(tmp_path: Path) -> None:
     assert not np.isfinite(open_nifti(path).read()).all()
     write_case(tmp_path / "raw" / "Case")
     (case,) = list_cases(BraTSReader(), tmp_path / "raw")
-    for slope, words in ((3e38, "not finite"), (1e30, "refused, over 1e+18")):
+    for slope, words in ((3e38, "not finite"), (1e30, "the limit is 1e+18")):
         case.files["T1"].path.write_bytes(lying(tmp_path, scl_slope=slope).read_bytes())
         refused(lambda: BraTSReader().read_case(case), str(case.files["T1"].path), words)
 
@@ -128,16 +128,16 @@ def test_damaged_pixels_of_a_png_are_noticed(tmp_path: Path) -> None:
 def test_images_too_large_or_too_long(tmp_path: Path, size: tuple[int, int]) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(hollow_png(*size))
-    refused(lambda: decode_grey(path), "a.png claims", "pixels")
+    refused(lambda: decode_grey(path), "a.png has", "pixels")
     path.write_bytes(fuzzing_images.sized(fuzzing_images.jpeg_samples()[0], *(min(n, 65_500) for n in size)))
-    refused(lambda: decode_grey(path), "a.png claims", "pixels")
+    refused(lambda: decode_grey(path), "a.png has", "pixels")
 
 
 def test_jpeg_that_goes_over_its_pixels_a_thousand_times(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     path.write_bytes(fuzzing_images.many_scans(8000, 4000, 5000))
     assert path.stat().st_size < 200_000
-    refused(lambda: decode_grey(path), "a.jpg goes over its pixels in too many scans")
+    refused(lambda: decode_grey(path), "a.jpg is a JPEG with too many scans")
     path.write_bytes(fuzzing_images.many_scans(640, 480, 5))
     assert decode_grey(path)[0].size == (640, 480)
 

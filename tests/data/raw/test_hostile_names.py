@@ -71,10 +71,10 @@ def test_odd_names_in_what_refuses_a_whole_folder(tmp_path: Path, name: str) -> 
     refused(lambda: list_cases(BrainMRIReader(), tmp_path / "images"), "unknown class")
     write_case(tmp_path / "one" / name)
     write_case(tmp_path / "two" / name)
-    refused(lambda: list_cases(BraTSReader(), tmp_path), "two folders hold a case")
+    refused(lambda: list_cases(BraTSReader(), tmp_path), "two folders contain a case")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / f"a.{name}").touch()
-    refused(lambda: list_cases(BrainMRIReader(), tmp_path / "other"), "holds no such dataset")
+    refused(lambda: list_cases(BrainMRIReader(), tmp_path / "other"), "contains no such dataset")
 
 
 def test_a_source_given_as_dots_keeps_its_case_in_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +102,7 @@ def test_names_that_are_one_on_some_disks(tmp_path: Path) -> None:
     for one, other in (("Case", "CASE"), ("caf\u00e9", "cafe\u0301")):
         write_case(tmp_path / one / one)
         write_case(tmp_path / one / other)
-        refused(lambda folder=tmp_path / one: list_cases(BraTSReader(), folder), "two folders hold a case")
+        refused(lambda folder=tmp_path / one: list_cases(BraTSReader(), folder), "two folders contain a case")
 
 
 def test_long_names(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_links_that_lead_out_or_in_circles(tmp_path: Path) -> None:
     assert listing.upward == 2
     for link in listing.links:
         assert link.absent is not None
-        assert ("out of the source" in link.absent.text) == (link.relative in led_out)
+        assert ("outside the source" in link.absent.text) == (link.relative in led_out)
 
 
 def test_a_source_that_is_a_link_is_taken_for_what_it_is(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_pipes_sockets_and_folders_are_not_read(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / "c.jpg"))
         assert listed(tmp_path) == []
-    refused(lambda: list_cases(BraTSReader(), tmp_path), "holds no such dataset")
+    refused(lambda: list_cases(BraTSReader(), tmp_path), "contains no such dataset")
     # What was a file when it was listed may be something else when it is read: a pipe would be waited for for ever.
     for name in ("a_flair.nii", "b_flair.nii"):
         refused(lambda path=tmp_path / name: read_source(path), str(tmp_path / name))
@@ -184,4 +184,4 @@ def test_files_that_vanish_while_the_folder_is_listed(tmp_path: Path, monkeypatc
     monkeypatch.setattr(listing_module.os, "scandir", lambda _: [Entry()])
     assert walk(tmp_path).files == []
     Entry.error = errno.ESTALE
-    refused(lambda: walk(tmp_path), "a.jpg cannot be looked at")
+    refused(lambda: walk(tmp_path), "a.jpg cannot be read")

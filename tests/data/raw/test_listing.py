@@ -19,7 +19,7 @@ from hpc_tumor.data.convert.case import Unit, UnitResult, convert_unit
 from hpc_tumor.data.convert.prepare import PrepareSummary, prepare_dataset
 from hpc_tumor.data.raw.brats import BraTSReader
 from hpc_tumor.data.raw.files.listing import walk
-from hpc_tumor.data.raw.sources import examine, inspect_source
+from hpc_tumor.data.raw.sources import inspect_listing, inspect_source
 from hpc_tumor.data.splits.units import patient_units
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.errors import DataError
@@ -69,7 +69,7 @@ def test_dangling_links_among_images_and_slices_are_named(tmp_path: Path) -> Non
     slices = tmp_path / "h5"
     slices.mkdir()
     (slices / "volume_1_slice_0.h5").symlink_to(ANNEXED)
-    refused(lambda: inspect_source(slices), "the content of its only case is not here", "volume_1_slice_0.h5", "annex")
+    refused(lambda: inspect_source(slices), "the content of its only case is missing", "volume_1_slice_0.h5", "annex")
 
 
 @pytest.mark.parametrize("images", [False, True])
@@ -105,7 +105,7 @@ def test_stored_cases_that_may_lie_behind_a_link_stay(tmp_path: Path) -> None:
     summary = prepare(source, tmp_path / "s.zarr")
     assert (summary.removed, summary.fingerprint) == (0, before.fingerprint)
     assert [case for case, _ in summary.failed] == ["more"]
-    assert "1 case of the store, BraTS20_Training_004, cannot be found now and stays there: it" in " ".join(
+    assert "1 case of the store, BraTS20_Training_004, is missing from the source and kept: it" in " ".join(
         summary.notes
     )
     assert prepare(source, tmp_path / "s.zarr", prune=True).removed == 1
@@ -146,7 +146,7 @@ def test_content_under_dvc_that_was_not_fetched_is_named(tmp_path: Path) -> None
     assert (summary.removed, summary.still_stored, summary.fingerprint) == (0, names[:2], before.fingerprint)
     for patient in ("BraTS20_Training_001", "BraTS20_Training_004"):
         put_under_dvc(source / patient)
-    refused(lambda: inspect_source(source), "is not here", "`dvc pull`")
+    refused(lambda: inspect_source(source), "is missing", "`dvc pull`")
 
 
 def test_a_link_to_a_hidden_folder_of_the_source_is_followed_once(tmp_path: Path) -> None:
@@ -173,12 +173,12 @@ def test_links_to_themselves_and_to_folders_above_are_called_so(tmp_path: Path) 
     (source / "b").symlink_to("a")
     failed = prepare(source, tmp_path / "s.zarr").failed
     assert [case for case, _ in failed] == ["a", "b"]
-    assert all("is a link that leads back to itself. Remove it" in reason for _, reason in failed)
+    assert all("is a link that points to itself. Remove it" in reason for _, reason in failed)
 
 
 def test_one_file_is_counted_in_the_singular(tmp_path: Path) -> None:
     (tmp_path / "P1").symlink_to(ANNEXED)
-    assert "its only file is not here" in refused(lambda: inspect_source(tmp_path), "annex")
+    assert "the content of its only file is missing" in refused(lambda: inspect_source(tmp_path), "annex")
 
 
 def test_a_source_of_nothing_but_links_gets_the_remedy(tmp_path: Path) -> None:
@@ -186,14 +186,19 @@ def test_a_source_of_nothing_but_links_gets_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "links").mkdir()
     for folder in source.iterdir():
         (tmp_path / "links" / folder.name).symlink_to(folder)
-    refused(lambda: inspect_source(tmp_path / "links"), "2 of its 2 files are not here", f"to {source}", "`cp -rL`")
+    refused(
+        lambda: inspect_source(tmp_path / "links"),
+        "the content of 2 of its 2 files is missing",
+        f"to {source}",
+        "`cp -rL`",
+    )
     for file in source.glob("*/*"):
         relink(file, ANNEXED)
-    refused(lambda: inspect_source(source), "the content of its 2 cases is not here", "`git annex get .`")
+    refused(lambda: inspect_source(source), "the content of its 2 cases is missing", "`git annex get .`")
     for file in source.glob("*/*"):
         file.unlink()
         file.write_text(POINTER)
-    refused(lambda: inspect_source(source), "the content of its 2 cases is not here", "`git lfs pull`")
+    refused(lambda: inspect_source(source), "the content of its 2 cases is missing", "`git lfs pull`")
 
 
 def test_a_file_that_leads_out_of_the_source_refuses_its_case(tmp_path: Path) -> None:
@@ -203,7 +208,7 @@ def test_a_file_that_leads_out_of_the_source_refuses_its_case(tmp_path: Path) ->
     scan.symlink_to(tmp_path / "t1.nii.gz")
     ((case, reason),) = inspect_source(source).failed
     assert case == "BraTS20_Training_001"
-    assert f"t1.nii.gz is a link out of the source, to {tmp_path / 't1.nii.gz'}" in reason
+    assert f"t1.nii.gz is a link to {tmp_path / 't1.nii.gz'}, outside the source" in reason
 
 
 def test_absent_tables_are_said(tmp_path: Path) -> None:
@@ -224,11 +229,11 @@ def test_a_folder_with_two_segmentations_refuses_itself_only(tmp_path: Path, cap
     shown = capsys.readouterr()
     ((case, reason),) = json.loads(shown.out)["failed"]
     assert case == "BraTS20_Training_002"
-    assert "holds its labels twice" in reason
+    assert "contains the labels twice" in reason
     assert reason in shown.err
     assert "Keep" not in reason
     assert Store.open(tmp_path / "s.zarr").case_ids == ["BraTS20_Training_001", "BraTS20_Training_003"]
-    with pytest.raises(DataError, match=r"holds its labels twice.*Stopped there, as --strict asks"):
+    with pytest.raises(DataError, match=r"contains the labels twice.*Stopped because of --strict"):
         prepare(source, tmp_path / "strict.zarr", strict=True)
     assert not (tmp_path / "strict.zarr").exists()
 
@@ -262,7 +267,7 @@ def test_a_slice_that_is_there_twice_refuses_its_volume_only(tmp_path: Path) -> 
     report = inspect_source(tmp_path)
     assert [case.id for case in report.cases] == ["volume_001"]
     ((case, reason),) = report.failed
-    assert (case, "one slice is there twice" in reason, report.not_taken) == ("volume_002", True, {})
+    assert (case, "duplicate slice" in reason, report.not_taken) == ("volume_002", True, {})
 
 
 def test_two_folders_of_one_name_refuse_each_other_only(tmp_path: Path) -> None:
@@ -326,11 +331,11 @@ def test_patients_named_like_times_are_patients(tmp_path: Path, folders: tuple[s
 def test_numbers_under_groups_are_never_one_patient(tmp_path: Path) -> None:
     for seed, folder in enumerate(("siteA/001", "siteA/002", "siteB/001", "siteB/003")):
         write_case(tmp_path / "raw" / folder, seed=seed)
-    found = examine(walk(tmp_path / "raw"), BraTSReader())
+    found = inspect_listing(walk(tmp_path / "raw"), BraTSReader())
     assert [case.id for case in found.cases] == ["002", "003"]
     ((case, reason),) = found.failed
     assert case == "001"
-    assert "If they are two patients, rename one" in reason
+    assert "Rename one if they are different patients" in reason
 
 
 def test_a_flat_folder_may_be_called_like_the_beginning_of_its_files(tmp_path: Path) -> None:
@@ -377,7 +382,9 @@ def test_layouts_that_are_known_are_named(tmp_path: Path) -> None:
     for name in ("msd", "nnunet"):
         save(tmp_path / name / "labelsTr" / "BRATS_001.nii.gz", tumour())
     for name, words in (("bids", "BIDS ("), ("msd", "the Medical Segmentation Decathlon, "), ("nnunet", "nnU-Net, ")):
-        said = refused(lambda name=name: inspect_source(tmp_path / name), f"laid out as {words}", "not read", "_flair")
+        said = refused(
+            lambda name=name: inspect_source(tmp_path / name), f"in the layout of {words}", "not supported", "_flair"
+        )
         assert "Keep" not in said
     write_case(tmp_path / "bids" / "P1")
     ((case, reason),) = inspect_source(tmp_path / "bids").failed
@@ -412,7 +419,7 @@ def test_what_is_not_taken_is_counted_and_named_where_it_looks_like_data(
 def test_a_store_in_its_own_source_is_not_read_and_warned_of(tmp_path: Path) -> None:
     source = write_patients(tmp_path / "raw", 2)
     first = prepare(source, source / "s.zarr")
-    assert "lies in its own source" in " ".join(first.notes)
+    assert "is inside its source" in " ".join(first.notes)
     listing = walk(source)
     assert (len(listing.files), listing.stores) == (10, ["s.zarr"])
     second = prepare(source, source / "s.zarr")
@@ -437,7 +444,7 @@ def test_other_things_than_a_dataset_get_the_sentence_that_helps(tmp_path: Path)
     for path, *words in (
         (archive, "is not a folder but a zip archive. Unpack it"), (packed, "is not a folder but a gzip file. Unpack"),
         (tmp_path / "downloads", "1 archive not unpacked: packed.zip"),
-        (scan, "one scan: name the folder that holds the patients"),
+        (scan, "a scan: name the folder of the patients"),
         (tmp_path / "dicom", "3 DICOM files, such as series/1.2.840.0", "dcm2niix"),
         (tmp_path / "dicom" / "series" / "1.2.840.0", "but a DICOM file", "dcm2niix"),
     ):  # fmt: skip

@@ -172,6 +172,4 @@ def test_a_file_that_lies_elsewhere_is_said_at_once(tmp_path: Path) -> None:
     moved[0, 3] = 40
     save(folder / "BraTS20_Training_002_seg.nii.gz", tumour(), moved)
     (said,) = prepare_dataset(BraTSReader(), tmp_path / "raw", tmp_path / "s.zarr", workers=1).notes
-    assert said.startswith(
-        "1 of 2 cases (BraTS20_Training_002) with a file whose header places it elsewhere than FLAIR"
-    )
+    assert said.startswith("1 of 2 cases (BraTS20_Training_002) with a file whose affine differs from FLAIR")

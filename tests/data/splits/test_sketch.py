@@ -11,19 +11,19 @@ from numpy.typing import NDArray
 from raw_samples import list_cases, real_data
 
 from hpc_tumor.data.brain import brain_statistics
-from hpc_tumor.data.phantom.patient import patient
+from hpc_tumor.data.phantom.patient import make_patient
 from hpc_tumor.data.raw.brats import BraTSReader
 from hpc_tumor.data.splits import sketch as sketch_module
 from hpc_tumor.data.splits.sketch import (
     THRESHOLD,
     Sketches,
-    alike,
+    group_same_scans,
     likeness,
-    packed,
-    same_scans,
+    pack_sketches,
+    similar_pairs,
     similarity,
     sketch,
-    unpacked,
+    unpack_sketches,
 )
 
 Image = NDArray[Any]
@@ -40,7 +40,7 @@ def noise(seed: int) -> Image:
 
 def phantom(seed: int, shape: tuple[int, int, int] = (24, 20, 12)) -> Image:
     """Four scans `(4, Z, Y, X)` of a made-up patient."""
-    volumes = patient(np.random.default_rng(seed), shape, seed)
+    volumes = make_patient(np.random.default_rng(seed), shape, seed)
     return np.stack([volumes[name].T for name in ("flair", "t1", "t1ce", "t2")])
 
 
@@ -113,9 +113,9 @@ def test_scans_of_a_single_value_are_similar_to_nothing(image: Image) -> None:
 def test_patients_of_one_digest_or_alike_are_one_number_through_others_too() -> None:
     first, second = noise(1), noise(2)
     sketches = np.concatenate([described(image) for image in (first, second, biased(first), second)])
-    assert [pairs.tolist() for pairs in alike(sketches)] == [[[0, 2], [1, 3]]]
-    assert same_scans(sketches, ["a", "b", "c", "d"]).tolist() == [0, 1, 0, 1]
-    assert same_scans(sketches, ["a", "b", "b", "d"]).tolist() == [0, 0, 0, 0]
+    assert [pairs.tolist() for pairs in similar_pairs(sketches)] == [[[0, 2], [1, 3]]]
+    assert group_same_scans(sketches, ["a", "b", "c", "d"]).tolist() == [0, 1, 0, 1]
+    assert group_same_scans(sketches, ["a", "b", "b", "d"]).tolist() == [0, 0, 0, 0]
 
 
 def test_the_pairs_are_those_whose_similarity_reaches_the_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,13 +127,13 @@ def test_the_pairs_are_those_whose_similarity_reaches_the_threshold(monkeypatch:
     sketches = np.where(rng.random((40, 4)).reshape(40, 4, 1, 1, 1) < 0.4, shared, own).clip(-127, 127).astype(np.int8)
     expected = np.argwhere(np.triu(similarity(sketches, sketches) >= THRESHOLD, 1)).tolist()
     assert 0 < len(expected) < 40 * 39 / 2
-    assert sorted(pair for pairs in alike(sketches) for pair in pairs.tolist()) == expected
+    assert sorted(pair for pairs in similar_pairs(sketches) for pair in pairs.tolist()) == expected
 
 
 def test_what_is_packed_is_unpacked_bit_for_bit_and_takes_less() -> None:
     sketches = described(phantom(1))[0]
-    text = packed(sketches)
-    np.testing.assert_array_equal(unpacked(text, 4), sketches)
+    text = pack_sketches(sketches)
+    np.testing.assert_array_equal(unpack_sketches(text, 4), sketches)
     assert len(text) < 0.8 * sketches.nbytes
 
 

@@ -14,7 +14,7 @@ from raw_samples import real_data
 
 from hpc_tumor.data.convert.prepare import prepare_dataset
 from hpc_tumor.data.raw.brain_mri import BrainMRIReader
-from hpc_tumor.data.splits.folds import Unit, deal, draw
+from hpc_tumor.data.splits.folds import Unit, deal_folds, draw_fraction
 from hpc_tumor.data.splits.splits import Split, make_split, middle_slices
 from hpc_tumor.data.splits.units import patient_units
 from hpc_tumor.data.store.store import Store
@@ -129,7 +129,7 @@ def test_folds_are_balanced_whatever_the_groups(
 ) -> None:
     """In the members of a stratum no two folds differ by more than its largest group; every group is dealt once."""
     units = [Unit(f"u{i}", kind, tuple(range(i * 10, i * 10 + n))) for i, (kind, n) in enumerate(strata)]
-    dealt = deal(units, folds, f"{seed} test")
+    dealt = deal_folds(units, folds, f"{seed} test")
     assert sorted(i for fold in dealt for i in fold) == list(range(len(units)))
     assert all(dealt) or len(units) < folds
     for kind in range(4):
@@ -137,7 +137,7 @@ def test_folds_are_balanced_whatever_the_groups(
         largest = max((len(unit.members) for unit in units if unit.stratum == kind), default=0)
         assert max(sizes) - min(sizes) <= largest
     turned = data.draw(st.permutations(range(len(units))))
-    again = deal([units[i] for i in turned], folds, f"{seed} test")
+    again = deal_folds([units[i] for i in turned], folds, f"{seed} test")
     assert [{turned[i] for i in fold} for fold in again] == [set(fold) for fold in dealt]
 
 
@@ -150,7 +150,7 @@ def test_a_share_is_near_its_fraction_in_every_stratum(
     strata: list[tuple[int, int]], fraction: float, seed: int
 ) -> None:
     units = [Unit(f"u{i}", kind, tuple(range(n))) for i, (kind, n) in enumerate(strata)]
-    drawn = draw(units, fraction, str(seed))
+    drawn = draw_fraction(units, fraction, str(seed))
     assert 0 < len(drawn) < len(units)
     for kind in {unit.stratum for unit in units}:
         some = [len(unit.members) for unit in units if unit.stratum == kind]

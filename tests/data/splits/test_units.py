@@ -18,8 +18,8 @@ from hpc_tumor.data.audit.duplicates import case_duplicates
 from hpc_tumor.data.audit.volumes import VolumeFacts
 from hpc_tumor.data.convert.prepare import prepare_dataset
 from hpc_tumor.data.raw.brats import BraTSReader
-from hpc_tumor.data.splits.joining import connected
-from hpc_tumor.data.splits.sketch import same_scans
+from hpc_tumor.data.splits.joining import group_connected
+from hpc_tumor.data.splits.sketch import group_same_scans
 from hpc_tumor.data.splits.split_file import leak_of
 from hpc_tumor.data.splits.splits import make_split
 from hpc_tumor.data.splits.units import (
@@ -115,7 +115,7 @@ class MadeUp(SimpleNamespace):
         scans = [f"digest {rng.integers(0, 40)}" for _ in range(n)]
         near: list[set[Hashable]] = [{digest, int(rng.integers(0, 40))} for digest in scans]
         group = np.empty(n, np.int64)
-        for number, members in enumerate(connected(near)):
+        for number, members in enumerate(group_connected(near)):
             group[members] = number
         super().__init__(
             task="segmentation", scans=scans, group=group,
@@ -141,9 +141,9 @@ def test_the_audit_and_a_split_file_see_a_leak_exactly_where_a_split_keeps_cases
         for number, members in enumerate(kind.members):
             for name in members:
                 audited[store.case_ids.index(name)].add((kind.kind, number))
-    for tied in connected(audited):
+    for tied in group_connected(audited):
         assert len(set(numbers[tied].tolist())) == 1
-    assert len(connected(audited)) == len(set(numbers.tolist())) == len(patient_units(store))
+    assert len(group_connected(audited)) == len(set(numbers.tolist())) == len(patient_units(store))
     assert len(store) - sum(repeated_cases(store).values()) == len(patient_units(store))
     for one in range(len(store)):
         for other in range(one):
@@ -176,7 +176,7 @@ def test_prepare_data_and_the_audit_name_many_cases_tied_by_near_copies(
     assert cli.main(["prepare-data", *arguments]) == 0
     line = (
         "9 cases count as one patient for nearly the same scans"
-        " (BraTS2021_00001, BraTS2021_00002, BraTS2021_00003 and 6 more): look whether they are."
+        " (BraTS2021_00001, BraTS2021_00002, BraTS2021_00003 and 6 more): check this."
     )
     assert line in " ".join(capsys.readouterr().err.split())
     store = Store.open(tmp_path / "s.zarr")
@@ -188,7 +188,7 @@ def test_joins_are_doubtful_where_they_are_many_or_chains_and_not_where_scans_ar
     rng = np.random.default_rng(0)
     one, other = rng.normal(0, 16, (2, 4, 16, 16, 16))
     chain = np.stack([one, one + 0.45 * other, one + other]).clip(-127, 127).astype(np.int8)
-    assert same_scans(chain, ["a", "b", "c"]).tolist() == [0, 0, 0]
+    assert group_same_scans(chain, ["a", "b", "c"]).tolist() == [0, 0, 0]
     told = [of_group(chain[[0, 0, 0]]), of_group(chain), of_group(chain[[0] * 12], ["same"] * 12)]
     assert [len(lines) for lines in told] == [0, 1, 0]
     assert told[1][0].startswith("3 cases count as one patient for nearly the same scans, some of them only through")

@@ -204,7 +204,7 @@ def test_voxels_that_zarr_wrote_anew(tmp_path: Path, volumes: Path, how: str) ->
         compressors=voxels.compressors, config={"write_empty_chunks": True},
     )  # fmt: skip
     with pytest.raises(
-        DataError, match=rf"{CASE}/0/zarr\.json: its \w+ is not what hpc-tumor writes\. Remove the case"
+        DataError, match=rf"{CASE}/0/zarr\.json: \w+ differs from what hpc-tumor writes\. If it is a case"
     ):
         contents(path)
     assert Store.open(path).read_slices([(0, 2), (2, 3)]).result()[0].any()

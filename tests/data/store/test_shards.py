@@ -96,14 +96,14 @@ def test_a_file_cut_short_after_it_was_opened(folder: Path) -> None:
     files, out = ShardFiles(), np.empty((1, 64), np.int16)
     files.read_chunk(str(shard_of(folder)), 5, 0, out)
     shard_of(folder).write_bytes(b"")
-    with pytest.raises(DamagedError, match="does not have its checksum"):
+    with pytest.raises(DamagedError, match="wrong checksum of"):
         files.read_chunk(str(shard_of(folder)), 5, 1, out)
 
 
 def test_a_chunk_of_another_size_is_not_unpacked_beyond_its_place(folder: Path) -> None:
     """Sound checksums, and bytes enough to overrun the memory that was given."""
     small = np.zeros((1, 32), np.int16)
-    with pytest.raises(DamagedError, match="holds 128 bytes, not 64"):
+    with pytest.raises(DamagedError, match="has 128 bytes, not 64"):
         ShardFiles().read_chunk(str(shard_of(folder)), 5, 0, small)
 
 

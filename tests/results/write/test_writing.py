@@ -124,7 +124,7 @@ def test_serving_what_is_written_nowhere_else(runs: Path, tmp_path: Path) -> Non
                     break
             (url,) = re.findall(r"http://127\.0\.0\.1:\d+/\S+", "".join(lines))
             with urllib.request.urlopen(url, timeout=20) as answer:
-                assert b"Which network outlines tumours best?" in answer.read()
+                assert b"Which network segments tumours best?" in answer.read()
             with pytest.raises(urllib.error.HTTPError, match="404"):
                 urllib.request.urlopen(url[:-6] + "x/", timeout=20)
             process.send_signal(signal.SIGINT)

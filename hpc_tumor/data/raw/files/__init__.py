@@ -1,4 +1,4 @@
 """Decode single files that may be damaged or hostile: a path in, an array or one clear error out.
 
-`file_kind` tells a file by its first bytes; `h5_subprocess` reads HDF5 in another process, as that library can abort.
+`file_kind` detects a file's kind by its first bytes; `h5_subprocess` isolates HDF5, whose library can abort.
 """

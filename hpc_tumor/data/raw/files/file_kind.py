@@ -1,4 +1,4 @@
-"""The kind of a file by its first bytes or by its link, for files that are not what their names promise."""
+"""Detection of a file's kind by its first bytes or its link target, for files that do not match their suffix."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 from hpc_tumor.errors import DataError
 from hpc_tumor.vocabulary import printable
 
-START = 1024  # first bytes by which a kind is told
-# Images that are read, by their names; a JPEG may be called PNG, and the other way round.
+START = 1024  # bytes read to detect a kind
+# Supported images by suffix; JPEG and PNG are interchangeable.
 IMAGE_FORMATS = {
     ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".png": "PNG",
     ".bmp": "BMP", ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP",
@@ -24,9 +24,9 @@ class FileKind:
 
     Attributes:
         text: with its article, such as "an HTML page".
-        advice: what to do with such a file in the place of a scan or an image, as a sentence.
-        absent: the file stands for content that is elsewhere, so nothing is known of the content itself.
-        packed: other files are packed in it.
+        advice: what to do with such a file in place of a scan or an image, as a sentence.
+        absent: True for a pointer to content that is stored elsewhere.
+        packed: True for an archive.
     """
 
     text: str
@@ -36,12 +36,12 @@ class FileKind:
 
 
 _AGAIN = "Fetch it again."
-_DOWNLOAD = "The download was answered with a message, not with the file: read it, log in if it asks, and fetch again."
+_DOWNLOAD = "The server returned a message instead of the file: read it, log in if necessary, and fetch it again."
 _SCAN = "Convert it to NIfTI."
 EMPTY = FileKind("an empty file", _AGAIN)
 DICOM = FileKind("a DICOM file", "Convert DICOM series to NIfTI with dcm2niix, one folder per patient.")
 NIFTI = FileKind("a NIfTI file", "A patient is a folder with four scans and a segmentation.")
-HDF5 = FileKind("an HDF5 file", "Name files of HDF5 so that they end in .h5.")
+HDF5 = FileKind("an HDF5 file", "Rename it to end in .h5.")
 JPEG = FileKind("a JPEG image", "Rename it to end in .jpg.")
 PNG = FileKind("a PNG image", "Rename it to end in .png.")
 BMP = FileKind("a BMP image", "Rename it to end in .bmp.")
@@ -50,7 +50,7 @@ WEBP = FileKind("a WebP image", "Rename it to end in .webp.")
 
 
 def _archive(text: str) -> FileKind:
-    return FileKind(text, "Unpack it, and name the folder that comes out.", packed=True)
+    return FileKind(text, "Unpack it, and name the resulting folder.", packed=True)
 
 
 _LFS = FileKind("a Git LFS pointer, not the content", "Run `git lfs pull` in its dataset.", absent=True)
@@ -80,7 +80,7 @@ _STARTS = (
     (0, b"MATLAB 5.0 MAT-file", FileKind("a MATLAB file", _SCAN)),
     (0, b"\x93NUMPY", FileKind("a NumPy array", _SCAN)),
 )  # fmt: skip
-LOOP = FileKind("a link that leads back to itself", "Remove it, or put the file or folder itself in its place.",
+LOOP = FileKind("a link that points to itself", "Remove it, or replace it with the file or folder.",
                 absent=True)  # fmt: skip
 _HTML = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype\s+html|html|head|body)\b", re.IGNORECASE)
 _XML = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:\?xml|error)\b", re.IGNORECASE)
@@ -90,7 +90,7 @@ _DVC_CACHED = re.compile(r"(?:^|/)\.dvc/cache/|/files/md5/[0-9a-f]{2}/")
 
 
 def kind_of(start: bytes) -> FileKind | None:
-    """Return the kind of a file that begins with these bytes, at most `START` of them; None where it is unknown."""
+    """Return the kind of a file that begins with these bytes, at most `START` of them, or None if unknown."""
     if not start:
         return EMPTY
     for offset, magic, kind in _STARTS:
@@ -103,17 +103,19 @@ def kind_of(start: bytes) -> FileKind | None:
     if _JSON.match(start):
         return FileKind("JSON text", _DOWNLOAD)
     if not any(start):
-        return FileKind("a file of zeros", "It was not copied whole: fetch it again.")
+        return FileKind("a file of zeros", "The copy is incomplete: fetch it again.")
     return None
 
 
-def wrong_kind(path: Path, wanted: str, start: bytes, otherwise: str, own: Collection[FileKind] = ()) -> DataError:
-    """The error for a file that is not `wanted`: it says what the file is instead, where its first bytes tell.
+def wrong_kind_error(
+    path: Path, wanted: str, start: bytes, otherwise: str, own: Collection[FileKind] = ()
+) -> DataError:
+    """Return the error for a file that is not `wanted`, with the kind detected instead.
 
     Args:
         wanted: with its article, such as "a NIfTI file".
-        start: the file's first bytes, unpacked where it is packed.
-        otherwise: how the sentence ends where that is unknown, or one of the kinds `own`.
+        start: the file's first bytes, decompressed.
+        otherwise: end of the sentence if the kind is unknown, or one of `own`.
     """
     kind = kind_of(start[:START])
     if kind is None or kind in own:
@@ -121,24 +123,24 @@ def wrong_kind(path: Path, wanted: str, start: bytes, otherwise: str, own: Colle
     return DataError(f"{path} is not {wanted} but {kind.text}. {kind.advice}")
 
 
-def kind_of_link(target: str, real: str, there: bool) -> FileKind:
-    """The kind of a link that is not followed: it leads out of the source, or to nothing.
+def kind_of_link(target: str, real: str, exists: bool) -> FileKind:
+    """Return the kind of a link that is not followed: it leads out of the source, or is broken.
 
     Args:
-        target: where it leads to, as the link says.
-        real: the same, resolved.
-        there: something is at that place.
+        target: the link's target as stored.
+        real: the target, resolved.
+        exists: the target exists.
     """
     shown = printable(target)
     for pattern, kind in ((_ANNEXED, _ANNEX), (_DVC_CACHED, DVC)):
-        if not there and (pattern.search(target) or pattern.search(real)):
+        if not exists and (pattern.search(target) or pattern.search(real)):
             return FileKind(f"a link to {kind.text}", kind.advice, absent=True)
-    if there:
-        text, advice = f"a link out of the source, to {shown}, and not followed", (
-            "Name the folder that it leads to, or copy the dataset with `cp -rL` and name the copy."
+    if exists:
+        text, advice = f"a link to {shown}, outside the source, and not followed", (
+            "Name the folder that it points to, or copy the dataset with `cp -rL` and name the copy."
         )  # fmt: skip
     else:
-        text, advice = f"a link to {shown}, which is not there", (
-            "Mount the disk that it leads to, or fetch the dataset again, links followed (`cp -rL`, `rsync -L`)."
+        text, advice = f"a link to {shown}, which does not exist", (
+            "Mount the disk that it points to, or copy the dataset again with links resolved (`cp -rL`, `rsync -L`)."
         )  # fmt: skip
     return FileKind(text, advice, absent=True)

@@ -1,7 +1,7 @@
-"""HDF5 files as arrays: two plain datasets of one file, refused before anything is allocated that it cannot hold.
+"""Reader of plain datasets in untrusted HDF5 files, with limits checked before memory is allocated.
 
-The HDF5 library resolves links to other files, loads filters from plugins and inflates without a bound. None of that is
-left to it here: it parses the structure, and the chunks are inflated by this module.
+The HDF5 library follows links to other files, loads filter plugins and inflates without a limit. Here it only parses
+the structure; this module inflates the chunks.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_tumor.data.raw.files.file_kind import HDF5, wrong_kind
+from hpc_tumor.data.raw.files.file_kind import HDF5, wrong_kind_error
 from hpc_tumor.data.raw.files.listing import read_source
 from hpc_tumor.errors import DataError
 from hpc_tumor.vocabulary import printable
@@ -32,14 +32,13 @@ _FILTERS = {h5py.h5z.FILTER_DEFLATE: "gzip", h5py.h5z.FILTER_SHUFFLE: "shuffle"}
 
 
 def read_h5(path: Path, wanted: Mapping[str, str]) -> tuple[dict[str, NDArray[Any]], str]:
-    """The datasets of `path` whose names are the keys of `wanted`, and the SHA-256 of the file.
+    """Read the datasets of `path` named in `wanted`, and the SHA-256 of the file.
 
     Args:
-        wanted: for each dataset the NumPy kind it must have: "f" real numbers, "u" whole ones without a sign.
+        wanted: required NumPy kind of each dataset: "f" floating point, "u" unsigned integer.
 
-    Raises DataError naming the file where it is no sound HDF5 file, lacks a dataset, or has one that is not plain: of
-    another type, linked, virtual, kept in another file, incomplete, larger than `MAX_BYTES`, or packed with other
-    filters than gzip and shuffle.
+    Raises DataError, which names the file, if it is damaged, lacks a dataset, or a dataset is of another type, linked,
+    virtual, external, incomplete, larger than `MAX_BYTES`, or uses filters other than gzip and shuffle.
     """
     data = read_source(path)
     digest = hashlib.sha256(data).hexdigest()
@@ -50,46 +49,45 @@ def read_h5(path: Path, wanted: Mapping[str, str]) -> tuple[dict[str, NDArray[An
         raise
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, NotImplementedError) as error:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise wrong_kind(path, "a sound HDF5 file", data, f" ({why}). Fetch it again.", [HDF5]) from error
+        raise wrong_kind_error(path, "a valid HDF5 file", data, f" ({why}). Fetch it again.", [HDF5]) from error
     return arrays, digest
 
 
 def _plain(file: h5py.File, name: str, path: Path) -> h5py.Dataset:
-    link = file.get(name, getlink=True)  # asks for the link alone: nothing is followed yet
+    link = file.get(name, getlink=True)  # does not follow it
     if link is None:
-        there = ", ".join(itertools.islice(file.keys(), 8)) or "nothing"
-        raise DataError(f"{path} has no dataset {name}: it holds {printable(there)}.")
+        names = ", ".join(itertools.islice(file.keys(), 8)) or "nothing"
+        raise DataError(f"{path} has no dataset {name}: it contains {printable(names)}.")
     if not isinstance(link, h5py.HardLink):
-        raise DataError(f"{path}: {name} is a link to another place: not followed.")
+        raise DataError(f"{path}: {name} is a soft or external link: not followed.")
     dataset = file[name]
     if not isinstance(dataset, h5py.Dataset):
         raise DataError(f"{path}: {name} is a {type(dataset).__name__.lower()}, not a dataset.")
     if dataset.is_virtual or dataset.id.get_create_plist().get_external_count():
-        raise DataError(f"{path}: the values of {name} are kept in other files: not followed.")
+        raise DataError(f"{path}: the values of {name} are stored in other files: not followed.")
     return dataset
 
 
 def _read(dataset: h5py.Dataset, kinds: str, path: Path) -> NDArray[Any]:
     name, dtype, shape = dataset.name.lstrip("/"), dataset.dtype, dataset.shape
     if dtype.kind not in kinds:
-        what = "real" if kinds == "f" else "whole"
-        raise DataError(f"{path}: {name} holds {dtype} values, not {what} numbers.")
+        expected = "floating point" if kinds == "f" else "unsigned integers"
+        raise DataError(f"{path}: {name} has type {dtype}, not {expected}.")
     if not shape or math.prod(shape) * dtype.itemsize > MAX_BYTES or min(shape) < 1:
-        raise DataError(f"{path}: {name} claims the shape {shape}: no slice has it.")
+        raise DataError(f"{path}: {name} has the shape {shape}, which is not a slice.")
     if dataset.chunks is not None:
         return _chunked(dataset, path)
     if dataset.id.get_storage_size() != math.prod(shape) * dtype.itemsize:
-        raise DataError(f"{path}: {name} has no values, or not all. Fetch it again.")
+        raise DataError(f"{path}: {name} is incomplete. Fetch it again.")
     return np.asarray(dataset[()])
 
 
 def _chunked(dataset: h5py.Dataset, path: Path) -> NDArray[Any]:
-    """Put the chunks together, each inflated here and to no more than its size."""
     name, shape, chunk = dataset.name.lstrip("/"), dataset.shape, dataset.chunks
     settings = dataset.id.get_create_plist()
     filters = [settings.get_filter(i)[0] for i in range(settings.get_nfilters())]
     if other := [code for code in filters if code not in _FILTERS]:
-        raise DataError(f"{path}: {name} is packed with the HDF5 filter {other[0]}; gzip and shuffle alone are read.")
+        raise DataError(f"{path}: {name} uses the HDF5 filter {other[0]}; supported are gzip and shuffle.")
     if len(chunk) != len(shape) or any(not 1 <= c <= n for c, n in zip(chunk, shape, strict=True)):
         raise DataError(f"{path}: {name} has chunks of {chunk} for a shape of {shape}. Fetch it again.")
     starts = list(itertools.product(*(range(0, n, c) for n, c in zip(shape, chunk, strict=True))))
@@ -99,11 +97,11 @@ def _chunked(dataset: h5py.Dataset, path: Path) -> NDArray[Any]:
     for start in starts:
         stored = dataset.id.get_chunk_info_by_coord(start)
         if stored.size > MAX_BYTES or stored.filter_mask:
-            raise DataError(f"{path}: {name} has a chunk that cannot be read. Fetch it again.")
+            raise DataError(f"{path}: {name} has an unreadable chunk. Fetch it again.")
         raw = bytes(dataset.id.read_direct_chunk(start)[1])
         block = _unpacked(raw, filters, math.prod(chunk), dataset.dtype)
         if block is None:
-            raise DataError(f"{path}: {name} has a chunk that is damaged. Fetch it again.")
+            raise DataError(f"{path}: {name} has a damaged chunk. Fetch it again.")
         end = [min(s + c, n) for s, c, n in zip(start, chunk, shape, strict=True)]
         inside = tuple(slice(0, e - s) for s, e in zip(start, end, strict=True))
         array[tuple(itertools.starmap(slice, zip(start, end, strict=True)))] = block.reshape(chunk)[inside]
@@ -111,7 +109,7 @@ def _chunked(dataset: h5py.Dataset, path: Path) -> NDArray[Any]:
 
 
 def _unpacked(raw: bytes, filters: Sequence[int], count: int, dtype: np.dtype[Any]) -> NDArray[Any] | None:
-    """The `count` values of a chunk; None where it holds fewer or more."""
+    """Unpack the `count` values of a chunk, or return None if it has fewer or more."""
     size = count * dtype.itemsize
     for code in reversed(filters):
         if code == h5py.h5z.FILTER_DEFLATE:

@@ -1,7 +1,7 @@
-"""HDF5 files read by a process that does nothing else.
+"""Reader of HDF5 files in a separate process.
 
-The HDF5 library trusts what it parses: one changed byte in a file of nine kilobytes makes version 2.0 write outside its
-memory, and the process is aborted. Here that is an error that names the file, and the conversion goes on.
+The HDF5 library does not survive malformed input: one changed byte can make version 2.0 write out of bounds, which
+aborts the process. Here this becomes a DataError for the file, and the conversion continues.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from numpy.typing import NDArray
 from hpc_tumor.errors import DataError
 from hpc_tumor.system.processes import module_command, start_process
 
-SECONDS = 60.0  # for one file; a slice takes some milliseconds
+SECONDS = 60.0  # limit per file; a slice takes milliseconds
 _MEMORY = 4 << 30  # bytes of address space
 Arrays = dict[str, NDArray[Any]]
 
 
 def read_h5_in_subprocess(path: Path, wanted: Mapping[str, str]) -> tuple[Arrays, str]:
-    """As `h5_slice.read_h5`, by a process that is started with the first file and ends with this one.
+    """Run `h5_slice.read_h5` in a process that starts with the first file and ends with this one.
 
-    Raises DataError for what `read_h5` refuses, and where the process ends or takes longer than `SECONDS`.
+    Raises DataError as `read_h5`, and if the process ends or takes longer than `SECONDS`.
     """
     global _reader
     with _lock:
-        if _reader is not None and _reader.folder != Path.cwd():  # it reads paths from where it was started
+        if _reader is not None and _reader.folder != Path.cwd():  # relative paths depend on it
             _reader.close()
             _reader = None
         if _reader is None or _reader.owner != os.getpid():
@@ -45,11 +45,11 @@ def read_h5_in_subprocess(path: Path, wanted: Mapping[str, str]) -> tuple[Arrays
 
 
 class _EndedError(Exception):
-    """The process has ended, or its answers make no sense."""
+    """The process has ended, or its answer is invalid."""
 
 
 class H5Process:
-    """The process, started again after a file that it did not survive."""
+    """The reader process, restarted after a file that crashed it."""
 
     def __init__(self, command: Sequence[str] = (), seconds: float = SECONDS):
         self.owner, self.folder = os.getpid(), Path.cwd()
@@ -59,7 +59,7 @@ class H5Process:
         atexit.register(self.close)
 
     def read(self, path: Path, wanted: Mapping[str, str]) -> tuple[Arrays, str]:
-        """See `read_h5_in_subprocess`. A process that ends may be harmed by an earlier file: a new one tries again."""
+        """See `read_h5_in_subprocess`. Retries in a new process: an earlier file may have corrupted the old one."""
         if self._process is not None:
             with suppress(_EndedError):
                 return self._read(self._process, path, wanted)
@@ -67,8 +67,7 @@ class H5Process:
         try:
             return self._read(self._process, path, wanted)
         except _EndedError as error:
-            why = "its reader did not survive it"
-            raise DataError(f"{path} is not a sound HDF5 file ({why}). Fetch it again.") from error
+            raise DataError(f"{path} is not a valid HDF5 file (the HDF5 library crashed). Fetch it again.") from error
 
     def _read(self, process: subprocess.Popen[bytes], path: Path, wanted: Mapping[str, str]) -> tuple[Arrays, str]:
         assert process.stdin is not None
@@ -81,7 +80,7 @@ class H5Process:
             return _receive(process.stdout)
         except DataError:
             raise
-        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:  # a process that is not itself any more
+        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:  # ended, or its memory is corrupted
             self.close()
             raise _EndedError from error
         finally:
@@ -95,7 +94,7 @@ class H5Process:
             self._process = None
 
     def _start(self) -> subprocess.Popen[bytes]:
-        # A session of its own: Ctrl-C is for the parent, whose end it sees.
+        # In a new session: Ctrl-C reaches only the parent, whose end closes stdin.
         return start_process(
             self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             start_new_session=True,
@@ -119,7 +118,7 @@ def _receive(stream: IO[bytes]) -> tuple[Arrays, str]:
 
 
 def _serve(requests: IO[bytes], answers: IO[bytes]) -> None:
-    """What the process does: a file, and a list of datasets, a line; until there are no more."""
+    """Answer requests in the reader process: one line with a path and the datasets, until the end of input."""
     from hpc_tumor.data.raw.files.h5_slice import read_h5
 
     for line in requests:
@@ -146,5 +145,5 @@ if __name__ == "__main__":
         _, most = resource.getrlimit(limit)
         resource.setrlimit(limit, (value if most == resource.RLIM_INFINITY else min(value, most), most))
     with os.fdopen(os.dup(1), "wb") as channel:
-        os.dup2(2, 1)  # what libraries print is no answer
+        os.dup2(2, 1)  # keep output of libraries out of the answers
         _serve(sys.stdin.buffer, channel)

@@ -1,5 +1,4 @@
-"""NIfTI files as arrays: each read once and inflated in place, refused before anything is allocated that the file
-cannot hold."""
+"""Reader of untrusted NIfTI files: each is read once and inflated in place, with limits checked before allocation."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ from nibabel.orientations import (
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
-from hpc_tumor.data.raw.files.file_kind import NIFTI, START, wrong_kind
+from hpc_tumor.data.raw.files.file_kind import NIFTI, START, wrong_kind_error
 from hpc_tumor.data.raw.files.listing import read_source
 from hpc_tumor.errors import DataError
 
@@ -36,23 +35,23 @@ except ImportError:
 
 AXES = "LPS"  # the voxel order of all BraTS editions
 _GZIP = b"\x1f\x8b"
-_GZIP_RATIO = 1032  # deflate cannot shrink further (RFC 1951: a match of 258 bytes in two bits)
-_STEP = 1 << 20  # bytes inflated at a time: what the file cannot fill of an array is never touched
-_SLACK = 1 << 20  # bytes that may follow the voxels
+_GZIP_RATIO = 1032  # highest ratio of deflate (RFC 1951: a match of 258 bytes in two bits)
+_STEP = 1 << 20  # bytes inflated at a time: pages of the array that the file cannot fill are never touched
+_SLACK = 1 << 20  # bytes allowed after the voxels
 MOST_VOXELS = 2**27  # 512³, fifteen times a BraTS volume
-_FINEST, _FARTHEST = 1e-6, 1e9  # of a voxel and of its place, in mm
+_FINEST, _FARTHEST = 1e-6, 1e9  # limits of a voxel's size and position, in mm
 
 
 @dataclass(frozen=True)
 class NiftiFile:
-    """A NIfTI file whose header has been checked; `read` gives its voxels.
+    """A NIfTI file with a checked header; `read` returns its voxels.
 
     Attributes:
-        shape: `(Z, Y, X)`, turned to the axes asked for.
-        dtype: of the values; float32 where the header scales them by a slope or intercept.
-        affine: `(4, 4)` from voxel (x, y, z) to mm, after turning.
-        axes: where x, y, z point after turning, such as "LPS"; None where the header does not say.
-        source_axes: what the header says; None where it does not.
+        shape: `(Z, Y, X)`, after reordering.
+        dtype: of the values; float32 if the header scales them by a slope or intercept.
+        affine: `(4, 4)` from voxel (x, y, z) to mm, after reordering.
+        axes: directions of x, y, z after reordering, such as "LPS"; None if the header does not state them.
+        source_axes: directions in the file; None if the header does not state them.
         header: its bytes.
         sha256: of the file.
     """
@@ -68,11 +67,11 @@ class NiftiFile:
     _data: bytes
     _voxels: _Voxels
     _turn: NDArray[Any] | None = None  # None: as in the file
-    _stored_axes: str | None = None  # before they were turned
+    _stored_axes: str | None = None  # before reordering
 
     @property
     def oriented(self) -> bool:
-        """True where the file itself says where its axes point."""
+        """True if the header states the directions of the axes."""
         return self.source_axes is not None
 
     @property
@@ -82,9 +81,9 @@ class NiftiFile:
         return z, y, x
 
     def turned(self, axes: str) -> NiftiFile:
-        """The same file, its voxels flipped or permuted to `axes` when read: nothing is resampled.
+        """Return the file with its voxels flipped or permuted to `axes` when read, without resampling.
 
-        A file that does not say where its axes point stays as it is.
+        A file without stated axes is returned unchanged.
         """
         if self.axes is None or self.axes == axes:
             return self
@@ -95,11 +94,11 @@ class NiftiFile:
         return replace(self, shape=shape, affine=affine, axes=axes, _turn=turn, _stored_axes=self.axes)
 
     def placed_as(self, other: NiftiFile) -> NiftiFile:
-        """The same file with the affine and the axes of `other`, before either is turned."""
+        """Return the file with the affine and axes of `other`, before either is reordered."""
         return replace(self, affine=other.affine, axes=other.axes)
 
     def read(self, out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """The voxels as `(Z, Y, X)`; into `out`, contiguous and of that shape, where given.
+        """Read the voxels as `(Z, Y, X)`, into `out` if given (contiguous, of that shape).
 
         Raises DataError for a truncated or damaged file.
         """
@@ -112,14 +111,14 @@ class NiftiFile:
         raw = np.empty(stored.shape, stored.dtype)
         self._fill(raw)
         turned = raw if self._turn is None else apply_orientation(raw.T, self._turn).T
-        with np.errstate(over="ignore", invalid="ignore"):  # whoever needs finite numbers looks for them
-            for plane, into in zip(turned, out, strict=True):  # a plane at a time: float64 takes memory
+        with np.errstate(over="ignore", invalid="ignore"):  # callers check for finite values
+            for plane, into in zip(turned, out, strict=True):  # by plane, since float64 takes memory
                 scale = stored.scale
                 into[...] = plane if scale is None else plane.astype(np.float64) * scale[0] + scale[1]
         return out
 
     def as_stored(self, volume: NDArray[Any]) -> NDArray[Any]:
-        """A volume `(Z, Y, X)` that lies as `read` gives it, with its voxels as they lie in the file."""
+        """Return a volume `(Z, Y, X)` in the order of `read` with its voxels in the order of the file."""
         if self._turn is None:
             return volume
         back = ornt_transform(io_orientation(self.affine), axcodes2ornt(self._stored_axes))
@@ -144,7 +143,7 @@ class _Voxels:
 
 
 def open_nifti(path: Path) -> NiftiFile:
-    """Read the bytes of a `.nii` or `.nii.gz`, and its header. Raises DataError naming the file and the reason."""
+    """Read a `.nii` or `.nii.gz` and check its header. Raises DataError, which names the file and the reason."""
     data = read_source(path)
     packed = data[:2] == _GZIP
     start = _start(data, path) if packed else data[:START]
@@ -154,12 +153,12 @@ def open_nifti(path: Path) -> NiftiFile:
     needed = offset + math.prod(shape) * dtype.itemsize
     if needed > (len(data) * _GZIP_RATIO if packed else len(data)):
         raise DataError(
-            f"{path}: its header claims {' × '.join(map(str, shape))} voxels ({needed:,} bytes), more than the file"
+            f"{path}: the header claims {' × '.join(map(str, shape))} voxels ({needed:,} bytes), more than the file"
             f" of {len(data):,} bytes can hold. It is truncated or damaged: fetch it again."
         )
     if math.prod(shape) > MOST_VOXELS:
         claim = " × ".join(map(str, shape))
-        raise DataError(f"{path}: its header claims {claim} voxels: refused, over {MOST_VOXELS:,}.")
+        raise DataError(f"{path}: the header claims {claim} voxels; the limit is {MOST_VOXELS:,}.")
     affine, axes = _affine(header, path)
     scale = _scale(header, path)
     voxels = _Voxels(shape[::-1], dtype, offset, scale)
@@ -179,7 +178,7 @@ def _start(data: bytes, path: Path) -> bytes:
 
 
 def _inflate(data: bytes, offset: int, into: memoryview, path: Path) -> None:
-    """Fill `into` with what stands `offset` bytes from the start; the whole file must be sound and end soon after."""
+    """Fill `into` from byte `offset` on; the whole file must be valid and end soon after."""
     try:
         with _GzipFile(fileobj=io.BytesIO(data), mode="rb") as file:
             file.seek(offset)
@@ -190,10 +189,10 @@ def _inflate(data: bytes, offset: int, into: memoryview, path: Path) -> None:
                 needed = offset + len(into)
                 raise DataError(f"{path} is truncated: {file.tell():,} of {needed:,} bytes. Fetch it again.")
             rest = 0
-            while after := file.read(_SLACK // 16):  # to the end, where the checksum stands
+            while after := file.read(_SLACK // 16):  # to the end, to verify the checksum
                 rest += len(after)
                 if rest > _SLACK:
-                    raise DataError(f"{path} inflates to more than its header claims: refused.")
+                    raise DataError(f"{path} inflates to more than its header claims. Fetch it again, or leave it out.")
     except EOFError as error:
         raise DataError(f"{path} is truncated: its gzip stream ends early. Fetch it again.") from error
     except (OSError, _zlib.error) as error:  # type: ignore[misc]
@@ -201,7 +200,7 @@ def _inflate(data: bytes, offset: int, into: memoryview, path: Path) -> None:
 
 
 def _unsound(path: Path, error: Exception) -> DataError:
-    return DataError(f"{path} is not a sound gzip file ({error}). Fetch it again.")
+    return DataError(f"{path} is not a valid gzip file ({error}). Fetch it again.")
 
 
 def _parse_header(start: bytes, path: Path) -> tuple[Any, int]:
@@ -214,7 +213,7 @@ def _parse_header(start: bytes, path: Path) -> tuple[Any, int]:
                 if int.from_bytes(start[:4], "little" if order == "<" else "big") == size:
                     return kind(start[:size], endianness=order, check=False), size
     otherwise = ": its header has the wrong magic number. Fetch it again, or leave it out."
-    raise wrong_kind(path, "a NIfTI file", bytes(start), otherwise, [NIFTI])
+    raise wrong_kind_error(path, "a NIfTI file", bytes(start), otherwise, [NIFTI])
 
 
 def _shape(header: Any, path: Path) -> tuple[int, ...]:
@@ -223,7 +222,7 @@ def _shape(header: Any, path: Path) -> tuple[int, ...]:
     while len(dims) > 3 and dims[-1] == 1:
         dims = dims[:-1]
     if len(dims) != 3 or min(dims) < 1:
-        raise DataError(f"{path} is not a volume: its header gives the dimensions {dims or count}, not three.")
+        raise DataError(f"{path} is not a volume: the header has the dimensions {dims or count}, not three.")
     return dims
 
 
@@ -233,10 +232,10 @@ def _layout(header: Any, size: int, path: Path) -> tuple[np.dtype[Any], int]:
     except (HeaderDataError, KeyError) as error:
         raise DataError(f"{path} has the unknown data type {int(header['datatype'])}.") from error
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
-        raise DataError(f"{path} holds {dtype} values: only integers and real numbers up to 64 bits are read.")
+        raise DataError(f"{path} has type {dtype}; supported are integers and floating point up to 64 bits.")
     offset = float(header["vox_offset"])
     if not 0 <= offset < 2**40:
-        raise DataError(f"{path}: its header puts the voxels at byte {offset}.")
+        raise DataError(f"{path}: the header has the invalid voxel offset {offset}.")
     return dtype, max(int(offset), size + 4)
 
 
@@ -245,10 +244,10 @@ def _affine(header: Any, path: Path) -> tuple[NDArray[np.float64], str | None]:
         with np.errstate(all="ignore"):
             affine = np.asarray(header.get_best_affine(), dtype=np.float64)
     except (HeaderDataError, ValueError) as error:
-        raise DataError(f"{path}: its header has no usable affine ({error}).") from error
+        raise DataError(f"{path}: the header has no valid affine ({error}).") from error
     sound = np.isfinite(affine).all() and np.abs(affine).max() < _FARTHEST
     if not sound or np.linalg.norm(affine[:3, :3], axis=0).min() < _FINEST or np.linalg.cond(affine[:3, :3]) > 1e8:
-        raise DataError(f"{path}: its header has no usable affine (no scan has such voxel sizes, or such directions).")
+        raise DataError(f"{path}: the header has no valid affine (implausible voxel sizes or directions).")
     stated = int(header["qform_code"]) > 0 or int(header["sform_code"]) > 0
     return affine, "".join(aff2axcodes(affine)) if stated else None
 
@@ -257,5 +256,5 @@ def _scale(header: Any, path: Path) -> tuple[float, float] | None:
     try:
         slope, inter = header.get_slope_inter()
     except HeaderDataError as error:
-        raise DataError(f"{path}: its header has no usable slope ({error}).") from error
+        raise DataError(f"{path}: the header has no valid slope ({error}).") from error
     return None if slope is None or (slope, inter) == (1, 0) else (float(slope), float(inter))

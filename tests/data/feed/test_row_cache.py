@@ -13,8 +13,8 @@ import torch.distributed as dist
 from raw_samples import write_patients
 
 from hpc_tumor.data.convert.prepare import prepare_dataset
-from hpc_tumor.data.feed.keeping import Ranks, keep_rows
 from hpc_tumor.data.feed.loader import BatchLoader, epoch_order
+from hpc_tumor.data.feed.row_cache import Ranks, allocate_cache
 from hpc_tumor.data.feed.rows import Rows
 from hpc_tumor.data.feed.samples import SlicePart
 from hpc_tumor.data.raw.brats import BraTSReader
@@ -58,7 +58,7 @@ def one_pass(part: SlicePart, epoch: int, rank: int = 0, ranks: int = 1) -> dict
 def test_a_second_pass_reads_nothing_and_gives_the_same(path: Path) -> None:
     plain, _ = make_part(path)
     part, reads = make_part(path)
-    part.rows.kept, words = keep_rows("host", None, part.rows.like(), len(part), CPU)
+    part.rows.kept, words = allocate_cache("host", None, part.rows.like(), len(part), CPU)
     assert "kept in the host's memory" in words
     expected = one_pass(plain, 0)
     for epoch in range(3):
@@ -68,7 +68,7 @@ def test_a_second_pass_reads_nothing_and_gives_the_same(path: Path) -> None:
 
 def test_a_pass_that_was_left_early_is_filled_up_by_the_next(path: Path) -> None:
     part, reads = make_part(path)
-    part.rows.kept, _ = keep_rows("host", None, part.rows.like(), len(part), CPU)
+    part.rows.kept, _ = allocate_cache("host", None, part.rows.like(), len(part), CPU)
     loader = BatchLoader(part, 4)
     next(iter(loader.batches(epoch_order(len(part), 0, 0))))
     one_pass(part, 1)
@@ -79,26 +79,26 @@ def test_a_pass_that_was_left_early_is_filled_up_by_the_next(path: Path) -> None
 
 def test_limits_are_kept() -> None:
     like = (np.empty((1, 1000), np.uint8),)
-    assert keep_rows("auto", 1e-3, like, 500, CPU)[0] is not None
-    kept, words = keep_rows("auto", 1e-4, like, 500, CPU)
+    assert allocate_cache("auto", 1e-3, like, 500, CPU)[0] is not None
+    kept, words = allocate_cache("auto", 1e-4, like, 500, CPU)
     assert kept is None
     assert words == "read from the store in every epoch"
-    assert keep_rows("none", None, like, 500, CPU)[0] is None
-    assert keep_rows("auto", 1e-3, like, 500, CPU, taken={"host": 400_000})[0] is not None
-    assert keep_rows("auto", 1e-3, like, 500, CPU, taken={"host": 600_000})[0] is None
+    assert allocate_cache("none", None, like, 500, CPU)[0] is None
+    assert allocate_cache("auto", 1e-3, like, 500, CPU, taken={"host": 400_000})[0] is not None
+    assert allocate_cache("auto", 1e-3, like, 500, CPU, taken={"host": 600_000})[0] is None
     with pytest.raises(
-        UsageError, match=r"data.keep = 'host' needs 0.5 MB, but there is room for 0.1 MB: set data.keep"
+        UsageError, match=r"data.keep = 'host' needs 500.0 kB, but only 100.0 kB is available: raise data.keep"
     ):
-        keep_rows("host", 1e-4, like, 500, CPU)
+        allocate_cache("host", 1e-4, like, 500, CPU)
     with pytest.raises(UsageError, match=r"this run trains on the CPU"):
-        keep_rows("gpu", None, like, 500, CPU)
+        allocate_cache("gpu", None, like, 500, CPU)
 
 
 def test_more_than_the_memory_there_is_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hpc_tumor.data.feed.keeping.available_memory", lambda: 1_000_000)
+    monkeypatch.setattr("hpc_tumor.data.feed.row_cache.available_memory", lambda: 1_000_000)
     like = (np.empty((1, 1000), np.uint8),)
-    assert keep_rows("auto", None, like, 400, CPU)[0] is not None
-    assert keep_rows("auto", None, like, 600, CPU)[0] is None
+    assert allocate_cache("auto", None, like, 400, CPU)[0] is not None
+    assert allocate_cache("auto", None, like, 600, CPU)[0] is None
 
 
 class Unpacking:
@@ -114,7 +114,7 @@ class Unpacking:
 
 def test_a_row_that_another_rank_still_unpacks_is_given_whole() -> None:
     like = (np.empty((1, 8), np.uint8),)
-    kept, _ = keep_rows("host", None, like, 4, CPU)
+    kept, _ = allocate_cache("host", None, like, 4, CPU)
     ranks = [Rows(lambda n: (np.empty((n, 8), np.uint8),), Unpacking, CPU) for _ in range(2)]
     for rank in ranks:
         rank.kept = kept
@@ -134,7 +134,9 @@ def test_ranks_of_two_nodes_have_a_copy_each() -> None:
     like = (np.empty((1, 8), np.int16),)
     said: list[list[Any]] = [["n0", "n0", "n1", "n1"], [None] * 4, [True] * 4]
     answers = iter(said)
-    assert keep_rows("auto", None, like, 4, CPU, Ranks(1, lambda _value: next(answers)))[0] is None  # nobody made it
+    assert (
+        allocate_cache("auto", None, like, 4, CPU, Ranks(1, lambda _value: next(answers)))[0] is None
+    )  # nobody made it
 
 
 def _train_together(rank: int, path: Path, meeting: Path, queue: Any) -> None:
@@ -146,7 +148,7 @@ def _train_together(rank: int, path: Path, meeting: Path, queue: Any) -> None:
         return values
 
     part, reads = make_part(path)
-    part.rows.kept, words = keep_rows("host", None, part.rows.like(), len(part), CPU, Ranks(rank, exchange))
+    part.rows.kept, words = allocate_cache("host", None, part.rows.like(), len(part), CPU, Ranks(rank, exchange))
     first = one_pass(part, 0, rank, 2)
     dist.barrier()
     read_first = sum(reads)

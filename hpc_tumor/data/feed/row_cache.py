@@ -1,8 +1,7 @@
-"""Keeping a part of the data in memory after its first pass: in the GPU's, or in the host's, one copy for all ranks of
-a node.
+"""Cache of a part's rows after their first pass: in the GPU's memory, or in the host's, shared by the ranks of a node.
 
-The host's copy is an anonymous file in memory (memfd) which the ranks map. It has no name, so whatever way the ranks
-end, the system frees it with the last of them.
+The host's copy is an anonymous file in memory (memfd), mapped by all ranks. The system frees it with the last of them,
+however they end.
 """
 
 from __future__ import annotations
@@ -20,12 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hpc_tumor import console
 from hpc_tumor.errors import UsageError
 from hpc_tumor.system.resources import available_memory
 
 Where = Literal["auto", "gpu", "host", "none"]
-GPU_SHARE = 0.4  # of a GPU's memory; the network and its activations need the rest
-HOST_SHARE = 0.5  # of the memory that this node has free for us
+GPU_SHARE = 0.4  # of a GPU's memory; the rest is for the network and its activations
+HOST_SHARE = 0.5  # of the node's available memory
 _ALIGNED = 4096
 
 Exchange = Callable[[Any], list[Any]]
@@ -33,74 +33,74 @@ Exchange = Callable[[Any], list[Any]]
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that train together. `exchange` gives the value of each, in order, to all of them."""
+    """This process among the ranks. `exchange` gathers a value from each rank, in order, on all of them."""
 
     rank: int
     exchange: Exchange
 
 
-ALONE = Ranks(0, lambda value: [value])
+SINGLE_RANK = Ranks(0, lambda value: [value])
 
 
-class Kept:
-    """Rows in memory, and which of them are there.
+class RowCache:
+    """Rows in memory, and a mask of those that are filled.
 
     Attributes:
         tensors: all rows of each array, on the GPU or in the host's memory.
-        arrays: the same as NumPy arrays; of the host's memory alone.
+        arrays: the same as NumPy arrays, only in the host's memory.
     """
 
-    def __init__(self, tensors: Sequence[Tensor], there: np.ndarray, *, index: int = 0, count: int = 1):
-        """`there` marks the rows, for all who share them: this process is number `index` of `count`."""
+    def __init__(self, tensors: Sequence[Tensor], filled: np.ndarray, *, index: int = 0, count: int = 1):
+        """`filled` is the mask, shared by `count` processes, of which this is number `index`."""
         self.tensors = tuple(tensors)
         self.on_device = self.tensors[0].device.type != "cpu"
         self.arrays = () if self.on_device else tuple(tensor.numpy() for tensor in self.tensors)
-        self._there = there
+        self._filled = filled
         self._index, self._count = index, count
 
     def has(self, positions: np.ndarray) -> np.ndarray:
-        """Which of these rows are there."""
-        return self._there[positions] != 0
+        """Return a mask of the filled rows among `positions`."""
+        return self._filled[positions] != 0
 
     def add(self, positions: np.ndarray) -> None:
-        """These rows are there now."""
-        self._there[positions] = 1
+        """Mark rows as filled."""
+        self._filled[positions] = 1
 
     def share_of_missing(self) -> np.ndarray:
-        """Rows that are not there yet, as many as fall to this process."""
-        missing = np.flatnonzero(self._there == 0)
+        """Return this process's share of the rows that are not filled yet."""
+        missing = np.flatnonzero(self._filled == 0)
         return missing[missing % self._count == self._index]
 
 
-def keep_rows(
+def allocate_cache(
     where: Where,
     limit_gb: float | None,
     like: Sequence[np.ndarray],
     n: int,
     device: torch.device,
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE_RANK,
     taken: Mapping[str, int] = MappingProxyType({}),
-) -> tuple[Kept | None, str]:
-    """Memory to keep `n` rows in, each like `like[i][0]`, and where it is in words; None where they do not fit.
+) -> tuple[RowCache | None, str]:
+    """Allocate memory for `n` rows, each like `like[i][0]`; return it (None if they do not fit) and a description.
 
-    All ranks call this together and get the same answer on each node.
+    All ranks call this together; the result is the same on all of them.
 
     Args:
-        where: auto takes the GPU's memory where they fit, else the host's, else none.
-        taken: bytes that this run keeps already, by place ("gpu", "host"), within the same limit.
-        limit_gb: most that may be used; absent: GPU_SHARE of the GPU, HOST_SHARE of what the node has free.
+        where: "auto" uses the GPU's memory if the rows fit, else the host's, else none.
+        taken: bytes already cached by this run within the same limit, by place ("gpu", "host").
+        limit_gb: limit in GB; None: GPU_SHARE of the GPU, HOST_SHARE of the node's available memory.
 
-    Raises UsageError where the place that was asked for does not exist or is too small.
+    Raises UsageError if the requested memory does not exist or is too small.
     """
     need = n * sum(array.nbytes for array in like)
-    size = _in_words(need)
+    size = console.size(need)
     if where == "gpu" and device.type != "cuda":
-        raise UsageError("data.keep = 'gpu', but this run trains on the CPU: choose host, auto or none.")
+        raise UsageError("data.keep = 'gpu', but this run trains on the CPU: use host, auto or none.")
     if where in ("auto", "gpu") and device.type == "cuda":
         room = _room_on_gpu(limit_gb, device, taken.get("gpu", 0))
         if all(ranks.exchange(need <= room)):
             tensors = [torch.from_numpy(array[:0]).to(device).new_empty((n, *array.shape[1:])) for array in like]
-            return Kept(tensors, np.zeros(n, np.uint8)), f"{size} kept in the GPU's memory"
+            return RowCache(tensors, np.zeros(n, np.uint8)), f"{size} kept in the GPU's memory"
         if where == "gpu":
             raise _too_small(where, size, room)
     if where in ("auto", "host"):
@@ -108,36 +108,34 @@ def keep_rows(
         shared = _share(need + n + _ALIGNED * (len(like) + 1), limit, ranks)
         if shared is not None:
             memory, index, count = shared
-            there, *arrays = _carve(memory, [np.empty((1, 1), np.uint8), *like], n)
+            filled, *arrays = _carve(memory, [np.empty((1, 1), np.uint8), *like], n)
             tensors = [torch.from_numpy(array) for array in arrays]
             copies = "one copy for the ranks of a node" if count > 1 else "one copy"
-            return Kept(tensors, there[:, 0], index=index, count=count), f"{size} kept in the host's memory, {copies}"
+            cache = RowCache(tensors, filled[:, 0], index=index, count=count)
+            return cache, f"{size} kept in the host's memory, {copies}"
         if where == "host":
             raise _too_small(where, size, limit)
     return None, "read from the store in every epoch"
 
 
 def _room_on_gpu(limit_gb: float | None, device: torch.device, taken: int) -> float:
-    """Bytes that may still be kept there: no more than are free, since others may be using it, too."""
+    """Return the bytes that may be cached: at most the free memory, since other processes may use the GPU."""
     free, total = torch.cuda.mem_get_info(device)
     return min(free, (GPU_SHARE * total if limit_gb is None else limit_gb * 1e9) - taken)
 
 
 def _too_small(where: str, size: str, room: float) -> UsageError:
     return UsageError(
-        f"data.keep = {where!r} needs {size}, but there is room for {_in_words(room)}: set data.keep_gb if there is"
-        " more, or data.keep to auto or none."
+        f"data.keep = {where!r} needs {size}, but only {console.size(room)} is available: raise data.keep_gb, or set"
+        " data.keep to auto or none."
     )
 
 
-def _in_words(size: float) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
-
-
 def _share(size: int, room: float, ranks: Ranks) -> tuple[np.ndarray, int, int] | None:
-    """`size` bytes that all ranks of this node map, this rank's number among them, and theirs; None on all if not.
+    """Map `size` bytes shared by the ranks of this node; return them, this rank's index on the node, and their number.
 
-    The first rank of a node makes the memory and decides whether there is room; the others open it.
+    The first rank of a node allocates the memory if it fits, the others open it. Returns None on all ranks if it fails
+    on any node.
     """
     nodes = ranks.exchange(_node())
     here = [rank for rank, node in enumerate(nodes) if node == nodes[ranks.rank]]
@@ -156,12 +154,12 @@ def _share(size: int, room: float, ranks: Ranks) -> tuple[np.ndarray, int, int] 
     mapped = ranks.exchange(memory is not None)
     if handle is not None:
         os.close(handle)
-    # All nodes alike, so that a run's speed does not depend on which of its nodes is asked.
+    # The same on all nodes: the slowest one determines the run's speed.
     return (memory, here.index(ranks.rank), len(here)) if memory is not None and all(mapped) else None
 
 
 def _make(size: int) -> int | None:
-    """A file in memory with all its pages there already, so that a full memory is noticed now and is no crash later."""
+    """Create a file in memory with all pages allocated, so that it fails now rather than crashing later."""
     if not hasattr(os, "memfd_create"):
         return None
     handle = os.memfd_create("hpc-tumor-data", os.MFD_CLOEXEC)
@@ -174,7 +172,6 @@ def _make(size: int) -> int | None:
 
 
 def _carve(memory: np.ndarray, like: Sequence[np.ndarray], n: int) -> list[np.ndarray]:
-    """Arrays of `n` rows, one after the other in `memory`."""
     arrays, start = [], 0
     for array in like:
         size = n * array[:1].nbytes
@@ -184,7 +181,7 @@ def _carve(memory: np.ndarray, like: Sequence[np.ndarray], n: int) -> list[np.nd
 
 
 def _node() -> str:
-    """Equal for processes that can open each other's files: of one machine and one space of process numbers."""
+    """Identify the machine and PID namespace: processes with the same value can open each other's files."""
     try:
         space = str(Path("/proc/self/ns/pid").readlink())
     except OSError:
