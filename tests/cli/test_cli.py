@@ -118,8 +118,8 @@ UNET = ("submit", "--model", "unet", "--data", "data/brats.zarr")
         (("logs", "all", "--runs", "data/empty"), 2, ("no runs in data/empty yet",)),
         ((*UNET, "--job", "nowhere.toml"), 2, ("nowhere.toml does not exist",)),
         ((*UNET, "--gpu", "2"), 2, ("No such option", "--gpu")),
-        (("submit", "--model", "unet"), 2, ("which data?", "--data")),
-        (("submit", "--data", "data/brats.zarr"), 2, ("which model?", "attention-unet")),
+        (("submit", "--model", "unet"), 2, ("no store given", "--data")),
+        (("submit", "--data", "data/brats.zarr"), 2, ("no model given", "attention-unet")),
         (("submit", "--model", "unet", "--data", "data/none.zarr"), 3, ("there is no store data/none.zarr", "prepare")),
         (("submit", "--model", "unet", "--data", "data/empty"), 3, ("data/empty is not a store",)),
         (("submit", "--model", "unet", "--data", "data/newer.zarr"), 3, ("schema 99", "reads 2", "Update")),
@@ -432,7 +432,9 @@ def test_a_file_system_without_locks_is_named_and_nothing_is_left(work: Path, tm
     before = snapshot(work)
     code, said = on_a_machine(tmp_path, NO_LOCKS, *UNET, "--cluster", "local")
     assert code == 2
-    assert said[-1].startswith(f"error: the file system of {work / 'runs'} has no locks (Function not implemented)")
+    assert said[-1].startswith(
+        f"error: the file system of {work / 'runs'} does not support locks (Function not implemented)"
+    )
     assert said[-1].endswith("choose a folder on another file system with --runs.")
     assert snapshot(work) == before
 

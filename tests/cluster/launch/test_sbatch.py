@@ -79,7 +79,7 @@ def test_all_that_is_submitted_finds_its_number(site: Site, tmp_path: Path) -> N
     said: list[str] = []
     make_phantom(tmp_path / "raw", "brats", 1, 1, shape=(32, 32, 12))
     convert = conversion_on(str(LOCAL_TEST), 1, said.append)
-    with pytest.raises(ClusterError, match="array job 4242 ended before"):  # as squeue knows nothing of it
+    with pytest.raises(ClusterError, match="array job 4242 ended without"):  # as squeue knows nothing of it
         prepare_dataset(inspect_source(tmp_path / "raw").reader, tmp_path / "raw", tmp_path / "s.zarr", convert=convert)
     outcome = try_on_node(PROFILE, plan_of(PROFILE, Facts()), tmp_path, None, said.append)
     assert outcome.job_id == "4242"
