@@ -104,8 +104,6 @@ def submit(
 ) -> None:
     """Train on a cluster or on this machine, in the background.
 
-    A run whose --time exceeds the limit of one job is continued in further jobs.
-
     Examples:
 
     hpc-tumor submit --model unet --gpus 4 --data brats.zarr --cluster orfeo-gpu --account NAME

@@ -252,4 +252,4 @@ def test_no_conclusion_where_nothing_was_tested_on_the_same_cases(tmp_path: Path
     rename_cases(runs[1], "other")
     assert conclusions(the_group(runs)) == ("Not compared: no two entries have scores on the same test cases.",)
     runs.append(segmentation_run(tmp_path, "c", DICE, model="attention-unet"))
-    assert "of the 2 that were tested on the same cases" in conclusions(the_group(runs))[0]
+    assert "of the 2 tested on the same cases" in conclusions(the_group(runs))[0]
