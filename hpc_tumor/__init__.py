@@ -1,10 +1,10 @@
-"""Train and compare brain-tumour networks, from raw scans to a table that a reviewer trusts.
+"""Train and compare brain-tumour networks, from raw scans to tables and a report.
 
     raw scans → data/ → store → models/, training/ → run directory → results/ → tables and report
-                 experiments/ says what, cluster/ says where, cli/ is all that a person types and sees
+                 experiments/: what to run, cluster/: where to run it, cli/: commands and their output
 
-Each folder says what comes in, what goes out and who may import it; tests/test_walls.py holds the walls. Rooms to come:
-the Python side as `api`, a search of settings as `search/` above cluster/, any network in models/, 3-D in data/feed/.
+The docstring of each folder states its inputs, outputs and importers; tests/test_walls.py enforces the layers.
+Planned: a Python interface as `api`, a search of settings as `search/` above cluster/, 3-D data in data/feed/.
 """
 
 __version__ = "0.1.0"

@@ -1,7 +1,6 @@
-"""Speak to a person: results on stdout, messages and progress on stderr, and JSON where a machine reads.
+"""Print results on stdout, as text or JSON, and messages and progress on stderr.
 
-Colours and live bars appear on terminals only; a log gets a plain line every few seconds instead. rich is imported
-where it is used, so that a command that draws nothing does not wait for it.
+Colours and live bars appear only on terminals; a log gets a plain line every few seconds. rich is imported lazily.
 """
 
 from __future__ import annotations
@@ -27,10 +26,10 @@ if TYPE_CHECKING:
 
     from hpc_tumor.table import Column, Table
 
-LOG_SECONDS = 5.0  # at least so long between two plain lines of progress
-LOG_WIDTH = 200  # columns where no window limits them
-LEAST_WIDTH = 40  # columns that a table needs to be read
-_SPELLED = "hpc-tumor-spelled"  # name of the error handler of both streams
+LOG_SECONDS = 5.0  # minimum time between two plain lines of progress
+LOG_WIDTH = 200  # columns without a terminal
+MIN_WIDTH = 40  # columns that a readable table needs
+_SPELLED = "hpc-tumor-spelled"  # encoding error handler of both streams
 _SPELLINGS = {
     "×": "x", "÷": "/", "±": "+/-", "∓": "-/+", "·": "-", "•": "*", "°": " deg", "√": "sqrt", "∞": "inf", "µ": "u",
     "μ": "u", "≈": "~", "≠": "!=", "≤": "<=", "≥": ">=", "←": "<-", "→": "->", "↑": "^", "↓": "v", "†": "+", "‡": "++",
@@ -47,96 +46,92 @@ Progress = Callable[[int, int], None]
 
 
 def log(text: str) -> None:
-    """One line in the log of a run, with the time."""
+    """Write a line with the time to the log of a run."""
     print(time.strftime("%H:%M:%S"), text, file=sys.stderr, flush=True)
 
 
 @dataclass
 class Output:
-    """The two streams of a command, and what it was asked to show on them."""
+    """Output streams of a command, with the options --json and --verbose."""
 
     json: bool = False
     verbose: bool = False
 
     @property
     def width(self) -> int:
-        """Columns of the window that results are shown in; ample where there is none."""
+        """Columns of the terminal of stdout, or LOG_WIDTH without one."""
         return _console(sys.stdout).width
 
     @property
     def error_width(self) -> int:
-        """The same for messages and progress."""
+        """Columns of the terminal of stderr, or LOG_WIDTH without one."""
         return _console(sys.stderr).width
 
     def result(self, value: Any, *, show: Callable[[], object]) -> None:
-        """The result of a command: as JSON on stdout where that was asked for, else as `show()` puts it."""
+        """Print the result of a command: as JSON with --json, else by calling `show()`."""
         if self.json:
-            # JSON is UTF-8: in another encoding it is read only where all of it is ASCII.
+            # In an encoding other than UTF-8, only ASCII is valid JSON.
             escape = codecs.lookup(sys.stdout.encoding or "utf-8").name != "utf-8"
             print(atomic.to_json(value, indent=2, escape=escape), flush=True)
         else:
             show()
 
     def text(self, line: str = "", end: str = "\n") -> None:
-        """One line of the result."""
+        """Print a line of the result."""
         print(line, end=end, flush=True)
 
     def note(self, line: str = "") -> None:
-        """One line beside the result."""
+        """Print a message."""
         print(line, file=sys.stderr, flush=True)
 
     def warning(self, line: str) -> None:
-        """Something that is not as one would expect."""
+        """Print a warning."""
         self.note(f"{_paint('warning:', '33')} {_plain(line)}")
 
     def error(self, line: str) -> None:
-        """Say why the command could not do what it was asked."""
+        """Print an error."""
         self.note(f"{_paint('error:', '1;31')} {_plain(line)}")
 
     def hints(self, title: str, commands: Sequence[tuple[str, str]]) -> None:
-        """The next commands to type, each with what it does; not for machines, nor where HPC_TUMOR_HINTS=0."""
+        """Suggest commands, each with its purpose; not with --json or HPC_TUMOR_HINTS=0."""
         if self.json or os.environ.get("HPC_TUMOR_HINTS") == "0":
             return
         self.note(f"\n{title}")
-        for command, what in commands:
-            self.note(f"  {command}  {_paint(f'# {what}', '2')}")
+        for command, purpose in commands:
+            self.note(f"  {command}  {_paint(f'# {purpose}', '2')}")
 
     def table(self, table: Table) -> None:
-        """A table on stdout, with as many of its columns as the window holds."""
+        """Print a table, with as many columns as fit the terminal."""
         console = _console(sys.stdout)
         console.print(draw(_spelled_table(table, sys.stdout).fit(console.width)), soft_wrap=False)
 
     def pairs(self, pairs: Sequence[tuple[str, str]]) -> None:
-        """Names and what they stand for, one pair a line."""
+        """Print names and values, one pair per line."""
         width = max(len(name) for name, _ in pairs)
         for name, value in pairs:
             self.text(f"{name:<{width}}  {_plain(value)}")
 
     def tables(self, tables: Sequence[Table]) -> None:
-        """Several tables, one below the other."""
+        """Print several tables."""
         for number, table in enumerate(tables):
             if number:
                 self.text()
             self.table(table)
 
     def confirm(self, question: str) -> bool:
-        """Ask the person, and return True where they agree.
-
-        Raises:
-            UsageError: there is no terminal to answer at.
-        """
+        """Ask for confirmation. Raises UsageError without a terminal."""
         if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
-            raise UsageError(f"{question} There is no terminal to answer at: add --yes.")
+            raise UsageError(f"{question} Confirm with --yes: there is no terminal to ask on.")
         print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
         try:
             return sys.stdin.readline().strip().lower() in ("y", "yes")
         except KeyboardInterrupt:
-            self.note()  # below the question
+            self.note()
             raise
 
     @contextmanager
     def progress(self, label: str, unit: str) -> Iterator[Progress]:
-        """A function to call with (done, total): a live bar on a terminal, else a line now and then."""
+        """Yield a function to call with (done, total): a live bar on a terminal, else a line every few seconds."""
         console = _console(sys.stderr)
         if not console.is_terminal:
             yield _LogProgress(label, unit, self.note)
@@ -156,7 +151,7 @@ class Output:
             yield lambda done, total: bar.update(task, completed=done, total=total)
 
     def watch(self, read: Callable[[], View], seconds: float) -> None:
-        """Show what `read()` gives every so many seconds until it is over: in place on a terminal, else as lines."""
+        """Show `read()` every `seconds` until its view is over: in place on a terminal, else as lines."""
         console = _console(sys.stderr)
         view = read()
         if not console.is_terminal:
@@ -169,23 +164,23 @@ class Output:
             return
         from rich.live import Live
 
-        def shown() -> RenderableType:
+        def render() -> RenderableType:
             return draw(_spelled_table(view.table, sys.stderr).fit(console.width))
 
-        with Live(shown(), console=console, auto_refresh=False, transient=True) as live:
+        with Live(render(), console=console, auto_refresh=False, transient=True) as live:
             try:
                 while not view.over:
                     time.sleep(seconds)
                     view = read()
-                    live.update(shown(), refresh=True)
+                    live.update(render(), refresh=True)
             except KeyboardInterrupt:
-                live.transient = False  # nothing follows that would show it
+                live.transient = False  # keep the last view
                 raise
 
 
 @dataclass(frozen=True)
 class View:
-    """View that is shown while one waits: a table on a terminal, a line in a log; and whether the waiting is over."""
+    """Current state of something watched: a table for a terminal, a line for a log, and True once it is over."""
 
     table: Table
     line: str
@@ -196,25 +191,25 @@ out = Output()
 
 
 def prepare_streams() -> None:
-    """Let both streams take every text: what their encoding does not have is spelled in characters that it has.
+    """Make both streams accept any text: characters that their encoding lacks are transliterated.
 
-    A stream that is closed takes everything and shows nothing. Widths in the environment that nothing could be shown in
-    are dropped: neither rich nor typer asks whether they can be meant.
+    Output to a closed stream is discarded. Unusable widths in the environment are removed, as neither rich nor typer
+    checks them.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None:
+        if stream is None:  # closed
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - for the whole process
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=_SPELLED)
     for name in ("COLUMNS", "TERMINAL_WIDTH"):
         width = os.environ.get(name, "")
-        if not width.isdecimal() or int(width) < LEAST_WIDTH:
+        if not width.isdecimal() or int(width) < MIN_WIDTH:
             os.environ.pop(name, None)
 
 
 def draw(table: Table) -> RenderableType:
-    """`table` as rich draws it: no frame, the title above, the notes below."""
+    """Render a table for rich, without a frame, with its title above and its notes below."""
     from rich.console import Group
     from rich.table import Table as Grid
     from rich.text import Text
@@ -222,8 +217,8 @@ def draw(table: Table) -> RenderableType:
     grid = Grid(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     wraps = any(column.wrap for column in table.columns)
     for column in table.columns:
-        whole = wraps and not column.wrap  # it is the long texts that are broken into lines
-        grid.add_column(Text(column.title), justify=column.align, overflow="fold", no_wrap=whole)
+        no_wrap = wraps and not column.wrap
+        grid.add_column(Text(column.title), justify=column.align, overflow="fold", no_wrap=no_wrap)
     for row in table.rows:
         cells = zip(row, table.columns, strict=True)
         grid.add_row(*(Text(printable(cell), style=_style(cell, column)) for cell, column in cells))
@@ -236,7 +231,7 @@ def _style(cell: str, column: Column) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes as a person says them: `14.2 MB`."""
+    """Format a number of bytes, such as `14.2 MB`."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
@@ -245,12 +240,12 @@ def size(count: float) -> str:
 
 
 class _LogProgress:
-    """Progress in a log: a line every few seconds, and the last."""
+    """Progress as a log line every few seconds."""
 
     def __init__(self, label: str, unit: str, write: Callable[[str], None]):
         self.label, self.unit, self.write = label, unit, write
         self.begun = self.written = time.monotonic()
-        self.first: int | None = None  # done before we began: it took no time
+        self.first: int | None = None  # already done at the start; not counted in the rate
 
     def __call__(self, done: int, total: int) -> None:
         now = time.monotonic()
@@ -260,8 +255,8 @@ class _LogProgress:
             return
         self.written = now
         seconds = (total - done) * (now - self.begun) / max(done - self.first, 1)
-        left = f", about {duration(seconds)} left" if self.first < done < total else ""
-        self.write(f"{self.label}: {done} of {total} {self.unit}{left}")
+        remaining = f", about {duration(seconds)} left" if self.first < done < total else ""
+        self.write(f"{self.label}: {done} of {total} {self.unit}{remaining}")
 
 
 def _console(stream: TextIO) -> Console:
@@ -270,13 +265,13 @@ def _console(stream: TextIO) -> Console:
     console = Console(file=stream, highlight=False)
     if not (stream.isatty() or "COLUMNS" in os.environ):
         console.width = LOG_WIDTH
-    elif console.width < LEAST_WIDTH:
-        console.width = LEAST_WIDTH
+    elif console.width < MIN_WIDTH:
+        console.width = MIN_WIDTH
     return console
 
 
 def _spell(error: UnicodeError) -> tuple[str, int]:
-    """Error handler of an encoding: characters that it does not have, in such that it has."""
+    """Handle encoding errors by transliteration to ASCII."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     return "".join(map(_in_ascii, error.object[error.start : error.end])), error.end
@@ -290,9 +285,9 @@ def _in_ascii(character: str) -> str:
         return _SPELLINGS[character]
     if "\ud800" <= character <= "\udfff":
         return printable(character)
-    if "\u2500" <= character <= "\u257f":  # corners and crossings of frames
+    if "\u2500" <= character <= "\u257f":  # box drawing
         return "+"
-    if "\u2800" <= character <= "\u28ff":  # dots that turn while one waits
+    if "\u2800" <= character <= "\u28ff":  # spinner
         return "*"
     signs = unicodedata.normalize("NFKD", character)
     if signs[0].isalpha():
@@ -301,13 +296,13 @@ def _in_ascii(character: str) -> str:
 
 
 def _spelled(text: str, stream: TextIO) -> str:
-    """`text` as it will stand on the stream."""
+    """Return `text` as the stream will show it."""
     encoding = stream.encoding or "utf-8"
     return text.encode(encoding, _SPELLED).decode(encoding)
 
 
 def _spelled_table(table: Table, stream: TextIO) -> Table:
-    """`table` as it will stand on the stream: a character may become several, which its columns must have room for."""
+    """Transliterate a table before its columns are measured: a character may become several."""
     return replace(
         table,
         title=_spelled(table.title, stream),
@@ -318,7 +313,7 @@ def _spelled_table(table: Table, stream: TextIO) -> Table:
 
 
 def _plain(text: str) -> str:
-    """Without what a terminal would obey: names of files and values from stores end in messages."""
+    """Escape control characters, which names of files and values from stores may hold."""
     return "\n".join(printable(line) for line in text.split("\n"))
 
 

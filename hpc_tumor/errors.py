@@ -1,4 +1,4 @@
-"""The errors a user can cause. Each names the value, what is allowed and the way out; the CLI prints only that."""
+"""Errors for users. Messages name the value, the allowed values and the fix; the CLI prints them without traceback."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from enum import StrEnum
 
 
 class Cause(StrEnum):
-    """Cause of a failure that code decides by, carried beside its sentence; others are sentences alone."""
+    """Cause of a failure that code acts on; other causes are only described in the reason."""
 
     HOST_MEMORY = "host-memory"  # main memory ran out
     GPU_MEMORY = "gpu-memory"
-    UNSAID = "unsaid"  # a job ended without a result, and nobody said why
+    UNSAID = "unsaid"  # a job ended without a result or a recorded reason
 
 
 class HpcTumorError(Exception):
-    """Base of all errors with a clear way out. `exit_code` is what the command ends with."""
+    """Base of all errors shown to users. `exit_code` is the exit code of the command."""
 
     exit_code = 1
     cause: Cause | None = None
@@ -29,7 +29,7 @@ class UsageError(HpcTumorError, ValueError):
 
 
 class UnknownNameError(UsageError):
-    """A name that is not among those that are known; `brief` is the message without their list."""
+    """An unknown name; `brief` is the message without the list of known names."""
 
     def __init__(self, message: str, brief: str = "") -> None:
         super().__init__(message)
@@ -37,13 +37,13 @@ class UnknownNameError(UsageError):
 
 
 class DataError(HpcTumorError, ValueError):
-    """Data refused: unreadable, incomplete, of another kind, leaking, or of a newer schema."""
+    """Invalid data: unreadable, incomplete, unsupported, leaking, or of a newer schema."""
 
     exit_code = 3
 
 
 class StoreError(DataError):
-    """A store that cannot be used: its `fault`, and the `remedy`, a sentence of its own."""
+    """An unusable store: the `fault`, and the `remedy` as a separate sentence."""
 
     def __init__(self, fault: str, remedy: str) -> None:
         super().__init__(fault, remedy)
@@ -54,19 +54,19 @@ class StoreError(DataError):
 
 
 class ClusterError(HpcTumorError, RuntimeError):
-    """SLURM is not there, or refused the request."""
+    """SLURM is not available or refused the request."""
 
     exit_code = 4
 
 
-class PartialFailure(HpcTumorError, RuntimeError):  # noqa: N818 - some that fail are not the whole in error
+class PartialFailure(HpcTumorError, RuntimeError):  # noqa: N818 - not an error of the whole command
     """Some of many runs failed."""
 
     exit_code = 5
 
 
 class TrainingError(HpcTumorError, RuntimeError):
-    """Training could not go on: a non-finite loss, a lost rank, no memory left."""
+    """Training cannot continue: non-finite loss, lost rank, out of memory."""
 
     exit_code = 1
 
@@ -78,13 +78,13 @@ class HostMemoryError(TrainingError):
 
 
 class GpuMemoryError(TrainingError):
-    """The memory of a GPU ran out."""
+    """GPU memory ran out."""
 
     cause = Cause.GPU_MEMORY
 
 
 def unknown(what: str, value: object, known: Iterable[str]) -> UnknownNameError:
-    """Error for a name that is not among the `known` ones; suggests the nearest."""
+    """Return the error for a name that is not in `known`, suggesting the closest one."""
     names = sorted(known)
     lower = {name.lower(): name for name in names}
     near = get_close_matches(str(value).lower(), lower, n=1, cutoff=0.5)

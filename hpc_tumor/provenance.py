@@ -1,6 +1,6 @@
-"""Record where a run comes from: versions, commit and changes, command line, host, environment, the data's fingerprint.
+"""Record the origin of a run: versions, commit and diff, command line, host, environment and the store's fingerprint.
 
-What looks like a secret is masked.
+Values that look like secrets are masked.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import platform
 import re
 import socket
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -22,7 +22,7 @@ from hpc_tumor.system.processes import run_quietly
 
 MASKED = "***"
 _LONGEST_DIFF = 200_000  # characters
-_MATTERS = re.compile(
+_RELEVANT = re.compile(
     r"(HPC_TUMOR|SLURM|SBATCH|CUDA|NVIDIA|NCCL|GLOO|TORCH|PYTORCH|OMP|MKL|KMP|PYTHON|CONDA|VIRTUAL_ENV|LOADEDMODULES|LD_"
     r"|UCX|TMPDIR|PATH$)"
 )
@@ -34,12 +34,12 @@ _DISTRIBUTIONS = (
 
 
 def provenance_of(store: Path, **more: Any) -> dict[str, Any]:
-    """Contents of provenance.json for one run: its data; `more` is added as it is (the plan, the script)."""
+    """Return the part of provenance.json that belongs to one run: its store, and `more` unchanged (plan, script)."""
     return {"store": {"path": str(store), **store_identity(store)}, **more}
 
 
 def collect_provenance() -> dict[str, Any]:
-    """Contents of provenance.json for all runs that one command starts: who, where, with what code and environment."""
+    """Return the part of provenance.json shared by all runs of a command: command, host, code and environment."""
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": [Path(sys.argv[0]).name, *map(without_passwords, sys.argv[1:])],
@@ -53,36 +53,36 @@ def collect_provenance() -> dict[str, Any]:
 
 
 def environment_variables() -> dict[str, str]:
-    """The variables of this environment that may matter to a run, without the values of what looks like a secret."""
-    kept = {name: value for name, value in os.environ.items() if _MATTERS.match(name)}
-    return {name: MASKED if _SECRET.search(name) else without_passwords(kept[name]) for name in sorted(kept)}
+    """Return the environment variables that may affect a run, with secrets masked."""
+    return _mask_variables({name: os.environ[name] for name in sorted(os.environ) if _RELEVANT.match(name)})
 
 
 def without_secrets(profile: ClusterProfile) -> ClusterProfile:
-    """The profile as it may be shown to others: without the values of its variables that look like secrets."""
-    variables = {
-        name: MASKED if _SECRET.search(name) else without_passwords(value)
-        for name, value in profile.environment.variables.items()
-    }
+    """Return the profile with secrets in its variables and setup lines masked."""
+    variables = _mask_variables(profile.environment.variables)
     setup = tuple(map(without_passwords, profile.environment.setup))
     environment = profile.environment.model_copy(update={"variables": variables, "setup": setup})
     return profile.model_copy(update={"environment": environment})
 
 
 def without_passwords(text: str) -> str:
-    """`text` without the values of what is set in it and looks like a secret, and without who logs in at an address."""
-    kept = _SET.sub(lambda match: f"{match[1]}={MASKED}" if _SECRET.search(match[1]) else match[0], text)
-    return re.sub(r"(\w+://)[^/\s]*@", rf"\1{MASKED}@", kept)
+    """Mask the secrets in `text`: values of assignments, and credentials in URLs."""
+    masked = _SET.sub(lambda match: f"{match[1]}={MASKED}" if _SECRET.search(match[1]) else match[0], text)
+    return re.sub(r"(\w+://)[^/\s]*@", rf"\1{MASKED}@", masked)
+
+
+def _mask_variables(variables: Mapping[str, str]) -> dict[str, str]:
+    return {name: MASKED if _SECRET.search(name) else without_passwords(text) for name, text in variables.items()}
 
 
 def packages() -> dict[str, str]:
-    """All installed packages with their versions."""
+    """Return all installed packages with their versions."""
     installed = ((item.metadata["Name"], item.version) for item in metadata.distributions())
     return {name: version for name, version in sorted(installed, key=lambda item: str(item[0]).lower()) if name}
 
 
 def versions(names: Iterable[str] = _DISTRIBUTIONS) -> dict[str, str | None]:
-    """Versions of packages, read without importing them; None for what is not installed."""
+    """Return the versions of packages without importing them; None if not installed."""
     known: dict[str, str | None] = {}
     for name in names:
         try:
@@ -93,8 +93,8 @@ def versions(names: Iterable[str] = _DISTRIBUTIONS) -> dict[str, str | None]:
 
 
 def git_state(package: Path) -> dict[str, Any] | None:
-    """Commit of the checkout that a package lies in, and whether tracked files differ from it; None outside git."""
-    if _git(package, "ls-files", "--error-unmatch", "__init__.py") is None:  # below somebody else's repository
+    """Return commit, dirty state and diff of the package's checkout; None outside git."""
+    if _git(package, "ls-files", "--error-unmatch", "__init__.py") is None:  # inside an unrelated repository
         return None
     commit = _git(package, "rev-parse", "HEAD")
     if commit is None:
@@ -109,12 +109,12 @@ def git_state(package: Path) -> dict[str, Any] | None:
 
 
 def store_identity(store: Path) -> dict[str, Any]:
-    """Schema, dataset, task and fingerprint of a Zarr store, from its root metadata; empty where it has none."""
+    """Return schema, dataset, task and fingerprint from a store's root metadata; empty if it has none."""
     attributes = (read_json(store / "zarr.json") or {}).get("attributes")
-    ours = attributes.get("hpc_tumor") if isinstance(attributes, dict) else None
-    if not isinstance(ours, dict):
+    metadata = attributes.get("hpc_tumor") if isinstance(attributes, dict) else None
+    if not isinstance(metadata, dict):
         return {}
-    return {key: ours.get(key) for key in ("schema", "dataset", "task", "fingerprint")}
+    return {key: metadata.get(key) for key in ("schema", "dataset", "task", "fingerprint")}
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

@@ -1,6 +1,6 @@
-"""JSON files of a run as typed records. Whoever wrote them, reading ends in values and named faults, never in an error.
+"""Typed records of a run's JSON files. Reading never raises.
 
-A value of a wrong type is dropped, its default stands in its place, and `faults` says so in one line each.
+An invalid value is replaced by its default, and `faults` describes it in one line.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from hpc_tumor.errors import Cause
 from hpc_tumor.run_dir import RunDir, UnreadableFileError, load
-from hpc_tumor.validation import own_words
+from hpc_tumor.validation import plain_message
 from hpc_tumor.vocabulary import printable
 
 _LONGEST = 1_000  # characters of a text
-_LONGEST_VALUE = 40  # characters of a wrong value in a message
-LARGEST = 1e15  # that a time or a count may be
+_LONGEST_VALUE = 40  # characters of an invalid value in a message
+LARGEST = 1e15  # maximum of times and counts
 
 
 def _one_line(text: str) -> str:
@@ -40,7 +40,7 @@ class Record(BaseModel):
 
     @classmethod
     def read(cls, path: Path) -> Self | None:
-        """Return what `path` holds, None where it is absent."""
+        """Read the record in `path`; None if there is no such file."""
         try:
             values = load(path)
         except UnreadableFileError as error:
@@ -49,14 +49,14 @@ class Record(BaseModel):
 
     @classmethod
     def from_values(cls, values: dict[str, Any], name: str) -> Self:
-        """Return `values`, which the file `name` holds, as a record."""
+        """Build a record from the `values` in the file `name`."""
         values = {key: value for key, value in values.items() if key != "faults"}
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            wrong = {str(item["loc"][0]): _explain(name, item) for item in error.errors(include_url=False)}
-            kept = {key: value for key, value in values.items() if key not in wrong}
-            return cls.model_validate({**kept, "faults": tuple(wrong.values())})
+            invalid = {str(item["loc"][0]): _explain(name, item) for item in error.errors(include_url=False)}
+            valid = {key: value for key, value in values.items() if key not in invalid}
+            return cls.model_validate({**valid, "faults": tuple(invalid.values())})
 
 
 class Status(Record):
@@ -78,7 +78,7 @@ class Status(Record):
 
 
 def _known_cause(value: object) -> object:
-    """Leave out the name of a cause that only another version knows: its sentence stands beside it."""
+    """Drop a cause that only another version knows; the reason describes it."""
     return None if isinstance(value, str) and value not in set(Cause) else value
 
 
@@ -87,8 +87,8 @@ class Failure(Record):
 
     rank: Count | None = None
     reason: Text = "no reason was given"
-    retry: bool = False  # whether another start may not meet it again
-    expected: bool = False  # whether the reason explains itself, without a traceback
+    retry: bool = False  # another start may succeed
+    expected: bool = False  # the reason needs no traceback
     cause: Annotated[Cause | None, BeforeValidator(_known_cause)] = None
 
 
@@ -98,7 +98,7 @@ class Event(Record):
     event: Text = ""
     time: Seconds | None = None
     reason: Text | None = None
-    because: Text | None = None  # a requeue: "warned" or "failed"
+    because: Text | None = None  # of a requeue: "warned" or "failed"
     attempt: Count | None = None
     of: Count | None = None
     at: tuple[Count, Count] = (0, 0)  # epoch and step of the last checkpoint before a requeue
@@ -109,17 +109,17 @@ class Event(Record):
 
 
 def read_events(run: RunDir) -> list[Event]:
-    """All events of a run in order."""
+    """Return all events of a run in order."""
     return [Event.from_values(line, run.events.name) for line in run.read_events()]
 
 
 def section(value: object) -> dict[str, Any]:
-    """Return `value` where it is a JSON object, else an empty one."""
+    """Return `value` if it is a JSON object, else an empty one."""
     return value if isinstance(value, dict) else {}
 
 
 def _explain(name: str, item: Any) -> str:
-    where, value = ".".join(str(key) for key in item["loc"]), repr(item["input"])
+    location, value = ".".join(str(key) for key in item["loc"]), repr(item["input"])
     shown = value if len(value) <= _LONGEST_VALUE else f"{value[:_LONGEST_VALUE]} …"
-    message = own_words(item)
-    return printable(f"{name}: {where} = {shown}: {message[:1].lower()}{message[1:]}")
+    message = plain_message(item)
+    return printable(f"{name}: {location} = {shown}: {message[:1].lower()}{message[1:]}")

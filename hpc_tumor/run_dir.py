@@ -1,22 +1,22 @@
-"""The one place that knows every file name inside a run directory, and how each is written and read.
+"""Layout of a run directory: every file name, and how the files are written and read.
 
-runs/<run>/            <run> = date-time, model, short id
-  config.json          every setting, resolved
-  signature            hash of those settings, by which `submit` finds runs that are there already
-  job.json             the scheduler's handle: cluster, job id, shape of the request
+runs/<run>/            <run> = date-time, network, short id
+  config.json          all settings, resolved
+  signature            hash of those settings, by which `submit` finds existing runs
+  job.json             the scheduler's job: cluster, job id, request
   provenance.json      versions, git commit, command line, host, GPUs, store fingerprint
-  split.json           which cases trained, validated and tested
-  known_cases.npz      by what a prediction knows the cases that trained and validated, and scans unlike them
+  split.json           training, validation and test cases
+  known_cases.npz      features by which predict recognises training and validation cases, and scans unlike them
   status.json          heartbeat, replaced atomically
-  metrics.jsonl        one line per epoch and part
-  events.jsonl         what happened to the run, in order
-  checkpoints/         last.pt and the one before; best.safetensors; those kept for good; a batch that broke training;
-                       last.safetensors where the weights of the best epoch were lost
+  metrics.jsonl        one line per epoch and split part
+  events.jsonl         events of the run in order
+  checkpoints/         last.pt, previous.pt, best.safetensors, permanent checkpoints, a non-finite batch;
+                       last.safetensors if the weights of the best epoch were lost
   cases.csv            one row per test case or image
-  figures/             pictures.npz: what a report draws of the best weights
+  figures/             pictures.npz: data of the report's pictures, from the best weights
   logs/
-  profile/  tensorboard/   traces and a mirror of the metrics, where they were asked for
-  result.json          written last: its absence means unfinished
+  profile/  tensorboard/   traces and TensorBoard files, if requested
+  result.json          written last: a run without it is unfinished
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ from hpc_tumor.system import atomic
 from hpc_tumor.validation import build
 from hpc_tumor.vocabulary import RunStatus
 
-Damage = Literal["damaged", "missing"]  # to the weights of a best epoch
-MOST_BYTES = 64 * 2**20  # of a file that is read whole
+Damage = Literal["damaged", "missing"]  # of the weights of the best epoch
+MOST_BYTES = 64 * 2**20  # of a file that is read into memory
 _RUN_NAME = re.compile(r"\d{8}-\d{6}-([a-z0-9-]+)-[0-9a-f]{4,}")
 
 
 class RunDir:
-    """One run's directory. Reading never fails on files that are absent, half-written or foreign: it gives nothing."""
+    """The directory of one run. Missing, incomplete and foreign files are read as empty."""
 
     def __init__(self, path: Path):
         self.path = Path(path)
@@ -85,128 +85,127 @@ class RunDir:
 
     @property
     def network(self) -> str:
-        """The network, by the run's name; empty where that was made by others."""
+        """The network, from the run's name; empty for a foreign name."""
         match = _RUN_NAME.fullmatch(self.name)
         return match[1] if match else ""
 
     @classmethod
     def create(cls, runs: Path, experiment: Experiment) -> RunDir:
-        """New run directory under `runs` holding the resolved settings; it appears with them or not at all.
+        """Create a run directory with the resolved settings under `runs`, atomically.
 
         Raises:
-            UsageError: `runs` is not, cannot be made, or cannot be written as a folder.
+            UsageError: `runs` is not a folder, or cannot be created or written.
             HpcTumorError: the disk is full.
         """
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
         name = f"{stamp}-{experiment.model.name}-{secrets.token_hex(3)}"
-        beside = runs / f".{name}"
+        temporary = runs / f".{name}"
         with atomic.folder_to_write(runs, "a run"):
             try:
                 for folder in ("checkpoints", "figures", "logs/submission"):
-                    (beside / folder).mkdir(parents=True)
-                cls(beside)._write_settings(experiment)
-                beside.rename(runs / name)
+                    (temporary / folder).mkdir(parents=True)
+                cls(temporary)._write_settings(experiment)
+                temporary.rename(runs / name)
             except BaseException:
-                shutil.rmtree(beside, ignore_errors=True)
+                shutil.rmtree(temporary, ignore_errors=True)
                 raise
         return cls(runs / name)
 
     def epoch_checkpoint(self, epoch: int) -> Path:
-        """The checkpoint after that epoch, where it is one of those that are kept for good."""
+        """Return the path of the permanent checkpoint after `epoch`."""
         return self.checkpoints / f"epoch-{epoch:04}.pt"
 
     def kept_checkpoints(self) -> list[Path]:
-        """The checkpoints that are kept for good, in no order."""
+        """Return the permanent checkpoints, in no order."""
         return matching(self.checkpoints, "epoch-*.pt")
 
     def broken_batch(self, epoch: int, step: int, rank: int) -> Path:
-        """File in which a rank keeps its share of a batch whose loss or gradients were not finite."""
+        """Return the path of a rank's share of a batch with non-finite loss or gradients."""
         return self.checkpoints / f"nonfinite-epoch-{epoch}-step-{step}.rank-{rank}.pt"
 
     def trace(self, rank: int, start: int) -> Path:
-        """File in which a rank writes what its profiler saw in one start of the run."""
+        """Return the path of a rank's profiler trace in one start."""
         return self.path / "profile" / f"rank-{rank}.{start}.trace.json.gz"
 
     def usage(self, rank: int, start: int) -> Path:
-        """File in which a rank writes what it uses in one start of the run."""
+        """Return the path of a rank's resource usage in one start."""
         return self.logs / f"usage-{rank}.{start}.json"
 
     def failure(self, start: int) -> Path:
-        """File that tells why a start of the run failed."""
+        """Return the path of the failure record of one start."""
         return self.logs / f"failure.{start}.json"
 
     def last_start(self) -> int:
-        """The number of the latest start that left something in the logs, 0 where none did."""
-        found = [
-            path.name.split(".")[1] for kind in ("rank-*.*.out", "failure.*.json") for path in matching(self.logs, kind)
-        ]
-        return max((int(number) for number in found if number.isdecimal()), default=0)
+        """Return the number of the latest start in the logs, 0 if there is none."""
+        paths = [path for pattern in ("rank-*.*.out", "failure.*.json") for path in matching(self.logs, pattern)]
+        numbers = [path.name.split(".")[1] for path in paths]
+        return max((int(number) for number in numbers if number.isdecimal()), default=0)
 
     def experiment(self) -> Experiment:
-        """The settings this run was made with. UsageError where there are none that can be read."""
+        """Return the settings of this run. Raises UsageError if config.json is missing or invalid."""
         values = read_json(self.config)
         if values is None:
-            raise UsageError(f"{self.path} is not a run directory: it holds no readable {self.config.name}.")
+            raise UsageError(f"{self.path} is not a run directory: it has no readable {self.config.name}.")
         return build(Experiment, values, where=str(self.config))
 
     def set_gpus(self, gpus: int) -> None:
-        """Change the number of ranks. UsageError where the batch cannot be divided among them."""
+        """Change the number of ranks. Raises UsageError if it exceeds the batch size."""
         values = self.experiment().model_dump(mode="json")
         values["hardware"]["gpus"] = gpus
         self._write_settings(build(Experiment, values, where="--gpus"))
 
     def _write_settings(self, experiment: Experiment) -> None:
         atomic.write_json(self.config, experiment.model_dump(mode="json"))
-        atomic.write_text(self.signature, f"{experiment.signature}\n")  # never older than the settings
+        atomic.write_text(self.signature, f"{experiment.signature}\n")  # after the settings, so that it is not older
 
     def write_status(self, state: RunStatus, **values: Any) -> None:
-        """Replace the heartbeat, stamped with the time in seconds since 1970."""
+        """Replace the heartbeat, with the time in seconds since 1970."""
         atomic.write_json(self.status, {"time": time.time(), "state": state, **values})
 
     def add_event(self, event: str, **values: Any) -> None:
-        """Append one line to what happened to this run."""
+        """Append an event."""
         _append_json(self.events, {"time": time.time(), "event": event, **values})
 
     def add_metrics(self, epoch: int, part: str, **values: Any) -> None:
-        """Append the scores of one epoch on one part (train, val, test)."""
+        """Append the scores of one epoch on one split part (train, val, test)."""
         _append_json(self.metrics, {"epoch": epoch, "part": part, **values})
 
     def keep_metrics(self, up_to_epoch: int) -> None:
-        """Drop the lines of later epochs, which a resumed run is about to write again."""
+        """Drop the lines of later epochs, which a resumed run will write again."""
         lines = [line for line in read_json_lines(self.metrics) if _epoch_of(line) <= up_to_epoch]
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         atomic.write_text(self.metrics, text)
 
     def read_events(self, event: str | None = None) -> list[dict[str, Any]]:
-        """All events in order, or those of one kind."""
+        """Return all events in order, or those of one kind."""
         return [line for line in read_json_lines(self.events) if event is None or line.get("event") == event]
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All lines of metrics in order."""
+        """Return all lines of metrics in order."""
         return read_json_lines(self.metrics)
 
     def remove_leftovers(self) -> None:
-        """Remove what a start that was killed in the middle of a write left behind."""
+        """Remove the temporary files of a killed start."""
         for folder in (self.path, self.checkpoints, self.figures):
             for leftover in folder.glob(".*.tmp"):
                 leftover.unlink(missing_ok=True)
 
     def is_finished(self) -> bool:
-        """Return True where the run has written its result."""
+        """Return True if the run has written its result."""
         return read_json(self.result) is not None
 
     def weights_lost(
         self, result: dict[str, Any] | None = None, events: list[dict[str, Any]] | None = None
     ) -> Damage | None:
-        """Damage to the weights of the best epoch where a finished run was scored without them, else None.
+        """Return the damage if a finished run was scored without the weights of its best epoch, else None.
 
-        `result` and `events` are what the files hold, where they have been read.
+        `result` and `events` are the contents of the files if already read.
         """
         result = (read_json(self.result) or {}) if result is None else result
         lost = result.get("weights_lost")
         if "weights_lost" in result:
             return lost if lost in get_args(Damage) else None
-        # Earlier versions wrote an event alone, and the last weights over the best.
+        # Earlier versions only wrote an event, and replaced the best weights by the last.
         best, last = result.get("best"), result.get("last")
         if not isinstance(best, dict) or not isinstance(last, dict) or best.get("epoch") != last.get("epoch"):
             return None
@@ -214,9 +213,9 @@ class RunDir:
         return "damaged" if any(line.get("event") == "best weights lost" for line in events) else None
 
     def scored_weights(self) -> Path:
-        """Weights whose scores stand in the result: of the best epoch, of the last where those were lost.
+        """Return the weights that the result was scored with: of the best epoch, or of the last if those were lost.
 
-        Raises DataError where they are closed to this user.
+        Raises DataError without permission to read them.
         """
         if why := why_closed(self.checkpoints):
             raise DataError(f"the weights in {self.checkpoints} cannot be read: {why}.")
@@ -225,39 +224,39 @@ class RunDir:
 
 def _epoch_of(line: dict[str, Any]) -> float:
     epoch = line.get("epoch")
-    return epoch if isinstance(epoch, int | float) else float("inf")  # of no run of this tool
+    return epoch if isinstance(epoch, int | float) else float("inf")  # a foreign line
 
 
-def without_best(damage: Damage, run: str = "its") -> str:
-    """Say how a run was scored whose best weights were lost; `run` is "their" of several."""
-    return f"scored with the weights of {run} last epoch: those of {run} best were {damage}"
+def describe_lost_weights(damage: Damage, pronoun: str = "its") -> str:
+    """Describe how a run with lost best weights was scored; the pronoun is "their" for several runs."""
+    return f"scored with the weights of {pronoun} last epoch: those of {pronoun} best epoch were {damage}"
 
 
 def find_runs(runs: Path, patterns: list[str] | None = None) -> list[RunDir]:
-    """Run directories under `runs`, oldest first: all, or those that a pattern fits.
+    """Return the run directories under `runs`, oldest first: all, or those that match a pattern.
 
-    A pattern is the name of a run, else a glob, else the name of a network, else a part of a name: `unet` means no
-    `improved-unet` where runs of `unet` are there.
+    A pattern is tried as a run name, then a glob, then a network, then a part of a name: `unet` does not match runs of
+    `improved-unet` if there are runs of `unet`.
 
     Raises:
-        UsageError: there is no such directory, or a pattern fits no run.
+        UsageError: the runs folder does not exist, or a pattern matches no run.
     """
     if not runs.is_dir():
-        raise UsageError(f"there is no runs directory {runs}. Submit a run first, or name another one: --runs DIR.")
-    found = [RunDir(path) for path in sorted(runs.iterdir()) if is_run(path)]
+        raise UsageError(f"no runs folder at {runs}. Submit a run first, or choose another with --runs.")
+    existing = [RunDir(path) for path in sorted(runs.iterdir()) if is_run(path)]
     if not patterns or patterns == ["all"]:
-        return found
+        return existing
     chosen: dict[str, RunDir] = {}
     for pattern in patterns:
-        fitting = _fitting(found, pattern)
-        if not fitting:
-            where = "" if runs == Path("runs") else f" --runs {shlex.quote(str(runs))}"
-            raise UsageError(f"no run in {runs} fits {pattern!r}. `hpc-tumor status{where}` lists the runs.")
-        chosen.update((run.name, run) for run in fitting)
+        matches = _match(existing, pattern)
+        if not matches:
+            option = "" if runs == Path("runs") else f" --runs {shlex.quote(str(runs))}"
+            raise UsageError(f"no run in {runs} matches {pattern!r}. `hpc-tumor status{option}` lists the runs.")
+        chosen.update((run.name, run) for run in matches)
     return [chosen[name] for name in sorted(chosen)]
 
 
-def _fitting(runs: list[RunDir], pattern: str) -> list[RunDir]:
+def _match(runs: list[RunDir], pattern: str) -> list[RunDir]:
     ways: list[Callable[[RunDir], bool]] = [
         lambda run: run.name == pattern,
         lambda run: fnmatchcase(run.name, pattern),
@@ -268,9 +267,9 @@ def _fitting(runs: list[RunDir], pattern: str) -> list[RunDir]:
 
 
 def is_run(path: Path) -> bool:
-    """Return True where `path` looks like a run directory: by its name, or by the settings it holds.
+    """Return True if `path` looks like a run directory by its name or config.json.
 
-    One that is closed to this user counts, so that it is named rather than passed over.
+    One without permission counts too, so that it is reported rather than skipped.
     """
     if path.name.startswith("."):
         return False
@@ -281,25 +280,25 @@ def is_run(path: Path) -> bool:
 
 
 def read_signature(run: Path) -> str | None:
-    """Signature of the settings in a run directory, None where they cannot be read.
+    """Return the signature of a run's settings, None if they cannot be read.
 
-    It is computed where none was kept, as by earlier versions, or where config.json was changed since.
+    It is computed if config.json is newer than the signature file or that is missing, as in earlier versions.
     """
-    kept = run / "signature"
+    file = run / "signature"
     with suppress(OSError, ValueError, UnreadableFileError):
-        if kept.stat().st_mtime_ns >= (run / "config.json").stat().st_mtime_ns:
-            return _text(kept).strip()
+        if file.stat().st_mtime_ns >= (run / "config.json").stat().st_mtime_ns:
+            return _text(file).strip()
     with suppress(UsageError):
         return RunDir(run).experiment().signature
     return None
 
 
 class UnreadableFileError(Exception):
-    """A file is there, but cannot be read. The message goes on after the file's name."""
+    """An existing file cannot be read. The message continues the file's name."""
 
 
 def load(path: Path) -> dict[str, Any] | None:
-    """Return the JSON object in `path`, None where there is no such file.
+    """Return the JSON object in `path`, None if the file does not exist.
 
     Raises:
         UnreadableFileError: no permission, a damaged disk, a pipe, too large, or not a JSON object.
@@ -318,7 +317,7 @@ def load(path: Path) -> dict[str, Any] | None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Return the JSON object in `path`, None where it is absent or cannot be read."""
+    """Return the JSON object in `path`, None if it does not exist or cannot be read."""
     try:
         return load(path)
     except UnreadableFileError:
@@ -326,7 +325,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the JSON objects in `path`, one a line; lines that are none (a torn last one) are left out."""
+    """Return the JSON objects in `path`, one per line, skipping invalid lines such as an incomplete last one."""
     try:
         text = _text(path, errors="replace")
     except (OSError, UnreadableFileError):
@@ -343,7 +342,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def matching(folder: Path, pattern: str) -> list[Path]:
-    """Return the paths in `folder` that fit a glob pattern, in no order; none where it is absent or closed."""
+    """Return the paths in `folder` that match a glob pattern, in no order; empty if it cannot be read."""
     try:
         return list(folder.glob(pattern))
     except OSError:
@@ -351,7 +350,7 @@ def matching(folder: Path, pattern: str) -> list[Path]:
 
 
 def why_closed(folder: Path) -> str | None:
-    """Return why this user cannot list `folder`, None where they can or it is absent."""
+    """Return why `folder` cannot be listed; None if it can or does not exist."""
     try:
         with os.scandir(folder) as entries:
             next(entries, None)
@@ -363,10 +362,10 @@ def why_closed(folder: Path) -> str | None:
 
 
 def file_clock(folder: Path) -> float:
-    """Return the time in seconds since 1970 by the clock that stamps new files in `folder`.
+    """Return the time in seconds since 1970 by the clock that stamps new files in `folder`, for the ages of files.
 
-    Clocks of nodes and of this machine may differ from it, so ages of files are counted by this one. Where `folder`
-    cannot be written, this machine's clock is all there is.
+    The clocks of nodes and of this machine may differ from it. Falls back to this machine's clock if `folder` is not
+    writable.
     """
     try:
         with TemporaryFile(dir=folder) as probe:
@@ -376,25 +375,25 @@ def file_clock(folder: Path) -> float:
 
 
 def _text(path: Path, errors: str = "strict") -> str:
-    """Text of a regular file: a pipe or a device under its name would be waited for without end."""
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
+    """Read a regular file; reading a pipe or a device could block forever."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
         raise UnreadableFileError("is not a regular file")
-    if found.st_size > MOST_BYTES:
+    if status.st_size > MOST_BYTES:
         raise UnreadableFileError(f"is damaged: larger than {MOST_BYTES >> 20} MB")
     return path.read_text(encoding="utf-8", errors=errors)
 
 
 def _append_json(path: Path, value: dict[str, Any]) -> None:
-    # One write of one whole line to a file opened for appending: lines of two writers never mix.
+    # A single append of a whole line: lines of two writers do not mix.
     line = f"{atomic.to_json(value)}\n".encode()
     handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
     try:
         size = os.fstat(handle).st_size
-        if size and os.pread(handle, 1, size - 1) != b"\n":  # a writer was killed here: its torn line stays its own
+        if size and os.pread(handle, 1, size - 1) != b"\n":  # end the incomplete line of a killed writer
             line = b"\n" + line
         if os.write(handle, line) < len(line):
-            raise OSError(errno.ENOSPC, "only part of a line could be written", str(path))
+            raise OSError(errno.ENOSPC, "a line could not be written completely", str(path))
         os.fsync(handle)
     finally:
         os.close(handle)

@@ -1,8 +1,7 @@
-"""Scores of classified images: from probabilities and true classes alone, without torch.
+"""Classification scores from probabilities and true classes, without torch.
 
-Definitions: Brodersen 2010 (balanced accuracy), Gorodkin 2004 (multi-class MCC), Provost and Domingos 2000 (AUROC
-of one class against the rest, averaged), Naeini 2015 (ECE), Brier 1950 in its original form: the sum over classes, 0
-to 2.
+Sources: Brodersen 2010 (balanced accuracy), Gorodkin 2004 (multi-class MCC), Provost and Domingos 2000 (one-vs-rest
+AUROC, averaged), Naeini 2015 (ECE), Brier 1950 (original form: the sum over classes, 0 to 2).
 """
 
 from __future__ import annotations
@@ -12,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-ECE_BINS = 15  # as Guo 2017 has them
-_SMALLEST = 1e-12  # probability that the logarithm sees at least
+ECE_BINS = 15  # as in Guo 2017
+_SMALLEST = 1e-12  # lower bound of probabilities in the logarithm
 
 Floats = NDArray[np.float64]
 
@@ -21,17 +20,17 @@ Floats = NDArray[np.float64]
 def classification_scores(
     probabilities: Floats, labels: NDArray[np.int64], classes: Sequence[str], brief: bool = False
 ) -> dict[str, float]:
-    """Every score of a set of images.
+    """Compute all scores of a set of images.
 
     Args:
         probabilities: `(N, classes)` softmax values.
         labels: `(N,)` true classes.
-        brief: leave out AUROC and calibration, which take longest: while training goes on.
+        brief: omit AUROC and calibration, which are slow, for validation during training.
 
     Returns:
-        loss and nll (mean negative log-likelihood; the loss may be replaced by that of the recipe), accuracy,
+        loss and nll (mean negative log-likelihood; callers may replace the loss by the recipe's), accuracy,
         confidence (mean of the largest probability), balanced_accuracy, mcc, brier, ece, auroc; precision, recall and
-        f1 of each class (`f1_glioma`) and their means; auroc of each class. Not-a-number where one is not defined.
+        f1 of each class (`f1_glioma`) and their means; auroc of each class. NaN if undefined.
     """
     counts = confusion_counts(probabilities.argmax(1), labels, len(classes))
     nll = float(case_nll(probabilities, labels).mean())
@@ -42,38 +41,38 @@ def classification_scores(
         return scores
     scores |= {"nll": nll, "brier": float(case_brier(probabilities, labels).mean())}
     scores["ece"] = expected_calibration_error(probabilities, labels)
-    each = [_auroc(labels == index, probabilities[:, index]) for index in range(len(classes))]
-    scores |= {f"auroc_{name}": value for name, value in zip(classes, each, strict=True)}
-    return {**scores, "auroc": float(np.mean(each))}
+    aurocs = [_auroc(labels == index, probabilities[:, index]) for index in range(len(classes))]
+    scores |= {f"auroc_{name}": value for name, value in zip(classes, aurocs, strict=True)}
+    return {**scores, "auroc": float(np.mean(aurocs))}
 
 
-def _auroc(truth: NDArray[np.bool_], chances: Floats) -> float:
-    """Of one class against the rest: how many pairs of images are in order, ties half (Mann and Whitney 1947).
+def _auroc(truth: NDArray[np.bool_], probabilities: Floats) -> float:
+    """Return the one-vs-rest AUROC: the share of ordered pairs, ties counting half (Mann and Whitney 1947).
 
-    Not-a-number where either is absent, or where the network gave no numbers.
+    NaN if there are no positives, no negatives, or non-finite probabilities.
     """
-    inside, outside = int(truth.sum()), int((~truth).sum())
-    if not (inside and outside and np.isfinite(chances).all()):
+    positives, negatives = int(truth.sum()), int((~truth).sum())
+    if not (positives and negatives and np.isfinite(probabilities).all()):
         return float("nan")
-    _, value, counts = np.unique(chances, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[value]  # from 1; of equal values their mean
-    return float((ranks[truth].sum() - inside * (inside + 1) / 2) / (inside * outside))
+    _, value, counts = np.unique(probabilities, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[value]  # from 1; ties get their mean rank
+    return float((ranks[truth].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
 def confusion_counts(predicted: NDArray[np.int64], labels: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
-    """`(classes, classes)`: images of each true class (rows) by predicted class (columns)."""
+    """Return the `(classes, classes)` confusion matrix, true classes in rows."""
     return np.bincount(labels * classes + predicted, minlength=classes * classes).reshape(classes, classes)
 
 
 def of_confusion(counts: NDArray[np.number], classes: Sequence[str]) -> dict[str, Floats]:
-    """Scores that a confusion matrix decides: of one, or of many at once.
+    """Compute the scores of one or many confusion matrices.
 
     Args:
         counts: `(..., classes, classes)`, true class by predicted class.
 
     Returns:
-        Arrays `(...)`: balanced_accuracy over the classes that are there, mcc (0 where it is not defined), and
-        precision, recall, f1 of each class, 0 where it was never predicted or is not there, with their means.
+        Arrays `(...)`: balanced_accuracy over the classes present, mcc (0 if undefined), and precision, recall and f1
+        of each class (0 if it is absent or never predicted) with their means.
     """
     matrix = counts.astype(np.float64)
     right = np.diagonal(matrix, axis1=-2, axis2=-1)
@@ -91,22 +90,22 @@ def of_confusion(counts: NDArray[np.number], classes: Sequence[str]) -> dict[str
 
 
 def case_nll(probabilities: Floats, labels: NDArray[np.int64]) -> Floats:
-    """`(N,)` negative logarithm of the probability given to the true class."""
+    """Return the `(N,)` negative log-probabilities of the true classes."""
     chosen: Floats = probabilities[np.arange(len(labels)), labels]
     return -np.log(np.maximum(chosen, _SMALLEST))
 
 
 def case_brier(probabilities: Floats, labels: NDArray[np.int64]) -> Floats:
-    """`(N,)` squared distance of the probabilities from the truth, summed over the classes."""
+    """Return the `(N,)` squared distances of the probabilities from the one-hot truth, summed over classes."""
     truth = np.eye(probabilities.shape[1])[labels]
     distance: Floats = ((probabilities - truth) ** 2).sum(1)
     return distance
 
 
 def expected_calibration_error(probabilities: Floats, labels: NDArray[np.int64]) -> float:
-    """Mean distance between confidence and accuracy over bins of equal width, weighted by their images.
+    """Return the mean distance between confidence and accuracy over equal-width bins, weighted by their images.
 
-    Not-a-number where a probability is none.
+    NaN if a probability is not finite.
     """
     if not np.isfinite(probabilities).all():
         return float("nan")
@@ -115,7 +114,7 @@ def expected_calibration_error(probabilities: Floats, labels: NDArray[np.int64])
 
 
 def reliability(probabilities: Floats, labels: NDArray[np.int64]) -> tuple[Floats, Floats, Floats, NDArray[np.int64]]:
-    """Edges of the ECE_BINS bins `(bins + 1,)`; mean confidence, accuracy and images of each `(bins,)`; 0 if empty."""
+    """Return bin edges `(ECE_BINS + 1,)`, and mean confidence, accuracy and count per bin `(ECE_BINS,)`, 0 if empty."""
     confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
     edges = np.linspace(0, 1, ECE_BINS + 1)
     bins = np.clip(np.ceil(confidence * ECE_BINS).astype(np.int64) - 1, 0, ECE_BINS - 1)
@@ -124,7 +123,7 @@ def reliability(probabilities: Floats, labels: NDArray[np.int64]) -> tuple[Float
     return edges, _ratio(sums[0], counts), _ratio(sums[1], counts), counts
 
 
-def _ratio(above: NDArray[np.number], below: NDArray[np.number]) -> Floats:
-    """`above / below`, 0 where there is nothing below."""
-    nothing = np.zeros(np.broadcast_shapes(np.shape(above), np.shape(below)))
-    return np.divide(above, below, out=nothing, where=below != 0)
+def _ratio(numerator: NDArray[np.number], denominator: NDArray[np.number]) -> Floats:
+    """Return the ratio, 0 where the denominator is 0."""
+    zeros = np.zeros(np.broadcast_shapes(np.shape(numerator), np.shape(denominator)))
+    return np.divide(numerator, denominator, out=zeros, where=denominator != 0)

@@ -1,6 +1,6 @@
-"""Resolve settings: flag > HPC_TUMOR_* variable > job file > user's configuration > preset of the network.
+"""Resolve settings (option > HPC_TUMOR_* variable > job file > user's configuration > preset of the network).
 
-And compare those of a run that goes on with those that it began with.
+Also compares the settings of a resumed run with its original ones.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from hpc_tumor.validation import build, fields_of, parse_text, unknown_setting
 _PACKAGE = Path(__file__).parent
 _SECTIONS = ("model", "data", "recipe", "hardware", "scoring")
 _USER_KEYS = ("cluster", "account", "runs")  # of config.toml, beside the sections
-_FIELDS = {name: field for name, field in fields_of(Experiment).items() if name != "task"}  # the task is the network's
+_FIELDS = {name: field for name, field in fields_of(Experiment).items() if name != "task"}  # the network sets the task
 _NAMES = list(_FIELDS)
 _PREFIX = "HPC_TUMOR_"
-# Variables that are no settings: where things are, how this program speaks, what its tests need.
+# Variables that are not settings.
 _OTHER_VARIABLES = {
     f"{_PREFIX}{name}"
     for name in (
@@ -34,104 +34,101 @@ _OTHER_VARIABLES = {
         "PARENT", "STEP_DELAY",
     )
 }  # fmt: skip
-# Settings that may be changed in a run that goes on: it is the same experiment still, to the bit, or up to the order of
-# additions on another number of ranks, threads or micro-batches. All others, of later versions too, must stay.
+# Settings that may change when a run is resumed: the experiment stays the same, bit for bit or, with another number of
+# ranks, threads or micro-batches, up to the order of additions. All others, including later ones, must not change.
 MAY_CHANGE = frozenset({
-    "data.store", "data.split_file",  # what they hold is compared instead
+    "data.store", "data.split_file",  # their contents are compared instead
     "data.keep", "data.keep_gb", "hardware.gpus", "hardware.threads", "hardware.timeout_minutes", "checkpoint_minutes",
     "keep_every", "profile", "tensorboard", "scoring.flips", "scoring.clean",
     "hardware.precision",  # the format in use is compared instead
-    "hardware.accumulate",  # as the number of ranks: sums in another order, and batch norm over other samples
-    "hardware.compile",  # to auto, which goes on as before
-    "recipe.epochs",  # where the learning rate of an epoch does not depend on how many will follow
+    "hardware.accumulate",  # like the number of ranks: another order of sums, batch norm over other samples
+    "hardware.compile",  # only to auto, which keeps the previous choice
+    "recipe.epochs",  # only if the learning rate does not depend on the number of epochs
 })  # fmt: skip
 
 
 def shipped(folder: str) -> Path:
-    """The folder of presets (`jobs`) or profiles (`slurm_templates`), in an installed package or in the checkout."""
+    """Return the folder of presets (`jobs`) or profiles (`slurm_templates`), of the installed package or checkout."""
     inside = _PACKAGE / folder
     return inside if inside.is_dir() else _PACKAGE.parent / folder
 
 
 def user_directory() -> Path:
-    """The user's configuration directory; the variable HPC_TUMOR_CONFIG_DIR names another.
+    """Return the user's configuration directory, or HPC_TUMOR_CONFIG_DIR.
 
-    Raises UsageError where neither that nor the user's home is known.
+    Raises UsageError if neither that nor the user's home is known.
     """
-    if given := os.environ.get("HPC_TUMOR_CONFIG_DIR"):
-        return Path(given)
+    if directory := os.environ.get("HPC_TUMOR_CONFIG_DIR"):
+        return Path(directory)
     try:
         folder = Path(platformdirs.user_config_dir("hpc-tumor"))
     except RuntimeError:
         folder = Path()
-    if not folder.is_absolute():  # earlier versions of platformdirs leave the ~ there
-        raise UsageError(
-            f"there is no folder for your configuration: {NO_HOME}. Set HOME, or HPC_TUMOR_CONFIG_DIR to a folder."
-        )
+    if not folder.is_absolute():  # older versions of platformdirs do not expand ~
+        raise UsageError(f"no configuration directory: {NO_HOME}. Set HOME, or HPC_TUMOR_CONFIG_DIR to a folder.")
     return folder
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Contents of a TOML file. UsageError where it is absent or not TOML, with the line."""
+    """Read a TOML file. Raises UsageError if it does not exist or is not TOML, with the line."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UsageError(f"there is no file {path}.") from None
+        raise UsageError(f"{path} does not exist.") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"{path} cannot be read as TOML: {error}") from None
 
 
 def user_configuration() -> dict[str, Any]:
-    """The user's `config.toml`: `cluster`, `account`, `runs` and any section of settings; empty where there is none."""
-    path = _user_file()
+    """Read the user's `config.toml`: `cluster`, `account`, `runs` and sections of settings; empty without a file."""
+    path = user_directory() / "config.toml"
     contents = read_toml(path) if path.is_file() else {}
     for key in _USER_KEYS:
         if key in contents and not isinstance(contents[key], str):
-            raise UsageError(f"{path}: {key} = {contents[key]!r} is not text: write it in quotes.")
+            raise UsageError(f"{path}: {key} = {contents[key]!r} is not a string: put it in quotes.")
     return contents
 
 
 def user_default(key: str) -> str | None:
-    """A default of the user's: the variable HPC_TUMOR_<KEY>, else `key` in their configuration."""
+    """Return a user default: the variable HPC_TUMOR_<KEY>, else `key` in the configuration."""
     value = os.environ.get(f"HPC_TUMOR_{key.upper()}") or user_configuration().get(key)
     return str(value) if value is not None else None
 
 
 def parse_assignments(texts: Sequence[str]) -> dict[str, Any]:
-    """Parse what --set was given, `["recipe.epochs=2", "seed=1"]`, as nested settings.
+    """Parse the values of --set, `["recipe.epochs=2", "seed=1"]`, as nested settings.
 
-    The section may be left out where the name is unique. The type of the setting decides how its value is read, see
-    `parse_value`.
+    The section may be omitted if the name is unique.
     """
     values: dict[str, Any] = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals:
-            raise UsageError(f"--set {text!r} has no value: write it as KEY=VALUE, for example recipe.epochs=2.")
+            raise UsageError(f"--set {text!r} has no value: use KEY=VALUE, for example recipe.epochs=2.")
         name = full_name(key.strip(), "--set")
         put(values, name, parse_value(name, value.strip()))
     return values
 
 
 def parse_value(name: str, text: str) -> Any:
-    """Read the value of the setting `name` as it was typed: texts and paths stay texts, whatever they look like."""
+    """Parse the value of the setting `name`; texts and paths stay text even if they look like numbers."""
     return parse_text(_FIELDS[name], text)
 
 
 def full_name(key: str, where: str) -> str:
-    """`epochs` → `recipe.epochs`. UsageError, naming `where`, for a name that is unknown or stands in two sections."""
+    """Expand `epochs` to `recipe.epochs`. Raises UsageError, naming `where`, for an unknown or ambiguous name."""
     if key in _NAMES:
         return key
-    fitting = [name for name in _NAMES if name.rpartition(".")[2] == key]
-    if len(fitting) == 1:
-        return fitting[0]
-    if fitting:
-        raise UsageError(f"{where}: {key!r} may be {' or '.join(fitting)}: write the whole name.")
+    matches = [name for name in _NAMES if name.rpartition(".")[2] == key]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise UsageError(f"{where}: {key!r} is ambiguous: use {' or '.join(matches)}.")
     raise UsageError(f"{where}: {unknown_setting(key, _NAMES)}")
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dictionaries laid over each other, the later over the earlier; shares none of them with the layers."""
+    """Merge nested dictionaries, later ones overriding earlier ones, into a new dictionary."""
     merged: dict[str, Any] = {}
     for layer in layers:
         for key, value in layer.items():
@@ -142,7 +139,7 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def preset(model: str) -> dict[str, Any]:
-    """The published recipe of `model`: the settings in jobs/<model>.toml. UsageError for an unknown model."""
+    """Return the published recipe of `model`, from jobs/<model>.toml. Raises UsageError for an unknown model."""
     from hpc_tumor.models import MODELS
 
     if model not in MODELS:
@@ -157,13 +154,15 @@ def resolve(
     where: str = "job file",
     flag: Callable[[str], str] = lambda name: "--set",
 ) -> Experiment:
-    """The experiment of one run: `overrides` (flags) over variables over `job` over the user's file over the preset.
+    """Resolve the settings of one run: `overrides` (options) > variables > `job` > user's file > preset.
 
-    `where` names the job file in errors; `flag` gives the option by which the user gave a setting.
+    Args:
+        where: name of the job file in errors.
+        flag: returns the option with which the user gave a setting.
     """
     from hpc_tumor.models import MODELS
 
-    path = str(_user_file())
+    path = str(user_directory() / "config.toml")
     user = {key: value for key, value in user_configuration().items() if key not in _USER_KEYS}
     layers: list[tuple[Mapping[str, Any], Callable[[str], str]]] = [
         (settings_in(user, path), lambda name: path),
@@ -174,22 +173,22 @@ def resolve(
     upper = merge(*(values for values, _ in layers))
 
     def source(name: str) -> str:
-        return next((say(name) for values, say in reversed(layers) if holds(values, name)), "settings")
+        return next((label(name) for values, label in reversed(layers) if holds(values, name)), "settings")
 
     model = upper.get("model", {}).get("name")
     if model is None:
-        raise UsageError(f"which model? Name one with --model: {', '.join(MODELS)}.")
+        raise UsageError(f"no model given. Choose one with --model: {', '.join(MODELS)}.")
     if not isinstance(model, str):
         raise UsageError(f"{source('model.name')}: model.name = {model!r} is not the name of a network.")
     if model not in MODELS:
         raise UsageError(f"{source('model.name')}: {unknown('model', model, MODELS)}")
     if "store" not in upper.get("data", {}):
-        raise UsageError("which data? Name a store made by `hpc-tumor prepare-data` with --data.")
+        raise UsageError("no store given. Choose one made by `hpc-tumor prepare-data` with --data.")
     return build(Experiment, merge(preset(model), upper, {"task": MODELS[model].task}), where=source)
 
 
 def holds(values: Mapping[str, Any], dotted: str) -> bool:
-    """Return True if nested settings have one of that dotted name."""
+    """Return True if nested settings contain the dotted name."""
     inner: Any = values
     for key in dotted.split("."):
         if not isinstance(inner, Mapping) or key not in inner:
@@ -198,22 +197,18 @@ def holds(values: Mapping[str, Any], dotted: str) -> bool:
     return True
 
 
-def _user_file() -> Path:
-    return user_directory() / "config.toml"
-
-
 def settings_in(contents: dict[str, Any], where: str) -> dict[str, Any]:
-    """Settings as a file gives them; `model = "unet"` is short for the name of the network."""
+    """Return the settings in a file's contents; `model = "unet"` is short for `model.name`."""
     values = {key: value for key, value in contents.items() if key not in ("description", "sweep", "random")}
     if isinstance(values.get("model"), str):
         values["model"] = {"name": values["model"]}
     for section in _SECTIONS:
         if not isinstance(values.get(section, {}), dict):
             raise UsageError(
-                f"{where}: {section} = {values[section]!r} is not a section: write [{section}] with its settings below."
+                f"{where}: {section} = {values[section]!r} is not a section: write [{section}] with settings below it."
             )
     if "task" in values:
-        raise UsageError(f"{where}: task cannot be set: it is the network's.")
+        raise UsageError(f"{where}: task cannot be set: the network determines it.")
     return values
 
 
@@ -235,8 +230,8 @@ def _variables() -> dict[str, Any]:
 def _unknown_variable(variable: str, known: Sequence[str]) -> UsageError:
     last = variable.removeprefix(_PREFIX)
     near = [name for name in known if name.endswith(f"_{last}")] or get_close_matches(variable, known, cutoff=0.8)
-    nearest = f"Did you mean {' or '.join(near[:3])}?" if near else f"Settings are {_PREFIX}RECIPE_EPOCHS and the like."
-    return UsageError(f"unknown variable {variable}. {nearest} Correct or unset it.")
+    hint = f"Did you mean {' or '.join(near[:3])}?" if near else f"An example is {_PREFIX}RECIPE_EPOCHS."
+    return UsageError(f"unknown variable {variable}. {hint} Correct or unset it.")
 
 
 def put(values: dict[str, Any], dotted: str, value: Any) -> None:
@@ -248,15 +243,15 @@ def put(values: dict[str, Any], dotted: str, value: Any) -> None:
 
 
 def settings_by_name(experiment: Experiment) -> dict[str, Any]:
-    """All settings as JSON values, by their dotted names."""
+    """Return all settings as JSON values by dotted name."""
     values = experiment.model_dump(mode="json")
     return {name: _value_of(values, name) for name in fields_of(Experiment)}
 
 
 def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """Differences as `name = value, but was value`: of the settings that may change, and of the others.
+    """Return the differences as `name = value, but was value`: of settings that may change, and of all others.
 
-    Both are by dotted names. One that `before` lacks was added since: it was as its default is.
+    Both mappings are by dotted name. A setting missing from `before` was added later and had its default.
     """
     fields = fields_of(Experiment)
     fixed = {"recipe.epochs"} if now["recipe.schedule"] in ("cosine", "polynomial") else set()
@@ -266,17 +261,17 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple
     for name, value in now.items():
         was = before.get(name, fields[name].default)
         if was != value and (name in before or not fields[name].is_required()):
-            words = f"{name} = {json.dumps(value)}, but was {json.dumps(was)}"
-            (may if name in MAY_CHANGE - fixed else must_not).append(words)
+            difference = f"{name} = {json.dumps(value)}, but was {json.dumps(was)}"
+            (may if name in MAY_CHANGE - fixed else must_not).append(difference)
     return may, must_not
 
 
 def refuse_changes(changes: Sequence[str], what: str) -> None:
-    """Raise DataError for settings of a run that may not be others when it goes on; `what` says where they were."""
+    """Raise DataError if there are forbidden changes to a resumed run; `what` is the subject of the message."""
     if changes:
         raise DataError(
-            f"{what}: {'; '.join(changes)}. Going on would mix two experiments: set it back in config.json, or submit"
-            " a new run."
+            f"{what}: {'; '.join(changes)}. Resuming would mix two experiments: restore config.json, or submit a new"
+            " run."
         )
 
 

@@ -1,4 +1,4 @@
-"""Signals that ask a command to end: taken as Ctrl-C is, or held back where a job must be written down first."""
+"""Handle termination signals like Ctrl-C, or delay them while a submitted job is being recorded."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from types import FrameType
 from hpc_tumor.console import out
 from hpc_tumor.errors import HpcTumorError
 
-# Ctrl-C, `kill`, and a terminal or an ssh connection that closes: by default, the last two end Python on the spot.
+# Ctrl-C, `kill` and a closed terminal or ssh connection; by default, the last two end Python without cleanup.
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
 def interrupting() -> Iterator[None]:
-    """Raise KeyboardInterrupt for each of these signals, so that what is to be done at the end is done."""
+    """Raise KeyboardInterrupt for each of these signals, so that cleanup runs."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -29,37 +29,37 @@ def interrupting() -> Iterator[None]:
 
 @contextmanager
 def held() -> Iterator[Callable[[], None]]:
-    """Let the block end first: the KeyboardInterrupt for a signal that came meanwhile is raised behind it.
+    """Delay the KeyboardInterrupt for a signal until the block ends.
 
-    Gives a function that raises it earlier, at a place where nothing is lost by that. The first signal is answered with
-    a line on standard error. An error that ends the block is printed where the KeyboardInterrupt takes its place.
+    Yields a function that raises it earlier, to be called where that is safe. The first signal prints a line on
+    standard error. An error of the block is printed if the KeyboardInterrupt replaces it.
     """
-    came: list[int] = []
+    received: list[int] = []
 
     def note(number: int, _frame: FrameType | None) -> None:
-        if not came:
-            with suppress(OSError):  # below Python's own streams, which may be at work at this moment
-                os.write(2, b"interrupted: what is being submitted is written down first, or taken back\n")
-        came.append(number)
+        if not received:
+            with suppress(OSError):  # not through sys.stderr, which is not reentrant
+                os.write(2, b"interrupted: recording or cancelling the jobs being submitted first\n")
+        received.append(number)
 
-    def interrupt_if_asked() -> None:
-        if came:
+    def raise_if_interrupted() -> None:
+        if received:
             raise KeyboardInterrupt
 
     try:
         with _handled(note):
-            yield interrupt_if_asked
+            yield raise_if_interrupted
     except HpcTumorError as error:
-        if came:
-            out.error(str(error))  # nobody else will say it
+        if received:
+            out.error(str(error))
             raise KeyboardInterrupt from error
         raise
-    interrupt_if_asked()
+    raise_if_interrupted()
 
 
 @contextmanager
 def _handled(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
-    """Let `handler` take these signals, but for those that are ignored, as under nohup; the main thread alone may."""
+    """Install `handler`, in the main thread only, for the signals that are not ignored (as under nohup)."""
     numbers = ENDING if threading.current_thread() is threading.main_thread() else ()
     before = {number: old for number in numbers if (old := signal.getsignal(number)) is not signal.SIG_IGN}
     for number in before:

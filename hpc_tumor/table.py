@@ -1,4 +1,4 @@
-"""Tables of text: which columns, in which words. Whoever shows them (console, Markdown, LaTeX, HTML) only draws."""
+"""Define tables of text, independent of the output: console, Markdown, LaTeX and HTML only draw them."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from typing import Any, Literal
 
 NOTHING = "–"
 GAP = 2  # blanks between two columns on a terminal
-WRAPPED = 30  # characters that a column of long texts has at least, where they are longer
+WRAPPED = 30  # minimum width of a wrapped column
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column: how it is aligned, and whether its cells may be broken into lines where there is no room.
+    """One column of a table.
 
-    Where a terminal is too narrow, the columns with the smallest `keep` are left out first, those of one `family`
-    together. Code finds a column by its `key`; the title is for people. `cell` is what the column shows of an item, in
-    a table that is filled.
+    On a narrow terminal, cells wrap if `wrap` is set, and columns with the smallest `keep` are hidden first, those of
+    one `family` together. Code finds a column by its `key`, not by its title. `cell` formats an item for `fill`.
     """
 
     title: str
@@ -31,10 +30,10 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Title, columns, rows and the notes below: all of it printable text on one line, none of it markup.
+    """Title, columns, rows and notes, all of them printable single-line text without markup.
 
-    `strong` are places (row, column) of the best values of a column, and `aside` rows of figures that are not ours, for
-    those who can show it.
+    `strong` holds the (row, column) indices of the best values of a column; `aside` the indices of rows with published
+    figures, which some outputs set apart.
     """
 
     title: str
@@ -46,7 +45,7 @@ class Table:
 
     @property
     def width(self) -> int:
-        """Characters that a row takes on a terminal, with two blanks between columns; of long texts the least."""
+        """Minimum width of a row on a terminal, in characters."""
         lines = [[column.title for column in self.columns], *self.rows]
         widths = [max(len(line[index]) for line in lines) for index in range(len(self.columns))]
         shown = [
@@ -55,7 +54,7 @@ class Table:
         return sum(shown) + GAP * (len(shown) - 1)
 
     def without(self, index: int) -> Table:
-        """This table without the column of that index."""
+        """Return the table without the column at `index`."""
         return replace(
             self,
             columns=self.columns[:index] + self.columns[index + 1 :],
@@ -64,7 +63,7 @@ class Table:
         )
 
     def fit(self, width: int) -> Table:
-        """This table without the columns that `width` characters have no room for; a note names them."""
+        """Return the table without the columns that do not fit `width` characters; a note names them."""
         table, dropped = self, []
         while table.width > width and min(column.keep for column in table.columns) < 99:
             least = min(range(len(table.columns)), key=lambda index: table.columns[index].keep)
@@ -75,7 +74,7 @@ class Table:
                     table = table.without(index)
         if dropped:
             names = ", ".join(reversed(dropped)).rstrip(".")
-            note = f"Left out for want of room: {names}. A wider terminal shows all."
+            note = f"Hidden columns: {names}. A wider terminal shows all."
             table = replace(table, notes=(note, *table.notes))
         return table
 
@@ -83,10 +82,7 @@ class Table:
 def fill(
     title: str, columns: Iterable[Column], items: Iterable[Any], notes: Sequence[str] = (), empty: str = ""
 ) -> Table:
-    """A table with a row for each item, by the `cell` of each column; columns that show nothing of any are left out.
-
-    `empty` stands in cells that show nothing.
-    """
+    """Build a table with a row per item; columns without any content are dropped, other empty cells show `empty`."""
     items = list(items)
     shown = [(column, cells) for column in columns if any(cells := [column.cell(item) for item in items])]
     rows = zip(*([cell or empty for cell in cells] for _, cells in shown), strict=True)

@@ -1,4 +1,4 @@
-"""Settings that are refused at construction, with a message that names the setting, the value and what is allowed."""
+"""Validate settings at construction, with messages that name the setting, the value and the allowed values."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from hpc_tumor.errors import UsageError
 
 
 class Settings(BaseModel):
-    """Base of all settings: frozen, and an unknown key is an error rather than a silent default."""
+    """Base of all settings: frozen, and unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 class SettingError(ValueError):
-    """Fault that a validator of several settings finds: the dotted name of the `setting` to blame, and the rest."""
+    """Error of a validator of several settings: the dotted name of the faulty `setting`, and the message after it."""
 
-    def __init__(self, setting: str, rest: str) -> None:
-        super().__init__(f"{setting} {rest}")
+    def __init__(self, setting: str, message: str) -> None:
+        super().__init__(f"{setting} {message}")
         self.setting = setting
 
 
@@ -33,9 +33,9 @@ S = TypeVar("S", bound=Settings)
 
 
 def build(kind: type[S], values: dict[str, Any], where: str | Callable[[str], str]) -> S:
-    """`kind` made of `values`; else a UsageError that says what is wrong, where, and what is allowed.
+    """Validate `values` as `kind`. Raises UsageError with all faults.
 
-    `where` is what the values were read from, or a function from the dotted name of a setting to that.
+    `where` is the source of the values, or a function from a setting's dotted name to its source.
     """
     try:
         return kind.model_validate(values)
@@ -47,57 +47,55 @@ def build(kind: type[S], values: dict[str, Any], where: str | Callable[[str], st
         raise UsageError("; ".join(f"{source}: {'; '.join(messages)}" for source, messages in faults.items())) from None
 
 
-def own_words(error: Any) -> str:
-    """Return the message of one of pydantic's errors without what it puts before those of validators."""
+def plain_message(error: Any) -> str:
+    """Return the message of a pydantic error without its prefix."""
     return str(error["msg"]).removeprefix("Value error, ")
 
 
 def _explain(kind: type[BaseModel], error: Any) -> tuple[str, str]:
-    """The dotted name of the setting that is wrong, and what is wrong with it."""
+    """Return the dotted name of the invalid setting, and the message."""
     name = ".".join(map(str, error["loc"]))
-    message = own_words(error)
+    message = plain_message(error)
     if error["type"] == "extra_forbidden":
-        return name, unknown_setting(
-            name, [known for known in fields_of(kind) if known != "task"]
-        )  # the network's, never set
+        return name, unknown_setting(name, [known for known in fields_of(kind) if known != "task"])
     if error["type"] == "missing":
         return name, f"{name} is missing"
-    if not name:  # of several settings
+    if not name:  # a validator of several settings
         fault = error.get("ctx", {}).get("error")
         return (fault.setting if isinstance(fault, SettingError) else ""), message
     if error["type"] == "model_type":
-        return name, f"{name} = {error['input']!r} is not a section: write [{name}] with its settings below"
+        return name, f"{name} = {error['input']!r} is not a section: write [{name}] with settings below it"
     if error["type"] in ("string_type", "path_type") and isinstance(error["input"], int | float):
-        return name, f"{name} = {error['input']!r} is not text: write it in quotes"
+        return name, f"{name} = {error['input']!r} is not a string: put it in quotes"
     return name, f"{name} = {error['input']!r}: {message[0].lower()}{message[1:]}"
 
 
 def unknown_setting(name: str, known: Iterable[str]) -> str:
-    """Message on a setting that is none of those `known` by their dotted names: the nearest, else its section's."""
+    """Return the message for a setting that is not in `known`: suggests the closest name, else lists the section."""
     known = list(known)
     section, _, last = name.rpartition(".")
     sections = sorted({full.rpartition(".")[0] for full in known} - {""})
     if section in sections:
         names = {full.rpartition(".")[2]: full for full in known if full.rpartition(".")[0] == section}
-        others = f"{section} has: {_some(names)}."
+        others = f"{section} has: {_shorten(names)}."
     else:
         names = {**{full.rpartition(".")[2]: full for full in known}, **{item: item for item in sections}}
-        others = f"There are {_some([*sections, *(full for full in known if '.' not in full)])}."
+        others = f"Known: {_shorten([*sections, *(full for full in known if '.' not in full)])}."
     near = get_close_matches(last, names, n=1)
     return f"unknown setting {name!r}. " + (f"Did you mean {names[near[0]]!r}?" if near else others)
 
 
-def _some(names: Iterable[str]) -> str:
-    """As many of the names as fit a message of two lines."""
+def _shorten(names: Iterable[str]) -> str:
+    """Join as many names as fit a message of two lines."""
     text = ", ".join(names)
     return text if len(text) <= 90 else f"{text[: text.rindex(',', 0, 90)]} …"
 
 
 def parse_text(field: FieldInfo, text: str) -> Any:
-    """Read a value that was typed. The type of the setting decides, not the look of the text.
+    """Parse a value from the command line or a variable by the type of its setting.
 
-    Texts and paths stay as they are typed: a store called `1e5` is no number. Numbers, true and false and lists are
-    read as JSON where they are that, and so is `null` where a setting may be absent, and a text in quotes.
+    Texts and paths stay as typed: a store called `1e5` is not a number. Numbers, booleans, lists, quoted texts and, for
+    optional settings, `null` are parsed as JSON.
     """
     kinds = set(_kinds(field.annotation))
     try:
@@ -111,7 +109,7 @@ def parse_text(field: FieldInfo, text: str) -> Any:
 
 
 def _kinds(annotation: Any) -> Iterator[type]:
-    """The types that a value of this annotation may have."""
+    """Yield the types that the annotation allows."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         yield from _kinds(inner[0])
@@ -125,7 +123,7 @@ def _kinds(annotation: Any) -> Iterator[type]:
 
 
 def fields_of(kind: type[BaseModel]) -> dict[str, FieldInfo]:
-    """Dotted names of all settings in `kind` with their fields: `recipe.epochs`, `data.store`, `seed`."""
+    """Return all settings of `kind` by dotted name: `recipe.epochs`, `data.store`, `seed`."""
     fields: dict[str, FieldInfo] = {}
     for name, field in kind.model_fields.items():
         inner = field.annotation

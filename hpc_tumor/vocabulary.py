@@ -1,7 +1,4 @@
-"""Words of the field, each named once; and names of files, numbers of things and times as one line of text.
-
-Names come from others, and end in messages, in JSON and on terminals.
-"""
+"""Terms of the field, and formatting of names, counts and times."""
 
 from __future__ import annotations
 
@@ -10,23 +7,23 @@ from collections.abc import Sequence
 from enum import StrEnum
 
 MODALITIES = ("FLAIR", "T1", "T1ce", "T2")  # in the order of a store's channels
-LABELS = ("NCR", "ED", "ET")  # of a tumour, disjoint: what networks learn
-REGIONS = ("WT", "TC", "ET")  # of a tumour, each within the one before
-STRUCTURES = (*LABELS, "WT", "TC")  # whatever scores are of
-LABEL_NAMES = ("background", "NCR/NET", "ED", "ET")  # by their values in a store
-TUMOUR_LABELS = len(LABEL_NAMES)  # values below are background and tumour: what networks learn and scores count
-CAVITY = "resection cavity"  # value 4, in stores of an edition that labels it
-CLASSES = ("glioma", "meningioma", "notumor", "pituitary")  # of images, by their values in a store
+LABELS = ("NCR", "ED", "ET")  # disjoint tumour labels: the targets of networks
+REGIONS = ("WT", "TC", "ET")  # nested tumour regions
+STRUCTURES = (*LABELS, "WT", "TC")  # everything that is scored
+LABEL_NAMES = ("background", "NCR/NET", "ED", "ET")  # by label value in a store
+TUMOUR_LABELS = len(LABEL_NAMES)  # label values below are background and tumour, used for training and scores
+CAVITY = "resection cavity"  # label value 4, in datasets that annotate it
+CLASSES = ("glioma", "meningioma", "notumor", "pituitary")  # of images, by label value in a store
 CONFIDENCE_LEVEL = 0.95  # of intervals
 SIGNIFICANCE_LEVEL = 0.05  # of tests
 
-# Control characters (a terminal obeys them), line ends, marks that turn the direction of writing (a name would read as
-# another), and the surrogates that stand for bytes which are not UTF-8.
+# Control characters, line breaks, bidirectional marks (with which a name can pass for another), and surrogates, which
+# represent bytes that are not UTF-8.
 _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class RunStatus(StrEnum):
-    """State of a run as it writes it to status.json itself; the scheduler may know better."""
+    """State that a run writes to status.json; the scheduler may know better."""
 
     TRAINING = "training"
     EVALUATING = "evaluating"
@@ -36,38 +33,38 @@ class RunStatus(StrEnum):
 
 
 def is_plain(text: str) -> bool:
-    """Return True if `text` can be shown and stored as it is."""
+    """Return True if `text` can be shown and stored unchanged."""
     return _UNFIT.search(text) is None
 
 
 def printable(text: str) -> str:
-    r"""`text` with what is not plain as escapes: `\x1b`, `\u202e`, and `\xff` for a byte that is not UTF-8."""
+    r"""Escape unprintable characters: `\x1b`, `\u202e`, and `\xff` for a byte that is not UTF-8."""
     return _UNFIT.sub(_escape, text)
 
 
 def listed(names: Sequence[str], most: int = 3) -> str:
-    """The first few names as one line, and how many more there are."""
+    """Join the first `most` names and count the rest: `a, b, c and 4 more`."""
     rest = len(names) - most
     return ", ".join(map(printable, names[:most])) + (f" and {rest:,} more" if rest > 0 else "")
 
 
 def series(names: Sequence[str], last: str = "and") -> str:
-    """`a, b and c`, or with another `last` word."""
+    """Join names as `a, b and c`, or with another `last` word."""
     return f" {last} ".join(part for part in (", ".join(names[:-1]), *names[-1:]) if part)
 
 
 def plural(count: int, noun: str) -> str:
-    """`run`, `runs`, `processes`: the noun for so many."""
+    """Return the singular or plural of `noun`: `run`, `runs`, `processes`."""
     return noun if count == 1 else noun + ("es" if noun.endswith("s") else "s")
 
 
 def counted(count: int, noun: str) -> str:
-    """`1 run`, `3 runs`, `1,200 images`."""
+    """Format a count with its noun: `1 run`, `3 runs`, `1,200 images`."""
     return f"{count:,} {plural(count, noun)}"
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as a person says them: `8.2 s`, `4 min`, `2 h 05 min`; nothing for None."""
+    """Format seconds as `8.2 s`, `4 min` or `2 h 05 min`; "" for None."""
     if seconds is None:
         return ""
     if seconds < 99.5:
@@ -80,18 +77,18 @@ def duration(seconds: float | None) -> str:
 
 
 def hours(minutes: int, limit: int | None = None) -> str:
-    """Minutes as `2:05 h`; with the limit that is set to them, as `0:41 of 2:05 h`."""
+    """Format minutes as `2:05 h`, with a limit as `0:41 of 2:05 h`."""
     text = f"{minutes // 60}:{minutes % 60:02d}"
     return f"{text} h" if limit is None else f"{text} of {hours(limit)}"
 
 
 def slurm_time(minutes: int) -> str:
-    """Minutes as SLURM and profiles write them: `02:05:00`."""
+    """Format minutes as SLURM and profiles do: `02:05:00`."""
     return f"{minutes // 60:02d}:{minutes % 60:02d}:00"
 
 
 def parse_seconds(text: str) -> float | None:
-    """Times of SLURM's → seconds: `30` (minutes), `30:00`, `02:03.456`, `02:00:00`, `1-02`, `1-02:03:04`; else None."""
+    """Parse a SLURM time as seconds: `30` (minutes), `30:00`, `02:03.456`, `02:00:00`, `1-02`, `1-02:03:04`."""
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+)(?::(\d+))?(\.\d+)?)?", text.strip())
     if match is None:
         return None
@@ -102,7 +99,7 @@ def parse_seconds(text: str) -> float | None:
 
 
 def harmless(value: object) -> object:
-    """`value` as a cell of CSV: an apostrophe keeps a spreadsheet from running a text that begins like a formula."""
+    """Escape a CSV cell with an apostrophe if a spreadsheet would run it as a formula."""
     return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
 
 

@@ -152,7 +152,7 @@ def test_unknown_suggests_the_nearest() -> None:
         ("classification", {"recipe": {"loss": "dice-bce"}}, "is not for classification"),
         ("segmentation", {"recipe": {"epochs": 3, "warmup_epochs": 3}}, "warmup_epochs = 3 of 3 epochs"),
         ("segmentation", {"recipe": {"early_stopping": 2}, "data": {"val_fraction": 0}}, "needs a validation part"),
-        ("segmentation", {"best_by": "fnr"}, "is no score of segmentation to choose by"),
+        ("segmentation", {"best_by": "fnr"}, "cannot choose the best epoch of segmentation"),
         ("segmentation", {"best_by": "accuracy"}, "choose loss, dice, iou, precision or recall"),
         ("segmentation", {"best_by": "accuracy_WT"}, "choose loss, dice, iou, precision or recall"),
         ("classification", {"best_by": "dice"}, "choose loss, accuracy"),
@@ -170,5 +170,5 @@ def test_weights_are_typed_with_commas(typed: str) -> None:
     assert resolve(values).recipe.class_weights == (1, 2, 0.5)
     for wrong in ("foo", "1;2;3", "true"):
         values = merge(values, parse_assignments([f"class_weights={wrong}"]))
-        with pytest.raises(UsageError, match=r"^--set: recipe.class_weights = .*: write balanced, or numbers"):
+        with pytest.raises(UsageError, match=r"^--set: recipe.class_weights = .*: give balanced or comma"):
             resolve(values)

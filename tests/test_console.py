@@ -150,5 +150,5 @@ def test_watching_in_a_log_says_each_thing_once(
 
 
 def test_without_a_terminal_a_question_is_refused_with_the_option_that_answers_it() -> None:
-    with pytest.raises(UsageError, match=r"cancel 3 runs\? .* add --yes"):
+    with pytest.raises(UsageError, match=r"cancel 3 runs\? Confirm with --yes"):
         Output().confirm("cancel 3 runs?")

@@ -185,7 +185,7 @@ def test_a_run_that_is_closed_to_others_is_one_line(capsys: pytest.CaptureFixtur
             assert states[open_to_all.name].state == "failed"
             for name in (closed.name, foreign.name):
                 assert states[name].state == "unreadable"
-                assert states[name].reason == "not readable: permission denied; its owner is root"
+                assert states[name].reason == "not readable: permission denied; owned by root"
             assert states[half.name].reason == "job.json cannot be read: permission denied"
             for command in COMMANDS:
                 capsys.readouterr()
@@ -202,7 +202,7 @@ def test_a_run_that_is_closed_to_others_is_one_line(capsys: pytest.CaptureFixtur
         with somebody_else():
             (state,) = read_states([queued])
             assert (state.state, state.reason) == (
-                "unknown", "the queue of root on this machine is closed to others"
+                "unknown", "no permission to read the local queue of root"
             )  # fmt: skip
     finally:
         shutil.rmtree(folder)

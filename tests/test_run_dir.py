@@ -91,9 +91,9 @@ def test_runs_are_found_by_name_part_and_glob(tmp_path: Path) -> None:
     assert [run.name for run in find_runs(tmp_path, ["all"])] == names
     assert [run.name for run in find_runs(tmp_path, ["*unet*"])] == [names[0], names[2]]
     assert [run.name for run in find_runs(tmp_path, ["bbbbbb", names[0]])] == names[:2]
-    with pytest.raises(UsageError, match=r"no run in .* fits 'vit'"):
+    with pytest.raises(UsageError, match=r"no run in .* matches 'vit'"):
         find_runs(tmp_path, ["cnn", "vit"])
-    with pytest.raises(UsageError, match="there is no runs directory"):
+    with pytest.raises(UsageError, match="no runs folder"):
         find_runs(tmp_path / "elsewhere")
 
 
@@ -152,8 +152,8 @@ def test_a_torn_line_does_not_swallow_the_next(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("number", "exit_code", "says"),
     [
-        (errno.ENOSPC, 1, "no space is left"),
-        (errno.EDQUOT, 1, "no space is left"),
+        (errno.ENOSPC, 1, "the disk is full"),
+        (errno.EDQUOT, 1, "the disk is full"),
         (errno.EROFS, 2, "read-only"),
         (errno.EACCES, 2, "permission denied"),
     ],

@@ -76,7 +76,7 @@ def test_nothing_points_back_up() -> None:
 READ_OTHERS = {
     "cluster/slurm.py": "SLURM",
     "doctor/probe.py": "Python",
-    "training/watch/torch_words.py": "torch",
+    "training/watch/torch_errors.py": "torch",
     "validation.py": "pydantic",
 }
 SEARCHES = {

@@ -18,7 +18,7 @@ from hpc_tumor.training.checkpoints.saving import checkpoint_contents, save_last
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.loop import train_epoch
 from hpc_tumor.training.state import TrainingState
-from hpc_tumor.training.step import augmented
+from hpc_tumor.training.step import augment_batch
 from hpc_tumor.training.watch.heartbeat import Heartbeat
 
 CPU = torch.device("cpu")
@@ -118,7 +118,7 @@ def augmentation_worker(job: Job) -> Answer:
     training = _warm(experiment, job)
 
     def augment() -> None:
-        augmented(training.batch, experiment, training.state.distributed, epoch=0)
+        augment_batch(training.batch, experiment, training.state.distributed, epoch=0)
 
     def answer(_: str) -> dict[str, float]:
         batch = seconds_of(augment, CPU, job["seconds"] / 2)

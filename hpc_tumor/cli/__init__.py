@@ -1,7 +1,7 @@
-"""The command line: registers the commands, and turns errors into exit codes.
+"""Register the commands and map errors to exit codes.
 
-Each group of commands is a module: parse, call one function, show the result. They import what they need when they are
-called: `hpc-tumor --help` waits for nothing, and only the commands that convert or train load torch or zarr.
+Each group of commands is a module that parses, calls one function and shows the result. Commands import lazily, so
+that `hpc-tumor --help` is fast and only commands that convert or train load torch or zarr.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ app.add_typer(setup.clusters_app, name="clusters", rich_help_panel="Setup")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; gives its exit code: 0 done, 130 interrupted, else that of the error (see errors.py)."""
+    """Run one command and return its exit code: 0 success, 130 interrupted, else the error's (see errors.py)."""
     out.json = out.verbose = False
     prepare_streams()
     try:
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     except typer.TyperException as error:
         out.error(error.format_message())
         path = getattr(getattr(error, "ctx", None), "command_path", "hpc-tumor")
-        out.note(f"`{path} --help` shows what there is.")
+        out.note(f"See `{path} --help`.")
         return 2
     except (KeyboardInterrupt, typer.Abort):
         code = 130
@@ -67,24 +67,24 @@ def _failed(error: Exception) -> int:
         out.error(str(error))
         return error.exit_code
     if isinstance(error, OSError) and is_disk_full(error) and error.filename is None:
-        out.error("the output could not be written: no space is left where it goes.")
+        out.error("cannot write the output: no space left on the device.")
         return 1
     text = " ".join(str(error).split())
     out.error(f"{type(error).__name__}: {text}" if text else type(error).__name__)
     if not out.verbose:
-        out.note("This was not foreseen: the same command with --verbose shows where it happened.")
+        out.note("This is a bug in hpc-tumor: run the command again with --verbose for the traceback.")
     return 1
 
 
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     try:
         Path.cwd()
-    except OSError as error:  # else each command would say something of its own, such as that there are no runs
+    except OSError as error:
         raise UsageError(
-            f"the current folder is not there any more, or closed to you ({error.strerror}): cd to another one."
+            f"the current folder is gone or cannot be read ({error.strerror}): cd to another one."
         ) from None

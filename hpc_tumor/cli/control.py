@@ -1,4 +1,4 @@
-"""Actions on runs that were started: show their state, watch them, follow their logs, cancel and resume."""
+"""Act on submitted runs: show their state, watch them, follow their logs, cancel and resume them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from hpc_tumor.cli.views.runs import choose, counts, runs_table, runs_view
+from hpc_tumor.cli.views.runs import count_states, filter_runs, runs_table, runs_view
 from hpc_tumor.cluster.cancel import cancel
 from hpc_tumor.cluster.launch.existing import is_own
 from hpc_tumor.cluster.observe.logs import follow
@@ -18,12 +18,12 @@ from hpc_tumor.errors import Cause, HpcTumorError, PartialFailure, TrainingError
 from hpc_tumor.run_dir import RunDir, why_closed
 from hpc_tumor.vocabulary import counted
 
-_REASON_SECONDS = 60.0  # between two lines on why a run still waits: the estimate of its start changes all the time
-_MOST_NAMED = 5  # runs in a sentence on what was done
+_REASON_SECONDS = 60.0  # least time between two notes on a waiting run: the estimated start changes all the time
+_MAX_NAMED = 5  # runs named in the summary of an action
 
 
 def show_states(states: Sequence[RunState]) -> None:
-    """One table of all runs."""
+    """Print a table of the runs."""
     values = [state.as_dict() for state in states]
     out.result(values, show=lambda: out.table(runs_table(states, out.width)) if states else None)
 
@@ -31,9 +31,9 @@ def show_states(states: Sequence[RunState]) -> None:
 def watch_runs(
     runs: Sequence[RunDir], select: Callable[[list[RunState]], list[RunState]] = lambda states: states
 ) -> list[RunState]:
-    """The states of the runs once all have ended, shown until then. Ctrl-C ends the showing, not the runs.
+    """Show the runs until all have ended, and return their final states. Ctrl-C does not end the runs.
 
-    `select` picks those to watch, by their states at the first look.
+    `select` picks the runs to watch by their states at the start.
     """
     watch = Watch(runs)
     watch.keep([state.run for state in select(watch.look())])
@@ -44,84 +44,80 @@ def watch_runs(
     try:
         out.watch(read, LOOK_SECONDS)
     except KeyboardInterrupt:
-        out.note("The runs go on: `hpc-tumor status` shows them, `hpc-tumor cancel` ends them.")
+        out.note("The runs continue: see `hpc-tumor status`; `hpc-tumor cancel` ends them.")
         raise
     return watch.states
 
 
-def refuse_failures(states: Sequence[RunState]) -> None:
+def raise_failures(states: Sequence[RunState]) -> None:
     failed = [state for state in states if not state.state.under_way]
     if not failed:
         return
-    said = f"{failed[0].name} {failed[0].state}: {failed[0].reason or 'its logs say more'}"
+    reason = f"{failed[0].name} {failed[0].state}: {failed[0].reason or 'see its logs'}"
     if len(states) == 1:
-        raise TrainingError(said)
-    message = f"{len(failed)} of {len(states)} runs did not finish. The first: {said}"
+        raise TrainingError(reason)
+    message = f"{len(failed)} of {len(states)} runs did not finish. The first: {reason}"
     raise PartialFailure(message) if len(failed) < len(states) else TrainingError(message)
 
 
 def follow_log(run: RunDir, rank: int) -> None:
-    """Print what a rank prints, until the run has ended; where it waits, say for what."""
+    """Print the output of a rank until the run has ended, with notes on why it waits."""
     watch = Watch([run])
-    told: RunState | None = None
-    when = 0.0
+    noted: RunState | None = None
+    noted_at = 0.0
 
     def ended() -> bool:
-        nonlocal told, when
+        nonlocal noted, noted_at
         (state,) = watch.look()
         waits = state.state.open and state.state is not State.RUNNING
-        another = told is None or state.state != told.state
-        late = told is not None and state.reason != told.reason and time.monotonic() - when > _REASON_SECONDS
-        if (waits and (another or late)) or (told is not None and another and state.state.open):
-            told, when = state, time.monotonic()
-            out.note(_in_a_line(state) + ("; its output follows once it begins" if waits else ""))
+        changed = noted is None or state.state != noted.state
+        due = noted is not None and state.reason != noted.reason and time.monotonic() - noted_at > _REASON_SECONDS
+        if (waits and (changed or due)) or (noted is not None and changed and state.state.open):
+            noted, noted_at = state, time.monotonic()
+            out.note(_describe(state) + ("; its output follows once it starts" if waits else ""))
         return not state.state.open
 
     try:
         for text in follow(run, rank, ended=ended):
             out.text(text, end="")
     except KeyboardInterrupt:
-        out.note(f"\n{run.name} goes on.")
+        out.note(f"\n{run.name} continues.")
         raise
-    out.note(_in_a_line(watch.states[0]))
+    out.note(_describe(watch.states[0]))
 
 
-def _in_a_line(state: RunState) -> str:
+def _describe(state: RunState) -> str:
     return f"{state.name} {state.state}" + (f": {state.reason}" if state.reason else "")
 
 
-def cancel_runs(runs: Sequence[RunDir], yes: bool, wanted: str | None = None) -> None:
-    """End those of the runs, in one of the `wanted` states, that are queued or running. Asks before, unless `yes`."""
-    states = choose(read_states(runs), wanted)
-    chosen = states if len(runs) == 1 else [state for state in states if state.cancellable]
-    if agreed("cancel", [state.run for state in chosen], yes or not all(state.cancellable for state in chosen)):
-        errors: dict[str, HpcTumorError] = dict(cancel(*chosen))
-        others = counts([state for state in states if state not in chosen])
+def cancel_runs(runs: Sequence[RunDir], yes: bool, state_names: str | None = None) -> None:
+    """Cancel the queued and running runs, if given only those in `state_names`. Asks first unless `yes`."""
+    states = filter_runs(read_states(runs), state_names)
+    selected = states if len(runs) == 1 else [state for state in states if state.cancellable]
+    if confirmed("cancel", [state.run for state in selected], yes or not all(state.cancellable for state in selected)):
+        errors: dict[str, HpcTumorError] = dict(cancel(*selected))
+        others = count_states([state for state in states if state not in selected])
         rest = f"; left alone: {others}" if others else ""
-        _show_done("cancelled", [state.name for state in chosen], errors, f"hpc-tumor resume goes on later{rest}")
+        _show_done("cancelled", [state.name for state in selected], errors, f"hpc-tumor resume continues later{rest}")
 
 
-def resume_runs(runs: Sequence[RunDir], yes: bool, gpus: int | None = None, wanted: str | None = None) -> None:
-    """Start those of the runs, in one of the `wanted` states, again that ended without a result; many as arrays.
-
-    Asks before, unless `yes`.
-    """
-    from hpc_tumor.cluster.launch.private import submitting
+def resume_runs(runs: Sequence[RunDir], yes: bool, gpus: int | None = None, state_names: str | None = None) -> None:
+    """Resume the runs that ended without a result, if given only those in `state_names`. Asks first unless `yes`."""
+    from hpc_tumor.cluster.launch.private import submission_lock
     from hpc_tumor.cluster.launch.submit import resume_all, resume_run
 
-    states = choose(read_states(runs), wanted)
+    states = filter_runs(read_states(runs), state_names)
     ended = {state.name for state in states if state.state.ended and not state.ending}
-    chosen = [state.run for state in states if len(runs) == 1 or state.name in ended]
-    if not agreed("resume", chosen, yes):
+    selected = [state.run for state in states if len(runs) == 1 or state.name in ended]
+    if not confirmed("resume", selected, yes):
         return
-    # Nobody removes meanwhile the code that they are about to need; what is not theirs is refused below.
-    own = next((run for run in chosen if is_own(run)), None)
-    with contextlib.nullcontext() if own is None else submitting(own.path.parent):
-        # What is known to fail is not left to wait in the queue before it does; of others, and of those that go on,
-        # what refuses them below says more.
-        errors = _unusable([run for run in chosen if run.name in ended and is_own(run)])
-        usable = [run for run in chosen if run.name not in errors]
-        if len(chosen) == 1 or gpus is not None:
+    own = next((run for run in selected if is_own(run)), None)
+    # The lock keeps `clean` from removing the code that the runs need; runs of other users are refused below.
+    with contextlib.nullcontext() if own is None else submission_lock(own.path.parent):
+        # Refuse before queueing; active runs and those of others get more specific errors below.
+        errors = _find_unusable([run for run in selected if run.name in ended and is_own(run)])
+        usable = [run for run in selected if run.name not in errors]
+        if len(selected) == 1 or gpus is not None:
             for run in usable:
                 try:
                     resume_run(run, gpus)
@@ -129,11 +125,11 @@ def resume_runs(runs: Sequence[RunDir], yes: bool, gpus: int | None = None, want
                     errors[run.name] = error
         elif usable:
             errors |= resume_all(usable)
-    _show_done("resumed", [run.name for run in chosen], errors, "hpc-tumor status shows how they go")
+    _show_done("resumed", [run.name for run in selected], errors, "see hpc-tumor status")
 
 
-def _unusable(runs: Sequence[RunDir]) -> dict[str, HpcTumorError]:
-    """Errors, by the names of the runs, of those that could not train as they are: their settings, store or split."""
+def _find_unusable(runs: Sequence[RunDir]) -> dict[str, HpcTumorError]:
+    """Return errors in the settings, store or split of the runs, by run name."""
     from hpc_tumor.cluster.launch.existing import refuse_changed_settings
     from hpc_tumor.experiments.request import Stores, check_experiment
 
@@ -150,43 +146,38 @@ def _unusable(runs: Sequence[RunDir]) -> dict[str, HpcTumorError]:
 def print_logs(
     runs: Sequence[RunDir], rank: int, start: int | None, errors: bool, launcher: bool, tail: int | None
 ) -> None:
-    """Print the output of the runs, one after another where there are several."""
+    """Print the output of each run."""
     from hpc_tumor.cluster.observe.logs import launcher_text, log_text
 
-    known = read_states(runs) if errors else []
     reasons = {
         state.run.path: state.reason if state.state.failed and state.cause is not Cause.UNSAID else None
-        for state in known
+        for state in (read_states(runs) if errors else ())
     }
-    said = {}
+    texts = {}
     for run in runs:
         if launcher:
-            said[run.name] = launcher_text(run)
+            texts[run.name] = launcher_text(run)
         elif errors:
-            said[run.name] = log_text(run, errors=True, start=start, reason=reasons[run.path])
+            texts[run.name] = log_text(run, errors=True, start=start, reason=reasons[run.path])
         else:
-            said[run.name] = log_text(run, rank=rank, start=start)
-    what = "output of the launcher" if launcher else "errors" if errors else f"output of rank {rank}"
-    closed = {run.name: why for run in runs if (why := why_closed(run.path) or why_closed(run.logs))}
-    for name, why in closed.items():
+            texts[run.name] = log_text(run, rank=rank, start=start)
+    kind = "output of the launcher" if launcher else "errors" if errors else f"output of rank {rank}"
+    unreadable = {run.name: why for run in runs if (why := why_closed(run.path) or why_closed(run.logs))}
+    for name, why in unreadable.items():
         out.warning(f"the logs of {name} cannot be read: {why}")
-    silent = [name for name, text in said.items() if not text and name not in closed]
-    for number, name in enumerate(name for name in said if said[name]):
+    empty = [name for name, text in texts.items() if not text and name not in unreadable]
+    for number, name in enumerate(name for name in texts if texts[name]):
         if len(runs) > 1:
             out.text(f"{chr(10) if number else ''}=== {name}")
-        lines = said[name].rstrip("\n").split("\n")
+        lines = texts[name].rstrip("\n").split("\n")
         out.text("\n".join(lines[-tail:] if tail else lines))
-    if silent:
-        who = silent[0] if len(silent) == 1 else f"{len(silent)} of {len(runs)} runs"
-        out.note(f"{who}: no {what} so far")
+    if empty:
+        names = empty[0] if len(empty) == 1 else f"{len(empty)} of {len(runs)} runs"
+        out.note(f"{names}: no {kind} so far")
 
 
-def agreed(verb: str, runs: Sequence[RunDir], yes: bool) -> bool:
-    """Return True where there is something to do and the user agrees, who is asked unless `yes`.
-
-    Raises:
-        UsageError: there is nobody to ask.
-    """
+def confirmed(verb: str, runs: Sequence[RunDir], yes: bool) -> bool:
+    """Return True if there are runs and, unless `yes`, the user confirms. Raises UsageError without a terminal."""
     if not runs:
         out.note(f"nothing to {verb}")
         return False
@@ -196,20 +187,17 @@ def agreed(verb: str, runs: Sequence[RunDir], yes: bool) -> bool:
     return False
 
 
-def _show_done(done: str, names: Sequence[str], errors: Mapping[str, HpcTumorError], next_: str) -> None:
-    """Say in a sentence what was done, and to which runs it could not be done: one that failed kept no other from it.
-
-    Raises the error of a single run, or a PartialFailure.
-    """
+def _show_done(action: str, names: Sequence[str], errors: Mapping[str, HpcTumorError], advice: str) -> None:
+    """Report the outcome of an `action` (a past participle). Raises the error of a single run, or PartialFailure."""
     if len(names) == 1 and errors:
         raise next(iter(errors.values()))
-    good = [name for name in names if name not in errors]
-    values = {done: good, "failed": {name: str(error) for name, error in errors.items()}}
-    which = good[0] if len(good) == 1 else counted(len(good), "run")
-    if 1 < len(good) <= _MOST_NAMED:
-        which += f" ({', '.join(good)})"
-    sentence = f"{which} {'was' if len(good) == 1 else 'were'} {done}: {next_}."
-    out.result(values, show=lambda: out.text(sentence) if good else None)
+    done = [name for name in names if name not in errors]
+    values = {action: done, "failed": {name: str(error) for name, error in errors.items()}}
+    subject = done[0] if len(done) == 1 else counted(len(done), "run")
+    if 1 < len(done) <= _MAX_NAMED:
+        subject += f" ({', '.join(done)})"
+    sentence = f"{subject} {'was' if len(done) == 1 else 'were'} {action}: {advice}."
+    out.result(values, show=lambda: out.text(sentence) if done else None)
     if errors:
         first, why = next(iter(errors.items()))
-        raise PartialFailure(f"{len(errors)} of {len(names)} runs could not be {done}. The first, {first}: {why}")
+        raise PartialFailure(f"{len(errors)} of {len(names)} runs could not be {action}. The first, {first}: {why}")

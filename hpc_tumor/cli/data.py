@@ -1,4 +1,4 @@
-"""Commands about data: convert raw datasets, split them, make some up, look for what misleads."""
+"""Commands on data: prepare-data, split, phantom and audit."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Annotated
 
 from hpc_tumor.cli.options import (
-    WHERE,
     Account,
+    Cluster,
+    Edition,
     Json,
+    Memory,
+    Overwrite,
     Partition,
     SplitSettings,
     StoreToRead,
     Verbose,
+    Walltime,
     argument,
-    complete_clusters,
-    complete_editions,
     flag,
     option,
 )
@@ -26,37 +28,13 @@ from hpc_tumor.errors import UsageError
 from hpc_tumor.vocabulary import plural
 
 Source = Annotated[Path, argument("SOURCE", "Folder with the raw scans.")]
-StoreToWrite = Annotated[Path, argument("STORE", "Zarr store to make, or to bring up to date.")]
-Dataset = Annotated[
-    str, option("--dataset", value="KIND", text="auto, brats, brats-h5 or brain-mri; auto detects which it is.")
-]
-Edition = Annotated[
-    str | None,
-    option(
-        "--labels", value="EDITION", autocompletion=complete_editions,
-        text="Edition whose label numbers segmentations have, where the names of their cases do not tell it:"
-        " brats-2023, msd …",
-    ),
-]  # fmt: skip
+StoreToWrite = Annotated[Path, argument("STORE", "Zarr store to create or update.")]
+Dataset = Annotated[str, option("--dataset", value="KIND", text="Dataset: auto, brats, brats-h5 or brain-mri.")]
 Workers = Annotated[
-    int | None, option("--workers", value="N", text="Processes, one per CPU; with --cluster: tasks of the array.")
+    int | None, option("--workers", value="N", text="Processes, or array tasks with --cluster; default: one per CPU.")
 ]
-Anew = Annotated[bool, flag("--overwrite", text="Convert everything anew, whatever the store holds.")]
 Strict = Annotated[bool, flag("--strict", text="Stop at the first case that cannot be read.")]
-Prune = Annotated[bool, flag("--prune", text="Remove vanished cases, even most of the store's.")]
-ConvertOn = Annotated[
-    str | None,
-    option(
-        "--cluster", value="PROFILE", autocompletion=complete_clusters, panel=WHERE,
-        text="Convert in a SLURM array there, and wait for it. Without: on this machine.",
-    ),
-]  # fmt: skip
-TaskTime = Annotated[
-    str | None, option("--time", "--walltime", value="TIME", panel=WHERE, text="Time limit of a task: 30m or 2h.")
-]
-TaskMemory = Annotated[
-    float | None, option("--memory", value="GB", panel=WHERE, text="Main memory of a task; else 1 GB for each CPU.")
-]
+Prune = Annotated[bool, flag("--prune", text="Remove cases missing from the source, even if they are most.")]
 
 
 def prepare_data(
@@ -65,18 +43,22 @@ def prepare_data(
     dataset: Dataset = "auto",
     labels: Edition = None,
     workers: Workers = None,
-    overwrite: Anew = False,
+    overwrite: Overwrite = False,
     strict: Strict = False,
     prune: Prune = False,
-    cluster: ConvertOn = None,
+    cluster: Cluster = None,
     account: Account = None,
     partition: Partition = None,
-    walltime: TaskTime = None,
-    memory_gb: TaskMemory = None,
+    walltime: Walltime = None,
+    memory_gb: Memory = None,
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Convert raw scans to a Zarr store. Cases that are there and have not changed are kept.
+    """Convert raw scans to a Zarr store. Only new and changed cases are converted.
+
+    With --cluster, a SLURM array converts the cases, by default with 1 GB per CPU, and the command waits for it.
+
+    --labels sets the label numbers of segmentations whose case names do not tell their edition.
 
     Examples:
 
@@ -84,7 +66,7 @@ def prepare_data(
 
     hpc-tumor prepare-data raw scratch/brats.zarr --cluster orfeo-gpu --account NAME
     """
-    from hpc_tumor.cli.views.conversion import refused_cases, source_lines, summary_lines
+    from hpc_tumor.cli.views.conversion import failed_cases_error, source_lines, summary_lines
     from hpc_tumor.cluster.convert.command import conversion_on
     from hpc_tumor.data.convert.prepare import prepare_dataset
     from hpc_tumor.data.raw.sources import inspect_source
@@ -106,7 +88,7 @@ def prepare_data(
         out.warning(note)
     out.result(asdict(summary), show=lambda: out.pairs(summary_lines(summary)))
     if summary.failed:
-        raise refused_cases(summary)
+        raise failed_cases_error(summary)
     model = "cnn" if summary.dataset == "brain-mri" else "unet"
     out.hints(
         "Next:", [(f"hpc-tumor submit --model {model} --data {shlex.quote(str(store))}", "train a network on it")]
@@ -116,13 +98,11 @@ def prepare_data(
 def split(
     store: StoreToRead,
     settings: SplitSettings = None,
-    output: Annotated[
-        Path | None, option("--output", "-o", value="FILE", text="JSON file to keep the split in.")
-    ] = None,
+    output: Annotated[Path | None, option("--output", "-o", value="FILE", text="JSON file to write.")] = None,
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Show what trains, validates and tests, and keep it in a file for --set split_file=FILE.
+    """Show the train, validation and test parts of a split; --output writes them for --set split_file=FILE.
 
     Examples:
 
@@ -138,13 +118,13 @@ def split(
     from hpc_tumor.system.atomic import folder_to_write
 
     if output is not None and output.suffix != ".json":
-        raise UsageError(f"--output {output}: a split is kept as JSON, so name a file that ends in .json.")
+        raise UsageError(f"--output {output}: splits are written as JSON; name a file that ends in .json.")
     opened = Store.open(store)
-    found = split_of(experiment_for(opened, settings or []), opened)
+    parts = split_of(experiment_for(opened, settings or []), opened)
     if output is not None:
         with folder_to_write(output.parent, "the split"):
-            write_split(output, found, opened)
-    out.result(split_summary(found, opened), show=lambda: out.table(split_table(found, opened)))
+            write_split(output, parts, opened)
+    out.result(split_summary(parts, opened), show=lambda: out.table(split_table(parts, opened)))
     if output is not None:
         model = "cnn" if opened.task == "classification" else "unet"
         command = ["hpc-tumor", "submit", "--model", model, "--data", str(store), "--set", f"split_file={output}"]
@@ -153,16 +133,16 @@ def split(
 
 def phantom(
     directory: Annotated[Path, argument("DIR", "New folder to write to.")],
-    dataset: Annotated[str, option("--dataset", value="KIND", text="brats or brain-mri: whose raw layout to write.")],
-    cases: Annotated[int, option("--cases", min=1, value="N", text="Patients, or images.")],
-    seed: Annotated[int, option("--seed", min=0, value="N", text="The same seed gives the same data.")] = 0,
+    dataset: Annotated[str, option("--dataset", value="KIND", text="Dataset to imitate: brats or brain-mri.")],
+    cases: Annotated[int, option("--cases", min=1, value="N", text="Number of patients or images.")],
+    seed: Annotated[int, option("--seed", min=0, value="N", text="Random seed.")] = 0,
     shape: Annotated[
-        str | None, option("--shape", value="X,Y,Z", text="Voxels of a brats patient; 240,240,155.")
+        str | None, option("--shape", value="X,Y,Z", text="Voxels of a brats patient; default: 240,240,155.")
     ] = None,
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Make up a raw dataset, to try everything on.
+    """Generate a synthetic raw dataset for testing.
 
     Example: hpc-tumor phantom scratch/raw --dataset brats --cases 8 --seed 1
     """
@@ -171,13 +151,13 @@ def phantom(
     try:
         voxels = tuple(int(n) for n in shape.split(",")) if shape else None
     except ValueError:
-        raise UsageError(f"--shape {shape!r} is not a shape: write it as 240,240,155.") from None
+        raise UsageError(f"--shape {shape!r}: write three numbers of voxels, such as 240,240,155.") from None
     unit = plural(cases, "patient" if dataset == "brats" else "image")
-    with out.progress("making up", unit) as progress:
+    with out.progress("generating", unit) as progress:
         written = make_phantom(directory, dataset, cases, seed, shape=voxels, progress=progress)
     out.result(
         {"directory": directory, "dataset": dataset, "cases": len(written), "seed": seed},
-        show=lambda: out.text(f"{directory}: {len(written):,} made-up {unit} in the layout of {dataset}"),
+        show=lambda: out.text(f"{directory}: {len(written):,} synthetic {unit} in the layout of {dataset}"),
     )
     out.hints(
         "Next:",
@@ -191,42 +171,40 @@ def audit(
         str | None, option("--split", value="KIND", text="Split in use: by-patient, deduplicated or published.")
     ] = None,
     settings: SplitSettings = None,
-    output: Annotated[
-        Path | None, option("--output", "-o", value="FILE", text="Page with pictures to write, as HTML.")
-    ] = None,
+    output: Annotated[Path | None, option("--output", "-o", value="FILE", text="HTML file to write.")] = None,
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Look a dataset over: what it holds, what is in it twice, and what each split lets through.
+    """Check a dataset: contents, duplicates, and leakage of each split.
 
-    Ends with exit code 3 where the split in use leaks.
+    Exits with code 3 if the split in use leaks.
 
     Example: hpc-tumor audit brain-mri.zarr --split published --output audit.html
     """
-    from hpc_tumor.cli.views.audit import audit_tables, pairs, refusal, split_in_use
+    from hpc_tumor.cli.views.audit import audit_tables, leak_error, selected_experiment, summary_lines
     from hpc_tumor.data.audit.audit import audit_store
     from hpc_tumor.data.audit.page import check_page, write_page
     from hpc_tumor.data.audit.text import as_json
     from hpc_tumor.data.store.store import Store
 
     opened = Store.open(store)
-    experiment = split_in_use(opened, split, settings or [])
+    experiment = selected_experiment(opened, split, settings or [])
     if output:
         check_page(output, store)
-    with out.progress("looking over", "images" if opened.task == "classification" else "splits") as progress:
-        found = audit_store(opened, experiment, progress)
+    with out.progress("auditing", "images" if opened.task == "classification" else "splits") as progress:
+        report = audit_store(opened, experiment, progress)
 
     def show() -> None:
-        out.pairs(pairs(found))
+        out.pairs(summary_lines(report))
         out.text()
-        out.tables(audit_tables(found))
+        out.tables(audit_tables(report))
 
-    out.result(as_json(found), show=show)
+    out.result(as_json(report), show=show)
     if output:
-        write_page(found, opened, output)
+        write_page(report, opened, output)
         out.note(f"\nwritten: {output}")
     else:
         command = shlex.join(["hpc-tumor", "audit", str(store), "--output", "audit.html"])
-        out.hints("Next:", [(command, "the same with pictures")])
-    if error := refusal(found):
+        out.hints("Next:", [(command, "the same as a page with images")])
+    if error := leak_error(report):
         raise error

@@ -1,4 +1,4 @@
-"""From plans to runs that go: submit, wait, run again; and debugging in the foreground."""
+"""Start runs: submit planned runs, wait for them, rerun old ones, or debug one in the foreground."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from hpc_tumor.cli.control import agreed, refuse_failures, show_states, watch_runs
-from hpc_tumor.cli.planning import Planned, fit
-from hpc_tumor.cli.views.runs import counts, submissions_table
+from hpc_tumor.cli.control import confirmed, raise_failures, show_states, watch_runs
+from hpc_tumor.cli.planning import LaunchPlan, fit_runs
+from hpc_tumor.cli.views.runs import count_states, submissions_table
 from hpc_tumor.cluster.describe.profiles import LOCAL
-from hpc_tumor.cluster.launch.existing import find_same, submitted_as
-from hpc_tumor.cluster.launch.private import submitting
+from hpc_tumor.cluster.launch.existing import find_existing, read_submission
+from hpc_tumor.cluster.launch.private import submission_lock
 from hpc_tumor.cluster.launch.submit import (
-    Wanted,
+    PlannedRun,
     array_script,
     check_runs,
-    grouped,
+    group_runs,
     job_script,
     submit_all,
 )  # fmt: skip
@@ -37,220 +37,221 @@ from hpc_tumor.run_dir import RunDir
 from hpc_tumor.system import atomic
 from hpc_tumor.vocabulary import counted
 
-MOST_NAMED = 7  # runs of an array, in its plan
+MAX_NAMED = 7  # runs of an array named by --dry-run
 
 
 def show_scripts(
-    planned: Planned, profile: ClusterProfile, runs: Path, *, again: bool = False, at_once: int = 0
+    planned: LaunchPlan, profile: ClusterProfile, runs: Path, *, again: bool = False, at_once: int = 0
 ) -> None:
-    """Plan and script of each job, an array for runs of one plan; nothing is submitted, and nothing written.
+    """Show the plan and script of each job without submitting or writing anything; needs no SLURM.
 
-    Refuses what `submit` refuses, but for a machine without SLURM.
+    Raises the errors of `submit`.
     """
     check_runs(runs, profile)
-    wanted = _to_submit(planned, profile, runs, again)
-    groups = grouped(wanted, profile, planned.most_tasks)
-    shown = [
+    to_submit = _select_new(planned, profile, runs, again)
+    groups = group_runs(to_submit, profile, planned.max_array_tasks)
+    jobs = [
         {"runs": [{"model": item.experiment.model.name, "seed": item.experiment.seed} for item in group],
          "plan": group[0].plan.as_dict(),
-         "script": _single(group[0], profile, runs) if len(group) == 1
+         "script": _single_script(group[0], profile, runs) if len(group) == 1
          else array_script(len(group), profile, group[0].plan, runs, at_once)}
         for group in groups
     ]  # fmt: skip
 
     def show() -> None:
-        for group, item in zip(groups, shown, strict=True):
-            what = "; ".join(f"{run.experiment.model.name}, seed {run.experiment.seed}" for run in group[:MOST_NAMED])
-            more = f" and {len(group) - MOST_NAMED} more" if len(group) > MOST_NAMED else ""
+        for group, job in zip(groups, jobs, strict=True):
+            names = "; ".join(f"{run.experiment.model.name}, seed {run.experiment.seed}" for run in group[:MAX_NAMED])
+            more = f" and {len(group) - MAX_NAMED} more" if len(group) > MAX_NAMED else ""
             array = f"an array of {len(group)} runs: " if len(group) > 1 else ""
-            out.note(f"{array}{what}{more}, {'each ' if array else ''}on {group[0].plan.describe()}")
-            out.text(str(item["script"]).rstrip())
+            out.note(f"{array}{names}{more}, {'each ' if array else ''}on {group[0].plan.describe()}")
+            out.text(str(job["script"]).rstrip())
 
-    out.result(shown, show=show)
-    out.note(f"Nothing was submitted: dry run of {counted(len(wanted), 'run')}.")
+    out.result(jobs, show=show)
+    out.note(f"Nothing was submitted: dry run of {counted(len(to_submit), 'run')}.")
 
 
-def _single(item: Wanted, profile: ClusterProfile, runs: Path) -> str:
+def _single_script(item: PlannedRun, profile: ClusterProfile, runs: Path) -> str:
     return job_script(item.experiment, profile, item.plan, runs, item.run.name if item.run is not None else None)
 
 
 def submit(
-    planned: Planned, profile: ClusterProfile, runs: Path, *, wait: bool = False, again: bool = False, at_once: int = 0
+    planned: LaunchPlan,
+    profile: ClusterProfile,
+    runs: Path,
+    *,
+    wait: bool = False,
+    again: bool = False,
+    at_once: int = 0,
 ) -> None:
-    """Submit what is not there yet, show what was submitted and what to type next; or stay until the runs have ended.
+    """Submit the planned runs that do not exist yet, and show them; with `wait`, return once all have ended.
 
-    Runs with the very same settings and data that are under way or finished are left out. Of many, those that ended
-    without a result go on in their own directories; a single one begins anew, which is said. `again` starts all anew.
+    Runs with the same settings and data that are under way or finished are skipped. Of several planned runs, those
+    that ended without a result are resumed in place; a single one starts anew, with a note. `again` starts all anew.
 
     Raises:
-        UsageError: the one run that is asked for is there already.
-        ClusterError: SLURM is not there, or refused the first run.
-        PartialFailure: some were submitted before one was refused; or, having waited, some failed.
-        TrainingError: having waited, all failed.
+        UsageError: the only planned run exists already.
+        ClusterError: SLURM is missing, or refused the first job.
+        PartialFailure: SLURM refused a later job; or some runs failed while waiting.
+        TrainingError: all runs failed while waiting.
     """
     check_runs(runs, profile)
-    with submitting(runs) as alone:
-        if not alone and profile.name != LOCAL:  # where it is refused, for runs there wait for each other by locks
-            out.warning(f"the file system of {runs} has no locks: submit there with one command at a time")
-        wanted = _to_submit(planned, profile, runs, again)
-        if not wanted:
+    with submission_lock(runs) as exclusive:
+        if not exclusive and profile.name != LOCAL:  # local runs need the locks, and are refused later
+            out.warning(f"the file system of {runs} has no file locks: run only one submit command there at a time")
+        to_submit = _select_new(planned, profile, runs, again)
+        if not to_submit:
             out.result([], show=lambda: None)
             return
-        submitted = submit_all(wanted, profile, runs, at_once=at_once, most_tasks=planned.most_tasks)
-    if submitted.interrupted is not None:
-        if submitted.done:
-            count = counted(len(submitted.done), "run")
-            out.note(f"{count} submitted before: hpc-tumor status shows them, cancel ends them")
-        raise submitted.interrupted
-    done, refused = submitted.done, submitted.refused
-    if refused is not None and not done:
-        raise refused
+        result = submit_all(to_submit, profile, runs, at_once=at_once, max_array_tasks=planned.max_array_tasks)
+    started, error = result.started, result.error
+    if result.interrupted is not None:
+        if started:
+            out.note(f"{counted(len(started), 'run')} already submitted: see hpc-tumor status, or hpc-tumor cancel")
+        raise result.interrupted
+    if error is not None and not started:
+        raise error
     values = [
         {"run": item.run.name, "path": item.run.path, "cluster": item.cluster, "job_id": item.job_id,
          "plan": item.plan.as_dict()}
-        for item in done
+        for item in started
     ]  # fmt: skip
-    if wait and refused is None:
-        out.note(f"{counted(len(done), 'run')} submitted to {runs}; Ctrl-C leaves them going.")
-        show_states(states := watch_runs([item.run for item in done]))
-        refuse_failures(states)
+    if wait and error is None:
+        out.note(f"{counted(len(started), 'run')} submitted to {runs}; Ctrl-C stops watching, not the runs.")
+        show_states(states := watch_runs([item.run for item in started]))
+        raise_failures(states)
         return
-    out.result(values, show=lambda: out.table(submissions_table(done)))
-    if refused is not None:
-        raise PartialFailure(f"{len(done)} of {len(wanted)} runs were submitted, then: {refused}") from refused
-    _show_next(done[0].run.name if len(done) == 1 else None, runs)
+    out.result(values, show=lambda: out.table(submissions_table(started)))
+    if error is not None:
+        raise PartialFailure(f"{len(started)} of {len(to_submit)} runs were submitted, then: {error}") from error
+    _show_next(started[0].run.name if len(started) == 1 else None, runs)
 
 
-def _to_submit(planned: Planned, profile: ClusterProfile, runs: Path, again: bool) -> list[Wanted]:
-    """Those of the runs that are to be submitted now: they are not there yet, and there is room for them.
+def _select_new(planned: LaunchPlan, profile: ClusterProfile, runs: Path, again: bool) -> list[PlannedRun]:
+    """Return the planned runs to submit now: those that do not exist yet and fit the user's queue limit.
 
     Raises:
-        UsageError: the one run that is asked for is there already.
-        ClusterError: this user may have no more in the queue.
+        UsageError: the only planned run exists already.
+        ClusterError: the user's queue limit is reached.
     """
-    wanted = planned.wanted if again else _missing(planned.wanted, runs)
-    if not wanted:
-        out.note("nothing is missing: hpc-tumor status shows the runs")
+    to_submit = planned.runs if again else _drop_existing(planned.runs, runs)
+    if not to_submit:
+        out.note("all runs exist already: see hpc-tumor status")
         return []
-    wanted, later = _that_fit(wanted, profile)
+    to_submit, later = _limit_to_queue(to_submit, profile)
     if later:
         out.note(
-            f"{counted(later, 'run')} not submitted, for {profile.name} lets one user queue"
-            f" {profile.limits.queued_jobs} jobs: the same command submits what is missing, once there is room"
+            f"{counted(later, 'run')} not submitted: {profile.name} allows {profile.limits.queued_jobs} queued jobs per"
+            " user; run the same command again once some have ended"
         )
-    return wanted
+    return to_submit
 
 
-def _missing(wanted: Sequence[Wanted], runs: Path) -> list[Wanted]:
-    """Those of the runs that are neither under way nor finished."""
-    same = find_same([item.experiment for item in wanted], runs)
-    if len(wanted) == 1:
-        return [] if _refuse_second(same[0]) else list(wanted)
-    there = Counter(state.state for state in same if state is not None and state.state.under_way)
-    if there:
-        said = ", ".join(f"{count} {state}" for state, count in there.items())
-        out.note(f"{there.total()} of {len(wanted)} runs are there already ({said}); --again starts them once more")
-    again = [state for state in same if state is not None and not state.state.under_way]
-    if again:
-        out.note(f"{counted(len(again), 'run')} that ended without a result will go on from the last checkpoint")
+def _drop_existing(planned: Sequence[PlannedRun], runs: Path) -> list[PlannedRun]:
+    """Drop planned runs that are under way or finished; those that ended without a result are to be resumed."""
+    existing = find_existing([item.experiment for item in planned], runs)
+    if len(planned) == 1:
+        _refuse_duplicate(existing[0])
+        return list(planned)
+    under_way = Counter(state.state for state in existing if state is not None and state.state.under_way)
+    if under_way:
+        counts = ", ".join(f"{count} {state}" for state, count in under_way.items())
+        out.note(f"{under_way.total()} of {len(planned)} runs exist already ({counts}); --again starts them anew")
+    ended = [state for state in existing if state is not None and not state.state.under_way]
+    if ended:
+        out.note(f"{counted(len(ended), 'run')} that ended without a result will resume from the last checkpoint")
     return [
         item if state is None else replace(item, run=state.run)
-        for item, state in zip(wanted, same, strict=True)
+        for item, state in zip(planned, existing, strict=True)
         if state is None or not state.state.under_way
     ]
 
 
-def _refuse_second(state: RunState | None) -> bool:
+def _refuse_duplicate(state: RunState | None) -> None:
     if state is None:
-        return False
+        return
     if state.state.under_way:
-        what = "has finished" if state.state is State.FINISHED else f"is {state.state}"
+        status = "has finished" if state.state is State.FINISHED else f"is {state.state}"
         raise UsageError(
-            f"{state.name} has the very same settings and data, and {what}: add --again to train once more, or give"
-            " another --seed."
+            f"{state.name} has the same settings and data and {status}: add --again to train anyway, or choose another"
+            " --seed."
         )
-    out.note(f"{state.name} has the same settings and is {state.state}: hpc-tumor resume would go on from there")
-    return False
+    out.note(f"{state.name} has the same settings and is {state.state}: hpc-tumor resume would continue it")
 
 
-def _that_fit(wanted: list[Wanted], profile: ClusterProfile) -> tuple[list[Wanted], int]:
-    """As many of the runs as this user may have in the queue, and how many are left for later."""
-    most, running = profile.limits.queued_jobs, profile.limits.running_jobs
+def _limit_to_queue(planned: list[PlannedRun], profile: ClusterProfile) -> tuple[list[PlannedRun], int]:
+    """Return as many runs as the user may still queue, and the number left for later."""
+    queue_limit, running_limit = profile.limits.queued_jobs, profile.limits.running_jobs
     if profile.name == LOCAL:
-        return wanted, 0
-    if most is not None:
-        room = most - (count_own_jobs() or 0)
-        fitting = room // wanted[0].plan.links
+        return planned, 0
+    later = 0
+    if queue_limit is not None:
+        room = queue_limit - (count_own_jobs() or 0)
+        fitting = room // planned[0].plan.links
         if fitting < 1:
             raise ClusterError(
-                f"{profile.name} lets one user queue {most} jobs, and {counted(max(room, 0), 'place')} of them"
-                f" {'is' if room == 1 else 'are'} free: wait until some have ended, or cancel some."
+                f"{profile.name} allows {queue_limit} queued jobs per user, and {max(room, 0)} more can be queued: wait"
+                " until some have ended, or cancel some."
             )
-        wanted, later = wanted[:fitting], max(0, len(wanted) - fitting)
-    else:
-        later = 0
-    if running is not None and len(wanted) > running:
-        out.note(f"{profile.name} runs {counted(running, 'job')} of one user at once: the others wait for their turn")
-    return wanted, later
+        planned, later = planned[:fitting], max(0, len(planned) - fitting)
+    if running_limit is not None and len(planned) > running_limit:
+        out.note(f"{profile.name} runs {counted(running_limit, 'job')} per user at once: the others wait in the queue")
+    return planned, later
 
 
 def rerun(runs: Sequence[RunDir], yes: bool) -> None:
-    """Train the runs again from the beginning, with the same settings and requests, as new runs beside them.
-
-    Asks before, unless `yes`.
+    """Train runs again from the beginning, as new runs with the same settings and plan. Asks first unless `yes`.
 
     Raises:
         UsageError: a run was never submitted, or its settings cannot be read.
-        DataError: its store is gone, or fits it no more.
-        ClusterError: SLURM is not there, or refuses.
+        DataError: its store is gone or no longer fits.
+        ClusterError: SLURM is missing, or refuses.
     """
-    if not agreed("rerun", runs, yes):
+    if not confirmed("rerun", runs, yes):
         return
-    left_out = [state for state in read_states(runs) if state.state.open or state.state is State.UNREADABLE]
-    if left_out and len(left_out) == len(runs):
-        state = left_out[0]
-        way = state.reason if state.state is State.UNREADABLE else "it can be trained again once it has ended"
-        raise UsageError(f"{state.name} is {state.state}: {way.rstrip('.')}.")
-    if left_out:
-        out.note(f"left out: {counts(left_out)}")
+    skipped = [state for state in read_states(runs) if state.state.open or state.state is State.UNREADABLE]
+    if skipped and len(skipped) == len(runs):
+        state = skipped[0]
+        advice = state.reason if state.state is State.UNREADABLE else "it can be rerun once it has ended"
+        raise UsageError(f"{state.name} is {state.state}: {advice.rstrip('.')}.")
+    if skipped:
+        out.note(f"skipped: {count_states(skipped)}")
     stores = Stores()
-    by_profile: dict[str, tuple[ClusterProfile, list[Wanted]]] = {}
+    by_profile: dict[str, tuple[ClusterProfile, list[PlannedRun]]] = {}
     for run in runs:
-        if run.path in {state.run.path for state in left_out}:
+        if run.path in {state.run.path for state in skipped}:
             continue
-        profile, plan = submitted_as(run)
+        profile, plan = read_submission(run)
         check_experiment(run.experiment(), stores)
         key = profile.model_dump_json()
-        by_profile.setdefault(key, (profile, []))[1].append(Wanted(run.experiment(), plan))
-    for profile, wanted in by_profile.values():
-        submit(fit(wanted, profile, set()), profile, runs[0].path.parent, again=True)
+        by_profile.setdefault(key, (profile, []))[1].append(PlannedRun(run.experiment(), plan))
+    for profile, planned in by_profile.values():
+        submit(fit_runs(planned, profile, set()), profile, runs[0].path.parent, again=True)
 
 
 def _show_next(run: str | None, runs: Path) -> None:
     option = "" if runs == Path("runs") else f" --runs {shlex.quote(str(runs))}"
     out.hints("Next:", [
-        (f"hpc-tumor status{option} --watch", "how it goes"),
-        (f"hpc-tumor logs {run or 'RUN'}{option} --follow", "what a run prints"),
-        (f"hpc-tumor cancel {run or 'all'}{option}", "end it; resume goes on later"),
-        (f"hpc-tumor collect {shlex.quote(str(runs))} --output results", "the comparison"),
+        (f"hpc-tumor status{option} --watch", "follow the progress"),
+        (f"hpc-tumor logs {run or 'RUN'}{option} --follow", "follow the output of a run"),
+        (f"hpc-tumor cancel {run or 'all'}{option}", "stop; resume continues later"),
+        (f"hpc-tumor collect {shlex.quote(str(runs))} --output results", "compare the results"),
     ])  # fmt: skip
 
 
 def debug(experiments: Sequence[Experiment], runs: Path, overfit: int | None = None, anomaly: bool = False) -> None:
-    """One run in this process, with a few batches, where breakpoint() works; see `debug_run` for the other two.
+    """Train one run in this process on a few batches, so that breakpoint() works; see `debug_run` for the options.
 
-    One that is refused before it trains leaves no directory; one that fails later says why in its own.
+    A run refused before training leaves no directory; one that fails later records the reason.
     """
     if len(experiments) != 1 or experiments[0].hardware.gpus != 1:
         raise UsageError(
-            f"--debug is one run in one process, not {counted(len(experiments), 'run')} on"
+            f"--debug trains one run in one process, not {counted(len(experiments), 'run')} on"
             f" {counted(experiments[0].hardware.gpus, 'GPU')}: name one model and leave out --gpus."
         )
     from hpc_tumor.training.inspect.debug import debug_run
 
-    # Below a folder of their own: a few batches are no result to compare.
-    folder = runs / "debug"
-    new = [parent for parent in (folder, runs) if not parent.exists()]
+    folder = runs / "debug"  # apart from the runs that `collect` compares
+    new_folders = [parent for parent in (folder, runs) if not parent.exists()]
     run = RunDir.create(folder, experiments[0])
     atomic.write_json(run.provenance, {**collect_provenance(), **provenance_of(experiments[0].data.store)})
     try:
@@ -260,7 +261,7 @@ def debug(experiments: Sequence[Experiment], runs: Path, overfit: int | None = N
             record_failure(run, 0, 0, str(error), cause=error.cause)
         else:
             shutil.rmtree(run.path, ignore_errors=True)
-            for parent in new:
+            for parent in new_folders:
                 with contextlib.suppress(OSError):
                     parent.rmdir()
         raise

@@ -1,4 +1,4 @@
-"""Options that several commands share, the runs that are named by them, and how the help shows all options."""
+"""Options and arguments shared by commands, selection of runs by name, and the layout of --help."""
 
 from __future__ import annotations
 
@@ -15,27 +15,30 @@ from hpc_tumor.errors import UsageError
 if TYPE_CHECKING:
     from hpc_tumor.run_dir import RunDir
 
-WHERE, HOW, LOOK, SHOW = "Where", "How", "Debugging and profiling", "Output"
+CLUSTER, EXECUTION, DEBUGGING, OUTPUT = "Cluster", "Execution", "Debugging and profiling", "Output"
 
 
 class Command(TyperCommand):
-    """Command whose help shows the words of its options, such as NAME or GB, and no types of Python."""
+    """Command whose help shows metavars such as NAME or GB instead of Python types."""
 
     def get_params(self, ctx: Any) -> list[Any]:
-        return _in_words(super().get_params(ctx))
+        return _hide_types(super().get_params(ctx))
 
 
 class Group(TyperGroup):
-    """The same for a group of commands."""
+    """Group of commands with the same help as `Command`."""
 
     def get_params(self, ctx: Any) -> list[Any]:
-        return _in_words(super().get_params(ctx))
+        return _hide_types(super().get_params(ctx))
 
 
-def _in_words(parameters: list[Any]) -> list[Any]:
+def _hide_types(parameters: list[Any]) -> list[Any]:
     for parameter in parameters:
-        if isinstance(parameter, TyperArgument):  # its name stands before it
+        if isinstance(parameter, TyperArgument):
             parameter.display_type_rich = lambda ctx: None  # type: ignore[method-assign]
+            if parameter.required:  # typer writes {NAME}
+                usage = [f"{parameter.metavar}{'...' if parameter.nargs != 1 else ''}"]
+                parameter.get_usage_pieces = lambda ctx, usage=usage: usage  # type: ignore[method-assign,misc]
         elif isinstance(parameter, TyperOption) and parameter.is_flag:
             parameter.metavar = " "
     return parameters
@@ -78,7 +81,7 @@ def complete_editions() -> list[str]:
 
 
 def complete_runs(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Names of the runs in the folder that is named on the line, newest first; read from their names alone."""
+    """Return the names of the runs in the folder given on the command line, newest first, without opening them."""
     import os
 
     folder = Path(ctx.params.get("runs") or os.environ.get("HPC_TUMOR_RUNS") or "runs")
@@ -97,58 +100,71 @@ def complete_states(incomplete: str) -> list[str]:
 
 
 def flag(*names: str, text: str, panel: str | None = None, callback: Callable[[bool], bool] | None = None) -> Any:
-    """An option that is given or not."""
+    """Declare an option without a value."""
     return typer.Option(*names, help=text, rich_help_panel=panel, callback=callback)
 
 
 def option(*names: str, value: str, text: str, panel: str | None = None, **more: Any) -> Any:
-    """An option with a value, which the help calls `value`."""
+    """Declare an option with a value, shown as `value` in the help."""
     return typer.Option(*names, metavar=value, help=text, rich_help_panel=panel, **more)
 
 
 def argument(value: str, text: str, **more: Any) -> Any:
-    """An argument that the help calls `value`."""
+    """Declare an argument, shown as `value` in the help."""
     return typer.Argument(metavar=value, help=text, **more)
 
 
-Json = Annotated[bool, flag("--json", text="The result as JSON on standard output.", panel=SHOW, callback=set_json)]
-Verbose = Annotated[bool, flag("--verbose", text="Errors with their traceback.", panel=SHOW, callback=set_verbose)]
-Overwrite = Annotated[bool, flag("--overwrite", text="Replace what is there already.")]
-StoreToRead = Annotated[Path, argument("STORE", "Store made by prepare-data; it is only read.")]
+Json = Annotated[bool, flag("--json", text="Print the result as JSON.", panel=OUTPUT, callback=set_json)]
+Verbose = Annotated[bool, flag("--verbose", text="Print tracebacks of errors.", panel=OUTPUT, callback=set_verbose)]
+Overwrite = Annotated[bool, flag("--overwrite", text="Replace existing output.")]
+StoreToRead = Annotated[Path, argument("STORE", "Store made by prepare-data; it is not changed.")]
 SplitSettings = Annotated[
     list[str] | None,
     option("--set", value="KEY=VALUE", text="Setting of the split, such as fold=0, split_seed=1 or split_file=FILE."),
 ]
+Edition = Annotated[
+    str | None,
+    option(
+        "--labels", value="EDITION", autocompletion=complete_editions, text="Edition of label numbers: brats-2023 …"
+    ),
+]
 Cluster = Annotated[
     str | None,
     option(
-        "--cluster", value="PROFILE", panel=WHERE, autocompletion=complete_clusters,
-        text="Cluster profile, else your default; local: this machine, without SLURM.",
+        "--cluster", value="PROFILE", panel=CLUSTER, autocompletion=complete_clusters,
+        text="Cluster profile; local: this machine without SLURM.",
     ),
 ]  # fmt: skip
-Account = Annotated[str | None, option("--account", value="NAME", text="SLURM account to charge.", panel=WHERE)]
-Partition = Annotated[str | None, option("--partition", value="NAME", text="SLURM partition.", panel=WHERE)]
+Account = Annotated[str | None, option("--account", value="NAME", text="SLURM account to charge.", panel=CLUSTER)]
+Partition = Annotated[str | None, option("--partition", value="NAME", text="SLURM partition.", panel=CLUSTER)]
+Walltime = Annotated[
+    str | None,
+    option("--time", "--walltime", value="TIME", panel=CLUSTER, text="Time limit: 02:00:00, 90m or 2h."),
+]
+Memory = Annotated[float | None, option("--memory", value="GB", panel=CLUSTER, text="Main memory per node.")]
 Networks = Annotated[
     list[str] | None,
     option("--model", "-m", value="NAME", autocompletion=complete_models, text="Only runs of this network."),
 ]
-Runs = Annotated[Path | None, option("--runs", value="DIR", text="Folder of the run directories; ./runs.")]
+Runs = Annotated[Path | None, option("--runs", value="DIR", text="Folder of the run directories; default: ./runs.")]
 State = Annotated[
     str | None,
-    option("--state", value="STATE,...", autocompletion=complete_states, text="failed, running …; open or ended."),
+    option(
+        "--state", value="STATE,...", autocompletion=complete_states, text="States: failed, running …; open or ended."
+    ),
 ]
-Yes = Annotated[bool, flag("--yes", "-y", text="Do not ask; without a terminal, several runs need it.")]
+Yes = Annotated[bool, flag("--yes", "-y", text="Do not ask for confirmation.")]
 OneRun = Annotated[
     str,
-    argument("RUN", "Run directory, or a run by name, network or part of a name.", autocompletion=complete_runs),
+    argument("RUN", "Run directory, or a run by name, network or part of its name.", autocompletion=complete_runs),
 ]
 Patterns = Annotated[
     list[str],
-    argument("RUN", "Runs by name, glob, network or part of a name; or 'all'.", autocompletion=complete_runs),
+    argument("RUN", "Runs by name, glob, network or part of the name, or 'all'.", autocompletion=complete_runs),
 ]
 AnyPatterns = Annotated[
     list[str] | None,
-    argument("RUN", "Runs by name, glob, network or part of a name; else all.", autocompletion=complete_runs),
+    argument("RUN", "Runs by name, glob, network or part of the name; default: all.", autocompletion=complete_runs),
 ]
 
 
@@ -158,31 +174,35 @@ def folder_of_runs(runs: Path | None) -> Path:
     return runs or Path(user_default("runs") or "runs")
 
 
-def say_no_runs(folder: Path) -> str:
-    """Message on a folder without runs: one that holds other things may not be the one that was meant."""
+def no_runs_message(folder: Path) -> str:
+    """Return the message for a folder without runs; "yet" only if it is empty, and so probably the right one."""
     return f"no runs in {folder}" if any(folder.iterdir()) else f"no runs in {folder} yet"
 
 
-def find(runs: Path | None, patterns: list[str] | None) -> list[RunDir]:
+def select_runs(runs: Path | None, patterns: list[str] | None) -> list[RunDir]:
     from hpc_tumor.run_dir import find_runs
 
     return find_runs(folder_of_runs(runs), patterns)
 
 
-def find_named(runs: Path | None, patterns: list[str]) -> tuple[list[RunDir], bool]:
-    """The runs, and whether each pattern stands for one of them, so that nobody need be asked which are meant."""
+def select_named(runs: Path | None, patterns: list[str]) -> tuple[list[RunDir], bool]:
+    """Return the matching runs, and True if each pattern names exactly one run, which needs no confirmation."""
     named = "all" not in patterns and not any(sign in pattern for pattern in patterns for sign in "*?[")
-    return find(runs, patterns), named and all(len(find(runs, [pattern])) == 1 for pattern in patterns)
+    return select_runs(runs, patterns), named and all(len(select_runs(runs, [pattern])) == 1 for pattern in patterns)
 
 
-def one_run(runs: Path | None, name: str) -> RunDir:
-    """The run at this path, else the one below the folder of runs that the name fits."""
+def select_run(runs: Path | None, name: str) -> RunDir:
+    """Return the run at the path `name`, else the only run in the folder that matches the pattern `name`."""
     from hpc_tumor.run_dir import RunDir, is_run
 
     if is_run(Path(name)):
         return RunDir(Path(name))
-    found = find(runs, [name])
-    if len(found) > 1:
-        latest = ", ".join(item.name for item in found[-3:])
-        raise UsageError(f"{name!r} fits {len(found)} runs; name one of them. The latest: {latest}.")
-    return found[0]
+    return only_run(select_runs(runs, [name]), name)
+
+
+def only_run(matches: list[RunDir], pattern: str) -> RunDir:
+    """Return the only match. Raises UsageError if there are several."""
+    if len(matches) > 1:
+        latest = ", ".join(run.name for run in matches[-3:])
+        raise UsageError(f"{pattern!r} matches {len(matches)} runs: name one of them. The latest: {latest}.")
+    return matches[0]

@@ -1,4 +1,4 @@
-"""Commands about results: compare runs, predict with one, export one."""
+"""Commands on results: collect, predict and export."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 from hpc_tumor.cli.options import (
-    HOW,
+    EXECUTION,
+    Edition,
     Json,
     Networks,
     OneRun,
@@ -14,12 +15,11 @@ from hpc_tumor.cli.options import (
     Runs,
     Verbose,
     argument,
-    complete_editions,
     flag,
     folder_of_runs,
-    one_run,
+    no_runs_message,
     option,
-    say_no_runs,
+    select_run,
 )
 from hpc_tumor.console import out
 from hpc_tumor.errors import UsageError
@@ -30,24 +30,22 @@ Where = Annotated[
 ]
 By = Annotated[
     list[str] | None,
-    option("--by", value="KEY", text="Settings that make an entry of the comparison; else all that differ."),
+    option("--by", value="KEY", text="Setting that distinguishes entries; default: all settings that differ."),
 ]
 Sort = Annotated[
     str | None,
-    option("--sort", value="SCORE", text="Order of the entries: dice, hd95_WT, accuracy, parameters …"),
+    option("--sort", value="KEY", text="Sort by a score or column: dice, hd95_WT, accuracy, parameters …"),
 ]
-Figures = Annotated[bool, flag("--figures/--no-figures", text="Draw figures and write the report, beside the tables.")]
-Serve = Annotated[
-    bool, flag("--serve", text="Serve report.html on this machine alone, for a browser behind an ssh tunnel.")
-]
-Port = Annotated[int, option("--port", min=0, max=65535, value="PORT", text="Of --serve; 0: any that is free.")]
+Figures = Annotated[bool, flag("--figures/--no-figures", text="Also write the figures and report.html.")]
+Serve = Annotated[bool, flag("--serve", text="Serve report.html on localhost, for example for an SSH tunnel.")]
+Port = Annotated[int, option("--port", min=0, max=65535, value="PORT", text="Port of --serve; 0: any free port.")]
 
 
 def collect(
-    folder: Annotated[Path | None, argument("DIR", "The same as --runs; also one run directory.")] = None,
+    folder: Annotated[Path | None, argument("DIR", "Folder of the run directories, or one run directory.")] = None,
     runs: Runs = None,
     output: Annotated[
-        Path | None, option("--output", "-o", value="DIR", text="Folder for the tables, figures and report.html.")
+        Path | None, option("--output", "-o", value="DIR", text="Folder to write tables, figures and report.html to.")
     ] = None,
     model: Networks = None,
     where: Where = None,
@@ -59,7 +57,7 @@ def collect(
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Compare the runs, finished or not: a table here, and files, figures and a report where --output says.
+    """Compare runs, finished or not; --output writes tables, figures and a report.
 
     Example: hpc-tumor collect --output results --serve
     """
@@ -79,66 +77,60 @@ def collect(
     if folder and runs:
         raise UsageError(f"{folder} and --runs {runs} both name the folder of the runs: leave out one of them.")
     folder = folder_of_runs(folder or runs)
-    one = (folder / "config.json").is_file()
-    found = [RunDir(folder)] if one else find_runs(folder)
-    states = read_states([run for run in found if not run.is_finished()])
-    comparison = collect_runs(found, {state.name: (state.state, state.reason) for state in states}, selection)
-    if not found:
-        out.note(say_no_runs(folder) + (": nothing was written" if output else ""))
-    # Everything is much more than is shown: it is worked out for machines alone.
-    values = as_json(comparison) if json else None
+    selected = [RunDir(folder)] if (folder / "config.json").is_file() else find_runs(folder)
+    states = read_states([run for run in selected if not run.is_finished()])
+    comparison = collect_runs(selected, {state.name: (state.state, state.reason) for state in states}, selection)
+    if not selected:
+        out.note(no_runs_message(folder) + (": nothing was written" if output else ""))
+    values = as_json(comparison) if json else None  # slow: computed only on request
     out.result(values, show=lambda: out.tables(terminal_tables(comparison, out.width)))
     if comparison.left_out:
-        out.note(f"\n{counted(comparison.left_out, 'finished run')} left out by --model or --where")
-    if output and found:
+        out.note(f"\n{counted(comparison.left_out, 'finished run')} excluded by --model or --where")
+    if output and selected:
         with out.progress("drawing", "figures") as progress:
             written = write_results(comparison, output, folder, figures=figures, progress=progress)
         out.note(f"\nwritten to {output}: {', '.join(written)}")
-    if serve and found:
+    if serve and selected:
         serve_results(comparison, output, folder, port, out.note)
 
 
 def predict(
     run: OneRun,
-    source: Annotated[Path, argument("INPUT", "Folder of a patient or of many; an image or a folder of images.")],
-    output: Annotated[Path, option("--output", "-o", value="DIR", text="Folder to write to.")],
+    source: Annotated[Path, argument("INPUT", "Folder of one or more patients; an image or a folder of images.")],
+    output: Annotated[Path, option("--output", "-o", value="DIR", text="Folder to write the predictions to.")],
     runs: Runs = None,
     flips: Annotated[
         bool | None,
-        flag("--flips/--no-flips", text="Mean over the flips of a slice or image; else as the run was tested."),
+        flag("--flips/--no-flips", text="Average over flips of the input; default: as the run was tested."),
     ] = None,
     clean: Annotated[
-        bool | None, flag("--clean/--no-clean", text="Without small pieces of tumour; else as the run was tested.")
+        bool | None,
+        flag("--clean/--no-clean", text="Remove small tumour components; default: as the run was tested."),
     ] = None,
-    probabilities: Annotated[bool, flag("--probabilities", text="Write those of NCR, ED and ET as well.")] = False,
-    labels: Annotated[
-        str | None,
-        option(
-            "--labels",
-            value="EDITION",
-            autocompletion=complete_editions,
-            text="Edition whose label numbers are written, and read where a patient's name tells none; else that of the"
-            " name, or of the data trained on.",
-        ),
-    ] = None,
+    probabilities: Annotated[bool, flag("--probabilities", text="Also write probabilities of NCR, ED and ET.")] = False,
+    labels: Edition = None,
     overwrite: Overwrite = False,
     batch_size: Annotated[
-        int | None, option("--batch-size", min=1, value="N", panel=HOW, text="Slices or images at once.")
+        int | None, option("--batch-size", min=1, value="N", panel=EXECUTION, text="Slices or images per batch.")
     ] = None,
     precision: Annotated[
-        str, option("--precision", value="NAME", panel=HOW, text="auto, bfloat16, float16 or float32.")
+        str, option("--precision", value="NAME", panel=EXECUTION, text="auto, bfloat16, float16 or float32.")
     ] = "auto",
-    device: Annotated[str, option("--device", value="NAME", panel=HOW, text="auto, cpu or cuda.")] = "auto",
+    device: Annotated[str, option("--device", value="NAME", panel=EXECUTION, text="auto, cpu or cuda.")] = "auto",
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Let a trained network label patients, or classify images.
+    """Segment patients or classify images with a trained network.
 
-    A patient gives CASE-seg.nii.gz in the space of its scans, labelled as in BraTS; images give predictions.csv.
+    Writes CASE-seg.nii.gz for each patient, in the space of its scans, or predictions.csv for images.
 
-    Patients with labels, and images in folders of classes, are scored.
+    --labels sets the label numbers to write, and to read if a case name does not tell its edition.
 
-    Cases that the run trained or validated on are marked, and count in no mean.
+    Without it, labels are written as in the edition of the case name, else as in the training data.
+
+    Labelled patients, and images in class folders, are scored.
+
+    Cases that the run trained or validated on are marked, and excluded from means.
 
     Examples:
 
@@ -150,27 +142,27 @@ def predict(
     from hpc_tumor.prediction.options import Options
     from hpc_tumor.prediction.predict import predict as predict_source
 
-    found = one_run(runs, run)
+    directory = select_run(runs, run)
     options = Options(device, precision, batch_size, flips, clean, probabilities, overwrite, labels)
-    result = predict_source(found, source, output, options, out.progress)
-    if not found.is_finished():
-        out.warning(f"{found.name} is unfinished: these are its best weights so far, of epoch {result.facts.epoch}.")
-    show_prediction(result)
+    prediction = predict_source(directory, source, output, options, out.progress)
+    if not directory.is_finished():
+        out.warning(f"{directory.name} is unfinished: using its best weights so far, epoch {prediction.facts.epoch}.")
+    show_prediction(prediction)
 
 
 def export(
     run: OneRun,
-    output: Annotated[Path, option("--output", "-o", value="FILE", text="File to write: NAME.onnx.")],
+    output: Annotated[Path, option("--output", "-o", value="FILE", text="ONNX file to write.")],
     runs: Runs = None,
     overwrite: Overwrite = False,
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Write a trained network as ONNX, for programs without torch; compared with torch where onnxruntime is there.
+    """Export a trained network to ONNX, compared with torch if onnxruntime is installed.
 
     Example: hpc-tumor export improved-unet --output improved-unet.onnx
     """
     from hpc_tumor.cli.views.prediction import show_export
     from hpc_tumor.prediction.export import export_onnx
 
-    show_export(export_onnx(one_run(runs, run), output, overwrite))
+    show_export(export_onnx(select_run(runs, run), output, overwrite))

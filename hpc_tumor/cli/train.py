@@ -1,4 +1,4 @@
-"""The command that submits runs."""
+"""The submit command."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from typing import Annotated
 import typer
 
 from hpc_tumor.cli.options import (
-    HOW,
-    LOOK,
-    WHERE,
+    CLUSTER,
+    DEBUGGING,
+    EXECUTION,
     Account,
     Cluster,
     Json,
+    Memory,
     Partition,
     Runs,
     Verbose,
+    Walltime,
     complete_models,
     flag,
     folder_of_runs,
@@ -26,58 +28,47 @@ from hpc_tumor.cli.options import (
 
 ModelNames = Annotated[
     list[str] | None,
-    option("--model", "-m", value="NAME", autocompletion=complete_models, text="Network; several: as many runs."),
+    option("--model", "-m", value="NAME", autocompletion=complete_models, text="Network; repeat for several runs."),
 ]
 Stores = Annotated[
     list[Path] | None,
-    option("--data", "-d", value="STORE", text="Store; one per task where networks of both are named."),
+    option("--data", "-d", value="STORE", text="Store made by prepare-data; repeat for one per task."),
 ]
-Seeds = Annotated[list[int] | None, option("--seed", value="N", text="Seed; several: as many runs.")]
+Seeds = Annotated[list[int] | None, option("--seed", value="N", text="Random seed; repeat for several runs.")]
 Assignments = Annotated[
     list[str] | None, option("--set", value="KEY=VALUE", text="Any setting, such as recipe.epochs=2.")
 ]
-JobFile = Annotated[
-    str | None, option("--job", value="FILE", text="Job file: settings, and sweeps over them, for many runs.")
-]
-Gpus = Annotated[
-    int | None, option("--gpus", value="N", panel=WHERE, text="GPUs of a run, on as many nodes as it takes.")
-]
-Qos = Annotated[str | None, option("--qos", value="NAME", panel=WHERE, text="Quality of service.")]
-Constraint = Annotated[str | None, option("--constraint", value="FEATURE", panel=WHERE, text="Features of the nodes.")]
-Reservation = Annotated[str | None, option("--reservation", value="NAME", panel=WHERE, text="Reservation of nodes.")]
+JobFile = Annotated[str | None, option("--job", value="FILE", text="Job file with settings and sweeps for many runs.")]
+Gpus = Annotated[int | None, option("--gpus", value="N", panel=CLUSTER, text="Number of GPUs per run.")]
+Qos = Annotated[str | None, option("--qos", value="NAME", panel=CLUSTER, text="SLURM quality of service (QOS).")]
+Constraint = Annotated[str | None, option("--constraint", value="FEATURE", panel=CLUSTER, text="Node features.")]
+Reservation = Annotated[str | None, option("--reservation", value="NAME", panel=CLUSTER, text="SLURM reservation.")]
 SbatchOptions = Annotated[
     list[str] | None,
-    option("--sbatch", value="OPTION[=VALUE]", panel=WHERE, text="Any further option: mail-type=END."),
+    option("--sbatch", value="OPTION[=VALUE]", panel=CLUSTER, text="Other sbatch option, such as mail-type=END."),
 ]
-Walltime = Annotated[
-    str | None,
-    option(
-        "--time", "--walltime", value="TIME", panel=WHERE,
-        text="Time limit: 02:00:00, 90m or 2h; more than a job may have is done in several.",
-    ),
-]  # fmt: skip
 AtOnce = Annotated[
-    int | None, option("--at-once", value="N", min=1, panel=WHERE, text="Of many runs, so many at the same time.")
+    int | None, option("--at-once", value="N", min=1, panel=CLUSTER, text="Limit of runs at the same time.")
 ]
-Memory = Annotated[float | None, option("--memory", value="GB", panel=WHERE, text="Main memory on each node.")]
-Cpus = Annotated[int | None, option("--cpus", value="N", min=1, panel=WHERE, text="CPUs for each GPU.")]
+Cpus = Annotated[int | None, option("--cpus", value="N", min=1, panel=CLUSTER, text="CPUs per GPU.")]
 Accumulate = Annotated[
     int | None,
-    option("--accumulate", value="N", panel=HOW, text="Split the batch into N micro-batches, to need less memory."),
+    option("--accumulate", value="N", panel=EXECUTION, text="Split batches into N micro-batches to save memory."),
 ]
-Wait = Annotated[bool, flag("--wait", text="Stay, and show progress, to the end.", panel=HOW)]
-Again = Annotated[bool, flag("--again", text="Also start runs that already exist.", panel=HOW)]
-DryRun = Annotated[bool, flag("--dry-run", text="Print plan and script; submit nothing.", panel=HOW)]
+Wait = Annotated[bool, flag("--wait", text="Show progress until the runs have ended.", panel=EXECUTION)]
+Again = Annotated[bool, flag("--again", text="Also start runs that already exist.", panel=EXECUTION)]
+DryRun = Annotated[bool, flag("--dry-run", text="Print plan and job script; submit nothing.", panel=EXECUTION)]
 Debug = Annotated[
-    bool, flag("--debug", text="One process in the foreground, a few batches; breakpoint() works.", panel=LOOK)
+    bool, flag("--debug", text="Train on a few batches in the foreground; breakpoint() works.", panel=DEBUGGING)
 ]
 Overfit = Annotated[
-    int | None, option("--overfit", value="N", min=1, panel=LOOK, text="With --debug: learn one batch, in N steps.")
+    int | None,
+    option("--overfit", value="N", min=1, panel=DEBUGGING, text="With --debug: overfit one batch in N steps."),
 ]
 Anomaly = Annotated[
-    bool, flag("--anomaly", text="With --debug: name the layer whose output is not finite.", panel=LOOK)
+    bool, flag("--anomaly", text="With --debug: name the layer whose output is not finite.", panel=DEBUGGING)
 ]
-Profile = Annotated[bool, flag("--profile", text="Write a trace of a few steps, for ui.perfetto.dev.", panel=LOOK)]
+Profile = Annotated[bool, flag("--profile", text="Write a trace of a few steps for ui.perfetto.dev.", panel=DEBUGGING)]
 
 
 def submit(
@@ -111,11 +102,11 @@ def submit(
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Train: on a cluster, or on this machine. Returns at once.
+    """Train on a cluster or on this machine, in the background.
 
     Examples:
 
-    hpc-tumor submit --model unet --gpus 4 --data brats.zarr --cluster orfeo-gpu
+    hpc-tumor submit --model unet --gpus 4 --data brats.zarr --cluster orfeo-gpu --account NAME
 
     hpc-tumor submit --job jobs/comparison.toml --data brats.zarr --data brain-mri.zarr
 
@@ -124,19 +115,19 @@ def submit(
     from hpc_tumor.cli import launch, planning
     from hpc_tumor.experiments.request import Request, make_experiments
 
-    # The parameters are called as the fields of the request and the options of a plan are.
+    # The parameters have the names of the fields of Request and of the options of a plan.
     request = Request(**{field.name: context.params[field.name] for field in fields(Request)})
     options = planning.plan_options(context.params)
     planning.check_debug(context.params)
     if debug:
         launch.debug(make_experiments(request), folder_of_runs(runs), overfit, anomaly)
         return
-    # Too many GPUs are refused by the cluster's limits, before the batch that could not be divided among them.
-    chosen = planning.choose_profile(cluster, gpus) if gpus else None
+    # Check the GPUs against the cluster's limits before the batch is divided among them.
+    cluster_profile = planning.choose_profile(cluster, gpus) if gpus else None
     experiments = make_experiments(request)
-    chosen = chosen or planning.choose_profile(cluster)
-    planned = planning.plan(experiments, chosen, **options)
+    cluster_profile = cluster_profile or planning.choose_profile(cluster)
+    planned = planning.plan_runs(experiments, cluster_profile, **options)
     if dry_run:
-        launch.show_scripts(planned, chosen, folder_of_runs(runs), again=again, at_once=at_once or 0)
+        launch.show_scripts(planned, cluster_profile, folder_of_runs(runs), again=again, at_once=at_once or 0)
     else:
-        launch.submit(planned, chosen, folder_of_runs(runs), wait=wait, again=again, at_once=at_once or 0)
+        launch.submit(planned, cluster_profile, folder_of_runs(runs), wait=wait, again=again, at_once=at_once or 0)

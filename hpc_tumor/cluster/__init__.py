@@ -1,7 +1,6 @@
-"""Run training on a cluster: cluster profiles, plans, submission, the queue, the logs.
+"""Run training on a cluster: profiles, plans, submission, the queue and the logs.
 
-    describe/ → plan/ → launch/ → node/ (on the nodes) → observe/          convert/: a conversion as an array of jobs
+    describe/ → plan/ → launch/ → node/ (on the nodes) → observe/          convert/: data conversion as a job array
 
-`slurm` calls SLURM's commands and `reasons` explains its words. Nothing here loads torch but the ranks themselves.
-Imported by the commands and the doctor.
+`slurm` calls SLURM's commands and explains pending reasons. Only the ranks import torch. Imported by cli/ and doctor/.
 """

@@ -1,4 +1,4 @@
-"""Ending runs that are queued or running, on SLURM and on this machine."""
+"""Cancel queued or running runs, on SLURM and on this machine."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from hpc_tumor.errors import ClusterError, UsageError
 
 
 def cancel(*states: RunState) -> dict[str, ClusterError]:
-    """End queued or running runs, with one call to SLURM; they stay resumable.
+    """Cancel queued or running runs with one call to SLURM; they stay resumable.
 
-    Where SLURM does not say whether they are queued, scancel is tried. Gives the errors by the names of the runs.
+    scancel is also tried if SLURM cannot tell whether a run is queued. Returns the errors by run name.
 
     Raises:
         UsageError: a run is neither queued nor running.
-        ClusterError: the one run that was given cannot be ended.
+        ClusterError: a single run was given and cannot be cancelled.
     """
     for state in states:
         if not state.cancellable or state.job_id is None:
-            raise UsageError(f"{state.name} is {state.state}: there is nothing to cancel.")
+            raise UsageError(f"{state.name} is {state.state}: nothing to cancel.")
     errors: dict[str, ClusterError] = {}
     on_slurm = [state for state in states if state.cluster != LOCAL]
-    # The links of a chain from the last on: none may begin meanwhile.
+    # The last job of a chain first, so that none starts meanwhile.
     jobs = {state.name: (JobRecord.of_run(state.run).job_ids or (str(state.job_id),))[::-1] for state in on_slurm}
     try:
         if jobs:
@@ -47,7 +47,7 @@ def cancel(*states: RunState) -> dict[str, ClusterError]:
                 _end_process(state)
             except OSError as error:
                 errors[state.name] = ClusterError(
-                    f"{state.name}: process {state.job_id} cannot be ended: {error.strerror}."
+                    f"{state.name}: cannot stop process {state.job_id}: {error.strerror}."
                 )
         if state.name not in errors:
             state.run.add_event("cancelled", job_id=state.job_id)
@@ -57,9 +57,9 @@ def cancel(*states: RunState) -> dict[str, ClusterError]:
 
 
 def _end_process(state: RunState) -> None:
-    """Ask the process of a local run to end. ProcessLookupError where that number is another process by now."""
-    shown = Path(f"/proc/{int(str(state.job_id))}/cmdline")
-    there = shown.read_bytes() if shown.exists() else b""
-    if os.fsencode(state.run.submission) not in there and Path("/proc/self").exists():  # else it cannot be told
-        raise ProcessLookupError(errno.ESRCH, "it is not of this run any more")
+    """Send SIGTERM to the process of a local run. Raises ProcessLookupError if its id was reused."""
+    proc_file = Path(f"/proc/{int(str(state.job_id))}/cmdline")
+    command_line = proc_file.read_bytes() if proc_file.exists() else b""
+    if os.fsencode(state.run.submission) not in command_line and Path("/proc/self").exists():  # no /proc: cannot check
+        raise ProcessLookupError(errno.ESRCH, "it no longer belongs to this run")
     os.kill(int(str(state.job_id)), signal.SIGTERM)

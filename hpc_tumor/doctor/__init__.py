@@ -1,4 +1,4 @@
-"""Examine whether this machine, this cluster and this GPU are fit to run, here and by a test job on a node.
+"""Check that this installation, its GPUs and a cluster are ready for runs, here and with a test job on a node.
 
-In: an installation, a profile. Out: findings, each with what to do. Imported by the command.
+In: an installation, a profile. Out: findings with remedies. Imported by cli/.
 """

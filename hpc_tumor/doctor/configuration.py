@@ -1,4 +1,4 @@
-"""Configuration files: the user's own, the profiles, and which cluster is meant."""
+"""Check the user's configuration and the cluster profiles, and choose the cluster."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from hpc_tumor.system.resources import expand_home, home_directory
 
 
 def choose_cluster(name: str | None) -> tuple[ClusterProfile | None, list[Finding]]:
-    """The profile that is meant, and why where it was not named; None where nothing says which.
+    """Return the cluster profile, with findings on the choice if `name` is None; None if nothing names a cluster.
 
     Raises:
-        UsageError: there is no profile of that `name`, or it is not valid.
+        UsageError: the profile `name` does not exist or is not valid.
     """
     if name is not None:
         return find_profile(name), []
@@ -32,41 +32,41 @@ def choose_cluster(name: str | None) -> tuple[ClusterProfile | None, list[Findin
         return profile, [ok(why)]
     except ClusterNotNamedError:
         way = "doctor --cluster NAME; hpc-tumor clusters lists them; HPC_TUMOR_CLUSTER=NAME makes it the default"
-        return None, [warning("SLURM is here, and nothing says which profile describes it", way)]
+        return None, [warning("SLURM is installed, but no cluster profile is chosen", way)]
     except UsageError as problem:
         text = problem.brief if isinstance(problem, UnknownNameError) else str(problem)
-        return None, [error(text.rstrip("."), "hpc-tumor clusters lists the profiles there are")]
+        return None, [error(text.rstrip("."), "hpc-tumor clusters lists the profiles")]
 
 
 def check_configuration() -> list[Finding]:
-    """The user's configuration file, the variables, and all profiles that can be found."""
+    """Check the user's configuration file, the HPC_TUMOR_* variables and all profiles."""
     path = settings.user_directory() / "config.toml"
     findings = []
     problems = {task: text for task, model in _MODELS.items() if (text := _problem(model))}
     if len(set(problems.values())) == 1 and len(problems) == len(_MODELS):
-        findings.append(error(next(iter(problems.values())), "correct it: no run can be submitted before"))
+        findings.append(error(next(iter(problems.values())), "correct it: no run can be submitted until then"))
     else:
         findings += [warning(f"runs of {task}: {text}", "correct it") for task, text in problems.items()]
     profiles, broken = list_profiles()
-    findings += [warning(f"profile left out: {problem}", "correct the file, or remove it") for problem in broken]
+    findings += [warning(f"profile ignored: {problem}", "correct or remove the file") for problem in broken]
     if not findings:
-        where = f"{path} is valid" if path.is_file() else f"no {_home(path)}, which is fine"
-        findings.append(ok(f"{_home(Path(where))}; {len(profiles)} cluster profiles, all valid"))
+        file = f"{_home(path)} is valid" if path.is_file() else f"no {_home(path)} (optional)"
+        findings.append(ok(f"{file}; {len(profiles)} cluster profiles, all valid"))
     return findings
 
 
-def runs_folder(given: Path | None) -> Path:
-    """The folder of runs: what was given, else the user's default, else ./runs."""
-    if given is None:
+def runs_folder(runs: Path | None) -> Path:
+    """Return the runs folder: `runs` if given, else the user's default, else ./runs."""
+    if runs is None:
         try:
-            given = Path(settings.user_default("runs") or "runs")
-        except UsageError:  # the configuration is broken, which is said elsewhere
-            given = Path("runs")
-    return expand_home(given).absolute()
+            runs = Path(settings.user_default("runs") or "runs")
+        except UsageError:  # an invalid configuration, reported by check_configuration
+            runs = Path("runs")
+    return expand_home(runs).absolute()
 
 
-def line_to_change(profile: ClusterProfile, section: str, line: str) -> str:
-    """Line to change in the file of a profile, and where it stands."""
+def profile_edit(profile: ClusterProfile, section: str, line: str) -> str:
+    """Describe an edit to a profile: the file, the section and the new line."""
     file = profile_files().get(profile.name)
     shown = shlex.quote(_home(file)) if file else f"the profile {profile.name}"
     return f"in {shown}, [{section}]: {line}"
@@ -76,7 +76,7 @@ _MODELS = {"segmentation": "unet", "classification": "cnn"}
 
 
 def _problem(model: str) -> str:
-    """Fault for which a run of that network cannot be set up with the user's files and variables; "" where it could."""
+    """Return why the user's files and variables prevent a run of that network; "" if they do not."""
     try:
         settings.resolve({"model": {"name": model}, "data": {"store": "store.zarr"}})
     except UsageError as problem:
@@ -85,6 +85,6 @@ def _problem(model: str) -> str:
 
 
 def _home(path: Path) -> str:
-    """`path` with ~ for the home directory."""
+    """Return `path` with ~ for the home directory."""
     text, home = str(path), str(home_directory() or "")
     return text.replace(f"{home}/", "~/", 1) if home and text.startswith(f"{home}/") else text

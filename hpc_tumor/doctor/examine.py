@@ -1,4 +1,4 @@
-"""All checks, in the order in which a person would look: what runs here, the cluster, the folders, a node."""
+"""Run all checks: Python and GPUs here, the cluster, the folders, and a test job on a node."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from hpc_tumor.doctor.probe import Probe, probe_here
 from hpc_tumor.doctor.storage import check_storage
 from hpc_tumor.errors import ClusterError, UsageError
 
-Say = Callable[[str, bool], None]  # what is waited for; whether that may take minutes
+Say = Callable[[str, bool], None]  # progress message; whether the step may take minutes
 
 
 def examine(
@@ -38,26 +38,26 @@ def examine(
     submit: bool = False,
     say: Say = lambda line, long: None,
 ) -> Iterator[Section]:
-    """The findings, subject by subject, as they are made; `say` is told what is being waited for.
+    """Yield the findings by section; `say` is called with the current step.
 
     Raises:
-        UsageError: no profile of that name, or a test job is asked for where there is no cluster.
+        UsageError: unknown profile, or `submit` without a SLURM cluster.
     """
     profile, chosen = choose_cluster(cluster)
     on_slurm = profile is not None and profile.name != LOCAL
     if submit and (profile is None or not on_slurm):
-        raise UsageError("--submit is for SLURM clusters: name one with --cluster, or leave it out.")
+        raise UsageError("--submit needs a SLURM cluster: choose one with --cluster, or leave it out.")
     folder, visible = runs_folder(runs), os.environ.get("CUDA_VISIBLE_DEVICES")
-    say("importing packages, asking torch", False)
+    say("importing packages and torch", False)
     with ThreadPoolExecutor(2) as pool:
-        asked = pool.submit(read_facts) if shutil.which("sinfo") else None
+        reading = pool.submit(read_facts) if shutil.which("sinfo") else None
         here = pool.submit(probe_here).result()
-        facts = asked.result() if asked else None
+        facts = reading.result() if reading else None
     gpus = check_gpus(here, visible)
     if on_slurm and profile and profile.node.gpus:
-        known = {item.way_out for item in gpus if isinstance(item.way_out, Remedy)}  # the same trouble is told once
-        named = check_model(here.torch, profile.node.gpu_model, profile.name, submit)
-        gpus += [item for item in named if item.way_out not in known]
+        known = {item.way_out for item in gpus if isinstance(item.way_out, Remedy)}  # report each problem once
+        of_cluster = check_model(here.torch, profile.node.gpu_model, profile.name, submit)
+        gpus += [item for item in of_cluster if item.way_out not in known]
     yield Section("python", "Python and packages", check_packages(here))
     yield Section("gpu", "GPUs", gpus)
     machine = check_machine(here, os.environ, profile if on_slurm else None)
@@ -66,11 +66,11 @@ def examine(
     cluster_findings = _cluster(profile if on_slurm else None, facts, account, partition)
     if on_slurm or cluster_findings:
         yield Section("slurm", f"Cluster {profile.name}" if on_slurm and profile else "SLURM", cluster_findings)
-    say("writing to the folders", False)
+    say("checking the folders", False)
     yield Section("storage", "Folders", check_storage(folder, data, profile, submit))
     if submit and profile is not None:
         if exit_code([Section("slurm", "", cluster_findings)]):
-            skipped = warning("not submitted, because of the errors of the cluster above", "put them right first")
+            skipped = warning("not submitted because of the cluster errors above", "fix them first")
             yield Section("job", "Test job", [skipped])
         else:
             yield _job(profile, facts, folder, data, here, account, partition, say)
@@ -79,7 +79,7 @@ def examine(
 def _cluster(
     profile: ClusterProfile | None, facts: Facts | None, account: str | None, partition: str | None
 ) -> list[Finding]:
-    """Findings of SLURM; none on a machine without, where no cluster is asked for."""
+    """Return the findings on SLURM; none if it is not installed and no cluster is chosen."""
     if profile is None:
         if facts is None or facts.partitions is None:
             return []
@@ -98,15 +98,15 @@ def _job(
     profile: ClusterProfile, facts: Facts | None, runs: Path, data: Path | None, here: Probe,
     account: str | None, partition: str | None, say: Say,
 ) -> Section:  # fmt: skip
-    """The test job and what it found."""
+    """Run the test job and return its findings."""
     began = time.time()
     try:
         plan = plan_of(profile, facts or Facts(), account=account, partition=partition)
         outcome = try_on_node(profile, plan, runs, data, lambda line: say(line, True))
     except ClusterError as problem:
-        way = remedy(str(problem)) or "runs would be refused alike: correct it in the profile, or by an option"
+        way = remedy(str(problem)) or "runs would be refused too: correct the profile or use an option"
         return Section("job", "Test job", [error(str(problem).rstrip("."), way)])
     except (UsageError, OSError) as problem:
-        return Section("job", "Test job", [error(str(problem).rstrip("."), "name another folder with --runs")])
+        return Section("job", "Test job", [error(str(problem).rstrip("."), "choose another folder with --runs")])
     nodes = f" on {outcome.nodes}" if outcome.nodes else ""
     return Section("job", f"Test job {outcome.job_id}{nodes}", node.judge(outcome, here, profile, began))

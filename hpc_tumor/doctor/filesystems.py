@@ -1,4 +1,4 @@
-"""A file system as it is: its kind, room in bytes and files, quotas, and whether writing, renaming and locking work."""
+"""Inspect a file system: its kind, free bytes and files, quotas, and whether writing, renaming and locking work."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from pathlib import Path
 from hpc_tumor.system import atomic
 from hpc_tumor.system.processes import run_quietly
 
-# Of which all nodes of a cluster usually see the same; others are this machine's own.
+# Kinds that are usually shared by all nodes of a cluster; others are local.
 SHARED = re.compile(
     r"nfs|ceph|lustre|gpfs|beegfs|panfs|cifs|smb|9p|wekafs|afs|pvfs2|gluster|daos|sshfs|orangefs|quobyte|vast|virtiofs"
 )
-_SECONDS = 10  # that a quota command may take
+_SECONDS = 10  # timeout of a quota command
 
 
 @dataclass(frozen=True)
 class Room:
-    """File system of a folder, and what may still be written there; None where it is not counted.
+    """File system of a folder and the free space in it; None if not counted.
 
     Attributes:
-        kind: as the kernel calls it, such as ext4 or ceph.
-        mount: where it is mounted.
-        bytes_left: the least of what is free and what quotas leave.
-        quota: in words, where one leaves less than the file system has.
+        kind: the kernel's name, such as ext4 or ceph.
+        mount: mount point.
+        bytes_left: free bytes, by the file system and all quotas.
+        quota: description of the quota that limits it, if any.
     """
 
     kind: str
@@ -40,7 +40,7 @@ class Room:
 
     @property
     def shared(self) -> bool:
-        """Return True if other machines usually see it, too."""
+        """True if other machines usually see it too."""
         return SHARED.search(self.kind) is not None
 
 
@@ -53,48 +53,46 @@ class Allowance:
     name: str
 
 
-def room_in(folder: Path) -> Room:
-    """Room in a folder that exists. Raises OSError where it cannot be asked."""
+def read_room(folder: Path) -> Room:
+    """Return the free space in an existing folder. Raises OSError."""
     kind, mount = _mount_of(folder)
     status = os.statvfs(folder)
     left = [status.f_bavail * status.f_frsize]
-    files = [status.f_favail] if status.f_files else []  # file systems that count no files say 0
+    files = [status.f_favail] if status.f_files else []  # 0: the file system does not count files
     quota = ""
-    for each in (ceph_quota(folder), _command_quota(folder, kind, mount)):
-        if each is None:
-            continue
-        if each.bytes_left is not None and each.bytes_left < min(left):
-            left.append(each.bytes_left)
-            quota = each.name
-        if each.files_left is not None and each.files_left < min(files, default=each.files_left + 1):
-            files.append(each.files_left)
-            quota = each.name
+    for allowance in filter(None, (ceph_quota(folder), _command_quota(folder, kind, mount))):
+        if allowance.bytes_left is not None and allowance.bytes_left < min(left):
+            left.append(allowance.bytes_left)
+            quota = allowance.name
+        if allowance.files_left is not None and allowance.files_left < min(files, default=allowance.files_left + 1):
+            files.append(allowance.files_left)
+            quota = allowance.name
     return Room(kind, mount, min(left), min(files, default=None), quota)
 
 
-def existing(path: Path) -> Path:
-    """`path`, or the nearest folder above it that is there."""
+def nearest_existing(path: Path) -> Path:
+    """Return `path`, or its nearest parent that exists."""
     return next((folder for folder in (path, *path.parents) if os.path.exists(folder)), Path("/"))  # noqa: PTH110 - never raises
 
 
 def ceph_quota(folder: Path) -> Allowance | None:
-    """The nearest quota on CephFS, of the folder or one above it."""
-    for above in (folder, *folder.parents):
-        most = [_attribute(above, f"ceph.quota.max_{what}") for what in ("bytes", "files")]
-        if not any(most):
+    """Return the CephFS quota of the folder or its nearest parent with one."""
+    for ancestor in (folder, *folder.parents):
+        limits = [_attribute(ancestor, f"ceph.quota.max_{name}") for name in ("bytes", "files")]
+        if not any(limits):
             continue
-        used = [_attribute(above, f"ceph.dir.{what}") or 0 for what in ("rbytes", "rentries")]
-        left = [max(0, limit - taken) if limit else None for limit, taken in zip(most, used, strict=True)]
-        return Allowance(left[0], left[1], f"quota of {above}")
+        used = [_attribute(ancestor, f"ceph.dir.{name}") or 0 for name in ("rbytes", "rentries")]
+        left = [max(0, limit - taken) if limit else None for limit, taken in zip(limits, used, strict=True)]
+        return Allowance(left[0], left[1], f"quota of {ancestor}")
     return None
 
 
 def read_quota(text: str) -> Allowance | None:
-    """Parse what `quota -w` or `lfs quota -q` prints: blocks, soft and hard limit, grace, files, and their limits."""
+    """Parse the output of `quota -w` or `lfs quota -q`: blocks, soft and hard limit, grace; the same for files."""
     left: list[list[int]] = [[], []]
     for line in text.splitlines():
         words = [word.rstrip("*") for word in line.split()][1:]
-        # The grace time between the two groups of three is left out, or no number.
+        # The grace time between the two groups of three is missing or not a number.
         numbers = [int(word) for word in words if word.isdigit()]
         if len(numbers) < 6 or not all(word.isdigit() for word in words[:3]):
             continue
@@ -109,13 +107,14 @@ def read_quota(text: str) -> Allowance | None:
 
 @dataclass(frozen=True)
 class Trial:
-    """Outcome of writing into a folder. `refused`: why nothing could be written.
+    """Outcome of writing to a folder.
 
     Attributes:
-        locks: whether a lock keeps others out; None where the file system has none.
-        renames: whether a file replaced by another is whole at once.
+        refused: why nothing could be written.
+        locks: whether locks are exclusive; None if the file system does not support them.
+        renames: whether a replaced file has its new contents at once.
         skew: seconds by which the file system's clock is ahead of this machine's.
-        seconds: that writing, syncing and renaming a small file took.
+        seconds: time to write, sync and rename a small file.
     """
 
     refused: str = ""
@@ -127,7 +126,7 @@ class Trial:
 
 
 def try_writing(folder: Path) -> Trial:
-    """Write, replace, lock and remove a small file in a folder. Leaves nothing behind."""
+    """Write, replace, lock and remove a small file in a folder."""
     path = folder / f".hpc-tumor-doctor-{secrets.token_hex(4)}"
     try:
         begun = time.time()
@@ -136,7 +135,7 @@ def try_writing(folder: Path) -> Trial:
         written = path.stat().st_mtime
         atomic.write_bytes(path, b"second")
         renames = path.read_bytes() == b"second"
-        skew = written - min(max(written, begun), ended)  # as far as it lies outside of the time it took
+        skew = written - min(max(written, begun), ended)  # 0 within the time that writing took
         return Trial(locks=_locks(path), renames=renames, skew=skew, seconds=ended - begun)
     except OSError as error:
         return Trial(refused=error.strerror or str(error), full=atomic.is_disk_full(error))
@@ -146,7 +145,7 @@ def try_writing(folder: Path) -> Trial:
 
 
 def _locks(path: Path) -> bool | None:
-    """Check that of two that lock a file, the second is kept out."""
+    """Return True if a second lock on a file is refused; None if the file system does not support locks."""
     first, second = os.open(path, os.O_RDWR), os.open(path, os.O_RDWR)
     try:
         fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -165,7 +164,7 @@ def _locks(path: Path) -> bool | None:
 
 
 def _mount_of(folder: Path) -> tuple[str, Path]:
-    """Kind and mount point of the file system that a folder lies on."""
+    """Return the kind and mount point of a folder's file system."""
     deepest = ("unknown", Path("/"))
     with suppress(OSError):
         real = folder.resolve()
@@ -186,7 +185,7 @@ def _attribute(path: Path, name: str) -> int | None:
 
 
 def _command_quota(folder: Path, kind: str, mount: Path) -> Allowance | None:
-    """Quota by the command for it, where that is there."""
+    """Return the quota that `lfs quota` or `quota` reports; None without that command."""
     command = ("lfs", "quota", "-q", "-u", str(os.getuid()), str(folder))
     done = run_quietly(*(command if kind == "lustre" else ("quota", "-w", "-f", str(mount))), seconds=_SECONDS)
-    return read_quota(done.stdout) if done else None  # quota ends with 1 where a limit is exceeded
+    return read_quota(done.stdout) if done else None  # `quota` exits with 1 if a limit is exceeded

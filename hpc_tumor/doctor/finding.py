@@ -1,4 +1,4 @@
-"""Findings of doctor: a line that is ok, a warning or an error, with the way out; and groups of such lines."""
+"""Findings of doctor: ok, warning or error with a remedy, grouped in sections."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Level = Literal["ok", "warning", "error"]
-ON_CLUSTER = ("slurm", "job")  # sections whose errors are the cluster's
+ON_CLUSTER = ("slurm", "job")  # sections on the cluster
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: how it is, and where it is not well, what to do."""
+    """One line of the report, with a remedy for warnings and errors."""
 
     level: Level
     text: str
@@ -20,23 +20,23 @@ class Finding:
 
 
 def ok(text: str) -> Finding:
-    """Something that is as it should be."""
+    """Return the finding of a passed check."""
     return Finding("ok", text)
 
 
 def warning(text: str, way_out: str) -> Finding:
-    """Something that may go wrong, or that could not be looked at."""
+    """Return the finding of a possible problem, or of a check that could not be done."""
     return Finding("warning", text, way_out)
 
 
 def error(text: str, way_out: str) -> Finding:
-    """Something that will make runs fail."""
+    """Return the finding of a problem that makes runs fail."""
     return Finding("error", text, way_out)
 
 
 @dataclass(frozen=True)
 class Section:
-    """The findings of one subject; `key` is its name for machines."""
+    """The findings on one subject; `key` names it in JSON."""
 
     key: str
     title: str
@@ -44,13 +44,13 @@ class Section:
 
 
 def exit_code(sections: Iterable[Section]) -> int:
-    """0 where nothing is an error, 4 where the cluster is in error, else 1."""
+    """Return 0 without errors, 4 for errors of the cluster, else 1."""
     wrong = {section.key for section in sections for finding in section.findings if finding.level == "error"}
     return (4 if wrong & set(ON_CLUSTER) else 1) if wrong else 0
 
 
 def as_json(sections: Iterable[Section]) -> dict[str, Any]:
-    """All findings, for machines."""
+    """Return all findings as JSON types."""
     sections = list(sections)
     shown = [
         {

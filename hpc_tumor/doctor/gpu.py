@@ -1,4 +1,4 @@
-"""GPUs: those of this machine and those of a cluster's nodes, against the torch that is installed."""
+"""Check the GPUs of this machine and of a cluster's nodes against the installed torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hpc_tumor.vocabulary import counted
 
 Capability = tuple[int, int]
 
-# By name, the first that fits; from NVIDIA's list of compute capabilities.
+# By model name, the first match counts; from NVIDIA's list of compute capabilities.
 _MODELS: tuple[tuple[str, Capability], ...] = (
     (r"B300|GB300", (10, 3)),
     (r"B200|B100|GB200", (10, 0)),
@@ -30,75 +30,76 @@ _MODELS: tuple[tuple[str, Capability], ...] = (
     (r"\bK80\b", (3, 7)),
     (r"\bK(?:20|40)[xcm]?\b", (3, 5)),
 )
-_LEAST_DRIVERS = {11: 450, 12: 525, 13: 580}  # by the version of CUDA, from NVIDIA's minor version compatibility
-_WHERE = "pytorch.org/get-started has the line"
+_MIN_DRIVERS = {11: 450, 12: 525, 13: 580}  # by major CUDA version, from NVIDIA's minor version compatibility
+_WHERE = "see pytorch.org/get-started"
 
 
 class Remedy(StrEnum):
-    """Ways out for GPUs that the installed torch cannot use."""
+    """Remedies for GPUs that the installed torch cannot use."""
 
-    WITH_CUDA = f"install a torch with CUDA, of the GPUs' generation: {_WHERE}"
-    NEWER = f"install a newer torch, for a newer CUDA: {_WHERE}"
-    OTHER_GPUS = "no torch that hpc-tumor runs with supports it any more: choose other GPUs"
-    # Builds for CUDA 12.6 keep Maxwell, Pascal and Volta; those for 12.8 kept Volta to torch 2.10.
-    CUDA_12_6 = f"install a torch built for CUDA 12.6 (cu126), which still has it: {_WHERE}"
+    WITH_CUDA = f"install a torch build with CUDA that supports the GPUs: {_WHERE}"
+    NEWER = f"install a newer torch, built for a newer CUDA: {_WHERE}"
+    OTHER_GPUS = "no torch version that hpc-tumor supports runs on it: choose other GPUs"
+    # Builds for CUDA 12.6 include Maxwell, Pascal and Volta; those for 12.8 included Volta up to torch 2.10.
+    CUDA_12_6 = f"install a torch built for CUDA 12.6 (cu126), which still supports it: {_WHERE}"
 
 
 def check_gpus(probe: Probe, visible: str | None = None) -> list[Finding]:
-    """The GPUs of one machine; `visible` is its CUDA_VISIBLE_DEVICES."""
+    """Check the GPUs of one machine; `visible` is its CUDA_VISIBLE_DEVICES."""
     if probe.torch is None:
-        return [warning("GPUs: not looked at, because torch does not import", "repair that first, see above")]
+        return [warning("GPUs: not checked, because torch cannot be imported", "fix that first, see above")]
     if not probe.gpus and not probe.torch.gpus:
-        return _none(probe, visible)
-    there = probe.gpus or probe.torch.gpus
+        return _no_gpus(probe, visible)
+    gpus = probe.gpus or probe.torch.gpus
     if visible is not None and not _visible(visible):
-        text = f"{_names(there)}: hidden by CUDA_VISIBLE_DEVICES='{visible}', so runs use the CPU"
+        text = f"{_names(gpus)}: hidden by CUDA_VISIBLE_DEVICES='{visible}', so runs use the CPU"
         return [warning(text, "unset CUDA_VISIBLE_DEVICES")]
     findings = _driver(probe)
-    refused = {gpu.name: refusal for gpu in there if (refusal := _no_code(probe.torch, gpu.name, _capability(gpu)))}
-    findings += refused.values()
+    unsupported = {gpu.name: fault for gpu in gpus if (fault := _no_code(probe.torch, gpu.name, _capability(gpu)))}
+    findings += unsupported.values()
     if probe.torch.gpus:
         seen = len(probe.torch.gpus)
-        of = f" of {len(there)} (CUDA_VISIBLE_DEVICES={visible})" if seen < len(there) and visible else ""
-        if seen < len(there) and not visible:
-            text = f"nvidia-smi lists {counted(len(there), 'GPU')}, torch sees {seen}"
-            findings.append(warning(text, "one may be broken or partitioned (MIG): nvidia-smi -L"))
-        if not refused:
-            findings.append(ok(f"{_names(probe.torch.gpus)}{of}: this torch has code for {_archs(there)}"))
+        of = f" of {len(gpus)} (CUDA_VISIBLE_DEVICES={visible})" if seen < len(gpus) and visible else ""
+        if seen < len(gpus) and not visible:
+            text = f"nvidia-smi lists {counted(len(gpus), 'GPU')}, torch sees {seen}"
+            findings.append(warning(text, "one may be broken or partitioned (MIG): see nvidia-smi -L"))
+        if not unsupported:
+            findings.append(ok(f"{_names(probe.torch.gpus)}{of}: torch supports {_archs(gpus)}"))
             findings.append(ok(f"precision auto is {probe.torch.precision[0]}, {probe.torch.precision[1]}"))
     elif not findings:
-        them, why = "it" if len(there) == 1 else "them", probe.torch.refusal or "it does not say why"
-        way = "nvidia-smi tells whether the driver is well; else ask an administrator"
-        findings.append(error(f"{_names(there)}, but torch cannot use {them}: {why}", way))
+        why = probe.torch.refusal or "torch gives no reason"
+        way = "check the driver with nvidia-smi, or ask an administrator"
+        findings.append(error(f"{_names(gpus)}, but torch cannot use {'it' if len(gpus) == 1 else 'them'}: {why}", way))
     return [*findings, *_nccl(probe.torch)]
 
 
 def check_model(torch: TorchFacts | None, model: str | None, cluster: str, tried: bool = False) -> list[Finding]:
-    """Check that the installed torch runs on the GPUs that a cluster profile names; `tried`: a job will tell."""
+    """Check that torch supports the GPUs that a cluster profile names; `tried`: the test job will show it."""
     if torch is None:
         return []
     if torch.cuda is None and torch.hip is None:
-        return [error(f"torch {torch.version} is built for CPUs: the GPUs of {cluster} stay idle", Remedy.WITH_CUDA)]
+        text = f"torch {torch.version} is built for CPUs: the GPUs of {cluster} would stay idle"
+        return [error(text, Remedy.WITH_CUDA)]
     capability = capability_of(model)
     if capability is None:
         if tried:
             return []
-        named = f"the GPUs of {cluster}, {model!r}, are not known here" if model else f"{cluster} names no GPU model"
-        return [warning(f"{named}: whether torch runs on them is open", "--submit tries it on a node")]
+        text = f"unknown GPU model {model!r} of {cluster}" if model else f"{cluster} names no GPU model"
+        return [warning(f"{text}: torch may not support it", "--submit tries it on a node")]
     if refusal := _no_code(torch, f"{model} of {cluster}", capability):
         return [refusal]
-    format_ = precision_on(capability)
-    rest = {"bfloat16": "", "float16": ", for they have no bfloat16"}.get(format_, ", for they have no fast half")
+    precision = precision_on(capability)
+    why = {"bfloat16": "", "float16": " (no bfloat16)"}.get(precision, " (no fast half precision)")
     return [
-        ok(f"{model} of {cluster} ({sm(capability)}): torch has code for it; precision auto is {format_}{rest}"),
+        ok(f"{model} of {cluster} ({arch_name(capability)}): supported by torch; precision auto is {precision}{why}"),
         *_nccl(torch),
     ]
 
 
-def _none(probe: Probe, visible: str | None) -> list[Finding]:
+def _no_gpus(probe: Probe, visible: str | None) -> list[Finding]:
     if visible is not None and _visible(visible):
-        text = f"CUDA_VISIBLE_DEVICES={visible}, but there is no GPU here that torch can use: runs use the CPU"
-        return [warning(text, "unset CUDA_VISIBLE_DEVICES, or look with nvidia-smi where the GPUs are")]
+        text = f"CUDA_VISIBLE_DEVICES={visible}, but torch finds no GPU here: runs use the CPU"
+        return [warning(text, "unset CUDA_VISIBLE_DEVICES, or check the GPUs with nvidia-smi")]
     precision = f"; precision auto on its CPU is {probe.torch.precision[0]}" if probe.torch else ""
     return [ok(f"no GPU on this machine{precision}")]
 
@@ -107,24 +108,24 @@ def _driver(probe: Probe) -> list[Finding]:
     torch = probe.torch
     if torch is None or torch.cuda is None or probe.driver is None:
         return []
-    least = least_driver(torch.cuda)
+    least = minimum_driver(torch.cuda)
     major = probe.driver.partition(".")[0]
     if least is None or not major.isdigit() or int(major) >= least:
         return []
-    best = max((cuda for cuda in (11, 12, 13) if (least_driver(str(cuda)) or 0) <= int(major)), default=None)
-    older = f"install a torch for CUDA {best} ({_WHERE})" if best else "install an older torch"
+    best = max((cuda for cuda in (11, 12, 13) if (minimum_driver(str(cuda)) or 0) <= int(major)), default=None)
+    older = f"install a torch built for CUDA {best} ({_WHERE})" if best else "install an older torch"
     text = f"driver {probe.driver} is too old for torch {torch.version}: CUDA {torch.cuda} needs {least} or newer"
     return [error(text, f"{older}, or a newer driver")]
 
 
 def _no_code(torch: TorchFacts, name: str, capability: Capability | None) -> Finding | None:
-    """The error for a GPU that this torch brings no code for; None where it does, or where that is not known."""
+    """Return an error if torch does not support the GPU; None if it does or that is unknown."""
     if torch.cuda is None and torch.hip is None:
-        return error(f"{name}: torch {torch.version} is built for CPUs, and cannot use it", Remedy.WITH_CUDA)
+        return error(f"{name}: torch {torch.version} is built for CPUs and cannot use it", Remedy.WITH_CUDA)
     if capability is None or not torch.archs or torch.hip or runs_on(torch.archs, capability):
         return None
     build = f"torch {torch.version.partition('+')[0]} for CUDA {torch.cuda}"
-    text = f"{name} ({sm(capability)}): {build} has no code for it, only for {_range(torch.archs)}"
+    text = f"{name} ({arch_name(capability)}): not supported by {build}, which supports {_range(torch.archs)}"
     return error(text, _other_torch(torch, capability))
 
 
@@ -137,7 +138,7 @@ def _other_torch(torch: TorchFacts, capability: Capability) -> Remedy:
 
 def _nccl(torch: TorchFacts) -> list[Finding]:
     if torch.cuda and torch.nccl is None:
-        text = f"torch {torch.version} has no NCCL: runs on more than one GPU cannot start"
+        text = f"torch {torch.version} has no NCCL: runs on several GPUs cannot start"
         return [error(text, f"install the official build of torch: {_WHERE}")]
     return []
 
@@ -151,7 +152,7 @@ def _capability(gpu: Gpu) -> Capability | None:
 
 
 def _archs(gpus: Sequence[Gpu]) -> str:
-    return ", ".join(sorted({sm(capability) for gpu in gpus if (capability := _capability(gpu))})) or "them"
+    return ", ".join(sorted({arch_name(capability) for gpu in gpus if (capability := _capability(gpu))})) or "them"
 
 
 def _names(gpus: Sequence[Gpu]) -> str:
@@ -170,30 +171,30 @@ def _number(arch: str) -> int:
 
 
 def capability_of(model: str | None) -> Capability | None:
-    """Compute capability of a model by its name, as `V100 PCIe 32 GB` → (7, 0); None for one not known."""
+    """Return the compute capability of a GPU model, e.g. (7, 0) for `V100 PCIe 32 GB`; None if unknown."""
     for pattern, capability in _MODELS:
         if model and re.search(pattern, model, re.IGNORECASE):
             return capability
     return None
 
 
-def sm(capability: Capability) -> str:
-    """(7, 0) → `sm_70`, as builds of torch name it."""
+def arch_name(capability: Capability) -> str:
+    """Return torch's name of an architecture, e.g. `sm_70` for (7, 0)."""
     return f"sm_{capability[0]}{capability[1]}"
 
 
 def runs_on(archs: Iterable[str], capability: Capability) -> bool:
     """Return True if code for `archs` runs on a GPU of that capability.
 
-    Machine code (sm) runs on its own generation from its own minor version on; intermediate code (compute) on all
-    later ones.
+    Machine code (sm) runs on the same major version with the same or a later minor version; intermediate code (compute)
+    on all later GPUs.
     """
     for arch in archs:
         match = re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", arch)
         if match is None:
             continue
         made_for = int(match[2]), int(match[3])
-        if match[4] == "a":  # for that very GPU
+        if match[4] == "a":  # exactly this GPU
             fits = made_for == capability
         elif match[1] == "compute":
             fits = made_for <= capability
@@ -205,11 +206,11 @@ def runs_on(archs: Iterable[str], capability: Capability) -> bool:
 
 
 def precision_on(capability: Capability) -> str:
-    """Number format that `hardware.precision = "auto"` chooses on such a GPU."""
+    """Return the precision that `hardware.precision = "auto"` chooses on such a GPU."""
     return "bfloat16" if capability[0] >= 8 else "float16" if capability[0] >= 7 else "float32"
 
 
-def least_driver(cuda: str) -> int | None:
-    """The oldest driver that runs a build for that CUDA; None where that is not known."""
+def minimum_driver(cuda: str) -> int | None:
+    """Return the oldest driver for a build with that CUDA version; None if unknown."""
     major = cuda.partition(".")[0]
-    return _LEAST_DRIVERS.get(int(major)) if major.isdigit() else None
+    return _MIN_DRIVERS.get(int(major)) if major.isdigit() else None

@@ -1,4 +1,4 @@
-"""Judge the answers of the test job: can a node run what this machine submits?"""
+"""Judge the answers of the test job: whether a node can run what this machine submits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from hpc_tumor.cluster.observe.causes import recognise
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.console import size
-from hpc_tumor.doctor.configuration import line_to_change
+from hpc_tumor.doctor.configuration import profile_edit
 from hpc_tumor.doctor.finding import Finding, error, ok, warning
 from hpc_tumor.doctor.gpu import capability_of, check_gpus
 from hpc_tumor.doctor.machine import check_limits
@@ -19,20 +19,20 @@ from hpc_tumor.doctor.packages import check_packages, compare_packages
 from hpc_tumor.doctor.probe import Probe, probe_from
 from hpc_tumor.vocabulary import counted, duration
 
-_LITTLE_DISK = 10_000_000_000
-_MOST_SKEW = 10.0  # seconds between the clocks of two machines
-_NO_REMEDY = "look at the lines above"
+_MIN_DISK = 100_000_000
+_MAX_SKEW = 10.0  # seconds between the clocks of two machines
+_NO_REMEDY = "see the output above"
 
 
 def judge(outcome: Outcome, here: Probe, profile: ClusterProfile, began: float) -> list[Finding]:
-    """All findings of the test job. `began`: this machine's time when it was submitted."""
+    """Return all findings of the test job; `began` is this machine's time of its submission."""
     if outcome.waited:
         return [_still_queued(outcome)]
     if not outcome.answers:
         return [_no_answer(outcome)]
     findings = [_visible(outcome), *_setup(outcome), *_missing(outcome), *_clocks(outcome, began)]
     by_node = {answer["node"]: answer for answer in outcome.answers.values()}
-    findings += _together(
+    findings += _merge_nodes(
         {name: _node(probe_from(answer["probe"]), answer, here, profile) for name, answer in by_node.items()}
     )
     findings += _meeting(outcome)
@@ -43,31 +43,31 @@ def _still_queued(outcome: Outcome) -> Finding:
     why = f": {outcome.reason}" if outcome.reason else ""
     return warning(
         f"test job {outcome.job_id} was still queued after {duration(PATIENCE)} and was cancelled{why}",
-        "sinfo shows which partitions have idle nodes; --partition tries another one; or try again later",
+        "see sinfo for partitions with idle nodes and choose one with --partition, or try again later",
     )
 
 
 def _no_answer(outcome: Outcome) -> Finding:
     code = outcome.exit_code.removesuffix(":0")
-    how = (outcome.state or "it is not known how") + (f", exit code {code}" if code not in ("", "0") else "")
-    ended = f"test job {outcome.job_id} ended ({how})"
+    state = (outcome.state or "unknown state") + (f", exit code {code}" if code not in ("", "0") else "")
+    ended = f"test job {outcome.job_id} ended ({state})"
     if outcome.state == "TIMEOUT":
-        way = "the file system of the Python environment may be slow, or a setup line waits: look at their load"
+        way = "the file system of the Python environment may be slow, or a setup line may hang: check both"
         return error(f"test job {outcome.job_id} did not answer within {MINUTES} minutes", way)
     if not outcome.printed.strip():
         return error(
-            f"{ended} without a word: {outcome.nodes or 'the node'} seems not to see {outcome.folder.parent}",
-            "name a folder on a file system that all nodes see with --runs, as one on the scratch",
+            f"{ended} without output: {outcome.nodes or 'the node'} probably does not see {outcome.folder.parent}",
+            "choose a folder that all nodes see with --runs, for example on the scratch file system",
         )
     if cause := recognise(outcome.printed):
         return error(f"{ended}: {cause.fault}", cause.remedy or _NO_REMEDY)
     stage = "after its setup lines" if SETUP_DONE in outcome.printed else "in its setup lines"
-    way = "correct what it says, in [environment] of the profile"
-    return error(f"{ended} {stage}; its last line: {_last_line(outcome.printed)}", way)
+    way = "correct it in [environment] of the profile"
+    return error(f"{ended} {stage}; last line: {_last_line(outcome.printed)}", way)
 
 
 def _setup(outcome: Outcome) -> list[Finding]:
-    """A warning for setup lines that failed, although the job went on."""
+    """Warn about setup lines that failed without ending the job."""
     before, done, _ = outcome.printed.partition(SETUP_DONE)
     cause = recognise(before) if done else None
     return [warning(f"a setup line failed: {cause.fault}", cause.remedy or _NO_REMEDY)] if cause else []
@@ -78,12 +78,12 @@ def _visible(outcome: Outcome) -> Finding:
     where = outcome.folder.parent
     if tokens != {outcome.token}:
         return error(
-            f"the node reads another file than this machine wrote in {where}",
-            "it is another file system under the same name: choose a shared folder with --runs",
+            f"the node does not read the file that this machine wrote in {where}",
+            "the node has another file system at that path: choose a shared folder with --runs",
         )
     wait = f"after {duration(outcome.queued_s)} in the queue" if outcome.queued_s > 5 else "at once"
-    store = "; the store is read there" if all(answer["store"] == "" for answer in outcome.answers.values()) else ""
-    return ok(f"started {wait}; what is written in {where} is read on the nodes, and back{store}")
+    store = "; the nodes read the store" if all(answer["store"] == "" for answer in outcome.answers.values()) else ""
+    return ok(f"started {wait}; this machine and the nodes share {where}{store}")
 
 
 def _missing(outcome: Outcome) -> list[Finding]:
@@ -91,68 +91,70 @@ def _missing(outcome: Outcome) -> list[Finding]:
     if len(outcome.answers) == tasks:
         return []
     lost = tasks - len(outcome.answers)
-    text = f"{counted(lost, 'task')} of {tasks} did not answer; the last line: {_last_line(outcome.printed)}"
-    return [error(text, f"look at the nodes {outcome.nodes}: sinfo -N -l")]
+    text = f"{counted(lost, 'task')} of {tasks} did not answer; last line: {_last_line(outcome.printed)}"
+    return [error(text, f"check the nodes {outcome.nodes} with sinfo -N -l")]
 
 
 def _clocks(outcome: Outcome, began: float) -> list[Finding]:
-    """Check whether a node's clock says that it answered between the submission and now."""
+    """Check that the nodes' clocks place their answers between the submission and now."""
     times = [answer["time"] for answer in outcome.answers.values()]
     behind, ahead = began - min(times), max(times) - time.time()
-    if max(behind, ahead) < _MOST_SKEW:
+    if max(behind, ahead) < _MAX_SKEW:
         return []
-    words = f"{duration(max(behind, ahead))} {'behind' if behind > ahead else 'ahead of'}"
-    text = f"a node's clock is {words} this machine's: ages of heartbeats will be wrong by as much"
+    skew = f"{duration(max(behind, ahead))} {'behind' if behind > ahead else 'ahead of'}"
+    text = f"a node's clock is {skew} this machine's: heartbeat ages will be wrong by as much"
     return [warning(text, "tell an administrator")]
 
 
 def _node(probe: Probe, answer: Mapping[str, Any], here: Probe, profile: ClusterProfile) -> list[Finding]:
-    """The findings of one node, without its name."""
+    """Return the findings of one node, without its name."""
     findings = compare_packages(here, probe)
     packages = check_packages(probe)
     findings += [item for item in packages if item.level != "ok"]
     if not findings:
-        findings.append(ok("the same Python, torch and packages as here, and all import"))
+        findings.append(ok("the same Python, torch and packages as here; all can be imported"))
     findings += _gpus(probe, answer.get("visible"), profile)
     findings += _cpus(probe, answer)
     findings += check_limits(probe)
     findings += _disks(answer, probe)
     if answer.get("store"):
-        findings.append(error(f"the store cannot be read there: {answer['store']}", "put it where all nodes see it"))
+        text = f"the node cannot read the store: {answer['store']}"
+        findings.append(error(text, "move it to a file system that all nodes see"))
     return findings
 
 
 def _gpus(probe: Probe, visible: str | None, profile: ClusterProfile) -> list[Finding]:
-    """The GPUs that a node showed to the task, against those that the profile promises."""
+    """Check the GPUs that a task got against the profile."""
     if not profile.node.gpus or profile.slurm.gpu_request == "none":
         return check_gpus(probe, visible)
     if not probe.gpus and (probe.torch is None or not probe.torch.gpus):
-        given = f"SLURM gave the GPU {visible}" if visible else "SLURM gave no GPU (CUDA_VISIBLE_DEVICES is not set)"
         if visible:
-            driver = "but no driver answers there (nvidia-smi), so runs use the CPU"
-            return [warning(f"{given}, {driver}", "nvidia-smi there says more; an administrator can help")]
-        return [error(given, "gpu_request of the profile may be wrong: gres, or gpus-per-node")]
+            text = f"SLURM allocated GPU {visible}, but nvidia-smi finds no driver on the node, so runs use the CPU"
+            return [warning(text, "run nvidia-smi on the node, or ask an administrator")]
+        text = "SLURM allocated no GPU (CUDA_VISIBLE_DEVICES is not set)"
+        return [error(text, "gpu_request of the profile may be wrong: try gres or gpus-per-node")]
     return [*check_gpus(probe, visible), *_other_model(probe, profile)]
 
 
 def _other_model(probe: Probe, profile: ClusterProfile) -> list[Finding]:
-    """A warning where the node has GPUs of another generation than the profile says."""
-    promised = capability_of(profile.node.gpu_model)
-    there = probe.torch.gpus if probe.torch and probe.torch.gpus else probe.gpus or ()
-    if promised is None or not there or there[0].capability in (None, promised):
+    """Warn if the node's GPUs are of another generation than the profile's."""
+    expected = capability_of(profile.node.gpu_model)
+    gpus = probe.torch.gpus if probe.torch and probe.torch.gpus else probe.gpus or ()
+    if expected is None or not gpus or gpus[0].capability in (None, expected):
         return []
-    text = f"the profile says {profile.node.gpu_model}, but the node has {there[0].name}"
-    return [warning(text, line_to_change(profile, "node", f'gpu_model = "{there[0].name}"'))]
+    text = f"the profile says {profile.node.gpu_model}, but the node has {gpus[0].name}"
+    return [warning(text, profile_edit(profile, "node", f'gpu_model = "{gpus[0].name}"'))]
 
 
 def _cpus(probe: Probe, answer: Mapping[str, Any]) -> list[Finding]:
-    asked = int(answer.get("asked_cpus") or 0)
-    if not asked or probe.cpus == asked:
-        return [ok(f"{counted(probe.cpus, 'CPU')} for each task, as asked")] if asked else []
-    if probe.cpus < asked:
-        text = f"a task may use {counted(probe.cpus, 'CPU')}, though {asked} were asked for"
-        return [warning(text, "ask an administrator whether the node has as many as SLURM believes")]
-    return [ok(f"{asked} CPUs for each task, as asked, and it is not kept to them ({probe.cpus} may be used)")]
+    requested = int(answer.get("requested_cpus") or 0)
+    if not requested:
+        return []
+    if probe.cpus < requested:
+        text = f"a task may use only {counted(probe.cpus, 'CPU')} of the {requested} requested"
+        return [warning(text, "ask an administrator whether SLURM's CPU count of the node is right")]
+    rest = "" if probe.cpus == requested else f" (CPU affinity is not enforced: {probe.cpus} usable)"
+    return [ok(f"{counted(requested, 'CPU')} per task, as requested{rest}")]
 
 
 def _disks(answer: Mapping[str, Any], probe: Probe) -> list[Finding]:
@@ -161,9 +163,9 @@ def _disks(answer: Mapping[str, Any], probe: Probe) -> list[Finding]:
     if left is None:
         return []
     memory = f"; /dev/shm {size(shared)}" if shared else ""
-    text = f"its own disk, {local['path']} ({local['kind']}): {size(left)} free{memory}"
-    if left < _LITTLE_DISK // 100:
-        return [warning(text, "set TMPDIR in [environment] variables to a folder with more room")]
+    text = f"local disk {local['path']} ({local['kind']}): {size(left)} free{memory}"
+    if left < _MIN_DISK:
+        return [warning(text, "set TMPDIR in [environment] variables to a folder with more space")]
     return [ok(text)]
 
 
@@ -171,26 +173,26 @@ def _meeting(outcome: Outcome) -> list[Finding]:
     tasks = outcome.plan.nodes * outcome.plan.tasks_per_node
     if tasks < 2 or not outcome.answers:
         return []
-    where = "two nodes" if outcome.plan.nodes > 1 else "two tasks of a node"
-    met = list(outcome.meetings.values())
-    failed = next((item["error"] for item in met if "error" in item), None)
+    tasks_met = "two nodes" if outcome.plan.nodes > 1 else "two tasks of a node"
+    meetings = list(outcome.meetings.values())
+    failed = next((item["error"] for item in meetings if "error" in item), None)
     interfaces = sorted({name for answer in outcome.answers.values() for name in answer["probe"]["interfaces"]})
     way = (
-        "name the network in [environment] variables of the profile:"
-        f" NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME, one of {', '.join(interfaces) or 'those of ip link'}"
+        "set NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME in [environment] variables of the profile to one of"
+        f" {', '.join(interfaces) or 'those of ip link'}"
     )
-    if failed or len(met) < tasks:
-        # gloo begins with where in its source it is
-        why = re.sub(r"\[enforce fail at [^\]]*\] (.*?nullptr\. )?", "", failed or "they did not meet in time")
-        return [error(f"{where} could not talk with each other: {why}", way)]
-    if not all(item["right"] for item in met):
-        return [error(f"{where} added up a number wrongly", "tell an administrator: the network may be damaged")]
-    seconds = max(item["seconds"] for item in met)
-    return [ok(f"{where} talk with each other, by {met[0]['backend']} ({duration(seconds)} to meet)")]
+    if failed or len(meetings) < tasks:
+        # Without the position in gloo's source.
+        why = re.sub(r"\[enforce fail at [^\]]*\] (.*?nullptr\. )?", "", failed or "they did not connect in time")
+        return [error(f"{tasks_met} could not communicate: {why}", way)]
+    if not all(item["right"] for item in meetings):
+        return [error(f"{tasks_met} computed a wrong sum", "tell an administrator: the network may be faulty")]
+    seconds = max(item["seconds"] for item in meetings)
+    return [ok(f"{tasks_met} communicate with {meetings[0]['backend']} ({duration(seconds)} to connect)")]
 
 
-def _together(per_node: Mapping[str, Sequence[Finding]]) -> list[Finding]:
-    """Findings that all nodes have in common once; others with the name of the node."""
+def _merge_nodes(per_node: Mapping[str, Sequence[Finding]]) -> list[Finding]:
+    """Return findings common to all nodes once, and the others with the node's name."""
     lists = list(per_node.values())
     common = [item for item in lists[0] if all(item in other for other in lists)]
     findings = list(common)
@@ -200,10 +202,7 @@ def _together(per_node: Mapping[str, Sequence[Finding]]) -> list[Finding]:
 
 
 def _last_line(text: str) -> str:
-    lines = [line for line in map(_plain, text.splitlines()) if line and line != SETUP_DONE]
-    return lines[-1][:200] if lines else "nothing was printed"
-
-
-def _plain(line: str) -> str:
-    """A line without the path of the script that bash puts before it."""
-    return re.sub(r"^\S*/slurm_script: (line \d+: )?", "", line.strip())
+    # bash prefixes its errors with the path of the script.
+    stripped = (re.sub(r"^\S*/slurm_script: (line \d+: )?", "", line.strip()) for line in text.splitlines())
+    lines = [line for line in stripped if line and line != SETUP_DONE]
+    return lines[-1][:200] if lines else "(no output)"

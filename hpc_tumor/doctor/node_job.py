@@ -1,4 +1,4 @@
-"""The test job: asked for as runs ask, with the profile's own setup lines; waited for, and taken back at the end."""
+"""Submit the test job like a run, with the profile's setup lines; wait for its answers and remove it."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from hpc_tumor.cluster.describe.facts import Facts
 from hpc_tumor.cluster.launch.private import make_private
 from hpc_tumor.cluster.launch.sbatch import submit_script
 from hpc_tumor.cluster.launch.script import log_folder, sbatch_options, setup_lines
-from hpc_tumor.cluster.launch.snapshot import take_snapshot, verified
+from hpc_tumor.cluster.launch.snapshot import take_snapshot, verified_python
 from hpc_tumor.cluster.plan.fit import fit_to_cluster
 from hpc_tumor.cluster.plan.plan import Plan, make_plan
 from hpc_tumor.config import ClusterProfile
-from hpc_tumor.doctor.filesystems import existing
+from hpc_tumor.doctor.filesystems import nearest_existing
 from hpc_tumor.doctor.node_task import QUESTION, TOKEN, answer_path, meeting_path
 from hpc_tumor.errors import ClusterError
 from hpc_tumor.run_dir import read_json
 from hpc_tumor.signals import held
 from hpc_tumor.system import atomic
 
-MINUTES = 5  # that the job may take; it needs about one
+MINUTES = 5  # walltime; it needs about one minute
 PATIENCE = 300.0  # seconds in the queue
 _LOOK_SECONDS = 2.0
-_LATE_SECONDS = 20.0  # that a shared file system may take to show what a node wrote
+_LATE_SECONDS = 20.0  # for a shared file system to show what a node wrote
 _MOST_CPUS, _MOST_GB = 4, 8.0  # small, so that it starts soon
-_END_SECONDS, _CANCEL_SECONDS = 10.0, 30.0  # that the job may take to end once it has answered, or is cancelled
+_END_SECONDS, _CANCEL_SECONDS = 10.0, 30.0  # for the job to end after its answers, or after scancel
 _LEFTOVER_SECONDS = 3600.0
-_MOST_SILENT = 3  # questions in a row that SLURM may leave unanswered
-SETUP_DONE = "setup done"  # what its script prints after the profile's setup lines
-_ENDED = "ended"  # what its script leaves when all its tasks have ended
+_MOST_SILENT = 3  # polls in a row without an answer from SLURM
+SETUP_DONE = "setup done"  # printed by the script after the profile's setup lines
+_ENDED = "ended"  # file that the script creates when all tasks have ended
 Say = Callable[[str], None]
 
 
@@ -48,12 +48,12 @@ class Outcome:
     """Outcome of the test job.
 
     Attributes:
-        answers: of each task that answered, by rank.
-        meetings: whether each task could talk with the others, by rank.
-        state: SLURM's last word on the job, "" where it does not answer.
-        waited: whether it was given up while still in the queue.
-        printed: the last lines that its script and tasks printed.
-        queued_s: seconds from submission to the start, or to the end of the waiting.
+        answers: answers of the tasks by rank, without those that did not answer.
+        meetings: results of the communication test by rank.
+        state: SLURM's last state of the job; "" if it does not answer.
+        waited: given up while still queued.
+        printed: last lines of the output of its script and tasks.
+        queued_s: seconds from submission to start, or to giving up.
     """
 
     job_id: str
@@ -72,19 +72,19 @@ class Outcome:
 
     @property
     def has_ended(self) -> bool:
-        """True where SLURM has said so."""
+        """True if SLURM reported the end of the job."""
         return self.state not in {"", *slurm.WAITING, *slurm.ALIVE}
 
 
 def plan_of(profile: ClusterProfile, facts: Facts, **options: str | None) -> Plan:
-    """Request of the test job: a GPU on each of two nodes, where runs may use two; else two GPUs of one node.
+    """Plan the test job: a GPU on each of two nodes if runs may use two, else two GPUs of one node.
 
     Raises:
-        UsageError: the profile wants an account, and none is named; or the cluster cannot give so little.
+        UsageError: the profile requires an account and none is given, or the cluster cannot provide the request.
     """
     single = make_plan(profile, 1, walltime=min(MINUTES, profile.limits.walltime), **options)  # type: ignore[arg-type]
-    there = (facts.partitions or {}).get(single.partition or "", facts.default_partition)
-    two_nodes = profile.limits.nodes != 1 and (there is None or there.nodes > 1) and (not there or there.max_nodes != 1)
+    partition = (facts.partitions or {}).get(single.partition or "", facts.default_partition)
+    two_nodes = profile.limits.nodes != 1 and (partition is None or (partition.nodes > 1 and partition.max_nodes != 1))
     tasks = 1 if two_nodes else min(2, max(1, profile.node.gpus))
     plan = replace(
         single,
@@ -100,16 +100,16 @@ def plan_of(profile: ClusterProfile, facts: Facts, **options: str | None) -> Pla
 
 
 def try_on_node(profile: ClusterProfile, plan: Plan, runs: Path, store: Path | None, say: Say) -> Outcome:
-    """Submit the test job, wait for it, and read its answers. However this ends, nothing of it is left.
+    """Submit the test job, wait for it, and return its answers. Nothing of it remains afterwards.
 
     Raises:
         ClusterError: SLURM refuses the job.
         UsageError: SLURM cannot write a log into the runs folder.
     """
-    above = existing(runs)
-    log_folder(above, "Name another --runs.")
-    _remove_leftovers(above)
-    folder = make_private(above / f".doctor-{os.getuid()}-{secrets.token_hex(4)}")
+    parent = nearest_existing(runs)
+    log_folder(parent, "Choose another --runs.")
+    _remove_leftovers(parent)
+    folder = make_private(parent / f".doctor-{os.getuid()}-{secrets.token_hex(4)}")
     job_id, outcome, pace = "", None, slurm.Pace()
     try:
         token = secrets.token_hex(16)
@@ -121,17 +121,17 @@ def try_on_node(profile: ClusterProfile, plan: Plan, runs: Path, store: Path | N
             job_id = _submit(profile, plan, folder)
         outcome = _wait(Outcome(job_id, plan, token, folder, {}, {}), say, pace)
         if outcome.answers:
-            _wait_for_the_end(folder)  # so that it counts as completed
+            _wait_for_end(folder)  # so that SLURM records it as completed
         return outcome
     finally:
         if job_id and not (folder / _ENDED).exists() and not (outcome and outcome.has_ended):
-            _take_back(job_id, pace)
+            _cancel(job_id, pace)
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def doctor_script(profile: ClusterProfile, plan: Plan, folder: Path, code: Path) -> str:
-    """The script of the test job: the profile's setup lines, as runs have them, then a task for each GPU."""
-    task = [sys.executable, *verified(code), "-u", "-m", "hpc_tumor.doctor.node_task", str(folder)]
+    """Return the batch script of the test job: the setup lines of runs, then one task per GPU."""
+    task = [sys.executable, *verified_python(code), "-u", "-m", "hpc_tumor.doctor.node_task", str(folder)]
     python = shlex.quote(sys.executable)
     srun = ["srun", f"--cpus-per-task={plan.cpus_per_task}", "--kill-on-bad-exit=0", "--wait=120"]
     return "\n".join([
@@ -147,13 +147,13 @@ def doctor_script(profile: ClusterProfile, plan: Plan, folder: Path, code: Path)
 
 def _submit(profile: ClusterProfile, plan: Plan, folder: Path) -> str:
     name = f"hpc-tumor-doctor-{folder.name.rpartition('-')[2]}"
-    output = f"{log_folder(folder)}/said.out"
+    output = f"{log_folder(folder)}/output.txt"
     options = sbatch_options(name, profile, plan, output, requeue=False, chdir=str(folder))
     return submit_script(doctor_script(profile, plan, folder, take_snapshot(folder)), name, profile, plan, *options)
 
 
 def _wait(outcome: Outcome, say: Say, pace: slurm.Pace) -> Outcome:
-    """Look for the answers until the job has ended or has waited too long in the queue."""
+    """Wait for the answers until the job has ended or was queued for too long."""
     begun, started, silent = time.monotonic(), None, 0
     while not _complete(outcome):
         if not pace.is_due():
@@ -188,24 +188,24 @@ def _complete(outcome: Outcome) -> bool:
 
 
 def _read(outcome: Outcome) -> Outcome:
-    """The answers that are there, once all are or no more will come."""
+    """Read the answers, waiting for the file system if the job has completed without all of them."""
     end = time.monotonic() + (0 if outcome.waited else _LATE_SECONDS)
     while not _complete(outcome) and outcome.state == "COMPLETED" and time.monotonic() < end:
-        os.scandir(outcome.folder).close()  # which makes NFS look again
+        os.scandir(outcome.folder).close()  # makes NFS refresh its cache
         time.sleep(0.5)
     tasks = range(outcome.plan.nodes * outcome.plan.tasks_per_node)
     answers = {rank: value for rank in tasks if (value := read_json(answer_path(outcome.folder, rank)))}
     meetings = {rank: value for rank in tasks if (value := read_json(meeting_path(outcome.folder, rank)))}
     printed = ""
     with suppress(OSError):
-        printed = (outcome.folder / "said.out").read_text(encoding="utf-8", errors="replace")
+        printed = (outcome.folder / "output.txt").read_text(encoding="utf-8", errors="replace")
     record = slurm.read_accounting([outcome.job_id]).get(outcome.job_id)
     code = record.exit_code if record else outcome.exit_code
     return replace(outcome, answers=answers, meetings=meetings, printed=printed[-4000:], exit_code=code)
 
 
-def _take_back(job_id: str, pace: slurm.Pace) -> None:
-    """End the job, if it has not, and wait until it writes no more."""
+def _cancel(job_id: str, pace: slurm.Pace) -> None:
+    """Cancel the job, and wait until it has ended."""
     with suppress(ClusterError):
         slurm.cancel_job(job_id)
     end = time.monotonic() + _CANCEL_SECONDS
@@ -219,17 +219,17 @@ def _take_back(job_id: str, pace: slurm.Pace) -> None:
             return
 
 
-def _wait_for_the_end(folder: Path) -> None:
-    """Until the job's script has come to its end, for some seconds."""
+def _wait_for_end(folder: Path) -> None:
+    """Wait up to `_END_SECONDS` for the end of the job's script."""
     end = time.monotonic() + _END_SECONDS
     while not (folder / _ENDED).exists() and time.monotonic() < end:
-        os.scandir(folder).close()  # which makes NFS look again
+        os.scandir(folder).close()  # makes NFS refresh its cache
         time.sleep(0.2)
 
 
-def _remove_leftovers(above: Path) -> None:
-    """Folders of test jobs whose command was killed."""
-    for folder in above.glob(f".doctor-{os.getuid()}-*"):
+def _remove_leftovers(parent: Path) -> None:
+    """Remove the folders of test jobs whose command was killed."""
+    for folder in parent.glob(f".doctor-{os.getuid()}-*"):
         with suppress(OSError):
             if time.time() - folder.stat().st_mtime > _LEFTOVER_SECONDS and folder.stat().st_uid == os.getuid():
                 shutil.rmtree(folder, ignore_errors=True)

@@ -1,7 +1,7 @@
-"""The facts of the machine that this runs on: packages, torch, GPUs, limits. They are judged elsewhere.
+"""Gather facts on this machine: packages, torch, GPUs, limits.
 
-`python -m hpc_tumor.doctor.probe FILE` writes them to a file. They are gathered in a process of their own, because an
-import may crash it or never end.
+`python -m hpc_tumor.doctor.probe FILE` writes them to a file. They are gathered in a separate process, because an
+import may crash or hang.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from hpc_tumor.provenance import versions
 from hpc_tumor.system.processes import python_variables, run_quietly
 from hpc_tumor.system.resources import available_cpus
 
-# What hpc-tumor needs, by the name that is installed and the name that is imported. The large ones last.
+# Dependencies: name of the package and of the module, large ones last.
 IMPORTS = {
     "numpy": "numpy", "numcodecs": "numcodecs", "google-crc32c": "google_crc32c", "zarr": "zarr", "nibabel": "nibabel",
     "h5py": "h5py", "isal": "isal", "pillow": "PIL", "safetensors": "safetensors", "scipy": "scipy",
@@ -38,13 +38,13 @@ IMPORTS = {
     "jinja2": "jinja2", "surface-distance": "surface_distance", "matplotlib": "matplotlib",
     "torch": "torch", "torchvision": "torchvision",
 }  # fmt: skip
-_SECONDS = 180  # that all imports may take: from a cold shared file system they are slow
+_SECONDS = 180  # for all imports: slow from a cold shared file system
 _LIMITS = {"open_files": "RLIMIT_NOFILE", "memory": "RLIMIT_AS"}
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU. `capability` as (9, 0), None where it was not told; memory in GB (2^30 bytes)."""
+    """One GPU. `capability` as (9, 0), None if unknown; memory in GB (2^30 bytes)."""
 
     name: str
     capability: tuple[int, int] | None = None
@@ -53,13 +53,13 @@ class Gpu:
 
 @dataclass(frozen=True)
 class TorchFacts:
-    """Facts that the installed torch tells of itself and of the GPUs that it sees.
+    """The installed torch and the GPUs that it sees.
 
     Attributes:
-        cuda: version of CUDA that it was built for; None for a build without.
-        archs: code that it brings, as ("sm_80", "compute_90").
-        refusal: why it cannot use a GPU, in its own words; "" where it can, or sees none.
-        precision: what `auto` chooses here, and why.
+        cuda: CUDA version of the build; None for a build without CUDA.
+        archs: supported architectures, as ("sm_80", "compute_90").
+        refusal: torch's message if it cannot use a GPU; "" if it can or sees none.
+        precision: the choice of `auto` here, and the reason.
     """
 
     version: str
@@ -73,17 +73,17 @@ class TorchFacts:
 
 
 class ImportFault(StrEnum):
-    """Kind of a failed import that is told from others."""
+    """Kind of a failed import."""
 
     ABSENT = "absent"  # no such module
-    WRONG_CPU = "wrong-cpu"  # it was ended by an instruction that this CPU does not know
+    WRONG_CPU = "wrong-cpu"  # illegal instruction
     HANGS = "hangs"
     OTHER = "other"
 
 
 @dataclass(frozen=True)
 class ImportFailure:
-    """Failed import of a module: why in words, and of which kind."""
+    """Failed import of a module: the reason and its kind."""
 
     why: str
     kind: ImportFault = ImportFault.OTHER
@@ -91,7 +91,7 @@ class ImportFailure:
 
 @dataclass(frozen=True)
 class Probe:
-    """One machine. `failed`: modules that could not be imported. `limits`: None where there is no limit."""
+    """Facts on one machine. `failed`: modules that could not be imported. `limits`: None without a limit."""
 
     host: str
     python: str
@@ -99,8 +99,8 @@ class Probe:
     versions: dict[str, str | None]
     failed: dict[str, ImportFailure] = field(default_factory=dict)
     torch: TorchFacts | None = None
-    too_old: dict[str, str] = field(default_factory=dict)  # package → the version that is needed at least
-    gpus: tuple[Gpu, ...] | None = None  # that nvidia-smi lists; None where there is none
+    too_old: dict[str, str] = field(default_factory=dict)  # package → minimum version
+    gpus: tuple[Gpu, ...] | None = None  # listed by nvidia-smi; None without nvidia-smi
     driver: str | None = None
     cpus: int = 0
     limits: dict[str, int | None] = field(default_factory=dict)
@@ -108,12 +108,12 @@ class Probe:
     interfaces: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """All fields; `probe_from` makes a Probe of them again."""
+        """Return all fields, for `probe_from`."""
         return asdict(self)
 
 
 def probe_from(values: Mapping[str, Any]) -> Probe:
-    """A Probe from what was written as JSON."""
+    """Build a Probe from its JSON values."""
 
     def gpu(item: Mapping[str, Any]) -> Gpu:
         return Gpu(**{**item, "capability": tuple(item["capability"]) if item["capability"] else None})
@@ -131,7 +131,7 @@ def probe_from(values: Mapping[str, Any]) -> Probe:
 
 
 def probe_here() -> Probe:
-    """The facts of this machine, as a job's Python would find them. Never raises: what fails is in the answer."""
+    """Return the facts on this machine, as the Python of a job sees it. Never raises; failures are in the result."""
     with tempfile.NamedTemporaryFile(prefix="hpc-tumor-probe-", suffix=".json") as file:
         command = [sys.executable, "-m", "hpc_tumor.doctor.probe", file.name]
         try:
@@ -151,7 +151,7 @@ def probe_here() -> Probe:
 
 
 def gather() -> Probe:
-    """The facts, gathered in this process: it imports everything, and says on standard error what comes next."""
+    """Gather the facts in this process: import everything, printing each step to standard error first."""
     failed = {}
     for name in IMPORTS.values():
         print(f"importing {name}", file=sys.stderr, flush=True)
@@ -159,7 +159,7 @@ def gather() -> Probe:
             importlib.import_module(name)
         except (Exception, SystemExit) as error:
             why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            absent = isinstance(error, ModuleNotFoundError)  # the module, or one that it needs
+            absent = isinstance(error, ModuleNotFoundError)  # the module or one of its dependencies
             failed[name] = ImportFailure(why, ImportFault.ABSENT if absent else ImportFault.OTHER)
     torch = None
     if "torch" not in failed:
@@ -193,13 +193,13 @@ def _torch_facts() -> TorchFacts:
     gpus, refusal = [], ""
     try:
         for number in range(torch.cuda.device_count()):
-            about = torch.cuda.get_device_properties(number)
-            gpus.append(Gpu(about.name, (about.major, about.minor), about.total_memory / 1024**3))
+            gpu = torch.cuda.get_device_properties(number)
+            gpus.append(Gpu(gpu.name, (gpu.major, gpu.minor), gpu.total_memory / 1024**3))
         if torch.version.cuda and not torch.cuda.is_available():
             torch.cuda.init()
     except Exception as error:
         refusal = " ".join(str(error).split())[:300]
-    flags = getattr(torch._C, "_cuda_getArchFlags", lambda: "")  # get_arch_list() says nothing where there is no GPU
+    flags = getattr(torch._C, "_cuda_getArchFlags", lambda: "")  # get_arch_list() is empty without a GPU
     return TorchFacts(
         version=torch.__version__,
         cuda=torch.version.cuda,
@@ -230,27 +230,27 @@ def _precision(torch: Any) -> tuple[str, str]:
 
 
 def _without_imports(code: int | None, printed: str) -> Probe:
-    """Facts without those of a process that did not end by itself, and what it was importing."""
+    """Return the facts without imports, and the import at which the process crashed, failed or hung."""
     lines = [line for line in printed.splitlines() if line.strip()]
-    at = next((line for line in reversed(lines) if line.startswith(("importing ", "asking "))), "")
-    module = at.rpartition(" ")[2] or "hpc_tumor"
+    step = next((line for line in reversed(lines) if line.startswith(("importing ", "asking "))), "")
+    module = step.rpartition(" ")[2] or "hpc_tumor"
     if code is None:
-        failure = ImportFailure(f"did not come to an end within {_SECONDS} s", ImportFault.HANGS)
+        failure = ImportFailure(f"did not finish within {_SECONDS} s", ImportFault.HANGS)
     elif code < 0:
         kind = ImportFault.WRONG_CPU if code == -signal.SIGILL else ImportFault.OTHER
         failure = ImportFailure(f"killed by {signal.Signals(-code).name}", kind)
     else:
         why = lines[-1] if lines else f"ended with exit code {code}"
-        # By Python's own words, which also name a module that another one lacks.
+        # Python's message also names a module that another one needs.
         failure = ImportFailure(why, ImportFault.ABSENT if "No module named" in why else ImportFault.OTHER)
     return _machine({module: failure}, None)
 
 
 def read_nvidia_smi() -> tuple[tuple[Gpu, ...] | None, str | None]:
-    """The GPUs that the driver knows, and its version; None where it is not there or does not answer."""
+    """Return the GPUs that nvidia-smi lists and the driver version; None if it is missing or fails."""
     for query in ("name,memory.total,driver_version,compute_cap", "name,memory.total,driver_version"):
         done = run_quietly("nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits", seconds=30)
-        if done and done.returncode == 0:  # older ones do not know the last field
+        if done and done.returncode == 0:  # older versions reject the last field
             rows = [[cell.strip() for cell in row] for row in csv.reader(done.stdout.splitlines()) if row]
             gpus = tuple(Gpu(row[0], _capability(row[3:]), _gigabytes(row[1])) for row in rows)
             return gpus, rows[0][2] if rows else None
@@ -267,18 +267,18 @@ def _gigabytes(text: str) -> float | None:
 
 
 def _too_old() -> dict[str, str]:
-    """Packages older than hpc-tumor asks for, as far as its own metadata is there to say so."""
+    """Return packages older than hpc-tumor's metadata requires, with the minimum version."""
     needed = {}
     with suppress(metadata.PackageNotFoundError):
         for text in metadata.requires("hpc-tumor") or []:
             match = re.match(r"([\w.-]+)\s*\(?>=\s*([\d.]+)\)?\s*(?:;(?!.*extra)|$)", text)
-            if match and (there := versions([match[1]])[match[1]]) and _numbers(there) < _numbers(match[2]):
+            if match and (installed := versions([match[1]])[match[1]]) and _numbers(installed) < _numbers(match[2]):
                 needed[match[1]] = match[2]
     return needed
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """`2.14.1+cu130` → (2, 14, 1)."""
+    """Parse `2.14.1+cu130` as (2, 14, 1)."""
     match = re.match(r"\d+(?:\.\d+)*", version)
     return tuple(map(int, match[0].split("."))) if match else ()
 
@@ -296,7 +296,7 @@ def _size_of(folder: Path) -> int | None:
 
 
 def main(arguments: list[str]) -> int:
-    """Write the facts of this machine to the file that is named."""
+    """Write the facts on this machine to the given file."""
     Path(arguments[0]).write_text(json.dumps(gather().as_dict()), encoding="utf-8")
     return 0
 

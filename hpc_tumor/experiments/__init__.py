@@ -1,4 +1,1 @@
-"""Say what is to be trained: a network, options and job files in, validated experiments out.
-
-Imported by the command line; imports settings, the names of networks and splits, and never loads torch.
-"""
+"""Turn options and job files into validated experiments. Imported by the command line; never loads torch."""

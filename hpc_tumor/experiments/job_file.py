@@ -1,4 +1,4 @@
-"""Job files: settings for many runs, with every combination of some values, or values drawn at random."""
+"""Read job files: settings for many runs, with grids of values or random draws."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hpc_tumor.validation import Settings, build
 
 
 class Range(Settings):
-    """Range that a value is drawn from, evenly or evenly in the logarithm: whole numbers where both ends are."""
+    """Range for uniform or log-uniform draws; if both ends are integers, so are the values."""
 
     low: int | float
     high: int | float
@@ -30,7 +30,7 @@ class Range(Settings):
         return self
 
     def draw(self, source: random.Random) -> int | float:
-        """A value, of four digits, so that it can be read and typed again."""
+        """Draw a value, rounded to four significant digits."""
         if self.scale == "log":
             value = math.exp(source.uniform(math.log(self.low), math.log(self.high)))
         else:
@@ -41,14 +41,14 @@ class Range(Settings):
 
 
 class Draws(Settings):
-    """Runs that get values drawn at random, from ranges or lists; the same seed draws the same."""
+    """Random search over ranges and lists; the same seed gives the same values."""
 
     runs: int = Field(ge=1, le=10_000)
     seed: int = 0
     values: dict[str, Range | list[Any]]
 
     def draw(self, number: int) -> dict[str, Any]:
-        """The values of one of the runs: they stay the same when settings are added or more runs asked for."""
+        """Draw the values of run `number`; adding settings or runs does not change them."""
         drawn = {}
         for name, choices in self.values.items():
             source = random.Random(f"{self.seed} {number} {name}")
@@ -57,7 +57,7 @@ class Draws(Settings):
 
 
 class JobFile(Settings):
-    """A job file: settings for all of its runs, the `sweep` of values that makes many of them, and values drawn."""
+    """Settings for all runs of a job file, its `sweep` over lists of values, and its random draws."""
 
     path: Path
     settings: dict[str, Any]
@@ -65,7 +65,7 @@ class JobFile(Settings):
     random: Draws | None = None
 
     def without(self, names: set[str]) -> JobFile:
-        """The file without what it says of these settings in `[sweep]` and `[random]`: something goes before it."""
+        """Return the job file without these settings in `[sweep]` and `[random]`, which options override."""
         sweep = {name: values for name, values in self.sweep.items() if name not in names}
         if self.random is None:
             return self.model_copy(update={"sweep": sweep})
@@ -74,12 +74,12 @@ class JobFile(Settings):
         return self.model_copy(update={"sweep": sweep, "random": draws})
 
     @property
-    def many(self) -> set[str]:
-        """The settings that the file gives many values."""
+    def varied(self) -> set[str]:
+        """Names of the settings in `[sweep]` and `[random]`."""
         return {*self.sweep, *(self.random.values if self.random else ())}
 
     def variants(self) -> Iterator[dict[str, Any]]:
-        """The settings of each run: one per combination of the sweep's values, and of each draw."""
+        """Yield the settings of each run: every combination of the sweep's values with every draw."""
         draws = [self.random.draw(number) for number in range(self.random.runs)] if self.random else [{}]
         for combination in product(*self.sweep.values()):
             for drawn in draws:
@@ -90,10 +90,10 @@ class JobFile(Settings):
 
 
 def read_job_file(path: Path) -> JobFile:
-    """A job file, by its path or by the name of a preset.
+    """Read a job file by its path, or a preset by its name.
 
-    `[sweep]` maps settings to lists of values; `[random]` has the number of `runs`, a `seed`, and settings with a list
-    or a range, `{ low = 1e-5, high = 1e-2, scale = "log" }`.
+    `[sweep]` maps settings to lists of values. `[random]` has the number of `runs`, a `seed`, and maps settings to
+    lists or ranges such as `{ low = 1e-5, high = 1e-2, scale = "log" }`.
     """
     if (
         not path.exists()
@@ -110,15 +110,15 @@ def read_job_file(path: Path) -> JobFile:
             raise UsageError(f"{path}: sweep.{key} = {values!r} is not a list of values; write {key} = [..., ...].")
         lists[name] = values
     draws = _draws(drawn, path) if drawn else None
-    if draws is not None and (twice := sorted(lists.keys() & draws.values.keys())):
-        raise UsageError(f"{path}: {twice[0]} stands in [sweep] and in [random]: leave it out of one of them.")
+    if draws is not None and (both := sorted(lists.keys() & draws.values.keys())):
+        raise UsageError(f"{path}: {both[0]} is in both [sweep] and [random]: remove it from one of them.")
     return JobFile(path=path, settings=settings_in(contents, str(path)), sweep=lists, random=draws)
 
 
 def _draws(drawn: dict[str, Any], path: Path) -> Draws:
     where = f"{path}, random"
     values: dict[str, Any] = {}
-    # `runs` is how many; a `seed` that is a number is where the draws begin, another one is a setting like the rest.
+    # `runs` and a scalar `seed` configure the draws; a list or range for `seed` draws the setting of that name.
     own: dict[str, Any] = {
         key: drawn[key] for key in ("runs", "seed") if key in drawn and not isinstance(drawn[key], list | dict)
     }
@@ -136,7 +136,7 @@ def _draws(drawn: dict[str, Any], path: Path) -> Draws:
             )
     if not values:
         raise UsageError(
-            f"{path}: [random] names no setting to draw: write learning_rate = {{ low = ..., high = ... }}."
+            f"{path}: [random] has no settings to draw: add, say, learning_rate = {{ low = ..., high = ... }}."
         )
     return build(Draws, {**own, "values": values}, where=where)
 
@@ -148,5 +148,5 @@ def _name(key: str, where: str) -> str:
 def _section(contents: dict[str, Any], name: str, path: Path) -> dict[str, Any]:
     section = contents.pop(name, {})
     if not isinstance(section, dict):
-        raise UsageError(f"{path}: {name} = {section!r} is not a section: write [{name}] with its values below it.")
+        raise UsageError(f"{path}: {name} = {section!r} is not a section: write [{name}] with its values below.")
     return section

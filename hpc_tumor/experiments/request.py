@@ -1,4 +1,4 @@
-"""Requests of the command line → the experiments that they mean, each checked before anything is written."""
+"""Turn the options of `submit` into experiments, and check each of them before anything is written."""
 
 from __future__ import annotations
 
@@ -19,16 +19,15 @@ from hpc_tumor.training.outputs.mirror import check_tensorboard
 if TYPE_CHECKING:
     from hpc_tumor.data.store.store import Store
 
-DEBUG_BATCHES = 3  # of each part, where --debug is not told otherwise
-# One short epoch, in which a warm-up of several could not end.
+DEBUG_BATCHES = 3  # default of --debug, per split part
 _DEBUG = {"recipe": {"epochs": 1, "warmup_epochs": 0}, "limit_batches": DEBUG_BATCHES, "hardware": {"gpus": 1}}
-# The same batch in each step is the same for the network, too, and nothing keeps it from learning it by heart.
+# Without augmentation and regularisation, the network can memorise the batch.
 _OVERFIT = {"recipe": {"augment": False, "schedule": "none", "warmup_epochs": 0, "weight_decay": 0.0}}
 
 
 @dataclass(frozen=True)
 class Request:
-    """Request of `submit`. Several models or seeds, or a job file with a sweep, are many runs."""
+    """Options of `submit`; several models, seeds or a job file with a sweep make several runs."""
 
     job: str | None = None
     models: Sequence[str] = ()
@@ -42,21 +41,21 @@ class Request:
     overfit: int | None = None
 
     def flag(self, name: str) -> str:
-        """The option by which the setting of that dotted name was given."""
+        """Return the option that set the setting `name`, which is dotted."""
         return next((option for option, (key, _) in self._given.items() if key == name), "--set")
 
     @property
     def _given(self) -> dict[str, tuple[str, Any]]:
-        """Those of the options that were given."""
+        """Return the options that were given; 0 is a value, False is not."""
         return {
             option: (name, value)
             for option, (name, value) in self._options.items()
-            if value or (value == 0 and value is not False)  # 0 was given
+            if value or (value == 0 and value is not False)
         }
 
     @property
     def _options(self) -> dict[str, tuple[str, Any]]:
-        """Option → the setting that it stands for, and what was given."""
+        """Map options to the names and values of their settings."""
         return {
             "--model": ("model.name", self.models),
             "--data": ("data.store", self.stores),
@@ -67,14 +66,14 @@ class Request:
         }
 
     def assigned(self) -> dict[str, Any]:
-        """Settings of --set and of the options that each stand for one setting of all runs.
+        """Return the settings of --set and of options with a single value.
 
-        Raises UsageError where --set and an option of its own give the same setting.
+        Raises UsageError if --set and an option set the same setting.
         """
         values = parse_assignments(self.assignments)
         for option, (name, value) in self._given.items():
             if holds(values, name):
-                raise UsageError(f"{option} and --set {name} say the same thing twice: leave out one of them.")
+                raise UsageError(f"{option} and --set {name} set the same thing: leave out one of them.")
             section, _, last = name.rpartition(".")
             if not isinstance(value, Sequence):
                 values = merge(values, {section: {last: value}} if section else {last: value})
@@ -82,17 +81,17 @@ class Request:
 
 
 def make_experiments(request: Request) -> list[Experiment]:
-    """The runs that `request` means: every combination of its models and seeds and of the job file's sweep.
+    """Return an experiment for every combination of models, seeds and the job file's values.
 
     Raises:
-        UsageError: an unknown model or setting, a value that is not allowed, or no model or no store named.
-        DataError: a store that is not there, is of another task, was written by a newer version, or cannot be split.
+        UsageError: a model, setting or value is invalid, or the model or the store is missing.
+        DataError: a store does not exist, has another task or a newer schema, or cannot be split.
     """
     for name in request.models:
         if name not in MODELS:
             raise unknown("model", name, MODELS)
     if request.gpus is not None and request.gpus < 1:
-        raise UsageError(f"--gpus {request.gpus}: a run has at least 1, and where there is no GPU, 1 CPU process.")
+        raise UsageError(f"--gpus {request.gpus}: choose at least 1 (without GPUs, one CPU process).")
     job = read_job_file(Path(request.job)) if request.job else None
     combinations = list(_combinations(request, job))
     opened = Stores()
@@ -102,34 +101,32 @@ def make_experiments(request: Request) -> list[Experiment]:
     for flags, variant in combinations:
         experiment = resolve(_with_store(flags, variant, stores), variant, where, request.flag)
         check_experiment(experiment, opened)
-        experiments[experiment.model_dump_json()] = experiment  # a variable may have made two of them equal
+        experiments[experiment.model_dump_json()] = experiment  # an environment variable may make two of them equal
     return list(experiments.values())
 
 
 def _combinations(request: Request, job: JobFile | None) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """(settings from flags, settings from the job file) of each run. A flag takes the place of the file's own list."""
-    given = merge(_DEBUG if request.debug else {}, request.assigned(), _OVERFIT if request.overfit else {})
+    """Yield the settings from options and from the job file of each run; options override varied settings."""
+    assigned = merge(_DEBUG if request.debug else {}, request.assigned(), _OVERFIT if request.overfit else {})
     models = [{"model": {"name": name}} for name in request.models] or [{}]
     seeds = [{"seed": seed} for seed in request.seeds] or [{}]
     for model, seed in product(models, seeds):
-        flags = merge(given, model, seed)
+        flags = merge(assigned, model, seed)
         if job is None:
             yield flags, {}
             continue
-        for variant in job.without({name for name in job.many if holds(flags, name)}).variants():
+        for variant in job.without({name for name in job.varied if holds(flags, name)}).variants():
             yield flags, variant
 
 
 class Stores(dict[Path, "Store"]):
-    """The stores, each opened once, and which splits of them were tried."""
+    """Cache of opened stores and of splits that were checked."""
 
     def __init__(self) -> None:
         self.split: set[tuple[Any, ...]] = set()
 
     def __missing__(self, path: Path) -> Store:
-        from hpc_tumor.data.store.store import (
-            Store,  # here, because --help of the commands should not wait for what reads stores
-        )
+        from hpc_tumor.data.store.store import Store  # slow to import, and not needed for --help
 
         self[path] = self[path.resolve()] = store = Store.open(path)
         return store
@@ -146,7 +143,7 @@ def _by_task(paths: Sequence[Path], opened: Stores) -> dict[str, Path]:
 
 
 def _with_store(flags: dict[str, Any], job: dict[str, Any], stores: dict[str, Path]) -> dict[str, Any]:
-    """`flags` with the store that fits the network's task, where stores were named."""
+    """Return `flags` with the store for the network's task, if stores were given."""
     if not stores:
         return flags
     name = merge(job, flags).get("model", {}).get("name")
@@ -154,16 +151,13 @@ def _with_store(flags: dict[str, Any], job: dict[str, Any], stores: dict[str, Pa
         return merge(flags, {"data": {"store": str(next(iter(stores.values())))}})
     task = MODELS[name].task
     if task not in stores:
-        named = ", ".join(f"{store} is for {kind}" for kind, store in stores.items())
-        raise DataError(f"{name} does {task}, but {named}. Name a store for {task} with --data.")
+        available = ", ".join(f"{store} is for {other}" for other, store in stores.items())
+        raise DataError(f"{name} does {task}, but {available}. Name a store for {task} with --data.")
     return merge(flags, {"data": {"store": str(stores[task])}})
 
 
 def check_experiment(experiment: Experiment, opened: Stores) -> None:
-    """Refuse what the settings alone cannot see: a store that is not there, or does not fit them; a split as well.
-
-    Raises UsageError or DataError.
-    """
+    """Raise UsageError or DataError if the store or its split does not fit the settings."""
     name, path = experiment.model.name, experiment.data.store
     store = opened[path]
     if store.task != experiment.task:
@@ -171,8 +165,8 @@ def check_experiment(experiment: Experiment, opened: Stores) -> None:
             f"{name} does {experiment.task}, but {path} is for {store.task}. Name another store with --data."
         )
     if experiment.model.filters is not None and "filters" not in MODELS[name].options:
-        takers = ", ".join(key for key, spec in MODELS.items() if "filters" in spec.options)
-        raise UsageError(f"model.filters = {experiment.model.filters} is not for {name}: only {takers} take it.")
+        others = ", ".join(key for key, spec in MODELS.items() if "filters" in spec.options)
+        raise UsageError(f"model.filters = {experiment.model.filters} is not for {name}, only for {others}.")
     if experiment.tensorboard:
         check_tensorboard()
     for side in _sides(experiment, store):
@@ -184,24 +178,23 @@ def check_experiment(experiment: Experiment, opened: Stores) -> None:
 
 
 def _check_classes(store: Store) -> None:
-    """Refuse a store whose images are all of one class."""
-    there = sorted({store.classes[label] for label in store.label.tolist()})
-    if len(there) < 2:
+    classes = sorted({store.classes[label] for label in store.label.tolist()})
+    if len(classes) < 2:
         raise DataError(
-            f"{store.path} holds images of one class only, {', '.join(there)}: there is nothing to tell apart. Convert"
-            " a folder that holds a folder for each class."
+            f"{store.path} holds images of one class only ({', '.join(classes)}): classification needs at least two."
+            " Convert a folder with a subfolder per class."
         )
 
 
 def _sides(experiment: Experiment, store: Store) -> set[int]:
-    """Pixels per side that the network will be given."""
+    """Return the possible sides of the network's input, in pixels."""
     if experiment.data.image_size:
         return {experiment.data.image_size}
     return {CLASSIFICATION_SIZE} if experiment.task == "classification" else set(store.slice_shape)
 
 
 def _check_split(experiment: Experiment, store: Store, opened: Stores) -> None:
-    """Refuse a store that has too little for the split, as training would."""
+    """Raise DataError if the store has too few cases for the split."""
     from hpc_tumor.data.splits.splits import split_of
 
     key = (experiment.split, experiment.data)
@@ -209,11 +202,11 @@ def _check_split(experiment: Experiment, store: Store, opened: Stores) -> None:
         split = split_of(experiment, store)
         opened.split.add(key)
         if split.leaks:
-            out.warning(f"split {split.kind} of {store.path.name} leaks: every score of it is too good, and marked so")
+            out.warning(f"split {split.kind} of {store.path.name} leaks: its scores are inflated, and marked as such")
 
 
 def experiment_for(store: Store, assignments: Sequence[str]) -> Experiment:
-    """The settings that a run on `store` would have, for what is of its data alone. Raises UsageError as --set does."""
+    """Return an experiment on `store` for its data settings; the model is any of its task. Raises UsageError."""
     name = next(name for name, spec in MODELS.items() if spec.task == store.task)
-    given = merge(parse_assignments(assignments), {"data": {"store": str(store.path)}})
-    return resolve(merge({"model": {"name": name}}, given), {}, "job file")
+    values = merge(parse_assignments(assignments), {"data": {"store": str(store.path)}})
+    return resolve(merge({"model": {"name": name}}, values), {}, "job file")

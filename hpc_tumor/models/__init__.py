@@ -1,6 +1,6 @@
-"""Name the seven networks, as the command line takes them: settings in, a network of torch out.
+"""Registry of the seven networks by their names on the command line.
 
-This table is read by commands that never build a network, so torch is imported only where one is built.
+Commands that never build a network read it, so torch is imported only to build one.
 """
 
 from __future__ import annotations
@@ -27,19 +27,21 @@ _SEGMENTATION = MappingProxyType({"labels": 3, "in_channels": 4, "image_size": 2
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A network that can be built, described without building it."""
+    """Description of a network, without building it."""
 
     name: str
     """Name on the command line."""
     network: str
-    """Class in the module of `hpc_tumor.models` that is named like the network."""
+    """Class in the module of `hpc_tumor.models` named after the network."""
     task: Task
     options: Mapping[str, int]
-    """Options that `build` takes, with their published values."""
+    """Options of `build`, with their published values."""
     smallest: int
-    """Fewest pixels per side of an input."""
+    """Minimum pixels per side of an input."""
     step: int
-    """An input's sides are multiples of this."""
+    """Divisor of an input's sides."""
+    attention: bool = False
+    """`forward` accepts `return_attention`."""
 
     @property
     def in_channels(self) -> int:
@@ -52,23 +54,23 @@ class ModelSpec:
         return self.options["image_size"]
 
     def check_image_size(self, size: int) -> None:
-        """Raises UsageError for pixels per side that the network cannot have, as `build` would, without torch."""
+        """Raise UsageError for an unsupported number of pixels per side, like `build`, but without torch."""
         if self.step == 1:
             checks.at_least(size, self.smallest, self.name)
         else:
             checks.multiple_of(size, self.step, self.smallest, self.name)
 
     def build(self, **options: int | None) -> nn.Module:
-        """The network with fresh weights; an option that is None counts as not given.
+        """Build the network with fresh weights; None leaves an option at its published value.
 
-        Raises UsageError for an option this network does not take, or a value that it cannot have.
+        Raises UsageError for an unknown option or an unsupported value.
         """
-        given = {key: value for key, value in options.items() if value is not None}
-        for key in given:
+        overrides = {key: value for key, value in options.items() if value is not None}
+        for key in overrides:
             if key not in self.options:
                 raise unknown(f"option of model {self.name}", key, self.options)
         module = import_module(f"{__name__}.{self.name.replace('-', '_')}")
-        network: nn.Module = getattr(module, self.network)(**{**self.options, **given})
+        network: nn.Module = getattr(module, self.network)(**{**self.options, **overrides})
         return network
 
 
@@ -78,20 +80,19 @@ MODELS: dict[str, ModelSpec] = {
         ModelSpec("cnn", "CNN", "classification", _CLASSIFICATION, 69, 1),
         ModelSpec("alexnet", "AlexNet", "classification", _CLASSIFICATION, 69, 1),
         ModelSpec("vgg16", "VGG16", "classification", _CLASSIFICATION, 32, 1),
-        ModelSpec("vit", "ViT", "classification", _CLASSIFICATION, 16, 16),
+        ModelSpec("vit", "ViT", "classification", _CLASSIFICATION, 16, 16, attention=True),
         ModelSpec("unet", "UNet", "segmentation", _SEGMENTATION, 32, 16),
         ModelSpec("improved-unet", "ImprovedUNet", "segmentation", _SEGMENTATION, 32, 16),
-        ModelSpec("attention-unet", "AttentionUNet", "segmentation", _SEGMENTATION, 32, 16),
+        ModelSpec("attention-unet", "AttentionUNet", "segmentation", _SEGMENTATION, 32, 16, attention=True),
     )
 }
 
 
 def build_model(name: str, **options: int | None) -> nn.Module:
-    """The network called `name` in MODELS, with fresh weights.
+    """Build the network called `name` in MODELS, with fresh weights.
 
-    Classification takes `(N, 3, 128, 128)` in [0, 1] and gives logits `(N, classes)`; segmentation takes
-    `(N, 4, H, W)` and gives logits `(N, labels, H, W)`. Raises UsageError for an unknown name or option and for a
-    value that the network cannot have.
+    Classifiers map `(N, 3, 128, 128)` in [0, 1] to logits `(N, classes)`, segmentation networks `(N, 4, H, W)` to
+    logits `(N, labels, H, W)`. Raises UsageError for an unknown name or option, or an unsupported value.
     """
     if name not in MODELS:
         raise unknown("model", name, MODELS)
@@ -99,5 +100,5 @@ def build_model(name: str, **options: int | None) -> nn.Module:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Number of trainable parameters."""
+    """Count the trainable parameters."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

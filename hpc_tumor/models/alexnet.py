@@ -13,8 +13,8 @@ from hpc_tumor.models.layers.initialise import he_normal
 class AlexNet(nn.Module):
     """AlexNet (Krizhevsky 2012) in the geometry of `cnn`: no batch norm, no dropout.
 
-    `(N, in_channels, image_size, image_size)` in [0, 1] → logits `(N, classes)`. Sides below 69 pixels are refused
-    with UsageError; any other works, the first dense layer follows it.
+    `(N, in_channels, image_size, image_size)` in [0, 1] → logits `(N, classes)`. The first dense layer adapts to
+    `image_size`; UsageError below 69 pixels.
     """
 
     def __init__(self, classes: int = 4, in_channels: int = 3, image_size: int = 128) -> None:

@@ -6,21 +6,14 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hpc_tumor.models.layers.blocks import (
-    Encoder,
-    check_input,
-    check_settings,
-    decoder_block,
-    encoder_block,
-    upsample,
-)
+from hpc_tumor.models.layers.blocks import Encoder, check_input, check_settings, decoder_block, encoder_block, upsample
 
 
 class AttentionUNet(nn.Module):
     """U-Net of inverted bottlenecks whose skips pass an attention gate (Oktay 2018) before they are added.
 
-    `(N, in_channels, H, W)` → logits `(N, labels, H, W)`. H and W are free multiples of 16 from 32 on; others, and an
-    `image_size` that is not one, are refused with UsageError.
+    `(N, in_channels, H, W)` → logits `(N, labels, H, W)`. H, W and `image_size` must be multiples of 16, at least 32,
+    or UsageError is raised.
     """
 
     def __init__(self, labels: int = 3, in_channels: int = 4, image_size: int = 240, filters: int = 32) -> None:
@@ -37,9 +30,9 @@ class AttentionUNet(nn.Module):
         self.head = nn.Conv2d(f, labels, 1)
 
     def forward(self, x: Tensor, return_attention: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
-        """Logits; with `return_attention` also the four gate maps in (0, 1), coarse to fine.
+        """Return logits; with `return_attention` also the four gate maps in (0, 1), coarse to fine.
 
-        The maps have the sizes of the skips that they weigh: `(N, 1, H/8, W/8)` … `(N, 1, H, W)`.
+        The maps have the sizes of their skips: `(N, 1, H/8, W/8)` … `(N, 1, H, W)`.
         """
         check_input(x.shape, self.in_channels, "attention-unet")
         x, skips = self.encoder(x)
@@ -54,7 +47,7 @@ class AttentionUNet(nn.Module):
 
 
 class AttentionGate(nn.Module):
-    """How much of a skip to let through, from 0 to 1 per pixel.
+    """Gate of a skip, from 0 to 1 per pixel.
 
     Decoder feature `(N, width, h, w)` and skip `(N, width, 2h, 2w)` → map `(N, 1, 2h, 2w)`.
     """
@@ -62,11 +55,11 @@ class AttentionGate(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.from_decoder = nn.Conv2d(width, width, 1)
-        self.from_skip = nn.Conv2d(width, width, 1)  # of stride 2: see forward
+        self.from_skip = nn.Conv2d(width, width, 1)  # stride 2, see forward
         self.to_map = nn.Conv2d(width, 1, 1)
 
     def forward(self, decoder: Tensor, skip: Tensor) -> Tensor:
-        # A 1×1 convolution of stride 2 is one of stride 1 on every second pixel. Taken literally, its bfloat16
-        # backward pass in oneDNN writes beyond its buffer for fewer than 16 channels (seen with torch 2.14 on AVX-512).
+        # Slicing replaces stride 2 of the 1×1 convolution: with a stride, its bfloat16 backward pass in oneDNN writes
+        # beyond its buffer for fewer than 16 channels (torch 2.14 on AVX-512).
         joint = F.relu(self.from_decoder(decoder) + self.from_skip(skip[..., ::2, ::2]))
         return upsample(self.to_map(joint).sigmoid())

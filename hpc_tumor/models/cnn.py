@@ -7,21 +7,21 @@ from torch import Tensor, nn
 from hpc_tumor.models.layers import checks
 from hpc_tumor.models.layers.fast import Dropout, FirstConv2d, MishPool
 
-SMALLEST = 69  # pixels per side that leave 1×1 after the last pooling
+SMALLEST = 69  # pixels per side, for 1×1 after the last pooling
 
 
 def pooled_side(image_size: int) -> int:
-    """Pixels per side after the convolutions and poolings that `cnn` and `alexnet` share: 128 → 2."""
+    """Return the pixels per side after the convolutions and poolings shared by `cnn` and `alexnet`: 128 → 2."""
     side = (image_size - 9) // 4 + 1
     side = side // 2 - 4
     return side // 2 // 2
 
 
 class CNN(nn.Module):
-    """The course project's own classifier: a narrow AlexNet with batch norm (Ioffe 2015) and Mish (Misra 2019).
+    """Narrow AlexNet with batch norm (Ioffe 2015) and Mish (Misra 2019), from the course project.
 
-    `(N, in_channels, image_size, image_size)` in [0, 1] → logits `(N, classes)`. Sides below 69 pixels are refused
-    with UsageError; any other works, the first dense layer follows it.
+    `(N, in_channels, image_size, image_size)` in [0, 1] → logits `(N, classes)`. The first dense layer adapts to
+    `image_size`; UsageError below 69 pixels.
     """
 
     def __init__(self, classes: int = 4, in_channels: int = 3, image_size: int = 128) -> None:
@@ -57,5 +57,5 @@ class CNN(nn.Module):
 
 
 def _normed(conv: nn.Conv2d) -> tuple[nn.Module, ...]:
-    # The convolution keeps the bias that batch norm makes redundant: the published count includes it.
+    # The bias is redundant before batch norm, but included in the published number of parameters.
     return conv, nn.BatchNorm2d(conv.out_channels)

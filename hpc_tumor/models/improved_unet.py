@@ -5,21 +5,14 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from hpc_tumor.models.layers.blocks import (
-    Encoder,
-    check_input,
-    check_settings,
-    decoder_block,
-    encoder_block,
-    upsample,
-)
+from hpc_tumor.models.layers.blocks import Encoder, check_input, check_settings, decoder_block, encoder_block, upsample
 
 
 class ImprovedUNet(nn.Module):
     """U-Net of depthwise 7×7 inverted bottlenecks (Xception, MobileNetV2, ConvNeXt); skips are added.
 
-    `(N, in_channels, H, W)` → logits `(N, labels, H, W)`. H and W are free multiples of 16 from 32 on; others, and an
-    `image_size` that is not one, are refused with UsageError.
+    `(N, in_channels, H, W)` → logits `(N, labels, H, W)`. H, W and `image_size` must be multiples of 16, at least 32,
+    or UsageError is raised.
     """
 
     def __init__(self, labels: int = 3, in_channels: int = 4, image_size: int = 240, filters: int = 32) -> None:

@@ -12,8 +12,8 @@ from hpc_tumor.models.layers.initialise import he_normal
 class UNet(nn.Module):
     """U-Net (Ronneberger 2015) with padded convolutions and bilinear upsampling; skips are concatenated.
 
-    `(N, in_channels, H, W)` → logits `(N, labels, H, W)`. H and W are free multiples of 16 from 32 on; others, and an
-    `image_size` that is not one, are refused with UsageError.
+    `(N, in_channels, H, W)` → logits `(N, labels, H, W)`. H, W and `image_size` must be multiples of 16, at least 32,
+    or UsageError is raised.
     """
 
     def __init__(self, labels: int = 3, in_channels: int = 4, image_size: int = 240, filters: int = 32) -> None:

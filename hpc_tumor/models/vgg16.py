@@ -9,14 +9,14 @@ from hpc_tumor.models.layers.fast import Dropout, FirstConv2d
 from hpc_tumor.models.layers.initialise import he_normal
 
 GROUPS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
-SMALLEST = 2 ** len(GROUPS)  # pixels per side that leave 1×1 after the last pooling
+SMALLEST = 2 ** len(GROUPS)  # pixels per side, for 1×1 after the last pooling
 
 
 class VGG16(nn.Module):
-    """Configuration D of Simonyan & Zisserman (2015), with a dense part for 128×128 images.
+    """Configuration D of Simonyan & Zisserman (2015), with dense layers for 128×128 images.
 
-    `(N, in_channels, image_size, image_size)` in [0, 1] → logits `(N, classes)`. Sides below 32 pixels are refused
-    with UsageError; any other works, the first dense layer follows it.
+    `(N, in_channels, image_size, image_size)` in [0, 1] → logits `(N, classes)`. The first dense layer adapts to
+    `image_size`; UsageError below 32 pixels.
     """
 
     def __init__(self, classes: int = 4, in_channels: int = 3, image_size: int = 128) -> None:

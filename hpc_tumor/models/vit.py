@@ -18,10 +18,10 @@ DROPOUT = 0.2
 
 
 class ViT(nn.Module):
-    """Vision transformer (Dosovitskiy 2021), class token and learned positions, Mish in the feed-forward part.
+    """Vision transformer (Dosovitskiy 2021) with class token, learned positions and Mish in the feed-forward part.
 
-    `(N, in_channels, image_size, image_size)` in [0, 1] → logits `(N, classes)`. Sides that are no multiple of 16
-    pixels are refused with UsageError.
+    `(N, in_channels, image_size, image_size)` in [0, 1] → logits `(N, classes)`. UsageError unless the sides are
+    multiples of 16 pixels.
     """
 
     def __init__(self, classes: int = 4, in_channels: int = 3, image_size: int = 128) -> None:
@@ -30,7 +30,7 @@ class ViT(nn.Module):
         checks.multiple_of(image_size, PATCH, PATCH, "vit")
         self.in_channels, self.image_size = in_channels, image_size
         patches = (image_size // PATCH) ** 2
-        # A convolution whose kernel is its stride is the linear embedding of the flattened patches.
+        # A convolution with its kernel size as stride is a linear embedding of flattened patches.
         self.embedding = FirstConv2d(in_channels, WIDTH, PATCH, stride=PATCH)
         self.class_token = nn.Parameter(torch.zeros(1, 1, WIDTH))
         self.positions = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, patches + 1, WIDTH), std=0.02))
@@ -40,9 +40,9 @@ class ViT(nn.Module):
         self.head = nn.Linear(WIDTH, classes)
 
     def forward(self, x: Tensor, return_attention: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
-        """Logits; with `return_attention` also the weights of each layer, `(N, 8, T, T)` with the class token first.
+        """Return logits; with `return_attention` also each layer's weights `(N, 8, T, T)`, class token first.
 
-        T is 65 for 128×128 images; row i says how much token i takes from each token.
+        T is 65 for 128×128 images; row i has the weights of all tokens in the output of token i.
         """
         checks.input_shape(x.shape, self.in_channels, self.image_size, "vit")
         patches = self.embedding(x).flatten(2).transpose(1, 2)
@@ -57,7 +57,7 @@ class ViT(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Attention and feed-forward, each normed before and added after: tokens `(N, T, 512)` → the same."""
+    """Pre-norm attention and feed-forward, each with a residual: tokens `(N, T, 512)` → the same."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class EncoderLayer(nn.Module):
         self.dropout = Dropout(DROPOUT)
 
     def forward(self, tokens: Tensor, return_attention: bool = False) -> tuple[Tensor, Tensor | None]:
-        """The tokens and, if asked for, the attention weights before dropout, `(N, 8, T, T)`."""
+        """Return the tokens and, with `return_attention`, the attention weights before dropout, `(N, 8, T, T)`."""
         joint = self.query_key_value(self.attention_norm(tokens))
         query, key, value = joint.unflatten(-1, (3, HEADS, WIDTH // HEADS)).permute(2, 0, 3, 1, 4).unbind(0)
         attended = attend(query, key, value, DROPOUT if self.training else 0.0)
@@ -83,7 +83,7 @@ class EncoderLayer(nn.Module):
         tokens = tokens + self.feed_forward(tokens)
         if not return_attention:
             return tokens, None
-        # The fused kernel does not give its weights away; they are worked out again, so that the logits stay the same.
+        # The fused kernel does not return weights: recompute them, so that the logits do not change.
         return tokens, (query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5).softmax(-1)
 
 
@@ -91,21 +91,21 @@ def attend(query: Tensor, key: Tensor, value: Tensor, rate: float) -> Tensor:
     """Scaled dot-product attention with dropout of its weights: three `(N, heads, T, width)` → the same."""
     if rate == 0 or query.device.type != "cpu" or torch.compiler.is_compiling():
         return F.scaled_dot_product_attention(query, key, value, dropout_p=rate)
-    # With dropout torch has no fused kernel for CPUs: it would take these very steps, with its slower dropout.
+    # With dropout torch has no fused CPU kernel: it would compute this with its slower dropout.
     weights = (query * query.shape[-1] ** -0.5 @ key.transpose(-2, -1)).softmax(-1)
     return drop(weights, rate) @ value
 
 
 def rollout(weights: list[Tensor]) -> Tensor:
-    """How much of each token every token is made of after all layers: attention rollout (Abnar & Zuidema 2020).
+    """Compute the attention rollout (Abnar & Zuidema 2020): the share of each input token in every output token.
 
-    The layers' attention weights `(N, heads, T, T)`, first layer first → `(N, T, T)` float32 whose rows sum to 1. The
-    mean over the heads stands for a layer's attention, and half of a token goes on past it, through the residual.
+    Attention weights `(N, heads, T, T)` from the first layer on → `(N, T, T)` float32 whose rows sum to 1. A layer's
+    attention is the mean over heads, with half of each token passed on through the residual.
     """
     tokens = weights[0].shape[-1]
     residual = torch.eye(tokens, device=weights[0].device)
     joint = residual.expand(len(weights[0]), -1, -1)
     for layer in weights:
         mixed = (layer.float().mean(1) + residual) / 2
-        joint = mixed / mixed.sum(-1, keepdim=True) @ joint  # weights in 16 bits sum to 1 only nearly
+        joint = mixed / mixed.sum(-1, keepdim=True) @ joint  # 16-bit weights do not sum exactly to 1
     return joint

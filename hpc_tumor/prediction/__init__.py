@@ -1,4 +1,1 @@
-"""Apply a trained run to new scans or images: files in; labels, classes and scores out; or the network as ONNX.
-
-Imported by the commands.
-"""
+"""Apply a trained run to new scans or images, or export its network as ONNX. Imported by the commands."""

@@ -1,4 +1,4 @@
-"""A run's network as an ONNX file, for programs without this package; compared with torch before it counts."""
+"""Export a run's network as an ONNX file, verified against torch."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from hpc_tumor.system.atomic import folder_to_write
 from hpc_tumor.vocabulary import MODALITIES
 
 TOLERANCE = 1e-4  # of the logits, relative to the largest of them where that is above 1
-OLDEST_TORCH = "2.8"  # those before export some of the networks for one size of batch, and others not at all
-_CHECKED = (1, 3)  # samples in a batch: other numbers than it was traced with
+OLDEST_TORCH = "2.8"  # older versions fix the batch size of some networks and cannot export others
+_CHECKED = (1, 3)  # samples per batch, other than in tracing
 INPUT, OUTPUT = "images", "logits"
 
 
 @dataclass(frozen=True)
 class Export:
-    """An ONNX file that was written.
+    """Description of a written ONNX file.
 
     Attributes:
-        shape: (channels, height, width) of its input; the number of images is free.
-        difference: largest difference of a logit from torch's; None where onnxruntime is not installed.
+        shape: (channels, height, width) of its input, for any number of images.
+        difference: largest difference of a logit from torch's; None if onnxruntime is not installed.
     """
 
     file: Path
@@ -47,14 +47,14 @@ class Export:
 
 
 def export_onnx(run: RunDir, file: Path, overwrite: bool = False) -> Export:
-    """Write the network of `run`, with the weights of its scores, in float32 to the ONNX file `file`.
+    """Write the network of `run`, with the weights that were scored, in float32 to the ONNX file `file`.
 
-    Input `images` `(N, C, H, W)`, output `logits`: `(N, classes)`, or `(N, 3, H, W)`. What they mean, and how images
-    are prepared, stands in the metadata of the file.
+    Input `images` `(N, C, H, W)`, output `logits`: `(N, classes)` or `(N, 3, H, W)`. The file's metadata describes
+    them and the preparation of images.
 
     Raises:
-        UsageError: the run has no weights; `file` is there already, or cannot be written; onnx is not installed.
-        HpcTumorError: onnxruntime computes other logits than torch. Nothing is written.
+        UsageError: the run has no weights; `file` exists or cannot be written; onnx is not installed.
+        HpcTumorError: onnxruntime and torch compute different logits. Nothing is written.
     """
     _check(file, overwrite)
     facts, network = load_network(run)
@@ -68,7 +68,7 @@ def export_onnx(run: RunDir, file: Path, overwrite: bool = False) -> Export:
 
 
 def metadata(facts: Facts) -> dict[str, str]:
-    """Facts needed to use the network: names of its outputs, what they mean, and how its input is prepared."""
+    """Return the facts needed to use the network: names and meaning of its outputs, preparation of its input."""
     about: dict[str, Any] = {
         "format": "hpc-tumor network", "version": __version__, "run": facts.run, "epoch": facts.epoch,
         "model": facts.model, "task": facts.task, "classes": list(facts.classes),
@@ -94,7 +94,7 @@ def metadata(facts: Facts) -> dict[str, str]:
             if facts.exclusive
             else "a logit for each label by itself: its sigmoid gives the probability; predicted where above 0"
         )
-    # What was done around the network when its scores were measured: it is no part of the file.
+    # Steps outside the network that its scores include, but the file does not.
     about["tested_over_flips"] = facts.flips
     if facts.weights_lost is not None:
         about["weights_lost"] = facts.weights_lost
@@ -108,35 +108,35 @@ def _check(file: Path, overwrite: bool) -> None:
         raise UsageError(f"export needs {' and '.join(missing)}: pip install 'hpc-tumor[onnx]'")
     if torch.__version__ < OLDEST_TORCH:
         raise UsageError(
-            f"export needs torch {OLDEST_TORCH} or newer, and here is {torch.__version__}: export the run where that is"
-            " installed; its folder is all that is needed."
+            f"export needs torch {OLDEST_TORCH} or newer, not {torch.__version__}: export the run where that is"
+            " installed; only its run directory is needed."
         )
     if file.suffix != ".onnx":
-        raise UsageError(f"--output {file}: name a file that ends in .onnx.")
+        raise UsageError(f"--output {file} must end in .onnx.")
     if file.exists() and not overwrite:
-        raise UsageError(f"{file} is there already: name another file, or replace it with --overwrite.")
+        raise UsageError(f"{file} exists: choose another file, or replace it with --overwrite.")
 
 
 def _as_onnx(network: nn.Module, shape: tuple[int, int, int], about: dict[str, str]) -> bytes:
-    """The network in ONNX's own format, with a free number of images."""
+    """Convert the network to ONNX with a dynamic number of images."""
     import onnx
 
-    example = torch.zeros(2, *shape)  # of one image, torch would take the number as given for good
-    silent = logging.getLogger("torch.onnx"), logging.getLogger("onnxscript"), logging.getLogger("onnx_ir")
-    before = [logger.level for logger in silent]
-    for logger in silent:
+    example = torch.zeros(2, *shape)  # with one image, torch would fix the number
+    loggers = logging.getLogger("torch.onnx"), logging.getLogger("onnxscript"), logging.getLogger("onnx_ir")
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of deprecations within torch and onnxscript
+            warnings.simplefilter("ignore")  # deprecations within torch and onnxscript
             program = torch.onnx.export(
                 network, (example,), dynamo=True, verbose=False, optimize=True, input_names=[INPUT],
                 output_names=[OUTPUT], dynamic_shapes=({0: torch.export.Dim("N", min=1)},),
             )  # fmt: skip
     finally:
-        for logger, level in zip(silent, before, strict=True):
+        for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-    assert program is not None  # it is, where dynamo exports
+    assert program is not None
     proto = program.model_proto
     onnx.helper.set_model_props(proto, about)
     onnx.checker.check_model(proto)
@@ -146,7 +146,7 @@ def _as_onnx(network: nn.Module, shape: tuple[int, int, int], about: dict[str, s
 
 @torch.inference_mode()
 def _difference(data: bytes, network: nn.Module, shape: tuple[int, int, int]) -> float | None:
-    """Largest difference of a logit between onnxruntime and torch; None without onnxruntime. HpcTumorError beyond."""
+    """Return the largest difference between onnxruntime's and torch's logits; HpcTumorError beyond the tolerance."""
     if find_spec("onnxruntime") is None:
         return None
     import onnxruntime
@@ -156,14 +156,14 @@ def _difference(data: bytes, network: nn.Module, shape: tuple[int, int, int]) ->
     largest = 0.0
     for count in _CHECKED:
         images = torch.randn(count, *shape, generator=generator)
-        wanted: Tensor = network(images)
-        (found,) = session.run([OUTPUT], {INPUT: images.numpy()})
-        difference = float(np.abs(found - wanted.numpy()).max())
-        allowed = TOLERANCE * max(1.0, float(wanted.abs().max()))
-        if not difference <= allowed:  # NaN is not
+        expected: Tensor = network(images)
+        (logits,) = session.run([OUTPUT], {INPUT: images.numpy()})
+        difference = float(np.abs(logits - expected.numpy()).max())
+        allowed = TOLERANCE * max(1.0, float(expected.abs().max()))
+        if not difference <= allowed:  # also for NaN
             raise HpcTumorError(
-                f"onnxruntime gives other logits than torch: they differ by up to {difference:.2g}, allowed are"
-                f" {allowed:.2g}. Nothing was written. Try other versions of torch, onnxscript and onnxruntime."
+                f"the logits of onnxruntime differ from torch's by up to {difference:.2g}, more than {allowed:.2g}."
+                " Nothing was written. Try other versions of torch, onnxscript and onnxruntime."
             )
         largest = max(largest, difference)
     return largest

@@ -1,4 +1,4 @@
-"""Volumes written as NIfTI, in the space of the scan that they belong to."""
+"""Write volumes as NIfTI in the space of a scan."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hpc_tumor.vocabulary import LABEL_NAMES, TUMOUR_LABELS
 try:
     from isal.igzip import compress as _compress
 
-    _COMPRESSION = 2  # of 0 to 3: half the size of 1 on labels, and as fast
+    _COMPRESSION = 2  # of 0 to 3: half the size of 1 for labels, and as fast
 except ImportError:
     from gzip import compress as _compress  # type: ignore[assignment]
 
@@ -26,26 +26,30 @@ _NO_EXTENSION = b"\0\0\0\0"
 
 
 def write_labels(path: Path, labels: NDArray[np.uint8], like: NiftiFile, edition: Edition) -> None:
-    """Write `(Z, Y, X)` labels 0 to 3 in the numbers of an edition of BraTS, uint8. `like` is the scan, turned as they.
+    """Write `(Z, Y, X)` labels 0 to 3 as uint8, with the label numbers of a BraTS edition.
 
-    Shape, orientation, voxel size, qform and sform are those of the scan's file. Raises OSError.
+    Shape, orientation, voxel size, qform and sform are those of the file of the scan `like`. Raises OSError.
     """
     numbers = np.array([0, *map(edition.number, range(1, TUMOUR_LABELS))], np.uint8)
-    meaning = ", ".join(f"{number} {name}" for number, name in zip(numbers[1:], LABEL_NAMES[1:], strict=True))
-    write_volumes(path, [numbers[labels]], like, f"labels: {meaning}")
+    description = ", ".join(f"{number} {name}" for number, name in zip(numbers[1:], LABEL_NAMES[1:], strict=True))
+    write_volumes(path, [numbers[labels]], like, f"labels: {description}")
 
 
 def write_volumes(path: Path, volumes: list[NDArray[Any]] | NDArray[Any], like: NiftiFile, text: str) -> None:
-    """Write `(Z, Y, X)` volumes of one type as `.nii.gz`, several along a fourth axis. `text` describes them."""
+    """Write `(Z, Y, X)` volumes of one type as `.nii.gz`, several along a fourth axis, with `text` as description."""
     stored = [like.as_stored(volume) for volume in volumes]
     header = _header(like.header, stored, text)
     kind = header.get_data_dtype()
-    data = [header.binaryblock, _NO_EXTENSION, *(np.ascontiguousarray(one, dtype=kind).tobytes() for one in stored)]
+    data = [
+        header.binaryblock,
+        _NO_EXTENSION,
+        *(np.ascontiguousarray(volume, dtype=kind).tobytes() for volume in stored),
+    ]
     atomic.write_bytes(path, _compress(b"".join(data), compresslevel=_COMPRESSION, mtime=0))
 
 
 def _header(source: bytes, stored: list[NDArray[Any]], text: str) -> Any:
-    """The scan's header, with the shape, the type and the description of what is written."""
+    """Return the scan's header with the shape, type and description of the volumes."""
     kind = nib.Nifti1Header if len(source) == 348 else nib.Nifti2Header
     little = int.from_bytes(source[:4], "little") == len(source)
     header = kind(source, endianness="<" if little else ">", check=False)

@@ -13,12 +13,12 @@ class Options:
     """Settings of a prediction.
 
     Attributes:
-        batch_size: slices or images at once; None: what suits the device.
-        flips: mean of the logits over the flips of a slice or image; None: as the run was tested.
-        clean: without small pieces of tumour, by the thresholds of the run; None: as the run was tested. Patients only.
-        probabilities: write them beside the labels. Patients only.
-        labels: edition whose numbers are written, and those of segmentations whose patient's name tells none; None: in
-            both that of the name, else that of the data trained on. Patients only.
+        batch_size: slices or images at once; None: by device.
+        flips: average the logits over flips; None: as the run was tested.
+        clean: remove small pieces of tumour by the thresholds of the run; None: as the run was tested. Patients only.
+        probabilities: also write probabilities. Patients only.
+        labels: edition of the label numbers to write, and of segmentations whose patient's name shows no edition; None:
+            for both the edition of the name, else of the training data. Patients only.
     """
 
     device: str = "auto"
@@ -31,17 +31,15 @@ class Options:
     labels: str | None = None
 
     def __post_init__(self) -> None:
-        """Raises UsageError for an unknown edition."""
+        """Raise UsageError for an unknown edition."""
         if self.labels is not None:
             get_edition(self.labels)
 
     def check_images(self) -> None:
-        """Raises UsageError for what images do not have."""
+        """Raise UsageError for options that do not apply to images."""
         if self.clean:
-            raise UsageError("--clean is for patients: images have no small pieces to remove.")
+            raise UsageError("--clean is for patients only: images have no pieces of tumour to remove.")
         if self.labels is not None:
-            raise UsageError("--labels is for patients: images have no labels to write.")
+            raise UsageError("--labels is for patients only: images have no labels to write.")
         if self.probabilities:
-            raise UsageError(
-                "--probabilities is for patients; the probabilities of images are in predictions.csv anyway."
-            )
+            raise UsageError("--probabilities is for patients only: predictions.csv has the probabilities of images.")

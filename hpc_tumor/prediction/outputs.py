@@ -1,4 +1,4 @@
-"""Write predictions: what is there already stays, unless it is to be replaced."""
+"""Write predictions without replacing existing files, unless requested."""
 
 from __future__ import annotations
 
@@ -20,23 +20,22 @@ def output_folder(output: Path, names: Iterable[str], overwrite: bool) -> Iterat
     """Make the folder `output`, in which files of these `names` will be written or removed.
 
     Raises:
-        UsageError: it cannot be written, or a file is there and not to be replaced.
+        UsageError: it is not writable, or a file exists without `overwrite`.
         HpcTumorError: its disk is full.
     """
-    there = [] if overwrite else [name for name in names if os.path.lexists(output / name)]
-    if there:
-        more = f" and {len(there) - 1} more" if len(there) > 1 else ""
-        raise UsageError(
-            f"{output / there[0]}{more} is there already: name another folder, or replace it with --overwrite."
-        )
+    existing = [] if overwrite else [name for name in names if os.path.lexists(output / name)]
+    if existing:
+        first = output / existing[0]
+        subject = f"{first} exists" if len(existing) == 1 else f"{first} and {len(existing) - 1} more exist"
+        raise UsageError(f"{subject}: choose another folder, or replace the files with --overwrite.")
     with folder_to_write(output, "the prediction"):
-        if not os.access(output, os.W_OK | os.X_OK):  # said now, and not when all is computed
-            raise UsageError(f"the prediction cannot be written to {output}: permission denied. Name another folder.")
+        if not os.access(output, os.W_OK | os.X_OK):  # refused before the computation
+            raise UsageError(f"the prediction cannot be written to {output}: permission denied. Choose another folder.")
         yield
 
 
 def write_table(path: Path, rows: Sequence[dict[str, object]]) -> None:
-    """Write rows of the same keys as CSV. Raises OSError."""
+    """Write rows with identical keys as CSV. Raises OSError."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()

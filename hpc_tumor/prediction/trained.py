@@ -1,4 +1,4 @@
-"""A run's network with the weights that it was scored with, ready to predict."""
+"""Load a run's network with its scored weights for prediction."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hpc_tumor.data.editions import DEFAULT_EDITION, EDITIONS, Edition
 from hpc_tumor.errors import DataError, UsageError, unknown
 from hpc_tumor.models import MODELS, build_model
-from hpc_tumor.run_dir import Damage, RunDir, read_json, without_best
+from hpc_tumor.run_dir import Damage, RunDir, describe_lost_weights, read_json
 from hpc_tumor.system.resources import available_cpus
 from hpc_tumor.training.checkpoints.files import DamagedWeights, load_weights
 from hpc_tumor.training.recipe import choose_precision, prepare_backend
@@ -21,24 +21,24 @@ from hpc_tumor.training.scoring.evaluate import Forward
 
 PRECISIONS = ("auto", "bfloat16", "float16", "float32")
 DEVICES = ("auto", "cpu", "cuda")
-_BATCH = {"cpu": 8, "cuda": 32}  # on CPUs, what fits the caches
+_BATCH = {"cpu": 8, "cuda": 32}  # on CPUs, limited by the caches
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Description of a run's weights, as their file has it, and the size of slices in training.
+    """Description of a run's weights from their file, and of its training and testing.
 
     Attributes:
         filters: None for classifiers.
         classes: of a classifier; the labels NCR, ED, ET of a segmentation network.
-        exclusive: whether it was taught to give at most one label to a pixel.
+        exclusive: whether it was trained to predict at most one label per pixel.
         image_size: (height, width) in pixels of the training images.
-        resized: side to which slices and images were resized; None where slices kept their size.
-        epoch: whose weights these are.
-        weights_lost: damage to the weights of the best epoch, where the run was scored with those of its last.
+        resized: side to which slices and images were resized; None if slices kept their size.
+        epoch: epoch of the weights.
+        weights_lost: damage to the weights of the best epoch, if the run was scored with those of its last.
         flips: whether the run was tested on the mean over flips.
-        cleaning: the thresholds that its validation patients chose; None where they chose none.
-        edition: whose numbers most segmentations had that it was trained on.
+        cleaning: thresholds chosen on the validation part, if any.
+        edition: edition of most segmentations of the training data.
     """
 
     run: str
@@ -57,12 +57,12 @@ class Facts:
 
     @property
     def notes(self) -> list[str]:
-        """Remarks on the weights, in sentences."""
+        """Notes on the weights."""
         if self.weights_lost is None:
             return []
         return [
-            f"{self.run} was {without_best(self.weights_lost)}. Those of epoch {self.epoch}, its last, are used here,"
-            f" too. To train it again: hpc-tumor rerun {self.run}"
+            f"{self.run} was {describe_lost_weights(self.weights_lost)}. Predictions also use those of epoch"
+            f" {self.epoch}, its last. To train it again: hpc-tumor rerun {self.run}"
         ]
 
 
@@ -78,52 +78,52 @@ class Trained:
 
     @property
     def batch_size(self) -> int:
-        """Slices or images at once, where nobody asks for another number."""
+        """Default number of slices or images at once."""
         return _BATCH[self.device.type]
 
     def logits(self, images: Tensor) -> Tensor:
-        """Logits in float32 of images as the training parts give them: `(N, 4, H, W)`, or grey `(N, 1, H, W)`."""
+        """Return float32 logits of images as in training: `(N, 4, H, W)`, or grey `(N, 1, H, W)`."""
         logits: Tensor = self.forward(self.network, images, self.flips)
         return logits.float()
 
 
 def load_trained(run: RunDir, device: str = "auto", precision: str = "auto", flips: bool | None = None) -> Trained:
-    """The network of `run` with the weights of its scores; `flips`: its logits are means, None: as it was tested.
+    """Load the network of `run` with its scored weights; `flips`: average logits over flips, None: as tested.
 
     Raises:
         UsageError: unknown or unavailable device or precision; the run has no weights, or no readable settings.
-        DataError: the weights are damaged, or are not those of the network that they name.
+        DataError: the weights are damaged, or do not fit the network that they name.
     """
-    chosen = _device(device)
+    torch_device = _device(device)
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)
-    number_format = choose_precision(precision, chosen, called="--precision")
+    number_format = choose_precision(precision, torch_device, called="--precision")
     facts, network = load_network(run)
     layout = torch.channels_last if run.experiment().hardware.channels_last else torch.contiguous_format
-    network = network.to(chosen).to(memory_format=layout)
-    if chosen.type == "cpu":
+    network = network.to(torch_device).to(memory_format=layout)
+    if torch_device.type == "cpu":
         torch.set_num_threads(available_cpus())
-    prepare_backend(chosen, precision)
+    prepare_backend(torch_device, precision)
     forward = Forward(number_format, MODELS[facts.model].in_channels, layout, facts.task)
-    return Trained(facts, network, chosen, forward, facts.flips if flips is None else flips)
+    return Trained(facts, network, torch_device, forward, facts.flips if flips is None else flips)
 
 
 def load_network(run: RunDir) -> tuple[Facts, nn.Module]:
-    """The network of `run` with the weights of its scores, in evaluation mode on the CPU in float32, and what it is.
+    """Load the network of `run` with its scored weights, in evaluation mode on the CPU in float32, and its facts.
 
     Raises:
         UsageError: the run has no weights, or no readable settings.
-        DataError: the weights are damaged or cannot be read, or are not those of the network that they name.
+        DataError: the weights are damaged or unreadable, or do not fit the network that they name.
     """
     experiment = run.experiment()
     path = run.scored_weights()
     if not path.is_file():
-        raise no_weights(run)
+        raise missing_weights_error(run)
     try:
         weights, about = load_weights(path)
     except DamagedWeights as error:
-        again = "train again: hpc-tumor rerun" if run.is_finished() else "go on with it: hpc-tumor resume"
-        raise DataError(f"{error} Put a good copy in its place, or {again} {run.name}.") from error
+        command = "train again: hpc-tumor rerun" if run.is_finished() else "continue it: hpc-tumor resume"
+        raise DataError(f"{error} Replace it with an intact copy, or {command} {run.name}.") from error
     try:
         task, filters = about["task"], about["filters"] or None
         height, width = about["image_size"]
@@ -134,26 +134,26 @@ def load_network(run: RunDir) -> tuple[Facts, nn.Module]:
             EDITIONS.get(str(about.get("edition")), DEFAULT_EDITION), run.weights_lost(),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path} does not say what its weights are of: {error!r} is missing.") from error
+        raise DataError(f"{path} does not describe its weights: {error!r} is missing.") from error
     return facts, _network(facts, weights, path)
 
 
 def _cleaning(run: RunDir) -> Cleaning | None:
-    """The thresholds by which the predictions of this run were cleaned before they were scored."""
-    chosen = (read_json(run.result) or {}).get("cleaning")
+    """Return the thresholds by which the run's predictions were cleaned before scoring."""
+    thresholds = (read_json(run.result) or {}).get("cleaning")
     try:
-        return Cleaning(float(chosen["component_mm3"]), float(chosen["enhancing_mm3"])) if chosen else None
+        return Cleaning(float(thresholds["component_mm3"]), float(thresholds["enhancing_mm3"])) if thresholds else None
     except (KeyError, TypeError, ValueError):
         return None
 
 
-def no_weights(run: RunDir) -> UsageError:
-    """The error for a run that has no weights to predict with."""
+def missing_weights_error(run: RunDir) -> UsageError:
+    """Return the error for a run without weights to predict with."""
     if run.is_finished():
-        return UsageError(f"{run.best_weights} is gone: somebody removed it. Train again: hpc-tumor rerun.")
+        return UsageError(f"{run.best_weights} is missing: it was removed. Train again: hpc-tumor rerun.")
     return UsageError(
-        f"{run.path} has no weights yet: it is unfinished, and the first are written after its first epoch."
-        f" `hpc-tumor status` shows how it is doing."
+        f"{run.path} has no weights yet: the first are written after its first epoch."
+        " `hpc-tumor status` shows its progress."
     )
 
 
@@ -167,14 +167,14 @@ def _network(facts: Facts, weights: dict[str, Tensor], path: Path) -> nn.Module:
         network.load_state_dict(weights)
     except (RuntimeError, UsageError) as error:
         first = str(error).splitlines()[0]
-        raise DataError(f"{path} does not hold the weights of {facts.model} as this version has it: {first}") from error
+        raise DataError(f"{path} does not fit {facts.model} of this version: {first}") from error
     return network.eval()
 
 
-def _device(asked: str) -> torch.device:
-    if asked not in DEVICES:
-        raise unknown("device", asked, DEVICES)
-    there = torch.cuda.is_available()
-    if asked == "cuda" and not there:
-        raise UsageError("--device cuda: torch sees no GPU here. Leave it at auto, or ask `hpc-tumor doctor` why.")
-    return torch.device("cuda" if there and asked != "cpu" else "cpu")
+def _device(name: str) -> torch.device:
+    if name not in DEVICES:
+        raise unknown("device", name, DEVICES)
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise UsageError("--device cuda: torch finds no GPU. Use auto, or run `hpc-tumor doctor` for the reason.")
+    return torch.device("cuda" if available and name != "cpu" else "cpu")

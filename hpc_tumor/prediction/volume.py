@@ -1,4 +1,4 @@
-"""A patient's volume through a network that reads slices: z-scored as in training, and put together again."""
+"""Segment a patient's volume slice by slice, z-scored as in training."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from hpc_tumor.prediction.trained import Trained
 from hpc_tumor.training.scoring.cleaning import Cleaning
 from hpc_tumor.training.scoring.metrics import label_probabilities
 
-_ET = 4  # the bit of enhancing tumour
+_ET = 4  # bit of enhancing tumour
 
 
 @dataclass(frozen=True)
 class Segmentation:
-    """Answer of a network on a volume.
+    """Segmentation of a volume.
 
     Attributes:
-        bits: `(Z, Y, X)` uint8, the labels that each voxel may have: 1 NCR, 2 ED, 4 ET, added up. Networks that were
-            taught exclusive labels give one at most. These are scored, as in training.
-        labels: `(Z, Y, X)` uint8, the one label of each voxel: 0 background, 1 NCR, 2 ED, 3 ET.
-        probabilities: `(3, Z, Y, X)` float32, where they were asked for; 0 in slices without brain.
-        slices: how many slices hold brain, and so went through the network.
+        bits: `(Z, Y, X)` uint8 predicted labels of each voxel, sum of 1 NCR, 2 ED, 4 ET; at most one for networks
+            trained with exclusive labels. Scores use these, as in training.
+        labels: `(Z, Y, X)` uint8, one label per voxel: 0 background, 1 NCR, 2 ED, 3 ET.
+        probabilities: `(3, Z, Y, X)` float32 if requested; 0 in slices without brain.
+        slices: number of slices with brain, which the network segmented.
     """
 
     bits: NDArray[np.uint8]
@@ -41,11 +41,11 @@ class Segmentation:
 
 @dataclass(frozen=True)
 class Grid:
-    """Slices of (height, width) pixels as the network takes them, and its maps back on the slices' own pixels.
+    """Converts slices of (height, width) pixels to the network's input size, and its maps back.
 
     Attributes:
-        size: side to which the run resized its slices. None: only what the network cannot divide evenly is filled up
-            with background, to a multiple of `step` pixels from `smallest` on.
+        size: side to which the run resized its slices. None: pad with background to a multiple of `step` pixels, at
+            least `smallest`.
     """
 
     height: int
@@ -55,21 +55,21 @@ class Grid:
     smallest: int
 
     def enter(self, images: Tensor) -> Tensor:
-        """`(N, C, height, width)` → what the network takes."""
+        """Resize or pad `(N, C, height, width)` to the network's input."""
         if self.size is not None:
             return resize(images, self.size)
-        below, right = (self._whole(side) - side for side in (self.height, self.width))
+        below, right = (self._padded(side) - side for side in (self.height, self.width))
         return F.pad(images, (0, right, 0, below)) if below or right else images
 
     def leave(self, maps: Tensor) -> Tensor:
-        """The network's maps → `(N, C, height, width)`: interpolated, or without what was filled up."""
+        """Interpolate or crop the network's maps to `(N, C, height, width)`."""
         if self.size is None or (self.height, self.width) == (self.size, self.size):
             return maps[..., : self.height, : self.width]
         if self.size >= max(self.height, self.width):
             return F.adaptive_avg_pool2d(maps, (self.height, self.width))
         return F.interpolate(maps, (self.height, self.width), mode="bilinear", align_corners=False)
 
-    def _whole(self, side: int) -> int:
+    def _padded(self, side: int) -> int:
         return max(-(-side // self.step) * self.step, self.smallest)
 
 
@@ -83,30 +83,30 @@ def segment(
     keep_probabilities: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Segmentation:
-    """Label the volume `image` `(4, Z, Y, X)` with the axes LPS, whose statistics are `brain`.
+    """Segment the volume `image` `(4, Z, Y, X)` with the axes LPS, whose statistics are `brain`.
 
-    Slices without brain are all background, and the network is not asked. `progress` is told of slices done.
+    Slices without brain become background without running the network. `progress` is called with slices done.
     """
     shape = image.shape[1:]
     bits, labels = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
     probabilities = np.zeros((len(trained.facts.classes), *shape), np.float32) if keep_probabilities else None
     spec = MODELS[trained.facts.model]
     grid = Grid(shape[1], shape[2], trained.facts.resized, spec.step, spec.smallest)
-    chosen, done = slices_with_brain(image, brain), 0
-    for some, images in standardised(image, brain, chosen, batch_size or trained.batch_size, trained.device):
+    slices, done = slices_with_brain(image, brain), 0
+    for batch, images in standardised_batches(image, brain, slices, batch_size or trained.batch_size, trained.device):
         logits = grid.leave(trained.logits(grid.enter(images)))
-        found, single = decide(logits, trained.facts.exclusive)
-        bits[some], labels[some] = found.cpu().numpy(), single.cpu().numpy()
+        batch_bits, batch_labels = decide(logits, trained.facts.exclusive)
+        bits[batch], labels[batch] = batch_bits.cpu().numpy(), batch_labels.cpu().numpy()
         if probabilities is not None:
-            chances = label_probabilities(logits, exclusive=trained.facts.exclusive)
-            probabilities[:, some] = chances.swapaxes(0, 1).cpu().numpy()
-        done += len(some)
-        progress(done, len(chosen))
-    return Segmentation(bits, labels, probabilities, len(chosen))
+            batch_probabilities = label_probabilities(logits, exclusive=trained.facts.exclusive)
+            probabilities[:, batch] = batch_probabilities.swapaxes(0, 1).cpu().numpy()
+        done += len(batch)
+        progress(done, len(slices))
+    return Segmentation(bits, labels, probabilities, len(slices))
 
 
 def slices_with_brain(image: NDArray[np.generic], brain: BrainStatistics) -> NDArray[np.int64]:
-    """Numbers of the slices of `(C, Z, Y, X)` that hold a voxel of the brain."""
+    """Return the indices of the slices of `(C, Z, Y, X)` that contain brain."""
     outside = list(zip(brain.background.astype(image.dtype), brain.tolerance, strict=True))
     return np.flatnonzero([
         not all(is_outside(plane, *values).all() for plane, values in zip(image[:, z], outside, strict=True))
@@ -114,24 +114,24 @@ def slices_with_brain(image: NDArray[np.generic], brain: BrainStatistics) -> NDA
     ])  # fmt: skip
 
 
-def standardised(
-    image: NDArray[np.generic], brain: BrainStatistics, chosen: NDArray[np.int64], batch_size: int, device: torch.device
+def standardised_batches(
+    image: NDArray[np.generic], brain: BrainStatistics, slices: NDArray[np.int64], batch_size: int, device: torch.device
 ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
-    """Batches of the chosen slices of `image` `(C, Z, Y, X)`: their numbers, and z-scores `(N, C, Y, X)`."""
+    """Yield indices and z-scores `(N, C, Y, X)` of batches of the `slices` of `image` `(C, Z, Y, X)`."""
     mean, scale = (values.view(1, -1, 1, 1) for values in mean_and_scale(brain.moments, device))
     background = exact_background(brain.background, image.dtype, device).view(1, -1, 1, 1)
     noisy = brain.tolerance.any()
     tolerance = torch.as_tensor(brain.tolerance, device=device).view(1, -1, 1, 1) if noisy else None
-    for start in range(0, len(chosen), batch_size):
-        some = chosen[start : start + batch_size]
-        values = torch.from_numpy(np.ascontiguousarray(image[:, some].swapaxes(0, 1))).to(device)
-        yield some, standardise(values, background, mean, scale, tolerance)
+    for start in range(0, len(slices), batch_size):
+        batch = slices[start : start + batch_size]
+        values = torch.from_numpy(np.ascontiguousarray(image[:, batch].swapaxes(0, 1))).to(device)
+        yield batch, standardise(values, background, mean, scale, tolerance)
 
 
 def decide(scores: Tensor, exclusive: bool) -> tuple[Tensor, Tensor]:
-    """From `(N, 3, H, W)` scores, above 0 where a label is predicted: its bits, and the label of the largest score.
+    """Return predicted bits and the label of the largest score, `(N, H, W)` uint8, from scores `(N, 3, H, W)`.
 
-    Both are `(N, H, W)` uint8; `exclusive` leaves one bit at most. Of equal scores the first counts.
+    Scores above 0 predict a label; `exclusive` leaves at most one bit. In ties the first label counts.
     """
     first, *others = scores.contiguous().unbind(1)
     best, labels = first, torch.ones_like(first, dtype=torch.uint8)
@@ -144,9 +144,9 @@ def decide(scores: Tensor, exclusive: bool) -> tuple[Tensor, Tensor]:
     return ((1 << labels.int()) >> 1).to(torch.uint8) if exclusive else bits, labels
 
 
-def cleaned(found: Segmentation, cleaning: Cleaning, voxel_mm3: float) -> Segmentation:
-    """`found` without small pieces of tumour, and with too little enhancing tumour called NCR/NET."""
-    bits = cleaning(found.bits, voxel_mm3)
-    labels = np.where(bits == 0, np.uint8(0), found.labels)
-    labels[(found.bits & _ET > 0) & (bits & _ET == 0) & (labels == 3)] = 1
-    return replace(found, bits=bits, labels=labels)
+def clean(segmentation: Segmentation, cleaning: Cleaning, voxel_mm3: float) -> Segmentation:
+    """Remove small pieces of tumour, and relabel too little enhancing tumour as NCR/NET."""
+    bits = cleaning(segmentation.bits, voxel_mm3)
+    labels = np.where(bits == 0, np.uint8(0), segmentation.labels)
+    labels[(segmentation.bits & _ET > 0) & (bits & _ET == 0) & (labels == 3)] = 1
+    return replace(segmentation, bits=bits, labels=labels)

@@ -1,4 +1,4 @@
-"""Files that appear complete or not at all, and folders for them: write beside, fsync, rename."""
+"""Write files and folders atomically: write a temporary file beside, fsync, rename."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from hpc_tumor.errors import HpcTumorError, UsageError
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """Binary file that replaces `path` when the block ends well, and leaves nothing behind when it does not."""
-    beside = path.with_name(f".{secrets.token_hex(8)}.tmp")  # whatever the length of the name
-    # Made with the mode of any new file: to ask for the mask of modes is to change it, for all threads.
-    handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    """Yield a binary file that replaces `path` when the block succeeds; it is removed when the block raises."""
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")  # short, as the name of `path` may have maximum length
+    # Not tempfile, whose mode is 0o600: reading the umask to correct it would change it for all threads.
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(path)
+        temporary.replace(path)
     except BaseException:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     _sync_directory(path.parent)
 
@@ -42,18 +42,18 @@ def write_text(path: Path, text: str) -> None:
     """Replace `path` with `text` in UTF-8; bytes of a file name that are not UTF-8 are written as `\\xff`."""
     try:
         data = text.encode()
-    except UnicodeEncodeError:  # such bytes; or all that are not ASCII, where the locale is
+    except UnicodeEncodeError:  # such bytes, or all non-ASCII ones in an ASCII locale
         data = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace").encode()
     write_bytes(path, data)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace `path` with `value` as indented JSON; NaN and infinity become null, so that every reader takes it."""
+    """Replace `path` with `value` as indented JSON; NaN and infinity become null, which every reader accepts."""
     write_text(path, to_json(value, indent=2) + "\n")
 
 
 def to_json(value: Any, *, indent: int | None = None, escape: bool = False) -> str:
-    """`value` as JSON that can be written in UTF-8; with `escape`, in ASCII. Escapes lose nothing."""
+    """Convert `value` to JSON that UTF-8 can encode; with `escape`, to ASCII. Escapes lose nothing."""
     text = json.dumps(plain(value), indent=indent, ensure_ascii=escape, allow_nan=False)
     try:
         text.encode()
@@ -63,7 +63,7 @@ def to_json(value: Any, *, indent: int | None = None, escape: bool = False) -> s
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON types: paths and unknown objects as text, non-finite numbers as None."""
+    """Convert `value` to JSON types: paths and unknown objects to text, non-finite numbers to None."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
@@ -78,21 +78,21 @@ def plain(value: Any) -> Any:
 
 
 def is_disk_full(error: OSError) -> bool:
-    """Return True where `error` says that there is no room left: the disk's, or the quota's."""
+    """Return True if `error` reports a full disk or quota."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def has_no_locks(error: OSError) -> bool:
-    """Return True where `error` says that a file system has no locks, such as Lustre mounted without flock."""
+    """Return True if `error` reports a file system without locks, such as Lustre mounted without flock."""
     return error.errno in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 @contextmanager
 def folder_to_write(folder: Path, what: str) -> Iterator[None]:
-    """Make `folder` where it is not there, to write `what` into; empty folders made here go again where that fails.
+    """Create `folder` if needed, to write `what` in the block; new empty folders are removed if the block raises.
 
     Raises:
-        UsageError: it cannot be made or written: not a folder, read-only, no permission.
+        UsageError: the folder cannot be created or written: not a folder, read-only, no permission.
         HpcTumorError: the disk is full.
     """
     made: list[Path] = []
@@ -111,7 +111,7 @@ def folder_to_write(folder: Path, what: str) -> Iterator[None]:
 
 
 def check_writable(folder: Path) -> None:
-    """Raise the error that `folder_to_write` would for a run, as far as that can be known without writing."""
+    """Raise the error of `folder_to_write` for a run, as far as it can be known without writing."""
     try:
         existing = next(path for path in (folder, *folder.parents) if path.exists())
     except OSError as error:
@@ -123,9 +123,9 @@ def check_writable(folder: Path) -> None:
 
 
 def write_error(error: OSError, folder: Path, what: str) -> HpcTumorError:
-    """The error for `what` that could not be written into `folder`, with the reason in plain words."""
+    """Return the error for `what` that could not be written to `folder`, with the reason."""
     if is_disk_full(error):
-        return HpcTumorError(f"{what} could not be written to {folder}: no space is left on its disk. Make room there.")
+        return HpcTumorError(f"{what} could not be written to {folder}: the disk is full. Free some space.")
     reason = error.strerror or str(error)
     if error.errno == errno.EROFS:
         reason = "its file system is read-only"
@@ -133,11 +133,11 @@ def write_error(error: OSError, folder: Path, what: str) -> HpcTumorError:
         reason = "permission denied"
     elif error.errno in (errno.EEXIST, errno.ENOTDIR):
         reason = f"{next((path for path in (folder, *folder.parents) if path.is_file()), folder)} is not a folder"
-    return UsageError(f"{what} cannot be written to {folder}: {reason}. Name another folder.")
+    return UsageError(f"{what} cannot be written to {folder}: {reason}. Choose another folder.")
 
 
 def _sync_directory(directory: Path) -> None:
-    with suppress(OSError):  # some network file systems refuse to sync a directory; the rename itself has happened
+    with suppress(OSError):  # some network file systems cannot sync a directory; the rename is done anyway
         handle = os.open(directory, os.O_RDONLY)
         try:
             os.fsync(handle)

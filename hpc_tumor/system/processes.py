@@ -1,7 +1,7 @@
-"""Processes that are started from here: programs of the system; and Python, never with modules of the current folder.
+"""Start programs and Python processes, never with modules of the current folder.
 
-Python looks there first for `-m` and `-c`, and for an empty entry of PYTHONPATH: a file called types.py or numpy.py
-beside the user's data would be imported in place of the real one.
+Python searches it first for `-m`, `-c` and an empty entry of PYTHONPATH: a types.py or numpy.py beside the user's data
+would shadow the real module.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def run_quietly(*command: str, seconds: float) -> subprocess.CompletedProcess[str] | None:
-    """Run a program without input, its output in English; None where it is missing, or takes longer."""
+    """Run a program without input and in English; None if it is missing or times out."""
     try:
         return subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="replace", check=False,
@@ -33,9 +33,9 @@ def run_quietly(*command: str, seconds: float) -> subprocess.CompletedProcess[st
 
 
 def python_variables(code: Path | None = None) -> dict[str, str]:
-    """Variables with which a job imports hpc_tumor from `code`, or from where it is, then what the user named.
+    """Return variables with which a job imports hpc_tumor from `code` or this package's folder, before PYTHONPATH.
 
-    Its logs are UTF-8, whatever the locale of the node.
+    They also make its logs UTF-8 in every locale.
     """
     home = package_home()
     others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path not in ("", str(home))]
@@ -45,35 +45,35 @@ def python_variables(code: Path | None = None) -> dict[str, str]:
 
 
 def module_command(module: str, *arguments: str) -> list[str]:
-    """Command line that runs a module of this package as a program of its own."""
+    """Return the command line that runs a module of this package."""
     return [sys.executable, "-P", "-m", module, *arguments]
 
 
 def start_process(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
-    """Start a Python process on this machine that finds modules where this one does, as Popen with these `options`."""
+    """Start a Python process with the import path of this one; `options` are those of Popen."""
     return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": os.pathsep.join(import_path())}, **options)
 
 
 def import_path() -> list[str]:
-    """Folders of `sys.path`, without the current one unless it holds this package or PYTHONPATH names it."""
+    """Return `sys.path` without the current folder, unless that contains this package or is in PYTHONPATH."""
     try:
         here = Path.cwd()
-    except FileNotFoundError:  # it was removed
+    except FileNotFoundError:  # removed
         return [path for path in sys.path if path]
-    named = [Path(path).resolve() for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    kept = here in (package_home(), *named)
-    return [path for path in sys.path if path and (kept or Path(path).resolve() != here)]
+    intended = [Path(path).resolve() for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    keep_here = here in (package_home(), *intended)
+    return [path for path in sys.path if path and (keep_here or Path(path).resolve() != here)]
 
 
 def package_home() -> Path:
-    """Folder, or archive, that hpc_tumor is imported from."""
+    """Return the folder or archive that hpc_tumor is imported from."""
     return Path(hpc_tumor.__file__).resolve().parent.parent
 
 
 def end_with_parent(signum: signal.Signals, expected: str | None = None) -> None:
-    """Let this process get `signum` when its parent dies; `expected` is the parent's id as the parent knew it."""
+    """Send `signum` to this process when its parent dies; `expected` is the process id that the parent passed on."""
     parent = os.getppid()
-    if expected is not None and parent != int(expected):  # it died before we could say so
+    if expected is not None and parent != int(expected):  # it has already died
         os.kill(os.getpid(), signum)
         return
     if sys.platform == "linux":

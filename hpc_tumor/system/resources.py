@@ -1,4 +1,4 @@
-"""Resources of this process: CPUs and memory, within affinity, control groups and SLURM job; a home; user names."""
+"""Available CPUs and memory of this process (affinity, control groups, SLURM job), home directory and user names."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 
 from hpc_tumor.errors import UsageError
 
-NO_HOME = "HOME is not set, and this machine does not know the user"
-PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")  # where the kernel tells what a process may use
+NO_HOME = "HOME is not set, and the user is unknown on this machine"
+PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 
 def home_directory() -> Path | None:
-    """This user's home; None where HOME is not set and the machine does not know the user, as in some containers."""
+    """Return this user's home; None if HOME is not set and the user is unknown, as in some containers."""
     try:
         return Path.home()
     except RuntimeError:
@@ -24,25 +24,25 @@ def home_directory() -> Path | None:
 
 
 def expand_home(path: Path) -> Path:
-    """`path` with the home of a user in the place of ~. Raises UsageError where it is not known."""
+    """Expand ~ in `path`. Raises UsageError if the home is unknown."""
     try:
         return path.expanduser()
     except RuntimeError:
-        raise UsageError(f"{path} has no meaning here: {NO_HOME}. Set HOME, or write the whole path.") from None
+        raise UsageError(f"{path} cannot be expanded: {NO_HOME}. Set HOME, or give the full path.") from None
 
 
 def absolute(path: Path) -> Path:
-    """`path` from the root on, without `..`; links are left as they are."""
+    """Return the absolute `path` without `..`, keeping links."""
     return Path(os.path.abspath(expand_home(path)))  # noqa: PTH100 - Path.absolute keeps `..`, Path.resolve no links
 
 
 def owner_of(path: Path) -> str:
-    """Name of the user whom `path` belongs to, or the number of one that this machine does not know."""
+    """Return the name of the owner of `path`, `user 1000` if unknown."""
     return user_name(path.stat().st_uid)
 
 
 def user_name(uid: int) -> str:
-    """Name of a user, or the number of one that this machine does not know."""
+    """Return the name of a user, `user 1000` if unknown."""
     try:
         return pwd.getpwuid(uid).pw_name
     except (KeyError, OverflowError):
@@ -50,7 +50,7 @@ def user_name(uid: int) -> str:
 
 
 def available_cpus() -> int:
-    """CPUs that this process may use: by its affinity, and by the share of its control group (as in a container)."""
+    """Return the number of CPUs that this process may use, by affinity and control groups (as in a container)."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for folder in _group_folders("cpu"):
         with suppress(OSError, ValueError):
@@ -61,7 +61,7 @@ def available_cpus() -> int:
 
 
 def available_memory() -> int:
-    """Bytes that this process may still take: what is free, within the limits of its control groups and SLURM job."""
+    """Return the bytes that this process may still allocate, within its control groups and SLURM job."""
     free = [_slurm_limit(os.environ)]
     with suppress(OSError, ValueError):
         fields = dict(line.split(":") for line in (PROC / "meminfo").read_text().splitlines())
@@ -74,7 +74,7 @@ def available_memory() -> int:
 
 
 def _slurm_limit(variables: Mapping[str, str]) -> int | None:
-    """Return the bytes that the job was given: some clusters count it only now and then, and kill what exceeds it."""
+    """Return the memory of the SLURM job in bytes: some clusters sample its usage and kill jobs above it."""
     per_node, per_cpu = variables.get("SLURM_MEM_PER_NODE", ""), variables.get("SLURM_MEM_PER_CPU", "")
     if per_node.isdigit() and int(per_node):
         return int(per_node) * 1024**2
@@ -84,21 +84,21 @@ def _slurm_limit(variables: Mapping[str, str]) -> int | None:
 
 
 def _group_folders(controller: str) -> list[Path]:
-    """Folders of the control groups that this process is in, up to the root; version 1 and 2."""
+    """Return the folders of this process's control groups up to the root, versions 1 and 2."""
     folders: list[Path] = []
     with suppress(OSError):
         for line in os.fsdecode((PROC / "self" / "cgroup").read_bytes()).splitlines():
             _, controllers, group = line.split(":", 2)
             if controllers == "" or controller in controllers.split(","):
                 root = CGROUPS / controllers if controllers else CGROUPS
-                # A container sees its own group as the root, whatever it is called outside.
+                # In a container, its own group is the root.
                 inside = root / group.strip("/")
                 folders += [folder for folder in (inside, *inside.parents) if folder.is_relative_to(root)]
     return folders
 
 
 def _left(folder: Path, limit: str, used: str, cache: str) -> int | None:
-    """Return the bytes that a group may still take; cached file pages are given up when memory is needed."""
+    """Return the bytes that a group may still allocate, counting page cache as free; None without a limit."""
     try:
         statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
         most = (folder / limit).read_text().strip()

@@ -2,6 +2,6 @@
 
     setup (TrainingState) → loop → step          scoring/  checkpoints/  watch/  inspect/  outputs/
 
-One loop for both tasks, alone, under torchrun and under SLURM. Knows no scheduler; imported by the ranks of a job, by
+The same loop serves both tasks, in one process, under torchrun and under SLURM. Imported by the ranks of a job, by
 prediction for its networks, and by the debugging mode.
 """

@@ -1,4 +1,4 @@
-"""A running mean of the weights, scored in the place of the weights themselves."""
+"""Running mean of the weights, scored instead of the weights themselves."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hpc_tumor.training.distributed import Distributed
 class WeightAverage:
     """Exponential moving average of a network's weights and running statistics (Polyak & Juditsky 1992).
 
-    The decay begins low and grows to its value, as `(1 + n) / (10 + n)` after n steps, so that the first, random
+    The decay grows to its value as `(1 + n) / (10 + n)` after n steps, so that the first, random
     weights are soon forgotten.
     """
 
@@ -25,13 +25,13 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, steps: int) -> None:
-        """Take in the weights as they are after `steps` steps of training."""
+        """Add the weights after `steps` steps of training to the mean."""
         rate = 1 - min(self.decay, (1 + steps) / (10 + steps))
         torch._foreach_lerp_(list(self._means.values()), list(self._tensors.values()), rate)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The network with the means in the place of its weights, for as long as the block lasts."""
+        """Replace the network's weights by their means within the block."""
         self._exchange()
         try:
             yield
@@ -39,20 +39,20 @@ class WeightAverage:
             self._exchange()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The means, by the names of the weights."""
+        """Return the means by name of weight."""
         return dict(self._means)
 
     def load_state_dict(self, means: dict[str, Tensor]) -> None:
-        """Go on from means that were saved."""
+        """Restore saved means."""
         for name, mean in self._means.items():
             mean.copy_(means[name])
 
     @torch.no_grad()
     def _exchange(self) -> None:
         for name, tensor in self._tensors.items():
-            kept = tensor.detach().clone()
+            weights = tensor.detach().clone()
             tensor.copy_(self._means[name])
-            self._means[name].copy_(kept)
+            self._means[name].copy_(weights)
 
 
 def _floats(network: nn.Module) -> dict[str, Tensor]:
@@ -61,15 +61,15 @@ def _floats(network: nn.Module) -> dict[str, Tensor]:
 
 
 @contextmanager
-def weights_to_score(network: nn.Module, average: WeightAverage | None, distributed: Distributed) -> Iterator[None]:
-    """In the block the network has the weights that are scored: their running mean where there is one.
+def scoring_weights(network: nn.Module, average: WeightAverage | None, distributed: Distributed) -> Iterator[None]:
+    """Give the network the weights to score within the block: their running mean if there is one.
 
-    Batch norm's running statistics are those of each rank: rank 0's count. All ranks call this together.
+    Every rank gets rank 0's batch norm statistics. All ranks call this together.
     """
     _share_statistics(network, distributed)
     with average.applied() if average else nullcontext():
         if average:
-            _share_statistics(network, distributed)  # the mean of each rank's own
+            _share_statistics(network, distributed)  # the means of the statistics differ by rank, too
         yield
 
 

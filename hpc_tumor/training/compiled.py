@@ -1,4 +1,4 @@
-"""torch.compile where it pays: decided by measurement, once per network and device, and kept."""
+"""Decide whether torch.compile pays, by a measurement cached per network and device."""
 
 from __future__ import annotations
 
@@ -24,36 +24,36 @@ from hpc_tumor.training.state import TrainingState, mark
 from hpc_tumor.training.step import micro_batch_size
 
 _GAIN = 1.03  # times as fast: less is noise
-_STEPS = 5  # that each way is timed for
-_WORTH = 600.0  # seconds of training below which the compiling alone, a minute or so, costs more than it gains
+_STEPS = 5  # timed for each variant
+_WORTH = 600.0  # seconds of training below which compiling, a minute or so, costs more than it saves
 
 
 def choose(state: TrainingState, compiled_before: bool | None = None) -> tuple[bool, str]:
-    """Decide whether this run's training step is compiled, and why. All ranks call it together and get the same answer.
+    """Decide whether this run's training step is compiled, and why. All ranks call this together and agree.
 
-    A run that goes on stays `compiled_before`.
+    A resumed run stays as it was, `compiled_before`.
 
-    On CPUs the networks are not compiled unless asked: on two cores of an AMD EPYC with bfloat16, torch 2.14's code was
-    slower than its own kernels for each that was tried (0.5 to 0.85 times as fast: cnn, alexnet, vit, unet,
-    improved-unet; tools/benchmark_step.py --compile measures it). On GPUs both ways are timed, and the answer is kept
-    in the user's cache.
+    On CPUs networks are compiled only on request: on two cores of an AMD EPYC with bfloat16, torch 2.14's generated
+    code ran at 0.5 to 0.85 times the speed of its kernels (cnn, alexnet, vit, unet, improved-unet;
+    tools/benchmark_step.py --compile measures it). On GPUs both variants are timed, and the result is kept in the
+    user's cache.
 
-    Raises UsageError where compiling was asked for and there is nothing to compile with.
+    Raises UsageError if compiling was requested but no compiler is installed.
     """
-    asked, device = state.experiment.hardware.compile, state.distributed.device
+    setting, device = state.experiment.hardware.compile, state.distributed.device
     missing = _missing(device)
-    if asked == "on":
+    if setting == "on":
         if missing:
             raise UsageError(f"hardware.compile = 'on' needs {missing}: install it, or leave it at auto.")
-        return True, "as asked"
-    if asked == "off":
-        return False, "as asked"
+        return True, "as requested"
+    if setting == "off":
+        return False, "as requested"
     if compiled_before is not None:
         return compiled_before, "as before this run was interrupted"
     if device.type == "cpu":
         return False, "slower on CPUs"
     if state.experiment.hardware.deterministic:
-        return False, "a choice by the clock would not be deterministic"
+        return False, "a choice by timing would not be deterministic"
     if missing:
         return False, f"{missing} missing"
     answer = _measured(state) if state.distributed.is_main else None
@@ -62,7 +62,7 @@ def choose(state: TrainingState, compiled_before: bool | None = None) -> tuple[b
 
 
 def compile_network(network: nn.Module) -> Callable[..., Any]:
-    """The network with a compiled forward and backward pass, for batches of one size."""
+    """Compile the network's forward and backward pass for batches of one size."""
     compiled: Callable[..., Any] = torch.compile(network, dynamic=False)
     return compiled
 
@@ -74,26 +74,26 @@ def _missing(device: torch.device) -> str | None:
 
 
 def _measured(state: TrainingState) -> tuple[bool, str]:
-    """Rank 0's answer: from the cache, else by timing."""
+    """Decide on rank 0, from the cache or by timing."""
     cache = _cache()
     path = cache / f"{_key(state)}.json" if cache is not None else None
-    known = read_json(path) if path is not None else None
-    if known is not None and "gain" in known:
-        return _answer(float(known["gain"]), "measured before")
+    cached = read_json(path) if path is not None else None
+    if cached is not None and "gain" in cached:
+        return _answer(float(cached["gain"]), "measured before")
     try:
         plain = step_seconds(state, _alone(state.network))
         steps_left = (state.experiment.recipe.epochs - state.progress.epoch) * state.steps - state.progress.step
         if plain * steps_left < _WORTH:
-            return False, "too short a run to gain by it"
+            return False, "the run is too short to gain from it"
         compiled = step_seconds(state, compile_network(_alone(state.network)))
-    except Exception as error:  # what cannot be compiled here is trained as it is
-        return False, f"it failed ({type(error).__name__})"
+    except Exception as error:  # train uncompiled if compiling fails
+        return False, f"compiling failed ({type(error).__name__})"
     gain = plain / compiled
     try:
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             atomic.write_json(path, {"gain": gain, "network": state.experiment.model.name, "torch": torch.__version__})
-    except OSError:  # a home that cannot be written: the next run measures again
+    except OSError:  # home not writable: the next run measures again
         pass
     return _answer(gain, "measured now")
 
@@ -103,7 +103,7 @@ def _answer(gain: float, how: str) -> tuple[bool, str]:
 
 
 def _alone(network: nn.Module) -> nn.Module:
-    """A copy that waits for no other rank: batch norm that is synchronised would, and only rank 0 measures."""
+    """Copy the network without synchronised batch norm, which would wait for other ranks: only rank 0 measures."""
     network = copy.deepcopy(network)
     for module in network.modules():
         if isinstance(module, nn.SyncBatchNorm):
@@ -112,7 +112,7 @@ def _alone(network: nn.Module) -> nn.Module:
 
 
 def step_seconds(state: TrainingState, network: Callable[..., Any]) -> float:
-    """One training step of the network on a batch, all micro-batches of it; nothing of the run changes."""
+    """Time one training step, all micro-batches included, without changing the run."""
     device = state.distributed.device
     before = random_state(device)
     batch, size = state.parts.first_batch(state.experiment.seed), micro_batch_size(state)
@@ -145,7 +145,7 @@ def _key(state: TrainingState) -> str:
 
 
 def _cache() -> Path | None:
-    """Folder of the answers; None where there is no home to keep them in."""
+    """Return the folder of the measurements; None without a home directory."""
     try:
         folder = Path(platformdirs.user_cache_dir("hpc-tumor"))
     except RuntimeError:

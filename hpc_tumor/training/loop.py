@@ -1,4 +1,4 @@
-"""The training loop: the same alone, under torchrun and under SLURM."""
+"""The training loop, the same in one process, under torchrun and under SLURM."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from hpc_tumor.data.feed.loader import epoch_order
 from hpc_tumor.errors import UsageError
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.system import atomic
-from hpc_tumor.training.average import weights_to_score
+from hpc_tumor.training.average import scoring_weights
 from hpc_tumor.training.checkpoints.saving import save_last, save_weights, wait_until_saved
-from hpc_tumor.training.checkpoints.writer import no_room
+from hpc_tumor.training.checkpoints.writer import disk_full_error
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.inspect.step_times import Tracer
 from hpc_tumor.training.outputs.mirror import Mirror
@@ -32,16 +32,16 @@ from hpc_tumor.training.state import TrainingState, epoch_totals, mark, training
 from hpc_tumor.training.step import train_step
 from hpc_tumor.training.watch.guard import check_steps
 from hpc_tumor.training.watch.heartbeat import Heartbeat
-from hpc_tumor.training.watch.memory import is_out_of_memory, out_of_memory
+from hpc_tumor.training.watch.memory import is_out_of_memory, out_of_memory_error
 from hpc_tumor.training.watch.usage import Usage
 from hpc_tumor.vocabulary import RunStatus
 
 Outcome = Literal[RunStatus.FINISHED, RunStatus.STOPPED]
-_LONGEST_DELAY = 3600.0  # seconds of HPC_TUMOR_STEP_DELAY: a wait is not cut short where the file is removed meanwhile
+_LONGEST_DELAY = 3600.0  # seconds of HPC_TUMOR_STEP_DELAY: removing the file does not cut a wait short
 
 
 def never() -> str | None:
-    """A run that nobody asks to stop."""
+    """Never ask the run to stop."""
     return None
 
 
@@ -54,21 +54,21 @@ def train(
     start: int | None = None,
     read_from: Path | None = None,
 ) -> Outcome:
-    """Train and test one network; go on from the run's last checkpoint where there is one.
+    """Train and test one network, resuming from the run's last checkpoint if there is one.
 
-    All ranks call this together. Once `stop()` gives a reason on any rank, all of them finish the step under way,
+    All ranks call this together. Once `stop()` returns a reason on any rank, all of them finish the current step,
     save a checkpoint together and return "stopped".
 
     Args:
-        start: which start of the run this is, where what it uses is to be recorded.
-        read_from: a copy of the store, to be read in its place.
+        start: number of this start of the run, under which its resource use is recorded; None records nothing.
+        read_from: copy of the store to read instead.
 
     Raises:
         DataError: the store or the checkpoint cannot be used.
-        TrainingError: the loss is no longer finite, memory ran out, or a checkpoint cannot be written.
+        TrainingError: the loss is not finite, memory ran out, or a checkpoint cannot be written.
     """
     with Usage(None if start is None else run.usage(distributed.rank, start), distributed) as usage:
-        with explained(experiment, run, distributed):
+        with explain_resource_errors(experiment, run, distributed):
             state = build_state(experiment, run, distributed, read_from)
         usage.follow(state.parts.train)
         outcome = usage.outcome = train_to_end(state, stop)
@@ -76,9 +76,9 @@ def train(
 
 
 def train_to_end(state: TrainingState, stop: Callable[[], str | None] = never) -> Outcome:
-    """Train from where `state` stands to the last epoch, then test."""
+    """Train from the progress of `state` to the last epoch, then test."""
     try:
-        with explained(state.experiment, state.run, state.distributed):
+        with explain_resource_errors(state.experiment, state.run, state.distributed):
             heartbeat = Heartbeat(state)
             finished = _train_epochs(state, heartbeat, stop) and write_result(state, heartbeat, stop)
             if not finished:
@@ -91,7 +91,7 @@ def train_to_end(state: TrainingState, stop: Callable[[], str | None] = never) -
 
 
 def _train_epochs(state: TrainingState, heartbeat: Heartbeat, stop: Callable[[], str | None]) -> bool:
-    """Train and validate to the last epoch. False: a stop was asked for, and a checkpoint written."""
+    """Train and validate to the last epoch. Return False if stopped before, with a checkpoint written."""
     progress, mirror = state.progress, Mirror(state.run, state.experiment.tensorboard and state.distributed.is_main)
     while progress.epoch < state.experiment.recipe.epochs and not _gave_up(state):
         if not train_epoch(state, heartbeat, stop):
@@ -107,7 +107,7 @@ def _train_epochs(state: TrainingState, heartbeat: Heartbeat, stop: Callable[[],
 
 
 def train_epoch(state: TrainingState, heartbeat: Heartbeat, stop: Callable[[], str | None] = never) -> bool:
-    """Train from the state's step to the end of its epoch. False: a stop was asked for, and a checkpoint written."""
+    """Train from the state's step to the end of its epoch. Return False if stopped, with a checkpoint written."""
     experiment, progress, loader = state.experiment, state.progress, state.parts.train
     order = epoch_order(len(loader.part), experiment.seed, progress.epoch)
     totals = epoch_totals(state)
@@ -119,8 +119,8 @@ def train_epoch(state: TrainingState, heartbeat: Heartbeat, stop: Callable[[], s
             if state.step_delay is not None:
                 mark(state, "delay")
                 time.sleep(_seconds_in(state.step_delay))
-            wishes = (stop() is not None, heartbeat.checkpoint_due())
-            stopping, due = train_step(state, batch, totals, wishes)
+            requests = (stop() is not None, heartbeat.checkpoint_due())
+            stopping, due = train_step(state, batch, totals, requests)
             progress.step, progress.samples = batch.step + 1, progress.samples + batch.total
             check_steps(state, totals)
             if (stopping or due) and progress.step < state.steps:
@@ -137,7 +137,7 @@ def train_epoch(state: TrainingState, heartbeat: Heartbeat, stop: Callable[[], s
 
 
 def _record_training(state: TrainingState, heartbeat: Heartbeat, totals: dict[str, Any]) -> None:
-    """Write the training scores of the epoch, over all ranks."""
+    """Record the training scores of the epoch, over all ranks."""
     device = state.distributed.device
     summed = {
         key: state.distributed.sum(value.clone() if torch.is_tensor(value) else torch.tensor(value, device=device))
@@ -148,19 +148,19 @@ def _record_training(state: TrainingState, heartbeat: Heartbeat, totals: dict[st
 
 
 def _validate(state: TrainingState, heartbeat: Heartbeat) -> None:
-    """Score the validation part, and keep the weights where they are the best so far."""
+    """Score the validation part, and save the weights if they are the best so far."""
     progress, main_score = state.progress, state.experiment.main_score
     if state.parts.val is None:
         progress.best_epoch = progress.epoch
         return
     heartbeat.write(RunStatus.EVALUATING)
     before = time.perf_counter()
-    with weights_to_score(state.network, state.average, state.distributed):
+    with scoring_weights(state.network, state.average, state.distributed):
         scores = evaluate(state.network, state.parts.val, state.spec, state.distributed, alive=heartbeat.alive).scores
     heartbeat.validated(scores, seconds=time.perf_counter() - before)
     score, loss = scores[main_score], scores["loss"]
     score = -score if main_score == "loss" else score
-    score = score if math.isfinite(score) else -math.inf  # nothing would ever be better than what is no number
+    score = score if math.isfinite(score) else -math.inf  # no score would compare as better than NaN
     loss = loss if math.isfinite(loss) else math.inf
     best_score, best_loss = progress.best_score, progress.best_loss
     if best_score is None or best_loss is None or (score, -loss) > (best_score, -best_loss):
@@ -169,31 +169,31 @@ def _validate(state: TrainingState, heartbeat: Heartbeat) -> None:
 
 
 def _gave_up(state: TrainingState) -> bool:
-    """Return True if so many epochs brought nothing better that the recipe ends training here."""
+    """Return True if early stopping ends training here: no better score for the recipe's number of epochs."""
     progress, patience, score = state.progress, state.experiment.recipe.early_stopping, state.experiment.main_score
     if patience is None or progress.epoch - progress.best_epoch < patience:
         return False
     if state.distributed.is_main:
-        log(f"no better validation {score} since epoch {progress.best_epoch}: training ends early")
+        log(f"early stopping: validation {score} has not improved since epoch {progress.best_epoch}")
         state.run.add_event("early stop", epoch=progress.epoch, best_epoch=progress.best_epoch)
     return True
 
 
 @contextmanager
-def explained(experiment: Experiment, run: RunDir, distributed: Distributed) -> Iterator[None]:
-    """Raises TrainingError, with the way out, where memory or the disk is full in the block."""
+def explain_resource_errors(experiment: Experiment, run: RunDir, distributed: Distributed) -> Iterator[None]:
+    """Turn out-of-memory and disk-full errors of the block into a TrainingError that says what to do."""
     try:
         yield
     except (OSError, RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
-            raise out_of_memory(error, experiment, distributed) from error
+            raise out_of_memory_error(error, experiment, distributed) from error
         if isinstance(error, OSError) and atomic.is_disk_full(error):
-            raise no_room(run) from error
+            raise disk_full_error(run) from error
         raise
 
 
 def _seconds_in(file: Path) -> float:
-    """Return the seconds that a step waits: the text of `file`; 0 while it does not exist or is being written."""
+    """Read the seconds that each step waits from `file`; 0 if it is absent or empty."""
     try:
         text = file.read_text(encoding="utf-8").strip()
         seconds = float(text or 0)
@@ -207,7 +207,7 @@ def _seconds_in(file: Path) -> float:
         seconds = math.nan
     if not 0 <= seconds <= _LONGEST_DELAY:
         raise UsageError(
-            f"HPC_TUMOR_STEP_DELAY: {file} does not hold a number of seconds from 0 to {_LONGEST_DELAY:g}:"
+            f"HPC_TUMOR_STEP_DELAY: {file} must hold a number of seconds from 0 to {_LONGEST_DELAY:g}:"
             " correct or remove it, then `hpc-tumor resume` the run."
         )
     return seconds

@@ -1,4 +1,4 @@
-"""From a store and a split to the loaders of training, validation and test."""
+"""Build the loaders of the training, validation and test parts from a store and its split."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.losses import balanced_weights
 from hpc_tumor.vocabulary import TUMOUR_LABELS
 
-EVALUATION_BATCH = 32  # global; fits every network, and changes no score
+EVALUATION_BATCH = 32  # samples per batch; fits every network, does not affect scores
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Parts:
     Attributes:
         image_size: (height, width) in pixels.
         classes: None for segmentation.
-        kept: where the samples of a part stay between epochs, in words.
+        locations: description, by part, of where samples are cached between epochs.
     """
 
     store: Store
@@ -43,17 +43,17 @@ class Parts:
     test_names: list[str]
     image_size: tuple[int, int]
     classes: list[str] | None
-    kept: dict[str, str]
+    locations: dict[str, str]
 
     def counts(self) -> dict[str, int]:
-        """Cases (or images) of each part."""
+        """Count the cases (or images) of each part."""
         return {
             name: _cases(loader.part) if loader is not None else 0
             for name, loader in (("train", self.train), ("val", self.val), ("test", self.test))
         }
 
     def class_counts(self) -> dict[str, dict[str, int]] | None:
-        """Images of each class in each part, by their names; None for segmentation."""
+        """Count the images of each class in each part; None for segmentation."""
         if self.classes is None:
             return None
         counts = {}
@@ -64,11 +64,11 @@ class Parts:
         return counts
 
     def first_batch(self, seed: int) -> Batch:
-        """The batch that the first step of a run with this `seed` is made with."""
+        """Return the batch of the first step of a run with this `seed`."""
         return next(self.train.batches(epoch_order(len(self.train.part), seed, 0), limit=1))
 
     def describe(self) -> str:
-        """The sizes of the parts, in words."""
+        """Describe the sizes of the parts for the log."""
         unit = "cases" if self.classes is None else "images"
         sizes = ", ".join(f"{count} {name}" for name, count in self.counts().items())
         slices = f"; {len(self.train.part)} slices to train on" if self.classes is None else ""
@@ -80,11 +80,11 @@ class Parts:
 def make_parts(experiment: Experiment, distributed: Distributed, read_from: Path | None = None) -> Parts:
     """Open the store, split it, and make the loaders.
 
-    Training takes the middle share of each case's slices, as published; validation and test take every slice of
-    their patients, so that the scores are of whole volumes. The published split draws single slices for both.
+    Training uses the middle share of each case's slices, as published; validation and test use every slice of
+    their patients, so that scores are of whole volumes. The published split draws single slices for all parts.
 
     Args:
-        read_from: a copy of the store, to be read in its place.
+        read_from: copy of the store to read instead.
 
     Raises:
         DataError: the store cannot be opened, is of the other task, or is too small to split.
@@ -93,7 +93,7 @@ def make_parts(experiment: Experiment, distributed: Distributed, read_from: Path
     store = Store.open(read_from or data.store)
     if store.task != experiment.task:
         raise DataError(
-            f"{data.store} is a store for {store.task} ({store.dataset}), but {experiment.model.name} does"
+            f"{data.store} is a store for {store.task} ({store.dataset}), but {experiment.model.name} is for"
             f" {experiment.task}: choose another store or another model."
         )
     split = split_of(experiment, store)
@@ -102,28 +102,28 @@ def make_parts(experiment: Experiment, distributed: Distributed, read_from: Path
         parts, names, image_size = _slice_parts(experiment, store, split, distributed.device)
     else:
         parts, names, image_size = _image_parts(experiment, store, split, distributed.device)
-    # Whole batches go to one rank: where training has to work through parts, so has this.
+    # A whole batch is evaluated on one rank, so it must shrink as training's micro-batches do.
     evaluated = max(1, EVALUATION_BATCH // experiment.hardware.accumulate)
     sizes = (experiment.recipe.batch_size, evaluated, evaluated)
     train, val, test = (
         BatchLoader(parts[index], size, distributed.rank, distributed.world_size) for index, size in enumerate(sizes)
     )
     classes = list(store.classes) if experiment.task == "classification" else None
-    kept: dict[str, str] = {}
+    locations: dict[str, str] = {}
     taken: Counter[str] = Counter()
     for name, loader in (("train", train), ("val", val)):
         if len(loader.part):
-            kept[name] = _keep(experiment, loader.part, distributed, taken)
-    return Parts(store, split, train, val if len(val.part) else None, test, names, image_size, classes, kept)
+            locations[name] = _cache_rows(experiment, loader.part, distributed, taken)
+    return Parts(store, split, train, val if len(val.part) else None, test, names, image_size, classes, locations)
 
 
 def class_weights(experiment: Experiment, parts: Parts, device: torch.device) -> Tensor | None:
-    """Weight in the loss of each class, or of each label, as the recipe has them; None where all count alike."""
-    wanted = experiment.recipe.class_weights
-    if wanted is None:
+    """Return the recipe's loss weight of each class or label; None if all weigh the same."""
+    weights = experiment.recipe.class_weights
+    if weights is None:
         return None
-    if wanted != "balanced":
-        return torch.tensor(wanted, dtype=torch.float32, device=device)
+    if weights != "balanced":
+        return torch.tensor(weights, dtype=torch.float32, device=device)
     part = parts.train.part
     if isinstance(part, SlicePart):
         voxels = parts.store.label_counts[part.slices[:, 0], part.slices[:, 1]].sum(0, dtype=np.int64)
@@ -133,33 +133,29 @@ def class_weights(experiment: Experiment, parts: Parts, device: torch.device) ->
     return balanced_weights(torch.from_numpy(counts.astype(np.float64))).float().to(device)
 
 
-def _keep(experiment: Experiment, part: Part, distributed: Distributed, taken: Counter[str]) -> str:
-    """Give the part memory to stay in after its first pass, if there will be a second: where. `taken` grows by it."""
+def _cache_rows(experiment: Experiment, part: Part, distributed: Distributed, taken: Counter[str]) -> str:
+    """Cache the part's samples from its first pass on, if there is a second; return where. Adds to `taken`."""
     data, rows = experiment.data, part.rows
     where = "none" if experiment.recipe.epochs == 1 or experiment.limit_batches else data.keep
     ranks = Ranks(distributed.rank, distributed.gather)
-    rows.kept, words = allocate_cache(where, data.keep_gb, rows.like(), len(part), distributed.device, ranks, taken)
+    rows.kept, description = allocate_cache(
+        where, data.keep_gb, rows.like(), len(part), distributed.device, ranks, taken
+    )
     if rows.kept:
         taken["gpu" if rows.kept.on_device else "host"] += sum(tensor.nbytes for tensor in rows.kept.tensors)
-    return words
+    return description
 
 
 def _slice_parts(
     experiment: Experiment, store: Store, split: Split, device: torch.device
 ) -> tuple[list[SlicePart], list[str], tuple[int, int]]:
     size = experiment.data.image_size
-    chosen = [_slices(store, cases, experiment.data.slices if part == 0 else 1.0)
-              for part, cases in enumerate((split.train, split.val, split.test))]  # fmt: skip
-    parts = [SlicePart(store, slices, device, size) for slices in chosen]
+    parts = []
+    for cases, share in ((split.train, experiment.data.slices), (split.val, 1.0), (split.test, 1.0)):
+        pairs = cases if cases.ndim == 2 else middle_pairs(store, cases, share)  # the published split has pairs
+        parts.append(SlicePart(store, pairs, device, size))
     names = [store.case_ids[case] for case in parts[2].cases]
     return parts, names, (size, size) if size else store.slice_shape
-
-
-def _slices(store: Store, cases: np.ndarray, share: float) -> np.ndarray:
-    """`(n, 2)` pairs of case and slice: those given, or the middle `share` of each of the given cases."""
-    if cases.ndim == 2:
-        return cases
-    return middle_pairs(store, cases, share)
 
 
 def _image_parts(

@@ -1,4 +1,4 @@
-"""Optimizer, learning rate and precision, from settings and from what the hardware can do."""
+"""Optimizer, learning rate and precision, from settings and hardware."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from hpc_tumor.training.watch.memory import keep_freed_memory
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimizer, in its fused form: one kernel per step instead of one per tensor."""
+    """Build the recipe's optimizer in its fused form: one kernel per step instead of one per tensor."""
     rate, decay = recipe.learning_rate, recipe.weight_decay
     if recipe.optimizer == "sgd":
         optimizer = torch.optim.SGD(parameters, rate, momentum=0.9, nesterov=True, weight_decay=decay, fused=True)
         for parameter in optimizer.param_groups[0]["params"]:
-            # Else the first step makes it, and leaves it unwritten where that step is skipped.
+            # The first step would allocate it, and leave it uninitialised if that step is skipped.
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return optimizer
     kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
@@ -31,18 +31,12 @@ def build_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch
 
 
 def learning_rate(recipe: Recipe, epoch: int, step: int, steps: int) -> float:
-    """The learning rate of one step: a function of where the run stands, so that a resumed run needs no memory of it.
+    """Return the learning rate of `step` of `epoch` (both from 0), with `steps` per epoch; it needs no state.
 
     step and exponential change the rate once per epoch. cosine (Loshchilov 2017, without restarts) and polynomial
-    (Chen 2018; nnU-Net, Isensee 2021) change it in every step, from the whole rate in the first step after the
-    warm-up towards 0 at the end of the last epoch. A linear warm-up (Goyal 2017) multiplies all of them: its last
-    step has the schedule's rate.
-
-    Args:
-        recipe: what was chosen.
-        epoch: from 0.
-        step: of the epoch, from 0.
-        steps: of each epoch.
+    (Chen 2018; nnU-Net, Isensee 2021) change it in every step, from the full rate in the first step after the
+    warm-up towards 0 at the end of the last epoch. A linear warm-up (Goyal 2017) multiplies all of them and reaches
+    the schedule's rate in its last step.
     """
     done, total = epoch * steps + step, recipe.epochs * steps
     warmup = round(recipe.warmup_epochs * steps)
@@ -52,7 +46,7 @@ def learning_rate(recipe: Recipe, epoch: int, step: int, steps: int) -> float:
 
 
 def _factor(recipe: Recipe, epoch: int, progress: float) -> float:
-    """Share of the rate that is left: `progress` goes from 0 at the end of the warm-up to 1 at the run's."""
+    """Return the schedule's factor; `progress` runs from 0 at the end of the warm-up to 1 at the end of the run."""
     if recipe.schedule == "step":
         return recipe.gamma ** (epoch // recipe.step_epochs)
     if recipe.schedule == "exponential":
@@ -66,54 +60,53 @@ def _factor(recipe: Recipe, epoch: int, progress: float) -> float:
 
 @dataclass(frozen=True)
 class Precision:
-    """The number format of the forward and backward pass, and why it was chosen. Weights stay float32."""
+    """Number format of the forward and backward pass, and why it was chosen. Weights stay float32."""
 
     name: str
     reason: str
     device_type: str
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Context in which the network runs."""
+        """Return the context in which the network runs."""
         if self.name == "float32":
             return nullcontext()
         return torch.autocast(self.device_type, dtype=getattr(torch, self.name))
 
     def scaler(self) -> torch.amp.GradScaler:
-        """Gradient scaler: at work for float16 alone, whose range is too small for gradients."""
+        """Return the gradient scaler: enabled only for float16, whose range is too small for gradients."""
         return torch.amp.GradScaler(self.device_type, enabled=self.name == "float16")
 
 
 def choose_precision(
-    asked: str, device: torch.device, before: str | None = None, called: str = "hardware.precision"
+    requested: str, device: torch.device, before: str | None = None, called: str = "hardware.precision"
 ) -> Precision:
-    """bfloat16 where the hardware computes in it, else float16 with a scaler on GPUs that have it, else float32.
+    """Choose the precision: for auto bfloat16 if the hardware supports it, else float16 on GPUs, else float32.
 
-    A run that goes on keeps the format that it had `before`, where the device has it. Errors name the setting as
-    `called`.
+    A resumed run keeps the format that it had `before` if the device supports it. Errors name the setting as `called`.
 
     Raises:
-        UsageError: the format asked for would be emulated, slower than float32, on this device.
+        UsageError: the requested format would be emulated, slower than float32, on this device.
     """
-    name, able = _hardware(device)
-    if asked == "auto" and before in able:
+    name, supported = _hardware(device)
+    if requested == "auto" and before in supported:
         return Precision(before, "as before this run was interrupted", device.type)
-    if asked == "auto":
-        best = next(kind for kind in ("bfloat16", "float16", "float32") if kind in able)
-        return Precision(best, f"the best that {name} computes in", device.type)
-    if asked not in able:
+    if requested == "auto":
+        best = next(kind for kind in ("bfloat16", "float16", "float32") if kind in supported)
+        return Precision(best, f"the fastest that {name} supports", device.type)
+    if requested not in supported:
         raise UsageError(
-            f"{called} = {asked!r}: {name} does not compute in it."
-            f" Choose {' or '.join(sorted(able))}, or leave it at auto."
+            f"{called} = {requested!r}: {name} does not support it."
+            f" Choose {' or '.join(sorted(supported))}, or leave it at auto."
         )
-    return Precision(asked, "as asked", device.type)
+    return Precision(requested, "as requested", device.type)
 
 
-def prepare_backend(device: torch.device, asked: str) -> None:
-    """Let the device compute as fast as the precision `asked` for allows: in TensorFloat-32, unless that is float32."""
+def prepare_backend(device: torch.device, precision: str) -> None:
+    """Let CPUs reuse freed memory, and GPUs compute in TensorFloat-32 unless the requested precision is float32."""
     if device.type == "cpu":
         keep_freed_memory()
         return
-    exact = asked == "float32"
+    exact = precision == "float32"
     torch.set_float32_matmul_precision("highest" if exact else "high")
     torch.backends.cudnn.allow_tf32 = not exact
 
@@ -124,13 +117,13 @@ def _hardware(device: torch.device) -> tuple[str, set[str]]:
         major = torch.cuda.get_device_capability(device)[0]
         return name, {"float32"} | ({"float16"} if major >= 7 else set()) | ({"bfloat16"} if major >= 8 else set())
     features = _cpu_features()
-    able = {"float32"} | ({"bfloat16"} if features & {"avx512_bf16", "amx_bf16", "arm_bf16"} else set())
-    return "this CPU", able
+    supported = {"float32"} | ({"bfloat16"} if features & {"avx512_bf16", "amx_bf16", "arm_bf16"} else set())
+    return "this CPU", supported
 
 
 def _cpu_features() -> set[str]:
     try:
-        return {name for name, there in torch.cpu.get_capabilities().items() if there}
-    except (AttributeError, RuntimeError):  # torch before 2.10 does not tell; Linux does
+        return {name for name, present in torch.cpu.get_capabilities().items() if present}
+    except (AttributeError, RuntimeError):  # torch before 2.10 cannot tell; Linux can
         information = Path("/proc/cpuinfo")
         return set(information.read_text().split()) if information.exists() else set()

@@ -1,4 +1,4 @@
-"""Build the training state: data, network and optimizer, put together once, and where the run stands."""
+"""Build the training state of a rank: data, network, optimizer and progress."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def build_state(
     """Build one rank's state, and resume where the run left a checkpoint.
 
     Args:
-        read_from: a copy of the store, to be read in its place.
+        read_from: copy of the store to read instead.
 
     Raises:
         DataError: the store, the split or the checkpoint cannot be used.
@@ -57,7 +57,7 @@ def build_state(
     parts = make_parts(experiment, distributed, read_from)
     _check_validation(experiment, parts)
     experiment.check_classes(parts.classes or [])
-    run.checkpoints.mkdir(exist_ok=True)  # somebody may have removed it to start again
+    run.checkpoints.mkdir(exist_ok=True)  # may have been removed to start the run again
     precision = choose_precision(experiment.hardware.precision, distributed.device, _precision_before(run))
     state = _first_state(experiment, run, distributed, parts, precision)
     for loader in (parts.train, parts.val):
@@ -66,7 +66,7 @@ def build_state(
     compiled_before = resume(state)
     if len(set(distributed.gather((state.progress.epoch, state.progress.step)))) > 1:
         raise TrainingError(
-            f"the ranks do not see the same checkpoint in {run.checkpoints}: its file system is slow to agree."
+            f"the ranks see different checkpoints in {run.checkpoints}: its file system is slow to synchronise."
             " Resume the run in a minute."
         )
     compiling = _speed_up(state, compiled_before)
@@ -85,7 +85,7 @@ def build_state(
 def _first_state(
     experiment: Experiment, run: RunDir, distributed: Distributed, parts: Parts, precision: Precision
 ) -> TrainingState:
-    """The state before the first step."""
+    """Return the state before the first step."""
     recipe, identity = experiment.recipe, _identity(experiment, parts, precision)
     torch.manual_seed(experiment.seed)  # the same initial weights on every rank
     layout = torch.channels_last if experiment.hardware.channels_last else torch.contiguous_format
@@ -99,7 +99,7 @@ def _first_state(
         classes=parts.classes, exclusive=experiment.loss in EXCLUSIVE_LOSSES, limit=experiment.limit_batches,
         flips=experiment.scoring.flips,
     )  # fmt: skip
-    torch.manual_seed(distributed.seed_of_rank(experiment.seed))  # dropout of its own on every rank
+    torch.manual_seed(distributed.seed_of_rank(experiment.seed))  # dropout differs between ranks
     return TrainingState(
         experiment, run, distributed, parts, spec, identity, network, wrapped=network,
         parameters=[parameter for parameter in network.parameters() if parameter.requires_grad],
@@ -112,25 +112,25 @@ def _first_state(
 
 
 def _check_validation(experiment: Experiment, parts: Parts) -> None:
-    """Raises UsageError where something is to be chosen by a validation part that cannot tell."""
+    """Raise UsageError if early stopping or cleaning lacks the validation data it chooses by."""
     if experiment.recipe.early_stopping and parts.val is None:
-        raise UsageError("recipe.early_stopping needs a validation part, and this split has none: leave it out.")
+        raise UsageError("recipe.early_stopping needs a validation part, but this split has none: remove the setting.")
     val = parts.val.part if parts.val is not None else None
     if experiment.scoring.clean and not (isinstance(val, SlicePart) and whole_cases(val).any()):
         raise UsageError(
-            "scoring.clean chooses its thresholds on whole validation volumes, and this split has none:"
+            "scoring.clean chooses its thresholds on whole validation volumes, but this split has none:"
             " set it to false, or choose another split."
         )
 
 
 def _precision_before(run: RunDir) -> str | None:
-    """The number format in which this run has trained so far."""
+    """Return the number format in which this run has trained so far."""
     started = [event for event in read_events(run) if event.event == "started"]
     return started[-1].precision if started and run.last_checkpoint.exists() else None
 
 
 def _speed_up(state: TrainingState, compiled_before: bool | None) -> str:
-    """DDP around the network where there are ranks, and compiled code where that pays. Whether and why, in words."""
+    """Wrap the network in DDP if there are several ranks and compile it if that pays; return the log line on it."""
     faster, why = compiled.choose(state, compiled_before)
     if state.distributed.world_size > 1:
         state.wrapped = _data_parallel(state.network, state.distributed)
@@ -140,8 +140,8 @@ def _speed_up(state: TrainingState, compiled_before: bool | None) -> str:
 
 
 def build_network(experiment: Experiment, parts: Parts) -> nn.Module:
-    """The experiment's network for the images of its data. UsageError where they do not fit."""
-    # A network is built for one side; a picture of unequal sides must fit with both.
+    """Build the experiment's network for the images of its data; raise UsageError if they do not fit."""
+    # A network is built for one side length; an image of unequal sides must be valid with both.
     sides = sorted(set(parts.image_size))
     name, filters = experiment.model.name, experiment.model.filters
     return [build_model(name, image_size=side, filters=filters) for side in sides][-1]
@@ -149,7 +149,7 @@ def build_network(experiment: Experiment, parts: Parts) -> nn.Module:
 
 def _data_parallel(bare: nn.Module, distributed: Distributed) -> nn.Module:
     devices = [distributed.device] if distributed.device.type == "cuda" else None
-    # Running statistics are brought together when they are scored, not in each step. Torch has renamed the setting.
+    # Running statistics are synchronised before scoring, not in each step. Torch has renamed the setting.
     names = inspect.signature(DistributedDataParallel.__init__).parameters
     settings = {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
     network = DistributedDataParallel(bare, device_ids=devices, gradient_as_bucket_view=True, **settings)  # type: ignore[arg-type]
@@ -158,17 +158,17 @@ def _data_parallel(bare: nn.Module, distributed: Distributed) -> nn.Module:
 
 
 def _settle_buckets(network: DistributedDataParallel, device: torch.device) -> None:
-    """Make DDP choose its buckets before the first step, for bits that do not depend on starts. All ranks call this.
+    """Make DDP choose its buckets before the first step, so that a resumed run is bit-identical. All ranks call this.
 
     DDP reduces its first backward pass in one bucket and regroups the gradients before its second forward pass, in the
-    order in which they became ready. A ring all-reduce adds up the ranks' numbers in an order that depends on where in
-    its bucket a gradient lies, and NCCL chooses its algorithm by the bucket's size. So with more than two ranks, the
-    first step of each start rounded otherwise than the same step of a run that went on.
+    order in which they became ready. A ring all-reduce sums the ranks' values in an order that depends on a gradient's
+    position in its bucket, and NCCL chooses its algorithm by the bucket's size. With more than two ranks, the first
+    step after a start would therefore round differently from the same step of an uninterrupted run.
 
-    A backward pass ahead of the first step settles this. It is not the network's but that of a sum of all weights: it
-    draws no random numbers and touches no running statistics. Gradients become ready from the last parameter to the
-    first, nearly as in the network, so buckets still travel while a backward pass goes on. The network's own order
-    would depend on the first batch: an incomplete one is not computed by compiled code.
+    A backward pass through a sum of all weights forces the regrouping: it draws no random numbers and changes no
+    running statistics. Gradients become ready from the last parameter to the first, nearly as in the network, so
+    communication still overlaps with the backward pass. The network's own order would depend on the first batch: an
+    incomplete one does not run compiled code.
     """
     bare = network.module
     bare.forward = lambda _: torch.stack(
@@ -177,7 +177,7 @@ def _settle_buckets(network: DistributedDataParallel, device: torch.device) -> N
     try:
         network(torch.zeros((), device=device)).backward()
     finally:
-        del bare.forward  # uncovers that of the class
+        del bare.forward  # restores the method of the class
     network.zero_grad(set_to_none=True)
 
 
@@ -197,43 +197,43 @@ def _identity(experiment: Experiment, parts: Parts, precision: Precision) -> dic
 
 
 def _announce(state: TrainingState, compiling: str, resumed: bool) -> None:
-    """Say once, in the log, what was chosen; and record the start."""
+    """Log the choices of this start once, and record its event."""
     experiment, distributed, parts, progress = state.experiment, state.distributed, state.parts, state.progress
     precision = state.spec.forward.precision
-    place = distributed.device_name
+    device = distributed.device_name
     threads = counted(torch.get_num_threads(), "thread")
     ranks = f"{counted(distributed.world_size, 'rank')} on {counted(distributed.nodes, 'node')}"
     layout = "channels-last" if experiment.hardware.channels_last else "contiguous"
     lines = [
-        f"{experiment.model.name}: {ranks}, {place}, {threads} each",
+        f"{experiment.model.name}: {ranks}, {device}, {threads} each",
         f"precision {precision.name}, {precision.reason}; memory layout {layout}",
         f"split {parts.split.kind}: {parts.describe()}",
-        *(f"{name} samples: {where}" for name, where in parts.kept.items()),
+        *(f"{name} samples: {location}" for name, location in parts.locations.items()),
         compiling,
     ]
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if distributed.device.type == "cpu" and given and given != "-1":
-        lines.append(f"GPUs were given (CUDA_VISIBLE_DEVICES={given}), but torch cannot use them: this is the CPU")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if distributed.device.type == "cpu" and visible and visible != "-1":
+        lines.append(f"GPUs were allocated (CUDA_VISIBLE_DEVICES={visible}), but torch cannot use them: running on CPU")
     if distributed.world_size > 1:
-        lines.append(f"global batch of {experiment.recipe.batch_size} divided among the ranks")
+        lines.append(f"global batch of {experiment.recipe.batch_size} split across the ranks")
     if (
         micro_batches := min(experiment.hardware.accumulate, -(-experiment.recipe.batch_size // distributed.world_size))
     ) > 1:
-        alone = ", and batch norm normalises each by itself" if _has_batch_norm(state.network) else ""
-        lines.append(f"each rank's share of a batch in {micro_batches} parts{alone}")
+        norm = ", each normalised separately by batch norm" if _has_batch_norm(state.network) else ""
+        lines.append(f"each rank's share of a batch in {micro_batches} micro-batches{norm}")
     if state.step_delay is not None:
-        lines.append(f"each step waits the seconds in {state.step_delay} while that exists (HPC_TUMOR_STEP_DELAY)")
+        lines.append(f"each step waits for the seconds in {state.step_delay} while it exists (HPC_TUMOR_STEP_DELAY)")
     if parts.val is None:
         lines.append("no validation part: the last epoch counts as the best")
     if distributed.world_size > 1 and distributed.device.type == "cpu" and _has_batch_norm(state.network):
-        lines.append("batch norm: each rank normalises by its own samples; the running means are rank 0's")
+        lines.append("batch norm: each rank normalises its own samples; running statistics are rank 0's")
     if resumed:
-        lines.append(f"going on at epoch {progress.epoch + 1}, step {progress.step}")
+        lines.append(f"resuming at epoch {progress.epoch + 1}, step {progress.step}")
     print("\n".join(lines), file=sys.stderr, flush=True)
     state.run.keep_metrics(progress.epoch)
     state.run.add_event(
         "resumed" if resumed else "started", epoch=progress.epoch, step=progress.step, ranks=distributed.world_size,
-        nodes=distributed.nodes, device=place, precision=precision.name,
+        nodes=distributed.nodes, device=device, precision=precision.name,
     )  # fmt: skip
 
 

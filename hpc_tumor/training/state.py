@@ -1,4 +1,4 @@
-"""State that a run carries from step to step, as data: built in setup.py, changed in step.py and loop.py."""
+"""State that a run carries from step to step: built in setup.py, changed in step.py and loop.py."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from hpc_tumor.training.scoring.evaluate import ScoringSpec
 
 @dataclass(frozen=True)
 class UncheckedStep:
-    """A step that was taken. `broken` is above 0 where it was not finite; the number may still be on its way."""
+    """A step whose `broken` flag (above 0: not finite) may still be on its way from the GPU."""
 
     broken: Tensor
     arrived: torch.cuda.Event | None
@@ -41,21 +41,21 @@ class TrainingState:
     """State of one rank of a run.
 
     Attributes:
-        spec: how the network computes and is scored; training has the same loss and number format.
-        identity: what a checkpoint must agree with to be gone on from.
-        network: the network itself.
-        wrapped: what the training step calls: the network, in DDP where there are ranks.
+        spec: how the network computes and is scored; training uses the same loss and number format.
+        identity: facts that a checkpoint must match to be resumed from.
+        network: the bare network.
+        wrapped: the network as the training step calls it: in DDP if there are several ranks.
         compiled: `wrapped` compiled, for micro-batches of the full size.
-        parameters: those that are trained.
-        steps: of an epoch.
+        parameters: trainable parameters.
+        steps: per epoch.
         began: when training began, less the time of earlier starts; by `time.perf_counter`.
-        average: running mean of the weights, where the recipe asks for it.
-        writer: of rank 0; the others have none.
-        step_delay: file with the seconds that each step waits while it exists.
-        unchecked: steps of which nobody has looked yet whether they were finite.
-        last_losses: of this rank's share of the last step.
-        watched: told of each phase of a step, where somebody measures them.
-        traced: true once a trace was written.
+        average: running mean of the weights, if the recipe has one.
+        writer: rank 0 only.
+        step_delay: file with the seconds that each step waits while the file exists.
+        unchecked: steps not yet checked for finite values.
+        last_losses: losses of this rank's share of the last step.
+        watched: called with each phase of a step while phases are measured.
+        traced: True once a trace was written.
     """
 
     experiment: Experiment
@@ -83,31 +83,31 @@ class TrainingState:
 
 
 def mark(state: TrainingState, phase: str) -> None:
-    """Note that a phase of a step begins, or of what stands between steps: progress, for those who watch for hangs."""
+    """Report to the watchdog, and to `watched`, that a phase of a step or between steps begins."""
     state.distributed.mark(phase, state.progress.updates)
     if state.watched is not None:
         state.watched(phase)
 
 
 def training_seconds(state: TrainingState) -> float:
-    """Training time of this run so far, over all its starts."""
+    """Return the training time of this run so far, over all its starts."""
     return time.perf_counter() - state.began
 
 
 def last_loss(state: TrainingState) -> float | None:
-    """Mean loss of this rank's share of the last step. Waits for the device."""
+    """Return the mean loss of this rank's share of the last step. Waits for the device."""
     return None if state.last_losses is None else float(state.last_losses.mean().item())
 
 
-def best_shown(state: TrainingState) -> float | None:
-    """The best score so far as people read it: a loss is compared as its negative."""
+def best_score(state: TrainingState) -> float | None:
+    """Return the best score so far; `progress` keeps a loss as its negative."""
     best = state.progress.best_score
     return -best if best is not None and state.experiment.main_score == "loss" else best
 
 
 def epoch_totals(state: TrainingState) -> dict[str, Any]:
-    """Sums of this rank over the epoch under way: zeros, or what the checkpoint kept."""
-    device, kept = state.distributed.device, state.progress.totals
+    """Return this rank's sums over the current epoch: zeros, or those of the checkpoint."""
+    device, saved = state.distributed.device, state.progress.totals
     zero = {"loss": torch.zeros((), dtype=torch.float64, device=device), "samples": 0}
     if state.spec.classes is None:
         shape = (metrics.TRUE_LABELS, metrics.PREDICTIONS)
@@ -115,19 +115,19 @@ def epoch_totals(state: TrainingState) -> dict[str, Any]:
     else:
         zero["right"] = torch.zeros((), dtype=torch.int64, device=device)
         zero["confidence"] = torch.zeros((), dtype=torch.float64, device=device)
-    if len(kept) == state.distributed.world_size:
-        mine = kept[state.distributed.rank]
-    elif kept and state.distributed.is_main:  # another number of ranks: the sum is what matters
-        mine = {key: sum(rank[key] for rank in kept) for key in kept[0]}
+    if len(saved) == state.distributed.world_size:
+        own = saved[state.distributed.rank]
+    elif saved and state.distributed.is_main:  # another number of ranks: only the sum matters
+        own = {key: sum(rank[key] for rank in saved) for key in saved[0]}
     else:
         return zero
-    return {key: mine[key].to(device) if torch.is_tensor(mine[key]) else mine[key] for key in zero}
+    return {key: own[key].to(device) if torch.is_tensor(own[key]) else own[key] for key in zero}
 
 
 def training_scores(totals: dict[str, Any]) -> dict[str, float]:
-    """Scores from the sums of an epoch, while the network was changing: a diagnostic, not a result.
+    """Compute the scores of the training steps of an epoch: a diagnostic, as the weights changed meanwhile.
 
-    Not a number where all steps were skipped. Those of segmentation are pooled over all slices.
+    NaN if all steps were skipped. Segmentation scores are pooled over all slices.
     """
     n = int(totals["samples"]) or math.nan
     scores = {"loss": totals["loss"].item() / n}

@@ -1,4 +1,4 @@
-"""One training step: forward, backward and update of one global batch, of which this rank has its share."""
+"""One training step: forward pass, backward pass and update, on this rank's share of a global batch."""
 
 from __future__ import annotations
 
@@ -20,20 +20,17 @@ from hpc_tumor.training.scoring import metrics
 from hpc_tumor.training.state import TrainingState, mark
 from hpc_tumor.training.watch.guard import note_step, total_norm
 
-# How many steps apart the ranks agree on whether to stop. The question goes through the host and so costs a GPU time
-# in every step; on a CPU it travels with the flag of the step.
+# Steps between two agreements of the ranks on stopping. They go through the host, which stalls a GPU; on a CPU they
+# travel with the flag of the step.
 AGREE_EVERY = {"cpu": 1, "cuda": 10}
-Wishes = tuple[bool, bool]  # whether a rank is asked to stop, and whether it wants a checkpoint
-_SMALLEST_SCALE = 1.0  # of float16's gradients, which begins at 65536 and is halved in each step that overflows
+Requests = tuple[bool, bool]  # of a rank: to stop, to write a checkpoint
+_SMALLEST_SCALE = 1.0  # of float16 gradients; the scale starts at 65536 and is halved in each step that overflows
 
 
-def train_step(state: TrainingState, batch: Batch, totals: dict[str, Any], wishes: Wishes) -> Wishes:
-    """Take one step; add to `totals`. Nothing in it waits for a GPU.
-
-    Returns the wishes of all ranks together.
-    """
+def train_step(state: TrainingState, batch: Batch, totals: dict[str, Any], requests: Requests) -> Requests:
+    """Take one step and add it to `totals`, without waiting for a GPU. Return the requests of all ranks combined."""
     mark(state, "augment")
-    images, targets = augmented(batch, state.experiment, state.distributed, state.progress.epoch)
+    images, targets = augment_batch(batch, state.experiment, state.distributed, state.progress.epoch)
     rate = learning_rate(state.experiment.recipe, state.progress.epoch, batch.step, state.steps)
     for group in state.optimizer.param_groups:
         group["lr"] = rate
@@ -43,7 +40,7 @@ def train_step(state: TrainingState, batch: Batch, totals: dict[str, Any], wishe
     mark(state, "update")
     broken = _prepare_gradients(state, losses)
     mark(state, "agree")
-    broken, answers = _agree(state, batch, broken, wishes)
+    broken, requests = _agree(state, batch, broken, requests)
     mark(state, "update")
     _update(state, broken)
     if statistics is not None:
@@ -55,23 +52,23 @@ def train_step(state: TrainingState, batch: Batch, totals: dict[str, Any], wishe
     _add_up(state, totals, batch, logits, targets, losses, broken)
     state.last_losses = losses
     note_step(state, broken, batch, losses)
-    return answers
+    return requests
 
 
-def augmented(batch: Batch, experiment: Experiment, distributed: Distributed, epoch: int) -> tuple[Tensor, Tensor]:
-    """Images and targets of the batch, augmented where the recipe says so."""
+def augment_batch(batch: Batch, experiment: Experiment, distributed: Distributed, epoch: int) -> tuple[Tensor, Tensor]:
+    """Return the images and targets of the batch, augmented if the recipe says so."""
     if not experiment.recipe.augment:
         return batch.images, batch.targets
-    place = (batch.total, experiment.seed, epoch, batch.step)
+    draw = (batch.total, experiment.seed, epoch, batch.step)
     rank, ranks = distributed.rank, distributed.world_size
-    mine = slice(rank, None, ranks) if batch.counted else slice(0, 1)
+    own = slice(rank, None, ranks) if batch.counted else slice(0, 1)
     if experiment.task == "segmentation":
-        return augment_slices(batch.images, batch.targets, draw_slice_parameters(*place)[mine])
-    return augment_images(batch.images, draw_image_parameters(*place)[mine]), batch.targets
+        return augment_slices(batch.images, batch.targets, draw_slice_parameters(*draw)[own])
+    return augment_images(batch.images, draw_image_parameters(*draw)[own]), batch.targets
 
 
 def _keep_statistics(state: TrainingState) -> list[Tensor] | None:
-    """Copies of batch norm's running statistics, where a step may be skipped that spoils them."""
+    """Copy batch norm's running statistics if steps may be skipped, since a broken step corrupts them."""
     if not state.experiment.recipe.skip_nonfinite:
         return None
     return [buffer.clone() for buffer in state.network.buffers()]
@@ -80,11 +77,11 @@ def _keep_statistics(state: TrainingState) -> list[Tensor] | None:
 def _forward_backward(
     state: TrainingState, batch: Batch, images: Tensor, targets: Tensor
 ) -> tuple[Tensor, list[Tensor]]:
-    """Gradients of the mean loss over the global batch. Each sample's loss, and the logits of each micro-batch."""
+    """Compute the gradients of the mean loss over the global batch; return sample losses and micro-batch logits."""
     losses, logits = [], []
     micro_batches = list(_micro_batches(state, batch, images, targets))
-    # DDP averages gradients over ranks: scaled like this, the sum is the mean over the global batch, even where the
-    # ranks' shares are unequal.
+    # DDP averages gradients over ranks: this scale makes the average the mean over the global batch, even if the ranks'
+    # shares are unequal.
     scale = state.distributed.world_size / batch.total
     for number, (samples, truth, weight) in enumerate(micro_batches, 1):
         network = _network_for(state, len(samples))
@@ -104,66 +101,66 @@ def _forward_backward(
 def _micro_batches(
     state: TrainingState, batch: Batch, images: Tensor, targets: Tensor
 ) -> Iterator[tuple[Tensor, Tensor, int]]:
-    """The rank's share in micro-batches, the same number on every rank, and what each counts."""
+    """Yield images, targets and weight of the rank's micro-batches, the same number on every rank."""
     ranks = state.distributed.world_size
     number = min(state.experiment.hardware.accumulate, -(-batch.total // ranks))
     weight = int(batch.counted > 0)
     for samples, truth in zip(images.tensor_split(number), targets.tensor_split(number), strict=True):
         if len(samples):
             yield samples, truth, weight
-        else:  # batch norm that is synchronised needs every rank, also one that has a sample less
+        else:  # synchronised batch norm needs every rank, even one without a sample left
             yield images[:1], targets[:1], 0
 
 
 def micro_batch_size(state: TrainingState) -> int:
-    """Samples that this rank works through at once, where a batch is full: the first micro-batch of its share."""
+    """Return the samples in the first micro-batch of this rank's share of a full batch."""
     share = len(range(state.distributed.rank, state.experiment.recipe.batch_size, state.distributed.world_size))
     return -(-share // state.experiment.hardware.accumulate)
 
 
 def _network_for(state: TrainingState, samples: int) -> Callable[..., Any]:
-    """Network that gives the logits of so many samples: compiled code is made for the full size alone."""
+    """Return the network for this number of samples: code is compiled only for the full micro-batch."""
     if state.compiled is None or samples != micro_batch_size(state):
         return state.wrapped
     return state.compiled
 
 
 def _without_sync(network: Any, last: bool) -> Any:
-    """Gradients are added up over the ranks with the last micro-batch only, while its backward pass still runs."""
+    """Skip DDP's gradient reduction except in the last micro-batch, where it overlaps with the backward pass."""
     inner = getattr(network, "_orig_mod", network)
     return inner.no_sync() if isinstance(inner, DistributedDataParallel) and not last else nullcontext()
 
 
 @torch.no_grad()
 def _prepare_gradients(state: TrainingState, losses: Tensor) -> Tensor:
-    """Clip the gradients where the recipe says so. A number above 0 where loss or gradients are not finite."""
+    """Clip the gradients if the recipe says so; return a flag above 0 if loss or gradients are not finite."""
     broken = ~losses.sum().isfinite()
     largest, scaled = state.experiment.recipe.clip_gradients, state.scaler.is_enabled()
     if scaled and largest is not None:
         state.scaler.unscale_(state.optimizer)
     norm = total_norm(state.parameters)
-    # Gradients that overflow are the scaler's daily work, but a scale below 1 says that they always do.
+    # The scaler expects occasional overflows, but a scale below 1 means that every step overflows.
     broken = broken | (state.scaler._scale < _SMALLEST_SCALE if scaled else ~norm.isfinite())  # type: ignore[operator]
     if largest is not None:
         torch._foreach_mul_([p.grad for p in state.parameters if p.grad is not None], (largest / norm).clamp(max=1.0))
     return broken.float()
 
 
-def _agree(state: TrainingState, batch: Batch, broken: Tensor, wishes: Wishes) -> tuple[Tensor, Wishes]:
-    """Share what any rank has seen: a step that is not finite, and the wishes where it is time to ask for them."""
+def _agree(state: TrainingState, batch: Batch, broken: Tensor, requests: Requests) -> tuple[Tensor, Requests]:
+    """Combine the ranks' broken flags and, in steps that are due, their requests."""
     distributed = state.distributed
     if distributed.device.type == "cpu":
-        flags = distributed.largest(torch.stack([broken, *(torch.tensor(float(wish)) for wish in wishes)]))
+        flags = distributed.largest(torch.stack([broken, *(torch.tensor(float(request)) for request in requests)]))
         return flags[0], (bool(flags[1]), bool(flags[2]))
     broken = distributed.largest(broken)
     if (batch.step + 1) % AGREE_EVERY[distributed.device.type] and batch.step + 1 < state.steps:
         return broken, (False, False)
-    stop, save = distributed.any(*wishes)
+    stop, save = distributed.any(*requests)
     return broken, (stop, save)
 
 
 def _update(state: TrainingState, broken: Tensor) -> None:
-    """Change the weights, unless the step is broken: the optimizer's own kernels look at the flag."""
+    """Update the weights unless the step is broken: the optimizer's kernels check the flag."""
     if state.scaler.is_enabled():
         state.scaler.step(state.optimizer)
         state.scaler.update()
@@ -174,9 +171,9 @@ def _update(state: TrainingState, broken: Tensor) -> None:
 
 
 @torch.no_grad()
-def _restore_statistics(state: TrainingState, kept: list[Tensor], broken: Tensor) -> None:
-    """Put them back where the step was broken, without asking a GPU whether it was."""
-    for buffer, before in zip(state.network.buffers(), kept, strict=True):
+def _restore_statistics(state: TrainingState, saved: list[Tensor], broken: Tensor) -> None:
+    """Restore the statistics if the step was broken, without waiting for a GPU."""
+    for buffer, before in zip(state.network.buffers(), saved, strict=True):
         buffer.copy_(torch.where(broken > 0, before, buffer))
 
 
@@ -191,10 +188,10 @@ def _add_up(
     good = broken == 0
     totals["loss"] += torch.where(good, losses.double().sum(), 0)
     totals["samples"] += batch.counted
-    for answers, truth in zip(logits, targets.split([len(values) for values in logits]), strict=True):
+    for outputs, truth in zip(logits, targets.split([len(values) for values in logits]), strict=True):
         if state.spec.classes is None:
-            totals["histogram"] += metrics.count_labels(answers, truth, exclusive=state.spec.exclusive).sum(0) * good
+            totals["histogram"] += metrics.count_labels(outputs, truth, exclusive=state.spec.exclusive).sum(0) * good
         else:
-            probabilities = answers.float().softmax(1)
+            probabilities = outputs.float().softmax(1)
             totals["right"] += (probabilities.argmax(1) == truth).sum() * good
             totals["confidence"] += torch.where(good, probabilities.max(1).values.double().sum(), 0)

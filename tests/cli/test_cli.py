@@ -23,7 +23,7 @@ import typer
 
 import hpc_tumor
 from hpc_tumor import cli
-from hpc_tumor.cli.control import refuse_failures
+from hpc_tumor.cli.control import raise_failures
 from hpc_tumor.cluster.node.local_queue import take_ticket
 from hpc_tumor.cluster.observe.states import RunState, State
 from hpc_tumor.config import Experiment
@@ -99,7 +99,7 @@ UNET = ("submit", "--model", "unet", "--data", "data/brats.zarr")
         ((*UNET, "--cluster", "local-test", "--memory", "4000"), 2, ("4000 GB",)),
         ((*UNET, "--cluster", "local-test"), 4, ("no sbatch", "--cluster local")),
         ((*UNET, "--debug", "--cluster", "local-test"), 2, ("--debug", "leave out --cluster local-test")),
-        ((*UNET, "--debug", "--gpus", "2"), 2, ("--debug is one run in one process", "2 GPUs")),
+        ((*UNET, "--debug", "--gpus", "2"), 2, ("--debug trains one run in one process", "2 GPUs")),
         ((*UNET, "--model", "improved-unet", "--debug"), 2, ("2 runs",)),
         ((*UNET, "--set", "image_size=100"), 2, ("image_size = 100 does not fit unet", "96 or 112")),
         ((*UNET, "--set", "image_size=100", "--dry-run"), 2, ("image_size = 100",)),
@@ -107,8 +107,8 @@ UNET = ("submit", "--model", "unet", "--data", "data/brats.zarr")
         ((*UNET, "--set", "fold=0"), 3, ("5 folds need at least 5",)),
         ((*UNET, "--debug", "--dry-run"), 2, ("--debug", "leave out --dry-run")),
         ((*UNET, "--debug", "--time", "1h"), 2, ("--time", "--debug")),
-        ((*UNET, "--overfit", "9"), 2, ("--overfit", "add --debug")),
-        ((*UNET, "--anomaly", "--dry-run"), 2, ("--anomaly", "add --debug")),
+        ((*UNET, "--overfit", "9"), 2, ("--overfit", "needs --debug")),
+        ((*UNET, "--anomaly", "--dry-run"), 2, ("--anomaly", "needs --debug")),
         ((*UNET, "--debug", "--overfit", "0"), 2, ("--overfit",)),
         ((*UNET, "--accumulate", "0"), 2, ("--accumulate: hardware.accumulate = 0",)),
         ((*UNET, "--profile", "--set", "profile=false"), 2, ("--profile and --set profile",)),
@@ -116,10 +116,10 @@ UNET = ("submit", "--model", "unet", "--data", "data/brats.zarr")
         ((*UNET, "--gpus", "1000", "--cluster", "local-test"), 2, ("--gpus 1000", "local-test", "at most 2 nodes")),
         ((*UNET, "--set", "store=x.zarr"), 2, ("--data and --set data.store",)),
         (("logs", "all", "--runs", "data/empty"), 2, ("no runs in data/empty yet",)),
-        ((*UNET, "--job", "nowhere.toml"), 2, ("there is no file nowhere.toml",)),
+        ((*UNET, "--job", "nowhere.toml"), 2, ("nowhere.toml does not exist",)),
         ((*UNET, "--gpu", "2"), 2, ("No such option", "--gpu")),
-        (("submit", "--model", "unet"), 2, ("which data?", "--data")),
-        (("submit", "--data", "data/brats.zarr"), 2, ("which model?", "attention-unet")),
+        (("submit", "--model", "unet"), 2, ("no store given", "--data")),
+        (("submit", "--data", "data/brats.zarr"), 2, ("no model given", "attention-unet")),
         (("submit", "--model", "unet", "--data", "data/none.zarr"), 3, ("there is no store data/none.zarr", "prepare")),
         (("submit", "--model", "unet", "--data", "data/empty"), 3, ("data/empty is not a store",)),
         (("submit", "--model", "unet", "--data", "data/newer.zarr"), 3, ("schema 99", "reads 2", "Update")),
@@ -134,10 +134,10 @@ UNET = ("submit", "--model", "unet", "--data", "data/brats.zarr")
         (("phantom", "new", "--dataset", "brats", "--cases", "0"), 2, ("--cases",)),
         (("phantom", "new", "--dataset", "brats", "--cases", "1", "--shape", "9x9"), 2, ("--shape '9x9'",)),
         (("phantom", "data/raw-brats", "--dataset", "brats", "--cases", "1"), 2, ("is not empty",)),
-        (("status", "--runs", "nowhere"), 2, ("there is no runs directory nowhere", "--runs DIR")),
-        (("predict", "unet", "data", "-o", "new", "--runs", "nowhere"), 2, ("directory nowhere", "--runs DIR")),
-        (("collect", "nowhere"), 2, ("there is no runs directory nowhere", "--runs DIR")),
-        (("logs", "unet", "--runs", "data/empty"), 2, ("no run in data/empty fits 'unet'",)),
+        (("status", "--runs", "nowhere"), 2, ("no runs folder at nowhere", "with --runs")),
+        (("predict", "unet", "data", "-o", "new", "--runs", "nowhere"), 2, ("folder at nowhere", "with --runs")),
+        (("collect", "nowhere"), 2, ("no runs folder at nowhere", "with --runs")),
+        (("logs", "unet", "--runs", "data/empty"), 2, ("no run in data/empty matches 'unet'",)),
         (("cancel",), 2, ("RUN",)),
         (("statu",), 2, ("No such command 'statu'", "status")),
     ],
@@ -169,10 +169,10 @@ def test_one_bad_case_among_many_is_named_and_the_rest_converted(capsys: Capture
     summary = json.loads(shown.out)
     assert (summary["cases"], len(summary["failed"])) == (19, 1)
     assert bad.name in shown.err
-    assert "1 of 20 cases refused" in shown.err
+    assert "1 of 20 cases could not be converted" in shown.err
     bad.unlink()
     assert cli.main(["prepare-data", "raw", "new.zarr", "--workers", "1"]) == 0
-    assert "19 kept as they were" in capsys.readouterr().out
+    assert "19 unchanged" in capsys.readouterr().out
 
 
 def test_a_truncated_patient_is_refused_by_name_and_nothing_is_left(capsys: Captured, work: Path, data: Path) -> None:
@@ -342,7 +342,7 @@ def test_whatever_the_terminal_commands_end_well_and_files_are_utf_8(variables: 
             check=False, timeout=120,
         )  # fmt: skip
         assert done.returncode in codes, done.stderr
-        assert b"not foreseen" not in done.stderr
+        assert b"This is a bug" not in done.stderr
         assert done.stdout
     assert run.name in json.loads(done.stdout)["unfinished"][0]["run"]
     written = [work / "audit.html", *(work / "résultats").glob("*.*")]
@@ -399,7 +399,7 @@ def test_without_a_home(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for arguments in (("status",), ("doctor",), (*UNET, "--dry-run")):
         monkeypatch.setenv("HPC_TUMOR_CONFIG_DIR", "")
         code, said = on_a_machine(tmp_path, NO_USER, *arguments, without="HOME")
-        lines = [line for line in said if "no folder for your configuration: HOME is not set" in line]
+        lines = [line for line in said if "no configuration directory: HOME is not set" in line]
         assert (code, len(lines)) == (2, 1), (arguments, said)
         assert said[-1] == lines[0]
         monkeypatch.setenv("HPC_TUMOR_CONFIG_DIR", str(tmp_path))
@@ -408,8 +408,8 @@ def test_without_a_home(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert "KeyError" not in "".join(said)
     for option in (("--runs", "~/runs"), ("--cluster", "~/mine.toml")):
         code, said = on_a_machine(tmp_path, NO_USER, *UNET, "--dry-run", *option, without="HOME")
-        assert (code, said[-1]) == (2, f"error: {option[1]} has no meaning here: HOME is not set, and this machine"
-                                       " does not know the user. Set HOME, or write the whole path.")  # fmt: skip
+        assert (code, said[-1]) == (2, f"error: {option[1]} cannot be expanded: HOME is not set, and the user"
+                                       " is unknown on this machine. Set HOME, or give the full path.")  # fmt: skip
 
 
 def test_from_a_folder_that_was_removed(work: Path) -> None:
@@ -424,8 +424,7 @@ def test_from_a_folder_that_was_removed(work: Path) -> None:
         )  # fmt: skip
         assert done.returncode == 2
         assert done.stderr == (
-            "error: the current folder is not there any more, or closed to you (No such file or directory): cd to"
-            " another one.\n"
+            "error: the current folder is gone or cannot be read (No such file or directory): cd to another one.\n"
         )
 
 
@@ -433,8 +432,10 @@ def test_a_file_system_without_locks_is_named_and_nothing_is_left(work: Path, tm
     before = snapshot(work)
     code, said = on_a_machine(tmp_path, NO_LOCKS, *UNET, "--cluster", "local")
     assert code == 2
-    assert said[-1].startswith(f"error: the file system of {work / 'runs'} has no locks (Function not implemented)")
-    assert said[-1].endswith("name a folder on another one with --runs.")
+    assert said[-1].startswith(
+        f"error: the file system of {work / 'runs'} does not support locks (Function not implemented)"
+    )
+    assert said[-1].endswith("choose a folder on another file system with --runs.")
     assert snapshot(work) == before
 
 
@@ -548,13 +549,13 @@ def state(name: str, what: str) -> RunState:
 
 
 def test_having_waited_the_exit_code_says_how_it_went() -> None:
-    refuse_failures([state("a", "finished"), state("b", "finished")])
+    raise_failures([state("a", "finished"), state("b", "finished")])
     with pytest.raises(PartialFailure, match=r"1 of 2 runs did not finish. The first: b failed: because"):
-        refuse_failures([state("a", "finished"), state("b", "failed")])
+        raise_failures([state("a", "finished"), state("b", "failed")])
     with pytest.raises(TrainingError, match="a lost: because"):
-        refuse_failures([state("a", "lost")])
+        raise_failures([state("a", "lost")])
     with pytest.raises(TrainingError, match="2 of 2"):
-        refuse_failures([state("a", "failed"), state("b", "cancelled")])
+        raise_failures([state("a", "failed"), state("b", "cancelled")])
     assert (PartialFailure.exit_code, TrainingError.exit_code) == (5, 1)
 
 
@@ -563,7 +564,7 @@ def test_a_run_that_ended_is_not_cancelled(capsys: Captured, work: Path) -> None
     run.mkdir(parents=True)
     (run / "result.json").write_text('{"run": "x"}')
     assert cli.main(["cancel", "aaaaaa"]) == 2
-    assert "there is nothing to cancel" in capsys.readouterr().err
+    assert "nothing to cancel" in capsys.readouterr().err
     assert cli.main(["resume", "aaaaaa"]) == 2
     assert "error: " in capsys.readouterr().err
 
@@ -592,11 +593,11 @@ def test_where_nobody_can_be_asked_patterns_need_yes(
 ) -> None:
     for verb in ("cancel", "rerun"):
         assert cli.main([verb, pattern]) == 2
-        assert "add --yes" in capsys.readouterr().err
+        assert "Confirm with --yes" in capsys.readouterr().err
     assert [process.poll() for _, process in going] == [None, None]
     assert cli.main(["cancel", pattern, "--yes"]) == 0
     shown = capsys.readouterr()
-    assert shown.out.endswith("cancelled: hpc-tumor resume goes on later.\n")
+    assert shown.out.endswith("cancelled: hpc-tumor resume continues later.\n")
     assert len(shown.out.splitlines()) == 1
     assert going[1][0] in shown.out
     assert going[1][1].wait() == -signal.SIGTERM
@@ -607,7 +608,7 @@ def test_what_names_one_run_needs_no_question(
     capsys: Captured, going: list[tuple[str, subprocess.Popen[bytes]]], pattern: str
 ) -> None:
     assert cli.main(["cancel", pattern]) == 0
-    sentence = "20260101-000001-unet-bbbbbb was cancelled: hpc-tumor resume goes on later.\n"
+    sentence = "20260101-000001-unet-bbbbbb was cancelled: hpc-tumor resume continues later.\n"
     assert capsys.readouterr().out == sentence
     assert going[1][1].wait() == -signal.SIGTERM
     assert going[0][1].poll() is None
@@ -633,7 +634,7 @@ def test_an_interrupt_leaves_the_last_table_on_the_screen(
     os.close(leader)
     assert watching.wait() == 130
     assert shown.rindex(going[1][0]) > shown.rindex("\x1b[2K")  # nothing was erased after it
-    assert "The runs go on" in shown
+    assert "The runs continue" in shown
 
 
 def test_a_debug_run_refused_before_it_trains_leaves_nothing(
@@ -655,7 +656,7 @@ def test_settings_are_refused_before_the_cluster_is_asked_for(capsys: Captured, 
     assert cli.main([*UNET, "--set", "epochs=0"]) == 2
     assert "--set: recipe.epochs = 0" in capsys.readouterr().err
     assert cli.main([*UNET]) == 2
-    assert "say which cluster it is" in capsys.readouterr().err
+    assert "choose its profile with" in capsys.readouterr().err
 
 
 def test_hints_can_be_pasted(capsys: Captured, work: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hpc_tumor.cluster.launch.submit import Submission, Wanted, submit_all
+from hpc_tumor.cluster.launch.submit import PlannedRun, Submission, submit_all
 from hpc_tumor.cluster.plan.plan import Plan
 from hpc_tumor.config import ClusterProfile, Experiment
 from hpc_tumor.run_dir import RunDir
@@ -43,11 +43,11 @@ def profile_with(name: str = "two-gpu-nodes", **sections: Any) -> ClusterProfile
 
 def submit_experiment(experiment: Experiment, profile: ClusterProfile, plan: Plan, runs: Path) -> Submission:
     """Submit one run; raises what kept it from being submitted."""
-    submitted = submit_all([Wanted(experiment, plan)], profile, runs)
-    for error in (submitted.interrupted, submitted.refused):
+    submitted = submit_all([PlannedRun(experiment, plan)], profile, runs)
+    for error in (submitted.interrupted, submitted.error):
         if error is not None:
             raise error
-    return submitted.done[0]
+    return submitted.started[0]
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 30, every: float = 0.1) -> Any:

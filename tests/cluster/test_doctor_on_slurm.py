@@ -62,16 +62,16 @@ def test_both_nodes_answer(slurm: dict[str, str], work: Path) -> None:
     code, findings = doctor(slurm, work)
     assert code == 0, findings
     well = texts(findings, "ok")
-    assert f"what is written in {work} is read on the nodes, and back" in well
+    assert f"this machine and the nodes share {work}" in well
     assert "the same Python, torch and packages as here" in well
-    assert "two nodes talk with each other, by gloo" in well
-    assert "SLURM gave the GPU 0, but no driver answers there" in texts(findings, "warning")
+    assert "two nodes communicate with gloo" in well
+    assert "SLURM allocated GPU 0, but nvidia-smi finds no driver" in texts(findings, "warning")
 
 
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("setup = []", "setup = ['echo no licence for this; exit 3']", "in its setup lines; its last line: no licence"),
+        ("setup = []", "setup = ['echo no licence for this; exit 3']", "in its setup lines; last line: no licence"),
         pytest.param("modules = []", 'modules = ["cuda/99"]', "module", marks=pytest.mark.campaign),
         ("variables = {", "variables = { GLOO_SOCKET_IFNAME = 'ib7',", "GLOO_SOCKET_IFNAME names ib7, but "),
     ],
@@ -92,7 +92,7 @@ def test_a_folder_that_nodes_do_not_see(slurm: dict[str, str], work: Path) -> No
         env=slurm, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 4, done.stderr
-    assert "seems not to see" in done.stdout
+    assert "probably does not see" in done.stdout
     assert queued(slurm, work) == ""
 
 

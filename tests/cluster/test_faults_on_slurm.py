@@ -169,7 +169,7 @@ def test_the_disk_is_full_at_a_checkpoint(launch: Launcher, quiet: RunDir, tmp_p
         state = wait_for(lambda: not (state := state_of(run)).alive and state, seconds=90)
         assert "requeued" not in events(run)
         filler.unlink()
-        assert "no room was left" in state.reason or "a disk is full" in state.reason, state
+        assert "the disk or quota of its folder is full" in state.reason or "a disk is full" in state.reason, state
         launch.let_go()
         resume_run(run)
         finishes_like(run, quiet)
@@ -220,7 +220,7 @@ def test_what_fails_at_once_on_each_start_is_given_up(launch: Launcher) -> None:
     state = wait_for(lambda: not (state := state_of(run)).alive and state, seconds=60)
     assert state.state == "failed"
     assert "killed" in state.reason
-    assert "given up after 3 starts without progress" in state.reason
+    assert "gave up after 3 starts without progress" in state.reason
 
 
 def test_the_same_run_submitted_twice(launch: Launcher, quiet: RunDir) -> None:

@@ -75,10 +75,10 @@ def test_a_queued_job_whose_code_is_lost_says_so_and_runs_no_other(
     subprocess.run(["scontrol", "release", job_id], check=True)
     state = wait_for(lambda: not (state := read_states([run])[0]).alive and state, seconds=90)
     assert (state.state, [event["event"] for event in run.read_events()]) == ("failed", ["submitted"])
-    assert "the code that was submitted is gone or damaged" in state.reason
+    assert "the submitted code is gone or damaged" in state.reason
     done = cli(checkout, slurm, "resume", run.name, "--runs", RUNS, stand_in="finish")
     assert done.returncode == 0, done.stderr
-    assert "was damaged: it is written anew" in " ".join(done.stderr.split())
+    assert "was damaged and has been rewritten" in " ".join(done.stderr.split())
     subprocess.run(["scontrol", "release", (read_json(run.job) or {})["job_id"]], check=True)
     state = wait_for(lambda: not (state := read_states([run])[0]).alive and state, seconds=90)
     assert state.state == "finished", log_text(run, errors=True) or log_text(run)

@@ -18,7 +18,7 @@ from local_slurm import LOCAL_TEST
 import hpc_tumor
 from hpc_tumor.cluster.cancel import cancel
 from hpc_tumor.cluster.describe.profiles import find_profile
-from hpc_tumor.cluster.launch.submit import Wanted, job_script, submit_all
+from hpc_tumor.cluster.launch.submit import PlannedRun, job_script, submit_all
 from hpc_tumor.cluster.observe.logs import log_text
 from hpc_tumor.cluster.observe.queue import read_states
 from hpc_tumor.cluster.observe.states import RunState
@@ -138,7 +138,7 @@ def test_a_task_of_an_array_is_requeued_alone(submit: Submit, tmp_path: Path, mo
     profile = find_profile(LOCAL_TEST)
     plan = make_plan(profile, 1, memory_gb=2)
     runs = tmp_path / "100% the runs"
-    done = submit_all([Wanted(small_experiment(seed=seed), plan) for seed in range(3)], profile, runs).done
+    done = submit_all([PlannedRun(small_experiment(seed=seed), plan) for seed in range(3)], profile, runs).started
     try:
         first, second, third = (item.run for item in done)
         for run in (first, second, third):
@@ -199,8 +199,8 @@ def test_a_module_that_is_not_there_is_explained(on_slurm: None, tmp_path: Path)
     run = submit_experiment(small_experiment(), profile, make_plan(profile, 1), tmp_path / "runs").run
     state = wait_for(lambda: ended(run), seconds=60)
     assert state.state == "failed"
-    assert "the node knows no `module`" in state.reason
-    assert log_text(run, errors=True, reason=state.reason).startswith("the node knows no `module`")
+    assert "the node has no `module` command" in state.reason
+    assert log_text(run, errors=True, reason=state.reason).startswith("the node has no `module` command")
 
 
 @pytest.mark.parametrize(

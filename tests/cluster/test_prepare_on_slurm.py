@@ -196,7 +196,7 @@ def test_interrupt_cancels_the_array(on_slurm: None, sources: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ("setup = ['echo no module of that name; exit 3']", "ended before they had converted .*no module of that name"),
+        ("setup = ['echo no module of that name; exit 3']", "ended without converting .*no module of that name"),
         ("setup = ['sleep 300']", "was cancelled"),
     ],
 )

@@ -71,7 +71,7 @@ def test_a_staged_run_and_what_it_used(
     use = wait_for(recorded, seconds=60, every=1)  # the accounting is late
     assert use.name == run.name
     assert use.memory == 4 * 2**30
-    assert use.given["gres/gpu"] == "2"
+    assert use.allocated["gres/gpu"] == "2"
     for path in run.logs.glob("usage-*"):
         path.unlink()
     by_sacct = read_efficiency([run])[0]

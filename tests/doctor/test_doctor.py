@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from hpc_tumor import cli
-from hpc_tumor.cli.views.doctor import show
+from hpc_tumor.cli.views.doctor import show_section
 from hpc_tumor.cluster.plan.plan import Plan
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.doctor.finding import Finding, Section, error
@@ -87,7 +87,7 @@ def test_a_broken_configuration_is_a_finding_not_the_end(capsys: Captured, tmp_p
 
 
 def test_long_lines_are_broken_and_hostile_ones_harmless(capsys: Captured) -> None:
-    show(Section("x", "X", [error(f"{'word ' * 40}\x1b[2J", f"do {'this ' * 40}")]))
+    show_section(Section("x", "X", [error(f"{'word ' * 40}\x1b[2J", f"do {'this ' * 40}")]))
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
     assert "\x1b" not in "".join(lines)
@@ -102,7 +102,7 @@ def outcome(**changes: Any) -> Outcome:
     """Two nodes that answered well."""
     answers = {
         rank: {
-            "token": "t", "node": f"gpu00{rank + 1}", "time": time.time(), "asked_cpus": 4, "visible": "0",
+            "token": "t", "node": f"gpu00{rank + 1}", "time": time.time(), "requested_cpus": 4, "visible": "0",
             "store": None, "local": {"path": "/tmp", "kind": "xfs", "bytes_left": 10**12}, "probe": HERE.as_dict(),
         }
         for rank in (0, 1)
@@ -135,26 +135,26 @@ def test_nodes_that_are_fit() -> None:
 @pytest.mark.parametrize(
     ("result", "level", "words"),
     [
-        (outcome(waited=True, reason="jobs of higher priority go first", answers={}), "warning", "still queued"),
-        (outcome(answers={}, meetings={}, printed="", state="FAILED", exit_code="0:53"), "error", "seems not to see"),
+        (outcome(waited=True, reason="waiting for jobs of higher priority", answers={}), "warning", "still queued"),
+        (outcome(answers={}, meetings={}, printed="", state="FAILED", exit_code="0:53"), "error", "does not see"),
         (outcome(answers={}, printed="setup done\n", state="TIMEOUT"), "error", "did not answer within 5 minutes"),
-        (outcome(answers={}, printed="a: b: No such file\n", state="FAILED"), "error", "in its setup lines; its last"),
-        (outcome(answers={}, printed="sh: module: command not found\n", state="FAILED"), "error", "knows no `module`"),
+        (outcome(answers={}, printed="a: b: No such file\n", state="FAILED"), "error", "in its setup lines; last"),
+        (outcome(answers={}, printed="sh: module: command not found\n", state="FAILED"), "error", "has no `module`"),
         (outcome(answers={}, printed=f"{sys.executable}: No such file or directory\n"), "error", "no Python at"),
         (outcome(answers={}, printed="setup done\nNo module named 'numpy'\n"), "error", "cannot import numpy"),
         (outcome(printed="bash: conda: command not found\nsetup done\n"), "warning", "a setup line failed: conda"),
-        (with_answer(1, token="other"), "error", "another file"),
+        (with_answer(1, token="other"), "error", "does not read the file"),
         (with_answer(1, time=time.time() - 1e6), "warning", "behind"),  # made when tests are collected, long before
         (with_answer(1, time=time.time() + 1e6), "warning", "ahead"),
         (with_answer(1, visible=None, probe=replace(HERE, torch=replace(TORCH, gpus=())).as_dict()), "error",
-         "gpu002: SLURM gave no GPU"),
-        (with_answer(0, probe=replace(HERE, cpus=1).as_dict()), "warning", "gpu001: a task may use 1 CPU, though 4"),
-        (with_answer(0, store="Permission denied"), "error", "the store cannot be read"),
+         "gpu002: SLURM allocated no GPU"),
+        (with_answer(0, probe=replace(HERE, cpus=1).as_dict()), "warning", "gpu001: a task may use only 1 CPU"),
+        (with_answer(0, store="Permission denied"), "error", "the node cannot read the store"),
         (with_answer(0, probe=replace(HERE, versions={"torch": "2.6.0"}).as_dict()), "warning", "other versions"),
         (with_answer(0, probe=replace(HERE, torch=replace(TORCH, gpus=(Gpu("Tesla V100", (7, 0)),))).as_dict()),
          "error", "Tesla V100 (sm_70)"),
         (outcome(meetings={0: {"error": "RuntimeError: Unable to find address for: ib7"}}), "error", "ib7"),
-        (outcome(meetings={}), "error", "could not talk"),
+        (outcome(meetings={}), "error", "could not communicate"),
     ],
 )  # fmt: skip
 def test_nodes_that_are_not(result: Outcome, level: str, words: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from hpc_tumor.cluster.describe.profiles import list_profiles
 from hpc_tumor.doctor.finding import Finding
-from hpc_tumor.doctor.gpu import capability_of, check_gpus, check_model, least_driver, precision_on, runs_on
+from hpc_tumor.doctor.gpu import capability_of, check_gpus, check_model, minimum_driver, precision_on, runs_on
 from hpc_tumor.doctor.probe import Gpu, Probe, TorchFacts, read_nvidia_smi
 
 # The support matrix of PyTorch 2.11: of its builds for CUDA 12.6, 12.8 and 13.0.
@@ -35,14 +35,14 @@ def test_v100_and_a_build_for_cuda_13() -> None:
     (found,) = check_model(NEW, "V100 PCIe 32 GB", "orfeo-gpu")
     assert found.level == "error"
     assert "(sm_70)" in found.text
-    assert "for CUDA 13.0 has no code for it, only for sm_75 to sm_120" in found.text
+    assert "for CUDA 13.0, which supports sm_75 to sm_120" in found.text
     assert "CUDA 12.6" in found.way_out
 
 
 def test_v100_and_a_build_for_cuda_12_6() -> None:
     (found,) = check_model(OLD, "V100 PCIe 32 GB", "orfeo-gpu")
     assert found.level == "ok"
-    assert "float16, for they have no bfloat16" in found.text
+    assert "float16 (no bfloat16)" in found.text
 
 
 def test_a_gpu_that_is_newer_than_the_build() -> None:
@@ -120,7 +120,7 @@ def test_precision_is_what_training_chooses(monkeypatch: pytest.MonkeyPatch, cap
 def test_gpus_that_fit_say_so_in_two_lines() -> None:
     found = check_gpus(machine(NEW, A100, A100))
     assert levels(found) == ["ok", "ok"]
-    assert found[0].text == "2 × NVIDIA A100-SXM4-40GB: this torch has code for sm_80"
+    assert found[0].text == "2 × NVIDIA A100-SXM4-40GB: torch supports sm_80"
     assert "bfloat16" in found[1].text
 
 
@@ -140,8 +140,8 @@ def test_drivers_that_are_too_old(driver: str, fits: bool) -> None:
 
 
 def test_cuda_that_is_not_in_the_table_is_not_judged() -> None:
-    assert least_driver("12.6") == 525
-    assert least_driver("14.0") is None
+    assert minimum_driver("12.6") == 525
+    assert minimum_driver("14.0") is None
 
 
 def test_fewer_visible_than_there_are() -> None:

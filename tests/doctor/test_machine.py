@@ -68,12 +68,12 @@ def test_threads_that_fit_or_that_the_profile_sets_are_fine() -> None:
 def test_limits() -> None:
     tight = probe(limits={"open_files": 256, "memory": 8 * 2**30}, shared_memory=64 * 2**20)
     texts = warnings(check_machine(tight, {}, None))
-    assert [any(words in text for text in texts) for words in ("256 files", "8.6 GB of addresses", "/dev/shm")] == [
+    assert [any(words in text for text in texts) for words in ("256 files", "8.6 GB of address space", "/dev/shm")] == [
         True, True, True,
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("value", "words"), [(0o777, "your own"), (0o000, "everybody"), (0o027, ""), (0o002, "")])
+@pytest.mark.parametrize(("value", "words"), [(0o777, "your own"), (0o000, "everyone"), (0o027, ""), (0o002, "")])
 def test_umask(value: int, words: str) -> None:
     before = os.umask(value)
     found = check_machine(probe(), {}, None)

@@ -52,7 +52,7 @@ def make(folder: Path, *names: str, says: str = "exit 0") -> None:
 
 def test_no_slurm(commands: Path) -> None:
     (found,) = check_commands(None)
-    assert (found.level, found.text) == ("error", "sbatch, srun, squeue, scontrol, scancel are not here")
+    assert (found.level, found.text) == ("error", "not found: sbatch, srun, squeue, scontrol, scancel")
 
 
 def test_a_controller_that_does_not_answer(commands: Path) -> None:
@@ -113,7 +113,7 @@ def test_the_account_may_have_less_than_the_partition() -> None:
     ("partition", "words"),
     [
         (Partition("GPU", up=False, kinds=(KIND,)), "closed"),
-        (Partition("GPU", accounts=("staff",), kinds=(KIND,)), "not open to the account dssc"),
+        (Partition("GPU", accounts=("staff",), kinds=(KIND,)), "not open to account dssc"),
     ],
 )
 def test_partitions_that_are_not_for_this_user(partition: Partition, words: str) -> None:
@@ -125,7 +125,7 @@ def test_partitions_that_are_not_for_this_user(partition: Partition, words: str)
 def test_a_partition_that_is_not_there() -> None:
     (found,) = check_partition(profile(slurm={"partition": "DGX"}), FACTS, None)
     assert found.level == "error"
-    assert 'partition = "NAME"; here: GPU' in found.way_out
+    assert 'partition = "NAME"; existing partitions: GPU' in found.way_out
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_no_configuration_is_fine(own: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "level", "words"),
     [
-        ("[recipe]\nepoch = 2\n", "error", "recipe.epoch"), ("cluster = 3\n", "error", "not text"),
+        ("[recipe]\nepoch = 2\n", "error", "recipe.epoch"), ("cluster = 3\n", "error", "not a string"),
         ("[recipe\n", "error", "TOML"), ('[recipe]\nloss = "dice-ce"\n', "warning", "runs of classification"),
         ("[recipe]\nepochs = 2\n", "ok", "is valid"),
     ],

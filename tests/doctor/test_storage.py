@@ -15,7 +15,7 @@ from hpc_tumor.data.convert.prepare import prepare_dataset
 from hpc_tumor.data.phantom.dataset import make_phantom
 from hpc_tumor.data.raw.sources import READERS
 from hpc_tumor.doctor import filesystems
-from hpc_tumor.doctor.filesystems import Allowance, Room, Trial, ceph_quota, read_quota, room_in, try_writing
+from hpc_tumor.doctor.filesystems import Allowance, Room, Trial, ceph_quota, read_quota, read_room, try_writing
 from hpc_tumor.doctor.storage import check_storage, check_writing, judge_room
 from hpc_tumor.system import atomic
 from hpc_tumor.validation import build
@@ -70,7 +70,7 @@ def test_a_quota_below_what_is_free_is_what_counts(tmp_path: Path, monkeypatch: 
     command.write_text("#!/bin/sh\necho '/dev/x 10 0 12 99 0 100'; exit 1\n")  # 1: a limit is exceeded
     command.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    room = room_in(tmp_path)
+    room = read_room(tmp_path)
     assert (room.bytes_left, room.files_left, room.quota) == (2 * 1024, 1, "your quota")
     found = judge_room(("runs",), tmp_path, room)
     assert found.level == "error"
@@ -119,7 +119,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (found,) = check_writing(tmp_path, try_writing(tmp_path))
     assert found.level == "error"
     assert "Disk quota exceeded" in found.text
-    assert "make room" in found.way_out
+    assert "free some space" in found.way_out
 
 
 def test_clocks_and_slow_disks_are_warned_of() -> None:
@@ -171,6 +171,6 @@ def test_kinds_of_file_systems(tmp_path: Path) -> None:
     for kind, shared in (("nfs4", True), ("fuse.ceph", True), ("lustre", True), ("gpfs", True), ("ext4", False),
                          ("tmpfs", False), ("xfs", False), ("overlay", False)):  # fmt: skip
         assert Room(kind, Path("/"), 0, 0).shared is shared
-    assert room_in(Path("/proc")).kind == "proc"
-    assert room_in(tmp_path).mount in (tmp_path, *tmp_path.parents)
-    assert os.path.ismount(room_in(tmp_path).mount)
+    assert read_room(Path("/proc")).kind == "proc"
+    assert read_room(tmp_path).mount in (tmp_path, *tmp_path.parents)
+    assert os.path.ismount(read_room(tmp_path).mount)

@@ -130,7 +130,7 @@ def test_refusals(stores: list[Path], tmp_path: Path) -> None:
     shutil.copytree(segmentation, twin)
     with pytest.raises(UsageError, match="are both for segmentation"):
         make_experiments(Request(models=["unet"], stores=[segmentation, twin]))
-    with pytest.raises(UsageError, match=r"model\.filters = 16 is not for cnn: only unet"):
+    with pytest.raises(UsageError, match=r"model\.filters = 16 is not for cnn, only for unet"):
         make_experiments(Request(models=["cnn"], stores=stores, assignments=["filters=16"]))
     with pytest.raises(UsageError, match="which data"):
         make_experiments(Request(models=["unet"]))
@@ -209,5 +209,5 @@ def test_a_store_of_one_class_is_refused(tmp_path: Path) -> None:
     count = len(Store.open(tmp_path / "one.zarr"))
     shutil.rmtree(tmp_path / "one.zarr" / "index" / "label")
     write_column(tmp_path / "one.zarr" / "index", "label", np.full(count, 2, np.uint8))
-    with pytest.raises(DataError, match=r"one\.zarr holds images of one class only, notumor"):
+    with pytest.raises(DataError, match=r"one\.zarr holds images of one class only \(notumor\)"):
         make_experiments(Request(models=["cnn"], stores=[tmp_path / "one.zarr"]))

@@ -143,7 +143,7 @@ def test_blank_images_are_named(
     shutil.copy(next(images.rglob("*.jpg")), source / "head.jpg")
     assert predict(cnn_run, source, tmp_path / "out", "--json") == 0
     notes = json.loads(capsys.readouterr().out)["notes"]
-    assert notes == ["of a single grey, so that nothing can be told of them: blank.png"]
+    assert notes == ["blank images, predictions are meaningless: blank.png"]
 
 
 def test_a_damaged_image_is_named_and_the_rest_classified(
@@ -167,9 +167,9 @@ def test_refusals(
     images: Path, patients: Path, cnn_run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert predict(cnn_run, patients, tmp_path / "out") == 3
-    assert "holds volumes: name a run of a U-Net" in capsys.readouterr().err
+    assert "holds volumes: choose a run of a U-Net" in capsys.readouterr().err
     assert predict(cnn_run, next(patients.rglob("*_flair.nii*")), tmp_path / "out") == 3
-    assert "is a volume: name a run of a U-Net" in capsys.readouterr().err
+    assert "is a volume: choose a run of a U-Net" in capsys.readouterr().err
     assert predict(cnn_run, images, tmp_path / "out", "--clean") == 2
     assert "--clean is for patients" in capsys.readouterr().err
     (tmp_path / "bad").mkdir()

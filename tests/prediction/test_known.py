@@ -20,7 +20,7 @@ from hpc_tumor import cli
 from hpc_tumor.data.splits.known_cases import KnownCases, read_known_cases, save_known_cases, write_known_cases
 from hpc_tumor.data.splits.split_file import read_split
 from hpc_tumor.data.store.store import Store
-from hpc_tumor.prediction.known import Known, Match, load_known
+from hpc_tumor.prediction.known import CaseMatcher, Match, load_matcher
 from hpc_tumor.run_dir import RunDir
 
 IN_FLOAT32 = ("--precision", "float32", "--device", "cpu")
@@ -79,7 +79,7 @@ def test_images_of_the_run_are_marked_and_the_accuracy_is_over_the_others(
         assert row["known_as"] == (wanted["known_as"] or "")
     assert predict(cnn_run, images, tmp_path / "again") == 0
     said = capsys.readouterr().out
-    assert f"known to the run: {60 - len(new)} of 60 images ({trained} trained on," in said
+    assert f"seen in training: {60 - len(new)} of 60 images ({trained} trained on," in said
 
 
 def test_copies_under_other_names_are_known(
@@ -114,7 +114,7 @@ def test_an_image_known_by_its_path_alone_is_left_out_and_said(
     (row,) = found["predictions"]
     assert (row["known"], row["known_by"], row["known_as"]) == ("trained on", "id", path)
     assert found["accuracy"] is None
-    assert [path in note and "for the name alone" in note for note in found["notes"]] == [True]
+    assert [path in note and "counted as known by name only" in note for note in found["notes"]] == [True]
 
 
 @pytest.mark.slow
@@ -128,7 +128,7 @@ def test_a_run_of_an_earlier_version_knows_ids_alone_and_says_so(
     assert {known[path] for path in parts["train"]} == {"trained on"}
     assert {known[path] for path in parts["test"]} == {None}
     assert found["known"]["told_by"] == "ids"
-    assert [note for note in found["notes"] if "known by their ids alone" in note] == found["notes"]
+    assert [note for note in found["notes"] if "recognised only by id" in note] == found["notes"]
     copy = tmp_path / "copy.jpg"
     shutil.copy(images / parts["train"][0], copy)
     assert shown(run, copy, tmp_path / "one", capsys)["predictions"][0]["known"] is None
@@ -179,7 +179,7 @@ def test_a_damaged_record_of_known_cases_is_said_and_predicts_all_the_same(
     assert found["predictions"][0]["known"] == "cannot tell"
     (note,) = found["notes"]
     assert "damaged" in note
-    assert "cannot be told" in note
+    assert "scores may be too good" in note
     assert found["accuracy"] is not None
 
 
@@ -217,7 +217,7 @@ def test_patients_of_the_run_are_marked_and_the_mean_is_over_the_others(
     assert predict(unet_run, patients, tmp_path / "again") == 0
     said = capsys.readouterr().out
     assert "mean Dice of 1 new patient with labels" in said
-    assert "known to the run: 4 of 5 patients (3 trained on, 1 validated on), counted in no mean" in said
+    assert "seen in training: 4 of 5 patients (3 trained on, 1 validated on), excluded from the means" in said
 
 
 def test_copies_of_patients_under_other_names_are_known(
@@ -240,7 +240,7 @@ def test_copies_of_patients_under_other_names_are_known(
 
 
 def test_patients_are_known_by_name_at_other_times_and_in_other_editions() -> None:
-    known = Known(
+    known = CaseMatcher(
         KnownCases(
             np.array(["BraTS-GLI-00005-000", "BraTS20_Training_007", "case_1"]), np.array([True, True, False]),
             digests=np.array(["a", "b", "c"]), sketches=np.zeros((3, 4, 16, 16, 16), np.int8),
@@ -273,7 +273,7 @@ def test_a_session_is_known_by_the_folder_of_its_patient(
     alice, bob = found["predictions"]
     assert (alice["case"], alice["known"], alice["known_by"]) == ("alice_followup", "trained on", "patient")
     assert (alice["known_as"], bob["known"], found["scored"]) == (str(known.ids[0]), None, 1)
-    assert any("alice_followup" in note and "for the name alone" in note for note in found["notes"])
+    assert any("alice_followup" in note and "counted as known by name only" in note for note in found["notes"])
 
 
 def test_slices_of_a_case_that_trained_make_it_trained_on(unet_run: RunDir, tmp_path: Path) -> None:
@@ -281,7 +281,7 @@ def test_slices_of_a_case_that_trained_make_it_trained_on(unet_run: RunDir, tmp_
     run.known_cases.unlink()
     parts = {"train": [["a", 3], ["a", 4]], "val": [["a", 5], ["b", 1]], "test": [["c", 2]]}
     run.split.write_text(json.dumps({"parts": parts}))
-    known = load_known(run)
+    known = load_matcher(run)
     nothing = np.zeros((4, 16, 16, 16), np.int8)
     found = [known.find_patient(name, "", nothing) for name in "abc"]
     assert [match.part if match else None for match in found] == ["trained on", "validated on", None]
@@ -293,7 +293,7 @@ def test_of_very_many_patients_all_but_the_sketches_is_kept_and_said(unet_run: R
     digests = np.array([f"{number:064x}" for number in range(count)])
     sketches = np.broadcast_to(np.int8(1), (count, 4, 16, 16, 16))
     write_known_cases(run.known_cases, KnownCases(ids, np.full(count, True), digests, sketches=sketches))
-    known = load_known(run)
+    known = load_matcher(run)
     assert known.told_by == "content"
     assert known.note is not None
     assert "too many cases" in known.note

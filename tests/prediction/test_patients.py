@@ -74,7 +74,9 @@ def test_patients_whose_names_fill_a_file_name(
     assert sorted(row["case"] for row in shown["predictions"]) == sorted([fits, usual])
     folder = tmp_path / "raw" / longer
     (failed,) = shown["failed"]
-    assert failed["reason"] == f"{longer}-seg.nii.gz is too long for a file in {tmp_path / 'out'}: rename {folder}."
+    assert (
+        failed["reason"] == f"{longer}-seg.nii.gz is too long for a file name in {tmp_path / 'out'}: rename {folder}."
+    )
     assert sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz")) == sorted(
         f"{name}-seg.nii.gz" for name in (fits, usual)
     )
@@ -125,7 +127,7 @@ def test_what_the_run_was_tested_with_is_what_predicts(
     del result["cleaning"]
     run.result.write_text(json.dumps(result))
     assert predict(run, folder, tmp_path / "none", "--clean") == 2
-    assert "validation chose no thresholds" in capsys.readouterr().err
+    assert "this run has no thresholds" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
 
 
@@ -299,7 +301,7 @@ def test_nothing_half_written_is_left_on_a_full_disk(
 
     monkeypatch.setattr(atomic.os, "fsync", full)
     assert predict(unet_run, folders(patients)[0], tmp_path / "out") == 1
-    assert "no space is left" in capsys.readouterr().err
+    assert "the disk is full" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -310,7 +312,7 @@ def test_slices_standardised_one_by_one_are_mentioned(
     shutil.copytree(unet_run.path, copy.path)
     copy.result.write_text(json.dumps({"dataset": "brats-h5"}))
     assert predict(copy, folders(patients)[0], tmp_path / "out") == 0
-    assert "standardised one by one" in capsys.readouterr().err
+    assert "standardised individually" in capsys.readouterr().err
 
 
 def refused(arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> str:
@@ -339,10 +341,10 @@ def test_refusals(
     assert "has no weights yet" in said(2, unfinished.path, folder, "--output", out)
     assert "no run in" in said(2, "nothing", folder, "--output", out, "--runs", tmp_path / "runs")
     assert "does not exist" in said(3, run, tmp_path / "nowhere", "--output", out)
-    assert "holds images: name a run of a classifier" in said(3, run, images, "--output", out)
-    assert "name the folder of the patient" in said(3, run, flair, "--output", out)
+    assert "holds images: choose a run of a classifier" in said(3, run, images, "--output", out)
+    assert "give the patient's folder" in said(3, run, flair, "--output", out)
     assert "is not a folder" in said(2, run, folder, "--output", tmp_path / "file" / "below")
-    assert "Name a folder outside" in said(2, run, patients, "--output", patients / "predicted")
+    assert "Choose a folder outside" in said(2, run, patients, "--output", patients / "predicted")
     assert "unknown precision 'half'" in said(2, run, folder, "--output", out, "--precision", "half")
     assert "unknown device" in said(2, run, folder, "--output", out, "--device", "tpu")
     assert "--precision = 'float16'" in said(

@@ -18,11 +18,11 @@ from hpc_tumor.prediction.trained import Trained, load_trained
 from hpc_tumor.prediction.volume import (
     Grid,
     Segmentation,
-    cleaned,
+    clean,
     decide,
     segment,
     slices_with_brain,
-    standardised,
+    standardised_batches,
 )
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.training.scoring import metrics
@@ -51,7 +51,7 @@ def test_the_input_is_what_training_sees(patients: Path, case: int) -> None:
     patient = read(patients, case)
     images, targets = from_store(patients, case)
     chosen = np.arange(len(images))
-    ((_, found),) = standardised(patient.image, patient.brain, chosen, len(chosen), torch.device("cpu"))
+    ((_, found),) = standardised_batches(patient.image, patient.brain, chosen, len(chosen), torch.device("cpu"))
     assert torch.equal(found, images)
     np.testing.assert_array_equal(patient.label, targets.numpy())
 
@@ -131,7 +131,7 @@ def test_flips_are_a_mean_over_four(patients: Path, tmp_path: Path, exclusive: b
     trained, patient = load_trained(run, "cpu", "float32", flips=True), read(patients, 0)
     image = patient.image[:, 4:7]
     found = segment(trained, image, patient.brain, keep_probabilities=True)
-    ((_, x),) = standardised(image, patient.brain, np.arange(3), 3, torch.device("cpu"))
+    ((_, x),) = standardised_batches(image, patient.brain, np.arange(3), 3, torch.device("cpu"))
     with torch.inference_mode():
         views = [trained.network(x.flip(axes)).flip(axes) for axes in ((), (2,), (3,), (2, 3))]
         logits = torch.stack(views).mean(0)
@@ -148,14 +148,14 @@ def test_cleaned_labels_agree_with_cleaned_bits() -> None:
     bits[1:4, 1:5, 1:5], labels[1:4, 1:5, 1:5] = 2, 2
     bits[2, 2, 2:5], labels[2, 2, 2:5] = 4 | 2, 3  # three voxels of enhancing tumour inside
     bits[5, 7, 7], labels[5, 7, 7] = 1, 1  # a piece by itself
-    found = cleaned(Segmentation(bits, labels, None, 6), Cleaning(component_mm3=2, enhancing_mm3=4), 1.0)
+    found = clean(Segmentation(bits, labels, None, 6), Cleaning(component_mm3=2, enhancing_mm3=4), 1.0)
     assert found.labels[5, 7, 7] == found.bits[5, 7, 7] == 0
     assert set(found.labels[2, 2, 2:5].tolist()) == {1}
     assert set(found.bits[2, 2, 2:5].tolist()) == {1 | 2}
     untouched = np.ones(bits.shape, bool)
     untouched[2, 2, 2:5] = untouched[5, 7, 7] = False
     np.testing.assert_array_equal(found.labels[untouched], labels[untouched])
-    same = cleaned(Segmentation(bits, labels, None, 6), Cleaning(component_mm3=2, enhancing_mm3=4), 2.0)
+    same = clean(Segmentation(bits, labels, None, 6), Cleaning(component_mm3=2, enhancing_mm3=4), 2.0)
     np.testing.assert_array_equal(same.labels[2], labels[2])  # twice as large voxels: enough of it
 
 

@@ -188,9 +188,9 @@ def test_unequal_things_are_never_compared_in_silence(tmp_path: Path) -> None:
     assert "attention-unet" in new_notes(fewer)
     config = config_of("attention-unet", "segmentation", limit_batches=2)
     limited = segmentation_run(tmp_path, "limited", DICE, model="attention-unet", config=config)
-    assert "limited: saw at most 2 batches" in new_notes(limited)
+    assert "limited: used at most 2 batches" in new_notes(limited)
     short = segmentation_run(tmp_path, "short", DICE, model="attention-unet", stopped_early=True, epochs=3)
-    assert "ended early" in new_notes(short)
+    assert "stopped early" in new_notes(short)
     assert "short (3)" in new_notes(short)
     skipping = segmentation_run(tmp_path, "skipping", DICE, model="attention-unet", skipped_steps=7)
     assert "skipping (7)" in new_notes(skipping)
@@ -218,4 +218,4 @@ def test_many_remarks_are_few_notes(tmp_path: Path) -> None:
     notes = group_notes(group)
     assert len(notes) < 10
     assert max(len(note) for note in notes) < 300
-    assert any("and 37 more: saw at most 2 batches" in note for note in notes)
+    assert any("and 37 more: used at most 2 batches" in note for note in notes)

@@ -83,7 +83,7 @@ def test_short_and_deterministic_runs_are_not_measured(
 ) -> None:
     short = prepared(tmp_path, slice_store, deterministic=False)
     timed = on_gpu(short, monkeypatch, {False: 0.01, True: 0.001}, tmp_path / "cache")
-    assert compiled.choose(short) == (False, "too short a run to gain by it")
+    assert compiled.choose(short) == (False, "the run is too short to gain from it")
     exact = prepared(tmp_path, slice_store)
     on_gpu(exact, monkeypatch, {False: 100.0, True: 1.0}, tmp_path / "cache")
     assert not compiled.choose(exact)[0]
@@ -95,7 +95,7 @@ def test_what_cannot_be_compiled_is_trained_as_it_is(
 ) -> None:
     state = prepared(tmp_path, slice_store, deterministic=False)
     on_gpu(state, monkeypatch, {False: 100.0}, tmp_path / "cache")
-    assert compiled.choose(state) == (False, "it failed (KeyError)")
+    assert compiled.choose(state) == (False, "compiling failed (KeyError)")
 
 
 @pytest.mark.slow

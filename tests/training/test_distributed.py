@@ -7,11 +7,11 @@ import pytest
 from hpc_tumor.errors import UsageError
 from hpc_tumor.training.distributed import (
     Distributed,
+    check_network_interfaces,
     cpus_of_rank,
     device_of_rank,
     init_distributed,
     read_ranks,
-    refuse_missing_interfaces,
 )
 
 MASTER = {"MASTER_ADDR": "gpu001", "MASTER_PORT": "20001"}
@@ -46,7 +46,7 @@ def test_single_task_job_is_alone() -> None:
     [{"RANK": "0"}, {"WORLD_SIZE": "2", "RANK": "0", **MASTER}, {"SLURM_PROCID": "0", "SLURM_NTASKS": "2", **MASTER}],
 )
 def test_part_of_the_variables_is_an_error(variables: dict[str, str]) -> None:
-    with pytest.raises(UsageError, match="only part of the rank variables"):
+    with pytest.raises(UsageError, match="the rank variables are incomplete"):
         read_ranks(variables)
 
 
@@ -99,12 +99,12 @@ def test_a_network_interface_that_is_not_there(
 ) -> None:
     monkeypatch.setattr(socket, "if_nameindex", lambda: [(1, "lo"), (2, "eth0"), (3, "ib0")])
     if named is None:
-        refuse_missing_interfaces({variable: value}, device)
+        check_network_interfaces({variable: value}, device)
         return
     with pytest.raises(
         UsageError, match=rf"{variable} names {named}, but \S+ has the network interfaces lo, eth0, ib0"
     ):
-        refuse_missing_interfaces({variable: value}, device)
+        check_network_interfaces({variable: value}, device)
 
 
 def test_a_missing_interface_is_named_before_the_ranks_meet(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,7 +146,7 @@ CHANGED = {
         {"epochs": 3, "schedule": "cosine"},
         r"recipe\.epochs = 3, but was 2; recipe\.schedule",
     ),
-    "epochs below those done": ({"epochs": 1}, r"has trained 2 epochs and 0 steps, more than recipe\.epochs = 1"),
+    "epochs below those done": ({"epochs": 1}, r"has completed 2 epochs and 0 steps, more than recipe\.epochs = 1"),
 }
 
 
@@ -174,7 +174,7 @@ def test_an_epoch_that_was_begun_counts_as_trained(tmp_path: Path, slice_store: 
     assert place[0] == 1
     settings = json.loads(run.config.read_text())
     run.config.write_text(json.dumps({**settings, "recipe": {**settings["recipe"], "epochs": 1}}))
-    with pytest.raises(DataError, match=r"trained 1 epochs and \d+ steps, .* set it to 2 or more"):
+    with pytest.raises(DataError, match=r"completed 1 epochs and \d+ steps, .* set it to 2 or more"):
         train_here(run)
 
 
@@ -190,12 +190,12 @@ def test_a_run_that_goes_on_for_longer_is_said_and_ends_as_one_that_was_to(
     longer.config.write_text(whole.config.read_text())
     assert "setting" not in capfd.readouterr().err
     train_here(longer)
-    assert "going on with another setting: recipe.epochs = 3, but was 2\n" in capfd.readouterr().err
+    assert "resuming with a changed setting: recipe.epochs = 3, but was 2\n" in capfd.readouterr().err
     assert same(whole, longer)
     assert scores(whole) == scores(longer)
     of_an_earlier_version(longer)
     build_state(longer.experiment(), longer, Distributed())
-    assert "is of an earlier version: whether a setting was changed since is not known" in capfd.readouterr().err
+    assert "is from an earlier version: cannot tell whether settings were changed since" in capfd.readouterr().err
 
 
 @pytest.mark.slow
@@ -266,14 +266,16 @@ def test_each_step_waits_while_the_file_of_the_delay_exists(
     run = new_run(tmp_path, slice_store, "unet")
     assert train_here(run) == "finished"
     assert waits == [0, 7.5, 0, 2, 0, 0]
-    assert f"each step waits the seconds in {delay} while that exists (HPC_TUMOR_STEP_DELAY)" in capfd.readouterr().err
+    assert (
+        f"each step waits for the seconds in {delay} while it exists (HPC_TUMOR_STEP_DELAY)" in capfd.readouterr().err
+    )
 
 
 def test_a_delay_that_is_no_number_of_seconds_is_refused(tmp_path: Path, slice_store: Path, delay: Path) -> None:
     run = new_run(tmp_path, slice_store, "unet")
     for text in (b"soon", b"-1", b"nan", b"3601", b"\xff"):
         delay.write_bytes(text)
-        with pytest.raises(UsageError, match=f"_STEP_DELAY: {delay} does not hold a number of seconds from 0 to 3600:"):
+        with pytest.raises(UsageError, match=f"_STEP_DELAY: {delay} must hold a number of seconds from 0 to 3600:"):
             train_here(run)
     delay.unlink()
     delay.mkdir()
@@ -291,4 +293,4 @@ def test_a_heartbeat_that_cannot_be_written_does_not_stop_training(
 
     monkeypatch.setattr(RunDir, "write_status", stumble)
     assert train_here(run) == "finished"
-    assert "the heartbeat cannot be written" in capfd.readouterr().err
+    assert "status.json cannot be written" in capfd.readouterr().err

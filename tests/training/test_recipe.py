@@ -22,7 +22,7 @@ def test_precision_is_what_the_hardware_computes_in(monkeypatch: pytest.MonkeyPa
     capabilities = {"avx2": True, "avx512_bf16": False}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     assert recipe.choose_precision("auto", torch.device("cpu")).name == "float32"
-    with pytest.raises(UsageError, match="does not compute in it"):
+    with pytest.raises(UsageError, match="does not support it"):
         recipe.choose_precision("bfloat16", torch.device("cpu"))
     capabilities["avx512_bf16"] = True
     assert recipe.choose_precision("auto", torch.device("cpu")).name == "bfloat16"

@@ -146,7 +146,7 @@ def test_a_validation_that_is_no_number_is_not_the_best_for_good(
 
 def test_a_class_that_there_is_not_cannot_choose(tmp_path: Path, image_store: Path) -> None:
     run = new_run(tmp_path, image_store, "cnn", best_by="recall_gliom")
-    with pytest.raises(UsageError, match="the store has no class 'gliom', but glioma, meningioma"):
+    with pytest.raises(UsageError, match="no class 'gliom' in the store, only glioma, meningioma"):
         train_here(run)
 
 

@@ -20,7 +20,7 @@ import torch.multiprocessing as multiprocessing
 from hpc_tumor.data.feed.loader import BatchLoader
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.settings import merge, resolve
-from hpc_tumor.training.average import weights_to_score
+from hpc_tumor.training.average import scoring_weights
 from hpc_tumor.training.checkpoints.files import load_weights, write_weights
 from hpc_tumor.training.checkpoints.resume import load_best
 from hpc_tumor.training.distributed import Distributed, init_distributed
@@ -171,7 +171,7 @@ def evaluated(state: TrainingState, loader: BatchLoader, **options: bool) -> Eva
 
 def scored(state: TrainingState, loader: BatchLoader) -> Evaluation:
     """Scores of rank 0's network, of the running mean where there is one."""
-    with weights_to_score(state.network, state.average, state.distributed):
+    with scoring_weights(state.network, state.average, state.distributed):
         return evaluated(state, loader)
 
 

@@ -1,4 +1,1 @@
-"""Draw what commands found out, as tables and lines; one module a noun.
-
-In: typed results of other rooms. Out: tables for `console.out`. Imported by the commands only.
-"""
+"""Format results of commands as tables and lines, one module per subject. Imported only by the commands."""

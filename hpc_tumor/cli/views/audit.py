@@ -1,4 +1,4 @@
-"""Ask for an audit, and show it on a terminal: the verdict first, then the numbers behind it."""
+"""Show an audit on a terminal: the verdicts, then the numbers behind them."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from hpc_tumor.settings import holds, parse_assignments
 from hpc_tumor.table import Table
 
 
-def split_in_use(store: Store, kind: str | None, assignments: Sequence[str]) -> Experiment:
-    """The experiment whose split is in use: as training would resolve it, from --split, --set and what else is set.
+def selected_experiment(store: Store, kind: str | None, assignments: Sequence[str]) -> Experiment:
+    """Return the experiment whose split is in use, resolved from --split, --set and defaults as for training.
 
-    Raises UsageError for an unknown split or setting, and for settings of anything but data.
+    Raises UsageError for an unknown split or setting, and for settings outside `data`.
     """
     if kind and kind not in SPLITS[store.task]:
         raise unknown(f"split for {store.task}", kind, SPLITS[store.task])
     values = parse_assignments(assignments)
     if other := [section for section in values if section != "data"]:
-        raise UsageError(f"--set {other[0]}…: an audit takes settings of data alone, such as data.fold=0.")
-    for option, name, given in (("STORE", "data.store", True), ("--split", "data.split", kind)):
-        if given and holds(values, name):
-            raise UsageError(f"{option} and --set {name} say the same thing twice: leave out one of them.")
+        raise UsageError(f"--set {other[0]}…: an audit takes only settings of data, such as data.fold=0.")
+    for option, name, value in (("STORE", "data.store", True), ("--split", "data.split", kind)):
+        if value and holds(values, name):
+            raise UsageError(f"{option} and --set {name} set the same thing: leave out one of them.")
     return experiment_for(store, [*assignments, *([f"data.split={kind}"] if kind else [])])
 
 
 def verdict_lines(audit: Audit) -> list[tuple[str, str]]:
-    """The split in use, then the others; folds only where one of them leaks."""
+    """Return the verdicts on the split in use and on the others, with folds only if they leak."""
     lines = []
     for split in audit.splits:
         if split.in_use or split.fold is None or (split.leaks and not split.refused):
@@ -40,13 +40,13 @@ def verdict_lines(audit: Audit) -> list[tuple[str, str]]:
     return lines
 
 
-def pairs(audit: Audit) -> list[tuple[str, str]]:
-    """Verdicts and facts, names and what they stand for."""
+def summary_lines(audit: Audit) -> list[tuple[str, str]]:
+    """Return the verdicts and facts as pairs of name and text."""
     return [*verdict_lines(audit), *text.fact_lines(audit)]
 
 
 def audit_tables(audit: Audit) -> list[Table]:
-    """Splits, then what the dataset is made of."""
+    """Return tables of the splits and of the contents of the dataset."""
     facts = audit.facts
     tables = [text.split_table(audit.splits, brief=True)]
     if isinstance(facts, ImageFacts):
@@ -56,15 +56,15 @@ def audit_tables(audit: Audit) -> list[Table]:
     return [table for table in tables if table.rows]
 
 
-def refusal(audit: Audit) -> DataError | None:
-    """The error where the split in use leaks or cannot be made."""
+def leak_error(audit: Audit) -> DataError | None:
+    """Return the error if the split in use leaks or cannot be made."""
     split = audit.in_use
     if split.refused:
         return DataError(f"the {split.name} split {text.verdict(split)}")
     if not split.leaks:
         return None
     clean = next((other for other in audit.splits if other.leakage and not other.leaks), None)
-    way = f"Train with --set data.split={clean.kind}." if clean else "Remove the duplicates, see above."
-    found = split.leakage
-    what = "leaks" if found and (found.shared or found.val_shared) else "may leak"
-    return DataError(f"the {split.name} split of {audit.store} {what}, so its scores say little. {way}")
+    advice = f"Train with --set data.split={clean.kind}." if clean else "Remove the duplicates, see above."
+    leakage = split.leakage
+    verdict = "leaks" if leakage and (leakage.shared or leakage.val_shared) else "may leak"
+    return DataError(f"the {split.name} split of {audit.store} {verdict}, so its scores are inflated. {advice}")

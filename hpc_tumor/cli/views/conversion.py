@@ -1,4 +1,4 @@
-"""Results of the commands, each as a table, or as one line for a log."""
+"""Show conversions, splits, cluster profiles and cleaning, as tables and lines."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
     from hpc_tumor.data.splits.splits import Split
     from hpc_tumor.data.store.store import Store
 
-MOST_REFUSED = 20  # cases named one by one
-MOST_SIZES = 20  # runs whose size is shown, the largest first
+MAX_REFUSED = 20  # cases listed individually
+MAX_SIZES = 20  # runs listed individually, largest first
 LEFTOVERS: dict[Kind, str] = {
     "checkpoints": "checkpoints of finished runs",
-    "temporary": "temporary files of writers that are gone",
-    "pickles": "pickles of the jobs of finished runs",
-    "code": "code that no unfinished run needs",
-    "staging": "unfinished work of conversions that are gone",
-    "copies": "copies of stores on this machine's disk",
+    "temporary": "temporary files of ended processes",
+    "pickles": "job pickles of finished runs",
+    "code": "code snapshots no unfinished run needs",
+    "staging": "files of unfinished conversions",
+    "copies": "copies of stores on local disk",
 }
-NOUNS = ("link", "Zarr store")  # kinds of unused entries that are counted as nouns; the others are suffixes
+NOUNS = ("link", "Zarr store")  # kinds of skipped files that need a plural; the others are suffixes
 
 
 def source_lines(report: SourceReport) -> list[str]:
-    """Lines on the contents of a folder of raw scans, before anything is converted."""
+    """Return lines that describe a folder of raw scans."""
     lines = [f"{report.listing.source}: {report.dataset}, {counted(len(report.cases), 'case')}, {size(report.bytes)}"]
     parts: dict[str, list[str]] = {}
     for group, count in report.groups.items():
@@ -46,31 +46,31 @@ def source_lines(report: SourceReport) -> list[str]:
     if report.not_taken:
         kinds = report.not_taken.items()
         lines.append(
-            f"not used: {', '.join(counted(n, kind) if kind in NOUNS else f'{n:,} {kind}' for kind, n in kinds)}"
+            f"skipped: {', '.join(counted(n, kind) if kind in NOUNS else f'{n:,} {kind}' for kind, n in kinds)}"
         )
     return lines
 
 
 def summary_lines(summary: PrepareSummary) -> list[tuple[str, str]]:
-    """Lines on what a conversion did, and on what the store holds."""
+    """Return lines on a conversion and the contents of the store."""
     images = summary.dataset == "brain-mri"
-    changes = [("converted", summary.converted), ("kept as they were", summary.kept), ("removed", summary.removed)]
-    what = ", ".join(f"{count:,} {verb}" for verb, count in changes if count)
+    counts = [("converted", summary.converted), ("unchanged", summary.kept), ("removed", summary.removed)]
+    changes = ", ".join(f"{count:,} {change}" for change, count in counts if count)
     classes = ", ".join(f"{name} {count:,}" for name, count in summary.classes.items())
     lines = [
         ("store", f"{summary.store}: {size(summary.bytes_after)}, from {size(summary.bytes_before)}"),
-        ("images" if images else "cases", f"{summary.cases:,} ({what})"),
+        ("images" if images else "cases", f"{summary.cases:,} ({changes})"),
     ]
     if images:
         lines.append(("classes", classes))
         lines.append(("published parts", ", ".join(f"{part} {count:,}" for part, count in summary.parts.items())))
-        twins = f"; {counted(summary.leaking, 'test image')} with a twin or near copy among the training images"
-        near = f"{summary.near_duplicates:,} near cop{'y' if summary.near_duplicates == 1 else 'ies'}"
-        repeats = f"{counted(summary.duplicates, 'image')} identical to an earlier one, and {near}"
-        lines.append(("duplicates", f"{repeats}{twins if summary.leaking else ''}"))
+        leaking = f"; {counted(summary.leaking, 'test image')} duplicated among the training images"
+        near = counted(summary.near_duplicates, "near-duplicate")
+        duplicates = f"{counted(summary.duplicates, 'exact duplicate')}, {near}"
+        lines.append(("duplicates", f"{duplicates}{leaking if summary.leaking else ''}"))
     else:
         lines.append(("slices", f"{summary.slices:,}"))
-        lines.append(("labels", f"{classes} (slices that show them)"))
+        lines.append(("labels", f"{classes} (slices)"))
         if any(summary.clinical.values()):
             lines.append(("clinical", _clinical(summary.clinical)))
     lines.append(("fingerprint", summary.fingerprint[:12]))
@@ -88,23 +88,23 @@ def _clinical(known: Mapping[str, int]) -> str:
     return ", ".join(parts)
 
 
-def refused_cases(summary: PrepareSummary) -> DataError:
-    """The error for cases that could not be converted, after each of them was named."""
-    for _, reason in summary.failed[:MOST_REFUSED]:
+def failed_cases_error(summary: PrepareSummary) -> DataError:
+    """Warn of each case that could not be converted, and return the error."""
+    for _, reason in summary.failed[:MAX_REFUSED]:
         out.warning(reason)
-    if len(summary.failed) > MOST_REFUSED:
-        out.warning(f"and {len(summary.failed) - MOST_REFUSED} more; --json names all of them")
-    still = len(summary.still_stored)
-    total = counted(summary.cases + len(summary.failed) - still, "case")
-    stay = f" ({still:,} of them stay{'s' * (still == 1)} in the store as converted before)" if still else ""
+    if len(summary.failed) > MAX_REFUSED:
+        out.warning(f"and {len(summary.failed) - MAX_REFUSED} more; --json lists all")
+    stored = len(summary.still_stored)
+    total = counted(summary.cases + len(summary.failed) - stored, "case")
+    earlier = f"; {stored:,} of them remain{'s' * (stored == 1)} in the store as converted before" if stored else ""
     return DataError(
-        f"{len(summary.failed):,} of {total} refused, see above{stay}; the others are in the store."
-        " Repair the refused ones, or take them out of the source, and the same command takes in what changed."
+        f"{len(summary.failed):,} of {total} could not be converted, see above{earlier}. The others are in the store."
+        " Repair these cases or remove them from the source, and run the same command again."
     )
 
 
 def split_summary(split: Split, store: Store) -> dict[str, Any]:
-    """The parts of a split: how many of what, in all and by class or grade."""
+    """Return the numbers of patients, cases and slices in each part of a split, and of cases by class or grade."""
     from hpc_tumor.data.splits.units import patient_numbers
 
     strata = _strata(store)
@@ -121,7 +121,7 @@ def split_summary(split: Split, store: Store) -> dict[str, Any]:
 
 
 def split_table(split: Split, store: Store) -> Table:
-    """A row per part; a column per class or grade."""
+    """Return a table of a split with a row per part and a column per class or grade."""
     from hpc_tumor.data.splits.units import describe_patients, repeated_cases
 
     values = split_summary(split, store)
@@ -138,93 +138,87 @@ def split_table(split: Split, store: Store) -> Table:
     fold = "" if split.fold is None else f", fold {split.fold}"
     shared = [f"{describe_patients(len(store), repeated)}."] if repeated else []
     title = f"{store.path.name} · split {split.kind}{fold} ({'leaks' if split.leaks else 'does not leak'})"
-    return Table(title, tuple(columns), tuple(rows), (*shared, *_left_out(split, store)))
+    return Table(title, tuple(columns), tuple(rows), (*shared, *_split_notes(split, store)))
 
 
-def _left_out(split: Split, store: Store) -> tuple[str, ...]:
-    """Notes on what a split of images leaves out, and on having nothing to choose the best epoch by."""
+def _split_notes(split: Split, store: Store) -> tuple[str, ...]:
     notes = []
     if store.task == "classification" and (rest := len(store) - sum(map(len, (split.train, split.val, split.test)))):
         notes.append(
-            f"{counted(rest, 'image')} in no part: copies of others, or training images with one in the test part."
+            f"{counted(rest, 'image')} in no part: duplicates of others, or training images also in the test part."
         )
     if not len(split.val):
-        notes.append("No validation part: the last epoch counts as the best.")
+        notes.append("No validation part: the last epoch is used as the best.")
     return tuple(notes)
 
 
 def clusters_table(profiles: Sequence[ClusterProfile]) -> Table:
-    """The profiles that `--cluster` takes."""
+    """Return a table of cluster profiles."""
     columns = (
         Column("cluster", "left"), Column("GPUs", keep=80), Column("model", "left", 60), Column("CPUs", keep=40),
-        Column("memory, GB", keep=40), Column("longest", keep=50), Column("account", "left", 30),
+        Column("memory, GB", keep=40), Column("walltime", keep=50), Column("account", "left", 30),
         Column("description", "left", 5),
     )  # fmt: skip
     rows = []
     for profile in profiles:
         node, limits = profile.node, profile.limits
-        longest = "" if profile.name == LOCAL else hours(limits.walltime)
+        walltime = "" if profile.name == LOCAL else hours(limits.walltime)
         rows.append((
             profile.name, str(node.gpus or "none"), node.gpu_model or "", str(node.cpus), f"{node.memory_gb:.0f}",
-            longest, profile.slurm.account or "", profile.description,
+            walltime, profile.slurm.account or "", profile.description,
         ))  # fmt: skip
-    return Table("", columns, tuple(rows), ("GPUs, CPUs and memory: of one node.",))
+    return Table("", columns, tuple(rows), ("GPUs, CPUs and memory are per node.",))
 
 
 def discovery_lines(discovery: Discovery) -> list[tuple[str, str]]:
-    """Contents of the profile that was written of a cluster, and its place."""
+    """Return lines on the path and contents of a new profile."""
     slurm, node, limits = discovery.profile.slurm, discovery.profile.node, discovery.profile.limits
     model = f" ({node.gpu_model})" if node.gpu_model else ""
     gpus = f"{counted(node.gpus, 'GPU')}{model}" if node.gpus else "no GPUs"
     jobs = ((limits.nodes, "nodes"), (limits.running_jobs, "running jobs"), (limits.queued_jobs, "queued jobs"))
-    most = "".join(f", {number} {what}" for number, what in jobs if number)
-    asked = [
-        ("account", slurm.account),
-        ("QOS", slurm.qos),
-        ("GPU type", slurm.gpu_type),
-        ("feature", slurm.constraint),
-    ]
+    counts = "".join(f", {number} {unit}" for number, unit in jobs if number)
+    optional = {
+        "account": slurm.account, "QOS": slurm.qos, "GPU type": slurm.gpu_type, "feature": slurm.constraint
+    }  # fmt: skip
     return [
         ("written", str(discovery.path)),
         ("partition", slurm.partition or ""),
-        ("a node", f"{gpus}, {node.cpus} CPUs, {node.memory_gb:.0f} GB"),
-        ("at most", f"{hours(limits.walltime)}{most}"),
-        *((name, value) for name, value in asked if value),
-        *([("requeue", "not here: a long run is a chain of jobs")] if not slurm.requeue else []),
+        ("node", f"{gpus}, {node.cpus} CPUs, {node.memory_gb:.0f} GB"),
+        ("limits", f"{hours(limits.walltime)}{counts}"),
+        *((name, value) for name, value in optional.items() if value),
+        *([("requeue", "disabled: long runs are chains of jobs")] if not slurm.requeue else []),
         *([("scratch", discovery.profile.environment.scratch)] if discovery.profile.environment.scratch else []),
     ]
 
 
 def _strata(store: Store) -> list[str]:
-    """Class of each image, or grade of each case."""
+    """Return the class of each image, or the grade of each case."""
     if store.task == "classification":
         return [store.classes[label] for label in store.label.tolist()]
     return [str(facts.get("grade", "grade unknown")) for facts in store.clinical]
 
 
 def cleaning_tables(cleaning: Cleaning) -> list[Table]:
-    """Files that may be removed, or were, by kind; and the sizes of the runs."""
-    by_kind = {words: cleaning.of(kind) for kind, words in LEFTOVERS.items()}
+    """Return a table of removable or removed files by kind, and one of the sizes of runs."""
+    by_kind = {label: cleaning.of(kind) for kind, label in LEFTOVERS.items()}
     rows = [
-        (words, f"{sum(item.files for item in items):,}", size(sum(item.bytes for item in items)))
-        for words, items in {**by_kind, "in all": cleaning.leftovers}.items()
+        (label, f"{sum(item.files for item in items):,}", size(sum(item.bytes for item in items)))
+        for label, items in {**by_kind, "total": cleaning.leftovers}.items()
         if items
     ]
-    title = "removed" if cleaning.removed else "may go"
+    title = "removed" if cleaning.removed else "removable"
     table = Table("", (Column(title, "left"), Column("files"), Column("size")), tuple(rows))
     return [*([table] if rows else []), *([_sizes_table(cleaning)] if cleaning.sizes else [])]
 
 
-def refuse_what_stays(cleaning: Cleaning) -> PartialFailure:
-    """The error for what could not be removed."""
+def removal_error(cleaning: Cleaning) -> PartialFailure:
+    """Return the error for files that could not be removed."""
     path, reason = next(iter(cleaning.failed.items()))
-    return PartialFailure(
-        f"{counted(len(cleaning.failed), 'leftover')} could not be removed. The first, {path}: {reason}"
-    )
+    return PartialFailure(f"{counted(len(cleaning.failed), 'file')} could not be removed. The first, {path}: {reason}")
 
 
 def _sizes_table(cleaning: Cleaning) -> Table:
-    title = "removed" if cleaning.removed else "may go"
+    title = "removed" if cleaning.removed else "removable"
     columns = [
         Column("run", "left"),
         Column("state", "left", key="state"),
@@ -232,7 +226,7 @@ def _sizes_table(cleaning: Cleaning) -> Table:
         Column("size"),
         Column(title),
     ]
-    shown, rest = cleaning.sizes[:MOST_SIZES], cleaning.sizes[MOST_SIZES:]
+    shown, rest = cleaning.sizes[:MAX_SIZES], cleaning.sizes[MAX_SIZES:]
     rows = [
         [run.run, run.state, f"{run.files:,}", size(run.bytes), size(run.may_go) if run.may_go else ""] for run in shown
     ]
@@ -242,7 +236,7 @@ def _sizes_table(cleaning: Cleaning) -> Table:
         rows = [[*row, why] for row, why in zip(rows, others, strict=True)]
     notes = []
     if rest:
-        notes = [f"and {counted(len(rest), 'smaller run')}, {size(sum(run.bytes for run in rest))}; --json has all"]
-    if left := Counter(run.left_alone for run in cleaning.sizes if isinstance(run.left_alone, State)):
-        notes.append(f"Left alone: {', '.join(f'{count:,} {state}' for state, count in left.items())}.")
+        notes = [f"and {counted(len(rest), 'smaller run')}, {size(sum(run.bytes for run in rest))}; --json lists all"]
+    if counts := Counter(run.left_alone for run in cleaning.sizes if isinstance(run.left_alone, State)):
+        notes.append(f"Left alone: {', '.join(f'{count:,} {state}' for state, count in counts.items())}.")
     return Table("", tuple(columns), tuple(tuple(row) for row in rows), tuple(notes))

@@ -1,4 +1,4 @@
-"""Show findings: a word at the left, the text beside it, the way out below; and what is waited for meanwhile."""
+"""Show the findings of `doctor` with their remedies, and progress while they are collected."""
 
 from __future__ import annotations
 
@@ -15,56 +15,56 @@ from hpc_tumor.vocabulary import counted, printable
 if TYPE_CHECKING:
     from rich.status import Status
 
-_WIDEST = 100  # columns; longer lines are hard to read
+_MAX_WIDTH = 100  # columns; longer lines are hard to read
 _COLOURS = {"ok": "32", "warning": "33", "error": "1;31"}
-_MARGIN = 11  # two blanks, the longest word, two blanks
+_MARGIN = 11  # width of the column of levels, with two blanks on either side
 
 
-def show_all(sections: Iterator[Section], waiting: Waiting) -> list[Section]:
-    """Every section as soon as it is there, in words unless JSON was asked for; gives all of them."""
-    shown = []
+def show_sections(sections: Iterator[Section], waiting: Waiting) -> list[Section]:
+    """Print each section as soon as it is complete, unless JSON was requested, and return all of them."""
+    complete = []
     try:
         for section in sections:
             waiting.pause()
             if not out.json:
-                show(section)
-            shown.append(section)
+                show_section(section)
+            complete.append(section)
     finally:
         waiting.pause()
-    return shown
+    return complete
 
 
-def show(section: Section) -> None:
-    """One section on standard output."""
+def show_section(section: Section) -> None:
+    """Print one section."""
     out.text(_paint(section.title, "1"))
     for finding in section.findings:
-        word = f"  {_paint(finding.level, _COLOURS[finding.level])}{' ' * (_MARGIN - 2 - len(finding.level))}"
+        level = f"  {_paint(finding.level, _COLOURS[finding.level])}{' ' * (_MARGIN - 2 - len(finding.level))}"
         first, *rest = _wrapped(finding.text)
-        out.text(word + first)
+        out.text(level + first)
         for line in rest:
             out.text(" " * _MARGIN + line)
         if finding.way_out:
-            arrow, *more = _wrapped(finding.way_out, indent=2)
-            out.text(" " * _MARGIN + _paint(f"→ {arrow}", "2"))
-            for line in more:
+            first, *rest = _wrapped(finding.way_out, indent=2)
+            out.text(" " * _MARGIN + _paint(f"→ {first}", "2"))
+            for line in rest:
                 out.text(" " * (_MARGIN + 2) + _paint(line, "2"))
 
 
 def summary(sections: Sequence[Section]) -> str:
-    """The verdict in one sentence."""
+    """Return the overall verdict in one sentence."""
     keys = {section.key for section in sections}
     levels = [finding.level for section in sections for finding in section.findings]
     errors, warnings = levels.count("error"), levels.count("warning")
-    told = f" and {counted(warnings, 'warning')}" if warnings else ""
     if errors:
-        return f"{counted(errors, 'error')}{told}: runs will fail until what is in error is put right"
-    untried = "slurm" in keys and "job" not in keys
-    verdict = f"No errors, {counted(warnings, 'warning')}" if warnings else "Fit to run"
-    return f"{verdict}; --submit tries it on a node, too" if untried else verdict
+        more = f" and {counted(warnings, 'warning')}" if warnings else ""
+        return f"{counted(errors, 'error')}{more}: runs will fail until the errors are fixed"
+    untested = "slurm" in keys and "job" not in keys
+    verdict = f"No errors, {counted(warnings, 'warning')}" if warnings else "Ready to run"
+    return f"{verdict}; --submit also runs a test job" if untested else verdict
 
 
 class Waiting:
-    """Says what is waited for: in place on a terminal; in a log, of what may take minutes alone."""
+    """Show the current step: as a spinner on a terminal; in a log, only steps that may take minutes."""
 
     def __init__(self) -> None:
         self._last = ""
@@ -79,7 +79,7 @@ class Waiting:
         self._last = line
 
     def pause(self) -> None:
-        """Away with it, before anything else is printed: while it is there, rich takes all output for its own."""
+        """Stop the spinner before printing; rich captures all output while it runs."""
         if self._status is not None:
             self._status.stop()
             self._status = None
@@ -97,7 +97,7 @@ class Waiting:
 
 
 def _wrapped(text: str, indent: int = 0) -> list[str]:
-    width = max(40, min(out.width, _WIDEST)) - _MARGIN - indent
+    width = max(40, min(out.width, _MAX_WIDTH)) - _MARGIN - indent
     return textwrap.wrap(printable(text), width, break_on_hyphens=False, break_long_words=False) or [""]
 
 

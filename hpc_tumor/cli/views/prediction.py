@@ -1,4 +1,4 @@
-"""Predictions of patients or images, and exports, as tables and as JSON."""
+"""Show predictions and exports as tables and JSON."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hpc_tumor.console import out, size
 from hpc_tumor.data.splits.known_cases import TRAINED, VALIDATED
 from hpc_tumor.errors import DataError
-from hpc_tumor.prediction.known import is_known, known_counts
+from hpc_tumor.prediction.known import count_known, is_known
 from hpc_tumor.table import NOTHING, Column, Table, fill
 from hpc_tumor.vocabulary import STRUCTURES, counted, duration
 
@@ -16,40 +16,41 @@ if TYPE_CHECKING:
     from hpc_tumor.prediction.export import Export
     from hpc_tumor.prediction.predict import Prediction
 
-MOST_ROWS = 20  # shown one by one; all are in the files
+MAX_ROWS = 20  # listed individually; all are in the files
 _PARTS = (("trained_on", TRAINED), ("validated_on", VALIDATED))
 
 
-def show_prediction(found: Prediction) -> None:
-    """The result of the command. Raises DataError, after it, where some of many could not be read."""
-    for note in found.notes:
+def show_prediction(prediction: Prediction) -> None:
+    """Print a prediction. Raises DataError afterwards if some inputs could not be read."""
+    for note in prediction.notes:
         out.warning(note)
-    out.result(prediction_values(found), show=lambda: _show(found))
-    unit = "patient" if found.facts.task == "segmentation" else "image"
-    out.note(f"\nwritten: {found.output} ({counted(len(found.rows), unit)} in {duration(found.seconds)})")
-    if found.failed:
-        raise _refused(found, unit)
+    out.result(prediction_values(prediction), show=lambda: _show(prediction))
+    unit = "patient" if prediction.facts.task == "segmentation" else "image"
+    count = counted(len(prediction.rows), unit)
+    out.note(f"\nwritten: {prediction.output} ({count} in {duration(prediction.seconds)})")
+    if prediction.failed:
+        raise _refused(prediction, unit)
 
 
-def prediction_values(found: Prediction) -> dict[str, Any]:
-    """A prediction as JSON values."""
-    facts = found.facts
+def prediction_values(prediction: Prediction) -> dict[str, Any]:
+    """Return a prediction as JSON values."""
+    facts = prediction.facts
     values: dict[str, Any] = {
         "run": facts.run, "model": facts.model, "epoch": facts.epoch, "weights_lost": facts.weights_lost,
-        "task": facts.task, "device": found.device, "precision": found.precision, "output": found.output,
-        "seconds": found.seconds,
+        "task": facts.task, "device": prediction.device, "precision": prediction.precision, "output": prediction.output,
+        "seconds": prediction.seconds, "labelled": prediction.labelled, "scored": prediction.scored,
+        "known": count_known(prediction.rows, prediction.told_by),
     }  # fmt: skip
-    values |= {"labelled": found.labelled, "scored": found.scored, "known": known_counts(found.rows, found.told_by)}
     if facts.task == "classification":
-        values |= {"classes": facts.classes, "accuracy": found.accuracy}
+        values |= {"classes": facts.classes, "accuracy": prediction.accuracy}
     else:
-        values["mean"] = mean_scores(found)
-    failed = [{"case": case, "reason": reason} for case, reason in found.failed]
-    return {**values, "predictions": found.rows, "failed": failed, "notes": found.notes}
+        values["mean"] = mean_scores(prediction)
+    failed = [{"case": case, "reason": reason} for case, reason in prediction.failed]
+    return {**values, "predictions": prediction.rows, "failed": failed, "notes": prediction.notes}
 
 
-def cases_table(found: Prediction) -> Table:
-    """A row for each patient, with the volumes of its labels and Dice; or for each image, with its class."""
+def cases_table(prediction: Prediction) -> Table:
+    """Return a table with a row per patient (volumes and Dice) or per image (class and confidence)."""
     known = Column("known", "left", cell=lambda row: row["known"] or "")
     columns = [
         Column("image", "left", cell=lambda row: row["path"]),
@@ -58,18 +59,18 @@ def cases_table(found: Prediction) -> Table:
         Column("label", "left", cell=lambda row: row.get("label") or ""),
         known,
     ]
-    if found.facts.task == "segmentation":
+    if prediction.facts.task == "segmentation":
         columns = [
             Column("patient", "left", cell=lambda row: row["case"]),
-            *map(_volume, found.facts.classes),
+            *map(_volume, prediction.facts.classes),
             *map(_dice, STRUCTURES),
             known,
             Column("time", keep=1, cell=lambda row: duration(row["seconds"])),
         ]
-    left, facts = len(found.rows) - MOST_ROWS, found.facts
-    notes = [f"and {left:,} more: --json names all of them, and so do the files"] if left > 0 else []
-    title = f"{facts.model}, epoch {facts.epoch} of {facts.run} · {found.device}, {found.precision}"
-    return fill(title, columns, found.rows[:MOST_ROWS], notes, NOTHING)
+    more, facts = len(prediction.rows) - MAX_ROWS, prediction.facts
+    notes = [f"and {more:,} more: --json and the files list all"] if more > 0 else []
+    title = f"{facts.model}, epoch {facts.epoch} of {facts.run} · {prediction.device}, {prediction.precision}"
+    return fill(title, columns, prediction.rows[:MAX_ROWS], notes, NOTHING)
 
 
 def _volume(label: str) -> Column:
@@ -77,13 +78,12 @@ def _volume(label: str) -> Column:
 
 
 def _dice(name: str) -> Column:
-    """Dice of a structure, where the labels of the patient are known."""
     title = f"Dice {name}" if name == STRUCTURES[0] else name
     return Column(title, cell=lambda row: f"{row['scores'][f'dice_{name}']:.3f}" if "scores" in row else "")
 
 
 def show_export(export: Export) -> None:
-    """The result of the command."""
+    """Print an export."""
     facts, (channels, height, width) = export.facts, export.shape
     values = {
         "file": export.file, "bytes": export.bytes, "run": facts.run, "model": facts.model, "epoch": facts.epoch,
@@ -91,62 +91,65 @@ def show_export(export: Export) -> None:
     }  # fmt: skip
     for note in facts.notes:
         out.warning(note)
-    agreed = "not compared with torch: onnxruntime is not installed"
+    check = "not compared with torch: onnxruntime is not installed"
     if export.difference is not None:
-        agreed = f"onnxruntime's logits differ from torch's by at most {export.difference:.1g}"
+        check = f"logits of onnxruntime and torch differ by at most {export.difference:.1g}"
     lines = [
         ("network", f"{facts.model}, epoch {facts.epoch} of {facts.run}"),
         ("input", f"images (N, {channels}, {height}, {width}), float32"),
         ("output", f"logits of {', '.join(facts.classes)}"),
-        ("check", agreed),
+        ("check", check),
         ("written", f"{export.file}: {size(export.bytes)}"),
     ]
     out.result(values, show=lambda: out.pairs(lines))
 
 
-def mean_scores(found: Prediction) -> dict[str, float] | None:
-    """Mean Dice of each label and region over the patients that are `scored`; None where there are none."""
-    scores = [row["scores"] for row in found.rows if "scores" in row and not is_known(row)]
+def mean_scores(prediction: Prediction) -> dict[str, float] | None:
+    """Return the mean Dice of each label and region over the scored patients, or None if there are none."""
+    scores = [row["scores"] for row in prediction.rows if "scores" in row and not is_known(row)]
     if not scores:
         return None
     names = [f"dice_{name}" for name in STRUCTURES]
     return {name: sum(of[name] for of in scores) / len(scores) for name in names}
 
 
-def _show(found: Prediction) -> None:
-    out.table(cases_table(found))
-    if found.facts.task == "segmentation":
-        if len(found.rows) > 1 and (means := mean_scores(found)) is not None:
+def _show(prediction: Prediction) -> None:
+    out.table(cases_table(prediction))
+    if prediction.facts.task == "segmentation":
+        if len(prediction.rows) > 1 and (means := mean_scores(prediction)) is not None:
             dice = ", ".join(f"{name} {means[f'dice_{name}']:.3f}" for name in STRUCTURES)
-            out.text(f"mean Dice of {counted(found.scored, f'{_new(found)}patient')} with labels: {dice}")
+            out.text(f"mean Dice of {counted(prediction.scored, f'{_new(prediction)}patient')} with labels: {dice}")
     else:
-        counts = Counter(row["prediction"] for row in found.rows)
-        out.text(", ".join(f"{name} {counts[name]:,}" for name in found.facts.classes))
-        if found.accuracy is not None:
-            of = counted(found.scored, f"{_new(found)}image")
-            out.text(f"accuracy {100 * found.accuracy:.1f} % of the {of} in the folder of a class")
-    for line in _known_lines(found):
+        counts = Counter(row["prediction"] for row in prediction.rows)
+        out.text(", ".join(f"{name} {counts[name]:,}" for name in prediction.facts.classes))
+        if prediction.accuracy is not None:
+            of = counted(prediction.scored, f"{_new(prediction)}image")
+            out.text(f"accuracy {100 * prediction.accuracy:.1f} % of the {of} in the folder of a class")
+    for line in _known_lines(prediction):
         out.text(line)
 
 
-def _new(found: Prediction) -> str:
-    return "new " if found.scored < found.labelled else ""
+def _new(prediction: Prediction) -> str:
+    return "new " if prediction.scored < prediction.labelled else ""
 
 
-def _known_lines(found: Prediction) -> list[str]:
-    counts = known_counts(found.rows, found.told_by)
+def _known_lines(prediction: Prediction) -> list[str]:
+    counts = count_known(prediction.rows, prediction.told_by)
     known = (counts["trained_on"] or 0) + (counts["validated_on"] or 0)
     if not known:
         return []
-    unit, mean = ("patient", "no mean") if found.facts.task == "segmentation" else ("image", "no accuracy")
+    unit, mean = ("patient", "the means") if prediction.facts.task == "segmentation" else ("image", "the accuracy")
     parts = [f"{counts[key]:,} {words}" for key, words in _PARTS if counts[key]]
-    return [f"known to the run: {known:,} of {counted(len(found.rows), unit)} ({', '.join(parts)}), counted in {mean}"]
+    seen = f"{known:,} of {counted(len(prediction.rows), unit)} ({', '.join(parts)})"
+    return [f"seen in training: {seen}, excluded from {mean}"]
 
 
-def _refused(found: Prediction, unit: str) -> DataError:
-    for _, reason in found.failed[:MOST_ROWS]:
+def _refused(prediction: Prediction, unit: str) -> DataError:
+    for _, reason in prediction.failed[:MAX_ROWS]:
         out.warning(reason)
-    if len(found.failed) > MOST_ROWS:
-        out.warning(f"and {len(found.failed) - MOST_ROWS} more; --json names all of them")
-    total = counted(len(found.rows) + len(found.failed), unit)
-    return DataError(f"{len(found.failed)} of {total} could not be read, see above; the others are in {found.output}.")
+    if len(prediction.failed) > MAX_ROWS:
+        out.warning(f"and {len(prediction.failed) - MAX_ROWS} more; --json lists all")
+    total = counted(len(prediction.rows) + len(prediction.failed), unit)
+    return DataError(
+        f"{len(prediction.failed)} of {total} could not be read, see above; the others are in {prediction.output}."
+    )

@@ -1,4 +1,4 @@
-"""Show runs: how each is doing in one table, what is over in a few words, a line for a log."""
+"""Show the states of runs, as a table or as one line for a log."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from hpc_tumor.cluster.launch.submit import Submission
 
 GROUPS = {"open": [state for state in State if state.open], "ended": [state for state in State if state.ended]}
-STATE_NAMES = (*(state.value for state in State), *GROUPS)  # that --state takes
+STATE_NAMES = (*(state.value for state in State), *GROUPS)  # values of --state
 SORTS = {
     "name": lambda state: state.name,
     "state": lambda state: list(State).index(state.state),
@@ -28,101 +28,100 @@ SORTS = {
     "best": lambda state: float("inf") if state.best is None else -state.best,
     "heartbeat": lambda state: -(state.heartbeat_age or 0),
 }
-MOST_REASONS = 5  # runs that ended without a result whose reasons are printed below the table
-MOST_WATCHED = 30  # runs shown one by one while one waits
+MAX_REASONS = 5  # reasons of ended runs printed below the table
+MAX_WATCHED = 30  # runs shown individually by --watch and --wait
 
 
-def choose(
+def filter_runs(
     states: Sequence[RunState],
-    wanted: str | None = None,
+    state_names: str | None = None,
     models: Sequence[str] | None = None,
     sort: str | None = None,
 ) -> list[RunState]:
-    """The runs in one of the `wanted` states (`failed,lost`; `ended` and `open` are several) of the networks, in order.
+    """Return the runs in one of the states (`failed,lost`, `open`, `ended`) and of one of the networks, sorted.
 
-    Raises:
-        UsageError: there is no such state or network, or nothing to sort by of that name.
+    Raises UsageError for an unknown state, network or sort key.
     """
-    among: set[State] = set()
-    for name in filter(None, (wanted or "").replace(" ", "").split(",")):
+    selected: set[State] = set()
+    for name in filter(None, (state_names or "").replace(" ", "").split(",")):
         if name not in STATE_NAMES:
             raise UsageError(f"--state: {unknown('state', name, STATE_NAMES)}")
-        among.update(GROUPS.get(name) or [State(name)])
+        selected.update(GROUPS.get(name) or [State(name)])
     for name in models or ():
         if name not in MODELS:
             raise unknown("model", name, MODELS)
     if sort is not None and sort not in SORTS:
         raise UsageError(f"--sort: {unknown('column', sort, SORTS)}")
-    kept = [state for state in states if not among or state.state in among]
-    kept = [state for state in kept if not models or state.model in models]
-    return sorted(kept, key=SORTS[sort]) if sort else kept
+    matches = [state for state in states if not selected or state.state in selected]
+    matches = [state for state in matches if not models or state.model in models]
+    return sorted(matches, key=SORTS[sort]) if sort else matches
 
 
 def runs_table(states: Sequence[RunState], width: int) -> Table:
-    """Table of how the runs are doing. Reasons stand in the last column, or below where it would be too wide."""
-    notes = [counts(states)] if len(states) > 2 * MOST_REASONS else []
+    """Return a table of the runs; reasons are in the last column, or below the table if it would be too wide."""
+    notes = [count_states(states)] if len(states) > 2 * MAX_REASONS else []
     table = fill("", _COLUMNS, states, notes)
     if table.width > width:
         table = fill("", [column for column in _COLUMNS if column.key != "why"], states, notes + _reasons(states))
-    return replace(table.fit(width), notes=table.notes)  # nobody misses the columns left out
+    return replace(table.fit(width), notes=table.notes)  # without a note on hidden columns
 
 
 def _reasons(states: Sequence[RunState]) -> list[str]:
-    """Reasons why runs wait or ended, a line for each; the same reason once, and of many that ended only the latest."""
+    """Return a line for each distinct reason why runs wait or ended; only the latest of runs that ended."""
     by_reason: dict[str, list[RunState]] = {}
     for state in states:
         if state.reason and not _waits_here(state):
             by_reason.setdefault(state.reason, []).append(state)
     lines, ended = [], 0
-    for reason, which in sorted(by_reason.items(), key=lambda item: item[1][-1].name, reverse=True):
-        if which[0].state is State.FINISHED:  # what is to be known of its scores: nobody is to miss it
-            lines.append(f"{', '.join(state.name for state in which)}: {reason}")
+    for reason, runs in sorted(by_reason.items(), key=lambda item: item[1][-1].name, reverse=True):
+        if runs[0].state is State.FINISHED:  # a caveat on its scores, always shown
+            lines.append(f"{', '.join(state.name for state in runs)}: {reason}")
             continue
-        if not which[0].state.open:
+        if not runs[0].state.open:
             ended += 1
-            if ended > MOST_REASONS:
+            if ended > MAX_REASONS:
                 continue
-        lines.append(f"{which[0].name if len(which) == 1 else f'{len(which)} runs {which[0].state}'}: {reason}")
-    more = ended - MOST_REASONS
-    rest = [f"and {counted(more, 'other reason')}: hpc-tumor status --state ended --json"] if more > 0 else []
+        lines.append(f"{runs[0].name if len(runs) == 1 else f'{len(runs)} runs {runs[0].state}'}: {reason}")
+    more = ended - MAX_REASONS
+    rest = [f"and {counted(more, 'other reason')}: see hpc-tumor status --state ended --json"] if more > 0 else []
     return lines[::-1] + rest
 
 
-def counts(states: Sequence[RunState]) -> str:
-    """`3 running, 2 queued`, in the order of a run's life."""
+def count_states(states: Sequence[RunState]) -> str:
+    """Return counts such as `3 running, 2 queued`, in the order of `State`."""
     numbers = Counter(state.state for state in states)
     return ", ".join(f"{numbers[name]} {name}" for name in State if numbers[name])
 
 
 def submissions_table(submissions: Sequence[Submission]) -> Table:
-    """Runs that were submitted, where, and as which job."""
+    """Return a table of submitted runs with their jobs and plans."""
     columns = (Column("run", "left"), Column("job", "left"), Column("where", "left", keep=1))
     rows = tuple((item.run.name, str(item.job_id), item.plan.describe()) for item in submissions)
     return Table("", columns, rows)
 
 
 def runs_view(states: Sequence[RunState], width: int) -> View:
-    """View that is shown while one waits for runs: of many, those that are not over."""
-    line = counts(states)
+    """Return the view for watching runs; of many, only those that have not ended."""
+    line = count_states(states)
     for state in states:
-        if state.state is State.RUNNING and state.epoch is not None and len(states) <= MOST_WATCHED:
+        if state.state is State.RUNNING and state.epoch is not None and len(states) <= MAX_WATCHED:
             parts = [f"{state.name} epoch {_epoch(state)}"]
             parts += [f"loss {_digits(state.loss)}"] if state.loss is not None else []
             parts += [f"about {duration(state.eta)} left"] if state.eta else []
             line += f"; {', '.join(parts)}"
     over = not any(state.state.open for state in states)
     shown = states
-    if len(states) > MOST_WATCHED:
+    if len(states) > MAX_WATCHED:
         shown = sorted((state for state in states if state.state.open), key=SORTS["state"], reverse=True)
-        shown = [state for state in shown if state.state is State.RUNNING][:MOST_WATCHED] or shown[:MOST_WATCHED]
+        shown = [state for state in shown if state.state is State.RUNNING][:MAX_WATCHED] or shown[:MAX_WATCHED]
     table = runs_table(shown, width)
     if len(shown) < len(states):
-        table = replace(table, notes=(counts(states), *table.notes))
+        table = replace(table, notes=(count_states(states), *table.notes))
     return View(table, f"{counted(len(states), 'run')}: {line}", over)
 
 
 def _waits_here(state: RunState) -> bool:
-    """Return True if a run only waits for its turn on this machine, which the table shows without words."""
+    """Return True if a run waits for an earlier one on this machine, which needs no explanation."""
     return state.cluster == LOCAL and state.state is State.QUEUED
 
 
@@ -131,7 +130,7 @@ def _epoch(state: RunState) -> str:
 
 
 def _left(state: RunState) -> str:
-    """Time that it will still take, and over how many more starts where one is too short."""
+    """Return the estimated time left, and the number of further starts that it needs."""
     if state.state is not State.RUNNING or state.eta is None:
         return ""
     more = state.more_starts

@@ -1,1 +1,1 @@
-"""Convert a dataset by an array of jobs: `command` waits and commits, `task` converts, `work_queue` lies between."""
+"""Convert a dataset with a job array: `command` waits and commits, `task` converts, `work_queue` connects them."""

@@ -1,7 +1,7 @@
-"""One task of an array that converts: `python -m hpc_tumor.cluster.convert.task FOLDER`, started by command.py.
+"""One task of a converting job array: `python -m hpc_tumor.cluster.convert.task FOLDER`, started by command.py.
 
-It takes units from the queue until none is left, with as many processes of its own as it was given CPUs and memory for.
-Where the conversion is gone, it ends without a word.
+It takes units from the queue until none is left, with as many workers as its CPUs and memory allow. If the conversion
+no longer exists, it ends silently.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from hpc_tumor.data.convert.vanished import why_unreadable
 from hpc_tumor.data.convert.workers import convert_locally, default_workers
 from hpc_tumor.errors import HpcTumorError
 
-MORE_MEMORY = "ask for more per task with --memory"
+MORE_MEMORY = "request more per task with --memory"
 
 
 def work(queue: WorkQueue, owner: str, workers: int) -> None:
-    """Convert what can be taken. ConversionError where results cannot be written, or the source is not here."""
+    """Convert units until none is left. Raises ConversionError if the source or the results cannot be accessed."""
     directory, units = queue.read_units()
     with suppress(OSError):
         os.chdir(directory)  # paths may be relative to it
@@ -34,7 +34,7 @@ def work(queue: WorkQueue, owner: str, workers: int) -> None:
 
     def taken() -> Iterator[Unit]:
         for number in queue.take(owner):
-            # A name of its own: a unit that was given to another task in the meantime is not written by two.
+            # The owner in the name: a unit reassigned to another task is not written by two.
             yield replace(units[number], staged=queue.path.parent / f"{number}@{owner}", threads=1)
 
     with closing(convert_locally(taken(), workers, more_memory=MORE_MEMORY, apart=True)) as results:
@@ -45,15 +45,15 @@ def work(queue: WorkQueue, owner: str, workers: int) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Exit code 0 also where the conversion is gone."""
+    """Run the task; exit code 0 also if the conversion no longer exists."""
     queue = WorkQueue(Path(arguments[0]))
     staging = queue.path.parent
     job = os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ.get("SLURM_JOB_ID") or "0"
     task, restart = os.environ.get("SLURM_ARRAY_TASK_ID", "0"), os.environ.get("SLURM_RESTART_COUNT", "0")
     owner = f"{job}_{task}.{restart}"
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that it says that it ends
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # runs the cleanup below
     try:
-        with queue.worked_on(owner):
+        with queue.mark_working(owner):
             work(queue, owner, default_workers())
     except (HpcTumorError, OSError) as error:
         if queue.path.exists():
@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> int:
             return 1
     finally:
         if not queue.path.exists() and staging.name.startswith(STAGING):
-            remove(staging)  # what this task was writing when the folder was removed
+            remove(staging)  # recreated by what this task was writing when it was removed
     return 0
 
 

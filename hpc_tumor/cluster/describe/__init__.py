@@ -1,1 +1,1 @@
-"""Describe a cluster: profile files and SLURM's own answers in, validated profiles and facts out."""
+"""Describe a cluster: from profile files and the output of SLURM's commands to validated profiles and facts."""

@@ -1,4 +1,4 @@
-"""A first profile of the cluster that this runs on, written from what the cluster says of itself."""
+"""Write a first profile of this cluster from the output of SLURM's commands."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hpc_tumor import settings
 from hpc_tumor.cluster.describe.facts import read_facts
-from hpc_tumor.cluster.describe.first_profile import Draft, accounts_for, main_kind
+from hpc_tumor.cluster.describe.first_profile import Draft, allowed_accounts, main_kind
 from hpc_tumor.cluster.describe.profiles import LOCAL
 from hpc_tumor.cluster.describe.site import Facts, Partition
 from hpc_tumor.config import ClusterProfile
@@ -21,7 +21,7 @@ from hpc_tumor.validation import build
 
 @dataclass(frozen=True)
 class Discovery:
-    """The profile that was written, where, and what a person should know of how it came about."""
+    """Profile that was written, its path, and notes on guesses in it."""
 
     path: Path
     profile: ClusterProfile
@@ -31,21 +31,21 @@ class Discovery:
 def discover(
     name: str | None = None, partition: str | None = None, output: Path | None = None, overwrite: bool = False
 ) -> Discovery:
-    """Write a profile of this cluster: to `output`, else among the user's own profiles.
+    """Write a profile of this cluster to `output`, by default to the user's own profiles.
 
     Raises:
-        ClusterError: SLURM does not answer, or has no partition that this account may use.
-        UsageError: there is no such partition, or the file is there already or cannot be written.
+        ClusterError: SLURM does not answer, or no partition is open to this user.
+        UsageError: the partition does not exist, or the file exists or cannot be written.
     """
     facts = read_facts()
     if facts.partitions is None:
-        raise ClusterError("neither sinfo nor scontrol answers here: run this on the cluster's login node.")
+        raise ClusterError("neither sinfo nor scontrol works here: run this on the cluster's login node.")
     chosen = _choose(facts, partition)
     name = name or (output.stem if output else _default_name(facts, chosen))
     _check_name(name, output)
     path = output or settings.user_directory() / "clusters" / f"{name}.toml"
     if path.exists() and not overwrite:
-        raise UsageError(f"{path} is there already: --overwrite replaces it, --name or --output writes another.")
+        raise UsageError(f"{path} exists already: replace it with --overwrite, or choose another --name or --output.")
     draft = Draft(facts, chosen)
     text = draft.text(name if name != path.stem else None)
     profile = build(ClusterProfile, {"name": name, **tomllib.loads(text)}, where="what this cluster says")
@@ -56,40 +56,40 @@ def discover(
 
 def _check_name(name: str, output: Path | None) -> None:
     if name == LOCAL:
-        raise UsageError(f"--name {LOCAL}: that is this machine without SLURM. Choose another name.")
+        raise UsageError(f"--name {LOCAL} is reserved for this machine without SLURM: choose another name.")
     if not re.fullmatch(r"\w[\w.-]*", name):
-        raise UsageError(f"--name {name!r}: letters, digits, '-', '_' and '.' make the name of a profile.")
+        raise UsageError(f"--name {name!r}: use letters, digits, '-', '_' and '.'.")
     if output and output.suffix != ".toml":
-        raise UsageError(f"--output {output}: a profile's file ends in .toml: --output {output}.toml")
+        raise UsageError(f"--output {output}: profiles are TOML files; use --output {output}.toml")
 
 
 def _choose(facts: Facts, name: str | None) -> Partition:
-    """The partition named; else the one with the most GPUs on a node among those that this account may use."""
+    """Return the named partition, else the one with the most GPUs per node that is open to this user."""
     partitions = facts.partitions or {}
     if name is not None:
         if name not in partitions:
             raise unknown("partition", name, partitions)
         return partitions[name]
-    usable = [each for each in partitions.values() if each.up and _is_open(each, facts)]
+    usable = [partition for partition in partitions.values() if partition.up and _is_open(partition, facts)]
     if not usable:
         raise ClusterError("no partition here is open to your accounts: name one with --partition.")
 
-    def worth(each: Partition) -> tuple[int, int, bool, int]:
-        kind = main_kind(each)
-        return kind.gpus, kind.gpus * kind.nodes, each.default, each.walltime or 10**9
+    def rank(partition: Partition) -> tuple[int, int, bool, int]:
+        kind = main_kind(partition)
+        return kind.gpus, kind.gpus * kind.nodes, partition.default, partition.walltime or 10**9
 
-    return max(usable, key=worth)
+    return max(usable, key=rank)
 
 
 def _is_open(partition: Partition, facts: Facts) -> bool:
-    """Return True if this user's groups, and an account and a QOS of theirs, are let in."""
-    if not partition.for_my_group:
+    """Return True if the partition allows one of this user's groups, accounts and QOS."""
+    if not partition.allows_group:
         return False
     if facts.accounts is None:
         return True
-    payers = [facts.payer(name, partition) for name in accounts_for(facts, partition)]
-    names = [(payer.qos if payer else None) for payer in payers]
-    return any(each is None or any(partition.lets_qos(qos) for qos in each) for each in names)
+    accounts = [facts.account_limits(name, partition) for name in allowed_accounts(facts, partition)]
+    qos_lists = [(account.qos if account else None) for account in accounts]
+    return any(qos is None or any(map(partition.allows_qos, qos)) for qos in qos_lists)
 
 
 def _default_name(facts: Facts, partition: Partition) -> str:

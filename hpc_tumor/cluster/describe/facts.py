@@ -1,6 +1,6 @@
-"""Facts that a cluster tells of itself and of this account, asked of sinfo, scontrol and sacctmgr.
+"""Read facts about a cluster and this user from sinfo, scontrol and sacctmgr.
 
-Any of SLURM's commands may be missing or fail; what it would have said is None then, and the command is named.
+Each command may be missing or fail: its facts are then None, and the command is listed in `Facts.missing`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hpc_tumor.cluster.slurm import parse_count, run_slurm
 from hpc_tumor.errors import ClusterError
 from hpc_tumor.vocabulary import parse_seconds
 
-SECONDS = 5.0  # that a command may take
+SECONDS = 5.0  # timeout of a command
 _SINFO = "%P|%a|%l|%D|%c|%m|%d|%G|%f"
 _ASSOCIATION = (
     "Cluster", "Account", "Partition", "QOS", "DefaultQOS", "MaxJobs", "MaxSubmit", "MaxWall", "MaxTRES", "GrpTRES",
@@ -27,7 +27,7 @@ _QOS = ("Name", "Flags", "MaxJobsPU", "MaxSubmitPU", "MaxWall", "MaxTRES", "MaxT
 
 
 def read_facts(seconds: float = SECONDS) -> Facts:
-    """Ask all commands at once; takes no longer than the slowest, and never fails."""
+    """Run all commands in parallel; never raises."""
     user = _user()
     commands = {
         "sinfo": ("sinfo", "--all", "--noheader", "--exact", f"--format={_SINFO}"),
@@ -53,9 +53,9 @@ def read_facts(seconds: float = SECONDS) -> Facts:
         cluster=cluster,
         version=config.get("SLURM_VERSION"),
         missing=tuple(name for name, text in answers.items() if text is None),
-        accounts_in=in_partition,
+        partition_accounts=in_partition,
         enforced=_enforced(config.get("AccountingStorageEnforce")),
-        chosen_by_site=plugins not in ("(null)", ""),
+        has_submit_plugin=plugins not in ("(null)", ""),
         tmp=config.get("TmpFS"),
     )  # fmt: skip
 
@@ -63,42 +63,42 @@ def read_facts(seconds: float = SECONDS) -> Facts:
 def _user() -> str:
     try:
         return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:  # known to the directory of another machine only
+    except KeyError:  # no such user in this machine's directory
         return os.environ.get("USER", str(os.getuid()))
 
 
 def _ask(seconds: float, command: tuple[str, ...]) -> str | None:
     try:
         return run_slurm(*command, seconds=seconds)
-    except (ClusterError, OSError, ValueError):  # not there, not for us to run, or not text
+    except (ClusterError, OSError, ValueError):  # missing, not permitted, or not text
         return None
 
 
 def _enforced(text: str | None) -> frozenset[str] | None:
-    """`associations,limits,qos,safe` → what of it is checked; each of the others brings associations along."""
+    """Parse AccountingStorageEnforce, such as `limits,qos,safe`; any rule implies `associations`."""
     if text is None:
         return None
-    checked = {
+    rules = {
         name for name in re.split(r"[,\s]+", text.lower()) if name not in ("", "none", "(null)", "nojobs", "nosteps")
     }
-    if checked & {"safe", "all"}:
-        checked |= {"limits"}
-    if "all" in checked:
-        checked |= {"qos"}
-    return frozenset(checked | {"associations"} if checked else checked)
+    if rules & {"safe", "all"}:
+        rules |= {"limits"}
+    if "all" in rules:
+        rules |= {"qos"}
+    return frozenset(rules | {"associations"} if rules else rules)
 
 
 def _accounts(
     associations: list[list[str]] | None, cluster: str | None
 ) -> tuple[dict[str, Limits] | None, dict[tuple[str, str], Limits]]:
-    """Limits of this user's accounts on this cluster, in all partitions, and in those that have others."""
+    """Return the limits of this user's accounts on this cluster, in general and for single partitions."""
     general: dict[str, Limits] = {}
     in_partition: dict[tuple[str, str], Limits] = {}
-    for of, account, partition, qos, default_qos, running, queued, walltime, per_job, in_all in associations or ():
-        if cluster and of.lower() != cluster.lower():  # one database may hold several
+    for owner, account, partition, qos, default_qos, running, queued, walltime, per_job, total in associations or ():
+        if cluster and owner.lower() != cluster.lower():  # a database may serve several clusters
             continue
         limits = replace(
-            _limits(walltime, running, queued, per_job, in_all),
+            _limits(walltime, running, queued, per_job, total),
             qos=_names(qos), default_qos=default_qos or None,
         )  # fmt: skip
         if partition:
@@ -110,7 +110,7 @@ def _accounts(
 
 
 def _qos(rows: list[list[str]] | None) -> dict[str, Limits] | None:
-    """By their names in small letters; how they are written does not matter to SLURM."""
+    """Return the limits of each QOS by its name in lower case; SLURM ignores case."""
     return {
         name.lower(): replace(_limits(walltime, running, queued, *amounts), flags=_names(flags) or ())
         for name, flags, running, queued, walltime, *amounts in rows or ()
@@ -118,11 +118,11 @@ def _qos(rows: list[list[str]] | None) -> dict[str, Limits] | None:
 
 
 def _limits(walltime: str, running: str, queued: str, *amounts: str) -> Limits:
-    """`amounts` are limits on resources, of which the least holds."""
+    """Parse limits; `amounts` are several limits on resources, of which the smallest holds."""
     resources = [parse_resources(text) for text in amounts]
 
     def least(name: str) -> float | None:
-        return min((each[name] for each in resources if name in each), default=None)
+        return min((limit[name] for limit in resources if name in limit), default=None)
 
     def whole(name: str) -> int | None:
         return None if (number := least(name)) is None else int(number)
@@ -134,18 +134,18 @@ def _limits(walltime: str, running: str, queued: str, *amounts: str) -> Limits:
 
 
 def _partitions(sinfo: str | None, scontrol: str | None) -> dict[str, Partition] | None:
-    """From sinfo come the nodes, from scontrol who may use them; either may be missing."""
-    seen, told, groups = _seen(sinfo), _told(scontrol), _groups()
+    """Combine the nodes from sinfo with the access rules from scontrol; either may be missing."""
+    with_nodes, rules, groups = _parse_sinfo(sinfo), _parse_scontrol(scontrol), _groups()
     partitions = {}
-    for name in dict.fromkeys([*seen, *told]):
-        values = told.get(name, {})
+    for name in dict.fromkeys([*with_nodes, *rules]):
+        values = rules.get(name, {})
         stated = Partition(
             name,
             values.get("State") == "UP",
             values.get("Default") == "YES",
             parse_minutes(values.get("MaxTime", "")),
         )
-        partition = seen.get(name, stated)
+        partition = with_nodes.get(name, stated)
         allowed = _names(values.get("AllowGroups", ""))
         closed = values.get("RootOnly") == "YES" or (allowed is not None and not groups & set(allowed))
         partitions[name] = replace(
@@ -155,16 +155,16 @@ def _partitions(sinfo: str | None, scontrol: str | None) -> dict[str, Partition]
             accounts=_names(values.get("AllowAccounts", "")),
             qos=_names(values.get("AllowQos", "")),
             own_qos=next(iter(_names(values.get("QoS", "")) or ()), None),
-            kinds=tuple(_within(kind, values) for kind in partition.kinds),
+            kinds=tuple(_capped(kind, values) for kind in partition.kinds),
             denied_accounts=_names(values.get("DenyAccounts", "")) or (),
             denied_qos=_names(values.get("DenyQos", "")) or (),
-            for_my_group=os.getuid() == 0 or not closed,
+            allows_group=os.getuid() == 0 or not closed,
         )
     return partitions or None
 
 
-def _seen(sinfo: str | None) -> dict[str, Partition]:
-    """Partitions with their kinds of nodes, as sinfo shows them."""
+def _parse_sinfo(sinfo: str | None) -> dict[str, Partition]:
+    """Return the partitions with their kinds of nodes."""
     partitions: dict[str, Partition] = {}
     for row in _rows(sinfo, _SINFO.count("|") + 1) or ():
         name, state, walltime, nodes, cpus, memory, disk, gres, features = row
@@ -178,14 +178,14 @@ def _seen(sinfo: str | None) -> dict[str, Partition]:
     return partitions
 
 
-def _told(scontrol: str | None) -> dict[str, dict[str, str]]:
-    """Settings of each partition, as scontrol shows them."""
+def _parse_scontrol(scontrol: str | None) -> dict[str, dict[str, str]]:
+    """Return the settings of each partition."""
     lines = [dict(re.findall(r"(\w+)=(\S+)", line)) for line in (scontrol or "").splitlines()]
     return {values["PartitionName"]: values for values in lines if "PartitionName" in values}
 
 
-def _within(kind: NodeKind, partition: dict[str, str]) -> NodeKind:
-    """As much of a node as the partition lets a job have."""
+def _capped(kind: NodeKind, partition: dict[str, str]) -> NodeKind:
+    """Limit a node to what the partition allows a job to use."""
     cpus, memory = (parse_count(partition.get(name, "")) for name in ("MaxCPUsPerNode", "MaxMemPerNode"))
     return replace(
         kind,
@@ -195,21 +195,21 @@ def _within(kind: NodeKind, partition: dict[str, str]) -> NodeKind:
 
 
 def _groups() -> set[str]:
-    """This user's groups by name."""
+    """Return the names of this user's groups."""
     names = set()
     for number in {os.getgid(), *os.getgroups()}:
         try:
             names.add(grp.getgrgid(number).gr_name)
-        except KeyError:  # known to the directory of another machine only
+        except KeyError:  # no such group in this machine's directory
             continue
     return names
 
 
-# What SLURM prints; nonsense is nothing, never an error.
+# Parsers of SLURM's output; they ignore anything malformed.
 
 
 def _rows(text: str | None, columns: int) -> list[list[str]] | None:
-    """Lines of `a|b|c` with so many columns, the first of them not empty; None where there was no answer."""
+    """Parse lines of `a|b|c`, skipping those with another number of columns or an empty first one."""
     if text is None:
         return None
     lines = (line.strip().split("|") for line in text.splitlines())
@@ -217,30 +217,30 @@ def _rows(text: str | None, columns: int) -> list[list[str]] | None:
 
 
 def _settings(text: str | None) -> dict[str, str]:
-    """Lines of `Name = value`."""
+    """Parse lines of `Name = value`."""
     pairs = (line.partition("=") for line in (text or "").splitlines() if "=" in line)
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 def _names(text: str) -> tuple[str, ...] | None:
-    """`a,b` → both; None for ALL and for nothing."""
+    """Parse `a,b`; None for ALL and for no value."""
     return None if text in ("", "ALL", "(null)", "N/A") else tuple(name for name in text.split(",") if name)
 
 
 def _first_number(text: str) -> int:
-    """`128+` and `24` → the number; 0 where there is none."""
+    """Parse the number in `128+` or `24`; 0 if there is none."""
     match = re.match(r"\d+", text)
     return int(match[0]) if match else 0
 
 
 def parse_minutes(text: str) -> int | None:
-    """`2:00:00`, `6-06:00:00`, `30:00` → minutes, at least 1; None for UNLIMITED, infinite and nothing."""
+    """Parse `2:00:00`, `6-06:00:00` or `30:00` to minutes, at least 1; None for UNLIMITED, infinite and no value."""
     seconds = parse_seconds(text)
     return max(1, int(seconds // 60)) if seconds else None
 
 
 def parse_gres(text: str) -> tuple[int, tuple[str, ...]]:
-    """`gpu:a100:4(S:0-1),shard:8` → the number of GPUs and their types; a type may be 2080ti."""
+    """Parse `gpu:a100:4(S:0-1),shard:8` to the number of GPUs and their types, which may begin with a digit."""
     gpus, types = 0, []
     for item in re.sub(r"\([^)]*\)", "", text).split(","):
         kind, *fields = item.strip().split(":")
@@ -253,7 +253,7 @@ def parse_gres(text: str) -> tuple[int, tuple[str, ...]]:
 
 
 def parse_resources(text: str) -> dict[str, float]:
-    """`cpu=96,gres/gpu=4,mem=500G` → the number of each; memory in GB, which is in MB where no letter says more."""
+    """Parse `cpu=96,gres/gpu=4,mem=500G`; memory is returned in GB, and is in MB without a unit."""
     amounts = {}
     for name, number, unit in re.findall(r"(?:^|,)([^,=]+)=(\d+(?:\.\d+)?)([KMGTP]?)", text):
         amounts[name] = float(number) * (1024 ** ("KMGTP".index(unit or "M") - 2) if name == "mem" else 1)

@@ -1,4 +1,4 @@
-"""The text of a cluster's first profile: what is known of one of its partitions, with a comment on each line."""
+"""Write the text of a cluster's first profile: the facts about a partition, with a comment on each line."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from hpc_tumor.cluster.describe.site import Facts, Limits, NodeKind, Partition
 from hpc_tumor.system.resources import home_directory
 from hpc_tumor.vocabulary import hours, slurm_time
 
-_DISKS = ("SLURM_TMPDIR", "LOCAL_SCRATCH", "JOBSCRATCH", "LSCRATCH")  # of a node, as sites name them
-_SCRATCH = ("SCRATCH", "WORK", "FAST", "CINECA_SCRATCH")
+_DISKS = ("SLURM_TMPDIR", "LOCAL_SCRATCH", "JOBSCRATCH", "LSCRATCH")  # variables of sites for a node's local disk
+_SCRATCH = ("SCRATCH", "WORK", "FAST", "CINECA_SCRATCH")  # variables of sites for fast shared storage
 _GUESSED_MINUTES = 24 * 60
 _MODEL = re.compile(
     r"(?<![a-z0-9])(?:[vp]100|g?[ahb][12]\d0|gb[23]00|a(?:2|10g?|16|30|40|800|[2456][05]00)|l(?:4|20|40s?)|t4|k[248]0m?"
@@ -24,95 +24,95 @@ _MODEL = re.compile(
 
 
 class Draft:
-    """A profile while it is being written, with notes on what in it is a guess."""
+    """Profile being written, with notes on guesses in it."""
 
     def __init__(self, facts: Facts, partition: Partition) -> None:
         self.facts, self.partition, self.node = facts, partition, main_kind(partition)
         self.notes: list[str] = []
-        self.payers = accounts_for(facts, partition)
-        self.account = self.payers[0] if len(self.payers) == 1 else None
+        self.accounts = allowed_accounts(facts, partition)
+        self.account = self.accounts[0] if len(self.accounts) == 1 else None
         self.qos = self._needed_qos()
         self.limits = facts.limits(partition, self.qos, self.account)
         if len(partition.kinds) > 1:
-            about = f"{self.node.gpus} GPUs" if self.node.gpus else f"{self.node.cpus} CPUs"
-            self.notes.append(f"{partition.name} has several kinds of nodes: this describes those with {about}")
+            size = f"{self.node.gpus} GPUs" if self.node.gpus else f"{self.node.cpus} CPUs"
+            self.notes.append(f"{partition.name} has several kinds of nodes: the profile describes those with {size}")
         if not partition.up:
-            self.notes.append(f"{partition.name} is closed for now")
+            self.notes.append(f"{partition.name} is down")
         if facts.missing:
-            self.notes.append(f"no answer came from {', '.join(facts.missing)}: limits may be missing")
+            self.notes.append(f"no answer from {', '.join(facts.missing)}: limits may be missing")
 
     def text(self, name: str | None) -> str:
-        """The profile as TOML; a comment explains each line."""
+        """Return the profile as TOML with a comment on each line."""
         where, model = self.facts.cluster or "this cluster", _model(self.node)
         gpus = f", {self.node.gpus} {f'× {model}' if model else 'GPUs'} on a node" if self.node.gpus else ""
         lines = [
-            "# Written by `hpc-tumor clusters discover` from what sinfo, scontrol and sacctmgr say. Look it over, and",
-            "# fill in what no command tells, such as modules and fast storage. A commented line is an example.",
+            "# Written by `hpc-tumor clusters discover` from the output of sinfo, scontrol and sacctmgr. Check it, and",
+            "# add what no command reports, such as modules and fast storage. Commented lines are examples.",
             *([f"name = {_text(name)}"] if name else []),
             f"description = {_text(f'{where}: partition {self.partition.name}{gpus}')}",
-            "", "# How this site wants to be asked.", "[slurm]", *self._slurm(),
-            "", "# One node, as much of it as one job may have.", "[node]", *self._node(),
-            "", "# What one user may ask for. A request beyond it is refused before it is submitted.", "[limits]",
+            "", "# Options of sbatch at this site.", "[slurm]", *self._slurm(),
+            "", "# Resources of one node that a job may use.", "[node]", *self._node(),
+            "", "# Limits of one user. Requests beyond them are refused before submission.", "[limits]",
             *self._limits(),
-            "", "# What a job needs before Python starts.", "[environment]", *self._environment(),
+            "", "# Set-up of a job before Python starts.", "[environment]", *self._environment(),
         ]  # fmt: skip
         return "\n".join(lines) + "\n"
 
     def _slurm(self) -> list[str]:
         node, others = self.node, self._others()
-        typed, featured = self._to_tell_apart()
+        typed, featured = self._distinguishing()
         types = node.gpu_types or ("a100",)
         features = f"; features of these nodes: {', '.join(node.features)}" if node.features else ""
         request = '"gres"' if node.gpus else '"none"'
-        how = '"gres" asks --gres=gpu:N, "gpus-per-node" asks --gpus-per-node=N, "none" asks for no GPUs'
-        jobs = "false # JobRequeue=0: a job does not go back into the queue, and a long run is a chain of jobs"
+        how = '"gres": --gres=gpu:N, "gpus-per-node": --gpus-per-node=N, "none": no GPUs are requested'
+        jobs = "false # JobRequeue=0: jobs are not requeued, and long runs are chains of jobs"
         return [
             _line("partition", self.partition.name, others or "the only one"),
             self._account_line(),
             self._qos_line(),
-            _line("constraint", featured, f"which kind of nodes{features}", node.features or ("a100",)),
+            _line("constraint", featured, f"kind of nodes{features}", node.features or ("a100",)),
             f"gpu_request = {request} # {how}",
-            _line("gpu_type", typed, "kind of GPU in the request, as in --gres=gpu:TYPE:N", types),
-            f"requeue = {jobs}" if self.facts.requeue is False else "# requeue = false # where the site forbids it",
+            _line("gpu_type", typed, "type of GPU, as in --gres=gpu:TYPE:N", types),
+            f"requeue = {jobs}" if self.facts.requeue is False else "# requeue = false # if the site forbids it",
         ]  # fmt: skip
 
     def _others(self) -> str:
-        """The other partitions, those with GPUs first, in short."""
+        """List the other partitions, those with GPUs first."""
         others = [each for each in (self.facts.partitions or {}).values() if each.name != self.partition.name]
         others.sort(key=lambda each: -each.largest.gpus)
-        named = [f"{each.name} ({each.largest.gpus} GPUs)" if each.largest.gpus else each.name for each in others]
-        return f"others: {_some(named, 8)}" if named else ""
+        names = [f"{each.name} ({each.largest.gpus} GPUs)" if each.largest.gpus else each.name for each in others]
+        return f"others: {_join(names, 8)}" if names else ""
 
     def _account_line(self) -> str:
         if self.account:
-            return _line("account", self.account, 'who pays: yours; "required" makes each user name theirs')
-        if not self.payers:
-            return _line("account", None, 'who pays: a name, or "required" where each user names theirs', ("required",))
+            return _line("account", self.account, 'account to charge; "required" if each user must name one')
+        if not self.accounts:
+            return _line("account", None, 'account to charge, or "required" if each user must name one', ("required",))
         default = self.facts.default_account
-        also = f"; yours by default: {default}" if default else ""
-        self.notes.append(f"several accounts may pay: name one with --account: {', '.join(self.payers)}")
-        return _line("account", "required", f"who pays, named with --account: {', '.join(self.payers)}{also}")
+        default_note = f"; your default: {default}" if default else ""
+        self.notes.append(f"you have several accounts: choose one with --account: {', '.join(self.accounts)}")
+        return _line("account", "required", f"chosen with --account: {', '.join(self.accounts)}{default_note}")
 
     def _needed_qos(self) -> str | None:
-        """A QOS to name, where the partition does not take the one that jobs have by default."""
-        payer = self.facts.payer(self.account, self.partition)
-        if payer is None or not payer.qos or self.partition.lets_qos(payer.default_qos or "normal"):
+        """Return a QOS that the partition allows, if it does not allow the default one."""
+        limits = self.facts.account_limits(self.account, self.partition)
+        if limits is None or not limits.qos or self.partition.allows_qos(limits.default_qos or "normal"):
             return None
-        fitting = [name for name in payer.qos if self.partition.lets_qos(name)]
-        if len(fitting) > 1:
-            self.notes.append(f"the QOS is a guess: {self.partition.name} takes {', '.join(fitting)}")
-        return fitting[0] if fitting else None
+        allowed = [name for name in limits.qos if self.partition.allows_qos(name)]
+        if len(allowed) > 1:
+            self.notes.append(f"the QOS is a guess: {self.partition.name} allows {', '.join(allowed)}")
+        return allowed[0] if allowed else None
 
     def _qos_line(self) -> str:
-        payer = self.facts.payer(self.account, self.partition)
-        mine = [name for name in (payer.qos if payer else None) or () if self.partition.lets_qos(name)]
+        limits = self.facts.account_limits(self.account, self.partition)
+        allowed = [name for name in (limits.qos if limits else None) or () if self.partition.allows_qos(name)]
         known = self.facts.qos or {}
-        shown = [_with_limits(name, known.get(name.lower(), Limits())) for name in mine]
-        remark = f"that you may name: {_some(shown, 6)}" if shown else "another QOS than the default one"
-        return _line("qos", self.qos, remark, mine or ("normal",))
+        described = [_with_limits(name, known.get(name.lower(), Limits())) for name in allowed]
+        remark = f"open to you: {_join(described, 6)}" if described else "if not the default QOS"
+        return _line("qos", self.qos, remark, allowed or ("normal",))
 
-    def _to_tell_apart(self) -> tuple[str | None, str | None]:
-        """A type or a feature to ask for, where the partition has GPUs of another kind, too."""
+    def _distinguishing(self) -> tuple[str | None, str | None]:
+        """Return a GPU type or a feature to request if the partition also has other GPUs."""
         others = [kind for kind in self.partition.kinds if kind.gpus and _model(kind) != _model(self.node)]
         if not others:
             return None, None
@@ -124,31 +124,31 @@ class Draft:
     def _node(self) -> list[str]:
         node, model = self.node, _model(self.node)
         if node.gpus and not model:
-            self.notes.append("the cluster does not name its GPUs: gpu_model is for you to fill in")
+            self.notes.append("the cluster does not report the model of its GPUs: fill in gpu_model")
         return [
             f"gpus = {node.gpus} # a job on some of them gets that share of CPUs and memory",
-            _line("gpu_model", model or None, "for people to read, and for `hpc-tumor doctor`", ("A100",)),
+            _line("gpu_model", model or None, "for display, and for `hpc-tumor doctor`", ("A100",)),
             f"cpus = {max(node.cpus, 1)} # as SLURM counts them",
-            f"memory_gb = {_floor(node.memory_gb)} # what SLURM gives, not what is built in",
+            f"memory_gb = {_floor(node.memory_gb)} # as SLURM allocates, not as installed",
         ]
 
     def _limits(self) -> list[str]:
         limits, node = self.limits, self.node
         walltime = limits.walltime or _GUESSED_MINUTES
-        why = "the least of partition, QOS and account"
+        why = "minimum of partition, QOS and account"
         if limits.walltime is None:
             why = "a guess: no limit is known"
-            self.notes.append("no time limit is known: 24 hours are a guess")
+            self.notes.append("no time limit is known: 24 hours is a guess")
         counts = [limits.nodes, node.nodes]
         if limits.gpus is not None and node.gpus:
             counts.append(max(limits.gpus // node.gpus, 1))
             if limits.gpus < node.gpus * (_least(limits.nodes, node.nodes) or 0):
-                self.notes.append(f"one user may have {limits.gpus} GPUs at once")
-        most = _least(*counts)
+                self.notes.append(f"the limit per user is {limits.gpus} GPUs")
+        nodes = _least(*counts)
         return [
             f'walltime = "{slurm_time(walltime)}" # {why}',
-            f"nodes = {most} # of one run" if most else "# nodes = 4 # of one run",
-            _number("running_jobs", limits.running, 5, "at once"),
+            f"nodes = {nodes} # of one run" if nodes else "# nodes = 4 # of one run",
+            _number("running_jobs", limits.running, 5, "at the same time"),
             _number("queued_jobs", limits.queued, 20, "running and waiting"),
         ]  # fmt: skip
 
@@ -156,34 +156,34 @@ class Draft:
         scratch = _scratch()
         disk = next((f"${name}" for name in _DISKS if os.environ.get(name)), None)
         if disk:
-            self.notes.append(f"node_disk = {disk} is a guess: is it a disk of the node itself?")
-        size = f", of {self.node.disk_gb:.0f} GB here" if self.node.disk_gb else ""
+            self.notes.append(f"node_disk = {disk} is a guess: check that it is local to the node")
+        size = f", here {self.node.disk_gb:.0f} GB" if self.node.disk_gb else ""
         examples = (self.facts.tmp or "/tmp",) if self.node.disk_gb else ("$TMPDIR",)
         return [
-            'modules = [] # loaded in this order, such as ["cuda/12.6"]; torch\'s wheels bring their own CUDA',
+            'modules = [] # loaded in this order, such as ["cuda/12.6"]; torch\'s wheels include CUDA',
             'setup = [] # lines of shell, such as ["source ~/site.sh"]',
-            'variables = {} # such as { NCCL_SOCKET_IFNAME = "ib0" }, where the interface must be named',
-            _line("scratch", scratch, "fast storage, where stores should lie", ("/scratch/$USER",)),
-            _line("node_disk", disk, f"a node's own disk{size}: stores are copied there, and read there", examples),
+            'variables = {} # such as { NCCL_SOCKET_IFNAME = "ib0" }, if the interface must be set',
+            _line("scratch", scratch, "fast storage, where stores should be kept", ("/scratch/$USER",)),
+            _line("node_disk", disk, f"local disk of a node{size}: stores are copied to and read from it", examples),
         ]
 
 
 def _floor(memory: float) -> str:
-    """GB that there are for sure, where SLURM says so many."""
+    """Format GB, rounded down."""
     return f"{int(memory)}" if memory >= 32 else f"{max(int(memory * 10), 10) / 10:g}"
 
 
 def _least(*values: int | None) -> int | None:
-    """The least of those that are known, and more than none."""
+    """Return the smallest of the values that are known and not 0."""
     return min((value for value in values if value), default=None)
 
 
-def _some(names: list[str], most: int) -> str:
-    return ", ".join(names[:most]) + (" …" if len(names) > most else "")
+def _join(names: list[str], limit: int) -> str:
+    return ", ".join(names[:limit]) + (" …" if len(names) > limit else "")
 
 
 def _scratch() -> str | None:
-    """Fast storage as sites name it, where it is there."""
+    """Return the fast storage of the site, if one of the usual names exists."""
     for name in _SCRATCH:
         if os.environ.get(name) and Path(os.environ[name]).is_dir():
             return f"${name}"
@@ -196,9 +196,9 @@ def _with_limits(name: str, limits: Limits) -> str:
 
 
 def _line(name: str, value: str | None, remark: str, examples: Iterable[str] = ("",)) -> str:
-    """A setting with what it means; commented out, with an example, where it is not known."""
-    shown = value if value is not None else next(iter(examples), "")
-    return f"{'' if value is not None else '# '}{name} = {_comment(_text(shown))} # {_comment(remark)}"
+    """Return a commented setting; an unknown one is commented out and shows an example."""
+    text = value if value is not None else next(iter(examples), "")
+    return f"{'' if value is not None else '# '}{name} = {_comment(_text(text))} # {_comment(remark)}"
 
 
 def _number(name: str, value: int | None, example: int, remark: str) -> str:
@@ -206,7 +206,7 @@ def _number(name: str, value: int | None, example: int, remark: str) -> str:
 
 
 def _text(value: str) -> str:
-    """`value` as TOML writes it; JSON's escapes are TOML's, too."""
+    """Quote `value` for TOML, whose escapes include those of JSON."""
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
@@ -214,13 +214,13 @@ def _comment(value: str) -> str:
     return "".join(sign for sign in value if sign.isprintable())
 
 
-def accounts_for(facts: Facts, partition: Partition) -> list[str]:
-    """This user's accounts that the partition lets in."""
-    return sorted(name for name in facts.accounts or () if partition.lets_account(name))
+def allowed_accounts(facts: Facts, partition: Partition) -> list[str]:
+    """Return this user's accounts that the partition allows."""
+    return sorted(name for name in facts.accounts or () if partition.allows_account(name))
 
 
 def main_kind(partition: Partition) -> NodeKind:
-    """The nodes with the most GPUs, then the most of them, as one kind: with what each of these has at least."""
+    """Return the nodes with the most GPUs, then the largest such group, as one kind with their common minimum."""
     alike: dict[tuple[int, str], list[NodeKind]] = {}
     for kind in partition.kinds:
         alike.setdefault((kind.gpus, _model(kind)), []).append(kind)
@@ -239,5 +239,5 @@ def main_kind(partition: Partition) -> NodeKind:
 
 
 def _model(kind: NodeKind) -> str:
-    """Model of the GPUs, by their type, else by a feature of the node that is a name of a GPU."""
+    """Return the model of the GPUs: their type, else a feature of the node that names a GPU."""
     return "+".join(kind.gpu_types) or next((name for name in kind.features if _MODEL.search(name)), "")

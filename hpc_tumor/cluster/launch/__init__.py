@@ -1,4 +1,4 @@
-"""Launch runs: experiments and plans in, jobs in a queue and `job.json` out.
+"""Launch runs: from experiments and plans to jobs in a queue and `job.json`.
 
-`sbatch` is the one way to sbatch; `snapshot` keeps the code that was submitted; `existing` tells which runs are there.
+`sbatch` is the only module that submits to SLURM; `snapshot` saves the submitted code; `existing` finds earlier runs.
 """

@@ -1,7 +1,4 @@
-"""Jobs of runs, made and started by submitit: by SLURM, or in the background of this machine.
-
-The only module that imports submitit.
-"""
+"""Start jobs with submitit, on SLURM or in the background of this machine. The only module that imports submitit."""
 
 from __future__ import annotations
 
@@ -22,10 +19,10 @@ from submitit.local.local import LocalExecutor, LocalJob
 from submitit.slurm.slurm import SlurmExecutor, SlurmJob
 
 from hpc_tumor.cluster.describe.profiles import LOCAL
-from hpc_tumor.cluster.launch.private import runs_of
+from hpc_tumor.cluster.launch.private import runs_folder
 from hpc_tumor.cluster.launch.sbatch import submit_script
 from hpc_tumor.cluster.launch.script import VERIFIED_PYTHON, sbatch_parameters
-from hpc_tumor.cluster.launch.snapshot import snapshot_path, verified
+from hpc_tumor.cluster.launch.snapshot import snapshot_path, verified_python
 from hpc_tumor.cluster.node.job import TrainingJob
 from hpc_tumor.cluster.node.local import LocalRun, rank_variables
 from hpc_tumor.cluster.node.local_queue import Ticket, take_ticket
@@ -38,8 +35,8 @@ from hpc_tumor.system.processes import python_variables
 
 
 def start_local(run: RunDir, code: Path) -> str:
-    """Start a run in the background of this machine, after those before it; gives the number of its process."""
-    executor = _DetachedExecutor(folder=run.submission, python=shlex.join([sys.executable, *verified(code)]))
+    """Start a run in the background of this machine, queued after earlier ones, and return its process id."""
+    executor = _DetachedExecutor(folder=run.submission, python=shlex.join([sys.executable, *verified_python(code)]))
     executor.code = code
     executor.ticket = take_ticket(run.path.parent, run.name)
     try:
@@ -55,32 +52,31 @@ def start_local(run: RunDir, code: Path) -> str:
 def start_on_slurm(
     runs: Sequence[RunDir], profile: ClusterProfile, plan: Plan, folder: Path, name: str, at_once: int
 ) -> list[str]:
-    """Submit the job of one run, or the array of several. Gives one number for each run, then those of its chain.
+    """Submit the job of one run, or an array for several. Returns a job id per run, then those of further links.
 
-    Raises:
-        ClusterError: SLURM refused; nothing of it stays in the queue.
+    Raises ClusterError if SLURM refuses; no job stays in the queue.
     """
-    taken: list[str] = []
+    accepted: list[str] = []
     calls = [TrainingJob(run.path) for run in runs]
     try:
         for link in range(plan.links):
-            after = taken[-1] if link else None
+            after = accepted[-1] if link else None
             executor = _executor(folder, profile, plan, name, after=after, at_once=at_once, tasks=len(runs))
-            executor.taken = taken
+            executor.accepted = accepted
             if len(runs) > 1:
                 return [str(job.job_id) for job in executor.submit_array(calls)]
             executor.submit(calls[0])
     except BaseException:
         with contextlib.suppress(ClusterError):
-            take_back(taken, profile)
+            cancel_started(accepted, profile)
         raise
-    return taken
+    return accepted
 
 
-def script_of(
+def script_text(
     runs: Sequence[RunDir], profile: ClusterProfile, plan: Plan, folder: Path, name: str, at_once: int = 0
 ) -> str:
-    """The text of the job's script. Nothing is written, and no SLURM is needed."""
+    """Return the text of the job script. Writes nothing and needs no SLURM."""
     parent = runs[0].path.parent
     if profile.name != LOCAL:
         return _executor(folder, profile, plan, name, at_once=at_once, tasks=len(runs)).script(len(runs))
@@ -96,8 +92,8 @@ def script_of(
     ])  # fmt: skip
 
 
-def take_back(ids: Sequence[str], profile: ClusterProfile) -> None:
-    """End what was just started."""
+def cancel_started(ids: Sequence[str], profile: ClusterProfile) -> None:
+    """Cancel jobs or processes that were just started."""
     for job_id in dict.fromkeys(job_id.partition("_")[0] for job_id in ids):
         if profile.name == LOCAL:
             with contextlib.suppress(ProcessLookupError):
@@ -107,11 +103,11 @@ def take_back(ids: Sequence[str], profile: ClusterProfile) -> None:
 
 
 class _ScriptExecutor(SlurmExecutor):
-    """submitit's executor, able to write its script where there is no SLURM; it hands it over as all others do."""
+    """submitit's executor that can render its script without SLURM, and submits it with `submit_script`."""
 
     profile: ClusterProfile
     plan: Plan
-    taken: list[str]  # numbers of the jobs that SLURM has taken
+    accepted: list[str]  # ids of the jobs that SLURM has accepted
 
     @classmethod
     def affinity(cls) -> int:
@@ -125,7 +121,7 @@ class _ScriptExecutor(SlurmExecutor):
     def _internal_process_submissions(self, delayed_submissions: list[DelayedSubmission]) -> list[Job[Any]]:
         if len(delayed_submissions) == 1:
             return super()._internal_process_submissions(delayed_submissions)
-        # As submitit does it, which would hand an array to an executor of its own class.
+        # The same as in submitit, which would use its own class for arrays.
         pickles = []
         for number, submission in enumerate(delayed_submissions):
             submission.set_timeout(self.parameters["time"], self.max_num_timeout)
@@ -143,11 +139,11 @@ class _ScriptExecutor(SlurmExecutor):
 
     def _submit_command(self, command: str) -> SlurmJob[Any]:
         script = self.folder / f".{secrets.token_hex(4)}.sh"
-        # In bytes: paths may hold some that are not UTF-8, whatever the locale.
+        # As bytes: paths may contain any, whatever the locale.
         script.write_bytes(os.fsencode(self._make_submission_file_text(command, uid="")))
         try:
             job_id = submit_script(script, self.parameters["job_name"], self.profile, self.plan)
-            self.taken.append(job_id)
+            self.accepted.append(job_id)
             job: SlurmJob[Any] = SlurmJob(self.folder, job_id, list(range(self._num_tasks())))
             job.paths.move_temporary_file(script, "submission_file")
         finally:
@@ -156,9 +152,9 @@ class _ScriptExecutor(SlurmExecutor):
 
 
 class _DetachedExecutor(LocalExecutor):
-    """submitit's executor with its controller in a session of its own, so that it survives logout.
+    """submitit's local executor with its controller in a new session, so that it survives logout.
 
-    The controller inherits the run's locked ticket, and the choice of GPUs as it is: submitit would overwrite it.
+    The controller inherits the run's locked ticket, and CUDA_VISIBLE_DEVICES unchanged.
     """
 
     ticket: Ticket
@@ -173,7 +169,7 @@ class _DetachedExecutor(LocalExecutor):
             "SUBMITIT_LOCAL_NTASKS": "1",
             "SUBMITIT_LOCAL_NODEID": "0",
             "SUBMITIT_LOCAL_JOB_NUM_NODES": "1",
-            "SUBMITIT_LOCAL_TIMEOUT_S": str(10 * 365 * 86_400),  # there is no limit on one's own machine
+            "SUBMITIT_LOCAL_TIMEOUT_S": str(10 * 365 * 86_400),  # unlimited
             "SUBMITIT_LOCAL_SIGNAL_DELAY_S": "30",
             "SUBMITIT_LOCAL_WITH_SHELL": "",
             "SUBMITIT_STDERR_TO_STDOUT": "1",
@@ -191,8 +187,8 @@ def _executor(
     folder: Path, profile: ClusterProfile, plan: Plan, name: str, after: str | None = None, at_once: int = 0,
     tasks: int = 1,
 ) -> _ScriptExecutor:  # fmt: skip
-    """submitit's executor, set up for this job: it makes the script, for --dry-run and for the submission."""
-    code = snapshot_path(runs_of(folder))
+    """Return the executor that renders and submits the script of a job."""
+    code = snapshot_path(runs_folder(folder))
     executor = _ScriptExecutor(folder=folder, python=VERIFIED_PYTHON)
     executor.profile, executor.plan = profile, plan
     executor.update_parameters(**sbatch_parameters(name, profile, plan, folder, code, after, at_once, tasks))

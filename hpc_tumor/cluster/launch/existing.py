@@ -1,4 +1,4 @@
-"""Runs that are there already: found among those asked for, and whether and as what they may go on."""
+"""Find existing runs of an experiment, and check that a run can be resumed."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from hpc_tumor.system.resources import absolute, owner_of
 from hpc_tumor.validation import build
 
 
-def find_same(experiments: Sequence[Experiment], runs: Path) -> list[RunState | None]:
-    """For each experiment the run below `runs` with the very same settings and data, where there is one.
+def find_existing(experiments: Sequence[Experiment], runs: Path) -> list[RunState | None]:
+    """Return for each experiment the run in `runs` with the same settings and data, or None.
 
-    Of several, one that is under way or finished goes before one that has ended without a result, and the latest first.
-    Those that others began and that have ended are not for this user to go on with.
+    Of several, runs that are under way or finished are preferred, then the latest. Ended runs of other users do not
+    count, as this user cannot resume them.
     """
     if not runs.is_dir():
         return [None] * len(experiments)
@@ -43,14 +43,14 @@ def find_same(experiments: Sequence[Experiment], runs: Path) -> list[RunState | 
     states = {state.run.path: state for state in read_states([run for same_runs in same.values() for run in same_runs])}
 
     def best(same_runs: list[RunDir]) -> RunState | None:
-        open_to_us = [states[run.path] for run in same_runs if states[run.path].state.under_way or is_own(run)]
-        return max(reversed(open_to_us), key=lambda state: state.state.under_way, default=None)
+        usable = [states[run.path] for run in same_runs if states[run.path].state.under_way or is_own(run)]
+        return max(reversed(usable), key=lambda state: state.state.under_way, default=None)
 
     return [best(same_runs) for same_runs in candidates]
 
 
 def _is_same(run: RunDir, experiment: Experiment, fingerprint: object) -> bool:
-    """Return True where a run of the same signature has these settings, whatever the defaults were, and this data."""
+    """Return True if a run with the same signature has these resolved settings and this data."""
     with suppress(UsageError):
         store = section(section(read_json(run.provenance)).get("store"))
         return store.get("fingerprint") == fingerprint and run.experiment() == experiment
@@ -58,22 +58,22 @@ def _is_same(run: RunDir, experiment: Experiment, fingerprint: object) -> bool:
 
 
 def is_own(run: RunDir) -> bool:
-    """Return True where this user began the run."""
+    """Return True if this user owns the run."""
     return run.path.stat().st_uid == os.getuid()
 
 
-def own_submission(run: RunDir) -> tuple[ClusterProfile, Plan]:
-    """Return the profile and plan of a run of this user's. UsageError for one of others, or never submitted."""
+def read_own_submission(run: RunDir) -> tuple[ClusterProfile, Plan]:
+    """Return the profile and plan of a run. Raises UsageError if it is another user's, or was never submitted."""
     if not is_own(run):
         raise UsageError(
-            f"{run.name} belongs to {owner_of(run.path)}, and nobody else can resume it; hpc-tumor rerun trains it as a"
-            " run of your own."
+            f"{run.name} belongs to {owner_of(run.path)}, who alone can resume it: train it as your own run with"
+            " hpc-tumor rerun."
         )
-    return submitted_as(run)
+    return read_submission(run)
 
 
-def submitted_as(run: RunDir) -> tuple[ClusterProfile, Plan]:
-    """Return the profile and plan that a run was submitted with. UsageError where it never was."""
+def read_submission(run: RunDir) -> tuple[ClusterProfile, Plan]:
+    """Return the profile and plan that a run was submitted with. Raises UsageError if it never was."""
     job = JobRecord.of_run(run)
     if job.faults:
         raise UsageError(f"{run.name}: {'; '.join(job.faults)}. {OTHER_VERSION}")
@@ -85,19 +85,19 @@ def submitted_as(run: RunDir) -> tuple[ClusterProfile, Plan]:
     names = f" ({', '.join(hidden)})" if hidden else ""
     if hidden or any(MASKED in line for line in profile.environment.setup):
         raise UsageError(
-            f"{run.name} was submitted with settings of {owner_of(run.path)}'s that others may not see"
-            f"{names}: submit it with a profile of your own."
+            f"{run.name} was submitted by {owner_of(run.path)} with secret settings{names}: submit it with a profile of"
+            " your own."
         )
     return profile, job.plan
 
 
-def refuse_what_goes_on(runs: Sequence[RunDir]) -> None:
-    """Raises UsageError for the first of the runs that may still do something by itself."""
+def refuse_active(runs: Sequence[RunDir]) -> None:
+    """Raise UsageError for the first run that has not ended, or may not have."""
     for state in read_states(runs) if runs else ():
         if state.ending:
             raise UsageError(f"{state.name} is still ending: try again in a few seconds.")
         if state.cancellable and not state.alive:
-            raise UsageError(f"SLURM does not say whether {state.name} still goes on: try again when it answers.")
+            raise UsageError(f"SLURM does not answer, so {state.name} may still be active: try again later.")
         if state.alive or state.state.under_way or state.state is State.UNREADABLE:
             raise UsageError(
                 f"{state.name} is {state.state}: only a run that has ended without a result can be resumed."
@@ -105,10 +105,7 @@ def refuse_what_goes_on(runs: Sequence[RunDir]) -> None:
 
 
 def refuse_changed_settings(run: RunDir) -> None:
-    """Raises DataError where the run has checkpoints, and its settings are others than those that made them.
-
-    Its job would refuse them, too, by what the checkpoint itself says.
-    """
+    """Raise DataError if the settings of a run differ from those of its checkpoints; its job would refuse them too."""
     made = (read_json(run.provenance) or {}).get("settings")
     if isinstance(made, dict) and run.last_checkpoint.exists():
         _, must_not = changed_settings(made, settings_by_name(run.experiment()))
@@ -116,6 +113,6 @@ def refuse_changed_settings(run: RunDir) -> None:
 
 
 def with_absolute_store(experiment: Experiment) -> Experiment:
-    """The experiment as a run directory keeps it: true from any working directory."""
+    """Return the experiment with an absolute path of the store, valid in any working directory."""
     data = experiment.data.model_copy(update={"store": absolute(experiment.data.store)})
     return experiment.model_copy(update={"data": data})

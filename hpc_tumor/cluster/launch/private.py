@@ -1,7 +1,4 @@
-"""Folders that only this user can write, and which of this user's commands may do so at the moment.
-
-What a job unpickles and imports lies in them, beside the runs of others.
-"""
+"""Private folders for the pickles and code that jobs load, and locks between commands of the same user."""
 
 from __future__ import annotations
 
@@ -18,26 +15,26 @@ from hpc_tumor.system.resources import absolute
 
 
 def code_folder(runs: Path) -> Path:
-    """Return the folder of the code that this user submits, beside their runs."""
+    """Return the folder of code snapshots of this user."""
     return runs / f".code-{os.getuid()}"
 
 
 def submissions_folder(runs: Path) -> Path:
-    """Return the folder of scripts and logs of this user's array jobs, beside their runs."""
+    """Return the folder of scripts and logs of array jobs of this user."""
     return runs / f".submissions-{os.getuid()}"
 
 
-def runs_of(folder: Path) -> Path:
-    """The folder of all runs, from that of one job: of an array, or logs/submission in a run directory."""
+def runs_folder(folder: Path) -> Path:
+    """Return the folder of all runs from that of a job: of an array, or logs/submission in a run directory."""
     return folder.parents[1] if folder.parent.name.startswith(".submissions-") else folder.parents[2]
 
 
 def make_private(folder: Path) -> Path:
-    """Make `folder`, for this user alone; one that is there must be theirs already.
+    """Create `folder` for this user only, or make an existing one private.
 
     Raises:
-        UsageError: it belongs to somebody else, or is a link, so that they could put their own files into it.
-        OSError: it cannot be made.
+        UsageError: it belongs to another user, or is a link, so that others could place files in it.
+        OSError: it cannot be created.
     """
     try:
         folder.mkdir(mode=0o700)
@@ -48,55 +45,53 @@ def make_private(folder: Path) -> Path:
 
 
 def check_private(folder: Path) -> None:
-    """Raise UsageError where `folder` is there and belongs to somebody else, or is a link."""
+    """Raise UsageError if `folder` exists and belongs to another user, or is a link."""
     try:
-        found = folder.lstat()
+        status = folder.lstat()
     except FileNotFoundError:
         return
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
         raise UsageError(
-            f"{folder} is not a folder of yours, and what it holds would run in your jobs: remove it, or name"
-            " another folder with --runs."
+            f"{folder} is not a folder of yours, but your jobs would run code from it: remove it, or choose another"
+            " folder with --runs."
         )
 
 
 @contextlib.contextmanager
-def submitting(runs: Path) -> Iterator[bool]:
-    """One command of this user at a time looks what is there in `runs`, and adds to it: none trains the same twice.
+def submission_lock(runs: Path) -> Iterator[bool]:
+    """Lock `runs` against other commands of this user, so that none submits the same run twice.
 
-    Gives False where the file system has no locks, so that another one may be at work as well. Folders that were made
-    for it and hold nothing at the end go again.
+    Yields False if the file system has no locks. Creates `runs`, and removes it again if it stays empty.
 
-    Raises:
-        UsageError: `runs` cannot be made or written.
+    Raises UsageError if `runs` cannot be created or written.
     """
     runs = absolute(runs)
-    made = [folder for folder in (runs, *runs.parents) if not folder.exists()]
+    created = [folder for folder in (runs, *runs.parents) if not folder.exists()]
     try:
         with contextlib.ExitStack() as stack:
             try:
                 runs.mkdir(parents=True, exist_ok=True)
-                alone = stack.enter_context(locked(code_folder(runs) / "lock"))
+                exclusive = stack.enter_context(locked(code_folder(runs) / "lock"))
             except OSError as error:
                 raise write_error(error, runs, "a run") from error
-            yield alone
+            yield exclusive
     finally:
-        remove_empty(*made)
+        remove_empty(*created)
 
 
 @contextlib.contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Hold a lock file in a private folder; it is there only while it is held, and so is a folder with nothing else.
+    """Hold a lock file in a private folder, and remove the file and an empty folder afterwards.
 
-    Gives False where the file system has no locks.
+    Yields False if the file system has no locks.
 
     Raises:
-        BlockingIOError: another command holds it, and it is not to be waited for.
+        BlockingIOError: another command holds the lock, and `wait` is False.
         UsageError, OSError: as `make_private`.
     """
-    handle, alone = _acquire(path, wait)
+    handle, exclusive = _acquire(path, wait)
     try:
-        yield alone
+        yield exclusive
     finally:
         path.unlink(missing_ok=True)
         os.close(handle)
@@ -108,7 +103,7 @@ def _acquire(path: Path, wait: bool) -> tuple[int, bool]:
         try:
             handle = os.open(make_private(path.parent) / path.name, os.O_RDWR | os.O_CREAT, 0o600)
         except FileNotFoundError:
-            if path.parent.parent.exists():  # whoever held it removed its folder just now
+            if path.parent.parent.exists():  # the previous holder has just removed the folder
                 continue
             raise
         try:
@@ -118,14 +113,14 @@ def _acquire(path: Path, wait: bool) -> tuple[int, bool]:
             raise
         except OSError:
             return handle, False
-        with contextlib.suppress(OSError):  # so a network file system says that the file is gone
+        with contextlib.suppress(OSError):  # on network file systems, the file is gone
             if os.fstat(handle).st_nlink:
                 return handle, True
-        os.close(handle)  # whoever held it removed it: a third one may hold another file of that name
+        os.close(handle)  # the previous holder removed the file, and a third command may hold a new one
 
 
 def remove_empty(*folders: Path) -> None:
-    """Remove those of the folders that are there and hold nothing, the first one first."""
+    """Remove those of the folders that exist and are empty, in this order."""
     for folder in folders:
         with contextlib.suppress(OSError):
             folder.rmdir()

@@ -1,7 +1,6 @@
-"""The code that was submitted is the code that runs: one zip file of the package, which a job imports from.
+"""Keep the submitted code: jobs import the package from a zip file, so that later edits do not change queued runs.
 
-A job may wait for days in the queue, and its checkout is edited meanwhile. One file for each version of the code: not a
-folder of small ones, which count against a quota and are slow to read for hundreds of ranks of a shared file system.
+One file per version, rather than a folder of small files, saves quota and is fast to read for hundreds of ranks.
 """
 
 from __future__ import annotations
@@ -23,15 +22,15 @@ from hpc_tumor.errors import HpcTumorError
 from hpc_tumor.system import atomic
 
 _KINDS = ("*.py", "*.toml", "*.j2", "*.html", "*.css", "*.js")
-_KEPT_DAYS = 180  # since it was last submitted; a run that is resumed takes the code as it is then
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # the same files give the same archive, whenever they were written
-CODE_LOST = 79  # exit code of a start whose archive is not what its name says
-CODE_LOST_FAULT = "the code that was submitted is gone or damaged"
-CODE_LOST_REMEDY = "hpc-tumor resume goes on, hpc-tumor rerun begins anew, with the code as it is now"
+_KEPT_DAYS = 180  # since the last submission; resumed runs use the current code
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # fixed, so that the same files give the same archive
+CODE_LOST = 79  # exit code of a start whose archive does not match its name
+CODE_LOST_FAULT = "the submitted code is gone or damaged"
+CODE_LOST_REMEDY = "continue with hpc-tumor resume or start anew with hpc-tumor rerun, both with the current code"
 CODE_LOST_WORDS = f"{CODE_LOST_FAULT}: {CODE_LOST_REMEDY}"
-CODE_LOST_LINE = "error: the code of this run"  # begins the line in the log by which such an end is known
-# The program that stands before each start from an archive, kept in the job's own script. With a broken or missing
-# archive on its path, Python imports any other hpc_tumor that it finds: that one must not be asked whether it is right.
+CODE_LOST_LINE = "error: the code of this run"  # prefix of the log line that identifies this failure
+# Check of the archive before each start, embedded in the job script. The package must not check itself: without a
+# valid archive on its path, Python would import any other hpc_tumor.
 CHECK = f"""\
 import hashlib, os, sys
 code = sys.argv[1]
@@ -51,33 +50,31 @@ os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
 """
 
 
-def verified(code: Path) -> list[str]:
-    """Arguments of Python before those of a command that imports from `code`: it begins where that is whole.
+def verified_python(code: Path) -> list[str]:
+    """Return arguments of Python that check the archive `code` before running the arguments after them.
 
-    Else it ends with CODE_LOST, and says why in one line.
+    If the archive is missing or damaged, Python prints why in one line and exits with CODE_LOST.
     """
     return ["-I", "-S", "-c", CHECK, str(code)]
 
 
-def imported_from() -> Path | None:
-    """The archive that this process imports hpc_tumor from; None where it is a folder."""
+def running_archive() -> Path | None:
+    """Return the archive that this process imports hpc_tumor from, or None if it is a folder."""
     above = Path(hpc_tumor.__file__).parent.parent
     return None if above.is_dir() else above
 
 
 def snapshot_path(runs: Path) -> Path:
-    """Return the file that keeps the code as it is now for the jobs of `runs`. Writes nothing."""
+    """Return the path of the archive of the current code for jobs of `runs`. Writes nothing."""
     return code_folder(runs) / f"{_hash()}.zip"
 
 
 def take_snapshot(runs: Path) -> Path:
-    """Keep the code as it is now for the jobs of `runs`; runs of the same code share one file.
-
-    A file that is damaged is written anew, which is said.
+    """Write the archive of the current code for jobs of `runs`, and return its path; a damaged one is replaced.
 
     Raises:
-        UsageError: the folder for it belongs to somebody else.
-        HpcTumorError: this process runs from an archive that is damaged.
+        UsageError: its folder belongs to another user.
+        HpcTumorError: this process itself runs from a damaged archive.
         OSError: it cannot be written.
     """
     folder = make_private(code_folder(runs))
@@ -86,9 +83,9 @@ def take_snapshot(runs: Path) -> Path:
         os.utime(path)
     else:
         if path.exists():
-            from hpc_tumor.console import out  # here: jobs import this module, and print nothing in colours
+            from hpc_tumor.console import out  # not needed in jobs
 
-            out.warning(f"the code in {path} was damaged: it is written anew; jobs that wait for it run the right one")
+            out.warning(f"the code snapshot {path} was damaged and has been rewritten; queued jobs are not affected")
         atomic.write_bytes(path, _archive())
     for other in folder.glob("*.zip"):
         if time.time() - other.stat().st_mtime > _KEPT_DAYS * 86_400:
@@ -97,8 +94,8 @@ def take_snapshot(runs: Path) -> Path:
 
 
 @contextlib.contextmanager
-def kept_code(runs: Path) -> Iterator[Path]:
-    """The code as `take_snapshot` keeps it; where no job comes of it, since the block fails, a new file goes again."""
+def code_snapshot(runs: Path) -> Iterator[Path]:
+    """Take a snapshot for the jobs started in the block; a new file is removed if the block fails."""
     new = not snapshot_path(runs).exists()
     code = take_snapshot(runs)
     try:
@@ -112,10 +109,10 @@ def kept_code(runs: Path) -> Iterator[Path]:
 
 @functools.cache
 def _archive() -> bytes:
-    if (archive := imported_from()) is not None:  # a job that submits another one runs from such an archive itself
+    if (archive := running_archive()) is not None:  # a job submits another
         contents = archive.read_bytes()
         if re.fullmatch(r"[0-9a-f]{16}", archive.stem) and archive.stem != _name_of(contents):
-            raise HpcTumorError(f"{archive}, which this runs from, is damaged: submit from an installation.")
+            raise HpcTumorError(f"the running code, {archive}, is damaged: submit from an installation of hpc-tumor.")
         return contents
     package = Path(hpc_tumor.__file__).resolve().parent
     files = sorted({file for kind in _KINDS for file in package.rglob(kind)})

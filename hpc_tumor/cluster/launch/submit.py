@@ -1,6 +1,6 @@
-"""Start runs on a cluster or on this machine: their directories, and what these say of their jobs.
+"""Start and resume runs on a cluster or on this machine, and record their jobs in the run directories.
 
-Runs of one shape become one array job. Each run's directory says in job.json which job it is.
+Runs with the same plan become one array job. Each run directory records its job in job.json.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from hpc_tumor.cluster.describe.profiles import LOCAL
-from hpc_tumor.cluster.launch.executors import script_of, start_local, start_on_slurm, take_back
+from hpc_tumor.cluster.launch.executors import cancel_started, script_text, start_local, start_on_slurm
 from hpc_tumor.cluster.launch.existing import (
-    own_submission,
+    read_own_submission,
+    refuse_active,
     refuse_changed_settings,
-    refuse_what_goes_on,
     with_absolute_store,
 )
 from hpc_tumor.cluster.launch.private import (
@@ -33,9 +33,9 @@ from hpc_tumor.cluster.launch.private import (
     remove_empty,
     submissions_folder,
 )
-from hpc_tumor.cluster.launch.sbatch import clean_environment, refuse_without_sbatch
+from hpc_tumor.cluster.launch.sbatch import clean_environment, require_sbatch
 from hpc_tumor.cluster.launch.script import log_folder
-from hpc_tumor.cluster.launch.snapshot import kept_code
+from hpc_tumor.cluster.launch.snapshot import code_snapshot
 from hpc_tumor.cluster.observe.job_record import JobRecord
 from hpc_tumor.cluster.plan.plan import Plan, make_plan
 from hpc_tumor.config import ClusterProfile, Experiment
@@ -47,13 +47,13 @@ from hpc_tumor.system import atomic
 from hpc_tumor.system.atomic import check_writable, write_error
 from hpc_tumor.system.resources import absolute
 
-UNNAMED = "DATE-TIME-{model}-ID"  # stands for the run's name where nothing is submitted
-MOST_TASKS = 1000  # of one array, where SLURM does not say how many it takes
+UNNAMED = "DATE-TIME-{model}-ID"  # placeholder for the run's name in a dry run
+MAX_ARRAY_TASKS = 1000  # if SLURM does not report its limit
 
 
 @dataclass(frozen=True)
 class Submission:
-    """Run that was started: its directory, and the scheduler's number of its job (on this machine: a process)."""
+    """Run that was started, with its job id, or its process id on this machine."""
 
     run: RunDir
     cluster: str
@@ -62,17 +62,17 @@ class Submission:
 
 
 @dataclass
-class Submitted:
-    """Outcome for many runs: those that were started, and why the rest was not."""
+class SubmitResult:
+    """Runs that were started, and the error or interrupt that stopped the others."""
 
-    done: list[Submission] = field(default_factory=list)
-    refused: HpcTumorError | None = None
+    started: list[Submission] = field(default_factory=list)
+    error: HpcTumorError | None = None
     interrupted: KeyboardInterrupt | None = None
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """One run that is to be started: a new one, or one that has ended without a result and is to go on."""
+class PlannedRun:
+    """Run to be started: a new one, or an existing `run` to be resumed."""
 
     experiment: Experiment
     plan: Plan
@@ -81,147 +81,148 @@ class Wanted:
 
 @dataclass(frozen=True)
 class _Start:
-    """One run that is to begin, or to go on, after so many starts before and the jobs of those."""
+    """Start of a run, with its number and the jobs of earlier starts."""
 
     run: RunDir
     number: int = 0
     earlier: tuple[str | None, ...] = ()
-    folders: tuple[str | None, ...] = ()  # in which those jobs left their logs; None: the run's own
+    folders: tuple[str | None, ...] = ()  # of the logs of earlier jobs; None: in the run directory
 
     @classmethod
-    def again(cls, run: RunDir) -> _Start:
-        """The next start of a run that had some before."""
+    def next_of(cls, run: RunDir) -> _Start:
+        """Return the next start of an existing run."""
         job = JobRecord.of_run(run)
         return cls(run, 1 + max(job.start, run.last_start()), (*job.earlier, job.job_id), job.log_folders)
 
 
 def submit_all(
-    wanted: Sequence[Wanted], profile: ClusterProfile, runs: Path, *, at_once: int = 0, most_tasks: int | None = None
-) -> Submitted:
-    """Start runs, with new directories under `runs` or in their own; those of one plan go as one array.
+    planned: Sequence[PlannedRun],
+    profile: ClusterProfile,
+    runs: Path,
+    *,
+    at_once: int = 0,
+    max_array_tasks: int | None = None,
+) -> SubmitResult:
+    """Start runs, in new directories under `runs` or in their own; those with the same plan become one array.
 
-    Where SLURM refuses, the runs it took stay, the others leave nothing behind, and what it said is in the result.
-
-    Args:
-        at_once: runs of an array that may run at the same time; 0: as many as SLURM lets.
-        most_tasks: of one array.
+    If SLURM refuses a job, earlier runs stay, the others leave nothing behind, and the result has the error.
+    `at_once` limits the tasks of an array at the same time; 0: unlimited.
 
     Raises:
-        UsageError: the runs directory cannot be used, or the plan is not that of its experiment.
-        ClusterError: there is no SLURM here.
+        UsageError: the runs directory cannot be used, or a plan does not match its experiment.
+        ClusterError: this machine has no SLURM.
     """
     runs = check_runs(runs, profile)
-    refuse_without_sbatch(profile, "use --cluster local")
-    settled = [replace(item, experiment=_settled(item.experiment, item.plan)) for item in wanted]
-    first = not runs.exists()
-    submitted, provenance = Submitted(), collect_provenance()
+    require_sbatch(profile, "use --cluster local")
+    resolved = [replace(item, experiment=_resolved(item.experiment, item.plan)) for item in planned]
+    is_new = not runs.exists()
+    result, provenance = SubmitResult(), collect_provenance()
     try:
-        for group in grouped(settled, profile, most_tasks):
-            share = max(1, at_once * len(group) // len(settled)) if at_once else 0
+        for group in group_runs(resolved, profile, max_array_tasks):
+            share = max(1, at_once * len(group) // len(resolved)) if at_once else 0
             with held() as interrupt_if_asked:
-                submitted.done += _submit_group(group, profile, runs, provenance, share, interrupt_if_asked)
+                result.started += _submit_group(group, profile, runs, provenance, share, interrupt_if_asked)
     except KeyboardInterrupt as interrupt:
-        submitted.interrupted = interrupt
+        result.interrupted = interrupt
     except HpcTumorError as error:
-        submitted.refused = error
+        result.error = error
     except OSError as error:
-        submitted.refused = write_error(error, runs, "the run")
-        submitted.refused.__cause__ = error
+        result.error = write_error(error, runs, "the run")
+        result.error.__cause__ = error
     finally:
-        if first and not submitted.done:
+        if is_new and not result.started:
             remove_empty(*runs.glob(f".*-{os.getuid()}"), runs)
-    return submitted
+    return result
 
 
 def job_script(
     experiment: Experiment, profile: ClusterProfile, plan: Plan, runs: Path, run_name: str | None = None
 ) -> str:
-    """The script that `submit_all` would submit for a run of that name; nothing is written, no SLURM needed."""
+    """Return the script that `submit_all` would submit for a run. Writes nothing and needs no SLURM."""
     run = RunDir(absolute(runs) / (run_name or UNNAMED.format(model=experiment.model.name)))
-    return script_of([run], profile, plan, run.submission, run.name)
+    return script_text([run], profile, plan, run.submission, run.name)
 
 
 def array_script(count: int, profile: ClusterProfile, plan: Plan, runs: Path, at_once: int = 0) -> str:
-    """The script of an array of so many runs of one plan; nothing is written, no SLURM needed."""
+    """Return the script of an array of `count` runs with one plan. Writes nothing and needs no SLURM."""
     runs = absolute(runs)
-    some = [RunDir(runs / "RUN")] * count
-    return script_of(some, profile, plan, submissions_folder(runs) / "DATE-TIME-ID", "hpc-tumor-ID", at_once)
+    placeholders = [RunDir(runs / "RUN")] * count
+    return script_text(placeholders, profile, plan, submissions_folder(runs) / "DATE-TIME-ID", "hpc-tumor-ID", at_once)
 
 
-def grouped(wanted: Sequence[Wanted], profile: ClusterProfile, most_tasks: int | None = None) -> list[list[Wanted]]:
-    """The runs that go together as one array each; alone where there are no arrays."""
-    by_plan: dict[str, list[Wanted]] = {}
-    for number, item in enumerate(wanted):
-        # A task of an array cannot wait for one task of another, as the links of a chain do.
-        alone = profile.name == LOCAL or item.plan.links > 1
-        key = str(number) if alone else json.dumps(item.plan.as_dict(), sort_keys=True)
+def group_runs(
+    planned: Sequence[PlannedRun], profile: ClusterProfile, max_array_tasks: int | None = None
+) -> list[list[PlannedRun]]:
+    """Group the runs by plan, each group for one array; local runs and chains stay single."""
+    by_plan: dict[str, list[PlannedRun]] = {}
+    for number, item in enumerate(planned):
+        # Array tasks cannot depend on single tasks of another array, as the links of a chain do.
+        single = profile.name == LOCAL or item.plan.links > 1
+        key = str(number) if single else json.dumps(item.plan.as_dict(), sort_keys=True)
         by_plan.setdefault(key, []).append(item)
-    most = MOST_TASKS if most_tasks is None else max(1, most_tasks)
-    return [group[start : start + most] for group in by_plan.values() for start in range(0, len(group), most)]
+    limit = MAX_ARRAY_TASKS if max_array_tasks is None else max(1, max_array_tasks)
+    return [group[start : start + limit] for group in by_plan.values() for start in range(0, len(group), limit)]
 
 
 def resume_run(run: RunDir, gpus: int | None = None) -> Submission:
-    """Start a run again in its own directory, with the same plan; it goes on from its last checkpoint.
+    """Resume a run in its directory from its last checkpoint, with the same plan.
 
     Args:
-        gpus: as many from now on, in place of those that it had; the global batch stays.
+        gpus: new number of GPUs; the global batch size stays the same.
 
     Raises:
-        UsageError: it is queued, running or finished, is somebody else's, or was never submitted; or so many GPUs
-            cannot be had.
-        ClusterError: SLURM is not there, or refuses; the run is left as it was.
+        UsageError: the run is queued, running or finished, is another user's, or was never submitted; or the number
+            of GPUs is not possible.
+        ClusterError: SLURM is missing or refuses; the run is left unchanged.
     """
-    profile, plan = own_submission(run)
+    profile, plan = read_own_submission(run)
     check_runs(run.path.parent, profile)
-    refuse_without_sbatch(profile, "use --cluster local")
+    require_sbatch(profile, "use --cluster local")
     with held() as interrupt_if_asked, _claimed(run), _restored(run):
-        refuse_what_goes_on([run])
+        refuse_active([run])
         refuse_changed_settings(run)
         if gpus is not None and gpus != plan.gpus:
             plan = _with_gpus(plan, profile, gpus)
             run.set_gpus(gpus)
-        return _launch([_Start.again(run)], profile, plan, interrupt_if_asked)[0]
+        return _launch([_Start.next_of(run)], profile, plan, interrupt_if_asked)[0]
 
 
 def resume_all(runs: Sequence[RunDir]) -> dict[str, HpcTumorError]:
-    """Start several runs again, those of one plan as one array. Gives the errors by the names of the runs."""
+    """Resume several runs, those with the same plan as one array, and return errors by run name."""
     errors: dict[str, HpcTumorError] = {}
-    by_profile: dict[str, tuple[ClusterProfile, list[Wanted]]] = {}
+    by_profile: dict[str, tuple[ClusterProfile, list[PlannedRun]]] = {}
     for run in runs:
         try:
-            profile, plan = own_submission(run)
+            profile, plan = read_own_submission(run)
             by_profile.setdefault(profile.model_dump_json(), (profile, []))[1].append(
-                Wanted(run.experiment(), plan, run)
+                PlannedRun(run.experiment(), plan, run)
             )
         except HpcTumorError as error:
             errors[run.name] = error
-    for profile, wanted in by_profile.values():
-        submitted = submit_all(wanted, profile, runs[0].path.parent)
-        if submitted.interrupted is not None:
-            raise submitted.interrupted
-        started = {item.run.name for item in submitted.done}
-        for item in wanted:
-            if item.run is not None and item.run.name not in started and submitted.refused is not None:
-                errors[item.run.name] = submitted.refused
+    for profile, planned in by_profile.values():
+        result = submit_all(planned, profile, runs[0].path.parent)
+        if result.interrupted is not None:
+            raise result.interrupted
+        started = {item.run.name for item in result.started}
+        for item in planned:
+            if item.run is not None and item.run.name not in started and result.error is not None:
+                errors[item.run.name] = result.error
     return errors
 
 
 @contextlib.contextmanager
 def _claimed(run: RunDir) -> Iterator[None]:
-    """Of two that would start the same run at the same time, the second is refused.
-
-    Where the file system has no locks, the job itself still looks whether it is the run's.
-    """
+    """Refuse the second of two commands that start the same run; without file locks, the job checks later."""
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(locked(run.submission / "claim", wait=False))
         except BlockingIOError:
-            raise UsageError(f"{run.name} is being resumed by another command at this moment.") from None
+            raise UsageError(f"{run.name} is just being resumed by another command.") from None
         yield
 
 
 def _with_gpus(plan: Plan, profile: ClusterProfile, gpus: int) -> Plan:
-    """The plan for another number of GPUs, with the same time, on whose account and where."""
+    """Return the plan for another number of GPUs, with the same walltime, account and constraints."""
     if profile.name == LOCAL:
         return make_plan(profile, gpus)
     return make_plan(
@@ -231,39 +232,39 @@ def _with_gpus(plan: Plan, profile: ClusterProfile, gpus: int) -> Plan:
 
 
 def _submit_group(
-    group: Sequence[Wanted], profile: ClusterProfile, runs: Path, provenance: dict[str, Any], at_once: int,
+    group: Sequence[PlannedRun], profile: ClusterProfile, runs: Path, provenance: dict[str, Any], at_once: int,
     interrupt_if_asked: Callable[[], None],
 ) -> list[Submission]:  # fmt: skip
-    made: list[RunDir] = []
-    old = [item.run for item in group if item.run is not None]
+    created: list[RunDir] = []
+    existing = [item.run for item in group if item.run is not None]
     try:
-        with contextlib.ExitStack() as kept:
-            for run in old:
-                kept.enter_context(_claimed(run))
-                kept.enter_context(_restored(run))
-            refuse_what_goes_on(old)
-            for run in old:
+        with contextlib.ExitStack() as stack:
+            for run in existing:
+                stack.enter_context(_claimed(run))
+                stack.enter_context(_restored(run))
+            refuse_active(existing)
+            for run in existing:
                 refuse_changed_settings(run)
             starts = []
             for item in group:
                 if item.run is not None:
-                    starts.append(_Start.again(item.run))
+                    starts.append(_Start.next_of(item.run))
                     continue
-                made.append(run := RunDir.create(runs, item.experiment))
+                created.append(run := RunDir.create(runs, item.experiment))
                 starts.append(_Start(run))
             return _launch(starts, profile, group[0].plan, interrupt_if_asked, at_once, provenance)
     except BaseException:
-        for run in made:
+        for run in created:
             shutil.rmtree(run.path, ignore_errors=True)
         raise
 
 
 @contextlib.contextmanager
 def _restored(run: RunDir) -> Iterator[None]:
-    """Restore what the run says of its job, settings and code where the block fails, and leave no file of the job."""
-    there = set(matching(run.submission, "*"))
-    kept = (run.job, run.config, run.signature, run.provenance)
-    before = {path: path.read_bytes() if path.exists() else None for path in kept}
+    """Restore the run's files on its job, settings and code if the block fails, and remove new files of the job."""
+    existing = set(matching(run.submission, "*"))
+    records = (run.job, run.config, run.signature, run.provenance)
+    before = {path: path.read_bytes() if path.exists() else None for path in records}
     try:
         yield
     except BaseException:
@@ -272,7 +273,7 @@ def _restored(run: RunDir) -> Iterator[None]:
                 path.unlink(missing_ok=True)
             else:
                 atomic.write_bytes(path, contents)
-        for path in set(matching(run.submission, "*")) - there:
+        for path in set(matching(run.submission, "*")) - existing:
             path.unlink(missing_ok=True)
         raise
 
@@ -281,18 +282,18 @@ def _launch(
     starts: Sequence[_Start], profile: ClusterProfile, plan: Plan, interrupt_if_asked: Callable[[], None],
     at_once: int = 0, provenance: dict[str, Any] | None = None,
 ) -> list[Submission]:  # fmt: skip
-    """Submit one job for one run, or an array for several. `provenance` is for those that are new.
+    """Submit a job for one run, or an array for several; `provenance` is written for new runs.
 
-    Signals are held meanwhile: once SLURM has been asked, each job is written down, or taken back.
+    Call with signals held: once SLURM has accepted a job, it must be recorded or cancelled.
     """
     runs = [start.run for start in starts]
-    with kept_code(runs[0].path.parent) as code:
+    with code_snapshot(runs[0].path.parent) as code:
         folder, name = _job_folder(runs)
         try:
             atomic.write_json(folder / "runs.json", [run.name for run in runs])
             new = [start.run for start in starts if not start.number]
             if provenance is not None and new:
-                script = without_passwords(script_of(runs, without_secrets(profile), plan, folder, name, at_once))
+                script = without_passwords(script_text(runs, without_secrets(profile), plan, folder, name, at_once))
                 for run in new:
                     more = provenance_of(
                         run.experiment().data.store, code=code.name, plan=plan.as_dict(), script=script
@@ -320,10 +321,10 @@ def _launch(
                 )  # fmt: skip
         except BaseException as error:
             try:
-                take_back(ids, profile)
-            except ClusterError as left:
+                cancel_started(ids, profile)
+            except ClusterError as failure:
                 raise ClusterError(
-                    f"job {ids[0]} could neither be written down ({error}) nor taken back ({left}): scancel ends it."
+                    f"job {ids[0]} could neither be recorded ({error}) nor cancelled ({failure}): use scancel."
                 ) from error
             raise
         return [Submission(run, profile.name, job_id, plan) for run, job_id in zip(runs, ids, strict=False)]
@@ -332,7 +333,7 @@ def _launch(
 def _write_jobs(
     starts: Sequence[_Start], profile: ClusterProfile, plan: Plan, folder: Path, name: str
 ) -> list[JobRecord]:
-    """Write each run's record of its job before that has a number: it may start, and read this, sooner."""
+    """Write the job records before the jobs have ids: a job may start and read its record before that."""
     job = JobRecord(
         cluster=profile.name, job_name=name, submitted=time.time(), plan=plan, profile=without_secrets(profile)
     )  # fmt: skip
@@ -349,25 +350,25 @@ def _write_jobs(
 
 
 def _job_folder(runs: Sequence[RunDir]) -> tuple[Path, str]:
-    """The folder of a job's pickle, script and logs, and the name it has in the queue."""
+    """Create the folder of a job's pickle, script and logs, and return it with the job's name."""
     if len(runs) == 1:
         return make_private(runs[0].submission), runs[0].name
-    some = secrets.token_hex(3)
-    above = make_private(submissions_folder(runs[0].path.parent))
-    return make_private(above / f"{datetime.now():%Y%m%d-%H%M%S}-{some}"), f"hpc-tumor-{some}"
+    suffix = secrets.token_hex(3)
+    parent = make_private(submissions_folder(runs[0].path.parent))
+    return make_private(parent / f"{datetime.now():%Y%m%d-%H%M%S}-{suffix}"), f"hpc-tumor-{suffix}"
 
 
-def _settled(experiment: Experiment, plan: Plan) -> Experiment:
-    """The experiment as the run directory keeps it: true from any working directory, for the ranks planned."""
+def _resolved(experiment: Experiment, plan: Plan) -> Experiment:
+    """Return the experiment with an absolute store. Raises UsageError if the plan has other ranks."""
     if experiment.hardware.gpus != plan.gpus:
         raise UsageError(f"the plan has {plan.gpus} ranks, the experiment hardware.gpus = {experiment.hardware.gpus}.")
     return with_absolute_store(experiment)
 
 
 def check_runs(runs: Path, profile: ClusterProfile) -> Path:
-    """Return `runs` as an absolute path that runs can be submitted to: all that is known of it without writing.
+    """Return `runs` as an absolute path, checked as far as possible without writing.
 
-    Raises UsageError where SLURM cannot write its logs there, or this user not at all.
+    Raises UsageError if SLURM cannot write its logs there, or this user cannot write at all.
     """
     runs = absolute(runs)
     if profile.name != LOCAL:

@@ -1,1 +1,1 @@
-"""Run on a node: the batch script's decisions around the ranks, one rank, and runs without a SLURM."""
+"""Code that runs on a node: the batch script's steps around the ranks, one rank, and runs without SLURM."""

@@ -1,6 +1,6 @@
-"""TrainingJob: the small picklable callable that SLURM, or this machine's own queue, runs as one rank.
+"""TrainingJob: the small picklable callable that SLURM or the local queue runs as one rank.
 
-`python -m hpc_tumor.cluster.node.job RUN` runs it as a rank of the local queue, with the variables that torchrun sets.
+`python -m hpc_tumor.cluster.node.job RUN` runs it as a rank of the local queue, with torchrun's variables.
 """
 
 from __future__ import annotations
@@ -24,64 +24,64 @@ from hpc_tumor.records import Failure
 from hpc_tumor.run_dir import RunDir, read_json
 from hpc_tumor.system.processes import end_with_parent
 from hpc_tumor.system.resources import available_cpus
-from hpc_tumor.training.watch.torch_words import may_pass
+from hpc_tumor.training.watch.torch_errors import is_transient
 from hpc_tumor.vocabulary import RunStatus
 
 _LASTING_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class StopFlag:
-    """Signal that has come. The handlers only note it: the ranks agree after a step, and save together."""
+    """Received stop signals. The handlers only note them: the ranks agree after a step and save together."""
 
     def __init__(self, run: RunDir | None = None, start: int = 0) -> None:
-        self._came: list[str] = []
+        self._received: list[str] = []
         self._start = start
-        self._run = run  # where the first signal is recorded: rank 0 only
+        self._run = run  # records the first signal: rank 0 only
 
     def install(self) -> None:
-        """Listen to USR2 (time limit, preemption), TERM (cancelled, or the end of the grace time) and INT."""
+        """Handle USR2 (time limit, preemption), TERM (cancelled, or end of the grace time) and INT."""
         for name in ("USR2", "TERM", "INT"):
             signal.signal(signal.Signals[f"SIG{name}"], self._note)
 
     def __call__(self) -> str | None:
-        """The reason to stop, or None. TERM outweighs USR2: what was cancelled by hand is not requeued."""
-        if not self._came:
+        """Return the signal to stop for, or None. TERM outranks USR2: a cancelled run is not requeued."""
+        if not self._received:
             return None
-        reason = next((name for name in self._came if name != "USR2"), "USR2")
+        reason = next((name for name in self._received if name != "USR2"), "USR2")
         if self._run is not None:
             run, self._run = self._run, None
-            with suppress(OSError):  # a full disk must not keep the checkpoint from being tried
+            with suppress(OSError):  # a full disk must not prevent the attempt to save a checkpoint
                 run.add_event("signal", signal=reason, start=self._start)
         return reason
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
-        self._came.append(signal.Signals(number).name.removeprefix("SIG"))
+        self._received.append(signal.Signals(number).name.removeprefix("SIG"))
 
 
 class TrainingJob:
-    """One rank of a run, to be pickled: it holds a path and no more, and imports torch only when called."""
+    """One rank of a run; it pickles as a path and imports torch only when called."""
 
     def __init__(self, run_path: Path) -> None:
         self.run_path = Path(run_path)
 
     def __call__(self) -> str:
-        """Train; "finished" or "stopped". Any error is recorded in the run directory and raised again.
+        """Train and return "finished" or "stopped". Errors are recorded in the run directory and raised again.
 
-        A rank that hangs ends them all with exit code 1 some ten seconds after `hardware.timeout_minutes`, and one that
-        dies ends them within seconds: srun and the local queue end the rest once one has failed.
+        A hanging rank ends all ranks with exit code 1 about ten seconds after `hardware.timeout_minutes`, a dead one
+        within seconds: srun and the local queue end the rest once one has failed.
         """
         run = RunDir(self.run_path)
         job = JobRecord.of_run(run)
         start = start_number(job)
         under_slurm = _under_slurm()
         if under_slurm:
-            os.environ.pop("RANK", None)  # inherited: SLURM's own variables say it
+            os.environ.pop("RANK", None)  # inherited from the login: SLURM's variables count
         rank = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
         stop = StopFlag(run if rank == 0 else None, start)
         stop.install()
         try:
             if under_slurm:
-                _write_to(run.logs / f"rank-{rank}.{start}.out")
+                _redirect_output(run.logs / f"rank-{rank}.{start}.out")
                 _prepare_slurm(run, job)
             return _train(run, job, stop, RankFailure(run, start, rank), start)
         except Exception as error:
@@ -90,13 +90,13 @@ class TrainingJob:
 
 
 def job_id_here() -> str:
-    """The number of the SLURM job that this process is in, as scontrol takes it: `42`, or `42_7` of an array."""
+    """Return the id of the SLURM job of this process as scontrol takes it: `42`, or `42_7` for an array task."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array and task else os.environ["SLURM_JOB_ID"]
 
 
 def start_number(job: JobRecord) -> int:
-    """Return the number of this start of the run, from 0."""
+    """Return the number of this start of the run, counted from 0."""
     return job.start + (int(os.environ.get("SLURM_RESTART_COUNT") or 0) if _under_slurm() else 0)
 
 
@@ -105,34 +105,34 @@ def _under_slurm() -> bool:
 
 
 class RankFailure:
-    """Record of why one rank failed; the disk that made it fail may refuse that, too."""
+    """Record why one rank failed, if the disk still allows it."""
 
     def __init__(self, run: RunDir, start: int, rank: int) -> None:
         self._run, self._start, self._rank = run, start, rank
 
     def error(self, error: Exception) -> None:
-        """This rank raised `error`. Where that only says that another one was lost, that one is the cause."""
+        """Record that this rank raised `error`; if it only reports a lost rank, record that rank as the cause."""
         from hpc_tumor.training.watch.watchdog import explain_loss
 
-        lost = explain_loss(error)  # which gives the other rank the time to record why it failed
+        lost = explain_loss(error)  # also gives the other rank time to record why it failed
         if lost:
-            error.add_note(f"The cause: {lost.reason}")  # below the traceback, which tells of its consequence
-        self._trace("".join(traceback.format_exception(error)))
+            error.add_note(f"Cause: {lost.reason}")  # the traceback shows only its consequence
+        self._write_traceback("".join(traceback.format_exception(error)))
         with suppress(OSError):
             record_failure(
-                self._run, self._start, lost.rank if lost else self._rank, lost.reason if lost else _in_one_line(error),
+                self._run, self._start, lost.rank if lost else self._rank, lost.reason if lost else _to_line(error),
                 retry=lost is not None or _may_pass(error),
                 expected=lost is None and isinstance(error, HpcTumorError),
                 cause=error.cause if lost is None and isinstance(error, HpcTumorError) else None,
             )  # fmt: skip
 
     def hang(self, reason: str, culprit: int | None, stack: str) -> None:
-        """The watchdog ends this rank, which was at `stack`, because of the `culprit`."""
-        self._trace(f"{reason}\n\nrank {self._rank} was in\n{stack}")
+        """Record that the watchdog ends this rank, which was at `stack`, because of the rank `culprit`."""
+        self._write_traceback(f"{reason}\n\nrank {self._rank} was in\n{stack}")
         with suppress(OSError):
             record_failure(self._run, self._start, culprit, reason, retry=True)
 
-    def _trace(self, text: str) -> None:
+    def _write_traceback(self, text: str) -> None:
         with suppress(OSError):
             (self._run.logs / f"rank-{self._rank}.{self._start}.error.txt").write_text(text, encoding="utf-8")
 
@@ -141,11 +141,15 @@ def record_failure(
     run: RunDir, start: int, rank: int | None, reason: str, *, overrule: bool = False, retry: bool = False,
     expected: bool = False, cause: Cause | None = None,
 ) -> None:  # fmt: skip
-    """Record why this start of the run failed: event, and status. The first rank to say so is believed.
+    """Record why this start of the run failed, as failure file, event and status; only the first rank's report counts.
 
-    Those that follow mostly report that they lost the first one. `overrule` is for who watches from outside; `retry`
-    says that another start may not meet it again, `expected` that the reason explains itself, without a traceback;
-    `cause` is what code decides by.
+    Later ranks mostly report that they lost the first one.
+
+    Args:
+        overrule: replace an earlier report; for observers outside the ranks.
+        retry: another start may succeed.
+        expected: the reason needs no traceback.
+        cause: the failure's cause, for code to act on.
     """
     failure = Failure(rank=rank, reason=reason, retry=retry, expected=expected, cause=cause)
     try:
@@ -155,7 +159,7 @@ def record_failure(
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(failure.model_dump_json())
-    except OSError:  # a full disk: an empty record would hide the cause
+    except OSError:  # full disk: an empty record would hide the cause
         run.failure(start).unlink(missing_ok=True)
         raise
     run.add_event("failed", reason=reason, rank=rank)
@@ -163,16 +167,16 @@ def record_failure(
 
 
 def set_failed(run: RunDir) -> None:
-    """Let the heartbeat say that the run failed; how far it had come stays."""
+    """Set the heartbeat's state to failed, keeping the progress in it."""
     status = read_json(run.status) or {}
     status.pop("time", None)
     run.write_status(**{**status, "state": RunStatus.FAILED})
 
 
 def rendezvous(variables: Mapping[str, str], suffix: str = "") -> tuple[str, int]:
-    """Address and port at which the ranks of a SLURM job meet: the first node, and a port of this job and restart.
+    """Return the rendezvous of a SLURM job's ranks: its first node, and a port derived from job id and restart count.
 
-    The port lies below 32768, where Linux begins to hand out ports to outgoing connections.
+    The port is below 32768, where Linux's range for outgoing connections begins.
     """
     number = int(variables["SLURM_JOB_ID"]) * 7 + int(variables.get("SLURM_RESTART_COUNT") or 0) * 101
     port = 20_000 + number % 12_000
@@ -183,21 +187,21 @@ def rendezvous(variables: Mapping[str, str], suffix: str = "") -> tuple[str, int
         ["scontrol", "show", "hostnames", nodes], capture_output=True, encoding="utf-8", errors="replace", check=False
     )
     if done.returncode != 0 or not done.stdout.strip():
-        raise ClusterError(f"scontrol cannot name the nodes of {nodes!r}: {done.stderr.strip()}")
+        raise ClusterError(f"scontrol cannot expand the node list {nodes!r}: {done.stderr.strip()}")
     return done.stdout.split()[0] + suffix, port
 
 
 def _prepare_slurm(run: RunDir, job: JobRecord) -> None:
     for name in ("LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
         os.environ.pop(name, None)
-    if (given := os.environ.get("SLURM_CPUS_PER_TASK", "")).isdigit():
-        os.environ.setdefault("OMP_NUM_THREADS", str(min(int(given), available_cpus())))
+    if (cpus := os.environ.get("SLURM_CPUS_PER_TASK", "")).isdigit():
+        os.environ.setdefault("OMP_NUM_THREADS", str(min(int(cpus), available_cpus())))
     suffix = job.profile.environment.master_suffix if job.profile else ""
     address, port = rendezvous(os.environ, suffix)
     os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port))
-    # A start that was killed while submitit wrote its result leaves this file, and submitit refuses to write again.
-    mine = f"{job_id_here()}_{os.environ.get('SLURM_PROCID', '0')}_result.pkl.save_tmp"
-    (run.path.parent / job.folder if job.folder else run.submission).joinpath(mine).unlink(missing_ok=True)
+    # Left by a start that was killed while submitit wrote its result; submitit does not overwrite it.
+    leftover = f"{job_id_here()}_{os.environ.get('SLURM_PROCID', '0')}_result.pkl.save_tmp"
+    (run.path.parent / job.folder if job.folder else run.submission).joinpath(leftover).unlink(missing_ok=True)
 
 
 def _train(run: RunDir, job: JobRecord, stop: StopFlag, record: RankFailure, start: int) -> str:
@@ -219,22 +223,22 @@ def _train(run: RunDir, job: JobRecord, stop: StopFlag, record: RankFailure, sta
 
 
 def _may_pass(error: Exception) -> bool:
-    """Return True where another start may not meet this error: it came from the network, a disk or a device."""
+    """Return True if the error may be transient: caused by the network, a disk or a device."""
     if isinstance(error, HpcTumorError | MemoryError):
         return False
     if isinstance(error, OSError):
         return error.errno not in _LASTING_ERRNOS
-    return may_pass(error)
+    return is_transient(error)
 
 
-def _in_one_line(error: Exception) -> str:
+def _to_line(error: Exception) -> str:
     text = " ".join(str(error).split())
     message = text if isinstance(error, HpcTumorError) else f"{type(error).__name__}: {text}"
     return message if len(message) <= 500 else f"{message[:500]} …"
 
 
-def _write_to(path: Path) -> None:
-    """Let everything this process prints go to `path`, also what libraries print below Python."""
+def _redirect_output(path: Path) -> None:
+    """Redirect stdout and stderr of this process to `path`, including what libraries write below Python."""
     sys.stdout.flush()
     sys.stderr.flush()
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
@@ -244,7 +248,7 @@ def _write_to(path: Path) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """One rank on this machine: it ends with the process that started it."""
+    """Run one rank on this machine; it ends when its parent process does."""
     end_with_parent(signal.SIGKILL, expected=os.environ.get("HPC_TUMOR_PARENT"))
     try:
         print(TrainingJob(Path(arguments[0]))())

@@ -1,4 +1,4 @@
-"""A run on this machine without SLURM: wait for its turn, start one process per rank, end them together."""
+"""Run on this machine without SLURM: wait in the queue, start one process per rank, end them together."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
-from hpc_tumor.cluster.launch.snapshot import CODE_LOST, CODE_LOST_WORDS, imported_from, verified
+from hpc_tumor.cluster.launch.snapshot import CODE_LOST, CODE_LOST_WORDS, running_archive, verified_python
 from hpc_tumor.cluster.node.job import record_failure, set_failed
 from hpc_tumor.cluster.node.local_queue import give_back, is_turn
 from hpc_tumor.cluster.observe.job_record import JobRecord
@@ -23,22 +23,22 @@ from hpc_tumor.run_dir import RunDir
 from hpc_tumor.system.processes import end_with_parent
 from hpc_tumor.system.resources import available_cpus
 
-_TICK = 0.1  # seconds between two looks at the ranks
-_TURN_TICK = 0.5  # and between two looks at the queue
-_SECONDS_TO_SAVE = 60.0  # for ranks that were asked to stop
-_SECONDS_TO_END = 10.0  # for ranks that lost one of them
+_TICK = 0.1  # seconds between polls of the ranks
+_TURN_TICK = 0.5  # seconds between polls of the queue
+_SECONDS_TO_SAVE = 60.0  # after a stop signal
+_SECONDS_TO_END = 10.0  # after a rank failed
 
 
 class LocalRun:
-    """All ranks of one run on this machine, to be pickled. It runs in a session of its own, and survives logout."""
+    """All ranks of one run on this machine, as a picklable callable; runs in its own session and survives logout."""
 
     def __init__(self, run_path: Path) -> None:
         self.run_path = Path(run_path)
 
     def __call__(self) -> str:
-        """Wait for this run's turn, then train: "finished", "stopped", "failed", or "cancelled" while it waited.
+        """Wait for this run's turn, then train; return "finished", "stopped", "failed" or, while queued, "cancelled".
 
-        Why it failed is recorded in the run directory, by the rank itself or here.
+        The reason of a failure is recorded in the run directory, by the rank or here.
         """
         end_with_parent(signal.SIGTERM)
         run, signals = RunDir(self.run_path), Signals()
@@ -48,7 +48,7 @@ class LocalRun:
                     return "cancelled"
                 time.sleep(_TURN_TICK)
             return "cancelled" if signals.asked_to_end else self._train(run, signals)
-        except Exception as error:  # before the ranks could say anything
+        except Exception as error:  # the ranks have recorded nothing
             message = str(error) if isinstance(error, HpcTumorError) else f"{type(error).__name__}: {error}"
             start = JobRecord.of_run(run).start
             with suppress(OSError):
@@ -60,7 +60,7 @@ class LocalRun:
     def _train(self, run: RunDir, signals: Signals) -> str:
         try:
             Path.cwd()
-        except OSError:  # it was removed while this run waited for its turn, and torch cannot be loaded from nowhere
+        except OSError:  # removed while the run was queued; importing torch needs a current folder
             os.chdir(run.path)
         start, count = JobRecord.of_run(run).start, run.experiment().hardware.gpus
         ranks = _start_ranks(run, start, count)
@@ -68,20 +68,20 @@ class LocalRun:
         def record(rank: int, code: int) -> None:
             if signals.asked_to_end:
                 return
-            with suppress(OSError):  # the other ranks are to be ended first; it is tried again below
-                # A rank that was killed could not say so; what the others said is that they lost it.
+            with suppress(OSError):  # retried below, once the other ranks have ended
+                # A killed rank records nothing; the others' reports only say that they lost it.
                 record_failure(run, start, rank, _describe(rank, code), overrule=code < 0)
 
         failed = watch_ranks(ranks, signals, record)
         if failed is not None and not signals.asked_to_end:
             record_failure(run, start, failed, _describe(failed, ranks[failed].returncode))
-            set_failed(run)  # a rank that was still at work may have written its heartbeat since
+            set_failed(run)  # a rank may have written its heartbeat since
             return "failed"
         return "finished" if run.is_finished() else "stopped"
 
 
 class Signals:
-    """Signals that came to this process and are to be passed on to the ranks."""
+    """Signals received by this process, to be forwarded to the ranks."""
 
     def __init__(self) -> None:
         self.pending: list[signal.Signals] = []
@@ -95,7 +95,7 @@ class Signals:
 
 
 def rank_variables(rank: int, count: int, port: int) -> dict[str, str]:
-    """Variables as torchrun sets them for one of `count` ranks here; which GPUs are seen is left as it is."""
+    """Return the variables that torchrun sets for one of `count` ranks; the visible GPUs are not changed."""
     variables = {
         "RANK": rank,
         "LOCAL_RANK": rank,
@@ -110,8 +110,8 @@ def rank_variables(rank: int, count: int, port: int) -> dict[str, str]:
 def _start_ranks(run: RunDir, start: int, count: int) -> list[subprocess.Popen[bytes]]:
     port = _free_port()
     threads = str(max(1, available_cpus() // count))
-    code = imported_from()  # which may have been damaged or removed while this run waited for its turn
-    python = [sys.executable, *(verified(code) if code else ())]
+    code = running_archive()  # may have been damaged or removed while the run was queued
+    python = [sys.executable, *(verified_python(code) if code else ())]
     ranks = []
     for rank in range(count):
         variables = {"OMP_NUM_THREADS": threads, **os.environ, **rank_variables(rank, count, port)}
@@ -127,15 +127,14 @@ def _start_ranks(run: RunDir, start: int, count: int) -> list[subprocess.Popen[b
 def watch_ranks(
     ranks: list[subprocess.Popen[bytes]], signals: Signals, record: Callable[[int, int], None]
 ) -> int | None:
-    """Wait for all ranks; the first that failed, if any. It ends the rest, and signals are passed on to all.
+    """Wait for all ranks, forwarding signals; return the first that failed, if any, after ending the rest within 10 s.
 
-    The failure goes to `record`, as rank and exit code, at once: before the others, which notice that they lost that
-    rank, can say so. They end within 10 s.
+    `record` is called with the rank and its exit code at once, before the other ranks report that they lost it.
     """
     failed: int | None = None
     deadline = float("inf")
     while True:
-        alive = None in [process.poll() for process in ranks]  # each is asked: that is how its end is noticed
+        alive = None in [process.poll() for process in ranks]  # poll every rank: poll() sets its return code
         while signals.pending:
             _send(ranks, signals.pending.pop(0))
             deadline = min(deadline, time.monotonic() + _SECONDS_TO_SAVE)
@@ -154,7 +153,7 @@ def watch_ranks(
 
 def _first_failed(ranks: list[subprocess.Popen[bytes]]) -> int | None:
     failed = [rank for rank, process in enumerate(ranks) if process.returncode]
-    killed = [rank for rank in failed if ranks[rank].returncode < 0]  # the others fail because they lose this one
+    killed = [rank for rank in failed if ranks[rank].returncode < 0]  # the other ranks fail as a consequence
     return next(iter(killed or failed), None)
 
 
@@ -166,7 +165,7 @@ def _send(ranks: list[subprocess.Popen[bytes]], signum: signal.Signals) -> None:
 
 def _describe(rank: int, code: int) -> str:
     if code == -signal.SIGKILL:
-        return f"rank {rank} was killed (SIGKILL): by hand, or by the system because memory ran out"
+        return f"rank {rank} was killed (SIGKILL): by a user, or by the system because memory ran out"
     if code == CODE_LOST:
         return f"rank {rank} did not start: {CODE_LOST_WORDS}"
     if code < 0:
@@ -175,7 +174,7 @@ def _describe(rank: int, code: int) -> str:
 
 
 def _free_port() -> int:
-    """A port below those that Linux hands out to outgoing connections."""
+    """Return a free port below Linux's range for outgoing connections."""
     for port in random.sample(range(20_000, 32_000), 100):
         with socket.socket() as probe:
             try:
@@ -183,4 +182,4 @@ def _free_port() -> int:
             except OSError:
                 continue
             return port
-    raise TrainingError("no free port between 20000 and 32000 for the ranks to meet at.")
+    raise TrainingError("no free port between 20000 and 32000 for the rendezvous of the ranks.")

@@ -1,7 +1,7 @@
-"""The local queue: a user's runs of one folder go one after another, in the order in which they were submitted.
+"""The local queue: a user's runs in one folder run one after another, in the order of submission.
 
-Each run has a ticket, a file in `<runs>/.queue-<uid>/` that its owner keeps locked (flock) for as long as it lives. A
-ticket whose lock can be taken belongs to nobody any more, whatever ended its owner: the next in the queue removes it.
+Each run has a ticket, a file in `<runs>/.queue-<uid>/` that its process keeps locked (flock) while it lives. A ticket
+that is not locked is stale, however its process ended: the next run in the queue removes it.
 """
 
 from __future__ import annotations
@@ -20,27 +20,24 @@ from hpc_tumor.system import atomic
 
 
 def _queue(runs: Path) -> Path:
-    """Each user has a queue of their own, for nobody can write the files of another in a folder that they share."""
+    # One queue per user: in a shared folder, users cannot write each other's files.
     return runs / f".queue-{os.getuid()}"
 
 
 @dataclass(frozen=True)
 class Ticket:
-    """A locked place in the queue; whoever inherits `handle` holds it too."""
+    """A locked place in the queue; a process that inherits `handle` holds it too."""
 
     path: Path
     handle: int
 
     def hand_over(self) -> None:
-        """Forget the lock here, where another process has inherited it."""
+        """Close the handle here after another process has inherited it."""
         os.close(self.handle)
 
 
 def take_ticket(runs: Path, run_name: str) -> Ticket:
-    """A new ticket at the end of the queue of `runs`.
-
-    Raises UsageError, and leaves nothing behind, where the file system has no locks.
-    """
+    """Append a ticket to the queue of `runs`. Raises UsageError if the file system does not support locks."""
     new = not _queue(runs).exists()
     _queue(runs).mkdir(exist_ok=True)
     try:
@@ -54,15 +51,15 @@ def take_ticket(runs: Path, run_name: str) -> Ticket:
             shutil.rmtree(_queue(runs), ignore_errors=True)
         if atomic.has_no_locks(error):
             raise UsageError(
-                f"the file system of {runs} has no locks ({error.strerror}), by which runs on this machine wait for"
-                " each other: name a folder on another one with --runs."
+                f"the file system of {runs} does not support locks ({error.strerror}), which runs on this machine need:"
+                " choose a folder on another file system with --runs."
             ) from error
         raise
     return Ticket(path, handle)
 
 
 def is_turn(runs: Path, run_name: str) -> bool:
-    """Return True where no living run stands before this one. Removes the tickets of dead ones."""
+    """Return True if no live run precedes this one. Removes stale tickets."""
     with _locked(runs):
         for path in _tickets(_queue(runs)):
             if _name(path) == run_name:
@@ -74,7 +71,7 @@ def is_turn(runs: Path, run_name: str) -> bool:
 
 
 def give_back(runs: Path, run_name: str) -> None:
-    """Remove the ticket of a run that has ended."""
+    """Remove the ticket of a run."""
     with _locked(runs):
         for path in _tickets(_queue(runs)):
             if _name(path) == run_name:
@@ -82,7 +79,7 @@ def give_back(runs: Path, run_name: str) -> None:
 
 
 def positions(runs: Path) -> dict[str, int]:
-    """Living runs in the queues of all users → how many stand before them; 0 is the one at work. Changes nothing."""
+    """Return the position of each live run in its user's queue; 0 is the running one. Read-only."""
     positions: dict[str, int] = {}
     for queue in runs.glob(".queue-*"):
         held = [path for path in _tickets(queue) if _is_held(path)]
@@ -91,7 +88,7 @@ def positions(runs: Path) -> dict[str, int]:
 
 
 def is_closed(runs: Path, user: int) -> bool:
-    """Return True where the queue of a user is there and does not tell what it holds."""
+    """Return True if the queue of a user exists but cannot be read."""
     queue = runs / f".queue-{user}"
     return queue.is_dir() and not os.access(queue, os.R_OK | os.X_OK)
 
@@ -113,7 +110,7 @@ def _tickets(queue: Path) -> list[Path]:
 def _is_ticket(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # in a queue that is closed to us
+    except OSError:  # no permission
         return True
 
 
@@ -130,7 +127,7 @@ def _is_held(path: Path) -> bool:
         handle = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return False
-    except OSError:  # somebody else's, and closed to us: take it for alive
+    except OSError:  # another user's, no permission: assume it is alive
         return True
     try:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -1,1 +1,1 @@
-"""Observe runs: run directories, squeue and sacct in; states, logs, causes, efficiency and advice out."""
+"""Observe runs. In: run directories, squeue, sacct. Out: states, logs, causes, efficiency, advice, leftover files."""

@@ -1,4 +1,4 @@
-"""Messages of a scheduler and logs of a job → the cause in one sentence, with what to do."""
+"""Recognise known causes in scheduler messages and job logs, and name the remedy."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 from hpc_tumor.cluster.launch.snapshot import CODE_LOST_FAULT, CODE_LOST_LINE, CODE_LOST_REMEDY
 from hpc_tumor.errors import Cause
 
-NO_ROOM = 28  # what a job ends with that could write no more, not even why
-_TAIL = 64_000  # bytes of a log that are looked through
+NO_ROOM = 28  # exit code of a job whose full disk kept it from recording the cause
+_TAIL = 64_000  # bytes searched at the end of a log
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """A known cause: what is wrong, what to do (empty: nothing that is known), and the cause for code."""
+    """A known cause: the fault, the remedy (empty if none is known), and the cause for code to act on."""
 
     fault: str
     remedy: str
@@ -30,107 +30,106 @@ def _known(pattern: str, fault: str, remedy: str, cause: Cause | None = None) ->
     return re.compile(pattern, re.IGNORECASE), Diagnosis(fault, remedy, cause)
 
 
-# The first that fits is believed: what is said early by the system, before what follows from it. {0}: the first group.
+# The first match counts: system messages before the errors that follow from them. {0}: the first matching group.
 _CAUSES = (
     _known(re.escape(CODE_LOST_LINE), CODE_LOST_FAULT, CODE_LOST_REMEDY),
     _known(r"following module\(s\) are unknown: \"?([^\"\n]+)|Unable to locate a modulefile for '([^']+)'",
-     "the module {0} is not there on the node",
+     "the module {0} does not exist on the node",
      "correct `modules` in the cluster profile (`module avail` lists them)"),
     _known(r"module: command not found",
-     "the node knows no `module`",
-     "leave `modules` in the cluster profile empty, or source the site's own set-up"),
+     "the node has no `module` command",
+     "leave `modules` in the cluster profile empty, or source the site's setup script in `setup`"),
     _known(r"conda: command not found|not been properly configured to use 'conda|Run 'conda init' before",
-     "conda is not ready on the node",
-     "name its script in `setup` of the cluster profile, `source …/conda.sh`, or leave conda out: the job's Python is"
-     " named by its whole path"),
+     "conda is not initialised on the node",
+     "add `source …/conda.sh` to `setup` in the cluster profile, or leave conda out: the job calls Python by its full"
+     " path"),
     _known(r"EnvironmentNameNotFound: Could not find conda environment: (\S+)",
-     "there is no conda environment {0} on the node",
+     "the conda environment {0} does not exist on the node",
      "correct `setup` in the cluster profile"),
     _known(r"(/\S*python[\d.]*): (?:No such file or directory|not found|cannot execute|Permission denied)",
      "the node has no Python at {0}",
-     "the environment must lie where all nodes see it, not on a disk of the login node"),
+     "move the environment to a file system that all nodes see"),
     _known(r"execve\(\): (\S+): No such file",
      "the node has no program {0}",
-     "it must lie where all nodes see it"),
+     "move it to a file system that all nodes see"),
     _known(r"is not yours(?:, or gone)?: it is not run",
-     "the job's own folder belongs to somebody else now, or is gone, so nothing of it was run",
-     "submit again, with another --runs"),
+     "the job's folder was removed or now belongs to another user, so nothing was run",
+     "submit again with another --runs"),
     _known(r"No module named '?([\w.]+)",
      "Python on the node cannot import {0}",
-     "install hpc-tumor, with all it needs, where the nodes see it"),
+     "install hpc-tumor and its dependencies where the nodes see them"),
     _known(r"(GLIBC(?:XX)?_[\d.]+)' not found",
      "the node's system is too old for a package ({0} is missing)",
      "install the environment on a node, or load a newer compiler module"),
     _known(r"(lib\S+\.so[\d.]*): cannot open shared object file",
      "the node lacks the library {0}",
-     "load the module that has it, in `modules` of the cluster profile"),
+     "load the module that provides it, in `modules` of the cluster profile"),
     _known(r"no kernel image is available|not compatible with the current PyTorch installation",
      "torch was built without support for this GPU",
-     "install a build that has it; hpc-tumor doctor says which"),
+     "install a build with it; hpc-tumor doctor names one"),
     _known(r"driver on your system is too old|driver version is insufficient",
      "the node's NVIDIA driver is too old for this torch",
      "install a torch for an older CUDA"),
     _known(r"oom.?kill|out.of.memory handler|Exceeded job memory limit|exceeded memory limit",
-     "more main memory was needed than asked for",
+     "the job needed more main memory than requested",
      "submit with more --memory",
      Cause.HOST_MEMORY),
     _known(r"CUDA out of memory|HIP out of memory",
-     "the GPU's memory did not suffice",
-     "a smaller batch, or --accumulate N, which keeps the batch",
+     "out of GPU memory",
+     "use a smaller batch, or --accumulate N to keep the batch",
      Cause.GPU_MEMORY),
     _known(r"/dev/shm/nccl-",
-     "the ranks of a node talk over its /dev/shm, which has no room or cannot be written",
-     "ask for a larger one, or set NCCL_SHM_DISABLE to 1 in `variables` of the cluster profile"),
+     "the node's /dev/shm, which its ranks communicate through, is full or not writable",
+     "ask your site's support for a larger one, or set NCCL_SHM_DISABLE to 1 in `variables` of the cluster profile"),
     _known(r"Disk quota exceeded",
-     "a quota is used up, in bytes or in files",
-     "remove what is not needed, then resume"),
-    _known(r"No space left on device|no room left to write",
+     "a quota is exceeded, in bytes or files",
+     "remove files you do not need, then resume"),
+    _known(r"No space left on device|no room left to write|disk or quota full, cannot write",
      "a disk is full",
-     "make room on it, then resume"),
+     "free some space, then resume"),
     _known(r"Stale file handle|Transport endpoint is not connected|Input/output error",
-     "the shared file system stumbled",
-     "resume, and tell the site's support where it comes again"),
+     "the shared file system failed temporarily",
+     "resume; if it happens again, tell your site's support"),
     _known(r"Permission denied: '([^']+)'|Permission denied: (\S+)",
-     "{0} may not be read or written on the node",
+     "no permission to access {0} on the node",
      ""),
     _known(r"Read-only file system: '([^']+)'",
-     "{0} lies on a file system that the nodes cannot write",
-     "name other --runs"),
+     "{0} is on a file system that is read-only on the node",
+     "choose another --runs"),
     _known(r"ncclSystemError|ncclRemoteError|NCCL WARN.*(?:connect|socket)|Gloo connectFullMesh failed|No route to host"
      r"|Name or service not known|unable to resolve",
-     "the nodes did not reach each other",
-     "name their network interface in `variables` of the cluster profile, as NCCL_SOCKET_IFNAME and"
-     " GLOO_SOCKET_IFNAME"),
+     "the nodes could not connect to each other",
+     "set NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME to their network interface in `variables` of the cluster profile"),
     _known(r"Address already in use",
-     "the port at which the ranks meet was taken on the node",
-     "resume, which takes another"),
+     "the rendezvous port was in use on the node",
+     "resume, which uses another port"),
     _known(r"Invalid job credential|Munge .*(?:expired|failed|Rewound)|Unable to confirm allocation",
-     "the node and the controller of SLURM did not agree, often because a clock is wrong",
-     "resume, and tell the site"),
+     "the node and SLURM's controller did not accept each other's credentials, often because a clock is wrong",
+     "resume, and tell your site's support"),
     _known(r"DUE TO TIME LIMIT",
-     "its time was up",
-     "hpc-tumor resume goes on from its last checkpoint"),
+     "the time limit was reached",
+     "hpc-tumor resume continues from its last checkpoint"),
     _known(r"DUE TO NODE FAILURE|Node failure on",
      "a node failed",
-     "hpc-tumor resume goes on from its last checkpoint"),
+     "hpc-tumor resume continues from its last checkpoint"),
     _known(r"DUE TO PREEMPTION",
-     "a job of higher priority took its place",
-     "hpc-tumor resume goes on"),
+     "preempted by a job of higher priority",
+     "hpc-tumor resume continues from its last checkpoint"),
 )  # fmt: skip
 _REFUSALS = tuple((re.compile(pattern, re.IGNORECASE), words) for pattern, words in (
-    (r"Invalid account|account/partition", "name an account of yours with --account; `hpc-tumor doctor` lists them"),
-    (r"Invalid partition|partition.*not available", "name one that `sinfo` lists with --partition"),
-    (r"Invalid qos|QOS .*not permitted", "name another --qos, or leave it out"),
+    (r"Invalid account|account/partition", "choose one of your accounts with --account; `hpc-tumor doctor` lists them"),
+    (r"Invalid partition|partition.*not available", "choose one that `sinfo` lists with --partition"),
+    (r"Invalid qos|QOS .*not permitted", "choose another --qos, or leave it out"),
     (r"QOSMaxSubmit|MaxSubmitJobs|AssocMaxSubmit|violates accounting/QOS policy",
-     "you may not have so much in the queue: wait until some jobs have ended, or ask for less"),
-    (r"time limit is invalid|TimeLimit", "ask for a shorter --time"),
+     "your limit of queued jobs is reached: wait until some have ended, or request less"),
+    (r"time limit is invalid|TimeLimit", "request a shorter --time"),
     (r"node configuration is not available|node count|Requested nodes are busy|Invalid feature",
-     "no node here has what is asked for: fewer --gpus, less --memory or --cpus, another --constraint"),
-    (r"Invalid generic resource|gres", "`gpu_type` or `gpu_request` of the profile is not what this cluster calls it"),
+     "no node satisfies the request: use fewer --gpus, less --memory, fewer --cpus or another --constraint"),
+    (r"Invalid generic resource|gres", "correct `gpu_type` or `gpu_request` in the profile: the cluster rejects them"),
     (r"contact slurm controller|Socket timed out|Connection refused|Resource temporarily unavailable",
-     "SLURM does not answer at this moment: try again in a minute"),
-    (r"memory specification", "ask for less --memory"),
-    (r"reservation", "the reservation is not there, not yet open, or not for you"),
+     "SLURM does not answer: try again in a minute"),
+    (r"memory specification", "request less --memory"),
+    (r"reservation", "the reservation does not exist, has not begun, or is not open to you"),
 ))  # fmt: skip
 
 _LASTING = re.compile(r"ModuleNotFoundError|ImportError|oom.?kill|out.?of.?memory|No space left|quota exceeded", re.I)
@@ -139,7 +138,7 @@ _LOST = re.compile(r"srun: error: (\S+): tasks? ([\d,-]+): (Killed|Terminated|Ab
 
 
 def recognise(text: str) -> Diagnosis | None:
-    """Return the cause that `text`, a log or an error, tells of; None where it tells of none that is known."""
+    """Return the known cause in `text`, a log or an error message; None if there is none."""
     for pattern, known in _CAUSES:
         if match := pattern.search(text):
             group = next((group for group in match.groups() if group), "")
@@ -148,12 +147,12 @@ def recognise(text: str) -> Diagnosis | None:
 
 
 def remedy(refusal: str) -> str:
-    """Return the remedy for a refusal of sbatch; empty where that is not known."""
+    """Return the remedy for an error message of sbatch; empty if none is known."""
     return next((words for pattern, words in _REFUSALS if pattern.search(refusal)), "")
 
 
 def recognise_in(logs: list[Path]) -> Diagnosis | None:
-    """Return the cause that the ends of these logs tell of, the latest first."""
+    """Return the known cause at the end of these logs, the last log first."""
     for log in reversed(logs):
         with suppress(OSError), log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - _TAIL))
@@ -162,25 +161,26 @@ def recognise_in(logs: list[Path]) -> Diagnosis | None:
     return None
 
 
-def would_come_again(log: str) -> bool:
-    """Return True where the log of a start tells of what the next start would meet again."""
+def would_fail_again(log: str) -> bool:
+    """Return True if the log of a start shows an error that the next start would meet again."""
     return _LASTING.search(log) is not None
 
 
 def was_warned(log: str) -> bool:
-    """Return True where srun says that the warning of the time limit came before a rank could listen."""
+    """Return True if srun reports that the time-limit signal arrived before a rank could handle it."""
     return _WARNED.search(log) is not None
 
 
 def lost_rank(log: str) -> tuple[int | None, str]:
-    """Return the rank that srun says was lost, and how, in words; a rank that was killed could not say so itself."""
+    """Return the rank that srun reports as lost (None for several) and a description; None and "" if there is none."""
     match = _LOST.search(log)
     if match is None:
         return None, ""
     node, ranks, how = match.groups()
     several = not ranks.isdigit()
-    who = f"ranks {ranks}" if several else f"rank {ranks}"
-    words = f"{who} on {node} {'were' if several else 'was'} killed: by hand, or by the system for want of memory"
+    subject = f"ranks {ranks}" if several else f"rank {ranks}"
+    verb = "were" if several else "was"
+    message = f"{subject} on {node} {verb} killed: by a user, or by the system because memory ran out"
     if how != "Killed":
-        words = f"{who} on {node} ended: {how.lower()}"
-    return None if several else int(ranks), words
+        message = f"{subject} on {node} ended: {how.lower()}"
+    return None if several else int(ranks), message

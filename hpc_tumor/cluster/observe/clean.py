@@ -1,8 +1,8 @@
-"""Files that nobody needs any more, in a folder of runs, beside its stores and on this machine's disk: found, removed.
+"""Find and remove files that are no longer needed: in a runs folder, beside its stores and on this machine's disk.
 
-A run keeps its files as long as it may still do something by itself, and for ever what its scores come from. Of what an
-unfinished run has, only temporary files of writers that are gone are taken: `resume` needs all else. Files of other
-users, files behind links, and whatever a run that cannot be read may need, stay.
+A run keeps all its files while it may still change, and always those that its scores come from. Of an unfinished run,
+only temporary files of dead writers are removed: `resume` needs the rest. Files of other users, files behind links and
+everything an unreadable run may need are kept.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 
 from hpc_tumor.cluster import slurm
 from hpc_tumor.cluster.describe.profiles import list_profiles
-from hpc_tumor.cluster.launch.private import code_folder, submissions_folder, submitting
+from hpc_tumor.cluster.launch.private import code_folder, submission_lock, submissions_folder
 from hpc_tumor.cluster.observe.job_record import JobRecord
 from hpc_tumor.cluster.observe.queue import read_states
 from hpc_tumor.cluster.observe.states import RunState, State
@@ -30,14 +30,14 @@ from hpc_tumor.run_dir import RunDir, file_clock, find_runs, read_json
 
 Kind = Literal["checkpoints", "temporary", "pickles", "code", "staging", "copies"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-QUIET_SECONDS = 600.0  # after which a temporary file that nobody holds has no writer, where its run is not finished
-_SETTLED_SECONDS = 3600.0  # after its result, within which the batch script of a run ends, where SLURM does not tell
-_CLOCKS_DIFFER = 86_400.0  # seconds that clocks of machines may be apart where code is at stake
+QUIET_SECONDS = 600.0  # without a change, after which a temporary file of an unfinished run has no writer
+_SETTLED_SECONDS = 3600.0  # within which a batch script ends after the result, if SLURM does not answer
+_CLOCKS_DIFFER = 86_400.0  # allowed difference between machines' clocks when removing code
 
 
 @dataclass(frozen=True)
 class Leftover:
-    """A file or folder that may go, what is in it, and the run that it is of."""
+    """A file or folder that may be removed, its size, and its run."""
 
     kind: Kind
     path: Path
@@ -48,7 +48,7 @@ class Leftover:
 
 @dataclass(frozen=True)
 class RunSize:
-    """Files and bytes of a run, and the bytes that may go or went; its state, or why else, where it is left alone."""
+    """Files and bytes of a run, the removable (or removed) bytes, and its state or another reason to leave it alone."""
 
     run: str
     state: State
@@ -60,7 +60,7 @@ class RunSize:
 
 @dataclass
 class Cleaning:
-    """Files that may be removed, largest runs first; or that were, and those that could not, with the reason."""
+    """Files that may be removed or were (`removed`), run sizes, largest first, and failed paths with the reason."""
 
     leftovers: list[Leftover] = field(default_factory=list)
     sizes: list[RunSize] = field(default_factory=list)
@@ -68,7 +68,7 @@ class Cleaning:
     failed: dict[Path, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it as JSON types."""
+        """Return all fields as JSON types."""
         kinds = {
             kind: {name: sum(getattr(item, name) for item in self.of(kind)) for name in ("files", "bytes")}
             for kind in KINDS
@@ -87,24 +87,24 @@ class Cleaning:
 
 
 def clean(runs: Path, chosen: Sequence[RunDir] | None = None, *, delete: bool = False) -> Cleaning:
-    """Find what nobody needs below `runs`, and remove it where `delete` says so.
+    """Find unneeded files below `runs`, and remove them if `delete` is true.
 
     Args:
-        chosen: the runs whose own files are looked at; None: all, and what runs share: code, stores' staging, copies.
+        chosen: the runs to examine; None: all, and what runs share: code, staging folders of stores, copies.
 
     Raises:
-        UsageError: there is no such folder, or it cannot be written.
+        UsageError: the folder does not exist or is not writable.
     """
     cleaning = _find(runs, chosen)
     cleaning.removed = delete
     if not delete or not cleaning.leftovers:
         return cleaning
-    with submitting(runs) as alone:  # nothing starts meanwhile that could need what goes
+    with submission_lock(runs) as alone:  # no submission may start to use what is removed
         cleaning = _find(runs, chosen)
         cleaning.removed = True
         if not alone:
             code = [item.path for item in cleaning.leftovers if item.kind == "code"]
-            cleaning.failed |= dict.fromkeys(code, "a file system without locks: another command may begin to use it")
+            cleaning.failed |= dict.fromkeys(code, "the file system has no locks: another command may start to use it")
         cleaning.leftovers = [
             item for item in cleaning.leftovers if item.path not in cleaning.failed and _remove(item, cleaning.failed)
         ]
@@ -134,7 +134,7 @@ def _find(runs: Path, chosen: Sequence[RunDir] | None) -> Cleaning:
 
 
 def _after(before: RunSize, runs: Path, gone: Sequence[Leftover]) -> RunSize:
-    """The size of a run once some of its files are gone."""
+    """Return the size of a run after the removal of `gone`."""
     of_run = [item for item in gone if item.run == before.run]
     if not of_run:
         return replace(before, may_go=0)
@@ -143,7 +143,7 @@ def _after(before: RunSize, runs: Path, gone: Sequence[Leftover]) -> RunSize:
 
 
 def _settled(states: Sequence[RunState], clock: float) -> set[str]:
-    """Names of the runs that are finished and whose jobs are gone, too: a batch script goes on after its ranks."""
+    """Return the names of finished runs whose jobs have ended: a batch script outlives its ranks."""
     finished = [state for state in states if state.state is State.FINISHED]
     jobs = {state.name: JobRecord.of_run(state.run) for state in finished}
     young = {name for name, job in jobs.items() if not job.is_local}
@@ -152,20 +152,20 @@ def _settled(states: Sequence[RunState], clock: float) -> set[str]:
     for state in finished:
         job = jobs[state.name]
         if job.is_local:
-            goes_on = state.alive
+            active = state.alive
         elif queue is None:
-            goes_on = bool(job.job_ids) and clock - state.run.result.stat().st_mtime < _SETTLED_SECONDS
+            active = bool(job.job_ids) and clock - state.run.result.stat().st_mtime < _SETTLED_SECONDS
         else:
             names = (job.job_name or state.name, state.name)
             records = [queue[job_id] for job_id in job.job_ids if job_id in queue]
-            goes_on = any(slurm.is_alive(each) and each.name in names for each in records)
-        if not goes_on:
+            active = any(slurm.is_alive(record) and record.name in names for record in records)
+        if not active:
             settled.add(state.name)
     return settled
 
 
 def _why_left_alone(state: RunState, settled: set[str]) -> State | str | None:
-    """State for which nothing of a run is touched, or another reason; None where something may be."""
+    """Return the state, or another reason, for which a run must not be touched; None if it may be cleaned."""
     path = state.run.path
     if path.is_symlink():
         return "a link"
@@ -177,16 +177,16 @@ def _why_left_alone(state: RunState, settled: set[str]) -> State | str | None:
 
 
 def _of_run(state: RunState, clock: float) -> Iterator[Leftover]:
-    """Files that a run of this user, which does nothing any more, does not need."""
+    """Yield the files that an ended run of this user does not need."""
     run = state.run
     finished = state.state is State.FINISHED
     for folder in (run.path, run.checkpoints, run.figures):
         for path in _inside(folder, ".*.tmp"):
-            if finished or clock - path.lstat().st_mtime > QUIET_SECONDS:  # else SLURM may have begun it again
+            if finished or clock - path.lstat().st_mtime > QUIET_SECONDS:  # SLURM may have restarted the run
                 yield _leftover("temporary", path, run.name)
     if not finished:
         return
-    # Without the weights of its best epoch, it can be scored anew from its checkpoint, once they are back.
+    # If the best weights are lost, the run may be scored again from its checkpoint once they are back.
     if run.weights_lost() is None and _is_own_file(run.best_weights):
         for path in (run.last_checkpoint, run.previous_checkpoint):
             if _is_own_file(path) and not run.checkpoints.is_symlink():
@@ -202,7 +202,7 @@ def _of_run(state: RunState, clock: float) -> Iterator[Leftover]:
 
 
 def _half_made(runs: Path, clock: float) -> Iterator[Leftover]:
-    """Run directories, and files beside them, that a command that was killed left half-made."""
+    """Yield run directories, and files beside them, that a killed command left incomplete."""
     for path in [*_inside(runs.resolve(), ".*.tmp"), *_inside(code_folder(runs), ".*.tmp")]:
         if clock - path.lstat().st_mtime > QUIET_SECONDS:
             yield _leftover("temporary", path)
@@ -213,30 +213,30 @@ def _half_made(runs: Path, clock: float) -> Iterator[Leftover]:
 
 
 def _code(runs: Path, states: Sequence[RunState], settled: set[str]) -> Iterator[Leftover]:
-    """Archives of code that no run of this user needs.
+    """Yield code archives that no run of this user needs.
 
-    Those of unfinished runs are kept, and all that were submitted since the first of those began that may still start.
+    Archives of unfinished runs are kept, and all since the submission of the oldest run that may still start.
     """
-    named: set[str] = set()
+    needed: set[str] = set()
     since = float("inf")
     for state in states:
         if state.state is State.FINISHED and state.name in settled:
             continue
-        named.add(str(section(read_json(state.run.provenance)).get("code")))
+        needed.add(str(section(read_json(state.run.provenance)).get("code")))
         if _is_own(state.run.path) and _why_left_alone(state, settled):
             submitted = JobRecord.of_run(state.run).submitted
             since = min(since, 0.0 if submitted is None else submitted - _CLOCKS_DIFFER)
     for path in _inside(code_folder(runs), "*.zip"):
-        if path.name not in named and path.lstat().st_mtime < since:
+        if path.name not in needed and path.lstat().st_mtime < since:
             yield _leftover("code", path)
 
 
 def _shared(states: Sequence[RunState]) -> Iterator[Leftover]:
-    """Staging folders of the stores of the runs, and copies of stores on the disks of this machine."""
+    """Yield staging folders of the runs' stores, and copies of stores on this machine's disks."""
     stores: set[str] = set()
     disks = {profile.environment.node_disk for profile in list_profiles()[0]}
     for state in states:
-        if not _is_own(state.run.path):  # others may name any folder there
+        if not _is_own(state.run.path):  # another user's run may name any folder
             continue
         stores.add(str(section(section(read_json(state.run.config)).get("data")).get("store") or ""))
         if profile := JobRecord.of_run(state.run).profile:
@@ -248,7 +248,7 @@ def _shared(states: Sequence[RunState]) -> Iterator[Leftover]:
 
 
 def _remove(item: Leftover, failed: dict[Path, str]) -> bool:
-    """Remove it, unless somebody has come to use it meanwhile. Gives whether it is gone; why not, to `failed`."""
+    """Remove `item` unless it is in use again; return whether it is gone, and add the reason to `failed` if not."""
     try:
         if item.kind == "staging":
             remove_staging(item.path)
@@ -271,12 +271,12 @@ def _remove(item: Leftover, failed: dict[Path, str]) -> bool:
 def _leftover(kind: Kind, path: Path, run: str | None = None) -> Leftover:
     status = path.lstat()
     files, size = _measure(path)
-    stays = not stat.S_ISDIR(status.st_mode) and status.st_nlink > 1  # under the name of a checkpoint kept for good
-    return Leftover(kind, path, files, 0 if stays else size, run)
+    linked = not stat.S_ISDIR(status.st_mode) and status.st_nlink > 1  # a kept checkpoint shares the bytes
+    return Leftover(kind, path, files, 0 if linked else size, run)
 
 
 def _measure(path: Path) -> tuple[int, int]:
-    """Files and bytes of a file, or below a folder; the bytes of a file of several names count once."""
+    """Return the files and bytes of a file or folder; hard links count once."""
     seen: set[tuple[int, int]] = set()
     files = size = 0
     for status in _statuses(path):
@@ -289,22 +289,17 @@ def _measure(path: Path) -> tuple[int, int]:
 
 
 def _statuses(path: Path) -> Iterator[os.stat_result]:
-    """Give the status of a file, or of all files below a folder that can be read; no link is followed."""
+    """Yield the status of a file, or of all readable files below a folder, without following links."""
     with suppress(OSError):
         own = path.lstat()
         yield own
         if stat.S_ISDIR(own.st_mode):
-            for entry in _entries(path):
-                yield from _statuses(Path(entry.path))
-
-
-def _entries(path: Path) -> Iterable[os.DirEntry[str]]:
-    with os.scandir(path) as entries:
-        return list(entries)
+            for entry in path.iterdir():
+                yield from _statuses(entry)
 
 
 def _inside(folder: Path, pattern: str) -> list[Path]:
-    """Files of this user in `folder`, which is no link, whose names fit."""
+    """Return this user's files in `folder` that match `pattern`; none if the folder is a link."""
     if folder.is_symlink():
         return []
     return sorted(path for path in folder.glob(pattern) if _is_own_file(path))

@@ -1,4 +1,4 @@
-"""Resources that runs asked for and used: from the files of the runs, and from sacct where it answers."""
+"""Compare the resources that runs requested and used, from the runs' files and, if available, sacct."""
 
 from __future__ import annotations
 
@@ -13,31 +13,32 @@ from hpc_tumor.cluster.observe.job_record import JobRecord
 from hpc_tumor.cluster.observe.queue import read_states
 from hpc_tumor.cluster.observe.states import RunState, State
 from hpc_tumor.cluster.plan.plan import Plan
-from hpc_tumor.cluster.slurm import ask_sacct
+from hpc_tumor.cluster.slurm import run_sacct
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.errors import Cause
 from hpc_tumor.records import LARGEST, section
 from hpc_tumor.run_dir import RunDir, matching, read_json
 from hpc_tumor.vocabulary import parse_seconds, printable
 
-GB = 2**30  # as --memory counts
+GB = 2**30  # as in --memory
 _FIELDS = ("JobID", "JobName", "State", "ElapsedRaw", "TotalCPU", "MaxRSS", "ReqMem", "AllocTRES")  # of sacct
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 @dataclass(frozen=True)
 class Efficiency:
-    """One run. Times in seconds, memory in GB of 2^30 bytes, shares from 0 to 1; None: not asked for, or not known.
+    """One run. Times in seconds, memory in GB of 2^30 bytes, shares from 0 to 1; None: not requested or unknown.
 
     Attributes:
-        starts: that have begun.
-        asked_time: of one start; `asked_whole`, of all together, where that is more than one may have.
-        time: over all starts, with all that came before and after training.
-        left: that it will still need, as fast as it was.
-        memory: most on one node, of which `kept` are samples that stay in memory between epochs.
-        asked_cpus, cpus: of one task; how many were busy, as a mean.
-        gpu_memory: most on one GPU.
-        limited: whether a start was ended by its time limit.
+        starts: number of starts so far.
+        asked_time, asked_whole: requested for one start, and for all together.
+        time: used by all starts, including what precedes and follows training.
+        left: estimated remaining time.
+        memory: maximum on one node, of which `kept` are samples kept in memory between epochs.
+        asked_cpus, cpus: of one task: requested, and busy on average.
+        gpu_memory: maximum on one GPU.
+        limited: a start was ended by its time limit.
+        node_memory, node_cpus: the most that can be requested by the profile, per node and per task.
     """
 
     name: str
@@ -67,33 +68,33 @@ class Efficiency:
     out_of_memory: bool = False
     gpu_out_of_memory: bool = False
     accumulate: int = 1
-    node_memory: float | None = None  # most that may be asked for, by the profile
-    node_cpus: int | None = None  # for each task
+    node_memory: float | None = None
+    node_cpus: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """All fields as JSON types."""
+        """Return all fields as JSON types."""
         return asdict(self)
 
 
 def read_efficiency(runs: Sequence[RunDir]) -> list[Efficiency]:
-    """Return what each run asked for and used, in order; one sacct for all. Works without it, and for any run."""
+    """Return requested and used resources of each run, in order. Calls sacct once; works without it."""
     jobs = [JobRecord.of_run(run) for run in runs]
     ids = {job_id for job in jobs if not job.is_local for job_id in _job_ids(job)}
-    known = read_job_use(ids)
+    uses = read_job_use(ids)
     states = read_states(runs)
     return [
-        _efficiency(run, state, job, [known[job_id] for job_id in _job_ids(job) if _is_of(known.get(job_id), run, job)])
+        _efficiency(run, state, job, [uses[job_id] for job_id in _job_ids(job) if _is_of(uses.get(job_id), run, job)])
         for run, state, job in zip(runs, states, jobs, strict=True)
     ]
 
 
 def _job_ids(job: JobRecord) -> list[str]:
-    """All jobs of a run: those before, its last one, and those that follow it in a chain."""
+    """Return the ids of all jobs of a run: earlier ones, the last one, and the rest of its chain."""
     return [job_id for job_id in (*job.earlier, *job.job_ids) if job_id]
 
 
 def _is_of(use: JobUse | None, run: RunDir, job: JobRecord) -> bool:
-    """Return True where a job is of this run: numbers are given again, as after a new installation."""
+    """Return True if the job belongs to this run: SLURM may reuse ids, e.g. after a reinstallation."""
     return use is not None and (use.name in (run.name, job.job_name) or use.name.startswith("hpc-tumor-"))
 
 
@@ -122,7 +123,7 @@ def _efficiency(run: RunDir, state: RunState, job: JobRecord, uses: Sequence[Job
 
 
 def _asked(plan: Plan | None, profile: ClusterProfile | None) -> dict[str, Any]:
-    """Request to a cluster, and how much more a job may have there; nothing on a machine of one's own."""
+    """Return the request, and the cluster's limits per node; only the shape for a run on this machine."""
     if plan is None:
         return {"shape": "", "gpus": 1}
     if plan.cluster == LOCAL:
@@ -141,9 +142,9 @@ def _asked(plan: Plan | None, profile: ClusterProfile | None) -> dict[str, Any]:
 
 
 def _with_accounting(used: dict[str, Any], uses: Sequence[JobUse], plan: Plan | None) -> dict[str, Any]:
-    """Time, memory and CPUs where sacct knows more: it sees the whole job, and starts that left no file.
+    """Return time, memory and CPUs, corrected by sacct: it sees the whole job, and starts that left no file.
 
-    It looks at memory only now and then, at one task at a time, and counts in each what they share.
+    Its memory is sampled rarely, per task, and counts shared memory in every task.
     """
     if not uses:
         return {}
@@ -158,16 +159,16 @@ def _with_accounting(used: dict[str, Any], uses: Sequence[JobUse], plan: Plan | 
 
 
 def _logged(run: RunDir) -> set[int]:
-    """The starts that left a log."""
+    """Return the numbers of the starts that left a log."""
     matches = (re.fullmatch(r"rank-\d+\.(\d+)\.out", path.name) for path in matching(run.logs, "rank-*.out"))
     return {int(match[1]) for match in matches if match}
 
 
-Start = list[dict[str, Any]]  # what each rank wrote
+Start = list[dict[str, Any]]  # the usage files of its ranks
 
 
 def _read_starts(run: RunDir) -> dict[int, Start]:
-    """Read the usage that the ranks wrote in each start; files that are half written or foreign are left out."""
+    """Read the ranks' usage files of each start, skipping unreadable ones."""
     starts: dict[int, Start] = {}
     for path in matching(run.logs, "usage-*.json"):
         match = re.fullmatch(r"usage-\d+\.(\d+)\.json", path.name)
@@ -178,7 +179,7 @@ def _read_starts(run: RunDir) -> dict[int, Start]:
 
 
 def _by_files(starts: dict[int, Start]) -> dict[str, Any]:
-    """Sum up the usage that the ranks wrote, over all starts."""
+    """Aggregate the ranks' usage over all starts."""
     ranks = [rank for start in starts.values() for rank in start]
     if not ranks:
         return {}
@@ -190,7 +191,7 @@ def _by_files(starts: dict[int, Start]) -> dict[str, Any]:
         "time": sum(_most(start, "seconds") for start in starts.values()),
         "memory": memory / GB,
         "kept": kept / GB,
-        "asked_cpus": max(1, int(_most(ranks, "cpus") / here)),  # all of the machine's, where nobody was asked
+        "asked_cpus": max(1, int(_most(ranks, "cpus") / here)),  # all of this machine's for a local run
         "cpus": _sum(ranks, "cpu_seconds") / seconds if seconds else None,
         "data_wait": _sum(ranks, "data_wait_seconds") / trained if trained else None,
         **_gpus(ranks),
@@ -198,7 +199,7 @@ def _by_files(starts: dict[int, Start]) -> dict[str, Any]:
 
 
 def _node_memory(start: Start) -> list[tuple[float, float]]:
-    """Memory of each node in bytes, and how much of it is shared by its ranks, which counts once."""
+    """Return the memory of each node in bytes, and how much of it its ranks share (counted once)."""
     nodes: dict[str, Start] = {}
     for rank in start:
         nodes.setdefault(str(rank.get("node")), []).append(rank)
@@ -207,16 +208,17 @@ def _node_memory(start: Start) -> list[tuple[float, float]]:
         shared = _most(ranks, "shared")
         own = sum(max(0.0, _number(rank, "memory") - _number(rank, "shared")) for rank in ranks)
         here = math.ceil(_most(ranks, "ranks") / max(1, _most(ranks, "nodes")))
-        memory.append((own * max(1, here / len(ranks)) + shared, shared))  # some may have left nothing
+        memory.append((own * max(1, here / len(ranks)) + shared, shared))  # scaled: some ranks may have left no file
     return memory
 
 
 def _gpus(ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Usage of GPUs, as the ranks saw their own, and the first rank of each node all that are there."""
+    """Return GPU usage: each rank reports its own GPU, and the first rank of a node watches all of them."""
     own = [rank["gpu"] for rank in ranks if isinstance(rank.get("gpu"), dict)]
     if not own:
         return {}
-    watched = [gpu for rank in ranks for gpu in _list(rank.get("watched")) if isinstance(gpu, dict)]
+    lists = [rank["watched"] for rank in ranks if isinstance(rank.get("watched"), list)]
+    watched = [gpu for gpus in lists for gpu in gpus if isinstance(gpu, dict)]
     samples = _sum(watched, "samples")
     busy = sum(_number(gpu, "busy") * _number(gpu, "samples") for gpu in watched)
     return {
@@ -225,10 +227,6 @@ def _gpus(ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "gpu_memory": max(_most(own, "reserved"), _most(watched, "memory")) / GB,
         "gpu_busy": busy / samples / 100 if samples else None,
     }
-
-
-def _list(value: object) -> list[Any]:
-    return value if isinstance(value, list) else []
 
 
 def _number(values: dict[str, Any], name: str) -> float:
@@ -246,14 +244,14 @@ def _most(items: Sequence[dict[str, Any]], name: str) -> float:
 
 @dataclass
 class JobUse:
-    """One job. Times in seconds, memory in bytes.
+    """sacct's record of one job. Times in seconds, memory in bytes.
 
     Attributes:
-        elapsed: of each of its starts.
-        states: in which they ended, in SLURM's words.
-        task_memory: most that one task held, as far as SLURM looked.
-        memory: that was asked for on each node; None where it was asked for in another way.
-        given: what was allocated, by the names of SLURM: cpu, mem, gres/gpu, node …
+        elapsed: time of each start.
+        states: final states of the starts, as SLURM prints them.
+        task_memory: largest sampled memory of one task.
+        memory: requested per node; None if requested in another way.
+        allocated: SLURM's trackable resources: cpu, mem, gres/gpu, node …
     """
 
     name: str = ""
@@ -262,19 +260,19 @@ class JobUse:
     cpu_seconds: float = 0.0
     task_memory: int = 0
     memory: int | None = None
-    given: dict[str, str] = field(default_factory=dict)
+    allocated: dict[str, str] = field(default_factory=dict)
 
 
 def read_job_use(job_ids: Iterable[str]) -> dict[str, JobUse]:
-    """Return the records of sacct on these jobs, by their numbers; empty where there is no accounting."""
+    """Return sacct's records by job id; empty if there is no accounting."""
     jobs: dict[str, JobUse] = {}
-    for cells in ask_sacct(job_ids, _FIELDS, "--duplicates", "--noconvert"):
+    for cells in run_sacct(job_ids, _FIELDS, "--duplicates", "--noconvert"):
         job_id, _, step = cells[0].partition(".")
-        name, state, elapsed, cpu, task_memory, memory, given = cells[1:]
+        name, state, elapsed, cpu, task_memory, memory, allocated = cells[1:]
         job = jobs.setdefault(job_id, JobUse())
         if step:
             job.task_memory = max(job.task_memory, parse_bytes(task_memory) or 0)
-            if state == "OUT_OF_MEMORY":  # told of the step only
+            if state == "OUT_OF_MEMORY":  # sacct reports it for the step only
                 job.states.append(state)
             continue
         job.name = name
@@ -282,12 +280,12 @@ def read_job_use(job_ids: Iterable[str]) -> dict[str, JobUse]:
         job.elapsed.append(int(elapsed) if elapsed.isdigit() else 0)
         job.cpu_seconds += parse_seconds(cpu) or 0.0
         job.memory = parse_bytes(memory.rstrip("n"))  # older versions: per node `n`, or per CPU `c`
-        job.given = dict(pair.split("=", 1) for pair in given.split(",") if "=" in pair)
+        job.allocated = dict(pair.split("=", 1) for pair in allocated.split(",") if "=" in pair)
     return jobs
 
 
 def parse_bytes(text: str) -> int | None:
-    """`1234K`, `1.5G`, `0` → bytes; None for what is no size."""
+    """Parse `1234K`, `1.5G` or `0` as bytes; None if it is not a size."""
     match = re.fullmatch(r"([\d.]+)([KMGT]?)", text)
     try:
         return round(float(match[1]) * _UNITS[match[2]]) if match else None

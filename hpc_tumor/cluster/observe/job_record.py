@@ -1,4 +1,4 @@
-"""A run's job as job.json holds it: which one it is, what it asked for, and which came before and come after it."""
+"""job.json: the scheduler's job of a run, its request, and the jobs before and after it."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from hpc_tumor.records import Count, Record, Seconds, Text
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.system import atomic
 
-JobId = Annotated[str, Field(pattern=r"^\d{1,18}(_\d{1,9})?$")]  # of SLURM, a task of an array, or a process
-OTHER_VERSION = "So it is not known what was asked for, and where: submit it anew, with hpc-tumor submit."
+JobId = Annotated[str, Field(pattern=r"^\d{1,18}(_\d{1,9})?$")]  # of a SLURM job, an array task or a process
+OTHER_VERSION = "The request is therefore unknown: submit the run again with hpc-tumor submit."
 JobFolder = Annotated[str, Field(pattern=r"^\.submissions-\d+/[\w-]+$")]
 
 
 class JobRecord(Record):
-    """The job of a run; empty where it was never submitted.
+    """The job of a run; empty if it was never submitted.
 
     Attributes:
         cluster: name of the profile.
-        job_id: None until the scheduler has given one.
+        job_id: None until the scheduler has assigned one.
         job_name: name in the queue.
         submitted: seconds since 1970.
-        plan: what was asked for.
-        profile: where, with what is secret masked.
+        plan: the request.
+        profile: the cluster profile, with secrets masked.
         start: starts before this job.
-        earlier: jobs before this one, the latest last; earlier_folders: where they left their logs.
+        earlier: previous jobs, the latest last; earlier_folders: their log folders.
         chain: jobs that follow this one.
-        folder: of an array's scripts and logs, from the runs folder on; None: the run's own.
+        folder: scripts and logs of an array, relative to the runs folder; None: the run's own folder.
     """
 
-    model_config = ConfigDict(extra="allow")  # what another version wrote stays when the record is written again
+    model_config = ConfigDict(extra="allow")  # keep fields of other versions when the record is rewritten
 
     cluster: Text = ""
     job_id: JobId | None = None
@@ -60,24 +60,24 @@ class JobRecord(Record):
 
     @property
     def job_ids(self) -> tuple[str, ...]:
-        """Its own job, and those that follow it in a chain."""
+        """Ids of this job and of those that follow it in a chain."""
         return tuple(job_id for job_id in (self.job_id, *self.chain) if job_id)
 
     @property
     def log_folders(self) -> tuple[str | None, ...]:
-        """Folders of the logs of its jobs, the earlier ones and its own."""
+        """Log folders of the earlier jobs and this one."""
         before = len(self.earlier)
-        missing = max(0, before - len(self.earlier_folders))  # of a version that did not write them
+        missing = max(0, before - len(self.earlier_folders))  # earlier versions did not record them
         return (*[None] * missing, *self.earlier_folders[:before], self.folder)
 
     def planned(self, where: str) -> Plan:
-        """Return the plan. UsageError where there is none that can be read, as of another version."""
+        """Return the plan. Raises UsageError if there is none or another version wrote it."""
         if self.plan is None:
-            raise UsageError(f"{'; '.join(self.faults) or f'{where} holds no plan'}. {OTHER_VERSION}")
+            raise UsageError(f"{'; '.join(self.faults) or f'{where} has no plan'}. {OTHER_VERSION}")
         return self.plan
 
     def write(self, run: RunDir, **changed: Any) -> Self:
-        """Replace the run's job.json by this record with the fields `changed`, and return that."""
+        """Write job.json with the fields `changed`, and return the new record."""
         record = self.model_copy(update=changed)
         atomic.write_json(run.job, record.model_dump(mode="json", exclude={"faults"}))
         return record

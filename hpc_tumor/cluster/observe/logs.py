@@ -1,9 +1,9 @@
-"""The log files of a run: which belongs to which rank and start, the errors first, followed live across restarts.
+"""Read the log files of a run by rank and start, show errors, and follow the output across restarts.
 
-logs/rank-<rank>.<start>.out          what a rank printed; start 0 is the first, one more after each restart or resume
-logs/rank-<rank>.<start>.error.txt    the traceback of a rank that failed
-logs/failure.<start>.json             which rank failed first, and why
-logs/submission/                      the job script, and what SLURM or submitit said before the ranks could
+logs/rank-<rank>.<start>.out          output of a rank; start 0 is the first, each restart or resume adds one
+logs/rank-<rank>.<start>.error.txt    traceback of a failed rank
+logs/failure.<start>.json             the rank that failed first, and why
+logs/submission/                      the job script, and output of SLURM and submitit before the ranks start
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from hpc_tumor.run_dir import RunDir, matching
 
 _RANK = re.compile(r"rank-(\d+)\.(\d+)\.(out|error\.txt)")
 _LAUNCH = re.compile(r"(\d+(?:_\d+)?)_(\d+)_log\.(out|err)|controller\.out")
-# What submitit and srun also say of a start that went well or was ended on purpose.
+# Lines that submitit and srun also print for a start that succeeded or was cancelled.
 _NO_ERROR = re.compile(
     r"submitit INFO .*|--- start \d+ of .*|.*Bypassing signal .*|srun: Job step aborted: .*"
     r"|srun: (Terminated|Force Terminated) .*"
@@ -32,7 +32,7 @@ _NO_ERROR = re.compile(
 
 @dataclass(frozen=True)
 class LogFile:
-    """One log. `rank` and `start` are None for what the launcher said."""
+    """One log. `rank` and `start` are None for output of the launcher."""
 
     path: Path
     kind: Literal["output", "error", "launch"]
@@ -41,7 +41,7 @@ class LogFile:
 
 
 def list_logs(run: RunDir) -> list[LogFile]:
-    """All logs of a run that hold something: by start, then rank; the launcher's last."""
+    """Return all non-empty logs of a run, by start, then rank; the launcher's last."""
     logs = []
     for path in matching(run.logs, "rank-*"):
         if (match := _RANK.fullmatch(path.name)) and _size(path):
@@ -53,7 +53,7 @@ def list_logs(run: RunDir) -> list[LogFile]:
 
 
 def _launcher_files(run: RunDir) -> list[Path]:
-    """Files that may be of the launcher: in the run's own folder, and in that of the array which it is a task of."""
+    """Return possible launcher logs, in the run's folder and in the folder of its array."""
     files = matching(run.submission, "*")
     job = JobRecord.of_run(run)
     for job_id, folder in zip((*job.earlier, job.job_id), job.log_folders, strict=True):
@@ -63,7 +63,7 @@ def _launcher_files(run: RunDir) -> list[Path]:
 
 
 def launcher_text(run: RunDir) -> str:
-    """Return the messages of SLURM, submitit and the job script, in the order in which it was written last."""
+    """Return the output of SLURM, submitit and the job script, by the time of the last change."""
     logs = [log for log in list_logs(run) if log.kind == "launch"]
     return "".join(f"--- {log.path.name}\n{_read(log.path)}" for log in logs)
 
@@ -71,17 +71,15 @@ def launcher_text(run: RunDir) -> str:
 def log_text(
     run: RunDir, rank: int = 0, errors: bool = False, start: int | None = None, reason: str | None = None
 ) -> str:
-    """Return the output of a rank, over all starts or in one. With `errors`: why it failed, the first rank's traceback.
+    """Return the output of a rank, in all starts or one; with `errors`, the reason and the traceback of a failure.
 
-    `reason` is what the queue knows better than the run itself, to be said first. Empty where there is nothing yet.
-    Where no rank ever came to print, this is what the launcher said.
+    Empty if there is no output yet; the launcher's output if no rank has printed anything. `reason` comes first and
+    replaces the recorded one.
     """
     logs = list_logs(run)
     if errors:
         return _errors(run, logs, start, reason)
-    chosen = [
-        log for log in logs if log.kind == "output" and log.rank == rank and (start is None or log.start == start)
-    ]  # fmt: skip
+    chosen = [log for log in logs if log.kind == "output" and log.rank == rank and start in (None, log.start)]
     if not chosen and not any(log.kind == "output" for log in logs):
         chosen = [log for log in logs if log.kind == "launch"]
     if len(chosen) < 2:
@@ -90,14 +88,11 @@ def log_text(
 
 
 def follow(run: RunDir, rank: int = 0, ended: Callable[[], bool] = lambda: False, every: float = 0.5) -> Iterator[str]:
-    """Give the output of a rank, piece by piece as it comes, from the last start on and through later restarts.
-
-    Ends once `ended()` is true and everything was given.
-    """
+    """Yield the output of a rank as it arrives, from the last start through later restarts, until `ended()` is true."""
     start: int | None = None
     position = 0
     while True:
-        last = ended()  # asked before reading: what was printed before the end is still given
+        last = ended()  # before reading, so that output printed before the end is not missed
         starts = sorted(log.start or 0 for log in list_logs(run) if log.kind == "output" and log.rank == rank)
         if start is None and starts:
             start = starts[-1]
@@ -127,13 +122,13 @@ def _errors(run: RunDir, logs: list[LogFile], start: int | None, reason: str | N
     first, others = tracebacks[:1], tracebacks[1:]
     for log in first:
         text = _read(log.path)
-        if failure and failure.expected:  # what its message says is all there is to know
-            sections.append(f"(the traceback of rank {log.rank}: {log.path})\n")
+        if failure and failure.expected:  # the message explains the failure
+            sections.append(f"(traceback of rank {log.rank}: {log.path})\n")
         else:
             sections.append(f"{_heading(log)}\n{text}")
     if others:
         names = ", ".join(log.path.name for log in others)
-        sections.append(f"(of {len(others)} more, which mostly lost it: {names})\n")
+        sections.append(f"({len(others)} more, mostly of ranks that lost it: {names})\n")
     if not tracebacks:
         last = [log for log in logs if log.kind == "output" and (log.rank, log.start) == (culprit, start)]
         sections += [f"{_heading(log)}\n{_read(log.path)}" for log in last]
@@ -144,7 +139,7 @@ def _errors(run: RunDir, logs: list[LogFile], start: int | None, reason: str | N
 
 
 def _ended_on_purpose(run: RunDir) -> bool:
-    """Return True where the run has its result, or was cancelled since it was last submitted."""
+    """Return True if the run is finished, or was cancelled since its last submission."""
     events = [str(line.get("event")) for line in run.read_events()]
     submitted = max((i for i, event in enumerate(events) if event == "submitted"), default=0)
     return run.is_finished() or "cancelled" in events[submitted:]
@@ -164,7 +159,7 @@ def _read(path: Path) -> str:
 
 
 def _read_on(path: Path, position: int) -> tuple[str, int]:
-    """The text after `position`, up to the last whole character, and where it ends."""
+    """Return the text after `position`, up to the last complete character, and its end position."""
     try:
         with path.open("rb") as file:
             file.seek(position)
@@ -176,7 +171,7 @@ def _read_on(path: Path, position: int) -> tuple[str, int]:
 
 
 def _is_torn(data: bytes) -> bool:
-    """Return True where `data` is UTF-8 but for a last character of which bytes are still to come."""
+    """Return True if `data` is UTF-8 with an incomplete last character."""
     try:
         data.decode()
     except UnicodeDecodeError as error:

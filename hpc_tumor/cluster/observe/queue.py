@@ -1,4 +1,4 @@
-"""State of runs: what the scheduler says and what each run last wrote, as one state and one reason."""
+"""Determine the state of runs from the scheduler and from what each run last wrote."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from hpc_tumor.cluster.observe.states import RunState, State
 from hpc_tumor.cluster.observe.verdict import (
     Story,
     Verdict,
+    add_cause,
+    describe_resume,
     judge_by_files,
     judge_local,
     judge_slurm,
     modified,
     owner,
     read_story,
-    resume_words,
-    with_cause,
 )
 from hpc_tumor.cluster.slurm import SlurmJob
 from hpc_tumor.records import Event, Status
-from hpc_tumor.run_dir import RunDir, UnreadableFileError, file_clock, load, why_closed, without_best
+from hpc_tumor.run_dir import RunDir, UnreadableFileError, describe_lost_weights, file_clock, load, why_closed
 from hpc_tumor.system.resources import owner_of
 
 _NOTHING = SlurmJob("", "", "")
-_FOR_GOOD = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "DEADLINE"})
-_SUBMIT_SECONDS = 600.0  # that the submission of many runs may take, on a slow file system and a busy SLURM
-_UNNAMED = "allocation"  # what sacct calls a job for a moment, before its name reaches the accounting
+_FINAL = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "DEADLINE"})
+_SUBMIT_SECONDS = 600.0  # for submitting many runs on a slow file system and a busy SLURM
+_UNNAMED = "allocation"  # sacct's name of a job until the real one reaches the accounting
 
 
 @dataclass(frozen=True)
 class _Report:
-    """Report of SLURM or of the local queue on the job of a run; `answered` is false where SLURM gave none."""
+    """Report of SLURM or the local queue on a run's job; `answered` is false if SLURM did not answer."""
 
     record: SlurmJob | None
     position: int | None
@@ -44,59 +44,55 @@ class _Report:
 
 
 def read_states(runs: Sequence[RunDir], ended: dict[str, SlurmJob] | None = None) -> list[RunState]:
-    """The state of each run, in order: one squeue for all jobs, one sacct for those that left.
+    """Return the state of each run, in order, with one squeue call and one sacct call for jobs that left the queue.
 
-    Works without accounting, and without SLURM: then by what the runs themselves wrote last. Runs that others closed,
-    and files that are damaged, are named in the state of that run and leave the others as they are.
+    Works without accounting and without SLURM, from the runs' files alone. An inaccessible run or damaged file affects
+    only the state of that run.
 
     Args:
-        ended: jobs that ended for good, by their numbers. SLURM is not asked for them, and those that it tells of now
-            are added: for who looks again and again.
+        ended: records of jobs that ended for good, by id; SLURM is not asked for them, and new ones are added.
     """
     ended = {} if ended is None else ended
     jobs = [JobRecord.of_run(run) for run in runs]
     faults, results = zip(*map(_read_result, runs, jobs), strict=True) if runs else ((), ())
-    wanted = {
+    unfinished = {
         job_id
         for job, result in zip(jobs, results, strict=True)
-        if not job.is_local and result is None  # unfinished
+        if not job.is_local and result is None
         for job_id in job.job_ids
-    }
-    queue = slurm.read_queue(wanted - ended.keys())
-    left = {job_id for job_id in wanted - ended.keys() if queue is None or not slurm.is_alive(queue.get(job_id))}
+    } - ended.keys()
+    queue = slurm.read_queue(unfinished)
+    left = {job_id for job_id in unfinished if queue is None or not slurm.is_alive(queue.get(job_id))}
     records = {**ended, **_merged(queue or {}, slurm.read_accounting(left))}
     if queue is not None:  # a job that squeue has forgotten cannot come back
         forgotten = {job_id: records.get(job_id, _NOTHING) for job_id in left - queue.keys()}
-        ended.update((job_id, record) for job_id, record in forgotten.items() if record.state in _FOR_GOOD)
+        ended.update((job_id, record) for job_id, record in forgotten.items() if record.state in _FINAL)
     folders: dict[Path, tuple[float, dict[str, int]]] = {}  # clock and local queue of each folder of runs
     states = []
     for run, job, fault, result in zip(runs, jobs, faults, results, strict=True):
         folder = run.path.parent
         if folder not in folders:
             folders[folder] = file_clock(folder), local_queue.positions(folder)
-        clock, places = folders[folder]
+        clock, positions = folders[folder]
         if fault:
             states.append(RunState(run, job.cluster, job.job_id, State.UNREADABLE, fault))
             continue
         record, answered = _record_of(job, records), queue is not None
         if record is not None and record.name not in (job.job_name or run.name, run.name, _UNNAMED):
-            record, answered = None, True  # numbers are given again, as after a new installation
-        position = places.get(run.name) if job.is_local else None
+            record, answered = None, True  # SLURM reuses ids, e.g. after a reinstallation
+        position = positions.get(run.name) if job.is_local else None
         state = _read_state(run, job, _Report(record, position, answered), result, clock)
         if state.state.open and (link := _cancelled_link(job, records)):
-            more = f"job {link} of its chain was cancelled: the run ends before it, then {resume_words(run)}"
-            state = replace(state, reason="; ".join(filter(None, (state.reason, more))))
+            note = f"job {link} of its chain was cancelled: the run ends before it, then {describe_resume(run)}"
+            state = replace(state, reason="; ".join(filter(None, (state.reason, note))))
         states.append(state)
     return states
 
 
 def _read_result(run: RunDir, job: JobRecord) -> tuple[str | None, dict[str, Any] | None]:
-    """Reason why the state of a run cannot be told, None where it can; and its result, None while it has none.
-
-    Its folder is closed to this user, or it does not tell which job it is, or whether it is finished.
-    """
+    """Return the fault for which the state of a run is unknown, or None; and its result, or None."""
     if why := why_closed(run.path):
-        return f"not readable: {why}; its owner is {owner_of(run.path)}", None
+        return f"not readable: {why}; owned by {owner_of(run.path)}", None
     if job.faults and job.job_id is None:
         return "; ".join(job.faults), None
     try:
@@ -106,20 +102,20 @@ def _read_result(run: RunDir, job: JobRecord) -> tuple[str | None, dict[str, Any
 
 
 def _record_of(job: JobRecord, records: dict[str, SlurmJob]) -> SlurmJob | None:
-    """SLURM's record of the run's job; of the next one in its chain, where that one has ended."""
+    """Return SLURM's record of the run's job, or of the next live job of its chain if that has ended."""
     own = records.get(job.job_id or "")
     if own is None or not slurm.is_alive(own):
-        return next((found for link in job.chain if slurm.is_alive(found := records.get(link))), own)
+        return next((record for link in job.chain if slurm.is_alive(record := records.get(link))), own)
     return own
 
 
 def _cancelled_link(job: JobRecord, records: dict[str, SlurmJob]) -> str | None:
-    """The first job of a chain that was cancelled by itself, so that the run does not come further than to it."""
-    return next((link for link in job.chain if (found := records.get(link)) and found.state == "CANCELLED"), None)
+    """Return the first job of the chain that was cancelled on its own: the run cannot get past it."""
+    return next((link for link in job.chain if (record := records.get(link)) and record.state == "CANCELLED"), None)
 
 
 def _merged(queue: dict[str, SlurmJob], accounting: dict[str, SlurmJob]) -> dict[str, SlurmJob]:
-    """squeue knows a job that just ended best; sacct is late, but it alone tells of a step that lacked memory."""
+    """Merge the records, preferring squeue: sacct lags behind, but only it reports a step that ran out of memory."""
     short = {job_id: record for job_id, record in accounting.items() if record.state == "OUT_OF_MEMORY"}
     codes = {job_id: record.exit_code for job_id, record in accounting.items()}
     known = {job_id: replace(record, exit_code=codes.get(job_id, "")) for job_id, record in queue.items()}
@@ -139,17 +135,17 @@ def _read_state(
     events = [Event.from_values(line, run.events.name) for line in lines]
     story = read_story(run, job, events)
     alive = report.position is not None if job.is_local else slurm.is_alive(record)
-    torn = story.failure.faults if story.failure else ()
-    if torn and not alive:
-        story = replace(story, failure=None)  # how the job ended tells more
+    failure_faults = story.failure.faults if story.failure else ()
+    if failure_faults and not alive:
+        story = replace(story, failure=None)  # the job's final state is more reliable
     age, behind = _heartbeat_age(run, status, story, record, clock)
     lost = run.weights_lost(result, lines) if result is not None else None
     if result is not None:
-        verdict = Verdict(State.FINISHED, without_best(lost) if lost else "")
+        verdict = Verdict(State.FINISHED, describe_lost_weights(lost) if lost else "")
     else:
         verdict = _judge(run, job, report, story, status, age, clock)
-    broken = [fault for line in events for fault in line.faults][:1]
-    faults = (*job.faults, *status.faults, *torn, *broken)
+    event_faults = [fault for line in events for fault in line.faults][:1]
+    faults = (*job.faults, *status.faults, *failure_faults, *event_faults)
     plan = job.plan
     elapsed: float | None = record.elapsed_s if record is not None else None
     if record is None and story.began is not None:
@@ -182,32 +178,31 @@ def _read_state(
 def _judge(
     run: RunDir, job: JobRecord, report: _Report, story: Story, status: Status, age: float | None, clock: float
 ) -> Verdict:
-    """Return the verdict on a run that has no result, by the report on its job, else by its own files."""
+    """Return the verdict on a run without a result, from the report on its job, else from its files."""
     if job.job_id is None and job.submitted and clock - (modified(run.job) or 0.0) < _SUBMIT_SECONDS:
-        verdict = Verdict(State.QUEUED, "is being submitted at this moment")
+        verdict = Verdict(State.QUEUED, "is being submitted")
     elif job.job_id is None:
-        way = story.resume if job.plan and job.profile else "submit it again"
-        verdict = judge_by_files(status, story, age, f"was never submitted; {way}")
+        remedy = story.resume if job.plan and job.profile else "submit it again"
+        verdict = judge_by_files(status, story, age, f"was never submitted; {remedy}")
     elif job.is_local:
         verdict = judge_local(report.position, story, status, age, clock)
         if verdict.state is State.LOST and local_queue.is_closed(run.path.parent, owner(run)):
-            words = f"the queue of {owner_of(run.path)} on this machine is closed to others"
-            verdict = Verdict(State.UNKNOWN, words)
+            verdict = Verdict(State.UNKNOWN, f"no permission to read the local queue of {owner_of(run.path)}")
     elif report.record is not None:
         verdict = judge_slurm(report.record, story, status, age, clock)
     else:
-        why = "SLURM knows nothing of it any more" if report.answered else "SLURM does not answer"
-        verdict = judge_by_files(status, story, age, why, report.answered)
-    return with_cause(run, verdict) if verdict.state is State.FAILED else verdict
+        reason = "SLURM no longer knows its job" if report.answered else "SLURM does not answer"
+        verdict = judge_by_files(status, story, age, reason, report.answered)
+    return add_cause(run, verdict) if verdict.state is State.FAILED else verdict
 
 
 def _heartbeat_age(
     run: RunDir, status: Status, story: Story, record: SlurmJob | None, clock: float
 ) -> tuple[float | None, float]:
-    """Seconds since the last heartbeat, never negative, and by how many the clock that stamped it is behind.
+    """Return the seconds since the last heartbeat (at least 0) and by how many the clock that stamped it is behind.
 
-    The file system stamps the heartbeat. Where it does so with the node's clock, as CephFS and Lustre do, SLURM tells
-    how long the job has been running, and the node's clock how much of that came before the heartbeat.
+    The file system stamps the heartbeat. CephFS and Lustre use the node's clock: then the age is SLURM's elapsed time
+    minus the node's time from start to heartbeat.
     """
     written = modified(run.status)
     if written is None:

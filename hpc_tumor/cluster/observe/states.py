@@ -1,4 +1,4 @@
-"""State of one run: where it is, how far it has come, and why."""
+"""State of a run, with its progress and the reason."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hpc_tumor.run_dir import Damage, RunDir
 
 
 class State(StrEnum):
-    """State of a run, in the order of a run's life; the value is the word that people and files are given."""
+    """State of a run, in the order of its life; the value is shown to users and written to files."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -31,22 +31,22 @@ class State(StrEnum):
 
     @property
     def open(self) -> bool:
-        """True where it may change by itself."""
+        """True if the state may change without user action."""
         return self in _OPEN
 
     @property
     def ended(self) -> bool:
-        """True where the run ended without a result."""
+        """True if the run ended without a result."""
         return self in _ENDED
 
     @property
     def failed(self) -> bool:
-        """True where it ended without a result, and nobody stopped it."""
+        """True if the run ended without a result and was not stopped by a user."""
         return self in _FAILED
 
     @property
     def under_way(self) -> bool:
-        """True where the run has its result, or may still come to it by itself."""
+        """True if the run has its result or may still reach it without user action."""
         return self.open or self is State.FINISHED
 
 
@@ -57,17 +57,17 @@ _ENDED = _FAILED | {State.STOPPED, State.CANCELLED, State.LOST}
 
 @dataclass(frozen=True)
 class RunState:
-    """One run: where it is, how far it has come, and why. Times in seconds, `rate` in samples per second."""
+    """State and progress of one run. Times in seconds, `rate` in samples per second."""
 
     run: RunDir
     cluster: str
     job_id: str | None
     state: State
     reason: str = ""
-    cause: Cause | None = None  # of a failure, where code decides by it
-    alive: bool = False  # whether the scheduler still holds a job of it
-    ending: bool = False  # alive, but cancelled or about to be gone
-    cancellable: bool = False  # alive, or it may be: SLURM does not answer
+    cause: Cause | None = None  # of a failure, for code to act on
+    alive: bool = False  # the scheduler still has a job of it
+    ending: bool = False  # alive, but cancelled or completing
+    cancellable: bool = False  # alive, or possibly alive because SLURM does not answer
     nodes: int | None = None
     gpus: int | None = None
     elapsed: float | None = None  # of this start
@@ -84,18 +84,18 @@ class RunState:
     eta: float | None = None
     heartbeat_age: float | None = None
     checkpoint_age: float | None = None
-    weights_lost: Damage | None = None  # then a finished run was scored with the weights of its last epoch
+    weights_lost: Damage | None = None  # the finished run was scored with the weights of its last epoch
 
     @property
     def more_starts(self) -> int:
-        """Starts after this one that the run will need, as fast as it is now."""
+        """Further starts that the run will need at its current rate."""
         if self.eta is None or self.limit is None or self.elapsed is None or self.state is not State.RUNNING:
             return 0
         return max(0, math.ceil((self.eta - max(self.limit - self.elapsed, 0)) / self.limit))
 
     @property
     def model(self) -> str:
-        """The network, by the run's name."""
+        """The network, from the run's name."""
         return self.run.network
 
     @property
@@ -103,7 +103,7 @@ class RunState:
         return self.run.name
 
     def as_dict(self) -> dict[str, Any]:
-        """All fields but the cause, which its reason tells people, as JSON types."""
+        """Return all fields except the cause, which the reason already explains, as JSON types."""
         values = asdict(self)
         del values["cause"]
         return {**values, "run": self.run.name, "path": str(self.run.path)}

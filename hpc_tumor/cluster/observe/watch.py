@@ -1,4 +1,4 @@
-"""States of runs for those who look again and again: files at every look, SLURM now and then."""
+"""Watch the states of runs: read their files at every look, poll SLURM at a limited rate."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from hpc_tumor.cluster.slurm import Pace, SlurmJob
 from hpc_tumor.records import Status
 from hpc_tumor.run_dir import RunDir
 
-LOOK_SECONDS = 2.0  # between two looks at the files of the runs
+LOOK_SECONDS = 2.0  # between two reads of the runs' files
 _PROGRESS = ("epoch", "epochs", "step", "steps", "loss", "best", "rate")
 
 
 class Watch:
-    """The states of some runs, looked at again and again.
+    """The states of some runs, updated by `look`.
 
-    At every look, the files of the runs tell how far they have come, and which have their result. SLURM is asked at the
-    pace that it is asked at by all who watch; between, a run that it holds stays in the state that it had then.
+    Progress and results are read from the runs' files at every look. SLURM is polled at the rate of `Pace`; in between,
+    a run keeps the state that SLURM reported last.
     """
 
     def __init__(self, runs: Sequence[RunDir]) -> None:
@@ -32,13 +32,13 @@ class Watch:
         self._looked = 0.0
 
     def keep(self, runs: Sequence[RunDir]) -> None:
-        """Look at these runs only from now on."""
+        """Watch only these runs from now on."""
         paths = {run.path for run in runs}
         self._runs = [run for run in self._runs if run.path in paths]
         self.states = [state for state in self.states if state.run.path in paths]
 
     def look(self) -> list[RunState]:
-        """The states of the runs, in order; those of the last look where that was a moment ago."""
+        """Return the states of the runs, in order; those of the last look if it was less than `LOOK_SECONDS` ago."""
         now = time.monotonic()
         if not self._looked or self._pace.is_due():
             self.states = read_states(self._runs, self._ended)
@@ -46,23 +46,21 @@ class Watch:
         elif now - self._looked < LOOK_SECONDS:
             return self.states
         else:
-            self.states = self._by_their_files(now - self._looked)
+            self.states = self._read_files(now - self._looked)
         self._looked = now
         return self.states
 
-    def _by_their_files(self, since: float) -> list[RunState]:
-        # Of these read_states asks nobody: runs of this machine, and those that have their result.
-        told = [state.run for state in self.states if state.cluster == LOCAL or _has_ended(state)]
-        states = {state.run.path: state for state in read_states(told)}
+    def _read_files(self, since: float) -> list[RunState]:
+        # read_states does not ask SLURM for local runs and finished ones.
+        running = [state for state in self.states if state.state is State.RUNNING]
+        ended = {state.run.path for state in running if state.run.is_finished()}
+        without_slurm = [state.run for state in self.states if state.cluster == LOCAL or state.run.path in ended]
+        states = {state.run.path: state for state in read_states(without_slurm)}
         return [states.get(state.run.path) or _with_progress(state, since) for state in self.states]
 
 
-def _has_ended(state: RunState) -> bool:
-    return state.state is State.RUNNING and state.run.is_finished()
-
-
 def _with_progress(state: RunState, since: float) -> RunState:
-    """The state as it was `since` seconds ago, with what a running run has written meanwhile."""
+    """Return the state of `since` seconds ago, updated with what a running run has written."""
     if state.state is not State.RUNNING:
         return state
     status = Status.read(state.run.status) or Status()

@@ -1,1 +1,1 @@
-"""Plan a job: GPUs asked for, a profile and what the cluster allows in; nodes, tasks, memory and time out."""
+"""Plan jobs: from requested GPUs, a profile and the cluster's limits to nodes, tasks, memory and walltime."""

@@ -1,4 +1,4 @@
-"""GPUs asked for → nodes × GPUs × CPUs × memory × time that this cluster can give."""
+"""Plan jobs: nodes, GPUs, CPUs, memory and walltime for a number of ranks, within the limits of a profile."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from hpc_tumor.errors import UsageError
 from hpc_tumor.settings import user_configuration
 from hpc_tumor.vocabulary import counted, hours
 
-_LEAST_MEMORY = 0.1  # GB; Python alone needs as much
-OPTIONS = {  # of a plan, by the options of the command line that give them
+_MIN_MEMORY = 0.1  # GB, needed by Python alone
+OPTIONS = {  # parameters of `make_plan` → options of the command line
     "walltime": "--time", "memory_gb": "--memory", "cpus": "--cpus", "account": "--account", "partition": "--partition",
     "qos": "--qos", "constraint": "--constraint", "reservation": "--reservation", "options": "--sbatch",
     "at_once": "--at-once",
 }  # fmt: skip
-_SIGNAL_DELAYS = (120, 600)  # seconds before the limit: enough to save, and a twentieth of the walltime between these
+_SIGNAL_DELAYS = (120, 600)  # range of the warning before the time limit, in seconds: enough to save a checkpoint
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Request of one run to a cluster: one task per GPU; memory in GB per node, walltime in minutes."""
+    """Resources of one run: one task per GPU, memory in GB per node, walltime in minutes."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -43,34 +43,33 @@ class Plan:
     qos: str | None = None
     constraint: str | None = None
     reservation: str | None = None
-    options: dict[str, str | int | bool] = field(default_factory=dict)  # further ones of sbatch, by their long names
-    total: int | None = None  # minutes asked for in all, where they are more than one job may have
-    links: int = 1  # jobs submitted at once, each to begin when the one before has ended, where none may be requeued
+    options: dict[str, str | int | bool] = field(default_factory=dict)  # further sbatch options, by long names
+    total: int | None = None  # requested walltime in minutes, if it exceeds the limit of one job
+    links: int = 1  # jobs of a chain, each of which depends on the one before; 1 if jobs can be requeued
 
     @property
     def gpus(self) -> int:
-        """Ranks of the run: GPUs, or CPU processes where the nodes have none."""
+        """Number of ranks: GPUs, or CPU processes if the nodes have none."""
         return self.nodes * self.tasks_per_node
 
     @property
     def signal_delay(self) -> int:
-        """Seconds before the time limit at which the run is warned, so that it can save and be requeued."""
-        least, most = _SIGNAL_DELAYS
-        return min(max(least, self.walltime * 60 // 20), most, self.walltime * 30)
+        """Seconds before the time limit at which the run is signalled to save and be requeued."""
+        shortest, longest = _SIGNAL_DELAYS
+        return min(max(shortest, self.walltime * 60 // 20), longest, self.walltime * 30)
 
     @property
     def shape(self) -> str:
-        """`2 nodes × 2 GPUs`, or `1 node × 2 processes` where there are no GPUs."""
+        """Nodes and ranks: `2 nodes × 2 GPUs`, or `1 node × 2 processes` without GPUs."""
         return f"{counted(self.nodes, 'node')} × {self.node_shape}"
 
     @property
     def node_shape(self) -> str:
-        """Ranks of a node: `2 GPUs`, or `2 processes` where there are no GPUs."""
-        what = "GPU" if self.gpus_per_node else "process"
-        return counted(self.tasks_per_node, what)
+        """Ranks per node: `2 GPUs`, or `2 processes` without GPUs."""
+        return counted(self.tasks_per_node, "GPU" if self.gpus_per_node else "process")
 
     def describe(self) -> str:
-        """The plan in one line, for people."""
+        """Return the plan as one line of text."""
         if self.cluster == LOCAL:
             return f"this machine: {self.node_shape}"
         where = f" in {self.partition}" if self.partition else ""
@@ -78,28 +77,26 @@ class Plan:
         return f"{self.cluster}: {self.shape}, {share}, {hours(self.walltime)}{where}{self._restarts()}"
 
     def _restarts(self) -> str:
-        """Say how a run goes on that needs longer than one job may take."""
         if self.total is not None:
-            whole = f"; {hours(self.total)} in all"
-            way = "a chain of dependent jobs" if self.links > 1 else "requeued at each limit"
-            return f"{whole}: {self.starts} starts, {way}"
+            way = "a chain of dependent jobs" if self.links > 1 else "requeued at each time limit"
+            return f"; {hours(self.total)} in total: {self.starts} starts, {way}"
         return f"; a chain of up to {self.links} jobs" if self.links > 1 else ""
 
     @property
     def starts(self) -> int | None:
-        """Number of starts of the run for the time that was asked for in all; None where nothing limits it."""
+        """Number of starts that the total walltime takes; None if unlimited."""
         return None if self.total is None else -(-self.total // self.walltime)
 
-    def shortened(self, walltime: int, asked: bool) -> Plan:
-        """The plan with jobs of at most so many minutes; what was `asked` for in all stays, over several of them."""
+    def shortened(self, walltime: int, keep_total: bool) -> Plan:
+        """Return the plan with jobs of at most `walltime` minutes; `keep_total` spreads the request over several."""
         if walltime >= self.walltime:
             return self
-        total = self.total or (self.walltime if asked else None)
+        total = self.total or (self.walltime if keep_total else None)
         plan = replace(self, walltime=walltime, total=total)
         return replace(plan, links=plan.starts or self.links) if self.links > 1 else plan
 
     def as_dict(self) -> dict[str, Any]:
-        """All fields, for job.json; `Plan(**values)` makes the plan again."""
+        """Return all fields, for job.json; `Plan(**values)` is the inverse."""
         return asdict(self)
 
 
@@ -117,14 +114,16 @@ def make_plan(
     reservation: str | None = None,
     options: dict[str, str | int | bool] | None = None,
 ) -> Plan:
-    """Plan for `gpus` ranks. `cpus` is per task, `memory_gb` per node; both default to the GPUs' share of a node.
+    """Plan a job with `gpus` ranks.
 
-    A walltime beyond what one job may have becomes several starts of jobs that take as long as they may.
+    Args:
+        cpus: per task; by default the GPUs' share of a node.
+        memory_gb: per node; by default the GPUs' share of a node.
+        walltime: in total; beyond the limit of one job it is spread over several starts.
 
-    Raises:
-        UsageError: the cluster cannot give this; the message names the nearest possible counts, or the limit.
+    Raises UsageError beyond the limits of the profile, with the limit or the nearest possible number of GPUs.
     """
-    nodes, tasks = _shape(profile, gpus)
+    nodes, tasks = divide_gpus(profile, gpus)
     if profile.name == LOCAL:
         refuse_options(
             "the run stays on this machine (--cluster local)", walltime=walltime, memory_gb=memory_gb,
@@ -157,19 +156,19 @@ def make_plan(
 
 
 def _share_of_node(profile: ClusterProfile, tasks: int, cpus: int | None, memory_gb: float | None) -> tuple[int, float]:
-    """CPUs of a task and GB of a node: as asked, else in proportion to the GPUs. UsageError beyond what a node has."""
+    """Return the CPUs per task and the GB per node. Raises UsageError if a node has less."""
     node = profile.node
     share = tasks / node.gpus if node.gpus else 1.0
     cpus_per_task = max(1, node.cpus // (node.gpus or tasks)) if cpus is None else cpus
     memory = node.memory_gb * share if memory_gb is None else memory_gb
     if cpus_per_task < 1:
-        raise UsageError(f"--cpus {cpus}: a task has at least 1.")
-    if memory_gb is not None and not (math.isfinite(memory_gb) and memory_gb >= _LEAST_MEMORY):
-        raise UsageError(f"--memory {memory_gb:g}: name the GB on each node, at least {_LEAST_MEMORY:g}.")
+        raise UsageError(f"--cpus {cpus}: choose at least 1.")
+    if memory_gb is not None and not (math.isfinite(memory_gb) and memory_gb >= _MIN_MEMORY):
+        raise UsageError(f"--memory {memory_gb:g}: choose at least {_MIN_MEMORY:g} GB per node.")
     if cpus_per_task * tasks > node.cpus:
         raise UsageError(
-            f"--cpus {cpus_per_task} × {tasks} tasks is more than the {node.cpus} CPUs of a node of"
-            f" {profile.name}: ask for at most {node.cpus // tasks}."
+            f"--cpus {cpus_per_task} × {counted(tasks, 'task')} is more than the {node.cpus} CPUs of a node of"
+            f" {profile.name}: choose at most {node.cpus // tasks}."
         )
     if memory > node.memory_gb:
         raise UsageError(f"--memory {memory:g} GB is more than the {node.memory_gb:g} GB of a node of {profile.name}.")
@@ -177,27 +176,25 @@ def _share_of_node(profile: ClusterProfile, tasks: int, cpus: int | None, memory
 
 
 def refuse_options(why: str, **options: object) -> None:
-    """Raises UsageError for options of `make_plan` that were given although, as `why` says, no SLURM will read them."""
-    given = [OPTIONS[name] for name, value in options.items() if value not in (None, {})]
-    if given:
+    """Raise UsageError if any options of `make_plan` were given that need SLURM; `why` completes the message."""
+    flags = [OPTIONS[name] for name, value in options.items() if value not in (None, {})]
+    if flags:
         raise UsageError(
-            f"{', '.join(given)}: for SLURM clusters alone, but {why}: leave {'it' if len(given) == 1 else 'them'} out."
+            f"{', '.join(flags)}: only for SLURM clusters, but {why}: leave {'it' if len(flags) == 1 else 'them'} out."
         )
-
-
-def check_gpus(profile: ClusterProfile, gpus: int) -> None:
-    """Raises UsageError for a number of GPUs that the cluster cannot give; the message names the nearest it can."""
-    _shape(profile, gpus)
 
 
 def _check_text(source: str, text: str | None) -> None:
     if text is not None and not (text.strip() and text.isprintable()):
-        what = "holds a line end or another control character" if text.strip() else "is empty"
-        raise UsageError(f"{source} {text!r} {what}.")
+        fault = "contains a control character" if text.strip() else "is empty"
+        raise UsageError(f"{source} {text!r} {fault}.")
 
 
-def _shape(profile: ClusterProfile, gpus: int) -> tuple[int, int]:
-    """Nodes and tasks per node: as few nodes as can hold them, each with the same number of tasks."""
+def divide_gpus(profile: ClusterProfile, gpus: int) -> tuple[int, int]:
+    """Return the number of nodes, as few as possible, and of tasks on each of them.
+
+    Raises UsageError for a number of GPUs that the profile does not allow, with the nearest that it does.
+    """
     per_node = profile.node.gpus or profile.node.cpus
     limit = 1 if profile.name == LOCAL else profile.limits.nodes
 
@@ -208,10 +205,10 @@ def _shape(profile: ClusterProfile, gpus: int) -> tuple[int, int]:
     nodes = nodes_for(gpus) if gpus >= 1 else None
     if nodes is not None:
         return nodes, gpus // nodes
-    what = counted(per_node, "GPU") if profile.node.gpus else f"room for {counted(per_node, 'process')}"
-    most = f", and at most {counted(limit, 'node')}" if limit else ""
-    near = _nearest(gpus, per_node, limit, nodes_for)
-    raise UsageError(f"--gpus {gpus} is not possible on {profile.name}: a node has {what}{most}. Nearest: {near}.")
+    size = f"nodes have {counted(per_node, 'GPU')}" if profile.node.gpus else f"nodes hold {per_node} processes"
+    limit_text = f", and a run may use at most {counted(limit, 'node')}" if limit else ""
+    nearest = _nearest(gpus, per_node, limit, nodes_for)
+    raise UsageError(f"--gpus {gpus} is not possible on {profile.name}: {size}{limit_text}. Nearest: {nearest}.")
 
 
 def _nearest(gpus: int, per_node: int, limit: int | None, nodes_for: Callable[[int], int | None]) -> str:
@@ -222,7 +219,7 @@ def _nearest(gpus: int, per_node: int, limit: int | None, nodes_for: Callable[[i
 
 
 def _walltime(profile: ClusterProfile, asked: str | int | None) -> tuple[int, int | None]:
-    """Minutes of one job, and in all where that is more."""
+    """Return the minutes of one job, and the total if that is more."""
     limit = profile.limits.walltime
     if asked is None:
         return limit, None
@@ -241,8 +238,8 @@ def _account(profile: ClusterProfile, asked: str | None) -> str | None:
     chosen = asked or os.environ.get("HPC_TUMOR_ACCOUNT") or stated or user_configuration().get("account")
     if chosen is None and needed:
         raise UsageError(
-            f"{profile.name} wants to know which account pays: name it with --account, or once and for all with the"
-            " variable HPC_TUMOR_ACCOUNT."
+            f"{profile.name} requires a SLURM account: name it with --account, or set the environment variable"
+            " HPC_TUMOR_ACCOUNT."
         )
     _check_text("account", chosen)
     return chosen

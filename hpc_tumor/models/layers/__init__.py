@@ -1,1 +1,1 @@
-"""Layers that several networks share, and checks of what they are given. They know no settings and no ranks."""
+"""Layers shared by several networks, and checks of their options and inputs. No settings objects, no ranks."""

@@ -1,4 +1,4 @@
-"""What the three U-Nets share: the two kinds of block, the encoder, upsampling, and the sizes they refuse."""
+"""Shared parts of the three U-Nets: blocks, encoder, upsampling and checks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hpc_tumor.models.layers import checks
 from hpc_tumor.models.layers.fast import DepthwiseConv2d
 
 STEP = 16  # four poolings halve each side
-SMALLEST = 2 * STEP  # one pixel at the bottleneck would leave batch norm nothing to normalise in a batch of one
+SMALLEST = 2 * STEP  # batch norm cannot normalise one pixel at the bottleneck in a batch of one
 
 
 class Encoder(nn.Module):
@@ -48,26 +48,22 @@ def plain_block(in_channels: int, middle: int, out: int) -> nn.Sequential:
 
 
 def encoder_block(in_channels: int, out: int) -> nn.Sequential:
-    """Two inverted bottlenecks in → out → out, both expanding to 4 × out."""
-    return nn.Sequential(
-        *inverted_bottleneck(in_channels, out, 4 * out),
-        *inverted_bottleneck(out, out, 4 * out),
-    )
+    """Two inverted bottlenecks in → out → out, each expanding to 4 × out."""
+    return nn.Sequential(*inverted_bottleneck(in_channels, out, 4 * out), *inverted_bottleneck(out, out, 4 * out))
 
 
 def decoder_block(in_channels: int, out: int) -> nn.Sequential:
     """Two inverted bottlenecks in → out → out, expanding to 4 × in, then 4 × out."""
     return nn.Sequential(
-        *inverted_bottleneck(in_channels, out, 4 * in_channels),
-        *inverted_bottleneck(out, out, 4 * out),
+        *inverted_bottleneck(in_channels, out, 4 * in_channels), *inverted_bottleneck(out, out, 4 * out)
     )
 
 
 def inverted_bottleneck(in_channels: int, out: int, hidden: int) -> tuple[nn.Module, ...]:
     """Depthwise 7×7, batch norm, pointwise to `hidden`, ReLU, pointwise to `out`.
 
-    No activation follows the narrow end, as in MobileNetV2 (Sandler 2018) and ConvNeXt (Liu 2022). The depthwise
-    convolution keeps the bias that batch norm makes redundant: the published counts include it.
+    No activation follows the last layer, as in MobileNetV2 (Sandler 2018) and ConvNeXt (Liu 2022). The depthwise bias
+    is redundant before batch norm, but included in the published number of parameters.
     """
     return (
         DepthwiseConv2d(in_channels),
@@ -84,16 +80,16 @@ def upsample(x: Tensor) -> Tensor:
 
 
 def check_settings(labels: int, in_channels: int, filters: int, image_size: int, network: str) -> None:
-    """Raises UsageError for settings that a U-Net cannot have."""
+    """Raise UsageError for unsupported options of a U-Net."""
     checks.positive(labels=labels, in_channels=in_channels, filters=filters)
     checks.multiple_of(image_size, STEP, SMALLEST, network)
 
 
 def check_input(shape: Sequence[int], in_channels: int, network: str) -> None:
-    """Raises UsageError unless `shape` is `(N, in_channels, H, W)` with sides that four poolings divide evenly."""
+    """Raise UsageError unless `shape` is `(N, in_channels, H, W)` with sides divisible by four poolings."""
     checks.input_shape(shape, in_channels, None, network)
     if shape[2] % STEP or shape[3] % STEP or min(shape[2], shape[3]) < SMALLEST:
         raise UsageError(
-            f"{network} got images of {shape[2]}×{shape[3]} pixels: both sides must be multiples of {STEP}"
-            f" from {SMALLEST} on; pad or crop them."
+            f"{network} got images of {shape[2]}×{shape[3]} pixels: both sides must be multiples of {STEP},"
+            f" at least {SMALLEST}; pad or crop them."
         )

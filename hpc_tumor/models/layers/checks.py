@@ -1,4 +1,4 @@
-"""What the networks refuse, in the same words: settings at construction, shapes in `forward`."""
+"""Checks shared by the networks: options at construction, shapes in `forward`."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from hpc_tumor.errors import UsageError
 
 
 def positive(**settings: int) -> None:
-    """Raises UsageError unless every setting is a whole number of at least 1."""
+    """Raise UsageError unless every setting is a positive integer."""
     for name, value in settings.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise UsageError(f"{name} = {value!r} is not allowed: choose a whole number of at least 1.")
+            raise UsageError(f"{name} = {value!r} is not allowed: choose a positive integer.")
 
 
 def at_least(image_size: int, smallest: int, network: str) -> None:
-    """Raises UsageError for an image that the network would pool away to nothing."""
+    """Raise UsageError for an image that pooling would reduce to nothing."""
     positive(image_size=image_size)
     if image_size < smallest:
         raise UsageError(
@@ -24,22 +24,22 @@ def at_least(image_size: int, smallest: int, network: str) -> None:
 
 
 def multiple_of(image_size: int, step: int, smallest: int, network: str) -> None:
-    """Raises UsageError for a side that the network cannot divide into whole parts of `step` pixels."""
+    """Raise UsageError unless the side is a multiple of `step` and at least `smallest` pixels."""
     positive(image_size=image_size)
     if image_size % step or image_size < smallest:
         below, above = image_size // step * step, (image_size // step + 1) * step
         nearest = f"{below} or {above}" if below >= smallest else f"{smallest}"
         raise UsageError(
-            f"image_size = {image_size} does not fit {network}: it takes multiples of {step} pixels"
-            f" from {smallest} on; choose {nearest}."
+            f"image_size = {image_size} does not fit {network}, which needs a multiple of {step} pixels,"
+            f" at least {smallest}: choose {nearest}."
         )
 
 
 def input_shape(shape: Sequence[int], channels: int, side: int | None, network: str) -> None:
-    """Raises UsageError unless `shape` is `(N, channels, H, W)`, with H = W = `side` where one is given."""
+    """Raise UsageError unless `shape` is `(N, channels, H, W)`, with H = W = `side` unless that is None."""
     size = ("H", "W") if side is None else (side, side)
     if len(shape) != 4 or shape[1] != channels or (side is not None and tuple(shape[2:]) != size):
         raise UsageError(
-            f"{network} got an input of shape {tuple(shape)}: it takes (N, {channels}, {size[0]}, {size[1]});"
+            f"{network} got an input of shape {tuple(shape)} instead of (N, {channels}, {size[0]}, {size[1]}):"
             " build it with other in_channels or image_size, or resize the images."
         )

@@ -1,4 +1,4 @@
-"""Layers that compute faster on CPUs than torch's own, and are traced as torch's own when compiled."""
+"""Layers that are faster on CPUs than torch's, and fall back to torch's on GPUs and when compiled."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from torch.nn import functional as F
 
 SIDE = 7
 REACH = SIDE // 2
-_STRIP = 3  # columns: the widest that oneDNN has a kernel for
-_SHIFTS = (-2, 0, 2)  # of the three strips; together their columns reach from -3 to 3
-_STEPS = 2**16  # a probability of dropout is rounded to this many steps: 0.2 becomes 0.19999
+_STRIP = 3  # columns: the widest filter for which oneDNN has a fast kernel
+_SHIFTS = (-2, 0, 2)  # of the three strips, which together cover columns -3 to 3
+_STEPS = 2**16  # resolution of dropout probabilities: 0.2 becomes 0.19999
 _WINDOW = (2, 2)
-_WHOLE = (_WINDOW, (0, 0), (1, 1), False)  # stride, no padding, no dilation, rounded down
+_POOL = (_WINDOW, (0, 0), (1, 1), False)  # stride, padding, dilation, ceil mode
 
 
 class DepthwiseConv2d(nn.Conv2d):
     """Depthwise 7×7 convolution of stride 1 that keeps the image's size: `(N, C, H, W)` → the same.
 
-    oneDNN has a fast kernel for the weight gradient of depthwise filters that are at most three wide, and none for
-    wider ones: for a 7×7 filter it takes twenty times as long as the forward pass (81 ms against 4 ms on two cores of
-    an AMD EPYC, bfloat16, `(4, 32, 240, 240)`), more than all the rest of an inverted bottleneck. Here the filter's
-    gradient is put together from three strips of 7×3, each at another shift of the same memory: 11 ms.
+    oneDNN's fast kernel for the weight gradient of depthwise filters is limited to three columns: for 7×7 filters the
+    gradient takes twenty times as long as the forward pass (81 ms against 4 ms on two cores of an AMD EPYC, bfloat16,
+    `(4, 32, 240, 240)`), more than the rest of an inverted bottleneck. Computing it as three strips of 7×3, each on a
+    shifted view of the same memory, takes 11 ms.
     """
 
     def __init__(self, channels: int) -> None:
@@ -35,7 +35,7 @@ class DepthwiseConv2d(nn.Conv2d):
         if x.device.type != "cpu" or not learning or torch.compiler.is_compiling():
             return super().forward(x)
         assert self.bias is not None
-        # Autocast casts what torch's own convolution is given; this one is not on its list.
+        # Autocast does not know this function, so cast as it does for torch's convolution.
         if torch.is_autocast_enabled("cpu"):
             kind = torch.get_autocast_dtype("cpu")
             arguments = (x.to(kind), self.weight.to(kind), self.bias.to(kind))
@@ -58,7 +58,7 @@ class _Depthwise(torch.autograd.Function):
         of_x, of_weight, of_bias = ctx.needs_input_grad
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         return (
-            # The gradient of a convolution that keeps the size is one with the filter turned round.
+            # The input gradient of a same-size convolution is a convolution with the flipped filter.
             F.conv2d(gradient, weight.flip(2, 3), padding=REACH, groups=len(weight)) if of_x else None,
             weight_gradient(x, gradient, weight) if of_weight else None,
             gradient.sum((0, 2, 3), dtype=torch.float32).to(gradient.dtype) if of_bias else None,
@@ -66,12 +66,12 @@ class _Depthwise(torch.autograd.Function):
 
 
 def weight_gradient(x: Tensor, gradient: Tensor, weight: Tensor) -> Tensor:
-    """Gradient of the filter `(C, 1, 7, 7)`, from the input and the gradient of the output, both `(N, C, H, W)`.
+    """Compute the filter gradient `(C, 1, 7, 7)` from the input and the output gradient, both `(N, C, H, W)`.
 
-    It has the memory layout of `weight`, as DDP wants it.
+    It has the memory layout of `weight`, as DDP expects.
 
-    Both are laid into frames with three columns of zeros between the rows: one on the left of each row, two on the
-    right. The input, shifted by a number of columns, is then the same memory read from another place.
+    Both are copied to frames with three columns of zeros between rows, one on the left and two on the right of each, so
+    that the input shifted by some columns is a view of the same memory at another offset.
     """
     n, channels, height, width = x.shape
     pitch = width + REACH
@@ -79,32 +79,32 @@ def weight_gradient(x: Tensor, gradient: Tensor, weight: Tensor) -> Tensor:
     pixels = n * height * pitch
     frame = x.new_empty((pixels + 2 * REACH) * channels)
     frame[: REACH * channels] = frame[-REACH * channels :] = 0
-    _lay(frame.as_strided(*layout, REACH * channels), x)
+    _fill(frame.as_strided(*layout, REACH * channels), x)
     framed = gradient.new_empty(pixels * channels).as_strided(*layout)
-    _lay(framed, gradient)
+    _fill(framed, gradient)
     strip = x.new_empty((channels, 1, SIDE, _STRIP))
-    found = torch.empty_like(weight)
+    result = torch.empty_like(weight)
     for shift in _SHIFTS:
         shifted = frame.as_strided(*layout, (REACH + shift) * channels)
         (_, columns, _) = torch.ops.aten.convolution_backward(
             framed, shifted, strip, None, [1, 1], [REACH, 1], [1, 1], False, [0, 0], channels, [False, True, False]
         )
         first = REACH + shift - 1
-        found[..., first : first + _STRIP] = columns
-    return found
+        result[..., first : first + _STRIP] = columns
+    return result
 
 
-def _lay(frame: Tensor, values: Tensor) -> None:
+def _fill(frame: Tensor, values: Tensor) -> None:
     frame[..., :1] = 0
     frame[..., 1 : values.shape[-1] + 1] = values
     frame[..., values.shape[-1] + 1 :] = 0
 
 
 class FirstConv2d(nn.Conv2d):
-    """A convolution that sees when all of its input channels are one and the same, and computes with one of them.
+    """Convolution that detects a repeated input channel and computes with one copy of it.
 
-    Grey images reach the networks as `(N, 3, H, W)` views that repeat one channel. The sum over three equal channels
-    is that one times the sum of the filters: a third of the work, and the same result but for the order of additions.
+    Grey images reach the networks as `(N, 3, H, W)` views of one channel. Convolving that channel with the sum of the
+    filters takes a third of the time and gives the same result except for the order of additions.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ class FirstConv2d(nn.Conv2d):
             return super().forward(x)
         grey = x[:, :1]
         if self.weight.stride(1) == 1:  # channels-last
-            # One channel is stored alike in both layouts; torch takes the one that the strides spell out.
+            # One channel is stored identically in both layouts; torch chooses the layout by the strides.
             n, _, height, width = x.shape
             grey = grey.contiguous().as_strided((n, 1, height, width), (height * width, 1, width, 1))
         filters = self.weight.sum(1, keepdim=True)
@@ -120,10 +120,10 @@ class FirstConv2d(nn.Conv2d):
 
 
 class Dropout(nn.Dropout):
-    """Sets each value to 0 with probability `p` while training, and scales the others so that the mean stays.
+    """Dropout that draws 64 random bits for four values at once on CPUs.
 
-    On a CPU torch draws one number of its serial generator for every value, a quarter of the time of a ViT's step.
-    Here each draw of 64 bits decides about four values. Same generator, so its state is all that a resume needs.
+    torch draws from its serial generator for every value, a quarter of the time of a ViT's step. The generator is the
+    same, so a resume needs only its state.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ class Dropout(nn.Dropout):
 
 
 def drop(x: Tensor, p: float) -> Tensor:
-    """`x` with each value set to 0 with probability `p`, in steps of 2⁻¹⁶, and the others divided by what is left."""
+    """Set each value of `x` to 0 with probability `p`, rounded to 2⁻¹⁶, and divide the others by 1 - `p`."""
     dropped = round(p * _STEPS)
     if x.device.type != "cpu" or not 0 < dropped < _STEPS:
         return F.dropout(x, p)
@@ -146,9 +146,8 @@ def drop(x: Tensor, p: float) -> Tensor:
 class MishPool(nn.Module):
     """Mish (Misra 2019), then a 2×2 max-pool: `(N, C, H, W)` → `(N, C, H // 2, W // 2)`.
 
-    Mish falls to its minimum at -1.19 and rises from there: its largest value over a window is that of the window's
-    largest or of its smallest input. So an activation that is dear on CPUs is computed for half of the values, and its
-    gradient for a quarter.
+    Mish falls to its minimum at -1.19 and rises from there, so its maximum over a window is at the window's largest or
+    smallest input. The activation, slow on CPUs, is computed for half of the values, and its gradient for a quarter.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -161,18 +160,18 @@ class MishPool(nn.Module):
 class _MishPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        high, of_high = torch.ops.aten.max_pool2d_with_indices(x, _WINDOW, *_WHOLE)
-        low, of_low = torch.ops.aten.max_pool2d_with_indices(-x, _WINDOW, *_WHOLE)
+        high, high_indices = torch.ops.aten.max_pool2d_with_indices(x, _WINDOW, *_POOL)
+        low, low_indices = torch.ops.aten.max_pool2d_with_indices(-x, _WINDOW, *_POOL)
         low = -low
         from_high, from_low = F.mish(high), F.mish(low)
         lower = from_low > from_high
-        ctx.save_for_backward(x, torch.where(lower, low, high), torch.where(lower, of_low, of_high))
+        ctx.save_for_backward(x, torch.where(lower, low, high), torch.where(lower, low_indices, high_indices))
         return torch.maximum(from_high, from_low)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        x, chosen, places = ctx.saved_tensors
-        gradient = torch.ops.aten.mish_backward(gradient, chosen)
-        result: Tensor = torch.ops.aten.max_pool2d_with_indices_backward(gradient, x, _WINDOW, *_WHOLE, places)
+        x, inputs, indices = ctx.saved_tensors
+        gradient = torch.ops.aten.mish_backward(gradient, inputs)
+        result: Tensor = torch.ops.aten.max_pool2d_with_indices_backward(gradient, x, _WINDOW, *_POOL, indices)
         return result

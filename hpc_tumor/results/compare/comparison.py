@@ -1,4 +1,4 @@
-"""What a comparison holds: finished runs in groups that may be compared, unfinished runs, and what was skipped."""
+"""A comparison: finished runs in groups of comparable runs, unfinished runs, and skipped folders."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from hpc_tumor.results.read.cases import TestCases
 from hpc_tumor.results.read.run_result import RunResult
 from hpc_tumor.vocabulary import REGIONS
 
-MOST_TESTED = 20  # entries between which all pairs are tested: the best ones, where there are more
+MOST_TESTED = 20  # best entries of which all pairs are tested
 
 
 @dataclass(frozen=True)
 class Group:
-    """Finished runs that may stand in one table: same task, same data, same split. Entries in the order of the models.
+    """Comparable finished runs: same task, same data, same split. Entries are in the order of the models.
 
     Attributes:
-        folds: into how many the split is cut, where its runs are of folds; else None.
-        by: the settings that make an entry; empty: all of them.
+        folds: number of folds of the split; None without folds.
+        by: settings that distinguish entries; empty: all.
     """
 
     task: str
@@ -41,32 +41,32 @@ class Group:
 
     @property
     def runs(self) -> tuple[RunResult, ...]:
-        """Every run of the group, entry by entry, also those that were run again."""
+        """All runs of the group, entry by entry, including superseded ones."""
         return tuple(run for entry in self.entries for run in entry.all_runs)
 
     @property
     def main(self) -> str:
-        """The score that decides: mean Dice over the labels NCR, ED and ET, or accuracy."""
+        """The main score: mean Dice over the labels NCR, ED and ET, or accuracy."""
         return MAIN_SCORE[self.task]
 
     @cached_property
     def alike(self) -> tuple[Entry, ...]:
-        """Entries that were tested on the same cases: those of most entries."""
+        """Entries tested on the most common set of test cases."""
         known = [entry.cases.identity for entry in self.entries if entry.cases.problem is None]
         if not known:
             return ()
-        usual = max(known, key=lambda identity: (known.count(identity), -known.index(identity)))
+        usual = max(known, key=known.count)  # the first of equally common ones
         return tuple(entry for entry in self.entries if entry.cases.problem is None and entry.cases.identity == usual)
 
     @cached_property
     def compared(self) -> tuple[Entry, ...]:
-        """The entries of `alike`; the best ones where there are many."""
+        """The best entries of `alike`, at most MOST_TESTED, in their order."""
         best = {id(entry) for entry in sorted(self.alike, key=lambda entry: -(entry.score or 0))[:MOST_TESTED]}
         return tuple(entry for entry in self.alike if id(entry) in best)
 
     @property
     def elsewhere(self) -> tuple[Entry, ...]:
-        """Entries whose test cases are known and are not those of the others."""
+        """Entries tested on other cases than those of `alike`."""
         usual = {entry.cases.identity for entry in self.alike}
         return tuple(
             entry for entry in self.entries if entry.cases.problem is None and entry.cases.identity not in usual
@@ -74,7 +74,7 @@ class Group:
 
     @cached_property
     def tests(self) -> tuple[PairedTest, ...]:
-        """All pairs of the compared entries; `first` and `second` are places in `compared`."""
+        """Paired tests of the compared entries; `first` and `second` are indices into `compared`."""
         if len(self.compared) < 2:
             return ()
         names = self._common([self.main, *(f"dice_{region}" for region in REGIONS)])
@@ -97,7 +97,7 @@ class Group:
 
     @cached_property
     def ranked_by(self) -> list[str]:
-        """The scores that decide the ranks: Dice and HD95 of WT, TC and ET, or what of them all have."""
+        """Scores that decide the ranks: Dice and HD95 of WT, TC and ET, as far as all entries have them."""
         if self.task == "classification":
             return self._common([self.main])
         names = self._common([f"{score}_{region}" for score in ("dice", "hd95") for region in REGIONS])
@@ -105,7 +105,7 @@ class Group:
 
     @cached_property
     def disagreement(self) -> Disagreement | None:
-        """Where the largest mean Dice and BraTS' ranks name different entries as the best, those two; else None."""
+        """The entry with the highest mean Dice and the first by BraTS ranks; None where they are the same."""
         if self.task != "segmentation" or self.ranking is None or not self._common([self.main]):
             return None
         return disagreement(
@@ -119,15 +119,15 @@ class Group:
 
     @cached_property
     def neighbour(self) -> TestCases | None:
-        """The nearest neighbour's answers on the test images of `compared`; None where no run recorded them."""
+        """The nearest neighbour's predictions on the test images of `compared`; None where no run recorded them."""
         return self._neighbours.get(self.compared[0].cases.identity) if self.compared else None
 
     @cached_property
     def neighbour_tests(self) -> dict[str, Difference]:
-        """Every entry, by name, against the nearest neighbour on the entry's own test images, by the main score.
+        """Tests of the main score of each entry, by name, against the nearest neighbour on the same test images.
 
-        A family of its own for Holm's correction. Entries without known test images, or of which no run recorded the
-        neighbour's answers, are missing.
+        They are a separate family for Holm's correction. Entries whose test images or neighbour predictions are
+        unknown are missing.
         """
         by_images: dict[str | None, list[Entry]] = {}
         for entry in self.entries:
@@ -138,14 +138,14 @@ class Group:
             answers = self._neighbours.get(identity)
             if answers is None:
                 continue
-            found = differences(
+            results = differences(
                 [entry.cases for entry in entries],
                 [answers] * len(entries),
                 self.main,
                 larger_is_better=measure(self.task, self.main).larger_is_better,
                 binary=True,
             )
-            tests |= {entry.name: test for entry, test in zip(entries, found, strict=True) if test is not None}
+            tests |= {entry.name: test for entry, test in zip(entries, results, strict=True) if test is not None}
         corrected = dict(zip(tests, holm([test.p for test in tests.values()]), strict=True))
         return {
             entry.name: replace(tests[entry.name], p_holm=corrected[entry.name])
@@ -155,21 +155,21 @@ class Group:
 
     @cached_property
     def _neighbours(self) -> dict[str | None, TestCases]:
-        """Answers of the nearest neighbour, by the identity of the test images."""
-        found: dict[str | None, TestCases] = {}
+        """Predictions of the nearest neighbour, by the identity of the test images."""
+        answers: dict[str | None, TestCases] = {}
         for entry in self.entries:
-            if entry.cases.problem is None and entry.cases.identity not in found and entry.neighbour is not None:
-                found[entry.cases.identity] = entry.neighbour
-        return found
+            if entry.cases.problem is None and entry.cases.identity not in answers and entry.neighbour is not None:
+                answers[entry.cases.identity] = entry.neighbour
+        return answers
 
     @property
     def title(self) -> str:
-        """Task, data, split and whether it leaks, number of test cases."""
+        """Task, data, split, leakage and number of test cases."""
         known = sorted({entry.n for entry in self.entries if entry.n is not None})
         counts = "–".join(f"{count:,}" for count in (known[:1] + known[-1:] if len(known) > 1 else known)) or "unknown"
-        # Neither an image nor a near copy of it; other slices of its patient may be, since the data names no patients.
-        clean = "no duplicates on two sides" if self.split == "deduplicated" else "does not leak"
-        leak = {True: "leaks", False: clean, None: "not known whether it leaks"}[self.split_leaks]
+        # Slices of one patient may be in several parts, since the data does not identify patients.
+        clean = "no duplicates across parts" if self.split == "deduplicated" else "does not leak"
+        leak = {True: "leaks", False: clean, None: "leakage unknown"}[self.split_leaks]
         noun = CASES[self.task] if known != [1] else CASES[self.task].removesuffix("s")
         fingerprint = f" {self.fingerprint[:12]}" if self.fingerprint else ""
         store = PurePath(self.store).name or self.store
@@ -179,7 +179,6 @@ class Group:
         )
 
     def _of_folds(self) -> str:
-        """Which folds of how many its runs were tested on; nothing where the split is not cut into folds."""
         seen = {fold for entry in self.entries for fold in entry.folds}
         if not seen:
             return ""
@@ -193,11 +192,11 @@ class Group:
 
 @dataclass(frozen=True)
 class UnfinishedRun:
-    """A run without a result, as far as it came.
+    """A run without a result.
 
     Attributes:
-        state, reason: what it is doing or how it ended, and why; None where that is not known.
-        best: the best validation score so far; `best_by` says which.
+        state, reason: run state and its cause; None if unknown.
+        best: best validation score so far, by the score `best_by`.
         heartbeat: seconds since 1970.
         config: settings by dotted name.
     """
@@ -221,7 +220,7 @@ class UnfinishedRun:
 
 @dataclass(frozen=True)
 class SkippedFolder:
-    """A folder that is no run, or whose result cannot be used, and why."""
+    """A folder that is not a run directory, or whose result cannot be used, with the reason."""
 
     run: str
     path: str
@@ -230,7 +229,7 @@ class SkippedFolder:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that was collected. `left_out`: finished runs that the selection leaves out, counted."""
+    """All collected runs; `left_out` is the number of finished runs excluded by the selection."""
 
     groups: tuple[Group, ...] = ()
     unfinished: tuple[UnfinishedRun, ...] = ()
@@ -239,5 +238,5 @@ class Comparison:
 
     @property
     def results(self) -> list[RunResult]:
-        """Every finished run, group by group."""
+        """All finished runs, group by group."""
         return [run for group in self.groups for run in group.runs]

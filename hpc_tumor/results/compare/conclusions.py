@@ -1,4 +1,4 @@
-"""Sentences on what a comparison shows: who is ahead, which cases decide, and who beats the nearest neighbour."""
+"""Conclusions of a comparison as sentences: the best entry, deciding cases, and the nearest-neighbour baseline."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from typing import Literal
 
 from hpc_tumor.results.compare.comparison import MOST_TESTED, Group
 from hpc_tumor.results.compare.disagreement import DecidingCase, Disagreement
-from hpc_tumor.results.compare.measures import CASES, measure
+from hpc_tumor.results.compare.measures import CASES, UNITS, measure
 from hpc_tumor.results.compare.paired import Difference, p_value
 from hpc_tumor.vocabulary import listed, plural
 
 Verdict = Literal["better", "not shown", "worse"]
-_MOST_OTHERS = 6  # entries that the sentence on the best one names of each kind
-_MOST_NAMED = 20  # entries that the sentence on the nearest neighbour names of each kind
-_FEW = 5  # cases that are named where they decide; more of them are counted
+_MOST_OTHERS = 6  # entries of each kind named in the sentence on the best one
+_MOST_NAMED = 20  # entries of each kind named in the sentence on the nearest neighbour
+_FEW = 5  # deciding cases that are named; more are only counted
 
 
 def conclusions(group: Group) -> tuple[str, ...]:
-    """In a few sentences: who is ahead by the main score, of whom that can be said, and whether it says anything."""
+    """Return sentences on the best entry, and on entries that beat the nearest neighbour, with their significance."""
     return (*_best(group), *_two_bests(group), *_against_neighbour(group))
 
 
 def verdict(test: Difference) -> Verdict:
-    """Return what the test of an entry against the nearest neighbour shows.
+    """Return the verdict of an entry's test against the nearest neighbour.
 
-    Better, or worse, on significantly many images and in the mean over all of them.
+    Better and worse need a significant test and a mean difference of the same sign.
     """
     if test.significant and test.effect > 0 and test.difference > 0:
         return "better"
@@ -33,20 +33,19 @@ def verdict(test: Difference) -> Verdict:
 
 
 def method(group: Group) -> str:
-    """Name the test by which entries were compared with each other."""
+    """Name the test between entries."""
     count = len(group.tests)
-    name = "McNemar over groups of copies" if group.task == "classification" else "Paired Wilcoxon over patients"
-    many = f" Of {len(group.alike)} entries the best {MOST_TESTED}." if len(group.alike) > MOST_TESTED else ""
-    return f"{name}, Holm-corrected over {count} {plural(count, 'test')}.{many}"
+    name = {"classification": "McNemar", "segmentation": "Wilcoxon signed-rank"}[group.task]
+    many = f" Only the best {MOST_TESTED} of {len(group.alike)} entries." if len(group.alike) > MOST_TESTED else ""
+    return f"{name} test over {UNITS[group.task]}, Holm-corrected over {count} {plural(count, 'test')}.{many}"
 
 
 def _best(group: Group) -> Iterator[str]:
-    """The entry with the largest main score against the others."""
     if len(group.entries) < 2:
         return
     tests = [test for test in group.tests if test.score == group.main]
     if not tests:
-        yield "Not compared: no two entries have scores of the same test cases."
+        yield "Not compared: no two entries have scores on the same test cases."
         return
     names = [entry.name for entry in group.compared]
     best = max(range(len(names)), key=lambda index: group.compared[index].score or 0)
@@ -54,40 +53,39 @@ def _best(group: Group) -> Iterator[str]:
     not_shown: list[str] = []
     against: list[str] = []
     for index in sorted(range(len(names)), key=lambda index: -(group.compared[index].score or 0)):
-        test = next((one for one in tests if {one.first, one.second} == {best, index}), None)
+        test = next((candidate for candidate in tests if {candidate.first, candidate.second} == {best, index}), None)
         if test is not None:
-            # The larger mean may be that of the one which is worse on most cases, and much better on a few.
+            # The entry with the higher mean may be worse on most cases and much better on a few.
             ahead = (test.effect if test.first == best else -test.effect) > 0
-            said = not_shown if not test.significant else better if ahead else against
-            said.append(f"{names[index]} ({_p(test)})")
+            target = not_shown if not test.significant else better if ahead else against
+            target.append(f"{names[index]} ({_p(test)})")
     others = len(group.alike) < len(group.entries)
-    among = f" of the {len(group.alike)} that were tested on the same cases" if others else ""
-    parts = [f"{names[best]} has the largest {measure(group.task, group.main).title}{among}"]
+    among = f" of the {len(group.alike)} tested on the same cases" if others else ""
+    parts = [f"{names[best]} has the highest {measure(group.task, group.main).title}{among}"]
     if better:
         parts.append(f"better than {listed(better, _MOST_OTHERS)}")
     if against:
-        parts.append(f"but on most {CASES[group.task]} worse than {listed(against, _MOST_OTHERS)}")
+        parts.append(f"but worse on most {CASES[group.task]} than {listed(against, _MOST_OTHERS)}")
     if not_shown:
         parts.append(f"not shown to be better than {listed(not_shown, _MOST_OTHERS)}")
     yield f"{'; '.join(parts)}. {method(group)}"
 
 
 def _two_bests(group: Group) -> Iterator[str]:
-    """Sentence on the two bests, where ranks name another one: by how much, and the cases that decide."""
-    found = group.disagreement
-    if found is None:
+    disagreement = group.disagreement
+    if disagreement is None:
         return
-    names = group.compared[found.by_score].name, group.compared[found.by_rank].name
-    shown = measure(group.task, group.main)
+    names = group.compared[disagreement.by_score].name, group.compared[disagreement.by_rank].name
+    metric = measure(group.task, group.main)
     yield (
-        f"By BraTS ranks the best is {names[1]} (mean rank {_told_apart(*found.mean_ranks[::-1], 2)}),"
-        f" by {shown.title} {names[0]} ({_told_apart(*found.means, 3)})."
-        f" {_what_decides(group, found, names)}"
+        f"By BraTS ranks the best is {names[1]} (mean rank {_distinct(*disagreement.mean_ranks[::-1], 2)}),"
+        f" by {metric.title} {names[0]} ({_distinct(*disagreement.means, 3)})."
+        f" {_what_decides(group, disagreement, names)}"
     )
 
 
-def _told_apart(first: float, second: float, digits: int) -> str:
-    """`0.891 against 0.856`, with as many digits as tell the two apart, or three more than asked for."""
+def _distinct(first: float, second: float, digits: int) -> str:
+    """Return `0.891 against 0.856`, with up to three more `digits` if needed to show a difference."""
     for count in range(digits, digits + 4):
         text = f"{first:.{count}f} against {second:.{count}f}"
         if f"{first:.{count}f}" != f"{second:.{count}f}":
@@ -95,26 +93,26 @@ def _told_apart(first: float, second: float, digits: int) -> str:
     return text
 
 
-def _what_decides(group: Group, found: Disagreement, names: tuple[str, str]) -> str:
-    """The few cases without which the order of the two turns; else how many, and which scores tell them apart."""
-    shown, unit = measure(group.task, group.main), CASES[group.task]
-    by_score, by_rank = found.score_cases or (), found.rank_cases or ()
-    if _few(by_score, found.n) and not (_few(by_rank, found.n) and len(by_rank) < len(by_score)):
+def _what_decides(group: Group, disagreement: Disagreement, names: tuple[str, str]) -> str:
+    """Name the few cases without which the order of the two is reversed; else their number and the deciding scores."""
+    metric, cases = measure(group.task, group.main), CASES[group.task]
+    by_score, by_rank = disagreement.score_cases or (), disagreement.rank_cases or ()
+    if _few(by_score, disagreement.n) and not (_few(by_rank, disagreement.n) and len(by_rank) < len(by_score)):
         return _decide(
-            by_score, unit, f"{names[1]} has a larger {shown.title} than {names[0]}", shown.title, shown.show
+            by_score, cases, f"{names[1]} has a higher {metric.title} than {names[0]}", metric.title, metric.show
         )
-    if _few(by_rank, found.n):
+    if _few(by_rank, disagreement.n):
         return _decide(
-            by_rank, unit, f"{names[0]} has a better mean rank than {names[1]}", "rank", lambda value: f"{value:.1f}"
+            by_rank, cases, f"{names[0]} has a better mean rank than {names[1]}", "rank", lambda value: f"{value:.1f}"
         )
-    why = listed([measure(group.task, name).title for name in found.ranks_better_in], _MOST_OTHERS)
+    why = listed([measure(group.task, name).title for name in disagreement.ranks_better_in], _MOST_OTHERS)
     ranked = f"{names[1]} ranks better by {why}"
-    if found.score_cases is None:
-        return f"On no single patient has {names[0]} the smaller {shown.title}; {ranked}."
-    first = f" (it gains most without {', '.join(case.case for case in by_score[:3])})" if len(by_score) > 3 else ""
+    if disagreement.score_cases is None:
+        return f"{names[0]} does not have the lower {metric.title} on any patient; {ranked}."
+    first = f" (most of all {', '.join(case.case for case in by_score[:3])})" if len(by_score) > 3 else ""
     return (
-        f"This is not due to a few {unit}: {names[1]} has a larger {shown.title} than {names[0]} only without"
-        f" {len(by_score)} of {found.n}{first}; {ranked}."
+        f"This is not due to a few {cases}: {names[1]} has a higher {metric.title} than {names[0]} only without"
+        f" {len(by_score)} of {disagreement.n}{first}; {ranked}."
     )
 
 
@@ -124,38 +122,38 @@ def _few(cases: Sequence[DecidingCase], n: int) -> bool:
 
 def _decide(cases: Sequence[DecidingCase], unit: str, then: str, title: str, show: Callable[[float], str]) -> str:
     count = f"{len(cases)} {unit} decide" if len(cases) > 1 else f"One {unit.removesuffix('s')} decides"
-    named = [_case(case, "" if index else f"{title} ", show) for index, case in enumerate(cases)]
-    return f"{count}: without {', '.join(named)}, {then}."
+    descriptions = [_case(case, "" if index else f"{title} ", show) for index, case in enumerate(cases)]
+    return f"{count}: without {', '.join(descriptions)}, {then}."
 
 
 def _case(case: DecidingCase, title: str, show: Callable[[float], str]) -> str:
-    """`patient-3 (Dice 0.912 against 0.310, ET missed)`."""
+    """Return `patient-3 (Dice 0.912 against 0.310, ET missed)`."""
     values = f"{title}{show(case.values[0])} against {show(case.values[1])}"
     return f"{case.case} ({', '.join([values, *(f'{name} {fault}' for name, fault in case.faults.items())])})"
 
 
 def _against_neighbour(group: Group) -> Iterator[str]:
-    """Sentences on the networks that are better than the nearest neighbour, a low bar, and those that are not."""
     if group.task != "classification":
         return
     tests = group.neighbour_tests
     if not tests:
-        yield "Not compared with the nearest neighbour: no run recorded its answers."
+        yield "Not compared with the nearest neighbour: no run recorded its predictions."
         return
     names: dict[Verdict, list[str]] = {"better": [], "not shown": [], "worse": []}
     for name in sorted(tests, key=lambda name: (-tests[name].difference, name)):
         names[verdict(tests[name])].append(name)
     yield f"{_who_beats_it(group, names)} {_how(group)}"
     if missing := [entry.name for entry in group.entries if entry.name not in tests]:
-        yield f"Not compared with it, as its answers for their test images are unknown: {listed(missing, _MOST_NAMED)}."
+        unknown = listed(missing, _MOST_NAMED)
+        yield f"Not compared with it, since its predictions on their test images are unknown: {unknown}."
 
 
 def _who_beats_it(group: Group, names: Mapping[Verdict, Sequence[str]]) -> str:
-    """The networks by verdict, each with its p; where all are better, the largest p."""
-    tests, shown = group.neighbour_tests, measure(group.task, group.main)
-    near = group.neighbour.mean(group.main) if group.neighbour is not None else None
-    value = "" if near is None else f" ({shown.title} {shown.show(near)}{' %' * (shown.form == 'percent')})"
-    than = f"the nearest neighbour, which learns nothing{value}"
+    """List the networks by verdict with their p-values, or only the largest p if all are better."""
+    tests, metric = group.neighbour_tests, measure(group.task, group.main)
+    baseline = group.neighbour.mean(group.main) if group.neighbour is not None else None
+    value = "" if baseline is None else f" ({metric.title} {metric.show(baseline)}{' %' * (metric.form == 'percent')})"
+    than = f"the nearest-neighbour baseline{value}"
     better, not_shown, worse = (
         listed([f"{name} ({_p(tests[name])})" for name in names[kind]], _MOST_NAMED)
         for kind in ("better", "not shown", "worse")
@@ -177,9 +175,8 @@ def _who_beats_it(group: Group, names: Mapping[Verdict, Sequence[str]]) -> str:
 
 
 def _how(group: Group) -> str:
-    """Name their test; in few words where the sentence on the best one has said it."""
     tests = group.neighbour_tests
-    parts = ["Tested likewise" if group.tests else "McNemar over groups of copies"]
+    parts = ["Same test" if group.tests else "McNemar test over duplicate groups"]
     if len(group.alike) < len(group.entries):
         parts.append("each on its own test images")
     if len(tests) > 1:
@@ -188,7 +185,6 @@ def _how(group: Group) -> str:
 
 
 def _at_most(tests: Mapping[str, Difference]) -> str:
-    """The largest p as a bound on them all."""
     largest = max(tests.values(), key=lambda test: test.p_holm)
     return f"each {_p(largest, '≤')}"
 

@@ -1,4 +1,4 @@
-"""Entries of a comparison: one network with one set of settings, in as many seeds and folds as it was run."""
+"""Entries of a comparison: one network with one set of settings, over its seeds and folds."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from hpc_tumor.results.compare.statistics import (
     mean_and_sd,
     times_drawn,
 )
-from hpc_tumor.results.read.cases import TOLERANCE, Images, TestCases, mean_of_seeds, side_by_side
+from hpc_tumor.results.read.cases import TOLERANCE, Images, TestCases, average_seeds, join_folds
 from hpc_tumor.results.read.lazy import LazyPresent
 from hpc_tumor.results.read.run_result import NOT_SETTINGS, RunResult
 from hpc_tumor.scores import confusion_counts, of_confusion
 
-_MOST_DIFFERENCES = 3  # settings that a name lists
+_MOST_DIFFERENCES = 3  # settings in a name
 _IN_NAME = ("model.name", "model.filters")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Runs that differ in seed and fold alone: one row of a comparison.
+    """Runs that differ only in seed and fold: one row of a comparison.
 
     Attributes:
-        name: unique in its group: the network, its filters where set, and the settings in which it differs; marked
-            where runs of it were scored with the weights of their last epoch, those of their best being lost.
-        runs: one of each seed and fold, the latest.
-        repeated: earlier runs of a seed and fold that was run again: they do not count.
-        cases: values of the test cases: means over seeds, folds side by side.
-        pooled: settings in which its runs differ, since they were not asked to make an entry.
+        name: unique in its group: the network, its filters if set, and the settings that distinguish it; marked if
+            runs were scored with the weights of the last epoch because those of the best are lost.
+        runs: the latest run of each seed and fold.
+        repeated: superseded runs of the same seed and fold, which do not count.
+        cases: scores of the test cases: means over seeds, folds concatenated.
+        pooled: settings in which the runs differ although they share an entry.
     """
 
     name: str
@@ -53,12 +53,12 @@ class Entry:
 
     @property
     def all_runs(self) -> tuple[RunResult, ...]:
-        """The runs that count and those that do not."""
+        """All runs, including superseded ones."""
         return (*self.runs, *self.repeated)
 
     @property
     def lost(self) -> tuple[RunResult, ...]:
-        """The runs that count and were scored without the weights of their best epoch."""
+        """Counting runs that were scored without the weights of their best epoch."""
         return tuple(run for run in self.runs if run.weights_lost)
 
     @property
@@ -71,29 +71,29 @@ class Entry:
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """Seeds, each once."""
+        """Distinct seeds."""
         return tuple(sorted({run.seed for run in self.runs if run.seed is not None}))
 
     @property
     def folds(self) -> tuple[int, ...]:
-        """Folds, each once; none where the split is not cut into folds."""
+        """Distinct folds; empty without folds."""
         return tuple(sorted({run.fold for run in self.runs if run.fold is not None}))
 
     @property
     def n(self) -> int | None:
-        """Test cases."""
+        """Number of test cases."""
         if self.cases.problem is None:
             return self.cases.n
         return self.runs[0].test_cases if len(self.folds) < 2 else None
 
     @property
     def sd_over(self) -> str | None:
-        """Over what the standard deviation of its runs is taken; None where there is one run alone."""
+        """The unit of the standard deviation over runs; None for a single run."""
         if len(self.runs) < 2:
             return None
         if self.pooled:
             return "runs"
-        parts = [word for word, some in (("seeds", self.seeds), ("folds", self.folds)) if len(some) > 1]
+        parts = [word for word, values in (("seeds", self.seeds), ("folds", self.folds)) if len(values) > 1]
         return " and ".join(parts) or "runs"
 
     @property
@@ -102,48 +102,47 @@ class Entry:
         return self.value(MAIN_SCORE[self.task])
 
     def value(self, score: str) -> float | None:
-        """Mean of a score: over the cases where folds stand side by side, else over the runs."""
+        """Return the mean of a score: over all cases with several folds, else over the runs."""
         mean, _ = mean_and_sd([run.best.get(score) for run in self.runs])
         if mean is not None and len(self.folds) < 2:
             return mean
         known = self.cases.known(score)
-        # A distance that some patient has not is no mean: it would be one over other patients than its neighbours'.
+        # A mean over the patients that have the score would be over other patients than those of other entries.
         partly = self.task == "segmentation" and len(known) < self.cases.n
-        unsaid = mean is None and any(score in run.best and run.best[score] is None for run in self.runs)
-        return mean if not len(known) or partly or unsaid else math.fsum(known) / len(known)
+        undefined = mean is None and any(score in run.best and run.best[score] is None for run in self.runs)
+        return mean if not len(known) or partly or undefined else math.fsum(known) / len(known)
 
     def counted(self, structure: str) -> Counter[str]:
-        """How many test cases are ok, missed, a false alarm or empty by this structure."""
+        """Return the number of test cases of each status of a structure: ok, missed, false alarm, empty."""
         return Counter(self.cases.status[structure].tolist()) if structure in self.cases.status else Counter()
 
     @cached_property
     def tested_images(self) -> tuple[Images, ...]:
-        """What was said of the test images, by one run of each fold; nothing where one does not say."""
+        """Predictions on the test images, by one run of each fold; empty if one did not record them."""
         first = {run.fold: run.cases.images for run in reversed(self.runs)}
         known = [images for images in first.values() if images is not None]
         return tuple(known) if len(known) == len(first) else ()
 
     def images_of(self, name: str) -> int | None:
-        """Test images of that class; None where nobody said."""
-        found = [images for images in self.tested_images if name in images.classes]
-        return sum(int((images.labels == images.classes.index(name)).sum()) for images in found) if found else None
+        """Return the number of test images of a class; None if unknown."""
+        matching = [images for images in self.tested_images if name in images.classes]
+        return (
+            sum(int((images.labels == images.classes.index(name)).sum()) for images in matching) if matching else None
+        )
 
     @cached_property
     def statistics(self) -> Mapping[str, Statistic]:
-        """Every score that all its runs have, and those that its cases alone have; each worked out when asked for."""
+        """Statistics of the scores that all runs have or the cases have, computed on first access."""
         common = [name for name in self.runs[0].best if all(run.best.get(name) is not None for run in self.runs)]
         return LazyPresent({name: partial(self._statistic, name) for name in [*common, *self.cases.values]})
 
     @cached_property
     def neighbour(self) -> TestCases | None:
-        """Right or wrong on each test image by the class of its nearest neighbour, folds side by side.
-
-        None where the runs of a fold did not record it.
-        """
+        """Nearest-neighbour predictions on the test images, folds concatenated; None if a fold did not record them."""
         first = {run.fold: answer for run in reversed(self.runs) if (answer := run.cases.neighbour) is not None}
         if len(first) < len({run.fold for run in self.runs}):
             return None
-        return side_by_side([answer for _, answer in sorted(first.items(), key=lambda item: item[0] or 0)])
+        return join_folds([answer for _, answer in sorted(first.items(), key=lambda item: item[0] or 0)])
 
     def _statistic(self, name: str) -> Statistic | None:
         mean = self.value(name)
@@ -171,7 +170,7 @@ class Entry:
             return {}
         columns = np.stack([self.cases.values[name] for name in names], 1)
         groups = None if self.cases.groups is None else self.cases.units
-        found = {}
+        statistics = {}
         for name, column, interval in zip(names, columns.T, bootstrap_means(columns, groups), strict=True):
             known = column[~np.isnan(column)]
             if not len(known):
@@ -180,95 +179,95 @@ class Entry:
             low, high, units = (interval.low, interval.high, interval.units) if interval else (None, None, None)
             units = units or len(known)
             mean = math.fsum(known) / len(known)
-            if low is not None and low == high:  # no resample can differ where all cases are equal
+            if low is not None and low == high:  # resamples of equal cases do not differ
                 low, high = exact_interval(mean, units) if name in RIGHT_OR_WRONG else (None, None)
-            found[name] = Statistic(mean, low, high, median, q1, q3, len(known), units)
-        return found
+            statistics[name] = Statistic(mean, low, high, median, q1, q3, len(known), units)
+        return statistics
 
     @cached_property
     def _of_confusions(self) -> dict[str, tuple[float, float]]:
-        """Intervals of the scores that a confusion matrix decides, where the runs share their test images."""
+        """Intervals of scores of the confusion matrix, if all runs were tested on the same images."""
         images = [run.cases.images for run in self.runs]
-        if len(self.folds) > 1 or self.cases.groups is None or any(one is None for one in images):
+        if len(self.folds) > 1 or self.cases.groups is None or any(tested is None for tested in images):
             return {}
-        if len({tuple(sorted(one.classes)) for one in images if one is not None}) > 1:
+        if len({tuple(sorted(tested.classes)) for tested in images if tested is not None}) > 1:
             return {}
         resampled: list[dict[str, np.ndarray]] = []
         for run in self.runs:
-            one = run.cases.images
-            assert one is not None
-            k = len(one.classes)
-            units = add_up(run.cases.units, np.eye(k * k)[one.labels * k + one.predicted])
+            tested = run.cases.images
+            assert tested is not None
+            k = len(tested.classes)
+            units = add_up(run.cases.units, np.eye(k * k)[tested.labels * k + tested.predicted])
             if len(units) < 2:
                 return {}
             drawn = (times_drawn(len(units)) @ units).reshape(-1, k, k)
-            resampled.append(of_confusion(drawn, one.classes))
-            whole = of_confusion(confusion_counts(one.predicted, one.labels, k), one.classes)
-            resampled[-1] = {name: values - float(whole[name]) for name, values in resampled[-1].items()}
-        found = {}
+            resampled.append(of_confusion(drawn, tested.classes))
+            observed = of_confusion(confusion_counts(tested.predicted, tested.labels, k), tested.classes)
+            resampled[-1] = {name: values - float(observed[name]) for name, values in resampled[-1].items()}
+        intervals = {}
         for name in resampled[0]:
             mean, _ = mean_and_sd([run.best.get(name) for run in self.runs])
             if mean is not None:
-                found[name] = interval_of(np.mean([one[name] for one in resampled], axis=0) + mean, mean)
-        return found
+                intervals[name] = interval_of(np.mean([tested[name] for tested in resampled], axis=0) + mean, mean)
+        return intervals
 
 
 def make_entries(runs: Sequence[RunResult], by: Sequence[str] = ()) -> tuple[Entry, ...]:
-    """Entries of the runs of one group, in the order of the models.
+    """Make the entries of the runs of one group, in the order of the models.
 
     Args:
-        by: settings by dotted name that make an entry, beside the network; none: all of them.
+        by: settings by dotted name that distinguish entries, beside the network; empty: all.
     """
     members: dict[tuple[object, ...], list[RunResult]] = {}
     for run in sorted(runs, key=_order):
         members.setdefault(_key(run, by), []).append(run)
     names = _names(list(members.values()), by)
-    entries = [_entry(name, some, by) for name, some in zip(names, members.values(), strict=True)]
+    entries = [_entry(name, entry_runs, by) for name, entry_runs in zip(names, members.values(), strict=True)]
     return tuple(sorted(entries, key=lambda entry: (*_order(entry.runs[0])[:3], _natural(entry.name))))
 
 
 def _key(run: RunResult, by: Sequence[str]) -> tuple[object, ...]:
     if by:
-        return (run.model, *(_plain(run.config.get(name)) for name in by))
-    alone = run.path if run.seed is None else ""  # nothing says that it belongs to any other
-    return run.model, run.filters, run.settings, run.precision, alone
+        return (run.model, *(repr(run.config.get(name)) for name in by))
+    unique = run.path if run.seed is None else ""  # a run without a seed cannot be grouped
+    return run.model, run.filters, run.settings, run.precision, unique
 
 
 def _entry(name: str, runs: Sequence[RunResult], by: Sequence[str]) -> Entry:
     latest: dict[tuple[object, ...], RunResult] = {}
-    for run in runs:  # in the order of their names, which begin with the time
+    for run in runs:  # sorted by name, which begins with the time
         latest[(run.seed, run.fold, run.settings if by else "")] = run
     chosen = sorted(latest.values(), key=lambda run: (run.seed or 0, run.fold or 0, run.run, run.path))
-    kept = {id(run) for run in chosen}
+    chosen_ids = {id(run) for run in chosen}
     by_fold: dict[int | None, list[TestCases]] = {}
     for run in chosen:
         by_fold.setdefault(run.fold, []).append(run.cases)
-    cases = side_by_side([mean_of_seeds(some) for _, some in sorted(by_fold.items(), key=lambda item: item[0] or 0)])
+    cases = join_folds([average_seeds(seeds) for _, seeds in sorted(by_fold.items(), key=lambda item: item[0] or 0)])
     pooled = tuple(_differing(chosen)) if by else ()
     lost = sum(run.weights_lost is not None for run in chosen)
     if lost:
         name += " (last epoch)" if lost == len(chosen) else f" ({lost} of {len(chosen)} runs: last epoch)"
-    return Entry(name, tuple(chosen), tuple(run for run in runs if id(run) not in kept), cases, pooled)
+    return Entry(name, tuple(chosen), tuple(run for run in runs if id(run) not in chosen_ids), cases, pooled)
 
 
 def _names(entries: Sequence[Sequence[RunResult]], by: Sequence[str]) -> list[str]:
-    """A name for each entry: the network, and what tells it from the other entries of that network."""
+    """Name each entry by its network and the settings that distinguish it from the network's other entries."""
     names = []
     counted = Counter(runs[0].model for runs in entries)
     for runs in entries:
-        one = runs[0]
-        name = one.model if one.filters is None else f"{one.model}, {one.filters} filters"
-        if counted[one.model] > 1:
-            siblings = [some[0] for some in entries if some[0].model == one.model]
-            differing = list(by) or [key for key in _differing(siblings) if key not in _IN_NAME]
-            said = [f"{_short(key)}={_shown(one.config.get(key))}" for key in differing if key not in _IN_NAME]
-            if not by and not said and len({some.precision for some in siblings}) > 1:
-                said = [str(one.precision)]
-            more = f" (+{len(said) - _MOST_DIFFERENCES} more)" if len(said) > _MOST_DIFFERENCES else ""
-            name = ", ".join([name, *said[:_MOST_DIFFERENCES]]) + more
+        first = runs[0]
+        name = first.model if first.filters is None else f"{first.model}, {first.filters} filters"
+        if counted[first.model] > 1:
+            siblings = [other[0] for other in entries if other[0].model == first.model]
+            keys = [key for key in list(by) or _differing(siblings) if key not in _IN_NAME]
+            differences = [f"{key.rpartition('.')[2]}={_shown(first.config.get(key))}" for key in keys]
+            if not by and not differences and len({other.precision for other in siblings}) > 1:
+                differences = [str(first.precision)]
+            more = f" (+{len(differences) - _MOST_DIFFERENCES} more)" if len(differences) > _MOST_DIFFERENCES else ""
+            name = ", ".join([name, *differences[:_MOST_DIFFERENCES]]) + more
         names.append(name)
     twice = Counter(names)
-    # Told apart by the short id at the end of the run's name where nothing else does.
+    # The short id at the end of a run's name is the last resort.
     return [
         f"{name} {runs[0].run.rpartition('-')[2][:8]}" if twice[name] > 1 else name
         for name, runs in zip(names, entries, strict=True)
@@ -276,23 +275,14 @@ def _names(entries: Sequence[Sequence[RunResult]], by: Sequence[str]) -> list[st
 
 
 def _differing(runs: Sequence[RunResult]) -> list[str]:
-    """Settings of which not all runs have the same value."""
     keys = sorted({key for run in runs for key in run.config} - NOT_SETTINGS)
-    return [key for key in keys if len({_plain(run.config.get(key)) for run in runs}) > 1]
+    return [key for key in keys if len({repr(run.config.get(key)) for run in runs}) > 1]
 
 
 def _natural(name: str) -> list[tuple[float, str]]:
-    """`name` as what to sort by: 8 before 32."""
+    """Return a sort key that puts 8 before 32."""
     parts = re.split(r"(\d+(?:\.\d+)?)", name)
     return [(float(part), "") if index % 2 else (-1.0, part) for index, part in enumerate(parts)]
-
-
-def _plain(value: Any) -> str:
-    return repr(value)
-
-
-def _short(key: str) -> str:
-    return key.rpartition(".")[2]
 
 
 def _shown(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""What the scores are called, in which unit they are shown, and which way is better."""
+"""Names, units and direction of the scores."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Literal
 
 MAIN_SCORE = {"classification": "accuracy", "segmentation": "dice"}
 CASES = {"classification": "images", "segmentation": "patients"}
-UNITS = {"classification": "groups of copies", "segmentation": "patients"}  # what is drawn or compared independently
-RIGHT_OR_WRONG = ("accuracy", "accuracy_new")  # scores that are 0 or 1 of each image
-# Scores of a structure, in the order of a table; scores of classified images likewise.
+UNITS = {"classification": "duplicate groups", "segmentation": "patients"}  # of resampling and tests
+RIGHT_OR_WRONG = ("accuracy", "accuracy_new")  # scores that are 0 or 1 for each image
+# Scores of a structure and of classified images, in the order of a table.
 OF_STRUCTURES = ("dice", "hd95", "nsd", "iou", "precision", "recall", "fpr", "fnr", "accuracy")
 OF_IMAGES = (
     "accuracy", "accuracy_new", "balanced_accuracy", "f1", "mcc", "auroc", "precision", "recall", "nll", "brier",
@@ -19,14 +19,14 @@ OF_IMAGES = (
 
 @dataclass(frozen=True)
 class Measure:
-    """How a score is written: `form` is a share (0.912), percent (91.2), mm or a plain number."""
+    """Format of a score: `form` is a share (0.912), percent (91.2), mm or a plain number."""
 
     title: str
     form: Literal["share", "percent", "mm", "number"] = "share"
     larger_is_better: bool = True
 
     def show(self, value: float | None) -> str:
-        """The value in the form of this score; nothing for no value."""
+        """Format a value; empty for None."""
         if value is None:
             return ""
         if self.form == "percent":
@@ -34,12 +34,12 @@ class Measure:
         return f"{value:.2f}" if self.form == "mm" else f"{value:.3f}"
 
     def between(self, low: float | None, high: float | None) -> str:
-        """`0.812–0.871`; nothing where there is no such interval."""
+        """Format an interval, such as `0.812–0.871`; empty if it is unknown."""
         return "" if low is None or high is None else f"{self.show(low)}–{self.show(high)}"
 
     @property
     def heading(self) -> str:
-        """Title with the unit."""
+        """The title with its unit."""
         return {"percent": f"{self.title} %", "mm": f"{self.title}, mm"}.get(self.form, self.title)
 
 
@@ -75,12 +75,12 @@ _MEASURES = {
 
 
 def measure(task: str, score: str) -> Measure:
-    """How `score` is written: `dice_WT` as `dice` is, with its structure in the title; anything else as a number."""
+    """Return the measure of a score: `dice_WT` is `dice` with its structure in the title, others are numbers."""
     known = _MEASURES[task]
     if score in known:
         return known[score]
     base, _, part = score.rpartition("_")
     if base not in known:
         return Measure(score.replace("_", " "), "number")
-    found = known[base]
-    return Measure(f"{found.title} {part}", found.form, found.larger_is_better)
+    base_measure = known[base]
+    return Measure(f"{base_measure.title} {part}", base_measure.form, base_measure.larger_is_better)

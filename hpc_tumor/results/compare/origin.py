@@ -1,4 +1,4 @@
-"""Where a run comes from, and the commands that train it again."""
+"""Provenance of a run, and the commands that train it again."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ from hpc_tumor.run_dir import RunDir, read_json
 from hpc_tumor.settings import merge, preset
 from hpc_tumor.validation import build
 
-# Said by options of their own.
-_OWN_OPTIONS = {"model.name", "data.store", "hardware.gpus", "task"}
+_OWN_OPTIONS = {"model.name", "data.store", "hardware.gpus", "task"}  # not set by --set
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Of one run: the commands that train it again, facts of how it was trained, and all settings, in words."""
+    """Provenance of one run: commands that train it again, facts of its training, and all settings, as text."""
 
     run: str
     entry: str
@@ -32,27 +31,27 @@ class Origin:
 
 
 def read_origin(run: RunResult, entry: str) -> Origin:
-    """The origin of a run from its files; what they do not say is left out."""
-    place = RunDir(run.place)
-    config, provenance = read_json(place.config) or {}, read_json(place.provenance) or {}
+    """Read the origin of a run from its files; unknown facts are left out."""
+    run_dir = RunDir(run.place)
+    config, provenance = read_json(run_dir.config) or {}, read_json(run_dir.provenance) or {}
     git, versions = section(provenance.get("git")), section(provenance.get("versions"))
     store, command = section(provenance.get("store")), provenance.get("command")
-    typed = shlex.join(map(str, command)) if isinstance(command, list) else None
-    some = ", ".join(f"{name} {version}" for name, version in list(versions.items())[:12] if version)
+    command_line = shlex.join(map(str, command)) if isinstance(command, list) else None
+    version_list = ", ".join(f"{name} {version}" for name, version in list(versions.items())[:12] if version)
     facts = {
-        "command typed": text(typed),
+        "command": text(command_line),
         "trained": text(provenance.get("time")),
         "host": text(provenance.get("host")),
         "device": f"{run.gpus or 1} × {run.device}" if run.device else None,
         "nodes": None if run.nodes is None else str(run.nodes),
         "precision": run.precision,
         "commit": _commit(git),
-        "versions": text(some),
+        "versions": text(version_list),
         "platform": text(provenance.get("platform")),
         "store": text(store.get("path")) or run.store,
         "fingerprint of the store": run.fingerprint or text(store.get("fingerprint")),
-        "test scored by": run.surfaces,
-        "directory": run.path,
+        "surface scores by": run.surfaces,
+        "run directory": run.path,
     }
     settings = ((name, _shown(value)) for name, value in _flat(config).items())
     return Origin(
@@ -62,17 +61,18 @@ def read_origin(run: RunResult, entry: str) -> Origin:
 
 
 def commands_of(config: Mapping[str, Any], git: Mapping[str, Any]) -> list[str]:
-    """What to type to train a run with these settings again; nothing where they are not settings of this version."""
+    """Return the commands that train a run with these settings again; empty if this version rejects the settings."""
     try:
         name, store = section(config.get("model")).get("name"), section(config.get("data")).get("store")
         task = config.get("task")
         base = merge(preset(str(name)), {"model": {"name": name}, "data": {"store": store}, "task": task})
         usual = _flat(build(Experiment, base, where=lambda _: "").model_dump(mode="json"))
-        wanted = _flat(build(Experiment, dict(config), where=lambda _: "").model_dump(mode="json"))
+        settings = _flat(build(Experiment, dict(config), where=lambda _: "").model_dump(mode="json"))
     except HpcTumorError:
         return []
-    words = ["hpc-tumor", "submit", "--model", str(name), "--gpus", str(wanted["hardware.gpus"]), "--data", str(store)]
-    for key, value in wanted.items():
+    gpus = str(settings["hardware.gpus"])
+    words = ["hpc-tumor", "submit", "--model", str(name), "--gpus", gpus, "--data", str(store)]
+    for key, value in settings.items():
         if key not in _OWN_OPTIONS and value != usual.get(key):
             words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
     commit = text(git.get("commit"))
@@ -83,14 +83,14 @@ def _commit(git: Mapping[str, Any]) -> str | None:
     commit = text(git.get("commit"))
     if commit is None:
         return None
-    return commit + (", with changes that were not committed: provenance.json has them" if git.get("dirty") else "")
+    return commit + (" with uncommitted changes (see provenance.json)" if git.get("dirty") else "")
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, value in config.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def _shown(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Is one entry better than another on the same test cases? Paired tests with Holm's correction and effect sizes."""
+"""Paired tests between entries on the same test cases, with Holm's correction and effect sizes."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from hpc_tumor.results.compare.statistics import Statistic, bootstrap_means
 from hpc_tumor.results.read.cases import TestCases
 from hpc_tumor.vocabulary import SIGNIFICANCE_LEVEL
 
-_MOST_COUNTED = 15  # differences of which all ways to deal the signs are counted
+_MOST_COUNTED = 15  # differences of which all sign patterns are enumerated
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Two series of scores of the same test cases, case by case, with a paired test.
+    """A paired test between two series of scores of the same test cases.
 
     Attributes:
-        difference: mean of first − second, with its 95 % bootstrap interval `low`, `high` (None of a single unit).
-        p: two-sided: Wilcoxon's signed-rank test (1945); or McNemar's test (1947), where units are images or groups of
-            copies. McNemar's is exact where all differences are equally large; where means over seeds or copies make
-            them unequal, it is that for clustered pairs (Durkalski 2003), exact up to 15 differences.
+        difference: mean of first − second, with its 95 % bootstrap interval `low`, `high` (None for a single unit).
+        p: two-sided: Wilcoxon's signed-rank test (1945), or McNemar's test (1947) over images or duplicate groups.
+            McNemar's is exact if all differences have the same size; if means over seeds or duplicates make them
+            unequal, it is the version for clustered pairs (Durkalski 2003), exact up to 15 differences.
         p_holm: after Holm's step-down correction (1979) over all tests of the family.
-        effect: rank-biserial correlation of matched pairs (Kerby 2014), −1 to 1: the share of the evidence for
-            `first` less that against it. Of McNemar's test: gains less losses, over their sum.
-        wins, losses: units on which first is better, and worse.
-        n: units compared.
+        effect: matched-pairs rank-biserial correlation (Kerby 2014), −1 to 1: the share of the evidence for `first`
+            minus that against it. For McNemar's test: (gains − losses) / (gains + losses).
+        wins, losses: number of units on which first is better, and worse.
+        n: number of units.
     """
 
     score: str
@@ -45,13 +45,13 @@ class Difference:
 
     @property
     def significant(self) -> bool:
-        """Return True if it is below 5 % after correction."""
+        """Return True if p is below 5 % after correction."""
         return self.p_holm < SIGNIFICANCE_LEVEL
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairedTest(Difference):
-    """`first` against `second`, indices of entries."""
+    """A test between entries; `first` and `second` are their indices."""
 
     first: int
     second: int
@@ -60,21 +60,21 @@ class PairedTest(Difference):
 def paired_tests(
     entries: Sequence[TestCases], scores: Sequence[str], larger_is_better: Sequence[bool], binary: bool
 ) -> list[PairedTest]:
-    """All pairs of entries by all scores: one family for Holm's correction.
+    """Test all pairs of entries on all scores, as one family for Holm's correction.
 
     Args:
-        entries: tested on the same cases, in any order of them.
-        binary: the scores say right or wrong (McNemar), or how well (Wilcoxon).
+        entries: tested on the same cases, in any order.
+        binary: use McNemar's test for 0 or 1 scores instead of Wilcoxon's.
     """
     pairs = list(combinations(range(len(entries)), 2))
     tests = []
     for score, larger in zip(scores, larger_is_better, strict=True):
-        firsts, seconds = ([entries[pair[place]] for pair in pairs] for place in (0, 1))
-        for (first, second), found in zip(
+        firsts, seconds = ([entries[pair[side]] for pair in pairs] for side in (0, 1))
+        for (first, second), difference in zip(
             pairs, differences(firsts, seconds, score, larger_is_better=larger, binary=binary), strict=True
         ):
-            if found is not None:
-                tests.append(PairedTest(**vars(found), first=first, second=second))
+            if difference is not None:
+                tests.append(PairedTest(**vars(difference), first=first, second=second))
     corrected = holm([test.p for test in tests])
     return [replace(test, p_holm=p) for test, p in zip(tests, corrected, strict=True)]
 
@@ -82,9 +82,9 @@ def paired_tests(
 def differences(
     firsts: Sequence[TestCases], seconds: Sequence[TestCases], score: str, *, larger_is_better: bool, binary: bool
 ) -> list[Difference | None]:
-    """Each of `firsts` against the one of `seconds` in its place, not corrected; None where no case has both scores.
+    """Test `firsts` against `seconds`, pair by pair and uncorrected; None where no case has both scores.
 
-    All were tested on the same cases, in any order of them.
+    All were tested on the same cases, in any order.
     """
     if not firsts:
         return []
@@ -110,27 +110,27 @@ def _compare(
     larger_is_better: bool,
     binary: bool,
 ) -> Difference | None:
-    """One test; None where no case has the score of both."""
-    there = ~np.isnan(difference)
-    if not there.any():
+    """Run one test; None if no case has both scores."""
+    valid = ~np.isnan(difference)
+    if not valid.any():
         return None
-    means = _unit_means(difference[there], units[there])
+    means = _unit_means(difference[valid], units[valid])
     signed = means if larger_is_better else -means
     wins, losses = int((signed > 0).sum()), int((signed < 0).sum())
     p, effect = _mcnemar(signed) if binary else _wilcoxon(signed)
     low, high = (interval.low, interval.high) if interval else (None, None)
-    return Difference(score, float(difference[there].mean()), low, high, p, p, effect, wins, losses, len(means))
+    return Difference(score, float(difference[valid].mean()), low, high, p, p, effect, wins, losses, len(means))
 
 
 def _unit_means(values: np.ndarray, units: np.ndarray) -> np.ndarray:
-    """Mean of each group of copies; rounded, so that equal things differ in nothing."""
+    """Return the mean of each duplicate group, rounded so that ties are exact."""
     counts = np.bincount(units)
-    there = counts > 0
-    return np.round(np.bincount(units, weights=values)[there] / counts[there], 12)
+    valid = counts > 0
+    return np.round(np.bincount(units, weights=values)[valid] / counts[valid], 12)
 
 
 def _wilcoxon(signed: np.ndarray) -> tuple[float, float]:
-    """p and rank-biserial correlation; cases without a difference are left out, as Wilcoxon does."""
+    """Return p and rank-biserial correlation; zero differences are left out, as in Wilcoxon 1945."""
     from scipy import stats
 
     differing = signed[signed != 0]
@@ -139,16 +139,15 @@ def _wilcoxon(signed: np.ndarray) -> tuple[float, float]:
     ranks = stats.rankdata(np.abs(differing))
     effect = float((ranks[differing > 0].sum() - ranks[differing < 0].sum()) / ranks.sum())
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # few cases, ties: its own choice of the distribution is the right one
+        warnings.simplefilter("ignore")  # few cases or ties: scipy picks the right distribution
         return float(stats.wilcoxon(differing, method="auto").pvalue), effect
 
 
 def _mcnemar(signed: np.ndarray) -> tuple[float, float]:
-    """p and the share of the gains less that of the losses, by size.
+    """Return p and the effect size, gains minus losses over their sum.
 
-    Under the null hypothesis each difference is as likely with the other sign: of equal sizes that is a binomial
-    distribution. The number of wins alone would be wrong for means over seeds: a network of five seeds loses a little
-    to a single answer wherever one of them errs.
+    Under the null hypothesis each difference is equally likely with the other sign; for equal sizes that is a binomial
+    distribution. Counting wins would be wrong for means over seeds: five seeds lose a little wherever one of them errs.
     """
     from scipy import stats
 
@@ -166,16 +165,16 @@ def _mcnemar(signed: np.ndarray) -> tuple[float, float]:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Holm's corrected p-values, in the order given: never smaller than p, in the same order as p, at most 1."""
+    """Return p-values after Holm's correction, in the order of `p`, at most 1."""
     order = np.argsort(p, kind="stable")
     corrected = [0.0] * len(order)
     largest = 0.0
-    for place, index in enumerate(order.tolist()):
-        largest = max(largest, min(1.0, (len(order) - place) * float(p[index])))
+    for rank, index in enumerate(order.tolist()):
+        largest = max(largest, min(1.0, (len(order) - rank) * float(p[index])))
         corrected[index] = largest
     return corrected
 
 
 def p_value(p: float) -> str:
-    """`0.034`, `< 0.001`."""
+    """Return `0.034` or `< 0.001`."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"

@@ -1,6 +1,6 @@
-"""The published figures that ours stand beside: those of the October 2024 course project.
+"""Published results of the October 2024 course project, for comparison.
 
-They are marked as published wherever they are shown, with the split they were measured on: both splits leak.
+They are marked as published wherever they are shown, with their split: both splits leak.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PublishedResult:
-    """One published row. Scores are fractions, under the names that our own results use."""
+    """One published result. Scores are fractions, under the names of our own results."""
 
     model: str
     task: str
@@ -26,12 +26,12 @@ class PublishedResult:
 
 LEAKS = {
     "classification": (
-        "Published figures: October 2024 course project, Brain Tumor MRI data, on the published split. It leaks: of its"
-        " 1,311 test images 216 are pixel-identical to a training image and 456 nearly so."
+        "Published results: October 2024 course project, Brain Tumor MRI data, published split. It leaks: 216 of its"
+        " 1,311 test images are pixel-identical to a training image and 456 are near duplicates of one."
     ),
     "segmentation": (
-        "Published figures: October 2024 course project, BraTS 2020, last epoch, pooled per batch, on slices drawn at"
-        " random from the same patients as training. That split leaks: they are no target for one by patient."
+        "Published results: October 2024 course project, BraTS 2020, last epoch, pooled per batch, on random slices of"
+        " the training patients. That split leaks: not comparable with a split by patient."
     ),
 }
 

@@ -1,4 +1,4 @@
-"""Which entry comes first, and would it on other test cases? Ranks with their stability under the bootstrap."""
+"""Ranks of entries, and their stability under the bootstrap."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from hpc_tumor.vocabulary import CONFIDENCE_LEVEL
 
 @dataclass(frozen=True)
 class Ranking:
-    """Ranks of entries, 1 the best; equal ones share the mean of their places.
+    """Ranks of entries, 1 the best; ties share the mean of their places.
 
     Attributes:
-        mean_ranks: `(entries,)` mean over cases and scores of the rank on each; or the mean score.
-        ranks: `(entries,)` by those.
-        shares: `(entries, entries)`: how often each entry (row) has each place (column) over the resamples.
+        mean_ranks: `(entries,)` mean rank over cases and scores, or the mean score.
+        ranks: `(entries,)` ranks by `mean_ranks`.
+        shares: `(entries, entries)` share of resamples in which each entry (row) takes each place (column).
         low, high: `(entries,)` 95 % interval of the rank.
-        n: cases; `units`: independent ones among them.
+        n: number of cases.
+        units: number of independent cases.
     """
 
     mean_ranks: tuple[float, ...]
@@ -37,7 +38,7 @@ class Ranking:
 def rank_then_aggregate(
     entries: Sequence[TestCases], scores: Sequence[str], larger_is_better: Sequence[bool]
 ) -> Ranking:
-    """As BraTS ranks (Bakas 2018): on every case and by every score, then the mean of these ranks."""
+    """Rank as BraTS does (Bakas 2018): on every case by every score, then by the mean of these ranks."""
     per_case = case_ranks(entries, scores, larger_is_better)
     return _ranking(per_case.mean(0), entries[0].units[entries[0].order])
 
@@ -45,10 +46,7 @@ def rank_then_aggregate(
 def case_ranks(
     entries: Sequence[TestCases], scores: Sequence[str], larger_is_better: Sequence[bool]
 ) -> NDArray[np.float64]:
-    """Rank of each entry among all of them on every case, 1 the best: `(scores, cases, entries)`.
-
-    Cases are in the order of their names. No case changes the ranks on another.
-    """
+    """Return the rank of each entry on every case, 1 the best: `(scores, cases, entries)`, cases sorted by name."""
     per_score = []
     for score, larger in zip(scores, larger_is_better, strict=True):
         values = np.stack([cases.values[score][cases.order] for cases in entries], 1)
@@ -57,13 +55,13 @@ def case_ranks(
 
 
 def aggregate_then_rank(entries: Sequence[TestCases], score: str) -> Ranking:
-    """By the mean of one score, the larger the better: for what is right or wrong, where ranks would mostly be ties."""
+    """Rank by the mean of one score, higher is better: for 0 or 1 scores, whose ranks would mostly be ties."""
     values = np.stack([cases.values[score][cases.order] for cases in entries], 1)
     return _ranking(-values, entries[0].units[entries[0].order])
 
 
 def _ranking(values: np.ndarray, codes: np.ndarray) -> Ranking:
-    """Of `(cases, entries)` values of which less is better; cases with the same code are copies."""
+    """Rank by `(cases, entries)` values, lower is better; cases with the same code are one unit."""
     units = int(codes.max()) + 1
     totals = add_up(codes, values)
     counts = np.bincount(codes).astype(np.float64)
@@ -81,7 +79,7 @@ def _ranking(values: np.ndarray, codes: np.ndarray) -> Ranking:
 
 
 def _shares(values: np.ndarray) -> np.ndarray:
-    """`(entries, places)` how often each entry has each place; those that are equal share theirs evenly."""
+    """Return `(entries, places)`, the share of each place of each entry; ties share their places evenly."""
     smaller, equal = _compared(values)
     places = np.arange(values.shape[1])
     among = (places >= smaller[..., None]) & (places < (smaller + equal)[..., None])
@@ -90,14 +88,14 @@ def _shares(values: np.ndarray) -> np.ndarray:
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks along the last axis, the smallest value 1, equal values the mean of their places, no number the last."""
+    """Rank along the last axis, the smallest value first; ties share the mean of their places, NaN comes last."""
     smaller, equal = _compared(values)
     ranks: np.ndarray = smaller + (equal + 1) / 2
     return ranks
 
 
 def _compared(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How many values along the last axis are smaller than each, and how many equal to it, with itself."""
+    """Count the values along the last axis that are smaller than each, and equal to it, including itself."""
     values = np.where(np.isnan(values), np.inf, values)
     smaller = (values[..., None, :] < values[..., :, None]).sum(-1)
     equal = (values[..., None, :] == values[..., :, None]).sum(-1)

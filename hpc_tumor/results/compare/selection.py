@@ -1,4 +1,4 @@
-"""Which runs a comparison is of, what makes one entry of it, and in which order entries stand."""
+"""Selection of runs, grouping into entries, and order of entries, as given on the command line."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from hpc_tumor.vocabulary import STRUCTURES
 if TYPE_CHECKING:
     from hpc_tumor.results.compare.entries import Entry
 
-# What entries may be sorted by beside their name and scores, by the fields of runs.
-_COSTS = {
+_COSTS = {  # sort key → field of a run
     "parameters": "parameters", "gflop": "gflop_per_sample", "gpu-hours": "compute_hours", "time": "seconds",
     "memory": "peak_memory_gb", "samples/s": "samples_per_second",
 }  # fmt: skip
@@ -26,13 +25,13 @@ _COSTS = {
 
 @dataclass(frozen=True)
 class Selection:
-    """What the user asks of a comparison.
+    """Selection, grouping and order of a comparison.
 
     Attributes:
-        models: networks; none: all of them.
-        where: settings by dotted name, with the value that a run must have, as it was typed.
-        by: settings that make an entry; none: all of them.
-        sort: a score, name, parameters, gflop, gpu-hours, time, memory or samples/s; None: in the order of the models.
+        models: networks; empty: all.
+        where: dotted names of settings with their required values, as typed.
+        by: settings that distinguish entries; empty: all.
+        sort: a score, name, parameters, gflop, gpu-hours, time, memory or samples/s; None: order of the models.
     """
 
     models: tuple[str, ...] = ()
@@ -41,13 +40,13 @@ class Selection:
     sort: str | None = None
 
     def matches(self, model: str | None, config: Mapping[str, Any]) -> bool:
-        """Return True if a run of this network with these settings is among those asked for."""
+        """Return True if a run of this network with these settings is selected."""
         if self.models and model not in self.models:
             return False
         return all(_same(config.get(name), value) for name, value in self.where)
 
     def order(self, entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
-        """The entries in the order asked for; those without a value last."""
+        """Sort the entries; those without a value come last."""
         if self.sort is None:
             return entries
         return tuple(sorted(entries, key=self._key))
@@ -68,34 +67,34 @@ EVERYTHING = Selection()
 
 
 def make_selection(models: Sequence[str], where: Sequence[str], by: Sequence[str], sort: str | None) -> Selection:
-    """What was typed, checked.
+    """Parse and check the options of a selection.
 
     Raises:
-        UsageError: there is no such network, setting or score, or a wish has no value.
+        UsageError: unknown network, setting or score, or a condition without a value.
     """
     for model in models:
         if model not in MODELS:
             raise unknown("model", model, MODELS)
-    wanted = []
+    conditions = []
     for text in where:
         key, equals, value = text.partition("=")
         if not equals:
             raise UsageError(f"--where {text!r} has no value: write it as KEY=VALUE, for example loss=dice-bce.")
-        wanted.append((full_name(key.strip(), "--where"), value.strip()))
+        conditions.append((full_name(key.strip(), "--where"), value.strip()))
     known = {*OF_IMAGES, *OF_STRUCTURES, *_COSTS, "name", "loss"}
     parts = {f"{score}_{part}" for score in OF_STRUCTURES for part in STRUCTURES}
     of_class = sort is not None and sort.partition("_")[0] in ("precision", "recall", "f1", "auroc")
     if sort is not None and sort not in known | parts and not of_class:
         raise UsageError(f"--sort: {unknown('score', sort, sorted(known | parts))}")
-    return Selection(tuple(models), tuple(wanted), tuple(full_name(key, "--by") for key in by), sort)
+    return Selection(tuple(models), tuple(conditions), tuple(full_name(key, "--by") for key in by), sort)
 
 
-def _same(value: Any, typed: str) -> bool:
-    """Return True where a run's value is the one typed. The run's own decides: of texts, `1e5` is not `100000.0`."""
+def _same(value: Any, text: str) -> bool:
+    """Return True if a run's value equals the typed one; strings are compared as text: `1e5` is not `100000.0`."""
     try:
-        wanted = json.loads(typed)
+        parsed = json.loads(text)
     except ValueError:
-        wanted = typed
-    if isinstance(value, str) and not isinstance(wanted, str):
-        return value == typed
-    return bool(value == wanted) or str(value) == typed
+        parsed = text
+    if isinstance(value, str) and not isinstance(parsed, str):
+        return value == text
+    return bool(value == parsed) or str(value) == text

@@ -18,14 +18,14 @@ _BLOCK = 4_000_000  # drawn numbers held in memory at once
 
 @dataclass(frozen=True)
 class Statistic:
-    """A score of one entry of a comparison: `mean` over its runs, the rest over test cases (means over seeds of each).
+    """A score of one entry: `mean` over its runs, the rest over test cases (each a mean over seeds).
 
     Attributes:
-        low, high: 95 % interval of the mean over test cases; None where there can be none.
-        median, q1, q3: quartiles over test cases; None for a score that no single case has.
-        n: test cases.
-        units: independent ones among them: copies count once.
-        sd: standard deviation over the runs (n - 1); None of a single one.
+        low, high: 95 % interval of the mean over test cases; None if undefined.
+        median, q1, q3: quartiles over test cases; None for a score that single cases do not have.
+        n: number of test cases.
+        units: number of independent test cases: duplicates count once.
+        sd: standard deviation over the runs (n - 1); None for a single run.
     """
 
     mean: float
@@ -40,16 +40,17 @@ class Statistic:
 
 
 def bootstrap_means(values: np.ndarray, groups: Sequence[str] | np.ndarray | None = None) -> list[Statistic | None]:
-    """Percentile-bootstrap interval (Efron 1979) of each column's mean; fixed seed: the same cases in the same order,
-    that of their names, give the same interval.
+    """Return the percentile-bootstrap interval (Efron 1979) of each column's mean.
+
+    The seed is fixed: the same cases in the same order give the same interval.
 
     Args:
-        values: `(cases, scores)`; NaN where a case has no such score: it is left out of that mean.
-        groups: one name or number per case; cases of one group are drawn together, since copies are no independent
-            evidence.
+        values: `(cases, scores)`; NaN where a case does not have a score: it is left out of that mean.
+        groups: name or number of the group of each case; groups are drawn as a whole, since duplicates are not
+            independent.
 
     Returns:
-        Mean, interval, n and units of each score; None with fewer than two units: their interval is meaningless.
+        Mean, interval, n and units of each score; None with fewer than two units, whose interval is meaningless.
     """
     if len(values) == 0:
         return [None] * values.shape[1]
@@ -63,17 +64,17 @@ def bootstrap_means(values: np.ndarray, groups: Sequence[str] | np.ndarray | Non
             intervals.append(None)
             continue
         low, high = ends[:, index]
-        if math.isnan(low):  # some resamples drew no case that has this score
+        if math.isnan(low):  # some resamples contain no case with this score
             low, high = _ends(means[~np.isnan(means[:, index]), index])
         mean = float(total.sum() / count.sum())
-        # Equal values differ in the last bit by the order of adding: an interval always holds its mean.
+        # The order of adding changes the last bit; an interval always contains its mean.
         low, high = min(float(low), mean), max(float(high), mean)
         intervals.append(Statistic(mean, low, high, n=int(count.sum()), units=units))
     return intervals
 
 
 def unit_sums(values: np.ndarray, groups: Sequence[str] | np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Sum and number of the values of each unit of resampling: `(units, scores)` each."""
+    """Return sum and number of the values of each resampling unit, `(units, scores)` each."""
     valid = ~np.isnan(values)
     totals, counts = np.where(valid, values, 0), valid.astype(np.float64)
     if groups is None:
@@ -83,61 +84,61 @@ def unit_sums(values: np.ndarray, groups: Sequence[str] | np.ndarray | None = No
 
 
 def add_up(codes: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """`(units, scores)`: sums of the rows of `(cases, scores)` that have the same code, from 0 on."""
+    """Sum the rows of `(cases, scores)` by code, 0 and up: `(units, scores)`."""
     order = np.argsort(codes, kind="stable")
     starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
     return np.add.reduceat(values[order], starts, axis=0)
 
 
 def _ends(means: np.ndarray) -> np.ndarray:
-    """Percentiles of `(resamples, ...)` that enclose the level: `(2, ...)`."""
+    """Return the ends of the confidence interval of `(resamples, ...)`: `(2, ...)`."""
     tail = 50 * (1 - CONFIDENCE_LEVEL)
     ends: np.ndarray = np.percentile(means, [tail, 100 - tail], axis=0, overwrite_input=False)
     return ends
 
 
 def resampled_means(totals: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """`(RESAMPLES, scores)`: means of units drawn with replacement; NaN where no drawn unit has the score."""
+    """Return means of units drawn with replacement, `(RESAMPLES, scores)`; NaN where no drawn unit has the score."""
     units = len(totals)
     block = max(1, min(RESAMPLES, _BLOCK // units))
     means = []
     for start in range(0, RESAMPLES, block):
         times = _times_drawn(units, start, min(block, RESAMPLES - start))
-        alike = bool((counts == counts[:, :1]).all())  # every case has every score: one column says it all
+        alike = bool((counts == counts[:, :1]).all())  # every case has every score: one column suffices
         below = np.broadcast_to(times @ counts[:, :1], (len(times), counts.shape[1])) if alike else times @ counts
         means.append(np.divide(times @ totals, below, out=np.full_like(below, np.nan), where=below > 0))
     return np.concatenate(means)
 
 
-@lru_cache(maxsize=4)  # the runs of one comparison mostly have as many test cases as each other
+@lru_cache(maxsize=4)  # runs of one comparison mostly have the same number of test cases
 def _times_drawn(units: int, start: int, resamples: int) -> np.ndarray:
-    """`(resamples, units)`: how often each unit is drawn in each resample, from number `start` on."""
+    """Return how often each unit is drawn in each resample, from resample `start`: `(resamples, units)`."""
     drawn = np.random.default_rng([_SEED, start]).integers(0, units, size=(resamples, units))
     drawn += units * np.arange(resamples)[:, None]
     return np.bincount(drawn.ravel(), minlength=resamples * units).reshape(resamples, units).astype(np.float64)
 
 
 def times_drawn(units: int) -> np.ndarray:
-    """`(RESAMPLES, units)`: how often each unit is drawn in each resample."""
+    """Return how often each unit is drawn in each resample: `(RESAMPLES, units)`."""
     block = max(1, min(RESAMPLES, _BLOCK // units))
     parts = [_times_drawn(units, start, min(block, RESAMPLES - start)) for start in range(0, RESAMPLES, block)]
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def interval_of(resampled: np.ndarray, value: float) -> tuple[float, float]:
-    """The 95 % interval of a statistic from its `(RESAMPLES,)` values; it always holds `value`, that of the sample."""
+    """Return the 95 % interval of a statistic from its `(RESAMPLES,)` values; it always contains `value`."""
     low, high = _ends(resampled[~np.isnan(resampled)])
     return min(float(low), value), max(float(high), value)
 
 
 def exact_interval(share: float, units: int) -> tuple[float | None, float | None]:
-    """The 95 % interval of Clopper and Pearson (1934) of a share that is 0 or 1 of so many units; else nothing."""
+    """Return the 95 % Clopper-Pearson interval (1934) of a share of 0 or 1 of `units`; `(None, None)` for others."""
     tail = float(((1 - CONFIDENCE_LEVEL) / 2) ** (1 / units))
     return {0.0: (0.0, 1 - tail), 1.0: (tail, 1.0)}.get(share, (None, None))
 
 
 def mean_and_sd(values: Sequence[float | None]) -> tuple[float | None, float | None]:
-    """Mean and standard deviation (n - 1); None where a value is missing, no deviation of fewer than two."""
+    """Return mean and standard deviation (n - 1); None if a value is missing, no deviation of fewer than two."""
     known = [value for value in values if value is not None]
     if not known or len(known) < len(values):
         return None, None

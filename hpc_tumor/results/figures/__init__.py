@@ -1,6 +1,6 @@
-"""Draw every figure of a comparison from what its runs left behind, whatever part of it is there.
+"""Draw the figures of a comparison: a comparison in, SVG and PNG out.
 
-In: a comparison. Out: figures as SVG and PNG. matplotlib is imported only where one is drawn.
+Figures that lack data are left out. matplotlib is imported only when one is drawn.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from hpc_tumor.system.atomic import folder_to_write
 __all__ = ["PLANNERS", "Drawing", "Progress", "draw_figures", "write_figures"]
 
 Progress = Callable[[int, int], None]
-Planner = Callable[[Group], list[Plan]]  # says what can be drawn of a group; draws nothing yet
+Planner = Callable[[Group], list[Plan]]  # plans the figures of a group without drawing them
 
 PLANNERS: Mapping[str, tuple[Planner, ...]] = {
     "scores": (scores.plan_main, scores.plan_all),
@@ -50,15 +50,14 @@ PLANNERS: Mapping[str, tuple[Planner, ...]] = {
     "data": (confusion.plan_data,),
 }
 
-LIST = "figures.json"  # what was written: nothing else in the folder is ever removed
+LIST = "figures.json"  # of our files: only these are ever removed
 _OURS = re.compile(r"[a-z0-9-]+\.(svg|png)")
 
 
 def draw_figures(comparison: Comparison, progress: Progress = lambda done, total: None) -> list[Drawing]:
-    """All figures of all groups, group by group in the order of PLANNERS. `progress` is told of figures done.
+    """Draw the figures of all groups, in the order of PLANNERS; `progress` is called after each.
 
-    What a figure needs and no run has, leaves that figure out. One that fails is left out too, with a warning in the
-    log.
+    Figures without data are left out; so are figures that fail, with a warning in the log.
     """
     planned = [
         (number, f"{group.task}-{number + 1}-{plan.name}", plan)
@@ -69,7 +68,7 @@ def draw_figures(comparison: Comparison, progress: Progress = lambda done, total
     for done, (number, name, plan) in enumerate(planned, 1):
         try:
             drawings.append(render(plan, name, number))
-        except Exception as error:  # of whatever kind: one figure is not worth all others
+        except Exception as error:  # a failed figure must not cost the others
             _warn(name, error)
         progress(done, len(planned))
     return drawings
@@ -92,7 +91,7 @@ def _warn(name: str, error: Exception) -> None:
 
 
 def write_figures(drawings: Sequence[Drawing], folder: Path) -> list[Path]:
-    """Write every figure as `<name>.svg` and `<name>.png`, remove those of earlier times, and list them.
+    """Write every figure as `<name>.svg` and `<name>.png`, and remove figures of earlier calls.
 
     Returns:
         The files, and figures.json, which lists them with their captions.
@@ -104,7 +103,7 @@ def write_figures(drawings: Sequence[Drawing], folder: Path) -> list[Path]:
     with folder_to_write(folder, "figures"):
         before = _listed(folder)
         names = [f"{drawing.name}.{kind}" for drawing in drawings for kind in ("svg", "png")]
-        # Listed before they are written, so that what is cut short is still known as ours the next time.
+        # Listed before they are written, so that an interrupted call's files are recognized next time.
         _write_list(folder, drawings, sorted({*before, *names}))
         for drawing in drawings:
             atomic.write_text(folder / f"{drawing.name}.svg", in_file(drawing))
@@ -116,7 +115,6 @@ def write_figures(drawings: Sequence[Drawing], folder: Path) -> list[Path]:
 
 
 def _listed(folder: Path) -> set[str]:
-    """Files in the folder that an earlier call wrote."""
     names = (read_json(folder / LIST) or {}).get("files")
     return (
         {name for name in names if isinstance(name, str) and _OURS.fullmatch(name)}
@@ -126,5 +124,8 @@ def _listed(folder: Path) -> set[str]:
 
 
 def _write_list(folder: Path, drawings: Sequence[Drawing], files: list[str]) -> None:
-    said = [{"name": one.name, "section": one.section, "title": one.title, "caption": one.caption} for one in drawings]
-    atomic.write_json(folder / LIST, {"about": "Figures of hpc-tumor collect.", "files": files, "figures": said})
+    listed = [
+        {"name": drawing.name, "section": drawing.section, "title": drawing.title, "caption": drawing.caption}
+        for drawing in drawings
+    ]
+    atomic.write_json(folder / LIST, {"about": "Figures of hpc-tumor collect.", "files": files, "figures": listed})

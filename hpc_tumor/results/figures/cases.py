@@ -1,4 +1,4 @@
-"""The best, the median and the worst test case of each network, beside the truth; and a sample of the data."""
+"""Figures of the best, median and worst test case of each network, and of a sample of the data."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ _GAP = 0.04
 
 @dataclass(frozen=True)
 class Case:
-    """One slice of a case: images `(4, h, w)`, truth and prediction `(h, w)`, probabilities `(3, h, w)`."""
+    """One slice of a case: images `(4, H, W)`, truth and prediction `(H, W)`, probabilities `(3, H, W)`."""
 
     which: str
-    said: Mapping[str, Any]
+    facts: Mapping[str, Any]
     images: np.ndarray
     truth: np.ndarray
     prediction: np.ndarray
@@ -47,22 +47,21 @@ class Case:
 
     @property
     def words(self) -> str:
-        """Which case, which slice, how good."""
-        place = self.said.get("slice")
-        dice = ", ".join(f"{label} {shown_number(self.said, f'dice_{label}')}" for label in LABEL_COLOURS)
+        """Name of the case, slice and Dice."""
+        number = self.facts.get("slice")
+        dice = ", ".join(f"{label} {shown_number(self.facts, f'dice_{label}')}" for label in LABEL_COLOURS)
         return (
-            f"{words(self.said.get('case', '?'), 44)}, slice {place if isinstance(place, int) else '?'}"
-            f" · Dice {shown_number(self.said, 'dice')} ({dice})"
+            f"{words(self.facts.get('case', '?'), 44)}, slice {number if isinstance(number, int) else '?'}"
+            f" · Dice {shown_number(self.facts, 'dice')} ({dice})"
         )
 
 
 def cases_of(pictures: Pictures, cut: bool = True) -> list[Case]:
-    """Those cases whose arrays are there and fit each other, cut to the head or whole."""
+    """Return the cases whose arrays are complete and consistent, cropped to the head if `cut`."""
     return [case for which in WHICH if (case := _case_of(pictures, which, cut)) is not None]
 
 
 def _case_of(pictures: Pictures, which: str, cut: bool) -> Case | None:
-    """The best, median or worst case; None where it is not there, or damaged."""
     images, truth = pictures.get(f"{which}_images", 3), pictures.get(f"{which}_truth", 2)
     prediction, likely = pictures.get(f"{which}_prediction", 2), pictures.get(f"{which}_probabilities", 3)
     if images is None or truth is None or prediction is None or len(images) != len(MODALITIES):
@@ -79,17 +78,16 @@ def _case_of(pictures: Pictures, which: str, cut: bool) -> Case | None:
 
 
 def shown_entries(group: Group) -> Iterator[tuple[int, Entry, Pictures]]:
-    """Entries with pictures, with their number in the group from 1; the best ones where there are many."""
-    found = [(entry, pictures) for entry in group.entries if (pictures := pictures_of(entry)) is not None]
-    kept = {id(entry) for entry in best_of([entry for entry, _ in found], MOST_ENTRIES)}
+    """Yield the best entries with pictures, with their number in the group from 1."""
+    pictures = {id(entry): pictures_of(entry) for entry in group.entries}
+    best = best_of([entry for entry in group.entries if pictures[id(entry)] is not None], MOST_ENTRIES)
     for number, entry in enumerate(group.entries, 1):
-        for one, pictures in found:
-            if one is entry and id(entry) in kept:
-                yield number, entry, pictures
+        if (own := pictures[id(entry)]) is not None and any(entry is other for other in best):
+            yield number, entry, own
 
 
 def plan_cases(group: Group) -> list[Plan]:
-    """Of each entry: its cases, and the probabilities of one of them."""
+    """Plan the cases of each entry, and the probabilities of one of them."""
     if group.task != "segmentation":
         return []
     plans = []
@@ -97,38 +95,35 @@ def plan_cases(group: Group) -> list[Plan]:
         cases = cases_of(pictures)
         if not cases:
             continue
-        found = series([case.which for case in cases])
-        which, name = f"{number}-{slug(entry.model)}", words(entry.name, 80)
+        kinds = series([case.which for case in cases])
+        stem, name = f"{number}-{slug(entry.model)}", words(entry.name, 80)
         caption = (
-            f"{name}, one run: the slice with most tumour of the {found} test case by mean Dice"
-            " of the labels, which is that of the whole case. Truth and prediction over T1ce, difference over FLAIR."
+            f"{name}, one run: the {kinds} test case by mean label Dice, each at its slice with most tumour. Dice is of"
+            " the whole case. Truth and prediction over T1ce, difference over FLAIR."
             + (" Shown before small pieces are removed." if any(run.cleaning for run in entry.runs) else "")
         )
-        plans.append(
-            raster_plan(f"cases-{which}", "cases", f"Test cases of {name}", caption, partial(_of_cases, cases))
-        )
+        plans.append(raster_plan(f"cases-{stem}", "cases", f"Test cases of {name}", caption, partial(_of_cases, cases)))
         middle = next((case for case in cases if case.which == "median"), cases[0])
         if middle.probabilities is not None:
-            said = f"{name}: {middle.which} case, {middle.words}. What it gives each label, and what it says."
+            caption = f"{name}: {middle.which} case, {middle.words}. Probability of each label, and the prediction."
             title = f"Probabilities of {name}"
-            plans.append(raster_plan(f"cases-{which}-probabilities", "cases", title, said, partial(_likely, middle)))
+            plans.append(raster_plan(f"cases-{stem}-probabilities", "cases", title, caption, partial(_likely, middle)))
     return plans
 
 
 def _of_cases(cases: list[Case]) -> Sheet:
-    """Modalities, truth, prediction and difference of each case."""
     side = (WIDTH - 6 * _GAP) / 7
     head, top, step = 0.2, 0.22, side + 0.27
     sheet = Sheet(top + step * len(cases) + 0.3)
     columns = (*MODALITIES, "truth", "prediction", "difference")
-    for place, name in enumerate(columns):
-        sheet.text(place * (side + _GAP) + side / 2, 0.1, name, ha="center", fontsize=SMALL)
+    for column, name in enumerate(columns):
+        sheet.text(column * (side + _GAP) + side / 2, 0.1, name, ha="center", fontsize=SMALL)
     for row, case in enumerate(cases):
         y = top + row * step
         sheet.text(0, y + head / 2, case.which, fontsize=SMALL, fontweight="bold")
         sheet.text(0.55, y + head / 2, case.words, fontsize=SMALL)
-        for place, picture in enumerate(_pictures(case)):
-            show(sheet.axes(place * (side + _GAP), y + head, side, side), picture)
+        for column, picture in enumerate(_pictures(case)):
+            show(sheet.axes(column * (side + _GAP), y + head, side, side), picture)
     legend(sheet, 0.0, sheet.height - 0.14, difference=True)
     return sheet
 
@@ -144,7 +139,7 @@ def _pictures(case: Case) -> list[np.ndarray]:
 
 
 def legend(sheet: Sheet, x: float, y: float, difference: bool = False) -> None:
-    """The colours of the labels, and those of the difference."""
+    """Draw the legend of the labels, and of the difference if asked for."""
     keys = [("NCR/NET" if name == "NCR" else name, {"patch": colour}) for name, colour in LABEL_COLOURS.items()]
     if difference:
         keys += [
@@ -155,7 +150,6 @@ def legend(sheet: Sheet, x: float, y: float, difference: bool = False) -> None:
 
 
 def _likely(case: Case) -> Sheet:
-    """Truth, probabilities and prediction of a case."""
     enhanced = case.images[2]
     assert case.probabilities is not None
     side = (WIDTH - 0.55 - 4 * _GAP) / 5
@@ -174,15 +168,15 @@ def _likely(case: Case) -> Sheet:
 
 
 def plan_samples(group: Group) -> list[Plan]:
-    """The four modalities of one case, and where each label is."""
+    """Plan the modalities and labels of one case."""
     if group.task != "segmentation":
         return []
     for _, entry, pictures in shown_entries(group):
         cases = cases_of(pictures)
         if cases:
             caption = (
-                f"{words(cases[0].said.get('case', '?'))}, a test case: four modalities as the networks see them, the"
-                f" true labels over T1ce, and each by itself. ({words(entry.name)} is best at it.)"
+                f"{words(cases[0].facts.get('case', '?'))}, the {cases[0].which} test case of {words(entry.name)}: the"
+                " four modalities as the networks see them, and the true labels over T1ce, together and one by one."
             )
             return [raster_plan("samples", "samples", "A case and its labels", caption, partial(_sample, cases[0]))]
     return []
@@ -198,8 +192,8 @@ def _sample(case: Case) -> Sheet:
         ("all labels", with_labels(enhanced, masks)),
         *((label, with_labels(enhanced, {label: masks[label]})) for label in LABEL_COLOURS),
     ]
-    for place, (name, picture) in enumerate(pictures):
-        x, y = (place % 4) * (side + 0.06), (place // 4) * step
+    for index, (name, picture) in enumerate(pictures):
+        x, y = (index % 4) * (side + 0.06), (index // 4) * step
         sheet.text(x + side / 2, y + 0.1, name, ha="center", fontsize=SIZE)
         show(sheet.axes(x, y + head, side, side), picture)
     legend(sheet, 0.0, sheet.height - 0.11)

@@ -1,4 +1,4 @@
-"""Where the scores of single cases lie: every patient, or how sure a network was of right and wrong images."""
+"""Distributions of scores over patients, or of confidence over correct and wrong predictions."""
 
 from __future__ import annotations
 
@@ -20,39 +20,37 @@ from hpc_tumor.vocabulary import REGIONS
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_MOST_DOTS = 80  # of an entry in a panel; of more cases evenly spaced quantiles are drawn
+_MOST_DOTS = 80  # per entry and panel; more cases are drawn as evenly spaced quantiles
 _HD95_TICKS = (0, 1, 3, 10, 30, 100, 300)
 _PANELS = {"dice_WT": "WT", "dice_TC": "TC", "dice_ET": "ET", "dice": "mean of NCR, ED, ET"}
 
 
 def plan_distributions(group: Group) -> list[Plan]:
-    """Dice and HD95 of every patient; or confidence of right and wrong images."""
+    """Plan Dice and HD95 per patient, or confidence of correct and wrong predictions."""
     if group.task == "classification":
         return _of_images(group)
     plans = []
     for score, panels in (("dice", _PANELS), ("hd95", {f"hd95_{region}": region for region in REGIONS})):
-        names = {name: said for name, said in panels.items() if any(name in one.cases.values for one in group.entries)}
-        there = [entry for entry in group.entries if any(name in entry.cases.values for name in names)]
-        rows = rows_of(group, there, 0.36)
+        names = {
+            name: title for name, title in panels.items() if any(name in entry.cases.values for entry in group.entries)
+        }
+        available = [entry for entry in group.entries if any(name in entry.cases.values for name in names)]
+        rows = rows_of(group, available, 0.36)
         if names:
-            plans.append(_of_patients(group, rows, score, names, len(there)))
+            plans.append(_of_patients(group, rows, score, names, len(available)))
     return plans
 
 
-def _of_patients(group: Group, rows: Rows, score: str, names: dict[str, str], there: int) -> Plan:
-    title = {"dice": "Dice of every patient", "hd95": "HD95 of every patient"}[score]
+def _of_patients(group: Group, rows: Rows, score: str, names: dict[str, str], available: int) -> Plan:
+    title = {"dice": "Dice per patient", "hd95": "HD95 per patient"}[score]
     many = any((entry.n or 0) > _MOST_DOTS for entry in rows.entries)
     caption = (
-        f"{'Dice' if score == 'dice' else 'HD95 in mm, less is better'}: a dot is "
+        f"{'Dice' if score == 'dice' else 'HD95 in mm, lower is better'}: each dot is "
         + (f"one of {_MOST_DOTS} evenly spaced quantiles of the patients" if many else "a patient")
-        + "; box: quartiles, stroke: median, whiskers: 5th and 95th percentile."
-        + (
-            " Crosses: the region was missed, or predicted where there is none, by one run at least."
-            if score == "hd95"
-            else ""
-        )
+        + "; box: quartiles; line: median; whiskers: 5th and 95th percentile."
+        + (" Crosses: region missed or false alarm in at least one run." if score == "hd95" else "")
         + f" {cases_note(rows.entries, group.task)}.{runs_note(rows.entries)}"
-        + ("" if len(rows.entries) == there else limit_note(rows.entries, group.entries))
+        + ("" if len(rows.entries) == available else limit_note(rows.entries, group.entries))
     )
     return Plan(f"distributions-{score}", "distributions", title, caption, lambda: _panels(rows, score, names))
 
@@ -63,11 +61,11 @@ def _panels(rows: Rows, score: str, names: dict[str, str]) -> Sheet:
     sheet = Sheet(top + rows.total + 0.34)
     shown = [entry.cases.values[name] for entry in rows.entries for name in names if name in entry.cases.values]
     lowest = [float(np.nanmin(values)) for values in shown if not np.isnan(values).all()]
-    for place, (name, said) in enumerate(names.items()):
-        axes = sheet.axes(left + place * (wide + gap), top, wide, rows.total)
+    for column, (name, title) in enumerate(names.items()):
+        axes = sheet.axes(left + column * (wide + gap), top, wide, rows.total)
         rows.prepare(axes)
         _scale(axes, score, min(lowest, default=0.0))
-        axes.set_title(said if place or score != "hd95" else f"{said}, mm")
+        axes.set_title(title if column or score != "hd95" else f"{title}, mm")
         for y, entry in enumerate(rows.entries):
             if name in entry.cases.values:
                 lost = _lost(entry, name) if score == "hd95" else None
@@ -92,27 +90,26 @@ def _scale(axes: Axes, score: str, lowest: float) -> None:
 
 
 def _lost(entry: Entry, name: str) -> np.ndarray | None:
-    """Cases in which the structure was missed, or predicted where there is none, by one run at least: a penalty."""
+    """Return the cases in which at least one run missed the structure or raised a false alarm: HD95 is a penalty."""
     status = entry.cases.status.get(name.rpartition("_")[2])
     return None if status is None else np.isin(status, ("missed", "false alarm"))
 
 
 def _strip(axes: Axes, y: float, values: Floats, look: Look, lost: np.ndarray | None = None, tall: float = 0.3) -> None:
-    """Dots below, box above; the place of a dot across its strip means nothing."""
-    there = ~np.isnan(values)
+    """Draw dots below a box; the height of a dot has no meaning."""
+    valid = ~np.isnan(values)
     lost = np.zeros(len(values), bool) if lost is None else lost
-    dots, crosses = values[there & ~lost], values[there & lost]
-    # A box of all: a penalty is a value as any other.
-    box(axes, y - tall * 0.45, values[there], look, tall * 0.62)
+    dots, crosses = values[valid & ~lost], values[valid & lost]
+    box(axes, y - tall * 0.45, values[valid], look, tall * 0.62)
     dot = mark_of(look, marker="o", markersize=2.4, markeredgewidth=0, alpha=0.5, markerfacecolor=look.colour)
     cross = {"marker": "x", "color": INK, "markersize": 3.4, "linestyle": "none", "markeredgewidth": 0.9}
-    for some, mark in ((_thinned(dots), dot), (crosses, cross)):
-        if len(some):
-            axes.plot(some, y + tall * (0.5 + 0.42 * _spread(len(some))), clip_on=False, **mark)
+    for points, mark in ((_thinned(dots), dot), (crosses, cross)):
+        if len(points):
+            axes.plot(points, y + tall * (0.5 + 0.42 * _spread(len(points))), clip_on=False, **mark)
 
 
 def box(axes: Axes, y: float, values: Floats, look: Look, tall: float) -> None:
-    """Quartiles as a box, the median as a stroke, whiskers from the 5th to the 95th percentile."""
+    """Draw quartiles as a box, the median as a line, whiskers from the 5th to the 95th percentile."""
     from matplotlib.patches import Rectangle
 
     if not len(values):
@@ -124,7 +121,7 @@ def box(axes: Axes, y: float, values: Floats, look: Look, tall: float) -> None:
 
 
 def _thinned(values: Floats) -> Floats:
-    """All values, or of many evenly spaced quantiles; in order."""
+    """Return all values, or evenly spaced quantiles of many, sorted."""
     shown: Floats = values
     if len(values) > _MOST_DOTS:
         shown = np.array(np.quantile(values, (np.arange(_MOST_DOTS) + 0.5) / _MOST_DOTS), np.float64)
@@ -132,7 +129,7 @@ def _thinned(values: Floats) -> Floats:
 
 
 def _spread(count: int) -> Floats:
-    """`(count,)` places from -1 to 1 that are even, the same every time, and no pattern to see: of the golden ratio."""
+    """Return `(count,)` reproducible positions from -1 to 1, spread evenly by the golden ratio."""
     return np.array(2 * (np.arange(count) * 0.618034 % 1) - 1, np.float64)
 
 
@@ -142,22 +139,20 @@ def _of_images(group: Group) -> list[Plan]:
     if not known:
         return []
     caption = (
-        "Confidence, the largest softmax value, in right and in wrong test images: box: quartiles, stroke: median,"
-        " whiskers: 5th and 95th percentile, dots: images"
-        f" (at most {_MOST_DOTS} evenly spaced quantiles). Images of all runs of an entry together."
-        + limit_note(rows.entries, known)
+        "Confidence (largest softmax value) of correct and wrong predictions on test images. Box: quartiles; line:"
+        f" median; whiskers: 5th and 95th percentile; dots: images (at most {_MOST_DOTS} evenly spaced quantiles). Runs"
+        " of an entry are pooled." + limit_note(rows.entries, known)
     )
-    title = "Confidence in right and wrong images"
+    title = "Confidence of correct and wrong predictions"
     return [Plan("distributions-confidence", "distributions", title, caption, lambda: _confidence(rows))]
 
 
 def _sure(entry: Entry) -> tuple[Floats, Floats] | None:
-    """Confidence in right and in wrong images of all runs."""
     cases: Sequence[Any] = [run.cases.values for run in entry.runs]
-    if any("confidence" not in one or "accuracy" not in one for one in cases):
+    if any("confidence" not in values or "accuracy" not in values for values in cases):
         return None
-    confidence = np.concatenate([one["confidence"] for one in cases])
-    right = np.concatenate([one["accuracy"] for one in cases]) > 0.5
+    confidence = np.concatenate([values["confidence"] for values in cases])
+    right = np.concatenate([values["accuracy"] for values in cases]) > 0.5
     known = ~np.isnan(confidence)
     return confidence[known & right], confidence[known & ~right]
 
@@ -167,12 +162,12 @@ def _confidence(rows: Rows) -> Sheet:
     sheet = Sheet(top + rows.total + 0.5)
     axes = sheet.axes(left, top, WIDTH - left - beside, rows.total)
     rows.prepare(axes)
-    for place, entry in enumerate(rows.entries):
+    for index, entry in enumerate(rows.entries):
         look = rows.look(entry)
-        for shift, said, values in zip((-0.24, 0.2), ("right", "wrong"), _sure(entry) or (), strict=True):
-            _strip(axes, place + shift, values, look, tall=0.19)
-            y = top + (place + 0.5 + shift) * rows.height
-            sheet.text(WIDTH - 0.02, y, f"{said}  {len(values):,}", ha="right", fontsize=SMALL)
+        for shift, label, values in zip((-0.24, 0.2), ("correct", "wrong"), _sure(entry) or (), strict=True):
+            _strip(axes, index + shift, values, look, tall=0.19)
+            y = top + (index + 0.5 + shift) * rows.height
+            sheet.text(WIDTH - 0.02, y, f"{label}  {len(values):,}", ha="right", fontsize=SMALL)
     axes.set(xlim=(0, 1.01), xlabel="confidence")
     rows.write(sheet, top)
     return sheet

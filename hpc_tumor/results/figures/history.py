@@ -1,4 +1,4 @@
-"""The learning curves of runs, from the lines of their metrics."""
+"""Read the learning curves of runs from their metrics."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from hpc_tumor.results.compare.entries import Entry
 from hpc_tumor.results.read.values import integer, number
 from hpc_tumor.run_dir import RunDir, read_json_lines
 
-MOST_POINTS = 240  # of a curve
+MOST_POINTS = 240  # per curve
 PARTS = ("train", "val")
 Curve = Mapping[int, float]  # epoch → value
 
 
 @dataclass(frozen=True)
 class History:
-    """One run: `curves[part, score]`, and its best epoch."""
+    """Learning curves of one run, as `curves[part, score]`, and its best epoch."""
 
     curves: Mapping[tuple[str, str], Curve] = field(default_factory=dict)
     best_epoch: int | None = None
 
     def curve(self, part: str, score: str) -> Curve:
-        """Values by epoch; none where there are none."""
+        """Return values by epoch, possibly empty."""
         return self.curves.get((part, score), {})
 
 
 def read_history(path: Path, scores: Sequence[str], best_epoch: int | None = None) -> History:
-    """Train and val of these scores; of an epoch that was run again, the later line counts."""
+    """Read training and validation curves of these scores; the later line of a repeated epoch counts."""
     curves: dict[tuple[str, str], dict[int, float]] = {}
     for line in read_json_lines(RunDir(path).metrics):
         epoch, part = integer(line.get("epoch")), line.get("part")
@@ -43,13 +43,13 @@ def read_history(path: Path, scores: Sequence[str], best_epoch: int | None = Non
 
 
 def histories(entry: Entry, scores: Sequence[str]) -> list[History]:
-    """Of each run of an entry that counts; of those that have any."""
-    found = [read_history(run.place, scores, run.best_epoch) for run in entry.runs]
-    return [one for one in found if one.curves]
+    """Read the curves of the counting runs of an entry; runs without any are left out."""
+    read = [read_history(run.place, scores, run.best_epoch) for run in entry.runs]
+    return [history for history in read if history.curves]
 
 
 def mean_curve(curves: Sequence[Curve]) -> Curve:
-    """The mean at every epoch that all of them have."""
+    """Return the mean at the epochs that all curves have."""
     known = [curve for curve in curves if curve]
     if not known:
         return {}
@@ -58,8 +58,8 @@ def mean_curve(curves: Sequence[Curve]) -> Curve:
 
 
 def points(curve: Curve) -> tuple[list[int], list[float]]:
-    """Epochs and values in order; of a long curve evenly chosen ones, the last among them."""
+    """Return epochs and values in order; a long curve is thinned evenly and keeps its last point."""
     epochs = sorted(curve)
     if len(epochs) > MOST_POINTS:
-        epochs = [epochs[place] for place in np.linspace(0, len(epochs) - 1, MOST_POINTS).round().astype(int)]
+        epochs = [epochs[index] for index in np.linspace(0, len(epochs) - 1, MOST_POINTS).round().astype(int)]
     return epochs, [curve[epoch] for epoch in epochs]

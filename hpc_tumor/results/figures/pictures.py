@@ -1,4 +1,4 @@
-"""The pictures that a run left for its report, read with care: the file may be torn, foreign or made to do harm."""
+"""Read the pictures that a run stored for its report; the file is untrusted."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hpc_tumor.run_dir import RunDir
 from hpc_tumor.system.npz import read_arrays
 
 FORMAT = "hpc-tumor pictures 1"
-_MOST_FILE = 64 * 2**20  # bytes; ours have 3 MB
+_MOST_FILE = 64 * 2**20  # bytes; usual files have 3 MB
 _MOST_ALL = 96 * 2**20
 LONGEST = 1024  # pixels per side
 WHICH = ("best", "median", "worst")
@@ -25,35 +25,37 @@ WHICH = ("best", "median", "worst")
 
 @dataclass(frozen=True)
 class Pictures:
-    """The arrays of one file by name, and what is said about them."""
+    """Arrays of one file by name, and their description."""
 
     arrays: Mapping[str, np.ndarray]
     about: Mapping[str, Any]
 
     def get(self, name: str, axes: int, kind: str = "uint8") -> np.ndarray | None:
-        """An array with so many axes, none of them empty or too long; None where there is no such one."""
+        """Return an array with this number of axes, none empty or longer than LONGEST; else None."""
         array = self.arrays.get(name)
         fits = array is not None and array.dtype == kind and array.ndim == axes and min(array.shape, default=0) > 0
         return array if fits and array is not None and max(array.shape) <= LONGEST else None
 
     def listed(self, name: str, count: int) -> list[Mapping[str, Any]]:
-        """Facts of each of `count` pictures; empty where there are none."""
-        said = self.about.get(name)
-        found: list[Mapping[str, Any]] = [section(one) for one in said[:count]] if isinstance(said, list) else []
-        return found + [{}] * (count - len(found))
+        """Return the facts of each of `count` pictures; missing ones are empty."""
+        entries = self.about.get(name)
+        facts: list[Mapping[str, Any]] = (
+            [section(item) for item in entries[:count]] if isinstance(entries, list) else []
+        )
+        return facts + [{}] * (count - len(facts))
 
     def case(self, which: str) -> Mapping[str, Any]:
-        """Facts of the best, median or worst case."""
+        """Return the facts of the best, median or worst case."""
         return section(section(self.about.get("cases")).get(which))
 
 
 def pictures_of(entry: Entry) -> Pictures | None:
-    """Those of the first run of an entry that has any."""
-    return next((found for run in entry.runs if (found := read_pictures(run.place)) is not None), None)
+    """Return the pictures of the first run of an entry that has any."""
+    return next((pictures for run in entry.runs if (pictures := read_pictures(run.place)) is not None), None)
 
 
 def read_pictures(run: Path) -> Pictures | None:
-    """The pictures of the run directory `run`; None where there are none that can be used."""
+    """Read the pictures of the run directory `run`; None if there are none that are valid."""
     file = RunDir(run).pictures
     try:
         status = file.stat()
@@ -64,18 +66,18 @@ def read_pictures(run: Path) -> Pictures | None:
         return None
 
 
-@lru_cache(maxsize=32)  # some figures are made of one file
+@lru_cache(maxsize=32)  # several figures use one file
 def _read(file: str, changed: int, size: int) -> Pictures | None:
     about, arrays = read_arrays(Path(file), _MOST_FILE, _MOST_ALL)
     return Pictures(arrays, about) if about.get("format") == FORMAT else None
 
 
-def shown_number(said: Mapping[str, Any], name: str) -> str:
-    """A share as `0.912`; a question mark for none."""
-    value = number(said.get(name))
+def shown_number(facts: Mapping[str, Any], name: str) -> str:
+    """Return a share as `0.912`, or a question mark."""
+    value = number(facts.get(name))
     return "?" if value is None else f"{value:.3f}"
 
 
 def raster_plan(name: str, section_: str, title: str, caption: str, draw: Any) -> Plan:
-    """A plan of a figure that is made of images."""
+    """Return the plan of a figure made of images."""
     return Plan(name, section_, title, caption, draw, raster=True)

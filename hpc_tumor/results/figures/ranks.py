@@ -1,4 +1,4 @@
-"""How often each entry has each place, over resamples of the test cases."""
+"""Figure of the stability of ranks over resamples of the test cases."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from hpc_tumor.results.figures.canvas.drawing import Plan
 from hpc_tumor.results.figures.canvas.rowed import Rows, rows_of
 from hpc_tumor.results.figures.canvas.sheet import SIZE, SMALL, WIDTH, Sheet
 
-_SHOWN = 0.005  # share of resamples below which a cell stays empty
-_DEEPEST = 0.6  # opacity of a cell that holds all: ink stays readable on it, on light and dark
+_SHOWN = 0.005  # share of resamples below which a cell is empty
+_DEEPEST = 0.6  # opacity of a full cell; text stays readable on it in light and dark mode
 
 
 def plan_ranks(group: Group) -> list[Plan]:
-    """A strip of places for every compared entry, the first at the top."""
+    """Plan a strip of places for each compared entry, the first at the top."""
     ranking = group.ranking
     if ranking is None:
         return []
-    order = sorted(range(len(group.compared)), key=lambda place: (ranking.ranks[place], place))
-    rows = rows_of(group, [group.compared[place] for place in order], 0.3)
+    order = sorted(range(len(group.compared)), key=lambda index: (ranking.ranks[index], index))
+    rows = rows_of(group, [group.compared[index] for index in order], 0.3)
     how = (
         "by accuracy"
         if group.task == "classification"
@@ -29,10 +29,10 @@ def plan_ranks(group: Group) -> list[Plan]:
         + ", then by the mean of these ranks"
     )
     caption = (
-        f"Share of {RESAMPLES:,} bootstrap resamples of the test cases in which an entry has a place, ranked {how}."
-        f" Right: rank over all cases, with its 95 % interval; n = {ranking.n:,}, {ranking.units:,} independent."
+        f"Share of {RESAMPLES:,} bootstrap resamples of the test cases in which an entry takes a place, ranked {how}."
+        f" Right: rank over all cases with 95 % interval; n = {ranking.n:,}, {ranking.units:,} independent."
     )
-    return [Plan("ranks", "ranks", "Stability of the ranks", caption, lambda: _strips(rows, ranking, order))]
+    return [Plan("ranks", "ranks", "Rank stability", caption, lambda: _strips(rows, ranking, order))]
 
 
 def _strips(rows: Rows, ranking: Ranking, order: list[int]) -> Sheet:
@@ -44,9 +44,9 @@ def _strips(rows: Rows, ranking: Ranking, order: list[int]) -> Sheet:
     axes = sheet.axes(left, top, wide, rows.total)
     axes.set(xlim=(0.5, count + 0.5), ylim=(count - 0.5, -0.5), yticks=[])
     size = SMALL if wide / count > 0.42 else SMALL - 1.5
-    for y, place in enumerate(order):
+    for y, index in enumerate(order):
         colour = rows.look(rows.entries[y]).colour
-        for x, share in enumerate(ranking.shares[place], 1):
+        for x, share in enumerate(ranking.shares[index], 1):
             axes.add_patch(
                 Rectangle(
                     (x - 0.48, y - 0.45), 0.96, 0.9, facecolor=colour, alpha=max(0.04, _DEEPEST * share), linewidth=0
@@ -54,9 +54,9 @@ def _strips(rows: Rows, ranking: Ranking, order: list[int]) -> Sheet:
             )
             if share >= _SHOWN and wide / count > 0.24:
                 axes.text(x, y, f"{100 * share:.0f}", ha="center", va="center", fontsize=size)
-        low, high, rank = ranking.low[place], ranking.high[place], ranking.ranks[place]
-        said = f"{rank:g}" if low == high else f"{rank:g}  [{low:g}, {high:g}]"
-        sheet.text(left + wide + 0.12, top + (y + 0.5) * rows.height, said, fontsize=SIZE - 0.5)
+        low, high, rank = ranking.low[index], ranking.high[index], ranking.ranks[index]
+        label = f"{rank:g}" if low == high else f"{rank:g}  [{low:g}, {high:g}]"
+        sheet.text(left + wide + 0.12, top + (y + 0.5) * rows.height, label, fontsize=SIZE - 0.5)
     axes.xaxis.tick_top()
     axes.set_xticks(range(1, count + 1))
     axes.tick_params(length=0, pad=1)

@@ -1,4 +1,4 @@
-"""The scores of all entries: the main one with its interval, and all others beside each other."""
+"""Figures of the scores of all entries: the main score as a forest plot, and all others as panels."""
 
 from __future__ import annotations
 
@@ -11,15 +11,7 @@ from hpc_tumor.results.compare.measures import measure
 from hpc_tumor.results.compare.published import PUBLISHED
 from hpc_tumor.results.figures.canvas.drawing import Plan
 from hpc_tumor.results.figures.canvas.palette import INK
-from hpc_tumor.results.figures.canvas.rowed import (
-    Rows,
-    cases_note,
-    factor,
-    limit_note,
-    limits,
-    rows_of,
-    runs_note,
-)
+from hpc_tumor.results.figures.canvas.rowed import Rows, cases_note, factor, limit_note, limits, rows_of, runs_note
 from hpc_tumor.results.figures.canvas.scales import few_ticks
 from hpc_tumor.results.figures.canvas.sheet import MUTED, SMALL, WIDTH, Sheet, fitting, mark_of
 from hpc_tumor.results.figures.canvas.wording import capital
@@ -43,101 +35,94 @@ _IMAGE_SCORES = (
 _REGION_SCORES = ("dice", "iou", "precision", "recall", "nsd", "hd95")
 _REGION_MARKS = dict(zip(REGIONS, ("o", "s", "^"), strict=True))
 _SHORT = {"balanced_accuracy": "bal. accuracy %", "accuracy_new": "acc., new images %"}
-_ABREAST = 5  # panels beside each other
-_NUMBERS = 1.25  # inches for the score in figures
+_PER_ROW = 5  # panels
+_NUMBERS = 1.25  # inches for the numbers
 
 
 def plan_main(group: Group) -> list[Plan]:
-    """The main score of every entry: a forest plot."""
+    """Plan a forest plot of the main score of all entries."""
     rows = rows_of(group, [entry for entry in group.entries if entry.score is not None])
     if not rows.entries:
         return []
     title = measure(group.task, group.main).title
-    what = "mean Dice over NCR, ED and ET" if group.task == "segmentation" else "accuracy"
-    near = group.neighbour.mean(group.main) if group.neighbour else None
+    score = "mean Dice over NCR, ED and ET" if group.task == "segmentation" else "accuracy"
+    baseline = group.neighbour.mean(group.main) if group.neighbour else None
     caption = (
-        f"Test {what}: mean with its 95 % bootstrap interval over test cases"
+        f"Test {score}, with 95 % bootstrap interval over test cases"
         f" ({cases_note(rows.entries, group.task)}); small dots: single runs."
-        + (" Hollow: published, measured on a split that leaks." if _published(rows.entries) else "")
-        + (" Dashed: what the class of the nearest other image would score." if near is not None else "")
+        + (" Hollow: published result, on a split that leaks." if _published(rows.entries) else "")
+        + (" Dashed: nearest-neighbour baseline." if baseline is not None else "")
         + limit_note(rows.entries, group.entries)
     )
-    return [
-        Plan(
-            f"scores-{group.main}",
-            "scores",
-            f"{capital(title)} with its interval",
-            caption,
-            lambda: _forest(group, rows, near),
-        )
-    ]
+    name, title = f"scores-{group.main}", f"{capital(title)} with 95 % intervals"
+    return [Plan(name, "scores", title, caption, lambda: _forest(group, rows, baseline))]
 
 
 def _published(entries: Sequence[Entry]) -> bool:
     return any(entry.model in PUBLISHED for entry in entries)
 
 
-def _forest(group: Group, rows: Rows, near: float | None) -> Sheet:
-    how = measure(group.task, group.main)
-    times, left = factor(how), rows.left()
-    legend = _published(rows.entries) or near is not None or any(len(entry.runs) > 1 for entry in rows.entries)
+def _forest(group: Group, rows: Rows, baseline: float | None) -> Sheet:
+    metric = measure(group.task, group.main)
+    times, left = factor(metric), rows.left()
+    legend = _published(rows.entries) or baseline is not None or any(len(entry.runs) > 1 for entry in rows.entries)
     top = 0.34 if legend else 0.1
     sheet = Sheet(top + rows.total + 0.5)
     axes = sheet.axes(left, top, WIDTH - left - _NUMBERS, rows.total)
     rows.prepare(axes)
-    seen: list[float | None] = [near]
-    for place, entry in enumerate(rows.entries):
-        seen += _forest_row(axes, entry, rows, place, group.main, times)
-        found = entry.statistics[group.main]
-        said = how.show(found.mean)
-        if found.low is not None and found.high is not None:
-            said += f"  [{how.show(found.low)}, {how.show(found.high)}]"
-        sheet.text(WIDTH - 0.02, top + (place + 0.5) * rows.height, said, ha="right", fontsize=SMALL)
-    if near is not None:
-        axes.axvline(times * near, color=INK, linestyle=(0, (4, 3)), linewidth=1.0, zorder=1)
-    axes.set(xlim=limits([times * value for value in seen if value is not None], how), xlabel=how.heading)
+    seen: list[float | None] = [baseline]
+    for row, entry in enumerate(rows.entries):
+        seen += _forest_row(axes, entry, rows, row, group.main, times)
+        statistic = entry.statistics[group.main]
+        text = metric.show(statistic.mean)
+        if statistic.low is not None and statistic.high is not None:
+            text += f"  [{metric.show(statistic.low)}, {metric.show(statistic.high)}]"
+        sheet.text(WIDTH - 0.02, top + (row + 0.5) * rows.height, text, ha="right", fontsize=SMALL)
+    if baseline is not None:
+        axes.axvline(times * baseline, color=INK, linestyle=(0, (4, 3)), linewidth=1.0, zorder=1)
+    axes.set(xlim=limits([times * value for value in seen if value is not None], metric), xlabel=metric.heading)
     rows.write(sheet, top)
     if legend:
-        sheet.keys(left, 0.12, _forest_keys(rows, near))
+        sheet.keys(left, 0.12, _forest_keys(rows, baseline))
     return sheet
 
 
-def _forest_keys(rows: Rows, near: float | None) -> list[tuple[str, dict[str, Any]]]:
+def _forest_keys(rows: Rows, baseline: float | None) -> list[tuple[str, dict[str, Any]]]:
     ink = {"color": INK, "marker": "o"}
     keys: list[tuple[str, dict[str, Any]]] = [("mean, 95 % interval", {**ink, "linestyle": "-"})]
     if any(len(entry.runs) > 1 for entry in rows.entries):
         keys.append(("single runs", {**ink, "markersize": 3, "alpha": MUTED, "markeredgewidth": 0}))
     if _published(rows.entries):
         keys.append(("published (leaking split)", {**ink, "markerfacecolor": "none"}))
-    if near is not None:
+    if baseline is not None:
         keys.append(("nearest neighbour", {"color": INK, "linestyle": (0, (3, 2)), "linewidth": 1.0}))
     return keys
 
 
-def _forest_row(axes: Axes, entry: Entry, rows: Rows, place: int, score: str, times: float) -> list[float | None]:
-    """One entry; gives the values that the axis has to hold."""
-    look, found = rows.look(entry), entry.statistics[score]
-    seen: list[float | None] = [found.mean, found.low, found.high]
-    if found.low is not None and found.high is not None:
-        axes.plot([times * found.low, times * found.high], [place] * 2, color=look.colour, linewidth=1.8)
+def _forest_row(axes: Axes, entry: Entry, rows: Rows, row: int, score: str, times: float) -> list[float | None]:
+    """Draw one entry and return the values that the axis has to show."""
+    look, statistic = rows.look(entry), entry.statistics[score]
+    seen: list[float | None] = [statistic.mean, statistic.low, statistic.high]
+    if statistic.low is not None and statistic.high is not None:
+        axes.plot([times * statistic.low, times * statistic.high], [row] * 2, color=look.colour, linewidth=1.8)
     runs = [value for run in entry.runs if (value := run.best.get(score)) is not None]
     if len(runs) > 1:
         axes.plot(
-            [times * value for value in runs], [place + 0.27] * len(runs), "o", color=look.colour, markersize=3,
+            [times * value for value in runs], [row + 0.27] * len(runs), "o", color=look.colour, markersize=3,
             alpha=MUTED, markeredgewidth=0,
         )  # fmt: skip
         seen += runs
-    axes.plot([times * found.mean], [place], **{**mark_of(look), "markerfacecolor": look.colour}, zorder=3)
+    axes.plot([times * statistic.mean], [row], **{**mark_of(look), "markerfacecolor": look.colour}, zorder=3)
     published = PUBLISHED.get(entry.model)
-    last = all(one.model != entry.model for one in rows.entries[place + 1 :])  # once for each network
+    last = all(other.model != entry.model for other in rows.entries[row + 1 :])  # once per network
     if published is not None and last and (value := published.test.get(score)) is not None:
-        axes.plot([times * value], [place], **{**mark_of(look), "markerfacecolor": "none"}, zorder=2)
+        axes.plot([times * value], [row], **{**mark_of(look), "markerfacecolor": "none"}, zorder=2)
         seen.append(value)
     return seen
 
 
 def plan_all(group: Group) -> list[Plan]:
-    """Every other score: panels beside each other, one row per entry."""
+    """Plan panels of the other scores, one row per entry."""
     segments = group.task == "segmentation"
     names = _REGION_SCORES if segments else _IMAGE_SCORES
     panels = [name for name in names if any(_values(entry, name, segments) for entry in group.entries)]
@@ -145,11 +130,11 @@ def plan_all(group: Group) -> list[Plan]:
     if not panels:
         return []
     caption = (
-        "Scores of the test cases with their 95 % bootstrap intervals"
+        "Test scores with 95 % bootstrap intervals"
         + (" for whole tumour (WT), tumour core (TC) and enhancing tumour (ET)" if segments else "")
         + f"; {cases_note(rows.entries, group.task)}."
-        + (" HD95 in mm: less is better." if "hd95" in panels else "")
-        + ("" if segments else " AUROC and ECE have none. Of ECE, NLL and Brier less is better.")
+        + (" HD95 in mm, lower is better." if "hd95" in panels else "")
+        + ("" if segments else " No intervals for AUROC and ECE. Lower is better for ECE, NLL and Brier.")
         + runs_note(rows.entries)
         + limit_note(rows.entries, group.entries)
     )
@@ -158,46 +143,51 @@ def plan_all(group: Group) -> list[Plan]:
 
 
 def _values(entry: Entry, name: str, by_region: bool) -> list[tuple[str, Any]]:
-    """(region or nothing, statistic) of those scores that this entry has."""
     names = [(region, f"{name}_{region}") for region in REGIONS] if by_region else [("", name)]
-    return [(region, entry.statistics[one]) for region, one in names if one in entry.statistics]
+    return [(region, entry.statistics[score]) for region, score in names if score in entry.statistics]
 
 
 def _panels(group: Group, rows: Rows, panels: Sequence[str]) -> Sheet:
     segments = group.task == "segmentation"
     left, gap = rows.left(), 0.2
-    abreast = len(panels) if segments else min(_ABREAST, len(panels))
-    wide = (WIDTH - left - 0.2 - gap * (abreast - 1)) / abreast
+    per_row = len(panels) if segments else min(_PER_ROW, len(panels))
+    wide = (WIDTH - left - 0.2 - gap * (per_row - 1)) / per_row
     first = 0.5 if segments else 0.28
-    bands = -(-len(panels) // abreast)
+    bands = -(-len(panels) // per_row)
     step = rows.total + 0.62
     sheet = Sheet(first + step * bands - 0.28)
     if segments:
         marks = [(name, {"marker": mark, "color": INK}) for name, mark in _REGION_MARKS.items()]
         sheet.keys(left, 0.12, marks)
     for index, name in enumerate(panels):
-        top = first + step * (index // abreast)
-        axes = sheet.axes(left + (wide + gap) * (index % abreast), top, wide, rows.total)
+        top = first + step * (index // per_row)
+        axes = sheet.axes(left + (wide + gap) * (index % per_row), top, wide, rows.total)
         _panel(axes, group, rows, name, wide)
-        if index % abreast == 0:
+        if index % per_row == 0:
             rows.write(sheet, top)
     return sheet
 
 
 def _panel(axes: Axes, group: Group, rows: Rows, name: str, wide: float) -> None:
-    segments, how = group.task == "segmentation", measure(group.task, name)
-    times, seen = factor(how), []
+    segments, metric = group.task == "segmentation", measure(group.task, name)
+    times, seen = factor(metric), []
     rows.prepare(axes)
-    for place, entry in enumerate(rows.entries):
+    for row, entry in enumerate(rows.entries):
         look = rows.look(entry)
-        for region, found in _values(entry, name, segments):
-            y = place + (0.24 * (REGIONS.index(region) - 1) if region else 0)
+        for region, statistic in _values(entry, name, segments):
+            y = row + (0.24 * (REGIONS.index(region) - 1) if region else 0)
             marker = _REGION_MARKS.get(region, look.marker)
-            if found.low is not None:
-                axes.plot([times * found.low, times * found.high], [y] * 2, color=look.colour, linewidth=1, alpha=MUTED)
-            axes.plot([times * found.mean], [y], **{**mark_of(look), "marker": marker, "markersize": 4})
-            seen += [times * value for value in (found.mean, found.low, found.high) if value is not None]
-    axes.set_xlim(limits(seen, how))
-    title = capital(_SHORT.get(name, how.heading))
+            if statistic.low is not None:
+                axes.plot(
+                    [times * statistic.low, times * statistic.high],
+                    [y] * 2,
+                    color=look.colour,
+                    linewidth=1,
+                    alpha=MUTED,
+                )
+            axes.plot([times * statistic.mean], [y], **{**mark_of(look), "marker": marker, "markersize": 4})
+            seen += [times * value for value in (statistic.mean, statistic.low, statistic.high) if value is not None]
+    axes.set_xlim(limits(seen, metric))
+    title = capital(_SHORT.get(name, metric.heading))
     axes.set_title(title, fontsize=fitting(title, wide))
     few_ticks(axes, 2 if wide < 0.85 else 3 if wide < 1.4 else 5)

@@ -1,4 +1,4 @@
-"""What a score costs: parameters, operations, compute; and how many parameters how many filters make."""
+"""Figures of scores against parameters, operations and compute, and of parameters against filters."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from hpc_tumor.results.figures.canvas.palette import INK, Look, looks
 from hpc_tumor.results.figures.canvas.rowed import Rows, best_of, cases_note, factor, limit_note, limits, rows_of
 from hpc_tumor.results.figures.canvas.scales import log_scale
 from hpc_tumor.results.figures.canvas.sheet import SMALL, WIDTH, Sheet, apart, mark_of, text_width
-from hpc_tumor.results.figures.canvas.wording import wrapped
+from hpc_tumor.results.figures.canvas.wording import capital, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Trainable parameters of the published networks by their first filters: four modalities in, three labels out.
+# Trainable parameters of the published networks by first filters: four modalities in, three labels out.
 KNOWN: Mapping[str, Mapping[int, int]] = {
     "unet": {16: 1_375_043, 32: 5_496_451},
     "improved-unet": {16: 799_075, 32: 3_082_739},
@@ -43,7 +43,7 @@ _COSTS: Mapping[str, Callable[[Entry], float | None]] = {
 
 
 def plan_costs(group: Group) -> list[Plan]:
-    """The main score against each cost."""
+    """Plan the main score against each cost."""
     scored = [entry for entry in group.entries if entry.score is not None]
     rows = rows_of(group, best_of(scored, _MOST))
     costs = [name for name, cost in _COSTS.items() if any(cost(entry) is not None for entry in rows.entries)]
@@ -51,51 +51,49 @@ def plan_costs(group: Group) -> list[Plan]:
         return []
     title = measure(group.task, group.main).title
     caption = (
-        f"Test {title} (mean with its 95 % bootstrap interval, {cases_note(rows.entries, group.task)}) against"
-        f" trainable parameters, operations of a forward pass for one sample, and {_hours(rows.entries)} of a run (mean"
-        " over runs)." + limit_note(rows.entries, scored)
+        f"Test {title} (mean and 95 % bootstrap interval, {cases_note(rows.entries, group.task)}) against trainable"
+        f" parameters, operations of one forward pass per sample, and {_hours(rows.entries)} per run (mean over runs)."
+        + limit_note(rows.entries, scored)
     )
-    return [Plan("tradeoffs", "tradeoffs", f"{title} against its cost", caption, lambda: _panels(group, rows, costs))]
+    title = f"{capital(title)} against cost"
+    return [Plan("tradeoffs", "tradeoffs", title, caption, lambda: _panels(group, rows, costs))]
 
 
-def _hours(entries: Sequence[Entry], processes: str = "process hours on CPUs") -> str:
-    """The unit of their cost in hours; `processes` is that of runs on CPUs."""
-    on_cpu = {run.device == "cpu" for entry in entries for run in entry.runs}
-    if len(on_cpu) > 1:
-        return f"GPU-hours or {processes}"
-    return processes if True in on_cpu else "GPU-hours"
+def _hours(entries: Sequence[Entry]) -> str:
+    units = {"CPU process-hours" if run.device == "cpu" else "GPU-hours" for entry in entries for run in entry.runs}
+    return " or ".join(sorted(units, reverse=True))
 
 
 def _panels(group: Group, rows: Rows, costs: Sequence[str]) -> Sheet:
     names = [wrapped(entry.name, 26) for entry in rows.entries]
     size = SMALL if len(names) <= 12 else 6.0
     beside = min(1.75, max(text_width(name, size) for name in names)) + 0.34
-    left, gap, top, tall = 0.55, 0.18, 0.2, max(2.1, 0.2 * len(names))
+    left, gap, top, tall = 0.62, 0.18, 0.2, max(2.1, 0.2 * len(names))
     wide = (WIDTH - left - beside - gap * (len(costs) - 1)) / len(costs)
     sheet = Sheet(top + tall + 0.5)
-    how = measure(group.task, group.main)
+    metric = measure(group.task, group.main)
     scored = [entry.statistics[group.main] for entry in rows.entries]
-    times = factor(how)
-    ends = [times * value for one in scored for value in (one.mean, one.low, one.high) if value is not None]
-    bounds = limits(ends, how)
-    for place, cost in enumerate(costs):
-        axes = sheet.axes(left + place * (wide + gap), top, wide, tall)
+    times = factor(metric)
+    ends = [times * value for score in scored for value in (score.mean, score.low, score.high) if value is not None]
+    bounds = limits(ends, metric)
+    for column, cost in enumerate(costs):
+        axes = sheet.axes(left + column * (wide + gap), top, wide, tall)
         _panel(axes, group, rows, cost)
-        axes.set(ylim=bounds, xlabel=_hours(rows.entries, "process hours, CPU") if cost == "hours" else cost)
-        if place:
+        axes.set(ylim=bounds, xlabel=_hours(rows.entries) if cost == "hours" else cost)
+        if column:
             axes.tick_params(labelleft=False)
         else:
-            axes.set_ylabel(how.heading)
-    _names(sheet, rows, names, [times * one.mean for one in scored], bounds, (WIDTH - beside, top, tall, size))
+            axes.set_ylabel(metric.heading)
+    _names(sheet, rows, names, [times * score.mean for score in scored], bounds, (WIDTH - beside, top, tall, size))
     return sheet
 
 
 def _names(
     sheet: Sheet, rows: Rows, names: Sequence[str], scores: Sequence[float], bounds: tuple[float, float],
-    place: tuple[float, float, float, float],
+    area: tuple[float, float, float, float],
 ) -> None:  # fmt: skip
-    """Mark and name of each entry beside the panels, as high as its score, moved apart where they would meet."""
-    x, top, tall, size = place
+    """Write mark and name of each entry beside the panels at the height of its score, moved apart to avoid overlap."""
+    x, top, tall, size = area
     heights = [top + tall * (bounds[1] - score) / (bounds[1] - bounds[0]) for score in scores]
     step = min(0.25 if any("\n" in name for name in names) else 0.17, (tall + 0.3) / max(1, len(names)))
     moved = apart(heights, step)
@@ -109,19 +107,20 @@ def _panel(axes: Axes, group: Group, rows: Rows, cost: str) -> None:
     times = factor(measure(group.task, group.main))
     places = []
     for entry in rows.entries:
-        where, found, look = _COSTS[cost](entry), entry.statistics[group.main], rows.look(entry)
-        if where is None:
+        value, statistic, look = _COSTS[cost](entry), entry.statistics[group.main], rows.look(entry)
+        if value is None:
             continue
-        places.append(where)
-        if found.low is not None and found.high is not None:
-            axes.plot([where] * 2, [times * found.low, times * found.high], color=look.colour, linewidth=1.0, alpha=0.7)
-        axes.plot([where], [times * found.mean], **mark_of(look, markersize=5.5))
+        places.append(value)
+        if statistic.low is not None and statistic.high is not None:
+            ends = [times * statistic.low, times * statistic.high]
+            axes.plot([value] * 2, ends, color=look.colour, linewidth=1.0, alpha=0.7)
+        axes.plot([value], [times * statistic.mean], **mark_of(look, markersize=5.5))
     axes.grid(axis="both")
     log_scale(axes, places)
 
 
 def plan_filters(group: Group) -> list[Plan]:
-    """Parameters against first filters, for U-Nets."""
+    """Plan parameters against first filters, for U-Nets."""
     if group.task != "segmentation":
         return []
     own: dict[str, dict[int, int]] = {}
@@ -130,21 +129,11 @@ def plan_filters(group: Group) -> list[Plan]:
             own.setdefault(run.model, {})[run.filters or _DEFAULT_FILTERS] = run.parameters
     if not own:
         return []
-    by_model = {entry.model: look for entry, look in _first_looks(group)}
-    caption = "Trainable parameters by the number of first filters. Filled: these runs; hollow: the published networks."
-    return [
-        Plan("tradeoffs-filters", "tradeoffs", "Parameters by first filters", caption, lambda: _filters(own, by_model))
-    ]
-
-
-def _first_looks(group: Group) -> list[tuple[Entry, Look]]:
-    by_name, seen = looks(group.entries), set()
-    found = []
-    for entry in group.entries:
-        if entry.model not in seen:
-            seen.add(entry.model)
-            found.append((entry, by_name[entry.name]))
-    return found
+    by_name = looks(group.entries)
+    by_model = {entry.model: by_name[entry.name] for entry in reversed(group.entries)}  # that of the first entry
+    caption = "Trainable parameters by number of first filters. Filled: these runs; hollow: published networks."
+    title = "Parameters by number of first filters"
+    return [Plan("tradeoffs-filters", "tradeoffs", title, caption, lambda: _filters(own, by_model))]
 
 
 def _filters(own: Mapping[str, Mapping[int, int]], by_model: Mapping[str, Look]) -> Sheet:
@@ -153,8 +142,8 @@ def _filters(own: Mapping[str, Mapping[int, int]], by_model: Mapping[str, Look])
     left, top, wide, tall = 0.65, 0.12, 2.7, 2.1
     sheet = Sheet(top + tall + 0.5, left + wide + 1.3)
     axes = sheet.axes(left, top, wide, tall)
-    every = sorted({count for one in (*own.values(), *KNOWN.values()) for count in one})
-    counts = [count for model, some in own.items() for count in (*some.values(), *KNOWN[model].values())]
+    every = sorted({count for known in (*own.values(), *KNOWN.values()) for count in known})
+    counts = [count for model, by_filters in own.items() for count in (*by_filters.values(), *KNOWN[model].values())]
     log_scale(axes, counts, of_y=True)
     axes.set(xscale="log", xlim=(every[0] / 1.2, every[-1] * 1.2), xlabel="first filters", ylabel="parameters")
     axes.xaxis.set_major_locator(FixedLocator(every))
@@ -162,14 +151,14 @@ def _filters(own: Mapping[str, Mapping[int, int]], by_model: Mapping[str, Look])
     axes.set_xticklabels([str(count) for count in every])
     axes.grid(axis="both")
     ends = []
-    for model, some in own.items():
-        look, line = by_model[model], {**KNOWN[model], **some}
+    for model, trained in own.items():
+        look, line = by_model[model], {**KNOWN[model], **trained}
         xs = sorted(line)
         axes.plot(xs, [line[x] for x in xs], color=look.colour, linewidth=1.0, alpha=0.7)
         axes.plot(
             list(KNOWN[model]), list(KNOWN[model].values()), **mark_of(look, markerfacecolor="none", markersize=7)
         )
-        axes.plot(list(some), list(some.values()), **mark_of(look, markerfacecolor=look.colour, markersize=4.5))
+        axes.plot(list(trained), list(trained.values()), **mark_of(look, markerfacecolor=look.colour, markersize=4.5))
         ends.append(line[xs[-1]])
     low, high = axes.get_ylim()
     heights = apart([top + tall * (1 - np.log(end / low) / np.log(high / low)) for end in ends], 0.17)

@@ -1,1 +1,1 @@
-"""Read what runs left: run directories in, typed results out. What is damaged is named, never guessed."""
+"""Read finished runs: run directories in, typed results out. Damaged files are reported, never guessed."""

@@ -1,4 +1,4 @@
-"""The test cases of one run, from its cases.csv: fast, since runs may be many, and whatever stands there."""
+"""Read the test cases of one run from cases.csv: fast, since there may be many runs, and robust to any content."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from hpc_tumor.vocabulary import LABELS
 
 
 def read_test_cases(path: Path, task: str) -> TestCases:
-    """The test cases in `path`; one with a `problem` where the file is absent, torn or of something else."""
+    """Read the test cases in `path`; the result has a `problem` if the file is missing, malformed or another file."""
     if not path.is_file():
-        return TestCases(problem="there is no cases.csv")
+        return TestCases(problem="no cases.csv")
     columns = _columns(path.read_text(encoding="utf-8-sig", errors="replace"))
     if isinstance(columns, str):
         return TestCases(problem=columns)
     ids = columns["case"]
     if len(set(ids)) < len(ids):
-        return TestCases(problem="cases.csv names a case twice")
+        return TestCases(problem="cases.csv lists a case twice")
     slices = columns.get("slices", ("",) * len(ids))
     key = _identity(ids, slices)
     if task == "segmentation":
@@ -42,7 +42,7 @@ def read_test_cases(path: Path, task: str) -> TestCases:
 
 
 def _columns(text: str) -> dict[str, tuple[str, ...]] | str:
-    """The cells of each column, in the order of the cases' names; or what is wrong with the file."""
+    """Return the cells of each column, sorted by case, or an error message."""
     head, *rest = text.split("\n", 1)
     names = head.split(",")
     if '"' in text or "\r" in text:
@@ -50,26 +50,24 @@ def _columns(text: str) -> dict[str, tuple[str, ...]] | str:
             names, *rows = list(csv.reader(text.splitlines(keepends=True), strict=True)) or [[]]
         except csv.Error as error:
             return f"cases.csv cannot be read ({error})"
-    else:  # several times as fast, and as right where nothing is quoted
+    else:  # several times faster than csv.reader, and equivalent without quotes
         rows = [line.split(",") for line in "".join(rest).removesuffix("\n").split("\n")] if any(rest) else []
     if not rows or "case" not in names:
-        return "cases.csv holds no test cases"
+        return "cases.csv has no test cases"
     if any(len(row) != len(names) for row in rows) or len(set(names)) < len(names):
-        return "cases.csv is torn"
-    place = names.index("case")
-    rows.sort(key=itemgetter(place))  # from here on, the order in which they were written means nothing
+        return "cases.csv is malformed"
+    position = names.index("case")
+    rows.sort(key=itemgetter(position))
     return dict(zip(names, zip(*rows, strict=True), strict=True))
 
 
-# Most runs of a comparison have the same test cases: what follows from their names alone is worked out once.
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=64)  # most runs of a comparison have the same test cases
 def _identity(ids: tuple[str, ...], slices: tuple[str, ...]) -> str:
     identity = "\n".join(sorted(f"{case}\t{count}" for case, count in zip(ids, slices, strict=True)))
     return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
 def _segmentation(columns: Mapping[str, tuple[str, ...]]) -> Mapping[str, Floats]:
-    """Every score of every structure, and its mean over the three labels case by case."""
     make = {name: _packed(cells) for name, cells in columns.items() if "_" in name and not name.startswith("status_")}
     for score in sorted({name.rpartition("_")[0] for name in make}):
         parts = [make[f"{score}_{label}"] for label in LABELS if f"{score}_{label}" in make]
@@ -98,32 +96,35 @@ _IMAGE_SCORES = {"accuracy": "correct", "confidence": "confidence"}
 
 
 def _images(columns: Mapping[str, tuple[str, ...]]) -> Images | None:
-    """Labels and probabilities, where the file has all of them."""
     classes = tuple(name.removeprefix("p_") for name in columns if name.startswith("p_"))
-    place = {name: index for index, name in enumerate(classes)}
-    named = [columns.get("label"), columns.get("prediction")]
-    if not classes or any(cells is None or not set(cells) <= place.keys() for cells in named):
+    index_of = {name: index for index, name in enumerate(classes)}
+    label_cells = [columns.get("label"), columns.get("prediction")]
+    if not classes or any(cells is None or not set(cells) <= index_of.keys() for cells in label_cells):
         return None
-    labels, predicted = (np.array([place[cell] for cell in cells or ()], dtype=np.int64) for cells in named)
+    labels, predicted = (np.array([index_of[cell] for cell in cells or ()], dtype=np.int64) for cells in label_cells)
     chances = [columns[f"p_{name}"] for name in classes]
     if not all(_are_numbers(cells) for cells in chances):
         return None
-    near = columns.get("nearest")
-    nearest = None if near is None or not set(near) <= place.keys() else np.array([place[cell] for cell in near])
+    nearest_cells = columns.get("nearest")
+    nearest = (
+        None
+        if nearest_cells is None or not set(nearest_cells) <= index_of.keys()
+        else np.array([index_of[cell] for cell in nearest_cells])
+    )
     known = None if "known" not in columns else _numbers(columns["known"]) > 0
     packed = [_packed(cells) for cells in chances]
     return Images(
-        classes, labels, predicted, lambda: np.stack([np.nan_to_num(one()) for one in packed], 1), known, nearest
+        classes, labels, predicted, lambda: np.stack([np.nan_to_num(read()) for read in packed], 1), known, nearest
     )
 
 
 def _are_numbers(cells: tuple[str, ...]) -> bool:
-    """Return True if all of these look like numbers, told without reading them as such, which takes longest of all."""
+    """Return True if all cells look like numbers; parsing them would take far longer."""
     return "" not in cells and not "".join(cells).encode().translate(None, b"0123456789.e-+E")
 
 
 def _packed(cells: tuple[str, ...]) -> Callable[[], Floats]:
-    """The cells as numbers when asked; until then as one text, which takes less memory than many."""
+    """Return a function that parses the cells; until then they are held as one string, which needs less memory."""
     text = "\n".join(cells)
     if text.count("\n") != len(cells) - 1:
         return lambda: _numbers(cells)
@@ -132,7 +133,7 @@ def _packed(cells: tuple[str, ...]) -> Callable[[], Floats]:
 
 @lru_cache(maxsize=64)
 def _groups(ids: tuple[str, ...], cells: tuple[str, ...] | None) -> NDArray[np.str_]:
-    """The duplicate group of each image; an image without one is alone."""
+    """Return the duplicate group of each image; an image without duplicates is its own group."""
     groups = cells or [""] * len(ids)
     return np.array([
         f"case {case}" if group in ("", "-1") else f"group {group}" for case, group in zip(ids, groups, strict=True)
@@ -140,7 +141,7 @@ def _groups(ids: tuple[str, ...], cells: tuple[str, ...] | None) -> NDArray[np.s
 
 
 def _numbers(cells: Sequence[str]) -> Floats:
-    """Cells as numbers; not-a-number for what is none, not finite, or beyond all sense."""
+    """Parse cells as numbers; NaN for other text and for values that are not finite or larger than LARGEST."""
     if len(together := "".join(cells)) == len(cells) and set(together) <= {"0", "1"}:
         return (np.frombuffer(together.encode(), dtype=np.uint8) == ord("1")).astype(np.float64)
     try:

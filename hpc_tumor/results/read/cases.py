@@ -1,4 +1,4 @@
-"""The test cases of a run; and of several runs together: means over seeds, folds side by side."""
+"""Test cases of a run, and of several runs together: means over seeds, folds concatenated."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from numpy.typing import NDArray
 from hpc_tumor.results.read.lazy import LazyMapping
 from hpc_tumor.vocabulary import plural
 
-TOLERANCE = 1e-3  # between the mean over cases.csv and the score in result.json, which may be rounded
+TOLERANCE = 1e-3  # between the mean of cases.csv and result.json, whose scores may be rounded
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Images:
-    """What was said of each test image: `labels`, `predicted` `(n,)` and `probabilities` `(n, classes)`.
+    """Predictions on test images: `labels` and `predicted` `(n,)`, `probabilities` `(n, classes)`.
 
     Attributes:
-        known: `(n,)` whether a copy of the image is in training or validation; None where nobody looked.
-        nearest: `(n,)` class of the nearest image that was not tested; None where nobody looked.
+        known: `(n,)` True if the image has a duplicate in training or validation; None if not recorded.
+        nearest: `(n,)` class of the most similar image in training or validation; None if not recorded.
     """
 
     classes: tuple[str, ...]
@@ -36,7 +36,7 @@ class Images:
 
     @cached_property
     def probabilities(self) -> Floats:
-        """`(n, classes)`, read when first asked for."""
+        """`(n, classes)`, parsed on first access."""
         return self.read_probabilities()
 
 
@@ -46,14 +46,14 @@ class TestCases:
 
     Attributes:
         ids: names of the cases.
-        values: score → `(n,)`, not-a-number where a case has none.
+        values: score → `(n,)`, NaN where a case has no such score.
         status: structure → `(n,)` of ok, missed, false alarm or empty.
-        groups: `(n,)` names; copies share one. None where every case is alone.
-        identity: a hash of which cases they are.
-        problem: why there is nothing; None where there is.
+        groups: `(n,)` names of duplicate groups; None without duplicates.
+        identity: hash of the set of cases.
+        problem: why there are no cases; None if there are.
     """
 
-    __test__ = False  # no test class, whatever pytest makes of the name
+    __test__ = False  # keeps pytest from collecting it
 
     ids: tuple[str, ...] = ()
     values: Mapping[str, Floats] = field(default_factory=dict)
@@ -65,35 +65,32 @@ class TestCases:
 
     @cached_property
     def order(self) -> NDArray[np.intp]:
-        """Places of the cases in the order of their names."""
+        """Indices that sort the cases by name."""
         return _order(self.ids)
 
     @cached_property
     def units(self) -> NDArray[np.intp]:
-        """`(n,)` the number of the group of each case, in the order of the groups' names."""
+        """`(n,)` number of the group of each case, groups sorted by name."""
         return np.arange(self.n) if self.groups is None else _codes(tuple(self.groups.tolist()))
 
     @property
     def n(self) -> int:
-        """How many cases there are."""
+        """Number of cases."""
         return len(self.ids)
 
     def mean(self, score: str) -> float | None:
-        """Mean of a score over the cases that have it."""
+        """Return the mean of a score over the cases that have it."""
         known = self.known(score)
         return math.fsum(known) / len(known) if len(known) else None
 
     def known(self, score: str) -> Floats:
-        """The values of a score, of the cases that have it."""
+        """Return the values of a score of the cases that have it."""
         values = self.values.get(score)
         return np.empty(0) if values is None else values[~np.isnan(values)]
 
     @cached_property
     def neighbour(self) -> TestCases | None:
-        """The same images answered with the class of the nearest image that was not tested; None where nobody looked.
-
-        Its values are 1 and 0: right and wrong.
-        """
+        """Nearest-neighbour predictions on the same images, scored 1 or 0; None if not recorded."""
         if self.images is None or self.images.nearest is None:
             return None
         right = (self.images.nearest == self.images.labels).astype(np.float64)
@@ -102,22 +99,21 @@ class TestCases:
             values["accuracy_new"] = np.where(self.images.known, np.nan, right)
         return replace(self, values=values)
 
-    def disagreement(self, scores: Mapping[str, float | None], n: int | None, main: str) -> str | None:
-        """Why these cases cannot be those that `scores` were measured on; None where they can."""
+    def mismatch(self, scores: Mapping[str, float | None], n: int | None, main: str) -> str | None:
+        """Return why `scores` cannot be of these cases, or None."""
         if self.problem:
             return self.problem
         if scores.get(main) is None:
-            return f"result.json gives no number for {main}"
+            return f"result.json has no {main}"
         if n is not None and self.n != n:
             return f"cases.csv has {self.n} {plural(self.n, 'row')} for {n} {plural(n, 'test case')}"
         score, mean = scores.get(main), self.mean(main)
         if score is not None and mean is not None and abs(score - mean) > TOLERANCE:
-            return f"cases.csv gives a mean {main} of {mean:.4f}, result.json {score:.4f}"
+            return f"mean {main} is {mean:.4f} in cases.csv but {score:.4f} in result.json"
         return None
 
 
-# Most runs of a comparison have the same test cases: what follows from their names alone is worked out once.
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=64)  # most runs of a comparison have the same test cases
 def _order(ids: tuple[str, ...]) -> NDArray[np.intp]:
     return np.array(sorted(range(len(ids)), key=ids.__getitem__), dtype=np.intp)
 
@@ -127,10 +123,10 @@ def _codes(groups: tuple[str, ...]) -> NDArray[np.intp]:
     return np.unique(np.array(groups), return_inverse=True)[1]
 
 
-def mean_of_seeds(runs: Sequence[TestCases]) -> TestCases:
-    """Values of each case, averaged over runs that were tested on the same cases; the worst status of each.
+def average_seeds(runs: Sequence[TestCases]) -> TestCases:
+    """Average the values of each case over runs on the same cases, with the worst status of each.
 
-    Cases without anything, and a `problem`, where the runs were tested on different cases.
+    Returns cases with a `problem` if the runs were tested on different cases.
     """
     if len(runs) == 1:
         return runs[0]
@@ -146,7 +142,7 @@ def mean_of_seeds(runs: Sequence[TestCases]) -> TestCases:
     status = {}
     for name in first.status:
         seen = [run.status[name][order] for run, order in zip(runs, orders, strict=True) if name in run.status]
-        agreed = np.all([one == seen[0] for one in seen], axis=0)
+        agreed = np.all([column == seen[0] for column in seen], axis=0)
         status[name] = np.where(agreed, seen[0], _worst(seen))
     groups = None if first.groups is None else first.groups[orders[0]]
     return TestCases(ids, values, status, groups, None, first.identity)
@@ -162,13 +158,13 @@ def _beside(folds: Sequence[TestCases], name: str) -> Floats:
 
 
 def _worst(seen: Sequence[NDArray[np.str_]]) -> NDArray[np.str_]:
-    """Where runs differ on a case: missed, or a false alarm, by one of them at least."""
-    missed = np.any([one == "missed" for one in seen], axis=0)
+    """Return the status of cases on which runs differ: missed, or a false alarm, by at least one."""
+    missed = np.any([column == "missed" for column in seen], axis=0)
     return np.where(missed, "missed", "false alarm")
 
 
-def side_by_side(folds: Sequence[TestCases]) -> TestCases:
-    """The cases of all folds, each of which was tested once."""
+def join_folds(folds: Sequence[TestCases]) -> TestCases:
+    """Concatenate the cases of all folds."""
     if len(folds) == 1:
         return folds[0]
     if problem := next((fold.problem for fold in folds if fold.problem), None):
@@ -184,7 +180,9 @@ def side_by_side(folds: Sequence[TestCases]) -> TestCases:
         ids,
         LazyMapping({name: partial(_beside, folds, name) for name in names}),
         {name: np.concatenate([fold.status[name] for fold in folds]) for name in structures},
-        None if any(one is None for one in groups) else np.concatenate([one for one in groups if one is not None]),
+        None
+        if any(group is None for group in groups)
+        else np.concatenate([group for group in groups if group is not None]),
         None,
         identity,
     )

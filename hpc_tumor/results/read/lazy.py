@@ -1,4 +1,4 @@
-"""Values by name, each of them worked out when it is first asked for: of a thousand runs, a table shows a little."""
+"""Mappings whose values are computed on first access: tables show few of the scores of a thousand runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Value = TypeVar("Value")
 
 
 class LazyMapping(Mapping[str, Value], Generic[Value]):
-    """A mapping of what functions give, in the order of their names; which names there are costs nothing to ask."""
+    """A mapping of names to the results of functions, in their order; listing the names computes nothing."""
 
     def __init__(self, make: Mapping[str, Callable[[], Value]]):
         self._make = dict(make)
@@ -31,7 +31,7 @@ class LazyMapping(Mapping[str, Value], Generic[Value]):
 
 
 class LazyPresent(Mapping[str, Value], Generic[Value]):
-    """The same without the names whose functions give None; which those are is told by working them out."""
+    """A `LazyMapping` without the names whose functions return None; iterating computes all values."""
 
     def __init__(self, make: Mapping[str, Callable[[], Value | None]]):
         self._all: LazyMapping[Value | None] = LazyMapping(make)

@@ -1,4 +1,4 @@
-"""One finished run, as its files tell it."""
+"""One finished run, as recorded in its files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hpc_tumor.results.read.cases import TestCases
 from hpc_tumor.run_dir import Damage
 
 Scores = Mapping[str, float | None]
-# Settings that cannot change a score, or stand in the key of a group already: entries do not differ in them.
+# Settings that cannot change a score, or are part of a group's key: they do not distinguish entries.
 NOT_SETTINGS = frozenset({
     "seed", "checkpoint_minutes", "keep_every", "profile", "tensorboard", "data.store", "data.split", "data.split_file",
     "data.fold", "data.keep", "data.keep_gb", "hardware.threads", "hardware.timeout_minutes",
@@ -24,13 +24,13 @@ class RunResult:
     """One finished run. Scores are fractions or mm: `best` with the weights of the best epoch, `last` of the last.
 
     Attributes:
-        path: of its directory, fit to be shown; `place` is where it is.
+        path: run directory as printable text; `place` is the actual path.
         config: settings by dotted name.
-        settings: a hash of them but for NOT_SETTINGS: equal where two runs were set alike.
+        settings: hash of the settings without NOT_SETTINGS, equal for runs with equal settings.
         cases: scores of each test case, with the weights of the best epoch.
-        weights_lost: damage to the weights of the best epoch, where it was scored without them: then `best` and the
-            cases are of the last epoch, and `best_epoch` is None.
-        remarks: what keeps the run from being compared, or is to be known of it.
+        weights_lost: damage to the weights of the best epoch; then `best` and `cases` are of the last epoch, and
+            `best_epoch` is None.
+        remarks: caveats of the run.
     """
 
     run: str
@@ -89,13 +89,13 @@ class RunResult:
 
     @property
     def compute_hours(self) -> float | None:
-        """GPU-hours; on CPUs hours of all its processes together."""
+        """GPU-hours, or process-hours on CPUs."""
         if self.gpu_hours or self.seconds is None:
             return self.gpu_hours
         return self.seconds / 3600 * (self.gpus or 1)
 
 
 def mean_of(runs: Sequence[RunResult], name: str) -> float | None:
-    """Mean over runs of what one of them took: `seconds`, `peak_memory_gb` …; None where one does not say."""
+    """Return the mean of a field over runs, such as `seconds`; None if a run does not have it."""
     values = [getattr(run, name) for run in runs]
     return sum(values) / len(values) if values and None not in values else None

@@ -1,4 +1,4 @@
-"""One finished run from its files."""
+"""Read one finished run from its files."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from hpc_tumor.results.read.run_result import NOT_SETTINGS, RunResult, Scores
 from hpc_tumor.results.read.values import flag, integer, number, plain, scores, section, text, word
 from hpc_tumor.run_dir import RunDir, read_json
 
-# How each plain value of a run is read from its result.json, by its type.
+# Reader of each plain field of result.json, by type.
 _READERS = {int | None: integer, float | None: number, str | None: text, bool | None: flag}
 _OF_RESULT = {name: _READERS[kind] for name, kind in get_type_hints(RunResult).items() if kind in _READERS}
-_LATER = ("scoring.flips", "scoring.clean")
+_LATER = ("scoring.flips", "scoring.clean")  # settings that earlier versions did not have
 
 
-def what_is_wrong(result: Mapping[str, Any]) -> str | None:
-    """Why `result` cannot be that of a run of this tool; None where it can."""
+def find_fault(result: Mapping[str, Any]) -> str | None:
+    """Return why `result` is not of a run of this tool, or None."""
     task = result.get("task")
     if not isinstance(task, str) or task not in MAIN_SCORE:
-        return f"result.json is not of this tool: its task is {text(repr(task))}, not {' or '.join(MAIN_SCORE)}"
+        return f"result.json is not from hpc-tumor: task is {text(repr(task))}, not {' or '.join(MAIN_SCORE)}"
     if text(result.get("model")) is None:
-        return "result.json is not of this tool: it names no model"
+        return "result.json is not from hpc-tumor: no model"
     if MAIN_SCORE[task] not in section(section(result.get("best")).get("test")):
-        return f"result.json is not of this tool: it has no best.test.{MAIN_SCORE[task]}"
+        return f"result.json is not from hpc-tumor: no best.test.{MAIN_SCORE[task]}"
     return None
 
 
 def read_finished(run: RunDir, result: Mapping[str, Any]) -> RunResult:
-    """The run whose result.json is `result`."""
+    """Read the run whose result.json is `result`."""
     config = read_json(run.config) or {}
     settings = flat(config)
     data, counts = section(config.get("data")), section(result.get("cases"))
@@ -61,36 +61,37 @@ def read_finished(run: RunDir, result: Mapping[str, Any]) -> RunResult:
 def _tested(
     run: RunDir, task: str, best: Scores, result: Mapping[str, Any], config: Mapping[str, Any]
 ) -> tuple[TestCases, int | None, tuple[str, ...]]:
-    """The test cases where they are those of the scores, how many there are, and what is to be known of them."""
+    """Return the test cases if they match the scores, their number, and remarks."""
     cases, tested = read_test_cases(run.cases, task), integer(section(result.get("cases")).get("test"))
     remarks = []
     if (limit := integer(config.get("limit_batches"))) is not None:
-        remarks.append(f"saw at most {limit} batches per epoch and part (limit_batches)")
-        tested = cases.n or tested  # fewer were scored than the part holds
-    if problem := cases.disagreement(best, tested, MAIN_SCORE[task]):
-        remarks.append(f"{problem}: no interval")
+        remarks.append(f"used at most {limit} batches per epoch and split part (limit_batches)")
+        tested = cases.n or tested  # not all test cases were scored
+    if problem := cases.mismatch(best, tested, MAIN_SCORE[task]):
+        remarks.append(f"{problem}; no interval")
         cases = TestCases(problem=problem)
     return cases, tested, tuple(remarks)
 
 
 def flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by dotted name; those that runs of earlier versions did not have yet are as they were then."""
-    found: dict[str, Any] = dict.fromkeys(_LATER, False) if config else {}
+    """Return settings by dotted name; those that earlier versions did not have get their former behaviour."""
+    settings: dict[str, Any] = dict.fromkeys(_LATER, False) if config else {}
     for key, value in config.items():
-        inner = {f"{key}.{name}": one for name, one in value.items()} if isinstance(value, dict) else {key: value}
-        found |= {word(name): plain(one) for name, one in inner.items()}
-    return found
+        inner = {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, dict) else {key: value}
+        settings |= {word(name): plain(item) for name, item in inner.items()}
+    return settings
 
 
 def _digest(settings: Mapping[str, Any]) -> str:
-    kept = {name: value for name, value in settings.items() if name not in NOT_SETTINGS}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=repr).encode()).hexdigest()[:12]
+    relevant = {name: value for name, value in settings.items() if name not in NOT_SETTINGS}
+    return hashlib.sha256(json.dumps(relevant, sort_keys=True, default=repr).encode()).hexdigest()[:12]
 
 
 def _class_counts(value: object) -> dict[str, dict[str, int]] | None:
-    """Images of each class in each part."""
     counts = {
-        word(part): {word(name): count for name, one in section(classes).items() if (count := integer(one)) is not None}
+        word(part): {
+            word(name): count for name, cell in section(classes).items() if (count := integer(cell)) is not None
+        }
         for part, classes in section(value).items()
     }
     return counts or None

@@ -1,4 +1,4 @@
-"""Values from files that anyone may have written, as plain numbers and printable text."""
+"""Read values from untrusted files as plain numbers and printable text."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from typing import Any
 from hpc_tumor.records import section as section
 
 _LONGEST = 300
-LARGEST = 1e100  # that a score may be: sums and squares of these are numbers still
+LARGEST = 1e100  # score: sums and squares stay finite
 
 
 def number(value: object) -> float | None:
-    """`value` as a finite number, else None."""
+    """Return `value` as a finite number, else None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
-        found = float(value)
+        result = float(value)
     except OverflowError:
         return None
-    return found if math.isfinite(found) else None
+    return result if math.isfinite(result) else None
 
 
 def integer(value: object) -> int | None:
-    """`value` as a whole number of at most 64 bits, else None."""
-    found = number(value)
-    return int(found) if found is not None and found == int(found) and abs(found) < 2**63 else None
+    """Return `value` as an integer of at most 64 bits, else None."""
+    result = number(value)
+    return int(result) if result is not None and result == int(result) and abs(result) < 2**63 else None
 
 
 def flag(value: object) -> bool | None:
-    """`value` where it is true or false, else None."""
+    """Return `value` if it is a boolean, else None."""
     return value if isinstance(value, bool) else None
 
 
 def text(value: object) -> str | None:
-    """A text on one line without control characters (a terminal obeys them), of bounded length; None for no text."""
+    """Return a string as one line of bounded length with control characters escaped; None for other values."""
     if not isinstance(value, str) or not value:
         return None
     if len(value) <= _LONGEST and value.isprintable():
@@ -44,22 +44,22 @@ def text(value: object) -> str | None:
 
 
 def word(value: object) -> str:
-    """As `text`, with a question mark for no text."""
+    """Return `text(value)`, or a question mark."""
     return text(value) or "?"
 
 
 def plain(value: object, depth: int = 4) -> Any:
-    """A setting as it may be shown and written: texts made printable, what is nested too deep as text."""
+    """Return a setting with all strings printable, and values nested too deep as text."""
     if isinstance(value, str):
         return text(value) or ""
     if isinstance(value, dict | list) and not depth:
         return word(repr(value))
     if isinstance(value, dict):
-        return {word(name): plain(one, depth - 1) for name, one in value.items()}
-    return [plain(one, depth - 1) for one in value] if isinstance(value, list) else value
+        return {word(name): plain(item, depth - 1) for name, item in value.items()}
+    return [plain(item, depth - 1) for item in value] if isinstance(value, list) else value
 
 
 def scores(value: object) -> dict[str, float | None]:
-    """Name → score, by name; None where a score is null, NaN, no number or beyond all sense."""
-    found = {word(name): number(score) for name, score in sorted(section(value).items())}
-    return {name: score if score is None or abs(score) <= LARGEST else None for name, score in found.items()}
+    """Return scores sorted by name; None for those that are null, not finite, not numbers or larger than LARGEST."""
+    result = {word(name): number(score) for name, score in sorted(section(value).items())}
+    return {name: score if score is None or abs(score) <= LARGEST else None for name, score in result.items()}

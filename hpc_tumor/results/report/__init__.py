@@ -1,1 +1,1 @@
-"""Build the report: one HTML page that needs no network; `serve` shows it through a tunnel."""
+"""Build the report, one self-contained HTML page, and serve it through an SSH tunnel."""

@@ -1,4 +1,4 @@
-"""The report: one HTML file with every table and figure of a comparison, which needs nothing but a browser."""
+"""Render the report: one self-contained HTML file with all tables and figures of a comparison."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MOST_ORIGINS = 200  # runs whose settings are shown
 
 @dataclass(frozen=True)
 class Part:
-    """A heading of a group's section with its tables and figures; `first` says which of them come first."""
+    """A subsection of a group with its tables and figures; `first` names the kind that comes first."""
 
     key: str
     title: str
@@ -39,7 +39,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Section:
-    """One group of comparable runs, in words, tables and figures."""
+    """The section of one group of comparable runs."""
 
     key: str
     title: str
@@ -51,16 +51,16 @@ class Section:
     drawings: tuple[Drawing, ...]
 
 
-# Heading, tables, figures, and which of the two come first.
+# Heading, tables, figures, and the kind that comes first.
 _EVIDENCE = (
     ("Scores", ("results",), ("scores",), "tables"),
-    ("Are the differences real?", ("tests",), (), "tables"),
+    ("Paired tests", ("tests",), (), "tables"),
     ("Ranks", ("ranks",), ("ranks",), "tables"),
 )
 _ABOUT_RUNS = (
     ("Learning curves", (), ("curves",), "figures"),
-    ("What it costs", ("cost",), ("tradeoffs",), "figures"),
-    ("The data", (), ("samples", "data"), "figures"),
+    ("Cost", ("cost",), ("tradeoffs",), "figures"),
+    ("Data", (), ("samples", "data"), "figures"),
     ("Runs", ("runs",), (), "tables"),
 )
 _PARTS: dict[str, tuple[tuple[str, tuple[str, ...], tuple[str, ...], str], ...]] = {
@@ -68,31 +68,31 @@ _PARTS: dict[str, tuple[tuple[str, tuple[str, ...], tuple[str, ...], str], ...]]
         *_EVIDENCE,
         ("Labels and regions", ("parts",), ("distributions",), "figures"),
         ("Best, median and worst patients", (), ("cases",), "figures"),
-        ("Where the gates look", (), ("attention",), "figures"),
+        ("Attention gates", (), ("attention",), "figures"),
         *_ABOUT_RUNS,
     ),
     "classification": (
         *_EVIDENCE,
         ("Classes", ("parts",), ("confusion",), "figures"),
-        ("Can its confidence be believed?", (), ("calibration", "distributions"), "figures"),
-        ("Wrong, and sure of it", (), ("mistakes",), "figures"),
-        ("Where it looks, what its first layer sees", (), ("attention", "filters"), "figures"),
+        ("Confidence and calibration", (), ("calibration", "distributions"), "figures"),
+        ("Confident mistakes", (), ("mistakes",), "figures"),
+        ("Attention and first-layer filters", (), ("attention", "filters"), "figures"),
         *_ABOUT_RUNS,
     ),
 }
 _QUESTION = {
-    "segmentation": "Which network outlines tumours best?",
-    "classification": "Which network tells tumours apart best?",
+    "segmentation": "Which network segments tumours best?",
+    "classification": "Which network classifies tumours best?",
 }
 
 
 def render_report(comparison: Comparison, drawings: Sequence[Drawing], made: datetime, folder: str) -> str:
-    """The report as HTML.
+    """Return the report as HTML.
 
     Args:
-        drawings: the figures, each with the index of its group.
-        made: when; shown in the last line.
-        folder: where the runs lie, in words.
+        drawings: figures, each with the index of its group.
+        made: time of creation, shown in the last line.
+        folder: folder of the runs, shown in the last line.
     """
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATE),
@@ -128,24 +128,24 @@ def _title(groups: Sequence[Group]) -> str:
 
 def _over(comparison: Comparison) -> str:
     runs, entries = len(comparison.results), sum(len(group.entries) for group in comparison.groups)
-    parts = [f"{runs} finished {plural(runs, 'run')} of {entries} {plural(entries, 'network')}"]
+    parts = [f"{runs} finished {plural(runs, 'run')} in {entries} {'entry' if entries == 1 else 'entries'}"]
     if comparison.unfinished:
         parts.append(f"{len(comparison.unfinished)} unfinished")
     if comparison.skipped:
         parts.append(f"{len(comparison.skipped)} skipped")
     if comparison.left_out:
-        parts.append(f"{comparison.left_out} left out as asked")
+        parts.append(f"{comparison.left_out} not selected")
     return ", ".join(parts)
 
 
 def _section(group: Group, index: int, drawings: Sequence[Drawing]) -> Section:
     key = f"group-{index + 1}"
     tables = group_tables(group)
-    there = {drawing.section for drawing in drawings}
+    drawn = {drawing.section for drawing in drawings}
     parts = []
     for number, (title, names, sections, first) in enumerate(_PARTS[group.task]):
         chosen = tuple((name, tables[name]) for name in names if name in tables)
-        if chosen or there & set(sections):
+        if chosen or drawn & set(sections):
             parts.append(Part(f"{key}-{number + 1}", title, chosen, sections, first))
     return Section(
         key, group.title, _short(group), tuple(_verdict(group)), tuple(_data(group)), group.split_leaks is True,
@@ -159,45 +159,43 @@ def _short(group: Group) -> str:
 
 
 def _verdict(group: Group) -> Iterable[str]:
-    """Sentences for a reader in a hurry: the conclusions, below the score where there is a single entry."""
     if len(group.entries) == 1:
         (entry,) = group.entries
         score = measure(group.task, group.main)
-        found = entry.statistics.get(group.main)
-        if found is not None:
-            low, high = found.low, found.high
+        statistic = entry.statistics.get(group.main)
+        if statistic is not None:
+            low, high = statistic.low, statistic.high
             between = f" (95 % interval {score.show(low)} to {score.show(high)})" if low is not None else ""
-            yield f"{entry.name}: {score.title} {score.show(found.mean)}{between}."
+            yield f"{entry.name}: {score.title} {score.show(statistic.mean)}{between}."
     yield from conclusions(group)
 
 
 _DATASETS = {"brats": "BraTS", "brats-h5": "BraTS (H5 edition)", "brain-mri": "Brain Tumor MRI"}
 _SPLITS = {
-    "by-patient": "No patient is on two sides of the split.",
-    "deduplicated": "No image, and no near copy of one, is on two sides of the split; other slices of a patient may be,"
-    " since the data names no patients.",
-    "published": "The split is the published one.",
+    "by-patient": "No patient is in two parts of the split.",
+    "deduplicated": "No image has an exact or near duplicate in another part of the split; other slices of its patient"
+    " may be there, since the data does not identify patients.",
+    "published": "Published split.",
 }
 
 
 def _data(group: Group) -> Iterable[str]:
-    """What was trained and tested on, and what leaks."""
-    one = group.runs[0]
+    run = group.runs[0]
     unit = CASES[group.task]
     dataset = _DATASETS.get(group.dataset or "", group.dataset or "Unknown data")
     each = " in a fold" if group.folds else ""
-    counts = ((one.train_cases, "train"), (one.val_cases, "validate"))
-    sizes = [f"{count:,} to {what}{each}" for count, what in counts if count]
+    counts = ((run.train_cases, "training"), (run.val_cases, "validation"))
+    sizes = [f"{count:,} for {use}{each}" for count, use in counts if count]
     tested = sorted({entry.n for entry in group.entries if entry.n is not None})
-    sizes += [f"{tested[-1]:,} to test"] if tested else []
-    yield f"{dataset}: {unit}, {', '.join(sizes)}." if sizes else f"{dataset}."
-    yield _SPLITS.get(group.split, f"The split is from a file ({group.split}).")
+    sizes += [f"{tested[-1]:,} for testing"] if tested else []
+    yield f"{dataset}, number of {unit}: {', '.join(sizes)}." if sizes else f"{dataset}."
+    yield _SPLITS.get(group.split, f"Split from a file ({group.split}).")
     known = [images.known for images in group.entries[0].tested_images if images.known is not None]
-    if copies := sum(int(some.sum()) for some in known):
-        yield f"{copies:,} of the test images have a copy, identical or near, in training or validation."
+    if copies := sum(int(copied.sum()) for copied in known):
+        yield f"{copies:,} of the test images have an exact or near duplicate in training or validation."
     if group.folds:
-        there = sorted({fold for entry in group.entries for fold in entry.folds})
-        if len(there) == group.folds:
-            yield f"{group.folds} folds: over all of them each of the {unit} is tested once."
+        folds = sorted({fold for entry in group.entries for fold in entry.folds})
+        if len(folds) == group.folds:
+            yield f"{group.folds} folds: each {unit.removesuffix('s')} is tested once."
         else:
-            yield f"Of {group.folds} folds {len(there)} {'was' if len(there) == 1 else 'were'} run."
+            yield f"{len(folds)} of {group.folds} folds {'was' if len(folds) == 1 else 'were'} run."

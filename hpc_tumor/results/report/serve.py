@@ -1,4 +1,4 @@
-"""The report on a port of this machine alone, for a browser at the other end of an ssh tunnel."""
+"""Serve the report on the loopback interface, for a browser at the other end of an SSH tunnel."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LOOPBACK = "127.0.0.1"
 PATIENCE = 30  # seconds without a byte after which a connection is closed
 CHUNK = 64 * 1024
 
-# Through a tunnel the port may be another. Any other name was made to point here by a page of somebody else's.
+# A tunnel may change the port. Other host names are refused: they may come from DNS rebinding.
 _HOST = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:\d{1,5})?", re.IGNORECASE | re.ASCII)
 _HEADERS = {
     "Cache-Control": "no-store",
@@ -38,30 +38,30 @@ _HEADERS = {
 
 
 def serve_report(report: Path, port: int = 0, announce: Callable[[str], None] = print) -> None:
-    """Show `report` to who knows the address, until Ctrl-C: on 127.0.0.1 alone, at a path that cannot be guessed.
+    """Serve `report` on 127.0.0.1, at a path that cannot be guessed, until Ctrl-C.
 
-    `announce` is given, line by line, the address and the ssh command that brings it to another machine. The file is
-    read again at each request. Port 0 takes a free one.
+    `announce` is called with each line to print: the address and the ssh command of the tunnel. The file is read again
+    at each request. Port 0 picks a free port.
 
     Raises:
-        UsageError: `report` is not a file that can be read, or the port is taken, not allowed or not a port.
+        UsageError: `report` cannot be read, or the port is in use, not permitted or out of range.
     """
     _open(report).close()
     try:
         with ReportServer(report, port) as server:
             announce(f"Report: {server.url}")
             announce(f"From another machine: {server.tunnel}")
-            announce("Ctrl-C ends it.")
+            announce("Press Ctrl-C to stop.")
             server.serve_forever()
     except KeyboardInterrupt:
         return
 
 
 def _open(report: Path) -> BinaryIO:
-    """The file `report`, open.
+    """Open the file `report`.
 
     Raises:
-        UsageError: it is not there, not a regular file, or may not be read.
+        UsageError: it is missing, not a regular file, or not readable.
     """
     try:
         if report.exists() and not report.is_file():
@@ -72,27 +72,23 @@ def _open(report: Path) -> BinaryIO:
 
 
 class ReportServer(ThreadingHTTPServer):
-    """A listening server of one file. Every request has a thread, so that one that hangs keeps nobody waiting."""
+    """A server of one file, with a thread per request, so that a hanging client does not block others."""
 
     daemon_threads = True
-    allow_reuse_port = False  # nobody else may listen beside it
-    request_queue_size = 128  # with the usual 5, a handful of clients that hang makes others wait for seconds
+    allow_reuse_port = False  # no other process may listen on it
+    request_queue_size = 128  # with the default 5, a few hanging clients delay others by seconds
 
     def __init__(self, report: Path, port: int = 0) -> None:
-        """Listen on `port` of 127.0.0.1.
-
-        Raises:
-            UsageError: the port is taken, not allowed or not a port.
-        """
+        """Listen on `port` of 127.0.0.1. Raises UsageError if it is in use, not permitted or out of range."""
         self.report = report
         self.token = secrets.token_urlsafe(24)
         if not 0 <= port <= 65535:
-            raise UsageError(f"port {port} is not between 0 and 65535; 0 takes a free one.")
+            raise UsageError(f"port {port} is not between 0 and 65535; 0 picks a free port.")
         try:
             super().__init__((LOOPBACK, port), _Handler)
         except OSError as error:
-            why = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
-            raise UsageError(f"port {port} {why}: choose another, or 0 for a free one.") from None
+            reason = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
+            raise UsageError(f"port {port} {reason}: choose another, or 0 for a free port.") from None
 
     @property
     def url(self) -> str:
@@ -101,16 +97,16 @@ class ReportServer(ThreadingHTTPServer):
 
     @property
     def tunnel(self) -> str:
-        """The command that makes the address work on another machine that reaches this one by ssh."""
+        """The ssh command that makes the address work on another machine."""
         return f"ssh -N -L {self.server_port}:{LOOPBACK}:{self.server_port} {socket.gethostname()}"
 
     def server_bind(self) -> None:
-        """Bind without asking the name service for this machine's full name, which can take a minute."""
+        """Bind without resolving this machine's full name, which can take a minute."""
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = LOOPBACK, self.server_address[1]
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing where only the connection was lost."""
+        """Ignore lost connections."""
         if not isinstance(sys.exc_info()[1], OSError):
             super().handle_error(request, client_address)
 
@@ -126,7 +122,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(with_body=False)
 
     def __getattr__(self, name: str) -> Any:
-        # http.server looks for a method of each request's name, and answers 501 where there is none.
+        # http.server answers 501 for requests without a do_ method.
         if name.startswith("do_"):
             return lambda: self.send_error(HTTPStatus.METHOD_NOT_ALLOWED)
         raise AttributeError(name)
@@ -136,8 +132,8 @@ class _Handler(BaseHTTPRequestHandler):
         if len(hosts) != 1 or not _HOST.fullmatch(hosts[0].strip()):
             self.send_error(HTTPStatus.FORBIDDEN)
             return
-        asked = self.path.partition("?")[0].removesuffix("/")
-        if not hmac.compare_digest(asked.encode("utf-8", "surrogatepass"), f"/{self.server.token}".encode()):
+        path = self.path.partition("?")[0].removesuffix("/")
+        if not hmac.compare_digest(path.encode("utf-8", "surrogatepass"), f"/{self.server.token}".encode()):
             self.send_error(HTTPStatus.NOT_FOUND)
             return
         try:
@@ -151,7 +147,7 @@ class _Handler(BaseHTTPRequestHandler):
                 shutil.copyfileobj(file, self.wfile, CHUNK)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """Answer with the code and its name, whatever the reason."""
+        """Answer with the code and its name only."""
         body = f"{HTTPStatus(code).phrase}\n".encode()
         self._send_head(code, "text/plain; charset=utf-8", len(body))
         if self.command != "HEAD":
@@ -169,5 +165,5 @@ class _Handler(BaseHTTPRequestHandler):
     def version_string(self) -> str:
         return "hpc-tumor"
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name that http.server gives it
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name in http.server
         pass

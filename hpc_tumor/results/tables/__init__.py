@@ -1,1 +1,1 @@
-"""Lay tables out: a comparison in, rows and columns out, which each writer draws: brief, full, for a paper."""
+"""Lay out tables: a comparison in; brief, full and paper tables out, which each writer draws."""

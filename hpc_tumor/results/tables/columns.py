@@ -1,6 +1,6 @@
-"""The columns of all tables whose rows are entries, runs, published figures or the nearest neighbour, by their keys.
+"""Registry of the columns of tables whose rows are entries, runs, published results or the nearest neighbour.
 
-A table is a tuple of keys: those of COLUMNS, and the names of scores.
+A table is a tuple of keys: keys of COLUMNS and names of scores.
 """
 
 from __future__ import annotations
@@ -27,58 +27,57 @@ def row_table(
     cells: Mapping[str, Callable[[Row], str]] | None = None,
     notes: Sequence[str] = (),
 ) -> Table:
-    """The columns of those keys for the rows, with published figures aside; columns that show nothing are left out.
+    """Build a table of `rows`, with published results set apart; empty columns are left out.
 
     Args:
-        titles, cells: of columns that are called, or show their values, otherwise than elsewhere.
+        titles, cells: override headings and cells of columns, by key.
     """
-    named = {"sd": f"± sd over {spread_over(group)}", **(titles or {})}
+    headings = {"sd": f"± sd over {spread_over(group)}", **(titles or {})}
     columns = [_column(group.task, key) for key in keys]
     columns = [
-        replace(column, title=named.get(column.key, column.title), cell=(cells or {}).get(column.key, column.cell))
+        replace(column, title=headings.get(column.key, column.title), cell=(cells or {}).get(column.key, column.cell))
         for column in columns
     ]
-    aside = frozenset(place for place, row in enumerate(rows) if row.kind == "published")
+    aside = frozenset(index for index, row in enumerate(rows) if row.kind == "published")
     return replace(fill(title or group.title, columns, rows, notes, NOTHING), aside=aside)
 
 
 def with_best(table: Table, group: Group, rows: Sequence[Row]) -> Table:
-    """The table with the best values of each score marked as such."""
+    """Return the table with the best values of each score in bold."""
     return replace(table, strong=frozenset(
-        (place, index)
+        (row, index)
         for index, column in enumerate(table.columns)
-        if column.key not in COLUMNS and column.key != "confidence"  # of which none is the best
-        for place in best_places(group, rows, column.key)
+        if column.key not in COLUMNS and column.key != "confidence"  # which has no best value
+        for row in best_places(group, rows, column.key)
     ))  # fmt: skip
 
 
-def quartiles(task: str, score: str, found: Statistic | None) -> str:
-    """`0.850 [0.781–0.902]`: the median over test cases, and from the first to the third quartile."""
-    if found is None or found.median is None:
+def quartiles(task: str, score: str, statistic: Statistic | None) -> str:
+    """Return median and quartiles over test cases: `0.850 [0.781–0.902]`."""
+    if statistic is None or statistic.median is None:
         return ""
-    shown = measure(task, score)
-    return f"{shown.show(found.median)} [{shown.between(found.q1, found.q3)}]"
+    metric = measure(task, score)
+    return f"{metric.show(statistic.median)} [{metric.between(statistic.q1, statistic.q3)}]"
 
 
-def interval(task: str, score: str, found: Statistic | None) -> str:
-    """`0.812–0.871`: the 95 % interval of a score."""
-    return "" if found is None else measure(task, score).between(found.low, found.high)
+def interval(task: str, score: str, statistic: Statistic | None) -> str:
+    """Return the 95 % interval of a score: `0.812–0.871`."""
+    return "" if statistic is None else measure(task, score).between(statistic.low, statistic.high)
 
 
 def whole(value: int | None) -> str:
-    """`5,496,451`."""
+    """Return `5,496,451`."""
     return "" if value is None else f"{value:,}"
 
 
 def short(value: int | None) -> str:
-    """`5.5 M`."""
+    """Return `5.5 M`."""
     if value is None:
         return ""
     return f"{value / 1e6:.1f} M" if value >= 999_500 else f"{value / 1e3:.0f} k" if value >= 1000 else str(value)
 
 
 def _column(task: str, key: str) -> Column:
-    """The column of that key; of a score its heading is that of the task, unless the registry gives another."""
     if key in COLUMNS:
         return COLUMNS[key]
     keep, family = _IMPORTANCE.get(key, (99, ""))
@@ -87,19 +86,19 @@ def _column(task: str, key: str) -> Column:
 
 
 def spread_over(group: Group) -> str:
-    """What the standard deviations of the entries are taken over."""
+    """Return the unit that the standard deviations of the entries are over: seeds, folds or runs."""
     over = {entry.sd_over for entry in group.entries if entry.sd_over}
     return over.pop() if len(over) == 1 else "runs"
 
 
 def _counted(row: Row, score: str) -> str:
-    found = row.statistics.get(score)
-    return whole(found.n) if found else ""
+    statistic = row.statistics.get(score)
+    return whole(statistic.n) if statistic else ""
 
 
 def _deviation(row: Row) -> str:
-    found = row.statistics.get(row.main)
-    return "" if found is None or found.sd is None else f"± {measure(row.task, row.main).show(found.sd)}"
+    statistic = row.statistics.get(row.main)
+    return "" if statistic is None or statistic.sd is None else f"± {measure(row.task, row.main).show(statistic.sd)}"
 
 
 def _interval(row: Row, score: str) -> str:
@@ -107,7 +106,6 @@ def _interval(row: Row, score: str) -> str:
 
 
 def _show_main(row: Row, scores: Mapping[str, float | None]) -> str:
-    """The main score among others than those of the best weights on the test cases."""
     return measure(row.task, row.main).show(scores.get(row.main))
 
 
@@ -120,7 +118,7 @@ def _new(row: Row) -> str:
 
 
 def _hours(row: Row, on_cpus: bool) -> str:
-    """Hours of GPUs; where all its runs were on CPUs, those of their processes."""
+    """Return GPU-hours, or CPU process-hours where all runs were on CPUs; empty for the other kind."""
     if on_cpus != (bool(row.runs) and all(run.device == "cpu" for run in row.runs)):
         return ""
     return _significant(row.total("compute_hours" if on_cpus else "gpu_hours"))
@@ -131,12 +129,10 @@ def _used(name: str) -> Callable[[Row], str]:
 
 
 def _significant(value: float | None) -> str:
-    """Three digits that matter."""
     return "" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _time(seconds: float | None) -> str:
-    """`12 min`."""
     if seconds is None:
         return ""
     if seconds < 99.5:
@@ -150,7 +146,7 @@ def _range(values: Sequence[int | None]) -> str:
 
 
 _OF_STRUCTURES = {f"dice_{structure}" for structure in STRUCTURES}
-_IMPORTANCE = {  # of scores on a terminal: how long they are kept, and the family that goes with them
+_IMPORTANCE = {  # of scores on a narrow terminal, and the family of columns kept or dropped together
     "balanced_accuracy": (25, ""), "auroc": (24, ""), "ece": (22, ""), "confidence": (4, ""),
     "dice_NCR": (10, "labels"), "dice_ED": (10, "labels"), **{f"dice_{region}": (40, "regions") for region in REGIONS},
     "hd95": (45, ""), "nsd": (30, ""), "iou": (2, ""), "precision": (1, "errors"), "recall": (1, "errors"),
@@ -181,9 +177,9 @@ COLUMNS = {
         Column("epochs", keep=3, key="epochs", cell=lambda row: row.epochs),
         Column("best epoch", key="best_epoch", cell=lambda row: _range([run.best_epoch for run in row.runs])),
         Column("GPUs", keep=6, key="gpus", cell=lambda row: row.gpus),
-        Column("time of a run", keep=18, key="time", cell=lambda row: _time(row.mean("seconds"))),
+        Column("time per run", keep=18, key="time", cell=lambda row: _time(row.mean("seconds"))),
         Column("GPU-hours", key="gpu_hours", cell=lambda row: _hours(row, on_cpus=False)),
-        Column("CPU-process-hours", key="cpu_hours", cell=lambda row: _hours(row, on_cpus=True)),
+        Column("CPU process-hours", key="cpu_hours", cell=lambda row: _hours(row, on_cpus=True)),
         Column("samples/s", key="rate", cell=_used("samples_per_second")),
         Column("peak memory, GB", keep=5, key="memory", cell=_used("peak_memory_gb")),
         Column(

@@ -1,4 +1,4 @@
-"""Tables of what is behind the results: every structure or class, every run, and what could not be compared."""
+"""Detail tables: structures or classes, runs, unfinished runs and skipped folders."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from hpc_tumor.results.compare.measures import MAIN_SCORE, OF_STRUCTURES, measur
 from hpc_tumor.results.compare.statistics import Statistic
 from hpc_tumor.results.read.run_result import RunResult
 from hpc_tumor.results.tables.columns import interval, quartiles, whole
-from hpc_tumor.run_dir import without_best
+from hpc_tumor.run_dir import describe_lost_weights
 from hpc_tumor.table import NOTHING, Column, Table, fill
 from hpc_tumor.vocabulary import STRUCTURES
 
 
 @dataclass(frozen=True)
 class Part:
-    """A structure, or a class of images, as an entry was scored by it."""
+    """Scores of one entry on one structure or class of images."""
 
     entry: Entry
     name: str
@@ -28,13 +28,13 @@ class Part:
 
     @cached_property
     def counts(self) -> dict[str, int]:
-        """How many test cases are of each status; nothing where that is not known."""
+        """Number of test cases of each status; empty if unknown."""
         return dict(self.entry.counted(self.name))
 
 
 def _mean(task: str, score: str) -> Column:
-    shown = measure(task, score)
-    return Column(shown.heading, cell=lambda part: shown.show(part.entry.value(f"{score}_{part.name}")))
+    metric = measure(task, score)
+    return Column(metric.heading, cell=lambda part: metric.show(part.entry.value(f"{score}_{part.name}")))
 
 
 def _interval(task: str, score: str, title: str) -> Column:
@@ -81,22 +81,21 @@ _PARTS = {
 _ABOUT_PARTS = {
     "segmentation": (
         "Scores of each label (NCR, ED, ET) and region (WT, TC, ET)",
-        "Empty: absent and not predicted; missed: present and not predicted; false alarm: absent but predicted; by one"
-        " of several seeds at least. IQR: from the first to the third quartile over patients.",
+        "Empty: absent and not predicted. Missed: present but not predicted; false alarm: absent but predicted; each by"
+        " at least one seed. IQR: first to third quartile over patients.",
     ),
-    "classification": ("Scores of each class", "Intervals: bootstrap over groups of copies."),
+    "classification": ("Scores of each class", "Intervals: bootstrap over duplicate groups."),
 }
 
 
 def parts_table(group: Group) -> Table:
-    """Every score of every structure, or class of images, of each entry."""
+    """Build the table of every score of every structure or class of each entry."""
     title, note = _ABOUT_PARTS[group.task]
     parts = [part for entry in group.entries for part in _parts(entry)]
     return fill(title, _PARTS[group.task], parts, (note,), NOTHING)
 
 
 def _parts(entry: Entry) -> list[Part]:
-    """The structures, or classes, that an entry was scored by."""
     if entry.task == "segmentation":
         return [Part(entry, name) for name in STRUCTURES if f"dice_{name}" in entry.statistics]
     scores = (name.partition("_") for name in entry.statistics)
@@ -104,9 +103,9 @@ def _parts(entry: Entry) -> list[Part]:
 
 
 def runs_table(group: Group) -> Table:
-    """Every finished run."""
-    shown = measure(group.task, group.main)
-    again = {id(run) for entry in group.entries for run in entry.repeated}
+    """Build the table of all finished runs."""
+    metric = measure(group.task, group.main)
+    repeated = {id(run) for entry in group.entries for run in entry.repeated}
     names = {id(run): entry.name for entry in group.entries for run in entry.all_runs}
     columns = (
         Column("run", "left", cell=lambda run: run.run),
@@ -115,18 +114,18 @@ def runs_table(group: Group) -> Table:
         Column("fold", cell=lambda run: _text(run.fold)),
         Column("epochs", cell=lambda run: whole(run.epochs)),
         Column("best epoch", cell=lambda run: whole(run.best_epoch)),
-        Column(shown.heading, cell=lambda run: shown.show(run.score)),
-        Column("last", cell=lambda run: shown.show(run.last.get(group.main))),
+        Column(metric.heading, cell=lambda run: metric.show(run.score)),
+        Column("last", cell=lambda run: metric.show(run.last.get(group.main))),
         Column("skipped steps", cell=lambda run: _text(run.skipped_steps)),
         Column("restarts", cell=lambda run: _text(run.restarts)),
         Column("device", "left", cell=_device),
-        Column("remarks", "left", wrap=True, cell=lambda run: "; ".join(_remarks(run, id(run) in again))),
+        Column("remarks", "left", wrap=True, cell=lambda run: "; ".join(_remarks(run, id(run) in repeated))),
     )
     return fill("Runs", columns, group.runs, empty=NOTHING)
 
 
 def unfinished_table(comparison: Comparison) -> Table:
-    """Runs without a result, with their state."""
+    """Build the table of runs without a result, with their state."""
     columns = (
         Column("run", "left", cell=lambda run: run.run),
         Column("model", "left", keep=20, cell=lambda run: run.model or ""),
@@ -139,12 +138,12 @@ def unfinished_table(comparison: Comparison) -> Table:
 
 
 def skipped_table(comparison: Comparison) -> Table:
-    """Folders that were left out, and why."""
+    """Build the table of skipped folders and the reasons."""
     columns = (
         Column("folder", "left", wrap=True, cell=lambda item: item.path),
-        Column("why it was skipped", "left", wrap=True, cell=lambda item: item.reason),
+        Column("reason", "left", wrap=True, cell=lambda item: item.reason),
     )
-    return fill("Skipped", columns, comparison.skipped)
+    return fill("Skipped folders", columns, comparison.skipped)
 
 
 def _text(value: int | None) -> str:
@@ -156,10 +155,10 @@ def _device(run: RunResult) -> str:
     return f"{count}{run.device}" if run.device else ""
 
 
-def _remarks(run: RunResult, again: bool) -> list[str]:
-    remarks = [*run.remarks, *(["ended early"] if run.stopped_early else [])]
-    remarks += [without_best(run.weights_lost)] if run.weights_lost else []
-    return [*remarks, *(["run again: not counted"] if again else [])]
+def _remarks(run: RunResult, repeated: bool) -> list[str]:
+    remarks = [*run.remarks, *(["stopped early"] if run.stopped_early else [])]
+    remarks += [describe_lost_weights(run.weights_lost)] if run.weights_lost else []
+    return [*remarks, *(["superseded by a later run"] if repeated else [])]
 
 
 def _epoch(run: UnfinishedRun) -> str:
@@ -171,8 +170,8 @@ def _epoch(run: UnfinishedRun) -> str:
 def _best(run: UnfinishedRun) -> str:
     if run.best is None:
         return ""
-    named = measure(run.task, run.best_by).title if run.task in MAIN_SCORE and run.best_by else ""
-    return f"{named} {run.best:.3f}".strip()
+    title = measure(run.task, run.best_by).title if run.task in MAIN_SCORE and run.best_by else ""
+    return f"{title} {run.best:.3f}".strip()
 
 
 def _state(run: UnfinishedRun) -> str:

@@ -1,4 +1,4 @@
-"""Tables of what can be said of the entries: paired tests, and ranks with their stability."""
+"""Tables of paired tests, and of ranks with their stability."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MOST_PLACES = 7
 
 @dataclass(frozen=True)
 class Pair:
-    """Two entries, or an entry and the nearest neighbour, by name, and their test by a score."""
+    """Two entries, or an entry and the nearest neighbour, by name, and their paired test on a score."""
 
     first: str
     second: str
@@ -28,7 +28,7 @@ class Pair:
     score: Measure
 
     def signed(self, value: float) -> str:
-        """A difference in the unit of its score."""
+        """Format a difference in the unit of its score."""
         return f"{100 * value:+.1f}" if self.score.form == "percent" else f"{value:+.3f}"
 
     @property
@@ -56,7 +56,7 @@ _TESTS = {
 
 
 def pairs(group: Group) -> list[Pair]:
-    """All pairs of entries, and below them each classifier against the nearest neighbour."""
+    """List all pairs of entries, then each classifier against the nearest neighbour."""
     names = [entry.name for entry in group.compared]
     tests: list[tuple[str, str, Difference]] = [(names[test.first], names[test.second], test) for test in group.tests]
     tests += [(name, "nearest neighbour", test) for name, test in group.neighbour_tests.items()]
@@ -64,40 +64,39 @@ def pairs(group: Group) -> list[Pair]:
 
 
 def differences_table(group: Group, shown: Sequence[Pair], keys: Iterable[str] = _TESTS) -> Table:
-    """The tests `shown`: difference, p, effect size."""
-    how = list(_about_tests(group))
+    """Build the table of paired tests: difference, p, effect size."""
+    notes = list(_about_tests(group))
     every = len(group.tests) + len(group.neighbour_tests)
     if len(shown) < every:
-        how[0] = f"{len(shown)} of {every} tests. {how[0]}"
-    return fill("Are the differences real?", [_TESTS[key] for key in keys], shown, how, NOTHING)
+        notes[0] = f"{len(shown)} of {every} tests are shown. {notes[0]}"
+    return fill("Paired tests", [_TESTS[key] for key in keys], shown, notes, NOTHING)
 
 
 def _about_tests(group: Group) -> Iterator[str]:
     images = group.task == "classification"
-    how = method(group) if group.tests else "McNemar over groups of copies."
+    name = method(group) if group.tests else "McNemar test over duplicate groups."
     if against := len(group.neighbour_tests):
-        how += f" Against the nearest neighbour: Holm-corrected over these {counted(against, 'test')}."
-    each = "image by image" if images else "patient by patient"
-    yield f"{how} * below 0.05 after correction. What is compared are means over seeds, {each}."
+        name += f" Against the nearest neighbour: Holm-corrected over these {counted(against, 'test')}."
+    yield f"{name} *: p < 0.05 after correction. Paired by {'image' if images else 'patient'}, means over seeds."
     if images:
         yield (
-            "McNemar: exact where all differences are equally large; else, of means over seeds or copies, that for"
-            " clustered pairs (Durkalski 2003)."
+            "McNemar: exact if all differences have the same size; otherwise (means over seeds or duplicates) the test"
+            " for clustered pairs (Durkalski 2003)."
         )
     yield (
-        "Effect size: rank-biserial correlation of matched pairs, −1 to 1: 0 where neither is better, 1 where the first"
-        " is better wherever they differ."
+        "Effect size: matched-pairs rank-biserial correlation, −1 to 1; 0: neither is better, 1: the first is better"
+        " wherever they differ."
     )
     tests: Sequence[Difference] = group.tests or tuple(group.neighbour_tests.values())
     if tests and 0.5 ** (tests[0].n - 1) * len(tests) > SIGNIFICANCE_LEVEL:
         yield (
-            f"With {tests[0].n} {UNITS[group.task]} and {counted(len(tests), 'test')} no difference could be"
-            " significant: test on more of them, for example by folds."
+            f"With {tests[0].n} {UNITS[group.task]} and {counted(len(tests), 'test')} no difference can be significant:"
+            f" test on more {UNITS[group.task]}, for example with folds."
         )
 
 
 def ranks_table(group: Group) -> Table:
-    """Ranks and how stable they are."""
+    """Build the table of ranks and their stability."""
     ranking, images = group.ranking, group.task == "classification"
     if ranking is None:
         return Table("Ranks", (), ())
@@ -113,13 +112,12 @@ def ranks_table(group: Group) -> Table:
     ]
     order = sorted(range(len(group.compared)), key=lambda index: ranking.ranks[index])
     names = ", ".join(measure(group.task, name).title for name in group.ranked_by)
-    how = f"Rank, then aggregate, as BraTS does: each patient ranks the entries by {names}; the mean of these decides."
+    method_note = f"Ranked as in BraTS: on each patient by {names}, then by the mean of these ranks."
     if images:
-        how = f"Ranked by {names}, the mean over images."
-    again = f"Places and interval: over {RESAMPLES:,} bootstrap resamples of the test {CASES[group.task]}."
-    return fill("Ranks, and how stable they are", columns, order, (f"{how} {again}",))
+        method_note = f"Ranked by mean {names} over images."
+    stability = f"Places and intervals: over {RESAMPLES:,} bootstrap resamples of the test {CASES[group.task]}."
+    return fill("Ranks and their stability", columns, order, (f"{method_note} {stability}",))
 
 
 def _share(ranking: Ranking, place: int) -> Column:
-    """How often each entry has that place over the resamples."""
     return Column(f"place {place + 1}, %", cell=lambda index: f"{100 * ranking.shares[index][place]:.0f}")

@@ -1,4 +1,4 @@
-"""The tables of a comparison: which columns stand on a terminal, in the report and the files, and in a paper."""
+"""The tables of a comparison: their columns on a terminal, in the report and files, and in a paper."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from hpc_tumor.results.tables.rows import Row, group_rows
 from hpc_tumor.table import Table
 from hpc_tumor.vocabulary import REGIONS, STRUCTURES
 
-MOST_RUNS = 30  # rows of single runs below their entries; of more, the entries alone
-MOST_ROWS = 40  # that a float of a paper holds
+MOST_RUNS = 30  # with more runs, only entries are shown
+MOST_ROWS = 40  # of a float of a paper
 
 _BRIEF = {
     "classification": (
@@ -70,9 +70,9 @@ _PAPER_TESTS = ("score", "first", "second", "difference", "interval", "p_holm", 
 
 
 def terminal_tables(comparison: Comparison, width: int = 120) -> list[Table]:
-    """Tables to print in `width` characters: one per group of comparable runs, unfinished runs, skipped folders.
+    """Build the tables to print: one per group of comparable runs, unfinished runs, skipped folders.
 
-    Of each only as many columns as fit, with two blanks between them; the last two tables have cells to break.
+    Columns that do not fit into `width` characters are dropped, least important first; the last two tables wrap cells.
     """
     tables = [_brief(group, width) for group in comparison.groups]
     if comparison.unfinished:
@@ -83,7 +83,6 @@ def terminal_tables(comparison: Comparison, width: int = 120) -> list[Table]:
 
 
 def _brief(group: Group, width: int) -> Table:
-    """The finished runs of one group in that width, with what matters most; what follows from it is the last note."""
     rows = group_rows(group, runs=len(group.runs) <= MOST_RUNS)
     titles = {**_BRIEF_TITLES[group.task], "sd": f"± sd ({spread_over(group)})"}
     cells = {"hd95": _tenths, "parameters": lambda row: short(row.parameters)}
@@ -99,7 +98,7 @@ def _tenths(row: Row) -> str:
 
 
 def group_tables(group: Group) -> dict[str, Table]:
-    """Every table of a group by what it is about, with every column; those that have nothing to show are left out."""
+    """Build all tables of a group, by topic, with all columns; empty ones are left out."""
     tables = {
         "results": _results(group),
         "parts": parts_table(group),
@@ -112,27 +111,24 @@ def group_tables(group: Group) -> dict[str, Table]:
 
 
 def _results(group: Group) -> Table:
-    """Entries, the nearest neighbour, and published figures as rows: the scores."""
     rows = group_rows(group, runs=False, published=True, new=True)
     table = row_table(group, rows, _FULL[group.task], titles=_FULL_TITLES[group.task], notes=group_notes(group))
     return with_best(table, group, rows)
 
 
 def _cost(group: Group) -> Table:
-    """What each entry took to train, and what it takes to run."""
     rows = [row for row in group_rows(group, runs=False, published=True) if row.kind in ("entry", "published")]
     notes = (
-        "GFLOP per sample: one forward pass, a multiplication and an addition counted as two. Hours: all runs together;"
-        " time, samples/s and memory: means over runs. Peak memory: of the rank that took most. “2 CPU”: two processes"
-        " on CPUs.",
+        "GFLOP per sample: one forward pass; a multiply-add counts as two operations. Hours: sum over runs; time,"
+        " samples/s and memory: means over runs. Peak memory: maximum over ranks. “2 CPU”: two processes on CPUs.",
     )
     return row_table(group, rows, _COST, title="Cost", notes=notes)
 
 
 def paper_tables(group: Group) -> list[Table]:
-    """Results, cost, paired tests and ranks of a group, at most 125 characters a row for names of usual length.
+    """Build results, cost, paired tests and ranks of a group, at most 125 characters a row for names of usual length.
 
-    Published figures are marked so, with whether their split leaks; `strong` are the best values of each column.
+    Published results are marked, with whether their split leaks; `strong` cells are the best of each column.
     """
     tables = [_paper_results(group), _paper_cost(group), _paper_tests(group), ranks_table(group)]
     return [table for table in tables if table.rows]
@@ -152,39 +148,39 @@ def _paper_results(group: Group) -> Table:
 
 
 def _paper_rows(group: Group, kinds: Sequence[str]) -> list[Row]:
-    """Rows of the best entries with what stands beside them: a float does not go on over pages."""
+    """Return rows of the best entries and their companions: a float cannot break across pages."""
     first = sorted(group.entries, key=lambda entry: -(entry.score or 0))[:MOST_ROWS]
-    kept = {entry.name for entry in first}
+    names = {entry.name for entry in first}
     rows = group_rows(group, runs=False, published=len(group.entries) <= MOST_ROWS)
-    return [row for row in rows if row.kind in kinds and (row.entry is None or row.entry.name in kept)]
+    return [row for row in rows if row.kind in kinds and (row.entry is None or row.entry.name in names)]
 
 
 def _paper_notes(group: Group, rows: Sequence[Row]) -> tuple[str, ...]:
     shown = sum(row.kind == "entry" for row in rows)
-    few = (f"The best {shown} of {len(group.entries)} entries.",) if shown < len(group.entries) else ()
-    bold = ("Bold: the best of ours in each column.",) if len(group.compared) > 1 else ()
+    few = (f"Only the best {shown} of {len(group.entries)} entries.",) if shown < len(group.entries) else ()
+    bold = ("Bold: best of our entries in each column.",) if len(group.compared) > 1 else ()
     return (*few, *group_notes(group), *bold, *conclusions(group))
 
 
 def _with_interval(row: Row) -> str:
-    found = row.statistics.get(row.main)
-    ends = interval(row.task, row.main, found)
-    return measure(row.task, row.main).show(found.mean if found else None) + (f" [{ends}]" if ends else "")
+    statistic = row.statistics.get(row.main)
+    ends = interval(row.task, row.main, statistic)
+    return measure(row.task, row.main).show(statistic.mean if statistic else None) + (f" [{ends}]" if ends else "")
 
 
 def _paper_cost(group: Group) -> Table:
     notes = (
-        "GFLOP: one forward pass of one sample, a multiplication and an addition counted as two. Hours: all runs"
-        " together; time, samples/s and memory: means over runs. Memory: of the rank that took most.",
+        "GFLOP: one forward pass of one sample; a multiply-add counts as two operations. Hours: sum over runs; time,"
+        " samples/s and memory: means over runs. Memory: maximum over ranks.",
     )
     rows = _paper_rows(group, ("entry", "published"))
     return row_table(group, rows, _PAPER_COST, title="Cost", titles=_PAPER_COST_TITLES, notes=notes)
 
 
 def _paper_tests(group: Group) -> Table:
-    """The pairs of entries; where these are too many, only those by the main score, or those of the best entry.
+    """Build the paired tests of a paper; if too many, only those on the main score, or those of the best entry.
 
-    Below them the entries against the nearest neighbour; of many the best.
+    Tests against the nearest neighbour follow, of the best entries if there are many.
     """
     every, count = pairs(group), len(group.tests)
     compared = {entry.name for entry in group.compared}

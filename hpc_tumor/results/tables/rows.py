@@ -1,4 +1,4 @@
-"""What one row of a table of results shows: an entry, one run of it, the nearest neighbour, or published figures."""
+"""Rows of result tables: an entry, one of its runs, the nearest neighbour, or published results."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from hpc_tumor.results.compare.statistics import Statistic, bootstrap_means, mea
 from hpc_tumor.results.read.run_result import RunResult, Scores, mean_of
 from hpc_tumor.scores import classification_scores, confusion_counts, of_confusion
 
-_OF_ANSWERS = ("balanced_accuracy", "precision", "recall", "f1", "mcc")  # which need no probabilities
+_OF_ANSWERS = ("balanced_accuracy", "precision", "recall", "f1", "mcc")  # scores that need no probabilities
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row: `name` says all, `label` is shorter, for a row that stands below that of its entry."""
+    """One row; `label` is a shorter `name`, for a row below that of its entry."""
 
     kind: Literal["entry", "new", "run", "neighbour", "published"]
     name: str
@@ -36,43 +36,46 @@ class Row:
 
     @property
     def main(self) -> str:
-        """The score that decides."""
+        """The main score of the task."""
         return MAIN_SCORE[self.task]
 
     def value(self, score: str) -> float | None:
-        """Mean of a score."""
+        """Return the mean of a score."""
         if self.kind == "entry" and self.entry is not None:
             return self.entry.value(score)
-        found = self.statistics.get(score)
-        return found.mean if found else None
+        statistic = self.statistics.get(score)
+        return statistic.mean if statistic else None
 
     @property
     def gpus(self) -> str:
-        """GPUs of each run; `2 CPU` are two processes on CPUs."""
+        """GPUs per run; `2 CPU` is two processes on CPUs."""
         shown = {_gpus(run) for run in self.runs}
         return shown.pop() if len(shown) == 1 else "mixed" if shown else ""
 
     def mean(self, name: str) -> float | None:
-        """Mean over the runs of what one of them took: `seconds`, `peak_memory_gb` …; None where one does not say."""
+        """Return the mean of a field over the runs, such as `seconds`; None if a run does not have it."""
         return mean_of(self.runs, name)
 
     def total(self, name: str) -> float | None:
-        """As `mean`, added up."""
+        """Return the sum of a field over the runs; None if a run does not have it."""
         mean = self.mean(name)
         return None if mean is None else mean * len(self.runs)
 
 
 def group_rows(group: Group, *, runs: bool = True, published: bool = False, new: bool = False) -> list[Row]:
-    """Rows of one group: entries in their order, with their `runs` where there are several, and others beside them.
+    """Build the rows of a group: entries in their order, each followed by the rows asked for; then the neighbour.
 
-    `new`: below each entry its scores on images without a copy, where there are others.
+    Args:
+        runs: rows of single runs, of entries with several.
+        published: rows of published results.
+        new: rows of scores on images without a duplicate, of entries that have both kinds of images.
     """
     rows = []
     last = {entry.model: entry for entry in group.entries}
     for entry in group.entries:
         rows.append(entry_row(entry))
-        if new and (alone := new_images_row(entry)) is not None:
-            rows.append(alone)
+        if new and (new_row := new_images_row(entry)) is not None:
+            rows.append(new_row)
         if runs and len(entry.runs) > 1:
             rows += [run_row(entry, run) for run in entry.runs]
         if published and last[entry.model] is entry and entry.model in PUBLISHED:
@@ -83,7 +86,7 @@ def group_rows(group: Group, *, runs: bool = True, published: bool = False, new:
 
 
 def entry_row(entry: Entry) -> Row:
-    """The row of all runs of an entry."""
+    """Build the row of an entry."""
     over = "" if len(entry.runs) == 1 else f", {_counts(entry)}"
     return Row(
         kind="entry",
@@ -101,51 +104,49 @@ def entry_row(entry: Entry) -> Row:
 
 
 def new_images_row(entry: Entry) -> Row | None:
-    """Every score on the test images without a copy in training or validation; None where all are new, or none is."""
+    """Build the row of scores on test images without a duplicate in training or validation; None if all or none are."""
     images = [run.cases.images for run in entry.runs]
-    known = [one.known for one in images if one is not None and one.known is not None]
-    if len(known) < len(entry.runs) or not any(some.any() for some in known) or any(some.all() for some in known):
+    known = [(tested, tested.known) for tested in images if tested is not None and tested.known is not None]
+    if len(known) < len(entry.runs) or not any(mask.any() for _, mask in known) or any(mask.all() for _, mask in known):
         return None
     each = [
-        classification_scores(one.probabilities[~one.known], one.labels[~one.known], one.classes)
-        for one in images
-        if one is not None and one.known is not None
+        classification_scores(tested.probabilities[~mask], tested.labels[~mask], tested.classes)
+        for tested, mask in known
     ]
     statistics = {}
     for name in each[0]:
-        mean, sd = mean_and_sd([None if (value := one.get(name)) != value else value for one in each])
+        mean, sd = mean_and_sd([None if (value := scores.get(name)) != value else value for scores in each])
         if mean is not None and name != "loss":
             statistics[name] = Statistic(mean, sd=sd)
     if (accuracy := entry.statistics.get("accuracy_new")) is not None:
         statistics["accuracy"] = accuracy
-    name = f"{entry.name}: new images alone"
-    return Row("new", name, entry.task, entry.model, statistics=statistics, entry=entry)
+    return Row("new", f"{entry.name}: new images only", entry.task, entry.model, statistics=statistics, entry=entry)
 
 
 def best_places(group: Group, rows: Sequence[Row], score: str) -> list[int]:
-    """Places of the entries with the best value as it is written, of those tested on the same cases."""
-    shown = measure(group.task, score)
+    """Return the rows of the best entries by the rounded score, among those tested on the same cases."""
+    metric = measure(group.task, score)
     compared = {entry.name for entry in group.compared}
     values = {
-        place: value
-        for place, row in enumerate(rows)
+        index: value
+        for index, row in enumerate(rows)
         if row.kind == "entry" and row.entry and row.entry.name in compared and (value := row.value(score)) is not None
     }
     if len(values) < 2:
         return []
-    best = shown.show((max if shown.larger_is_better else min)(values.values()))
-    return [place for place, value in values.items() if shown.show(value) == best]
+    best = metric.show((max if metric.larger_is_better else min)(values.values()))
+    return [index for index, value in values.items() if metric.show(value) == best]
 
 
 def run_row(entry: Entry, run: RunResult) -> Row:
-    """The row of one run, below that of its entry."""
+    """Build the row of one run, below that of its entry."""
     seed = "" if run.seed is None or (len(entry.seeds) == 1 and run.fold is not None) else f"seed {run.seed}"
     parts = [seed, "" if run.fold is None else f"fold {run.fold}", run.run if entry.pooled else ""]
-    which = ", ".join(part for part in parts if part) + (" (last epoch)" if run.weights_lost else "")
+    detail = ", ".join(part for part in parts if part) + (" (last epoch)" if run.weights_lost else "")
     return Row(
         kind="run",
-        name=f"{entry.name}, {which}",
-        label=f"  {which}",
+        name=f"{entry.name}, {detail}",
+        label=f"  {detail}",
         task=run.task,
         model=run.model,
         statistics={name: Statistic(value) for name, value in run.best.items() if value is not None},
@@ -159,7 +160,7 @@ def run_row(entry: Entry, run: RunResult) -> Row:
 
 
 def published_row(result: PublishedResult) -> Row:
-    """The row of published figures, marked as such."""
+    """Build the row of a published result, marked as such."""
     return Row(
         kind="published",
         name=f"{result.model}: published{' (leaking split)' if result.split_leaks else ''}",
@@ -173,7 +174,7 @@ def published_row(result: PublishedResult) -> Row:
 
 
 def neighbour_row(group: Group) -> Row | None:
-    """What answering with the class of the nearest image scores on the same test images."""
+    """Build the row of the nearest neighbour: it predicts the class of the most similar image outside the test part."""
     cases = group.neighbour
     if cases is None:
         return None
@@ -195,17 +196,16 @@ def _gpus(run: RunResult) -> str:
 
 
 def _counts(entry: Entry) -> str:
-    """`3 seeds`, `5 folds`, `3 seeds × 5 folds`."""
+    """Return `3 seeds`, `5 folds`, `3 seeds × 5 folds`."""
     if entry.pooled:
         return f"{len(entry.runs)} runs"
     seeds, folds = len(entry.seeds), len(entry.folds)
     parts = [f"{count} {word}" for count, word in ((seeds, "seeds"), (folds, "folds")) if count > 1]
-    whole = len(entry.runs) == max(1, seeds) * max(1, folds)
-    return " × ".join(parts) if parts and whole else f"{len(entry.runs)} runs"
+    complete = len(entry.runs) == max(1, seeds) * max(1, folds)
+    return " × ".join(parts) if parts and complete else f"{len(entry.runs)} runs"
 
 
 def _epochs(runs: Sequence[RunResult]) -> str:
-    """Epochs trained: one number, or from – to."""
     known = sorted({run.epochs for run in runs if run.epochs is not None})
     if not known:
         return ""
@@ -213,6 +213,5 @@ def _epochs(runs: Sequence[RunResult]) -> str:
 
 
 def _means(scores: Sequence[Scores]) -> Scores:
-    """Mean of every score that all of them have."""
-    means = {name: mean_and_sd([one.get(name) for one in scores])[0] for name in (scores[0] if scores else ())}
+    means = {name: mean_and_sd([item.get(name) for item in scores])[0] for name in (scores[0] if scores else ())}
     return {name: mean for name, mean in means.items() if mean is not None}

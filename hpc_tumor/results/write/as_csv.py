@@ -1,4 +1,4 @@
-"""The comparison as CSV: a row for each run and entry, for each score of each entry, for each test case of each run."""
+"""Write the comparison as CSV: rows per run and entry, per score of each entry, and per test case of each run."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _LONG = (
     "mean", "low", "high", "median", "q1", "q3", "sd", "sd_over", "n", "units", "empty", "missed", "false_alarms",
     "weights_lost",
 )  # fmt: skip
-_OF_CASES = (  # columns that come first, where any run has them
+_OF_CASES = (  # first columns, if any run has them
     "task", "entry", "model", "run", "seed", "fold", "case", "group", "label", "prediction", "nearest", "weights_lost",
 )  # fmt: skip
 
 
 def wide_csv(comparison: Comparison) -> str:
-    """One row per entry, run (finished or not) and published result; the column `kind` tells them apart."""
+    """Return one row per entry, run (finished or not) and published result, as named in the column `kind`."""
     rows: list[dict[str, Any]] = []
     for group in comparison.groups:
         for entry in group.entries:
@@ -51,13 +51,13 @@ def wide_csv(comparison: Comparison) -> str:
 
 
 def long_csv(comparison: Comparison) -> str:
-    """One row per entry and score: what statistics programs take."""
+    """Return one row per entry and score, the long format of statistics programs."""
     rows = []
     for entry in (entry for group in comparison.groups for entry in group.entries):
         about = _about(entry)
-        for name, found in entry.statistics.items():
+        for name, statistic in entry.statistics.items():
             score, _, part = name.rpartition("_")
-            row = {**about, **vars(found), "score": name}
+            row = {**about, **vars(statistic), "score": name}
             if counts := entry.counted(part):
                 row |= {"score": score, "structure": part, "empty": counts["empty"], "missed": counts["missed"]}
                 row["false_alarms"] = counts["false alarm"]
@@ -66,24 +66,23 @@ def long_csv(comparison: Comparison) -> str:
 
 
 def write_cases_csv(comparison: Comparison, file: IO[bytes]) -> None:
-    """Write every score of every test case of the runs that count, run by run: there may be a million rows."""
+    """Write every score of every test case of the counting runs, run by run: there may be a million rows."""
     runs = [_case_columns(entry, run) for group in comparison.groups for entry in group.entries for run in entry.runs]
-    there = dict.fromkeys(name for columns in runs for name in columns)
-    names = [*(name for name in _OF_CASES if name in there), *(name for name in there if name not in _OF_CASES)]
+    present = dict.fromkeys(name for columns in runs for name in columns)
+    names = [*(name for name in _OF_CASES if name in present), *(name for name in present if name not in _OF_CASES)]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([harmless(name) for name in names])
     for columns in runs:
         if columns:
             cells = (columns[name]() if name in columns else repeat("") for name in names)
-            writer.writerows(zip(*cells, strict=False))  # what is the same for all cases has no end
+            writer.writerows(zip(*cells, strict=False))  # constant columns are endless
         file.write(text.getvalue().encode("utf-8", "backslashreplace"))
         text.seek(0)
         text.truncate()
 
 
 def _about(entry: Entry) -> dict[str, Any]:
-    """What the rows of an entry say of it."""
     names = ("task", "model", "dataset", "fingerprint", "split", "split_leaks")
     return {
         **{name: getattr(entry.runs[0], name) for name in names}, "entry": entry.name, "seeds": len(entry.seeds),
@@ -98,9 +97,9 @@ def _entry_values(entry: Entry) -> dict[str, Any]:
         "kind": "entry", **_about(entry), **{name: getattr(entry.runs[0], name) for name in names},
         "runs": len(entry.runs), "test_cases": entry.n,
     }  # fmt: skip
-    for name, found in entry.statistics.items():
-        values |= {f"best_{name}": found.mean, f"sd_{name}": found.sd}
-        values |= {f"low_{name}": found.low, f"high_{name}": found.high} if found.low is not None else {}
+    for name, statistic in entry.statistics.items():
+        values |= {f"best_{name}": statistic.mean, f"sd_{name}": statistic.sd}
+        values |= {f"low_{name}": statistic.low, f"high_{name}": statistic.high} if statistic.low is not None else {}
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -123,7 +122,6 @@ def _csv(columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> str:
 
 
 def _case_columns(entry: Entry, run: RunResult) -> dict[str, Callable[[], Iterable[object]]]:
-    """The columns that the cases of a run fill, and how their cells are made; none where it has no cases."""
     cases, about = run.cases, {"entry": entry.name}
     if not cases.n:
         return {}
@@ -140,7 +138,6 @@ def _case_columns(entry: Entry, run: RunResult) -> dict[str, Callable[[], Iterab
 
 
 def _classes(images: Images | None) -> dict[str, np.ndarray]:
-    """Names of the classes of images: true, predicted, and of the nearest other image."""
     if images is None:
         return {}
     numbers = {"label": images.labels, "prediction": images.predicted, "nearest": images.nearest}
@@ -149,6 +146,5 @@ def _classes(images: Images | None) -> dict[str, np.ndarray]:
 
 
 def _numbers(values: Mapping[str, Floats], name: str) -> Iterable[object]:
-    """Values of a score, nothing where a case has none."""
     cells = values[name].tolist()
     return [None if cell != cell else cell for cell in cells] if np.isnan(values[name]).any() else cells

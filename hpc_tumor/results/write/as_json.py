@@ -1,4 +1,4 @@
-"""The comparison for programs."""
+"""Write the comparison as JSON."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ SCHEMA = 2
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
-    """Everything but single cases, scores as fractions or mm.
+    """Return everything but single cases, with scores as fractions or mm.
 
     A group has entries (with statistics of every score and the names of their runs), runs, paired tests and ranks;
-    tests and ranks name entries. `disagreement`: the entry with the largest main score and the first by ranks, null
-    where they are the same; `neighbour`: every classifier against the nearest neighbour.
+    tests and ranks refer to entries by name. `disagreement`: the entry with the highest main score and the first by
+    ranks, null if they are the same; `neighbour`: every classifier against the nearest neighbour.
     """
     return {
         "schema": SCHEMA,
@@ -67,26 +67,24 @@ def _group(group: Group) -> dict[str, Any]:
 
 
 def _disagreement(group: Group) -> dict[str, Any] | None:
-    """The best by the main score and by ranks, where these are two, and the fewest cases that decide by either."""
-    found = group.disagreement
-    if found is None:
+    disagreement = group.disagreement
+    if disagreement is None:
         return None
-    names = group.compared[found.by_score].name, group.compared[found.by_rank].name
+    names = group.compared[disagreement.by_score].name, group.compared[disagreement.by_rank].name
     return {
         "best_by_score": names[0],
         "best_by_ranks": names[1],
         "score": group.main,
-        "means": dict(zip(names, found.means, strict=True)),
-        "mean_ranks": dict(zip(names, found.mean_ranks, strict=True)),
-        "score_cases": _deciding(found.score_cases, names),
-        "rank_cases": _deciding(found.rank_cases, names[::-1]),
-        "ranks_better_in": list(found.ranks_better_in),
-        "n": found.n,
+        "means": dict(zip(names, disagreement.means, strict=True)),
+        "mean_ranks": dict(zip(names, disagreement.mean_ranks, strict=True)),
+        "score_cases": _deciding(disagreement.score_cases, names),
+        "rank_cases": _deciding(disagreement.rank_cases, names[::-1]),
+        "ranks_better_in": list(disagreement.ranks_better_in),
+        "n": disagreement.n,
     }
 
 
 def _deciding(cases: Sequence[DecidingCase] | None, names: tuple[str, ...]) -> list[dict[str, Any]] | None:
-    """Cases of which the first of `names` gains; `faults` are those of the second."""
     if cases is None:
         return None
     return [
@@ -96,7 +94,6 @@ def _deciding(cases: Sequence[DecidingCase] | None, names: tuple[str, ...]) -> l
 
 
 def _neighbour(group: Group) -> dict[str, Any] | None:
-    """The nearest neighbour's score, and every entry against it; null where the task has none."""
     if group.task != "classification":
         return None
     tests = group.neighbour_tests
@@ -120,7 +117,7 @@ def _entry(entry: Entry) -> dict[str, Any]:
         "sd_over": entry.sd_over,
         "pooled": list(entry.pooled),
         "problem": entry.cases.problem,
-        "statistics": {name: vars(found) for name, found in entry.statistics.items()},
+        "statistics": {name: vars(statistic) for name, statistic in entry.statistics.items()},
         "status": {name: dict(entry.counted(name)) for name in entry.cases.status},
     }
 

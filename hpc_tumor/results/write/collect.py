@@ -1,4 +1,4 @@
-"""Run directories → one comparison. Whatever stands in them: what cannot be used is named, never a crash."""
+"""Collect run directories into one comparison; unusable ones are reported, whatever they contain."""
 
 from __future__ import annotations
 
@@ -9,65 +9,63 @@ from hpc_tumor.results.compare.entries import make_entries
 from hpc_tumor.results.compare.measures import MAIN_SCORE
 from hpc_tumor.results.compare.selection import EVERYTHING, Selection
 from hpc_tumor.results.read.run_result import RunResult
-from hpc_tumor.results.read.runs import flat, read_finished, what_is_wrong
+from hpc_tumor.results.read.runs import find_fault, flat, read_finished
 from hpc_tumor.results.read.values import integer, number, section, text, word
 from hpc_tumor.run_dir import RunDir, read_json, read_json_lines
 
 
 def collect_runs(
-    runs: Sequence[RunDir],
-    states: Mapping[str, tuple[str, str]] | None = None,
-    selection: Selection = EVERYTHING,
+    runs: Sequence[RunDir], states: Mapping[str, tuple[str, str]] | None = None, selection: Selection = EVERYTHING
 ) -> Comparison:
-    """The comparison of `runs`, in any order, finished or not.
+    """Compare `runs`, in any order, finished or not.
 
     Args:
-        runs: run directories; one given twice counts once.
-        states: run name → state of an unfinished run and the reason, where the caller knows them.
-        selection: which runs, what makes an entry, and in which order entries stand.
+        runs: run directories; duplicates count once.
+        states: run name → state and reason of an unfinished run, if known.
+        selection: selection of runs, and grouping and order of entries.
     """
     unique = {run.path.absolute().as_posix(): run for run in runs}
     collected = [_collect(run, *(states or {}).get(run.name, ("", ""))) for run in unique.values()]
     collected.sort(key=lambda item: (item.run, item.path))
     finished = [item for item in collected if isinstance(item, RunResult)]
     unfinished = [item for item in collected if isinstance(item, UnfinishedRun)]
-    wanted = [run for run in finished if selection.matches(run.model, run.config)]
+    selected = [run for run in finished if selection.matches(run.model, run.config)]
     return Comparison(
-        groups=group_runs(wanted, selection),
+        groups=group_runs(selected, selection),
         unfinished=tuple(run for run in unfinished if selection.matches(run.model, run.config)),
         skipped=tuple(item for item in collected if isinstance(item, SkippedFolder)),
-        left_out=len(finished) - len(wanted),
+        left_out=len(finished) - len(selected),
     )
 
 
 def group_runs(results: Sequence[RunResult], selection: Selection = EVERYTHING) -> tuple[Group, ...]:
-    """Groups of comparable runs. Another task, store, split or number of folds is another group: never mixed."""
+    """Group comparable runs: same task, store, split and number of folds."""
     members: dict[tuple[object, ...], list[RunResult]] = {}
     for run in sorted(results, key=lambda run: (run.run, run.path)):
         data = run.fingerprint or run.store
         folds = None if run.fold is None else run.folds
         members.setdefault((run.task, data, run.split, run.split_leaks, folds, run.fold is None), []).append(run)
     groups = []
-    for some in members.values():
-        one = some[0]
+    for runs in members.values():
+        run = runs[0]
         groups.append(Group(
-            task=one.task, split=one.split, split_leaks=one.split_leaks, folds=None if one.fold is None else one.folds,
-            dataset=one.dataset, store=one.store, fingerprint=one.fingerprint,
-            entries=selection.order(make_entries(some, selection.by)), by=selection.by,
+            task=run.task, split=run.split, split_leaks=run.split_leaks, folds=None if run.fold is None else run.folds,
+            dataset=run.dataset, store=run.store, fingerprint=run.fingerprint,
+            entries=selection.order(make_entries(runs, selection.by)), by=selection.by,
         ))  # fmt: skip
-    groups.sort(key=lambda one: (one.task, one.store, one.fingerprint or "", one.split, one.folds or 0))
+    groups.sort(key=lambda group: (group.task, group.store, group.fingerprint or "", group.split, group.folds or 0))
     return tuple(groups)
 
 
 def _collect(run: RunDir, state: str, reason: str) -> RunResult | UnfinishedRun | SkippedFolder:
     try:
         if not any(path.is_file() for path in (run.result, run.config, run.status, run.job, run.events)):
-            return _skipped(run, "not a run directory: it holds no config.json, status.json or result.json")
+            return _skipped(run, "not a run directory: no config.json, status.json or result.json")
         result = read_json(run.result)
         if result is None:
             return _unfinished(run, state, reason)
-        wrong = what_is_wrong(result)
-        return _skipped(run, wrong) if wrong else read_finished(run, result)
+        fault = find_fault(result)
+        return _skipped(run, fault) if fault else read_finished(run, result)
     except (OSError, RecursionError) as error:
         return _skipped(run, f"cannot be read: {text(getattr(error, 'strerror', None) or error)}")
 

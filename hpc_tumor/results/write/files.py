@@ -1,4 +1,4 @@
-"""Everything that a comparison leaves in a folder: tables, figures and the report."""
+"""Write a comparison into a folder: tables, figures and the report."""
 
 from __future__ import annotations
 
@@ -26,23 +26,22 @@ from hpc_tumor.table import NOTHING, Table
 REPORT = "report.html"
 
 
-def _silent(done: int, total: int) -> None:
-    """Progress that nobody watches."""
-
-
 def write_results(
-    comparison: Comparison, output: Path, runs: Path, *, figures: bool = True, progress: Progress = _silent
+    comparison: Comparison,
+    output: Path,
+    runs: Path,
+    *,
+    figures: bool = True,
+    progress: Progress = lambda done, total: None,
 ) -> list[str]:
-    """Write all of it into `output`, and give the names of what was written.
+    """Write all files into `output` and return their names.
 
     Args:
-        runs: where the runs lie, for the report to say.
-        figures: draw figures and write the report, beside the tables.
-        progress: is told of figures drawn.
+        runs: folder of the runs, shown in the report.
+        figures: also draw figures and write the report.
+        progress: called with the numbers of drawn and planned figures.
 
-    Raises:
-        UsageError: `output` cannot be written: not a folder, read-only, no permission.
-        HpcTumorError: the disk is full.
+    Raises as `write_tables`.
     """
     written = [path.name for path in write_tables(comparison, output)]
     if not figures:
@@ -58,11 +57,11 @@ def write_results(
 
 
 def write_tables(comparison: Comparison, output: Path) -> list[Path]:
-    """Write the tables of the comparison into `output`, all of them whole or none, and give their paths.
+    """Write the tables of the comparison into `output`, all or none, and return their paths.
 
-    comparison.csv has a row for each run, entry and published result; comparison-long.csv one for each score of each
-    entry; cases.csv one for each test case of each run; comparison.json, .md and .tex all of it, for programs, people
-    and papers.
+    comparison.csv has a row per run, entry and published result; comparison-long.csv one per score of each entry;
+    cases.csv one per test case of each run; comparison.json, .md and .tex have everything, for programs, people and
+    papers.
 
     Raises:
         UsageError: `output` cannot be written: not a folder, read-only, no permission.
@@ -89,7 +88,7 @@ def write_tables(comparison: Comparison, output: Path) -> list[Path]:
 def serve_results(
     comparison: Comparison, output: Path | None, runs: Path, port: int, announce: Callable[[str], None]
 ) -> None:
-    """Serve the report until Ctrl-C: that in `output`, or one that is written for this alone. Errors as of both."""
+    """Serve the report in `output`, or a temporary one, until Ctrl-C. Raises as `write_results` and `serve_report`."""
     from hpc_tumor.results.report.serve import serve_report
 
     if output is not None:
@@ -102,7 +101,7 @@ def serve_results(
 
 
 def paper(comparison: Comparison) -> str:
-    """The text of comparison.tex."""
+    """Return the text of comparison.tex."""
     return latex_document([table for group in comparison.groups for table in paper_tables(group)])
 
 
@@ -136,5 +135,5 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def _escape(text: str) -> str:
-    """`text` with nothing in it that GitHub's Markdown would read as markup."""
+    """Escape the characters that GitHub's Markdown reads as markup."""
     return re.sub(r"([\\`*_\[\]|~#$])", r"\\\1", text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -1,4 +1,4 @@
-"""Tables as LaTeX, for a paper: floats with booktabs rules, whatever text the cells hold."""
+"""Write tables as LaTeX floats with booktabs rules; cells may contain any text."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from collections.abc import Iterable, Sequence
 
 from hpc_tumor.table import NOTHING, Column, Table
 
-SPANNING = 5  # a table with more columns goes over both columns of a two-column paper
-MOST_WAITING = 15  # floats; LaTeX fails where more than 18 (52 since 2015) wait for a page
+SPANNING = 5  # columns above which a table spans both columns of a two-column paper
+MOST_WAITING = 15  # floats before a page break; LaTeX fails with more than 18 (52 since 2015) pending
 
 _HEAD = r"""% Written by hpc-tumor; the next comparison written to this folder replaces it.
 %
-% In a paper: \input{comparison}, with these two lines in the preamble. graphicx is called for only where a table is
-% wider than the line; it is then made narrower. \ref{tab:hpc-tumor-1} is the number of the first table.
+% In a paper: \input{comparison}, with these two lines in the preamble. graphicx is needed only for tables wider than
+% the line, which are scaled down. \ref{tab:hpc-tumor-1} is the number of the first table.
 %
 %   \usepackage{booktabs}
 %   \usepackage{graphicx}
 %
-% Alone: pdflatex comparison.tex. The next lines are passed over where a document has begun already.
+% Standalone: pdflatex comparison.tex. The following lines are skipped inside a document.
 \expandafter\ifx\csname @nodocument\endcsname\relax
   \let\hpctumorend\relax
 \else
@@ -31,7 +31,7 @@ _HEAD = r"""% Written by hpc-tumor; the next comparison written to this folder r
 \fi
 """
 
-# \string, because some languages of babel give > another meaning.
+# \string because some languages of babel make > an active character.
 _FIT = r"  \ifdim\wd0\string>\linewidth \resizebox{\linewidth}{!}{\usebox{0}}\else \usebox{0}\fi"
 
 _ASCII = {
@@ -48,14 +48,14 @@ _ASCII = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    '"': "{''}",  # a plain one is a command in German papers
+    '"': "{''}",  # babel's German makes a plain one a command
     "`": r"\textquoteleft{}",
-    # At the beginning of a row these would be read as arguments of the end of the row above.
+    # At the start of a row these would be read as arguments of the row break above.
     "[": "{[}",
     "]": "{]}",
     "*": "{*}",
 }
-_BREAK = "\u200b"  # where a line may be broken: a space of no width
+_BREAK = "\u200b"  # zero-width space: allows a line break
 _BEYOND_ASCII = {
     "–": "--", "—": "---", "−": "$-$", "‐": "-", "‑": "-", "“": "``", "”": "''", "‘": "`", "’": "'", "…": r"\dots{}",
     "·": r"\textperiodcentered{}", "•": r"\textbullet{}", "†": r"\textdagger{}", "‡": r"\textdaggerdbl{}",
@@ -86,21 +86,21 @@ _ACCENTS = {
 
 
 def latex_document(tables: Sequence[Table]) -> str:
-    r"""The text of comparison.tex: all tables, to be \input into a paper or compiled alone with pdflatex."""
+    r"""Return the text of comparison.tex: all tables, to \input into a paper or to compile with pdflatex."""
     floats = []
     for number, table in enumerate(tables, 1):
         floats.append(latex_table(table, f"tab:hpc-tumor-{number}"))
         if number % MOST_WAITING == 0:
             floats.append("\\clearpage\n")
-    # Alone, a document without a page is no document.
+    # pdflatex writes no file for a document without pages.
     return "\n".join([_HEAD, *(floats or ["No results.\n"]), r"\hpctumorend", ""])
 
 
 def latex_table(table: Table, label: str = "") -> str:
-    r"""One float: caption, rules and rows, notes below; the strong cells in bold type.
+    r"""Return one float: caption, rules and rows, notes below; strong cells in bold.
 
-    What is wider than the line is scaled down to it, and no column is left out: with 125 characters a row (see
-    Table.width), letters are 6 points high in an article's line of 345 points. `label` is what \ref takes.
+    Tables wider than the line are scaled down: with 125 characters a row (see Table.width), letters are 6 points high
+    in an article's line of 345 points. `label` is the target of \ref.
     """
     name = "table*" if len(table.columns) > SPANNING else "table"
     lines = [rf"\begin{{{name}}}[tbp]", r"  \centering", rf"  \caption{{{latex_text(_breakable(table.title))}}}"]
@@ -116,14 +116,14 @@ def latex_table(table: Table, label: str = "") -> str:
 
 
 def latex_text(text: str) -> str:
-    """`text` with nothing in it that TeX would read as a command; plain pdflatex sets all of it.
+    """Escape `text` for plain pdflatex.
 
-    Letters beyond ASCII are written as commands, so that they need no package; of what has none, the code is shown.
+    Characters beyond ASCII become commands that need no package; those without a command are shown by code point.
     """
     result = ""
     for character in unicodedata.normalize("NFC", text):
         piece = _character(character)
-        if result and result[-1] == piece[0] and piece[0] in "-',`":  # two of these would become another character
+        if result and result[-1] == piece[0] and piece[0] in "-',`":  # two of these form a ligature
             result += "{}"
         result += piece
     return re.sub(r"([?!])(?=`)", r"\1{}", result)
@@ -145,7 +145,7 @@ def _character(character: str) -> str:
 
 
 def _tabular(table: Table) -> list[str]:
-    """The rules and rows, in box 0, whose width can be measured."""
+    """Return rules and rows in box 0, so that their width can be measured."""
     wrapping = sum(column.wrap for column in table.columns)
     share = f"p{{{(0.9 if wrapping == len(table.columns) else 0.5) / max(1, wrapping):.2f}\\linewidth}}"
     kinds = "".join(share if column.wrap else column.align[0] for column in table.columns)
@@ -172,6 +172,6 @@ def _cell(text: str, column: Column) -> str:
 
 
 def _breakable(text: str) -> str:
-    """`text` with breaks allowed within paths and names, and within what is too long for a line."""
+    """Allow line breaks within paths, names and very long words."""
     text = re.sub(r"(?<=\S)([/_]+)(?=\S)", rf"\1{_BREAK}", text)
     return re.sub(r"[^\s\u200b-]{31,}", lambda word: re.sub(r"(.{10})(?=.)", rf"\1{_BREAK}", word[0]), text)

@@ -1,1 +1,1 @@
-"""Keep what a resume needs: files with checksums, written beside the training by one thread."""
+"""Write and read checkpoints and weights: files with checksums, written by a background thread."""

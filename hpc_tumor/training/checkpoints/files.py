@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, checked when read, never executed, and enough to go on exactly."""
+"""Checkpoint and weight files: written atomically, verified when read, never executed."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ from hpc_tumor.settings import changed_settings, refuse_changes
 from hpc_tumor.system import atomic
 
 _FORMAT = 2
-# Metadata of weights, which safetensors keeps as texts: these are JSON, all others are the text itself.
+# safetensors metadata is text: these keys hold JSON, all others plain text.
 _JSON_FACTS = frozenset({"filters", "classes", "exclusive", "image_size", "identity", "state"})
 
-# Of a file that is none, or is cut so that its archive points to before its beginning; all others are of the disk.
+# Errors due to the file: missing, a directory, or truncated (seek before its start). All others are due to the disk.
 _OF_THE_FILE = (None, errno.ENOENT, errno.EISDIR, errno.EINVAL)
 
 
-class DamagedWeights(DataError):  # noqa: N818 - what is wrong with them is the error
-    """Weights that are gone for good: the file is missing, or its content is not what was written."""
+class DamagedWeights(DataError):  # noqa: N818 - the name says what is wrong
+    """Weights lost for good: the file is missing, or its content is not what was written."""
 
     damage: Damage = "damaged"
 
 
 class MissingWeights(DamagedWeights):
-    """There is no such file."""
+    """The file does not exist."""
 
     damage: Damage = "missing"
 
 
 class UnreadableWeights(DataError):  # noqa: N818 - as above
-    """Weights that the disk does not give at this moment: they may be whole."""
+    """The disk cannot read the weights at the moment; they may be intact."""
 
 
 @dataclass
@@ -52,12 +52,12 @@ class Progress:
     """Progress of training. `epoch` epochs are complete; `step` steps of the next one are done.
 
     Attributes:
-        totals: what each rank has added up of the epoch under way: loss, right answers, counts.
-        updates: steps taken over all epochs, those that were skipped among them.
-        skipped: steps that were left out because something in them was not finite.
+        totals: sums of each rank over the current epoch: loss, correct predictions, counts.
+        updates: steps taken over all epochs, including skipped ones.
+        skipped: steps skipped because something in them was not finite.
         best_score: of the best epoch so far, larger is better; its loss breaks ties.
         seconds: training time so far, over all starts.
-        restarts: how often the run went on from a checkpoint.
+        restarts: number of resumes from a checkpoint.
     """
 
     epoch: int = 0
@@ -74,7 +74,7 @@ class Progress:
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """The state of every random generator this rank uses."""
+    """Return the state of every random generator that this rank uses."""
     kind, keys, *rest = np.random.get_state()
     version, internal, gauss = random.getstate()
     return {
@@ -86,7 +86,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    """Put every random generator of this rank back to `state`."""
+    """Restore every random generator of this rank to `state`."""
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None and device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"], device)
@@ -97,40 +97,38 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
 
 
 def write_checkpoint(path: Path, progress: Progress, identity: dict[str, Any], contents: dict[str, Any]) -> None:
-    """Write a checkpoint: `contents` are state dictionaries; `identity` is what a resume must agree with.
+    """Write a checkpoint: `contents` are state dictionaries; a resume must match `identity`.
 
-    Raises OSError, or torch's RuntimeError about one; the checkpoint that was there stays.
+    Raises OSError, or torch's RuntimeError caused by one; an existing checkpoint stays.
     """
     with atomic.atomic_file(path) as file:
         torch.save({"format": _FORMAT, "state": dataclasses.asdict(progress), "identity": identity, **contents}, file)
 
 
 def load_checkpoint(path: Path, device: torch.device, identity: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Read what `write_checkpoint` wrote, with `state` as Progress. Nothing in the file is executed.
-
-    `notes` are lines on what the identity has of settings that were changed, and may be, or cannot tell of.
+    """Read a checkpoint, with `state` as Progress and `notes` on changed settings. Nothing in the file is executed.
 
     Raises:
         DataError: the file is damaged, of another format, or of a run with other data, another network or settings.
-        TrainingError: the disk does not give it.
+        TrainingError: the disk cannot read it.
     """
     if not is_whole(path):
         raise _damaged(path)
     try:
         contents = torch.load(path, map_location=device, weights_only=True, mmap=False)
-        found = contents["format"]
-    except Exception as error:  # a damaged archive fails in many ways, all of which mean the same here
+        version = contents["format"]
+    except Exception as error:  # a damaged archive may raise anything
         raise _damaged(path) from error
-    if found != _FORMAT:
-        raise DataError(f"{path} has checkpoint format {found}; this version reads {_FORMAT}. Submit a new run.")
+    if version != _FORMAT:
+        raise DataError(f"{path} has checkpoint format {version}; this version reads {_FORMAT}. Submit a new run.")
     notes = _check_identity(path, contents["identity"], identity)
     return {**contents, "state": Progress(**contents["state"]), "notes": notes}
 
 
 def is_whole(path: Path) -> bool:
-    """Return True where every byte of a checkpoint's tensors is as written: torch writes their CRC-32, but never looks.
+    """Verify the CRC-32 of a checkpoint's tensors, which torch writes but never checks.
 
-    Raises TrainingError where the disk does not give it at this moment: nobody knows whether it is whole.
+    Raises TrainingError if the disk cannot read the file at the moment, so that its state is unknown.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -141,29 +139,29 @@ def is_whole(path: Path) -> bool:
         raise TrainingError(
             f"{path} cannot be read: {error.strerror or error}. `hpc-tumor resume` the run once its disk is back."
         ) from error
-    except Exception:  # what is damaged fails in many ways
+    except Exception:  # a damaged archive may raise anything
         return False
 
 
 def write_weights(path: Path, weights: dict[str, Tensor], progress: Progress, about: dict[str, Any]) -> None:
-    """Write weights as safetensors, which other tools read, with what they are of and a checksum in the header."""
+    """Write weights as safetensors, with a description and a checksum in the header."""
     weights = {name: tensor.detach().to("cpu").contiguous() for name, tensor in weights.items()}
-    kept = {key: value for key, value in dataclasses.asdict(progress).items() if key != "totals"}
-    facts = {**about, "state": kept, "crc32c": _checksum(weights)}
+    state = {key: value for key, value in dataclasses.asdict(progress).items() if key != "totals"}
+    facts = {**about, "state": state, "crc32c": _checksum(weights)}
     metadata = {key: json.dumps(value) if key in _JSON_FACTS else value for key, value in facts.items()}
     atomic.write_bytes(path, safetensors.torch.save(weights, metadata))
 
 
 def load_weights(path: Path, identity: dict[str, Any] | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the weights in `path` on the CPU, and what the file says of them, with `state` as Progress.
+    """Return the weights in `path` on the CPU and their description, with `state` as Progress.
 
     Raises:
         DamagedWeights: the file is missing or damaged.
-        UnreadableWeights: the disk does not give it.
-        DataError: it is of a run with other data, another network or other settings.
+        UnreadableWeights: the disk cannot read it.
+        DataError: it belongs to a run with other data, another network or other settings.
     """
     try:
-        data = path.read_bytes()  # safetensors says of every file that it cannot open that it is not there
+        data = path.read_bytes()  # safetensors reports every unreadable file as missing
     except FileNotFoundError as error:
         raise MissingWeights(f"{path} cannot be read: it is missing.") from error
     except OSError as error:
@@ -172,39 +170,39 @@ def load_weights(path: Path, identity: dict[str, Any] | None = None) -> tuple[di
         weights = safetensors.torch.load(data)
         texts = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
         facts = {key: _fact(key, text) for key, text in texts.items()}
-        whole = facts.pop("crc32c") == _checksum(weights)
+        intact = facts.pop("crc32c") == _checksum(weights)
         facts["state"] = Progress(**facts["state"])
-        found = dict(facts["identity"])
+        identity_in_file = dict(facts["identity"])
     except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise DamagedWeights(f"{path} cannot be read: it is damaged.") from error
-    if not whole:
-        raise DamagedWeights(f"{path} cannot be read: it is damaged, its checksum differs.")
-    _check_identity(path, found, identity)
+    if not intact:
+        raise DamagedWeights(f"{path} cannot be read: it is damaged (checksum mismatch).")
+    _check_identity(path, identity_in_file, identity)
     return weights, facts
 
 
-def _check_identity(path: Path, found: dict[str, Any], wanted: dict[str, Any] | None) -> list[str]:
-    """Lines on settings that were changed and may be. Raises DataError where something else differs."""
+def _check_identity(path: Path, saved: dict[str, Any], current: dict[str, Any] | None) -> list[str]:
+    """Return notes on settings changed since, as far as they may be; raise DataError if anything else differs."""
     notes = []
-    for key, value in (wanted or {}).items():
-        was = found.get(key)
+    for key, value in (current or {}).items():
+        before = saved.get(key)
         if key == "settings":
-            if not isinstance(was, dict):
-                notes.append(f"{path} is of an earlier version: whether a setting was changed since is not known")
+            if not isinstance(before, dict):
+                notes.append(f"{path} is from an earlier version: cannot tell whether settings were changed since")
                 continue
-            may, must_not = changed_settings(was, value)
-            refuse_changes(must_not, f"{path} was made with other settings")
-            notes += [f"going on with another setting: {words}" for words in may]
-        elif was != value:
+            allowed, refused = changed_settings(before, value)
+            refuse_changes(refused, f"{path} was made with other settings")
+            notes += [f"resuming with a changed setting: {change}" for change in allowed]
+        elif before != value:
             raise DataError(
-                f"{path} was made with {key} {was}, but now it is {value}:"
-                " going on would mix two experiments. Submit a new run."
+                f"{path} was made with {key} {before}, but it is {value} now:"
+                " resuming would mix two experiments. Submit a new run."
             )
     return notes
 
 
 def _damaged(path: Path) -> DataError:
-    return DataError(f"{path} cannot be read: it is damaged. Remove it to start this run again from its first epoch.")
+    return DataError(f"{path} cannot be read: it is damaged. Remove it to restart this run from its first epoch.")
 
 
 def _checksum(weights: dict[str, Tensor]) -> str:
@@ -216,7 +214,7 @@ def _checksum(weights: dict[str, Tensor]) -> str:
 
 
 def _fact(key: str, text: str) -> Any:
-    """A value of the metadata. Which are JSON is decided by the key: a checksum such as 48336e25 is no number."""
+    """Parse a metadata value; the key decides what is JSON, since a checksum such as 48336e25 looks like a number."""
     if key not in _JSON_FACTS:
         return text
-    return json.loads(text) if text else None  # earlier versions wrote no number of filters as an empty text
+    return json.loads(text) if text else None  # earlier versions wrote missing filters as an empty text

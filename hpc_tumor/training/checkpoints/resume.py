@@ -1,4 +1,4 @@
-"""Go on from what was saved: find the last checkpoint that can be read, put it back; load the best weights."""
+"""Resume a run: find the last intact checkpoint and restore it; load the best weights."""
 
 from __future__ import annotations
 
@@ -27,37 +27,35 @@ from hpc_tumor.training.state import TrainingState
 
 
 def find_last(run: RunDir) -> tuple[bool, str | None]:
-    """Find the checkpoint to go on from, and what to say where it is not the last that was written.
+    """Return whether there is a checkpoint to resume from, and a warning if it is not the last one written.
 
-    Where that one is damaged, the newest that can be read takes its place.
-
-    Raises DataError where there are checkpoints, but none that can be read.
+    If the last one is damaged, the newest intact one replaces it. Raises DataError if none is intact.
     """
     last = run.last_checkpoint
     others = [run.previous_checkpoint, *sorted(run.kept_checkpoints(), reverse=True)]
     if last.exists() and is_whole(last):
         return True, None
-    there = [path for path in (last, *others) if path.exists()]
-    if not there:
+    existing = [path for path in (last, *others) if path.exists()]
+    if not existing:
         return False, None
-    what = f"{last} is {'damaged' if last.exists() else 'missing'}"
-    whole = next((path for path in others if path.exists() and is_whole(path)), None)
-    if whole is None:
-        names = ", ".join(path.name for path in there)
-        raise DataError(f"{what}, and none before it can be read: remove {names} there to start from the first epoch.")
-    link(whole, last)
-    return True, f"{what}: going on from the checkpoint before, {whole.name}"
+    fault = f"{last} is {'damaged' if last.exists() else 'missing'}"
+    intact = next((path for path in others if path.exists() and is_whole(path)), None)
+    if intact is None:
+        names = ", ".join(path.name for path in existing)
+        raise DataError(f"{fault}, and no earlier checkpoint is intact: remove {names} to start from the first epoch.")
+    link(intact, last)
+    return True, f"{fault}: resuming from an earlier checkpoint, {intact.name}"
 
 
 def resume(state: TrainingState) -> bool | None:
-    """Go on from the last checkpoint that can be read. Every rank reads what rank 0 chose.
+    """Restore the last intact checkpoint, as chosen by rank 0, on every rank.
 
-    Returns whether the step was compiled until then; None where there is no checkpoint.
+    Returns whether the step was compiled before; None if there is no checkpoint.
 
-    Raises DataError: the checkpoint is of another experiment, or further than this one goes.
+    Raises DataError if the checkpoint belongs to another experiment or is beyond this one's last epoch.
     """
     run, distributed = state.run, state.distributed
-    exists, warning = _of_rank_0(distributed, lambda: find_last(run))
+    exists, warning = _on_rank_0(distributed, lambda: find_last(run))
     if not exists:
         return None
     if warning and distributed.is_main:
@@ -68,7 +66,7 @@ def resume(state: TrainingState) -> bool | None:
     epochs = state.experiment.recipe.epochs
     if (progress.epoch, progress.step) > (epochs, 0):
         raise DataError(
-            f"{run.last_checkpoint} has trained {progress.epoch} epochs and {progress.step} steps, more than"
+            f"{run.last_checkpoint} has completed {progress.epoch} epochs and {progress.step} steps, more than"
             f" recipe.epochs = {epochs}: set it to {progress.epoch + (progress.step > 0)} or more in config.json, or"
             " submit a new run."
         )
@@ -77,7 +75,7 @@ def resume(state: TrainingState) -> bool | None:
             print(note, file=sys.stderr, flush=True)
     state.network.load_state_dict(contents["model"])
     state.optimizer.load_state_dict(contents["optimizer"])
-    _lay_moments_as_weights(state.optimizer)
+    _match_strides(state.optimizer)
     state.scaler.load_state_dict(contents["scaler"])
     if state.average is not None:
         state.average.load_state_dict(contents["average"])
@@ -85,28 +83,28 @@ def resume(state: TrainingState) -> bool | None:
     state.progress, state.began = progress, time.perf_counter() - progress.seconds
     if len(contents["random"]) == distributed.world_size:
         set_random_state(contents["random"][distributed.rank], distributed.device)
-    else:  # new draws of dropout, but not those of the first steps again
+    else:  # new dropout masks, but not those of the first steps again
         torch.manual_seed(distributed.seed_of_rank(state.experiment.seed + progress.updates))
     return bool(contents["compiled"])
 
 
-def _of_rank_0(distributed: Distributed, ask: Callable[[], Any]) -> Any:
-    """Rank 0's answer, or its error, on every rank."""
-    answer: Any = None
+def _on_rank_0(distributed: Distributed, function: Callable[[], Any]) -> Any:
+    """Call `function` on rank 0 and return its result, or raise its error, on every rank."""
+    result: Any = None
     error: HpcTumorError | None = None
     if distributed.is_main:
         try:
-            answer = ask()
+            result = function()
         except HpcTumorError as refused:
             error = refused
-    answer, error = distributed.gather((answer, error))[0]
+    result, error = distributed.gather((result, error))[0]
     if error is not None:
         raise error
-    return answer
+    return result
 
 
-def _lay_moments_as_weights(optimizer: torch.optim.Optimizer) -> None:
-    """Fused optimizers take weights and moments to lie in the same order; a checkpoint's may lie in another."""
+def _match_strides(optimizer: torch.optim.Optimizer) -> None:
+    """Give moments the strides of their weights: fused optimizers assume it, a checkpoint's may differ."""
     for weights, values in optimizer.state.items():
         for name, value in values.items():
             if torch.is_tensor(value) and value.shape == weights.shape and value.stride() != weights.stride():
@@ -114,14 +112,13 @@ def _lay_moments_as_weights(optimizer: torch.optim.Optimizer) -> None:
 
 
 def load_best(state: TrainingState) -> tuple[Damage, str] | None:
-    """Put the weights of the best epoch into the network, and leave the running mean out of it.
+    """Load the weights of the best epoch into the network; the running mean is not changed.
 
-    Returns the damage, and what is wrong in a sentence, where they are lost to any rank: then the network stays as
-    it is, and so does the file.
+    Returns the damage and a sentence on it if any rank finds them lost: then network and file stay as they are.
 
-    Raises, on every rank where it is so on any:
-        TrainingError: the disk does not give them at this moment, so that nobody knows whether they are lost.
-        DataError: they are of a run with other data or another network.
+    Raises, on every rank if on any:
+        TrainingError: the disk cannot read them at the moment, so that they may or may not be lost.
+        DataError: they belong to a run with other data or another network.
     """
     wait_until_saved(state)
     lost: tuple[Damage, str] | None = None
@@ -132,19 +129,18 @@ def load_best(state: TrainingState) -> tuple[Damage, str] | None:
         lost = error.damage, str(error)
     except UnreadableWeights as error:
         refused = TrainingError(
-            f"{error} The training is done, only its scores are missing: `hpc-tumor resume` the run once its disk is"
-            " back."
+            f"{error} Training is complete, only scores are missing: `hpc-tumor resume` the run once its disk is back."
         )
     except DataError as error:
         refused = error
-    answers = state.distributed.gather((lost, refused))
-    if refused := next((error for _, error in answers if error is not None), None):
+    outcomes = state.distributed.gather((lost, refused))
+    if refused := next((error for _, error in outcomes if error is not None), None):
         raise refused
-    lost = next((lost for lost, _ in answers if lost is not None), None)
+    lost = next((lost for lost, _ in outcomes if lost is not None), None)
     if lost is not None:
         return lost
     state.network.load_state_dict(weights)
-    # What these weights are is said by their own file: the last checkpoint may be older, or a redone epoch differ.
+    # Take their epoch and score from their own file: the last checkpoint may be older, or a redone epoch differ.
     best, progress = about["state"], state.progress
     progress.best_epoch, progress.best_score, progress.best_loss = best.epoch, best.best_score, best.best_loss
     return None

@@ -1,4 +1,4 @@
-"""Save the training state: what a resume goes on from, and the weights that are scored."""
+"""Save checkpoints to resume from, and the weights that are scored."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hpc_tumor.vocabulary import LABELS
 
 
 def save_last(state: TrainingState, totals: dict[str, Any] | None = None) -> None:
-    """Checkpoint to go on from; all ranks call it, rank 0 writes. `totals` of an epoch under way are kept."""
+    """Save the checkpoint to resume from, with the `totals` of a current epoch; all ranks call it, rank 0 writes."""
     mark(state, "checkpoint")
     check_steps(state, totals if totals is not None else epoch_totals(state), everything=True)
     progress, distributed = state.progress, state.distributed
@@ -33,7 +33,7 @@ def save_last(state: TrainingState, totals: dict[str, Any] | None = None) -> Non
 
 
 def checkpoint_contents(state: TrainingState, random_states: list[Any]) -> dict[str, Any]:
-    """State dictionaries of all that a resume puts back, with the random generators of every rank."""
+    """Return the state dictionaries that a resume restores, with the random generators of every rank."""
     return {
         "model": state.network.state_dict(),
         "optimizer": state.optimizer.state_dict(),
@@ -45,14 +45,14 @@ def checkpoint_contents(state: TrainingState, random_states: list[Any]) -> dict[
 
 
 def save_weights(state: TrainingState, path: Path) -> None:
-    """Write the weights that are scored: the running mean where there is one."""
+    """Write the weights that are scored: the running mean if there is one."""
     if state.writer is not None:
         with state.average.applied() if state.average else nullcontext():
             state.writer.save_weights(path, state.progress, state.network.state_dict(), _about(state))
 
 
 def _about(state: TrainingState) -> dict[str, Any]:
-    """Facts that somebody needs to use the weights."""
+    """Return the facts needed to use the weights."""
     model, (height, width) = state.experiment.model, state.parts.image_size
     return {
         "format": "hpc-tumor weights", "run": state.run.name, "model": model.name, "filters": model.filters,
@@ -63,12 +63,11 @@ def _about(state: TrainingState) -> dict[str, Any]:
 
 
 def _most_common_edition(store: Store) -> str:
-    """The name of the edition that most cases of a store of patients are of."""
     return Counter(edition.name for edition in store.editions).most_common(1)[0][0]
 
 
 def wait_until_saved(state: TrainingState) -> None:
-    """Until all ranks know that the checkpoints are written."""
+    """Wait until all ranks know that the checkpoints are written."""
     mark(state, "checkpoint")
     if state.writer is not None:
         state.writer.wait()

@@ -1,4 +1,4 @@
-"""Checkpoints written beside the training: it waits for a copy of the weights, not for the disk."""
+"""Write checkpoints in the background: training waits for a copy of the weights, not for the disk."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hpc_tumor.training.checkpoints.files import Progress, write_checkpoint, wri
 
 
 class CheckpointWriter:
-    """Writes one run's checkpoints in the order given, in a thread of its own. Rank 0's; the others have none."""
+    """Writes one run's checkpoints in order, in a thread. Only rank 0 has one."""
 
     def __init__(self, run: RunDir, identity: dict[str, Any]) -> None:
         self.run, self.identity = run, identity
@@ -30,12 +30,12 @@ class CheckpointWriter:
         self._failure: BaseException | None = None
 
     def save_last(self, progress: Progress, contents: dict[str, Any], keep: bool = False) -> None:
-        """Take a copy, and write it as the checkpoint to go on from. `keep` it for good, too.
+        """Copy the contents and write them as the checkpoint to resume from; `keep`: also as that of its epoch.
 
-        Raises TrainingError where an earlier one could not be written.
+        Raises TrainingError if an earlier one could not be written.
         """
         began = time.perf_counter()
-        self._settle(leave=1)  # so that no more than two copies lie in memory
+        self._settle(leave=1)  # so that memory holds at most two copies
         contents, ready = _copy(contents)
         progress = dataclasses.replace(progress, totals=_copy(progress.totals)[0])
         stall = time.perf_counter() - began
@@ -50,7 +50,7 @@ class CheckpointWriter:
         self._writing.append(self._thread.submit(write))
 
     def save_weights(self, path: Path, progress: Progress, weights: dict[str, Any], about: dict[str, Any]) -> None:
-        """Take a copy of the weights, and write it to `path`."""
+        """Copy the weights and write them to `path`."""
         weights, ready = _copy(weights)
         progress = dataclasses.replace(progress, totals=[])
 
@@ -66,26 +66,26 @@ class CheckpointWriter:
         self._writing.append(self._thread.submit(write))
 
     def _refuse_after_failure(self) -> None:
-        """A checkpoint that knows of a better epoch must not outlive the loss of its weights."""
+        """Write no checkpoint that names a best epoch whose weights could not be written."""
         if self._failure is not None:
             raise self._failure
 
     def wait(self) -> None:
-        """Until all is written. Raises TrainingError where it could not be."""
+        """Wait until all is written; raise TrainingError if that failed."""
         self._settle(leave=0)
 
     def _settle(self, leave: int) -> None:
         try:
             while len(self._writing) > leave or (self._writing and self._writing[0].done()):
                 self._writing.pop(0).result()
-        except (OSError, RuntimeError) as error:  # torch turns a failed write into a RuntimeError of its own
+        except (OSError, RuntimeError) as error:  # torch turns a failed write into a RuntimeError
             cause = error if isinstance(error, OSError) else error.__context__
             if isinstance(cause, OSError) and atomic.is_disk_full(cause):
-                raise no_room(self.run) from error
+                raise disk_full_error(self.run) from error
             raise
 
     def close(self) -> None:
-        """Wait, and end the thread. Write errors are ignored while another error propagates."""
+        """Wait and end the thread; ignore write errors while another error propagates."""
         try:
             if sys.exc_info()[0] is None:
                 self.wait()
@@ -93,11 +93,9 @@ class CheckpointWriter:
             self._thread.shutdown()
 
 
-def no_room(run: RunDir) -> TrainingError:
-    """The error for a disk or a quota that is full."""
-    return TrainingError(
-        f"no room left to write to {run.path}: free some space or quota, then `hpc-tumor resume` the run."
-    )
+def disk_full_error(run: RunDir) -> TrainingError:
+    """Return the error for a full disk or quota."""
+    return TrainingError(f"disk or quota full, cannot write to {run.path}: free space, then `hpc-tumor resume` it.")
 
 
 def _write_last(
@@ -113,33 +111,33 @@ def _write_last(
 
 
 def link(path: Path, to: Path) -> None:
-    """`to` becomes another name of what `path` names now."""
+    """Hard-link `path` as `to`, replacing it; copy on file systems without hard links."""
     beside = to.with_name(f".{to.name}.link.tmp")
     beside.unlink(missing_ok=True)
     try:
         os.link(path, beside)
     except FileNotFoundError:
         raise
-    except OSError:  # a file system without hard links
+    except OSError:
         atomic.write_bytes(beside, path.read_bytes())
     beside.replace(to)
 
 
 def _copy(value: Any) -> tuple[Any, Callable[[], None]]:
-    """Nested dictionaries and lists with copies of their tensors in the host's memory, and what waits for them.
+    """Copy the tensors of nested dictionaries and lists to main memory; also return a function that waits for them.
 
-    Copies from a GPU are ordered before the next step by the stream itself: nobody waits here.
+    The stream orders copies from a GPU before the next step, so nothing waits here.
     """
-    copied: list[torch.cuda.Event] = []
+    events: list[torch.cuda.Event] = []
 
     def copy(item: Any) -> Any:
         if isinstance(item, torch.Tensor):
             if not item.is_cuda:
                 return item.detach().clone()
-            # Strides and all: fused optimizers compute with weights and moments in the order in which they lie.
+            # Keep the strides: fused optimizers assume that weights and moments have the same.
             beside = torch.empty_like(item, device="cpu", pin_memory=True).copy_(item.detach(), non_blocking=True)
-            if not copied:
-                copied.append(torch.cuda.Event())
+            if not events:
+                events.append(torch.cuda.Event())
             return beside
         if isinstance(item, dict):
             return {key: copy(inner) for key, inner in item.items()}
@@ -148,11 +146,11 @@ def _copy(value: Any) -> tuple[Any, Callable[[], None]]:
         return item
 
     result = copy(value)
-    for event in copied:
+    for event in events:
         event.record()
 
     def ready() -> None:
-        for event in copied:
+        for event in events:
             event.synchronize()
 
     return result, ready

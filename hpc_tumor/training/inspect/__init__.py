@@ -1,1 +1,1 @@
-"""Look into a network that trains: debugging, one batch learned by heart, traces, anomalies."""
+"""Inspect training: debugging, overfitting one batch, traces, and the sources of values that are not finite."""

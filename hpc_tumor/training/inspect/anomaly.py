@@ -1,4 +1,4 @@
-"""Find the layer that the first value that is not finite comes from, forwards or backwards. Slow, for debugging."""
+"""Find the layer that first gives a value that is not finite, forward or backward. Slow, for debugging."""
 
 from __future__ import annotations
 
@@ -15,20 +15,19 @@ from torch import Tensor, nn
 
 from hpc_tumor.errors import TrainingError
 from hpc_tumor.training.state import TrainingState
-from hpc_tumor.training.watch.torch_words import ANOMALY_WARNING, failed_function, is_anomaly_warning, says_nan
+from hpc_tumor.training.watch.torch_errors import ANOMALY_WARNING, failed_function, is_anomaly_warning, is_nan_anomaly
 
 _PACKAGE = Path(__file__).parents[2]
 _FRAME = re.compile(r'File "(?P<file>[^"\n]+)", line (?P<line>\d+), in \S+\n\s+(?P<code>[^\n]+)')
 
 
 @contextmanager
-def anomalies_named(state: TrainingState) -> Iterator[None]:
-    """While this lasts, training ends with the first value that is not finite, and names what gave it.
+def detect_anomalies(state: TrainingState) -> Iterator[None]:
+    """Check every layer, the loss and every gradient for values that are not finite within the block.
 
-    Every layer, the loss, and every step back through them is looked at; the network is not compiled, and gradients
-    of float16 are not scaled up until they overflow, which is what its scaler does every day.
+    The network is not compiled, and float16 gradients are not scaled up to overflow, as the scaler usually does.
 
-    Raises TrainingError: the layer, the epoch and the step.
+    Raises TrainingError at the first such value, naming layer, epoch and step.
     """
     watch = _Watch(state)
     before = state.spec, state.compiled, state.scaler
@@ -40,9 +39,9 @@ def anomalies_named(state: TrainingState) -> Iterator[None]:
         with _forward_calls() as calls, torch.autograd.set_detect_anomaly(True, check_nan=True):
             yield
     except RuntimeError as error:
-        if not says_nan(error):
+        if not is_nan_anomaly(error):
             raise
-        raise TrainingError(f"{_said_by_torch(error, calls)} {watch.place()}.") from error
+        raise TrainingError(f"{_describe(error, calls)} {watch.position()}.") from error
     finally:
         state.spec, state.compiled, state.scaler = before
         for hook in hooks:
@@ -50,7 +49,7 @@ def anomalies_named(state: TrainingState) -> Iterator[None]:
 
 
 class _Watch:
-    """Looks at what goes into and comes out of each layer, and at the gradients on their way back through it."""
+    """Checks the inputs and outputs of each layer, and the gradients of its operations."""
 
     def __init__(self, state: TrainingState) -> None:
         self._state, self._loss = state, state.spec.loss
@@ -58,27 +57,27 @@ class _Watch:
             module: f"{name} ({type(module).__name__})" if name else f"the network ({type(module).__name__})"
             for name, module in state.network.named_modules()
         }
-        self._entered: list[set[Any]] = []  # nodes at which the layers under way were entered, the innermost last
+        self._entered: list[set[Any]] = []  # input nodes of the layers being run, the innermost last
         self._followed: set[Any] = set()
 
     def attach(self) -> list[Any]:
-        """Begin to look at all layers and what holds them; gives the hooks, to be removed."""
+        """Register hooks on all modules and return them for removal."""
         hooks: list[Any] = []
         for module in self._labels:
             hooks += [module.register_forward_pre_hook(self._before), module.register_forward_hook(self._after)]
         return hooks
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The run's loss, looked at like a layer."""
+        """Compute the run's loss, checked like a layer."""
         losses, name = self._loss(logits, targets), f"the loss ({self._state.experiment.loss})"
         if _bad([losses]):
-            raise TrainingError(f"{name} is not finite {self.place()}, although the network's logits are.")
+            raise TrainingError(f"{name} is not finite {self.position()}, although the network's logits are.")
         self._follow([losses], _nodes([logits]), name)
-        self._followed.clear()  # or they would keep this step's memory until the next
+        self._followed.clear()  # frees this step's memory
         return losses
 
-    def place(self) -> str:
-        """Epoch and step, in words."""
+    def position(self) -> str:
+        """Describe the current epoch and step."""
         progress = self._state.progress
         if not self._state.network.training:
             return f"in the evaluation after epoch {progress.epoch}"
@@ -87,25 +86,29 @@ class _Watch:
     def _before(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         if module is self._state.network:
             self._entered, self._followed = [], set()
-        # Taken now: a layer that works in place gives its input a new node.
+        # Taken before the layer runs: an in-place layer gives its input a new node.
         self._entered.append(_nodes(_tensors(inputs)))
         if bad := _bad(_tensors(inputs)):
-            what = "the images are" if module is self._state.network else f"what reaches {self._labels[module]} is"
-            after = "" if module is self._state.network else ": it was spoilt since the layer before gave finite values"
-            raise TrainingError(f"{what} not finite {self.place()} ({bad}){after}.")
+            subject, reason = (
+                f"the input of {self._labels[module]} is",
+                ", although the layer before gave finite values",
+            )
+            if module is self._state.network:
+                subject, reason = "the images are", ""
+            raise TrainingError(f"{subject} not finite {self.position()} ({bad}){reason}.")
 
     def _after(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         entered, label, outputs = self._entered.pop(), self._labels[module], _tensors(output)
         if bad := _bad(outputs):
             weights = list(module.parameters())
-            why = f"what it was given is, up to {_largest(_tensors(inputs))}"
-            why += f", and so are its weights, up to {_largest(weights)}" if weights else ""
-            why = f"its weights are not finite either ({_bad(weights)})" if _bad(weights) else why
-            raise TrainingError(f"the output of {label} is not finite {self.place()} ({bad}); {why}.")
+            reason = f"its input is, up to {_largest(_tensors(inputs))}"
+            reason += f", and so are its weights, up to {_largest(weights)}" if weights else ""
+            reason = f"its weights are not finite either ({_bad(weights)})" if _bad(weights) else reason
+            raise TrainingError(f"the output of {label} is not finite {self.position()} ({bad}); {reason}.")
         self._follow(outputs, entered, label)
 
     def _follow(self, outputs: Iterable[Tensor], entered: set[Any], label: str) -> None:
-        """Look at every gradient that comes back through the operations of a layer, up to where it was entered."""
+        """Register hooks on the gradients of all operations of a layer, back to its inputs."""
         waiting, seen = list(_nodes(outputs)), set(entered)
         while waiting:
             node = waiting.pop()
@@ -115,17 +118,19 @@ class _Watch:
             waiting += [further for further, _ in node.next_functions if further is not None]
             if node not in self._followed and "AccumulateGrad" not in node.name():
                 self._followed.add(node)
-                node.register_hook(self._look(node.name(), label))
+                node.register_hook(self._gradient_hook(node.name(), label))
 
-    def _look(self, operation: str, label: str) -> Callable[..., None]:
-        def hook(gradients: tuple[Tensor | None, ...], given: tuple[Tensor | None, ...]) -> None:
+    def _gradient_hook(self, operation: str, label: str) -> Callable[..., None]:
+        def hook(gradients: tuple[Tensor | None, ...], incoming: tuple[Tensor | None, ...]) -> None:
             if not (bad := _bad(gradients)):
                 return
-            if _bad(given):
-                raise TrainingError(f"the gradient that reaches {label} is not finite {self.place()} ({_bad(given)}).")
+            if _bad(incoming):
+                raise TrainingError(
+                    f"the gradient that reaches {label} is not finite {self.position()} ({_bad(incoming)})."
+                )
             raise TrainingError(
-                f"the backward pass of {label} gave a gradient that is not finite {self.place()} ({bad}), in"
-                f" {operation.removeprefix('torch::autograd::')}, from one that is finite."
+                f"the backward pass of {label} gave a gradient that is not finite {self.position()} ({bad}), in"
+                f" {operation.removeprefix('torch::autograd::')}, from a finite one."
             )
 
         return hook
@@ -143,10 +148,10 @@ def _nodes(tensors: Iterable[Tensor]) -> set[Any]:
 
 @torch.no_grad()
 def _bad(tensors: Iterable[Tensor | None]) -> str:
-    """Count the values that are not finite, in words; empty where all are."""
-    there = [tensor for tensor in tensors if tensor is not None and tensor.is_floating_point()]
-    bad = sum(int((~tensor.isfinite()).sum()) for tensor in there)
-    return f"{bad:,} of {sum(tensor.numel() for tensor in there):,} values" if bad else ""
+    """Describe the number of values that are not finite; empty if all are finite."""
+    floats = [tensor for tensor in tensors if tensor is not None and tensor.is_floating_point()]
+    bad = sum(int((~tensor.isfinite()).sum()) for tensor in floats)
+    return f"{bad:,} of {sum(tensor.numel() for tensor in floats):,} values" if bad else ""
 
 
 @torch.no_grad()
@@ -156,28 +161,28 @@ def _largest(tensors: Iterable[Tensor]) -> str:
 
 @contextmanager
 def _forward_calls() -> Iterator[list[str]]:
-    """Keep what torch warns of: the stack of the forward call whose backward pass failed. Others go their way."""
+    """Collect torch's warnings with the stack of the forward call whose backward pass failed; show all others."""
     calls: list[str] = []
     with warnings.catch_warnings():
         warnings.filterwarnings("always", message=ANOMALY_WARNING)
-        usual = warnings.showwarning
+        show_warning = warnings.showwarning
 
-        def keep(message: Any, *rest: Any, **named: Any) -> None:
+        def collect(message: Any, *rest: Any, **named: Any) -> None:
             if is_anomaly_warning(message):
                 calls.append(str(message))
             else:
-                usual(message, *rest, **named)
+                show_warning(message, *rest, **named)
 
-        warnings.showwarning = keep
+        warnings.showwarning = collect
         yield calls
 
 
-def _said_by_torch(error: RuntimeError, calls: list[str]) -> str:
-    """The operation that gave NaN in the backward pass, and the line of this program that had called it forwards."""
-    said = f"the backward pass of {failed_function(error) or 'an operation'} gave NaN"
-    frames = [found for call in calls for found in _FRAME.finditer(call)]
-    ours = [found for found in frames if Path(found["file"]).is_relative_to(_PACKAGE)]
-    if ours:
-        where = Path(ours[-1]["file"]).relative_to(_PACKAGE.parent)
-        said += f", called by `{ours[-1]['code'].strip()}` ({where}:{ours[-1]['line']}),"
-    return said
+def _describe(error: RuntimeError, calls: list[str]) -> str:
+    """Name the operation that gave NaN in the backward pass, and the line of this package that called it forward."""
+    message = f"the backward pass of {failed_function(error) or 'an operation'} gave NaN"
+    frames = [match for call in calls for match in _FRAME.finditer(call)]
+    own = [match for match in frames if Path(match["file"]).is_relative_to(_PACKAGE)]
+    if own:
+        file = Path(own[-1]["file"]).relative_to(_PACKAGE.parent)
+        message += f", called by `{own[-1]['code'].strip()}` ({file}:{own[-1]['line']}),"
+    return message

@@ -1,7 +1,4 @@
-"""One batch through the network and back, without a step: what each layer makes of it, and what comes back to it.
-
-All of it fits into 100 columns.
-"""
+"""Show one batch's forward and backward pass layer by layer, without a step, in 100 columns."""
 
 from __future__ import annotations
 
@@ -23,49 +20,49 @@ from hpc_tumor.training.watch.memory import peak_memory_gb
 from hpc_tumor.vocabulary import LABELS, printable
 
 WIDTH = 100  # columns
-_NAME, _KIND, _CHUNK = 24, 15, 2**22  # columns of names and types of layers; values looked at together
+_NAME, _KIND, _CHUNK = 24, 15, 2**22  # columns of layer names and types; values reduced at once
 _INDENT = " " * 11
 _SHORT = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "float64": "f64"}
 
 
 def inspect_batch(state: TrainingState) -> None:
-    """Show the first batch of the run, each layer's output, the loss, each layer's gradient, and the memory.
+    """Show the first batch, each layer's output, the loss, each layer's gradient, and memory, without changing the run.
 
-    Nothing of the run changes. The rows of the layers appear as these are run: where one fails, it is the next.
+    Rows appear as their layers are run, so that a failing layer is the one after the last row.
     """
     began = time.perf_counter()
     batch = state.parts.first_batch(state.experiment.seed)
     _show_batch(state, batch, time.perf_counter() - began)
-    number_of = min(state.experiment.hardware.accumulate, len(batch.images))
-    images, targets = batch.images.tensor_split(number_of)[0], batch.targets.tensor_split(number_of)[0]
-    if number_of > 1:
-        show(f"{_INDENT}below: the first of the {number_of} parts in which it is worked through")
+    micro_batches = min(state.experiment.hardware.accumulate, len(batch.images))
+    images, targets = (values.tensor_split(micro_batches)[0] for values in (batch.images, batch.targets))
+    if micro_batches > 1:
+        show(f"{_INDENT}below: the first of {micro_batches} micro-batches")
     with _unchanged(state):
-        kept = KeptMemory(state.network)
-        with _layers_shown(state.network), kept.counting():
+        saved = KeptMemory(state.network)
+        with _layers_shown(state.network), saved.counting():
             logits = state.spec.forward(state.network, images)
         losses = state.spec.loss(logits, targets)
         of = statistics(logits.detach())
         show(f"\nlogits     {shape(logits)}, mean {number(of.mean)}, std {number(of.std)}, {of.bad} not finite")
         show(f"loss       {number(losses.mean().item())}, from {number(losses.min().item())} to "
              f"{number(losses.max().item())} over the samples")  # fmt: skip
-        scale = state.scaler.get_scale()  # of float16, in which small gradients would vanish
+        scale = state.scaler.get_scale()  # for float16, in which small gradients would vanish
         (losses.mean() * scale).backward()
         _show_gradients(state.network, scale)
         weights = sum(value.numel() * value.element_size() for value in state.network.parameters())
         peak = peak_memory_gb(logits.device)
         show(f"\nmemory     weights {_megabytes(weights)}, kept by the forward pass for the backward pass"
-             f" {_megabytes(kept.bytes)}, peak {peak:.2f} GB")  # fmt: skip
+             f" {_megabytes(saved.bytes)}, peak {peak:.2f} GB")  # fmt: skip
 
 
 def show(text: str) -> None:
-    """Lines on standard error, where the log of a run in the foreground goes."""
+    """Print to standard error, like the log of a run in the foreground."""
     print(text, file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of the values of a tensor; mean and standard deviation of those that are finite."""
+    """Statistics of a tensor: mean and standard deviation of the finite values, share of zeros, count of others."""
 
     mean: float
     std: float
@@ -75,16 +72,13 @@ class Statistics:
 
 @torch.no_grad()
 def statistics(values: Tensor) -> Statistics:
-    """Mean, standard deviation, share of zeros, and how many are not finite; in pieces, so that memory is not needed.
-
-    The device is waited for once.
-    """
+    """Compute the statistics of `values` in pieces, to save memory. Waits for the device once."""
     sums = torch.zeros(4, dtype=torch.float64, device=values.device)
     rows = values.detach().flatten(1) if values.ndim > 1 else values.detach().reshape(1, -1)
-    for some in rows.split(max(1, _CHUNK // max(1, rows.shape[1]))):
-        finite = some.isfinite()
-        good = torch.where(finite, some, 0).double()
-        sums += torch.stack([good.sum(), good.square().sum(), (some == 0).sum().double(), (~finite).sum().double()])
+    for chunk in rows.split(max(1, _CHUNK // max(1, rows.shape[1]))):
+        finite = chunk.isfinite()
+        good = torch.where(finite, chunk, 0).double()
+        sums += torch.stack([good.sum(), good.square().sum(), (chunk == 0).sum().double(), (~finite).sum().double()])
     total, squares, zeros, bad = sums.tolist()
     count = max(1, values.numel() - int(bad))
     mean = total / count
@@ -92,13 +86,13 @@ def statistics(values: Tensor) -> Statistics:
 
 
 def number(value: float) -> str:
-    """Three digits of a number in at most eight characters."""
+    """Format a number with three digits in at most eight characters."""
     text = f"{value:.3g}"
     return text.replace("e-0", "e-").replace("e+0", "e+")
 
 
 def shape(tensor: Tensor) -> str:
-    """`32×4×240×240 bf16`."""
+    """Describe shape and type, as `32×4×240×240 bf16`."""
     kind = str(tensor.dtype).removeprefix("torch.")
     return f"{'×'.join(str(side) for side in tensor.shape) or 'one'} {_SHORT.get(kind, kind)}"
 
@@ -111,17 +105,17 @@ def _show_batch(state: TrainingState, batch: Batch, seconds: float) -> None:
     names = ["background", *LABELS] if state.spec.classes is None else state.spec.classes
     counts = torch.bincount(batch.targets.flatten().long(), minlength=len(names)).tolist()
     if state.spec.classes is None:
-        said = [f"{name} {count / batch.targets.numel():.2%}" for name, count in zip(names, counts, strict=False)]
+        shares = [f"{name} {count / batch.targets.numel():.2%}" for name, count in zip(names, counts, strict=False)]
     else:
-        said = [f"{name} {count}" for name, count in zip(names, counts, strict=False)]
-    show(_cut(f"{_INDENT}targets: {', '.join(said)}"))
+        shares = [f"{name} {count}" for name, count in zip(names, counts, strict=False)]
+    show(_cut(f"{_INDENT}targets: {', '.join(shares)}"))
     cases = ", ".join(printable(state.parts.train.part.name(int(position))) for position in batch.positions)
     show(_cut(f"{_INDENT}of {cases}"))
 
 
 @contextmanager
 def _layers_shown(network: nn.Module) -> Iterator[None]:
-    """While this lasts, each layer that the network runs shows a row of a table."""
+    """Show a table row for each layer that the network runs within the block."""
     layers = [(name, module) for name, module in network.named_modules() if name and not list(module.children())]
     layers = [(name, module) for name, module in layers if not isinstance(module, nn.Identity)]
     widths = (
@@ -144,14 +138,14 @@ def _row(name: str, widths: tuple[int, int]) -> Callable[..., None]:
         first = output[0] if isinstance(output, tuple) else output
         of = statistics(first)
         weights = _short(sum(parameter.numel() for parameter in module.parameters()))
-        what = f"{_fit(name, widths[0])} {_fit(type(module).__name__, widths[1])} {shape(first):<20}"
-        show(f"{what} {weights:>6} {number(of.mean):>8} {number(of.std):>7} {of.zeros:>5.0%} {of.bad:>7}")
+        layer = f"{_fit(name, widths[0])} {_fit(type(module).__name__, widths[1])} {shape(first):<20}"
+        show(f"{layer} {weights:>6} {number(of.mean):>8} {number(of.std):>7} {of.zeros:>5.0%} {of.bad:>7}")
 
     return hook
 
 
 def _show_gradients(network: nn.Module, scale: float) -> None:
-    """Each layer's gradient beside its weights. What cannot learn, or would break the weights, is flagged."""
+    """Show the norms of each layer's weights and gradient, and flag missing, zero and not finite gradients."""
     rows = [
         (name or "(network)", *_gradient(list(module.named_parameters(recurse=False)), scale))
         for name, module in network.named_modules()
@@ -165,35 +159,35 @@ def _show_gradients(network: nn.Module, scale: float) -> None:
         show(f"{line}  <- {flag}" if flag else line)
     flagged = [name for name, _, _, flag in rows if flag]
     if flagged:
-        show(_cut(f"gradients  {len(flagged)} of {len(rows)} layers need a look: {', '.join(flagged)}"))
+        show(_cut(f"gradients  {len(flagged)} of {len(rows)} layers flagged: {', '.join(flagged)}"))
     else:
-        show(f"gradients  {len(rows)} layers, each with one that is finite and not zero")
+        show(f"gradients  finite and not zero in all {len(rows)} layers")
 
 
 @torch.no_grad()
 def _gradient(parameters: list[tuple[str, nn.Parameter]], scale: float) -> tuple[float, float, str]:
-    """Norms of a layer's weights and of their gradient, and what is wrong with the latter."""
-    said: dict[str, list[str]] = {}
+    """Return the norms of a layer's weights and gradient, and the flag of a faulty gradient."""
+    faults: dict[str, list[str]] = {}
     weights = gradients = 0.0
     for name, parameter in parameters:
         weights += parameter.double().square().sum().item()
         if not parameter.requires_grad or parameter.grad is None:
-            said.setdefault("no gradient" if parameter.requires_grad else "frozen", []).append(name)
+            faults.setdefault("no gradient" if parameter.requires_grad else "frozen", []).append(name)
             continue
         size = (parameter.grad.double() / scale).square().sum().item()
         gradients += size
         if not math.isfinite(size):
             bad = int((~parameter.grad.isfinite()).sum())
-            said.setdefault(f"{bad:,} of {parameter.numel():,} not finite", []).append(name)
+            faults.setdefault(f"{bad:,} of {parameter.numel():,} not finite", []).append(name)
         elif size == 0:
-            said.setdefault("zero gradient", []).append(name)
-    flag = "; ".join(f"{what}: {', '.join(names)}" for what, names in said.items())
+            faults.setdefault("zero gradient", []).append(name)
+    flag = "; ".join(f"{fault}: {', '.join(names)}" for fault, names in faults.items())
     return math.sqrt(weights), math.sqrt(gradients), flag
 
 
 @contextmanager
 def _unchanged(state: TrainingState) -> Iterator[None]:
-    """Undo what happens meanwhile to gradients, running statistics and random generators."""
+    """Restore gradients, running statistics and random generators after the block."""
     device = state.distributed.device
     random, buffers = random_state(device), [buffer.clone() for buffer in state.network.buffers()]
     try:
@@ -207,14 +201,14 @@ def _unchanged(state: TrainingState) -> Iterator[None]:
 
 
 class KeptMemory:
-    """Memory that a forward pass keeps for the backward pass, besides the weights."""
+    """Counts the memory that a forward pass keeps for the backward pass, besides the weights."""
 
     def __init__(self, network: nn.Module) -> None:
         self._seen = {value.untyped_storage().data_ptr() for value in network.parameters()}
         self.bytes = 0
 
     def counting(self) -> Any:
-        """Context in which the forward pass is run."""
+        """Return the context in which to run the forward pass."""
         return torch.autograd.graph.saved_tensors_hooks(self._count, lambda saved: saved)
 
     def _count(self, saved: Tensor) -> Tensor:
@@ -238,7 +232,7 @@ def _megabytes(count: int) -> str:
 
 
 def _fit(text: str, width: int) -> str:
-    """`text` in so many columns; of a longer one, its end."""
+    """Pad `text` to `width` columns, or keep the end of a longer one."""
     return f"{text:<{width}}" if len(text) <= width else f"…{text[len(text) - width + 1 :]}"
 
 

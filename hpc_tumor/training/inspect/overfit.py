@@ -1,4 +1,4 @@
-"""One batch over and over: a network and a recipe that cannot learn that will learn nothing else."""
+"""Overfit one batch: a network and recipe that cannot learn it will not learn anything else."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from hpc_tumor.training.step import train_step
 from hpc_tumor.training.watch.guard import check_steps
 from hpc_tumor.vocabulary import LABELS, RunStatus, plural
 
-LOSS_LEFT = 0.1  # of the first loss; only where a network that always says the same does not get there
+LOSS_LEFT = 0.1  # of the first loss; only for tasks where a constant prediction does not reach it
 SCORES = {"classification": ("accuracy", 0.95), "segmentation": ("dice", 0.8)}
 _LINES = 20
 
 
 @dataclass(frozen=True)
-class Look:
-    """Mean loss and score of the steps since the last look, and of what the score is the mean."""
+class Check:
+    """Mean loss and score of the steps since the last check; `labels` lists the scores behind the mean."""
 
     loss: float
     score: float
@@ -28,17 +28,17 @@ class Look:
 
 
 def overfit(state: TrainingState, steps: int) -> None:
-    """Train on the first batch for at most so many steps, with loss and score now and then, until it is learned.
+    """Train on the first batch until it is learned, for at most `steps` steps; show loss and score at intervals.
 
-    It leaves neither checkpoint nor result. Scores are those of the training steps, so with dropout.
+    Leaves neither checkpoint nor result. Scores are those of the training steps, with dropout.
 
-    Raises TrainingError: it was not learned; with what to look at.
+    Raises TrainingError if it was not learned, with advice.
     """
     batch, recipe = state.parts.first_batch(state.experiment.seed), state.experiment.recipe
     every, (main, _) = -(-steps // _LINES), SCORES[state.experiment.task]
     show(f"\noverfit    one batch of {len(batch.images)}, up to {steps} steps at the rate {recipe.learning_rate:g};"
          " no augmentation, schedule or decay")  # fmt: skip
-    totals, first, seen, done = epoch_totals(state), 0.0, Look(0, 0), 0
+    totals, first, last, done = epoch_totals(state), 0.0, Check(0, 0), 0
     state.network.train()
     with Tracer(state, steps) as tracer:
         for done in range(1, steps + 1):
@@ -50,42 +50,42 @@ def overfit(state: TrainingState, steps: int) -> None:
             first = first if done > 1 else last_loss(state) or 0.0
             if done % every and done not in (1, steps):
                 continue
-            seen, totals = _look(totals, main), epoch_totals(state)
-            show(f"           step {done:>5}  loss {number(seen.loss):>8}  {main} {seen.score:.3f}")
-            if is_learned(state.experiment.task, first, seen):
+            last, totals = _check(totals, main), epoch_totals(state)
+            show(f"           step {done:>5}  loss {number(last.loss):>8}  {main} {last.score:.3f}")
+            if is_learned(state.experiment.task, first, last):
                 break
-    _judge(state, first, seen, done, steps)
+    _report(state, first, last, done, steps)
 
 
-def _look(totals: dict[str, Any], main: str) -> Look:
+def _check(totals: dict[str, Any], main: str) -> Check:
     scores = training_scores(totals)
     labels = [f"{label} {scores[f'dice_{label}']:.2f}" for label in LABELS if f"dice_{label}" in scores]
-    return Look(scores["loss"], scores[main], f" ({', '.join(labels)})" if labels else "")
+    return Check(scores["loss"], scores[main], f" ({', '.join(labels)})" if labels else "")
 
 
-def is_learned(task: str, first: float, seen: Look) -> bool:
-    """Return True where a batch counts as learned, by its loss, which was `first` in the beginning, and its score."""
-    # Where nearly all pixels are background, the loss falls far before a single label is found.
-    fell = task == "classification" and seen.loss <= LOSS_LEFT * first
-    return fell or seen.score >= SCORES[task][1]
+def is_learned(task: str, first: float, last: Check) -> bool:
+    """Return True if a batch counts as learned, by its score or by its loss compared with the `first` one."""
+    # In segmentation, nearly all pixels are background: the loss falls far before any label is learned.
+    fell = task == "classification" and last.loss <= LOSS_LEFT * first
+    return fell or last.score >= SCORES[task][1]
 
 
-def _judge(state: TrainingState, first: float, seen: Look, done: int, steps: int) -> None:
-    """The last line."""
-    run, recipe, (main, enough) = state.run, state.experiment.recipe, SCORES[state.experiment.task]
-    now = f"loss {number(seen.loss)}, at first {number(first)}; {main} {seen.score:.3f}{seen.labels}"
-    if is_learned(state.experiment.task, first, seen):
-        said = f"learned one batch in {done} {plural(done, 'step')}: {now}"
-        show(f"verdict    {said}")
-        run.add_event("stopped", reason=said)
-        run.write_status(RunStatus.STOPPED, loss=seen.loss, step=done, steps=steps)
+def _report(state: TrainingState, first: float, last: Check, done: int, steps: int) -> None:
+    """Show and record the verdict if the batch was learned; raise TrainingError if not."""
+    run, recipe, (main, target) = state.run, state.experiment.recipe, SCORES[state.experiment.task]
+    now = f"loss {number(last.loss)}, initially {number(first)}; {main} {last.score:.3f}{last.labels}"
+    if is_learned(state.experiment.task, first, last):
+        verdict = f"learned one batch in {done} {plural(done, 'step')}: {now}"
+        show(f"verdict    {verdict}")
+        run.add_event("stopped", reason=verdict)
+        run.write_status(RunStatus.STOPPED, loss=last.loss, step=done, steps=steps)
         return
-    wanted = f"{main} {enough:g}" + (f" or {LOSS_LEFT:.0%} of the first loss" if state.spec.classes else "")
-    if seen.score >= enough / 2:
-        advice = f"It is on its way: give it more steps, --overfit {4 * steps}."
+    goal = f"{main} {target:g}" + (f" or {LOSS_LEFT:.0%} of the first loss" if state.spec.classes else "")
+    if last.score >= target / 2:
+        advice = f"It is improving: try more steps, --overfit {4 * steps}."
     else:
         advice = (
-            f"Give it more steps, or look at recipe.learning_rate ({recipe.learning_rate:g}), at layers flagged above,"
-            " and whether the targets belong to the images."
+            f"Try more steps, or check recipe.learning_rate ({recipe.learning_rate:g}), the layers flagged above,"
+            " and whether the targets match the images."
         )
-    raise TrainingError(f"one batch was not learned in {done} steps, to {wanted}: {now}. {advice}")
+    raise TrainingError(f"one batch was not learned in {done} steps, to {goal}: {now}. {advice}")

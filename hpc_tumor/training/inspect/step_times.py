@@ -1,4 +1,4 @@
-"""Time of training steps: by phase, and as a trace for Perfetto (ui.perfetto.dev) or chrome://tracing."""
+"""Time training steps by phase, and trace them for Perfetto (ui.perfetto.dev) or chrome://tracing."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from hpc_tumor.system import atomic
 from hpc_tumor.training.state import TrainingState
 from hpc_tumor.vocabulary import counted
 
-PHASES = ("data", "augment", "forward", "loss", "backward", "update", "agree", "metrics")  # a step ends with the last
+PHASES = ("data", "augment", "forward", "loss", "backward", "update", "agree", "metrics")  # of a step, in order
 _WARM, _TRACED = 2, 3  # steps before the trace, and in it
 _ROWS, _NAME = 12, 52  # operations in the log, and columns of their names
 
 
 class StepTimes:
-    """Seconds that each phase of each step took. It waits for a GPU where a phase ends, so it is for debugging."""
+    """Seconds of each phase of each step. Waits for the GPU at the end of each phase, so only for debugging."""
 
     def __init__(self, device: torch.device) -> None:
         self.steps: list[dict[str, float]] = []
@@ -36,7 +36,7 @@ class StepTimes:
         self._phase, self._since = "", 0.0
 
     def __call__(self, phase: str) -> None:
-        """`phase` begins, and so ends the one before."""
+        """End the current phase and begin `phase`."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         now = time.perf_counter()
@@ -45,32 +45,32 @@ class StepTimes:
         if self._phase == PHASES[-1]:
             self.steps.append(self._pending)
             self._pending = {}
-        if phase not in (*PHASES, "delay"):  # the end of an epoch: there was no more data to wait for
+        if phase not in (*PHASES, "delay"):  # the end of an epoch, not a step
             self._pending = {}
         self._phase, self._since = phase, now
 
     def table(self) -> list[str]:
-        """Milliseconds of each phase and its share, as a mean over the steps after the first, with the first beside."""
+        """Format the time and share of each phase: mean over the steps after the first, and the first step."""
         if not self.steps:
-            return ["no step was finished"]
+            return ["no step was completed"]
         later = self.steps[1:] or self.steps
         means = {phase: fmean(step.get(phase, 0.0) for step in later) for phase in PHASES}
-        whole = sum(means.values()) or 1.0
+        total = sum(means.values()) or 1.0
         rows = [(phase, means[phase], self.steps[0].get(phase, 0.0)) for phase in PHASES]
-        rows.append(("step", whole, sum(self.steps[0].values())))
-        what = "of the only step" if len(self.steps) == 1 else f"mean of {len(later)} after the first"
+        rows.append(("step", total, sum(self.steps[0].values())))
+        basis = "of the only step" if len(self.steps) == 1 else f"mean of {len(later)} after the first"
         return [
-            f"{'phase':<10} {'ms':>9} {'share':>6} {'first ms':>9}   ({what})",
+            f"{'phase':<10} {'ms':>9} {'share':>6} {'first ms':>9}   ({basis})",
             *(
-                f"{name:<10} {1000 * mean:>9.1f} {mean / whole:>6.1%} {1000 * first:>9.1f}"
+                f"{name:<10} {1000 * mean:>9.1f} {mean / total:>6.1%} {1000 * first:>9.1f}"
                 for name, mean, first in rows
             ),
         ]
 
 
 @contextmanager
-def measured(state: TrainingState) -> Iterator[StepTimes]:
-    """While this lasts, the phases of each step are timed."""
+def time_phases(state: TrainingState) -> Iterator[StepTimes]:
+    """Time the phases of each step within the block."""
     times, before = StepTimes(state.distributed.device), state.watched
     state.watched = times
     try:
@@ -80,31 +80,30 @@ def measured(state: TrainingState) -> Iterator[StepTimes]:
 
 
 class Tracer:
-    """Traces steps of the first epoch of this start, on every rank, where the experiment asks for it.
+    """Traces some steps of the first epoch of this start, on every rank, if the experiment has `profile` set.
 
-    Without that, it costs nothing. An epoch that is too short for all steps is traced as far as it goes. The trace
-    holds the phases of each step, with the operations below them.
+    A shorter epoch is traced to its end. The trace shows the phases of each step and their operations.
 
     Args:
-        steps: how many the epoch has; absent: as many as the state says.
+        steps: steps of the epoch; by default those of the state.
     """
 
     def __init__(self, state: TrainingState, steps: int | None = None) -> None:
         self._state = state
-        self._wanted = state.experiment.profile and not state.traced
+        self._enabled = state.experiment.profile and not state.traced
         self._steps = 0
         self._warm = min(_WARM, max(0, (steps or state.steps) - state.progress.step - 1))
         self._profile: Any = None
         self._phase: Any = None
-        self._watched: Callable[[str], None] | None = None  # who listens to the phases of a step besides
+        self._watched: Callable[[str], None] | None = None  # the previous listener to phases
 
     def __enter__(self) -> Tracer:
         self._begin_if_due()
         return self
 
     def step(self) -> None:
-        """A step has ended."""
-        if not self._wanted:
+        """Count a completed step."""
+        if not self._enabled:
             return
         self._steps += 1
         if self._profile is not None and self._steps == self._warm + _TRACED:
@@ -113,18 +112,18 @@ class Tracer:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if self._profile is not None:
-            seen = self._end()
+            trace = self._end()
             if kind is None:
-                self._write(seen)
+                self._write(trace)
 
     def _begin_if_due(self) -> None:
-        if self._wanted and self._profile is None and self._steps == self._warm:
+        if self._enabled and self._profile is None and self._steps == self._warm:
             activities = [ProfilerActivity.CPU]
             if self._state.distributed.device.type == "cuda":
                 activities.append(ProfilerActivity.CUDA)
-            # Its library reports stages and missing drivers, in lines that mean nothing to a reader of the log.
+            # Silences the profiler library's reports of stages and missing drivers.
             os.environ.setdefault("KINETO_LOG_LEVEL", "6")
-            # On CPUs torch warns of each block of memory that is freed in the trace, but was there before.
+            # On CPUs torch warns of each block of memory that was allocated before the trace and is freed in it.
             memory = self._state.distributed.device.type == "cuda"
             self._profile = profile(activities=activities, record_shapes=True, profile_memory=memory)
             self._profile.__enter__()
@@ -143,38 +142,38 @@ class Tracer:
             self._phase = None
 
     def _end(self) -> Any:
-        """End the trace, and give it."""
-        seen, self._profile, self._wanted = self._profile, None, False
+        """End the trace and return it."""
+        trace, self._profile, self._enabled = self._profile, None, False
         self._end_phase()
         self._state.watched, self._state.traced = self._watched, True
         if self._state.distributed.device.type == "cuda":
             torch.cuda.synchronize()
-        seen.__exit__(None, None, None)
-        return seen
+        trace.__exit__(None, None, None)
+        return trace
 
-    def _write(self, seen: Any) -> None:
+    def _write(self, trace: Any) -> None:
         run, distributed = self._state.run, self._state.distributed
         path = run.trace(distributed.rank, self._state.progress.restarts)
         try:
             path.parent.mkdir(exist_ok=True)
-            _export(seen, path)
-        except (OSError, RuntimeError) as error:  # no trace is no reason to stop training
+            _export(trace, path)
+        except (OSError, RuntimeError) as error:  # a missing trace must not stop training
             log(f"the trace cannot be written to {path}: {error}")
             return
         if distributed.is_main:
             traced = self._steps - self._warm
             log(f"trace of {counted(traced, 'step')}: {path}; open it at ui.perfetto.dev")
-            log("\n".join(["the dearest operations in it:", *_dearest(seen, distributed.device.type)]))
+            log("\n".join(["its most expensive operations:", *_most_expensive(trace, distributed.device.type)]))
 
 
-def _export(seen: Any, path: Path) -> None:
-    """Write the trace, compressed; it appears whole, and beside it nothing stays.
+def _export(trace: Any, path: Path) -> None:
+    """Write the trace, compressed and atomically.
 
-    torch could compress it, too, but not at once, and by way of a file in a /tmp that may be small on a node.
+    torch's own compression goes through a file in /tmp, which may be small on a node, and is not atomic.
     """
     beside = path.with_name(f".{path.name}.json.tmp")
     try:
-        seen.export_chrome_trace(str(beside))
+        trace.export_chrome_trace(str(beside))
         with (
             beside.open("rb") as plain,
             atomic.atomic_file(path) as file,
@@ -185,14 +184,14 @@ def _export(seen: Any, path: Path) -> None:
         beside.unlink(missing_ok=True)
 
 
-def _dearest(seen: Any, device: str) -> list[str]:
-    """The operations that took most of the device's time, without those that they called."""
+def _most_expensive(trace: Any, device: str) -> list[str]:
+    """List the operations that took most of the device's time, excluding the operations that they call."""
     name = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
-    found = [(float(getattr(item, name)), item) for item in seen.key_averages() if item.key not in PHASES]
-    whole = sum(spent for spent, _ in found) or 1.0
-    rows = sorted(found, key=lambda pair: -pair[0])[:_ROWS]
+    times = [(float(getattr(item, name)), item) for item in trace.key_averages() if item.key not in PHASES]
+    total = sum(spent for spent, _ in times) or 1.0
+    rows = sorted(times, key=lambda pair: -pair[0])[:_ROWS]
     return [
         f"{'operation':<{_NAME}} {'calls':>7} {'ms':>10} {'share':>6}",
-        *(f"{item.key[:_NAME]:<{_NAME}} {item.count:>7} {spent / 1000:>10.1f} {spent / whole:>6.1%}"
+        *(f"{item.key[:_NAME]:<{_NAME}} {item.count:>7} {spent / 1000:>10.1f} {spent / total:>6.1%}"
           for spent, item in rows),
     ]  # fmt: skip

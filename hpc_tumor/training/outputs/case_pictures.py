@@ -1,4 +1,4 @@
-"""Slices of test cases, from the best to the worst: what was there, and what the network saw there."""
+"""Slices of the best, median and worst test case: images, truth and predictions."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hpc_tumor.data.feed.loader import Batch, BatchLoader
 from hpc_tumor.data.feed.samples import SlicePart
+from hpc_tumor.models import MODELS
 from hpc_tumor.training.scoring import metrics
 from hpc_tumor.training.scoring.evaluate import Evaluation
 from hpc_tumor.training.state import TrainingState
@@ -20,7 +21,7 @@ _DARKEST, _BRIGHTEST = 1.0, 99.5  # percentiles of the brain
 
 
 def case_pictures(state: TrainingState, best: Evaluation) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Arrays and `about` of `write_pictures` for segmentation. The network is in evaluation already.
+    """Return the arrays and `about` of `write_pictures` for segmentation. The network must be in evaluation mode.
 
     Raises:
         DataError: the store cannot be read.
@@ -28,47 +29,46 @@ def case_pictures(state: TrainingState, best: Evaluation) -> tuple[dict[str, np.
     part = _slices(state)
     cases = choose_cases(best, state.parts.test_names)
     arrays: dict[str, np.ndarray] = {}
-    said: dict[str, Any] = {"labels": list(LABELS), "modalities": list(MODALITIES), "cases": {}}
+    about: dict[str, Any] = {"labels": list(LABELS), "modalities": list(MODALITIES), "cases": {}}
     of_attention = "median" if "median" in cases else "best"
     for which, (row, scores) in cases.items():
         position = _slice_to_show(state, row)
-        with_attention = which == of_attention and state.experiment.model.name == "attention-unet"
-        seen = look_at(state, position, with_attention)
-        arrays[f"{which}_images"] = np.stack([grey(image) for image in seen.images])
-        arrays[f"{which}_truth"] = seen.truth
-        arrays[f"{which}_prediction"] = seen.prediction
-        arrays[f"{which}_probabilities"] = as_bytes(seen.probabilities)
+        with_attention = which == of_attention and MODELS[state.experiment.model.name].attention
+        view = predict_slice(state, position, with_attention)
+        arrays[f"{which}_images"] = np.stack([grey(image) for image in view.images])
+        arrays[f"{which}_truth"] = view.truth
+        arrays[f"{which}_prediction"] = view.prediction
+        arrays[f"{which}_probabilities"] = as_bytes(view.probabilities)
         where = {"case": state.parts.test_names[row], "slice": int(part.slices[position, 1])}
-        said["cases"][which] = {**where, **scores}
-        if seen.attention:
-            arrays.update({f"attention_{number}": as_bytes(one) for number, one in enumerate(seen.attention, 1)})
-            said["attention"] = where
-    return arrays, said
+        about["cases"][which] = {**where, **scores}
+        if view.attention:
+            arrays.update({f"attention_{number}": as_bytes(gate) for number, gate in enumerate(view.attention, 1)})
+            about["attention"] = where
+    return arrays, about
 
 
 def choose_cases(best: Evaluation, names: list[str]) -> dict[str, tuple[int, dict[str, float]]]:
-    """Best, median and worst scored case by mean Dice of the labels: the case's row, and its Dice scores.
+    """Return the row and Dice scores of the best, median and worst scored case, by mean Dice of the labels.
 
-    Of two cases there is no median, of one the best alone. Of equal cases the first is the better one, and of an even
-    number the median is the upper one.
+    Two cases have no median, a single case is the best. Ties are in order of rows; of an even number, the median is
+    the upper one.
     """
-    there = [int(row) for row in best.counted.nonzero()[0]]
     scored: list[tuple[int, dict[str, float]]] = []
-    for row in there:
+    for row in map(int, best.counted.nonzero()[0]):
         (values,) = metrics.segmentation_rows(best.details[[row]], [names[row]], [int(best.counted[row])])
         dice = {f"dice_{structure}": float(values[f"dice_{structure}"]) for structure in metrics.MEMBERS}  # type: ignore[arg-type]
         scored.append((row, {"dice": float(np.mean([dice[f"dice_{label}"] for label in LABELS])), **dice}))
     scored.sort(key=lambda case: -case[1]["dice"])
-    places = {"best": 0, "median": (len(scored) - 1) // 2, "worst": len(scored) - 1}
+    ranks = {"best": 0, "median": (len(scored) - 1) // 2, "worst": len(scored) - 1}
     if len(scored) < 3:
-        places.pop("median")
+        ranks.pop("median")
     if len(scored) < 2:
-        places.pop("worst")
-    return {which: scored[place] for which, place in places.items() if scored}
+        ranks.pop("worst")
+    return {which: scored[rank] for which, rank in ranks.items() if scored}
 
 
 def grey(image: np.ndarray) -> np.ndarray:
-    """`(H, W)` with background 0 → uint8, from the 1st to the 99.5th percentile of what is not background."""
+    """Scale `(H, W)` with background 0 to uint8, from the 1st to the 99.5th percentile of the brain."""
     brain = image != 0
     if not brain.any():
         return np.zeros(image.shape, np.uint8)
@@ -77,12 +77,12 @@ def grey(image: np.ndarray) -> np.ndarray:
 
 
 def as_bytes(values: np.ndarray) -> np.ndarray:
-    """0 … 1 → 0 … 255, rounded; what lies beyond is cut, and what is no number is 0."""
+    """Scale 0 … 1 to 0 … 255, rounded and clipped; NaN becomes 0."""
     return np.rint(np.nan_to_num(values).clip(0, 1) * 255).astype(np.uint8)
 
 
 @dataclass(frozen=True)
-class Seen:
+class SliceView:
     """One slice: images `(4, H, W)`, labels and predicted bits `(H, W)`, probabilities `(3, H, W)`, gates `(h, w)`."""
 
     images: np.ndarray
@@ -93,23 +93,23 @@ class Seen:
 
 
 @torch.inference_mode()
-def look_at(state: TrainingState, position: int, attention: bool = False) -> Seen:
-    """A slice of the test part as it was scored: in its own batch, since the last digit depends on the others there.
+def predict_slice(state: TrainingState, position: int, attention: bool = False) -> SliceView:
+    """Predict a slice of the test part in the batch in which it was scored, which affects the last digit.
 
     Args:
-        attention: also the gates, of a network that has some.
+        attention: also return the gates, of a network that has them.
     """
     batch = _batch(state, position // state.parts.test.batch_size)
-    place = int(np.flatnonzero(batch.positions == position)[0])
+    row = int(np.flatnonzero(batch.positions == position)[0])
     logits, maps = _logits(state, batch, attention)
-    one = slice(place, place + 1)
-    prediction = metrics.predicted_bits(logits[one], exclusive=state.spec.exclusive)
-    return Seen(
-        images=_array(batch.images[place]),
-        truth=batch.targets[place].cpu().numpy(),
+    single = slice(row, row + 1)
+    prediction = metrics.predicted_bits(logits[single], exclusive=state.spec.exclusive)
+    return SliceView(
+        images=_array(batch.images[row]),
+        truth=batch.targets[row].cpu().numpy(),
         prediction=prediction[0].cpu().numpy(),
-        probabilities=_array(metrics.label_probabilities(logits[one].float(), exclusive=state.spec.exclusive)[0]),
-        attention=[_array(gate[place, 0]) for gate in maps],
+        probabilities=_array(metrics.label_probabilities(logits[single].float(), exclusive=state.spec.exclusive)[0]),
+        attention=[_array(gate[row, 0]) for gate in maps],
     )
 
 
@@ -123,29 +123,29 @@ def _logits(state: TrainingState, batch: Batch, attention: bool = False) -> tupl
 
 
 def _slice_to_show(state: TrainingState, row: int) -> int:
-    """Of the scored slices of a case, that with most of the tumour; else with most predicted; else the middle one."""
+    """Return the scored slice of a case with the most tumour, else with the most predicted, else the middle one."""
     part, test, limit = _slices(state), state.parts.test, state.experiment.limit_batches
     scored = np.arange(len(part))[: None if limit is None else limit * test.batch_size]
     positions = scored[part.case_of[scored] == row]
     case, numbers = part.slices[positions].T
     tumour = part.store.label_counts[case, numbers][:, 1:TUMOUR_LABELS].sum(1, dtype=np.int64)
     if not tumour.any():
-        tumour = _predicted(state, positions)
+        tumour = _count_predicted(state, positions)
     return int(positions[tumour.argmax() if tumour.any() else len(positions) // 2])
 
 
-def _predicted(state: TrainingState, positions: np.ndarray) -> np.ndarray:
-    """Pixels of each of these slices in which anything is predicted."""
-    found = np.zeros(len(_slices(state)), np.int64)
+def _count_predicted(state: TrainingState, positions: np.ndarray) -> np.ndarray:
+    """Count the pixels with any predicted label in each of these slices."""
+    counts = np.zeros(len(_slices(state)), np.int64)
     for number in np.unique(positions // state.parts.test.batch_size):
         batch = _batch(state, int(number))
         bits = metrics.predicted_bits(_logits(state, batch)[0], exclusive=state.spec.exclusive)
-        found[batch.positions] = (bits > 0).sum((1, 2)).cpu().numpy()
-    return found[positions]
+        counts[batch.positions] = (bits > 0).sum((1, 2)).cpu().numpy()
+    return counts[positions]
 
 
 def _batch(state: TrainingState, number: int) -> Batch:
-    """That batch of the test part, whichever rank scored it."""
+    """Read a batch of the test part by number, whichever rank scored it."""
     test = state.parts.test
     positions = np.arange(len(test.part))[number * test.batch_size :][: test.batch_size]
     (batch,) = BatchLoader(test.part, test.batch_size).whole_batches(positions, limit=1)

@@ -1,4 +1,4 @@
-"""Test images that a classifier is surest of, right and wrong; its first filters, and where it looks."""
+"""Test images that a classifier is most confident of, right and wrong; its first filters and its attention."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import numpy as np
 from torch import Tensor, nn
 
 from hpc_tumor.data.feed.loader import BatchLoader
+from hpc_tumor.models import MODELS
 from hpc_tumor.models.vit import PATCH, rollout
 from hpc_tumor.training.outputs.case_pictures import as_bytes
 from hpc_tumor.training.scoring.evaluate import Evaluation
 from hpc_tumor.training.state import TrainingState
 
 WRONG = 12  # images at most
-_WITH_FILTERS = ("cnn", "alexnet", "vgg16")
 
 
 def image_pictures(state: TrainingState, best: Evaluation) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Arrays and `about` of `write_pictures` for classification. The network is in evaluation already.
+    """Return the arrays and `about` of `write_pictures` for classification. The network must be in evaluation mode.
 
     Raises:
         DataError: the store cannot be read.
@@ -28,27 +28,27 @@ def image_pictures(state: TrainingState, best: Evaluation) -> tuple[dict[str, np
     samples, wrong = choose_images(best, labels)
     predicted, confidence = best.details.argmax(1), best.details.max(1)
     arrays: dict[str, np.ndarray] = {}
-    said: dict[str, Any] = {"classes": classes}
-    for name, key, chosen in (("sample", "samples", samples), ("wrong", "wrong", wrong)):
-        images, attention = _look_at(state, chosen)
+    about: dict[str, Any] = {"classes": classes}
+    for name, key, positions in (("sample", "samples", samples), ("wrong", "wrong", wrong)):
+        images, attention = _read_images(state, positions)
         arrays[f"{name}_images"] = images
         if attention is not None:
             arrays[f"{name}_attention"] = attention
-        said[key] = [
+        about[key] = [
             {"case": state.parts.test_names[at], "label": classes[labels[at]], "prediction": classes[predicted[at]],
              "confidence": float(confidence[at])}
-            for at in chosen
+            for at in positions
         ]  # fmt: skip
-    if state.experiment.model.name in _WITH_FILTERS:
+    if not MODELS[state.experiment.model.name].attention:  # a ViT's embedding of patches has no filters to show
         first = next(module for module in state.network.modules() if isinstance(module, nn.Conv2d))
         arrays["filters"] = first.weight.detach().float().cpu().numpy().astype(np.float16)
-    return arrays, said
+    return arrays, about
 
 
 def choose_images(best: Evaluation, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of the surest right image of each class that has one, and of the wrong ones, the surest first.
+    """Return the positions of each class's most confident right image, and of the most confident wrong images.
 
-    Of equally sure ones the first counts.
+    Ties are in order of position.
 
     Args:
         labels: `(images,)` true classes of the part.
@@ -58,32 +58,33 @@ def choose_images(best: Evaluation, labels: np.ndarray) -> tuple[np.ndarray, np.
     surest_first = surest_first[best.counted[surest_first] > 0]
     right = predicted[surest_first] == labels[surest_first]
     samples = [
-        found[0]
+        of_class[0]
         for index in range(best.details.shape[1])
-        if len(found := surest_first[right & (labels[surest_first] == index)])
+        if len(of_class := surest_first[right & (labels[surest_first] == index)])
     ]
     return np.array(samples, np.int64), surest_first[~right][:WRONG]
 
 
-def _look_at(state: TrainingState, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Images `(n, H, W)` and, of a ViT, what its class token draws from each patch, `(n, rows, columns)`."""
+def _read_images(state: TrainingState, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return images `(n, H, W)` and, for a ViT, the class token's attention to each patch, `(n, rows, columns)`."""
     height, width = state.parts.image_size
     images = np.zeros((len(positions), height, width), np.uint8)
     attention: list[np.ndarray] = []
-    loader = BatchLoader(state.parts.test.part, 1)  # one at a time: the weights of large images are large
-    for place, position in enumerate(positions):
+    loader = BatchLoader(state.parts.test.part, 1)  # one at a time: the attention weights of large images are large
+    with_attention = MODELS[state.experiment.model.name].attention
+    for row, position in enumerate(positions):
         (batch,) = loader.whole_batches([position], limit=1)
-        images[place] = as_bytes(batch.images[0, 0].cpu().numpy())
-        if state.experiment.model.name == "vit":
+        images[row] = as_bytes(batch.images[0, 0].cpu().numpy())
+        if with_attention:
             attention.append(_attention(state, batch.images))
-    if state.experiment.model.name != "vit":
+    if not with_attention:
         return images, None
     grid = (height // PATCH, width // PATCH)
     return images, np.stack(attention) if attention else np.zeros((0, *grid), np.uint8)
 
 
 def _attention(state: TrainingState, images: Tensor) -> np.ndarray:
-    """Of one image `(1, 1, H, W)`, scaled to its maximum: `(rows, columns)` uint8."""
+    """Return the attention of one image `(1, 1, H, W)`, scaled to its maximum: `(rows, columns)` uint8."""
     _, weights = state.spec.forward(state.network, images, return_attention=True)
     patches = rollout(weights)[0, 0, 1:].view(images.shape[-2] // PATCH, -1).cpu().numpy()
     return as_bytes(patches / patches.max())

@@ -1,4 +1,4 @@
-"""The metrics as TensorBoard reads them. The JSON lines of the run stay the record."""
+"""Copy the metrics of a run to TensorBoard; metrics.jsonl stays the record."""
 
 from __future__ import annotations
 
@@ -14,32 +14,31 @@ _EVENTS = "events.out.tfevents.*"
 
 
 def check_tensorboard() -> None:
-    """Raises UsageError where TensorBoard is not installed."""
+    """Raise UsageError if TensorBoard is not installed."""
     if find_spec("tensorboard") is None:
         raise UsageError("tensorboard = true needs the package: pip install 'hpc-tumor[tensorboard]', or leave it out.")
 
 
 class Mirror:
-    """Copies the lines of each epoch to `tensorboard/` in the run's directory, where it is `wanted`.
+    """Copies the metrics of each epoch to `tensorboard/` in the run directory, if `enabled`.
 
-    Each start of a run copies all lines anew, and what earlier starts wrote goes: they may have left out the last
-    epoch, or written one that is made again.
+    Each start of a run replaces the files of earlier starts, which may lack the last epoch or hold one that is redone.
 
-    Raises UsageError where TensorBoard is not installed.
+    Raises UsageError if TensorBoard is not installed.
     """
 
-    def __init__(self, run: RunDir, wanted: bool) -> None:
+    def __init__(self, run: RunDir, enabled: bool) -> None:
         self._run = run
         self._copied = 0
         self._writer: Any = None
-        if wanted:
+        if enabled:
             check_tensorboard()
             from torch.utils.tensorboard import SummaryWriter
 
             try:
                 for earlier in run.tensorboard.glob(_EVENTS):
                     earlier.unlink(missing_ok=True)
-                # A TensorBoard that shows this run now forgets what it had read of them.
+                # Makes a TensorBoard that already shows this run discard the earlier files.
                 self._writer = SummaryWriter(str(run.tensorboard), purge_step=0)
             except OSError as error:
                 self._give_up(error)
@@ -61,6 +60,6 @@ class Mirror:
             self._give_up(error)
 
     def _give_up(self, error: OSError) -> None:
-        """A mirror that cannot be written is no reason to stop training."""
+        """Stop copying; training goes on."""
         self._writer = None
         log(f"the metrics cannot be copied to {self._run.tensorboard}: {error}")

@@ -1,4 +1,4 @@
-"""Pictures of one run for its report: its best weights at work on the test part, in one small file."""
+"""Pictures of a run for its report: predictions of its best weights on the test part, in one small file."""
 
 from __future__ import annotations
 
@@ -16,43 +16,43 @@ from hpc_tumor.training.scoring.evaluate import Evaluation
 from hpc_tumor.training.state import TrainingState
 
 FORMAT = "hpc-tumor pictures 1"
-LONGEST = 256  # pixels per side of a picture; larger ones are thinned out, which keeps the file below 3 MB
+LONGEST = 256  # pixels per side of a picture; larger ones are subsampled, which keeps the file below 3 MB
 
 
 def write_pictures(state: TrainingState, best: Evaluation) -> None:
-    """Write `figures/pictures.npz`: for rank 0 alone, with the weights in the network of which `best` are the scores.
+    """Write `figures/pictures.npz`, on rank 0, with the weights in the network whose scores are `best`.
 
-    Arrays are uint8 where nothing else is said: brightness, probability and attention from 0 to 1 are 0 to 255. `about`
-    is JSON in an array without axes: format, run, model, image_size [height, width] that the network sees, and every:
-    pictures show each so many-th pixel of a row and of a column, 1 but for images of more than 256 pixels per side.
+    Arrays are uint8 unless noted: brightness, probability and attention from 0 to 1 are 0 to 255. `about` is JSON in an
+    array without axes: format, run, model, image_size [height, width] of the network's input, and `every`, the step of
+    subsampling along rows and columns, above 1 only for images of more than 256 pixels per side.
 
-    Segmentation, one slice of the test case with the `best`, `median` and `worst` mean Dice of the labels (of one
-    case: best alone; of two: best and worst); H, W in pixels:
-        {which}_images: `(4, H, W)` as the network sees them, scaled from the 1st to the 99.5th percentile of the brain.
+    Segmentation, one slice of the test case with the `best`, `median` and `worst` mean Dice of the labels (`best` for a
+    single case, `best` and `worst` for two); H, W in pixels:
+        {which}_images: `(4, H, W)` network input, scaled from the 1st to the 99.5th percentile of the brain.
         {which}_truth: `(H, W)` labels 0 to 3. {which}_prediction: `(H, W)` bits 1 NCR, 2 ED, 4 ET.
         {which}_probabilities: `(3, H, W)`.
         attention_1 … attention_4: `(h, w)` gates of an Attention U-Net, coarse to fine.
         about: labels, modalities, cases {which: case, slice, dice, dice_ET, …}, attention {case, slice}.
     Classification:
-        filters: `(n, c, k, k)` float16, the first convolution's (cnn, alexnet, vgg16).
-        sample_images: `(n, H, W)` the surest right image of each class that has one.
-        wrong_images: `(n ≤ 12, H, W)` the wrong images that the network is surest of, the surest first.
-        sample_attention, wrong_attention: `(n, rows, columns)` of a ViT, patch by patch: see `models.vit.rollout`.
+        filters: `(n, c, k, k)` float16 of the first convolution (cnn, alexnet, vgg16).
+        sample_images: `(n, H, W)` most confident right image of each class that has one.
+        wrong_images: `(n ≤ 12, H, W)` most confident wrong images, in order of confidence.
+        sample_attention, wrong_attention: `(n, rows, columns)` by patch, of a ViT: see `models.vit.rollout`.
         about: classes; samples and wrong [{case, label, prediction, confidence}, …].
 
-    It never raises: where the pictures cannot be made, a warning and an event say why, and there is no such file.
+    Never raises: if the pictures cannot be made, a warning and an event say why, and no file remains.
     """
     was_training = state.network.training
     try:
         state.network.eval()
         with torch.inference_mode():
-            made = case_pictures(state, best) if state.spec.classes is None else image_pictures(state, best)
-        _write(state, *made)
-    except Exception as error:  # of whatever kind: pictures are worth no run
+            pictures = case_pictures(state, best) if state.spec.classes is None else image_pictures(state, best)
+        _write(state, *pictures)
+    except Exception as error:  # a failed figure must not fail the run
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        log(f"warning: no pictures of this run for a report: {reason}")
+        log(f"warning: this run has no pictures for a report: {reason}")
         with suppress(OSError):
-            state.run.pictures.unlink(missing_ok=True)  # of an earlier end of the run
+            state.run.pictures.unlink(missing_ok=True)  # of an earlier completion of the run
             state.run.add_event("pictures left out", reason=reason)
     finally:
         state.network.train(was_training)
@@ -64,9 +64,9 @@ def _write(state: TrainingState, arrays: dict[str, np.ndarray], about: dict[str,
         "format": FORMAT, "run": state.run.name, "model": state.experiment.model.name,
         "image_size": list(state.parts.image_size), "every": every, **about,
     }  # fmt: skip
-    shown = {name: array[..., ::every, ::every] if _is_picture(array) else array for name, array in arrays.items()}
+    subsampled = {name: array[..., ::every, ::every] if _is_picture(array) else array for name, array in arrays.items()}
     state.run.figures.mkdir(exist_ok=True)
-    write_arrays(state.run.pictures, about, shown)
+    write_arrays(state.run.pictures, about, subsampled)
 
 
 def _is_picture(array: np.ndarray) -> bool:

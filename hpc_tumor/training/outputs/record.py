@@ -1,4 +1,4 @@
-"""Record what a run leaves behind when it ends: scores of each test case, and the result."""
+"""Write the outputs of a complete run: scores of each test case, and result.json."""
 
 from __future__ import annotations
 
@@ -20,38 +20,38 @@ from hpc_tumor.errors import DataError
 from hpc_tumor.models import count_parameters
 from hpc_tumor.run_dir import Damage
 from hpc_tumor.system import atomic
-from hpc_tumor.training.average import weights_to_score
+from hpc_tumor.training.average import scoring_weights
 from hpc_tumor.training.checkpoints.resume import load_best
 from hpc_tumor.training.checkpoints.saving import save_weights, wait_until_saved
 from hpc_tumor.training.outputs.pictures import write_pictures
 from hpc_tumor.training.scoring import metrics
 from hpc_tumor.training.scoring.evaluate import Evaluation, evaluate
-from hpc_tumor.training.scoring.surfaces import method
+from hpc_tumor.training.scoring.surfaces import method_description
 from hpc_tumor.training.scoring.testing import Neighbour, StopError, Tested, nearest_neighbour, score_test_part
 from hpc_tumor.training.scoring.volumes import Watch
-from hpc_tumor.training.state import TrainingState, best_shown, training_seconds
+from hpc_tumor.training.state import TrainingState, best_score, training_seconds
 from hpc_tumor.training.watch.heartbeat import Heartbeat
 from hpc_tumor.training.watch.memory import peak_memory_gb
 from hpc_tumor.vocabulary import RunStatus
 
-Scored = tuple[Evaluation, Tested, Damage | None]  # last and best weights; damage to the best, where they are lost
+Scored = tuple[Evaluation, Tested, Damage | None]  # of the last and the best weights; damage if the best are lost
 
 
 def write_result(state: TrainingState, heartbeat: Heartbeat, stop: Callable[[], str | None]) -> bool:
-    """Score the test part with the last and the best weights; write cases.csv, and result.json as the last file.
+    """Score the test part with the last and the best weights; write cases.csv, and result.json last.
 
-    False: a stop was asked for before the scores were complete. The last checkpoint leads back here.
+    Return False if stopped before the scores were complete; a resume from the last checkpoint scores again.
     """
     heartbeat.write(RunStatus.EVALUATING)
     distributed = state.distributed
     seconds, memory_gb = training_seconds(state), max(distributed.gather(peak_memory_gb(distributed.device)))
 
-    def look() -> None:
+    def check_stop() -> None:
         if distributed.any(stop() is not None)[0]:
             raise StopError
 
     try:
-        scored = _score(state, Watch(heartbeat.alive, look))
+        scored = _score(state, Watch(heartbeat.alive, check_stop))
     except StopError:
         return False
     wait_until_saved(state)
@@ -62,18 +62,18 @@ def write_result(state: TrainingState, heartbeat: Heartbeat, stop: Callable[[], 
 
 
 def _score(state: TrainingState, watch: Watch) -> Scored:
-    """The test part with the last weights, and with the best, which are in the network afterwards.
+    """Score the test part with the last weights and with the best, which the network has afterwards.
 
-    Where those of the best epoch are lost, the last ones count in their place: then the damage to them, too.
+    If those of the best epoch are lost, the last ones replace them, and the damage is returned.
     """
     network, average, distributed = state.network, state.average, state.distributed
     last_is_best = state.parts.val is None or state.progress.best_epoch == state.progress.epoch
-    with weights_to_score(network, average, distributed):
+    with scoring_weights(network, average, distributed):
         if last_is_best:
             best = score_test_part(state, watch)
         else:
             last = evaluate(network, state.parts.test, state.spec, distributed, alive=watch.alive, final=True)
-            watch.look()
+            watch.check_stop()
     if last_is_best:
         if state.parts.val is None:
             save_weights(state, state.run.best_weights)
@@ -81,16 +81,16 @@ def _score(state: TrainingState, watch: Watch) -> Scored:
     if (lost := load_best(state)) is None:
         return last, score_test_part(state, watch), None
     _go_without_best(state, lost[1])
-    with weights_to_score(network, average, distributed):
+    with scoring_weights(network, average, distributed):
         best = score_test_part(state, watch)
     return best.plain, best, lost[0]
 
 
 def _go_without_best(state: TrainingState, lost: str) -> None:
-    """Let the last weights count as the best, and keep them in a file of their own: that of the best stays as it is."""
+    """Use the last weights as the best, saved in a separate file so that the damaged one stays."""
     progress = state.progress
     if state.distributed.is_main:
-        instead = f"The scores are those of the last epoch, {progress.epoch}, not of epoch {progress.best_epoch}."
+        instead = f"Scores are those of the last epoch, {progress.epoch}, not of epoch {progress.best_epoch}."
         log(f"warning: {lost} {instead}")
         state.run.add_event("best weights lost", epoch=progress.best_epoch, reason=lost)
     progress.best_epoch, progress.best_score, progress.best_loss = progress.epoch, None, None
@@ -101,15 +101,15 @@ def _write_result(state: TrainingState, heartbeat: Heartbeat, scored: Scored, se
     (last, best, lost), main_score = scored, state.experiment.main_score
     neighbour = _neighbour(state, heartbeat) if state.spec.classes is not None else None
     _write_cases(state, best.final, neighbour)
-    # The weights that were scored: those of the best epoch lie in the network, unless the last are the best.
+    # The network has the weights of the best epoch, unless the last are the best: then apply their running mean.
     with state.average.applied() if state.average and best.plain is last else nullcontext():
         write_pictures(state, best.final)
     atomic.write_json(state.run.result, _result(state, scored, seconds, memory_gb))
     state.run.add_event("finished", epoch=state.progress.epoch, seconds=seconds)
     heartbeat.write(RunStatus.FINISHED)
     score = best.final.scores[main_score]
-    but = f", the last: those of the best are {lost}" if lost else ""
-    log(f"finished: test {main_score} {score:.3f} with the weights of epoch {state.progress.best_epoch}{but}")
+    reason = f" (the last, as the best weights are {lost})" if lost else ""
+    log(f"finished: test {main_score} {score:.3f} with the weights of epoch {state.progress.best_epoch}{reason}")
 
 
 def _result(state: TrainingState, scored: Scored, seconds: float, memory_gb: float) -> dict[str, Any]:
@@ -152,14 +152,14 @@ def _result(state: TrainingState, scored: Scored, seconds: float, memory_gb: flo
         "skipped_steps": progress.skipped,
         "stopped_early": progress.epoch < experiment.recipe.epochs,
         "compiled": state.compiled is not None,
-        "surfaces": method() if best.final.surfaces is not None else None,
+        "surfaces": method_description() if best.final.surfaces is not None else None,
         "cleaning": asdict(best.cleaning) if best.cleaning else None,
         "flips": experiment.scoring.flips,
         "chosen_by": f"val {experiment.main_score}" if parts.val is not None and lost is None else "last epoch",
-        "weights_lost": lost,  # then the scores below, "best" ones too, are of the last epoch
+        "weights_lost": lost,  # then all scores below, including "best", are of the last epoch
         "best": {
             "epoch": progress.best_epoch,
-            "val": best_shown(state),
+            "val": best_score(state),
             "test": best.final.scores,
             **({"test_before_cleaning": best.plain.scores} if best.cleaning else {}),
         },
@@ -168,16 +168,15 @@ def _result(state: TrainingState, scored: Scored, seconds: float, memory_gb: flo
 
 
 def forward_gflop(network: nn.Module, channels: int, image_size: tuple[int, int]) -> float | None:
-    """10⁹ floating-point operations of one forward pass of one `(1, channels, *image_size)` sample, in evaluation.
+    """Count the 10⁹ floating-point operations of a forward pass of one `(1, channels, *image_size)` sample.
 
-    A multiply-add counts as two. Counted are convolutions, matrix products and attention, as they are defined: of all
-    input channels, and whatever shortcut computes them. Norms, activations and resizing are not. Nothing is computed
-    and nothing of the network changes. None where the network cannot be counted.
+    A multiply-add counts as two. Includes convolutions, matrix products and attention by definition, regardless of
+    faster implementations; excludes norms, activations and resizing. Runs on meta tensors, without changing the
+    network. None if the operations cannot be counted.
     """
     was_training = network.training
     network.eval()
     try:
-        # Weights and images that have shapes alone.
         weights = {
             name: torch.empty_like(tensor, device="meta")
             for name, tensor in (*network.named_parameters(), *network.named_buffers())
@@ -186,30 +185,30 @@ def forward_gflop(network: nn.Module, channels: int, image_size: tuple[int, int]
         with torch.inference_mode(), FlopCounterMode(display=False) as counter:
             functional_call(network, weights, (sample,))
         return float(counter.get_total_flops()) / 1e9
-    except Exception:  # of whatever kind: a number for a table is worth no run
+    except Exception:  # a missing number must not fail the run
         return None
     finally:
         network.train(was_training)
 
 
 def _neighbour(state: TrainingState, heartbeat: Heartbeat) -> Neighbour | None:
-    """Answers of the nearest image; None where the images can no longer be read: that is worth no run."""
+    """Return the classes of the nearest images; None if the images cannot be read, which must not fail the run."""
     try:
         return nearest_neighbour(state.parts, heartbeat.alive)
     except DataError as error:
-        log(f"warning: without the nearest neighbour of the test images: {error}")
+        log(f"warning: nearest neighbours of the test images left out: {error}")
         state.run.add_event("nearest neighbour left out", reason=str(error))
         return None
 
 
 def _write_cases(state: TrainingState, best: Evaluation, neighbour: Neighbour | None) -> None:
-    there = best.counted > 0
-    names = [name for name, counted in zip(state.parts.test_names, there, strict=True) if counted]
+    scored = best.counted > 0
+    names = [name for name, counted in zip(state.parts.test_names, scored, strict=True) if counted]
     if state.spec.classes is None:
-        surfaces = None if best.surfaces is None else best.surfaces[there]
-        rows = metrics.segmentation_rows(best.details[there], names, best.counted[there], surfaces)
+        surfaces = None if best.surfaces is None else best.surfaces[scored]
+        rows = metrics.segmentation_rows(best.details[scored], names, best.counted[scored], surfaces)
     else:
-        rows = _image_rows(state, best.details, [int(index) for index in there.nonzero()[0]], neighbour)
+        rows = _image_rows(state, best.details, [int(index) for index in scored.nonzero()[0]], neighbour)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]) if rows else ["case"], lineterminator="\n")
     writer.writeheader()
@@ -224,15 +223,15 @@ def _image_rows(
     assert not isinstance(part, SlicePart)
     rows: list[dict[str, object]] = []
     for position in positions:
-        chances, label = probabilities[position], int(part.classes[position])  # type: ignore[attr-defined]
-        predicted, known = int(chances.argmax()), {}
+        row, label = probabilities[position], int(part.classes[position])  # type: ignore[attr-defined]
+        predicted, known = int(row.argmax()), {}
         if neighbour is not None:
             known = {"known": int(neighbour.known[position]), "nearest": classes[neighbour.answer[position]]}
         rows.append({
             "case": state.parts.test_names[position], "label": classes[label], "prediction": classes[predicted],
-            "correct": int(predicted == label), "confidence": float(chances.max()),
+            "correct": int(predicted == label), "confidence": float(row.max()),
             "group": int(state.parts.store.group[part.indices[position]]),  # type: ignore[attr-defined]
             **known,
-            **{f"p_{name}": float(chance) for name, chance in zip(classes, chances, strict=True)},
+            **{f"p_{name}": float(probability) for name, probability in zip(classes, row, strict=True)},
         })  # fmt: skip
     return rows

@@ -1,1 +1,1 @@
-"""Score predictions: logits and labels in; metrics by case and class, alike on any number of ranks, out."""
+"""Score predictions: metrics by case and class from logits and labels, identical on any number of ranks."""

@@ -1,4 +1,4 @@
-"""Scores of a network on one part: every sample once, whatever the number of ranks."""
+"""Score a network on one part: every sample once, on any number of ranks."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from hpc_tumor.training.scoring.volumes import Volumes
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of a part, and what they were computed from.
+    """Scores of a part and the values they are computed from.
 
     Attributes:
         scores: means over cases (segmentation) or over images (classification), with the loss.
         details: segmentation `(cases, 4, 8)` histograms, classification `(images, classes)` probabilities.
-        counted: `(cases,)` slices scored of each case, or `(images,)` ones; 0 where a limit left it out.
-        surfaces: `(cases, structures, 2)` HD95 and NSD where they were measured; not-a-number without a whole volume.
-        volumes: what was predicted, where it was kept; every rank has all of it.
+        counted: `(cases,)` number of slices scored, or `(images,)` ones; 0 if left out by a limit.
+        surfaces: `(cases, structures, 2)` HD95 and NSD if measured; NaN without a whole volume.
+        volumes: predictions, if kept; the same on every rank.
     """
 
     scores: dict[str, float]
@@ -41,7 +41,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Forward:
-    """Forward pass of a network of its `task`: the number format, and the images as the network takes them."""
+    """Forward pass: number format, input channels and memory layout of a network of a `task`."""
 
     precision: Precision
     channels: int
@@ -49,25 +49,25 @@ class Forward:
     task: str
 
     def __call__(self, network: Callable[..., Any], images: torch.Tensor, flips: bool = False, **options: Any) -> Any:
-        """The network's answer to `(N, C, H, W)` images; `flips`: the mean over their flips, see `flipped`."""
+        """Run the network on `(N, C, H, W)` images; `flips`: return the mean over flips, see `mean_over_flips`."""
         if images.shape[1] != self.channels:
-            images = images.expand(-1, self.channels, -1, -1)  # grey, as a view
+            images = images.expand(-1, self.channels, -1, -1)  # grey images, as a view
         else:
             images = images.contiguous(memory_format=self.memory_format)
         with self.precision.autocast():
-            return flipped(network, images, self.task) if flips else network(images, **options)
+            return mean_over_flips(network, images, self.task) if flips else network(images, **options)
 
 
 @dataclass(frozen=True)
 class ScoringSpec:
-    """Specification of how a network computes, and how that is scored.
+    """Specification of how a network computes and is scored.
 
     Attributes:
-        loss: one value per sample.
-        classes: names of the classes of a classification part; None means segmentation.
-        exclusive: at most one label per pixel, as a network learns it from a softmax over the labels.
-        limit: score the first so many batches only (debugging).
-        flips: final scores are of the mean of the logits over the flips of a sample.
+        loss: returns one value per sample.
+        classes: class names; None for segmentation.
+        exclusive: at most one label per pixel, for networks trained with a softmax over the labels.
+        limit: number of batches to score (debugging); None scores all.
+        flips: final scores use the mean of the logits over the flips of a sample.
     """
 
     forward: Forward
@@ -89,12 +89,12 @@ def evaluate(
     final: bool = False,
     volumes: bool = False,
 ) -> Evaluation:
-    """Score `network` on a part, a whole batch on one rank: so each sample is computed alike on any number of ranks.
+    """Score `network` on a part. Each batch is computed on one rank, so results do not depend on the number of ranks.
 
     Args:
         alive: called after each batch, so that a long evaluation does not look like a hang.
-        final: every score of images, not the quick ones alone, and over flips where the settings ask for them.
-        volumes: keep what was predicted for slices.
+        final: compute all scores of images, and use flips if the settings do.
+        volumes: keep the predictions of slices.
     """
     part = loader.part
     tally = _Tally(part, spec, volumes, distributed.device)
@@ -113,7 +113,7 @@ def evaluate(
 
 
 class _Tally:
-    """Sums over a part, batch by batch: for `details` and `counted` see Evaluation."""
+    """Sums over the batches of a part; for `details` and `counted` see Evaluation."""
 
     def __init__(self, part: Part, spec: ScoringSpec, volumes: bool, device: torch.device):
         self.part, self.exclusive, classes = part, spec.exclusive, spec.classes
@@ -121,12 +121,12 @@ class _Tally:
         shape = (rows, len(classes)) if classes else (rows, metrics.TRUE_LABELS, metrics.PREDICTIONS)
         self.details = torch.zeros(shape, dtype=torch.float64 if classes else torch.int64, device=device)
         self.counted = torch.zeros(rows, dtype=torch.int64, device=device)
-        # Each sample's loss has its own place, so that their sum does not depend on who computed which.
+        # Losses are kept per sample, so that their sum does not depend on which rank computed which.
         self.losses = torch.zeros(len(part), dtype=torch.float64, device=device)
         self.volumes = Volumes(part) if volumes and isinstance(part, SlicePart) else None
 
     def add(self, batch: Batch, logits: torch.Tensor, losses: torch.Tensor) -> None:
-        """A batch that this rank worked through."""
+        """Add a batch computed on this rank."""
         device = self.losses.device
         row = positions = torch.from_numpy(batch.positions).to(device)
         self.losses[positions] = losses.double()
@@ -141,7 +141,7 @@ class _Tally:
         self.counted.index_add_(0, row, torch.ones_like(row))
 
     def share(self, distributed: Distributed) -> None:
-        """Let every rank have what all ranks added up. All ranks call this together."""
+        """Sum over all ranks. All ranks call this together."""
         for tensor in (self.details, self.counted, self.losses):
             distributed.sum(tensor)
         if self.volumes is not None:
@@ -149,27 +149,27 @@ class _Tally:
 
 
 def _scores(
-    part: Part, details: np.ndarray, there: np.ndarray, classes: list[str] | None, final: bool
+    part: Part, details: np.ndarray, scored: np.ndarray, classes: list[str] | None, final: bool
 ) -> dict[str, float]:
     if classes is None:
-        return metrics.segmentation_scores(details[there])
-    labels = part.classes.numpy()[there]  # type: ignore[attr-defined]
-    return classification_scores(details[there], labels, classes, brief=not final)
+        return metrics.segmentation_scores(details[scored])
+    labels = part.classes.numpy()[scored]  # type: ignore[attr-defined]
+    return classification_scores(details[scored], labels, classes, brief=not final)
 
 
-# Axes of `(N, C, H, W)`: a head seen from below may be mirrored, upside down it is another picture.
+# Axes of `(N, C, H, W)`. Slices are flipped both ways, images only left to right: they have no upside-down views.
 _FLIPS: dict[str, tuple[tuple[int, ...], ...]] = {
     "segmentation": ((), (3,), (2,), (2, 3)), "classification": ((), (3,)),
 }  # fmt: skip
 
 
-def flipped(model: Callable[..., Any], images: torch.Tensor, task: str) -> torch.Tensor:
-    """Mean over flips of the logits of `(N, C, H, W)` images: four of a slice, each turned back, two of an image."""
-    total, turned = None, _FLIPS[task]
-    for axes in turned:
+def mean_over_flips(model: Callable[..., Any], images: torch.Tensor, task: str) -> torch.Tensor:
+    """Average the logits over the flips of `(N, C, H, W)` images: four of slices, flipped back, or two of images."""
+    total, flips = None, _FLIPS[task]
+    for axes in flips:
         logits = model(images.flip(axes) if axes else images).float()
         if axes and logits.ndim == images.ndim:
             logits = logits.flip(axes)
         total = logits if total is None else total + logits
     assert total is not None
-    return total / len(turned)
+    return total / len(flips)

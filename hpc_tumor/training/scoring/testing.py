@@ -1,7 +1,6 @@
-"""The final scores of a run: on whole volumes, with distances between surfaces, cleaned where that was asked for.
+"""Final scores of a run: on whole volumes with surface distances, cleaned if the settings say so.
 
-Of images also the answers of the nearest neighbour, which needs no network: one that scores no better has shown
-nothing; see data/audit/memoriser.py.
+For images also the classes of nearest neighbours, a baseline without a network; see data/audit/memoriser.py.
 """
 
 from __future__ import annotations
@@ -32,9 +31,9 @@ class Tested:
     """Final scores of the test part.
 
     Attributes:
-        plain: as the network predicts.
-        final: cleaned, where that was asked for, and with surface scores; else `plain`.
-        cleaning: the thresholds that validation chose; None where nothing was to be cleaned.
+        plain: scores of the network's predictions.
+        final: cleaned if the settings say so, with surface scores; else `plain`.
+        cleaning: thresholds chosen on the validation part; None without cleaning.
     """
 
     plain: Evaluation
@@ -43,17 +42,17 @@ class Tested:
 
 
 class StopError(Exception):
-    """A stop was asked for before all was scored; raised on all ranks together."""
+    """A stop was requested before scoring was complete; raised on all ranks together."""
 
 
 def score_test_part(state: TrainingState, watch: Watch = Watch()) -> Tested:
-    """Score the weights that are in the network on the test part. All ranks call this together."""
+    """Score the network's current weights on the test part. All ranks call this together."""
 
     def score(loader: BatchLoader) -> Evaluation:
         scored = evaluate(
             state.network, loader, state.spec, state.distributed, alive=watch.alive, final=True, volumes=True
         )
-        watch.look()
+        watch.check_stop()
         return scored
 
     plain = score(state.parts.test)
@@ -72,7 +71,7 @@ def score_test_part(state: TrainingState, watch: Watch = Watch()) -> Tested:
 def score_volumes(
     plain: Evaluation, distributed: Distributed, cleaning: Cleaning | None = None, watch: Watch = Watch()
 ) -> Evaluation:
-    """`plain` with the surface scores of its whole cases, each measured on one rank, after `cleaning` them."""
+    """Add surface scores of the whole cases to `plain`, after `cleaning`; each case is measured on one rank."""
     assert plain.volumes is not None
     rows = len(plain.counted)
     surfaces = np.zeros((rows, len(metrics.MEMBERS), 2))
@@ -93,29 +92,29 @@ def score_volumes(
 
 @dataclass(frozen=True)
 class Neighbour:
-    """Of each test image, in the order of the part: `answer` is a class, `known` whether a copy of it is in training
-    or validation."""
+    """Nearest neighbours of the test images: `answer` are their classes, `known` whether a copy was trained or
+    validated on."""
 
     answer: np.ndarray
     known: np.ndarray
 
 
 def nearest_neighbour(parts: Parts, alive: Callable[[], None] = lambda: None) -> Neighbour:
-    """The nearest of the training and validation images of each test image, by correlation of small copies.
+    """Find the training or validation image nearest to each test image, by correlation of thumbnails.
 
-    Reads the images of the parts and no others. Raises DataError where one of them is damaged.
+    Raises DataError if an image is damaged.
     """
     store, split = parts.store, parts.split
     known = np.concatenate([split.train, split.val])
-    place, _ = nearest(_thumbnails(store, split.test, alive), _thumbnails(store, known, alive))
-    return Neighbour(store.label[known[place]], np.isin(store.group[split.test], store.group[known]))
+    neighbours, _ = nearest(_thumbnails(store, split.test, alive), _thumbnails(store, known, alive))
+    return Neighbour(store.label[known[neighbours]], np.isin(store.group[split.test], store.group[known]))
 
 
-def _thumbnails(store: Store, chosen: NDArray[np.int64], alive: Callable[[], None]) -> Floats:
-    """`(n, THUMBNAIL²)` rows of mean 0 and length 1."""
-    rows = np.empty((len(chosen), THUMBNAIL**2), np.float32)
-    for start in range(0, len(chosen), BATCH):
-        some = slice(start, start + BATCH)
-        rows[some] = unit_rows(shrink(store.read_images(chosen[some]).result(), THUMBNAIL))
+def _thumbnails(store: Store, indices: NDArray[np.int64], alive: Callable[[], None]) -> Floats:
+    """Return thumbnails as `(n, THUMBNAIL²)` rows of mean 0 and length 1."""
+    rows = np.empty((len(indices), THUMBNAIL**2), np.float32)
+    for start in range(0, len(indices), BATCH):
+        batch = slice(start, start + BATCH)
+        rows[batch] = unit_rows(shrink(store.read_images(indices[batch]).result(), THUMBNAIL))
         alive()
     return rows

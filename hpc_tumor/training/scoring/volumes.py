@@ -1,4 +1,4 @@
-"""Predicted slices, put back into the volumes of their cases: each case on one rank, whoever predicted its slices."""
+"""Assemble predicted slices into volumes: each case on one rank, whichever ranks predicted its slices."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ import numpy as np
 from hpc_tumor.data.feed.samples import SlicePart
 from hpc_tumor.training.distributed import Distributed
 
-_LOOK = 8  # cases of each rank between two looks whether to stop: ranks wait for each other there
+_CHECK_EVERY = 8  # cases per rank between checks for a stop, in which ranks wait for each other
 
 
 @dataclass(frozen=True)
 class Watch:
-    """Listeners while cases are worked through.
+    """Callbacks while cases are scored.
 
     Attributes:
-        alive: called after each case, so that it does not look like a hang.
-        look: called now and then by all ranks together; what it raises there ends the work on all of them.
+        alive: called after each case, so that scoring does not look like a hang.
+        check_stop: called regularly by all ranks together; may raise on all of them to end scoring.
     """
 
     alive: Callable[[], None] = lambda: None
-    look: Callable[[], None] = lambda: None
+    check_stop: Callable[[], None] = lambda: None
 
 
 class Volumes:
-    """Predictions for the slices of a part: true label × 8 + predicted bits of each voxel, packed.
+    """Predictions for the slices of a part: true label × 8 + predicted bits of each voxel, compressed.
 
-    Predictions are mostly background, so that a case of 240 × 240 × 155 voxels takes some 50 kB.
+    Most voxels are background, so a case of 240 × 240 × 155 voxels takes about 50 kB.
     """
 
     def __init__(self, part: SlicePart):
@@ -45,7 +45,7 @@ class Volumes:
             self._packed[position] = zlib.compress(pixels.tobytes(), 1)
 
     def share(self, distributed: Distributed) -> None:
-        """Let every rank have the slices of all ranks. All ranks call this together."""
+        """Share all slices with every rank. All ranks call this together."""
         everywhere = distributed.gather((self._packed, self._shape))
         self._packed = {position: packed for rank, _ in everywhere for position, packed in rank.items()}
         self._shape = max(shape for _, shape in everywhere)
@@ -53,29 +53,29 @@ class Volumes:
     def cases(
         self, distributed: Distributed, watch: Watch = Watch()
     ) -> Iterator[tuple[int, np.ndarray, tuple[float, float, float]]]:
-        """Row, `(Z, Y, X)` codes and spacing in mm (z, y, x) of those cases that are whole: this rank's share of them.
+        """Yield row, `(Z, Y, X)` codes and spacing in mm (z, y, x) of this rank's share of the whole cases.
 
-        A case of which slices were left out, as by a limit or a split of single slices, has no volume.
+        Cases with missing slices, due to a limit or a split of single slices, are left out.
         """
         positions = np.array(sorted(self._packed), dtype=np.int64)
         rows, whole = self._part.case_of[positions], whole_cases(self._part, positions)
         for turn, first in enumerate(range(0, len(whole), distributed.world_size)):
-            if turn % _LOOK == _LOOK - 1:
-                watch.look()
+            if turn % _CHECK_EVERY == _CHECK_EVERY - 1:
+                watch.check_stop()
             row = first + distributed.rank
             if row < len(whole) and whole[row]:
                 yield row, self._volume(positions[rows == row]), self.spacing(int(self._part.cases[row]))
                 watch.alive()
 
     def spacing(self, case: int) -> tuple[float, float, float]:
-        """Millimetres between predicted voxels along z, y, x: wider than the source's where slices were shrunk."""
+        """Return the mm between predicted voxels along z, y, x: wider than the source's if slices were shrunk."""
         z, y, x = self._part.store.spacing(case)
         height, width = self._part.store.slice_shape
         return z, y * height / self._shape[0], x * width / self._shape[1]
 
     @property
     def any_whole(self) -> bool:
-        """Return True if any case has all of its slices here."""
+        """Return True if any case has all of its slices."""
         return bool(whole_cases(self._part, np.array(sorted(self._packed), dtype=np.int64)).any())
 
     def _volume(self, positions: np.ndarray) -> np.ndarray:
@@ -85,16 +85,16 @@ class Volumes:
 
 
 def whole_cases(part: SlicePart, positions: np.ndarray | None = None) -> np.ndarray:
-    """`(cases,)` bool: whether all slices of each case of the part are among the samples at `positions`, or in it."""
+    """Return `(cases,)` bool: whether the part, or its samples at `positions`, has all slices of each case."""
     rows = part.case_of if positions is None else part.case_of[positions]
     whole: np.ndarray = np.bincount(rows, minlength=len(part.cases)) == part.store.shapes[part.cases, 0]
     return whole
 
 
-def box(there: np.ndarray) -> tuple[slice, ...]:
-    """Return the smallest box that holds all true elements, and one element where none is: a box is never empty."""
+def box(mask: np.ndarray) -> tuple[slice, ...]:
+    """Return the smallest box around all true elements; a box of one element if there are none."""
     ranges = []
-    for axis in range(there.ndim):
-        places = np.flatnonzero(there.any(axis=tuple(other for other in range(there.ndim) if other != axis)))
-        ranges.append(slice(int(places[0]), int(places[-1]) + 1) if len(places) else slice(0, 1))
+    for axis in range(mask.ndim):
+        indices = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
+        ranges.append(slice(int(indices[0]), int(indices[-1]) + 1) if len(indices) else slice(0, 1))
     return tuple(ranges)

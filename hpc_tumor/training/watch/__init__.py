@@ -1,1 +1,1 @@
-"""Watch the ranks: progress and its loss, steps that are not finite, memory, and what a start used."""
+"""Watch the ranks: progress, hangs, steps that are not finite, memory, and the resources that a start used."""

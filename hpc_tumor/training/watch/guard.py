@@ -1,7 +1,6 @@
-"""Find steps whose loss or gradients are not finite: such a step changes nothing, and is named.
+"""Detect and report steps whose loss or gradients are not finite.
 
-The optimizer itself leaves the weights alone in such a step, so that a look that comes a step later, as on GPUs, comes
-in time.
+The optimizer skips such a step itself, so checking one step later, as on GPUs, is early enough.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ from hpc_tumor.data.feed.loader import Batch
 from hpc_tumor.errors import TrainingError
 from hpc_tumor.training.state import TrainingState, UncheckedStep
 
-_NAMED = 5  # cases, in the message
-_BEHIND = {"cpu": 0, "cuda": 1}  # steps that the look at a flag lags behind: a GPU is not waited for
+_NAMED = 5  # cases in the message
+_BEHIND = {"cpu": 0, "cuda": 1}  # steps by which checks lag, so as not to wait for a GPU
 
 
 def note_step(state: TrainingState, broken: Tensor, batch: Batch, losses: Tensor) -> None:
-    """Note that a step was taken. `broken` is a number on the device, above 0 where it was not finite on any rank."""
+    """Queue a step to be checked. `broken` is a scalar on the device, above 0 if it was not finite on any rank."""
     arrived = None
     if broken.is_cuda:
         broken = torch.empty_like(broken, device="cpu", pin_memory=True).copy_(broken, non_blocking=True)
@@ -32,9 +31,9 @@ def note_step(state: TrainingState, broken: Tensor, batch: Batch, losses: Tensor
 
 
 def check_steps(state: TrainingState, totals: dict[str, Any], everything: bool = False) -> None:
-    """Look whether the steps that are due, or all, were finite; `totals` lose the samples of those that were not.
+    """Check the queued steps that are due, or all; subtract the samples of those not finite from `totals`.
 
-    Raises TrainingError where more steps were not finite than the recipe allows.
+    Raises TrainingError if more steps were not finite than the recipe allows.
     """
     behind = 0 if everything else _BEHIND[state.distributed.device.type]
     while len(state.unchecked) > behind:
@@ -50,44 +49,43 @@ def _skip(state: TrainingState, step: UncheckedStep, totals: dict[str, Any]) -> 
     totals["samples"] -= batch.counted
     state.progress.skipped += 1
     skipped, allowed = state.progress.skipped, state.experiment.recipe.skip_nonfinite
-    place = f"epoch {step.epoch + 1}, step {batch.step + 1}"
-    what, names = _blame(state, step)
+    position = f"epoch {step.epoch + 1}, step {batch.step + 1}"
+    reason, names = _find_cause(state, step)
     if skipped <= allowed:
         if distributed.is_main:
-            log(f"{place} skipped ({skipped} of {allowed}): {what} not finite; {names}")
-            run.add_event("skipped", epoch=step.epoch + 1, step=batch.step + 1, reason=what, cases=names)
+            log(f"{position} skipped ({skipped} of {allowed}): {reason} not finite; {names}")
+            run.add_event("skipped", epoch=step.epoch + 1, step=batch.step + 1, reason=reason, cases=names)
         return
     path = run.broken_batch(step.epoch + 1, batch.step + 1, distributed.rank)
-    kept = all(distributed.gather(_keep(state, step, path)))
-    where = f"The batch is kept in {path.parent}." if kept else "The batch could not be kept: no room on the disk."
-    after = f", after {allowed} that were skipped" if allowed else ""
+    saved = all(distributed.gather(_save_batch(state, step, path)))
+    where = f"The batch was saved in {path.parent}." if saved else "The batch could not be saved: the disk is full."
+    after = f", after {allowed} skipped" if allowed else ""
     raise TrainingError(
-        f"{what} no longer finite at {place}{after} ({names}). {where} Lower"
+        f"{reason} no longer finite at {position}{after} ({names}). {where} Lower"
         " recipe.learning_rate, set recipe.clip_gradients=1, hardware.precision=float32 or recipe.skip_nonfinite=N."
     )
 
 
-def _blame(state: TrainingState, step: UncheckedStep) -> tuple[str, str]:
-    """Name what was not finite, and in which cases, over all ranks."""
+def _find_cause(state: TrainingState, step: UncheckedStep) -> tuple[str, str]:
+    """Return what was not finite, and in which cases, over all ranks."""
     batch, part = step.batch, state.parts.train.part
     broken = (~step.losses.isfinite()).nonzero().flatten().tolist() if batch.counted else []
-    mine = [part.name(int(batch.positions[index])) for index in broken]
-    everyone = [part.name(int(position)) for position in batch.positions[: batch.counted]]
-    gathered = state.distributed.gather((mine, everyone))
+    broken_cases = [part.name(int(batch.positions[index])) for index in broken]
+    all_cases = [part.name(int(position)) for position in batch.positions[: batch.counted]]
+    gathered = state.distributed.gather((broken_cases, all_cases))
     cases = [name for names, _ in gathered for name in names]
-    what = "the loss is" if cases else "the gradients are"
+    reason = "the loss is" if cases else "the gradients are"
     cases = cases or [name for _, names in gathered for name in names]
     more = f" and {len(cases) - _NAMED} more" if len(cases) > _NAMED else ""
-    return what, f"{', '.join(cases[:_NAMED])}{more}"
+    return reason, f"{', '.join(cases[:_NAMED])}{more}"
 
 
-def _keep(state: TrainingState, step: UncheckedStep, path: Path) -> bool:
+def _save_batch(state: TrainingState, step: UncheckedStep, path: Path) -> bool:
     batch = step.batch
     names = [state.parts.train.part.name(int(position)) for position in batch.positions]
     contents = {"images": batch.images, "targets": batch.targets, "cases": names, "losses": step.losses}
     if state.distributed.is_main:
-        # The broken step left the weights alone, but not batch norm's running statistics. On a GPU they are those
-        # after the step behind it.
+        # Weights as before the broken step, but with batch norm statistics after it (on a GPU, after the next step).
         contents["model"] = state.network.state_dict()
     try:
         torch.save(contents, path)
@@ -98,6 +96,6 @@ def _keep(state: TrainingState, step: UncheckedStep, path: Path) -> bool:
 
 
 def total_norm(parameters: list[torch.nn.Parameter]) -> Tensor:
-    """Norm of all gradients together, on their device; not finite where one of them is not."""
+    """Return the norm of all gradients together, on their device; not finite if one of them is not."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))

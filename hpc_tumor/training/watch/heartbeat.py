@@ -1,20 +1,20 @@
-"""Progress of a run while it trains: status.json, lines in the log, lines of metrics."""
+"""Report the progress of a run: status.json, log lines and metrics."""
 
 from __future__ import annotations
 
 import time
 
 from hpc_tumor.console import log
-from hpc_tumor.training.state import TrainingState, best_shown, last_loss, mark
+from hpc_tumor.training.state import TrainingState, best_score, last_loss, mark
 from hpc_tumor.training.watch.memory import peak_memory_gb
 from hpc_tumor.vocabulary import RunStatus
 
-STATUS_SECONDS = 2.0  # between two writings of status.json
-LOG_SECONDS = 15.0  # between two lines of progress in the log
+STATUS_SECONDS = 2.0  # between two updates of status.json
+LOG_SECONDS = 15.0  # between two progress lines in the log
 
 
 class Heartbeat:
-    """Progress of a run: status.json every few seconds, a line in the log now and then, a line of metrics per epoch.
+    """Writes status.json every few seconds, progress lines to the log, and metrics per epoch.
 
     Only rank 0 writes. The loss is read from the device only when a heartbeat is due.
     """
@@ -32,12 +32,12 @@ class Heartbeat:
         self._waited_at_epoch = 0.0
 
     def start_epoch(self) -> None:
-        """An epoch begins."""
+        """Start measuring an epoch."""
         self._waited_at_epoch = self._state.parts.train.waited
         self._epoch_began, self._samples_at_epoch = time.monotonic(), self._progress.samples
 
     def beat(self) -> None:
-        """After a step: write what is due."""
+        """Write what is due after a step."""
         now = time.monotonic()
         if not self._main or now - self._written < STATUS_SECONDS:
             return
@@ -52,7 +52,7 @@ class Heartbeat:
             log(f"{progress}  {loss}{speed}  {self._remaining_text()}")
 
     def alive(self) -> None:
-        """During an evaluation: show that it goes on."""
+        """Show progress during an evaluation."""
         mark(self._state, "evaluate")
         if self._main and time.monotonic() - self._written >= STATUS_SECONDS:
             self.write(RunStatus.EVALUATING)
@@ -64,20 +64,20 @@ class Heartbeat:
         self._written = time.monotonic()
         try:
             self._write(status)
-        except OSError as error:  # a full disk, or a network file system that stumbles, is no reason to stop training
-            log(f"the heartbeat cannot be written: {error}")
+        except OSError as error:  # training goes on despite a full disk or a failing network file system
+            log(f"status.json cannot be written: {error}")
 
     def _write(self, status: RunStatus) -> None:
         progress = self._progress
         self._state.run.write_status(
             status, epoch=progress.epoch + (status is RunStatus.TRAINING), epochs=self._epochs, step=progress.step,
-            steps=self._steps, loss=self._loss, rate=self._rate, eta_s=self._remaining(), best=best_shown(self._state),
+            steps=self._steps, loss=self._loss, rate=self._rate, eta_s=self._remaining(), best=best_score(self._state),
             best_epoch=progress.best_epoch, restarts=progress.restarts, data_wait=self._waiting(time.monotonic()),
             memory_gb=self._memory(), skipped_steps=progress.skipped,
         )  # fmt: skip
 
     def end_epoch(self, scores: dict[str, float], learning_rate: float) -> None:
-        """The training scores of the epoch that just ended."""
+        """Record the training scores of the epoch that just ended."""
         if not self._main:
             return
         now = time.monotonic()
@@ -91,7 +91,7 @@ class Heartbeat:
         self._epoch_line("train", self._progress.epoch + 1, scores, tail)
 
     def validated(self, scores: dict[str, float], seconds: float) -> None:
-        """The validation scores of the epoch that just ended."""
+        """Record the validation scores of the epoch that just ended."""
         if self._main:
             self._state.run.add_metrics(self._progress.epoch, "val", **scores, seconds=seconds)
             self._epoch_line("val", self._progress.epoch, scores, "")
@@ -101,7 +101,7 @@ class Heartbeat:
         return time.monotonic() - self._checkpoint >= 60 * self._state.experiment.checkpoint_minutes
 
     def checkpoint_written(self) -> None:
-        """A checkpoint was just written."""
+        """Note that a checkpoint was just written."""
         self._checkpoint = time.monotonic()
 
     def _epoch_line(self, part: str, epoch: int, scores: dict[str, float], tail: str) -> None:
@@ -111,18 +111,17 @@ class Heartbeat:
         self._logged = time.monotonic()
 
     def _samples_per_second(self, now: float) -> float:
-        """Samples per second in this epoch."""
         return (self._progress.samples - self._samples_at_epoch) / max(now - self._epoch_began, 1e-9)
 
     def _waiting(self, now: float) -> float:
-        """Share of this epoch's time in which training waited for data."""
+        """Return the share of this epoch's time spent waiting for data."""
         return (self._state.parts.train.waited - self._waited_at_epoch) / max(now - self._epoch_began, 1e-9)
 
     def _memory(self) -> float:
         return peak_memory_gb(self._state.distributed.device)
 
     def _remaining(self) -> float | None:
-        """Seconds until the last epoch ends, from the samples done since this start."""
+        """Estimate the seconds until the last epoch ends, from the throughput since this start."""
         if not self._steps or self._progress.samples == self._samples_at_start:
             return None
         steps_left = (self._epochs - self._progress.epoch) * self._steps - self._progress.step
@@ -131,5 +130,5 @@ class Heartbeat:
         return samples_left * elapsed / (self._progress.samples - self._samples_at_start)
 
     def _remaining_text(self) -> str:
-        left = self._remaining()
-        return "" if left is None else f"{left / 60:.0f} min left" if left >= 90 else f"{left:.0f} s left"
+        seconds = self._remaining()
+        return "" if seconds is None else f"{seconds / 60:.0f} min left" if seconds >= 90 else f"{seconds:.0f} s left"

@@ -1,4 +1,4 @@
-"""Memory: kept between steps on CPUs, and an explanation where there is not enough of it."""
+"""Memory: reuse between steps on CPUs, peak use, and out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from hpc_tumor.config import Experiment
 from hpc_tumor.errors import GpuMemoryError, HostMemoryError
 from hpc_tumor.system.resources import available_memory
 from hpc_tumor.training.distributed import Distributed
-from hpc_tumor.training.watch.torch_words import memory_asked, says_no_memory
+from hpc_tumor.training.watch.torch_errors import is_allocation_failure, requested_memory
 from hpc_tumor.vocabulary import counted
 
 _MMAP_MAX, _TRIM_THRESHOLD = -4, -1  # mallopt's names for these
 
 
 def keep_freed_memory() -> bool:
-    """Let the C library keep what is freed for the next step, where it is glibc. Whether it does.
+    """Make glibc keep freed memory for the next step. Return whether it does; other C libraries do not.
 
-    By default every large tensor is fresh memory from the kernel, which fills each page with zeros when it is first
-    touched, and goes back when it is freed: a quarter of a U-Net's step on a CPU.
+    By default each large tensor is fresh memory from the kernel, which zeroes its pages on first access and takes it
+    back when freed: a quarter of a U-Net's step on a CPU.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -34,54 +34,56 @@ def keep_freed_memory() -> bool:
 
 
 def peak_memory_gb(device: torch.device) -> float:
-    """Most memory this process has held, in GB: on its GPU, else in the host."""
+    """Return the peak memory of this process in GB: on its GPU, else main memory."""
     return torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else own_memory()[0] / 1e9
 
 
 def own_memory() -> tuple[int, int]:
-    """Most main memory that this process has held, and how much it shares with others now, in bytes."""
-    try:  # Linux counts a process's own here; getrusage begins with what its parent had
+    """Return the peak main memory of this process, and the memory it shares with others now, in bytes."""
+    try:  # getrusage would include the peak of the parent process
         status = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace")
-        most, shared = (int(status.partition(f"{name}:")[2].split()[0]) * 1024 for name in ("VmHWM", "RssShmem"))
-        return most, shared
+        peak, shared = (int(status.partition(f"{name}:")[2].split()[0]) * 1024 for name in ("VmHWM", "RssShmem"))
+        return peak, shared
     except (OSError, IndexError, ValueError):
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, 0
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return True if `error` says that memory ran out, on a GPU or in the host."""
+    """Return True if `error` means that memory ran out, on a GPU or on the host."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    return says_no_memory(error)
+    return is_allocation_failure(error)
 
 
-def out_of_memory(
+def out_of_memory_error(
     error: BaseException, experiment: Experiment, distributed: Distributed
 ) -> GpuMemoryError | HostMemoryError:
-    """The error for a step that did not fit: what was asked, what there was, and what to change."""
+    """Return the error for a step that did not fit: memory available and requested, and settings to change."""
     hardware, recipe = experiment.hardware, experiment.recipe
     device, ranks = distributed.device, distributed.world_size
     share = -(-recipe.batch_size // ranks)
-    parts = -(-share // hardware.accumulate)
+    micro_batch = -(-share // hardware.accumulate)
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory / 1e9
         held = torch.cuda.max_memory_allocated(device) / 1e9
-        where = f"the GPU ({torch.cuda.get_device_name(device)}): it has {total:.1f} GB, this run held {held:.1f} GB"
+        where = f"the GPU ({torch.cuda.get_device_name(device)}): {total:.1f} GB, {held:.1f} GB held by this rank"
     else:
         held = peak_memory_gb(device)
-        where = f"the host: this rank held {held:.1f} GB, and {available_memory() / 1e9:.1f} GB are free"
-    ways = [f"--accumulate {2 * hardware.accumulate} (the same batch in smaller parts)"] if parts > 1 else []
+        where = f"the host: {held:.1f} GB held by this rank, {available_memory() / 1e9:.1f} GB free"
+    remedies = []
+    if micro_batch > 1:
+        remedies.append(f"--accumulate {2 * hardware.accumulate} (the same batch in smaller micro-batches)")
     if experiment.task == "segmentation" and (experiment.model.filters or 32) > 8:
-        ways.append(f"--set filters={(experiment.model.filters or 32) // 2}")
+        remedies.append(f"--set filters={(experiment.model.filters or 32) // 2}")
     if hardware.precision == "float32":
-        ways.append("--set precision=auto")
-    ways += [f"--set batch_size={recipe.batch_size // 2}" if share > 1 else "a smaller --set image_size", "more --gpus"]
+        remedies.append("--set precision=auto")
+    smaller = f"--set batch_size={recipe.batch_size // 2}" if share > 1 else "a smaller --set image_size"
     kind = GpuMemoryError if device.type == "cuda" else HostMemoryError
     return kind(
-        f"out of memory on {where}, and asked for {memory_asked(error)} more, with {parts} samples at a time"
-        f" (batch {recipe.batch_size} on {counted(ranks, 'rank')})."
-        f" Submit again with {', '.join(ways[:-1])} or {ways[-1]}."
+        f"out of memory on {where}; could not allocate {requested_memory(error)} with"
+        f" {counted(micro_batch, 'sample')} at a time (batch {recipe.batch_size} on {counted(ranks, 'rank')})."
+        f" Submit again with {', '.join([*remedies, smaller])} or more --gpus."
     )

@@ -1,4 +1,4 @@
-"""Use of one rank in one start: time, CPUs, memory, GPU; written now and then, for a start may be killed."""
+"""Resource use of one rank in one start: time, CPUs, memory, GPU; written regularly, as a start may be killed."""
 
 from __future__ import annotations
 
@@ -23,19 +23,16 @@ from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.watch.memory import own_memory
 from hpc_tumor.vocabulary import RunStatus
 
-FIRST_SECONDS, EVERY_SECONDS = 5.0, 30.0  # until something is written, and between two times
-_MOST_FAILURES = 3  # of nvidia-smi, after which it is not asked any more
-_SMI_SECONDS = 20  # that it may take
+FIRST_SECONDS, EVERY_SECONDS = 5.0, 30.0  # before the first write, and between writes
+_MOST_FAILURES = 3  # of nvidia-smi, after which it is no longer called
+_SMI_SECONDS = 20  # timeout of nvidia-smi
 
 
 class Usage:
-    """Records what this rank uses, from when its process began to the end of the block.
-
-    A thread writes one small file every half minute.
-    """
+    """Records this rank's resource use, from the start of its process to the end of the block, every half minute."""
 
     def __init__(self, path: Path | None, distributed: Distributed) -> None:
-        """Record to `path`; None: nothing at all."""
+        """Record to `path`; None records nothing."""
         self.outcome: str | None = None
         self._path, self._distributed = path, distributed
         self._loader: BatchLoader | None = None
@@ -51,7 +48,7 @@ class Usage:
         return self
 
     def follow(self, loader: BatchLoader) -> None:
-        """Training begins: from now on the time that it waits for data counts, and how busy the node's GPUs are."""
+        """Start to record the time waiting for data and the load of the node's GPUs: training begins."""
         self._trains, self._loader = time.monotonic(), loader
         if self._distributed.device.type == "cuda" and self._distributed.local_rank == 0:
             self._smi = GpuWatch(_gpus_of_node(self._distributed))
@@ -78,12 +75,12 @@ class Usage:
         try:
             beside.write_text(json.dumps(self._values()), encoding="utf-8")
             beside.replace(self._path)
-        except (OSError, RuntimeError):  # the disk, or a GPU that failed, does not take it: this is no reason to stop
+        except (OSError, RuntimeError):  # a full disk or a failed GPU must not stop training
             with suppress(OSError):
                 beside.unlink(missing_ok=True)
 
     def _values(self) -> dict[str, Any]:
-        """All that is recorded; times in seconds, memory in bytes."""
+        """Return the record; times in seconds, memory in bytes."""
         distributed, (memory, shared) = self._distributed, own_memory()
         self._shared = max(self._shared, shared)
         own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
@@ -108,12 +105,12 @@ class Usage:
         }
 
     def _gpu(self) -> dict[str, Any] | None:
-        """Memory of this rank's GPU: all of it, the most that tensors took, and the most that torch held for them."""
+        """Return the GPU's total memory, the peak of tensors, and the peak that torch reserved for them."""
         device = self._distributed.device
         if device.type != "cuda":
             return None
         about = torch.cuda.get_device_properties(device)
-        # Those peaks may have been set back in between, as where compiled code is tried out.
+        # The peaks may have been reset in between, as when timing compiled code.
         self._allocated = max(self._allocated, torch.cuda.max_memory_allocated(device))
         self._reserved = max(self._reserved, torch.cuda.max_memory_reserved(device))
         return {
@@ -123,7 +120,7 @@ class Usage:
 
 @dataclass
 class _Seen:
-    """Answers of nvidia-smi on one GPU so far: samples, the sum of their percentages, the most memory in bytes."""
+    """Samples of nvidia-smi for one GPU: count, sum of load percentages, peak and total memory in bytes."""
 
     samples: int = 0
     busy: float = 0.0
@@ -132,18 +129,18 @@ class _Seen:
 
 
 class GpuWatch:
-    """Load and memory of GPUs, by nvidia-smi; nothing where it does not answer."""
+    """Load and memory of GPUs by nvidia-smi; empty if it fails."""
 
     def __init__(self, uuids: list[str]) -> None:
-        """Watch these GPUs; all that can be seen where none is named."""
+        """Watch these GPUs; without UUIDs all visible ones."""
         fields = "uuid,utilization.gpu,memory.used,memory.total"
-        chosen = [f"--id={','.join(uuids)}"] if uuids else []
-        self._command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits", *chosen]
+        selection = [f"--id={','.join(uuids)}"] if uuids else []
+        self._command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits", *selection]
         self._seen: dict[str, _Seen] = {}
         self._failures = 0
 
     def look(self) -> None:
-        """Take one sample of each."""
+        """Take one sample of each GPU."""
         if self._failures >= _MOST_FAILURES:
             return
         try:
@@ -168,7 +165,7 @@ class GpuWatch:
                 seen.memory, seen.total = max(seen.memory, used * 2**20), total * 2**20
 
     def as_list(self) -> list[dict[str, Any]]:
-        """Each GPU: mean of the percentages, samples, most memory and all memory in bytes."""
+        """Return, for each GPU, mean load in percent, number of samples, peak and total memory in bytes."""
         return [
             {"uuid": uuid, "busy": seen.busy / seen.samples, "samples": seen.samples, "memory": seen.memory,
              "total": seen.total}
@@ -177,17 +174,17 @@ class GpuWatch:
 
 
 def process_seconds() -> float:
-    """Seconds since this process was started: what was imported before training counts, too."""
+    """Return the seconds since this process was started, including imports before training."""
     try:
-        begun = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])  # in clock ticks since boot
-        return time.clock_gettime(time.CLOCK_BOOTTIME) - begun / os.sysconf("SC_CLK_TCK")
+        start = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])  # clock ticks since boot
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - start / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, IndexError, AttributeError):
         return time.process_time()
 
 
 def _gpus_of_node(distributed: Distributed) -> list[str]:
-    """The GPUs of this node's ranks, as nvidia-smi names them, as far as this rank sees them."""
+    """Return the UUIDs of the GPUs of this node's ranks that are visible to this rank."""
     ranks_here = -(-distributed.world_size // distributed.nodes)
-    seen = range(min(ranks_here, torch.cuda.device_count()))
-    uuids = (getattr(torch.cuda.get_device_properties(device), "uuid", None) for device in seen)
+    devices = range(min(ranks_here, torch.cuda.device_count()))
+    uuids = (getattr(torch.cuda.get_device_properties(device), "uuid", None) for device in devices)
     return [f"GPU-{uuid}" for uuid in uuids if uuid is not None]

@@ -1,18 +1,18 @@
-"""Ends ranks that make no progress, and names the rank that is the cause rather than those that wait for it.
+"""End ranks that make no progress, and name the rank at fault rather than those that wait for it.
 
-Each rank marks its progress. A thread renews the rank's mark in the store at which the ranks meet, and reads those of
-the others once its own rank stands still. What follows of that:
+Each rank marks its progress. A thread renews the rank's mark in the rendezvous store, and reads the marks of the other
+ranks once its own rank stands still. The cases:
 
-- A rank hangs where Python still runs: after `timeout` the first to notice writes its verdict into the store, all take
-  that one, and end within some 10 s more.
-- A rank no longer renews its mark (killed, stopped, its node gone, or inside a native call that keeps Python's lock):
-  the others end once they have stood still for it, and it was silent, for 120 s, or half of `timeout` if that is less.
-- A rank dies and its connections break: the others fail at once, and `explain_loss` names it within 5 s. Where none
-  breaks, or NCCL does not notice, it is silent, as above.
+- A rank hangs while Python still runs: after `timeout` the first rank to notice writes its verdict to the store; all
+  adopt it and exit within about 10 s.
+- A rank no longer renews its mark (killed, stopped, its node gone, or in a native call that holds the GIL): the others
+  exit once they have stood still, and it has been silent, for 120 s, or half of `timeout` if that is less.
+- A rank dies and its connections break: the others fail at once, and `explain_loss` names it within 5 s. If no
+  connection breaks, or NCCL does not notice, the rank is silent, as above.
 - A rank that is slow but marks progress is left alone, and so are those that wait for it.
 
-Time in which this process itself did not run (suspended by SLURM, a laptop asleep) does not count. Alone, a native
-call that keeps Python's lock keeps this thread from running, too: such a hang is not noticed.
+Time in which this process did not run (suspended by SLURM, a laptop asleep) does not count. In a single process, a
+native call that holds the GIL blocks this thread, too, so such a hang is not detected.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from hpc_tumor.training.watch.torch_words import says_rank_lost
+from hpc_tumor.training.watch.torch_errors import is_rank_loss
 
-# Phases in which a rank may stand still because of another one. In all others it works alone.
+# Phases in which a rank may wait for another one. In all others it works alone.
 WAITING = frozenset({"rendezvous", "backward", "agree", "sum", "gather", "broadcast", "end"})
 EXPLAIN_SECONDS = 5.0
-_TELL_SECONDS = 5.0  # a log or a run directory that hangs, too, must not keep a rank from ending
+_REPORT_SECONDS = 5.0  # a hanging log or run directory must not keep a rank from exiting
 _MOST_QUIET = 120.0
 _ENDED = "ended"
 
@@ -42,35 +42,35 @@ OnHang = Callable[[str, int | None, str], None]
 
 
 class Exchange(Protocol):
-    """Exchange of marks between the watchdogs of all ranks; `ProgressMarks` does it through torch's store."""
+    """Exchange of marks between the watchdogs of all ranks; implemented by `ProgressMarks` with torch's store."""
 
     verdict: Verdict | None
 
     def start(self, own: Callable[[], Mark], every: float) -> None:
-        """Begin to renew the mark that `own` gives, every so many seconds."""
+        """Start to renew this rank's mark, as returned by `own`, every `every` seconds."""
 
     def stop(self) -> None:
-        """Renew it a last time, and end."""
+        """Renew the mark a last time and end."""
 
     def tick(self, ran: float, reading: bool) -> None:
-        """`ran` seconds have passed; whether the marks of the others are of interest now."""
+        """Advance the clock by `ran` seconds; `reading`: also read the marks of the other ranks from now on."""
 
     def marks(self) -> list[Mark | None]:
-        """Last known mark of each rank, this one's as it is now; None for one that never came."""
+        """Return the last known mark of each rank, with this rank's current one; None for a rank that never joined."""
 
     def agree(self, verdict: Verdict) -> Verdict:
-        """The verdict of whoever came first; this one, where the others cannot be asked."""
+        """Propose `verdict` and return the first one proposed; `verdict` itself if the store does not answer."""
 
 
 @dataclass(frozen=True)
 class Mark:
-    """Progress of a rank when it last renewed its mark.
+    """Progress of a rank at the last renewal of its mark.
 
     Attributes:
-        beat: how often the mark was renewed.
+        beat: number of renewals.
         step: steps since training began, over all epochs; -1 before the first.
-        still: seconds without progress, as the rank itself saw them.
-        silent: seconds since the mark was renewed, as the reader saw them.
+        still: seconds without progress, measured by the rank itself.
+        silent: seconds since the mark was renewed, measured by the reader.
     """
 
     rank: int
@@ -90,26 +90,26 @@ class Mark:
         return f"rank {self.rank} on {self.host}"
 
     @property
-    def place(self) -> str:
+    def position(self) -> str:
         return self.phase if self.step < 0 else f"{self.phase}, step {self.step}"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Reason why the run ends, and the rank that is the cause; None where all wait for each other."""
+    """Reason why the run ends, and the rank at fault; None if all ranks wait for each other."""
 
     rank: int | None
     reason: str
 
 
 def judge(marks: list[Mark | None], own: int, timeout: float, quiet: float) -> Verdict | None:
-    """Find the rank that keeps the others from going on; None while that cannot be said, or one still works.
+    """Find the rank that blocks the others; None while that is unclear or some rank makes progress.
 
     Args:
-        marks: of each rank; None for one that never came.
-        own: the rank that judges.
-        timeout: seconds without progress, after which a rank hangs.
-        quiet: seconds without a renewed mark, after which a rank counts as gone.
+        marks: of each rank; None for one that never joined.
+        own: the judging rank.
+        timeout: seconds without progress after which a rank counts as hung.
+        quiet: seconds without a renewed mark after which a rank counts as gone.
     """
     present = [mark for mark in marks if mark is not None]
     still = next(mark.still for mark in present if mark.rank == own)
@@ -123,48 +123,44 @@ def judge(marks: list[Mark | None], own: int, timeout: float, quiet: float) -> V
         absent = marks.index(None)
         return Verdict(
             absent,
-            f"rank {absent} has not joined the others in {still:.0f} s: it did not start, hung before it could, or"
-            " does not reach the node of rank 0",
+            f"rank {absent} did not join the others within {still:.0f} s: it did not start, hung before joining, or"
+            " cannot reach the node of rank 0",
         )
-    # While one rank goes on, others may be waiting for it, however long: only one that works alone hangs then.
+    # While some rank makes progress, others may wait for it at length: then only a rank that works alone is hung.
     hung = [mark for mark in present if mark.still >= timeout]
     at_fault = hung if len(hung) == len(present) else [mark for mark in hung if not mark.waits]
     if not at_fault:
         return None
-    # Where ranks wait without saying so (a full queue of kernels), the one that stopped first is the cause.
+    # Ranks may wait in a phase without marking it (a full queue of kernels): the one that stopped first is at fault.
     behind = min(at_fault, key=lambda mark: (mark.step, mark.waits, -mark.still))
     if behind.waits and len(hung) > 1 and all(mark.step == behind.step for mark in hung):
-        where = ", ".join(f"rank {mark.rank} in {mark.phase}" for mark in hung[:8])
-        return Verdict(None, f"no rank has made progress for {behind.still:.0f} s: all wait for each other ({where})")
-    return Verdict(behind.rank, f"{behind.name} has made no progress for {behind.still:.0f} s (in {behind.place})")
+        phases = ", ".join(f"rank {mark.rank} in {mark.phase}" for mark in hung[:8])
+        return Verdict(None, f"no rank has made progress for {behind.still:.0f} s: all wait for each other ({phases})")
+    return Verdict(behind.rank, f"{behind.name} has made no progress for {behind.still:.0f} s (in {behind.position})")
 
 
 def _describe_silent(mark: Mark) -> str:
     if mark.phase == _ENDED:
         return f"{mark.name} ended before the others"
     return (
-        f"{mark.name} has given no sign of life for {mark.silent:.0f} s: killed, stopped, or its node failed"
-        f" (last in {mark.place})"
+        f"{mark.name} has been silent for {mark.silent:.0f} s: killed, stopped, or its node failed"
+        f" (last in {mark.position})"
     )
 
 
 class Watchdog:
-    """Watches one rank, and through the store the others. `mark` is for the main thread, and cheap."""
+    """Watches one rank, and the others through the store. `mark` is cheap and for the main thread only."""
 
     def __init__(
-        self,
-        rank: int = 0,
-        timeout: float = 900.0,
-        on_hang: OnHang | None = None,
-        exchange: Exchange | None = None,
+        self, rank: int = 0, timeout: float = 900.0, on_hang: OnHang | None = None, exchange: Exchange | None = None
     ) -> None:
-        """Watch nothing yet.
+        """Create a watchdog that is not started.
 
         Args:
-            timeout: seconds without progress, after which this process ends with exit code 1.
-            on_hang: called before that with the reason, the rank that is the cause (None: all wait for each other),
-                and the stack of this process's main thread; it has 5 s.
-            exchange: with the other ranks; None where there are none.
+            timeout: seconds without progress after which this process exits with code 1.
+            on_hang: called before the exit with the reason, the rank at fault (None: all wait for each other) and the
+                stack of this process's main thread; limited to 5 s.
+            exchange: with the other ranks; None if there are none.
         """
         self.rank, self.timeout = rank, timeout
         self._on_hang, self._exchange = on_hang, exchange
@@ -176,16 +172,16 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def start(self) -> None:
-        """Begin to watch; `explain_loss` asks this object from now on."""
+        """Start to watch; `explain_loss` uses this watchdog from now on."""
         global _current
         _current = self
-        atexit.register(self.stop)  # a thread inside the store when the interpreter ends would abort the process
+        atexit.register(self.stop)  # a thread in a store call at interpreter exit would abort the process
         self._thread.start()
         if self._exchange:
             self._exchange.start(self._own, self._every)
 
     def stop(self) -> None:
-        """End the threads. The other ranks learn that this one ended, and did not vanish."""
+        """End the threads, and tell the other ranks that this one ended regularly."""
         global _current
         atexit.unregister(self.stop)
         if _current is self:
@@ -195,10 +191,10 @@ class Watchdog:
         if self._exchange:
             self._exchange.stop()
         if self._thread.is_alive():
-            self._thread.join(_TELL_SECONDS)
+            self._thread.join(_REPORT_SECONDS)
 
     def mark(self, phase: str, step: int | None = None) -> None:
-        """Note progress: `phase` begins. `step` counts over all epochs, and stays where it is not given."""
+        """Note progress: `phase` begins. `step` counts over all epochs; None keeps the last one."""
         self._count += 1
         self._phase = phase
         if step is not None:
@@ -206,18 +202,18 @@ class Watchdog:
 
     @contextmanager
     def waiting(self, phase: str) -> Iterator[None]:
-        """Mark a phase of WAITING, and the one before it again once that is over."""
+        """Mark a phase of WAITING within the block, and the phase before it afterwards."""
         before = self._phase
         self.mark(phase)
         yield
-        self.mark(before)  # not after an error: that came of waiting
+        self.mark(before)  # not after an error, which occurred while waiting
 
     def explain(self, error: BaseException) -> Verdict | None:
-        """Find the rank that was lost, where `error` says that one was; takes up to 5 s. None where it does not.
+        """Find the rank whose loss caused `error`; None if it has another cause.
 
-        These seconds also give a rank that failed time to record why.
+        Takes up to 5 s, which also gives a failed rank time to record why.
         """
-        if self._exchange is None or not says_rank_lost(error):
+        if self._exchange is None or not is_rank_loss(error):
             return None
         self._asked = True
         end = time.monotonic() + EXPLAIN_SECONDS
@@ -228,8 +224,8 @@ class Watchdog:
             gone = [mark for mark in others if mark.silent >= max(1.0, 2.5 * self._every)]
             if gone:
                 first = max(gone, key=lambda mark: mark.silent)
-                why = "ended before the others" if first.phase == _ENDED else "is gone: killed, or its node failed"
-                return Verdict(first.rank, f"{first.name} {why} (rank {self.rank} lost the connection to it)")
+                fate = "ended before the others" if first.phase == _ENDED else "is gone: killed, or its node failed"
+                return Verdict(first.rank, f"{first.name} {fate} (rank {self.rank} lost the connection to it)")
             time.sleep(self._every / 4)
         return None
 
@@ -240,7 +236,7 @@ class Watchdog:
         last, count = time.monotonic(), self._count
         while not self._stop.wait(self._every):
             now = time.monotonic()
-            ran = min(now - last, 2 * self._every)  # more than that: this process was stopped, and nobody hung
+            ran = min(now - last, 2 * self._every)  # longer: this process was suspended, not hung
             self._still = self._still + ran if self._count == count else 0.0
             last, count = now, self._count
             if verdict := self._look(ran):
@@ -254,18 +250,18 @@ class Watchdog:
         return verdict and self._exchange.agree(verdict)
 
     def _end(self, verdict: Verdict) -> None:
-        teller = threading.Thread(target=self._tell, args=(verdict,), daemon=True)
-        teller.start()
-        teller.join(_TELL_SECONDS)
+        reporter = threading.Thread(target=self._report, args=(verdict,), daemon=True)
+        reporter.start()
+        reporter.join(_REPORT_SECONDS)
         if self._exchange:
-            time.sleep(3 * self._every)  # rank 0 takes the store with it: the others are to read the verdict first
-        os._exit(1)  # the main thread may never come back from where it is
+            time.sleep(3 * self._every)  # the store ends with rank 0: let the others read the verdict first
+        os._exit(1)  # the main thread may never return
 
-    def _tell(self, verdict: Verdict) -> None:
+    def _report(self, verdict: Verdict) -> None:
         frame = sys._current_frames().get(threading.main_thread().ident or 0)
         stack = "".join(traceback.format_stack(frame))
-        said = f"{time.strftime('%H:%M:%S')} {verdict.reason}: rank {self.rank} ends. Its main thread was in\n{stack}"
-        print(said, file=sys.stderr, flush=True)
+        message = f"{verdict.reason}: rank {self.rank} exits. Its main thread was in\n{stack}"
+        print(f"{time.strftime('%H:%M:%S')} {message}", file=sys.stderr, flush=True)
         if self._on_hang:
             self._on_hang(verdict.reason, verdict.rank, stack)
         sys.stdout.flush()
@@ -275,6 +271,6 @@ _current: Any = None
 
 
 def explain_loss(error: BaseException) -> Verdict | None:
-    """Find the rank that was lost, where `error` says that this process lost another; see `Watchdog.explain`."""
+    """Find the rank whose loss caused `error`; see `Watchdog.explain`."""
     watchdog: Watchdog | None = _current
     return watchdog.explain(error) if watchdog else None

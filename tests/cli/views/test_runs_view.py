@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from hpc_tumor import cli
-from hpc_tumor.cli.views.runs import MOST_REASONS, MOST_WATCHED, choose, counts, runs_table, runs_view
+from hpc_tumor.cli.views.runs import MAX_REASONS, MAX_WATCHED, count_states, filter_runs, runs_table, runs_view
 from hpc_tumor.cluster.observe.states import RunState, State
 from hpc_tumor.errors import UsageError
 from hpc_tumor.run_dir import RunDir
@@ -30,7 +30,7 @@ def test_states_networks_and_order_can_be_chosen() -> None:
     ]  # fmt: skip
 
     def numbers(wanted: str | None = None, models: list[str] | None = None, sort: str | None = None) -> list[int]:
-        return [int(item.job_id or 0) for item in choose(states, wanted, models, sort)]
+        return [int(item.job_id or 0) for item in filter_runs(states, wanted, models, sort)]
 
     assert numbers() == [1, 2, 3, 4]
     assert numbers("failed, lost") == [2, 4]
@@ -66,10 +66,10 @@ def test_of_many_failures_the_latest_are_told_and_equal_ones_once() -> None:
     notes = runs_table(states, 40).notes
     assert notes[0] == "20 failed"
     assert [note for note in notes if "reason 19" in note]
-    assert len(notes) == MOST_REASONS + 2
+    assert len(notes) == MAX_REASONS + 2
     assert notes[-1].startswith("and 15 other reasons: ")
-    alike = [state(number, "timeout", reason="its time was up") for number in range(20)]
-    assert runs_table(alike, 40).notes[1:] == ("20 runs timeout: its time was up",)
+    alike = [state(number, "timeout", reason="the time limit was reached") for number in range(20)]
+    assert runs_table(alike, 40).notes[1:] == ("20 runs timeout: the time limit was reached",)
 
 
 def test_runs_that_lost_their_best_weights_are_named_however_many_failed() -> None:
@@ -85,8 +85,8 @@ def test_runs_that_lost_their_best_weights_are_named_however_many_failed() -> No
 def test_of_many_runs_those_at_work_are_watched() -> None:
     states = [state(number % 60, "finished" if number < 90 else "running") for number in range(100)]
     view = runs_view(states, 200)
-    assert len(view.table.rows) == 10 <= MOST_WATCHED
-    assert view.table.notes[0] == counts(states) == "10 running, 90 finished"
+    assert len(view.table.rows) == 10 <= MAX_WATCHED
+    assert view.table.notes[0] == count_states(states) == "10 running, 90 finished"
     assert not view.over
     assert view.line == "100 runs: 10 running, 90 finished"
 
@@ -134,10 +134,10 @@ def test_logs_of_several_runs_are_for_errors_alone(
     (runs[1].logs / "rank-0.0.error.txt").write_text("Traceback\n")
     at = ["--runs", str(tmp_path)]
     assert cli.main(["logs", "unet", *at]) == 2
-    assert "fits 3 runs" in capsys.readouterr().err
+    assert "matches 3 runs" in capsys.readouterr().err
     assert cli.main(["logs", "unet", *at, "--errors"]) == 0
     said = capsys.readouterr()
-    assert said.out.startswith(f"=== {runs[1].name}\na reason\n(the traceback of rank 0: ")
+    assert said.out.startswith(f"=== {runs[1].name}\na reason\n(traceback of rank 0: ")
     assert "2 of 3 runs: no errors so far" in said.err
     assert cli.main(["logs", runs[2].name, *at, "-n", "1"]) == 0
     assert capsys.readouterr().out == "three 2\n"

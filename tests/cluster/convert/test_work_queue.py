@@ -102,7 +102,7 @@ def test_a_case_that_kills_its_workers_is_a_result_too(queue: WorkQueue) -> None
     results = dict(queue.results(units))
     ((case, reason),) = results[0].failed
     assert case == units[0].cases[0].id
-    assert reason.endswith("killed on it, most likely for lack of memory: ask for more per task with --memory.")
+    assert reason.endswith("killed at it, most likely for lack of memory: request more per task with --memory.")
     assert len(results[1].rows) == 1
 
 
@@ -119,7 +119,7 @@ def test_memory_of_a_task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
         assert asked in (tmp_path / "sbatch.options").read_text().split()
     with pytest.raises(UsageError, match=r"--memory 64 GB is more than the 7 GB"):
         conversion_on(str(LOCAL_TEST), 1, print, memory_gb=64)
-    with pytest.raises(UsageError, match="--memory: for SLURM clusters alone"):
+    with pytest.raises(UsageError, match="--memory: only for SLURM clusters"):
         conversion_on("local", 1, print, memory_gb=1)
 
 
@@ -130,7 +130,7 @@ def test_what_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     monkeypatch.delenv("HPC_TUMOR_ACCOUNT", raising=False)
     ask(None)
     ask("local", 3)
-    with pytest.raises(UsageError, match="--account: for SLURM clusters alone"):
+    with pytest.raises(UsageError, match="--account: only for SLURM clusters"):
         ask("local", account="x")
     with pytest.raises(UsageError, match="Did you mean 'orfeo-gpu'"):
         ask("orfeo-gup")
@@ -138,7 +138,7 @@ def test_what_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
         ask("orfeo-gpu")
     with pytest.raises(UsageError, match="--workers 0"):
         ask(str(LOCAL_TEST), 0)
-    with pytest.raises(UsageError, match="queue at most 20"):
+    with pytest.raises(UsageError, match="at most 20 queued"):
         ask("orfeo-gpu", 21, account="x")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ClusterError, match="no sbatch on this machine"):

@@ -54,11 +54,11 @@ def test_a_profile_of_what_the_cluster_says(site: Site, tmp_path: Path, monkeypa
     assert profile.slurm.partition == "MIXED"  # the most GPUs of those open to this account: DGX is not
     assert (profile.node.gpus, profile.node.cpus, profile.node.gpu_model) == (8, 112, "h100")
     assert (profile.limits.walltime, profile.limits.nodes) == (120, 3)
-    assert found.notes == ("MIXED has several kinds of nodes: this describes those with 8 GPUs",)
+    assert found.notes == ("MIXED has several kinds of nodes: the profile describes those with 8 GPUs",)
     assert profile.environment.scratch == "$WORK"
     text = found.path.read_text()
     assert "others: DGX (8 GPUs), GPU (2 GPUs), EPYC" in text
-    assert "a node's own disk, of 879 GB here" in text
+    assert "local disk of a node, here 879 GB" in text
 
     found = discover(name="gpu", partition="GPU")
     profile = find_profile("gpu")
@@ -66,8 +66,8 @@ def test_a_profile_of_what_the_cluster_says(site: Site, tmp_path: Path, monkeypa
     assert (profile.limits.walltime, profile.limits.nodes) == (120, 2)
     assert (profile.limits.running_jobs, profile.limits.queued_jobs) == (5, 20)
     assert (profile.slurm.account, found.path.name) == ("dssc", "gpu.toml")
-    assert found.notes == ("the cluster does not name its GPUs: gpu_model is for you to fill in",)
-    with pytest.raises(UsageError, match="is there already"):
+    assert found.notes == ("the cluster does not report the model of its GPUs: fill in gpu_model",)
+    with pytest.raises(UsageError, match="exists already"):
         discover(name="mine")
     discover(name="mine", partition="DGX", overwrite=True)
     assert find_profile("mine").node.gpu_model == "a100"
@@ -90,7 +90,7 @@ def test_a_profile_of_leonardo(site: Site, monkeypatch: pytest.MonkeyPatch) -> N
     assert (profile.node.gpus, profile.node.cpus, profile.node.memory_gb) == (4, 32, 482)  # that all of them have
     assert (profile.slurm.account, profile.slurm.requeue) == ("required", False)
     assert (profile.limits.walltime, profile.limits.nodes) == (1440, 64)
-    assert any("several accounts may pay" in note and "euhpc_b, iscra_a" in note for note in found.notes)
+    assert any("you have several accounts" in note and "euhpc_b, iscra_a" in note for note in found.notes)
     assert "boost_qos_lprod (at most 96:00 h)" in found.path.read_text()
     plan = make_plan(profile, 8, account="iscra_a")
     assert fit_to_cluster(plan, profile, facts, set()).plan == plan
@@ -155,7 +155,7 @@ def test_hostile_names_end_as_text(name: str, monkeypatch: pytest.MonkeyPatch) -
     profile = find_profile("made-up")
     assert (profile.slurm.partition, profile.slurm.account, profile.node.gpu_model) == (name, name, name)
     assert profile.environment.setup == ()
-    assert "24 hours are a guess" not in text
+    assert "24 hours is a guess" not in text
 
 
 def test_names_and_files(site: Site, tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_names_and_files(site: Site, tmp_path: Path) -> None:
     for name in ("../x", "a/b", "local", "-x", ".x", "a\nb"):
         with pytest.raises(UsageError, match="--name"):
             discover(name=name)
-    with pytest.raises(UsageError, match=r"ends in \.toml"):
+    with pytest.raises(UsageError, match=r"profiles are TOML files"):
         discover(output=tmp_path / "mine")
     found = discover(name="other", output=tmp_path / "mine.toml")
     assert load_profile(tmp_path / "mine.toml").name == found.profile.name == "other"
@@ -177,7 +177,7 @@ def test_without_sacctmgr_a_profile_is_written_and_says_so(site: Site) -> None:
     found = discover(name="mine", partition="GPU")
     assert found.profile.slurm.account is None
     assert found.profile.limits.walltime == 1080
-    assert any("no answer came from sacctmgr show assoc" in note for note in found.notes)
+    assert any("no answer from sacctmgr show assoc" in note for note in found.notes)
 
 
 def test_what_the_command_shows(site: Site, capsys: pytest.CaptureFixture[str]) -> None:

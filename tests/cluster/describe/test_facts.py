@@ -62,7 +62,7 @@ def test_what_orfeo_says(site: Site) -> None:
     assert facts.accounts == {"dssc": Limits(120, running=5, queued=20, qos=("normal", "gpuq"))}  # of this cluster
     assert facts.qos is not None
     assert facts.qos["gpuq"] == Limits(None, gpus=4, nodes=2, running=5, queued=20, cpus=96)
-    assert not facts.chosen_by_site
+    assert not facts.has_submit_plugin
     assert all(facts.enforces(what) for what in ("associations", "limits", "qos"))
 
 
@@ -71,11 +71,11 @@ def test_what_leonardo_says(site: Site) -> None:
     assert facts.partitions is not None
     boost = facts.partitions["boost_usr_prod"]
     assert [kind.memory_gb for kind in boost.kinds] == [494000 / 1024] * 2  # the partition lets a job have no more
-    assert not boost.lets_qos("boost_qos_fuadbg")
-    assert boost.lets_qos("normal")
+    assert not boost.allows_qos("boost_qos_fuadbg")
+    assert boost.allows_qos("normal")
     assert set(facts.accounts or ()) == {"iscra_a", "euhpc_b"}
     assert facts.requeue is False
-    assert facts.chosen_by_site
+    assert facts.has_submit_plugin
 
 
 def test_of_each_limit_the_first_that_is_set_holds(site: Site) -> None:
@@ -146,8 +146,8 @@ def test_a_partition_for_other_groups_is_known_but_not_mine(site: Site, monkeypa
     monkeypatch.setattr("os.getuid", lambda: 54321)
     facts = site(LEONARDO)
     assert facts.partitions is not None
-    assert not facts.partitions["boost_fua_dbg"].for_my_group
-    assert facts.partitions["boost_usr_prod"].for_my_group
+    assert not facts.partitions["boost_fua_dbg"].allows_group
+    assert facts.partitions["boost_usr_prod"].allows_group
 
 
 @pytest.fixture

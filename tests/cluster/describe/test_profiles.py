@@ -116,7 +116,7 @@ def test_what_somebody_elses_profile_sets_up_is_not_run(tmp_path: Path) -> None:
     path.write_text('description = "x"\n[environment]\nsetup = ["touch OOPS"]\n')
     assert profiles.load_profile(path).environment.setup == ("touch OOPS",)
     os.chown(path, 54321, -1)
-    with pytest.raises(UsageError, match=r"belongs to user 54321, and what it sets up would run as you: read it"):
+    with pytest.raises(UsageError, match=r"belongs to user 54321, and its setup commands would run as you: check it"):
         profiles.load_profile(path)
     path.write_text('description = "x"\n[slurm]\npartition = "GPU"\n')  # numbers and names run nothing
     assert profiles.load_profile(path).slurm.partition == "GPU"

@@ -20,11 +20,11 @@ from launching import events, profile_with, small_experiment
 
 import hpc_tumor
 from hpc_tumor.cli import control, launch
-from hpc_tumor.cli.planning import Planned
+from hpc_tumor.cli.planning import LaunchPlan
 from hpc_tumor.cluster.launch import snapshot
-from hpc_tumor.cluster.launch.existing import find_same
+from hpc_tumor.cluster.launch.existing import find_existing
 from hpc_tumor.cluster.launch.private import code_folder, locked, make_private
-from hpc_tumor.cluster.launch.submit import Wanted, array_script, grouped, resume_run, submit_all
+from hpc_tumor.cluster.launch.submit import PlannedRun, array_script, group_runs, resume_run, submit_all
 from hpc_tumor.cluster.observe.queue import read_states
 from hpc_tumor.cluster.plan.plan import make_plan
 from hpc_tumor.config import ClusterProfile, Experiment
@@ -61,8 +61,8 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "brats.zarr"
 
 
-def wanted(seeds: range, profile: ClusterProfile, gpus: int = 1) -> list[Wanted]:
-    return [Wanted(small_experiment(seed=seed, gpus=gpus), make_plan(profile, gpus)) for seed in seeds]
+def wanted(seeds: range, profile: ClusterProfile, gpus: int = 1) -> list[PlannedRun]:
+    return [PlannedRun(small_experiment(seed=seed, gpus=gpus), make_plan(profile, gpus)) for seed in seeds]
 
 
 def jobs(runs: Path) -> list[str]:
@@ -72,9 +72,9 @@ def jobs(runs: Path) -> list[str]:
 def test_runs_of_one_shape_are_one_array(tmp_path: Path, sbatch: Path) -> None:
     profile, runs = profile_with(), tmp_path / "runs"
     submitted = submit_all([*wanted(range(3), profile), *wanted(range(2), profile, gpus=2)], profile, runs, at_once=5)
-    assert [item.job_id for item in submitted.done] == ["1_0", "1_1", "1_2", "2_0", "2_1"]
+    assert [item.job_id for item in submitted.started] == ["1_0", "1_1", "1_2", "2_0", "2_1"]
     assert sbatch.with_suffix(".script").read_text().count("#SBATCH --array=0-1%2\n") == 1
-    run = submitted.done[1].run
+    run = submitted.started[1].run
     job = read_json(run.job) or {}
     folder = runs / job["folder"]
     assert json.loads((folder / "runs.json").read_text())[1] == run.name
@@ -90,15 +90,15 @@ def test_runs_of_one_shape_are_one_array(tmp_path: Path, sbatch: Path) -> None:
 def test_arrays_are_no_larger_than_slurm_takes(tmp_path: Path, sbatch: Path) -> None:
     profile = profile_with()
     many = wanted(range(5), profile)
-    assert [len(group) for group in grouped(many, profile, most_tasks=2)] == [2, 2, 1]
-    submitted = submit_all(many, profile, tmp_path / "runs", most_tasks=2)
-    assert [item.job_id for item in submitted.done] == ["1_0", "1_1", "2_0", "2_1", "3"]
+    assert [len(group) for group in group_runs(many, profile, max_array_tasks=2)] == [2, 2, 1]
+    submitted = submit_all(many, profile, tmp_path / "runs", max_array_tasks=2)
+    assert [item.job_id for item in submitted.started] == ["1_0", "1_1", "2_0", "2_1", "3"]
 
 
 def test_where_requeue_is_forbidden_each_run_has_a_chain(tmp_path: Path, sbatch: Path) -> None:
     profile = profile_with(slurm={"requeue": False, "chain": 3})
     submitted = submit_all(wanted(range(2), profile), profile, tmp_path / "runs")
-    assert [(read_json(item.run.job) or {})["chain"] for item in submitted.done] == [["2", "3"], ["5", "6"]]
+    assert [(read_json(item.run.job) or {})["chain"] for item in submitted.started] == [["2", "3"], ["5", "6"]]
     assert "#SBATCH --dependency=afterany:5\n" in sbatch.with_suffix(".script").read_text()
 
 
@@ -107,7 +107,7 @@ def test_what_slurm_refuses_leaves_nothing_and_the_rest_stays(tmp_path: Path, sb
     sbatch.write_text(
         COUNTS.replace("echo x", '[ -e "$0.calls" ] && { echo "sbatch: error: no" >&2; exit 1; }\necho x')
     )
-    planned = Planned([*wanted(range(2), profile), *wanted(range(2), profile, gpus=2)])
+    planned = LaunchPlan([*wanted(range(2), profile), *wanted(range(2), profile, gpus=2)])
     with pytest.raises(PartialFailure, match=r"2 of 4 runs were submitted, then: SLURM refused"):
         launch.submit(planned, profile, runs)
     assert len(find_runs(runs)) == 2
@@ -122,14 +122,14 @@ def test_what_slurm_refuses_altogether_leaves_nothing_in_the_folder_of_runs(
     (tmp_path / "runs").mkdir()
     for runs in (tmp_path / "runs", tmp_path / "new" / "runs"):
         with pytest.raises(ClusterError, match="SLURM refused"):
-            launch.submit(Planned(wanted(range(count), profile_with())), profile_with(), runs)
+            launch.submit(LaunchPlan(wanted(range(count), profile_with())), profile_with(), runs)
     assert list((tmp_path / "runs").iterdir()) == []
     assert not (tmp_path / "new").exists()
 
 
 def test_the_dry_run_shows_the_array(tmp_path: Path, sbatch: Path, capsys: pytest.CaptureFixture[str]) -> None:
     profile, runs = profile_with(), tmp_path / "runs"
-    launch.show_scripts(Planned(wanted(range(9), profile)), profile, runs, at_once=4)
+    launch.show_scripts(LaunchPlan(wanted(range(9), profile)), profile, runs, at_once=4)
     said = capsys.readouterr()
     assert said.out.rstrip() == array_script(9, profile, make_plan(profile, 1), runs, 4).rstrip()
     assert "--array=0-8%4" in said.out
@@ -145,7 +145,7 @@ def test_the_same_request_again_starts_only_what_is_missing(
     tmp_path: Path, sbatch: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     profile, runs = profile_with(), tmp_path / "runs"
-    planned = Planned(wanted(range(3), profile))
+    planned = LaunchPlan(wanted(range(3), profile))
     launch.submit(planned, profile, runs)
     first, second, third = find_runs(runs)
     before = jobs(runs)[:2]
@@ -154,10 +154,10 @@ def test_the_same_request_again_starts_only_what_is_missing(
     third.add_event("failed", reason="x")
     (third.logs / "failure.0.json").write_text('{"reason": "x"}')
     capsys.readouterr()
-    launch.submit(Planned(wanted(range(4), profile)), profile, runs)
+    launch.submit(LaunchPlan(wanted(range(4), profile)), profile, runs)
     said = capsys.readouterr().err
-    assert "2 of 4 runs are there already (2 finished)" in said
-    assert "1 run that ended without a result will go on" in said
+    assert "2 of 4 runs exist already (2 finished)" in said
+    assert "1 run that ended without a result will resume" in said
     assert len(find_runs(runs)) == 4
     assert [(read_json(run.job) or {})["job_id"] for run in (first, second)] == before
     job = read_json(third.job) or {}
@@ -165,21 +165,21 @@ def test_the_same_request_again_starts_only_what_is_missing(
 
     for run in find_runs(runs):
         finish(run)
-    launch.submit(Planned(wanted(range(4), profile)), profile, runs)
-    assert "nothing is missing" in capsys.readouterr().err
-    launch.submit(Planned(wanted(range(4), profile)), profile, runs, again=True)
+    launch.submit(LaunchPlan(wanted(range(4), profile)), profile, runs)
+    assert "all runs exist already" in capsys.readouterr().err
+    launch.submit(LaunchPlan(wanted(range(4), profile)), profile, runs, again=True)
     assert len(find_runs(runs)) == 8
 
 
 def test_the_same_run_twice_is_refused(tmp_path: Path, sbatch: Path, capsys: pytest.CaptureFixture[str]) -> None:
     profile, runs = profile_with(), tmp_path / "runs"
-    planned = Planned(wanted(range(1), profile))
+    planned = LaunchPlan(wanted(range(1), profile))
     launch.submit(planned, profile, runs)
     (run,) = find_runs(runs)
     finish(run)
-    with pytest.raises(UsageError, match=rf"{run.name} has the very same settings and data, and has finished"):
+    with pytest.raises(UsageError, match=rf"{run.name} has the same settings and data and has finished"):
         launch.submit(planned, profile, runs)
-    launch.submit(Planned(wanted(range(7, 8), profile)), profile, runs)  # another seed is another run
+    launch.submit(LaunchPlan(wanted(range(7, 8), profile)), profile, runs)  # another seed is another run
     atomic.write_json(run.provenance, {"store": {"fingerprint": "of other data"}})
     launch.submit(planned, profile, runs)
     assert len(find_runs(runs)) == 3
@@ -190,7 +190,7 @@ def test_the_same_settings_are_found_with_and_without_a_signature_and_after_an_e
     run = RunDir.create(runs, experiment)
 
     def is_there(asked: Experiment = experiment) -> bool:
-        return find_same([asked], runs)[0] is not None
+        return find_existing([asked], runs)[0] is not None
 
     assert is_there()
     assert not is_there(experiment.model_copy(update={"seed": 2}))
@@ -209,7 +209,7 @@ def test_the_same_settings_are_found_with_and_without_a_signature_and_after_an_e
 
 def test_two_commands_cannot_resume_one_run(tmp_path: Path, sbatch: Path) -> None:
     profile, runs = profile_with(), tmp_path / "runs"
-    run = submit_all(wanted(range(1), profile), profile, runs).done[0].run
+    run = submit_all(wanted(range(1), profile), profile, runs).started[0].run
     with (run.submission / "claim").open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         with pytest.raises(UsageError, match="being resumed by another command"):
@@ -238,20 +238,20 @@ def test_a_lock_that_goes_with_its_holder_is_held_by_one_at_a_time(tmp_path: Pat
 
 def test_what_may_still_go_on_is_not_resumed(tmp_path: Path, sbatch: Path) -> None:
     profile, runs = profile_with(), tmp_path / "runs"
-    run = submit_all(wanted(range(1), profile), profile, runs).done[0].run
+    run = submit_all(wanted(range(1), profile), profile, runs).started[0].run
     job = read_json(run.job) or {}
     sbatch.with_name("squeue").write_text("#!/bin/sh\nexit 1\n")
-    with pytest.raises(UsageError, match="SLURM does not say whether"):
+    with pytest.raises(UsageError, match="SLURM does not answer, so"):
         resume_run(run)
     run.add_event("requeued", because="warned")
-    with pytest.raises(UsageError, match="SLURM does not say whether"):
+    with pytest.raises(UsageError, match="SLURM does not answer, so"):
         resume_run(run)
     sbatch.with_name("squeue").write_text("#!/bin/sh\n")
     atomic.write_json(run.job, {**job, "job_id": None, "submitted": time.time()})  # by a command that waits for sbatch
     with pytest.raises(UsageError, match="is queued"):
         resume_run(run)
-    assert read_states([run])[0].reason == "is being submitted at this moment"
-    assert find_same([run.experiment()], runs)[0] is not None
+    assert read_states([run])[0].reason == "is being submitted"
+    assert find_existing([run.experiment()], runs)[0] is not None
     assert len(sbatch.with_suffix(".calls").read_text()) == 2
 
 
@@ -259,7 +259,9 @@ def test_a_run_without_a_job_can_be_asked_for_again(tmp_path: Path, sbatch: Path
     profile, runs = profile_with(), tmp_path / "runs"
     first = RunDir.create(runs, small_experiment(seed=1, store=tmp_path / "brats.zarr"))
     launch.submit(
-        Planned([Wanted(first.experiment(), make_plan(profile, 1)), *wanted(range(5, 6), profile)]), profile, runs
+        LaunchPlan([PlannedRun(first.experiment(), make_plan(profile, 1)), *wanted(range(5, 6), profile)]),
+        profile,
+        runs,
     )
     assert (read_json(first.job) or {})["job_id"] == "1_0"
 
@@ -283,9 +285,9 @@ def test_many_are_resumed_as_one_array_and_cancelled_with_one_call(tmp_path: Pat
 
 def test_what_others_may_not_see_is_not_submitted_by_them(tmp_path: Path, sbatch: Path) -> None:
     profile, runs = profile_with(environment={"variables": {"SITE_TOKEN": SECRET}}), tmp_path / "runs"
-    run = submit_all(wanted(range(1), profile), profile, runs).done[0].run
+    run = submit_all(wanted(range(1), profile), profile, runs).started[0].run
     (run.submission / "profile.json").unlink()  # which others cannot read
-    with pytest.raises(UsageError, match=r"others may not see \(SITE_TOKEN\)"):
+    with pytest.raises(UsageError, match=r"with secret settings \(SITE_TOKEN\)"):
         launch.rerun([run], yes=True)
 
 
@@ -294,12 +296,12 @@ def test_only_as_many_as_the_queue_takes(tmp_path: Path, sbatch: Path, capsys: p
     squeue = sbatch.with_name("squeue")
     squeue.write_text("#!/bin/sh\ncase $* in *--user=*) echo 9; echo 10;; esac\n")
     squeue.chmod(0o755)
-    launch.submit(Planned(wanted(range(7), profile)), profile, runs)
+    launch.submit(LaunchPlan(wanted(range(7), profile)), profile, runs)
     assert len(find_runs(runs)) == 3
     assert "4 runs not submitted" in capsys.readouterr().err
     squeue.write_text("#!/bin/sh\nseq 5\n")
-    with pytest.raises(ClusterError, match="0 places of them are free"):
-        launch.submit(Planned(wanted(range(7, 9), profile)), profile, runs)
+    with pytest.raises(ClusterError, match="0 more can be queued"):
+        launch.submit(LaunchPlan(wanted(range(7, 9), profile)), profile, runs)
 
 
 def test_what_is_known_to_fail_is_not_resumed(
@@ -337,11 +339,11 @@ def test_what_is_known_to_fail_is_not_resumed(
 
 
 REFUSED = {
-    "a path that SLURM misreads": "mean something else to SLURM",
+    "a path that SLURM misreads": "cannot contain a backslash",
     "a file": "is not a folder",
     "a folder of code that is a link": "not a folder of yours",
-    "what is there": "has the very same settings and data",
-    "a full queue": "0 places of them are free",
+    "what is there": "has the same settings and data",
+    "a full queue": "0 more can be queued",
 }
 
 
@@ -354,31 +356,31 @@ def test_the_dry_run_refuses_what_submit_refuses(tmp_path: Path, sbatch: Path, c
         runs.mkdir()
         code_folder(runs).symlink_to(tmp_path)
     elif case == "what is there":
-        submit_all(wanted(range(1), profile), profile, runs).done[0].run.result.write_text("{}")
+        submit_all(wanted(range(1), profile), profile, runs).started[0].run.result.write_text("{}")
     elif "queue" in case:
         sbatch.with_name("squeue").write_text("#!/bin/sh\nseq 5\n")
     before = set(tmp_path.rglob("*"))
     with pytest.raises(HpcTumorError, match=REFUSED[case]):
-        launch.show_scripts(Planned(wanted(range(1), profile)), profile, runs)
+        launch.show_scripts(LaunchPlan(wanted(range(1), profile)), profile, runs)
     assert set(tmp_path.rglob("*")) == before
     with pytest.raises(HpcTumorError, match=REFUSED[case]):
-        launch.submit(Planned(wanted(range(1), profile)), profile, runs)
+        launch.submit(LaunchPlan(wanted(range(1), profile)), profile, runs)
 
 
 def test_the_dry_run_shows_only_what_would_be_submitted(
     tmp_path: Path, sbatch: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     profile, runs = profile_with(), tmp_path / "runs"
-    submit_all(wanted(range(2), profile), profile, runs).done[0].run.result.write_text("{}")
-    launch.show_scripts(Planned(wanted(range(3), profile)), profile, runs)
+    submit_all(wanted(range(2), profile), profile, runs).started[0].run.result.write_text("{}")
+    launch.show_scripts(LaunchPlan(wanted(range(3), profile)), profile, runs)
     assert "dry run of 2 runs" in capsys.readouterr().err
-    launch.show_scripts(Planned(wanted(range(3), profile)), profile, runs, again=True)
+    launch.show_scripts(LaunchPlan(wanted(range(3), profile)), profile, runs, again=True)
     assert "dry run of 3 runs" in capsys.readouterr().err
 
 
 def test_rerun_is_new_runs_as_the_old_ones_were_asked_for(tmp_path: Path, sbatch: Path, store: Path) -> None:
     profile, runs = profile_with(environment={"variables": {"SITE_TOKEN": SECRET}}), tmp_path / "runs"
-    old = submit_all(wanted(range(2), profile), profile, runs).done
+    old = submit_all(wanted(range(2), profile), profile, runs).started
     launch.rerun([item.run for item in old], yes=True)
     new = find_runs(runs)
     assert len(new) == 4
@@ -418,7 +420,7 @@ def test_a_damaged_snapshot_is_written_anew_and_said(tmp_path: Path, capsys: pyt
     for damaged in (whole[:1000], b"", bytes(flipped)):
         path.write_bytes(damaged)
         assert snapshot.take_snapshot(tmp_path).read_bytes() == whole
-        assert f"{path} was damaged: it is written anew" in " ".join(capsys.readouterr().err.split())
+        assert f"{path} was damaged and has been rewritten" in " ".join(capsys.readouterr().err.split())
     snapshot.take_snapshot(tmp_path)
     assert capsys.readouterr().err == ""
 
@@ -441,15 +443,15 @@ def test_two_commands_at_the_same_moment_start_a_run_once(tmp_path: Path, sbatch
         "import sys; sys.path[:0] = sys.argv[1:3]\n"
         "from pathlib import Path; from launching import profile_with, small_experiment\n"
         "from hpc_tumor.cli import launch; from hpc_tumor.cluster.plan.plan import make_plan\n"
-        "from hpc_tumor.cluster.launch.submit import Wanted; from hpc_tumor.cli.planning import Planned\n"
+        "from hpc_tumor.cluster.launch.submit import PlannedRun; from hpc_tumor.cli.planning import LaunchPlan\n"
         "profile = profile_with()\n"
-        "launch.submit(Planned([Wanted(small_experiment(), make_plan(profile, 1))]), profile, Path('runs'))\n"
+        "launch.submit(LaunchPlan([PlannedRun(small_experiment(), make_plan(profile, 1))]), profile, Path('runs'))\n"
     )
     command = [sys.executable, "-c", code, str(Path(__file__).parents[1]), str(Path(hpc_tumor.__file__).parent.parent)]
     both = [subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     said = [process.communicate()[1] for process in both]
     assert sorted(process.returncode for process in both) == [0, 1]
-    assert any("has the very same settings and data, and is unknown" in text for text in said), said
+    assert any("has the same settings and data and is unknown" in text for text in said), said
     assert len(find_runs(tmp_path / "runs")) == 1
 
 
@@ -460,15 +462,15 @@ def test_a_file_system_without_locks_is_said(
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    launch.submit(Planned(wanted(range(1), profile_with())), profile_with(), tmp_path / "runs")
-    assert "has no locks: submit there with one command at a time" in " ".join(capsys.readouterr().err.split())
+    launch.submit(LaunchPlan(wanted(range(1), profile_with())), profile_with(), tmp_path / "runs")
+    assert "has no file locks: run only one submit command there at a time" in " ".join(capsys.readouterr().err.split())
     assert len(find_runs(tmp_path / "runs")) == 1
 
 
 def test_what_still_goes_on_is_not_rerun(tmp_path: Path, sbatch: Path) -> None:
     profile, runs = profile_with(), tmp_path / "runs"
-    run = submit_all(wanted(range(1), profile), profile, runs).done[0].run
+    run = submit_all(wanted(range(1), profile), profile, runs).started[0].run
     name = (read_json(run.job) or {})["job_name"]
     sbatch.with_name("squeue").write_text(f"#!/bin/sh\necho '1|{name}|RUNNING|1:00|1|N/A|n1|None'\n")
-    with pytest.raises(UsageError, match="is running: it can be trained again once it has ended"):
+    with pytest.raises(UsageError, match="is running: it can be rerun once it has ended"):
         launch.rerun([run], yes=True)

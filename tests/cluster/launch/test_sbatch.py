@@ -15,8 +15,8 @@ from hpc_tumor.cluster.convert.command import conversion_on
 from hpc_tumor.cluster.describe.facts import Facts
 from hpc_tumor.cluster.describe.profiles import find_profile
 from hpc_tumor.cluster.launch import sbatch
-from hpc_tumor.cluster.launch.sbatch import job_number, submit_script
-from hpc_tumor.cluster.launch.submit import Wanted, submit_all
+from hpc_tumor.cluster.launch.sbatch import parse_job_id, submit_script
+from hpc_tumor.cluster.launch.submit import PlannedRun, submit_all
 from hpc_tumor.cluster.plan.plan import make_plan
 from hpc_tumor.cluster.slurm import read_queue
 from hpc_tumor.data.convert.prepare import prepare_dataset
@@ -64,7 +64,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     ],
 )
 def test_the_number_among_what_a_site_prints(printed: str, number: str | None) -> None:
-    assert job_number(printed) == number
+    assert parse_job_id(printed) == number
 
 
 def test_all_that_is_submitted_finds_its_number(site: Site, tmp_path: Path) -> None:
@@ -72,14 +72,14 @@ def test_all_that_is_submitted_finds_its_number(site: Site, tmp_path: Path) -> N
     banner = BANNER.replace("\n", "\\n") + "\\351t\\351\\n"
     cancelled = site(f"printf '{banner}'; echo Submitted batch job 4242; echo 5 more; cat > /dev/null")
     for count in (1, 2):
-        wanted = [Wanted(small_experiment(seed=seed), PLAN) for seed in range(count)]
+        wanted = [PlannedRun(small_experiment(seed=seed), PLAN) for seed in range(count)]
         submitted = submit_all(wanted, PROFILE, tmp_path / f"runs-{count}")
-        assert submitted.refused is None
-        assert [item.job_id for item in submitted.done] == (["4242"] if count == 1 else ["4242_0", "4242_1"])
+        assert submitted.error is None
+        assert [item.job_id for item in submitted.started] == (["4242"] if count == 1 else ["4242_0", "4242_1"])
     said: list[str] = []
     make_phantom(tmp_path / "raw", "brats", 1, 1, shape=(32, 32, 12))
     convert = conversion_on(str(LOCAL_TEST), 1, said.append)
-    with pytest.raises(ClusterError, match="array job 4242 ended before"):  # as squeue knows nothing of it
+    with pytest.raises(ClusterError, match="array job 4242 ended without"):  # as squeue knows nothing of it
         prepare_dataset(inspect_source(tmp_path / "raw").reader, tmp_path / "raw", tmp_path / "s.zarr", convert=convert)
     outcome = try_on_node(PROFILE, plan_of(PROFILE, Facts()), tmp_path, None, said.append)
     assert outcome.job_id == "4242"
@@ -91,14 +91,14 @@ def test_all_that_is_submitted_finds_its_number(site: Site, tmp_path: Path) -> N
     [
         (
             "echo Thanks for all the fish",
-            "printed no job number, but: Thanks for all the fish. Its job",
+            "printed no job id, but: Thanks for all the fish. The job",
             "--name=unique",
         ),
-        ("true", "printed no job number, but: nothing. Its job, unique, was cancelled", "--name=unique"),
+        ("true", "printed no job id, but: nothing. The job unique was cancelled", "--name=unique"),
         ("echo Submitted batch job 42; echo no log >&2; exit 3", "refused the job for two-gpu-nodes: no log", "42"),
         ("echo 12345; echo no account >&2; exit 1", "refused the job for two-gpu-nodes: no account", None),
         ("sleep 20", "sbatch did not answer within 0 seconds", "--name=unique"),
-        ("echo Invalid account >&2; exit 1", "Invalid account: name an account of yours", None),
+        ("echo Invalid account >&2; exit 1", "Invalid account: choose one of your accounts", None),
     ],
 )
 def test_a_job_whose_number_is_not_known_is_cancelled(
@@ -115,7 +115,7 @@ def test_a_job_whose_number_is_not_known_is_cancelled(
 
 def test_a_job_that_cannot_be_cancelled_is_named(site: Site) -> None:
     site("true").parent.joinpath("bin", "scancel").write_text("#!/bin/sh\necho scancel: error: down >&2; exit 1\n")
-    with pytest.raises(ClusterError, match=r"Look for its job, unique, with squeue, and cancel it: .*\(down\)"):
+    with pytest.raises(ClusterError, match=r"Cancel the job unique, if squeue shows it: .*\(down\)"):
         submit_script("#!/bin/sh", "unique", PROFILE, PLAN)
 
 
@@ -125,10 +125,10 @@ def test_paths_that_slurm_would_misread_are_refused_before_anything_is_submitted
         folder = tmp_path / name
         make_phantom(folder / "raw", "brats", 1, 1, shape=(32, 32, 12))
         convert = conversion_on(str(LOCAL_TEST), 1, print)
-        with pytest.raises(UsageError, match="mean something else to SLURM"):
+        with pytest.raises(UsageError, match="cannot contain a backslash"):
             prepare_dataset(inspect_source(folder / "raw").reader, folder / "raw", folder / "s.zarr", convert=convert)
         assert not (folder / "s.zarr").exists()
-        with pytest.raises(UsageError, match="mean something else to SLURM"):
+        with pytest.raises(UsageError, match="cannot contain a backslash"):
             try_on_node(PROFILE, plan_of(PROFILE, Facts()), folder, None, print)
     assert not (tmp_path / "bin" / "sbatch.submitted").exists()
 
@@ -158,6 +158,6 @@ def test_a_banner_around_the_real_sbatch(
         subprocess.run(["scancel", job_id], check=True)
         assert (read_queue([job_id]) or {})[job_id].state == "CANCELLED"
     wrapper.write_text(f"#!/bin/sh\n{real} \"$@\" > /dev/null\necho '{BANNER}'\n")
-    with pytest.raises(ClusterError, match="printed no job number, but: Welcome, 2024!"):
+    with pytest.raises(ClusterError, match="printed no job id, but: Welcome, 2024!"):
         submit_script("#!/bin/sh\ntrue\n", name, profile, plan, *options)
     assert queued() == ""

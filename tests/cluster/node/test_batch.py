@@ -160,7 +160,7 @@ def test_the_time_asked_for_in_all_is_not_exceeded(job: Job, monkeypatch: pytest
         job.signal(start=restart)
         assert job.after(0) == 0
     assert job.commands == ["scontrol requeue 42"] * 2
-    assert "4:00 h that were asked for are used up" in job.last("stopped")["reason"]
+    assert "the requested 4:00 h are used up" in job.last("stopped")["reason"]
 
 
 def test_starts_that_are_too_short_to_come_further_end(job: Job) -> None:
@@ -170,7 +170,7 @@ def test_starts_that_are_too_short_to_come_further_end(job: Job) -> None:
         job.signal(start=restart)
         assert job.after(0) == 0
     assert job.commands == ["scontrol requeue 42"] * batch.MOST_WARNINGS
-    assert "ask for more --time" in job.last("stopped")["reason"]
+    assert "request more --time" in job.last("stopped")["reason"]
 
 
 def test_a_killed_rank_is_named_and_tried_again(job: Job) -> None:
@@ -198,7 +198,7 @@ def test_three_failures_without_progress_are_enough(job: Job) -> None:
         job.run.write_status(state="training", epoch=1, step=restart)  # the heartbeat is no checkpoint
         assert job.after(1) == 1
     assert job.commands == ["scontrol requeue 42"] * 2
-    assert "given up after 3 starts without progress" in job.last("failed")["reason"]
+    assert "gave up after 3 starts without progress" in job.last("failed")["reason"]
     assert (read_json(job.run.status) or {})["state"] == "failed"
 
 
@@ -258,7 +258,7 @@ def test_a_refused_requeue_is_said(job: Job) -> None:
     job.progress(1, 5)
     job.signal()
     assert job.after(0) == 0
-    assert "presently disabled): go on with hpc-tumor resume" in job.last("stopped")["reason"]
+    assert "presently disabled): continue with hpc-tumor resume" in job.last("stopped")["reason"]
 
 
 def test_another_job_leaves_the_run_alone(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
@@ -294,9 +294,7 @@ def test_a_plan_of_another_version_is_said(job: Job, capsys: pytest.CaptureFixtu
     job.progress(1, 5)
     job.signal()
     assert job.after(0) == 2
-    assert "plan.new = 1: unexpected keyword argument. So it is not known what was asked for" in (
-        capsys.readouterr().err
-    )
+    assert "plan.new = 1: unexpected keyword argument. The request is therefore unknown" in (capsys.readouterr().err)
 
 
 def test_the_number_of_the_job_is_waited_for(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,7 +102,7 @@ def test_runs_go_one_after_another(submit: Submit) -> None:
     wait_for(lambda: "started" in events(first))
     states = read_states([first, second, third])
     assert [state.state for state in states] == ["running", "queued", "queued"]
-    assert states[2].reason == "waits for 2 earlier runs on this machine"
+    assert states[2].reason == "waiting for 2 earlier runs on this machine"
     cancel(states[1])  # while it waits
     cancel(states[0])  # at work: it saves, and the next one goes on
     wait_for(lambda: state_of(third) == "finished")
@@ -135,7 +135,7 @@ def test_a_run_whose_code_is_lost_while_it_waits_runs_no_other(submit: Submit) -
     wait_for(lambda: ended(second))
     (state,) = read_states([second])
     assert (state.state, events(second)) == ("failed", ["submitted", "failed"])
-    assert "the code that was submitted is gone or damaged: hpc-tumor resume" in state.reason
+    assert "the submitted code is gone or damaged: continue with hpc-tumor resume" in state.reason
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_a_run_whose_code_is_lost_while_it_waits_runs_no_other(submit: Submit) -
     [
         ("refuse:1", "the store is of a newer schema."),
         ("crash:1", "ValueError: a defect in two lines"),
-        ("die:1", "rank 1 was killed (SIGKILL): by hand, or by the system because memory ran out"),
+        ("die:1", "rank 1 was killed (SIGKILL): by a user, or by the system because memory ran out"),
     ],
 )
 def test_first_failing_rank_ends_the_rest(submit: Submit, task: str, reason: str) -> None:
@@ -285,6 +285,6 @@ def test_what_fails_before_the_ranks_is_recorded(
         local.LocalRun(run.path)()
     state = read_states([run])[0]
     assert (state.state, state.reason) == (
-        "failed", f"{run.path} is not a run directory: it holds no readable config.json."
+        "failed", f"{run.path} is not a run directory: it has no readable config.json."
     )  # fmt: skip
     assert log_text(run, errors=True).startswith(state.reason)

@@ -12,17 +12,20 @@ from hpc_tumor.cluster.observe.causes import recognise, recognise_in, remedy
     [
         (
             'Lmod has detected the following error: The following module(s) are unknown: "cuda/99.1"',
-            "module cuda/99.1 is",
+            "module cuda/99.1 does not exist",
         ),
-        ("ModuleCmd_Load.c(213):ERROR:105: Unable to locate a modulefile for 'cuda/99'", "module cuda/99 is"),
-        ("ERROR: Unable to locate a modulefile for 'gcc/1'", "module gcc/1 is"),
+        (
+            "ModuleCmd_Load.c(213):ERROR:105: Unable to locate a modulefile for 'cuda/99'",
+            "module cuda/99 does not exist",
+        ),
+        ("ERROR: Unable to locate a modulefile for 'gcc/1'", "module gcc/1 does not exist"),
         ("/var/spool/slurmd/job42/slurm_script: line 20: module: command not found", "no `module`"),
-        ("slurm_script: line 21: conda: command not found", "conda is not ready"),
+        ("slurm_script: line 21: conda: command not found", "conda is not initialised"),
         (
             "CommandNotFoundError: Your shell has not been properly configured to use 'conda activate'.",
-            "conda is not ready",
+            "conda is not initialised",
         ),
-        ("EnvironmentNameNotFound: Could not find conda environment: tumor", "no conda environment tumor"),
+        ("EnvironmentNameNotFound: Could not find conda environment: tumor", "conda environment tumor does not exist"),
         ("slurm_script: line 22: /home/anna/env/bin/python: No such file or directory", "no Python at /home/anna/env"),
         (
             "slurmstepd: error: execve(): /home/anna/env/bin/python: No such file or directory",
@@ -43,20 +46,23 @@ from hpc_tumor.cluster.observe.causes import recognise, recognise_in, remedy
         ("slurmstepd: error: Detected 1 oom_kill event in StepId=42.0. Some of the step tasks", "--memory"),
         ("slurmstepd: error: Job 42 exceeded memory limit (4096 > 2048), being killed", "--memory"),
         ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.", "--accumulate"),
-        ("OSError: [Errno 122] Disk quota exceeded: 'runs/x'", "in bytes or in files"),
-        ("OSError: [Errno 28] No space left on device", "make room"),
+        ("OSError: [Errno 122] Disk quota exceeded: 'runs/x'", "in bytes or files"),
+        ("OSError: [Errno 28] No space left on device", "free some space"),
         (
             "misc/shmutils.cc:87 NCCL WARN Error: failed to extend /dev/shm/nccl-4xZ to 33030532 bytes\n"
             "No space left on device",
             "NCCL_SHM_DISABLE",
         ),
-        ("OSError: [Errno 116] Stale file handle", "file system stumbled"),
-        ("PermissionError: [Errno 13] Permission denied: '/scratch/boris'", "/scratch/boris may not be"),
+        ("OSError: [Errno 116] Stale file handle", "file system failed temporarily"),
+        ("PermissionError: [Errno 13] Permission denied: '/scratch/boris'", "no permission to access /scratch/boris"),
         ("torch.distributed.DistBackendError: NCCL error: ncclSystemError: System call failed", "NCCL_SOCKET_IFNAME"),
         ("RuntimeError: Gloo connectFullMesh failed with timed out connecting", "GLOO_SOCKET_IFNAME"),
-        ("slurmstepd: error: *** JOB 42 ON n1 CANCELLED AT 2026-01-01T00:00:00 DUE TO TIME LIMIT ***", "time was up"),
+        (
+            "slurmstepd: error: *** JOB 42 ON n1 CANCELLED AT 2026-01-01T00:00:00 DUE TO TIME LIMIT ***",
+            "time limit was reached",
+        ),
         ("slurmstepd: error: *** STEP 42.0 ON n1 CANCELLED AT 2026-01-01 DUE TO NODE FAILURE ***", "a node failed"),
-        ("srun: error: Unable to confirm allocation for job 42: Invalid job id specified", "did not agree"),
+        ("srun: error: Unable to confirm allocation for job 42: Invalid job id specified", "did not accept"),
     ],
 )
 def test_what_systems_say_is_put_into_one_sentence(text: str, words: str) -> None:
@@ -92,6 +98,6 @@ def test_the_latest_log_is_believed_and_only_its_end(tmp_path: Path) -> None:
     first, second = tmp_path / "1", tmp_path / "2"
     first.write_text("No space left on device\n")
     second.write_text("Stale file handle\n" + "x" * 70_000)
-    assert "make room" in str(recognise_in([first, second, tmp_path / "absent"]))
+    assert "free some space" in str(recognise_in([first, second, tmp_path / "absent"]))
     second.write_text("Stale file handle\n")
-    assert "stumbled" in str(recognise_in([first, second]))
+    assert "failed temporarily" in str(recognise_in([first, second]))

@@ -16,7 +16,7 @@ import pytest
 from launching import profile_with, small_experiment
 
 from hpc_tumor import cli
-from hpc_tumor.cluster.launch.private import submitting
+from hpc_tumor.cluster.launch.private import submission_lock
 from hpc_tumor.cluster.observe.clean import QUIET_SECONDS, Cleaning, clean
 from hpc_tumor.data.convert.target import identity_of, open_target
 from hpc_tumor.run_dir import RunDir
@@ -227,7 +227,7 @@ def test_nothing_goes_while_another_command_submits(tmp_path: Path) -> None:
     run = make_run(tmp_path / "runs")
     done: list[Cleaning] = []
     cleaning = threading.Thread(target=lambda: done.append(clean(tmp_path / "runs", delete=True)))
-    with submitting(tmp_path / "runs"):
+    with submission_lock(tmp_path / "runs"):
         cleaning.start()
         cleaning.join(0.3)
         assert run.last_checkpoint.exists()
@@ -270,5 +270,5 @@ def test_what_cannot_be_removed_is_named(
     monkeypatch.setattr(Path, "unlink", refuse)
     assert cli.main(["clean", "--runs", str(tmp_path / "runs"), "--delete"]) == 5
     shown = capsys.readouterr()
-    assert "1 leftover could not be removed. The first, " in shown.err
+    assert "1 file could not be removed. The first, " in shown.err
     assert "last.pt: Permission denied" in shown.err

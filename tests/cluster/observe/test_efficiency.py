@@ -13,7 +13,7 @@ from test_queue import MadeUpSlurm
 from hpc_tumor import cli
 from hpc_tumor.cli.views.efficiency import kinds_table, run_table, runs_table
 from hpc_tumor.cluster.node.job import record_failure
-from hpc_tumor.cluster.observe.advice import advise, kinds_of
+from hpc_tumor.cluster.observe.advice import advise, group_by_kind
 from hpc_tumor.cluster.observe.efficiency import GB, Efficiency, parse_bytes, read_efficiency, read_job_use
 from hpc_tumor.cluster.observe.states import State
 from hpc_tumor.cluster.plan.plan import Plan
@@ -111,7 +111,7 @@ def test_a_run_without_any_record(tmp_path: Path, made_up: MadeUpSlurm) -> None:
     runs = [made_run(tmp_path / "runs", finished=False), RunDir.create(tmp_path / "runs", small_experiment())]
     found = read_efficiency(runs)
     assert [(run.time, run.memory, run.cpus, run.starts) for run in found] == [(None, None, None, 0)] * 2
-    assert advise(found).words == ("no run has trained long enough to tell",)
+    assert advise(found).words == ("no run has trained long enough for advice",)
     assert advise(found).options == ""
     assert runs_table(found).rows[0][0] == runs[0].name
     assert run_table(found[1]).rows[0] == ("time", "", "", "")
@@ -173,7 +173,7 @@ def test_runs_on_this_machine_have_asked_for_nothing(tmp_path: Path, made_up: Ma
 def test_what_fits_is_left() -> None:
     advice = advise([one()])
     assert advice.options == ""
-    assert advice.words == ("what was asked for fits: leave it",)
+    assert advice.words == ("the request fits the usage: no change needed",)
 
 
 @pytest.mark.parametrize(
@@ -192,18 +192,18 @@ def test_what_fits_is_left() -> None:
         (
             {"state": "timeout", "time": 7200.0, "left": 3600.0, "limited": True},
             "--time 03:45:00",
-            "takes 3:00 h in all",
+            "takes 3:00 h in total",
         ),
         ({"time": 5000.0, "limited": True}, "", "stopped by its time limit of 2:00 h"),
         ({"asked_cpus": 12, "cpus": 2.1}, "--cpus 3", ""),
         ({"asked_cpus": 12, "cpus": 0.4}, "--cpus 2", ""),
         ({"asked_cpus": 12, "cpus": 0.4, "gpu": None}, "--cpus 1", ""),
         ({"data_wait": 0.12, "cpus": 3.9}, "--cpus 8", "waited 12% of its time"),
-        ({"data_wait": 0.12, "cpus": 11.5, "asked_cpus": 12}, "", "stay in memory"),
+        ({"data_wait": 0.12, "cpus": 11.5, "asked_cpus": 12}, "", "in memory"),
         ({"data_wait": 0.12, "cpus": 0.5}, "", "node_disk"),
         ({"state": "out-of-memory", "out_of_memory": True, "time": None}, "--memory 40", "twice as much"),
-        ({"asked_memory": 200.0, "out_of_memory": True, "memory": None}, "--memory 234", "a node has 234 GB in all"),
-        ({"gpu_busy": 0.3}, "", "busy 30% of the time: --gpus 1 makes"),
+        ({"asked_memory": 200.0, "out_of_memory": True, "memory": None}, "--memory 234", "a node has only 234 GB"),
+        ({"gpu_busy": 0.3}, "", "busy 30% of the time: --gpus 1 uses"),
         ({"gpu_busy": 0.3, "gpus": 1, "gpu_memory": 3.0}, "", "busy 30% of the time: a larger --set batch_size"),
         ({"gpu_memory": 31.0}, "", "97% full: --accumulate 2"),
         ({"state": "failed", "gpu_out_of_memory": True, "time": None, "accumulate": 2}, "", "--accumulate 4"),
@@ -235,12 +235,12 @@ def test_less_is_never_advised_than_was_used() -> None:
 def test_runs_of_one_kind_are_advised_by_the_one_that_used_most() -> None:
     runs = [one(time=600.0, memory=2.0), one(time=1500.0, memory=4.5), one(time=5.0, memory=0.1, state="failed")]
     runs += [one(model="vit", time=5400.0), one(model="unet", filters=8, time=5400.0)]
-    kinds = kinds_of(runs)
+    kinds = group_by_kind(runs)
     assert [(kind.first.model, len(kind.runs)) for kind in kinds] == [("unet", 3), ("vit", 1), ("unet", 1)]
     assert kinds[0].advice.options == "--memory 6 --time 00:35:00"
     table = kinds_table(kinds)
     assert [row[0] for row in table.rows] == ["unet", "vit", "unet, 8 filters"]
-    assert [row[-1] for row in table.rows] == ["--memory 6 --time 00:35:00", "leave it", "leave it"]
+    assert [row[-1] for row in table.rows] == ["--memory 6 --time 00:35:00", "no change", "no change"]
     assert "0:25 h of 2:00 h" in table.rows[0]
 
 
@@ -259,4 +259,4 @@ def test_the_command(tmp_path: Path, made_up: MadeUpSlurm, capsys: pytest.Captur
     assert cli.main(["efficiency", "--runs", str(tmp_path / "runs")]) == 0
     said = capsys.readouterr().out
     assert all(run.name in said for run in runs)
-    assert "2 runs: the most that one used" in said
+    assert "2 runs: maximum used by one run" in said

@@ -47,7 +47,7 @@ def test_errors_begin_with_the_rank_that_failed_first(run: RunDir) -> None:
     (run.logs / "failure.0.json").write_text(json.dumps({"rank": 0, "reason": "old"}))
     (run.logs / "failure.1.json").write_text(json.dumps({"rank": 3, "reason": "ValueError: here"}))
     text = log_text(run, errors=True)
-    assert text.startswith("ValueError: here\n--- rank 3, restart 1\nValueError: here\n(of 1 more, ")
+    assert text.startswith("ValueError: here\n--- rank 3, restart 1\nValueError: here\n(1 more, ")
     assert "rank-0.1.error.txt)" in text
     assert "earlier start" not in text
 

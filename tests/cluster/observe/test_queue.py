@@ -68,7 +68,7 @@ def test_waiting_is_explained(tmp_path: Path, made_up: MadeUpSlurm) -> None:
     made_up.says("squeue", "42|PENDING|0:00|2|2099-12-01T08:30:00||AssocMaxJobsLimit\n", run)
     state, reason = state_of(run)
     assert state == "queued"
-    assert "no more of your jobs" in reason
+    assert "for your running jobs" in reason
     assert "starts about Tue 01 Dec 08:30, in " in reason
     made_up.says("squeue", "42|PENDING|0:00|2|N/A||launch failed requeued held\n", run)
     assert "scontrol release 42" in state_of(run)[1]
@@ -117,10 +117,10 @@ def test_running_with_progress(tmp_path: Path, made_up: MadeUpSlurm) -> None:
 def test_silence_of_a_running_job_is_named(tmp_path: Path, made_up: MadeUpSlurm) -> None:
     run = submitted(tmp_path)
     made_up.says("squeue", "42|RUNNING|30:00|1|N/A|gpu001|None\n", run)
-    assert state_of(run) == ("running", "running for 30 min, but has not reported yet")
+    assert state_of(run) == ("running", "running for 30 min without a heartbeat yet")
     run.write_status(state="training")
     os.utime(run.status, (time.time() - 1200,) * 2)
-    assert state_of(run) == ("running", "no heartbeat for 20 min: it may hang")
+    assert state_of(run) == ("running", "no heartbeat for 20 min: it may be hanging")
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_one_call_for_all(tmp_path: Path, made_up: MadeUpSlurm) -> None:
 
 def test_no_slurm_command_is_run_for_runs_on_this_machine(tmp_path: Path, made_up: MadeUpSlurm) -> None:
     run = submitted(tmp_path, cluster="local")
-    assert state_of(run) == ("lost", "its processes are gone; hpc-tumor resume starts it again")
+    assert state_of(run) == ("lost", "its processes no longer exist; hpc-tumor resume starts it again")
     assert made_up.calls("squeue") == []
 
 
@@ -279,8 +279,8 @@ def test_who_cancelled_it_has_a_name(tmp_path: Path, made_up: MadeUpSlurm, monke
     root = pwd.getpwuid(0).pw_name
     made_up.says("sacct", "42|CANCELLED by 0|10|2|0:0|gpu001\n", run)
     run.last_checkpoint.write_bytes(b"")
-    again = "hpc-tumor resume goes on from its last checkpoint"
-    theirs = f"{root} can resume it, hpc-tumor rerun trains it as your own"
+    again = "hpc-tumor resume continues from its last checkpoint"
+    theirs = f"only {root} can resume it; hpc-tumor rerun trains it as your own run"
     for me, words in ((1234, f"cancelled by {root}; {theirs}"), (0, f"cancelled; {again}")):
         monkeypatch.setattr(os, "getuid", lambda me=me: me)
         assert state_of(run) == ("cancelled", words)
@@ -344,8 +344,8 @@ def test_another_try_after_a_failure_is_explained(tmp_path: Path, made_up: MadeU
 
 @pytest.mark.parametrize("reason", ["PartitionTimeLimit", "BadConstraints", "JobHeldUser", "InvalidAccount"])
 def test_what_will_never_start_is_said(reason: str) -> None:
-    assert slurm.explain(reason, "42").startswith("will not start by itself: ")
-    assert not slurm.explain("Priority").startswith("will not")
+    assert slurm.explain(reason, "42").startswith("cannot start: ")
+    assert not slurm.explain("Priority").startswith("cannot start")
 
 
 def test_starts_that_are_still_needed(tmp_path: Path, made_up: MadeUpSlurm) -> None:
@@ -423,5 +423,5 @@ def test_ages_are_told_whatever_the_clocks_of_the_nodes_say(tmp_path: Path, made
     assert age(node=-3600, stamp=0) == (0, "")
     assert age(node=3600, stamp=3600) == (0, "")  # as on CephFS, where the node stamps
     assert age(node=-3600, stamp=-3600) == (0, "")
-    assert age(node=0, stamp=-900, behind=900) == (900, "no heartbeat for 15 min: it may hang")
-    assert age(node=-3600, stamp=-4500, behind=900) == (900, "no heartbeat for 15 min: it may hang")
+    assert age(node=0, stamp=-900, behind=900) == (900, "no heartbeat for 15 min: it may be hanging")
+    assert age(node=-3600, stamp=-4500, behind=900) == (900, "no heartbeat for 15 min: it may be hanging")

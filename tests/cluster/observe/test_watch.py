@@ -194,7 +194,7 @@ def test_following_a_run_that_waits_on_this_machine_says_for_how_many(
     tickets(run.name)
     clock.at = [(10, lambda: finish(run))]
     follow_log(run, rank=0)
-    assert "queued: waits for 1 earlier run on this machine" in capsys.readouterr().err
+    assert "queued: waiting for 1 earlier run on this machine" in capsys.readouterr().err
 
 
 def test_a_window_is_shown_what_changes_while_it_is_watched(
@@ -221,7 +221,7 @@ def test_a_conversion_asks_slurm_as_seldom_and_ends_by_what_its_tasks_say(
     def be_a_task() -> None:
         (array,) = store.glob(".staging-*/array")
         for task in ("77_0.0", "77_1.0"):
-            with WorkQueue(array).worked_on(task):
+            with WorkQueue(array).mark_working(task):
                 work(WorkQueue(array), task, workers=1)
 
     clock.at = [(200, be_a_task)]
@@ -266,7 +266,7 @@ def test_the_test_job_of_doctor_is_asked_about_as_seldom(tmp_path: Path, squeue:
     clock.at = [(PATIENCE + 20, lambda: (squeue / "squeue.says").write_text(""))]
     outcome = try_on_node(profile, make_plan(profile, 1), tmp_path, None, said.append)
     assert (outcome.waited, outcome.state) == (True, "PENDING")
-    assert "is queued: jobs of higher priority go first" in said[-1]
+    assert "is queued: waiting for jobs of higher priority" in said[-1]
     assert questions(squeue, "scancel") == 1
     assert 10 < questions(squeue) <= (clock.now - 1_000) / WATCH_SECONDS + 1
     assert [path.name for path in tmp_path.iterdir()] == ["bin"]

@@ -43,11 +43,11 @@ def refusal(profile: ClusterProfile, gpus: int, facts: Facts, **options: Any) ->
     [
         ({"partition": "GPUS"}, "--partition: unknown partition 'GPUS'. Did you mean 'GPU'?"),
         ({"partition": "GPU,NONE"}, "--partition: unknown partition 'NONE'."),
-        ({"partition": "EPYC"}, "closed for now: wait, or name another with --partition: DGX, GPU, MIXED"),
+        ({"partition": "EPYC"}, "is down: wait, or choose another with --partition: DGX, GPU, MIXED"),
         ({"partition": "DGX"}, "not for the account dssc: only for lade"),
         ({"account": "lade"}, "--account: unknown account of yours 'lade'. Known: dssc."),
         ({"qos": "gpu"}, "--qos: unknown QOS 'gpu'. Did you mean 'gpuq'?"),
-        ({"qos": "long"}, "the QOS long is not open to the account dssc: gpuq, normal may be named"),
+        ({"qos": "long"}, "the QOS long is not open to the account dssc: choose gpuq, normal"),
         ({"constraint": "a100"}, "the nodes of the partition GPU have no features"),
     ],
 )
@@ -57,7 +57,7 @@ def test_what_this_account_may_not_have(site: Site, options: dict[str, str], wor
 
 def test_where_a_wrong_name_comes_from_is_said(site: Site) -> None:
     facts = site(LEONARDO)
-    assert "the profile two-gpu-nodes, here: unknown partition 'GPU'" in refusal(profile_with(), 2, facts)
+    assert "the profile two-gpu-nodes: unknown partition 'GPU'" in refusal(profile_with(), 2, facts)
     denied = profile_with(slurm={"partition": "boost_usr_prod"})
     facts = replace(facts, enforced=frozenset({"qos"}), accounts=None)
     assert "not for the partition boost_usr_prod" in refusal(denied, 2, facts, qos="boost_qos_fuadbg")
@@ -76,14 +76,14 @@ def test_letters_of_accounts_and_qos_may_be_written_either_way(site: Site) -> No
 def test_what_no_node_has(site: Site) -> None:
     facts = site(ORFEO)
     eight = profile_with(node={"gpus": 8, "cpus": 96, "memory_gb": 900}, limits={"nodes": 8})
-    assert "no node of the partition GPU has so many GPUs, but 2 at most: --gpus 2," in refusal(eight, 3, facts)
-    assert "8 GPUs are more than one user may ever have here at once: ask for at most 4" in refusal(eight, 8, facts)
+    assert "nodes of the partition GPU have at most 2 GPUs: choose --gpus 2," in refusal(eight, 3, facts)
+    assert "8 GPUs are more than the limit per user: choose at most 4" in refusal(eight, 8, facts)
     cpus = replace(
         facts, partitions={**(facts.partitions or {}), "CPU": Partition("CPU", kinds=(NodeKind(9, 64, 500.0),))}
     )
-    assert "have no GPUs: --partition DGX or GPU or MIXED" in refusal(eight, 3, cpus, partition="CPU")
+    assert "have no GPUs: choose --partition DGX or GPU or MIXED" in refusal(eight, 3, cpus, partition="CPU")
     typed = profile_with(slurm={"partition": "MIXED", "gpu_type": "a100"})
-    assert "asks for GPUs of the type a100; the partition MIXED has h100" in refusal(typed, 2, facts)
+    assert "requests GPUs of type a100; the partition MIXED has h100" in refusal(typed, 2, facts)
     featured = profile_with(slurm={"partition": "MIXED"})
     assert "in the partition MIXED: unknown feature 'h200'. Did you mean 'h100'" in refusal(
         featured, 2, facts, constraint="h200"
@@ -97,7 +97,7 @@ def test_nodes_without_the_gpus_do_not_count(site: Site) -> None:
     whole = profile_with(slurm={"partition": "MIXED"}, node={"gpus": 8, "cpus": 64}, limits={"nodes": 8})
     assert fit(whole, 24, facts).plan.nodes == 3
     assert (
-        "4 nodes are more than a job may have in the partition MIXED: at most 3, with 8 GPUs each: --gpus 24"
+        "4 nodes are more than a job may use in the partition MIXED: at most 3, with 8 GPUs each: --gpus 24"
         in refusal(whole, 32, facts)
     )
 
@@ -108,16 +108,16 @@ def test_what_only_the_profile_asks_for_is_lowered_and_said(site: Site) -> None:
     fitted = fit(large, 2, facts)
     assert (fitted.plan.cpus_per_task, round(fitted.plan.memory_gb), fitted.plan.walltime) == (12, 234, 120)
     assert len(fitted.notes) == 3
-    assert "--memory 400: the nodes of the partition GPU have no more. Ask for at most 234.3 GB" in refusal(
+    assert "--memory 400: nodes of the partition GPU have less. Choose at most 234.3 GB" in refusal(
         large, 2, facts, memory_gb=400
     )
-    assert "have no more than 24. Ask for at most 12" in refusal(large, 2, facts, cpus=20)
+    assert "have only 24. Choose at most 12" in refusal(large, 2, facts, cpus=20)
     assert fit(large, 2, facts, walltime="10h").plan.walltime == 120  # the rest is for further starts
 
 
 def test_nodes_that_differ() -> None:
     kinds = (NodeKind(1, 64, 100.0, 2), NodeKind(1, 32, 200.0, 2))
-    facts = Facts({"GPU": Partition("GPU", default=True, kinds=kinds)}, chosen_by_site=False)
+    facts = Facts({"GPU": Partition("GPU", default=True, kinds=kinds)}, has_submit_plugin=False)
     whole = profile_with(node={"cpus": 64, "memory_gb": 200})
     both = fit(whole, 4, facts).plan
     assert (both.nodes, both.cpus_per_task, both.memory_gb) == (2, 16, 100)
@@ -135,7 +135,7 @@ def test_limits_of_a_qos_hold_over_all_nodes() -> None:
     fitted = fit(profile_with(), 4, facts)
     assert (fitted.plan.cpus_per_task, fitted.plan.memory_gb) == (6, 100)
     assert all("your QOS or account gives no more" in note for note in fitted.notes)
-    assert "Ask for at most 100 GB" in refusal(profile_with(), 4, facts, memory_gb=120)
+    assert "Choose at most 100 GB" in refusal(profile_with(), 4, facts, memory_gb=120)
     none = Facts({"GPU": Partition("GPU", kinds=kinds)}, qos={"normal": Limits(gpus=0)})
     assert "choose another --qos" in refusal(profile_with(), 2, none)
 
@@ -144,7 +144,7 @@ def test_of_several_partitions_one_that_fits_is_enough(site: Site) -> None:
     facts = site(ORFEO)
     profile = profile_with(slurm={"partition": "GPU,MIXED"}, node={"cpus": 48, "memory_gb": 500})
     assert fit(profile, 2, facts).notes == ()
-    assert "closed for now" in refusal(profile, 2, facts, partition="EPYC,DGX")
+    assert "is down" in refusal(profile, 2, facts, partition="EPYC,DGX")
 
 
 def test_what_fits_is_left_as_it_is(site: Site) -> None:
@@ -180,7 +180,7 @@ def test_where_a_plugin_chooses_the_partition_any_of_them_will_do(site: Site) ->
     assert "unknown account of yours 'xxx@a100'. Did you mean" in refusal(
         find_profile("jean-zay"), 4, facts, account="xxx@a100"
     )
-    assert "more than one user may ever have here at once: ask for at most 16" in refusal(
+    assert "more than the limit per user: choose at most 16" in refusal(
         find_profile("jean-zay"), 32, facts, account="xxx@v100", qos="qos_gpu-t4"
     )
 

@@ -36,7 +36,7 @@ def test_six_gpus_on_nodes_of_four_are_two_times_three() -> None:
     [(0, "Nearest: 1."), (-2, "Nearest: 1."), (3, "Nearest: 2 or 4."), (5, "Nearest: 4."), (900, "4.")],
 )
 def test_impossible_counts_name_the_nearest(gpus: int, nearest: str) -> None:
-    with pytest.raises(UsageError, match=rf"--gpus {gpus} .*2 GPUs, and at most 2 nodes\. .*{nearest}"):
+    with pytest.raises(UsageError, match=rf"--gpus {gpus} .*2 GPUs, and a run may use at most 2 nodes\. .*{nearest}"):
         make_plan(profile_with(), gpus)
 
 
@@ -67,8 +67,8 @@ def test_walltime() -> None:
 def test_more_time_than_a_job_may_have_is_several_starts() -> None:
     plan = make_plan(profile_with(), 1, walltime="5h")
     assert (plan.walltime, plan.total, plan.starts, plan.links) == (120, 300, 3, 1)
-    assert "5:00 h in all: 3 starts, requeued at each limit" in plan.describe()
-    shorter = plan.shortened(60, asked=True)
+    assert "5:00 h in total: 3 starts, requeued at each time limit" in plan.describe()
+    shorter = plan.shortened(60, keep_total=True)
     assert (shorter.walltime, shorter.total, shorter.starts) == (60, 300, 5)
 
     forbidden = profile_with(slurm={"requeue": False})
@@ -81,9 +81,9 @@ def test_more_time_than_a_job_may_have_is_several_starts() -> None:
 
 def test_a_shorter_limit_of_the_cluster_keeps_what_was_asked_for() -> None:
     plan = make_plan(profile_with(), 1, walltime="90m")
-    assert plan.shortened(60, asked=True).total == 90
-    assert make_plan(profile_with(), 1).shortened(60, asked=False).total is None
-    assert plan.shortened(100, asked=True) == plan
+    assert plan.shortened(60, keep_total=True).total == 90
+    assert make_plan(profile_with(), 1).shortened(60, keep_total=False).total is None
+    assert plan.shortened(100, keep_total=True) == plan
 
 
 @pytest.mark.parametrize(("minutes", "delay"), [(1, 30), (10, 120), (120, 360), (1440, 600)])
@@ -116,7 +116,7 @@ def test_this_machine_is_one_node(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = make_plan(local_profile(), 2)
     assert (plan.nodes, plan.tasks_per_node, plan.gpus_per_node) == (1, 2, 0)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    with pytest.raises(UsageError, match=r"a node has 1 GPU, .*Nearest: 1\."):
+    with pytest.raises(UsageError, match=r"nodes have 1 GPU, .*Nearest: 1\."):
         make_plan(local_profile(), 2)
 
 
@@ -140,7 +140,7 @@ def test_what_would_break_the_script_is_refused(option: str, text: str) -> None:
 
 def test_an_account_of_two_lines_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HPC_TUMOR_ACCOUNT", "a\nb")
-    with pytest.raises(UsageError, match=r"account .*line end"):
+    with pytest.raises(UsageError, match=r"account .*control character"):
         make_plan(profile_with(), 1)
 
 
@@ -153,7 +153,7 @@ def test_an_account_of_two_lines_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     ],
 )  # fmt: skip
 def test_options_of_slurm_are_refused_on_this_machine(options: dict[str, Any], flag: str) -> None:
-    with pytest.raises(UsageError, match=f"^{flag}: for SLURM clusters alone, but the run stays on this machine"):
+    with pytest.raises(UsageError, match=f"^{flag}: only for SLURM clusters, but the run stays on this machine"):
         make_plan(local_profile(), 1, **options)
 
 

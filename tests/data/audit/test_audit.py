@@ -315,7 +315,7 @@ def test_the_command(twins: Path, patients: Path, tmp_path: Path, capsys: pytest
     assert cli.main(["audit", str(patients)]) == 0
     for store, way in ((twins, "deduplicated"), (patients, "by-patient")):
         assert cli.main(["audit", str(store), "--split", "published"]) == 3
-        assert f"leaks, so its scores say little. Train with --set data.split={way}." in capsys.readouterr().err
+        assert f"leaks, so its scores are inflated. Train with --set data.split={way}." in capsys.readouterr().err
     assert cli.main(["audit", str(twins), "--json", "--set", "fold=1"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["splits"][0]["name"] == "deduplicated, fold 1 of 5"
@@ -344,9 +344,9 @@ def test_a_protocol_that_may_leak_is_refused(tmp_path: Path, capsys: pytest.Capt
     ("arguments", "code", "words"),
     [
         (["--split", "duplicated"], 2, "Did you mean 'deduplicated'"),
-        (["--set", "recipe.epochs=2"], 2, "takes settings of data alone"),
-        (["--set", "store=x"], 2, "twice"),
-        (["--split", "published", "--set", "data.split=published"], 2, "twice"),
+        (["--set", "recipe.epochs=2"], 2, "takes only settings of data"),
+        (["--set", "store=x"], 2, "set the same thing"),
+        (["--split", "published", "--set", "data.split=published"], 2, "set the same thing"),
         (["--split", "published", "--set", "fold=1"], 2, "no folds"),
         (["--output", "nowhere/audit.html"], 2, "no folder nowhere"),
         (["--output", "STORE/audit.html"], 2, "inside the store"),

@@ -116,7 +116,7 @@ def test_a_folder_in_use_is_left_alone(tmp_path: Path, dataset: str) -> None:
 @pytest.mark.parametrize(
     ("error", "raised", "says"),
     [
-        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), HpcTumorError, "no space is left"),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), HpcTumorError, "the disk is full"),
         (OSError(errno.EROFS, os.strerror(errno.EROFS)), UsageError, "read-only"),
         (KeyboardInterrupt(), KeyboardInterrupt, None),
     ],

@@ -14,7 +14,7 @@ from raw_samples import brain, list_cases, save, tumour, write_case, write_patie
 from test_hostile_names import refused
 
 from hpc_tumor.cli import main
-from hpc_tumor.cli.views.conversion import refused_cases
+from hpc_tumor.cli.views.conversion import failed_cases_error
 from hpc_tumor.data.convert.case import Unit, UnitResult, convert_unit
 from hpc_tumor.data.convert.prepare import PrepareSummary, prepare_dataset
 from hpc_tumor.data.raw.brats import BraTSReader
@@ -89,8 +89,10 @@ def test_a_stored_case_whose_content_went_stays(tmp_path: Path, images: bool, ab
     assert (summary.removed, summary.kept, summary.fingerprint) == (0, before.cases, before.fingerprint)
     assert [case for case, _ in summary.failed] == summary.still_stored == [name]
     assert name in Store.open(tmp_path / "s.zarr").case_ids
-    said = str(refused_cases(summary))
-    assert said.startswith(f"1 of {before.cases} cases refused, see above (1 of them stays in the store")
+    said = str(failed_cases_error(summary))
+    assert said.startswith(
+        f"1 of {before.cases} cases could not be converted, see above; 1 of them remains in the store"
+    )
     fresh = prepare(source, tmp_path / "s.zarr", overwrite=True)
     assert (fresh.cases, fresh.still_stored) == (before.cases - 1, [])
 
@@ -407,7 +409,7 @@ def test_what_is_not_taken_is_counted_and_named_where_it_looks_like_data(
     assert json.loads(shown.out)["not_taken"] == {
         ".txt": 2, ".nii.gz": 1, ".png": 1, ".zip": 1, "hidden": 1, "pipe, socket or device": 1, "without suffix": 1
     }  # fmt: skip
-    assert "not used: 2 .txt, 1 .nii.gz, 1 .png, 1 .zip, 1 hidden, 1 pipe" in shown.err
+    assert "skipped: 2 .txt, 1 .nii.gz, 1 .png, 1 .zip, 1 hidden, 1 pipe" in shown.err
     for words in ("archive not unpacked: more.zip", "DICOM file, such as series/IM0001", "_adc.nii.gz"):
         assert sum(words in line for line in shown.err.splitlines()) == 1, words
         assert any(words in note for note in json.loads(shown.out)["notes"])

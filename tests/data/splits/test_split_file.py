@@ -124,7 +124,7 @@ def test_the_setting_takes_the_place_of_split_and_fold(volumes: Store, tmp_path:
     split = split_of(experiment(volumes, split_file=tmp_path / "s.json"), volumes)
     assert split.test.tolist() == make_split(volumes, None, 0, fold=2, folds=3).test.tolist()
     for other in ({"fold": 1}, {"split": "published"}):
-        with pytest.raises(ValueError, match="both say what tests"):
+        with pytest.raises(ValueError, match=r"conflicts with data\.split_file"):
             experiment(volumes, split_file="s.json", **other)
     assert issubclass(UsageError, ValueError)
 

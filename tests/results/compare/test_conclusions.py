@@ -52,7 +52,7 @@ def test_a_larger_mean_is_not_better_where_the_test_says_the_opposite(tmp_path: 
     (group,) = collect_runs([RunDir(tmp_path / name) for name in "ab"]).groups
     assert group.entries[0].score > group.entries[1].score  # type: ignore[operator]
     said, ranks = conclusions(group)
-    assert "unet has the largest Dice; but on most patients worse than improved-unet (p < 0.001)" in said
+    assert "unet has the highest Dice; but worse on most patients than improved-unet (p < 0.001)" in said
     assert "; better than" not in said
     assert "3 patients decide: without patient-2 (" in ranks
 
@@ -140,7 +140,7 @@ def test_every_score_on_new_images_beside_those_on_all(tmp_path: Path) -> None:
     for name in ("accuracy", "balanced_accuracy", "f1", "mcc", "auroc", "ece", "nll", "brier"):
         assert row.value(name) == pytest.approx(wanted[name])
     table = group_tables(group)["results"]
-    assert cells(table, 1)["model"] == "cnn: new images alone"
+    assert cells(table, 1)["model"] == "cnn: new images only"
     assert cells(table, 1)["MCC"] == f"{wanted['mcc']:.3f}"
 
 
@@ -197,7 +197,7 @@ def test_a_single_network_is_compared_with_the_nearest_neighbour(tmp_path: Path,
     run.result.write_text(json.dumps(result))
     (said,) = conclusions(collect_runs([run]).groups[0])
     words = "is not shown to be better" if warned else "is better"
-    assert said.startswith(f"cnn {words} than the nearest neighbour, which learns nothing (accuracy 88.9 %): p ")
+    assert said.startswith(f"cnn {words} than the nearest-neighbour baseline (accuracy 88.9 %): p ")
 
 
 def answers(folder: Path, right: Mapping[str, Sequence[bool]], seed: int = 0) -> list[RunDir]:
@@ -227,8 +227,8 @@ def test_every_network_is_compared_with_the_nearest_neighbour(tmp_path: Path) ->
     assert near["mean"] == 0.5
     assert near["not_compared"] == []
     assert conclusions(group)[-1] == (
-        "Against the nearest neighbour, which learns nothing (accuracy 50.0 %): better: cnn (p = 0.006); not shown to"
-        " be better: alexnet (p = 0.500); worse: vgg16 (p = 0.006). Tested likewise, Holm-corrected over these 3 tests."
+        "Against the nearest-neighbour baseline (accuracy 50.0 %): better: cnn (p = 0.006); not shown to"
+        " be better: alexnet (p = 0.500); worse: vgg16 (p = 0.006). Same test, Holm-corrected over these 3 tests."
     )
     rows = group_tables(group)["tests"].rows
     assert [row[1:4] for row in rows if row[2] == "nearest neighbour"] == [
@@ -249,7 +249,7 @@ def test_every_form_of_the_comparison_says_it(tmp_path: Path) -> None:
 def test_the_report_on_one_network_gives_its_score_and_what_it_is_worth(tmp_path: Path) -> None:
     page = render_report(collect_runs(answers(tmp_path, {"cnn": [True] * 20})), [], datetime(2025, 1, 1), "runs")
     assert '<p class="verdict">cnn: accuracy 100.0 (95 % interval 83.2 to 100.0).</p>' in page
-    assert '<p class="verdict">cnn is better than the nearest neighbour' in page
+    assert '<p class="verdict">cnn is better than the nearest-neighbour baseline' in page
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ def test_the_report_on_one_network_gives_its_score_and_what_it_is_worth(tmp_path
 )
 def test_one_sentence_on_the_nearest_neighbour(tmp_path: Path, right: dict[str, int], sentence: str) -> None:
     runs = answers(tmp_path, {model: [index < count for index in range(20)] for model, count in right.items()})
-    near = "the nearest neighbour, which learns nothing (accuracy 50.0 %)"
+    near = "the nearest-neighbour baseline (accuracy 50.0 %)"
     assert conclusions(collect_runs(runs).groups[0])[-1].startswith(sentence.format(near))
 
 
@@ -277,7 +277,7 @@ def test_seeds_that_err_on_other_images_are_no_losses_to_the_nearest_neighbour(t
     assert (test.wins, test.losses) == (50, 50)
     assert test.difference == pytest.approx(0.3)
     assert test.p == pytest.approx(math.erfc(30 / math.sqrt(2 * (50 * 0.8**2 + 50 * 0.2**2))))
-    assert conclusions(group)[-1].startswith("cnn is better than the nearest neighbour")
+    assert conclusions(group)[-1].startswith("cnn is better than the nearest-neighbour baseline")
 
 
 def test_folds_are_compared_with_the_nearest_neighbours_of_their_images(tmp_path: Path) -> None:
@@ -292,7 +292,7 @@ def test_folds_are_compared_with_the_nearest_neighbours_of_their_images(tmp_path
 def test_networks_that_are_not_compared_with_the_nearest_neighbour_are_named(tmp_path: Path) -> None:
     runs = answers(tmp_path, {"cnn": [True] * 20})
     assert conclusions(collect_runs([classification_run(tmp_path, "old", [True] * 4)]).groups[0]) == (
-        "Not compared with the nearest neighbour: no run recorded its answers.",
+        "Not compared with the nearest neighbour: no run recorded its predictions.",
     )
     runs.append(classification_run(tmp_path, "other", [True] * 19, model="vit"))  # tested on other images
     comparison = collect_runs(runs)
@@ -316,7 +316,7 @@ def test_a_missed_tumour_decides_between_dice_and_ranks(tmp_path: Path) -> None:
     comparison = two_networks(tmp_path, unet, improved)
     sentence = (
         "By BraTS ranks the best is improved-unet (mean rank 1.20 against 1.80), by Dice unet (0.800 against 0.700)."
-        " One patient decides: without patient-4 (Dice 0.800 against 0.100, ET missed), improved-unet has a larger"
+        " One patient decides: without patient-4 (Dice 0.800 against 0.100, ET missed), improved-unet has a higher"
         " Dice than unet."
     )
     assert conclusions(comparison.groups[0])[1:] == (sentence,)
@@ -344,8 +344,8 @@ def test_a_missed_tumour_decides_between_dice_and_ranks(tmp_path: Path) -> None:
         (3, 4, "2 patients decide: without patient-3 (rank 1.0 against 2.0), patient-4 (1.0 against 2.0),"
          " unet has a better mean rank than improved-unet."),
         # 24 : 16 turns without nine: too many to name.
-        (16, 24, "This is not due to a few patients: improved-unet has a larger Dice than unet only without 16 of 40"
-         " (it gains most without patient-0, patient-1, patient-10); improved-unet ranks better by Dice ET."),
+        (16, 24, "This is not due to a few patients: improved-unet has a higher Dice than unet only without 16 of 40"
+         " (most of all patient-0, patient-1, patient-10); improved-unet ranks better by Dice ET."),
     ],
 )  # fmt: skip
 def test_the_fewest_patients_decide(tmp_path: Path, ahead: int, behind: int, end: str) -> None:
@@ -357,7 +357,7 @@ def test_the_fewest_patients_decide(tmp_path: Path, ahead: int, behind: int, end
 def test_dice_and_ranks_by_other_structures_need_no_patient_to_disagree(tmp_path: Path) -> None:
     comparison = two_networks(tmp_path, [(0.9, 0.9, 0.7)] * 6, [(0.7, 0.7, 0.8)] * 6)
     assert conclusions(comparison.groups[0])[1].endswith(
-        "On no single patient has unet the smaller Dice; improved-unet ranks better by Dice ET."
+        "unet does not have the lower Dice on any patient; improved-unet ranks better by Dice ET."
     )
     values = as_json(comparison)["groups"][0]["disagreement"]
     assert (values["score_cases"], values["rank_cases"]) == (None, None)

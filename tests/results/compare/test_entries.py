@@ -89,7 +89,7 @@ def test_a_seed_that_was_run_again_counts_once(tmp_path: Path) -> None:
     entry = the_entry(runs)
     assert [run.run for run in entry.runs] == ["c", "b"]
     assert [run.run for run in entry.repeated] == ["a"]
-    assert any("not counted: a." in note for note in group_notes(the_group(runs)))
+    assert any("superseded: a." in note for note in group_notes(the_group(runs)))
 
 
 def test_seeds_tested_on_different_cases_have_no_interval(tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_by_pools_the_rest_and_says_so(tmp_path: Path) -> None:
         assert len(entry.runs) == 4
         assert entry.pooled == ("recipe.learning_rate",)
         assert entry.sd_over == "runs"
-        assert f"{entry.name}: its runs differ in recipe.learning_rate." in group_notes(group)
+        assert f"{entry.name}: runs differ in recipe.learning_rate." in group_notes(group)
 
 
 def test_a_single_run_has_an_interval_and_no_deviation(tmp_path: Path) -> None:
@@ -248,8 +248,8 @@ def test_the_nearest_neighbour_by_hand(tmp_path: Path) -> None:
 
 def test_no_conclusion_where_nothing_was_tested_on_the_same_cases(tmp_path: Path) -> None:
     runs = [segmentation_run(tmp_path, "a", DICE), segmentation_run(tmp_path, "b", DICE, model="improved-unet")]
-    assert "largest Dice" in conclusions(the_group(runs))[0]
+    assert "highest Dice" in conclusions(the_group(runs))[0]
     rename_cases(runs[1], "other")
-    assert conclusions(the_group(runs)) == ("Not compared: no two entries have scores of the same test cases.",)
+    assert conclusions(the_group(runs)) == ("Not compared: no two entries have scores on the same test cases.",)
     runs.append(segmentation_run(tmp_path, "c", DICE, model="attention-unet"))
-    assert "of the 2 that were tested on the same cases" in conclusions(the_group(runs))[0]
+    assert "of the 2 tested on the same cases" in conclusions(the_group(runs))[0]

@@ -84,7 +84,7 @@ def test_facts_that_are_there(tmp_path: Path) -> None:
     (result,) = collect_runs([run]).results
     facts = dict(read_origin(result, "unet").facts)
     assert facts["host"] == "node7"
-    assert facts["commit"].startswith("abc, with changes")
-    assert facts["command typed"] == "hpc-tumor 'a b'"
+    assert facts["commit"].startswith("abc with uncommitted changes")
+    assert facts["command"] == "hpc-tumor 'a b'"
     run.provenance.write_text("{")
     assert "host" not in dict(read_origin(result, "unet").facts)

@@ -218,4 +218,4 @@ def test_no_runs_make_a_report_that_says_so(browser: Browser, tmp_path: Path) ->
 def test_it_says_how_many_test_images_are_known(tmp_path: Path) -> None:
     run = full_classification_run(tmp_path, "20250101-120000-cnn-000000", "cnn", images=70)
     page = render_report(collect_runs([run]), [], datetime(2025, 1, 1), "runs")
-    assert "10 of the test images have a copy, identical or near, in training or validation." in page
+    assert "10 of the test images have an exact or near duplicate in training or validation." in page

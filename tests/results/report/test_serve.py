@@ -193,7 +193,7 @@ def test_tokens_differ_and_cannot_be_guessed(report: Path) -> None:
 
 
 def test_a_port_that_is_taken_and_ports_that_are_none(server: ReportServer, report: Path) -> None:
-    taken = f"port {server.server_port} is taken: choose another, or 0 for a free one."
+    taken = f"port {server.server_port} is in use: choose another, or 0 for a free port."
     for port, message in ((server.server_port, taken), (-1, "port -1 is not between"), (65536, "port 65536 is not")):
         with pytest.raises(UsageError, match=message) as caught:
             serve_report(report, port, announce=pytest.fail)
@@ -219,7 +219,7 @@ def test_ctrl_c_ends_it_quietly(report: Path) -> None:
         port = re.fullmatch(r"Report: http://127\.0\.0\.1:(\d+)/[\w-]{32}/\n", lines[0])
         assert port, lines
         tunnel = f"ssh -N -L {port[1]}:127.0.0.1:{port[1]} {socket.gethostname()}"
-        assert lines[1:] == [f"From another machine: {tunnel}\n", "Ctrl-C ends it.\n"]
+        assert lines[1:] == [f"From another machine: {tunnel}\n", "Press Ctrl-C to stop.\n"]
         with socket.create_connection(("127.0.0.1", int(port[1]))):  # also while a client hangs
             process.send_signal(signal.SIGINT)
             rest = process.communicate(timeout=20)

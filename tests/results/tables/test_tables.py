@@ -64,7 +64,7 @@ def test_only_published_figures_stand_aside(comparison: Comparison) -> None:
 
 def test_terminal_tables_by_hand(comparison: Comparison) -> None:
     classification, segmentation, leaking, unfinished, skipped = terminal_tables(comparison)
-    split = "split deduplicated (no duplicates on two sides)"
+    split = "split deduplicated (no duplicates across parts)"
     assert classification.title.startswith(f"Classification · a.zarr 0123456789ab · {split}")
     first = cells(classification, 0)
     assert first["model"] == "cnn"
@@ -83,9 +83,9 @@ def test_terminal_tables_by_hand(comparison: Comparison) -> None:
     assert cells(segmentation, 0)["95 % CI"] == "0.700–0.800"
     assert (cells(segmentation, 3)["publ.†"], cells(segmentation, 3)["ET"]) == ("0.924", "0.733")
     assert "(leaks)" in leaking.title
-    assert any("too good" in note and "This split leaks" in note for note in leaking.notes)
+    assert any("too high" in note and "This split leaks" in note for note in leaking.notes)
     assert not any("This split leaks" in note for note in segmentation.notes)
-    assert any(note.startswith("† Published figures") and "leaks" in note for note in segmentation.notes)
+    assert any(note.startswith("† Published results") and "leaks" in note for note in segmentation.notes)
     assert unfinished.rows == (
         ("20250101-120000-unet-ffffff", "unet", "7/20", "Dice 0.810", "running: no heartbeat for 12 min"),
     )
@@ -168,7 +168,7 @@ def test_markdown(comparison: Comparison, tmp_path: Path) -> None:
     text = written(comparison, tmp_path, "comparison.md").read_text(encoding="utf-8")
     assert text.count("\n## ") == 5
     assert text.count("\n### Cost") == text.count("\n### Runs") == 3
-    assert text.count("\n### Are the differences real?") == text.count("\n### Ranks") == 1
+    assert text.count("\n### Paired tests") == text.count("\n### Ranks") == 1
     assert "unet: published (leaking split)" in text
     assert "cnn: published (leaking split)" in text
     assert "WT" in text
@@ -226,7 +226,7 @@ def test_runs_without_scores_and_no_runs_at_all(tmp_path: Path) -> None:
     run.result.write_text(json.dumps(values))
     (table,) = terminal_tables(collect_runs([run]))
     assert {"Dice", "last", "95 % CI"}.isdisjoint(cells(table, 0))  # columns without a figure are left out
-    assert any("gives no number for dice: no interval" in note for note in table.notes)
+    assert any("result.json has no dice; no interval" in note for note in table.notes)
     write_tables(collect_runs([run]), tmp_path / "out")
     assert json.loads((tmp_path / "out" / "comparison.json").read_text())["groups"][0]["runs"][0]["best"] == {
         "dice": None
@@ -266,14 +266,14 @@ def made_result(run: str, score: float, seconds: float) -> RunResult:
     values: dict[str, object] = dict.fromkeys(RunResult.__dataclass_fields__)
     values |= {"run": run, "path": run, "task": "segmentation", "model": "unet", "split": "by-patient", "store": run}
     values |= {"seconds": seconds, "best": {"dice": score}, "last": {}, "last_train": {}}
-    values |= {"config": {}, "cases": TestCases(problem="there is no cases.csv")}
+    values |= {"config": {}, "cases": TestCases(problem="no cases.csv")}
     return RunResult(**{**values, "settings": "", "remarks": ()})  # type: ignore[arg-type]
 
 
 def test_titles_of_groups_name_what_is_not_known() -> None:
     (group,) = group_runs([made_result("r", 0.5, 1.0)])
     assert isinstance(group, Group)
-    assert group.title == "Segmentation · r · split by-patient (not known whether it leaks) · unknown test patients"
+    assert group.title == "Segmentation · r · split by-patient (leakage unknown) · unknown test patients"
 
 
 @pytest.mark.parametrize(
@@ -303,13 +303,13 @@ def test_a_disk_that_refuses_leaves_the_earlier_files(
 @pytest.mark.parametrize(
     ("chosen", "words"),
     [
-        ([], "the best epoch; last: with those of the last epoch"),
-        (["val dice"], "the best epoch (chosen by val dice); last: with those of the last epoch"),
+        ([], "the best epoch; last: weights of the last epoch"),
+        (["val dice"], "the best epoch (chosen by val dice); last: weights of the last epoch"),
         (["last epoch"], "the last epoch (there was no validation part)"),
         (
             ["last epoch", "val dice"],
-            "the best epoch (chosen by val dice), or of the last one where there was no validation part;"
-            " last: with those of the last epoch",
+            "the best epoch (chosen by val dice), or of the last epoch where there was no validation part;"
+            " last: weights of the last epoch",
         ),
     ],
 )

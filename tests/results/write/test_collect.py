@@ -185,7 +185,7 @@ def test_foreign_and_damaged_folders(tmp_path: Path) -> None:
     reasons = {item.run: item.reason for item in comparison.skipped}
     assert set(reasons) == {"foreign", "file", "absent", "others"}
     assert "not a run directory" in reasons["foreign"]
-    assert "its task is None" in reasons["others"]
+    assert "task is None" in reasons["others"]
     (damaged,) = comparison.unfinished
     assert damaged.run == "torn"
 
@@ -209,11 +209,11 @@ def test_scores_that_are_no_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("cases", "remark"),
     [
-        (None, "there is no cases.csv"),
-        ("", "holds no test cases"),
-        ("case,dice_NCR,dice_ED,dice_ET\na,0.8,0.8,0.8\nb,0.8", "torn"),
+        (None, "no cases.csv"),
+        ("", "has no test cases"),
+        ("case,dice_NCR,dice_ED,dice_ET\na,0.8,0.8,0.8\nb,0.8", "malformed"),
         ("case,dice_NCR,dice_ED,dice_ET\na,0.8,0.8,0.8\n", "1 row for 3 test cases"),
-        ("case,dice_NCR,dice_ED,dice_ET\na,.1,.1,.1\nb,.1,.1,.1\nc,.1,.1,.1\n", "gives a mean dice of 0.1000"),
+        ("case,dice_NCR,dice_ED,dice_ET\na,.1,.1,.1\nb,.1,.1,.1\nc,.1,.1,.1\n", "mean dice is 0.1000 in cases.csv"),
         ('case,dice_NCR\na,"0.8\n', "cannot be read"),
     ],
 )

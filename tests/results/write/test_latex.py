@@ -24,7 +24,7 @@ PAPER = Table(
         (model, "5,496,451", "0.861", "0.853–0.912", *["0.853"] * 4, "–", "12.35", *["0.912"] * 4) for model in MODELS
     ),
     (
-        "Scores: means over the test patients, with the weights of the best epoch; last: with those of the last epoch.",
+        "Scores: means over the test patients, with the weights of the best epoch; last: weights of the last epoch.",
         "GPUs: “2 CPU” means two processes on CPUs. † HD95 ≥ 0 mm, 3×240×240.",
         "20250101-120000-attention-unet-aaaaaa: " + "/a/very/long/path/without/a/blank_" * 8,
     ),

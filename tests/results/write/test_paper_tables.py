@@ -45,7 +45,7 @@ def test_columns_by_hand(comparison: Comparison) -> None:
     names = [row[0] for row in segmentation[0].rows]
     assert names[:2] == ["unet, 3 seeds", "unet: published (leaking split)"]
     assert [table.title for table in segmentation[1:]] == [
-        "Cost", "Are the differences real?", "Ranks, and how stable they are",
+        "Cost", "Paired tests", "Ranks and their stability",
     ]  # fmt: skip
     assert any("leaks" in note for note in segmentation[0].notes)
 
@@ -84,10 +84,10 @@ def test_many_entries_make_no_table_longer_than_a_page(tmp_path: Path) -> None:
     for table in paper_tables(group):
         assert len(table.rows) <= MOST_ROWS + 1
     assert (len(group.alike), len(group.compared)) == (60, 20)
-    assert "net-59 has the largest Dice; " in conclusions(group)[0]
-    assert conclusions(group)[0].endswith("Of 60 entries the best 20.")
+    assert "net-59 has the highest Dice; " in conclusions(group)[0]
+    assert conclusions(group)[0].endswith("Only the best 20 of 60 entries.")
     results = paper_tables(group)[0]
-    assert results.notes[0] == f"The best {MOST_ROWS} of 60 entries."
+    assert results.notes[0] == f"Only the best {MOST_ROWS} of 60 entries."
     assert {"net-59", "net-20"} <= {row[0] for row in results.rows}
     assert "net-19" not in {row[0] for row in results.rows}
 

@@ -46,7 +46,7 @@ def test_tables_figures_and_report(runs: Path, capsys: pytest.CaptureFixture[str
     before = names(output / "figures")
     assert cli.main(["collect", str(runs), "--output", str(output), "--model", "cnn"]) == 0
     said = capsys.readouterr()
-    assert "2 finished runs left out by --model or --where" in said.err
+    assert "2 finished runs excluded by --model or --where" in said.err
     assert "Segmentation" not in said.out
     after = names(output / "figures")
     assert after < before
@@ -124,7 +124,7 @@ def test_serving_what_is_written_nowhere_else(runs: Path, tmp_path: Path) -> Non
                     break
             (url,) = re.findall(r"http://127\.0\.0\.1:\d+/\S+", "".join(lines))
             with urllib.request.urlopen(url, timeout=20) as answer:
-                assert b"Which network outlines tumours best?" in answer.read()
+                assert b"Which network segments tumours best?" in answer.read()
             with pytest.raises(urllib.error.HTTPError, match="404"):
                 urllib.request.urlopen(url[:-6] + "x/", timeout=20)
             process.send_signal(signal.SIGINT)

@@ -73,5 +73,5 @@ def test_a_checkpoint_is_never_executed(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_experiment_is_refused(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "last.pt", Progress(), IDENTITY, {})
-    with pytest.raises(DataError, match="made with seed 0, but now it is 1"):
+    with pytest.raises(DataError, match="made with seed 0, but it is 1 now"):
         load_checkpoint(tmp_path / "last.pt", CPU, {**IDENTITY, "seed": 1})

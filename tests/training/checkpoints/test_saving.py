@@ -93,7 +93,7 @@ def test_a_full_disk_is_said_and_leaves_the_checkpoint_before(run: RunDir, monke
 
     monkeypatch.setattr(os, "fsync", full)
     writer.save_last(Progress(epoch=2), {})
-    with pytest.raises(TrainingError, match="no room left to write"):
+    with pytest.raises(TrainingError, match="disk or quota full, cannot write"):
         writer.close()
     monkeypatch.undo()
     assert find_last(run) == (True, None)
@@ -135,7 +135,7 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(
     spoil(broken.last_checkpoint)
     capfd.readouterr()
     assert train_here(broken) == "finished"
-    assert "last.pt is damaged: going on from the checkpoint before" in capfd.readouterr().err
+    assert "last.pt is damaged: resuming from an earlier checkpoint" in capfd.readouterr().err
     assert broken.read_events("checkpoint damaged")
     ours, theirs = weights(whole), weights(broken)
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
@@ -148,7 +148,7 @@ def test_two_damaged_checkpoints_are_refused(tmp_path: Path, slice_store: Path) 
     train_here(run, stop_at=0)
     spoil(run.last_checkpoint)
     spoil(run.previous_checkpoint)
-    with pytest.raises(DataError, match=r"none before it can be read: remove last\.pt, previous\.pt there to start"):
+    with pytest.raises(DataError, match=r"no earlier checkpoint is intact: remove last\.pt, previous\.pt to start"):
         train_here(run)
     for path in run.checkpoints.iterdir():
         path.unlink()
@@ -469,8 +469,8 @@ def test_lost_best_weights_are_marked_and_never_overwritten(
         run.best_weights.write_bytes(b"no weights")
     assert train_to_end(state) == "finished"
     said = capfd.readouterr().err
-    assert "The scores are those of the last epoch, 3, not of epoch 1" in said
-    assert f"with the weights of epoch 3, the last: those of the best are {damage}" in said
+    assert "Scores are those of the last epoch, 3, not of epoch 1" in said
+    assert f"with the weights of epoch 3 (the last, as the best weights are {damage})" in said
     result = result_of(run)
     assert result["best"]["test"].items() > result["last"]["test"].items()  # of the best there are distances, too
     assert (result["best"]["epoch"], result["best"]["val"], result["weights_lost"]) == (3, None, damage)
@@ -530,6 +530,6 @@ def test_no_later_checkpoint_outlives_the_loss_of_the_best_weights(
         finally:
             writer.close()
 
-    with pytest.raises(TrainingError, match="no room left"):
+    with pytest.raises(TrainingError, match="disk or quota full"):
         save_both()
     assert not run.last_checkpoint.exists()

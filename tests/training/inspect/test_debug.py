@@ -16,10 +16,10 @@ from hpc_tumor.run_dir import RunDir, read_json
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.inspect import network as inspect_network
 from hpc_tumor.training.inspect import step_times
-from hpc_tumor.training.inspect.anomaly import anomalies_named
+from hpc_tumor.training.inspect.anomaly import detect_anomalies
 from hpc_tumor.training.inspect.debug import debug_run
 from hpc_tumor.training.inspect.network import inspect_batch, number, statistics
-from hpc_tumor.training.inspect.overfit import Look, is_learned
+from hpc_tumor.training.inspect.overfit import Check, is_learned, overfit
 from hpc_tumor.training.inspect.step_times import PHASES, StepTimes
 from hpc_tumor.training.setup import build_state
 from hpc_tumor.training.state import TrainingState, epoch_totals
@@ -120,7 +120,7 @@ def test_layers_that_cannot_learn_are_flagged(tmp_path: Path, slice_store: Path,
     assert flags["encoder.blocks.0.0"] == "zero gradient: weight, bias"
     assert flags["bottleneck.0"] == "zero gradient: weight; frozen: bias"
     assert "head" not in flags
-    assert "19 of 20 layers need a look" in shown
+    assert "19 of 20 layers flagged" in shown
 
 
 def test_gradients_that_are_not_finite_are_flagged(tmp_path: Path, slice_store: Path, capfd: Captured) -> None:
@@ -249,11 +249,27 @@ def test_all_steps_are_made_with_one_batch(
 
 
 def test_a_loss_that_falls_is_not_enough_where_most_is_background() -> None:
-    fallen = Look(loss=0.05, score=0.3)
+    fallen = Check(loss=0.05, score=0.3)
     assert not is_learned("segmentation", 1.0, fallen)
     assert is_learned("classification", 1.0, fallen)
-    assert is_learned("segmentation", 1.0, Look(loss=0.05, score=0.85))
-    assert not is_learned("classification", 1.0, Look(loss=0.5, score=0.85))
+    assert is_learned("segmentation", 1.0, Check(loss=0.05, score=0.85))
+    assert not is_learned("classification", 1.0, Check(loss=0.5, score=0.85))
+
+
+@pytest.mark.parametrize(("model", "store"), [("cnn", "image_store"), ("unet", "slice_store")])
+def test_a_batch_whose_steps_are_all_skipped_is_not_learned(
+    tmp_path: Path, request: pytest.FixtureRequest, model: str, store: str
+) -> None:
+    recipe = {"skip_nonfinite": 9, "augment": False}
+    state = state_of(tmp_path, request.getfixturevalue(store), model, recipe=recipe)
+    with torch.no_grad():
+        for weights in state.parameters:
+            weights.fill_(torch.nan)
+    with pytest.raises(TrainingError, match="not learned in 3 steps"):
+        overfit(state, 3)
+    assert state.progress.skipped == 3
+    assert state.writer is not None
+    state.writer.close()
 
 
 # -- what is not finite -----------------------------------------------------------------------------------------------
@@ -294,7 +310,7 @@ class Between(nn.Module):
         (lambda net: net.bottleneck[2].weight[0, 0, 0].fill_(torch.inf),
          r"output of bottleneck\.2 \(Conv2d\) is not finite at epoch 1, step 1 .* its weights are not finite either"),
         (lambda net: setattr(net, "bottleneck", nn.Sequential(net.bottleneck, Overflow())),
-         r"output of bottleneck\.1 \(Overflow\) .*; what it was given is, up to \d"),
+         r"output of bottleneck\.1 \(Overflow\) .*; its input is, up to \d"),
         (lambda net: setattr(net, "head", Between(net.head, Overflow())),
          r"output of head \(Between\) is not finite"),
         (lambda net: setattr(net, "bottleneck", nn.Sequential(Between(net.bottleneck, Overflow()), nn.ReLU())),
@@ -313,7 +329,7 @@ def test_the_layer_that_gives_what_is_not_finite_is_named(
     state = state_of(tmp_path, slice_store, "unet")
     with torch.no_grad():
         spoil(state.network)
-    with pytest.raises(TrainingError, match=message), anomalies_named(state):
+    with pytest.raises(TrainingError, match=message), detect_anomalies(state):
         one_step(state)
 
 
@@ -325,16 +341,16 @@ def test_a_loss_that_is_not_finite_is_named_itself(tmp_path: Path, slice_store: 
         (lambda logits, labels: Root(0.0)(usual(logits, labels)), r"the backward pass of the loss \(bce\) gave"),
     ):
         state.spec = replace(state.spec, loss=spoilt)
-        with pytest.raises(TrainingError, match=message), anomalies_named(state):
+        with pytest.raises(TrainingError, match=message), detect_anomalies(state):
             one_step(state)
         assert state.spec.loss is spoilt
 
 
 def test_what_belongs_to_no_layer_is_named_by_torch(tmp_path: Path, slice_store: Path) -> None:
     state = state_of(tmp_path, slice_store, "unet")
-    with pytest.raises(TrainingError, match=r"^the backward pass of SqrtBackward0 gave NaN"), anomalies_named(state):
+    with pytest.raises(TrainingError, match=r"^the backward pass of SqrtBackward0 gave NaN"), detect_anomalies(state):
         Root(0.0)(torch.ones(3, requires_grad=True)).sum().backward()
-    with pytest.raises(RuntimeError, match="inconsistent"), anomalies_named(state):
+    with pytest.raises(RuntimeError, match="inconsistent"), detect_anomalies(state):
         torch.dot(torch.ones(2), torch.ones(3))  # other errors stay what they are
     assert not torch.is_anomaly_enabled()
     hooks = [(module._forward_hooks, module._forward_pre_hooks) for module in state.network.modules()]  # noqa: SLF001

@@ -10,7 +10,7 @@ import torch
 from training_runs import build_state_again, evaluated, new_run, read_cases, read_pictures, train_here
 
 from hpc_tumor.data.store.store import Store
-from hpc_tumor.training.outputs.case_pictures import as_bytes, choose_cases, grey, look_at
+from hpc_tumor.training.outputs.case_pictures import as_bytes, choose_cases, grey, predict_slice
 from hpc_tumor.training.outputs.pictures import write_pictures
 from hpc_tumor.training.scoring.evaluate import Evaluation
 from hpc_tumor.vocabulary import LABELS
@@ -42,7 +42,7 @@ def test_slices_are_shown_as_they_were_scored(
         )
         histogram = np.zeros((4, 8), np.int64)
         for position in np.flatnonzero(part.case_of == row):
-            seen = look_at(state, position)
+            seen = predict_slice(state, position)
             codes = seen.truth.astype(np.int64) * 8 + seen.prediction
             histogram += np.bincount(codes.ravel(), minlength=32).reshape(4, 8)
             if part.slices[position, 1] == case["slice"]:
@@ -118,7 +118,7 @@ def test_a_case_without_tumour_shows_what_was_predicted(
     write_pictures(state, best)
     _, about = read_pictures(state.run)
     assert list(about["cases"]) == ["best"]  # one test case
-    predicted = [(look_at(state, position).prediction > 0).sum() for position in range(12)]
+    predicted = [(predict_slice(state, position).prediction > 0).sum() for position in range(12)]
     assert max(predicted) > 0
     assert about["cases"]["best"]["slice"] == np.argmax(predicted)
     with torch.no_grad():

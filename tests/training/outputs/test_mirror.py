@@ -94,7 +94,7 @@ def test_an_epoch_that_is_made_again_takes_the_place_of_the_first(tmp_path: Path
     """The checkpoint of an epoch may be lost with its machine, when its scores were already mirrored."""
     run = new_run(tmp_path, slice_store, "unet", tensorboard=True)
     run.add_metrics(1, "train", loss=100.0)
-    Mirror(run, wanted=True)
+    Mirror(run, enabled=True)
     assert shown(run) == {("loss/train", 1): 100.0}
     train_here(run)
     assert_mirrored(run, epochs=2)
@@ -110,7 +110,7 @@ def test_without_the_package_it_is_refused(tmp_path: Path, slice_store: Path, mo
     run = new_run(tmp_path, slice_store, "unet", tensorboard=True)
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     with pytest.raises(UsageError, match=r"pip install 'hpc-tumor\[tensorboard\]'"):
-        Mirror(run, wanted=True)
+        Mirror(run, enabled=True)
     assert not run.tensorboard.exists()
 
 

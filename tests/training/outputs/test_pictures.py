@@ -59,7 +59,7 @@ def test_pictures_that_fail_end_no_run(
     assert event["reason"] == "RuntimeError: no paint"
     warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert [line.split(" ", 1)[1] for line in warnings] == [
-        "warning: no pictures of this run for a report: RuntimeError: no paint"
+        "warning: this run has no pictures for a report: RuntimeError: no paint"
     ]
 
 

@@ -224,5 +224,5 @@ def test_cleaning_needs_whole_validation_volumes(tmp_path: Path, slice_store: Pa
         build_state(run.experiment(), run, Distributed())
     store = {"data": {"store": str(slice_store)}, "scoring": {"clean": True}}
     for settings in ({"model": {"name": "cnn"}}, {"model": {"name": "unet"}, "data": {"val_fraction": 0}}):
-        with pytest.raises(UsageError, match=r"scoring\.clean = True is for segmentation with validation patients"):
+        with pytest.raises(UsageError, match=r"scoring\.clean = True needs segmentation with validation patients"):
             resolve(merge(store, settings))

@@ -37,7 +37,7 @@ from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.outputs import record
 from hpc_tumor.training.scoring import testing
 from hpc_tumor.training.scoring.cleaning import COMPONENTS, ENHANCING, Cleaning
-from hpc_tumor.training.scoring.evaluate import flipped
+from hpc_tumor.training.scoring.evaluate import mean_over_flips
 from hpc_tumor.training.scoring.volumes import Watch
 from hpc_tumor.training.setup import build_state
 
@@ -153,10 +153,10 @@ def test_flips_of_maps_are_turned_back_and_those_of_classes_are_not() -> None:
     by_hand = network(images)
     for axes in ((3,), (2,), (2, 3)):
         by_hand = by_hand + network(images.flip(axes)).flip(axes)
-    torch.testing.assert_close(flipped(network, images, "segmentation"), by_hand / 4)
+    torch.testing.assert_close(mean_over_flips(network, images, "segmentation"), by_hand / 4)
     classify = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4 * 6 * 8, 4))
     mean = (classify(images) + classify(images.flip(3))) / 2
-    torch.testing.assert_close(flipped(classify, images, "classification"), mean)
+    torch.testing.assert_close(mean_over_flips(classify, images, "classification"), mean)
 
 
 def cleaned(maps: np.ndarray, component: float, enhancing: float) -> np.ndarray:
@@ -378,4 +378,4 @@ def test_images_that_can_no_longer_be_read_spoil_no_run(
     assert not {"known", "nearest"} & set(rows_of(run)[0])
     assert "p_glioma" in rows_of(run)[0]
     assert run.read_events("nearest neighbour left out")[0]["reason"] == "the image a.jpg is missing or damaged."
-    assert "without the nearest neighbour" in capfd.readouterr().err
+    assert "nearest neighbours of the test images left out" in capfd.readouterr().err

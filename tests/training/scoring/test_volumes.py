@@ -82,7 +82,9 @@ def test_a_stop_in_between_ends_it() -> None:
 
     seen = []
     with pytest.raises(KeyboardInterrupt):
-        seen += [seen.append(row) for row, _, _ in volumes_of(noise([1] * 20)).cases(Distributed(), Watch(look=stop))]
+        seen += [
+            seen.append(row) for row, _, _ in volumes_of(noise([1] * 20)).cases(Distributed(), Watch(check_stop=stop))
+        ]
     assert 0 < len(seen) < 20
 
 

@@ -84,7 +84,7 @@ def test_as_many_steps_are_skipped_as_the_recipe_allows(tmp_path: Path, image_st
 
 def test_one_more_is_not_skipped(tmp_path: Path, slice_store: Path) -> None:
     run = new_run(tmp_path, slice_store, "unet", recipe={"skip_nonfinite": 1})
-    with pytest.raises(TrainingError, match="at epoch 1, step 3, after 1 that were skipped"):
+    with pytest.raises(TrainingError, match="at epoch 1, step 3, after 1 skipped"):
         train_to_end(spoiling(prepared(run), [0, 2], infinite_first))
 
 
@@ -196,7 +196,7 @@ def test_a_full_disk_does_not_hide_what_broke(
     run = new_run(tmp_path, slice_store, "unet")
     state = spoiling(prepared(run), [0], infinite_first)
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(TrainingError, match=r"at epoch 1, step 1 .*could not be kept: no room on the disk"):
+    with pytest.raises(TrainingError, match=r"at epoch 1, step 1 .*could not be saved: the disk is full"):
         train_to_end(state)
 
 

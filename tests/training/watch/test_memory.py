@@ -8,9 +8,10 @@ import pytest
 import torch
 from training_runs import new_run
 
-from hpc_tumor.errors import Cause
+from hpc_tumor.errors import Cause, GpuMemoryError
 from hpc_tumor.training.distributed import Distributed
-from hpc_tumor.training.watch.memory import is_out_of_memory, out_of_memory
+from hpc_tumor.training.loop import explain_resource_errors
+from hpc_tumor.training.watch.memory import is_out_of_memory, out_of_memory_error
 
 # A rank whose address space ends a little above what it has when training begins.
 _LIMITED = """
@@ -39,10 +40,13 @@ def test_a_step_that_does_not_fit_is_explained(tmp_path: Path, slice_store: Path
     run = new_run(tmp_path, slice_store, "unet", recipe={"batch_size": 18}, data={"image_size": 512})
     done = subprocess.run([sys.executable, "-c", _LIMITED, str(run.path)], capture_output=True, text=True, check=False)
     said = done.stdout.strip()
-    assert said.startswith("out of memory on the host: this rank held "), (said, done.stderr)
-    assert "GB are free, and asked for 0." in said
+    assert said.startswith("out of memory on the host: "), (said, done.stderr)
+    assert "GB free; could not allocate 0." in said
     assert "with 18 samples at a time (batch 18 on 1 rank)" in said
-    assert "Submit again with --accumulate 2 (the same batch in smaller parts), --set precision=auto, --set" in said
+    assert (
+        "Submit again with --accumulate 2 (the same batch in smaller micro-batches), --set precision=auto, --set"
+        in said
+    )
     assert "\n" not in said
 
 
@@ -51,14 +55,22 @@ def test_a_step_that_does_not_fit_is_explained(tmp_path: Path, slice_store: Path
     [
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9216000000 bytes."), "9.2 GB"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has 15 GiB"), "2.5 GiB"),
-        (MemoryError(), "some"),
+        (MemoryError(), "more memory"),
     ],
 )  # fmt: skip
 def test_all_kinds_of_it_are_known(tmp_path: Path, slice_store: Path, error: Exception, asked: str) -> None:
     assert is_out_of_memory(error)
-    explained = out_of_memory(error, new_run(tmp_path, slice_store, "unet").experiment(), Distributed())
-    assert f"and asked for {asked} more" in str(explained)
+    explained = out_of_memory_error(error, new_run(tmp_path, slice_store, "unet").experiment(), Distributed())
+    assert f"could not allocate {asked} with" in str(explained)
     assert explained.cause is Cause.HOST_MEMORY
+
+
+def test_an_error_of_this_package_is_not_wrapped_again(tmp_path: Path, slice_store: Path) -> None:
+    run, error = new_run(tmp_path, slice_store, "unet"), GpuMemoryError("out of memory on the GPU")
+    with pytest.raises(GpuMemoryError) as raised, explain_resource_errors(run.experiment(), run, Distributed()):
+        raise error
+    assert raised.value is error
+    assert raised.value.__cause__ is None
 
 
 def test_other_errors_are_left_alone() -> None:

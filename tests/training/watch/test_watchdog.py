@@ -20,7 +20,7 @@ import pytest
 from hpc_tumor.cluster.node.local import rank_variables
 from hpc_tumor.errors import TrainingError
 from hpc_tumor.training.distributed import Distributed, init_distributed
-from hpc_tumor.training.watch.torch_words import says_rank_lost
+from hpc_tumor.training.watch.torch_errors import is_rank_loss
 from hpc_tumor.training.watch.watchdog import Mark, Verdict, Watchdog, explain_loss, judge
 
 TIMEOUT = 3.0  # seconds; a rank counts as gone after half of that
@@ -69,7 +69,7 @@ def test_a_rank_that_hangs_at_work_is_named_even_while_another_goes_on() -> None
 def test_a_silent_rank_is_gone_long_before_the_timeout_unless_the_others_go_on() -> None:
     verdict = judged(at(0, "backward", still=120), at(1, "data", still=3, silent=120))
     assert verdict is not None
-    assert (verdict.rank, "no sign of life for 120 s" in verdict.reason) == (1, True)
+    assert (verdict.rank, "silent for 120 s" in verdict.reason) == (1, True)
     assert judged(at(0, "backward", still=119), at(1, "data", still=3, silent=300)) is None
     assert judged(at(0, "backward", still=899), at(1, "data", still=3, silent=119)) is None
 
@@ -78,7 +78,7 @@ def test_a_rank_that_never_came_is_named_after_the_whole_timeout() -> None:
     assert judged(at(0, "rendezvous", still=899), None) is None
     verdict = judged(at(0, "rendezvous", still=900), None)
     assert verdict is not None
-    assert (verdict.rank, "has not joined" in verdict.reason) == (1, True)
+    assert (verdict.rank, "did not join" in verdict.reason) == (1, True)
 
 
 def test_ranks_that_wait_for_each_other_are_all_named() -> None:
@@ -88,10 +88,10 @@ def test_ranks_that_wait_for_each_other_are_all_named() -> None:
 
 
 def test_a_loss_is_told_from_a_cause() -> None:
-    assert says_rank_lost(RuntimeError("[pair.cc:534] Connection closed by peer [10.0.0.1]:1234"))
-    assert not says_rank_lost(RuntimeError("CUDA out of memory"))
-    assert not says_rank_lost(ConnectionResetError("Connection reset by peer"))  # of some file server
-    assert not says_rank_lost(TrainingError("Broken pipe in the store"))
+    assert is_rank_loss(RuntimeError("[pair.cc:534] Connection closed by peer [10.0.0.1]:1234"))
+    assert not is_rank_loss(RuntimeError("CUDA out of memory"))
+    assert not is_rank_loss(ConnectionResetError("Connection reset by peer"))  # of some file server
+    assert not is_rank_loss(TrainingError("Broken pipe in the store"))
     assert explain_loss(RuntimeError("Connection closed by peer")) is None  # nobody watches
 
 
@@ -241,7 +241,7 @@ def test_a_stopped_rank_is_named_by_the_other(ranks: Ranks, stopped: int) -> Non
     assert ranks.codes(TIMEOUT + MARGIN, 1 - stopped) == [1]
     said = ranks.said(1 - stopped)
     assert said["culprit"] == stopped
-    assert said["reason"].startswith(f"rank {stopped} on {socket.gethostname()} has given no sign of life")
+    assert said["reason"].startswith(f"rank {stopped} on {socket.gethostname()} has been silent")
 
 
 @pytest.mark.slow
@@ -262,7 +262,7 @@ def test_a_killed_rank_is_named_by_the_other(ranks: Ranks, killed: int) -> None:
 def test_a_rank_that_never_comes_is_named(ranks: Ranks, absent: int) -> None:
     ranks.start(steps, absent=absent)
     assert ranks.codes(TIMEOUT + MARGIN + 10, 1 - absent) == [1]  # here the import of torch counts, too
-    assert ranks.said(1 - absent)["reason"].startswith(f"rank {absent} has not joined the others in 3 s")
+    assert ranks.said(1 - absent)["reason"].startswith(f"rank {absent} did not join the others within 3 s")
 
 
 @pytest.mark.slow

@@ -1,1 +1,1 @@
-"""Paper and pens that all figures share: sheets, axes, palettes, words, and files as SVG and PNG."""
+"""What all figures share: sheets, axes, palettes, text, and rendering as SVG and PNG."""

@@ -1,4 +1,4 @@
-"""What a figure is: before it is drawn, a plan; afterwards the same picture as SVG and PNG."""
+"""Figures: plans before they are drawn, SVG and PNG afterwards."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Drawing:
-    """One figure, drawn.
+    """One drawn figure.
 
     Attributes:
-        name: file stem, unique among all figures of a comparison: a to z, digits and hyphens.
-        section: which of the report's figures it belongs to: a key of PLANNERS.
-        group: place in the groups of the comparison.
-        title, caption: plain text, in which names from runs stand as they are: to be escaped by whoever shows them.
-        svg: a complete `<svg>` element to stand inline in a page; text and lines in `currentColor`, on nothing.
+        name: file stem, unique in a comparison: a to z, digits and hyphens.
+        section: key of PLANNERS.
+        group: index of its group in the comparison.
+        title, caption: plain text with unescaped names from runs.
+        svg: `<svg>` element to embed in a page; text and lines in `currentColor`, transparent background.
         png: on white, 200 pixels per inch.
         width, height: natural size in CSS pixels (96 per inch).
-        raster: whether it is made of images, so that the PNG is what to show.
+        raster: True if made of images: show the PNG.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Plan:
-    """A figure that can be drawn: `draw` makes it, the rest is as in `Drawing`; `name` is unique in its group."""
+    """A figure that `draw` can draw; other fields are as in `Drawing`, with `name` unique in its group."""
 
     name: str
     section: str

@@ -1,4 +1,4 @@
-"""Colours, markers and lines: one look for each network in all figures, told apart by the colour-blind.
+"""Colours, markers and lines: one look per network in all figures, safe for colour-blind readers.
 
 Colours after Okabe and Ito 2008 and Tol 2021, with a contrast of about 3 or more on white and on near-black (WCAG 2).
 """
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from hpc_tumor.results.compare.entries import Entry
 
-INK = "#222223"  # all text and lines that are no data: becomes `currentColor`, so no data may have it
-WHITE_INK = "#222222"  # what it is in files, which are looked at on white
+INK = "#222223"  # text and lines other than data; replaced by `currentColor`, so data must not use it
+WHITE_INK = "#222222"  # replaces `currentColor` in files, which have a white background
 
 _NETWORKS = {
     "cnn": ("#0072b2", "o"), "alexnet": ("#d55e00", "s"), "vgg16": ("#009e73", "^"), "vit": ("#c468a0", "D"),
@@ -22,7 +22,7 @@ _NETWORKS = {
 _OTHERS = (("#7a8288", "v"), ("#8c6d46", "P"), ("#2f8f9d", "X"), ("#6b8e23", "p"))
 _LINES = ("-", "--", ":", "-.")
 _LIGHTER = (0.0, 0.14, -0.14, 0.07)
-_DARK, _LIGHT = 0.13, 0.32  # relative luminance within which a colour can be seen on near-black and on white
+_DARK, _LIGHT = 0.13, 0.32  # relative luminance that is visible on near-black and on white
 
 LABEL_COLOURS = {"NCR": "#d55e00", "ED": "#56b4e9", "ET": "#f0e442"}  # on grey brain: vermilion, sky blue, yellow
 RIGHT, FALSE_POSITIVE, FALSE_NEGATIVE, OTHER = "#009e73", "#e69f00", "#cc79a7", "#0072b2"
@@ -30,7 +30,7 @@ RIGHT, FALSE_POSITIVE, FALSE_NEGATIVE, OTHER = "#009e73", "#e69f00", "#cc79a7", 
 
 @dataclass(frozen=True)
 class Look:
-    """How an entry is drawn: further entries of one network keep its hue, with another line, lightness and fill."""
+    """Style of an entry: entries of one network share a hue and differ in line, lightness and fill."""
 
     colour: str
     marker: str
@@ -43,28 +43,27 @@ class Look:
 
 
 def looks(entries: Sequence[Entry]) -> dict[str, Look]:
-    """A look for each entry, by its name."""
+    """Assign each entry, by name, its look."""
     strange = [model for model in dict.fromkeys(entry.model for entry in entries) if model not in _NETWORKS]
     seen: Counter[str] = Counter()
-    found = {}
+    result = {}
     for entry in entries:
-        place = seen[entry.model]
+        index = seen[entry.model]
         seen[entry.model] += 1
         known = _NETWORKS.get(entry.model)
         colour, marker = known or _OTHERS[strange.index(entry.model) % len(_OTHERS)]
-        shift = _LIGHTER[place % len(_LIGHTER)]
-        found[entry.name] = Look(_shifted(colour, shift), marker, _LINES[place % len(_LINES)], place % 2 == 1)
-    return found
+        shift = _LIGHTER[index % len(_LIGHTER)]
+        result[entry.name] = Look(_shifted(colour, shift), marker, _LINES[index % len(_LINES)], index % 2 == 1)
+    return result
 
 
 def rgb(colour: str) -> tuple[float, float, float]:
-    """`#rrggbb` as three numbers from 0 to 1."""
-    red, green, blue = (int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5))
+    """Return `#rrggbb` as three numbers from 0 to 1."""
+    red, green, blue = (int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5))
     return red, green, blue
 
 
 def _shifted(colour: str, by: float) -> str:
-    """Lighter or darker, in the same hue, as far as it can still be seen on any ground."""
     hue, lightness, saturation = colorsys.rgb_to_hls(*rgb(colour))
     for step in range(10, -1, -1):
         channels = colorsys.hls_to_rgb(hue, min(1, max(0, lightness + by * step / 10)), saturation)
@@ -74,6 +73,6 @@ def _shifted(colour: str, by: float) -> str:
 
 
 def _luminance(channels: tuple[float, float, float]) -> float:
-    """Relative luminance of WCAG 2, 0 to 1."""
-    linear = [one / 12.92 if one <= 0.04045 else ((one + 0.055) / 1.055) ** 2.4 for one in channels]
+    """Return the relative luminance of WCAG 2, 0 to 1."""
+    linear = [channel / 12.92 if channel <= 0.04045 else ((channel + 0.055) / 1.055) ** 2.4 for channel in channels]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

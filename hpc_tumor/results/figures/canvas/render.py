@@ -1,4 +1,4 @@
-"""A sheet as SVG that stands inline in a page, and as PNG: the same bytes for the same sheet."""
+"""Render a sheet as inline SVG and as PNG; the same sheet gives the same bytes."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _FONT = re.compile(r"'DejaVu Sans'(?:, [\w-]+)*")
 
 
 def render(plan: Plan, name: str, group: int) -> Drawing:
-    """The figure that `plan` draws, under its whole `name`."""
+    """Draw `plan` as a figure with its full `name`."""
     with style(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # glyphs that the font of the PNG does not have
+        warnings.simplefilter("ignore")  # glyphs missing from the font of the PNG
         import matplotlib
 
         matplotlib.rcParams["svg.hashsalt"] = name
@@ -46,7 +46,7 @@ def render(plan: Plan, name: str, group: int) -> Drawing:
 
 
 def inline(svg: str, name: str, title: str, width: int, height: int) -> str:
-    """What matplotlib wrote, without prolog and style sheet (which would hold for the whole page), ids its own."""
+    """Return matplotlib's SVG without prolog and style sheet (which would apply to the whole page), with unique ids."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, count=1, flags=re.DOTALL)
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>\s*", "", svg, count=1, flags=re.DOTALL)
@@ -54,10 +54,10 @@ def inline(svg: str, name: str, title: str, width: int, height: int) -> str:
 
     def changed(match: re.Match[str]) -> str:
         tag = _SENTINEL.sub("currentColor", match[0])
-        tag = _ID.sub(lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", tag)
+        tag = _ID.sub(lambda inner: f' id="{name}-{inner[1]}"' if inner[1] in used else "", tag)
         tag = _USED.sub(rf"\g<1>{name}-\g<2>", tag)
         tag = _FONT.sub(FONTS, tag)
-        return _COORDINATES.sub(lambda found: _LONG_NUMBER.sub(r"\1", found[0]), tag)
+        return _COORDINATES.sub(lambda inner: _LONG_NUMBER.sub(r"\1", inner[0]), tag)
 
     svg = _TAG.sub(changed, svg).strip()
     view = re.search(r'viewBox="([^"]*)"', svg)
@@ -70,7 +70,7 @@ def inline(svg: str, name: str, title: str, width: int, height: int) -> str:
 
 
 def in_file(drawing: Drawing) -> str:
-    """The SVG as it stands in a file of its own: in dark grey instead of the colour of a page."""
+    """Return the SVG for a file: dark grey instead of the text colour of a page."""
     return _TAG.sub(lambda tag: tag[0].replace("currentColor", WHITE_INK), drawing.svg)
 
 
@@ -89,7 +89,7 @@ def _as_png(sheet: Sheet, small: bool) -> bytes:
 
 
 def _smaller(data: bytes) -> bytes:
-    """The picture in 256 colours, and in fewer where that is still too large."""
+    """Reduce a PNG to 256 colours, or fewer if it is still too large."""
     from PIL import Image
 
     picture = Image.open(io.BytesIO(data)).convert("RGB")

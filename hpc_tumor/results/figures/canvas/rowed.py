@@ -1,4 +1,4 @@
-"""What the figures share that show one row per entry: which entries, their names, and the scale of a score."""
+"""Shared parts of figures with one row per entry: entries, names, notes, and the scale of a score."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _CHARACTERS = 26
 
 @dataclass(frozen=True)
 class Rows:
-    """Entries from top to bottom, with how each looks, and inches per row."""
+    """Entries from top to bottom, with their looks and the row height in inches."""
 
     entries: tuple[Entry, ...]
     looks: dict[str, Look]
@@ -33,7 +33,7 @@ class Rows:
 
     @property
     def total(self) -> float:
-        """Inches of all rows."""
+        """Height of all rows in inches."""
         return self.height * len(self.entries)
 
     def look(self, entry: Entry) -> Look:
@@ -43,44 +43,44 @@ class Rows:
         return [wrapped(entry.name, _CHARACTERS) for entry in self.entries]
 
     def left(self) -> float:
-        """Inches that the names take, with the gap beside them."""
+        """Return the width of the names in inches, with the gap to the axes."""
         widths = [text_width(name, _name_size(name)) for name in self.names()]
         return min(_WIDEST, max(widths, default=0.0)) + 0.14
 
     def write(self, sheet: Sheet, top: float) -> None:
-        """The names, flush right beside the axes that begin there."""
-        for place, name in enumerate(self.names()):
+        """Write the names right-aligned beside axes that start at `top`."""
+        for index, name in enumerate(self.names()):
             sheet.text(
-                self.left() - 0.1, top + (place + 0.5) * self.height, name, ha="right", fontsize=_name_size(name),
+                self.left() - 0.1, top + (index + 0.5) * self.height, name, ha="right", fontsize=_name_size(name),
                 linespacing=1.05,
             )  # fmt: skip
 
     def prepare(self, axes: Axes) -> None:
-        """Rows 0, 1, … from top to bottom, without ticks: the names stand beside."""
+        """Set up `axes` for rows 0, 1, … from top to bottom, without ticks."""
         axes.set(ylim=(len(self.entries) - 0.5, -0.5), yticks=[])
         axes.spines["left"].set_visible(False)
         axes.grid(axis="x")
 
 
 def rows_of(group: Group, entries: Iterable[Entry], height: float = 0.3) -> Rows:
-    """Rows of some entries of a group, of the best where there are too many; looks are those of the whole group."""
+    """Return rows of `entries`, at most the best MOST_ROWS, with the looks of the whole group."""
     chosen = best_of(tuple(entries), MOST_ROWS)
     return Rows(chosen, looks(group.entries), height)
 
 
 def best_of(entries: Sequence[Entry], most: int) -> tuple[Entry, ...]:
-    """The `most` best entries by the main score, in their own order."""
+    """Return the `most` best entries by the main score, in their original order."""
     best = {id(entry) for entry in sorted(entries, key=lambda entry: -(entry.score or 0))[:most]}
     return tuple(entry for entry in entries if id(entry) in best)
 
 
-def limit_note(shown: Sequence[Entry], there: Sequence[Entry]) -> str:
-    """That not all entries are shown, where it is so."""
-    return "" if len(shown) == len(there) else f" The best {len(shown)} of {len(there)} entries."
+def limit_note(shown: Sequence[object], available: Sequence[object]) -> str:
+    """Return a note if not all entries are shown."""
+    return "" if len(shown) == len(available) else f" Only the best {len(shown)} of {len(available)} entries."
 
 
 def cases_note(entries: Sequence[Entry], task: str) -> str:
-    """`n = 96 images`, or from – to."""
+    """Return `n = 96 images`, or a range."""
     known = sorted({entry.n for entry in entries if entry.n is not None})
     if not known:
         return "n unknown"
@@ -91,18 +91,18 @@ def cases_note(entries: Sequence[Entry], task: str) -> str:
 
 
 def runs_note(entries: Sequence[Entry]) -> str:
-    """What stands for more than one run, and over what."""
+    """Return a note on what scores of several runs are means over."""
     over = sorted({entry.sd_over for entry in entries if entry.sd_over})
-    return f" Of several {series(over)} the mean is shown." if over else ""
+    return f" Means over {series(over)}." if over else ""
 
 
 def factor(measure: Measure) -> float:
-    """By what a score is multiplied to be in the unit that its heading names."""
+    """Return the factor that converts a score to the unit in its heading."""
     return 100.0 if measure.form == "percent" else 1.0
 
 
 def limits(values: Iterable[float | None], measure: Measure, pad: float = 0.08) -> tuple[float, float]:
-    """Ends of an axis around `values` as they are shown; a share stays between 0 and 1."""
+    """Return axis limits around `values` in the unit shown; a share stays between 0 and 1."""
     known = [value for value in values if value is not None and math.isfinite(value)]
     top = {"share": 1.0, "percent": 100.0}.get(measure.form, math.inf)
     if not known:

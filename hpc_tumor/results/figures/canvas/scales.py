@@ -1,4 +1,4 @@
-"""The scales of axes: ticks of logarithms, numbers as short as they can be. No tick of ours is ever mathematics."""
+"""Axis scales: logarithmic ticks and short tick labels, without math text."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _MOST_TICKS = 6
-_MARGIN = 1.3  # factor between the outermost values and the ends of an axis of logarithms
+_MARGIN = 1.3  # factor between the outermost values and the ends of a logarithmic axis
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """At 1, 2 and 5 of every decade from `low` to `high`, at fewer of many decades; of less than one anywhere."""
+    """Return ticks at 1, 2 and 5 of each decade, fewer over many decades, other values within a fraction of one."""
     decades = math.log10(high / low)
     steps = (1.0,) if decades > 3 else (1.0, 3.0) if decades > 1.3 else (1.0, 2.0, 5.0)
     ticks = [step * 10.0**power for power in range(-9, 16) for step in steps if low <= step * 10.0**power <= high]
@@ -28,7 +28,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def log_scale(axes: Axes, values: Sequence[float], of_y: bool = False) -> None:
-    """A logarithmic axis around `values`, which are above 0."""
+    """Make the x axis, or the y axis, logarithmic around `values`, which are above 0."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
     low, high = (min(values) / _MARGIN, max(values) * _MARGIN) if values else (1.0, 10.0)
@@ -44,7 +44,7 @@ def log_scale(axes: Axes, values: Sequence[float], of_y: bool = False) -> None:
 
 
 def few_ticks(axes: Axes, most: int) -> None:
-    """At most so many steps along x, at round numbers, without noughts that say nothing."""
+    """Set at most `most` steps along x, at round numbers without trailing zeros."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(most, steps=[1, 2, 5, 10]))

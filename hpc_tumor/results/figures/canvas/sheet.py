@@ -1,4 +1,4 @@
-"""A sheet of paper on which axes are placed in inches from its upper left corner, in one style."""
+"""Sheets in one style, with axes placed in inches from the upper left corner."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 WIDTH = 7.2  # inches: two columns of a journal
 SIZE = 9.0  # points
 SMALL = 7.5
-MUTED = 0.65  # opacity of what is said beside
+MUTED = 0.65  # opacity of secondary text and lines
 _STYLE: dict[str, Any] = {
     "font.family": ["sans-serif"], "font.sans-serif": ["DejaVu Sans"], "font.size": SIZE, "text.color": INK,
     "text.parse_math": False, "text.usetex": False, "svg.fonttype": "none", "axes.unicode_minus": False,
@@ -30,12 +30,12 @@ _STYLE: dict[str, Any] = {
 
 @contextmanager
 def style() -> Iterator[None]:
-    """The style of all figures, whatever a matplotlibrc says; afterwards all is as it was."""
+    """Apply the style of all figures, ignoring any matplotlibrc; restore the previous one afterwards."""
     import logging
 
     import matplotlib
 
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # says that a cache is built, or a glyph not there
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # font cache, missing glyphs
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         for name, value in _STYLE.items():
@@ -54,13 +54,13 @@ class Sheet:
         self._page: Axes | None = None
 
     def axes(self, left: float, top: float, width: float, height: float, **values: Any) -> Axes:
-        """Axes there."""
-        place = (left / self.width, 1 - (top + height) / self.height, width / self.width, height / self.height)
-        return self.figure.add_axes(place, **values)
+        """Add axes at this position, in inches."""
+        bounds = (left / self.width, 1 - (top + height) / self.height, width / self.width, height / self.height)
+        return self.figure.add_axes(bounds, **values)
 
     @property
     def page(self) -> Axes:
-        """Axes over the whole sheet whose data are inches, y downwards, for legends and words."""
+        """Axes over the whole sheet with data in inches, y downwards, for legends and text."""
         if self._page is None:
             self._page = self.axes(0, 0, self.width, self.height, label="page")
             self._page.set_axis_off()
@@ -68,18 +68,18 @@ class Sheet:
         return self._page
 
     def text(self, x: float, y: float, words: str, **values: Any) -> None:
-        """Words whose left middle is there, unless `ha` and `va` say otherwise."""
+        """Write text, left-aligned and vertically centred unless `ha` and `va` are given."""
         self.page.text(x, y, words, **{"va": "center", "ha": "left", **values})
 
     def keys(self, x: float, y: float, items: Sequence[tuple[str, dict[str, Any]]]) -> None:
-        """A legend in a line, or more: `items` are words and how their mark looks."""
+        """Draw a legend in one or more lines; `items` are labels with the style of their marks."""
         start = x
-        for said, mark in items:
-            wide = 0.3 + text_width(said, SMALL) + 0.2
+        for label, mark in items:
+            wide = 0.3 + text_width(label, SMALL) + 0.2
             if x + wide - 0.15 > self.width and x > start:
                 x, y = start, y + 0.2
             self._mark(x, y, dict(mark))
-            self.text(x + 0.28, y, said, fontsize=SMALL)
+            self.text(x + 0.28, y, label, fontsize=SMALL)
             x += wide
 
     def _mark(self, x: float, y: float, mark: dict[str, Any]) -> None:
@@ -98,7 +98,7 @@ class Sheet:
 
 
 def mark_of(look: Look, **values: Any) -> dict[str, Any]:
-    """How the marker of an entry is drawn."""
+    """Return the marker style of an entry."""
     return {
         "marker": look.marker, "color": look.colour, "markerfacecolor": look.fill, "markeredgecolor": look.colour,
         "linestyle": "none", **values,
@@ -106,7 +106,7 @@ def mark_of(look: Look, **values: Any) -> dict[str, Any]:
 
 
 def text_width(words: str, size: float = SIZE) -> float:
-    """Inches that the longest line of `words` takes, set in `size` points."""
+    """Return the width in inches of the longest line of `words` at `size` points."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
 
@@ -116,24 +116,24 @@ def text_width(words: str, size: float = SIZE) -> float:
 
 
 def fitting(words: str, width: float, size: float = SIZE, least: float = 6.0) -> float:
-    """Points in which `words` take at most `width` inches, at most `size` and at least `least`."""
+    """Return the font size between `least` and `size` points at which `words` fit into `width` inches."""
     return max(least, min(size, size * width / max(1e-6, text_width(words, size))))
 
 
 def apart(places: Sequence[float], least: float) -> list[float]:
-    """`places` moved as little as needed for any two to be `least` apart, in the order they were in."""
+    """Move `places` as little as needed to be at least `least` apart, keeping their order."""
     order = sorted(range(len(places)), key=lambda index: places[index])
     blocks: list[tuple[float, list[int]]] = []  # centre, members
     for index in order:
         blocks.append((places[index], [index]))
         while len(blocks) > 1:
-            (above, some), (below, more) = blocks[-2:]
-            if below - above >= least * (len(some) + len(more)) / 2 - 1e-9:
+            (above, upper), (below, lower) = blocks[-2:]
+            if below - above >= least * (len(upper) + len(lower)) / 2 - 1e-9:
                 break
-            both = [*some, *more]
-            blocks[-2:] = [((above * len(some) + below * len(more)) / len(both), both)]
+            both = [*upper, *lower]
+            blocks[-2:] = [((above * len(upper) + below * len(lower)) / len(both), both)]
     moved = list(places)
     for centre, members in blocks:
-        for place, index in enumerate(members):
-            moved[index] = centre + least * (place - (len(members) - 1) / 2)
+        for offset, index in enumerate(members):
+            moved[index] = centre + least * (offset - (len(members) - 1) / 2)
     return moved

@@ -4,7 +4,7 @@
   const number = /[-+−]?\d[\d,]*\.?\d*(?:[eE][-+]?\d+)?/;
   const scale = { k: 1e3, M: 1e6, s: 1, min: 60, h: 3600 };
 
-  // What a cell is sorted by: its first number with its unit, else its words; nothing comes last.
+  // Sort key of a cell: its first number with its unit, else its text; empty cells come last.
   const value = (cell) => {
     const text = cell.textContent.trim();
     if (text === "–" || text === "") return null;

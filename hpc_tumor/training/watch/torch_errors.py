@@ -1,6 +1,6 @@
-"""Meaning of errors of torch, NCCL, gloo and CUDA that have no type of their own: their words are read here alone.
+"""Classify errors of torch, NCCL, gloo and CUDA that have no type of their own, by their text.
 
-Torch itself is not imported: a rank asks before it has it, or because it could not get it.
+Does not import torch: a rank may ask before torch is imported, or because that failed.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ _LOST = (
     "connection closed by peer", "connection reset by peer", "broken pipe", "connection refused", "gloo", "nccl",
     "socket", "timed out waiting", "application timeout",
 )  # fmt: skip
-# Errors of CUDA, NCCL and gloo that another node or another moment may not show.
+# Errors of CUDA, NCCL and gloo that may not recur on another node or at another time.
 _PASSING = re.compile(r"NCCL|gloo|c10d|connection|socket|ECC|uncorrectable|unspecified launch failure", re.IGNORECASE)
-ANOMALY_WARNING = "Error detected in"  # begins the warning with the stack of the forward call
+ANOMALY_WARNING = "Error detected in"  # start of the warning with the stack of the forward call
 
 
-def says_no_memory(error: BaseException) -> bool:
-    """Return True where torch could not allocate memory, on a GPU or in the host."""
+def is_allocation_failure(error: BaseException) -> bool:
+    """Return True if torch could not allocate memory, on a GPU or on the host."""
     return _of_torch(error) and _has(error, _MEMORY)
 
 
-def memory_asked(error: BaseException) -> str:
-    """Memory that could not be allocated; torch names bytes, or GiB."""
+def requested_memory(error: BaseException) -> str:
+    """Return the memory that could not be allocated, as torch's message gives it in bytes or GiB."""
     words = str(error).replace(",", " ").split()
     for before, number, unit in zip(words, words[1:], words[2:], strict=False):
         if before in ("allocate", "allocated"):
@@ -35,27 +35,27 @@ def memory_asked(error: BaseException) -> str:
             except ValueError:
                 continue
             return f"{value / 1e9:.1f} GB" if unit.startswith("byte") else f"{value:g} {unit}"
-    return "some"
+    return "more memory"
 
 
-def says_rank_lost(error: BaseException) -> bool:
-    """Return True where this rank lost another one."""
+def is_rank_loss(error: BaseException) -> bool:
+    """Return True if this rank lost the connection to another one."""
     names = {kind.__name__ for kind in type(error).__mro__}
     return _of_torch(error) and ("DistError" in names or _has(error, _LOST))
 
 
-def may_pass(error: BaseException) -> bool:
-    """Return True where the network or a device failed, which another start may not meet."""
-    return _of_torch(error) and not says_no_memory(error) and _PASSING.search(str(error)) is not None
+def is_transient(error: BaseException) -> bool:
+    """Return True if the network or a device failed, so that another start may succeed."""
+    return _of_torch(error) and not is_allocation_failure(error) and _PASSING.search(str(error)) is not None
 
 
-def says_nan(error: BaseException) -> bool:
-    """Return True where the anomaly detection of torch found NaN in the backward pass."""
+def is_nan_anomaly(error: BaseException) -> bool:
+    """Return True if torch's anomaly detection found NaN in the backward pass."""
     return _of_torch(error) and "returned nan values" in str(error)
 
 
 def failed_function(error: BaseException) -> str | None:
-    """Return the operation whose backward pass gave NaN, None where it is not named."""
+    """Return the operation whose backward pass gave NaN; None if it is not named."""
     match = re.search(r"Function '([^']+)'", str(error))
     return None if match is None else match[1]
 
@@ -66,7 +66,7 @@ def is_anomaly_warning(message: object) -> bool:
 
 
 def _of_torch(error: BaseException) -> bool:
-    """Return True where the error may be torch's: one of this package says by its type what it means."""
+    """Return True for a RuntimeError that is not one of this package's errors, which have types."""
     return isinstance(error, RuntimeError) and not isinstance(error, HpcTumorError)
 
 
