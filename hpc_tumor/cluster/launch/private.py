@@ -65,13 +65,16 @@ def submission_lock(runs: Path) -> Iterator[bool]:
 
     Raises UsageError if `runs` cannot be created or written.
     """
-    runs = absolute(runs)
-    created = [folder for folder in (runs, *runs.parents) if not folder.exists()]
+    runs, created = absolute(runs), list[Path]()
+    exclusive: bool | None = None
     try:
         with contextlib.ExitStack() as stack:
             try:
-                runs.mkdir(parents=True, exist_ok=True)
-                exclusive = stack.enter_context(locked(code_folder(runs) / "lock"))
+                while exclusive is None:
+                    created += [folder for folder in (runs, *runs.parents) if not folder.exists()]
+                    runs.mkdir(parents=True, exist_ok=True)
+                    with contextlib.suppress(FileNotFoundError):  # the previous holder has just removed `runs`
+                        exclusive = stack.enter_context(locked(code_folder(runs) / "lock"))
             except OSError as error:
                 raise write_error(error, runs, "a run") from error
             yield exclusive
@@ -113,8 +116,9 @@ def _acquire(path: Path, wait: bool) -> tuple[int, bool]:
             raise
         except OSError:
             return handle, False
-        with contextlib.suppress(OSError):  # on network file systems, the file is gone
-            if os.fstat(handle).st_nlink:
+        with contextlib.suppress(OSError):  # the file is gone
+            status = os.fstat(handle)
+            if status.st_nlink and os.path.samestat(status, path.stat()):  # NFS renames open files that are removed
                 return handle, True
         os.close(handle)  # the previous holder removed the file, and a third command may hold a new one
 

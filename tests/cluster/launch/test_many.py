@@ -23,7 +23,7 @@ from hpc_tumor.cli import control, launch
 from hpc_tumor.cli.planning import LaunchPlan
 from hpc_tumor.cluster.launch import snapshot
 from hpc_tumor.cluster.launch.existing import find_existing
-from hpc_tumor.cluster.launch.private import code_folder, locked, make_private
+from hpc_tumor.cluster.launch.private import code_folder, locked, make_private, submission_lock
 from hpc_tumor.cluster.launch.submit import PlannedRun, array_script, group_runs, resume_run, submit_all
 from hpc_tumor.cluster.observe.queue import read_states
 from hpc_tumor.cluster.plan.plan import make_plan
@@ -234,6 +234,22 @@ def test_a_lock_that_goes_with_its_holder_is_held_by_one_at_a_time(tmp_path: Pat
             done.result()
     assert counter.read_text() == "200"
     assert list(tmp_path.iterdir()) == [counter]
+
+
+def test_a_command_that_waits_survives_the_removal_of_the_folder(tmp_path: Path) -> None:
+    """The first of two submissions to a new folder is refused, and removes it while the second waits for its lock."""
+    runs = tmp_path / "new" / "runs"
+
+    def submit() -> bool:
+        with submission_lock(runs) as exclusive:
+            return exclusive and runs.is_dir()
+
+    with ThreadPoolExecutor(1) as threads:
+        with submission_lock(runs):
+            second = threads.submit(submit)
+            time.sleep(0.2)
+        assert second.result()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_may_still_go_on_is_not_resumed(tmp_path: Path, sbatch: Path) -> None:
