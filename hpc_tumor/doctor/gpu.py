@@ -42,6 +42,7 @@ class Remedy(StrEnum):
     OTHER_GPUS = "no torch version that hpc-tumor supports runs on it: choose other GPUs"
     # Builds for CUDA 12.6 include Maxwell, Pascal and Volta; those for 12.8 included Volta up to torch 2.10.
     CUDA_12_6 = f"install a torch built for CUDA 12.6 (cu126), which still supports it: {_WHERE}"
+    WITH_NCCL = f"install the official build of torch: {_WHERE}"
 
 
 def check_gpus(probe: Probe, visible: str | None = None) -> list[Finding]:
@@ -139,7 +140,7 @@ def _other_torch(torch: TorchFacts, capability: Capability) -> Remedy:
 def _nccl(torch: TorchFacts) -> list[Finding]:
     if torch.cuda and torch.nccl is None:
         text = f"torch {torch.version} has no NCCL: runs on several GPUs cannot start"
-        return [error(text, f"install the official build of torch: {_WHERE}")]
+        return [error(text, Remedy.WITH_NCCL)]
     return []
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from hpc_tumor.cluster.describe.profiles import list_profiles
+from hpc_tumor.doctor import examine
 from hpc_tumor.doctor.finding import Finding
 from hpc_tumor.doctor.gpu import capability_of, check_gpus, check_model, minimum_driver, precision_on, runs_on
 from hpc_tumor.doctor.probe import Gpu, Probe, TorchFacts, read_nvidia_smi
@@ -165,6 +166,12 @@ def test_no_nccl() -> None:
     found = check_gpus(machine(replace(NEW, nccl=None), A100))
     assert levels(found)[-1] == "error"
     assert "NCCL" in found[-1].text
+
+
+def test_what_this_machine_and_the_cluster_lack_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(examine, "probe_here", lambda: machine(replace(NEW, nccl=None), A100))
+    gpus = next(section for section in examine.examine(cluster="leonardo-booster") if section.key == "gpu")
+    assert sum("NCCL" in finding.text for finding in gpus.findings) == 1
 
 
 def testread_nvidia_smi_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
