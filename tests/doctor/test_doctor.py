@@ -53,7 +53,7 @@ def test_this_machine(capsys: Captured, work: Path) -> None:
     assert cli.main(["doctor"]) == 0
     said = capsys.readouterr()
     assert all(len(line) <= 80 or " " not in line.strip() for line in said.out.splitlines())  # a path is not broken
-    assert said.out.splitlines()[-1].startswith(("Fit to run", "No errors"))
+    assert said.out.splitlines()[-1].startswith(("Ready to run", "No errors"))
     assert said.err == ""
     assert list(work.iterdir()) == []
 

@@ -132,9 +132,9 @@ def test_refusals(stores: list[Path], tmp_path: Path) -> None:
         make_experiments(Request(models=["unet"], stores=[segmentation, twin]))
     with pytest.raises(UsageError, match=r"model\.filters = 16 is not for cnn, only for unet"):
         make_experiments(Request(models=["cnn"], stores=stores, assignments=["filters=16"]))
-    with pytest.raises(UsageError, match="which data"):
+    with pytest.raises(UsageError, match="no store given"):
         make_experiments(Request(models=["unet"]))
-    with pytest.raises(UsageError, match="which model"):
+    with pytest.raises(UsageError, match="no model given"):
         make_experiments(Request(stores=stores))
 
 

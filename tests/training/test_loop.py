@@ -141,7 +141,7 @@ def test_a_changed_store_is_refused_on_resume(tmp_path: Path, image_store: Path,
 
 
 CHANGED = {
-    "learning_rate": ({"learning_rate": 0.01}, r"recipe\.learning_rate = 0\.01, but was 0\.002\. .* set it back"),
+    "learning_rate": ({"learning_rate": 0.01}, r"recipe\.learning_rate = 0\.01, but was 0\.002\. .* restore config"),
     "epochs under a schedule": (
         {"epochs": 3, "schedule": "cosine"},
         r"recipe\.epochs = 3, but was 2; recipe\.schedule",

@@ -102,7 +102,7 @@ def test_a_case_that_kills_its_workers_is_a_result_too(queue: WorkQueue) -> None
     results = dict(queue.results(units))
     ((case, reason),) = results[0].failed
     assert case == units[0].cases[0].id
-    assert reason.endswith("killed at it, most likely for lack of memory: request more per task with --memory.")
+    assert reason.endswith("killed on it, most likely for lack of memory: request more per task with --memory.")
     assert len(results[1].rows) == 1
 
 
@@ -134,7 +134,7 @@ def test_what_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
         ask("local", account="x")
     with pytest.raises(UsageError, match="Did you mean 'orfeo-gpu'"):
         ask("orfeo-gup")
-    with pytest.raises(UsageError, match="which account pays"):
+    with pytest.raises(UsageError, match="requires a SLURM account"):
         ask("orfeo-gpu")
     with pytest.raises(UsageError, match="--workers 0"):
         ask(str(LOCAL_TEST), 0)

@@ -102,7 +102,7 @@ def test_terminal_tables_fit(comparison: Comparison, width: int) -> None:
         assert any(title.startswith("publ.") for title in titles)
         assert "95 % CI" in titles
         assert {"WT", "ET"} & set(titles) in (set(), {"WT", "ET"})  # all of them or none
-        left_out = [note for note in table.notes if note.startswith("Left out")]
+        left_out = [note for note in table.notes if note.startswith("Hidden columns")]
         complete = next(full for full in terminal_tables(comparison, 1000) if full.title == table.title)
         assert len(left_out) == (len(titles) < len(complete.columns))
         assert not left_out or width < 200
@@ -277,7 +277,7 @@ def test_titles_of_groups_name_what_is_not_known() -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "exit_code", "says"), [(errno.ENOSPC, 1, "no space"), (errno.EROFS, 2, "read-only")]
+    ("number", "exit_code", "says"), [(errno.ENOSPC, 1, "the disk is full"), (errno.EROFS, 2, "read-only")]
 )
 def test_a_disk_that_refuses_leaves_the_earlier_files(
     comparison: Comparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, exit_code: int, says: str
