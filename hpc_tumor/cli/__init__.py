@@ -72,7 +72,7 @@ def _failed(error: Exception) -> int:
     text = " ".join(str(error).split())
     out.error(f"{type(error).__name__}: {text}" if text else type(error).__name__)
     if not out.verbose:
-        out.note("This is a bug in hpc-tumor: run the command again with --verbose for the traceback.")
+        out.note("Unexpected error: run the command again with --verbose for the traceback.")
     return 1
 
 

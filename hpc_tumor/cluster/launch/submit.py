@@ -113,7 +113,7 @@ def submit_all(
         ClusterError: this machine has no SLURM.
     """
     runs = check_runs(runs, profile)
-    require_sbatch(profile, "use --cluster local")
+    require_sbatch(profile, "submit with --cluster local")
     resolved = [replace(item, experiment=_resolved(item.experiment, item.plan)) for item in planned]
     is_new = not runs.exists()
     result, provenance = SubmitResult(), collect_provenance()
@@ -177,7 +177,7 @@ def resume_run(run: RunDir, gpus: int | None = None) -> Submission:
     """
     profile, plan = read_own_submission(run)
     check_runs(run.path.parent, profile)
-    require_sbatch(profile, "use --cluster local")
+    require_sbatch(profile, "submit with --cluster local")
     with held() as interrupt_if_asked, _claimed(run), _restored(run):
         refuse_active([run])
         refuse_changed_settings(run)
