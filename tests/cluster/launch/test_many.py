@@ -6,7 +6,9 @@ import errno
 import fcntl
 import json
 import os
+import re
 import secrets
+import signal
 import stat
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from launching import events, profile_with, small_experiment
@@ -21,10 +24,13 @@ from launching import events, profile_with, small_experiment
 import hpc_tumor
 from hpc_tumor.cli import control, launch
 from hpc_tumor.cli.planning import LaunchPlan
+from hpc_tumor.cluster.describe.profiles import local_profile
 from hpc_tumor.cluster.launch import snapshot
+from hpc_tumor.cluster.launch.executors import cancel_started
 from hpc_tumor.cluster.launch.existing import find_existing
 from hpc_tumor.cluster.launch.private import code_folder, locked, make_private
-from hpc_tumor.cluster.launch.submit import PlannedRun, array_script, group_runs, resume_run, submit_all
+from hpc_tumor.cluster.launch.submit import PlannedRun, array_script, group_runs, resume_all, resume_run, submit_all
+from hpc_tumor.cluster.observe.job_record import JobRecord
 from hpc_tumor.cluster.observe.queue import read_states
 from hpc_tumor.cluster.plan.plan import make_plan
 from hpc_tumor.config import ClusterProfile, Experiment
@@ -281,6 +287,49 @@ def test_many_are_resumed_as_one_array_and_cancelled_with_one_call(tmp_path: Pat
     (asked,) = sbatch.with_name("scancel.asked").read_text().splitlines()
     assert sorted(asked.split()) == ["2_0", "2_1", "2_2"]
     assert {run.name for run in found if "cancelled" in events(run)} == names
+
+
+def test_of_many_that_are_resumed_each_failure_is_told(tmp_path: Path, sbatch: Path, store: Path) -> None:
+    profile, runs = profile_with(), tmp_path / "runs"
+    submit_all(wanted(range(2), profile), profile, runs)
+    found = find_runs(runs)
+    unsubmitted = RunDir.create(runs, small_experiment(seed=9))
+    sbatch.write_text("#!/bin/sh\necho Invalid account >&2; exit 1\n")
+    errors = resume_all([*found, unsubmitted])
+    assert set(errors) == {run.name for run in (*found, unsubmitted)}
+    assert "never submitted" in str(errors.pop(unsubmitted.name))
+    assert all("Invalid account" in str(error) for error in errors.values())
+    assert sorted(jobs(runs)[:2]) == ["1_0", "1_1"]
+
+
+@pytest.mark.parametrize(
+    ("cancels", "words"),
+    [("exit 0", "the disk is full"), ("exit 1", "could neither be recorded .* nor cancelled .* use scancel")],
+)
+def test_a_job_that_cannot_be_recorded_is_cancelled(
+    tmp_path: Path, sbatch: Path, monkeypatch: pytest.MonkeyPatch, cancels: str, words: str
+) -> None:
+    write = JobRecord.write
+
+    def refuse(record: JobRecord, run: RunDir, **changed: Any) -> JobRecord:
+        if changed:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(record, run)
+
+    monkeypatch.setattr(JobRecord, "write", refuse)
+    sbatch.with_name("scancel").write_text(f'#!/bin/sh\necho "$*" >> "$0.asked"; {cancels}\n')
+    profile = profile_with()
+    submitted = submit_all(wanted(range(2), profile), profile, tmp_path / "runs")
+    assert re.search(words, str(submitted.error))
+    assert submitted.started == []
+    assert sbatch.with_name("scancel.asked").read_text() == "1\n"
+
+
+def test_a_process_that_was_just_started_is_ended() -> None:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        cancel_started([str(process.pid)], local_profile())
+        assert process.wait(10) == -signal.SIGTERM
+    cancel_started([str(process.pid)], local_profile())  # it is gone
 
 
 def test_what_others_may_not_see_is_not_submitted_by_them(tmp_path: Path, sbatch: Path) -> None:
