@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,6 @@ def test_a_process_that_is_not_of_the_run_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_what_does_not_run_is_refused(tmp_path: Path) -> None:
-    state = running(tmp_path / "runs", "42")
-    state.cancellable = False
+    state = replace(running(tmp_path / "runs", "42"), cancellable=False)
     with pytest.raises(UsageError, match="nothing to cancel"):
         cancel(state)

@@ -29,7 +29,6 @@ from hpc_tumor.cluster.plan.plan import make_plan
 from hpc_tumor.cluster.slurm import WATCH_SECONDS, Pace
 from hpc_tumor.console import Output
 from hpc_tumor.data.convert.prepare import prepare_dataset
-from hpc_tumor.data.convert.target import ConversionError
 from hpc_tumor.data.phantom.dataset import make_phantom
 from hpc_tumor.data.raw.brats import BraTSReader
 from hpc_tumor.doctor import node_job
@@ -293,7 +292,7 @@ def test_a_conversion_waits_while_slurm_does_not_answer_and_ends_with_what_no_ot
 
     clock.at = [(500, fail)]
     convert = conversion_on(str(LOCAL_TEST), 1, said.append)
-    with pytest.raises(ConversionError, match="the disk is full"):
+    with pytest.raises(DataError, match="the disk is full"):
         prepare_dataset(BraTSReader(), tmp_path / "raw", tmp_path / "s.zarr", convert=convert)
     assert [line for line in said if "does not answer" in line] == [
         "SLURM does not answer: still waiting for results (Ctrl-C to interrupt)"
