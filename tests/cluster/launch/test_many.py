@@ -325,6 +325,58 @@ def test_a_job_that_cannot_be_recorded_is_cancelled(
     assert sbatch.with_name("scancel.asked").read_text() == "1\n"
 
 
+@pytest.mark.parametrize("command", [control.resume_runs, launch.rerun, control.cancel_runs])
+def test_what_is_not_confirmed_is_not_done(
+    tmp_path: Path, sbatch: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: Any
+) -> None:
+    profile, runs = profile_with(), tmp_path / "runs"
+    run = submit_all(wanted(range(1), profile), profile, runs).started[0].run
+    name = (read_json(run.job) or {})["job_name"]
+    if command is control.cancel_runs:
+        sbatch.with_name("squeue").write_text(f"#!/bin/sh\necho '1|{name}|RUNNING|1:00|1|N/A|n1|None'\n")
+    before = events(run)
+    monkeypatch.setattr(control.out, "confirm", lambda question: False)
+    command([run], False)
+    assert "nothing was done" in capsys.readouterr().err
+    assert events(run) == before
+    assert sbatch.with_suffix(".calls").read_text() == "x\n"
+
+
+def test_of_several_that_are_rerun_those_that_go_on_are_skipped(
+    tmp_path: Path, sbatch: Path, store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    profile, runs = profile_with(), tmp_path / "runs"
+    first, second = (item.run for item in submit_all(wanted(range(2), profile), profile, runs).started)
+    name = (read_json(first.job) or {})["job_name"]
+    sbatch.with_name("squeue").write_text(f"#!/bin/sh\necho '1_0|{name}|RUNNING|1:00|1|N/A|n1|None'\n")
+    launch.rerun([first, second], yes=True)
+    assert "skipped: 1 " in capsys.readouterr().err
+    assert sorted(run.experiment().seed for run in find_runs(runs)) == [0, 1, 1]
+
+
+def test_a_run_that_ended_without_a_result_is_mentioned_where_it_is_submitted_again(
+    tmp_path: Path, sbatch: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    profile, runs = profile_with(), tmp_path / "runs"
+    run = submit_all(wanted(range(1), profile), profile, runs).started[0].run
+    launch.submit(LaunchPlan(wanted(range(1), profile)), profile, runs)
+    said = capsys.readouterr().err
+    assert f"{run.name} has the same settings and is" in said
+    assert "hpc-tumor resume would continue it" in said
+    assert len(find_runs(runs)) == 2
+
+
+def test_a_run_that_is_still_ending_is_not_resumed(tmp_path: Path, sbatch: Path) -> None:
+    profile, runs = profile_with(), tmp_path / "runs"
+    run = submit_all(wanted(range(1), profile), profile, runs).started[0].run
+    name = (read_json(run.job) or {})["job_name"]
+    sbatch.with_name("squeue").write_text(f"#!/bin/sh\necho '1|{name}|COMPLETING|1:00|1|N/A|n1|None'\n")
+    with pytest.raises(UsageError, match="is still ending: try again"):
+        resume_run(run)
+    atomic.write_json(run.job, {**(read_json(run.job) or {}), "plan": {"gpus": "many"}})
+    assert isinstance(resume_all([run])[run.name], UsageError)
+
+
 def test_a_process_that_was_just_started_is_ended() -> None:
     with subprocess.Popen(["sleep", "60"]) as process:
         cancel_started([str(process.pid)], local_profile())

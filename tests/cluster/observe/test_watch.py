@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -184,6 +185,18 @@ def test_following_a_queued_run_says_why_it_waits_and_goes_on_when_it_begins(
     assert (runs, ended) == (f"{run.name} running", f"{run.name} finished")
     assert shown.out == "epoch 1\n"
     assert questions(squeue) <= 200 / WATCH_SECONDS + 2
+
+
+def test_following_that_is_interrupted_leaves_the_run_and_says_so(
+    tmp_path: Path, squeue: Path, clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = on_slurm(tmp_path / "runs")
+    says(squeue, run, "RUNNING")
+    clock.at = [(10, lambda: signal.raise_signal(signal.SIGINT))]
+    with pytest.raises(KeyboardInterrupt):
+        follow_log(run, rank=0)
+    assert f"{run.name} continues." in capsys.readouterr().err
+    assert questions(squeue, "scancel") == 0
 
 
 def test_following_a_run_that_waits_on_this_machine_says_for_how_many(
