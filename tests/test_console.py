@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import signal
 import sys
 
 import pytest
@@ -75,15 +77,15 @@ def stdout_in(encoding: str, monkeypatch: pytest.MonkeyPatch) -> io.BytesIO:
 
 @pytest.mark.parametrize(
     ("encoding", "text"),
-    [("ascii", "2 x 4 - Julich +/-1 10 deg a... -> b >= 3 - ? \\xff"),
-     ("latin-1", "2 × 4 - Jülich ±1 10° a... -> b >= 3 · ? \\xff"),
-     ("utf-8", "2 × 4 – Jülich ±1 10° a… → b ≥ 3 · 肿 \\xff")],
+    [("ascii", "2 x 4 - Julich +/-1 10 deg a... -> b >= 3 - ? + * \\xff"),
+     ("latin-1", "2 × 4 - Jülich ±1 10° a... -> b >= 3 · ? + * \\xff"),
+     ("utf-8", "2 × 4 – Jülich ±1 10° a… → b ≥ 3 · 肿 ┼ ⠋ \\xff")],
 )  # fmt: skip
 def test_what_a_stream_cannot_carry_is_spelled_in_characters_that_it_can(
     monkeypatch: pytest.MonkeyPatch, encoding: str, text: str
 ) -> None:
     shown = stdout_in(encoding, monkeypatch)
-    Output().text("2 × 4 – Jülich ±1 10° a… → b ≥ 3 · 肿 \udcff")
+    Output().text("2 × 4 – Jülich ±1 10° a… → b ≥ 3 · 肿 ┼ ⠋ \udcff")
     assert shown.getvalue().decode(encoding) == f"{text}\n"
 
 
@@ -147,6 +149,47 @@ def test_watching_in_a_log_says_each_thing_once(
     shown = capsys.readouterr()
     assert shown.err.splitlines() == ["epoch 1", "epoch 2"]
     assert shown.out == ""
+
+
+class Terminal(io.StringIO):
+    """A stream that says that a person sits at it."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def terminal(monkeypatch: pytest.MonkeyPatch, typed: str = "") -> Terminal:
+    """What is shown from now on, at a terminal where somebody has typed that."""
+    shown = Terminal()
+    monkeypatch.setattr(sys, "stdin", Terminal(typed))
+    monkeypatch.setattr(sys, "stderr", shown)
+    monkeypatch.setenv("TERM", "xterm")
+    return shown
+
+
+@pytest.mark.parametrize(("answer", "agreed"), [("y\n", True), (" YES \n", True), ("n\n", False), ("", False)])
+def test_a_question_is_answered_with_yes_alone(monkeypatch: pytest.MonkeyPatch, answer: str, agreed: bool) -> None:
+    shown = terminal(monkeypatch, answer)
+    assert Output().confirm("cancel 3 runs?") is agreed
+    assert shown.getvalue() == "cancel 3 runs? [y/N] "
+
+
+def test_an_interrupted_question_ends_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = terminal(monkeypatch)
+    monkeypatch.setattr(sys.stdin, "readline", lambda: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        Output().confirm("cancel 3 runs?")
+    assert shown.getvalue().endswith("[y/N] \n")
+
+
+def test_progress_on_a_terminal_is_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = terminal(monkeypatch)
+    monkeypatch.setenv("COLUMNS", "80")
+    with Output().progress("converting", "cases") as progress:
+        progress(3, 7)
+    text = re.sub(r"\x1b\[[^A-Za-z]*[A-Za-z]", "", shown.getvalue())
+    assert "converting" in text
+    assert "3/7 cases" in text
 
 
 def test_without_a_terminal_a_question_is_refused_with_the_option_that_answers_it() -> None:

@@ -68,6 +68,8 @@ def test_changed_files_are_noticed(tmp_path: Path) -> None:
     (tmp_path / "__init__.py").write_text("")
     for words in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "x"]):
         subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
+        if words[0] == "add":
+            assert provenance.git_state(tmp_path) is None  # nothing is committed yet
     state = provenance.git_state(tmp_path)
     assert state is not None
     assert len(state["commit"]) == 40
@@ -76,3 +78,8 @@ def test_changed_files_are_noticed(tmp_path: Path) -> None:
     state = provenance.git_state(tmp_path) or {}
     assert state["dirty"] is True
     assert "+changed = 1" in state["diff"]
+
+
+def test_packages_that_are_not_installed_have_no_version() -> None:
+    assert provenance.versions(["numpy", "no-such-package"])["no-such-package"] is None
+    assert provenance.versions(["numpy"])["numpy"]

@@ -190,3 +190,23 @@ def test_leftovers_of_a_killed_write_go_and_nothing_else(tmp_path: Path, experim
     run.remove_leftovers()
     assert all(path.exists() for path in kept)
     assert not any(path.exists() for path in left)
+
+
+def test_a_line_that_did_not_fit_is_an_error(
+    tmp_path: Path, experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDir.create(tmp_path, experiment)
+    monkeypatch.setattr(os, "write", lambda handle, line: len(line) - 1)
+    with pytest.raises(OSError, match="could not be written completely") as raised:
+        run.add_event("started")
+    assert raised.value.errno == errno.ENOSPC
+
+
+def test_a_file_larger_than_any_of_a_run_is_not_read(
+    tmp_path: Path, experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDir.create(tmp_path, experiment)
+    size = run.config.stat().st_size
+    for most, is_read in ((size, True), (size - 1, False)):
+        monkeypatch.setattr("hpc_tumor.run_dir.MOST_BYTES", most)
+        assert (read_json(run.config) is not None) is is_read

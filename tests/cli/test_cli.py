@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import pty
@@ -17,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import typer
@@ -273,6 +275,13 @@ def test_what_was_not_foreseen_is_one_line(capsys: Captured, monkeypatch: pytest
     assert error[0] == "error: ZeroDivisionError: division by zero"
     assert "--verbose" in error[1]
     assert len(error) == 2
+
+
+def test_a_full_disk_below_the_output_is_one_line(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr("hpc_tumor.cluster.describe.profiles.list_profiles", MagicMock(side_effect=full))
+    assert cli.main(["clusters"]) == 1
+    assert capsys.readouterr().err == "error: cannot write the output: no space left on the device.\n"
 
 
 def test_interrupted(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
 from hpc_tumor import cli
-from hpc_tumor.cli.views.doctor import show_section
+from hpc_tumor.cli.views.doctor import Waiting, show_section
 from hpc_tumor.cluster.plan.plan import Plan
 from hpc_tumor.config import ClusterProfile
+from hpc_tumor.doctor import examine
 from hpc_tumor.doctor.finding import Finding, Section, error
 from hpc_tumor.doctor.node import judge
 from hpc_tumor.doctor.node_job import Outcome
 from hpc_tumor.doctor.probe import Gpu, Probe, TorchFacts
+from hpc_tumor.errors import ClusterError, UsageError
 from hpc_tumor.validation import build
 
 Captured = pytest.CaptureFixture[str]
@@ -95,6 +99,53 @@ def test_long_lines_are_broken_and_hostile_ones_harmless(capsys: Captured) -> No
     assert lines[2].startswith("           word")
 
 
+# -- the steps of the command -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("failure", "words"),
+    [
+        (None, "not submitted because of the cluster errors above"),
+        (ClusterError("Invalid account."), "Invalid account"), (UsageError("no log here."), "no log here"),
+        (OSError("no space"), "no space"),
+    ],
+)  # fmt: skip
+def test_why_the_test_job_gives_no_answer(
+    work: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception | None, words: str
+) -> None:
+    clusters = work.parent / "configuration" / "clusters"
+    clusters.mkdir(parents=True)
+    (clusters / "p.toml").write_text('description = "d"\n[node]\ngpus = 2\ncpus = 24\n')
+    monkeypatch.setattr(examine, "probe_here", lambda: HERE)
+    monkeypatch.setattr(examine, "try_on_node", MagicMock(side_effect=failure))
+    if failure:
+        monkeypatch.setattr(examine.slurm, "check_commands", lambda facts: [])
+    *_, last = examine.examine(cluster="p", submit=True)
+    assert (last.key, [item.text for item in last.findings]) == ("job", [words])
+
+
+def test_on_a_terminal_the_current_step_is_shown_until_something_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    monkeypatch.setattr(shown, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", shown)
+    monkeypatch.setenv("TERM", "xterm")
+    waiting = Waiting()
+    waiting("importing torch", False)
+    waiting("waiting for a node", True)
+    waiting.pause()
+    waiting.pause()
+    assert "waiting for a node …" in shown.getvalue()
+    assert "\x1b[?25h" in shown.getvalue()  # the cursor is back
+
+
+def test_in_a_log_each_long_step_is_a_line(capsys: Captured) -> None:
+    waiting = Waiting()
+    for line, long in (("importing torch", False), ("waiting", True), ("waiting", True)):
+        waiting(line, long)
+    waiting.pause()
+    assert capsys.readouterr().err == "waiting\n"
+
+
 # -- answers of nodes -------------------------------------------------------------------------------------------------
 
 
@@ -155,10 +206,24 @@ def test_nodes_that_are_fit() -> None:
          "error", "Tesla V100 (sm_70)"),
         (outcome(meetings={0: {"error": "RuntimeError: Unable to find address for: ib7"}}), "error", "ib7"),
         (outcome(meetings={}), "error", "could not communicate"),
+        (outcome(meetings={rank: {"seconds": 1.0, "right": False} for rank in (0, 1)}), "error", "a wrong sum"),
+        (outcome(answers={0: outcome().answers[0]}), "error", "1 task of 2 did not answer"),
+        (with_answer(1, local={"path": "/tmp", "kind": "xfs", "bytes_left": 10**6}), "warning", "local disk /tmp"),
     ],
 )  # fmt: skip
 def test_nodes_that_are_not(result: Outcome, level: str, words: str) -> None:
     assert any(words in item.text for item in found(result)[level]), found(result)
+
+
+def test_what_a_node_does_not_tell_is_left_out() -> None:
+    """No second task that could be met, no disk of its own, and more CPUs than a task was given."""
+    alone = with_answer(0, local={"bytes_left": None}, probe=replace(HERE, cpus=8).as_dict())
+    levels = found(replace(alone, plan=replace(PLAN, nodes=1), answers={0: alone.answers[0]}))
+    assert not levels["warning"] + levels["error"]
+    texts = " ".join(item.text for item in levels["ok"])
+    assert "CPU affinity is not enforced: 8 usable" in texts
+    assert "communicate" not in texts
+    assert "local disk" not in texts
 
 
 def test_another_gpu_than_the_profile_says() -> None:

@@ -77,6 +77,7 @@ def test_a_model_that_is_not_known_is_not_called_fit() -> None:
         (("sm_100a",), (10, 3), False),
         (("sm_100",), (10, 3), True),
         (("sm_120",), (10, 0), False),
+        (("gfx942",), (9, 4), False),
         ((), (8, 0), False),
     ],
 )
@@ -189,6 +190,16 @@ def testread_nvidia_smi_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert read_nvidia_smi()[0] == (Gpu("Tesla V100-PCIE-32GB", None, 32510 / 1024),)
     command.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed'; exit 9\n")
     assert read_nvidia_smi() == (None, None)
+
+
+def test_without_torch_gpus_are_not_checked() -> None:
+    assert levels(check_gpus(machine(None, A100))) == ["warning"]
+    assert check_model(None, "A100", "mine") == []
+
+
+def test_a_build_for_cpus_leaves_gpus_idle() -> None:
+    (found,) = check_gpus(machine(replace(NEW, cuda=None, archs=()), A100))
+    assert (found.level, "is built for CPUs and cannot use it" in found.text) == ("error", True)
 
 
 def test_no_gpu_is_no_fault() -> None:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 import tomllib
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
+from subprocess import CompletedProcess
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -57,11 +62,54 @@ def test_an_import_that_fails_or_crashes_is_named(
     assert "pip install" in found[0].way_out
 
 
+@pytest.mark.parametrize(
+    ("ends", "failure"),
+    [
+        (subprocess.TimeoutExpired("python", 300, stderr=b"importing h5py\nimporting torch\n"), ImportFault.HANGS),
+        (CompletedProcess("python", -signal.SIGILL, stderr="importing torch\n"), ImportFault.WRONG_CPU),
+        (CompletedProcess("python", 1, stderr="importing torch\nNo module named 'x'\n"), ImportFault.ABSENT),
+        (CompletedProcess("python", 3, stderr="asking torch\n"), ImportFault.OTHER),
+        (OSError("Exec format error"), ImportFault.OTHER),
+    ],
+)  # fmt: skip
+def test_how_the_imports_ended(
+    monkeypatch: pytest.MonkeyPatch, ends: Exception | CompletedProcess[str], failure: ImportFault
+) -> None:
+    monkeypatch.setattr(subprocess, "run", MagicMock(side_effect=[ends, OSError(), OSError()]))
+    ((module, found),) = probe_here().failed.items()
+    assert module == ("hpc_tumor" if isinstance(ends, OSError) else "torch")
+    assert found.kind is failure
+
+
+def test_versions_that_are_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "run", MagicMock(side_effect=OSError("no Python")))
+    monkeypatch.setattr(metadata, "requires", lambda name: ["numpy>=99.0", "h5py>=1; extra == 'x'", "torch>=2.6"])
+    assert probe_here().too_old == {"numpy": "99.0"}
+
+
 def test_a_package_that_is_not_there() -> None:
     probe = replace(FIT, failed={"google_crc32c": ImportFailure("ModuleNotFoundError: …", ImportFault.ABSENT)})
     (found,) = check_packages(probe)
     assert found.text == "google-crc32c is not installed"
     assert found.way_out == 'pip install "google-crc32c", with /env/bin/python'
+
+
+@pytest.mark.parametrize(
+    ("why", "kind", "text", "way"),
+    [
+        ("killed by SIGILL", ImportFault.WRONG_CPU, "built for another CPU", "--force-reinstall"),
+        ("libm.so.6: version `GLIBC_2.29' not found", ImportFault.OTHER, "GLIBC_2.29", "LD_LIBRARY_PATH"),
+        ("did not finish within 300 s", ImportFault.HANGS, "importing nibabel did not finish", "file system"),
+    ],
+)
+def test_the_way_out_depends_on_the_kind_of_failure(why: str, kind: ImportFault, text: str, way: str) -> None:
+    (found,) = check_packages(replace(FIT, failed={"nibabel": ImportFailure(why, kind)}))
+    assert (found.level, text in found.text, way in found.way_out) == ("error", True, True)
+
+
+def test_a_package_that_is_too_old() -> None:
+    found = check_packages(replace(FIT, versions={**FIT.versions, "zarr": "2.1"}, too_old={"zarr": "3.0"}))
+    assert [item.text for item in found if item.level == "error"] == ["zarr 2.1 is too old: hpc-tumor needs 3.0"]
 
 
 def test_torchvision_of_another_torch() -> None:

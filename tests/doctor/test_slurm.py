@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,19 @@ def test_no_accounting_is_a_warning(commands: Path) -> None:
     assert levels(check_commands(FACTS)) == ["ok"]
 
 
+def test_an_accounting_that_does_not_answer_is_a_warning(commands: Path) -> None:
+    make(commands, *NEEDED, "sacct")
+    found = check_commands(replace(FACTS, missing=("sacctmgr show user",)))
+    assert levels(found) == ["ok", "warning"]
+    assert "limits of your account were not checked" in found[1].text
+
+
+def test_commands_of_which_only_some_answer(commands: Path) -> None:
+    make(commands, *NEEDED, "sinfo")
+    (found,) = check_commands(None)
+    assert (found.level, "only some of its commands do" in found.text) == ("error", True)
+
+
 def test_a_profile_that_fits_is_one_line() -> None:
     (found,) = check_partition(profile(), FACTS, None)
     assert found == ok("partition GPU: 4 nodes of 24 CPUs, 234 GB, 2 GPUs; at most 18:00 h")
@@ -126,6 +140,36 @@ def test_a_partition_that_is_not_there() -> None:
     (found,) = check_partition(profile(slurm={"partition": "DGX"}), FACTS, None)
     assert found.level == "error"
     assert 'partition = "NAME"; existing partitions: GPU' in found.way_out
+
+
+@pytest.mark.parametrize(
+    ("name", "facts", "level", "words"),
+    [
+        ("DGX,GPU", FACTS, "ok", "SLURM chooses one"), ("DGX,EPYC", FACTS, "error", "none of the partitions"),
+        (None, replace(FACTS, partitions=None), "warning", "sinfo does not answer"),
+        (None, replace(FACTS, partitions={"GPU": replace(PARTITION, default=False)}), "warning", "no default"),
+        (None, replace(FACTS, partitions={"GPU": replace(PARTITION, kinds=())}), "ok", "partition GPU"),
+    ],
+)  # fmt: skip
+def test_which_partition_is_used(name: str | None, facts: Facts, level: str, words: str) -> None:
+    (found,) = check_partition(profile(slurm={"partition": None}), facts, name)
+    assert (found.level, words in found.text) == (level, True)
+
+
+@pytest.mark.parametrize(
+    ("open_to", "way"), [(("long", "short"), "--qos with one of long, short"), ((), "another --qos")]
+)
+def test_a_qos_that_the_partition_does_not_take(open_to: tuple[str, ...], way: str) -> None:
+    denied = () if open_to else ("normal",)
+    facts = replace(FACTS, partitions={"GPU": replace(PARTITION, qos=open_to, denied_qos=denied)})
+    (found,) = check_partition(profile(slurm={"qos": "normal"}), facts, None)
+    assert found == error("partition GPU does not accept QOS normal", way)
+
+
+def test_no_default_account(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HPC_TUMOR_ACCOUNT", raising=False)
+    (found,) = check_account(profile(), replace(FACTS, default_account=None), None)
+    assert found == warning("no default account", "--account with one of dssc")
 
 
 @pytest.mark.parametrize(

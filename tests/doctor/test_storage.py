@@ -7,6 +7,7 @@ import fcntl
 import os
 import tempfile
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -14,9 +15,12 @@ from hpc_tumor.config import ClusterProfile
 from hpc_tumor.data.convert.prepare import prepare_dataset
 from hpc_tumor.data.phantom.dataset import make_phantom
 from hpc_tumor.data.raw.sources import READERS
+from hpc_tumor.data.store.store import Store
 from hpc_tumor.doctor import filesystems
 from hpc_tumor.doctor.filesystems import Allowance, Room, Trial, ceph_quota, read_quota, read_room, try_writing
+from hpc_tumor.doctor.finding import error
 from hpc_tumor.doctor.storage import check_storage, check_writing, judge_room
+from hpc_tumor.errors import DataError
 from hpc_tumor.system import atomic
 from hpc_tumor.validation import build
 
@@ -162,9 +166,40 @@ def test_the_store(tmp_path: Path) -> None:
     assert f"20 images, fingerprint {summary.fingerprint[:12]}" in text
     assert told(store, str(tmp_path / "scratch"))[0] == "ok"
     assert told(store, str(tmp_path / "elsewhere"))[0] == "warning"
+    assert told(store, "~nobody-of-that-name/scratch") == ("ok", text)  # known on the cluster alone
     missing = check_storage(tmp_path, tmp_path / "no.zarr", None)[-1]
     assert (missing.level, missing.text) == ("error", f"there is no store {tmp_path / 'no.zarr'}")
     assert "prepare-data" in missing.way_out
+
+
+@pytest.mark.parametrize(
+    ("failure", "words"),
+    [(DataError("damaged."), "damaged"), (OSError(errno.EACCES, "Permission denied"), "s.zarr: Permission denied")],
+)
+def test_a_store_that_cannot_be_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception, words: str
+) -> None:
+    monkeypatch.setattr(Store, "open", MagicMock(side_effect=failure))
+    found = check_storage(tmp_path, tmp_path / "s.zarr", None)[-1]
+    assert (found.level, found.text.endswith(words)) == ("error", True)
+
+
+def test_folders_whose_file_system_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stale = OSError(errno.ESTALE, "Stale file handle")
+    monkeypatch.setattr("hpc_tumor.doctor.storage.read_room", MagicMock(side_effect=stale))
+    found = [item for item in check_storage(tmp_path, None, profile()) if "Stale" in item.text]
+    assert found[0] == error(f"runs {tmp_path}: Stale file handle", "choose another folder, or ask an administrator")
+
+
+@pytest.mark.parametrize(("kind", "warned"), [("ceph", False), ("xfs", True)])
+def test_local_disks_are_warned_of_on_clusters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, warned: bool
+) -> None:
+    room = Room(kind, Path("/data"), None, None)
+    monkeypatch.setattr("hpc_tumor.doctor.storage.read_room", lambda folder: room)
+    monkeypatch.setattr("hpc_tumor.doctor.storage.nearest_existing", lambda path: Path("/data"))
+    found = [item.text for item in check_storage(tmp_path, None, profile()) if item.level == "warning"]
+    assert any("runs on xfs /data, probably this machine's local disk" in text for text in found) is warned
 
 
 def test_kinds_of_file_systems(tmp_path: Path) -> None:

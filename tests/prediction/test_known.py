@@ -17,11 +17,18 @@ import pytest
 from PIL import Image
 
 from hpc_tumor import cli
-from hpc_tumor.data.splits.known_cases import KnownCases, read_known_cases, save_known_cases, write_known_cases
+from hpc_tumor.data.splits.known_cases import (
+    KnownCases,
+    ids_of_split,
+    read_known_cases,
+    save_known_cases,
+    write_known_cases,
+)
 from hpc_tumor.data.splits.split_file import read_split
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.prediction.known import CaseMatcher, Match, load_matcher
 from hpc_tumor.run_dir import RunDir
+from hpc_tumor.system.npz import write_arrays
 
 IN_FLOAT32 = ("--precision", "float32", "--device", "cpu")
 
@@ -330,3 +337,35 @@ def test_known_cases_are_kept_compactly(images: Path, cnn_run: RunDir) -> None:
     assert set(known.ids) == {*parts["train"], *parts["val"]}
     assert known.trained.sum() == len(parts["train"])
     assert cnn_run.known_cases.stat().st_size < 1000 * len(known.ids)
+
+
+KNOWN = KnownCases(np.array(["a", "b"]), np.array([True, False]))
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"other_ids": np.array(["c"]), "other_of": np.array([2])}, "other_of refers to missing cases"),
+        ({"other_ids": np.array(["c"]), "other_of": np.array([0, 1])}, r"other_of is int64 of shape \(2,\)"),
+        ({"trained": np.array([1.0, 0.0])}, "trained is float64"), ({"trained": None}, "has no case ids"),
+    ],
+)  # fmt: skip
+def test_known_cases_that_contradict_themselves(tmp_path: Path, changed: dict[str, Any], words: str) -> None:
+    write_known_cases(tmp_path / "known.npz", KNOWN)
+    assert read_known_cases(tmp_path / "known.npz").ids.tolist() == ["a", "b"]
+    write_known_cases(tmp_path / "known.npz", replace(KNOWN, **changed))
+    with pytest.raises(ValueError, match=words):
+        read_known_cases(tmp_path / "known.npz")
+
+
+def test_known_cases_of_another_format(tmp_path: Path) -> None:
+    write_arrays(tmp_path / "known.npz", {"format": "hpc-tumor known cases 2"}, {"ids": KNOWN.ids})
+    with pytest.raises(ValueError, match="has another format"):
+        read_known_cases(tmp_path / "known.npz")
+
+
+@pytest.mark.parametrize(("train", "ids"), [(["a", ["b", 3], "a"], ["a", "b", "c"]), ([["a", 1], [7, 1]], None)])
+def test_ids_of_a_split(tmp_path: Path, train: list[Any], ids: list[str] | None) -> None:
+    (tmp_path / "split.json").write_text(json.dumps({"parts": {"train": train, "val": ["b", "c"]}}))
+    known = ids_of_split(tmp_path / "split.json")
+    assert (known.ids.tolist() if known else None) == ids

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 
 from hpc_tumor.data.phantom.dataset import make_phantom
+from hpc_tumor.system import processes
 from hpc_tumor.system.processes import import_path, package_home, python_variables
 
 TRAPS = ("types", "enum", "signal", "pickle", "numpy", "torch", "hpc_tumor")
@@ -72,3 +77,34 @@ def test_where_modules_of_this_process_are_found(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("PYTHONPATH", "")
     monkeypatch.chdir(package_home())  # a checkout
     assert str(package_home()) in import_path()
+
+
+def test_a_folder_that_was_removed_is_left_out_of_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    monkeypatch.setattr(sys, "path", ["", "/other"])
+    assert import_path() == ["/other"]
+
+
+@pytest.mark.parametrize(
+    ("platform", "expected", "parents"),
+    [("linux", "1", [2]), ("linux", None, [2, 1]), ("darwin", None, [2, 2, 1])],
+    ids=["died before", "died while it was asked", "without prctl"],
+)
+def test_a_process_ends_with_its_parent(
+    monkeypatch: pytest.MonkeyPatch, platform: str, expected: str | None, parents: list[int]
+) -> None:
+    ids, signals, ended = iter(parents), [], threading.Event()
+
+    def kill(process: int, number: int) -> None:
+        signals.append((process, number))
+        ended.set()
+
+    monkeypatch.setattr(processes, "os", SimpleNamespace(getppid=lambda: next(ids), getpid=lambda: 7, kill=kill))
+    monkeypatch.setattr(processes, "sys", SimpleNamespace(platform=platform))
+    monkeypatch.setattr(processes, "ctypes", MagicMock())
+    monkeypatch.setattr(processes, "time", MagicMock())
+    processes.end_with_parent(signal.SIGTERM, expected)
+    assert ended.wait(10)
+    assert signals == [(7, signal.SIGTERM)]

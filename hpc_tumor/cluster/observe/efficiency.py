@@ -286,8 +286,5 @@ def read_job_use(job_ids: Iterable[str]) -> dict[str, JobUse]:
 
 def parse_bytes(text: str) -> int | None:
     """Parse `1234K`, `1.5G` or `0` as bytes; None if it is not a size."""
-    match = re.fullmatch(r"([\d.]+)([KMGT]?)", text)
-    try:
-        return round(float(match[1]) * _UNITS[match[2]]) if match else None
-    except ValueError:
-        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)", text)
+    return round(float(match[1]) * _UNITS[match[2]]) if match else None

@@ -61,15 +61,6 @@ def audit_store(store: Store, experiment: Experiment, progress: Progress | None 
     """
     with suppress(DataError):  # becomes a verdict; a UsageError is raised before anything is read
         split_of(experiment, store)
-    try:
-        return _audit(store, experiment, progress)
-    except KeyError as error:
-        raise DataError(
-            f"{store.path} is damaged: the index lacks {error}. Run prepare-data again with --overwrite."
-        ) from error
-
-
-def _audit(store: Store, experiment: Experiment, progress: Progress | None) -> Audit:
     facts: VolumeFacts | ImageFacts
     shortcuts: tuple[Shortcut, ...] = ()
     if store.task == "segmentation":

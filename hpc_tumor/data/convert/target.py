@@ -243,7 +243,11 @@ def _locked(path: Path) -> Iterator[None]:
             holder = file.read_text(encoding="utf-8", errors="replace").strip() or holder
         raise DataError(f"{path} is being converted by {holder}: wait for it, or stop it.") from None
     except OSError as error:
-        way = " Convert on another disk, then copy the store." if has_no_locks(error) else ""
+        way = ""
+        if has_no_locks(error):
+            way = " Convert on another disk, then copy the store."
+            with suppress(OSError):
+                file.unlink(missing_ok=True)  # nobody can hold it
         raise DataError(f"{path} cannot be locked: {error.strerror}.{way}") from error
     try:
         yield

@@ -6,7 +6,9 @@ import errno
 import fcntl
 import json
 import os
+import re
 import secrets
+import signal
 import stat
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from launching import events, profile_with, small_experiment
@@ -21,10 +24,13 @@ from launching import events, profile_with, small_experiment
 import hpc_tumor
 from hpc_tumor.cli import control, launch
 from hpc_tumor.cli.planning import LaunchPlan
+from hpc_tumor.cluster.describe.profiles import local_profile
 from hpc_tumor.cluster.launch import snapshot
+from hpc_tumor.cluster.launch.executors import cancel_started
 from hpc_tumor.cluster.launch.existing import find_existing
 from hpc_tumor.cluster.launch.private import code_folder, locked, make_private, submission_lock
-from hpc_tumor.cluster.launch.submit import PlannedRun, array_script, group_runs, resume_run, submit_all
+from hpc_tumor.cluster.launch.submit import PlannedRun, array_script, group_runs, resume_all, resume_run, submit_all
+from hpc_tumor.cluster.observe.job_record import JobRecord
 from hpc_tumor.cluster.observe.queue import read_states
 from hpc_tumor.cluster.plan.plan import make_plan
 from hpc_tumor.config import ClusterProfile, Experiment
@@ -297,6 +303,101 @@ def test_many_are_resumed_as_one_array_and_cancelled_with_one_call(tmp_path: Pat
     (asked,) = sbatch.with_name("scancel.asked").read_text().splitlines()
     assert sorted(asked.split()) == ["2_0", "2_1", "2_2"]
     assert {run.name for run in found if "cancelled" in events(run)} == names
+
+
+def test_of_many_that_are_resumed_each_failure_is_told(tmp_path: Path, sbatch: Path, store: Path) -> None:
+    profile, runs = profile_with(), tmp_path / "runs"
+    submit_all(wanted(range(2), profile), profile, runs)
+    found = find_runs(runs)
+    unsubmitted = RunDir.create(runs, small_experiment(seed=9))
+    sbatch.write_text("#!/bin/sh\necho Invalid account >&2; exit 1\n")
+    errors = resume_all([*found, unsubmitted])
+    assert set(errors) == {run.name for run in (*found, unsubmitted)}
+    assert "never submitted" in str(errors.pop(unsubmitted.name))
+    assert all("Invalid account" in str(error) for error in errors.values())
+    assert {str((read_json(run.job) or {})["job_id"]) for run in found} == {"1_0", "1_1"}
+
+
+@pytest.mark.parametrize(
+    ("cancels", "words"),
+    [("exit 0", "the disk is full"), ("exit 1", "could neither be recorded .* nor cancelled .* use scancel")],
+)
+def test_a_job_that_cannot_be_recorded_is_cancelled(
+    tmp_path: Path, sbatch: Path, monkeypatch: pytest.MonkeyPatch, cancels: str, words: str
+) -> None:
+    write = JobRecord.write
+
+    def refuse(record: JobRecord, run: RunDir, **changed: Any) -> JobRecord:
+        if changed.get("job_id"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(record, run, **changed)
+
+    monkeypatch.setattr(JobRecord, "write", refuse)
+    sbatch.with_name("scancel").write_text(f'#!/bin/sh\necho "$*" >> "$0.asked"; {cancels}\n')
+    profile = profile_with()
+    submitted = submit_all(wanted(range(2), profile), profile, tmp_path / "runs")
+    assert re.search(words, str(submitted.error))
+    assert submitted.started == []
+    assert sbatch.with_name("scancel.asked").read_text() == "1\n"
+
+
+@pytest.mark.parametrize("command", [control.resume_runs, launch.rerun, control.cancel_runs])
+def test_what_is_not_confirmed_is_not_done(
+    tmp_path: Path, sbatch: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: Any
+) -> None:
+    profile, runs = profile_with(), tmp_path / "runs"
+    run = submit_all(wanted(range(1), profile), profile, runs).started[0].run
+    name = (read_json(run.job) or {})["job_name"]
+    if command is control.cancel_runs:
+        sbatch.with_name("squeue").write_text(f"#!/bin/sh\necho '1|{name}|RUNNING|1:00|1|N/A|n1|None'\n")
+    before = events(run)
+    monkeypatch.setattr(control.out, "confirm", lambda question: False)
+    command([run], False)
+    assert "nothing was done" in capsys.readouterr().err
+    assert events(run) == before
+    assert sbatch.with_suffix(".calls").read_text() == "x\n"
+
+
+def test_of_several_that_are_rerun_those_that_go_on_are_skipped(
+    tmp_path: Path, sbatch: Path, store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    profile, runs = profile_with(), tmp_path / "runs"
+    first, second = (item.run for item in submit_all(wanted(range(2), profile), profile, runs).started)
+    name = (read_json(first.job) or {})["job_name"]
+    sbatch.with_name("squeue").write_text(f"#!/bin/sh\necho '1_0|{name}|RUNNING|1:00|1|N/A|n1|None'\n")
+    launch.rerun([first, second], yes=True)
+    assert "skipped: 1 " in capsys.readouterr().err
+    assert sorted(run.experiment().seed for run in find_runs(runs)) == [0, 1, 1]
+
+
+def test_a_run_that_ended_without_a_result_is_mentioned_where_it_is_submitted_again(
+    tmp_path: Path, sbatch: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    profile, runs = profile_with(), tmp_path / "runs"
+    run = submit_all(wanted(range(1), profile), profile, runs).started[0].run
+    launch.submit(LaunchPlan(wanted(range(1), profile)), profile, runs)
+    said = capsys.readouterr().err
+    assert f"{run.name} has the same settings and is" in said
+    assert "hpc-tumor resume would continue it" in said
+    assert len(find_runs(runs)) == 2
+
+
+def test_a_run_that_is_still_ending_is_not_resumed(tmp_path: Path, sbatch: Path) -> None:
+    profile, runs = profile_with(), tmp_path / "runs"
+    run = submit_all(wanted(range(1), profile), profile, runs).started[0].run
+    name = (read_json(run.job) or {})["job_name"]
+    sbatch.with_name("squeue").write_text(f"#!/bin/sh\necho '1|{name}|COMPLETING|1:00|1|N/A|n1|None'\n")
+    with pytest.raises(UsageError, match="is still ending: try again"):
+        resume_run(run)
+    atomic.write_json(run.job, {**(read_json(run.job) or {}), "plan": {"gpus": "many"}})
+    assert isinstance(resume_all([run])[run.name], UsageError)
+
+
+def test_a_process_that_was_just_started_is_ended() -> None:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        cancel_started([str(process.pid)], local_profile())
+        assert process.wait(10) == -signal.SIGTERM
+    cancel_started([str(process.pid)], local_profile())  # it is gone
 
 
 def test_what_others_may_not_see_is_not_submitted_by_them(tmp_path: Path, sbatch: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from launching import events, profile_with, small_experiment, submit_experiment
 
 import hpc_tumor
-from hpc_tumor.cli.planning import parse_sbatch_options
+from hpc_tumor.cli.planning import parse_sbatch_options, plan_runs
 from hpc_tumor.cluster.launch.script import setup_lines
 from hpc_tumor.cluster.launch.snapshot import CODE_LOST, snapshot_path
 from hpc_tumor.cluster.launch.submit import array_script, job_script, resume_run
@@ -298,3 +298,13 @@ def test_resume_on_another_number_of_gpus(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(UsageError, match="--gpus 64 is not possible"):
         resume_run(run, 64)
     assert (run.config.read_bytes(), run.job.read_bytes()) == before
+
+
+def test_options_of_sbatch_with_and_without_a_value() -> None:
+    assert parse_sbatch_options(["mail-type=END", "--exclusive"]) == {"mail-type": "END", "exclusive": True}
+
+
+def test_a_chain_is_no_array(tmp_path: Path) -> None:
+    profile = profile_with(slurm={"requeue": False})
+    with pytest.raises(UsageError, match="--at-once: two-gpu-nodes does not requeue jobs, so each run is a chain"):
+        plan_runs([small_experiment()], profile, at_once=2, walltime="6h")

@@ -261,6 +261,23 @@ def test_a_refused_requeue_is_said(job: Job) -> None:
     assert "presently disabled): continue with hpc-tumor resume" in job.last("stopped")["reason"]
 
 
+@pytest.mark.parametrize(
+    ("restarts", "requeue", "words"),
+    [(batch.MOST_RESTARTS, True, "already restarted"), (0, False, "the cluster does not allow requeueing")],
+)
+def test_where_it_may_not_be_requeued_a_warned_run_stops(job: Job, restarts: int, requeue: bool, words: str) -> None:
+    values = read_json(job.run.job) or {}
+    atomic.write_json(
+        job.run.job, {**values, "profile": profile_with(slurm={"requeue": requeue}).model_dump(mode="json")}
+    )
+    job.begin("42", restarts)
+    job.progress(1, 5)
+    job.signal(start=restarts)
+    assert job.after(0) == 0
+    assert words in job.last("stopped")["reason"]
+    assert job.commands == []
+
+
 def test_another_job_leaves_the_run_alone(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     job.begin("41")
     assert job.before() == 1
@@ -295,6 +312,14 @@ def test_a_plan_of_another_version_is_said(job: Job, capsys: pytest.CaptureFixtu
     job.signal()
     assert job.after(0) == 2
     assert "plan.new = 1: unexpected keyword argument. The request is therefore unknown" in (capsys.readouterr().err)
+
+
+def test_ranks_of_a_plan_of_another_version_do_not_begin(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    values = read_json(job.run.job) or {}
+    atomic.write_json(job.run.job, {**values, "plan": {**values["plan"], "new": 1}})
+    assert job.before() == 1
+    assert "plan.new = 1: unexpected keyword argument" in (capsys.readouterr().err)
+    assert events(job.run) == ["submitted"]
 
 
 def test_the_number_of_the_job_is_waited_for(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,16 +9,19 @@ import os
 import socket
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from launching import profile_with, small_experiment
 
 from hpc_tumor import cli
-from hpc_tumor.cluster.launch.private import submission_lock
+from hpc_tumor.cluster.launch.private import code_folder, make_private, submission_lock
 from hpc_tumor.cluster.observe.clean import QUIET_SECONDS, Cleaning, clean
 from hpc_tumor.data.convert.target import identity_of, open_target
+from hpc_tumor.errors import DataError
 from hpc_tumor.run_dir import RunDir
 
 DAYS = 86_400.0
@@ -131,13 +134,15 @@ def test_temporary_files_go_once_nobody_can_be_writing_them(tmp_path: Path, sque
     squeue.write_text(f"43|{running.name}|RUNNING|5:00|1|N/A|n1|None\n")
     half = runs / ".20260101-000000-unet-aaaaaa"
     (half / "logs").mkdir(parents=True)
-    old = [stopped.checkpoints / ".last.pt.new.tmp", running.checkpoints / ".last.pt.old.tmp", half]
-    new = stopped.path / ".status.json.abcd.tmp"
-    for path in (*old[:2], new):
+    beside = runs / ".results.csv.tmp"
+    old = [stopped.checkpoints / ".last.pt.new.tmp", running.checkpoints / ".last.pt.old.tmp", beside, half]
+    new = [stopped.path / ".status.json.abcd.tmp", runs / ".results.md.tmp"]
+    (runs / ".20260101-000000-unet-bbbbbb").mkdir()
+    for path in (*old[:3], *new):
         path.touch()
     for path in old:
         os.utime(path, (time.time() - 2 * QUIET_SECONDS,) * 2)
-    assert gone(runs) == {".last.pt.new.tmp", half.name}
+    assert gone(runs) == {".last.pt.new.tmp", beside.name, half.name}
 
 
 def test_code_goes_that_no_unfinished_run_needs(tmp_path: Path, squeue: Path) -> None:
@@ -254,6 +259,47 @@ def test_the_command_shows_first_and_removes_when_told(
     assert [run.last_checkpoint.exists() for run in (first, second)] == [False, True]
     assert cli.main(["status", "--json"]) == 0
     assert [run["state"] for run in json.loads(capsys.readouterr().out)] == ["finished", "finished"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "failed"),
+    [
+        (False, "in use again"), (FileNotFoundError(), None), (DataError("in use by a conversion."), "in use by a"),
+        (PermissionError(errno.EACCES, "Permission denied"), "Permission denied"),
+    ],
+)  # fmt: skip
+def test_a_copy_that_changed_since_it_was_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: Any, failed: str | None
+) -> None:
+    make_run(tmp_path / "runs", profile=profile_with(environment={"node_disk": "/disk"}).model_dump(mode="json"))
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    monkeypatch.setattr("hpc_tumor.cluster.observe.clean.list_copies", lambda disk: [copy])
+    monkeypatch.setattr("hpc_tumor.cluster.observe.clean.remove_copy", MagicMock(side_effect=[answer]))
+    done = clean(tmp_path / "runs", delete=True)
+    assert len(done.of("copies")) == (failed is None)
+    assert str(done.failed.get(copy, "")).startswith(failed or "")
+    assert len(done.failed) == (failed is not None)
+
+
+def test_without_locks_code_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_run(tmp_path / "runs")
+    code = make_private(code_folder(tmp_path / "runs")) / "0123.zip"
+    code.touch()
+    monkeypatch.setattr("hpc_tumor.cluster.observe.clean.submission_lock", lambda runs: nullcontext(False))
+    done = clean(tmp_path / "runs", delete=True)
+    assert list(done.failed) == [code]
+    assert (code.exists(), len(done.of("checkpoints"))) == (True, 2)
+
+
+@pytest.mark.parametrize(("age", "goes"), [(0.0, False), (DAYS, True)])
+def test_while_slurm_does_not_answer_runs_that_just_ended_are_left_alone(
+    tmp_path: Path, squeue: Path, age: float, goes: bool
+) -> None:
+    run = make_run(tmp_path / "runs")
+    os.utime(run.result, (time.time() - age,) * 2)
+    squeue.with_name("squeue").write_text("#!/bin/sh\nexit 1\n")
+    assert bool(gone(tmp_path / "runs")) is goes
 
 
 def test_what_cannot_be_removed_is_named(

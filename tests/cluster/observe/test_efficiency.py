@@ -139,6 +139,12 @@ def test_sacct_alone_tells_what_a_run_used(tmp_path: Path, made_up: MadeUpSlurm)
     assert "--duplicates" in call
 
 
+def test_a_step_that_ran_out_of_memory_counts_as_its_job(tmp_path: Path, made_up: MadeUpSlurm) -> None:
+    run = made_run(tmp_path / "runs", finished=False)
+    made_up.says("sacct", sacct_lines(run, "42").replace("COMPLETED|1790", "OUT_OF_MEMORY|1790"))
+    assert read_job_use(["42"])["42"].states == ["PREEMPTED", "COMPLETED", "OUT_OF_MEMORY"]
+
+
 def test_what_sacct_saw_beyond_the_files_counts(tmp_path: Path, made_up: MadeUpSlurm) -> None:
     run = made_run(tmp_path / "runs")
     used(run)
@@ -150,14 +156,9 @@ def test_what_sacct_saw_beyond_the_files_counts(tmp_path: Path, made_up: MadeUpS
 
 
 def test_numbers_of_sacct() -> None:
-    assert [parse_bytes(text) for text in ("12K", "1.50G", "0", "", "8Gc", "?")] == [
-        12_288,
-        3 * 2**29,
-        0,
-        None,
-        None,
-        None,
-    ]
+    assert [parse_bytes(text) for text in ("12K", "1.50G", "0", "", "8Gc", "?", "1.2.3G")] == [
+        12_288, 3 * 2**29, 0, None, None, None, None,
+    ]  # fmt: skip
     assert read_job_use([]) == {}
 
 

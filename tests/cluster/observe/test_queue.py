@@ -191,6 +191,34 @@ def test_what_the_run_says_of_its_failure(tmp_path: Path, made_up: MadeUpSlurm) 
     assert state_of(run)[0] == "queued"
 
 
+def test_a_run_that_stopped_by_itself_says_why(tmp_path: Path, made_up: MadeUpSlurm) -> None:
+    run = submitted(tmp_path)
+    run.write_status(state="stopped")
+    run.add_event("started")
+    run.add_event("stopped", reason="the time limit was reached and the cluster does not allow requeueing")
+    made_up.says("sacct", "42|COMPLETED|10|2|0:0|gpu001\n", run)
+    assert state_of(run) == ("stopped", "the time limit was reached and the cluster does not allow requeueing")
+
+
+def test_a_failure_that_is_known_gets_a_remedy(tmp_path: Path, made_up: MadeUpSlurm) -> None:
+    run = submitted(tmp_path)
+    run.add_event("started")
+    record_failure(run, 0, 0, "OSError: [Errno 28] No space left on device.")
+    made_up.says("sacct", "42|FAILED|10|2|1:0|gpu001\n", run)
+    state, reason = state_of(run)
+    assert state == "failed"
+    assert reason.startswith("OSError: [Errno 28] No space left on device – ")
+
+
+@pytest.mark.parametrize("start", ["2020-12-01T08:30:00", "soon"])
+def test_a_start_that_is_over_or_no_time_is_left_out(tmp_path: Path, made_up: MadeUpSlurm, start: str) -> None:
+    run = submitted(tmp_path)
+    made_up.says("squeue", f"42|PENDING|0:00|2|{start}||Priority\n", run)
+    state, reason = state_of(run)
+    assert state == "queued"
+    assert "starts about" not in reason
+
+
 def test_without_accounting_the_heartbeat_counts(tmp_path: Path, made_up: MadeUpSlurm) -> None:
     run = submitted(tmp_path)
     assert state_of(run)[0] == "lost"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from hpc_tumor.cli.control import follow_log, watch_runs
 from hpc_tumor.cli.views.runs import runs_view
 from hpc_tumor.cluster import slurm
 from hpc_tumor.cluster.convert import command as convert
-from hpc_tumor.cluster.convert.command import conversion_on
+from hpc_tumor.cluster.convert.command import MOST_LOSSES, conversion_on
 from hpc_tumor.cluster.convert.task import work
 from hpc_tumor.cluster.convert.work_queue import WorkQueue
 from hpc_tumor.cluster.node.local_queue import Ticket, take_ticket
@@ -33,6 +34,7 @@ from hpc_tumor.data.phantom.dataset import make_phantom
 from hpc_tumor.data.raw.brats import BraTSReader
 from hpc_tumor.doctor import node_job
 from hpc_tumor.doctor.node_job import PATIENCE, try_on_node
+from hpc_tumor.errors import DataError
 from hpc_tumor.run_dir import RunDir
 
 
@@ -185,6 +187,18 @@ def test_following_a_queued_run_says_why_it_waits_and_goes_on_when_it_begins(
     assert questions(squeue) <= 200 / WATCH_SECONDS + 2
 
 
+def test_following_that_is_interrupted_leaves_the_run_and_says_so(
+    tmp_path: Path, squeue: Path, clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = on_slurm(tmp_path / "runs")
+    says(squeue, run, "RUNNING")
+    clock.at = [(10, lambda: signal.raise_signal(signal.SIGINT))]
+    with pytest.raises(KeyboardInterrupt):
+        follow_log(run, rank=0)
+    assert f"{run.name} continues." in capsys.readouterr().err
+    assert questions(squeue, "scancel") == 0
+
+
 def test_following_a_run_that_waits_on_this_machine_says_for_how_many(
     tmp_path: Path, clock: Clock, capsys: pytest.CaptureFixture[str], tickets: Callable[[str], Ticket]
 ) -> None:
@@ -256,6 +270,47 @@ def test_a_conversion_that_is_interrupted_cancels_and_waits_for_tasks_that_work(
     assert clock.now > 1_000 + 70
     assert questions(squeue) <= (clock.now - 1_000) / WATCH_SECONDS + 1
     assert not store.exists()
+
+
+def test_a_case_with_which_tasks_are_lost_again_and_again_is_given_up(
+    tmp_path: Path, squeue: Path, clock: Clock
+) -> None:
+    make_phantom(tmp_path / "raw", "brats", 1, 1, shape=(32, 32, 12))
+    (squeue / "sbatch.says").write_text("77\n")
+    said: list[str] = []
+
+    def take() -> None:
+        for array in (tmp_path / "s.zarr").glob(".staging-*/array"):
+            next(WorkQueue(array).take("77_0.0"), None)  # and it dies
+
+    clock.at = [(second, take) for second in range(1, 1_000)]
+    convert = conversion_on(str(LOCAL_TEST), 1, said.append)
+    with pytest.raises(DataError, match=f"{MOST_LOSSES} tasks were lost with it, the last one: state unknown"):
+        prepare_dataset(BraTSReader(), tmp_path / "raw", tmp_path / "s.zarr", convert=convert)
+    assert questions(squeue, "sbatch") == MOST_LOSSES
+    assert "task 77_0 was lost (state unknown): other tasks take its cases" in said
+
+
+def test_a_conversion_waits_while_slurm_does_not_answer_and_ends_with_what_no_other_task_could_do(
+    tmp_path: Path, squeue: Path, clock: Clock
+) -> None:
+    make_phantom(tmp_path / "raw", "brats", 1, 1, shape=(32, 32, 12))
+    (squeue / "sbatch.says").write_text("77\n")
+    (squeue / "squeue").write_text("#!/bin/sh\nexit 1\n")
+    said: list[str] = []
+
+    def fail() -> None:
+        (array,) = (tmp_path / "s.zarr").glob(".staging-*/array")
+        (array / "failed" / "77_0.0.json").write_text(json.dumps({"reason": "the disk is full.", "fatal": True}))
+
+    clock.at = [(500, fail)]
+    convert = conversion_on(str(LOCAL_TEST), 1, said.append)
+    with pytest.raises(DataError, match="the disk is full"):
+        prepare_dataset(BraTSReader(), tmp_path / "raw", tmp_path / "s.zarr", convert=convert)
+    assert [line for line in said if "does not answer" in line] == [
+        "SLURM does not answer: still waiting for results (Ctrl-C to interrupt)"
+    ]
+    assert questions(squeue, "scancel") == 1
 
 
 def test_the_test_job_of_doctor_is_asked_about_as_seldom(tmp_path: Path, squeue: Path, clock: Clock) -> None:

@@ -84,6 +84,7 @@ def test_what_no_node_has(site: Site) -> None:
     assert "have no GPUs: choose --partition DGX or GPU or MIXED" in refusal(eight, 3, cpus, partition="CPU")
     typed = profile_with(slurm={"partition": "MIXED", "gpu_type": "a100"})
     assert "requests GPUs of type a100; the partition MIXED has h100" in refusal(typed, 2, facts)
+    assert fit(profile_with(slurm={"partition": "MIXED", "gpu_type": "h100"}), 2, facts).plan.gpus == 2
     featured = profile_with(slurm={"partition": "MIXED"})
     assert "in the partition MIXED: unknown feature 'h200'. Did you mean 'h100'" in refusal(
         featured, 2, facts, constraint="h200"
@@ -126,6 +127,14 @@ def test_nodes_that_differ() -> None:
     asked = fit(whole, 2, facts, memory_gb=150).plan
     assert (asked.cpus_per_task, asked.memory_gb) == (16, 150)
     assert "no 1 nodes have 64 CPUs and 150 GB each" in refusal(whole, 2, facts, memory_gb=150, cpus=32)
+
+
+def test_without_a_partition_the_default_one_is_used() -> None:
+    default, other = Partition("GPU", default=True, kinds=(NodeKind(1, 32, 200.0, 2),)), NodeKind(9, 32, 200.0, 8)
+    facts = Facts({"GPU": default, "DGX": Partition("DGX", kinds=(other,))}, has_submit_plugin=False)
+    anywhere = profile_with(slurm={"partition": None}, node={"gpus": 8, "cpus": 32, "memory_gb": 200})
+    assert "have at most 2 GPUs" in refusal(anywhere, 8, facts)
+    assert fit(anywhere, 2, facts).plan.gpus == 2
 
 
 def test_limits_of_a_qos_hold_over_all_nodes() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -14,21 +17,24 @@ from PIL import Image
 from raw_samples import SHAPE, picture, real_data, tree, tumour, write_case, write_patients, write_pictures
 
 from hpc_tumor import cli
+from hpc_tumor.cli.views.audit import leak_error
 from hpc_tumor.data.audit.audit import Audit, audit_store
 from hpc_tumor.data.audit.images import ImageFacts, shrink, unit_rows
 from hpc_tumor.data.audit.leakage import case_leakage
 from hpc_tumor.data.audit.memoriser import nearest
-from hpc_tumor.data.audit.page import render_page
+from hpc_tumor.data.audit.page import render_page, write_page
 from hpc_tumor.data.audit.shortcuts import cross_validate
-from hpc_tumor.data.audit.text import as_json
-from hpc_tumor.data.audit.volumes import VolumeFacts, find_outliers
+from hpc_tumor.data.audit.text import as_json, class_table, fact_lines, verdict
+from hpc_tumor.data.audit.volumes import Outlier, VolumeFacts, find_outliers, spread
 from hpc_tumor.data.convert.prepare import prepare_dataset
 from hpc_tumor.data.raw.brain_mri import BrainMRIReader
 from hpc_tumor.data.raw.brats import BraTSReader
 from hpc_tumor.data.splits.splits import Split
 from hpc_tumor.data.store.store import Store
-from hpc_tumor.errors import DataError
+from hpc_tumor.errors import DataError, HpcTumorError
 from hpc_tumor.experiments.request import experiment_for
+from hpc_tumor.system import atomic
+from hpc_tumor.table import NOTHING
 
 
 @pytest.fixture(autouse=True)
@@ -294,6 +300,59 @@ def test_the_page_stands_alone(kind: str, request: pytest.FixtureRequest) -> Non
     assert "does not leak" in page.text
 
 
+def test_what_is_unusual_in_patients_is_told(patients: Path) -> None:
+    store = Store.open(patients)
+    audit = audit_store(store, experiment_for(store, []))
+    assert isinstance(audit.facts, VolumeFacts)
+    unusual = {
+        "outliers": (Outlier("case 9", "volume of ET", 50.0, 12.006),), "empty_masks": ("case 1", "case 2"),
+        "other_affine": {"case 3": ("T1", "T2")},
+        "clinical": {"grade": {"HGG": 3}, "age": spread([40.0, 60.0, 70.5]), "alive": 2},
+    }  # fmt: skip
+    audit = replace(audit, facts=replace(audit.facts, **unusual))
+    lines = dict(fact_lines(audit))
+    assert lines["empty masks"] == "case 1, case 2"
+    assert lines["shifted files"] == "case 3 (T1, T2)"
+    assert lines["outliers"].startswith("case 9 (volume of ET, z +12.0); |z| over ")
+    assert {"HGG (3)", "2"} <= set(lines.values())
+    assert any("median 60" in line and "known of 3" in line for line in lines.values())
+    text = Page(render_page(audit, store)).text
+    assert "Outliers" in text
+    assert "volume of ET" in text
+
+
+def test_classes_and_blank_images(twins: Path) -> None:
+    audit = audited(twins)
+    assert isinstance(audit.facts, ImageFacts)
+    first, *rest = audit.facts.classes
+    facts = replace(audit.facts, blank=("a.png", "b.png"), classes=(replace(first, modes={}), *rest))
+    assert dict(fact_lines(replace(audit, facts=facts)))["blank"] == "a.png, b.png"
+    assert NOTHING in class_table(facts).rows[0]
+    assert NOTHING not in class_table(facts).rows[1]
+
+
+def test_no_spread_of_no_values() -> None:
+    assert spread([]).n == 0
+    assert np.isnan(spread([]).median)
+
+
+def test_verdicts_of_splits(patients: Path, twins: Path) -> None:
+    for path, words in ((patients, "1 validation patients are also in"), (twins, "1 validation images have a dup")):
+        split = audited(path).in_use
+        assert split.leakage is not None
+        shared = replace(split, leakage=replace(split.leakage, val_shared=1))
+        assert words in verdict(shared)
+    refused = replace(split, leakage=None, refused="5 folds need at least 5.")
+    error = leak_error(replace(audited(twins), splits=(refused,)))
+    assert str(error).endswith("split cannot be made: 5 folds need at least 5.")
+
+
+def test_a_page_that_the_disk_does_not_take(twins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(atomic, "write_text", MagicMock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(HpcTumorError, match=r"audit\.html could not be written .*the disk is full"):
+        write_page(audited(twins), Store.open(twins), tmp_path / "audit.html")
+
+
 def test_names_are_escaped(tmp_path: Path) -> None:
     root = write_pictures(tmp_path / "raw")
     name = "<b onclick='x'>&\"{{ 7 * 7 }}.png"
@@ -350,11 +409,16 @@ def test_a_protocol_that_may_leak_is_refused(tmp_path: Path, capsys: pytest.Capt
         (["--split", "published", "--set", "fold=1"], 2, "no folds"),
         (["--output", "nowhere/audit.html"], 2, "no folder nowhere"),
         (["--output", "STORE/audit.html"], 2, "inside the store"),
+        (["--output", "FOLDER.html"], 2, "is a folder: name the file"),
     ],
 )
-def test_refusals(arguments: list[str], code: int, words: str, twins: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_refusals(
+    arguments: list[str], code: int, words: str, twins: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = tree(twins)
-    given = [argument.replace("STORE", str(twins)) for argument in arguments]
+    folder = tmp_path / "folder.html"
+    folder.mkdir()
+    given = [argument.replace("STORE", str(twins)).replace("FOLDER.html", str(folder)) for argument in arguments]
     assert cli.main(["audit", str(twins), *given]) == code
     error = capsys.readouterr().err
     assert re.search(words, error)

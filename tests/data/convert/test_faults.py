@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import io
 import os
 import shutil
@@ -21,6 +22,7 @@ from raw_samples import picture, tree, write_case, write_patients, write_picture
 from hpc_tumor.data.case import Case, CaseData
 from hpc_tumor.data.convert import workers, writers
 from hpc_tumor.data.convert.prepare import PrepareSummary, prepare_dataset
+from hpc_tumor.data.convert.target import LOCK, list_staging
 from hpc_tumor.data.convert.workers import MOST_KILLS
 from hpc_tumor.data.phantom.dataset import make_phantom
 from hpc_tumor.data.raw.brain_mri import BrainMRIReader
@@ -270,3 +272,40 @@ def test_shared_memory_of_the_machine_is_not_needed(tmp_path: Path, options: str
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert len(Store.open(tmp_path / "images.zarr")) == 40
+
+
+@pytest.mark.parametrize(("code", "way"), [(errno.ENOLCK, " Convert on another disk, then .*"), (errno.EIO, "")])
+def test_a_store_that_cannot_be_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, way: str) -> None:
+    source = make_source(tmp_path / "raw", images=False)
+
+    def flock(handle: int, operation: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(DataError, match=rf"s\.zarr cannot be locked: {os.strerror(code)}\.{way}$"):
+        prepare(source, tmp_path / "s.zarr")
+    assert (tmp_path / "s.zarr").exists() is (way == "")  # where there are locks, another process may have the file
+
+
+def test_staging_folders_of_no_store_and_of_a_conversion_are_left_alone(tmp_path: Path) -> None:
+    store, staging = tmp_path / "s.zarr", tmp_path / "s.zarr" / ".staging-0123abcd"
+    staging.mkdir(parents=True)
+    (store / "letter.txt").touch()
+    assert list_staging(store) == []
+    (store / "letter.txt").unlink()
+    assert list_staging(store) == [staging]
+    with (store / LOCK).open("w") as lock:
+        assert list_staging(store) == [staging]
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert list_staging(store) == []
+
+
+def test_a_target_that_cannot_be_read_is_left_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = make_source(tmp_path / "raw", images=False)
+    prepare(source, tmp_path / "s.zarr")
+    before = tree(tmp_path / "s.zarr")
+    failing(monkeypatch, errno.EIO, lambda path: path.endswith("s.zarr/zarr.json"))
+    with pytest.raises(DataError, match=r"s\.zarr cannot be read: Input/output error\. It is unchanged"):
+        prepare(source, tmp_path / "s.zarr")
+    monkeypatch.undo()
+    assert tree(tmp_path / "s.zarr") == before

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -266,6 +270,77 @@ def test_a_run_that_is_to_stop_does_not_wait(store: Path, disk: Path, said: list
         assert said[-1].endswith("the run is stopping")
         assert stage(store, disk, said, patience=0.5) is None  # or hangs
         assert "no progress" in said[-1]
+
+
+def test_progress_is_said_while_it_is_copied(
+    store: Path, disk: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staging, "_SAY_SECONDS", -1)
+    monkeypatch.setattr(staging, "_SIGN_SECONDS", -1)
+    assert stage(store, disk, said) is not None
+    assert re.fullmatch(r"store: 100% copied, \d+ MB/s, about 0 s left", said[-2])
+
+
+def test_a_store_that_is_not_complete_is_left_to_whoever_opens_it(
+    store: Path, disk: Path, tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for about, lines in (
+        ({"complete": False, "fingerprint": "0" * 16}, []),
+        ({"complete": True}, []),
+        ({"complete": True, "fingerprint": "../../x"}, ["store: not copied to the node's disk: invalid fingerprint"]),
+    ):
+        monkeypatch.setattr(staging, "read_about", lambda path, about=about: about)
+        assert stage(store, disk, said) is None
+        assert said == lines
+    assert list(disk.iterdir()) == []
+
+
+def test_work_of_a_conversion_is_not_copied(store: Path, disk: Path, tmp_path: Path, said: list[str]) -> None:
+    shutil.copytree(store, tmp_path / "s.zarr")
+    (tmp_path / "s.zarr" / ".staging-1").mkdir()
+    (tmp_path / "s.zarr" / ".staging-1" / "half").touch()
+    copy = stage(tmp_path / "s.zarr", disk, said)
+    assert copy is not None
+    assert contents(copy) == contents(store)
+
+
+def test_a_full_disk_is_said(store: Path, disk: Path, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(staging, "make_room", MagicMock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+    assert stage(store, disk, said) is None
+    assert said == [f"store: not copied to the node's disk: {disk} is full"]
+
+
+def test_a_rank_that_does_not_lead_copies_nothing(store: Path, disk: Path, said: list[str]) -> None:
+    assert stage(store, disk, said, leads=False) is None
+    copy = user_folder(str(disk), store) / str((read_about(store) or {})["fingerprint"])[:16]
+    with lock_path(copy).open("w") as busy:
+        fcntl.flock(busy, fcntl.LOCK_EX)
+        assert stage(store, disk, said, leads=False) is None
+    assert said == []
+    assert not copy.exists()
+
+
+def test_a_copy_that_is_not_whole_and_that_others_read_is_not_waited_for(
+    store: Path, disk: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staging, "_MOST_TRIES", 1)
+    copy = stage(store, disk, said)
+    assert copy is not None
+    shutil.rmtree(copy)
+    with lock_path(copy.parent).open() as reader:
+        fcntl.flock(reader, fcntl.LOCK_SH)
+        assert stage(store, disk, said) is None
+    assert said[-1].endswith("is incomplete, but another job holds its lock")
+
+
+def test_where_another_rank_is_lost_copying_ends(store: Path, disk: Path, said: list[str]) -> None:
+    before = threading.active_count()
+    with pytest.raises(ConnectionError, match="rank 1 is gone"):
+        stage(store, disk, said, agree=MagicMock(side_effect=ConnectionError("rank 1 is gone")))
+    end = time.monotonic() + 10
+    while threading.active_count() > before and time.monotonic() < end:
+        time.sleep(0.05)
+    assert threading.active_count() == before
 
 
 def test_ranks_of_a_node_share_the_copy_and_go_on_together(store: Path, disk: Path) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -282,6 +283,12 @@ def test_every_suffix_gives_the_same_picture(tmp_path: Path, ending: str, mode: 
     assert np.abs(np.asarray(grey) - expected).max() <= (40 if lossy else 1)
 
 
+def test_exif_that_cannot_be_read_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture(2).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image.Image, "getexif", MagicMock(side_effect=SyntaxError("not a TIFF file")))
+    np.testing.assert_array_equal(np.asarray(decode_grey(tmp_path / "a.png")[0]), np.asarray(picture(2)))
+
+
 def test_orientation_of_a_tiff_is_applied_once(tmp_path: Path) -> None:
     upright = np.asarray(picture(2))
     ways = {
@@ -302,6 +309,16 @@ def test_tiffs_of_sixteen_bits_and_of_real_numbers(tmp_path: Path) -> None:
         assert np.abs(scaled - np.rint(grey * 255 / grey.max())).max() <= 1
 
 
+def set_tag(path: Path, number: int, value: int) -> None:
+    """Give a tag of a TIFF another value."""
+    data = bytearray(path.read_bytes())
+    for tag in range(int.from_bytes(data[8:10], "little")):
+        at = 10 + 12 * tag
+        if data[at : at + 2] == number.to_bytes(2, "little"):
+            data[at + 8 : at + 10] = value.to_bytes(2, "little")
+    path.write_bytes(data)
+
+
 def test_images_that_are_not_read_safely_are_named(tmp_path: Path) -> None:
     grey = picture(1)
     grey.save(tmp_path / "pages.tif", save_all=True, append_images=[picture(2)])
@@ -311,11 +328,16 @@ def test_images_that_are_not_read_safely_are_named(tmp_path: Path) -> None:
     grey.save(tmp_path / "bmp.png", "BMP")
     grey.save(tmp_path / "cut.bmp")
     (tmp_path / "cut.bmp").write_bytes((tmp_path / "cut.bmp").read_bytes()[:-9])
+    deep = np.asarray(grey).astype(np.uint16)
+    Image.fromarray(deep).save(tmp_path / "white.tif")
+    set_tag(tmp_path / "white.tif", 262, 0)
+    Image.fromarray(np.where(deep > 0, np.nan, 1).astype(np.float32)).save(tmp_path / "nan.tif")
     for name, words in (
         ("pages.tif", "has several pages"), ("moves.webp", "is animated"),
         ("packed.tif", "with tiff_lzw compression, which is not supported. Save it as PNG"),
         ("webp.jpg", "but a WebP image. Rename it to end in .webp"), ("bmp.png", "but a BMP image"),
-        ("cut.bmp", "is truncated"),
+        ("cut.bmp", "is truncated"), ("white.tif", "with 0 as white"),
+        ("nan.tif", "not finite"),
     ):  # fmt: skip
         refuse(tmp_path / name, (tmp_path / name).read_bytes(), words)
 
@@ -323,12 +345,7 @@ def test_images_that_are_not_read_safely_are_named(tmp_path: Path) -> None:
 def test_damaged_images_print_nothing(tmp_path: Path) -> None:
     """In a process of its own, where no handler of log records stands in the way."""
     picture(1).save(tmp_path / "a.tif", tiffinfo={277: 9})
-    data = bytearray((tmp_path / "a.tif").read_bytes())
-    for tag in range(int.from_bytes(data[8:10], "little")):
-        at = 10 + 12 * tag
-        if data[at : at + 2] == (277).to_bytes(2, "little"):
-            data[at + 8 : at + 10] = (9).to_bytes(2, "little")  # samples per pixel
-    (tmp_path / "a.tif").write_bytes(data)
+    set_tag(tmp_path / "a.tif", 277, 9)  # samples per pixel
     code = (
         "import sys; from pathlib import Path; from hpc_tumor.data.raw.files.image_files import decode_grey\n"
         "from hpc_tumor.errors import DataError\n"

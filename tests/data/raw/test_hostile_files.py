@@ -26,6 +26,7 @@ from hpc_tumor.data.raw.files.listing import MOST_BYTES, read_source
 from hpc_tumor.data.raw.files.nifti import MOST_VOXELS, open_nifti
 from hpc_tumor.data.store.ome import image_metadata
 from hpc_tumor.data.store.store import Store
+from hpc_tumor.errors import DataError
 from hpc_tumor.vocabulary import is_plain, printable
 
 
@@ -59,6 +60,16 @@ def test_packed_or_not_whatever_the_name_says(tmp_path: Path) -> None:
     (tmp_path / "packed.nii").write_bytes(gzip.compress(plain))
     for name in ("plain.nii.gz", "packed.nii"):
         np.testing.assert_array_equal(open_nifti(tmp_path / name).read().T, brain(0))
+
+
+@pytest.mark.parametrize(("damage", "words"), [("end", "gzip stream ends early"), ("sum", "not a valid gzip file")])
+def test_packed_files_whose_voxels_are_all_there(tmp_path: Path, damage: str, words: str) -> None:
+    """Of their checksum, a part is gone, or a bit is another."""
+    packed = bytearray(gzip.compress(save(tmp_path / "a.nii", brain(0)).read_bytes()))
+    packed[-8] ^= 1
+    (tmp_path / "b.nii.gz").write_bytes(packed if damage == "sum" else packed[:-6])
+    with pytest.raises(DataError, match=words):
+        open_nifti(tmp_path / "b.nii.gz").read()
 
 
 def lying(tmp_path: Path, dtype: str = "int16", **fields: Any) -> Path:

@@ -114,6 +114,21 @@ def test_other_files_are_refused_in_a_line(volumes: Store, tmp_path: Path, name:
         read_split(tmp_path / "none.json", volumes)
 
 
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("s.json", '{"parts": {}}', 'add "schema": 1'), ("s.csv", 'id,part\n"a,train', "is not CSV"),
+        ("s.json", '{"schema": 1, "parts": {}, "leaks": "no"}', "allowed are true and false"),
+        ("s.csv", b"id,part\n\xff,train\n", "it is not UTF-8 text"), ("s.csv", None, "Is a directory"),
+    ],
+)  # fmt: skip
+def test_the_reason_is_given(volumes: Store, tmp_path: Path, name: str, data: str | bytes | None, words: str) -> None:
+    path = tmp_path / name
+    path.mkdir() if data is None else path.write_bytes(data.encode() if isinstance(data, str) else data)
+    with pytest.raises(DataError, match=words):
+        read_split(path, volumes)
+
+
 def experiment(store: Store, **data: Any) -> Experiment:
     settings = {"store": store.path, **data}
     return Experiment.model_validate({"model": {"name": "unet"}, "task": "segmentation", "data": settings})

@@ -238,6 +238,9 @@ def test_refusals() -> None:
         make_split(images([(0, False, 0)] * 4), "by-patient", 0)
     with pytest.raises(UsageError, match="fold 5 of 5"):
         make_split(patients(9), None, 0, fold=5)
+    for fractions in ({"val_fraction": 1.0}, {"test_fraction": 0.0}, {"val_fraction": -0.1}):
+        with pytest.raises(UsageError, match="fraction"):
+            make_split(patients(9), None, 0, **fractions)
     with pytest.raises(UsageError, match="no folds"):
         make_split(images([(0, bool(i), i) for i in range(4)]), "published", 0, fold=1)
     with pytest.raises(DataError, match="no published training and test parts"):

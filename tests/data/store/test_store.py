@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 from pathlib import Path
 
 import nibabel as nib
@@ -183,6 +184,41 @@ def test_newer_schema_and_unfinished_stores(own_path: Path) -> None:
     rewrite_root(own_path, schema=2, complete=False)
     with pytest.raises(DataError, match=r"unfinished\. Run the same hpc-tumor prepare-data again"):
         Store.open(own_path)
+
+
+@pytest.mark.parametrize("value", [None, "x", [[1, 0], [0, 1]], [[math.inf] * 4] * 4])
+@pytest.mark.parametrize("name", ["affine", "header"])
+def test_damaged_metadata_of_a_case_are_named(own_path: Path, name: str, value: object) -> None:
+    path = own_path / "cases" / "BraTS20_Training_001" / "zarr.json"
+    contents = json.loads(path.read_text())
+    contents["attributes"]["hpc_tumor"][name] = value
+    path.write_text(json.dumps(contents))
+    store = Store.open(own_path)
+    with pytest.raises(DataError, match=f"the {name} of case BraTS20_Training_001"):
+        getattr(store, name)(0)
+    getattr(store, name)(1)
+
+
+@pytest.mark.parametrize(
+    ("ids", "words"),
+    [(["a", "a"], "invalid list of cases"), ([], "invalid list of cases"), (["..", "b"], "an invalid folder name")],
+)
+def test_a_list_of_cases_that_is_not_sound_is_refused(own_path: Path, ids: list[str], words: str) -> None:
+    path = own_path / "index" / "zarr.json"
+    contents = json.loads(path.read_text())
+    contents["attributes"]["case_ids"] = ids
+    path.write_text(json.dumps(contents))
+    with pytest.raises(DataError, match=words):
+        Store.open(own_path)
+
+
+def test_what_is_not_there_is_not_read(small_path: Path) -> None:
+    store = Store.open(small_path)
+    with pytest.raises(ValueError, match="at least one slice"):
+        store.read_slices([])
+    for case, z in ((0, 999), (3, 0), (-1, 0)):
+        with pytest.raises(IndexError, match=f"there is no slice {z} of case {case}"):
+            store.read_slices([(0, 0), (case, z)])
 
 
 def test_a_flipped_byte_is_noticed_and_named(own_path: Path) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 import json
 import logging
+import math
 import re
 import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -29,11 +32,15 @@ from made_runs import (
 from PIL import Image
 
 from hpc_tumor.results.compare.comparison import Comparison
+from hpc_tumor.results.compare.measures import Measure
 from hpc_tumor.results.figures import PLANNERS, Drawing, draw_figures, write_figures
 from hpc_tumor.results.figures.canvas.palette import INK
+from hpc_tumor.results.figures.canvas.rowed import cases_note, limits
 from hpc_tumor.results.figures.canvas.scales import log_ticks
 from hpc_tumor.results.figures.canvas.sheet import apart
 from hpc_tumor.results.figures.canvas.wording import short_number, words, wrapped
+from hpc_tumor.results.figures.history import mean_curve, read_history
+from hpc_tumor.results.figures.overlays import window_of
 from hpc_tumor.results.figures.pictures import read_pictures
 from hpc_tumor.results.figures.tradeoffs import KNOWN
 from hpc_tumor.results.write.collect import collect_runs
@@ -420,3 +427,34 @@ def test_ticks_of_logarithms(low: float, high: float) -> None:
 def test_short_numbers() -> None:
     numbers = (5_496_451, 344_000, 999_999, 12, 0.05)
     assert [short_number(number) for number in numbers] == ["5.5 M", "344 k", "1 M", "12", "0.05"]
+
+
+# -- where nothing is known -------------------------------------------------------------------------------------------
+
+
+def test_numbers_of_cases_in_words() -> None:
+    def entries(*counts: int | None) -> Any:
+        return [SimpleNamespace(n=count) for count in counts]
+
+    assert cases_note(entries(None), "classification") == "n unknown"
+    assert cases_note(entries(1, None), "classification") == "n = 1 image"
+    assert cases_note(entries(1200, 96), "classification") == "n = 96 to 1,200 images"
+
+
+def test_an_axis_without_values_has_ends() -> None:
+    assert limits([None, math.nan], Measure("Dice")) == (0.0, 1.0)
+    assert limits([], Measure("HD95", "mm")) == (0.0, 1.0)
+
+
+def test_curves_leave_out_lines_that_are_none(tmp_path: Path) -> None:
+    lines = [{"epoch": 1, "part": "val", "dice": 0.5}, {"epoch": "x", "part": "val", "dice": 0.1},
+             {"epoch": 2, "part": "other", "dice": 0.1}, {"epoch": 2, "part": "val", "dice": None},
+             {"epoch": 1, "part": "val", "dice": 0.6}]  # fmt: skip
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert read_history(tmp_path, ["dice"]).curves == {("val", "dice"): {1: 0.6}}
+    assert mean_curve([{}, {1: 0.5, 2: 0.7}, {2: 0.9}]) == {2: pytest.approx(0.8)}
+    assert mean_curve([{}]) == {}
+
+
+def test_black_images_are_shown_whole() -> None:
+    assert window_of(np.zeros((2, 5, 7))) == (slice(0, 5), slice(0, 7))

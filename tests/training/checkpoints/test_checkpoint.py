@@ -60,6 +60,19 @@ def test_damaged_checkpoint_is_refused_by_name(tmp_path: Path, damage: str) -> N
         load_checkpoint(path, CPU, IDENTITY)
 
 
+def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "last.pt", Progress(), IDENTITY, {"format": 99})
+    with pytest.raises(DataError, match="has checkpoint format 99; this version reads"):
+        load_checkpoint(tmp_path / "last.pt", CPU, IDENTITY)
+
+
+def test_what_is_no_file_is_damaged(tmp_path: Path) -> None:
+    (tmp_path / "last.pt").mkdir()
+    for name in ("last.pt", "gone.pt"):
+        with pytest.raises(DataError, match="it is damaged"):
+            load_checkpoint(tmp_path / name, CPU, IDENTITY)
+
+
 def test_a_checkpoint_is_never_executed(tmp_path: Path) -> None:
     class Hostile:
         def __reduce__(self) -> tuple:

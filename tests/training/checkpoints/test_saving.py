@@ -8,6 +8,7 @@ import zipfile
 from collections import Counter
 from pathlib import Path
 from random import Random
+from unittest.mock import MagicMock
 
 import google_crc32c
 import pytest
@@ -99,6 +100,15 @@ def test_a_full_disk_is_said_and_leaves_the_checkpoint_before(run: RunDir, monke
     assert find_last(run) == (True, None)
     assert load_checkpoint(run.last_checkpoint, CPU)["state"].epoch == 1
     assert not list(run.checkpoints.glob(".*"))
+
+
+def test_what_the_disk_refuses_otherwise_is_not_called_full(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = CheckpointWriter(run, {})
+    monkeypatch.setattr(os, "fsync", MagicMock(side_effect=OSError(errno.EIO, "Input/output error")))
+    writer.save_last(Progress(epoch=1), {})
+    with pytest.raises((OSError, RuntimeError)) as raised:
+        writer.close()
+    assert "full" not in str(raised.value)
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -357,6 +357,20 @@ def test_what_belongs_to_no_layer_is_named_by_torch(tmp_path: Path, slice_store:
     assert not any(map(any, hooks))
 
 
+def test_images_and_inputs_that_are_not_finite_are_named(tmp_path: Path, slice_store: Path) -> None:
+    state = state_of(tmp_path, slice_store, "unet")
+    state.network.eval()
+    images = state.parts.first_batch(state.experiment.seed).images.clone()
+    images[0, 0, 0, 0] = torch.inf
+    place = "in the evaluation after epoch 0"
+    with pytest.raises(TrainingError, match=f"the images are not finite {place}"), detect_anomalies(state):
+        state.network(images)
+    _, second, *_ = [module for module in state.network.modules() if not list(module.children())]
+    second.register_forward_pre_hook(lambda _, inputs: (inputs[0] * torch.inf,))
+    with pytest.raises(TrainingError, match="although the layer before gave finite values"), detect_anomalies(state):
+        state.network(torch.ones_like(images))
+
+
 def test_a_run_that_diverges_names_the_layer(tmp_path: Path, image_store: Path, capfd: Captured) -> None:
     recipe = {"optimizer": "sgd", "learning_rate": 10.0, "epochs": 20}
     run = new_run(tmp_path, image_store, "alexnet", recipe=recipe)

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from training_runs import new_run
 from hpc_tumor.errors import Cause, GpuMemoryError
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.loop import explain_resource_errors
+from hpc_tumor.training.watch import memory
 from hpc_tumor.training.watch.memory import is_out_of_memory, out_of_memory_error
 
 # A rank whose address space ends a little above what it has when training begins.
@@ -96,3 +98,23 @@ print(plain, keep_freed_memory(), faults() and faults())
     plain, kept, after = done.stdout.split()
     assert kept == "True"
     assert int(after) < int(plain) / 10
+
+
+def test_without_glibc_freed_memory_is_left_to_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory.ctypes, "CDLL", MagicMock(side_effect=OSError("no such library")))
+    assert not memory.keep_freed_memory()
+
+
+def test_without_proc_the_peak_is_that_of_getrusage(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = memory.own_memory()[0]
+    monkeypatch.setattr(Path, "read_text", MagicMock(side_effect=OSError("no /proc")))
+    peak, shared = memory.own_memory()
+    assert used / 2 < peak < 10 * max(used, 2**30)
+    assert shared == 0
+
+
+def test_what_cannot_be_made_smaller_is_not_advised(tmp_path: Path, image_store: Path) -> None:
+    hardware = {"precision": "bfloat16"}
+    run = new_run(tmp_path, image_store, "cnn", recipe={"batch_size": 1}, hardware=hardware)
+    error = str(out_of_memory_error(MemoryError(), run.experiment(), Distributed()))
+    assert "Submit again with a smaller --set image_size or more --gpus." in error

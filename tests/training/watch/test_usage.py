@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -86,6 +87,11 @@ def test_time_counts_from_the_start_of_the_process() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 0.5 < float(done.stdout) < time.time() - began
     assert process_seconds() > 0
+
+
+def test_without_proc_time_is_that_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "read_text", MagicMock(side_effect=OSError("no /proc")))
+    assert process_seconds() == pytest.approx(time.process_time(), abs=1)
 
 
 def test_gpus_are_watched_by_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
