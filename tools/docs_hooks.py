@@ -355,7 +355,8 @@ def folders() -> str:
     for row in _rows():
         for room in row:
             text = ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text(encoding="utf-8"))) or ""
-            rows.append((code(f"{room}/"), text.split("\n\n")[0], " ".join(code(f"{name}/") for name in _inner(room))))
+            purpose, *_ = re.split(r"(?<=\.)\s", text, maxsplit=1)
+            rows.append((code(f"{room}/"), purpose, " ".join(code(f"{name}/") for name in _inner(room))))
     return table(["folder", "purpose", "inside"], rows)
 
 
