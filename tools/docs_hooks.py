@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 import hpc_tumor
 from hpc_tumor import errors
 from hpc_tumor.cli import app
+from hpc_tumor.cli.views.runs import GROUPS
 from hpc_tumor.cluster.observe.job_record import JobRecord
 from hpc_tumor.cluster.observe.states import State
 from hpc_tumor.config import ClusterProfile, Experiment
@@ -261,9 +262,8 @@ def run_files() -> str:
 
 def run_states() -> str:
     """List the states of runs, with the groups that `--state` takes."""
-    groups = {"open": lambda s: s.open, "ended": lambda s: s.ended, "failed": lambda s: s.failed}
-    rows = [(code(state.value), *("yes" if of(state) else "" for of in groups.values())) for state in State]
-    return table(["state", *groups], rows)
+    rows = [(code(state.value), *("yes" if state in group else "" for group in GROUPS.values())) for state in State]
+    return table(["state", *GROUPS], rows)
 
 
 def run_records() -> str:
