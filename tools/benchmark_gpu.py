@@ -80,7 +80,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--rounds", type=int, default=5, help="turns of each")
+    options.add_argument("--rounds", type=int, default=5, help="rounds of each")
     options.add_argument("--seconds", type=float, default=1.0, help="minimum seconds of steps per round")
     options.add_argument("--batch", type=int, help="batch size; default: the published 64 images and 32 slices")
     options.add_argument("--no-compile", action="store_true", help="without torch.compile")

@@ -45,7 +45,7 @@ Group = list[Worker]
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--rounds", type=int, default=5, help="turns of each")
+    options.add_argument("--rounds", type=int, default=5, help="rounds of each")
     options.add_argument("--seconds", type=float, default=2.0, help="seconds of steps per round, about")
     options.add_argument("--batch", type=int, help="global batch size; default: 64 images, 8 slices")
     data_options(options)

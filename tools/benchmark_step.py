@@ -51,7 +51,7 @@ Times = dict[str, list[float]]
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--rounds", type=int, default=5, help="turns of each")
+    options.add_argument("--rounds", type=int, default=5, help="rounds of each")
     options.add_argument("--seconds", type=float, default=2.0, help="minimum seconds of steps per round")
     options.add_argument("--batch", type=int, help="batch size; default: 64 images; 8 slices on a CPU, 32 on a GPU")
     options.add_argument("--compile", action="store_true", help="also measure ours with torch.compile")
