@@ -83,7 +83,7 @@ def _known_cause(value: object) -> object:
 
 
 class Failure(Record):
-    """First failure of one start of a run: logs/failure.<start>.json."""
+    """First failure of one start of a run: logs/failure.START.json."""
 
     rank: Count | None = None
     reason: Text = "no reason was given"

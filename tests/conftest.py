@@ -1,4 +1,4 @@
-"""The order in which pytest-xdist shares out the files of the tests."""
+"""Order in which pytest-xdist distributes the test files."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from hypothesis import HealthCheck, settings
 
 from hpc_tumor.console import out
 
-for name in ("COLUMNS", "LINES"):  # readline, in the process that starts others, has set them
+for name in ("COLUMNS", "LINES"):  # readline has set them in the process that starts others
     os.environ.pop(name, None)
-# A busy machine is no fault of what is tested.
+# A busy machine must not fail a test.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the random order of files, but those first that mostly wait for SLURM, then those with slow tests.
+    """Keep the random order of files, but start with those that mostly wait for SLURM, then those with slow tests.
 
-    Those that want the SLURM for themselves come after these: no other should wait for it then.
+    Tests that use the SLURM exclusively come last of these, so that no others wait for it.
     """
     points = {"alone": 1e-3, "cluster": 1e3, "slow": 1.0}
     weight: dict[Path, float] = {}
@@ -33,5 +33,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _plain_output() -> None:
-    """Forget the --json and --verbose of a command that an earlier test called in this process."""
+    """Reset --json and --verbose of a command that an earlier test called in this process."""
     out.json = out.verbose = False

@@ -1,4 +1,4 @@
-"""What a person, and what a log, gets to see."""
+"""Output for a terminal and for a log."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_json_is_the_only_thing_on_stdout(capsys: pytest.CaptureFixture[str]) ->
 
 
 def stdout_in(encoding: str, monkeypatch: pytest.MonkeyPatch) -> io.BytesIO:
-    """What a command prints from now on, on a standard output of that encoding."""
+    """Capture the output of a command on a standard output of that encoding."""
     shown = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding=encoding, write_through=True))
     prepare_streams()

@@ -1,4 +1,4 @@
-"""Where settings come from, and which source wins."""
+"""Sources of settings, and their precedence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may import whom, and how large a folder, a module and a function may be."""
+"""Walls of the package: its imports, the size of its folders, modules and functions, and how docstrings open."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ LAYERS = (
     ("cli",),
     ("__main__",),
 )
+EVERYWHERE = {"hpc_tumor", "hpc_tumor.system"}
+QUESTION = re.compile(r"(What|Whether|How|Where|Who|Which|When|Why)(ever|se|m)?\b")
 HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}
 
 
@@ -126,9 +128,41 @@ def test_no_folder_is_too_full_to_be_read() -> None:
     assert {str(folder.relative_to(PACKAGE)): count for folder, count in counts.items() if count > MOST_FILES} == {}
 
 
-def test_every_folder_says_what_it_is_for() -> None:
-    silent = [path for path in PACKAGE.rglob("__init__.py") if not ast.get_docstring(ast.parse(path.read_text()))]
-    assert silent == []
+def test_every_folder_says_what_it_is_for_and_who_imports_it() -> None:
+    modules = {module_name(path): path for path in PACKAGE.rglob("*.py")}
+    imports_of = imported_modules()
+    importers = {
+        folder: {
+            name.split(".")[1]
+            for name, imported in imports_of.items()
+            if name != folder
+            and not name.startswith(f"{folder}.")
+            and any(f"{target}.".startswith(f"{folder}.") for target in imported)
+        }
+        for folder, path in modules.items()
+        if path.stem == "__init__" and folder not in EVERYWHERE
+    }
+    assert {folder: named_importers(modules[folder]) for folder in importers} == importers
+
+
+def named_importers(path: Path) -> set[str]:
+    """Rooms that the docstring of a folder names after "Imported by"."""
+    _, _, sentence = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("Imported by ")
+    return set(re.findall(r"\w+", sentence.partition(".")[0])) & HEIGHT.keys()
+
+
+def test_docstrings_open_with_a_verb_or_a_noun() -> None:
+    paths = [*PACKAGE.rglob("*.py"), *(PACKAGE.parent / "tools").glob("*.py")]
+    assert len(paths) > 200
+    wrong = [
+        f"{path.relative_to(PACKAGE.parent)}:{node.lineno}: {node.value.value.splitlines()[0]}"
+        for path in paths
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        # Attributes are described by a text below them, as functions are by one that opens them.
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        if QUESTION.match(node.value.value)
+    ]
+    assert not wrong
 
 
 def test_no_module_is_too_long_to_be_read() -> None:

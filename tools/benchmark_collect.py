@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""How long `hpc-tumor collect` takes for many runs, on the terminal and into files.
+"""Measure how long `hpc-tumor collect` takes for many runs, on the terminal and into files.
 
     python tools/benchmark_collect.py --runs 1000 --json collect.json
 
-Makes run directories as training leaves them after 50 epochs: by turns a segmentation of 74 patients with every score
-of every structure, and a classification of 1,311 images with their probabilities; among them runs that are half
-written, and folders of something else. `--profile FILE` keeps what cProfile says of collecting and writing.
+Makes run directories as training leaves them after 50 epochs: alternately a segmentation of 74 patients with every
+score of every structure, and a classification of 1,311 images with their probabilities; also incomplete runs and
+folders that are not runs. `--profile FILE` writes a cProfile of collecting and writing.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SEGMENTERS, CLASSIFIERS = ("unet", "improved-unet", "attention-unet"), ("cnn", "
 
 
 def segmentation(generator: np.random.Generator) -> tuple[str, dict[str, float]]:
-    """cases.csv of one run, and its scores."""
+    """Return cases.csv and the scores of a segmentation."""
     names = [f"{score}_{part}" for part in STRUCTURES for score in OF_STRUCTURES]
     values = generator.beta(8, 2, (PATIENTS, len(names)))
     head = ["case", "slices", *(f"status_{part}" for part in STRUCTURES), *names]
@@ -51,7 +51,7 @@ def segmentation(generator: np.random.Generator) -> tuple[str, dict[str, float]]
 
 
 def classification(generator: np.random.Generator) -> tuple[str, dict[str, float]]:
-    """The same of a run that classifies."""
+    """Return cases.csv and the scores of a classification."""
     labels = np.arange(IMAGES) % len(CLASSES)
     logits = generator.normal(0, 1, (IMAGES, len(CLASSES))) + 3 * np.eye(len(CLASSES))[labels]
     chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
@@ -68,7 +68,7 @@ def classification(generator: np.random.Generator) -> tuple[str, dict[str, float
 
 
 def make_runs(folder: Path, count: int) -> None:
-    """Run directories, and beside every 50 of them one half-written and one of something else."""
+    """Write run directories; after every 50, one incomplete run and one folder that is not a run."""
     generator = np.random.default_rng(0)
     written = {"segmentation": [segmentation(generator) for _ in range(20)]}
     written["classification"] = [classification(generator) for _ in range(20)]
@@ -92,7 +92,7 @@ def make_runs(folder: Path, count: int) -> None:
 
 
 def make_run(run: Path, task: str, model: str, seed: int, rate: float, cases: str, scores: dict[str, float]) -> None:
-    """One run as it is when it has ended."""
+    """Write one finished run."""
     run.mkdir(parents=True)
     main = "dice" if task == "segmentation" else "accuracy"
     data = {"store": f"{task}.zarr", "split": None, "fold": None, "folds": 5}
@@ -118,7 +118,7 @@ def make_run(run: Path, task: str, model: str, seed: int, rate: float, cases: st
 
 
 def seconds_of(*command: str) -> tuple[float, float]:
-    """Wall time and CPU time of a command that must succeed: the two differ where other work shares the machine."""
+    """Return wall time and CPU time of a command that must succeed; they differ if other work shares the machine."""
     start, before = time.perf_counter(), os.times()
     subprocess.run([sys.executable, "-m", *command], check=True, capture_output=True)
     after = os.times()
@@ -127,7 +127,7 @@ def seconds_of(*command: str) -> tuple[float, float]:
 
 
 def measure(folder: Path, profile: Path | None) -> dict[str, float]:
-    """Seconds of the command without and with files, and within one process of its two halves."""
+    """Return seconds of the command without and with files, and of collecting and writing within one process."""
     runs = folder / "runs"
     output = str(folder / "out")
     found: dict[str, float] = {}
@@ -149,16 +149,16 @@ def measure(folder: Path, profile: Path | None) -> dict[str, float]:
 
 
 def unit(name: str) -> str:
-    """What a figure is counted in."""
+    """Return the unit of a figure."""
     return "" if name in ("entries", "unfinished", "skipped", "MB of files") else " s"
 
 
 def main() -> None:
-    """Make the runs, measure, show."""
+    """Make the runs, measure, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=1000, help="how many runs (default: %(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there as well")
-    parser.add_argument("--profile", type=Path, metavar="FILE", help="keep what cProfile says there")
+    parser.add_argument("--runs", type=int, default=1000, help="number of runs (default: %(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="file to write the results to")
+    parser.add_argument("--profile", type=Path, metavar="FILE", help="file to write a cProfile to")
     arguments = parser.parse_args()
     print(describe_machine())
     with tempfile.TemporaryDirectory() as folder:

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""How fast raw files become a store, and how large it is, beside plain loops measured in the same run.
+"""Measure how fast raw files become a store, and its size, against plain loops measured in the same run.
 
     python tools/benchmark_converting.py                    real samples from HPC_TUMOR_REAL_DATA, or phantoms made here
-    python tools/benchmark_converting.py --data DIR         DIR/brats, DIR/brain-mri, DIR/brain-mri-native: any
-    python tools/benchmark_converting.py --arrays           the store's arrays alone, beside libraries that write and
+    python tools/benchmark_converting.py --data DIR         any of DIR/brats, DIR/brain-mri and DIR/brain-mri-native
+    python tools/benchmark_converting.py --arrays           only the store's arrays, against libraries that write and
                                                             read the same ones: zarr-python, zarrs, TensorStore
 
-Every figure is CPU time of one process on one core, so that other work on the machine counts for little; ours is the
-whole of `prepare-data` with one worker: listing, reading, checks, checksums, statistics, groups of duplicates, index.
+Every figure is CPU time of one process on one core, so that other work on the machine has little effect; ours is
+all of `prepare-data` with one worker: listing, reading, checks, checksums, statistics, groups of duplicates, index.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from hpc_tumor.data.store.shards import ReadingThreads, ShardFiles
 
 BRATS_2020 = 369  # patients
 BRAIN_MRI = 7023  # images
-LEAST_PATIENTS, LEAST_IMAGES = 6, 500  # fewer are repeated, so that what a store costs once does not count too much
+LEAST_PATIENTS, LEAST_IMAGES = 6, 500  # fewer are repeated, so that the fixed cost of a store weighs little
 BATCH, BATCHES = 32, 8  # chunks read together, and how many times in a turn
 PIPELINE = "zarr.core.codec_pipeline.BatchedCodecPipeline"  # zarr's own, in Python
 LEAST_CHUNKS = 512  # of images: fewer are repeated
@@ -62,7 +62,7 @@ def main() -> None:
             data = options.data or _phantoms(Path(name) / "phantoms")
             print(f"Data: {'phantoms' if options.data is None else data}. Medians of {options.repeats} turns.")
             if importlib.util.find_spec("zarrs") is None:
-                print("zarrs is not installed here, and not compared.")
+                print("zarrs is not installed, so it is not compared.")
             for kind, values, layout in _samples(data):
                 arrays(kind, values, layout, Path(name), options.repeats)
         return
@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def patients(source: Path, work: Path, repeats: int) -> None:
-    """Compare on BraTS patients, and print."""
+    """Compare on BraTS patients and print the result."""
     raw = sum(case.bytes for case in list_cases(BraTSReader(), source))
     once, source = _several(source, work / "patients", LEAST_PATIENTS)
     cases = list_cases(BraTSReader(), source)
@@ -107,7 +107,7 @@ def patients(source: Path, work: Path, repeats: int) -> None:
 
 
 def images(source: Path, work: Path, repeats: int) -> None:
-    """Compare on a tree of images, and print."""
+    """Compare on a tree of images and print the result."""
     once, many = _several(source, work / "images", LEAST_IMAGES)
     cases = list_cases(BrainMRIReader(), many)
     plain, ours = alternate(
@@ -129,7 +129,7 @@ def images(source: Path, work: Path, repeats: int) -> None:
 
 
 def arrays(kind: str, values: list[np.ndarray], layout: ArrayLayout, work: Path, repeats: int) -> None:
-    """Write `values` and read random chunks of them, with this package and with the libraries in turns, and print."""
+    """Write `values` and read random chunks of them, alternately with this package and the libraries; print."""
     megabytes = sum(array.nbytes for array in values) / 1e6
     cores = sorted(os.sched_getaffinity(0))
     ways = {"ours": _write_ours, "zarr": _write_zarr, "zarrs": _write_zarrs, "TensorStore": _write_tensorstore}
@@ -171,7 +171,7 @@ def arrays(kind: str, values: list[np.ndarray], layout: ArrayLayout, work: Path,
 
 
 def _timed(run: Callable[[], object]) -> tuple[float, float]:
-    """CPU seconds of all threads, and seconds that passed."""
+    """Return CPU seconds of all threads, and elapsed seconds."""
     cpu, clock = time.process_time(), time.perf_counter()
     run()
     return time.process_time() - cpu, time.perf_counter() - clock
@@ -197,13 +197,13 @@ def _write_tensorstore(folder: Path, values: np.ndarray, layout: ArrayLayout) ->
 
 
 def _begin(folder: Path, layout: ArrayLayout) -> None:
-    """The array as ours describes it, codecs and all: a library then fills it."""
+    """Create an array with the metadata and codecs of this package, for a library to fill."""
     folder.mkdir()
     (folder / ARRAY_FILE).write_bytes(layout.metadata())
 
 
 def _fill(folder: Path, target: Any, values: np.ndarray, layout: ArrayLayout) -> None:
-    """Write whole shards, and bring them to the disk as ours are."""
+    """Write whole shards and flush them to disk, as this package does."""
     for number, part in enumerate(_parts(values, layout)):
         start = number * layout.shard[0]
         target[start : start + len(part)] = part
@@ -223,7 +223,7 @@ def _tensorstore(folder: Path, **options: Any) -> Any:
 
 
 def _reader(name: str, folders: list[Path], layout: ArrayLayout, threads: int) -> Read:
-    """Reads chunks, all at once as far as the way has it, into one array."""
+    """Read chunks into one array, all at once if the library can."""
     boxes = list(layout.boxes())
     out = np.empty((BATCH, *layout.chunk), layout.dtype)
     if name == "ours":
@@ -259,7 +259,7 @@ def _reader(name: str, folders: list[Path], layout: ArrayLayout, threads: int) -
 
 
 def _samples(data: Path) -> list[tuple[str, list[np.ndarray], ArrayLayout]]:
-    """Images as they are stored, and patients in the type of their source and as float32, standardised."""
+    """Return arrays to write: images as stored; patients in their source type and as standardised float32."""
     images, patients = BrainMRIReader(), BraTSReader()
     pixels = [images.read_case(case).image for case in list_cases(images, data / "brain-mri")]
     array = np.stack((pixels * -(-LEAST_CHUNKS // len(pixels)))[:IMAGES_PER_SHARD])
@@ -278,14 +278,14 @@ def _bytes_of(folder: Path) -> list[bytes]:
 
 
 def plain_patient(case: Case, target: Path) -> None:
-    """The loop that people write: float64 from nibabel, an array per file, zarr's codec and chunks."""
+    """Convert a patient in a plain loop: float64 from nibabel, an array per file, zarr's default codec and chunks."""
     group = zarr.open_group(target, mode="w")
     for role, file in case.files.items():
         group[role] = nib.load(file.path).get_fdata()
 
 
 def plain_images(cases: list[Case], target: Path) -> None:
-    """The loop that people write: decode, make grey, resize, save; no crop, no check, no hash."""
+    """Convert images in a plain loop: decode, convert to grey, resize, save; no crop, check or hash."""
     target.mkdir(parents=True)
     for number, case in enumerate(cases):
         grey = Image.open(case.files["image"].path).convert("L")
@@ -295,7 +295,7 @@ def plain_images(cases: list[Case], target: Path) -> None:
 def alternate(
     plain: Callable[[], object], ours: Callable[[], object], cases: int, work: Path, repeats: int
 ) -> tuple[Times, Times]:
-    """CPU seconds per case of both, measured in turns; the first turn warms up and does not count."""
+    """Return CPU seconds per case of both, measured alternately; the first round is a warm-up."""
     spent: tuple[Times, Times] = ([], [])
     for turn in range(repeats + 1):
         for run, times in zip((plain, ours), spent, strict=True):
@@ -309,7 +309,7 @@ def alternate(
 
 
 def worker_peak(reader: CaseReader, cases: list[Case], staged: Path) -> float:
-    """MB resident in a fresh process, as a worker is, at its highest."""
+    """Return the peak resident MB of a fresh process that works like a worker."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(_peak, reader, cases, staged).result()
 
@@ -340,7 +340,7 @@ def _ratio(plain: Times, ours: Times) -> float:
 
 
 def _several(source: Path, many: Path, least: int) -> tuple[int, Path]:
-    """How many cases `source` has, and a folder with so many copies of each that there are `least`."""
+    """Return the number of cases in `source`, and a folder with copies of them: at least `least` cases."""
     reader: CaseReader = BraTSReader() if least == LEAST_PATIENTS else BrainMRIReader()
     cases = list_cases(reader, source)
     for i in range(-(-least // len(cases))):

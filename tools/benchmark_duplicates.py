@@ -1,11 +1,10 @@
-"""How well near copies of images are found: recall on copies made here, pairs to judge by eye, and speed.
+"""Measure the detection of near copies of images: recall on copies made here, pairs to judge by eye, and speed.
 
     python tools/benchmark_duplicates.py [FOLDER...] [--sheet pairs.png --low 0.9 --high 0.97] [--speed 7023 20000]
 
-FOLDER is a Brain Tumor MRI tree; those in the folder that HPC_TUMOR_REAL_DATA names, by default. Recall: every image is
-copied in each of several ways, and is found where it is as alike to its copy as the threshold asks. Precision takes a
-reader: the sheet shows pairs side by side, the second turned as it fits best, above each its number and how alike the
-two are.
+FOLDER is a Brain Tumor MRI tree; default: those in HPC_TUMOR_REAL_DATA. Recall: every image is copied in several ways,
+and a copy is found if its similarity reaches the threshold. Precision is judged by eye: the sheet shows pairs side by
+side, the second in the orientation that fits best, with their number and similarity above.
 """
 
 from __future__ import annotations
@@ -40,13 +39,13 @@ _COLUMNS = 6
 
 
 def main() -> None:
-    """Read the images, and print what was asked for."""
+    """Read the images and print the selected measurements."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="*", type=Path, metavar="FOLDER")
     parser.add_argument("--sheet", type=Path, metavar="PNG", help="write pairs between --low and --high side by side")
     parser.add_argument("--low", type=float, default=0.9)
     parser.add_argument("--high", type=float, default=0.97)
-    parser.add_argument("--speed", type=int, nargs="*", default=[], metavar="N", help="time so many made-up images")
+    parser.add_argument("--speed", type=int, nargs="*", default=[], metavar="N", help="time grouping N made-up images")
     options = parser.parse_args()
     real = os.environ.get("HPC_TUMOR_REAL_DATA")
     if not options.folders and real:
@@ -67,7 +66,7 @@ def main() -> None:
 
 
 def ways() -> dict[str, Copy]:
-    """The kinds of copies, by name."""
+    """Return the kinds of copies by name."""
     kinds: dict[str, Copy] = {f"JPEG quality {q}": lambda image, q=q: encoded(image, q) for q in (50, 75, 95)}
     kinds["half size, nearest pixel"] = lambda image: resized(image, 0.5, Filter.NEAREST)
     kinds |= {f"size × {f}": lambda image, f=f: resized(image, f) for f in (0.5, 0.75, 1.3, 2.0)}
@@ -83,30 +82,30 @@ def ways() -> dict[str, Copy]:
 
 
 def encoded(image: Image.Image, quality: int) -> Image.Image:
-    """Through JPEG."""
+    """Return the image after JPEG compression."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality)
     return Image.open(buffer).convert("L")
 
 
 def resized(image: Image.Image, factor: float, how: Image.Resampling = Filter.BICUBIC) -> Image.Image:
-    """`factor` times as many pixels on each side."""
+    """Return the image with `factor` times as many pixels on each side."""
     return image.resize((round(image.width * factor), round(image.height * factor)), how)
 
 
 def changed(image: Image.Image, grey: Callable[[np.ndarray], np.ndarray]) -> Image.Image:
-    """With every grey level changed, cut off at black and white."""
+    """Return the image with every grey level changed, clipped to black and white."""
     return Image.fromarray(np.clip(grey(np.asarray(image, np.float64)), 0, 255).astype(np.uint8))
 
 
 def contrasted(image: Image.Image, factor: float) -> Image.Image:
-    """`factor` times as far from the picture's mean."""
+    """Return the image with its contrast around the mean multiplied by `factor`."""
     mean = float(np.asarray(image).mean())
     return changed(image, lambda values: mean + (values - mean) * factor)
 
 
 def print_recall(pictures: list[Image.Image], thumbnails: np.ndarray) -> None:
-    """Of each kind of copy, how many are found."""
+    """Print the recall of each kind of copy."""
     before = features(thumbnails)
     print(f"{len(pictures)} images; found: as alike as {THRESHOLD} or more\n\n{'copy':<40} found %   least")
     for name, copy in ways().items():
@@ -116,7 +115,7 @@ def print_recall(pictures: list[Image.Image], thumbnails: np.ndarray) -> None:
 
 
 def print_groups(thumbnails: np.ndarray, classes: list[str]) -> None:
-    """Pairs by how alike they are, sizes of groups, and groups that disagree on their class."""
+    """Print pairs by similarity, sizes of groups, and groups with several classes."""
     values = np.concatenate([found for _, found in similar_pairs(thumbnails, 0.9)] or [np.empty(0)])
     edges = [0.9, 0.92, 0.94, 0.95, 0.96, 0.965, 0.97, 0.975, 0.98, 0.985, 0.99, 0.995, 2]
     print("\npairs from  " + "  ".join(f"{edge:>5}" for edge in edges[:-1]))
@@ -129,7 +128,7 @@ def print_groups(thumbnails: np.ndarray, classes: list[str]) -> None:
 
 
 def write_sheet(path: Path, pictures: list[Image.Image], thumbnails: np.ndarray, low: float, high: float) -> None:
-    """The pairs between two values, from the least alike on."""
+    """Draw the pairs between two similarities, least similar first."""
     found = [(value, i, j) for pairs, values in similar_pairs(thumbnails, low)
              for (i, j), value in zip(pairs.tolist(), values.tolist(), strict=True) if value < high]  # fmt: skip
     rows = -(-len(found) // _COLUMNS)
@@ -145,13 +144,13 @@ def write_sheet(path: Path, pictures: list[Image.Image], thumbnails: np.ndarray,
 
 
 def best_turn(model: np.ndarray, picture: Image.Image) -> Image.Image:
-    """`picture` flipped or turned as it is most like a thumbnail."""
+    """Return `picture`, flipped or rotated to match a thumbnail best."""
     turned = [picture, *(picture.transpose(turn) for turn in Turn)]
     return max(turned, key=lambda image: np.corrcoef(model.ravel(), thumbnail(image).ravel())[0, 1])
 
 
 def print_speed(count: int) -> None:
-    """Seconds to group made-up images, none like another."""
+    """Print the seconds to group synthetic images without copies."""
     draw = np.random.default_rng(0)
     thumbnails = draw.integers(0, 256, (count, SIDE, SIDE), np.uint8)
     began, cpu = time.perf_counter(), time.process_time()

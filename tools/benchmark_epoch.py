@@ -1,4 +1,4 @@
-"""What benchmark_training.py measures of an epoch: the plain loop over H5 files, and `train_epoch` on the store."""
+"""Epoch measurements of benchmark_training.py: the plain loop over H5 files, and `train_epoch` on the store."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ WORKERS = 2  # of torch's DataLoader
 
 
 def write_slices(job: Job) -> int:
-    """The slices of a job's epoch as H5 files, and samples in a batch."""
+    """Write the slices of a job's epoch as H5 files; return the batch size."""
     experiment = _experiment(job)
     parts = make_parts(experiment, Distributed())
     chosen = epoch_order(len(parts.train.part), experiment.seed, 0)[: job["slices"]]
@@ -45,12 +45,12 @@ def write_slices(job: Job) -> int:
 
 
 def epoch_worker(job: Job) -> Answer:
-    """Seconds of an epoch, the plain way or ours."""
+    """Return the seconds of an epoch, in the plain loop or in ours."""
     return _plain_worker(job) if job["kind"] == "plain" else _own_worker(job)
 
 
 class SliceFiles(Dataset[tuple[Tensor, Tensor]]):
-    """One H5 file a slice, read when it is asked for; each modality scaled to [0, 1]."""
+    """One H5 file per slice, read on access; each modality scaled to [0, 1]."""
 
     def __init__(self, folder: Path) -> None:
         self.files = sorted(folder.iterdir())
@@ -87,7 +87,7 @@ def _plain_worker(job: Job) -> Answer:
 
 
 def _plain_step(training: PlainTraining, images: Tensor, masks: Tensor) -> dict[str, float]:
-    """A step, and the scores of its batch, each fetched by itself."""
+    """Take one step and fetch each score of its batch separately."""
     logits, loss = training.step(images, masks)
     scores = {"loss": loss.item()}
     predicted = (torch.sigmoid(logits) > 0.5).float()

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""How fast slices reach the training step: from one H5 file per slice, from TensorStore, and from this package.
+"""Measure how fast slices reach the training step: from one H5 file per slice, TensorStore, and this package.
 
     python tools/benchmark_feeding.py [--data DIR] [--networks cnn,unet | all | none] [--rounds N]
 
-DIR holds BraTS patients (default: brats/ in the folder that HPC_TUMOR_REAL_DATA names; else made-up ones), which are
-repeated until there are 700 slices. All ways read random batches of 32 slices, warm, in turns, on one core; the figure
-is slices per second of its time, the median of the rounds. Then each network trains a few steps on the store (the
+DIR contains BraTS patients (default: brats/ in HPC_TUMOR_REAL_DATA, else synthetic ones), which are repeated until
+there are 700 slices. All variants read random batches of 32 slices, with warm caches, alternately, on one core; the
+figure is slices per CPU-second, the median of the rounds. Then each network trains a few steps on the store (the
 classifiers on images), and the share of time that it waits for data is shown.
 """
 
@@ -44,7 +44,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--data", type=Path, default=_real("brats"), help="folder of BraTS patients")
     options.add_argument("--images", type=Path, default=_real("brain-mri"), help="folder of Brain MRI images")
-    options.add_argument("--networks", default="all", help="that train a few steps: names, all or none")
+    options.add_argument("--networks", default="all", help="networks that train a few steps: names, all or none")
     options.add_argument("--rounds", type=int, default=5, help="repetitions of each measurement")
     given = options.parse_args()
     print(describe_machine())
@@ -58,8 +58,8 @@ def main() -> None:
 
 
 def compare(root: Path, store: Store, rounds: int) -> None:
-    """Print the rate of every way to read, and what it is of the others."""
-    torch.set_num_threads(1)  # its threads spin while they wait, which would count as work
+    """Print the rate of every reader, and its ratio to the others."""
+    torch.set_num_threads(1)  # its threads spin while they wait, which would count as CPU time
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cores)})  # two threads on the two halves of a core are not two cores
     draw = np.random.default_rng(0)
@@ -99,7 +99,7 @@ def compare(root: Path, store: Store, rounds: int) -> None:
 
 
 def write_h5(folder: Path, store: Store, refs: np.ndarray, packing: dict[str, Any]) -> None:
-    """One file per slice as in the Kaggle edition: float64 `(240, 240, 4)`, standardised, and three masks."""
+    """Write one file per slice as in the Kaggle edition: float64 `(240, 240, 4)`, standardised, and three masks."""
     folder.mkdir()
     for case in range(len(store)):
         image, label = store.read_volume(case).result()
@@ -113,7 +113,7 @@ def write_h5(folder: Path, store: Store, refs: np.ndarray, packing: dict[str, An
 
 
 def read_h5(folder: Path, chosen: np.ndarray) -> None:
-    """A file opened and read per slice, as the course project does, and stacked to batches."""
+    """Open and read one file per slice, as the course project does, and stack batches."""
     for start in range(0, len(chosen), BATCH):
         images, masks = [], []
         for case, z in chosen[start : start + BATCH].tolist():
@@ -124,7 +124,7 @@ def read_h5(folder: Path, chosen: np.ndarray) -> None:
 
 
 def _tensorstore(store: Store) -> Pass:
-    """Batches through TensorStore alone, read ahead as far as ours."""
+    """Read batches with TensorStore only, read ahead as far as ours."""
     import tensorstore as ts
 
     def opened(place: str) -> Any:
@@ -154,7 +154,7 @@ def _tensorstore(store: Store) -> Pass:
 
 
 def read_store(store: Store, chosen: np.ndarray) -> None:
-    """Batches as arrays, read ahead into buffers that are used in turn."""
+    """Read batches as arrays, ahead, into a ring of buffers."""
     buffers = deque(store.empty_slices(BATCH) for _ in range(READ_AHEAD))
     waiting: deque[Any] = deque()
     for start in range(0, len(chosen), BATCH):
@@ -166,14 +166,14 @@ def read_store(store: Store, chosen: np.ndarray) -> None:
 
 
 def read_loader(part: SlicePart, chosen: np.ndarray, number: dict[tuple[int, int], int]) -> None:
-    """Normalised float32 tensors and labels, as the training step gets them."""
+    """Read normalised float32 tensors and labels, as the training step gets them."""
     order = np.array([number[case, z] for case, z in chosen.tolist()])
     for _ in BatchLoader(part, BATCH).batches(order, limit=len(order) // BATCH):
         pass
 
 
 def measure_waiting(root: Path, slices: Path, images: Path | None, networks: str) -> None:
-    """Train each network a few steps, and print the share of time that it waits for data."""
+    """Train each network for a few steps and print the share of time that it waits for data."""
     from hpc_tumor.config import Experiment
     from hpc_tumor.models import MODELS
     from hpc_tumor.run_dir import RunDir

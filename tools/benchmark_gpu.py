@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""What a GPU makes of the seven networks, in one command, for anyone who has one.
+"""Measure the seven networks on a GPU.
 
-    python tools/benchmark_gpu.py [--networks unet,vit] [--json FILE]     everything; ten minutes or so
-    python tools/benchmark_gpu.py --device cpu --quick                    the same lines on a CPU, to see that they work
+    python tools/benchmark_gpu.py [--networks unet,vit] [--json FILE]     everything; about ten minutes
+    python tools/benchmark_gpu.py --device cpu --quick                    a trial of the script on a CPU
 
 For every network, in float32 and in bfloat16 (float16 where the GPU has no bfloat16), compiled or not: images per
-second of training (`train_step` on a batch that is already there), how much that is of the fastest product of large
-matrices in the same format, and the most memory held. Each combination has a process of its own: one that runs out of
-memory is reported in its row. Then a real run of a few steps through `train` on made-up data, for the share of time
-that training waits for them, and what the whole published study would take on this GPU: all networks, their epochs,
-28,413 slices for each U-Net and 5,712 images for each classifier, training alone, in the fastest way measured.
+second of training (`train_step` on a batch in memory), the share of the fastest product of large matrices in the same
+format, and peak memory. Each combination runs in its own process, so one that runs out of memory is reported in its
+row. Then a short run of `train` on synthetic data, for the share of time that training waits for data, and an estimate
+of the whole published study on this GPU: all networks, their epochs, 28,413 slices for each U-Net and 5,712 images for
+each classifier, training only, in the fastest variant measured.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def main() -> None:
     device = torch.device(given.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise SystemExit(
-            f"torch {torch.__version__} sees no GPU here: run this where it does (on a cluster: in a job)."
-            " --device cpu --quick tries the same lines on a CPU."
+            f"torch {torch.__version__} finds no GPU: run this on a machine with one (on a cluster: in a job)."
+            " --device cpu --quick tries this script on a CPU."
         )
     about = [describe_machine(), _describe_gpu(device)]
     print("\n".join(about))
@@ -80,13 +80,13 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--rounds", type=int, default=5, help="turns of each")
-    options.add_argument("--seconds", type=float, default=1.0, help="of steps in a turn, at least")
-    options.add_argument("--batch", type=int, help="absent: the published 64 images and 32 slices")
+    options.add_argument("--rounds", type=int, default=5, help="rounds of each")
+    options.add_argument("--seconds", type=float, default=1.0, help="minimum seconds of steps per round")
+    options.add_argument("--batch", type=int, help="batch size; default: the published 64 images and 32 slices")
     options.add_argument("--no-compile", action="store_true", help="without torch.compile")
     options.add_argument("--device", default="cuda", help="cuda, or cpu")
-    options.add_argument("--quick", action="store_true", help="tiny batches and networks, one step of each, a trial")
-    options.add_argument("--json", type=Path, metavar="FILE", help="write all figures there, too")
+    options.add_argument("--quick", action="store_true", help="a trial: tiny batches and networks, one step of each")
+    options.add_argument("--json", type=Path, metavar="FILE", help="file to write all figures to")
     network_options(options)
     given = options.parse_args()
     given.steps = STEPS
@@ -104,7 +104,7 @@ def _describe_gpu(device: torch.device) -> str:
 
 
 def formats_of(device: torch.device) -> list[str]:
-    """float32, and the best number format that the device computes in."""
+    """Return float32 and the fastest number format of the device."""
     return list(dict.fromkeys(["float32", choose_precision("auto", device).name]))
 
 
@@ -119,7 +119,7 @@ def _job(name: str, stores: dict[str, str], folder: str, given: argparse.Namespa
 
 
 def measure_rates(jobs: dict[str, Job], formats: list[str], given: argparse.Namespace) -> list[Row]:
-    """Print and give a row for each network, format, and compiled or not."""
+    """Print and return a row for each network and format, compiled or not."""
     print(f"\n{'network':<16}{'format':>10}{'compiled':>10}{'batch':>7}{'images/s':>10}{'TFLOP/s':>9}{'of peak':>9}"
           f"{'memory':>10}")  # fmt: skip
     rows: list[Row] = []
@@ -136,7 +136,7 @@ def measure_rates(jobs: dict[str, Job], formats: list[str], given: argparse.Name
 
 
 def _ask(job: Job) -> Row:
-    """The worker's answer, or why there is none."""
+    """Return the worker's answer, or the reason for its failure."""
     try:
         with Worker(job) as worker:
             answer: Row = worker.ask()
@@ -158,7 +158,7 @@ def _print_rate(row: Row) -> None:
 
 
 def measure_waiting(jobs: dict[str, Job]) -> dict[str, Row]:
-    """Print and give what a real run says of its second epoch, which reads all samples from the store again."""
+    """Print and return the metrics of a run's second epoch, which reads all samples from the store again."""
     print(f"\n{'a real run':<16}{'steps':>7}{'images/s':>10}{'waiting for data':>18}")
     found: dict[str, Row] = {}
     for name, job in jobs.items():
@@ -171,7 +171,7 @@ def measure_waiting(jobs: dict[str, Job]) -> dict[str, Row]:
 
 
 def project(names: list[str], rows: list[Row]) -> dict[str, float]:
-    """Print and give the minutes of training of each network's published recipe, and of all."""
+    """Print and return the minutes of training of each published recipe, and their sum."""
     print("\nthe published study on this device, training alone, each network in its fastest way")
     minutes: dict[str, float] = {}
     for name in names:
@@ -203,7 +203,7 @@ def _experiment(job: Job, **settings: Any) -> Experiment:
 
 
 def _rate_worker(job: Job) -> Answer:
-    """Images per second, FLOP/s, those of the device's fastest product, and memory."""
+    """Measure images per second, FLOP/s, the peak FLOP/s of the device, and memory."""
     experiment, device = _experiment(job), torch.device(job["device"])
     training = own_training(experiment, Path(job["runs"]), Distributed(device=device))
     for _ in range(1 if job["quick"] else WARM):
@@ -211,7 +211,7 @@ def _rate_worker(job: Job) -> Answer:
 
     def answer(_: str) -> Row:
         seconds = statistics.median(seconds_of(training.step, device, job["seconds"]) for _ in range(job["rounds"]))
-        memory = peak_memory_gb(device)  # before the large matrices come
+        memory = peak_memory_gb(device)  # before the large matrices are allocated
         batch = len(training.batch.images)
         rate = batch / seconds
         peak = product_rate(getattr(torch, job["format"]), device, sides=SIDES[:1] if job["quick"] else SIDES)
@@ -222,7 +222,7 @@ def _rate_worker(job: Job) -> Answer:
 
 
 def _wait_worker(job: Job) -> Answer:
-    """What `train` writes of the second of two short epochs."""
+    """Return the metrics that `train` writes of the second of two short epochs."""
     experiment = _experiment(job, limit_batches=job["steps"], recipe={"epochs": 2})
 
     def answer(_: str) -> Row:

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""How long a run waits before its first batch, on a store of many patients: open, split, first order of the slices.
+"""Measure the start of a run on a store of many patients: open, split, order the slices of the first epoch.
 
     python tools/benchmark_growth.py [--patients N]...
 
-The store has the index of N patients (155 slices each) and no image data, so nothing here can have read any.
+The store has the index of N patients (155 slices each) and no image data, so none of it can have been read.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ DEPTH = 155
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--patients", type=int, action="append", help="size of a store; 2,000 and 100,000")
+    options.add_argument("--patients", type=int, action="append", help="size of a store; default: 2,000 and 100,000")
     patients = options.parse_args().patients or [2000, 100_000]
     print(describe_machine())
     print(f"\n{'patients':>9}{'index':>10}{'open':>9}{'split':>9}{'slices':>9}{'order':>9}{'all':>9}")
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def write_index(store: Path, n: int) -> None:
-    """The index of a store of `n` patients."""
+    """Write the index of a store of `n` patients."""
     draw = np.random.default_rng(0)
     about = {"schema": SCHEMAS["segmentation"], "dataset": "brats", "task": "segmentation", "options": {},
              "complete": True, "fingerprint": "made up"}  # fmt: skip
@@ -69,7 +69,7 @@ def write_index(store: Path, n: int) -> None:
 
 
 def time_start(folder: Path) -> list[float]:
-    """Seconds to open the store, split it, choose the slices of the training part, and put them into their order."""
+    """Measure the seconds to open the store, split it, choose the training slices, and order them."""
     times = [time.perf_counter()]
     store = Store.open(folder)
     times.append(time.perf_counter())

@@ -1,4 +1,4 @@
-"""What benchmark_training.py measures of the training loop: the loop itself, augmentation, checkpoints."""
+"""Loop measurements of benchmark_training.py: the loop itself, augmentation, checkpoints."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WARM = 3  # steps before the first that counts
 
 
 def experiment_for(job: Job, **settings: Any) -> Experiment:
-    """The experiment that a job asks for."""
+    """Return the experiment of a job."""
     task = MODELS[job["network"]].task
     return experiment_of(
         job["network"], Path(job["store"]),
@@ -37,7 +37,7 @@ def experiment_for(job: Job, **settings: Any) -> Experiment:
 
 
 class PartClock:
-    """Seconds of each part of the steps of an epoch, as `mark` names them; its first step stands apart."""
+    """Record the seconds of each part of the steps of an epoch, as `mark` names them."""
 
     def __init__(self) -> None:
         self._marks: list[tuple[str, float]] = []
@@ -46,9 +46,9 @@ class PartClock:
         self._marks.append((part, time.perf_counter()))
 
     def read(self) -> dict[str, Any]:
-        """Seconds by part of all steps but the first, of the whole step, of the first, and of the epoch's end.
+        """Return seconds: of all steps but the first, whole and by part; of the first step; and of the epoch's end.
 
-        The last mark was made when the epoch was over; the part between backward and agree is called norm.
+        The last mark is set after the epoch; the part between backward and agree is called norm.
         """
         marks = self._marks
         starts = [index for index, (part, _) in enumerate(marks) if part == "data"]
@@ -66,7 +66,7 @@ class PartClock:
 
 
 def bare_step(state: TrainingState, batch: Batch) -> None:
-    """The same network, precision, loss and optimizer, and nothing else."""
+    """Take a step with the same network, precision, loss and optimizer, and nothing else."""
     state.optimizer.zero_grad(set_to_none=True)
     outputs = state.spec.forward(state.wrapped, batch.images)
     state.spec.loss(outputs, batch.targets).mean().backward()
@@ -75,7 +75,7 @@ def bare_step(state: TrainingState, batch: Batch) -> None:
 
 
 def loop_worker(job: Job) -> Answer:
-    """Seconds of a bare step and of one of the loop, in turns, and of the parts of the latter."""
+    """Measure bare steps and steps of the loop alternately, and the parts of the latter."""
     training = _warm(experiment_for(job, limit_batches=MOST_STEPS), job)
     state = training.state
     whole = len(state.parts.train.part) // state.experiment.recipe.batch_size
@@ -103,7 +103,7 @@ def loop_worker(job: Job) -> Answer:
 
 
 def _epoch(state: TrainingState, heartbeat: Heartbeat) -> dict[str, Any]:
-    """One epoch of the loop, over and over the same one."""
+    """Run one epoch of the loop, always the same one."""
     clock = PartClock()
     state.watched = clock
     train_epoch(state, heartbeat)
@@ -113,7 +113,7 @@ def _epoch(state: TrainingState, heartbeat: Heartbeat) -> dict[str, Any]:
 
 
 def augmentation_worker(job: Job) -> Answer:
-    """Seconds of augmenting a batch, and of a step without that."""
+    """Measure the augmentation of a batch, and a step without it."""
     experiment = experiment_for(job, recipe={"augment": True})
     training = _warm(experiment, job)
 
@@ -129,7 +129,7 @@ def augmentation_worker(job: Job) -> Answer:
 
 
 def checkpoint_worker(job: Job) -> Answer:
-    """Seconds that a checkpoint takes: for its copy, of training, if written at once, and of the steps beside it."""
+    """Measure a checkpoint: its copy, the wait of training, a synchronous write, and the steps meanwhile."""
     training = _warm(experiment_for(job), job)
     state, run = training.state, training.state.run
 

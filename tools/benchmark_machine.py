@@ -1,4 +1,4 @@
-"""What a benchmark ran on, in one line: figures without it mean nothing."""
+"""Description of the machine of a benchmark, without which its figures mean nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def describe_machine() -> str:
-    """CPU model, cores of this process, memory, versions and load, as one line of text."""
+    """Return CPU model, cores of this process, memory, versions and load as one line of text."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     parts = [f"{_cpu()}, {cores} cores", f"{_memory() / 2**30:.0f} GiB", f"Python {platform.python_version()}"]
     parts += [f"{name} {_version(name)}" for name in ("torch", "numpy", "zarr", "tensorstore", "numcodecs", "pillow")]

@@ -1,7 +1,7 @@
-"""What the benchmarks of training share: each network as the course project would write it, and as it is trained here.
+"""Networks for the training benchmarks: as the course project would write them, and as they are trained here.
 
-Plain means float32 in torch's default memory layout, torch's own layers, losses and optimizer, and colour images that
-really are three channels. Ours is what `build_state` makes of the same settings.
+Plain means float32 in torch's default memory layout, torch's own layers, losses and optimizer, and images with
+three real channels. Ours is the result of `build_state` for the same settings.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ NO_WISHES = (False, False)
 
 
 class PlainMishPool(nn.Module):
-    """Every value through Mish, then the pool."""
+    """Mish on every value, then pooling."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.max_pool2d(F.mish(x), 2)
@@ -54,7 +54,7 @@ class PlainGate(AttentionGate):
 
 
 class PlainEncoderLayer(EncoderLayer):
-    """The layer with torch's attention, dropout of its weights included."""
+    """The layer with torch's attention, including dropout of its weights."""
 
     def forward(self, tokens: Tensor, return_attention: bool = False) -> tuple[Tensor, Tensor | None]:
         joint = self.query_key_value(self.attention_norm(tokens))
@@ -72,34 +72,34 @@ PLAIN_LAYERS: dict[type, type] = {
 
 
 def make_plain(network: nn.Module) -> nn.Module:
-    """`network` with torch's own layers in the place of ours, and the same weights. It is changed in place."""
+    """Replace our layers by torch's in `network`, in place, with the same weights."""
     for module in network.modules():
         module.__class__ = PLAIN_LAYERS.get(type(module), type(module))
     return network
 
 
 def plain_network(experiment: Experiment) -> nn.Module:
-    """The plain network of an experiment. SystemExit where it does not give the logits that ours gives."""
+    """Return the plain network of an experiment. SystemExit if its logits differ from ours."""
     network = build_model(experiment.model.name, filters=experiment.model.filters).eval()
     example = torch.rand(2, 1, *(2 * (64 if experiment.task == "segmentation" else 128,)))
     repeated = example.expand(-1, MODELS[experiment.model.name].in_channels, -1, -1)
     ours = network(repeated)  # with gradients: without them, some of our layers are torch's
     plain = make_plain(network)(repeated.contiguous())
     if not torch.allclose(ours, plain, rtol=1e-3, atol=1e-4):
-        raise SystemExit(f"{experiment.model.name}: the plain network gives other logits than ours")
+        raise SystemExit(f"{experiment.model.name}: the plain network gives different logits")
     return network.train()
 
 
 @dataclass
 class PlainTraining:
-    """The plain network in training: what a step needs."""
+    """The plain network in training, with loss and optimizer."""
 
     network: nn.Module
     optimizer: torch.optim.Optimizer
     loss: nn.Module
 
     def step(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """One step on images and targets as `plain_tensors` gives them; the logits, and the loss."""
+        """Take one step on the result of `plain_tensors`; return the logits and the loss."""
         self.optimizer.zero_grad()
         logits = self.network(images)
         loss = self.loss(logits, targets)
@@ -109,7 +109,7 @@ class PlainTraining:
 
 
 def plain_training(experiment: Experiment, device: torch.device) -> PlainTraining:
-    """The plain network, torch's Adam as it comes, and the published loss."""
+    """Build the plain network with torch's default Adam and the published loss."""
     network, recipe = plain_network(experiment).to(device), experiment.recipe
     optimizer = torch.optim.Adam(network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     loss = nn.BCEWithLogitsLoss() if experiment.task == "segmentation" else nn.CrossEntropyLoss()
@@ -117,7 +117,7 @@ def plain_training(experiment: Experiment, device: torch.device) -> PlainTrainin
 
 
 def plain_tensors(batch: Batch, channels: int) -> tuple[Tensor, Tensor]:
-    """The same batch for the plain network: colours repeated, and three float masks instead of labels."""
+    """Return the same batch for the plain network: channels repeated, and three float masks instead of labels."""
     targets = batch.targets
     if targets.ndim == 3:
         targets = torch.stack([targets == label for label in (1, 2, 3)], 1).float()
@@ -125,7 +125,7 @@ def plain_tensors(batch: Batch, channels: int) -> tuple[Tensor, Tensor]:
 
 
 def flops_of_sample(experiment: Experiment) -> float:
-    """Floating-point operations of the plain network's forward and backward pass on one sample."""
+    """Return the floating-point operations of the plain forward and backward pass on one sample."""
     spec = MODELS[experiment.model.name]
     with torch.device("meta"):
         network = make_plain(build_model(experiment.model.name, filters=experiment.model.filters))
@@ -140,13 +140,13 @@ def flops_of_sample(experiment: Experiment) -> float:
 def _flops_of_convolution_backward(
     gradient: Any, x: Any, weight: Any, *rest: Any, out_shape: Any = None, **_: Any
 ) -> int:
-    """As many for the input's gradient as in the forward pass, and as many for the filter's."""
+    """Count the forward pass once for the input's gradient and once for the filter's."""
     wanted = rest[-1]
     return conv_flop_count(x, weight, gradient) * (wanted[0] + wanted[1])
 
 
 def product_rate(kind: torch.dtype, device: torch.device, repeats: int = 3, sides: tuple[int, ...] = SIDES) -> float:
-    """FLOP/s of the fastest product of two large matrices: what a network's step is held against."""
+    """Return the FLOP/s of the fastest product of two large matrices, the peak for a network's step."""
     best = 0.0
     for side in sides:
         a, b = (torch.randn(side, side, device=device).to(kind) for _ in range(2))
@@ -161,14 +161,14 @@ def product_rate(kind: torch.dtype, device: torch.device, repeats: int = 3, side
 
 
 def now(device: torch.device) -> float:
-    """The time, once the device has done all that it was given."""
+    """Return the time after the device has finished all queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
 def experiment_of(name: str, store: Path, **settings: Any) -> Experiment:
-    """The published recipe of a network without augmentation, on a store; `settings` come last."""
+    """Return an experiment with the published recipe, without augmentation; `settings` take precedence."""
     given = {
         "model": {"name": name},
         "data": {"store": str(store), "keep": "none"},
@@ -181,27 +181,27 @@ def experiment_of(name: str, store: Path, **settings: Any) -> Experiment:
 
 @dataclass
 class OwnTraining:
-    """A network in training here, on one batch that is already there."""
+    """A network in training by this package, on one batch in memory."""
 
     state: TrainingState
     batch: Batch
     totals: dict[str, Any]
 
     def step(self) -> None:
-        """One step as `train_epoch` takes it."""
+        """Take one step as `train_epoch` does."""
         train_step(self.state, self.batch, self.totals, NO_WISHES)
         check_steps(self.state, self.totals)
 
 
 def own_training(experiment: Experiment, runs: Path, distributed: Distributed) -> OwnTraining:
-    """A run made ready, and its first batch. `keep_freed_memory` counts for the whole process from now on."""
+    """Build a run and read its first batch. `keep_freed_memory` stays active for the whole process."""
     state = build_state(experiment, RunDir.create(runs, experiment), distributed)
     state.network.train()
     return OwnTraining(state, state.parts.first_batch(0), epoch_totals(state))
 
 
 def seconds_of(step: Callable[[], Any], device: torch.device, seconds: float) -> float:
-    """Mean seconds of a step, over about so many seconds of steps, and at least one."""
+    """Return the mean seconds of a step, over about `seconds` of steps, at least one."""
     began, steps = now(device), 0
     while not steps or time.perf_counter() - began < seconds:
         step()
@@ -210,7 +210,7 @@ def seconds_of(step: Callable[[], Any], device: torch.device, seconds: float) ->
 
 
 def names_of(text: str, among: Iterable[str] = MODELS) -> list[str]:
-    """Names as they are given on the command line, with commas between them, or `all`. Unknown: SystemExit."""
+    """Parse names separated by commas, or `all`. SystemExit if one is unknown."""
     known = list(among)
     names = known if text == "all" else text.split(",")
     if wrong := [name for name in names if name not in known]:

@@ -1,10 +1,10 @@
-"""Does it learn? The three U-Nets on made-up patients, and the cnn on real images, in minutes on two cores.
+"""Check that training learns: the three U-Nets on synthetic patients, the cnn on real images; minutes on two cores.
 
-    python tools/benchmark_quality.py                    # U-Nets on phantoms; the cnn where HPC_TUMOR_REAL_DATA is set
+    python tools/benchmark_quality.py                    # U-Nets on phantoms; the cnn if HPC_TUMOR_REAL_DATA is set
     python tools/benchmark_quality.py --networks unet --cases 24
 
-Segmentation: mean Dice over NCR/NET, ED and ET of patients that no part of training has seen. Classification: accuracy
-on the deduplicated test images, beside what a memoriser scores there (the class of the most similar training image).
+Segmentation: mean Dice over NCR/NET, ED and ET of patients not used in training or validation. Classification: accuracy
+on the deduplicated test images, and that of a memoriser (the class of the most similar training image).
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ PUBLISHED_CNN = {"epochs": 30}
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--networks", default=",".join((*U_NETS, "cnn")), help="names, with commas between them")
-    options.add_argument("--cases", type=int, default=24, help="made-up patients")
-    options.add_argument("--seeds", type=int, default=2, help="repetitions with other weights and another split")
+    options.add_argument("--cases", type=int, default=24, help="synthetic patients")
+    options.add_argument("--seeds", type=int, default=2, help="repetitions with different weights and splits")
     options.add_argument("--images", type=Path, default=_real("brain-mri"), help="folder of Brain MRI images")
-    options.add_argument("--epochs", type=int, default=None, help="instead of the benchmark's own")
+    options.add_argument("--epochs", type=int, default=None, help="epochs instead of the benchmark's default")
     given = options.parse_args()
     print(describe_machine())
     names = given.networks.split(",")

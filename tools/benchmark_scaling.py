@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""What a second process brings: two ranks with one thread each, against one process with one thread and with two.
+"""Measure the gain of a second process: two ranks of one thread against one process with one and two threads.
 
     python tools/benchmark_scaling.py [--networks cnn,unet] [--rounds N] [--batch N]
 
-All on the CPU, with gloo between the ranks, on two cores. The global batch is the same everywhere, as in training: the
-two ranks have half of it each. They join and share the network as a run does (`init_distributed`, `build_state`); they
-and the two single processes take turns. Steps are `train_step` on a batch that is already there.
+All on the CPU, with gloo between the ranks, on two cores. The global batch is the same in all cases, as in training:
+each rank has half of it. The ranks connect and share the network as in a run (`init_distributed`, `build_state`); they
+and the two single processes alternate. Steps are `train_step` on a batch in memory.
 
 Communication: the time of a step in which DDP adds up the gradients while the backward pass runs, against one under
 no_sync, on the same two ranks, and against one in which they are added up when the backward pass is over. Hidden: what
@@ -39,15 +39,15 @@ from hpc_tumor.training.distributed import Distributed, init_distributed
 
 RANKS = 2
 WARM = 3  # steps before the first that counts
-HOW = ("shared", "alone", "after")  # gradients added up by DDP, not at all, after the backward pass
+HOW = ("shared", "alone", "after")  # gradients summed by DDP, not at all, after the backward pass
 Group = list[Worker]
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--rounds", type=int, default=5, help="turns of each")
-    options.add_argument("--seconds", type=float, default=2.0, help="of steps in a turn, about, and at least one")
-    options.add_argument("--batch", type=int, help="of all ranks together; absent: 64 images, 8 slices")
+    options.add_argument("--rounds", type=int, default=5, help="rounds of each")
+    options.add_argument("--seconds", type=float, default=2.0, help="seconds of steps per round, about")
+    options.add_argument("--batch", type=int, help="global batch size; default: 64 images, 8 slices")
     data_options(options)
     network_options(options)
     given = options.parse_args()
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def measure(job: Job, rounds: int, seconds: float) -> tuple[int, dict[str, list[float]]]:
-    """Samples in a step, and seconds of a step in every round: by kind of process, and by what the ranks share."""
+    """Return the samples in a step, and its seconds in every round by kind of process and of communication."""
     times: dict[str, list[float]] = {way: [] for way in ("1 thread", "2 threads", "2 ranks", *HOW)}
     with ExitStack() as stack:
         rendezvous = {
@@ -99,7 +99,7 @@ def measure(job: Job, rounds: int, seconds: float) -> tuple[int, dict[str, list[
 
 
 def _ask(group: Group, question: str) -> list[float]:
-    """The answers of workers that work on the question together."""
+    """Return the answers of workers that handle a request together."""
     for worker in group:
         worker.begin(question)
     return [worker.answer() for worker in group]
@@ -115,7 +115,7 @@ def _print_row(name: str, samples: int, times: dict[str, list[float]]) -> None:
 
 
 def _worker(job: Job) -> Answer:
-    """A single process, or one of the ranks where the rank variables say so; without a GPU in either case."""
+    """Run as a single process, or as a rank if the rank variables are set; always without a GPU."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     torch.set_num_threads(job["threads"])
     distributed = init_distributed(threads=job["threads"]) if "RANK" in os.environ else Distributed()
@@ -143,7 +143,7 @@ def _worker(job: Job) -> Answer:
 
 
 def _step(training: OwnTraining, how: str) -> None:
-    """A step without checks and totals; its gradients are added up as `how` says."""
+    """Take a step without checks and totals; `how` selects how gradients are summed."""
     state, batch = training.state, training.batch
     network = state.wrapped
     assert isinstance(network, DistributedDataParallel)

@@ -1,15 +1,15 @@
-"""What the final test of a patient costs beside the network: packing slices, and distances between surfaces.
+"""Measure the final test of a patient without the network: packing slices, and distances between surfaces.
 
     python tools/benchmark_scoring.py [--data FOLDER] [--network unet] [--filters 32] [--rounds 3] [--no-monai]
 
-Of each patient of FOLDER (the brats samples in the folder that HPC_TUMOR_REAL_DATA names; else made-up ones of
-240 × 240 × 155 voxels), the true tumour, moved by a voxel or two and with specks around it, stands for what a trained
-network predicts: one that was not trained predicts noise, and a patient of noise everywhere is timed, too, to say what
-the worst costs. The network itself is timed with weights at random, as `evaluate` runs it.
+The prediction for each patient of FOLDER (default: the brats samples in HPC_TUMOR_REAL_DATA, else synthetic patients of
+240 × 240 × 155 voxels) is the true tumour, moved by a voxel or two, with specks around it. An untrained network would
+predict noise; a patient of noise everywhere is timed as the worst case. The network is timed with random weights, as
+`evaluate` runs it.
 
-Surfaces: HD95 and NSD of all five structures. Plain ways, in turns with ours: the surface-distance package as it is,
-and MONAI's HD95 and surface Dice, all on whole volumes. Ratios are of medians over rounds and patients, with the
-lowest and highest of single ones.
+Surfaces: HD95 and NSD of all five structures. Compared, in the same rounds: the unchanged surface-distance package,
+and MONAI's HD95 and surface Dice, on whole volumes. Ratios are of medians over rounds and patients, with the
+lowest and highest single ratio.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ Times = dict[str, list[float]]
 def main() -> None:
     """Time each part, and print seconds, shares and ratios."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--data", type=Path, default=_real("brats"), help="folder of BraTS patients; else made up")
+    options.add_argument("--data", type=Path, default=_real("brats"), help="BraTS patients; default: synthetic ones")
     options.add_argument("--network", default="unet", choices=[n for n in MODELS if MODELS[n].task == "segmentation"])
-    options.add_argument("--filters", type=int, help="absent: the published number")
+    options.add_argument("--filters", type=int, help="default: the published number")
     options.add_argument("--patients", type=int, default=2, help="at most")
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--no-monai", action="store_true")
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def store_of(root: Path, given: argparse.Namespace) -> Store:
-    """A store of the patients that were named, or of made-up ones."""
+    """Convert the given patients, or synthetic ones, to a store."""
     if given.data is None:
         make_phantom(root / "phantom", "brats", given.patients, seed=0)
     source = given.data or root / "phantom"
@@ -83,7 +83,7 @@ def store_of(root: Path, given: argparse.Namespace) -> Store:
 
 
 def measure(store: Store, given: argparse.Namespace) -> Times:
-    """Seconds by part, a value for each patient and round."""
+    """Return the seconds of each part, a value for each patient and round."""
     times: Times = {}
     for case in range(min(given.patients, len(store.case_ids))):
         part = SlicePart(store, middle_pairs(store, np.array([case]), 1.0), CPU)
@@ -107,7 +107,7 @@ def measure(store: Store, given: argparse.Namespace) -> Times:
 def ways(
     part: SlicePart, codes: np.ndarray, network: Callable[[], Any], given: argparse.Namespace
 ) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """What is timed, by name, each in its turn."""
+    """Return the functions to time by name, in order."""
     spacing = part.store.spacing(int(part.cases[0]))
     yield "network", network
     yield "packing", lambda: list(packed(part, codes).cases(Distributed()))
@@ -120,7 +120,7 @@ def ways(
 
 
 def predicted_like(truth: np.ndarray) -> np.ndarray:
-    """Labels as a trained network might give them."""
+    """Return labels as a trained network might predict them."""
     draw = np.random.default_rng(0)
     predicted = np.roll(truth, (1, 2, -1), (0, 1, 2))
     for place in draw.integers(0, np.array(truth.shape) - 2, (SPECKS, 3)).tolist():
@@ -129,7 +129,7 @@ def predicted_like(truth: np.ndarray) -> np.ndarray:
 
 
 def network_of(store: Store, part: SlicePart, given: argparse.Namespace) -> Callable[[], Any]:
-    """The network over all slices of a patient, scored as during training."""
+    """Run the network over all slices of a patient, scored as during training."""
     experiment = experiment_of(given.network, store.path, model={"filters": given.filters} if given.filters else {})
     side = max(store.slice_shape)
     network = build_model(given.network, image_size=side, filters=experiment.model.filters)
@@ -142,7 +142,7 @@ def network_of(store: Store, part: SlicePart, given: argparse.Namespace) -> Call
 
 
 def packed(part: SlicePart, codes: np.ndarray) -> Volumes:
-    """The slices of a patient as the final test keeps them."""
+    """Pack the slices of a patient as the final test does."""
     volumes = Volumes(part)
     for start in range(0, len(codes), EVALUATION_BATCH):
         some = codes[start : start + EVALUATION_BATCH]
@@ -152,14 +152,14 @@ def packed(part: SlicePart, codes: np.ndarray) -> Volumes:
 
 
 def masks(codes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """True and predicted voxels of each structure, in the whole volume."""
+    """Return the true and predicted voxels of each structure in the whole volume."""
     truth, bits = codes // metrics.PREDICTIONS, codes % metrics.PREDICTIONS
     for members in metrics.MEMBERS.values():
         yield np.isin(truth, members), (bits & sum(1 << (label - 1) for label in members)) > 0
 
 
 def by_the_package(codes: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
-    """`(structures, 2)` HD95 and NSD of a case in which no structure is empty on one side alone."""
+    """Return HD95 and NSD, `(structures, 2)`, of a case in which no structure is empty on one side only."""
     found = np.tile([0.0, 1.0], (len(metrics.MEMBERS), 1))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -172,7 +172,7 @@ def by_the_package(codes: np.ndarray, spacing: tuple[float, float, float]) -> np
 
 
 def by_monai(codes: np.ndarray, spacing: tuple[float, float, float]) -> None:
-    """The same two scores."""
+    """Compute the same two scores with MONAI."""
     from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 
     options = {"include_background": True, "spacing": list(spacing)}
@@ -185,7 +185,7 @@ def by_monai(codes: np.ndarray, spacing: tuple[float, float, float]) -> None:
 
 
 def report(times: Times, given: argparse.Namespace) -> None:
-    """Seconds a patient, shares of its final test, and ratios to the plain ways."""
+    """Print seconds per patient, shares of its final test, and ratios to the other packages."""
     medians = {name: statistics.median(values) for name, values in times.items()}
     whole = medians["network"] + medians["packing"] + medians["surfaces"]
     said = {

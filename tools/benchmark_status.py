@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""How long `hpc-tumor status` takes for many runs, against one squeue and one sacct for each of them.
+"""Measure how long `hpc-tumor status` takes for many runs, against one squeue and one sacct per run.
 
     python tools/benchmark_status.py --runs 1000 --json status.json
 
-Makes run directories as after some epochs, half of them in the queue as arrays, and stands in for SLURM's commands with
-ones that answer at once: what is measured is reading the runs, calling the commands, and drawing the table.
+Makes run directories as after some epochs, half of them in the queue as arrays, and replaces SLURM's commands with
+scripts that answer at once: the time measured is that of reading runs, calling commands and drawing the table.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ EPOCHS, TASKS = 50, 100
 
 
 def make_runs(folder: Path, count: int) -> None:
-    """Run directories: by turns running, waiting, finished and failed."""
+    """Make run directories: in turn running, waiting, finished and failed."""
     queue = []
     for number in range(count):
         run = folder / f"20260101-{number // 3600:02}{number // 60 % 60:02}{number % 60:02}-unet-{number:06x}"
@@ -66,8 +66,8 @@ def seconds_of(*command: str, environment: dict[str, str]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=1000, help="run directories")
-    parser.add_argument("--repeats", type=int, default=5, help="of which the median counts")
-    parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--repeats", type=int, default=5, help="repetitions; the median is shown")
+    parser.add_argument("--json", type=Path, help="file to write the figures to")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "runs"

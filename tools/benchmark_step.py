@@ -1,16 +1,16 @@
 #!/usr/bin/env python3
-"""How long one training step takes: the plain way, against this package.
+"""Measure one training step of this package against plain torch.
 
     python tools/benchmark_step.py [--networks cnn,unet] [--rounds N] [--batch N] [--compile] [--device cuda]
 
-A step is zero_grad, forward, loss, backward and update, on one batch that is already there, without augmentation.
-Plain: float32, default memory layout, torch's own layers, losses and Adam, RGB images that are really repeated. Ours:
-`train_step` itself, so metrics and the checks of each step are in its time, but not in the plain one's. Each has a
-process of its own, for ours changes how its process keeps memory; they take turns.
+A step is zero_grad, forward, loss, backward and update, on one batch in memory, without augmentation.
+Plain: float32, default memory layout, torch's own layers, losses and Adam, images repeated to three channels. Ours:
+`train_step` itself, with the metrics and checks of each step, which the plain step lacks. Each runs in its own
+process, since ours changes how a process keeps memory; they alternate.
 
 Ratios are of medians over the rounds, with the lowest and highest of the single rounds. GFLOP are those of the plain
-network's convolutions and matrix products. Share: of the fastest product of large matrices, 1024 to 4096 a side, of
-the number format that ours computes in, measured in the same rounds.
+network's convolutions and matrix products. Share: of the fastest product of matrices, 1024 to 4096 a side, in
+the number format of ours, measured in the same rounds.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ Times = dict[str, list[float]]
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--rounds", type=int, default=5, help="turns of each")
-    options.add_argument("--seconds", type=float, default=2.0, help="of steps in a turn, at least")
-    options.add_argument("--batch", type=int, help="absent: 64 images; 8 slices on a CPU, 32 on a GPU")
-    options.add_argument("--compile", action="store_true", help="ours with torch.compile, too")
+    options.add_argument("--rounds", type=int, default=5, help="rounds of each")
+    options.add_argument("--seconds", type=float, default=2.0, help="minimum seconds of steps per round")
+    options.add_argument("--batch", type=int, help="batch size; default: 64 images; 8 slices on a CPU, 32 on a GPU")
+    options.add_argument("--compile", action="store_true", help="also measure ours with torch.compile")
     options.add_argument("--device", default="cpu", help="cpu or cuda")
     data_options(options)
     network_options(options)
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def compare(names: list[str], stores: dict[str, str], root: Path, given: argparse.Namespace) -> None:
-    """Print a line for each network."""
+    """Measure and print a line for each network."""
     device = torch.device(given.device)
     precision = choose_precision("auto", device).name
     print(f"\nmilliseconds a sample, on {given.device}; ours in {precision}")
@@ -91,7 +91,7 @@ def compare(names: list[str], stores: dict[str, str], root: Path, given: argpars
 
 
 def measure(job: Job, ways: list[str], rounds: int) -> tuple[Times, int]:
-    """Seconds of a step in every round, by way; and samples in a step."""
+    """Return the seconds of a step in every round by variant, and the samples in a step."""
     times: Times = {way: [] for way in ways}
     samples = 0
     with ExitStack() as stack:

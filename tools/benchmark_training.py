@@ -1,16 +1,16 @@
 #!/usr/bin/env python3
-"""What training costs beside the network, and an epoch of the U-Nets from the first read to the last score, on CPUs.
+"""Measure the overhead of training, and an epoch of the U-Nets from the first read to the last score, on CPUs.
 
     python tools/benchmark_training.py [--sections loop,augmentation,checkpoint,epoch] [--networks unet] [--rounds N]
 
-loop          `train_epoch` against bare steps of the same network on a batch that is already there: no data, totals,
+loop          `train_epoch` against bare steps of the same network on a batch in memory: no data, totals,
               heartbeat, checks or stop; in percent of the bare steps (target below 3 %). The first step of an epoch
-              and its end stand apart. Then the share of the time that data, checks (norm of the gradients, flags) and
-              metrics take (metrics: target below 2 %, with a step's bookkeeping).
+              and its end are shown separately. Then the share of the time that data, checks (norm of
+              the gradients, flags) and metrics take (metrics: target below 2 %, with a step's bookkeeping).
 augmentation  of a batch, in percent of a step without it (cnn: target below 10 %)
-checkpoint    how long training waits for one, against one that is written before it goes on; and what the writing
-              takes from the steps beside it (cnn and vgg16)
-epoch         an epoch of the U-Nets, data and metrics included, against the plain loop: one gzip H5 file a slice,
+checkpoint    how long training waits for one, against one written synchronously; and how much the writing slows
+              the steps meanwhile (cnn and vgg16)
+epoch         an epoch of the U-Nets, data and metrics included, against the plain loop: one gzip H5 file per slice,
               torch's DataLoader with two workers, the plain network, scores of each batch with .item() (target: 5 ×)
 """
 
@@ -37,10 +37,10 @@ U_NETS = [name for name, spec in MODELS.items() if spec.task == "segmentation"]
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--sections", default="all", help="names with commas between them, or all")
-    options.add_argument("--rounds", type=int, default=5, help="turns of each; an epoch has at most 3")
-    options.add_argument("--seconds", type=float, default=5.0, help="of steps in a turn, at least")
-    options.add_argument("--batch", type=int, help="absent: 64 images, 8 slices")
-    options.add_argument("--slices", type=int, default=64, help="of an epoch; the plain loop takes a second or so each")
+    options.add_argument("--rounds", type=int, default=5, help="rounds of each; at most 3 for epoch")
+    options.add_argument("--seconds", type=float, default=5.0, help="minimum seconds of steps per round")
+    options.add_argument("--batch", type=int, help="batch size; default: 64 images, 8 slices")
+    options.add_argument("--slices", type=int, default=64, help="slices of an epoch; about 1 s each in the plain loop")
     data_options(options)
     network_options(options)
     given = options.parse_args()
@@ -71,7 +71,7 @@ def _worker(job: Job) -> Answer:
 
 
 def print_loop(jobs: dict[str, Job], rounds: int) -> None:
-    """Parts (a) and (b): the loop's own time, and that of the metrics."""
+    """Print parts (a) and (b): the time of the loop itself, and of the metrics."""
     print(f"\nthe loop   {'ms a step':>20}{'overhead, target < 3 %':>26}   shares of the loop's time"
           f"\n{'network':<16}{'bare':>7}{'loop':>8}{'median':>10}{'(range)':>16}{'data':>9}{'checks':>8}{'metrics':>9}"
           f"{'first, end of an epoch':>26}")  # fmt: skip
@@ -87,7 +87,7 @@ def print_loop(jobs: dict[str, Job], rounds: int) -> None:
 
 
 def print_augmentation(jobs: dict[str, Job], rounds: int) -> None:
-    """Part (c): augmentation beside the step; alexnet and vgg16 have none in their recipes, but could."""
+    """Print part (c): augmentation against the step, also of alexnet and vgg16, whose recipes have none."""
     print(f"\n{'augmentation':<16}{'ms a batch':>11}{'ms a step':>11}{'share':>8}   (target of cnn: < 10 %)")
     for name, job in jobs.items():
         found = _answers(job, "augmentation", rounds)
@@ -96,7 +96,7 @@ def print_augmentation(jobs: dict[str, Job], rounds: int) -> None:
 
 
 def print_checkpoint(jobs: dict[str, Job], rounds: int) -> None:
-    """Part (d): how long training waits for a checkpoint."""
+    """Print part (d): how long training waits for a checkpoint."""
     print(f"\n{'checkpoint, ms':<16}{'copy':>8}{'stall':>8}{'at once':>9}{'ratio':>7}{'on disk after':>15}"
           f"{'taken from the steps beside it':>32}")  # fmt: skip
     for name in ("cnn", "vgg16"):
@@ -109,7 +109,7 @@ def print_checkpoint(jobs: dict[str, Job], rounds: int) -> None:
 
 
 def print_epoch(jobs: dict[str, Job], rounds: int) -> None:
-    """Part (e): an epoch of a U-Net, from files to scores."""
+    """Print part (e): an epoch of a U-Net, from files to scores."""
     print(
         f"\n{'an epoch':<16}{'slices':>7}{'batch':>6}{'plain':>9}{'ours':>9}{'ratio':>7}{'(range)':>13}   (target: 5)"
     )
@@ -132,7 +132,7 @@ def print_epoch(jobs: dict[str, Job], rounds: int) -> None:
 
 
 def _answers(job: Job, kind: str, rounds: int) -> list[dict[str, float]]:
-    """What a worker says in every round; it warms up first, and takes turns within itself."""
+    """Return a worker's measurements of a round, after a warm-up."""
     with Worker({**job, "kind": kind}) as worker:
         return [worker.ask() for _ in range(rounds)]
 

@@ -1,7 +1,7 @@
-"""Processes that measure in turns: what one does to its process (its memory, its threads) is nothing to the others.
+"""Worker processes that measure alternately, so that memory and threads of one do not affect the others.
 
-A benchmark starts itself again with `--worker JOB`, JOB in JSON. Such a worker prepares, then answers one line of
-question with one line of JSON at a time, so that nothing runs while another one measures.
+A benchmark starts itself again with `--worker JOB`, JOB in JSON. The worker prepares, then answers each
+request, one line, with one line of JSON, so that nothing else runs while one measures.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from hpc_tumor.data.raw.sources import inspect_source
 
 Job = dict[str, Any]
 Answer = Callable[[str], Any]
-_IMAGES = 800  # made up, of which some 500 train
-_SAID = 2000  # characters of a worker's last words
+_IMAGES = 800  # synthetic, of which about 500 train
+_SAID = 2000  # characters of a worker's stderr to show
 
 
 class WorkerError(RuntimeError):
@@ -35,7 +35,7 @@ class WorkerError(RuntimeError):
 
 
 class Worker:
-    """Another process of the same benchmark. Close it, or use it as a context."""
+    """Another process of the same benchmark. Close it, or use it as a context manager."""
 
     def __init__(self, job: Job, variables: dict[str, str] | None = None) -> None:
         self.job = job
@@ -46,12 +46,12 @@ class Worker:
         )  # fmt: skip
 
     def ask(self, question: str = "") -> Any:
-        """The worker's answer. WorkerError where it ended instead."""
+        """Return the worker's answer. WorkerError if it ended instead."""
         self.begin(question)
         return self.answer()
 
     def begin(self, question: str = "") -> None:
-        """Put a question, and do not wait: so that several workers can be at it together."""
+        """Send a request without waiting, so that several workers can run at once."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(question + "\n")
@@ -60,7 +60,7 @@ class Worker:
             raise self._ended() from None
 
     def answer(self) -> Any:
-        """The answer to the question that was put."""
+        """Return the answer to the pending request."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
@@ -68,7 +68,7 @@ class Worker:
         return json.loads(line)
 
     def close(self) -> None:
-        """Let it end."""
+        """End the worker."""
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):  # it ended by itself
             self._process.stdin.close()
@@ -90,7 +90,7 @@ class Worker:
 
 
 def serve(prepare: Callable[[], Answer]) -> None:
-    """Be a worker: make ready, then answer until there are no more questions. What is printed meanwhile is a log."""
+    """Run as a worker: prepare, then answer requests until stdin is closed. Printed text goes to a log."""
     with os.fdopen(os.dup(1), "w") as channel:
         os.dup2(2, 1)
         answer = prepare()
@@ -99,20 +99,20 @@ def serve(prepare: Callable[[], Answer]) -> None:
 
 
 def network_options(options: argparse.ArgumentParser) -> None:
-    """Which networks, of what size; and the option by which a benchmark starts itself as a worker."""
+    """Add the options for networks and their size, and --worker, with which a benchmark starts itself."""
     options.add_argument("--networks", default="all", help="names with commas between them, or all")
-    options.add_argument("--filters", type=int, help="first filters of the U-Nets; absent: the published 32")
+    options.add_argument("--filters", type=int, help="first filters of the U-Nets; default: the published 32")
     options.add_argument("--worker", type=json.loads, help=argparse.SUPPRESS)
 
 
 def data_options(options: argparse.ArgumentParser) -> None:
-    """The options that say what samples are trained on."""
-    options.add_argument("--data", type=Path, default=_real("brats"), help="folder of BraTS patients; else made up")
+    """Add the options for the training samples."""
+    options.add_argument("--data", type=Path, default=_real("brats"), help="BraTS patients; default: synthetic ones")
     options.add_argument("--images", type=Path, default=_real("brain-mri"), help="folder of Brain MRI images")
 
 
 def make_stores(root: Path, given: argparse.Namespace, tasks: set[str]) -> dict[str, str]:
-    """A store for each task, of the samples that `data_options` name or of made-up ones."""
+    """Make a store for each task from the samples that `data_options` name, or from synthetic ones."""
     stores: dict[str, str] = {}
     if "segmentation" in tasks:
         stores["segmentation"] = str(_brats_store(root, given.data).path)
@@ -126,5 +126,5 @@ def make_stores(root: Path, given: argparse.Namespace, tasks: set[str]) -> dict[
 
 
 def cores() -> int:
-    """Cores of this process."""
+    """Return the number of cores of this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

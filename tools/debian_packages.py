@@ -1,11 +1,10 @@
 #!/usr/bin/env python3
-"""Debian's packages for programs that the tests call.
+"""Install Debian packages with programs that the tests call.
 
-    tools/debian_packages.py         install what the tests of the report and of LaTeX tables lack, where that may be
+    tools/debian_packages.py         install Chromium and LaTeX for the tests of reports and tables
 
-Installing needs root and apt-get. Where one is missing, or apt-get fails, the way to do it by hand is said; those tests
-are then skipped. Some 180 MB are downloaded and 600 MB taken; what is there already is found in no time.
-Exit code: 0, also where nothing could be installed.
+Installing needs root and apt-get. If that fails, the command to run by hand is printed, and those tests are skipped.
+Downloads about 180 MB and takes 600 MB of disk; installed packages are skipped. Exit code: always 0.
 """
 
 from __future__ import annotations
@@ -16,19 +15,19 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-LATEX = "texlive-latex-recommended"  # the smallest that has booktabs
+LATEX = "texlive-latex-recommended"  # the smallest package with booktabs
 PACKAGES = {"pdflatex": LATEX, "chromium": "chromium", "chromedriver": "chromium-driver"}
 
 
 class InstallError(Exception):
-    """Why nothing was installed, as the end of a sentence."""
+    """Nothing was installed; the message is the reason, without a capital or a full stop."""
 
 
 def install(packages: Sequence[str]) -> None:
-    """Install `packages` with nothing that they only recommend.
+    """Install `packages` without their recommendations.
 
     Raises:
-        InstallError: there is no apt-get, this is not root, or apt-get failed; its last lines are on stderr then.
+        InstallError: there is no apt-get, this is not root, or apt-get failed and printed its last lines on stderr.
     """
     path = shutil.which("apt-get", path="/usr/sbin:/usr/bin:/sbin:/bin")
     if path is None:

@@ -1,6 +1,6 @@
-"""Parts of the documentation that are made from the code when `mkdocs build` runs, and never kept in a file.
+"""Generate parts of the documentation from the code when `mkdocs build` runs; they are never written to a file.
 
-A line `<!-- made from the code: NAME -->` in a page is replaced by what the function of that name below returns.
+A line `<!-- made from the code: NAME -->` in a page is replaced by the result of the function of that name.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 import hpc_tumor
 from hpc_tumor import errors
 from hpc_tumor.cli import app
+from hpc_tumor.cli.views.runs import GROUPS
 from hpc_tumor.cluster.observe.job_record import JobRecord
 from hpc_tumor.cluster.observe.states import State
 from hpc_tumor.config import ClusterProfile, Experiment
@@ -37,7 +38,7 @@ _PLACE = re.compile(r"^<!-- made from the code: ([a-z-]+) -->$", re.MULTILINE)
 
 
 def on_config(config: Any) -> None:
-    """Add the records of decisions to the navigation, in the order of their numbers."""
+    """Add the decision records to the navigation, in the order of their numbers."""
     records = sorted(Path(config.docs_dir, "decisions").glob("[0-9]*.md"))
     next(section for section in config.nav if "Decisions" in section)["Decisions"] += [
         f"decisions/{record.name}" for record in records
@@ -45,12 +46,12 @@ def on_config(config: Any) -> None:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Fill the places of a page; mkdocs calls this for each. KeyError for a name that is not in `PARTS`."""
+    """Fill in the generated parts of a page; mkdocs calls this for each page. KeyError for a name not in `PARTS`."""
     return _PLACE.sub(lambda match: PARTS[match[1]](), markdown)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A Markdown table; a `|` in a cell is escaped, a line end becomes a blank."""
+    """Format a Markdown table; `|` in a cell is escaped, a line break becomes a space."""
     cells = [[re.sub(r"[ \n]+", " ", str(cell)).replace("|", r"\|") for cell in row] for row in (head, *rows)]
     lines = [f"| {' | '.join(row)} |" for row in cells]
     return "\n".join([lines[0], f"|{' --- |' * len(head)}", *lines[1:]])
@@ -64,7 +65,7 @@ def code(value: object) -> str:
 
 
 def commands() -> str:
-    """Every command in the order of `--help`: its text, examples, arguments and options."""
+    """Describe every command in the order of `--help`: text, examples, arguments and options."""
     root: Any = typer.main.get_command(app)
     parts = []
     for panel in dict.fromkeys(command.rich_help_panel for command in root.commands.values()):
@@ -102,7 +103,7 @@ def _usage(argument: Any) -> str:
 
 
 def _text(text: str, usage: str) -> Iterator[str]:
-    """The docstring of a command as Markdown, after its usage; its examples together in one block."""
+    """Format the docstring of a command as Markdown, after its usage, with its examples in one block."""
     examples = []
     yield f"```text\n{usage}\n```"
     for paragraph in inspect.cleandoc(text).split("\n\n"):
@@ -128,7 +129,7 @@ def _option(option: Any) -> tuple[str, str]:
 
 
 def settings() -> str:
-    """Every setting of a run by section, with what it may be."""
+    """List every setting of a run by section, with its allowed values."""
     parts = []
     names = [name for name in fields_of(Experiment) if name != "task"]
     for section in dict.fromkeys(["", *(name.rpartition(".")[0] for name in names)]):
@@ -146,7 +147,7 @@ def settings() -> str:
 
 
 def profile() -> str:
-    """Every setting of a cluster profile."""
+    """List every setting of a cluster profile."""
     rows = [(code(name), _values(field), _default(field), _description(field)) for name, field in _profile_fields()]
     return table(["setting", "values", "default", "meaning"], rows)
 
@@ -156,14 +157,14 @@ def _profile_fields() -> Iterator[tuple[str, FieldInfo]]:
 
 
 def profiles() -> str:
-    """The profiles that come with hpc-tumor."""
+    """List the profiles that come with hpc-tumor."""
     folder = shipped("slurm_templates")
     rows = [(code(path.stem), read_toml(path)["description"]) for path in sorted(folder.glob("*.toml"))]
     return table(["profile", "cluster"], rows)
 
 
 def recipes() -> str:
-    """The published recipe of each network, as its preset has it; and how large the network is."""
+    """List the published recipe of each network from its preset, and the size of the network."""
     presets = {name: preset(name).get("recipe", {}) for name in MODELS}
     keys = list(dict.fromkeys(key for recipe in presets.values() for key in recipe))
     rows = [
@@ -232,7 +233,7 @@ def _description(field: FieldInfo) -> str:
 
 
 def exit_codes() -> str:
-    """Exit codes with the errors that end in them."""
+    """List the exit codes with their errors."""
     texts: dict[int, list[str]] = {0: ["Done."]}
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
     for kind in sorted(kinds, key=lambda kind: kind.__mro__[1] is not errors.HpcTumorError):
@@ -246,7 +247,7 @@ def exit_codes() -> str:
 
 
 def run_files() -> str:
-    """The files of a run directory, as the module that names them lists them."""
+    """List the files of a run directory from the module that names them."""
     text = inspect.getdoc(inspect.getmodule(RunDir)) or ""
     rows: list[list[str]] = []
     for line in text.splitlines():
@@ -260,14 +261,13 @@ def run_files() -> str:
 
 
 def run_states() -> str:
-    """States of runs, with the groups that `--state` takes."""
-    groups = {"open": lambda s: s.open, "ended": lambda s: s.ended, "failed": lambda s: s.failed}
-    rows = [(code(state.value), *("yes" if of(state) else "" for of in groups.values())) for state in State]
-    return table(["state", *groups], rows)
+    """List the states of runs, with the groups that `--state` takes."""
+    rows = [(code(state.value), *("yes" if state in group else "" for group in GROUPS.values())) for state in State]
+    return table(["state", *GROUPS], rows)
 
 
 def run_records() -> str:
-    """The JSON files of a run that are read as typed records."""
+    """List the JSON files of a run that are read as typed records."""
     kinds: dict[str, type[Record]] = {
         "job.json": JobRecord,
         "status.json": Status,
@@ -282,7 +282,7 @@ def run_records() -> str:
 
 
 def store_contents() -> str:
-    """What a store holds of its cases or images, as the class that reads it says."""
+    """List the contents of a store from the class that reads it."""
     rows = []
     for name, member in vars(Store).items():
         if name.startswith("_") or not (isinstance(member, property) or hasattr(member, "attrname")):
@@ -296,7 +296,7 @@ def store_schemas() -> str:
 
 
 def editions() -> str:
-    """The meaning of label numbers in each edition."""
+    """List the meaning of the label numbers in each edition."""
     rows = [
         (code(edition.name), ", ".join(f"{number} {word}" for number, word in edition.words.items()))
         for edition in EDITIONS.values()
@@ -309,7 +309,7 @@ def editions() -> str:
 
 @cache
 def _imports() -> dict[str, set[str]]:
-    """The folders and modules at the top of the package, each with those that it imports."""
+    """Return the folders and modules at the top of the package, each with its imports."""
     found: dict[str, set[str]] = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         room = path.relative_to(PACKAGE).with_suffix("").parts[0]
@@ -336,7 +336,7 @@ def _inner(room: str) -> list[str]:
 
 
 def _rows() -> list[list[str]]:
-    """Folders from the highest to the lowest: each imports only from rows below its own."""
+    """Sort folders into rows, highest first: each imports only from rows below its own."""
     rows: dict[int, list[str]] = {}
     for room in filter(_is_folder, _imports()):
         below = max((_level(each) for each in _imports()[room] if _is_folder(each)), default=-1)
@@ -345,17 +345,18 @@ def _rows() -> list[list[str]]:
 
 
 def _level(room: str) -> int:
-    """Longest way down from a folder, through folders alone."""
+    """Return the length of the longest chain of imports from a folder, through folders only."""
     return 1 + max((_level(each) for each in _imports()[room] if _is_folder(each)), default=-1)
 
 
 def folders() -> str:
-    """The folders of the package with the first sentence of what each says of itself."""
+    """List the folders of the package with the first sentence of their docstrings."""
     rows = []
     for row in _rows():
         for room in row:
             text = ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text(encoding="utf-8"))) or ""
-            rows.append((code(f"{room}/"), text.split("\n\n")[0], " ".join(code(f"{name}/") for name in _inner(room))))
+            purpose, *_ = re.split(r"(?<=\.)\s", text, maxsplit=1)
+            rows.append((code(f"{room}/"), purpose, " ".join(code(f"{name}/") for name in _inner(room))))
     return table(["folder", "purpose", "inside"], rows)
 
 
@@ -363,7 +364,7 @@ WIDTH, PAD, LINE, LETTER = 720, 12, 19, 7.3
 
 
 def rooms() -> str:
-    """The folders as a picture: SVG in the page's own colours, drawn from the package as it is."""
+    """Draw the folders as SVG in the colours of the page, from the imports of the package."""
     drawn: list[str] = []
     top = 4.0
     for row in _rows():

@@ -1,11 +1,10 @@
 #!/usr/bin/env python3
-"""Picture of the demo's report for README and the documentation.
+"""Draw the picture of the demo's report for README and documentation.
 
     bash tools/demo.sh                 makes demo/results/report.html
-    python tools/docs_picture.py       writes docs/images/report.webp: two views of it, in Debian's Chromium
+    python tools/docs_picture.py       writes docs/images/report.webp: two views of it, in Chromium
 
-The upper view is the answer at the top of the page, the lower one the first figure with patients as a network
-labelled them.
+The upper view is the result at the top of the page, the lower one the first figure of patients with predicted labels.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from selenium import webdriver
 CHECKOUT = Path(__file__).parents[1]
 REPORT = CHECKOUT / "demo" / "results" / "report.html"
 PICTURE = CHECKOUT / "docs" / "images" / "report.webp"
-WIDTH, GAP = 920, 8  # pixels: of the page, and between the two views
+WIDTH, GAP = 920, 8  # pixels: width of the page, and gap between the two views
 MOST = 200_000  # bytes
 
 
@@ -57,7 +56,7 @@ def main() -> None:
 
 
 def view(driver: webdriver.Chrome, top: float, height: int) -> Image.Image:
-    """The part of the page from `top` on, WIDTH × `height` pixels."""
+    """Return the part of the page from `top`, WIDTH × `height` pixels."""
     clip = {"x": 0, "y": top, "width": WIDTH, "height": height, "scale": 1}
     found = driver.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip})
     return Image.open(io.BytesIO(base64.b64decode(found["data"]))).convert("RGB")

@@ -1,10 +1,10 @@
-# Sourced by demo.sh and test.sh. Makes the virtual environment .venv, or .venv-oldest, where it is missing or older than
-# pyproject.toml, and puts it first on the PATH. The interpreter can be named: PYTHON=/opt/python3.12/bin/python3 bash
-# tools/test.sh
+# Sourced by demo.sh, test.sh and .ci/run. Creates the virtual environment .venv, or .venv-oldest, if it is missing or
+# pyproject.toml has changed, and puts it first on the PATH. PYTHON chooses the interpreter:
+# PYTHON=/opt/python3.12/bin/python3 bash tools/test.sh
 
 say() { printf '%s\n' "$*" >&2; }
 
-# find_python NAME...: the first of these, or what PYTHON names, that is new enough and can make environments.
+# find_python NAME...: print the first of $PYTHON and these that is new enough and can create environments.
 find_python() {
     local candidate
     for candidate in ${PYTHON:+"$PYTHON"} "$@"; do
@@ -13,7 +13,7 @@ find_python() {
                 command -v "$candidate"
                 return
             fi
-            say "error: $candidate cannot make virtual environments: install its venv package (Debian: python3-venv)."
+            say "error: $candidate cannot create virtual environments: install its venv package (Debian: python3-venv)."
             return 1
         fi
     done
@@ -21,31 +21,31 @@ find_python() {
     return 1
 }
 
-# environment [dev|oldest]: the environment .venv with the package installed in place, with its development tools if asked
-# for. `oldest` is .venv-oldest, with the tests, and with each package at the oldest version that pyproject.toml allows.
+# environment [dev|oldest]: install the package in place into .venv; `dev` adds the development tools. `oldest` uses
+# .venv-oldest, with the test dependencies, and each package at the oldest version that pyproject.toml allows.
 environment() {
     local extras="${1:-}" folder=.venv wanted python constraints=()
     local candidates=(python3 python3.14 python3.13 python3.12 python3.11)
     if [[ "$extras" == oldest ]]; then
-        extras=test folder=.venv-oldest candidates=(python3.11 python3.12 python3) # old versions are of old Pythons
+        extras=test folder=.venv-oldest candidates=(python3.11 python3.12 python3) # old versions support only old Pythons
     fi
-    # The checkout's place counts too: an environment does not survive being moved.
+    # The path is part of the stamp: an environment does not work after the checkout was moved.
     wanted="$(pwd) $(cksum <pyproject.toml)"
     export PATH="$PWD/$folder/bin:$PATH"
-    # What has the development tools has all the rest.
+    # An environment with the development tools includes everything else.
     if [[ -x $folder/bin/python ]] && { is_stamped "$wanted" dev || is_stamped "$wanted" "$extras"; }; then
         return
     fi
     if ! $folder/bin/python -m pip --version >/dev/null 2>&1; then
         python="$(find_python "${candidates[@]}")"
-        say "Making the virtual environment $folder with $("$python" --version) ..."
+        say "Creating the virtual environment $folder with $("$python" --version) ..."
         "$python" -m venv --clear $folder
     fi
     if [[ $folder == .venv-oldest ]]; then
         oldest_versions >$folder/versions.txt
         constraints=(--constraint $folder/versions.txt)
     fi
-    say "Installing hpc-tumor and what it needs into $folder (minutes the first time, for torch) ..."
+    say "Installing hpc-tumor and its dependencies into $folder (the first time this takes minutes, mostly for torch) ..."
     $folder/bin/python -m pip install --disable-pip-version-check --quiet ${constraints[@]+"${constraints[@]}"} \
         --editable ".${extras:+[$extras]}"
     printf '%s\n' "$wanted $extras" >$folder/hpc-tumor.stamp
@@ -53,7 +53,7 @@ environment() {
 
 is_stamped() { [[ "$(cat "$folder/hpc-tumor.stamp" 2>/dev/null)" == "$1 $2" ]]; }
 
-# The oldest version of each package that hpc-tumor uses, as pip's constraints.
+# Print the oldest allowed version of each dependency as pip constraints.
 oldest_versions() {
     python - <<'END'
 import re, tomllib

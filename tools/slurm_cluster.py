@@ -5,11 +5,11 @@
     eval "$(tools/slurm_cluster.py env)"
     srun --nodes 2 --ntasks-per-node 2 --gres gpu:2 hostname
     tools/slurm_cluster.py status
-    tools/slurm_cluster.py down      stop it and remove every trace
+    tools/slurm_cluster.py down      stop it and remove its files
 
-Everything lives in one directory (--dir), with sockets and ports of its own; outside of it only a marked line in
-/etc/hosts is written. Needs root and Debian's or Ubuntu's packages, which `up` installs where they are missing.
-An existing SLURM is never touched: `up` refuses to run beside one.
+All files are in one directory (--dir), with separate sockets and ports; the only change outside is a marked line in
+/etc/hosts. Needs root, and packages of Debian or Ubuntu, which `up` installs if they are missing.
+An existing SLURM is never changed: `up` refuses to run beside one.
 Exit codes: 0 done; 1 a daemon failed; 2 usage; 4 refused, or (status, env) not up; 130 interrupted.
 """
 
@@ -67,7 +67,7 @@ def require_root() -> None:
 
 
 def require_packages(may_install: bool) -> None:
-    """Install SLURM, munge and MariaDB where a program of theirs is missing; refuse where that is not possible."""
+    """Install SLURM, munge and MariaDB if a program is missing; refuse if that is not possible."""
     packages = " ".join(PACKAGES)
     if not (missing := _missing_programs()):
         return
@@ -86,9 +86,9 @@ def _missing_programs() -> list[str]:
 
 
 def refuse_foreign_slurm(root: Path, etc: Path) -> None:
-    """Refuse where this machine belongs to a SLURM that this tool did not set up.
+    """Refuse if this machine belongs to a SLURM that this tool did not set up.
 
-    A munged alone is no SLURM: Debian's package starts one, and the test cluster has its own socket and key.
+    A munged alone does not count: Debian's package starts one, and the test cluster has its own socket and key.
     """
     confs = [etc / "slurm.conf", Path("/run/slurm/conf/slurm.conf")]
     if inherited := os.environ.get("SLURM_CONF"):
@@ -103,7 +103,7 @@ def refuse_foreign_slurm(root: Path, etc: Path) -> None:
 
 
 def _is_of_a_test_cluster(argv: list[str]) -> bool:
-    """Whether a SLURM daemon with these arguments is of a test cluster, in whatever directory."""
+    """Return True if a SLURM daemon with these arguments belongs to a test cluster, in any directory."""
     named = "-f" in argv[:-1]
     return is_our_conf(Path(argv[argv.index("-f") + 1]) if named else Path(argv[0]).parent / "slurm.conf")
 
@@ -113,9 +113,9 @@ def _is_of_a_test_cluster(argv: list[str]) -> bool:
 
 @contextmanager
 def locked(root: Path) -> Iterator[None]:
-    """Keep other calls of this tool out of `root`, made if need be. The lock is the directory itself.
+    """Lock the directory `root`, created if missing, against other calls of this tool.
 
-    Refuses a directory that holds something else, because `down` would remove it.
+    Refuses a directory with other content, because `down` would remove it.
     """
     if len(str(root)) > LONGEST_DIR:
         raise ClusterError(f"--dir {root} is too long for sockets in it: at most {LONGEST_DIR} characters.", 2)
@@ -133,14 +133,14 @@ def locked(root: Path) -> Iterator[None]:
     try:
         others = [entry.name for entry in root.iterdir() if entry.name != "slurm.conf.new"]
         if root.stat().st_uid != os.geteuid() or (others and find_layout(root) is None):
-            raise ClusterError(f"{root} holds things of others: choose another --dir.")
+            raise ClusterError(f"{root} contains other files: choose another --dir.")
         yield
     finally:
         os.close(descriptor)
 
 
 def set_hosts_line(root: Path, wanted: bool) -> None:
-    """Add or remove this cluster's line. Written in place: a container's /etc/hosts cannot be renamed over."""
+    """Add or remove this cluster's line in /etc/hosts, in place: in a container it cannot be replaced by renaming."""
     mark = f"# hpc-tumor test SLURM in {root}"
     text = HOSTS.read_text() if HOSTS.exists() else ""
     lines = [line for line in text.splitlines() if not line.endswith(mark)]
@@ -155,7 +155,7 @@ def set_hosts_line(root: Path, wanted: bool) -> None:
 
 
 def clear(root: Path) -> None:
-    """Empty the state directory. The file that marks it goes last, so that a killed `down` can be repeated."""
+    """Empty the state directory. Its marker file is removed last, so that a killed `down` can be repeated."""
     for entry in sorted(root.iterdir(), key=lambda entry: entry.name == "slurm.conf"):
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
@@ -186,16 +186,16 @@ def _is_whole(layout: Layout) -> bool:
 
 
 def _is_current(layout: Layout) -> bool:
-    """Whether the configuration on disk is what this version of the tool writes."""
+    """Return True if this version of the tool would write the configuration that is on disk."""
     files = ((layout.root / name, text) for name, text in layout.config_files.items())
     return all(file.exists() and file.read_text() == text for file, text in files)
 
 
 def _repair(layout: Layout) -> Layout | None:
-    """Start what has stopped; jobs and accounting are kept. None where that does not help."""
+    """Restart stopped daemons, keeping jobs and accounting. Return None if that does not help."""
     saved = (layout.root / "state" / "job_state").exists() or "slurmctld" in running_daemons(layout)
     if not saved or layout.slurm_conf.read_text() != layout.config_files["slurm.conf"]:
-        return None  # without its state slurmctld would give job numbers again, which the nodes refuse
+        return None  # without its state slurmctld would reuse job numbers, which the nodes refuse
     say(f"repairing the SLURM in {layout.root} ...")
     try:
         _start(layout)
@@ -206,7 +206,7 @@ def _repair(layout: Layout) -> Layout | None:
 
 
 def _start_afresh(root: Path) -> Layout:
-    """A new cluster, without a trace of an earlier one. Leaves no half-start behind."""
+    """Start a new cluster after removing an earlier one. A failed start is cleaned up."""
     stop_all(Layout(root, FIRST_PORT))
     clear(root)
     say(f"starting a SLURM of {len(NODES)} nodes in {root} ...")
@@ -226,7 +226,7 @@ def _start(layout: Layout) -> None:
 
 
 def _remove(root: Path) -> None:
-    stop_all(Layout(root, FIRST_PORT))  # processes are known by the directory; the port does not matter
+    stop_all(Layout(root, FIRST_PORT))  # processes are found by the directory; the port does not matter
     set_hosts_line(root, wanted=False)
     clear(root)
     root.rmdir()
@@ -268,11 +268,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("up", "down", "status", "env"))
     parser.add_argument("--dir", type=Path, default=DEFAULT_DIR, help=f"state directory (default {DEFAULT_DIR})")
-    parser.add_argument("--etc-dir", type=Path, default=Path("/etc/slurm"), help="where an existing SLURM would be")
+    parser.add_argument("--etc-dir", type=Path, default=Path("/etc/slurm"), help="folders of an existing SLURM")
     parser.add_argument("--no-install", action="store_true", help="do not install missing packages")
     options = parser.parse_args(argv)
     root = options.dir.absolute()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a killed `up` cleans up as an interrupted one does
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM cleans up as Ctrl-C does
     try:
         if options.command == "up":
             up(root, options.etc_dir, may_install=not options.no_install)

@@ -1,4 +1,4 @@
-"""What the local test SLURM consists of: its directory, ports, daemons and configuration files."""
+"""Layout of the local test SLURM: its directory, ports, daemons and configuration files."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ PROGRAMS = (
     "munged", "mungekey", "mariadbd", "mariadb-install-db", "slurmdbd", "slurmctld", "slurmd",
     "sacctmgr", "scontrol", "sinfo", "srun", "sbatch",
 )  # fmt: skip
-FIRST_PORT, LAST_PORT = 17000, 17200  # below the range from which the kernel gives ports to clients
+FIRST_PORT, LAST_PORT = 17000, 17200  # below the range of ephemeral ports
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class ClusterError(Exception):
-    """A message for the person, and the exit code: 4 refused, 1 failed, 2 usage."""
+    """A message for the user, with an exit code: 4 refused, 1 failed, 2 usage."""
 
     def __init__(self, message: str, exit_code: int = 4) -> None:
         super().__init__(message)
@@ -34,13 +34,13 @@ class ClusterError(Exception):
 
 
 def program(name: str) -> str:
-    """Full path of a program; the sbin folders count although they are often not in a user's PATH."""
+    """Return the full path of a program, also from sbin folders, which are often not in a user's PATH."""
     return shutil.which(name, path=SYSTEM_PATH) or name
 
 
 @dataclass(frozen=True)
 class Daemon:
-    """One daemon in the foreground. `argv` names the state directory, so that the process can be told from others'."""
+    """One daemon in the foreground. `argv` names the state directory, which identifies the process as ours."""
 
     name: str
     argv: tuple[str, ...]
@@ -56,7 +56,7 @@ class Daemon:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where everything of one test cluster lies. The ports from `port` on are used: two, and one for each node."""
+    """Paths and ports of one test cluster. It uses the ports from `port` on: two, and one for each node."""
 
     root: Path
     port: int
@@ -96,7 +96,7 @@ class Layout:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What the daemons and SLURM's own commands need. libmariadb has no setting in slurmdbd.conf for its socket."""
+        """Environment of the daemons and of SLURM's commands. slurmdbd.conf cannot set the socket of libmariadb."""
         return {
             "PATH": SYSTEM_PATH,
             "HOME": "/",
@@ -107,7 +107,7 @@ class Layout:
 
     @property
     def daemons(self) -> tuple[Daemon, ...]:
-        """In the order in which they start."""
+        """Daemons in the order in which they start."""
         munged = (
             program("munged"), "--foreground", f"--socket={self.munge_socket}", f"--key-file={self.munge_key}",
             f"--pid-file={self.root}/munge/munged.pid", f"--seed-file={self.root}/munge/munged.seed",
@@ -116,14 +116,14 @@ class Layout:
             program("mariadbd"), "--no-defaults", "--user=root", f"--datadir={self.database}",
             f"--socket={self.database_socket}", f"--pid-file={self.root}/mariadbd.pid", f"--tmpdir={self.root}/tmp",
             "--skip-networking",
-            # slurmdbd asks for the long lock time-out; the rest keeps a test database small and quick.
+            # slurmdbd requires the long lock time-out; the rest keeps a test database small and fast.
             "--innodb-lock-wait-timeout=900", "--innodb-buffer-pool-size=64M", "--innodb-log-file-size=16M",
             "--innodb-flush-log-at-trx-commit=0", "--innodb-use-native-aio=0",
         )  # fmt: skip
         return (
             Daemon("munged", munged),
             Daemon("mariadbd", mariadbd),
-            # slurmdbd has no option that names its configuration; its first word carries the directory instead.
+            # slurmdbd has no option for its configuration file; argv[0] carries the directory instead.
             Daemon("slurmdbd", (f"{self.root}/slurmdbd", "-D")),
             Daemon("slurmctld", (program("slurmctld"), "-D", "-f", str(self.slurm_conf))),
             *(
@@ -134,7 +134,7 @@ class Layout:
 
     @property
     def config_files(self) -> dict[str, str]:
-        """File name in the state directory → its text; slurm.conf first."""
+        """Return the text of each file in the state directory by its name; slurm.conf first."""
         gres = f"{HEADER}\nNodeName={','.join(NODES)} Name=gpu File={self.root}/dev/nvidia[0-{GPUS_PER_NODE - 1}]\n"
         return {"slurm.conf": self._slurm_conf(), "slurmdbd.conf": self._slurmdbd_conf(), "gres.conf": gres}
 
@@ -228,7 +228,7 @@ def is_our_conf(path: Path) -> bool:
 
 
 def find_layout(root: Path) -> Layout | None:
-    """The cluster that was set up in `root`, running or not."""
+    """Return the layout of the cluster in `root`, running or not."""
     conf = root / "slurm.conf"
     if not is_our_conf(conf):
         return None
@@ -237,7 +237,7 @@ def find_layout(root: Path) -> Layout | None:
 
 
 def new_layout(root: Path) -> Layout:
-    """A layout on ports that nobody uses."""
+    """Return a layout on free ports."""
     for port in range(FIRST_PORT, LAST_PORT, 10):
         with suppress(OSError):
             for each in range(port, port + 2 + len(NODES)):

@@ -19,7 +19,7 @@ START_SECONDS = 60.0
 
 
 def read_processes() -> Iterator[tuple[int, int, str, list[str]]]:
-    """(pid, parent, name, argv) of every live process. A zombie has ended and does not count."""
+    """Return (pid, parent, name, argv) of every live process, zombies excluded."""
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
@@ -32,7 +32,7 @@ def read_processes() -> Iterator[tuple[int, int, str, list[str]]]:
 
 
 def running_daemons(layout: Layout) -> dict[str, int]:
-    """Name → pid of the cluster's daemons that run, known by their program and the directory that they name."""
+    """Return the pids of the cluster's running daemons by name; program and state directory identify them."""
     found = {}
     for pid, _, _, argv in read_processes():
         words = [part for word in argv for part in (word, word.partition("=")[2])]
@@ -43,7 +43,7 @@ def running_daemons(layout: Layout) -> dict[str, int]:
 
 
 def run(layout: Layout, *command: str, check: bool = True) -> str:
-    """Output of a command that uses the cluster; an empty string where it failed and `check` is off."""
+    """Return the output of a command on the cluster; an empty string if it failed and `check` is off."""
     try:
         done = subprocess.run(
             command, env=layout.environment, cwd="/", stdin=subprocess.DEVNULL, capture_output=True, text=True,
@@ -61,12 +61,12 @@ def run(layout: Layout, *command: str, check: bool = True) -> str:
 
 
 def write_files(layout: Layout) -> None:
-    """Configuration, key, database and device files. slurm.conf is first: it marks the directory as this tool's."""
+    """Write configuration, key, database and device files. slurm.conf, the first, marks the directory as ours."""
     for name, text in layout.config_files.items():
         draft = layout.root / f"{name}.new"
         draft.touch(mode=0o600)
         draft.write_text(text)
-        draft.chmod(0o600 if name == "slurmdbd.conf" else 0o644)  # slurmdbd insists
+        draft.chmod(0o600 if name == "slurmdbd.conf" else 0o644)  # required by slurmdbd
         draft.replace(layout.root / name)
     for folder in layout.folders:
         folder.mkdir(mode=0o755, exist_ok=True)
@@ -90,7 +90,7 @@ def write_files(layout: Layout) -> None:
 
 
 def is_ready(layout: Layout, name: str) -> bool:
-    """Whether a daemon answers, not only runs."""
+    """Return True if a daemon answers requests."""
     if name == "munged":
         return bool(run(layout, "munge", f"--socket={layout.munge_socket}", "--no-input", check=False))
     if name == "mariadbd":
@@ -106,7 +106,7 @@ def is_ready(layout: Layout, name: str) -> bool:
 
 
 def node_states(layout: Layout) -> dict[str, str]:
-    """Node → its state in SLURM's words, such as `idle`, `mixed` or `down*` (the star: it does not answer)."""
+    """Return the state of each node in SLURM's words: `idle`, `mixed`, `down*` (the star: it does not answer)."""
     lines = run(layout, "sinfo", "-h", "-N", "-p", "GPU", "-o", "%N %T", check=False).splitlines()
     return dict(line.split() for line in lines)
 
@@ -118,7 +118,7 @@ def nodes_ready(layout: Layout) -> bool:
 
 
 def wait_for(condition: Callable[[], bool], seconds: float, process: subprocess.Popen[bytes] | None = None) -> bool:
-    """True once `condition` holds; False after `seconds`, or when `process` has ended."""
+    """Wait until `condition` holds and return True; False after `seconds`, or when `process` has ended."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end or (process is not None and process.poll() is not None):
@@ -128,7 +128,7 @@ def wait_for(condition: Callable[[], bool], seconds: float, process: subprocess.
 
 
 def start_missing(layout: Layout) -> None:
-    """Start those daemons that do not run, in order, and wait for the nodes."""
+    """Start the daemons that are not running, in order, and wait for the nodes."""
     alive = running_daemons(layout)
     for daemon in layout.daemons:
         if daemon.name not in alive:
@@ -136,7 +136,7 @@ def start_missing(layout: Layout) -> None:
         if daemon.name == "slurmdbd":
             _add_account(layout)
     for node, state in node_states(layout).items():
-        if state.startswith("drain"):  # only an administrator's word brings it back
+        if state.startswith("drain"):  # only an administrator can bring it back
             run(layout, "scontrol", "update", f"NodeName={node}", "State=RESUME", check=False)
     if not wait_for(lambda: nodes_ready(layout), START_SECONDS):
         logs = "\n".join(_log_tail(layout, daemon) for daemon in layout.daemons if "slurm" in daemon.name)
@@ -144,7 +144,7 @@ def start_missing(layout: Layout) -> None:
 
 
 def _start(layout: Layout, daemon: Daemon) -> None:
-    """Start one daemon, free of the caller's terminal, session, stdin and open files, and wait until it answers."""
+    """Start one daemon, detached from the caller's terminal, session and open files, and wait until it answers."""
     with (layout.logs / daemon.log).open("ab") as log:
         process = subprocess.Popen(
             daemon.argv, executable=program(daemon.program), env=layout.environment, cwd=layout.root,
@@ -163,7 +163,7 @@ def _log_tail(layout: Layout, daemon: Daemon, lines: int = 12) -> str:
 
 
 def _add_account(layout: Layout) -> None:
-    """The account that jobs are charged to, for root and for whoever called sudo. It must be there before slurmctld."""
+    """Add the account that jobs are charged to, for root and the user who called sudo. slurmctld needs it."""
 
     def charged() -> list[str]:
         return run(layout, "sacctmgr", "-nP", "show", "assoc", f"account={ACCOUNT}", "format=user").split()
@@ -176,13 +176,13 @@ def _add_account(layout: Layout) -> None:
         ("account", ACCOUNT, f"cluster={CLUSTER}", "Description=tests", "Organization=tests"),
         *(("user", user, f"account={ACCOUNT}", f"DefaultAccount={ACCOUNT}") for user in sorted(users)),
     ):
-        run(layout, "sacctmgr", "-i", "add", *words, check=False)  # fails for what is there already
+        run(layout, "sacctmgr", "-i", "add", *words, check=False)  # fails if it exists already
     if not users <= set(charged()):
         raise ClusterError(f"sacctmgr did not add the account {ACCOUNT} for {', '.join(sorted(users))}.", 1)
 
 
 def stop_all(layout: Layout) -> None:
-    """End the cluster's daemons and jobs: first asked to, then killed."""
+    """End the cluster's daemons and jobs: SIGTERM, then SIGKILL."""
     seen: set[int] = set()
 
     def alive() -> set[int]:
@@ -200,7 +200,7 @@ def stop_all(layout: Layout) -> None:
 
 
 def _our_processes(layout: Layout) -> set[int]:
-    """The daemons, the slurmstepds and all that runs below them: the processes of jobs."""
+    """Return the daemons, the slurmstepds and their descendants: the processes of jobs."""
     processes = list(read_processes())
     found = set(running_daemons(layout).values())
     # A slurmstepd renames itself; it keeps the working directory in which its slurmd was started.

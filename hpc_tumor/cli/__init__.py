@@ -1,7 +1,7 @@
 """Register the commands and map errors to exit codes.
 
 Each group of commands is a module that parses, calls one function and shows the result. Commands import lazily, so
-that `hpc-tumor --help` is fast and only commands that convert or train load torch or zarr.
+that `hpc-tumor --help` is fast and only commands that convert or train load torch or zarr. Imported by __main__.
 """
 
 from __future__ import annotations

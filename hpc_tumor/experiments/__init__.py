@@ -1,1 +1,1 @@
-"""Turn options and job files into validated experiments. Imported by the command line; never loads torch."""
+"""Turn options and job files into validated experiments. Never loads torch. Imported by cli/."""

@@ -1,6 +1,7 @@
 """Registry of the seven networks by their names on the command line.
 
-Commands that never build a network read it, so torch is imported only to build one.
+Commands that never build a network read it, so torch is imported only to build one. Imported by cli/,
+experiments/, prediction/, results/, settings and training/.
 """
 
 from __future__ import annotations

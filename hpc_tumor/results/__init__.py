@@ -2,5 +2,5 @@
 
     read/ → compare/ → tables/ and figures/ → write/ and report/
 
-Reads only the files of the runs; needs neither torch, Zarr nor a scheduler. Imported by the commands.
+Reads only the files of the runs; needs neither torch, Zarr nor a scheduler. Imported by cli/.
 """

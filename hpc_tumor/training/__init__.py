@@ -2,6 +2,6 @@
 
     setup (TrainingState) → loop → step          scoring/  checkpoints/  watch/  inspect/  outputs/
 
-The same loop serves both tasks, in one process, under torchrun and under SLURM. Imported by the ranks of a job, by
-prediction for its networks, and by the debugging mode.
+The same loop serves both tasks, in one process, under torchrun and under SLURM. Imported by cli/ (debugging),
+cluster/node (ranks), doctor/, experiments/ and prediction/.
 """

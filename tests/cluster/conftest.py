@@ -1,4 +1,4 @@
-"""A real SLURM for tests that ask for the fixture `slurm`: tools/slurm_cluster.py starts it on this machine."""
+"""Fixture `slurm`: a real SLURM that tools/slurm_cluster.py starts on this machine."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 @pytest.fixture(scope="session")
 def slurm() -> Iterator[dict[str, str]]:
-    """Environment in which SLURM's commands reach the test cluster. The last session that uses it stops it again,
-    if a test has started it.
+    """Environment in which SLURM's commands reach the test cluster. The last session that uses it stops it if a
+    test has started it.
 
-    Where it may not be started (no root, no packages, another SLURM) the tests are skipped. Where
-    HPC_TUMOR_REQUIRE_SLURM=1 they fail instead, and packages that are missing are installed.
+    If it cannot be started (no root, no packages, another SLURM) the tests are skipped. With
+    HPC_TUMOR_REQUIRE_SLURM=1 they fail instead, and missing packages are installed.
     """
     required = os.environ.get("HPC_TUMOR_REQUIRE_SLURM") == "1"
     with lock_file("users").open("a+") as users:
-        with suppress(BlockingIOError):  # nobody else uses it: what is written there is of a session that was killed
+        with suppress(BlockingIOError):  # nobody else uses it: the content is from a session that was killed
             fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
             users.truncate(0)
         fcntl.flock(users, fcntl.LOCK_SH)
@@ -45,7 +45,7 @@ def slurm() -> Iterator[dict[str, str]]:
             started = slurm_tool("up") if required else slurm_tool("up", "--no-install")
         if started.returncode:
             message = started.stderr.strip()
-            if required or started.returncode != 4:  # 4: it may not be started here
+            if required or started.returncode != 4:  # 4: it cannot be started here
                 pytest.fail(f"tools/slurm_cluster.py up ended with {started.returncode}: {message}")
             pytest.skip(f"no local SLURM ({message}); HPC_TUMOR_REQUIRE_SLURM=1 as root installs one")
         if not was_up:
@@ -65,7 +65,7 @@ def slurm() -> Iterator[dict[str, str]]:
 
 @pytest.fixture(autouse=True)
 def in_turn(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Tests use the cluster side by side, but for those marked `alone`, which hurt its daemons or nodes."""
+    """Tests share the cluster, except those marked `alone`, which damage its daemons or nodes."""
     turn = nullcontext()
     if request.node.get_closest_marker("alone"):
         turn = alone()
@@ -91,7 +91,7 @@ def launch(
     monkeypatch: pytest.MonkeyPatch,
     request: pytest.FixtureRequest,
 ) -> Iterator[Launcher]:  # fmt: skip
-    """Starts a small training on the local SLURM; what it has started ends with the test."""
+    """Start small trainings on the local SLURM; they end with the test."""
     monkeypatch.setenv("SLURM_CONF", slurm["SLURM_CONF"])
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.delenv("HPC_TUMOR_ACCOUNT", raising=False)
@@ -104,7 +104,7 @@ def launch(
 
 @pytest.fixture(scope="session")
 def quiet(slurm: dict[str, str], small_images: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
-    """The run to which nothing happens."""
+    """The undisturbed run."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv("SLURM_CONF", slurm["SLURM_CONF"])
         monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -118,7 +118,7 @@ def quiet(slurm: dict[str, str], small_images: Path, tmp_path_factory: pytest.Te
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], Facts]:
-    """The facts of a cluster whose commands say this: a text, or a script after `case`."""
+    """Return the facts of a cluster whose commands print these texts, or run scripts that begin with `case`."""
 
     def read(commands: dict[str, str]) -> Facts:
         tools = tmp_path / "bin"

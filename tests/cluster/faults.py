@@ -1,4 +1,4 @@
-"""What can happen to a job: processes killed or stopped, daemons and nodes that die, disks that fill up."""
+"""Inject faults into a job: killed or stopped processes, dead daemons and nodes, full disks."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from slurm_cluster_daemons import node_states, running_daemons
 
 
 def processes(**variables: str) -> dict[int, str]:
-    """Processes that were started with these variables → their command line."""
+    """Return the command line of each process started with these variables."""
     wanted = {f"{name}={value}".encode() for name, value in variables.items()}
     found = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
-            with suppress(OSError):  # it has ended, or is not ours to read
+            with suppress(OSError):  # it has ended, or is not readable
                 if wanted <= set((entry / "environ").read_bytes().split(b"\0")):
                     found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
     return found
 
 
 def ranks(job_id: str) -> dict[int, int]:
-    """Rank → process, of a running job."""
+    """Return the process of each rank of a running job."""
     found = {}
     for rank in range(8):
         for pid, command in processes(SLURM_JOB_ID=job_id, SLURM_PROCID=str(rank)).items():
@@ -61,7 +61,7 @@ def kill_daemon(name: str) -> None:
 
 
 def kill_node(node: str) -> None:
-    """As when its power fails: the daemon, the job steps and all that they started, at once."""
+    """Kill a node as in a power failure: the daemon, the job steps and their children, at once."""
     kill_daemon(f"slurmd-{node}")
     for pid in processes(SLURMD_NODENAME=node):
         with suppress(OSError):
@@ -72,7 +72,7 @@ def kill_node(node: str) -> None:
 
 
 def repair() -> None:
-    """All daemons and nodes of the cluster are there again."""
+    """Restore all daemons and nodes of the cluster."""
     done = slurm_tool("up", "--no-install")
     assert done.returncode == 0, done.stderr
     wait_for(lambda: not any("down" in state for state in node_states(layout()).values()), seconds=60)
@@ -80,7 +80,7 @@ def repair() -> None:
 
 @contextmanager
 def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
-    """A file system of so many megabytes, mounted on `folder`."""
+    """Mount a file system of so many megabytes on `folder`."""
     folder.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "none", str(folder)], check=True)
     try:
@@ -90,7 +90,7 @@ def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
 
 
 def fill(disk: Path) -> Path:
-    """A file that takes all the room there is."""
+    """Fill the disk with one file."""
     filler = disk / "filler"
     with suppress(OSError), filler.open("wb", buffering=0) as file:
         while True:

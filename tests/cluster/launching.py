@@ -1,4 +1,4 @@
-"""What the launching tests share: a small experiment, a profile, and waiting for something to become true."""
+"""Helpers of the launching tests: a small experiment, a profile, and waiting for a condition."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def profile_with(name: str = "two-gpu-nodes", **sections: Any) -> ClusterProfile
 
 
 def submit_experiment(experiment: Experiment, profile: ClusterProfile, plan: Plan, runs: Path) -> Submission:
-    """Submit one run; raises what kept it from being submitted."""
+    """Submit one run; raises the error that prevented it."""
     submitted = submit_all([PlannedRun(experiment, plan)], profile, runs)
     for error in (submitted.interrupted, submitted.error):
         if error is not None:
@@ -51,7 +51,7 @@ def submit_experiment(experiment: Experiment, profile: ClusterProfile, plan: Pla
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 30, every: float = 0.1) -> Any:
-    """What `condition` gives once that is true; the test fails where it does not become true."""
+    """Return the value of `condition` once it is true; the test fails if it never is."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if value := condition():

@@ -1,4 +1,4 @@
-"""The SLURM that tools/slurm_cluster.py starts on this machine, and who may use it at the same time."""
+"""Use of the SLURM that tools/slurm_cluster.py starts on this machine, shared or exclusive."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def slurm_tool(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def lock_file(name: str) -> Path:
-    """There is one SLURM for all checkouts on this machine, and so are its locks."""
+    """Return a lock file of the SLURM, which all checkouts on this machine share."""
     path = Path(f"{DEFAULT_DIR}.{name}.lock")
     path.touch()
     return path
@@ -30,14 +30,14 @@ def lock_file(name: str) -> Path:
 
 @contextmanager
 def shared() -> Iterator[None]:
-    """Use the cluster beside others."""
+    """Share the cluster with others."""
     with _locked(fcntl.LOCK_SH):
         yield
 
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Use the cluster while nobody else does."""
+    """Use the cluster exclusively."""
     with _locked(fcntl.LOCK_EX):
         yield
 
@@ -45,7 +45,7 @@ def alone() -> Iterator[None]:
 @contextmanager
 def _locked(kind: int) -> Iterator[None]:
     with lock_file("use").open() as use:
-        with lock_file("turn").open() as turn:  # who waits to be alone lets nobody pass
+        with lock_file("turn").open() as turn:  # a waiting exclusive user blocks new shared ones
             fcntl.flock(turn, fcntl.LOCK_EX)
             fcntl.flock(use, kind)
         yield

@@ -1,4 +1,4 @@
-"""What the commands of clusters print that tests cannot reach: a text, or a script that begins with `case`."""
+"""Output of the commands of real clusters: a text, or a script that begins with `case`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def _commands(sinfo: str, partitions: str, config: str, associations: str, accou
     }
 
 
-# Two V100 on a node; students have dssc, for two hours.
+# Nodes of two V100; students use the account dssc, for two hours.
 ORFEO = _commands(
     sinfo="""
 GPU*|up|18:00:00|4|24|240000|0|gpu:2|(null)
@@ -50,7 +50,7 @@ gpuq||5|20||node=2|cpu=96,gres/gpu=4|
 """,
 )
 
-# Four A100 on a node; a QOS lifts the partition's limit of a day; two projects may pay.
+# Nodes of four A100; a QOS lifts the partition's limit of a day; two accounts.
 LEONARDO = _commands(
     sinfo="""
 boost_usr_prod|up|1-00:00:00|3400|32|494000|0|gpu:a100:4(S:0-1)|(null)
@@ -85,7 +85,7 @@ boost_qos_fuadbg|||||||
 """,
 )
 
-# A plugin takes each job to the partition of its constraint; the default QOS has a limit, the partition a wider one.
+# A plugin routes each job by its constraint; the limit of the default QOS is lower than that of the partition.
 JEAN_ZAY = _commands(
     sinfo="""
 gpu_p13*|up|4-04:00:00|396|80|160000|0|gpu:4|v100-32g,v100

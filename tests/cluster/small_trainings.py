@@ -1,4 +1,4 @@
-"""A small training on the local SLURM to which things happen, and what must be true of it at its end."""
+"""Small trainings on the local SLURM that are disturbed, and checks of their end."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def job_of(run: RunDir) -> str:
 
 
 def weights(run: RunDir) -> dict[str, Any]:
-    """The last weights, with the optimizer's moments."""
-    import torch  # not for all tests of this folder
+    """Return the last weights, with the optimizer's moments."""
+    import torch  # not needed by all tests of this folder
 
     kept = torch.load(run.last_checkpoint, map_location="cpu", weights_only=True)
     moments = {
@@ -49,13 +49,13 @@ def weights(run: RunDir) -> dict[str, Any]:
 
 
 def learned(run: RunDir) -> list[dict[str, Any]]:
-    """The metrics, without what depends on the clock."""
+    """Return the metrics that do not depend on the clock."""
     clock = ("seconds", "rate", "samples_per_s", "data_wait", "memory_gb", "time")
     return [{key: value for key, value in line.items() if key not in clock} for line in run.read_metrics()]
 
 
 class Launcher:
-    """Starts the same small training again and again, slow until it is let go."""
+    """Start the same small training repeatedly, slowed down until it is released."""
 
     def __init__(self, folder: Path, store: Path, monkeypatch: pytest.MonkeyPatch):
         self.folder, self.store, self.monkeypatch = folder, store, monkeypatch
@@ -80,11 +80,11 @@ class Launcher:
         return self.runs[-1]
 
     def slow_down(self, seconds: float) -> None:
-        """Let each step wait so long."""
+        """Set the delay of each step."""
         self.delay.write_text(str(seconds))
 
     def let_go(self) -> None:
-        """From here on the steps take no longer than they need."""
+        """Remove the delay of the steps."""
         self.delay.unlink()
 
     def end(self) -> None:
@@ -97,20 +97,20 @@ class Launcher:
 
 
 def at_work(run: RunDir, steps: int = 3) -> str:
-    """Wait until the run trains and has a checkpoint within its first or second epoch; gives its job."""
+    """Wait until the run trains and has a checkpoint within its first or second epoch; return its job."""
     wait_for(lambda: len(run.read_events("checkpoint")) >= steps, seconds=120)
     return job_of(run)
 
 
 def start_now(job_id: str, seconds: float = 60) -> None:
-    """End the two minutes that a requeued job waits. In the second of its requeue the nodes still refuse it."""
+    """End the two-minute wait of a requeued job. In the second of its requeue the nodes still refuse it."""
     wait_for(lambda: "PENDING" in command("squeue", "--noheader", "--jobs", job_id, "--format=%T"), seconds)
     time.sleep(2)
     command("scontrol", "update", f"JobId={job_id}", "StartTime=now")
 
 
 def finishes_like(run: RunDir, quiet: RunDir, seconds: float = 120) -> None:
-    """The run ends with a result, the same weights, and each epoch's scores once and the same."""
+    """Check that the run ends with a result, the same weights, and the same scores, one line per epoch."""
     wait_for(lambda: not (state := state_of(run)).alive and state.state != "requeued", seconds, every=0.5)
     assert run.is_finished(), f"{state_of(run)}\n{log_text(run, errors=True) or log_text(run)}"
     assert learned(run) == learned(quiet)
@@ -121,7 +121,7 @@ def finishes_like(run: RunDir, quiet: RunDir, seconds: float = 120) -> None:
 
 
 def went_on_from(run: RunDir) -> tuple[int, int]:
-    """Epoch and step at which the run was resumed last."""
+    """Return the epoch and step at which the run was resumed last."""
     event = run.read_events("resumed")[-1]
     return event["epoch"], event["step"]
 
@@ -134,7 +134,7 @@ def last_checkpoint_before_requeue(run: RunDir) -> tuple[int, int]:
 
 
 def saved_after_the_warning(run: RunDir) -> bool:
-    """Whether a checkpoint was written between the first signal and the requeue: not merely at the epoch before."""
+    """Return True if a checkpoint was written between the first signal and the requeue."""
     names = events(run)
     signal, end = names.index("signal"), names.index("requeued")
     return "checkpoint" in names[signal:end]

@@ -1,4 +1,4 @@
-"""What happens to runs, each on the real SLURM with real training: afterwards they have the weights of a quiet run."""
+"""Faults on the real SLURM with real training: afterwards runs have the weights of an undisturbed run."""
 
 from __future__ import annotations
 

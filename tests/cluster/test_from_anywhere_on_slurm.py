@@ -1,4 +1,4 @@
-"""Where the code, the interpreter and the runs lie, and what becomes of them while a job waits, on the real SLURM."""
+"""Places of code, interpreter and runs, and their changes while a job waits, on the real SLURM."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def at(count: int, action: Callable[[], None]) -> Callable[[int, int], None]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_killed_tasks_change_nothing(on_slurm: None, sources: Path, tmp_path: Path, kind: str) -> None:
-    """Whatever is at work when the first unit has been taken is killed: another array does the rest."""
+    """All processes at work when the first unit has been taken are killed: another array does the rest."""
     store, said = tmp_path / "store.zarr", []
 
     def kill_tasks() -> None:

@@ -1,4 +1,4 @@
-"""Reading files of strangers under watch: in a process with little memory, with a clock, and with its errors heard."""
+"""Reading of untrusted files in a process with limited memory and time, with its stderr captured."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from typing import Any
 from hpc_tumor.errors import DataError
 from hpc_tumor.vocabulary import is_plain
 
-ADDRESS_SPACE = 3 * 2**30  # bytes; what the libraries map counts too
+ADDRESS_SPACE = 3 * 2**30  # bytes; including what libraries map
 SECONDS = 10.0  # of the processor, for one file
-WALL_SECONDS = 60  # after which a read is taken to hang; the machine may be busy
-NOISE = 48 * 2**20  # bytes that the process grows by for other reasons
+WALL_SECONDS = 60  # seconds after which a read counts as hanging; the machine may be busy
+NOISE = 48 * 2**20  # bytes by which the process grows for other reasons
 
 
 @dataclass
 class Tally:
-    """What became of the mutants: how many were refused, how many were read, and what went wrong with the others."""
+    """Counts of refused and read mutants, and the faults of the others."""
 
     refused: int = 0
     read: int = 0
@@ -43,18 +43,18 @@ class Tally:
 
 
 class Watch:
-    """Counts reads of one worker process."""
+    """Count the reads of one worker process."""
 
     def __init__(self) -> None:
         self.tally = Tally()
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - what reaches stderr, from C libraries too
 
     def read(self, name: str, read: Callable[[], Any], *, names: str | None, holds: int = 0) -> Any:
-        """What `read` gives; None where it is refused or misbehaves, which is noted under `name`.
+        """Return the result of `read`; None if it refuses or misbehaves, which is noted under `name`.
 
         Args:
-            names: what a refusal must contain.
-            holds: bytes that reading may take beyond the noise.
+            names: texts that a refusal must contain.
+            holds: bytes that reading may take in addition to the noise.
         """
         os.ftruncate(self._errors.fileno(), 0)
         _forget_peak()
@@ -90,7 +90,7 @@ class Watch:
         self._errors.close()
 
     def wrong(self, name: str, text: str) -> None:
-        """Note that what was read under `name` is not sound."""
+        """Note that the result of reading `name` is wrong."""
         self.tally.read -= 1
         self.tally.failures.append(f"{name}: {text}")
 
@@ -108,7 +108,7 @@ class Watch:
 
 
 def run(task: Callable[..., None], *arguments: Any, least: int) -> None:
-    """Run `task(watch, *arguments)` in the worker; it must read at least so many mutants, and all must go well."""
+    """Run `task(watch, *arguments)` in the worker; it must read a minimum of mutants, without faults."""
     tally = in_worker(task, *arguments)
     assert not tally.failures, "\n".join([f"{len(tally.failures)} of {tally.mutants}:", *tally.failures[:40]])
     assert tally.mutants >= least
@@ -116,7 +116,7 @@ def run(task: Callable[..., None], *arguments: Any, least: int) -> None:
 
 
 def in_worker(task: Callable[..., None], *arguments: Any) -> Tally:
-    """Run `task(watch, *arguments)` in a process that may not take more than ADDRESS_SPACE; gives its tally."""
+    """Run `task(watch, *arguments)` in a process limited to ADDRESS_SPACE; return its counts."""
     try:
         return _worker().submit(_run, task, arguments).result(timeout=500)
     except BrokenProcessPool:
@@ -126,7 +126,7 @@ def in_worker(task: Callable[..., None], *arguments: Any) -> Tally:
 
 @cache
 def _worker() -> ProcessPoolExecutor:
-    """One for all tests of a session: to start takes longer than to read a thousand files."""
+    """Worker for all tests of a session: starting one takes longer than reading a thousand files."""
     return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _limit)
 
 
@@ -174,13 +174,13 @@ def _alarm() -> Iterator[None]:
 
 
 def _forget_peak() -> None:
-    """Let VmHWM begin anew (proc(5)); where the system does not, a peak counts for all later reads too."""
+    """Reset VmHWM (proc(5)); where the system cannot, a peak counts for all later reads too."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def _memory(name: str) -> int:
-    """Bytes, of VmRSS or VmHWM; 0 where the system does not say."""
+    """Return VmRSS or VmHWM in bytes; 0 if the system does not report it."""
     try:
         text = Path("/proc/self/status").read_text()
     except OSError:

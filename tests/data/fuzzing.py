@@ -1,6 +1,6 @@
-"""Damaged and hostile files, made from sound ones by a fixed seed: each mutant comes with a name that says what it is.
+"""Damaged and hostile files, made from valid ones with a fixed seed; each mutant has a descriptive name.
 
-Where bytes have a structure, the structure is mutated: random bytes alone are refused at the first checksum.
+Structured bytes are mutated by structure: purely random bytes are refused at the first checksum.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _REALS = (0.0, 1.0, 0.5, 352.0, 1e-45, 1e-12, 1e6, 1e12, 1e18, 3e38, 1e300, floa
 
 
 def damaged(random: Random, data: bytes) -> Mutant:
-    """Bits flipped, bytes lost, repeated, zeroed or put in; or an end that is missing or too much."""
+    """Flip bits; drop, repeat, zero or insert bytes; truncate or extend the end."""
     at = int(random.integers(len(data)))
     size = int(random.integers(1, 17))
     some = random.bytes(size)
@@ -49,7 +49,7 @@ def damaged(random: Random, data: bytes) -> Mutant:
 
 
 def _value(random: Random, dtype: np.dtype[Any]) -> Any:
-    """A value that programs stumble over."""
+    """Return a value that often breaks programs."""
     if dtype.kind == "S":
         return random.bytes(dtype.itemsize)
     sign = -1 if random.random() < 0.3 else 1
@@ -65,7 +65,7 @@ def _value(random: Random, dtype: np.dtype[Any]) -> Any:
 
 
 def nifti_samples() -> list[bytes]:
-    """Sound files that are not packed: both kinds of header, both orders of bytes, several types."""
+    """Return valid uncompressed files: both kinds of header, both byte orders, several types."""
     samples = []
     for kind, order, dtype in (
         (nib.Nifti1Image, "<", "int16"), (nib.Nifti1Image, ">", "int16"), (nib.Nifti2Image, "<", "float32"),
@@ -80,7 +80,7 @@ def nifti_samples() -> list[bytes]:
 
 
 def nifti(seed: int, count: int) -> Iterator[Mutant]:
-    """NIfTI files, packed or not, whose headers lie in one to three fields, or whose bytes are damaged."""
+    """Yield NIfTI files, compressed or not, with one to three wrong header fields, or with damaged bytes."""
     random = np.random.default_rng([seed, 1])
     samples = nifti_samples()
     for _ in range(count):
@@ -95,12 +95,12 @@ def nifti(seed: int, count: int) -> Iterator[Mutant]:
 
 
 def lying_header(random: Random, data: bytes) -> Mutant:
-    """One to three fields of the header with other values."""
+    """Change one to three fields of the header."""
     kind = nib.Nifti1Header if 348 in (int.from_bytes(data[:4], o) for o in ("little", "big")) else nib.Nifti2Header
     size = kind.template_dtype.itemsize
     order = "<" if int.from_bytes(data[:4], "little") == size else ">"
     fields = np.frombuffer(data[:size], kind.template_dtype.newbyteorder(order)).copy()
-    # What decides the reading is mutated more often than what merely describes.
+    # Fields that affect reading are mutated more often than descriptive ones.
     likely = ("dim", "dim", "datatype", "bitpix", "vox_offset", "scl_slope", "scl_inter", "pixdim", "qform_code",
               "sform_code", "quatern_b", "srow_x", "srow_z", "magic", "sizeof_hdr")  # fmt: skip
     names = []
@@ -117,7 +117,7 @@ def lying_header(random: Random, data: bytes) -> Mutant:
 
 
 def packed(seed: int, count: int) -> Iterator[Mutant]:
-    """Gzip streams that are cut, damaged, in many parts, followed by something, or lie about what they hold."""
+    """Yield gzip streams that are truncated, damaged, in many members, followed by data, or with wrong lengths."""
     random = np.random.default_rng([seed, 2])
     raw = nifti_samples()[0]
     good = gzip.compress(raw, 6, mtime=0)
@@ -151,7 +151,7 @@ _WORDS = ("", "NA", "-1", "1e999", "nan", "9" * 400, "\0", '"', '""', "\x1b[31m"
 
 
 def csv(seed: int, count: int, sample: str) -> Iterator[Mutant]:
-    """Tables with cells, columns, quotes, line ends and encodings that are wrong."""
+    """Yield tables with wrong cells, columns, quotes, line ends and encodings."""
     random = np.random.default_rng([seed, 5])
     for encoding in ("utf-16", "utf-8-sig", "utf-32"):
         yield f"CSV in {encoding}", sample.encode(encoding)

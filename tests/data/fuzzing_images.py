@@ -1,4 +1,4 @@
-"""Images that lie, made from sound ones by a fixed seed."""
+"""Damaged and inconsistent images, made from valid ones with a fixed seed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _STARTS = (b"Exif\0\0II*\0", b"MPF\0II*\0", b"ICC_PROFILE\0", b"Photoshop 3.0\x0
 
 
 def jpeg(seed: int, count: int) -> Iterator[Mutant]:
-    """JPEGs with sizes, tables, scans and EXIF that are wrong, or with damaged bytes."""
+    """Yield JPEGs with wrong sizes, tables, scans and EXIF, or with damaged bytes."""
     random = np.random.default_rng([seed, 3])
     samples = jpeg_samples()
     for sample in samples:
@@ -65,7 +65,7 @@ def jpeg(seed: int, count: int) -> Iterator[Mutant]:
 
 
 def many_scans(width: int, height: int, scans: int) -> bytes:
-    """A small progressive JPEG whose every scan goes over all pixels again, saying nothing."""
+    """Return a small progressive JPEG in which every scan covers all pixels again without a change."""
     file = io.BytesIO()
     Image.new("L", (8, 8)).save(file, "JPEG", progressive=True)
     head = _joined([(m, b) for m, b in _segments(sized(file.getvalue(), width, height)) if m not in (0xDA, 0xD9)])
@@ -77,7 +77,7 @@ def many_scans(width: int, height: int, scans: int) -> bytes:
 
 
 def _segments(data: bytes) -> list[tuple[int, bytes]]:
-    """(marker, content) up to the first scan, which takes all the rest."""
+    """Return (marker, content) up to the first scan, which includes all the rest."""
     at, segments = 2, []
     while data[at + 1] != 0xDA:
         length = int.from_bytes(data[at + 2 : at + 4], "big")
@@ -115,7 +115,7 @@ _KINDS = (b"IDAT", b"PLTE", b"tRNS", b"acTL", b"fcTL", b"fdAT", b"cHRM", b"gAMA"
 
 
 def png(seed: int, count: int) -> Iterator[Mutant]:
-    """PNGs with sizes, chunks and checksums that are wrong, and such that would inflate to a lot."""
+    """Yield PNGs with wrong sizes, chunks and checksums, and decompression bombs."""
     random = np.random.default_rng([seed, 4])
     samples = png_samples()
     bomb = zlib.compress(bytes(1 << 26), 9)
@@ -175,7 +175,7 @@ def png_joined(chunks: list[tuple[bytes, bytes]]) -> bytes:
 
 
 def hollow_png(width: int, height: int, bits: int = 8, pixels: bytes = b"") -> bytes:
-    """A grey PNG of that size on paper."""
+    """Return a grey PNG whose header claims that size."""
     header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
     return png_joined([(b"IHDR", header), (b"IDAT", zlib.compress(pixels or bytes(1000))), (b"IEND", b"")])
 
@@ -186,7 +186,7 @@ _TAGS = (256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 320, 322, 3
 
 
 def tiff(seed: int, count: int) -> Iterator[Mutant]:
-    """TIFFs with entries that lie in tag, type, count or value, or with damaged bytes; packed ones among them."""
+    """Yield TIFFs, also compressed, with wrong tags, types, counts or values of entries, or with damaged bytes."""
     random, samples = np.random.default_rng([seed, 6]), []
     grey = picture(3, (64, 48))
     deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 200)
@@ -216,13 +216,13 @@ def tiff(seed: int, count: int) -> Iterator[Mutant]:
 
 
 def bmp(seed: int, count: int) -> Iterator[Mutant]:
-    """BMPs whose headers lie, or with damaged bytes."""
+    """Yield BMPs with wrong headers, or with damaged bytes."""
     modes = ("L", "RGB", "P", "1", "RGBA")
     yield from _lying(seed, count, [_saved(picture(3, (64, 48)).convert(mode), "BMP") for mode in modes], 60)
 
 
 def webp(seed: int, count: int) -> Iterator[Mutant]:
-    """WebP images, with loss and without, whose headers lie, or with damaged bytes."""
+    """Yield lossy and lossless WebP images with wrong headers, or with damaged bytes."""
     samples = [
         _saved(picture(3, (64, 48)).convert(mode), "WEBP", lossless=lossless)
         for mode in ("RGB", "RGBA") for lossless in (True, False)

@@ -1,4 +1,4 @@
-"""The files of a store, damaged or strange: metadata, and shards whose index leads astray."""
+"""Damaged or unusual files of a store: metadata, and shards with a wrong index."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TEXTS = (b"", b"{", b"[" * 100_000, b'{"a":' * 100_000, b"null", b"[]", b"1", b
 
 
 def json_file(random: Random, data: bytes) -> Mutant:
-    """A JSON document with values that are missing, strange or renamed; now and then broken text."""
+    """Return a JSON document with missing, unusual or renamed values; sometimes broken text."""
     chance = random.random()
     if chance < 0.1:
         text = _TEXTS[random.integers(len(_TEXTS))]
@@ -45,7 +45,7 @@ def json_file(random: Random, data: bytes) -> Mutant:
 
 
 def _places(value: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """All (name, holder, key) in a document; of a long list its first and last items."""
+    """Return all (name, container, key) of a document; of a long list the first and last items."""
     if isinstance(value, dict):
         keys: list[Any] = list(value)
     elif isinstance(value, list):
@@ -58,7 +58,7 @@ def _places(value: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
 
 
 def shard(random: Random, data: bytes, chunks: int) -> Mutant:
-    """A shard with damaged bytes, or an index at its end that leads astray (with a checksum that agrees)."""
+    """Return a shard with damaged bytes, or with a wrong index and a matching checksum."""
     if random.random() < 0.5 or len(data) < 40:
         return damaged(random, data)
     new = bytearray(data)

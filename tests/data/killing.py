@@ -1,9 +1,9 @@
-"""A conversion that is ended at its k-th change on the disk, for each k or for some, and then run again.
+"""End a conversion at its k-th change on disk, for each k or for a sample, and run it again.
 
-Run as `python killing.py KIND WHICH SOURCE CHANGED FOLDER HOW=WHAT ...`. WHAT is `kill` (kill -9, right before the
-change), or an error such as ENOSPC that all changes give from there on; of several, `ENOSPC,EIO`, one after another is
-taken. WHICH is `all`, or `sample`: one change of each kind, that is of each system call in each function. Prints how
-often a conversion was ended. A process of its own, as it forks and must not have opened a store before.
+Run as `python killing.py KIND WHICH SOURCE CHANGED FOLDER HOW=WHAT ...`. WHAT is `kill` (kill -9 right before the
+change), or an error such as ENOSPC that all changes raise from there on; of several, `ENOSPC,EIO`, each is used in
+turn. WHICH is `all`, or `sample`: one change of each kind, that is of each system call in each function. Prints the
+number of ended conversions. It is a separate process because it forks and must not have opened a store before.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ CALLS = ("rename", "replace", "mkdir", "rmdir", "unlink", "fsync", "ftruncate")
 CLEAR = r"[^\n]* could not be stored in |[^\n]* cannot be (made|locked)"
 REFUSED = 3 << 8  # exit code 3, as os.waitpid gives it
 PACKAGE = Path(hpc_tumor.__file__).parent
-SHIFTS = 5  # how many plans in a row take other steps of a kind
+SHIFTS = 5  # plans in a row that take different steps of a kind
 
 
 def before_each_change(act: Callable[[str], None]) -> None:
-    """Let this process call `act` with the name of the system call right before each of its changes on the disk.
+    """Make this process call `act` with the name of the system call right before each of its changes on disk.
 
-    Files opened to write count: `act` comes when they are there, but empty.
+    Opening a file for writing counts: `act` is called when the file exists but is empty.
     """
 
     def watched(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
@@ -63,7 +63,7 @@ def before_each_change(act: Callable[[str], None]) -> None:
 
 
 def arm(step: int, what: str) -> None:
-    """Let this process end at, or the disk fail from, its `step`-th change on the disk."""
+    """Make this process end at, or the disk fail from, its `step`-th change on disk."""
     left = [step]
 
     def fail(_: str) -> None:
@@ -77,11 +77,11 @@ def arm(step: int, what: str) -> None:
 
 
 def write_kinds(path: Path) -> None:
-    """Let this process write the kind of each of its changes on the disk to a file, a line each."""
+    """Make this process write the kind of each of its changes on disk to a file, a line each."""
     file = path.open("a", encoding="utf-8")
 
     def write(call: str) -> None:
-        frame = sys._getframe(2)  # noqa: SLF001 - the one way that Python has
+        frame = sys._getframe(2)  # noqa: SLF001 - the only way in Python
         while frame.f_back and PACKAGE not in Path(frame.f_code.co_filename).parents:
             frame = frame.f_back
         print(call, frame.f_code.co_filename, frame.f_code.co_qualname, file=file, flush=True)
@@ -90,7 +90,7 @@ def write_kinds(path: Path) -> None:
 
 
 def one_of_each(kinds: list[str], shift: int) -> list[int]:
-    """Steps, counted from 1, of which each has another kind; which step of a kind that has many, `shift` decides."""
+    """Return steps, counted from 1, one of each kind; `shift` selects among the steps of a kind."""
     steps: dict[str, list[int]] = {}
     for step, kind in enumerate(kinds, 1):
         steps.setdefault(kind, []).append(step)
@@ -98,7 +98,7 @@ def one_of_each(kinds: list[str], shift: int) -> list[int]:
 
 
 def in_child(action: Callable[[], object]) -> int:
-    """How a fork ends that does this: 0, REFUSED, or else."""
+    """Return the exit status of a fork that does this: 0, REFUSED, or other."""
     child = os.fork()
     if child:
         return os.waitpid(child, 0)[1]
@@ -145,12 +145,12 @@ def main(kind: str, which: str, source: Path, changed: Path, folder: Path, plans
             where = f"{how}, {fault} at step {step} of {len(steps)}, {steps[step - 1]}"
             begin(how)
             outcome = in_child(partial(convert, store, final, overwrite, partial(arm, step, fault)))
-            if outcome == 0 and fault != "kill":  # what it could not remove, as its lock, goes with the next one
+            if outcome == 0 and fault != "kill":  # the next run removes its leftovers, such as its lock
                 left = {name: data for name, data in tree(store).items() if not name.startswith(".")}
                 assert left == wanted, f"{where}: {sorted(dict(left.items() ^ wanted.items()))}"
             else:
                 assert outcome == (signal.SIGKILL if fault == "kill" else REFUSED), f"{where}: ended with {outcome}"
-            # What --overwrite began, the same command without it may end.
+            # A conversion started with --overwrite may be completed without it.
             assert in_child(partial(convert, store, final, overwrite and step % 2 == 0)) == 0, where
             found = tree(store)
             assert found == wanted, f"{where}: {sorted(dict(found.items() ^ wanted.items()))}"

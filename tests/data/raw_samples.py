@@ -1,4 +1,4 @@
-"""Small raw files for the tests of data/: made here, or real samples from HPC_TUMOR_REAL_DATA."""
+"""Small raw files for the tests of data/: generated, or real samples from HPC_TUMOR_REAL_DATA."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BRATS_2023 = ("t2f", "t1n", "t1c", "t2w")
 
 
 def real_data(folder: str) -> Path:
-    """A folder of the real samples; skips the test where there are none."""
+    """Return a folder of the real samples; skip the test if there are none."""
     root = os.environ.get("HPC_TUMOR_REAL_DATA")
     if not root:
         pytest.skip("HPC_TUMOR_REAL_DATA is not set: no real samples")
@@ -28,19 +28,19 @@ def real_data(folder: str) -> Path:
 
 
 def list_cases(reader: CaseReader, source: Path) -> list[Case]:
-    """The cases that a reader finds below `source`."""
+    """Return the cases that a reader finds below `source`."""
     return inspect_listing(walk(source), reader).cases
 
 
 def brain(seed: int, dtype: str = "int16", shape: tuple[int, ...] = SHAPE) -> np.ndarray:
-    """`(x, y, z)` intensities inside a box on a zero background."""
+    """Return intensities `(x, y, z)` inside a box on a zero background."""
     volume = np.zeros(shape)
     volume[2:-2, 2:-2, 1:-1] = np.random.default_rng(seed).normal(500, 100, (shape[0] - 4, shape[1] - 4, shape[2] - 2))
     return volume.astype(dtype)
 
 
 def tumour(shape: tuple[int, ...] = SHAPE, enhancing: int = 4) -> np.ndarray:
-    """`(x, y, z)` labels: 2 around 1 around the enhancing one."""
+    """Return labels `(x, y, z)`: 2 around 1 around the enhancing one."""
     labels = np.zeros(shape, np.uint16)
     labels[3:9, 3:7, 2:4] = 2
     labels[4:7, 4:6, 2:4] = 1
@@ -69,7 +69,7 @@ def write_case(
     labels: np.ndarray | None = None,
     affine: np.ndarray = LPS,
 ) -> Path:
-    """A patient folder in the layout of BraTS."""
+    """Write a patient folder in the layout of BraTS."""
     for i, suffix in enumerate(suffixes):
         save(folder / f"{folder.name}{joint}{suffix}{ending}", brain(seed * 10 + i, dtype), affine)
     save(folder / f"{folder.name}{joint}seg{ending}", tumour() if labels is None else labels, affine)
@@ -77,14 +77,14 @@ def write_case(
 
 
 def write_patients(root: Path, n: int) -> Path:
-    """`n` patients in the layout of BraTS 2020."""
+    """Write `n` patients in the layout of BraTS 2020."""
     for i in range(1, n + 1):
         write_case(root / f"BraTS20_Training_{i:03}", seed=i)
     return root
 
 
 def picture(seed: int, size: tuple[int, int] = (60, 50)) -> Image.Image:
-    """A bright ellipse with texture on black; `size` is (width, height)."""
+    """Draw a bright textured ellipse on black; `size` is (width, height)."""
     draw = np.random.default_rng(seed)
     y, x = np.mgrid[: size[1], : size[0]]
     inside = ((x / size[0] - 0.5) / 0.35) ** 2 + ((y / size[1] - 0.5) / 0.4) ** 2 < 1
@@ -92,7 +92,7 @@ def picture(seed: int, size: tuple[int, int] = (60, 50)) -> Image.Image:
 
 
 def write_pictures(root: Path, per_class: int = 3, *, twins: bool = True) -> Path:
-    """A Brain MRI tree of PNGs; with `twins`, the first test picture of each class repeats the first training one."""
+    """Write a Brain MRI tree of PNGs; with `twins`, the first test image of a class repeats its first training one."""
     for k, name in enumerate(("glioma", "meningioma", "notumor", "pituitary")):
         for p, part in enumerate(("Training", "Testing")):
             folder = root / part / name
@@ -104,5 +104,5 @@ def write_pictures(root: Path, per_class: int = 3, *, twins: bool = True) -> Pat
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """Every file below `folder` with its content."""
+    """Return every file below `folder` with its content."""
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}

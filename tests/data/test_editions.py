@@ -1,4 +1,4 @@
-"""What the numbers of a segmentation mean: by the edition of its case's name, as asked for, or not certain."""
+"""Meaning of label numbers: from the edition of the case name, as requested, or uncertain."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_a_source_of_several_editions_is_one_store(tmp_path: Path, capsys: pytes
     write_case(tmp_path / "raw" / "BraTS-MEN-00001-000", labels=np.zeros_like(tumour()), seed=9)
     assert prepare(tmp_path / "raw", tmp_path / "s.zarr") == 3
     said = capsys.readouterr().err
-    assert "1 of 4 cases refused" in said
+    assert "1 of 4 cases could not be converted" in said
     assert "BraTS-PED 2023 or later" in said
     assert prepare(tmp_path / "raw", tmp_path / "t.zarr", "--labels", "brats-ped-2024") == 0
     store = Store.open(tmp_path / "t.zarr")

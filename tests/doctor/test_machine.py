@@ -1,4 +1,4 @@
-"""What a login hands on to jobs: variables, limits, mask."""
+"""Environment that jobs inherit from a login: variables, limits, mask."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def test_the_reference_is_made_from_the_code(site: Path) -> None:
     for name, words in {
         "commands": ("prepare-data", "--sbatch OPTION[=VALUE]", "clusters discover"),
         "settings": ("recipe.learning_rate", "slurm.gpu_request", "attention-unet"),
-        "exit-codes": ("130", "Data refused"),
+        "exit-codes": ("130", "Invalid data"),
         "store": ("label_counts", "brats-2024"),
         "run": ("result.json", "out-of-memory", "job_id"),
         "architecture": ("<svg", "experiments/", "checkpoints/"),

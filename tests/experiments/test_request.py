@@ -1,4 +1,4 @@
-"""Which runs a command line means."""
+"""Runs that a command line requests."""
 
 from __future__ import annotations
 

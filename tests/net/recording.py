@@ -1,7 +1,7 @@
-"""What the program shows and writes, compared with the text on record, and what is masked before it is.
+"""Compare the masked output of the program with recorded text.
 
-After a change that is meant, `HPC_TUMOR_RECORD=1 python -m pytest tests/net` writes the records anew: read the
-difference before it is committed.
+After an intended change, `HPC_TUMOR_RECORD=1 python -m pytest tests/net` writes the records again: review the
+difference before you commit it.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ RECORDED = Path(__file__).parent / "recorded"
 RECORD = bool(os.environ.get("HPC_TUMOR_RECORD"))  # read before tests clear the environment
 COMMAND = "HPC_TUMOR_RECORD=1 python -m pytest tests/net"
 Command = Callable[[list[str]], tuple[int, str, str]]
-WIDTH = 116  # characters of a line on record; longer ones go on in the next
+WIDTH = 116  # maximum characters of a recorded line; longer lines are wrapped
 VERSION = metadata.version("hpc-tumor")
-MOST_SHOWN = 150  # lines of a difference
-MOST_ENTRIES = 100  # of an object in JSON that is recorded as it is
-LONGEST = 200  # characters of a text in JSON that is recorded as it is
-# Libraries that write text or bytes that are on record, by the file that says which versions they had.
+MOST_SHOWN = 150  # maximum lines of a difference
+MOST_ENTRIES = 100  # maximum entries of a JSON object that is recorded as it is
+LONGEST = 200  # maximum characters of a JSON text that is recorded as it is
+# Libraries that write recorded text or bytes, by the file that records their versions.
 VERSIONS = "versions.txt"
 LIBRARIES = (
     "h5py", "isal", "matplotlib", "nibabel", "numcodecs", "numpy", "onnx", "pillow", "pydantic", "rich", "torch",
     "typer",
 )  # fmt: skip
 
-# The one place that says what differs between two runs of the same code, and what stands for it.
-NEW_RUN = re.compile(r"\b2(?!0260101-0000)\d{7}-\d{6}-([a-z0-9-]+)-[0-9a-f]{6}\b")  # made-up runs have fixed names
+# Everything that differs between two runs of the same code, with its replacement.
+NEW_RUN = re.compile(r"\b2(?!0260101-0000)\d{7}-\d{6}-([a-z0-9-]+)-[0-9a-f]{6}\b")  # test runs have fixed names
 MASKS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
     (re.compile(r"\x1b\[[0-9;]*m"), ""),
-    (re.compile(r"^.* of .*, about .* left\n", re.MULTILINE), ""),  # progress that took more than a moment
+    (re.compile(r"^.* of .*, about .* left\n", re.MULTILINE), ""),  # progress lines, which depend on the time
     (re.compile(r"^\w+: (\d+) of (?!\1 )\d+ \w+\n", re.MULTILINE), ""),  # likewise, its first line
     (NEW_RUN, r"<run of \1>"),
     (re.compile(r"\b20\d\d-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:\d\d)?"), "<time>"),
@@ -53,14 +53,14 @@ MASKS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] 
     (re.compile(r'("(?:rate|samples_per_second|data_wait|peak_memory_gb)": )-?[\d.e+-]+'), r'\1"<speed>"'),
     (re.compile(r'("(?:bytes[a-z_]*)": )\d+'), r'\1"<bytes>"'),
     (re.compile(r"\b[0-9a-f]{16}\.zip\b"), "CODE.zip"),
-    (re.compile(r'("script": )".*"'), r'\1"<script>"'),  # scripts are on record by themselves
-    # The last digits of a number that was computed differ between kinds of CPU.
+    (re.compile(r'("script": )".*"'), r'\1"<script>"'),  # scripts are recorded separately
+    # The last digits of computed numbers differ between kinds of CPU.
     (re.compile(r"-?\b\d+\.\d{5,}(e[+-]?\d+)?\b"), lambda found: f"{float(found[0]):.4g}"),
 )
 
 
 def mask(text: str, places: Mapping[str, str]) -> str:
-    """`text` without what differs between two runs; `places` are folders and what stands for them."""
+    """Mask what differs between two runs; `places` maps folders to their replacements."""
     known = {**places, sys.executable: "PYTHON", f"hpc-tumor {VERSION}": "hpc-tumor <version>"}
     for found in sorted(known, key=len, reverse=True):
         text = text.replace(found, known[found])
@@ -70,7 +70,7 @@ def mask(text: str, places: Mapping[str, str]) -> str:
 
 
 def wrap(text: str) -> str:
-    """`text` with long lines broken at spaces; a line that goes on begins with `\\`, so that nothing is lost."""
+    """Wrap long lines at spaces; a continuation line begins with `\\`, so that nothing is lost."""
     lines = []
     for line in text.splitlines():
         while len(line) > WIDTH:
@@ -84,7 +84,7 @@ def wrap(text: str) -> str:
 
 
 def compare(name: str, text: str, *, wrapped: bool = True) -> None:
-    """Fail with the difference where `text` is not the one on record under this name."""
+    """Fail with the difference if `text` is not the one recorded under this name."""
     record, text = RECORDED / name, wrap(text) if wrapped else text
     if RECORD:
         record.parent.mkdir(parents=True, exist_ok=True)
@@ -105,12 +105,12 @@ def compare(name: str, text: str, *, wrapped: bool = True) -> None:
 
 
 def versions() -> str:
-    """The versions of the libraries that write what is on record, one a line."""
+    """Return the versions of the libraries whose output is recorded, one per line."""
     return "".join(f"{name} {metadata.version(name)}\n" for name in LIBRARIES)
 
 
 def same_versions() -> bool:
-    """Return True where those libraries are of the versions that they had when it was recorded."""
+    """Return True if those libraries have the versions of the record."""
     record = RECORDED / VERSIONS
     return record.is_file() and record.read_text() == versions()
 
@@ -124,9 +124,9 @@ def _other() -> str:
 
 
 def replay(name: str, run: Callable[[list[str]], tuple[int, str, str]]) -> None:
-    """Give each command on record to `run`, and compare what it gives: exit code, stdout and stderr.
+    """Pass each recorded command to `run`, and compare exit code, stdout and stderr.
 
-    A line `$ COMMAND` on record is a command, one `# …` a remark. A new command is a new line; recording adds the rest.
+    A recorded line `$ COMMAND` is a command, `# …` a comment. To add a command, add its line; recording adds the rest.
     """
     record = (RECORDED / name).read_text(encoding="utf-8").replace("\n\\", "")
     kept: list[str] = []
@@ -142,10 +142,10 @@ def replay(name: str, run: Callable[[list[str]], tuple[int, str, str]]) -> None:
 
 
 def outline(value: Any, texts: bool = True) -> str:
-    """The form of JSON: keys and types; whole numbers, booleans and, where asked for, texts as they are."""
+    """Return the form of JSON: keys and types; integers, booleans and optionally texts as they are."""
     if isinstance(value, dict):
         forms = [(key, _indented(outline(item, texts))) for key, item in value.items()]
-        groups = groupby(forms, key=lambda form: form[1] if form[1].startswith(" <") else form)  # alike ones in a line
+        groups = groupby(forms, key=lambda form: form[1] if form[1].startswith(" <") else form)
         alike = [list(group) for _, group in groups]
         return "".join(f"\n{', '.join(key for key, _ in group)}:{group[0][1]}" for group in alike) or " {}"
     if isinstance(value, list) and value and isinstance(value[0], dict):  # each form once
@@ -163,7 +163,7 @@ def _indented(text: str) -> str:
 
 
 def plain(value: Any, indent: str = "") -> str:
-    """JSON as lines that can be read: lists of values in one, long texts by their digest."""
+    """Format JSON as readable lines: lists of values in one line, long texts as their digest."""
     inner = f"{indent}  "
     if isinstance(value, dict) and len(value) > MOST_ENTRIES:
         return f"<{len(value)} entries, sha256 {digest(json.dumps(value).encode())}>"
@@ -178,5 +178,5 @@ def plain(value: Any, indent: str = "") -> str:
 
 
 def digest(content: bytes) -> str:
-    """First half of the SHA-256."""
+    """Return the first half of the SHA-256."""
     return hashlib.sha256(content).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""What the net runs in: an environment that nobody set up, a SLURM of shell scripts, and slices of the H5 edition."""
+"""Surroundings of the recorded tests: a clean environment, a SLURM of shell scripts, slices of the H5 edition."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 
-# A SLURM that has one job at a time, which waits in the queue until it is cancelled.
+# A SLURM with one job at a time, which stays queued until it is cancelled.
 FAKE_SLURM = {
     "sbatch": """for script; do :; done
         [ -f "$script" ] || script=/dev/stdin
@@ -30,7 +30,7 @@ FAKE_SLURM = {
 
 
 def bare(patch: pytest.MonkeyPatch, folder: Path) -> None:
-    """The environment of a user who has set nothing, on a machine without other programs, 100 columns wide."""
+    """Return a clean environment, without other programs, 100 columns wide."""
     for name in list(os.environ):
         if name.startswith(("HPC_TUMOR_", "SLURM_", "SBATCH_", "PYTHONPATH", "CUDA_", "TERMINAL_WIDTH")):
             patch.delenv(name)
@@ -46,7 +46,7 @@ def bare(patch: pytest.MonkeyPatch, folder: Path) -> None:
 
 
 def kept(folder: Path, version: str) -> None:
-    """Unpack what a version left to later ones into a folder: stores, runs by their fate, and single files."""
+    """Unpack the fixtures of a version into a folder: stores, runs by outcome, and single files."""
     for path in (FIXTURES / version).iterdir():
         if path.suffix == ".xz":
             with tarfile.open(path) as archive:
@@ -56,14 +56,14 @@ def kept(folder: Path, version: str) -> None:
 
 
 def write_programs(folder: Path, scripts: dict[str, str]) -> None:
-    """Programs of a folder, each by its name and what a shell runs as it."""
+    """Write programs to a folder, given by name and shell code."""
     for name, script in scripts.items():
         (folder / name).write_text(f"#!/bin/sh\n{script}\n")
         (folder / name).chmod(0o755)
 
 
 def write_slices(folder: Path, patients: int) -> None:
-    """Patients of the Kaggle H5 edition: `volume_<n>_slice_<z>.h5` with 155 slices of 16 x 16 pixels each."""
+    """Write patients of the Kaggle H5 edition: `volume_<n>_slice_<z>.h5` with 155 slices of 16 x 16 pixels each."""
     folder.mkdir()
     for patient in range(1, patients + 1):
         plane = np.random.default_rng([7, patient]).integers(-50, 900, (10, 10, 4))
@@ -78,15 +78,15 @@ def write_slices(folder: Path, patients: int) -> None:
 
 
 def write_images(folder: Path, images: int) -> None:
-    """Heads of four classes as JPEG, a fifth for testing, of two sizes and modes; whole numbers make them.
+    """Write heads of four classes as JPEG, a fifth for testing, of two sizes and modes, with integer arithmetic.
 
-    Made-up ones of `hpc-tumor phantom` differ in a few pixels between kinds of CPU.
+    Images of `hpc-tumor phantom` differ in a few pixels between kinds of CPU.
     """
     for number in range(images):
         kind, draw = number % 4, np.random.default_rng([8, number])
         side = 150 + 30 * (number % 3)
         y, x = np.mgrid[:side, :side] - side // 2
-        spots = np.kron(draw.integers(0, 100, (15, 15)), np.ones((side // 15, side // 15), int))  # no two alike
+        spots = np.kron(draw.integers(0, 100, (15, 15)), np.ones((side // 15, side // 15), int))  # no two are equal
         pixels = np.where(x * x + y * y < (side * 2 // 5) ** 2, 60 + spots, 0)
         place = draw.integers(-side // 8, side // 8, 2)
         pixels[(x - place[0]) ** 2 * (1 + kind) + (y - place[1]) ** 2 < (side // 10) ** 2] += 30 * kind

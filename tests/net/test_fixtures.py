@@ -1,4 +1,4 @@
-"""What earlier versions made is opened, gone on with, or refused in one line that says what to do; never misread.
+"""Files of earlier versions are opened, continued, or refused in one line with a remedy; never misread.
 
 tests/fixtures has a folder for each version that was kept; its make.py made them. A version that no longer takes one of
 these things as it is says so here: the test then expects the refusal, and the command that it names.

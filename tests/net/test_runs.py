@@ -48,7 +48,7 @@ def without_numbers(text: str) -> str:
 
 
 def form(path: Path) -> str:
-    """What a file of a run holds, without what training computes."""
+    """Return the content of a file of a run, without the values that training computes."""
     if path.name in ("config.json", "split.json"):
         return plain(json.loads(path.read_text()))
     if path.name == "provenance.json":

@@ -1,4 +1,4 @@
-"""What commands show: their help, their JSON, and what they say of some 150 mistakes."""
+"""Output of commands: help, JSON, and the messages for about 150 mistakes."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def trained_run(target: Path) -> None:
 
 @pytest.fixture
 def mistakes(work: Path) -> Path:
-    """What mistakes are made with: stores, job files, profiles, split files and runs that are not as they should be."""
+    """Write faulty stores, job files, profiles, split files and runs."""
     shutil.rmtree(work / "raw-brats-h5")
     for folder, files in (("jobs", JOBS), ("profiles", PROFILES), ("splits", SPLITS)):
         (work / folder).mkdir()

@@ -1,4 +1,4 @@
-"""Made-up patients and images with their stores and trained networks, once per test session."""
+"""Synthetic patients and images with their stores and trained networks, once per test session."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _store(raw: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def patients(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of 5 made-up patients of 12 slices, 48 × 32 pixels, beside their store `patients.zarr`."""
+    """Folder of 5 synthetic patients of 12 slices, 48 × 32 pixels, beside their store `patients.zarr`."""
     raw = tmp_path_factory.mktemp("data") / "patients"
     make_phantom(raw, "brats", 5, seed=1, shape=(32, 48, 12))
     _store(raw)
@@ -30,7 +30,7 @@ def patients(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of 60 made-up images of four classes, beside their store `images.zarr`."""
+    """Folder of 60 synthetic images of four classes, beside their store `images.zarr`."""
     raw = tmp_path_factory.mktemp("data") / "images"
     make_phantom(raw, "brain-mri", 60, seed=1)
     _store(raw)

@@ -314,7 +314,7 @@ def test_known_cases_are_written_once_for_a_split_of_a_store(images: Path, cnn_r
     split = read_split(cnn_run.split, store)
 
     def written() -> bool:
-        """Whether it is written again."""
+        """Return True if it is written again."""
         os.utime(path, (1, 1))
         save_known_cases(path, store, split)
         return path.stat().st_mtime != 1

@@ -1,4 +1,4 @@
-"""Runs for the tests of predictions: with weights nobody trained, or trained for a moment."""
+"""Runs for the tests of predictions: with untrained weights, or trained for a moment."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hpc_tumor.vocabulary import CLASSES, LABELS
 def untrained_run(
     runs: Path, model: str, size: int, *, filters: int | None = None, resized: bool = False, exclusive: bool = False
 ) -> RunDir:
-    """A run that left the weights of a fresh network for images of `size`, and no result."""
+    """Make a run with the weights of a new network for images of `size`, and no result."""
     settings: dict[str, Any] = {"model": {"name": model}, "data": {"store": "store.zarr"}}
     if filters:
         settings["model"]["filters"] = filters
@@ -37,7 +37,7 @@ def untrained_run(
 
 
 def trained_run(runs: Path, store: Path, overrides: dict[str, Any]) -> RunDir:
-    """A run that was trained to its end on this store, in float32."""
+    """Train a run on this store to its end, in float32."""
     from hpc_tumor.training.distributed import init_distributed
     from hpc_tumor.training.loop import train
 

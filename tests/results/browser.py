@@ -1,4 +1,4 @@
-"""Debian's Chromium without a window, to look at pages as a reader would: how wide, how dark, with what complaints."""
+"""Headless Chromium of Debian, to check pages as a reader sees them: width, dark mode, errors."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ ARGUMENTS = (
     "--force-color-profile=srgb",
     "--hide-scrollbars",
     "--no-first-run",
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # no test leaves this machine
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # tests use no other machine
 )
 
 
 @dataclass
 class Page:
-    """An open page. What it complained of and asked for is kept from its opening on."""
+    """An open page, with its console messages and requests since it was opened."""
 
     driver: webdriver.Chrome
     width: int
     _logs: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     def messages(self, level: str = "") -> list[str]:
-        """Console messages, uncaught errors and what the browser itself had to say, of one `level` (SEVERE) or all."""
+        """Return console messages, uncaught errors and messages of the browser, of one `level` (SEVERE) or all."""
         return [entry["message"] for entry in self._log("browser") if not level or entry["level"] == level]
 
     def requests(self) -> list[str]:
-        """Addresses that were asked for, in order, this page's own first; what stands in the page (data:) left out."""
+        """Return the requested addresses in order, this page's first, without data: addresses."""
         events = [json.loads(entry["message"])["message"] for entry in self._log("performance")]
         urls = []
         for event in events:
@@ -54,11 +54,11 @@ class Page:
         return [url for url in urls if not url.startswith(("data:", "blob:"))]
 
     def run(self, script: str, *arguments: Any) -> Any:
-        """What the JavaScript `script` returns."""
+        """Return the result of the JavaScript `script`."""
         return self.driver.execute_script(script, *arguments)
 
     def screenshot(self, path: Path | None = None) -> Image.Image:
-        """The whole page, also what is below the window, as wide as it was opened; written to `path` too."""
+        """Return a picture of the whole page, also below the window, at its width; also write it to `path`."""
         height = self.driver.execute_cdp_cmd("Page.getLayoutMetrics", {})["cssContentSize"]["height"]
         area = {"x": 0, "y": 0, "width": self.width, "height": max(1, height), "scale": 1}
         options = {"format": "png", "captureBeyondViewport": True, "clip": area}
@@ -74,7 +74,7 @@ class Page:
 
 
 class Browser:
-    """One Chromium, with a fresh tab for every page."""
+    """One Chromium, with a new tab for every page."""
 
     def __init__(self, driver: webdriver.Chrome) -> None:
         self.driver = driver
@@ -83,9 +83,9 @@ class Browser:
     def open_page(
         self, page: Path | str, width: int = 1200, height: int = 800, dark: bool = False, offline: bool = False
     ) -> Iterator[Page]:
-        """Open a file or an address in a window of `width` × `height` pixels, for a reader who likes `dark` pages.
+        """Open a file or an address in a window of `width` × `height` pixels, optionally in `dark` mode.
 
-        A page from a file still opens `offline`; it then finds no other machine, nor any port of this one.
+        A file also opens `offline`; it then reaches no other machine, nor any port of this one.
         """
         home = self.driver.current_window_handle
         self.driver.switch_to.new_window("tab")
@@ -108,14 +108,14 @@ class Browser:
 
 @contextmanager
 def start_browser() -> Iterator[Browser]:
-    """Chromium, stopped at the end. Skips or fails the test where it is not installed (see `program`)."""
+    """Start Chromium and stop it at the end. Skips or fails the test if it is not installed (see `program`)."""
     options = webdriver.ChromeOptions()
     options.binary_location = program("chromium")
-    service = webdriver.ChromeService(program("chromedriver"))  # named, so that selenium looks for none on the network
+    service = webdriver.ChromeService(program("chromedriver"))  # explicit path, so that selenium downloads none
     for argument in ARGUMENTS:
         options.add_argument(argument)
     if os.geteuid() == 0:
-        options.add_argument("--no-sandbox")  # Chromium does not start as root with one
+        options.add_argument("--no-sandbox")  # Chromium does not start as root with a sandbox
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options=options, service=service)
     try:

@@ -1,4 +1,4 @@
-"""A browser for tests that ask for the fixture `browser`, which marks them so."""
+"""Fixture `browser`; tests that use it get the mark `browser`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,6 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    """One Chromium for all tests. Skipped where it is not installed; HPC_TUMOR_REQUIRE_PROGRAMS=1 makes them fail."""
+    """One Chromium for all tests. Without it they are skipped, or fail with HPC_TUMOR_REQUIRE_PROGRAMS=1."""
     with start_browser() as browser:
         yield browser

@@ -1,4 +1,4 @@
-"""Run directories made by hand, as training leaves them behind."""
+"""Synthetic run directories with the files of training."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def dice_rows(dice: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
-    """One row per patient, from its Dice of NCR, ED, ET."""
+    """Write cases.csv with one row per patient from its Dice of NCR, ED, ET."""
     rows = []
     for index, values in enumerate(dice):
         row: dict[str, Any] = {"case": f"patient-{index}", "slices": 77}
@@ -80,7 +80,7 @@ def _result(run: RunDir, model: str, task: str, tested: int, **values: Any) -> d
 def segmentation_run(
     runs: Path, name: str, dice: Sequence[Sequence[float]], model: str = "unet", seed: int = 0, **values: Any
 ) -> RunDir:
-    """A finished run; `dice` holds Dice of NCR, ED, ET for each test patient, `values` replace those of result.json."""
+    """Make a finished run; `dice` is NCR, ED, ET for each test patient, `values` replace those of result.json."""
     run = RunDir(runs / name)
     run.path.mkdir(parents=True)
     config = values.pop("config", config_of(model, "segmentation", seed))
@@ -103,7 +103,7 @@ def classification_run(
     model: str = "cnn",
     **values: Any,
 ) -> RunDir:
-    """A finished run; `correct` says which test images were right."""
+    """Make a finished run; `correct` marks the test images that were classified correctly."""
     run = RunDir(runs / name)
     run.path.mkdir(parents=True)
     run.config.write_text(json.dumps(values.pop("config", config_of(model, "classification"))))
@@ -125,7 +125,7 @@ def classification_run(
 
 
 def unfinished_run(runs: Path, name: str, task: str = "segmentation", **status: Any) -> RunDir:
-    """A run without a result; `status` is its heartbeat."""
+    """Make a run without a result; `status` is its heartbeat."""
     run = RunDir(runs / name)
     run.path.mkdir(parents=True)
     run.config.write_text(json.dumps(config_of("unet" if task == "segmentation" else "cnn", task)))
@@ -142,7 +142,7 @@ CLASSIFIERS = {"cnn": 2.4, "alexnet": 1.6, "vgg16": 2.0, "vit": 1.4}  # with how
 def full_segmentation_run(
     runs: Path, name: str, model: str, seed: int = 0, patients: int = 74, fold: int | None = None, **values: Any
 ) -> RunDir:
-    """As training leaves it: every score of every structure, surfaces too; patients are as hard for all networks."""
+    """Make a run with every score of every structure, also of surfaces; patients are equally hard for all networks."""
     hard = np.random.default_rng([1, fold or 0]).normal(0, 0.08, patients)
     noise = np.random.default_rng([2, fold or 0, seed, *model.encode()])
     rows: list[dict[str, Any]] = []
@@ -171,7 +171,7 @@ def full_segmentation_run(
 def full_classification_run(
     runs: Path, name: str, model: str, seed: int = 0, images: int = 300, fold: int | None = None, **values: Any
 ) -> RunDir:
-    """As training leaves it: probabilities of every image, groups of copies, the nearest neighbour."""
+    """Make a run with the probabilities of every image, duplicate groups and the nearest neighbour."""
     shared, noise = np.random.default_rng([3, fold or 0]), np.random.default_rng([4, fold or 0, seed, *model.encode()])
     labels = shared.integers(0, len(CLASSES), images)
     logits = shared.normal(0, 1, (images, len(CLASSES))) + noise.normal(0, 0.5, (images, len(CLASSES)))
@@ -198,7 +198,7 @@ def full_classification_run(
 
 
 def seven_models(runs: Path, seeds: Sequence[int] = (0, 1, 2), folds: Sequence[int | None] = (None,)) -> list[RunDir]:
-    """Runs of all networks, in every seed and fold."""
+    """Make runs of all networks, for every seed and fold."""
     made = []
     for seed in seeds:
         for fold in folds:
@@ -232,7 +232,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def write_curves(run: RunDir, task: str, epochs: int = 6) -> None:
-    """Metrics of a run that learns, with a torn line at the end."""
+    """Write the metrics of a run that learns, with an incomplete last line."""
     score = "dice" if task == "segmentation" else "accuracy"
     lines = [
         json.dumps({"epoch": epoch, "part": part, "loss": 1 / epoch + gap, score: 1 - 1 / (epoch + 1) - gap}) + "\n"
@@ -243,7 +243,7 @@ def write_curves(run: RunDir, task: str, epochs: int = 6) -> None:
 
 
 def write_region_cases(run: RunDir, dice: Sequence[Sequence[float]]) -> None:
-    """cases.csv with every score of regions and labels; the last patient is missed."""
+    """Write cases.csv with every score of regions and labels; the tumour of the last patient is missed."""
     rows = dice_rows(dice)
     for place, row in enumerate(rows):
         for region in ("WT", "TC", *LABELS):
@@ -256,7 +256,7 @@ def write_region_cases(run: RunDir, dice: Sequence[Sequence[float]]) -> None:
 
 
 def write_image_cases(run: RunDir, correct: Sequence[bool], classes: Sequence[str] = CLASSES) -> None:
-    """cases.csv with the probabilities of each class, and what the nearest image would have said."""
+    """Write cases.csv with the probabilities of each class and the class of the nearest image."""
     rows = []
     for place, right in enumerate(correct):
         label = classes[place % len(classes)]
@@ -270,14 +270,14 @@ def write_image_cases(run: RunDir, correct: Sequence[bool], classes: Sequence[st
 
 
 def write_pictures(run: RunDir, about: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-    """pictures.npz as training leaves it."""
+    """Write pictures.npz as training does."""
     run.figures.mkdir(exist_ok=True)
     said = {"format": "hpc-tumor pictures 1", "run": run.name, "image_size": [48, 48], "every": 1, **about}
     np.savez_compressed(run.pictures, about=np.array(json.dumps(said)), **arrays)  # type: ignore[arg-type]
 
 
 def case_pictures(run: RunDir, case: str = "patient-0", side: int = 48) -> None:
-    """Best, median and worst case with noise for a brain, and the gates of an Attention U-Net."""
+    """Write the best, median and worst case, with noise as brains, and the gates of an Attention U-Net."""
     rng = np.random.default_rng(0)
     arrays: dict[str, np.ndarray] = {}
     said: dict[str, Any] = {"cases": {}}
@@ -298,7 +298,7 @@ def case_pictures(run: RunDir, case: str = "patient-0", side: int = 48) -> None:
 
 
 def image_pictures(run: RunDir, classes: Sequence[str] = CLASSES, attention: bool = False, side: int = 48) -> None:
-    """Samples, mistakes and filters of a classifier; of a ViT attention instead of filters."""
+    """Write samples, mistakes and filters of a classifier; for a ViT, attention instead of filters."""
     rng = np.random.default_rng(1)
     arrays = {
         "sample_images": rng.integers(0, 255, (len(classes), side, side), np.uint8),

@@ -1,4 +1,4 @@
-"""Programs that are no Python packages: a test without one is skipped, or fails where they are asked for."""
+"""Programs that are not Python packages: without one a test is skipped, or fails if they are required."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PACKAGES = {"pdflatex": "texlive-latex-recommended", "chromium": "chromium", "ch
 
 
 def program(name: str) -> str:
-    """Path of the program `name`. Without it the test is skipped, or fails where HPC_TUMOR_REQUIRE_PROGRAMS=1."""
+    """Return the path of a program. Without it the test is skipped, or fails with HPC_TUMOR_REQUIRE_PROGRAMS=1."""
     path = shutil.which(name)
     if path is None:
         message = f"no {name} on the PATH: install Debian's package {PACKAGES[name]}"

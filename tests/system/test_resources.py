@@ -1,4 +1,4 @@
-"""What a process may use, on a made-up machine with control groups and SLURM limits."""
+"""Resources of a process on a simulated machine with control groups and SLURM limits."""
 
 from __future__ import annotations
 

@@ -14,19 +14,19 @@ from hpc_tumor.data.raw.sources import inspect_source
 
 @pytest.fixture(scope="session")
 def image_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """60 made-up images of four classes."""
+    """60 synthetic images of four classes."""
     return _store(tmp_path_factory.mktemp("images"), "brain-mri", 60)
 
 
 @pytest.fixture(scope="session")
 def slice_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """5 made-up patients of 12 slices, 32 × 32 pixels."""
+    """5 synthetic patients of 12 slices, 32 × 32 pixels."""
     return _store(tmp_path_factory.mktemp("slices"), "brats", 5, shape=(32, 32, 12))
 
 
 @pytest.fixture(scope="session")
 def more_slices(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """15 made-up patients of 12 slices, 32 × 32 pixels: three of them are tested."""
+    """15 synthetic patients of 12 slices, 32 × 32 pixels, three of them in the test part."""
     return _store(tmp_path_factory.mktemp("more"), "brats", 15, shape=(32, 32, 12))
 
 

@@ -15,14 +15,14 @@ BITS = np.array([0, 1, 2, 4], dtype=np.uint8)  # of one predicted label
 
 
 def codes_of(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """Codes of a volume of labels and of one of predicted labels."""
+    """Return the codes of a volume of labels and of one of predicted labels."""
     return (truth * 8 + BITS[predicted]).astype(np.uint8)
 
 
 def part_of(
     depths: Sequence[int], shape: tuple[int, int] = (16, 16), spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
 ) -> Any:
-    """Stands in for a part of slices: of cases of so many slices each, one after the other."""
+    """Replacement for a part of slices: cases of so many slices each, one after the other."""
     store = SimpleNamespace(
         shapes=np.array([(depth, *shape) for depth in depths]), slice_shape=shape, spacing=lambda _: spacing,
     )  # fmt: skip
@@ -34,9 +34,9 @@ def volumes_of(
     codes: Sequence[np.ndarray], distributed: Distributed = Distributed(), chunk: int = 5,
     without: Sequence[int] = (), **options: Any,
 ) -> Volumes:  # fmt: skip
-    """Of whole `(Z, Y, X)` codes, predicted `chunk` slices at a time by every rank in turn, and shared.
+    """Return volumes of `(Z, Y, X)` codes, predicted `chunk` slices at a time by each rank in turn, and shared.
 
-    Slices `without` which it is, counted over all cases, are left out.
+    Slices in `without`, counted over all cases, are left out.
     """
     part = part_of([len(one) for one in codes], codes[0].shape[1:], **options)
     volumes, flat = Volumes(part), np.concatenate(codes)

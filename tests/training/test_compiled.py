@@ -1,4 +1,4 @@
-"""When a step is compiled, and that compiled steps train."""
+"""Conditions under which a step is compiled, and training with compiled steps."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""Runs for the tests of training: tiny experiments, alone or as several gloo ranks on this machine."""
+"""Runs for the tests of training: tiny experiments, in one process or as several gloo ranks on this machine."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from hpc_tumor.training.scoring.evaluate import Evaluation, evaluate
 from hpc_tumor.training.setup import build_state
 from hpc_tumor.training.state import TrainingState
 
-# What ranks would import when they are deterministic, and when they score.
+# Modules that ranks import for determinism and for scoring.
 IMPORTED = ["pytest", "hpc_tumor.training.loop", "torch._inductor"]
 
 
 def new_run(runs: Path, store: Path, model: str, **overrides: Any) -> RunDir:
-    """A run directory with a tiny experiment: two epochs in float32, deterministic."""
+    """Make a run directory with a tiny experiment: two epochs in float32, deterministic."""
     settings = {
         "model": {"name": model},
         "data": {"store": str(store)},
@@ -47,7 +47,7 @@ def new_run(runs: Path, store: Path, model: str, **overrides: Any) -> RunDir:
 
 
 class StopAt:
-    """A stop signal that arrives before the n-th time anybody looks."""
+    """A stop signal that arrives before the n-th check."""
 
     def __init__(self, looks: int | None):
         self.left = looks
@@ -60,7 +60,7 @@ class StopAt:
 
 
 def train_here(run: RunDir, stop_at: int | None = None) -> str:
-    """Train in this process, alone."""
+    """Train in this process only."""
     distributed = init_distributed(1, threads=1, alone=True)
     return train(run.experiment(), run, distributed, StopAt(stop_at))
 
@@ -73,22 +73,22 @@ def train_ranks(run: RunDir, ranks: int, stop_at: int | None = None) -> None:
 def train_all(work: Sequence[tuple[RunDir, Sequence[int | None]]], ranks: int) -> None:
     """Train several runs one after another in the same `ranks` processes: each is started once for each of its stops.
 
-    A stop is the number of looks after which the signal comes, to the last rank only; None: it never comes.
+    A stop is the number of checks after which the signal comes, to the last rank only; None: it never comes.
     """
     spawn(_train_each, ranks, [(run.path, stops) for run, stops in work])
 
 
 def train_until_killed(run: RunDir, ranks: int, victim: int, looks: int) -> None:
-    """Train as `ranks` processes until one is killed (SIGKILL) before its n-th look at the stop signal."""
+    """Train as `ranks` processes until one is killed (SIGKILL) before its n-th check of the stop signal."""
     with pytest.raises((multiprocessing.ProcessExitedException, multiprocessing.ProcessRaisedException)):
         spawn(_train_until_killed, ranks, run.path, victim, looks)
 
 
 def spawn(task: Callable[..., None], ranks: int, *arguments: Any) -> None:
-    """Call `task(distributed, *arguments)` in `ranks` processes that have found each other.
+    """Call `task(distributed, *arguments)` in `ranks` connected processes.
 
-    They are forks of a process that has imported what training needs and done nothing else: to import it takes longer
-    than most of these tests.
+    They are forks of a process that has only imported what training needs: the imports take longer than most of
+    these tests.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -126,7 +126,7 @@ def _train_until_killed(distributed: Distributed, path: Path, victim: int, looks
 
 
 def weights(run: RunDir) -> dict[str, torch.Tensor]:
-    """The last weights of a run, with the optimizer's moments and the running mean where there is one."""
+    """Return the last weights of a run, with the optimizer's moments and any running mean."""
     contents = torch.load(run.last_checkpoint, weights_only=True)
     average = {f"average.{name}": value for name, value in (contents["average"] or {}).items()}
     moments = {
@@ -138,25 +138,25 @@ def weights(run: RunDir) -> dict[str, torch.Tensor]:
 
 
 def scores(run: RunDir) -> list[dict[str, Any]]:
-    """The metrics of a run, without what depends on the clock."""
+    """Return the metrics of a run that do not depend on the clock."""
     clock = ("seconds", "rate", "data_wait", "memory_gb")
     return [{key: value for key, value in line.items() if key not in clock} for line in run.read_metrics()]
 
 
 def read_cases(run: RunDir) -> dict[str, dict[str, str]]:
-    """The rows of cases.csv by case."""
+    """Return the rows of cases.csv by case."""
     return {row["case"]: row for row in csv.DictReader(run.cases.open())}
 
 
 def read_pictures(run: RunDir) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays of a run's pictures, and what is said about them."""
+    """Return the arrays of a run's pictures, and their descriptions."""
     with np.load(run.pictures, allow_pickle=False) as file:
         arrays = dict(file)
     return arrays, json.loads(str(arrays.pop("about")))
 
 
 def build_state_again(run: RunDir, best: bool = True) -> tuple[TrainingState, Evaluation]:
-    """A run set up with its best weights, in evaluation, and their scores; else with those that it begins with."""
+    """Build a run with its best weights, in evaluation mode, and their scores; else with its initial weights."""
     state = build_state(run.experiment(), run, Distributed())
     if best:
         assert load_best(state) is None
@@ -165,18 +165,18 @@ def build_state_again(run: RunDir, best: bool = True) -> tuple[TrainingState, Ev
 
 
 def evaluated(state: TrainingState, loader: BatchLoader, **options: bool) -> Evaluation:
-    """Scores of the weights that are in the network."""
+    """Return the scores of the weights in the network."""
     return evaluate(state.network, loader, state.spec, state.distributed, **options)
 
 
 def scored(state: TrainingState, loader: BatchLoader) -> Evaluation:
-    """Scores of rank 0's network, of the running mean where there is one."""
+    """Return the scores of rank 0's network, or of its running mean if there is one."""
     with scoring_weights(state.network, state.average, state.distributed):
         return evaluated(state, loader)
 
 
 def to_test_again(run: RunDir, folder: Path, **settings: dict[str, Any]) -> RunDir:
-    """A copy of a finished run with other settings, as if stopped before its final test."""
+    """Copy a finished run with other settings, as if stopped before its final test."""
     copy = RunDir(Path(shutil.copytree(run.path, folder / "run")))
     copy.result.unlink()
     copy.cases.unlink()
@@ -188,7 +188,7 @@ def to_test_again(run: RunDir, folder: Path, **settings: dict[str, Any]) -> RunD
 
 
 def of_an_earlier_version(run: RunDir) -> None:
-    """Let checkpoint and weights say nothing of their settings, so that any may be changed."""
+    """Remove the settings from checkpoint and weights, so that any may be changed."""
     contents = torch.load(run.last_checkpoint, weights_only=True)
     del contents["identity"]["settings"]
     torch.save(contents, run.last_checkpoint)

@@ -1,1 +1,1 @@
-"""Format results of commands as tables and lines, one module per subject. Imported only by the commands."""
+"""Format results of commands as tables and lines, one module per subject. Imported by cli/."""

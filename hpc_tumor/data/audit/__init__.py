@@ -1,4 +1,4 @@
 """Audit a store: statistics, duplicates, shortcuts to the class, and the leakage of each split.
 
-In: a store and its splits. Out: numbers, and an HTML page. Imported by the commands and by training/scoring.
+In: a store and its splits. Out: numbers, and an HTML page. Imported by cli/ and training/scoring.
 """

@@ -1,5 +1,5 @@
 """Convert raw cases to a store: a reader in, a complete store out; resumable.
 
 `prepare` lists, converts and commits; `case` converts one case; `workers` are the processes; `target` is the store's
-folder. Imported by the commands and by the conversion on a cluster.
+folder. Imported by cli/, cluster/ and prediction/.
 """

@@ -1,1 +1,4 @@
-"""Layers shared by several networks, and checks of their options and inputs. No settings objects, no ranks."""
+"""Layers shared by several networks, and checks of their options and inputs. No settings objects, no ranks.
+
+Imported by the rest of models/.
+"""

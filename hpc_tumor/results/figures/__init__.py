@@ -1,6 +1,7 @@
 """Draw the figures of a comparison: a comparison in, SVG and PNG out.
 
 Figures that lack data are left out. matplotlib is imported only when one is drawn.
+Imported by report/ and write/ of results/.
 """
 
 from __future__ import annotations

@@ -1,1 +1,4 @@
-"""Read finished runs: run directories in, typed results out. Damaged files are reported, never guessed."""
+"""Read finished runs: run directories in, typed results out. Damaged files are reported, never guessed.
+
+Imported by the rest of results/.
+"""

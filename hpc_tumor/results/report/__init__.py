@@ -1,1 +1,1 @@
-"""Build the report, one self-contained HTML page, and serve it through an SSH tunnel."""
+"""Build the report, one self-contained HTML page, and serve it through an SSH tunnel. Imported by results/write."""

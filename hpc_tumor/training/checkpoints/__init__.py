@@ -1,1 +1,4 @@
-"""Write and read checkpoints and weights: files with checksums, written by a background thread."""
+"""Write and read checkpoints: a training state in, files with checksums out, written by a background thread.
+
+Imported by prediction/ and the rest of training/.
+"""

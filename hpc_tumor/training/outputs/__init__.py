@@ -1,1 +1,4 @@
-"""Record what a run leaves: metrics, results, pictures, TensorBoard."""
+"""Record a run: losses, scores and predictions in; metrics, results, pictures and TensorBoard files out.
+
+Imported by experiments/ and the loop of training/.
+"""

@@ -1,4 +1,4 @@
-"""How a conversion and its tasks exchange units, and what prepare-data --cluster refuses; without SLURM."""
+"""Exchange of units between a conversion and its tasks, and refusals of prepare-data --cluster; without SLURM."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What clusters say of themselves, as made-up commands repeat it and as the real local SLURM does."""
+"""Facts of clusters from simulated commands and from the real local SLURM."""
 
 from __future__ import annotations
 

@@ -330,7 +330,7 @@ def test_the_number_of_the_job_is_waited_for(job: Job, monkeypatch: pytest.Monke
 
 
 def test_a_number_that_never_came_is_this_jobs(job: Job) -> None:
-    """Whoever submitted it was killed before it could write the number down."""
+    """The submitting process was killed before it could record the number."""
     values = read_json(job.run.job) or {}
     atomic.write_json(job.run.job, {**values, "job_id": None})
     assert job.before() == 0

@@ -43,7 +43,7 @@ def made_run(runs: Path, *, job_id: str = "42", cluster: str = "orfeo", finished
 
 
 def used(run: RunDir, start: int = 0, ranks: int = 4, **more: Any) -> None:
-    """What the ranks of one start leave: 10 minutes, 3 CPUs, 5 GB of their own and 8 GB that two of a node share."""
+    """Write the usage files of the ranks of one start: 10 minutes, 3 CPUs, 5 GB, and 8 GB shared by two of a node."""
     for rank in range(ranks):
         values = {
             "rank": rank, "local_rank": rank % 2, "ranks": 4, "nodes": 2, "node": f"n{rank // 2}", "seconds": 600.0,

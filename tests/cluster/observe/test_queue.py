@@ -34,7 +34,7 @@ class MadeUpSlurm:
             self.says(name, "")
 
     def says(self, name: str, text: str, run: RunDir | None = None) -> None:
-        """What the command prints, for jobs named after `run`."""
+        """Return the output of the command for jobs named after `run`."""
         lines = [line.replace("|", f"|{run.name}|", 1) if run else line for line in text.splitlines()]
         (self.folder / f"{name}.says").write_text("".join(f"{line}\n" for line in lines))
 

@@ -1,4 +1,4 @@
-"""What of a plan a cluster can give, by what made-up commands repeat of it."""
+"""Limits of a cluster for a plan, from simulated commands."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Training without torch, for tests of what stands around it: Python imports this first in every rank they start.
+"""Training without torch, for tests of launching: Python imports this first in every rank.
 
-The variable STAND_IN says what the ranks do; a word after a colon names the rank that it is about.
+The variable STAND_IN selects what the ranks do; a word after a colon selects one rank.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""What a worker writes: every voxel, the affine and the header as in the source, and a digest of the content."""
+"""Output of a worker: every voxel, the affine and the header as in the source, and a digest of the content."""
 
 from __future__ import annotations
 

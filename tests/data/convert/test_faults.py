@@ -1,4 +1,4 @@
-"""What goes wrong around a conversion: a source that goes away, disks that are full, workers that are killed."""
+"""Faults during a conversion: a source that disappears, full disks, killed workers."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_one_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @KINDS
 def test_an_emptied_source_empties_no_store(tmp_path: Path, images: bool) -> None:
-    """What an unmounted disk leaves behind is a small folder, or an empty one."""
+    """An unmounted disk leaves a small folder, or an empty one."""
     source, store = make_source(tmp_path / "raw", images), tmp_path / "s.zarr"
     prepare(source, store)
     before = tree(store)

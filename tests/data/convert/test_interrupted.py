@@ -53,7 +53,7 @@ def quick(tmp_path: Path) -> Iterator[Path]:
 
 
 def interrupt(folder: Path, kind: str, which: str, *plans: str) -> int:
-    """How often killing.py ended a conversion."""
+    """Return the number of conversions that killing.py ended."""
     sources = map(str, write_sources(folder, kind == "images"))
     command = [sys.executable, str(HERE / "killing.py"), kind, which, *sources, str(folder), *plans]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500)

@@ -27,7 +27,7 @@ def random_images(n: int, channels: int, height: int, width: int) -> torch.Tenso
 
 
 def one_by_one(images: torch.Tensor, drawn: ImageParameters) -> torch.Tensor:
-    """What torchvision makes of each image with its parameters."""
+    """Return the images augmented by torchvision with the same parameters."""
     done = []
     for i, image in enumerate(images):
         if drawn.flip[i]:
@@ -108,7 +108,7 @@ def test_a_drawn_batch_is_torchvisions_image_by_image(shape: tuple[int, int, int
 
 
 def test_grey_images_do_not_change_with_saturation_or_hue() -> None:
-    """Why both cost a grey image nothing: on its three equal channels they would be the identity."""
+    """Both are skipped for grey images: on three equal channels they are the identity."""
     images = random_images(4, 1, 32, 32)
     drawn = draw_image_parameters(4, seed=0, epoch=0, step=0)
     colour = augment_images(images.expand(-1, 3, -1, -1), drawn)

@@ -290,7 +290,7 @@ def test_brightness_alone_does_not_tell_the_class(heads: Path) -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_each_class_shows_its_sign(seed: int) -> None:
-    """Where and how each class changes a healthy slice."""
+    """Each class changes a healthy slice in its own place and way."""
     for name in ("glioma", "meningioma", "pituitary"):
         rng = np.random.default_rng([seed, CLASSES.index(name)])
         canvas = Canvas(rng, 256, 256)

@@ -398,7 +398,7 @@ def test_luma_of_a_jpeg_is_its_grey(tmp_path: Path) -> None:
 
 
 def colours_fit(path: Path) -> np.ndarray:
-    """Where no colour was cut off at 0 or 255, so that grey can be made of them."""
+    """Return a mask of pixels without a colour clipped to 0 or 255, which have a defined grey."""
     with Image.open(path) as image:
         pixels = np.asarray(image)
     grey = (pixels == pixels[..., :1]).all(axis=-1)

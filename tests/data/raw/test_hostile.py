@@ -60,7 +60,7 @@ def read_volumes(watch: Watch, folder: Path, source: Source, seed: int, count: i
 
 
 def nibabels(data: bytes) -> np.ndarray | None:
-    """What nibabel reads, as `(X, Y, Z)` float64; None where it reads nothing."""
+    """Return the volume that nibabel reads, float64 `(X, Y, Z)`; None if it fails."""
     try:
         raw = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
         image = (nib.Nifti1Image if raw[344:347] == b"n+1" else nib.Nifti2Image).from_bytes(raw)

@@ -1,4 +1,4 @@
-"""What files of strangers hold: each bug that the fuzzer or a reader of the code found, by name; and the whole road."""
+"""Untrusted files: each bug found by the fuzzer or in review, by name; and the whole conversion."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_more_voxels_than_any_scan_has(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("error")
 def test_voxels_without_end(tmp_path: Path) -> None:
-    """What nibabel makes of them would also write warnings to the terminal."""
+    """Reading them with nibabel would also print warnings to the terminal."""
     for size in (np.inf, np.nan, 0, 1e-12, 1e30):
         path = lying(tmp_path, pixdim=[1, size, 1, 1, 1, 1, 1, 1])
         refused(lambda path=path: open_nifti(path).read(), str(path), "no valid affine")

@@ -1,4 +1,4 @@
-"""What stays together: one notion for splits, split files, training and the audit."""
+"""Units that stay together, the same for splits, split files, training and the audit."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ def test_joins_are_doubtful_where_they_are_many_or_chains_and_not_where_scans_ar
 
 
 def of_group(sketches: np.ndarray, scans: list[str] | None = None) -> list[str]:
-    """What is doubtful of cases that are one group."""
+    """Return the doubts about cases that form one group."""
     names = [f"case {i}" for i in range(len(sketches))]
     store = MadeUp(0, len(sketches))
     store.case_ids, store.scans, store.group = names, scans or names, np.zeros(len(names), np.int64)

@@ -86,7 +86,7 @@ def equal(one: Any, other: Any) -> bool:
 
 
 def well_formed(one: Any, good: Any) -> bool:
-    """Whether types, and shapes of arrays, are those of a sound store."""
+    """Return True if types and shapes of arrays are those of a valid store."""
     if isinstance(good, dict):
         return isinstance(one, dict) and all(well_formed(one[key], good[key]) for key in good if key in one)
     if isinstance(good, np.ndarray):

@@ -27,7 +27,7 @@ def open_case(folder: Path) -> dict[str, Any]:
 
 
 def check_case(store: Store, case: int) -> None:
-    """What the format's reader gives of a case is what the store has."""
+    """The reader of the format returns the content of the store."""
     name = store.case_ids[case]
     nodes = open_case(store.path / "cases" / name)
     assert set(nodes) == {name, "seg"}

@@ -43,7 +43,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def contents(path: Path) -> list[Any]:
-    """What a training reads of a store."""
+    """Return everything that training reads from a store."""
     store = Store.open(path, threads=1)
     if store.task == "classification":
         pixels = store.read_images(range(len(store))).result()

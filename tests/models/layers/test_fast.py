@@ -153,7 +153,7 @@ def test_grey_views_give_the_logits_of_repeated_images(name: str) -> None:
 
 
 def test_compiled_networks_are_traced_through_torchs_own_layers() -> None:
-    """What is compiled must not meet the ways round that are for CPUs without a compiler."""
+    """Compiled code must not use the replacements for CPUs without a compiler."""
     explained = torch._dynamo.explain(  # noqa: SLF001 - it has no other name
         nn.Sequential(DepthwiseConv2d(4), Dropout(0.5), FirstConv2d(4, 2, 3))
     )

@@ -1,4 +1,4 @@
-"""What a reader is told must be what the numbers say."""
+"""Conclusions must agree with the numbers."""
 
 from __future__ import annotations
 

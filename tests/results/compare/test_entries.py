@@ -1,4 +1,4 @@
-"""What makes an entry of a comparison, what it is called, and what its figures are means of."""
+"""Entries of a comparison: their runs, names and means."""
 
 from __future__ import annotations
 

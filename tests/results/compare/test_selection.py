@@ -1,4 +1,4 @@
-"""Which runs a comparison is of, and in which order its entries stand."""
+"""Selection of the runs of a comparison, and order of its entries."""
 
 from __future__ import annotations
 

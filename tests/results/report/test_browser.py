@@ -1,4 +1,4 @@
-"""What the tests of the report rely on: the browser sees errors, darkness, width and requests."""
+"""Assumptions of the report's tests: the browser reports errors, dark mode, width and requests."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def read_back(tex: str) -> str:
 
 
 def compile_alone(folder: Path, tex: str, name: str = "comparison") -> str:
-    """What pdflatex says of `tex`, which it must take."""
+    """Compile `tex` with pdflatex, which must succeed, and return its output."""
     (folder / f"{name}.tex").write_text(tex, encoding="utf-8")
     command = [program("pdflatex"), "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", f"{name}.tex"]
     done = subprocess.run(command, cwd=folder, capture_output=True, check=False, timeout=300)

@@ -1,4 +1,4 @@
-"""What `collect` leaves in a folder, and how it serves the report."""
+"""Files that `collect` writes to a folder, and serving of the report."""
 
 from __future__ import annotations
 

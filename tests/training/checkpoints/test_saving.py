@@ -259,7 +259,7 @@ class _Forced:
     """Every checksum is the same, and looks like a number."""
 
     def update(self, data: bytes) -> None:
-        """Whatever it is."""
+        """Ignore the data."""
 
     def hexdigest(self) -> bytes:
         return b"878e3718"

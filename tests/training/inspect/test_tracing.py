@@ -21,7 +21,7 @@ Captured = pytest.CaptureFixture[str]
 
 
 def events(run: RunDir) -> list[dict[str, Any]]:
-    """What the only trace of a run holds."""
+    """Return the content of the only trace of a run."""
     (path,) = (run.path / "profile").iterdir()
     assert path == run.trace(0, 0)
     found: list[dict[str, Any]] = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]

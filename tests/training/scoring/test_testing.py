@@ -258,7 +258,7 @@ def test_single_slices_have_no_distances(tmp_path: Path, slice_store: Path) -> N
 
 
 def test_resized_slices_are_measured_in_millimetres(tmp_path: Path, slice_store: Path) -> None:
-    """What is missed or made up is so by the diagonal of the volume as it was."""
+    """Missed and false structures have the distance of the original volume's diagonal."""
     run = new_run(tmp_path, slice_store, "unet", data={"image_size": 64}, recipe={"epochs": 1, "learning_rate": 1e-12})
     state = build_state(run.experiment(), run, Distributed())
     found = evaluated(state, state.parts.test, volumes=True)

@@ -62,7 +62,7 @@ def test_what_is_not_whole_is_left_out() -> None:
 @pytest.mark.parametrize("ranks", [1, 2, 3, 7])
 @pytest.mark.parametrize("cases", [1, 8, 25, 33])
 def test_each_case_is_one_ranks_and_all_look_equally_often(ranks: int, cases: int) -> None:
-    """What is looked for is a collective: a rank that calls it once more than the others would wait for good."""
+    """Counting is a collective: a rank that calls it once more than the others would wait forever."""
     volumes = volumes_of(noise([2] * cases))
     rows, looks, alive = [], [], []
     for rank in range(ranks):

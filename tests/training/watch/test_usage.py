@@ -1,4 +1,4 @@
-"""What a rank records of its use: enough to say what to ask for, in files that come whole, and never in the way."""
+"""Resource usage that a rank records: enough for advice, in complete files, without affecting training."""
 
 from __future__ import annotations
 

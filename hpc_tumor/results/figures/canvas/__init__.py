@@ -1,1 +1,4 @@
-"""What all figures share: sheets, axes, palettes, text, and rendering as SVG and PNG."""
+"""Draw the common elements of figures: sheets, axes, palettes and text in, SVG and PNG out.
+
+Imported by results/figures.
+"""
