@@ -352,7 +352,7 @@ def test_refusals(
     )
     assert not out.exists()
     (tmp_path / "empty").mkdir()
-    assert "holds no" in said(3, run, tmp_path / "empty", "--output", out)
+    assert "contains no" in said(3, run, tmp_path / "empty", "--output", out)
 
 
 def test_damaged_weights_are_named(
