@@ -92,7 +92,7 @@ def choose_precision(
         return Precision(before, "as before this run was interrupted", device.type)
     if requested == "auto":
         best = next(kind for kind in ("bfloat16", "float16", "float32") if kind in supported)
-        return Precision(best, f"the fastest that {name} supports", device.type)
+        return Precision(best, f"the best that {name} supports", device.type)
     if requested not in supported:
         raise UsageError(
             f"{called} = {requested!r}: {name} does not support it."

@@ -37,7 +37,8 @@ def assumptions(rows: Sequence[dict[str, Any]]) -> list[str]:
         ),
         (
             lambda row: any(row["tolerance"]),
-            "with noise around the brain: values within 0.1 to 2 % of the range of the background count as background",
+            "with noise around the brain: values that differ from the background by less than 0.1 to 2 % of the range"
+            " count as background",
         ),
         (
             lambda row: any(any(counts[TUMOUR_LABELS:]) for counts in row["label_counts"]),

@@ -27,24 +27,29 @@ _DEEPEST = 0.6  # opacity of a cell that holds its whole row
 
 
 def _known(group: Group) -> list[tuple[Entry, list[Images]]]:
-    """Return the best entries whose runs all recorded predictions of the same classes."""
-    recorded = {}
+    """Return the entries whose runs all recorded predictions of the same classes."""
+    recorded = []
     for entry in group.entries:
         images = [run.cases.images for run in entry.runs if run.cases.images is not None]
         if len(images) == len(entry.runs) and len({run_images.classes for run_images in images}) == 1:
-            recorded[entry.name] = images
-    best = best_of([entry for entry in group.entries if entry.name in recorded], _MOST)
-    return [(entry, recorded[entry.name]) for entry in best]
+            recorded.append((entry, images))
+    return recorded
+
+
+def _best(recorded: list[tuple[Entry, list[Images]]]) -> list[tuple[Entry, list[Images]]]:
+    best = best_of([entry for entry, _ in recorded], _MOST)
+    return [(entry, images) for entry, images in recorded if any(entry is other for other in best)]
 
 
 def plan_confusion(group: Group) -> list[Plan]:
     """Plan the confusion matrices of all entries."""
-    known = [(entry, images) for entry, images in _known(group) if len(images[0].classes) <= _MOST_CLASSES]
+    recorded = [(entry, images) for entry, images in _known(group) if len(images[0].classes) <= _MOST_CLASSES]
+    known = _best(recorded)
     if not known:
         return []
     caption = (
         "Rows: true class; columns: predicted class. Large: number of images; small, and shade: % of the row."
-        f"{_summed(known)}{limit_note(known, group.entries)}"
+        f"{_summed(known)}{limit_note(known, recorded)}"
     )
     by_name = looks(group.entries)
     return [Plan("confusion", "confusion", "Confusion matrices", caption, lambda: _matrices(known, by_name))]
@@ -104,14 +109,15 @@ def _matrix(axes: Axes, counts: np.ndarray, look: Look, side: float) -> None:
 
 def plan_calibration(group: Group) -> list[Plan]:
     """Plan the calibration diagrams of all entries."""
-    known = _known(group)
+    recorded = _known(group)
+    known = _best(recorded)
     if not known:
         return []
     caption = (
         f"Accuracy against confidence (largest softmax value) in {ECE_BINS} bins of equal width; dashed: perfect"
         " calibration. Below: images per bin. ECE: mean distance from the dashed line, weighted by images; mean over"
         " runs."
-        + _summed(known) + limit_note(known, group.entries)
+        + _summed(known) + limit_note(known, recorded)
     )  # fmt: skip
     by_name = looks(group.entries)
     return [Plan("calibration", "calibration", "Calibration", caption, lambda: _diagrams(known, by_name))]

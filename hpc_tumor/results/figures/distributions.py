@@ -11,11 +11,11 @@ from hpc_tumor.results.compare.comparison import Group
 from hpc_tumor.results.compare.entries import Entry
 from hpc_tumor.results.figures.canvas.drawing import Plan
 from hpc_tumor.results.figures.canvas.palette import INK, Look
-from hpc_tumor.results.figures.canvas.rowed import Rows, cases_note, limit_note, rows_of, runs_note
+from hpc_tumor.results.figures.canvas.rowed import Rows, cases_note, limit_note, rows_of
 from hpc_tumor.results.figures.canvas.scales import few_ticks
 from hpc_tumor.results.figures.canvas.sheet import SMALL, WIDTH, Sheet, mark_of
 from hpc_tumor.results.read.cases import Floats
-from hpc_tumor.vocabulary import REGIONS
+from hpc_tumor.vocabulary import REGIONS, series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,11 +37,11 @@ def plan_distributions(group: Group) -> list[Plan]:
         available = [entry for entry in group.entries if any(name in entry.cases.values for name in names)]
         rows = rows_of(group, available, 0.36)
         if names:
-            plans.append(_of_patients(group, rows, score, names, len(available)))
+            plans.append(_of_patients(group, rows, score, names, available))
     return plans
 
 
-def _of_patients(group: Group, rows: Rows, score: str, names: dict[str, str], available: int) -> Plan:
+def _of_patients(group: Group, rows: Rows, score: str, names: dict[str, str], available: Sequence[Entry]) -> Plan:
     title = {"dice": "Dice per patient", "hd95": "HD95 per patient"}[score]
     many = any((entry.n or 0) > _MOST_DOTS for entry in rows.entries)
     caption = (
@@ -49,10 +49,17 @@ def _of_patients(group: Group, rows: Rows, score: str, names: dict[str, str], av
         + (f"one of {_MOST_DOTS} evenly spaced quantiles of the patients" if many else "a patient")
         + "; box: quartiles; line: median; whiskers: 5th and 95th percentile."
         + (" Crosses: region missed or false alarm in at least one run." if score == "hd95" else "")
-        + f" {cases_note(rows.entries, group.task)}.{runs_note(rows.entries)}"
-        + ("" if len(rows.entries) == available else limit_note(rows.entries, group.entries))
+        + f" {cases_note(rows.entries, group.task)}.{_averaged_note(rows.entries)}"
+        + limit_note(rows.entries, available)
     )
     return Plan(f"distributions-{score}", "distributions", title, caption, lambda: _panels(rows, score, names))
+
+
+def _averaged_note(entries: Sequence[Entry]) -> str:
+    """Return a note on what the values of a patient are means over; a patient is in the test part of one fold."""
+    averaged = [entry for entry in entries if len(entry.runs) > max(1, len(entry.folds))]
+    over = sorted({"runs" if entry.pooled else "seeds" for entry in averaged})
+    return f" Means over {series(over)}." if over else ""
 
 
 def _panels(rows: Rows, score: str, names: dict[str, str]) -> Sheet:

@@ -41,7 +41,8 @@ _NUMBERS = 1.25  # inches for the numbers
 
 def plan_main(group: Group) -> list[Plan]:
     """Plan a forest plot of the main score of all entries."""
-    rows = rows_of(group, [entry for entry in group.entries if entry.score is not None])
+    scored = [entry for entry in group.entries if entry.score is not None]
+    rows = rows_of(group, scored)
     if not rows.entries:
         return []
     title = measure(group.task, group.main).title
@@ -52,7 +53,7 @@ def plan_main(group: Group) -> list[Plan]:
         f" ({cases_note(rows.entries, group.task)}); small dots: single runs."
         + (" Hollow: published result, on a split that leaks." if _published(rows.entries) else "")
         + (" Dashed: nearest-neighbour baseline." if baseline is not None else "")
-        + limit_note(rows.entries, group.entries)
+        + limit_note(rows.entries, scored)
     )
     name, title = f"scores-{group.main}", f"{capital(title)} with 95 % intervals"
     return [Plan(name, "scores", title, caption, lambda: _forest(group, rows, baseline))]

@@ -23,6 +23,8 @@ from made_runs import (
     case_pictures,
     classification_run,
     config_of,
+    full_classification_run,
+    full_segmentation_run,
     image_pictures,
     segmentation_run,
     write_curves,
@@ -39,6 +41,8 @@ from hpc_tumor.results.figures.canvas.rowed import cases_note, limits
 from hpc_tumor.results.figures.canvas.scales import log_ticks
 from hpc_tumor.results.figures.canvas.sheet import apart
 from hpc_tumor.results.figures.canvas.wording import short_number, words, wrapped
+from hpc_tumor.results.figures.confusion import plan_calibration, plan_confusion
+from hpc_tumor.results.figures.distributions import plan_distributions
 from hpc_tumor.results.figures.history import mean_curve, read_history
 from hpc_tumor.results.figures.overlays import window_of
 from hpc_tumor.results.figures.pictures import read_pictures
@@ -142,6 +146,34 @@ def test_every_section_is_drawn(drawings: list[Drawing]) -> None:
         assert one.caption.endswith((".", ".)"))
     order = [(one.group, list(PLANNERS).index(one.section)) for one in drawings]
     assert order == sorted(order)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "folds", "over"), [((0, 1), (None,), "seeds"), ((0,), (0, 1), None), ((0, 1), (0, 1), "seeds")]
+)
+def test_values_of_a_patient_are_means_over_seeds_and_not_over_folds(
+    tmp_path: Path, seeds: Sequence[int], folds: Sequence[int | None], over: str | None
+) -> None:
+    made = [
+        full_segmentation_run(tmp_path, f"20250101-120000-unet-{seed}{fold}", "unet", seed, 6, fold)
+        for seed in seeds
+        for fold in folds
+    ]
+    (group,) = collect_runs(made).groups
+    for plan in plan_distributions(group):
+        assert plan.caption.partition(" Means over ")[2] == (f"{over}." if over else "")
+
+
+def test_an_entry_without_predictions_is_not_left_out_for_its_score(tmp_path: Path) -> None:
+    """It has the best score of all, so that the others are not the best of the entries."""
+    made = [
+        full_classification_run(tmp_path, "20250101-120000-cnn-aaaaaa", "cnn"),
+        full_classification_run(tmp_path, "20250101-120000-vit-bbbbbb", "vit"),
+        classification_run(tmp_path, "20250101-120000-vgg16-cccccc", [True] * 300, model="vgg16"),
+    ]
+    for group in collect_runs(made).groups:
+        for plan in (*plan_confusion(group), *plan_calibration(group)):
+            assert "Only the best" not in plan.caption
 
 
 def test_what_figures_say(drawings: list[Drawing]) -> None:

@@ -67,7 +67,7 @@ class H5Process:
         try:
             return self._read(self._process, path, wanted)
         except _EndedError as error:
-            raise DataError(f"{path} is not a valid HDF5 file (the HDF5 library crashed). Fetch it again.") from error
+            raise DataError(f"{path} is not a valid HDF5 file (reading it crashed or hung). Fetch it again.") from error
 
     def _read(self, process: subprocess.Popen[bytes], path: Path, wanted: Mapping[str, str]) -> tuple[Arrays, str]:
         assert process.stdin is not None
