@@ -31,7 +31,7 @@ from hpc_tumor.data.raw.brats import BraTSReader
 from hpc_tumor.errors import DataError
 
 CALLS = ("rename", "replace", "mkdir", "rmdir", "unlink", "fsync", "ftruncate")
-CLEAR = r"[^\n]* could not be stored in |[^\n]* cannot be (made|locked)"
+CLEAR = r"[^\n]* could not be stored in |[^\n]* cannot be (created|locked)"
 REFUSED = 3 << 8  # exit code 3, as os.waitpid gives it
 PACKAGE = Path(hpc_tumor.__file__).parent
 SHIFTS = 5  # plans in a row that take different steps of a kind

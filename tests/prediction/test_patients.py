@@ -379,7 +379,7 @@ def test_a_run_that_lost_its_best_weights_predicts_with_those_it_was_scored_with
     copy.result.write_text(json.dumps({**result, "weights_lost": "damaged"}))
     copy.best_weights.rename(copy.last_weights)
     copy.best_weights.write_bytes(b"<html>quota exceeded</html>")
-    marked = f"{copy.name} was scored with the weights of its last epoch: those of its best were damaged"
+    marked = f"{copy.name} was scored with the weights of its last epoch: those of its best epoch were damaged"
     capsys.readouterr()
     source, output = str(folders(patients)[0]), str(tmp_path / "out")
     assert cli.main(["predict", str(copy.path), source, "-o", output, "--json", *IN_FLOAT32]) == 0

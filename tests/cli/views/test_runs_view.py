@@ -74,7 +74,7 @@ def test_of_many_failures_the_latest_are_told_and_equal_ones_once() -> None:
 
 def test_runs_that_lost_their_best_weights_are_named_however_many_failed() -> None:
     states = [state(number, "failed", reason=f"reason {number}") for number in range(30, 50)]
-    marked = "scored with the weights of its last epoch: those of its best were damaged"
+    marked = "scored with the weights of its last epoch: those of its best epoch were damaged"
     lost = [state(number, "finished", reason=marked, weights_lost="damaged") for number in (1, 2)]
     (note,) = [note for note in runs_table([*lost, *states], 60).notes if marked in note]
     assert all(item.name in note for item in lost)

@@ -179,7 +179,7 @@ def test_newer_schema_and_unfinished_stores(own_path: Path) -> None:
     with pytest.raises(DataError, match=r"has schema 3; this version reads 2\. Update hpc-tumor, or convert again"):
         Store.open(own_path)
     rewrite_root(own_path, schema=1)  # whose labels and sides may be wrong
-    with pytest.raises(DataError, match=r"schema 1; this version reads 2\. Please convert again: .* --overwrite"):
+    with pytest.raises(DataError, match=r"schema 1; this version reads 2\. Convert again: .* --overwrite"):
         Store.open(own_path)
     rewrite_root(own_path, schema=2, complete=False)
     with pytest.raises(DataError, match=r"unfinished\. Run the same hpc-tumor prepare-data again"):

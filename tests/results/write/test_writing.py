@@ -60,7 +60,7 @@ def test_a_run_that_lost_its_best_weights_is_marked_everywhere(
     runs, output = tmp_path / "runs", tmp_path / "results"
     lost = full_segmentation_run(runs, "20250101-120000-unet-000001", "unet", patients=6, weights_lost="damaged")
     full_segmentation_run(runs, "20250101-120000-improved-unet-000002", "improved-unet", patients=6)
-    marked = f"{lost.name}: scored with the weights of its last epoch: those of its best were damaged"
+    marked = f"{lost.name}: scored with the weights of its last epoch: those of its best epoch were damaged"
     assert cli.main(["collect", str(runs), "--output", str(output)]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     pages = {path.name: path.read_text() for path in output.iterdir() if path.is_file()}
