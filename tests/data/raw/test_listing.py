@@ -425,7 +425,7 @@ def test_a_store_in_its_own_source_is_not_read_and_warned_of(tmp_path: Path) -> 
     second = prepare(source, source / "s.zarr")
     assert (second.kept, second.converted, second.not_taken) == (2, 0, {"Zarr store": 1})
     assert prepare(source, tmp_path / "other.zarr").fingerprint == first.fingerprint
-    assert "own source" not in " ".join(prepare(source, tmp_path / "other.zarr").notes)
+    assert "is inside its source" not in " ".join(prepare(source, tmp_path / "other.zarr").notes)
 
 
 # -- a source that is something else -----------------------------------------------------------------------------------
