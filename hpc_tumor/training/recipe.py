@@ -14,6 +14,7 @@ from torch import nn
 
 from hpc_tumor.config import Recipe
 from hpc_tumor.errors import UsageError
+from hpc_tumor.system import devices
 from hpc_tumor.training.watch.memory import keep_freed_memory
 
 
@@ -103,19 +104,15 @@ def choose_precision(
 
 def prepare_backend(device: torch.device, precision: str) -> None:
     """Let CPUs reuse freed memory, and GPUs compute in TensorFloat-32 unless the requested precision is float32."""
-    if device.type == "cpu":
+    if devices.is_gpu(device):
+        devices.allow_tf32(device, precision != "float32")
+    else:
         keep_freed_memory()
-        return
-    exact = precision == "float32"
-    torch.set_float32_matmul_precision("highest" if exact else "high")
-    torch.backends.cudnn.allow_tf32 = not exact
 
 
 def _hardware(device: torch.device) -> tuple[str, set[str]]:
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        major = torch.cuda.get_device_capability(device)[0]
-        return name, {"float32"} | ({"float16"} if major >= 7 else set()) | ({"bfloat16"} if major >= 8 else set())
+    if devices.is_gpu(device):
+        return devices.name(device), devices.number_formats(device)
     features = _cpu_features()
     supported = {"float32"} | ({"bfloat16"} if features & {"avx512_bf16", "amx_bf16", "arm_bf16"} else set())
     return "this CPU", supported
