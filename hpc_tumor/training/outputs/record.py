@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.func import functional_call
-from torch.utils.flop_counter import FlopCounterMode
 
 from hpc_tumor.console import log
 from hpc_tumor.data.feed.samples import SlicePart
@@ -174,6 +173,8 @@ def forward_gflop(network: nn.Module, channels: int, image_size: tuple[int, int]
     faster implementations; excludes norms, activations and resizing. Runs on meta tensors, without changing the
     network. None if the operations cannot be counted.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # imports Triton
+
     was_training = network.training
     network.eval()
     try:
