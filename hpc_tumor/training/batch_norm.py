@@ -9,6 +9,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from hpc_tumor.system import devices
+
 
 class SyncBatchNorm(_BatchNorm):
     """Batch norm (Ioffe & Szegedy 2015) over the samples of all ranks: `(N, C, …)` → the same.
@@ -115,7 +117,7 @@ class _Normalise(torch.autograd.Function):
 
 def _has_kernels(x: Tensor) -> bool:
     """Return True where torch's kernels for synchronised batch norm serve: on GPUs, unless compiled."""
-    return x.device.type != "cpu" and not torch.compiler.is_compiling()
+    return devices.is_gpu(x.device) and not torch.compiler.is_compiling()
 
 
 def _gather(values: Tensor) -> Tensor:

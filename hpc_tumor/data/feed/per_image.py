@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hpc_tumor.system import devices
+
 
 @dataclass(frozen=True, eq=False)
 class PerImage:
@@ -34,6 +36,6 @@ def balanced_factors(draw: np.ndarray, low: float, high: float) -> np.ndarray:
 def on_device(values: np.ndarray, device: torch.device) -> Tensor:
     """Copy `values` to the device without waiting for a GPU."""
     tensor = torch.from_numpy(np.ascontiguousarray(values))
-    if device.type == "cuda":  # a copy from pageable memory would wait for the GPU's queue
+    if devices.is_gpu(device):  # a copy from pageable memory would wait for the GPU's queue
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)

@@ -17,6 +17,7 @@ from torch import Tensor
 from hpc_tumor.data.feed.per_image import on_device
 from hpc_tumor.data.feed.row_cache import RowCache
 from hpc_tumor.data.store.shards import Pending
+from hpc_tumor.system import devices
 
 Arrays = tuple[np.ndarray, ...]
 FILL_AT_ONCE = 64  # samples read per request
@@ -101,8 +102,8 @@ class Rows:
 
     def release(self, request: Request) -> None:
         """Recycle the request's buffer after pending copies to the GPU."""
-        if self.device.type == "cuda":
-            request.buffer.copied = torch.cuda.Event()
+        if devices.is_gpu(self.device):
+            request.buffer.copied = torch.Event()
             request.buffer.copied.record()
         self._free.append(request.buffer)
 
@@ -126,7 +127,7 @@ class Rows:
                     buffer.copied.synchronize()
                 return buffer
         tensors = (torch.from_numpy(array) for array in self._empty(n))
-        return Buffer(tuple(tensor.pin_memory() if self.device.type == "cuda" else tensor for tensor in tensors))
+        return Buffer(tuple(tensor.pin_memory() if devices.is_gpu(self.device) else tensor for tensor in tensors))
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, non_blocking=True)
