@@ -116,7 +116,7 @@ def predict(
     precision: Annotated[
         str, option("--precision", value="NAME", panel=EXECUTION, text="auto, bfloat16, float16 or float32.")
     ] = "auto",
-    device: Annotated[str, option("--device", value="NAME", panel=EXECUTION, text="auto, cpu or cuda.")] = "auto",
+    device: Annotated[str, option("--device", value="NAME", panel=EXECUTION, text="auto, cpu or gpu.")] = "auto",
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:

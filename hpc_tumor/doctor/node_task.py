@@ -60,26 +60,26 @@ def meet(suffix: str) -> dict[str, Any]:
     import torch
     import torch.distributed as dist
 
+    from hpc_tumor.system import devices
     from hpc_tumor.training.distributed import check_network_interfaces
 
-    gpu = torch.cuda.is_available() and torch.cuda.device_count() > 0
     rank, ranks = int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"])
-    if gpu:
-        torch.cuda.set_device(int(os.environ.get("SLURM_LOCALID") or 0) % torch.cuda.device_count())
-    backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
+    gpus = devices.count_gpus()
+    device = (devices.find_gpu(int(os.environ.get("SLURM_LOCALID") or 0) % gpus) if gpus else None) or devices.CPU
+    devices.use(device)
     begun = time.monotonic()
-    check_network_interfaces(os.environ, "cuda" if gpu else "cpu")
-    dist.init_process_group(backend, rank=rank, world_size=ranks, timeout=timedelta(seconds=_MEET_SECONDS))
-    devices = ["cpu", "cuda"] if gpu else ["cpu"]
+    check_network_interfaces(os.environ, device)
+    timeout = timedelta(seconds=_MEET_SECONDS)
+    dist.init_process_group(devices.backend(device), rank=rank, world_size=ranks, timeout=timeout)
     sums = []
-    for device in devices:
-        number = torch.full((1 << 20,), float(rank + 1), device=device)
+    for place in dict.fromkeys((devices.CPU, device)):
+        number = torch.full((1 << 20,), float(rank + 1), device=place)
         dist.all_reduce(number)
         sums.append(number[-1].item())
     seconds = time.monotonic() - begun
     dist.destroy_process_group()
     right = all(value == ranks * (ranks + 1) / 2 for value in sums)
-    return {"backend": "NCCL and gloo" if gpu else "gloo", "seconds": seconds, "right": right}
+    return {"backend": devices.backend_name(device), "seconds": seconds, "right": right}
 
 
 def _read_fault(path: Path) -> str:

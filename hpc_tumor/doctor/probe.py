@@ -208,7 +208,7 @@ def _torch_facts() -> TorchFacts:
         gpus=tuple(gpus),
         refusal=refusal,
         nccl=_nccl(torch),
-        precision=_precision(torch),
+        precision=_precision(),
     )
 
 
@@ -219,12 +219,12 @@ def _nccl(torch: Any) -> str | None:
     return None
 
 
-def _precision(torch: Any) -> tuple[str, str]:
+def _precision() -> tuple[str, str]:
     with suppress(Exception):
+        from hpc_tumor.system import devices
         from hpc_tumor.training.recipe import choose_precision
 
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        chosen = choose_precision("auto", device)
+        chosen = choose_precision("auto", devices.find_gpu() or devices.CPU)
         return chosen.name, chosen.reason
     return "", ""
 

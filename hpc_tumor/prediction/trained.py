@@ -13,6 +13,7 @@ from hpc_tumor.data.editions import DEFAULT_EDITION, EDITIONS, Edition
 from hpc_tumor.errors import DataError, UsageError, unknown
 from hpc_tumor.models import MODELS, build_model
 from hpc_tumor.run_dir import Damage, RunDir, describe_lost_weights, read_json
+from hpc_tumor.system import devices
 from hpc_tumor.system.resources import available_cpus
 from hpc_tumor.training.checkpoints.files import DamagedWeights, load_weights
 from hpc_tumor.training.recipe import choose_precision, prepare_backend
@@ -20,8 +21,8 @@ from hpc_tumor.training.scoring.cleaning import Cleaning
 from hpc_tumor.training.scoring.evaluate import Forward
 
 PRECISIONS = ("auto", "bfloat16", "float16", "float32")
-DEVICES = ("auto", "cpu", "cuda")
-_BATCH = {"cpu": 8, "cuda": 32}  # on CPUs, limited by the caches
+DEVICES = ("auto", "cpu", "gpu")
+_BATCH_ON_CPU, _BATCH_ON_GPU = 8, 32  # on CPUs, limited by the caches
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Trained:
     @property
     def batch_size(self) -> int:
         """Default number of slices or images at once."""
-        return _BATCH[self.device.type]
+        return _BATCH_ON_GPU if devices.is_gpu(self.device) else _BATCH_ON_CPU
 
     def logits(self, images: Tensor) -> Tensor:
         """Return float32 logits of images as in training: `(N, 4, H, W)`, or grey `(N, 1, H, W)`."""
@@ -101,7 +102,7 @@ def load_trained(run: RunDir, device: str = "auto", precision: str = "auto", fli
     facts, network = load_network(run)
     layout = torch.channels_last if run.experiment().hardware.channels_last else torch.contiguous_format
     network = network.to(torch_device).to(memory_format=layout)
-    if torch_device.type == "cpu":
+    if not devices.is_gpu(torch_device):
         torch.set_num_threads(available_cpus())
     prepare_backend(torch_device, precision)
     forward = Forward(number_format, MODELS[facts.model].in_channels, layout, facts.task)
@@ -172,9 +173,10 @@ def _network(facts: Facts, weights: dict[str, Tensor], path: Path) -> nn.Module:
 
 
 def _device(name: str) -> torch.device:
-    if name not in DEVICES:
+    asks_for_gpu = name == "gpu" or name in devices.GPU_TYPES  # torch's names mean any GPU as well
+    if name not in DEVICES and not asks_for_gpu:
         raise unknown("device", name, DEVICES)
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise UsageError("--device cuda: torch finds no GPU. Use auto, or run `hpc-tumor doctor` for the reason.")
-    return torch.device("cuda" if available and name != "cpu" else "cpu")
+    gpu = None if name == "cpu" else devices.find_gpu()
+    if gpu is None and asks_for_gpu:
+        raise UsageError(f"--device {name}: torch finds no GPU. Use auto, or run `hpc-tumor doctor` for the reason.")
+    return gpu or devices.CPU

@@ -18,7 +18,7 @@ from torch import nn
 
 from hpc_tumor.errors import UsageError
 from hpc_tumor.run_dir import read_json
-from hpc_tumor.system import atomic
+from hpc_tumor.system import atomic, devices
 from hpc_tumor.training.checkpoints.files import random_state, set_random_state
 from hpc_tumor.training.state import TrainingState, mark
 from hpc_tumor.training.step import micro_batch_size
@@ -50,7 +50,7 @@ def choose(state: TrainingState, compiled_before: bool | None = None) -> tuple[b
         return False, "as requested"
     if compiled_before is not None:
         return compiled_before, "as before this run was interrupted"
-    if device.type == "cpu":
+    if not devices.is_gpu(device):
         return False, "slower on CPUs"
     if state.experiment.hardware.deterministic:
         return False, "a choice by timing would not be deterministic"
@@ -68,7 +68,7 @@ def compile_network(network: nn.Module) -> Callable[..., Any]:
 
 
 def _missing(device: torch.device) -> str | None:
-    if device.type == "cuda":
+    if devices.is_gpu(device):
         return None if importlib.util.find_spec("triton") else "the package triton"
     return None if any(shutil.which(name) for name in ("g++", "c++", "clang++")) else "a C++ compiler (g++)"
 
@@ -121,16 +121,16 @@ def step_seconds(state: TrainingState, network: Callable[..., Any]) -> float:
     times = []
     try:
         for _ in range(_STEPS + 3):
-            torch.cuda.synchronize()
+            devices.synchronize(device)
             began = time.perf_counter()
             outputs = state.spec.forward(network, images)
             state.spec.loss(outputs, targets).mean().backward()
-            torch.cuda.synchronize()
+            devices.synchronize(device)
             times.append(micro_batches * (time.perf_counter() - began))
             mark(state, "compile")
     finally:
         set_random_state(before, device)
-        torch.cuda.reset_peak_memory_stats(device)
+        devices.reset_peak_memory(device)
     return sorted(times[3:])[_STEPS // 2]
 
 
@@ -139,7 +139,7 @@ def _key(state: TrainingState) -> str:
     facts = [
         experiment.model.name, experiment.model.filters, state.parts.image_size, experiment.recipe.batch_size,
         state.distributed.world_size, experiment.hardware.accumulate, precision.name, torch.__version__,
-        torch.cuda.get_device_name(state.distributed.device),
+        devices.name(state.distributed.device),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:24]
 

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from hpc_tumor.errors import UsageError
+from hpc_tumor.system import devices
 from hpc_tumor.training.watch.progress_marks import ProgressMarks
 from hpc_tumor.training.watch.watchdog import OnHang, Watchdog
 from hpc_tumor.vocabulary import counted
@@ -33,7 +34,7 @@ class Distributed:
     local_rank: int = 0
     world_size: int = 1
     nodes: int = 1
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    device: torch.device = devices.CPU
     watchdog: Watchdog | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -44,7 +45,7 @@ class Distributed:
     @property
     def device_name(self) -> str:
         """Name of the device that this rank computes on."""
-        return "CPU" if self.device.type == "cpu" else torch.cuda.get_device_name(self.device)
+        return devices.name(self.device)
 
     def seed_of_rank(self, seed: int) -> int:
         """Return a seed for this rank, so that its dropout differs from that of other ranks."""
@@ -141,30 +142,29 @@ def init_distributed(
 
     Raises:
         UsageError: the rank variables are incomplete, this node has fewer GPUs than ranks, or variables name a
-            network interface that it does not have.
+            network interface that it does not have; this torch cannot connect several such GPUs.
     """
     rank, local_rank, world_size, ranks_here = (0, 0, 1, 1) if alone else read_ranks(os.environ)
     device = device_of_rank(local_rank, ranks_here, shared="RANK" in os.environ and not alone)
     torch.set_num_threads(threads or max(1, cpus_of_rank(ranks_here)))
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    devices.use(device)
     nodes = -(-world_size // ranks_here)
     if alone:
         return Distributed(rank, local_rank, world_size, nodes, device)
     if world_size > 1:
-        check_network_interfaces(os.environ, device.type)
+        check_network_interfaces(os.environ, device)
+        backend = devices.backend(device)
     marks = ProgressMarks(rank, world_size, _store_client(os.environ)) if world_size > 1 else None
     watchdog = Watchdog(rank, 60 * timeout_minutes, on_hang, marks)
     watchdog.start()  # before joining, so that a rank that never joins is noticed
     if world_size > 1:
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         timeout = timedelta(minutes=2 * timeout_minutes, seconds=60)
         with watchdog.waiting("rendezvous"):
             dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=timeout)
     return Distributed(rank, local_rank, world_size, nodes, device, watchdog)
 
 
-def check_network_interfaces(variables: Mapping[str, str], device: str) -> None:
+def check_network_interfaces(variables: Mapping[str, str], device: torch.device) -> None:
     """Raise UsageError if gloo, or NCCL on a GPU, is set to a network interface that this node does not have.
 
     GLOO_SOCKET_IFNAME lists names. NCCL_SOCKET_IFNAME lists prefixes of names, or names after `=`; those after `^`
@@ -174,7 +174,7 @@ def check_network_interfaces(variables: Mapping[str, str], device: str) -> None:
     gloo = [name for name in variables.get("GLOO_SOCKET_IFNAME", "").split(",") if name]
     missing = {"GLOO_SOCKET_IFNAME": [name for name in gloo if name not in interfaces]}
     nccl = variables.get("NCCL_SOCKET_IFNAME", "")
-    if device == "cuda" and nccl and not nccl.startswith("^"):
+    if devices.has_nccl(device) and nccl and not nccl.startswith("^"):
         names = [name for name in nccl.removeprefix("=").split(",") if name]
         matches = str.__eq__ if nccl.startswith("=") else str.startswith
         if not any(matches(interface, name) for interface in interfaces for name in names):
@@ -237,17 +237,15 @@ def device_of_rank(local_rank: int, ranks_here: int, shared: bool) -> torch.devi
 
     Raises UsageError if there are fewer GPUs than ranks.
     """
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    visible = torch.cuda.device_count()
+    visible = devices.count_gpus()
     if visible == 1 and not shared:  # SLURM may show each task its own GPU
-        return torch.device("cuda", 0)
-    if local_rank >= visible:
+        local_rank = 0
+    if visible and local_rank >= visible:
         raise UsageError(
             f"{ranks_here} ranks on this node, but only {counted(visible, 'GPU')} visible:"
             " request one GPU per rank, or fewer ranks."
         )
-    return torch.device("cuda", local_rank)
+    return devices.find_gpu(local_rank) or devices.CPU
 
 
 def cpus_of_rank(ranks_here: int) -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,20 +15,31 @@ from torch import nn
 
 from hpc_tumor.config import Recipe
 from hpc_tumor.errors import UsageError
+from hpc_tumor.system import devices
 from hpc_tumor.training.watch.memory import keep_freed_memory
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
     """Build the recipe's optimizer in its fused form: one kernel per step instead of one per tensor."""
-    rate, decay = recipe.learning_rate, recipe.weight_decay
+    options: dict[str, Any] = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay, "fused": True}
     if recipe.optimizer == "sgd":
-        optimizer = torch.optim.SGD(parameters, rate, momentum=0.9, nesterov=True, weight_decay=decay, fused=True)
+        optimizer = _light(torch.optim.SGD)(parameters, momentum=0.9, nesterov=True, **options)
         for parameter in optimizer.param_groups[0]["params"]:
             # The first step would allocate it, and leave it uninitialised if that step is skipped.
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return optimizer
-    kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
-    return kind(parameters, rate, weight_decay=decay, fused=True)
+    return _light(torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam)(parameters, **options)
+
+
+def _light(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
+    """Return a subclass of an optimizer without the decorators that prepare its methods for torch.compile.
+
+    They import torch._dynamo: 800 files and a second of CPU time per rank, of three until its first step. This package
+    compiles networks, not optimizers.
+    """
+    methods = ("add_param_group", "zero_grad", "state_dict", "load_state_dict", "step")
+    plain = {name: inspect.unwrap(getattr(kind, name)) for name in methods}
+    return type(kind.__name__, (kind,), {**plain, "step": torch.no_grad()(plain["step"])})
 
 
 def learning_rate(recipe: Recipe, epoch: int, step: int, steps: int) -> float:
@@ -103,19 +115,15 @@ def choose_precision(
 
 def prepare_backend(device: torch.device, precision: str) -> None:
     """Let CPUs reuse freed memory, and GPUs compute in TensorFloat-32 unless the requested precision is float32."""
-    if device.type == "cpu":
+    if devices.is_gpu(device):
+        devices.allow_tf32(device, precision != "float32")
+    else:
         keep_freed_memory()
-        return
-    exact = precision == "float32"
-    torch.set_float32_matmul_precision("highest" if exact else "high")
-    torch.backends.cudnn.allow_tf32 = not exact
 
 
 def _hardware(device: torch.device) -> tuple[str, set[str]]:
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        major = torch.cuda.get_device_capability(device)[0]
-        return name, {"float32"} | ({"float16"} if major >= 7 else set()) | ({"bfloat16"} if major >= 8 else set())
+    if devices.is_gpu(device):
+        return devices.name(device), devices.number_formats(device)
     features = _cpu_features()
     supported = {"float32"} | ({"bfloat16"} if features & {"avx512_bf16", "amx_bf16", "arm_bf16"} else set())
     return "this CPU", supported

@@ -22,7 +22,7 @@ from hpc_tumor.models import MODELS, build_model
 from hpc_tumor.records import read_events
 from hpc_tumor.run_dir import RunDir, read_json
 from hpc_tumor.settings import settings_by_name
-from hpc_tumor.system import atomic
+from hpc_tumor.system import atomic, devices
 from hpc_tumor.training import compiled
 from hpc_tumor.training.average import WeightAverage
 from hpc_tumor.training.checkpoints.resume import resume
@@ -70,14 +70,14 @@ def build_state(
             " Resume the run in a minute."
         )
     compiling = _speed_up(state, compiled_before)
-    devices = distributed.gather(f"{socket.gethostname()}: {distributed.device_name}")
+    ranks = distributed.gather(f"{socket.gethostname()}: {distributed.device_name}")
     if distributed.is_main:
         run.remove_leftovers()
         write_split(run.split, parts.split, parts.store)
         save_known_cases(run.known_cases, parts.store, parts.split)
         _announce(state, compiling, resumed=compiled_before is not None)
         # `resume` compares the settings before it submits, without reading a checkpoint.
-        more = {"ranks": devices, "settings": state.identity["settings"]}
+        more = {"ranks": ranks, "settings": state.identity["settings"]}
         atomic.write_json(run.provenance, {**(read_json(run.provenance) or {}), **more})
     return state
 
@@ -90,7 +90,7 @@ def _first_state(
     torch.manual_seed(experiment.seed)  # the same initial weights on every rank
     layout = torch.channels_last if experiment.hardware.channels_last else torch.contiguous_format
     network = build_network(experiment, parts).to(distributed.device).to(memory_format=layout)
-    if distributed.device.type == "cuda" and distributed.world_size > 1:
+    if devices.is_gpu(distributed.device) and distributed.world_size > 1:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     weights = class_weights(experiment, parts, distributed.device)
     spec = ScoringSpec(
@@ -148,11 +148,11 @@ def build_network(experiment: Experiment, parts: Parts) -> nn.Module:
 
 
 def _data_parallel(bare: nn.Module, distributed: Distributed) -> nn.Module:
-    devices = [distributed.device] if distributed.device.type == "cuda" else None
+    gpu = [distributed.device] if devices.is_gpu(distributed.device) else None
     # Running statistics are synchronised before scoring, not in each step. Torch has renamed the setting.
     names = inspect.signature(DistributedDataParallel.__init__).parameters
     settings = {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
-    network = DistributedDataParallel(bare, device_ids=devices, gradient_as_bucket_view=True, **settings)  # type: ignore[arg-type]
+    network = DistributedDataParallel(bare, device_ids=gpu, gradient_as_bucket_view=True, **settings)  # type: ignore[arg-type]
     _settle_buckets(network, distributed.device)
     return network
 
@@ -225,7 +225,7 @@ def _announce(state: TrainingState, compiling: str, resumed: bool) -> None:
         lines.append(f"each step waits for the seconds in {state.step_delay} while it exists (HPC_TUMOR_STEP_DELAY)")
     if parts.val is None:
         lines.append("no validation part: the last epoch counts as the best")
-    if distributed.world_size > 1 and distributed.device.type == "cpu" and _has_batch_norm(state.network):
+    if distributed.world_size > 1 and not devices.is_gpu(distributed.device) and _has_batch_norm(state.network):
         lines.append("batch norm: each rank normalises its own samples; running statistics are rank 0's")
     if resumed:
         lines.append(f"resuming at epoch {progress.epoch + 1}, step {progress.step}")

@@ -30,7 +30,7 @@ class UncheckedStep:
     """A step whose `broken` flag (above 0: not finite) may still be on its way from the GPU."""
 
     broken: Tensor
-    arrived: torch.cuda.Event | None
+    arrived: torch.Event | None
     batch: Batch
     losses: Tensor
     epoch: int

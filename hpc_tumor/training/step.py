@@ -14,15 +14,16 @@ from hpc_tumor.config import Experiment
 from hpc_tumor.data.feed.augment import augment_images, draw_image_parameters
 from hpc_tumor.data.feed.augment_slices import augment_slices, draw_slice_parameters
 from hpc_tumor.data.feed.loader import Batch
+from hpc_tumor.system import devices
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.recipe import learning_rate
 from hpc_tumor.training.scoring import metrics
 from hpc_tumor.training.state import TrainingState, mark
 from hpc_tumor.training.watch.guard import note_step, total_norm
 
-# Steps between two agreements of the ranks on stopping. They go through the host, which stalls a GPU; on a CPU they
-# travel with the flag of the step.
-AGREE_EVERY = {"cpu": 1, "cuda": 10}
+# Steps between two agreements of GPU ranks on stopping, which go through the host and stall the GPU. On a CPU the ranks
+# agree in every step, with its flag.
+AGREE_EVERY = 10
 Requests = tuple[bool, bool]  # of a rank: to stop, to write a checkpoint
 _SMALLEST_SCALE = 1.0  # of float16 gradients; the scale starts at 65536 and is halved in each step that overflows
 
@@ -149,11 +150,11 @@ def _prepare_gradients(state: TrainingState, losses: Tensor) -> Tensor:
 def _agree(state: TrainingState, batch: Batch, broken: Tensor, requests: Requests) -> tuple[Tensor, Requests]:
     """Combine the ranks' broken flags and, in steps that are due, their requests."""
     distributed = state.distributed
-    if distributed.device.type == "cpu":
+    if not devices.is_gpu(distributed.device):
         flags = distributed.largest(torch.stack([broken, *(torch.tensor(float(request)) for request in requests)]))
         return flags[0], (bool(flags[1]), bool(flags[2]))
     broken = distributed.largest(broken)
-    if (batch.step + 1) % AGREE_EVERY[distributed.device.type] and batch.step + 1 < state.steps:
+    if (batch.step + 1) % AGREE_EVERY and batch.step + 1 < state.steps:
         return broken, (False, False)
     stop, save = distributed.any(*requests)
     return broken, (stop, save)

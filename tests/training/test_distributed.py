@@ -3,6 +3,7 @@
 import socket
 
 import pytest
+import torch
 
 from hpc_tumor.errors import UsageError
 from hpc_tumor.training.distributed import (
@@ -99,12 +100,12 @@ def test_a_network_interface_that_is_not_there(
 ) -> None:
     monkeypatch.setattr(socket, "if_nameindex", lambda: [(1, "lo"), (2, "eth0"), (3, "ib0")])
     if named is None:
-        check_network_interfaces({variable: value}, device)
+        check_network_interfaces({variable: value}, torch.device(device))
         return
     with pytest.raises(
         UsageError, match=rf"{variable} names {named}, but \S+ has the network interfaces lo, eth0, ib0"
     ):
-        check_network_interfaces({variable: value}, device)
+        check_network_interfaces({variable: value}, torch.device(device))
 
 
 def test_a_missing_interface_is_named_before_the_ranks_meet(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,8 @@
 """Optimizers and the choice of precision."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -16,6 +19,20 @@ def test_fused_adam_steps_like_the_textbook_with_l2() -> None:
     optimizer.step()
     # After bias correction Adam's first step is the sign of (gradient + decay × weight) times the rate.
     assert weights.tolist() == pytest.approx([0.9, -1.9], abs=1e-4)
+
+
+def test_steps_and_checkpoints_do_not_import_the_compiler() -> None:
+    """Its 800 files would cost each rank a second of CPU time, and more on a parallel file system."""
+    code = (
+        "import sys, torch; from hpc_tumor.config import Recipe; from hpc_tumor.training import loop, recipe\n"
+        "for name in ('adam', 'adamw', 'sgd'):\n"
+        "    weights = torch.ones(2, requires_grad=True); (weights * weights).sum().backward()\n"
+        "    optimizer = recipe.build_optimizer([weights], Recipe(optimizer=name))\n"
+        "    optimizer.step(); optimizer.load_state_dict(optimizer.state_dict()); optimizer.zero_grad()\n"
+        "    assert not torch.equal(weights, torch.ones(2))\n"
+        "sys.exit(f'loaded {bad}' if (bad := {'torch._dynamo', 'triton', 'scipy.spatial'} & set(sys.modules)) else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_precision_is_what_the_hardware_computes_in(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from hpc_tumor.data.feed.intensity import grey, saturate, shift_hue
 from hpc_tumor.data.feed.per_image import PerImage, balanced_factors, per_image
 from hpc_tumor.data.feed.transfer import all_on_device
 from hpc_tumor.data.feed.warp import Motion, grid_lines, move, move_masked, sampling_grid
+from hpc_tumor.system import devices
 
 MAX_ROTATION = 10.0  # degrees
 JITTER = 0.2  # of brightness, contrast, saturation and hue
@@ -77,7 +78,7 @@ def augment_images(images: Tensor, parameters: ImageParameters) -> Tensor:
     parameters.check(images)
     still = np.zeros(len(parameters), dtype=bool)
     motion = Motion(still, parameters.flip, parameters.angle, np.ones(len(parameters)))
-    masked = images.device.type != "cpu"
+    masked = devices.is_gpu(images.device)
     lines = grid_lines(motion if masked else motion[motion.warped], *images.shape[-2:])
     amounts = [motion.warped, parameters.brightness, parameters.contrast, parameters.saturation, parameters.hue]
     across, down, warped, *factors = all_on_device([*lines, *map(per_image, amounts)], images.device)

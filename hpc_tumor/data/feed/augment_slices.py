@@ -18,6 +18,7 @@ from hpc_tumor.data.feed.masked import change_masked, noise_windows, symmetric_w
 from hpc_tumor.data.feed.per_image import balanced_factors, per_image
 from hpc_tumor.data.feed.transfer import all_on_device, on_device
 from hpc_tumor.data.feed.warp import Motion, grid_lines, move, move_masked, sample, sampling_grid
+from hpc_tumor.system import devices
 
 WARP_CHANCE = 0.3  # of a rotation, and independently of a change of scale
 CHANCE = 0.15  # of each change of intensity
@@ -85,7 +86,7 @@ def augment_slices(images: Tensor, labels: Tensor, parameters: SliceParameters) 
     Raises:
         ValueError: the number of slices and of parameters differ.
     """
-    if images.device.type != "cpu":
+    if devices.is_gpu(images.device):
         return augment_masked(images, labels, parameters)
     parameters.check(images)
     lines = grid_lines(parameters[parameters.warped], *images.shape[-2:])

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from hpc_tumor import console
 from hpc_tumor.errors import UsageError
+from hpc_tumor.system import devices
 from hpc_tumor.system.resources import available_memory
 
 Where = Literal["auto", "gpu", "host", "none"]
@@ -94,9 +95,9 @@ def allocate_cache(
     """
     need = n * sum(array.nbytes for array in like)
     size = console.size(need)
-    if where == "gpu" and device.type != "cuda":
+    if where == "gpu" and not devices.is_gpu(device):
         raise UsageError("data.keep = 'gpu', but this run trains on the CPU: use host, auto or none.")
-    if where in ("auto", "gpu") and device.type == "cuda":
+    if where in ("auto", "gpu") and devices.is_gpu(device):
         room = _room_on_gpu(limit_gb, device, taken.get("gpu", 0))
         if all(ranks.exchange(need <= room)):
             tensors = [torch.from_numpy(array[:0]).to(device).new_empty((n, *array.shape[1:])) for array in like]
@@ -120,8 +121,8 @@ def allocate_cache(
 
 def _room_on_gpu(limit_gb: float | None, device: torch.device, taken: int) -> float:
     """Return the bytes that may be cached: at most the free memory, since other processes may use the GPU."""
-    free, total = torch.cuda.mem_get_info(device)
-    return min(free, (GPU_SHARE * total if limit_gb is None else limit_gb * 1e9) - taken)
+    limit = GPU_SHARE * devices.total_memory(device) if limit_gb is None else limit_gb * 1e9
+    return min(devices.free_memory(device), limit - taken)
 
 
 def _too_small(where: str, size: str, room: float) -> UsageError:

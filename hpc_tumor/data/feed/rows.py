@@ -18,6 +18,7 @@ from torch import Tensor
 from hpc_tumor.data.feed.row_cache import RowCache
 from hpc_tumor.data.feed.transfer import Uploads, all_on_device
 from hpc_tumor.data.store.shards import Pending
+from hpc_tumor.system import devices
 
 Arrays = tuple[np.ndarray, ...]
 FILL_AT_ONCE = 64  # samples read per request
@@ -33,7 +34,7 @@ class Buffer:
     """Memory for the samples of one batch; `used` is the event after a GPU's last use of their copies."""
 
     tensors: tuple[Tensor, ...]
-    used: Any = None
+    used: torch.Event | None = None
 
     def arrays(self, n: int) -> Arrays:
         return tuple(tensor[:n].numpy() for tensor in self.tensors)
@@ -69,7 +70,7 @@ class Rows:
         self._empty = empty
         self._read = read
         self._free: deque[Buffer] = deque()
-        self._uploads = Uploads(device) if device.type != "cpu" else None
+        self._uploads = Uploads(device) if devices.is_gpu(device) else None
 
     def like(self) -> Arrays:
         """Return arrays of one row, as examples of shape and type."""
@@ -113,7 +114,7 @@ class Rows:
     def release(self, request: Request) -> None:
         """Recycle the request's buffer. A GPU may still be using the rows that were taken."""
         if self._uploads is not None:
-            request.buffer.used = self._uploads.mark()
+            request.buffer.used = torch.accelerator.current_stream(self.device).record_event()
         self._free.append(request.buffer)
 
     def fill(self, alive: Callable[[], None]) -> None:

@@ -7,11 +7,12 @@ only after the copy.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from hpc_tumor.system import devices
 
 _ALIGNED = 16  # bytes
 
@@ -23,7 +24,7 @@ def on_device(values: np.ndarray, device: torch.device) -> Tensor:
 
 def all_on_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
     """Copy arrays of any types to the device in one transfer, without waiting for a GPU."""
-    if device.type == "cpu" or not arrays:
+    if not devices.is_gpu(device) or not arrays:
         return [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
     *starts, size = np.cumsum([0, *(-(-array.nbytes // _ALIGNED) * _ALIGNED for array in arrays)]).tolist()
     pinned = torch.empty(size, dtype=torch.uint8, pin_memory=True)
@@ -42,8 +43,7 @@ class Uploads:
 
     def __init__(self, device: torch.device):
         self._device = device
-        self._module = torch.get_device_module(device)
-        self._stream = self._module.Stream(device)
+        self._stream = torch.Stream(device)
 
     def upload(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Start copying; return the tensors on the GPU, for the stream that computes, which waits for the copies.
@@ -51,14 +51,13 @@ class Uploads:
         They are in memory of the copying stream, which torch would give to its next copy as soon as they are dropped;
         `record_stream` delays that until the computing stream has used them.
         """
-        computing = self._module.current_stream(self._device)
-        with self._module.stream(self._stream):
+        computing = torch.accelerator.current_stream(self._device)
+        torch.accelerator.set_stream(self._stream)
+        try:
             moved = [tensor.to(self._device, non_blocking=True) for tensor in tensors]
+        finally:
+            torch.accelerator.set_stream(computing)
         computing.wait_stream(self._stream)
         for tensor in moved:
             tensor.record_stream(computing)
         return moved
-
-    def mark(self) -> Any:
-        """Return an event after all that the computing stream has been given so far."""
-        return self._module.current_stream(self._device).record_event()

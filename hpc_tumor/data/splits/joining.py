@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 MOST_EDGES = 2_000_000  # in memory before they are reduced to group numbers
 
@@ -32,6 +31,7 @@ def group_connected(keys: Sequence[set[Hashable]]) -> list[list[int]]:
     """Group the items of `keys` that share a key, directly or through others; return the item numbers per group."""
     first: dict[Hashable, int] = {}
     pairs = [(first.setdefault(key, item), item) for item, own in enumerate(keys) for key in own]
+    pairs = [pair for pair in pairs if pair[0] != pair[1]]
     numbers = join_groups(np.arange(len(keys)), [np.array(pairs, np.int64).reshape(-1, 2)])
     groups: list[list[int]] = [[] for _ in range(int(numbers.max(initial=-1)) + 1)]
     for item, number in enumerate(numbers.tolist()):
@@ -40,11 +40,11 @@ def group_connected(keys: Sequence[set[Hashable]]) -> list[list[int]]:
 
 
 def _components(groups: NDArray[np.int32], edges: list[Pairs]) -> NDArray[np.int32]:
-    if not edges:
+    if not any(map(len, edges)):
         return groups
     i, j = groups[np.concatenate(edges).T]
-    graph = coo_array((np.ones(len(i), np.int8), (i, j)), shape=(len(groups), len(groups)))
-    return connected_components(graph, directed=False)[1][groups].astype(np.int32)
+    graph = scipy.sparse.coo_array((np.ones(len(i), np.int8), (i, j)), shape=(len(groups), len(groups)))
+    return scipy.sparse.csgraph.connected_components(graph, directed=False)[1][groups].astype(np.int32)
 
 
 def _by_appearance(groups: NDArray[np.generic]) -> NDArray[np.int32]:

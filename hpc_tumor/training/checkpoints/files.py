@@ -21,7 +21,7 @@ from torch import Tensor
 from hpc_tumor.errors import DataError, TrainingError
 from hpc_tumor.run_dir import Damage
 from hpc_tumor.settings import changed_settings, refuse_changes
-from hpc_tumor.system import atomic
+from hpc_tumor.system import atomic, devices
 
 _FORMAT = 2
 # safetensors metadata is text: these keys hold JSON, all others plain text.
@@ -79,7 +79,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
     version, internal, gauss = random.getstate()
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        "cuda": devices.random_state(device),  # of the GPU, whatever its maker: the key of the format
         "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
         "python": [version, list(internal), gauss],
     }
@@ -88,8 +88,8 @@ def random_state(device: torch.device) -> dict[str, Any]:
 def set_random_state(state: dict[str, Any], device: torch.device) -> None:
     """Restore every random generator of this rank to `state`."""
     torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and device.type == "cuda":
-        torch.cuda.set_rng_state(state["cuda"], device)
+    if state["cuda"] is not None:
+        devices.set_random_state(state["cuda"], device)
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     version, internal, gauss = state["python"]

@@ -16,7 +16,7 @@ import torch
 
 from hpc_tumor.errors import TrainingError
 from hpc_tumor.run_dir import RunDir
-from hpc_tumor.system import atomic
+from hpc_tumor.system import atomic, devices
 from hpc_tumor.training.checkpoints.files import Progress, write_checkpoint, write_weights
 
 
@@ -128,16 +128,16 @@ def _copy(value: Any) -> tuple[Any, Callable[[], None]]:
 
     The stream orders copies from a GPU before the next step, so nothing waits here.
     """
-    events: list[torch.cuda.Event] = []
+    events: list[torch.Event] = []
 
     def copy(item: Any) -> Any:
         if isinstance(item, torch.Tensor):
-            if not item.is_cuda:
+            if not devices.is_gpu(item.device):
                 return item.detach().clone()
             # Keep the strides: fused optimizers assume that weights and moments have the same.
             beside = torch.empty_like(item, device="cpu", pin_memory=True).copy_(item.detach(), non_blocking=True)
             if not events:
-                events.append(torch.cuda.Event())
+                events.append(torch.Event())
             return beside
         if isinstance(item, dict):
             return {key: copy(inner) for key, inner in item.items()}

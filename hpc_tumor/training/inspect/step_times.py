@@ -14,10 +14,10 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.profiler import profile, record_function
 
 from hpc_tumor.console import log
-from hpc_tumor.system import atomic
+from hpc_tumor.system import atomic, devices
 from hpc_tumor.training.state import TrainingState
 from hpc_tumor.vocabulary import counted
 
@@ -37,8 +37,7 @@ class StepTimes:
 
     def __call__(self, phase: str) -> None:
         """End the current phase and begin `phase`."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        devices.synchronize(self._device)
         now = time.perf_counter()
         if self._phase in PHASES:
             self._pending[self._phase] = self._pending.get(self._phase, 0.0) + now - self._since
@@ -118,13 +117,12 @@ class Tracer:
 
     def _begin_if_due(self) -> None:
         if self._enabled and self._profile is None and self._steps == self._warm:
-            activities = [ProfilerActivity.CPU]
-            if self._state.distributed.device.type == "cuda":
-                activities.append(ProfilerActivity.CUDA)
+            device = self._state.distributed.device
             # Silences the profiler library's reports of stages and missing drivers.
             os.environ.setdefault("KINETO_LOG_LEVEL", "6")
             # On CPUs torch warns of each block of memory that was allocated before the trace and is freed in it.
-            memory = self._state.distributed.device.type == "cuda"
+            memory = devices.is_gpu(device)
+            activities = devices.profiler_activities(device)
             self._profile = profile(activities=activities, record_shapes=True, profile_memory=memory)
             self._profile.__enter__()
             self._watched, self._state.watched = self._state.watched, self._begin_phase
@@ -146,8 +144,7 @@ class Tracer:
         trace, self._profile, self._enabled = self._profile, None, False
         self._end_phase()
         self._state.watched, self._state.traced = self._watched, True
-        if self._state.distributed.device.type == "cuda":
-            torch.cuda.synchronize()
+        devices.synchronize(self._state.distributed.device)
         trace.__exit__(None, None, None)
         return trace
 
@@ -163,7 +160,8 @@ class Tracer:
         if distributed.is_main:
             traced = self._steps - self._warm
             log(f"trace of {counted(traced, 'step')}: {path}; open it at ui.perfetto.dev")
-            log("\n".join(["its most expensive operations:", *_most_expensive(trace, distributed.device.type)]))
+            rows = _most_expensive(trace, devices.is_gpu(distributed.device))
+            log("\n".join(["its most expensive operations:", *rows]))
 
 
 def _export(trace: Any, path: Path) -> None:
@@ -184,9 +182,9 @@ def _export(trace: Any, path: Path) -> None:
         beside.unlink(missing_ok=True)
 
 
-def _most_expensive(trace: Any, device: str) -> list[str]:
+def _most_expensive(trace: Any, on_gpu: bool) -> list[str]:
     """List the operations that took most of the device's time, excluding the operations that they call."""
-    name = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
+    name = "self_device_time_total" if on_gpu else "self_cpu_time_total"
     times = [(float(getattr(item, name)), item) for item in trace.key_averages() if item.key not in PHASES]
     total = sum(spent for spent, _ in times) or 1.0
     rows = sorted(times, key=lambda pair: -pair[0])[:_ROWS]

@@ -12,14 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 from torch.func import functional_call
-from torch.utils.flop_counter import FlopCounterMode
 
 from hpc_tumor.console import log
 from hpc_tumor.data.feed.samples import SlicePart
 from hpc_tumor.errors import DataError
 from hpc_tumor.models import count_parameters
 from hpc_tumor.run_dir import Damage
-from hpc_tumor.system import atomic
+from hpc_tumor.system import atomic, devices
 from hpc_tumor.training.average import scoring_weights
 from hpc_tumor.training.checkpoints.resume import load_best
 from hpc_tumor.training.checkpoints.saving import save_weights, wait_until_saved
@@ -115,7 +114,7 @@ def _write_result(state: TrainingState, heartbeat: Heartbeat, scored: Scored, se
 def _result(state: TrainingState, scored: Scored, seconds: float, memory_gb: float) -> dict[str, Any]:
     last, best, lost = scored
     experiment, distributed, parts, progress = state.experiment, state.distributed, state.parts, state.progress
-    gpu = distributed.device.type == "cuda"
+    gpu = devices.is_gpu(distributed.device)
     training = [line for line in state.run.read_metrics() if line["part"] == "train"]
     technical = ("epoch", "part", "seconds", "rate", "learning_rate", "data_wait", "memory_gb")
     train_scores = {key: value for key, value in (training[-1] if training else {}).items() if key not in technical}
@@ -135,7 +134,7 @@ def _result(state: TrainingState, scored: Scored, seconds: float, memory_gb: flo
         "gflop_per_sample": forward_gflop(state.network, state.spec.forward.channels, parts.image_size),
         "gpus": distributed.world_size,
         "nodes": distributed.nodes,
-        "device": torch.cuda.get_device_name(distributed.device) if gpu else "cpu",
+        "device": distributed.device_name if gpu else "cpu",
         "precision": state.spec.forward.precision.name,
         "epochs": progress.epoch,
         "batch_size": experiment.recipe.batch_size,
@@ -174,6 +173,8 @@ def forward_gflop(network: nn.Module, channels: int, image_size: tuple[int, int]
     faster implementations; excludes norms, activations and resizing. Runs on meta tensors, without changing the
     network. None if the operations cannot be counted.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # imports Triton
+
     was_training = network.training
     network.eval()
     try:

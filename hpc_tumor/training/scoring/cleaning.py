@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 import torch
-from scipy import ndimage
 
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.scoring import metrics
@@ -81,7 +81,7 @@ def _without_pieces(codes: np.ndarray, minimum: float) -> np.ndarray:
     """Remove connected pieces (26 neighbours) of predicted tumour with fewer than `minimum` voxels."""
     if minimum <= 1:
         return codes
-    pieces, _ = ndimage.label(codes % metrics.PREDICTIONS > 0, structure=_NEIGHBOURS)
+    pieces, _ = scipy.ndimage.label(codes % metrics.PREDICTIONS > 0, structure=_NEIGHBOURS)
     small = np.bincount(pieces.ravel()) < minimum
     small[0] = False
     if not small.any():

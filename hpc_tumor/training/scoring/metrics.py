@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from hpc_tumor.system import devices
 from hpc_tumor.vocabulary import LABELS
 
 # True labels (0 background, 1 NCR/NET, 2 ED, 3 ET) of each structure; regions as scored by BraTS.
@@ -39,7 +40,7 @@ def count_codes(codes: torch.Tensor) -> torch.Tensor:
     """Return the `(N, 4, 8)` int64 histogram of the `(N, H, W)` codes of each slice."""
     bins = TRUE_LABELS * PREDICTIONS
     counts = torch.zeros(len(codes), bins, dtype=torch.int64, device=codes.device)
-    if codes.is_cuda:  # bincount would synchronise to determine its number of bins
+    if devices.is_gpu(codes.device):  # bincount would synchronise to determine its number of bins
         offset = torch.arange(len(codes), device=codes.device).mul_(bins).view(-1, 1, 1)
         flat = (codes + offset).flatten()
         counts.view(-1).index_add_(0, flat, torch.ones_like(flat))

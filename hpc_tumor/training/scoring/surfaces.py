@@ -12,8 +12,7 @@ from functools import cache
 from importlib.metadata import version
 
 import numpy as np
-from scipy import ndimage
-from scipy.spatial import KDTree
+import scipy
 
 from hpc_tumor.training.scoring.metrics import MEMBERS, PREDICTIONS
 from hpc_tumor.training.scoring.volumes import box
@@ -108,9 +107,9 @@ def _nearest(points: np.ndarray, others: np.ndarray, spacing: Sequence[float]) -
     if _SEARCH * (len(points) + len(others)) > np.prod(shape):
         free = np.ones(shape, dtype=bool)
         free[tuple((others - first).T)] = False
-        distances: np.ndarray = ndimage.distance_transform_edt(free, sampling=spacing)[tuple((points - first).T)]
+        distances: np.ndarray = scipy.ndimage.distance_transform_edt(free, sampling=spacing)[tuple((points - first).T)]
         return distances
-    _, index = KDTree(others * np.asarray(spacing)).query(points * np.asarray(spacing))
+    _, index = scipy.spatial.KDTree(others * np.asarray(spacing)).query(points * np.asarray(spacing))
     z, y, x = ((others[index] - points) * np.asarray(spacing)).T
     return np.sqrt(z * z + y * y + x * x)  # summed in the order of the distance transform
 

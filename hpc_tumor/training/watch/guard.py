@@ -14,18 +14,18 @@ from torch import Tensor
 from hpc_tumor.console import log
 from hpc_tumor.data.feed.loader import Batch
 from hpc_tumor.errors import TrainingError
+from hpc_tumor.system import devices
 from hpc_tumor.training.state import TrainingState, UncheckedStep
 
 _NAMED = 5  # cases in the message
-_BEHIND = {"cpu": 0, "cuda": 1}  # steps by which checks lag, so as not to wait for a GPU
 
 
 def note_step(state: TrainingState, broken: Tensor, batch: Batch, losses: Tensor) -> None:
     """Queue a step to be checked. `broken` is a scalar on the device, above 0 if it was not finite on any rank."""
     arrived = None
-    if broken.is_cuda:
+    if devices.is_gpu(broken.device):
         broken = torch.empty_like(broken, device="cpu", pin_memory=True).copy_(broken, non_blocking=True)
-        arrived = torch.cuda.Event()
+        arrived = torch.Event()
         arrived.record()
     state.unchecked.append(UncheckedStep(broken, arrived, batch, losses, state.progress.epoch))
 
@@ -35,7 +35,8 @@ def check_steps(state: TrainingState, totals: dict[str, Any], everything: bool =
 
     Raises TrainingError if more steps were not finite than the recipe allows.
     """
-    behind = 0 if everything else _BEHIND[state.distributed.device.type]
+    # Checks lag by one step on a GPU, so as not to wait for it.
+    behind = int(devices.is_gpu(state.distributed.device) and not everything)
     while len(state.unchecked) > behind:
         step = state.unchecked.popleft()
         if step.arrived is not None:

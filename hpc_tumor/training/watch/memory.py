@@ -12,6 +12,7 @@ import torch
 
 from hpc_tumor.config import Experiment
 from hpc_tumor.errors import GpuMemoryError, HostMemoryError
+from hpc_tumor.system import devices
 from hpc_tumor.system.resources import available_memory
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.watch.torch_errors import is_allocation_failure, requested_memory
@@ -35,7 +36,7 @@ def keep_freed_memory() -> bool:
 
 def peak_memory_gb(device: torch.device) -> float:
     """Return the peak memory of this process in GB: on its GPU, else main memory."""
-    return torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else own_memory()[0] / 1e9
+    return (devices.peak_memory(device).allocated if devices.is_gpu(device) else own_memory()[0]) / 1e9
 
 
 def own_memory() -> tuple[int, int]:
@@ -66,12 +67,11 @@ def out_of_memory_error(
     device, ranks = distributed.device, distributed.world_size
     share = -(-recipe.batch_size // ranks)
     micro_batch = -(-share // hardware.accumulate)
-    if device.type == "cuda":
-        total = torch.cuda.get_device_properties(device).total_memory / 1e9
-        held = torch.cuda.max_memory_allocated(device) / 1e9
-        where = f"the GPU ({torch.cuda.get_device_name(device)}): {total:.1f} GB, {held:.1f} GB held by this rank"
+    held = peak_memory_gb(device)
+    if devices.is_gpu(device):
+        total = devices.total_memory(device) / 1e9
+        where = f"the GPU ({devices.name(device)}): {total:.1f} GB, {held:.1f} GB held by this rank"
     else:
-        held = peak_memory_gb(device)
         where = f"the host: {held:.1f} GB held by this rank, {available_memory() / 1e9:.1f} GB free"
     remedies = []
     if micro_batch > 1:
@@ -81,7 +81,7 @@ def out_of_memory_error(
     if hardware.precision == "float32":
         remedies.append("--set precision=auto")
     smaller = f"--set batch_size={recipe.batch_size // 2}" if share > 1 else "a smaller --set image_size"
-    kind = GpuMemoryError if device.type == "cuda" else HostMemoryError
+    kind = GpuMemoryError if devices.is_gpu(device) else HostMemoryError
     return kind(
         f"out of memory on {where}; could not allocate {requested_memory(error)} with"
         f" {counted(micro_batch, 'sample')} at a time (batch {recipe.batch_size} on {counted(ranks, 'rank')})."

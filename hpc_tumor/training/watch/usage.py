@@ -15,9 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
-
 from hpc_tumor.data.feed.loader import BatchLoader
+from hpc_tumor.system import devices
 from hpc_tumor.system.resources import available_cpus
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.watch.memory import own_memory
@@ -50,7 +49,7 @@ class Usage:
     def follow(self, loader: BatchLoader) -> None:
         """Start to record the time waiting for data and the load of the node's GPUs: training begins."""
         self._trains, self._loader = time.monotonic(), loader
-        if self._distributed.device.type == "cuda" and self._distributed.local_rank == 0:
+        if devices.is_nvidia(self._distributed.device) and self._distributed.local_rank == 0:
             self._smi = GpuWatch(_gpus_of_node(self._distributed))
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
@@ -107,14 +106,15 @@ class Usage:
     def _gpu(self) -> dict[str, Any] | None:
         """Return the GPU's total memory, the peak of tensors, and the peak that torch reserved for them."""
         device = self._distributed.device
-        if device.type != "cuda":
+        if not devices.is_gpu(device):
             return None
-        about = torch.cuda.get_device_properties(device)
+        peak = devices.peak_memory(device)
         # The peaks may have been reset in between, as when timing compiled code.
-        self._allocated = max(self._allocated, torch.cuda.max_memory_allocated(device))
-        self._reserved = max(self._reserved, torch.cuda.max_memory_reserved(device))
+        self._allocated = max(self._allocated, peak.allocated)
+        self._reserved = max(self._reserved, peak.reserved)
         return {
-            "name": about.name, "total": about.total_memory, "allocated": self._allocated, "reserved": self._reserved,
+            "name": devices.name(device), "total": devices.total_memory(device), "allocated": self._allocated,
+            "reserved": self._reserved,
         }  # fmt: skip
 
 
@@ -185,6 +185,6 @@ def process_seconds() -> float:
 def _gpus_of_node(distributed: Distributed) -> list[str]:
     """Return the UUIDs of the GPUs of this node's ranks that are visible to this rank."""
     ranks_here = -(-distributed.world_size // distributed.nodes)
-    devices = range(min(ranks_here, torch.cuda.device_count()))
-    uuids = (getattr(torch.cuda.get_device_properties(device), "uuid", None) for device in devices)
+    gpus = [devices.find_gpu(number) for number in range(min(ranks_here, devices.count_gpus()))]
+    uuids = [devices.uuid(gpu) for gpu in gpus if gpu is not None]
     return [f"GPU-{uuid}" for uuid in uuids if uuid is not None]

@@ -1,0 +1,192 @@
+"""Devices that torch computes on: NVIDIA, AMD and Intel GPUs, and CPUs.
+
+The only module that knows torch's names of GPUs: `cuda` for NVIDIA's and, in builds for ROCm, AMD's; `xpu` for Intel's.
+Others ask it, or use `torch.accelerator`, `torch.Event` and `torch.Stream`, which serve all kinds. Apple's GPUs are not
+used. It imports torch, so commands that do not compute must not import it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.profiler import ProfilerActivity, supported_activities
+
+from hpc_tumor.errors import UsageError
+
+CPU = torch.device("cpu")
+GPU_TYPES = ("cuda", "xpu")
+# gfx names of AMD GPUs with bfloat16 in hardware: MI100 and later, RDNA 3 and later (matrix or WMMA instructions).
+_AMD_BFLOAT16 = re.compile(r"gfx(?:908|90a|94\d|95\d|1[12]\d\d)\b")
+_LIBRARIES = {"cuda": "nccl", "xpu": "xccl"}  # RCCL, on ROCm, also goes by the name nccl
+
+
+@dataclass(frozen=True)
+class PeakMemory:
+    """Peak bytes of this process on a GPU: of its tensors, and of what torch reserved for them."""
+
+    allocated: int
+    reserved: int
+
+
+def find_gpu(index: int = 0) -> torch.device | None:
+    """Return the GPU `index` of those that torch can use here; None if it can use none."""
+    kind = _gpu_type()
+    return torch.device(kind, index) if kind else None
+
+
+def count_gpus() -> int:
+    """Return the number of GPUs that torch can use here."""
+    kind = _gpu_type()
+    return int(torch.get_device_module(kind).device_count()) if kind else 0
+
+
+def _gpu_type() -> str | None:
+    return next((kind for kind in GPU_TYPES if torch.get_device_module(kind).is_available()), None)
+
+
+def is_gpu(device: torch.device) -> bool:
+    """Return True for a GPU of any maker, whose work is queued and whose memory is its own."""
+    return device.type in GPU_TYPES
+
+
+def is_nvidia(device: torch.device) -> bool:
+    """Return True for a GPU of NVIDIA, which nvidia-smi lists."""
+    return device.type == "cuda" and torch.version.hip is None
+
+
+def has_nccl(device: torch.device) -> bool:
+    """Return True for a GPU whose ranks communicate by NCCL or RCCL, which read the same variables."""
+    return _LIBRARIES.get(device.type) == "nccl"
+
+
+def is_amd(device: torch.device) -> bool:
+    """Return True for a GPU of AMD, which torch also names cuda."""
+    return device.type == "cuda" and torch.version.hip is not None
+
+
+def use(device: torch.device) -> None:
+    """Make a GPU the current one of its kind, on which new streams and events are made; nothing for a CPU."""
+    if is_gpu(device):
+        _module(device).set_device(device)
+
+
+def name(device: torch.device) -> str:
+    """Return the name of a device for people: `NVIDIA A100-SXM4-40GB`, or `CPU`."""
+    return str(_module(device).get_device_name(device)) if is_gpu(device) else "CPU"
+
+
+def uuid(device: torch.device) -> str | None:
+    """Return the UUID of a GPU, without a prefix; None for a CPU, and where torch does not know it."""
+    value = getattr(_properties(device), "uuid", None) if is_gpu(device) else None
+    return None if value is None else str(value)
+
+
+def total_memory(device: torch.device) -> int:
+    """Return the memory of a GPU in bytes."""
+    return int(_properties(device).total_memory)
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the bytes of a GPU that no process uses; if its driver cannot tell, those that this process does not."""
+    module = _module(device)
+    try:
+        return int(module.mem_get_info(device)[0])
+    except (AttributeError, RuntimeError):  # Intel: torch 2.6 has no such function, some drivers do not answer it
+        return total_memory(device) - int(module.memory_reserved(device))
+
+
+def peak_memory(device: torch.device) -> PeakMemory:
+    """Return the peaks of a GPU's memory since the start or the last `reset_peak_memory`."""
+    module = _module(device)
+    return PeakMemory(int(module.max_memory_allocated(device)), int(module.max_memory_reserved(device)))
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Count the peaks of a GPU's memory from now on; nothing for a CPU."""
+    if is_gpu(device):
+        _module(device).reset_peak_memory_stats(device)
+
+
+def random_state(device: torch.device) -> torch.Tensor | None:
+    """Return the state of a GPU's random generator; None for a CPU, whose generator is torch's own."""
+    return _module(device).get_rng_state(device) if is_gpu(device) else None
+
+
+def set_random_state(state: torch.Tensor, device: torch.device) -> None:
+    """Restore the random generator of a GPU; nothing on a CPU, for a run that began on a GPU."""
+    if is_gpu(device):
+        _module(device).set_rng_state(state.cpu(), device)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has done all of its work; nothing for a CPU."""
+    if is_gpu(device):
+        _module(device).synchronize(device)
+
+
+def number_formats(device: torch.device) -> set[str]:
+    """Return the formats that a GPU computes in at full speed: float32, and those of half precision."""
+    half: set[str] = set()
+    if is_nvidia(device):
+        major = torch.cuda.get_device_capability(device)[0]
+        half = ({"float16"} if major >= 7 else set()) | ({"bfloat16"} if major >= 8 else set())
+    elif is_amd(device):
+        half = {"float16"} | ({"bfloat16"} if _AMD_BFLOAT16.match(_properties(device).gcnArchName) else set())
+    elif is_gpu(device):
+        about = _properties(device)
+        has = {"float16": "has_fp16", "bfloat16": "has_bfloat16_conversions"}
+        half = {form for form, attribute in has.items() if getattr(about, attribute, False)}
+    return {"float32"} | half
+
+
+def allow_tf32(device: torch.device, allowed: bool) -> None:
+    """Let a GPU round the factors of float32 products to TensorFloat-32, where it has that; nothing for a CPU."""
+    if not is_gpu(device):
+        return
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = allowed
+    else:
+        torch.backends.mkldnn.allow_tf32 = allowed  # type: ignore[assignment]
+
+
+def backend(device: torch.device) -> str:
+    """Return the backend of collectives: gloo on the CPU, and on GPUs NCCL, RCCL or XCCL beside it.
+
+    Raises UsageError if this torch lacks it.
+    """
+    if not is_gpu(device):
+        return "gloo"
+    library = _LIBRARIES[device.type]
+    if not dist.is_backend_available(library):
+        raise UsageError(
+            f"torch {torch.__version__} has no {library.upper()}, which several {name(device)} need to train together:"
+            " install a torch that has it, or train on one GPU (--gpus 1)."
+        )
+    return f"cpu:gloo,{device.type}:{library}"
+
+
+def backend_name(device: torch.device) -> str:
+    """Return the libraries of `backend` for people."""
+    if not is_gpu(device):
+        return "gloo"
+    return f"{'RCCL' if is_amd(device) else _LIBRARIES[device.type].upper()} and gloo"
+
+
+def profiler_activities(device: torch.device) -> list[ProfilerActivity]:
+    """Return the activities that a profile of a device records, as far as this torch can."""
+    own = ProfilerActivity.XPU if device.type == "xpu" else ProfilerActivity.CUDA
+    return [ProfilerActivity.CPU, *([own] if is_gpu(device) and own in supported_activities() else [])]
+
+
+def _module(device: torch.device) -> Any:
+    """Return `torch.cuda` or `torch.xpu`: `torch.accelerator` lacks memory and properties in torch 2.6."""
+    return torch.get_device_module(device)
+
+
+def _properties(device: torch.device) -> Any:
+    return _module(device).get_device_properties(device)
