@@ -51,13 +51,13 @@ class Distributed:
         """Return a seed for this rank, so that its dropout differs from that of other ranks."""
         return seed + 1_000_003 * (self.rank + 1)
 
-    def mark(self, phase: str, step: int | None = None) -> None:
-        """Tell the watchdog that `phase` begins, in `step` counted over all epochs. For the main thread.
+    def mark(self, phase: str, step: int | None = None, *, collective: bool = False, waits: bool = False) -> None:
+        """Tell the watchdog that `phase` begins; see `Watchdog.mark`. For the main thread.
 
         A rank that marks nothing for `hardware.timeout_minutes` counts as hung. The collectives mark themselves.
         """
         if self.watchdog is not None:
-            self.watchdog.mark(phase, step)
+            self.watchdog.mark(phase, step, collective=collective, waits=waits)
 
     @contextmanager
     def _waiting(self, phase: str) -> Iterator[None]:
