@@ -13,8 +13,6 @@ from hpc_tumor.data.feed.rows import Request, Rows
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.vocabulary import TUMOUR_LABELS
 
-_HOST = torch.device("cpu")
-
 
 class Part(Protocol):
     """The samples of one part of a split (training, validation or test)."""
@@ -43,11 +41,11 @@ class SlicePart:
         self.rows = Rows(
             store.empty_slices, lambda chosen, into: store.read_slices(self.slices[chosen], into), device
         )  # fmt: skip
-        self.mean, self.scale = (values.numpy() for values in mean_and_scale(store.statistics, _HOST))
+        self.mean, self.scale = mean_and_scale(store.statistics)
         per_slice = store.slice_background
         self._per_slice = per_slice is not None
         background = store.background if per_slice is None else per_slice[tuple(self.slices.T)]
-        self.background = exact_background(background, store.dtype, _HOST).numpy()
+        self.background = exact_background(background, store.dtype)
         self.tolerance = np.asarray(store.tolerance) if store.tolerance.any() else None
         # Networks learn NCR/NET, ED and ET: a resection cavity is background.
         self._other_labels = len(store.labels) > TUMOUR_LABELS
@@ -105,16 +103,15 @@ class ImagePart:
         return images, classes
 
 
-def mean_and_scale(statistics: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return means, and factors of a z-score, from `(..., 2)` means and standard deviations over a brain."""
-    values = torch.as_tensor(np.asarray(statistics), dtype=torch.float32, device=device)
-    return values[..., 0], 1 / values[..., 1].clamp_min(1e-6)
+def mean_and_scale(statistics: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return means, and factors of a z-score, from `(..., 2)` means and standard deviations over a brain; float32."""
+    values = np.asarray(statistics, dtype=np.float32)
+    return values[..., 0], 1 / np.maximum(values[..., 1], np.float32(1e-6))
 
 
-def exact_background(background: np.ndarray, kind: np.dtype[Any], device: torch.device) -> Tensor:
+def exact_background(background: np.ndarray, kind: np.dtype[Any]) -> np.ndarray:
     """Return the background in a type that holds every voxel of type `kind` exactly, so that they compare equal."""
-    exact = torch.float64 if kind.itemsize > 2 else torch.float32
-    return torch.as_tensor(np.asarray(background), dtype=exact, device=device)
+    return np.asarray(background, dtype=np.float64 if kind.itemsize > 2 else np.float32)
 
 
 def standardise(
