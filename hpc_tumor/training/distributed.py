@@ -142,12 +142,13 @@ def init_distributed(
 
     Raises:
         UsageError: the rank variables are incomplete, this node has fewer GPUs than ranks, several of its ranks got
-            the same GPU, or variables name a network interface that it does not have; this torch cannot connect
-            several such GPUs.
+            the same GPU, or variables name a network interface that it does not have; this torch has no code for the
+            GPU, or cannot connect several.
     """
     rank, local_rank, world_size, ranks_here = (0, 0, 1, 1) if alone else read_ranks(os.environ)
     device = device_of_rank(local_rank, ranks_here, shared="RANK" in os.environ and not alone)
     torch.set_num_threads(threads or max(1, cpus_of_rank(ranks_here)))
+    devices.check_code(device)
     devices.use(device)
     nodes = -(-world_size // ranks_here)
     if alone:
