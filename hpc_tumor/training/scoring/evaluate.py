@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from hpc_tumor.data.feed.loader import Batch, BatchLoader
-from hpc_tumor.data.feed.per_image import on_device
 from hpc_tumor.data.feed.samples import Part, SlicePart
+from hpc_tumor.data.feed.transfer import on_device
 from hpc_tumor.scores import classification_scores
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.losses import Loss
