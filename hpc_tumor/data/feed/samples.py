@@ -10,15 +10,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hpc_tumor.data.feed.per_image import on_device
+from hpc_tumor.data.feed.ready import ReadySlices
 from hpc_tumor.data.feed.rows import Request, Rows
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.vocabulary import TUMOUR_LABELS
+
+_HOST = torch.device("cpu")
 
 
 class Part(Protocol):
     """The samples of one part of a split (training, validation or test)."""
 
-    rows: Rows
+    @property
+    def rows(self) -> Rows | ReadySlices: ...
 
     def __len__(self) -> int: ...
 
@@ -39,16 +43,19 @@ class SlicePart:
         self.case_of = np.searchsorted(self.cases, self.slices[:, 0])
         self.device = device
         self.image_size = image_size
-        self.rows = Rows(
-            store.empty_slices, lambda chosen, into: store.read_slices(self.slices[chosen], into), device
-        )  # fmt: skip
-        self.mean, self.scale = mean_and_scale(store.statistics, device)
+        self.rows: Rows | ReadySlices
+        if device.type == "cpu":
+            self.rows = ReadySlices(store, self.slices, self.amounts)
+        else:
+            self.rows = Rows(
+                store.empty_slices, lambda chosen, into: store.read_slices(self.slices[chosen], into), device
+            )  # fmt: skip
+        self.mean, self.scale = (values.numpy() for values in mean_and_scale(store.statistics, _HOST))
         per_slice = store.slice_background
         self._per_slice = per_slice is not None
         background = store.background if per_slice is None else per_slice[tuple(self.slices.T)]
-        self.background = exact_background(background, store.dtype, device)
-        noisy = store.tolerance.any()
-        self.tolerance = torch.as_tensor(store.tolerance, device=device) if noisy else None
+        self.background = exact_background(background, store.dtype, _HOST).numpy()
+        self.tolerance = np.asarray(store.tolerance) if store.tolerance.any() else None
         # Networks learn NCR/NET, ED and ET: a resection cavity is background.
         self._other_labels = len(store.labels) > TUMOUR_LABELS
 
@@ -59,18 +66,20 @@ class SlicePart:
         case, number = self.slices[position].tolist()
         return f"{self.store.case_ids[case]} slice {number}"
 
+    def amounts(self, positions: np.ndarray) -> list[np.ndarray]:
+        """Return background, mean, scale and, if the store needs one, tolerance of slices, each `(n, C)`."""
+        case = self.slices[positions, 0]
+        amounts = [self.background[positions if self._per_slice else case], self.mean[case], self.scale[case]]
+        return amounts if self.tolerance is None else [*amounts, self.tolerance[case]]
+
     def deliver(self, request: Request) -> tuple[Tensor, Tensor]:
-        values, labels = self.rows.take(request)
-        case = on_device(self.slices[request.positions, 0], self.device)
-        shape = (len(case), -1, 1, 1)
-        rows = on_device(request.positions, self.device) if self._per_slice else case
-        background, mean, scale = self.background[rows], self.mean[case], self.scale[case]
-        tolerance = None if self.tolerance is None else self.tolerance[case].view(shape)
-        images = standardise(values, background.view(shape), mean.view(shape), scale.view(shape), tolerance)
-        targets = labels.clone() if self.device.type == "cpu" else labels
+        images, targets = self.rows.take(request)
+        if isinstance(self.rows, Rows):
+            moved = (on_device(amount, self.device) for amount in self.amounts(request.positions))
+            images = standardise(images, *(amount.view(*amount.shape, 1, 1) for amount in moved))
+            self.rows.release(request)
         if self._other_labels:
             targets.masked_fill_(targets >= TUMOUR_LABELS, 0)
-        self.rows.release(request)
         if self.image_size is not None:
             size = (self.image_size, self.image_size)
             images = resize(images, self.image_size)
