@@ -43,7 +43,7 @@ class ModelSpec:
     step: int
     """Divisor of an input's sides."""
     kernels: Kernels
-    """What most of its time goes to: decides which number format is the fastest on a CPU."""
+    """Layers that most of its time goes to; they decide which number format is the fastest on a CPU."""
     attention: bool = False
     """`forward` accepts `return_attention`."""
 

@@ -182,4 +182,6 @@ def _device(name: str) -> torch.device:
     gpu = None if name == "cpu" else devices.find_gpu()
     if gpu is None and asks_for_gpu:
         raise UsageError(f"--device {name}: torch finds no GPU. Use auto, or run `hpc-tumor doctor` for the reason.")
+    if gpu is not None:
+        devices.check_code(gpu)
     return gpu or devices.CPU

@@ -14,6 +14,7 @@ from torch import nn
 
 from hpc_tumor.errors import UsageError
 from hpc_tumor.system import devices, measurements
+from hpc_tumor.training.batch_norm import SyncBatchNorm
 from hpc_tumor.training.checkpoints.files import random_state, set_random_state
 from hpc_tumor.training.state import TrainingState, mark
 from hpc_tumor.training.step import micro_batch_size
@@ -95,7 +96,7 @@ def _alone(network: nn.Module) -> nn.Module:
     """Copy the network without synchronised batch norm, which would wait for other ranks: only rank 0 measures."""
     network = copy.deepcopy(network)
     for module in network.modules():
-        if isinstance(module, nn.SyncBatchNorm):
+        if isinstance(module, SyncBatchNorm):
             module.__class__ = nn.BatchNorm2d  # type: ignore[assignment]
     return network
 

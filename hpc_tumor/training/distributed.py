@@ -52,13 +52,13 @@ class Distributed:
         """Return a seed for this rank, so that its dropout differs from that of other ranks."""
         return seed + 1_000_003 * (self.rank + 1)
 
-    def mark(self, phase: str, step: int | None = None) -> None:
-        """Tell the watchdog that `phase` begins, in `step` counted over all epochs. For the main thread.
+    def mark(self, phase: str, step: int | None = None, *, collective: bool = False, waits: bool = False) -> None:
+        """Tell the watchdog that `phase` begins; see `Watchdog.mark`. For the main thread.
 
         A rank that marks nothing for `hardware.timeout_minutes` counts as hung. The collectives mark themselves.
         """
         if self.watchdog is not None:
-            self.watchdog.mark(phase, step)
+            self.watchdog.mark(phase, step, collective=collective, waits=waits)
 
     @contextmanager
     def _waiting(self, phase: str) -> Iterator[None]:
@@ -143,11 +143,12 @@ def init_distributed(
 
     Raises:
         UsageError: the rank variables are incomplete, this node has fewer GPUs than ranks, or variables name a
-            network interface that it does not have; this torch cannot connect several such GPUs.
+            network interface that it does not have; this torch has no code for the GPU, or cannot connect several.
     """
     rank, local_rank, world_size, ranks_here = (0, 0, 1, 1) if alone else read_ranks(os.environ)
     device = device_of_rank(local_rank, ranks_here, shared="RANK" in os.environ and not alone)
     torch.set_num_threads(threads or max(1, cpus_of_rank(ranks_here)))
+    devices.check_code(device)
     devices.use(device)
     nodes = -(-world_size // ranks_here)
     if alone:

@@ -25,6 +25,7 @@ from hpc_tumor.settings import settings_by_name
 from hpc_tumor.system import atomic, devices
 from hpc_tumor.training import compiled
 from hpc_tumor.training.average import WeightAverage
+from hpc_tumor.training.batch_norm import synchronise_batch_norm
 from hpc_tumor.training.checkpoints.resume import resume
 from hpc_tumor.training.checkpoints.writer import CheckpointWriter
 from hpc_tumor.training.distributed import Distributed
@@ -94,7 +95,7 @@ def _first_state(
     layout = formats.memory_format
     network = build_network(experiment, parts).to(distributed.device).to(memory_format=layout)
     if devices.is_gpu(distributed.device) and distributed.world_size > 1:
-        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        synchronise_batch_norm(network)
     weights = class_weights(experiment, parts, distributed.device)
     spec = ScoringSpec(
         Forward(formats.precision, MODELS[experiment.model.name].in_channels, layout, experiment.task),

@@ -82,9 +82,9 @@ class TrainingState:
     traced: bool = False
 
 
-def mark(state: TrainingState, phase: str) -> None:
-    """Report to the watchdog, and to `watched`, that a phase of a step or between steps begins."""
-    state.distributed.mark(phase, state.progress.updates)
+def mark(state: TrainingState, phase: str, *, collective: bool = False, waits: bool = False) -> None:
+    """Report to the watchdog, and to `watched`, that a phase of a step or between steps begins; see `Watchdog.mark`."""
+    state.distributed.mark(phase, state.progress.updates, collective=collective, waits=waits)
     if state.watched is not None:
         state.watched(phase)
 

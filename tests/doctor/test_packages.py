@@ -16,10 +16,11 @@ import pytest
 
 from hpc_tumor.doctor.packages import check_packages, compare_packages
 from hpc_tumor.doctor.probe import IMPORTS, ImportFailure, ImportFault, Probe, TorchFacts, probe_from, probe_here
+from hpc_tumor.system.torch_builds import TorchBuild
 
 FIT = Probe(
     "here", "3.11.7", "/env/bin/python", {"hpc-tumor": "0.1.0", "torch": "2.14.1", "torchvision": "0.29.1"},
-    torch=TorchFacts("2.14.1+cu130", cuda="13.0"),
+    torch=TorchFacts(TorchBuild("2.14.1+cu130", cuda="13.0")),
 )  # fmt: skip
 
 

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hpc_tumor.data.feed.per_image import on_device
 from hpc_tumor.data.feed.rows import Request, Rows
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.vocabulary import TUMOUR_LABELS
+
+_HOST = torch.device("cpu")
 
 
 class Part(Protocol):
@@ -42,13 +43,12 @@ class SlicePart:
         self.rows = Rows(
             store.empty_slices, lambda chosen, into: store.read_slices(self.slices[chosen], into), device
         )  # fmt: skip
-        self.mean, self.scale = mean_and_scale(store.statistics, device)
+        self.mean, self.scale = (values.numpy() for values in mean_and_scale(store.statistics, _HOST))
         per_slice = store.slice_background
         self._per_slice = per_slice is not None
         background = store.background if per_slice is None else per_slice[tuple(self.slices.T)]
-        self.background = exact_background(background, store.dtype, device)
-        noisy = store.tolerance.any()
-        self.tolerance = torch.as_tensor(store.tolerance, device=device) if noisy else None
+        self.background = exact_background(background, store.dtype, _HOST).numpy()
+        self.tolerance = np.asarray(store.tolerance) if store.tolerance.any() else None
         # Networks learn NCR/NET, ED and ET: a resection cavity is background.
         self._other_labels = len(store.labels) > TUMOUR_LABELS
 
@@ -60,13 +60,13 @@ class SlicePart:
         return f"{self.store.case_ids[case]} slice {number}"
 
     def deliver(self, request: Request) -> tuple[Tensor, Tensor]:
-        values, labels = self.rows.take(request)
-        case = on_device(self.slices[request.positions, 0], self.device)
-        shape = (len(case), -1, 1, 1)
-        rows = on_device(request.positions, self.device) if self._per_slice else case
-        background, mean, scale = self.background[rows], self.mean[case], self.scale[case]
-        tolerance = None if self.tolerance is None else self.tolerance[case].view(shape)
-        images = standardise(values, background.view(shape), mean.view(shape), scale.view(shape), tolerance)
+        case = self.slices[request.positions, 0]
+        background = self.background[request.positions if self._per_slice else case]
+        amounts = [background, self.mean[case], self.scale[case]]
+        if self.tolerance is not None:
+            amounts.append(self.tolerance[case])
+        values, labels, *moved = self.rows.take(request, *amounts)
+        images = standardise(values, *(amount.view(len(case), -1, 1, 1) for amount in moved))
         targets = labels.clone() if self.device.type == "cpu" else labels
         if self._other_labels:
             targets.masked_fill_(targets >= TUMOUR_LABELS, 0)
@@ -85,7 +85,6 @@ class ImagePart:
         self.store = store
         self.indices = np.asarray(indices, dtype=np.int64)
         self.classes = torch.as_tensor(np.asarray(store.label)[self.indices], dtype=torch.int64)
-        self._classes = self.classes.to(device)
         self.device = device
         self.image_size = image_size
         self.rows = Rows(
@@ -100,10 +99,10 @@ class ImagePart:
         return str(self.store.paths[self.indices[position]])
 
     def deliver(self, request: Request) -> tuple[Tensor, Tensor]:
-        (grey,) = self.rows.take(request)
+        grey, classes = self.rows.take(request, self.classes.numpy()[request.positions])
         images = unit_images(grey, self.image_size)
         self.rows.release(request)
-        return images, self._classes[on_device(request.positions, self.device)]
+        return images, classes
 
 
 def mean_and_scale(statistics: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
