@@ -43,8 +43,8 @@ def check_gpus(probe: Probe, visible: str | None = None) -> list[Finding]:
     unsupported = {gpu.name: fault for gpu in gpus if (fault := _no_code(probe.torch, gpu.name, _capability(gpu)))}
     for gpu in probe.torch.gpus:
         if gpu.missing_code is not None:
-            fault, remedy = gpu.missing_code
-            unsupported[gpu.name] = error(fault, Remedy(remedy))
+            text, remedy = gpu.missing_code
+            unsupported[gpu.name] = error(text, Remedy(remedy))
     findings += unsupported.values()
     if probe.torch.gpus:
         seen = len(probe.torch.gpus)

@@ -112,11 +112,13 @@ def missing_code(device: torch.device) -> tuple[str, str] | None:
         return refusal(name(device), own, build(), archs), advice(own)
     if is_amd(device) and archs:
         arch = str(_properties(device).gcnArchName).partition(":")[0]  # gfx90a:sramecc+:xnack-
+        # Generic code, as for gfx9-4-generic, serves a family of GPUs that its name does not tell.
         if not any(item.partition(":")[0] == arch or item.endswith("-generic") for item in archs):
-            fault = (
-                f"{name(device)} ({arch}): torch {torch.__version__} has no code for it, only for {', '.join(archs)}"
+            only = f"torch {torch.__version__} has no code for it, only for {', '.join(archs)}"
+            return (
+                f"{name(device)} ({arch}): {only}",
+                "install a build of torch for ROCm that has, or choose other GPUs",
             )
-            return fault, "install a build of torch for ROCm that has, or choose other GPUs"
     return None
 
 
