@@ -136,6 +136,13 @@ def uuid(device: torch.device) -> str | None:
     return None if value is None else str(value)
 
 
+def smi_name(device: torch.device) -> str | None:
+    """Return the UUID as nvidia-smi lists it: `GPU-…`, or `MIG-…` for an instance, a part of a GPU."""
+    value = uuid(device)
+    kind = "MIG" if " MIG " in name(device) else "GPU"  # as in NVIDIA A100-SXM4-40GB MIG 3g.20gb
+    return None if value is None else f"{kind}-{value}"
+
+
 def total_memory(device: torch.device) -> int:
     """Return the memory of a GPU in bytes."""
     return int(_properties(device).total_memory)

@@ -9,15 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hpc_tumor.data.feed.ready import ReadySlices
 from hpc_tumor.data.feed.rows import Request, Rows
 from hpc_tumor.data.store.store import Store
+from hpc_tumor.system import devices
 from hpc_tumor.vocabulary import TUMOUR_LABELS
 
 
 class Part(Protocol):
     """The samples of one part of a split (training, validation or test)."""
 
-    rows: Rows
+    @property
+    def rows(self) -> Rows | ReadySlices: ...
 
     def __len__(self) -> int: ...
 
@@ -38,9 +41,13 @@ class SlicePart:
         self.case_of = np.searchsorted(self.cases, self.slices[:, 0])
         self.device = device
         self.image_size = image_size
-        self.rows = Rows(
-            store.empty_slices, lambda chosen, into: store.read_slices(self.slices[chosen], into), device
-        )  # fmt: skip
+        self.rows: Rows | ReadySlices
+        if devices.is_gpu(device):
+            self.rows = Rows(
+                store.empty_slices, lambda chosen, into: store.read_slices(self.slices[chosen], into), device
+            )  # fmt: skip
+        else:
+            self.rows = ReadySlices(store, self.slices, self.amounts)
         self.mean, self.scale = mean_and_scale(store.statistics)
         per_slice = store.slice_background
         self._per_slice = per_slice is not None
@@ -57,18 +64,22 @@ class SlicePart:
         case, number = self.slices[position].tolist()
         return f"{self.store.case_ids[case]} slice {number}"
 
+    def amounts(self, positions: np.ndarray) -> list[np.ndarray]:
+        """Return background, mean, scale and, if the store needs one, tolerance of slices, each `(n, C)`."""
+        case = self.slices[positions, 0]
+        amounts = [self.background[positions if self._per_slice else case], self.mean[case], self.scale[case]]
+        return amounts if self.tolerance is None else [*amounts, self.tolerance[case]]
+
     def deliver(self, request: Request) -> tuple[Tensor, Tensor]:
-        case = self.slices[request.positions, 0]
-        background = self.background[request.positions if self._per_slice else case]
-        amounts = [background, self.mean[case], self.scale[case]]
-        if self.tolerance is not None:
-            amounts.append(self.tolerance[case])
-        values, labels, *moved = self.rows.take(request, *amounts)
-        images = standardise(values, *(amount.view(len(case), -1, 1, 1) for amount in moved))
-        targets = labels.clone() if self.device.type == "cpu" else labels
+        if isinstance(self.rows, ReadySlices):
+            images, targets = self.rows.take(request)
+        else:
+            values, targets, *moved = self.rows.take(request, *self.amounts(request.positions))
+            images = standardise(values, *(amount.view(*amount.shape, 1, 1) for amount in moved))
         if self._other_labels:
             targets.masked_fill_(targets >= TUMOUR_LABELS, 0)
-        self.rows.release(request)
+        if isinstance(self.rows, Rows):
+            self.rows.release(request)
         if self.image_size is not None:
             size = (self.image_size, self.image_size)
             images = resize(images, self.image_size)
