@@ -217,9 +217,11 @@ def _nccl() -> str | None:
 def _precision() -> tuple[str, str]:
     with suppress(Exception):
         from hpc_tumor.system import devices
-        from hpc_tumor.training.recipe import choose_precision
+        from hpc_tumor.training.recipe import choose_precision, supported_formats
 
-        chosen = choose_precision("auto", devices.find_gpu() or devices.CPU)
+        if (gpu := devices.find_gpu()) is None:
+            return " or ".join(sorted(supported_formats(devices.CPU))), "whichever is measured to be faster"
+        chosen = choose_precision("auto", gpu)
         return chosen.name, chosen.reason
     return "", ""
 

@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from hpc_tumor.errors import UsageError
 from hpc_tumor.system import devices
+from hpc_tumor.system.resources import available_cpus
 from hpc_tumor.training.watch.progress_marks import ProgressMarks
 from hpc_tumor.training.watch.watchdog import OnHang, Watchdog
 from hpc_tumor.vocabulary import counted
@@ -276,6 +277,6 @@ def cpus_of_rank(ranks_here: int) -> int:
     """Return the CPUs of each of `ranks_here` ranks on this node: OMP_NUM_THREADS, else SLURM's, else its share."""
     if (chosen := os.environ.get("OMP_NUM_THREADS", "")).isdigit() and int(chosen) > 0:
         return int(chosen)
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    usable = available_cpus()
     allocated = os.environ.get("SLURM_CPUS_PER_TASK")
     return min(int(allocated), usable) if allocated and allocated.isdigit() else usable // ranks_here

@@ -60,7 +60,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def work(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working directory from which `data/` leads to the stores, on a machine without SLURM."""
-    for name in [name for name in os.environ if name.startswith("HPC_TUMOR_")]:
+    for name in [name for name in os.environ if name.startswith("HPC_TUMOR_") and name != "HPC_TUMOR_CACHE_DIR"]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HPC_TUMOR_CONFIG_DIR", str(tmp_path / "configuration"))
     monkeypatch.setenv("PATH", str(tmp_path / "no-programs"))

@@ -7,17 +7,17 @@ gamma, in this order.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
 
 from hpc_tumor.data.feed.intensity import blur, brighten_and_contrast, gamma, inside_brain, noise
-from hpc_tumor.data.feed.masked import change_masked, noise_windows, symmetric_weights
+from hpc_tumor.data.feed.masked import WINDOWS, move_and_change, noise_windows, symmetric_weights
 from hpc_tumor.data.feed.per_image import balanced_factors, per_image
 from hpc_tumor.data.feed.transfer import all_on_device, on_device
-from hpc_tumor.data.feed.warp import Motion, grid_lines, move, move_masked, sample, sampling_grid
+from hpc_tumor.data.feed.warp import Motion, grid_lines, move, sampling_grid
 from hpc_tumor.system import devices
 
 WARP_CHANCE = 0.3  # of a rotation, and independently of a change of scale
@@ -103,22 +103,17 @@ def augment_masked(images: Tensor, labels: Tensor, parameters: SliceParameters) 
     be slower. Results are equal but for rounding, and for noise, of which `noise_windows` has other numbers.
     """
     parameters.check(images)
-    p, (channels, *sides) = parameters, images.shape[1:]
-    windows = noise_windows(channels, *sides, images.device)
+    amounts = all_on_device(slice_amounts(parameters, images.shape), images.device)
+    return move_and_change(images, labels, noise_windows(*images.shape[1:], images.device), *amounts)
+
+
+def slice_amounts(parameters: SliceParameters, shape: Sequence[int]) -> list[np.ndarray]:
+    """Return the amounts that `move_and_change` takes for slices of `shape` `(N, C, H, W)`, from `across` on."""
+    p = parameters
     factor, shift = p.brightness * p.contrast, p.brightness * (1 - p.contrast)
-    across, down, window, bells, warped, bent, *amounts = all_on_device(
-        [
-            *grid_lines(p, *sides),
-            p.noise_seed % len(windows),
-            np.repeat(symmetric_weights(p.blur), channels, 0),
-            *map(per_image, (p.warped, p.gamma != 1, p.noise, factor, shift, p.gamma)),
-        ],
-        images.device,
-    )  # fmt: skip
-    grid = sampling_grid(across, down)
-    moved = move_masked(images, grid, warped)
-    changed = change_masked(moved, windows.index_select(0, window).view_as(moved), bells, bent, *amounts)
-    return changed, sample(labels.unsqueeze(1), grid, "nearest").squeeze(1)
+    per_slice = (p.warped, p.gamma != 1, p.noise, factor, shift, p.gamma)
+    bells = np.repeat(symmetric_weights(p.blur), shape[1], 0)
+    return [*grid_lines(p, *shape[2:]), p.noise_seed % WINDOWS, bells, *map(per_image, per_slice)]
 
 
 def _change_intensities(images: Tensor, parameters: SliceParameters) -> None:
