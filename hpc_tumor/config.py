@@ -148,7 +148,9 @@ class HardwareSettings(Settings):
 
     gpus: int = Field(1, ge=1, le=4096, description="number of ranks: one per GPU, or CPU processes without a GPU")
     precision: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    channels_last: bool = True
+    channels_last: Literal["auto", True, False] = Field(
+        "auto", description="memory layout of images; auto: channels-last on GPUs, the faster one on CPUs"
+    )
     compile: Literal["auto", "on", "off"] = Field(
         "auto", description="torch.compile; auto: for networks and devices on which it was measured to be faster"
     )

@@ -106,6 +106,8 @@ class Event(Record):
     step: Count = 0
     start: Count | None = None
     precision: Text | None = None
+    channels_last: bool | None = None
+    threads: Count | None = None  # of rank 0, on a CPU
 
 
 def read_events(run: RunDir) -> list[Event]:

@@ -30,8 +30,8 @@ _PREFIX = "HPC_TUMOR_"
 _OTHER_VARIABLES = {
     f"{_PREFIX}{name}"
     for name in (
-        "CLUSTER", "ACCOUNT", "RUNS", "CONFIG_DIR", "HINTS", "REAL_DATA", "REQUIRE_SLURM", "REQUIRE_PROGRAMS",
-        "PARENT", "STEP_DELAY",
+        "CLUSTER", "ACCOUNT", "RUNS", "CONFIG_DIR", "CACHE_DIR", "HINTS", "REAL_DATA", "REQUIRE_SLURM",
+        "REQUIRE_PROGRAMS", "PARENT", "STEP_DELAY",
     )
 }  # fmt: skip
 # Settings that may change when a run is resumed: the experiment stays the same, bit for bit or, with another number of

@@ -80,7 +80,11 @@ def slurm(tmp_path: Path) -> Path:
 
 
 def hpc_tumor_command(slurm: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("HPC_TUMOR_")}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name == "HPC_TUMOR_CACHE_DIR" or not name.startswith("HPC_TUMOR_")
+    }
     environment = {
         **kept, "PATH": f"{slurm / 'bin'}:/usr/bin:/bin", "QUEUE": str(slurm / "queue"),
         "PYTHONPATH": str(Path(hpc_tumor.__file__).parent.parent), "HPC_TUMOR_CONFIG_DIR": str(slurm / "configuration"),

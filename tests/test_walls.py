@@ -81,6 +81,13 @@ READ_OTHERS = {
     "training/watch/torch_errors.py": "torch",
     "validation.py": "pydantic",
 }
+# Modules that name kinds of GPUs as torch does, and why. All others ask system/devices.
+NAME_DEVICES = {
+    "system/devices.py": "answers for all others",
+    "system/torch_builds.py": "reads them from torch's files, for commands that do not import torch",
+    "training/checkpoints/files.py": "the key of the GPU's random state, in checkpoints of all versions",
+}
+DEVICE = re.compile(r"\b(cuda|xpu|hip)\b")
 SEARCHES = {
     "startswith",
     "endswith",
@@ -120,6 +127,30 @@ def test_no_branch_looks_into_a_sentence() -> None:
         if isinstance(node, ast.expr) and looks_into_text(node)
     ]
     assert not wrong
+
+
+def names_a_device(node: ast.AST) -> bool:
+    """True for `torch.cuda`, `torch.version`, `.is_cuda`, `"cuda:0"` and their like; not for sentences about CUDA."""
+    if isinstance(node, ast.Attribute):
+        of_torch = ast.unparse(node.value) in ("torch", "torch.backends") and node.attr in ("cuda", "xpu", "version")
+        return of_torch or node.attr in ("is_cuda", "is_xpu")
+    return (
+        isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and not re.search(r"\s", node.value)
+        and bool(DEVICE.search(node.value))
+    )
+
+
+def test_one_module_names_the_kinds_of_gpus() -> None:
+    found = {
+        name: [f"{name}:{node.lineno}: {ast.unparse(node)}" for node in ast.walk(tree) if names_a_device(node)]  # type: ignore[attr-defined]
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for name in [path.relative_to(PACKAGE).as_posix()]
+        for tree in [ast.parse(path.read_text(encoding="utf-8"))]
+    }
+    assert {name: places for name, places in found.items() if places and name not in NAME_DEVICES} == {}
+    assert all(found[name] for name in NAME_DEVICES)  # no exception that is no longer one
 
 
 def test_no_folder_is_too_full_to_be_read() -> None:

@@ -1,7 +1,7 @@
 """Networks for the training benchmarks: as the course project would write them, and as they are trained here.
 
-Plain means float32 in torch's default memory layout, torch's own layers, losses and optimizer, and images with
-three real channels. Ours is the result of `build_state` for the same settings.
+Plain means torch's own layers, losses and optimizer, and images with three real channels, in float32 and torch's
+default memory layout if nothing else is asked for. Ours is the result of `build_state` for the same settings.
 """
 
 from __future__ import annotations
@@ -33,6 +33,12 @@ from hpc_tumor.training.state import TrainingState, epoch_totals
 from hpc_tumor.training.step import train_step
 from hpc_tumor.training.watch.guard import check_steps
 
+# Four plain loops: with or without bfloat16 by autocast, in torch's default memory layout or channels-last.
+PLAIN_WAYS = {
+    f"{name} {layout}": (getattr(torch, name), getattr(torch, f"{layout}_format" if layout == "contiguous" else layout))
+    for name in ("float32", "bfloat16")
+    for layout in ("contiguous", "channels_last")
+}
 SIDES = (1024, 2048, 4096)  # of the matrices that a device's peak is measured with
 CPU_BATCH = {"classification": 64, "segmentation": 8}  # the published 32 slices take 13 GB in float32
 NO_WISHES = (False, False)
@@ -98,31 +104,37 @@ class PlainTraining:
     network: nn.Module
     optimizer: torch.optim.Optimizer
     loss: nn.Module
+    precision: torch.dtype = torch.float32
+    layout: torch.memory_format = torch.contiguous_format
 
     def step(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Take one step on the result of `plain_tensors`; return the logits and the loss."""
         self.optimizer.zero_grad()
-        logits = self.network(images)
-        loss = self.loss(logits, targets)
+        with torch.autocast(images.device.type, self.precision, enabled=self.precision != torch.float32):
+            logits = self.network(images)
+            loss = self.loss(logits, targets)
         loss.backward()
         self.optimizer.step()
         return logits.detach(), loss.detach()
 
 
-def plain_training(experiment: Experiment, device: torch.device) -> PlainTraining:
-    """Build the plain network with torch's default Adam and the published loss."""
-    network, recipe = plain_network(experiment).to(device), experiment.recipe
+def plain_training(experiment: Experiment, device: torch.device, way: str = "float32 contiguous") -> PlainTraining:
+    """Build the plain network with torch's default Adam and the published loss, for one of `PLAIN_WAYS`."""
+    precision, layout = PLAIN_WAYS[way]
+    network, recipe = plain_network(experiment).to(device, memory_format=layout), experiment.recipe
     optimizer = torch.optim.Adam(network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     loss = nn.BCEWithLogitsLoss() if experiment.task == "segmentation" else nn.CrossEntropyLoss()
-    return PlainTraining(network, optimizer, loss)
+    return PlainTraining(network, optimizer, loss, precision, layout)
 
 
-def plain_tensors(batch: Batch, channels: int) -> tuple[Tensor, Tensor]:
+def plain_tensors(
+    batch: Batch, channels: int, layout: torch.memory_format = torch.contiguous_format
+) -> tuple[Tensor, Tensor]:
     """Return the same batch for the plain network: channels repeated, and three float masks instead of labels."""
     targets = batch.targets
     if targets.ndim == 3:
         targets = torch.stack([targets == label for label in (1, 2, 3)], 1).float()
-    return batch.images.expand(-1, channels, -1, -1).contiguous(), targets
+    return batch.images.expand(-1, channels, -1, -1).contiguous(memory_format=layout), targets
 
 
 def flops_of_sample(experiment: Experiment) -> float:
@@ -200,13 +212,14 @@ def own_training(experiment: Experiment, runs: Path, distributed: Distributed) -
     return OwnTraining(state, state.parts.first_batch(0), epoch_totals(state))
 
 
-def seconds_of(step: Callable[[], Any], device: torch.device, seconds: float) -> float:
-    """Return the mean seconds of a step, over about `seconds` of steps, at least one."""
-    began, steps = now(device), 0
-    while not steps or time.perf_counter() - began < seconds:
+def seconds_of(step: Callable[[], Any], device: torch.device, seconds: float, cpu_time: bool = False) -> float:
+    """Return the mean seconds of a step, by the clock or of the CPU, over about `seconds` of steps, at least one."""
+    clock = time.process_time if cpu_time else lambda: now(device)
+    began, steps, end = clock(), 0, time.perf_counter() + seconds
+    while not steps or time.perf_counter() < end:
         step()
         steps += 1
-    return (now(device) - began) / steps
+    return (clock() - began) / steps
 
 
 def names_of(text: str, among: Iterable[str] = MODELS) -> list[str]:

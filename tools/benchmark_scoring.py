@@ -31,6 +31,7 @@ from benchmark_machine import describe_machine
 from benchmark_networks import experiment_of
 from benchmark_workers import cores
 
+from hpc_tumor.config import HardwareSettings
 from hpc_tumor.data.convert.prepare import prepare_dataset
 from hpc_tumor.data.feed.loader import BatchLoader
 from hpc_tumor.data.feed.samples import SlicePart
@@ -40,9 +41,9 @@ from hpc_tumor.data.splits.splits import middle_pairs
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.models import MODELS, build_model
 from hpc_tumor.training.distributed import Distributed
+from hpc_tumor.training.formats import choose_formats
 from hpc_tumor.training.losses import build_loss
 from hpc_tumor.training.parts import EVALUATION_BATCH
-from hpc_tumor.training.recipe import choose_precision
 from hpc_tumor.training.scoring import metrics
 from hpc_tumor.training.scoring.cleaning import choose_cleaning
 from hpc_tumor.training.scoring.evaluate import Forward, ScoringSpec, evaluate
@@ -135,9 +136,8 @@ def network_of(store: Store, part: SlicePart, given: argparse.Namespace) -> Call
     network = build_model(given.network, image_size=side, filters=experiment.model.filters)
     network = network.to(memory_format=torch.channels_last)
     loss = build_loss("segmentation", experiment.loss, weights=None, focal_gamma=experiment.recipe.focal_gamma)
-    forward = Forward(
-        choose_precision("auto", CPU), MODELS[given.network].in_channels, torch.channels_last, "segmentation"
-    )
+    formats = choose_formats(HardwareSettings(channels_last=True), MODELS[given.network].kernels, Distributed())
+    forward = Forward(formats.precision, MODELS[given.network].in_channels, formats.memory_format, "segmentation")
     return lambda: evaluate(network, BatchLoader(part, EVALUATION_BATCH), ScoringSpec(forward, loss), Distributed())
 
 

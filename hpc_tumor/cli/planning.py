@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpc_tumor.cluster.describe.profiles import LOCAL, default_profile, find_profile
 from hpc_tumor.cluster.launch.submit import PlannedRun
+from hpc_tumor.cluster.plan.fit import check_torch, fit_to_cluster
 from hpc_tumor.cluster.plan.plan import OPTIONS, Plan, divide_gpus, make_plan, refuse_options
 from hpc_tumor.config import ClusterProfile, Experiment, check_sbatch_options
 from hpc_tumor.console import out
@@ -97,11 +98,14 @@ def plan_runs(
 
 
 def fit_runs(planned: Sequence[PlannedRun], profile: ClusterProfile, asked: set[str]) -> LaunchPlan:
-    """Adapt the plans to the limits that the cluster itself reports. Raises UsageError if one does not fit.
+    """Adapt the plans to the limits that the cluster itself reports. Raises UsageError if one does not fit,
+    or torch does not fit its GPUs.
 
     Args:
         asked: options of `make_plan` given by the user.
     """
+    for item in planned:
+        check_torch(item.plan, profile)
     if profile.name == LOCAL or shutil.which("sbatch") is None:
         return LaunchPlan(list(planned))
     from hpc_tumor.cluster.describe.facts import read_facts
@@ -116,8 +120,6 @@ def fit_runs(planned: Sequence[PlannedRun], profile: ClusterProfile, asked: set[
 
 
 def _fit_plan(plan: Plan, profile: ClusterProfile, facts: Facts, asked: set[str]) -> Plan:
-    from hpc_tumor.cluster.plan.fit import fit_to_cluster
-
     fitted = fit_to_cluster(plan, profile, facts, asked)
     for note in fitted.notes:
         out.note(note)

@@ -2,47 +2,31 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from enum import StrEnum
+from collections.abc import Sequence
 
 from hpc_tumor.doctor.finding import Finding, error, ok, warning
 from hpc_tumor.doctor.probe import Gpu, Probe, TorchFacts
+from hpc_tumor.system.torch_builds import (
+    Capability,
+    advice,
+    arch_name,
+    capability_of,
+    number_formats,
+    refusal,
+    runs_on,
+)  # fmt: skip
 from hpc_tumor.vocabulary import counted
 
-Capability = tuple[int, int]
-
-# By model name, the first match counts; from NVIDIA's list of compute capabilities.
-_MODELS: tuple[tuple[str, Capability], ...] = (
-    (r"B300|GB300", (10, 3)),
-    (r"B200|B100|GB200", (10, 0)),
-    (r"H100|H200|H800|H20\b|GH200", (9, 0)),
-    (r"RTX PRO \d000|RTX 50\d\d", (12, 0)),
-    (r"\bL4\b|L40S?|L20\b|\bAda\b|RTX 40\d\d", (8, 9)),
-    (r"A100|A800|\bA30\b", (8, 0)),
-    (r"\bA(?:2|10G?|16|40)\b|RTX A\d000|\bA[2456][05]00\b|RTX 30\d\d", (8, 6)),
-    (r"\bT4G?\b|RTX 20\d\d|Quadro RTX|Titan RTX|GTX 16\d\d", (7, 5)),
-    (r"V100|Titan V|GV100", (7, 0)),
-    (r"P100|GP100", (6, 0)),
-    (r"\bP40?\b|\bP6\b|GTX 10\d\d|Titan X[pP]?", (6, 1)),
-    (r"\bM(?:4|40|60)\b|GTX 9\d\d", (5, 2)),
-    (r"\bK80\b", (3, 7)),
-    (r"\bK(?:20|40)[xcm]?\b", (3, 5)),
-)
 _MIN_DRIVERS = {11: 450, 12: 525, 13: 580}  # by major CUDA version, from NVIDIA's minor version compatibility
-_WHERE = "see pytorch.org/get-started"
 
 
-class Remedy(StrEnum):
-    """Remedies for GPUs that the installed torch cannot use."""
+class Remedy(str):
+    """Remedy for GPUs that the installed torch cannot use: the same for this machine and a cluster of such GPUs."""
 
-    WITH_CUDA = f"install a torch build with CUDA that supports the GPUs: {_WHERE}"
-    NEWER = f"install a newer torch, built for a newer CUDA: {_WHERE}"
-    OTHER_GPUS = "no torch version that hpc-tumor supports runs on it: choose other GPUs"
-    # Builds for CUDA 12.6 include Maxwell, Pascal and Volta; those for 12.8 included Volta up to torch 2.10.
-    CUDA_12_6 = f"install a torch built for CUDA 12.6 (cu126), which still supports it: {_WHERE}"
-    WITH_NCCL = f"install the official build of torch: {_WHERE}"
+
+WITH_GPUS = Remedy("install a build of torch for these GPUs: for CUDA (NVIDIA), ROCm (AMD) or XPU (Intel)")
+WITH_NCCL = Remedy("install an official build of torch")
 
 
 def check_gpus(probe: Probe, visible: str | None = None) -> list[Finding]:
@@ -78,9 +62,9 @@ def check_model(torch: TorchFacts | None, model: str | None, cluster: str, tried
     """Check that torch supports the GPUs that a cluster profile names; `tried`: the test job will show it."""
     if torch is None:
         return []
-    if torch.cuda is None and torch.hip is None:
-        text = f"torch {torch.version} is built for CPUs: the GPUs of {cluster} would stay idle"
-        return [error(text, Remedy.WITH_CUDA)]
+    if not torch.build.for_gpus:
+        text = f"torch {torch.build.version} is built for CPUs: the GPUs of {cluster} would stay idle"
+        return [error(text, WITH_GPUS)]
     capability = capability_of(model)
     if capability is None:
         if tried:
@@ -107,40 +91,32 @@ def _no_gpus(probe: Probe, visible: str | None) -> list[Finding]:
 
 def _driver(probe: Probe) -> list[Finding]:
     torch = probe.torch
-    if torch is None or torch.cuda is None or probe.driver is None:
+    if torch is None or torch.build.cuda is None or probe.driver is None:
         return []
-    least = minimum_driver(torch.cuda)
+    least = minimum_driver(torch.build.cuda)
     major = probe.driver.partition(".")[0]
     if least is None or not major.isdigit() or int(major) >= least:
         return []
     best = max((cuda for cuda in (11, 12, 13) if (minimum_driver(str(cuda)) or 0) <= int(major)), default=None)
-    older = f"install a torch built for CUDA {best} ({_WHERE})" if best else "install an older torch"
-    text = f"driver {probe.driver} is too old for torch {torch.version}: CUDA {torch.cuda} needs {least} or newer"
+    older = f"install a torch built for CUDA {best}" if best else "install an older torch"
+    version, cuda = torch.build.version, torch.build.cuda
+    text = f"driver {probe.driver} is too old for torch {version}: CUDA {cuda} needs {least} or newer"
     return [error(text, f"{older}, or a newer driver")]
 
 
 def _no_code(torch: TorchFacts, name: str, capability: Capability | None) -> Finding | None:
     """Return an error if torch does not support the GPU; None if it does or that is unknown."""
-    if torch.cuda is None and torch.hip is None:
-        return error(f"{name}: torch {torch.version} is built for CPUs and cannot use it", Remedy.WITH_CUDA)
-    if capability is None or not torch.archs or torch.hip or runs_on(torch.archs, capability):
+    if not torch.build.for_gpus:
+        return error(f"{name}: torch {torch.build.version} is built for CPUs and cannot use it", WITH_GPUS)
+    if capability is None or not torch.archs or torch.build.rocm or runs_on(torch.archs, capability):
         return None
-    build = f"torch {torch.version.partition('+')[0]} for CUDA {torch.cuda}"
-    text = f"{name} ({arch_name(capability)}): not supported by {build}, which supports {_range(torch.archs)}"
-    return error(text, _other_torch(torch, capability))
-
-
-def _other_torch(torch: TorchFacts, capability: Capability) -> Remedy:
-    newest = max((arch for arch in torch.archs if arch.startswith("sm_")), key=_number, default="")
-    if newest and capability > divmod(_number(newest), 10):
-        return Remedy.NEWER
-    return Remedy.OTHER_GPUS if capability < (5, 0) else Remedy.CUDA_12_6
+    return error(refusal(name, capability, torch.build, torch.archs), Remedy(advice(capability)))
 
 
 def _nccl(torch: TorchFacts) -> list[Finding]:
-    if torch.cuda and torch.nccl is None:
-        text = f"torch {torch.version} has no NCCL: runs on several GPUs cannot start"
-        return [error(text, Remedy.WITH_NCCL)]
+    if torch.build.cuda and torch.nccl is None:
+        text = f"torch {torch.build.version} has no NCCL: runs on several GPUs cannot start"
+        return [error(text, WITH_NCCL)]
     return []
 
 
@@ -162,53 +138,9 @@ def _names(gpus: Sequence[Gpu]) -> str:
     return ", ".join(f"{count} × {name}" if count > 1 else name for name, count in counts.items())
 
 
-def _range(archs: Sequence[str]) -> str:
-    known = sorted((arch for arch in archs if arch.startswith("sm_")), key=_number)
-    return f"{known[0]} to {known[-1]}" if len(known) > 2 else ", ".join(known or archs)
-
-
-def _number(arch: str) -> int:
-    return int(re.sub(r"\D", "", arch) or 0)
-
-
-def capability_of(model: str | None) -> Capability | None:
-    """Return the compute capability of a GPU model, e.g. (7, 0) for `V100 PCIe 32 GB`; None if unknown."""
-    for pattern, capability in _MODELS:
-        if model and re.search(pattern, model, re.IGNORECASE):
-            return capability
-    return None
-
-
-def arch_name(capability: Capability) -> str:
-    """Return torch's name of an architecture, e.g. `sm_70` for (7, 0)."""
-    return f"sm_{capability[0]}{capability[1]}"
-
-
-def runs_on(archs: Iterable[str], capability: Capability) -> bool:
-    """Return True if code for `archs` runs on a GPU of that capability.
-
-    Machine code (sm) runs on the same major version with the same or a later minor version; intermediate code (compute)
-    on all later GPUs.
-    """
-    for arch in archs:
-        match = re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", arch)
-        if match is None:
-            continue
-        made_for = int(match[2]), int(match[3])
-        if match[4] == "a":  # exactly this GPU
-            fits = made_for == capability
-        elif match[1] == "compute":
-            fits = made_for <= capability
-        else:
-            fits = made_for[0] == capability[0] and made_for[1] <= capability[1]
-        if fits:
-            return True
-    return False
-
-
 def precision_on(capability: Capability) -> str:
     """Return the precision that `hardware.precision = "auto"` chooses on such a GPU."""
-    return "bfloat16" if capability[0] >= 8 else "float16" if capability[0] >= 7 else "float32"
+    return min(number_formats(capability))  # bfloat16 before float16 before float32
 
 
 def minimum_driver(cuda: str) -> int | None:

@@ -12,11 +12,12 @@ from hpc_tumor.config import ClusterProfile
 from hpc_tumor.console import size
 from hpc_tumor.doctor.configuration import profile_edit
 from hpc_tumor.doctor.finding import Finding, error, ok, warning
-from hpc_tumor.doctor.gpu import capability_of, check_gpus
+from hpc_tumor.doctor.gpu import check_gpus
 from hpc_tumor.doctor.machine import check_limits
 from hpc_tumor.doctor.node_job import MINUTES, PATIENCE, SETUP_DONE, Outcome
 from hpc_tumor.doctor.packages import check_packages, compare_packages
 from hpc_tumor.doctor.probe import Probe, probe_from
+from hpc_tumor.system.torch_builds import capability_of
 from hpc_tumor.vocabulary import counted, duration
 
 _MIN_DISK = 100_000_000

@@ -18,10 +18,10 @@ def check_packages(probe: Probe) -> list[Finding]:
         findings.append(error(text, f'pip install "{name}>={needed}"'))
     findings += _torchvision(probe)
     if not probe.failed:
-        torch = probe.torch.version if probe.torch else "?"
+        torch = probe.torch.build.version if probe.torch else "?"
         vision = probe.versions.get("torchvision") or "?"
         own = probe.versions.get("hpc-tumor")
-        build = f" for CUDA {probe.torch.cuda}" if probe.torch and probe.torch.cuda else ""
+        build = f" for {probe.torch.build.purpose}" if probe.torch else ""
         text = f"Python {probe.python}, hpc-tumor {own or 'from source'}; all {len(IMPORTS)} packages import"
         versions = f"torch {torch.partition('+')[0]}{build}, torchvision {vision.partition('+')[0]}"
         findings[:0] = [ok(text), ok(versions)]

@@ -29,6 +29,7 @@ from typing import Any
 from hpc_tumor.provenance import versions
 from hpc_tumor.system.processes import python_variables, run_quietly
 from hpc_tumor.system.resources import available_cpus
+from hpc_tumor.system.torch_builds import TorchBuild
 
 # Dependencies: name of the package and of the module, large ones last.
 IMPORTS = {
@@ -56,15 +57,12 @@ class TorchFacts:
     """The installed torch and the GPUs that it sees.
 
     Attributes:
-        cuda: CUDA version of the build; None for a build without CUDA.
         archs: supported architectures, as ("sm_80", "compute_90").
         refusal: torch's message if it cannot use a GPU; "" if it can or sees none.
         precision: the choice of `auto` here, and the reason.
     """
 
-    version: str
-    cuda: str | None = None
-    hip: str | None = None
+    build: TorchBuild
     archs: tuple[str, ...] = ()
     gpus: tuple[Gpu, ...] = ()
     refusal: str = ""
@@ -124,7 +122,7 @@ def probe_from(values: Mapping[str, Any]) -> Probe:
     torch = values["torch"]
     if torch is not None:
         lists = {"archs": tuple(torch["archs"]), "precision": tuple(torch["precision"]), "gpus": gpus(torch["gpus"])}
-        torch = TorchFacts(**{**torch, **lists})
+        torch = TorchFacts(**{**torch, **lists, "build": TorchBuild(**torch["build"])})
     failed = {name: ImportFailure(item["why"], ImportFault(item["kind"])) for name, item in values["failed"].items()}
     own = {"torch": torch, "gpus": gpus(values["gpus"]), "interfaces": tuple(values["interfaces"])}
     return Probe(**{**values, **own, "failed": failed})
@@ -188,43 +186,42 @@ def _machine(failed: dict[str, ImportFailure], torch: TorchFacts | None) -> Prob
 
 
 def _torch_facts() -> TorchFacts:
-    import torch
+    from hpc_tumor.system import devices
 
     gpus, refusal = [], ""
     try:
-        for number in range(torch.cuda.device_count()):
-            gpu = torch.cuda.get_device_properties(number)
-            gpus.append(Gpu(gpu.name, (gpu.major, gpu.minor), gpu.total_memory / 1024**3))
-        if torch.version.cuda and not torch.cuda.is_available():
-            torch.cuda.init()
+        for gpu in filter(None, map(devices.find_gpu, range(devices.count_gpus()))):
+            gpus.append(Gpu(devices.name(gpu), devices.capability(gpu), devices.total_memory(gpu) / 1024**3))
+        if not gpus:
+            devices.initialise()
     except Exception as error:
         refusal = " ".join(str(error).split())[:300]
-    flags = getattr(torch._C, "_cuda_getArchFlags", lambda: "")  # get_arch_list() is empty without a GPU
     return TorchFacts(
-        version=torch.__version__,
-        cuda=torch.version.cuda,
-        hip=torch.version.hip,
-        archs=tuple((flags() or "").split()),
+        build=devices.build(),
+        archs=devices.code_archs(),
         gpus=tuple(gpus),
         refusal=refusal,
-        nccl=_nccl(torch),
+        nccl=_nccl(),
         precision=_precision(),
     )
 
 
-def _nccl(torch: Any) -> str | None:
+def _nccl() -> str | None:
+    from hpc_tumor.system import devices
+
     with suppress(Exception):
-        if torch.distributed.is_available() and torch.distributed.is_nccl_available():
-            return ".".join(map(str, torch.cuda.nccl.version()))
+        return devices.nccl_version()
     return None
 
 
 def _precision() -> tuple[str, str]:
     with suppress(Exception):
         from hpc_tumor.system import devices
-        from hpc_tumor.training.recipe import choose_precision
+        from hpc_tumor.training.recipe import choose_precision, supported_formats
 
-        chosen = choose_precision("auto", devices.find_gpu() or devices.CPU)
+        if (gpu := devices.find_gpu()) is None:
+            return " or ".join(sorted(supported_formats(devices.CPU))), "whichever is measured to be faster"
+        chosen = choose_precision("auto", gpu)
         return chosen.name, chosen.reason
     return "", ""
 

@@ -10,8 +10,8 @@ from hpc_tumor.cluster.slurm import run_slurm
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.doctor.configuration import profile_edit
 from hpc_tumor.doctor.finding import Finding, error, ok, warning
-from hpc_tumor.doctor.gpu import capability_of
 from hpc_tumor.errors import ClusterError, UsageError
+from hpc_tumor.system.torch_builds import capability_of
 from hpc_tumor.vocabulary import counted, hours, slurm_time
 
 NEEDED = ("sbatch", "srun", "squeue", "scontrol", "scancel")

@@ -18,9 +18,10 @@ from hpc_tumor.models.layers import checks
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["MODELS", "ModelSpec", "Task", "build_model", "count_parameters"]
+__all__ = ["MODELS", "Kernels", "ModelSpec", "Task", "build_model", "count_parameters"]
 
 Task = Literal["classification", "segmentation"]
+Kernels = Literal["convolutions", "bottlenecks", "attention"]
 
 _CLASSIFICATION = MappingProxyType({"classes": 4, "in_channels": 3, "image_size": 128})
 _SEGMENTATION = MappingProxyType({"labels": 3, "in_channels": 4, "image_size": 240, "filters": 32})
@@ -41,6 +42,8 @@ class ModelSpec:
     """Minimum pixels per side of an input."""
     step: int
     """Divisor of an input's sides."""
+    kernels: Kernels
+    """Layers that most of its time goes to; they decide which number format is the fastest on a CPU."""
     attention: bool = False
     """`forward` accepts `return_attention`."""
 
@@ -78,13 +81,15 @@ class ModelSpec:
 MODELS: dict[str, ModelSpec] = {
     spec.name: spec
     for spec in (
-        ModelSpec("cnn", "CNN", "classification", _CLASSIFICATION, 69, 1),
-        ModelSpec("alexnet", "AlexNet", "classification", _CLASSIFICATION, 69, 1),
-        ModelSpec("vgg16", "VGG16", "classification", _CLASSIFICATION, 32, 1),
-        ModelSpec("vit", "ViT", "classification", _CLASSIFICATION, 16, 16, attention=True),
-        ModelSpec("unet", "UNet", "segmentation", _SEGMENTATION, 32, 16),
-        ModelSpec("improved-unet", "ImprovedUNet", "segmentation", _SEGMENTATION, 32, 16),
-        ModelSpec("attention-unet", "AttentionUNet", "segmentation", _SEGMENTATION, 32, 16, attention=True),
+        ModelSpec("cnn", "CNN", "classification", _CLASSIFICATION, 69, 1, "convolutions"),
+        ModelSpec("alexnet", "AlexNet", "classification", _CLASSIFICATION, 69, 1, "convolutions"),
+        ModelSpec("vgg16", "VGG16", "classification", _CLASSIFICATION, 32, 1, "convolutions"),
+        ModelSpec("vit", "ViT", "classification", _CLASSIFICATION, 16, 16, "attention", attention=True),
+        ModelSpec("unet", "UNet", "segmentation", _SEGMENTATION, 32, 16, "convolutions"),
+        ModelSpec("improved-unet", "ImprovedUNet", "segmentation", _SEGMENTATION, 32, 16, "bottlenecks"),
+        ModelSpec(
+            "attention-unet", "AttentionUNet", "segmentation", _SEGMENTATION, 32, 16, "bottlenecks", attention=True
+        ),
     )
 }
 

@@ -16,7 +16,9 @@ from hpc_tumor.run_dir import Damage, RunDir, describe_lost_weights, read_json
 from hpc_tumor.system import devices
 from hpc_tumor.system.resources import available_cpus
 from hpc_tumor.training.checkpoints.files import DamagedWeights, load_weights
-from hpc_tumor.training.recipe import choose_precision, prepare_backend
+from hpc_tumor.training.distributed import Distributed
+from hpc_tumor.training.formats import choose_formats
+from hpc_tumor.training.recipe import prepare_backend
 from hpc_tumor.training.scoring.cleaning import Cleaning
 from hpc_tumor.training.scoring.evaluate import Forward
 
@@ -98,14 +100,15 @@ def load_trained(run: RunDir, device: str = "auto", precision: str = "auto", fli
     torch_device = _device(device)
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)
-    number_format = choose_precision(precision, torch_device, called="--precision")
+    hardware = run.experiment().hardware.model_copy(update={"precision": precision})
     facts, network = load_network(run)
-    layout = torch.channels_last if run.experiment().hardware.channels_last else torch.contiguous_format
-    network = network.to(torch_device).to(memory_format=layout)
+    kernels, alone = MODELS[facts.model].kernels, Distributed(device=torch_device)
+    formats = choose_formats(hardware, kernels, alone, called="--precision")
+    network = network.to(torch_device).to(memory_format=formats.memory_format)
     if not devices.is_gpu(torch_device):
         torch.set_num_threads(available_cpus())
     prepare_backend(torch_device, precision)
-    forward = Forward(number_format, MODELS[facts.model].in_channels, layout, facts.task)
+    forward = Forward(formats.precision, MODELS[facts.model].in_channels, formats.memory_format, facts.task)
     return Trained(facts, network, torch_device, forward, facts.flips if flips is None else flips)
 
 
@@ -179,4 +182,9 @@ def _device(name: str) -> torch.device:
     gpu = None if name == "cpu" else devices.find_gpu()
     if gpu is None and asks_for_gpu:
         raise UsageError(f"--device {name}: torch finds no GPU. Use auto, or run `hpc-tumor doctor` for the reason.")
+    if gpu is not None:
+        try:
+            devices.check_code(gpu)
+        except UsageError as error:
+            raise UsageError(f"{error} --device cpu predicts without it.") from None
     return gpu or devices.CPU

@@ -8,6 +8,7 @@ used. It imports torch, so commands that do not compute must not import it.
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ import torch.distributed as dist
 from torch.profiler import ProfilerActivity, supported_activities
 
 from hpc_tumor.errors import UsageError
+from hpc_tumor.system import torch_builds
+from hpc_tumor.system.torch_builds import Capability, TorchBuild, advice, refusal, runs_on
 
 CPU = torch.device("cpu")
 GPU_TYPES = ("cuda", "xpu")
@@ -68,6 +71,54 @@ def is_amd(device: torch.device) -> bool:
     return device.type == "cuda" and torch.version.hip is not None
 
 
+def build() -> TorchBuild:
+    """Return the build of this torch."""
+    version = torch.version
+    return TorchBuild(torch.__version__, version.cuda, version.hip, getattr(version, "xpu", None))
+
+
+def code_archs() -> tuple[str, ...]:
+    """Return the architectures that this torch has code for, as ("sm_80", "compute_90") or ("gfx90a",), if known."""
+    flags = getattr(torch._C, "_cuda_getArchFlags", lambda: "")  # in torch 2.6 get_arch_list() is empty without a GPU
+    return tuple((flags() or "").split())
+
+
+def capability(device: torch.device) -> Capability | None:
+    """Return the compute capability of an NVIDIA GPU, as (9, 0); None for other devices."""
+    if not is_nvidia(device):
+        return None
+    with warnings.catch_warnings():  # torch's first call warns, at length, of GPUs that `check_code` refuses
+        warnings.simplefilter("ignore")
+        major, minor = torch.cuda.get_device_capability(device)
+    return major, minor
+
+
+def initialise() -> None:
+    """Prepare the GPUs that this torch is built for. Raises torch's error, with the reason, if it can use none."""
+    own = build()
+    if own.for_gpus:
+        torch.get_device_module("xpu" if own.xpu else "cuda").init()
+
+
+def nccl_version() -> str | None:
+    """Return the version of NCCL or RCCL, such as `2.30.7`; None if this torch has none."""
+    return ".".join(map(str, torch.cuda.nccl.version())) if dist.is_available() and dist.is_nccl_available() else None
+
+
+def check_code(device: torch.device) -> None:
+    """Raise UsageError if this torch has no code for the GPU: its first kernel would fail."""
+    archs, own = code_archs(), capability(device)
+    if own is not None and archs and not runs_on(archs, own):
+        raise UsageError(f"{refusal(name(device), own, build(), archs)}: {advice(own)}.")
+    if is_amd(device) and archs:
+        arch = str(_properties(device).gcnArchName).partition(":")[0]  # gfx90a:sramecc+:xnack-
+        if not any(item.partition(":")[0] == arch or item.endswith("-generic") for item in archs):
+            raise UsageError(
+                f"{name(device)} ({arch}): torch {torch.__version__} has no code for it, only for {', '.join(archs)}:"
+                " install a build of torch for ROCm that has, or choose other GPUs."
+            )
+
+
 def use(device: torch.device) -> None:
     """Make a GPU the current one of its kind, on which new streams and events are made; nothing for a CPU."""
     if is_gpu(device):
@@ -85,6 +136,13 @@ def uuid(device: torch.device) -> str | None:
     return None if value is None else str(value)
 
 
+def smi_name(device: torch.device) -> str | None:
+    """Return the UUID as nvidia-smi lists it: `GPU-…`, or `MIG-…` for an instance, a part of a GPU."""
+    value = uuid(device)
+    kind = "MIG" if " MIG " in name(device) else "GPU"  # as in NVIDIA A100-SXM4-40GB MIG 3g.20gb
+    return None if value is None else f"{kind}-{value}"
+
+
 def total_memory(device: torch.device) -> int:
     """Return the memory of a GPU in bytes."""
     return int(_properties(device).total_memory)
@@ -95,8 +153,10 @@ def free_memory(device: torch.device) -> int:
     module = _module(device)
     try:
         return int(module.mem_get_info(device)[0])
-    except (AttributeError, RuntimeError):  # Intel: torch 2.6 has no such function, some drivers do not answer it
-        return total_memory(device) - int(module.memory_reserved(device))
+    except RuntimeError:
+        if device.type == "cuda":
+            raise
+        return total_memory(device) - int(module.memory_reserved(device))  # Intel's integrated GPUs do not tell
 
 
 def peak_memory(device: torch.device) -> PeakMemory:
@@ -130,17 +190,13 @@ def synchronize(device: torch.device) -> None:
 
 def number_formats(device: torch.device) -> set[str]:
     """Return the formats that a GPU computes in at full speed: float32, and those of half precision."""
-    half: set[str] = set()
     if is_nvidia(device):
-        major = torch.cuda.get_device_capability(device)[0]
-        half = ({"float16"} if major >= 7 else set()) | ({"bfloat16"} if major >= 8 else set())
-    elif is_amd(device):
-        half = {"float16"} | ({"bfloat16"} if _AMD_BFLOAT16.match(_properties(device).gcnArchName) else set())
-    elif is_gpu(device):
-        about = _properties(device)
-        has = {"float16": "has_fp16", "bfloat16": "has_bfloat16_conversions"}
-        half = {form for form, attribute in has.items() if getattr(about, attribute, False)}
-    return {"float32"} | half
+        return torch_builds.number_formats(torch.cuda.get_device_capability(device))
+    about = _properties(device)
+    if is_amd(device):
+        return {"float32", "float16"} | ({"bfloat16"} if _AMD_BFLOAT16.match(about.gcnArchName) else set())
+    has = {"float16": "has_fp16", "bfloat16": "has_bfloat16_conversions"}
+    return {"float32"} | {name for name, attribute in has.items() if getattr(about, attribute, False)}
 
 
 def allow_tf32(device: torch.device, allowed: bool) -> None:

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import importlib.util
-import json
 import shutil
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import platformdirs
 import torch
 from torch import nn
 
 from hpc_tumor.errors import UsageError
-from hpc_tumor.run_dir import read_json
-from hpc_tumor.system import atomic, devices
+from hpc_tumor.system import devices, measurements
+from hpc_tumor.training.batch_norm import SyncBatchNorm
 from hpc_tumor.training.checkpoints.files import random_state, set_random_state
 from hpc_tumor.training.state import TrainingState, mark
 from hpc_tumor.training.step import micro_batch_size
@@ -75,11 +71,10 @@ def _missing(device: torch.device) -> str | None:
 
 def _measured(state: TrainingState) -> tuple[bool, str]:
     """Decide on rank 0, from the cache or by timing."""
-    cache = _cache()
-    path = cache / f"{_key(state)}.json" if cache is not None else None
-    cached = read_json(path) if path is not None else None
+    facts = _facts(state)
+    cached = measurements.read("compile", facts)
     if cached is not None and "gain" in cached:
-        return _answer(float(cached["gain"]), "measured before")
+        return _answer(cached["gain"], "measured before")
     try:
         plain = step_seconds(state, _alone(state.network))
         steps_left = (state.experiment.recipe.epochs - state.progress.epoch) * state.steps - state.progress.step
@@ -89,12 +84,7 @@ def _measured(state: TrainingState) -> tuple[bool, str]:
     except Exception as error:  # train uncompiled if compiling fails
         return False, f"compiling failed ({type(error).__name__})"
     gain = plain / compiled
-    try:
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            atomic.write_json(path, {"gain": gain, "network": state.experiment.model.name, "torch": torch.__version__})
-    except OSError:  # home not writable: the next run measures again
-        pass
+    measurements.write("compile", facts, {"gain": gain})
     return _answer(gain, "measured now")
 
 
@@ -106,7 +96,7 @@ def _alone(network: nn.Module) -> nn.Module:
     """Copy the network without synchronised batch norm, which would wait for other ranks: only rank 0 measures."""
     network = copy.deepcopy(network)
     for module in network.modules():
-        if isinstance(module, nn.SyncBatchNorm):
+        if isinstance(module, SyncBatchNorm):
             module.__class__ = nn.BatchNorm2d  # type: ignore[assignment]
     return network
 
@@ -134,20 +124,11 @@ def step_seconds(state: TrainingState, network: Callable[..., Any]) -> float:
     return sorted(times[3:])[_STEPS // 2]
 
 
-def _key(state: TrainingState) -> str:
-    experiment, precision = state.experiment, state.spec.forward.precision
-    facts = [
-        experiment.model.name, experiment.model.filters, state.parts.image_size, experiment.recipe.batch_size,
-        state.distributed.world_size, experiment.hardware.accumulate, precision.name, torch.__version__,
-        devices.name(state.distributed.device),
-    ]  # fmt: skip
-    return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:24]
-
-
-def _cache() -> Path | None:
-    """Return the folder of the measurements; None without a home directory."""
-    try:
-        folder = Path(platformdirs.user_cache_dir("hpc-tumor"))
-    except RuntimeError:
-        return None
-    return folder / "compile" if folder.is_absolute() else None
+def _facts(state: TrainingState) -> dict[str, Any]:
+    experiment = state.experiment
+    return {
+        "network": experiment.model.name, "filters": experiment.model.filters, "size": state.parts.image_size,
+        "batch": experiment.recipe.batch_size, "ranks": state.distributed.world_size,
+        "accumulate": experiment.hardware.accumulate, "precision": state.spec.forward.precision.name,
+        "torch": torch.__version__, "device": devices.name(state.distributed.device),
+    }  # fmt: skip

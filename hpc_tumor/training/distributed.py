@@ -6,7 +6,7 @@ import gc
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from hpc_tumor.errors import UsageError
 from hpc_tumor.system import devices
+from hpc_tumor.system.resources import available_cpus
 from hpc_tumor.training.watch.progress_marks import ProgressMarks
 from hpc_tumor.training.watch.watchdog import OnHang, Watchdog
 from hpc_tumor.vocabulary import counted
@@ -51,13 +52,13 @@ class Distributed:
         """Return a seed for this rank, so that its dropout differs from that of other ranks."""
         return seed + 1_000_003 * (self.rank + 1)
 
-    def mark(self, phase: str, step: int | None = None) -> None:
-        """Tell the watchdog that `phase` begins, in `step` counted over all epochs. For the main thread.
+    def mark(self, phase: str, step: int | None = None, *, collective: bool = False, waits: bool = False) -> None:
+        """Tell the watchdog that `phase` begins; see `Watchdog.mark`. For the main thread.
 
         A rank that marks nothing for `hardware.timeout_minutes` counts as hung. The collectives mark themselves.
         """
         if self.watchdog is not None:
-            self.watchdog.mark(phase, step)
+            self.watchdog.mark(phase, step, collective=collective, waits=waits)
 
     @contextmanager
     def _waiting(self, phase: str) -> Iterator[None]:
@@ -141,12 +142,14 @@ def init_distributed(
         alone: ignore rank variables and run without a watchdog (debugging inside a job).
 
     Raises:
-        UsageError: the rank variables are incomplete, this node has fewer GPUs than ranks, or variables name a
-            network interface that it does not have; this torch cannot connect several such GPUs.
+        UsageError: the rank variables are incomplete, this node has fewer GPUs than ranks, several of its ranks got
+            the same GPU, or variables name a network interface that it does not have; this torch has no code for the
+            GPU, or cannot connect several.
     """
     rank, local_rank, world_size, ranks_here = (0, 0, 1, 1) if alone else read_ranks(os.environ)
     device = device_of_rank(local_rank, ranks_here, shared="RANK" in os.environ and not alone)
     torch.set_num_threads(threads or max(1, cpus_of_rank(ranks_here)))
+    devices.check_code(device)
     devices.use(device)
     nodes = -(-world_size // ranks_here)
     if alone:
@@ -161,7 +164,29 @@ def init_distributed(
         timeout = timedelta(minutes=2 * timeout_minutes, seconds=60)
         with watchdog.waiting("rendezvous"):
             dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=timeout)
-    return Distributed(rank, local_rank, world_size, nodes, device, watchdog)
+    distributed = Distributed(rank, local_rank, world_size, nodes, device, watchdog)
+    if world_size > 1:
+        check_one_rank_per_gpu(distributed.gather((socket.gethostname(), devices.uuid(device))))
+    return distributed
+
+
+def check_one_rank_per_gpu(ranks: Sequence[tuple[str, str | None]]) -> None:
+    """Raise UsageError if several ranks compute on one GPU, which NCCL would refuse without naming them.
+
+    SLURM shows all tasks of a node the same GPU if it was requested for the job or the node.
+
+    Args:
+        ranks: host and UUID of each rank's GPU; None where torch does not know the UUID.
+    """
+    of_gpu: dict[tuple[str, str | None], list[str]] = {}
+    for rank, gpu in enumerate(ranks):
+        of_gpu.setdefault(gpu, []).append(str(rank))
+    for (host, uuid), sharing in of_gpu.items():
+        if uuid is not None and len(sharing) > 1:
+            raise UsageError(
+                f"ranks {', '.join(sharing)} on {host} all got the same GPU, {uuid}: request one GPU per rank"
+                " (in SLURM, --gpus-per-task=1 or as many --gpus-per-node as tasks), or fewer ranks."
+            )
 
 
 def check_network_interfaces(variables: Mapping[str, str], device: torch.device) -> None:
@@ -252,6 +277,6 @@ def cpus_of_rank(ranks_here: int) -> int:
     """Return the CPUs of each of `ranks_here` ranks on this node: OMP_NUM_THREADS, else SLURM's, else its share."""
     if (chosen := os.environ.get("OMP_NUM_THREADS", "")).isdigit() and int(chosen) > 0:
         return int(chosen)
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    usable = available_cpus()
     allocated = os.environ.get("SLURM_CPUS_PER_TASK")
     return min(int(allocated), usable) if allocated and allocated.isdigit() else usable // ranks_here

@@ -90,16 +90,25 @@ class Precision:
 
 
 def choose_precision(
-    requested: str, device: torch.device, before: str | None = None, called: str = "hardware.precision"
+    requested: str,
+    device: torch.device,
+    before: str | None = None,
+    called: str = "hardware.precision",
+    supported: set[str] | None = None,
 ) -> Precision:
     """Choose the precision: for auto bfloat16 if the hardware supports it, else float16 on GPUs, else float32.
 
-    A resumed run keeps the format that it had `before` if the device supports it. Errors name the setting as `called`.
+    On CPUs `formats.choose_formats` decides auto by a measurement instead. A resumed run keeps the format that it had
+    `before` if the device supports it. Errors name the setting as `called`.
+
+    Args:
+        supported: formats of the devices of all ranks; by default those of this one.
 
     Raises:
         UsageError: the requested format would be emulated, slower than float32, on this device.
     """
-    name, supported = _hardware(device)
+    name = devices.name(device) if devices.is_gpu(device) else "this CPU"
+    supported = supported_formats(device) if supported is None else supported
     if requested == "auto" and before in supported:
         return Precision(before, "as before this run was interrupted", device.type)
     if requested == "auto":
@@ -121,12 +130,12 @@ def prepare_backend(device: torch.device, precision: str) -> None:
         keep_freed_memory()
 
 
-def _hardware(device: torch.device) -> tuple[str, set[str]]:
+def supported_formats(device: torch.device) -> set[str]:
+    """Return the number formats in which the device computes without emulation."""
     if devices.is_gpu(device):
-        return devices.name(device), devices.number_formats(device)
-    features = _cpu_features()
-    supported = {"float32"} | ({"bfloat16"} if features & {"avx512_bf16", "amx_bf16", "arm_bf16"} else set())
-    return "this CPU", supported
+        return devices.number_formats(device)
+    native = _cpu_features() & {"avx512_bf16", "amx_bf16", "arm_bf16"}
+    return {"float32", "bfloat16"} if native else {"float32"}
 
 
 def _cpu_features() -> set[str]:

@@ -19,18 +19,21 @@ from hpc_tumor.data.splits.known_cases import save_known_cases
 from hpc_tumor.data.splits.split_file import write_split
 from hpc_tumor.errors import TrainingError, UsageError
 from hpc_tumor.models import MODELS, build_model
-from hpc_tumor.records import read_events
+from hpc_tumor.records import Event, read_events
 from hpc_tumor.run_dir import RunDir, read_json
 from hpc_tumor.settings import settings_by_name
 from hpc_tumor.system import atomic, devices
+from hpc_tumor.system.resources import gpu_mask
 from hpc_tumor.training import compiled
 from hpc_tumor.training.average import WeightAverage
+from hpc_tumor.training.batch_norm import synchronise_batch_norm
 from hpc_tumor.training.checkpoints.resume import resume
 from hpc_tumor.training.checkpoints.writer import CheckpointWriter
 from hpc_tumor.training.distributed import Distributed
+from hpc_tumor.training.formats import Formats, choose_formats, choose_threads
 from hpc_tumor.training.losses import EXCLUSIVE_LOSSES, build_loss
 from hpc_tumor.training.parts import Parts, class_weights, make_parts
-from hpc_tumor.training.recipe import Precision, build_optimizer, choose_precision, prepare_backend
+from hpc_tumor.training.recipe import Precision, build_optimizer, prepare_backend
 from hpc_tumor.training.scoring.evaluate import Forward, ScoringSpec
 from hpc_tumor.training.scoring.volumes import whole_cases
 from hpc_tumor.training.state import TrainingState, mark
@@ -58,8 +61,10 @@ def build_state(
     _check_validation(experiment, parts)
     experiment.check_classes(parts.classes or [])
     run.checkpoints.mkdir(exist_ok=True)  # may have been removed to start the run again
-    precision = choose_precision(experiment.hardware.precision, distributed.device, _precision_before(run))
-    state = _first_state(experiment, run, distributed, parts, precision)
+    kernels, before = MODELS[experiment.model.name].kernels, _first_start(run)
+    formats = choose_formats(experiment.hardware, kernels, distributed, before)
+    threads = choose_threads(experiment.hardware, kernels, distributed, formats, before)
+    state = _first_state(experiment, run, distributed, parts, formats)
     for loader in (parts.train, parts.val):
         if loader is not None:
             loader.alive = lambda: mark(state, "data")
@@ -69,13 +74,13 @@ def build_state(
             f"the ranks see different checkpoints in {run.checkpoints}: its file system is slow to synchronise."
             " Resume the run in a minute."
         )
-    compiling = _speed_up(state, compiled_before)
+    chosen = [formats.describe(), *([f"threads: {threads}"] if threads else []), _speed_up(state, compiled_before)]
     ranks = distributed.gather(f"{socket.gethostname()}: {distributed.device_name}")
     if distributed.is_main:
         run.remove_leftovers()
         write_split(run.split, parts.split, parts.store)
         save_known_cases(run.known_cases, parts.store, parts.split)
-        _announce(state, compiling, resumed=compiled_before is not None)
+        _announce(state, chosen, resumed=compiled_before is not None)
         # `resume` compares the settings before it submits, without reading a checkpoint.
         more = {"ranks": ranks, "settings": state.identity["settings"]}
         atomic.write_json(run.provenance, {**(read_json(run.provenance) or {}), **more})
@@ -83,18 +88,18 @@ def build_state(
 
 
 def _first_state(
-    experiment: Experiment, run: RunDir, distributed: Distributed, parts: Parts, precision: Precision
+    experiment: Experiment, run: RunDir, distributed: Distributed, parts: Parts, formats: Formats
 ) -> TrainingState:
     """Return the state before the first step."""
-    recipe, identity = experiment.recipe, _identity(experiment, parts, precision)
+    recipe, identity = experiment.recipe, _identity(experiment, parts, formats.precision)
     torch.manual_seed(experiment.seed)  # the same initial weights on every rank
-    layout = torch.channels_last if experiment.hardware.channels_last else torch.contiguous_format
+    layout = formats.memory_format
     network = build_network(experiment, parts).to(distributed.device).to(memory_format=layout)
     if devices.is_gpu(distributed.device) and distributed.world_size > 1:
-        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        synchronise_batch_norm(network)
     weights = class_weights(experiment, parts, distributed.device)
     spec = ScoringSpec(
-        Forward(precision, MODELS[experiment.model.name].in_channels, layout, experiment.task),
+        Forward(formats.precision, MODELS[experiment.model.name].in_channels, layout, experiment.task),
         build_loss(experiment.task, experiment.loss, weights=weights, focal_gamma=recipe.focal_gamma),
         classes=parts.classes, exclusive=experiment.loss in EXCLUSIVE_LOSSES, limit=experiment.limit_batches,
         flips=experiment.scoring.flips,
@@ -103,7 +108,7 @@ def _first_state(
     return TrainingState(
         experiment, run, distributed, parts, spec, identity, network, wrapped=network,
         parameters=[parameter for parameter in network.parameters() if parameter.requires_grad],
-        optimizer=build_optimizer(network.parameters(), recipe), scaler=precision.scaler(),
+        optimizer=build_optimizer(network.parameters(), recipe), scaler=formats.precision.scaler(),
         steps=parts.train.steps(experiment.limit_batches),
         average=WeightAverage(network, recipe.ema) if recipe.ema else None,
         writer=CheckpointWriter(run, identity) if distributed.is_main else None,
@@ -123,10 +128,10 @@ def _check_validation(experiment: Experiment, parts: Parts) -> None:
         )
 
 
-def _precision_before(run: RunDir) -> str | None:
-    """Return the number format in which this run has trained so far."""
+def _first_start(run: RunDir) -> Event | None:
+    """Return the event of the start that an interrupted run continues, with the formats in which it trains."""
     started = [event for event in read_events(run) if event.event == "started"]
-    return started[-1].precision if started and run.last_checkpoint.exists() else None
+    return started[-1] if started and run.last_checkpoint.exists() else None
 
 
 def _speed_up(state: TrainingState, compiled_before: bool | None) -> str:
@@ -196,24 +201,23 @@ def _identity(experiment: Experiment, parts: Parts, precision: Precision) -> dic
     }
 
 
-def _announce(state: TrainingState, compiling: str, resumed: bool) -> None:
-    """Log the choices of this start once, and record its event."""
+def _announce(state: TrainingState, chosen: list[str], resumed: bool) -> None:
+    """Log this start and what was `chosen` for it once, and record its event."""
     experiment, distributed, parts, progress = state.experiment, state.distributed, state.parts, state.progress
-    precision = state.spec.forward.precision
-    device = distributed.device_name
+    forward, device = state.spec.forward, distributed.device_name
     threads = counted(torch.get_num_threads(), "thread")
     ranks = f"{counted(distributed.world_size, 'rank')} on {counted(distributed.nodes, 'node')}"
-    layout = "channels-last" if experiment.hardware.channels_last else "contiguous"
     lines = [
         f"{experiment.model.name}: {ranks}, {device}, {threads} each",
-        f"precision {precision.name}, {precision.reason}; memory layout {layout}",
+        *chosen[:-1],
         f"split {parts.split.kind}: {parts.describe()}",
         *(f"{name} samples: {location}" for name, location in parts.locations.items()),
-        compiling,
+        chosen[-1],
     ]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if distributed.device.type == "cpu" and visible and visible != "-1":
-        lines.append(f"GPUs were allocated (CUDA_VISIBLE_DEVICES={visible}), but torch cannot use them: running on CPU")
+    mask = gpu_mask(os.environ)
+    if not devices.is_gpu(distributed.device) and mask and mask[1]:
+        allocated = f"{mask[0]}={','.join(mask[1])}"
+        lines.append(f"GPUs were allocated ({allocated}), but torch cannot use them: running on CPU")
     if distributed.world_size > 1:
         lines.append(f"global batch of {experiment.recipe.batch_size} split across the ranks")
     if (
@@ -233,7 +237,8 @@ def _announce(state: TrainingState, compiling: str, resumed: bool) -> None:
     state.run.keep_metrics(progress.epoch)
     state.run.add_event(
         "resumed" if resumed else "started", epoch=progress.epoch, step=progress.step, ranks=distributed.world_size,
-        nodes=distributed.nodes, device=device, precision=precision.name,
+        nodes=distributed.nodes, device=device, precision=forward.precision.name,
+        channels_last=forward.memory_format == torch.channels_last, threads=torch.get_num_threads(),
     )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from hpc_tumor.training.average import WeightAverage
 from hpc_tumor.training.checkpoints.files import Progress
 from hpc_tumor.training.checkpoints.writer import CheckpointWriter
 from hpc_tumor.training.distributed import Distributed
+from hpc_tumor.training.host_copy import HostCopy
 from hpc_tumor.training.parts import Parts
 from hpc_tumor.training.scoring import metrics
 from hpc_tumor.training.scoring.evaluate import ScoringSpec
@@ -29,8 +30,7 @@ from hpc_tumor.training.scoring.evaluate import ScoringSpec
 class UncheckedStep:
     """A step whose `broken` flag (above 0: not finite) may still be on its way from the GPU."""
 
-    broken: Tensor
-    arrived: torch.Event | None
+    broken: HostCopy
     batch: Batch
     losses: Tensor
     epoch: int
@@ -82,9 +82,9 @@ class TrainingState:
     traced: bool = False
 
 
-def mark(state: TrainingState, phase: str) -> None:
-    """Report to the watchdog, and to `watched`, that a phase of a step or between steps begins."""
-    state.distributed.mark(phase, state.progress.updates)
+def mark(state: TrainingState, phase: str, *, collective: bool = False, waits: bool = False) -> None:
+    """Report to the watchdog, and to `watched`, that a phase of a step or between steps begins; see `Watchdog.mark`."""
+    state.distributed.mark(phase, state.progress.updates, collective=collective, waits=waits)
     if state.watched is not None:
         state.watched(phase)
 

@@ -85,13 +85,13 @@ def _forward_backward(
     # shares are unequal.
     scale = state.distributed.world_size / batch.total
     for number, (samples, truth, weight) in enumerate(micro_batches, 1):
-        network = _network_for(state, len(samples))
-        with _without_sync(network, last=number == len(micro_batches)):
-            mark(state, "forward")
+        network, last = _network_for(state, len(samples)), number == len(micro_batches)
+        with _without_sync(network, last):
+            mark(state, "forward", collective=True)  # of synchronised batch norm, or of the gradients
             outputs = state.spec.forward(network, samples)
             mark(state, "loss")
             loss = state.spec.loss(outputs, truth)
-            mark(state, "backward")
+            mark(state, "backward", waits=last)
             state.scaler.scale(loss.sum() * (scale * weight)).backward()
         if weight or not batch.counted:
             losses.append(loss.detach())

@@ -28,12 +28,15 @@ from hpc_tumor import cli
 from hpc_tumor.cli.control import raise_failures
 from hpc_tumor.cluster.node.local_queue import take_ticket
 from hpc_tumor.cluster.observe.states import RunState, State
+from hpc_tumor.cluster.plan import fit
 from hpc_tumor.config import Experiment
 from hpc_tumor.data.convert.prepare import prepare_dataset
 from hpc_tumor.data.phantom.dataset import make_phantom
 from hpc_tumor.data.raw.sources import READERS
 from hpc_tumor.errors import PartialFailure, TrainingError, UsageError
 from hpc_tumor.run_dir import RunDir
+from hpc_tumor.system import torch_builds
+from hpc_tumor.system.torch_builds import TorchBuild
 
 Captured = pytest.CaptureFixture[str]
 
@@ -57,7 +60,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def work(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working directory from which `data/` leads to the stores, on a machine without SLURM."""
-    for name in [name for name in os.environ if name.startswith("HPC_TUMOR_")]:
+    for name in [name for name in os.environ if name.startswith("HPC_TUMOR_") and name != "HPC_TUMOR_CACHE_DIR"]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HPC_TUMOR_CONFIG_DIR", str(tmp_path / "configuration"))
     monkeypatch.setenv("PATH", str(tmp_path / "no-programs"))
@@ -208,7 +211,10 @@ def test_json_of_every_command_that_shows_a_result(capsys: Captured, work: Path)
         assert isinstance(json.loads(capsys.readouterr().out), kind), command
 
 
-def test_a_dry_run_prints_the_script_and_writes_nothing(capsys: Captured, work: Path) -> None:
+def test_a_dry_run_prints_the_script_and_writes_nothing(
+    capsys: Captured, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit, "installed_build", lambda: TorchBuild("2.14.1+cu126", "12.6"))
     before = snapshot(work)
     assert cli.main([*UNET, "--gpus", "4", "--cluster", "orfeo-gpu", "--account", "dssc", "--dry-run"]) == 0
     shown = capsys.readouterr()
@@ -695,3 +701,18 @@ def test_collect_takes_one_run_and_writes_nothing_for_none(capsys: Captured, wor
     assert cli.main(["collect", "papers", "--output", "results"]) == 0
     assert "no runs in papers: nothing was written" in capsys.readouterr().err
     assert not (work / "results").exists()
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_torch_without_code_for_the_clusters_gpus_is_refused_before_anything_is_written(
+    capsys: Captured, work: Path, monkeypatch: pytest.MonkeyPatch, dry_run: bool
+) -> None:
+    monkeypatch.setattr(fit, "installed_build", lambda: TorchBuild("2.14.1+cu130", "13.0"))
+    monkeypatch.setattr(torch_builds.platform, "machine", lambda: "x86_64")
+    before = snapshot(work)
+    options = ["--cluster", "orfeo-gpu", "--account", "dssc", *(["--dry-run"] if dry_run else [])]
+    assert cli.main([*UNET, *options]) == 2
+    shown = capsys.readouterr()
+    assert "V100 PCIe 32 GB of orfeo-gpu (compute capability 7.0): torch 2.14.1+cu130 has no code for" in shown.err
+    assert "torch 2.6 to 2.14 with CUDA 12.6 (a build named +cu126)" in " ".join(shown.err.split())
+    assert snapshot(work) == before

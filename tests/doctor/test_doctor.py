@@ -23,12 +23,13 @@ from hpc_tumor.doctor.node import judge
 from hpc_tumor.doctor.node_job import Outcome
 from hpc_tumor.doctor.probe import Gpu, Probe, TorchFacts
 from hpc_tumor.errors import ClusterError, UsageError
+from hpc_tumor.system.torch_builds import TorchBuild
 from hpc_tumor.validation import build
 
 Captured = pytest.CaptureFixture[str]
 PLAN = Plan("p", 2, 1, 4, 8.0, 5, 1)
 TORCH = TorchFacts(
-    "2.14.1+cu130", cuda="13.0", archs=("sm_80",), nccl="2.30.7", precision=("bfloat16", "the best"),
+    TorchBuild("2.14.1+cu130", cuda="13.0"), archs=("sm_80",), nccl="2.30.7", precision=("bfloat16", "the best"),
     gpus=(Gpu("NVIDIA A100-SXM4-40GB", (8, 0)),),
 )  # fmt: skip
 HERE = Probe("login", "3.11.7", sys.executable, {"torch": "2.14.1"}, torch=TORCH, cpus=4)

@@ -10,14 +10,16 @@ import pytest
 from hpc_tumor.cluster.describe.profiles import list_profiles
 from hpc_tumor.doctor import examine
 from hpc_tumor.doctor.finding import Finding
-from hpc_tumor.doctor.gpu import capability_of, check_gpus, check_model, minimum_driver, precision_on, runs_on
+from hpc_tumor.doctor.gpu import check_gpus, check_model, minimum_driver, precision_on
 from hpc_tumor.doctor.probe import Gpu, Probe, TorchFacts, read_nvidia_smi
+from hpc_tumor.system.torch_builds import TorchBuild, capability_of
 
 # The support matrix of PyTorch 2.11: of its builds for CUDA 12.6, 12.8 and 13.0.
 CUDA_126 = ("sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90")
 CUDA_130 = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120")
-NEW = TorchFacts("2.14.1+cu130", cuda="13.0", archs=CUDA_130, nccl="2.30.7", precision=("bfloat16", "the best"))
-OLD = TorchFacts("2.11.0+cu126", cuda="12.6", archs=CUDA_126, nccl="2.27.5", precision=("float16", "the best"))
+FOR_13, FOR_126 = TorchBuild("2.14.1+cu130", cuda="13.0"), TorchBuild("2.11.0+cu126", cuda="12.6")
+NEW = TorchFacts(FOR_13, archs=CUDA_130, nccl="2.30.7", precision=("bfloat16", "the best"))
+OLD = TorchFacts(FOR_126, archs=CUDA_126, nccl="2.27.5", precision=("float16", "the best"))
 V100, A100 = Gpu("Tesla V100-PCIE-32GB", (7, 0), 32.0), Gpu("NVIDIA A100-SXM4-40GB", (8, 0), 40.0)
 
 
@@ -35,9 +37,8 @@ def test_v100_and_a_build_for_cuda_13() -> None:
     """Said before a job is submitted, from the profile's text alone."""
     (found,) = check_model(NEW, "V100 PCIe 32 GB", "orfeo-gpu")
     assert found.level == "error"
-    assert "(sm_70)" in found.text
-    assert "for CUDA 13.0, which supports sm_75 to sm_120" in found.text
-    assert "CUDA 12.6" in found.way_out
+    assert "torch 2.14.1+cu130 has no code for sm_70, only for sm_75 to sm_120" in found.text
+    assert "CUDA 12.6 (a build named +cu126)" in found.way_out
 
 
 def test_v100_and_a_build_for_cuda_12_6() -> None:
@@ -49,11 +50,11 @@ def test_v100_and_a_build_for_cuda_12_6() -> None:
 def test_a_gpu_that_is_newer_than_the_build() -> None:
     (found,) = check_model(replace(OLD, archs=CUDA_126), "B200", "new-cluster")
     assert found.level == "error"
-    assert "a newer torch" in found.way_out
+    assert "CUDA 13.0 (a build named +cu130)" in found.way_out
 
 
 def test_a_build_without_cuda_is_no_use_on_a_cluster_with_gpus() -> None:
-    (found,) = check_model(TorchFacts("2.14.1+cpu"), "A100 SXM 40 GB", "leonardo-booster")
+    (found,) = check_model(TorchFacts(TorchBuild("2.14.1+cpu")), "A100 SXM 40 GB", "leonardo-booster")
     assert found.level == "error"
     assert "built for CPUs" in found.text
 
@@ -63,42 +64,6 @@ def test_a_model_that_is_not_known_is_not_called_fit() -> None:
     assert found.level == "warning"
     assert "--submit" in found.way_out
     assert check_model(NEW, "Foo 3000", "mine", tried=True) == []
-
-
-@pytest.mark.parametrize(
-    ("archs", "capability", "runs"),
-    [
-        (("sm_80",), (8, 6), True),  # machine code runs on later ones of its generation
-        (("sm_86",), (8, 0), False),
-        (("sm_80",), (9, 0), False),
-        (("compute_80",), (9, 0), True),  # intermediate code on all later ones
-        (("compute_90",), (8, 0), False),
-        (("sm_90a",), (9, 0), True),
-        (("sm_100a",), (10, 3), False),
-        (("sm_100",), (10, 3), True),
-        (("sm_120",), (10, 0), False),
-        (("gfx942",), (9, 4), False),
-        ((), (8, 0), False),
-    ],
-)
-def test_which_code_runs_on_which_gpu(archs: tuple[str, ...], capability: tuple[int, int], runs: bool) -> None:
-    assert runs_on(archs, capability) is runs
-
-
-@pytest.mark.parametrize(
-    ("name", "capability"),
-    [
-        ("V100 SXM2 16 or 32 GB", (7, 0)), ("Tesla V100-PCIE-32GB", (7, 0)), ("A100 SXM 64 GB", (8, 0)),
-        ("NVIDIA A100-SXM4-40GB", (8, 0)), ("NVIDIA H100 80GB HBM3", (9, 0)), ("GH200 480GB", (9, 0)),
-        ("NVIDIA A40", (8, 6)), ("NVIDIA A10", (8, 6)), ("NVIDIA RTX A6000", (8, 6)), ("NVIDIA L40S", (8, 9)),
-        ("NVIDIA L4", (8, 9)), ("NVIDIA RTX 6000 Ada Generation", (8, 9)), ("NVIDIA GeForce RTX 3090", (8, 6)),
-        ("Tesla T4", (7, 5)), ("Tesla P100-PCIE-16GB", (6, 0)), ("NVIDIA B200", (10, 0)), ("NVIDIA GB300", (10, 3)),
-        ("NVIDIA RTX PRO 6000 Blackwell Server Edition", (12, 0)), ("Tesla K80", (3, 7)), ("AMD MI250X", None),
-        ("none (made up)", None), (None, None),
-    ],
-)  # fmt: skip
-def test_models_by_name(name: str | None, capability: tuple[int, int] | None) -> None:
-    assert capability_of(name) == capability
 
 
 def test_the_gpus_of_all_shipped_profiles_are_known() -> None:
@@ -198,7 +163,7 @@ def test_without_torch_gpus_are_not_checked() -> None:
 
 
 def test_a_build_for_cpus_leaves_gpus_idle() -> None:
-    (found,) = check_gpus(machine(replace(NEW, cuda=None, archs=()), A100))
+    (found,) = check_gpus(machine(replace(NEW, build=TorchBuild("2.14.1+cpu"), archs=()), A100))
     assert (found.level, "is built for CPUs and cannot use it" in found.text) == ("error", True)
 
 

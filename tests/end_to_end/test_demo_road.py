@@ -22,7 +22,11 @@ def work(tmp_path: Path) -> Path:
 
 
 def hpc_tumor(work: Path, *arguments: str, code: int = 0, **variables: str) -> subprocess.CompletedProcess[str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("HPC_TUMOR_")}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name == "HPC_TUMOR_CACHE_DIR" or not name.startswith("HPC_TUMOR_")
+    }
     done = subprocess.run(
         [sys.executable, "-m", "hpc_tumor", *arguments], cwd=work, capture_output=True, text=True, check=False,
         stdin=subprocess.DEVNULL, timeout=400,

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+CACHE = os.environ["HPC_TUMOR_CACHE_DIR"]  # set before tests clear the environment
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 
 # A SLURM with one job at a time, which stays queued until it is cancelled.
@@ -40,7 +41,7 @@ def bare(patch: pytest.MonkeyPatch, folder: Path) -> None:
     for name, value in {
         "HOME": folder / "home", "HPC_TUMOR_CONFIG_DIR": folder / "home" / "configuration", "COLUMNS": 100,
         "PATH": folder / "home" / "programs", "NO_COLOR": 1, "CUDA_VISIBLE_DEVICES": "",
-        "OMP_NUM_THREADS": 1, "USER": "somebody",
+        "OMP_NUM_THREADS": 1, "USER": "somebody", "HPC_TUMOR_CACHE_DIR": CACHE,
     }.items():  # fmt: skip
         patch.setenv(name, str(value))
 

@@ -45,7 +45,7 @@ def on_gpu(
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *package: name == "triton" or find_spec(name, *package)
     )
-    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    monkeypatch.setenv("HPC_TUMOR_CACHE_DIR", str(cache))
     monkeypatch.setattr(compiled, "step_seconds", time_it)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
     return timed

@@ -148,17 +148,3 @@ def test_a_class_that_there_is_not_cannot_choose(tmp_path: Path, image_store: Pa
     run = new_run(tmp_path, image_store, "cnn", best_by="recall_gliom")
     with pytest.raises(UsageError, match="no class 'gliom' in the store, only glioma, meningioma"):
         train_here(run)
-
-
-def test_a_run_goes_on_in_the_precision_it_had(tmp_path: Path, slice_store: Path) -> None:
-    run = new_run(tmp_path, slice_store, "unet", hardware={"precision": "auto"})
-    train_here(run, stop_at=1)
-    (started,) = run.read_events("started")
-    other = "float32"
-    lines = run.events.read_text().replace(f'"precision": "{started["precision"]}"', f'"precision": "{other}"')
-    run.events.write_text(lines)
-    contents = torch.load(run.last_checkpoint, weights_only=True)
-    contents["identity"]["precision"] = other
-    torch.save(contents, run.last_checkpoint)
-    assert train_here(run) == "finished"
-    assert run.read_events("resumed")[0]["precision"] == other

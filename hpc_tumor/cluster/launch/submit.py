@@ -37,6 +37,7 @@ from hpc_tumor.cluster.launch.sbatch import clean_environment, require_sbatch
 from hpc_tumor.cluster.launch.script import log_folder
 from hpc_tumor.cluster.launch.snapshot import code_snapshot
 from hpc_tumor.cluster.observe.job_record import JobRecord
+from hpc_tumor.cluster.plan.fit import check_torch
 from hpc_tumor.cluster.plan.plan import Plan, make_plan
 from hpc_tumor.config import ClusterProfile, Experiment
 from hpc_tumor.errors import ClusterError, HpcTumorError, UsageError
@@ -171,13 +172,14 @@ def resume_run(run: RunDir, gpus: int | None = None) -> Submission:
         gpus: new number of GPUs; the global batch size stays the same.
 
     Raises:
-        UsageError: the run is queued, running or finished, is another user's, or was never submitted; or the number
-            of GPUs is not possible.
+        UsageError: the run is queued, running or finished, is another user's, or was never submitted; the number of
+            GPUs is not possible; or torch has no code for them.
         ClusterError: SLURM is missing or refuses; the run is left unchanged.
     """
     profile, plan = read_own_submission(run)
     check_runs(run.path.parent, profile)
     require_sbatch(profile, "submit with --cluster local")
+    check_torch(plan, profile)
     with held() as interrupt_if_asked, _claimed(run), _restored(run):
         refuse_active([run])
         refuse_changed_settings(run)
@@ -194,6 +196,7 @@ def resume_all(runs: Sequence[RunDir]) -> dict[str, HpcTumorError]:
     for run in runs:
         try:
             profile, plan = read_own_submission(run)
+            check_torch(plan, profile)
             by_profile.setdefault(profile.model_dump_json(), (profile, []))[1].append(
                 PlannedRun(run.experiment(), plan, run)
             )

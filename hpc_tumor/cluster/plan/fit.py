@@ -10,6 +10,7 @@ from hpc_tumor.cluster.describe.site import Facts, Limits, NodeKind, Partition, 
 from hpc_tumor.cluster.plan.plan import Plan
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.errors import UsageError, unknown
+from hpc_tumor.system.torch_builds import advice, archs_of_wheel, capability_of, installed_build, refusal, runs_on
 from hpc_tumor.vocabulary import hours
 
 _UNLIMITED = 10**9  # CPUs or GB
@@ -21,6 +22,24 @@ class Fitted:
 
     plan: Plan
     notes: tuple[str, ...] = ()
+
+
+def check_torch(plan: Plan, profile: ClusterProfile) -> None:
+    """Raise UsageError if the torch that a job would import has no code for the GPUs that the profile names.
+
+    Each rank checks its own GPU when it starts. Only it can tell for builds other than official wheels, for modules and
+    set-up lines that may bring another torch, and for other nodes than those of the profile.
+    """
+    environment, slurm = profile.environment, profile.slurm
+    may_differ = environment.modules or environment.setup or "PYTHONPATH" in environment.variables
+    elsewhere = (plan.partition, plan.constraint) != (slurm.partition, slurm.constraint)
+    model = profile.node.gpu_model or slurm.gpu_type
+    capability, build = capability_of(model), installed_build()
+    if not plan.gpus_per_node or may_differ or elsewhere or capability is None or build is None:
+        return
+    archs = archs_of_wheel(build)
+    if archs and not runs_on(archs, capability):
+        raise UsageError(f"{refusal(f'{model} of {profile.name}', capability, build, archs)}: {advice(capability)}.")
 
 
 def fit_to_cluster(plan: Plan, profile: ClusterProfile, facts: Facts, asked: set[str]) -> Fitted:

@@ -12,8 +12,10 @@ import numpy as np
 from torch import Tensor
 
 from hpc_tumor.data.feed.intensity import grey, saturate, shift_hue
-from hpc_tumor.data.feed.per_image import PerImage, balanced_factors, on_device
-from hpc_tumor.data.feed.warp import Motion, move, sampling_grid
+from hpc_tumor.data.feed.per_image import PerImage, balanced_factors, per_image
+from hpc_tumor.data.feed.transfer import all_on_device
+from hpc_tumor.data.feed.warp import Motion, grid_lines, move, move_masked, sampling_grid
+from hpc_tumor.system import devices
 
 MAX_ROTATION = 10.0  # degrees
 JITTER = 0.2  # of brightness, contrast, saturation and hue
@@ -76,13 +78,15 @@ def augment_images(images: Tensor, parameters: ImageParameters) -> Tensor:
     parameters.check(images)
     still = np.zeros(len(parameters), dtype=bool)
     motion = Motion(still, parameters.flip, parameters.angle, np.ones(len(parameters)))
-    grid = sampling_grid(motion, images)
-    return _jitter(move(images, motion, grid, "bilinear"), parameters)
+    masked = devices.is_gpu(images.device)
+    lines = grid_lines(motion if masked else motion[motion.warped], *images.shape[-2:])
+    amounts = [motion.warped, parameters.brightness, parameters.contrast, parameters.saturation, parameters.hue]
+    across, down, warped, *factors = all_on_device([*lines, *map(per_image, amounts)], images.device)
+    grid = sampling_grid(across, down)
+    return _jitter(move_masked(images, grid, warped) if masked else move(images, motion, grid, "bilinear"), *factors)
 
 
-def _jitter(images: Tensor, parameters: ImageParameters) -> Tensor:
-    factors = np.stack([parameters.brightness, parameters.contrast, parameters.saturation, parameters.hue])
-    brightness, contrast, saturation, hue = on_device(factors.astype(np.float32), images.device).view(4, -1, 1, 1, 1)
+def _jitter(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: Tensor) -> Tensor:
     images.mul_(brightness).clamp_(0, 1)
     # Reduced in two steps: in one, an image's mean could depend on the batch size.
     mean = grey(images).mean(-1, keepdim=True).mean(-2, keepdim=True)

@@ -7,15 +7,18 @@ gamma, in this order.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
 
 from hpc_tumor.data.feed.intensity import blur, brighten_and_contrast, gamma, inside_brain, noise
-from hpc_tumor.data.feed.per_image import balanced_factors, on_device
-from hpc_tumor.data.feed.warp import Motion, move, sampling_grid
+from hpc_tumor.data.feed.masked import WINDOWS, move_and_change, noise_windows, symmetric_weights
+from hpc_tumor.data.feed.per_image import balanced_factors, per_image
+from hpc_tumor.data.feed.transfer import all_on_device, on_device
+from hpc_tumor.data.feed.warp import Motion, grid_lines, move, sampling_grid
+from hpc_tumor.system import devices
 
 WARP_CHANCE = 0.3  # of a rotation, and independently of a change of scale
 CHANCE = 0.15  # of each change of intensity
@@ -72,8 +75,8 @@ def draw_slice_parameters(n: int, seed: int, epoch: int, step: int) -> SlicePara
 def augment_slices(images: Tensor, labels: Tensor, parameters: SliceParameters) -> tuple[Tensor, Tensor]:
     """Move slices together with their labels, then change the intensities inside the brain.
 
-    Slices that are only flipped are not resampled; labels are resampled by nearest neighbour. Each change is computed
-    only for the slices drawn for it.
+    Slices that are only flipped are not resampled; labels are resampled by nearest neighbour. On a CPU each change is
+    computed only for the slices drawn for it; for GPUs see `augment_masked`.
 
     Args:
         images: `(N, C, H, W)` float32 z-scores, background exactly 0, which it remains; not modified.
@@ -83,11 +86,34 @@ def augment_slices(images: Tensor, labels: Tensor, parameters: SliceParameters) 
     Raises:
         ValueError: the number of slices and of parameters differ.
     """
+    if devices.is_gpu(images.device):
+        return augment_masked(images, labels, parameters)
     parameters.check(images)
-    grid = sampling_grid(parameters, images)
+    lines = grid_lines(parameters[parameters.warped], *images.shape[-2:])
+    grid = sampling_grid(*all_on_device(lines, images.device))
     moved = move(images, parameters, grid, "bilinear")
     _change_intensities(moved, parameters)
     return moved, move(labels.unsqueeze(1), parameters, grid, "nearest").squeeze(1)
+
+
+def augment_masked(images: Tensor, labels: Tensor, parameters: SliceParameters) -> tuple[Tensor, Tensor]:
+    """Return what `augment_slices` does, from few kernels that are the same for any parameters, as on GPUs.
+
+    Each change is computed for all slices, with amounts that change nothing where it was not drawn. On a CPU that would
+    be slower. Results are equal but for rounding, and for noise, of which `noise_windows` has other numbers.
+    """
+    parameters.check(images)
+    amounts = all_on_device(slice_amounts(parameters, images.shape), images.device)
+    return move_and_change(images, labels, noise_windows(*images.shape[1:], images.device), *amounts)
+
+
+def slice_amounts(parameters: SliceParameters, shape: Sequence[int]) -> list[np.ndarray]:
+    """Return the amounts that `move_and_change` takes for slices of `shape` `(N, C, H, W)`, from `across` on."""
+    p = parameters
+    factor, shift = p.brightness * p.contrast, p.brightness * (1 - p.contrast)
+    per_slice = (p.warped, p.gamma != 1, p.noise, factor, shift, p.gamma)
+    bells = np.repeat(symmetric_weights(p.blur), shape[1], 0)
+    return [*grid_lines(p, *shape[2:]), p.noise_seed % WINDOWS, bells, *map(per_image, per_slice)]
 
 
 def _change_intensities(images: Tensor, parameters: SliceParameters) -> None:

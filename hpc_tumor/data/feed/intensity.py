@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hpc_tumor.data.feed.per_image import on_device
+from hpc_tumor.data.feed.transfer import on_device
 
 LUMA = (0.2989, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601, as torchvision rounds it
 BLUR_RADIUS = 3  # pixels: three standard deviations of the widest blur
@@ -61,8 +61,7 @@ def blur(images: Tensor, sigma: np.ndarray) -> Tensor:
     Uses sums of shifted images instead of a convolution: cuDNN may round to TF32, and would search for an algorithm for
     every batch size.
     """
-    bell = np.exp(-0.5 * (np.arange(BLUR_RADIUS + 1)[:, None] / sigma) ** 2)
-    weights = on_device((bell / (2 * bell.sum(0) - bell[0])).astype(np.float32), images.device)[..., None, None, None]
+    weights = on_device(blur_weights(sigma), images.device)[..., None, None, None]
     padded = F.pad(images, [BLUR_RADIUS] * 4, mode="reflect")
     for side in (2, 3):
         size = padded.shape[side] - 2 * BLUR_RADIUS
@@ -72,6 +71,13 @@ def blur(images: Tensor, sigma: np.ndarray) -> Tensor:
             smooth.add_((before + after).mul_(weights[k]))
         padded = smooth
     return padded
+
+
+def blur_weights(sigma: np.ndarray) -> np.ndarray:
+    """Return the weights of Gaussians of `sigma` `(n,)` pixels at distances from 0, `(BLUR_RADIUS + 1, n)` float32."""
+    bell = np.exp(-0.5 * (np.arange(BLUR_RADIUS + 1)[:, None] / sigma) ** 2)
+    weights: np.ndarray = (bell / (2 * bell.sum(0) - bell[0])).astype(np.float32)
+    return weights
 
 
 def inside_brain(images: Tensor) -> Tensor:

@@ -6,10 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Self
 
 import numpy as np
-import torch
 from torch import Tensor
-
-from hpc_tumor.system import devices
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,9 +30,6 @@ def balanced_factors(draw: np.ndarray, low: float, high: float) -> np.ndarray:
     return np.interp(draw, [0, 0.5, 1], [low, 1, high])
 
 
-def on_device(values: np.ndarray, device: torch.device) -> Tensor:
-    """Copy `values` to the device without waiting for a GPU."""
-    tensor = torch.from_numpy(np.ascontiguousarray(values))
-    if devices.is_gpu(device):  # a copy from pageable memory would wait for the GPU's queue
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+def per_image(values: np.ndarray) -> np.ndarray:
+    """Shape one value per image as `(n, 1, 1, 1)`, for products with `(n, C, H, W)`; numbers become float32."""
+    return values.reshape(-1, 1, 1, 1).astype(values.dtype if values.dtype == bool else np.float32)

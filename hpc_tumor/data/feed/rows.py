@@ -1,11 +1,12 @@
 """Stored samples of a part by position on the training device, read ahead or from the row cache.
 
 Reads use a few recycled buffers: allocating memory for every batch would cost as much as reading. For a GPU the buffers
-are pinned, so that copies overlap with computation.
+are pinned and copied on a stream of their own, so that copies overlap with computation.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,21 +15,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpc_tumor.data.feed.per_image import on_device
 from hpc_tumor.data.feed.row_cache import RowCache
+from hpc_tumor.data.feed.transfer import Uploads, all_on_device
 from hpc_tumor.data.store.shards import Pending
 from hpc_tumor.system import devices
 
 Arrays = tuple[np.ndarray, ...]
 FILL_AT_ONCE = 64  # samples read per request
+# Buffers that rest, on a GPU, before the oldest is used again. A training step is checked one step late, when
+# the GPU has used that buffer. An evaluation does not wait for its batches, but runs only this far ahead of the GPU.
+RESTING = 2
+# torch has few operations on these types on a GPU. Their rows are moved as signed integers of the same width.
+_SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
 
 
 @dataclass
 class Buffer:
-    """Memory for the samples of one batch; `copied` is the event after the copy to a GPU."""
+    """Memory for the samples of one batch; `used` is the event after a GPU's last use of their copies."""
 
     tensors: tuple[Tensor, ...]
-    copied: Any = None
+    used: torch.Event | None = None
 
     def arrays(self, n: int) -> Arrays:
         return tuple(tensor[:n].numpy() for tensor in self.tensors)
@@ -63,7 +69,8 @@ class Rows:
         self.kept: RowCache | None = None
         self._empty = empty
         self._read = read
-        self._free: list[Buffer] = []
+        self._free: deque[Buffer] = deque()
+        self._uploads = Uploads(device) if devices.is_gpu(device) else None
 
     def like(self) -> Arrays:
         """Return arrays of one row, as examples of shape and type."""
@@ -77,34 +84,37 @@ class Rows:
         reading = self._read(missing, buffer.arrays(len(missing))) if len(missing) else None
         return Request(positions, missing, reading, buffer)
 
-    def take(self, request: Request) -> tuple[Tensor, ...]:
-        """Return the rows on the device. On a CPU they are views of the request's buffer: `release` it after use."""
-        n, missing = len(request.positions), request.missing
-        kept = self.kept
+    def take(self, request: Request, *beside: np.ndarray) -> tuple[Tensor, ...]:
+        """Return the rows on the device, then the arrays `beside`, which travel together.
+
+        On a CPU the rows are views of the request's buffer: `release` it after use.
+        """
+        n, missing, kept = len(request.positions), request.missing, self.kept
         if kept is None:
-            return tuple(self._to_device(tensor[:n]) for tensor in request.buffer.tensors)
-        if len(missing):
-            if kept.on_device:
-                places = on_device(missing, self.device)
-                for tensor, new in zip(kept.tensors, request.buffer.tensors, strict=True):
-                    tensor.index_copy_(0, places, self._to_device(new[: len(missing)]))
-            else:
-                for array, rows in zip(kept.arrays, request.buffer.arrays(len(missing)), strict=True):
-                    array[missing] = rows
+            rows = self._upload(request.buffer, n)
+        elif kept.on_device:
+            places, new_places, *moved = all_on_device([request.positions, missing, *beside], self.device)
+            if len(missing):
+                new = self._upload(request.buffer, len(missing))
+                for tensor, row in zip(kept.tensors, new, strict=True):
+                    _signed(tensor).index_copy_(0, new_places, _signed(row))
+                kept.add(missing)
+            rows = [_signed(tensor).index_select(0, places).view(tensor.dtype) for tensor in kept.tensors]
+            return *rows, *moved
+        else:
+            for array, read in zip(kept.arrays, request.buffer.arrays(len(missing)), strict=True):
+                array[missing] = read
             kept.add(missing)
-        if kept.on_device:
-            places = on_device(request.positions, self.device)
-            return tuple(tensor.index_select(0, places) for tensor in kept.tensors)
-        places = torch.from_numpy(request.positions)
-        pairs = zip(kept.tensors, request.buffer.tensors, strict=True)
-        gathered = [torch.index_select(tensor, 0, places, out=into[:n]) for tensor, into in pairs]
-        return tuple(self._to_device(tensor) for tensor in gathered)
+            places = torch.from_numpy(request.positions)
+            for tensor, into in zip(kept.tensors, request.buffer.tensors, strict=True):
+                torch.index_select(tensor, 0, places, out=into[:n])
+            rows = self._upload(request.buffer, n)
+        return *rows, *all_on_device(beside, self.device)
 
     def release(self, request: Request) -> None:
-        """Recycle the request's buffer after pending copies to the GPU."""
-        if devices.is_gpu(self.device):
-            request.buffer.copied = torch.Event()
-            request.buffer.copied.record()
+        """Recycle the request's buffer. A GPU may still be using the rows that were taken."""
+        if self._uploads is not None:
+            request.buffer.used = torch.accelerator.current_stream(self.device).record_event()
         self._free.append(request.buffer)
 
     def fill(self, alive: Callable[[], None]) -> None:
@@ -120,14 +130,21 @@ class Rows:
             alive()
 
     def _buffer(self, n: int) -> Buffer:
-        while self._free:
-            buffer = self._free.pop()
+        pinned = self._uploads is not None
+        while len(self._free) > (RESTING if pinned else 0):
+            buffer = self._free.popleft()  # the oldest: its copies ended first
             if len(buffer.tensors[0]) >= n:
-                if buffer.copied is not None:
-                    buffer.copied.synchronize()
+                if buffer.used is not None and not buffer.used.query():
+                    buffer.used.synchronize()
                 return buffer
         tensors = (torch.from_numpy(array) for array in self._empty(n))
-        return Buffer(tuple(tensor.pin_memory() if devices.is_gpu(self.device) else tensor for tensor in tensors))
+        return Buffer(tuple(torch.empty_like(tensor, pin_memory=True) if pinned else tensor for tensor in tensors))
 
-    def _to_device(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.device, non_blocking=True)
+    def _upload(self, buffer: Buffer, n: int) -> list[Tensor]:
+        """Return the first `n` rows of a buffer on the device."""
+        rows = [tensor[:n] for tensor in buffer.tensors]
+        return rows if self._uploads is None else self._uploads.upload(rows)
+
+
+def _signed(tensor: Tensor) -> Tensor:
+    return tensor.view(_SIGNED.get(tensor.dtype, tensor.dtype))

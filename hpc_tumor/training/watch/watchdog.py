@@ -9,7 +9,9 @@ ranks once its own rank stands still. The cases:
   exit once they have stood still, and it has been silent, for 120 s, or half of `timeout` if that is less.
 - A rank dies and its connections break: the others fail at once, and `explain_loss` names it within 5 s. If no
   connection breaks, or NCCL does not notice, the rank is silent, as above.
-- A rank that is slow but marks progress is left alone, and so are those that wait for it.
+- A rank that is slow but marks progress is left alone, and so are those that wait for it. Who waits for whom is known
+  by the number of collectives that each rank has begun, which all begin in the same order: a rank behind the others
+  keeps them waiting, wherever they stand (on a GPU also in a copy, or in a launch into a full queue).
 
 Time in which this process did not run (suspended by SLURM, a laptop asleep) does not count. In a single process, a
 native call that holds the GIL blocks this thread, too, so such a hang is not detected.
@@ -31,8 +33,6 @@ from typing import Any, Protocol
 
 from hpc_tumor.training.watch.torch_errors import is_rank_loss
 
-# Phases in which a rank may wait for another one. In all others it works alone.
-WAITING = frozenset({"rendezvous", "backward", "agree", "sum", "gather", "broadcast", "end"})
 EXPLAIN_SECONDS = 5.0
 _REPORT_SECONDS = 5.0  # a hanging log or run directory must not keep a rank from exiting
 _MOST_QUIET = 120.0
@@ -69,6 +69,9 @@ class Mark:
     Attributes:
         beat: number of renewals.
         step: steps since training began, over all epochs; -1 before the first.
+        collectives: number of collectives begun.
+        waits: in a collective, so that it may wait for another rank.
+        since: seconds since the last collective was begun, measured by the rank itself.
         still: seconds without progress, measured by the rank itself.
         silent: seconds since the mark was renewed, measured by the reader.
     """
@@ -78,12 +81,11 @@ class Mark:
     beat: int = 0
     phase: str = "start"
     step: int = -1
+    collectives: int = 0
+    waits: bool = False
+    since: float = 0.0
     still: float = 0.0
     silent: float = 0.0
-
-    @property
-    def waits(self) -> bool:
-        return self.phase in WAITING
 
     @property
     def name(self) -> str:
@@ -126,14 +128,19 @@ def judge(marks: list[Mark | None], own: int, timeout: float, quiet: float) -> V
             f"rank {absent} did not join the others within {still:.0f} s: it did not start, hung before joining, or"
             " cannot reach the node of rank 0",
         )
-    # While some rank makes progress, others may wait for it at length: then only a rank that works alone is hung.
     hung = [mark for mark in present if mark.still >= timeout]
-    at_fault = hung if len(hung) == len(present) else [mark for mark in hung if not mark.waits]
+    working = [mark for mark in present if mark.still < timeout]
+    # A rank in a collective needs those that have begun no later one. One that has just begun a collective may have
+    # been behind until then: the result may still be on its way.
+    at_fault = [
+        mark
+        for mark in hung
+        if not any(other.collectives < mark.collectives + mark.waits or other.since < quiet for other in working)
+    ]
     if not at_fault:
         return None
-    # Ranks may wait in a phase without marking it (a full queue of kernels): the one that stopped first is at fault.
-    behind = min(at_fault, key=lambda mark: (mark.step, mark.waits, -mark.still))
-    if behind.waits and len(hung) > 1 and all(mark.step == behind.step for mark in hung):
+    behind = min(at_fault, key=lambda mark: (mark.collectives, mark.waits, -mark.still))
+    if behind.waits and len(hung) > 1 and all(mark.collectives == behind.collectives for mark in hung):
         phases = ", ".join(f"rank {mark.rank} in {mark.phase}" for mark in hung[:8])
         return Verdict(None, f"no rank has made progress for {behind.still:.0f} s: all wait for each other ({phases})")
     return Verdict(behind.rank, f"{behind.name} has made no progress for {behind.still:.0f} s (in {behind.position})")
@@ -167,6 +174,7 @@ class Watchdog:
         self._every = min(1.0, timeout / 20)
         self._quiet = min(_MOST_QUIET, timeout / 2)
         self._count, self._phase, self._step, self._still = 0, "start", -1, 0.0
+        self._collectives, self._waits, self._since = 0, False, 0.0
         self._asked = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -193,18 +201,26 @@ class Watchdog:
         if self._thread.is_alive():
             self._thread.join(_REPORT_SECONDS)
 
-    def mark(self, phase: str, step: int | None = None) -> None:
-        """Note progress: `phase` begins. `step` counts over all epochs; None keeps the last one."""
+    def mark(self, phase: str, step: int | None = None, *, collective: bool = False, waits: bool = False) -> None:
+        """Note progress: `phase` begins.
+
+        Args:
+            step: counts over all epochs; None keeps the last one.
+            collective: a collective begins as well, which every rank counts.
+            waits: the phase may wait for the other ranks.
+        """
         self._count += 1
         self._phase = phase
+        self._collectives += collective
+        self._waits = waits
         if step is not None:
             self._step = step
 
     @contextmanager
     def waiting(self, phase: str) -> Iterator[None]:
-        """Mark a phase of WAITING within the block, and the phase before it afterwards."""
+        """Mark a collective, which waits for the other ranks, within the block, and the phase before it afterwards."""
         before = self._phase
-        self.mark(phase)
+        self.mark(phase, collective=True, waits=True)
         yield
         self.mark(before)  # not after an error, which occurred while waiting
 
@@ -230,15 +246,19 @@ class Watchdog:
         return None
 
     def _own(self) -> Mark:
-        return Mark(self.rank, socket.gethostname(), 0, self._phase, self._step, self._still)
+        return Mark(
+            self.rank, socket.gethostname(), 0, self._phase, self._step, self._collectives, self._waits, self._since,
+            self._still,
+        )  # fmt: skip
 
     def _watch(self) -> None:
-        last, count = time.monotonic(), self._count
+        last, count, collectives = time.monotonic(), self._count, self._collectives
         while not self._stop.wait(self._every):
             now = time.monotonic()
             ran = min(now - last, 2 * self._every)  # longer: this process was suspended, not hung
             self._still = self._still + ran if self._count == count else 0.0
-            last, count = now, self._count
+            self._since = self._since + ran if self._collectives == collectives else 0.0
+            last, count, collectives = now, self._count, self._collectives
             if verdict := self._look(ran):
                 self._end(verdict)
 

@@ -16,10 +16,13 @@ from sites import JEAN_ZAY, LEONARDO, ORFEO
 from hpc_tumor.cluster.describe.facts import read_facts
 from hpc_tumor.cluster.describe.profiles import find_profile
 from hpc_tumor.cluster.describe.site import Facts, Limits, NodeKind, Partition
-from hpc_tumor.cluster.plan.fit import Fitted, fit_to_cluster
+from hpc_tumor.cluster.plan import fit as fit_module
+from hpc_tumor.cluster.plan.fit import Fitted, check_torch, fit_to_cluster
 from hpc_tumor.cluster.plan.plan import Plan, make_plan
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.errors import UsageError
+from hpc_tumor.system import torch_builds
+from hpc_tumor.system.torch_builds import TorchBuild
 
 Site = Callable[[dict[str, str]], Facts]
 STUDENT = profile_with(slurm={"partition": "GPU", "account": "dssc"})
@@ -242,3 +245,42 @@ def test_the_real_controller_agrees(narrow: str, gpus: int, options: dict[str, A
     else:
         refusal(profile, gpus, read_facts(), **options)
         assert not taken_by_sbatch(make_plan(profile, gpus, **options))
+
+
+FOR_13, FOR_126 = TorchBuild("2.14.1+cu130", "13.0"), TorchBuild("2.14.1+cu126", "12.6")
+V100 = {"node": {"gpus": 2, "cpus": 24, "memory_gb": 234, "gpu_model": "V100 PCIe 32 GB"}}
+
+
+@pytest.mark.parametrize(
+    ("build", "sections", "options", "refused"),
+    [
+        (FOR_13, V100, {}, True),
+        (FOR_126, V100, {}, False),
+        (FOR_13, {"slurm": {"gpu_type": "V100"}}, {}, True),
+        (FOR_13, {"node": {**V100["node"], "gpu_model": "A100 SXM 40 GB"}}, {}, False),
+        # The node will tell.
+        (FOR_13, {}, {}, False),
+        (None, V100, {}, False),
+        (TorchBuild("2.14.1", "13.0"), V100, {}, False),
+        (FOR_13, {**V100, "environment": {"modules": ["pytorch/2.6"]}}, {}, False),
+        (FOR_13, {**V100, "environment": {"variables": {"PYTHONPATH": "/site"}}}, {}, False),
+        (FOR_13, V100, {"partition": "A100"}, False),
+        (FOR_13, V100, {"constraint": "a100"}, False),
+    ],
+)
+def test_a_torch_without_code_for_the_gpus_of_the_profile(
+    monkeypatch: pytest.MonkeyPatch,
+    build: TorchBuild | None,
+    sections: dict[str, Any],
+    options: dict[str, Any],
+    refused: bool,
+) -> None:
+    monkeypatch.setattr(fit_module, "installed_build", lambda: build)
+    monkeypatch.setattr(torch_builds.platform, "machine", lambda: "x86_64")
+    profile = profile_with(**sections)
+    plan = make_plan(profile, 2, **options)
+    if not refused:
+        check_torch(plan, profile)
+        return
+    with pytest.raises(UsageError, match=r"V100.* of two-gpu-nodes .* install torch 2\.6 to 2\.14 with CUDA 12\.6"):
+        check_torch(plan, profile)

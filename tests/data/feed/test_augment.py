@@ -11,6 +11,7 @@ import torch
 from torchvision.transforms import functional as TF
 
 from hpc_tumor.data.feed.augment import ImageParameters, augment_images, draw_image_parameters
+from hpc_tumor.data.feed.warp import Motion, grid_lines, move, move_masked, sampling_grid
 
 SHAPES = [(1, 32, 32), (1, 64, 48), (3, 47, 65), (3, 240, 136), (1, 240, 240)]
 BILINEAR = TF.InterpolationMode.BILINEAR
@@ -168,3 +169,13 @@ def test_images_that_cannot_be_augmented_are_refused() -> None:
         augment_images(torch.zeros(1, 4, 8, 8), parameters())
     with pytest.raises(ValueError, match="2 images with parameters for 3"):
         augment_images(torch.zeros(2, 1, 8, 8), parameters(3))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_gpus_move_images_as_cpus_do(shape: tuple[int, int, int]) -> None:
+    images, flip = random_images(6, *shape), np.array([0, 1, 0, 1, 0, 1], dtype=bool)
+    motion = Motion(~flip, flip, np.array([0, 0, 0.1, -0.1, 0, 0.2]), np.array([1, 1, 1, 1, 1.1, 0.9]))
+    warped = motion[motion.warped]
+    lines, theirs = ([torch.from_numpy(line) for line in grid_lines(m, *shape[1:])] for m in (motion, warped))
+    ours = move_masked(images, sampling_grid(*lines), torch.from_numpy(motion.warped).view(-1, 1, 1, 1))
+    assert torch.equal(ours, move(images, motion, sampling_grid(*theirs), "bilinear"))

@@ -11,11 +11,13 @@ import time
 import timeit
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 
 from hpc_tumor.cluster.node.local import rank_variables
 from hpc_tumor.errors import TrainingError
@@ -27,16 +29,28 @@ TIMEOUT = 3.0  # seconds; a rank counts as gone after half of that
 MARGIN = 8.0  # by which ranks end later than that, on a busy machine
 
 
-def at(rank: int, phase: str, step: int = 7, still: float = 900.0, silent: float = 0.0) -> Mark:
-    return Mark(rank, f"gpu00{rank}", beat=5, phase=phase, step=step, still=still, silent=silent)
+def at(rank: int, phase: str, collectives: int = 20, **more: float) -> Mark:
+    """Return the mark of a rank that stands still for 900 s, and began its last collective before that."""
+    return replace(Mark(rank, f"gpu00{rank}", 5, phase, 7, collectives, since=950, still=900), **more)
+
+
+def joined(rank: int, phase: str, collectives: int = 21, **more: float) -> Mark:
+    """Return the mark of a rank that has begun the next collective, and waits in it."""
+    return at(rank, phase, collectives, waits=True, **{"since": 900, **more})
 
 
 def judged(*marks: Mark | None, own: int = 0) -> Verdict | None:
     return judge(list(marks), own, timeout=900, quiet=120)
 
 
+def named(*marks: Mark | None) -> int | None:
+    verdict = judged(*marks)
+    assert verdict is not None
+    return verdict.rank
+
+
 def test_the_rank_that_works_alone_is_the_cause() -> None:
-    marks = [at(0, "backward", still=910), at(1, "data"), at(2, "agree", still=905)]
+    marks = [joined(0, "backward", still=910), at(1, "data"), joined(2, "agree", still=905)]
     for own in range(3):
         assert judged(*marks, own=own) == Verdict(
             1, "rank 1 on gpu001 has made no progress for 900 s (in data, step 7)"
@@ -44,45 +58,61 @@ def test_the_rank_that_works_alone_is_the_cause() -> None:
 
 
 def test_the_rank_furthest_behind_is_the_cause_even_where_it_waits() -> None:
-    verdict = judged(at(0, "data", step=8), at(1, "backward", step=7), at(2, "forward", step=8))
-    assert verdict is not None
-    assert verdict.rank == 1
+    assert named(at(0, "data", 25), joined(1, "backward", 21), at(2, "forward", 24)) == 1
+
+
+def test_of_ranks_that_have_begun_the_same_the_one_that_does_not_wait_is_the_cause() -> None:
+    others = joined(0, "backward"), joined(2, "backward", still=910)
+    assert named(others[0], at(1, "loss", 21), others[1]) == 1
+    assert judged(others[0], at(1, "loss", 21, still=899), others[1]) is None
 
 
 def test_of_ranks_with_full_queues_the_first_to_stop_is_the_cause() -> None:
-    verdict = judged(at(0, "forward", still=902), at(1, "update", still=903), at(2, "forward", still=901))
-    assert verdict is not None
-    assert verdict.rank == 1
+    assert named(at(0, "forward", still=902), at(1, "update", still=903), at(2, "forward", still=901)) == 1
 
 
 @pytest.mark.parametrize("still", [0.0, 100.0, 899.0])
-def test_whoever_waits_for_a_rank_that_goes_on_is_left_alone(still: float) -> None:
-    assert judged(at(0, "agree", still=5000), at(1, "evaluate", still=still)) is None
+@pytest.mark.parametrize(
+    "waiting",
+    [
+        joined(0, "agree", still=5000),
+        # On GPUs: in a copy of results, in a launch into a full queue, wherever the next version waits.
+        *(at(0, phase, 22, still=5000) for phase in ("metrics", "data", "forward", "evaluate", "checkpoint", "new")),
+    ],
+    ids=lambda mark: mark.phase,
+)
+def test_whoever_waits_for_a_rank_that_goes_on_is_left_alone(waiting: Mark, still: float) -> None:
+    assert judged(waiting, at(1, "evaluate", still=still, since=6000)) is None
+
+
+def test_whoever_waited_for_a_rank_that_has_just_come_is_left_alone() -> None:
+    """Its result may still be on its way; but not for long."""
+    assert judged(at(0, "metrics", 22), joined(1, "backward", 22, still=1, since=1)) is None
+    assert judged(joined(0, "agree", 22), joined(1, "agree", 22, still=1, since=1)) is None
+    assert named(at(0, "metrics", 22), at(1, "evaluate", 22, still=1, since=120)) == 0
 
 
 def test_a_rank_that_hangs_at_work_is_named_even_while_another_goes_on() -> None:
-    verdict = judged(at(0, "agree", step=3), at(1, "data"), at(2, "evaluate", step=1, still=2))
-    assert verdict is not None
-    assert verdict.rank == 1
+    assert named(joined(0, "agree"), at(1, "data"), at(2, "evaluate", still=2)) == 1
 
 
 def test_a_silent_rank_is_gone_long_before_the_timeout_unless_the_others_go_on() -> None:
-    verdict = judged(at(0, "backward", still=120), at(1, "data", still=3, silent=120))
+    verdict = judged(joined(0, "backward", still=120), at(1, "data", still=3, silent=120))
     assert verdict is not None
     assert (verdict.rank, "silent for 120 s" in verdict.reason) == (1, True)
-    assert judged(at(0, "backward", still=119), at(1, "data", still=3, silent=300)) is None
-    assert judged(at(0, "backward", still=899), at(1, "data", still=3, silent=119)) is None
+    assert judged(joined(0, "backward", still=119), at(1, "data", still=3, silent=300)) is None
+    assert judged(joined(0, "backward", still=899), at(1, "data", still=3, silent=119)) is None
 
 
 def test_a_rank_that_never_came_is_named_after_the_whole_timeout() -> None:
-    assert judged(at(0, "rendezvous", still=899), None) is None
-    verdict = judged(at(0, "rendezvous", still=900), None)
+    assert judged(joined(0, "rendezvous", 1, still=899), None) is None
+    verdict = judged(joined(0, "rendezvous", 1, still=900), None)
     assert verdict is not None
     assert (verdict.rank, "did not join" in verdict.reason) == (1, True)
 
 
 def test_ranks_that_wait_for_each_other_are_all_named() -> None:
-    assert judged(at(0, "agree"), at(1, "backward")) == Verdict(
+    assert judged(joined(0, "agree"), joined(1, "backward")) == Verdict(
         None, "no rank has made progress for 900 s: all wait for each other (rank 0 in agree, rank 1 in backward)"
     )
 
@@ -126,6 +156,16 @@ def slow(distributed: Distributed) -> None:
         distributed.mark("evaluate", step)
         time.sleep(0.2)
     distributed.barrier()
+
+
+def slow_for_a_gpu(distributed: Distributed) -> None:
+    """Begin a collective, and wait for it in another phase, as a rank does whose GPU has a queue."""
+    for step in range(int(2 * TIMEOUT / 0.2) if distributed.rank == 1 else 0):
+        distributed.mark("data", step)
+        time.sleep(0.2)
+    distributed.mark("forward", 40, collective=True)
+    distributed.mark("metrics", 40)
+    dist.barrier()
 
 
 def steps(distributed: Distributed) -> None:
@@ -266,8 +306,11 @@ def test_a_rank_that_never_comes_is_named(ranks: Ranks, absent: int) -> None:
 
 
 @pytest.mark.slow
-def test_a_slow_rank_and_one_that_waits_for_it_are_left_alone(ranks: Ranks) -> None:
-    ranks.start(slow)
+@pytest.mark.parametrize("task", [slow, slow_for_a_gpu])
+def test_a_slow_rank_and_one_that_waits_for_it_are_left_alone(
+    ranks: Ranks, task: Callable[[Distributed], None]
+) -> None:
+    ranks.start(task)
     assert ranks.codes(2 * TIMEOUT + MARGIN + 10, 0, 1) == [0, 0]
 
 
