@@ -257,8 +257,11 @@ def test_bytes_are_those_of_the_tensors() -> None:
     assert mode.operations == 2
 
 
-def event(key: str, count: int, device: str = "CPU", spent: float = 0.0) -> SimpleNamespace:
-    return SimpleNamespace(key=key, count=count, device_type=SimpleNamespace(name=device), self_device_time_total=spent)
+def event(key: str, count: int, device: str = "CPU", spent: float = 0.0, annotation: bool = False) -> SimpleNamespace:
+    return SimpleNamespace(
+        key=key, count=count, device_type=SimpleNamespace(name=device), self_device_time_total=spent,
+        is_user_annotation=annotation,
+    )  # fmt: skip
 
 
 def test_a_profile_counts_launches_copies_and_waits_by_step() -> None:
@@ -267,13 +270,14 @@ def test_a_profile_counts_launches_copies_and_waits_by_step() -> None:
             event("aten::add", 40), event("cudaLaunchKernel", 30), event("cuLaunchKernelEx", 3),
             event("cudaMemcpyAsync", 6), event("cudaMemsetAsync", 3), event("cudaStreamSynchronize", 3),
             event("cudaDeviceSynchronize", 1), event("cudaEventSynchronize", 3),
-            event("gemm", 30, "CUDA", 600.0), event("Memcpy HtoD (Pageable -> Device)", 3, "CUDA", 9.0),
+            event("gemm", 30, "CUDA", 600.0), event("Optimizer.step", 3, "CUDA", 300.0, annotation=True),
+            event("Memcpy HtoD (Pageable -> Device)", 3, "CUDA", 9.0),
             event("Memcpy HtoD (Pinned -> Device)", 3, "CUDA", 9.0),
         ],
         steps=3,
     )  # fmt: skip
     assert (counts.launches, counts.copies, counts.fills, counts.pageable) == (11, 2, 1, 1)
-    assert counts.waits == pytest.approx(1)  # the wait for the device is the profile's own
+    assert counts.waits == pytest.approx(4 / 3)  # events are not counted: of the step before, a step may wait for one
     assert counts.kernels == {"gemm": (200.0, 10.0)}
     assert not summarise([event("aten::add", 40)], steps=3).saw_device
 

@@ -66,7 +66,7 @@ def _check_copies(name: str, counts: Profile, tell: Tell) -> None:
         tell.check(f"{name}no wait in the driver", None, why=_UNSEEN)
         return
     tell.check(f"{name}no copy from or to pageable memory", not counts.pageable, value=counts.pageable, limit=0)
-    tell.check(f"{name}no wait in the driver", not counts.waits, value=counts.waits, limit=0)
+    tell.check(f"{name}no wait in the driver", counts.waits <= 0, value=counts.waits, limit=0)
 
 
 def find_wait(call: Callable[[], object]) -> str | None:

@@ -6,6 +6,7 @@ the rest.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -30,6 +31,7 @@ def main() -> None:
             began = time.perf_counter()
             measure(item, job, tell)
             tell.send({"end": number, "seconds": time.perf_counter() - began})
+            gc.collect()  # frees the device's memory: training states contain themselves
     except BaseException as error:
         traceback.print_exc()
         tell.send({"error": f"{type(error).__name__}: {str(error).strip()[:600]}"})

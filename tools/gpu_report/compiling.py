@@ -8,17 +8,21 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import torch
 from benchmark_workers import cores
 
 from gpu_report.job import Job, Tell
+from hpc_tumor.system import devices
 
-_CORES_EACH = 3
+_CORES_EACH, _MEMORY_EACH = 3, 24 * 10**9
 
 
 def measure(item: dict[str, str], job: Job, tell: Tell) -> None:
     """Compile all networks in the fastest format; nothing else is measured meanwhile."""
     networks = item["networks"].split()
-    at_once = max(1, min(len(networks), cores() // _CORES_EACH))
+    device = torch.device(job.device)
+    room = devices.total_memory(device) // _MEMORY_EACH if devices.is_gpu(device) else 1
+    at_once = max(1, min(len(networks), cores() // _CORES_EACH, room))
     with ThreadPoolExecutor(at_once) as pool:
         for network, found in zip(networks, pool.map(lambda name: _compile(name, job), networks), strict=True):
             tell(**{network: found})

@@ -27,7 +27,7 @@ _LAUNCH = re.compile(r"(cuda|cu|hip)\w*Launch\w*|urEnqueueKernelLaunch\w*")
 _COPY = re.compile(r"(cuda|hip)Memcpy\w*|urEnqueueUSMMemcpy")
 _SET = re.compile(r"(cuda|hip)Memset\w*|urEnqueueUSMFill")
 _WAIT = re.compile(r"(cuda|hip)(Stream|Device)Synchronize|(cuda|hip)Memcpy(2D|3D)?|urQueueFinish")
-_NOT_KERNELS = ("Memcpy", "Memset", "ProfilerStep", "gpu_user_annotation")
+_NOT_KERNELS = ("Memcpy", "Memset")
 
 
 class BytesMode(TorchDispatchMode):
@@ -94,24 +94,33 @@ class Profile:
         return sum(spent for spent, _ in self.kernels.values())
 
 
-def profile_steps(step: Callable[[], None], device: torch.device, steps: int = 3) -> Profile:
+def profile_steps(step: Callable[[], object], device: torch.device, steps: int = 3) -> Profile:
     """Profile some steps."""
+    # The profiler waits, too, and its first profile loses events.
+    own = summarise(_profile(lambda: None, device, 1), 1).waits
+    counts = summarise(_profile(step, device, steps), steps)
+    counts.waits -= own / steps
+    return counts
+
+
+def _profile(step: Callable[[], object], device: torch.device, steps: int) -> Iterable[Any]:
     now(device)
     with profile(activities=devices.profiler_activities(device)) as trace:
         for _ in range(steps):
             step()
         now(device)
-    return summarise(trace.key_averages(), steps)
+    averages: Iterable[Any] = trace.key_averages()
+    return averages
 
 
 def summarise(events: Iterable[Any], steps: int) -> Profile:
-    """Sum up the profiler's averages by name; the wait at the end of the profile does not count."""
-    counts = Profile(waits=-1 / steps)
+    """Sum up the profiler's averages by name."""
+    counts = Profile()
     for event in events:
         number = event.count / steps
         if getattr(event.device_type, "name", "") in ("CUDA", "HIP", "XPU"):
             counts.pageable += number * (event.key.startswith("Memcpy") and "Pageable" in event.key)
-            if not event.key.startswith(_NOT_KERNELS):
+            if not event.is_user_annotation and not event.key.startswith(_NOT_KERNELS):
                 spent = event.self_device_time_total / steps
                 before = counts.kernels.get(event.key, (0.0, 0.0))
                 counts.kernels[event.key] = (before[0] + spent, before[1] + number)
@@ -123,5 +132,4 @@ def summarise(events: Iterable[Any], steps: int) -> Profile:
             counts.copies += number
         elif _SET.fullmatch(event.key):
             counts.fills += number
-    counts.waits = max(0.0, counts.waits)
     return counts

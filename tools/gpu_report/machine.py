@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from hpc_tumor.training.recipe import choose_precision, prepare_backend
 
 SIDES = (2048, 4096, 8192)  # of the matrices
 COPIED = 2**30  # bytes, more than any cache
+_WARM_UP = 0.5  # seconds until clocks and power have risen
 LAUNCHES = 200  # fewer than the queue of a GPU holds
 _SMI = ("driver_version", "pstate", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.draw", "power.limit",
         "temperature.gpu")  # fmt: skip
@@ -149,15 +151,14 @@ def _clocks(device: torch.device) -> dict[str, str] | None:
 def _while_busy(device: torch.device, look: Callable[[], Any]) -> Any:
     """Return the result of `look` while the device multiplies matrices."""
     a = torch.randn(4096, 4096, device=device)
-    began = time.perf_counter()
-    while time.perf_counter() - began < 0.5:
-        torch.mm(a, a)
-        devices.synchronize(device)
-    for _ in range(200):
-        torch.mm(a, a)
-    seen = look()
-    devices.synchronize(device)
-    return seen
+    with ThreadPoolExecutor(1) as pool:
+        seen, began = None, time.perf_counter()
+        while seen is None or not seen.done():
+            torch.mm(a, a)
+            devices.synchronize(device)
+            if seen is None and time.perf_counter() - began > _WARM_UP:
+                seen = pool.submit(look)
+        return seen.result()
 
 
 def _copy_rates(device: torch.device, size: int) -> dict[str, float]:

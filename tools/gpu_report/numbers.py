@@ -7,6 +7,7 @@ import math
 import benchmark_networks
 import torch
 from benchmark_networks import make_plain
+from benchmark_workers import cores
 from torch import Tensor, nn
 
 from gpu_report.job import Job, Tell
@@ -33,6 +34,7 @@ def measure(item: dict[str, str], job: Job, tell: Tell) -> None:
     """Compare one network in every number format of the device; the plain network on the CPU is the control."""
     name, cpu, device = item["network"], torch.device("cpu"), torch.device(job.device)
     vit.DROPOUT = benchmark_networks.DROPOUT = 0.0  # devices draw different numbers
+    torch.set_num_threads(cores())
     network, (images, targets) = tested_network(name, job), _samples(name, job)
     plain = make_plain(tested_network(name, job))
     plain.load_state_dict(network.state_dict())
