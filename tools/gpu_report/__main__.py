@@ -50,10 +50,10 @@ def main() -> int:
         shutil.rmtree(folder, ignore_errors=True)
     values = report.values
     print("\n".join(["", *summary(values), f"{report.markdown}  {report.json}"]), file=sys.stderr)
-    if values["state"] != "complete":
+    if values["state"] == "cut short":
         return 2
-    whole = all(part["state"] == "done" for part in values["parts"].values())
-    return 0 if whole and all(check["passed"] is not False for _, _, check in checks(values)) else 1
+    failed = any(check["passed"] is False for _, _, check in checks(values))
+    return 1 if failed or values["state"] == "incomplete" else 0
 
 
 def _run(conductor: Conductor, given: argparse.Namespace, job: Job) -> None:
@@ -85,6 +85,7 @@ def _prepare_environment(folder: str) -> None:
     for name in (*_CHILDREN_WITHOUT, *(name for name in os.environ if name.startswith("HPC_TUMOR_"))):
         os.environ.pop(name, None)
     os.environ["HPC_TUMOR_CONFIG_DIR"] = f"{folder}/no-configuration"
+    os.environ["XDG_CACHE_HOME"] = f"{folder}/cache"
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{folder}/inductor"
     os.environ["TRITON_CACHE_DIR"] = f"{folder}/triton"
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # silences the profiler's reports of its stages
