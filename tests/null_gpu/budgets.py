@@ -12,9 +12,9 @@ STEP = {
     "alexnet": (167, 173, 127),
     "vgg16": (264, 270, 196),
     "vit": (718, 724, 501),
-    "unet": (350, 356, 248),
-    "improved-unet": (775, 727, 479),
-    "attention-unet": (975, 927, 623),
+    "unet": (348, 354, 246),
+    "improved-unet": (773, 725, 477),
+    "attention-unet": (973, 925, 621),
 }
 # More with augmentation, by task, whatever is drawn.
 AUGMENTATION = {"classification": 14, "segmentation": 32}

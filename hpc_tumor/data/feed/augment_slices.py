@@ -11,12 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from hpc_tumor.data.feed.intensity import blur, brighten_and_contrast, gamma, inside_brain, noise
 from hpc_tumor.data.feed.masked import WINDOWS, move_and_change, noise_windows, symmetric_weights
 from hpc_tumor.data.feed.per_image import balanced_factors, per_image
-from hpc_tumor.data.feed.transfer import all_on_device, on_device
+from hpc_tumor.data.feed.transfer import all_on_device
 from hpc_tumor.data.feed.warp import Motion, grid_lines, move, sampling_grid
 from hpc_tumor.system import devices
 
@@ -90,7 +91,7 @@ def augment_slices(images: Tensor, labels: Tensor, parameters: SliceParameters) 
         return augment_masked(images, labels, parameters)
     parameters.check(images)
     lines = grid_lines(parameters[parameters.warped], *images.shape[-2:])
-    grid = sampling_grid(*all_on_device(lines, images.device))
+    grid = sampling_grid(*map(torch.from_numpy, lines))
     moved = move(images, parameters, grid, "bilinear")
     _change_intensities(moved, parameters)
     return moved, move(labels.unsqueeze(1), parameters, grid, "nearest").squeeze(1)
@@ -118,7 +119,7 @@ def slice_amounts(parameters: SliceParameters, shape: Sequence[int]) -> list[np.
 
 def _change_intensities(images: Tensor, parameters: SliceParameters) -> None:
     def amounts(values: np.ndarray) -> Tensor:
-        return on_device(values.astype(np.float32), images.device).view(-1, 1, 1, 1)
+        return torch.from_numpy(per_image(values))
 
     p = parameters
     _change(images, p, p.noise != 0, lambda part, p: noise(part, p.noise.tolist(), p.noise_seed.tolist()))
@@ -136,6 +137,6 @@ def _change(
     """Apply `change` in place to the brain of the images marked in `drawn`."""
     if not drawn.any():
         return
-    index = on_device(np.flatnonzero(drawn), images.device)
+    index = torch.from_numpy(np.flatnonzero(drawn))
     part = images.index_select(0, index)
     images.index_copy_(0, index, change(part, parameters[drawn]).mul_(inside_brain(part)))

@@ -9,7 +9,11 @@ import re
 
 from hpc_tumor.errors import HpcTumorError
 
-_MEMORY = ("can't allocate memory", "cannot allocate memory", "out of memory")
+_MEMORY = (
+    "can't allocate memory", "cannot allocate memory", "out of memory",
+    "alloc_failed",  # cuBLAS and cuDNN
+    "unable to find an engine",  # cuDNN, if no algorithm of a convolution gets its workspace
+)  # fmt: skip
 _LOST = (
     "connection closed by peer", "connection reset by peer", "broken pipe", "connection refused", "gloo", "nccl",
     "xccl", "socket", "timed out waiting", "application timeout",
