@@ -107,3 +107,21 @@ def test_a_gpu_that_torch_has_no_code_for_is_reported(null_gpu: NullGpu, job: Jo
 
     with pytest.raises(NullGpuError, match="has no code for sm_37"):
         null_gpu.call(measure, "machine", {"what": "device"}, job, capability=3.7, name="Tesla K80")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("ranks", "where", "waits"), [("2", "a GPU each", True), ("1", "a GPU each", True), ("2", "one GPU", False)]
+)
+def test_ranks_agree_but_their_weights_mean_nothing(
+    null_gpu: NullGpu, job: Job, ranks: str, where: str, waits: bool
+) -> None:
+    item = {"ranks": ranks, "on": where}
+    path = {"PYTHONPATH": ":".join([str(TOOLS), str(TOOLS.parent)])}
+    checks = null_gpu.call(measure, "ranks", item, job, devices=2, variables=path)
+    for network in ("unet", "improved-unet"):
+        assert checks[f"{network}: all ranks have the same weights"]["passed"]
+        assert not checks[f"{network}: the weights of one rank"]["passed"]
+        assert (f"{network}: no hidden wait on any rank" in checks) == waits
+    if waits:
+        assert checks["unet: no hidden wait on any rank"]["passed"]

@@ -24,6 +24,10 @@ RESERVE = 6.0  # seconds to end a child that hangs and to write the report
 _CHILDREN_WITHOUT = (
     "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS",
 )  # fmt: skip
+_DESCRIPTION = """Check and measure the GPU of this machine on synthetic data; write report.md, report.json and log.txt.
+
+The report is valid whenever it ends. See docs/how-to/gpu-report.md.
+"""
 _signals: list[str] = []
 
 
@@ -92,7 +96,7 @@ def _prepare_environment(folder: str) -> None:
 
 
 def _options() -> argparse.Namespace:
-    options = argparse.ArgumentParser(prog="tools/gpu_report.sh", description=sys.modules["gpu_report"].__doc__,
+    options = argparse.ArgumentParser(prog="tools/gpu_report.sh", description=_DESCRIPTION,
                                       formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     options.add_argument("--minutes", type=float, default=8.0, help="end after so many minutes; default: 8")
     options.add_argument("--output", type=Path, default=Path("gpu-report"), metavar="DIR", help="default: gpu-report")

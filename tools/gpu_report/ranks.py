@@ -108,7 +108,7 @@ def rank_main() -> None:
             torch.save(_train(alone)[0], _file(job, network, 0))
         if device.type == "cuda" and where == EACH:  # gloo waits for GPUs
             dist.barrier()
-            found.setdefault("waits", {})[network] = find_wait(partial(_train, running))
+            found.setdefault("waits", {})[network] = find_wait(partial(_take_steps, running, STEPS))
         dist.barrier()
     (Path(job.folder) / f"rank-{rank}.json").write_text(json.dumps(found))
     sys.stderr.flush()
@@ -121,11 +121,15 @@ def _experiment(network: str, job: Job) -> Any:
 
 def _train(running: Running) -> tuple[torch.Tensor, float]:
     """Return the weights after some steps, and the milliseconds of the last."""
-    for _ in range(STEPS):
-        began = now(running.device)
+    _take_steps(running, STEPS - 1)
+    began = now(running.device)
+    _take_steps(running, 1)
+    return _weights(running), 1e3 * (now(running.device) - began)
+
+
+def _take_steps(running: Running, number: int) -> None:
+    for _ in range(number):
         running.step()
-        seconds = now(running.device) - began
-    return _weights(running), 1e3 * seconds
 
 
 def _weights(running: Running) -> torch.Tensor:
