@@ -183,7 +183,7 @@ def named_importers(path: Path) -> set[str]:
 
 
 def test_docstrings_open_with_a_verb_or_a_noun() -> None:
-    paths = [*PACKAGE.rglob("*.py"), *(PACKAGE.parent / "tools").glob("*.py")]
+    paths = [*PACKAGE.rglob("*.py"), *(PACKAGE.parent / "tools").rglob("*.py")]
     assert len(paths) > 200
     wrong = [
         f"{path.relative_to(PACKAGE.parent)}:{node.lineno}: {node.value.value.splitlines()[0]}"

@@ -26,6 +26,7 @@ from hpc_tumor.models.layers.fast import DepthwiseConv2d, Dropout, FirstConv2d, 
 from hpc_tumor.models.vit import DROPOUT, HEADS, WIDTH, EncoderLayer
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.settings import merge, resolve
+from hpc_tumor.system import devices
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.setup import build_state
 from hpc_tumor.training.state import TrainingState, epoch_totals
@@ -165,7 +166,7 @@ def product_rate(
     for side in sides:
         a, b = (torch.randn(side, side, device=device).to(kind) for _ in range(2))
         out = torch.mm(a, b)
-        calls = max(1, round(4e12 / (2 * side**3))) if device.type == "cuda" else max(1, (2048 // side) ** 3)
+        calls = max(1, round(4e12 / (2 * side**3))) if devices.is_gpu(device) else max(1, (2048 // side) ** 3)
         for _ in range(repeats):
             began = clock()
             for _ in range(calls):
@@ -176,8 +177,7 @@ def product_rate(
 
 def now(device: torch.device) -> float:
     """Return the time after the device has finished all queued work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    devices.synchronize(device)
     return time.perf_counter()
 
 

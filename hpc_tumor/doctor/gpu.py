@@ -41,6 +41,10 @@ def check_gpus(probe: Probe, visible: str | None = None) -> list[Finding]:
         return [warning(text, "unset CUDA_VISIBLE_DEVICES")]
     findings = _driver(probe)
     unsupported = {gpu.name: fault for gpu in gpus if (fault := _no_code(probe.torch, gpu.name, _capability(gpu)))}
+    for gpu in probe.torch.gpus:
+        if gpu.missing_code is not None:
+            text, remedy = gpu.missing_code
+            unsupported[gpu.name] = error(text, Remedy(remedy))
     findings += unsupported.values()
     if probe.torch.gpus:
         seen = len(probe.torch.gpus)

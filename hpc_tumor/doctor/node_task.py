@@ -66,6 +66,7 @@ def meet(suffix: str) -> dict[str, Any]:
     rank, ranks = int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"])
     gpus = devices.count_gpus()
     device = (devices.find_gpu(int(os.environ.get("SLURM_LOCALID") or 0) % gpus) if gpus else None) or devices.CPU
+    devices.check_code(device)
     devices.use(device)
     begun = time.monotonic()
     check_network_interfaces(os.environ, device)

@@ -45,11 +45,15 @@ _LIMITS = {"open_files": "RLIMIT_NOFILE", "memory": "RLIMIT_AS"}
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU. `capability` as (9, 0), None if unknown; memory in GB (2^30 bytes)."""
+    """One GPU. `capability` as (9, 0), None if unknown; memory in GB (2^30 bytes).
+
+    `missing_code`: why torch, which sees it, has no code for it, and what to install.
+    """
 
     name: str
     capability: tuple[int, int] | None = None
     memory_gb: float | None = None
+    missing_code: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,8 @@ def probe_from(values: Mapping[str, Any]) -> Probe:
     """Build a Probe from its JSON values."""
 
     def gpu(item: Mapping[str, Any]) -> Gpu:
-        return Gpu(**{**item, "capability": tuple(item["capability"]) if item["capability"] else None})
+        pairs = {key: tuple(item[key]) if item[key] else None for key in ("capability", "missing_code")}
+        return Gpu(**{**item, **pairs})
 
     def gpus(items: Sequence[Mapping[str, Any]] | None) -> tuple[Gpu, ...] | None:
         return None if items is None else tuple(map(gpu, items))
@@ -191,7 +196,8 @@ def _torch_facts() -> TorchFacts:
     gpus, refusal = [], ""
     try:
         for gpu in filter(None, map(devices.find_gpu, range(devices.count_gpus()))):
-            gpus.append(Gpu(devices.name(gpu), devices.capability(gpu), devices.total_memory(gpu) / 1024**3))
+            memory = devices.total_memory(gpu) / 1024**3
+            gpus.append(Gpu(devices.name(gpu), devices.capability(gpu), memory, devices.missing_code(gpu)))
         if not gpus:
             devices.initialise()
     except Exception as error:

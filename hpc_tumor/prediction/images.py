@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from hpc_tumor.console import Progress
 from hpc_tumor.data.case import Case, SourceFile
 from hpc_tumor.data.feed.samples import unit_images
+from hpc_tumor.data.feed.transfer import on_device
 from hpc_tumor.data.raw.brain_mri import BrainMRIReader, class_of
 from hpc_tumor.data.splits.near_duplicates import SIDE
 from hpc_tumor.errors import DataError
@@ -115,7 +116,7 @@ def read_picture(file: SourceFile) -> Picture:
 @torch.inference_mode()
 def class_probabilities(trained: Trained, pixels: Sequence[Pixels]) -> NDArray[np.float64]:
     """Return the probabilities `(N, classes)` of images `(256, 256)`."""
-    grey = torch.from_numpy(np.stack(pixels)).to(trained.device)
+    grey = on_device(np.stack(pixels), trained.device)
     size = trained.facts.resized
     assert size is not None  # images are always resized
     probabilities: NDArray[np.float64] = trained.logits(unit_images(grey, size)).softmax(1).double().cpu().numpy()

@@ -183,5 +183,8 @@ def _device(name: str) -> torch.device:
     if gpu is None and asks_for_gpu:
         raise UsageError(f"--device {name}: torch finds no GPU. Use auto, or run `hpc-tumor doctor` for the reason.")
     if gpu is not None:
-        devices.check_code(gpu)
+        try:
+            devices.check_code(gpu)
+        except UsageError as error:
+            raise UsageError(f"{error} --device cpu predicts without it.") from None
     return gpu or devices.CPU

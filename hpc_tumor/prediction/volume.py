@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hpc_tumor.data.brain import BrainStatistics, is_outside
 from hpc_tumor.data.feed.samples import exact_background, mean_and_scale, resize, standardise
+from hpc_tumor.data.feed.transfer import all_on_device, on_device
 from hpc_tumor.models import MODELS
 from hpc_tumor.prediction.trained import Trained
 from hpc_tumor.training.scoring.cleaning import Cleaning
@@ -118,14 +119,14 @@ def standardised_batches(
     image: NDArray[np.generic], brain: BrainStatistics, slices: NDArray[np.int64], batch_size: int, device: torch.device
 ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
     """Yield indices and z-scores `(N, C, Y, X)` of batches of the `slices` of `image` `(C, Z, Y, X)`."""
-    mean, scale = (values.view(1, -1, 1, 1) for values in mean_and_scale(brain.moments, device))
-    background = exact_background(brain.background, image.dtype, device).view(1, -1, 1, 1)
-    noisy = brain.tolerance.any()
-    tolerance = torch.as_tensor(brain.tolerance, device=device).view(1, -1, 1, 1) if noisy else None
+    amounts = [exact_background(brain.background, image.dtype), *mean_and_scale(brain.moments)]
+    if brain.tolerance.any():
+        amounts.append(brain.tolerance)
+    moved = [amount.view(1, -1, 1, 1) for amount in all_on_device(amounts, device)]
     for start in range(0, len(slices), batch_size):
         batch = slices[start : start + batch_size]
-        values = torch.from_numpy(np.ascontiguousarray(image[:, batch].swapaxes(0, 1))).to(device)
-        yield batch, standardise(values, background, mean, scale, tolerance)
+        values = on_device(image[:, batch].swapaxes(0, 1), device)
+        yield batch, standardise(values, *moved)
 
 
 def decide(scores: Tensor, exclusive: bool) -> tuple[Tensor, Tensor]:

@@ -105,18 +105,28 @@ def nccl_version() -> str | None:
     return ".".join(map(str, torch.cuda.nccl.version())) if dist.is_available() and dist.is_nccl_available() else None
 
 
-def check_code(device: torch.device) -> None:
-    """Raise UsageError if this torch has no code for the GPU: its first kernel would fail."""
+def missing_code(device: torch.device) -> tuple[str, str] | None:
+    """Return why this torch has no code for a GPU, whose first kernel would fail, and what to install; else None."""
     archs, own = code_archs(), capability(device)
     if own is not None and archs and not runs_on(archs, own):
-        raise UsageError(f"{refusal(name(device), own, build(), archs)}: {advice(own)}.")
+        return refusal(name(device), own, build(), archs), advice(own)
     if is_amd(device) and archs:
         arch = str(_properties(device).gcnArchName).partition(":")[0]  # gfx90a:sramecc+:xnack-
+        # Generic code, as for gfx9-4-generic, serves a family of GPUs that its name does not tell.
         if not any(item.partition(":")[0] == arch or item.endswith("-generic") for item in archs):
-            raise UsageError(
-                f"{name(device)} ({arch}): torch {torch.__version__} has no code for it, only for {', '.join(archs)}:"
-                " install a build of torch for ROCm that has, or choose other GPUs."
+            only = f"torch {torch.__version__} has no code for it, only for {', '.join(archs)}"
+            return (
+                f"{name(device)} ({arch}): {only}",
+                "install a build of torch for ROCm that has, or choose other GPUs",
             )
+    return None
+
+
+def check_code(device: torch.device) -> None:
+    """Raise UsageError if this torch has no code for the GPU."""
+    if (missing := missing_code(device)) is not None:
+        fault, remedy = missing
+        raise UsageError(f"{fault}: {remedy}.")
 
 
 def use(device: torch.device) -> None:
@@ -134,6 +144,13 @@ def uuid(device: torch.device) -> str | None:
     """Return the UUID of a GPU, without a prefix; None for a CPU, and where torch does not know it."""
     value = getattr(_properties(device), "uuid", None) if is_gpu(device) else None
     return None if value is None else str(value)
+
+
+def smi_name(device: torch.device) -> str | None:
+    """Return the UUID as nvidia-smi lists it: `GPU-…`, or `MIG-…` for an instance, a part of a GPU."""
+    value = uuid(device)
+    kind = "MIG" if " MIG " in name(device) else "GPU"  # as in NVIDIA A100-SXM4-40GB MIG 3g.20gb
+    return None if value is None else f"{kind}-{value}"
 
 
 def total_memory(device: torch.device) -> int:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from hpc_tumor.errors import UsageError
 
+# By these, SLURM and users choose the GPUs that a process sees: NVIDIA's (and AMD's), AMD's, and Intel's.
+_GPU_MASKS = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
 NO_HOME = "HOME is not set, and the user is unknown on this machine"
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
@@ -71,6 +73,15 @@ def available_memory() -> int:
                  _left(folder, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")]  # fmt: skip
     known = [count for count in free if count is not None]
     return max(0, min(known)) if known else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def gpu_mask(variables: Mapping[str, str]) -> tuple[str, list[str]] | None:
+    """Return the first variable that chooses GPUs, and the GPUs that it lists; None if no such variable is set."""
+    for name in _GPU_MASKS:
+        if name in variables:
+            items = [item.strip() for item in variables[name].split(",")]
+            return name, [item for item in items if item and not item.startswith("-")]
+    return None
 
 
 def _slurm_limit(variables: Mapping[str, str]) -> int | None:

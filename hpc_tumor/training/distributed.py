@@ -6,7 +6,7 @@ import gc
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -142,8 +142,9 @@ def init_distributed(
         alone: ignore rank variables and run without a watchdog (debugging inside a job).
 
     Raises:
-        UsageError: the rank variables are incomplete, this node has fewer GPUs than ranks, or variables name a
-            network interface that it does not have; this torch has no code for the GPU, or cannot connect several.
+        UsageError: the rank variables are incomplete, this node has fewer GPUs than ranks, several of its ranks got
+            the same GPU, or variables name a network interface that it does not have; this torch has no code for the
+            GPU, or cannot connect several.
     """
     rank, local_rank, world_size, ranks_here = (0, 0, 1, 1) if alone else read_ranks(os.environ)
     device = device_of_rank(local_rank, ranks_here, shared="RANK" in os.environ and not alone)
@@ -163,7 +164,29 @@ def init_distributed(
         timeout = timedelta(minutes=2 * timeout_minutes, seconds=60)
         with watchdog.waiting("rendezvous"):
             dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=timeout)
-    return Distributed(rank, local_rank, world_size, nodes, device, watchdog)
+    distributed = Distributed(rank, local_rank, world_size, nodes, device, watchdog)
+    if world_size > 1:
+        check_one_rank_per_gpu(distributed.gather((socket.gethostname(), devices.uuid(device))))
+    return distributed
+
+
+def check_one_rank_per_gpu(ranks: Sequence[tuple[str, str | None]]) -> None:
+    """Raise UsageError if several ranks compute on one GPU, which NCCL would refuse without naming them.
+
+    SLURM shows all tasks of a node the same GPU if it was requested for the job or the node.
+
+    Args:
+        ranks: host and UUID of each rank's GPU; None where torch does not know the UUID.
+    """
+    of_gpu: dict[tuple[str, str | None], list[str]] = {}
+    for rank, gpu in enumerate(ranks):
+        of_gpu.setdefault(gpu, []).append(str(rank))
+    for (host, uuid), sharing in of_gpu.items():
+        if uuid is not None and len(sharing) > 1:
+            raise UsageError(
+                f"ranks {', '.join(sharing)} on {host} all got the same GPU, {uuid}: request one GPU per rank"
+                " (in SLURM, --gpus-per-task=1 or as many --gpus-per-node as tasks), or fewer ranks."
+            )
 
 
 def check_network_interfaces(variables: Mapping[str, str], device: torch.device) -> None:

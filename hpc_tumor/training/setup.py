@@ -23,6 +23,7 @@ from hpc_tumor.records import Event, read_events
 from hpc_tumor.run_dir import RunDir, read_json
 from hpc_tumor.settings import settings_by_name
 from hpc_tumor.system import atomic, devices
+from hpc_tumor.system.resources import gpu_mask
 from hpc_tumor.training import compiled
 from hpc_tumor.training.average import WeightAverage
 from hpc_tumor.training.batch_norm import synchronise_batch_norm
@@ -213,9 +214,10 @@ def _announce(state: TrainingState, chosen: list[str], resumed: bool) -> None:
         *(f"{name} samples: {location}" for name, location in parts.locations.items()),
         chosen[-1],
     ]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if distributed.device.type == "cpu" and visible and visible != "-1":
-        lines.append(f"GPUs were allocated (CUDA_VISIBLE_DEVICES={visible}), but torch cannot use them: running on CPU")
+    mask = gpu_mask(os.environ)
+    if not devices.is_gpu(distributed.device) and mask and mask[1]:
+        allocated = f"{mask[0]}={','.join(mask[1])}"
+        lines.append(f"GPUs were allocated ({allocated}), but torch cannot use them: running on CPU")
     if distributed.world_size > 1:
         lines.append(f"global batch of {experiment.recipe.batch_size} split across the ranks")
     if (

@@ -20,6 +20,7 @@ from hpc_tumor.training.average import WeightAverage
 from hpc_tumor.training.checkpoints.files import Progress
 from hpc_tumor.training.checkpoints.writer import CheckpointWriter
 from hpc_tumor.training.distributed import Distributed
+from hpc_tumor.training.host_copy import HostCopy
 from hpc_tumor.training.parts import Parts
 from hpc_tumor.training.scoring import metrics
 from hpc_tumor.training.scoring.evaluate import ScoringSpec
@@ -29,8 +30,7 @@ from hpc_tumor.training.scoring.evaluate import ScoringSpec
 class UncheckedStep:
     """A step whose `broken` flag (above 0: not finite) may still be on its way from the GPU."""
 
-    broken: Tensor
-    arrived: torch.Event | None
+    broken: HostCopy
     batch: Batch
     losses: Tensor
     epoch: int

@@ -204,7 +204,7 @@ def test_nodes_that_are_fit() -> None:
         (with_answer(0, store="Permission denied"), "error", "the node cannot read the store"),
         (with_answer(0, probe=replace(HERE, versions={"torch": "2.6.0"}).as_dict()), "warning", "other versions"),
         (with_answer(0, probe=replace(HERE, torch=replace(TORCH, gpus=(Gpu("Tesla V100", (7, 0)),))).as_dict()),
-         "error", "Tesla V100 (sm_70)"),
+         "error", "Tesla V100 (compute capability 7.0)"),
         (outcome(meetings={0: {"error": "RuntimeError: Unable to find address for: ib7"}}), "error", "ib7"),
         (outcome(meetings={}), "error", "could not communicate"),
         (outcome(meetings={rank: {"seconds": 1.0, "right": False} for rank in (0, 1)}), "error", "a wrong sum"),

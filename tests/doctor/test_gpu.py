@@ -170,3 +170,13 @@ def test_a_build_for_cpus_leaves_gpus_idle() -> None:
 def test_no_gpu_is_no_fault() -> None:
     assert levels(check_gpus(machine(NEW))) == ["ok"]
     assert levels(check_gpus(machine(NEW), visible="0")) == ["warning"]
+
+
+def test_what_torch_itself_says_of_its_gpus_counts() -> None:
+    """Of AMD's GPUs only it knows the architecture."""
+    gpu = Gpu("AMD Instinct MI50", missing_code=("AMD Instinct MI50 (gfx906): no code for it", "install another torch"))
+    rocm = TorchFacts(TorchBuild("2.9.0+rocm6.4", rocm="6.4"), archs=("gfx90a", "gfx942"), nccl="2.22.3")
+    (found,) = check_gpus(replace(machine(rocm, gpu), gpus=None, driver=None))
+    assert (found.level, found.text, found.way_out) == ("error", *(gpu.missing_code or ()))
+    fitting = replace(gpu, name="AMD Instinct MI250X", missing_code=None)
+    assert levels(check_gpus(replace(machine(rocm, fitting), gpus=None, driver=None))) == ["ok", "ok"]

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import math
+import os
 import tempfile
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from child import Watch, watched
-from training_runs import new_run
+from training_runs import StopAt, new_run
 
-from hpc_tumor.config import Experiment
 from hpc_tumor.models import MODELS
+from hpc_tumor.prediction.options import Options
+from hpc_tumor.prediction.predict import Prediction, predict
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.settings import merge
-from hpc_tumor.training.distributed import init_distributed
-from hpc_tumor.training.loop import train_epoch
+from hpc_tumor.training.distributed import Distributed, init_distributed
+from hpc_tumor.training.loop import train, train_epoch
+from hpc_tumor.training.scoring.evaluate import evaluate
 from hpc_tumor.training.setup import build_state
 from hpc_tumor.training.watch import heartbeat
 from hpc_tumor.training.watch.heartbeat import Heartbeat
@@ -42,20 +47,28 @@ class WatchSteps:
 
 
 def watch_steps(store: Path, model: str, steps: int = 3, **settings: Any) -> Watch:
-    """Train a network for two epochs, and watch `steps` steps of the second one, with what the loop does around them.
+    """Train a network, and watch `steps` steps of its last epoch, with what the loop does around them.
 
-    The first epoch fills the cache of samples, and torch's memory.
+    Epochs before fill the cache of samples and torch's memory. DDP waits for the GPU in its first ten steps, to log
+    their times.
     """
     heartbeat.STATUS_SECONDS = math.inf  # a status of the run reads its loss from the GPU
     skip_initial_values()
     with tempfile.TemporaryDirectory() as folder:
-        state = build_state(*_experiment(Path(folder), store, model, settings), init_distributed(alone=True))
+        run = null_run(Path(folder), store, model, **settings)
+        state = build_state(run.experiment(), run, join_ranks())
         beat, watching = Heartbeat(state), WatchSteps(1, steps)
-        train_epoch(state, beat)
-        state.progress.epoch, state.progress.step, state.progress.totals = 1, 0, []
+        for epoch in range(2 if state.distributed.world_size > 1 else 1):
+            train_epoch(state, beat)
+            state.progress.epoch, state.progress.step, state.progress.totals = epoch + 1, 0, []
         train_epoch(state, beat, watching)
         assert watching.watch is not None
         return watching.watch
+
+
+def join_ranks() -> Distributed:
+    """Return this rank of those that the test started, with a device of its own, or a single process."""
+    return init_distributed(10, threads=1, alone="RANK" not in os.environ)
 
 
 def skip_initial_values() -> None:
@@ -64,9 +77,43 @@ def skip_initial_values() -> None:
         setattr(torch.nn.init, name, lambda tensor, *_, **__: tensor)
 
 
-def _experiment(folder: Path, store: Path, model: str, settings: dict[str, Any]) -> tuple[Experiment, RunDir]:
-    """Return a tiny experiment in bfloat16, and its new run."""
+def null_run(folder: Path, store: Path, model: str, **settings: Any) -> RunDir:
+    """Make a run with a tiny experiment in bfloat16."""
     hardware = {"deterministic": False, "compile": "off", "precision": "bfloat16"}
-    ours = {"hardware": hardware, "recipe": {"batch_size": BATCH[MODELS[model].task]}}
-    run = new_run(folder, store, model, **merge(ours, settings))
-    return run.experiment(), run
+    ours = {"hardware": hardware, "recipe": {"batch_size": BATCH[MODELS[model].task], "epochs": 3}}
+    return new_run(folder, store, model, **merge(ours, settings))
+
+
+def train_run(path: Path, stops: Sequence[int | None] = (None,)) -> list[str]:
+    """Train and test a run, once for each of `stops`: checks of the signal after which it comes, to the last rank only.
+
+    Return the outcomes.
+    """
+    skip_initial_values()
+    run, distributed = RunDir(path), join_ranks()
+    last = distributed.rank == distributed.world_size - 1
+    return [str(train(run.experiment(), run, distributed, StopAt(stop if last else None))) for stop in stops]
+
+
+def predict_with(path: Path, source: Path, output: Path) -> Prediction:
+    """Predict with a run's network."""
+    return predict(RunDir(path), source, output, Options(), _no_bar)
+
+
+@contextmanager
+def _no_bar(*_: str) -> Iterator[Callable[..., None]]:
+    yield lambda *_, **__: None
+
+
+def watch_evaluation(store: Path, model: str, batches: int, final: bool) -> Watch:
+    """Score the training part of a store, in so many batches of two samples."""
+    skip_initial_values()
+    with tempfile.TemporaryDirectory() as folder:
+        run = null_run(Path(folder), store, model)
+        state = build_state(run.experiment(), run, join_ranks())
+        loader, spec = state.parts.train, replace(state.spec, limit=batches, flips=True)
+        loader.batch_size = 2
+        evaluate(state.network, loader, spec, state.distributed, final=final, volumes=final)
+        with watched() as watch:
+            evaluate(state.network, loader, spec, state.distributed, final=final, volumes=final)
+        return watch

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import torch
 
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.scoring.volumes import Volumes
@@ -43,6 +44,6 @@ def volumes_of(
     for turn, start in enumerate(range(0, len(flat), chunk)):
         if turn % distributed.world_size == distributed.rank:
             positions = np.setdiff1d(np.arange(start, min(start + chunk, len(flat))), without)
-            volumes.add(positions, flat[positions])
+            volumes.add(positions, torch.from_numpy(flat[positions]))
     volumes.share(distributed)
     return volumes

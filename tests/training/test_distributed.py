@@ -9,6 +9,7 @@ from hpc_tumor.errors import UsageError
 from hpc_tumor.training.distributed import (
     Distributed,
     check_network_interfaces,
+    check_one_rank_per_gpu,
     cpus_of_rank,
     device_of_rank,
     init_distributed,
@@ -78,6 +79,13 @@ def test_each_rank_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None
     assert device_of_rank(1, 2, shared=False).index == 0  # SLURM shows this task one GPU, its own
     with pytest.raises(UsageError, match="2 ranks on this node, but only 1 GPU visible"):
         device_of_rank(1, 2, shared=True)
+
+
+def test_ranks_that_got_the_same_gpu_are_named() -> None:
+    check_one_rank_per_gpu([("a", "1"), ("a", "2"), ("b", "3")])
+    check_one_rank_per_gpu([("a", None), ("a", None)])  # torch does not know
+    with pytest.raises(UsageError, match=r"ranks 1, 3 on b all got the same GPU, 7: request one GPU per rank"):
+        check_one_rank_per_gpu([("b", "6"), ("b", "7"), ("a", "7"), ("b", "7")])
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,10 +13,13 @@ from hpc_tumor import settings
 from hpc_tumor.config import ClusterProfile
 from hpc_tumor.errors import UsageError, unknown
 from hpc_tumor.system.processes import run_quietly
-from hpc_tumor.system.resources import available_cpus, expand_home, owner_of
+from hpc_tumor.system.resources import available_cpus, expand_home, gpu_mask, owner_of
+from hpc_tumor.system.torch_builds import installed_build
 from hpc_tumor.validation import build
 
 LOCAL = "local"
+SYS = Path("/sys/class")
+_INTEL = "0x8086"  # its number among the makers of PCI devices
 _MAX_CPU_PROCESSES = 8  # even on fewer cores: slow, but it rehearses a run on a larger machine
 
 
@@ -117,11 +121,20 @@ def local_profile() -> ClusterProfile:
     return build(ClusterProfile, values, where="this machine")
 
 
+def _count_files(pattern: str, counts: Callable[[str], bool]) -> int:
+    return sum(counts(path.read_text().strip()) for path in SYS.glob(pattern))
+
+
 def count_gpus() -> int:
-    """Count the NVIDIA GPUs visible to this process, without torch."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([item for item in visible.split(",") if item.strip() and not item.strip().startswith("-")])
+    """Count the GPUs visible to this process, of the kind that the installed torch is built for, without torch."""
+    mask = gpu_mask(os.environ)
+    if mask is not None:
+        return len(mask[1])
+    build = installed_build()
+    if build is not None and build.rocm:
+        return _count_files("kfd/kfd/topology/nodes/*/gpu_id", lambda text: text != "0")  # 0: a CPU
+    if build is not None and build.xpu:
+        return _count_files("drm/renderD*/device/vendor", lambda text: text == _INTEL)
     devices = [path for path in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name)]
     if devices:
         return len(devices)

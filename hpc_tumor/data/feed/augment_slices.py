@@ -7,17 +7,18 @@ gamma, in this order.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from hpc_tumor.data.feed.intensity import blur, brighten_and_contrast, gamma, inside_brain, noise
-from hpc_tumor.data.feed.masked import change_masked, noise_windows, symmetric_weights
+from hpc_tumor.data.feed.masked import WINDOWS, move_and_change, noise_windows, symmetric_weights
 from hpc_tumor.data.feed.per_image import balanced_factors, per_image
-from hpc_tumor.data.feed.transfer import all_on_device, on_device
-from hpc_tumor.data.feed.warp import Motion, grid_lines, move, move_masked, sample, sampling_grid
+from hpc_tumor.data.feed.transfer import all_on_device
+from hpc_tumor.data.feed.warp import Motion, grid_lines, move, sampling_grid
 from hpc_tumor.system import devices
 
 WARP_CHANCE = 0.3  # of a rotation, and independently of a change of scale
@@ -90,7 +91,7 @@ def augment_slices(images: Tensor, labels: Tensor, parameters: SliceParameters) 
         return augment_masked(images, labels, parameters)
     parameters.check(images)
     lines = grid_lines(parameters[parameters.warped], *images.shape[-2:])
-    grid = sampling_grid(*all_on_device(lines, images.device))
+    grid = sampling_grid(*map(torch.from_numpy, lines))
     moved = move(images, parameters, grid, "bilinear")
     _change_intensities(moved, parameters)
     return moved, move(labels.unsqueeze(1), parameters, grid, "nearest").squeeze(1)
@@ -103,27 +104,22 @@ def augment_masked(images: Tensor, labels: Tensor, parameters: SliceParameters) 
     be slower. Results are equal but for rounding, and for noise, of which `noise_windows` has other numbers.
     """
     parameters.check(images)
-    p, (channels, *sides) = parameters, images.shape[1:]
-    windows = noise_windows(channels, *sides, images.device)
+    amounts = all_on_device(slice_amounts(parameters, images.shape), images.device)
+    return move_and_change(images, labels, noise_windows(*images.shape[1:], images.device), *amounts)
+
+
+def slice_amounts(parameters: SliceParameters, shape: Sequence[int]) -> list[np.ndarray]:
+    """Return the amounts that `move_and_change` takes for slices of `shape` `(N, C, H, W)`, from `across` on."""
+    p = parameters
     factor, shift = p.brightness * p.contrast, p.brightness * (1 - p.contrast)
-    across, down, window, bells, warped, bent, *amounts = all_on_device(
-        [
-            *grid_lines(p, *sides),
-            p.noise_seed % len(windows),
-            np.repeat(symmetric_weights(p.blur), channels, 0),
-            *map(per_image, (p.warped, p.gamma != 1, p.noise, factor, shift, p.gamma)),
-        ],
-        images.device,
-    )  # fmt: skip
-    grid = sampling_grid(across, down)
-    moved = move_masked(images, grid, warped)
-    changed = change_masked(moved, windows.index_select(0, window).view_as(moved), bells, bent, *amounts)
-    return changed, sample(labels.unsqueeze(1), grid, "nearest").squeeze(1)
+    per_slice = (p.warped, p.gamma != 1, p.noise, factor, shift, p.gamma)
+    bells = np.repeat(symmetric_weights(p.blur), shape[1], 0)
+    return [*grid_lines(p, *shape[2:]), p.noise_seed % WINDOWS, bells, *map(per_image, per_slice)]
 
 
 def _change_intensities(images: Tensor, parameters: SliceParameters) -> None:
     def amounts(values: np.ndarray) -> Tensor:
-        return on_device(values.astype(np.float32), images.device).view(-1, 1, 1, 1)
+        return torch.from_numpy(per_image(values))
 
     p = parameters
     _change(images, p, p.noise != 0, lambda part, p: noise(part, p.noise.tolist(), p.noise_seed.tolist()))
@@ -141,6 +137,6 @@ def _change(
     """Apply `change` in place to the brain of the images marked in `drawn`."""
     if not drawn.any():
         return
-    index = on_device(np.flatnonzero(drawn), images.device)
+    index = torch.from_numpy(np.flatnonzero(drawn))
     part = images.index_select(0, index)
     images.index_copy_(0, index, change(part, parameters[drawn]).mul_(inside_brain(part)))

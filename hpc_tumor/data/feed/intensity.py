@@ -14,8 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hpc_tumor.data.feed.transfer import on_device
-
 LUMA = (0.2989, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601, as torchvision rounds it
 BLUR_RADIUS = 3  # pixels: three standard deviations of the widest blur
 
@@ -58,10 +56,9 @@ def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
 def blur(images: Tensor, sigma: np.ndarray) -> Tensor:
     """Smooth `(N, C, H, W)` by Gaussians of `sigma` `(N,)` pixels, cut to 7 × 7, with reflection at the edges.
 
-    Uses sums of shifted images instead of a convolution: cuDNN may round to TF32, and would search for an algorithm for
-    every batch size.
+    Uses sums of shifted images: the order in which a convolution adds up may depend on the batch size.
     """
-    weights = on_device(blur_weights(sigma), images.device)[..., None, None, None]
+    weights = torch.from_numpy(blur_weights(sigma))[..., None, None, None]
     padded = F.pad(images, [BLUR_RADIUS] * 4, mode="reflect")
     for side in (2, 3):
         size = padded.shape[side] - 2 * BLUR_RADIUS

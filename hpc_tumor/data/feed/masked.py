@@ -1,7 +1,7 @@
-"""Intensity changes of slices for GPUs: of the whole batch at once, by the same kernels whatever was drawn.
+"""Augmentation of slices on GPUs: of the whole batch at once, by the same kernels whatever was drawn.
 
 So a step has few launches, and a CUDA graph can capture it. Slices that were not drawn for a change get amounts that
-change nothing, to the last bit. `intensity.py` has the changes for CPUs, where each is computed only for drawn slices.
+change nothing, to the last bit. On CPUs, `intensity.py` computes each change only for the slices drawn for it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hpc_tumor.data.feed.intensity import BLUR_RADIUS, blur_weights, inside_brain
 from hpc_tumor.data.feed.transfer import on_device
+from hpc_tumor.data.feed.warp import move_masked, sample, sampling_grid
 
 WINDOWS = 2**20  # of noise: two of the same run hardly ever share their start
 _APART = 4  # values between the starts of two windows
@@ -40,25 +41,30 @@ def symmetric_weights(sigma: np.ndarray) -> np.ndarray:
     return np.concatenate([half[:, :0:-1], half], 1)
 
 
-def change_masked(
-    images: Tensor, normal: Tensor, bells: Tensor, bent: Tensor, noise: Tensor, factor: Tensor, shift: Tensor,
-    gamma: Tensor,
-) -> Tensor:  # fmt: skip
-    """Add noise, blur, and change brightness, contrast and gamma of `(N, C, H, W)` slices, inside the brain.
+def move_and_change(
+    images: Tensor, labels: Tensor, windows: Tensor, across: Tensor, down: Tensor, window: Tensor, bells: Tensor,
+    warped: Tensor, bent: Tensor, noise: Tensor, factor: Tensor, shift: Tensor, gamma: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Move slices and labels, then add noise, blur, and change brightness, contrast and gamma inside the brain.
 
-    Amounts per slice are `(N, 1, 1, 1)`.
+    All arguments are on the device, and nothing depends on their values: a CUDA graph can capture this.
 
     Args:
-        images: z-scores, background exactly 0.
-        normal: standard normal noise like `images`.
+        images: `(N, C, H, W)` z-scores, background exactly 0.
+        labels: `(N, H, W)` uint8.
+        windows: `noise_windows`.
+        across, down: `grid_lines` of all slices.
+        window: index of each slice's noise, `(N,)`.
         bells: `symmetric_weights` of each channel, `(N × C, 2 BLUR_RADIUS + 1)`.
-        bent: mask of the slices with another gamma than 1.
-        noise: standard deviation.
-        factor, shift: of the values, and of their mean over the brain.
-        gamma: exponents.
+        warped, bent: masks `(N, 1, 1, 1)` of the slices that are resampled, and of those with another gamma than 1.
+        noise: standard deviations `(N, 1, 1, 1)`.
+        factor, shift: of the values, and of their mean over the brain, `(N, 1, 1, 1)`.
+        gamma: exponents `(N, 1, 1, 1)`.
     """
-    brain = inside_brain(images)
-    images = torch.addcmul(images, normal, noise).mul_(brain)
+    grid = sampling_grid(across, down)
+    moved = move_masked(images, grid, warped)
+    brain = inside_brain(moved)
+    images = torch.addcmul(moved, windows.index_select(0, window).view_as(moved), noise).mul_(brain)
     # One group per channel: cuDNN, which would search for an algorithm and may round to TF32, is not used.
     rows = F.pad(images, [BLUR_RADIUS] * 4, mode="reflect").flatten(0, 1).unsqueeze(0)
     columns = F.conv2d(rows, bells[:, None, :, None], groups=len(bells))
@@ -69,4 +75,4 @@ def change_masked(
     low, high = torch.aminmax(images.flatten(2), dim=2, keepdim=True)
     low, span = low.unsqueeze(3), (high - low).clamp_min_(1e-7).unsqueeze(3)
     curved = torch.addcmul(low, (images - low).div_(span).pow_(gamma), span).mul_(brain)
-    return torch.where(bent, curved, images)
+    return torch.where(bent, curved, images), sample(labels.unsqueeze(1), grid, "nearest").squeeze(1)

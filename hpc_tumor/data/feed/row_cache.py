@@ -59,11 +59,11 @@ class RowCache:
         self._filled = filled
         self._index, self._count = index, count
 
-    def has(self, positions: np.ndarray) -> np.ndarray:
+    def has(self, positions: np.ndarray | int) -> np.ndarray:
         """Return a mask of the filled rows among `positions`."""
         return self._filled[positions] != 0
 
-    def add(self, positions: np.ndarray) -> None:
+    def add(self, positions: np.ndarray | int) -> None:
         """Mark rows as filled."""
         self._filled[positions] = 1
 

@@ -9,17 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hpc_tumor.data.feed.ready import ReadySlices
 from hpc_tumor.data.feed.rows import Request, Rows
 from hpc_tumor.data.store.store import Store
+from hpc_tumor.system import devices
 from hpc_tumor.vocabulary import TUMOUR_LABELS
-
-_HOST = torch.device("cpu")
 
 
 class Part(Protocol):
     """The samples of one part of a split (training, validation or test)."""
 
-    rows: Rows
+    @property
+    def rows(self) -> Rows | ReadySlices: ...
 
     def __len__(self) -> int: ...
 
@@ -40,14 +41,18 @@ class SlicePart:
         self.case_of = np.searchsorted(self.cases, self.slices[:, 0])
         self.device = device
         self.image_size = image_size
-        self.rows = Rows(
-            store.empty_slices, lambda chosen, into: store.read_slices(self.slices[chosen], into), device
-        )  # fmt: skip
-        self.mean, self.scale = (values.numpy() for values in mean_and_scale(store.statistics, _HOST))
+        self.rows: Rows | ReadySlices
+        if devices.is_gpu(device):
+            self.rows = Rows(
+                store.empty_slices, lambda chosen, into: store.read_slices(self.slices[chosen], into), device
+            )  # fmt: skip
+        else:
+            self.rows = ReadySlices(store, self.slices, self.amounts)
+        self.mean, self.scale = mean_and_scale(store.statistics)
         per_slice = store.slice_background
         self._per_slice = per_slice is not None
         background = store.background if per_slice is None else per_slice[tuple(self.slices.T)]
-        self.background = exact_background(background, store.dtype, _HOST).numpy()
+        self.background = exact_background(background, store.dtype)
         self.tolerance = np.asarray(store.tolerance) if store.tolerance.any() else None
         # Networks learn NCR/NET, ED and ET: a resection cavity is background.
         self._other_labels = len(store.labels) > TUMOUR_LABELS
@@ -59,18 +64,22 @@ class SlicePart:
         case, number = self.slices[position].tolist()
         return f"{self.store.case_ids[case]} slice {number}"
 
+    def amounts(self, positions: np.ndarray) -> list[np.ndarray]:
+        """Return background, mean, scale and, if the store needs one, tolerance of slices, each `(n, C)`."""
+        case = self.slices[positions, 0]
+        amounts = [self.background[positions if self._per_slice else case], self.mean[case], self.scale[case]]
+        return amounts if self.tolerance is None else [*amounts, self.tolerance[case]]
+
     def deliver(self, request: Request) -> tuple[Tensor, Tensor]:
-        case = self.slices[request.positions, 0]
-        background = self.background[request.positions if self._per_slice else case]
-        amounts = [background, self.mean[case], self.scale[case]]
-        if self.tolerance is not None:
-            amounts.append(self.tolerance[case])
-        values, labels, *moved = self.rows.take(request, *amounts)
-        images = standardise(values, *(amount.view(len(case), -1, 1, 1) for amount in moved))
-        targets = labels.clone() if self.device.type == "cpu" else labels
+        if isinstance(self.rows, ReadySlices):
+            images, targets = self.rows.take(request)
+        else:
+            values, targets, *moved = self.rows.take(request, *self.amounts(request.positions))
+            images = standardise(values, *(amount.view(*amount.shape, 1, 1) for amount in moved))
         if self._other_labels:
             targets.masked_fill_(targets >= TUMOUR_LABELS, 0)
-        self.rows.release(request)
+        if isinstance(self.rows, Rows):
+            self.rows.release(request)
         if self.image_size is not None:
             size = (self.image_size, self.image_size)
             images = resize(images, self.image_size)
@@ -105,16 +114,15 @@ class ImagePart:
         return images, classes
 
 
-def mean_and_scale(statistics: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return means, and factors of a z-score, from `(..., 2)` means and standard deviations over a brain."""
-    values = torch.as_tensor(np.asarray(statistics), dtype=torch.float32, device=device)
-    return values[..., 0], 1 / values[..., 1].clamp_min(1e-6)
+def mean_and_scale(statistics: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return means, and factors of a z-score, from `(..., 2)` means and standard deviations over a brain; float32."""
+    values = np.asarray(statistics, dtype=np.float32)
+    return values[..., 0], 1 / np.maximum(values[..., 1], np.float32(1e-6))
 
 
-def exact_background(background: np.ndarray, kind: np.dtype[Any], device: torch.device) -> Tensor:
+def exact_background(background: np.ndarray, kind: np.dtype[Any]) -> np.ndarray:
     """Return the background in a type that holds every voxel of type `kind` exactly, so that they compare equal."""
-    exact = torch.float64 if kind.itemsize > 2 else torch.float32
-    return torch.as_tensor(np.asarray(background), dtype=exact, device=device)
+    return np.asarray(background, dtype=np.float64 if kind.itemsize > 2 else np.float32)
 
 
 def standardise(

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hpc_tumor.data.feed.per_image import PerImage
-from hpc_tumor.data.feed.transfer import on_device
 
 Mode = Literal["bilinear", "nearest"]
 
@@ -54,7 +53,7 @@ def sampling_grid(across: Tensor, down: Tensor) -> Tensor:
 
 
 def move(images: Tensor, motion: Motion, grid: Tensor, mode: Mode) -> Tensor:
-    """Return moved copies of the images; pixels from outside are 0. Images that are only flipped are not resampled.
+    """Return moved copies of images on a CPU; pixels from outside are 0. Those only flipped are not resampled.
 
     Args:
         images: `(N, C, H, W)` of any type.
@@ -67,7 +66,7 @@ def move(images: Tensor, motion: Motion, grid: Tensor, mode: Mode) -> Tensor:
         return sample(images, grid, mode)
     moved = torch.empty_like(images)
     if warped.any():
-        index = on_device(np.flatnonzero(warped), images.device)
+        index = torch.from_numpy(np.flatnonzero(warped))
         moved.index_copy_(0, index, sample(images.index_select(0, index), grid, mode))
     for i in np.flatnonzero(~warped).tolist():
         sides = [side for side, flip in ((1, motion.flip_vertical[i]), (2, motion.flip_horizontal[i])) if flip]

@@ -50,6 +50,7 @@ class Store:
         fingerprint: equal for equal content, in any order of conversion.
         options: options of the conversion.
         case_ids: ids of BraTS cases, or paths of images.
+        threads: threads that read and unpack.
     """
 
     def __init__(self, path: Path, about: dict[str, Any], threads: int | None = None):
@@ -66,7 +67,7 @@ class Store:
             raise StoreError(f"{path} is damaged: {fault}", _ANEW)
         self._index = index
         self.case_ids: list[str] = index["case_ids"]
-        self._threads = ReadingThreads(threads or available_cpus())
+        self.threads = ReadingThreads(threads or available_cpus())
         self._files = ShardFiles()
         self._volumes: dict[int, _Volume] = {}  # of cases read so far
 
@@ -210,9 +211,24 @@ class Store:
         image, label = into or self.empty_slices(len(pairs))
         places = pairs.tolist()
         for case, z in places:
-            if not (0 <= case < len(self) and 0 <= z < self._depths[case]):
-                raise IndexError(f"there is no slice {z} of case {case}")
-        return Pending((image, label), self._threads.start(self._read_slices, len(places), places, image, label))
+            self._check_slice(case, z)
+        return Pending((image, label), self.threads.start(self._read_slices, len(places), places, image, label))
+
+    def read_slice(self, case: int, z: int, image: NDArray[Any], label: NDArray[np.uint8]) -> None:
+        """Read one axial slice into `image` `(4, Y, X)` and `label` `(Y, X)`, in the calling thread."""
+        self._check_slice(case, z)
+        read = self._files.read_chunk
+        try:
+            depth, volume = self._depths[case], self._volumes.get(case) or self._open_case(case)
+            image_shard, label_shard, dtype = volume
+            direct = image.dtype == dtype and image.flags.c_contiguous
+            values = image if direct else np.empty(image.shape, dtype)
+            read(image_shard, depth, z, values)
+            read(label_shard, depth, z, label)
+        except (DamagedError, OSError) as error:
+            raise self._unreadable(f"slice {z} of case {self.case_ids[case]}", error) from error
+        if not direct:
+            image[...] = values
 
     def empty_slices(self, n: int) -> tuple[NDArray[Any], NDArray[np.uint8]]:
         """Allocate arrays for `n` slices and their labels. Raises DataError if cases differ in slice size."""
@@ -226,7 +242,7 @@ class Store:
         label = np.empty((depth, *size), np.uint8)
         places = [(case, z) for z in range(depth)]
         slices = image.swapaxes(0, 1)
-        return Pending((image, label), self._threads.start(self._read_slices, depth, places, slices, label))
+        return Pending((image, label), self.threads.start(self._read_slices, depth, places, slices, label))
 
     # Brain MRI: images.
 
@@ -264,7 +280,7 @@ class Store:
         for index in chosen:
             if not 0 <= index < len(self):
                 raise IndexError(f"there is no image {index}")
-        return Pending(pixels, self._threads.start(self._read_images, len(chosen), chosen, pixels))
+        return Pending(pixels, self.threads.start(self._read_images, len(chosen), chosen, pixels))
 
     def empty_images(self, n: int) -> NDArray[np.uint8]:
         """Allocate an array for `n` images."""
@@ -299,20 +315,13 @@ class Store:
         self._volumes[case] = opened = (shards[0], shards[1], image.dtype)
         return opened
 
+    def _check_slice(self, case: int, z: int) -> None:
+        if not (0 <= case < len(self) and 0 <= z < self._depths[case]):
+            raise IndexError(f"there is no slice {z} of case {case}")
+
     def _read_slices(self, places: Sequence[tuple[int, int]], images: Any, labels: Any) -> None:
-        read = self._files.read_chunk
         for (case, z), image, label in zip(places, images, labels, strict=True):
-            try:
-                depth, volume = self._depths[case], self._volumes.get(case) or self._open_case(case)
-                image_shard, label_shard, dtype = volume
-                direct = image.dtype == dtype and image.flags.c_contiguous
-                values = image if direct else np.empty(image.shape, dtype)
-                read(image_shard, depth, z, values)
-                read(label_shard, depth, z, label)
-            except (DamagedError, OSError) as error:
-                raise self._unreadable(f"slice {z} of case {self.case_ids[case]}", error) from error
-            if not direct:
-                image[...] = values
+            self.read_slice(case, z, image, label)
 
     def _read_images(self, indices: Sequence[int], pixels: Any) -> None:
         layout = self._images

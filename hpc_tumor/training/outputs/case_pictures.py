@@ -12,6 +12,7 @@ from torch import Tensor
 from hpc_tumor.data.feed.loader import Batch, BatchLoader
 from hpc_tumor.data.feed.samples import SlicePart
 from hpc_tumor.models import MODELS
+from hpc_tumor.training.host_copy import HostCopy, copy_to_host
 from hpc_tumor.training.scoring import metrics
 from hpc_tumor.training.scoring.evaluate import Evaluation
 from hpc_tumor.training.state import TrainingState
@@ -104,13 +105,11 @@ def predict_slice(state: TrainingState, position: int, attention: bool = False) 
     logits, maps = _logits(state, batch, attention)
     single = slice(row, row + 1)
     prediction = metrics.predicted_bits(logits[single], exclusive=state.spec.exclusive)
-    return SliceView(
-        images=_array(batch.images[row]),
-        truth=batch.targets[row].cpu().numpy(),
-        prediction=prediction[0].cpu().numpy(),
-        probabilities=_array(metrics.label_probabilities(logits[single].float(), exclusive=state.spec.exclusive)[0]),
-        attention=[_array(gate[row, 0]) for gate in maps],
-    )
+    probabilities = metrics.label_probabilities(logits[single].float(), exclusive=state.spec.exclusive)
+    shown = [batch.images[row].float(), batch.targets[row], prediction[0], probabilities[0]]
+    copies = [copy_to_host(tensor) for tensor in (*shown, *(gate[row, 0].float() for gate in maps))]
+    images, truth, bits, chances, *gates = (copy.wait().numpy() for copy in copies)
+    return SliceView(images, truth, bits, chances, gates)
 
 
 def _logits(state: TrainingState, batch: Batch, attention: bool = False) -> tuple[Tensor, list[Tensor]]:
@@ -136,11 +135,14 @@ def _slice_to_show(state: TrainingState, row: int) -> int:
 
 def _count_predicted(state: TrainingState, positions: np.ndarray) -> np.ndarray:
     """Count the pixels with any predicted label in each of these slices."""
-    counts = np.zeros(len(_slices(state)), np.int64)
+    counted: list[tuple[np.ndarray, HostCopy]] = []
     for number in np.unique(positions // state.parts.test.batch_size):
         batch = _batch(state, int(number))
         bits = metrics.predicted_bits(_logits(state, batch)[0], exclusive=state.spec.exclusive)
-        counts[batch.positions] = (bits > 0).sum((1, 2)).cpu().numpy()
+        counted.append((batch.positions, copy_to_host((bits > 0).sum((1, 2)))))
+    counts = np.zeros(len(_slices(state)), np.int64)
+    for of_batch, sums in counted:
+        counts[of_batch] = sums.wait().numpy()
     return counts[positions]
 
 
@@ -156,7 +158,3 @@ def _slices(state: TrainingState) -> SlicePart:
     part = state.parts.test.part
     assert isinstance(part, SlicePart)
     return part
-
-
-def _array(tensor: Tensor) -> np.ndarray:
-    return tensor.float().cpu().numpy()

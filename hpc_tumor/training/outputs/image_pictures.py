@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from hpc_tumor.data.feed.loader import BatchLoader
 from hpc_tumor.models import MODELS
 from hpc_tumor.models.vit import PATCH, rollout
+from hpc_tumor.training.host_copy import HostCopy, copy_to_host
 from hpc_tumor.training.outputs.case_pictures import as_bytes
 from hpc_tumor.training.scoring.evaluate import Evaluation
 from hpc_tumor.training.state import TrainingState
@@ -68,23 +69,29 @@ def choose_images(best: Evaluation, labels: np.ndarray) -> tuple[np.ndarray, np.
 def _read_images(state: TrainingState, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     """Return images `(n, H, W)` and, for a ViT, the class token's attention to each patch, `(n, rows, columns)`."""
     height, width = state.parts.image_size
-    images = np.zeros((len(positions), height, width), np.uint8)
-    attention: list[np.ndarray] = []
+    images: list[HostCopy] = []
+    attention: list[HostCopy] = []
     loader = BatchLoader(state.parts.test.part, 1)  # one at a time: the attention weights of large images are large
     with_attention = MODELS[state.experiment.model.name].attention
-    for row, position in enumerate(positions):
+    for position in positions:
         (batch,) = loader.whole_batches([position], limit=1)
-        images[row] = as_bytes(batch.images[0, 0].cpu().numpy())
+        images.append(copy_to_host(batch.images[0, 0]))
         if with_attention:
-            attention.append(_attention(state, batch.images))
+            attention.append(copy_to_host(_attention(state, batch.images)))
+    grey = _stack([as_bytes(image.wait().numpy()) for image in images], height, width)
     if not with_attention:
-        return images, None
-    grid = (height // PATCH, width // PATCH)
-    return images, np.stack(attention) if attention else np.zeros((0, *grid), np.uint8)
+        return grey, None
+    patches = [weights.wait().numpy() for weights in attention]
+    scaled = [as_bytes(weights / weights.max()) for weights in patches]
+    return grey, _stack(scaled, height // PATCH, width // PATCH)
 
 
-def _attention(state: TrainingState, images: Tensor) -> np.ndarray:
-    """Return the attention of one image `(1, 1, H, W)`, scaled to its maximum: `(rows, columns)` uint8."""
+def _attention(state: TrainingState, images: Tensor) -> Tensor:
+    """Return the attention to each patch of one image `(1, 1, H, W)`: `(rows, columns)`."""
     _, weights = state.spec.forward(state.network, images, return_attention=True)
-    patches = rollout(weights)[0, 0, 1:].view(images.shape[-2] // PATCH, -1).cpu().numpy()
-    return as_bytes(patches / patches.max())
+    return rollout(weights)[0, 0, 1:].view(images.shape[-2] // PATCH, -1)
+
+
+def _stack(pictures: list[np.ndarray], height: int, width: int) -> np.ndarray:
+    """Stack uint8 `(height, width)` pictures, of which there may be none."""
+    return np.stack(pictures) if pictures else np.zeros((0, height, width), np.uint8)

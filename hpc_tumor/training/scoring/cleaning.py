@@ -60,7 +60,7 @@ def _counts(
         for index, cleaning in enumerate(choices):
             counts[index, row] = torch.from_numpy(histogram(cleaning(cropped, voxel_mm3)))
         counts[:, row, 0, 0] += codes.size - cropped.size  # outside the box, both are background
-    return distributed.sum(counts.to(distributed.device)).cpu().numpy()
+    return distributed.sum(counts).numpy()
 
 
 def _best(counts: np.ndarray) -> int:

@@ -12,6 +12,7 @@ from torch import nn
 
 from hpc_tumor.data.feed.loader import Batch, BatchLoader
 from hpc_tumor.data.feed.samples import Part, SlicePart
+from hpc_tumor.data.feed.transfer import on_device
 from hpc_tumor.scores import classification_scores
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.losses import Loss
@@ -128,14 +129,14 @@ class _Tally:
     def add(self, batch: Batch, logits: torch.Tensor, losses: torch.Tensor) -> None:
         """Add a batch computed on this rank."""
         device = self.losses.device
-        row = positions = torch.from_numpy(batch.positions).to(device)
+        row = positions = on_device(batch.positions, device)
         self.losses[positions] = losses.double()
         if isinstance(self.part, SlicePart):
-            row = torch.from_numpy(self.part.case_of[batch.positions]).to(device)
+            row = on_device(self.part.case_of[batch.positions], device)
             codes = metrics.label_codes(logits, batch.targets, exclusive=self.exclusive)
             self.details.index_add_(0, row, metrics.count_codes(codes))
             if self.volumes is not None:
-                self.volumes.add(batch.positions, codes.cpu().numpy())
+                self.volumes.add(batch.positions, codes)
         else:
             self.details[row] = logits.float().softmax(1).double()
         self.counted.index_add_(0, row, torch.ones_like(row))

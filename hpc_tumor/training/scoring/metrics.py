@@ -38,16 +38,27 @@ def count_labels(logits: torch.Tensor, labels: torch.Tensor, exclusive: bool = F
 
 def count_codes(codes: torch.Tensor) -> torch.Tensor:
     """Return the `(N, 4, 8)` int64 histogram of the `(N, H, W)` codes of each slice."""
+    if devices.is_gpu(codes.device):  # bincount would wait for the GPU, to determine its number of bins
+        return count_by_comparison(codes)
     bins = TRUE_LABELS * PREDICTIONS
-    counts = torch.zeros(len(codes), bins, dtype=torch.int64, device=codes.device)
-    if devices.is_gpu(codes.device):  # bincount would synchronise to determine its number of bins
-        offset = torch.arange(len(codes), device=codes.device).mul_(bins).view(-1, 1, 1)
-        flat = (codes + offset).flatten()
-        counts.view(-1).index_add_(0, flat, torch.ones_like(flat))
-    else:  # slice by slice, without converting the codes from uint8
-        for of_slice, pixels in zip(counts, codes.flatten(1), strict=True):
-            of_slice.copy_(torch.bincount(pixels, minlength=bins))
+    counts = torch.zeros(len(codes), bins, dtype=torch.int64)
+    # Slice by slice, without converting the codes from uint8.
+    for of_slice, pixels in zip(counts, codes.flatten(1), strict=True):
+        of_slice.copy_(torch.bincount(pixels, minlength=bins))
     return counts.view(-1, TRUE_LABELS, PREDICTIONS)
+
+
+def count_by_comparison(codes: torch.Tensor) -> torch.Tensor:
+    """Return the result of `count_codes` from comparisons with each code, as sums without atomic additions.
+
+    Most pixels are background, so that nearly all atomic additions of a slice would wait for the same counter.
+    """
+    pixels = codes.flatten(1).unsqueeze(1)
+    bins = torch.arange(TRUE_LABELS * PREDICTIONS, dtype=codes.dtype, device=codes.device).view(-1, 1)
+    # GPUs sum bfloat16 in float32 as they read it, but would first copy bool to int64. Exact below 2²⁴ pixels.
+    matches = torch.empty(len(codes), len(bins), pixels.shape[2], dtype=torch.bfloat16, device=codes.device)
+    torch.eq(pixels, bins, out=matches)
+    return matches.sum(2, dtype=torch.float32).to(torch.int64).view(-1, TRUE_LABELS, PREDICTIONS)
 
 
 def predicted_bits(logits: torch.Tensor, exclusive: bool = False) -> torch.Tensor:

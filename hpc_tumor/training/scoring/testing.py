@@ -80,10 +80,8 @@ def score_volumes(
         cleaned = cleaning(codes, float(np.prod(spacing))) if cleaning else codes
         surfaces[row] = case_surfaces(cleaned, spacing)
         details[row], whole[row] = histogram(cleaned), 1
-    surfaces, details, whole = (
-        distributed.sum(torch.from_numpy(array).to(distributed.device)).cpu().numpy()
-        for array in (surfaces, details, whole)
-    )
+    for array in (surfaces, details, whole):
+        distributed.sum(torch.from_numpy(array))
     surfaces[whole == 0] = np.nan
     details = np.where((whole > 0)[:, None, None], details, plain.details)
     scores = metrics.segmentation_scores(details[plain.counted > 0], surfaces[plain.counted > 0])

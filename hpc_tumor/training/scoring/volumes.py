@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from hpc_tumor.data.feed.samples import SlicePart
 from hpc_tumor.training.distributed import Distributed
+from hpc_tumor.training.host_copy import HostCopy, copy_to_host
 
+_AT_ONCE = 2  # batches per thread that wait to be compressed
 _CHECK_EVERY = 8  # cases per rank between checks for a stop, in which ranks wait for each other
 
 
@@ -30,22 +36,28 @@ class Watch:
 class Volumes:
     """Predictions for the slices of a part: true label × 8 + predicted bits of each voxel, compressed.
 
-    Most voxels are background, so a case of 240 × 240 × 155 voxels takes about 50 kB.
+    Most voxels are background, so a case of 240 × 240 × 155 voxels takes about 50 kB. Threads wait for the copies from
+    a GPU and compress them, while the next batches are predicted.
     """
 
     def __init__(self, part: SlicePart):
         self._part = part
         self._packed: dict[int, bytes] = {}
         self._shape: tuple[int, int] = (0, 0)
+        self._packing: deque[Future[dict[int, bytes]]] = deque()
+        self._threads: ThreadPoolExecutor | None = None
 
-    def add(self, positions: np.ndarray, codes: np.ndarray) -> None:
-        """Keep the `(N, H, W)` codes of the samples at `positions`."""
+    def add(self, positions: np.ndarray, codes: Tensor) -> None:
+        """Keep the `(N, H, W)` codes of the samples at `positions`, which must not change any more."""
         self._shape = (codes.shape[1], codes.shape[2])
-        for position, pixels in zip(positions.tolist(), codes, strict=True):
-            self._packed[position] = zlib.compress(pixels.tobytes(), 1)
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="volumes")
+        self._packing.append(self._threads.submit(_pack, positions.tolist(), copy_to_host(codes)))
+        self._collect(_AT_ONCE * torch.get_num_threads())
 
     def share(self, distributed: Distributed) -> None:
         """Share all slices with every rank. All ranks call this together."""
+        self._end_packing()
         everywhere = distributed.gather((self._packed, self._shape))
         self._packed = {position: packed for rank, _ in everywhere for position, packed in rank.items()}
         self._shape = max(shape for _, shape in everywhere)
@@ -57,6 +69,7 @@ class Volumes:
 
         Cases with missing slices, due to a limit or a split of single slices, are left out.
         """
+        self._end_packing()
         positions = np.array(sorted(self._packed), dtype=np.int64)
         rows, whole = self._part.case_of[positions], whole_cases(self._part, positions)
         for turn, first in enumerate(range(0, len(whole), distributed.world_size)):
@@ -76,12 +89,29 @@ class Volumes:
     @property
     def any_whole(self) -> bool:
         """Return True if any case has all of its slices."""
+        self._end_packing()
         return bool(whole_cases(self._part, np.array(sorted(self._packed), dtype=np.int64)).any())
+
+    def _collect(self, most: int) -> None:
+        """Wait until at most so many batches are still being compressed, which bounds their memory."""
+        while len(self._packing) > most:
+            self._packed.update(self._packing.popleft().result())
+
+    def _end_packing(self) -> None:
+        self._collect(0)
+        if self._threads is not None:
+            self._threads.shutdown()
+            self._threads = None
 
     def _volume(self, positions: np.ndarray) -> np.ndarray:
         in_order = positions[np.argsort(self._part.slices[positions, 1])].tolist()
         flat = np.frombuffer(b"".join(zlib.decompress(self._packed[position]) for position in in_order), np.uint8)
         return flat.reshape(len(in_order), *self._shape)
+
+
+def _pack(positions: list[int], codes: HostCopy) -> dict[int, bytes]:
+    pixels = zip(positions, codes.wait().numpy(), strict=True)
+    return {position: zlib.compress(of_slice.tobytes(), 1) for position, of_slice in pixels}
 
 
 def whole_cases(part: SlicePart, positions: np.ndarray | None = None) -> np.ndarray:

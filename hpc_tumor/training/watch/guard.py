@@ -15,6 +15,7 @@ from hpc_tumor.console import log
 from hpc_tumor.data.feed.loader import Batch
 from hpc_tumor.errors import TrainingError
 from hpc_tumor.system import devices
+from hpc_tumor.training.host_copy import copy_to_host
 from hpc_tumor.training.state import TrainingState, UncheckedStep
 
 _NAMED = 5  # cases in the message
@@ -22,12 +23,7 @@ _NAMED = 5  # cases in the message
 
 def note_step(state: TrainingState, broken: Tensor, batch: Batch, losses: Tensor) -> None:
     """Queue a step to be checked. `broken` is a scalar on the device, above 0 if it was not finite on any rank."""
-    arrived = None
-    if devices.is_gpu(broken.device):
-        broken = torch.empty_like(broken, device="cpu", pin_memory=True).copy_(broken, non_blocking=True)
-        arrived = torch.Event()
-        arrived.record()
-    state.unchecked.append(UncheckedStep(broken, arrived, batch, losses, state.progress.epoch))
+    state.unchecked.append(UncheckedStep(copy_to_host(broken), batch, losses, state.progress.epoch))
 
 
 def check_steps(state: TrainingState, totals: dict[str, Any], everything: bool = False) -> None:
@@ -39,9 +35,7 @@ def check_steps(state: TrainingState, totals: dict[str, Any], everything: bool =
     behind = int(devices.is_gpu(state.distributed.device) and not everything)
     while len(state.unchecked) > behind:
         step = state.unchecked.popleft()
-        if step.arrived is not None:
-            step.arrived.synchronize()
-        if step.broken.item() > 0:
+        if step.broken.wait().item() > 0:
             _skip(state, step, totals)
 
 

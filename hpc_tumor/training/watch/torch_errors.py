@@ -1,4 +1,4 @@
-"""Classify errors of torch, NCCL, gloo and CUDA that have no type of their own, by their text.
+"""Classify errors of torch, NCCL, XCCL, gloo and GPUs that have no type of their own, by their text.
 
 Does not import torch: a rank may ask before torch is imported, or because that failed.
 """
@@ -9,13 +9,19 @@ import re
 
 from hpc_tumor.errors import HpcTumorError
 
-_MEMORY = ("can't allocate memory", "cannot allocate memory", "out of memory")
+_MEMORY = (
+    "can't allocate memory", "cannot allocate memory", "out of memory",
+    "alloc_failed",  # cuBLAS and cuDNN
+    "unable to find an engine",  # cuDNN, if no algorithm of a convolution gets its workspace
+)  # fmt: skip
 _LOST = (
     "connection closed by peer", "connection reset by peer", "broken pipe", "connection refused", "gloo", "nccl",
-    "socket", "timed out waiting", "application timeout",
+    "xccl", "socket", "timed out waiting", "application timeout",
 )  # fmt: skip
-# Errors of CUDA, NCCL and gloo that may not recur on another node or at another time.
-_PASSING = re.compile(r"NCCL|gloo|c10d|connection|socket|ECC|uncorrectable|unspecified launch failure", re.IGNORECASE)
+# Errors of GPUs, NCCL (also RCCL), XCCL and gloo that may not recur on another node or at another time.
+_PASSING = re.compile(
+    r"NCCL|XCCL|gloo|c10d|connection|socket|ECC|uncorrectable|unspecified launch failure", re.IGNORECASE
+)
 ANOMALY_WARNING = "Error detected in"  # start of the warning with the stack of the forward call
 
 

@@ -183,8 +183,7 @@ def process_seconds() -> float:
 
 
 def _gpus_of_node(distributed: Distributed) -> list[str]:
-    """Return the UUIDs of the GPUs of this node's ranks that are visible to this rank."""
+    """Return nvidia-smi's UUIDs of the GPUs, or parts of GPUs, of this node's ranks that are visible to this rank."""
     ranks_here = -(-distributed.world_size // distributed.nodes)
     gpus = [devices.find_gpu(number) for number in range(min(ranks_here, devices.count_gpus()))]
-    uuids = [devices.uuid(gpu) for gpu in gpus if gpu is not None]
-    return [f"GPU-{uuid}" for uuid in uuids if uuid is not None]
+    return [name for gpu in gpus if gpu is not None and (name := devices.smi_name(gpu)) is not None]

@@ -8,6 +8,7 @@ import pytest
 from hpc_tumor import settings
 from hpc_tumor.cluster.describe import profiles
 from hpc_tumor.errors import UsageError
+from hpc_tumor.system.torch_builds import TorchBuild
 
 TEXT = 'description = "mine"\n[slurm]\npartition = "{partition}"\n[node]\ngpus = 2\ncpus = 24\nmemory_gb = 234\n'
 
@@ -120,3 +121,29 @@ def test_what_somebody_elses_profile_sets_up_is_not_run(tmp_path: Path) -> None:
         profiles.load_profile(path)
     path.write_text('description = "x"\n[slurm]\npartition = "GPU"\n')  # numbers and names run nothing
     assert profiles.load_profile(path).slurm.partition == "GPU"
+
+
+@pytest.mark.parametrize(
+    ("build", "count"),
+    [(TorchBuild("2.9.0+rocm6.4", rocm="6.4.43482"), 2), (TorchBuild("2.9.0+xpu", xpu="20250302"), 1)],
+)
+def test_amds_and_intels_gpus_are_counted_for_a_torch_that_uses_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, build: TorchBuild, count: int
+) -> None:
+    files = {
+        "kfd/kfd/topology/nodes/0/gpu_id": "0\n",  # a CPU
+        "kfd/kfd/topology/nodes/1/gpu_id": "54847\n",
+        "kfd/kfd/topology/nodes/2/gpu_id": "16124\n",
+        "drm/renderD128/device/vendor": "0x8086\n",
+        "drm/renderD129/device/vendor": "0x10de\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(profiles, "SYS", tmp_path)
+    monkeypatch.setattr(profiles, "installed_build", lambda: build)
+    for name in ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ZE_AFFINITY_MASK"):
+        monkeypatch.delenv(name, raising=False)
+    assert profiles.count_gpus() == count
+    monkeypatch.setenv("ROCR_VISIBLE_DEVICES", "0,1,2")
+    assert profiles.count_gpus() == 3

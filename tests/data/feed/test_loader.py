@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpc_tumor.data.feed.loader import BatchLoader, epoch_order
-from hpc_tumor.data.feed.samples import ImagePart, SlicePart, halve, resize
+from hpc_tumor.data.feed.samples import ImagePart, SlicePart, halve, resize, standardise
+from hpc_tumor.data.store.nodes import TYPES
+from hpc_tumor.data.store.shards import ReadingThreads
 from hpc_tumor.vocabulary import LABEL_NAMES
 
 CPU = torch.device("cpu")
@@ -35,19 +37,16 @@ def slice_store() -> Any:
     brain = [[volumes[c, m][volumes[c, m] != background[c, m]] for m in range(4)] for c in range(2)]
     statistics = np.array([[(voxels.mean(), voxels.std()) for voxels in case] for case in brain])
 
-    def read_slices(refs: np.ndarray, into: Any) -> Future:
-        for i, (c, z) in enumerate(refs):
-            into[0][i][...], into[1][i][...] = volumes[c, :, z], labels[c, z]
-        reads.append(len(refs))
-        return done(into)
+    def read_slice(case: int, z: int, image: np.ndarray, label: np.ndarray) -> None:
+        image[...], label[...] = store.volumes[case, :, z], labels[case, z]
 
-    reads: list[int] = []
-    return SimpleNamespace(
+    store = SimpleNamespace(
         volumes=volumes, truth=labels, labels=LABEL_NAMES, statistics=statistics, background=background,
-        read_slices=read_slices,
-        empty_slices=lambda n: (np.empty((n, 4, 4, 6), np.int16), np.empty((n, 4, 6), np.uint8)), reads=reads,
-        dtype=np.dtype(np.int16), slice_background=None, tolerance=np.zeros((2, 4)),
+        read_slice=read_slice, threads=ReadingThreads(2),
+        empty_slices=lambda n: (np.empty((n, 4, 4, 6), store.volumes.dtype), np.empty((n, 4, 6), np.uint8)),
+        dtype=volumes.dtype, slice_background=None, tolerance=np.zeros((2, 4)),
     )  # fmt: skip
+    return store
 
 
 def all_slices() -> np.ndarray:
@@ -70,17 +69,22 @@ def test_slices_are_standardised_over_the_brain_of_their_case() -> None:
     np.testing.assert_array_equal(batch.targets.numpy().reshape(2, 3, 4, 6), store.truth)
 
 
-@pytest.mark.parametrize("dtype", ["uint16", "int32", "float32", "float64"])
-def test_every_stored_type_gives_the_same_values(dtype: str) -> None:
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("noisy", [False, True])
+def test_slices_have_the_bits_of_the_other_devices(dtype: str, noisy: bool) -> None:
+    """GPUs and predictions standardise with torch, slices for a CPU are standardised as they are read."""
     store = slice_store()
-    (whole,) = BatchLoader(SlicePart(store, all_slices()[:3], CPU), 3).batches(np.arange(3))
-    store.volumes = store.volumes.astype(dtype)
-    plain = store.read_slices
-    store.empty_slices = lambda n: (np.empty((n, 4, 4, 6), dtype), np.empty((n, 4, 6), np.uint8))
-    (batch,) = BatchLoader(SlicePart(store, all_slices()[:3], CPU), 3).batches(np.arange(3))
-    assert plain is store.read_slices
+    store.volumes = (abs(store.volumes) % 120 if dtype.endswith("int8") else abs(store.volumes)).astype(dtype)
+    store.background = np.array([[0, 0, 0, 0], [0, 0, 0, store.volumes[1, 3, 0, 0, 0]]], np.float64)
+    store.dtype = store.volumes.dtype
+    store.tolerance += [0, 1.5, 0, 3] if noisy else 0
+    part = SlicePart(store, all_slices(), CPU)
+    (batch,) = BatchLoader(part, 6).batches(np.arange(6))
+    values = torch.from_numpy(np.stack([store.volumes[case, :, z] for case, z in part.slices]))
+    expected = standardise(values, *(torch.from_numpy(part)[..., None, None] for part in part.amounts(np.arange(6))))
     assert batch.images.dtype == torch.float32
-    torch.testing.assert_close(batch.images, whole.images)
+    assert batch.images.numpy().tobytes() == expected.numpy().tobytes()
+    assert (batch.images == 0).sum() >= 4 * 6 * 6
 
 
 def test_batches_do_not_change_while_later_ones_are_read() -> None:

@@ -58,6 +58,18 @@ def test_histogram_counts_pixel_by_pixel(
     np.testing.assert_array_equal(found.numpy(), expected)
 
 
+@pytest.mark.parametrize("shape", [(0, 4, 4), (1, 1, 1), (3, 7, 5), (2, 300, 301)])
+@pytest.mark.parametrize("background", [0.0, 0.5, 1.0])
+def test_comparisons_count_the_same(shape: tuple[int, ...], background: float) -> None:
+    """bfloat16 itself could count to 256 only."""
+    generator = torch.Generator().manual_seed(3)
+    codes = torch.randint(0, 32, shape, generator=generator, dtype=torch.uint8)
+    codes[torch.rand(shape, generator=generator) < background] = 0
+    found = metrics.count_by_comparison(codes)
+    assert found.dtype == torch.int64
+    assert torch.equal(found, metrics.count_codes(codes))
+
+
 def test_exclusive_prediction_is_argmax_over_background_and_labels(slices: tuple[torch.Tensor, torch.Tensor]) -> None:
     logits, labels = slices
     logits = logits.to(torch.bfloat16).contiguous(memory_format=torch.channels_last)  # so coarse that some are equal

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from made_volumes import part_of, volumes_of
 
 from hpc_tumor.training.distributed import Distributed
@@ -20,7 +21,7 @@ def test_slices_in_any_order_become_the_volumes_they_were() -> None:
     part = part_of([4, 1, 6], (6, 7), (3.0, 1.0, 2.0))
     volumes, flat = Volumes(part), np.concatenate(codes)
     for positions in np.array_split(np.random.default_rng(1).permutation(len(flat)), 4):
-        volumes.add(positions, flat[positions])
+        volumes.add(positions, torch.from_numpy(flat[positions]))
     found = {row: (volume, spacing) for row, volume, spacing in volumes.cases(Distributed())}
     assert sorted(found) == [0, 1, 2]
     for row, (volume, spacing) in found.items():
@@ -32,7 +33,7 @@ def test_slices_of_a_part_in_another_order_are_sorted_by_where_they_lie() -> Non
     part = part_of([5], (6, 7))
     part.slices = part.slices[::-1]
     (codes,), volumes = noise([5]), Volumes(part)
-    volumes.add(np.arange(5), codes[::-1])
+    volumes.add(np.arange(5), torch.from_numpy(codes[::-1].copy()))
     ((_, volume, _),) = volumes.cases(Distributed())
     np.testing.assert_array_equal(volume, codes)
 
@@ -40,7 +41,7 @@ def test_slices_of_a_part_in_another_order_are_sorted_by_where_they_lie() -> Non
 def test_voxels_of_shrunken_slices_are_wider() -> None:
     part = part_of([2], (240, 120), (5.0, 1.0, 0.5))
     volumes = Volumes(part)
-    volumes.add(np.arange(2), np.zeros((2, 60, 60), dtype=np.uint8))
+    volumes.add(np.arange(2), torch.zeros(2, 60, 60, dtype=torch.uint8))
     assert volumes.spacing(0) == (5.0, 4.0, 1.0)
     ((_, volume, spacing),) = volumes.cases(Distributed())
     assert (np.array(volume.shape) * spacing).tolist() == [10, 240, 60]  # as many mm as before
@@ -50,10 +51,10 @@ def test_what_is_not_whole_is_left_out() -> None:
     part = part_of([3, 3, 3], (6, 7))
     volumes, flat = Volumes(part), np.concatenate(noise([3, 3, 3]))
     assert not volumes.any_whole
-    volumes.add(np.array([0, 1, 6, 7]), flat[[0, 1, 6, 7]])
+    volumes.add(np.array([0, 1, 6, 7]), torch.from_numpy(flat[[0, 1, 6, 7]]))
     assert not volumes.any_whole
     assert list(volumes.cases(Distributed())) == []
-    volumes.add(np.array([8]), flat[[8]])
+    volumes.add(np.array([8]), torch.from_numpy(flat[[8]]))
     assert volumes.any_whole
     assert [row for row, _, _ in volumes.cases(Distributed())] == [2]
     assert whole_cases(part).all()

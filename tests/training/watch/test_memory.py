@@ -86,6 +86,8 @@ def test_a_step_that_does_not_fit_is_explained(tmp_path: Path, slice_store: Path
     [
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9216000000 bytes."), "9.2 GB"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has 15 GiB"), "2.5 GiB"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "more memory"),
+        (RuntimeError("FIND was unable to find an engine to execute this computation"), "more memory"),
         (MemoryError(), "more memory"),
     ],
 )  # fmt: skip

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import pytest
@@ -16,6 +17,7 @@ import torch
 from training_runs import StopAt, new_run, scores, spawn, weights
 
 from hpc_tumor.run_dir import RunDir, read_json
+from hpc_tumor.system import devices
 from hpc_tumor.training.distributed import Distributed, init_distributed
 from hpc_tumor.training.loop import train
 from hpc_tumor.training.watch.usage import GpuWatch, Usage, process_seconds
@@ -112,6 +114,17 @@ def test_gpus_are_watched_by_nvidia_smi(tmp_path: Path, monkeypatch: pytest.Monk
         broken.look()
     assert broken.as_list() == []
     assert (tmp_path / "calls").read_text().count("GPU-broken") == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "listed"), [("NVIDIA A100-SXM4-40GB", "GPU-1-2"), ("NVIDIA A100-SXM4-40GB MIG 3g.20gb", "MIG-1-2")]
+)
+def test_a_part_of_a_gpu_has_the_name_that_nvidia_smi_knows(
+    name: str, listed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda _: name)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: SimpleNamespace(uuid="1-2"))
+    assert devices.smi_name(torch.device("cuda", 0)) == listed
 
 
 def test_without_nvidia_smi_nothing_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,51 @@
+"""DDP on several ranks, each with a null GPU: NCCL is a stub, gloo is real."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from child import Watch
+from null_runs import null_run, train_run, watch_steps
+from processes import NullGpu
+from training_runs import result_of
+
+from hpc_tumor.models import MODELS
+
+WITH_BATCH_NORM = ("cnn", "improved-unet", "attention-unet")
+SYNCHRONISED = pytest.mark.xfail(reason="torch's synchronised batch norm waits for the GPU three times", strict=True)
+
+
+@pytest.mark.parametrize(
+    "model", [pytest.param(name, marks=SYNCHRONISED if name in WITH_BATCH_NORM else ()) for name in MODELS]
+)
+def test_steps_of_two_ranks_wait_for_nothing(model: str, null_gpu: NullGpu, stores: dict[str, Path]) -> None:
+    watches = null_gpu.call(watch_steps, stores[MODELS[model].task], model, 3, ranks=2)
+    assert [watch.faults() for watch in watches] == [{}, {}]
+    assert all(watch.closest_event_wait > watch.operations / 6 for watch in watches)
+
+
+@SYNCHRONISED
+def test_steps_of_four_ranks_wait_for_nothing(null_gpu: NullGpu, stores: dict[str, Path]) -> None:
+    recipe = {"augment": True, "clip_gradients": 1.0, "ema": 0.9, "skip_nonfinite": 5}
+    settings = {"recipe": recipe, "hardware": {"accumulate": 2, "precision": "float16"}, "data": {"keep": "host"}}
+    watches = null_gpu.call(watch_four, stores["classification"], settings, ranks=4)
+    assert [watch.faults() for watch in watches] == [{}] * 4
+
+
+def watch_four(store: Path, settings: dict[str, Any]) -> Watch:
+    return watch_steps(store, "cnn", 3, **settings)
+
+
+@pytest.mark.parametrize(("model", "keep"), [("cnn", "gpu"), ("unet", "host")])
+def test_two_ranks_stop_and_resume_and_test(
+    model: str, keep: str, null_gpu: NullGpu, stores: dict[str, Path], tmp_path: Path
+) -> None:
+    run = null_run(tmp_path, stores[MODELS[model].task], model, data={"keep": keep}, recipe={"epochs": 2})
+    outcomes = null_gpu.call(train_run, run.path, [4, None], ranks=2)
+    assert outcomes == [["stopped", "finished"]] * 2
+    assert [event["event"] for event in run.read_events()] == [
+        "started", "checkpoint", "resumed", "checkpoint", "finished",
+    ]  # fmt: skip
+    assert result_of(run)["epochs"] == 2
