@@ -21,6 +21,7 @@ if [[ -n "$missing" && " $missing " != *" torch "* && -n "${PYTHON:-}" ]]; then
     say "error: $PYTHON has torch but lacks $missing: install them, or unset PYTHON to use the environment .venv."
     exit 1
 elif [[ -n "$missing" ]]; then
+    say "$python lacks $missing: using the environment .venv"
     environment
     python=python
 fi

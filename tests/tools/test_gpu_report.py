@@ -157,7 +157,7 @@ def cut(folder: Path, signum: signal.Signals, seconds: float) -> None:
     values = check_report(folder)
     if signum == signal.SIGKILL:
         assert values["state"] == "running"
-    elif values["state"] != "complete":
+    elif values["state"] != "complete":  # it may have ended before the signal
         assert (code, values["state"], values["reason"]) == (2, "cut short", signum.name)
         assert not list(folder.parent.glob("gpu-report-*")), "the temporary folder stayed"
     deadline = time.monotonic() + 10

@@ -16,37 +16,39 @@ from hpc_tumor.data.convert.prepare import prepare_dataset
 from hpc_tumor.data.phantom.dataset import make_phantom
 from hpc_tumor.data.raw.sources import inspect_source
 
-PATIENTS, IMAGES = 4, 160
-QUICK_PATIENTS, QUICK_IMAGES, QUICK_SHAPE = 4, 48, (64, 64, 32)
-UNSIGNED = "unsigned"  # the store's name
+# The fewest for a batch of 32 slices or 64 images to train on: making them takes seconds.
+PATIENTS, IMAGES, QUICK_IMAGES = 3, 120, 48
+SMALL = (64, 64, 32)  # voxels
+UNSIGNED = "unsigned"  # patients with voxels of uint16
+STORES = ("segmentation", "classification", UNSIGNED)
 
 
 def measure(item: dict[str, str], job: Job, tell: Tell) -> None:
-    """Make patients and images at the same time, since both take seconds of one core."""
-    tasks = ["segmentation", "classification"]
-    code = "import json, sys; from gpu_report.data import make; from gpu_report.job import Job; " \
-           "make(sys.argv[1], Job.from_json(json.loads(sys.argv[2])))"  # fmt: skip
-    commands = [[sys.executable, "-c", code, task, json.dumps(job.to_json())] for task in tasks]
-    processes = [subprocess.Popen(command, stdout=sys.stderr) for command in commands]
-    for task, process in zip(tasks, processes, strict=True):
-        if process.wait() != 0:
-            raise SystemExit(f"the store for {task} could not be made: see log.txt")
-    tell(stores={task: _size(job.store(task)) for task in [*tasks, UNSIGNED]})
+    """Make the stores at the same time, since each takes seconds of one core."""
+    code = (
+        "import json, sys; from gpu_report.data import make; from gpu_report.job import Job;"
+        " make(sys.argv[1], Job.from_json(json.loads(sys.argv[2])))"
+    )
+    commands = {name: [sys.executable, "-c", code, name, json.dumps(job.to_json())] for name in STORES}
+    processes = {name: subprocess.Popen(command, stdout=sys.stderr) for name, command in commands.items()}
+    failed = [name for name, process in processes.items() if process.wait() != 0]
+    if failed:
+        raise SystemExit(f"the stores {', '.join(failed)} could not be made: see log.txt")
+    tell(bytes={name: _size(job.store(name)) for name in STORES})
 
 
-def make(task: str, job: Job) -> None:
-    """Make the stores of a task."""
-    raw = job.raw / task
-    if task == "classification":
+def make(name: str, job: Job) -> None:
+    """Make one store."""
+    raw = job.raw / name
+    if name == "classification":
         make_phantom(raw, "brain-mri", QUICK_IMAGES if job.quick else IMAGES, seed=0)
     else:
-        shape = QUICK_SHAPE if job.quick else None
-        make_phantom(raw, "brats", QUICK_PATIENTS if job.quick else PATIENTS, seed=0, shape=shape)
-    prepare_dataset(inspect_source(raw).reader, raw, job.store(task))
-    if task == "segmentation":
-        unsigned = job.raw / UNSIGNED
-        make_unsigned(raw, unsigned)
-        prepare_dataset(inspect_source(unsigned).reader, unsigned, job.store(UNSIGNED))
+        small = job.quick or name == UNSIGNED
+        make_phantom(raw, "brats", PATIENTS, seed=0, shape=SMALL if small else None)
+        if name == UNSIGNED:
+            signed, raw = raw, job.raw / "widened"
+            make_unsigned(signed, raw)
+    prepare_dataset(inspect_source(raw).reader, raw, job.store(name))
 
 
 def make_unsigned(raw: Path, into: Path) -> None:

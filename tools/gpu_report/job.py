@@ -26,9 +26,9 @@ class Job:
     folder: str
     formats: tuple[str, ...] = ("float32",)
 
-    def store(self, task: str) -> Path:
-        """Return the synthetic store of a task."""
-        return Path(self.folder) / f"{task}.zarr"
+    def store(self, name: str) -> Path:
+        """Return a synthetic store: of a task, or another that `data` makes."""
+        return Path(self.folder) / f"{name}.zarr"
 
     @property
     def raw(self) -> Path:

@@ -35,14 +35,14 @@ def measure(item: dict[str, str], job: Job, tell: Tell) -> None:
     device = devices.CPU if job.device == "cpu" else devices.find_gpu()
     if device is None:
         raise SystemExit(f"torch {torch.__version__} finds no GPU: run this where one is (on a cluster: in a job)")
+    if devices.is_gpu(device):
+        _check_code(device, tell)
     began = time.perf_counter()
     torch.zeros(1, device=device)
     tell(context_seconds=time.perf_counter() - began, start_seconds=_age(), **_describe(device))
     formats = _formats(device)
     tell(device=str(device), formats=formats, gpus=devices.count_gpus())
     _check_numbers(device, tell)
-    if device.type == "cuda":
-        _check_code(device, tell)
     tell(idle=_clocks(device))
     sides = SIDES if not job.quick else (256,)
     for name, kind, mode in _products(formats, device):
@@ -63,15 +63,8 @@ def _describe(device: torch.device) -> dict[str, Any]:
         "name": about.name, "memory_gb": about.total_memory / 1e9, "multiprocessors": about.multi_processor_count,
         "capability": f"{about.major}.{about.minor}", "architecture": getattr(about, "gcnArchName", None),
         "cuda": torch.version.cuda, "rocm": torch.version.hip, "cudnn": torch.backends.cudnn.version(),
-        "nccl": _nccl(), "built_for": torch.cuda.get_arch_list(), "datasheet": datasheet(about.name),
+        "nccl": devices.nccl_version(), "built_for": torch.cuda.get_arch_list(), "datasheet": datasheet(about.name),
     }  # fmt: skip
-
-
-def _nccl() -> str | None:
-    try:
-        return ".".join(map(str, torch.cuda.nccl.version()))
-    except (AttributeError, RuntimeError):  # built without it
-        return None
 
 
 def _commit() -> str | None:
@@ -115,28 +108,21 @@ def _check_numbers(device: torch.device, tell: Tell) -> None:
 
 
 def _check_code(device: torch.device, tell: Tell) -> None:
-    """Check that torch has code for this GPU, or intermediate code that the driver compiles."""
-    major, minor = torch.cuda.get_device_capability(device)
-    built = torch.cuda.get_arch_list()
-    if devices.is_amd(device):
-        own = torch.cuda.get_device_properties(device).gcnArchName.partition(":")[0]
-        tell.check("torch has code for this GPU", own in built, value=own, limit=" ".join(built))
-        return
-    numbers = [(kind, int(text.rstrip("af"))) for kind, _, text in (name.partition("_") for name in built)]
-    fits = any(
-        (kind == "sm" and number // 10 == major and number % 10 <= minor)
-        or (kind == "compute" and number <= 10 * major + minor)
-        for kind, number in numbers
-    )
-    tell.check("torch has code for this GPU", fits, value=f"sm_{major}{minor}", limit=" ".join(built))
+    """Check that torch has code for this GPU; raise UsageError if not, since no kernel would run."""
+    name = "torch has code for this GPU"
+    try:
+        devices.check_code(device)
+    except UsageError as error:
+        tell.check(name, False, why=str(error))
+        raise
+    tell.check(name, True)
 
 
 def _clocks(device: torch.device) -> dict[str, str] | None:
     """Return clocks, power and temperature as nvidia-smi or torch tells them; None if neither does."""
-    if devices.is_nvidia(device):
-        number = f"GPU-{(devices.uuid(device) or '').removeprefix('GPU-')}"
-        done = run_quietly("nvidia-smi", f"--query-gpu={','.join(_SMI)}", "--format=csv,noheader", f"--id={number}",
-                           seconds=15)  # fmt: skip
+    if name := devices.smi_name(device):
+        query = f"--query-gpu={','.join(_SMI)}"
+        done = run_quietly("nvidia-smi", query, "--format=csv,noheader", f"--id={name}", seconds=15)
         if done is not None and done.returncode == 0:
             return dict(zip(_SMI, (text.strip() for text in done.stdout.strip().split(",")), strict=False))
     try:  # AMD's, through its own library

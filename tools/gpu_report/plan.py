@@ -41,7 +41,7 @@ def first_parts() -> list[Part]:
     """Return the parts that the others need."""
     return [
         Part("machine", "The machine", "gpu_report.machine", ({"what": "device"},), 60, needs=()),
-        Part("data", "Synthetic data", "gpu_report.data", ({"what": "stores"},), 120, needs=()),
+        Part("data", "Synthetic data", "gpu_report.data", ({"what": "stores"},), 180, needs=()),
     ]
 
 
@@ -58,7 +58,7 @@ def other_parts(names: list[str], formats: list[str], device: str, gpus: int, qu
     return [
         Part("assertions", "Training waits for nothing", "gpu_report.assertions", tuple(asserted), 40),
         Part("steps", "Training steps", "gpu_report.steps", _steps(names, [first], ["eager"]), 40),
-        Part("numbers", "Losses and gradients against the CPU", "gpu_report.numbers", every, 40, ("machine",)),
+        Part("numbers", "Losses and gradients against the CPU", "gpu_report.numbers", every, 60, ("machine",)),
         Part("resume", "Interrupted and not interrupted", "gpu_report.resume", ({"store": "uint16"}, *every), 40),
         Part("study", "Scoring and saving", "gpu_report.scoring", every, 40),
         Part("feeding", "Feeding", "gpu_report.feeding", _feeding(names, device), 30),

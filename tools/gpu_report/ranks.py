@@ -8,7 +8,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import torch
 import torch.distributed as dist
 from benchmark_networks import now
 
+from gpu_report.assertions import find_wait
 from gpu_report.job import Job, Tell
 from gpu_report.plan import EACH
 from gpu_report.work import Running, experiment_of
@@ -26,7 +29,9 @@ from hpc_tumor.training.distributed import Distributed
 # Without dropout, which draws by rank; the second has batch norm, which the ranks of GPUs synchronise.
 NETWORKS = ("unet", "improved-unet")
 STEPS = 4
-TOLERANCE = 1e-3  # relative error of the change of the weights, in float32
+# Relative error of the change of the weights, in float32. Another memory layout on a CPU gives 0.001, as gradients are
+# ill-conditioned; batch norm that is not synchronised 0.04, gradients that are not averaged far more.
+TOLERANCE = 0.02
 SIZES = (2**20, 2**26, 2**28)  # bytes of all-reduces
 # Adam would turn the smallest difference of a small gradient into a full step.
 SETTINGS: dict[str, Any] = {
@@ -45,6 +50,9 @@ def measure(item: dict[str, str], job: Job, tell: Tell) -> None:
     for network in NETWORKS[: 1 if job.device == "cpu" else 2]:
         same = all(rank["digests"][network] == found[0]["digests"][network] for rank in found)
         tell.check(f"{network}: all ranks have the same weights", same)
+        if "waits" in found[0]:
+            waits = [rank["waits"][network] for rank in found if rank["waits"][network]]
+            tell.check(f"{network}: no hidden wait on any rank", not waits, why=waits[0] if waits else None)
         one, many = (_change(job, network, count) for count in (0, number))
         error = float((many - one).norm() / one.norm())
         tell.check(f"{network}: the weights of one rank", error <= TOLERANCE, value=error, limit=TOLERANCE)
@@ -65,8 +73,11 @@ def _run(number: int, where: str, job: Job) -> list[dict[str, Any]]:
         )
         for rank in range(number)
     ]  # fmt: skip
-    codes = [process.wait() for process in processes]
-    if any(codes):
+    while any(process.poll() is None for process in processes):
+        if any(process.poll() for process in processes):  # the others would wait for it
+            break
+        time.sleep(0.1)
+    if any(process.poll() != 0 for process in processes):
         raise SystemExit(f"{number} ranks on {where} failed: see log.txt")
     return [json.loads((Path(job.folder) / f"rank-{rank}.json").read_text()) for rank in range(number)]
 
@@ -87,13 +98,17 @@ def rank_main() -> None:
     sizes = SIZES[:1] if job.quick else SIZES
     found["all_reduce"] = {str(size): _all_reduce_rate(size, distributed) for size in sizes}
     for network in NETWORKS[: 1 if job.device == "cpu" else 2]:
-        weights, found["step_ms"][network] = _train(network, job, distributed)
+        running = Running(_experiment(network, job), job, distributed)
+        weights, found["step_ms"][network] = _train(running)
         found["digests"][network] = [float(weights.sum()), float(weights.square().sum())]
         if rank == 0:
             torch.save(weights, _file(job, network, ranks))
-            alone = Distributed(device=device)
-            torch.save(_train(network, job, alone)[0], _file(job, network, 0))
-            torch.save(_weights(Running(_experiment(network, job), job, alone)), _file(job, network, -1))
+            alone = Running(_experiment(network, job), job, Distributed(device=device))
+            torch.save(_weights(alone), _file(job, network, -1))
+            torch.save(_train(alone)[0], _file(job, network, 0))
+        if device.type == "cuda" and where == EACH:  # gloo waits for GPUs
+            dist.barrier()
+            found.setdefault("waits", {})[network] = find_wait(partial(_take_steps, running, STEPS))
         dist.barrier()
     (Path(job.folder) / f"rank-{rank}.json").write_text(json.dumps(found))
     sys.stderr.flush()
@@ -104,14 +119,17 @@ def _experiment(network: str, job: Job) -> Any:
     return experiment_of(network, job, SETTINGS)
 
 
-def _train(network: str, job: Job, distributed: Distributed) -> tuple[torch.Tensor, float]:
+def _train(running: Running) -> tuple[torch.Tensor, float]:
     """Return the weights after some steps, and the milliseconds of the last."""
-    running = Running(_experiment(network, job), job, distributed)
-    for _ in range(STEPS):
-        began = now(running.device)
+    _take_steps(running, STEPS - 1)
+    began = now(running.device)
+    _take_steps(running, 1)
+    return _weights(running), 1e3 * (now(running.device) - began)
+
+
+def _take_steps(running: Running, number: int) -> None:
+    for _ in range(number):
         running.step()
-        seconds = now(running.device) - began
-    return _weights(running), 1e3 * seconds
 
 
 def _weights(running: Running) -> torch.Tensor:

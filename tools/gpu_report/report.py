@@ -19,8 +19,8 @@ class Report:
     """The report on disk and in memory.
 
     Items are `not run`, `running`, `done` or `failed`; parts `not run`, `running`, `done` (all items are) or
-    `incomplete`; the report `running`, `complete` or `cut short`. A reader of a report that still says `running` after
-    its end knows that the process was killed.
+    `incomplete`; the report `running`, `complete`, `incomplete` or `cut short`. One that still says `running` after its
+    end is of a process that was killed.
     """
 
     def __init__(self, folder: Path, about: dict[str, Any], render: Render) -> None:
@@ -80,7 +80,9 @@ class Report:
 
     def end(self, reason: str | None) -> None:
         """Write the report for the last time; `reason` says why something is missing."""
-        self.values.update(state="complete" if reason is None else "cut short", reason=reason)
+        lacks = any(missing(self.values))
+        state = "cut short" if reason else "incomplete" if lacks else "complete"
+        self.values.update(state=state, reason=reason)
         self.write()
 
     def is_done(self, part: str) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -92,7 +91,7 @@ def _read_unsigned(job: Job, tell: Tell) -> None:
     """Check that rows of uint16 kept in memory equal those read from the store."""
     passes = {}
     for keep in (kept(job), "none"):
-        settings = {"data": {"keep": keep, "store": str(Path(job.folder) / f"{UNSIGNED}.zarr")}}
+        settings = {"data": {"keep": keep, "store": str(job.store(UNSIGNED))}}
         parts = make_parts(experiment_of("unet", job, settings), Distributed(device=torch.device(job.device)))
         order = epoch_order(len(parts.train.part), 0, 0)
         for _ in range(2):  # the second pass is from memory

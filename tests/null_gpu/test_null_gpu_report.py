@@ -1,0 +1,127 @@
+"""Checks of tools/gpu_report on a GPU that computes nothing: they fail for numbers, and hold for everything else."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+from processes import NullGpu
+
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
+sys.path.insert(0, str(TOOLS))
+from gpu_report.job import Job  # noqa: E402
+
+Checks = dict[str, dict[str, Any]]
+
+
+class Collected:
+    """Stands in for `Tell`."""
+
+    def __init__(self) -> None:
+        self.checks: Checks = {}
+
+    def __call__(self, **values: Any) -> None:
+        pass
+
+    def check(self, name: str, passed: bool | None, **details: Any) -> None:
+        self.checks[name] = {"passed": passed, **details}
+
+
+def measure(part: str, item: dict[str, str], job: Job) -> Checks:
+    """Return the checks of one item of a part."""
+    import child  # noqa: F401 - switches off what the stubs lack
+
+    tell = Collected()
+    import_module(f"gpu_report.{part}").measure(item, job, tell)
+    return tell.checks
+
+
+@pytest.fixture
+def job(stores: dict[str, Path], tmp_path: Path) -> Job:
+    for task, store in stores.items():
+        (tmp_path / f"{task}.zarr").symlink_to(store)
+    return Job("cuda:0", True, str(tmp_path), ("bfloat16", "float32"))
+
+
+def test_losses_and_gradients_that_are_zero_fail(null_gpu: NullGpu, job: Job) -> None:
+    checks = null_gpu.call(measure, "numbers", {"network": "alexnet"}, job)
+    assert sorted(checks) == [f"{kind}: {what}" for kind in job.formats for what in ("gradients", "loss")]
+    assert not any(check["passed"] for check in checks.values())
+
+
+@pytest.mark.slow
+def test_weights_that_nothing_computes_do_not_pass_as_equal(null_gpu: NullGpu, job: Job) -> None:
+    checks = null_gpu.call(measure, "resume", {"network": "cnn"}, job)
+    assert checks["stopped within an epoch, and resumed there"]["passed"]
+    same = checks["the same bits as without the interruption"]
+    assert (same["passed"], same["why"]) == (False, "nothing was computed, so equality means nothing")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["cnn", "unet"])
+def test_steps_wait_for_nothing_but_have_no_losses(null_gpu: NullGpu, job: Job, network: str) -> None:
+    checks = null_gpu.call(measure, "assertions", {"network": network}, job)
+    for keep in ("gpu", "host", "none"):
+        assert checks[f"keep={keep}: no hidden wait"]["passed"]
+        assert not checks[f"keep={keep}: losses are finite and above 0"]["passed"]
+        # The profiler needs a library of the driver that the null GPU lacks.
+        assert checks[f"keep={keep}: no copy from or to pageable memory"]["passed"] is None
+
+
+def test_planted_faults_are_noticed(null_gpu: NullGpu, job: Job) -> None:
+    checks = null_gpu.call(measure, "assertions", {"planted": "faults"}, job)
+    assert checks["a planted wait is noticed"]["passed"]
+    assert checks["planted mixed devices are noticed"]["passed"]
+
+
+def test_running_out_of_memory_is_explained(null_gpu: NullGpu, job: Job) -> None:
+    (check,) = null_gpu.call(measure, "assertions", {"memory": "runs out"}, job, name="NVIDIA A100").values()
+    assert check["passed"], check["why"]
+
+
+def wait_in(place: str, job: Job) -> str | None:
+    """Return what the check says of a step that waits."""
+    import child  # noqa: F401 - switches off what the stubs lack
+    from gpu_report.assertions import find_wait
+    from gpu_report.work import Running, experiment_of
+
+    running = Running(experiment_of("cnn", job), job)
+    running.step()
+    running.state.watched = lambda phase: running.losses() if phase == place else None  # type: ignore[return-value]
+    return find_wait(running.step)
+
+
+@pytest.mark.slow
+def test_a_wait_in_a_step_is_found_with_its_place(null_gpu: NullGpu, job: Job) -> None:
+    found = null_gpu.call(wait_in, "metrics", job)
+    assert found is not None
+    assert "step.py:" in found
+    assert null_gpu.call(wait_in, "never", job) is None
+
+
+def test_a_gpu_that_torch_has_no_code_for_is_reported(null_gpu: NullGpu, job: Job) -> None:
+    from processes import NullGpuError
+
+    with pytest.raises(NullGpuError, match="has no code for sm_37"):
+        null_gpu.call(measure, "machine", {"what": "device"}, job, capability=3.7, name="Tesla K80")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("ranks", "where", "waits"), [("2", "a GPU each", True), ("1", "a GPU each", True), ("2", "one GPU", False)]
+)
+def test_ranks_agree_but_their_weights_mean_nothing(
+    null_gpu: NullGpu, job: Job, ranks: str, where: str, waits: bool
+) -> None:
+    item = {"ranks": ranks, "on": where}
+    path = {"PYTHONPATH": ":".join([str(TOOLS), str(TOOLS.parent)])}
+    checks = null_gpu.call(measure, "ranks", item, job, devices=2, variables=path)
+    for network in ("unet", "improved-unet"):
+        assert checks[f"{network}: all ranks have the same weights"]["passed"]
+        assert not checks[f"{network}: the weights of one rank"]["passed"]
+        assert (f"{network}: no hidden wait on any rank" in checks) == waits
+    if waits:
+        assert checks["unet: no hidden wait on any rank"]["passed"]
