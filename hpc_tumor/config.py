@@ -159,7 +159,10 @@ class HardwareSettings(Settings):
     )
     deterministic: bool = Field(False, description="bitwise reproducible runs, slower on GPUs")
     threads: int | None = Field(
-        None, ge=1, description="CPU threads per rank; absent: the node's available CPUs divided by its ranks"
+        None,
+        ge=1,
+        description="CPU threads per rank; absent: the node's available CPUs divided by its ranks, or one per core if"
+        " that is faster",
     )
     timeout_minutes: float = Field(
         15, gt=0, description="minutes without progress after which a rank is considered hung and the run ends"

@@ -6,8 +6,8 @@
 A step is zero_grad, forward, loss, backward and update, on one batch in memory, without augmentation.
 Plain: torch's own layers, losses and Adam, images repeated to three channels; float32 or bfloat16 by autocast, default
 memory layout or channels-last. The fastest of the four is the baseline. Ours: `train_step` itself, in the formats that
-`auto` chooses, with the metrics and checks of each step, which the plain step lacks. Plain and ours run in a process
-each, since ours changes how a process keeps memory; all alternate.
+`auto` chooses, with the metrics and checks of each step, which the plain step lacks. Each of the five runs in its own
+process, since ours changes how a process keeps memory, and so does a plain loop for the next; they alternate.
 
 Ratios are of medians over the rounds, with the lowest and highest of the single rounds. GFLOP are those of the plain
 network's convolutions and matrix products. Share: of the fastest product of matrices, 1024 to 4096 a side, in
@@ -51,7 +51,7 @@ from hpc_tumor.training.parts import make_parts
 TARGETS = {
     "cnn": 1.0, "alexnet": 1.0, "vgg16": 1.0, "vit": 1.0, "unet": 1.0, "improved-unet": 2.0, "attention-unet": 2.0,
 }  # fmt: skip
-WARM = 3  # steps before the first that counts; torch.compile and cuDNN settle in them
+WARM = 3  # steps before the first that counts, where torch.compile or cuDNN settle in them
 Times = dict[str, list[float]]
 
 
@@ -88,9 +88,10 @@ def compare(names: list[str], stores: dict[str, str], root: Path, given: argpars
         job = {
             "network": name, "store": stores[MODELS[name].task], "runs": str(root / "runs"), "device": given.device,
             "batch": given.batch, "filters": given.filters, "seconds": given.seconds, "cpu_time": given.cpu_time,
+            "warm": WARM if given.compile or given.device != "cpu" else 1,
         }  # fmt: skip
         times, samples, chosen = measure(job, ["ours", *(["compiled"] if given.compile else [])], given.rounds)
-        peak = product_rate(getattr(torch, chosen.partition(" ")[0]), device, repeats=1)
+        peak = product_rate(getattr(torch, chosen.partition(" ")[0]), device, cpu_time=given.cpu_time)
         _print_row(job, times, samples, chosen, peak)
 
 
@@ -98,13 +99,12 @@ def measure(job: Job, ways: list[str], rounds: int) -> tuple[Times, int, str]:
     """Return the seconds of a step in every round by variant, the samples in a step, and the formats of ours."""
     times: Times = {}
     with ExitStack() as stack:
-        workers = {way: stack.enter_context(Worker({**job, "way": way})) for way in ("plain", *ways)}
+        workers = {way: stack.enter_context(Worker({**job, "way": way})) for way in (*PLAIN_WAYS, *ways)}
         # One at a time: each warms up alone.
         answers = {way: worker.ask("about") for way, worker in workers.items()}
-        loops = [("plain", way) for way in PLAIN_WAYS] + [(way, way) for way in ways]
         for _ in range(rounds):
-            for worker, way in loops:
-                times.setdefault(way, []).append(workers[worker].ask(way))
+            for way, worker in workers.items():
+                times.setdefault(way, []).append(worker.ask("time"))
     return times, answers["ours"]["samples"], answers["ours"]["formats"]
 
 
@@ -136,29 +136,25 @@ def _experiment(job: Job) -> Experiment:
 
 def _worker(job: Job) -> Answer:
     experiment, distributed = _experiment(job), Distributed(device=torch.device(job["device"]))
-    steps: dict[str, Callable[[], Any]] = {}
-    formats = ""
-    if job["way"] == "plain":  # without build_state, which changes how this process keeps memory
-        batch = make_parts(experiment, distributed).first_batch(0)
-        for way in PLAIN_WAYS:
-            plain = plain_training(experiment, distributed.device, way)
-            steps[way] = partial(plain.step, *plain_tensors(batch, MODELS[job["network"]].in_channels, plain.layout))
+    step: Callable[[], Any]
+    if job["way"] in PLAIN_WAYS:  # without build_state, which changes how this process keeps memory
+        batch, formats = make_parts(experiment, distributed).first_batch(0), job["way"]
+        plain = plain_training(experiment, distributed.device, job["way"])
+        step = partial(plain.step, *plain_tensors(batch, MODELS[job["network"]].in_channels, plain.layout))
     else:
         ours = own_training(experiment, Path(job["runs"]), distributed)
-        batch, steps[job["way"]] = ours.batch, ours.step
-        forward = ours.state.spec.forward
+        batch, step, forward = ours.batch, ours.step, ours.state.spec.forward
         layout = "channels_last" if forward.memory_format == torch.channels_last else "contiguous"
         formats = f"{forward.precision.name} {layout}"
     if len(batch.images) < experiment.recipe.batch_size:
         raise SystemExit(f"the store has only {len(batch.images)} samples to train on: choose a smaller --batch")
-    for step in steps.values():
-        for _ in range(WARM):
-            step()
+    for _ in range(job["warm"]):
+        step()
 
     def answer(question: str) -> Any:
         if question == "about":
             return {"samples": len(batch.images), "formats": formats}
-        return seconds_of(steps[question], distributed.device, job["seconds"], job["cpu_time"])
+        return seconds_of(step, distributed.device, job["seconds"], job["cpu_time"])
 
     return answer
 

@@ -195,7 +195,7 @@ def _limit(value: float) -> str:
 def _kind(annotation: Any) -> str:
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Literal:
-        return " · ".join(map(code, inner))
+        return " · ".join(map(_shown, inner))
     if origin is Union or type(annotation).__name__ == "UnionType":
         return " or ".join(dict.fromkeys(_kind(each) for each in inner if each is not type(None)))
     if origin is tuple:

@@ -14,10 +14,12 @@
 # HPC_TUMOR_RECORD=1 python -m pytest tests/net, and review the difference before you commit it.
 # Before a release, keep its stores and runs for the tests of later versions: python tests/fixtures/make.py DATE
 # The campaigns test exhaustively what the other tests sample: a conversion killed at every step, a disk that fails from
-# any step on, tens of thousands of damaged files, ranks killed at random for each network on 3, 4 and 8 ranks; also the
-# quick tests with the oldest versions, and an installation from a folder of wheels without network access.
+# any step on, tens of thousands of damaged files, ranks killed at random for each network on 3, 4 and 8 ranks, every
+# network compiled for a GPU; also the quick tests with the oldest versions, and an installation from a folder of wheels
+# without network access.
 # Chromium and pdflatex are installed if they are missing and this is root on Debian. Tests that need them are skipped
-# without them; with HPC_TUMOR_REQUIRE_PROGRAMS=1 they fail instead.
+# without them, and those of tests/null_gpu without g++ or a torch for CUDA 13; with HPC_TUMOR_REQUIRE_PROGRAMS=1 they fail
+# instead.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source tools/environment.sh

@@ -1,1 +1,1 @@
-"""Operating system: atomic files, processes, CPUs and memory. Imported everywhere; imports only errors."""
+"""Operating system and hardware: atomic files, processes, CPUs, memory, GPUs. Imported everywhere, imports errors."""

@@ -74,9 +74,11 @@ class _Wheels:
 
 _UP_TO_HOPPER = ("sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90")
 _FROM_TURING = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
-# From the "CUDA Support Matrix" in RELEASE.md of torch 2.9 to 2.14, and PYTORCH_RELEASES_CODE_CC in torch/cuda of 2.14.
+# From the "CUDA Support Matrix" in RELEASE.md of torch 2.9 to 2.14, PYTORCH_RELEASES_CODE_CC in torch/cuda of 2.14, and
+# torch.cuda.get_arch_list() of 2.6.0+cu124.
 # Later rows are preferred. Intermediate code (PTX) is left out: it was in some releases of these builds only.
 _WHEELS = (
+    _Wheels("12.4", 6, 6, _UP_TO_HOPPER),
     _Wheels("12.8", 9, 10, ("sm_70", *_FROM_TURING)),
     _Wheels("12.8", 11, 11, _FROM_TURING),
     _Wheels("12.6", 6, 14, _UP_TO_HOPPER),

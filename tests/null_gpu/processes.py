@@ -198,3 +198,4 @@ if __name__ == "__main__":
     import processes
 
     processes.serve(Connection(int(sys.argv[1])))
+    os._exit(0)  # as the calls

@@ -24,6 +24,7 @@ from hpc_tumor.run_dir import RunDir
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.loop import train_to_end
 from hpc_tumor.training.setup import build_state
+resource.setrlimit(resource.RLIMIT_AS, (2**46, 2**46))  # any limit: no address space is reserved for huge pages
 run = RunDir(Path(sys.argv[1]))
 state = build_state(run.experiment(), run, Distributed())
 pages = int(Path("/proc/self/statm").read_text().split()[0])
@@ -34,6 +35,34 @@ try:
 except TrainingError as error:
     print(error)
 """
+
+# Prints the size of the heap that may use huge pages, in MB, and how much memory asking for them took.
+_HUGE = """
+import resource, sys
+from pathlib import Path
+from hpc_tumor.training.watch.memory import keep_freed_memory, own_memory
+if sys.argv[1] == "limited":
+    resource.setrlimit(resource.RLIMIT_AS, (2**46, 2**46))
+before = own_memory()[0]
+assert keep_freed_memory() and keep_freed_memory()
+marked, size = 0, 0
+for line in Path("/proc/self/smaps").read_text().splitlines():
+    if line.startswith("Size:"):
+        size = int(line.split()[1]) // 1024
+    if line.startswith("VmFlags:") and "hg" in line.split():
+        marked += size
+print(marked, (own_memory()[0] - before) // 2**20)
+"""
+
+
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="needs Linux with huge pages")
+@pytest.mark.parametrize("limit", ["none", "limited"])
+def test_the_heap_uses_huge_pages_but_no_memory_for_them(limit: str) -> None:
+    counted = Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "2"
+    done = subprocess.run([sys.executable, "-c", _HUGE, limit], capture_output=True, text=True, check=True)
+    marked, used = map(int, done.stdout.split())
+    assert (marked > 100) == (limit == "none" and not counted)
+    assert used < 100
 
 
 @pytest.mark.slow

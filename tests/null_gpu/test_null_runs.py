@@ -51,7 +51,6 @@ def test_predictions_are_cleaned(null_gpu: NullGpu, stores: dict[str, Path], tmp
 
 @pytest.mark.parametrize("final", [False, True])
 @pytest.mark.parametrize("model", ["cnn", "unet"])
-@pytest.mark.xfail(reason="evaluation waits for the GPU in every batch", strict=True)
 def test_evaluation_waits_for_the_gpu_at_its_end_only(
     model: str, final: bool, null_gpu: NullGpu, stores: dict[str, Path]
 ) -> None:

@@ -13,20 +13,14 @@ from training_runs import result_of
 
 from hpc_tumor.models import MODELS
 
-WITH_BATCH_NORM = ("cnn", "improved-unet", "attention-unet")
-SYNCHRONISED = pytest.mark.xfail(reason="torch's synchronised batch norm waits for the GPU three times", strict=True)
 
-
-@pytest.mark.parametrize(
-    "model", [pytest.param(name, marks=SYNCHRONISED if name in WITH_BATCH_NORM else ()) for name in MODELS]
-)
+@pytest.mark.parametrize("model", MODELS)
 def test_steps_of_two_ranks_wait_for_nothing(model: str, null_gpu: NullGpu, stores: dict[str, Path]) -> None:
     watches = null_gpu.call(watch_steps, stores[MODELS[model].task], model, 3, ranks=2)
     assert [watch.faults() for watch in watches] == [{}, {}]
     assert all(watch.closest_event_wait > watch.operations / 6 for watch in watches)
 
 
-@SYNCHRONISED
 def test_steps_of_four_ranks_wait_for_nothing(null_gpu: NullGpu, stores: dict[str, Path]) -> None:
     recipe = {"augment": True, "clip_gradients": 1.0, "ema": 0.9, "skip_nonfinite": 5}
     settings = {"recipe": recipe, "hardware": {"accumulate": 2, "precision": "float16"}, "data": {"keep": "host"}}

@@ -1,0 +1,31 @@
+"""Compiled networks on the null GPU: Inductor and Triton compile for it, and their kernels run in the step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from child import Watch
+from null_runs import watch_steps
+from processes import NullGpu
+
+from hpc_tumor.models import MODELS
+
+FASTEST = "cnn"  # to compile
+
+
+def watch_compiled(store: Path, model: str) -> Watch:
+    return watch_steps(store, model, hardware={"compile": "on"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "model", [pytest.param(name, marks=() if name == FASTEST else pytest.mark.campaign) for name in MODELS]
+)
+def test_compiled_steps_wait_for_nothing(
+    model: str, null_gpu: NullGpu, stores: dict[str, Path], tmp_path: Path
+) -> None:
+    variables = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    watch = null_gpu.call(watch_compiled, stores[MODELS[model].task], model, variables=variables, timeout=550)
+    assert watch.faults() == {}
+    assert any(name.startswith("triton_") for name in watch.by_kernel)
