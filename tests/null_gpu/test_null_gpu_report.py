@@ -22,9 +22,10 @@ class Collected:
 
     def __init__(self) -> None:
         self.checks: Checks = {}
+        self.values: dict[str, Any] = {}
 
     def __call__(self, **values: Any) -> None:
-        pass
+        self.values.update(values)
 
     def check(self, name: str, passed: bool | None, **details: Any) -> None:
         self.checks[name] = {"passed": passed, **details}
@@ -36,7 +37,7 @@ def measure(part: str, item: dict[str, str], job: Job) -> Checks:
 
     tell = Collected()
     import_module(f"gpu_report.{part}").measure(item, job, tell)
-    return tell.checks
+    return {**tell.checks, "values": tell.values} if part == "steps" else tell.checks
 
 
 @pytest.fixture
@@ -69,6 +70,17 @@ def test_steps_wait_for_nothing_but_have_no_losses(null_gpu: NullGpu, job: Job, 
         assert not checks[f"keep={keep}: losses are finite and above 0"]["passed"]
         # The profiler needs a library of the driver that the null GPU lacks.
         assert checks[f"keep={keep}: no copy from or to pageable memory"]["passed"] is None
+
+
+def test_steps_are_counted_without_their_numbers(null_gpu: NullGpu, job: Job) -> None:
+    item = {"network": "cnn", "format": "bfloat16", "variant": "eager"}
+    found = null_gpu.call(measure, "steps", item, job)
+    values = found.pop("values")
+    assert {name: check["passed"] for name, check in found.items()} == {"losses are finite and above 0": False}
+    assert values["batch"] == 4
+    assert values["operations"] > 50
+    assert min(values[name] for name in ("step_ms", "host_ms", "gflop", "gbytes", "memory_gb")) > 0
+    assert "no kernels" in values["not_profiled"]
 
 
 def test_planted_faults_are_noticed(null_gpu: NullGpu, job: Job) -> None:

@@ -59,9 +59,10 @@ def _describe(device: torch.device) -> dict[str, Any]:
         memory = devices.total_memory(device) / 1e9 if devices.is_gpu(device) else None
         return {"name": devices.name(device), "memory_gb": memory}
     about = torch.cuda.get_device_properties(device)
+    architecture = about.gcnArchName if devices.is_amd(device) else None
     return {
         "name": about.name, "memory_gb": about.total_memory / 1e9, "multiprocessors": about.multi_processor_count,
-        "capability": f"{about.major}.{about.minor}", "architecture": about.gcnArchName if devices.is_amd(device) else None,
+        "capability": f"{about.major}.{about.minor}", "architecture": architecture,
         "cuda": torch.version.cuda, "rocm": torch.version.hip, "cudnn": torch.backends.cudnn.version(),
         "nccl": devices.nccl_version(), "built_for": torch.cuda.get_arch_list(), "datasheet": datasheet(about.name),
     }  # fmt: skip

@@ -25,7 +25,7 @@ from hpc_tumor.training.watch.heartbeat import Heartbeat
 STEPS, EPOCHS = 12, 2  # a stop takes effect in the tenth step
 SETTINGS: dict[str, Any] = {
     "recipe": {"batch_size": 2, "augment": True, "ema": 0.9, "epochs": EPOCHS},
-    "hardware": {"deterministic": True}, "data": {"keep": "none"}, "limit_batches": STEPS,
+    "hardware": {"deterministic": True}, "data": {"keep": "none", "val_fraction": 0.0}, "limit_batches": STEPS,
 }  # fmt: skip
 
 

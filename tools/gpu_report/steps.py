@@ -29,8 +29,8 @@ def measure(item: dict[str, str], job: Job, tell: Tell) -> None:
     hardware = {"hardware": {"precision": item["format"]}}
     experiment = experiment_of(item["network"], job, hardware, VARIANTS[item["variant"]])
     device = torch.device(job.device)
-    devices.reset_peak_memory(device)
     running = Running(experiment, job)
+    devices.reset_peak_memory(device)
     began = time.perf_counter()
     running.step()
     tell(built_seconds=running.built, first_step_seconds=now(device) - began, batch=running.batch)
