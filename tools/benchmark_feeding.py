@@ -5,8 +5,12 @@
 
 DIR contains BraTS patients (default: brats/ in HPC_TUMOR_REAL_DATA, else synthetic ones), which are repeated until
 there are 700 slices. All variants read random batches of 32 slices, with warm caches, alternately, on one core; the
-figure is slices per CPU-second, the median of the rounds. Then each network trains a few steps on the store (the
-classifiers on images), and the share of time that it waits for data is shown.
+figure is slices per CPU-second, the median of the rounds. A training gets the last three rows: on a GPU arrays, which
+the GPU normalises; on a CPU tensors that are ready for the network, normalising included, from the store in the first
+epoch and from memory in later ones if they fit. Like a training on a CPU, all variants keep freed memory.
+
+Then each network trains a few steps on the store (the classifiers on images), and the share of time that it waits for
+data is shown.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
-from benchmark_machine import describe_machine
+from benchmark_machine import copy_rate, describe_machine
 
 from hpc_tumor.data.convert.prepare import prepare_dataset
 from hpc_tumor.data.feed.loader import READ_AHEAD, BatchLoader
@@ -34,10 +38,12 @@ from hpc_tumor.data.feed.samples import SlicePart
 from hpc_tumor.data.phantom.dataset import make_phantom
 from hpc_tumor.data.raw.sources import inspect_source
 from hpc_tumor.data.store.store import Store
+from hpc_tumor.training.watch.memory import keep_freed_memory
 
 SLICES, BATCH = 700, 32
 CPU = torch.device("cpu")
-Pass = Callable[[np.ndarray], None]  # reads these (case, z) pairs
+GPU_ROW, CPU_ROW = "on a GPU: arrays", "on a CPU: ready tensors"
+Read = Callable[[np.ndarray], None]  # reads the slices of these numbers
 
 
 def main() -> None:
@@ -59,6 +65,7 @@ def main() -> None:
 
 def compare(root: Path, store: Store, rounds: int) -> None:
     """Print the rate of every reader, and its ratio to the others."""
+    keep_freed_memory()
     torch.set_num_threads(1)  # its threads spin while they wait, which would count as CPU time
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cores)})  # two threads on the two halves of a core are not two cores
@@ -68,34 +75,36 @@ def compare(root: Path, store: Store, rounds: int) -> None:
     for kind, packing in (("gzip", {"compression": "gzip"}), ("plain", {})):
         write_h5(root / kind, store, refs, packing)
         print(f"one H5 file per slice, {kind}: {_size(root / kind) / 1e6:.0f} MB")
-    part = SlicePart(store, refs, CPU)
-    kept = SlicePart(store, refs, CPU)
+    part, kept = (SlicePart(store, refs, CPU) for _ in range(2))
     kept.rows.kept, _ = allocate_cache("host", None, kept.rows.like(), len(kept), CPU)
-    number = {(case, z): i for i, (case, z) in enumerate(refs.tolist())}
-    ways: dict[str, tuple[Pass, int]] = {
-        "H5 per slice, gzip": (lambda chosen: read_h5(root / "gzip", chosen), 8),
-        "H5 per slice, plain": (lambda chosen: read_h5(root / "plain", chosen), 40),
-        "TensorStore, bare": (_tensorstore(store), 100),
-        "store: arrays": (lambda chosen: read_store(store, chosen), 200),
-        "loader: ready tensors": (lambda chosen: read_loader(part, chosen, number), 50),
-        "loader: kept in memory": (lambda chosen: read_loader(kept, chosen, number), 50),
+    kept.rows.fill(lambda: None)
+    readers: dict[str, tuple[Read, int, int]] = {  # each with batches in a pass, and passes in a round
+        "H5 per slice, gzip: arrays": (lambda chosen: read_h5(root / "gzip", refs[chosen]), 8, 1),
+        "H5 per slice, plain: arrays": (lambda chosen: read_h5(root / "plain", refs[chosen]), 20, 2),
+        "TensorStore, bare: arrays": (_tensorstore(store, refs), 20, 5),
+        GPU_ROW: (lambda chosen: read_store(store, refs[chosen]), 20, 10),
+        CPU_ROW: (lambda chosen: read_loader(part, chosen), 20, 5),
+        "on a CPU: the same, kept": (lambda chosen: read_loader(kept, chosen), 20, 5),
     }
-    rates: dict[str, list[float]] = {name: [] for name in ways}
+    rates: dict[str, list[float]] = {name: [] for name in readers}
     for _ in range(rounds):
-        for name, (read, batches) in ways.items():
-            chosen = refs[draw.integers(0, len(refs), batches * BATCH)]
+        for name, (read, batches, passes) in readers.items():
+            orders = [draw.permutation(len(refs))[: batches * BATCH] for _ in range(passes)]
             before = time.process_time()
-            read(chosen)
-            rates[name].append(len(chosen) / (time.process_time() - before))
+            for order in orders:
+                read(order)
+            rates[name].append(batches * BATCH * passes / (time.process_time() - before))
     os.sched_setaffinity(0, cores)
     middle = {name: statistics.median(values) for name, values in rates.items()}
-    columns = ("H5 per slice, gzip", "H5 per slice, plain", "TensorStore, bare")
+    columns = list(readers)[:3]
     heads = ("median", "lowest", "highest")
-    print(f"\n{'slices per CPU-second':<26}" + "".join(f"{head:>8}" for head in heads) + "   × gzip  × plain   × TS")
+    print(f"\n{'slices per CPU-second':<28}" + "".join(f"{head:>8}" for head in heads) + "   × gzip  × plain   × TS")
     for name, values in rates.items():
         ratios = [middle[name] / middle[column] for column in columns]
-        print(f"{name:<26}{middle[name]:>8.0f}{min(values):>8.0f}{max(values):>8.0f}"
+        print(f"{name:<28}{middle[name]:>8.0f}{min(values):>8.0f}{max(values):>8.0f}"
               f"{ratios[0]:>9.1f}{ratios[1]:>9.1f}{ratios[2]:>7.2f}")  # fmt: skip
+    beyond = 1e6 * (1 / middle[CPU_ROW] - 1 / middle[GPU_ROW])
+    print(f"normalising takes {beyond:.0f} µs a slice; one core copies {copy_rate() / 1e9:.1f} GB/s")
 
 
 def write_h5(folder: Path, store: Store, refs: np.ndarray, packing: dict[str, Any]) -> None:
@@ -123,7 +132,7 @@ def read_h5(folder: Path, chosen: np.ndarray) -> None:
         np.stack(images), np.stack(masks)
 
 
-def _tensorstore(store: Store) -> Pass:
+def _tensorstore(store: Store, refs: np.ndarray) -> Read:
     """Read batches with TensorStore only, read ahead as far as ours."""
     import tensorstore as ts
 
@@ -139,7 +148,7 @@ def _tensorstore(store: Store) -> Pass:
     def read(chosen: np.ndarray) -> None:
         waiting: deque[tuple[Any, Any]] = deque()
         for start in range(0, len(chosen), BATCH):
-            places = chosen[start : start + BATCH].tolist()
+            places = refs[chosen[start : start + BATCH]].tolist()
             with ts.Batch() as batch:
                 waiting.append((ts.stack([images[case][:, z] for case, z in places]).read(batch=batch),
                                 ts.stack([labels[case][z] for case, z in places]).read(batch=batch)))  # fmt: skip
@@ -165,11 +174,10 @@ def read_store(store: Store, chosen: np.ndarray) -> None:
         pending.result()
 
 
-def read_loader(part: SlicePart, chosen: np.ndarray, number: dict[tuple[int, int], int]) -> None:
-    """Read normalised float32 tensors and labels, as the training step gets them."""
-    order = np.array([number[case, z] for case, z in chosen.tolist()])
-    for _ in BatchLoader(part, BATCH).batches(order, limit=len(order) // BATCH):
-        pass
+def read_loader(part: SlicePart, chosen: np.ndarray) -> None:
+    """Read normalised float32 tensors and labels, as the training step gets them on a CPU."""
+    read = sum(len(batch.images) for batch in BatchLoader(part, BATCH).batches(chosen, limit=len(chosen) // BATCH))
+    assert read == len(chosen)
 
 
 def measure_waiting(root: Path, slices: Path, images: Path | None, networks: str) -> None:

@@ -19,6 +19,7 @@ import platformdirs
 import torch
 
 SOURCES = Path(__file__).parent / "stubs"
+PROGRAMS = ("g++", "nm")
 OPTIONS = ["-std=c++17", "-O1", "-fPIC", "-Wall", "-Wextra", "-Wno-missing-field-initializers", "-Werror"]
 # Functions without which a program can go on: they change or release something that the null GPU does not have.
 HARMLESS = re.compile(r"Set|Destroy|Free|Finalize|Abort|Group(Start|End)|Profiler|TrimTo|Update|Retain|Release|Enable")
@@ -88,7 +89,7 @@ def _headers() -> list[Path]:
     version = torch.version.cuda
     if sys.platform != "linux" or version is None or not version.startswith("13."):
         raise UnavailableError(f"the null GPU stands in for CUDA 13 on Linux; torch {torch.__version__} has another")
-    for program in ("g++", "nm"):
+    for program in PROGRAMS:
         if shutil.which(program) is None:
             raise UnavailableError(f"the null GPU needs {program}")
     packages = Path(torch.__file__).parents[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import building
 import pytest
 import torch
 from child import Watch, memory_full, watched
@@ -163,3 +164,11 @@ def test_a_crash_is_an_error_with_the_stack_and_the_next_call_works(null_gpu: Nu
     with pytest.raises(NullGpuError, match=r"SIGSEGV(.|\n)*in crash"):
         null_gpu.call(crash)
     assert null_gpu.call(read_flag, True) == 0
+
+
+@pytest.mark.parametrize(("version", "program"), [("12.4", "g++"), (None, "g++"), ("13.0", "no such compiler")])
+def test_what_is_missing_is_named(version: str | None, program: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", version)
+    monkeypatch.setattr(building, "PROGRAMS", (program,))
+    with pytest.raises(building.UnavailableError, match="needs no such compiler" if version == "13.0" else "CUDA 13"):
+        building.build()

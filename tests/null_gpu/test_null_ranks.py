@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from budgets import RANKS, STEP, check_budget
 from child import Watch
 from null_runs import null_run, train_run, watch_steps
 from processes import NullGpu
@@ -15,10 +16,15 @@ from hpc_tumor.models import MODELS
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_steps_of_two_ranks_wait_for_nothing(model: str, null_gpu: NullGpu, stores: dict[str, Path]) -> None:
+def test_steps_of_two_ranks_wait_for_nothing_and_stay_within_their_budget(
+    model: str, null_gpu: NullGpu, stores: dict[str, Path]
+) -> None:
     watches = null_gpu.call(watch_steps, stores[MODELS[model].task], model, 3, ranks=2)
     assert [watch.faults() for watch in watches] == [{}, {}]
     assert all(watch.closest_event_wait > watch.operations / 6 for watch in watches)
+    check_budget(
+        f"RANKS[{model!r}]", max(-(-watch.operations // 3) for watch in watches) - STEP[model][0], RANKS[model]
+    )
 
 
 def test_steps_of_four_ranks_wait_for_nothing(null_gpu: NullGpu, stores: dict[str, Path]) -> None:

@@ -11,7 +11,7 @@ from null_runs import null_run, predict_with, train_run, watch_evaluation
 from processes import NullGpu
 from training_runs import result_of
 
-from hpc_tumor.errors import GpuMemoryError
+from hpc_tumor.errors import GpuMemoryError, HpcTumorError
 from hpc_tumor.models import MODELS
 
 EVERYTHING = {"augment": True, "clip_gradients": 1.0, "ema": 0.9, "skip_nonfinite": 5, "epochs": 2}
@@ -87,6 +87,20 @@ def test_full_memory_is_explained_wherever_it_occurs(
     assert len(refused) >= 3
     assert all(text.startswith("out of memory on the GPU (Small GPU): 85.9 GB, ") for text in refused)
     assert all(" Submit again with --accumulate 2 " in text for text in refused)
+
+
+def predict_in_little_memory(path: Path, source: Path, output: Path) -> str:
+    with pytest.raises(HpcTumorError) as raised, memory_full(1):
+        predict_with(path, source, output)
+    return str(raised.value)
+
+
+def test_full_memory_of_a_prediction_is_explained(null_gpu: NullGpu, stores: dict[str, Path], tmp_path: Path) -> None:
+    store = stores["segmentation"]
+    run = null_run(tmp_path, store, "unet", recipe={"epochs": 1})
+    null_gpu.call(train_run, run.path)
+    message = null_gpu.call(predict_in_little_memory, run.path, store.parent / "raw", tmp_path / "predicted")
+    assert message == "out of memory: try a smaller --batch-size, or --device cpu."
 
 
 def test_samples_that_do_not_fit_into_the_gpu_are_kept_elsewhere(

@@ -61,7 +61,7 @@ def _describe(device: torch.device) -> dict[str, Any]:
     about = torch.cuda.get_device_properties(device)
     return {
         "name": about.name, "memory_gb": about.total_memory / 1e9, "multiprocessors": about.multi_processor_count,
-        "capability": f"{about.major}.{about.minor}", "architecture": getattr(about, "gcnArchName", None),
+        "capability": f"{about.major}.{about.minor}", "architecture": about.gcnArchName if devices.is_amd(device) else None,
         "cuda": torch.version.cuda, "rocm": torch.version.hip, "cudnn": torch.backends.cudnn.version(),
         "nccl": devices.nccl_version(), "built_for": torch.cuda.get_arch_list(), "datasheet": datasheet(about.name),
     }  # fmt: skip
