@@ -158,6 +158,8 @@ def _data_parallel(bare: nn.Module, distributed: Distributed) -> nn.Module:
     names = inspect.signature(DistributedDataParallel.__init__).parameters
     settings = {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
     network = DistributedDataParallel(bare, device_ids=gpu, gradient_as_bucket_view=True, **settings)  # type: ignore[arg-type]
+    # DDP times its first ten steps and then every 100th, for which it waits for the GPU. torch has no public setting.
+    network._set_ddp_runtime_logging_sample_rate(2**31 - 1)
     _settle_buckets(network, distributed.device)
     return network
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from budgets import RANKS, STEP, check_budget
-from child import Watch
-from null_runs import null_run, train_run, watch_steps
+from child import Watch, watched
+from null_runs import join_ranks, null_run, train_run, watch_steps
 from processes import NullGpu
 from training_runs import result_of
 
 from hpc_tumor.models import MODELS
+from hpc_tumor.training.setup import build_state
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -36,6 +39,26 @@ def test_steps_of_four_ranks_wait_for_nothing(null_gpu: NullGpu, stores: dict[st
 
 def watch_four(store: Path, settings: dict[str, Any]) -> Watch:
     return watch_steps(store, "cnn", 3, **settings)
+
+
+def test_ddp_times_no_later_step(null_gpu: NullGpu, stores: dict[str, Path]) -> None:
+    """By default it waits for the GPU in every 100th."""
+    for waits in null_gpu.call(event_waits_of_steps, stores["classification"], 105, ranks=2):
+        assert all(waits[:10])
+        assert not any(waits[10:])
+
+
+def event_waits_of_steps(store: Path, steps: int) -> list[int]:
+    """Waits for events in each pass through the DDP network of a run."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = null_run(Path(folder), store, "cnn")
+        state, waits = build_state(run.experiment(), run, join_ranks()), []
+        images = torch.zeros(2, 3, *state.parts.image_size, device=state.distributed.device)
+        for _ in range(steps):
+            with watched() as watch:
+                state.wrapped(images).sum().backward()
+            waits.append(watch.event_waits)
+        return waits
 
 
 @pytest.mark.parametrize(("model", "keep"), [("cnn", "gpu"), ("unet", "host")])
