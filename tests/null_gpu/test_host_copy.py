@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
+import numpy as np
 import torch
 from child import Watch, watched
+from made_volumes import part_of
 from processes import NullGpu
 
+from hpc_tumor.system import devices
 from hpc_tumor.training.host_copy import copy_to_host
+from hpc_tumor.training.scoring.volumes import Volumes
 
 
 def copied() -> tuple[Watch, float, float]:
@@ -30,3 +36,24 @@ def test_a_copy_is_queued_and_waited_for_when_it_is_read(null_gpu: NullGpu) -> N
 def test_on_a_cpu_the_result_is_not_copied() -> None:
     result = torch.ones(3)
     assert copy_to_host(result).wait() is result
+
+
+def devices_of_threads() -> set[int]:
+    """Compress the predictions of a rank on the second GPU; return the current devices of the threads that do."""
+    gpu = torch.device("cuda", 1)
+    devices.use(gpu)
+    seen: set[int] = set()
+
+    def compress(*_: object) -> bytes:
+        seen.add(torch.cuda.current_device())
+        return b""
+
+    with patch("zlib.compress", compress):
+        volumes = Volumes(part_of([2]))
+        volumes.add(np.arange(2), torch.zeros(2, 16, 16, dtype=torch.uint8, device=gpu))
+        assert volumes.any_whole
+    return seen
+
+
+def test_threads_that_wait_for_copies_stay_off_the_gpus_of_other_ranks(null_gpu: NullGpu) -> None:
+    assert null_gpu.call(devices_of_threads, devices=2) == {1}

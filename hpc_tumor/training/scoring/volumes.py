@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hpc_tumor.data.feed.samples import SlicePart
+from hpc_tumor.system import devices
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.host_copy import HostCopy, copy_to_host
 
@@ -51,7 +52,10 @@ class Volumes:
         """Keep the `(N, H, W)` codes of the samples at `positions`, which must not change any more."""
         self._shape = (codes.shape[1], codes.shape[2])
         if self._threads is None:
-            self._threads = ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="volumes")
+            # CUDA would give a thread without a device the first GPU, and take memory there, whatever rank this is.
+            self._threads = ThreadPoolExecutor(
+                torch.get_num_threads(), thread_name_prefix="volumes", initializer=devices.use, initargs=(codes.device,)
+            )
         self._packing.append(self._threads.submit(_pack, positions.tolist(), copy_to_host(codes)))
         self._collect(_AT_ONCE * torch.get_num_threads())
 
