@@ -61,7 +61,8 @@ def build_state(
     _check_validation(experiment, parts)
     experiment.check_classes(parts.classes or [])
     run.checkpoints.mkdir(exist_ok=True)  # may have been removed to start the run again
-    kernels, before = MODELS[experiment.model.name].kernels, _first_start(run)
+    kernels = MODELS[experiment.model.name].kernels
+    before = distributed.gather(_first_start(run))[0]  # a file system may show other ranks an older state
     formats = choose_formats(experiment.hardware, kernels, distributed, before)
     threads = choose_threads(experiment.hardware, kernels, distributed, formats, before)
     state = _first_state(experiment, run, distributed, parts, formats)
