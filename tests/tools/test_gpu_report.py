@@ -317,6 +317,14 @@ def test_datasheets_are_found_by_the_names_that_torch_gives() -> None:
     assert datasheet("NVIDIA A100-SXM4-80GB") == pytest.approx(
         {"bfloat16": 312e12, "float16": 312e12, "float32": 19.5e12, "tf32": 156e12, "memory": 2.039e12}
     )
-    names = ("NVIDIA H100 PCIe", "NVIDIA H200", "Tesla V100-SXM2-32GB", "NVIDIA L4", "NVIDIA L40S")
-    assert [datasheet(name)["memory"] for name in names] == pytest.approx([2e12, 4.8e12, 0.9e12, 0.3e12, 0.864e12])
-    assert datasheet("NVIDIA GeForce RTX 3060") is None
+    memory = {
+        "NVIDIA H100 PCIe": 2e12, "NVIDIA H100 NVL": 3.9e12, "NVIDIA H200": 4.8e12, "NVIDIA GH200 480GB": 4e12,
+        "NVIDIA A100 80GB PCIe": 1.935e12, "NVIDIA A100-PCIE-40GB": 1.555e12, "Tesla V100-SXM2-32GB": 0.9e12,
+        "NVIDIA L4": 0.3e12, "NVIDIA L40S": 0.864e12, "NVIDIA A40": 0.696e12, "Tesla T4": 0.32e12,
+    }  # fmt: skip
+    assert {name: datasheet(name)["memory"] for name in memory} == pytest.approx(memory)
+
+
+@pytest.mark.parametrize("name", ["NVIDIA GeForce RTX 3060", "NVIDIA RTX A1000", "NVIDIA RTX A4000", "NVIDIA T400"])
+def test_a_gpu_whose_name_begins_like_another_has_no_datasheet(name: str) -> None:
+    assert datasheet(name) is None
