@@ -107,7 +107,7 @@ class Event(Record):
     start: Count | None = None
     precision: Text | None = None
     channels_last: bool | None = None
-    threads: Count | None = None  # of rank 0, on a CPU
+    threads: Count | None = None  # of rank 0
 
 
 def read_events(run: RunDir) -> list[Event]:

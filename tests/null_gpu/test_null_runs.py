@@ -44,7 +44,7 @@ def test_a_run_is_stopped_resumed_tested_and_predicts(
     assert len(prediction.rows) == (60 if MODELS[model].task == "classification" else 5)
 
 
-def test_predictions_are_cleaned(null_gpu: NullGpu, stores: dict[str, Path], tmp_path: Path) -> None:
+def test_a_run_with_empty_volumes_only_is_cleaned(null_gpu: NullGpu, stores: dict[str, Path], tmp_path: Path) -> None:
     run = null_run(tmp_path, stores["segmentation"], "unet", recipe={"epochs": 1}, scoring={"clean": True})
     assert null_gpu.call(train_run, run.path) == ["finished"]
 

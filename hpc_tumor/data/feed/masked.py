@@ -17,7 +17,7 @@ from hpc_tumor.data.feed.intensity import BLUR_RADIUS, blur_weights, inside_brai
 from hpc_tumor.data.feed.transfer import on_device
 from hpc_tumor.data.feed.warp import move_masked, sample, sampling_grid
 
-WINDOWS = 2**20  # of noise: two of the same run hardly ever share their start
+WINDOWS = 2**20  # of noise, of which each slice draws one
 _APART = 4  # values between the starts of two windows
 _SHARP = 1e-3  # standard deviation in pixels of a Gaussian with a single weight
 
