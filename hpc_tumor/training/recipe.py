@@ -134,7 +134,7 @@ def supported_formats(device: torch.device) -> set[str]:
     """Return the number formats in which the device computes without emulation."""
     if devices.is_gpu(device):
         return devices.number_formats(device)
-    native = _cpu_features() & {"avx512_bf16", "amx_bf16", "arm_bf16"}
+    native = _cpu_features() & {"avx512_bf16", "amx_bf16", "bf16"}  # the last of Arm, for torch and for Linux
     return {"float32", "bfloat16"} if native else {"float32"}
 
 

@@ -35,13 +35,14 @@ def test_steps_and_checkpoints_do_not_import_the_compiler() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_precision_is_what_the_hardware_computes_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    capabilities = {"avx2": True, "avx512_bf16": False}
+@pytest.mark.parametrize("feature", ["avx512_bf16", "amx_bf16", "bf16"])
+def test_precision_is_what_the_hardware_computes_in(monkeypatch: pytest.MonkeyPatch, feature: str) -> None:
+    capabilities = {"avx2": True, feature: False}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     assert recipe.choose_precision("auto", torch.device("cpu")).name == "float32"
     with pytest.raises(UsageError, match="does not support it"):
         recipe.choose_precision("bfloat16", torch.device("cpu"))
-    capabilities["avx512_bf16"] = True
+    capabilities[feature] = True
     assert recipe.choose_precision("auto", torch.device("cpu")).name == "bfloat16"
     assert recipe.choose_precision("float32", torch.device("cpu")).name == "float32"
 
