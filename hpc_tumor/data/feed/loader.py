@@ -1,7 +1,7 @@
 """Batches read ahead of the training step.
 
 Reads are futures of the store's threads, without worker processes: nothing is forked, pickled or copied between
-processes. Batches are normalised and resized on the training device.
+processes. Batches are resized on the training device. A GPU also normalises slices; for a CPU the reading threads do.
 """
 
 from __future__ import annotations
