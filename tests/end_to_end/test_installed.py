@@ -96,5 +96,7 @@ def test_a_folder_of_wheels_is_all_that_a_machine_without_a_network_needs(tmp_pa
 @pytest.mark.timeout(7200)
 def test_the_quick_tests_pass_with_the_oldest_versions() -> None:
     command = ["bash", str(CHECKOUT / "tools" / "test.sh"), "--oldest", "--quick", "-q", "-p", "no:cacheprovider"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=7000)
+    # The oldest torch is for CUDA 12, for which there is no null GPU.
+    variables = {name: value for name, value in os.environ.items() if name != "HPC_TUMOR_REQUIRE_PROGRAMS"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=7000, env=variables)
     assert done.returncode == 0, done.stdout[-10_000:] + done.stderr[-3000:]
