@@ -29,3 +29,15 @@ def test_compiled_steps_wait_for_nothing(
     watch = null_gpu.call(watch_compiled, stores[MODELS[model].task], model, variables=variables, timeout=550)
     assert watch.faults() == {}
     assert any(name.startswith("triton_") for name in watch.by_kernel)
+
+
+@pytest.mark.campaign
+def test_compiled_steps_of_two_ranks_wait_for_nothing(
+    null_gpu: NullGpu, stores: dict[str, Path], tmp_path: Path
+) -> None:
+    """With synchronised batch norm, in the graphs into which torch splits a network in DDP."""
+    variables = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    store = stores[MODELS[FASTEST].task]
+    watches = null_gpu.call(watch_compiled, store, FASTEST, ranks=2, variables=variables, timeout=550)
+    assert [watch.faults() for watch in watches] == [{}, {}]
+    assert all(not any("batch_norm" in name for name in watch.by_kernel) for watch in watches)
