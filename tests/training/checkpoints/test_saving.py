@@ -374,7 +374,7 @@ def test_best_weights_of_another_experiment_are_refused_and_not_called_damaged(
 
 
 def test_kept_for_good_every_so_many_epochs(tmp_path: Path, slice_store: Path) -> None:
-    run = new_run(tmp_path, slice_store, "unet", recipe={"epochs": 4}, keep_every=2, checkpoint_minutes=1e-6)
+    run = new_run(tmp_path, slice_store, "unet", recipe={"epochs": 4}, keep_every=2, checkpoint_minutes=1e-9)
     train_here(run)
     names = sorted(path.name for path in run.checkpoints.iterdir())
     assert names == ["best.safetensors", "epoch-0002.pt", "epoch-0004.pt", "last.pt", "previous.pt"]
@@ -382,7 +382,7 @@ def test_kept_for_good_every_so_many_epochs(tmp_path: Path, slice_store: Path) -
 
 
 def test_steps_in_an_epoch_are_saved_when_they_are_due(tmp_path: Path, slice_store: Path) -> None:
-    run = new_run(tmp_path, slice_store, "unet", checkpoint_minutes=1e-6)
+    run = new_run(tmp_path, slice_store, "unet", checkpoint_minutes=1e-9)
     train_here(run)
     places = [(event["epoch"], event["step"]) for event in run.read_events("checkpoint")]
     assert places == [(0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 0)]
