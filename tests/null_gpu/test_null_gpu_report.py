@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,36 @@ def test_steps_are_counted_without_their_numbers(null_gpu: NullGpu, job: Job) ->
     assert values["operations"] > 50
     assert min(values[name] for name in ("step_ms", "host_ms", "gflop", "gbytes", "memory_gb")) > 0
     assert "no kernels" in values["not_profiled"]
+
+
+def count_graph(job: Job, waits: bool) -> tuple[Checks, tuple[int, bool, bool]]:
+    """Return the checks of the part, its captures, whether graphs were replayed, and whether they had many kernels."""
+    from child import watched
+    from gpu_report import graph, steps
+
+    tell = Collected()
+    if waits:
+        graph.backward = lambda *given: (loss := steps.backward(*given)) + loss.item()
+    with watched() as watch, pytest.raises(RuntimeError, match="capturing") if waits else nullcontext():
+        graph.measure({"network": "cnn"}, job, tell)  # type: ignore[arg-type]
+    counts = watch.captures, watch.graph_launches > 0, watch.graph_kernels > 50 * watch.graph_launches
+    return tell.checks, counts
+
+
+def test_a_graph_is_captured_without_its_numbers(null_gpu: NullGpu, job: Job) -> None:
+    checks, counts = null_gpu.call(count_graph, job, False)
+    assert counts == (1, True, True)
+    assert [check["passed"] for check in checks.values()] == [True, False]
+    assert list(checks.values())[1]["why"] == "nothing was computed, so equality means nothing"
+
+
+def test_a_step_that_waits_cannot_be_captured_and_says_why(null_gpu: NullGpu, job: Job) -> None:
+    checks, counts = null_gpu.call(count_graph, job, True)
+    assert counts == (1, False, False)
+    ((passed, why),) = [(check["passed"], check["why"]) for check in checks.values()]
+    assert not passed
+    assert "capturing" in why
+    assert "\n" not in why
 
 
 def test_planted_faults_are_noticed(null_gpu: NullGpu, job: Job) -> None:

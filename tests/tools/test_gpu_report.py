@@ -19,7 +19,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
-from gpu_report import numbers  # noqa: E402
+from gpu_report import graph, numbers  # noqa: E402
 from gpu_report.conductor import Conductor  # noqa: E402
 from gpu_report.counting import BytesMode, summarise  # noqa: E402
 from gpu_report.datasheet import datasheet  # noqa: E402
@@ -197,7 +197,7 @@ def test_a_trial_on_the_cpu_measures_everything_and_passes_all_checks(tmp_path: 
 
 def test_every_network_is_in_every_part_once() -> None:
     parts = {part.name: part for part in other_parts(list(MODELS), ["bfloat16", "float16"], "cuda:0", 2, False)}
-    for name in ("assertions", "steps", "numbers", "resume", "study", "variants", "formats"):
+    for name in ("assertions", "steps", "numbers", "resume", "study", "variants", "graph", "formats"):
         networks = [item["network"] for item in parts[name].items if "network" in item]
         assert sorted(networks) == sorted(MODELS), name
     assert [item["ranks"] for item in parts["ranks"].items] == ["2", "2"]
@@ -242,6 +242,47 @@ def double_first(network: torch.nn.Module) -> torch.nn.Module:
 @pytest.mark.parametrize("control", [0.0, 1e-3, 5.0])
 def test_gradients_that_are_zero_fail_whatever_the_control_says(kind: str, control: float) -> None:
     assert numbers.limit_of(kind, control) < 1
+
+
+def result(loss: float, *gradients: float) -> tuple[float, torch.Tensor]:
+    return loss, torch.tensor(gradients).double()
+
+
+@pytest.mark.parametrize(
+    ("found", "old", "passed"),
+    [
+        (result(2.0, 1.0, 3.0), result(1.5, 2.0, 1.0), True),
+        (result(1.5, 2.0, 1.0), result(1.5, 2.0, 1.0), False),  # it ignores new contents
+        (result(2.0, 1.0, 3.1), result(1.5, 2.0, 1.0), False),
+        (result(0.0, 0.0, 0.0), result(1.5, 2.0, 1.0), False),
+        (result(2.0, 1.0, 3.0), result(2.0, 1.0, 3.0), False),  # new contents could not be told from old ones
+    ],
+)
+def test_a_graph_that_ignores_new_contents_fails(found: graph.Result, old: graph.Result, passed: bool) -> None:
+    new = result(2.0, 1.0, 3.0)
+    assert graph.judge(found, new, new, old, "bfloat16")[0] is passed
+
+
+def test_zeros_of_a_graph_do_not_pass_as_equal() -> None:
+    assert not graph.judge(*[result(0.0, 0.0, 0.0)] * 4, "bfloat16")[0]
+
+
+def test_a_device_without_graphs_says_so() -> None:
+    tell = Collected()
+    graph.measure({"network": "alexnet"}, Job("cpu", True, "/none"), tell)  # type: ignore[arg-type]
+    assert tell.checks[graph.CAPTURED]["passed"] is None
+
+
+def test_the_table_of_graphs_has_what_was_measured() -> None:
+    times = {"format": "bfloat16", "batch": 32, "ms": {"eager": 3.0, "graph": 2.0}}
+    items = {"unet": {**times, "launches": {"eager": 412.0, "graph": 1.0}}, "vit": times, "cnn": {"format": "bfloat16"}}
+    parts = {"graph": {"title": "", "state": "done", "items": {
+        name: {"state": "done", "checks": [], **item} for name, item in items.items()
+    }}}  # fmt: skip
+    text = render({**ABOUT, "state": "complete", "reason": None, "seconds": 1.0, "parts": parts})
+    assert "| unet | bfloat16 | 32 | 3.00 | 2.00 | 1.50 | 412 | 1 |" in text
+    assert "| vit | bfloat16 | 32 | 3.00 | 2.00 | 1.50 | – | – |" in text
+    assert "| cnn |" not in text
 
 
 def test_bytes_are_those_of_the_tensors() -> None:

@@ -65,6 +65,7 @@ def other_parts(names: list[str], formats: list[str], device: str, gpus: int, qu
         Part("ranks", "Several ranks", "gpu_report.ranks", _ranks(device, gpus), 60),
         Part("compiling", "Compiling", "gpu_report.compiling", ({"networks": " ".join(compiled)},), 240),
         Part("variants", "Other variants of the step", "gpu_report.steps", _steps(compiled, [first], variants), 60),
+        Part("graph", "A CUDA graph against eager", "gpu_report.graph", every, 40),
         Part("formats", "Other number formats", "gpu_report.steps", _steps(names, others, ["eager"]), 40),
     ]  # fmt: skip
 

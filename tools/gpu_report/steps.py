@@ -5,23 +5,28 @@ from __future__ import annotations
 import math
 import statistics
 import time
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from benchmark_networks import flops_of_sample, now, seconds_of
-from torch import nn
+from torch import Tensor, nn
 
 from gpu_report.counting import BytesMode, profile_steps
 from gpu_report.job import Job, Tell
 from gpu_report.numbers import LARGEST, LEAST
 from gpu_report.plan import VARIANTS
 from gpu_report.work import Running, experiment_of
+from hpc_tumor.data.feed.loader import Batch
 from hpc_tumor.system import devices
+from hpc_tumor.training.state import TrainingState
 from hpc_tumor.training.watch.memory import peak_memory_gb
 
 WARM = 8
 ROUNDS, SECONDS = 5, 0.3
 HOST_STEPS = 8
 WORST = 10  # kernels
+Result = tuple[float, Tensor]  # the mean loss, and all gradients as one vector
 
 
 def measure(item: dict[str, str], job: Job, tell: Tell) -> None:
@@ -62,19 +67,32 @@ def _compare_with_eager(running: Running, kind: str, tell: Tell) -> None:
         tell.check(name, None, why="its dropout draws other numbers when compiled")
         return
     batch = state.parts.first_batch(0)
-    results = []
-    for network in (state.wrapped, state.compiled):
-        state.optimizer.zero_grad(set_to_none=True)
-        loss = state.spec.loss(state.spec.forward(network, batch.images), batch.targets).mean()
-        loss.backward()
-        gradients = torch.cat([p.grad.double().flatten() for p in state.parameters if p.grad is not None])
-        results.append((float(loss), gradients))
+    eager, compiled = (result_of(state, backward(state, network, batch)) for network in (state.wrapped, state.compiled))
     state.optimizer.zero_grad(set_to_none=True)
-    (loss, gradients), (other_loss, others) = results
-    errors = abs(other_loss - loss) / loss if loss else math.nan, float((others - gradients).norm() / gradients.norm())
+    errors = relative_errors(compiled, eager)
     # Gradients of untrained networks are ill-conditioned: see `numbers`.
     limits = (LEAST[kind], LARGEST)
-    tell.check(name, errors[0] <= limits[0] and errors[1] <= limits[1], value=list(errors), limit=list(limits))
+    tell.check(name, errors[0] <= limits[0] and errors[1] <= limits[1], value=errors, limit=list(limits))
+
+
+def backward(state: TrainingState, network: Callable[..., Any], batch: Batch) -> Tensor:
+    """Compute new gradients of the mean loss, in eager mode or as the network was compiled; return the loss."""
+    state.optimizer.zero_grad(set_to_none=True)
+    loss = state.spec.loss(state.spec.forward(network, batch.images), batch.targets).mean()
+    loss.backward()
+    return loss.detach()
+
+
+def result_of(state: TrainingState, loss: Tensor) -> Result:
+    """Return a loss with the gradients that the parameters have now."""
+    gradients = [weights.grad.double().flatten() for weights in state.parameters if weights.grad is not None]
+    return float(loss), torch.cat(gradients)
+
+
+def relative_errors(found: Result, right: Result) -> list[float]:
+    """Return the relative errors of loss and gradients; not a number if the right ones are zero."""
+    of_loss = abs(found[0] - right[0]) / right[0] if right[0] else math.nan
+    return [of_loss, float((found[1] - right[1]).norm() / right[1].norm())]
 
 
 def _host_ms(running: Running, device: torch.device) -> float:

@@ -23,7 +23,8 @@ def render(values: Values) -> str:
         lines += ["**On the CPU: a trial of the script, not a measurement of a GPU.**", ""]
     if values["quick"]:
         lines += ["**Quick: tiny networks, images and batches. The figures say nothing about speed.**", ""]
-    for section in (_about, _failed, _missing, _steps, _kernels, _study, _numbers, _feeding, _ranks, _ceilings, _all):
+    speed = (_steps, _graph, _kernels, _study)
+    for section in (_about, _failed, _missing, *speed, _numbers, _feeding, _ranks, _ceilings, _all):
         lines += section(values)
     return "\n".join(lines).rstrip() + "\n"
 
@@ -97,6 +98,20 @@ def _steps(values: Values) -> list[str]:
         " Peak: product of large matrices in the same format. Copying: a large copy on the device."
     )
     return _table("Training steps, published recipes", head, rows, note)
+
+
+def _graph(values: Values) -> list[str]:
+    rows = []
+    for name, row in _rows(values, "graph"):
+        times, launches = row.get("ms", {}), row.get("launches", {})
+        if {"eager", "graph"} <= times.keys():
+            eager, replay = times["eager"], times["graph"]
+            rows.append((name, row["format"], str(row["batch"]), _number(eager, 2), _number(replay, 2),
+                         _number(eager / replay, 2), _number(launches.get("eager"), 0),
+                         _number(launches.get("graph"), 0)))  # fmt: skip
+    head = ("network", "format", "batch", "eager ms", "graph ms", "times as fast", "launches, eager", "launches, graph")
+    note = "Forward pass, loss and backward pass of one batch, without dropout. Launches: kernels, copies and fills."
+    return _table("A CUDA graph against eager", head, rows, note)
 
 
 def _kernels(values: Values) -> list[str]:
