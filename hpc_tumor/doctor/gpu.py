@@ -75,6 +75,9 @@ def check_model(torch: TorchFacts | None, model: str | None, cluster: str, tried
             return []
         text = f"unknown GPU model {model!r} of {cluster}" if model else f"{cluster} names no GPU model"
         return [warning(f"{text}: torch may not support it", "--submit tries it on a node")]
+    if torch.build.cuda is None:
+        text = f"torch {torch.build.version} is built for {torch.build.purpose}: it cannot use {model} of {cluster}"
+        return [error(text, WITH_GPUS)]
     if refusal := _no_code(torch, f"{model} of {cluster}", capability):
         return [refusal]
     precision = precision_on(capability)

@@ -87,6 +87,8 @@ def choose_threads(hardware: HardwareSettings, kernels: Kernels, distributed: Di
         return ""
     threads = torch.get_num_threads()
     cores, cpus = cpu.cores_of_process()
+    if threads not in (cpus, cpus // -(-distributed.world_size // distributed.nodes)):
+        return ""  # not one for each CPU: OMP_NUM_THREADS was chosen
     fewer = max(1, threads * cores // cpus)
     answer: tuple[bool, str] = (False, "")
     if distributed.is_main and before is not None and before.threads is not None:

@@ -59,6 +59,12 @@ def test_a_build_without_cuda_is_no_use_on_a_cluster_with_gpus() -> None:
     assert "built for CPUs" in found.text
 
 
+def test_a_build_for_amd_does_not_support_a_gpu_of_nvidia() -> None:
+    (found,) = check_model(TorchFacts(TorchBuild("2.14.1+rocm7.2", rocm="7.2")), "A100 SXM 40 GB", "leonardo-booster")
+    assert found.level == "error"
+    assert "is built for ROCm 7.2: it cannot use A100 SXM 40 GB of leonardo-booster" in found.text
+
+
 def test_a_model_that_is_not_known_is_not_called_fit() -> None:
     (found,) = check_model(NEW, "Foo 3000", "mine")
     assert found.level == "warning"

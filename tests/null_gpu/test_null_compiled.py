@@ -35,7 +35,7 @@ def test_compiled_steps_wait_for_nothing(
 def test_compiled_steps_of_two_ranks_wait_for_nothing(
     null_gpu: NullGpu, stores: dict[str, Path], tmp_path: Path
 ) -> None:
-    """With synchronised batch norm, in the graphs into which torch splits a network in DDP."""
+    """With synchronised batch norm."""
     variables = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
     store = stores[MODELS[FASTEST].task]
     watches = null_gpu.call(watch_compiled, store, FASTEST, ranks=2, variables=variables, timeout=550)

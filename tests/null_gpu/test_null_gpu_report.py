@@ -63,7 +63,7 @@ def test_weights_that_nothing_computes_do_not_pass_as_equal(null_gpu: NullGpu, j
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("network", ["cnn", "unet"])
+@pytest.mark.parametrize("network", ["cnn", pytest.param("unet", marks=pytest.mark.campaign)])
 def test_steps_wait_for_nothing_but_have_no_losses(null_gpu: NullGpu, job: Job, network: str) -> None:
     checks = null_gpu.call(measure, "assertions", {"network": network}, job)
     for keep in ("gpu", "host", "none"):
@@ -154,7 +154,12 @@ def test_a_gpu_that_torch_has_no_code_for_is_reported(null_gpu: NullGpu, job: Jo
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("ranks", "where", "waits"), [("2", "a GPU each", True), ("1", "a GPU each", True), ("2", "one GPU", False)]
+    ("ranks", "where", "waits"),
+    [
+        ("2", "a GPU each", True),
+        pytest.param("1", "a GPU each", True, marks=pytest.mark.campaign),
+        pytest.param("2", "one GPU", False, marks=pytest.mark.campaign),
+    ],
 )
 def test_ranks_agree_but_their_weights_mean_nothing(
     null_gpu: NullGpu, job: Job, ranks: str, where: str, waits: bool
