@@ -60,10 +60,10 @@ def choose(state: TrainingState, compiled_before: bool | None = None) -> tuple[b
 def compile_network(network: nn.Module) -> Callable[..., Any]:
     """Compile the network's forward and backward pass for batches of one size."""
     if any(isinstance(layer, SyncBatchNorm) for layer in network.modules()):
-        import torch._dynamo
+        from torch._dynamo import config
 
         # Some versions of torch cannot split a graph by DDP's buckets if a function in it has its own backward pass.
-        torch._dynamo.config.optimize_ddp = False
+        config.optimize_ddp = False
     compiled: Callable[..., Any] = torch.compile(network, dynamic=False)
     return compiled
 
