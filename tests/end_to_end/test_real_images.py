@@ -1,4 +1,7 @@
-"""The published recipe of the cnn on real images: it must clearly learn, and better than by heart."""
+"""The published recipe of the cnn on real images: it must clearly learn, and better than by heart.
+
+Number format and memory layout are those that this machine measures to be the fastest.
+"""
 
 import json
 import os
@@ -18,7 +21,8 @@ REAL = os.environ.get("HPC_TUMOR_REAL_DATA")
 
 @pytest.mark.slow
 @pytest.mark.skipif(REAL is None, reason="HPC_TUMOR_REAL_DATA names no folder of real scans")
-def test_the_cnn_learns_real_images(tmp_path: Path) -> None:
+def test_the_cnn_learns_real_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HPC_TUMOR_CACHE_DIR", str(tmp_path / "cache"))
     source = Path(str(REAL)) / "brain-mri"
     prepare_dataset(inspect_source(source).reader, source, tmp_path / "store.zarr")
     settings = {"model": {"name": "cnn"}, "data": {"store": str(tmp_path / "store.zarr")}, "recipe": {"epochs": 12}}
