@@ -629,6 +629,7 @@ def test_what_names_one_run_needs_no_question(
     assert going[0][1].poll() is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupt_leaves_the_last_table_on_the_screen(
     going: list[tuple[str, subprocess.Popen[bytes]]], number: signal.Signals

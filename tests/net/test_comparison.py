@@ -25,6 +25,7 @@ def runs(work: Path) -> None:
     unfinished_run(folder, "20260101-000009-unet-000020", epoch=2, epochs=5)
 
 
+@pytest.mark.slow
 def test_every_file_of_a_comparison(command: Command, work: Path, runs: None) -> None:
     code, out, errors = command(["collect", "--output", "results"])
     assert code == 0, errors

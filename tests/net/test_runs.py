@@ -25,6 +25,7 @@ NETWORKS = {
 SETTINGS = "--set batch_size=4 --set precision=float32 --set deterministic=true --set threads=1"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
 def test_run_directory(command: Command, work: Path, network: str) -> None:
     try:

@@ -84,6 +84,7 @@ def deliver(dtype: str) -> dict[str, tuple[Watch, Any]]:
     return results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", TYPES)
 def test_stores_of_every_type_can_be_kept_anywhere(dtype: str, null_gpu: NullGpu) -> None:
     for kind, (watch, described) in null_gpu.call(deliver, dtype).items():
@@ -182,6 +183,7 @@ def sanitised(fault: bool) -> None:
         augment_slices(batch.images, batch.targets, draw_slice_parameters(BATCH, 0, 0, 0))
 
 
+@pytest.mark.slow
 def test_streams_wait_for_each_others_data(null_gpu: NullGpu) -> None:
     null_gpu.call(sanitised, False)
     with pytest.raises(NullGpuError, match="CUDASanitizerErrors"):

@@ -141,6 +141,7 @@ def examine() -> tuple[str, str, str]:
     return found.level, found.text, found.way_out
 
 
+@pytest.mark.slow
 @needs_torch_without_volta
 def test_doctor_reports_it(null_gpu: NullGpu) -> None:
     level, text, remedy = null_gpu.call(examine, capability=7.0, name=V100)

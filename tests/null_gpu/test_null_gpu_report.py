@@ -73,6 +73,7 @@ def test_steps_wait_for_nothing_but_have_no_losses(null_gpu: NullGpu, job: Job, 
         assert checks[f"keep={keep}: no copy from or to pageable memory"]["passed"] is None
 
 
+@pytest.mark.slow
 def test_steps_are_counted_without_their_numbers(null_gpu: NullGpu, job: Job) -> None:
     item = {"network": "cnn", "format": "bfloat16", "variant": "eager"}
     found = null_gpu.call(measure, "steps", item, job)
@@ -98,6 +99,7 @@ def count_graph(job: Job, waits: bool) -> tuple[Checks, tuple[int, bool, bool]]:
     return tell.checks, counts
 
 
+@pytest.mark.slow
 def test_a_graph_is_captured_without_its_numbers(null_gpu: NullGpu, job: Job) -> None:
     checks, counts = null_gpu.call(count_graph, job, False)
     assert counts == (1, True, True)

@@ -18,6 +18,7 @@ from hpc_tumor.models import MODELS
 from hpc_tumor.training.setup import build_state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_steps_of_two_ranks_wait_for_nothing_and_stay_within_their_budget(
     model: str, null_gpu: NullGpu, stores: dict[str, Path]
@@ -30,6 +31,7 @@ def test_steps_of_two_ranks_wait_for_nothing_and_stay_within_their_budget(
     )
 
 
+@pytest.mark.slow
 def test_steps_of_four_ranks_wait_for_nothing(null_gpu: NullGpu, stores: dict[str, Path]) -> None:
     recipe = {"augment": True, "clip_gradients": 1.0, "ema": 0.9, "skip_nonfinite": 5}
     settings = {"recipe": recipe, "hardware": {"accumulate": 2, "precision": "float16"}, "data": {"keep": "host"}}
@@ -41,6 +43,7 @@ def watch_four(store: Path, settings: dict[str, Any]) -> Watch:
     return watch_steps(store, "cnn", 3, **settings)
 
 
+@pytest.mark.slow
 def test_ddp_times_no_later_step(null_gpu: NullGpu, stores: dict[str, Path]) -> None:
     """By default it waits for the GPU in every 100th."""
     for waits in null_gpu.call(event_waits_of_steps, stores["classification"], 105, ranks=2):
@@ -61,6 +64,7 @@ def event_waits_of_steps(store: Path, steps: int) -> list[int]:
         return waits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "keep"), [("cnn", "gpu"), ("unet", "host")])
 def test_two_ranks_stop_and_resume_and_test(
     model: str, keep: str, null_gpu: NullGpu, stores: dict[str, Path], tmp_path: Path

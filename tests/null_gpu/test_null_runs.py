@@ -71,6 +71,7 @@ def train_in_little_memory(path: Path, allocations: int) -> str:
         return str(error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["cnn", "unet"])
 def test_full_memory_is_explained_wherever_it_occurs(
     model: str, null_gpu: NullGpu, stores: dict[str, Path], tmp_path: Path

@@ -52,6 +52,7 @@ def watch_all(store: Path, model: str) -> dict[tuple[str, str, bool], Watch]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_steps_wait_for_nothing_and_stay_within_their_budget(
     model: str, null_gpu: NullGpu, stores: dict[str, Path]
@@ -75,6 +76,7 @@ def watch_recipes(store: Path, model: str) -> dict[str, Watch]:
     return {name: watch_steps(store, model, STEPS, **settings) for name, settings in RECIPES.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_steps_of_all_recipes_wait_for_nothing(model: str, null_gpu: NullGpu, stores: dict[str, Path]) -> None:
     watches = null_gpu.call(watch_recipes, stores[MODELS[model].task], model)

@@ -90,6 +90,7 @@ def compare_all(distributed: Distributed) -> None:
                 compare(distributed, kind, offset, layout)
 
 
+@pytest.mark.slow
 def test_two_ranks_equal_one_process() -> None:
     spawn(compare_all, 2)
 

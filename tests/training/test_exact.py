@@ -214,6 +214,7 @@ def test_scores_are_the_same_to_the_last_digit_on_any_number_of_ranks(
     assert (one["counted"] == (1 if model == "cnn" else 12)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [2, 3, 8])
 def test_parts_of_a_batch_add_up_to_the_batch(tmp_path: Path, stores: tuple[Path, Path], parts: int) -> None:
     """The classic U-Net has no batch norm: the gradients of the parts are those of the whole."""

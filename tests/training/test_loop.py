@@ -60,6 +60,7 @@ def test_classification_scores_every_test_image_once(tmp_path: Path, image_store
     assert right / len(rows) == pytest.approx(result["best"]["test"]["accuracy"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "stops"), [("cnn", (3, 5)), ("cnn", (1, 0, 2)), ("attention-unet", (2,))])
 def test_interrupted_anywhere_ends_with_the_same_bits(
     tmp_path: Path, image_store: Path, slice_store: Path, model: str, stops: tuple[int, ...]

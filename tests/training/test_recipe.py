@@ -21,6 +21,7 @@ def test_fused_adam_steps_like_the_textbook_with_l2() -> None:
     assert weights.tolist() == pytest.approx([0.9, -1.9], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_steps_and_checkpoints_do_not_import_the_compiler() -> None:
     """Its 800 files would cost each rank a second of CPU time, and more on a parallel file system."""
     code = (

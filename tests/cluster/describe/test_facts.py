@@ -117,6 +117,7 @@ def test_limits_of_an_account_in_one_partition_hold_there_alone(site: Site) -> N
     assert "dssc" in facts.accounts
 
 
+@pytest.mark.slow
 def test_commands_that_fail_are_named_and_the_rest_is_known(site: Site) -> None:
     facts = site({**ORFEO, "sacctmgr": "exit 1", "sinfo": "sleep 5"})
     assert {name.partition(" ")[0] for name in facts.missing} == {"sinfo", "sacctmgr"}

@@ -508,6 +508,7 @@ def test_rerun_is_new_runs_as_the_old_ones_were_asked_for(tmp_path: Path, sbatch
             assert SECRET not in path.read_text()
 
 
+@pytest.mark.slow
 def test_a_snapshot_is_the_code_as_it_was(tmp_path: Path) -> None:
     old = make_private(code_folder(tmp_path)) / "0123.zip"
     for name, days in ((old, 200), (old.with_name("4567.zip"), 100)):

@@ -97,6 +97,7 @@ def test_ranks_import_nothing_from_the_current_folder(submit: Submit, tmp_path: 
     assert state_of(run) == "finished", log_text(run)
 
 
+@pytest.mark.slow
 def test_runs_go_one_after_another(submit: Submit) -> None:
     first, second, third = submit("wait"), submit("finish"), submit("finish")
     wait_for(lambda: "started" in events(first))
@@ -189,6 +190,7 @@ def test_a_dead_run_lets_the_next_one_go(submit: Submit) -> None:
     wait_for(lambda: state_of(second) == "finished")
 
 
+@pytest.mark.slow
 def test_resume(submit: Submit, monkeypatch: pytest.MonkeyPatch) -> None:
     run = submit("wait")
     wait_for(lambda: "started" in events(run))
@@ -258,6 +260,7 @@ def test_a_run_begins_though_the_folder_it_was_submitted_from_is_gone(
     wait_for(lambda: ended(second))
 
 
+@pytest.mark.slow
 def test_gpus_are_left_as_they_were(submit: Submit, monkeypatch: pytest.MonkeyPatch) -> None:
     run = submit("wait", gpus=2)
     wait_for(lambda: "started" in events(run))

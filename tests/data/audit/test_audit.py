@@ -128,6 +128,7 @@ def test_facts_that_say_nothing_are_not_reported(tmp_path: Path) -> None:
     assert next(item for item in shortcuts if item.name == "mode").accuracy <= 0.25
 
 
+@pytest.mark.slow
 def test_real_images(tmp_path: Path) -> None:
     """31 of the 224 sample test images are pixel-identical to a training image; the memoriser two ways."""
     prepare_dataset(BrainMRIReader(), real_data("brain-mri"), tmp_path / "s.zarr", workers=1)

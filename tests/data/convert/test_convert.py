@@ -29,6 +29,7 @@ def convert(source: Path, store: Path, reader: BraTSReader = READER) -> Row:
     return result.rows[0]
 
 
+@pytest.mark.slow
 def test_every_voxel_of_real_patients_comes_back(tmp_path: Path) -> None:
     """Read with nibabel from the source and with zarr-python from the store, neither of which is used to convert."""
     for case in list_cases(READER, real_data("brats")):

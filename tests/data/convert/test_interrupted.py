@@ -66,6 +66,7 @@ def test_killed_at_each_kind_of_step(quick: Path, kind: str) -> None:
     assert interrupt(quick, kind, "sample", *(f"{how}=kill" for how in HOWS)) >= 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["images", "patients"])
 def test_a_disk_that_fails_from_each_kind_of_step_on(quick: Path, kind: str) -> None:
     """One error after another, so that each of them comes at some kinds of step."""

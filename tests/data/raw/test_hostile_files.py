@@ -186,6 +186,7 @@ def test_a_folder_of_hostile_patients(tmp_path: Path, locale: str) -> None:
     assert Store.open(tmp_path / "s.zarr").case_ids == ["BraTS20_Training_001", "BraTS20_Training_002"]
 
 
+@pytest.mark.slow
 def test_a_folder_of_hostile_images(tmp_path: Path) -> None:
     source = write_pictures(tmp_path / "raw", 1)
     folder = source / "Training" / "glioma"

@@ -63,6 +63,7 @@ def test_voxels_that_are_no_cubes(tmp_path: Path) -> None:
     check_case(Store.open(tmp_path / "s.zarr"), 0)
 
 
+@pytest.mark.slow
 def test_real_patients_show_their_brain(tmp_path: Path) -> None:
     """Between the contrast limits lies most of the brain, and the healthy tissue neither black nor white."""
     prepare_dataset(BraTSReader(), real_data("brats"), tmp_path / "s.zarr", workers=1)

@@ -112,6 +112,7 @@ def test_equal_entries_differ_in_nothing() -> None:
         assert not test.significant
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=30)
 @given(seed=st.integers(0, 10**6), n=st.integers(2, 60), binary=st.booleans(), larger=st.booleans())
 def test_swapping_two_entries_turns_the_signs(seed: int, n: int, binary: bool, larger: bool) -> None:

@@ -349,6 +349,7 @@ def test_damaged_pictures_are_left_out(tmp_path: Path, harm: Callable[[Path], ob
     assert read_pictures(str(run.path)) is None
 
 
+@pytest.mark.slow
 def test_figures_of_damaged_pictures_are_left_out(tmp_path: Path) -> None:
     run = segmenter(tmp_path, "20250101-120000-unet-aaaaaa", "unet")
     whole = {one.name for one in drawn(collect_runs([run]))}

@@ -203,6 +203,7 @@ def test_damaged_weights_are_refused(tmp_path: Path) -> None:
         load_weights(path)
 
 
+@pytest.mark.slow
 def test_no_checksum_and_no_name_is_taken_for_a_number(tmp_path: Path) -> None:
     """One checksum in 28 looks like a number to JSON."""
     path, looks = tmp_path / "best.safetensors", Counter[str]()

@@ -37,6 +37,7 @@ def parts(run: RunDir) -> list[str]:
 ONE_STEP = ["data", "augment", "forward", "loss", "backward", "update", "agree", "update", "metrics"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("limit", "traced"), [(None, 3), (4, 2), (2, 1), (1, 1)])
 def test_a_trace_holds_three_steps_or_as_many_as_there_are(
     tmp_path: Path, slice_store: Path, limit: int | None, traced: int, capfd: Captured
@@ -81,6 +82,7 @@ def test_times_and_a_trace_of_the_same_steps(tmp_path: Path, slice_store: Path, 
     assert parts(run).count("forward") == 3
 
 
+@pytest.mark.slow
 def test_steps_on_one_batch_are_traced_too(tmp_path: Path, image_store: Path) -> None:
     run = new_run(tmp_path, image_store, "cnn", recipe={"epochs": 1}, profile=True, limit_batches=1)
     debug_run(run.experiment(), run, overfit_steps=100)

@@ -25,6 +25,7 @@ SEGMENTATION = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "settings"), SEGMENTATION)
 def test_slices_are_shown_as_they_were_scored(
     tmp_path: Path, more_slices: Path, model: str, settings: dict[str, Any]
@@ -59,6 +60,7 @@ def test_slices_are_shown_as_they_were_scored(
     assert {name: array.shape for name, array in arrays.items()} == expected
 
 
+@pytest.mark.slow
 def test_the_best_case_is_better_than_the_worst(tmp_path: Path, more_slices: Path) -> None:
     recipe = {"epochs": 9, "learning_rate": 0.01, "loss": "dice-ce"}
     run = new_run(tmp_path, more_slices, "improved-unet", data=FOLD, recipe=recipe)

@@ -55,6 +55,7 @@ print(marked, (own_memory()[0] - before) // 2**20)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="needs Linux with huge pages")
 @pytest.mark.parametrize("limit", ["none", "limited"])
 def test_the_heap_uses_huge_pages_but_no_memory_for_them(limit: str) -> None:
@@ -111,6 +112,7 @@ def test_other_errors_are_left_alone() -> None:
     assert not is_out_of_memory(ValueError("out of memory"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
 def test_freed_memory_is_used_again_without_new_pages() -> None:
     """In a process of its own, since it is for the whole process."""

@@ -83,6 +83,7 @@ def test_a_disk_that_does_not_take_it_is_no_reason_to_stop(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_time_counts_from_the_start_of_the_process() -> None:
     began = time.time()
     code = "import time; time.sleep(0.5); from hpc_tumor.training.watch.usage import process_seconds as s; print(s())"
