@@ -26,7 +26,7 @@ from hpc_tumor.system import atomic, devices
 from hpc_tumor.system.resources import gpu_mask
 from hpc_tumor.training.average import WeightAverage
 from hpc_tumor.training.batch_norm import synchronise_batch_norm
-from hpc_tumor.training.checkpoints.resume import resume
+from hpc_tumor.training.checkpoints.resume import resume, steps_to_repeat
 from hpc_tumor.training.checkpoints.writer import CheckpointWriter
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.losses import EXCLUSIVE_LOSSES, build_loss
@@ -238,7 +238,9 @@ def _announce(state: TrainingState, chosen: list[str], resumed: bool) -> None:
     if distributed.world_size > 1 and not devices.is_gpu(distributed.device) and _has_batch_norm(state.network):
         lines.append("batch norm: each rank normalises its own samples; running statistics are rank 0's")
     if resumed:
-        lines.append(f"resuming at epoch {progress.epoch + 1}, step {progress.step}")
+        repeated = steps_to_repeat(state.run, progress, state.steps)
+        after = f", repeating at least {counted(repeated, 'step')} after its last checkpoint" if repeated else ""
+        lines.append(f"resuming at epoch {progress.epoch + 1}, step {progress.step}{after}")
     print("\n".join(lines), file=sys.stderr, flush=True)
     state.run.keep_metrics(progress.epoch)
     state.run.add_event(
