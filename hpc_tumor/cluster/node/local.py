@@ -16,15 +16,17 @@ from types import FrameType
 
 from hpc_tumor.cluster.launch.snapshot import CODE_LOST, CODE_LOST_WORDS, running_archive, verified_python
 from hpc_tumor.cluster.node.job import record_failure, set_failed
-from hpc_tumor.cluster.node.local_queue import give_back, is_turn
+from hpc_tumor.cluster.node.local_queue import give_back, is_turn, share_of
 from hpc_tumor.cluster.observe.job_record import JobRecord
 from hpc_tumor.errors import HpcTumorError, TrainingError
 from hpc_tumor.run_dir import RunDir
+from hpc_tumor.system.gpu_memory import read_gpu_memory
 from hpc_tumor.system.processes import end_with_parent
-from hpc_tumor.system.resources import available_cpus
+from hpc_tumor.system.resources import SHARE_VARIABLE, available_cpus, share_of_cpus
 
 _TICK = 0.1  # seconds between polls of the ranks
 _TURN_TICK = 0.5  # seconds between polls of the queue
+_MEASURE_SECONDS = 10.0  # between two calls of nvidia-smi
 _SECONDS_TO_SAVE = 60.0  # after a stop signal
 _SECONDS_TO_END = 10.0  # after a rank failed
 
@@ -43,11 +45,13 @@ class LocalRun:
         end_with_parent(signal.SIGTERM)
         run, signals = RunDir(self.run_path), Signals()
         try:
-            while not is_turn(run.path.parent, run.name):
+            runs, share = run.path.parent, share_of(run.path.parent, run.name)
+            in_use = MemoryInUse(run.experiment().hardware.gpus) if share < 1 else lambda: 0.0
+            while not is_turn(runs, run.name, in_use()):
                 if signals.asked_to_end:
                     return "cancelled"
                 time.sleep(_TURN_TICK)
-            return "cancelled" if signals.asked_to_end else self._train(run, signals)
+            return "cancelled" if signals.asked_to_end else self._train(run, signals, share)
         except Exception as error:  # the ranks have recorded nothing
             message = str(error) if isinstance(error, HpcTumorError) else f"{type(error).__name__}: {error}"
             start = JobRecord.of_run(run).start
@@ -57,13 +61,13 @@ class LocalRun:
         finally:
             give_back(run.path.parent, run.name)
 
-    def _train(self, run: RunDir, signals: Signals) -> str:
+    def _train(self, run: RunDir, signals: Signals, share: float) -> str:
         try:
             Path.cwd()
         except OSError:  # removed while the run was queued; importing torch needs a current folder
             os.chdir(run.path)
         start, count = JobRecord.of_run(run).start, run.experiment().hardware.gpus
-        ranks = _start_ranks(run, start, count)
+        ranks = _start_ranks(run, start, count, share)
 
         def record(rank: int, code: int) -> None:
             if signals.asked_to_end:
@@ -78,6 +82,21 @@ class LocalRun:
             set_failed(run)  # a rank may have written its heartbeat since
             return "failed"
         return "finished" if run.is_finished() else "stopped"
+
+
+class MemoryInUse:
+    """Share of the GPUs' memory that all programs use, by nvidia-smi; measured again only after some seconds."""
+
+    def __init__(self, gpus: int) -> None:
+        """Measure the first `gpus` GPUs, and return the largest share."""
+        self._gpus, self._share, self._until = gpus, 0.0, 0.0
+
+    def __call__(self) -> float:
+        if time.monotonic() >= self._until:
+            gpus = read_gpu_memory()[: self._gpus]
+            self._share = max((gpu.used / gpu.total for gpu in gpus), default=0.0)
+            self._until = time.monotonic() + _MEASURE_SECONDS
+        return self._share
 
 
 class Signals:
@@ -107,15 +126,15 @@ def rank_variables(rank: int, count: int, port: int) -> dict[str, str]:
     return {name: str(value) for name, value in variables.items()}
 
 
-def _start_ranks(run: RunDir, start: int, count: int) -> list[subprocess.Popen[bytes]]:
+def _start_ranks(run: RunDir, start: int, count: int, share: float) -> list[subprocess.Popen[bytes]]:
     port = _free_port()
-    threads = str(max(1, available_cpus() // count))
+    threads = str(max(1, share_of_cpus(available_cpus(), share) // count))
     code = running_archive()  # may have been damaged or removed while the run was queued
     python = [sys.executable, *(verified_python(code) if code else ())]
     ranks = []
     for rank in range(count):
         variables = {"OMP_NUM_THREADS": threads, **os.environ, **rank_variables(rank, count, port)}
-        variables["HPC_TUMOR_PARENT"] = str(os.getpid())
+        variables |= {"HPC_TUMOR_PARENT": str(os.getpid()), SHARE_VARIABLE: str(share)}
         with (run.logs / f"rank-{rank}.{start}.out").open("ab") as log:
             command = [*python, "-u", "-m", "hpc_tumor.cluster.node.job", str(run.path)]
             ranks.append(
