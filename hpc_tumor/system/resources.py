@@ -14,6 +14,7 @@ from hpc_tumor.errors import UsageError
 # By these, SLURM and users choose the GPUs that a process sees: NVIDIA's (and AMD's), AMD's, and Intel's.
 _GPU_MASKS = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
 NO_HOME = "HOME is not set, and the user is unknown on this machine"
+GPU_SHARE = 0.4  # of a GPU's memory for rows of the data; the rest is for the network and its activations
 # Set for the ranks of a run that shares a GPU: its share of the GPU's memory, and of the CPUs and memory of the host.
 SHARE_VARIABLE = "HPC_TUMOR_SHARE"
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
