@@ -340,6 +340,7 @@ class NodeSettings(Settings):
 
     gpus: int = Field(1, ge=0)
     gpu_model: str | None = None
+    gpu_memory_gb: float | None = Field(None, gt=0, description="memory of one GPU, needed to share it (--share-gpu)")
     cpus: int = Field(1, ge=1)
     memory_gb: float = Field(4, gt=0)
 
