@@ -21,6 +21,7 @@ from hpc_tumor.training.checkpoints.files import Progress
 from hpc_tumor.training.checkpoints.writer import CheckpointWriter
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.host_copy import HostCopy
+from hpc_tumor.training.objective import Objective
 from hpc_tumor.training.parts import Parts
 from hpc_tumor.training.scoring import metrics
 from hpc_tumor.training.scoring.evaluate import ScoringSpec
@@ -41,11 +42,10 @@ class TrainingState:
     """State of one rank of a run.
 
     Attributes:
-        spec: how the network computes and is scored; training uses the same loss and number format.
         identity: facts that a checkpoint must match to be resumed from.
         network: the bare network.
-        wrapped: the network as the training step calls it: in DDP if there are several ranks.
-        compiled: `wrapped` compiled, for micro-batches of the full size.
+        objective: the network with its loss and counts.
+        wrapped: the objective as the training step calls it: in DDP if there are several ranks.
         parameters: trainable parameters.
         steps: per epoch.
         began: when training began, less the time of earlier starts; by `time.perf_counter`.
@@ -62,9 +62,9 @@ class TrainingState:
     run: RunDir
     distributed: Distributed
     parts: Parts
-    spec: ScoringSpec
     identity: dict[str, Any]
     network: nn.Module
+    objective: Objective
     wrapped: nn.Module
     parameters: list[nn.Parameter]
     optimizer: torch.optim.Optimizer
@@ -73,13 +73,17 @@ class TrainingState:
     average: WeightAverage | None
     writer: CheckpointWriter | None
     step_delay: Path | None
-    compiled: Callable[..., Any] | None = None
     progress: Progress = field(default_factory=Progress)
     began: float = field(default_factory=time.perf_counter)
     unchecked: deque[UncheckedStep] = field(default_factory=deque)
     last_losses: Tensor | None = None
     watched: Callable[[str], None] | None = None
     traced: bool = False
+
+    @property
+    def spec(self) -> ScoringSpec:
+        """Specification of how the network computes and is scored."""
+        return self.objective.spec
 
 
 def mark(state: TrainingState, phase: str, *, collective: bool = False, waits: bool = False) -> None:

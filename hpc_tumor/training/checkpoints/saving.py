@@ -39,7 +39,7 @@ def checkpoint_contents(state: TrainingState, random_states: list[Any]) -> dict[
         "optimizer": state.optimizer.state_dict(),
         "scaler": state.scaler.state_dict(),
         "average": state.average.state_dict() if state.average else None,
-        "compiled": state.compiled is not None,
+        "compiled": state.objective.compiled is not None,
         "random": random_states,
     }
 
