@@ -11,13 +11,13 @@ import warnings
 
 # By network, in bfloat16, float16 and float32.
 STEP = {
-    "cnn": (176, 168, 130),
-    "alexnet": (167, 173, 127),
-    "vgg16": (264, 270, 196),
-    "vit": (718, 724, 501),
-    "unet": (348, 354, 246),
-    "improved-unet": (773, 725, 477),
-    "attention-unet": (973, 925, 621),
+    "cnn": (174, 166, 128),
+    "alexnet": (165, 171, 125),
+    "vgg16": (262, 268, 194),
+    "vit": (716, 722, 499),
+    "unet": (347, 353, 245),
+    "improved-unet": (772, 724, 476),
+    "attention-unet": (972, 924, 620),
 }
 # More with augmentation, by task, whatever is drawn.
 AUGMENTATION = {"classification": 14, "segmentation": 32}
