@@ -44,7 +44,13 @@ MEGABYTES = {
     "attention-unet": 73194,
 }
 COMPILED_MEGABYTES = {
-    "cnn": 793,
+    "cnn": 785,
+    "alexnet": 530,
+    "vgg16": 9842,
+    "vit": 6118,
+    "unet": 14827,
+    "improved-unet": 62362,
+    "attention-unet": 63964,
 }
 
 

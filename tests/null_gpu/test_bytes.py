@@ -27,9 +27,9 @@ FASTEST = "cnn"  # to compile
 COMPILED = {"TORCHINDUCTOR_COMPILE_THREADS": "1"}
 
 # A network small enough to be counted by hand: images (2, 3, 8, 8) in float32, channels-last; a convolution 3 × 3 to
-# four channels with a bias, ReLU, a linear layer of 256 to five values, squared differences. Bytes of its tensors:
+# four channels with a bias, ReLU, a linear layer of 256 to eight values, squared differences. Bytes of its tensors:
 X, W, B, Y = 4 * 2 * 3 * 8 * 8, 4 * 4 * 3 * 3 * 3, 4 * 4, 4 * 2 * 4 * 8 * 8
-ROWS, LINEAR, LINEAR_BIAS, OUT, ONE = Y, 4 * 5 * 256, 4 * 5, 4 * 2 * 5, 4
+ROWS, LINEAR, LINEAR_BIAS, OUT, ONE = Y, 4 * 8 * 256, 4 * 8, 4 * 2 * 8, 4
 MASK = Y // 4  # bool: where ReLU lets gradients through
 EAGER = {
     "convolution": X + W + B + Y,
@@ -63,10 +63,10 @@ GENERATED = (
 
 def count_small(compiled: bool) -> list[Kernel]:
     """Return the kernels of a step of the small network."""
-    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 5)).cuda()
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 8)).cuda()
     network.to(memory_format=torch.channels_last)
     images = torch.zeros(2, 3, 8, 8, device="cuda").to(memory_format=torch.channels_last)
-    right = torch.zeros(2, 5, device="cuda")
+    right = torch.zeros(2, 8, device="cuda")
 
     def loss_of(images: Tensor, right: Tensor) -> Tensor:
         return F.mse_loss(network(images), right)
@@ -90,7 +90,7 @@ def sums(kernels: list[Kernel]) -> dict[str, int]:
 def test_a_step_is_counted_as_by_hand(null_gpu: NullGpu) -> None:
     kernels = null_gpu.call(count_small, False)
     assert sums(kernels) == EAGER
-    products = 2 * (2 * 5 * 256)
+    products = 2 * (2 * 8 * 256)
     convolution = 2 * (2 * 4 * 8 * 8) * (3 * 3 * 3)
     assert sum(kernel.flop for kernel in kernels) == 3 * products + 2 * convolution
 
