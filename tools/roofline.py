@@ -36,13 +36,12 @@ from benchmark_networks import flops_of_sample, names_of  # noqa: E402
 from gpu_report.counting import BytesMode, Kernel, counted_by_inductor, profile_steps  # noqa: E402
 from gpu_report.datasheet import datasheet  # noqa: E402
 from gpu_report.job import Job  # noqa: E402
-from gpu_report.study import EPOCHS, PIECES, SIZES, Rates, Seconds, run_seconds, total  # noqa: E402
+from gpu_report.study import PIECES, SIZES, Rates, Seconds, run_seconds, total  # noqa: E402
 from gpu_report.work import Running, experiment_of  # noqa: E402
 
 from hpc_tumor.data.convert.prepare import prepare_dataset  # noqa: E402
 from hpc_tumor.data.phantom.dataset import make_phantom  # noqa: E402
 from hpc_tumor.data.raw.sources import inspect_source  # noqa: E402
-from hpc_tumor.models import MODELS  # noqa: E402
 from hpc_tumor.system import devices  # noqa: E402
 from hpc_tumor.training.scoring.evaluate import evaluate  # noqa: E402
 
@@ -72,8 +71,6 @@ class Assumed:
     start: float = 8.0  # seconds from the process's start to the first batch; imports take 2 s of CPU time here
     compiling: float = 10.0  # seconds more with full caches; 3 to 10 s of CPU time here
     to_host: float = 20e9  # bytes/s from the GPU to pinned memory
-    to_disk: float = 1e9  # bytes/s
-    saving: float = 60.0  # seconds between two checkpoints, at least
     read: float = 1 / (8 * 9_400)  # seconds a sample, eight cores: docs/explanation/speed.md
     surfaces: float = 0.5  # CPU seconds of HD95 and NSD of a case: 0.35 to 0.46 here, real patients
     pictures: float = 5.0  # seconds
@@ -207,13 +204,12 @@ def estimate(count: Count, peaks: dict[str, float], assumed: Assumed = Assumed()
     """Estimate a step, launched kernel by kernel and as one graph, and a published run of such graphs."""
     device = device_seconds(count.step, count.flop, peaks, assumed)
     graph = max(device, assumed.graph)
-    steps = -(-SIZES[MODELS[count.network].task].train // count.batch) * EPOCHS[count.network]
-    scored = device_seconds(count.scoring, 0.0, peaks, assumed)
+    forward = count.flop / 3 * count.scored / count.batch
+    scored = device_seconds(count.scoring, forward, peaks, assumed)
     scored = max(scored, len(count.scoring) * assumed.launch) / count.scored
     rates = Rates(
         count.batch, graph, scored, 2 * scored,  # tested with the last weights and with the best
-        count.state_bytes / assumed.to_host, count.state_bytes / assumed.to_disk,
-        1 + int(steps * graph / assumed.saving), assumed.read,
+        count.state_bytes / assumed.to_host, assumed.read,
         assumed.start + (assumed.compiling if count.way == "compiled" else 0.0),
     )  # fmt: skip
     by_flop, by_bytes = count.flop / peaks["bfloat16"], count.bytes / peaks["memory"]

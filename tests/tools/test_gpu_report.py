@@ -342,7 +342,7 @@ def test_the_study_is_the_sum_of_measured_parts() -> None:
     assert unet["training"] == pytest.approx(20 * 720 * 0.01)
     assert unet["validation"] == pytest.approx(20 * 33 * 155 / 1000)
     assert unet["test"] == pytest.approx(37 * 155 * 2 / 1000)
-    assert unet["checkpoints"] == pytest.approx(20 * 0.1)
+    assert unet["checkpoints"] == pytest.approx(3 * 0.1)  # of 144 seconds
     assert unet["reading"] == pytest.approx(23_023 / 2000 - 7.2)
     assert unet["start"] == 10.0
     assert found["unet"]["total"] == pytest.approx(sum(unet.values()))

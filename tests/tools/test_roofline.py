@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
 from gpu_report.counting import Kernel  # noqa: E402
-from gpu_report.study import Rates, run_seconds, total  # noqa: E402
+from gpu_report.study import total  # noqa: E402
 from roofline import Assumed, Count, device_seconds, estimate, fastest_ways, study_seconds  # noqa: E402
 
 PEAKS = {"memory": 2e12, "bfloat16": 1e15}
@@ -63,13 +63,6 @@ def test_the_study_takes_the_faster_way_of_each_network_one_after_the_other() ->
     assert {name: count.way for name, (count, _) in best.items()} == {"unet": "eager", "vit": "eager"}
     after = 37 * ASSUMED.surfaces + ASSUMED.pictures
     assert study_seconds(best, ASSUMED) == pytest.approx(total(rows[0][1].run) + total(rows[2][1].run) + after)
-
-
-def test_checkpoints_that_are_written_slowly_delay_the_next() -> None:
-    slow = Rates(32, 1e-3, stall=0.1, saved=10.0)
-    assert run_seconds("unet", slow)["checkpoints"] == pytest.approx(20 * (10 - 0.72))
-    rare = Rates(32, 1e-3, stall=0.1, saved=10.0, saves=1)
-    assert run_seconds("unet", rare)["checkpoints"] == pytest.approx(0.1)
 
 
 def test_a_gpu_without_datasheet_is_refused() -> None:

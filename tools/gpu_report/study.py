@@ -7,6 +7,7 @@ from typing import Any
 
 from gpu_report.plan import BY_COST
 from hpc_tumor.models import MODELS
+from hpc_tumor.training.watch.heartbeat import SOONEST
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ SIZES = {
 EPOCHS = {name: 20 if spec.task == "segmentation" else 50 for name, spec in MODELS.items()}
 ASSUMED = "; ".join((
     "the public datasets, 23,023 slices (U-Nets, 20 epochs) or 5,000 images (50 epochs) to train on",
-    "steps, validation and test take as long a sample as on synthetic data; each epoch writes one checkpoint",
+    "steps, validation and test take as long a sample as on synthetic data; one checkpoint a minute",
     "the first epoch is fed at the rate of the store (in the page cache), the others from memory",
     "a run alone on its GPU; queueing, several seeds and the comparison of the runs not counted",
 ))  # fmt: skip
@@ -43,8 +44,7 @@ class Rates:
     Attributes:
         batch, step: samples of a training step, and its seconds.
         validated, tested: of a sample.
-        stall, saved: of a checkpoint: until training goes on, and until it is written.
-        saves: checkpoints; None: one each epoch.
+        stall: until training goes on after a checkpoint, which is written meanwhile.
         read: of a sample from the store.
         start: until the first step is done, that included.
     """
@@ -54,8 +54,6 @@ class Rates:
     validated: float | None = None
     tested: float | None = None
     stall: float | None = None
-    saved: float | None = None
-    saves: int | None = None
     read: float | None = None
     start: float | None = None
 
@@ -69,10 +67,8 @@ def run_seconds(name: str, rates: Rates) -> Seconds:
         seconds["validation"] = epochs * sizes.val * rates.validated
     if rates.tested is not None:
         seconds["test"] = sizes.test * rates.tested
-    if rates.stall is not None and rates.saved is not None:
-        saves = epochs if rates.saves is None else rates.saves
-        # The next one waits for the one before.
-        seconds["checkpoints"] = saves * max(rates.stall, rates.saved - epochs * epoch / saves)
+    if rates.stall is not None:
+        seconds["checkpoints"] = (1 + epochs * epoch // SOONEST) * rates.stall
     if rates.read is not None:
         seconds["reading"] = max(0.0, sizes.train * rates.read - epoch)
     seconds["start"] = rates.start
@@ -103,7 +99,7 @@ def _network(name: str, values: dict[str, Any]) -> dict[str, Any] | None:
         start = machine["start_seconds"] + step["built_seconds"] + step["first_step_seconds"]
     rates = Rates(
         step["batch"], step["step_ms"] / 1e3, _per(scoring, "val"), _per(scoring, "test"),
-        scoring.get("save_stall_seconds"), scoring.get("save_seconds"), None, rate and 1 / rate, start,
+        scoring.get("save_stall_seconds"), rate and 1 / rate, start,
     )  # fmt: skip
     seconds = run_seconds(name, rates)
     return {
