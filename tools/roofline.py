@@ -39,6 +39,7 @@ from gpu_report.job import Job  # noqa: E402
 from gpu_report.study import PIECES, SIZES, Rates, Seconds, run_seconds, total  # noqa: E402
 from gpu_report.work import Running, experiment_of  # noqa: E402
 
+from hpc_tumor.cluster.launch.sharing import estimate_need  # noqa: E402
 from hpc_tumor.data.convert.prepare import prepare_dataset  # noqa: E402
 from hpc_tumor.data.phantom.dataset import make_phantom  # noqa: E402
 from hpc_tumor.data.raw.sources import inspect_source  # noqa: E402
@@ -51,6 +52,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "eager": {"hardware": {"compile": "off"}},
     "compiled": {"hardware": {"compile": "on"}},
 }
+SCORED = ("validation", "test")
 WARM = 2  # steps until memory, libraries and compiled code are there
 TIMED = 10  # steps, for the host's time
 # The fewest for a batch to train on and one to validate.
@@ -86,6 +88,7 @@ class Count:
         kernels: on the device.
         host_seconds: CPU time of the process that started them; on a real GPU it includes waiting.
         state_bytes: of a checkpoint's tensors.
+        large: it has a GPU's larger part if networks share it.
     """
 
     network: str
@@ -97,6 +100,7 @@ class Count:
     kernels: float
     host_seconds: float
     state_bytes: int
+    large: bool
     step: list[Kernel] = field(repr=False)
     scored: int
     scoring: list[Kernel] = field(repr=False)
@@ -137,10 +141,10 @@ def count(network: str, way: str, job: Job, null: bool, *layers: dict[str, Any])
     host = (time.process_time() - began) / TIMED
     with BytesMode(running.device) as mode:
         running.step()
-    flop = running.batch * flops_of_sample(experiment)
+    flop, large = running.batch * flops_of_sample(experiment), estimate_need(experiment).is_large
     return Count(
-        network, way, running.batch, flop, launches, graphs, kernels, host, _state_bytes(running), mode.kernels, scored,
-        scoring,
+        network, way, running.batch, flop, launches, graphs, kernels, host, _state_bytes(running), large, mode.kernels,
+        scored, scoring,
     )  # fmt: skip
 
 
@@ -234,9 +238,19 @@ def after_last(assumed: Assumed = Assumed()) -> float:
     return assumed.surfaces * SIZES["segmentation"].test_cases + assumed.pictures
 
 
-def study_seconds(ways: dict[str, tuple[Count, Estimate]], assumed: Assumed = Assumed()) -> float:
-    """Return the seconds of all runs one after the other on one GPU."""
-    return sum(total(row.run) for _, row in ways.values()) + after_last(assumed)
+def study_seconds(ways: dict[str, tuple[Count, Estimate]], assumed: Assumed = Assumed(), shared: bool = False) -> float:
+    """Return the seconds of all runs one after the other on one GPU; `shared`: small ones beside the large ones.
+
+    The kernels of a small run take their time from the large one; its start and its host do not.
+    """
+    seconds, any_large = after_last(assumed), any(one.large for one, _ in ways.values())
+    for one, row in ways.values():
+        if shared and any_large and not one.large:
+            seconds += (row.run["training"] or 0) * row.device / row.graph
+            seconds += sum(row.run[piece] or 0 for piece in SCORED)
+        else:
+            seconds += total(row.run)
+    return seconds
 
 
 def step_table(rows: list[tuple[Count, Estimate]]) -> str:
@@ -260,6 +274,8 @@ def study_table(ways: dict[str, tuple[Count, Estimate]]) -> str:
     blank, whole = [""] * (len(PIECES) + 1), study_seconds(ways)
     rows.append(["after the last", *blank, f"{after_last():.0f}"])
     rows.append([f"all {len(ways)}: {whole / 60:.1f} minutes", *blank, f"{whole:.0f}"])
+    beside = study_seconds(ways, shared=True)
+    rows.append([f"with --share-gpu: {beside / 60:.1f} minutes", *blank, f"{beside:.0f}"])
     return _table(["network", "way", *PIECES, "sum"], rows)
 
 

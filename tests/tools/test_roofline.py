@@ -21,7 +21,8 @@ MOVES, COMPUTES, TINY = Kernel("add", 10**9), Kernel("mm", 10**6, 10**12), Kerne
 
 def counted(network: str = "unet", way: str = "eager", kernels: int = 100, step: list[Kernel] | None = None) -> Count:
     given = [MOVES] if step is None else step
-    return Count(network, way, 32, 0.0, kernels, 0, kernels, 0.0, 10**9, given, 64, [MOVES])
+    large = network == "unet"
+    return Count(network, way, 32, 0.0, kernels, 0, kernels, 0.0, 10**9, large, given, 64, [MOVES])
 
 
 def test_each_kernel_is_limited_by_memory_products_or_its_start() -> None:
@@ -63,6 +64,16 @@ def test_the_study_takes_the_faster_way_of_each_network_one_after_the_other() ->
     assert {name: count.way for name, (count, _) in best.items()} == {"unet": "eager", "vit": "eager"}
     after = 37 * ASSUMED.surfaces + ASSUMED.pictures
     assert study_seconds(best, ASSUMED) == pytest.approx(total(rows[0][1].run) + total(rows[2][1].run) + after)
+
+
+def test_small_networks_beside_a_large_one_cost_only_their_kernels() -> None:
+    rows = [(count, estimate(count, PEAKS, ASSUMED)) for count in (counted(), counted("vit", step=[TINY]))]
+    (_, large), (_, small) = rows
+    kernels = small.run["validation"] + small.run["test"] + 50 * 157 * ASSUMED.kernel
+    after = 37 * ASSUMED.surfaces + ASSUMED.pictures
+    assert study_seconds(fastest_ways(rows), ASSUMED, shared=True) == pytest.approx(total(large.run) + kernels + after)
+    alone = fastest_ways(rows[1:])
+    assert study_seconds(alone, ASSUMED, shared=True) == study_seconds(alone, ASSUMED)
 
 
 def test_a_gpu_without_datasheet_is_refused() -> None:
