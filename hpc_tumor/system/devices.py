@@ -256,6 +256,14 @@ def allow_tf32(device: torch.device, allowed: bool) -> None:
         torch.backends.mkldnn.allow_tf32 = allowed  # type: ignore[assignment]
 
 
+def search_kernels(wanted: bool) -> None:
+    """Let convolutions of new shapes time their kernels from now on, or take the one that heuristics name first.
+
+    The setting is global: it also holds in the threads of a backward pass. A shape keeps the kernels of its first use.
+    """
+    torch.backends.cudnn.benchmark = wanted  # MIOpen of ROCm follows it, too
+
+
 def backend(device: torch.device) -> str:
     """Return the backend of collectives: gloo on the CPU, and on GPUs NCCL, RCCL or XCCL beside it.
 
