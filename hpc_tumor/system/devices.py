@@ -20,6 +20,7 @@ from torch.profiler import ProfilerActivity, supported_activities
 
 from hpc_tumor.errors import UsageError
 from hpc_tumor.system import torch_builds
+from hpc_tumor.system.resources import own_share
 from hpc_tumor.system.torch_builds import Capability, TorchBuild, advice, refusal, runs_on
 
 CPU = torch.device("cpu")
@@ -27,6 +28,7 @@ GPU_TYPES = ("cuda", "xpu")
 # gfx names of AMD GPUs with bfloat16 in hardware: MI100 and later, RDNA 3 and later (matrix or WMMA instructions).
 _AMD_BFLOAT16 = re.compile(r"gfx(?:908|90a|94\d|95\d|1[12]\d\d)\b")
 _TRITON_SINCE = (7, 5)
+_TENSORS_OF_SHARED = 0.9
 _LIBRARIES = {"cuda": "nccl", "xpu": "xccl"}  # RCCL, on ROCm, also goes by the name nccl
 
 
@@ -169,19 +171,38 @@ def smi_name(device: torch.device) -> str | None:
 
 
 def total_memory(device: torch.device) -> int:
-    """Return the memory of a GPU in bytes."""
-    return int(_properties(device).total_memory)
+    """Return the memory of a GPU in bytes; of a shared one, the share of this process."""
+    return int(_properties(device).total_memory * _share_of_memory())
 
 
 def free_memory(device: torch.device) -> int:
-    """Return the bytes of a GPU that no process uses; if its driver cannot tell, those that this process does not."""
+    """Return the bytes of a GPU that no process uses, or less, what is left of this process's share.
+
+    If the driver cannot tell, those that this process does not use.
+    """
     module = _module(device)
+    left = total_memory(device) - int(module.memory_reserved(device))
     try:
-        return int(module.mem_get_info(device)[0])
+        free = int(module.mem_get_info(device)[0])
     except RuntimeError:
         if device.type == "cuda":
             raise
-        return total_memory(device) - int(module.memory_reserved(device))  # Intel's integrated GPUs do not tell
+        return left  # Intel's integrated GPUs do not tell
+    return free if own_share() >= 1 else min(free, left)
+
+
+def limit_memory(device: torch.device) -> None:
+    """Keep this process to its share of a GPU's memory, so that it cannot take that of others; nothing if it is alone.
+
+    torch refuses to allocate more, as if the GPU was full.
+    """
+    if is_gpu(device) and own_share() < 1 and hasattr(_module(device), "set_per_process_memory_fraction"):
+        _module(device).set_per_process_memory_fraction(_share_of_memory(), device)
+
+
+def _share_of_memory() -> float:
+    """Return the share of a GPU's memory for tensors: each process needs more, for its context and libraries."""
+    return 1.0 if own_share() >= 1 else _TENSORS_OF_SHARED * own_share()
 
 
 def peak_memory(device: torch.device) -> PeakMemory:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hpc_tumor.cluster.launch.submit import PlannedRun, Submission, submit_all
+from hpc_tumor.cluster.launch.planned import PlannedRun
+from hpc_tumor.cluster.launch.submit import Submission, submit_all
 from hpc_tumor.cluster.plan.plan import Plan
 from hpc_tumor.config import ClusterProfile, Experiment
 from hpc_tumor.run_dir import RunDir

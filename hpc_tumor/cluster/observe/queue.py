@@ -134,6 +134,9 @@ def _read_state(
     lines = run.read_events()
     events = [Event.from_values(line, run.events.name) for line in lines]
     story = read_story(run, job, events)
+    if story.left and record is not None:  # its job may go on with other runs, or end for their reasons
+        record = replace(record, state="COMPLETED", reason="", exit_code="", elapsed_s=None)
+        report = replace(report, record=record)
     alive = report.position is not None if job.is_local else slurm.is_alive(record)
     failure_faults = story.failure.faults if story.failure else ()
     if failure_faults and not alive:
@@ -148,7 +151,7 @@ def _read_state(
     faults = (*job.faults, *status.faults, *failure_faults, *event_faults)
     plan = job.plan
     elapsed: float | None = record.elapsed_s if record is not None else None
-    if record is None and story.began is not None:
+    if (record is None or story.left) and story.began is not None:
         elapsed = max(0.0, (clock if alive else status.time or story.began) - story.began)
     return RunState(
         run=run,

@@ -28,8 +28,9 @@ from hpc_tumor.cluster.describe.profiles import local_profile
 from hpc_tumor.cluster.launch import snapshot
 from hpc_tumor.cluster.launch.executors import cancel_started
 from hpc_tumor.cluster.launch.existing import find_existing
+from hpc_tumor.cluster.launch.planned import PlannedRun
 from hpc_tumor.cluster.launch.private import code_folder, locked, make_private, submission_lock
-from hpc_tumor.cluster.launch.submit import PlannedRun, array_script, group_runs, resume_all, resume_run, submit_all
+from hpc_tumor.cluster.launch.submit import array_script, group_runs, resume_all, resume_run, submit_all
 from hpc_tumor.cluster.observe.job_record import JobRecord
 from hpc_tumor.cluster.observe.queue import read_states
 from hpc_tumor.cluster.plan.plan import make_plan
@@ -561,7 +562,7 @@ def test_two_commands_at_the_same_moment_start_a_run_once(tmp_path: Path, sbatch
         "import sys; sys.path[:0] = sys.argv[1:3]\n"
         "from pathlib import Path; from launching import profile_with, small_experiment\n"
         "from hpc_tumor.cli import launch; from hpc_tumor.cluster.plan.plan import make_plan\n"
-        "from hpc_tumor.cluster.launch.submit import PlannedRun; from hpc_tumor.cli.planning import LaunchPlan\n"
+        "from hpc_tumor.cluster.launch.planned import PlannedRun; from hpc_tumor.cli.planning import LaunchPlan\n"
         "profile = profile_with()\n"
         "launch.submit(LaunchPlan([PlannedRun(small_experiment(), make_plan(profile, 1))]), profile, Path('runs'))\n"
     )

@@ -160,17 +160,17 @@ def test_first_failing_rank_ends_the_rest(submit: Submit, task: str, reason: str
     assert ("Traceback" in log_text(run, errors=True)) == (task == "crash:1")
 
 
-def test_a_killed_rank_is_recorded_before_the_others_end(handlers: None) -> None:
+def test_a_killed_rank_is_recorded_before_the_others_end() -> None:
     """They notice that they lost it, and are to find it recorded already."""
     doomed, survivor = (subprocess.Popen(["sleep", "30"]) for _ in range(2))
     alive: list[bool] = []
     doomed.kill()
-    failed = local.watch_ranks(
+    ranks = local.RankGroup(
         [survivor, doomed],
-        local.Signals(),
         lambda rank, code: alive.append((rank, code) == (1, -signal.SIGKILL) and survivor.poll() is None),
     )
-    assert (failed, alive, survivor.returncode) == (1, [True], -signal.SIGTERM)
+    wait_for(lambda: not ranks.poll())
+    assert (ranks.failed, alive, survivor.returncode) == (1, [True], -signal.SIGTERM)
 
 
 def test_ranks_end_with_what_started_them(submit: Submit) -> None:
