@@ -68,7 +68,7 @@ class PartClock:
 def bare_step(state: TrainingState, batch: Batch) -> None:
     """Take a step with the same network, precision, loss and optimizer, and nothing else."""
     state.optimizer.zero_grad(set_to_none=True)
-    outputs = state.spec.forward(state.wrapped, batch.images)
+    outputs = state.spec.forward(state.network, batch.images)
     state.spec.loss(outputs, batch.targets).mean().backward()
     state.optimizer.found_inf = None  # type: ignore[attr-defined]  # a step of the loop leaves its own there
     state.optimizer.step()

@@ -149,8 +149,8 @@ def _step(training: OwnTraining, how: str) -> None:
     assert isinstance(network, DistributedDataParallel)
     state.optimizer.zero_grad(set_to_none=True)
     with nullcontext() if how == "shared" else network.no_sync():
-        outputs = state.spec.forward(network, batch.images)
-        state.spec.loss(outputs, batch.targets).mean().backward()
+        losses, _ = network(batch.images, batch.targets)
+        losses.mean().backward()
     if how == "after":
         gradients = [weights.grad for weights in state.parameters if weights.grad is not None]
         for work in [dist.all_reduce(gradient, async_op=True) for gradient in gradients]:

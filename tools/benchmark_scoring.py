@@ -41,7 +41,6 @@ from hpc_tumor.data.splits.splits import middle_pairs
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.models import MODELS, build_model
 from hpc_tumor.training.distributed import Distributed
-from hpc_tumor.training.formats import choose_formats
 from hpc_tumor.training.losses import build_loss
 from hpc_tumor.training.parts import EVALUATION_BATCH
 from hpc_tumor.training.scoring import metrics
@@ -49,6 +48,7 @@ from hpc_tumor.training.scoring.cleaning import choose_cleaning
 from hpc_tumor.training.scoring.evaluate import Forward, ScoringSpec, evaluate
 from hpc_tumor.training.scoring.surfaces import TOLERANCE, case_surfaces
 from hpc_tumor.training.scoring.volumes import Volumes
+from hpc_tumor.training.tuning.formats import choose_formats
 
 CPU = torch.device("cpu")
 BITS = np.array([0, 1, 2, 4], dtype=np.uint8)  # of one predicted label

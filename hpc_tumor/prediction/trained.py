@@ -17,10 +17,10 @@ from hpc_tumor.system import devices
 from hpc_tumor.system.resources import available_cpus
 from hpc_tumor.training.checkpoints.files import DamagedWeights, load_weights
 from hpc_tumor.training.distributed import Distributed
-from hpc_tumor.training.formats import choose_formats
 from hpc_tumor.training.recipe import prepare_backend
 from hpc_tumor.training.scoring.cleaning import Cleaning
 from hpc_tumor.training.scoring.evaluate import Forward
+from hpc_tumor.training.tuning.formats import choose_formats
 
 PRECISIONS = ("auto", "bfloat16", "float16", "float32")
 DEVICES = ("auto", "cpu", "gpu")

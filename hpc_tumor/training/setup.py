@@ -24,19 +24,21 @@ from hpc_tumor.run_dir import RunDir, read_json
 from hpc_tumor.settings import settings_by_name
 from hpc_tumor.system import atomic, devices
 from hpc_tumor.system.resources import gpu_mask
-from hpc_tumor.training import compiled
 from hpc_tumor.training.average import WeightAverage
 from hpc_tumor.training.batch_norm import synchronise_batch_norm
-from hpc_tumor.training.checkpoints.resume import resume
+from hpc_tumor.training.checkpoints.resume import resume, steps_to_repeat
 from hpc_tumor.training.checkpoints.writer import CheckpointWriter
 from hpc_tumor.training.distributed import Distributed
-from hpc_tumor.training.formats import Formats, choose_formats, choose_threads
 from hpc_tumor.training.losses import EXCLUSIVE_LOSSES, build_loss
+from hpc_tumor.training.objective import Objective
 from hpc_tumor.training.parts import Parts, class_weights, make_parts
 from hpc_tumor.training.recipe import Precision, build_optimizer, prepare_backend
 from hpc_tumor.training.scoring.evaluate import Forward, ScoringSpec
 from hpc_tumor.training.scoring.volumes import whole_cases
 from hpc_tumor.training.state import TrainingState, mark
+from hpc_tumor.training.step import micro_batch_size
+from hpc_tumor.training.tuning import compiled
+from hpc_tumor.training.tuning.formats import Formats, choose_formats, choose_threads
 from hpc_tumor.vocabulary import counted
 
 
@@ -105,9 +107,10 @@ def _first_state(
         classes=parts.classes, exclusive=experiment.loss in EXCLUSIVE_LOSSES, limit=experiment.limit_batches,
         flips=experiment.scoring.flips,
     )  # fmt: skip
+    objective = Objective(network, spec)
     torch.manual_seed(distributed.seed_of_rank(experiment.seed))  # dropout differs between ranks
     return TrainingState(
-        experiment, run, distributed, parts, spec, identity, network, wrapped=network,
+        experiment, run, distributed, parts, identity, network, objective, wrapped=objective,
         parameters=[parameter for parameter in network.parameters() if parameter.requires_grad],
         optimizer=build_optimizer(network.parameters(), recipe), scaler=formats.precision.scaler(),
         steps=parts.train.steps(experiment.limit_batches),
@@ -136,12 +139,12 @@ def _first_start(run: RunDir) -> Event | None:
 
 
 def _speed_up(state: TrainingState, compiled_before: bool | None) -> str:
-    """Wrap the network in DDP if there are several ranks and compile it if that pays; return the log line on it."""
+    """Wrap the objective in DDP if there are several ranks and compile it if that pays; return the log line on it."""
     faster, why = compiled.choose(state, compiled_before)
     if state.distributed.world_size > 1:
-        state.wrapped = _data_parallel(state.network, state.distributed)
+        state.wrapped = _data_parallel(state.objective, state.distributed)
     if faster:
-        state.compiled = compiled.compile_network(state.wrapped)
+        compiled.compile_objective(state.objective, micro_batch_size(state))
     return f"torch.compile: {'on' if faster else 'off'}, {why}"
 
 
@@ -235,7 +238,9 @@ def _announce(state: TrainingState, chosen: list[str], resumed: bool) -> None:
     if distributed.world_size > 1 and not devices.is_gpu(distributed.device) and _has_batch_norm(state.network):
         lines.append("batch norm: each rank normalises its own samples; running statistics are rank 0's")
     if resumed:
-        lines.append(f"resuming at epoch {progress.epoch + 1}, step {progress.step}")
+        repeated = steps_to_repeat(state.run, progress, state.steps)
+        after = f", repeating at least {counted(repeated, 'step')} after its last checkpoint" if repeated else ""
+        lines.append(f"resuming at epoch {progress.epoch + 1}, step {progress.step}{after}")
     print("\n".join(lines), file=sys.stderr, flush=True)
     state.run.keep_metrics(progress.epoch)
     state.run.add_event(

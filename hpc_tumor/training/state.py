@@ -17,10 +17,11 @@ from hpc_tumor.config import Experiment
 from hpc_tumor.data.feed.loader import Batch
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.training.average import WeightAverage
-from hpc_tumor.training.checkpoints.files import Progress
+from hpc_tumor.training.checkpoints.files import BestWeights, Progress
 from hpc_tumor.training.checkpoints.writer import CheckpointWriter
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.host_copy import HostCopy
+from hpc_tumor.training.objective import Objective
 from hpc_tumor.training.parts import Parts
 from hpc_tumor.training.scoring import metrics
 from hpc_tumor.training.scoring.evaluate import ScoringSpec
@@ -41,17 +42,17 @@ class TrainingState:
     """State of one rank of a run.
 
     Attributes:
-        spec: how the network computes and is scored; training uses the same loss and number format.
         identity: facts that a checkpoint must match to be resumed from.
         network: the bare network.
-        wrapped: the network as the training step calls it: in DDP if there are several ranks.
-        compiled: `wrapped` compiled, for micro-batches of the full size.
+        objective: the network with its loss and counts.
+        wrapped: the objective as the training step calls it: in DDP if there are several ranks.
         parameters: trainable parameters.
         steps: per epoch.
         began: when training began, less the time of earlier starts; by `time.perf_counter`.
         average: running mean of the weights, if the recipe has one.
         writer: rank 0 only.
         step_delay: file with the seconds that each step waits while the file exists.
+        best: weights of the best epoch of this start, the same on all ranks.
         unchecked: steps not yet checked for finite values.
         last_losses: losses of this rank's share of the last step.
         watched: called with each phase of a step while phases are measured.
@@ -62,9 +63,9 @@ class TrainingState:
     run: RunDir
     distributed: Distributed
     parts: Parts
-    spec: ScoringSpec
     identity: dict[str, Any]
     network: nn.Module
+    objective: Objective
     wrapped: nn.Module
     parameters: list[nn.Parameter]
     optimizer: torch.optim.Optimizer
@@ -73,13 +74,18 @@ class TrainingState:
     average: WeightAverage | None
     writer: CheckpointWriter | None
     step_delay: Path | None
-    compiled: Callable[..., Any] | None = None
     progress: Progress = field(default_factory=Progress)
     began: float = field(default_factory=time.perf_counter)
+    best: BestWeights | None = None
     unchecked: deque[UncheckedStep] = field(default_factory=deque)
     last_losses: Tensor | None = None
     watched: Callable[[str], None] | None = None
     traced: bool = False
+
+    @property
+    def spec(self) -> ScoringSpec:
+        """Specification of how the network computes and is scored."""
+        return self.objective.spec
 
 
 def mark(state: TrainingState, phase: str, *, collective: bool = False, waits: bool = False) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from hpc_tumor.config import Experiment
@@ -17,7 +17,6 @@ from hpc_tumor.data.feed.loader import Batch
 from hpc_tumor.system import devices
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.recipe import learning_rate
-from hpc_tumor.training.scoring import metrics
 from hpc_tumor.training.state import TrainingState, mark
 from hpc_tumor.training.watch.guard import note_step, total_norm
 
@@ -37,7 +36,7 @@ def train_step(state: TrainingState, batch: Batch, totals: dict[str, Any], reque
         group["lr"] = rate
     state.optimizer.zero_grad(set_to_none=True)
     statistics = _keep_statistics(state)
-    losses, logits = _forward_backward(state, batch, images, targets)
+    losses, counts = _forward_backward(state, batch, images, targets)
     mark(state, "update")
     broken = _prepare_gradients(state, losses)
     mark(state, "agree")
@@ -50,7 +49,7 @@ def train_step(state: TrainingState, batch: Batch, totals: dict[str, Any], reque
     if state.average is not None:
         state.average.update(state.progress.updates)
     mark(state, "metrics")
-    _add_up(state, totals, batch, logits, targets, losses, broken)
+    _add_up(totals, batch, losses, counts, broken)
     state.last_losses = losses
     note_step(state, broken, batch, losses)
     return requests
@@ -77,26 +76,24 @@ def _keep_statistics(state: TrainingState) -> list[Tensor] | None:
 
 def _forward_backward(
     state: TrainingState, batch: Batch, images: Tensor, targets: Tensor
-) -> tuple[Tensor, list[Tensor]]:
-    """Compute the gradients of the mean loss over the global batch; return sample losses and micro-batch logits."""
-    losses, logits = [], []
+) -> tuple[Tensor, list[dict[str, Tensor]]]:
+    """Compute the gradients of the mean loss over the global batch; return sample losses and micro-batch counts."""
+    losses, counts = [], []
     micro_batches = list(_micro_batches(state, batch, images, targets))
     # DDP averages gradients over ranks: this scale makes the average the mean over the global batch, even if the ranks'
     # shares are unequal.
     scale = state.distributed.world_size / batch.total
     for number, (samples, truth, weight) in enumerate(micro_batches, 1):
-        network, last = _network_for(state, len(samples)), number == len(micro_batches)
-        with _without_sync(network, last):
+        last = number == len(micro_batches)
+        with _without_sync(state.wrapped, last):
             mark(state, "forward", collective=True)  # of synchronised batch norm, or of the gradients
-            outputs = state.spec.forward(network, samples)
-            mark(state, "loss")
-            loss = state.spec.loss(outputs, truth)
+            loss, counted = state.wrapped(samples, truth)
             mark(state, "backward", waits=last)
             state.scaler.scale(loss.sum() * (scale * weight)).backward()
         if weight or not batch.counted:
             losses.append(loss.detach())
-            logits.append(outputs.detach())
-    return torch.cat(losses), logits
+            counts.append(counted)
+    return torch.cat(losses), counts
 
 
 def _micro_batches(
@@ -119,17 +116,9 @@ def micro_batch_size(state: TrainingState) -> int:
     return -(-share // state.experiment.hardware.accumulate)
 
 
-def _network_for(state: TrainingState, samples: int) -> Callable[..., Any]:
-    """Return the network for this number of samples: code is compiled only for the full micro-batch."""
-    if state.compiled is None or samples != micro_batch_size(state):
-        return state.wrapped
-    return state.compiled
-
-
-def _without_sync(network: Any, last: bool) -> Any:
+def _without_sync(wrapped: nn.Module, last: bool) -> Any:
     """Skip DDP's gradient reduction except in the last micro-batch, where it overlaps with the backward pass."""
-    inner = getattr(network, "_orig_mod", network)
-    return inner.no_sync() if isinstance(inner, DistributedDataParallel) and not last else nullcontext()
+    return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) and not last else nullcontext()
 
 
 @torch.no_grad()
@@ -180,19 +169,13 @@ def _restore_statistics(state: TrainingState, saved: list[Tensor], broken: Tenso
 
 @torch.no_grad()
 def _add_up(
-    state: TrainingState, totals: dict[str, Any], batch: Batch, logits: list[Tensor], targets: Tensor, losses: Tensor,
-    broken: Tensor,
-) -> None:  # fmt: skip
+    totals: dict[str, Any], batch: Batch, losses: Tensor, counts: list[dict[str, Tensor]], broken: Tensor
+) -> None:
     """Add the step to the sums of the epoch, unless it is broken."""
     if not batch.counted:
         return
     good = broken == 0
-    totals["loss"] += torch.where(good, losses.double().sum(), 0)
     totals["samples"] += batch.counted
-    for outputs, truth in zip(logits, targets.split([len(values) for values in logits]), strict=True):
-        if state.spec.classes is None:
-            totals["histogram"] += metrics.count_labels(outputs, truth, exclusive=state.spec.exclusive).sum(0) * good
-        else:
-            probabilities = outputs.float().softmax(1)
-            totals["right"] += (probabilities.argmax(1) == truth).sum() * good
-            totals["confidence"] += torch.where(good, probabilities.max(1).values.double().sum(), 0)
+    for counted in [{"loss": losses.double().sum()}, *counts]:
+        for name, count in counted.items():
+            torch.where(good, totals[name] + count, totals[name], out=totals[name])

@@ -34,6 +34,7 @@ class Watch:
         closest_event_wait: launches and copies between the youngest awaited event and the wait; -1: no wait.
         allocations, host_allocations: of device and pinned memory, which torch keeps for later ones.
         captures, graph_launches, graph_kernels: of CUDA graphs, and the kernels in them.
+        outside_capture: kernels that ran on another stream during a capture, so that the graph lacks them.
         races: buffers that changed before their copy was due.
         refused: functions of CUDA that the null GPU lacks and the code called.
     """
@@ -60,6 +61,7 @@ class Watch:
     captures: int = 0
     graph_launches: int = 0
     graph_kernels: int = 0
+    outside_capture: int = 0
 
     @property
     def operations(self) -> int:
@@ -69,7 +71,10 @@ class Watch:
 
     def faults(self) -> dict[str, Any]:
         """Return what a training step must not do, by attribute: wait for all work, copy late, race."""
-        names = ("waits", "stream_waits", "device_waits", "copy_waits", "copies_in_pageable", "races", "refused")
+        names = (
+            "waits", "stream_waits", "device_waits", "copy_waits", "copies_in_pageable", "races", "refused",
+            "outside_capture",
+        )  # fmt: skip
         return {name: getattr(self, name) for name in names if getattr(self, name)}
 
 
@@ -107,8 +112,18 @@ def memory_full(after: int) -> Iterator[None]:
         _library().null_gpu_refuse_allocations_after(ctypes.c_long(-1))
 
 
+def memory_at_launch() -> dict[int, bytes]:
+    """Return what the launch of the last graph found in small blocks of device memory, by address.
+
+    It knows blocks that copies and torch's fills wrote since the last kernel of another kind.
+    """
+    lines = _library().null_gpu_at_launch().decode().splitlines()
+    return {int(start, 16): bytes.fromhex(contents) for start, contents in map(str.split, lines)}
+
+
 def _library() -> ctypes.CDLL:
     library = ctypes.CDLL("libcudart.so.13")
+    library.null_gpu_at_launch.restype = ctypes.c_char_p
     library.null_gpu_report.restype = ctypes.c_char_p
     return library
 

@@ -57,9 +57,10 @@ def event_waits_of_steps(store: Path, steps: int) -> list[int]:
         run = null_run(Path(folder), store, "cnn")
         state, waits = build_state(run.experiment(), run, join_ranks()), []
         images = torch.zeros(2, 3, *state.parts.image_size, device=state.distributed.device)
+        targets = torch.zeros(2, dtype=torch.int64, device=state.distributed.device)
         for _ in range(steps):
             with watched() as watch:
-                state.wrapped(images).sum().backward()
+                state.wrapped(images, targets)[0].sum().backward()
             waits.append(watch.event_waits)
         return waits
 

@@ -151,8 +151,8 @@ def _reduce_three_times(distributed: Distributed, paths: Sequence[Path]) -> None
         for _ in range(3):
             torch.manual_seed(distributed.rank)  # of dropout
             state.optimizer.zero_grad(set_to_none=True)
-            outputs = state.spec.forward(state.wrapped, batch.images)
-            state.spec.loss(outputs, batch.targets).mean().backward()
+            losses, _ = state.wrapped(batch.images, batch.targets)
+            losses.mean().backward()
             passes.append([weights.grad.clone() for weights in state.parameters if weights.grad is not None])
         first, *later = passes
         for gradients in later:

@@ -48,7 +48,7 @@ def measure(item: dict[str, str], job: Job, tell: Tell) -> None:
     losses = running.losses()
     sound = bool(losses.isfinite().all() and (losses > 0).all())
     tell.check("losses are finite and above 0", sound, value=float(losses.mean()))
-    if running.state.compiled is not None:
+    if running.state.objective.compiled is not None:
         _compare_with_eager(running, item["format"], tell)
     tell(host_ms=_host_ms(running, device))
     _profile(running, device, tell)
@@ -67,7 +67,8 @@ def _compare_with_eager(running: Running, kind: str, tell: Tell) -> None:
         tell.check(name, None, why="its dropout draws other numbers when compiled")
         return
     batch = state.parts.first_batch(0)
-    eager, compiled = (result_of(state, backward(state, network, batch)) for network in (state.wrapped, state.compiled))
+    ways = (state.objective.compute, state.objective.compiled)
+    eager, compiled = (result_of(state, backward(state, way, batch)) for way in ways)
     state.optimizer.zero_grad(set_to_none=True)
     errors = relative_errors(compiled, eager)
     # Gradients of untrained networks are ill-conditioned: see `numbers`.
@@ -75,10 +76,10 @@ def _compare_with_eager(running: Running, kind: str, tell: Tell) -> None:
     tell.check(name, errors[0] <= limits[0] and errors[1] <= limits[1], value=errors, limit=list(limits))
 
 
-def backward(state: TrainingState, network: Callable[..., Any], batch: Batch) -> Tensor:
+def backward(state: TrainingState, objective: Callable[..., Any], batch: Batch) -> Tensor:
     """Compute new gradients of the mean loss, in eager mode or as the network was compiled; return the loss."""
     state.optimizer.zero_grad(set_to_none=True)
-    loss = state.spec.loss(state.spec.forward(network, batch.images), batch.targets).mean()
+    loss: Tensor = objective(batch.images, batch.targets)[0].mean()
     loss.backward()
     return loss.detach()
 

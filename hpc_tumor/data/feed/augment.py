@@ -6,9 +6,11 @@ on interruptions of the run.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from hpc_tumor.data.feed.intensity import grey, saturate, shift_hue
@@ -76,14 +78,39 @@ def augment_images(images: Tensor, parameters: ImageParameters) -> Tensor:
     if images.shape[1] not in (1, 3):
         raise ValueError(f"images have {images.shape[1]} channels; allowed are 1 (grey) and 3 (colour).")
     parameters.check(images)
+    if devices.is_gpu(images.device):
+        return move_and_jitter(images, *all_on_device(image_amounts(parameters, images.shape), images.device))
+    motion = _motion(parameters)
+    grid = sampling_grid(*map(torch.from_numpy, grid_lines(motion[motion.warped], *images.shape[-2:])))
+    factors = (torch.from_numpy(per_image(values)) for values in _factors(parameters))
+    return _jitter(move(images, motion, grid, "bilinear"), *factors)
+
+
+def image_amounts(parameters: ImageParameters, shape: Sequence[int]) -> list[np.ndarray]:
+    """Return the amounts that `move_and_jitter` takes for images of `shape` `(N, C, H, W)`."""
+    motion = _motion(parameters)
+    return [*grid_lines(motion, *shape[2:]), *map(per_image, [motion.warped, *_factors(parameters)])]
+
+
+def move_and_jitter(images: Tensor, across: Tensor, down: Tensor, warped: Tensor, *factors: Tensor) -> Tensor:
+    """Return what `augment_images` does, from the same kernels for any parameters: a CUDA graph can capture this.
+
+    Args:
+        images: `(N, C, H, W)`; not modified.
+        across, down: `grid_lines` of all images.
+        warped: mask `(N, 1, 1, 1)` of the images that are resampled.
+        factors: brightness, contrast, saturation and hue, each `(N, 1, 1, 1)`.
+    """
+    return _jitter(move_masked(images, sampling_grid(across, down), warped), *factors)
+
+
+def _motion(parameters: ImageParameters) -> Motion:
     still = np.zeros(len(parameters), dtype=bool)
-    motion = Motion(still, parameters.flip, parameters.angle, np.ones(len(parameters)))
-    masked = devices.is_gpu(images.device)
-    lines = grid_lines(motion if masked else motion[motion.warped], *images.shape[-2:])
-    amounts = [motion.warped, parameters.brightness, parameters.contrast, parameters.saturation, parameters.hue]
-    across, down, warped, *factors = all_on_device([*lines, *map(per_image, amounts)], images.device)
-    grid = sampling_grid(across, down)
-    return _jitter(move_masked(images, grid, warped) if masked else move(images, motion, grid, "bilinear"), *factors)
+    return Motion(still, parameters.flip, parameters.angle, np.ones(len(parameters)))
+
+
+def _factors(parameters: ImageParameters) -> list[np.ndarray]:
+    return [parameters.brightness, parameters.contrast, parameters.saturation, parameters.hue]
 
 
 def _jitter(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: Tensor) -> Tensor:

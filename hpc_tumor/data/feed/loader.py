@@ -13,22 +13,21 @@ from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from hpc_tumor.data.feed.rows import Request
+from hpc_tumor.data.feed.rows import Request, Rows
 from hpc_tumor.data.feed.samples import Part
+from hpc_tumor.data.feed.transfer import Uploaded
 
 READ_AHEAD = 4  # batches; bounds the memory of waiting batches
-Share = tuple[int, int, int, np.ndarray]  # global batch, its size, number of this rank's samples that count, samples
 
 
 @dataclass(frozen=True)
-class Batch:
+class Share:
     """One rank's share of a global batch.
 
     Attributes:
-        images: `(n, C, H, W)` float32 on the device.
-        targets: classes `(n,)` int64, or labels `(n, H, W)` uint8, on the device.
         positions: `(n,)` positions of the samples in the part.
         step: number of the global batch in this pass.
         total: samples in the global batch, over all ranks.
@@ -36,12 +35,83 @@ class Batch:
             synchronised batch norm still sees it.
     """
 
-    images: Tensor
-    targets: Tensor
     positions: np.ndarray
     step: int
     total: int
     counted: int
+
+
+@dataclass(frozen=True)
+class Batch(Share):
+    """A share whose samples are on the device.
+
+    Attributes:
+        images: `(n, C, H, W)` float32.
+        targets: classes `(n,)` int64, or labels `(n, H, W)` uint8.
+    """
+
+    images: Tensor
+    targets: Tensor
+
+
+@dataclass(frozen=True)
+class ReadShare(Share):
+    """A share whose samples are read, but not on the device yet: `deliver` it, or `StaticShare.fill` from it, once."""
+
+    request: Request
+    part: Part
+
+    def deliver(self) -> Batch:
+        """Return the samples on the device."""
+        images, targets = self.part.deliver(self.request)
+        return Batch(self.positions, self.step, self.total, self.counted, images, targets)
+
+
+class StaticShare:
+    """One rank's share of a batch in memory of a GPU that stays where it is, from which a CUDA graph reads it.
+
+    A graph reads and writes the same addresses in every replay. Before each, `fill` puts a batch there, on the stream
+    that computes: after the last replay has read the batch before. Rows that are not kept on the GPU are first copied
+    to other memory, on the copying stream, while the GPU computes.
+    """
+
+    def __init__(self, share: ReadShare, more: Sequence[np.ndarray]):
+        """Allocate memory for shares like this one, with `more` arrays for the step beside it; `fill` it next."""
+        assert isinstance(share.part.rows, Rows)
+        self._part, self._rows = share.part, share.part.rows
+        arrays = self._arrays(share, more)
+        self._uploaded = Uploaded(arrays, self._rows.device)
+        self._more = len(more)
+        self._loaded: list[Tensor] | None = None
+        if not self._rows.kept_on_device:
+            like = (torch.from_numpy(array) for array in self._rows.like())
+            shapes = ((len(share.positions), *row.shape[1:], row.dtype) for row in like)
+            self._loaded = [torch.empty(shape, dtype=kind, device=self._rows.device) for *shape, kind in shapes]
+
+    def fill(self, share: ReadShare, more: Sequence[np.ndarray]) -> None:
+        """Replace the batch in memory by this one, without waiting for the GPU."""
+        if self._loaded is None:
+            self._rows.keep(share.request)
+        else:
+            for into, row in zip(self._loaded, self._rows.load(share.request), strict=True):
+                into.copy_(row)
+        self._uploaded.replace(self._arrays(share, more))
+        self._rows.release(share.request)
+
+    def read(self) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Return images, targets and the `more` arrays, computed from what is in memory: a graph can capture this."""
+        tensors = self._uploaded.tensors
+        beside, more = tensors[: len(tensors) - self._more], tensors[len(tensors) - self._more :]
+        if self._loaded is None:
+            places, *beside = beside
+            rows = self._rows.select(places)
+        else:
+            rows = self._loaded
+        return *self._part.finish(*rows, *beside), more
+
+    def _arrays(self, share: ReadShare, more: Sequence[np.ndarray]) -> list[np.ndarray]:
+        places = [share.positions] if self._rows.kept_on_device else []
+        return [*places, *self._part.beside(share.positions), *more]
 
 
 class BatchLoader:
@@ -74,8 +144,14 @@ class BatchLoader:
             fill: yield a filler sample that does not count if a global batch has none for this rank, so that all ranks
                 take the same number of steps; otherwise skip the batch.
         """
+        return (share.deliver() for share in self.shares(order, start, limit, fill))
+
+    def shares(
+        self, order: Sequence[int] | np.ndarray, start: int = 0, limit: int | None = None, fill: bool = False
+    ) -> Iterator[ReadShare]:
+        """Yield the batches of `batches` before they are on the device."""
         order = np.asarray(order)
-        yield from self._read_ahead(self._shares(order, range(start, self.steps(limit)), fill))
+        yield from self._read_ahead(self._divide(order, range(start, self.steps(limit)), fill))
         if start == 0 and limit is None:
             self._fill()
 
@@ -87,33 +163,34 @@ class BatchLoader:
         order = np.asarray(order)
         steps = range(self.rank, self.steps(limit), self.world_size)
         batches = ((step, self._together(order, step)) for step in steps)
-        yield from self._read_ahead((step, len(samples), len(samples), samples) for step, samples in batches)
+        shares = (Share(samples, step, len(samples), len(samples)) for step, samples in batches)
+        yield from (share.deliver() for share in self._read_ahead(shares))
         if limit is None:
             self._fill()
 
     def _together(self, order: np.ndarray, step: int) -> np.ndarray:
         return order[step * self.batch_size : (step + 1) * self.batch_size]
 
-    def _shares(self, order: np.ndarray, steps: range, fill: bool) -> Iterator[Share]:
+    def _divide(self, order: np.ndarray, steps: range, fill: bool) -> Iterator[Share]:
         for step in steps:
             together = self._together(order, step)
             mine = together[self.rank :: self.world_size]
             if len(mine) or fill:
-                yield step, len(together), len(mine), mine if len(mine) else together[:1]
+                yield Share(mine if len(mine) else together[:1], step, len(together), len(mine))
 
-    def _read_ahead(self, shares: Iterator[Share]) -> Iterator[Batch]:
-        waiting: deque[tuple[int, int, int, Request]] = deque()
+    def _read_ahead(self, shares: Iterator[Share]) -> Iterator[ReadShare]:
+        waiting: deque[ReadShare] = deque()
         while True:
-            for step, total, counted, positions in islice(shares, READ_AHEAD - len(waiting)):
-                waiting.append((step, total, counted, self.part.rows.request(positions)))
+            for share in islice(shares, READ_AHEAD - len(waiting)):
+                request = self.part.rows.request(share.positions)
+                waiting.append(ReadShare(share.positions, share.step, share.total, share.counted, request, self.part))
             if not waiting:
                 return
-            step, total, counted, request = waiting.popleft()
+            share = waiting.popleft()
             before = time.perf_counter()
-            request.wait()
+            share.request.wait()
             self.waited += time.perf_counter() - before
-            images, targets = self.part.deliver(request)
-            yield Batch(images, targets, request.positions, step, total, counted)
+            yield share
 
     def _fill(self) -> None:
         before = time.perf_counter()

@@ -89,27 +89,44 @@ class Rows:
 
         On a CPU the rows are views of the request's buffer: `release` it after use.
         """
+        if not self.kept_on_device:
+            return *self.load(request), *all_on_device(beside, self.device)
+        places, new_places, *moved = all_on_device([request.positions, request.missing, *beside], self.device)
+        self.keep(request, new_places)
+        return *self.select(places), *moved
+
+    @property
+    def kept_on_device(self) -> bool:
+        """Return True if the rows are cached in the GPU's memory, from which `select` takes them."""
+        return self.kept is not None and self.kept.on_device
+
+    def load(self, request: Request) -> list[Tensor]:
+        """Return the rows of a request on the device, from the store or from the host's cache."""
         n, missing, kept = len(request.positions), request.missing, self.kept
-        if kept is None:
-            rows = self._upload(request.buffer, n)
-        elif kept.on_device:
-            places, new_places, *moved = all_on_device([request.positions, missing, *beside], self.device)
-            if len(missing):
-                new = self._upload(request.buffer, len(missing))
-                for tensor, row in zip(kept.tensors, new, strict=True):
-                    _signed(tensor).index_copy_(0, new_places, _signed(row))
-                kept.add(missing)
-            rows = [_signed(tensor).index_select(0, places).view(tensor.dtype) for tensor in kept.tensors]
-            return *rows, *moved
-        else:
+        if kept is not None:
             for array, read in zip(kept.arrays, request.buffer.arrays(len(missing)), strict=True):
                 array[missing] = read
             kept.add(missing)
             places = torch.from_numpy(request.positions)
             for tensor, into in zip(kept.tensors, request.buffer.tensors, strict=True):
                 torch.index_select(tensor, 0, places, out=into[:n])
-            rows = self._upload(request.buffer, n)
-        return *rows, *all_on_device(beside, self.device)
+        return self._upload(request.buffer, n)
+
+    def keep(self, request: Request, places: Tensor | None = None) -> None:
+        """Copy the rows of a request that the GPU's cache lacks to their `places` there."""
+        assert self.kept is not None
+        if not len(request.missing):
+            return
+        places = all_on_device([request.missing], self.device)[0] if places is None else places
+        new = self._upload(request.buffer, len(request.missing))
+        for tensor, row in zip(self.kept.tensors, new, strict=True):
+            _signed(tensor).index_copy_(0, places, _signed(row))
+        self.kept.add(request.missing)
+
+    def select(self, places: Tensor) -> list[Tensor]:
+        """Return the rows at `places` of the GPU's cache."""
+        assert self.kept is not None
+        return [_signed(tensor).index_select(0, places).view(tensor.dtype) for tensor in self.kept.tensors]
 
     def release(self, request: Request) -> None:
         """Recycle the request's buffer. A GPU may still be using the rows that were taken."""

@@ -30,6 +30,12 @@ class Part(Protocol):
     def deliver(self, request: Request) -> tuple[Tensor, Tensor]:
         """Return images and targets on the device for a request that has been read."""
 
+    def beside(self, positions: np.ndarray) -> list[np.ndarray]:
+        """Return what `finish` needs beside the rows at `positions`, for rows that are read as stored."""
+
+    def finish(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        """Return images and targets from rows as stored, and what goes `beside` them, all on the device."""
+
 
 class SlicePart:
     """Axial slices of BraTS cases, z-scored per modality over the brain of their case; background is 0."""
@@ -47,7 +53,7 @@ class SlicePart:
                 store.empty_slices, lambda chosen, into: store.read_slices(self.slices[chosen], into), device
             )  # fmt: skip
         else:
-            self.rows = ReadySlices(store, self.slices, self.amounts)
+            self.rows = ReadySlices(store, self.slices, self.beside)
         self.mean, self.scale = mean_and_scale(store.statistics)
         per_slice = store.slice_background
         self._per_slice = per_slice is not None
@@ -64,7 +70,7 @@ class SlicePart:
         case, number = self.slices[position].tolist()
         return f"{self.store.case_ids[case]} slice {number}"
 
-    def amounts(self, positions: np.ndarray) -> list[np.ndarray]:
+    def beside(self, positions: np.ndarray) -> list[np.ndarray]:
         """Return background, mean, scale and, if the store needs one, tolerance of slices, each `(n, C)`."""
         case = self.slices[positions, 0]
         amounts = [self.background[positions if self._per_slice else case], self.mean[case], self.scale[case]]
@@ -72,14 +78,19 @@ class SlicePart:
 
     def deliver(self, request: Request) -> tuple[Tensor, Tensor]:
         if isinstance(self.rows, ReadySlices):
-            images, targets = self.rows.take(request)
-        else:
-            values, targets, *moved = self.rows.take(request, *self.amounts(request.positions))
-            images = standardise(values, *(amount.view(*amount.shape, 1, 1) for amount in moved))
+            return self._fit(*self.rows.take(request))
+        delivered = self.finish(*self.rows.take(request, *self.beside(request.positions)))
+        self.rows.release(request)
+        return delivered
+
+    def finish(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        values, targets, *amounts = tensors
+        return self._fit(standardise(values, *(amount.view(*amount.shape, 1, 1) for amount in amounts)), targets)
+
+    def _fit(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return z-scores and labels as the network takes them."""
         if self._other_labels:
             targets.masked_fill_(targets >= TUMOUR_LABELS, 0)
-        if isinstance(self.rows, Rows):
-            self.rows.release(request)
         if self.image_size is not None:
             size = (self.image_size, self.image_size)
             images = resize(images, self.image_size)
@@ -108,10 +119,17 @@ class ImagePart:
         return str(self.store.paths[self.indices[position]])
 
     def deliver(self, request: Request) -> tuple[Tensor, Tensor]:
-        grey, classes = self.rows.take(request, self.classes.numpy()[request.positions])
-        images = unit_images(grey, self.image_size)
+        delivered = self.finish(*self.rows.take(request, *self.beside(request.positions)))
         self.rows.release(request)
-        return images, classes
+        return delivered
+
+    def beside(self, positions: np.ndarray) -> list[np.ndarray]:
+        """Return the classes of images, `(n,)` int64."""
+        return [self.classes.numpy()[positions]]
+
+    def finish(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        grey, classes = tensors
+        return unit_images(grey, self.image_size), classes
 
 
 def mean_and_scale(statistics: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -30,8 +30,9 @@ def detect_anomalies(state: TrainingState) -> Iterator[None]:
     Raises TrainingError at the first such value, naming layer, epoch and step.
     """
     watch = _Watch(state)
-    before = state.spec, state.compiled, state.scaler
-    state.spec, state.compiled = replace(state.spec, loss=watch.loss), None
+    objective, scaler = state.objective, state.scaler
+    spec, compiled = objective.spec, objective.compiled
+    objective.spec, objective.compiled = replace(spec, loss=watch.loss), None
     if state.scaler.is_enabled():
         state.scaler = torch.amp.GradScaler(state.distributed.device.type, init_scale=1.0, growth_interval=2**30)
     hooks = watch.attach()
@@ -43,7 +44,7 @@ def detect_anomalies(state: TrainingState) -> Iterator[None]:
             raise
         raise TrainingError(f"{_describe(error, calls)} {watch.position()}.") from error
     finally:
-        state.spec, state.compiled, state.scaler = before
+        objective.spec, objective.compiled, state.scaler = spec, compiled, scaler
         for hook in hooks:
             hook.remove()
 

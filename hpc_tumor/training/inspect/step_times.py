@@ -21,7 +21,7 @@ from hpc_tumor.system import atomic, devices
 from hpc_tumor.training.state import TrainingState
 from hpc_tumor.vocabulary import counted
 
-PHASES = ("data", "augment", "forward", "loss", "backward", "update", "agree", "metrics")  # of a step, in order
+PHASES = ("data", "augment", "forward", "backward", "update", "agree", "metrics")  # of a step, in order
 _WARM, _TRACED = 2, 3  # steps before the trace, and in it
 _ROWS, _NAME = 12, 52  # operations in the log, and columns of their names
 

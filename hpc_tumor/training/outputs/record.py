@@ -151,7 +151,7 @@ def _result(state: TrainingState, scored: Scored, seconds: float, memory_gb: flo
         "class_counts": parts.class_counts(),
         "skipped_steps": progress.skipped,
         "stopped_early": progress.epoch < experiment.recipe.epochs,
-        "compiled": state.compiled is not None,
+        "compiled": state.objective.compiled is not None,
         "surfaces": method_description() if best.final.surfaces is not None else None,
         "cleaning": asdict(best.cleaning) if best.cleaning else None,
         "flips": experiment.scoring.flips,

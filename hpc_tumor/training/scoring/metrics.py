@@ -38,7 +38,8 @@ def count_labels(logits: torch.Tensor, labels: torch.Tensor, exclusive: bool = F
 
 def count_codes(codes: torch.Tensor) -> torch.Tensor:
     """Return the `(N, 4, 8)` int64 histogram of the `(N, H, W)` codes of each slice."""
-    if devices.is_gpu(codes.device):  # bincount would wait for the GPU, to determine its number of bins
+    # bincount would wait for a GPU, to determine its number of bins, and cannot be compiled.
+    if devices.is_gpu(codes.device) or torch.compiler.is_compiling():
         return count_by_comparison(codes)
     bins = TRUE_LABELS * PREDICTIONS
     counts = torch.zeros(len(codes), bins, dtype=torch.int64)

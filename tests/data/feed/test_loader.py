@@ -81,7 +81,7 @@ def test_slices_have_the_bits_of_the_other_devices(dtype: str, noisy: bool) -> N
     part = SlicePart(store, all_slices(), CPU)
     (batch,) = BatchLoader(part, 6).batches(np.arange(6))
     values = torch.from_numpy(np.stack([store.volumes[case, :, z] for case, z in part.slices]))
-    expected = standardise(values, *(torch.from_numpy(part)[..., None, None] for part in part.amounts(np.arange(6))))
+    expected = standardise(values, *(torch.from_numpy(part)[..., None, None] for part in part.beside(np.arange(6))))
     assert batch.images.dtype == torch.float32
     assert batch.images.numpy().tobytes() == expected.numpy().tobytes()
     assert (batch.images == 0).sum() >= 4 * 6 * 6

@@ -4,6 +4,7 @@
 #include <cxxabi.h>
 #include <sys/mman.h>
 
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 
@@ -84,10 +85,15 @@ bool State::capturing() const {
   return default_stream.capturing;
 }
 
-void State::launch(Stream& stream) {
+void State::launch(Stream* stream) {
   time++;
   counters.launches++;
-  if (stream.capturing) stream.captured++;
+  if (!capturing()) return;
+  if (stream && !stream->capturing) {
+    counters.outside_capture++;
+  } else {
+    captured++;
+  }
 }
 
 void State::finish_all() {
@@ -103,7 +109,7 @@ using null_gpu::State;
 EXPORT void null_gpu_launch(const char* kernel, bool writes) {
   State& state = State::get();
   Lock lock(state.mutex);
-  state.launch(state.default_stream);
+  state.launch(nullptr);
   state.by_name[kernel]++;
   if (writes) state.memory.forget();
 }
@@ -159,7 +165,7 @@ EXPORT const char* null_gpu_report() {
   ADD(launches), ADD(fills), ADD(copies_in), ADD(copies_in_pageable), ADD(copies_out), ADD(copies_within);
   ADD(bytes_in), ADD(bytes_out), ADD(stream_waits), ADD(event_waits), ADD(device_waits), ADD(copy_waits);
   ADD(closest_event_wait), ADD(allocations), ADD(host_allocations), ADD(captures), ADD(graph_launches);
-  ADD(graph_kernels);
+  ADD(graph_kernels), ADD(outside_capture);
 #undef ADD
   std::map<std::string, long> kernels = state.by_name;
   for (auto& [function, launches] : state.by_function) {
@@ -171,6 +177,25 @@ EXPORT const char* null_gpu_report() {
     counts += (counts.empty() ? "" : ", ") + quoted(name) + ": " + std::to_string(launches);
   text += "\"kernels\": {" + counts + "}, \"races\": " + listed(state.races);
   text += ", \"refused\": " + listed(state.refused) + "}";
+  return text.c_str();
+}
+
+// What was known of device memory at the launch of the last graph: a line each of address and bytes, in hex.
+EXPORT const char* null_gpu_at_launch() {
+  State& state = State::get();
+  Lock lock(state.mutex);
+  static std::string text;
+  text.clear();
+  char digits[32];
+  for (auto& [start, bytes] : state.at_launch) {
+    snprintf(digits, sizeof digits, "%zx ", reinterpret_cast<size_t>(start));
+    text += digits;
+    for (unsigned char byte : bytes) {
+      snprintf(digits, sizeof digits, "%02x", byte);
+      text += digits;
+    }
+    text += '\n';
+  }
   return text.c_str();
 }
 

@@ -26,7 +26,7 @@ namespace null_gpu {
 struct Counters {
   long launches, fills, copies_in, copies_in_pageable, copies_out, copies_within, bytes_in, bytes_out;
   long stream_waits, event_waits, device_waits, copy_waits, closest_event_wait;
-  long allocations, host_allocations, captures, graph_launches, graph_kernels;
+  long allocations, host_allocations, captures, graph_launches, graph_kernels, outside_capture;
 };
 
 // What was put on a stream and is not carried out yet.
@@ -39,8 +39,7 @@ struct Operation {
 struct Stream {
   std::deque<Operation> waiting;
   unsigned long last = 0, done = 0;
-  bool capturing = false;
-  long captured = 0;  // kernels
+  bool capturing = false, unjoined = false;  // unjoined: joined a capture, which does not wait for it yet
 
   unsigned long put(std::function<void()> carry_out);
   void carry_out(unsigned long number);  // all operations up to this one
@@ -74,10 +73,14 @@ struct State {
   std::map<const void*, std::string> functions;
   std::set<std::string> refused, races;
   long time = 0;  // counts launches, copies and questions
+  // Of the capture under way, or the last one: its number, its kernels, and whether it did what no graph can hold.
+  long capture = 0, captured = 0;
+  bool invalid = false;
+  std::map<char*, std::string> at_launch;  // what was known of device memory when the last graph was launched
 
   static State& get();
   bool capturing() const;
-  void launch(Stream& stream);
+  void launch(Stream* stream);  // null: of a library, on the current stream
   void finish_all();
 };
 

@@ -18,6 +18,10 @@ static thread_local int device_of_thread = 0;
 static thread_local cudaError_t last_error = cudaSuccess;
 
 static cudaError_t fail(cudaError_t error) { return last_error = error; }
+static cudaError_t spoil_capture(cudaError_t error) {
+  State::get().invalid = true;
+  return fail(error);
+}
 static int device_count() { return static_cast<int>(setting("NULL_GPU_DEVICES", 1)); }
 static int capability() { return static_cast<int>(setting("NULL_GPU_CAPABILITY", 90)); }  // 90 is 9.0
 static size_t memory_size() { return static_cast<size_t>(setting("NULL_GPU_MEMORY_MB", 80 << 10)) << 20; }
@@ -47,6 +51,10 @@ EXPORT const char* cudaGetErrorString(cudaError_t error) {
     case cudaErrorInvalidDevice: return "invalid device ordinal";
     case cudaErrorInvalidConfiguration: return "invalid configuration argument";
     case cudaErrorStreamCaptureUnsupported: return "operation not permitted when stream is capturing";
+    case cudaErrorStreamCaptureInvalidated: return "operation failed due to a previous error during capture";
+    case cudaErrorStreamCaptureIsolation: return "dependency created on uncaptured work in another stream";
+    case cudaErrorStreamCaptureUnjoined: return "capturing stream has unjoined work";
+    case cudaErrorCapturedEvent: return "operation not permitted on an event last recorded in a capturing stream";
     case cudaErrorNotSupported: return "not implemented by the null GPU";
     default: return "error of the null GPU";
   }
@@ -226,7 +234,7 @@ EXPORT cudaError_t cudaDeviceGetGraphMemAttribute(int, cudaGraphMemAttributeType
 
 static cudaError_t copy_in(State& state, Stream& stream, void* to, const void* from, size_t bytes, bool async) {
   const bool pinned = state.memory.is_pinned(from);
-  if (stream.capturing && !pinned) return fail(cudaErrorStreamCaptureUnsupported);
+  if (stream.capturing && !(pinned && async)) return spoil_capture(cudaErrorStreamCaptureUnsupported);
   state.counters.copies_in++;
   state.counters.bytes_in += static_cast<long>(bytes);
   state.memory.write(to, from, bytes);
@@ -246,7 +254,7 @@ static cudaError_t copy_in(State& state, Stream& stream, void* to, const void* f
 
 static cudaError_t copy_out(State& state, Stream& stream, void* to, const void* from, size_t bytes, bool async) {
   const bool pinned = state.memory.is_pinned(to);
-  if (stream.capturing && !pinned) return fail(cudaErrorStreamCaptureUnsupported);
+  if (stream.capturing && !(pinned && async)) return spoil_capture(cudaErrorStreamCaptureUnsupported);
   state.counters.copies_out++;
   state.counters.bytes_out += static_cast<long>(bytes);
   if (async && pinned) {
@@ -270,8 +278,11 @@ static cudaError_t copy(void* to, const void* from, size_t bytes, cudaStream_t h
   state.time++;
   if (from_device && to_device) {
     state.counters.copies_within++;
-    if (stream.capturing) stream.captured++;
-    null_gpu_copy_within(to, from, bytes);
+    if (stream.capturing) {
+      state.captured++;
+    } else {
+      null_gpu_copy_within(to, from, bytes);
+    }
     return cudaSuccess;
   }
   if (to_device) return copy_in(state, stream, to, from, bytes, async);
@@ -294,8 +305,9 @@ static cudaError_t fill(void* to, int value, size_t bytes, cudaStream_t handle) 
   Stream& stream = stream_of(handle);
   state.time++;
   state.counters.fills++;
-  if (stream.capturing) stream.captured++;
-  if (!state.memory.written.empty()) {
+  if (stream.capturing) {
+    state.captured++;
+  } else if (!state.memory.written.empty()) {
     const std::vector<char> values(bytes, static_cast<char>(value));
     state.memory.write(to, values.data(), bytes);
   }
@@ -312,6 +324,9 @@ struct Event {
   Stream* stream = nullptr;  // null: never recorded
   unsigned long number = 0;
   long time = 0;
+  long capture = 0;  // in which it was recorded; 0: in none
+  // In the capture under way: only a stream can wait for it, which joins the capture.
+  bool captured() const { return capture && capture == State::get().capture && State::get().capturing(); }
 };
 static Event& event_of(cudaEvent_t handle) { return *reinterpret_cast<Event*>(handle); }
 
@@ -344,7 +359,7 @@ EXPORT cudaError_t cudaStreamQuery(cudaStream_t handle) {
 EXPORT cudaError_t cudaStreamSynchronize(cudaStream_t handle) {
   State& state = State::get();
   Lock lock(state.mutex);
-  if (stream_of(handle).capturing) return fail(cudaErrorStreamCaptureUnsupported);
+  if (stream_of(handle).capturing) return spoil_capture(cudaErrorStreamCaptureUnsupported);
   state.counters.stream_waits++;
   stream_of(handle).finish();
   return cudaSuccess;
@@ -352,7 +367,7 @@ EXPORT cudaError_t cudaStreamSynchronize(cudaStream_t handle) {
 EXPORT cudaError_t cudaDeviceSynchronize() {
   State& state = State::get();
   Lock lock(state.mutex);
-  if (state.capturing()) return fail(cudaErrorStreamCaptureUnsupported);
+  if (state.capturing()) return spoil_capture(cudaErrorStreamCaptureUnsupported);
   state.counters.device_waits++;
   state.finish_all();
   return cudaSuccess;
@@ -362,8 +377,16 @@ EXPORT cudaError_t cudaStreamWaitEvent(cudaStream_t handle, cudaEvent_t waited, 
   Lock lock(state.mutex);
   const Event event = event_of(waited);
   Stream& stream = stream_of(handle);
-  if (event.stream && event.stream != &stream && !stream.capturing)
+  if (!event.stream || event.stream == &stream) return cudaSuccess;
+  if (event.captured()) {
+    stream.unjoined = !stream.capturing || stream.unjoined;
+    stream.capturing = true;
+    event.stream->unjoined = false;
+  } else if (stream.capturing) {
+    return spoil_capture(cudaErrorStreamCaptureIsolation);
+  } else {
     stream.put([event] { event.stream->carry_out(event.number); });
+  }
   return cudaSuccess;
 }
 EXPORT cudaError_t cudaEventCreateWithFlags(cudaEvent_t* handle, unsigned) {
@@ -378,7 +401,8 @@ EXPORT cudaError_t cudaEventRecordWithFlags(cudaEvent_t handle, cudaStream_t str
   Event& event = event_of(handle);
   event.stream = &stream_of(stream);
   event.time = state.time;
-  event.number = event.stream->put([] {});
+  event.capture = event.stream->capturing ? state.capture : 0;
+  event.number = event.capture ? event.stream->last : event.stream->put([] {});
   return cudaSuccess;
 }
 EXPORT cudaError_t cudaEventRecord(cudaEvent_t handle, cudaStream_t stream) {
@@ -389,6 +413,7 @@ EXPORT cudaError_t cudaEventQuery(cudaEvent_t handle) {
   Lock lock(state.mutex);
   Event& event = event_of(handle);
   if (!event.stream) return cudaSuccess;
+  if (event.captured()) return spoil_capture(cudaErrorCapturedEvent);
   state.time++;
   event.stream->advance();
   return event.stream->done >= event.number ? cudaSuccess : cudaErrorNotReady;
@@ -398,7 +423,7 @@ EXPORT cudaError_t cudaEventSynchronize(cudaEvent_t handle) {
   Lock lock(state.mutex);
   Event& event = event_of(handle);
   if (!event.stream) return cudaSuccess;
-  if (event.stream->capturing) return fail(cudaErrorCapturedEvent);
+  if (event.captured()) return spoil_capture(cudaErrorCapturedEvent);
   const long distance = state.time - event.time;
   state.counters.event_waits++;
   if (state.counters.closest_event_wait < 0 || distance < state.counters.closest_event_wait)
@@ -447,15 +472,31 @@ EXPORT cudaError_t __cudaPopCallConfiguration(dim3* grid, dim3* block, size_t* s
   *static_cast<void**>(stream) = configuration.stream;
   return cudaSuccess;
 }
+// torch's kernels that fill a few numbers are carried out. Return false for all others.
+static bool fills(State& state, const void* function, void** arguments, const Stream& stream) {
+  static const std::string mark = "FillFunctorI";
+  const std::string& name = state.functions[function];
+  const size_t found = name.find(mark);
+  if (found == std::string::npos) return false;
+  const char type = name[found + mark.size()];
+  const size_t bytes = type == 'l' || type == 'd' ? 8 : type == 'i' || type == 'f' ? 4 : 0;
+  const int count = *static_cast<int*>(arguments[0]);
+  if (!bytes || count > 64) return false;
+  char* to = *static_cast<char**>(arguments[2]);
+  for (int i = 0; i < count && !stream.capturing; i++)
+    state.memory.write(to + static_cast<size_t>(i) * bytes, arguments[1], bytes);
+  return true;
+}
 EXPORT cudaError_t cudaLaunchKernel(
-    const void* function, dim3 grid, dim3 block, void**, size_t, cudaStream_t handle) {
+    const void* function, dim3 grid, dim3 block, void** arguments, size_t, cudaStream_t handle) {
   State& state = State::get();
   Lock lock(state.mutex);
   if (!grid.x || !grid.y || !grid.z || !block.x || block.x * block.y * block.z > 1024)
     return fail(cudaErrorInvalidConfiguration);
-  state.launch(stream_of(handle));
+  Stream& stream = stream_of(handle);
+  state.launch(&stream);
   state.by_function[function]++;
-  state.memory.forget();
+  if (!fills(state, function, arguments, stream)) state.memory.forget();
   return cudaSuccess;
 }
 EXPORT cudaError_t __cudaLaunchKernel(
@@ -492,7 +533,7 @@ EXPORT cudaError_t cudaGetDriverEntryPointByVersion(
   return cudaSuccess;
 }
 
-// ---- graphs: only the number of their kernels is kept
+// ---- graphs: only the number of their kernels is kept. One capture at a time: streams join it by waiting for its events
 
 static cudaStreamCaptureStatus capture_status(cudaStream_t handle) {
   return stream_of(handle).capturing ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
@@ -514,16 +555,28 @@ EXPORT cudaError_t cudaStreamGetCaptureInfo(
 EXPORT cudaError_t cudaStreamBeginCapture(cudaStream_t handle, cudaStreamCaptureMode) {
   State& state = State::get();
   Lock lock(state.mutex);
+  Stream& stream = stream_of(handle);
+  if (&stream == &state.default_stream || state.capturing()) return fail(cudaErrorStreamCaptureUnsupported);
   state.counters.captures++;
-  stream_of(handle).capturing = true;
-  stream_of(handle).captured = 0;
+  state.capture++;
+  state.captured = 0;
+  state.invalid = false;
+  stream.capturing = true;
   return cudaSuccess;
 }
 EXPORT cudaError_t cudaStreamEndCapture(cudaStream_t handle, cudaGraph_t* graph) {
   State& state = State::get();
   Lock lock(state.mutex);
-  stream_of(handle).capturing = false;
-  *graph = reinterpret_cast<cudaGraph_t>(new long(stream_of(handle).captured));
+  if (!stream_of(handle).capturing) return fail(cudaErrorIllegalState);
+  bool unjoined = false;
+  for (Stream* stream : state.streams) {
+    unjoined |= stream->capturing && stream->unjoined;
+    stream->capturing = stream->unjoined = false;
+  }
+  *graph = nullptr;
+  if (state.invalid) return fail(cudaErrorStreamCaptureInvalidated);
+  if (unjoined) return fail(cudaErrorStreamCaptureUnjoined);
+  *graph = reinterpret_cast<cudaGraph_t>(new long(state.captured));
   return cudaSuccess;
 }
 EXPORT cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t* executable, cudaGraph_t graph, unsigned long long) {
@@ -536,6 +589,8 @@ EXPORT cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t) {
   state.time++;
   state.counters.graph_launches++;
   state.counters.graph_kernels += *reinterpret_cast<long*>(executable);
+  state.at_launch.clear();
+  for (auto& [start, bytes] : state.memory.written) state.at_launch[start] = std::string(start, bytes);
   state.memory.forget();
   return cudaSuccess;
 }

@@ -34,7 +34,7 @@ def parts(run: RunDir) -> list[str]:
     return [event["name"] for event in sorted(marked, key=lambda event: event["ts"])]
 
 
-ONE_STEP = ["data", "augment", "forward", "loss", "backward", "update", "agree", "update", "metrics"]
+ONE_STEP = ["data", "augment", "forward", "backward", "update", "agree", "update", "metrics"]
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ def spoiling(state: TrainingState, steps: list[int], spoil: Callable[[torch.Tens
         training = logits.requires_grad
         return spoil(values) if training and state.progress.updates in steps else values
 
-    state.spec = replace(state.spec, loss=loss)
+    state.objective.spec = replace(state.spec, loss=loss)
     return state
 
 

@@ -6,7 +6,6 @@ import copy
 import importlib.util
 import shutil
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,9 +15,10 @@ from hpc_tumor.errors import UsageError
 from hpc_tumor.system import devices, measurements
 from hpc_tumor.training.batch_norm import SyncBatchNorm
 from hpc_tumor.training.checkpoints.files import random_state, set_random_state
-from hpc_tumor.training.cpu_speed import GAIN
+from hpc_tumor.training.objective import Objective
 from hpc_tumor.training.state import TrainingState, mark
 from hpc_tumor.training.step import micro_batch_size
+from hpc_tumor.training.tuning.cpu_speed import GAIN
 
 _STEPS = 5  # timed for each variant
 _WORTH = 600.0  # seconds of training below which compiling, a minute or so, costs more than it saves
@@ -57,15 +57,10 @@ def choose(state: TrainingState, compiled_before: bool | None = None) -> tuple[b
     return faster, why
 
 
-def compile_network(network: nn.Module) -> Callable[..., Any]:
-    """Compile the network's forward and backward pass for batches of one size."""
-    if any(isinstance(layer, SyncBatchNorm) for layer in network.modules()):
-        from torch._dynamo import config
-
-        # Some versions of torch cannot split a graph by DDP's buckets if a function in it has its own backward pass.
-        config.optimize_ddp = False
-    compiled: Callable[..., Any] = torch.compile(network, dynamic=False)
-    return compiled
+def compile_objective(objective: Objective, samples: int) -> None:
+    """Compile forward pass, loss, counts and backward pass as one graph, for micro-batches of so many samples."""
+    objective.compiled = torch.compile(objective.compute, fullgraph=True, dynamic=False)
+    objective.compiled_samples = samples
 
 
 def _missing(device: torch.device) -> str | None:
@@ -81,11 +76,13 @@ def _measured(state: TrainingState) -> tuple[bool, str]:
     if cached is not None and "gain" in cached:
         return _answer(cached["gain"], "measured before")
     try:
-        plain = step_seconds(state, _alone(state.network))
+        alone = Objective(_alone(state.network), state.spec)
+        plain = step_seconds(state, alone)
         steps_left = (state.experiment.recipe.epochs - state.progress.epoch) * state.steps - state.progress.step
         if plain * steps_left < _WORTH:
             return False, "the run is too short to gain from it"
-        compiled = step_seconds(state, compile_network(_alone(state.network)))
+        compile_objective(alone, micro_batch_size(state))
+        compiled = step_seconds(state, alone)
     except Exception as error:  # train uncompiled if compiling fails
         return False, f"compiling failed ({type(error).__name__})"
     gain = plain / compiled
@@ -106,7 +103,7 @@ def _alone(network: nn.Module) -> nn.Module:
     return network
 
 
-def step_seconds(state: TrainingState, network: Callable[..., Any]) -> float:
+def step_seconds(state: TrainingState, objective: Objective) -> float:
     """Time one training step, all micro-batches included, without changing the run."""
     device = state.distributed.device
     before = random_state(device)
@@ -118,8 +115,8 @@ def step_seconds(state: TrainingState, network: Callable[..., Any]) -> float:
         for _ in range(_STEPS + 3):
             devices.synchronize(device)
             began = time.perf_counter()
-            outputs = state.spec.forward(network, images)
-            state.spec.loss(outputs, targets).mean().backward()
+            losses, _ = objective(images, targets)
+            losses.mean().backward()
             devices.synchronize(device)
             times.append(micro_batches * (time.perf_counter() - began))
             mark(state, "compile")

@@ -13,11 +13,12 @@ from training_runs import new_run, scores, train_here
 
 from hpc_tumor.errors import UsageError
 from hpc_tumor.run_dir import RunDir
-from hpc_tumor.training import compiled
 from hpc_tumor.training.checkpoints.files import load_checkpoint
 from hpc_tumor.training.distributed import Distributed
+from hpc_tumor.training.objective import Objective
 from hpc_tumor.training.setup import build_state
 from hpc_tumor.training.state import TrainingState
+from hpc_tumor.training.tuning import compiled
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler (g++)")
 
@@ -33,13 +34,13 @@ def on_gpu(
     """Let `state` look as if it were on a GPU, where a pass takes so long plain (False) and compiled (True)."""
     timed: list[bool] = []
 
-    def time_it(_: TrainingState, network: Any) -> float:
-        fast = not isinstance(network, torch.nn.Module) or hasattr(network, "_orig_mod")
+    def time_it(_: TrainingState, objective: Objective) -> float:
+        fast = objective.compiled is not None
         timed.append(fast)
         return seconds[fast]
 
     state.distributed = SimpleNamespace(  # type: ignore[assignment]
-        device=torch.device("cuda"), is_main=True, world_size=1, gather=lambda value: [value]
+        device=torch.device("cuda"), is_main=True, rank=0, world_size=1, gather=lambda value: [value]
     )
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(

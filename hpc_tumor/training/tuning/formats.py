@@ -11,9 +11,9 @@ from hpc_tumor.config import HardwareSettings
 from hpc_tumor.models import Kernels
 from hpc_tumor.records import Event
 from hpc_tumor.system import cpu, devices
-from hpc_tumor.training.cpu_speed import GAIN, Variant, faster_threads, seconds_by_variant
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.recipe import Precision, choose_precision, supported_formats
+from hpc_tumor.training.tuning.cpu_speed import GAIN, Variant, faster_threads, seconds_by_variant
 
 _BEFORE = "as before this run was interrupted"
 _NOT_BY_TIME = "as a choice by timing would not be deterministic"
