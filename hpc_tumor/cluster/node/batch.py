@@ -53,10 +53,8 @@ def before(folder: Path) -> int:
         print(f"error: {run.name}: {'; '.join(job.faults)}: not started.", file=sys.stderr)
         return 1
     if job_id not in jobs:
-        print(
-            f"error: job {job_id} is not the job of {run.name}, which is {jobs[0] if jobs else 'another'}: not started.",
-            file=sys.stderr,
-        )
+        own = jobs[0] if jobs else "another"
+        print(f"error: job {job_id} is not the job of {run.name}, which is {own}: not started.", file=sys.stderr)
         return 1
     if run.is_finished():
         print(f"{run.name} is finished: nothing to do")

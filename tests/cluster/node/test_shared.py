@@ -113,7 +113,7 @@ def test_a_run_that_fails_or_is_cancelled_ends_alone(
     shared = job("finish", "refuse", "wait", "wait")
     assert shared.before() == 0
     process = shared.start()
-    wait_for(lambda: shared.states[:2] == ["finished", "failed"])
+    wait_for(lambda: shared.states[:2] == ["finished", "failed"] and "left" in events(shared.runs[1]))
     shared.started(2, 3)
     assert shared.states[2:] == ["running", "running"]
     assert [state.cancellable for state in read_states(shared.runs)] == [False, False, True, True]
