@@ -48,6 +48,7 @@ def choose_again(store: Path) -> tuple[str, bool]:
         return answer, left or not torch.equal(drawn, torch.cuda.get_rng_state())
 
 
+@pytest.mark.slow
 def test_ranks_time_their_steps_together_and_agree(null_gpu: NullGpu, stores: dict[str, Path], tmp_path: Path) -> None:
     variables = {"HPC_TUMOR_CACHE_DIR": str(tmp_path)}
     first, second = null_gpu.call(choose_again, stores[MODELS[FASTEST].task], ranks=2, variables=variables)

@@ -31,6 +31,7 @@ _WARM = 3  # before them
 # What is expected before anything was measured: compiled U-Nets move half the bytes; compiling took a minute.
 _EXPECTED_GAIN, _EXPECTED_SECONDS = 1.5, 60.0
 _SHARE = 0.25  # of the seconds of the first time, that compiling takes with filled caches, until it is measured
+_EMPTIED, _FILLED = "compiling", "compiling-again"  # kinds of measurements, before and after the caches are filled
 _ROUNDING = "its results differ by rounding"
 
 
@@ -82,13 +83,18 @@ def choose(state: TrainingState, compiled_before: bool | None = None) -> str:
     if hardware.compile == "on":
         if missing:
             raise UsageError(f"hardware.compile = 'on' needs {missing}: install it, or leave it at auto.")
-        return _compile_now(state, "as requested")
-    if missing:
-        before = f", unlike before this run was interrupted: {_ROUNDING}" if compiled_before else ""
-        return f"off, it needs {missing}{before}"
-    if compiled_before:
-        return _compile_now(state, "as before this run was interrupted")
-    return _choose_by_measurement(state)
+        with _tried_step(state) as step:
+            _compile(state, step, required=True)
+        return f"on, as requested; {_ROUNDING}"
+    if missing or compiled_before is None:
+        answer = f"off, it needs {missing}" if missing else _choose_by_measurement(state)
+    else:
+        with _tried_step(state) as step:
+            fault = _compile(state, step)
+        answer = fault or f"on, as before this run was interrupted; {_ROUNDING}"
+    if compiled_before and state.objective.compiled is None:
+        return f"{answer}, unlike before this run was interrupted: {_ROUNDING}"
+    return answer
 
 
 def compile_objective(objective: Objective, samples: int) -> None:
@@ -111,77 +117,78 @@ def _missing(device: torch.device) -> str | None:
     return f"{missing} on {socket.gethostname()}" if missing else None
 
 
-def _compile_now(state: TrainingState, why: str) -> str:
-    with _tried_step(state) as step:
-        _keep_seconds(state, _facts(state), _compile(state, step))
-    return f"on, {why}; {_ROUNDING}"
-
-
 def _choose_by_measurement(state: TrainingState) -> str:
     """Choose by what was measured before, or measure now if the run is long enough to gain from it."""
-    facts = _facts(state)
-    steps_left = (state.experiment.recipe.epochs - state.progress.epoch) * state.steps - state.progress.step
-    known: Measured | None = state.distributed.gather(_known(facts) if state.distributed.is_main else None)[0]
+    facts, distributed = _facts(state), state.distributed
+    steps = (state.experiment.recipe.epochs - state.progress.epoch) * state.steps - state.progress.step
+    known: Measured | None = distributed.gather(_known(facts) if distributed.is_main else None)[0]
+    if known is not None:
+        answer = f"{known.gain:.2f} × as fast, measured before"
+        if not known.pays(steps):
+            takes = f", but compiling takes {duration(known.seconds)} to save {duration(known.saved(steps))}"
+            return f"off, {answer}{takes if known.gain >= GAIN else ''}"
+        with _tried_step(state) as step:
+            return _compile(state, step) or f"on, {answer}; {_ROUNDING}"
     with _tried_step(state) as step:
-        how = "measured before"
-        if known is None:
-            plain, how = step_seconds(state, step), "measured now"
-            if not Measured(plain, _EXPECTED_GAIN, _EXPECTED_SECONDS).pays(steps_left):
-                return f"off, {duration(steps_left * plain)} of training are too short to try it"
-        elif not known.pays(steps_left):
-            if known.gain < GAIN:
-                return f"off, {known.gain:.2f} × as fast, {how}"
-            saved, costs = duration(known.saved(steps_left)), duration(known.seconds)
-            return f"off, {known.gain:.2f} × as fast, {how}, but compiling takes {costs} to save {saved}"
-        fault: str | None = None
-        try:
-            seconds = _compile(state, step)
-            if known is None:
-                known = Measured(plain, plain / step_seconds(state, step), seconds)
-        except Exception as error:  # train uncompiled if compiling fails
-            fault = type(error).__name__
-        if fault := next(filter(None, state.distributed.gather(fault)), None):
-            state.objective.compiled = None
-            return f"off, compiling failed ({fault})"
-    assert known is not None
-    if state.distributed.is_main and how == "measured now":
-        measurements.write("compile", facts, vars(known))
-    _keep_seconds(state, facts, seconds)
-    if known.gain < GAIN:
+        plain = step_seconds(state, step)
+        if not Measured(plain, _EXPECTED_GAIN, _EXPECTED_SECONDS).pays(steps):
+            return f"off, {duration(steps * plain)} of training are too short to try it"
+        if fault := _compile(state, step):
+            return fault
+        gain = plain / step_seconds(state, step)
+    if distributed.is_main:
+        measurements.write("compile", facts, {"plain": plain, "gain": gain})
+    if gain < GAIN:
         state.objective.compiled = None
-        return f"off, {known.gain:.2f} × as fast, {how}"
-    return f"on, {known.gain:.2f} × as fast, {how}; {_ROUNDING}"
+        return f"off, {gain:.2f} × as fast, measured now"
+    return f"on, {gain:.2f} × as fast, measured now; {_ROUNDING}"
+
+
+def _compile(state: TrainingState, step: Callable[[], object], required: bool = False) -> str | None:
+    """Compile the objective, which its first step does, and keep the seconds that it takes.
+
+    Returns the answer if that fails on some rank, and none is compiled. Raises the error if compiling is `required`.
+    """
+    failed, seconds = None, 0.0
+    mark(state, "compile", waits=True)
+    compile_objective(state.objective, micro_batch_size(state))
+    try:
+        seconds = _seconds(step, state.distributed.device)
+    except Exception as error:
+        if required:
+            raise
+        failed = type(error).__name__
+    results = state.distributed.gather((seconds, failed))
+    if failed := next((name for _, name in results if name), None):
+        state.objective.compiled = None
+        return f"off, compiling failed ({failed})"
+    if state.distributed.is_main:
+        _keep_seconds(_facts(state), max(results)[0])
+    return None
 
 
 def _known(facts: dict[str, Any]) -> Measured | None:
-    """Return what was measured before, with the seconds of compiling from the folder of compiled code if it is kept."""
-    kept = measurements.read("compile", facts)
-    if kept is None or not {"plain", "gain", "seconds"} <= kept.keys():
+    """Return what was measured before, with the seconds that compiling takes with the caches as they are."""
+    kept, emptied, filled = measurements.read("compile", facts), measurements.read(_EMPTIED, facts), _filled(facts)
+    if kept is None or emptied is None or not {"plain", "gain"} <= kept.keys():
         return None
-    filled = _filled(facts)
-    return Measured(kept["plain"], kept["gain"], kept["seconds"] if filled is None else filled)
+    return Measured(kept["plain"], kept["gain"], (filled or emptied)["seconds"])
 
 
-def _filled(facts: dict[str, Any]) -> float | None:
-    """Return the seconds that compiling takes as the caches hold this step; None if they do not."""
+def _keep_seconds(facts: dict[str, Any], seconds: float) -> None:
+    """Keep the seconds of compiling; those with filled caches beside the compiled code, to be removed with it."""
+    folder, before = compilers.inductor_cache(), _filled(facts)
+    if before is None:
+        measurements.write(_EMPTIED, facts, {"seconds": seconds})
+    if folder is not None:
+        known = seconds if before is not None else _SHARE * seconds
+        measurements.write(_FILLED, facts, {"seconds": known}, folder)
+
+
+def _filled(facts: dict[str, Any]) -> dict[str, float] | None:
+    """Return the seconds of compiling with the caches filled by this step; None if they are not."""
     folder = compilers.inductor_cache()
-    kept = None if folder is None else measurements.read("hpc-tumor", facts, folder)
-    return None if kept is None else kept.get("seconds")
-
-
-def _keep_seconds(state: TrainingState, facts: dict[str, Any], seconds: float) -> None:
-    """Keep beside the compiled code the seconds that compiling takes with it: they go when the code is removed."""
-    folder = compilers.inductor_cache()
-    if folder is not None and state.distributed.is_main:
-        known = seconds if _filled(facts) is not None else _SHARE * seconds
-        measurements.write("hpc-tumor", facts, {"seconds": known}, folder)
-
-
-def _compile(state: TrainingState, step: Callable[[], object]) -> float:
-    """Compile the objective, which its first step does; return the seconds on the slowest rank."""
-    mark(state, "compile", waits=True)
-    compile_objective(state.objective, micro_batch_size(state))
-    return max(state.distributed.gather(_seconds(step, state.distributed.device)))
+    return None if folder is None else measurements.read(_FILLED, facts, folder)
 
 
 def _seconds(step: Callable[[], object], device: torch.device) -> float:

@@ -74,11 +74,10 @@ class SlowGpu:
 
     def compile(self, objective: Any, samples: int) -> None:
         self.timed.append("compiling")
-        if isinstance(self.compiling, Exception):
-            raise self.compiling
 
         def first(images: torch.Tensor, targets: torch.Tensor) -> Any:
-            assert isinstance(self.compiling, float)
+            if isinstance(self.compiling, Exception):
+                raise self.compiling
             self.now += self.compiling
             return objective.compute(images, targets)
 
