@@ -36,7 +36,7 @@ def train_step(state: TrainingState, batch: Batch, totals: dict[str, Any], reque
         group["lr"] = rate
     state.optimizer.zero_grad(set_to_none=True)
     statistics = _keep_statistics(state)
-    losses, counts = _forward_backward(state, batch, images, targets)
+    losses, counts = forward_backward(state, batch, images, targets)
     mark(state, "update")
     broken = _prepare_gradients(state, losses)
     mark(state, "agree")
@@ -74,7 +74,7 @@ def _keep_statistics(state: TrainingState) -> list[Tensor] | None:
     return [buffer.clone() for buffer in state.network.buffers()]
 
 
-def _forward_backward(
+def forward_backward(
     state: TrainingState, batch: Batch, images: Tensor, targets: Tensor
 ) -> tuple[Tensor, list[dict[str, Tensor]]]:
     """Compute the gradients of the mean loss over the global batch; return sample losses and micro-batch counts."""
