@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,6 +136,11 @@ def use(device: torch.device) -> None:
     """Make a GPU the current one of its kind, on which new streams and events are made; nothing for a CPU."""
     if is_gpu(device):
         _module(device).set_device(device)
+
+
+def current(device: torch.device) -> AbstractContextManager[object]:
+    """Return a context in which a GPU is the current one of its kind, on which kernels run; nothing for a CPU."""
+    return _module(device).device(device) if is_gpu(device) else nullcontext()
 
 
 def name(device: torch.device) -> str:

@@ -15,8 +15,8 @@ STEP = {
     "vgg16": (262, 268, 194),
     "vit": (716, 722, 499),
     "unet": (347, 353, 245),
-    "improved-unet": (772, 724, 476),
-    "attention-unet": (972, 924, 620),
+    "improved-unet": (502, 508, 404),
+    "attention-unet": (702, 708, 548),
 }
 # More with augmentation, by task, whatever is drawn.
 AUGMENTATION = {"classification": 14, "segmentation": 32}
