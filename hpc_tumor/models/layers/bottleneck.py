@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.util
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,10 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hpc_tumor.models.layers import pointwise_ops
 from hpc_tumor.models.layers.fast import REACH
+from hpc_tumor.models.layers.kernels import bottleneck_operations
+from hpc_tumor.models.layers.kernels.library import usable
 from hpc_tumor.system import devices
 
+_ops = torch.ops.hpc_tumor
 _LAYERS = 5  # of a bottleneck
 _OLDEST = (8, 0)  # compute capability: bfloat16 and asynchronous copies
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -60,7 +58,7 @@ class Bottlenecks(nn.Sequential):
 
 
 def fused_bottleneck(x: Tensor, depthwise: nn.Conv2d, norm: Any, first: nn.Conv2d, second: nn.Conv2d) -> Tensor:
-    """Compute a bottleneck with the kernels of `pointwise_ops`: `(N, C, H, W)` → `(N, outer, H, W)`."""
+    """Compute a bottleneck with the kernels of `bottleneck_operations`: `(N, C, H, W)` → `(N, outer, H, W)`."""
     assert depthwise.bias is not None
     image = F.conv2d(x, depthwise.weight, None, padding=REACH, groups=len(depthwise.weight))
     function: type[torch.autograd.Function] = Fused
@@ -132,7 +130,7 @@ def fused_forward(
     centre = mean if training else mean - depthwise
     first, second = (weight.flatten(1).to(x.dtype) for weight in (w1, w2))
     ctx.save_for_backward(x, depthwise, scale, shift, centre, inverse, counts, first, b1, second, w1, w2, b2)
-    return pointwise_ops.bottleneck(x, [centre, inverse, scale, shift], first, b1, second, b2)
+    return _ops.bottleneck(x, [centre, inverse, scale, shift], first, b1, second, b2)
 
 
 def fused_backward(
@@ -141,14 +139,14 @@ def fused_backward(
     """Compute `Fused.backward`. `means` divides sums over pixels by their number: `(sums, image, counts)`."""
     x, depthwise, scale, shift, mean, inverse, counts, first, b1, second, w1, w2, b2 = ctx.saved_tensors
     vectors = [mean, inverse, scale, shift]
-    of_normal, sums = pointwise_ops.input_gradient(gradient, x, vectors, first, b1, second)
-    weights = pointwise_ops.weight_gradients(gradient, x, vectors, first, b1, second)
+    of_normal, sums = _ops.bottleneck_input_gradient(gradient, x, vectors, first, b1, second)
+    weights = _ops.bottleneck_weight_gradients(gradient, x, vectors, first, b1, second)
     of_shift, of_scale = sums.chunk(2)
     if ctx.training:
         average, of_depthwise = means(sums, x, counts), torch.zeros_like(depthwise)
     else:
         average, of_depthwise = torch.zeros_like(sums), (of_shift * inverse * scale).to(depthwise.dtype)
-    of_x = pointwise_ops.norm_gradient(of_normal, x, mean, inverse, scale, average)
+    of_x = _ops.norm_gradient(of_normal, x, mean, inverse, scale, average)
     return (
         of_x, of_depthwise, of_scale.to(scale.dtype), of_shift.to(shift.dtype), None, None, None,
         *_split(weights, w1, w2, b1, b2), None,
@@ -169,34 +167,21 @@ def _serves(x: Tensor, norm: nn.BatchNorm2d, first: nn.Conv2d, second: nn.Conv2d
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     return (
-        devices.is_gpu(x.device)
+        usable(x)
         and not torch.compiler.is_exporting()
         and x.numel() > 0
         and x.is_contiguous(memory_format=torch.channels_last)
         and dtype in _TYPES
-        and max(first.in_channels, second.out_channels) <= pointwise_ops.MOST_CHANNELS
+        and max(first.in_channels, second.out_channels) <= bottleneck_operations.MOST_CHANNELS
         and norm.momentum is not None
         and norm.track_running_stats
-        and has_kernels(x.device)
+        and _new_enough(x.device)
     )
 
 
 @torch.compiler.assume_constant_result
-def has_kernels(device: torch.device) -> bool:
-    """Return True if Triton's kernels can be compiled and run on a device."""
-    return _find_kernels(device)
-
-
-@functools.cache
-def _find_kernels(device: torch.device) -> bool:
-    capability = devices.capability(device)
-    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
-    return (
-        capability is not None
-        and capability >= _OLDEST
-        and importlib.util.find_spec("triton") is not None
-        and compiler is not None
-    )
+def _new_enough(device: torch.device) -> bool:
+    return (devices.capability(device) or (0, 0)) >= _OLDEST
 
 
 def _hooked(layer: nn.Module) -> bool:

@@ -16,12 +16,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hpc_tumor.models.layers import pointwise_ops
 from hpc_tumor.models.layers.blocks import encoder_block, inverted_bottleneck
 from hpc_tumor.models.layers.bottleneck import fused_bottleneck
+from hpc_tumor.models.layers.kernels import bottleneck_operations
 
 triton = pytest.importorskip("triton")
-KERNELS = "hpc_tumor.models.layers.pointwise_kernels"
+KERNELS = "hpc_tumor.models.layers.kernels.bottlenecks"
 FLOAT32 = 2e-6  # largest error relative to the largest value: some roundings
 SHAPES = [  # inner, hidden, outer, pixels: none fills its blocks
     (1, 4, 1, (1, 1, 3)), (4, 20, 8, (2, 9, 7)), (33, 70, 17, (1, 5, 31)), (16, 128, 48, (2, 8, 8)),
@@ -155,7 +155,7 @@ def test_sums_over_many_programs_have_the_same_bits_in_every_run(interpreted: Ca
 
 def repeat() -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pointwise_ops, "sizes", small_blocks(pointwise_ops.sizes))
+        patch.setattr(bottleneck_operations, "sizes", small_blocks(bottleneck_operations.sizes))
         repeat_with_small_blocks()
 
 
@@ -198,7 +198,7 @@ def test_kernels_fit_into_shared_memory_and_registers(
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
     out = max(width, 32)
     for name in ("forward", "input_gradient", "weight_gradients"):
-        compiled = compile_kernel(name, pointwise_ops.sizes(width, 4 * out, out, item), type_, capability)
+        compiled = compile_kernel(name, bottleneck_operations.sizes(width, 4 * out, out, item), type_, capability)
         assert compiled.metadata.shared <= 96 << 10, name
         (tmp_path / "kernel.ptx").write_text(compiled.asm["ptx"])
         assert spilled(tmp_path / "kernel.ptx", capability) <= 256, name

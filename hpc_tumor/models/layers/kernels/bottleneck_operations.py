@@ -1,4 +1,4 @@
-"""Operators of torch that run the Triton kernels of `pointwise_kernels`, eagerly and in compiled networks.
+"""Operations that run the kernels of `bottlenecks`.
 
 Images are `(N, C, H, W)` in channels-last, weights `(hidden, inner)` and `(outer, hidden)` of the images' type, vectors
 of any type. `statistics` are four vectors `(inner,)` of batch norm: mean, 1 / standard deviation, weight, bias.
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hpc_tumor.system import devices
+from hpc_tumor.models.layers.kernels.library import channels_last, empty_image, operation
 
 MOST_CHANNELS = 128  # with more, an image's block leaves no registers for the products
 _PROGRAMS = 2048  # of a kernel at most: some waves on each GPU, and few parts to add
@@ -46,7 +46,7 @@ def sizes(inner: int, hidden: int, outer: int, item: int) -> dict[str, Any]:
 def _prepare(x: Tensor, w1: Tensor, w2: Tensor) -> tuple[Tensor, dict[str, Any], int]:
     """Return the image in channels-last, the kernels' constants and the number of pixels."""
     hidden, inner = w1.shape
-    x = x.contiguous(memory_format=torch.channels_last)
+    x = channels_last(x)
     return x, sizes(inner, hidden, len(w2), x.element_size()), x.numel() // inner
 
 
@@ -59,47 +59,39 @@ def _spread(pixels: int, rows: int, programs: int) -> tuple[int, int]:
 
 def _add(parts: Tensor) -> Tensor:
     """Add the rows of `(count, length)` parts in float32, in their order."""
-    from hpc_tumor.models.layers import pointwise_kernels
+    from hpc_tumor.models.layers.kernels import bottlenecks
 
     count, length = parts.shape
     result = parts.new_empty(length)
-    pointwise_kernels.add_parts[(_divide(length, 32),)](parts, result, count, length, rows=128, width=32)
+    bottlenecks.add_parts[(_divide(length, 32),)](parts, result, count, length, rows=128, width=32)
     return result
 
 
-def _last(image: Tensor) -> Tensor:
-    return image.contiguous(memory_format=torch.channels_last)
-
-
 def _like(x: Tensor, channels: int) -> Tensor:
-    n, _, height, width = x.shape
-    shape = (n, channels, height, width)
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    return empty_image(x, channels, *x.shape[2:])
 
 
 _IMAGE = "Tensor x, Tensor[] statistics, Tensor w1, Tensor b1, Tensor w2"
 
 
-@torch.library.custom_op("hpc_tumor::bottleneck", mutates_args=(), schema=f"({_IMAGE}, Tensor b2) -> Tensor")
+@operation(
+    f"bottleneck({_IMAGE}, Tensor b2) -> Tensor",
+    lambda x, statistics, w1, b1, w2, b2: _like(x, len(w2)),
+)
 def bottleneck(x: Tensor, statistics: list[Tensor], w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
     """Compute batch norm → pointwise → ReLU → pointwise: `(N, inner, H, W)` → `(N, outer, H, W)`."""
-    from hpc_tumor.models.layers import pointwise_kernels
+    from hpc_tumor.models.layers.kernels import bottlenecks
 
     x, constants, pixels = _prepare(x, w1, w2)
     output = _like(x, len(w2))
     tiles, programs = _spread(pixels, constants["rows"], _PROGRAMS)
-    with devices.current(x.device):
-        pointwise_kernels.forward[(programs,)](x, *statistics, w1, b1, w2, b2, output, pixels, tiles, **constants)
+    bottlenecks.forward[(programs,)](x, *statistics, w1, b1, w2, b2, output, pixels, tiles, **constants)
     return output
 
 
-@bottleneck.register_fake
-def _(x: Tensor, statistics: list[Tensor], w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
-    return _like(x, len(w2))
-
-
-@torch.library.custom_op(
-    "hpc_tumor::bottleneck_input_gradient", mutates_args=(), schema=f"(Tensor gradient, {_IMAGE}) -> (Tensor, Tensor)"
+@operation(
+    f"bottleneck_input_gradient(Tensor gradient, {_IMAGE}) -> (Tensor, Tensor)",
+    lambda gradient, x, *_: (_like(x, x.shape[1]), x.new_empty(2 * x.shape[1], dtype=torch.float32)),
 )
 def input_gradient(
     gradient: Tensor, x: Tensor, statistics: list[Tensor], w1: Tensor, b1: Tensor, w2: Tensor
@@ -108,34 +100,27 @@ def input_gradient(
 
     Those are the gradients of batch norm's bias and weight.
     """
-    from hpc_tumor.models.layers import pointwise_kernels
+    from hpc_tumor.models.layers.kernels import bottlenecks
 
     x, constants, pixels = _prepare(x, w1, w2)
     result = _like(x, x.shape[1])
     tiles, programs = _spread(pixels, constants["rows"], _PROGRAMS)
     parts = x.new_empty((programs, 2 * x.shape[1]), dtype=torch.float32)
-    with devices.current(x.device):
-        pointwise_kernels.input_gradient[(programs,)](
-            _last(gradient), x, *statistics, w1, b1, w2, result, parts, pixels, tiles, **constants
-        )
-        return result, _add(parts)
+    bottlenecks.input_gradient[(programs,)](
+        channels_last(gradient), x, *statistics, w1, b1, w2, result, parts, pixels, tiles, **constants
+    )
+    return result, _add(parts)
 
 
-@input_gradient.register_fake
-def _(
-    gradient: Tensor, x: Tensor, statistics: list[Tensor], w1: Tensor, b1: Tensor, w2: Tensor
-) -> tuple[Tensor, Tensor]:
-    return _like(x, x.shape[1]), x.new_empty(2 * x.shape[1], dtype=torch.float32)
-
-
-@torch.library.custom_op(
-    "hpc_tumor::bottleneck_weight_gradients", mutates_args=(), schema=f"(Tensor gradient, {_IMAGE}) -> Tensor"
+@operation(
+    f"bottleneck_weight_gradients(Tensor gradient, {_IMAGE}) -> Tensor",
+    lambda gradient, x, statistics, w1, b1, w2: x.new_empty(_weights(w1, w2), dtype=torch.float32),
 )
 def weight_gradients(
     gradient: Tensor, x: Tensor, statistics: list[Tensor], w1: Tensor, b1: Tensor, w2: Tensor
 ) -> Tensor:
     """Return the gradients of w1, w2, b1 and b2 one after another in float32."""
-    from hpc_tumor.models.layers import pointwise_kernels
+    from hpc_tumor.models.layers.kernels import bottlenecks
 
     x, constants, pixels = _prepare(x, w1, w2)
     blocks = _divide(constants["hidden"], constants["units"])
@@ -143,44 +128,32 @@ def weight_gradients(
     most = 512 if constants["num_warps"] == 4 else 256
     tiles, programs = _spread(pixels, constants["rows"], max(1, most // blocks))
     parts = x.new_empty((programs, _weights(w1, w2)), dtype=torch.float32)
-    with devices.current(x.device):
-        pointwise_kernels.weight_gradients[(blocks, programs)](
-            _last(gradient), x, *statistics, w1, b1, w2, parts, pixels, tiles, parts.shape[1], **constants
-        )
-        return _add(parts)
-
-
-@weight_gradients.register_fake
-def _(gradient: Tensor, x: Tensor, statistics: list[Tensor], w1: Tensor, b1: Tensor, w2: Tensor) -> Tensor:
-    return x.new_empty(_weights(w1, w2), dtype=torch.float32)
+    bottlenecks.weight_gradients[(blocks, programs)](
+        channels_last(gradient), x, *statistics, w1, b1, w2, parts, pixels, tiles, parts.shape[1], **constants
+    )
+    return _add(parts)
 
 
 def _weights(w1: Tensor, w2: Tensor) -> int:
     return w1.numel() + w2.numel() + len(w1) + len(w2)
 
 
-@torch.library.custom_op(
-    "hpc_tumor::norm_gradient", mutates_args=(),
-    schema="(Tensor gradient, Tensor x, Tensor mean, Tensor inverse, Tensor weight, Tensor means) -> Tensor",
-)  # fmt: skip
+@operation(
+    "norm_gradient(Tensor gradient, Tensor x, Tensor mean, Tensor inverse, Tensor weight, Tensor means) -> Tensor",
+    lambda gradient, x, *_: _like(x, x.shape[1]),
+)
 def norm_gradient(gradient: Tensor, x: Tensor, mean: Tensor, inverse: Tensor, weight: Tensor, means: Tensor) -> Tensor:
     """Return the gradient of the image from that of the normalised image.
 
     `means` `(2 · inner,)`: the sums of `input_gradient`, divided by the pixels over which the statistics were taken.
     """
-    from hpc_tumor.models.layers import pointwise_kernels
+    from hpc_tumor.models.layers.kernels import bottlenecks
 
-    x, channels, pixels = _last(x), x.shape[1], x.numel() // x.shape[1]
+    x, channels, pixels = channels_last(x), x.shape[1], x.numel() // x.shape[1]
     result, width = _like(x, channels), _round_up(channels)
     rows = max(1, _ELEMENTS // width)
-    with devices.current(x.device):
-        pointwise_kernels.norm_gradient[(_divide(pixels, rows),)](
-            _last(gradient), x, mean, inverse, weight, means, result, pixels,
-            inner=channels, rows=rows, width_in=width,
-        )  # fmt: skip
+    bottlenecks.norm_gradient[(_divide(pixels, rows),)](
+        channels_last(gradient), x, mean, inverse, weight, means, result, pixels,
+        inner=channels, rows=rows, width_in=width,
+    )  # fmt: skip
     return result
-
-
-@norm_gradient.register_fake
-def _(gradient: Tensor, x: Tensor, mean: Tensor, inverse: Tensor, weight: Tensor, means: Tensor) -> Tensor:
-    return _like(x, x.shape[1])
