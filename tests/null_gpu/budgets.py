@@ -16,8 +16,8 @@ STEP = {
     "vgg16": (201, 207, 159),
     "vit": (716, 722, 499),
     "unet": (242, 248, 200),
-    "improved-unet": (745, 697, 469),
-    "attention-unet": (972, 924, 620),
+    "improved-unet": (502, 508, 404),
+    "attention-unet": (702, 708, 548),
 }
 # More with augmentation, by task, whatever is drawn.
 AUGMENTATION = {"classification": 14, "segmentation": 32}
