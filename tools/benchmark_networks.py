@@ -21,8 +21,8 @@ from hpc_tumor.config import Experiment
 from hpc_tumor.data.feed.loader import Batch
 from hpc_tumor.models import MODELS, build_model
 from hpc_tumor.models.attention_unet import AttentionGate
-from hpc_tumor.models.layers.blocks import upsample
 from hpc_tumor.models.layers.fast import DepthwiseConv2d, Dropout, FirstConv2d, MishPool
+from hpc_tumor.models.layers.fused import upsample
 from hpc_tumor.models.vit import DROPOUT, HEADS, WIDTH, EncoderLayer
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.settings import merge, resolve

@@ -36,12 +36,12 @@ RANKS = {
 # one by one, and compiled by Inductor. tools/roofline.py shows them by kernel.
 MEGABYTES = {
     "cnn": 671,
-    "alexnet": 580,
-    "vgg16": 11529,
+    "alexnet": 405,
+    "vgg16": 7861,
     "vit": 8040,
-    "unet": 21571,
-    "improved-unet": 66974,
-    "attention-unet": 73194,
+    "unet": 11973,
+    "improved-unet": 63214,
+    "attention-unet": 67853,
 }
 COMPILED_MEGABYTES = {
     "cnn": 785,
