@@ -27,8 +27,8 @@ CPU = torch.device("cpu")
 GPU_TYPES = ("cuda", "xpu")
 # gfx names of AMD GPUs with bfloat16 in hardware: MI100 and later, RDNA 3 and later (matrix or WMMA instructions).
 _AMD_BFLOAT16 = re.compile(r"gfx(?:908|90a|94\d|95\d|1[12]\d\d)\b")
-_TRITON_SINCE = (7, 5)
 _TENSORS_OF_SHARED = 0.9
+_TRITON_SINCE = (7, 5)
 _LIBRARIES = {"cuda": "nccl", "xpu": "xccl"}  # RCCL, on ROCm, also goes by the name nccl
 
 
@@ -254,6 +254,14 @@ def allow_tf32(device: torch.device, allowed: bool) -> None:
         torch.backends.cudnn.allow_tf32 = allowed
     else:
         torch.backends.mkldnn.allow_tf32 = allowed  # type: ignore[assignment]
+
+
+def search_kernels(wanted: bool) -> None:
+    """Let convolutions of new shapes time their kernels from now on, or take the one that heuristics name first.
+
+    The setting is global: it also holds in the threads of a backward pass. A shape keeps the kernels of its first use.
+    """
+    torch.backends.cudnn.benchmark = wanted  # MIOpen of ROCm follows it, too
 
 
 def backend(device: torch.device) -> str:

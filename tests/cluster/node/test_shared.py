@@ -113,9 +113,11 @@ def test_a_run_that_fails_or_is_cancelled_ends_alone(
     shared = job("finish", "refuse", "wait", "wait")
     assert shared.before() == 0
     process = shared.start()
-    wait_for(lambda: shared.states[:2] == ["finished", "failed"])
+    wait_for(lambda: shared.states[:2] == ["finished", "failed"] and "left" in events(shared.runs[1]))
     shared.started(2, 3)
     assert shared.states[2:] == ["running", "running"]
+    assert [state.cancellable for state in read_states(shared.runs)] == [False, False, True, True]
+    assert "shares its job with 3 other runs" in read_states(shared.runs)[3].reason
     shared.runs[2].add_event("cancelled")
     wait_for(lambda: "left" in events(shared.runs[2]))
     assert shared.states == ["finished", "failed", "cancelled", "running"]
@@ -165,6 +167,21 @@ def test_a_job_whose_runs_are_all_cancelled_starts_nothing(job: Callable[..., Jo
     for run in shared.runs:
         run.add_event("cancelled")
     assert shared.before() == batch.NOTHING_TO_DO
+
+
+def test_a_run_that_is_being_resumed_in_another_job_is_left_to_that(
+    job: Callable[..., Job], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared = job("wait", "wait", "wait")
+    first, second, third = shared.runs
+    JobRecord(cluster="c", submitted=1.0, start=1).write(first)  # sbatch is at work
+    JobRecord(cluster="c", job_id="43").write(second)
+    assert shared.before() == 0
+    said = capsys.readouterr().out
+    assert f"{first.name} is not started: its job is another" in said
+    assert f"{second.name} is not started: its job is 43" in said
+    assert f"start 0 of {third.name}" in said
+    assert [JobRecord.of_run(run).job_id for run in shared.runs] == [None, "43", "42"]
 
 
 def test_ranks_know_their_share(job: Callable[..., Job]) -> None:
