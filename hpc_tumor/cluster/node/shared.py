@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from hpc_tumor.cluster.node.job import job_id_here, record_failure, start_number
+from hpc_tumor.cluster.node.job import job_id_here, record_failure, remove_half_result, start_number
 from hpc_tumor.cluster.node.local import TICK, Signals, StartedRun
 from hpc_tumor.cluster.observe.job_record import JobRecord
 from hpc_tumor.records import Failure, read_events
@@ -73,6 +73,7 @@ def _start(run: RunDir, signals: Signals) -> StartedRun | None:
     job = JobRecord.of_run(run)
     if reason_to_skip(run, job) is not None:
         return None
+    remove_half_result(run, job)
     seconds = float(job.plan.signal_delay) if job.plan else 0.0
     try:
         return StartedRun(run, signals, job.share, seconds)
