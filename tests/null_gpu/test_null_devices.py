@@ -195,4 +195,4 @@ def test_a_run_that_shares_a_gpu_cannot_take_the_memory_of_others(null_gpu: Null
     assert found["total"] == found["free"] == pytest.approx(0.9 * 0.25 * 4000 * 2**20, rel=0.01)
     assert found["left"] == pytest.approx(found["total"] - found["held"], abs=2**21)
     assert "out of memory" in found["refused"]
-    assert found["on GPU"] == [True, False]  # 30 and 50 % of the share, of which rows may take 40, though the GPU has room
+    assert found["on GPU"] == [True, False]  # 30 and 50 % of the share: rows may take 40 %
