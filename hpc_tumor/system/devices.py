@@ -7,8 +7,10 @@ used. It imports torch, so commands that do not compute must not import it.
 
 from __future__ import annotations
 
+import functools
 import re
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +28,7 @@ GPU_TYPES = ("cuda", "xpu")
 # gfx names of AMD GPUs with bfloat16 in hardware: MI100 and later, RDNA 3 and later (matrix or WMMA instructions).
 _AMD_BFLOAT16 = re.compile(r"gfx(?:908|90a|94\d|95\d|1[12]\d\d)\b")
 _TENSORS_OF_SHARED = 0.9
+_TRITON_SINCE = (7, 5)
 _LIBRARIES = {"cuda": "nccl", "xpu": "xccl"}  # RCCL, on ROCm, also goes by the name nccl
 
 
@@ -95,6 +98,13 @@ def capability(device: torch.device) -> Capability | None:
     return major, minor
 
 
+@functools.cache
+def runs_triton(device: torch.device) -> bool:
+    """Return True for an NVIDIA GPU that Triton compiles for."""
+    own = capability(device)
+    return own is not None and own >= _TRITON_SINCE
+
+
 def initialise() -> None:
     """Prepare the GPUs that this torch is built for. Raises torch's error, with the reason, if it can use none."""
     own = build()
@@ -135,6 +145,11 @@ def use(device: torch.device) -> None:
     """Make a GPU the current one of its kind, on which new streams and events are made; nothing for a CPU."""
     if is_gpu(device):
         _module(device).set_device(device)
+
+
+def current(device: torch.device) -> AbstractContextManager[object]:
+    """Return a context in which a GPU is the current one of its kind, on which kernels run; nothing for a CPU."""
+    return _module(device).device(device) if is_gpu(device) else nullcontext()
 
 
 def name(device: torch.device) -> str:
@@ -239,6 +254,14 @@ def allow_tf32(device: torch.device, allowed: bool) -> None:
         torch.backends.cudnn.allow_tf32 = allowed
     else:
         torch.backends.mkldnn.allow_tf32 = allowed  # type: ignore[assignment]
+
+
+def search_kernels(wanted: bool) -> None:
+    """Let convolutions of new shapes time their kernels from now on, or take the one that heuristics name first.
+
+    The setting is global: it also holds in the threads of a backward pass. A shape keeps the kernels of its first use.
+    """
+    torch.backends.cudnn.benchmark = wanted  # MIOpen of ROCm follows it, too
 
 
 def backend(device: torch.device) -> str:

@@ -57,7 +57,6 @@ def build_state(
     if experiment.hardware.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = not experiment.hardware.deterministic
     prepare_backend(distributed.device, experiment.hardware.precision)
     parts = make_parts(experiment, distributed, read_from)
     _check_validation(experiment, parts)
@@ -68,6 +67,7 @@ def build_state(
     formats = choose_formats(experiment.hardware, kernels, distributed, before)
     threads = choose_threads(experiment.hardware, kernels, distributed, formats, before)
     state = _first_state(experiment, run, distributed, parts, formats)
+    state.objective.searched_samples = 0 if experiment.hardware.deterministic else micro_batch_size(state)
     for loader in (parts.train, parts.val):
         if loader is not None:
             loader.alive = lambda: mark(state, "data")
