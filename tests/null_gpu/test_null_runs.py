@@ -13,6 +13,7 @@ from training_runs import result_of
 
 from hpc_tumor.errors import GpuMemoryError, HpcTumorError
 from hpc_tumor.models import MODELS
+from hpc_tumor.system.resources import SHARE_VARIABLE
 
 EVERYTHING = {"augment": True, "clip_gradients": 1.0, "ema": 0.9, "skip_nonfinite": 5, "epochs": 2}
 # Whole runs: what they train with, and how they are interrupted and tested.
@@ -47,6 +48,16 @@ def test_a_run_is_stopped_resumed_tested_and_predicts(
 def test_a_run_with_empty_volumes_only_is_cleaned(null_gpu: NullGpu, stores: dict[str, Path], tmp_path: Path) -> None:
     run = null_run(tmp_path, stores["segmentation"], "unet", recipe={"epochs": 1}, scoring={"clean": True})
     assert null_gpu.call(train_run, run.path) == ["finished"]
+
+
+def test_a_run_that_shares_its_gpu_counts_its_share_of_the_hours(
+    null_gpu: NullGpu, stores: dict[str, Path], tmp_path: Path
+) -> None:
+    run = null_run(tmp_path, stores["classification"], "cnn", recipe={"epochs": 1}, data={"keep": "gpu"})
+    assert null_gpu.call(train_run, run.path, variables={SHARE_VARIABLE: "0.25"}) == ["finished"]
+    result = result_of(run)
+    assert result["share"] == 0.25
+    assert result["gpu_hours"] == pytest.approx(0.25 * result["seconds"] / 3600)
 
 
 @pytest.mark.parametrize("final", [False, True])
