@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from hpc_tumor.models.layers.blocks import Encoder, check_input, check_settings, decoder_block, encoder_block, upsample
+from hpc_tumor.models.layers.blocks import Encoder, check_input, check_settings, decoder_block, encoder_block
+from hpc_tumor.models.layers.fused import upsample_add
 
 
 class ImprovedUNet(nn.Module):
@@ -14,6 +15,8 @@ class ImprovedUNet(nn.Module):
     `(N, in_channels, H, W)` → logits `(N, labels, H, W)`. H, W and `image_size` must be multiples of 16, at least 32,
     or UsageError is raised.
     """
+
+    join = staticmethod(upsample_add)  # of the decoder with a skip
 
     def __init__(self, labels: int = 3, in_channels: int = 4, image_size: int = 240, filters: int = 32) -> None:
         super().__init__()
@@ -32,6 +35,6 @@ class ImprovedUNet(nn.Module):
         x, skips = self.encoder(x)
         x = self.bottleneck(x)
         for block, skip in zip(self.decoder, skips, strict=True):
-            x = block(upsample(x) + skip)
+            x = block(self.join(x, skip))
         logits: Tensor = self.head(x)
         return logits

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from hpc_tumor.models.layers.blocks import Encoder, check_input, check_settings, plain_block, upsample
+from hpc_tumor.models.layers.blocks import Encoder, check_input, check_settings, plain_block
+from hpc_tumor.models.layers.fused import upsample_cat
 from hpc_tumor.models.layers.initialise import he_normal
 
 
@@ -15,6 +15,8 @@ class UNet(nn.Module):
     `(N, in_channels, H, W)` → logits `(N, labels, H, W)`. H, W and `image_size` must be multiples of 16, at least 32,
     or UsageError is raised.
     """
+
+    join = staticmethod(upsample_cat)  # of the decoder with a skip
 
     def __init__(self, labels: int = 3, in_channels: int = 4, image_size: int = 240, filters: int = 32) -> None:
         super().__init__()
@@ -35,6 +37,6 @@ class UNet(nn.Module):
         x, skips = self.encoder(x)
         x = self.bottleneck(x)
         for block, skip in zip(self.decoder, skips, strict=True):
-            x = block(torch.cat([upsample(x), skip], dim=1))
+            x = block(self.join(x, skip))
         logits: Tensor = self.head(x)
         return logits
