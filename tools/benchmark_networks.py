@@ -144,13 +144,13 @@ def flops_of_sample(experiment: Experiment) -> float:
         network = make_plain(build_model(experiment.model.name, filters=experiment.model.filters))
         images = torch.empty(2, spec.in_channels, spec.image_size, spec.image_size)
     # torch's own formula counts the filter gradient of a depthwise convolution as if it were a dense one.
-    mapping = {torch.ops.aten.convolution_backward: _flops_of_convolution_backward}
+    mapping = {torch.ops.aten.convolution_backward: flop_of_convolution_backward}
     with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
         network(images).sum().backward()
     return counter.get_total_flops() / len(images)
 
 
-def _flops_of_convolution_backward(
+def flop_of_convolution_backward(
     gradient: Any, x: Any, weight: Any, *rest: Any, out_shape: Any = None, **_: Any
 ) -> int:
     """Count the forward pass once for the input's gradient and once for the filter's."""

@@ -15,9 +15,10 @@ from hpc_tumor.cli.planning import LaunchPlan, fit_runs
 from hpc_tumor.cli.views.runs import count_states, submissions_table
 from hpc_tumor.cluster.describe.profiles import LOCAL
 from hpc_tumor.cluster.launch.existing import find_existing, read_submission
+from hpc_tumor.cluster.launch.planned import PlannedRun, share_again
 from hpc_tumor.cluster.launch.private import submission_lock
+from hpc_tumor.cluster.launch.sharing import find_needs, share_gpus
 from hpc_tumor.cluster.launch.submit import (
-    PlannedRun,
     array_script,
     check_runs,
     group_runs,
@@ -51,7 +52,8 @@ def show_scripts(
     to_submit = _select_new(planned, profile, runs, again)
     groups = group_runs(to_submit, profile, planned.max_array_tasks)
     jobs = [
-        {"runs": [{"model": item.experiment.model.name, "seed": item.experiment.seed} for item in group],
+        {"runs": [{"model": item.experiment.model.name, "seed": item.experiment.seed, "share": item.share}
+                  for item in group],
          "plan": group[0].plan.as_dict(),
          "script": _single_script(group[0], profile, runs) if len(group) == 1
          else array_script(len(group), profile, group[0].plan, runs, at_once)}
@@ -62,7 +64,7 @@ def show_scripts(
         for group, job in zip(groups, jobs, strict=True):
             names = "; ".join(f"{run.experiment.model.name}, seed {run.experiment.seed}" for run in group[:MAX_NAMED])
             more = f" and {len(group) - MAX_NAMED} more" if len(group) > MAX_NAMED else ""
-            array = f"an array of {len(group)} runs: " if len(group) > 1 else ""
+            array = f"an array of {len(group)} runs: " if len(group) > group[0].plan.runs else ""
             out.note(f"{array}{names}{more}, {'each ' if array else ''}on {group[0].plan.describe()}")
             out.text(str(job["script"]).rstrip())
 
@@ -137,6 +139,8 @@ def _select_new(planned: LaunchPlan, profile: ClusterProfile, runs: Path, again:
     if not to_submit:
         out.note("all runs exist already: see hpc-tumor status")
         return []
+    if planned.gpu_bytes is not None:
+        to_submit = _share(to_submit, profile, planned.gpu_bytes, runs)
     to_submit, later = _limit_to_queue(to_submit, profile)
     if later:
         out.note(
@@ -144,6 +148,33 @@ def _select_new(planned: LaunchPlan, profile: ClusterProfile, runs: Path, again:
             " user; run the same command again once some have ended"
         )
     return to_submit
+
+
+def _share(planned: Sequence[PlannedRun], profile: ClusterProfile, gpu_bytes: float, runs: Path) -> list[PlannedRun]:
+    """Return the runs with their shares of a GPU, and on a cluster with the jobs that they share; say which."""
+    needs = find_needs([item.experiment for item in planned], runs)
+    by_experiment = {item.experiment.signature: need for item, need in zip(planned, needs, strict=True)}
+
+    def describe(item: PlannedRun) -> str:
+        need = by_experiment[item.experiment.signature]
+        memory = f"{need.bytes / 2**30:.1f} GB{'' if need.measured else ' estimated'}"
+        return f"{item.experiment.model.name}, seed {item.experiment.seed} ({memory}, {item.share:.0%})"
+
+    if profile.name == LOCAL:
+        shared = [replace(item, share=need.share_of(gpu_bytes)) for item, need in zip(planned, needs, strict=True)]
+        groups = [shared]
+        head = "side by side on the GPU as far as they fit, in this order"
+    else:
+        shared = share_gpus(planned, needs, gpu_bytes)
+        groups = [group for group in group_runs(shared, profile) if group[0].job is not None]
+        head = "share a GPU" if planned[0].plan.gpus == 1 else "share the GPUs of a job"
+    for group in groups[:MAX_NAMED]:
+        out.note(f"{head}: {'; '.join(map(describe, group))}")
+    if len(groups) > MAX_NAMED:
+        out.note(f"and {counted(len(groups) - MAX_NAMED, 'more job')} of several runs")
+    if not groups:
+        out.note("--share-gpu: each run has a GPU for itself, as no small one fits beside another")
+    return shared
 
 
 def _drop_existing(planned: Sequence[PlannedRun], runs: Path) -> list[PlannedRun]:
@@ -183,7 +214,7 @@ def _limit_to_queue(planned: list[PlannedRun], profile: ClusterProfile) -> tuple
     queue_limit, running_limit = profile.limits.queued_jobs, profile.limits.running_jobs
     if profile.name == LOCAL:
         return planned, 0
-    later = 0
+    later, jobs = 0, _by_job(planned)
     if queue_limit is not None:
         room = queue_limit - (count_own_jobs() or 0)
         fitting = room // planned[0].plan.links
@@ -192,10 +223,20 @@ def _limit_to_queue(planned: list[PlannedRun], profile: ClusterProfile) -> tuple
                 f"{profile.name} allows {queue_limit} queued jobs per user, and {max(room, 0)} more can be queued: wait"
                 " until some have ended, or cancel some."
             )
-        planned, later = planned[:fitting], max(0, len(planned) - fitting)
-    if running_limit is not None and len(planned) > running_limit:
+        jobs, count = jobs[:fitting], len(planned)
+        planned = [item for job in jobs for item in job]
+        later = count - len(planned)
+    if running_limit is not None and len(jobs) > running_limit:
         out.note(f"{profile.name} runs {counted(running_limit, 'job')} per user at once: the others wait in the queue")
     return planned, later
+
+
+def _by_job(planned: Sequence[PlannedRun]) -> list[list[PlannedRun]]:
+    """Return the runs of each job; a task of an array counts as a job."""
+    jobs: dict[int, list[PlannedRun]] = {}
+    for number, item in enumerate(planned):
+        jobs.setdefault(-1 - number if item.job is None else item.job, []).append(item)
+    return list(jobs.values())
 
 
 def rerun(runs: Sequence[RunDir], yes: bool) -> None:
@@ -216,16 +257,18 @@ def rerun(runs: Sequence[RunDir], yes: bool) -> None:
     if skipped:
         out.note(f"skipped: {count_states(skipped)}")
     stores = Stores()
-    by_profile: dict[str, tuple[ClusterProfile, list[PlannedRun]]] = {}
+    by_profile: dict[str, tuple[ClusterProfile, list[PlannedRun], list[RunDir]]] = {}
     for run in runs:
         if run.path in {state.run.path for state in skipped}:
             continue
         profile, plan = read_submission(run)
         check_experiment(run.experiment(), stores)
-        key = profile.model_dump_json()
-        by_profile.setdefault(key, (profile, []))[1].append(PlannedRun(run.experiment(), plan))
-    for profile, planned in by_profile.values():
-        submit(fit_runs(planned, profile, set()), profile, runs[0].path.parent, again=True)
+        _, planned, earlier = by_profile.setdefault(profile.model_dump_json(), (profile, [], []))
+        planned.append(PlannedRun(run.experiment(), plan))
+        earlier.append(run)
+    for profile, planned, earlier in by_profile.values():
+        again = share_again(planned, earlier)
+        submit(fit_runs(again, profile, set()), profile, runs[0].path.parent, again=True)
 
 
 def _show_next(run: str | None, runs: Path) -> None:

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpc_tumor.cluster.describe.profiles import LOCAL, default_profile, find_profile
-from hpc_tumor.cluster.launch.submit import PlannedRun
+from hpc_tumor.cluster.launch.planned import PlannedRun
 from hpc_tumor.cluster.plan.fit import check_torch, fit_to_cluster
 from hpc_tumor.cluster.plan.plan import OPTIONS, Plan, divide_gpus, make_plan, refuse_options
 from hpc_tumor.config import ClusterProfile, Experiment, check_sbatch_options
 from hpc_tumor.console import out
 from hpc_tumor.errors import UsageError
+from hpc_tumor.system.gpu_memory import read_gpu_memory
 from hpc_tumor.system.resources import expand_home
 
 if TYPE_CHECKING:
@@ -24,10 +25,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LaunchPlan:
-    """Runs with their plans, and the cluster's limit of tasks in one array, if known."""
+    """Runs with their plans, and the cluster's limit of tasks in one array, if known.
+
+    Attributes:
+        gpu_bytes: memory of a GPU, if runs are to share it; else None.
+    """
 
     runs: list[PlannedRun]
     max_array_tasks: int | None = None
+    gpu_bytes: float | None = None
 
 
 def choose_profile(cluster: str | None, gpus: int | None = None) -> ClusterProfile:
@@ -54,7 +60,7 @@ def check_debug(given: Mapping[str, Any]) -> None:
         return
     if given["cluster"] not in (None, LOCAL):
         raise UsageError(f"--debug runs in the foreground on this machine: leave out --cluster {given['cluster']}.")
-    for name in ("dry_run", "wait"):
+    for name in ("dry_run", "wait", "share_gpu"):
         if given[name]:
             raise UsageError(f"--debug trains in the foreground: leave out --{name.replace('_', '-')}.")
     refuse_options("--debug trains on this machine", **plan_options(given))
@@ -81,8 +87,9 @@ def plan_options(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def plan_runs(
-    experiments: Sequence[Experiment], profile: ClusterProfile, at_once: int | None = None, **options: Any
-) -> LaunchPlan:
+    experiments: Sequence[Experiment], profile: ClusterProfile, at_once: int | None = None, share_gpu: bool = False,
+    **options: Any,
+) -> LaunchPlan:  # fmt: skip
     """Plan each experiment within the limits of the profile and the cluster. Raises UsageError if it does not fit."""
     if profile.name == LOCAL:
         refuse_options("runs on this machine start one after another (--cluster local)", at_once=at_once)
@@ -93,8 +100,35 @@ def plan_runs(
         raise UsageError(
             f"--at-once: {profile.name} does not requeue jobs, so each run is a chain of jobs, not part of an array."
         )
+    gpu_bytes = _memory_to_share(planned, profile, at_once) if share_gpu else None
     _note_slow_stores(profile, {experiment.data.store for experiment in experiments})
-    return fit_runs(planned, profile, {name for name, value in options.items() if value})
+    fitted = fit_runs(planned, profile, {name for name, value in options.items() if value})
+    return replace(fitted, gpu_bytes=gpu_bytes)
+
+
+def _memory_to_share(planned: Sequence[PlannedRun], profile: ClusterProfile, at_once: int | None) -> float:
+    """Return the memory of a GPU in bytes. Raises UsageError if runs with these plans cannot share GPUs."""
+    name = profile.name
+    if at_once is not None:
+        raise UsageError("--at-once limits the tasks of an array, and runs that share a GPU are not part of one.")
+    if not profile.node.gpus:
+        raise UsageError(f"--share-gpu: {name} has no GPUs: leave it out.")
+    for item in planned:
+        if item.plan.nodes > 1:
+            raise UsageError(
+                f"--share-gpu: a run on {item.plan.shape} needs its GPUs for itself: leave it out, or choose at most"
+                f" --gpus {profile.node.gpus}."
+            )
+        if item.plan.links > 1:
+            raise UsageError(f"--share-gpu: {name} does not requeue jobs, so each run is a chain of jobs of its own.")
+    if name == LOCAL:
+        gpus = read_gpu_memory()
+        if not gpus:
+            raise UsageError("--share-gpu: nvidia-smi does not tell the memory of this machine's GPUs: leave it out.")
+        return float(min(gpu.total for gpu in gpus))
+    if profile.node.gpu_memory_gb is None:
+        raise UsageError(f"--share-gpu: set gpu_memory_gb, the memory of one GPU, in [node] of the profile {name}.")
+    return profile.node.gpu_memory_gb * 2**30
 
 
 def fit_runs(planned: Sequence[PlannedRun], profile: ClusterProfile, asked: set[str]) -> LaunchPlan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -47,6 +48,9 @@ SbatchOptions = Annotated[
     list[str] | None,
     option("--sbatch", value="OPTION[=VALUE]", panel=CLUSTER, text="Other sbatch option, such as mail-type=END."),
 ]
+ShareGpu = Annotated[
+    bool, flag("--share-gpu", panel=CLUSTER, text="Let runs share a GPU: small networks beside a large one.")
+]
 AtOnce = Annotated[
     int | None, option("--at-once", value="N", min=1, panel=CLUSTER, text="Limit of runs at the same time.")
 ]
@@ -89,6 +93,7 @@ def submit(
     sbatch: SbatchOptions = None,
     walltime: Walltime = None,
     at_once: AtOnce = None,
+    share_gpu: ShareGpu = False,
     memory_gb: Memory = None,
     cpus: Cpus = None,
     accumulate: Accumulate = None,
@@ -126,8 +131,6 @@ def submit(
     cluster_profile = planning.choose_profile(cluster, gpus) if gpus else None
     experiments = make_experiments(request)
     cluster_profile = cluster_profile or planning.choose_profile(cluster)
-    planned = planning.plan_runs(experiments, cluster_profile, **options)
-    if dry_run:
-        launch.show_scripts(planned, cluster_profile, folder_of_runs(runs), again=again, at_once=at_once or 0)
-    else:
-        launch.submit(planned, cluster_profile, folder_of_runs(runs), wait=wait, again=again, at_once=at_once or 0)
+    planned = planning.plan_runs(experiments, cluster_profile, share_gpu=share_gpu, **options)
+    start = launch.show_scripts if dry_run else partial(launch.submit, wait=wait)
+    start(planned, cluster_profile, folder_of_runs(runs), again=again, at_once=at_once or 0)

@@ -1,17 +1,24 @@
-"""Cancel queued or running runs, on SLURM and on this machine."""
+"""Cancel queued or running runs, on SLURM and on this machine.
+
+A run that shares a job with others ends alone: the process that started its ranks there sees the event `cancelled` and
+ends them, or does not start them. The job itself is cancelled with the last of its runs.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
 import signal
+from collections.abc import Collection
 from pathlib import Path
 
 from hpc_tumor.cluster import slurm
 from hpc_tumor.cluster.describe.profiles import LOCAL
 from hpc_tumor.cluster.observe.job_record import JobRecord
+from hpc_tumor.cluster.observe.queue import read_states
 from hpc_tumor.cluster.observe.states import RunState
 from hpc_tumor.errors import ClusterError, UsageError
+from hpc_tumor.run_dir import RunDir, is_run
 
 
 def cancel(*states: RunState) -> dict[str, ClusterError]:
@@ -27,7 +34,8 @@ def cancel(*states: RunState) -> dict[str, ClusterError]:
         if not state.cancellable or state.job_id is None:
             raise UsageError(f"{state.name} is {state.state}: nothing to cancel.")
     errors: dict[str, ClusterError] = {}
-    on_slurm = [state for state in states if state.cluster != LOCAL]
+    names = {state.name for state in states}
+    on_slurm = [state for state in states if state.cluster != LOCAL and not _others_in_job(state, names)]
     # The last job of a chain first, so that none starts meanwhile.
     jobs = {state.name: (JobRecord.of_run(state.run).job_ids or (str(state.job_id),))[::-1] for state in on_slurm}
     try:
@@ -54,6 +62,14 @@ def cancel(*states: RunState) -> dict[str, ClusterError]:
     if len(states) == 1 and errors:
         raise errors[states[0].name]
     return errors
+
+
+def _others_in_job(state: RunState, cancelled: Collection[str]) -> bool:
+    """Return True if the run shares its job with runs that are not to be cancelled and have not ended."""
+    together = JobRecord.of_run(state.run).together
+    others = [RunDir(state.run.path.with_name(name)) for name in together if name not in cancelled]
+    states = read_states([run for run in others if is_run(run.path)])
+    return any(other.job_id == state.job_id and other.state.open for other in states)
 
 
 def _end_process(state: RunState) -> None:

@@ -1,7 +1,7 @@
 """Registry of the seven networks by their names on the command line.
 
 Commands that never build a network read it, so torch is imported only to build one. Imported by cli/,
-experiments/, prediction/, results/, settings and training/.
+cluster/, experiments/, prediction/, results/, settings and training/.
 """
 
 from __future__ import annotations
@@ -44,6 +44,10 @@ class ModelSpec:
     """Divisor of an input's sides."""
     kernels: Kernels
     """Layers that most of its time goes to; they decide which number format is the fastest on a CPU."""
+    parameters: int
+    """Trainable parameters of the published network."""
+    pixel_bytes: int
+    """Bytes that a float32 step keeps for the backward pass, per pixel of the published input."""
     attention: bool = False
     """`forward` accepts `return_attention`."""
 
@@ -81,14 +85,27 @@ class ModelSpec:
 MODELS: dict[str, ModelSpec] = {
     spec.name: spec
     for spec in (
-        ModelSpec("cnn", "CNN", "classification", _CLASSIFICATION, 69, 1, "convolutions"),
-        ModelSpec("alexnet", "AlexNet", "classification", _CLASSIFICATION, 69, 1, "convolutions"),
-        ModelSpec("vgg16", "VGG16", "classification", _CLASSIFICATION, 32, 1, "convolutions"),
-        ModelSpec("vit", "ViT", "classification", _CLASSIFICATION, 16, 16, "attention", attention=True),
-        ModelSpec("unet", "UNet", "segmentation", _SEGMENTATION, 32, 16, "convolutions"),
-        ModelSpec("improved-unet", "ImprovedUNet", "segmentation", _SEGMENTATION, 32, 16, "bottlenecks"),
+        ModelSpec("cnn", "CNN", "classification", _CLASSIFICATION, 69, 1, "convolutions", 3_001_156, 109),
+        ModelSpec("alexnet", "AlexNet", "classification", _CLASSIFICATION, 69, 1, "convolutions", 4_589_316, 68),
+        ModelSpec("vgg16", "VGG16", "classification", _CLASSIFICATION, 32, 1, "convolutions", 65_070_916, 1_464),
         ModelSpec(
-            "attention-unet", "AttentionUNet", "segmentation", _SEGMENTATION, 32, 16, "bottlenecks", attention=True
+            "vit", "ViT", "classification", _CLASSIFICATION, 16, 16, "attention", 21_458_436, 1_658, attention=True
+        ),
+        ModelSpec("unet", "UNet", "segmentation", _SEGMENTATION, 32, 16, "convolutions", 5_496_451, 1_592),
+        ModelSpec(
+            "improved-unet", "ImprovedUNet", "segmentation", _SEGMENTATION, 32, 16, "bottlenecks", 3_082_739, 6_369
+        ),
+        ModelSpec(
+            "attention-unet",
+            "AttentionUNet",
+            "segmentation",
+            _SEGMENTATION,
+            32,
+            16,
+            "bottlenecks",
+            3_258_263,
+            6_495,
+            attention=True,
         ),
     )
 }

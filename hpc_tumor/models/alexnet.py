@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from hpc_tumor.models.cnn import SMALLEST, pooled_side
 from hpc_tumor.models.layers import checks
 from hpc_tumor.models.layers.fast import FirstConv2d
+from hpc_tumor.models.layers.fused import Convolutions
 from hpc_tumor.models.layers.initialise import he_normal
 
 
@@ -22,7 +23,7 @@ class AlexNet(nn.Module):
         checks.positive(classes=classes, in_channels=in_channels)
         checks.at_least(image_size, SMALLEST, "alexnet")
         self.in_channels, self.image_size = in_channels, image_size
-        self.features = nn.Sequential(
+        self.features = Convolutions(
             FirstConv2d(in_channels, 96, 9, stride=4),
             nn.ReLU(inplace=True),
             nn.MaxPool2d(2),

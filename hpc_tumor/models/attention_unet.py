@@ -6,7 +6,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hpc_tumor.models.layers.blocks import Encoder, check_input, check_settings, decoder_block, encoder_block, upsample
+from hpc_tumor.models.layers.blocks import Encoder, check_input, check_settings, decoder_block, encoder_block
+from hpc_tumor.models.layers.fused import upsample, upsample_add
 
 
 class AttentionUNet(nn.Module):
@@ -40,7 +41,7 @@ class AttentionUNet(nn.Module):
         maps: list[Tensor] = []
         for gate, block, skip in zip(self.gates, self.decoder, skips, strict=True):
             attention = gate(x, skip)
-            x = block(upsample(x) + attention * skip)
+            x = block(upsample_add(x, attention * skip))
             maps.append(attention)
         logits: Tensor = self.head(x)
         return (logits, maps) if return_attention else logits

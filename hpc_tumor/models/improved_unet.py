@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from hpc_tumor.models.layers.blocks import Encoder, check_input, check_settings, decoder_block, encoder_block, upsample
+from hpc_tumor.models.layers.blocks import Encoder, check_input, check_settings, decoder_block, encoder_block
+from hpc_tumor.models.layers.fused import upsample_add
 
 
 class ImprovedUNet(nn.Module):
@@ -32,6 +33,6 @@ class ImprovedUNet(nn.Module):
         x, skips = self.encoder(x)
         x = self.bottleneck(x)
         for block, skip in zip(self.decoder, skips, strict=True):
-            x = block(upsample(x) + skip)
+            x = block(upsample_add(x, skip))
         logits: Tensor = self.head(x)
         return logits

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from hpc_tumor.models.layers.blocks import Encoder, check_input, check_settings, plain_block, upsample
+from hpc_tumor.models.layers.blocks import Encoder, check_input, check_settings, plain_block
+from hpc_tumor.models.layers.fused import upsample_cat
 from hpc_tumor.models.layers.initialise import he_normal
 
 
@@ -35,6 +35,6 @@ class UNet(nn.Module):
         x, skips = self.encoder(x)
         x = self.bottleneck(x)
         for block, skip in zip(self.decoder, skips, strict=True):
-            x = block(torch.cat([upsample(x), skip], dim=1))
+            x = block(upsample_cat(x, skip))
         logits: Tensor = self.head(x)
         return logits

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from hpc_tumor.models.layers import checks
 from hpc_tumor.models.layers.fast import Dropout, FirstConv2d
+from hpc_tumor.models.layers.fused import Convolutions
 from hpc_tumor.models.layers.initialise import he_normal
 
 GROUPS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
@@ -32,7 +33,7 @@ class VGG16(nn.Module):
                 layers += [kind(width, out, 3, padding=1), nn.ReLU(inplace=True)]
                 width = out
             layers.append(nn.MaxPool2d(2))
-        self.features = nn.Sequential(*layers)
+        self.features = Convolutions(*layers)
         self.classifier = nn.Sequential(
             nn.Flatten(),
             nn.Linear(width * (image_size // SMALLEST) ** 2, 4096),

@@ -11,7 +11,7 @@ import functools
 import re
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ from torch.profiler import ProfilerActivity, supported_activities
 
 from hpc_tumor.errors import UsageError
 from hpc_tumor.system import torch_builds
+from hpc_tumor.system.resources import own_share
 from hpc_tumor.system.torch_builds import Capability, TorchBuild, advice, refusal, runs_on
 
 T = TypeVar("T")
@@ -28,6 +29,8 @@ CPU = torch.device("cpu")
 GPU_TYPES = ("cuda", "xpu")
 # gfx names of AMD GPUs with bfloat16 in hardware: MI100 and later, RDNA 3 and later (matrix or WMMA instructions).
 _AMD_BFLOAT16 = re.compile(r"gfx(?:908|90a|94\d|95\d|1[12]\d\d)\b")
+_TENSORS_OF_SHARED = 0.9
+_TRITON_SINCE = (7, 5)
 _LIBRARIES = {"cuda": "nccl", "xpu": "xccl"}  # RCCL, on ROCm, also goes by the name nccl
 
 
@@ -141,6 +144,13 @@ def capture(work: Callable[[], T], device: torch.device) -> tuple[Callable[[], N
     return graph.replay, result
 
 
+@functools.cache
+def runs_triton(device: torch.device) -> bool:
+    """Return True for an NVIDIA GPU that Triton compiles for."""
+    own = capability(device)
+    return own is not None and own >= _TRITON_SINCE
+
+
 def initialise() -> None:
     """Prepare the GPUs that this torch is built for. Raises torch's error, with the reason, if it can use none."""
     own = build()
@@ -183,6 +193,11 @@ def use(device: torch.device) -> None:
         _module(device).set_device(device)
 
 
+def current(device: torch.device) -> AbstractContextManager[object]:
+    """Return a context in which a GPU is the current one of its kind, on which kernels run; nothing for a CPU."""
+    return _module(device).device(device) if is_gpu(device) else nullcontext()
+
+
 def name(device: torch.device) -> str:
     """Return the name of a device for people: `NVIDIA A100-SXM4-40GB`, or `CPU`."""
     return str(_module(device).get_device_name(device)) if is_gpu(device) else "CPU"
@@ -202,19 +217,38 @@ def smi_name(device: torch.device) -> str | None:
 
 
 def total_memory(device: torch.device) -> int:
-    """Return the memory of a GPU in bytes."""
-    return int(_properties(device).total_memory)
+    """Return the memory of a GPU in bytes; of a shared one, the share of this process."""
+    return int(_properties(device).total_memory * _share_of_memory())
 
 
 def free_memory(device: torch.device) -> int:
-    """Return the bytes of a GPU that no process uses; if its driver cannot tell, those that this process does not."""
+    """Return the bytes of a GPU that no process uses, or less, what is left of this process's share.
+
+    If the driver cannot tell, those that this process does not use.
+    """
     module = _module(device)
+    left = total_memory(device) - int(module.memory_reserved(device))
     try:
-        return int(module.mem_get_info(device)[0])
+        free = int(module.mem_get_info(device)[0])
     except RuntimeError:
         if device.type == "cuda":
             raise
-        return total_memory(device) - int(module.memory_reserved(device))  # Intel's integrated GPUs do not tell
+        return left  # Intel's integrated GPUs do not tell
+    return free if own_share() >= 1 else min(free, left)
+
+
+def limit_memory(device: torch.device) -> None:
+    """Keep this process to its share of a GPU's memory, so that it cannot take that of others; nothing if it is alone.
+
+    torch refuses to allocate more, as if the GPU was full.
+    """
+    if is_gpu(device) and own_share() < 1 and hasattr(_module(device), "set_per_process_memory_fraction"):
+        _module(device).set_per_process_memory_fraction(_share_of_memory(), device)
+
+
+def _share_of_memory() -> float:
+    """Return the share of a GPU's memory for tensors: each process needs more, for its context and libraries."""
+    return 1.0 if own_share() >= 1 else _TENSORS_OF_SHARED * own_share()
 
 
 def peak_memory(device: torch.device) -> PeakMemory:
@@ -266,6 +300,14 @@ def allow_tf32(device: torch.device, allowed: bool) -> None:
         torch.backends.cudnn.allow_tf32 = allowed
     else:
         torch.backends.mkldnn.allow_tf32 = allowed  # type: ignore[assignment]
+
+
+def search_kernels(wanted: bool) -> None:
+    """Let convolutions of new shapes time their kernels from now on, or take the one that heuristics name first.
+
+    The setting is global: it also holds in the threads of a backward pass. A shape keeps the kernels of its first use.
+    """
+    torch.backends.cudnn.benchmark = wanted  # MIOpen of ROCm follows it, too
 
 
 def backend(device: torch.device) -> str:

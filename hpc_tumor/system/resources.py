@@ -14,6 +14,9 @@ from hpc_tumor.errors import UsageError
 # By these, SLURM and users choose the GPUs that a process sees: NVIDIA's (and AMD's), AMD's, and Intel's.
 _GPU_MASKS = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
 NO_HOME = "HOME is not set, and the user is unknown on this machine"
+GPU_SHARE = 0.4  # of a GPU's memory for rows of the data; the rest is for the network and its activations
+# Set for the ranks of a run that shares a GPU: its share of the GPU's memory, and of the CPUs and memory of the host.
+SHARE_VARIABLE = "HPC_TUMOR_SHARE"
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 
@@ -51,19 +54,29 @@ def user_name(uid: int) -> str:
         return f"user {uid}"
 
 
+def own_share(variables: Mapping[str, str] = os.environ) -> float:
+    """Return the share of GPU, CPUs and memory that this process may use beside other runs; 1 if it is alone."""
+    return float(variables.get(SHARE_VARIABLE) or 1.0)
+
+
+def share_of_cpus(cpus: int, share: float) -> int:
+    """Return the CPUs of a run with this share; at least 2, if there are: one reads while the other feeds the GPU."""
+    return cpus if share >= 1 else max(min(2, cpus), int(cpus * share))
+
+
 def available_cpus() -> int:
-    """Return the number of CPUs that this process may use, by affinity and control groups (as in a container)."""
+    """Return the number of CPUs for this process, by affinity, control groups (as in a container) and its share."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for folder in _group_folders("cpu"):
         with suppress(OSError, ValueError):
             quota, period = (folder / "cpu.max").read_text().split()
             if quota != "max":
                 cpus = min(cpus, math.ceil(int(quota) / int(period)))
-    return max(1, cpus)
+    return share_of_cpus(max(1, cpus), own_share())
 
 
 def available_memory() -> int:
-    """Return the bytes that this process may still allocate, within its control groups and SLURM job."""
+    """Return the bytes that this process may still allocate, within its control groups, SLURM job and share."""
     free = [_slurm_limit(os.environ)]
     with suppress(OSError, ValueError):
         fields = dict(line.split(":") for line in (PROC / "meminfo").read_text().splitlines())
@@ -72,7 +85,8 @@ def available_memory() -> int:
         free += [_left(folder, "memory.max", "memory.current", "inactive_file"),
                  _left(folder, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")]  # fmt: skip
     known = [count for count in free if count is not None]
-    return max(0, min(known)) if known else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    left = max(0, min(known)) if known else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return int(left * own_share())
 
 
 def gpu_mask(variables: Mapping[str, str]) -> tuple[str, list[str]] | None:

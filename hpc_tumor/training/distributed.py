@@ -151,6 +151,7 @@ def init_distributed(
     torch.set_num_threads(threads or max(1, cpus_of_rank(ranks_here)))
     devices.check_code(device)
     devices.use(device)
+    devices.limit_memory(device)
     nodes = -(-world_size // ranks_here)
     if alone:
         return Distributed(rank, local_rank, world_size, nodes, device)

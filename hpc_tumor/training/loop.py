@@ -19,7 +19,7 @@ from hpc_tumor.errors import UsageError
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.system import atomic
 from hpc_tumor.training.average import scoring_weights
-from hpc_tumor.training.checkpoints.saving import save_last, save_weights, wait_until_saved
+from hpc_tumor.training.checkpoints.saving import is_kept, keep_best, save_last, wait_until_saved
 from hpc_tumor.training.checkpoints.writer import disk_full_error
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.graph import release_graph, take_step
@@ -95,15 +95,19 @@ def train_to_end(state: TrainingState, stop: Callable[[], str | None] = never) -
 def _train_epochs(state: TrainingState, heartbeat: Heartbeat, stop: Callable[[], str | None]) -> bool:
     """Train and validate to the last epoch. Return False if stopped before, with a checkpoint written."""
     progress, mirror = state.progress, Mirror(state.run, state.experiment.tensorboard and state.distributed.is_main)
-    while progress.epoch < state.experiment.recipe.epochs and not _gave_up(state):
+    over = _is_over(state)
+    while not over:
         if not train_epoch(state, heartbeat, stop):
             return False
         progress.epoch, progress.step, progress.totals = progress.epoch + 1, 0, []
         _validate(state, heartbeat)
-        save_last(state)
-        heartbeat.checkpoint_written()
+        stopping, due = state.distributed.any(stop() is not None, heartbeat.checkpoint_due())
+        over = _is_over(state)
+        if over or stopping or due or is_kept(state):
+            save_last(state)
+            heartbeat.checkpoint_written()
         mirror.update()
-        if state.distributed.any(stop() is not None)[0]:
+        if stopping:
             return False
     return True
 
@@ -150,7 +154,7 @@ def _record_training(state: TrainingState, heartbeat: Heartbeat, totals: dict[st
 
 
 def _validate(state: TrainingState, heartbeat: Heartbeat) -> None:
-    """Score the validation part, and save the weights if they are the best so far."""
+    """Score the validation part, and keep the weights if they are the best so far."""
     progress, main_score = state.progress, state.experiment.main_score
     if state.parts.val is None:
         progress.best_epoch = progress.epoch
@@ -167,7 +171,11 @@ def _validate(state: TrainingState, heartbeat: Heartbeat) -> None:
     best_score, best_loss = progress.best_score, progress.best_loss
     if best_score is None or best_loss is None or (score, -loss) > (best_score, -best_loss):
         progress.best_score, progress.best_loss, progress.best_epoch = score, loss, progress.epoch
-        save_weights(state, state.run.best_weights)
+        keep_best(state)
+
+
+def _is_over(state: TrainingState) -> bool:
+    return state.progress.epoch >= state.experiment.recipe.epochs or _gave_up(state)
 
 
 def _gave_up(state: TrainingState) -> bool:

@@ -27,7 +27,7 @@ from hpc_tumor.system.resources import gpu_mask
 from hpc_tumor.training import graph
 from hpc_tumor.training.average import WeightAverage
 from hpc_tumor.training.batch_norm import synchronise_batch_norm
-from hpc_tumor.training.checkpoints.resume import resume
+from hpc_tumor.training.checkpoints.resume import resume, steps_to_repeat
 from hpc_tumor.training.checkpoints.writer import CheckpointWriter
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.losses import EXCLUSIVE_LOSSES, build_loss
@@ -60,7 +60,6 @@ def build_state(
     if experiment.hardware.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = not experiment.hardware.deterministic
     prepare_backend(distributed.device, experiment.hardware.precision)
     devices.use_own_stream(distributed.device)  # before anything is on the GPU
     parts = make_parts(experiment, distributed, read_from)
@@ -72,6 +71,7 @@ def build_state(
     formats = choose_formats(experiment.hardware, kernels, distributed, before)
     threads = choose_threads(experiment.hardware, kernels, distributed, formats, before)
     state = _first_state(experiment, run, distributed, parts, formats)
+    state.objective.searched_samples = 0 if experiment.hardware.deterministic else micro_batch_size(state)
     for loader in (parts.train, parts.val):
         if loader is not None:
             loader.alive = lambda: mark(state, "data")
@@ -255,7 +255,9 @@ def _announce(state: TrainingState, chosen: list[str], resumed: bool) -> None:
     if distributed.world_size > 1 and not devices.is_gpu(distributed.device) and _has_batch_norm(state.network):
         lines.append("batch norm: each rank normalises its own samples; running statistics are rank 0's")
     if resumed:
-        lines.append(f"resuming at epoch {progress.epoch + 1}, step {progress.step}")
+        repeated = steps_to_repeat(state.run, progress, state.steps)
+        after = f", repeating at least {counted(repeated, 'step')} after its last checkpoint" if repeated else ""
+        lines.append(f"resuming at epoch {progress.epoch + 1}, step {progress.step}{after}")
     print("\n".join(lines), file=sys.stderr, flush=True)
     state.run.keep_metrics(progress.epoch)
     state.run.add_event(

@@ -17,7 +17,7 @@ from hpc_tumor.config import Experiment
 from hpc_tumor.data.feed.loader import Share, StaticShare
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.training.average import WeightAverage
-from hpc_tumor.training.checkpoints.files import Progress
+from hpc_tumor.training.checkpoints.files import BestWeights, Progress
 from hpc_tumor.training.checkpoints.writer import CheckpointWriter
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.host_copy import HostCopy
@@ -87,6 +87,7 @@ class TrainingState:
         average: running mean of the weights, if the recipe has one.
         writer: rank 0 only.
         step_delay: file with the seconds that each step waits while the file exists.
+        best: weights of the best epoch of this start, the same on all ranks.
         unchecked: steps not yet checked for finite values.
         last_losses: losses of this rank's share of the last step that was checked, on the host.
         graph: the CUDA graph of the step.
@@ -112,6 +113,7 @@ class TrainingState:
     step_delay: Path | None
     progress: Progress = field(default_factory=Progress)
     began: float = field(default_factory=time.perf_counter)
+    best: BestWeights | None = None
     unchecked: deque[UncheckedStep] = field(default_factory=deque)
     last_losses: Tensor | None = None
     graph: StepGraph = field(default_factory=StepGraph)

@@ -12,6 +12,7 @@ from launching import events, small_experiment, submit_experiment, wait_for
 from local_slurm import LOCAL_TEST
 
 from hpc_tumor.cluster.describe.profiles import find_profile
+from hpc_tumor.cluster.launch.planned import PlannedRun
 from hpc_tumor.cluster.observe.logs import log_text
 from hpc_tumor.cluster.observe.queue import read_states
 from hpc_tumor.cluster.observe.states import RunState
@@ -67,6 +68,15 @@ class Launcher:
         self, *, ranks: int = RANKS, profile: ClusterProfile = PROFILE, runs: Path | None = None,
         minutes: int | None = None, options: dict[str, Any] | None = None, **settings: Any,
     ) -> RunDir:  # fmt: skip
+        item = self.planned(ranks=ranks, profile=profile, minutes=minutes, options=options, **settings)
+        self.runs.append(submit_experiment(item.experiment, profile, item.plan, runs or self.folder / "runs").run)
+        return self.runs[-1]
+
+    def planned(
+        self, *, ranks: int = RANKS, profile: ClusterProfile = PROFILE, minutes: int | None = None,
+        options: dict[str, Any] | None = None, **settings: Any,
+    ) -> PlannedRun:  # fmt: skip
+        """Return the training, to be submitted by the test."""
         self.monkeypatch.setenv("HPC_TUMOR_STEP_DELAY", str(self.delay))
         plan = make_plan(profile, ranks, memory_gb=1.5 * ranks, cpus=1, walltime=minutes, options=options)
         recipe = {"epochs": EPOCHS, "batch_size": 8, "augment": True}
@@ -76,8 +86,7 @@ class Launcher:
                 "data": {"store": self.store, "image_size": 72}, **settings,
             }
         )  # fmt: skip
-        self.runs.append(submit_experiment(experiment, profile, plan, runs or self.folder / "runs").run)
-        return self.runs[-1]
+        return PlannedRun(experiment, plan)
 
     def slow_down(self, seconds: float) -> None:
         """Set the delay of each step."""

@@ -18,7 +18,8 @@ from local_slurm import LOCAL_TEST
 import hpc_tumor
 from hpc_tumor.cluster.cancel import cancel
 from hpc_tumor.cluster.describe.profiles import find_profile
-from hpc_tumor.cluster.launch.submit import PlannedRun, job_script, submit_all
+from hpc_tumor.cluster.launch.planned import PlannedRun
+from hpc_tumor.cluster.launch.submit import job_script, submit_all
 from hpc_tumor.cluster.observe.logs import log_text
 from hpc_tumor.cluster.observe.queue import read_states
 from hpc_tumor.cluster.observe.states import RunState

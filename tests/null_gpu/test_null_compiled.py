@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from child import Watch
 from null_runs import watch_steps
 from processes import NullGpu
 
 from hpc_tumor.models import MODELS
+from hpc_tumor.training.scoring.metrics import count_labels
 
 FASTEST = "cnn"  # to compile
 
@@ -41,3 +43,15 @@ def test_compiled_steps_of_two_ranks_wait_for_nothing(
     watches = null_gpu.call(watch_compiled, store, FASTEST, ranks=2, variables=variables, timeout=550)
     assert [watch.faults() for watch in watches] == [{}, {}]
     assert all(not any("batch_norm" in name for name in watch.by_kernel) for watch in watches)
+
+
+def count_compiled(exclusive: bool) -> tuple[int, ...]:
+    logits, labels = torch.zeros(2, 3, 32, 32, device="cuda"), torch.zeros(2, 32, 32, dtype=torch.uint8, device="cuda")
+    return tuple(torch.compile(count_labels, fullgraph=True)(logits, labels, exclusive).shape)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_triton_accepts_the_code_that_counts_labels(null_gpu: NullGpu, tmp_path: Path, exclusive: bool) -> None:
+    variables = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    assert null_gpu.call(count_compiled, exclusive, variables=variables) == (2, 4, 8)

@@ -26,6 +26,7 @@ from hpc_tumor.cluster.launch.snapshot import snapshot_path, verified_python
 from hpc_tumor.cluster.node.job import TrainingJob
 from hpc_tumor.cluster.node.local import LocalRun, rank_variables
 from hpc_tumor.cluster.node.local_queue import Ticket, take_ticket
+from hpc_tumor.cluster.node.shared import SharedJob
 from hpc_tumor.cluster.plan.plan import Plan
 from hpc_tumor.cluster.slurm import cancel_job
 from hpc_tumor.config import ClusterProfile
@@ -34,11 +35,14 @@ from hpc_tumor.run_dir import RunDir
 from hpc_tumor.system.processes import python_variables
 
 
-def start_local(run: RunDir, code: Path) -> str:
-    """Start a run in the background of this machine, queued after earlier ones, and return its process id."""
+def start_local(run: RunDir, code: Path, share: float = 1.0) -> str:
+    """Start a run in the background of this machine, and return its process id.
+
+    It waits for earlier runs, unless all fit on the GPU together; `share` is what it needs of the GPU's memory.
+    """
     executor = _DetachedExecutor(folder=run.submission, python=shlex.join([sys.executable, *verified_python(code)]))
     executor.code = code
-    executor.ticket = take_ticket(run.path.parent, run.name)
+    executor.ticket = take_ticket(run.path.parent, run.name, share)
     try:
         job: LocalJob[str] = executor.submit(LocalRun(run.path))  # type: ignore[assignment]
     except BaseException:
@@ -52,13 +56,18 @@ def start_local(run: RunDir, code: Path) -> str:
 def start_on_slurm(
     runs: Sequence[RunDir], profile: ClusterProfile, plan: Plan, folder: Path, name: str, at_once: int
 ) -> list[str]:
-    """Submit the job of one run, or an array for several. Returns a job id per run, then those of further links.
+    """Submit the job of one run or of several that share it, or an array. Returns a job id per run, then further links.
 
     Raises ClusterError if SLURM refuses; no job stays in the queue.
     """
     accepted: list[str] = []
     calls = [TrainingJob(run.path) for run in runs]
     try:
+        if plan.runs > 1:
+            executor = _executor(folder, profile, plan, name)
+            executor.accepted = accepted
+            executor.submit(SharedJob([run.path for run in runs]))
+            return accepted * len(runs)
         for link in range(plan.links):
             after = accepted[-1] if link else None
             executor = _executor(folder, profile, plan, name, after=after, at_once=at_once, tasks=len(runs))
@@ -79,7 +88,8 @@ def script_text(
     """Return the text of the job script. Writes nothing and needs no SLURM."""
     parent = runs[0].path.parent
     if profile.name != LOCAL:
-        return _executor(folder, profile, plan, name, at_once=at_once, tasks=len(runs)).script(len(runs))
+        tasks = 1 if plan.runs > 1 else len(runs)
+        return _executor(folder, profile, plan, name, at_once=at_once, tasks=tasks).script(tasks)
     command = [sys.executable, "-u", "-m", "hpc_tumor.cluster.node.job", str(runs[0].path)]
     assigned = " ".join(f"{name}={value}" for name, value in rank_variables(0, plan.gpus, 29_500).items())
     ranks = f"ranks 0 to {plan.gpus - 1}, started together" if plan.gpus > 1 else "one process"

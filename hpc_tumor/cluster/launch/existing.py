@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from hpc_tumor.cluster.observe.job_record import OTHER_VERSION, JobRecord
@@ -73,7 +74,10 @@ def read_own_submission(run: RunDir) -> tuple[ClusterProfile, Plan]:
 
 
 def read_submission(run: RunDir) -> tuple[ClusterProfile, Plan]:
-    """Return the profile and plan that a run was submitted with. Raises UsageError if it never was."""
+    """Return the profile and plan that a run was submitted with, as for a job of its own.
+
+    Raises UsageError if it never was.
+    """
     job = JobRecord.of_run(run)
     if job.faults:
         raise UsageError(f"{run.name}: {'; '.join(job.faults)}. {OTHER_VERSION}")
@@ -88,7 +92,7 @@ def read_submission(run: RunDir) -> tuple[ClusterProfile, Plan]:
             f"{run.name} was submitted by {owner_of(run.path)} with secret settings{names}: submit it with a profile of"
             " your own."
         )
-    return profile, job.plan
+    return profile, replace(job.plan, runs=1)
 
 
 def refuse_active(runs: Sequence[RunDir]) -> None:

@@ -39,7 +39,7 @@ def sbatch_parameters(
         tasks: number of array tasks.
     """
     # Steps do not inherit --cpus-per-task (since SLURM 22.05). A lost rank must end the others, which wait for it.
-    srun_args = [f"--cpus-per-task={plan.cpus_per_task}", "--kill-on-bad-exit=1", "--wait=60"]
+    srun_args = [f"--cpus-per-task={_tasks(plan)[1]}", "--kill-on-bad-exit=1", "--wait=60"]
     extra = _extra_options(profile, plan, profile.slurm.requeue)
     if "%" in str(folder):  # submitit does not escape it
         logs = f"{log_folder(folder)}/{'%A_%a' if tasks > 1 else '%j'}"
@@ -76,6 +76,7 @@ def sbatch_options(
 def _request(name: str, profile: ClusterProfile, plan: Plan) -> dict[str, Any]:
     gpus = f"{profile.slurm.gpu_type}:{plan.gpus_per_node}" if profile.slurm.gpu_type else str(plan.gpus_per_node)
     request = profile.slurm.gpu_request if plan.gpus_per_node else "none"
+    tasks, cpus = _tasks(plan)
     return {
         "job_name": name,
         "partition": plan.partition,
@@ -83,13 +84,19 @@ def _request(name: str, profile: ClusterProfile, plan: Plan) -> dict[str, Any]:
         "qos": plan.qos,
         "constraint": plan.constraint,
         "nodes": plan.nodes,
-        "ntasks_per_node": plan.tasks_per_node,
-        "cpus_per_task": plan.cpus_per_task,
+        "ntasks_per_node": tasks,
+        "cpus_per_task": cpus,
         "mem": f"{int(plan.memory_gb * 1024)}M",
         "time": plan.walltime,
         "gres": f"gpu:{gpus}" if request == "gres" else None,
         "gpus_per_node": gpus if request == "gpus-per-node" else None,
     }
+
+
+def _tasks(plan: Plan) -> tuple[int, int]:
+    """Return SLURM's tasks per node, and their CPUs: a task per rank, or one that starts the ranks of several runs."""
+    per_rank = plan.tasks_per_node, plan.cpus_per_task
+    return per_rank if plan.runs == 1 else (1, plan.tasks_per_node * plan.cpus_per_task)
 
 
 def _extra_options(profile: ClusterProfile, plan: Plan, requeue: bool) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Start and resume runs on a cluster or on this machine, and record their jobs in the run directories.
 
-Runs with the same plan become one array job. Each run directory records its job in job.json.
+Runs with the same plan become one array job, those that share GPUs one job. Each run directory records its job in
+job.json.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from hpc_tumor.cluster.launch.existing import (
     refuse_changed_settings,
     with_absolute_store,
 )
+from hpc_tumor.cluster.launch.planned import PlannedRun, share_again
 from hpc_tumor.cluster.launch.private import (
     check_private,
     code_folder,
@@ -72,15 +74,6 @@ class SubmitResult:
 
 
 @dataclass(frozen=True)
-class PlannedRun:
-    """Run to be started: a new one, or an existing `run` to be resumed."""
-
-    experiment: Experiment
-    plan: Plan
-    run: RunDir | None = None
-
-
-@dataclass(frozen=True)
 class _Start:
     """Start of a run, with its number and the jobs of earlier starts."""
 
@@ -88,12 +81,13 @@ class _Start:
     number: int = 0
     earlier: tuple[str | None, ...] = ()
     folders: tuple[str | None, ...] = ()  # of the logs of earlier jobs; None: in the run directory
+    share: float = 1.0
 
     @classmethod
-    def next_of(cls, run: RunDir) -> _Start:
+    def next_of(cls, run: RunDir, share: float = 1.0) -> _Start:
         """Return the next start of an existing run."""
         job = JobRecord.of_run(run)
-        return cls(run, 1 + max(job.start, run.last_start()), (*job.earlier, job.job_id), job.log_folders)
+        return cls(run, 1 + max(job.start, run.last_start()), (*job.earlier, job.job_id), job.log_folders, share)
 
 
 def submit_all(
@@ -104,7 +98,7 @@ def submit_all(
     at_once: int = 0,
     max_array_tasks: int | None = None,
 ) -> SubmitResult:
-    """Start runs, in new directories under `runs` or in their own; those with the same plan become one array.
+    """Start runs, in new directories under `runs` or in their own; those with the same plan become one array or job.
 
     If SLURM refuses a job, earlier runs stay, the others leave nothing behind, and the result has the error.
     `at_once` limits the tasks of an array at the same time; 0: unlimited.
@@ -154,15 +148,20 @@ def array_script(count: int, profile: ClusterProfile, plan: Plan, runs: Path, at
 def group_runs(
     planned: Sequence[PlannedRun], profile: ClusterProfile, max_array_tasks: int | None = None
 ) -> list[list[PlannedRun]]:
-    """Group the runs by plan, each group for one array; local runs and chains stay single."""
+    """Group the runs by plan, each group for one array or one shared job; local runs and chains stay single."""
     by_plan: dict[str, list[PlannedRun]] = {}
     for number, item in enumerate(planned):
         # Array tasks cannot depend on single tasks of another array, as the links of a chain do.
         single = profile.name == LOCAL or item.plan.links > 1
-        key = str(number) if single else json.dumps(item.plan.as_dict(), sort_keys=True)
+        shared = None if item.job is None else f"job {item.job}"
+        key = str(number) if single else shared or json.dumps(item.plan.as_dict(), sort_keys=True)
         by_plan.setdefault(key, []).append(item)
-    limit = MAX_ARRAY_TASKS if max_array_tasks is None else max(1, max_array_tasks)
-    return [group[start : start + limit] for group in by_plan.values() for start in range(0, len(group), limit)]
+    most = MAX_ARRAY_TASKS if max_array_tasks is None else max(1, max_array_tasks)
+    groups = []
+    for group in by_plan.values():
+        limit = len(group) if group[0].job is not None else most
+        groups += [group[start : start + limit] for start in range(0, len(group), limit)]
+    return groups
 
 
 def resume_run(run: RunDir, gpus: int | None = None) -> Submission:
@@ -186,7 +185,8 @@ def resume_run(run: RunDir, gpus: int | None = None) -> Submission:
         if gpus is not None and gpus != plan.gpus:
             plan = _with_gpus(plan, profile, gpus)
             run.set_gpus(gpus)
-        return _launch([_Start.next_of(run)], profile, plan, interrupt_if_asked)[0]
+        (planned,) = share_again([PlannedRun(run.experiment(), plan, run)], [run])
+        return _launch([_Start.next_of(run, planned.share)], profile, planned.plan, interrupt_if_asked)[0]
 
 
 def resume_all(runs: Sequence[RunDir]) -> dict[str, HpcTumorError]:
@@ -203,7 +203,8 @@ def resume_all(runs: Sequence[RunDir]) -> dict[str, HpcTumorError]:
         except HpcTumorError as error:
             errors[run.name] = error
     for profile, planned in by_profile.values():
-        result = submit_all(planned, profile, runs[0].path.parent)
+        again = share_again(planned, [item.run for item in planned if item.run is not None])
+        result = submit_all(again, profile, runs[0].path.parent)
         if result.interrupted is not None:
             raise result.interrupted
         started = {item.run.name for item in result.started}
@@ -251,10 +252,10 @@ def _submit_group(
             starts = []
             for item in group:
                 if item.run is not None:
-                    starts.append(_Start.next_of(item.run))
+                    starts.append(_Start.next_of(item.run, item.share))
                     continue
                 created.append(run := RunDir.create(runs, item.experiment))
-                starts.append(_Start(run))
+                starts.append(_Start(run, share=item.share))
             return _launch(starts, profile, group[0].plan, interrupt_if_asked, at_once, provenance)
     except BaseException:
         for run in created:
@@ -308,7 +309,7 @@ def _launch(
             interrupt_if_asked()
             with clean_environment(plan):
                 if profile.name == LOCAL:
-                    ids = [start_local(runs[0], code)]
+                    ids = [start_local(runs[0], code, starts[0].share)]
                 else:
                     ids = start_on_slurm(runs, profile, plan, folder, name, at_once)
         except BaseException:
@@ -338,7 +339,8 @@ def _write_jobs(
 ) -> list[JobRecord]:
     """Write the job records before the jobs have ids: a job may start and read its record before that."""
     job = JobRecord(
-        cluster=profile.name, job_name=name, submitted=time.time(), plan=plan, profile=without_secrets(profile)
+        cluster=profile.name, job_name=name, submitted=time.time(), plan=plan, profile=without_secrets(profile),
+        together=tuple(start.run.name for start in starts) if plan.runs > 1 else (),
     )  # fmt: skip
     jobs = []
     for start in starts:
@@ -346,7 +348,7 @@ def _write_jobs(
         make_private(run.submission)
         atomic.write_json(run.submission / "profile.json", profile.model_dump(mode="json"))
         jobs.append(job.write(
-            run, start=start.number, earlier=start.earlier, earlier_folders=start.folders,
+            run, start=start.number, earlier=start.earlier, earlier_folders=start.folders, share=start.share,
             folder=None if folder == run.submission else str(folder.relative_to(run.path.parent)),
         ))  # fmt: skip
     return jobs

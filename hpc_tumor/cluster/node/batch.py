@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from hpc_tumor.cluster import slurm
 from hpc_tumor.cluster.launch.private import runs_folder
 from hpc_tumor.cluster.launch.snapshot import CODE_LOST, CODE_LOST_WORDS
 from hpc_tumor.cluster.node.job import job_id_here, record_failure, start_number
+from hpc_tumor.cluster.node.shared import LEFT, reason_to_skip
 from hpc_tumor.cluster.observe.causes import NO_ROOM, lost_rank, was_warned, would_fail_again
 from hpc_tumor.cluster.observe.job_record import JobRecord
 from hpc_tumor.cluster.plan.plan import Plan
@@ -41,14 +43,18 @@ _MARK = "--- start "
 
 def before(folder: Path) -> int:
     """Return 0 to start the ranks, else an exit code. The next job of a chain records itself as the run's job."""
-    run = _run(folder)
+    runs = _runs(folder)
+    if len(runs) > 1:
+        return _before_shared(runs, folder)
+    run = runs[0]
     job = _await_job_record(run, folder)
     job_id, jobs = job_id_here(), job.job_ids
     if job.faults:
         print(f"error: {run.name}: {'; '.join(job.faults)}: not started.", file=sys.stderr)
         return 1
     if job_id not in jobs:
-        print(f"error: job {job_id} is not the job of {run.name}, which is {jobs[0]}: not started.", file=sys.stderr)
+        own = jobs[0] if jobs else "another"
+        print(f"error: job {job_id} is not the job of {run.name}, which is {own}: not started.", file=sys.stderr)
         return 1
     if run.is_finished():
         print(f"{run.name} is finished: nothing to do")
@@ -62,23 +68,71 @@ def before(folder: Path) -> int:
         start = 1 + max(job.start, run.last_start())
         earlier = (*job.earlier, *jobs[:link])
         job = job.write(run, job_id=job_id, chain=jobs[link + 1 :], start=start, earlier=earlier)
-    nodes = os.environ.get("SLURM_JOB_NODELIST", "")
-    print(f"{_MARK}{start_number(job)} of {run.name}, job {job_id} on {nodes}, {time.strftime('%Y-%m-%d %H:%M:%S')}")
+    _print_mark(run, job)
     return 0
+
+
+def _before_shared(runs: Sequence[RunDir], folder: Path) -> int:
+    """Return 0 if the job has a run to start, else NOTHING_TO_DO; says which runs it leaves out."""
+    starting = []
+    for run in runs:
+        job = _await_job_record(run, folder)
+        if why := reason_to_skip(run, job):
+            print(f"{run.name} is not started: {why}")
+        else:
+            starting.append((run, job))
+    for run, job in starting:
+        _print_mark(run, job)
+    return 0 if starting else NOTHING_TO_DO
+
+
+def _print_mark(run: RunDir, job: JobRecord) -> None:
+    nodes, now = os.environ.get("SLURM_JOB_NODELIST", ""), time.strftime("%Y-%m-%d %H:%M:%S")
+    print(f"{_MARK}{start_number(job)} of {run.name}, job {job_id_here()} on {nodes}, {now}")
 
 
 def after(folder: Path, code: int) -> int:
     """Return the job's exit code after srun ended with `code`; requeues the job if it is to start again."""
-    run = _run(folder)
+    runs = _runs(folder)
+    ends = [_end(run, folder, code, shared=len(runs) > 1) for run in runs]
+    again = [run for run, end in zip(runs, ends, strict=True) if end.again]
+    if again:
+        _requeue_job(again)
+    return max(end.code for end in ends)
+
+
+@dataclass(frozen=True)
+class _End:
+    """End of a start: the exit code, and whether the job is to be requeued to start the run again."""
+
+    code: int
+    again: bool = False
+
+
+def _end(run: RunDir, folder: Path, code: int, shared: bool) -> _End:
+    """Decide on a run whose ranks have ended, and record it. Of a shared job, the code is that of all runs."""
     job = _await_job_record(run, folder)
+    if not shared:
+        return _end_of_start(run, job, folder, code)
+    if reason_to_skip(run, job) is not None:
+        return _End(int(run.failure(run.last_start()).exists() and not run.is_finished()))
+    failure = Failure.read(run.failure(start_number(job)))
+    end = _end_of_start(run, job, folder, code or int(failure is not None))
+    if not end.again:
+        with suppress(OSError):
+            run.add_event(LEFT, job_id=job.job_id)
+    return end
+
+
+def _end_of_start(run: RunDir, job: JobRecord, folder: Path, code: int) -> _End:
     if job.job_id != job_id_here():
-        return code
+        return _End(code)
     if run.is_finished():
         _cancel_chain(job.chain)
-        return 0
+        return _End(0)
     events = _events_since(run, "submitted")
     if any(event.event == "cancelled" for event in events):
-        return code
+        return _End(code)
     output, start = _read_output(folder), start_number(job)
     failure = Failure.read(run.failure(start))
     failure = None if failure and failure.faults else failure  # its writer was killed
@@ -87,7 +141,7 @@ def after(folder: Path, code: int) -> int:
     if (code == 0 and warned) or (code and failure is None and was_warned(output)):
         return _requeue_warned(run, job, events)
     if code == 0:
-        return 0
+        return _End(0)
     if failure is None:
         rank, reason = lost_rank(output)
         full = _is_full(run)  # then the ranks could not record it
@@ -99,11 +153,11 @@ def after(folder: Path, code: int) -> int:
             record_failure(run, start, rank, failure.reason, retry=failure.retry, overrule=True)
     if not failure.retry or would_fail_again(output):
         _cancel_chain(job.chain)
-        return code
+        return _End(code)
     return _requeue_failed(run, job, events, failure, code)
 
 
-def _requeue_warned(run: RunDir, job: JobRecord, events: Sequence[Event]) -> int:
+def _requeue_warned(run: RunDir, job: JobRecord, events: Sequence[Event]) -> _End:
     """Requeue after a warning, unless the requested total time is used up."""
     plan = job.planned(str(run.job))
     reached = _last_checkpoint(events)
@@ -115,8 +169,8 @@ def _requeue_warned(run: RunDir, job: JobRecord, events: Sequence[Event]) -> int
         reason = f"{MOST_WARNINGS} starts in a row were too short to make progress: request more --time"
         run.add_event("stopped", reason=reason)
     else:
-        _requeue(run, job, because="warned", reason="time limit or preemption", at=reached)
-    return 0
+        return _End(0, _requeue(run, job, because="warned", reason="time limit or preemption", at=reached))
+    return _End(0)
 
 
 def _minutes_used(events: Sequence[Event], plan: Plan) -> float:
@@ -147,21 +201,25 @@ def _tries(events: Sequence[Event], because: str, reached: tuple[int, int]) -> i
     return tries
 
 
-def _requeue_failed(run: RunDir, job: JobRecord, events: Sequence[Event], failure: Failure, code: int) -> int:
+def _requeue_failed(run: RunDir, job: JobRecord, events: Sequence[Event], failure: Failure, code: int) -> _End:
     """Requeue after a failure that may be transient, unless several starts in a row made no progress."""
     reached = _last_checkpoint(events)
     tries = _tries(events, "failed", reached)
     if tries < MOST_TRIES:
-        _requeue(run, job, because="failed", reason=failure.reason, attempt=tries + 1, of=MOST_TRIES, at=reached)
-        return code
+        reason = failure.reason
+        again = _requeue(run, job, because="failed", reason=reason, attempt=tries + 1, of=MOST_TRIES, at=reached)
+        return _End(code, again)
     _cancel_chain(job.chain)
     reason = f"{failure.reason.rstrip('.')}; gave up after {MOST_TRIES} starts without progress"
     record_failure(run, start_number(job), failure.rank, reason, overrule=True, cause=failure.cause)
-    return code
+    return _End(code)
 
 
-def _requeue(run: RunDir, job: JobRecord, because: str, reason: str, **more: Any) -> None:
-    """Requeue the job; the next job of a chain needs no requeue."""
+def _requeue(run: RunDir, job: JobRecord, because: str, reason: str, **more: Any) -> bool:
+    """Record that the run is to start again if that is allowed, and return whether its job is to be requeued for it.
+
+    The next job of a chain needs no requeue.
+    """
     restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
     allowed = job.profile is None or job.profile.slurm.requeue
     if allowed and restarts >= MOST_RESTARTS:
@@ -175,15 +233,19 @@ def _requeue(run: RunDir, job: JobRecord, because: str, reason: str, **more: Any
     if refused:
         if because == "warned":
             run.add_event("stopped", reason=f"the time limit was reached and {refused}: {_RESUME}")
-        return
+        return False
     with suppress(OSError):  # a full disk must not prevent the requeue
         run.add_event("requeued", restart=start_number(job) + 1, because=because, reason=reason, **more)
-    if not allowed:
-        return
+    return allowed
+
+
+def _requeue_job(runs: Sequence[RunDir]) -> None:
+    """Requeue this job to start these runs again."""
     try:
         _request_requeue()
     except ClusterError as error:  # SLURM requeues a preempted job itself, whatever is recorded here
-        run.add_event("stopped", reason=f"SLURM did not requeue the job ({error}): {_RESUME}")
+        for run in runs:
+            run.add_event("stopped", reason=f"SLURM did not requeue the job ({error}): {_RESUME}")
         return
     time.sleep(_END_SECONDS)
 
@@ -243,9 +305,11 @@ def _events_since(run: RunDir, *names: str) -> list[Event]:
     return events[last + 1 :]
 
 
-def _run(folder: Path) -> RunDir:
+def _runs(folder: Path) -> list[RunDir]:
+    """Return the runs of this job: one, that of this array task, or those that share the job."""
     names = json.loads((folder / "runs.json").read_text(encoding="utf-8"))
-    return RunDir(runs_folder(folder) / names[int(os.environ.get("SLURM_ARRAY_TASK_ID") or 0)])
+    task = os.environ.get("SLURM_ARRAY_TASK_ID")
+    return [RunDir(runs_folder(folder) / name) for name in (names if task is None else [names[int(task)]])]
 
 
 def _await_job_record(run: RunDir, folder: Path) -> JobRecord:
@@ -258,6 +322,8 @@ def _await_job_record(run: RunDir, folder: Path) -> JobRecord:
     while True:
         job = JobRecord.of_run(run)
         if job == JobRecord() or job.job_id or job.faults:
+            return job
+        if job.folder is None and folder != run.submission:  # it is being resumed in a job of its own
             return job
         ours = str(folder.relative_to(runs_folder(folder))) == job.folder
         if ours or time.monotonic() > end:

@@ -73,14 +73,14 @@ class TrainingJob:
         run = RunDir(self.run_path)
         job = JobRecord.of_run(run)
         start = start_number(job)
-        under_slurm = _under_slurm()
-        if under_slurm:
+        starts_ranks = under_slurm() and not job.together  # SLURM does, not the process that runs several runs
+        if starts_ranks:
             os.environ.pop("RANK", None)  # inherited from the login: SLURM's variables count
         rank = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
         stop = StopFlag(run if rank == 0 else None, start)
         stop.install()
         try:
-            if under_slurm:
+            if starts_ranks:
                 _redirect_output(run.logs / f"rank-{rank}.{start}.out")
                 _prepare_slurm(run, job)
             return _train(run, job, stop, RankFailure(run, start, rank), start)
@@ -97,10 +97,11 @@ def job_id_here() -> str:
 
 def start_number(job: JobRecord) -> int:
     """Return the number of this start of the run, counted from 0."""
-    return job.start + (int(os.environ.get("SLURM_RESTART_COUNT") or 0) if _under_slurm() else 0)
+    return job.start + (int(os.environ.get("SLURM_RESTART_COUNT") or 0) if under_slurm() else 0)
 
 
-def _under_slurm() -> bool:
+def under_slurm() -> bool:
+    """Return True in a SLURM job of a run."""
     return os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
 
 

@@ -15,16 +15,18 @@ from pathlib import Path
 from types import FrameType
 
 from hpc_tumor.cluster.launch.snapshot import CODE_LOST, CODE_LOST_WORDS, running_archive, verified_python
-from hpc_tumor.cluster.node.job import record_failure, set_failed
-from hpc_tumor.cluster.node.local_queue import give_back, is_turn
+from hpc_tumor.cluster.node.job import record_failure, set_failed, start_number, under_slurm
+from hpc_tumor.cluster.node.local_queue import give_back, is_turn, share_of
 from hpc_tumor.cluster.observe.job_record import JobRecord
 from hpc_tumor.errors import HpcTumorError, TrainingError
 from hpc_tumor.run_dir import RunDir
+from hpc_tumor.system.gpu_memory import read_gpu_memory
 from hpc_tumor.system.processes import end_with_parent
-from hpc_tumor.system.resources import available_cpus
+from hpc_tumor.system.resources import SHARE_VARIABLE, available_cpus, share_of_cpus
 
-_TICK = 0.1  # seconds between polls of the ranks
+TICK = 0.1  # seconds between polls of the ranks
 _TURN_TICK = 0.5  # seconds between polls of the queue
+_MEASURE_SECONDS = 10.0  # between two calls of nvidia-smi
 _SECONDS_TO_SAVE = 60.0  # after a stop signal
 _SECONDS_TO_END = 10.0  # after a rank failed
 
@@ -43,11 +45,13 @@ class LocalRun:
         end_with_parent(signal.SIGTERM)
         run, signals = RunDir(self.run_path), Signals()
         try:
-            while not is_turn(run.path.parent, run.name):
+            runs, share = run.path.parent, share_of(run.path.parent, run.name)
+            in_use = MemoryInUse(run.experiment().hardware.gpus) if share < 1 else lambda: 0.0
+            while not is_turn(runs, run.name, in_use()):
                 if signals.asked_to_end:
                     return "cancelled"
                 time.sleep(_TURN_TICK)
-            return "cancelled" if signals.asked_to_end else self._train(run, signals)
+            return "cancelled" if signals.asked_to_end else self._train(run, signals, share)
         except Exception as error:  # the ranks have recorded nothing
             message = str(error) if isinstance(error, HpcTumorError) else f"{type(error).__name__}: {error}"
             start = JobRecord.of_run(run).start
@@ -57,27 +61,79 @@ class LocalRun:
         finally:
             give_back(run.path.parent, run.name)
 
-    def _train(self, run: RunDir, signals: Signals) -> str:
+    def _train(self, run: RunDir, signals: Signals, share: float) -> str:
         try:
             Path.cwd()
         except OSError:  # removed while the run was queued; importing torch needs a current folder
             os.chdir(run.path)
-        start, count = JobRecord.of_run(run).start, run.experiment().hardware.gpus
-        ranks = _start_ranks(run, start, count)
+        started = StartedRun(run, signals, share)
+        while started.is_alive():
+            while signals.pending:
+                started.send(signals.pending.pop(0))
+            time.sleep(TICK)
+        return started.outcome()
 
-        def record(rank: int, code: int) -> None:
-            if signals.asked_to_end:
-                return
-            with suppress(OSError):  # retried below, once the other ranks have ended
-                # A killed rank records nothing; the others' reports only say that they lost it.
-                record_failure(run, start, rank, _describe(rank, code), overrule=code < 0)
 
-        failed = watch_ranks(ranks, signals, record)
-        if failed is not None and not signals.asked_to_end:
-            record_failure(run, start, failed, _describe(failed, ranks[failed].returncode))
-            set_failed(run)  # a rank may have written its heartbeat since
+class StartedRun:
+    """A run whose ranks this process has started on this machine; they end together."""
+
+    def __init__(
+        self, run: RunDir, signals: Signals, share: float = 1.0, seconds_to_save: float = _SECONDS_TO_SAVE
+    ) -> None:
+        """Start the ranks, with this share of the GPUs, CPUs and memory; `signals` are those of this process."""
+        self.run, self._signals, self._told_to_end = run, signals, False
+        self._start = start_number(JobRecord.of_run(run))
+        self._ranks = _start_ranks(run, self._start, run.experiment().hardware.gpus, share)
+        self._group = RankGroup(self._ranks, self._record, seconds_to_save)
+
+    def send(self, signum: signal.Signals) -> None:
+        """Forward a signal that asks the run to end; after some time to save a checkpoint, its ranks are killed."""
+        self._told_to_end = True
+        self._group.send(signum)
+
+    def is_alive(self) -> bool:
+        """Return True while a rank is alive. Call it often: it ends the others once one has failed."""
+        return self._group.poll()
+
+    def outcome(self) -> str:
+        """Return "finished", "stopped" or "failed" once all ranks have ended, with the failure recorded."""
+        failed = self._group.failed
+        if failed is not None and not self._is_to_end:
+            self._describe_failure(failed, self._ranks[failed].returncode)
+            set_failed(self.run)  # a rank may have written its heartbeat since
             return "failed"
-        return "finished" if run.is_finished() else "stopped"
+        return "finished" if self.run.is_finished() else "stopped"
+
+    @property
+    def _is_to_end(self) -> bool:
+        return self._told_to_end or self._signals.asked_to_end
+
+    def _record(self, rank: int, code: int) -> None:
+        if self._is_to_end:
+            return
+        with suppress(OSError):  # retried by `outcome`, once the other ranks have ended
+            # A killed rank records nothing; the others' reports only say that they lost it.
+            self._describe_failure(rank, code, overrule=code < 0)
+
+    def _describe_failure(self, rank: int, code: int, overrule: bool = False) -> None:
+        # Under SLURM, the batch script decides whether to start it again.
+        retry = code < 0 and under_slurm()
+        record_failure(self.run, self._start, rank, _describe(rank, code), overrule=overrule, retry=retry)
+
+
+class MemoryInUse:
+    """Share of the GPUs' memory that all programs use, by nvidia-smi; measured again only after some seconds."""
+
+    def __init__(self, gpus: int) -> None:
+        """Measure the first `gpus` GPUs, and return the largest share."""
+        self._gpus, self._share, self._until = gpus, 0.0, 0.0
+
+    def __call__(self) -> float:
+        if time.monotonic() >= self._until:
+            gpus = read_gpu_memory()[: self._gpus]
+            self._share = max((gpu.used / gpu.total for gpu in gpus), default=0.0)
+            self._until = time.monotonic() + _MEASURE_SECONDS
+        return self._share
 
 
 class Signals:
@@ -107,15 +163,15 @@ def rank_variables(rank: int, count: int, port: int) -> dict[str, str]:
     return {name: str(value) for name, value in variables.items()}
 
 
-def _start_ranks(run: RunDir, start: int, count: int) -> list[subprocess.Popen[bytes]]:
+def _start_ranks(run: RunDir, start: int, count: int, share: float) -> list[subprocess.Popen[bytes]]:
     port = _free_port()
-    threads = str(max(1, available_cpus() // count))
+    threads = str(max(1, share_of_cpus(available_cpus(), share) // count))
     code = running_archive()  # may have been damaged or removed while the run was queued
     python = [sys.executable, *(verified_python(code) if code else ())]
     ranks = []
     for rank in range(count):
         variables = {"OMP_NUM_THREADS": threads, **os.environ, **rank_variables(rank, count, port)}
-        variables["HPC_TUMOR_PARENT"] = str(os.getpid())
+        variables |= {"HPC_TUMOR_PARENT": str(os.getpid()), SHARE_VARIABLE: str(share)}
         with (run.logs / f"rank-{rank}.{start}.out").open("ab") as log:
             command = [*python, "-u", "-m", "hpc_tumor.cluster.node.job", str(run.path)]
             ranks.append(
@@ -124,31 +180,40 @@ def _start_ranks(run: RunDir, start: int, count: int) -> list[subprocess.Popen[b
     return ranks
 
 
-def watch_ranks(
-    ranks: list[subprocess.Popen[bytes]], signals: Signals, record: Callable[[int, int], None]
-) -> int | None:
-    """Wait for all ranks, forwarding signals; return the first that failed, if any, after ending the rest within 10 s.
+class RankGroup:
+    """Processes of the ranks of a run. Once one has failed, the rest are ended within 10 s."""
 
-    `record` is called with the rank and its exit code at once, before the other ranks report that they lost it.
-    """
-    failed: int | None = None
-    deadline = float("inf")
-    while True:
-        alive = None in [process.poll() for process in ranks]  # poll every rank: poll() sets its return code
-        while signals.pending:
-            _send(ranks, signals.pending.pop(0))
-            deadline = min(deadline, time.monotonic() + _SECONDS_TO_SAVE)
-        if failed is None:
-            failed = _first_failed(ranks)
-            if failed is not None:
-                record(failed, ranks[failed].returncode)
-                _send(ranks, signal.SIGTERM)
-                deadline = min(deadline, time.monotonic() + _SECONDS_TO_END)
-        if not alive:
-            return failed
-        if time.monotonic() > deadline:
-            _send(ranks, signal.SIGKILL)
-        time.sleep(_TICK)
+    def __init__(
+        self,
+        ranks: list[subprocess.Popen[bytes]],
+        record: Callable[[int, int], None],
+        seconds_to_save: float = _SECONDS_TO_SAVE,
+    ) -> None:
+        """Watch the ranks. `record` is called with the rank that failed first and its exit code.
+
+        It is called at once, before the other ranks report that they lost it.
+        """
+        self.failed: int | None = None
+        self._ranks, self._record, self._seconds_to_save = ranks, record, seconds_to_save
+        self._deadline = float("inf")
+
+    def send(self, signum: signal.Signals) -> None:
+        """Send a signal to all ranks, and kill those that do not end in time."""
+        _send(self._ranks, signum)
+        self._deadline = min(self._deadline, time.monotonic() + self._seconds_to_save)
+
+    def poll(self) -> bool:
+        """Return True while a rank is alive; to be called often."""
+        alive = None in [process.poll() for process in self._ranks]  # poll every rank: poll() sets its return code
+        if self.failed is None:
+            self.failed = _first_failed(self._ranks)
+            if self.failed is not None:
+                self._record(self.failed, self._ranks[self.failed].returncode)
+                _send(self._ranks, signal.SIGTERM)
+                self._deadline = min(self._deadline, time.monotonic() + _SECONDS_TO_END)
+        if alive and time.monotonic() > self._deadline:
+            _send(self._ranks, signal.SIGKILL)
+        return alive
 
 
 def _first_failed(ranks: list[subprocess.Popen[bytes]]) -> int | None:

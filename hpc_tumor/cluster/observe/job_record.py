@@ -32,6 +32,8 @@ class JobRecord(Record):
         start: starts before this job.
         earlier: previous jobs, the latest last; earlier_folders: their log folders.
         chain: jobs that follow this one.
+        together: names of all runs of a job that share its GPUs; empty if there is one.
+        share: of the GPU's memory for this run; 1 if it does not share.
         folder: scripts and logs of an array, relative to the runs folder; None: the run's own folder.
     """
 
@@ -48,6 +50,8 @@ class JobRecord(Record):
     earlier_folders: tuple[JobFolder | None, ...] = ()
     chain: tuple[JobId, ...] = ()
     folder: JobFolder | None = None
+    together: tuple[Text, ...] = ()
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
 
     @classmethod
     def of_run(cls, run: RunDir) -> Self:

@@ -62,6 +62,7 @@ class Story:
     stopped: str | None = None
     cancelled: bool = False
     requeued: bool = False  # since it last began
+    left: bool = False  # it has ended, while other runs of its job may go on
     retry: str = ""  # description, if the requeue followed a failure
 
     @property
@@ -89,8 +90,8 @@ def read_story(run: RunDir, job: JobRecord, events: Sequence[Event]) -> Story:
                 story["retry"] = f"attempt {line.attempt} of {line.of} after: {line.reason}"
         elif line.event == "stopped":
             story["stopped"] = line.reason or ""
-        elif line.event == "cancelled":
-            story["cancelled"] = True
+        elif line.event in ("cancelled", "left"):
+            story[line.event] = True
     return Story(**story)
 
 

@@ -46,6 +46,7 @@ class Plan:
     options: dict[str, str | int | bool] = field(default_factory=dict)  # further sbatch options, by long names
     total: int | None = None  # requested walltime in minutes, if it exceeds the limit of one job
     links: int = 1  # jobs of a chain, each of which depends on the one before; 1 if jobs can be requeued
+    runs: int = 1  # that share the job and its GPUs, each with a rank on every GPU
 
     @property
     def gpus(self) -> int:
@@ -65,15 +66,17 @@ class Plan:
 
     @property
     def node_shape(self) -> str:
-        """Ranks per node: `2 GPUs`, or `2 processes` without GPUs."""
-        return counted(self.tasks_per_node, "GPU" if self.gpus_per_node else "process")
+        """Ranks per node: `2 GPUs`, or `2 processes` without GPUs; `1 GPU shared by 3 runs`."""
+        shared = f" shared by {self.runs} runs" if self.runs > 1 else ""
+        return counted(self.tasks_per_node, "GPU" if self.gpus_per_node else "process") + shared
 
     def describe(self) -> str:
         """Return the plan as one line of text."""
         if self.cluster == LOCAL:
             return f"this machine: {self.node_shape}"
         where = f" in {self.partition}" if self.partition else ""
-        share = f"{counted(self.cpus_per_task, 'CPU')} per task, {self.memory_gb:g} GB per node"
+        task = "GPU" if self.runs > 1 else "task"
+        share = f"{counted(self.cpus_per_task, 'CPU')} per {task}, {self.memory_gb:g} GB per node"
         return f"{self.cluster}: {self.shape}, {share}, {hours(self.walltime)}{where}{self._restarts()}"
 
     def _restarts(self) -> str:

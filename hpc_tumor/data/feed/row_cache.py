@@ -22,10 +22,9 @@ from torch import Tensor
 from hpc_tumor import console
 from hpc_tumor.errors import UsageError
 from hpc_tumor.system import devices
-from hpc_tumor.system.resources import available_memory
+from hpc_tumor.system.resources import GPU_SHARE, available_memory
 
 Where = Literal["auto", "gpu", "host", "none"]
-GPU_SHARE = 0.4  # of a GPU's memory; the rest is for the network and its activations
 HOST_SHARE = 0.5  # of the node's available memory
 _ALIGNED = 4096
 

@@ -1,4 +1,4 @@
-"""Shared parts of the three U-Nets: blocks, encoder, upsampling and checks."""
+"""Shared parts of the three U-Nets: blocks, encoder and checks."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from hpc_tumor.errors import UsageError
 from hpc_tumor.models.layers import checks
 from hpc_tumor.models.layers.fast import DepthwiseConv2d
+from hpc_tumor.models.layers.fused import Convolutions
 
 STEP = 16  # four poolings halve each side
 SMALLEST = 2 * STEP  # batch norm cannot normalise one pixel at the bottleneck in a batch of one
@@ -31,15 +32,18 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         skips: list[Tensor] = []
         for block in self.blocks:
-            skip = block(x)
+            if isinstance(block, Convolutions):
+                skip, x = block(x, pool=True)
+            else:
+                skip = block(x)
+                x = F.max_pool2d(skip, 2)
             skips.insert(0, skip)
-            x = F.max_pool2d(skip, 2)
         return x, skips
 
 
-def plain_block(in_channels: int, middle: int, out: int) -> nn.Sequential:
+def plain_block(in_channels: int, middle: int, out: int) -> Convolutions:
     """Two 3×3 convolutions in → middle → out, each with ReLU (Ronneberger 2015, padded)."""
-    return nn.Sequential(
+    return Convolutions(
         nn.Conv2d(in_channels, middle, 3, padding=1),
         nn.ReLU(inplace=True),
         nn.Conv2d(middle, out, 3, padding=1),
@@ -72,11 +76,6 @@ def inverted_bottleneck(in_channels: int, out: int, hidden: int) -> tuple[nn.Mod
         nn.ReLU(inplace=True),
         nn.Conv2d(hidden, out, 1),
     )
-
-
-def upsample(x: Tensor) -> Tensor:
-    """`(N, C, h, w)` → `(N, C, 2h, 2w)`, bilinear with aligned corners."""
-    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
 
 
 def check_settings(labels: int, in_channels: int, filters: int, image_size: int, network: str) -> None:

@@ -108,15 +108,21 @@ class FirstConv2d(nn.Conv2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.in_channels == 1 or x.stride(1) != 0 or torch.compiler.is_compiling():
+        x, weight = self.operands(x)
+        if weight is self.weight:
             return super().forward(x)
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation)
+
+    def operands(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return images and filters to convolve instead of `x` and the weights, if it repeats a channel."""
+        if self.in_channels == 1 or x.stride(1) != 0 or torch.compiler.is_compiling():
+            return x, self.weight
         grey = x[:, :1]
         if self.weight.stride(1) == 1:  # channels-last
             # One channel is stored identically in both layouts; torch chooses the layout by the strides.
             n, _, height, width = x.shape
             grey = grey.contiguous().as_strided((n, 1, height, width), (height * width, 1, width, 1))
-        filters = self.weight.sum(1, keepdim=True)
-        return F.conv2d(grey, filters, self.bias, self.stride, self.padding, self.dilation)
+        return grey, self.weight.sum(1, keepdim=True)
 
 
 class Dropout(nn.Dropout):

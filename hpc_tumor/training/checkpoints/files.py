@@ -73,6 +73,16 @@ class Progress:
     restarts: int = 0
 
 
+@dataclass
+class BestWeights:
+    """Weights of the best epoch on their device, and the progress then; `written`: to be on disk before any checkpoint
+    that names them."""
+
+    weights: dict[str, Tensor]
+    progress: Progress
+    written: bool = False
+
+
 def random_state(device: torch.device) -> dict[str, Any]:
     """Return the state of every random generator that this rank uses."""
     kind, keys, *rest = np.random.get_state()

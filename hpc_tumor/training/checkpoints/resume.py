@@ -8,8 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hpc_tumor.errors import DataError, HpcTumorError, TrainingError
+from hpc_tumor.records import Status
 from hpc_tumor.run_dir import Damage, RunDir
 from hpc_tumor.training.checkpoints.files import (
     DamagedWeights,
@@ -87,6 +89,15 @@ def resume(state: TrainingState) -> bool | None:
     return bool(contents["compiled"])
 
 
+def steps_to_repeat(run: RunDir, progress: Progress, steps: int) -> int:
+    """Return the steps after the checkpoint that a killed start had reported, of `steps` an epoch: at least so many."""
+    status = Status.read(run.status) or Status()
+    lines = [line.get("epoch") for line in run.read_metrics() if line.get("part") == "train"]
+    epochs = max((epoch for epoch in lines if isinstance(epoch, int)), default=0)
+    reached = max(epochs * steps, ((status.epoch or 0) - 1) * steps + (status.step or 0))
+    return max(0, reached - progress.epoch * steps - progress.step)
+
+
 def _on_rank_0(distributed: Distributed, function: Callable[[], Any]) -> Any:
     """Call `function` on rank 0 and return its result, or raise its error, on every rank."""
     result: Any = None
@@ -122,12 +133,17 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> 
 def load_best(state: TrainingState) -> tuple[Damage, str] | None:
     """Load the weights of the best epoch into the network; the running mean is not changed.
 
+    Those of an earlier start are read from the disk, so that a GPU waits for it only then.
+
     Returns the damage and a sentence on it if any rank finds them lost: then network and file stay as they are.
 
     Raises, on every rank if on any:
         TrainingError: the disk cannot read them at the moment, so that they may or may not be lost.
         DataError: they belong to a run with other data or another network.
     """
+    if state.best is not None:
+        _use_best(state, state.best.weights, state.best.progress)
+        return None
     wait_until_saved(state)
     lost: tuple[Damage, str] | None = None
     refused: HpcTumorError | None = None
@@ -147,8 +163,12 @@ def load_best(state: TrainingState) -> tuple[Damage, str] | None:
     lost = next((lost for lost, _ in outcomes if lost is not None), None)
     if lost is not None:
         return lost
-    state.network.load_state_dict(weights)
     # Take their epoch and score from their own file: the last checkpoint may be older, or a redone epoch differ.
-    best, progress = about["state"], state.progress
-    progress.best_epoch, progress.best_score, progress.best_loss = best.epoch, best.best_score, best.best_loss
+    _use_best(state, weights, about["state"])
     return None
+
+
+def _use_best(state: TrainingState, weights: dict[str, Tensor], best: Progress) -> None:
+    state.network.load_state_dict(weights)
+    progress = state.progress
+    progress.best_epoch, progress.best_score, progress.best_loss = best.epoch, best.best_score, best.best_loss

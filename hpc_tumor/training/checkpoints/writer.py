@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import sys
 import time
@@ -21,10 +22,15 @@ from hpc_tumor.training.checkpoints.files import Progress, write_checkpoint, wri
 
 
 class CheckpointWriter:
-    """Writes one run's checkpoints in order, in a thread. Only rank 0 has one."""
+    """Writes one run's checkpoints in order, in a thread. Only rank 0 has one.
+
+    Attributes:
+        cost: seconds that the last checkpoint took, from its request to the disk; infinite until it is written.
+    """
 
     def __init__(self, run: RunDir, identity: dict[str, Any]) -> None:
         self.run, self.identity = run, identity
+        self.cost = 0.0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: list[Future[None]] = []
         self._failure: BaseException | None = None
@@ -34,7 +40,7 @@ class CheckpointWriter:
 
         Raises TrainingError if an earlier one could not be written.
         """
-        began = time.perf_counter()
+        began, self.cost = time.perf_counter(), math.inf
         self._settle(leave=1)  # so that memory holds at most two copies
         contents, ready = _copy(contents)
         progress = dataclasses.replace(progress, totals=_copy(progress.totals)[0])
@@ -44,7 +50,7 @@ class CheckpointWriter:
             self._refuse_after_failure()
             ready()
             _write_last(self.run, progress, self.identity, contents, keep)
-            seconds = time.perf_counter() - began
+            self.cost = seconds = time.perf_counter() - began
             self.run.add_event("checkpoint", epoch=progress.epoch, step=progress.step, stall_s=stall, seconds=seconds)
 
         self._writing.append(self._thread.submit(write))

@@ -19,6 +19,7 @@ from hpc_tumor.errors import DataError
 from hpc_tumor.models import count_parameters
 from hpc_tumor.run_dir import Damage
 from hpc_tumor.system import atomic, devices
+from hpc_tumor.system.resources import own_share
 from hpc_tumor.training.average import scoring_weights
 from hpc_tumor.training.checkpoints.resume import load_best
 from hpc_tumor.training.checkpoints.saving import save_weights, wait_until_saved
@@ -141,7 +142,7 @@ def _result(state: TrainingState, scored: Scored, seconds: float, memory_gb: flo
         "image_size": list(parts.image_size),
         "limit_batches": experiment.limit_batches,
         "seconds": seconds,
-        "gpu_hours": seconds / 3600 * distributed.world_size if gpu else 0.0,
+        "gpu_hours": seconds / 3600 * distributed.world_size * own_share() if gpu else 0.0,
         "restarts": progress.restarts,
         "samples_per_second": sum(line["rate"] for line in training) / len(training) if training else None,
         "data_wait": sum(line["data_wait"] for line in training) / len(training) if training else None,

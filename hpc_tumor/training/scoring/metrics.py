@@ -70,7 +70,8 @@ def predicted_bits(logits: torch.Tensor, exclusive: bool = False) -> torch.Tenso
     bits = torch.zeros(logits[:, 0].shape, dtype=torch.uint8, device=logits.device)
     predicted = _largest(logits) if exclusive else (label > 0 for label in logits.unbind(1))
     for bit, pixels in enumerate(predicted):
-        bits |= pixels.view(torch.uint8) << bit
+        # Inductor's code for the view of a bool is refused by Triton; its copy costs nothing in a fused kernel.
+        bits |= (pixels.to(torch.uint8) if torch.compiler.is_compiling() else pixels.view(torch.uint8)) << bit
     return bits
 
 

@@ -77,6 +77,7 @@ def _measured(state: TrainingState) -> tuple[bool, str]:
         return _answer(cached["gain"], "measured before")
     try:
         alone = Objective(_alone(state.network), state.spec)
+        alone.searched_samples = state.objective.searched_samples
         plain = step_seconds(state, alone)
         steps_left = (state.experiment.recipe.epochs - state.progress.epoch) * state.steps - state.progress.step
         if plain * steps_left < _WORTH:

@@ -11,6 +11,8 @@ from hpc_tumor.vocabulary import RunStatus
 
 STATUS_SECONDS = 2.0  # between two updates of status.json
 LOG_SECONDS = 15.0  # between two progress lines in the log
+SOONEST = 60.0  # seconds between two checkpoints, unless the experiment asks for more of them
+_SHARE = 0.05  # of the time that checkpoints may cost, unless they are further apart than the experiment allows
 
 
 class Heartbeat:
@@ -97,8 +99,14 @@ class Heartbeat:
             self._epoch_line("val", self._progress.epoch, scores, "")
 
     def checkpoint_due(self) -> bool:
-        """Return True if the last checkpoint is as old as the experiment allows."""
-        return time.monotonic() - self._checkpoint >= 60 * self._state.experiment.checkpoint_minutes
+        """Return True, on rank 0, if the last checkpoint is as old as the experiment allows, or as its cost justifies.
+
+        An epoch's end is no reason: a large network may train an epoch in less time than its checkpoint takes.
+        """
+        writer, longest = self._state.writer, 60 * self._state.experiment.checkpoint_minutes
+        if writer is None:
+            return False
+        return time.monotonic() - self._checkpoint >= min(longest, max(SOONEST, writer.cost / _SHARE))
 
     def checkpoint_written(self) -> None:
         """Note that a checkpoint was just written."""

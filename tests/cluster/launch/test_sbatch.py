@@ -15,8 +15,9 @@ from hpc_tumor.cluster.convert.command import conversion_on
 from hpc_tumor.cluster.describe.facts import Facts
 from hpc_tumor.cluster.describe.profiles import find_profile
 from hpc_tumor.cluster.launch import sbatch
+from hpc_tumor.cluster.launch.planned import PlannedRun
 from hpc_tumor.cluster.launch.sbatch import parse_job_id, submit_script
-from hpc_tumor.cluster.launch.submit import PlannedRun, submit_all
+from hpc_tumor.cluster.launch.submit import submit_all
 from hpc_tumor.cluster.plan.plan import make_plan
 from hpc_tumor.cluster.slurm import read_queue
 from hpc_tumor.data.convert.prepare import prepare_dataset

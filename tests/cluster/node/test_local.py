@@ -35,11 +35,11 @@ def submit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Submit]:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.chdir(tmp_path)
 
-    def started(task: str, gpus: int = 1) -> RunDir:
+    def started(task: str, gpus: int = 1, share: float = 1.0) -> RunDir:
         monkeypatch.setenv("STAND_IN", task)
         profile = local_profile()
         plan = make_plan(profile, gpus)
-        runs.append(submit_experiment(small_experiment(gpus=gpus), profile, plan, Path("my runs")).run)
+        runs.append(submit_experiment(small_experiment(gpus=gpus), profile, plan, Path("my runs"), share).run)
         return runs[-1]
 
     runs: list[RunDir] = []
@@ -116,6 +116,20 @@ def test_runs_go_one_after_another(submit: Submit) -> None:
     assert (read_json(first.status) or {})["state"] == "stopped"
 
 
+def test_runs_that_fit_on_the_gpu_together_go_side_by_side(submit: Submit) -> None:
+    first, second, third = (submit("wait", share=share) for share in (0.625, 0.25, 0.25))
+    for run in (first, second):
+        wait_for(lambda run=run: "started" in events(run))
+    assert [state_of(run) for run in (first, second, third)] == ["running", "running", "queued"]
+    cancel(read_states([first])[0])
+    wait_for(lambda: "started" in events(third))
+    assert state_of(second) == "running"
+    wait_for(lambda: ended(first))
+    resumed = resume_run(first).run  # needs as much as before: it waits
+    assert local_queue.share_of(first.path.parent, first.name) == 0.625
+    assert state_of(resumed) in ("queued", "running")
+
+
 def passes_signals_on(process: int) -> bool:
     """True once it has imported what a run needs, and waits for its turn; never of submitit, which watches over it."""
     with suppress(OSError):
@@ -160,17 +174,17 @@ def test_first_failing_rank_ends_the_rest(submit: Submit, task: str, reason: str
     assert ("Traceback" in log_text(run, errors=True)) == (task == "crash:1")
 
 
-def test_a_killed_rank_is_recorded_before_the_others_end(handlers: None) -> None:
+def test_a_killed_rank_is_recorded_before_the_others_end() -> None:
     """They notice that they lost it, and are to find it recorded already."""
     doomed, survivor = (subprocess.Popen(["sleep", "30"]) for _ in range(2))
     alive: list[bool] = []
     doomed.kill()
-    failed = local.watch_ranks(
+    ranks = local.RankGroup(
         [survivor, doomed],
-        local.Signals(),
         lambda rank, code: alive.append((rank, code) == (1, -signal.SIGKILL) and survivor.poll() is None),
     )
-    assert (failed, alive, survivor.returncode) == (1, [True], -signal.SIGTERM)
+    wait_for(lambda: not ranks.poll())
+    assert (ranks.failed, alive, survivor.returncode) == (1, [True], -signal.SIGTERM)
 
 
 def test_ranks_end_with_what_started_them(submit: Submit) -> None:

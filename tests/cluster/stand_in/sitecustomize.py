@@ -1,6 +1,7 @@
 """Training without torch, for tests of launching: Python imports this first in every rank.
 
-The variable STAND_IN selects what the ranks do; a word after a colon selects one rank.
+The variable STAND_IN selects what the ranks do; a word after a colon selects one rank. Several tasks, separated by
+commas, are those of runs with the seeds 0, 1, 2 ….
 """
 
 import os
@@ -19,8 +20,9 @@ def init_distributed(*_arguments: object) -> Any:
     )
 
 
-def train(_experiment: Any, run: Any, distributed: Any, stop: Any, **_more: Any) -> str:
-    task, _, about = os.environ["STAND_IN"].partition(":")
+def train(experiment: Any, run: Any, distributed: Any, stop: Any, **_more: Any) -> str:
+    tasks = os.environ["STAND_IN"].split(",")
+    task, _, about = tasks[experiment.seed % len(tasks)].partition(":")
     mine = distributed.rank == int(about or 0)
     if distributed.rank == 0:
         run.add_event("started")

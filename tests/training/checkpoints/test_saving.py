@@ -1,9 +1,11 @@
 """Checkpoints beside the training: in order, whole, the one before kept, and said where something is wrong."""
 
 import errno
+import math
 import os
 import re
 import threading
+import time
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -33,10 +35,11 @@ from hpc_tumor.training.checkpoints.resume import find_last, load_best
 from hpc_tumor.training.checkpoints.saving import save_weights
 from hpc_tumor.training.checkpoints.writer import CheckpointWriter
 from hpc_tumor.training.distributed import Distributed
-from hpc_tumor.training.loop import train_to_end
+from hpc_tumor.training.loop import train, train_to_end
 from hpc_tumor.training.scoring.testing import score_test_part
 from hpc_tumor.training.scoring.volumes import Watch
 from hpc_tumor.training.setup import build_state
+from hpc_tumor.training.watch.heartbeat import Heartbeat
 
 CPU = torch.device("cpu")
 
@@ -305,6 +308,8 @@ def test_best_weights_that_the_disk_does_not_give_are_not_lost(
     tmp_path: Path, slice_store: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     run = new_run(tmp_path, slice_store, "unet", recipe=STANDING_STILL)
+    train_here(run)
+    run.result.unlink()  # a start that trained the best epoch itself does not read its weights
     with monkeypatch.context() as disk:
         UnansweringDisk(disk, number)
         with pytest.raises(TrainingError, match=f"{os.strerror(number)}.*`hpc-tumor resume`"):
@@ -375,7 +380,7 @@ def test_best_weights_of_another_experiment_are_refused_and_not_called_damaged(
 
 
 def test_kept_for_good_every_so_many_epochs(tmp_path: Path, slice_store: Path) -> None:
-    run = new_run(tmp_path, slice_store, "unet", recipe={"epochs": 4}, keep_every=2, checkpoint_minutes=1e-9)
+    run = new_run(tmp_path, slice_store, "unet", recipe={"epochs": 4}, keep_every=2)
     train_here(run)
     names = sorted(path.name for path in run.checkpoints.iterdir())
     assert names == ["best.safetensors", "epoch-0002.pt", "epoch-0004.pt", "last.pt", "previous.pt"]
@@ -387,6 +392,97 @@ def test_steps_in_an_epoch_are_saved_when_they_are_due(tmp_path: Path, slice_sto
     train_here(run)
     places = [(event["epoch"], event["step"]) for event in run.read_events("checkpoint")]
     assert places == [(0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 0)]
+
+
+def test_the_end_of_an_epoch_is_no_reason_for_a_checkpoint(tmp_path: Path, slice_store: Path) -> None:
+    run = new_run(tmp_path, slice_store, "unet", recipe={"epochs": 3})
+    train_here(run)
+    assert [(event["epoch"], event["step"]) for event in run.read_events("checkpoint")] == [(3, 0)]
+    assert load_weights(run.best_weights)[1]["state"].epoch == result_of(run)["best"]["epoch"]
+
+
+@pytest.mark.parametrize(("cost", "minutes", "due_after"), [
+    (0.0, 10, 60), (1.0, 10, 60), (9.0, 10, 180), (999.0, 10, 600), (math.inf, 10, 600), (0.0, 0.5, 30), (9.0, 0.5, 30),
+])  # fmt: skip
+def test_a_checkpoint_costs_little_of_the_time_since_the_last_one(
+    tmp_path: Path, slice_store: Path, monkeypatch: pytest.MonkeyPatch, cost: float, minutes: float, due_after: int
+) -> None:
+    state = build_state((run := new_run(tmp_path, slice_store, "unet")).experiment(), run, Distributed())
+    state.experiment = state.experiment.model_copy(update={"checkpoint_minutes": minutes})
+    assert state.writer is not None
+    state.writer.cost, clock = cost, [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    heartbeat, due = Heartbeat(state), []
+    for seconds in (due_after - 1, due_after):
+        clock[0] = 1000.0 + seconds
+        due.append(heartbeat.checkpoint_due())
+    assert due == [False, True]
+    heartbeat.checkpoint_written()
+    assert not heartbeat.checkpoint_due()
+
+
+class Killed(Exception):  # noqa: N818 - as by SIGKILL: nothing is saved
+    """The process ends at once."""
+
+
+def kill_at(run: RunDir, look: int) -> None:
+    """Train until the n-th look for a signal, where the process dies."""
+    looks = iter(range(look + 1))
+
+    def stop() -> None:
+        if next(looks) == look:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(run.experiment(), run, Distributed(), stop)
+
+
+def test_a_run_that_was_killed_repeats_the_steps_after_its_last_checkpoint(
+    tmp_path: Path, slice_store: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Epochs of three steps; the checkpoint of the second is kept for good, and two kills come in the fourth."""
+    whole, broken = (
+        new_run(tmp_path / name, slice_store, "attention-unet", recipe={"epochs": 5}, keep_every=2) for name in "ab"
+    )
+    train_here(whole)
+    for look in (3 * 4 + 2, 4 + 2):
+        kill_at(broken, look)
+        assert [line["epoch"] for line in broken.read_metrics() if line["part"] == "val"] == [1, 2, 3]
+        contents = load_checkpoint(broken.last_checkpoint, CPU)["state"]
+        assert (contents.epoch, contents.step) == (2, 0)
+        assert load_weights(broken.best_weights)[1]["state"].epoch == contents.best_epoch
+        capfd.readouterr()
+    assert train_here(broken) == "finished"
+    assert "resuming at epoch 3, step 0, repeating at least 3 steps after its last checkpoint" in capfd.readouterr().err
+    ours, theirs = weights(whole), weights(broken)
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert scores(whole) == scores(broken)
+    assert result_of(broken)["best"] == result_of(whole)["best"]
+    assert [event["event"] for event in broken.read_events()] == [
+        "started", "checkpoint", "resumed", "resumed", "checkpoint", "checkpoint", "finished",
+    ]  # fmt: skip
+
+
+def test_no_checkpoint_names_best_weights_that_are_not_on_disk(
+    tmp_path: Path, slice_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_event, named = RunDir.add_event, []
+
+    def look(run: RunDir, event: str, **values: object) -> None:
+        if event == "checkpoint" and (best := load_checkpoint(run.last_checkpoint, CPU)["state"].best_epoch):
+            named.append((best, load_weights(run.best_weights)[1]["state"].epoch))
+        add_event(run, event, **values)
+
+    monkeypatch.setattr(RunDir, "add_event", look)
+    run = new_run(tmp_path, slice_store, "improved-unet", recipe={"epochs": 4, "ema": 0.5}, checkpoint_minutes=1e-9)
+    train_here(run)
+    assert len(named) == 10
+    assert all(best == written for best, written in named)
+    assert len({best for best, _ in named}) > 1
+    found, _ = load_weights(run.best_weights)
+    state = build_state(run.experiment(), run, Distributed())
+    state.network.load_state_dict(found)
+    assert score_test_part(state, Watch()).final.scores == result_of(run)["best"]["test"]
 
 
 def test_events_come_before_the_end(tmp_path: Path, slice_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:

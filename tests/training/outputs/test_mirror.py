@@ -70,7 +70,7 @@ def test_an_interrupted_run_has_each_point_once(tmp_path: Path, slice_store: Pat
 def test_an_epoch_that_was_saved_but_not_mirrored_is_mirrored_later(
     tmp_path: Path, slice_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = new_run(tmp_path, slice_store, "unet", tensorboard=True)
+    run = new_run(tmp_path, slice_store, "unet", tensorboard=True, keep_every=1)
     calls: list[int] = []
     update = Mirror.update
 
