@@ -35,22 +35,22 @@ RANKS = {
 # the kernels and copies in the graph, by network, in bfloat16.
 GRAPH = {
     "cnn": (5, 185),
-    "alexnet": (3, 176),
-    "vgg16": (5, 273),
+    "alexnet": (3, 151),
+    "vgg16": (5, 210),
     "vit": (5, 727),
-    "unet": (3, 376),
-    "improved-unet": (3, 801),
-    "attention-unet": (3, 1001),
+    "unet": (3, 270),
+    "improved-unet": (3, 773),
+    "attention-unet": (3, 961),
 }
 # Kernels in the graph on each of two ranks, without augmentation.
 GRAPH_RANKS = {
     "cnn": 242,
-    "alexnet": 184,
-    "vgg16": 298,
+    "alexnet": 159,
+    "vgg16": 234,
     "vit": 861,
-    "unet": 385,
-    "improved-unet": 1062,
-    "attention-unet": 1286,
+    "unet": 279,
+    "improved-unet": 1034,
+    "attention-unet": 1246,
 }
 
 # Megabytes (10⁶ bytes) that the kernels of a step of the published recipe read and write in bfloat16, by network:
