@@ -22,7 +22,7 @@ MOVES, COMPUTES, TINY = Kernel("add", 10**9), Kernel("mm", 10**6, 10**12), Kerne
 def counted(network: str = "unet", way: str = "eager", kernels: int = 100, step: list[Kernel] | None = None) -> Count:
     given = [MOVES] if step is None else step
     large = network == "unet"
-    return Count(network, way, 32, 0.0, kernels, 0, kernels, 0.0, 10**9, large, given, 64, [MOVES])
+    return Count(network, way, 32, 0.0, kernels, 1, kernels, 0.0, 0.0, 10**9, large, given, 64, [MOVES])
 
 
 def test_each_kernel_is_limited_by_memory_products_or_its_start() -> None:
