@@ -296,6 +296,9 @@ def test_bytes_are_those_of_the_tensors() -> None:
     assert mode.bytes["convolution"] == read + written
     assert mode.bytes["bias of a convolution"] == 2 * out.nbytes
     assert mode.operations == 2
+    with BytesMode(torch.device("cpu")) as mode:
+        torch.nn.functional.conv2d(x, weights[:3, :1], groups=3)
+    assert [(kernel.name, kernel.grouped) for kernel in mode.kernels] == [("convolution", True)]
 
 
 def event(key: str, count: int, device: str = "CPU", spent: float = 0.0, annotation: bool = False) -> SimpleNamespace:
