@@ -353,6 +353,15 @@ def test_the_study_is_the_sum_of_measured_parts() -> None:
     assert set(found) == {"unet", "vit"}
 
 
+def test_graphs_are_variants_where_the_device_has_them() -> None:
+    found = {
+        graphs: {part.name: part for part in other_parts(["vit"], ["bfloat16"], "cuda:0", 1, False, graphs)}["variants"]
+        for graphs in (False, True)
+    }
+    assert [item["variant"] for item in found[False].items] == ["compiled"]
+    assert [item["variant"] for item in found[True].items] == ["graph", "compiled", "compiled graph"]
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_the_study_has_the_epochs_of_the_recipes(name: str) -> None:
     assert preset(name)["recipe"]["epochs"] == EPOCHS[name]
