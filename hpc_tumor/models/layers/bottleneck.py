@@ -164,11 +164,12 @@ def _split(values: Tensor, w1: Tensor, w2: Tensor, b1: Tensor, b2: Tensor) -> tu
 
 def _serves(x: Tensor, norm: nn.BatchNorm2d, first: nn.Conv2d, second: nn.Conv2d) -> bool:
     """Return True if the kernels can compute the bottleneck of `x` here."""
+    if not usable(x):  # autocast does not know all devices, such as meta
+        return False
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     return (
-        usable(x)
-        and not torch.compiler.is_exporting()
+        not torch.compiler.is_exporting()
         and x.numel() > 0
         and x.is_contiguous(memory_format=torch.channels_last)
         and dtype in _TYPES
