@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from hpc_tumor.models.layers import fused
 from hpc_tumor.models.layers.fast import FirstConv2d
+from hpc_tumor.models.layers.kernels import operations
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
 Interpreter = Callable[..., Any]
@@ -70,22 +71,28 @@ class Rounded(torch.autograd.Function):
 
 
 def plain(layers: nn.Sequential, x: Tensor, kind: torch.dtype, pool: bool) -> Any:
-    """Layers with the kernels' rounding: the convolution's result is rounded, and that of bias and ReLU."""
+    """Layers with the kernels' rounding: torch's convolution is rounded, and the result of bias and ReLU."""
     conv, _, *pools = layers
-    x = F.conv2d(x.to(kind), conv.weight.to(kind), None, conv.stride, conv.padding).float()
+    if x.requires_grad or pool or pools:
+        x = F.conv2d(x.to(kind), conv.weight.to(kind), None, conv.stride, conv.padding).float()
+    else:  # our own
+        x = F.conv2d(x.to(kind).float(), Rounded.apply(conv.weight, kind).float(), None, conv.stride, conv.padding)
     x = Rounded.apply(F.relu(x + conv.bias.view(-1, 1, 1)), kind)
     x = F.max_pool2d(x, 2) if pools else x
     return (x, F.max_pool2d(x, 2)) if pool else x
 
 
 def compare_block(options: dict[str, Any], shape: tuple[int, ...], kind: torch.dtype, pool: bool) -> None:
+    operations.PROGRAMS = 2  # so that each has several tiles
     torch.manual_seed(1)
     layers = block(**options)
     nn.init.normal_(layers[0].bias)
     x = torch.randn(shape).contiguous(memory_format=torch.channels_last)
-    if options.get("first"):
-        x = x[:, :1].expand(-1, 3, -1, -1)
-    leaves = list(layers.parameters()) if options.get("first") else [x, *layers.parameters()]
+    leaves = list(layers.parameters())
+    if options.get("first"):  # of images, without a gradient
+        x = x[:, :1].expand(-1, 3, -1, -1) if shape[1] == 3 else x
+    else:
+        leaves.append(x)
     expected = gradients(lambda *_: plain(layers, x, kind, pool), *leaves)
     context = torch.autocast("cpu", kind, enabled=kind != torch.float32)
     with patch.object(fused, "usable", lambda _: True), context:
@@ -105,7 +112,11 @@ def compare_block(options: dict[str, Any], shape: tuple[int, ...], kind: torch.d
         ({"channels": 4, "out": 32, "pool": True}, (2, 4, 12, 8), False),
         ({"channels": 4, "out": 6}, (2, 4, 8, 12), True),
         ({"channels": 4, "out": 6}, (2, 4, 9, 12), True),
+        ({"channels": 8, "out": 3}, (3, 8, 40, 40), False),
         ({"channels": 3, "out": 6, "first": True}, (2, 3, 8, 8), True),
+        ({"channels": 3, "out": 6, "first": True}, (2, 3, 9, 7), False),
+        ({"channels": 4, "out": 70, "first": True}, (2, 4, 8, 5), False),
+        ({"channels": 7, "out": 16, "first": True}, (2, 7, 12, 20), False),
     ],
 )
 def test_convolutions_are_torchs(
@@ -125,10 +136,7 @@ def compare_upsampling(name: str, channels: int, height: int, width: int, kind: 
         found = gradients(layer, *leaves)
     assert found[0].is_contiguous(memory_format=torch.channels_last)
     assert all(each.dtype == kind for each in found)
-    if kind == torch.float32:
-        assert_near(found, expected, ROUNDING[kind])
-    else:  # the gradients given were rounded, too
-        assert_near(found, expected, 2 * ROUNDING[kind])
+    assert_near(found, expected, 2 * ROUNDING[kind])  # the gradients given were rounded, too
 
 
 @pytest.mark.parametrize("kind", list(ROUNDING))
