@@ -52,7 +52,8 @@ def show_scripts(
     to_submit = _select_new(planned, profile, runs, again)
     groups = group_runs(to_submit, profile, planned.max_array_tasks)
     jobs = [
-        {"runs": [{"model": item.experiment.model.name, "seed": item.experiment.seed} for item in group],
+        {"runs": [{"model": item.experiment.model.name, "seed": item.experiment.seed, "share": item.share}
+                  for item in group],
          "plan": group[0].plan.as_dict(),
          "script": _single_script(group[0], profile, runs) if len(group) == 1
          else array_script(len(group), profile, group[0].plan, runs, at_once)}

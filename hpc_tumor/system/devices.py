@@ -10,9 +10,10 @@ from __future__ import annotations
 import functools
 import re
 import warnings
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -23,12 +24,13 @@ from hpc_tumor.system import torch_builds
 from hpc_tumor.system.resources import own_share
 from hpc_tumor.system.torch_builds import Capability, TorchBuild, advice, refusal, runs_on
 
+T = TypeVar("T")
 CPU = torch.device("cpu")
 GPU_TYPES = ("cuda", "xpu")
 # gfx names of AMD GPUs with bfloat16 in hardware: MI100 and later, RDNA 3 and later (matrix or WMMA instructions).
 _AMD_BFLOAT16 = re.compile(r"gfx(?:908|90a|94\d|95\d|1[12]\d\d)\b")
-_TRITON_SINCE = (7, 5)
 _TENSORS_OF_SHARED = 0.9
+_TRITON_SINCE = (7, 5)
 _LIBRARIES = {"cuda": "nccl", "xpu": "xccl"}  # RCCL, on ROCm, also goes by the name nccl
 
 
@@ -103,6 +105,50 @@ def runs_triton(device: torch.device) -> bool:
     """Return True for an NVIDIA GPU that Triton compiles for."""
     own = capability(device)
     return own is not None and own >= _TRITON_SINCE
+
+
+def has_graphs(device: torch.device) -> bool:
+    """Return True for a GPU whose steps torch can capture and replay dependably: NVIDIA's."""
+    return is_nvidia(device)
+
+
+def use_own_stream(device: torch.device) -> None:
+    """Compute on a stream that a graph can capture from now on, in this thread; nothing for devices without graphs.
+
+    The default stream cannot be captured. Work before and in a capture must have the same stream: autograd's and DDP's
+    nodes keep theirs, and libraries keep memory and choices by stream.
+    """
+    if has_graphs(device):
+        torch.cuda.set_stream(_own_stream(device))
+
+
+@functools.cache
+def _own_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
+def capture(work: Callable[[], T], device: torch.device) -> tuple[Callable[[], None], T]:
+    """Capture `work` on the current stream in a graph, without doing it; return its replay, and what `work` returned.
+
+    Only the memory of the result stays valid. Other threads may use the GPU meanwhile. Raises what `work`, or torch for
+    what cannot be captured, raises: then allocator and random generator are as before.
+    """
+    graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+    generator = torch.cuda.default_generators[device.index]
+    drawn = generator.clone_state()
+    stream = torch.cuda.current_stream(device)
+    try:
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+            result = work()
+    except BaseException:
+        generator.graphsafe_set_state(drawn)
+        for name in ("_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool"):
+            if hasattr(torch._C, name):
+                with suppress(RuntimeError):  # newer versions of torch have done it
+                    getattr(torch._C, name)(device.index, pool)
+        torch.cuda.set_stream(stream)
+        raise
+    return graph.replay, result
 
 
 def initialise() -> None:
@@ -254,6 +300,14 @@ def allow_tf32(device: torch.device, allowed: bool) -> None:
         torch.backends.cudnn.allow_tf32 = allowed
     else:
         torch.backends.mkldnn.allow_tf32 = allowed  # type: ignore[assignment]
+
+
+def search_kernels(wanted: bool) -> None:
+    """Let convolutions of new shapes time their kernels from now on, or take the one that heuristics name first.
+
+    The setting is global: it also holds in the threads of a backward pass. A shape keeps the kernels of its first use.
+    """
+    torch.backends.cudnn.benchmark = wanted  # MIOpen of ROCm follows it, too
 
 
 def backend(device: torch.device) -> str:

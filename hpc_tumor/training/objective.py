@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from hpc_tumor.system import devices
 from hpc_tumor.training.scoring import metrics
 from hpc_tumor.training.scoring.evaluate import ScoringSpec
 
@@ -22,16 +23,20 @@ class Objective(nn.Module):
     Attributes:
         network: the bare network.
         spec: how the network computes and is scored; training uses the same loss and number format.
+        searched_samples: micro-batch size for whose convolutions the fastest kernels are searched, in its first step.
+            A search times up to ten kernels for each convolution and direction; other sizes are too rare for one.
         compiled: `compute` compiled, for micro-batches of `compiled_samples`; None without torch.compile.
     """
 
     def __init__(self, network: nn.Module, spec: ScoringSpec) -> None:
         super().__init__()
         self.network, self.spec = network, spec
+        self.searched_samples = 0
         self.compiled: Callable[[Tensor, Tensor], Computed] | None = None
         self.compiled_samples = 0
 
     def forward(self, images: Tensor, targets: Tensor) -> Computed:
+        devices.search_kernels(len(images) == self.searched_samples)
         if self.compiled is not None and len(images) == self.compiled_samples:
             return self.compiled(images, targets)
         return self.compute(images, targets)

@@ -42,9 +42,11 @@ def profile_with(name: str = "two-gpu-nodes", **sections: Any) -> ClusterProfile
     return build(ClusterProfile, values, where="test")
 
 
-def submit_experiment(experiment: Experiment, profile: ClusterProfile, plan: Plan, runs: Path) -> Submission:
+def submit_experiment(
+    experiment: Experiment, profile: ClusterProfile, plan: Plan, runs: Path, share: float = 1.0
+) -> Submission:
     """Submit one run; raises the error that prevented it."""
-    submitted = submit_all([PlannedRun(experiment, plan)], profile, runs)
+    submitted = submit_all([PlannedRun(experiment, plan, share=share)], profile, runs)
     for error in (submitted.interrupted, submitted.error):
         if error is not None:
             raise error

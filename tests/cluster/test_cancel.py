@@ -10,6 +10,7 @@ import pytest
 from launching import events, small_experiment
 
 from hpc_tumor.cluster.cancel import cancel
+from hpc_tumor.cluster.observe.job_record import JobRecord
 from hpc_tumor.cluster.observe.states import RunState, State
 from hpc_tumor.errors import ClusterError, UsageError
 from hpc_tumor.run_dir import RunDir
@@ -38,6 +39,23 @@ def test_one_job_that_is_refused_leaves_the_others_cancelled(tmp_path: Path) -> 
     assert ["cancelled" in events(state.run) for state in states] == [True, False, True]
     with pytest.raises(ClusterError, match="Access denied for 43"):
         cancel(states[1])
+
+
+def test_a_run_ends_without_those_that_share_its_job(tmp_path: Path, scancel: None) -> None:
+    states = [running(tmp_path / "runs", "42") for _ in range(3)]
+    names = tuple(state.name for state in states)
+    for state in states:
+        JobRecord(cluster="orfeo", job_id="42", job_name="hpc-tumor-1", together=names).write(state.run)
+    log = tmp_path / "asked"
+    tools = {"scancel": f'echo "$*" >> {log}', "squeue": 'echo "42|hpc-tumor-1|RUNNING|1:00|1|N/A|n1|None"'}
+    for name, text in tools.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    assert cancel(states[0]) == {}
+    assert (events(states[0].run), log.exists()) == (["cancelled"], False)
+    assert cancel(*states[1:]) == {}  # the last ones, and with them the job
+    assert set(log.read_text().split()) == {"42"}
+    assert [events(state.run) for state in states] == [["cancelled"]] * 3
 
 
 def test_a_process_that_is_not_of_the_run_is_left_alone(tmp_path: Path) -> None:

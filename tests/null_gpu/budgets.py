@@ -16,8 +16,8 @@ STEP = {
     "vgg16": (201, 207, 159),
     "vit": (716, 722, 499),
     "unet": (242, 248, 200),
-    "improved-unet": (745, 697, 469),
-    "attention-unet": (972, 924, 620),
+    "improved-unet": (502, 508, 404),
+    "attention-unet": (702, 708, 548),
 }
 # More with augmentation, by task, whatever is drawn.
 AUGMENTATION = {"classification": 14, "segmentation": 32}
@@ -30,6 +30,27 @@ RANKS = {
     "unet": 40,
     "improved-unet": 292,
     "attention-unet": 316,
+}
+# Operations of the host in a step that is replayed as a CUDA graph, with augmentation and samples kept on the GPU, and
+# the kernels and copies in the graph, by network, in bfloat16.
+GRAPH = {
+    "cnn": (5, 185),
+    "alexnet": (3, 176),
+    "vgg16": (5, 273),
+    "vit": (5, 727),
+    "unet": (3, 376),
+    "improved-unet": (3, 801),
+    "attention-unet": (3, 1001),
+}
+# Kernels in the graph on each of two ranks, without augmentation.
+GRAPH_RANKS = {
+    "cnn": 242,
+    "alexnet": 184,
+    "vgg16": 298,
+    "vit": 861,
+    "unet": 385,
+    "improved-unet": 1062,
+    "attention-unet": 1286,
 }
 
 # Megabytes (10⁶ bytes) that the kernels of a step of the published recipe read and write in bfloat16, by network:

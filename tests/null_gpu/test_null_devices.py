@@ -6,12 +6,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from processes import NullGpu
 from training_runs import new_run
 
 from hpc_tumor.cluster.node.job import TrainingJob
+from hpc_tumor.data.feed.row_cache import allocate_cache
 from hpc_tumor.doctor.gpu import check_gpus
 from hpc_tumor.doctor.probe import gather
 from hpc_tumor.errors import UsageError
@@ -19,7 +21,9 @@ from hpc_tumor.prediction.trained import load_trained
 from hpc_tumor.records import Failure
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.system import devices
+from hpc_tumor.system.resources import SHARE_VARIABLE
 from hpc_tumor.system.torch_builds import runs_on
+from hpc_tumor.training.distributed import init_distributed
 
 V100 = "Tesla V100-PCIE-32GB"
 NO_CODE = f"{V100} (compute capability 7.0): torch {torch.__version__} has no code for sm_70, only for "
@@ -163,3 +167,32 @@ def check() -> None:
     gpu = devices.find_gpu()
     assert gpu is not None
     devices.check_code(gpu)
+
+
+def run_of_a_share(folder: Path) -> dict[str, Any]:
+    """Train with a quarter of a GPU, where a rank then allocates more than that; return what it saw."""
+    gpu = devices.find_gpu()
+    assert gpu is not None
+    init_distributed()
+    total, free = devices.total_memory(gpu), devices.free_memory(gpu)
+    held = torch.empty(total // 2, dtype=torch.uint8, device=gpu)
+    left = devices.free_memory(gpu)
+    try:
+        torch.empty(total, dtype=torch.uint8, device=gpu)
+    except torch.OutOfMemoryError as error:
+        refused = str(error)
+    array = np.zeros((1, 1000), np.uint8)
+    rows, _ = allocate_cache("auto", None, [array], int(0.3 * total / 1000), gpu)
+    assert rows is not None
+    cache, _ = allocate_cache("auto", None, [array], int(0.5 * total / 1000), gpu)
+    assert cache is not None
+    on_gpu = [rows.on_device, cache.on_device]
+    return {"total": total, "free": free, "left": left, "held": held.nbytes, "refused": refused, "on GPU": on_gpu}
+
+
+def test_a_run_that_shares_a_gpu_cannot_take_the_memory_of_others(null_gpu: NullGpu, tmp_path: Path) -> None:
+    found = null_gpu.call(run_of_a_share, tmp_path, memory_mb=4000, variables={SHARE_VARIABLE: "0.25"})
+    assert found["total"] == found["free"] == pytest.approx(0.9 * 0.25 * 4000 * 2**20, rel=0.01)
+    assert found["left"] == pytest.approx(found["total"] - found["held"], abs=2**21)
+    assert "out of memory" in found["refused"]
+    assert found["on GPU"] == [True, False]  # 30 and 50 % of the share: rows may take 40 %

@@ -59,3 +59,12 @@ def test_limits_of_control_groups(machine: Path) -> None:
     for name, value in (("limit_in_bytes", 3 * GB), ("usage_in_bytes", GB), ("stat", "total_inactive_file 0")):
         write(old / f"memory.{name}", value)
     assert resources.available_memory() == 2 * GB
+
+
+def test_a_run_that_shares_a_gpu_gets_its_share_of_the_machine(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (resources.own_share(), resources.available_cpus()) == (1.0, 8)
+    for share, cpus in ((0.625, 5), (0.125, 2)):  # one reads while the other feeds the GPU
+        monkeypatch.setenv(resources.SHARE_VARIABLE, str(share))
+        assert resources.available_cpus() == cpus
+        assert resources.available_memory() == share * 64 * GB
+    assert resources.share_of_cpus(1, 0.5) == 1

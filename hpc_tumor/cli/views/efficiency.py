@@ -13,6 +13,7 @@ from hpc_tumor.table import Column, Table, fill
 from hpc_tumor.vocabulary import counted, duration, hours
 
 MAX_RUNS = 20  # listed individually
+_SHARED_NOTE = "Requested, and counted as GPU-hours: its share of {share}. The GPUs' load is that of all runs on them."
 
 
 def show_efficiency(runs: Sequence[Efficiency]) -> None:
@@ -56,7 +57,10 @@ def run_table(run: Efficiency) -> Table:
         rows.append(("GPUs busy", str(run.gpus), "", _text(run.gpu_busy, _percent)))
         rows.append(("memory per GPU", _text(run.asked_gpu_memory, _gb), _text(run.gpu_memory, _gb), share))
     rows.append(("waiting for data", "", "", _text(run.data_wait, _percent)))
-    notes = (f"Used so far: {run.name} is {run.state}.",) if run.state is not State.FINISHED else ()
+    if run.gpu_hours is not None:
+        rows.append(("GPU-hours", "", _decimal(run.gpu_hours), ""))
+    notes: tuple[str, ...] = (f"Used so far: {run.name} is {run.state}.",) if run.state is not State.FINISHED else ()
+    notes += (_SHARED_NOTE.format(share=f"{run.share:.0%}"),) if run.share < 1 else ()
     where = ", ".join(part for part in (run.cluster, run.shape, run.gpu) if part)
     return Table(f"{run.name} · {where}", columns, tuple(rows), notes)
 

@@ -53,7 +53,8 @@ def before(folder: Path) -> int:
         print(f"error: {run.name}: {'; '.join(job.faults)}: not started.", file=sys.stderr)
         return 1
     if job_id not in jobs:
-        print(f"error: job {job_id} is not the job of {run.name}, which is {jobs[0]}: not started.", file=sys.stderr)
+        own = jobs[0] if jobs else "another"
+        print(f"error: job {job_id} is not the job of {run.name}, which is {own}: not started.", file=sys.stderr)
         return 1
     if run.is_finished():
         print(f"{run.name} is finished: nothing to do")
@@ -321,6 +322,8 @@ def _await_job_record(run: RunDir, folder: Path) -> JobRecord:
     while True:
         job = JobRecord.of_run(run)
         if job == JobRecord() or job.job_id or job.faults:
+            return job
+        if job.folder is None and folder != run.submission:  # it is being resumed in a job of its own
             return job
         ours = str(folder.relative_to(runs_folder(folder))) == job.folder
         if ours or time.monotonic() > end:

@@ -67,15 +67,17 @@ class Kind:
 
 
 def group_by_kind(runs: Sequence[Efficiency]) -> list[Kind]:
-    """Group runs by network, cluster and shape, in order of first appearance."""
+    """Group runs by network, cluster, shape and whether they share GPUs, in order of first appearance."""
     kinds: dict[tuple[object, ...], list[Efficiency]] = {}
     for run in runs:
-        kinds.setdefault((run.model, run.filters, run.cluster, run.shape), []).append(run)
+        kinds.setdefault((run.model, run.filters, run.cluster, run.shape, run.share < 1), []).append(run)
     return [Kind(tuple(alike), advise(alike)) for alike in kinds.values()]
 
 
 def advise(runs: Sequence[Efficiency]) -> Advice:
     """Return the request for runs of one kind: the largest usage plus a quarter."""
+    if any(run.share < 1 for run in runs):
+        return Advice(words=(_of_shared(runs),))
     # Failed runs, and those that have just started, do not show the usage of a whole run.
     usable = [run for run in runs if run.time is not None and (run.state is State.FINISHED or run.left is not None)]
     words: list[str] = []
@@ -88,6 +90,14 @@ def advise(runs: Sequence[Efficiency]) -> Advice:
     elif not words and not (memory or minutes or cpus):
         words.append("the request fits the usage: no change needed")
     return Advice(memory, minutes, cpus, tuple(words))
+
+
+def _of_shared(runs: Sequence[Efficiency]) -> str:
+    """Return advice for runs that shared GPUs: what they used does not tell what one needs for itself."""
+    if any(run.gpu_out_of_memory for run in runs):
+        accumulate = f"--accumulate {2 * max(run.accumulate for run in runs)}"
+        return f"out of its share of the GPU's memory: submit it without --share-gpu, or with {accumulate}"
+    return "it shared its GPU, CPUs and memory with other runs: no advice for a job of its own"
 
 
 def _memory(runs: Sequence[Efficiency], usable: Sequence[Efficiency], words: list[str]) -> int | None:

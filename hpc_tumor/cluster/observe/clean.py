@@ -147,7 +147,9 @@ def _settled(states: Sequence[RunState], clock: float) -> set[str]:
     finished = [state for state in states if state.state is State.FINISHED]
     jobs = {state.name: JobRecord.of_run(state.run) for state in finished}
     young = {name for name, job in jobs.items() if not job.is_local}
-    queue = slurm.read_queue(job_id for name in young for job_id in jobs[name].job_ids)
+    # Also earlier jobs: one that others share may go on, and needs its pickle to start again.
+    ids = {name: [job_id for job_id in (*job.earlier, *job.job_ids) if job_id] for name, job in jobs.items()}
+    queue = slurm.read_queue(job_id for name in young for job_id in ids[name])
     settled = set()
     for state in finished:
         job = jobs[state.name]
@@ -157,8 +159,9 @@ def _settled(states: Sequence[RunState], clock: float) -> set[str]:
             active = bool(job.job_ids) and clock - state.run.result.stat().st_mtime < _SETTLED_SECONDS
         else:
             names = (job.job_name or state.name, state.name)
-            records = [queue[job_id] for job_id in job.job_ids if job_id in queue]
-            active = any(slurm.is_alive(record) and record.name in names for record in records)
+            records = [queue[job_id] for job_id in ids[state.name] if job_id in queue]
+            ours = [record for record in records if record.name in names or record.name.startswith("hpc-tumor-")]
+            active = any(map(slurm.is_alive, ours))
         if not active:
             settled.add(state.name)
     return settled

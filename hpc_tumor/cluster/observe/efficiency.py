@@ -18,6 +18,7 @@ from hpc_tumor.config import ClusterProfile
 from hpc_tumor.errors import Cause
 from hpc_tumor.records import LARGEST, section
 from hpc_tumor.run_dir import RunDir, matching, read_json
+from hpc_tumor.system.resources import share_of_cpus
 from hpc_tumor.vocabulary import parse_seconds, printable
 
 GB = 2**30  # as in --memory
@@ -39,6 +40,9 @@ class Efficiency:
         gpu_memory: maximum on one GPU.
         limited: a start was ended by its time limit.
         node_memory, node_cpus: the most that can be requested by the profile, per node and per task.
+        share: of GPU, CPUs and memory, beside other runs: what was requested is this share of the job's request, and
+            `gpu_busy` is that of all runs on the GPU.
+        gpu_hours: this share of the time on all GPUs, so that those of all runs of a job add up to it.
     """
 
     name: str
@@ -70,6 +74,8 @@ class Efficiency:
     accumulate: int = 1
     node_memory: float | None = None
     node_cpus: int | None = None
+    share: float = 1.0
+    gpu_hours: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return all fields as JSON types."""
@@ -100,10 +106,13 @@ def _is_of(use: JobUse | None, run: RunDir, job: JobRecord) -> bool:
 
 def _efficiency(run: RunDir, state: RunState, job: JobRecord, uses: Sequence[JobUse]) -> Efficiency:
     config, plan, starts = read_json(run.config) or {}, job.plan, _read_starts(run)
+    if job.share < 1:
+        uses = ()  # of all runs of the job
     model, hardware = section(config.get("model")), section(config.get("hardware"))
     ended = {word for use in uses for word in use.states}
-    asked = _asked(plan, job.profile)
-    used = _by_files(starts)
+    asked = _asked(plan, job.profile, job.share)
+    used = _by_files(starts, job.share)
+    used |= _with_accounting(used, uses, plan)
     begun = len([seconds for use in uses for seconds in use.elapsed if seconds])
     return Efficiency(
         name=run.name,
@@ -118,12 +127,14 @@ def _efficiency(run: RunDir, state: RunState, job: JobRecord, uses: Sequence[Job
         out_of_memory="OUT_OF_MEMORY" in ended or state.cause is Cause.HOST_MEMORY,
         gpu_out_of_memory=state.cause is Cause.GPU_MEMORY,
         accumulate=int(_number(hardware, "accumulate")) or 1,
-        **{**used, **_with_accounting(used, uses, plan), **asked},
+        share=job.share,
+        gpu_hours=job.share * asked["gpus"] * used["time"] / 3600 if used.get("gpu") else None,
+        **{**used, **asked},
     )
 
 
-def _asked(plan: Plan | None, profile: ClusterProfile | None) -> dict[str, Any]:
-    """Return the request, and the cluster's limits per node; only the shape for a run on this machine."""
+def _asked(plan: Plan | None, profile: ClusterProfile | None, share: float) -> dict[str, Any]:
+    """Return the run's share of the request, and the limits per node; only the shape for a run on this machine."""
     if plan is None:
         return {"shape": "", "gpus": 1}
     if plan.cluster == LOCAL:
@@ -134,8 +145,8 @@ def _asked(plan: Plan | None, profile: ClusterProfile | None) -> dict[str, Any]:
         "gpus": plan.gpus,
         "asked_time": plan.walltime * 60.0,
         "asked_whole": (plan.total or plan.walltime) * 60.0,
-        "asked_memory": plan.memory_gb,
-        "asked_cpus": plan.cpus_per_task,
+        "asked_memory": plan.memory_gb * share,
+        "asked_cpus": share_of_cpus(plan.cpus_per_task, share),
         "node_memory": node.memory_gb if node else None,
         "node_cpus": node.cpus // plan.tasks_per_node if node else None,
     }
@@ -178,8 +189,8 @@ def _read_starts(run: RunDir) -> dict[int, Start]:
     return starts
 
 
-def _by_files(starts: dict[int, Start]) -> dict[str, Any]:
-    """Aggregate the ranks' usage over all starts."""
+def _by_files(starts: dict[int, Start], share: float) -> dict[str, Any]:
+    """Aggregate the ranks' usage over all starts. nvidia-smi sees the memory of all runs on a GPU: only if alone."""
     ranks = [rank for start in starts.values() for rank in start]
     if not ranks:
         return {}
@@ -194,7 +205,7 @@ def _by_files(starts: dict[int, Start]) -> dict[str, Any]:
         "asked_cpus": max(1, int(_most(ranks, "cpus") / here)),  # all of this machine's for a local run
         "cpus": _sum(ranks, "cpu_seconds") / seconds if seconds else None,
         "data_wait": _sum(ranks, "data_wait_seconds") / trained if trained else None,
-        **_gpus(ranks),
+        **_gpus(ranks, alone=share >= 1),
     }
 
 
@@ -212,7 +223,7 @@ def _node_memory(start: Start) -> list[tuple[float, float]]:
     return memory
 
 
-def _gpus(ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _gpus(ranks: Sequence[dict[str, Any]], *, alone: bool) -> dict[str, Any]:
     """Return GPU usage: each rank reports its own GPU, and the first rank of a node watches all of them."""
     own = [rank["gpu"] for rank in ranks if isinstance(rank.get("gpu"), dict)]
     if not own:
@@ -224,7 +235,7 @@ def _gpus(ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "gpu": str(own[0].get("name")),
         "asked_gpu_memory": _most(own, "total") / GB,
-        "gpu_memory": max(_most(own, "reserved"), _most(watched, "memory")) / GB,
+        "gpu_memory": max(_most(own, "reserved"), _most(watched, "memory") if alone else 0.0) / GB,
         "gpu_busy": busy / samples / 100 if samples else None,
     }
 

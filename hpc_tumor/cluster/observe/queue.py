@@ -27,6 +27,7 @@ from hpc_tumor.cluster.slurm import SlurmJob
 from hpc_tumor.records import Event, Status
 from hpc_tumor.run_dir import RunDir, UnreadableFileError, describe_lost_weights, file_clock, load, why_closed
 from hpc_tumor.system.resources import owner_of
+from hpc_tumor.vocabulary import counted
 
 _NOTHING = SlurmJob("", "", "")
 _FINAL = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "DEADLINE"})
@@ -134,7 +135,8 @@ def _read_state(
     lines = run.read_events()
     events = [Event.from_values(line, run.events.name) for line in lines]
     story = read_story(run, job, events)
-    if story.left and record is not None:  # its job may go on with other runs, or end for their reasons
+    has_left = story.left or bool(result is not None and job.together)
+    if has_left and record is not None:  # its job may go on with other runs, or end for their reasons
         record = replace(record, state="COMPLETED", reason="", exit_code="", elapsed_s=None)
         report = replace(report, record=record)
     alive = report.position is not None if job.is_local else slurm.is_alive(record)
@@ -146,12 +148,12 @@ def _read_state(
     if result is not None:
         verdict = Verdict(State.FINISHED, describe_lost_weights(lost) if lost else "")
     else:
-        verdict = _judge(run, job, report, story, status, age, clock)
+        verdict = _with_others(_judge(run, job, report, story, status, age, clock), job, record)
     event_faults = [fault for line in events for fault in line.faults][:1]
     faults = (*job.faults, *status.faults, *failure_faults, *event_faults)
     plan = job.plan
     elapsed: float | None = record.elapsed_s if record is not None else None
-    if (record is None or story.left) and story.began is not None:
+    if (record is None or has_left) and story.began is not None:
         elapsed = max(0.0, (clock if alive else status.time or story.began) - story.began)
     return RunState(
         run=run,
@@ -197,6 +199,19 @@ def _judge(
         reason = "SLURM no longer knows its job" if report.answered else "SLURM does not answer"
         verdict = judge_by_files(status, story, age, reason, report.answered)
     return add_cause(run, verdict) if verdict.state is State.FAILED else verdict
+
+
+def _with_others(verdict: Verdict, job: JobRecord, record: SlurmJob | None) -> Verdict:
+    """Return the verdict with what follows from sharing a job with other runs."""
+    reasons = {
+        State.RUNNING: f"shares its job with {counted(len(job.together) - 1, 'other run')}",
+        State.RESTARTING: "starts again once the other runs of its job have ended",
+        State.CANCELLED: "its job, which others share, leaves it out",
+    }
+    waits = record is not None and record.state in slurm.WAITING
+    if not job.together or verdict.state not in reasons or (verdict.state is State.CANCELLED and not waits):
+        return verdict
+    return replace(verdict, reason="; ".join(filter(None, (verdict.reason, reasons[verdict.state]))))
 
 
 def _heartbeat_age(

@@ -14,7 +14,7 @@ from hpc_tumor.data.feed.samples import SlicePart
 from hpc_tumor.models import MODELS
 from hpc_tumor.training.host_copy import HostCopy, copy_to_host
 from hpc_tumor.training.scoring import metrics
-from hpc_tumor.training.scoring.evaluate import Evaluation
+from hpc_tumor.training.scoring.evaluate import Evaluation, fill_up
 from hpc_tumor.training.state import TrainingState
 from hpc_tumor.vocabulary import LABELS, MODALITIES, TUMOUR_LABELS
 
@@ -114,11 +114,12 @@ def predict_slice(state: TrainingState, position: int, attention: bool = False) 
 
 def _logits(state: TrainingState, batch: Batch, attention: bool = False) -> tuple[Tensor, list[Tensor]]:
     forward, flips, maps = state.spec.forward, state.spec.flips, []
+    images = fill_up(batch.images, state.parts.test.batch_size)
     if attention:
-        logits, maps = forward(state.network, batch.images, return_attention=True)
+        logits, maps = forward(state.network, images, return_attention=True)
     if flips or not attention:
-        logits = forward(state.network, batch.images, flips)
-    return logits, maps
+        logits = forward(state.network, images, flips)
+    return logits[: len(batch.positions)], maps
 
 
 def _slice_to_show(state: TrainingState, row: int) -> int:

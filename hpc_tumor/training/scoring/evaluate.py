@@ -14,6 +14,7 @@ from hpc_tumor.data.feed.loader import Batch, BatchLoader
 from hpc_tumor.data.feed.samples import Part, SlicePart
 from hpc_tumor.data.feed.transfer import on_device
 from hpc_tumor.scores import classification_scores
+from hpc_tumor.system import devices
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.losses import Loss
 from hpc_tumor.training.recipe import Precision
@@ -101,8 +102,10 @@ def evaluate(
     tally = _Tally(part, spec, volumes, distributed.device)
     was_training = network.training
     network.eval()
+    devices.search_kernels(False)
     for batch in loader.whole_batches(np.arange(len(part)), spec.limit):
-        logits = spec.forward(network, batch.images, final and spec.flips)
+        images = fill_up(batch.images, loader.batch_size)
+        logits = spec.forward(network, images, final and spec.flips)[: len(batch.positions)]
         tally.add(batch, logits, spec.loss(logits, batch.targets))
         alive()
     network.train(was_training)
@@ -111,6 +114,17 @@ def evaluate(
     scores = _scores(part, details, scored > 0, spec.classes, final)
     scores["loss"] = float(tally.losses.sum().item() / max(1, int(scored.sum())))
     return Evaluation(scores, details, scored, volumes=tally.volumes)
+
+
+def fill_up(images: torch.Tensor, samples: int) -> torch.Tensor:
+    """Repeat the last of `(N, C, H, W)` images on a GPU, so that all batches of an evaluation have the same shape.
+
+    A GPU prepares kernels anew for each shape, and the last digit of an output depends on the size of its batch.
+    """
+    missing = samples - len(images)
+    if missing <= 0 or not devices.is_gpu(images.device):
+        return images
+    return torch.cat([images, images[-1:].expand(missing, *images.shape[1:])])
 
 
 class _Tally:

@@ -14,7 +14,7 @@ import torch
 from hpc_tumor.config import Experiment
 from hpc_tumor.errors import GpuMemoryError, HostMemoryError
 from hpc_tumor.system import devices
-from hpc_tumor.system.resources import available_memory
+from hpc_tumor.system.resources import available_memory, own_share
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.watch.torch_errors import is_allocation_failure, requested_memory
 from hpc_tumor.vocabulary import counted
@@ -101,7 +101,8 @@ def out_of_memory_error(
     held = peak_memory_gb(device)
     if devices.is_gpu(device):
         total = devices.total_memory(device) / 1e9
-        where = f"the GPU ({devices.name(device)}): {total:.1f} GB, {held:.1f} GB held by this rank"
+        part = "this run's share of " if own_share() < 1 else ""
+        where = f"{part}the GPU ({devices.name(device)}): {total:.1f} GB, {held:.1f} GB held by this rank"
     else:
         where = f"the host: {held:.1f} GB held by this rank, {available_memory() / 1e9:.1f} GB free"
     remedies = []
@@ -109,6 +110,8 @@ def out_of_memory_error(
         remedies.append(f"--accumulate {2 * hardware.accumulate} (the same batch in smaller micro-batches)")
     if experiment.task == "segmentation" and (experiment.model.filters or 32) > 8:
         remedies.append(f"--set filters={(experiment.model.filters or 32) // 2}")
+    if own_share() < 1:
+        remedies.append("no --share-gpu")
     if hardware.precision == "float32":
         remedies.append("--set precision=auto")
     smaller = f"--set batch_size={recipe.batch_size // 2}" if share > 1 else "a smaller --set image_size"

@@ -15,6 +15,7 @@ import sys
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from hpc_tumor.cluster.describe.profiles import local_profile
 from hpc_tumor.cluster.launch import snapshot
 from hpc_tumor.cluster.launch.executors import cancel_started
 from hpc_tumor.cluster.launch.existing import find_existing
-from hpc_tumor.cluster.launch.planned import PlannedRun
+from hpc_tumor.cluster.launch.planned import PlannedRun, share_job
 from hpc_tumor.cluster.launch.private import code_folder, locked, make_private, submission_lock
 from hpc_tumor.cluster.launch.submit import array_script, group_runs, resume_all, resume_run, submit_all
 from hpc_tumor.cluster.observe.job_record import JobRecord
@@ -142,6 +143,66 @@ def test_the_dry_run_shows_the_array(tmp_path: Path, sbatch: Path, capsys: pytes
     assert "--array=0-8%4" in said.out
     assert "unet, seed 6 and 2 more, each on two-gpu-nodes: 1 node × 1 GPU" in said.err
     assert not runs.exists()
+
+
+def sharing(profile: ClusterProfile, *shares: float, job: int = 0) -> list[PlannedRun]:
+    plan = make_plan(profile, 1)
+    planned = [
+        PlannedRun(small_experiment(seed=10 * job + seed), plan, share=share) for seed, share in enumerate(shares)
+    ]
+    return share_job(planned, job)
+
+
+def test_runs_that_share_a_gpu_are_one_job_of_one_task(tmp_path: Path, sbatch: Path) -> None:
+    profile, runs = profile_with(), tmp_path / "runs"
+    planned = [*sharing(profile, 0.5, 0.25), *sharing(profile, 0.5, 0.5, job=2)]
+    done = submit_all(planned, profile, runs, max_array_tasks=1).started
+    assert [item.job_id for item in done] == ["1", "1", "2", "2"]
+    records = [JobRecord.of_run(item.run) for item in done]
+    assert [job.share for job in records] == pytest.approx([2 / 3, 1 / 3, 0.5, 0.5])
+    assert records[0].together == records[1].together == (done[0].run.name, done[1].run.name)
+    script = sbatch.with_suffix(".script").read_text()
+    assert "--ntasks-per-node=1\n" in script
+    assert "--cpus-per-task=12\n" in script
+    assert "--gres=gpu:1\n" in script
+    assert "--array" not in script
+    two = array_script(3, profile, replace(make_plan(profile, 2), runs=3), runs)
+    assert "--ntasks-per-node=1\n" in two
+    assert "--cpus-per-task=24\n" in two
+    assert "--gres=gpu:2\n" in two
+
+
+def test_runs_that_shared_a_job_are_resumed_in_one_and_alone_have_the_gpu(
+    tmp_path: Path, sbatch: Path, store: Path
+) -> None:
+    profile, runs = profile_with(), tmp_path / "runs"
+    done = [item.run for item in submit_all(sharing(profile, 0.5, 0.25, 0.25), profile, runs).started]
+    assert resume_all(done[1:]) == {}
+    assert [JobRecord.of_run(run).job_id for run in done] == ["1", "2", "2"]
+    assert [JobRecord.of_run(run).share for run in done] == [0.5, 0.5, 0.5]
+    resume_run(done[0])
+    job = JobRecord.of_run(done[0])
+    assert (job.job_id, job.share, job.together) == ("3", 1.0, ())
+    assert job.plan == make_plan(profile, 1)
+
+
+def test_what_shares_a_gpu_is_said_before_it_is_submitted(
+    tmp_path: Path, sbatch: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    profile, runs = profile_with(limits={"queued_jobs": 1}), tmp_path / "runs"
+    planned = [
+        PlannedRun(small_experiment(model={"name": "cnn"}, task="classification", seed=seed), make_plan(profile, 1))
+        for seed in range(5)
+    ]
+    launch.show_scripts(LaunchPlan(planned, gpu_bytes=80 * 2**30), profile, runs)
+    said = capsys.readouterr()
+    assert "share a GPU: cnn, seed 0 (1.7 GB estimated, 33%); cnn, seed 2 " in said.err
+    assert "share a GPU: cnn, seed 1 (1.7 GB estimated, 50%); cnn, seed 3 " in said.err
+    assert "two-gpu-nodes: 1 node × 1 GPU shared by 3 runs, 12 CPUs per GPU" in said.err
+    assert "2 runs not submitted: two-gpu-nodes allows 1 queued jobs" in said.err  # those of the second job
+    launch.submit(LaunchPlan(planned[:1], gpu_bytes=80 * 2**30), profile, runs)
+    assert "each run has a GPU for itself" in capsys.readouterr().err
+    assert JobRecord.of_run(find_runs(runs)[0]).share == 1.0
 
 
 def finish(run: RunDir) -> None:

@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 from launching import profile_with, small_experiment
 
+from hpc_tumor.cli.planning import plan_runs
+from hpc_tumor.cluster.describe.profiles import local_profile
 from hpc_tumor.cluster.launch.planned import PlannedRun, share_again
 from hpc_tumor.cluster.launch.sharing import Need, estimate_need, find_needs, pack, share_gpus
 from hpc_tumor.cluster.node.local_queue import MOST_SHARING
 from hpc_tumor.cluster.plan.plan import make_plan
 from hpc_tumor.config import Experiment
+from hpc_tumor.errors import UsageError
 from hpc_tumor.models import MODELS
 from hpc_tumor.run_dir import RunDir
 
@@ -115,6 +118,34 @@ def test_memory_that_a_run_with_the_same_settings_used_replaces_the_estimate(tmp
     found, unknown = find_needs([same, other], tmp_path)
     assert (found.measured, found.bytes) == (True, pytest.approx(1.1 * 5e9 + 1e9))
     assert unknown == estimate_need(other)
+
+
+@pytest.mark.parametrize(
+    ("sections", "gpus", "at_once", "message"),
+    [
+        ({}, 1, None, r"set gpu_memory_gb, .*, in \[node\] of the profile two-gpu-nodes"),
+        ({"node": {"gpus": 0}}, 1, None, "two-gpu-nodes has no GPUs"),
+        ({"node": {"gpu_memory_gb": 32}}, 4, None, "a run on 2 nodes × 2 GPUs needs its GPUs for itself"),
+        ({"slurm": {"requeue": False}}, 1, None, "each run is a chain of jobs"),
+        ({"node": {"gpu_memory_gb": 32}}, 1, 3, "--at-once limits the tasks of an array"),
+    ],
+)
+def test_what_cannot_share_is_refused(sections: dict[str, Any], gpus: int, at_once: int | None, message: str) -> None:
+    experiments = [small_experiment(gpus=gpus, seed=seed) for seed in range(2)]
+    with pytest.raises(UsageError, match=message):
+        plan_runs(experiments, profile_with(**sections), at_once, share_gpu=True)
+
+
+def test_this_machine_needs_a_gpu_whose_memory_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UsageError, match="nvidia-smi does not tell the memory"):
+        plan_runs([small_experiment()], local_profile(), share_gpu=True)
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho '0, GPU-aa, 24576, 100'\n")
+    smi.chmod(0o755)
+    assert plan_runs([small_experiment()], local_profile(), share_gpu=True).gpu_bytes == 24 * 2**30
+    assert plan_runs([small_experiment()], local_profile()).gpu_bytes is None
 
 
 def test_runs_that_shared_a_job_share_one_again(tmp_path: Path) -> None:

@@ -35,11 +35,11 @@ def submit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Submit]:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.chdir(tmp_path)
 
-    def started(task: str, gpus: int = 1) -> RunDir:
+    def started(task: str, gpus: int = 1, share: float = 1.0) -> RunDir:
         monkeypatch.setenv("STAND_IN", task)
         profile = local_profile()
         plan = make_plan(profile, gpus)
-        runs.append(submit_experiment(small_experiment(gpus=gpus), profile, plan, Path("my runs")).run)
+        runs.append(submit_experiment(small_experiment(gpus=gpus), profile, plan, Path("my runs"), share).run)
         return runs[-1]
 
     runs: list[RunDir] = []
@@ -114,6 +114,33 @@ def test_runs_go_one_after_another(submit: Submit) -> None:
     ]
     assert events(second) == ["submitted", "cancelled"]
     assert (read_json(first.status) or {})["state"] == "stopped"
+
+
+def test_runs_that_fit_on_the_gpu_together_go_side_by_side(submit: Submit) -> None:
+    first, second, third = (submit("wait", share=share) for share in (0.625, 0.25, 0.25))
+    for run in (first, second):
+        wait_for(lambda run=run: "started" in events(run))
+    assert [state_of(run) for run in (first, second, third)] == ["running", "running", "queued"]
+    cancel(read_states([first])[0])
+    wait_for(lambda: "started" in events(third))
+    assert state_of(second) == "running"
+    wait_for(lambda: ended(first))
+    resumed = resume_run(first).run  # needs as much as before: it waits
+    assert local_queue.share_of(first.path.parent, first.name) == 0.625
+    assert state_of(resumed) in ("queued", "running")
+
+
+def test_memory_in_use_is_that_of_the_fullest_gpu_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text(
+        "#!/bin/sh\necho x >> $0.calls\necho 0, GPU-a, 100, 10\necho 1, GPU-b, 100, 20\necho 2, GPU-c, 100, 90\n"
+    )
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    in_use = local.MemoryInUse(2)
+    assert [in_use(), in_use()] == [0.2, 0.2]
+    assert smi.with_name("nvidia-smi.calls").read_text() == "x\n"
 
 
 def passes_signals_on(process: int) -> bool:

@@ -106,6 +106,24 @@ def test_what_ran_out_is_known_by_the_cause_of_a_failure_not_by_its_words(
     assert (found.out_of_memory, found.gpu_out_of_memory) == (cause is Cause.HOST_MEMORY, cause is Cause.GPU_MEMORY)
 
 
+def test_a_run_that_shared_a_gpu_counts_its_share(tmp_path: Path, made_up: MadeUpSlurm) -> None:
+    plan = Plan("orfeo", 1, 2, 12, 100, 120, 2, runs=3)
+    runs = [made_run(tmp_path / "runs", plan=plan.as_dict(), share=share) for share in (0.625, 0.25, 0.125)]
+    for run in runs:
+        used(run, ranks=2, **gpu())
+    made_up.says("sacct", sacct_lines(runs[0], "42"))  # of the whole job
+    found = read_efficiency(runs)
+    assert [(run.asked_memory, run.asked_cpus) for run in found] == [(62.5, 7), (25.0, 3), (12.5, 2)]
+    assert sum(run.gpu_hours or 0.0 for run in found) == pytest.approx(2 * 600 / 3600)
+    assert {run.time for run in found} == {600.0}
+    assert found[0].shape == "1 node × 2 GPUs shared by 3 runs"
+    assert "its share of 62%" in run_table(found[0]).notes[-1]
+    assert "no advice" in advise(found).words[0]
+    full = one(share=0.5, gpu_out_of_memory=True)
+    assert "submit it without --share-gpu, or with --accumulate 2" in advise([full]).words[0]
+    assert len(group_by_kind([one(cluster="local"), one(cluster="local", share=0.5)])) == 2
+
+
 def test_a_run_without_any_record(tmp_path: Path, made_up: MadeUpSlurm) -> None:
     made_up.says("sacct", "")
     runs = [made_run(tmp_path / "runs", finished=False), RunDir.create(tmp_path / "runs", small_experiment())]

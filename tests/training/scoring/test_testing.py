@@ -33,11 +33,13 @@ from hpc_tumor.errors import DataError
 from hpc_tumor.models import build_model
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.scores import classification_scores
+from hpc_tumor.system import devices
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.outputs import record
+from hpc_tumor.training.scoring import evaluate as evaluation
 from hpc_tumor.training.scoring import testing
 from hpc_tumor.training.scoring.cleaning import COMPONENTS, ENHANCING, Cleaning
-from hpc_tumor.training.scoring.evaluate import mean_over_flips
+from hpc_tumor.training.scoring.evaluate import fill_up, mean_over_flips
 from hpc_tumor.training.scoring.volumes import Watch
 from hpc_tumor.training.setup import build_state
 
@@ -245,6 +247,28 @@ def test_a_case_that_is_scored_in_part_has_no_distances(trained: RunDir, tmp_pat
     }
     assert all(value == "" for name, value in part.items() if name.startswith(("hd95", "nsd")))
     assert not any(name.startswith(("hd95", "nsd")) for name in result_of(run)["best"]["test"])
+
+
+@pytest.mark.parametrize("model", ["cnn", "unet"])
+def test_samples_that_fill_up_a_batch_do_not_count(
+    tmp_path: Path, slice_store: Path, image_store: Path, monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    run = new_run(tmp_path, image_store if model == "cnn" else slice_store, model)
+    state = build_state(run.experiment(), run, Distributed())
+    before = evaluated(state, state.parts.test, final=True)
+    assert len(state.parts.test.part) < state.parts.test.batch_size
+    monkeypatch.setattr(devices, "is_gpu", lambda _: True)
+    assert fill_up(torch.arange(3.0).view(3, 1, 1, 1), 5).flatten().tolist() == [0, 1, 2, 2, 2]
+    monkeypatch.undo()
+    filled = []
+    monkeypatch.setattr(
+        evaluation, "fill_up", lambda images, n: filled.append(n) or torch.cat([images, images[-1:]] + [images] * 9)[:n]
+    )
+    after = evaluated(state, state.parts.test, final=True)
+    assert filled == [32]
+    assert after.counted.tolist() == before.counted.tolist()
+    np.testing.assert_allclose(after.details, before.details, rtol=1e-5)
+    assert after.scores == pytest.approx(before.scores)
 
 
 def test_single_slices_have_no_distances(tmp_path: Path, slice_store: Path) -> None:
