@@ -37,8 +37,8 @@ class Small(nn.Module):
         return self.linear(joined.flatten(1))
 
 
-def step(kind: torch.dtype = torch.bfloat16, compiled: bool = False, **changes: bool) -> tuple[Counter[str], int]:
-    """Take steps of a small network; return the kernels of Triton of the last by name, and the network's operations."""
+def step(kind: torch.dtype = torch.bfloat16, compiled: bool = False, **changes: bool) -> Counter[str]:
+    """Take steps of a small network; return our kernels in the last by name."""
     layout = torch.contiguous_format if changes.get("contiguous") else torch.channels_last
     network = Small().cuda().to(memory_format=layout)
     if changes.get("hooked"):
@@ -57,34 +57,33 @@ def step(kind: torch.dtype = torch.bfloat16, compiled: bool = False, **changes: 
         assert parameter.grad is not None, name
         assert parameter.grad.dtype == torch.float32
         assert parameter.grad.stride() == parameter.stride(), name  # as DDP wants
-    return Counter({name: number for name, number in watch.by_kernel.items() if name in KERNELS}), watch.operations
+    return Counter({name: number for name, number in watch.by_kernel.items() if name in KERNELS})
 
 
-@pytest.mark.parametrize("capability", [7.5, 8.0, 9.0])
-@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize(
+    ("kind", "capability"),
+    [(torch.float16, 7.5), (torch.float32, 8.0), (torch.bfloat16, 8.0), (torch.bfloat16, 9.0), (torch.float16, 9.0)],
+)
 def test_each_layer_is_one_kernel(kind: torch.dtype, capability: float, null_gpu: NullGpu) -> None:
-    if (kind, capability) != (torch.bfloat16, 7.5):
-        assert null_gpu.call(step, kind, capability=capability)[0] == KERNELS
+    assert null_gpu.call(step, kind, capability=capability) == KERNELS
 
 
 @pytest.mark.slow
 def test_compiled_layers_are_the_same_kernels(null_gpu: NullGpu, tmp_path: Path) -> None:
     variables = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
-    assert null_gpu.call(step, torch.bfloat16, True, variables=variables)[0] == KERNELS
+    assert null_gpu.call(step, torch.bfloat16, True, variables=variables) == KERNELS
 
 
 def changed(name: str) -> Counter[str]:
-    return step(**{name: True})[0]
+    return step(**{name: True})
 
 
 def test_other_layouts_and_watched_layers_are_left_to_torch(null_gpu: NullGpu) -> None:
     assert null_gpu.call(changed, "contiguous") == {}
-    hooked = null_gpu.call(changed, "hooked")
-    assert hooked == {**KERNELS, **dict.fromkeys(("stem", "stem_backward", "bias_relu", "relu_backward"), 0)} - Counter(
-        {"bias_relu_pool": 1, "pool_backward": 1}
-    )
+    others = {name: number for name, number in KERNELS.items() if "skip" in name or "upsample" in name}
+    assert null_gpu.call(changed, "hooked") == others
     assert null_gpu.call(changed, "deterministic") == KERNELS
 
 
-def test_old_gpus_and_those_without_a_compiler_are_left_to_torch(null_gpu: NullGpu) -> None:
-    assert null_gpu.call(step, torch.float16, capability=7.0)[0] == {}
+def test_old_gpus_are_left_to_torch(null_gpu: NullGpu) -> None:
+    assert null_gpu.call(step, torch.float16, capability=7.0) == {}

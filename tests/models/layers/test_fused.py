@@ -146,3 +146,43 @@ def test_upsampling_is_torchs(
     name: str, channels: int, height: int, width: int, kind: torch.dtype, interpreted: Interpreter
 ) -> None:
     interpreted(compare_upsampling, name, channels, height, width, kind)
+
+
+def compare_linear() -> None:
+    torch.manual_seed(1)
+    layer, x = fused.Linear(7, 5), torch.randn(3, 4, 7)
+
+    def run(x: Tensor, *_: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return layer(x)
+
+    expected = gradients(run, x, *layer.parameters())
+    product = lambda a, b, out_dtype: a.to(out_dtype) @ b.to(out_dtype)  # noqa: E731 - torch has none for CPUs
+    with patch.object(fused, "usable", lambda _: True), patch.object(torch, "mm", product):
+        found = gradients(run, x, *layer.parameters())
+    assert_near(found, expected, ROUNDING[torch.bfloat16])
+    assert torch.equal(expected[2], expected[2].bfloat16().float())
+    assert not torch.equal(found[2], found[2].bfloat16().float())
+
+
+def test_gradients_of_linear_layers_are_not_rounded(interpreted: Interpreter) -> None:
+    interpreted(compare_linear)
+
+
+def pass_nan_on() -> None:
+    x = torch.ones(1, 32, 4, 4).contiguous(memory_format=torch.channels_last)
+    x[0, 5, 1, 2] = torch.nan
+    bias = torch.zeros(32)
+    pooled, code = operations.bias_relu_pool(x, bias)
+    assert pooled.isnan().nonzero().tolist() == [[0, 5, 0, 1]]
+    gradient, of_bias = operations.pool_backward(torch.full_like(pooled, torch.nan), code, 4, 4)
+    assert gradient[0, 5, 1, 2].isnan()
+    assert of_bias.isnan().all()
+    assert operations.bias_relu(x, bias).isnan().nonzero().tolist() == [[0, 5, 1, 2]]
+    y, pooled = operations.bias_relu_skip_pool(x, bias)
+    assert (y.isnan().sum(), pooled.isnan().sum()) == (1, 1)
+
+
+def test_values_that_are_not_numbers_are_passed_on(interpreted: Interpreter) -> None:
+    """The guard of a run sees them in the loss and in the gradients."""
+    interpreted(pass_nan_on)
