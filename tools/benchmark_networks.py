@@ -23,7 +23,7 @@ from hpc_tumor.models import MODELS, build_model
 from hpc_tumor.models.attention_unet import AttentionGate, AttentionUNet
 from hpc_tumor.models.improved_unet import ImprovedUNet
 from hpc_tumor.models.layers.fast import DepthwiseConv2d, Dropout, FirstConv2d, MishPool
-from hpc_tumor.models.layers.fused import Convolutions
+from hpc_tumor.models.layers.fused import Convolutions, Linear
 from hpc_tumor.models.unet import UNet
 from hpc_tumor.models.vit import DROPOUT, HEADS, WIDTH, EncoderLayer
 from hpc_tumor.run_dir import RunDir
@@ -104,8 +104,8 @@ class PlainEncoderLayer(EncoderLayer):
 
 PLAIN_LAYERS: dict[type, type] = {
     DepthwiseConv2d: nn.Conv2d, FirstConv2d: nn.Conv2d, Dropout: nn.Dropout, MishPool: PlainMishPool,
-    AttentionGate: PlainGate, EncoderLayer: PlainEncoderLayer, Convolutions: nn.Sequential, UNet: PlainUNet,
-    ImprovedUNet: PlainImprovedUNet, AttentionUNet: PlainAttentionUNet,
+    AttentionGate: PlainGate, EncoderLayer: PlainEncoderLayer, Convolutions: nn.Sequential, Linear: nn.Linear,
+    UNet: PlainUNet, ImprovedUNet: PlainImprovedUNet, AttentionUNet: PlainAttentionUNet,
 }  # fmt: skip
 
 
