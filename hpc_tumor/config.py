@@ -154,6 +154,9 @@ class HardwareSettings(Settings):
     compile: Literal["auto", "on", "off"] = Field(
         "auto", description="torch.compile; auto: for networks and devices on which it was measured to be faster"
     )
+    graph: Literal["auto", "on", "off"] = Field(
+        "auto", description="replay each training step as one CUDA graph, with the same results; auto: on NVIDIA GPUs"
+    )
     accumulate: int = Field(
         1, ge=1, le=4096, description="micro-batches per rank and batch (gradient accumulation), to reduce memory use"
     )

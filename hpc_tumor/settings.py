@@ -43,6 +43,7 @@ MAY_CHANGE = frozenset({
     "hardware.precision",  # the format in use is compared instead
     "hardware.accumulate",  # like the number of ranks: another order of sums, batch norm over other samples
     "hardware.compile",  # only to auto, which keeps the previous choice
+    "hardware.graph",
     "recipe.epochs",  # only if the learning rate does not depend on the number of epochs
 })  # fmt: skip
 

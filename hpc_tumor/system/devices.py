@@ -10,9 +10,10 @@ from __future__ import annotations
 import functools
 import re
 import warnings
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -23,6 +24,7 @@ from hpc_tumor.system import torch_builds
 from hpc_tumor.system.resources import own_share
 from hpc_tumor.system.torch_builds import Capability, TorchBuild, advice, refusal, runs_on
 
+T = TypeVar("T")
 CPU = torch.device("cpu")
 GPU_TYPES = ("cuda", "xpu")
 # gfx names of AMD GPUs with bfloat16 in hardware: MI100 and later, RDNA 3 and later (matrix or WMMA instructions).
@@ -103,6 +105,50 @@ def runs_triton(device: torch.device) -> bool:
     """Return True for an NVIDIA GPU that Triton compiles for."""
     own = capability(device)
     return own is not None and own >= _TRITON_SINCE
+
+
+def has_graphs(device: torch.device) -> bool:
+    """Return True for a GPU whose steps torch can capture and replay dependably: NVIDIA's."""
+    return is_nvidia(device)
+
+
+def use_own_stream(device: torch.device) -> None:
+    """Compute on a stream that a graph can capture from now on, in this thread; nothing for devices without graphs.
+
+    The default stream cannot be captured. Work before and in a capture must have the same stream: autograd's and DDP's
+    nodes keep theirs, and libraries keep memory and choices by stream.
+    """
+    if has_graphs(device):
+        torch.cuda.set_stream(_own_stream(device))
+
+
+@functools.cache
+def _own_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
+def capture(work: Callable[[], T], device: torch.device) -> tuple[Callable[[], None], T]:
+    """Capture `work` on the current stream in a graph, without doing it; return its replay, and what `work` returned.
+
+    Only the memory of the result stays valid. Other threads may use the GPU meanwhile. Raises what `work`, or torch for
+    what cannot be captured, raises: then allocator and random generator are as before.
+    """
+    graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+    generator = torch.cuda.default_generators[device.index]
+    drawn = generator.clone_state()
+    stream = torch.cuda.current_stream(device)
+    try:
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+            result = work()
+    except BaseException:
+        generator.graphsafe_set_state(drawn)
+        for name in ("_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool"):
+            if hasattr(torch._C, name):
+                with suppress(RuntimeError):  # newer versions of torch have done it
+                    getattr(torch._C, name)(device.index, pool)
+        torch.cuda.set_stream(stream)
+        raise
+    return graph.replay, result
 
 
 def initialise() -> None:
@@ -215,6 +261,12 @@ def reset_peak_memory(device: torch.device) -> None:
     """Count the peaks of a GPU's memory from now on; nothing for a CPU."""
     if is_gpu(device):
         _module(device).reset_peak_memory_stats(device)
+
+
+def free_unused_memory(device: torch.device) -> None:
+    """Give the memory that torch keeps for later tensors back to the GPU; nothing for a CPU."""
+    if is_gpu(device):
+        _module(device).empty_cache()
 
 
 def random_state(device: torch.device) -> torch.Tensor | None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hpc_tumor.training.distributed import Distributed
+from hpc_tumor.training.recipe import DeviceNumber
 
 
 class WeightAverage:
@@ -18,16 +19,30 @@ class WeightAverage:
     weights are soon forgotten.
     """
 
-    def __init__(self, network: nn.Module, decay: float) -> None:
+    def __init__(self, network: nn.Module, decay: float, rate: DeviceNumber | None = None) -> None:
+        """`rate` is a number that a CUDA graph reads."""
         self.decay = decay
+        self._rate = 0.0
+        self._static = rate
         self._tensors = _floats(network)
         self._means = {name: tensor.detach().clone() for name, tensor in self._tensors.items()}
 
+    def set_rate(self, steps: int) -> None:
+        """Set the weight of the next weights in the mean, those after `steps` steps of training."""
+        self._rate = 1 - min(self.decay, (1 + steps) / (10 + steps))
+        if self._static is not None:
+            self._static.set(self._rate)
+
     @torch.no_grad()
-    def update(self, steps: int) -> None:
-        """Add the weights after `steps` steps of training to the mean."""
-        rate = 1 - min(self.decay, (1 + steps) / (10 + steps))
-        torch._foreach_lerp_(list(self._means.values()), list(self._tensors.values()), rate)
+    def update(self) -> None:
+        """Add the weights to the mean; `set_rate` first."""
+        means, weights = list(self._means.values()), list(self._tensors.values())
+        if self._static is None:
+            torch._foreach_lerp_(means, weights, self._rate)
+            return
+        steps = torch._foreach_sub(weights, means)  # lerp takes a tensor as its weight only for one at a time
+        torch._foreach_mul_(steps, self._static.tensor)
+        torch._foreach_add_(means, steps)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

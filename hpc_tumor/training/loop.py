@@ -22,6 +22,7 @@ from hpc_tumor.training.average import scoring_weights
 from hpc_tumor.training.checkpoints.saving import is_kept, keep_best, save_last, wait_until_saved
 from hpc_tumor.training.checkpoints.writer import disk_full_error
 from hpc_tumor.training.distributed import Distributed
+from hpc_tumor.training.graph import release_graph, take_step
 from hpc_tumor.training.inspect.step_times import Tracer
 from hpc_tumor.training.outputs.mirror import Mirror
 from hpc_tumor.training.outputs.record import write_result
@@ -29,7 +30,6 @@ from hpc_tumor.training.recipe import learning_rate
 from hpc_tumor.training.scoring.evaluate import evaluate
 from hpc_tumor.training.setup import build_state
 from hpc_tumor.training.state import TrainingState, epoch_totals, mark, training_scores
-from hpc_tumor.training.step import train_step
 from hpc_tumor.training.watch.guard import check_steps
 from hpc_tumor.training.watch.heartbeat import Heartbeat
 from hpc_tumor.training.watch.memory import is_out_of_memory, out_of_memory_error
@@ -45,6 +45,10 @@ def never() -> str | None:
     return None
 
 
+def _nothing() -> None:
+    """Tell nobody that the GPU is free."""
+
+
 def train(
     experiment: Experiment,
     run: RunDir,
@@ -53,6 +57,7 @@ def train(
     *,
     start: int | None = None,
     read_from: Path | None = None,
+    released: Callable[[], None] = _nothing,
 ) -> Outcome:
     """Train and test one network, resuming from the run's last checkpoint if there is one.
 
@@ -62,6 +67,7 @@ def train(
     Args:
         start: number of this start of the run, under which its resource use is recorded; None records nothing.
         read_from: copy of the store to read instead.
+        released: called on rank 0 once no rank needs its GPU any more: what remains of the final test needs only CPUs.
 
     Raises:
         DataError: the store or the checkpoint cannot be used.
@@ -71,16 +77,20 @@ def train(
         with explain_resource_errors(experiment, run, distributed):
             state = build_state(experiment, run, distributed, read_from)
         usage.follow(state.parts.train)
-        outcome = usage.outcome = train_to_end(state, stop)
+        outcome = usage.outcome = train_to_end(state, stop, released)
     return outcome
 
 
-def train_to_end(state: TrainingState, stop: Callable[[], str | None] = never) -> Outcome:
+def train_to_end(
+    state: TrainingState, stop: Callable[[], str | None] = never, released: Callable[[], None] = _nothing
+) -> Outcome:
     """Train from the progress of `state` to the last epoch, then test."""
     try:
         with explain_resource_errors(state.experiment, state.run, state.distributed):
             heartbeat = Heartbeat(state)
-            finished = _train_epochs(state, heartbeat, stop) and write_result(state, heartbeat, stop)
+            finished = _train_epochs(state, heartbeat, stop)
+            release_graph(state)
+            finished = finished and write_result(state, heartbeat, stop, released)
             if not finished:
                 heartbeat.write(RunStatus.STOPPED)
             wait_until_saved(state)
@@ -119,13 +129,13 @@ def train_epoch(state: TrainingState, heartbeat: Heartbeat, stop: Callable[[], s
     state.network.train()
     with Tracer(state) as tracer:
         mark(state, "data")
-        for batch in loader.batches(order, start=progress.step, limit=experiment.limit_batches, fill=True):
+        for share in loader.shares(order, start=progress.step, limit=experiment.limit_batches, fill=True):
             if state.step_delay is not None:
                 mark(state, "delay")
                 time.sleep(_seconds_in(state.step_delay))
             requests = (stop() is not None, heartbeat.checkpoint_due())
-            stopping, due = train_step(state, batch, totals, requests)
-            progress.step, progress.samples = batch.step + 1, progress.samples + batch.total
+            stopping, due = take_step(state, share, totals, requests)
+            progress.step, progress.samples = share.step + 1, progress.samples + share.total
             check_steps(state, totals)
             if (stopping or due) and progress.step < state.steps:
                 save_last(state, totals)

@@ -19,16 +19,40 @@ from hpc_tumor.system import devices
 from hpc_tumor.training.watch.memory import keep_freed_memory
 
 
-def build_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
-    """Build the recipe's optimizer in its fused form: one kernel per step instead of one per tensor."""
+class DeviceNumber:
+    """A float32 number in memory of a GPU that a CUDA graph reads, written only when it changes."""
+
+    def __init__(self, value: float, device: torch.device) -> None:
+        self.value = value
+        self.tensor = torch.full((), value, device=device)
+
+    def set(self, value: float) -> None:
+        """Queue the new value after the work that reads the old one."""
+        if value != self.value:
+            self.value = value
+            self.tensor.fill_(value)
+
+
+def build_optimizer(
+    parameters: Iterable[nn.Parameter], recipe: Recipe, rate: DeviceNumber | None = None
+) -> torch.optim.Optimizer:
+    """Build the recipe's optimizer in its fused form: one kernel per step instead of one per tensor.
+
+    Args:
+        rate: learning rate that a CUDA graph reads.
+    """
     options: dict[str, Any] = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay, "fused": True}
     if recipe.optimizer == "sgd":
         optimizer = _light(torch.optim.SGD)(parameters, momentum=0.9, nesterov=True, **options)
         for parameter in optimizer.param_groups[0]["params"]:
             # The first step would allocate it, and leave it uninitialised if that step is skipped.
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-        return optimizer
-    return _light(torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam)(parameters, **options)
+    else:
+        kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
+        optimizer = _light(kind)(parameters, capturable=rate is not None, **options)  # fused SGD always is
+    if rate is not None:
+        optimizer.param_groups[0]["lr"] = rate.tensor  # not before: the constructor would wait for its value
+    return optimizer
 
 
 def _light(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:

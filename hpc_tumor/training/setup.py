@@ -22,8 +22,9 @@ from hpc_tumor.models import MODELS, build_model
 from hpc_tumor.records import Event, read_events
 from hpc_tumor.run_dir import RunDir, read_json
 from hpc_tumor.settings import settings_by_name
-from hpc_tumor.system import atomic, devices
+from hpc_tumor.system import atomic, compilers, devices
 from hpc_tumor.system.resources import gpu_mask
+from hpc_tumor.training import graph
 from hpc_tumor.training.average import WeightAverage
 from hpc_tumor.training.batch_norm import synchronise_batch_norm
 from hpc_tumor.training.checkpoints.resume import resume, steps_to_repeat
@@ -32,7 +33,7 @@ from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.losses import EXCLUSIVE_LOSSES, build_loss
 from hpc_tumor.training.objective import Objective
 from hpc_tumor.training.parts import Parts, class_weights, make_parts
-from hpc_tumor.training.recipe import Precision, build_optimizer, prepare_backend
+from hpc_tumor.training.recipe import DeviceNumber, Precision, build_optimizer, prepare_backend
 from hpc_tumor.training.scoring.evaluate import Forward, ScoringSpec
 from hpc_tumor.training.scoring.volumes import whole_cases
 from hpc_tumor.training.state import TrainingState, mark
@@ -40,6 +41,8 @@ from hpc_tumor.training.step import micro_batch_size
 from hpc_tumor.training.tuning import compiled
 from hpc_tumor.training.tuning.formats import Formats, choose_formats, choose_threads
 from hpc_tumor.vocabulary import counted
+
+_TIMED_BY_DDP = 10  # steps
 
 
 def build_state(
@@ -54,10 +57,12 @@ def build_state(
         DataError: the store, the split or the checkpoint cannot be used.
         UsageError: the network or the precision does not fit the data or the device.
     """
+    kept = _keep_compiled(experiment, distributed)  # before torch imports its compiler, as it does for determinism
     if experiment.hardware.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     prepare_backend(distributed.device, experiment.hardware.precision)
+    devices.use_own_stream(distributed.device)  # before anything is on the GPU
     parts = make_parts(experiment, distributed, read_from)
     _check_validation(experiment, parts)
     experiment.check_classes(parts.classes or [])
@@ -77,7 +82,8 @@ def build_state(
             f"the ranks see different checkpoints in {run.checkpoints}: its file system is slow to synchronise."
             " Resume the run in a minute."
         )
-    chosen = [formats.describe(), *([f"threads: {threads}"] if threads else []), _speed_up(state, compiled_before)]
+    more = [f"threads: {threads}" if threads else None, kept, graph.choose(state)]
+    chosen = [formats.describe(), *filter(None, more), _speed_up(state, compiled_before)]
     ranks = distributed.gather(f"{socket.gethostname()}: {distributed.device_name}")
     if distributed.is_main:
         run.remove_leftovers()
@@ -85,8 +91,8 @@ def build_state(
         save_known_cases(run.known_cases, parts.store, parts.split)
         _announce(state, chosen, resumed=compiled_before is not None)
         # `resume` compares the settings before it submits, without reading a checkpoint.
-        more = {"ranks": ranks, "settings": state.identity["settings"]}
-        atomic.write_json(run.provenance, {**(read_json(run.provenance) or {}), **more})
+        facts = {"ranks": ranks, "settings": state.identity["settings"]}
+        atomic.write_json(run.provenance, {**(read_json(run.provenance) or {}), **facts})
     return state
 
 
@@ -108,16 +114,25 @@ def _first_state(
         flips=experiment.scoring.flips,
     )  # fmt: skip
     objective = Objective(network, spec)
+    graphs = devices.has_graphs(distributed.device)
+    rate = DeviceNumber(recipe.learning_rate, distributed.device) if graphs else None
     torch.manual_seed(distributed.seed_of_rank(experiment.seed))  # dropout differs between ranks
     return TrainingState(
         experiment, run, distributed, parts, identity, network, objective, wrapped=objective,
         parameters=[parameter for parameter in network.parameters() if parameter.requires_grad],
-        optimizer=build_optimizer(network.parameters(), recipe), scaler=formats.precision.scaler(),
+        optimizer=build_optimizer(network.parameters(), recipe, rate), scaler=formats.precision.scaler(), rate=rate,
         steps=parts.train.steps(experiment.limit_batches),
-        average=WeightAverage(network, recipe.ema) if recipe.ema else None,
+        average=_average(network, recipe.ema, graphs),
         writer=CheckpointWriter(run, identity) if distributed.is_main else None,
         step_delay=Path(delay).absolute() if (delay := os.environ.get("HPC_TUMOR_STEP_DELAY")) else None,
     )  # fmt: skip
+
+
+def _average(network: nn.Module, decay: float | None, graphs: bool) -> WeightAverage | None:
+    """Return the running mean of the weights if the recipe has one; with `graphs`, one that a CUDA graph can update."""
+    if decay is None:
+        return None
+    return WeightAverage(network, decay, DeviceNumber(0.0, next(network.parameters()).device) if graphs else None)
 
 
 def _check_validation(experiment: Experiment, parts: Parts) -> None:
@@ -138,14 +153,18 @@ def _first_start(run: RunDir) -> Event | None:
     return started[-1] if started and run.last_checkpoint.exists() else None
 
 
+def _keep_compiled(experiment: Experiment, distributed: Distributed) -> str | None:
+    """Let ranks that may compile use caches that last; return a log line if there are none."""
+    if not devices.is_gpu(distributed.device) and experiment.hardware.compile != "on":
+        return None
+    return compilers.use_lasting_caches(torch.__version__)
+
+
 def _speed_up(state: TrainingState, compiled_before: bool | None) -> str:
     """Wrap the objective in DDP if there are several ranks and compile it if that pays; return the log line on it."""
-    faster, why = compiled.choose(state, compiled_before)
     if state.distributed.world_size > 1:
         state.wrapped = _data_parallel(state.objective, state.distributed)
-    if faster:
-        compiled.compile_objective(state.objective, micro_batch_size(state))
-    return f"torch.compile: {'on' if faster else 'off'}, {why}"
+    return f"torch.compile: {compiled.choose(state, compiled_before)}"
 
 
 def build_network(experiment: Experiment, parts: Parts) -> nn.Module:
@@ -162,7 +181,7 @@ def _data_parallel(bare: nn.Module, distributed: Distributed) -> nn.Module:
     names = inspect.signature(DistributedDataParallel.__init__).parameters
     settings = {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
     network = DistributedDataParallel(bare, device_ids=gpu, gradient_as_bucket_view=True, **settings)  # type: ignore[arg-type]
-    # DDP times its first ten steps and then every 100th, for which it waits for the GPU. torch has no public setting.
+    # DDP times its first steps and then every 100th, for which it waits for the GPU. torch has no public setting.
     network._set_ddp_runtime_logging_sample_rate(2**31 - 1)
     _settle_buckets(network, distributed.device)
     return network
@@ -180,13 +199,16 @@ def _settle_buckets(network: DistributedDataParallel, device: torch.device) -> N
     running statistics. Gradients become ready from the last parameter to the first, nearly as in the network, so
     communication still overlaps with the backward pass. The network's own order would depend on the first batch: an
     incomplete one does not run compiled code.
+
+    On a GPU there are as many such passes as DDP times by events, which no CUDA graph can hold.
     """
     bare = network.module
     bare.forward = lambda _: torch.stack(
         [weights.sum() for weights in bare.parameters() if weights.requires_grad]
     ).sum()
     try:
-        network(torch.zeros((), device=device)).backward()
+        for _ in range(_TIMED_BY_DDP + 1 if devices.is_gpu(device) else 1):
+            network(torch.zeros((), device=device)).backward()
     finally:
         del bare.forward  # restores the method of the class
     network.zero_grad(set_to_none=True)

@@ -31,6 +31,27 @@ RANKS = {
     "improved-unet": 292,
     "attention-unet": 316,
 }
+# Operations of the host in a step that is replayed as a CUDA graph, with augmentation and samples kept on the GPU, and
+# the kernels and copies in the graph, by network, in bfloat16.
+GRAPH = {
+    "cnn": (5, 185),
+    "alexnet": (3, 176),
+    "vgg16": (5, 273),
+    "vit": (5, 727),
+    "unet": (3, 376),
+    "improved-unet": (3, 801),
+    "attention-unet": (3, 1001),
+}
+# Kernels in the graph on each of two ranks, without augmentation.
+GRAPH_RANKS = {
+    "cnn": 242,
+    "alexnet": 184,
+    "vgg16": 298,
+    "vit": 861,
+    "unet": 385,
+    "improved-unet": 1062,
+    "attention-unet": 1286,
+}
 
 # Megabytes (10⁶ bytes) that the kernels of a step of the published recipe read and write in bfloat16, by network:
 # one by one, and compiled by Inductor. tools/roofline.py shows them by kernel.

@@ -46,21 +46,20 @@ class WatchSteps:
         self._step += 1
 
 
-def watch_steps(store: Path, model: str, steps: int = 3, **settings: Any) -> Watch:
+def watch_steps(store: Path, model: str, steps: int = 3, graph: str = "off", **settings: Any) -> Watch:
     """Train a network, and watch `steps` steps of its last epoch, with what the loop does around them.
 
-    Epochs before fill the cache of samples and torch's memory. DDP waits for the GPU in its first ten steps, to log
-    their times.
+    An epoch before fills the cache of samples and torch's memory, and captures the CUDA graph of the step.
     """
+    settings = merge({"hardware": {"graph": graph}}, settings)
     heartbeat.STATUS_SECONDS = math.inf  # a status of the run reads its loss from the GPU
     skip_initial_values()
     with tempfile.TemporaryDirectory() as folder:
         run = null_run(Path(folder), store, model, **settings)
         state = build_state(run.experiment(), run, join_ranks())
         beat, watching = Heartbeat(state), WatchSteps(1, steps)
-        for epoch in range(2 if state.distributed.world_size > 1 else 1):
-            train_epoch(state, beat)
-            state.progress.epoch, state.progress.step, state.progress.totals = epoch + 1, 0, []
+        train_epoch(state, beat)
+        state.progress.epoch, state.progress.step, state.progress.totals = 1, 0, []
         train_epoch(state, beat, watching)
         assert watching.watch is not None
         return watching.watch
@@ -113,7 +112,8 @@ def watch_evaluation(store: Path, model: str, batches: int, final: bool) -> Watc
         state = build_state(run.experiment(), run, join_ranks())
         loader, spec = state.parts.train, replace(state.spec, limit=batches, flips=True)
         loader.batch_size = 2
-        evaluate(state.network, loader, spec, state.distributed, final=final, volumes=final)
+        take = [].append if final else None
+        evaluate(state.network, loader, spec, state.distributed, final=final, take=take)
         with watched() as watch:
-            evaluate(state.network, loader, spec, state.distributed, final=final, volumes=final)
+            evaluate(state.network, loader, spec, state.distributed, final=final, take=take)
         return watch

@@ -44,11 +44,10 @@ def watch_four(store: Path, settings: dict[str, Any]) -> Watch:
 
 
 @pytest.mark.slow
-def test_ddp_times_no_later_step(null_gpu: NullGpu, stores: dict[str, Path]) -> None:
-    """By default it waits for the GPU in every 100th."""
+def test_ddp_times_no_step(null_gpu: NullGpu, stores: dict[str, Path]) -> None:
+    """By default it waits for the GPU in the first ten and in every 100th; cuDNN, to choose kernels, in the first."""
     for waits in null_gpu.call(event_waits_of_steps, stores["classification"], 105, ranks=2):
-        assert all(waits[:10])
-        assert not any(waits[10:])
+        assert not any(waits[1:])
 
 
 def event_waits_of_steps(store: Path, steps: int) -> list[int]:

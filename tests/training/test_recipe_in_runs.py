@@ -29,7 +29,8 @@ def test_the_running_mean_by_hand() -> None:
     values = [1.0]  # batch norm's first weight
     for step, weight in enumerate((3.0, 4.0, 0.0), start=1):
         network.weight.data.fill_(weight)
-        average.update(step)
+        average.set_rate(step)
+        average.update()
         decay = min(0.5, (1 + step) / (10 + step))
         values.append(decay * values[-1] + (1 - decay) * weight)
         assert average.state_dict()["weight"].item() == pytest.approx(values[-1])

@@ -14,9 +14,11 @@ import sys
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
+from hpc_tumor.cluster.node.local_queue import hand_over_gpu
 from hpc_tumor.cluster.observe.job_record import JobRecord
 from hpc_tumor.console import log
 from hpc_tumor.errors import Cause, ClusterError, HpcTumorError
@@ -200,7 +202,11 @@ def _prepare_slurm(run: RunDir, job: JobRecord) -> None:
     suffix = job.profile.environment.master_suffix if job.profile else ""
     address, port = rendezvous(os.environ, suffix)
     os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port))
-    # Left by a start that was killed while submitit wrote its result; submitit does not overwrite it.
+    remove_half_result(run, job)
+
+
+def remove_half_result(run: RunDir, job: JobRecord) -> None:
+    """Remove what a start left that was killed while submitit wrote its result: submitit does not overwrite it."""
     leftover = f"{job_id_here()}_{os.environ.get('SLURM_PROCID', '0')}_result.pkl.save_tmp"
     (run.path.parent / job.folder if job.folder else run.submission).joinpath(leftover).unlink(missing_ok=True)
 
@@ -218,7 +224,8 @@ def _train(run: RunDir, job: JobRecord, stop: StopFlag, record: RankFailure, sta
         experiment.data.store, disk, log, leads=distributed.local_rank == 0, agree=distributed.any, stop=stop,
         patience=60 * experiment.hardware.timeout_minutes,
     ) as copy:  # fmt: skip
-        outcome = train(experiment, run, distributed, stop, start=start, read_from=copy)
+        released = partial(hand_over_gpu, run.path.parent, run.name)
+        outcome = train(experiment, run, distributed, stop, start=start, read_from=copy, released=released)
     distributed.shutdown()
     return outcome
 

@@ -76,8 +76,7 @@ def resume(state: TrainingState) -> bool | None:
         for note in contents["notes"]:
             print(note, file=sys.stderr, flush=True)
     state.network.load_state_dict(contents["model"])
-    state.optimizer.load_state_dict(contents["optimizer"])
-    _match_strides(state.optimizer)
+    _load_optimizer(state.optimizer, contents["optimizer"])
     state.scaler.load_state_dict(contents["scaler"])
     if state.average is not None:
         state.average.load_state_dict(contents["average"])
@@ -114,8 +113,17 @@ def _on_rank_0(distributed: Distributed, function: Callable[[], Any]) -> Any:
     return result
 
 
-def _match_strides(optimizer: torch.optim.Optimizer) -> None:
-    """Give moments the strides of their weights: fused optimizers assume it, a checkpoint's may differ."""
+def _load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Restore the moments. What belongs to the device stays: where the learning rate is, and if it can be captured.
+
+    Moments get the strides of their weights: fused optimizers assume it, a checkpoint's may differ.
+    """
+    own = [(group["lr"], group.get("capturable")) for group in optimizer.param_groups]
+    optimizer.load_state_dict(saved)
+    for group, (rate, capturable) in zip(optimizer.param_groups, own, strict=True):
+        group["lr"] = rate
+        if capturable is not None:
+            group["capturable"] = capturable
     for weights, values in optimizer.state.items():
         for name, value in values.items():
             if torch.is_tensor(value) and value.shape == weights.shape and value.stride() != weights.stride():

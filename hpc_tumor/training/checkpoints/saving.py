@@ -43,9 +43,13 @@ def is_kept(state: TrainingState) -> bool:
 
 def checkpoint_contents(state: TrainingState, random_states: list[Any]) -> dict[str, Any]:
     """Return the state dictionaries that a resume restores, with the random generators of every rank."""
+    optimizer = state.optimizer.state_dict()
+    if state.rate is not None:  # the same in a checkpoint of any device
+        for group in optimizer["param_groups"]:
+            group["lr"] = state.rate.value
     return {
         "model": state.network.state_dict(),
-        "optimizer": state.optimizer.state_dict(),
+        "optimizer": optimizer,
         "scaler": state.scaler.state_dict(),
         "average": state.average.state_dict() if state.average else None,
         "compiled": state.objective.compiled is not None,

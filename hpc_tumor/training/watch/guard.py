@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hpc_tumor.console import log
-from hpc_tumor.data.feed.loader import Batch
+from hpc_tumor.data.feed.loader import Share
 from hpc_tumor.errors import TrainingError
 from hpc_tumor.system import devices
 from hpc_tumor.training.host_copy import copy_to_host
@@ -21,9 +21,9 @@ from hpc_tumor.training.state import TrainingState, UncheckedStep
 _NAMED = 5  # cases in the message
 
 
-def note_step(state: TrainingState, broken: Tensor, batch: Batch, losses: Tensor) -> None:
-    """Queue a step to be checked. `broken` is a scalar on the device, above 0 if it was not finite on any rank."""
-    state.unchecked.append(UncheckedStep(copy_to_host(broken), batch, losses, state.progress.epoch))
+def note_step(state: TrainingState, report: Tensor, share: Share) -> None:
+    """Queue a step to be checked; see `step.compute_step` for its report."""
+    state.unchecked.append(UncheckedStep(copy_to_host(report), share, state.progress.epoch))
 
 
 def check_steps(state: TrainingState, totals: dict[str, Any], everything: bool = False) -> None:
@@ -35,24 +35,25 @@ def check_steps(state: TrainingState, totals: dict[str, Any], everything: bool =
     behind = int(devices.is_gpu(state.distributed.device) and not everything)
     while len(state.unchecked) > behind:
         step = state.unchecked.popleft()
-        if step.broken.wait().item() > 0:
-            _skip(state, step, totals)
+        broken, state.last_losses = step.report.wait().split([1, len(step.share.positions)])
+        if broken.item() > 0:
+            _skip(state, step, state.last_losses, totals)
 
 
-def _skip(state: TrainingState, step: UncheckedStep, totals: dict[str, Any]) -> None:
-    run, distributed, batch = state.run, state.distributed, step.batch
-    totals["samples"] -= batch.counted
+def _skip(state: TrainingState, step: UncheckedStep, losses: Tensor, totals: dict[str, Any]) -> None:
+    run, distributed, share = state.run, state.distributed, step.share
+    totals["samples"] -= share.counted
     state.progress.skipped += 1
     skipped, allowed = state.progress.skipped, state.experiment.recipe.skip_nonfinite
-    position = f"epoch {step.epoch + 1}, step {batch.step + 1}"
-    reason, names = _find_cause(state, step)
+    position = f"epoch {step.epoch + 1}, step {share.step + 1}"
+    reason, names = _find_cause(state, share, losses)
     if skipped <= allowed:
         if distributed.is_main:
             log(f"{position} skipped ({skipped} of {allowed}): {reason} not finite; {names}")
-            run.add_event("skipped", epoch=step.epoch + 1, step=batch.step + 1, reason=reason, cases=names)
+            run.add_event("skipped", epoch=step.epoch + 1, step=share.step + 1, reason=reason, cases=names)
         return
-    path = run.broken_batch(step.epoch + 1, batch.step + 1, distributed.rank)
-    saved = all(distributed.gather(_save_batch(state, step, path)))
+    path = run.broken_batch(step.epoch + 1, share.step + 1, distributed.rank)
+    saved = all(distributed.gather(_save_batch(state, share, losses, path)))
     where = f"The batch was saved in {path.parent}." if saved else "The batch could not be saved: the disk is full."
     after = f", after {allowed} skipped" if allowed else ""
     raise TrainingError(
@@ -61,12 +62,12 @@ def _skip(state: TrainingState, step: UncheckedStep, totals: dict[str, Any]) -> 
     )
 
 
-def _find_cause(state: TrainingState, step: UncheckedStep) -> tuple[str, str]:
+def _find_cause(state: TrainingState, share: Share, losses: Tensor) -> tuple[str, str]:
     """Return what was not finite, and in which cases, over all ranks."""
-    batch, part = step.batch, state.parts.train.part
-    broken = (~step.losses.isfinite()).nonzero().flatten().tolist() if batch.counted else []
-    broken_cases = [part.name(int(batch.positions[index])) for index in broken]
-    all_cases = [part.name(int(position)) for position in batch.positions[: batch.counted]]
+    part = state.parts.train.part
+    broken = (~losses.isfinite()).nonzero().flatten().tolist() if share.counted else []
+    broken_cases = [part.name(int(share.positions[index])) for index in broken]
+    all_cases = [part.name(int(position)) for position in share.positions[: share.counted]]
     gathered = state.distributed.gather((broken_cases, all_cases))
     cases = [name for names, _ in gathered for name in names]
     reason = "the loss is" if cases else "the gradients are"
@@ -75,10 +76,13 @@ def _find_cause(state: TrainingState, step: UncheckedStep) -> tuple[str, str]:
     return reason, f"{', '.join(cases[:_NAMED])}{more}"
 
 
-def _save_batch(state: TrainingState, step: UncheckedStep, path: Path) -> bool:
-    batch = step.batch
-    names = [state.parts.train.part.name(int(position)) for position in batch.positions]
-    contents = {"images": batch.images, "targets": batch.targets, "cases": names, "losses": step.losses}
+def _save_batch(state: TrainingState, share: Share, losses: Tensor, path: Path) -> bool:
+    part = state.parts.train.part
+    request = part.rows.request(share.positions)  # read again: where a graph had the batch, there is another one now
+    request.wait()
+    images, targets = part.deliver(request)
+    names = [part.name(int(position)) for position in share.positions]
+    contents = {"images": images, "targets": targets, "cases": names, "losses": losses}
     if state.distributed.is_main:
         # Weights as before the broken step, but with batch norm statistics after it (on a GPU, after the next step).
         contents["model"] = state.network.state_dict()
