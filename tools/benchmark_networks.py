@@ -22,6 +22,7 @@ from hpc_tumor.data.feed.loader import Batch
 from hpc_tumor.models import MODELS, build_model
 from hpc_tumor.models.attention_unet import AttentionGate, AttentionUNet
 from hpc_tumor.models.improved_unet import ImprovedUNet
+from hpc_tumor.models.layers.bottleneck import Bottlenecks
 from hpc_tumor.models.layers.fast import DepthwiseConv2d, Dropout, FirstConv2d, MishPool
 from hpc_tumor.models.layers.fused import Convolutions, Linear
 from hpc_tumor.models.unet import UNet
@@ -78,7 +79,7 @@ class PlainImprovedUNet(ImprovedUNet):
 class PlainAttentionUNet(AttentionUNet):
     """The attention U-Net with torch's upsampling."""
 
-    join = staticmethod(upsample_add)
+    join = staticmethod(lambda x, skip, gate: upsample_add(x, gate * skip))
 
 
 class PlainGate(AttentionGate):
@@ -105,7 +106,7 @@ class PlainEncoderLayer(EncoderLayer):
 PLAIN_LAYERS: dict[type, type] = {
     DepthwiseConv2d: nn.Conv2d, FirstConv2d: nn.Conv2d, Dropout: nn.Dropout, MishPool: PlainMishPool,
     AttentionGate: PlainGate, EncoderLayer: PlainEncoderLayer, Convolutions: nn.Sequential, Linear: nn.Linear,
-    UNet: PlainUNet, ImprovedUNet: PlainImprovedUNet, AttentionUNet: PlainAttentionUNet,
+    Bottlenecks: nn.Sequential, UNet: PlainUNet, ImprovedUNet: PlainImprovedUNet, AttentionUNet: PlainAttentionUNet,
 }  # fmt: skip
 
 

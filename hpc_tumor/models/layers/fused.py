@@ -15,12 +15,13 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from hpc_tumor.models.layers.fast import FirstConv2d
-from hpc_tumor.models.layers.kernels import operations
+from hpc_tumor.models.layers.kernels import operations, skip_operations
 from hpc_tumor.models.layers.kernels.library import usable
 
 _ops = torch.ops.hpc_tumor
 _convolution, _convolution_backward = torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default
 assert operations  # registers torch.ops.hpc_tumor
+assert skip_operations
 _MIXED_PRODUCTS = hasattr(torch.ops.aten.mm, "dtype")  # of 16-bit factors, in float32; since torch 2.8
 _TAPS = 63  # most values under a filter that `stem` computes with
 _TYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -86,6 +87,22 @@ def upsample_add(x: Tensor, skip: Tensor) -> Tensor:
     """`upsample(x) + skip`."""
     result: Tensor = _UpsampleAdd.apply(x, skip) if _images(x, skip) else _interpolate(x) + skip
     return result
+
+
+def upsample_add_gated(x: Tensor, skip: Tensor, gate: Tensor) -> Tensor:
+    """`upsample(x) + gate * skip`, with a gate `(N, 1, H, W)`."""
+    if _images(x, skip, gate):
+        result: Tensor = _UpsampleAddGated.apply(x, skip, gate)
+        return result
+    return upsample_add(x, gate * skip)
+
+
+def skip_pool(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return `x` and the maxima of its 2×2 windows."""
+    if _images(x) and x.shape[2] % 2 == x.shape[3] % 2 == 0:
+        result: tuple[Tensor, Tensor] = _SkipPool.apply(x)
+        return result
+    return x, F.max_pool2d(x, 2)
 
 
 def _interpolate(x: Tensor) -> Tensor:
@@ -256,3 +273,34 @@ class _UpsampleAdd(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         return _ops.upsample_backward(gradient), gradient
+
+
+class _UpsampleAddGated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, low: Tensor, skip: Tensor, gate: Tensor) -> Tensor:
+        ctx.save_for_backward(skip, gate)
+        result: Tensor = _ops.upsample_add_gated(low, skip, gate)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        skip, gate = ctx.saved_tensors
+        return _ops.upsample_backward(gradient), *_ops.gate_backward(gradient, skip, gate)
+
+
+class _SkipPool(torch.autograd.Function):
+    """Identity beside a max-pool: the gradients of both are added by one kernel."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        pooled, code = _ops.pool(x)
+        ctx.save_for_backward(code)
+        return x.view_as(x), pooled
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_skip: Tensor, of_pooled: Tensor) -> Tensor:
+        (code,) = ctx.saved_tensors
+        result: Tensor = _ops.add_pool_backward(of_skip, of_pooled, code)
+        return result

@@ -127,8 +127,10 @@ def test_convolutions_are_torchs(
 
 def compare_upsampling(name: str, channels: int, height: int, width: int, kind: torch.dtype) -> None:
     torch.manual_seed(1)
-    sides = {"upsample": (), "upsample_cat": (3,), "upsample_add": (channels,)}[name]
-    shapes = [(2, channels, height, width), *((2, other, 2 * height, 2 * width) for other in sides)]
+    large = {"upsample_cat": (3,), "upsample_add": (channels,), "upsample_add_gated": (channels, 1)}
+    large["skip_pool"] = (channels,)
+    low = [] if name == "skip_pool" else [(2, channels, height, width)]
+    shapes = [*low, *((2, other, 2 * height, 2 * width) for other in large.get(name, ()))]
     leaves = [torch.randn(shape).to(kind).contiguous(memory_format=torch.channels_last) for shape in shapes]
     layer = getattr(fused, name)
     expected = gradients(layer, *(leaf.detach().float() for leaf in leaves))
@@ -140,7 +142,7 @@ def compare_upsampling(name: str, channels: int, height: int, width: int, kind: 
 
 
 @pytest.mark.parametrize("kind", list(ROUNDING))
-@pytest.mark.parametrize("name", ["upsample", "upsample_cat", "upsample_add"])
+@pytest.mark.parametrize("name", ["upsample", "upsample_cat", "upsample_add", "upsample_add_gated", "skip_pool"])
 @pytest.mark.parametrize(("channels", "height", "width"), [(1, 2, 3), (5, 4, 7), (130, 3, 2), (8, 15, 16)])
 def test_upsampling_is_torchs(
     name: str, channels: int, height: int, width: int, kind: torch.dtype, interpreted: Interpreter

@@ -200,7 +200,7 @@ def _twice(low: Tensor, channels: int) -> Tensor:
     return empty_image(low, channels, 2 * low.shape[2], 2 * low.shape[3])
 
 
-def _upsample(low: Tensor, skip: Tensor | None, add: bool) -> Tensor:
+def _upsample(low: Tensor, skip: Tensor | None, add: bool, gate: Tensor | None = None) -> Tensor:
     from hpc_tumor.models.layers.kernels import upsampling
 
     low, (_, own, height, width) = channels_last(low), low.shape
@@ -211,7 +211,10 @@ def _upsample(low: Tensor, skip: Tensor | None, add: bool) -> Tensor:
     blocks = -(-own // columns)
     grid = (-(-pixels // rows), blocks - (-others // columns))
     skip = low if skip is None else channels_last(skip)
-    upsampling.upsample[grid](low, skip, result, pixels, height, width, own, own + others, blocks, add, rows, columns)
+    gated, gate = gate is not None, None if gate is None else channels_last(gate)
+    upsampling.upsample[grid](
+        low, skip, gate, result, pixels, height, width, own, own + others, blocks, add, gated, rows, columns
+    )
     return result
 
 
@@ -233,6 +236,15 @@ def upsample_cat(low: Tensor, skip: Tensor) -> Tensor:
 def upsample_add(low: Tensor, skip: Tensor) -> Tensor:
     """Return `low` at twice its size plus `skip`."""
     return _upsample(low, skip, True)
+
+
+@operation(
+    "upsample_add_gated(Tensor low, Tensor skip, Tensor gate) -> Tensor",
+    lambda low, skip, gate: _twice(low, low.shape[1]),
+)
+def upsample_add_gated(low: Tensor, skip: Tensor, gate: Tensor) -> Tensor:
+    """Return `low` at twice its size plus `skip` times `gate` `(N, 1, H, W)`."""
+    return _upsample(low, skip, True, gate)
 
 
 @operation(
