@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from child import Watch
+from child import Watch, watched
 from null_runs import join_ranks, null_run, skip_initial_values, watch_steps
 from processes import NullGpu
 
@@ -37,16 +37,17 @@ def test_compiled_steps_wait_for_nothing(
     assert any(name.startswith("triton_") for name in watch.by_kernel)
 
 
-def choose_again(store: Path) -> tuple[str, bool]:
-    """Let a run decide whether to compile; return the answer, and whether random numbers or gradients are left."""
+def choose_again(store: Path) -> tuple[str, int, bool]:
+    """Let a run decide whether to compile; return answer, captures, and if random numbers or gradients are left."""
     skip_initial_values()
     with tempfile.TemporaryDirectory() as folder:
         run = null_run(Path(folder), store, FASTEST, hardware={"compile": "auto"})
         state = build_state(run.experiment(), run, join_ranks())
         drawn = torch.cuda.get_rng_state()
-        answer = compiled.choose(state)
+        with watched() as watch:
+            answer = compiled.choose(state)
         left = any(weights.grad is not None for weights in state.parameters)
-        return answer, left or not torch.equal(drawn, torch.cuda.get_rng_state())
+        return answer, watch.captures, left or not torch.equal(drawn, torch.cuda.get_rng_state())
 
 
 @pytest.mark.slow
@@ -54,8 +55,10 @@ def test_ranks_time_their_steps_together_and_agree(null_gpu: NullGpu, stores: di
     variables = {"HPC_TUMOR_CACHE_DIR": str(tmp_path)}
     first, second = null_gpu.call(choose_again, stores[MODELS[FASTEST].task], ranks=2, variables=variables)
     assert first == second
-    assert re.fullmatch("off, .+ of training are too short to try it", first[0])
-    assert not first[1]
+    answer, captures, left = first
+    assert re.fullmatch("off, .+ of training are too short to try it", answer)
+    assert captures == 1
+    assert not left
 
 
 @pytest.mark.campaign

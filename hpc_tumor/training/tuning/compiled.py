@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,12 +104,18 @@ def compile_objective(objective: Objective, samples: int) -> None:
 
 
 def step_seconds(state: TrainingState, step: Callable[[], object]) -> float:
-    """Return the seconds of a step on the slowest rank."""
+    """Return the seconds of a step on the slowest rank: of replays if the run replays its steps as a CUDA graph."""
     device, times = state.distributed.device, []
-    for _ in range(_WARM + _STEPS):
+    for _ in range(_WARM):
+        step()
+        mark(state, "compile", waits=True)
+    if state.graph.off is None:
+        with suppress(RuntimeError):  # what cannot be captured will not be in training either
+            step, _ = devices.capture(step, device)
+    for _ in range(_STEPS):
         times.append(_seconds(step, device))
         mark(state, "compile", waits=True)
-    return max(state.distributed.gather(sorted(times[_WARM:])[_STEPS // 2]))
+    return max(state.distributed.gather(sorted(times)[_STEPS // 2]))
 
 
 def _missing(device: torch.device) -> str | None:
@@ -225,8 +231,8 @@ def _facts(state: TrainingState) -> dict[str, Any]:
     experiment, distributed, forward = state.experiment, state.distributed, state.spec.forward
     return {
         "network": experiment.model.name, "filters": experiment.model.filters, "size": state.parts.image_size,
-        "batch": experiment.recipe.batch_size, "ranks": distributed.world_size, "nodes": distributed.nodes,
-        "accumulate": experiment.hardware.accumulate, "loss": experiment.loss, "precision": forward.precision.name,
-        "layout": str(forward.memory_format), "version": hpc_tumor.__version__, "torch": torch.__version__,
-        "device": devices.name(distributed.device),
+        "batch": experiment.recipe.batch_size, "accumulate": experiment.hardware.accumulate, "loss": experiment.loss,
+        "ranks": distributed.world_size, "nodes": distributed.nodes, "graph": state.graph.off is None,
+        "precision": forward.precision.name, "layout": str(forward.memory_format),
+        "version": hpc_tumor.__version__, "torch": torch.__version__, "device": devices.name(distributed.device),
     }  # fmt: skip
