@@ -45,6 +45,10 @@ def never() -> str | None:
     return None
 
 
+def _nothing() -> None:
+    """Tell nobody that the GPU is free."""
+
+
 def train(
     experiment: Experiment,
     run: RunDir,
@@ -53,6 +57,7 @@ def train(
     *,
     start: int | None = None,
     read_from: Path | None = None,
+    released: Callable[[], None] = _nothing,
 ) -> Outcome:
     """Train and test one network, resuming from the run's last checkpoint if there is one.
 
@@ -62,6 +67,7 @@ def train(
     Args:
         start: number of this start of the run, under which its resource use is recorded; None records nothing.
         read_from: copy of the store to read instead.
+        released: called on rank 0 once no rank needs its GPU any more: what remains of the final test needs only CPUs.
 
     Raises:
         DataError: the store or the checkpoint cannot be used.
@@ -71,18 +77,20 @@ def train(
         with explain_resource_errors(experiment, run, distributed):
             state = build_state(experiment, run, distributed, read_from)
         usage.follow(state.parts.train)
-        outcome = usage.outcome = train_to_end(state, stop)
+        outcome = usage.outcome = train_to_end(state, stop, released)
     return outcome
 
 
-def train_to_end(state: TrainingState, stop: Callable[[], str | None] = never) -> Outcome:
+def train_to_end(
+    state: TrainingState, stop: Callable[[], str | None] = never, released: Callable[[], None] = _nothing
+) -> Outcome:
     """Train from the progress of `state` to the last epoch, then test."""
     try:
         with explain_resource_errors(state.experiment, state.run, state.distributed):
             heartbeat = Heartbeat(state)
             finished = _train_epochs(state, heartbeat, stop)
             release_graph(state)
-            finished = finished and write_result(state, heartbeat, stop)
+            finished = finished and write_result(state, heartbeat, stop, released)
             if not finished:
                 heartbeat.write(RunStatus.STOPPED)
             wait_until_saved(state)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hpc_tumor.cluster.launch.existing import with_absolute_store
 from hpc_tumor.cluster.launch.planned import PlannedRun, share_job
 from hpc_tumor.cluster.node.local_queue import MOST_SHARING
 from hpc_tumor.config import CLASSIFICATION_SIZE, Experiment
@@ -86,7 +87,7 @@ def find_needs(experiments: Sequence[Experiment], runs: Path) -> list[Need]:
             by_network.setdefault(RunDir(path).network, []).append(RunDir(path))
 
     def find(experiment: Experiment) -> Need:
-        key = _memory_key(experiment)
+        key = _memory_key(with_absolute_store(experiment))
         alike = (run for run in by_network.get(experiment.model.name, ()) if _has(read_json(run.config) or {}, key))
         peak = max((_measured_bytes(run) for run in alike if run.is_finished()), default=0.0)
         need = estimate_need(experiment)
