@@ -11,6 +11,7 @@ the same bits: which steps are replayed changes no result.
 
 from __future__ import annotations
 
+import gc
 import os
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hpc_tumor import console
 from hpc_tumor.console import log
 from hpc_tumor.data.feed.augment import image_amounts, move_and_jitter
 from hpc_tumor.data.feed.augment_slices import SliceParameters, slice_amounts
@@ -25,6 +27,7 @@ from hpc_tumor.data.feed.loader import ReadShare, StaticShare
 from hpc_tumor.data.feed.masked import move_and_change, noise_windows
 from hpc_tumor.errors import TrainingError, UsageError
 from hpc_tumor.system import devices
+from hpc_tumor.training.data_parallel import wrap_in_ddp
 from hpc_tumor.training.state import CapturedStep, StepGraph, TrainingState, mark
 from hpc_tumor.training.step import (
     Requests,
@@ -37,6 +40,7 @@ from hpc_tumor.training.step import (
 from hpc_tumor.training.watch.memory import is_out_of_memory
 
 WARM = 3  # full batches before the capture
+_EVALUATION = 0.5  # of the memory of a step, at most
 # Variables for debugging, with which the host waits for kernels or collectives, or memory is not torch's.
 _FORBIDDING = {
     "CUDA_LAUNCH_BLOCKING": ("1",), "TORCH_NCCL_BLOCKING_WAIT": ("1",), "NCCL_BLOCKING_WAIT": ("1",),
@@ -109,23 +113,46 @@ def _capture(state: TrainingState, share: ReadShare, totals: dict[str, Any]) -> 
     mark(state, "capture")
     if state.writer is not None:
         state.writer.wait()  # its thread frees pinned memory, for which torch records events on this stream
-    failed: str | None = None
-    try:
-        captured = _captured(state, share, totals)
-    except RuntimeError as error:
-        failed = "out of memory" if is_out_of_memory(error) else _first_line(error)
+    failed = _missing_memory(state) if state.experiment.hardware.graph == "auto" else None
+    captured = None
+    if not any(distributed.gather(failed)):
+        try:
+            captured = _captured(state, share, totals)
+        except RuntimeError as error:
+            failed = "out of memory" if is_out_of_memory(error) else _first_line(error)
     reasons = [reason for reason in distributed.gather(failed) if reason is not None]
     if not reasons:
         graph.captured = captured
         return True
     graph.off = f"the step cannot be captured: {reasons[0]}"
-    if state.scaler.is_enabled():
-        state.scaler._per_optimizer_states.clear()  # of a step that ended half-way
-    if state.experiment.hardware.graph == "on" or distributed.world_size > 1:
+    if state.experiment.hardware.graph == "on":
         raise TrainingError(f"{graph.off}. Set hardware.graph=off to train without a CUDA graph.")
     if distributed.is_main:
         log(f"CUDA graph of a step: off, {graph.off}")
+    del captured
+    _forget_half_a_step(state)
     return False
+
+
+def _missing_memory(state: TrainingState) -> str | None:
+    """Return a reason if incomplete batches or evaluations would not fit beside the graph, whose memory is its own."""
+    device, loader = state.distributed.device, state.parts.train
+    peak, total = devices.peak_memory(device).allocated, devices.total_memory(device)
+    beside = max(_EVALUATION, len(loader.part) % loader.batch_size / loader.batch_size) * peak
+    if peak + beside <= total:
+        return None
+    return f"its memory of {console.size(peak)} leaves too little of {console.size(total)} for other batches"
+
+
+def _forget_half_a_step(state: TrainingState) -> None:
+    """Prepare for a step without a graph after one that may have ended anywhere."""
+    if state.scaler.is_enabled():
+        state.scaler._per_optimizer_states.clear()
+    state.optimizer.zero_grad(set_to_none=True)
+    if state.distributed.world_size > 1:
+        state.wrapped = state.objective
+        gc.collect()  # with the old wrapper go its hooks in the backward pass
+        state.wrapped = wrap_in_ddp(state.objective, state.distributed)
 
 
 def _captured(state: TrainingState, share: ReadShare, totals: dict[str, Any]) -> CapturedStep:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import socket
 import sys
@@ -11,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from hpc_tumor.config import Experiment
 from hpc_tumor.data.feed.samples import SlicePart
@@ -29,6 +27,7 @@ from hpc_tumor.training.average import WeightAverage
 from hpc_tumor.training.batch_norm import synchronise_batch_norm
 from hpc_tumor.training.checkpoints.resume import resume, steps_to_repeat
 from hpc_tumor.training.checkpoints.writer import CheckpointWriter
+from hpc_tumor.training.data_parallel import wrap_in_ddp
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.losses import EXCLUSIVE_LOSSES, build_loss
 from hpc_tumor.training.objective import Objective
@@ -41,8 +40,6 @@ from hpc_tumor.training.step import micro_batch_size
 from hpc_tumor.training.tuning import compiled
 from hpc_tumor.training.tuning.formats import Formats, choose_formats, choose_threads
 from hpc_tumor.vocabulary import counted
-
-_TIMED_BY_DDP = 10  # steps
 
 
 def build_state(
@@ -163,7 +160,7 @@ def _keep_compiled(experiment: Experiment, distributed: Distributed) -> str | No
 def _speed_up(state: TrainingState, compiled_before: bool | None) -> str:
     """Wrap the objective in DDP if there are several ranks and compile it if that pays; return the log line on it."""
     if state.distributed.world_size > 1:
-        state.wrapped = _data_parallel(state.objective, state.distributed)
+        state.wrapped = wrap_in_ddp(state.objective, state.distributed)
     return f"torch.compile: {compiled.choose(state, compiled_before)}"
 
 
@@ -173,45 +170,6 @@ def build_network(experiment: Experiment, parts: Parts) -> nn.Module:
     sides = sorted(set(parts.image_size))
     name, filters = experiment.model.name, experiment.model.filters
     return [build_model(name, image_size=side, filters=filters) for side in sides][-1]
-
-
-def _data_parallel(bare: nn.Module, distributed: Distributed) -> nn.Module:
-    gpu = [distributed.device] if devices.is_gpu(distributed.device) else None
-    # Running statistics are synchronised before scoring, not in each step. Torch has renamed the setting.
-    names = inspect.signature(DistributedDataParallel.__init__).parameters
-    settings = {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
-    network = DistributedDataParallel(bare, device_ids=gpu, gradient_as_bucket_view=True, **settings)  # type: ignore[arg-type]
-    # DDP times its first steps and then every 100th, for which it waits for the GPU. torch has no public setting.
-    network._set_ddp_runtime_logging_sample_rate(2**31 - 1)
-    _settle_buckets(network, distributed.device)
-    return network
-
-
-def _settle_buckets(network: DistributedDataParallel, device: torch.device) -> None:
-    """Make DDP choose its buckets before the first step, so that a resumed run is bit-identical. All ranks call this.
-
-    DDP reduces its first backward pass in one bucket and regroups the gradients before its second forward pass, in the
-    order in which they became ready. A ring all-reduce sums the ranks' values in an order that depends on a gradient's
-    position in its bucket, and NCCL chooses its algorithm by the bucket's size. With more than two ranks, the first
-    step after a start would therefore round differently from the same step of an uninterrupted run.
-
-    A backward pass through a sum of all weights forces the regrouping: it draws no random numbers and changes no
-    running statistics. Gradients become ready from the last parameter to the first, nearly as in the network, so
-    communication still overlaps with the backward pass. The network's own order would depend on the first batch: an
-    incomplete one does not run compiled code.
-
-    On a GPU there are as many such passes as DDP times by events, which no CUDA graph can hold.
-    """
-    bare = network.module
-    bare.forward = lambda _: torch.stack(
-        [weights.sum() for weights in bare.parameters() if weights.requires_grad]
-    ).sum()
-    try:
-        for _ in range(_TIMED_BY_DDP + 1 if devices.is_gpu(device) else 1):
-            network(torch.zeros((), device=device)).backward()
-    finally:
-        del bare.forward  # restores the method of the class
-    network.zero_grad(set_to_none=True)
 
 
 def _identity(experiment: Experiment, parts: Parts, precision: Precision) -> dict[str, Any]:

@@ -35,22 +35,22 @@ RANKS = {
 # the kernels and copies in the graph, by network, in bfloat16.
 GRAPH = {
     "cnn": (5, 185),
-    "alexnet": (3, 176),
-    "vgg16": (5, 273),
+    "alexnet": (3, 151),
+    "vgg16": (5, 210),
     "vit": (5, 727),
-    "unet": (3, 376),
-    "improved-unet": (3, 801),
-    "attention-unet": (3, 1001),
+    "unet": (3, 270),
+    "improved-unet": (3, 773),
+    "attention-unet": (3, 961),
 }
 # Kernels in the graph on each of two ranks, without augmentation.
 GRAPH_RANKS = {
     "cnn": 242,
-    "alexnet": 184,
-    "vgg16": 298,
+    "alexnet": 159,
+    "vgg16": 234,
     "vit": 861,
-    "unet": 385,
-    "improved-unet": 1062,
-    "attention-unet": 1286,
+    "unet": 279,
+    "improved-unet": 1034,
+    "attention-unet": 1246,
 }
 
 # Megabytes (10⁶ bytes) that the kernels of a step of the published recipe read and write in bfloat16, by network:
@@ -61,17 +61,17 @@ MEGABYTES = {
     "vgg16": 7861,
     "vit": 8040,
     "unet": 11973,
-    "improved-unet": 63214,
-    "attention-unet": 67853,
+    "improved-unet": 19692,
+    "attention-unet": 24330,
 }
 COMPILED_MEGABYTES = {
     "cnn": 785,
-    "alexnet": 530,
-    "vgg16": 9842,
-    "vit": 6118,
-    "unet": 14827,
-    "improved-unet": 62362,
-    "attention-unet": 63964,
+    "alexnet": 418,
+    "vgg16": 7869,
+    "vit": 6109,
+    "unet": 10930,
+    "improved-unet": 21663,
+    "attention-unet": 23767,
 }
 
 

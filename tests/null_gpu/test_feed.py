@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hpc_tumor.data.feed.augment import augment_images, draw_image_parameters
 from hpc_tumor.data.feed.augment_slices import augment_slices, draw_slice_parameters, slice_amounts
-from hpc_tumor.data.feed.loader import READ_AHEAD, Batch, BatchLoader
+from hpc_tumor.data.feed.loader import READ_AHEAD, Batch, BatchLoader, StaticShare
 from hpc_tumor.data.feed.masked import move_and_change, noise_windows
 from hpc_tumor.data.feed.row_cache import allocate_cache
 from hpc_tumor.data.feed.rows import RESTING, Rows
@@ -181,6 +181,11 @@ def sanitised(fault: bool) -> None:
     for keep in KEEP:
         *_, batch = passes(slice_part("uint16", keep), 1)
         augment_slices(batch.images, batch.targets, draw_slice_parameters(BATCH, 0, 0, 0))
+        static = None
+        for share in BatchLoader(slice_part("uint16", keep), BATCH).shares(np.arange(SAMPLES)):
+            static = static or StaticShare(share, [])
+            static.fill(share, [])
+            static.read()
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ from hpc_tumor.data.feed.loader import ReadShare, epoch_order
 from hpc_tumor.data.feed.transfer import Uploaded
 from hpc_tumor.models import MODELS
 from hpc_tumor.settings import merge
+from hpc_tumor.system import devices
 from hpc_tumor.training import graph
 from hpc_tumor.training.graph import WARM, take_step
 from hpc_tumor.training.recipe import learning_rate
@@ -75,6 +76,22 @@ def test_replayed_steps_of_two_ranks_take_few_operations_of_the_host(
     assert {watch.graph_launches for watch in watches} == {STEPS}
     assert all(watch.operations <= GRAPH[model][0] * STEPS for watch in watches)
     check_budget(f"GRAPH_RANKS[{model!r}]", max(watch.graph_kernels for watch in watches) // STEPS, GRAPH_RANKS[model])
+
+
+def watch_compiled(store: Path) -> Watch:
+    return watch_steps(store, "cnn", STEPS, graph="on", hardware={"compile": "on"}, recipe={"augment": True})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.campaign)])
+def test_a_graph_holds_compiled_code(ranks: int, null_gpu: NullGpu, stores: dict[str, Path], tmp_path: Path) -> None:
+    variables = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    store = stores["classification"]
+    watches = null_gpu.call(watch_compiled, store, ranks=ranks, variables=variables, timeout=550)
+    for watch in [watches] if ranks == 1 else watches:
+        assert watch.faults() == {}
+        assert (watch.graph_launches, watch.operations <= MOST * STEPS) == (STEPS, True)
+        assert watch.graph_kernels / STEPS < 0.8 * GRAPH["cnn"][1]
 
 
 def stepping(
@@ -209,8 +226,10 @@ def train_with(path: Path, fault: str, stops: list[int | None]) -> tuple[list[st
     """Train a run whose captures fail; return the outcomes and the number of graphs that were launched."""
     compute = graph.compute_step
 
-    def spoilt(*arguments: Any) -> Any:
-        report, requests = compute(*arguments)
+    def spoilt(state: TrainingState, *arguments: Any) -> Any:
+        if torch.cuda.is_current_stream_capturing() and fault == "wait of rank 1" and state.distributed.rank == 1:
+            state.parameters[0].register_hook(lambda gradient: gradient * gradient.sum().item())
+        report, requests = compute(state, *arguments)
         if torch.cuda.is_current_stream_capturing():
             if fault == "wait":
                 report.sum().item()
@@ -239,6 +258,31 @@ def test_a_step_that_cannot_be_captured_runs_without_a_graph(
     run = null_run(tmp_path, stores["classification"], "cnn", **settings)
     outcomes, launched = null_gpu.call(train_with, run.path, fault, [None])
     assert (outcomes, launched) == (["finished"], 0)
+
+
+@pytest.mark.slow
+def test_ranks_run_without_graphs_if_one_of_them_cannot_capture(
+    null_gpu: NullGpu, stores: dict[str, Path], tmp_path: Path
+) -> None:
+    """DDP, which the end of the capture left in the middle of a backward pass, is made anew."""
+    run = null_run(tmp_path, stores["classification"], "cnn", recipe={"epochs": 2})
+    results = null_gpu.call(train_with, run.path, "wait of rank 1", [None], ranks=2)
+    assert results == [(["finished"], 0)] * 2
+
+
+def train_in_full_memory(path: Path, used: float) -> int:
+    """Train while steps take this share of the GPU's memory; return the number of graphs that were launched."""
+    peak = devices.PeakMemory(int(used * devices.total_memory(torch.device("cuda", 0))), 0)
+    with patch.object(devices, "peak_memory", lambda _: peak):
+        return train_with(path, "none", [None])[1]
+
+
+@pytest.mark.parametrize(("used", "captured"), [(0.7, False), (0.6, True)])
+def test_a_graph_leaves_memory_for_what_runs_beside_it(
+    used: float, captured: bool, null_gpu: NullGpu, stores: dict[str, Path], tmp_path: Path
+) -> None:
+    run = null_run(tmp_path, stores["classification"], "cnn", recipe={"epochs": 1})
+    assert (null_gpu.call(train_in_full_memory, run.path, used) > 0) == captured
 
 
 def test_a_graph_that_was_requested_is_not_replaced_in_silence(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hpc_tumor.console import log
 from hpc_tumor.data.feed.loader import Share
-from hpc_tumor.errors import TrainingError
+from hpc_tumor.errors import DataError, TrainingError
 from hpc_tumor.system import devices
 from hpc_tumor.training.host_copy import copy_to_host
 from hpc_tumor.training.state import TrainingState, UncheckedStep
@@ -54,10 +54,10 @@ def _skip(state: TrainingState, step: UncheckedStep, losses: Tensor, totals: dic
         return
     path = run.broken_batch(step.epoch + 1, share.step + 1, distributed.rank)
     saved = all(distributed.gather(_save_batch(state, share, losses, path)))
-    where = f"The batch was saved in {path.parent}." if saved else "The batch could not be saved: the disk is full."
+    kept = f"was saved in {path.parent}" if saved else "could not be saved: the disk is full or fails"
     after = f", after {allowed} skipped" if allowed else ""
     raise TrainingError(
-        f"{reason} no longer finite at {position}{after} ({names}). {where} Lower"
+        f"{reason} no longer finite at {position}{after} ({names}). The batch {kept}. Lower"
         " recipe.learning_rate, set recipe.clip_gradients=1, hardware.precision=float32 or recipe.skip_nonfinite=N."
     )
 
@@ -78,17 +78,17 @@ def _find_cause(state: TrainingState, share: Share, losses: Tensor) -> tuple[str
 
 def _save_batch(state: TrainingState, share: Share, losses: Tensor, path: Path) -> bool:
     part = state.parts.train.part
-    request = part.rows.request(share.positions)  # read again: where a graph had the batch, there is another one now
-    request.wait()
-    images, targets = part.deliver(request)
     names = [part.name(int(position)) for position in share.positions]
-    contents = {"images": images, "targets": targets, "cases": names, "losses": losses}
+    contents: dict[str, Any] = {"cases": names, "losses": losses}
     if state.distributed.is_main:
         # Weights as before the broken step, but with batch norm statistics after it (on a GPU, after the next step).
         contents["model"] = state.network.state_dict()
     try:
+        request = part.rows.request(share.positions)  # again: on a GPU, its memory may hold the next batch by now
+        request.wait()
+        contents["images"], contents["targets"] = part.deliver(request)
         torch.save(contents, path)
-    except (OSError, RuntimeError):  # torch turns a failed write into a RuntimeError
+    except (DataError, OSError, RuntimeError):  # torch turns a failed write into a RuntimeError
         path.unlink(missing_ok=True)
         return False
     return True
