@@ -16,6 +16,7 @@ from hpc_tumor.data.feed.transfer import on_device
 from hpc_tumor.scores import classification_scores
 from hpc_tumor.system import devices
 from hpc_tumor.training.distributed import Distributed
+from hpc_tumor.training.host_copy import copy_to_host
 from hpc_tumor.training.losses import Loss
 from hpc_tumor.training.recipe import Precision
 from hpc_tumor.training.scoring import metrics
@@ -110,9 +111,10 @@ def evaluate(
         alive()
     network.train(was_training)
     tally.share(distributed)
-    scored, details = tally.counted.cpu().numpy(), tally.details.cpu().numpy()
+    copies = [copy_to_host(tensor) for tensor in (tally.counted, tally.details, tally.losses.sum())]
+    scored, details, loss = (copy.wait().numpy() for copy in copies)
     scores = _scores(part, details, scored > 0, spec.classes, final)
-    scores["loss"] = float(tally.losses.sum().item() / max(1, int(scored.sum())))
+    scores["loss"] = float(loss / max(1, int(scored.sum())))
     return Evaluation(scores, details, scored)
 
 
