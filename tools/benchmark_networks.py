@@ -20,9 +20,11 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 from hpc_tumor.config import Experiment
 from hpc_tumor.data.feed.loader import Batch
 from hpc_tumor.models import MODELS, build_model
-from hpc_tumor.models.attention_unet import AttentionGate
-from hpc_tumor.models.layers.blocks import upsample
+from hpc_tumor.models.attention_unet import AttentionGate, AttentionUNet
+from hpc_tumor.models.improved_unet import ImprovedUNet
 from hpc_tumor.models.layers.fast import DepthwiseConv2d, Dropout, FirstConv2d, MishPool
+from hpc_tumor.models.layers.fused import Convolutions
+from hpc_tumor.models.unet import UNet
 from hpc_tumor.models.vit import DROPOUT, HEADS, WIDTH, EncoderLayer
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.settings import merge, resolve
@@ -51,6 +53,34 @@ class PlainMishPool(nn.Module):
         return F.max_pool2d(F.mish(x), 2)
 
 
+def upsample(x: Tensor) -> Tensor:
+    """Upsample with torch's own layer."""
+    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
+
+
+def upsample_add(x: Tensor, skip: Tensor) -> Tensor:
+    """Upsample with torch's own layer, and add the skip."""
+    return upsample(x) + skip
+
+
+class PlainUNet(UNet):
+    """The U-Net with torch's upsampling."""
+
+    join = staticmethod(lambda x, skip: torch.cat([upsample(x), skip], dim=1))
+
+
+class PlainImprovedUNet(ImprovedUNet):
+    """The improved U-Net with torch's upsampling."""
+
+    join = staticmethod(upsample_add)
+
+
+class PlainAttentionUNet(AttentionUNet):
+    """The attention U-Net with torch's upsampling."""
+
+    join = staticmethod(upsample_add)
+
+
 class PlainGate(AttentionGate):
     """The gate with its 1×1 convolution of stride 2."""
 
@@ -74,7 +104,8 @@ class PlainEncoderLayer(EncoderLayer):
 
 PLAIN_LAYERS: dict[type, type] = {
     DepthwiseConv2d: nn.Conv2d, FirstConv2d: nn.Conv2d, Dropout: nn.Dropout, MishPool: PlainMishPool,
-    AttentionGate: PlainGate, EncoderLayer: PlainEncoderLayer,
+    AttentionGate: PlainGate, EncoderLayer: PlainEncoderLayer, Convolutions: nn.Sequential, UNet: PlainUNet,
+    ImprovedUNet: PlainImprovedUNet, AttentionUNet: PlainAttentionUNet,
 }  # fmt: skip
 
 

@@ -55,6 +55,7 @@ def check_gpus(probe: Probe, visible: str | None = None) -> list[Finding]:
         if not unsupported:
             findings.append(ok(f"{_names(probe.torch.gpus)}{of}: torch supports {_archs(gpus)}"))
             findings.append(ok(f"precision auto is {probe.torch.precision[0]}, {probe.torch.precision[1]}"))
+            findings += _compiling(probe.torch)
     elif not findings:
         why = probe.torch.refusal or "torch gives no reason"
         way = "check the driver with nvidia-smi, or ask an administrator"
@@ -125,6 +126,13 @@ def _nccl(torch: TorchFacts) -> list[Finding]:
         text = f"torch {torch.build.version} has no NCCL: runs on several GPUs cannot start"
         return [error(text, WITH_NCCL)]
     return []
+
+
+def _compiling(torch: TorchFacts) -> list[Finding]:
+    if torch.not_compiling is None:
+        return []
+    text = f"torch cannot compile networks for GPUs, since {torch.not_compiling} is missing: training is slower"
+    return [warning(text, "install it, or add a module that has it to `modules` of the cluster profile")]
 
 
 def _visible(text: str) -> list[str]:

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc_tumor.provenance import versions
+from hpc_tumor.system import compilers
 from hpc_tumor.system.processes import python_variables, run_quietly
 from hpc_tumor.system.resources import available_cpus
 from hpc_tumor.system.torch_builds import TorchBuild
@@ -64,6 +65,7 @@ class TorchFacts:
         archs: supported architectures, as ("sm_80", "compute_90").
         refusal: torch's message if it cannot use a GPU; "" if it can or sees none.
         precision: the choice of `auto` here, and the reason.
+        not_compiling: what is missing here to compile for a GPU; None if nothing is, or there is none.
     """
 
     build: TorchBuild
@@ -72,6 +74,7 @@ class TorchFacts:
     refusal: str = ""
     nccl: str | None = None
     precision: tuple[str, str] = ("", "")
+    not_compiling: str | None = None
 
 
 class ImportFault(StrEnum):
@@ -209,6 +212,7 @@ def _torch_facts() -> TorchFacts:
         refusal=refusal,
         nccl=_nccl(),
         precision=_precision(),
+        not_compiling=compilers.missing_for_gpu() if gpus else None,
     )
 
 

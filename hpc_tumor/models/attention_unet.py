@@ -17,6 +17,8 @@ class AttentionUNet(nn.Module):
     or UsageError is raised.
     """
 
+    join = staticmethod(upsample_add)  # of the decoder with a skip
+
     def __init__(self, labels: int = 3, in_channels: int = 4, image_size: int = 240, filters: int = 32) -> None:
         super().__init__()
         check_settings(labels, in_channels, filters, image_size, "attention-unet")
@@ -41,7 +43,7 @@ class AttentionUNet(nn.Module):
         maps: list[Tensor] = []
         for gate, block, skip in zip(self.gates, self.decoder, skips, strict=True):
             attention = gate(x, skip)
-            x = block(upsample_add(x, attention * skip))
+            x = block(self.join(x, attention * skip))
             maps.append(attention)
         logits: Tensor = self.head(x)
         return (logits, maps) if return_attention else logits

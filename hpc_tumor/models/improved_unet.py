@@ -16,6 +16,8 @@ class ImprovedUNet(nn.Module):
     or UsageError is raised.
     """
 
+    join = staticmethod(upsample_add)  # of the decoder with a skip
+
     def __init__(self, labels: int = 3, in_channels: int = 4, image_size: int = 240, filters: int = 32) -> None:
         super().__init__()
         check_settings(labels, in_channels, filters, image_size, "improved-unet")
@@ -33,6 +35,6 @@ class ImprovedUNet(nn.Module):
         x, skips = self.encoder(x)
         x = self.bottleneck(x)
         for block, skip in zip(self.decoder, skips, strict=True):
-            x = block(upsample_add(x, skip))
+            x = block(self.join(x, skip))
         logits: Tensor = self.head(x)
         return logits

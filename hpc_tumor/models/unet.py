@@ -16,6 +16,8 @@ class UNet(nn.Module):
     or UsageError is raised.
     """
 
+    join = staticmethod(upsample_cat)  # of the decoder with a skip
+
     def __init__(self, labels: int = 3, in_channels: int = 4, image_size: int = 240, filters: int = 32) -> None:
         super().__init__()
         check_settings(labels, in_channels, filters, image_size, "unet")
@@ -35,6 +37,6 @@ class UNet(nn.Module):
         x, skips = self.encoder(x)
         x = self.bottleneck(x)
         for block, skip in zip(self.decoder, skips, strict=True):
-            x = block(upsample_cat(x, skip))
+            x = block(self.join(x, skip))
         logits: Tensor = self.head(x)
         return logits

@@ -100,6 +100,13 @@ def capability(device: torch.device) -> Capability | None:
     return major, minor
 
 
+@functools.cache
+def runs_triton(device: torch.device) -> bool:
+    """Return True for an NVIDIA GPU that Triton compiles for."""
+    own = capability(device)
+    return own is not None and own >= _TRITON_SINCE
+
+
 def has_graphs(device: torch.device) -> bool:
     """Return True for a GPU whose steps torch can capture and replay dependably: NVIDIA's."""
     return is_nvidia(device)
@@ -142,13 +149,6 @@ def capture(work: Callable[[], T], device: torch.device) -> tuple[Callable[[], N
         torch.cuda.set_stream(stream)
         raise
     return graph.replay, result
-
-
-@functools.cache
-def runs_triton(device: torch.device) -> bool:
-    """Return True for an NVIDIA GPU that Triton compiles for."""
-    own = capability(device)
-    return own is not None and own >= _TRITON_SINCE
 
 
 def initialise() -> None:

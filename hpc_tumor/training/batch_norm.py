@@ -9,10 +9,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from hpc_tumor.models.layers.bottleneck import AcrossRanks, fused_backward, fused_forward
 from hpc_tumor.system import devices
 
 
-class SyncBatchNorm(_BatchNorm):
+class SyncBatchNorm(AcrossRanks, _BatchNorm):
     """Batch norm (Ioffe & Szegedy 2015) over the samples of all ranks: `(N, C, …)` → the same.
 
     torch's layer looks in every forward pass for ranks without a sample, for which the host waits for the GPU. Here
@@ -27,19 +28,19 @@ class SyncBatchNorm(_BatchNorm):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
         x = _dense(x)
         with torch.no_grad():
-            mean, inverse, counts = self._statistics(x.detach())
+            mean, inverse, counts = self.statistics(x.detach())
         result: Tensor = _Normalise.apply(x, self.weight, self.bias, mean, inverse, counts, self.eps)
         return result
 
-    def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def statistics(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return mean and 1 / standard deviation `(C,)` over all ranks, and their counts; update the running ones."""
+        assert self.num_batches_tracked is not None
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.momentum is not None
+        self.num_batches_tracked.add_(1)
         count = x.numel() // x.shape[1]
         if _has_kernels(x):
             spread: Tensor
@@ -113,6 +114,28 @@ class _Normalise(torch.autograd.Function):
             slope = _row(inverse.square() * products / total, x)
             of_x = (gradient - _row(sums / total, x) - centred * slope) * _row(inverse * weight, x)
         return of_x.to(x.dtype), of_weight.to(weight.dtype), of_bias.to(weight.dtype), None, None, None, None
+
+
+class _Fused(torch.autograd.Function):
+    """Batch norm with statistics of all ranks, and the pointwise layers that follow it."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        return fused_forward(ctx, *arguments)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return fused_backward(ctx, gradient, _means_of_all)
+
+
+def _means_of_all(sums: Tensor, _: Tensor, counts: Tensor | None) -> Tensor:
+    assert counts is not None
+    total = sums.clone()  # gradients of weight and bias stay the rank's own: DDP averages them
+    dist.all_reduce(total)
+    return total / counts.sum()
+
+
+SyncBatchNorm.fused = _Fused
 
 
 def _has_kernels(x: Tensor) -> bool:

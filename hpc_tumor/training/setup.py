@@ -20,7 +20,7 @@ from hpc_tumor.models import MODELS, build_model
 from hpc_tumor.records import Event, read_events
 from hpc_tumor.run_dir import RunDir, read_json
 from hpc_tumor.settings import settings_by_name
-from hpc_tumor.system import atomic, devices
+from hpc_tumor.system import atomic, compilers, devices
 from hpc_tumor.system.resources import gpu_mask
 from hpc_tumor.training import graph
 from hpc_tumor.training.average import WeightAverage
@@ -54,6 +54,7 @@ def build_state(
         DataError: the store, the split or the checkpoint cannot be used.
         UsageError: the network or the precision does not fit the data or the device.
     """
+    kept = _keep_compiled(experiment, distributed)  # before torch imports its compiler, as it does for determinism
     if experiment.hardware.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -78,7 +79,7 @@ def build_state(
             f"the ranks see different checkpoints in {run.checkpoints}: its file system is slow to synchronise."
             " Resume the run in a minute."
         )
-    more = [f"threads: {threads}" if threads else None, graph.choose(state)]
+    more = [f"threads: {threads}" if threads else None, kept, graph.choose(state)]
     chosen = [formats.describe(), *filter(None, more), _speed_up(state, compiled_before)]
     ranks = distributed.gather(f"{socket.gethostname()}: {distributed.device_name}")
     if distributed.is_main:
@@ -149,14 +150,18 @@ def _first_start(run: RunDir) -> Event | None:
     return started[-1] if started and run.last_checkpoint.exists() else None
 
 
+def _keep_compiled(experiment: Experiment, distributed: Distributed) -> str | None:
+    """Let ranks that may compile use caches that last; return a log line if there are none."""
+    if not devices.is_gpu(distributed.device) and experiment.hardware.compile != "on":
+        return None
+    return compilers.use_lasting_caches(torch.__version__)
+
+
 def _speed_up(state: TrainingState, compiled_before: bool | None) -> str:
     """Wrap the objective in DDP if there are several ranks and compile it if that pays; return the log line on it."""
-    faster, why = compiled.choose(state, compiled_before)
     if state.distributed.world_size > 1:
         state.wrapped = wrap_in_ddp(state.objective, state.distributed)
-    if faster:
-        compiled.compile_objective(state.objective, micro_batch_size(state))
-    return f"torch.compile: {'on' if faster else 'off'}, {why}"
+    return f"torch.compile: {compiled.choose(state, compiled_before)}"
 
 
 def build_network(experiment: Experiment, parts: Parts) -> nn.Module:

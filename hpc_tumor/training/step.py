@@ -64,7 +64,7 @@ def compute_step(
     """
     state.optimizer.zero_grad(set_to_none=True)
     statistics = _keep_statistics(state)
-    losses, counts = _forward_backward(state, share, images, targets)
+    losses, counts = forward_backward(state, share, images, targets)
     mark(state, "update")
     broken = _prepare_gradients(state, losses)
     mark(state, "agree")
@@ -124,7 +124,7 @@ def _keep_statistics(state: TrainingState) -> list[Tensor] | None:
     return [buffer.clone() for buffer in state.network.buffers()]
 
 
-def _forward_backward(
+def forward_backward(
     state: TrainingState, share: Share, images: Tensor, targets: Tensor
 ) -> tuple[Tensor, list[dict[str, Tensor]]]:
     """Compute the gradients of the mean loss over the global batch; return sample losses and micro-batch counts."""

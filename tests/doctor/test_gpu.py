@@ -134,6 +134,12 @@ def test_why_torch_cannot_use_them_is_said() -> None:
     assert "CUDA driver initialization failed" in found.text
 
 
+def test_no_compiler() -> None:
+    found = check_gpus(machine(replace(NEW, not_compiling="a C compiler (gcc)"), A100))
+    assert levels(found) == ["ok", "ok", "warning"]
+    assert "since a C compiler (gcc) is missing" in found[-1].text
+
+
 def test_no_nccl() -> None:
     found = check_gpus(machine(replace(NEW, nccl=None), A100))
     assert levels(found)[-1] == "error"

@@ -12,12 +12,12 @@ import warnings
 # By network, in bfloat16, float16 and float32.
 STEP = {
     "cnn": (174, 166, 128),
-    "alexnet": (165, 171, 125),
-    "vgg16": (262, 268, 194),
+    "alexnet": (142, 148, 112),
+    "vgg16": (201, 207, 159),
     "vit": (716, 722, 499),
-    "unet": (347, 353, 245),
-    "improved-unet": (772, 724, 476),
-    "attention-unet": (972, 924, 620),
+    "unet": (242, 248, 200),
+    "improved-unet": (502, 508, 404),
+    "attention-unet": (702, 708, 548),
 }
 # More with augmentation, by task, whatever is drawn.
 AUGMENTATION = {"classification": 14, "segmentation": 32}
@@ -57,12 +57,12 @@ GRAPH_RANKS = {
 # one by one, and compiled by Inductor. tools/roofline.py shows them by kernel.
 MEGABYTES = {
     "cnn": 671,
-    "alexnet": 580,
-    "vgg16": 11529,
+    "alexnet": 405,
+    "vgg16": 7861,
     "vit": 8040,
-    "unet": 21571,
-    "improved-unet": 66974,
-    "attention-unet": 73194,
+    "unet": 11973,
+    "improved-unet": 63214,
+    "attention-unet": 67853,
 }
 COMPILED_MEGABYTES = {
     "cnn": 785,

@@ -12,14 +12,14 @@ from benchmark_networks import now
 
 from gpu_report.job import Job
 from hpc_tumor.config import Experiment
-from hpc_tumor.data.feed.loader import Batch, epoch_order
+from hpc_tumor.data.feed.loader import ReadShare, epoch_order
 from hpc_tumor.models import MODELS
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.settings import merge, resolve
 from hpc_tumor.training.distributed import Distributed
+from hpc_tumor.training.graph import take_step
 from hpc_tumor.training.setup import build_state
 from hpc_tumor.training.state import epoch_totals
-from hpc_tumor.training.step import train_step
 from hpc_tumor.training.watch.guard import check_steps
 
 NO_REQUESTS = (False, False)
@@ -35,7 +35,7 @@ def experiment_of(network: str, job: Job, *layers: dict[str, Any]) -> Experiment
     task = MODELS[network].task
     given: dict[str, Any] = {
         "model": {"name": network}, "data": {"store": str(job.store(task)), "keep": kept(job)},
-        "recipe": {"epochs": 1000}, "hardware": {"compile": "off"},
+        "recipe": {"epochs": 1000}, "hardware": {"compile": "off", "graph": "off"},
     }  # fmt: skip
     given = merge(given, _QUICK[task] if job.quick else {}, *layers)
     experiment: Experiment = resolve(given, {}, "gpu_report", lambda setting: "--set")
@@ -60,13 +60,13 @@ class Running:
         self.state.network.train()
         self.totals = epoch_totals(self.state)
         self.batch = 0  # samples of a step
-        self._batches = self._forever()
+        self._shares = self._forever()
 
     def step(self) -> None:
         """Take one step as `train_epoch` does."""
-        batch = next(self._batches)
-        self.batch = len(batch.images)
-        train_step(self.state, batch, self.totals, NO_REQUESTS)
+        share = next(self._shares)
+        self.batch = len(share.positions)
+        take_step(self.state, share, self.totals, NO_REQUESTS)
         check_steps(self.state, self.totals)
 
     def losses(self) -> torch.Tensor:
@@ -74,11 +74,11 @@ class Running:
         assert self.state.last_losses is not None
         return self.state.last_losses.float().cpu()
 
-    def _forever(self) -> Iterator[Batch]:
+    def _forever(self) -> Iterator[ReadShare]:
         loader = self.state.parts.train
         loader.part.rows.fill(lambda: None)
         whole = max(1, len(loader.part) // loader.batch_size)  # without a last, smaller batch
         epoch = 0
         while True:
-            yield from loader.batches(epoch_order(len(loader.part), self.state.experiment.seed, epoch), limit=whole)
+            yield from loader.shares(epoch_order(len(loader.part), self.state.experiment.seed, epoch), limit=whole)
             epoch += 1

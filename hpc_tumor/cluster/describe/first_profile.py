@@ -128,6 +128,7 @@ class Draft:
         return [
             f"gpus = {node.gpus} # a job on some of them gets that share of CPUs and memory",
             _line("gpu_model", model or None, "for display, and for `hpc-tumor doctor`", ("A100",)),
+            "# gpu_memory_gb = 40 # of one GPU, to share it among runs (--share-gpu)",
             f"cpus = {max(node.cpus, 1)} # as SLURM counts them",
             f"memory_gb = {_floor(node.memory_gb)} # as SLURM allocates, not as installed",
         ]

@@ -200,7 +200,11 @@ def _prepare_slurm(run: RunDir, job: JobRecord) -> None:
     suffix = job.profile.environment.master_suffix if job.profile else ""
     address, port = rendezvous(os.environ, suffix)
     os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port))
-    # Left by a start that was killed while submitit wrote its result; submitit does not overwrite it.
+    remove_half_result(run, job)
+
+
+def remove_half_result(run: RunDir, job: JobRecord) -> None:
+    """Remove what a start left that was killed while submitit wrote its result: submitit does not overwrite it."""
     leftover = f"{job_id_here()}_{os.environ.get('SLURM_PROCID', '0')}_result.pkl.save_tmp"
     (run.path.parent / job.folder if job.folder else run.submission).joinpath(leftover).unlink(missing_ok=True)
 

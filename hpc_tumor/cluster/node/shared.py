@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from hpc_tumor.cluster.node.job import job_id_here, record_failure, start_number
+from hpc_tumor.cluster.node.job import job_id_here, record_failure, remove_half_result, start_number
 from hpc_tumor.cluster.node.local import TICK, Signals, StartedRun
 from hpc_tumor.cluster.observe.job_record import JobRecord
 from hpc_tumor.records import Failure, read_events
@@ -63,7 +63,7 @@ class SharedJob:
             ended = [started for started in alive if not started.is_alive()]
             alive = [started for started in alive if started not in ended]
             for started in ended:
-                _end(started)
+                _end(started, warned=signals.asked_to_end)
             time.sleep(TICK)
         return "done"
 
@@ -73,6 +73,7 @@ def _start(run: RunDir, signals: Signals) -> StartedRun | None:
     job = JobRecord.of_run(run)
     if reason_to_skip(run, job) is not None:
         return None
+    remove_half_result(run, job)
     seconds = float(job.plan.signal_delay) if job.plan else 0.0
     try:
         return StartedRun(run, signals, job.share, seconds)
@@ -83,13 +84,21 @@ def _start(run: RunDir, signals: Signals) -> StartedRun | None:
         return None
 
 
-def _end(started: StartedRun) -> None:
-    """Record how a run ended; the batch script decides later whether the job starts it again."""
+def _end(started: StartedRun, *, warned: bool) -> None:
+    """Record how a run ended; the batch script decides later whether the job starts it again.
+
+    Args:
+        warned: the job was signalled before it: its ranks may have been killed by that before they could listen.
+    """
     run = started.run
+    start = start_number(JobRecord.of_run(run))
     with suppress(OSError):  # a full disk must not end the other runs
         outcome = started.outcome()
         print(f"{run.name} {outcome}")
-        failure = Failure.read(run.failure(start_number(JobRecord.of_run(run))))
+        signals = [event for event in read_events(run) if event.event == "signal" and event.start == start]
+        if warned and outcome == "stopped" and not signals:
+            run.add_event("signal", signal="USR2", start=start)
+        failure = Failure.read(run.failure(start))
         if is_cancelled(run) or (failure is not None and not failure.retry and not failure.faults):
             run.add_event(LEFT, job_id=job_id_here())
 

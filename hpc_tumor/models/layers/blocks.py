@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from hpc_tumor.errors import UsageError
 from hpc_tumor.models.layers import checks
+from hpc_tumor.models.layers.bottleneck import Bottlenecks
 from hpc_tumor.models.layers.fast import DepthwiseConv2d
 from hpc_tumor.models.layers.fused import Convolutions
 
@@ -51,16 +52,14 @@ def plain_block(in_channels: int, middle: int, out: int) -> Convolutions:
     )
 
 
-def encoder_block(in_channels: int, out: int) -> nn.Sequential:
+def encoder_block(in_channels: int, out: int) -> Bottlenecks:
     """Two inverted bottlenecks in → out → out, each expanding to 4 × out."""
-    return nn.Sequential(*inverted_bottleneck(in_channels, out, 4 * out), *inverted_bottleneck(out, out, 4 * out))
+    return Bottlenecks(*inverted_bottleneck(in_channels, out, 4 * out), *inverted_bottleneck(out, out, 4 * out))
 
 
-def decoder_block(in_channels: int, out: int) -> nn.Sequential:
+def decoder_block(in_channels: int, out: int) -> Bottlenecks:
     """Two inverted bottlenecks in → out → out, expanding to 4 × in, then 4 × out."""
-    return nn.Sequential(
-        *inverted_bottleneck(in_channels, out, 4 * in_channels), *inverted_bottleneck(out, out, 4 * out)
-    )
+    return Bottlenecks(*inverted_bottleneck(in_channels, out, 4 * in_channels), *inverted_bottleneck(out, out, 4 * out))
 
 
 def inverted_bottleneck(in_channels: int, out: int, hidden: int) -> tuple[nn.Module, ...]:

@@ -67,6 +67,8 @@ def _tested(
     if (limit := integer(config.get("limit_batches"))) is not None:
         remarks.append(f"used at most {limit} batches per epoch and split part (limit_batches)")
         tested = cases.n or tested  # not all test cases were scored
+    if result.get("share") is not None:
+        remarks.append("shared its GPU with other runs: times and rates are slower than alone, GPU-hours are its share")
     if problem := cases.mismatch(best, tested, MAIN_SCORE[task]):
         remarks.append(f"{problem}; no interval")
         cases = TestCases(problem=problem)

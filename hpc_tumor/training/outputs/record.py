@@ -143,6 +143,7 @@ def _result(state: TrainingState, scored: Scored, seconds: float, memory_gb: flo
         "limit_batches": experiment.limit_batches,
         "seconds": seconds,
         "gpu_hours": seconds / 3600 * distributed.world_size * own_share() if gpu else 0.0,
+        **({"share": own_share()} if own_share() < 1 else {}),  # of the GPUs, beside other runs
         "restarts": progress.restarts,
         "samples_per_second": sum(line["rate"] for line in training) / len(training) if training else None,
         "data_wait": sum(line["data_wait"] for line in training) / len(training) if training else None,

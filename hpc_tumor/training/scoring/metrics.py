@@ -69,9 +69,9 @@ def predicted_bits(logits: torch.Tensor, exclusive: bool = False) -> torch.Tenso
     """
     bits = torch.zeros(logits[:, 0].shape, dtype=torch.uint8, device=logits.device)
     predicted = _largest(logits) if exclusive else (label > 0 for label in logits.unbind(1))
+    compiling = torch.compiler.is_compiling()  # Inductor cannot view a bool as a byte, and fuses its conversion
     for bit, pixels in enumerate(predicted):
-        # Inductor's code for the view of a bool is refused by Triton; its copy costs nothing in a fused kernel.
-        bits |= (pixels.to(torch.uint8) if torch.compiler.is_compiling() else pixels.view(torch.uint8)) << bit
+        bits |= (pixels.to(torch.uint8) if compiling else pixels.view(torch.uint8)) << bit
     return bits
 
 

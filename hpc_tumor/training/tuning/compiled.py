@@ -1,60 +1,100 @@
-"""Decide whether torch.compile pays, by a measurement cached per network and device."""
+"""Compile the training step where that pays: what it gains, and what compiling takes, are measured and kept.
+
+Compiled code adds in another order and keeps more digits between fused operations: its results differ from those of
+torch's kernels by rounding. So the choice belongs to the run, which keeps it when it is resumed. Evaluation and
+prediction are never compiled: scores depend on the weights alone.
+"""
 
 from __future__ import annotations
 
-import copy
-import importlib.util
-import shutil
+import socket
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
+import hpc_tumor
 from hpc_tumor.errors import UsageError
-from hpc_tumor.system import devices, measurements
-from hpc_tumor.training.batch_norm import SyncBatchNorm
+from hpc_tumor.system import compilers, devices, measurements
 from hpc_tumor.training.checkpoints.files import random_state, set_random_state
 from hpc_tumor.training.objective import Objective
 from hpc_tumor.training.state import TrainingState, mark
-from hpc_tumor.training.step import micro_batch_size
+from hpc_tumor.training.step import forward_backward, micro_batch_size
 from hpc_tumor.training.tuning.cpu_speed import GAIN
+from hpc_tumor.vocabulary import duration
 
 _STEPS = 5  # timed for each variant
-_WORTH = 600.0  # seconds of training below which compiling, a minute or so, costs more than it saves
+_WARM = 3  # before them
+# What is expected before anything was measured: compiled U-Nets move half the bytes; compiling took a minute.
+_EXPECTED_GAIN, _EXPECTED_SECONDS = 1.5, 60.0
+_SHARE = 0.25  # of the seconds of the first time, that compiling takes with filled caches, until it is measured
+_EMPTIED, _FILLED = "compiling", "compiling-again"  # kinds of measurements, before and after the caches are filled
+_ROUNDING = "its results differ by rounding"
 
 
-def choose(state: TrainingState, compiled_before: bool | None = None) -> tuple[bool, str]:
-    """Decide whether this run's training step is compiled, and why. All ranks call this together and agree.
+@dataclass(frozen=True)
+class Measured:
+    """Measurement of a step.
+
+    Attributes:
+        plain: seconds of a step that is not compiled.
+        gain: how many times as fast a compiled one is.
+        seconds: that compiling takes with the caches as they are.
+    """
+
+    plain: float
+    gain: float
+    seconds: float
+
+    def pays(self, steps: int) -> bool:
+        """Return True if `steps` steps gain more than compiling costs."""
+        return self.gain >= GAIN and self.saved(steps) > self.seconds
+
+    def saved(self, steps: int) -> float:
+        """Return the seconds that compiled steps save."""
+        return steps * self.plain * (1 - 1 / self.gain)
+
+
+def choose(state: TrainingState, compiled_before: bool | None = None) -> str:
+    """Compile this run's step if that pays; return the choice and its reason for the log. All ranks call this together.
 
     A resumed run stays as it was, `compiled_before`.
 
-    On CPUs networks are compiled only on request: on two cores of an AMD EPYC with bfloat16, torch 2.14's generated
+    On CPUs steps are compiled only on request: on two cores of an AMD EPYC with bfloat16, torch 2.14's generated
     code ran at 0.5 to 0.85 times the speed of its kernels (cnn, alexnet, vit, unet, improved-unet;
-    tools/benchmark_step.py --compile measures it). On GPUs both variants are timed, and the result is kept in the
-    user's cache.
+    tools/benchmark_step.py --compile measures it). On GPUs both variants are timed as they will run, on all ranks.
 
     Raises UsageError if compiling was requested but no compiler is installed.
     """
-    setting, device = state.experiment.hardware.compile, state.distributed.device
-    missing = _missing(device)
-    if setting == "on":
+    hardware, device = state.experiment.hardware, state.distributed.device
+    if hardware.compile == "off":
+        return "off, as requested"
+    if hardware.compile == "auto" and compiled_before is False:
+        return "off, as before this run was interrupted"
+    if hardware.compile == "auto" and compiled_before is None:
+        if not devices.is_gpu(device):
+            return "off, slower on CPUs"
+        if hardware.deterministic:
+            return "off, a choice by timing would not be deterministic"
+    missing = next(filter(None, state.distributed.gather(_missing(device))), None)
+    if hardware.compile == "on":
         if missing:
             raise UsageError(f"hardware.compile = 'on' needs {missing}: install it, or leave it at auto.")
-        return True, "as requested"
-    if setting == "off":
-        return False, "as requested"
-    if compiled_before is not None:
-        return compiled_before, "as before this run was interrupted"
-    if not devices.is_gpu(device):
-        return False, "slower on CPUs"
-    if state.experiment.hardware.deterministic:
-        return False, "a choice by timing would not be deterministic"
-    if missing:
-        return False, f"{missing} missing"
-    answer = _measured(state) if state.distributed.is_main else None
-    faster, why = state.distributed.gather(answer)[0]
-    return faster, why
+        with _tried_step(state) as step:
+            _compile(state, step, required=True)
+        return f"on, as requested; {_ROUNDING}"
+    if missing or compiled_before is None:
+        answer = f"off, it needs {missing}" if missing else _choose_by_measurement(state)
+    else:
+        with _tried_step(state) as step:
+            fault = _compile(state, step)
+        answer = fault or f"on, as before this run was interrupted; {_ROUNDING}"
+    if compiled_before and state.objective.compiled is None:
+        return f"{answer}, unlike before this run was interrupted: {_ROUNDING}"
+    return answer
 
 
 def compile_objective(objective: Objective, samples: int) -> None:
@@ -63,75 +103,136 @@ def compile_objective(objective: Objective, samples: int) -> None:
     objective.compiled_samples = samples
 
 
+def step_seconds(state: TrainingState, step: Callable[[], object]) -> float:
+    """Return the seconds of a step on the slowest rank: of replays if the run replays its steps as a CUDA graph."""
+    device, times = state.distributed.device, []
+    for _ in range(_WARM):
+        step()
+        mark(state, "compile", waits=True)
+    if state.graph.off is None:
+        with suppress(RuntimeError):  # what cannot be captured will not be in training either
+            step, _ = devices.capture(step, device)
+    for _ in range(_STEPS):
+        times.append(_seconds(step, device))
+        mark(state, "compile", waits=True)
+    return max(state.distributed.gather(sorted(times)[_STEPS // 2]))
+
+
 def _missing(device: torch.device) -> str | None:
-    if devices.is_gpu(device):
-        return None if importlib.util.find_spec("triton") else "the package triton"
-    return None if any(shutil.which(name) for name in ("g++", "c++", "clang++")) else "a C++ compiler (g++)"
+    missing = compilers.missing_for_gpu() if devices.is_gpu(device) else compilers.missing_for_cpu()
+    return f"{missing} on {socket.gethostname()}" if missing else None
 
 
-def _measured(state: TrainingState) -> tuple[bool, str]:
-    """Decide on rank 0, from the cache or by timing."""
-    facts = _facts(state)
-    cached = measurements.read("compile", facts)
-    if cached is not None and "gain" in cached:
-        return _answer(cached["gain"], "measured before")
+def _choose_by_measurement(state: TrainingState) -> str:
+    """Choose by what was measured before, or measure now if the run is long enough to gain from it."""
+    facts, distributed = _facts(state), state.distributed
+    steps = (state.experiment.recipe.epochs - state.progress.epoch) * state.steps - state.progress.step
+    known: Measured | None = distributed.gather(_known(facts) if distributed.is_main else None)[0]
+    if known is not None:
+        answer = f"{known.gain:.2f} × as fast, measured before"
+        if not known.pays(steps):
+            takes = f", but compiling takes {duration(known.seconds)} to save {duration(known.saved(steps))}"
+            return f"off, {answer}{takes if known.gain >= GAIN else ''}"
+        with _tried_step(state) as step:
+            return _compile(state, step) or f"on, {answer}; {_ROUNDING}"
+    with _tried_step(state) as step:
+        plain = step_seconds(state, step)
+        if not Measured(plain, _EXPECTED_GAIN, _EXPECTED_SECONDS).pays(steps):
+            return f"off, {duration(steps * plain)} of training are too short to try it"
+        if fault := _compile(state, step):
+            return fault
+        gain = plain / step_seconds(state, step)
+    if distributed.is_main:
+        measurements.write("compile", facts, {"plain": plain, "gain": gain})
+    if gain < GAIN:
+        state.objective.compiled = None
+        return f"off, {gain:.2f} × as fast, measured now"
+    return f"on, {gain:.2f} × as fast, measured now; {_ROUNDING}"
+
+
+def _compile(state: TrainingState, step: Callable[[], object], required: bool = False) -> str | None:
+    """Compile the objective, which its first step does, and keep the seconds that it takes.
+
+    Returns the answer if that fails on some rank, and none is compiled. Raises the error if compiling is `required`.
+    """
+    failed, seconds = None, 0.0
+    mark(state, "compile", waits=True)
+    compile_objective(state.objective, micro_batch_size(state))
     try:
-        alone = Objective(_alone(state.network), state.spec)
-        alone.searched_samples = state.objective.searched_samples
-        plain = step_seconds(state, alone)
-        steps_left = (state.experiment.recipe.epochs - state.progress.epoch) * state.steps - state.progress.step
-        if plain * steps_left < _WORTH:
-            return False, "the run is too short to gain from it"
-        compile_objective(alone, micro_batch_size(state))
-        compiled = step_seconds(state, alone)
-    except Exception as error:  # train uncompiled if compiling fails
-        return False, f"compiling failed ({type(error).__name__})"
-    gain = plain / compiled
-    measurements.write("compile", facts, {"gain": gain})
-    return _answer(gain, "measured now")
+        seconds = _seconds(step, state.distributed.device)
+    except Exception as error:
+        if required:
+            raise
+        failed = type(error).__name__
+    results = state.distributed.gather((seconds, failed))
+    if failed := next((name for _, name in results if name), None):
+        state.objective.compiled = None
+        return f"off, compiling failed ({failed})"
+    if state.distributed.is_main:
+        _keep_seconds(_facts(state), max(results)[0])
+    return None
 
 
-def _answer(gain: float, how: str) -> tuple[bool, str]:
-    return gain >= GAIN, f"{gain:.2f} × as fast, {how}"
+def _known(facts: dict[str, Any]) -> Measured | None:
+    """Return what was measured before, with the seconds that compiling takes with the caches as they are."""
+    kept, emptied, filled = measurements.read("compile", facts), measurements.read(_EMPTIED, facts), _filled(facts)
+    if kept is None or emptied is None or not {"plain", "gain"} <= kept.keys():
+        return None
+    return Measured(kept["plain"], kept["gain"], (filled or emptied)["seconds"])
 
 
-def _alone(network: nn.Module) -> nn.Module:
-    """Copy the network without synchronised batch norm, which would wait for other ranks: only rank 0 measures."""
-    network = copy.deepcopy(network)
-    for module in network.modules():
-        if isinstance(module, SyncBatchNorm):
-            module.__class__ = nn.BatchNorm2d  # type: ignore[assignment]
-    return network
+def _keep_seconds(facts: dict[str, Any], seconds: float) -> None:
+    """Keep the seconds of compiling; those with filled caches beside the compiled code, to be removed with it."""
+    folder, before = compilers.inductor_cache(), _filled(facts)
+    if before is None:
+        measurements.write(_EMPTIED, facts, {"seconds": seconds})
+    if folder is not None:
+        known = seconds if before is not None else _SHARE * seconds
+        measurements.write(_FILLED, facts, {"seconds": known}, folder)
 
 
-def step_seconds(state: TrainingState, objective: Objective) -> float:
-    """Time one training step, all micro-batches included, without changing the run."""
-    device = state.distributed.device
+def _filled(facts: dict[str, Any]) -> dict[str, float] | None:
+    """Return the seconds of compiling with the caches filled by this step; None if they are not."""
+    folder = compilers.inductor_cache()
+    return None if folder is None else measurements.read(_FILLED, facts, folder)
+
+
+def _seconds(step: Callable[[], object], device: torch.device) -> float:
+    devices.synchronize(device)
+    began = time.perf_counter()
+    step()
+    devices.synchronize(device)
+    return time.perf_counter() - began
+
+
+@contextmanager
+def _tried_step(state: TrainingState) -> Iterator[Callable[[], object]]:
+    """Yield a function that computes the gradients of the run's first batch, without a trace after the block."""
+    device, statistics = state.distributed.device, [buffer.clone() for buffer in state.network.buffers()]
     before = random_state(device)
-    batch, size = state.parts.first_batch(state.experiment.seed), micro_batch_size(state)
-    micro_batches = -(-len(batch.images) // size)
-    images, targets = batch.images[:size], batch.targets[:size]
-    times = []
+    batch = state.parts.first_batch(state.experiment.seed)
+
+    def step() -> None:
+        state.optimizer.zero_grad(set_to_none=True)
+        forward_backward(state, batch, batch.images, batch.targets)
+
     try:
-        for _ in range(_STEPS + 3):
-            devices.synchronize(device)
-            began = time.perf_counter()
-            losses, _ = objective(images, targets)
-            losses.mean().backward()
-            devices.synchronize(device)
-            times.append(micro_batches * (time.perf_counter() - began))
-            mark(state, "compile")
+        yield step
     finally:
+        state.optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for buffer, value in zip(state.network.buffers(), statistics, strict=True):
+                buffer.copy_(value)
         set_random_state(before, device)
         devices.reset_peak_memory(device)
-    return sorted(times[3:])[_STEPS // 2]
 
 
 def _facts(state: TrainingState) -> dict[str, Any]:
-    experiment = state.experiment
+    experiment, distributed, forward = state.experiment, state.distributed, state.spec.forward
     return {
         "network": experiment.model.name, "filters": experiment.model.filters, "size": state.parts.image_size,
-        "batch": experiment.recipe.batch_size, "ranks": state.distributed.world_size,
-        "accumulate": experiment.hardware.accumulate, "precision": state.spec.forward.precision.name,
-        "torch": torch.__version__, "device": devices.name(state.distributed.device),
+        "batch": experiment.recipe.batch_size, "accumulate": experiment.hardware.accumulate, "loss": experiment.loss,
+        "ranks": distributed.world_size, "nodes": distributed.nodes, "graph": state.graph.off is None,
+        "precision": forward.precision.name, "layout": str(forward.memory_format),
+        "version": hpc_tumor.__version__, "torch": torch.__version__, "device": devices.name(distributed.device),
     }  # fmt: skip

@@ -130,6 +130,19 @@ def test_runs_that_fit_on_the_gpu_together_go_side_by_side(submit: Submit) -> No
     assert state_of(resumed) in ("queued", "running")
 
 
+def test_memory_in_use_is_that_of_the_fullest_gpu_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text(
+        "#!/bin/sh\necho x >> $0.calls\necho 0, GPU-a, 100, 10\necho 1, GPU-b, 100, 20\necho 2, GPU-c, 100, 90\n"
+    )
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    in_use = local.MemoryInUse(2)
+    assert [in_use(), in_use()] == [0.2, 0.2]
+    assert smi.with_name("nvidia-smi.calls").read_text() == "x\n"
+
+
 def passes_signals_on(process: int) -> bool:
     """True once it has imported what a run needs, and waits for its turn; never of submitit, which watches over it."""
     with suppress(OSError):

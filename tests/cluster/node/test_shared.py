@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -162,6 +163,20 @@ def test_the_job_starts_again_only_what_may_succeed(job: Callable[..., Job]) -> 
     assert len(shared.runs[2].read_events("finished")) == 1
 
 
+def test_ranks_that_a_warning_kills_are_started_again(job: Callable[..., Job]) -> None:
+    """Such as those that are only starting, and do not listen yet."""
+    shared = job("deaf", "wait")
+    process = shared.start()
+    shared.started(0, 1)
+    process.send_signal(signal.SIGUSR2)
+    wait_for(lambda: "signal" in events(shared.runs[1]))
+    for rank in ranks_of(shared.runs[0]):
+        os.kill(rank, signal.SIGKILL)
+    assert process.wait(timeout=20) == 0
+    assert shared.after() == 0
+    assert [run.read_events("requeued")[-1]["because"] for run in shared.runs] == ["warned", "warned"]
+
+
 def test_a_job_whose_runs_are_all_cancelled_starts_nothing(job: Callable[..., Job]) -> None:
     shared = job("wait", "wait")
     for run in shared.runs:
@@ -188,16 +203,18 @@ def test_ranks_know_their_share(job: Callable[..., Job]) -> None:
     shared = job("wait", "wait")
     shared.start()
     shared.started(0, 1)
-    shares = [
-        dict(entry.partition("=")[::2] for entry in text.split("\0"))[SHARE_VARIABLE]
-        for path in Path("/proc").glob("[0-9]*/environ")
-        if SHARE_VARIABLE in (text := _read(path)) and str(shared.folder.parents[1]) in _read(path.with_name("cmdline"))
-    ]
-    assert shares == ["0.5", "0.5"]
+    for run in shared.runs:
+        (rank,) = ranks_of(run)
+        entries = Path(f"/proc/{rank}/environ").read_text(errors="replace").split("\0")
+        assert f"{SHARE_VARIABLE}=0.5" in entries
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""
+def ranks_of(run: RunDir) -> list[int]:
+    """Return the processes of a run's ranks."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            words = path.read_text(errors="replace").split("\0")
+            if "hpc_tumor.cluster.node.job" in words and str(run.path) in words:
+                found.append(int(path.parent.name))
+    return found

@@ -230,6 +230,14 @@ def test_cases_that_do_not_fit_give_no_interval(tmp_path: Path, cases: str | Non
     assert remark in result.remarks[0]
 
 
+def test_times_of_a_run_that_shared_a_gpu_are_remarked(tmp_path: Path) -> None:
+    alone, shared = (only_entry(segmentation_run(tmp_path, name, DICE, **more)) for name, more in (
+        ("alone", {}), ("shared", {"share": 0.25}),
+    ))  # fmt: skip
+    assert (alone.runs[0].remarks, len(shared.runs[0].remarks)) == ((), 1)
+    assert "shared its GPU with other runs" in shared.runs[0].remarks[0]
+
+
 def test_hostile_contents_never_crash(tmp_path: Path) -> None:
     odd = [[], {}, "\x1b[31mred\ud800", 1e308, -1, True, None, ["x"], {"a": {"b": []}}]
     run = segmentation_run(tmp_path, "r", DICE)

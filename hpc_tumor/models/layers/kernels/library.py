@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
-import os
-import shutil
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from hpc_tumor.system import devices
+from hpc_tumor.system import compilers, devices
 
 _LIBRARY = torch.library.Library("hpc_tumor", "FRAGMENT")  # its operations vanish with it
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
-# Triton compiles a launcher for each kernel with the compiler that it finds so.
-_INSTALLED = importlib.util.find_spec("triton") is not None and bool(
-    os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
-)
+_INSTALLED = compilers.missing_for_gpu() is None
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
