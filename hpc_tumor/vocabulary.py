@@ -10,8 +10,13 @@ MODALITIES = ("FLAIR", "T1", "T1ce", "T2")  # in the order of a store's channels
 LABELS = ("NCR", "ED", "ET")  # disjoint tumour labels: the targets of networks
 REGIONS = ("WT", "TC", "ET")  # nested tumour regions
 STRUCTURES = (*LABELS, "WT", "TC")  # everything that is scored
+# True labels (0 background, 1 NCR/NET, 2 ED, 3 ET) of each structure; regions as scored by BraTS.
+MEMBERS: dict[str, tuple[int, ...]] = {
+    "NCR": (1,), "ED": (2,), "ET": (3,), "WT": (1, 2, 3), "TC": (1, 3),
+}  # fmt: skip
 LABEL_NAMES = ("background", "NCR/NET", "ED", "ET")  # by label value in a store
 TUMOUR_LABELS = len(LABEL_NAMES)  # label values below are background and tumour, used for training and scores
+PREDICTIONS = 8  # of three independent binary maps, as the bits of one number: 1 NCR, 2 ED, 4 ET
 CAVITY = "resection cavity"  # label value 4, in datasets that annotate it
 CLASSES = ("glioma", "meningioma", "notumor", "pituitary")  # of images, by label value in a store
 CONFIDENCE_LEVEL = 0.95  # of intervals

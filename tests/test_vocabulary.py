@@ -2,8 +2,7 @@
 
 import pytest
 
-from hpc_tumor.training.scoring.metrics import MEMBERS
-from hpc_tumor.vocabulary import LABEL_NAMES, LABELS, STRUCTURES, counted, hours, parse_seconds, series
+from hpc_tumor.vocabulary import LABEL_NAMES, LABELS, MEMBERS, STRUCTURES, counted, hours, parse_seconds, series
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,9 @@ from hpc_tumor.data.feed.loader import Batch
 from hpc_tumor.models import MODELS, build_model
 from hpc_tumor.models.attention_unet import AttentionGate, AttentionUNet
 from hpc_tumor.models.improved_unet import ImprovedUNet
+from hpc_tumor.models.layers.bottleneck import Bottlenecks
 from hpc_tumor.models.layers.fast import DepthwiseConv2d, Dropout, FirstConv2d, MishPool
-from hpc_tumor.models.layers.fused import Convolutions
+from hpc_tumor.models.layers.fused import Convolutions, Linear
 from hpc_tumor.models.unet import UNet
 from hpc_tumor.models.vit import DROPOUT, HEADS, WIDTH, EncoderLayer
 from hpc_tumor.run_dir import RunDir
@@ -78,7 +79,7 @@ class PlainImprovedUNet(ImprovedUNet):
 class PlainAttentionUNet(AttentionUNet):
     """The attention U-Net with torch's upsampling."""
 
-    join = staticmethod(upsample_add)
+    join = staticmethod(lambda x, skip, gate: upsample_add(x, gate * skip))
 
 
 class PlainGate(AttentionGate):
@@ -104,8 +105,8 @@ class PlainEncoderLayer(EncoderLayer):
 
 PLAIN_LAYERS: dict[type, type] = {
     DepthwiseConv2d: nn.Conv2d, FirstConv2d: nn.Conv2d, Dropout: nn.Dropout, MishPool: PlainMishPool,
-    AttentionGate: PlainGate, EncoderLayer: PlainEncoderLayer, Convolutions: nn.Sequential, UNet: PlainUNet,
-    ImprovedUNet: PlainImprovedUNet, AttentionUNet: PlainAttentionUNet,
+    AttentionGate: PlainGate, EncoderLayer: PlainEncoderLayer, Convolutions: nn.Sequential, Linear: nn.Linear,
+    Bottlenecks: nn.Sequential, UNet: PlainUNet, ImprovedUNet: PlainImprovedUNet, AttentionUNet: PlainAttentionUNet,
 }  # fmt: skip
 
 

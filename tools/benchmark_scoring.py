@@ -40,18 +40,22 @@ from hpc_tumor.data.raw.sources import inspect_source
 from hpc_tumor.data.splits.splits import middle_pairs
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.models import MODELS, build_model
+from hpc_tumor.system.worker_processes import WorkerProcesses
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.losses import build_loss
 from hpc_tumor.training.parts import EVALUATION_BATCH
-from hpc_tumor.training.scoring import metrics
-from hpc_tumor.training.scoring.cleaning import choose_cleaning
+from hpc_tumor.training.scoring.cases import Case, count_candidates
+from hpc_tumor.training.scoring.cases import measure as measure_case
 from hpc_tumor.training.scoring.evaluate import Forward, ScoringSpec, evaluate
 from hpc_tumor.training.scoring.surfaces import TOLERANCE, case_surfaces
+from hpc_tumor.training.scoring.testing import choose_cleaning
 from hpc_tumor.training.scoring.volumes import Volumes
 from hpc_tumor.training.tuning.formats import choose_formats
+from hpc_tumor.vocabulary import MEMBERS, PREDICTIONS
 
 CPU = torch.device("cpu")
 BITS = np.array([0, 1, 2, 4], dtype=np.uint8)  # of one predicted label
+CASES = 16  # measured in one process and in several
 SPECKS = 30  # around a tumour, of eight voxels each
 Times = dict[str, list[float]]
 
@@ -89,7 +93,7 @@ def measure(store: Store, given: argparse.Namespace) -> Times:
     for case in range(min(given.patients, len(store.case_ids))):
         part = SlicePart(store, middle_pairs(store, np.array([case]), 1.0), CPU)
         truth = store.read_volume(case).result()[1]
-        codes = truth * np.uint8(metrics.PREDICTIONS) + BITS[predicted_like(truth)]
+        codes = truth * np.uint8(PREDICTIONS) + BITS[predicted_like(truth)]
         network = network_of(store, part, given)
         for _ in range(given.rounds):
             for name, work in ways(part, codes, network, given):
@@ -98,7 +102,7 @@ def measure(store: Store, given: argparse.Namespace) -> Times:
                 times.setdefault(name, []).append(time.perf_counter() - began)
                 if name == "package" and not np.array_equal(found, case_surfaces(codes, store.spacing(case))):
                     raise SystemExit("the package itself gives other distances on the whole volume")
-        noise = truth * np.uint8(metrics.PREDICTIONS) + np.random.default_rng(0).integers(0, 8, truth.shape, np.uint8)
+        noise = truth * np.uint8(PREDICTIONS) + np.random.default_rng(0).integers(0, 8, truth.shape, np.uint8)
         began = time.perf_counter()
         case_surfaces(noise, store.spacing(case))
         times.setdefault("noise", []).append(time.perf_counter() - began)
@@ -111,10 +115,12 @@ def ways(
     """Return the functions to time by name, in order."""
     spacing = part.store.spacing(int(part.cases[0]))
     yield "network", network
-    yield "packing", lambda: list(packed(part, codes).cases(Distributed()))
+    yield "packing", lambda: packed(part, codes).codes()
     yield "surfaces", lambda: case_surfaces(codes, spacing)
-    volumes = packed(part, codes)
-    yield "cleaning", lambda: choose_cleaning(volumes, 1, Distributed())
+    case = packed(part, codes)
+    yield "cleaning", lambda: choose_cleaning(count_candidates(case)[1][None])
+    yield "one process", lambda: measured(case, 0)
+    yield "processes", lambda: measured(case, cores())
     yield "package", lambda: by_the_package(codes, spacing)
     if not given.no_monai:
         yield "monai", lambda: by_monai(codes, spacing)
@@ -141,26 +147,36 @@ def network_of(store: Store, part: SlicePart, given: argparse.Namespace) -> Call
     return lambda: evaluate(network, BatchLoader(part, EVALUATION_BATCH), ScoringSpec(forward, loss), Distributed())
 
 
-def packed(part: SlicePart, codes: np.ndarray) -> Volumes:
+def measured(case: Case, processes: int) -> None:
+    """Measure many cases as the final test does: with this process alone, or with others, which are started first."""
+    with WorkerProcesses(processes) as workers:
+        for _ in range(CASES):
+            workers.call(measure_case, case)
+        while workers.pending:
+            workers.results(1.0)
+
+
+def packed(part: SlicePart, codes: np.ndarray) -> Case:
     """Pack the slices of a patient as the final test does."""
-    volumes = Volumes(part)
+    cases: list[Case] = []
+    volumes = Volumes(part, cases.append)
     for start in range(0, len(codes), EVALUATION_BATCH):
         some = codes[start : start + EVALUATION_BATCH]
-        volumes.add(np.arange(start, start + len(some)), some)
+        volumes.add(np.arange(start, start + len(some)), torch.from_numpy(some))
     volumes.share(Distributed())
-    return volumes
+    return cases[0]
 
 
 def masks(codes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Return the true and predicted voxels of each structure in the whole volume."""
-    truth, bits = codes // metrics.PREDICTIONS, codes % metrics.PREDICTIONS
-    for members in metrics.MEMBERS.values():
+    truth, bits = codes // PREDICTIONS, codes % PREDICTIONS
+    for members in MEMBERS.values():
         yield np.isin(truth, members), (bits & sum(1 << (label - 1) for label in members)) > 0
 
 
 def by_the_package(codes: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
     """Return HD95 and NSD, `(structures, 2)`, of a case in which no structure is empty on one side only."""
-    found = np.tile([0.0, 1.0], (len(metrics.MEMBERS), 1))
+    found = np.tile([0.0, 1.0], (len(MEMBERS), 1))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for row, (truth, predicted) in enumerate(masks(codes)):
@@ -192,6 +208,8 @@ def report(times: Times, given: argparse.Namespace) -> None:
         "network": f"{given.network}, all slices, and counts of voxels",
         "packing": "slices packed, shared, unpacked to a volume", "surfaces": "HD95 and NSD of five structures",
         "cleaning": "thresholds tried, a validation patient; where scoring.clean asks for it",
+        "one process": f"{CASES} patients measured here, while a GPU would wait",
+        "processes": f"the same in {cores()} processes beside it, their start included",
         "noise": "surfaces where the network predicts noise everywhere",
         "package": "surface-distance as it is, whole volumes", "monai": "MONAI, whole volumes",
     }  # fmt: skip
@@ -200,7 +218,7 @@ def report(times: Times, given: argparse.Namespace) -> None:
         if name in times:
             share = f"{medians[name] / whole:>7.1%}" if name in ("network", "packing", "surfaces") else f"{'':>7}"
             low, high = min(times[name]), max(times[name])
-            print(f"{name:<10}{medians[name]:>9.3f} ({low:.3f}–{high:.3f}){share}   {text}")
+            print(f"{name:<12}{medians[name]:>9.3f} ({low:.3f}–{high:.3f}){share}   {text}")
     print()
     for name in ("package", "monai"):
         if name in times:

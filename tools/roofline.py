@@ -3,9 +3,9 @@
     python tools/roofline.py [--networks unet,vit] [--ways eager,compiled] [--gpu "NVIDIA H100"] [--json FILE]
 
 Counted, on the published recipe at its published batch: the package's own `train_step`, with feeding, augmentation and
-optimizer. FLOP: convolutions and matrix products of the published network, forward and backward. GB: what its kernels
-read and write, see `gpu_report/counting.py`. Launches: kernels, copies and graphs that the host starts. Kernels: those
-on the device, in graphs or not.
+optimizer. FLOP: convolutions and matrix products of the published network, forward and backward; what is computed again
+to save memory is not counted. GB: what its kernels read and write, see `gpu_report/counting.py`. Launches: kernels and
+copies that the host starts without a graph; replay: what it starts where the step is one CUDA graph of so many kernels.
 
 Estimated, from the datasheet of a GPU and the assumptions that are printed: the time of a step, and that of the study.
 
@@ -23,7 +23,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -40,18 +40,23 @@ from gpu_report.study import PIECES, SIZES, Rates, Seconds, run_seconds, total  
 from gpu_report.work import Running, experiment_of  # noqa: E402
 
 from hpc_tumor.cluster.launch.sharing import estimate_need  # noqa: E402
+from hpc_tumor.config import Experiment  # noqa: E402
 from hpc_tumor.data.convert.prepare import prepare_dataset  # noqa: E402
 from hpc_tumor.data.phantom.dataset import make_phantom  # noqa: E402
 from hpc_tumor.data.raw.sources import inspect_source  # noqa: E402
 from hpc_tumor.system import devices  # noqa: E402
+from hpc_tumor.training.graph import WARM as BEFORE_GRAPH  # noqa: E402
 from hpc_tumor.training.scoring.evaluate import evaluate  # noqa: E402
 
+# Assumptions under which the estimate is given, too.
+PESSIMISTIC = {"memory": 0.6, "products": 0.3, "own": 0.12, "grouped": 0.12}
 H100 = "NVIDIA H100 80GB HBM3"
 # Settings of the experiment by way of running the step: a new one is one line here.
 WAYS: dict[str, dict[str, Any]] = {
     "eager": {"hardware": {"compile": "off"}},
     "compiled": {"hardware": {"compile": "on"}},
 }
+GRAPH = {"hardware": {"graph": "on"}}
 SCORED = ("validation", "test")
 WARM = 2  # steps until memory, libraries and compiled code are there
 TIMED = 10  # steps, for the host's time
@@ -65,8 +70,10 @@ PHANTOMS: dict[str, tuple[str, int, dict[str, Any]]] = {
 class Assumed:
     """Values that nobody counted: without a source, a guess, for which tools/gpu_report.sh measures the truth."""
 
-    memory: float = 0.85  # of the datasheet's bandwidth
-    products: float = 0.6  # of the datasheet's FLOP/s: large products reach 0.7 to 0.8 on an H100
+    memory: float = 0.8  # of the datasheet's bandwidth; large copies reach 0.9
+    products: float = 0.5  # of the datasheet's FLOP/s; large products reach 0.7 on an H100
+    own: float = 0.25  # the same in kernels of Triton, some of which compute again what they do not store
+    grouped: float = 0.25  # of the float32 FLOP/s, in convolutions in groups
     kernel: float = 2e-6  # seconds of the smallest kernel in a graph
     launch: float = 14e-6  # seconds of the host: CPU time here, on the null GPU, is 10 to 16 µs a launch
     graph: float = 0.5e-3  # seconds of the host for a step that is one graph
@@ -84,9 +91,9 @@ class Count:
 
     Attributes:
         flop: of the step, by the published network.
-        launches: of the host; `graphs` of them are graphs.
-        kernels: on the device.
-        host_seconds: CPU time of the process that started them; on a real GPU it includes waiting.
+        launches: of the host, kernel by kernel, with copies.
+        replay: the same where the step is a graph of `kernels` kernels and copies; None without graphs.
+        host_seconds, replay_seconds: CPU time of the process; on a real GPU it includes waiting.
         state_bytes: of a checkpoint's tensors.
         large: it has a GPU's larger part if networks share it.
     """
@@ -96,9 +103,10 @@ class Count:
     batch: int
     flop: float
     launches: float
-    graphs: float
+    replay: float | None
     kernels: float
     host_seconds: float
+    replay_seconds: float
     state_bytes: int
     large: bool
     step: list[Kernel] = field(repr=False)
@@ -124,28 +132,33 @@ def make_stores(folder: Path) -> None:
         prepare_dataset(inspect_source(raw).reader, raw, folder / f"{task}.zarr", workers=1)
 
 
-def count(network: str, way: str, job: Job, null: bool, *layers: dict[str, Any]) -> Count:
-    """Count a step in this process, and a validation pass; `layers` are settings on top of the published ones."""
+def count(network: str, way: str, job: Job, null: bool) -> Count:
+    """Count a step in this process, without a graph and as one, and a validation pass."""
     if null:
         import child  # noqa: F401 - switches off what the stubs lack
-    experiment = experiment_of(network, job, WAYS[way], *layers)
+    experiment = experiment_of(network, job, WAYS[way])
     with counted_by_inductor() if way == "compiled" else nullcontext():
-        running = Running(experiment, job)
-        for _ in range(WARM):
-            running.step()
+        running = _started(experiment, job, WARM)
         scored, scoring = _count_scoring(running)
-    launches, graphs, kernels = _launches(running, null)
-    began = time.process_time()
-    for _ in range(TIMED):
-        running.step()
-    host = (time.process_time() - began) / TIMED
-    with BytesMode(running.device) as mode:
-        running.step()
+        launches, _, host = _launches(running, null)
+        with BytesMode(running.device) as mode:
+            running.step()
+        replay, kernels, replay_host = None, launches, host
+        if devices.has_graphs(running.device):
+            graphed = _started(experiment_of(network, job, WAYS[way], GRAPH), job, BEFORE_GRAPH + WARM)
+            replay, kernels, replay_host = _launches(graphed, null)
     flop, large = running.batch * flops_of_sample(experiment), estimate_need(experiment).is_large
     return Count(
-        network, way, running.batch, flop, launches, graphs, kernels, host, _state_bytes(running), large, mode.kernels,
-        scored, scoring,
+        network, way, running.batch, flop, launches, replay, kernels, host, replay_host, _state_bytes(running), large,
+        mode.kernels, scored, scoring,
     )  # fmt: skip
+
+
+def _started(experiment: Experiment, job: Job, steps: int) -> Running:
+    running = Running(experiment, job)
+    for _ in range(steps):
+        running.step()
+    return running
 
 
 def _count_scoring(running: Running) -> tuple[int, list[Kernel]]:
@@ -155,20 +168,26 @@ def _count_scoring(running: Running) -> tuple[int, list[Kernel]]:
         with BytesMode(running.device) as mode:
             evaluate(state.network, state.parts.val, state.spec, state.distributed)
     state.network.train()
-    return len(state.parts.val.part), mode.kernels
+    size = state.parts.val.batch_size
+    return -(-len(state.parts.val.part) // size) * size, mode.kernels  # the last batch is filled up
 
 
 def _launches(running: Running, null: bool) -> tuple[float, float, float]:
-    """Return the host's launches in a step, graphs among them, and kernels on the device."""
+    """Return what the host starts in a step, kernels and copies in its graphs, and its CPU time."""
     if null:
         from child import watched
 
         with watched() as watch:
             running.step()
-        return watch.operations, watch.graph_launches, watch.operations - watch.graph_launches + watch.graph_kernels
-    seen = profile_steps(running.step, running.device)
-    launched = seen.launches + seen.copies + seen.fills
-    return launched, seen.graphs, sum(calls for _, calls in seen.kernels.values()) + seen.copies + seen.fills
+        launches, kernels = float(watch.operations), float(watch.graph_kernels)
+    else:
+        seen = profile_steps(running.step, running.device)
+        launches = seen.launches + seen.copies + seen.fills
+        kernels = sum(calls for _, calls in seen.kernels.values()) if seen.graphs else 0.0
+    began = time.process_time()
+    for _ in range(TIMED):
+        running.step()
+    return launches, kernels, (time.process_time() - began) / TIMED
 
 
 def _state_bytes(running: Running) -> int:
@@ -183,12 +202,14 @@ def device_seconds(kernels: list[Kernel], flop: float, peaks: dict[str, float], 
     FLOP that no operation was seen to compute are those of the kernels of Triton, together.
     """
     memory, products = assumed.memory * peaks["memory"], assumed.products * peaks["bfloat16"]
+    grouped = assumed.grouped * peaks["float32"]
     seen = [kernel for kernel in kernels if not kernel.generated]
     generated = [kernel for kernel in kernels if kernel.generated]
     left = max(0.0, flop - sum(kernel.flop for kernel in seen)) if generated else 0.0
     moving = sum(max(kernel.bytes / memory, assumed.kernel) for kernel in generated)
-    return max(moving, left / products) + sum(
-        max(kernel.bytes / memory, kernel.flop / products, assumed.kernel) for kernel in seen
+    return max(moving, left / (assumed.own * peaks["bfloat16"])) + sum(
+        max(kernel.bytes / memory, kernel.flop / (grouped if kernel.grouped else products), assumed.kernel)
+        for kernel in seen
     )
 
 
@@ -217,7 +238,7 @@ def estimate(count: Count, peaks: dict[str, float], assumed: Assumed = Assumed()
         assumed.start + (assumed.compiling if count.way == "compiled" else 0.0),
     )  # fmt: skip
     by_flop, by_bytes = count.flop / peaks["bfloat16"], count.bytes / peaks["memory"]
-    launched = max(device, count.kernels * assumed.launch)
+    launched = max(device, count.launches * assumed.launch)
     return Estimate(by_flop, by_bytes, device, launched, graph, run_seconds(count.network, rates))
 
 
@@ -255,11 +276,11 @@ def study_seconds(ways: dict[str, tuple[Count, Estimate]], assumed: Assumed = As
 
 def step_table(rows: list[tuple[Count, Estimate]]) -> str:
     """Return the table of steps: counts, limits of the GPU, estimates."""
-    head = ["network", "way", "batch", "GFLOP", "GB", "launches", "graphs", "kernels", "ms by FLOP",
+    head = ["network", "way", "batch", "GFLOP", "GB", "launches", "replay", "kernels", "ms by FLOP",
             "ms by bytes", "est. launched", "est. graph"]  # fmt: skip
     return _table(head, [
         [one.network, one.way, str(one.batch), f"{one.flop / 1e9:.0f}", f"{one.bytes / 1e9:.2f}", f"{one.launches:.0f}",
-         f"{one.graphs:.0f}", f"{one.kernels:.0f}",
+         "-" if one.replay is None else f"{one.replay:.0f}", f"{one.kernels:.0f}",
          *(f"{1e3 * value:.2f}" for value in (e.by_flop, e.by_bytes, e.launched, e.graph))]
         for one, e in rows
     ])  # fmt: skip
@@ -302,16 +323,21 @@ def main() -> None:
         requests = [(name, way, job, gpu is None) for way in given.ways for name in given.networks]
         counts = list(_on_gpu(requests) if gpu else _on_null_gpu(requests, given.gpu))
     rows = [(one, estimate(one, given.peaks)) for one in counts]
-    print(
-        f"{step_table(rows)}\n\nEstimated for {given.gpu} and the published study, each step in one graph; seconds:\n"
-    )
+    print(f"{step_table(rows)}\n\nEstimated for {given.gpu}: the published study in seconds, each step as one graph\n")
     print(study_table(fastest_ways(rows)))
-    print(f"\nAssumed: {', '.join(f'{key} {value:.3g}' for key, value in asdict(Assumed()).items())}; see `Assumed`.")
+    print(f"\nAssumed: {_listed(asdict(Assumed()))}; see `Assumed`.")
+    worse = replace(Assumed(), **PESSIMISTIC)
+    seconds = study_seconds(fastest_ways([(one, estimate(one, given.peaks, worse)) for one in counts]), worse)
+    print(f"If kernels reach less ({_listed(PESSIMISTIC)}): {seconds / 60:.1f} minutes")
     if given.json:
         steps = [{**asdict(one), "bytes": one.bytes, "estimate": asdict(row)} for one, row in rows]
         values = {"gpu": given.gpu, "peaks": given.peaks, "torch": torch.__version__, "assumed": asdict(Assumed()),
                   "seconds": study_seconds(fastest_ways(rows))}  # fmt: skip
         given.json.write_text(json.dumps({**values, "steps": steps}, indent=1), encoding="utf-8")
+
+
+def _listed(values: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3g}" for name, value in values.items())
 
 
 def _on_gpu(requests: list[tuple[Any, ...]]) -> Iterator[Count]:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from hpc_tumor.models.cnn import SMALLEST, pooled_side
 from hpc_tumor.models.layers import checks
 from hpc_tumor.models.layers.fast import FirstConv2d
-from hpc_tumor.models.layers.fused import Convolutions
+from hpc_tumor.models.layers.fused import Convolutions, Linear
 from hpc_tumor.models.layers.initialise import he_normal
 
 
@@ -40,13 +40,13 @@ class AlexNet(nn.Module):
         )
         self.classifier = nn.Sequential(
             nn.Flatten(),
-            nn.Linear(256 * pooled_side(image_size) ** 2, 512),
+            Linear(256 * pooled_side(image_size) ** 2, 512),
             nn.ReLU(inplace=True),
-            nn.Linear(512, 512),
+            Linear(512, 512),
             nn.ReLU(inplace=True),
-            nn.Linear(512, 128),
+            Linear(512, 128),
             nn.ReLU(inplace=True),
-            nn.Linear(128, classes),
+            Linear(128, classes),
         )
         he_normal(self)
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hpc_tumor.models.layers.blocks import Encoder, check_input, check_settings, decoder_block, encoder_block
-from hpc_tumor.models.layers.fused import upsample, upsample_add
+from hpc_tumor.models.layers.fused import upsample, upsample_add_gated
 
 
 class AttentionUNet(nn.Module):
@@ -17,7 +17,7 @@ class AttentionUNet(nn.Module):
     or UsageError is raised.
     """
 
-    join = staticmethod(upsample_add)  # of the decoder with a skip
+    join = staticmethod(upsample_add_gated)  # of the decoder with a skip
 
     def __init__(self, labels: int = 3, in_channels: int = 4, image_size: int = 240, filters: int = 32) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class AttentionUNet(nn.Module):
         maps: list[Tensor] = []
         for gate, block, skip in zip(self.gates, self.decoder, skips, strict=True):
             attention = gate(x, skip)
-            x = block(self.join(x, attention * skip))
+            x = block(self.join(x, skip, attention))
             maps.append(attention)
         logits: Tensor = self.head(x)
         return (logits, maps) if return_attention else logits

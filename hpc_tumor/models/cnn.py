@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from hpc_tumor.models.layers import checks
 from hpc_tumor.models.layers.fast import Dropout, FirstConv2d, MishPool
+from hpc_tumor.models.layers.fused import Linear
 
 SMALLEST = 69  # pixels per side, for 1×1 after the last pooling
 
@@ -41,13 +42,13 @@ class CNN(nn.Module):
         )
         self.classifier = nn.Sequential(
             nn.Flatten(),
-            nn.Linear(256 * pooled_side(image_size) ** 2, 512),
+            Linear(256 * pooled_side(image_size) ** 2, 512),
             nn.Mish(),
             Dropout(0.4),
-            nn.Linear(512, 128),
+            Linear(512, 128),
             nn.Mish(),
             Dropout(0.4),
-            nn.Linear(128, classes),
+            Linear(128, classes),
         )
 
     def forward(self, x: Tensor) -> Tensor:

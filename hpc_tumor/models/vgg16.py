@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from hpc_tumor.models.layers import checks
 from hpc_tumor.models.layers.fast import Dropout, FirstConv2d
-from hpc_tumor.models.layers.fused import Convolutions
+from hpc_tumor.models.layers.fused import Convolutions, Linear
 from hpc_tumor.models.layers.initialise import he_normal
 
 GROUPS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
@@ -36,13 +36,13 @@ class VGG16(nn.Module):
         self.features = Convolutions(*layers)
         self.classifier = nn.Sequential(
             nn.Flatten(),
-            nn.Linear(width * (image_size // SMALLEST) ** 2, 4096),
+            Linear(width * (image_size // SMALLEST) ** 2, 4096),
             nn.ReLU(inplace=True),
             Dropout(0.5),
-            nn.Linear(4096, 4096),
+            Linear(4096, 4096),
             nn.ReLU(inplace=True),
             Dropout(0.5),
-            nn.Linear(4096, classes),
+            Linear(4096, classes),
         )
         he_normal(self)
 

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from hpc_tumor.models.layers import checks
 from hpc_tumor.models.layers.fast import Dropout, FirstConv2d, drop
+from hpc_tumor.models.layers.fused import Linear
 
 PATCH = 16  # pixels per side
 WIDTH = 512
@@ -37,7 +38,7 @@ class ViT(nn.Module):
         self.dropout = Dropout(DROPOUT)
         self.layers = nn.ModuleList(EncoderLayer() for _ in range(LAYERS))
         self.norm = nn.LayerNorm(WIDTH)
-        self.head = nn.Linear(WIDTH, classes)
+        self.head = Linear(WIDTH, classes)
 
     def forward(self, x: Tensor, return_attention: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
         """Return logits; with `return_attention` also each layer's weights `(N, 8, T, T)`, class token first.
@@ -62,14 +63,14 @@ class EncoderLayer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(WIDTH)
-        self.query_key_value = nn.Linear(WIDTH, 3 * WIDTH)
-        self.projection = nn.Linear(WIDTH, WIDTH)
+        self.query_key_value = Linear(WIDTH, 3 * WIDTH)
+        self.projection = Linear(WIDTH, WIDTH)
         self.feed_forward = nn.Sequential(
             nn.LayerNorm(WIDTH),
-            nn.Linear(WIDTH, HIDDEN),
+            Linear(WIDTH, HIDDEN),
             nn.Mish(),
             Dropout(DROPOUT),
-            nn.Linear(HIDDEN, WIDTH),
+            Linear(HIDDEN, WIDTH),
             Dropout(DROPOUT),
         )
         self.dropout = Dropout(DROPOUT)

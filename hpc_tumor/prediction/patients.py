@@ -33,7 +33,7 @@ from hpc_tumor.prediction.volume import Segmentation, clean, segment
 from hpc_tumor.training.scoring import metrics
 from hpc_tumor.training.scoring.cleaning import histogram
 from hpc_tumor.training.scoring.surfaces import case_surfaces
-from hpc_tumor.vocabulary import LABELS, MODALITIES, TUMOUR_LABELS, listed
+from hpc_tumor.vocabulary import LABELS, MODALITIES, PREDICTIONS, TUMOUR_LABELS, listed
 
 SCORES = "scores.csv"
 
@@ -248,7 +248,7 @@ def score_case(
         predicted_bits: `(Z, Y, X)` predicted labels of each voxel: sum of 1 NCR, 2 ED, 4 ET.
         spacing: voxel size along z, y, x in mm.
     """
-    codes = np.where(truth < metrics.TRUE_LABELS, truth, 0) * np.uint8(metrics.PREDICTIONS) + predicted_bits
+    codes = np.where(truth < TUMOUR_LABELS, truth, 0) * np.uint8(PREDICTIONS) + predicted_bits
     (row,) = metrics.segmentation_rows(histogram(codes)[None], [""], [len(truth)], case_surfaces(codes, spacing)[None])
     return {name: value for name, value in row.items() if name != "case"}
 

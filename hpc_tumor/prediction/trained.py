@@ -13,7 +13,7 @@ from hpc_tumor.data.editions import DEFAULT_EDITION, EDITIONS, Edition
 from hpc_tumor.errors import DataError, UsageError, unknown
 from hpc_tumor.models import MODELS, build_model
 from hpc_tumor.run_dir import Damage, RunDir, describe_lost_weights, read_json
-from hpc_tumor.system import devices
+from hpc_tumor.system import compilers, devices
 from hpc_tumor.system.resources import available_cpus
 from hpc_tumor.training.checkpoints.files import DamagedWeights, load_weights
 from hpc_tumor.training.distributed import Distributed
@@ -105,7 +105,9 @@ def load_trained(run: RunDir, device: str = "auto", precision: str = "auto", fli
     kernels, alone = MODELS[facts.model].kernels, Distributed(device=torch_device)
     formats = choose_formats(hardware, kernels, alone, called="--precision")
     network = network.to(torch_device).to(memory_format=formats.memory_format)
-    if not devices.is_gpu(torch_device):
+    if devices.is_gpu(torch_device):
+        compilers.use_lasting_caches(torch.__version__)  # for this package's own kernels
+    else:
         torch.set_num_threads(available_cpus())
     prepare_backend(torch_device, precision)
     forward = Forward(formats.precision, MODELS[facts.model].in_channels, formats.memory_format, facts.task)

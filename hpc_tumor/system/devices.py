@@ -263,6 +263,12 @@ def reset_peak_memory(device: torch.device) -> None:
         _module(device).reset_peak_memory_stats(device)
 
 
+def free_unused_memory(device: torch.device) -> None:
+    """Give the memory that torch keeps for later tensors back to the GPU; nothing for a CPU."""
+    if is_gpu(device):
+        _module(device).empty_cache()
+
+
 def random_state(device: torch.device) -> torch.Tensor | None:
     """Return the state of a GPU's random generator; None for a CPU, whose generator is torch's own."""
     return _module(device).get_rng_state(device) if is_gpu(device) else None

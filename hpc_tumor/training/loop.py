@@ -23,6 +23,7 @@ from hpc_tumor.training.checkpoints.saving import is_kept, keep_best, save_last,
 from hpc_tumor.training.checkpoints.writer import disk_full_error
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.graph import release_graph, take_step
+from hpc_tumor.training.host_copy import copy_to_host
 from hpc_tumor.training.inspect.step_times import Tracer
 from hpc_tumor.training.outputs.mirror import Mirror
 from hpc_tumor.training.outputs.record import write_result
@@ -45,6 +46,10 @@ def never() -> str | None:
     return None
 
 
+def _nothing() -> None:
+    """Tell nobody that the GPU is free."""
+
+
 def train(
     experiment: Experiment,
     run: RunDir,
@@ -53,6 +58,7 @@ def train(
     *,
     start: int | None = None,
     read_from: Path | None = None,
+    released: Callable[[], None] = _nothing,
 ) -> Outcome:
     """Train and test one network, resuming from the run's last checkpoint if there is one.
 
@@ -62,6 +68,7 @@ def train(
     Args:
         start: number of this start of the run, under which its resource use is recorded; None records nothing.
         read_from: copy of the store to read instead.
+        released: called on rank 0 once no rank needs its GPU any more: what remains of the final test needs only CPUs.
 
     Raises:
         DataError: the store or the checkpoint cannot be used.
@@ -71,18 +78,20 @@ def train(
         with explain_resource_errors(experiment, run, distributed):
             state = build_state(experiment, run, distributed, read_from)
         usage.follow(state.parts.train)
-        outcome = usage.outcome = train_to_end(state, stop)
+        outcome = usage.outcome = train_to_end(state, stop, released)
     return outcome
 
 
-def train_to_end(state: TrainingState, stop: Callable[[], str | None] = never) -> Outcome:
+def train_to_end(
+    state: TrainingState, stop: Callable[[], str | None] = never, released: Callable[[], None] = _nothing
+) -> Outcome:
     """Train from the progress of `state` to the last epoch, then test."""
     try:
         with explain_resource_errors(state.experiment, state.run, state.distributed):
             heartbeat = Heartbeat(state)
             finished = _train_epochs(state, heartbeat, stop)
             release_graph(state)
-            finished = finished and write_result(state, heartbeat, stop)
+            finished = finished and write_result(state, heartbeat, stop, released)
             if not finished:
                 heartbeat.write(RunStatus.STOPPED)
             wait_until_saved(state)
@@ -106,7 +115,8 @@ def _train_epochs(state: TrainingState, heartbeat: Heartbeat, stop: Callable[[],
         if over or stopping or due or is_kept(state):
             save_last(state)
             heartbeat.checkpoint_written()
-        mirror.update()
+        if state.writer is not None:
+            state.writer.later(mirror.update)
         if stopping:
             return False
     return True
@@ -137,18 +147,19 @@ def train_epoch(state: TrainingState, heartbeat: Heartbeat, stop: Callable[[], s
             heartbeat.beat()
             tracer.step()
             mark(state, "data")
-    check_steps(state, totals, everything=True)
-    _record_training(state, heartbeat, totals)
+    summed = {
+        key: copy_to_host(state.distributed.sum(value.clone()))
+        for key, value in totals.items()
+        if torch.is_tensor(value)
+    }
+    check_steps(state, totals, everything=True)  # waits for the last step, just before these copies
+    samples = state.distributed.sum(torch.tensor(totals["samples"]))
+    _record_training(state, heartbeat, {"samples": samples, **{key: copy.wait() for key, copy in summed.items()}})
     return True
 
 
-def _record_training(state: TrainingState, heartbeat: Heartbeat, totals: dict[str, Any]) -> None:
-    """Record the training scores of the epoch, over all ranks."""
-    device = state.distributed.device
-    summed = {
-        key: state.distributed.sum(value.clone() if torch.is_tensor(value) else torch.tensor(value, device=device))
-        for key, value in totals.items()
-    }
+def _record_training(state: TrainingState, heartbeat: Heartbeat, summed: dict[str, Any]) -> None:
+    """Record the training scores of the epoch, from its sums over all ranks."""
     last = learning_rate(state.experiment.recipe, state.progress.epoch, state.steps - 1, state.steps)
     heartbeat.end_epoch(training_scores(summed), learning_rate=last)
 
@@ -159,7 +170,7 @@ def _validate(state: TrainingState, heartbeat: Heartbeat) -> None:
     if state.parts.val is None:
         progress.best_epoch = progress.epoch
         return
-    heartbeat.write(RunStatus.EVALUATING)
+    heartbeat.alive()
     before = time.perf_counter()
     with scoring_weights(state.network, state.average, state.distributed):
         scores = evaluate(state.network, state.parts.val, state.spec, state.distributed, alive=heartbeat.alive).scores

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections import deque
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from hpc_tumor.config import Experiment
 from hpc_tumor.data.feed.loader import Share, StaticShare
 from hpc_tumor.run_dir import RunDir
+from hpc_tumor.system import devices
 from hpc_tumor.training.average import WeightAverage
 from hpc_tumor.training.checkpoints.files import BestWeights, Progress
 from hpc_tumor.training.checkpoints.writer import CheckpointWriter
@@ -26,6 +28,7 @@ from hpc_tumor.training.parts import Parts
 from hpc_tumor.training.recipe import DeviceNumber
 from hpc_tumor.training.scoring import metrics
 from hpc_tumor.training.scoring.evaluate import ScoringSpec
+from hpc_tumor.vocabulary import PREDICTIONS, TUMOUR_LABELS
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,21 @@ class TrainingState:
         return self.objective.spec
 
 
+def free_gpu(state: TrainingState) -> None:
+    """Give the GPU's memory back, for other runs, and move the network to the CPU: nothing is computed any more."""
+    state.network.to(devices.CPU)
+    state.wrapped, state.average, state.best, state.last_losses = state.objective, None, None, None
+    state.optimizer.state.clear()
+    state.unchecked.clear()
+    for parameter in state.parameters:
+        parameter.grad = None
+    for loader in (state.parts.train, state.parts.val, state.parts.test):
+        if loader is not None:
+            loader.part.rows.kept = None
+    gc.collect()  # DDP and its buckets hold each other
+    devices.free_unused_memory(state.distributed.device)
+
+
 def mark(state: TrainingState, phase: str, *, collective: bool = False, waits: bool = False) -> None:
     """Report to the watchdog, and to `watched`, that a phase of a step or between steps begins; see `Watchdog.mark`."""
     state.distributed.mark(phase, state.progress.updates, collective=collective, waits=waits)
@@ -154,7 +172,7 @@ def epoch_totals(state: TrainingState) -> dict[str, Any]:
     device, saved = state.distributed.device, state.progress.totals
     zero = {"loss": torch.zeros((), dtype=torch.float64, device=device), "samples": 0}
     if state.spec.classes is None:
-        shape = (metrics.TRUE_LABELS, metrics.PREDICTIONS)
+        shape = (TUMOUR_LABELS, PREDICTIONS)
         zero["histogram"] = torch.zeros(shape, dtype=torch.int64, device=device)
     else:
         zero["right"] = torch.zeros((), dtype=torch.int64, device=device)

@@ -61,17 +61,17 @@ MEGABYTES = {
     "vgg16": 7861,
     "vit": 8040,
     "unet": 11973,
-    "improved-unet": 63214,
-    "attention-unet": 67853,
+    "improved-unet": 19692,
+    "attention-unet": 24330,
 }
 COMPILED_MEGABYTES = {
     "cnn": 785,
-    "alexnet": 530,
-    "vgg16": 9842,
-    "vit": 6118,
-    "unet": 14827,
-    "improved-unet": 62362,
-    "attention-unet": 63964,
+    "alexnet": 418,
+    "vgg16": 7869,
+    "vit": 6109,
+    "unet": 10930,
+    "improved-unet": 21663,
+    "attention-unet": 23767,
 }
 
 

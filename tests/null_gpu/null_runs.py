@@ -112,7 +112,8 @@ def watch_evaluation(store: Path, model: str, batches: int, final: bool) -> Watc
         state = build_state(run.experiment(), run, join_ranks())
         loader, spec = state.parts.train, replace(state.spec, limit=batches, flips=True)
         loader.batch_size = 2
-        evaluate(state.network, loader, spec, state.distributed, final=final, volumes=final)
+        take = [].append if final else None
+        evaluate(state.network, loader, spec, state.distributed, final=final, take=take)
         with watched() as watch:
-            evaluate(state.network, loader, spec, state.distributed, final=final, volumes=final)
+            evaluate(state.network, loader, spec, state.distributed, final=final, take=take)
         return watch

@@ -93,6 +93,7 @@ def test_a_step_is_counted_as_by_hand(null_gpu: NullGpu) -> None:
     products = 2 * (2 * 8 * 256)
     convolution = 2 * (2 * 4 * 8 * 8) * (3 * 3 * 3)
     assert sum(kernel.flop for kernel in kernels) == 3 * products + 2 * convolution
+    assert not any(kernel.grouped for kernel in kernels)
 
 
 @pytest.mark.slow

@@ -11,7 +11,9 @@ from made_volumes import part_of
 from processes import NullGpu
 
 from hpc_tumor.system import devices
+from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.host_copy import copy_to_host
+from hpc_tumor.training.scoring.cases import Case
 from hpc_tumor.training.scoring.volumes import Volumes
 
 
@@ -49,9 +51,11 @@ def devices_of_threads() -> set[int]:
         return b""
 
     with patch("zlib.compress", compress):
-        volumes = Volumes(part_of([2]))
+        cases: list[Case] = []
+        volumes = Volumes(part_of([2]), cases.append)
         volumes.add(np.arange(2), torch.zeros(2, 16, 16, dtype=torch.uint8, device=gpu))
-        assert volumes.any_whole
+        volumes.share(Distributed())
+        assert len(cases) == 1
     return seen
 
 

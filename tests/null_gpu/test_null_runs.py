@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
-from child import memory_full
-from null_runs import null_run, predict_with, train_run, watch_evaluation
+import torch
+from child import Watch, memory_full, watched
+from null_runs import join_ranks, null_run, predict_with, skip_initial_values, train_run, watch_evaluation
 from processes import NullGpu
 from training_runs import result_of
 
 from hpc_tumor.errors import GpuMemoryError, HpcTumorError
 from hpc_tumor.models import MODELS
+from hpc_tumor.run_dir import RunDir
+from hpc_tumor.system.resources import SHARE_VARIABLE
+from hpc_tumor.training.loop import train
 
+WORKSPACE = 2**25  # bytes that cuBLAS keeps once it was called
 EVERYTHING = {"augment": True, "clip_gradients": 1.0, "ema": 0.9, "skip_nonfinite": 5, "epochs": 2}
 # Whole runs: what they train with, and how they are interrupted and tested.
 RUNS: dict[str, dict[str, Any]] = {
@@ -47,6 +53,56 @@ def test_a_run_is_stopped_resumed_tested_and_predicts(
 def test_a_run_with_empty_volumes_only_is_cleaned(null_gpu: NullGpu, stores: dict[str, Path], tmp_path: Path) -> None:
     run = null_run(tmp_path, stores["segmentation"], "unet", recipe={"epochs": 1}, scoring={"clean": True})
     assert null_gpu.call(train_run, run.path) == ["finished"]
+
+
+def test_a_run_that_shares_its_gpu_counts_its_share_of_the_hours(
+    null_gpu: NullGpu, stores: dict[str, Path], tmp_path: Path
+) -> None:
+    run = null_run(tmp_path, stores["classification"], "cnn", recipe={"epochs": 1}, data={"keep": "gpu"})
+    assert null_gpu.call(train_run, run.path, variables={SHARE_VARIABLE: "0.25"}) == ["finished"]
+    result = result_of(run)
+    assert result["share"] == 0.25
+    assert result["gpu_hours"] == pytest.approx(0.25 * result["seconds"] / 3600)
+
+
+def train_until_released(path: Path) -> tuple[list[tuple[int, bool, bool]], Watch]:
+    """Train a run; return the bytes on the GPU, whether there are pictures and rows of cases, when it releases the GPU.
+
+    And the watch of what it does from then on.
+    """
+    skip_initial_values()
+    run, released, watching = RunDir(path), list[tuple[int, bool, bool]](), ExitStack()
+    watches: list[Watch] = []
+
+    def note() -> None:
+        released.append((torch.cuda.memory_allocated(), run.pictures.exists(), run.cases.exists()))
+        watches.append(watching.enter_context(watched()))
+
+    distributed = join_ranks()
+    assert train(run.experiment(), run, distributed, released=note) == "finished"
+    watching.close()
+    return released, watches[0] if watches else Watch()
+
+
+@pytest.mark.parametrize(("model", "ranks", "settings"), [
+    ("cnn", 1, {}), ("unet", 1, {}), ("improved-unet", 1, {"scoring": {"clean": True}}), ("unet", 2, {}),
+])  # fmt: skip
+def test_a_gpu_is_released_before_cases_are_measured(
+    model: str, ranks: int, settings: dict[str, Any], null_gpu: NullGpu, stores: dict[str, Path], tmp_path: Path
+) -> None:
+    recipe = {"epochs": 2, "ema": 0.9}
+    run = null_run(tmp_path, stores[MODELS[model].task], model, recipe=recipe, data={"keep": "gpu"}, **settings)
+    if ranks == 1:
+        found = [null_gpu.call(train_until_released, run.path)]
+    else:
+        run.set_gpus(ranks)
+        found = null_gpu.call(train_until_released, run.path, devices=ranks, ranks=ranks)
+    (released, watch), *others = found
+    ((memory, pictures, cases),) = released
+    assert memory - WORKSPACE * (memory >= WORKSPACE) < 10_000
+    assert (pictures, cases, run.cases.exists()) == (True, False, True)
+    assert watch.operations == 0
+    assert all(not released for released, _ in others)
 
 
 @pytest.mark.parametrize("final", [False, True])

@@ -23,7 +23,8 @@ def watch_searches(store: Path, model: str, deterministic: bool) -> tuple[Watch,
     """Watch the first step of a run; and it with the rest of its epoch, incomplete batch included, and evaluations."""
     skip_initial_values()
     with tempfile.TemporaryDirectory() as folder:
-        run = null_run(Path(folder), store, model, hardware={"deterministic": deterministic}, recipe={"batch_size": 4})
+        hardware = {"deterministic": deterministic, "graph": "off"}  # a capture waits for the GPU, too
+        run = null_run(Path(folder), store, model, hardware=hardware, recipe={"batch_size": 4})
         state, first = build_state(run.experiment(), run, join_ranks()), WatchSteps(0, 1)
         assert len(state.parts.train.part) % 4
         assert len(state.parts.test.part) % state.parts.test.batch_size

@@ -296,6 +296,9 @@ def test_bytes_are_those_of_the_tensors() -> None:
     assert mode.bytes["convolution"] == read + written
     assert mode.bytes["bias of a convolution"] == 2 * out.nbytes
     assert mode.operations == 2
+    with BytesMode(torch.device("cpu")) as mode:
+        torch.nn.functional.conv2d(x, weights[:3, :1], groups=3)
+    assert [(kernel.name, kernel.grouped) for kernel in mode.kernels] == [("convolution", True)]
 
 
 def event(key: str, count: int, device: str = "CPU", spent: float = 0.0, annotation: bool = False) -> SimpleNamespace:
@@ -348,6 +351,15 @@ def test_the_study_is_the_sum_of_measured_parts() -> None:
     assert found["unet"]["total"] == pytest.approx(sum(unet.values()))
     assert found["vit"]["missing"] == ["validation", "test", "checkpoints", "reading"]
     assert set(found) == {"unet", "vit"}
+
+
+def test_graphs_are_variants_where_the_device_has_them() -> None:
+    found = {
+        graphs: {part.name: part for part in other_parts(["vit"], ["bfloat16"], "cuda:0", 1, False, graphs)}["variants"]
+        for graphs in (False, True)
+    }
+    assert [item["variant"] for item in found[False].items] == ["compiled"]
+    assert [item["variant"] for item in found[True].items] == ["graph", "compiled", "compiled graph"]
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -14,20 +14,23 @@ from gpu_report.counting import Kernel  # noqa: E402
 from gpu_report.study import total  # noqa: E402
 from roofline import Assumed, Count, device_seconds, estimate, fastest_ways, study_seconds  # noqa: E402
 
-PEAKS = {"memory": 2e12, "bfloat16": 1e15}
-ASSUMED = Assumed(memory=0.5, products=0.1, kernel=1e-6, launch=1e-5, graph=1e-3)  # 1 TB/s, 100 TFLOP/s
+PEAKS = {"memory": 2e12, "bfloat16": 1e15, "float32": 5e13}
+ASSUMED = Assumed(memory=0.5, products=0.1, own=0.05, grouped=0.2, kernel=1e-6, launch=1e-5, graph=1e-3)
+# So 1 TB/s, and 100, 50 (own) and 10 TFLOP/s (grouped).
 MOVES, COMPUTES, TINY = Kernel("add", 10**9), Kernel("mm", 10**6, 10**12), Kernel("fill", 4)
 
 
 def counted(network: str = "unet", way: str = "eager", kernels: int = 100, step: list[Kernel] | None = None) -> Count:
     given = [MOVES] if step is None else step
     large = network == "unet"
-    return Count(network, way, 32, 0.0, kernels, 0, kernels, 0.0, 10**9, large, given, 64, [MOVES])
+    return Count(network, way, 32, 0.0, kernels, 1, kernels, 0.0, 0.0, 10**9, large, given, 64, [MOVES])
 
 
 def test_each_kernel_is_limited_by_memory_products_or_its_start() -> None:
     assert device_seconds([MOVES], 0, PEAKS, ASSUMED) == pytest.approx(1e-3)
     assert device_seconds([COMPUTES], 0, PEAKS, ASSUMED) == pytest.approx(1e-2)
+    grouped = Kernel("convolution", 10**6, 10**12, grouped=True)
+    assert device_seconds([grouped], 0, PEAKS, ASSUMED) == pytest.approx(1e-1)
     assert device_seconds([TINY], 0, PEAKS, ASSUMED) == pytest.approx(1e-6)
     assert device_seconds([MOVES, COMPUTES, TINY], 0, PEAKS, ASSUMED) == pytest.approx(1e-3 + 1e-2 + 1e-6)
 
@@ -35,7 +38,7 @@ def test_each_kernel_is_limited_by_memory_products_or_its_start() -> None:
 def test_products_that_no_operation_computes_are_those_of_tritons_kernels() -> None:
     fused = Kernel("pointwise", 10**9, generated=True)
     assert device_seconds([fused, COMPUTES], 1e12, PEAKS, ASSUMED) == pytest.approx(1e-3 + 1e-2)
-    assert device_seconds([fused, COMPUTES], 3e12, PEAKS, ASSUMED) == pytest.approx(2e-2 + 1e-2)
+    assert device_seconds([fused, COMPUTES], 3e12, PEAKS, ASSUMED) == pytest.approx(4e-2 + 1e-2)
     assert device_seconds([COMPUTES], 3e12, PEAKS, ASSUMED) == pytest.approx(1e-2)
 
 

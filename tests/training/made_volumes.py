@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from hpc_tumor.training.distributed import Distributed
+from hpc_tumor.training.scoring.cases import Case
 from hpc_tumor.training.scoring.volumes import Volumes
 
 BITS = np.array([0, 1, 2, 4], dtype=np.uint8)  # of one predicted label
@@ -31,19 +32,19 @@ def part_of(
     return SimpleNamespace(store=store, slices=slices, cases=np.arange(len(depths)), case_of=slices[:, 0])
 
 
-def volumes_of(
+def cases_of(
     codes: Sequence[np.ndarray], distributed: Distributed = Distributed(), chunk: int = 5,
     without: Sequence[int] = (), **options: Any,
-) -> Volumes:  # fmt: skip
-    """Return volumes of `(Z, Y, X)` codes, predicted `chunk` slices at a time by each rank in turn, and shared.
+) -> list[Case]:  # fmt: skip
+    """Return a rank's whole cases of `(Z, Y, X)` codes, predicted `chunk` slices at a time by each rank in turn.
 
     Slices in `without`, counted over all cases, are left out.
     """
-    part = part_of([len(one) for one in codes], codes[0].shape[1:], **options)
-    volumes, flat = Volumes(part), np.concatenate(codes)
+    part, cases = part_of([len(one) for one in codes], codes[0].shape[1:], **options), []
+    volumes, flat = Volumes(part, cases.append), np.concatenate(codes)
     for turn, start in enumerate(range(0, len(flat), chunk)):
         if turn % distributed.world_size == distributed.rank:
             positions = np.setdiff1d(np.arange(start, min(start + chunk, len(flat))), without)
             volumes.add(positions, torch.from_numpy(flat[positions]))
     volumes.share(distributed)
-    return volumes
+    return cases

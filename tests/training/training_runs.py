@@ -164,7 +164,7 @@ def build_state_again(run: RunDir, best: bool = True) -> tuple[TrainingState, Ev
     return state, evaluated(state, state.parts.test, final=True)
 
 
-def evaluated(state: TrainingState, loader: BatchLoader, **options: bool) -> Evaluation:
+def evaluated(state: TrainingState, loader: BatchLoader, **options: Any) -> Evaluation:
     """Return the scores of the weights in the network."""
     return evaluate(state.network, loader, state.spec, state.distributed, **options)
 

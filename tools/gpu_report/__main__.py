@@ -71,7 +71,8 @@ def _run(conductor: Conductor, given: argparse.Namespace, job: Job) -> None:
     if report.is_done("machine"):
         machine = report.items("machine")["device"]
         job = Job(machine["device"], job.quick, job.folder, tuple(machine["formats"]))
-        later = other_parts(given.networks, machine["formats"], machine["device"], machine["gpus"], given.quick)
+        facts = machine["formats"], machine["device"], machine["gpus"]
+        later = other_parts(given.networks, *facts, given.quick, machine["graphs"])
         report.plan(_chosen(later, given.parts))
     for part in [parts[1], *_chosen(later, given.parts)]:
         print(f"[{report.values['seconds']:5.0f} s] {part.title}", file=sys.stderr, flush=True)

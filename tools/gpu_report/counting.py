@@ -26,6 +26,7 @@ _OF_TORCH = ("aten", "prim", "prims", "inductor")
 _NO_KERNEL = frozenset(("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "_unsafe_view"))
 # What they change is not read.
 _OVERWRITES = re.compile(r"aten::(copy|fill|zero|_foreach_copy|_foreach_zero|uniform|normal|random|bernoulli)_")
+_GROUPS = {"convolution": 8, "convolution_backward": 9}  # their number, among the arguments
 _BIAS = "bias of a convolution"
 # Calls of the driver by the names that the profiler gives them, for NVIDIA, AMD and Intel.
 _LAUNCH = re.compile(r"(cuda|cu|hip)\w*Launch\w*|urEnqueueKernelLaunch\w*")
@@ -40,13 +41,15 @@ _NOT_KERNELS = ("Memcpy", "Memset")
 class Kernel:
     """An operation of torch and its libraries, or a kernel of Triton: the bytes that it reads and writes, and its FLOP.
 
-    `flop` is 0 where no formula is known; `generated`: a kernel of Triton, for which there is none.
+    `flop` is 0 where no formula is known; `generated`: a kernel of Triton, for which there is none; `grouped`: a
+    convolution in groups, which matrix units do not compute.
     """
 
     name: str
     bytes: int
     flop: int = 0
     generated: bool = False
+    grouped: bool = False
 
 
 class BytesMode(TorchDispatchMode):
@@ -127,7 +130,8 @@ class BytesMode(TorchDispatchMode):
         if not read and not written:
             return
         size = sum(map(_size, {id(tensor): tensor for tensor in read}.values())) + sum(map(_size, written))
-        self.kernels.append(Kernel(name, size, _flop(func, args, kwargs, out)))
+        grouped = name in _GROUPS and args[_GROUPS[name]] > 1
+        self.kernels.append(Kernel(name, size, _flop(func, args, kwargs, out), grouped=grouped))
         if name == "convolution" and isinstance(args[2], Tensor):
             self.kernels.append(Kernel(_BIAS, 2 * _size(out)))
         if name == "convolution_backward" and args[-1][2]:

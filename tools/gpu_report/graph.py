@@ -1,4 +1,4 @@
-"""Compare forward and backward pass in a CUDA graph with eager mode, and time whole steps as training replays them."""
+"""Compare forward pass, loss and backward pass in one CUDA graph with the same in eager mode."""
 
 from __future__ import annotations
 
@@ -30,9 +30,7 @@ def measure(item: dict[str, str], job: Job, tell: Tell) -> None:
         tell.check(CAPTURED, None, why=_NO_GRAPHS)
         return
     vit.DROPOUT = 0.0
-    settings = {"hardware": {"precision": kind}}
-    running = Running(experiment_of(item["network"], job, settings), job)
-    state = running.state
+    state = Running(experiment_of(item["network"], job, {"hardware": {"precision": kind}}), job).state
     for module in state.network.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -55,9 +53,7 @@ def measure(item: dict[str, str], job: Job, tell: Tell) -> None:
     passed, errors, limits = judge(found, new, again, old, kind)
     why = None if new[0] else "nothing was computed, so equality means nothing"
     tell.check(EQUAL, passed, value=errors, limit=limits, why=why)
-    del graph, loss
-    settings["hardware"]["graph"] = "on"
-    _time({"eager": running, "graph": Running(experiment_of(item["network"], job, settings), job)}, job.quick, tell)
+    _time(state, static, graph, job.quick, tell)
 
 
 def capture(state: TrainingState, batch: Batch) -> tuple[torch.cuda.CUDAGraph, Tensor]:
@@ -87,12 +83,9 @@ def judge(found: Result, new: Result, again: Result, old: Result, kind: str) -> 
     return stale and all(error <= limit for error, limit in zip(errors, limits, strict=True)), errors, limits
 
 
-def _time(runs: dict[str, Running], quick: bool, tell: Tell) -> None:
-    """Measure whole steps without a graph and as replays in turn, and count what the host launches for each."""
-    device, calls = runs["eager"].device, {name: running.step for name, running in runs.items()}
-    for call in calls.values():
-        for _ in range(WARM + 1):
-            call()
+def _time(state: TrainingState, batch: Batch, graph: torch.cuda.CUDAGraph, quick: bool, tell: Tell) -> None:
+    """Measure replays and eager mode in turn, and count what the host launches for each."""
+    device, calls = batch.images.device, {"eager": lambda: backward(state, state.wrapped, batch), "graph": graph.replay}
     rounds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(1 if quick else ROUNDS):
         for name, call in calls.items():

@@ -41,7 +41,7 @@ def measure(item: dict[str, str], job: Job, tell: Tell) -> None:
     torch.zeros(1, device=device)
     tell(context_seconds=time.perf_counter() - began, start_seconds=_age(), **_describe(device))
     formats = _formats(device)
-    tell(device=str(device), formats=formats, gpus=devices.count_gpus())
+    tell(device=str(device), formats=formats, gpus=devices.count_gpus(), graphs=devices.has_graphs(device))
     _check_numbers(device, tell)
     tell(idle=_clocks(device))
     sides = SIDES if not job.quick else (256,)

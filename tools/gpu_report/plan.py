@@ -12,7 +12,9 @@ Item = dict[str, str]
 # The variants of a training step: a new one is one line here. Settings of the experiment, by section.
 VARIANTS: dict[str, dict[str, Any]] = {
     "eager": {"hardware": {"compile": "off"}},
+    "graph": {"hardware": {"graph": "on"}},
     "compiled": {"hardware": {"compile": "on"}},
+    "compiled graph": {"hardware": {"compile": "on", "graph": "on"}},
 }
 EACH = "a GPU each"  # of several ranks
 # Most of the study's time first.
@@ -45,12 +47,17 @@ def first_parts() -> list[Part]:
     ]
 
 
-def other_parts(names: list[str], formats: list[str], device: str, gpus: int, quick: bool) -> list[Part]:
-    """Return all further parts: of these networks and number formats (the fastest first), on this kind of device."""
+def other_parts(
+    names: list[str], formats: list[str], device: str, gpus: int, quick: bool, graphs: bool = False
+) -> list[Part]:
+    """Return all further parts: of these networks and number formats (the fastest first), on this kind of device.
+
+    `graphs`: it replays steps as CUDA graphs.
+    """
     names = sorted(names, key=BY_COST.index)
     first, *others = formats
     every = tuple({"network": name} for name in names)
-    variants = [variant for variant in VARIANTS if variant != "eager"]
+    variants = [name for name in VARIANTS if name != "eager" and (graphs or "graph" not in VARIANTS[name]["hardware"])]
     compiled = names[-1:] if quick else names  # compiling takes up to a minute
     asserted: list[Item] = [{"planted": "faults"}, *every, {"memory": "runs out"}]
     if device == "cpu":  # no queue to wait for, and no limit of memory to reach

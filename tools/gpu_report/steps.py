@@ -19,6 +19,7 @@ from gpu_report.plan import VARIANTS
 from gpu_report.work import Running, experiment_of
 from hpc_tumor.data.feed.loader import Batch
 from hpc_tumor.system import devices
+from hpc_tumor.training.graph import WARM as BEFORE_GRAPH
 from hpc_tumor.training.state import TrainingState
 from hpc_tumor.training.watch.memory import peak_memory_gb
 
@@ -39,7 +40,7 @@ def measure(item: dict[str, str], job: Job, tell: Tell) -> None:
     began = time.perf_counter()
     running.step()
     tell(built_seconds=running.built, first_step_seconds=now(device) - began, batch=running.batch)
-    for _ in range(1 if job.quick else WARM):
+    for _ in range(BEFORE_GRAPH + 1 if job.quick else WARM):
         running.step()
     number, seconds = (1, 0.0) if job.quick else (ROUNDS, SECONDS)
     rounds = [seconds_of(running.step, device, seconds) for _ in range(number)]

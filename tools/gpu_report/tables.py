@@ -110,7 +110,7 @@ def _graph(values: Values) -> list[str]:
                          _number(eager / replay, 2), _number(launches.get("eager"), 0),
                          _number(launches.get("graph"), 0)))  # fmt: skip
     head = ("network", "format", "batch", "eager ms", "graph ms", "times as fast", "launches, eager", "launches, graph")
-    note = "Whole training steps, without dropout in eager mode. Launches: kernels, copies, fills and graphs."
+    note = "Forward pass, loss and backward pass of one batch, without dropout. Launches: kernels, copies and fills."
     return _table("A CUDA graph against eager", head, rows, note)
 
 

@@ -65,7 +65,7 @@ class Running:
     def step(self) -> None:
         """Take one step as `train_epoch` does."""
         share = next(self._shares)
-        self.batch = len(share.positions)
+        self.batch = share.total
         take_step(self.state, share, self.totals, NO_REQUESTS)
         check_steps(self.state, self.totals)
 

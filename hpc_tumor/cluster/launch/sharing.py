@@ -7,13 +7,16 @@ for the backward pass: then its kernels, not their launches, take the time.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hpc_tumor.cluster.launch.existing import with_absolute_store
 from hpc_tumor.cluster.launch.planned import PlannedRun, share_job
 from hpc_tumor.cluster.node.local_queue import MOST_SHARING
 from hpc_tumor.config import CLASSIFICATION_SIZE, Experiment
+from hpc_tumor.errors import UsageError
 from hpc_tumor.models import MODELS
 from hpc_tumor.records import section
 from hpc_tumor.run_dir import RunDir, is_run, matching, read_json
@@ -65,7 +68,7 @@ def estimate_need(experiment: Experiment) -> Need:
 
 
 def _memory_key(experiment: Experiment) -> dict[str, Any]:
-    """Return the settings on which the memory of a run depends, as in config.json."""
+    """Return the settings on which the memory of a run depends."""
     values = experiment.model_dump(mode="json")
     recipe = {name: values["recipe"][name] for name in ("batch_size", "ema")}
     data = {name: values["data"][name] for name in ("store", "image_size", "keep", "keep_gb")}
@@ -86,8 +89,8 @@ def find_needs(experiments: Sequence[Experiment], runs: Path) -> list[Need]:
             by_network.setdefault(RunDir(path).network, []).append(RunDir(path))
 
     def find(experiment: Experiment) -> Need:
-        key = _memory_key(experiment)
-        alike = (run for run in by_network.get(experiment.model.name, ()) if _has(read_json(run.config) or {}, key))
+        key = _memory_key(with_absolute_store(experiment))
+        alike = (run for run in by_network.get(experiment.model.name, ()) if _is_alike(run, key))
         peak = max((_measured_bytes(run) for run in alike if run.is_finished()), default=0.0)
         need = estimate_need(experiment)
         return replace(need, bytes=_MARGIN * peak + _CONTEXT, measured=True) if peak else need
@@ -95,12 +98,10 @@ def find_needs(experiments: Sequence[Experiment], runs: Path) -> list[Need]:
     return [find(experiment) for experiment in experiments]
 
 
-def _has(values: dict[str, Any], key: dict[str, Any]) -> bool:
-    return all(
-        section(values.get(name)).get(setting) == value
-        for name, settings in key.items()
-        for setting, value in settings.items()
-    )
+def _is_alike(run: RunDir, key: dict[str, Any]) -> bool:
+    with suppress(UsageError):  # settings of another version
+        return _memory_key(run.experiment()) == key
+    return False
 
 
 def pack(shares: Sequence[float]) -> list[list[int]]:

@@ -14,9 +14,11 @@ import sys
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
+from hpc_tumor.cluster.node.local_queue import hand_over_gpu
 from hpc_tumor.cluster.observe.job_record import JobRecord
 from hpc_tumor.console import log
 from hpc_tumor.errors import Cause, ClusterError, HpcTumorError
@@ -222,7 +224,8 @@ def _train(run: RunDir, job: JobRecord, stop: StopFlag, record: RankFailure, sta
         experiment.data.store, disk, log, leads=distributed.local_rank == 0, agree=distributed.any, stop=stop,
         patience=60 * experiment.hardware.timeout_minutes,
     ) as copy:  # fmt: skip
-        outcome = train(experiment, run, distributed, stop, start=start, read_from=copy)
+        released = partial(hand_over_gpu, run.path.parent, run.name)
+        outcome = train(experiment, run, distributed, stop, start=start, read_from=copy, released=released)
     distributed.shutdown()
     return outcome
 

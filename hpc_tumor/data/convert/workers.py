@@ -6,14 +6,12 @@ and shared memory may be unavailable, and a killed worker loses only its own uni
 
 from __future__ import annotations
 
-import os
 import pickle
 import queue
 import signal
 import subprocess
 import sys
 import threading
-import traceback
 from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
@@ -25,6 +23,7 @@ from hpc_tumor.data.convert.case import Unit, UnitResult, convert_unit
 from hpc_tumor.data.convert.target import ConversionError, remove
 from hpc_tumor.system.processes import module_command, start_process
 from hpc_tumor.system.resources import available_cpus, available_memory
+from hpc_tumor.system.worker_processes import listen, portable
 
 WORKER_BYTES = 350_000_000  # of a worker with a case of 240 × 240 × 155: peak of 234 MB, libraries included
 MOST_KILLS = 3  # workers killed at a case before it is refused
@@ -189,32 +188,11 @@ class _Team:
         return f"{MOST_KILLS} processes ended on it {how}: one of its files may be damaged."
 
 
-def _listen(connection: Connection, units: queue.SimpleQueue[Any]) -> None:
-    """Receive units from the parent, and exit when it ends, even during a conversion."""
-    while True:
-        try:
-            units.put(connection.recv())
-        except (EOFError, OSError):
-            os._exit(1)
-        except Exception as error:  # a reader that cannot be imported here
-            units.put(error)
-
-
-def _portable(error: Exception) -> Exception:
-    """Return the error in a form that can be pickled, with its traceback as a note."""
-    error.add_note("".join(traceback.format_exception(error)))
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}")
-    return error
-
-
 def main(handle: int) -> None:
     """Convert units and report each case before it is read, until the parent ends this process."""
     connection = Connection(handle)
     units: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(connection, units), daemon=True).start()
+    threading.Thread(target=listen, args=(connection, units), daemon=True).start()
     while True:
         unit = units.get()
         try:
@@ -222,7 +200,7 @@ def main(handle: int) -> None:
                 raise unit
             answer: UnitResult | Exception = convert_unit(unit, connection.send)
         except Exception as error:
-            answer = _portable(error)
+            answer = portable(error)
         connection.send(answer)
 
 

@@ -156,12 +156,13 @@ class BatchLoader:
             self._fill()
 
     def whole_batches(self, order: Sequence[int] | np.ndarray, limit: int | None = None) -> Iterator[Batch]:
-        """Yield whole global batches, each on one rank in turn.
+        """Yield whole global batches, each on one rank: neighbours on the same, which so gets whole cases.
 
         A network's output for a sample depends, in the last digit, on the batch size.
         """
         order = np.asarray(order)
-        steps = range(self.rank, self.steps(limit), self.world_size)
+        total = self.steps(limit)
+        steps = range(total * self.rank // self.world_size, total * (self.rank + 1) // self.world_size)
         batches = ((step, self._together(order, step)) for step in steps)
         shares = (Share(samples, step, len(samples), len(samples)) for step, samples in batches)
         yield from (share.deliver() for share in self._read_ahead(shares))

@@ -6,13 +6,12 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from hpc_tumor.errors import UsageError
 from hpc_tumor.models.layers import checks
 from hpc_tumor.models.layers.bottleneck import Bottlenecks
 from hpc_tumor.models.layers.fast import DepthwiseConv2d
-from hpc_tumor.models.layers.fused import Convolutions
+from hpc_tumor.models.layers.fused import Convolutions, skip_pool
 
 STEP = 16  # four poolings halve each side
 SMALLEST = 2 * STEP  # batch norm cannot normalise one pixel at the bottleneck in a batch of one
@@ -36,8 +35,7 @@ class Encoder(nn.Module):
             if isinstance(block, Convolutions):
                 skip, x = block(x, pool=True)
             else:
-                skip = block(x)
-                x = F.max_pool2d(skip, 2)
+                skip, x = skip_pool(block(x))
             skips.insert(0, skip)
         return x, skips
 

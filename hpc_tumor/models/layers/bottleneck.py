@@ -7,9 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from hpc_tumor.models.layers.fast import REACH
 from hpc_tumor.models.layers.kernels import bottleneck_operations
 from hpc_tumor.models.layers.kernels.library import usable
 from hpc_tumor.system import devices
@@ -40,15 +38,19 @@ class Bottlenecks(nn.Sequential):
     On NVIDIA GPUs of compute capability 8.0 and newer, images in channels-last with up to 128 channels go through a
     depthwise convolution without bias, a pass for the statistics, and one Triton kernel for the rest (MobileNetV2's
     fusion, Sandler 2018, section 5). The kernel's rounding differs from that of the layers: the hidden layer is rounded
-    once, after ReLU, and biases are added in float32. Elsewhere, and where a layer is hooked, the layers run.
+    once, after ReLU, and biases are added in float32. With more channels, of which there are few pixels, the pointwise
+    layers are matrix products that add bias and ReLU. Elsewhere, and where a layer is hooked, the layers run.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        for depthwise, norm, first, activation, second in self.groups():
-            if _serves(x, norm, first, second) and not any(map(_hooked, (depthwise, norm, first, activation, second))):
+        for layers in self.groups():
+            depthwise, norm, first, activation, second = layers
+            if not _serves(x, norm) or any(map(_hooked, layers)):
+                x = second(activation(first(norm(depthwise(x)))))
+            elif max(first.in_channels, second.out_channels) <= bottleneck_operations.MOST_CHANNELS:
                 x = fused_bottleneck(x, depthwise, norm, first, second)
             else:
-                x = second(activation(first(norm(depthwise(x)))))
+                x = wide_bottleneck(x, depthwise, norm, first, second)
         return x
 
     def groups(self) -> Iterator[tuple[Any, ...]]:
@@ -60,7 +62,7 @@ class Bottlenecks(nn.Sequential):
 def fused_bottleneck(x: Tensor, depthwise: nn.Conv2d, norm: Any, first: nn.Conv2d, second: nn.Conv2d) -> Tensor:
     """Compute a bottleneck with the kernels of `bottleneck_operations`: `(N, C, H, W)` → `(N, outer, H, W)`."""
     assert depthwise.bias is not None
-    image = F.conv2d(x, depthwise.weight, None, padding=REACH, groups=len(depthwise.weight))
+    image = Depthwise.apply(*_as_autocast(x, depthwise.weight))
     function: type[torch.autograd.Function] = Fused
     counts = None
     if not norm.training:
@@ -81,6 +83,63 @@ def fused_bottleneck(x: Tensor, depthwise: nn.Conv2d, norm: Any, first: nn.Conv2
     return result
 
 
+def wide_bottleneck(x: Tensor, depthwise: nn.Conv2d, norm: Any, first: nn.Conv2d, second: nn.Conv2d) -> Tensor:
+    """Compute a bottleneck whose pointwise layers are matrix products: `(N, C, H, W)` → `(N, outer, H, W)`."""
+    assert depthwise.bias is not None
+    x = Depthwise.apply(*_as_autocast(x, depthwise.weight))
+    x = norm(x + depthwise.bias.to(x.dtype).view(-1, 1, 1))
+    result: Tensor = Products.apply(x, first.weight, first.bias, second.weight, second.bias)
+    return result
+
+
+def _as_autocast(*tensors: Tensor) -> list[Tensor]:
+    """Cast tensors as autocast does for torch's convolutions."""
+    kind = tensors[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return list(tensors)
+    return [tensor.to(torch.get_autocast_dtype(kind)) for tensor in tensors]
+
+
+class Depthwise(torch.autograd.Function):
+    """Depthwise convolution without bias that keeps the image's size."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        result: Tensor = _ops.depthwise(x, weight)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor]:
+        x, weight = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[0]
+        of_x, of_weight = _ops.depthwise_backward(gradient, x, weight, wanted)
+        return of_x if wanted else None, of_weight
+
+
+class Products(torch.autograd.Function):
+    """Pointwise → ReLU → pointwise as matrix products."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+        first, second = (weight.flatten(1).to(x.dtype) for weight in (w1, w2))
+        result: Tensor
+        result, hidden = _ops.pointwise_pair(x, first, b1.to(x.dtype), second, b2.to(x.dtype))
+        ctx.save_for_backward(x, hidden, first, second, w1, b1, w2, b2)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        x, hidden, first, second, *weights = ctx.saved_tensors
+        of_x, *of_weights = _ops.pointwise_pair_backward(gradient, x, hidden, first, second)
+        return of_x, *(_as(found, like) for found, like in zip(of_weights, weights, strict=True))
+
+
+def _as(values: Tensor, like: Tensor, start: int = 0) -> Tensor:
+    """Return a gradient from contiguous values in the shape, layout and type of its weight, as DDP expects."""
+    return values.as_strided(like.shape, like.stride(), start).to(like.dtype)
+
+
 def statistics(norm: nn.BatchNorm2d, x: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and 1 / standard deviation `(C,)` of `(N, C, H, W)`, and update the running statistics."""
     assert norm.running_mean is not None
@@ -93,7 +152,7 @@ def statistics(norm: nn.BatchNorm2d, x: Tensor) -> tuple[Tensor, Tensor]:
         mean, inverse = torch.batch_norm_stats(x, norm.eps)
         counts = mean.new_full((1,), count)  # a number would be copied from the host, which waits
         result: tuple[Tensor, Tensor] = torch.batch_norm_gather_stats_with_counts(
-            x, mean[None], inverse[None], norm.running_mean, norm.running_var, norm.momentum, norm.eps, counts
+            mean, mean[None], inverse[None], norm.running_mean, norm.running_var, norm.momentum, norm.eps, counts
         )
         return result
     variance, mean = torch.var_mean(x.float(), (0, 2, 3), correction=0)
@@ -154,25 +213,25 @@ def fused_backward(
 
 
 def _split(values: Tensor, w1: Tensor, w2: Tensor, b1: Tensor, b2: Tensor) -> tuple[Tensor, ...]:
-    """Return the gradients of w1, b1, w2 and b2, with the layouts of those, as DDP expects."""
+    """Return the gradients of w1, b1, w2 and b2."""
     found, start = [], 0
     for like in (w1, w2, b1, b2):
-        found.append(values.as_strided(like.shape, like.stride(), start).to(like.dtype))
+        found.append(_as(values, like, start))
         start += like.numel()
     return found[0], found[2], found[1], found[3]
 
 
-def _serves(x: Tensor, norm: nn.BatchNorm2d, first: nn.Conv2d, second: nn.Conv2d) -> bool:
+def _serves(x: Tensor, norm: nn.BatchNorm2d) -> bool:
     """Return True if the kernels can compute the bottleneck of `x` here."""
+    if not usable(x):  # autocast does not know all devices, such as meta
+        return False
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     return (
-        usable(x)
-        and not torch.compiler.is_exporting()
+        not torch.compiler.is_exporting()
         and x.numel() > 0
         and x.is_contiguous(memory_format=torch.channels_last)
         and dtype in _TYPES
-        and max(first.in_channels, second.out_channels) <= bottleneck_operations.MOST_CHANNELS
         and norm.momentum is not None
         and norm.track_running_stats
         and _new_enough(x.device)

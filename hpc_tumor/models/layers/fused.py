@@ -15,12 +15,15 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from hpc_tumor.models.layers.fast import FirstConv2d
-from hpc_tumor.models.layers.kernels import operations
+from hpc_tumor.models.layers.kernels import operations, skip_operations
 from hpc_tumor.models.layers.kernels.library import usable
 
 _ops = torch.ops.hpc_tumor
 _convolution, _convolution_backward = torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default
 assert operations  # registers torch.ops.hpc_tumor
+assert skip_operations
+_MIXED_PRODUCTS = hasattr(torch.ops.aten.mm, "dtype")  # of 16-bit factors, in float32; since torch 2.8
+_TAPS = 63  # most values under a filter that `stem` computes with
 _TYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -46,9 +49,26 @@ class Convolutions(nn.Sequential):
                 x = _apply(_ConvReLUPool, layer, x)
             elif pool and not layers and x.shape[2] % 2 == x.shape[3] % 2 == 0:
                 return _apply(_ConvReLUSkipPool, layer, x)
+            elif _is_stem(layer, x):
+                x = _apply(_Stem, layer, x, round_weights=False)
             else:
                 x = _apply(_ConvReLU, layer, x)
         return (x, F.max_pool2d(x, 2)) if pool else x
+
+
+class Linear(nn.Linear):
+    """Linear layer whose parameters get their gradients in float32 from the product itself, not by a copy.
+
+    Under autocast, torch writes them in 16 bit, and reads them again to convert them. torch before 2.8 has no such
+    product.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        device = x.device.type
+        if not (usable(x) and torch.is_autocast_enabled(device) and _MIXED_PRODUCTS):
+            return super().forward(x)
+        result: Tensor = _Linear.apply(x.to(torch.get_autocast_dtype(device)), self.weight, self.bias)
+        return result
 
 
 def upsample(x: Tensor) -> Tensor:
@@ -67,6 +87,22 @@ def upsample_add(x: Tensor, skip: Tensor) -> Tensor:
     """`upsample(x) + skip`."""
     result: Tensor = _UpsampleAdd.apply(x, skip) if _images(x, skip) else _interpolate(x) + skip
     return result
+
+
+def upsample_add_gated(x: Tensor, skip: Tensor, gate: Tensor) -> Tensor:
+    """`upsample(x) + gate * skip`, with a gate `(N, 1, H, W)`."""
+    if _images(x, skip, gate):
+        result: Tensor = _UpsampleAddGated.apply(x, skip, gate)
+        return result
+    return upsample_add(x, gate * skip)
+
+
+def skip_pool(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return `x` and the maxima of its 2×2 windows."""
+    if _images(x) and x.shape[2] % 2 == x.shape[3] % 2 == 0:
+        result: tuple[Tensor, Tensor] = _SkipPool.apply(x)
+        return result
+    return x, F.max_pool2d(x, 2)
 
 
 def _interpolate(x: Tensor) -> Tensor:
@@ -97,12 +133,18 @@ def _fits(layer: nn.Conv2d, x: Tensor) -> bool:
     return channels_last and layer.bias is not None and layer.padding_mode == "zeros" and x.dtype in _TYPES
 
 
-def _apply(function: type[torch.autograd.Function], layer: nn.Conv2d, x: Tensor) -> Any:
-    """Apply a function below to a layer's weights, cast as autocast does for torch's convolution."""
+def _is_stem(layer: nn.Conv2d, x: Tensor) -> bool:
+    """Return True for a 3×3 convolution of few channels, of which only the parameters need gradients."""
+    geometry = layer.kernel_size == (3, 3) and layer.stride == layer.padding == layer.dilation == (1, 1)
+    return geometry and layer.groups == 1 and 9 * layer.in_channels <= _TAPS and not x.requires_grad
+
+
+def _apply(function: type[torch.autograd.Function], layer: nn.Conv2d, x: Tensor, round_weights: bool = True) -> Any:
+    """Apply a function below to an image and a layer's parameters, cast as autocast does for torch's convolution."""
     x, weight = layer.operands(x) if isinstance(layer, FirstConv2d) else (x, layer.weight)
     if torch.is_autocast_enabled(x.device.type):
         kind = torch.get_autocast_dtype(x.device.type)
-        x, weight = x.to(kind), weight.to(kind)
+        x, weight = x.to(kind), weight.to(kind) if round_weights else weight
     return function.apply(x, weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups)
 
 
@@ -131,6 +173,19 @@ class _ConvReLU(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, y = ctx.saved_tensors
         return _gradients(ctx, x, weight, *_ops.relu_backward(gradient, y))
+
+
+class _Stem(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, *_: Any) -> Tensor:
+        y: Tensor = _ops.stem(x, weight, bias)
+        ctx.save_for_backward(x, y)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *_ops.stem_backward(gradient, *ctx.saved_tensors), None, None, None, None
 
 
 class _ConvReLUPool(torch.autograd.Function):
@@ -163,6 +218,23 @@ class _ConvReLUSkipPool(torch.autograd.Function):
     def backward(ctx: Any, of_skip: Tensor, of_pooled: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, y = ctx.saved_tensors
         return _gradients(ctx, x, weight, *_ops.skip_pool_backward(of_skip, of_pooled, y))
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        weight = weight.to(x.dtype)
+        ctx.save_for_backward(x, weight)
+        return F.linear(x, weight, bias.to(x.dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        rows, slopes = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
+        of_x = slopes @ weight if ctx.needs_input_grad[0] else None
+        of_weight = torch.mm(slopes.t(), rows, out_dtype=torch.float32)
+        return None if of_x is None else of_x.view_as(x), of_weight, slopes.sum(0, dtype=torch.float32)
 
 
 class _Upsample(torch.autograd.Function):
@@ -201,3 +273,34 @@ class _UpsampleAdd(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         return _ops.upsample_backward(gradient), gradient
+
+
+class _UpsampleAddGated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, low: Tensor, skip: Tensor, gate: Tensor) -> Tensor:
+        ctx.save_for_backward(skip, gate)
+        result: Tensor = _ops.upsample_add_gated(low, skip, gate)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        skip, gate = ctx.saved_tensors
+        return _ops.upsample_backward(gradient), *_ops.gate_backward(gradient, skip, gate)
+
+
+class _SkipPool(torch.autograd.Function):
+    """Identity beside a max-pool: the gradients of both are added by one kernel."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        pooled, code = _ops.pool(x)
+        ctx.save_for_backward(code)
+        return x.view_as(x), pooled
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_skip: Tensor, of_pooled: Tensor) -> Tensor:
+        (code,) = ctx.saved_tensors
+        result: Tensor = _ops.add_pool_backward(of_skip, of_pooled, code)
+        return result

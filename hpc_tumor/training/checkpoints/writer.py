@@ -7,6 +7,7 @@ import math
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -33,6 +34,7 @@ class CheckpointWriter:
         self.cost = 0.0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: list[Future[None]] = []
+        self._lines: deque[Future[None]] = deque()
         self._failure: BaseException | None = None
 
     def save_last(self, progress: Progress, contents: dict[str, Any], keep: bool = False) -> None:
@@ -71,6 +73,12 @@ class CheckpointWriter:
 
         self._writing.append(self._thread.submit(write))
 
+    def later(self, write: Callable[[], None]) -> None:
+        """Call `write` in the thread, after what was asked for before: each line in a file waits for the disk."""
+        while self._lines and self._lines[0].done():
+            self._lines.popleft().result()
+        self._lines.append(self._thread.submit(write))
+
     def _refuse_after_failure(self) -> None:
         """Write no checkpoint that names a best epoch whose weights could not be written."""
         if self._failure is not None:
@@ -79,6 +87,8 @@ class CheckpointWriter:
     def wait(self) -> None:
         """Wait until all is written; raise TrainingError if that failed."""
         self._settle(leave=0)
+        while self._lines:
+            self._lines.popleft().result()
 
     def _settle(self, leave: int) -> None:
         try:

@@ -16,7 +16,7 @@ from hpc_tumor.training.host_copy import HostCopy, copy_to_host
 from hpc_tumor.training.scoring import metrics
 from hpc_tumor.training.scoring.evaluate import Evaluation, fill_up
 from hpc_tumor.training.state import TrainingState
-from hpc_tumor.vocabulary import LABELS, MODALITIES, TUMOUR_LABELS
+from hpc_tumor.vocabulary import LABELS, MEMBERS, MODALITIES, TUMOUR_LABELS
 
 _DARKEST, _BRIGHTEST = 1.0, 99.5  # percentiles of the brain
 
@@ -57,7 +57,7 @@ def choose_cases(best: Evaluation, names: list[str]) -> dict[str, tuple[int, dic
     scored: list[tuple[int, dict[str, float]]] = []
     for row in map(int, best.counted.nonzero()[0]):
         (values,) = metrics.segmentation_rows(best.details[[row]], [names[row]], [int(best.counted[row])])
-        dice = {f"dice_{structure}": float(values[f"dice_{structure}"]) for structure in metrics.MEMBERS}  # type: ignore[arg-type]
+        dice = {f"dice_{structure}": float(values[f"dice_{structure}"]) for structure in MEMBERS}  # type: ignore[arg-type]
         scored.append((row, {"dice": float(np.mean([dice[f"dice_{label}"] for label in LABELS])), **dice}))
     scored.sort(key=lambda case: -case[1]["dice"])
     ranks = {"best": 0, "median": (len(scored) - 1) // 2, "worst": len(scored) - 1}

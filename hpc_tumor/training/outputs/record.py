@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -27,9 +27,9 @@ from hpc_tumor.training.outputs.pictures import write_pictures
 from hpc_tumor.training.scoring import metrics
 from hpc_tumor.training.scoring.evaluate import Evaluation, evaluate
 from hpc_tumor.training.scoring.surfaces import method_description
-from hpc_tumor.training.scoring.testing import Neighbour, StopError, Tested, nearest_neighbour, score_test_part
+from hpc_tumor.training.scoring.testing import FinalTest, Neighbour, StopError, Tested, nearest_neighbour
 from hpc_tumor.training.scoring.volumes import Watch
-from hpc_tumor.training.state import TrainingState, best_score, training_seconds
+from hpc_tumor.training.state import TrainingState, best_score, free_gpu, training_seconds
 from hpc_tumor.training.watch.heartbeat import Heartbeat
 from hpc_tumor.training.watch.memory import peak_memory_gb
 from hpc_tumor.vocabulary import RunStatus
@@ -37,10 +37,15 @@ from hpc_tumor.vocabulary import RunStatus
 Scored = tuple[Evaluation, Tested, Damage | None]  # of the last and the best weights; damage if the best are lost
 
 
-def write_result(state: TrainingState, heartbeat: Heartbeat, stop: Callable[[], str | None]) -> bool:
+def write_result(
+    state: TrainingState, heartbeat: Heartbeat, stop: Callable[[], str | None], released: Callable[[], None]
+) -> bool:
     """Score the test part with the last and the best weights; write cases.csv, and result.json last.
 
     Return False if stopped before the scores were complete; a resume from the last checkpoint scores again.
+
+    Args:
+        released: called on rank 0 once no rank needs its GPU any more.
     """
     heartbeat.write(RunStatus.EVALUATING)
     distributed = state.distributed
@@ -51,7 +56,7 @@ def write_result(state: TrainingState, heartbeat: Heartbeat, stop: Callable[[], 
             raise StopError
 
     try:
-        scored = _score(state, Watch(heartbeat.alive, check_stop))
+        scored = _score(state, Watch(heartbeat.alive, check_stop), released)
     except StopError:
         return False
     wait_until_saved(state)
@@ -61,29 +66,38 @@ def write_result(state: TrainingState, heartbeat: Heartbeat, stop: Callable[[], 
     return True
 
 
-def _score(state: TrainingState, watch: Watch) -> Scored:
+def _score(state: TrainingState, watch: Watch, released: Callable[[], None]) -> Scored:
     """Score the test part with the last weights and with the best, which the network has afterwards.
 
-    If those of the best epoch are lost, the last ones replace them, and the damage is returned.
+    If those of the best epoch are lost, the last ones replace them, and the damage is returned. The pictures are made
+    here, too: all that needs a GPU comes first, so that it is free while the cases are measured.
     """
-    network, average, distributed = state.network, state.average, state.distributed
-    last_is_best = state.parts.val is None or state.progress.best_epoch == state.progress.epoch
-    with scoring_weights(network, average, distributed):
-        if last_is_best:
-            best = score_test_part(state, watch)
-        else:
+    network, distributed = state.network, state.distributed
+    last, lost = None, None
+    weights: AbstractContextManager[None] = scoring_weights(network, state.average, distributed)
+    if state.parts.val is None:
+        save_weights(state, state.run.best_weights)
+    elif state.progress.best_epoch != state.progress.epoch:
+        with scoring_weights(network, state.average, distributed):
             last = evaluate(network, state.parts.test, state.spec, distributed, alive=watch.alive, final=True)
             watch.check_stop()
-    if last_is_best:
-        if state.parts.val is None:
-            save_weights(state, state.run.best_weights)
-        return best.plain, best, None
-    if (lost := load_best(state)) is None:
-        return last, score_test_part(state, watch), None
-    _go_without_best(state, lost[1])
-    with scoring_weights(network, average, distributed):
-        best = score_test_part(state, watch)
-    return best.plain, best, lost[0]
+        if (lost := load_best(state)) is None:
+            weights = nullcontext()
+        else:
+            _go_without_best(state, lost[1])
+    with FinalTest(state, watch) as test:
+        with weights:
+            plain = test.predict()
+            tested = test.finish() if test.cleans else None  # the pictures are of the best and worst cases after it
+            if distributed.is_main:
+                write_pictures(state, tested.final if tested else plain)
+        if devices.is_gpu(distributed.device):
+            free_gpu(state)
+            distributed.barrier()
+            if distributed.is_main:
+                released()
+        tested = tested or test.finish()
+    return (tested.plain if last is None or lost else last), tested, lost[0] if lost else None
 
 
 def _go_without_best(state: TrainingState, lost: str) -> None:
@@ -98,12 +112,9 @@ def _go_without_best(state: TrainingState, lost: str) -> None:
 
 
 def _write_result(state: TrainingState, heartbeat: Heartbeat, scored: Scored, seconds: float, memory_gb: float) -> None:
-    (last, best, lost), main_score = scored, state.experiment.main_score
+    (_, best, lost), main_score = scored, state.experiment.main_score
     neighbour = _neighbour(state, heartbeat) if state.spec.classes is not None else None
     _write_cases(state, best.final, neighbour)
-    # The network has the weights of the best epoch, unless the last are the best: then apply their running mean.
-    with state.average.applied() if state.average and best.plain is last else nullcontext():
-        write_pictures(state, best.final)
     atomic.write_json(state.run.result, _result(state, scored, seconds, memory_gb))
     state.run.add_event("finished", epoch=state.progress.epoch, seconds=seconds)
     heartbeat.write(RunStatus.FINISHED)

@@ -16,10 +16,13 @@ from hpc_tumor.data.feed.transfer import on_device
 from hpc_tumor.scores import classification_scores
 from hpc_tumor.system import devices
 from hpc_tumor.training.distributed import Distributed
+from hpc_tumor.training.host_copy import copy_to_host
 from hpc_tumor.training.losses import Loss
 from hpc_tumor.training.recipe import Precision
 from hpc_tumor.training.scoring import metrics
+from hpc_tumor.training.scoring.cases import Case
 from hpc_tumor.training.scoring.volumes import Volumes
+from hpc_tumor.vocabulary import PREDICTIONS, TUMOUR_LABELS
 
 
 @dataclass(frozen=True)
@@ -31,14 +34,12 @@ class Evaluation:
         details: segmentation `(cases, 4, 8)` histograms, classification `(images, classes)` probabilities.
         counted: `(cases,)` number of slices scored, or `(images,)` ones; 0 if left out by a limit.
         surfaces: `(cases, structures, 2)` HD95 and NSD if measured; NaN without a whole volume.
-        volumes: predictions, if kept; the same on every rank.
     """
 
     scores: dict[str, float]
     details: np.ndarray
     counted: np.ndarray
     surfaces: np.ndarray | None = None
-    volumes: Volumes | None = None
 
 
 @dataclass(frozen=True)
@@ -89,17 +90,17 @@ def evaluate(
     *,
     alive: Callable[[], None] = lambda: None,
     final: bool = False,
-    volumes: bool = False,
+    take: Callable[[Case], None] | None = None,
 ) -> Evaluation:
     """Score `network` on a part. Each batch is computed on one rank, so results do not depend on the number of ranks.
 
     Args:
         alive: called after each batch, so that a long evaluation does not look like a hang.
         final: compute all scores of images, and use flips if the settings do.
-        volumes: keep the predictions of slices.
+        take: gets each whole case of a part of slices once it is predicted, on one rank.
     """
     part = loader.part
-    tally = _Tally(part, spec, volumes, distributed.device)
+    tally = _Tally(part, spec, take, distributed.device)
     was_training = network.training
     network.eval()
     devices.search_kernels(False)
@@ -110,10 +111,11 @@ def evaluate(
         alive()
     network.train(was_training)
     tally.share(distributed)
-    scored, details = tally.counted.cpu().numpy(), tally.details.cpu().numpy()
+    copies = [copy_to_host(tensor) for tensor in (tally.counted, tally.details, tally.losses.sum())]
+    scored, details, loss = (copy.wait().numpy() for copy in copies)
     scores = _scores(part, details, scored > 0, spec.classes, final)
-    scores["loss"] = float(tally.losses.sum().item() / max(1, int(scored.sum())))
-    return Evaluation(scores, details, scored, volumes=tally.volumes)
+    scores["loss"] = float(loss / max(1, int(scored.sum())))
+    return Evaluation(scores, details, scored)
 
 
 def fill_up(images: torch.Tensor, samples: int) -> torch.Tensor:
@@ -130,15 +132,15 @@ def fill_up(images: torch.Tensor, samples: int) -> torch.Tensor:
 class _Tally:
     """Sums over the batches of a part; for `details` and `counted` see Evaluation."""
 
-    def __init__(self, part: Part, spec: ScoringSpec, volumes: bool, device: torch.device):
+    def __init__(self, part: Part, spec: ScoringSpec, take: Callable[[Case], None] | None, device: torch.device):
         self.part, self.exclusive, classes = part, spec.exclusive, spec.classes
         rows = len(part.cases) if isinstance(part, SlicePart) else len(part)
-        shape = (rows, len(classes)) if classes else (rows, metrics.TRUE_LABELS, metrics.PREDICTIONS)
+        shape = (rows, len(classes)) if classes else (rows, TUMOUR_LABELS, PREDICTIONS)
         self.details = torch.zeros(shape, dtype=torch.float64 if classes else torch.int64, device=device)
         self.counted = torch.zeros(rows, dtype=torch.int64, device=device)
         # Losses are kept per sample, so that their sum does not depend on which rank computed which.
         self.losses = torch.zeros(len(part), dtype=torch.float64, device=device)
-        self.volumes = Volumes(part) if volumes and isinstance(part, SlicePart) else None
+        self.volumes = Volumes(part, take) if take is not None and isinstance(part, SlicePart) else None
 
     def add(self, batch: Batch, logits: torch.Tensor, losses: torch.Tensor) -> None:
         """Add a batch computed on this rank."""

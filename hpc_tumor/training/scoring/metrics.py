@@ -14,16 +14,10 @@ import torch
 import torch.nn.functional as F
 
 from hpc_tumor.system import devices
-from hpc_tumor.vocabulary import LABELS
+from hpc_tumor.vocabulary import LABELS, MEMBERS, PREDICTIONS, TUMOUR_LABELS
 
-# True labels (0 background, 1 NCR/NET, 2 ED, 3 ET) of each structure; regions as scored by BraTS.
-MEMBERS: dict[str, tuple[int, ...]] = {
-    "NCR": (1,), "ED": (2,), "ET": (3,), "WT": (1, 2, 3), "TC": (1, 3),
-}  # fmt: skip
 SCORES = ("dice", "iou", "precision", "recall", "fpr", "fnr", "accuracy")
 SURFACES = ("hd95", "nsd")  # mm, and share of the surface; see surfaces.py
-TRUE_LABELS = 4
-PREDICTIONS = 8  # three independent binary maps, as the bits of one number
 
 
 def label_codes(logits: torch.Tensor, labels: torch.Tensor, exclusive: bool = False) -> torch.Tensor:
@@ -41,12 +35,12 @@ def count_codes(codes: torch.Tensor) -> torch.Tensor:
     # bincount would wait for a GPU, to determine its number of bins, and cannot be compiled.
     if devices.is_gpu(codes.device) or torch.compiler.is_compiling():
         return count_by_comparison(codes)
-    bins = TRUE_LABELS * PREDICTIONS
+    bins = TUMOUR_LABELS * PREDICTIONS
     counts = torch.zeros(len(codes), bins, dtype=torch.int64)
     # Slice by slice, without converting the codes from uint8.
     for of_slice, pixels in zip(counts, codes.flatten(1), strict=True):
         of_slice.copy_(torch.bincount(pixels, minlength=bins))
-    return counts.view(-1, TRUE_LABELS, PREDICTIONS)
+    return counts.view(-1, TUMOUR_LABELS, PREDICTIONS)
 
 
 def count_by_comparison(codes: torch.Tensor) -> torch.Tensor:
@@ -55,11 +49,11 @@ def count_by_comparison(codes: torch.Tensor) -> torch.Tensor:
     Most pixels are background, so that nearly all atomic additions of a slice would wait for the same counter.
     """
     pixels = codes.flatten(1).unsqueeze(1)
-    bins = torch.arange(TRUE_LABELS * PREDICTIONS, dtype=codes.dtype, device=codes.device).view(-1, 1)
+    bins = torch.arange(TUMOUR_LABELS * PREDICTIONS, dtype=codes.dtype, device=codes.device).view(-1, 1)
     # GPUs sum bfloat16 in float32 as they read it, but would first copy bool to int64. Exact below 2²⁴ pixels.
     matches = torch.empty(len(codes), len(bins), pixels.shape[2], dtype=torch.bfloat16, device=codes.device)
     torch.eq(pixels, bins, out=matches)
-    return matches.sum(2, dtype=torch.float32).to(torch.int64).view(-1, TRUE_LABELS, PREDICTIONS)
+    return matches.sum(2, dtype=torch.float32).to(torch.int64).view(-1, TUMOUR_LABELS, PREDICTIONS)
 
 
 def predicted_bits(logits: torch.Tensor, exclusive: bool = False) -> torch.Tensor:
@@ -96,7 +90,7 @@ def label_probabilities(logits: torch.Tensor, exclusive: bool = False) -> torch.
 def confusion(histogram: np.ndarray, structure: str) -> np.ndarray:
     """Count TP, FP, FN and TN of one structure, `(..., 4)`, from `(..., 4, 8)` histograms."""
     members = MEMBERS[structure]
-    truth = np.isin(np.arange(TRUE_LABELS), members)
+    truth = np.isin(np.arange(TUMOUR_LABELS), members)
     bits = sum(1 << (label - 1) for label in members)
     predicted = (np.arange(PREDICTIONS) & bits) > 0
     pick = lambda rows, columns: histogram[..., rows, :][..., columns].sum((-2, -1))  # noqa: E731

@@ -14,8 +14,7 @@ from importlib.metadata import version
 import numpy as np
 import scipy
 
-from hpc_tumor.training.scoring.metrics import MEMBERS, PREDICTIONS
-from hpc_tumor.training.scoring.volumes import box
+from hpc_tumor.vocabulary import MEMBERS, PREDICTIONS
 
 TOLERANCE = 1.0  # mm, of the NSD
 _SEARCH = 30  # voxels of a distance map computed in the time of one point's search
@@ -124,3 +123,12 @@ def _tables(members: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     codes = np.arange(256)
     bits = sum(1 << (label - 1) for label in members)
     return np.isin(codes // PREDICTIONS, members), (codes % PREDICTIONS & bits) > 0
+
+
+def box(mask: np.ndarray) -> tuple[slice, ...]:
+    """Return the smallest box around all true elements; a box of one element if there are none."""
+    ranges = []
+    for axis in range(mask.ndim):
+        indices = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
+        ranges.append(slice(int(indices[0]), int(indices[-1]) + 1) if len(indices) else slice(0, 1))
+    return tuple(ranges)

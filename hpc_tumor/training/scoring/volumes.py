@@ -1,10 +1,10 @@
-"""Assemble predicted slices into volumes: each case on one rank, whichever ranks predicted its slices."""
+"""Assemble predicted slices into whole cases: each on one rank, whichever ranks predicted its slices."""
 
 from __future__ import annotations
 
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -16,9 +16,9 @@ from hpc_tumor.data.feed.samples import SlicePart
 from hpc_tumor.system import devices
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.host_copy import HostCopy, copy_to_host
+from hpc_tumor.training.scoring.cases import Case
 
 _AT_ONCE = 2  # batches per thread that wait to be compressed
-_CHECK_EVERY = 8  # cases per rank between checks for a stop, in which ranks wait for each other
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Watch:
     """Callbacks while cases are scored.
 
     Attributes:
-        alive: called after each case, so that scoring does not look like a hang.
+        alive: called regularly, so that scoring does not look like a hang.
         check_stop: called regularly by all ranks together; may raise on all of them to end scoring.
     """
 
@@ -35,21 +35,24 @@ class Watch:
 
 
 class Volumes:
-    """Predictions for the slices of a part: true label × 8 + predicted bits of each voxel, compressed.
+    """Puts predicted slices together to whole cases, and passes each on once all of its slices are there.
 
-    Most voxels are background, so a case of 240 × 240 × 155 voxels takes about 50 kB. Threads wait for the copies from
-    a GPU and compress them, while the next batches are predicted.
+    Threads wait for the copies from a GPU and compress them, while the next batches are predicted. Cases of which the
+    part, or a limit, has not all slices are left out.
     """
 
-    def __init__(self, part: SlicePart):
-        self._part = part
-        self._packed: dict[int, bytes] = {}
+    def __init__(self, part: SlicePart, take: Callable[[Case], None]):
+        """`take` gets each whole case, on one rank; it must not wait."""
+        self._part, self._take = part, take
+        self._whole = whole_cases(part)
+        self._missing = np.where(self._whole, part.store.shapes[part.cases, 0], -1)  # slices of each case
+        self._packed: dict[int, bytes] = {}  # by position, of cases that are not whole yet
         self._shape: tuple[int, int] = (0, 0)
         self._packing: deque[Future[dict[int, bytes]]] = deque()
         self._threads: ThreadPoolExecutor | None = None
 
     def add(self, positions: np.ndarray, codes: Tensor) -> None:
-        """Keep the `(N, H, W)` codes of the samples at `positions`, which must not change any more."""
+        """Add the `(N, H, W)` codes of the samples at `positions`, which must not change any more."""
         self._shape = (codes.shape[1], codes.shape[2])
         if self._threads is None:
             # CUDA would give a thread without a device the first GPU, and take memory there, whatever rank this is.
@@ -60,29 +63,20 @@ class Volumes:
         self._collect(_AT_ONCE * torch.get_num_threads())
 
     def share(self, distributed: Distributed) -> None:
-        """Share all slices with every rank. All ranks call this together."""
-        self._end_packing()
-        everywhere = distributed.gather((self._packed, self._shape))
+        """Put cases together whose slices several ranks have predicted. All ranks call this together, at the end."""
+        self._collect(0)
+        if self._threads is not None:
+            self._threads.shutdown()
+            self._threads = None
+        parts = {position: packed for position, packed in self._packed.items() if self._whole[self._row(position)]}
+        everywhere = distributed.gather((parts, self._shape))
         self._packed = {position: packed for rank, _ in everywhere for position, packed in rank.items()}
         self._shape = max(shape for _, shape in everywhere)
-
-    def cases(
-        self, distributed: Distributed, watch: Watch = Watch()
-    ) -> Iterator[tuple[int, np.ndarray, tuple[float, float, float]]]:
-        """Yield row, `(Z, Y, X)` codes and spacing in mm (z, y, x) of this rank's share of the whole cases.
-
-        Cases with missing slices, due to a limit or a split of single slices, are left out.
-        """
-        self._end_packing()
-        positions = np.array(sorted(self._packed), dtype=np.int64)
-        rows, whole = self._part.case_of[positions], whole_cases(self._part, positions)
-        for turn, first in enumerate(range(0, len(whole), distributed.world_size)):
-            if turn % _CHECK_EVERY == _CHECK_EVERY - 1:
-                watch.check_stop()
-            row = first + distributed.rank
-            if row < len(whole) and whole[row]:
-                yield row, self._volume(positions[rows == row]), self.spacing(int(self._part.cases[row]))
-                watch.alive()
+        rows, counts = np.unique([self._row(position) for position in self._packed], return_counts=True)
+        depths = self._part.store.shapes[self._part.cases[rows.astype(np.int64)], 0]
+        for number, row in enumerate(rows[counts == depths].tolist()):
+            if number % distributed.world_size == distributed.rank:
+                self._pass_on(row)
 
     def spacing(self, case: int) -> tuple[float, float, float]:
         """Return the mm between predicted voxels along z, y, x: wider than the source's if slices were shrunk."""
@@ -90,27 +84,25 @@ class Volumes:
         height, width = self._part.store.slice_shape
         return z, y * height / self._shape[0], x * width / self._shape[1]
 
-    @property
-    def any_whole(self) -> bool:
-        """Return True if any case has all of its slices."""
-        self._end_packing()
-        return bool(whole_cases(self._part, np.array(sorted(self._packed), dtype=np.int64)).any())
-
     def _collect(self, most: int) -> None:
         """Wait until at most so many batches are still being compressed, which bounds their memory."""
-        while len(self._packing) > most:
-            self._packed.update(self._packing.popleft().result())
+        while len(self._packing) > most or (self._packing and self._packing[0].done()):
+            packed = self._packing.popleft().result()
+            self._packed.update(packed)
+            for position in packed:
+                row = self._row(position)
+                self._missing[row] -= 1
+                if self._missing[row] == 0:
+                    self._pass_on(row)
 
-    def _end_packing(self) -> None:
-        self._collect(0)
-        if self._threads is not None:
-            self._threads.shutdown()
-            self._threads = None
-
-    def _volume(self, positions: np.ndarray) -> np.ndarray:
+    def _pass_on(self, row: int) -> None:
+        positions = np.flatnonzero(self._part.case_of == row)
         in_order = positions[np.argsort(self._part.slices[positions, 1])].tolist()
-        flat = np.frombuffer(b"".join(zlib.decompress(self._packed[position]) for position in in_order), np.uint8)
-        return flat.reshape(len(in_order), *self._shape)
+        slices = tuple(self._packed.pop(position) for position in in_order)
+        self._take(Case(row, slices, self._shape, self.spacing(int(self._part.cases[row]))))
+
+    def _row(self, position: int) -> int:
+        return int(self._part.case_of[position])
 
 
 def _pack(positions: list[int], codes: HostCopy) -> dict[int, bytes]:
@@ -123,12 +115,3 @@ def whole_cases(part: SlicePart, positions: np.ndarray | None = None) -> np.ndar
     rows = part.case_of if positions is None else part.case_of[positions]
     whole: np.ndarray = np.bincount(rows, minlength=len(part.cases)) == part.store.shapes[part.cases, 0]
     return whole
-
-
-def box(mask: np.ndarray) -> tuple[slice, ...]:
-    """Return the smallest box around all true elements; a box of one element if there are none."""
-    ranges = []
-    for axis in range(mask.ndim):
-        indices = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
-        ranges.append(slice(int(indices[0]), int(indices[-1]) + 1) if len(indices) else slice(0, 1))
-    return tuple(ranges)

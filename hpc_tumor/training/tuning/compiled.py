@@ -169,7 +169,7 @@ def _compile(state: TrainingState, step: Callable[[], object], required: bool = 
         state.objective.compiled = None
         return f"off, compiling failed ({failed})"
     if state.distributed.is_main:
-        _keep_seconds(_facts(state), max(results)[0])
+        _keep_seconds(_facts(state), max(seconds for seconds, _ in results))
     return None
 
 

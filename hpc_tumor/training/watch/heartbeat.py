@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 from hpc_tumor.console import log
 from hpc_tumor.training.state import TrainingState, best_score, last_loss, mark
@@ -85,7 +86,7 @@ class Heartbeat:
         now = time.monotonic()
         seconds, waiting = now - self._epoch_began, self._waiting(now)
         self._loss, self._rate = scores["loss"], self._samples_per_second(now)
-        self._state.run.add_metrics(
+        self._add_metrics(
             self._progress.epoch + 1, "train", **scores, seconds=seconds, rate=self._rate, learning_rate=learning_rate,
             data_wait=waiting, memory_gb=self._memory(),
         )  # fmt: skip
@@ -95,8 +96,13 @@ class Heartbeat:
     def validated(self, scores: dict[str, float], seconds: float) -> None:
         """Record the validation scores of the epoch that just ended."""
         if self._main:
-            self._state.run.add_metrics(self._progress.epoch, "val", **scores, seconds=seconds)
+            self._add_metrics(self._progress.epoch, "val", **scores, seconds=seconds)
             self._epoch_line("val", self._progress.epoch, scores, "")
+
+    def _add_metrics(self, epoch: int, part: str, **values: float) -> None:
+        """Add a line before the next checkpoint, without waiting for the disk."""
+        assert self._state.writer is not None
+        self._state.writer.later(partial(self._state.run.add_metrics, epoch, part, **values))
 
     def checkpoint_due(self) -> bool:
         """Return True, on rank 0, if the last checkpoint is as old as the experiment allows, or as its cost justifies.

@@ -11,6 +11,7 @@ from launching import profile_with, small_experiment
 
 from hpc_tumor.cli.planning import plan_runs
 from hpc_tumor.cluster.describe.profiles import local_profile
+from hpc_tumor.cluster.launch.existing import with_absolute_store
 from hpc_tumor.cluster.launch.planned import PlannedRun, share_again
 from hpc_tumor.cluster.launch.sharing import Need, estimate_need, find_needs, pack, share_gpus
 from hpc_tumor.cluster.node.local_queue import MOST_SHARING
@@ -110,7 +111,7 @@ def test_runs_of_a_job_get_all_of_its_gpu() -> None:
 
 
 def test_memory_that_a_run_with_the_same_settings_used_replaces_the_estimate(tmp_path: Path) -> None:
-    earlier = RunDir.create(tmp_path, small_experiment(seed=7))
+    earlier = RunDir.create(tmp_path, with_absolute_store(small_experiment(seed=7)))
     (earlier.logs / "usage-0.0.json").write_text(json.dumps({"gpu": {"reserved": 5 * 10**9}}))
     same, other = small_experiment(seed=8, recipe={"epochs": 3}), small_experiment(recipe={"batch_size": 1})
     assert not any(need.measured for need in find_needs([same, other], tmp_path))  # it has not finished

@@ -11,20 +11,23 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from hpc_tumor.models.layers import bottleneck
 from hpc_tumor.models.layers.blocks import encoder_block, inverted_bottleneck
-from hpc_tumor.models.layers.bottleneck import fused_bottleneck
 from hpc_tumor.models.layers.kernels import bottleneck_operations
+from hpc_tumor.system import devices
 
 triton = pytest.importorskip("triton")
 KERNELS = "hpc_tumor.models.layers.kernels.bottlenecks"
 FLOAT32 = 2e-6  # largest error relative to the largest value: some roundings
 SHAPES = [  # inner, hidden, outer, pixels: none fills its blocks
     (1, 4, 1, (1, 1, 3)), (4, 20, 8, (2, 9, 7)), (33, 70, 17, (1, 5, 31)), (16, 128, 48, (2, 8, 8)),
+    (136, 150, 20, (1, 5, 7)), (20, 60, 140, (2, 4, 3)),
 ]  # fmt: skip
 
 
@@ -71,8 +74,10 @@ def a_bottleneck(inner: int, hidden: int, outer: int) -> nn.Sequential:
 
 
 def fused(layers: nn.Sequential, x: Tensor) -> Tensor:
-    depthwise, norm, first, _, second = layers
-    return fused_bottleneck(x, depthwise, norm, first, second)
+    """Compute the layers as on a GPU."""
+    with patch.object(bottleneck, "usable", lambda _: True), patch.object(devices, "capability", lambda _: (9, 0)):
+        result: Tensor = bottleneck.Bottlenecks(*layers)(x)
+        return result
 
 
 def results(layers: nn.Sequential, function: Any, x: Tensor, kind: torch.dtype | None = None) -> dict[str, Tensor]:
@@ -111,7 +116,7 @@ def compare(inner: int, hidden: int, outer: int, pixels: tuple[int, ...], traini
     found = results(layers, fused, x)
     exact = results(layers.double(), lambda own, image: own(image), x.double())
     if training:  # batch norm subtracts this bias: the layers' gradient is rounding noise
-        assert not found.pop("0.bias").any()
+        assert found.pop("0.bias").abs().max() < (1e-3 if max(inner, outer) > 128 else 1e-30)
         assert exact.pop("0.bias").abs().max() < 1e-3
     assert {name: error for name, error in errors(found, exact).items() if error > FLOAT32} == {}
 

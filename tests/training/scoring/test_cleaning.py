@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from made_volumes import codes_of, volumes_of
+from made_volumes import cases_of, codes_of
 from torch import nn
 from training_runs import new_run, spawn
 
 from hpc_tumor.errors import UsageError
 from hpc_tumor.settings import merge, resolve
 from hpc_tumor.training.distributed import Distributed
-from hpc_tumor.training.scoring.cleaning import COMPONENTS, ENHANCING, Cleaning, choose_cleaning, histogram
-from hpc_tumor.training.scoring.metrics import MEMBERS
+from hpc_tumor.training.scoring.cases import Case, count_candidates
+from hpc_tumor.training.scoring.cleaning import COMPONENTS, ENHANCING, Cleaning, histogram
 from hpc_tumor.training.scoring.surfaces import case_surfaces
-from hpc_tumor.training.scoring.testing import score_test_part
+from hpc_tumor.training.scoring.testing import choose_cleaning, score_test_part
 from hpc_tumor.training.scoring.volumes import Watch
 from hpc_tumor.training.setup import build_state
+from hpc_tumor.vocabulary import MEMBERS
 
 NCR, ED, ET = 1, 2, 3
 SHAPE = (12, 24, 24)
@@ -90,19 +92,36 @@ def with_specks() -> list[np.ndarray]:
     return [codes_of(truth, np.where(speck > 0, speck, truth)) for speck in specks]
 
 
+def chosen_for(cases: Sequence[Case], rows: int, distributed: Distributed = Distributed()) -> Cleaning:
+    """Return the cleaning that is chosen for a part of so many cases, of which these are a rank's whole ones."""
+    counts = np.zeros((rows, len(COMPONENTS), len(ENHANCING), 4, 8), np.int64)
+    for row, of_case in map(count_candidates, cases):
+        counts[row] = of_case
+    distributed.sum(torch.from_numpy(counts))
+    return choose_cleaning(counts)
+
+
+def test_each_candidate_is_counted_as_in_the_whole_volume() -> None:
+    for case, codes in zip(cases_of(with_specks()), with_specks(), strict=True):
+        _, counts = count_candidates(case)
+        for index, number in np.ndindex(len(COMPONENTS), len(ENHANCING)):
+            cleaned = Cleaning(COMPONENTS[index], ENHANCING[number])(codes, 1)
+            np.testing.assert_array_equal(counts[index, number], histogram(cleaned))
+
+
 def test_the_smallest_threshold_that_helps_is_chosen() -> None:
-    chosen = choose_cleaning(volumes_of(with_specks()), 2, Distributed())
+    chosen = chosen_for(cases_of(with_specks()), 2)
     assert chosen == Cleaning(100, 0)  # 300 would do no better, 1000 worse
-    assert choose_cleaning(volumes_of(with_specks(), spacing=(4.0, 1.0, 1.0)), 2, Distributed()) == Cleaning(300, 0)
+    assert chosen_for(cases_of(with_specks(), spacing=(4.0, 1.0, 1.0)), 2) == Cleaning(300, 0)
 
 
 def test_enhancing_tumour_that_is_not_there_is_called_necrosis() -> None:
     truth = volume(*TUMOUR)
     made_up = volume(*TUMOUR, (ET, (4, 4, 4), (4, 4, 2)))  # 32 voxels in the middle
-    chosen = choose_cleaning(volumes_of([codes_of(truth, made_up)]), 1, Distributed())
+    chosen = chosen_for(cases_of([codes_of(truth, made_up)]), 1)
     assert chosen == Cleaning(0, 100)
     there = volume(*TUMOUR, (ET, (2, 2, 2), (8, 8, 2)))  # 128 voxels that are there, too: 100 keeps them
-    chosen = choose_cleaning(volumes_of([codes_of(truth, made_up), codes_of(there, there)]), 2, Distributed())
+    chosen = chosen_for(cases_of([codes_of(truth, made_up), codes_of(there, there)]), 2)
     assert chosen == Cleaning(0, 100)
 
 
@@ -116,30 +135,31 @@ def test_where_nothing_helps_nothing_is_cleaned(spoilt: str) -> None:
     else:
         truth = volume((ET, (3, 3, 3), (1, 2, 4)), (ED, (8, 8, 8), (1, 3, 3)))
         codes = codes_of(truth, truth)
-    assert choose_cleaning(volumes_of([codes]), 1, Distributed()) == Cleaning(0, 0)
+    assert chosen_for(cases_of([codes]), 1) == Cleaning(0, 0)
 
 
 def test_a_volume_with_neither_truth_nor_prediction_counts_as_right() -> None:
     nothing = codes_of(volume(), volume())
-    assert choose_cleaning(volumes_of([nothing]), 1, Distributed()) == Cleaning(0, 0)
-    assert choose_cleaning(volumes_of([*with_specks(), nothing]), 3, Distributed()) == Cleaning(100, 0)
+    assert chosen_for(cases_of([nothing]), 1) == Cleaning(0, 0)
+    assert chosen_for(cases_of([*with_specks(), nothing]), 3) == Cleaning(100, 0)
     speck = codes_of(volume(), volume((ET, (1, 14, 14), (1, 5, 8))))  # 40 voxels where there is no tumour
-    assert choose_cleaning(volumes_of([nothing, speck]), 2, Distributed()) == Cleaning(100, 0)
+    assert chosen_for(cases_of([nothing, speck]), 2) == Cleaning(100, 0)
     np.testing.assert_array_equal(Cleaning(100, 100)(nothing, 1), nothing)
     assert histogram(nothing)[0, 0] == nothing.size == histogram(nothing).sum()
     np.testing.assert_array_equal(case_surfaces(nothing, (1, 1, 1)), [[0, 1]] * len(MEMBERS))
 
 
 def test_without_a_whole_volume_nothing_is_chosen() -> None:
-    volumes = volumes_of(with_specks(), without=(0, 15))
-    assert choose_cleaning(volumes, 2, Distributed()) == Cleaning(0, 0)
+    cases = cases_of(with_specks(), without=(0, 15))
+    assert not cases
+    assert chosen_for(cases, 2) == Cleaning(0, 0)
 
 
 def test_a_case_that_is_not_whole_has_no_say() -> None:
     helped, hurt = with_specks()[0], codes_of(*[volume((ET, (3, 3, 3), (1, 2, 4)))] * 2)
     codes = [helped, hurt, hurt, hurt]
-    assert choose_cleaning(volumes_of(codes), 4, Distributed()).component_mm3 == 0
-    assert choose_cleaning(volumes_of(codes, without=(12, 24, 36)), 4, Distributed()).component_mm3 == 100
+    assert chosen_for(cases_of(codes), 4).component_mm3 == 0
+    assert chosen_for(cases_of(codes, without=(12, 24, 36)), 4).component_mm3 == 100
 
 
 def test_trying_in_the_box_around_the_tumour_counts_the_same() -> None:
@@ -152,7 +172,7 @@ def test_trying_in_the_box_around_the_tumour_counts_the_same() -> None:
         truth = volume(*TUMOUR)
         predicted = np.where(draw.random(SHAPE) < 0.01, draw.integers(1, 4, SHAPE), truth)
         codes.append(codes_of(truth, predicted))
-    chosen = choose_cleaning(volumes_of(codes), 3, Distributed())
+    chosen = chosen_for(cases_of(codes), 3)
 
     def dice(cleaning: Cleaning) -> float:
         return segmentation_scores(np.stack([histogram(cleaning(one, 1)) for one in codes]))["dice"]
@@ -163,8 +183,8 @@ def test_trying_in_the_box_around_the_tumour_counts_the_same() -> None:
 
 
 def _choose_and_write(distributed: Distributed, folder: Path) -> None:
-    volumes = volumes_of([*with_specks(), *with_specks(), with_specks()[0]], distributed, chunk=7)
-    chosen = choose_cleaning(volumes, 5, distributed)
+    cases = cases_of([*with_specks(), *with_specks(), with_specks()[0]], distributed, chunk=7)
+    chosen = chosen_for(cases, 5, distributed)
     (folder / f"{distributed.rank}.json").write_text(json.dumps([chosen.component_mm3, chosen.enhancing_mm3]))
 
 

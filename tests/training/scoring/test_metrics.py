@@ -6,10 +6,11 @@ import torch
 
 from hpc_tumor.scores import classification_scores
 from hpc_tumor.training.scoring import metrics
+from hpc_tumor.vocabulary import MEMBERS
 
 
 def masks_of(labels: np.ndarray, structure: str) -> np.ndarray:
-    return np.isin(labels, metrics.MEMBERS[structure])
+    return np.isin(labels, MEMBERS[structure])
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def test_histogram_gives_the_scores_of_the_masks_themselves(slices: tuple[torch.
     logits, labels = slices
     histogram = metrics.count_labels(logits, labels).numpy()
     predicted = (logits > 0).numpy()
-    for structure, members in metrics.MEMBERS.items():
+    for structure, members in MEMBERS.items():
         truth = masks_of(labels.numpy(), structure)
         guess = predicted[:, [member - 1 for member in members]].any(1)
         tp, fp, fn, tn = ((truth & guess).sum((1, 2)), (~truth & guess).sum((1, 2)),

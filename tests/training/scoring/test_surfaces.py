@@ -18,9 +18,10 @@ from scipy import ndimage
 from scipy.spatial import KDTree
 
 from hpc_tumor.training.scoring import metrics, surfaces
+from hpc_tumor.vocabulary import MEMBERS, PREDICTIONS
 
 ISOTROPIC, THICK = (1.0, 1.0, 1.0), (3.0, 0.9, 0.7)
-NAMES = list(metrics.MEMBERS)
+NAMES = list(MEMBERS)
 
 
 def cube(shape: tuple[int, int, int], start: tuple[int, int, int], size: int | tuple[int, int, int]) -> np.ndarray:
@@ -38,7 +39,7 @@ def blobs(seed: int, shape: tuple[int, int, int] = (14, 20, 18)) -> np.ndarray:
 
 def codes_of(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     """Codes of a volume of labels and of one of predicted labels."""
-    return (truth * metrics.PREDICTIONS + np.array([0, 1, 2, 4])[predicted]).astype(np.uint8)
+    return (truth * PREDICTIONS + np.array([0, 1, 2, 4])[predicted]).astype(np.uint8)
 
 
 def by_the_library(truth: np.ndarray, predicted: np.ndarray, spacing: tuple[float, ...]) -> tuple[float, float]:
@@ -266,7 +267,7 @@ def test_real_tumours_against_the_package_on_whole_volumes(how: str, number: int
     truth = real_truth(number)
     predicted = PERTURBED[how](truth)
     found = surfaces.case_surfaces(codes_of(truth, predicted), ISOTROPIC)
-    for name, members in metrics.MEMBERS.items():
+    for name, members in MEMBERS.items():
         masks = np.isin(truth, members), np.isin(predicted, members)
         ours = tuple(found[NAMES.index(name)])
         if masks[0].any() and masks[1].any():
@@ -283,7 +284,7 @@ def test_real_tumours_against_monai_on_whole_volumes(number: int) -> None:
     predicted = PERTURBED["moved"](truth)
     found = surfaces.case_surfaces(codes_of(truth, predicted), ISOTROPIC)
     for name in ("WT", "ET"):
-        masks = (np.isin(volume, metrics.MEMBERS[name]) for volume in (truth, predicted))
+        masks = (np.isin(volume, MEMBERS[name]) for volume in (truth, predicted))
         theirs, their_nsd = monai_scores(*masks, ISOTROPIC)
         assert found[NAMES.index(name), 1] == pytest.approx(their_nsd, abs=1e-6)
         assert found[NAMES.index(name), 0] == pytest.approx(theirs, abs=np.sqrt(3))

@@ -38,6 +38,7 @@ from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.outputs import record
 from hpc_tumor.training.scoring import evaluate as evaluation
 from hpc_tumor.training.scoring import testing
+from hpc_tumor.training.scoring.cases import Case
 from hpc_tumor.training.scoring.cleaning import COMPONENTS, ENHANCING, Cleaning
 from hpc_tumor.training.scoring.evaluate import fill_up, mean_over_flips
 from hpc_tumor.training.scoring.volumes import Watch
@@ -285,10 +286,9 @@ def test_resized_slices_are_measured_in_millimetres(tmp_path: Path, slice_store:
     """Missed and false structures have the distance of the original volume's diagonal."""
     run = new_run(tmp_path, slice_store, "unet", data={"image_size": 64}, recipe={"epochs": 1, "learning_rate": 1e-12})
     state = build_state(run.experiment(), run, Distributed())
-    found = evaluated(state, state.parts.test, volumes=True)
-    assert found.volumes is not None
-    ((_, codes, spacing),) = found.volumes.cases(Distributed())
-    assert (codes.shape, spacing) == ((12, 64, 64), (1.0, 0.5, 0.5))
+    cases: list[Case] = []
+    evaluated(state, state.parts.test, take=cases.append)
+    assert (cases[0].codes().shape, cases[0].spacing) == ((12, 64, 64), (1.0, 0.5, 0.5))
     state.network.requires_grad_(False).apply(lambda module: getattr(module, "bias", None) is not None
                                            and module.bias.fill_(-100.0))  # fmt: skip
     result = testing.score_test_part(state, Watch()).final

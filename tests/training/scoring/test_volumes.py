@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
-from made_volumes import part_of, volumes_of
+from made_volumes import part_of
 
 from hpc_tumor.training.distributed import Distributed
-from hpc_tumor.training.scoring.volumes import Volumes, Watch, box, whole_cases
+from hpc_tumor.training.scoring.cases import Case
+from hpc_tumor.training.scoring.surfaces import box
+from hpc_tumor.training.scoring.volumes import Volumes, whole_cases
 
 
 def noise(depths: list[int], shape: tuple[int, int] = (6, 7)) -> list[np.ndarray]:
@@ -16,77 +23,108 @@ def noise(depths: list[int], shape: tuple[int, int] = (6, 7)) -> list[np.ndarray
     return [draw.integers(0, 32, (depth, *shape), dtype=np.uint8) for depth in depths]
 
 
+def volumes_of(part: Any) -> tuple[Volumes, dict[int, Case]]:
+    """Return volumes of a part, and the cases that they pass on, by row."""
+    taken: dict[int, Case] = {}
+
+    def take(case: Case) -> None:
+        assert case.row not in taken
+        taken[case.row] = case
+
+    return Volumes(part, take), taken
+
+
 def test_slices_in_any_order_become_the_volumes_they_were() -> None:
     codes = noise([4, 1, 6])
-    part = part_of([4, 1, 6], (6, 7), (3.0, 1.0, 2.0))
-    volumes, flat = Volumes(part), np.concatenate(codes)
+    volumes, taken = volumes_of(part_of([4, 1, 6], (6, 7), (3.0, 1.0, 2.0)))
+    flat = np.concatenate(codes)
     for positions in np.array_split(np.random.default_rng(1).permutation(len(flat)), 4):
         volumes.add(positions, torch.from_numpy(flat[positions]))
-    found = {row: (volume, spacing) for row, volume, spacing in volumes.cases(Distributed())}
-    assert sorted(found) == [0, 1, 2]
-    for row, (volume, spacing) in found.items():
-        np.testing.assert_array_equal(volume, codes[row])
-        assert spacing == (3.0, 1.0, 2.0)
+    volumes.share(Distributed())
+    assert sorted(taken) == [0, 1, 2]
+    for row, case in taken.items():
+        np.testing.assert_array_equal(case.codes(), codes[row])
+        assert (case.spacing, case.voxel_mm3) == ((3.0, 1.0, 2.0), 6)
+
+
+def test_a_case_is_passed_on_while_others_are_predicted() -> None:
+    """So that it is measured meanwhile; the batches of one thread are compressed in order."""
+    codes = noise([4, 6])
+    volumes, taken = volumes_of(part_of([4, 6], (6, 7)))
+    flat = np.concatenate(codes)
+    for start in range(0, len(flat), 2):
+        volumes.add(np.arange(start, start + 2), torch.from_numpy(flat[start : start + 2]))
+        time.sleep(0.05)
+    assert 0 in taken
+    volumes.share(Distributed())
+    assert sorted(taken) == [0, 1]
 
 
 def test_slices_of_a_part_in_another_order_are_sorted_by_where_they_lie() -> None:
     part = part_of([5], (6, 7))
     part.slices = part.slices[::-1]
-    (codes,), volumes = noise([5]), Volumes(part)
+    (codes,), (volumes, taken) = noise([5]), volumes_of(part)
     volumes.add(np.arange(5), torch.from_numpy(codes[::-1].copy()))
-    ((_, volume, _),) = volumes.cases(Distributed())
-    np.testing.assert_array_equal(volume, codes)
+    volumes.share(Distributed())
+    np.testing.assert_array_equal(taken[0].codes(), codes)
 
 
 def test_voxels_of_shrunken_slices_are_wider() -> None:
-    part = part_of([2], (240, 120), (5.0, 1.0, 0.5))
-    volumes = Volumes(part)
+    volumes, taken = volumes_of(part_of([2], (240, 120), (5.0, 1.0, 0.5)))
     volumes.add(np.arange(2), torch.zeros(2, 60, 60, dtype=torch.uint8))
-    assert volumes.spacing(0) == (5.0, 4.0, 1.0)
-    ((_, volume, spacing),) = volumes.cases(Distributed())
-    assert (np.array(volume.shape) * spacing).tolist() == [10, 240, 60]  # as many mm as before
+    volumes.share(Distributed())
+    assert taken[0].spacing == (5.0, 4.0, 1.0)
+    assert (np.array(taken[0].codes().shape) * taken[0].spacing).tolist() == [10, 240, 60]  # as many mm as before
 
 
 def test_what_is_not_whole_is_left_out() -> None:
-    part = part_of([3, 3, 3], (6, 7))
-    volumes, flat = Volumes(part), np.concatenate(noise([3, 3, 3]))
-    assert not volumes.any_whole
+    part, flat = part_of([3, 3, 3], (6, 7)), np.concatenate(noise([3, 3, 3]))
+    volumes, taken = volumes_of(part)
     volumes.add(np.array([0, 1, 6, 7]), torch.from_numpy(flat[[0, 1, 6, 7]]))
-    assert not volumes.any_whole
-    assert list(volumes.cases(Distributed())) == []
-    volumes.add(np.array([8]), torch.from_numpy(flat[[8]]))
-    assert volumes.any_whole
-    assert [row for row, _, _ in volumes.cases(Distributed())] == [2]
+    volumes.share(Distributed())
+    assert not taken
+    volumes, taken = volumes_of(part)
+    volumes.add(np.array([0, 1, 6, 7, 8]), torch.from_numpy(flat[[0, 1, 6, 7, 8]]))
+    volumes.share(Distributed())
+    assert list(taken) == [2]
     assert whole_cases(part).all()
 
 
+class OneOf:
+    """One of several ranks, each of which is a thread."""
+
+    def __init__(self, rank: int, values: list[Any], barrier: threading.Barrier) -> None:
+        self.rank, self.world_size, self._values, self._barrier = rank, len(values), values, barrier
+
+    def gather(self, value: Any) -> list[Any]:
+        self._values[self.rank] = value
+        self._barrier.wait(10)
+        return list(self._values)
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 3, 7])
-@pytest.mark.parametrize("cases", [1, 8, 25, 33])
-def test_each_case_is_one_ranks_and_all_look_equally_often(ranks: int, cases: int) -> None:
-    """Counting is a collective: a rank that calls it once more than the others would wait forever."""
-    volumes = volumes_of(noise([2] * cases))
-    rows, looks, alive = [], [], []
-    for rank in range(ranks):
-        looked: list[int] = []
-        watch = Watch(lambda: alive.append(1), lambda: looked.append(1))  # noqa: B023
-        rows += [row for row, _, _ in volumes.cases(Distributed(rank, world_size=ranks), watch)]
-        looks.append(len(looked))
-    assert sorted(rows) == list(range(cases))
-    assert len(alive) == cases
-    assert len(set(looks)) == 1
-    assert looks[0] == -(-cases // ranks) // 8
+@pytest.mark.parametrize("cases", [1, 8, 25])
+def test_each_case_is_one_ranks(ranks: int, cases: int) -> None:
+    """Most are with the rank that predicted them; those at the borders of two ranks are shared by all."""
+    codes = noise([5] * cases)
+    part, flat = part_of([5] * cases, (6, 7)), np.concatenate(codes)
+    values, barrier = [None] * ranks, threading.Barrier(ranks)
 
+    def predict(rank: int) -> dict[int, Case]:
+        volumes, taken = volumes_of(part)
+        for step in np.array_split(np.arange(0, len(flat), 2), ranks)[rank]:
+            positions = np.arange(len(flat))[step : step + 2]
+            volumes.add(positions, torch.from_numpy(flat[positions]))
+        volumes.share(OneOf(rank, values, barrier))  # type: ignore[arg-type]
+        return taken
 
-def test_a_stop_in_between_ends_it() -> None:
-    def stop() -> None:
-        raise KeyboardInterrupt
-
-    seen = []
-    with pytest.raises(KeyboardInterrupt):
-        seen += [
-            seen.append(row) for row, _, _ in volumes_of(noise([1] * 20)).cases(Distributed(), Watch(check_stop=stop))
-        ]
-    assert 0 < len(seen) < 20
+    with ThreadPoolExecutor(ranks) as pool:
+        taken = list(pool.map(predict, range(ranks)))
+    assert sorted(row for of_rank in taken for row in of_rank) == list(range(cases))
+    for of_rank in taken:
+        for row, case in of_rank.items():
+            np.testing.assert_array_equal(case.codes(), codes[row])
+    assert min(map(len, taken)) >= cases // ranks - 2
 
 
 def test_the_box_around_something() -> None:

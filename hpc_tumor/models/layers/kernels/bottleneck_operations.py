@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hpc_tumor.models.layers.kernels.library import channels_last, empty_image, operation
+from hpc_tumor.models.layers.kernels.operations import relu_backward
 
 MOST_CHANNELS = 128  # with more, an image's block leaves no registers for the products
 _PROGRAMS = 2048  # of a kernel at most: some waves on each GPU, and few parts to add
@@ -157,3 +158,72 @@ def norm_gradient(gradient: Tensor, x: Tensor, mean: Tensor, inverse: Tensor, we
         inner=channels, rows=rows, width_in=width,
     )  # fmt: skip
     return result
+
+
+def _filter(weight: Tensor) -> tuple[int, list[int]]:
+    """Return the groups and the padding of a depthwise convolution that keeps the image's size."""
+    return len(weight), [side // 2 for side in weight.shape[2:]]
+
+
+@operation("depthwise(Tensor x, Tensor weight) -> Tensor", lambda x, weight: _like(x, len(weight)))
+def depthwise(x: Tensor, weight: Tensor) -> Tensor:
+    """Convolve `(N, C, H, W)` with filters `(C, 1, 7, 7)`, with torch's kernels.
+
+    It is an operation because Inductor takes the gradients of convolutions to be contiguous, and copies them.
+    """
+    groups, padding = _filter(weight)
+    return channels_last(torch.conv2d(channels_last(x), weight, None, padding=padding, groups=groups))
+
+
+@operation(
+    "depthwise_backward(Tensor gradient, Tensor x, Tensor weight, bool of_x) -> (Tensor, Tensor)",
+    lambda gradient, x, weight, of_x: (_like(x, len(weight)) if of_x else x.new_empty(0), torch.empty_like(weight)),
+)
+def depthwise_backward(gradient: Tensor, x: Tensor, weight: Tensor, of_x: bool) -> tuple[Tensor, Tensor]:
+    """Return the gradients of image, empty unless wanted, and filters."""
+    groups, padding = _filter(weight)
+    image, filters, _ = torch.ops.aten.convolution_backward(
+        channels_last(gradient), channels_last(x), weight, None, [1, 1], padding, [1, 1], False, [0, 0], groups,
+        [of_x, True, False],
+    )  # fmt: skip
+    filters = torch.empty_like(weight).copy_(filters) if filters.stride() != weight.stride() else filters
+    return channels_last(image) if of_x else x.new_empty(0), filters
+
+
+def _rows(x: Tensor) -> Tensor:
+    """Return an image as a matrix `(pixels, channels)`."""
+    return channels_last(x).permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def _image(rows: Tensor, like: Tensor) -> Tensor:
+    n, _, height, width = like.shape
+    return rows.view(n, height, width, -1).permute(0, 3, 1, 2)
+
+
+@operation(
+    "pointwise_pair(Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor b2) -> (Tensor, Tensor)",
+    lambda x, w1, b1, w2, b2: (_like(x, len(w2)), _like(x, len(w1))),
+)
+def pointwise_pair(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute pointwise → ReLU → pointwise as products with bias and ReLU in them; return the hidden layer, too."""
+    hidden = torch._addmm_activation(b1, _rows(x), w1.t())
+    return _image(torch.addmm(b2, hidden, w2.t()), x), _image(hidden, x)
+
+
+@operation(
+    "pointwise_pair_backward(Tensor gradient, Tensor x, Tensor hidden, Tensor w1, Tensor w2)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    lambda gradient, x, hidden, w1, w2: (
+        _like(x, x.shape[1]), torch.empty_like(w1), w1.new_empty(len(w1), dtype=torch.float32), torch.empty_like(w2),
+        w2.new_empty(len(w2), dtype=torch.float32),
+    ),
+)  # fmt: skip
+def pointwise_pair_backward(
+    gradient: Tensor, x: Tensor, hidden: Tensor, w1: Tensor, w2: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of x, w1, b1, w2 and b2 in `pointwise_pair`; those of biases in float32."""
+    slopes, image = _rows(gradient), _rows(x)
+    change, of_b1 = relu_backward(_image(slopes @ w2, x), hidden)
+    change = _rows(change)
+    of_b2 = slopes.sum(0, dtype=torch.float32)
+    return _image(change @ w1, x), change.t() @ image, of_b1, slopes.t() @ _rows(hidden), of_b2

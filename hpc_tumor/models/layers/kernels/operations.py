@@ -6,12 +6,15 @@ Gradients may be some channels of a larger tensor in channels-last.
 
 from __future__ import annotations
 
-from torch import Tensor, empty_like, float32, uint8
+from typing import Any
+
+from torch import Tensor, empty_like, float32, get_float32_matmul_precision, uint8
 
 from hpc_tumor.models.layers.kernels.library import channels_last, empty_image, operation, strided
 
 _TILE = 2048  # elements that a program computes at once
 _WIDEST = 64  # channels among them
+STEM_ROWS = 64  # pixels that a program of a first convolution computes at once
 PROGRAMS = 1024  # most of a backward pass, which adds up their partial sums
 
 
@@ -33,9 +36,9 @@ def _pooled(x: Tensor) -> Tensor:
     return empty_image(x, x.shape[1], x.shape[2] // 2, x.shape[3] // 2)
 
 
-def _partial(pixels: int, channels: int, like: Tensor) -> tuple[int, Tensor]:
+def _partial(pixels: int, channels: int, like: Tensor, rows: int | None = None) -> tuple[int, Tensor]:
     """Return the tiles of a program, and where the programs put their sums."""
-    tiles = -(-pixels // tile(channels)[0])
+    tiles = -(-pixels // (rows or tile(channels)[0]))
     steps = -(-tiles // PROGRAMS)
     return steps, like.new_empty((-(-tiles // steps), channels), dtype=float32)
 
@@ -143,11 +146,61 @@ def skip_pool_backward(of_skip: Tensor, of_pooled: Tensor, y: Tensor) -> tuple[T
     return result, partial.sum(0)
 
 
+def _stem_tile(x: Tensor, filters: int) -> dict[str, Any]:
+    """Return the sizes of a tile: the products take 16 or more of each."""
+    exact = x.dtype == float32 and get_float32_matmul_precision() == "highest"
+    return {
+        "taps": max(16, 1 << (9 * x.shape[1] - 1).bit_length()), "rows": STEM_ROWS,
+        "columns": max(16, tile(filters)[1]), "precision": "ieee" if exact else "tf32",
+    }  # fmt: skip
+
+
+@operation(
+    "stem(Tensor x, Tensor weight, Tensor bias) -> Tensor",
+    lambda x, weight, bias: empty_image(x, len(weight), *x.shape[2:]),
+)
+def stem(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Return relu(convolution of x with padding 1 + bias) of filters `(C', C, 3, 3)` of any type, with C up to 7."""
+    from hpc_tumor.models.layers.kernels import stem as kernels
+
+    x, weight, (_, channels, height, width) = channels_last(x), channels_last(weight), x.shape
+    y, pixels, filters = empty_image(x, len(weight), height, width), x.numel() // channels, len(weight)
+    sizes = _stem_tile(x, filters)
+    grid = (-(-pixels // STEM_ROWS), -(-filters // sizes["columns"]))
+    kernels.stem[grid](x, weight, bias, y, pixels, height, width, channels, filters, **sizes)
+    return y
+
+
+@operation(
+    "stem_backward(Tensor gradient, Tensor x, Tensor y) -> (Tensor, Tensor)",
+    lambda gradient, x, y: (_filters(x.new_empty((y.shape[1], 9 * x.shape[1]), dtype=float32)), _with_bias(y)[1]),
+)
+def stem_backward(gradient: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradients of weight, in float32, and bias in `stem`."""
+    from hpc_tumor.models.layers.kernels import stem as kernels
+
+    (gradient, stride), x, y = strided(gradient), channels_last(x), channels_last(y)
+    (_, channels, height, width), filters, pixels = x.shape, y.shape[1], x.numel() // x.shape[1]
+    sizes = _stem_tile(x, filters)
+    steps, of_bias = _partial(pixels, filters, x, STEM_ROWS)
+    of_weight = x.new_empty((len(of_bias), filters, 9 * channels), dtype=float32)
+    grid = (len(of_bias), -(-filters // sizes["columns"]))
+    kernels.stem_backward[grid](
+        gradient, stride, x, y, of_weight, of_bias, pixels, height, width, channels, filters, steps, **sizes
+    )
+    return _filters(of_weight.sum(0)), of_bias.sum(0)
+
+
+def _filters(rows: Tensor) -> Tensor:
+    """Return filters `(C', C, 3, 3)` in channels-last from `(C', 9 C)`."""
+    return rows.view(len(rows), 3, 3, -1).permute(0, 3, 1, 2)
+
+
 def _twice(low: Tensor, channels: int) -> Tensor:
     return empty_image(low, channels, 2 * low.shape[2], 2 * low.shape[3])
 
 
-def _upsample(low: Tensor, skip: Tensor | None, add: bool) -> Tensor:
+def _upsample(low: Tensor, skip: Tensor | None, add: bool, gate: Tensor | None = None) -> Tensor:
     from hpc_tumor.models.layers.kernels import upsampling
 
     low, (_, own, height, width) = channels_last(low), low.shape
@@ -158,7 +211,10 @@ def _upsample(low: Tensor, skip: Tensor | None, add: bool) -> Tensor:
     blocks = -(-own // columns)
     grid = (-(-pixels // rows), blocks - (-others // columns))
     skip = low if skip is None else channels_last(skip)
-    upsampling.upsample[grid](low, skip, result, pixels, height, width, own, own + others, blocks, add, rows, columns)
+    gated, gate = gate is not None, None if gate is None else channels_last(gate)
+    upsampling.upsample[grid](
+        low, skip, gate, result, pixels, height, width, own, own + others, blocks, add, gated, rows, columns
+    )
     return result
 
 
@@ -180,6 +236,15 @@ def upsample_cat(low: Tensor, skip: Tensor) -> Tensor:
 def upsample_add(low: Tensor, skip: Tensor) -> Tensor:
     """Return `low` at twice its size plus `skip`."""
     return _upsample(low, skip, True)
+
+
+@operation(
+    "upsample_add_gated(Tensor low, Tensor skip, Tensor gate) -> Tensor",
+    lambda low, skip, gate: _twice(low, low.shape[1]),
+)
+def upsample_add_gated(low: Tensor, skip: Tensor, gate: Tensor) -> Tensor:
+    """Return `low` at twice its size plus `skip` times `gate` `(N, 1, H, W)`."""
+    return _upsample(low, skip, True, gate)
 
 
 @operation(

@@ -22,11 +22,11 @@ def source(output, size):
 
 
 @triton.jit(do_not_specialize=SIZES)
-def upsample(low, skip, result, pixels, height, width, low_channels, channels, low_blocks, add: tl.constexpr,
-             rows: tl.constexpr, columns: tl.constexpr):  # fmt: skip
+def upsample(low, skip, gate, result, pixels, height, width, low_channels, channels, low_blocks, add: tl.constexpr,
+             gated: tl.constexpr, rows: tl.constexpr, columns: tl.constexpr):  # fmt: skip
     """result = `low` (N, C, height, width) at twice the size, then the other channels, copied from `skip`.
 
-    With `add`, `skip` is added instead.
+    With `add`, `skip` is added instead; if `gated`, multiplied by `gate`, a value for each pixel.
     """
     pixel = tl.program_id(0) * rows + tl.arange(0, rows)
     there = pixel < pixels
@@ -61,7 +61,10 @@ def upsample(low, skip, result, pixels, height, width, low_channels, channels, l
         value = (1 - share_down) * top + share_down * bottom
         target = pixel.to(tl.int64)[:, None] * channels + column[None, :]
         if add:
-            value += tl.load(skip + target, mask=inside, other=0.0).to(tl.float32)
+            own = tl.load(skip + target, mask=inside, other=0.0).to(tl.float32)
+            if gated:
+                own *= tl.load(gate + pixel, mask=there, other=0.0).to(tl.float32)[:, None]
+            value += own
         tl.store(result + target, value, mask=inside)
     else:
         column = (block - low_blocks) * columns + tl.arange(0, columns)
