@@ -56,13 +56,13 @@ GRAPH_RANKS = {
 # Megabytes (10⁶ bytes) that the kernels of a step of the published recipe read and write in bfloat16, by network:
 # one by one, and compiled by Inductor. tools/roofline.py shows them by kernel.
 MEGABYTES = {
-    "cnn": 671,
-    "alexnet": 405,
-    "vgg16": 7861,
-    "vit": 8040,
-    "unet": 11973,
-    "improved-unet": 19692,
-    "attention-unet": 24330,
+    "cnn": 669,
+    "alexnet": 402,
+    "vgg16": 7130,
+    "vit": 7956,
+    "unet": 11511,
+    "improved-unet": 17155,
+    "attention-unet": 20688,
 }
 COMPILED_MEGABYTES = {
     "cnn": 785,
