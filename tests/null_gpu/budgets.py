@@ -58,11 +58,11 @@ GRAPH_RANKS = {
 MEGABYTES = {
     "cnn": 669,
     "alexnet": 402,
-    "vgg16": 7128,
+    "vgg16": 7130,
     "vit": 7956,
     "unet": 11511,
-    "improved-unet": 19692,
-    "attention-unet": 24330,
+    "improved-unet": 17155,
+    "attention-unet": 20688,
 }
 COMPILED_MEGABYTES = {
     "cnn": 785,
