@@ -56,6 +56,9 @@ class NullGpu:
             **os.environ,
             "LD_PRELOAD": " ".join(map(str, libraries)),
             "TRITON_LIBCUDA_PATH": str(libraries[0].parent),
+            "TRITON_CACHE_DIR": str(
+                libraries[0].parents[1] / "triton"
+            ),  # the package's own kernels, for later sessions
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
         }
@@ -90,6 +93,8 @@ class NullGpu:
             "NULL_GPU_NAME": name,
             **variables,
         }
+        if inductor := settings.get("TORCHINDUCTOR_CACHE_DIR"):  # what it generates is of no use later
+            settings["TRITON_CACHE_DIR"] = f"{inductor}/triton"
         with tempfile.TemporaryDirectory() as folder:
             request = Request(
                 function.__module__, function.__qualname__, arguments, list(sys.path), folder, ranks, timeout, settings,
