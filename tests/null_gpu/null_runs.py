@@ -54,7 +54,7 @@ def watch_steps(store: Path, model: str, steps: int = 3, graph: str = "off", **s
     settings = merge({"hardware": {"graph": graph}}, settings)
     heartbeat.STATUS_SECONDS = math.inf  # a status of the run reads its loss from the GPU
     skip_initial_values()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         run = null_run(Path(folder), store, model, **settings)
         state = build_state(run.experiment(), run, join_ranks())
         beat, watching = Heartbeat(state), WatchSteps(1, steps)
