@@ -11,11 +11,11 @@ import warnings
 
 # By network, in bfloat16, float16 and float32.
 STEP = {
-    "cnn": (174, 166, 128),
-    "alexnet": (142, 148, 112),
-    "vgg16": (201, 207, 159),
-    "vit": (716, 722, 499),
-    "unet": (242, 248, 200),
+    "cnn": (168, 160, 128),
+    "alexnet": (132, 138, 110),
+    "vgg16": (191, 197, 157),
+    "vit": (634, 640, 499),
+    "unet": (238, 244, 198),
     "improved-unet": (502, 508, 404),
     "attention-unet": (702, 708, 548),
 }
@@ -23,32 +23,32 @@ STEP = {
 AUGMENTATION = {"classification": 14, "segmentation": 32}
 # More on each of two ranks, by network, in bfloat16: gradients go to DDP's buckets one by one.
 RANKS = {
-    "cnn": 71,
-    "alexnet": 21,
-    "vgg16": 38,
-    "vit": 148,
-    "unet": 40,
-    "improved-unet": 292,
-    "attention-unet": 316,
+    "cnn": 65,
+    "alexnet": 11,
+    "vgg16": 27,
+    "vit": 66,
+    "unet": 36,
+    "improved-unet": 282,
+    "attention-unet": 294,
 }
 # Operations of the host in a step that is replayed as a CUDA graph, with augmentation and samples kept on the GPU, and
 # the kernels and copies in the graph, by network, in bfloat16.
 GRAPH = {
-    "cnn": (5, 185),
-    "alexnet": (3, 151),
-    "vgg16": (5, 210),
-    "vit": (5, 727),
-    "unet": (3, 270),
+    "cnn": (5, 179),
+    "alexnet": (3, 143),
+    "vgg16": (5, 202),
+    "vit": (5, 645),
+    "unet": (3, 267),
     "improved-unet": (3, 773),
     "attention-unet": (3, 961),
 }
 # Kernels in the graph on each of two ranks, without augmentation.
 GRAPH_RANKS = {
-    "cnn": 242,
-    "alexnet": 159,
-    "vgg16": 234,
-    "vit": 861,
-    "unet": 279,
+    "cnn": 236,
+    "alexnet": 151,
+    "vgg16": 226,
+    "vit": 779,
+    "unet": 276,
     "improved-unet": 1034,
     "attention-unet": 1246,
 }
@@ -56,20 +56,20 @@ GRAPH_RANKS = {
 # Megabytes (10⁶ bytes) that the kernels of a step of the published recipe read and write in bfloat16, by network:
 # one by one, and compiled by Inductor. tools/roofline.py shows them by kernel.
 MEGABYTES = {
-    "cnn": 671,
-    "alexnet": 405,
-    "vgg16": 7861,
-    "vit": 8040,
-    "unet": 11973,
-    "improved-unet": 19692,
-    "attention-unet": 24330,
+    "cnn": 669,
+    "alexnet": 402,
+    "vgg16": 7130,
+    "vit": 7956,
+    "unet": 11511,
+    "improved-unet": 17155,
+    "attention-unet": 20688,
 }
 COMPILED_MEGABYTES = {
     "cnn": 785,
     "alexnet": 418,
-    "vgg16": 7869,
+    "vgg16": 7151,
     "vit": 6109,
-    "unet": 10930,
+    "unet": 10467,
     "improved-unet": 21663,
     "attention-unet": 23767,
 }

@@ -299,6 +299,10 @@ def test_bytes_are_those_of_the_tensors() -> None:
     with BytesMode(torch.device("cpu")) as mode:
         torch.nn.functional.conv2d(x, weights[:3, :1], groups=3)
     assert [(kernel.name, kernel.grouped) for kernel in mode.kernels] == [("convolution", True)]
+    with BytesMode(torch.device("cpu")) as mode, torch.inference_mode():
+        torch.nn.functional.mish(torch.nn.functional.conv2d(x, weights, bias))
+    assert mode.kernels[0].flop == 2 * 2 * 64 * 3 * 5
+    assert mode.bytes["mish"] == 2 * out.nbytes  # one kernel, though made of others where a device has none
 
 
 def event(key: str, count: int, device: str = "CPU", spent: float = 0.0, annotation: bool = False) -> SimpleNamespace:

@@ -109,6 +109,13 @@ class BytesMode(TorchDispatchMode):
         if not isinstance(func, OpOverload):
             with self:
                 return func(*args, **kwargs)
+        kernels = [
+            torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key)
+            for key in ("CompositeImplicitAutograd", self._kind.upper())
+        ]
+        if kernels == [True, False]:
+            with self:  # made of others, such as a linear layer called without autograd
+                return func.decompose(*args, **kwargs)
         if func.namespace not in _OF_TORCH and (key := self._backend(args, kwargs)) is not None:
             before = len(self.kernels)
             with self:

@@ -14,6 +14,7 @@ from gpu_report.work import experiment_of, kept
 from hpc_tumor.config import Experiment
 from hpc_tumor.data.feed.loader import epoch_order
 from hpc_tumor.run_dir import RunDir
+from hpc_tumor.system import devices
 from hpc_tumor.training.checkpoints.saving import checkpoint_contents, wait_until_saved
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.loop import train_epoch
@@ -39,6 +40,8 @@ def measure(item: dict[str, str], job: Job, tell: Tell) -> None:
     whole = _state(experiment, RunDir.create(job.runs, experiment), device)
     start = [weights.detach().clone() for weights in whole.network.parameters()]
     _train(whole, [])
+    if devices.has_graphs(device):
+        tell.check("steps were replayed as a CUDA graph", whole.graph.captured is not None, why=whole.graph.off)
     interrupted = RunDir.create(job.runs, experiment)
     first = _state(experiment, interrupted, device)
     _train(first, ["asked to stop"])

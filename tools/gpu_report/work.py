@@ -70,7 +70,8 @@ class Running:
         check_steps(self.state, self.totals)
 
     def losses(self) -> torch.Tensor:
-        """Return the losses of the samples of the last step."""
+        """Return the losses of the samples of the last step. Waits for it."""
+        check_steps(self.state, self.totals, everything=True)
         assert self.state.last_losses is not None
         return self.state.last_losses.float().cpu()
 

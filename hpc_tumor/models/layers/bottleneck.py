@@ -228,8 +228,7 @@ def _serves(x: Tensor, norm: nn.BatchNorm2d) -> bool:
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     return (
-        not torch.compiler.is_exporting()
-        and x.numel() > 0
+        x.numel() > 0
         and x.is_contiguous(memory_format=torch.channels_last)
         and dtype in _TYPES
         and norm.momentum is not None

@@ -30,7 +30,7 @@ from hpc_tumor.training.scoring.volumes import Watch, whole_cases
 from hpc_tumor.training.state import TrainingState
 from hpc_tumor.vocabulary import MEMBERS, PREDICTIONS, TUMOUR_LABELS
 
-_MOST_PROCESSES = 8  # of a rank, each of some 250 MB with a case of 240 × 240 × 155
+_MOST_PROCESSES = 8  # of a rank, each of some 300 MB with a case of 240 × 240 × 155
 _LOOK_SECONDS = 0.5  # between looks for a stop, in which ranks wait for each other
 
 

@@ -13,6 +13,7 @@ from hpc_tumor.system import compilers, devices
 
 _LIBRARY = torch.library.Library("hpc_tumor", "FRAGMENT")  # its operations vanish with it
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
+_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # torch 2.6 cannot tell
 _INSTALLED = compilers.missing_for_gpu() is None
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -42,8 +43,8 @@ def operation(schema: str, shapes: Callable[..., Any]) -> Callable[[_Function], 
 
 
 def usable(x: Tensor) -> bool:
-    """Return True if the kernels run on the device of `x`; else torch's own layers serve."""
-    if not _INSTALLED or not devices.is_nvidia(x.device):
+    """Return True if the kernels run on the device of `x`; else, and for an export, torch's own layers serve."""
+    if not _INSTALLED or not devices.is_nvidia(x.device) or _exporting():
         return False
     return torch.compiler.is_compiling() or devices.runs_triton(x.device)  # compiled code is Triton's, too
 
