@@ -61,8 +61,8 @@ MEGABYTES = {
     "vgg16": 7861,
     "vit": 8040,
     "unet": 11973,
-    "improved-unet": 63214,
-    "attention-unet": 67853,
+    "improved-unet": 17155,
+    "attention-unet": 20688,
 }
 COMPILED_MEGABYTES = {
     "cnn": 785,
