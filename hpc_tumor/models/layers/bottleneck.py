@@ -43,9 +43,9 @@ class Bottlenecks(nn.Sequential):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        for layers in self.groups():
+        for layers in list(self.groups()):
             depthwise, norm, first, activation, second = layers
-            if not _serves(x, norm) or any(map(_hooked, layers)):
+            if not _serves(x, norm) or _hooked(layers):
                 x = second(activation(first(norm(depthwise(x)))))
             elif max(first.in_channels, second.out_channels) <= bottleneck_operations.MOST_CHANNELS:
                 x = fused_bottleneck(x, depthwise, norm, first, second)
@@ -56,7 +56,7 @@ class Bottlenecks(nn.Sequential):
     def groups(self) -> Iterator[tuple[Any, ...]]:
         """Return the layers of each bottleneck."""
         layers = list(self)
-        return zip(*(layers[place::_LAYERS] for place in range(_LAYERS)), strict=True)
+        return zip(*[layers[place::_LAYERS] for place in range(_LAYERS)], strict=True)
 
 
 def fused_bottleneck(x: Tensor, depthwise: nn.Conv2d, norm: Any, first: nn.Conv2d, second: nn.Conv2d) -> Tensor:
@@ -122,7 +122,7 @@ class Products(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
-        first, second = (weight.flatten(1).to(x.dtype) for weight in (w1, w2))
+        first, second = [weight.flatten(1).to(x.dtype) for weight in (w1, w2)]
         result: Tensor
         result, hidden = _ops.pointwise_pair(x, first, b1.to(x.dtype), second, b2.to(x.dtype))
         ctx.save_for_backward(x, hidden, first, second, w1, b1, w2, b2)
@@ -132,7 +132,7 @@ class Products(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
         x, hidden, first, second, *weights = ctx.saved_tensors
         of_x, *of_weights = _ops.pointwise_pair_backward(gradient, x, hidden, first, second)
-        return of_x, *(_as(found, like) for found, like in zip(of_weights, weights, strict=True))
+        return of_x, *[_as(found, like) for found, like in zip(of_weights, weights, strict=True)]
 
 
 def _as(values: Tensor, like: Tensor, start: int = 0) -> Tensor:
@@ -187,7 +187,7 @@ def fused_forward(
     """
     ctx.training = training
     centre = mean if training else mean - depthwise
-    first, second = (weight.flatten(1).to(x.dtype) for weight in (w1, w2))
+    first, second = [weight.flatten(1).to(x.dtype) for weight in (w1, w2)]
     ctx.save_for_backward(x, depthwise, scale, shift, centre, inverse, counts, first, b1, second, w1, w2, b2)
     return _ops.bottleneck(x, [centre, inverse, scale, shift], first, b1, second, b2)
 
@@ -242,5 +242,6 @@ def _new_enough(device: torch.device) -> bool:
     return (devices.capability(device) or (0, 0)) >= _OLDEST
 
 
-def _hooked(layer: nn.Module) -> bool:
-    return bool(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks)
+def _hooked(layers: tuple[nn.Module, ...]) -> bool:
+    kinds = [(layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks) for layer in layers]
+    return any([hooks for own in kinds for hooks in own])  # noqa: C419 - Dynamo cannot run two generators at once
