@@ -16,20 +16,20 @@ STEP = {
     "vgg16": (191, 197, 157),
     "vit": (634, 640, 499),
     "unet": (238, 244, 198),
-    "improved-unet": (502, 508, 404),
-    "attention-unet": (702, 708, 548),
+    "improved-unet": (466, 472, 388),
+    "attention-unet": (642, 648, 516),
 }
 # More with augmentation, by task, whatever is drawn.
 AUGMENTATION = {"classification": 14, "segmentation": 32}
 # More on each of two ranks, by network, in bfloat16: gradients go to DDP's buckets one by one.
 RANKS = {
-    "cnn": 65,
-    "alexnet": 11,
-    "vgg16": 27,
-    "vit": 66,
-    "unet": 36,
-    "improved-unet": 282,
-    "attention-unet": 294,
+    "cnn": 71,
+    "alexnet": 21,
+    "vgg16": 37,
+    "vit": 148,
+    "unet": 40,
+    "improved-unet": 310,
+    "attention-unet": 334,
 }
 # Operations of the host in a step that is replayed as a CUDA graph, with augmentation and samples kept on the GPU, and
 # the kernels and copies in the graph, by network, in bfloat16.
@@ -39,8 +39,8 @@ GRAPH = {
     "vgg16": (5, 202),
     "vit": (5, 645),
     "unet": (3, 267),
-    "improved-unet": (3, 773),
-    "attention-unet": (3, 961),
+    "improved-unet": (3, 495),
+    "attention-unet": (3, 671),
 }
 # Kernels in the graph on each of two ranks, without augmentation.
 GRAPH_RANKS = {
@@ -49,8 +49,8 @@ GRAPH_RANKS = {
     "vgg16": 226,
     "vit": 779,
     "unet": 276,
-    "improved-unet": 1034,
-    "attention-unet": 1246,
+    "improved-unet": 774,
+    "attention-unet": 974,
 }
 
 # Megabytes (10⁶ bytes) that the kernels of a step of the published recipe read and write in bfloat16, by network:

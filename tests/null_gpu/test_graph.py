@@ -97,7 +97,7 @@ def test_a_graph_holds_compiled_code(ranks: int, null_gpu: NullGpu, stores: dict
     for watch in [watches] if ranks == 1 else watches:
         assert watch.faults() == {}
         assert (watch.graph_launches, watch.operations <= MOST * STEPS) == (STEPS, True)
-        assert watch.graph_kernels / STEPS < 0.8 * GRAPH["cnn"][1]
+        assert watch.graph_kernels / STEPS < 0.9 * GRAPH["cnn"][1]
 
 
 def stepping(
