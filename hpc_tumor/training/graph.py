@@ -34,13 +34,14 @@ from hpc_tumor.training.step import (
     compute_step,
     draw_parameters,
     finish_step,
+    micro_batch_size,
     set_rates,
     train_step,
 )
 from hpc_tumor.training.watch.memory import is_out_of_memory
 
 WARM = 3  # full batches before the capture
-_EVALUATION = 0.5  # of the memory of a step, at most
+_EVALUATION = 0.5  # of the memory that a step of as many samples takes, at most
 # Variables for debugging, with which the host waits for kernels or collectives, or memory is not torch's.
 _FORBIDDING = {
     "CUDA_LAUNCH_BLOCKING": ("1",), "TORCH_NCCL_BLOCKING_WAIT": ("1",), "NCCL_BLOCKING_WAIT": ("1",),
@@ -130,7 +131,7 @@ def _capture(state: TrainingState, share: ReadShare, totals: dict[str, Any]) -> 
     if distributed.is_main:
         log(f"CUDA graph of a step: off, {graph.off}")
     del captured
-    _forget_half_a_step(state)
+    forget_half_a_step(state)
     return False
 
 
@@ -138,16 +139,19 @@ def _missing_memory(state: TrainingState) -> str | None:
     """Return a reason if incomplete batches or evaluations would not fit beside the graph, whose memory is its own."""
     device, loader = state.distributed.device, state.parts.train
     peak, total = devices.peak_memory(device).allocated, devices.total_memory(device)
-    beside = max(_EVALUATION, len(loader.part) % loader.batch_size / loader.batch_size) * peak
+    evaluated = _EVALUATION * state.parts.test.batch_size / micro_batch_size(state)
+    beside = max(evaluated, len(loader.part) % loader.batch_size / loader.batch_size) * peak
     if peak + beside <= total:
         return None
     return f"its memory of {console.size(peak)} leaves too little of {console.size(total)} for other batches"
 
 
-def _forget_half_a_step(state: TrainingState) -> None:
+def forget_half_a_step(state: TrainingState) -> None:
     """Prepare for a step without a graph after one that may have ended anywhere."""
     if state.scaler.is_enabled():
         state.scaler._per_optimizer_states.clear()
+    for name in ("grad_scale", "found_inf"):  # of the scaler, in an unfinished update
+        vars(state.optimizer).pop(name, None)
     state.optimizer.zero_grad(set_to_none=True)
     if state.distributed.world_size > 1:
         state.wrapped = state.objective

@@ -97,6 +97,7 @@ def train_to_end(
             wait_until_saved(state)
             return RunStatus.FINISHED if finished else RunStatus.STOPPED
     finally:
+        release_graph(state)  # NCCL may wait for graphs with its collectives before it ends
         if state.writer is not None:
             state.writer.close()
 

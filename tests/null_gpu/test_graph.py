@@ -283,7 +283,7 @@ def train_in_full_memory(path: Path, used: float) -> int:
         return train_with(path, "none", [None])[1]
 
 
-@pytest.mark.parametrize(("used", "captured"), [(0.7, False), (0.6, True)])
+@pytest.mark.parametrize(("used", "captured"), [(0.45, False), (0.2, True)])
 def test_a_graph_leaves_memory_for_what_runs_beside_it(
     used: float, captured: bool, null_gpu: NullGpu, stores: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -20,6 +20,7 @@ import hpc_tumor
 from hpc_tumor.errors import UsageError
 from hpc_tumor.system import compilers, devices, measurements
 from hpc_tumor.training.checkpoints.files import random_state, set_random_state
+from hpc_tumor.training.graph import forget_half_a_step
 from hpc_tumor.training.objective import Objective
 from hpc_tumor.training.state import TrainingState, mark
 from hpc_tumor.training.step import forward_backward, micro_batch_size
@@ -110,12 +111,25 @@ def step_seconds(state: TrainingState, step: Callable[[], object]) -> float:
         step()
         mark(state, "compile", waits=True)
     if state.graph.off is None:
-        with suppress(RuntimeError):  # what cannot be captured will not be in training either
-            step, _ = devices.capture(step, device)
+        step = _captured(state, step)
     for _ in range(_STEPS):
         times.append(_seconds(step, device))
         mark(state, "compile", waits=True)
     return max(state.distributed.gather(sorted(times)[_STEPS // 2]))
+
+
+def _captured(state: TrainingState, step: Callable[[], object]) -> Callable[[], object]:
+    """Return the replay of a captured step; on all ranks the step itself if one of them cannot capture it.
+
+    What cannot be captured will not be in training either.
+    """
+    replay: Callable[[], object] | None = None
+    with suppress(RuntimeError):
+        replay, _ = devices.capture(step, state.distributed.device)
+    if all(state.distributed.gather(replay is not None)):
+        return replay or step
+    forget_half_a_step(state)
+    return step
 
 
 def _missing(device: torch.device) -> str | None:
@@ -167,6 +181,7 @@ def _compile(state: TrainingState, step: Callable[[], object], required: bool = 
     results = state.distributed.gather((seconds, failed))
     if failed := next((name for _, name in results if name), None):
         state.objective.compiled = None
+        forget_half_a_step(state)
         return f"off, compiling failed ({failed})"
     if state.distributed.is_main:
         _keep_seconds(_facts(state), max(seconds for seconds, _ in results))

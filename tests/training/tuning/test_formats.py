@@ -13,9 +13,9 @@ from hpc_tumor.config import HardwareSettings
 from hpc_tumor.models import MODELS, Kernels
 from hpc_tumor.records import Event
 from hpc_tumor.system import cpu, measurements
-from hpc_tumor.training import cpu_speed, formats
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.recipe import Precision
+from hpc_tumor.training.tuning import cpu_speed, formats
 from hpc_tumor.training.tuning.cpu_speed import Variant, seconds_by_variant
 from hpc_tumor.training.tuning.formats import Formats, choose_formats, choose_threads
 
