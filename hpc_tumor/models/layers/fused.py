@@ -22,7 +22,10 @@ _ops = torch.ops.hpc_tumor
 _convolution, _convolution_backward = torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default
 assert operations  # registers torch.ops.hpc_tumor
 assert skip_operations
-_MIXED_PRODUCTS = hasattr(torch.ops.aten.mm, "dtype")  # of 16-bit factors, in float32; since torch 2.8
+# torch multiplies 16-bit factors to float32 since 2.8, but compiles that only where it knows the result's shape.
+_MIXED_PRODUCTS = hasattr(torch.ops.aten.mm, "dtype") and torch._C._dispatch_has_kernel_for_dispatch_key(
+    "aten::mm.dtype", "Meta"
+)
 _TAPS = 63  # most values under a filter that `stem` computes with
 _TYPES = (torch.bfloat16, torch.float16, torch.float32)
 

@@ -15,12 +15,14 @@ from unittest.mock import patch
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from hpc_tumor.models.layers import bottleneck
 from hpc_tumor.models.layers.blocks import encoder_block, inverted_bottleneck
 from hpc_tumor.models.layers.kernels import bottleneck_operations
 from hpc_tumor.system import devices
+from hpc_tumor.training.batch_norm import synchronise_batch_norm
 
 triton = pytest.importorskip("triton")
 KERNELS = "hpc_tumor.models.layers.kernels.bottlenecks"
@@ -136,6 +138,56 @@ def compare_in_16_bits(kind: torch.dtype) -> None:
     assert {name: own[name] for name in allowed if own[name] > allowed[name]} == {}
     for name, value in results(layers, fused, x, kind).items():
         assert value.dtype == {"output": kind}.get(name, dict(layers.named_buffers()).get(name, x).dtype)
+
+
+def test_two_ranks_compute_what_one_does(interpreted: Callable[..., None]) -> None:
+    interpreted(compare_ranks)
+
+
+def compare_ranks() -> None:
+    """Give both ranks the same samples, so that the other rank's numbers are this one's."""
+    layers, x, gradient = a_bottleneck(4, 20, 8), an_image(4, (2, 9, 7)), torch.randn(2, 8, 9, 7)
+    one, both = copy.deepcopy(layers).double(), torch.cat([x, x]).double().requires_grad_()
+    expected = one(both)
+    expected.backward(torch.cat([gradient, gradient]).double())
+
+    def all_reduce(values: Tensor) -> None:
+        if values.dim() == 2:  # a row for each rank, filled by the ranks
+            values[1] = values[0]
+        else:
+            values.mul_(2)
+
+    synchronise_batch_norm(layers)
+    x.requires_grad_()
+    with (
+        patch.object(dist, "get_world_size", lambda: 2), patch.object(dist, "get_rank", lambda: 0),
+        patch.object(dist, "all_reduce", all_reduce),
+    ):  # fmt: skip
+        output = fused(layers, x)
+        output.backward(gradient)
+    assert x.grad is not None
+    assert both.grad is not None
+    found, exact = {"output": output.detach(), "x": x.grad}, {"output": expected[:2].detach(), "x": both.grad[:2]}
+    for (name, own), other in zip(layers.named_parameters(), one.parameters(), strict=True):
+        if name != "0.bias":  # rounding noise
+            assert own.grad is not None
+            assert other.grad is not None
+            found[name], exact[name] = 2 * own.grad, other.grad  # DDP averages over ranks
+    assert (
+        max(errors({**found, **dict(layers.named_buffers())}, {**exact, **dict(one.named_buffers())}).values()) < 2e-6
+    )
+
+
+def test_a_value_that_is_not_a_number_is_not_lost(interpreted: Callable[..., None]) -> None:
+    interpreted(spoil)
+
+
+def spoil() -> None:
+    layers, x = a_bottleneck(4, 20, 4).eval(), an_image(4, (1, 3, 3))
+    x[0, 2, 1, 1] = torch.nan
+    found, expected = (results(layers, function, x) for function in (fused, lambda own, image: own(image)))
+    assert expected["output"].isnan().any()
+    assert not [name for name in expected if (expected[name].isnan() & ~found[name].isnan()).any()]
 
 
 def test_what_needs_no_gradient_gets_none(interpreted: Callable[..., None]) -> None:

@@ -75,8 +75,9 @@ def forward(
         for unit in range(0, hidden, units):
             block1 = _load_block(w1, unit, 0, hidden, inner, units, width_in)
             block2 = _load_block(w2, 0, unit, outer, hidden, width_out, units)
-            active = tl.dot(normal, tl.trans(block1), input_precision=precision)
-            active = tl.maximum(active + _load_vector(b1, unit, hidden, units), 0.0).to(raw.dtype)
+            before = tl.dot(normal, tl.trans(block1), input_precision=precision)
+            before += _load_vector(b1, unit, hidden, units)
+            active = tl.where(before < 0, 0.0, before).to(raw.dtype)  # NaN stays NaN
             total = tl.dot(active, tl.trans(block2), total, input_precision=precision)
         _store_rows(output, total + bias, start, end, outer, rows, width_out)
         start += rows
@@ -114,7 +115,7 @@ def input_gradient(
             before = tl.dot(normal, tl.trans(block1), input_precision=precision)
             before += _load_vector(b1, unit, hidden, units)
             change = tl.dot(incoming, block2, input_precision=precision)
-            change = tl.where(before > 0, change, 0.0).to(raw.dtype)
+            change = tl.where(before <= 0, 0.0, change).to(raw.dtype)
             total = tl.dot(change, block1, total, input_precision=precision)
         _store_rows(of_normal, total, start, end, inner, rows, width_in)
         start += rows
@@ -152,11 +153,13 @@ def weight_gradients(
     for tile in range(tiles):
         start = first + tile * rows
         raw = _load_rows(x, start, pixels, inner, rows, width_in)
-        normal = ((raw.to(tl.float32) - centre) * factor + offset).to(raw.dtype)
+        normal = (raw.to(tl.float32) - centre) * factor + offset
+        # Beyond the last pixel this could be infinite in float16, and its product with a gradient of 0 NaN.
+        normal = tl.where(start + tl.arange(0, rows)[:, None] < pixels, normal, 0.0).to(raw.dtype)
         incoming = _load_rows(gradient, start, pixels, outer, rows, width_out)
         before = tl.dot(block1, tl.trans(normal), input_precision=precision) + bias
-        active = tl.maximum(before, 0.0).to(raw.dtype)
-        change = tl.where(before > 0, tl.dot(block2, tl.trans(incoming), input_precision=precision), 0.0)
+        active = tl.where(before < 0, 0.0, before).to(raw.dtype)
+        change = tl.where(before <= 0, 0.0, tl.dot(block2, tl.trans(incoming), input_precision=precision))
         of_b1 += tl.sum(change, 1)
         of_b2 += tl.sum(incoming.to(tl.float32), 0)
         of_w1 = tl.dot(change.to(raw.dtype), normal, of_w1, input_precision=precision)
