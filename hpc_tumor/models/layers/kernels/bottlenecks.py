@@ -153,9 +153,7 @@ def weight_gradients(
     for tile in range(tiles):
         start = first + tile * rows
         raw = _load_rows(x, start, pixels, inner, rows, width_in)
-        normal = (raw.to(tl.float32) - centre) * factor + offset
-        # Beyond the last pixel this could be infinite in float16, and its product with a gradient of 0 NaN.
-        normal = tl.where(start + tl.arange(0, rows)[:, None] < pixels, normal, 0.0).to(raw.dtype)
+        normal = ((raw.to(tl.float32) - centre) * factor + offset).to(raw.dtype)
         incoming = _load_rows(gradient, start, pixels, outer, rows, width_out)
         before = tl.dot(block1, tl.trans(normal), input_precision=precision) + bias
         active = tl.where(before < 0, 0.0, before).to(raw.dtype)
