@@ -86,6 +86,7 @@ def test_orders_in_words() -> None:
     assert describe_exchange((1, 2, 0, 3)) == "FLAIR looks like T1, T1 looks like T1ce, T1ce looks like FLAIR"
 
 
+@pytest.mark.slow
 def test_real_patients_in_every_order() -> None:
     root = os.environ.get("HPC_TUMOR_REAL_DATA")
     if not root:

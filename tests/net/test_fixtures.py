@@ -82,6 +82,7 @@ def test_job_file_and_profile(ask: Ask, made: Path, monkeypatch: pytest.MonkeyPa
     assert json.loads((Path(run["path"]) / "config.json").read_text())["recipe"]["epochs"] == 2
 
 
+@pytest.mark.slow
 def test_finished_run(ask: Ask, made: Path) -> None:
     (state,) = ask("status --runs finished --json")
     assert (state["state"], state["epoch"], state["epochs"], state["job_id"].isdigit()) == ("finished", 60, 60, True)

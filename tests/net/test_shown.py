@@ -129,6 +129,7 @@ def paths_of(folder: Path) -> dict[str, int]:
     return found
 
 
+@pytest.mark.slow
 def test_mistakes(command: Command, mistakes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each ends with its message and exit code, changes nothing and leaves nothing."""
     before = paths_of(mistakes)
@@ -152,6 +153,7 @@ def test_mistakes(command: Command, mistakes: Path, monkeypatch: pytest.MonkeyPa
 # -- results as JSON --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_json_of_every_command(command: Command, work: Path, fake_slurm: Path) -> None:
     """One after another, on a cluster that takes a job and lets it wait; the last on a larger one."""
     made = work / "made-up" / "runs"

@@ -130,6 +130,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Job:
     return Job("cuda:0", False, str(folder), ("bfloat16",))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", MODELS)
 def test_steps_stay_within_their_bytes(network: str, null_gpu: NullGpu, published: Job) -> None:
     found = null_gpu.call(count, network, "eager", published, True)

@@ -137,6 +137,7 @@ def evaluate() -> tuple[Watch, int]:
     return watch, torch.cuda.memory_stats()["active_bytes.all.peak"]
 
 
+@pytest.mark.slow
 def test_an_evaluation_stays_near_the_gpu(null_gpu: NullGpu) -> None:
     """Only their buffers keep batches that nothing waits for from filling the GPU's memory."""
     watch, most = null_gpu.call(evaluate)

@@ -167,6 +167,7 @@ def arrays_of_step(state: TrainingState, share: ReadShare) -> dict[str, bytes]:
     return {f"array {number}": array.tobytes() for number, array in enumerate(arrays)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "keep"), [("cnn", "gpu"), ("unet", "gpu"), ("unet", "host"), ("unet", "none")])
 def test_each_replay_finds_its_own_batch_amounts_rates_seed_and_offset(
     model: str, keep: str, null_gpu: NullGpu, stores: dict[str, Path]

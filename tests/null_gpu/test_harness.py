@@ -123,6 +123,7 @@ def waits_close(launches: int) -> int:
     return watch.closest_event_wait
 
 
+@pytest.mark.slow
 def test_the_distance_of_a_wait_from_its_event_is_counted(null_gpu: NullGpu) -> None:
     assert null_gpu.call(waits_close, 7) == 7
 

@@ -60,6 +60,7 @@ def step(kind: torch.dtype = torch.bfloat16, compiled: bool = False, **changes: 
     return Counter({name: number for name, number in watch.by_kernel.items() if name in KERNELS})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "capability"),
     [(torch.float16, 7.5), (torch.float32, 8.0), (torch.bfloat16, 8.0), (torch.bfloat16, 9.0), (torch.float16, 9.0)],
@@ -78,6 +79,7 @@ def changed(name: str) -> Counter[str]:
     return step(**{name: True})
 
 
+@pytest.mark.slow
 def test_other_layouts_and_watched_layers_are_left_to_torch(null_gpu: NullGpu) -> None:
     assert null_gpu.call(changed, "contiguous") == {}
     others = {name: number for name, number in KERNELS.items() if "skip" in name or "upsample" in name}

@@ -49,6 +49,7 @@ def job(stores: dict[str, Path], tmp_path: Path) -> Job:
     return Job("cuda:0", True, str(tmp_path), ("bfloat16", "float32"))
 
 
+@pytest.mark.slow
 def test_losses_and_gradients_that_are_zero_fail(null_gpu: NullGpu, job: Job) -> None:
     checks = null_gpu.call(measure, "numbers", {"network": "alexnet"}, job)
     assert sorted(checks) == [f"{kind}: {what}" for kind in job.formats for what in ("gradients", "loss")]

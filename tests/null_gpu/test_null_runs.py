@@ -160,6 +160,7 @@ def test_full_memory_of_a_prediction_is_explained(null_gpu: NullGpu, stores: dic
     assert message == "out of memory: try a smaller --batch-size, or --device cpu."
 
 
+@pytest.mark.slow
 def test_samples_that_do_not_fit_into_the_gpu_are_kept_elsewhere(
     null_gpu: NullGpu, stores: dict[str, Path], tmp_path: Path
 ) -> None:

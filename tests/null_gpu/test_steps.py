@@ -87,6 +87,7 @@ def watch_places(store: Path) -> dict[str, Watch]:
     return {keep: watch_steps(store, "unet", STEPS, data={"keep": keep}) for keep in ("gpu", "host", "none")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32", "float64"])
 def test_steps_of_every_type_of_store_wait_for_nothing(
     dtype: str, null_gpu: NullGpu, stores: dict[str, Path], tmp_path: Path

@@ -60,6 +60,7 @@ def test_metadata_says_what_the_output_means(tmp_path: Path) -> None:
     assert json.loads(plain["channels"]) == ["FLAIR", "T1", "T1ce", "T2"]
 
 
+@pytest.mark.slow
 def test_other_logits_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

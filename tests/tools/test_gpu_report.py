@@ -166,6 +166,7 @@ def cut(folder: Path, signum: signal.Signals, seconds: float) -> None:
     assert not left_behind(folder.parent)
 
 
+@pytest.mark.slow
 def test_a_signal_leaves_a_valid_report_and_no_process(tmp_path: Path) -> None:
     cut(tmp_path / "report", signal.SIGTERM, 1.0)
 
@@ -216,6 +217,7 @@ class Collected:
         self.checks[name] = {"passed": passed, **details}
 
 
+@pytest.mark.slow
 def test_gradients_of_a_wrong_kernel_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     def compare() -> dict[str, dict[str, Any]]:
         tell = Collected()

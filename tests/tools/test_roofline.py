@@ -79,6 +79,7 @@ def test_small_networks_beside_a_large_one_cost_only_their_kernels() -> None:
     assert study_seconds(alone, ASSUMED, shared=True) == study_seconds(alone, ASSUMED)
 
 
+@pytest.mark.slow
 def test_a_gpu_without_datasheet_is_refused() -> None:
     command = [sys.executable, "tools/roofline.py", "--gpu", "NVIDIA GeForce RTX 3060"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -111,6 +111,7 @@ def test_runs_are_completed_by_their_names_alone(tmp_path: Path, monkeypatch: py
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_help_needs_nothing_that_trains_or_draws_tables() -> None:
     code = (
         "import sys; from hpc_tumor.cli import main\n"

@@ -615,6 +615,7 @@ def test_a_folder_of_somebody_else_is_not_trusted(tmp_path: Path, monkeypatch: p
         make_private(tmp_path / "mine")
 
 
+@pytest.mark.slow
 def test_two_commands_at_the_same_moment_start_a_run_once(tmp_path: Path, sbatch: Path) -> None:
     """The second waits until the first has written down what it started, and then refuses."""
     sbatch.write_text(COUNTS.replace("echo x", "sleep 1\necho x"))

@@ -166,6 +166,7 @@ def test_a_run_whose_code_is_lost_while_it_waits_runs_no_other(submit: Submit) -
     assert "the submitted code is gone or damaged: continue with hpc-tumor resume" in state.reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "reason"),
     [
@@ -210,6 +211,7 @@ def test_ranks_end_with_what_started_them(submit: Submit) -> None:
     assert state_of(run) == "lost"
 
 
+@pytest.mark.slow
 def test_a_dead_run_lets_the_next_one_go(submit: Submit) -> None:
     first, second = submit("wait"), submit("finish")
     wait_for(lambda: "started" in events(first))
@@ -247,6 +249,7 @@ def test_survives_logout(submit: Submit) -> None:
     wait_for(lambda: ended(run))
 
 
+@pytest.mark.slow
 def test_a_submission_that_is_ended_leaves_no_process_without_its_run(
     submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -80,6 +80,7 @@ def same(ours: np.ndarray, theirs: np.ndarray) -> bool:
         )
 
 
+@pytest.mark.slow
 def test_nifti_headers_that_lie(tmp_path: Path) -> None:
     run(read_volumes, tmp_path, fuzzing.nifti, 1, 1200, least=1200)
 
@@ -141,6 +142,7 @@ def test_jpegs(tmp_path: Path) -> None:
     run(read_images, tmp_path, fuzzing_images.jpeg, 4, 600, least=600)
 
 
+@pytest.mark.slow
 def test_pngs(tmp_path: Path) -> None:
     run(read_images, tmp_path, fuzzing_images.png, 5, 600, least=600)
 
@@ -191,6 +193,7 @@ def read_h5s(watch: Watch, folder: Path, seed: int, count: int) -> None:
         )
 
 
+@pytest.mark.slow
 def test_h5_files(tmp_path: Path) -> None:
     run(read_h5s, tmp_path, 7, 500, least=500)
 

@@ -116,6 +116,7 @@ def convert_again(watch: Watch, folder: Path, images: bool, seed: int, count: in
         shutil.rmtree(folder / "s.zarr")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("images", [False, True], ids=["volumes", "images"])
 def test_conversions_that_go_on(tmp_path: Path, images: bool) -> None:
     run(convert_again, tmp_path, images, 9, 60, least=60)

@@ -102,6 +102,7 @@ def compare_block(options: dict[str, Any], shape: tuple[int, ...], kind: torch.d
     assert_near(found, expected, ROUNDING[kind])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", list(ROUNDING))
 @pytest.mark.parametrize(
     ("options", "shape", "pool"),

@@ -54,6 +54,7 @@ def test_tables_figures_and_report(runs: Path, capsys: pytest.CaptureFixture[str
     assert not any(name.startswith("segmentation") for name in after)
 
 
+@pytest.mark.slow
 def test_a_run_that_lost_its_best_weights_is_marked_everywhere(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -109,6 +110,7 @@ def test_a_selection_that_cannot_be_met(
     assert not (runs.parent / "out").exists()
 
 
+@pytest.mark.slow
 def test_serving_what_is_written_nowhere_else(runs: Path, tmp_path: Path) -> None:
     (tmp_path / "temporary").mkdir()
     with subprocess.Popen(

@@ -485,6 +485,7 @@ def test_no_checkpoint_names_best_weights_that_are_not_on_disk(
     assert score_test_part(state, Watch()).final.scores == result_of(run)["best"]["test"]
 
 
+@pytest.mark.slow
 def test_events_come_before_the_end(tmp_path: Path, slice_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last checkpoint is written before the run says that it has finished."""
     fsync = os.fsync

@@ -75,6 +75,7 @@ def test_nothing_is_traced_that_nobody_asked_for(tmp_path: Path, slice_store: Pa
     assert not (run.path / "profile").exists()
 
 
+@pytest.mark.slow
 def test_times_and_a_trace_of_the_same_steps(tmp_path: Path, slice_store: Path, capfd: Captured) -> None:
     run = new_run(tmp_path, slice_store, "unet", recipe={"epochs": 1, "batch_size": 3}, profile=True)
     debug_run(run.experiment(), run)

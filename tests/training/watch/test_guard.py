@@ -71,6 +71,7 @@ def test_the_step_and_the_cases_are_named_and_the_batch_is_kept(
     assert not run.is_finished()
 
 
+@pytest.mark.slow
 def test_as_many_steps_are_skipped_as_the_recipe_allows(tmp_path: Path, image_store: Path) -> None:
     run = new_run(tmp_path, image_store, "cnn", recipe={"skip_nonfinite": 2})
     state = spoiling(prepared(run), [1, 3], infinite_first)
