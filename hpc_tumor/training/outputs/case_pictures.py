@@ -22,7 +22,7 @@ _DARKEST, _BRIGHTEST = 1.0, 99.5  # percentiles of the brain
 
 
 def case_pictures(state: TrainingState, best: Evaluation) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Return the arrays and `about` of `write_pictures` for segmentation. The network must be in evaluation mode.
+    """Return the arrays and `about` of `make_pictures` for segmentation. The network must be in evaluation mode.
 
     Raises:
         DataError: the store cannot be read.

@@ -19,7 +19,7 @@ WRONG = 12  # images at most
 
 
 def image_pictures(state: TrainingState, best: Evaluation) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Return the arrays and `about` of `write_pictures` for classification. The network must be in evaluation mode.
+    """Return the arrays and `about` of `make_pictures` for classification. The network must be in evaluation mode.
 
     Raises:
         DataError: the store cannot be read.

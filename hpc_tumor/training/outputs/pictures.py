@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -19,8 +20,10 @@ FORMAT = "hpc-tumor pictures 1"
 LONGEST = 256  # pixels per side of a picture; larger ones are subsampled, which keeps the file below 3 MB
 
 
-def write_pictures(state: TrainingState, best: Evaluation) -> None:
-    """Write `figures/pictures.npz`, on rank 0, with the weights in the network whose scores are `best`.
+def make_pictures(state: TrainingState, best: Evaluation) -> Callable[[], None]:
+    """Return what writes `figures/pictures.npz`, on rank 0, with the weights in the network whose scores are `best`.
+
+    Only making them needs a GPU, not writing them.
 
     Arrays are uint8 unless noted: brightness, probability and attention from 0 to 1 are 0 to 255. `about` is JSON in an
     array without axes: format, run, model, image_size [height, width] of the network's input, and `every`, the step of
@@ -40,22 +43,34 @@ def write_pictures(state: TrainingState, best: Evaluation) -> None:
         sample_attention, wrong_attention: `(n, rows, columns)` by patch, of a ViT: see `models.vit.rollout`.
         about: classes; samples and wrong [{case, label, prediction, confidence}, …].
 
-    Never raises: if the pictures cannot be made, a warning and an event say why, and no file remains.
+    Neither raises: if the pictures cannot be made or written, a warning and an event say why, and no file remains.
     """
     was_training = state.network.training
     try:
         state.network.eval()
         with torch.inference_mode():
             pictures = case_pictures(state, best) if state.spec.classes is None else image_pictures(state, best)
-        _write(state, *pictures)
     except Exception as error:  # a failed figure must not fail the run
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        log(f"warning: this run has no pictures for a report: {reason}")
-        with suppress(OSError):
-            state.run.pictures.unlink(missing_ok=True)  # of an earlier completion of the run
-            state.run.add_event("pictures left out", reason=reason)
+        _leave_out(state, error)
+        return lambda: None
     finally:
         state.network.train(was_training)
+
+    def write() -> None:
+        try:
+            _write(state, *pictures)
+        except Exception as error:
+            _leave_out(state, error)
+
+    return write
+
+
+def _leave_out(state: TrainingState, error: Exception) -> None:
+    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    log(f"warning: this run has no pictures for a report: {reason}")
+    with suppress(OSError):
+        state.run.pictures.unlink(missing_ok=True)  # of an earlier completion of the run
+        state.run.add_event("pictures left out", reason=reason)
 
 
 def _write(state: TrainingState, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:

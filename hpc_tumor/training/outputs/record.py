@@ -23,7 +23,7 @@ from hpc_tumor.system.resources import own_share
 from hpc_tumor.training.average import scoring_weights
 from hpc_tumor.training.checkpoints.resume import load_best
 from hpc_tumor.training.checkpoints.saving import save_weights, wait_until_saved
-from hpc_tumor.training.outputs.pictures import write_pictures
+from hpc_tumor.training.outputs.pictures import make_pictures
 from hpc_tumor.training.scoring import metrics
 from hpc_tumor.training.scoring.evaluate import Evaluation, evaluate
 from hpc_tumor.training.scoring.surfaces import method_description
@@ -89,13 +89,14 @@ def _score(state: TrainingState, watch: Watch, released: Callable[[], None]) -> 
         with weights:
             plain = test.predict()
             tested = test.finish() if test.cleans else None  # the pictures are of the best and worst cases after it
-            if distributed.is_main:
-                write_pictures(state, tested.final if tested else plain)
+            write_pictures = make_pictures(state, tested.final if tested else plain) if distributed.is_main else None
         if devices.is_gpu(distributed.device):
             free_gpu(state)
             distributed.barrier()
             if distributed.is_main:
                 released()
+        if write_pictures is not None:
+            write_pictures()
         tested = tested or test.finish()
     return (tested.plain if last is None or lost else last), tested, lost[0] if lost else None
 

@@ -11,7 +11,7 @@ from training_runs import build_state_again, evaluated, new_run, read_cases, rea
 
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.training.outputs.case_pictures import as_bytes, choose_cases, grey, predict_slice
-from hpc_tumor.training.outputs.pictures import write_pictures
+from hpc_tumor.training.outputs.pictures import make_pictures
 from hpc_tumor.training.scoring.evaluate import Evaluation
 from hpc_tumor.vocabulary import LABELS
 
@@ -94,7 +94,7 @@ def test_the_best_case_is_better_than_the_worst(tmp_path: Path, more_slices: Pat
 
 def test_gates_are_those_of_the_median_case(tmp_path: Path, more_slices: Path) -> None:
     state, best = build_state_again(new_run(tmp_path, more_slices, "attention-unet", data=FOLD), best=False)
-    write_pictures(state, best)
+    make_pictures(state, best)()
     arrays, about = read_pictures(state.run)
     median = about["cases"]["median"]
     assert about["attention"] == {"case": median["case"], "slice": median["slice"]}
@@ -117,7 +117,7 @@ def test_a_case_without_tumour_shows_what_was_predicted(
     state, best = build_state_again(new_run(tmp_path, slice_store, "unet"), best=False)
     none = np.zeros_like(state.parts.store.label_counts)
     monkeypatch.setattr(Store, "label_counts", property(lambda store: none))
-    write_pictures(state, best)
+    make_pictures(state, best)()
     _, about = read_pictures(state.run)
     assert list(about["cases"]) == ["best"]  # one test case
     predicted = [(predict_slice(state, position).prediction > 0).sum() for position in range(12)]
@@ -126,7 +126,7 @@ def test_a_case_without_tumour_shows_what_was_predicted(
     with torch.no_grad():
         for parameter in state.network.parameters():
             parameter.fill_(0)
-    write_pictures(state, evaluated(state, state.parts.test))
+    make_pictures(state, evaluated(state, state.parts.test))()
     arrays, about = read_pictures(state.run)
     assert not arrays["best_prediction"].any()
     assert about["cases"]["best"]["slice"] == 6
@@ -136,7 +136,7 @@ def test_only_scored_slices_are_shown(tmp_path: Path, more_slices: Path) -> None
     run = new_run(tmp_path, more_slices, "unet", data=FOLD, limit_batches=1, hardware={"accumulate": 8})  # 4 slices
     state, best = build_state_again(run, best=False)
     assert list(best.counted) == [4, 0, 0]
-    write_pictures(state, best)
+    make_pictures(state, best)()
     _, about = read_pictures(run)
     assert about["cases"]["best"]["case"] == state.parts.test_names[0]
     assert about["cases"]["best"]["slice"] < 4

@@ -11,7 +11,7 @@ from hpc_tumor.models import build_model
 from hpc_tumor.models.vit import rollout
 from hpc_tumor.training.outputs.case_pictures import as_bytes
 from hpc_tumor.training.outputs.image_pictures import choose_images
-from hpc_tumor.training.outputs.pictures import write_pictures
+from hpc_tumor.training.outputs.pictures import make_pictures
 from hpc_tumor.training.scoring.evaluate import Evaluation
 
 
@@ -60,7 +60,7 @@ def test_which_images_are_chosen() -> None:
 @pytest.mark.slow
 def test_a_vit_shows_where_it_looks(tmp_path: Path, image_store: Path) -> None:
     state, best = build_state_again(new_run(tmp_path, image_store, "vit"), best=False)
-    write_pictures(state, best)
+    make_pictures(state, best)()
     arrays, about = read_pictures(state.run)
     assert arrays["wrong_attention"].shape == (len(about["wrong"]), 8, 8)
     assert arrays["sample_attention"].shape == (len(about["samples"]), 8, 8)

@@ -11,7 +11,7 @@ from training_runs import build_state_again, new_run, read_pictures, train_here,
 
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.training.outputs import pictures
-from hpc_tumor.training.outputs.pictures import write_pictures
+from hpc_tumor.training.outputs.pictures import make_pictures
 
 
 @pytest.mark.parametrize("model", ["cnn", "improved-unet"])
@@ -21,9 +21,9 @@ def test_nothing_is_disturbed(tmp_path: Path, image_store: Path, slice_store: Pa
     state.network.train()
     before = {name: tensor.clone() for name, tensor in state.network.state_dict().items()}
     random = torch.get_rng_state(), np.random.get_state()[1].tolist()
-    write_pictures(state, best)
+    make_pictures(state, best)()
     first = state.run.pictures.read_bytes()
-    write_pictures(state, best)
+    make_pictures(state, best)()
     assert state.run.pictures.read_bytes() == first
     assert all(module.training for module in state.network.modules())
     assert torch.equal(torch.get_rng_state(), random[0])
@@ -34,7 +34,7 @@ def test_nothing_is_disturbed(tmp_path: Path, image_store: Path, slice_store: Pa
 
 def test_large_images_are_thinned_out(tmp_path: Path, image_store: Path) -> None:
     state, best = build_state_again(new_run(tmp_path, image_store, "cnn", data={"image_size": 288}), best=False)
-    write_pictures(state, best)
+    make_pictures(state, best)()
     arrays, about = read_pictures(state.run)
     assert about["image_size"] == [288, 288]
     assert about["every"] == 2
@@ -67,7 +67,7 @@ def test_a_network_that_gives_no_numbers_has_pictures(tmp_path: Path, slice_stor
     state, best = build_state_again(new_run(tmp_path, slice_store, "unet"), best=False)
     with torch.no_grad():
         next(iter(state.network.parameters())).fill_(torch.nan)
-    write_pictures(state, best)
+    make_pictures(state, best)()
     arrays, _ = read_pictures(state.run)
     assert not arrays["best_probabilities"].any()
 
