@@ -237,9 +237,12 @@ def _serves(x: Tensor, norm: nn.BatchNorm2d) -> bool:
     )
 
 
-@torch.compiler.assume_constant_result
 def _new_enough(device: torch.device) -> bool:
     return (devices.capability(device) or (0, 0)) >= _OLDEST
+
+
+# What torch.compiler.assume_constant_result does, without importing the compiler into every rank.
+_new_enough._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _hooked(layers: tuple[nn.Module, ...]) -> bool:
