@@ -53,7 +53,7 @@ def submit_experiment(
     return submitted.started[0]
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 30, every: float = 0.1) -> Any:
+def wait_for(condition: Callable[[], Any], seconds: float = 90, every: float = 0.1) -> Any:
     """Return the value of `condition` once it is true; the test fails if it never is."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
