@@ -107,30 +107,42 @@ class WorkerProcesses:
         self._results.append(answer)
 
 
-class _Worker:
-    """One process. It is given calls only once it is `ready`, as it would not empty the socket before."""
+class ConnectedProcess:
+    """Process of a module that is run with the handle of a socket, whose other end is `connection`."""
 
-    def __init__(self) -> None:
+    def __init__(self, module: str) -> None:
         self.connection, theirs = Pipe()
         handle = theirs.fileno()
         # In a new process group: Ctrl-C reaches only the parent. Output of libraries goes to stderr.
-        self._process = start_process(
-            module_command("hpc_tumor.system.worker_processes", str(handle)), stdin=subprocess.DEVNULL, stdout=2,
-            pass_fds=(handle,), process_group=0,
+        self.process = start_process(
+            module_command(module, str(handle)), stdin=subprocess.DEVNULL, stdout=2, pass_fds=(handle,),
+            process_group=0,
         )  # fmt: skip
         theirs.close()
+
+    def send(self, value: Any) -> None:
+        """Send a value; a process that has ended is noticed when its answer is read."""
+        with suppress(OSError):
+            self.connection.send(value)
+
+    def end(self) -> int:
+        """End the process, busy or not; return its exit code, negative for a signal."""
+        self.process.kill()
+        self.connection.close()
+        return self.process.wait()
+
+
+class _Worker(ConnectedProcess):
+    """One process. It is given calls only once it is `ready`, as it would not empty the socket before."""
+
+    def __init__(self) -> None:
+        super().__init__("hpc_tumor.system.worker_processes")
         self.ready = False
         self.calls: deque[Call] = deque()
 
     def give(self, call: Call) -> None:
         self.calls.append(call)
-        with suppress(OSError):  # reading the answer handles a process that has ended
-            self.connection.send(call)
-
-    def end(self) -> None:
-        self._process.kill()
-        self.connection.close()
-        self._process.wait()
+        self.send(call)
 
 
 def listen(connection: Connection, received: queue.SimpleQueue[Any]) -> None:

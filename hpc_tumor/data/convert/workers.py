@@ -16,14 +16,13 @@ from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from multiprocessing.connection import Connection, Pipe, wait
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from hpc_tumor.data.convert.case import Unit, UnitResult, convert_unit
 from hpc_tumor.data.convert.target import ConversionError, remove
-from hpc_tumor.system.processes import module_command, start_process
 from hpc_tumor.system.resources import available_cpus, available_memory
-from hpc_tumor.system.worker_processes import listen, portable
+from hpc_tumor.system.worker_processes import ConnectedProcess, listen, portable
 
 WORKER_BYTES = 350_000_000  # of a worker with a case of 240 × 240 × 155: peak of 234 MB, libraries included
 MOST_KILLS = 3  # workers killed at a case before it is refused
@@ -75,34 +74,21 @@ class _Task:
         return replace(rest, unit=self.unit, failed=[*self.refused, *rest.failed])
 
 
-class _Worker:
+class _Worker(ConnectedProcess):
     def __init__(self) -> None:
-        self.connection, theirs = Pipe()
-        handle = theirs.fileno()
-        # In a new process group: Ctrl-C reaches only the parent. Output of libraries goes to stderr.
-        self._process = start_process(
-            module_command("hpc_tumor.data.convert.workers", str(handle)), stdin=subprocess.DEVNULL, stdout=2,
-            pass_fds=(handle,), process_group=0,
-        )  # fmt: skip
-        theirs.close()
+        super().__init__("hpc_tumor.data.convert.workers")
         self.task: _Task | None = None
         self.case: str | None = None  # the current one; None before the first
 
     def give(self, task: _Task) -> None:
         self.task = task
-        with suppress(OSError):  # reading the answer handles a process that has ended
-            self.connection.send(task.rest())
+        self.send(task.rest())
 
     def ended(self) -> int:
         """Return the exit code of a process that has closed its connection; negative for a signal."""
         with suppress(subprocess.TimeoutExpired):
-            self._process.wait(_END_SECONDS)
+            self.process.wait(_END_SECONDS)
         return self.end()
-
-    def end(self) -> int:
-        self._process.kill()
-        self.connection.close()
-        return self._process.wait()
 
 
 class _Team:

@@ -20,7 +20,7 @@ import pytest
 from raw_samples import picture, tree, write_case, write_patients, write_pictures
 
 from hpc_tumor.data.case import Case, CaseData
-from hpc_tumor.data.convert import workers, writers
+from hpc_tumor.data.convert import writers
 from hpc_tumor.data.convert.prepare import PrepareSummary, prepare_dataset
 from hpc_tumor.data.convert.target import LOCK, list_staging
 from hpc_tumor.data.convert.workers import MOST_KILLS
@@ -30,6 +30,7 @@ from hpc_tumor.data.raw.brats import BraTSReader
 from hpc_tumor.data.raw.sources import inspect_source
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.errors import DataError
+from hpc_tumor.system import worker_processes
 
 KINDS = pytest.mark.parametrize("images", [False, True])
 
@@ -254,7 +255,7 @@ def test_cases_that_kill_their_workers_are_refused_and_the_rest_converted(
 
 def test_a_worker_that_cannot_begin_is_no_fault_of_a_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = make_source(tmp_path / "raw", images=False)
-    monkeypatch.setattr(workers, "module_command", lambda *_: [sys.executable, "-c", "raise SystemExit(7)"])
+    monkeypatch.setattr(worker_processes, "module_command", lambda *_: [sys.executable, "-c", "raise SystemExit(7)"])
     with pytest.raises(DataError, match=r"worker process ended with exit code 7 at startup.*No store was created"):
         prepare(source, tmp_path / "s.zarr", workers=2)
 
