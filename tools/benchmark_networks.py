@@ -26,7 +26,7 @@ from hpc_tumor.models.layers.bottleneck import Bottlenecks
 from hpc_tumor.models.layers.fast import DepthwiseConv2d, Dropout, FirstConv2d, MishPool
 from hpc_tumor.models.layers.fused import Convolutions, Linear
 from hpc_tumor.models.unet import UNet
-from hpc_tumor.models.vit import DROPOUT, HEADS, WIDTH, EncoderLayer
+from hpc_tumor.models.vit import HEADS, WIDTH, EncoderLayer
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.settings import merge, resolve
 from hpc_tumor.system import devices
@@ -97,7 +97,7 @@ class PlainEncoderLayer(EncoderLayer):
     def forward(self, tokens: Tensor, return_attention: bool = False) -> tuple[Tensor, Tensor | None]:
         joint = self.query_key_value(self.attention_norm(tokens))
         query, key, value = joint.unflatten(-1, (3, HEADS, WIDTH // HEADS)).permute(2, 0, 3, 1, 4).unbind(0)
-        rate = DROPOUT if self.training else 0.0
+        rate = self.dropout.p if self.training else 0.0
         attended = F.scaled_dot_product_attention(query, key, value, dropout_p=rate)
         tokens = tokens + self.dropout(self.projection(attended.transpose(1, 2).flatten(2)))
         return tokens + self.feed_forward(tokens), None

@@ -79,7 +79,7 @@ class EncoderLayer(nn.Module):
         """Return the tokens and, with `return_attention`, the attention weights before dropout, `(N, 8, T, T)`."""
         joint = self.query_key_value(self.attention_norm(tokens))
         query, key, value = joint.unflatten(-1, (3, HEADS, WIDTH // HEADS)).permute(2, 0, 3, 1, 4).unbind(0)
-        attended = attend(query, key, value, DROPOUT if self.training else 0.0)
+        attended = attend(query, key, value, self.dropout.p if self.training else 0.0)
         tokens = tokens + self.dropout(self.projection(attended.transpose(1, 2).flatten(2)))
         tokens = tokens + self.feed_forward(tokens)
         if not return_attention:

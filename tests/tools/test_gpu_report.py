@@ -29,7 +29,7 @@ from gpu_report.report import Report, checks, missing  # noqa: E402
 from gpu_report.study import EPOCHS, study  # noqa: E402
 from gpu_report.tables import render  # noqa: E402
 
-from hpc_tumor.models import MODELS  # noqa: E402
+from hpc_tumor.models import MODELS, build_model  # noqa: E402
 from hpc_tumor.settings import preset  # noqa: E402
 
 ABOUT = {"began": "now", "minutes": 1.0, "device": "cpu", "quick": True}
@@ -231,6 +231,13 @@ def test_gradients_of_a_wrong_kernel_fail(monkeypatch: pytest.MonkeyPatch) -> No
     plain = numbers.tested_network
     monkeypatch.setattr(numbers, "tested_network", lambda *given: double_first(plain(*given)))
     assert compare()["float32: gradients"]["passed"] is False
+
+
+def test_a_network_without_dropout_draws_nothing_and_the_next_one_does() -> None:
+    images = torch.rand(2, 1, 32, 32).expand(-1, 3, -1, -1)
+    still, network = numbers.without_dropout(build_model("vit", image_size=32)), build_model("vit", image_size=32)
+    assert torch.equal(still(images), still(images))
+    assert not torch.equal(network(images), network(images))
 
 
 def double_first(network: torch.nn.Module) -> torch.nn.Module:

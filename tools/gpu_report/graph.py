@@ -7,15 +7,14 @@ from dataclasses import replace
 
 import torch
 from benchmark_networks import seconds_of
-from torch import Tensor, nn
+from torch import Tensor
 
 from gpu_report.counting import profile_steps
 from gpu_report.job import Job, Tell
-from gpu_report.numbers import limit_of
+from gpu_report.numbers import limit_of, without_dropout
 from gpu_report.steps import ROUNDS, SECONDS, Result, backward, relative_errors, result_of
 from gpu_report.work import Running, experiment_of
 from hpc_tumor.data.feed.loader import Batch
-from hpc_tumor.models import vit
 from hpc_tumor.training.state import TrainingState
 
 WARM = 3
@@ -29,11 +28,8 @@ def measure(item: dict[str, str], job: Job, tell: Tell) -> None:
     if device.type != "cuda":
         tell.check(CAPTURED, None, why=_NO_GRAPHS)
         return
-    vit.DROPOUT = 0.0
     state = Running(experiment_of(item["network"], job, {"hardware": {"precision": kind}}), job).state
-    for module in state.network.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
+    without_dropout(state.network)
     first, second = _copy(state.parts.first_batch(0)), _copy(state.parts.first_batch(1))
     static = _copy(first)
     tell(format=kind, batch=len(static.images))

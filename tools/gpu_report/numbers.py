@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 
-import benchmark_networks
 import torch
 from benchmark_networks import make_plain
 from benchmark_workers import cores
 from torch import Tensor, nn
 
 from gpu_report.job import Job, Tell
-from hpc_tumor.models import MODELS, build_model, vit
+from hpc_tumor.models import MODELS, build_model
 from hpc_tumor.settings import resolve
 from hpc_tumor.training.losses import build_loss
 from hpc_tumor.training.recipe import Precision, choose_precision, prepare_backend
@@ -33,7 +32,6 @@ Gradients = list[Tensor]
 def measure(item: dict[str, str], job: Job, tell: Tell) -> None:
     """Compare one network in every number format of the device; the plain network on the CPU is the control."""
     name, cpu, device = item["network"], torch.device("cpu"), torch.device(job.device)
-    vit.DROPOUT = benchmark_networks.DROPOUT = 0.0  # devices draw different numbers
     torch.set_num_threads(cores())
     network, (images, targets) = tested_network(name, job), _samples(name, job)
     plain = make_plain(tested_network(name, job))
@@ -63,14 +61,18 @@ def limit_of(kind: str, control: float) -> float:
 
 
 def tested_network(name: str, job: Job) -> nn.Module:
-    """Return the untrained network in training mode, without dropout."""
+    """Return the untrained network in training mode, without dropout: devices draw different numbers."""
     torch.manual_seed(0)
     small = {"filters": 4} if job.quick and MODELS[name].task == "segmentation" else {}
-    network = build_model(name, image_size=_side(name, job), **small)
+    return without_dropout(build_model(name, image_size=_side(name, job), **small)).train()
+
+
+def without_dropout(network: nn.Module) -> nn.Module:
+    """Switch off dropout in a network, in place; a ViT's attention has the rate of its layer's dropout."""
     for module in network.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    return network.train()
+    return network
 
 
 def _side(name: str, job: Job) -> int:
