@@ -29,7 +29,7 @@ from hpc_tumor.vocabulary import plural
 
 Source = Annotated[Path, argument("SOURCE", "Folder with the raw scans.")]
 StoreToWrite = Annotated[Path, argument("STORE", "Zarr store to create or update.")]
-Dataset = Annotated[str, option("--dataset", value="KIND", text="Dataset: auto, brats, brats-h5 or brain-mri.")]
+Dataset = Annotated[str, option("--dataset", value="KIND", text="Dataset: auto, brats, brats-h5, brain-mri or cheng.")]
 Workers = Annotated[
     int | None, option("--workers", value="N", text="Processes, or array tasks with --cluster; default: one per CPU.")
 ]
@@ -89,7 +89,7 @@ def prepare_data(
     out.result(asdict(summary), show=lambda: out.pairs(summary_lines(summary)))
     if summary.failed:
         raise failed_cases_error(summary)
-    model = "cnn" if summary.dataset == "brain-mri" else "unet"
+    model = "unet" if summary.dataset in ("brats", "brats-h5") else "cnn"
     out.hints(
         "Next:", [(f"hpc-tumor submit --model {model} --data {shlex.quote(str(store))}", "train a network on it")]
     )
@@ -166,7 +166,7 @@ def patients(
 
 def phantom(
     directory: Annotated[Path, argument("DIR", "New folder to write to.")],
-    dataset: Annotated[str, option("--dataset", value="KIND", text="Dataset to imitate: brats or brain-mri.")],
+    dataset: Annotated[str, option("--dataset", value="KIND", text="Dataset to imitate: brats, brain-mri or cheng.")],
     cases: Annotated[int, option("--cases", min=1, value="N", text="Number of patients or images.")],
     seed: Annotated[int, option("--seed", min=0, value="N", text="Random seed.")] = 0,
     shape: Annotated[
