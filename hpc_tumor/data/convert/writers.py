@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from PIL import Image
 
 from hpc_tumor.data.case import Case, CaseReader
 from hpc_tumor.data.convert.case import Row, Unit, UnitResult, is_intact, unpack_images
 from hpc_tumor.data.convert.target import Target, remove
 from hpc_tumor.data.editions import EDITIONS
+from hpc_tumor.data.raw.brain_mri import head_thumbnail
 from hpc_tumor.data.splits.near_duplicates import SIDE, near_duplicate_groups
 from hpc_tumor.data.splits.sketch import group_same_scans, unpack_sketches
 from hpc_tumor.data.store.nodes import (
@@ -225,12 +227,14 @@ class ImageWriter:
             **{name: [row[name] for row in rows] for name in ("mode", "sha256", "signature", "bytes")},
         })  # fmt: skip
         identical = duplicate_groups([row["sha256"] for row in rows])
-        pixels = b"".join(bytes.fromhex(row["thumbnail"]) for row in rows)
-        thumbnails = np.frombuffer(pixels, np.uint8).reshape(-1, SIDE, SIDE)
+        thumbnails, heads = (
+            np.frombuffer(b"".join(bytes.fromhex(row[name]) for row in rows), np.uint8).reshape(-1, SIDE, SIDE)
+            for name in ("thumbnail", "head")
+        )
         write_column(index, "label", [CLASSES.index(row["class"]) for row in rows])
         write_column(index, "part", [row["part"] == "test" for row in rows])
         write_column(index, "identical", identical)
-        write_column(index, "group", near_duplicate_groups(thumbnails, identical))
+        write_column(index, "group", near_duplicate_groups(thumbnails, heads, identical))
         write_column(index, "thumbnail", thumbnails)
         for name in ("size", "box"):
             write_column(index, name, [row[name] for row in rows])
@@ -252,7 +256,9 @@ class ImageWriter:
             if name in signatures and signatures[name] in (None, texts["signature"][i]):
                 row = {key: values[i] for key, values in texts.items()}
                 row |= {"case": name, "class": classes[i], "part": parts[i], "size": sizes[i], "box": boxes[i]}
-                self.rows[name] = {**row, "thumbnail": thumbnails[i].tobytes().hex()}
+                head = head_thumbnail(Image.fromarray(old.read_images([i]).result()[0]))
+                row |= {"thumbnail": thumbnails[i].tobytes().hex(), "head": head.tobytes().hex()}
+                self.rows[name] = row
                 self._places[name] = (None, i)
 
     def _keep_waiting(self, signatures: Mapping[str, str | None]) -> None:
