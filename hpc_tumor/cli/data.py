@@ -136,7 +136,7 @@ def split(
 
 
 def patients(
-    store: StoreToRead,
+    store: Annotated[Path, argument("STORE", "Store made by prepare-data; an old one is brought up to date.")],
     csv: Annotated[Path | None, option("--csv", value="FILE", text="CSV file to write.")] = None,
     json: Json = False,
     verbose: Verbose = False,

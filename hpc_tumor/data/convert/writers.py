@@ -311,7 +311,8 @@ def write_patients(
     `named` has the patient and slice of images whose source names them, by number; others are recognised.
     """
     found = recognise(thumbnails, heads)
-    patients, slices, correlation = found.patients, found.slice.copy(), found.correlation.copy()
+    # Rounded, so that stores of the same images have the same bytes on most machines.
+    patients, slices, correlation = found.patients, found.slice.copy(), found.correlation.round(4)
     for image, (patient, number) in named.items():
         patients[image], slices[image], correlation[image] = patient, number, np.nan
     write_column(index, "head", heads)
