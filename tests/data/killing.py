@@ -2,8 +2,9 @@
 
 Run as `python killing.py KIND WHICH SOURCE CHANGED FOLDER HOW=WHAT ...`. WHAT is `kill` (kill -9 right before the
 change), or an error such as ENOSPC that all changes raise from there on; of several, `ENOSPC,EIO`, each is used in
-turn. WHICH is `all`, or `sample`: one change of each kind, that is of each system call in each function. Prints the
-number of ended conversions. KIND is `patients`, `images`, or `several`: images of two sources, of which updates get one. It is a separate process because it forks and must not have opened a store before.
+turn. WHICH is `all`, or `sample`: one change of each kind, that is of each system call in each function. KIND is
+`patients`, `images`, or `several`: images of two sources, of which an update gets one. Prints the number of ended
+conversions. It is a separate process because it forks and must not have opened a store before.
 """
 
 from __future__ import annotations
