@@ -8,7 +8,7 @@ import re
 import shutil
 import socket
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from hpc_tumor.system.atomic import has_no_locks, is_disk_full
 
 LOCK = ".prepare.lock"
 STAGING = ".staging-"
+_FINISHING = "finishing"
 
 
 class ConversionError(DataError):
@@ -73,9 +74,27 @@ class Target:
         """Remove `path` from the store in one rename; its files are deleted with the staging folder."""
         path.rename(self.staging / f"old-{uuid.uuid4().hex[:8]}")
 
-    def finish(self, about: dict[str, Any], ome: dict[str, Any] | None = None) -> None:
-        """Mark the store as complete; `ome` is the attribute of a store that is itself an OME-Zarr image."""
-        self._write({**self.identity, "complete": True, **about}, ome)
+    def finish(self, about: dict[str, Any]) -> None:
+        """Mark the store as complete."""
+        self._write({**self.identity, "complete": True, **about})
+
+    def exchange(
+        self, names: Sequence[str], about: dict[str, Any], gone: Sequence[str] = (), ome: dict[str, Any] | None = None
+    ) -> None:
+        """Move complete folders from the staging folder to the store, remove `gone`, and mark it as complete.
+
+        If this is interrupted, the next conversion finishes it first: the old content may have no source any more.
+
+        Args:
+            ome: attribute of a store that is itself an OME-Zarr image.
+        """
+        if self.overwrite:
+            self.begin()
+        finishing: dict[str, Any] = {"staging": self.staging.name, "names": list(names), "about": about}
+        finishing |= {"gone": list(gone)} if gone else {}
+        finishing |= {"ome": ome} if ome else {}
+        self._write({**self.identity, "complete": False, _FINISHING: finishing})
+        _exchange(self.path, {**self.identity, _FINISHING: finishing})
 
     def remains(self) -> str:
         """Describe what a failed conversion leaves, and how to continue."""
@@ -83,10 +102,45 @@ class Target:
             return "No store was created: run the same command again."
         return "Committed cases are kept: run the same command again to continue."
 
-    def _write(self, about: dict[str, Any], ome: dict[str, Any] | None = None) -> None:
-        staged = self.staging / f"about-{uuid.uuid4().hex[:8]}"
-        write_file(staged, group_json({"hpc_tumor": about} if ome is None else {"ome": ome, "hpc_tumor": about}))
-        staged.replace(self.path / GROUP_FILE)
+    def _write(self, about: dict[str, Any]) -> None:
+        _write_about(self.path, self.staging, about)
+
+
+def _write_about(path: Path, staging: Path, about: dict[str, Any], ome: dict[str, Any] | None = None) -> None:
+    staged = staging / f"about-{uuid.uuid4().hex[:8]}"
+    write_file(staged, group_json({"hpc_tumor": about} if ome is None else {"ome": ome, "hpc_tumor": about}))
+    staged.replace(path / GROUP_FILE)
+
+
+def _exchange(path: Path, about: dict[str, Any]) -> None:
+    """Do what remains of an exchange that `about` describes."""
+    about = dict(about)
+    finishing = about.pop(_FINISHING)
+    staging = path / finishing["staging"]
+    for name in finishing["names"]:
+        if (staging / name).exists():
+            if (path / name).exists():
+                (path / name).rename(staging / f"old-{uuid.uuid4().hex[:8]}")
+            (staging / name).rename(path / name)
+    for name in finishing.get("gone", []):
+        if (path / name).exists():
+            (path / name).rename(staging / f"old-{uuid.uuid4().hex[:8]}")
+    _write_about(path, staging, {**about, "complete": True, **finishing["about"]}, finishing.get("ome"))
+
+
+def finish_interrupted(path: Path) -> None:
+    """Finish an interrupted exchange of a store, if there is one. Raises DataError if it cannot be written."""
+    if _finishing(path):
+        with locked(path):
+            _finish_interrupted(path)
+
+
+def _finish_interrupted(path: Path) -> None:
+    if (staging := _finishing(path)) and (path / staging).is_dir():
+        try:
+            _exchange(path, read_about(path) or {})
+        except OSError as error:
+            raise disk_error(error, "the converted cases", path) from error
 
 
 @contextmanager
@@ -104,6 +158,7 @@ def open_target(path: Path, identity: dict[str, Any], *, overwrite: bool) -> Ite
     try:
         with locked(path):
             _check(path, identity, overwrite)
+            _finish_interrupted(path)
             _remove_staging(path)
             target = Target(path, identity, overwrite=overwrite)
             try:
@@ -159,6 +214,8 @@ def list_staging(store: Path) -> list[Path]:
         if not folders or store.is_symlink():
             return []
         _read_existing(store)
+        finishing = _finishing(store)
+        folders = [folder for folder in folders if folder.name != finishing]
         handle = os.open(store / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:  # removed by its last holder
         return folders
@@ -185,9 +242,17 @@ def remove_staging(folder: Path) -> None:
 
 
 def _remove_staging(path: Path) -> None:
+    """Remove staging folders, except that of an interrupted exchange, which has the store's only content."""
+    finishing = _finishing(path)
     with suppress(OSError):
         for stale in path.glob(f"{STAGING}*"):
-            remove(stale)
+            if stale.name != finishing:
+                remove(stale)
+
+
+def _finishing(path: Path) -> str | None:
+    """Return the name of the staging folder of an interrupted exchange."""
+    return ((read_about(path) or {}).get(_FINISHING) or {}).get("staging")
 
 
 def _check(path: Path, identity: dict[str, Any], overwrite: bool) -> None:
