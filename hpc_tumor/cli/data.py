@@ -144,7 +144,7 @@ def patients(
 
     Example: hpc-tumor patients brain-mri.zarr --csv patients.csv
     """
-    from hpc_tumor.cli.views.patients import patient_rows, patients_table, write_patients_csv
+    from hpc_tumor.cli.views.patients import patient_rows, patients_summary, patients_table, write_patients_csv
     from hpc_tumor.data.convert.update import bring_up_to_date
     from hpc_tumor.data.store.store import Store
     from hpc_tumor.system.atomic import folder_to_write
@@ -156,8 +156,7 @@ def patients(
     if csv is not None:
         with folder_to_write(csv.parent, "the patients"):
             write_patients_csv(csv, rows)
-    about = {"store": store, "fingerprint": opened.fingerprint, "patients": rows}
-    out.result(about, show=lambda: out.table(patients_table(opened, rows)))
+    out.result(patients_summary(opened, rows), show=lambda: out.table(patients_table(opened, rows)))
     if csv is not None:
         out.note(f"written: {csv}")
     else:

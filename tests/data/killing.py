@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from earlier_stores import make_schema_1
 from raw_samples import tree
 
 import hpc_tumor
@@ -127,6 +128,8 @@ def main(kind: str, which: str, source: Path, changed: Path, folder: Path, plans
         shutil.rmtree(store, ignore_errors=True)
         if how != "new":
             shutil.copytree(old, store)
+        if how == "earlier":
+            make_schema_1(store)
 
     assert in_child(partial(convert, old, source)) == 0
     ended = 0

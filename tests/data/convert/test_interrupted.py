@@ -67,6 +67,11 @@ def test_killed_at_each_kind_of_step(quick: Path, kind: str) -> None:
 
 
 @pytest.mark.slow
+def test_an_update_of_an_earlier_store_killed_at_each_kind_of_step(quick: Path) -> None:
+    assert interrupt(quick, "images", "sample", "earlier=kill") >= 14
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["images", "patients"])
 def test_a_disk_that_fails_from_each_kind_of_step_on(quick: Path, kind: str) -> None:
     """One error after another, so that each of them comes at some kinds of step."""
