@@ -48,7 +48,7 @@ class PrepareSummary:
         duplicates: images with the same pixels as an earlier one by path.
         near_duplicates: further images that nearly repeat an earlier one.
         leaking: published test images with a duplicate or near copy among the published training images.
-        known_images: images of known patients; `known_patients`: number of these patients. 0 for BraTS, whose names tell.
+        known_images: images of known patients; `known_patients`: number of these patients. 0 for BraTS.
         clinical: number of cases with known grade, survival, age, resection, and of patients last seen alive; empty for
             Brain MRI.
         not_taken: number of files in the source that belong to no case, by kind.
