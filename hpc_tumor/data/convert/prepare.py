@@ -22,6 +22,7 @@ from hpc_tumor.data.convert.workers import convert_locally, default_workers
 from hpc_tumor.data.convert.writers import Writer, make_writer
 from hpc_tumor.data.editions import EDITIONS, edition_of
 from hpc_tumor.data.raw.brain_mri import refuse_one_class
+from hpc_tumor.data.raw.cheng import differences_from_published
 from hpc_tumor.data.raw.clinical import Clinical, clinical_counts, read_clinical
 from hpc_tumor.data.raw.leftovers import none_usable_error
 from hpc_tumor.data.raw.sources import SourceReport, inspect_listing
@@ -291,7 +292,7 @@ def _summary(
         parts.update(store.part.tolist())
         duplicates = slices - len(np.unique(store.identical))
         near = slices - len(np.unique(store.group)) - duplicates
-        notes += disagreements(store)
+        notes += [*differences_from_published(list(rows.values())), *disagreements(store)]
         test = store.part == "test"
         leaking = int(np.isin(store.group[test], store.group[~test]).sum())
         patients = list(filter(None, store.patients))

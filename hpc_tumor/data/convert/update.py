@@ -15,6 +15,7 @@ from PIL import Image
 
 from hpc_tumor.data.convert.target import disk_error, identity_of, locked, make_staging
 from hpc_tumor.data.convert.writers import image_fingerprint, write_patients
+from hpc_tumor.data.patients.recognise import recognise
 from hpc_tumor.data.raw.brain_mri import head_thumbnail
 from hpc_tumor.data.splits.near_duplicates import MEASURE
 from hpc_tumor.data.store.nodes import GROUP_FILE, group_json, read_attributes, write_file
@@ -81,7 +82,9 @@ def _remove_rest(path: Path) -> None:
 def _update(old: Store, staging: Path) -> Update:
     index, attributes = old.path / "index", read_attributes(old.path / "index") or {}
     groups, heads = len(np.unique(old.group)), _heads(old)
-    patients = write_patients(staging / "index", old.thumbnails, heads, old.identical, {})
+    patients = write_patients(
+        staging / "index", recognise(old.thumbnails, heads), old.thumbnails, heads, old.identical, {}
+    )
     about = {**old.about, **identity_of(old.dataset, old.task, {**old.options, "near_duplicates": MEASURE})}
     about["fingerprint"] = _fingerprint(old, about)
     # From here on, the store changes; a reader of schema 1 sees nothing of it before the last step.
