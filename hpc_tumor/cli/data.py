@@ -31,7 +31,7 @@ Sources = Annotated[
     list[str] | None, argument("SOURCE", "Folders with the raw scans, several only of images; or NAME=FOLDER.")
 ]
 StoreToWrite = Annotated[Path, argument("STORE", "Zarr store to create or update.")]
-Dataset = Annotated[str, option("--dataset", value="KIND", text="Dataset: auto, brats, brats-h5 or brain-mri.")]
+Dataset = Annotated[str, option("--dataset", value="KIND", text="Dataset: auto, brats, brats-h5, brain-mri or cheng.")]
 Workers = Annotated[
     int | None, option("--workers", value="N", text="Processes, or array tasks with --cluster; default: one per CPU.")
 ]
@@ -94,7 +94,7 @@ def prepare_data(
     out.result(asdict(summary), show=lambda: out.pairs(summary_lines(summary)))
     if summary.failed:
         raise failed_cases_error(summary)
-    model = "cnn" if summary.dataset == "brain-mri" else "unet"
+    model = "unet" if summary.dataset in ("brats", "brats-h5") else "cnn"
     command = ["hpc-tumor", "submit", "--model", model, "--data", str(store)]
     out.hints("Next:", [(shlex.join(command), "train a network on it")])
 
@@ -170,7 +170,7 @@ def patients(
 
 def phantom(
     directory: Annotated[Path, argument("DIR", "New folder to write to.")],
-    dataset: Annotated[str, option("--dataset", value="KIND", text="Dataset to imitate: brats or brain-mri.")],
+    dataset: Annotated[str, option("--dataset", value="KIND", text="Dataset to imitate: brats, brain-mri or cheng.")],
     cases: Annotated[int, option("--cases", min=1, value="N", text="Number of patients or images.")],
     seed: Annotated[int, option("--seed", min=0, value="N", text="Random seed.")] = 0,
     shape: Annotated[

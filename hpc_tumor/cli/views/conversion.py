@@ -68,7 +68,7 @@ def source_lines(report: SourceReport, name: str = "") -> list[str]:
 
 def summary_lines(summary: PrepareSummary) -> list[tuple[str, str]]:
     """Return lines on a conversion and the contents of the store."""
-    images = summary.dataset == "brain-mri"
+    images = bool(summary.parts)
     counts = [("converted", summary.converted), ("unchanged", summary.kept), ("removed", summary.removed)]
     changes = ", ".join(f"{count:,} {change}" for change, count in counts if count)
     classes = ", ".join(f"{name} {count:,}" for name, count in summary.classes.items())

@@ -11,6 +11,7 @@ import numpy as np
 
 from hpc_tumor.data.convert.assumptions import assumptions
 from hpc_tumor.data.convert.case import Row
+from hpc_tumor.data.raw.cheng import differences_from_published
 from hpc_tumor.data.raw.clinical import clinical_counts
 from hpc_tumor.data.raw.several import Sources
 from hpc_tumor.data.splits.units import describe_patients, disagreements, doubtful_joins, repeated_cases
@@ -100,7 +101,7 @@ def summarise(
         parts.update(store.part.tolist())
         duplicates = slices - len(np.unique(store.identical))
         near = slices - len(np.unique(store.group)) - duplicates
-        notes += disagreements(store)
+        notes += [*differences_from_published(list(rows.values())), *disagreements(store)]
         test = store.part == "test"
         leaking = int(np.isin(store.group[test], store.group[~test]).sum())
     after = sum(file.stat().st_size for file in store.path.rglob("*") if file.is_file())

@@ -11,6 +11,7 @@ from PIL import Image
 
 from hpc_tumor.data.convert.target import disk_error, identity_of, locked, make_staging
 from hpc_tumor.data.convert.writers import image_fingerprint, write_patients
+from hpc_tumor.data.patients.recognise import recognise
 from hpc_tumor.data.raw.brain_mri import BrainMRIReader, head_thumbnail
 from hpc_tumor.data.store.nodes import GROUP_FILE, group_json, read_attributes, write_file
 from hpc_tumor.data.store.store import SINCE_2, Store, read_about
@@ -63,7 +64,9 @@ def _is_old(path: Path) -> bool:
 def _update(old: Store, staging: Path) -> Update:
     index, about = old.path / "index", old.about
     heads = np.concatenate([_heads(old, start) for start in range(0, len(old), _IMAGES)])
-    patients = write_patients(staging / "index", old.thumbnails, heads, old.identical, {})
+    patients = write_patients(
+        staging / "index", recognise(old.thumbnails, heads), old.thumbnails, heads, old.identical, {}
+    )
     attributes = read_attributes(index) or {}
     for name in sorted(SINCE_2):
         if (column := staging / "index" / name).is_dir():

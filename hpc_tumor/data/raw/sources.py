@@ -12,12 +12,15 @@ from hpc_tumor.data.editions import get_edition
 from hpc_tumor.data.raw.brain_mri import BrainMRIReader
 from hpc_tumor.data.raw.brats import BraTSReader
 from hpc_tumor.data.raw.brats_h5 import BraTSH5Reader
+from hpc_tumor.data.raw.cheng import ChengReader
 from hpc_tumor.data.raw.clinical import is_table
 from hpc_tumor.data.raw.leftovers import find_leftovers, no_cases_error, require_cases
 from hpc_tumor.errors import DataError, UsageError, unknown
 from hpc_tumor.vocabulary import plural
 
-READERS: dict[str, type[CaseReader]] = {"brats": BraTSReader, "brats-h5": BraTSH5Reader, "brain-mri": BrainMRIReader}
+READERS: dict[str, type[CaseReader]] = {
+    "brats": BraTSReader, "brats-h5": BraTSH5Reader, "brain-mri": BrainMRIReader, "cheng": ChengReader,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class SourceReport:
         groups: cases by edition (BraTS), or by part and class (Brain MRI).
         not_taken: number of other files by kind: a suffix, "link", "hidden", "Zarr store" …
         notes: one line each for the user to read before the conversion.
-        spellings: class by the name of its folders where that differs; only of a named source.
+        spellings: class by the name of its folders, or its number, where that differs; only of a named source.
     """
 
     listing: Listing

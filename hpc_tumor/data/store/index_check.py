@@ -36,6 +36,8 @@ def index_fault(about: Mapping[str, Any], index: Mapping[str, Any]) -> str | Non
     )
     if not volumes and about["schema"] >= 2:
         columns |= {"patient": _is_text_or_empty, "source": _is_text_or_empty}
+    if not volumes and "mask" in index:
+        columns |= {"mask": _is_text_or_empty}
     for name, check in columns.items():
         values = index.get(name)
         if not isinstance(values, list) or len(values) != len(ids) or not all(map(check, values)):
