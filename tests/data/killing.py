@@ -23,12 +23,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from earlier_stores import make_schema_1
 from raw_samples import tree
 
 import hpc_tumor
 from hpc_tumor.data.convert.prepare import inspect_sources, prepare_dataset, prepare_sources
 from hpc_tumor.data.raw.brain_mri import BrainMRIReader
 from hpc_tumor.data.raw.brats import BraTSReader
+from hpc_tumor.data.raw.cheng import ChengReader
 from hpc_tumor.errors import DataError
 
 CALLS = ("rename", "replace", "mkdir", "rmdir", "unlink", "fsync", "ftruncate")
@@ -117,7 +119,8 @@ def in_child(action: Callable[[], object]) -> int:
 
 
 def main(kind: str, which: str, source: Path, changed: Path, folder: Path, plans: list[tuple[str, str]]) -> None:
-    reader = BraTSReader() if kind == "patients" else BrainMRIReader(size=32)
+    readers = {"images": BrainMRIReader(size=32), "masks": ChengReader(size=32), "patients": BraTSReader()}
+    reader = readers.get(kind, BrainMRIReader())
     fresh, old, store, kinds = (folder / name for name in ("fresh", "old", "store", "kinds"))
 
     alone = False  # of two sources, only one is given in updates
@@ -134,6 +137,8 @@ def main(kind: str, which: str, source: Path, changed: Path, folder: Path, plans
         shutil.rmtree(store, ignore_errors=True)
         if how != "new":
             shutil.copytree(old, store)
+        if how == "earlier":
+            make_schema_1(store)
 
     assert in_child(partial(convert, old, source)) == 0
     ended = 0

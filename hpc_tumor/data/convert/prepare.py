@@ -136,7 +136,7 @@ def prepare_sources(
     began, reader, store = time.perf_counter(), sources.reader, Path(store)
     if strict and sources.failed:
         raise DataError(f"{sources.failed[0][1]} Stopped because of --strict.")
-    updated = bring_up_to_date(store)
+    updated = None if overwrite else bring_up_to_date(store)
     identity = identity_of(reader.name, reader.task, reader.options)
     grows = SeveralReader.grows if sources.named else ()
     with open_target(store, identity, overwrite=overwrite, grows=grows) as target:

@@ -32,6 +32,7 @@ class PrepareSummary:
         duplicates: images with the same pixels as an earlier one by path.
         near_duplicates: further images that nearly repeat an earlier one.
         leaking: published test images with a duplicate or near copy among the published training images.
+        known: images of known patients; `patients`: number of these patients.
         clinical: number of cases with known grade, survival, age, resection, and of patients last seen alive; empty for
             Brain MRI.
         not_taken: number of files in the source that belong to no case, by kind.
@@ -54,6 +55,8 @@ class PrepareSummary:
     duplicates: int
     near_duplicates: int
     leaking: int
+    known: int
+    patients: int
     bytes_before: int
     bytes_after: int
     seconds: float
@@ -86,6 +89,7 @@ def summarise(
     parts: Counter[str] = Counter()
     clinical: dict[str, int] = {}
     duplicates = near = leaking = 0
+    patients: list[str] = []
     if store.task == "segmentation":
         notes += assumptions(list(rows.values()))
         slices = int(store.shapes[:, 0].sum())
@@ -104,13 +108,14 @@ def summarise(
         notes += [*differences_from_published(list(rows.values())), *disagreements(store)]
         test = store.part == "test"
         leaking = int(np.isin(store.group[test], store.group[~test]).sum())
+        patients = list(filter(None, store.patients))
     after = sum(file.stat().st_size for file in store.path.rglob("*") if file.is_file())
     size = sum(int(row["bytes"]) for row in rows.values())
     stored = sorted({case for case, _ in failed} & rows.keys())
     return PrepareSummary(
         store.dataset, store.path, len(store), len(store) - kept, kept, len(set(before) - rows.keys()),
-        failed, slices, classes, dict(parts), duplicates, near, leaking, size, after, seconds, store.fingerprint,
-        clinical, sources.not_taken, stored, notes, count_shared(store),
+        failed, slices, classes, dict(parts), duplicates, near, leaking, len(patients), len(set(patients)), size, after,
+        seconds, store.fingerprint, clinical, sources.not_taken, stored, notes, count_shared(store),
     )  # fmt: skip
 
 

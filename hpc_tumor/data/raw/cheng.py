@@ -72,7 +72,7 @@ class ChengReader:
                 refused += [(cases[number], printable(both)), (case, printable(both))]
             cases.setdefault(number, case)
         readable = [case for number, case in cases.items() if number not in twice]
-        folds = [file for file in listing.entries if cases and file.path.name.lower() == FOLDS_FILE]
+        folds = filter(is_folds, listing.entries if cases else ())
         aside = [Case(file.relative, {"folds": file}, file.path) for file in folds]
         return FoundCases.from_cases(readable, refused, aside)
 
@@ -115,6 +115,11 @@ class Slice:
 def is_slice(file: SourceFile) -> bool:
     """Return True if a file is named as a slice of the Cheng set, of any number."""
     return _NAME.fullmatch(file.path.name) is not None
+
+
+def is_folds(file: SourceFile) -> bool:
+    """Return True if a file is named as the published folds of the Cheng set."""
+    return file.path.name.lower() == FOLDS_FILE
 
 
 def slice_number(file: SourceFile) -> int | None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from earlier_stores import make_schema_1
 from raw_samples import picture, real_data, tree, write_patients, write_pictures
 
 from hpc_tumor.data.convert import writers
@@ -86,6 +87,14 @@ def test_a_store_of_one_source_grows_without_converting_it_again(a: Path, b: Pat
     assert set(prepare([a], store) and Store.open(store).sources) == {""}
     summary = prepare([b, a], store)
     assert (summary.converted, summary.kept, summary.removed) == (5, 16, 0)
+    prepare([a, b], tmp_path / "fresh.zarr")
+    assert contents(store) == contents(tmp_path / "fresh.zarr")
+
+
+def test_an_earlier_store_grows_too(a: Path, b: Path, store: Path, tmp_path: Path) -> None:
+    prepare([a], store)
+    make_schema_1(store)
+    assert (prepare([a, b], store).converted, len(Store.open(store))) == (5, 21)
     prepare([a, b], tmp_path / "fresh.zarr")
     assert contents(store) == contents(tmp_path / "fresh.zarr")
 
