@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from hpc_tumor.data.case import Case, CaseReader
 from hpc_tumor.data.convert.case import Row, Unit, UnitResult, is_intact, unpack_images
 from hpc_tumor.data.convert.target import Target, remove
 from hpc_tumor.data.editions import EDITIONS
+from hpc_tumor.data.patients.recognise import recognise
 from hpc_tumor.data.splits.near_duplicates import SIDE, near_duplicate_groups
 from hpc_tumor.data.splits.sketch import group_same_scans, unpack_sketches
 from hpc_tumor.data.store.nodes import (
@@ -199,8 +201,7 @@ class ImageWriter:
     def finish(self, about: dict[str, Any]) -> bool:
         names = sorted(self.rows)
         rows = [self.rows[name] for name in names]
-        contents = [(row["case"], f"{row['class']} {row['part']} {row['sha256']}") for row in rows]
-        about = {"cases": len(rows), "fingerprint": fingerprint(self.target.identity, contents), **about}
+        about = {"cases": len(rows), "fingerprint": image_fingerprint(self.target.identity, rows), **about}
         if _unchanged(self.target, about) and all(self._places[name] == (None, i) for i, name in enumerate(names)):
             remove(self.waiting)
             return False
@@ -218,19 +219,23 @@ class ImageWriter:
         return True
 
     def _write_index(self, index: Path, rows: Sequence[Row]) -> None:
+        thumbnails, heads = (
+            np.frombuffer(b"".join(bytes.fromhex(row[name]) for row in rows), np.uint8).reshape(-1, SIDE, SIDE)
+            for name in ("thumbnail", "head")
+        )
+        identical = duplicate_groups([row["sha256"] for row in rows])
+        named = {i: (row["patient"], row["slice"]) for i, row in enumerate(rows) if "patient" in row}
         write_group(index, {
             "case_ids": [row["case"] for row in rows],
             "classes": CLASSES,
             "parts": ["train", "test"],
             **{name: [row[name] for row in rows] for name in ("mode", "sha256", "signature", "bytes")},
+            "source": [row.get("source", "") for row in rows],
+            "patient": write_patients(index, thumbnails, heads, identical, named),
         })  # fmt: skip
-        identical = duplicate_groups([row["sha256"] for row in rows])
-        pixels = b"".join(bytes.fromhex(row["thumbnail"]) for row in rows)
-        thumbnails = np.frombuffer(pixels, np.uint8).reshape(-1, SIDE, SIDE)
         write_column(index, "label", [CLASSES.index(row["class"]) for row in rows])
         write_column(index, "part", [row["part"] == "test" for row in rows])
         write_column(index, "identical", identical)
-        write_column(index, "group", near_duplicate_groups(thumbnails, identical))
         write_column(index, "thumbnail", thumbnails)
         for name in ("size", "box"):
             write_column(index, name, [row[name] for row in rows])
@@ -241,7 +246,9 @@ class ImageWriter:
             return
         try:
             old = self._old = Store.open(self.target.path)
-            sizes, boxes, thumbnails = old.sizes.tolist(), old.boxes.tolist(), old.thumbnails
+            sizes, boxes, slices = old.sizes.tolist(), old.boxes.tolist(), old.known_slice.tolist()
+            thumbnails, heads, named = old.thumbnails, old.heads, np.isnan(old.correlation)
+            patients, sources = old.patients, old.sources
             classes, parts = [CLASSES[label] for label in old.label], old.part.tolist()
         except (DataError, IndexError):  # convert a damaged store again
             return
@@ -252,7 +259,9 @@ class ImageWriter:
             if name in signatures and signatures[name] in (None, texts["signature"][i]):
                 row = {key: values[i] for key, values in texts.items()}
                 row |= {"case": name, "class": classes[i], "part": parts[i], "size": sizes[i], "box": boxes[i]}
-                self.rows[name] = {**row, "thumbnail": thumbnails[i].tobytes().hex()}
+                row |= {"thumbnail": thumbnails[i].tobytes().hex(), "head": heads[i].tobytes().hex()}
+                row |= {"source": sources[i]} | ({"patient": patients[i], "slice": slices[i]} if named[i] else {})
+                self.rows[name] = row
                 self._places[name] = (None, i)
 
     def _keep_waiting(self, signatures: Mapping[str, str | None]) -> None:
@@ -279,6 +288,39 @@ class ImageWriter:
             old = [i for file, i in places if file is None]
             again: Iterator[Any] = iter(self._old.read_images(old).result() if self._old is not None and old else [])
             yield [pack_chunk(next(again), IMAGE_COMPRESSION) if file is None else files[file][i] for file, i in places]
+
+
+def write_patients(
+    index: Path,
+    thumbnails: NDArray[np.uint8],
+    heads: NDArray[np.uint8],
+    identical: ArrayLike,
+    named: Mapping[int, tuple[str, int]],
+) -> list[str]:
+    """Write the columns of an index on patients and copies; return the patient of each image, "" if unknown.
+
+    `named` has the patient and slice of images whose source names them, by number; others are recognised.
+    """
+    found = recognise(thumbnails, heads)
+    # Rounded, so that stores of the same images have the same bytes on most machines.
+    patients, slices, correlation = found.patients, found.slice.copy(), found.correlation.round(4)
+    for image, (patient, number) in named.items():
+        patients[image], slices[image], correlation[image] = patient, number, np.nan
+    write_column(index, "head", heads)
+    write_column(index, "slice", slices)
+    write_column(index, "correlation", correlation)
+    write_column(index, "copies", near_duplicate_groups(thumbnails, heads, identical))
+    return patients
+
+
+def image_fingerprint(identity: dict[str, Any], rows: Sequence[Row]) -> str:
+    """Return the fingerprint of a store of images."""
+    return fingerprint(identity, [(row["case"], _content(row)) for row in rows])
+
+
+def _content(row: Row) -> str:
+    named = f" {row['patient']} {row['slice']}" if "patient" in row else ""
+    return f"{row['class']} {row['part']} {row['sha256']}{named}"
 
 
 def duplicate_groups(digests: Sequence[str]) -> list[int]:

@@ -34,6 +34,8 @@ def index_fault(about: Mapping[str, Any], index: Mapping[str, Any]) -> str | Non
         if volumes
         else {"mode": _is_text, "sha256": _is_text, "signature": _is_text, "bytes": _is_count}
     )
+    if not volumes and about["schema"] >= 2:
+        columns |= {"patient": _is_text_or_empty, "source": _is_text_or_empty}
     for name, check in columns.items():
         values = index.get(name)
         if not isinstance(values, list) or len(values) != len(ids) or not all(map(check, values)):
@@ -48,6 +50,10 @@ def index_fault(about: Mapping[str, Any], index: Mapping[str, Any]) -> str | Non
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and value != "" and is_plain(value)
+
+
+def _is_text_or_empty(value: Any) -> bool:
+    return value == "" or _is_text(value)
 
 
 def _is_folder(name: str) -> bool:
