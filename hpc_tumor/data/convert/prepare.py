@@ -31,6 +31,7 @@ from hpc_tumor.data.raw.brain_mri import refuse_one_class
 from hpc_tumor.data.raw.clinical import Clinical, read_clinical
 from hpc_tumor.data.raw.leftovers import none_usable_error
 from hpc_tumor.data.raw.several import (
+    SeveralReader,
     Sources,
     check_removal,
     describe_sources,
@@ -136,7 +137,9 @@ def prepare_sources(
     if strict and sources.failed:
         raise DataError(f"{sources.failed[0][1]} Stopped because of --strict.")
     updated = None if overwrite else bring_up_to_date(store)
-    with open_target(store, identity_of(reader.name, reader.task, reader.options), overwrite=overwrite) as target:
+    identity = identity_of(reader.name, reader.task, reader.options)
+    grows = SeveralReader.grows if sources.named else ()
+    with open_target(store, identity, overwrite=overwrite, grows=grows) as target:
         try:
             plan = _plan(target, sources, workers or default_workers(), prune=overwrite or prune)
             with closing(convert(plan.units) if convert else convert_locally(plan.units, plan.workers)) as results:

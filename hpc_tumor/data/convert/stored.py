@@ -50,7 +50,8 @@ class StoredSources:
         if store.task != "classification" or not store.names_patients:  # or of an earlier version, to be overwritten
             return cls(dict.fromkeys(store.case_ids, ""), {}, {})
         signatures = dict(zip(store.paths, store.text_column("signature"), strict=True))
-        return cls(dict(zip(store.paths, store.sources, strict=True)), kinds, signatures)
+        sources = store.sources if store.names_patients else [""] * len(store)
+        return cls(dict(zip(store.paths, sources, strict=True)), kinds, signatures)
 
     @property
     def named(self) -> bool:

@@ -79,20 +79,21 @@ class Target:
         self._write({**self.identity, "complete": True, **about})
 
     def exchange(
-        self, names: Sequence[str], about: dict[str, Any], gone: Sequence[str] = (), ome: dict[str, Any] | None = None
+        self, names: Sequence[str], optional: Sequence[str], about: dict[str, Any], ome: dict[str, Any] | None
     ) -> None:
-        """Move complete folders from the staging folder to the store, remove `gone`, and mark it as complete.
+        """Move complete folders from the staging folder to the store, and mark it as complete.
 
         If this is interrupted, the next conversion finishes it first: the old content may have no source any more.
 
         Args:
+            names: folders to move.
+            optional: folders to remove from the store if they are not moved.
             ome: attribute of a store that is itself an OME-Zarr image.
         """
         if self.overwrite:
             self.begin()
-        finishing: dict[str, Any] = {"staging": self.staging.name, "names": list(names), "about": about}
-        finishing |= {"gone": list(gone)} if gone else {}
-        finishing |= {"ome": ome} if ome else {}
+        gone = [name for name in optional if name not in names]
+        finishing = {"staging": self.staging.name, "names": list(names), "gone": gone, "about": about, "ome": ome}
         self._write({**self.identity, "complete": False, _FINISHING: finishing})
         _exchange(self.path, {**self.identity, _FINISHING: finishing})
 
@@ -117,15 +118,13 @@ def _exchange(path: Path, about: dict[str, Any]) -> None:
     about = dict(about)
     finishing = about.pop(_FINISHING)
     staging = path / finishing["staging"]
-    for name in finishing["names"]:
-        if (staging / name).exists():
-            if (path / name).exists():
-                (path / name).rename(staging / f"old-{uuid.uuid4().hex[:8]}")
-            (staging / name).rename(path / name)
-    for name in finishing.get("gone", []):
-        if (path / name).exists():
+    for name in (*finishing["names"], *finishing["gone"]):
+        is_new = (staging / name).exists()
+        if (is_new or name in finishing["gone"]) and (path / name).exists():
             (path / name).rename(staging / f"old-{uuid.uuid4().hex[:8]}")
-    _write_about(path, staging, {**about, "complete": True, **finishing["about"]}, finishing.get("ome"))
+        if is_new:
+            (staging / name).rename(path / name)
+    _write_about(path, staging, {**about, "complete": True, **finishing["about"]}, finishing["ome"])
 
 
 def finish_interrupted(path: Path) -> None:
@@ -144,8 +143,12 @@ def _finish_interrupted(path: Path) -> None:
 
 
 @contextmanager
-def open_target(path: Path, identity: dict[str, Any], *, overwrite: bool) -> Iterator[Target]:
+def open_target(
+    path: Path, identity: dict[str, Any], *, overwrite: bool, grows: Sequence[str] = ()
+) -> Iterator[Target]:
     """Lock the folder `path` to write a store with this `identity` (schema, dataset, task, options).
+
+    A store of a dataset in `grows` is continued as well as one of this dataset.
 
     On exit, removes the staging folder, and the folders created by this call if no case was committed.
 
@@ -153,11 +156,11 @@ def open_target(path: Path, identity: dict[str, Any], *, overwrite: bool) -> Ite
         DataError: `path` is not a store, has another identity (unless `overwrite`), or is locked by another conversion.
     """
     path = Path(path)
-    _check(path, identity, overwrite)
+    _check(path, identity, overwrite, grows)
     made = _make(path)
     try:
         with locked(path):
-            _check(path, identity, overwrite)
+            _check(path, identity, overwrite, grows)
             _finish_interrupted(path)
             _remove_staging(path)
             target = Target(path, identity, overwrite=overwrite)
@@ -255,7 +258,7 @@ def _finishing(path: Path) -> str | None:
     return ((read_about(path) or {}).get(_FINISHING) or {}).get("staging")
 
 
-def _check(path: Path, identity: dict[str, Any], overwrite: bool) -> None:
+def _check(path: Path, identity: dict[str, Any], overwrite: bool, grows: Sequence[str]) -> None:
     try:
         about = _read_existing(path)
     except OSError as error:
@@ -263,7 +266,7 @@ def _check(path: Path, identity: dict[str, Any], overwrite: bool) -> None:
     if about is None or overwrite:
         return
     way = "Choose another name, or convert everything again with --overwrite."
-    if about.get("dataset") != identity["dataset"]:
+    if about.get("dataset") not in (identity["dataset"], *grows):
         raise DataError(f"{path} is a store of {about.get('dataset')}, the source is {identity['dataset']}. {way}")
     if about["schema"] != identity["schema"]:
         age = "newer" if about["schema"] > identity["schema"] else "older"

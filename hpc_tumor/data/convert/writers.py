@@ -201,7 +201,8 @@ class ImageWriter:
     def commit(self, result: UnitResult) -> None:
         if not result.rows:
             return
-        if (read_about(self.target.path) or {}).get("dataset") != self.reader.name:
+        dataset = (read_about(self.target.path) or {}).get("dataset")
+        if dataset is None or dataset not in (self.reader.name, (self.target.existing or {}).get("dataset")):
             self.target.begin()  # marks the folder as a store before files are added
         self.waiting.mkdir(exist_ok=True)
         file = self.waiting / result.unit.staged.name
@@ -228,8 +229,8 @@ class ImageWriter:
             write_group(staging / MASKS, {"ome": mask_metadata(name)})
             write_packed_array(staging / MASKS / "0", layout, self._packed(names, masks=True))
         self._write_index(staging / "index", rows)
-        labels, ome = (["labels"], stack_metadata(IMAGES)) if masked else ([], None)
-        self.target.exchange(("images", "index", *labels), about, [] if masked else ["labels"], ome)
+        moved = ["images", *(["labels"] if masked else []), "index"]
+        self.target.exchange(moved, ["labels"], about, stack_metadata(IMAGES) if masked else None)
         remove(self.waiting)
         return True
 

@@ -12,10 +12,11 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from hpc_tumor.data.case import Case, CaseData, CaseReader, FoundCases, Listing
 from hpc_tumor.data.raw.brain_mri import BrainMRIReader
+from hpc_tumor.data.raw.cheng import LABELS, ChengReader
 from hpc_tumor.data.raw.classes import spelling_of
 from hpc_tumor.data.raw.sources import SourceReport
 from hpc_tumor.errors import DataError, UsageError
@@ -30,6 +31,10 @@ class SeveralReader:
     """Reads the images of named sources, each with its own reader; all are stored in the form of Brain Tumor MRI."""
 
     readers: Mapping[str, CaseReader]
+    grows: ClassVar[tuple[str, ...]] = (
+        BrainMRIReader.name,
+        ChengReader.name,
+    )  # datasets of stores that may be continued
 
     @property
     def name(self) -> str:
@@ -140,6 +145,8 @@ def _named(name: str, report: SourceReport) -> SourceReport:
 
     folders = {spelling_of(case.files["image"].relative): str(case.meta["class"]) for case in report.cases}
     spellings = {printable(folder): kind for folder, kind in folders.items() if folder and folder != kind}
+    if isinstance(report.reader, ChengReader):
+        spellings = {str(number): kind for number, kind in LABELS.items()}
     return replace(
         report,
         cases=named(report.cases),

@@ -36,7 +36,7 @@ class SourceReport:
         groups: cases by edition (BraTS), or by part and class (Brain MRI).
         not_taken: number of other files by kind: a suffix, "link", "hidden", "Zarr store" …
         notes: one line each for the user to read before the conversion.
-        spellings: class by the name of its folders where that differs; only of a named source.
+        spellings: class by the name of its folders, or its number, where that differs; only of a named source.
     """
 
     listing: Listing

@@ -62,7 +62,7 @@ def quick(tmp_path: Path) -> Iterator[Path]:
 
 def interrupt(folder: Path, kind: str, which: str, *plans: str) -> int:
     """Return the number of conversions that killing.py ended."""
-    sources = map(str, write_sources(folder, kind if kind != "several" else "images"))
+    sources = map(str, write_sources(folder, "images" if kind == "several" else kind))
     if kind == "several":
         write_pictures(folder / "kept", 1)
     command = [sys.executable, str(HERE / "killing.py"), kind, which, *sources, str(folder), *plans]

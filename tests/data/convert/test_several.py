@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from earlier_stores import make_schema_1
 from raw_samples import picture, real_data, tree, write_patients, write_pictures
 
 from hpc_tumor.data.convert import writers
 from hpc_tumor.data.convert.prepare import PrepareSummary, inspect_sources, prepare_sources
+from hpc_tumor.data.phantom.dataset import make_phantom
 from hpc_tumor.data.store.store import Store, read_about
 from hpc_tumor.errors import DataError, UsageError
 
@@ -85,6 +87,14 @@ def test_a_store_of_one_source_grows_without_converting_it_again(a: Path, b: Pat
     assert set(prepare([a], store) and Store.open(store).sources) == {""}
     summary = prepare([b, a], store)
     assert (summary.converted, summary.kept, summary.removed) == (5, 16, 0)
+    prepare([a, b], tmp_path / "fresh.zarr")
+    assert contents(store) == contents(tmp_path / "fresh.zarr")
+
+
+def test_an_earlier_store_grows_too(a: Path, b: Path, store: Path, tmp_path: Path) -> None:
+    prepare([a], store)
+    make_schema_1(store)
+    assert (prepare([a, b], store).converted, len(Store.open(store))) == (5, 21)
     prepare([a, b], tmp_path / "fresh.zarr")
     assert contents(store) == contents(tmp_path / "fresh.zarr")
 
@@ -246,6 +256,27 @@ def test_an_interrupted_exchange_is_finished_first(
     assert not (store / "images").exists()
     summary = prepare([a], store)
     assert (summary.converted, summary.cases) == (0, 22)
+
+
+def test_the_cheng_set_shares_patients_with_images_made_of_it(a: Path, store: Path, tmp_path: Path) -> None:
+    make_phantom(tmp_path / "cheng", "cheng", 6, 1)
+    prepare([tmp_path / "cheng"], store)
+    alone = Store.open(store)
+    masks = alone.masks.read(range(6))
+    sources = inspect_sources([str(tmp_path / "cheng"), str(a)], store)
+    assert sources.reports["cheng"].spellings == {"1": "meningioma", "2": "glioma", "3": "pituitary"}
+    summary = prepare_sources(sources, store, workers=1)
+    made = Store.open(store)
+    assert (summary.kept, summary.converted) == (6, 16)
+    assert made.about["sources"] == {"a": "brain-mri", "cheng": "cheng"}
+    own = [i for i, name in enumerate(made.sources) if name == "cheng"]
+    assert [made.patients[i] for i in own] == alone.patients
+    assert made.masks.present.tolist() == [name == "cheng" for name in made.sources]
+    assert (made.masks.read(own) == masks).all()
+    prepare([], store, remove=["cheng"])
+    assert not Store.open(store).masks.present.any()
+    prepare([f"a={a}"], tmp_path / "fresh.zarr")
+    assert contents(store) == contents(tmp_path / "fresh.zarr")
 
 
 def test_real_sources_share_copies_and_patients(tmp_path: Path, store: Path) -> None:
