@@ -68,9 +68,8 @@ def summary_lines(summary: PrepareSummary) -> list[tuple[str, str]]:
         near = counted(summary.near_duplicates, "near-duplicate")
         duplicates = f"{counted(summary.duplicates, 'exact duplicate')}, {near}"
         lines.append(("duplicates", f"{duplicates}{leaking if summary.leaking else ''}"))
-        patients = counted(summary.known_patients, "patient")
-        known = f"{summary.known_images:,} of {counted(summary.cases, 'image')} show {patients} of the Cheng set"
-        lines.append(("patients", known if summary.known_images else "unknown"))
+        known = f"{summary.known:,} of {counted(summary.cases, 'image')} show {counted(summary.patients, 'patient')}"
+        lines.append(("patients", f"{known} of the Cheng set" if summary.known else "unknown"))
     else:
         lines.append(("slices", f"{summary.slices:,}"))
         lines.append(("labels", f"{classes} (slices)"))
