@@ -10,16 +10,17 @@ from numpy.typing import NDArray
 from scipy import fft
 
 from hpc_tumor.data.patients.reference import SLICES, patient_of, reference
-from hpc_tumor.data.patients.registration import slopes
+from hpc_tumor.data.patients.registration import COARSE, slopes
 
 SIDE = 32  # pixels of the pictures
 SHIPPED_SIDE = 48  # pixels of the shipped descriptors: as fine in the head as SIDE pixels of it
 BLUR = 6.0  # standard deviation in pixels of a picture of the blur that is subtracted
 _KEPT = 16  # frequencies compared along each axis
 _FINE = 24  # after registration
-_FINE_BLUR = 3.0
+FINE_BLUR = 2.0
+_DETAIL = 40  # frequencies of a slice that a whole frame shows
 _RENDERED = 64  # pixels from which pictures are interpolated
-_CROPS = (0.04, 0.08)  # shares that are cut from all sides of an image
+_CROPS = (0.04, 0.08, -0.07)  # shares that are cut from all sides of an image, or added
 
 Floats = NDArray[np.float32]
 
@@ -54,12 +55,12 @@ def descriptors() -> Descriptors:
     frames = detailed[:, :SIDE, :SIDE]
     whole = np.tile(np.array([0, 0, 1, 1], np.float32), (SLICES, 1))
     heads = (shipped.boxes / 64).astype(np.float32)
-    cuts = [np.abs(whole - share) for share in _CROPS]
+    cuts = [whole + np.array([share, share, -share, -share], np.float32) for share in _CROPS]
     boxes = ((whole, *cuts), (heads, whole))
     windows = (tuple(features(window(frames, box)) for box in boxes[0]),
                tuple(features(window(detailed, box)) for box in boxes[1]))  # fmt: skip
-    fields = slopes(_rendered(frames, SIDE), BLUR)
-    pictures = (_rendered(frames, _RENDERED), _rendered(detailed, _RENDERED))
+    fields = slopes(_rendered(frames, SIDE), BLUR, COARSE)
+    pictures = (_rendered(detailed[:, :_DETAIL, :_DETAIL], _RENDERED), _rendered(detailed, _RENDERED))
     patients = np.unique([patient_of(number) for number in range(1, SLICES + 1)], return_inverse=True)[1]
     return Descriptors(windows, boxes, pictures, fields, patients)
 
@@ -86,7 +87,7 @@ def features(coefficients: Floats) -> Floats:
 
 def fine(pictures: Floats) -> Floats:
     """Return `(n, 24, 24)` unit-length local contrast of pictures `(n, 32, 32)` in finer detail, as `features`."""
-    return _unit(transform(pictures)[:, :_FINE, :_FINE] * contrast_gain(SIDE, _FINE_BLUR)[:_FINE, :_FINE])
+    return _unit(transform(pictures)[:, :_FINE, :_FINE] * contrast_gain(SIDE, FINE_BLUR)[:_FINE, :_FINE])
 
 
 def window(coefficients: Floats, boxes: Floats) -> Floats:
@@ -94,13 +95,13 @@ def window(coefficients: Floats, boxes: Floats) -> Floats:
 
     Args:
         coefficients: `(n, side, side)` cosine transforms of the pictures.
-        boxes: `(n, 4)` left, top, right, bottom as shares of the sides.
+        boxes: `(n, 4)` left, top, right, bottom as shares of the sides; the last pixels continue outside.
     """
     centres = (np.arange(SIDE, dtype=np.float32) + 0.5) / SIDE
     forward = (_cosines(centres[None], SIDE)[0].T / SIDE).astype(np.float32)
     left, top, right, bottom = boxes.T[..., None]
     down, across = (
-        forward @ _cosines(first + (last - first) * centres, coefficients.shape[-1])
+        forward @ _cosines(np.clip(first + (last - first) * centres, 0, 1), coefficients.shape[-1])
         for first, last in ((top, bottom), (left, right))
     )
     return np.asarray(down @ coefficients @ across.transpose(0, 2, 1))

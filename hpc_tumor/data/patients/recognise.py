@@ -8,21 +8,37 @@ and compared in finer detail. The thresholds and their margins: docs/decisions/0
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_tumor.data.patients.descriptors import BLUR, SIDE, Descriptors, Floats, descriptors, features, fine, transform
-from hpc_tumor.data.patients.reference import SLICES, patient_of
-from hpc_tumor.data.patients.registration import ORIENTATIONS, register, warped
+from hpc_tumor.data.patients.descriptors import (
+    BLUR,
+    FINE_BLUR,
+    SIDE,
+    Descriptors,
+    Floats,
+    descriptors,
+    features,
+    fine,
+    transform,
+)
+from hpc_tumor.data.patients.reference import patient_of
+from hpc_tumor.data.patients.registration import COARSE, ORIENTATIONS, reduced, register, slopes, warped
 from hpc_tumor.data.splits.near_duplicates import similarity
 
 PLAIN = 0.985  # least correlation that needs no registration
-THRESHOLD = 0.93  # of the finer detail of registered pictures
-MARGIN = 0.02  # by which slices of other patients must be less similar
-_CANDIDATES = 12  # slices that are fitted to an image
-_WORSE = 0.2  # less similar than the best by this, a slice is not fitted
+THRESHOLD = 0.95  # of the finer detail of registered pictures
+ALIKE = 0.955  # before registration: then this suffices after it, as for pictures with text in them
+THRESHOLD_ALIKE = 0.91
+MARGIN = 0.05  # by which slices of other patients must be less similar
+_CANDIDATES = 16  # slices that are fitted to an image
+_WORSE = 0.12  # less similar than the best by this, a slice is not fitted
+_REFINED = 4  # of them are fitted in finer detail
+_HOPELESS = 0.82  # less similar than this, none is
+_COARSE_STEPS, _FINE_STEPS = 6, 4
 _BLOCK_ROWS = 512  # images compared at once
 _BLOCK_FITS = 128  # pairs registered at once, which fit a processor's cache
 
@@ -40,15 +56,6 @@ class Recognised:
     slice: NDArray[np.int32]
     correlation: Floats
     patients: list[str]
-
-
-@dataclass(frozen=True)
-class _Fits:
-    """Pairs of images and slices to register: picture 0 of an image is its whole frame, 1 its head."""
-
-    image: NDArray[np.intp]
-    row: NDArray[np.intp]
-    start: Floats
 
 
 def recognise(thumbnails: NDArray[np.uint8], heads: NDArray[np.uint8]) -> Recognised:
@@ -95,20 +102,48 @@ def _fitted(pictures: Floats, kept: Floats, values: Floats, known: Descriptors) 
     n = len(values)
     rows = np.argpartition(-values, _CANDIDATES, axis=1)[:, :_CANDIDATES]
     least = values.max(axis=1, keepdims=True) - _WORSE
-    scores = np.full((n, _CANDIDATES), -1, np.float32)
+    scores = np.full((2, n, _CANDIDATES), -1, np.float32)
+    maps = np.zeros((2, n, _CANDIDATES, 2, 3), np.float32)
     for view in (0, 1):
         similar, start = _starts(kept[view], rows, known.windows[view], known.boxes[view])
-        image, candidate = np.nonzero(similar >= least)
-        for begin in range(0, len(image), _BLOCK_FITS):
-            i, j = image[begin : begin + _BLOCK_FITS], candidate[begin : begin + _BLOCK_FITS]
-            row, shown = rows[i, j], pictures[view][i]
-            maps = register(shown, known.fields, row, start[i, j], BLUR)
-            other = warped(known.pictures[view], row, maps, SIDE)
-            scores[i, j] = np.maximum(scores[i, j], (fine(shown) * fine(other)).sum(axis=(1, 2)))
+        for i, j in _blocks(similar >= least):
+            shown, row = pictures[view, i], rows[i, j]
+            maps[view, i, j] = register(shown, known.fields, row, start[i, j], BLUR, COARSE, _COARSE_STEPS)
+            scores[view, i, j] = _score(shown, known.pictures[view], row, maps[view, i, j], SIDE)
+    leading = np.sort(scores.max(axis=0), axis=1)[:, -_REFINED, None]
+    for view in (0, 1):
+        for i, j in _blocks((scores[view] >= np.maximum(leading, _HOPELESS)) & (scores[view] == scores.max(axis=0))):
+            shown, row = pictures[view, i], rows[i, j]
+            fields, own = slopes(known.pictures[view][row], 2 * FINE_BLUR, SIDE), np.arange(len(row))
+            better = register(shown, fields, own, maps[view, i, j], FINE_BLUR, SIDE, _FINE_STEPS)
+            scores[view, i, j] = np.maximum(
+                scores[view, i, j], _score(shown, known.pictures[view], row, better, 2 * SIDE)
+            )
+    before = np.take_along_axis(values, rows, axis=1)
+    return _decided(rows, before, scores.max(axis=0), known.patients)
+
+
+def _blocks(pairs: NDArray[np.bool_]) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    image, candidate = np.nonzero(pairs)
+    for begin in range(0, len(image), _BLOCK_FITS):
+        yield image[begin : begin + _BLOCK_FITS], candidate[begin : begin + _BLOCK_FITS]
+
+
+def _score(shown: Floats, others: Floats, rows: NDArray[np.intp], maps: Floats, points: int) -> Floats:
+    other = reduced(warped(others, rows, maps, points), SIDE)
+    return np.asarray((fine(shown) * fine(other)).sum(axis=(1, 2)))
+
+
+def _decided(
+    rows: NDArray[np.intp], before: Floats, scores: Floats, patients: NDArray[np.intp]
+) -> tuple[NDArray[np.int32], Floats]:
+    """Return the number, 0 if unsure, and the correlation of the best of the candidates `(n, k)` of each image."""
+    n = len(rows)
     best = scores.argmax(axis=1)
     found, correlation = rows[np.arange(n), best], scores.max(axis=1)
-    others = np.where(known.patients[rows] == known.patients[found][:, None], -1, scores).max(axis=1)
-    sure = (correlation >= THRESHOLD) & (correlation - others >= MARGIN)
+    others = np.where(patients[rows] == patients[found][:, None], -1, scores).max(axis=1)
+    least = np.where(before[np.arange(n), best] >= ALIKE, THRESHOLD_ALIKE, THRESHOLD)
+    sure = (correlation >= least) & (correlation - others >= MARGIN)
     return np.where(sure, found + 1, 0).astype(np.int32), correlation
 
 

@@ -7,8 +7,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 Floats = NDArray[np.float32]
-_POINTS = 16  # points per side at which pictures are compared while they are fitted
-_STEPS = 6
+COARSE = 16  # points per side at which pictures are compared while they are fitted
 _DAMPING = 0.02  # share of the diagonal of the normal equations that is added to it
 _LONGEST = 0.08  # of a step, in sides
 _LEAST_GAIN = 0.3
@@ -19,14 +18,16 @@ ORIENTATIONS = np.array(
 )
 
 
-def slopes(pictures: Floats, blur: float) -> Floats:
+def slopes(pictures: Floats, blur: float, points: int) -> Floats:
     """Return smoothed pictures of unit contrast and their slopes along x and y, in sides: `(n, side, side, 3)`."""
     side = pictures.shape[-1]
-    smooth = _smooth(_unit(pictures, blur))
+    smooth = _smooth(_unit(pictures, blur), points)
     return np.stack([smooth, *(np.gradient(smooth, axis=axis) * side for axis in (2, 1))], axis=-1)
 
 
-def register(pictures: Floats, fields: Floats, chosen: NDArray[np.intp], start: Floats, blur: float) -> Floats:
+def register(
+    pictures: Floats, fields: Floats, chosen: NDArray[np.intp], start: Floats, blur: float, points: int, steps: int
+) -> Floats:
     """Fit pictures to others by affine maps of positions, in damped Gauss-Newton steps; return the maps `(n, 2, 3)`.
 
     Args:
@@ -36,17 +37,19 @@ def register(pictures: Floats, fields: Floats, chosen: NDArray[np.intp], start: 
         start: `(n, 2, 3)` first maps, from positions (x, y) in a picture to positions in the other, both from the
             centre, in sides.
         blur: standard deviation, in pixels, of the blur that is subtracted from both.
+        points: number per side at which they are compared, as for `slopes`.
+        steps: number of steps.
     """
-    step = pictures.shape[-1] // _POINTS
-    less_blur = _blur_matrix(_POINTS, blur / step)
-    target = _smooth(_unit(pictures, blur)).reshape(-1, _POINTS, step, _POINTS, step).mean(axis=(2, 4))
+    step = pictures.shape[-1] // points
+    less_blur = _blur_matrix(points, blur / step)
+    target = reduced(_smooth(_unit(pictures, blur), points), points)
     target = _contrast(target, less_blur).reshape(len(pictures), -1, 1)
     maps = start
-    x, y = grid = _grid(_POINTS)
-    for _ in range(_STEPS):
+    x, y = grid = _grid(points)
+    for _ in range(steps):
         value, dx, dy = np.moveaxis(_sample(fields, chosen, maps, grid), -1, 0)
         columns = np.stack([value, dx * x, dx * y, dx, dy * x, dy * y, dy], axis=1)
-        columns = _contrast(columns.reshape(-1, 7, _POINTS, _POINTS), less_blur).reshape(-1, 7, _POINTS**2)
+        columns = _contrast(columns.reshape(-1, 7, points, points), less_blur).reshape(-1, 7, points**2)
         normal = columns @ columns.transpose(0, 2, 1)
         diagonal = np.einsum("nii->ni", normal)
         diagonal[:, 1:] *= 1 + _DAMPING
@@ -87,9 +90,15 @@ def _grid(side: int) -> Floats:
     return np.stack([np.tile(at, side), np.repeat(at, side)])
 
 
-def _smooth(pictures: Floats) -> Floats:
-    """Return pictures without the detail that is lost at 16 × 16 points."""
-    width = pictures.shape[-1] / _POINTS / 2
+def reduced(pictures: Floats, side: int) -> Floats:
+    """Return the means `(n, side, side)` of blocks of pixels."""
+    n, step = len(pictures), pictures.shape[-1] // side
+    return np.asarray(pictures.reshape(n, side, step, side, step).mean(axis=(2, 4)))
+
+
+def _smooth(pictures: Floats, points: int) -> Floats:
+    """Return pictures without the detail that is lost at `points` per side."""
+    width = pictures.shape[-1] / points / 2
     return np.asarray(ndimage.gaussian_filter(pictures, (0, width, width), mode="nearest", truncate=3))
 
 
