@@ -73,9 +73,9 @@ class Target:
         """Remove `path` from the store in one rename; its files are deleted with the staging folder."""
         path.rename(self.staging / f"old-{uuid.uuid4().hex[:8]}")
 
-    def finish(self, about: dict[str, Any]) -> None:
-        """Mark the store as complete."""
-        self._write({**self.identity, "complete": True, **about})
+    def finish(self, about: dict[str, Any], ome: dict[str, Any] | None = None) -> None:
+        """Mark the store as complete; `ome` is the attribute of a store that is itself an OME-Zarr image."""
+        self._write({**self.identity, "complete": True, **about}, ome)
 
     def remains(self) -> str:
         """Describe what a failed conversion leaves, and how to continue."""
@@ -83,9 +83,9 @@ class Target:
             return "No store was created: run the same command again."
         return "Committed cases are kept: run the same command again to continue."
 
-    def _write(self, about: dict[str, Any]) -> None:
+    def _write(self, about: dict[str, Any], ome: dict[str, Any] | None = None) -> None:
         staged = self.staging / f"about-{uuid.uuid4().hex[:8]}"
-        write_file(staged, group_json({"hpc_tumor": about}))
+        write_file(staged, group_json({"hpc_tumor": about} if ome is None else {"ome": ome, "hpc_tumor": about}))
         staged.replace(self.path / GROUP_FILE)
 
 
@@ -102,7 +102,7 @@ def open_target(path: Path, identity: dict[str, Any], *, overwrite: bool) -> Ite
     _check(path, identity, overwrite)
     made = _make(path)
     try:
-        with _locked(path):
+        with locked(path):
             _check(path, identity, overwrite)
             _remove_staging(path)
             target = Target(path, identity, overwrite=overwrite)
@@ -118,6 +118,18 @@ def open_target(path: Path, identity: dict[str, Any], *, overwrite: bool) -> Ite
         for folder in made:
             with suppress(OSError):  # not empty: it holds a store
                 folder.rmdir()
+
+
+@contextmanager
+def make_staging(path: Path) -> Iterator[Path]:
+    """Make a staging folder in a store that is locked, and remove it on exit. Raises OSError."""
+    _remove_staging(path)
+    staging = path / f"{STAGING}{uuid.uuid4().hex[:8]}"
+    staging.mkdir()
+    try:
+        yield staging
+    finally:
+        _remove_staging(path)
 
 
 def identity_of(dataset: str, task: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -168,7 +180,7 @@ def _is_staging(path: Path) -> bool:
 
 def remove_staging(folder: Path) -> None:
     """Remove a folder from `list_staging`. Raises DataError if a conversion has started meanwhile, or OSError."""
-    with _locked(folder.parent):
+    with locked(folder.parent):
         shutil.rmtree(folder)
 
 
@@ -232,7 +244,7 @@ def _make(path: Path) -> list[Path]:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Hold the lock file. The kernel releases the lock when its process ends, so it is never stale."""
     file = path / LOCK
     try:

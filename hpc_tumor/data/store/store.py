@@ -12,15 +12,19 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hpc_tumor.data.editions import EDITIONS, Edition
-from hpc_tumor.data.store.index_check import index_fault
+from hpc_tumor.data.store.index_check import index_fault, is_sound
 from hpc_tumor.data.store.nodes import ArrayLayout, RewrittenError, read_attributes, read_column, volume_layout
 from hpc_tumor.data.store.shards import DamagedError, Pending, ReadingThreads, ShardFiles
+from hpc_tumor.data.store.stack import IMAGES, MASKS, ImageStack, Masks
 from hpc_tumor.errors import DataError, StoreError
 from hpc_tumor.system.resources import available_cpus
 
 _ANEW = "Run prepare-data again with --overwrite."
-# Schema 2 of patients adds label editions, noise tolerance around the brain, and scan descriptors.
-SCHEMAS = {"segmentation": 2, "classification": 1}
+# Schema 2 of patients adds label editions, noise tolerance around the brain, and scan descriptors; schema 2 of images
+# adds patients, slices, sources and thumbnails of the head.
+SCHEMAS = {"segmentation": 2, "classification": 2}
+_READABLE = {"segmentation": (2,), "classification": (1, 2)}
+SINCE_2 = frozenset({"patient", "source", "head", "slice", "correlation", "copies"})  # columns of images
 _Volume = tuple[str, str, np.dtype[Any]]  # shards of a case's image and labels, and the image's type
 
 
@@ -46,7 +50,7 @@ class Store:
 
     Attributes:
         task: segmentation or classification.
-        dataset: brats, brats-h5 or brain-mri.
+        dataset: brats, brats-h5, brain-mri or cheng.
         fingerprint: equal for equal content, in any order of conversion.
         options: options of the conversion.
         case_ids: ids of BraTS cases, or paths of images.
@@ -83,15 +87,18 @@ class Store:
         about = read_about(path)
         if about is None:
             raise StoreError(f"{path} is not a store of hpc-tumor", "Create one: hpc-tumor prepare-data SOURCE STORE")
-        readable = SCHEMAS.get(str(about.get("task")), about["schema"])  # of another task: see index_fault
-        if about["schema"] != readable:
-            way = "Update hpc-tumor, or convert" if about["schema"] > readable else "Convert"
+        readable = _READABLE.get(str(about.get("task")), (about["schema"],))  # of another task: see index_fault
+        if about["schema"] not in readable:
+            way = "Update hpc-tumor, or convert" if about["schema"] > readable[-1] else "Convert"
             raise StoreError(
-                f"{path} has schema {about['schema']}; this version reads {readable}",
+                f"{path} has schema {about['schema']}; this version reads {' and '.join(map(str, readable))}",
                 f"{way} again: hpc-tumor prepare-data SOURCE {path} --overwrite",
             )
         if about.get("complete") is not True:
-            raise StoreError(f"{path} is unfinished", "Run the same hpc-tumor prepare-data again to continue.")
+            way = "Run the same hpc-tumor prepare-data again to continue."
+            if about["schema"] != readable[-1]:
+                way = f"Convert again: hpc-tumor prepare-data SOURCE {path} --overwrite"
+            raise StoreError(f"{path} is unfinished", way)
         try:
             return cls(path, about, threads)
         except (KeyError, TypeError) as error:
@@ -100,11 +107,10 @@ class Store:
     def __len__(self) -> int:
         return len(self.case_ids)
 
-    group = _column(
-        "group",
-        "`(n,)`: group number; images or cases of one group are identical or near copies.",
-        np.int64,
-    )
+    @cached_property
+    def group(self) -> NDArray[np.int64]:
+        """`(n,)`: group number; images or cases of one group are identical or near copies."""
+        return self._column("copies" if self.task == "classification" and self.names_patients else "group").astype(int)
 
     # BraTS: axial slices of cases
 
@@ -253,11 +259,35 @@ class Store:
         "box", "`(n, 4)`: left, top, right and bottom in pixels of the crop of each image's source.", np.int64
     )
     thumbnails = _column("thumbnail", "`(n, 32, 32)`: uncropped thumbnail of each image, used to find near copies.")
+    # Since schema 2; StoreError before.
+    heads = _column("head", "`(n, 32, 32)`: thumbnail of each image cropped to the head.")
+    known_slice = _column(
+        "slice", "`(n,)`: number of the slice of the Cheng set that an image shows; 0 if unknown.", np.int64
+    )
+    correlation = _column(
+        "correlation",
+        "`(n,)`: correlation with the most similar slice of the Cheng set; NaN where the source names the slice.",
+    )
 
     @property
     def classes(self) -> list[str]:
         """Names of the classes, by number."""
         return list(self._index["classes"])
+
+    @property
+    def names_patients(self) -> bool:
+        """Return False for images of schema 1, which lack patients, slices, sources and heads."""
+        return int(self.about["schema"]) >= 2
+
+    @property
+    def patients(self) -> list[str]:
+        """Patient of each image, "" if unknown. StoreError for schema 1."""
+        return self.text_column("patient")
+
+    @property
+    def sources(self) -> list[str]:
+        """Name of the source of each image, "" in a store of one source. StoreError for schema 1."""
+        return self.text_column("source")
 
     @property
     def paths(self) -> list[str]:
@@ -271,6 +301,7 @@ class Store:
 
     def text_column(self, name: str) -> list[Any]:
         """Return a column of the index's attributes: scans, dtypes; mode, sha256, signature, bytes."""
+        self._check_age(name)
         return list(self._index[name])
 
     def read_images(self, indices: ArrayLike, into: NDArray[np.uint8] | None = None) -> Pending[NDArray[np.uint8]]:
@@ -280,11 +311,19 @@ class Store:
         for index in chosen:
             if not 0 <= index < len(self):
                 raise IndexError(f"there is no image {index}")
-        return Pending(pixels, self.threads.start(self._read_images, len(chosen), chosen, pixels))
+        return self._images.start(chosen, pixels)
+
+    @cached_property
+    def masks(self) -> Masks:
+        """Tumour masks and borders of the images; only the Cheng set has them."""
+        digests = self._index.get("mask")
+        if digests is None:
+            return Masks([""] * len(self), self._images.shape, None, np.empty((len(self), 0, 2)))
+        return Masks(digests, self._images.shape, self._stack(f"{MASKS}/0"), self._column("border"))
 
     def empty_images(self, n: int) -> NDArray[np.uint8]:
         """Allocate an array for `n` images."""
-        return np.empty((n, *self._images.shape[1:]), np.uint8)
+        return np.empty((n, *self._images.shape), np.uint8)
 
     @cached_property
     def _depths(self) -> list[int]:
@@ -295,14 +334,17 @@ class Store:
         return int(self.statistics.shape[1])
 
     @cached_property
-    def _images(self) -> ArrayLayout:
+    def _images(self) -> ImageStack:
+        return self._stack(IMAGES)
+
+    def _stack(self, path: str) -> ImageStack:
+        def unreadable(index: int, error: Exception) -> DataError:
+            return self._unreadable(f"the image {self.case_ids[index]}", error)
+
         try:
-            layout = ArrayLayout.read(self.path / "images", dtype=np.dtype(np.uint8), names=("image", "y", "x"))
+            return ImageStack(self.path / path, len(self), self._files, self.threads, unreadable)
         except (DamagedError, OSError) as error:
-            raise self._damaged("the array of images", error) from error
-        if layout.chunk != (1, *layout.shape[1:]) or layout.shape[0] != len(self):
-            raise self._damaged("the array of images")
-        return layout
+            raise self._damaged("the array of images" if path == IMAGES else "the array of masks", error) from error
 
     def _open_case(self, case: int) -> _Volume:
         """Check a case's array metadata against the index; return its shards. Raises DamagedError and OSError."""
@@ -323,25 +365,18 @@ class Store:
         for (case, z), image, label in zip(places, images, labels, strict=True):
             self.read_slice(case, z, image, label)
 
-    def _read_images(self, indices: Sequence[int], pixels: Any) -> None:
-        layout = self._images
-        for index, out in zip(indices, pixels, strict=True):
-            shard, position = divmod(index, layout.shard[0])
-            try:
-                self._files.read_chunk(self._image_shards[shard], layout.chunks, position, out)
-            except (DamagedError, OSError) as error:
-                raise self._unreadable(f"the image {self.case_ids[index]}", error) from error
-
-    @cached_property
-    def _image_shards(self) -> list[str]:
-        return [str(self._images.file(self.path / "images", shard)) for shard in range(self._images.shards)]
+    def _check_age(self, column: str) -> None:
+        if column in SINCE_2 and not self.names_patients:
+            way = f"Bring it up to date, without its source: hpc-tumor patients {self.path}"
+            raise StoreError(f"{self.path} was converted by an earlier version and names no patients", way)
 
     def _column(self, name: str) -> NDArray[Any]:
+        self._check_age(name)
         try:
             values = read_column(self.path / "index", name, self._files)
         except (ValueError, OSError, MemoryError) as error:
             raise self._damaged(f"the index column {name}", error) from error
-        if len(values) != len(self):
+        if len(values) != len(self) or not is_sound(name, values, self._index):
             raise self._damaged(f"the index column {name}")
         return values
 
