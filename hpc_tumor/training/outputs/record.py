@@ -141,6 +141,8 @@ def _result(state: TrainingState, scored: Scored, seconds: float, memory_gb: flo
         "split": parts.split.kind,
         "split_seed": parts.split.seed,
         "split_leaks": parts.split.leaks,
+        "split_leakage": parts.split.leakage.as_json() if parts.split.leakage else None,
+        "left_out": parts.split.excluded,
         "fold": experiment.data.fold,
         "store": str(experiment.data.store),
         "fingerprint": parts.store.fingerprint,
