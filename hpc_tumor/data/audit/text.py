@@ -14,7 +14,7 @@ from hpc_tumor.data.audit.memoriser import SIMILAR
 from hpc_tumor.data.audit.volumes import OUTLIER, Spread, VolumeFacts
 from hpc_tumor.data.splits.units import describe_patients
 from hpc_tumor.table import NOTHING, Column, Table, fill
-from hpc_tumor.vocabulary import counted, listed
+from hpc_tumor.vocabulary import CONTROLS, counted, listed
 
 _CLINICAL = {"age": "age, years", "survival_days": "survival, days", "alive": "alive when last seen"}
 _MOST_COUNTED = 4
@@ -81,6 +81,12 @@ def _of_memoriser(title: str, name: str, keep: int = 99) -> Column:
     return _of_group(title, lambda split: f"{getattr(split.memoriser, name):.3f}" if split.memoriser else None, keep)
 
 
+def _of_shortcut(name: str) -> Column:
+    return _of_group(
+        CONTROLS[name], lambda split: f"{split.shortcuts[name]:.3f}" if name in split.shortcuts else None, 44
+    )
+
+
 _SIZES = (_of_leakage("train", "train", 60), _of_leakage("val", "val", 40), _of_leakage("test", "test"))
 _MEMORISER = (_of_memoriser("memoriser", "score"), _of_memoriser("random", "random", 45))
 _OF_IMAGES = (
@@ -89,6 +95,8 @@ _OF_IMAGES = (
     _of_leakage("pixel-identical", "identical", 50),
     _of_group(f"look-alikes ≥ {SIMILAR}", lambda split: split.memoriser.similar if split.memoriser else None, 30),
     *_MEMORISER,
+    _of_shortcut("file_facts"),
+    _of_shortcut("intensities"),
     _of_memoriser("majority", "majority", 20),
 )
 _OF_PATIENTS = (
