@@ -61,13 +61,11 @@ class ImageScan:
 
     Attributes:
         thumbnails: `(n, THUMBNAIL²)`, each of mean 0 and length 1: the product of two is their correlation.
-        moments: `(n, 2)` mean and standard deviation of the grey levels.
-        intensities: `(n, 10)` values of INTENSITIES.
+        intensities: `(n, 10)` values of INTENSITIES; the first two are mean and standard deviation.
         frame: `(n, 3)` mean of the outermost pixels, mean of the four corners, share of black in the frame.
     """
 
     thumbnails: Floats
-    moments: Floats
     intensities: Floats
     frame: Floats
 
@@ -76,8 +74,8 @@ def scan_images(store: Store, progress: Progress | None = None, chosen: NDArray[
     """Read the `chosen` images (default: all) once, one batch ahead. Raises DataError if one is damaged."""
     chosen = np.arange(len(store)) if chosen is None else chosen
     n = len(chosen)
-    thumbnails, moments, intensities, frame = (
-        np.full((len(store), width), np.nan, np.float32) for width in (THUMBNAIL**2, 2, len(INTENSITIES), 3)
+    thumbnails, intensities, frame = (
+        np.full((len(store), width), np.nan, np.float32) for width in (THUMBNAIL**2, len(INTENSITIES), 3)
     )
     pending = store.read_images(chosen[:BATCH])
     for start in range(0, n, BATCH):
@@ -87,12 +85,11 @@ def scan_images(store: Store, progress: Progress | None = None, chosen: NDArray[
             pending = store.read_images(chosen[after : after + BATCH])
         rows = chosen[start:after]
         thumbnails[rows] = unit_rows(shrink(images, THUMBNAIL))
-        moments[rows] = np.stack([images.mean(axis=(1, 2)), images.std(axis=(1, 2), dtype=np.float32)], axis=1)
         intensities[rows] = intensity_statistics(images)
         frame[rows] = _frame(images)
         if progress:
             progress(min(after, n), n)
-    return ImageScan(thumbnails, moments, intensities, frame)
+    return ImageScan(thumbnails, intensities, frame)
 
 
 def image_facts(store: Store, scan: ImageScan) -> ImageFacts:
@@ -102,7 +99,7 @@ def image_facts(store: Store, scan: ImageScan) -> ImageFacts:
     classes = []
     for number, name in enumerate(store.classes):
         chosen = store.label == number
-        brightness, contrast = scan.moments[chosen].mean(axis=0).tolist() if chosen.any() else (0.0, 0.0)
+        brightness, contrast = scan.intensities[chosen, :2].mean(axis=0).tolist() if chosen.any() else (0.0, 0.0)
         classes.append(ClassFacts(
             name, int((chosen & (store.part == "train")).sum()), int((chosen & (store.part == "test")).sum()),
             most_common(modes[chosen].tolist()), brightness, contrast,
@@ -113,7 +110,7 @@ def image_facts(store: Store, scan: ImageScan) -> ImageFacts:
         modes=most_common(modes.tolist()),
         sizes=most_common([f"{height} × {width}" for height, width in sizes.tolist()]),
         square=int((sizes[:, 0] == sizes[:, 1]).sum()),
-        blank=tuple(store.paths[i] for i in np.flatnonzero(scan.moments[:, 1] < _BLANK).tolist()),
+        blank=tuple(store.paths[i] for i in np.flatnonzero(scan.intensities[:, 1] < _BLANK).tolist()),
     )
 
 

@@ -26,6 +26,7 @@ from training_runs import (
     train_ranks,
 )
 
+from hpc_tumor.data.audit.controls import control_answers
 from hpc_tumor.data.audit.images import scan_images
 from hpc_tumor.data.audit.memoriser import memorise_images
 from hpc_tumor.data.store.store import Store
@@ -329,7 +330,7 @@ def classifier(tmp_path_factory: pytest.TempPathFactory, image_store: Path) -> R
     return run
 
 
-def test_every_image_says_what_a_memoriser_would(classifier: RunDir) -> None:
+def test_every_image_says_what_controls_predict(classifier: RunDir) -> None:
     store, rows = Store.open(classifier.experiment().data.store), rows_of(classifier)
     split = json.loads(classifier.split.read_text())["parts"]
     place = {path: index for index, path in enumerate(store.paths)}
@@ -342,6 +343,10 @@ def test_every_image_says_what_a_memoriser_would(classifier: RunDir) -> None:
         assert row["known"] == str(int(store.group[index] in groups))
         likeness = [float(np.corrcoef(scan.thumbnails[index], scan.thumbnails[other])[0, 1]) for other in known]
         assert row["nearest"] == store.classes[store.label[known[int(np.argmax(likeness))]]]
+    answers = control_answers(store, scan, np.array(test), np.array(known))
+    for name, answer in answers.items():
+        expected = {store.paths[index]: store.classes[number] for index, number in zip(test, answer, strict=True)}
+        assert {row["case"]: row[name] for row in rows} == expected
     assert {row["known"] for row in rows} == {"0", "1"}
     right = np.mean([row["nearest"] == row["label"] for row in rows])
     assert right == pytest.approx(memorise_images(store, scan, np.array(test), np.array(known)).score)
