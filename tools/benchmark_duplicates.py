@@ -154,7 +154,7 @@ def print_speed(count: int) -> None:
     draw = np.random.default_rng(0)
     thumbnails = draw.integers(0, 256, (count, SIDE, SIDE), np.uint8)
     began, cpu = time.perf_counter(), time.process_time()
-    near_duplicate_groups(thumbnails, np.arange(count))
+    near_duplicate_groups(thumbnails, thumbnails, np.arange(count))
     print(f"{count:,} images: {time.perf_counter() - began:.1f} s, {time.process_time() - cpu:.1f} s of CPU")
 
 

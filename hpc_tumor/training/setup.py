@@ -227,6 +227,7 @@ def _announce(state: TrainingState, chosen: list[str], resumed: bool) -> None:
         "resumed" if resumed else "started", epoch=progress.epoch, step=progress.step, ranks=distributed.world_size,
         nodes=distributed.nodes, device=device, precision=forward.precision.name,
         channels_last=forward.memory_format == torch.channels_last, threads=torch.get_num_threads(),
+        compiled=state.objective.compiled is not None,
     )  # fmt: skip
 
 

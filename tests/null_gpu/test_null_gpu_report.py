@@ -59,6 +59,7 @@ def test_losses_and_gradients_that_are_zero_fail(null_gpu: NullGpu, job: Job) ->
 @pytest.mark.slow
 def test_weights_that_nothing_computes_do_not_pass_as_equal(null_gpu: NullGpu, job: Job) -> None:
     checks = null_gpu.call(measure, "resume", {"network": "cnn"}, job)
+    assert checks["steps were replayed as a CUDA graph"]["passed"]
     assert checks["stopped within an epoch, and resumed there"]["passed"]
     same = checks["the same bits as without the interruption"]
     assert (same["passed"], same["why"]) == (False, "nothing was computed, so equality means nothing")
@@ -68,11 +69,14 @@ def test_weights_that_nothing_computes_do_not_pass_as_equal(null_gpu: NullGpu, j
 @pytest.mark.parametrize("network", ["cnn", pytest.param("unet", marks=pytest.mark.campaign)])
 def test_steps_wait_for_nothing_but_have_no_losses(null_gpu: NullGpu, job: Job, network: str) -> None:
     checks = null_gpu.call(measure, "assertions", {"network": network}, job)
-    for keep in ("gpu", "host", "none"):
-        assert checks[f"keep={keep}: no hidden wait"]["passed"]
-        assert not checks[f"keep={keep}: losses are finite and above 0"]["passed"]
+    for name in ("keep=gpu", "keep=host", "keep=none", "CUDA graph"):
+        assert checks[f"{name}: no hidden wait"]["passed"]
+        assert not checks[f"{name}: losses are finite and above 0"]["passed"]
         # The profiler needs a library of the driver that the null GPU lacks.
-        assert checks[f"keep={keep}: no copy from or to pageable memory"]["passed"] is None
+        assert checks[f"{name}: no copy from or to pageable memory"]["passed"] is None
+    assert checks["CUDA graph: the host starts few operations"]["passed"] is None
+    races = checks["losses have the same bits however samples are kept"]
+    assert (races["passed"], races["why"]) == (False, "nothing was computed, so equality means nothing")
 
 
 @pytest.mark.slow
@@ -159,22 +163,24 @@ def test_a_gpu_that_torch_has_no_code_for_is_reported(null_gpu: NullGpu, job: Jo
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("ranks", "where", "waits"),
+    ("item", "waits"),
     [
-        ("2", "a GPU each", True),
-        pytest.param("1", "a GPU each", True, marks=pytest.mark.campaign),
-        pytest.param("2", "one GPU", False, marks=pytest.mark.campaign),
+        pytest.param({"ranks": "2", "on": "a GPU each"}, True, marks=pytest.mark.campaign),
+        ({"ranks": "2", "on": "a GPU each", "steps": "CUDA graph"}, True),
+        pytest.param({"ranks": "1", "on": "a GPU each"}, True, marks=pytest.mark.campaign),
+        pytest.param({"ranks": "2", "on": "one GPU"}, False, marks=pytest.mark.campaign),
     ],
 )
 def test_ranks_agree_but_their_weights_mean_nothing(
-    null_gpu: NullGpu, job: Job, ranks: str, where: str, waits: bool
+    null_gpu: NullGpu, job: Job, item: dict[str, str], waits: bool
 ) -> None:
-    item = {"ranks": ranks, "on": where}
     path = {"PYTHONPATH": ":".join([str(TOOLS), str(TOOLS.parent)])}
     checks = null_gpu.call(measure, "ranks", item, job, devices=2, variables=path)
     for network in ("unet", "improved-unet"):
         assert checks[f"{network}: all ranks have the same weights"]["passed"]
         assert not checks[f"{network}: the weights of one rank"]["passed"]
         assert (f"{network}: no hidden wait on any rank" in checks) == waits
+        assert checks.get(f"{network}: steps were replayed as a CUDA graph", {"passed": True})["passed"]
+        assert (f"{network}: steps were replayed as a CUDA graph" in checks) == ("steps" in item)
     if waits:
         assert checks["unet: no hidden wait on any rank"]["passed"]

@@ -1,4 +1,4 @@
-"""Check on the real device what the tests check without one: no hidden wait, no pageable copy, no mixed devices."""
+"""Check on the real device what the tests check without one: no wait, race, pageable copy or mixed devices."""
 
 from __future__ import annotations
 
@@ -6,21 +6,25 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from benchmark_networks import now
 
 from gpu_report.counting import Profile, profile_steps
 from gpu_report.job import Job, Tell
-from gpu_report.work import Running, experiment_of
+from gpu_report.plan import GRAPH
+from gpu_report.work import Running, experiment_of, variants_of
 from hpc_tumor.errors import GpuMemoryError
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.system import devices
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.loop import train
 
-STEPS = 4
+STEPS = 4  # the last is replayed where steps are captured
+MOST_LAUNCHES = 20  # with copies and fills, of a step that is one graph
 EVERYTHING = {"recipe": {"augment": True, "batch_size": 16, "ema": 0.9, "clip_gradients": 1.0, "skip_nonfinite": 3}}
+RACES = "losses have the same bits however samples are kept"
 _ROOM = 2**26  # bytes: less than weights and activations of a U-Net
 _NO_MODE = "torch notices waits for this kind of GPU only in its profiler"
 _UNSEEN = "the profiler saw no kernels on this device"
@@ -33,31 +37,54 @@ def measure(item: dict[str, str], job: Job, tell: Tell) -> None:
     elif "memory" in item:
         _run_out_of_memory(job, tell)
     else:
-        for keep in ("gpu", "host", "none") if job.device != "cpu" else ("host", "none"):
-            _check_network(item["network"], keep, job, tell)
+        for name, settings in variants_of(torch.device(job.device)).items():
+            _check_network(item["network"], name, settings, job, tell)
+        if devices.is_gpu(torch.device(job.device)):
+            _check_races(item["network"], job, tell)
 
 
-def _check_network(network: str, keep: str, job: Job, tell: Tell) -> None:
+def _check_network(network: str, name: str, settings: dict[str, Any], job: Job, tell: Tell) -> None:
     """Check steps with everything switched on that a recipe can switch on."""
-    experiment = experiment_of(network, job, EVERYTHING, {"data": {"keep": keep}})
-    running = Running(experiment, job)
+    running = Running(experiment_of(network, job, EVERYTHING, settings), job)
     torch.backends.cudnn.benchmark = False  # nothing is timed, and the search takes seconds
     for _ in range(STEPS):
         running.step()
     losses = running.losses()
     sound = bool(losses.isfinite().all() and (losses > 0).all())
-    tell.check(f"keep={keep}: losses are finite and above 0", sound, value=float(losses.mean()))
+    tell.check(f"{name}: losses are finite and above 0", sound, value=float(losses.mean()))
     if not devices.is_gpu(running.device):
         return
     now(running.device)
     if running.device.type == "cuda":
         fault = find_wait(lambda: [running.step() for _ in range(STEPS)])
-        tell.check(f"keep={keep}: no hidden wait", fault is None, why=fault)
+        tell.check(f"{name}: no hidden wait", fault is None, why=fault)
     else:
-        tell.check(f"keep={keep}: no hidden wait", None, why=_NO_MODE)
+        tell.check(f"{name}: no hidden wait", None, why=_NO_MODE)
     counts = profile_steps(running.step, running.device)
-    tell(launches={keep: counts.launches if counts.saw_device else None})
-    _check_copies(f"keep={keep}: ", counts, tell)
+    tell(launches={name: counts.launches if counts.saw_device else None})
+    if running.state.graph.captured is not None:
+        started = counts.launches + counts.copies + counts.fills
+        passed, why = (started <= MOST_LAUNCHES, None) if counts.saw_device else (None, _UNSEEN)
+        tell.check(f"{name}: the host starts few operations", passed, value=started, limit=MOST_LAUNCHES, why=why)
+    elif name == GRAPH:
+        tell.check(f"{name}: the step was captured", False, why=running.state.graph.off)
+    _check_copies(f"{name}: ", counts, tell)
+
+
+def _check_races(network: str, job: Job, tell: Tell) -> None:
+    """Check in deterministic mode that steps fed in different ways, which are timed differently, have the same bits."""
+    found = {}
+    for name, settings in variants_of(torch.device(job.device)).items():
+        running = Running(experiment_of(network, job, EVERYTHING, settings, {"hardware": {"deterministic": True}}), job)
+        for _ in range(STEPS):
+            running.step()
+        found[name] = running.losses()
+    torch.use_deterministic_algorithms(False)
+    first, *others = found.values()
+    computed = bool((first > 0).all())
+    same = [bool(torch.equal(first, other)) for other in others]
+    why = None if computed else "nothing was computed, so equality means nothing"
+    tell.check(RACES, computed and all(same), value=dict(zip(list(found)[1:], same, strict=True)), why=why)
 
 
 def _check_copies(name: str, counts: Profile, tell: Tell) -> None:

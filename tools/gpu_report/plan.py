@@ -17,6 +17,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "compiled graph": {"hardware": {"compile": "on", "graph": "on"}},
 }
 EACH = "a GPU each"  # of several ranks
+GRAPH = "CUDA graph"  # of a step
 # Most of the study's time first.
 BY_COST = ("improved-unet", "attention-unet", "unet", "vit", "vgg16", "cnn", "alexnet")
 
@@ -69,7 +70,7 @@ def other_parts(
         Part("resume", "Interrupted and not interrupted", "gpu_report.resume", ({"store": "uint16"}, *every), 40),
         Part("study", "Scoring and saving", "gpu_report.scoring", every, 40),
         Part("feeding", "Feeding", "gpu_report.feeding", _feeding(names, device), 30),
-        Part("ranks", "Several ranks", "gpu_report.ranks", _ranks(device, gpus), 60),
+        Part("ranks", "Several ranks", "gpu_report.ranks", _ranks(device, gpus, graphs), 60),
         Part("compiling", "Compiling", "gpu_report.compiling", ({"networks": " ".join(compiled)},), 240),
         Part("variants", "Other variants of the step", "gpu_report.steps", _steps(compiled, [first], variants), 60),
         Part("graph", "A CUDA graph against eager", "gpu_report.graph", every, 40),
@@ -97,7 +98,8 @@ def _feeding(names: list[str], device: str) -> tuple[Item, ...]:
     return tuple({"task": task, "keep": keep} for task in tasks for keep in kept)
 
 
-def _ranks(device: str, gpus: int) -> tuple[Item, ...]:
+def _ranks(device: str, gpus: int, graphs: bool) -> tuple[Item, ...]:
     if device == "cpu":
         return ({"ranks": "2", "on": "the CPU"},)
-    return ({"ranks": str(gpus), "on": EACH}, {"ranks": "2", "on": "one GPU"})
+    each = {"ranks": str(gpus), "on": EACH}
+    return (each, *[{**each, "steps": GRAPH}] * graphs, {"ranks": "2", "on": "one GPU"})

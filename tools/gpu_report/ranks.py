@@ -20,15 +20,15 @@ from benchmark_networks import now
 
 from gpu_report.assertions import find_wait
 from gpu_report.job import Job, Tell
-from gpu_report.plan import EACH
-from gpu_report.work import Running, experiment_of
+from gpu_report.plan import EACH, GRAPH
+from gpu_report.work import Running, experiment_of, graph_settings
 from hpc_tumor.system import devices
 from hpc_tumor.system.processes import end_with_parent
 from hpc_tumor.training.distributed import Distributed
 
 # Without dropout, which draws by rank; the second has batch norm, which the ranks of GPUs synchronise.
 NETWORKS = ("unet", "improved-unet")
-STEPS = 4
+STEPS = 4  # the last is replayed where steps are captured
 # Relative error of the change of the weights, in float32. Another memory layout on a CPU gives 0.001, as gradients are
 # ill-conditioned; batch norm that is not synchronised 0.04, gradients that are not averaged far more.
 TOLERANCE = 0.02
@@ -45,11 +45,14 @@ def measure(item: dict[str, str], job: Job, tell: Tell) -> None:
     number = int(item["ranks"])
     if number == 1:
         tell(note="only one GPU: NCCL with one rank, which sends nothing")
-    found = _run(number, item["on"], job)
+    found = _run(number, item["on"], item.get("steps", ""), job)
     tell(all_reduce_bytes=found[0]["all_reduce"], backend=found[0]["backend"], step_ms=found[0]["step_ms"])
     for network in NETWORKS[: 1 if job.device == "cpu" else 2]:
         same = all(rank["digests"][network] == found[0]["digests"][network] for rank in found)
         tell.check(f"{network}: all ranks have the same weights", same)
+        if item.get("steps") == GRAPH:
+            off = [rank["no_graph"][network] for rank in found if rank["no_graph"][network]]
+            tell.check(f"{network}: steps were replayed as a CUDA graph", not off, why=off[0] if off else None)
         if "waits" in found[0]:
             waits = [rank["waits"][network] for rank in found if rank["waits"][network]]
             tell.check(f"{network}: no hidden wait on any rank", not waits, why=waits[0] if waits else None)
@@ -58,14 +61,14 @@ def measure(item: dict[str, str], job: Job, tell: Tell) -> None:
         tell.check(f"{network}: the weights of one rank", error <= TOLERANCE, value=error, limit=TOLERANCE)
 
 
-def _run(number: int, where: str, job: Job) -> list[dict[str, Any]]:
+def _run(number: int, where: str, steps: str, job: Job) -> list[dict[str, Any]]:
     """Run the ranks to their end and return what each found. SystemExit if one failed."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "gpu_report.ranks", json.dumps(job.to_json()), where, str(os.getpid())],
+            [sys.executable, "-m", "gpu_report.ranks", json.dumps(job.to_json()), where, steps, str(os.getpid())],
             stdout=sys.stderr, env={
                 **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(number),
                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
@@ -85,7 +88,7 @@ def _run(number: int, where: str, job: Job) -> list[dict[str, Any]]:
 def rank_main() -> None:
     """Run one rank."""
     job, where = Job.from_json(json.loads(sys.argv[1])), sys.argv[2]
-    end_with_parent(signal.SIGKILL, sys.argv[3])
+    end_with_parent(signal.SIGKILL, sys.argv[4])
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     device, backend = devices.CPU, "gloo"
     if job.device != "cpu":
@@ -94,16 +97,19 @@ def rank_main() -> None:
         backend = devices.backend(device) if where == EACH else "gloo"
     dist.init_process_group(backend, timeout=timedelta(seconds=60))
     distributed = Distributed(rank, rank, ranks, 1, device)
-    found: dict[str, Any] = {"backend": backend.rpartition(":")[2], "digests": {}, "step_ms": {}}
+    settings = graph_settings(device) if sys.argv[3] == GRAPH else {}
+    found: dict[str, Any] = {"backend": backend.rpartition(":")[2], "digests": {}, "step_ms": {}, "no_graph": {}}
     sizes = SIZES[:1] if job.quick else SIZES
     found["all_reduce"] = {str(size): _all_reduce_rate(size, distributed) for size in sizes}
     for network in NETWORKS[: 1 if job.device == "cpu" else 2]:
-        running = Running(_experiment(network, job), job, distributed)
+        experiment = experiment_of(network, job, SETTINGS, settings)
+        running = Running(experiment, job, distributed)
         weights, found["step_ms"][network] = _train(running)
+        found["no_graph"][network] = running.state.graph.off
         found["digests"][network] = [float(weights.sum()), float(weights.square().sum())]
         if rank == 0:
             torch.save(weights, _file(job, network, ranks))
-            alone = Running(_experiment(network, job), job, Distributed(device=device))
+            alone = Running(experiment, job, Distributed(device=device))
             torch.save(_weights(alone), _file(job, network, -1))
             torch.save(_train(alone)[0], _file(job, network, 0))
         if device.type == "cuda" and where == EACH:  # gloo waits for GPUs
@@ -113,10 +119,6 @@ def rank_main() -> None:
     (Path(job.folder) / f"rank-{rank}.json").write_text(json.dumps(found))
     sys.stderr.flush()
     os._exit(0)  # gloo's threads and CUDA's libraries may hang or abort at the interpreter's end
-
-
-def _experiment(network: str, job: Job) -> Any:
-    return experiment_of(network, job, SETTINGS)
 
 
 def _train(running: Running) -> tuple[torch.Tensor, float]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gpu_report.data import UNSIGNED
 from gpu_report.job import Job, Tell
-from gpu_report.work import experiment_of, kept
+from gpu_report.work import experiment_of, graph_settings, kept
 from hpc_tumor.config import Experiment
 from hpc_tumor.data.feed.loader import epoch_order
 from hpc_tumor.run_dir import RunDir
@@ -35,7 +35,8 @@ def measure(item: dict[str, str], job: Job, tell: Tell) -> None:
     if "store" in item:
         _read_unsigned(job, tell)
         return
-    experiment, device = experiment_of(item["network"], job, SETTINGS), torch.device(job.device)
+    device = torch.device(job.device)
+    experiment = experiment_of(item["network"], job, SETTINGS, graph_settings(device))
     job.runs.mkdir(parents=True, exist_ok=True)
     whole = _state(experiment, RunDir.create(job.runs, experiment), device)
     start = [weights.detach().clone() for weights in whole.network.parameters()]

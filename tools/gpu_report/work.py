@@ -11,11 +11,13 @@ import torch
 from benchmark_networks import now
 
 from gpu_report.job import Job
+from gpu_report.plan import GRAPH
 from hpc_tumor.config import Experiment
 from hpc_tumor.data.feed.loader import ReadShare, epoch_order
 from hpc_tumor.models import MODELS
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.settings import merge, resolve
+from hpc_tumor.system import devices
 from hpc_tumor.training.distributed import Distributed
 from hpc_tumor.training.graph import take_step
 from hpc_tumor.training.setup import build_state
@@ -40,6 +42,18 @@ def experiment_of(network: str, job: Job, *layers: dict[str, Any]) -> Experiment
     given = merge(given, _QUICK[task] if job.quick else {}, *layers)
     experiment: Experiment = resolve(given, {}, "gpu_report", lambda setting: "--set")
     return experiment
+
+
+def variants_of(device: torch.device) -> dict[str, dict[str, Any]]:
+    """Return settings by name: where samples are kept, and that steps are one graph where a device replays them."""
+    places = ("gpu", "host", "none") if device.type != "cpu" else ("host", "none")
+    variants: dict[str, dict[str, Any]] = {f"keep={place}": {"data": {"keep": place}} for place in places}
+    return {**variants, GRAPH: graph_settings(device)} if devices.has_graphs(device) else variants
+
+
+def graph_settings(device: torch.device) -> dict[str, Any]:
+    """Return the settings of steps that are one graph, where a device replays them; else none."""
+    return {"hardware": {"graph": "on"}} if devices.has_graphs(device) else {}
 
 
 def kept(job: Job) -> str:

@@ -17,6 +17,7 @@ from hpc_tumor.data.case import Case, CaseReader
 from hpc_tumor.data.convert.case import Row, Unit, UnitResult, is_intact, unpack_images
 from hpc_tumor.data.convert.target import Target, remove
 from hpc_tumor.data.editions import EDITIONS
+from hpc_tumor.data.patients.recognise import recognise
 from hpc_tumor.data.splits.near_duplicates import SIDE, near_duplicate_groups
 from hpc_tumor.data.splits.sketch import group_same_scans, unpack_sketches
 from hpc_tumor.data.store.nodes import (
@@ -218,20 +219,29 @@ class ImageWriter:
         return True
 
     def _write_index(self, index: Path, rows: Sequence[Row]) -> None:
+        thumbnails, heads = (
+            np.frombuffer(b"".join(bytes.fromhex(row[name]) for row in rows), np.uint8).reshape(-1, SIDE, SIDE)
+            for name in ("thumbnail", "head")
+        )
+        found = recognise(thumbnails, heads)
         write_group(index, {
             "case_ids": [row["case"] for row in rows],
             "classes": CLASSES,
             "parts": ["train", "test"],
             **{name: [row[name] for row in rows] for name in ("mode", "sha256", "signature", "bytes")},
+            "source": [row.get("source", "") for row in rows],
+            "patient": [row.get("patient", known) for row, known in zip(rows, found.patients, strict=True)],
         })  # fmt: skip
+        named = np.array(["patient" in row for row in rows])  # by their source
+        write_column(index, "slice", np.where(named, [row.get("slice", 0) for row in rows], found.slice))
+        write_column(index, "correlation", np.where(named, np.nan, found.correlation))
         identical = duplicate_groups([row["sha256"] for row in rows])
-        pixels = b"".join(bytes.fromhex(row["thumbnail"]) for row in rows)
-        thumbnails = np.frombuffer(pixels, np.uint8).reshape(-1, SIDE, SIDE)
         write_column(index, "label", [CLASSES.index(row["class"]) for row in rows])
         write_column(index, "part", [row["part"] == "test" for row in rows])
         write_column(index, "identical", identical)
-        write_column(index, "group", near_duplicate_groups(thumbnails, identical))
+        write_column(index, "group", near_duplicate_groups(thumbnails, heads, identical))
         write_column(index, "thumbnail", thumbnails)
+        write_column(index, "head", heads)
         for name in ("size", "box"):
             write_column(index, name, [row[name] for row in rows])
 
@@ -241,7 +251,9 @@ class ImageWriter:
             return
         try:
             old = self._old = Store.open(self.target.path)
-            sizes, boxes, thumbnails = old.sizes.tolist(), old.boxes.tolist(), old.thumbnails
+            sizes, boxes, slices = old.sizes.tolist(), old.boxes.tolist(), old.known_slice.tolist()
+            thumbnails, heads, named = old.thumbnails, old.heads, np.isnan(old.correlation)
+            patients, sources = old.patients, old.sources
             classes, parts = [CLASSES[label] for label in old.label], old.part.tolist()
         except (DataError, IndexError):  # convert a damaged store again
             return
@@ -252,7 +264,9 @@ class ImageWriter:
             if name in signatures and signatures[name] in (None, texts["signature"][i]):
                 row = {key: values[i] for key, values in texts.items()}
                 row |= {"case": name, "class": classes[i], "part": parts[i], "size": sizes[i], "box": boxes[i]}
-                self.rows[name] = {**row, "thumbnail": thumbnails[i].tobytes().hex()}
+                row |= {"thumbnail": thumbnails[i].tobytes().hex(), "head": heads[i].tobytes().hex()}
+                row |= {"source": sources[i]} | ({"patient": patients[i], "slice": slices[i]} if named[i] else {})
+                self.rows[name] = row
                 self._places[name] = (None, i)
 
     def _keep_waiting(self, signatures: Mapping[str, str | None]) -> None:

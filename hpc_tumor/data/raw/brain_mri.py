@@ -97,9 +97,9 @@ class BrainMRIReader:
     def read_case(self, case: Case) -> CaseData:
         """Decode, rotate upright, convert to grey, crop and resize one image to `(size, size)` uint8.
 
-        `meta` has the original (height, width) and mode, the crop box (left, top, right, bottom), and the SHA-256 and
-        thumbnail (hexadecimal) of the grey pixels before the crop. Raises DataError for files that are not supported
-        images, are truncated, or too large.
+        `meta` has the original (height, width) and mode, the crop box (left, top, right, bottom), the SHA-256 and
+        thumbnail (hexadecimal) of the grey pixels before the crop, and a thumbnail of the head. Raises DataError for
+        files that are not supported images, are truncated, or too large.
         """
         check_names(case)
         grey, mode = decode_grey(case.files["image"].path)
@@ -116,6 +116,7 @@ class BrainMRIReader:
             "box": list(box),
             "sha256": digest.hexdigest(),
             "thumbnail": thumbnail(grey, sketch).tobytes().hex(),
+            "head": head_thumbnail(small).tobytes().hex(),
         }
         return CaseData(case.id, np.asarray(small), meta=meta)
 
@@ -188,6 +189,11 @@ def thumbnail(grey: Image.Image, sketch: Image.Image | None = None) -> NDArray[n
     whole = (0, 0, grey.width / factor, grey.height / factor)  # the last pixels of the sketch may be narrower
     small = (sketch or reduced(grey)).resize((side, side), Image.Resampling.HAMMING, box=whole)
     return np.asarray(small)
+
+
+def head_thumbnail(crop: Image.Image) -> NDArray[np.uint8]:
+    """Return a `(32, 32)` thumbnail of the head in an image that is cropped to the head, as stores keep it."""
+    return np.asarray(crop.resize((near_duplicates.SIDE,) * 2, Image.Resampling.HAMMING))
 
 
 def head_box(grey: Image.Image, sketch: Image.Image | None = None) -> tuple[int, int, int, int]:

@@ -12,6 +12,7 @@ JPEG quality 50 would miss a sixth of the copies.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,26 +23,36 @@ from hpc_tumor.data.splits.joining import Pairs, join_groups
 SIDE = 32  # pixels of a thumbnail
 BLUR = 4.0  # standard deviation in thumbnail pixels of the blur that is subtracted
 THRESHOLD = 0.93
+HEAD_THRESHOLD = 0.95  # of heads
 BLOCK_ROWS = 1024  # images compared with as many others at once
 # Part of a store's options, so that stores with other groups are detected.
-MEASURE = f"correlation >= {THRESHOLD} of {SIDE} x {SIDE} pixels less their blur of {BLUR:g}, flipped and turned"
+MEASURE = (
+    f"correlation >= {THRESHOLD} of {SIDE} x {SIDE} pixels, or >= {HEAD_THRESHOLD} of those of the head, less their"
+    f" blur of {BLUR:g}, flipped and turned"
+)
 
 
-def near_duplicate_groups(thumbnails: NDArray[np.uint8], identical: ArrayLike) -> NDArray[np.int32]:
+def near_duplicate_groups(
+    thumbnails: NDArray[np.uint8], heads: NDArray[np.uint8], identical: ArrayLike
+) -> NDArray[np.int32]:
     """Return a group number per image, equal for identical images and near copies, in order of appearance.
+
+    Copies by the frame and by the head both count: the head finds those that were cropped differently.
 
     Groups are connected components, so near copies are never in two groups, which would leak; a chain may join images
     that are less similar.
 
-    Compares all pairs exactly, about 4,100 × n²/2 float32 operations in blocks: memory beyond the thumbnails does not
+    Compares all pairs exactly, about 8,200 × n²/2 float32 operations in blocks: memory beyond the thumbnails does not
     grow with n. One CPU of 2023 takes seconds for 7,000 images, and minutes for 100,000.
 
     Args:
         thumbnails: `(n, 32, 32)`, of uncropped images.
+        heads: `(n, 32, 32)`, of the same images cropped to the head.
         identical: `(n,)` group numbers of images with identical pixels; one per group is compared.
     """
     numbers, first, same = np.unique(np.asarray(identical), return_index=True, return_inverse=True)
-    pairs = (pairs for pairs, _ in similar_pairs(thumbnails[first], THRESHOLD))
+    similar = chain(similar_pairs(thumbnails[first], THRESHOLD), similar_pairs(heads[first], HEAD_THRESHOLD))
+    pairs = (pairs for pairs, _ in similar)
     return join_groups(join_groups(np.arange(len(numbers)), pairs)[same], ())
 
 

@@ -32,7 +32,14 @@ def index_fault(about: Mapping[str, Any], index: Mapping[str, Any]) -> str | Non
     columns: dict[str, Check] = (
         {"dtypes": _is_type, "scans": _is_text, "clinical": _is_facts, "editions": _is_edition}
         if volumes
-        else {"mode": _is_text, "sha256": _is_text, "signature": _is_text, "bytes": _is_count}
+        else {
+            "mode": _is_text,
+            "sha256": _is_text,
+            "signature": _is_text,
+            "bytes": _is_count,
+            "patient": _is_text_or_empty,
+            "source": _is_text_or_empty,
+        }
     )
     for name, check in columns.items():
         values = index.get(name)
@@ -48,6 +55,10 @@ def index_fault(about: Mapping[str, Any], index: Mapping[str, Any]) -> str | Non
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and value != "" and is_plain(value)
+
+
+def _is_text_or_empty(value: Any) -> bool:
+    return value == "" or _is_text(value)
 
 
 def _is_folder(name: str) -> bool:

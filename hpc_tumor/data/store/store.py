@@ -19,8 +19,9 @@ from hpc_tumor.errors import DataError, StoreError
 from hpc_tumor.system.resources import available_cpus
 
 _ANEW = "Run prepare-data again with --overwrite."
-# Schema 2 of patients adds label editions, noise tolerance around the brain, and scan descriptors.
-SCHEMAS = {"segmentation": 2, "classification": 1}
+# Schema 2 of patients adds label editions, noise tolerance around the brain, and scan descriptors; schema 2 of images
+# adds patients, slices, sources and thumbnails of the head.
+SCHEMAS = {"segmentation": 2, "classification": 2}
 _Volume = tuple[str, str, np.dtype[Any]]  # shards of a case's image and labels, and the image's type
 
 
@@ -253,11 +254,29 @@ class Store:
         "box", "`(n, 4)`: left, top, right and bottom in pixels of the crop of each image's source.", np.int64
     )
     thumbnails = _column("thumbnail", "`(n, 32, 32)`: uncropped thumbnail of each image, used to find near copies.")
+    heads = _column("head", "`(n, 32, 32)`: thumbnail of each image cropped to the head.")
+    known_slice = _column(
+        "slice", "`(n,)`: number of the slice of the Cheng set that an image shows; 0 if unknown.", np.int64
+    )
+    correlation = _column(
+        "correlation",
+        "`(n,)`: correlation with the most similar slice of the Cheng set; NaN where the source names the slice.",
+    )
 
     @property
     def classes(self) -> list[str]:
         """Names of the classes, by number."""
         return list(self._index["classes"])
+
+    @property
+    def patients(self) -> list[str]:
+        """Patient of each image, "" if unknown."""
+        return list(self._index["patient"])
+
+    @property
+    def sources(self) -> list[str]:
+        """Name of the source of each image, "" in a store of one source."""
+        return list(self._index["source"])
 
     @property
     def paths(self) -> list[str]:

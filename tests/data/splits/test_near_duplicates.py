@@ -11,7 +11,7 @@ from PIL import Image
 from raw_samples import list_cases, real_data
 from scipy.ndimage import gaussian_filter
 
-from hpc_tumor.data.raw.brain_mri import BrainMRIReader, decode_grey, thumbnail
+from hpc_tumor.data.raw.brain_mri import BrainMRIReader, decode_grey, head_box, head_thumbnail, thumbnail
 from hpc_tumor.data.splits import joining, near_duplicates
 from hpc_tumor.data.splits.near_duplicates import (
     BLUR,
@@ -35,6 +35,11 @@ def heads(n: int) -> list[Image.Image]:
         inside = ((x - 90) / 75) ** 2 + ((y - 110) / 95) ** 2 < 1
         found.append(Image.fromarray(np.where(inside, np.clip(110 + 700 * texture, 0, 200), 0).astype(np.uint8)))
     return found
+
+
+def group(thumbnails: np.ndarray) -> np.ndarray:
+    """Groups by the frame alone: all heads are plain."""
+    return near_duplicate_groups(thumbnails, np.zeros_like(thumbnails), np.arange(len(thumbnails)))
 
 
 def encoded(image: Image.Image, quality: int) -> Image.Image:
@@ -70,7 +75,7 @@ COPIES: dict[str, Callable[[Image.Image], Image.Image]] = {
 def test_every_copy_is_found_and_nothing_else(kind: str) -> None:
     originals = heads(30)
     copies = [COPIES[kind](image) for image in originals]
-    groups = near_duplicate_groups(np.stack([thumbnail(i) for i in (*originals, *copies)]), np.arange(60))
+    groups = group(np.stack([thumbnail(i) for i in (*originals, *copies)]))
     assert groups.tolist() == [*range(30), *range(30)]
 
 
@@ -107,17 +112,17 @@ def test_blocks_and_trees_of_edges_change_nothing(monkeypatch: pytest.MonkeyPatc
     originals = [thumbnail(image) for image in heads(25)]
     order = np.random.default_rng(1).permutation(100) % 25
     thumbnails = np.stack([np.rot90(originals[i], k % 4) for k, i in enumerate(order)])
-    whole = near_duplicate_groups(thumbnails, np.arange(100))
+    whole = group(thumbnails)
     assert [set(order[whole == group]) for group in range(whole.max() + 1)] == [{i} for i in dict.fromkeys(order)]
     monkeypatch.setattr(near_duplicates, "BLOCK_ROWS", 7)
     monkeypatch.setattr(joining, "MOST_EDGES", 5)
-    assert near_duplicate_groups(thumbnails, np.arange(100)).tolist() == whole.tolist()
+    assert group(thumbnails).tolist() == whole.tolist()
 
 
 def test_identical_ones_are_together_and_plain_ones_are_not() -> None:
     """A picture of one grey is like no other, unless its pixels are the same."""
     plain = np.stack([np.full((SIDE, SIDE), value, np.uint8) for value in (0, 9, 9, 200)])
-    assert near_duplicate_groups(plain, [0, 1, 2, 1]).tolist() == [0, 1, 2, 1]
+    assert near_duplicate_groups(plain, plain, [0, 1, 2, 1]).tolist() == [0, 1, 2, 1]
 
 
 def test_a_chain_is_one_group() -> None:
@@ -126,7 +131,17 @@ def test_a_chain_is_one_group() -> None:
     mixed = [np.rint(one * (1 - t) + other * t).astype(np.uint8) for t in np.linspace(0, 1, 12)]
     ends = similarity(features(mixed[0][None]), features(mixed[-1][None])).item()
     assert ends < THRESHOLD
-    assert set(near_duplicate_groups(np.stack(mixed), np.arange(12)).tolist()) == {0}
+    assert set(group(np.stack(mixed)).tolist()) == {0}
+
+
+def test_copies_cropped_differently_are_found_by_the_head() -> None:
+    originals = heads(20)
+    copies = [image.crop((-20, 10, 215, 235)) for image in originals]
+    images = [*originals, *copies]
+    assert len(set(group(np.stack([thumbnail(image) for image in images])))) > 20
+    crops = [head_thumbnail(image.resize((256, 256), Image.Resampling.BILINEAR, head_box(image))) for image in images]
+    groups = near_duplicate_groups(np.stack([thumbnail(image) for image in images]), np.stack(crops), np.arange(40))
+    assert groups.tolist() == [*range(20), *range(20)]
 
 
 def test_the_nearest_of_others_is_found_in_whatever_blocks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -207,6 +207,7 @@ def test_compiled_steps_train_as_plain_ones_and_go_on_compiled(tmp_path: Path, s
         assert fast["loss"] == pytest.approx(plain["loss"], rel=1e-3)
     assert load_checkpoint(runs["on"].last_checkpoint, torch.device("cpu"))["compiled"]
     assert json.loads(runs["on"].result.read_text())["compiled"]
+    assert [event["compiled"] for event in runs["on"].read_events("started")] == [True]
 
 
 def gradients_of_both(distributed: Distributed, path: Path) -> None:
