@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from hpc_tumor.data.raw.patient_names import patient_of
 from hpc_tumor.data.splits.folds import Unit
-from hpc_tumor.data.splits.joining import group_connected
+from hpc_tumor.data.splits.joining import group_connected, join_groups
 from hpc_tumor.data.splits.sketch import THRESHOLD, similarity
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.vocabulary import counted, listed
@@ -128,6 +128,13 @@ def patient_numbers(store: Store) -> NDArray[np.int64]:
     for number, unit in enumerate(patient_units(store)):
         numbers[list(unit.members)] = number
     return numbers
+
+
+def image_patients(store: Store) -> NDArray[np.int64]:
+    """Return `(n,)` unit numbers of the images: those connected by copies or by known patients have one number."""
+    first: dict[str, int] = {}
+    pairs = [(first.setdefault(name, image), image) for image, name in enumerate(store.patients) if name]  # type: ignore[attr-defined]
+    return join_groups(store.group, [np.array(pairs, np.int64).reshape(-1, 2)]).astype(np.int64)
 
 
 def image_units(store: Store, images: NDArray[np.int64], group: NDArray[np.int64]) -> list[Unit]:

@@ -26,6 +26,7 @@ from hpc_tumor.data.splits.units import (
     MOST_NEAR,
     describe_patients,
     doubtful_joins,
+    image_patients,
     patient_numbers,
     patient_units,
     repeated_cases,
@@ -201,3 +202,9 @@ def of_group(sketches: np.ndarray, scans: list[str] | None = None) -> list[str]:
     store.case_ids, store.scans, store.group = names, scans or names, np.zeros(len(names), np.int64)
     store.sketches = sketches
     return doubtful_joins(cast(Store, store))
+
+
+def test_images_of_a_patient_and_their_copies_are_one_unit() -> None:
+    """A copy joins two patients; images of unknown patients stay apart unless they are copies."""
+    store = cast(Store, SimpleNamespace(group=np.array([0, 1, 1, 2, 3, 4, 4, 5]), patients=[*"aabb", *[""] * 4]))
+    assert image_patients(store).tolist() == [0, 0, 0, 0, 1, 2, 2, 3]
