@@ -21,7 +21,7 @@ import numpy as np
 from benchmark_machine import describe_machine
 from PIL import Image, ImageDraw
 
-from hpc_tumor.data.raw.brain_mri import decode_grey, thumbnail
+from hpc_tumor.data.raw.brain_mri import IMAGE_SIZE, decode_grey, head_box, head_thumbnail, thumbnail
 from hpc_tumor.data.raw.sources import inspect_source
 from hpc_tumor.data.splits.near_duplicates import (
     SIDE,
@@ -58,11 +58,18 @@ def main() -> None:
         pictures = [decode_grey(case.files["image"].path)[0] for case in cases]
         thumbnails = np.stack([thumbnail(picture) for picture in pictures])
         print_recall(pictures, thumbnails)
-        print_groups(thumbnails, [case.meta["class"] for case in cases])
+        print_groups(
+            thumbnails, np.stack([head(picture) for picture in pictures]), [case.meta["class"] for case in cases]
+        )
         if options.sheet:
             write_sheet(options.sheet, pictures, thumbnails, options.low, options.high)
     for count in options.speed:
         print_speed(count)
+
+
+def head(picture: Image.Image) -> np.ndarray:
+    """Return the thumbnail of the head, as a store keeps it."""
+    return head_thumbnail(picture.resize((IMAGE_SIZE, IMAGE_SIZE), Filter.BILINEAR, head_box(picture)))
 
 
 def ways() -> dict[str, Copy]:
@@ -114,13 +121,13 @@ def print_recall(pictures: list[Image.Image], thumbnails: np.ndarray) -> None:
         print(f"{name:<40} {100 * np.mean(values >= THRESHOLD):>7.1f} {values.min():>7.3f}")
 
 
-def print_groups(thumbnails: np.ndarray, classes: list[str]) -> None:
+def print_groups(thumbnails: np.ndarray, heads: np.ndarray, classes: list[str]) -> None:
     """Print pairs by similarity, sizes of groups, and groups with several classes."""
     values = np.concatenate([found for _, found in similar_pairs(thumbnails, 0.9)] or [np.empty(0)])
     edges = [0.9, 0.92, 0.94, 0.95, 0.96, 0.965, 0.97, 0.975, 0.98, 0.985, 0.99, 0.995, 2]
     print("\npairs from  " + "  ".join(f"{edge:>5}" for edge in edges[:-1]))
     print("            " + "  ".join(f"{count:>5}" for count in np.histogram(values, edges)[0]))
-    groups = near_duplicate_groups(thumbnails, np.arange(len(thumbnails)))
+    groups = near_duplicate_groups(thumbnails, heads, np.arange(len(thumbnails)))
     sizes = Counter(np.bincount(groups).tolist())
     print("groups      " + ", ".join(f"{count} of {size}" for size, count in sorted(sizes.items())))
     mixed = len({(group, name) for group, name in zip(groups.tolist(), classes, strict=True)}) - len(set(groups))

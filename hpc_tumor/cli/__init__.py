@@ -27,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for panel, commands in {
-    "Data": (data.prepare_data, data.split, data.phantom, data.audit),
+    "Data": (data.prepare_data, data.split, data.patients, data.phantom, data.audit),
     "Runs": (train.submit, runs.status, runs.logs, runs.cancel, runs.resume, runs.rerun, runs.efficiency, runs.clean),
     "Setup": (setup.doctor,),
     "Results": (results.collect, results.predict, results.export),

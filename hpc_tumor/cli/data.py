@@ -131,6 +131,39 @@ def split(
         out.hints("Next:", [(shlex.join(command), "train with it")])
 
 
+def patients(
+    store: Annotated[Path, argument("STORE", "Store made by prepare-data; an old one is brought up to date.")],
+    csv: Annotated[Path | None, option("--csv", value="FILE", text="CSV file to write.")] = None,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Show the patients of a store: those behind its images, as far as they are known, or those of its cases.
+
+    Images are recognised as slices of the Cheng set, whose patients are published. A store that was converted by an
+    earlier version is brought up to date from its own pixels.
+
+    Example: hpc-tumor patients brain-mri.zarr --csv patients.csv
+    """
+    from hpc_tumor.cli.views.patients import patient_rows, patients_table, write_patients_csv
+    from hpc_tumor.data.convert.update import bring_up_to_date
+    from hpc_tumor.data.store.store import Store
+    from hpc_tumor.system.atomic import folder_to_write
+
+    if updated := bring_up_to_date(store):
+        out.warning(updated.note)
+    opened = Store.open(store)
+    rows = patient_rows(opened)
+    if csv is not None:
+        with folder_to_write(csv.parent, "the patients"):
+            write_patients_csv(csv, rows)
+    about = {"store": store, "fingerprint": opened.fingerprint, "patients": rows}
+    out.result(about, show=lambda: out.table(patients_table(opened, rows)))
+    if csv is not None:
+        out.note(f"written: {csv}")
+    else:
+        out.hints("Next:", [(shlex.join(["hpc-tumor", "patients", str(store), "--csv", "patients.csv"]), "list them")])
+
+
 def phantom(
     directory: Annotated[Path, argument("DIR", "New folder to write to.")],
     dataset: Annotated[str, option("--dataset", value="KIND", text="Dataset to imitate: brats or brain-mri.")],

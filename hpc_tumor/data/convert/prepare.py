@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -16,6 +16,7 @@ from hpc_tumor.data.case import Case, CaseReader, walk
 from hpc_tumor.data.convert.assumptions import assumptions, differs, is_renamed
 from hpc_tumor.data.convert.case import Unit, UnitResult
 from hpc_tumor.data.convert.target import ConversionError, Target, disk_error, identity_of, open_target
+from hpc_tumor.data.convert.update import bring_up_to_date
 from hpc_tumor.data.convert.vanished import refuse_lost, refuse_vanished, why_unreadable
 from hpc_tumor.data.convert.workers import convert_locally, default_workers
 from hpc_tumor.data.convert.writers import Writer, make_writer
@@ -116,6 +117,7 @@ def prepare_dataset(
     report = report or inspect_listing(walk(source), reader)
     if strict and report.failed:
         raise DataError(f"{report.failed[0][1]} Stopped because of --strict.")
+    updated = bring_up_to_date(store)
     with open_target(store, identity_of(reader.name, reader.task, reader.options), overwrite=overwrite) as target:
         try:
             plan = _plan(target, report, workers or default_workers(), prune=overwrite or prune)
@@ -130,7 +132,8 @@ def prepare_dataset(
             raise DataError(f"{disk_error(error, 'its cases', store)} {target.remains()}") from error
         except ConversionError as error:
             raise DataError(f"{error} {target.remains()}") from error
-    return _summary(Store.open(store), report, plan, failed, time.perf_counter() - began)
+    summary = _summary(Store.open(store), report, plan, failed, time.perf_counter() - began)
+    return replace(summary, notes=[*summary.notes, updated.note]) if updated else summary
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ def open_target(path: Path, identity: dict[str, Any], *, overwrite: bool) -> Ite
     _check(path, identity, overwrite)
     made = _make(path)
     try:
-        with _locked(path):
+        with locked(path):
             _check(path, identity, overwrite)
             _remove_staging(path)
             target = Target(path, identity, overwrite=overwrite)
@@ -118,6 +118,18 @@ def open_target(path: Path, identity: dict[str, Any], *, overwrite: bool) -> Ite
         for folder in made:
             with suppress(OSError):  # not empty: it holds a store
                 folder.rmdir()
+
+
+@contextmanager
+def make_staging(path: Path) -> Iterator[Path]:
+    """Make a staging folder in a store that is locked, and remove it on exit. Raises OSError."""
+    _remove_staging(path)
+    staging = path / f"{STAGING}{uuid.uuid4().hex[:8]}"
+    staging.mkdir()
+    try:
+        yield staging
+    finally:
+        _remove_staging(path)
 
 
 def identity_of(dataset: str, task: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -168,7 +180,7 @@ def _is_staging(path: Path) -> bool:
 
 def remove_staging(folder: Path) -> None:
     """Remove a folder from `list_staging`. Raises DataError if a conversion has started meanwhile, or OSError."""
-    with _locked(folder.parent):
+    with locked(folder.parent):
         shutil.rmtree(folder)
 
 
@@ -232,7 +244,7 @@ def _make(path: Path) -> list[Path]:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Hold the lock file. The kernel releases the lock when its process ends, so it is never stale."""
     file = path / LOCK
     try:

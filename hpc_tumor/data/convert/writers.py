@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from hpc_tumor.data.case import Case, CaseReader
 from hpc_tumor.data.convert.case import Row, Unit, UnitResult, is_intact, unpack_images
@@ -200,8 +201,7 @@ class ImageWriter:
     def finish(self, about: dict[str, Any]) -> bool:
         names = sorted(self.rows)
         rows = [self.rows[name] for name in names]
-        contents = [(row["case"], f"{row['class']} {row['part']} {row['sha256']}") for row in rows]
-        about = {"cases": len(rows), "fingerprint": fingerprint(self.target.identity, contents), **about}
+        about = {"cases": len(rows), "fingerprint": image_fingerprint(self.target.identity, rows), **about}
         if _unchanged(self.target, about) and all(self._places[name] == (None, i) for i, name in enumerate(names)):
             remove(self.waiting)
             return False
@@ -223,25 +223,20 @@ class ImageWriter:
             np.frombuffer(b"".join(bytes.fromhex(row[name]) for row in rows), np.uint8).reshape(-1, SIDE, SIDE)
             for name in ("thumbnail", "head")
         )
-        found = recognise(thumbnails, heads)
+        identical = duplicate_groups([row["sha256"] for row in rows])
+        named = {i: (row["patient"], row["slice"]) for i, row in enumerate(rows) if "patient" in row}
         write_group(index, {
             "case_ids": [row["case"] for row in rows],
             "classes": CLASSES,
             "parts": ["train", "test"],
             **{name: [row[name] for row in rows] for name in ("mode", "sha256", "signature", "bytes")},
             "source": [row.get("source", "") for row in rows],
-            "patient": [row.get("patient", known) for row, known in zip(rows, found.patients, strict=True)],
+            "patient": write_patients(index, thumbnails, heads, identical, named),
         })  # fmt: skip
-        named = np.array(["patient" in row for row in rows])  # by their source
-        write_column(index, "slice", np.where(named, [row.get("slice", 0) for row in rows], found.slice))
-        write_column(index, "correlation", np.where(named, np.nan, found.correlation))
-        identical = duplicate_groups([row["sha256"] for row in rows])
         write_column(index, "label", [CLASSES.index(row["class"]) for row in rows])
         write_column(index, "part", [row["part"] == "test" for row in rows])
         write_column(index, "identical", identical)
-        write_column(index, "group", near_duplicate_groups(thumbnails, heads, identical))
         write_column(index, "thumbnail", thumbnails)
-        write_column(index, "head", heads)
         for name in ("size", "box"):
             write_column(index, name, [row[name] for row in rows])
 
@@ -293,6 +288,39 @@ class ImageWriter:
             old = [i for file, i in places if file is None]
             again: Iterator[Any] = iter(self._old.read_images(old).result() if self._old is not None and old else [])
             yield [pack_chunk(next(again), IMAGE_COMPRESSION) if file is None else files[file][i] for file, i in places]
+
+
+def write_patients(
+    index: Path,
+    thumbnails: NDArray[np.uint8],
+    heads: NDArray[np.uint8],
+    identical: ArrayLike,
+    named: Mapping[int, tuple[str, int]],
+) -> list[str]:
+    """Write the columns of an index on patients and copies; return the patient of each image, "" if unknown.
+
+    `named` has the patient and slice of images whose source names them, by number; others are recognised.
+    """
+    found = recognise(thumbnails, heads)
+    # Rounded, so that stores of the same images have the same bytes on most machines.
+    patients, slices, correlation = found.patients, found.slice.copy(), found.correlation.round(4)
+    for image, (patient, number) in named.items():
+        patients[image], slices[image], correlation[image] = patient, number, np.nan
+    write_column(index, "head", heads)
+    write_column(index, "slice", slices)
+    write_column(index, "correlation", correlation)
+    write_column(index, "copies", near_duplicate_groups(thumbnails, heads, identical))
+    return patients
+
+
+def image_fingerprint(identity: dict[str, Any], rows: Sequence[Row]) -> str:
+    """Return the fingerprint of a store of images."""
+    return fingerprint(identity, [(row["case"], _content(row)) for row in rows])
+
+
+def _content(row: Row) -> str:
+    named = f" {row['patient']} {row['slice']}" if "patient" in row else ""
+    return f"{row['class']} {row['part']} {row['sha256']}{named}"
 
 
 def duplicate_groups(digests: Sequence[str]) -> list[int]:

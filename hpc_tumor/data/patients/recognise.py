@@ -2,7 +2,7 @@
 
 An image is compared by two small pictures, the whole frame and the head, which stores keep. Their local contrast, the
 picture minus its blur, is correlated with that of the 3,064 slices over the eight flips and quarter turns. The
-thresholds and their margins: docs/decisions/0012-patients-behind-images.md.
+thresholds and their margins: docs/decisions/0009-likeness.md.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def _windows() -> tuple[Floats, Floats]:
     gain[0, 0] = 1  # the mean is not shipped
     pictures = _transform(shipped.contrast) / gain
     pictures[:, 0, 0] = 0
-    return features(pictures), features(window(pictures, shipped.boxes.astype(np.float32) / np.float32(64)))
+    return features(pictures), features(window(pictures, (shipped.boxes / 64).astype(np.float32)))
 
 
 def window(coefficients: Floats, boxes: Floats) -> Floats:

@@ -133,7 +133,7 @@ def patient_numbers(store: Store) -> NDArray[np.int64]:
 def image_patients(store: Store) -> NDArray[np.int64]:
     """Return `(n,)` unit numbers of the images: those connected by copies or by known patients have one number."""
     first: dict[str, int] = {}
-    pairs = [(first.setdefault(name, image), image) for image, name in enumerate(store.patients) if name]  # type: ignore[attr-defined]
+    pairs = [(first.setdefault(name, image), image) for image, name in enumerate(store.patients) if name]
     return join_groups(store.group, [np.array(pairs, np.int64).reshape(-1, 2)]).astype(np.int64)
 
 

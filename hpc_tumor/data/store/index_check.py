@@ -32,15 +32,10 @@ def index_fault(about: Mapping[str, Any], index: Mapping[str, Any]) -> str | Non
     columns: dict[str, Check] = (
         {"dtypes": _is_type, "scans": _is_text, "clinical": _is_facts, "editions": _is_edition}
         if volumes
-        else {
-            "mode": _is_text,
-            "sha256": _is_text,
-            "signature": _is_text,
-            "bytes": _is_count,
-            "patient": _is_text_or_empty,
-            "source": _is_text_or_empty,
-        }
+        else {"mode": _is_text, "sha256": _is_text, "signature": _is_text, "bytes": _is_count}
     )
+    if not volumes and about["schema"] >= 2:
+        columns |= {"patient": _is_text_or_empty, "source": _is_text_or_empty}
     for name, check in columns.items():
         values = index.get(name)
         if not isinstance(values, list) or len(values) != len(ids) or not all(map(check, values)):

@@ -22,6 +22,8 @@ _ANEW = "Run prepare-data again with --overwrite."
 # Schema 2 of patients adds label editions, noise tolerance around the brain, and scan descriptors; schema 2 of images
 # adds patients, slices, sources and thumbnails of the head.
 SCHEMAS = {"segmentation": 2, "classification": 2}
+_READABLE = {"segmentation": (2,), "classification": (1, 2)}
+SINCE_2 = frozenset({"patient", "source", "head", "slice", "correlation", "copies"})  # columns of images
 _Volume = tuple[str, str, np.dtype[Any]]  # shards of a case's image and labels, and the image's type
 
 
@@ -84,11 +86,11 @@ class Store:
         about = read_about(path)
         if about is None:
             raise StoreError(f"{path} is not a store of hpc-tumor", "Create one: hpc-tumor prepare-data SOURCE STORE")
-        readable = SCHEMAS.get(str(about.get("task")), about["schema"])  # of another task: see index_fault
-        if about["schema"] != readable:
-            way = "Update hpc-tumor, or convert" if about["schema"] > readable else "Convert"
+        readable = _READABLE.get(str(about.get("task")), (about["schema"],))  # of another task: see index_fault
+        if about["schema"] not in readable:
+            way = "Update hpc-tumor, or convert" if about["schema"] > readable[-1] else "Convert"
             raise StoreError(
-                f"{path} has schema {about['schema']}; this version reads {readable}",
+                f"{path} has schema {about['schema']}; this version reads {' and '.join(map(str, readable))}",
                 f"{way} again: hpc-tumor prepare-data SOURCE {path} --overwrite",
             )
         if about.get("complete") is not True:
@@ -101,11 +103,10 @@ class Store:
     def __len__(self) -> int:
         return len(self.case_ids)
 
-    group = _column(
-        "group",
-        "`(n,)`: group number; images or cases of one group are identical or near copies.",
-        np.int64,
-    )
+    @cached_property
+    def group(self) -> NDArray[np.int64]:
+        """`(n,)`: group number; images or cases of one group are identical or near copies."""
+        return self._column("copies" if self.task == "classification" and self.names_patients else "group").astype(int)
 
     # BraTS: axial slices of cases
 
@@ -254,6 +255,7 @@ class Store:
         "box", "`(n, 4)`: left, top, right and bottom in pixels of the crop of each image's source.", np.int64
     )
     thumbnails = _column("thumbnail", "`(n, 32, 32)`: uncropped thumbnail of each image, used to find near copies.")
+    # Since schema 2; StoreError before.
     heads = _column("head", "`(n, 32, 32)`: thumbnail of each image cropped to the head.")
     known_slice = _column(
         "slice", "`(n,)`: number of the slice of the Cheng set that an image shows; 0 if unknown.", np.int64
@@ -269,14 +271,19 @@ class Store:
         return list(self._index["classes"])
 
     @property
+    def names_patients(self) -> bool:
+        """Return False for images of schema 1, which lack patients, slices, sources and heads."""
+        return int(self.about["schema"]) >= 2
+
+    @property
     def patients(self) -> list[str]:
-        """Patient of each image, "" if unknown."""
-        return list(self._index["patient"])
+        """Patient of each image, "" if unknown. StoreError for schema 1."""
+        return self.text_column("patient")
 
     @property
     def sources(self) -> list[str]:
-        """Name of the source of each image, "" in a store of one source."""
-        return list(self._index["source"])
+        """Name of the source of each image, "" in a store of one source. StoreError for schema 1."""
+        return self.text_column("source")
 
     @property
     def paths(self) -> list[str]:
@@ -290,6 +297,7 @@ class Store:
 
     def text_column(self, name: str) -> list[Any]:
         """Return a column of the index's attributes: scans, dtypes; mode, sha256, signature, bytes."""
+        self._check_age(name)
         return list(self._index[name])
 
     def read_images(self, indices: ArrayLike, into: NDArray[np.uint8] | None = None) -> Pending[NDArray[np.uint8]]:
@@ -355,7 +363,13 @@ class Store:
     def _image_shards(self) -> list[str]:
         return [str(self._images.file(self.path / "images", shard)) for shard in range(self._images.shards)]
 
+    def _check_age(self, column: str) -> None:
+        if column in SINCE_2 and not self.names_patients:
+            way = f"Bring it up to date, without its source: hpc-tumor patients {self.path}"
+            raise StoreError(f"{self.path} was converted by an earlier version and names no patients", way)
+
     def _column(self, name: str) -> NDArray[Any]:
+        self._check_age(name)
         try:
             values = read_column(self.path / "index", name, self._files)
         except (ValueError, OSError, MemoryError) as error:

@@ -169,8 +169,8 @@ def test_stores_of_another_kind_options_or_schema(source: Path, tmp_path: Path) 
     assert outcome(store) == outcome(tmp_path / "fresh.zarr")
     with pytest.raises(DataError, match=r"options .*'size': 64.*'size': 32.*--overwrite"):
         prepare_dataset(BrainMRIReader(size=32), pictures, store, workers=1)
-    (store / "zarr.json").write_bytes(group_json({"hpc_tumor": {**read_about(store), "schema": 2}}))
-    with pytest.raises(DataError, match="has the newer schema 2; this version writes 1"):
+    (store / "zarr.json").write_bytes(group_json({"hpc_tumor": {**read_about(store), "schema": 3}}))
+    with pytest.raises(DataError, match="has the newer schema 3; this version writes 2"):
         prepare(pictures, store, images=True)
     prepare(source, store, overwrite=True)
     prepare(source, tmp_path / "fresh2.zarr")

@@ -1,0 +1,116 @@
+"""Update of image stores of an earlier schema: the same bytes as a new conversion, whenever it is interrupted."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpc_tumor.data.convert.prepare import prepare_dataset
+from hpc_tumor.data.convert.update import bring_up_to_date
+from hpc_tumor.data.phantom.dataset import make_phantom
+from hpc_tumor.data.raw.brain_mri import BrainMRIReader
+from hpc_tumor.data.store.nodes import group_json, read_attributes
+from hpc_tumor.data.store.store import SINCE_2, Store
+from hpc_tumor.errors import DataError, StoreError
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("update") / "raw"
+    make_phantom(folder, "brain-mri", 12, 0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def new(raw: Path) -> Path:
+    store = raw.parent / "new.zarr"
+    prepare_dataset(BrainMRIReader(), raw, store, workers=1)
+    return store
+
+
+@pytest.fixture
+def old(new: Path, tmp_path: Path) -> Path:
+    """A store as the first schema had it."""
+    store = tmp_path / "old.zarr"
+    shutil.copytree(new, store)
+    index = store / "index"
+    (index / "copies").rename(index / "group")
+    for name in SINCE_2:
+        shutil.rmtree(index / name, ignore_errors=True)
+    attributes = {name: values for name, values in (read_attributes(index) or {}).items() if name not in SINCE_2}
+    (index / "zarr.json").write_bytes(group_json(attributes))
+    about = (read_attributes(store) or {})["hpc_tumor"]
+    options = {**about["options"], "near_duplicates": "by the frame"}
+    about |= {"schema": 1, "fingerprint": "1" * 64, "options": options}
+    (store / "zarr.json").write_bytes(group_json({"hpc_tumor": about}))
+    return store
+
+
+def files_of(store: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(store)): file.read_bytes() for file in store.rglob("*") if file.is_file()}
+
+
+def test_an_updated_store_has_the_bytes_of_a_new_one(old: Path, new: Path) -> None:
+    update = bring_up_to_date(old)
+    assert update is not None
+    assert update.images == 12
+    assert files_of(old) == files_of(new)
+    assert bring_up_to_date(old) is None
+
+
+def test_an_old_store_is_read_but_names_no_patients(old: Path, new: Path) -> None:
+    store, other = Store.open(old), Store.open(new)
+    assert store.group.tolist() == other.group.tolist()
+    for name in ("patients", "sources", "heads", "known_slice", "correlation"):
+        with pytest.raises(StoreError, match=r"names no patients\. Bring it up .*hpc-tumor patients .*old.zarr"):
+            getattr(store, name)
+
+
+def test_a_conversion_updates_an_old_store_and_reads_no_image_again(raw: Path, old: Path, new: Path) -> None:
+    summary = prepare_dataset(BrainMRIReader(), raw, old, workers=1)
+    assert (summary.converted, summary.kept) == (0, 12)
+    assert any("brought up to date: 0 of 12 images" in note for note in summary.notes)
+    assert files_of(old) == files_of(new)
+
+
+@pytest.mark.parametrize("step", range(8))
+def test_a_store_is_complete_wherever_an_update_ends(
+    old: Path, new: Path, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Renames are the only steps that are seen outside of the staging folder."""
+    done = 0
+
+    def counted(way: Any) -> Any:
+        def move(self: Path, target: Path) -> Path:
+            nonlocal done
+            done += 1
+            if done > step:
+                raise OSError(28, "No space left on device")
+            moved: Path = way(self, target)
+            return moved
+
+        return move
+
+    with monkeypatch.context() as patch:
+        for name in ("rename", "replace"):
+            patch.setattr(Path, name, counted(getattr(Path, name)))
+        if step < 6:  # four columns and two groups
+            with pytest.raises(DataError, match="no space is left"):
+                bring_up_to_date(old)
+        else:
+            bring_up_to_date(old)
+    assert Store.open(old).group.tolist() == Store.open(new).group.tolist()
+    bring_up_to_date(old)
+    assert files_of(old) == files_of(new)
+
+
+def test_a_store_that_is_being_converted_is_left_alone(old: Path) -> None:
+    from hpc_tumor.data.convert.target import locked
+
+    before = files_of(old)
+    with locked(old), pytest.raises(DataError, match="is being converted by process"):
+        bring_up_to_date(old)
+    assert files_of(old) == before
